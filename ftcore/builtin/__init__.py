@@ -1,0 +1,1 @@
+"""The embedded default: a tiny pre-trained base model and a chat data set made by code."""

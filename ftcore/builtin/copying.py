@@ -1,0 +1,243 @@
+"""Synthetic copy tasks in the chat format: text that can only be predicted by copying.
+
+A small model trained on prose alone does not learn to repeat values that it never saw. Each
+document here asks for something that stands in its own text: a line, a named field, the span after
+a cue word, a JSON object of several fields. Values, keys, cue words and wording are drawn at random
+(values.py): what is taught is copying, not one task.
+
+A document is a pure function of (lexicon, seed): `copy_document` owns its random stream.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+
+from .values import CUES, GENERIC_KEYS, Draw, Lexicon
+
+Turns = list[tuple[str, str]]
+Slot = tuple[str, str, Callable[[Draw], str]]
+
+# Everyday sentences; a slot is {key=generator}. Narration, not commands to an assistant.
+FRAMES = """
+My {person=name} is called {friend=name} and the visit is on {date=date} at {time=time}.
+The train to {place=name} leaves at {time=time} from platform {platform=number}.
+{sender=name} sent {item=phrase} to {recipient=name} on {date=date}.
+We paid {price=price} for {item=phrase} at {shop=name}.
+The invoice {code=code} from {company=name} is due on {date=date}.
+Please write to {contact=email} about {topic=phrase}.
+{owner=name} keeps {item=phrase} in {room=phrase}.
+You need {quantity=quantity} of {ingredient=word} and {amount=quantity} of {other=word}.
+Flight {flight=code} to {destination=name} lands at {arrival=time}.
+My neighbour {name=name} moved to {city=name} on {date=date}.
+The meeting about {subject=phrase} starts at {start=time} and ends at {end=time}.
+{author=name} wrote {title=phrase} in {year=number}.
+The parcel {ref=code} weighs {weight=quantity} and costs {cost=price}.
+Our cat {pet=name} hid behind {place=phrase} until {time=time}.
+There are {count=number} copies of {book=phrase} on shelf {shelf=code}.
+I met {guest=name} in {town=name} while looking for {thing=phrase}.
+Room {room=number} was booked by {customer=name} for {days=number} days.
+The function {function=identifier} is in the module {module=word} since version {version=number}.
+{winner=name} beat {loser=name} by {points=number} points in {place=name}.
+Her number is {phone=number} and her address is {email=email}.
+They sold {product=phrase} for {price=price} to {buyer=name}.
+On {day=date} the shop in {street=name} street opens at {opens=time}.
+Dear {to=name}, the {part=word} you asked for costs {price=price}. Yours, {from=name}
+I called it {label=phrase} and gave it the code {code=code}.
+The key for {room=phrase} is with {keeper=name}, not with {other=name}.
+It takes {duration=quantity} to get from {origin=name} to {goal=name}.
+""".strip().split("\n")
+
+STATEMENTS = (
+    "the {k} is {v}", "{k}: {v}", "{k} = {v}", "{v} is the {k}", "set the {k} to {v}",
+    "{k} is {v}", "use {v} for the {k}", "{k} should be {v}", "the {k} was {v}", "- {k}: {v}",
+    "put {v} as the {k}", "our {k} will be {v}", "I want {v} as {k}", "with {k} {v}",
+    "take {v} for {k}", "{k} -> {v}",
+)
+
+JSON_REQUESTS = (
+    "Give {} as JSON.", "Write {} as a JSON object.", "Return JSON with {}.", "JSON: {}",
+    "Keys: {}. JSON only.", "Extract {} as JSON.", "Fill a JSON object with {}.",
+    "I need {} in JSON.",
+)
+
+
+def parse_frame(frame: str) -> tuple[list[Slot], str]:
+    """`a {k=kind} b` as its slots, each (text before, key, generator), and the text after them."""
+    *slots, tail = frame.split("}")
+    split = [slot.replace("{", "=").split("=") for slot in slots]
+    return [(before, key, getattr(Draw, kind)) for before, key, kind in split], tail
+
+
+PARSED_FRAMES = tuple(parse_frame(frame) for frame in FRAMES)
+
+
+def dump(fields: dict[str, object]) -> str:
+    return json.dumps(fields, ensure_ascii=False)
+
+
+def quoted(draw: Draw, text: str) -> str:
+    mark = draw.pick(('"', "'", "`", ""))
+    return f"{mark}{text}{mark}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def aside(draw: Draw) -> str:
+    """A sentence that holds nothing asked for."""
+    if draw.chance(0.4):
+        return f"{draw.pick(draw.lexicon.prose)}."
+    opening = draw.pick(("By the way,", "I saw", "Nobody knows", "Thanks for", "Sorry about"))
+    return f"{opening} {draw.phrase()}."
+
+
+def state(draw: Draw, fields: dict[str, str]) -> str:
+    """The fields as a sentence, a list or an assignment, in one style for the whole text."""
+    style, mark = draw.pick(STATEMENTS), draw.pick(("", "", "", '"', "'"))
+    spaced = draw.chance(0.7)
+    parts = [
+        style.format(k=key.replace("_", " ") if spaced else key, v=f"{mark}{value}{mark}")
+        for key, value in fields.items()
+    ]
+    text = draw.pick((", ", ", ", "; ", "\n", " and ", ". ")).join(parts)
+    return text + draw.pick((".", ".", ""))
+
+
+def around(draw: Draw, request: str, text: str) -> str:
+    """The request before or after the text that it is about, now and then with an aside."""
+    if draw.chance(0.25):
+        text = f"{aside(draw)} {text}" if draw.chance(0.5) else f"{text} {aside(draw)}"
+    gap = draw.pick(("\n", " ", "\n\n"))
+    return f"{request}{gap}{text}" if draw.chance(0.6) else f"{text}{gap}{request}"
+
+
+def repeat(draw: Draw) -> Turns:
+    lines = [draw.pick(draw.lexicon.prose) if draw.chance(0.3) else draw.value()]
+    lines += [draw.value() for _ in range(draw.pick((0, 0, 1, 1, 2, 3)))]
+    text = draw.pick(("\n", ", ", " ")).join(lines)
+    request = draw.pick(("Repeat exactly:", "Say this again:", "Copy:", "Write this:", "Echo"))
+    return [("user", f"{request} {text}"), ("assistant", text)]
+
+
+def ask_field(draw: Draw) -> Turns:
+    fields = draw.fields(draw.between(2, 6))
+    text = state(draw, fields)
+    asks = draw.shuffled(fields)[: draw.pick((1, 1, 2, 3))]
+    wording = draw.pick(("What is the {}?", "{}?", "Tell me the {}.", "Which {} was given?"))
+    turns = [("user", around(draw, wording.format(asks[0]), text)), ("assistant", fields[asks[0]])]
+    for key in asks[1:]:
+        turns += [("user", wording.format(key)), ("assistant", fields[key])]
+    return turns
+
+
+def answer_json(draw: Draw, text: str, fields: dict[str, str]) -> Turns:
+    """Ask for some of the fields by key, in an order of its own; the answer keeps that order."""
+    keys = draw.shuffled(fields)[: draw.between(1, len(fields))]
+    answer = dump({key: fields[key] for key in keys})
+    request = draw.pick(JSON_REQUESTS).format(listed(keys))
+    if draw.chance(0.3):
+        return [("system", request), ("user", text), ("assistant", answer)]
+    return [("user", around(draw, request, text)), ("assistant", answer)]
+
+
+def stated_json(draw: Draw) -> Turns:
+    fields = draw.fields(draw.between(1, 5))
+    text = state(draw, fields)
+    if draw.chance(0.4):
+        request = draw.pick(("As JSON:", "Write all of this as JSON.", "To JSON."))
+        return [("user", around(draw, request, text)), ("assistant", dump(fields))]
+    return answer_json(draw, text, fields)
+
+
+def framed_json(draw: Draw) -> Turns:
+    fields: dict[str, str] = {}
+    sentences = []
+    for slots, tail in (draw.pick(PARSED_FRAMES) for _ in range(draw.pick((1, 1, 2)))):
+        drawn = {key: make(draw) for _, key, make in slots}
+        if drawn.keys().isdisjoint(fields):
+            fields |= drawn
+            sentences.append("".join(before + drawn[key] for before, key, _ in slots) + tail)
+    return answer_json(draw, " ".join(sentences), fields)
+
+
+def cued_json(draw: Draw) -> Turns:
+    """The system turn gives a key to each cue word and a name to each opening; utterances follow."""
+    cues = draw.shuffled(CUES)[: draw.between(1, 4)]
+    outer, inner, *keys = draw.keys(2 + len(cues))
+    key_of = dict(zip(cues, keys, strict=True))
+    names = range(draw.between(1, 3))
+    name_of = {draw.word(): f"{draw.word()}_{draw.pick(GENERIC_KEYS)}" for _ in names}
+    nested = draw.chance(0.5)
+    rules = [f"{left} -> {right}" for left, right in (*name_of.items(), *key_of.items())]
+    head = f"{outer}, {inner}: " if nested else f"{outer}: "
+    turns = [("system", head + draw.pick((", ", "\n", "; ")).join(rules))]
+    polite = draw.pick(("", "", "please ", "could you ", "I want to "))
+    for _ in range(draw.pick((1, 1, 2))):
+        opening = draw.pick(tuple(name_of))
+        said = {cue: draw.value() for cue in draw.shuffled(cues)[: draw.between(1, len(cues))]}
+        spans = " ".join(f"{cue} {value}" for cue, value in said.items())
+        filled = {key_of[cue]: value for cue, value in said.items()}
+        answer = {outer: name_of[opening], **({inner: filled} if nested else filled)}
+        turns += [("user", f"{polite}{opening} {spans}"), ("assistant", dump(answer))]
+    return turns
+
+
+def lookup(draw: Draw) -> Turns:
+    keys = draw.shuffled("abcdefghijklmnpqrstuvwxyz")[: draw.between(3, 8)]
+    make = draw.pick((Draw.number, Draw.word, Draw.invented, Draw.code))
+    table = {key if draw.chance(0.5) else draw.invented(): make(draw) for key in keys}
+    key = draw.pick(tuple(table))
+    text = ", ".join(f"{key} = {value}" for key, value in table.items())
+    request = draw.pick(("what is {}?", "{} = ?", "find {}", "value of {}?")).format(key)
+    return [("user", f"{text}; {request}"), ("assistant", table[key])]
+
+
+def choose(draw: Draw) -> Turns:
+    options = list(dict.fromkeys(draw.value() for _ in range(draw.between(3, 5))))
+    right = draw.pick(options)
+    text = draw.pick(("Then {} came up again.", "I think it was {}.", "We found {} there.", "{}!"))
+    question = f"Which of these occurs: {', '.join(draw.shuffled(options))}?"
+    return [("user", f"{aside(draw)} {text.format(right)} {question}"), ("assistant", right)]
+
+
+def neighbour(draw: Draw) -> Turns:
+    words = list(dict.fromkeys(draw.word() for _ in range(draw.between(5, 12))))
+    at = draw.between(0, len(words) - 2)
+    question, answer = draw.pick((
+        (f"Which word comes after {quoted(draw, words[at])}?", words[at + 1]),
+        (f"Everything after {quoted(draw, words[at])}:", " ".join(words[at + 1 :])),
+        (f"Everything up to {quoted(draw, words[at])}:", " ".join(words[: at + 1])),
+        ("The last word?", words[-1]),
+        ("One word per line.", "\n".join(words)),
+        ("Count them off.", "\n".join(f"{i}. {word}" for i, word in enumerate(words, 1))),
+    ))
+    return [("user", around(draw, question, " ".join(words))), ("assistant", answer)]
+
+
+def spell(draw: Draw) -> Turns:
+    words = [draw.pick((draw.word, draw.invented))() for _ in range(draw.between(1, 4))]
+    mark = draw.pick((" ", "-", ", "))
+    answer = "\n".join(mark.join(word) for word in words)
+    return [("user", f"Spell with {mark!r}: {' '.join(words)}"), ("assistant", answer)]
+
+
+def substitute(draw: Draw) -> Turns:
+    old, new = draw.phrase(), draw.value()
+    ending = draw.pick((" and {}.", ", not {}.", " for {}.", "; see {}."))
+    text = draw.pick(draw.lexicon.prose) + ending
+    request = f"Put {quoted(draw, new)} in place of {quoted(draw, old)}:"
+    return [("user", f"{request} {text.format(old)}"), ("assistant", text.format(new))]
+
+
+TASKS: tuple[Callable[[Draw], Turns], ...] = (
+    *[framed_json] * 5, *[cued_json] * 5, *[stated_json] * 4, *[ask_field] * 3, *[repeat] * 3,
+    lookup, choose, neighbour, spell, substitute,
+)
+
+
+def copy_document(lexicon: Lexicon, seed: int) -> str:
+    """One chat document that ends with an assistant's turn."""
+    draw = Draw(lexicon, seed)
+    turns = draw.pick(TASKS)(draw)
+    return "".join(f"<|im_start|>{role}\n{content}<|im_end|>\n" for role, content in turns)

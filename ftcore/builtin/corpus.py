@@ -1,0 +1,107 @@
+"""The pre-training corpus: what every machine with Python has, and synthetic copy tasks.
+
+Three sources: `docs` (the language reference in pydoc_data.topics, and the docstrings of the
+standard library as prose), `source` (its .py files), `copy` (copying.py). The committed base model
+and tokenizer were made with Python 3.11.7; another version gives another corpus, the same version
+always the same one. A file of the library, with its docstrings, is held out by a hash of its path.
+"""
+
+import ast
+import hashlib
+import inspect
+import re
+import sysconfig
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import Literal
+
+from .copying import copy_document
+from .values import CUES, Lexicon
+
+Split = Literal["train", "heldout"]
+
+HELDOUT_PER_MILLE = 20
+# Tests, installed packages and machine-made files are left out; encodings are mostly byte tables.
+SKIPPED = {"test", "tests", "idle_test", "site-packages", "encodings", "pydoc_data", "__pycache__"}
+SKIPPED_PREFIXES = ("_sysconfigdata", "config-", "lib-dynload")
+
+
+def split_of(path: str) -> Split:
+    """The split of a library file, by its path relative to the library folder."""
+    digest = hashlib.sha256(path.encode()).digest()
+    return "heldout" if int.from_bytes(digest[:8]) % 1000 < HELDOUT_PER_MILLE else "train"
+
+
+@cache
+def library_documents() -> tuple[dict[str, str], ...]:
+    """Every document of the standard library, in the order of its paths."""
+    root = Path(sysconfig.get_path("stdlib"))
+    documents = [
+        {"id": f"pydoc_data/{name}", "text": text.strip("\n"), "source": "docs"}
+        for name, text in sorted(topics.items())
+    ]
+    for path in sorted(root.rglob("*.py"), key=lambda path: path.relative_to(root).as_posix()):
+        name = path.relative_to(root)
+        if any(part in SKIPPED or part.startswith(SKIPPED_PREFIXES) for part in name.parts):
+            continue
+        text = path.read_bytes().decode("utf-8", errors="ignore").replace("\r\n", "\n").strip("\n")
+        if docs := "\n\n".join(docstrings(text)):
+            documents.append({"id": f"{name.as_posix()}#docs", "text": docs, "source": "docs"})
+        if text:
+            documents.append({"id": name.as_posix(), "text": text, "source": "source"})
+    return tuple(documents)
+
+
+def docstrings(source: str) -> Iterator[str]:
+    """The docstrings of a module, each one headed by the name of what it describes."""
+    try:
+        tree = ast.parse(source)
+    except SyntaxError:  # lib2to3 ships grammars of Python 2
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            text = ast.get_docstring(node, clean=False)
+            if text and len(text) >= 40:
+                heading = "" if isinstance(node, ast.Module) else f"{node.name}\n\n"
+                yield heading + inspect.cleandoc(text)
+
+
+@cache
+def lexicon() -> Lexicon:
+    """Words, identifiers and sentences of the library's training part."""
+    kept = [doc for doc in library_documents() if split_of(doc["id"].split("#")[0]) == "train"]
+    docs = "\n\n".join(doc["text"] for doc in kept if doc["source"] == "docs")
+    source = "\n\n".join(doc["text"] for doc in kept if doc["source"] == "source")
+    words = often(re.findall(r"(?<![\w.])[a-z]{3,12}(?![\w(.])", docs), 2)
+    identifiers = often(re.findall(r"\b[a-zA-Z]\w*(?:_\w+|\.[a-z]\w+)\b", source), 5)
+    line = " ".join(docs.split())
+    prose = often(re.findall(r"(?<=\. )[A-Z][a-z]+(?:,? [a-z]+){3,13}(?=\.)", line), 1)
+    return Lexicon([word for word in words if word not in CUES], identifiers, prose)
+
+
+def often(items: Iterable[str], least: int) -> list[str]:
+    """The items that occur at least so often, sorted; none longer than 90 characters."""
+    counts = Counter(item for item in items if len(item) <= 90)
+    return sorted(item for item, count in counts.items() if count >= least)
+
+
+def copy_documents(split: Split, seed: int, count: int) -> Iterator[dict[str, str]]:
+    """The first `count` copy tasks of a split; each is a pure function of (split, seed, index)."""
+    for index in range(count):
+        name = f"copy/{split}/{seed}/{index}"
+        number = ((seed * 2 + (split == "heldout")) << 40) + index
+        yield {"id": name, "text": copy_document(lexicon(), number), "source": "copy"}
+
+
+def documents(split: Split, *, seed: int = 0, copies: int = 200_000) -> Iterator[dict[str, str]]:
+    """The corpus of one split: library first, then `copies` copy tasks.
+
+    yields   {"id", "text", "source"}; source is "docs", "source" or "copy"
+    """
+    for document in library_documents():
+        if split_of(document["id"].split("#")[0]) == split:
+            yield document
+    yield from copy_documents(split, seed, copies)

@@ -1,0 +1,118 @@
+"""The batch form: documents laid end to end in one flat stream, and how a step is cut into streams.
+
+Letters: N tokens of the stream, B documents, T tokens of one document.
+
+An `Encoded` is one document ready for the model; a `Batch` is what the model sees. Nothing is
+padded: a stream is as long as its documents. A step's documents are cut into micro-batches by
+best-fit decreasing, so that each stream stays within a token budget and few are needed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kernels.docs import Docs
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One document.
+
+    row_id      id of the source row
+    tokens_T    int32 ids
+    labels      token tasks: int32 (T,), the id that position t is to predict (token t + 1);
+                document tasks: class index or score
+    weights     token tasks: float32 (T,), 0 = not scored; document tasks: float
+    types_T     int32 segment of each token, None for all zero
+    """
+
+    row_id: str
+    tokens_T: np.ndarray
+    labels: np.ndarray | int | float
+    weights: np.ndarray | float = 1.0
+    types_T: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.tokens_T)
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """A flat stream of documents.
+
+    tokens_N, positions_N, types_N   int64; positions restart at 0 in every document
+    docs                             borders of the documents
+    labels, weights                  (N,) for token tasks, (B,) for document tasks; weights fp32
+    row_ids                          source row of each document
+    """
+
+    tokens_N: Tensor
+    positions_N: Tensor
+    types_N: Tensor
+    docs: Docs
+    labels: Tensor
+    weights: Tensor
+    row_ids: tuple[str, ...]
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on `device`."""
+        return Batch(
+            self.tokens_N.to(device),
+            self.positions_N.to(device),
+            self.types_N.to(device),
+            self.docs.to(device),
+            self.labels.to(device),
+            self.weights.to(device),
+            self.row_ids,
+        )
+
+
+def collate(documents: Sequence[Encoded]) -> Batch:
+    """Lay documents end to end.
+
+    documents   at least one; all of one kind (token task or document task)
+    """
+    docs = Docs.from_lengths([len(document) for document in documents])
+    types = [
+        np.zeros(len(d), dtype=np.int32) if d.types_T is None else d.types_T for d in documents
+    ]
+    if isinstance(documents[0].labels, np.ndarray):
+        labels = torch.from_numpy(np.concatenate([d.labels for d in documents])).long()
+        weights = torch.from_numpy(np.concatenate([d.weights for d in documents]))
+    else:
+        labels = torch.tensor([d.labels for d in documents])
+        weights = torch.tensor([d.weights for d in documents])
+    return Batch(
+        tokens_N=torch.from_numpy(np.concatenate([d.tokens_T for d in documents])).long(),
+        positions_N=docs.positions_N(),
+        types_N=torch.from_numpy(np.concatenate(types)).long(),
+        docs=docs,
+        labels=labels,
+        weights=weights.float(),
+        row_ids=tuple(d.row_id for d in documents),
+    )
+
+
+def pack(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Cut documents into streams of at most `max_tokens` by best-fit decreasing.
+
+    lengths     tokens of each document
+    max_tokens  budget of one stream; a longer document gets a stream of its own
+    returns     streams as lists of indices into `lengths`, in input order inside a stream
+    cost        O(n log n) for n documents and a scan over the open streams for each
+    """
+    streams: list[list[int]] = []
+    free: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        fitting = [s for s, room in enumerate(free) if room >= lengths[index]]
+        if fitting:
+            best = min(fitting, key=lambda s: (free[s], s))
+            streams[best].append(index)
+            free[best] -= lengths[index]
+        else:
+            streams.append([index])
+            free.append(max_tokens - lengths[index])
+    return [sorted(stream) for stream in streams]

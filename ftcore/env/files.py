@@ -1,0 +1,225 @@
+"""Files and folders that are written whole or not at all.
+
+A folder is made beside its place, sealed, and renamed:
+
+    .tmp-NAME-PID/  ->  files  ->  fsync each  ->  manifest.json (sizes and SHA-256, last)
+                    ->  fsync the folder  ->  rename to NAME  ->  fsync the parent
+
+so whoever finds NAME finds all of it, whatever killed the writer or the machine. A folder that
+exists is first renamed to .old-NAME, and deleted when the new one is in place: at every moment one
+of the two is whole, and `current` says which. Renaming needs no free space and no feature beyond
+POSIX; exchanging two folders in one call does not exist on every file system.
+
+One writer at a time: the lock of the run folder (run.py) sees to that.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from ftcore.errors import CheckpointError
+
+MANIFEST = "manifest.json"
+TEMP = ".tmp-"
+ASIDE = ".old-"
+
+
+def write_folder(target: Path, write: Callable[[Path], None], *, needed_bytes: int = 0) -> None:
+    """Make the folder `target` of the files that `write(folder)` puts into the folder it is given.
+
+    needed_bytes    if known: checked against the free space before anything is written
+    raises          CheckpointError: cause, bytes needed and free; an old `target` is untouched
+    """
+    with _staged(target, needed_bytes) as temp:
+        temp.mkdir()
+        write(temp)
+        _seal(temp)
+
+
+def link_folder(source: Path, target: Path) -> None:
+    """Give the verified folder `source` a second name that outlives the first, at no cost in space.
+
+    The files are hard links, or copies on a file system without them.
+    raises          CheckpointError: as verify_folder and write_folder
+    """
+    names = verify_folder(source)
+    with _staged(target) as temp:
+        temp.mkdir()
+        for name in (*names, MANIFEST):
+            (temp / name).parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(source / name, temp / name)
+            except OSError:
+                shutil.copy2(source / name, temp / name)
+            _fsync(temp / name)
+        _fsync_folders(temp)
+
+
+def write_file(path: Path, content: bytes | str) -> None:
+    """Write or replace one file in a single step; text is UTF-8. Raises CheckpointError."""
+    with _staged(path) as temp:
+        temp.write_bytes(content.encode() if isinstance(content, str) else content)
+        _fsync(temp)
+
+
+def verify_folder(folder: Path) -> tuple[str, ...]:
+    """Compare every file with the manifest and return their names, relative to the folder.
+
+    raises          CheckpointError: names the first file that is missing, altered or unreadable
+    """
+    files = _read_manifest(folder)
+    for name, expected in files.items():
+        path = folder / name
+        try:
+            size, digest = path.stat().st_size, sha256_file(path)
+        except FileNotFoundError:
+            raise CheckpointError(f"{path} is missing, though {MANIFEST} lists it") from None
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read: {error}") from error
+        if size != expected["bytes"]:
+            raise CheckpointError(f"{path} has {size} bytes, {MANIFEST} says {expected['bytes']}")
+        if digest != expected["sha256"]:
+            raise CheckpointError(f"{path} was altered: its SHA-256 is not the one in {MANIFEST}")
+    return tuple(files)
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of the file's bytes, as 64 hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def current(folder: Path) -> Path:
+    """`folder`, or what it was about to replace when its writer was killed between two renames."""
+    aside = folder.with_name(ASIDE + folder.name)
+    return aside if aside.exists() and not folder.exists() else folder
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and its parents, each of them known to the disk before the next."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _fsync(folder.parent)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or folder, its manifest first so that no reader takes the half for the whole.
+
+    What the disk refuses to delete stays for the next call.
+    """
+    with suppress(OSError):
+        if path.is_dir():
+            (path / MANIFEST).unlink(missing_ok=True)
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def clean(folder: Path) -> None:
+    """Finish or undo what killed writers left anywhere in `folder`; only its one writer may ask."""
+    for temp in list(folder.rglob(TEMP + "*")):
+        remove(temp)
+    for aside in list(folder.rglob(ASIDE + "*")):
+        _settle(aside.with_name(aside.name.removeprefix(ASIDE)))
+
+
+@contextmanager
+def _staged(target: Path, needed_bytes: int = 0) -> Iterator[Path]:
+    """A temporary name to write to; on leaving it takes the place of `target`, or vanishes."""
+    temp = target.with_name(f"{TEMP}{target.name}-{os.getpid()}")
+    try:
+        make_folder(target.parent)
+        if shutil.disk_usage(target.parent).free < needed_bytes:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        remove(temp)
+        _settle(target)
+        yield temp
+        if target.is_dir():
+            os.rename(target, target.with_name(ASIDE + target.name))
+        os.rename(temp, target)
+        _fsync(target.parent)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(_explain(target, temp, needed_bytes, error)) from error
+    finally:
+        _settle(target)
+        remove(temp)
+
+
+def _settle(target: Path) -> None:
+    """End an interrupted replacement: the new folder if it is in place, else the old one again."""
+    aside = target.with_name(ASIDE + target.name)
+    if target.exists():
+        remove(aside)
+    elif aside.exists():
+        with suppress(OSError):  # then `current` finds it, and the next writer tries again
+            os.rename(aside, target)
+
+
+def _explain(target: Path, temp: Path, needed_bytes: int, error: Exception) -> str:
+    written = sum(path.stat().st_size for path in (temp, *temp.rglob("*")) if path.is_file())
+    disk = next(folder for folder in target.absolute().parents if folder.is_dir())
+    return (
+        f"cannot write {target}: {error} (at least {max(needed_bytes, written)} bytes needed, "
+        f"{shutil.disk_usage(disk).free} free). What was there before is untouched; free some "
+        f"space, or check the limits and permissions of {disk}"
+    )
+
+
+def _seal(folder: Path) -> None:
+    """Sync every file, write the manifest last, sync the folders."""
+    # numerics: safetensors creates its files with mode 0600; the folder's mode carries the umask.
+    mode = folder.stat().st_mode & 0o644
+    files = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            path.chmod(mode)
+            _fsync(path)
+            name = path.relative_to(folder).as_posix()
+            files[name] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+    manifest = {"files": files, "sha256": _digest(files)}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    _fsync(folder / MANIFEST)
+    _fsync_folders(folder)
+
+
+def _read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
+    """The manifest's files, when its own hash says that it is as it was written."""
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_bytes())
+        files, digest = manifest["files"], manifest["sha256"]
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing: the folder was not written to its end") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error!r}") from error
+    if digest != _digest(files):
+        raise CheckpointError(f"{path} was altered: its SHA-256 is not the one it holds")
+    return files
+
+
+def _digest(files: dict[str, dict[str, Any]]) -> str:
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+
+
+def _fsync_folders(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_dir():
+            _fsync(path)
+    _fsync(folder)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

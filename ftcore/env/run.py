@@ -1,0 +1,193 @@
+"""The run folder: one writer, what it ran on, and its metrics under one set of names.
+
+    runs/NAME/  lock  run.json  metrics.jsonl  tensorboard/  (and what the other stages add)
+
+`metrics.jsonl` holds one object a line, {"step": 10, "train/loss": 2.5}, and no clock, so that
+equal runs have equal lines; a value that is not finite is null. TensorBoard carries the same names.
+"""
+
+import fcntl
+import importlib.metadata
+import json
+import logging
+import math
+import os
+import platform
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Self
+
+from ftcore.env import files
+from ftcore.errors import CheckpointError, ConfigError, DataError
+
+PACKAGES = ("torch", "numpy", "tokenizers", "safetensors", "triton")
+
+logger = logging.getLogger(__name__)
+
+
+class RunFolder:
+    """The one writer of a run folder; `close` it, or use it in a `with`.
+
+    path            made if it does not exist
+    resume          continue what is there; then call `trim` with the step that was loaded
+    raises          ConfigError: the folder holds another run, or there is nothing to resume
+                    CheckpointError: another process writes there, or the disk refuses
+    """
+
+    def __init__(self, path: str | Path, *, resume: bool = False) -> None:
+        self.path = Path(path)
+        present = {entry.name for entry in self.path.iterdir()} if self.path.is_dir() else set()
+        if resume and "run.json" not in present:
+            raise ConfigError(f"nothing to resume: {self.path} has no run.json")
+        if not resume and present - {"lock"}:
+            raise ConfigError(
+                f"{self.path} is not empty: name another run folder, or continue this one with "
+                f"--resume {self.path}"
+            )
+        files.make_folder(self.path)
+        self._lock = _lock(self.path / "lock")
+        self._metrics_path = self.path / "metrics.jsonl"
+        self._metrics = self._tensorboard = self._purge_step = None
+        self._trimmed = not resume
+        files.clean(self.path)
+        starts = json.loads((self.path / "run.json").read_bytes())["starts"] if resume else []
+        record = {"starts": [*starts, describe_start()]}
+        files.write_file(self.path / "run.json", json.dumps(record, indent=1) + "\n")
+
+    def trim(self, step: int) -> None:
+        """Forget the metrics after `step`, which will be logged again; -1 forgets all of them."""
+        assert self._metrics is None, "trim before the first log"
+        kept = [line for line in read_metrics(self._metrics_path) if line["step"] <= step]
+        files.write_file(self._metrics_path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._trimmed, self._purge_step = True, step + 1
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Append the named values of one step to metrics.jsonl and to TensorBoard."""
+        if self._metrics is None:
+            self._open()
+        numbers = {name: float(value) for name, value in values.items()}
+        line = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+        self._metrics.write(json.dumps({"step": step, **line}) + "\n")
+        self._metrics.flush()
+        for name, value in numbers.items():
+            self._tensorboard.add_scalar(name, value, step)
+
+    def dump(self, name: str, record: Mapping[str, Any]) -> Path:
+        """Write one JSON file into the run folder, whole or not at all; returns its path."""
+        files.write_file(self.path / name, json.dumps(record, indent=1) + "\n")
+        return self.path / name
+
+    def sync(self) -> None:
+        """Put the metrics on the disk: before a checkpoint, which must not outlive its lines."""
+        if self._metrics is not None:
+            os.fsync(self._metrics.fileno())
+            self._tensorboard.flush()
+
+    def close(self) -> None:
+        """Close the metrics and let the next writer in; twice does no harm."""
+        if self._metrics is not None:
+            self._metrics.close()
+            self._tensorboard.close()
+            self._metrics = self._tensorboard = None
+        if self._lock is not None:
+            # Emptied, not deleted: a process that waits on a deleted file would lock nothing.
+            os.ftruncate(self._lock, 0)
+            os.close(self._lock)
+            self._lock = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _open(self) -> None:
+        assert self._trimmed, "a resumed run is trimmed before it logs"
+        # cost: 0.3 s of import, and not needed by those who only read a run.
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._metrics = open(self._metrics_path, "a", encoding="utf-8")  # noqa: SIM115
+        self._tensorboard = SummaryWriter(
+            str(self.path / "tensorboard"), purge_step=self._purge_step
+        )
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; a last line that a kill cut short is left out."""
+    if not path.exists():
+        return []
+    lines = []
+    for number, text in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            lines.append(json.loads(text))
+        except ValueError as error:
+            raise DataError(f"{path}, line {number}: {error}; delete that line") from error
+    return lines
+
+
+def describe_start() -> dict[str, Any]:
+    """Versions, hardware, commit, time and command line of this process."""
+    import torch
+
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES if find_spec(name)}
+    cpuinfo = Path("/proc/cpuinfo")
+    cpu = re.search(r"model name\s*: (.+)", cpuinfo.read_text() if cpuinfo.exists() else "")
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "commit": _commit(),
+        "versions": {"python": platform.python_version()} | versions,
+        "hardware": {
+            "host": socket.gethostname(),
+            "system": platform.platform(),
+            "cpu": cpu[1] if cpu else platform.machine(),
+            "cpu_count": os.cpu_count(),
+            "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        },
+    }
+
+
+def _lock(path: Path) -> int:
+    """Lock the file and write who holds it; the kernel frees the lock of a process that dies.
+
+    A pid alone cannot tell a dead writer from a live one on another host or in another container;
+    pid and boot id are written for the message.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        holder = os.read(descriptor, 1000).decode(errors="replace")
+        os.close(descriptor)
+        raise CheckpointError(
+            f"{path} is held by another writer ({holder or error}): wait for it, stop it, or name "
+            "another run folder"
+        ) from error
+    if left := os.read(descriptor, 1000).decode(errors="replace"):
+        logger.warning("%s: taken over from a writer that died (%s)", path, left)
+    holder = {"pid": os.getpid(), "boot_id": _boot_id(), "host": socket.gethostname()}
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, json.dumps(holder).encode(), 0)
+    return descriptor
+
+
+def _boot_id() -> str | None:
+    path = Path("/proc/sys/kernel/random/boot_id")
+    return path.read_text().strip() if path.exists() else None
+
+
+def _commit() -> str | None:
+    """Commit of this code, with -dirty for changed files; None outside a git checkout."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    root = Path(__file__).parents[2]
+    try:
+        result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return result.stdout.strip()

@@ -1,0 +1,23 @@
+"""Randomness as a function of what it is for, so that resuming needs no saved generator.
+
+Every stream of numbers has a key: (seed, purpose, ...). Dropout draws from torch's global generator,
+which is re-seeded from (seed, step, micro-step) before each micro-batch.
+"""
+
+import numpy as np
+import torch
+
+
+def derived(seed: int, *key: int) -> int:
+    """A 63-bit seed for one purpose: a hash of the run's seed and the key."""
+    return int(np.random.SeedSequence([seed, *key]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def generator(seed: int, *key: int) -> torch.Generator:
+    """A CPU generator for one purpose."""
+    return torch.Generator().manual_seed(derived(seed, *key))
+
+
+def seed_noise(seed: int, step: int, micro_step: int) -> None:
+    """Seed torch's global generators for the dropout of one micro-batch."""
+    torch.manual_seed(derived(seed, step, micro_step))

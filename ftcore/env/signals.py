@@ -1,0 +1,43 @@
+"""SIGTERM and SIGINT become a flag; the loop reads it between two steps, saves and leaves.
+
+Exit codes are the shell's, 128 + signal: 143 for SIGTERM, 130 for SIGINT.
+"""
+
+import os
+import signal
+from types import FrameType
+from typing import Self
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class StopFlag:
+    """`with StopFlag() as stop:` and then, after each step, `if stop: save, exit stop.exit_code`.
+
+    exit_code       0 until a signal came, then 143 or 130
+    A second signal ends the process at once: what was saved before is whole (files.py).
+    Handlers belong to the main thread of a process; the old ones are restored on leaving.
+    """
+
+    def __init__(self) -> None:
+        self.exit_code = 0
+
+    def __bool__(self) -> bool:
+        return self.exit_code != 0
+
+    def __enter__(self) -> Self:
+        self._old = {number: signal.signal(number, self._stop) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._old.items():
+            # A handler that Python did not install reads as None and cannot be put back.
+            signal.signal(number, handler or signal.SIG_DFL)
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        if self:
+            os._exit(128 + number)
+        self.exit_code = 128 + number
+        # print may be interrupted halfway by this very handler; write cannot.
+        name = signal.Signals(number).name
+        os.write(2, f"\n{name}: stopping after this step; once more to leave now\n".encode())

@@ -1,0 +1,25 @@
+"""Errors that a user can cause. Each message says what is wrong, where, and how to mend it.
+
+`assert` is kept for our own invariants; everything that bad input can reach raises one of these,
+and the top-level scripts print the message alone, without a traceback.
+"""
+
+
+class FtcoreError(ValueError):
+    """Base of every error caused by input: a value, a constraint, a remedy."""
+
+
+class ConfigError(FtcoreError):
+    """An option is unknown, mistyped or contradicts another."""
+
+
+class DataError(FtcoreError):
+    """A data file cannot be read as asked, or holds rows that cannot be used."""
+
+
+class ModelError(FtcoreError):
+    """A model folder is incomplete, damaged or of an unknown family."""
+
+
+class CheckpointError(FtcoreError):
+    """A checkpoint cannot be written, or none of those found can be trusted."""

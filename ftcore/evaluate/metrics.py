@@ -1,0 +1,197 @@
+"""Streaming metrics of classification and of language modelling.
+
+An accumulator keeps sums only: its memory does not grow with the rows, and any split into batches
+or ranks gives the same counts. Counts are int64, the arithmetic on them is exact or float64.
+
+K classes, P = K + 1 columns of predictions: the last one counts predictions outside the label set.
+With n_kj the rows of class k predicted as j, and over the K real classes only:
+
+    hits_k = n_kk        support_k = sum_j n_kj (all P columns)      predicted_k = sum_j n_jk
+    precision_k = hits_k / predicted_k           recall_k = hits_k / support_k
+    f1_k = 2 hits_k / (predicted_k + support_k)
+
+0/0 is 0 in each of them; with no rows at all every metric is NaN.
+"""
+
+import math
+from collections.abc import Sequence
+from operator import mul
+from typing import Any, Self
+
+import numpy as np
+from torch import Tensor
+
+from ftcore.errors import DataError
+
+OUTSIDE = -1
+METRICS = (
+    "accuracy",
+    *(f"{x}_{a}" for a in ("micro", "macro", "weighted") for x in ("precision", "recall", "f1")),
+    "mcc",
+)
+Ids = Tensor | np.ndarray | Sequence[int]
+
+
+class ClassificationMetrics:
+    """Accuracy, precision, recall, F1 and Matthews correlation of K exclusive classes.
+
+    A prediction of OUTSIDE (-1: a generated answer that names no known class) is wrong: it counts
+    in the support of its target and in the predicted total of no class. So it lowers accuracy,
+    recall and F1, never a precision. scikit-learn gives the same numbers when such predictions
+    carry one extra label and precision, recall, F1 and the confusion matrix are asked for
+    labels=<the classes that occur>; accuracy and Matthews need no labels argument.
+
+    labels      names of the classes; ids are positions in it
+    counts_KP   int64, row: target, column: prediction; may be summed across ranks in place
+    cost        8 K (K + 1) bytes
+    """
+
+    def __init__(self, labels: Sequence[str]) -> None:
+        self.labels = tuple(labels)
+        K = len(self.labels)
+        if K == 0 or len(set(self.labels)) < K:
+            raise DataError(f"labels = {list(labels)[:5]}... ({K}): must be distinct, at least one")
+        self.counts_KP = np.zeros((K, K + 1), dtype=np.int64)
+
+    @property
+    def confusion_KK(self) -> np.ndarray:
+        """int64, row: target, column: prediction; predictions outside the label set left out."""
+        return self.counts_KP[:, :-1]
+
+    def update(self, target_B: Ids, predicted_B: Ids) -> None:
+        """Count B rows; a batch that is refused changes nothing.
+
+        target_B        ids 0 ... K-1, any integer dtype, any device
+        predicted_B     the same, or OUTSIDE
+        raises          DataError: sizes differ, not integers, or ids out of range
+        """
+        target_B = self._checked(target_B, "target", lowest=0)
+        predicted_B = self._checked(predicted_B, "predicted", lowest=OUTSIDE)
+        if len(target_B) != len(predicted_B):
+            raise DataError(
+                f"{len(target_B)} targets and {len(predicted_B)} predictions: must be as many"
+            )
+        # OUTSIDE is index -1: the last of the P columns.
+        np.add.at(self.counts_KP, (target_B, predicted_B), 1)
+
+    def merge(self, other: "ClassificationMetrics") -> None:
+        """Add what `other` has counted over the same labels."""
+        if other.labels != self.labels:
+            raise DataError("cannot merge metrics over different labels: use one label list")
+        self.counts_KP += other.counts_KP
+
+    def compute(self) -> dict[str, float]:
+        """All metrics, in this order.
+
+        accuracy                    sum_k hits_k / rows
+        {precision,recall,f1}_micro the formulas above on sums over k; with no OUTSIDE predictions
+                                    all three equal the accuracy
+        {...}_macro                 plain mean over the classes that occur as target or prediction;
+                                    a class that never occurs says nothing and is left out
+        {...}_weighted              mean over classes, weighted by support_k
+        mcc                         (c s - t.p) / sqrt((s^2 - p.p) (s^2 - t.t)) with c hits, s rows,
+                                    t_k support, p_j predictions of the P columns; 0 where the
+                                    root is 0, as with a single class
+        source                      mcc: Gorodkin 2004, Comput. Biol. Chem. 28, eq. 8
+        """
+        totals = hits_K, predicted_K, support_K = self._totals()
+        rows = int(support_K.sum())
+        if not rows:
+            return dict.fromkeys(METRICS, math.nan)
+        occurs_K = predicted_K + support_K > 0
+        micro = _scores(*(x_K.sum(keepdims=True) for x_K in totals))
+        by_class = _scores(*totals)
+        values = [hits_K.sum() / rows]
+        values += [x_1[0] for x_1 in micro]
+        values += [x_K[occurs_K].mean() for x_K in by_class]
+        values += [x_K @ support_K / rows for x_K in by_class]
+        values += [self._mcc()]
+        return dict(zip(METRICS, map(float, values), strict=True))
+
+    def per_class(self) -> list[dict[str, Any]]:
+        """One dict per class: label, precision, recall, f1, support (rows), predicted (rows)."""
+        hits_K, predicted_K, support_K = self._totals()
+        columns = (*_scores(hits_K, predicted_K, support_K), support_K, predicted_K)
+        names = ("label", "precision", "recall", "f1", "support", "predicted")
+        rows = zip(self.labels, *(column.tolist() for column in columns), strict=True)
+        return [dict(zip(names, row, strict=True)) for row in rows]
+
+    def _checked(self, ids: Ids, name: str, *, lowest: int) -> np.ndarray:
+        ids_B = np.asarray(ids.cpu() if isinstance(ids, Tensor) else ids)
+        if ids_B.ndim != 1:
+            raise DataError(f"{name} ids have shape {ids_B.shape}: must be one flat list")
+        if not len(ids_B):
+            return ids_B.astype(np.int64)
+        if ids_B.dtype.kind not in "iu":
+            raise DataError(f"{name} ids are {ids_B.dtype}: must be integers")
+        wrong = ids_B[(ids_B < lowest) | (ids_B >= len(self.labels))]
+        if len(wrong):
+            raise DataError(
+                f"{name} id {wrong[0]}: must be {lowest} ... {len(self.labels) - 1}, one of the"
+                f" {len(self.labels)} labels"
+            )
+        return ids_B
+
+    def _totals(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """hits_K, predicted_K, support_K."""
+        return self.confusion_KK.diagonal(), self.confusion_KK.sum(0), self.counts_KP.sum(1)
+
+    def _mcc(self) -> float:
+        # numerics: Python integers, since rows^2 leaves int64 at 3e9 rows.
+        t, p = self.counts_KP.sum(1).tolist(), self.counts_KP.sum(0).tolist()
+        rows, hits = sum(t), int(self.confusion_KK.trace())
+        spread_t = rows**2 - sum(map(mul, t, t))
+        spread_p = rows**2 - sum(map(mul, p, p))
+        if spread_t * spread_p == 0:
+            return 0.0
+        # p is one longer than t: map stops at the shorter, and nothing has OUTSIDE as its target.
+        return (hits * rows - sum(map(mul, t, p))) / math.sqrt(spread_t * spread_p)
+
+
+class Perplexity:
+    """Token-weighted loss of a language model, from (sum, weight) pairs.
+
+    nll             loss_sum / weight, nats per token
+    perplexity      exp(nll); infinite where that leaves float64
+    bits_per_byte   loss_sum / (ln 2 * bytes); only where bytes were given. Comparable between
+                    tokenizers; means something only where every weight is 0 or 1
+
+    Long and short documents count by their tokens, so batching does not move it. NaN without rows.
+    """
+
+    def __init__(self) -> None:
+        self.loss_sum, self.weight, self.num_bytes = 0.0, 0.0, 0
+
+    def update(self, loss_sum: float, weight: float, *, num_bytes: int = 0) -> None:
+        """loss_sum in nats over tokens of total `weight`; num_bytes of the text they spell."""
+        self.loss_sum += float(loss_sum)
+        self.weight += float(weight)
+        self.num_bytes += num_bytes
+
+    def merge(self, other: Self) -> None:
+        """Add what `other` has summed."""
+        self.update(other.loss_sum, other.weight, num_bytes=other.num_bytes)
+
+    def compute(self) -> dict[str, float]:
+        """nll, perplexity and, where bytes were given, bits_per_byte."""
+        nll = self.loss_sum / self.weight if self.weight else math.nan
+        # numerics: exp overflows just above 709.7.
+        result = {"nll": nll, "perplexity": math.inf if nll > 709 else math.exp(nll)}
+        if self.num_bytes:
+            result["bits_per_byte"] = self.loss_sum / (math.log(2) * self.num_bytes)
+        return result
+
+
+def _scores(
+    hits_K: np.ndarray, predicted_K: np.ndarray, support_K: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """precision_K, recall_K, f1_K in float64; 0/0 is 0."""
+    return (
+        _ratio(hits_K, predicted_K),
+        _ratio(hits_K, support_K),
+        _ratio(2 * hits_K, predicted_K + support_K),
+    )
+
+
+def _ratio(a_K: np.ndarray, b_K: np.ndarray) -> np.ndarray:
+    return np.divide(a_K, b_K, out=np.zeros(len(a_K)), where=b_K > 0)

@@ -1,0 +1,22 @@
+"""Model families: each file maps one HF `model_type`, its config and its tensor names, both ways."""
+
+from ftcore.errors import ModelError
+from ftcore.model.families import bert, qwen3
+from ftcore.model.families.family import Family
+
+FAMILIES: dict[str, Family] = {family.name: family for family in (bert.FAMILY, qwen3.FAMILY)}
+
+
+def family_of(config: dict, where: str) -> Family:
+    """The family of a `config.json`.
+
+    raises  ModelError: `model_type` is missing or not one of those known here
+    """
+    name = config.get("model_type")
+    if name not in FAMILIES:
+        known = ", ".join(sorted(FAMILIES))
+        raise ModelError(
+            f"{where}: model_type is {name!r}; this code knows {known}. Convert the model to one"
+            " of them, or add a file to ftcore/model/families."
+        )
+    return FAMILIES[name]

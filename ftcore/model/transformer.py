@@ -1,0 +1,192 @@
+"""The packed transformer: encoder or decoder, one flat stream of documents, no padding, no mask.
+
+Letters: N tokens of the stream, C width, H query heads, G key/value heads, D head width, F MLP
+width, V vocabulary, L layers.
+
+norm_first (GPT family)     h = h + attn(norm(h));  h = h + mlp(norm(h));  out = norm(h)
+norm_last (BERT family)     h = norm(h + attn(h));  h = norm(h + mlp(h));  out = h
+
+Read bottom-up: Norm, Attention, Mlp, Block, Transformer. Sub-module names are those of the
+HF Llama layout; the families map other names onto them.
+"""
+
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ftcore.model.spec import ModelSpec
+from kernels.attention import attention
+from kernels.docs import Docs
+from kernels.norm import layer_norm, rms_norm
+from kernels.rope import rope, rope_angles
+from kernels.swiglu import swiglu
+
+
+class LayerCache(Protocol):
+    """One layer's view of a key/value cache: attends over what it holds and the new tokens."""
+
+    def attend(self, q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, docs: Docs) -> Tensor:
+        """Store the new keys and values, return o_NHD."""
+
+
+class RMSNorm(nn.Module):
+    """y = w x / rms(x); see kernels/norm.py."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x_NC: Tensor) -> Tensor:
+        return rms_norm(x_NC, self.weight, eps=self.eps)
+
+
+class LayerNorm(nn.Module):
+    """y = w (x - mean) / std + b; see kernels/norm.py."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+        self.eps = eps
+
+    def forward(self, x_NC: Tensor) -> Tensor:
+        return layer_norm(x_NC, self.weight, self.bias, eps=self.eps)
+
+
+NORMS = {"rms_norm": RMSNorm, "layer_norm": LayerNorm}
+
+
+class Attention(nn.Module):
+    """Grouped-query self-attention over the stream's documents."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        C, H, G, D = spec.hidden_size, spec.num_heads, spec.num_kv_heads, spec.head_dim
+        self.head_dim = D
+        self.is_causal = spec.is_causal
+        self.q_proj = nn.Linear(C, H * D, bias=spec.qkv_bias)
+        self.k_proj = nn.Linear(C, G * D, bias=spec.qkv_bias)
+        self.v_proj = nn.Linear(C, G * D, bias=spec.qkv_bias)
+        self.o_proj = nn.Linear(H * D, C, bias=spec.linear_bias)
+        self.q_norm = RMSNorm(D, spec.norm_eps) if spec.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(D, spec.norm_eps) if spec.qk_norm else nn.Identity()
+
+    def forward(
+        self, x_NC: Tensor, cos_sin_2NE: Tensor | None, docs: Docs, cache: LayerCache | None
+    ) -> Tensor:
+        q_NHD = self.q_norm(self.q_proj(x_NC).unflatten(-1, (-1, self.head_dim)))
+        k_NGD = self.k_norm(self.k_proj(x_NC).unflatten(-1, (-1, self.head_dim)))
+        v_NGD = self.v_proj(x_NC).unflatten(-1, (-1, self.head_dim))
+        if cos_sin_2NE is not None:
+            q_NHD, k_NGD = rope(q_NHD, cos_sin_2NE), rope(k_NGD, cos_sin_2NE)
+        if cache is None:
+            o_NHD = attention(q_NHD, k_NGD, v_NGD, docs, is_causal=self.is_causal)
+        else:
+            o_NHD = cache.attend(q_NHD, k_NGD, v_NGD, docs)
+        return self.o_proj(o_NHD.flatten(1))
+
+
+class Mlp(nn.Module):
+    """Feed-forward layer: down(silu(gate) up) or down(gelu(up))."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        C, width, bias = spec.hidden_size, spec.intermediate_size, spec.linear_bias
+        self.gate_proj = nn.Linear(C, width, bias=bias) if spec.mlp == "swiglu" else None
+        self.up_proj = nn.Linear(C, width, bias=bias)
+        self.down_proj = nn.Linear(width, C, bias=bias)
+
+    def forward(self, x_NC: Tensor) -> Tensor:
+        up_NF = self.up_proj(x_NC)
+        if self.gate_proj is None:
+            return self.down_proj(F.gelu(up_NF))
+        return self.down_proj(swiglu(self.gate_proj(x_NC), up_NF))
+
+
+class Block(nn.Module):
+    """One layer: attention and MLP, each with its norm and its residual sum."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        norm = NORMS[spec.norm]
+        self.norm_first = spec.norm_first
+        self.dropout = spec.dropout
+        self.self_attn = Attention(spec)
+        self.mlp = Mlp(spec)
+        self.input_layernorm = norm(spec.hidden_size, spec.norm_eps)
+        self.post_attention_layernorm = norm(spec.hidden_size, spec.norm_eps)
+
+    def forward(
+        self, h_NC: Tensor, cos_sin_2NE: Tensor | None, docs: Docs, cache: LayerCache | None
+    ) -> Tensor:
+        if self.norm_first:
+            attended_NC = self.self_attn(self.input_layernorm(h_NC), cos_sin_2NE, docs, cache)
+            h_NC = h_NC + self._drop(attended_NC)
+            return h_NC + self._drop(self.mlp(self.post_attention_layernorm(h_NC)))
+        attended_NC = self.self_attn(h_NC, cos_sin_2NE, docs, cache)
+        h_NC = self.input_layernorm(h_NC + self._drop(attended_NC))
+        return self.post_attention_layernorm(h_NC + self._drop(self.mlp(h_NC)))
+
+    def _drop(self, x_NC: Tensor) -> Tensor:
+        return F.dropout(x_NC, self.dropout, self.training)
+
+
+class Transformer(nn.Module):
+    """Embeddings, L blocks and the final norm: tokens in, hidden states out."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        C = spec.hidden_size
+        self.embed_tokens = nn.Embedding(spec.vocab_size, C)
+        learned = spec.position == "learned"
+        self.embed_positions = nn.Embedding(spec.max_positions, C) if learned else None
+        self.embed_types = nn.Embedding(spec.num_types, C) if spec.num_types else None
+        norm = NORMS[spec.norm]
+        self.embed_norm = norm(C, spec.norm_eps) if spec.embedding_norm else None
+        self.layers = nn.ModuleList(Block(spec) for _ in range(spec.num_layers))
+        self.norm = norm(C, spec.norm_eps) if spec.norm_first else None
+
+    def embed(self, tokens_N: Tensor, positions_N: Tensor, types_N: Tensor) -> Tensor:
+        """Sum of the token, position and segment embeddings that the family has."""
+        h_NC = self.embed_tokens(tokens_N)
+        if self.embed_positions is not None:
+            h_NC = h_NC + self.embed_positions(positions_N)
+        if self.embed_types is not None:
+            h_NC = h_NC + self.embed_types(types_N)
+        if self.embed_norm is not None:
+            h_NC = self.embed_norm(h_NC)
+        return F.dropout(h_NC, self.spec.dropout, self.training)
+
+    def forward(
+        self,
+        tokens_N: Tensor,
+        positions_N: Tensor,
+        types_N: Tensor,
+        docs: Docs,
+        cache: list[LayerCache] | None = None,
+    ) -> Tensor:
+        """Hidden states of every token.
+
+        tokens_N        int64 ids in [0, V)
+        positions_N     int64, restarting at 0 in every document
+        types_N         int64 segment of each token; unread where the family has no segments
+        docs            borders of the documents
+        cache           one entry per layer while generating, else None
+        returns         h_NC, compute dtype
+        """
+        h_NC = self.embed(tokens_N, positions_N, types_N)
+        cos_sin_2NE = None
+        if self.spec.position == "rope":
+            cos_sin_2NE = rope_angles(
+                positions_N,
+                head_dim=self.spec.head_dim,
+                theta=self.spec.rope_theta,
+                dtype=h_NC.dtype,
+            )
+        for index, layer in enumerate(self.layers):
+            h_NC = layer(h_NC, cos_sin_2NE, docs, cache[index] if cache else None)
+        return h_NC if self.norm is None else self.norm(h_NC)

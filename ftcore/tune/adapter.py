@@ -1,0 +1,336 @@
+"""Adapters on disk, in the peft package's format both ways.
+
+    adapter_config.json         what is wrapped and how
+    adapter_model.safetensors   base_model.model.<HF module>.lora_A.weight (R, C), .lora_B.weight
+                                (O, R); fully trained modules as base_model.model.<HF parameter>
+    ftcore_adapter.json         hash of the base that the adapter was trained on; peft ignores it
+
+so peft and vLLM load what we save, and we load what peft saves. Names are translated by a callable
+`to_hf` from our module name to HF's (`Family.to_hf`), which raises ModelError for one HF lacks.
+
+source  peft docs, "PEFT checkpoint format"; peft 0.21 utils/save_and_load.py
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ftcore.env.files import MANIFEST, current, verify_folder, write_folder
+from ftcore.errors import ConfigError, ModelError
+from ftcore.tune.freeze import tensor_sha256
+from ftcore.tune.lora import (
+    LoRAConfig,
+    LoRAReport,
+    apply_lora,
+    lora_layers,
+    plain_names,
+    refuse_wrapped,
+)
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+ORIGIN = "ftcore_adapter.json"
+PREFIX = "base_model.model."
+FACTORS = {"lora_A.weight": "lora_a", "lora_B.weight": "lora_b"}
+
+# peft: options that give the same tensors another meaning, or the model other tensors.
+UNKNOWN_OPTIONS = (
+    *("use_dora", "use_qalora", "use_bdlora", "lora_bias", "fan_in_fan_out"),
+    *("rank_pattern", "alpha_pattern", "layer_replication", "target_parameters"),
+    *("trainable_token_indices", "alora_invocation_tokens", "arrow_config"),
+    *("kasa_config", "monteclora_config", "velora_config"),
+)
+# peft: the other ways to start (pissa, olora, corda, loftq, lora_ga) change the base weights.
+KNOWN_STARTS = (True, False, "gaussian", "orthogonal", "eva")
+
+
+def adapter_state(model: nn.Module) -> dict[str, Tensor]:
+    """What training moves, under the names of the wrapped model; each shared tensor once."""
+    return {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+
+
+def base_sha256(model: nn.Module, *, without: Collection[str] = ()) -> str:
+    """Hash of the base weights: the same wrapped or not, merged or not, in bf16, fp32 or float64.
+
+    Each tensor is hashed as rounded to bf16, so that the precision it is loaded in does not matter.
+
+    without     parameters that the adapter brings itself
+    """
+    tensors = model.state_dict()
+    plain = {name: tensors[ours] for ours, name in plain_names(model).items()}
+    lines = [
+        f"{name} {tensor_sha256(plain[name].to(torch.bfloat16))}\n"
+        for name in sorted(plain.keys() - set(without))
+    ]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def save_adapter(
+    model: nn.Module,
+    folder: Path,
+    *,
+    to_hf: Callable[[str], str],
+    base_path: str,
+    task_type: str,
+) -> None:
+    """Write the factors and every fully trained module; the folder appears whole or not at all.
+
+    to_hf           our module name -> HF's
+    base_path       folder or hub id of the base model, for the reader to find it
+    task_type       peft's word for the head: "CAUSAL_LM", "SEQ_CLS", "FEATURE_EXTRACTION"
+    raises          ModelError: the model has no LoRA layers, or HF has no name for a trained module
+                    CheckpointError: the folder cannot be written
+    """
+    adapted = lora_layers(model)
+    if not adapted:
+        raise ModelError("the model has no LoRA layers: there is no adapter to save")
+    layers = {to_hf(name): name for name in adapted}
+    extra = {to_hf(name): name for name in _trained_modules(model, adapted)}
+    names = _layout(model, layers, extra)
+    # HF: safetensors refuses tensors that share memory, so tied ones are written twice.
+    tensors = {
+        key: model.get_parameter(name).detach().cpu().contiguous().clone()
+        for key, name in names.items()
+    }
+    config = next(iter(adapted.values())).config
+    peft_config = {
+        "peft_type": "LORA",
+        "task_type": task_type,
+        "base_model_name_or_path": base_path,
+        "r": config.rank,
+        "lora_alpha": int(config.alpha) if config.alpha == int(config.alpha) else config.alpha,
+        "use_rslora": config.rs_lora,
+        "lora_dropout": config.dropout,
+        "target_modules": list(layers),
+        "modules_to_save": list(extra) or None,
+        "bias": "none",
+        "inference_mode": True,
+    }
+    origin = {"base_sha256": base_sha256(model, without=names.values()), "scale": config.scale}
+
+    def write(temp: Path) -> None:
+        save_file(tensors, temp / WEIGHTS, metadata={"format": "pt"})
+        (temp / CONFIG).write_text(json.dumps(peft_config, indent=2) + "\n", "utf-8")
+        (temp / ORIGIN).write_text(json.dumps(origin, indent=2) + "\n", "utf-8")
+
+    write_folder(folder, write)
+
+
+def load_adapter(model: nn.Module, folder: Path, *, to_hf: Callable[[str], str]) -> LoRAReport:
+    """Wrap a base model and fill it from an adapter folder, ours or peft's.
+
+    All is checked before anything is changed: a load that fails leaves the model as it was.
+
+    to_hf       our module name -> HF's
+    raises      ModelError: unreadable files, an option of peft's that we do not have, another base,
+                and in one message every missing, unexpected or mis-shaped tensor
+                CheckpointError: a file is not the one that the folder's manifest lists
+                ConfigError: the model has an adapter already, or ties an adapted matrix
+    """
+    refuse_wrapped(model)
+    folder = current(folder)
+    if (folder / MANIFEST).is_file():
+        verify_folder(folder)
+    options = _read_json(folder / CONFIG)
+    tensors = _read_tensors(folder)
+    hf_names = _hf_names(model, to_hf)
+    layers = _adapted_layers(model, hf_names, options, tensors)
+    extra = _extra_modules(hf_names, options, tensors, layers)
+    config = _lora_config(folder / CONFIG, options, layers.values(), extra.values())
+    names = _layout(model, layers, extra)
+    _account(folder, _shapes(model, names, config.rank), tensors)
+    _refuse_untied(folder, model, {name: tensors[key] for key, name in names.items()})
+    _refuse_other_base(folder / ORIGIN, base_sha256(model, without=names.values()))
+    report = apply_lora(model, config, generator=torch.Generator())
+    with torch.no_grad():
+        for key, name in names.items():
+            model.get_parameter(name).copy_(tensors[key])
+    return report
+
+
+def _trained_modules(model: nn.Module, adapted: Collection[str]) -> list[str]:
+    """Modules outside LoRA that own a trainable parameter; peft saves such modules as a whole."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if name not in adapted and any(p.requires_grad for p in module.parameters(recurse=False))
+    ]
+
+
+def _layout(
+    model: nn.Module, layers: Mapping[str, str], extra: Mapping[str, str]
+) -> dict[str, str]:
+    """Key of each tensor in the file -> our parameter in the wrapped model.
+
+    layers, extra   HF name -> ours, of the adapted layers and of the fully trained modules
+    """
+    names = {
+        f"{PREFIX}{hf_name}.{factor}": f"{name}.{ours}"
+        for hf_name, name in layers.items()
+        for factor, ours in FACTORS.items()
+    }
+    for hf_name, name in extra.items():
+        for attribute, _ in model.get_submodule(name).named_parameters(recurse=False):
+            names[f"{PREFIX}{hf_name}.{attribute}"] = f"{name}.{attribute}"
+    return names
+
+
+def _shapes(model: nn.Module, names: Mapping[str, str], rank: int) -> dict[str, tuple[int, ...]]:
+    """Shape of each tensor of the layout, read off the model before it is wrapped."""
+    shapes = {}
+    for key, name in names.items():
+        owner, _, attribute = name.rpartition(".")
+        if attribute == "lora_a":
+            shapes[key] = (rank, model.get_submodule(owner).in_features)
+        elif attribute == "lora_b":
+            shapes[key] = (model.get_submodule(owner).out_features, rank)
+        else:
+            shapes[key] = tuple(model.get_parameter(name).shape)
+    return shapes
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{path}: must hold one JSON object")
+    return value
+
+
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise ModelError(f"{path} is not there. A pickled .bin is never read: convert it")
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{path}: not a whole safetensors file ({error}): copy it anew") from error
+
+
+def _hf_names(model: nn.Module, to_hf: Callable[[str], str]) -> dict[str, str]:
+    """HF name -> ours, of every module that owns parameters and that HF has a name for."""
+    names = {}
+    for name, module in model.named_modules():
+        if next(module.parameters(recurse=False), None) is not None:
+            with suppress(ModelError):
+                names[to_hf(name)] = name
+    return names
+
+
+def _adapted_layers(
+    model: nn.Module, hf_names: Mapping[str, str], options: dict[str, Any], keys: Collection[str]
+) -> dict[str, str]:
+    """HF name -> ours of the linear layers that the file adapts, or lists as adapted."""
+    targets = options.get("target_modules")
+    # peft: with one of these, or a regular expression, only the tensors say which layers it is.
+    partial = options.get("layers_to_transform") or options.get("exclude_modules")
+    listed = targets if isinstance(targets, list) and not partial else []
+    return {
+        hf_name: name
+        for hf_name, name in hf_names.items()
+        if isinstance(model.get_submodule(name), nn.Linear)
+        and (
+            any(f"{PREFIX}{hf_name}.{factor}" in keys for factor in FACTORS)
+            or any(f".{hf_name}".endswith(f".{target}") for target in listed)
+        )
+    }
+
+
+def _extra_modules(
+    hf_names: Mapping[str, str],
+    options: dict[str, Any],
+    keys: Collection[str],
+    layers: Collection[str],
+) -> dict[str, str]:
+    """HF name -> ours of the modules that the file holds fully, or lists by name or parent."""
+    owners = {key.rpartition(".")[0] for key in keys}
+    saved = options.get("modules_to_save")
+    listed = saved if isinstance(saved, list) else []
+    return {
+        hf_name: name
+        for hf_name, name in hf_names.items()
+        if hf_name not in layers
+        and (PREFIX + hf_name in owners or any(f".{m}." in f".{hf_name}." for m in listed))
+    }
+
+
+def _lora_config(
+    path: Path, options: dict[str, Any], layers: Iterable[str], extra: Iterable[str]
+) -> LoRAConfig:
+    """Peft's options as ours; one that would change the numbers and is not known is refused."""
+    unknown = [key for key in UNKNOWN_OPTIONS if options.get(key)]
+    refused = [f"{key} = {options[key]!r} is not known" for key in unknown]
+    if options.get("peft_type") != "LORA":
+        refused.append(f"peft_type = {options.get('peft_type')!r} must be 'LORA'")
+    if options.get("bias", "none") != "none":
+        refused.append(f"bias = {options['bias']!r} must be 'none'")
+    if (start := options.get("init_lora_weights", True)) not in KNOWN_STARTS:
+        refused.append(f"init_lora_weights = {start!r} changes the base: convert to plain LoRA")
+    rank, alpha, dropout = (options.get(key) for key in ("r", "lora_alpha", "lora_dropout"))
+    if type(rank) is not int or not {type(alpha), type(dropout)} <= {int, float}:
+        refused.append(
+            f"r = {rank!r}, lora_alpha = {alpha!r}, lora_dropout = {dropout!r} must be numbers"
+        )
+    try:
+        if refused:
+            raise ConfigError("; ".join(refused))
+        return LoRAConfig(
+            rank=rank,
+            alpha=alpha,
+            targets=tuple(layers),
+            rs_lora=bool(options.get("use_rslora")),
+            dropout=dropout,
+            extra_modules=tuple(extra),
+        )
+    except ConfigError as error:
+        raise ModelError(f"{path}: {error}") from error
+
+
+def _account(
+    folder: Path, shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor]
+) -> None:
+    """Refuse a file that does not hold exactly the tensors that its config implies (law 7)."""
+    problems = [f"missing: {key}" for key in shapes.keys() - tensors.keys()]
+    problems += [f"unexpected: {key}" for key in tensors.keys() - shapes.keys()]
+    problems += [
+        f"mis-shaped: {key} is {tuple(tensors[key].shape)}, must be {shapes[key]}"
+        for key in shapes.keys() & tensors.keys()
+        if tuple(tensors[key].shape) != shapes[key]
+    ]
+    if problems:
+        listing = "\n  ".join(sorted(problems))
+        raise ModelError(f"{folder / WEIGHTS} does not fit {CONFIG} and this model:\n  {listing}")
+
+
+def _refuse_untied(folder: Path, model: nn.Module, incoming: Mapping[str, Tensor]) -> None:
+    """Refuse different values for the two names of one tied matrix."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for name in incoming.keys() & parameters.keys():
+        for other in (n for n, p in parameters.items() if p is parameters[name]):
+            if other not in incoming or not torch.equal(incoming[name], incoming[other]):
+                raise ModelError(
+                    f"{folder / WEIGHTS}: trains {name} apart from {other}, but this model ties "
+                    "them; untie the base model (tie_word_embeddings = false) and save it anew"
+                )
+
+
+def _refuse_other_base(path: Path, sha256: str) -> None:
+    """Compare the base with the one that the adapter was trained on, where the adapter says so."""
+    if not path.is_file():
+        return  # made by peft, which does not record it
+    trained_on = _read_json(path).get("base_sha256")
+    if trained_on != sha256:
+        raise ModelError(
+            f"{path}: this adapter was trained on another base model: SHA-256 {trained_on}, here "
+            f"{sha256}. {CONFIG} names the right one"
+        )

@@ -1,0 +1,166 @@
+"""Checkpoints: what a run needs to continue as if it had never stopped.
+
+    RUN/checkpoints/step-N/  GROUP.safetensors for each group of tensors, state.json, manifest.json
+    RUN/best/                the same files as the step that was marked best
+
+Groups are the caller's: `model` (trained tensors only), `optimizer`, `rng`, ... `state.json` is
+Python's JSON: floats come back bit-equal, NaN and infinities too; keys are strings. Nothing is
+pickled. A folder is written by env.files, so a kill or a full disk costs the one being written, no
+other; it is read only after its hashes agree.
+
+`best` shares its files with that step (hard links): it costs no space and survives pruning.
+"""
+
+import json
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ftcore.env import files
+from ftcore.errors import CheckpointError, ConfigError
+
+Tensors = Mapping[str, Mapping[str, Tensor]]
+
+STATE = "state.json"
+SUFFIX = ".safetensors"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A verified checkpoint: CPU tensors in memory of their own, by group and name."""
+
+    folder: Path
+    step: int
+    tensors: dict[str, dict[str, Tensor]]
+    state: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one run folder: the last `keep_last` of them (at least 1), and the best.
+
+    failed_in_a_row counts the saves that failed since the last good one, for a caller that goes on.
+    """
+
+    def __init__(self, run: Path, keep_last: int) -> None:
+        if keep_last < 1:
+            raise ConfigError(f"keep_last = {keep_last}: must be >= 1, or nothing can be resumed")
+        self.folder = run / "checkpoints"
+        self.best_folder = run / "best"
+        self.keep_last = keep_last
+        self.failed_in_a_row = 0
+
+    def save(self, step: int, tensors: Tensors, state: Mapping[str, Any]) -> Path:
+        """Write `step-N`, replacing one of that name, then prune; on return it is on the disk.
+
+        tensors         {group: {name: tensor}}; any dtype and device; no two may share memory
+        state           JSON values; "step" is added
+        raises          CheckpointError: nothing was saved, and nothing lost
+        """
+        target = self._step_folder(step)
+        num_bytes = sum(t.nbytes for group in tensors.values() for t in group.values())
+
+        def write(folder: Path) -> None:
+            text = json.dumps({**state, "step": step}, indent=1)
+            (folder / STATE).write_text(text + "\n", encoding="utf-8")
+            for group, named in tensors.items():
+                save_file(_savable(group, named), folder / (group + SUFFIX))
+
+        try:
+            files.write_folder(target, write, needed_bytes=num_bytes)
+            self._prune(step)
+        except CheckpointError:
+            self.failed_in_a_row += 1
+            raise
+        self.failed_in_a_row = 0
+        return target
+
+    def latest(self) -> Loaded | None:
+        """The newest checkpoint that verifies; None if there never was one.
+
+        Those that were refused are named in warnings.
+        raises          CheckpointError: there are some, and none can be trusted
+        """
+        refused = []
+        for step in self.steps():
+            try:
+                return load(files.current(self._step_folder(step)))
+            except CheckpointError as error:
+                logger.warning("step %d is refused: %s", step, error)
+                refused.append(f"step {step}: {error}")
+        if refused:
+            raise CheckpointError(
+                f"no checkpoint in {self.folder} can be trusted:\n  " + "\n  ".join(refused)
+                + "\nRestore one from a copy, or start again under another run name"
+            )
+        return None
+
+    def steps(self) -> list[int]:
+        """The steps that have a folder, newest first, verified or not."""
+        entries = self.folder.iterdir() if self.folder.is_dir() else ()
+        names = (re.fullmatch(rf"(?:{re.escape(files.ASIDE)})?step-(\d+)", e.name) for e in entries)
+        return sorted({int(name[1]) for name in names if name}, reverse=True)
+
+    def mark_best(self, step: int) -> None:
+        """Make `best` the verified checkpoint of `step`, or raise CheckpointError and keep it."""
+        files.link_folder(self._step_folder(step), self.best_folder)
+
+    def best(self) -> Path | None:
+        """The folder to `load` the best checkpoint from; None if none was marked."""
+        folder = files.current(self.best_folder)
+        return folder if folder.exists() else None
+
+    def _step_folder(self, step: int) -> Path:
+        return self.folder / f"step-{step}"
+
+    def _prune(self, saved: int) -> None:
+        """Delete what is not among the last `keep_last`, once the one just saved verifies.
+
+        Folders of later steps are deleted too: they were refused, or the run would be past them.
+        """
+        kept = [step for step in self.steps() if step <= saved][: self.keep_last]
+        doomed = [step for step in self.steps() if step not in kept]
+        if doomed:
+            files.verify_folder(self._step_folder(saved))
+        for step in doomed:
+            files.remove(self._step_folder(step))
+
+
+def load(folder: Path) -> Loaded:
+    """Verify and read one checkpoint folder. Raises CheckpointError: names the file at fault."""
+    names = files.verify_folder(folder)
+    if STATE not in names:
+        raise CheckpointError(f"{folder} is no checkpoint: its manifest has no {STATE}")
+    state = json.loads((folder / STATE).read_bytes())
+    tensors = {
+        name.removesuffix(SUFFIX): _read_tensors(folder / name)
+        for name in names
+        if name.endswith(SUFFIX)
+    }
+    return Loaded(folder, state["step"], tensors, state)
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    # load_file maps the file: cut or overwritten later, it would end this process by SIGBUS.
+    return {name: tensor.clone() for name, tensor in load_file(path).items()}
+
+
+def _savable(group: str, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Detached and contiguous; tied tensors would come back apart, and are refused."""
+    savable = {name: tensor.detach().contiguous() for name, tensor in named.items()}
+    owners: dict[int, str] = {}
+    for name, tensor in savable.items():
+        owner = owners.setdefault(tensor.data_ptr(), name) if tensor.numel() else name
+        if owner != name:
+            raise CheckpointError(
+                f"group {group}: {owner} and {name} share memory and would come back as two "
+                "tensors: save one of them, and tie again after loading"
+            )
+    return savable

@@ -1,0 +1,167 @@
+"""What is trained: named policies and patterns, the table of parameters, the proof of freezing.
+
+rule            trains
+all             everything
+head            what sits on the transformer
+last:K          the last K of the model's `layers` and all that follows: final norm, pooler, head
+embeddings      token, position and segment matrices
+norms           modules with "norm" in their name
+biases          every bias (BitFit: Ben Zaken et al. 2021, arXiv:2106.10199)
+anything else   a name or glob: `q_proj`, `trunk.layers.[0-3].*`, `*.mlp`; a module stands for all
+                the parameters below it
+
+Several rules train the union. A rule that matches nothing is an error.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+
+from ftcore.errors import ConfigError, ModelError
+
+POLICIES = ("all", "head", "last:K", "embeddings", "norms", "biases")
+LAYER = re.compile(r"(?<=\blayers\.)(\d+)(?=\.)")
+
+
+def leaf(name: str) -> str:
+    """Last component of a dotted name."""
+    return name.rpartition(".")[2]
+
+
+def match_names(
+    pattern: str, names: Sequence[str], *, what: str, also: Sequence[str] = ()
+) -> set[str]:
+    """The names that are `pattern`, end in it as their last component, or fit it as a glob.
+
+    what        how the error calls the pattern
+    also        words that mean something in this place, for the error to offer
+    raises      ConfigError: nothing matches; the nearest names and all last components are given
+    """
+    found = {n for n in names if pattern in (n, leaf(n)) or fnmatchcase(n, pattern)}
+    if not found:
+        known = [*also, *sorted({leaf(n) for n in names if not leaf(n).isdecimal()})]
+        near = get_close_matches(pattern, [*known, *names], n=3)
+        hint = f"; nearest: {', '.join(near)}" if near else ""
+        raise ConfigError(f"{what} {pattern!r} matches nothing{hint}; known: {', '.join(known)}")
+    return found
+
+
+def below(name: str, modules: set[str]) -> bool:
+    """Whether a parameter or module is one of `modules` or lies under one of them."""
+    parts = name.split(".")
+    return any(".".join(parts[:end]) in modules for end in range(1, len(parts) + 1))
+
+
+def apply_trainable(model: nn.Module, rules: Sequence[str]) -> str:
+    """Make exactly the parameters that the rules name trainable, and freeze the others.
+
+    returns     parameter_table of the result
+    raises      ConfigError: no rule, or one that matches nothing; the model is then unchanged
+    """
+    if not rules:
+        raise ConfigError(f"no rule says what to train; known: {', '.join(POLICIES)}, or a pattern")
+    chosen = set().union(*(_resolve(model, rule) for rule in rules))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in chosen)
+    return parameter_table(model)
+
+
+def _resolve(model: nn.Module, rule: str) -> set[str]:
+    """Names of the parameters that one rule trains."""
+    names = [name for name, _ in model.named_parameters()]
+    if rule.startswith("last:"):
+        return _last_layers(names, rule)
+    owners = {n: model.get_submodule(n.rpartition(".")[0]) for n in names}
+    policies = {
+        "all": lambda n: True,
+        "head": lambda n: n.startswith("head."),
+        "embeddings": lambda n: isinstance(owners[n], nn.Embedding),
+        "norms": lambda n: "norm" in leaf(n.rpartition(".")[0]),
+        "biases": lambda n: leaf(n) == "bias",
+    }
+    if rule in policies:
+        found = set(filter(policies[rule], names))
+        if not found:
+            hint = "; an LM head tied to them is trained by 'embeddings'" if rule == "head" else ""
+            raise ConfigError(f"trainable rule {rule!r}: the model has no such parameter{hint}")
+        return found
+    modules = [n for n, _ in model.named_modules() if n]
+    matched = match_names(rule, [*modules, *names], what="trainable rule", also=POLICIES)
+    return {n for n in names if below(n, matched)}
+
+
+def _last_layers(names: Sequence[str], rule: str) -> set[str]:
+    """Everything from layer L - K on, in the order of the forward pass."""
+    layers = [int(m[1]) if (m := LAYER.search(n)) else None for n in names]
+    num_layers = 1 + max((i for i in layers if i is not None), default=-1)
+    count = rule.removeprefix("last:")
+    if not count.isdecimal() or not 1 <= int(count) <= num_layers:
+        raise ConfigError(f"trainable rule {rule!r}: K must be an integer in [1, {num_layers}]")
+    return set(names[layers.index(num_layers - int(count)) :])
+
+
+def parameter_table(model: nn.Module) -> str:
+    """Every parameter once, those of equal layers in one row, and the trainable share.
+
+    returns     lines of name, shape of one, number of all values, trainable; the total last
+    """
+    groups: dict[tuple, list[str]] = {}
+    for name, p in model.named_parameters():
+        shape = " x ".join(map(str, p.shape))
+        key = (LAYER.sub("{}", name), shape, p.numel(), p.requires_grad)
+        groups.setdefault(key, []).append(name)
+    rows = [("parameter", "shape", "values", "trainable")]
+    for (pattern, shape, numel, trained), names in groups.items():
+        indices = [int(found[1]) for name in names if (found := LAYER.search(name))]
+        label = pattern.replace("{}", "{" + _ranges(indices) + "}")
+        rows.append((label, shape, f"{numel * len(names):,}", "yes" if trained else "-"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        f"{name:<{widths[0]}}  {shape:>{widths[1]}}  {values:>{widths[2]}}  {trained}"
+        for name, shape, values, trained in rows
+    ]
+    total = sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    share = trained / total if total else 0.0
+    return "\n".join([*lines, f"trainable: {trained:,} of {total:,} values ({share:.2%})"])
+
+
+def _ranges(indices: Sequence[int]) -> str:
+    """`0-3,5` for [0, 1, 2, 3, 5]."""
+    runs: list[list[int]] = []
+    for i in indices:
+        if runs and i == runs[-1][-1] + 1:
+            runs[-1].append(i)
+        else:
+            runs.append([i])
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+
+
+def tensor_sha256(tensor: Tensor) -> str:
+    """Hash of a tensor's dtype, shape and bits."""
+    digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    digest.update(flat.view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def frozen_hashes(model: nn.Module) -> dict[str, str]:
+    """sha256 of every tensor that training must not move: frozen parameters and saved buffers."""
+    tensors = model.state_dict(keep_vars=True)
+    return {name: tensor_sha256(t) for name, t in tensors.items() if not t.requires_grad}
+
+
+def assert_unmoved(before: Mapping[str, str], model: nn.Module) -> None:
+    """Prove that the tensors of an earlier `frozen_hashes` still hold the same bits.
+
+    raises  ModelError: a tensor moved or is gone; all of them are named
+    """
+    now = model.state_dict()
+    moved = [n for n, sha in before.items() if n not in now or tensor_sha256(now[n]) != sha]
+    if moved:
+        raise ModelError(f"frozen tensors moved during training: {', '.join(moved)}")

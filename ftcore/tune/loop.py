@@ -1,0 +1,215 @@
+"""The training loop, by hand.
+
+    for each step:  rows -> streams -> loss sums / the step's weight -> backward
+                    -> norm -> clip -> AdamW -> log -> evaluate -> save
+
+A step is a pure function of the state before it: its rows come from (seed, step), its dropout noise
+from (seed, step, micro-step), its rate from the step. So a checkpoint needs the trained tensors, the
+optimiser's moments and the step, and a run that was killed and resumed is bit-equal to one that was
+not. A step whose loss or gradient is not finite is not applied; it is counted and its rows are named.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ftcore.config import LoopConfig, OptimConfig, ScheduleConfig
+from ftcore.data.order import StepRows
+from ftcore.data.pack import Batch, Encoded, collate, pack
+from ftcore.env.run import RunFolder
+from ftcore.env.seed import seed_noise
+from ftcore.env.signals import StopFlag
+from ftcore.errors import CheckpointError
+from ftcore.model.heads import Model
+from ftcore.tune.checkpoint import Checkpoints, Loaded
+from ftcore.tune.optim import AdamW
+from ftcore.tune.schedule import learning_rate
+from ftcore.tune.task import Task
+
+MAX_FAILED_SAVES = 3
+Evaluate = Callable[[], Mapping[str, float]]
+
+
+@dataclass
+class Progress:
+    """What a run must remember beside its tensors; saved as JSON in every checkpoint.
+
+    step                optimiser steps done
+    best                best value of the watched metric so far, with the step that gave it
+    evals_since_best    evaluations since then, for early stopping
+    skipped_steps       steps that were not finite and not applied
+    """
+
+    step: int = 0
+    best: float = math.inf
+    best_step: int = 0
+    evals_since_best: int = 0
+    skipped_steps: int = 0
+
+
+@dataclass
+class Loop:
+    """One training run.
+
+    model, task, documents      what is trained, on which loss and which rows
+    optim, schedule, loop       sections of the configuration
+    run, checkpoints            where it is written down
+    evaluate                    called with the model in eval mode; returns eval/<metric> values
+    watch                       the metric whose best checkpoint is kept; lower is better, unless
+                                `higher_is_better`
+    """
+
+    model: Model
+    task: Task
+    documents: Sequence[Encoded]
+    optim: OptimConfig
+    schedule: ScheduleConfig
+    loop: LoopConfig
+    run: RunFolder
+    checkpoints: Checkpoints
+    seed: int
+    device: torch.device
+    evaluate: Evaluate | None = None
+    watch: str = "eval/loss"
+    higher_is_better: bool = False
+    progress: Progress = field(default_factory=Progress)
+
+    def __post_init__(self) -> None:
+        self.rows = StepRows(len(self.documents), batch_size=self.optim.batch_size, seed=self.seed)
+        self.total_steps = self.loop.max_steps or math.ceil(
+            self.loop.epochs * self.rows.steps_per_epoch
+        )
+        self.optimizer = AdamW(
+            ((name, p) for name, p in self.model.named_parameters() if p.requires_grad),
+            betas=self.optim.betas,
+            eps=self.optim.eps,
+            weight_decay=self.optim.weight_decay,
+        )
+
+    def restore(self, loaded: Loaded) -> None:
+        """Continue from a checkpoint of this run."""
+        self.progress = Progress(**loaded.state["progress"])
+        self.optimizer.load_state(loaded.tensors, loaded.state["optimizer_steps"])
+        self.run.trim(loaded.step)
+
+    def train(self) -> int:
+        """Run to the last step, early stop or signal; returns the exit code (0, 4, 130 or 143)."""
+        self.model.train()
+        with (
+            StopFlag() as stop,
+            tqdm(total=self.total_steps, initial=self.progress.step, unit="step") as bar,
+        ):
+            while self.progress.step < self.total_steps:
+                values = self._step()
+                bar.update()
+                bar.set_postfix(loss=f"{values['train/loss']:.3f}", refresh=False)
+                step = self.progress.step
+                is_last = step == self.total_steps
+                if step % self.loop.log_every == 0 or is_last or step == 1:
+                    self.run.log(step, values)
+                wants_stop = False
+                if self.evaluate and (step % self.loop.eval_every == 0 or is_last):
+                    wants_stop = self._evaluate()
+                if step % self.loop.save_every == 0 or is_last or stop or wants_stop:
+                    self._save()
+                if self.checkpoints.failed_in_a_row >= MAX_FAILED_SAVES:
+                    return 4
+                if stop:
+                    tqdm.write(f"stopped after step {step}; continue with --resume {self.run.path}")
+                    return stop.exit_code
+                if wants_stop:
+                    tqdm.write(f"early stop at step {step}: best was step {self.progress.best_step}")
+                    break
+        return 0
+
+    def _step(self) -> dict[str, float]:
+        """One optimiser step; returns what is logged of it."""
+        started = time.perf_counter()
+        step = self.progress.step
+        documents = [self.documents[row] for row in self.rows(step)]
+        streams = pack([len(d) for d in documents], self.loop.micro_batch_tokens)
+        batches = [collate([documents[i] for i in stream]) for stream in streams]
+        weight = math.fsum(batch.weights.double().sum().item() for batch in batches)
+        self.optimizer.zero_grad()
+        loss = 0.0
+        for micro_step, batch in enumerate(batches):
+            seed_noise(self.seed, step, micro_step)
+            loss += self._backward(batch.to(self.device), weight)
+        grad_norm = self.optimizer.grad_norm()
+        rate = learning_rate(
+            step,
+            peak=self.optim.lr,
+            total_steps=self.total_steps,
+            warmup_steps=int(self.schedule.warmup * self.total_steps),
+            shape=self.schedule.shape,
+            final=self.schedule.final,
+        )
+        if math.isfinite(loss) and math.isfinite(grad_norm):
+            clip = min(1.0, self.optim.max_grad_norm / (grad_norm + 1e-6))
+            self.optimizer.step(rate, grad_scale=clip)
+        else:
+            self.progress.skipped_steps += 1
+            self._report_skipped(step, batches, loss, grad_norm)
+        self.progress.step += 1
+        num_tokens = sum(len(d) for d in documents)
+        return {
+            "train/loss": loss / weight,
+            "train/grad_norm": grad_norm,
+            "train/lr": rate,
+            "train/skipped_steps": self.progress.skipped_steps,
+            "perf/tokens_per_s": num_tokens / (time.perf_counter() - started),
+        }
+
+    def _backward(self, batch: Batch, weight: float) -> float:
+        """Accumulate the gradient of one stream's share of the step; returns its loss sum."""
+        loss_sum, _ = self.task(self.model, batch)
+        if loss_sum.requires_grad:
+            (loss_sum / weight).backward()
+        return loss_sum.item()
+
+    def _report_skipped(
+        self, step: int, batches: list[Batch], loss: float, grad_norm: float
+    ) -> None:
+        rows = [row for batch in batches for row in batch.row_ids]
+        path = self.run.dump(f"skipped-step-{step}.json", {"rows": rows, "loss": str(loss)})
+        tqdm.write(
+            f"step {step}: loss {loss}, gradient norm {grad_norm}: not applied; its rows: {path}"
+        )
+
+    def _evaluate(self) -> bool:
+        """Evaluate, remember the best; returns whether patience has run out."""
+        self.model.eval()
+        with torch.no_grad():
+            values = self.evaluate()
+        self.model.train()
+        step, progress = self.progress.step, self.progress
+        self.run.log(step, values)
+        tqdm.write(f"step {step}: " + "  ".join(f"{k} {v:.4f}" for k, v in values.items()))
+        value = -values[self.watch] if self.higher_is_better else values[self.watch]
+        if value < progress.best:
+            progress.best, progress.best_step, progress.evals_since_best = value, step, 0
+            if self._save():
+                self.checkpoints.mark_best(step)
+        else:
+            progress.evals_since_best += 1
+        return bool(self.loop.patience) and progress.evals_since_best >= self.loop.patience
+
+    def _save(self) -> bool:
+        """Write a checkpoint; a failed one is reported, and the run goes on."""
+        self.run.sync()
+        state = {
+            "progress": vars(self.progress).copy(),
+            "optimizer_steps": self.optimizer.step_count,
+        }
+        tensors: dict[str, dict[str, Tensor]] = self.optimizer.state()
+        try:
+            self.checkpoints.save(self.progress.step, tensors, state)
+        except CheckpointError as error:
+            tqdm.write(f"step {self.progress.step}: not saved: {error}")
+            return False
+        return True

@@ -1,0 +1,35 @@
+"""Learning rate as a pure function of the step: linear warm-up, then cosine, linear or constant.
+
+    warm-up    lr (s + 1) / w                                   s < w
+    cosine     lr (m + (1 - m) (1 + cos(pi x)) / 2)             x = (s - w) / (S - w)
+    linear     lr (1 - (1 - m) x)
+    constant   lr
+
+s is the 0-based step, S the steps of the run, w the warm-up steps, m the final share of the peak.
+
+source  cosine: Loshchilov and Hutter 2017, arXiv:1608.03983
+"""
+
+import math
+from typing import Literal
+
+Shape = Literal["cosine", "linear", "constant"]
+
+
+def learning_rate(
+    step: int, *, peak: float, total_steps: int, warmup_steps: int, shape: Shape, final: float
+) -> float:
+    """Rate of one step (0-based).
+
+    peak            highest rate
+    total_steps     S; warmup_steps must be smaller
+    final           share of the peak that is left after the last step, in [0, 1]
+    """
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    done = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+    if shape == "constant":
+        return peak
+    if shape == "linear":
+        return peak * (1 - (1 - final) * done)
+    return peak * (final + (1 - final) * (1 + math.cos(math.pi * done)) / 2)

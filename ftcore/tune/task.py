@@ -1,0 +1,47 @@
+"""What a task does with a batch: its loss as (sum, weight), over the scored rows alone.
+
+Rows of weight 0 never reach the head (law 2), and no task divides (law 3): the loop divides once,
+by the weight of the whole optimiser step.
+"""
+
+from typing import Protocol
+
+from torch import Tensor
+
+from ftcore.data.pack import Batch
+from ftcore.model.heads import ClassificationHead, LMHead, Model
+from kernels.cross_entropy import linear_cross_entropy
+
+
+class Task(Protocol):
+    """The loss of one kind of fine-tuning."""
+
+    def __call__(self, model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Loss sum (fp32 scalar, nats) and weight sum (fp32 scalar)."""
+
+
+def language_modelling(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of the next token, on the positions that are supervised."""
+    assert isinstance(model.head, LMHead)
+    scored_M = batch.weights.nonzero().squeeze(1)
+    h_NC = model.trunk(batch.tokens_N, batch.positions_N, batch.types_N, batch.docs)
+    return linear_cross_entropy(
+        h_NC[scored_M],
+        model.head.lm_head.weight,
+        batch.labels[scored_M],
+        batch.weights[scored_M],
+    )
+
+
+def classification(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of each document's class."""
+    assert isinstance(model.head, ClassificationHead)
+    h_NC = model.trunk(batch.tokens_N, batch.positions_N, batch.types_N, batch.docs)
+    classifier = model.head.classifier
+    return linear_cross_entropy(
+        model.head.pool(h_NC, batch.docs),
+        classifier.weight,
+        batch.labels,
+        batch.weights,
+        bias_V=classifier.bias,
+    )

@@ -1,0 +1,50 @@
+"""Attention of one new token per sequence over the keys and values already cached.
+
+Letters: B sequences, H query heads, G key/value heads, D head width, S slots of the cache.
+
+forward     o_b = softmax(scale q_b K_b^T) V_b over the first lengths_b slots of sequence b
+cost        4 H D sum_b lengths_b FLOP; reads 2 G D sum_b lengths_b cached values, so memory-bound
+layout      one contiguous slab of S slots per sequence: on a CPU, gathering pages costs more than
+            ten times the attention itself
+
+No backward: decoding never trains.
+"""
+
+import torch
+from torch import Tensor
+
+
+def attention_decode_reference(
+    q_BHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, lengths_B: Tensor, *, scale: float
+) -> Tensor:
+    """The definition, one sequence at a time. In float64 it is the oracle."""
+    outputs = []
+    heads_per_group = q_BHD.shape[1] // k_BSGD.shape[2]
+    for q_HD, k_SGD, v_SGD, length in zip(q_BHD, k_BSGD, v_BSGD, lengths_B.tolist(), strict=True):
+        k_SHD = k_SGD[:length].repeat_interleave(heads_per_group, dim=1)
+        v_SHD = v_SGD[:length].repeat_interleave(heads_per_group, dim=1)
+        p_HS = (torch.einsum("hd,shd->hs", q_HD, k_SHD) * scale).softmax(-1)
+        outputs.append(torch.einsum("hs,shd->hd", p_HS, v_SHD))
+    return torch.stack(outputs)
+
+
+def attention_decode(
+    q_BHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, lengths_B: Tensor, *, scale: float | None = None
+) -> Tensor:
+    """One decoding step of attention over a cache.
+
+    q_BHD             one query per sequence, compute dtype
+    k_BSGD, v_BSGD    cached keys and values, same dtype; slots past a length are never used
+    lengths_B         int64, valid slots of each sequence, the new token's included; >= 1
+    scale             factor on the scores; default D ** -0.5
+    returns           o_BHD, compute dtype
+    """
+    B, H, D = q_BHD.shape
+    S, G = k_BSGD.shape[1:3]
+    scale = D**-0.5 if scale is None else scale
+    q_BGRD = (q_BHD * scale).view(B, G, H // G, D)
+    scores_BGRS = q_BGRD @ k_BSGD.permute(0, 2, 3, 1)
+    outside_BS = torch.arange(S, device=q_BHD.device) >= lengths_B[:, None]
+    scores_BGRS = scores_BGRS.masked_fill(outside_BS[:, None, None], float("-inf"))
+    o_BGRD = scores_BGRS.softmax(-1) @ v_BSGD.transpose(1, 2)
+    return o_BGRD.reshape(B, H, D)

@@ -1,0 +1,50 @@
+"""RMSNorm and LayerNorm over the last axis.
+
+Letters: N rows, C width.
+
+RMSNorm     y = w x rstd,            rstd = (mean(x^2) + eps)^(-1/2)
+LayerNorm   y = w (x - mean) rstd + b, rstd = (var(x) + eps)^(-1/2)
+backward    RMSNorm: with g = w dy, dx = rstd (g - xhat mean(g xhat)), dw = sum_N dy xhat
+dtypes      statistics in fp32 whatever the compute dtype; y in the compute dtype
+
+source      Zhang and Sennrich 2019, arXiv:1910.07467; Ba et al. 2016, arXiv:1607.06450
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def rms_norm_reference(x_NC: Tensor, weight_C: Tensor, *, eps: float) -> Tensor:
+    """The definition. In float64 it is the oracle."""
+    wide_NC = x_NC if x_NC.dtype == torch.float64 else x_NC.float()
+    rstd_N1 = (wide_NC.square().mean(-1, keepdim=True) + eps).rsqrt()
+    return weight_C * (wide_NC * rstd_N1).to(x_NC.dtype)
+
+
+def layer_norm_reference(x_NC: Tensor, weight_C: Tensor, bias_C: Tensor, *, eps: float) -> Tensor:
+    """The definition. In float64 it is the oracle."""
+    wide_NC = x_NC if x_NC.dtype == torch.float64 else x_NC.float()
+    centred_NC = wide_NC - wide_NC.mean(-1, keepdim=True)
+    rstd_N1 = (centred_NC.square().mean(-1, keepdim=True) + eps).rsqrt()
+    return weight_C * (centred_NC * rstd_N1).to(x_NC.dtype) + bias_C
+
+
+def rms_norm(x_NC: Tensor, weight_C: Tensor, *, eps: float) -> Tensor:
+    """Root-mean-square norm over the last axis; any leading axes.
+
+    x_NC        compute dtype
+    weight_C    same dtype
+    returns     y_NC, compute dtype; statistics in fp32
+    """
+    return F.rms_norm(x_NC, weight_C.shape, weight_C, eps)
+
+
+def layer_norm(x_NC: Tensor, weight_C: Tensor, bias_C: Tensor, *, eps: float) -> Tensor:
+    """Layer norm over the last axis; any leading axes.
+
+    x_NC                compute dtype
+    weight_C, bias_C    same dtype
+    returns             y_NC, compute dtype; statistics in fp32
+    """
+    return F.layer_norm(x_NC, weight_C.shape, weight_C, bias_C, eps)

@@ -1,0 +1,65 @@
+"""Rotary position embedding: pairs of channels turned by an angle proportional to the position.
+
+Letters: N tokens, H heads, D head width (even), E = D / 2 frequencies.
+
+angles      theta_ne = position_n * base^(-2 e / D)
+forward     (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin), x1 and x2 the two halves of D
+backward    the same rotation by the opposite angle
+dtypes      angles in fp32, cos and sin rounded to the compute dtype as HF does
+
+source      Su et al. 2021, arXiv:2104.09864; the half-split layout is that of the HF checkpoints
+"""
+
+import torch
+from torch import Tensor
+
+
+def rope_angles(positions_N: Tensor, *, head_dim: int, theta: float, dtype: torch.dtype) -> Tensor:
+    """cos and sin of every position, stacked: cos_sin_2NE in `dtype`, E = head_dim / 2."""
+    exponents_E = torch.arange(0, head_dim, 2, device=positions_N.device).float() / head_dim
+    angles_NE = positions_N[:, None].float() * theta**-exponents_E
+    return torch.stack([angles_NE.cos(), angles_NE.sin()]).to(dtype)
+
+
+def rope_reference(x_NHD: Tensor, cos_sin_2NE: Tensor) -> Tensor:
+    """The definition as a complex product; fp32 and float64 only. In float64 it is the oracle."""
+    half = x_NHD.shape[-1] // 2
+    x_NHE = torch.complex(x_NHD[..., :half].contiguous(), x_NHD[..., half:].contiguous())
+    turn_N1E = torch.complex(cos_sin_2NE[0], cos_sin_2NE[1])[:, None]
+    turned_NHE = x_NHE * turn_N1E
+    return torch.cat([turned_NHE.real, turned_NHE.imag], dim=-1)
+
+
+class _Rope(torch.autograd.Function):
+    """Keeps only the angles: the gradient is the inverse rotation of the output's gradient."""
+
+    @staticmethod
+    def forward(ctx, x_NHD: Tensor, cos_sin_2NE: Tensor) -> Tensor:
+        ctx.save_for_backward(cos_sin_2NE)
+        return _rotate(x_NHD, cos_sin_2NE[0], cos_sin_2NE[1])
+
+    @staticmethod
+    def backward(ctx, grad_NHD: Tensor) -> tuple[Tensor, None]:
+        (cos_sin_2NE,) = ctx.saved_tensors
+        return _rotate(grad_NHD, cos_sin_2NE[0], -cos_sin_2NE[1]), None
+
+
+def _rotate(x_NHD: Tensor, cos_NE: Tensor, sin_NE: Tensor) -> Tensor:
+    half = x_NHD.shape[-1] // 2
+    x1_NHE, x2_NHE = x_NHD[..., :half], x_NHD[..., half:]
+    cos_N1E, sin_N1E = cos_NE[:, None], sin_NE[:, None]
+    y_NHD = torch.empty_like(x_NHD)
+    torch.addcmul(x1_NHE * cos_N1E, x2_NHE, sin_N1E, value=-1, out=y_NHD[..., :half])
+    torch.addcmul(x2_NHE * cos_N1E, x1_NHE, sin_N1E, out=y_NHD[..., half:])
+    return y_NHD
+
+
+def rope(x_NHD: Tensor, cos_sin_2NE: Tensor) -> Tensor:
+    """Turn queries or keys by their positions.
+
+    x_NHD           queries or keys, compute dtype
+    cos_sin_2NE     from `rope_angles`, same dtype
+    returns         y_NHD, compute dtype
+    source          Su et al. 2021, arXiv:2104.09864
+    """
+    return _Rope.apply(x_NHD, cos_sin_2NE)

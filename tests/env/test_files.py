@@ -1,0 +1,297 @@
+"""Whole or not at all: order of the calls, damage, failures at every step."""
+
+import errno
+import json
+import os
+import resource
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from ftcore.env import files
+from ftcore.errors import CheckpointError
+
+FILES = {"a.bin": b"x" * 5000, "sub/b.txt": b"hello\n", "empty": b""}
+
+
+def fill(content: dict[str, bytes]) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        for name, data in content.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(data)
+
+    return write
+
+
+def residue(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob(".*") if path.name.startswith((".tmp-", ".old-"))]
+
+
+def content_of(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in files.verify_folder(folder)}
+
+
+def test_a_folder_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    files.write_folder(tmp_path / "deep" / "x", fill(FILES))
+    assert content_of(tmp_path / "deep" / "x") == FILES
+    manifest = json.loads((tmp_path / "deep" / "x" / "manifest.json").read_text())
+    assert manifest["files"]["a.bin"]["bytes"] == 5000
+    assert manifest["files"]["empty"]["sha256"].startswith("e3b0c44298fc1c14")
+    assert not residue(tmp_path)
+
+
+def test_a_folder_is_replaced_without_leftovers_of_the_old(tmp_path: Path) -> None:
+    files.write_folder(tmp_path / "x", fill(FILES))
+    files.write_folder(tmp_path / "x", fill({"a.bin": b"new"}))
+    assert content_of(tmp_path / "x") == {"a.bin": b"new"}
+    assert sorted(os.listdir(tmp_path / "x")) == ["a.bin", "manifest.json"]
+    assert not residue(tmp_path)
+
+
+@pytest.mark.parametrize("umask, mode", [(0o022, 0o644), (0o077, 0o600), (0o027, 0o640)])
+def test_the_mode_of_files_follows_the_umask(tmp_path: Path, umask: int, mode: int) -> None:
+    def write(folder: Path) -> None:
+        os.close(os.open(folder / "private", os.O_CREAT | os.O_WRONLY, 0o600))
+
+    before = os.umask(umask)
+    try:
+        files.write_folder(tmp_path / "x", write)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "x" / "private").stat().st_mode & 0o777 == mode
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_everything_is_synced_before_the_rename_and_the_parent_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replace: bool
+) -> None:
+    target = tmp_path / "x"
+    if replace:
+        files.write_folder(target, fill(FILES))
+    calls = record_calls(monkeypatch)
+    files.write_folder(target, fill(FILES))
+
+    temp = f".tmp-x-{os.getpid()}"
+    synced = [name for call, name in calls if call == "fsync"]
+    assert set(synced[:3]) == {f"{temp}/a.bin", f"{temp}/sub/b.txt", f"{temp}/empty"}
+    assert synced[3:] == [f"{temp}/manifest.json", f"{temp}/sub", temp, "."]
+    aside = [("rename", "x -> .old-x")] if replace else []
+    assert calls[6:] == [*aside, ("rename", f"{temp} -> x"), ("fsync", ".")]
+
+
+def record_calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """Calls of fsync and rename; names start at the temporary folder, "." is its parent."""
+    calls: list[tuple[str, str]] = []
+    fsync, rename = os.fsync, os.rename
+
+    def name_of(path: str) -> str:
+        parts = Path(path).parts
+        start = next((i for i, part in enumerate(parts) if part.startswith(".tmp-")), None)
+        return "." if start is None else "/".join(parts[start:])
+
+    def recorded_fsync(descriptor: int) -> None:
+        calls.append(("fsync", name_of(os.readlink(f"/proc/self/fd/{descriptor}"))))
+        fsync(descriptor)
+
+    def recorded_rename(source: Path, target: Path) -> None:
+        calls.append(("rename", f"{Path(source).name} -> {Path(target).name}"))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", recorded_fsync)
+    monkeypatch.setattr(os, "rename", recorded_rename)
+    return calls
+
+
+def test_one_changed_bit_in_any_file_is_found_and_named(tmp_path: Path) -> None:
+    target = tmp_path / "x"
+    files.write_folder(target, fill(FILES))
+    for name in ("a.bin", "sub/b.txt", "manifest.json"):
+        whole = (target / name).read_bytes()
+        for place in {0, len(whole) // 2, len(whole) - 2}:
+            damaged = bytearray(whole)
+            damaged[place] ^= 0x20
+            (target / name).write_bytes(damaged)
+            if name == "manifest.json" and json_or_none(damaged) == json.loads(whole):
+                continue  # the bit was in the white space
+            with pytest.raises(CheckpointError, match=name):
+                files.verify_folder(target)
+        (target / name).write_bytes(whole)
+    files.verify_folder(target)
+
+
+def json_or_none(data: bytes) -> object:
+    try:
+        return json.loads(data)
+    except ValueError:
+        return None
+
+
+@pytest.mark.parametrize("name", ["a.bin", "sub/b.txt", "manifest.json"])
+def test_missing_and_cut_files_are_named(tmp_path: Path, name: str) -> None:
+    files.write_folder(tmp_path / "x", fill(FILES))
+    path = tmp_path / "x" / name
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(CheckpointError, match=name):
+        files.verify_folder(tmp_path / "x")
+    path.unlink()
+    with pytest.raises(CheckpointError, match=f"{name} is missing"):
+        files.verify_folder(tmp_path / "x")
+
+
+def test_a_limit_on_file_size_leaves_the_old_folder_and_nothing_else(tmp_path: Path) -> None:
+    files.write_folder(tmp_path / "x", fill({"a.bin": b"old"}))
+    # Python ignores SIGXFSZ, so that the write fails with EFBIG; no root needed.
+    with file_size_limit(4096), pytest.raises(CheckpointError) as caught:
+        files.write_folder(tmp_path / "x", fill(FILES))
+    assert "File too large" in str(caught.value)
+    assert "at least 4096 bytes needed" in str(caught.value)
+    assert content_of(tmp_path / "x") == {"a.bin": b"old"}
+    assert not residue(tmp_path)
+
+
+@contextmanager
+def file_size_limit(num_bytes: int) -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_free_space_is_asked_for_before_anything_is_written(tmp_path: Path) -> None:
+    def write(folder: Path) -> None:
+        raise AssertionError("must not be called")
+
+    needed = 10**18
+    free = shutil.disk_usage(tmp_path).free // 10**9
+    with pytest.raises(CheckpointError, match=f"No space left.*{needed} bytes needed, ") as caught:
+        files.write_folder(tmp_path / "x", write, needed_bytes=needed)
+    stated = int(str(caught.value).split(" bytes needed, ")[1].split()[0])
+    assert abs(stated // 10**9 - free) <= 5
+    assert not residue(tmp_path)
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_full_disk_at_any_call_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replace: bool
+) -> None:
+    target, old = tmp_path / "x", {"a.bin": b"old"}
+    outcomes = []
+    for failing in range(100):
+        shutil.rmtree(target, ignore_errors=True)
+        if replace:
+            files.write_folder(target, fill(old))
+        with monkeypatch.context() as patch:
+            fail_at_call(patch, failing)
+            try:
+                files.write_folder(target, fill(FILES))
+                outcomes.append("written")
+                break
+            except CheckpointError as error:
+                assert "No space left on device" in str(error) and str(target) in str(error)
+        assert not residue(tmp_path)
+        if target.exists():
+            outcomes.append("old" if content_of(target) == old else "new")
+            assert content_of(target) in (old, FILES)
+        else:
+            assert not replace
+            outcomes.append("none")
+    # Only a parent that cannot be synced, the very last call, finds the new folder in place.
+    assert outcomes[-2:] == ["new", "written"]
+    assert set(outcomes[:-2]) == {"old" if replace else "none"} and len(outcomes) >= 14
+
+
+def fail_at_call(patch: pytest.MonkeyPatch, failing: int) -> None:
+    """The call of that number among mkdir, write, fsync and rename meets a full disk, once."""
+    calls = iter(range(10**6))
+
+    def limited(function: Callable[..., object]) -> Callable[..., object]:
+        def call(*args: object, **kwargs: object) -> object:
+            if next(calls) == failing:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return function(*args, **kwargs)
+
+        return call
+
+    for owner, name in ((os, "fsync"), (os, "rename"), (Path, "mkdir"), (Path, "write_bytes"),
+                        (Path, "write_text")):  # fmt: skip
+        patch.setattr(owner, name, limited(getattr(owner, name)))
+
+
+def test_a_bug_in_the_writer_is_not_dressed_up_and_leaves_nothing(tmp_path: Path) -> None:
+    def write(folder: Path) -> None:
+        (folder / "half").write_text("half")
+        raise KeyError("bug")
+
+    with pytest.raises(KeyError):
+        files.write_folder(tmp_path / "x", write)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_parent_that_is_a_file_is_an_error_with_its_name(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="cannot write .*file/x"):
+        files.write_folder(tmp_path / "file" / "x", fill(FILES))
+
+
+def test_killed_between_the_renames_the_old_folder_is_found_and_put_back(tmp_path: Path) -> None:
+    target = tmp_path / "x"
+    files.write_folder(target, fill(FILES))
+    target.rename(tmp_path / ".old-x")
+    (tmp_path / ".tmp-x-1").mkdir()
+    assert files.current(target) == tmp_path / ".old-x"
+    assert content_of(files.current(target)) == FILES
+    files.clean(tmp_path)
+    assert files.current(target) == target and content_of(target) == FILES
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def test_killed_after_the_renames_the_old_folder_is_forgotten(tmp_path: Path) -> None:
+    files.write_folder(tmp_path / ".old-x", fill({"a.bin": b"old"}))
+    files.write_folder(tmp_path / "x", fill(FILES))
+    files.clean(tmp_path)
+    assert os.listdir(tmp_path) == ["x"] and content_of(tmp_path / "x") == FILES
+
+
+def test_a_link_outlives_its_source_and_is_refused_when_the_source_is_damaged(
+    tmp_path: Path,
+) -> None:
+    source, link = tmp_path / "x", tmp_path / "best"
+    files.write_folder(source, fill(FILES))
+    files.link_folder(source, link)
+    assert (link / "a.bin").stat().st_ino == (source / "a.bin").stat().st_ino
+    files.remove(source)
+    assert content_of(link) == FILES
+
+    files.write_folder(source, fill({"a.bin": b"newer"}))
+    (source / "a.bin").write_bytes(b"never")
+    with pytest.raises(CheckpointError, match="x/a.bin was altered"):
+        files.link_folder(source, link)
+    assert content_of(link) == FILES
+
+
+def test_without_hard_links_the_files_are_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(source: Path, target: Path) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    files.write_folder(tmp_path / "x", fill(FILES))
+    monkeypatch.setattr(os, "link", refuse)
+    files.link_folder(tmp_path / "x", tmp_path / "best")
+    assert content_of(tmp_path / "best") == FILES
+
+
+def test_write_file_replaces_in_one_step(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "f.txt"
+    files.write_file(path, "gr\u00fcn")
+    assert path.read_bytes() == "gr\u00fcn".encode()
+    with file_size_limit(1000), pytest.raises(CheckpointError, match="f.txt: .*File too large"):
+        files.write_file(path, b"x" * 5000)
+    assert path.read_bytes() == "gr\u00fcn".encode()
+    files.write_file(path, b"\x00\xff")
+    assert path.read_bytes() == b"\x00\xff" and os.listdir(path.parent) == ["f.txt"]
