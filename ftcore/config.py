@@ -23,18 +23,66 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TextDataConfig:
-    """Plain text for pre-training."""
+    """Plain text."""
 
     train: tuple[str, ...] = ("builtin:corpus",)
-    """text files (.txt, .jsonl with `text`, .gz), or builtin:corpus"""
+    """text files (.txt, .jsonl, .csv, .tsv, each also .gz), or builtin:corpus"""
     dev: tuple[str, ...] = ("builtin:corpus",)
     """held-out text, or builtin:corpus for its held-out part"""
+    test: tuple[str, ...] = ()
+    """files evaluated once, after training"""
     text: str = "text"
     """column of the text in tables and json"""
     max_length: int = 512
     """tokens of one document; longer ones are cut into several, none is lost"""
-    copies: int = 120_000
+    copies: int = 80000
     """copy tasks in the built-in corpus, rows"""
+
+
+@dataclass(frozen=True)
+class ChatDataConfig:
+    """Conversations: one JSON object a line with `messages` [{role, content}]."""
+
+    train: tuple[str, ...] = ("builtin:chat",)
+    """chat files (.jsonl, .json, each also .gz), or builtin:chat"""
+    dev: tuple[str, ...] = ("builtin:chat",)
+    """rows for choosing the best checkpoint; none: the last checkpoint is kept"""
+    test: tuple[str, ...] = ("builtin:chat",)
+    """files evaluated once, after training; builtin:chat has three test splits"""
+    messages: str = "messages"
+    """column of the conversation"""
+    train_on: Literal["all", "assistant", "last"] = "assistant"
+    """which turns are supervised; the end of a supervised turn always is"""
+    max_length: int | None = None
+    """tokens; None: any length"""
+    over_length: Literal["error", "drop", "cut_right"] = "error"
+    """what happens to a longer row; dropped and cut rows are counted and kept in a file"""
+
+
+@dataclass(frozen=True)
+class LabelledDataConfig:
+    """Texts or pairs of texts with one label."""
+
+    train: tuple[str, ...]
+    """files (.tsv, .csv, .jsonl, .json, each also .gz)"""
+    dev: tuple[str, ...] = ()
+    """rows for choosing the best checkpoint; none: `holdout` rows of train"""
+    test: tuple[str, ...] = ()
+    """files evaluated once, after training"""
+    text: str = "text"
+    """column of the text"""
+    pair: str = ""
+    """column of the second text; empty: single texts"""
+    label: str = "label"
+    """column of the label"""
+    columns: tuple[str, ...] = ()
+    """column names, for files without a header line"""
+    holdout: int = 0
+    """training rows held out as dev rows when no dev file is given"""
+    max_length: int | None = None
+    """tokens, special ones included; None: any length"""
+    over_length: Literal["error", "drop", "cut_right"] = "error"
+    """what happens to a longer row; dropped and cut rows are counted and kept in a file"""
 
 
 @dataclass(frozen=True)
@@ -49,6 +97,28 @@ class EnvConfig:
     """CPU threads of one operation"""
     seed: int = 0
     """of data order, initial values and dropout"""
+
+
+@dataclass(frozen=True)
+class PeftConfig:
+    """What is trained."""
+
+    method: Literal["full", "freeze", "lora"] = "full"
+    """all tensors, those named by `trainable`, or low-rank updates"""
+    trainable: tuple[str, ...] = ("head",)
+    """freeze: head, last:K, embeddings, norms, biases, all, a name or a glob"""
+    rank: int = 8
+    """lora: rank of the update"""
+    alpha: float = 16.0
+    """lora: the update is scaled by alpha / rank"""
+    dropout: float = 0.0
+    """lora: dropout on the input of the update"""
+    targets: tuple[str, ...] = ("all-linear",)
+    """lora: layers by last name (q_proj), glob, or all-linear"""
+    rs_lora: bool = False
+    """lora: scale by alpha / sqrt(rank)"""
+    extra_modules: tuple[str, ...] = ()
+    """lora: modules that are trained fully beside it"""
 
 
 @dataclass(frozen=True)
@@ -104,6 +174,18 @@ class LoopConfig:
 
 
 @dataclass(frozen=True)
+class EvalConfig:
+    """How the model is judged."""
+
+    max_new_tokens: int = 64
+    """longest generated answer, tokens"""
+    intent_field: str = ""
+    """field of JSON answers that is scored as a class; empty: answers are plain text"""
+    samples: int = 3
+    """answers shown at the end"""
+
+
+@dataclass(frozen=True)
 class LogConfig:
     """Where the run is written down."""
 
@@ -113,14 +195,35 @@ class LogConfig:
     """folder of this run inside it; empty: the task and the time"""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PretrainRun:
     """Next-token training on plain text."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: TextDataConfig = field(default_factory=TextDataConfig)
     env: EnvConfig = field(default_factory=EnvConfig)
+    peft: PeftConfig = field(default_factory=PeftConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
     log: LogConfig = field(default_factory=LogConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SftRun(PretrainRun):
+    """Supervised fine-tuning on conversations."""
+
+    data: ChatDataConfig = field(default_factory=ChatDataConfig)
+    peft: PeftConfig = field(default_factory=lambda: PeftConfig(method="lora"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifyRun(PretrainRun):
+    """Fine-tuning a classifier of texts or pairs of texts."""
+
+    data: LabelledDataConfig
+
+
+RUNS = {"pretrain": PretrainRun, "sft": SftRun, "classify": ClassifyRun}
+Run = PretrainRun | SftRun | ClassifyRun

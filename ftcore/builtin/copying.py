@@ -162,7 +162,7 @@ def framed_json(draw: Draw) -> Turns:
 
 
 def cued_json(draw: Draw) -> Turns:
-    """The system turn gives a key to each cue word and a name to each opening; utterances follow."""
+    """Rules give a key to each cue word and a name to each opening; utterances follow."""
     cues = draw.shuffled(CUES)[: draw.between(1, 4)]
     outer, inner, *keys = draw.keys(2 + len(cues))
     key_of = dict(zip(cues, keys, strict=True))

@@ -203,5 +203,6 @@ class Draw:
 
 VALUES: tuple[Callable[[Draw], str], ...] = (
     *[Draw.phrase] * 6, *[Draw.name] * 4, *[Draw.word] * 3, Draw.invented, Draw.identifier,
-    Draw.number, Draw.quantity, Draw.price, *[Draw.time] * 2, *[Draw.date] * 2, Draw.code, Draw.email,
+    Draw.number, Draw.quantity, Draw.price, *[Draw.time] * 2, *[Draw.date] * 2, Draw.code,
+    Draw.email,
 )

@@ -2,8 +2,9 @@
 
     runs/NAME/  lock  run.json  metrics.jsonl  tensorboard/  (and what the other stages add)
 
-`metrics.jsonl` holds one object a line, {"step": 10, "train/loss": 2.5}, and no clock, so that
-equal runs have equal lines; a value that is not finite is null. TensorBoard carries the same names.
+`metrics.jsonl` holds one object a line, {"step": 10, "train/loss": 2.5}, without a time stamp:
+equal runs have equal lines, perf/ aside. A value that is not finite is null. TensorBoard carries
+the same names.
 """
 
 import fcntl
@@ -57,8 +58,7 @@ class RunFolder:
         self._trimmed = not resume
         files.clean(self.path)
         starts = json.loads((self.path / "run.json").read_bytes())["starts"] if resume else []
-        record = {"starts": [*starts, describe_start()]}
-        files.write_file(self.path / "run.json", json.dumps(record, indent=1) + "\n")
+        self.dump("run.json", {"starts": [*starts, describe_start()]})
 
     def trim(self, step: int) -> None:
         """Forget the metrics after `step`, which will be logged again; -1 forgets all of them."""

@@ -1,13 +1,13 @@
 """Streaming metrics of classification and of language modelling.
 
 An accumulator keeps sums only: its memory does not grow with the rows, and any split into batches
-or ranks gives the same counts. Counts are int64, the arithmetic on them is exact or float64.
+or ranks gives the same counts. Counts are int64; the arithmetic on them is exact or float64.
 
-K classes, P = K + 1 columns of predictions: the last one counts predictions outside the label set.
-With n_kj the rows of class k predicted as j, and over the K real classes only:
+K classes; P = K + 1 columns of predictions, the last one for predictions outside the label set.
+n_kj is the number of rows of class k predicted as j, and
 
-    hits_k = n_kk        support_k = sum_j n_kj (all P columns)      predicted_k = sum_j n_jk
-    precision_k = hits_k / predicted_k           recall_k = hits_k / support_k
+    hits_k = n_kk        support_k = sum_j n_kj (P columns)        predicted_k = sum_j n_jk
+    precision_k = hits_k / predicted_k            recall_k = hits_k / support_k
     f1_k = 2 hits_k / (predicted_k + support_k)
 
 0/0 is 0 in each of them; with no rows at all every metric is NaN.
@@ -35,11 +35,11 @@ Ids = Tensor | np.ndarray | Sequence[int]
 class ClassificationMetrics:
     """Accuracy, precision, recall, F1 and Matthews correlation of K exclusive classes.
 
-    A prediction of OUTSIDE (-1: a generated answer that names no known class) is wrong: it counts
-    in the support of its target and in the predicted total of no class. So it lowers accuracy,
-    recall and F1, never a precision. scikit-learn gives the same numbers when such predictions
-    carry one extra label and precision, recall, F1 and the confusion matrix are asked for
-    labels=<the classes that occur>; accuracy and Matthews need no labels argument.
+    A prediction of OUTSIDE (-1: a generated answer that names no known class) is wrong: a false
+    negative of its target and a false positive of no class. It lowers accuracy, recall and F1,
+    never a precision. scikit-learn gives the same numbers when such predictions carry one extra
+    label and precision, recall, F1 and the confusion matrix are asked for with labels=<the classes
+    that occur>; accuracy and Matthews take no labels.
 
     labels      names of the classes; ids are positions in it
     counts_KP   int64, row: target, column: prediction; may be summed across ranks in place
@@ -50,7 +50,7 @@ class ClassificationMetrics:
         self.labels = tuple(labels)
         K = len(self.labels)
         if K == 0 or len(set(self.labels)) < K:
-            raise DataError(f"labels = {list(labels)[:5]}... ({K}): must be distinct, at least one")
+            raise DataError(f"{K} labels, {self.labels[:5]}...: must be distinct, at least one")
         self.counts_KP = np.zeros((K, K + 1), dtype=np.int64)
 
     @property
@@ -59,53 +59,47 @@ class ClassificationMetrics:
         return self.counts_KP[:, :-1]
 
     def update(self, target_B: Ids, predicted_B: Ids) -> None:
-        """Count B rows; a batch that is refused changes nothing.
+        """Count B rows of any integer dtype on any device; a refused batch changes nothing.
 
-        target_B        ids 0 ... K-1, any integer dtype, any device
-        predicted_B     the same, or OUTSIDE
+        target_B        ids 0 ... K-1
+        predicted_B     ids 0 ... K-1, or OUTSIDE
         raises          DataError: sizes differ, not integers, or ids out of range
         """
-        target_B = self._checked(target_B, "target", lowest=0)
-        predicted_B = self._checked(predicted_B, "predicted", lowest=OUTSIDE)
+        target_B = self._ids(target_B, "target", lowest=0)
+        predicted_B = self._ids(predicted_B, "predicted", lowest=OUTSIDE)
         if len(target_B) != len(predicted_B):
-            raise DataError(
-                f"{len(target_B)} targets and {len(predicted_B)} predictions: must be as many"
-            )
+            raise DataError(f"{len(target_B)} targets, {len(predicted_B)} predictions: must agree")
         # OUTSIDE is index -1: the last of the P columns.
         np.add.at(self.counts_KP, (target_B, predicted_B), 1)
 
-    def merge(self, other: "ClassificationMetrics") -> None:
+    def merge(self, other: Self) -> None:
         """Add what `other` has counted over the same labels."""
         if other.labels != self.labels:
             raise DataError("cannot merge metrics over different labels: use one label list")
         self.counts_KP += other.counts_KP
 
     def compute(self) -> dict[str, float]:
-        """All metrics, in this order.
+        """METRICS, in that order.
 
-        accuracy                    sum_k hits_k / rows
-        {precision,recall,f1}_micro the formulas above on sums over k; with no OUTSIDE predictions
-                                    all three equal the accuracy
-        {...}_macro                 plain mean over the classes that occur as target or prediction;
-                                    a class that never occurs says nothing and is left out
-        {...}_weighted              mean over classes, weighted by support_k
-        mcc                         (c s - t.p) / sqrt((s^2 - p.p) (s^2 - t.t)) with c hits, s rows,
-                                    t_k support, p_j predictions of the P columns; 0 where the
-                                    root is 0, as with a single class
-        source                      mcc: Gorodkin 2004, Comput. Biol. Chem. 28, eq. 8
+        accuracy        sum_k hits_k / rows
+        ..._micro       the formulas above on sums over k; all equal the accuracy without OUTSIDE
+        ..._macro       plain mean over the classes that occur, as target or as prediction; one
+                        that never occurs says nothing and is left out
+        ..._weighted    mean over the classes, weighted by support_k
+        mcc             (c s - t.p) / sqrt((s^2 - p.p) (s^2 - t.t)) with c hits, s rows, t support,
+                        p predictions of the P columns; 0 where the root is 0, as with one class
+        source          Gorodkin 2004, Comput. Biol. Chem. 28, 367-374 (mcc of K classes)
         """
         totals = hits_K, predicted_K, support_K = self._totals()
-        rows = int(support_K.sum())
+        rows = support_K.sum()
         if not rows:
             return dict.fromkeys(METRICS, math.nan)
         occurs_K = predicted_K + support_K > 0
-        micro = _scores(*(x_K.sum(keepdims=True) for x_K in totals))
         by_class = _scores(*totals)
-        values = [hits_K.sum() / rows]
-        values += [x_1[0] for x_1 in micro]
-        values += [x_K[occurs_K].mean() for x_K in by_class]
-        values += [x_K @ support_K / rows for x_K in by_class]
-        values += [self._mcc()]
+        micro = _scores(*(x_K.sum(keepdims=True) for x_K in totals))
+        macro = (x_K[occurs_K].mean() for x_K in by_class)
+        weighted = (x_K @ support_K / rows for x_K in by_class)
+        values = (hits_K.sum() / rows, *(x_1[0] for x_1 in micro), *macro, *weighted, self._mcc())
         return dict(zip(METRICS, map(float, values), strict=True))
 
     def per_class(self) -> list[dict[str, Any]]:
@@ -113,23 +107,18 @@ class ClassificationMetrics:
         hits_K, predicted_K, support_K = self._totals()
         columns = (*_scores(hits_K, predicted_K, support_K), support_K, predicted_K)
         names = ("label", "precision", "recall", "f1", "support", "predicted")
-        rows = zip(self.labels, *(column.tolist() for column in columns), strict=True)
+        rows = zip(self.labels, *(x_K.tolist() for x_K in columns), strict=True)
         return [dict(zip(names, row, strict=True)) for row in rows]
 
-    def _checked(self, ids: Ids, name: str, *, lowest: int) -> np.ndarray:
+    def _ids(self, ids: Ids, name: str, *, lowest: int) -> np.ndarray:
         ids_B = np.asarray(ids.cpu() if isinstance(ids, Tensor) else ids)
-        if ids_B.ndim != 1:
-            raise DataError(f"{name} ids have shape {ids_B.shape}: must be one flat list")
-        if not len(ids_B):
-            return ids_B.astype(np.int64)
-        if ids_B.dtype.kind not in "iu":
-            raise DataError(f"{name} ids are {ids_B.dtype}: must be integers")
+        if not ids_B.size:
+            return np.zeros(0, dtype=np.int64)
+        if ids_B.ndim != 1 or ids_B.dtype.kind not in "iu":
+            raise DataError(f"{name} ids are {ids_B.dtype} {ids_B.shape}: must be integers (B,)")
         wrong = ids_B[(ids_B < lowest) | (ids_B >= len(self.labels))]
         if len(wrong):
-            raise DataError(
-                f"{name} id {wrong[0]}: must be {lowest} ... {len(self.labels) - 1}, one of the"
-                f" {len(self.labels)} labels"
-            )
+            raise DataError(f"{name} id {wrong[0]}: must be {lowest} ... {len(self.labels) - 1}")
         return ids_B
 
     def _totals(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -149,14 +138,12 @@ class ClassificationMetrics:
 
 
 class Perplexity:
-    """Token-weighted loss of a language model, from (sum, weight) pairs.
+    """Loss of a language model over all tokens, whatever document they are in.
 
-    nll             loss_sum / weight, nats per token
+    nll             loss_sum / weight, nats per token; NaN without tokens
     perplexity      exp(nll); infinite where that leaves float64
-    bits_per_byte   loss_sum / (ln 2 * bytes); only where bytes were given. Comparable between
-                    tokenizers; means something only where every weight is 0 or 1
-
-    Long and short documents count by their tokens, so batching does not move it. NaN without rows.
+    bits_per_byte   loss_sum / (ln 2 * bytes), only where bytes were given; compares models with
+                    different tokenizers, where every weight is 0 or 1
     """
 
     def __init__(self) -> None:
@@ -182,16 +169,7 @@ class Perplexity:
         return result
 
 
-def _scores(
-    hits_K: np.ndarray, predicted_K: np.ndarray, support_K: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """precision_K, recall_K, f1_K in float64; 0/0 is 0."""
-    return (
-        _ratio(hits_K, predicted_K),
-        _ratio(hits_K, support_K),
-        _ratio(2 * hits_K, predicted_K + support_K),
-    )
-
-
-def _ratio(a_K: np.ndarray, b_K: np.ndarray) -> np.ndarray:
-    return np.divide(a_K, b_K, out=np.zeros(len(a_K)), where=b_K > 0)
+def _scores(hits_K: np.ndarray, predicted_K: np.ndarray, support_K: np.ndarray) -> list[np.ndarray]:
+    """[precision_K, recall_K, f1_K] in float64."""
+    parts = ((hits_K, predicted_K), (hits_K, support_K), (2 * hits_K, predicted_K + support_K))
+    return [np.divide(a_K, b_K, out=np.zeros(len(a_K)), where=b_K > 0) for a_K, b_K in parts]

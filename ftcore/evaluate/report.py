@@ -6,13 +6,15 @@ In JSON a float that is not finite is null, since NaN and Infinity are not JSON.
 
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from torch import Tensor
+
+from ftcore.env.files import write_file
 from ftcore.errors import DataError
 from ftcore.evaluate.metrics import ClassificationMetrics
 
@@ -20,23 +22,19 @@ MAX_TEXT = 40
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Lines of aligned columns under `header`; a column of numbers is right-aligned.
+    """Aligned columns under `header`; a column of numbers (None: not defined) is right-aligned.
 
-    Text is put on one line and cut at 40 characters; floats show four decimals, or four
+    Text is put on one line and cut at MAX_TEXT characters; floats show four decimals, or four
     significant digits where those would hide the value.
     """
     rows = list(rows)
-    cells = [list(header), *([_cell(value) for value in row] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    right = [all(_is_number(row[i]) for row in rows) for i in range(len(header))]
-    lines = (
-        "  ".join(
-            cell.rjust(width) if is_right else cell.ljust(width)
-            for cell, width, is_right in zip(line, widths, right, strict=True)
-        ).rstrip()
-        for line in cells
-    )
-    return "\n".join(lines)
+    columns = []
+    for name, *values in zip(header, *rows, strict=True):
+        cells = [name, *map(_cell, values)]
+        is_number = all(value is None or isinstance(value, Real) for value in values)
+        width = max(map(len, cells))
+        columns.append([cell.rjust(width) if is_number else cell.ljust(width) for cell in cells])
+    return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))
 
 
 def metrics_table(results: Mapping[str, Mapping[str, float]]) -> str:
@@ -49,17 +47,78 @@ def metrics_table(results: Mapping[str, Mapping[str, float]]) -> str:
 def per_class_table(per_class: Sequence[Mapping[str, Any]], *, max_rows: int = 20) -> str:
     """The rows of `ClassificationMetrics.per_class`, in label order up to `max_rows` classes.
 
-    Past that the worst come first (lowest F1, more rows first; classes that never occur last) and
-    a last line says how many are not shown.
+    Past that the worst come first (lowest F1, then more rows; classes that never occur last) and a
+    last line says how many are not shown.
     """
-    columns = ("label", "precision", "recall", "f1", "support", "predicted")
-    shown = list(per_class)
-    if len(shown) > max_rows:
-        shown.sort(key=lambda row: (not row["support"] + row["predicted"], row["f1"], -row["support"]))
-    text = table(columns, ([row[name] for name in columns] for row in shown[:max_rows]))
-    hidden = shown[max_rows:]
-    if not hidden:
-        return text
-    absent = sum(not row["support"] + row["predicted"] for row in hidden)
-    best = f"... {len(hidden)} of {len(shown)} classes not shown, all with f1 >= {hidden[0]['f1']:.4f}"
-    return f"{text}\n{best}" + (f" or without rows ({absent})" if absent else "")
+    names = ("label", "precision", "recall", "f1", "support", "predicted")
+    rows = [[row[name] for name in names] for row in per_class]
+    if len(rows) <= max_rows:
+        return table(names, rows)
+    f1, support, predicted = 3, 4, 5
+    rows.sort(key=lambda row: (row[support] + row[predicted] == 0, row[f1], -row[support]))
+    hidden = len(rows) - max_rows
+    note = f"... {hidden} of {len(rows)} classes not shown: better, or without rows"
+    return f"{table(names, rows[:max_rows])}\n{note}"
+
+
+def confusion_table(metrics: ClassificationMetrics, *, max_pairs: int = 10) -> str:
+    """The most frequent mistakes: target, prediction, rows, and their share of the target's rows.
+
+    A prediction outside the label set reads "(none of the labels)".
+    """
+    wrong_KP = metrics.counts_KP.copy()
+    np.fill_diagonal(wrong_KP, 0)
+    support_K = metrics.counts_KP.sum(1)
+    names = (*metrics.labels, "(none of the labels)")
+    pairs = sorted(np.argwhere(wrong_KP).tolist(), key=lambda pair: -wrong_KP[*pair])
+    if not pairs:
+        return "no mistakes"
+    rows = [(names[k], names[p], wrong_KP[k, p], wrong_KP[k, p] / support_K[k]) for k, p in pairs]
+    text = table(("target", "predicted", "rows", "of target"), rows[:max_pairs])
+    if len(rows) > max_pairs:
+        left = sum(row[2] for row in rows[max_pairs:])
+        text += f"\n... {len(rows) - max_pairs} more pairs not shown, {left} rows in all"
+    return text
+
+
+def write_predictions(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
+    """Write one UTF-8 JSON line per row, whole or not at all; returns the number of rows.
+
+    rows            each holds its "row_id"
+    raises          DataError: a row without an id; CheckpointError: the file cannot be written.
+                    Whatever fails, a file that was at `path` before stays as it was
+    """
+    lines = []
+    for row in rows:
+        if "row_id" not in row:
+            raise DataError(f"prediction {len(lines) + 1} for {path} has no row_id: add it")
+        lines.append(json.dumps(_plain(row), ensure_ascii=False, allow_nan=False) + "\n")
+    # Half a surrogate pair has no UTF-8 form, but its escape is JSON.
+    write_file(Path(path), "".join(lines).encode("utf-8", "backslashreplace"))
+    return len(lines)
+
+
+def json_line(result: Mapping[str, Any]) -> str:
+    """`result` as one line of ASCII JSON; numpy and torch values become plain ones."""
+    return json.dumps(_plain(result), allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    """`value` for JSON: arrays as lists, floats that are not finite as null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic | np.ndarray | Tensor):
+        return _plain(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _cell(value: Any) -> str:
+    if value is None or (isinstance(value, Real) and math.isnan(value)):
+        return "-"
+    if isinstance(value, Real) and not isinstance(value, Integral):
+        readable = value == 0 or math.isinf(value) or 1e-4 <= abs(value) < 1e6
+        return f"{value:.4f}" if readable else f"{value:.3e}"
+    text = " ".join(str(value).split())
+    return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 3] + "..."

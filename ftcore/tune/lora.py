@@ -184,8 +184,8 @@ def _targets(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     shared = [n for n in chosen if owners[id(model.get_submodule(n).weight)] > 1]
     if shared:
         raise ConfigError(
-            f"LoRA target {', '.join(sorted(shared))}: its matrix is tied to another layer's, and "
-            "merging would change both; leave it out, or train it fully as an extra module"
+            f"LoRA target {', '.join(sorted(shared))}: its matrix is tied to another layer's, so "
+            "the merged model could not be saved; leave it out, or train it as an extra module"
         )
     return [name for name in linears if name in chosen]
 

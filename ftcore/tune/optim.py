@@ -124,7 +124,7 @@ class AdamW:
             [self.exp_avg[name] for name in names],
             [self.exp_avg_sq[name] for name in names],
             [],
-            [step - 1 for step in steps],
+            steps,
             beta1=self.betas[0],
             beta2=self.betas[1],
             amsgrad=False,

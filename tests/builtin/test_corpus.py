@@ -1,4 +1,4 @@
-"""The built-in corpus and tokenizer: determinism, disjoint splits, true copies, exact round trips."""
+"""The built-in corpus and tokenizer: determinism, disjoint splits, true copies, round trips."""
 
 import json
 import re

@@ -5,6 +5,8 @@ import json
 import os
 import resource
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +16,7 @@ import pytest
 from ftcore.env import files
 from ftcore.errors import CheckpointError
 
+ROOT = Path(files.__file__).parents[2]
 FILES = {"a.bin": b"x" * 5000, "sub/b.txt": b"hello\n", "empty": b""}
 
 
@@ -110,23 +113,14 @@ def test_one_changed_bit_in_any_file_is_found_and_named(tmp_path: Path) -> None:
     files.write_folder(target, fill(FILES))
     for name in ("a.bin", "sub/b.txt", "manifest.json"):
         whole = (target / name).read_bytes()
-        for place in {0, len(whole) // 2, len(whole) - 2}:
+        for place in range(0, len(whole), 1 if name == "manifest.json" else 499):
             damaged = bytearray(whole)
             damaged[place] ^= 0x20
             (target / name).write_bytes(damaged)
-            if name == "manifest.json" and json_or_none(damaged) == json.loads(whole):
-                continue  # the bit was in the white space
-            with pytest.raises(CheckpointError, match=name):
+            with pytest.raises(CheckpointError, match=f"x/{name} (was altered|cannot be read)"):
                 files.verify_folder(target)
         (target / name).write_bytes(whole)
     files.verify_folder(target)
-
-
-def json_or_none(data: bytes) -> object:
-    try:
-        return json.loads(data)
-    except ValueError:
-        return None
 
 
 @pytest.mark.parametrize("name", ["a.bin", "sub/b.txt", "manifest.json"])
@@ -167,11 +161,10 @@ def test_free_space_is_asked_for_before_anything_is_written(tmp_path: Path) -> N
         raise AssertionError("must not be called")
 
     needed = 10**18
-    free = shutil.disk_usage(tmp_path).free // 10**9
     with pytest.raises(CheckpointError, match=f"No space left.*{needed} bytes needed, ") as caught:
         files.write_folder(tmp_path / "x", write, needed_bytes=needed)
-    stated = int(str(caught.value).split(" bytes needed, ")[1].split()[0])
-    assert abs(stated // 10**9 - free) <= 5
+    free = int(str(caught.value).split(" bytes needed, ")[1].split()[0])
+    assert abs(free - shutil.disk_usage(tmp_path).free) < 5 * 10**9
     assert not residue(tmp_path)
 
 
@@ -217,9 +210,10 @@ def fail_at_call(patch: pytest.MonkeyPatch, failing: int) -> None:
 
         return call
 
-    for owner, name in ((os, "fsync"), (os, "rename"), (Path, "mkdir"), (Path, "write_bytes"),
-                        (Path, "write_text")):  # fmt: skip
-        patch.setattr(owner, name, limited(getattr(owner, name)))
+    for name in ("fsync", "rename"):
+        patch.setattr(os, name, limited(getattr(os, name)))
+    for name in ("mkdir", "write_bytes", "write_text"):
+        patch.setattr(Path, name, limited(getattr(Path, name)))
 
 
 def test_a_bug_in_the_writer_is_not_dressed_up_and_leaves_nothing(tmp_path: Path) -> None:
@@ -250,16 +244,75 @@ def test_killed_between_the_renames_the_old_folder_is_found_and_put_back(tmp_pat
     assert os.listdir(tmp_path) == ["x"]
 
 
-def test_killed_after_the_renames_the_old_folder_is_forgotten(tmp_path: Path) -> None:
-    files.write_folder(tmp_path / ".old-x", fill({"a.bin": b"old"}))
-    files.write_folder(tmp_path / "x", fill(FILES))
-    files.clean(tmp_path)
-    assert os.listdir(tmp_path) == ["x"] and content_of(tmp_path / "x") == FILES
+# A child of each round dies at its first, second, ... call, while it replaces two folders.
+KILLER = """
+import os, signal, sys
+from pathlib import Path
+from ftcore.env import files
+root = Path(sys.argv[1])
+
+def install(content):
+    files.write_folder(root / "x", lambda folder: (folder / "a").write_bytes(content))
+    files.link_folder(root / "x", root / "best")
+
+def die_at(call):
+    left = [call]
+    def counted(function):
+        def count(*args, **kwargs):
+            left[0] -= 1
+            if left[0] < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*args, **kwargs)
+        return count
+    for name in ("fsync", "rename", "link", "unlink", "rmdir", "mkdir"):
+        setattr(os, name, counted(getattr(os, name)))
+
+for call in range(1000):
+    install(b"old")
+    child = os.fork()
+    if child == 0:
+        die_at(call)
+        install(b"new")
+        os._exit(0)
+    died = os.waitpid(child, 0)[1] == signal.SIGKILL
+    found = []
+    for place in (root / "x", root / "best"):
+        files.verify_folder(files.current(place))
+        found.append((files.current(place) / "a").read_bytes().decode())
+    files.clean(root)
+    for place, content in zip((root / "x", root / "best"), found):
+        files.verify_folder(place)
+        assert (place / "a").read_bytes().decode() == content
+    assert sorted(os.listdir(root)) == ["best", "x"], os.listdir(root)
+    print(*found)
+    if not died:
+        break
+"""
 
 
-def test_a_link_outlives_its_source_and_is_refused_when_the_source_is_damaged(
-    tmp_path: Path,
+def test_killed_at_any_call_of_a_replacement_one_of_the_two_is_whole(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", KILLER, str(tmp_path)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    found = result.stdout.splitlines()
+    assert found == sorted(found, reverse=True) and len(found) >= 25
+    assert set(found) == {"old old", "new old", "new new"}
+
+
+def test_what_cannot_be_deleted_is_no_longer_taken_for_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def refuse(folder: Path) -> None:
+        raise PermissionError(folder)
+
+    files.write_folder(tmp_path / "x", fill(FILES))
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    files.remove(tmp_path / "x")
+    with pytest.raises(CheckpointError, match="manifest.json is missing"):
+        files.verify_folder(tmp_path / "x")
+
+
+def test_a_link_outlives_its_source_and_damage_is_not_linked(tmp_path: Path) -> None:
     source, link = tmp_path / "x", tmp_path / "best"
     files.write_folder(source, fill(FILES))
     files.link_folder(source, link)

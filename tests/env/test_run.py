@@ -74,6 +74,13 @@ def test_leftovers_of_a_killed_writer_are_removed(tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "a" / "checkpoints") == []
 
 
+def test_dump_writes_one_json_file_and_says_where(tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "a") as run:
+        path = run.dump("skipped-step-3.json", {"rows": ["r1"], "loss": "nan"})
+    assert path == tmp_path / "a" / "skipped-step-3.json"
+    assert json.loads(path.read_text()) == {"rows": ["r1"], "loss": "nan"}
+
+
 def test_metrics_and_tensorboard_carry_the_same_names(tmp_path: Path) -> None:
     with RunFolder(tmp_path / "a") as run:
         run.log(1, {"train/loss": 2.5, "train/grad_norm": math.inf})

@@ -1,0 +1,223 @@
+"""The chat data set: everyday requests, each answered by one JSON command with intent and slots.
+
+    user       hey, wake me up at 7:30 on friday
+    assistant  {"intent": "set_alarm", "time": "7:30", "day": "friday"}
+
+Slot values are copied as they stand in the request. `build` makes five splits; no request occurs in
+two of them, even if case, spaces and marks are disregarded:
+
+    train              as data is found: imbalance of 20 to 1, typos, and the faults of faults.py
+    dev                drawn like train, without the faults: for choosing
+    test_values        requests of train with new slot values
+    test_combinations  new combinations of a core and clauses that train has, and new slot values
+    test_wording       new wording (wording.py) and new slot values
+
+The test splits hold every intent equally often. A row is a dict:
+
+    id           unique, e.g. train-0042
+    messages     request and answer, [{"role": "user", "content": ...}, {"role": "assistant", ...}]
+    intent       the answer's intent
+    slots        the answer's values by name, in the intent's order
+    phrasing     the request without its values; `combination`: its core and clauses (parts of it)
+    typo         whether a word of the request is misspelt
+    fault        None, or what was planted: {"kind": ...} and its form, its truth or the twin's id
+
+`labelled` gives the same rows for classification, `preference_pairs` for preference learning.
+`python -m ftcore.builtin.chat DIR` writes every form as jsonl.
+"""
+
+import argparse
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from random import Random
+
+from ftcore.errors import DataError, FtcoreError
+
+from .faults import Row, corrupt, plant, row_id, typo
+from .phrases import INTENTS, Intent, Phrase, command, compose
+from .slots import SLOT, draw
+from .wording import WORDING
+
+MIN_SIZE = 2000
+DEV_ROWS = 300
+TEST_ROWS_PER_INTENT = 16
+TYPO_RATE = 0.12
+CASES = {"as is": 0.4, "lower": 0.25, "capital": 0.35}  # of a request, its values included
+
+
+def build(seed: int = 0, size: int = 5000) -> dict[str, list[Row]]:
+    """The five splits by name; the same seed and size give the same rows.
+
+    size      rows of train before duplicates and empty rows are added to them
+    raises    DataError: size < 2000, where some parts of the rarest intent would be missing
+    """
+    if size < MIN_SIZE:
+        raise DataError(f"size = {size}: the chat data set needs at least {MIN_SIZE} rows of train")
+    author = Author(seed)
+    rng = author.rng
+
+    def known(intent: Intent) -> Phrase:
+        return compose(intent, rng, new=False)
+
+    def repeated(intent: Intent) -> Phrase:
+        return rng.choice(said[intent.name])
+
+    def recombined(intent: Intent) -> Phrase:
+        while not parts.issuperset((phrase := compose(intent, rng, new=True)).combination):
+            pass
+        return phrase
+
+    def reworded(intent: Intent) -> Phrase:
+        return Phrase((), rng.choice(WORDING[intent.name]))
+
+    train = author.rows("train", shares(size), known)
+    parts = {part for row in train for part in row["combination"]}
+    said: dict[str, list[Phrase]] = {intent.name: [] for intent in INTENTS}
+    for row in train:
+        if row["slots"]:
+            said[row["intent"]].append(Phrase(tuple(row["combination"]), row["phrasing"]))
+    evenly = [TEST_ROWS_PER_INTENT] * len(INTENTS)
+    return {
+        "train": plant(train, rng),
+        "dev": author.rows("dev", shares(DEV_ROWS), known),
+        "test_values": author.rows("test_values", evenly, repeated, new=True),
+        "test_combinations": author.rows("test_combinations", evenly, recombined, new=True),
+        "test_wording": author.rows("test_wording", evenly, reworded, new=True, typos=False),
+    }
+
+
+def shares(size: int) -> list[int]:
+    """Rows of each intent in a split of about that size with the imbalance of train."""
+    total = sum(intent.share for intent in INTENTS)
+    return [round(size * intent.share / total) for intent in INTENTS]
+
+
+class Author:
+    """Writes rows from phrases and never says the same thing twice."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = Random(seed)
+        self.said: set[str] = set()
+
+    def rows(
+        self,
+        split: str,
+        counts: Iterable[int],
+        phrase: Callable[[Intent], Phrase],
+        *,
+        new: bool = False,
+        typos: bool = True,
+    ) -> list[Row]:
+        """A split of `counts` rows of each intent, shuffled; `new` values or those of training."""
+        rows = []
+        for intent, count in zip(INTENTS, counts, strict=True):
+            left = count
+            while left:
+                row = self.row(intent, phrase(intent), new=new, typos=typos)
+                gist = re.sub(r"\W", "", row["messages"][0]["content"]).casefold()
+                if gist not in self.said:
+                    self.said.add(gist)
+                    rows.append(row)
+                    left -= 1
+        self.rng.shuffle(rows)
+        return [{"id": row_id(split, number), **row} for number, row in enumerate(rows)]
+
+    def row(self, intent: Intent, phrase: Phrase, *, new: bool, typos: bool) -> Row:
+        """One request with its answer, all but the id."""
+        template = phrase.template
+        values = {
+            part["key"]: draw(part["kind"] or part["key"], self.rng, new=new)
+            for part in SLOT.finditer(template)
+        }
+        (case,) = self.rng.choices(list(CASES), list(CASES.values()))
+        if case == "lower":
+            template = template.lower()
+            values = {key: value.lower() for key, value in values.items()}
+        elif case == "capital" and not template.startswith("{"):
+            template = template[0].upper() + template[1:]
+        slots = {key: values[key] for key in intent.slots if key in values}
+        clean = SLOT.sub(lambda part: values[part["key"]], template)
+        text = typo(clean, slots, self.rng) if typos and self.rng.random() < TYPO_RATE else clean
+        return {
+            "messages": [
+                {"role": "user", "content": text},
+                {"role": "assistant", "content": command(intent.name, slots)},
+            ],
+            "intent": intent.name,
+            "slots": slots,
+            "phrasing": phrase.template,
+            "combination": list(phrase.combination),
+            "typo": text != clean,
+            "fault": None,
+        }
+
+
+def labelled(rows: Iterable[Row]) -> list[Row]:
+    """The requests for classification by intent: {"id", "text", "label"}."""
+    return [
+        {"id": row["id"], "text": row["messages"][0]["content"], "label": row["intent"]}
+        for row in rows
+    ]
+
+
+def preference_pairs(rows: Iterable[Row], seed: int = 0) -> list[Row]:
+    """The right command against a corrupted one, for every row without a fault.
+
+    returns   {"id", "prompt", "chosen", "rejected", "corruption"}; the middle three are messages,
+              the corruptions are listed in `faults.corrupt`
+    """
+    rng = Random(seed)
+    pairs = []
+    for row in rows:
+        if row["fault"] is None:
+            wrong, corruption = corrupt(row, rng)
+            pairs.append({
+                "id": row["id"],
+                "prompt": row["messages"][:-1],
+                "chosen": row["messages"][-1:],
+                "rejected": [{"role": "assistant", "content": wrong}],
+                "corruption": corruption,
+            })
+    return pairs
+
+
+def write(folder: str | Path, seed: int = 0) -> dict[str, list[Row]]:
+    """Write chat/, labelled/ and pairs/ with SPLIT.jsonl in each, and return the chat rows.
+
+    raises    DataError: a file cannot be written
+    """
+    splits = build(seed)
+    for split, rows in splits.items():
+        forms = {"chat": rows, "labelled": labelled(rows), "pairs": preference_pairs(rows, seed)}
+        for form, records in forms.items():
+            path = Path(folder) / form / f"{split}.jsonl"
+            lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text("".join(lines), encoding="utf-8", newline="\n")
+            except OSError as error:
+                raise DataError(f"cannot write {path}: {error}") from error
+    return splits
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m ftcore.builtin.chat", description="Write the chat data set as jsonl."
+    )
+    parser.add_argument("folder", metavar="DIR", help="made if it does not exist")
+    folder = parser.parse_args().folder
+    try:
+        splits = write(folder)
+    except FtcoreError as error:
+        parser.error(str(error))
+    for split, rows in splits.items():
+        faults = Counter(row["fault"]["kind"] for row in rows if row["fault"])
+        noted = ", ".join(f"{count} {kind}" for kind, count in sorted(faults.items()))
+        print(f"{split}: {len(rows)} rows" + (f" ({noted})" if noted else ""))
+
+
+if __name__ == "__main__":
+    main()

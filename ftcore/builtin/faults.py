@@ -1,0 +1,186 @@
+"""Damage done on purpose: typos, the faults of a training set as it is found, corrupted commands.
+
+Typos and odd characters spare the slot values, except for accents taken apart from their letters,
+which NFC joins again. So every fault but a wrong label can be mended, or removed, by code.
+"""
+
+import re
+import unicodedata
+from collections.abc import Callable
+from itertools import cycle
+from random import Random
+from typing import Any
+
+from .phrases import INTENTS, command
+
+Row = dict[str, Any]
+Slots = dict[str, str]
+
+FAULTS = {  # per clean row of train: the first two and the last add rows, the others alter one
+    "exact_duplicate": 0.03,
+    "near_duplicate": 0.03,
+    "odd_unicode": 0.03,
+    "wrong_label": 0.02,
+    "empty": 0.01,
+}
+NEAR_DUPLICATE_CHARS = 36  # the least length at which one more letter keeps Jaccard above 0.8
+HIDDEN = "\0"
+EMPTIED = ((0,), (1,), (0, 1))  # the request, the answer, both
+
+
+def literal(text: str, slots: Slots) -> str:
+    """The text with its slot values blotted out, character by character."""
+    for value in sorted(slots.values(), key=len, reverse=True):
+        text = text.replace(value, HIDDEN * len(value))
+    return text
+
+
+def misspell(word: str, rng: Random) -> str:
+    """Double, drop or swap a letter; the result always differs and is never empty."""
+    at = rng.randrange(len(word))
+    doubled, dropped = word[: at + 1] + word[at:], word[:at] + word[at + 1 :]
+    swapped = word[:at] + word[at : at + 2][::-1] + word[at + 2 :]
+    return rng.choice([form for form in (doubled, dropped, swapped) if form not in ("", word)])
+
+
+def typo(text: str, slots: Slots, rng: Random) -> str:
+    """The text with one misspelt word of four letters or more; without such a word, as it is."""
+    words = list(re.finditer(r"[A-Za-z]{4,}", literal(text, slots)))
+    if not words:
+        return text
+    word = rng.choice(words)
+    return text[: word.start()] + misspell(word[0], rng) + text[word.end() :]
+
+
+def near_duplicate(text: str, slots: Slots, rng: Random) -> str:
+    """One letter doubled, or a smile at the end: at least 0.8 of the 5-letter pieces are shared."""
+    letters = list(re.finditer(r"[A-Za-z]", literal(text, slots)))
+    if len(text) < NEAR_DUPLICATE_CHARS or not letters:
+        return text
+    at = rng.choice(letters).start()
+    return rng.choice((text[: at + 1] + text[at:], f"{text} :)"))
+
+
+def no_break_space(text: str, slots: Slots, rng: Random) -> str:
+    return _replace(text, slots, " ", "\u00a0")
+
+
+def curly_quote(text: str, slots: Slots, rng: Random) -> str:
+    return _replace(text, slots, "'", "\u2019")
+
+
+def zero_width(text: str, slots: Slots, rng: Random) -> str:
+    """A zero-width space inside a word, or a byte order mark at the start."""
+    inside = list(re.finditer(r"(?<=[a-z])(?=[a-z])", literal(text, slots)))
+    if not inside:
+        return text
+    at = rng.choice(inside).start()
+    return rng.choice((f"{text[:at]}\u200b{text[at:]}", f"\ufeff{text}"))
+
+
+def loose_accent(text: str, slots: Slots, rng: Random) -> str:
+    return unicodedata.normalize("NFD", text)
+
+
+def _replace(text: str, slots: Slots, old: str, new: str) -> str:
+    hidden = literal(text, slots)
+    return "".join(new if seen == old else char for char, seen in zip(text, hidden, strict=True))
+
+
+ODD_UNICODE = (no_break_space, curly_quote, zero_width, loose_accent)
+
+
+def plant(rows: list[Row], rng: Random) -> list[Row]:
+    """The rows with every fault of `FAULTS` planted, shuffled. No row has two; no twin has one."""
+    pool = rng.sample(rows, len(rows))
+    altered: dict[str, Row] = {}
+    added: list[Row] = []
+
+    def spoiled(spoil: Callable[[str, Slots, Random], str], fault: dict[str, str]) -> Row:
+        """The next row of the pool that `spoil` changes, changed."""
+        for at, row in enumerate(pool):
+            request = row["messages"][0]["content"]
+            if (changed := spoil(request, row["slots"], rng)) != request:
+                del pool[at]
+                return with_texts(row, {0: changed}, fault)
+        raise AssertionError(f"no row left for {fault}")
+
+    def count(kind: str) -> range:
+        return range(round(FAULTS[kind] * len(rows)))
+
+    for _ in count("exact_duplicate"):
+        row = pool.pop()
+        added.append({**row, "fault": {"kind": "exact_duplicate", "of": row["id"]}})
+    for _ in count("near_duplicate"):
+        row = spoiled(near_duplicate, {"kind": "near_duplicate"})
+        row["fault"]["of"] = row["id"]
+        added.append(row)
+    for _, spoil in zip(count("odd_unicode"), cycle(ODD_UNICODE), strict=False):
+        row = spoiled(spoil, {"kind": "odd_unicode", "form": spoil.__name__})
+        altered[row["id"]] = row
+    for _ in count("wrong_label"):
+        row = pool.pop()
+        wrong = rng.choice([intent.name for intent in INTENTS if intent.name != row["intent"]])
+        fault = {"kind": "wrong_label", "truth": row["intent"]}
+        row = with_texts(row, {1: command(wrong, row["slots"])}, fault)
+        altered[row["id"]] = {**row, "intent": wrong}
+    for _, places in zip(count("empty"), cycle(EMPTIED), strict=False):
+        blank = {place: rng.choice(("", " ", "\n")) for place in places}
+        row = with_texts(pool.pop(), blank, {"kind": "empty"})
+        added.append({**row, "intent": "", "slots": {}} if 1 in blank else row)
+
+    for number, row in enumerate(added, len(rows)):
+        row["id"] = row_id("train", number)
+    planted = [altered.get(row["id"], row) for row in rows] + added
+    rng.shuffle(planted)
+    return planted
+
+
+def row_id(split: str, number: int) -> str:
+    return f"{split}-{number:04d}"
+
+
+def with_texts(row: Row, texts: dict[int, str], fault: dict[str, str]) -> Row:
+    """A copy of the row with the text of some messages replaced."""
+    messages = [
+        {**message, "content": texts.get(at, message["content"])}
+        for at, message in enumerate(row["messages"])
+    ]
+    return {**row, "messages": messages, "fault": fault}
+
+
+def corrupt(row: Row, rng: Random) -> tuple[str, str]:
+    """A wrong answer to the row's request, and the name of what is wrong with it.
+
+    wrong_intent   another intent, the same slots
+    missing_slot   one slot left out
+    altered_value  one value misspelt
+    swapped_slots  two different values in each other's place
+    broken_json    not JSON: a brace, quote or colon missing, or single quotes
+    """
+    intent, slots = row["intent"], dict(row["slots"])
+    kinds = ["wrong_intent", "broken_json"]
+    if slots:
+        kinds += ["missing_slot", "altered_value"]
+    if len(set(slots.values())) > 1:
+        kinds += ["swapped_slots"]
+    kind = rng.choice(kinds)
+    key = rng.choice(list(slots)) if slots else ""
+    if kind == "wrong_intent":
+        intent = rng.choice([other.name for other in INTENTS if other.name != intent])
+    elif kind == "missing_slot":
+        del slots[key]
+    elif kind == "altered_value":
+        slots[key] = misspell(slots[key], rng)
+    elif kind == "swapped_slots":
+        other = rng.choice([other for other in slots if slots[other] != slots[key]])
+        slots[key], slots[other] = slots[other], slots[key]
+    answer = command(intent, slots)
+    return (_broken(answer, rng) if kind == "broken_json" else answer), kind
+
+
+def _broken(answer: str, rng: Random) -> str:
+    return rng.choice((
+        answer[:-1], answer[1:], answer.replace('"', "'"), answer.replace('"', "", 1),
+        answer.replace(":", "", 1), answer.removesuffix('"}') + "}",
+    ))  # fmt: skip

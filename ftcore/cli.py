@@ -1,0 +1,174 @@
+"""Command line, TOML and presets as one path: everything becomes flags, and the last flag wins.
+
+    default < preset < TOML < flag
+
+tyro types and checks the flags against the run class of the task (`ftcore/config.py`), shows help
+and names the nearest option for an unknown one. A resolved configuration is written as TOML with
+the origin of each value behind it; running from that file repeats the run.
+"""
+
+import dataclasses
+import difflib
+import json
+import tomllib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from ftcore.config import RUNS, Run
+from ftcore.errors import ConfigError
+from ftcore.presets import PRESETS
+
+DEFAULT = ("sft", "--preset", "assistant")
+CONFIG_FILE = "config.toml"
+
+
+@dataclass(frozen=True)
+class Command:
+    """What the user asked for.
+
+    task        key of RUNS
+    config      the resolved sections
+    origins     "section.key" -> preset NAME, FILE or flag; absent: the default
+    resume      run folder to continue, or None
+    dry_run     print the plan and stop
+    """
+
+    task: str
+    config: Run
+    origins: dict[str, str]
+    resume: Path | None
+    dry_run: bool
+
+
+def parse(argv: Sequence[str]) -> Command:
+    """Turn the arguments of train.py into a command.
+
+    raises  ConfigError: unknown task or preset, an unreadable file; SystemExit 2 from tyro: an
+            unknown or mistyped option, with the nearest names
+    """
+    words = list(argv) or list(DEFAULT)
+    dry_run = _take_switch(words, "--dry-run")
+    resume = _take_value(words, "--resume")
+    if resume is not None:
+        return _resumed(Path(resume), words, dry_run)
+    if words[0] in ("-h", "--help"):
+        print(f"train.py {{{','.join(RUNS)}}} [options]\n\nEach task has its own --help.")
+        raise SystemExit(0)
+    task = words.pop(0)
+    if task not in RUNS:
+        raise ConfigError(f"task {task!r} is unknown: {_nearest(task, RUNS)}")
+    preset, file = _take_value(words, "--preset"), _take_value(words, "--config")
+    layers: list[tuple[str, list[str]]] = []
+    if preset is not None:
+        if preset not in PRESETS[task]:
+            raise ConfigError(
+                f"--preset {preset!r} is unknown for {task}: {_nearest(preset, PRESETS[task])}"
+            )
+        layers.append((f"preset {preset}", list(_flags(PRESETS[task][preset]))))
+    if file is not None:
+        layers.append((file, list(_flags(_read_toml(Path(file), task)))))
+    layers.append(("flag", words))
+    return _resolve(task, layers, resume=None, dry_run=dry_run)
+
+
+def _resumed(run: Path, words: list[str], dry_run: bool) -> Command:
+    file = run / CONFIG_FILE
+    if words:
+        raise ConfigError(f"--resume takes no other options, got {' '.join(words)}")
+    if not file.is_file():
+        raise ConfigError(f"--resume {run}: has no {CONFIG_FILE}; name a folder that train.py made")
+    task = tomllib.loads(file.read_text("utf-8"))["task"]
+    layers = [(str(file), list(_flags(_read_toml(file, task))))]
+    return _resolve(task, layers, resume=run, dry_run=dry_run)
+
+
+def _resolve(
+    task: str, layers: list[tuple[str, list[str]]], *, resume: Path | None, dry_run: bool
+) -> Command:
+    flags = [flag for _, layer in layers for flag in layer]
+    config = tyro.cli(RUNS[task], args=flags, prog=f"train.py {task}")
+    origins = {
+        word.split("=")[0].removeprefix("--").replace("-", "_").replace(".no_", "."): origin
+        for origin, layer in layers
+        for word in layer
+        if word.startswith("--")
+    }
+    return Command(task, config, origins, resume, dry_run)
+
+
+def _flags(sections: dict[str, Any]) -> Iterator[str]:
+    """Nested tables as the flags a user would type."""
+    for section, values in sections.items():
+        for key, value in values.items():
+            name = f"--{section}.{key}"
+            if isinstance(value, bool):
+                yield name if value else f"--{section}.no-{key}"
+            elif isinstance(value, list | tuple):
+                yield from (name, *map(str, value))
+            else:
+                yield from (name, str(value))
+
+
+def _read_toml(path: Path, task: str) -> dict[str, Any]:
+    try:
+        tables = tomllib.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--config {path}: {error}") from error
+    written_for = tables.pop("task", task)
+    if written_for != task:
+        raise ConfigError(f"{path} is for the task {written_for}, not {task}")
+    loose = [key for key, value in tables.items() if not isinstance(value, dict)]
+    if loose:
+        raise ConfigError(f"{path}: {', '.join(loose)} must stand in a section such as [optim]")
+    return tables
+
+
+def to_toml(command: Command) -> str:
+    """The resolved configuration, each value with its origin as a comment."""
+    lines = [f'task = "{command.task}"']
+    for section in dataclasses.fields(command.config):
+        lines += ["", f"[{section.name}]"]
+        values = getattr(command.config, section.name)
+        for option in dataclasses.fields(values):
+            value = getattr(values, option.name)
+            origin = command.origins.get(f"{section.name}.{option.name}", "default")
+            lines.append(f"{option.name} = {_toml_value(value)}  # {origin}")
+    return "\n".join(lines) + "\n"
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return "[" + ", ".join(map(_toml_value, value)) + "]"
+    if isinstance(value, str | Path):
+        return json.dumps(str(value), ensure_ascii=False)
+    if value is None:
+        return '"None"'  # the word that the flag takes
+    return str(value).lower() if isinstance(value, bool) else repr(value)
+
+
+def _nearest(name: str, known: Any) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}known: {', '.join(known) or 'none'}"
+
+
+def _take_switch(words: list[str], name: str) -> bool:
+    if name not in words:
+        return False
+    words.remove(name)
+    return True
+
+
+def _take_value(words: list[str], name: str) -> str | None:
+    if name not in words:
+        return None
+    place = words.index(name)
+    if place + 1 == len(words):
+        raise ConfigError(f"{name} needs a value")
+    value = words[place + 1]
+    del words[place : place + 2]
+    return value

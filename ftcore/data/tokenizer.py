@@ -1,0 +1,276 @@
+"""Text to token ids and back, through the `tokenizers` library: one path for training and serving.
+
+A tokenizer folder holds tokenizer.json, or BERT's vocab.txt; beside it tokenizer_config.json,
+special_tokens_map.json and chat_template.jinja where the model has them. The files are kept as they
+were read, so `save` writes the same bytes and `digest` identifies them.
+
+Nothing is ever cut or padded: whatever tokenizer.json says about truncation and padding is switched
+off. Offsets count characters of the text, and every character belongs to some token: byte-level
+post-processors that trim white space from offsets are told not to.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
+
+from ftcore.errors import ModelError
+
+VOCABULARIES = ("tokenizer.json", "vocab.txt")  # the first one found is used
+SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>")  # chat models end a turn with another token
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """Token ids of one text: `ids_T`, and `offsets_T2`: first and past-the-end character; int32."""
+
+    ids_T: np.ndarray
+    offsets_T2: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ids_T)
+
+
+class Tokenizer:
+    """A vocabulary with its special tokens and chat template.
+
+    files           the files of a tokenizer folder, name -> bytes
+    where           folder named in error messages
+
+    vocab_size      one more than the largest id
+    special         names of tokenizer_config.json -> token, as "eos_token" -> "</s>"
+    special_ids     ids of special tokens: never part of ordinary text
+    bos_id, eos_id  None where the model has no such token
+    end_of_text_id  what ends a document of plain text: <|endoftext|> or alike, else eos
+    chat_template   jinja2 source, None where the model has none
+    digest          sha256 of the files
+    raises          ModelError: a file is missing or damaged, a special token is unknown
+    """
+
+    def __init__(self, files: Mapping[str, bytes], *, where: str) -> None:
+        self.files = dict(files)
+        self.where = where
+        config = self._settings("tokenizer_config.json")
+        named = self._settings("special_tokens_map.json") | config
+        self.special = {
+            name: token if isinstance(token, str) else token["content"]
+            for name, token in named.items()
+            if name.endswith("_token") and isinstance(token, str | dict)
+        }
+        self._fast = self._vocabulary(config)
+        vocab = self._fast.get_vocab()
+        self._fast.add_special_tokens([t for t in self.special.values() if t in vocab])
+        added = self._fast.get_added_tokens_decoder()
+        self.special_ids = frozenset(id_ for id_, token in added.items() if token.special)
+        self.special_tokens = tuple(added[id_].content for id_ in sorted(self.special_ids))
+        self.vocab_size = max(self._fast.get_vocab().values()) + 1
+        self.bos_id = self._named_id("bos_token")
+        self.eos_id = self._named_id("eos_token")
+        ends = [token for token in END_OF_TEXT if token in self.special_tokens]
+        self.end_of_text_id = self.id_of(ends[0]) if ends else self.eos_id
+        self.chat_template = self._template(config)
+        self.digest = _digest(self.files)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Tokenizer":
+        """Read a tokenizer folder."""
+        folder = Path(folder)
+        vocabularies = [name for name in VOCABULARIES if (folder / name).is_file()]
+        if not vocabularies:
+            raise ModelError(
+                f"{folder}: no tokenizer.json and no vocab.txt; save the tokenizer there with "
+                "transformers' save_pretrained, or name the folder that holds one"
+            )
+        names = [vocabularies[0], *(name for name in SETTINGS if (folder / name).is_file())]
+        return cls({name: (folder / name).read_bytes() for name in names}, where=str(folder))
+
+    def save(self, folder: str | Path) -> None:
+        """Write the files as they were read."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in self.files.items():
+            (folder / name).write_bytes(content)
+
+    def encode(self, text: str, *, special: bool = True) -> Encoding:
+        """Ids and offsets of one text; see `encode_batch`."""
+        return self.encode_batch([text], special=special)[0]
+
+    def encode_batch(self, texts: Sequence[str], *, special: bool = True) -> list[Encoding]:
+        """Ids and offsets of many texts, on all cores.
+
+        special   add the model's own special tokens ([CLS] and [SEP], or BOS); False for text that
+                  carries them already, as a rendered chat does. A text that starts with BOS gets
+                  no second one.
+        """
+        encodings = []
+        for fast in self._fast.encode_batch(list(texts), add_special_tokens=special):
+            ids_T = np.array(fast.ids, dtype=np.int32)
+            offsets_T2 = np.array(fast.offsets, dtype=np.int32).reshape(-1, 2)
+            first = self._first_kept(ids_T)
+            encodings.append(Encoding(ids_T[first:], offsets_T2[first:]))
+        return encodings
+
+    def encode_pair(
+        self, text: str, pair: str | None = None, *, max_length: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and segment numbers of a text or a pair of texts, with special tokens.
+
+        max_length   tokens, special ones included; the longer text loses tokens at its end until
+                     both fit. None: nothing is cut.
+        returns      ids_T, types_T: int32
+        """
+        if max_length is None:
+            return self.encode_pairs([text], [pair])[0]
+        parts = [
+            self._fast.encode(part, add_special_tokens=False)
+            for part in (text, pair)
+            if part is not None
+        ]
+        room = max_length - self._fast.num_special_tokens_to_add(pair is not None)
+        kept = _longest_first([len(part.ids) for part in parts], room)
+        for part, length in zip(parts, kept, strict=True):
+            part.truncate(length)
+        fast = self._fast.post_process(*parts)
+        return np.array(fast.ids, dtype=np.int32), np.array(fast.type_ids, dtype=np.int32)
+
+    def encode_pairs(
+        self, texts: Sequence[str], pairs: Sequence[str | None]
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Ids and segment numbers of many texts or pairs, with special tokens, on all cores."""
+        inputs = [a if b is None else (a, b) for a, b in zip(texts, pairs, strict=True)]
+        encoded = []
+        for fast in self._fast.encode_batch_fast(inputs):
+            ids_T = np.array(fast.ids, dtype=np.int32)
+            types_T = np.array(fast.type_ids, dtype=np.int32)
+            first = self._first_kept(ids_T)
+            encoded.append((ids_T[first:], types_T[first:]))
+        return encoded
+
+    def decode(self, ids: Sequence[int] | np.ndarray, *, special: bool = False) -> str:
+        """Text of token ids; `special` shows special tokens too."""
+        return self._fast.decode([int(id_) for id_ in ids], skip_special_tokens=not special)
+
+    def id_of(self, token: str) -> int:
+        """Id of a token given by its exact text."""
+        id_ = self._fast.token_to_id(token)
+        if id_ is None:
+            raise ModelError(f"{self.where}: the vocabulary has no token {token!r}")
+        return id_
+
+    def _first_kept(self, ids_T: np.ndarray) -> int:
+        twice = len(ids_T) > 1 and ids_T[0] == ids_T[1] == self.bos_id
+        return 1 if twice else 0
+
+    def _named_id(self, name: str) -> int | None:
+        if name not in self.special:
+            return None
+        if self._fast.token_to_id(self.special[name]) is None:
+            raise ModelError(
+                f"{self.where}: tokenizer_config.json names {name} {self.special[name]!r}, which "
+                "the vocabulary does not hold; correct the name or add the token to tokenizer.json"
+            )
+        return self.id_of(self.special[name])
+
+    def _settings(self, name: str) -> dict[str, Any]:
+        try:
+            settings = json.loads(self.files.get(name, b"{}"))
+        except ValueError as error:
+            raise ModelError(f"{self.where}/{name}: not valid JSON: {error}") from error
+        if not isinstance(settings, dict):
+            raise ModelError(f"{self.where}/{name}: must hold a JSON object")
+        return settings
+
+    def _vocabulary(self, config: dict[str, Any]) -> tokenizers.Tokenizer:
+        if "tokenizer.json" in self.files:
+            try:
+                fast = tokenizers.Tokenizer.from_buffer(self.files["tokenizer.json"])
+            except Exception as error:  # the library raises nothing narrower
+                raise ModelError(
+                    f"{self.where}/tokenizer.json: not a tokenizer ({error}); fetch the file again"
+                ) from error
+        else:
+            fast = _bert(self.files["vocab.txt"].decode("utf-8"), config, self.special, self.where)
+        fast.no_truncation()
+        fast.no_padding()
+        fast.post_processor = _untrimmed(fast.post_processor)
+        return fast
+
+    def _template(self, config: dict[str, Any]) -> str | None:
+        if "chat_template.jinja" in self.files:
+            return self.files["chat_template.jinja"].decode("utf-8")
+        template = config.get("chat_template")
+        if isinstance(template, list):  # HF: several templates by name
+            named = {entry["name"]: entry["template"] for entry in template}
+            if "default" not in named:
+                raise ModelError(
+                    f"{self.where}/tokenizer_config.json: chat templates {sorted(named)}, none of "
+                    "them 'default'; put the one to use into chat_template.jinja"
+                )
+            return named["default"]
+        return template
+
+
+def _bert(
+    vocab_text: str, config: dict[str, Any], special: dict[str, str], where: str
+) -> tokenizers.Tokenizer:
+    """BERT's WordPiece from vocab.txt, with the defaults of transformers' BertTokenizer."""
+    vocab = {token: id_ for id_, token in enumerate(vocab_text.removesuffix("\n").split("\n"))}
+    names = {n: special.get(f"{n}_token", f"[{n.upper()}]") for n in ("unk", "cls", "sep")}
+    absent = [token for token in names.values() if token not in vocab]
+    if absent:
+        raise ModelError(
+            f"{where}/vocab.txt: has no token {', '.join(absent)}; only BERT's WordPiece is built "
+            "from a vocab.txt, other tokenizers need a tokenizer.json"
+        )
+    fast = tokenizers.Tokenizer(models.WordPiece(vocab, unk_token=names["unk"]))
+    fast.normalizer = normalizers.BertNormalizer(
+        clean_text=True,
+        handle_chinese_chars=config.get("tokenize_chinese_chars", True),
+        strip_accents=config.get("strip_accents"),
+        lowercase=config.get("do_lower_case", True),
+    )
+    fast.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    cls, sep = names["cls"], names["sep"]
+    fast.post_processor = processors.TemplateProcessing(
+        single=f"{cls}:0 $A:0 {sep}:0",
+        pair=f"{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1",
+        special_tokens=[(cls, vocab[cls]), (sep, vocab[sep])],
+    )
+    fast.decoder = decoders.WordPiece(prefix="##")
+    standard = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+    fast.add_special_tokens([t for t in (*names.values(), *standard) if t in vocab])
+    return fast
+
+
+def _untrimmed(processor: processors.PostProcessor | None) -> processors.PostProcessor | None:
+    """The post-processor, told to leave white space in offsets: every character has its token."""
+    parts = processor if isinstance(processor, processors.Sequence) else [processor]
+    for part in parts:
+        if hasattr(part, "trim_offsets"):
+            part.trim_offsets = False
+    return processor
+
+
+def _longest_first(lengths: Sequence[int], room: int) -> list[int]:
+    """Lengths once the longer text has lost tokens until all fit `room` (HF: longest_first)."""
+    if sum(lengths) <= room or len(lengths) == 1:
+        return [min(length, max(room, 0)) for length in lengths]
+    first_is_longer = lengths[0] > lengths[1]
+    short = min(*lengths, max(room, 0) // 2)
+    long = max(room, 0) - short  # HF: the odd token goes to the longer text, else to the second
+    return [long, short] if first_is_longer else [short, long]
+
+
+def _digest(files: Mapping[str, bytes]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(files):
+        digest.update(f"{name} {len(files[name])}\n".encode())
+        digest.update(files[name])
+    return digest.hexdigest()

@@ -1,0 +1,28 @@
+"""Named recipes: flags that are placed before the user's own, so that the last one wins.
+
+Each preset belongs to one task; what it was measured at stands in ftcore/RECORDS.md.
+"""
+
+PRESETS: dict[str, dict[str, dict[str, dict[str, object]]]] = {
+    "pretrain": {
+        # The built-in base model, from random weights.
+        "base": {
+            "model": {"path": "builtin:base", "init": "random"},
+            "env": {"precision": "fp32"},
+            "optim": {"lr": 2e-3, "batch_size": 64, "weight_decay": 0.1},
+            "schedule": {"shape": "cosine", "warmup": 0.04, "final": 0.02},
+            "loop": {"save_every": 100},
+        },
+    },
+    "sft": {
+        # `python train.py` and nothing else: LoRA on the built-in base and chat data.
+        "assistant": {
+            "peft": {"method": "lora", "rank": 32, "alpha": 64.0},
+            "optim": {"lr": 3e-3, "batch_size": 32},
+            "schedule": {"shape": "cosine", "warmup": 0.05},
+            "loop": {"epochs": 2.0, "eval_every": 100, "save_every": 100},
+            "eval": {"intent_field": "intent"},
+        },
+    },
+    "classify": {},
+}

@@ -1,0 +1,230 @@
+"""Classification metrics against scikit-learn, perplexity against its definition."""
+
+import csv
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn import metrics as sk
+
+from ftcore.errors import DataError
+from ftcore.evaluate.metrics import METRICS, OUTSIDE, ClassificationMetrics, Perplexity
+
+TOLERANCE = 1e-12
+pytestmark = pytest.mark.filterwarnings("ignore:A single label was found")
+
+
+def names_of(num_labels: int) -> list[str]:
+    return [f"class {k}" for k in range(num_labels)]
+
+
+def counted(num_labels: int, target: list[int], predicted: list[int]) -> ClassificationMetrics:
+    metrics = ClassificationMetrics(names_of(num_labels))
+    metrics.update(target, predicted)
+    return metrics
+
+
+def sklearn_metrics(target_B: np.ndarray, predicted_B: np.ndarray) -> dict[str, float]:
+    """What scikit-learn says: labels restricted to the real classes that occur."""
+    occurring = sorted({*target_B.tolist(), *predicted_B.tolist()} - {OUTSIDE})
+    result = {"accuracy": sk.accuracy_score(target_B, predicted_B)}
+    for average in ("micro", "macro", "weighted"):
+        precision, recall, f1, _ = sk.precision_recall_fscore_support(
+            target_B, predicted_B, labels=occurring, average=average, zero_division=0
+        )
+        result |= {
+            f"precision_{average}": precision,
+            f"recall_{average}": recall,
+            f"f1_{average}": f1,
+        }
+    return result | {"mcc": sk.matthews_corrcoef(target_B, predicted_B)}
+
+
+def assert_equals_sklearn(num_labels: int, target: list[int], predicted: list[int]) -> None:
+    target_B, predicted_B = np.array(target), np.array(predicted)
+    metrics = counted(num_labels, target, predicted)
+    assert tuple(metrics.compute()) == METRICS
+    assert metrics.compute() == pytest.approx(
+        sklearn_metrics(target_B, predicted_B), rel=0, abs=TOLERANCE
+    )
+    every = list(range(num_labels))
+    inside = predicted_B != OUTSIDE
+    if inside.any():
+        expected_KK = sk.confusion_matrix(target_B[inside], predicted_B[inside], labels=every)
+        np.testing.assert_array_equal(metrics.confusion_KK, expected_KK)
+    columns = sk.precision_recall_fscore_support(
+        target_B, predicted_B, labels=every, average=None, zero_division=0
+    )
+    for k, row in enumerate(metrics.per_class()):
+        expected = [column[k] for column in columns]
+        assert row["label"] == f"class {k}"
+        assert [row[x] for x in ("precision", "recall", "f1", "support")] == pytest.approx(
+            expected, rel=0, abs=TOLERANCE
+        )
+        assert row["predicted"] == (predicted_B == k).sum()
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_random_labels_equal_sklearn(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    num_labels, rows = int(rng.integers(1, 12)), int(rng.integers(1, 300))
+    # Skewed, so that some classes are absent and others are never predicted.
+    chances = [rng.dirichlet(np.full(num_labels, 0.3)) for _ in range(2)]
+    target_B, guess_B = (rng.choice(num_labels, rows, p=p) for p in chances)
+    predicted_B = np.where(rng.random(rows) < 0.5, target_B, guess_B)
+    if seed % 2:
+        predicted_B[rng.random(rows) < 0.2] = OUTSIDE
+    assert_equals_sklearn(num_labels, target_B.tolist(), predicted_B.tolist())
+
+
+@pytest.mark.parametrize(
+    ("num_labels", "target", "predicted"),
+    [
+        pytest.param(3, [0, 0, 1], [0, 1, 1], id="class absent altogether"),
+        pytest.param(3, [0, 0, 1], [0, 2, 1], id="class predicted, never a target"),
+        pytest.param(3, [0, 1, 2], [0, 1, 0], id="class never predicted"),
+        pytest.param(3, [1, 1, 1], [1, 1, 1], id="one class, all right"),
+        pytest.param(3, [1, 1, 1], [0, 2, 0], id="one class, all wrong"),
+        pytest.param(2, [0, 1, 0, 1], [1, 0, 1, 0], id="all wrong"),
+        pytest.param(1, [0, 0], [0, 0], id="a label set of one"),
+        pytest.param(2, [0, 1, 1], [OUTSIDE] * 3, id="nothing inside the label set"),
+        pytest.param(2, [0], [OUTSIDE], id="one row, outside"),
+        pytest.param(2, [1], [1], id="one row"),
+    ],
+)
+def test_edge_cases_equal_sklearn(num_labels: int, target: list[int], predicted: list[int]) -> None:
+    if set(predicted) == {OUTSIDE}:
+        metrics = counted(num_labels, target, predicted)
+        expected = sklearn_metrics(np.array(target), np.array(predicted))
+        assert metrics.compute() == pytest.approx(expected, rel=0, abs=TOLERANCE)
+        assert not metrics.confusion_KK.any()
+    else:
+        assert_equals_sklearn(num_labels, target, predicted)
+
+
+def test_outside_is_a_miss_of_its_class_and_a_hit_on_no_precision() -> None:
+    metrics = counted(2, [0, 0, 1, 1], [0, OUTSIDE, 1, 1])
+    first, second = metrics.per_class()
+    assert (first["precision"], first["recall"], first["predicted"]) == (1.0, 0.5, 1)
+    assert (second["precision"], second["recall"], second["predicted"]) == (1.0, 1.0, 2)
+    result = metrics.compute()
+    assert result["precision_micro"] == 1.0
+    assert result["accuracy"] == result["recall_micro"] == 0.75
+    assert metrics.counts_KP.tolist() == [[1, 0, 1], [0, 2, 0]]
+
+
+def test_macro_is_sklearns_own_default_over_the_classes_that_occur() -> None:
+    target, predicted = [0, 1, 2, 2, 0], [0, 2, 2, 2, 1]
+    expected = sk.f1_score(target, predicted, average="macro")
+    assert counted(9, target, predicted).compute()["f1_macro"] == pytest.approx(expected, abs=1e-15)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64, 1000])
+def test_any_split_gives_identical_results(batch_size: int) -> None:
+    rng = np.random.default_rng(0)
+    target_B, predicted_B = rng.integers(0, 5, 1000), rng.integers(-1, 5, 1000)
+    whole = counted(5, target_B, predicted_B)
+    ranks = [ClassificationMetrics(names_of(5)) for _ in range(3)]
+    for i, start in enumerate(range(0, 1000, batch_size)):
+        rows = slice(start, start + batch_size)
+        ranks[i % 3].update(torch.from_numpy(target_B)[rows], predicted_B[rows].astype(np.int8))
+    for other in ranks[1:]:
+        ranks[0].merge(other)
+    np.testing.assert_array_equal(ranks[0].counts_KP, whole.counts_KP)
+    assert ranks[0].compute() == whole.compute()
+
+
+def test_counts_beyond_int64_squares_stay_exact() -> None:
+    small, large = (counted(2, [0, 0, 0, 1, 1], [0, 0, 1, 1, 0]) for _ in range(2))
+    large.counts_KP *= 10**17
+    assert large.compute() == pytest.approx(small.compute(), abs=TOLERANCE)
+
+
+def test_no_rows_is_nan_and_an_empty_batch_is_nothing() -> None:
+    metrics = ClassificationMetrics(["a", "b"])
+    metrics.update([], torch.empty(0, dtype=torch.long))
+    assert all(math.isnan(value) for value in metrics.compute().values())
+    assert metrics.per_class()[0]["f1"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("target", "predicted", "message"),
+    [
+        ([0, 2], [0, 0], r"target id 2: must be 0 \.\.\. 1"),
+        ([0, -1], [0, 0], r"target id -1: must be 0 \.\.\. 1"),
+        ([0, 1], [0, 2], r"predicted id 2: must be -1 \.\.\. 1"),
+        ([0, 1], [0, -2], r"predicted id -2"),
+        ([0, 1], [0], "2 targets, 1 predictions"),
+        ([0.0, 1.0], [0, 1], "target ids are float64"),
+        ([[0, 1]], [[0, 1]], r"target ids are int64 \(1, 2\)"),
+    ],
+)
+def test_a_refused_batch_changes_nothing(target: list, predicted: list, message: str) -> None:
+    metrics = counted(2, [0], [1])
+    with pytest.raises(DataError, match=message):
+        metrics.update(target, predicted)
+    assert metrics.counts_KP.tolist() == [[0, 1, 0], [0, 0, 0]]
+
+
+def test_bad_label_sets() -> None:
+    for labels in ([], ["a", "a"]):
+        with pytest.raises(DataError, match="must be distinct, at least one"):
+            ClassificationMetrics(labels)
+    with pytest.raises(DataError, match="different labels"):
+        ClassificationMetrics(["a", "b"]).merge(ClassificationMetrics(["b", "a"]))
+
+
+def test_77_real_intents_with_a_keyword_guess() -> None:
+    """Banking77's test file: a crude classifier leaves many classes never predicted."""
+    if "FTCORE_DATA" not in os.environ:
+        pytest.skip("FTCORE_DATA is unset: no real data")
+    path = Path(os.environ["FTCORE_DATA"]) / "banking77" / "test.csv"
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    labels = sorted({row["category"] for row in rows})
+    ids = {label: i for i, label in enumerate(labels)}
+    overlap = [
+        [len(set(label.split("_")) & set(row["text"].lower().split())) for label in labels]
+        for row in rows
+    ]
+    target_B = np.array([ids[row["category"]] for row in rows])
+    predicted_B = np.argmax(overlap, axis=1)
+    metrics = ClassificationMetrics(labels)
+    metrics.update(target_B, predicted_B)
+    assert (len(rows), len(labels)) == (3080, 77)
+    assert min(row["predicted"] for row in metrics.per_class()) == 0
+    expected = sklearn_metrics(target_B, predicted_B)
+    assert metrics.compute() == pytest.approx(expected, rel=0, abs=TOLERANCE)
+
+
+def test_perplexity_weighs_tokens_not_batches() -> None:
+    losses_N = np.random.default_rng(0).uniform(0, 8, 1000)
+    whole, parts = Perplexity(), [Perplexity(), Perplexity()]
+    whole.update(losses_N.sum(), 1000, num_bytes=4321)
+    for i, part in enumerate(np.split(losses_N, [1, 10, 300])):
+        parts[i % 2].update(torch.tensor(part.sum()), len(part), num_bytes=4321 if i == 3 else 0)
+    parts[0].merge(parts[1])
+    expected = {
+        "nll": losses_N.mean(),
+        "perplexity": math.exp(losses_N.mean()),
+        "bits_per_byte": losses_N.sum() / math.log(2) / 4321,
+    }
+    assert whole.compute() == pytest.approx(expected, rel=TOLERANCE)
+    assert parts[0].compute() == pytest.approx(expected, rel=TOLERANCE)
+
+
+def test_a_uniform_guess_over_bytes_is_eight_bits_per_byte() -> None:
+    perplexity = Perplexity()
+    perplexity.update(50 * math.log(256), 50, num_bytes=50)
+    expected = {"nll": math.log(256), "perplexity": 256, "bits_per_byte": 8}
+    assert perplexity.compute() == pytest.approx(expected, rel=TOLERANCE)
+
+
+def test_perplexity_without_tokens_or_beyond_float64() -> None:
+    perplexity = Perplexity()
+    assert all(math.isnan(value) for value in perplexity.compute().values())
+    perplexity.update(1e6, 10)
+    assert perplexity.compute() == {"nll": 1e5, "perplexity": math.inf}
