@@ -4,6 +4,7 @@ The command line is made from these classes (`ftcore/cli.py`); the text under a 
 Every number has a unit or is a plain ratio. There is no value that means "inherit".
 """
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -63,7 +64,7 @@ class ChatDataConfig:
 class LabelledDataConfig:
     """Texts or pairs of texts with one label."""
 
-    train: tuple[str, ...]
+    train: tuple[str, ...] = ()
     """files (.tsv, .csv, .jsonl, .json, each also .gz)"""
     dev: tuple[str, ...] = ()
     """rows for choosing the best checkpoint; none: `holdout` rows of train"""
@@ -172,6 +173,10 @@ class LoopConfig:
     patience: int = 0
     """evaluations without a better dev value before it stops early; 0: never"""
 
+    def num_steps(self, num_rows: int, batch_size: int) -> int:
+        """Optimiser steps of a run over `num_rows` training rows."""
+        return self.max_steps or math.ceil(self.epochs * math.ceil(num_rows / batch_size))
+
 
 @dataclass(frozen=True)
 class EvalConfig:
@@ -222,7 +227,7 @@ class SftRun(PretrainRun):
 class ClassifyRun(PretrainRun):
     """Fine-tuning a classifier of texts or pairs of texts."""
 
-    data: LabelledDataConfig
+    data: LabelledDataConfig = field(default_factory=LabelledDataConfig)
 
 
 RUNS = {"pretrain": PretrainRun, "sft": SftRun, "classify": ClassifyRun}

@@ -13,7 +13,7 @@ CPU path: plain matmul, softmax, matmul on blocks planned by `Docs`, because the
 CPU flash attention is 3 to 8 times slower at these lengths; above `SDPA_LENGTH` tokens, where the
 T x T scores no longer fit the cache, torch's scaled_dot_product_attention takes over.
 
-source      Vaswani et al. 2017, arXiv:1706.03762; grouped heads: Ainslie et al. 2023, arXiv:2305.13245
+source      Vaswani et al. 2017, arXiv:1706.03762; grouped: Ainslie et al. 2023, arXiv:2305.13245
 """
 
 import torch
@@ -42,7 +42,7 @@ def attention_reference(
 
 
 class _Scatter(torch.autograd.Function):
-    """Rows of x into distinct rows of a zeroed block; its gradient is a gather, not an index_add."""
+    """Rows of x into distinct rows of a block of zeros; its gradient is a gather."""
 
     @staticmethod
     def forward(ctx, x_N: Tensor, slots_N: Tensor, num_rows: int) -> Tensor:
@@ -56,7 +56,7 @@ class _Scatter(torch.autograd.Function):
 
 
 class _Gather(torch.autograd.Function):
-    """Distinct rows of a block; its gradient is a scatter, not an index_add."""
+    """Distinct rows of a block; its gradient is a scatter, without index_add's sums."""
 
     @staticmethod
     def forward(ctx, block: Tensor, slots_N: Tensor) -> Tensor:

@@ -34,7 +34,8 @@ def attention_decode(
     """One decoding step of attention over a cache.
 
     q_BHD             one query per sequence, compute dtype
-    k_BSGD, v_BSGD    cached keys and values, same dtype; slots past a length are never used
+    k_BSGD, v_BSGD    cached keys and values, same dtype; slots past a length have no effect, but
+                      must be finite; no copy is made where memory is laid out (B, G, S, D)
     lengths_B         int64, valid slots of each sequence, the new token's included; >= 1
     scale             factor on the scores; default D ** -0.5
     returns           o_BHD, compute dtype

@@ -92,5 +92,8 @@ def linear_cross_entropy(
     returns       loss sum (fp32 scalar, nats) and weight sum (fp32 scalar)
     memory        2048 x V logits at a time
     """
+    if not torch.is_grad_enabled():  # a Function is not told, and would form the gradients
+        h_MC, weight_VC = h_MC.detach(), weight_VC.detach()
+        bias_V = None if bias_V is None else bias_V.detach()
     loss = _LinearCrossEntropy.apply(h_MC, weight_VC, bias_V, labels_M, weights_M)
     return loss, weights_M.sum()

@@ -10,7 +10,7 @@ documents of equal length that lie side by side need no copy at all, the stream 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, groupby
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -103,16 +103,20 @@ def _plan_groups(
     lengths: tuple[int, ...], borders: list[int], device: torch.device | str
 ) -> tuple[tuple[Group, ...], Tensor | None]:
     """Runs of equal length as views; other documents up to SCATTER_LENGTH in one block."""
-    short = [b for b, length in enumerate(lengths) if length <= SCATTER_LENGTH]
-    if len(set(lengths)) == 1:
-        short = []  # one run, a plain view
-    groups = []
-    for _, run in groupby(
-        (b for b in range(len(lengths)) if b not in set(short)), key=_run_key(lengths)
-    ):
-        docs = list(run)
-        rows = slice(borders[docs[0]], borders[docs[-1] + 1])
-        groups.append(Group(len(docs), lengths[docs[0]], rows))
+    all_equal = len(set(lengths)) == 1  # one run, a plain view
+    short: list[int] = []
+    runs: list[list[int]] = []
+    for b, length in enumerate(lengths):
+        if length <= SCATTER_LENGTH and not all_equal:
+            short.append(b)
+        elif runs and runs[-1][-1] == b - 1 and lengths[b - 1] == length:
+            runs[-1].append(b)
+        else:
+            runs.append([b])
+    groups = [
+        Group(len(run), lengths[run[0]], slice(borders[run[0]], borders[run[-1] + 1]))
+        for run in runs
+    ]
     if not short:
         return tuple(groups), None
 
@@ -128,13 +132,3 @@ def _plan_groups(
     stream = [torch.arange(g.rows.start, g.rows.stop, device=device) for g in groups]
     groups.append(Group(len(short), length, rows, slots, lengths_B))
     return tuple(groups), torch.cat([*stream, rows]).argsort()
-
-
-def _run_key(lengths: tuple[int, ...]):
-    """Key under which neighbouring documents of equal length fall into one run."""
-    run_of, previous = {}, None
-    for b, length in enumerate(lengths):
-        starts_run = previous is None or length != lengths[previous]
-        run_of[b] = b if starts_run else run_of[previous]
-        previous = b
-    return run_of.__getitem__

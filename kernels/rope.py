@@ -2,7 +2,7 @@
 
 Letters: N tokens, H heads, D head width (even), E = D / 2 frequencies.
 
-angles      theta_ne = position_n * base^(-2 e / D)
+angles      angle_ne = position_n theta^(-2 e / D)
 forward     (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin), x1 and x2 the two halves of D
 backward    the same rotation by the opposite angle
 dtypes      angles in fp32, cos and sin rounded to the compute dtype as HF does
@@ -17,17 +17,18 @@ from torch import Tensor
 def rope_angles(positions_N: Tensor, *, head_dim: int, theta: float, dtype: torch.dtype) -> Tensor:
     """cos and sin of every position, stacked: cos_sin_2NE in `dtype`, E = head_dim / 2."""
     exponents_E = torch.arange(0, head_dim, 2, device=positions_N.device).float() / head_dim
-    angles_NE = positions_N[:, None].float() * theta**-exponents_E
+    # numerics: HF's formula to the bit, since an error here grows with the position
+    angles_NE = positions_N[:, None].float() * (1.0 / theta**exponents_E)
     return torch.stack([angles_NE.cos(), angles_NE.sin()]).to(dtype)
 
 
 def rope_reference(x_NHD: Tensor, cos_sin_2NE: Tensor) -> Tensor:
-    """The definition as a complex product; fp32 and float64 only. In float64 it is the oracle."""
-    half = x_NHD.shape[-1] // 2
-    x_NHE = torch.complex(x_NHD[..., :half].contiguous(), x_NHD[..., half:].contiguous())
-    turn_N1E = torch.complex(cos_sin_2NE[0], cos_sin_2NE[1])[:, None]
-    turned_NHE = x_NHE * turn_N1E
-    return torch.cat([turned_NHE.real, turned_NHE.imag], dim=-1)
+    """The definition. In float64 it is the oracle."""
+    x1_NHE, x2_NHE = x_NHD.chunk(2, dim=-1)
+    cos_N1E, sin_N1E = cos_sin_2NE[0][:, None], cos_sin_2NE[1][:, None]
+    return torch.cat(
+        [x1_NHE * cos_N1E - x2_NHE * sin_N1E, x2_NHE * cos_N1E + x1_NHE * sin_N1E], dim=-1
+    )
 
 
 class _Rope(torch.autograd.Function):

@@ -66,22 +66,24 @@ def build(seed: int = 0, size: int = 5000) -> dict[str, list[Row]]:
         return rng.choice(said[intent.name])
 
     def recombined(intent: Intent) -> Phrase:
-        while not parts.issuperset((phrase := compose(intent, rng, new=True)).combination):
-            pass
-        return phrase
+        while True:
+            phrase = compose(intent, rng, new=True)
+            if parts[intent.name].issuperset(phrase.combination):
+                return phrase
 
     def reworded(intent: Intent) -> Phrase:
         return Phrase((), rng.choice(WORDING[intent.name]))
 
-    train = author.rows("train", shares(size), known)
-    parts = {part for row in train for part in row["combination"]}
+    train = plant(author.rows("train", shares(size), known), rng)
+    parts: dict[str, set[str]] = {intent.name: set() for intent in INTENTS}
     said: dict[str, list[Phrase]] = {intent.name: [] for intent in INTENTS}
     for row in train:
-        if row["slots"]:
+        if row["fault"] is None and row["slots"]:
+            parts[row["intent"]].update(row["combination"])
             said[row["intent"]].append(Phrase(tuple(row["combination"]), row["phrasing"]))
     evenly = [TEST_ROWS_PER_INTENT] * len(INTENTS)
     return {
-        "train": plant(train, rng),
+        "train": train,
         "dev": author.rows("dev", shares(DEV_ROWS), known),
         "test_values": author.rows("test_values", evenly, repeated, new=True),
         "test_combinations": author.rows("test_combinations", evenly, recombined, new=True),
@@ -174,13 +176,15 @@ def preference_pairs(rows: Iterable[Row], seed: int = 0) -> list[Row]:
     for row in rows:
         if row["fault"] is None:
             wrong, corruption = corrupt(row, rng)
-            pairs.append({
-                "id": row["id"],
-                "prompt": row["messages"][:-1],
-                "chosen": row["messages"][-1:],
-                "rejected": [{"role": "assistant", "content": wrong}],
-                "corruption": corruption,
-            })
+            pairs.append(
+                {
+                    "id": row["id"],
+                    "prompt": row["messages"][:-1],
+                    "chosen": row["messages"][-1:],
+                    "rejected": [{"role": "assistant", "content": wrong}],
+                    "corruption": corruption,
+                }
+            )
     return pairs
 
 

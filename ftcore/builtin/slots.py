@@ -244,7 +244,7 @@ GRAMMAR = {
 
 
 def is_new(text: str) -> bool:
-    """Whether a value, or a combination of phrases, is held back from training: one in four is."""
+    """Whether a value is held back from training: one in four is."""
     return zlib.crc32(unicodedata.normalize("NFC", text).casefold().encode()) % 4 == 0
 
 

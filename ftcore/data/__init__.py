@@ -1,1 +1,1 @@
-"""Stage 1, dataset preparation: files to rows, rows to documents of token ids, documents to batches."""
+"""Stage 1, dataset preparation: files to rows, rows to token ids, documents to batches."""

@@ -11,6 +11,7 @@ post-processors that trim white space from offsets are told not to.
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +71,7 @@ class Tokenizer:
         added = self._fast.get_added_tokens_decoder()
         self.special_ids = frozenset(id_ for id_, token in added.items() if token.special)
         self.special_tokens = tuple(added[id_].content for id_ in sorted(self.special_ids))
+        self._any_special = re.compile("|".join(map(re.escape, self.special_tokens)) or "(?!)")
         self.vocab_size = max(self._fast.get_vocab().values()) + 1
         self.bos_id = self._named_id("bos_token")
         self.eos_id = self._named_id("eos_token")
@@ -156,6 +158,11 @@ class Tokenizer:
     def decode(self, ids: Sequence[int] | np.ndarray, *, special: bool = False) -> str:
         """Text of token ids; `special` shows special tokens too."""
         return self._fast.decode([int(id_) for id_ in ids], skip_special_tokens=not special)
+
+    def find_special(self, text: str) -> str | None:
+        """The first special token written out in a text, None if there is none."""
+        match = self._any_special.search(text)
+        return match.group() if match else None
 
     def id_of(self, token: str) -> int:
         """Id of a token given by its exact text."""

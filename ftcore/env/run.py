@@ -83,6 +83,10 @@ class RunFolder:
         files.write_file(self.path / name, json.dumps(record, indent=1) + "\n")
         return self.path / name
 
+    def write(self, name: str, text: str) -> None:
+        """Write one text file into the run folder, whole or not at all."""
+        files.write_file(self.path / name, text)
+
     def sync(self) -> None:
         """Put the metrics on the disk: before a checkpoint, which must not outlive its lines."""
         if self._metrics is not None:

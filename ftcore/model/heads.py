@@ -9,18 +9,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ftcore.model.spec import ModelSpec
-from ftcore.model.transformer import Transformer
+from ftcore.model.transformer import LayerNorm, RMSNorm, Transformer
 from kernels.docs import Docs
 
 
 class LMHead(nn.Module):
     """Next-token logits z = h W^T; W is the embedding matrix where the spec ties them."""
 
-    def __init__(self, spec: ModelSpec, embed_tokens: nn.Embedding) -> None:
+    def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.lm_head = nn.Linear(spec.hidden_size, spec.vocab_size, bias=False)
-        if spec.tie_word_embeddings:
-            self.lm_head.weight = embed_tokens.weight
 
     def forward(self, h_MC: Tensor) -> Tensor:
         """logits_MV, compute dtype."""
@@ -70,10 +68,16 @@ class Model(nn.Module):
         if num_labels is not None:
             self.head = ClassificationHead(spec, num_labels)
         elif lm:
-            self.head = LMHead(spec, self.trunk.embed_tokens)
+            self.head = LMHead(spec)
+            self.tie_weights()
+
+    def tie_weights(self) -> None:
+        """Make the LM head's matrix the embedding matrix, where the spec ties them."""
+        if isinstance(self.head, LMHead) and self.spec.tie_word_embeddings:
+            self.head.lm_head.weight = self.trunk.embed_tokens.weight
 
     def init_weights(self, generator: torch.Generator) -> None:
-        """Normal(0, initializer_range) matrices, zero biases, unit norms; drawn from `generator`."""
+        """Draw Normal(0, initializer_range) matrices; biases become zero, norms one."""
         for module in self.modules():
             init_module(module, self.spec.initializer_range, generator)
 
@@ -82,5 +86,7 @@ def init_module(module: nn.Module, std: float, generator: torch.Generator) -> No
     """Draw the parameters that `module` itself owns."""
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=std, generator=generator)
-    if isinstance(module, nn.Linear) and module.bias is not None:
+    if isinstance(module, RMSNorm | LayerNorm):
+        nn.init.ones_(module.weight)
+    if getattr(module, "bias", None) is not None:
         nn.init.zeros_(module.bias)

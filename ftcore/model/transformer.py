@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ftcore.errors import ModelError
 from ftcore.model.spec import ModelSpec
 from kernels.attention import attention
 from kernels.docs import Docs
@@ -177,7 +178,13 @@ class Transformer(nn.Module):
         docs            borders of the documents
         cache           one entry per layer while generating, else None
         returns         h_NC, compute dtype
+        raises          ModelError: a document is longer than the learned positions
         """
+        if self.embed_positions is not None and max(docs.lengths) > self.spec.max_positions:
+            raise ModelError(
+                f"a document has {max(docs.lengths)} tokens, the model has positions for"
+                f" {self.spec.max_positions}: cut it or split it"
+            )
         h_NC = self.embed(tokens_N, positions_N, types_N)
         cos_sin_2NE = None
         if self.spec.position == "rope":

@@ -23,6 +23,7 @@ from ftcore.model.families.family import Family
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+FLOATS = ("BF16", "F16", "F32", "F64")
 
 
 @dataclass
@@ -36,9 +37,9 @@ class Accounting:
     def __str__(self) -> str:
         text = f"{len(self.loaded)} tensors loaded"
         if self.ignored:
-            text += f", {len(self.ignored)} not needed ({', '.join(self.ignored[:4])})"
+            text += f", {len(self.ignored)} not needed ({_some(self.ignored)})"
         if self.new:
-            text += f", {len(self.new)} new, drawn at random ({', '.join(self.new)})"
+            text += f", {len(self.new)} new, drawn at random ({_some(self.new)})"
         return text
 
 
@@ -70,11 +71,12 @@ def tensor_files(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _header(file: Path) -> dict[str, list[int]]:
-    """Tensor name -> shape of one safetensors file; duplicate names are refused."""
+def _header(file: Path) -> dict[str, tuple[str, list[int]]]:
+    """Tensor name -> dtype and shape of one safetensors file; duplicate names are refused."""
     try:
         with safe_open(file, framework="pt") as handle:
-            shapes = {name: handle.get_slice(name).get_shape() for name in handle.keys()}  # noqa: SIM118
+            slices = {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118
+            found = {name: (part.get_dtype(), part.get_shape()) for name, part in slices.items()}
         with open(file, "rb") as raw:
             size = int.from_bytes(raw.read(8), "little")
             json.loads(raw.read(size), object_pairs_hook=_refuse_duplicates)
@@ -82,7 +84,7 @@ def _header(file: Path) -> dict[str, list[int]]:
         raise ModelError(
             f"{file}: not a whole safetensors file ({error}). Copy or download it again."
         ) from error
-    return shapes
+    return found
 
 
 def _refuse_duplicates(pairs: list[tuple[str, object]]) -> dict:
@@ -109,57 +111,73 @@ def load_weights(
 ) -> Accounting:
     """Fill `model` from a checkpoint folder; its parameters keep their dtype and device.
 
-    may_be_new  prefixes of our names that a checkpoint may lack, such as a new head's; these keep
-                their random values and are listed
+    may_be_new  modules, by our names, that a checkpoint may lack as a whole, such as a new head;
+                their tensors keep the values they have, and are listed
     raises      ModelError: every missing, unexpected and mis-shaped tensor, in one message
     """
     files = tensor_files(folder)
-    shapes = {n: s for file in set(files.values()) for n, s in _header(file).items()}
-    wanted = {name: list(tensor.shape) for name, tensor in _own_tensors(model).items()}
+    headers = {name: found for file in set(files.values()) for name, found in _header(file).items()}
+    wanted = {name: list(tensor.shape) for name, tensor in own_tensors(model).items()}
+    modules = {_module_of(name) for name in wanted}
     accounting = Accounting()
     hf_name_of: dict[str, str] = {}
-    unexpected, misshaped = [], []
-    for hf_name, shape in sorted(shapes.items()):
+    unexpected, misfits = [], []
+    for hf_name, (dtype, shape) in sorted(headers.items()):
         ours = family.to_ours(hf_name)
-        is_tied_copy = hf_name == "lm_head.weight" and model.spec.tie_word_embeddings
         if ours not in wanted:
-            known = ours is not None and ours.startswith("head.")  # a head of another task
-            if known or is_tied_copy or family.is_ignored(hf_name):
+            other_head = (ours or "").startswith("head.") and _module_of(ours) not in modules
+            if other_head or _is_tied(ours, model) or family.is_ignored(hf_name):
                 accounting.ignored.append(hf_name)
             else:
                 unexpected.append(hf_name)
-        elif list(shape) != wanted[ours]:
-            misshaped.append(f"{hf_name} is {list(shape)}, config.json implies {wanted[ours]}")
-        else:
-            hf_name_of[ours] = hf_name
-    refused = [line.split(" ")[0] for line in misshaped]
-    absent = [
-        n for n in wanted if n not in hf_name_of and family.to_hf(n) not in refused
-    ]
-    accounting.new = [name for name in absent if name.startswith(may_be_new)] if may_be_new else []
+            continue
+        if ours in hf_name_of:
+            unexpected.append(f"{hf_name} beside {hf_name_of[ours]}")
+        elif shape != wanted[ours]:
+            misfits.append(f"{hf_name} is {shape}, must be {wanted[ours]}")
+        elif dtype not in FLOATS:
+            misfits.append(f"{hf_name} is {dtype}, must be one of {', '.join(FLOATS)}")
+        hf_name_of[ours] = hf_name
+    absent = [name for name in wanted if name not in hf_name_of]
+    new_modules = set(may_be_new) - {_module_of(name) for name in hf_name_of}
+    accounting.new = [name for name in absent if _module_of(name) in new_modules]
     missing = [family.to_hf(name) for name in absent if name not in accounting.new]
-    _raise_if_any(folder, missing=missing, unexpected=unexpected, misshaped=misshaped)
+    _raise_if_any(folder, missing=missing, unexpected=unexpected, misfit=misfits)
 
     tensors = read_tensors(hf_name_of.values(), files)
     with torch.no_grad():
-        for ours, parameter in _own_tensors(model).items():
+        for ours, parameter in own_tensors(model).items():
             if ours in hf_name_of:
                 parameter.copy_(tensors.pop(hf_name_of[ours]))
                 accounting.loaded.append(ours)
     return accounting
 
 
-def _own_tensors(model: nn.Module) -> dict[str, Tensor]:
+def own_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Our name -> parameter, each shared tensor once (under the embedding's name)."""
     return dict(model.named_parameters(remove_duplicate=True))
+
+
+def _module_of(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _is_tied(ours: str | None, model: nn.Module) -> bool:
+    """Whether a tensor of the file is a second copy of the embedding matrix."""
+    return ours == "head.lm_head.weight" and model.spec.tie_word_embeddings
 
 
 def _raise_if_any(folder: Path, **problems: list[str]) -> None:
     lines = [f"  {kind}: {_some(names)}" for kind, names in problems.items() if names]
     if lines:
         raise ModelError(
-            f"{folder}: the tensors do not fit config.json\n" + "\n".join(lines)
-            + "\nCheck that weights and config belong together."
+            "\n".join(
+                [
+                    f"{folder}: the tensors do not fit the model of config.json",
+                    *lines,
+                    "Check that weights, config and number of labels belong together.",
+                ]
+            )
         )
 
 
@@ -167,14 +185,6 @@ def _some(names: list[str], most: int = 8) -> str:
     """The names, or the first of them and how many more."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
-
-
-def hf_tensors(model: nn.Module, family: Family, *, bare: bool = False) -> dict[str, Tensor]:
-    """HF name -> tensor of every parameter, each shared tensor once."""
-    return {
-        family.to_hf(name, bare=bare): tensor.detach().cpu().contiguous()
-        for name, tensor in _own_tensors(model).items()
-    }
 
 
 def save_weights(tensors: dict[str, Tensor], folder: Path, *, max_shard_bytes: int) -> None:

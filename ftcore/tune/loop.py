@@ -26,12 +26,13 @@ from ftcore.env.seed import seed_noise
 from ftcore.env.signals import StopFlag
 from ftcore.errors import CheckpointError
 from ftcore.model.heads import Model
-from ftcore.tune.checkpoint import Checkpoints, Loaded
+from ftcore.tune.checkpoint import Checkpoints, Loaded, load
 from ftcore.tune.optim import AdamW
 from ftcore.tune.schedule import learning_rate
 from ftcore.tune.task import Task
 
 MAX_FAILED_SAVES = 3
+WATCHED = "eval/loss"  # lower is better; its best checkpoint is kept and ends the run
 Evaluate = Callable[[], Mapping[str, float]]
 
 
@@ -60,8 +61,7 @@ class Loop:
     optim, schedule, loop       sections of the configuration
     run, checkpoints            where it is written down
     evaluate                    called with the model in eval mode; returns eval/<metric> values
-    watch                       the metric whose best checkpoint is kept; lower is better, unless
-                                `higher_is_better`
+    seed, device                of data order and noise; where the batches go
     """
 
     model: Model
@@ -75,15 +75,11 @@ class Loop:
     seed: int
     device: torch.device
     evaluate: Evaluate | None = None
-    watch: str = "eval/loss"
-    higher_is_better: bool = False
     progress: Progress = field(default_factory=Progress)
 
     def __post_init__(self) -> None:
         self.rows = StepRows(len(self.documents), batch_size=self.optim.batch_size, seed=self.seed)
-        self.total_steps = self.loop.max_steps or math.ceil(
-            self.loop.epochs * self.rows.steps_per_epoch
-        )
+        self.total_steps = self.loop.num_steps(len(self.documents), self.optim.batch_size)
         self.optimizer = AdamW(
             ((name, p) for name, p in self.model.named_parameters() if p.requires_grad),
             betas=self.optim.betas,
@@ -91,11 +87,21 @@ class Loop:
             weight_decay=self.optim.weight_decay,
         )
 
-    def restore(self, loaded: Loaded) -> None:
-        """Continue from a checkpoint of this run."""
+    def restore(self, loaded: Loaded | None) -> None:
+        """Continue from a checkpoint of this run, or from its start where it never saved one."""
+        if loaded is None:
+            self.run.trim(-1)
+            return
         self.progress = Progress(**loaded.state["progress"])
         self.optimizer.load_state(loaded.tensors, loaded.state["optimizer_steps"])
         self.run.trim(loaded.step)
+
+    def restore_best(self) -> None:
+        """Put the weights of the best evaluation back; without one, keep the last."""
+        folder = self.checkpoints.best()
+        if folder is not None and self.progress.best_step != self.progress.step:
+            best = load(folder)
+            self.optimizer.load_state(best.tensors, best.state["optimizer_steps"])
 
     def train(self) -> int:
         """Run to the last step, early stop or signal; returns the exit code (0, 4, 130 or 143)."""
@@ -112,11 +118,12 @@ class Loop:
                 is_last = step == self.total_steps
                 if step % self.loop.log_every == 0 or is_last or step == 1:
                     self.run.log(step, values)
-                wants_stop = False
+                wants_stop = is_best = False
                 if self.evaluate and (step % self.loop.eval_every == 0 or is_last):
-                    wants_stop = self._evaluate()
-                if step % self.loop.save_every == 0 or is_last or stop or wants_stop:
-                    self._save()
+                    is_best, wants_stop = self._evaluate()
+                is_due = step % self.loop.save_every == 0
+                if is_best or is_due or is_last or stop or wants_stop:
+                    self._save(is_best=is_best)
                 if self.checkpoints.failed_in_a_row >= MAX_FAILED_SAVES:
                     return 4
                 if stop:
@@ -181,8 +188,8 @@ class Loop:
             f"step {step}: loss {loss}, gradient norm {grad_norm}: not applied; its rows: {path}"
         )
 
-    def _evaluate(self) -> bool:
-        """Evaluate, remember the best; returns whether patience has run out."""
+    def _evaluate(self) -> tuple[bool, bool]:
+        """Evaluate; returns whether it is the best so far, and whether patience has run out."""
         self.model.eval()
         with torch.no_grad():
             values = self.evaluate()
@@ -190,16 +197,16 @@ class Loop:
         step, progress = self.progress.step, self.progress
         self.run.log(step, values)
         tqdm.write(f"step {step}: " + "  ".join(f"{k} {v:.4f}" for k, v in values.items()))
-        value = -values[self.watch] if self.higher_is_better else values[self.watch]
-        if value < progress.best:
+        value = values[WATCHED]
+        is_best = value < progress.best
+        if is_best:
             progress.best, progress.best_step, progress.evals_since_best = value, step, 0
-            if self._save():
-                self.checkpoints.mark_best(step)
         else:
             progress.evals_since_best += 1
-        return bool(self.loop.patience) and progress.evals_since_best >= self.loop.patience
+        out_of_patience = 0 < self.loop.patience <= progress.evals_since_best
+        return is_best, out_of_patience
 
-    def _save(self) -> bool:
+    def _save(self, *, is_best: bool) -> None:
         """Write a checkpoint; a failed one is reported, and the run goes on."""
         self.run.sync()
         state = {
@@ -209,7 +216,7 @@ class Loop:
         tensors: dict[str, dict[str, Tensor]] = self.optimizer.state()
         try:
             self.checkpoints.save(self.progress.step, tensors, state)
+            if is_best:
+                self.checkpoints.mark_best(self.progress.step)
         except CheckpointError as error:
             tqdm.write(f"step {self.progress.step}: not saved: {error}")
-            return False
-        return True

@@ -4,12 +4,15 @@ Rows of weight 0 never reach the head (law 2), and no task divides (law 3): the 
 by the weight of the whole optimiser step.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
 from ftcore.data.pack import Batch
 from ftcore.model.heads import ClassificationHead, LMHead, Model
+from ftcore.model.load import ModelTask
 from kernels.cross_entropy import linear_cross_entropy
 
 
@@ -45,3 +48,19 @@ def classification(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
         batch.weights,
         bias_V=classifier.bias,
     )
+
+
+@dataclass(frozen=True)
+class TaskKind:
+    """A task of train.py: the head it needs, its loss, and peft's word for it."""
+
+    model_task: ModelTask
+    loss: Task
+    peft_type: str
+
+
+TASKS: Mapping[str, TaskKind] = {
+    "pretrain": TaskKind("lm", language_modelling, "CAUSAL_LM"),
+    "sft": TaskKind("lm", language_modelling, "CAUSAL_LM"),
+    "classify": TaskKind("classify", classification, "SEQ_CLS"),
+}

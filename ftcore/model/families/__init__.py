@@ -1,4 +1,4 @@
-"""Model families: each file maps one HF `model_type`, its config and its tensor names, both ways."""
+"""Model families: each file maps one HF `model_type`: its config and tensor names, both ways."""
 
 from ftcore.errors import ModelError
 from ftcore.model.families import bert, qwen3

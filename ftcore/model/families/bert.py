@@ -3,8 +3,7 @@
 source  Devlin et al. 2019, arXiv:1810.04805; HF layout of `BertModel`
 """
 
-from ftcore.errors import ModelError
-from ftcore.model.families.family import Family, read_int
+from ftcore.model.families.family import Family, expect, read_float, read_heads, read_int
 from ftcore.model.spec import ModelSpec
 
 LAYER = "encoder.layer.{i}"
@@ -13,12 +12,12 @@ LAYER = "encoder.layer.{i}"
 def to_spec(config: dict) -> ModelSpec:
     """Read a BERT config.json.
 
-    raises  ModelError: an activation or position scheme that this family does not have
+    raises  ModelError: a size out of range; an activation or position scheme not known here
     """
-    if config.get("hidden_act", "gelu") != "gelu":
-        raise ModelError(f"config.json: hidden_act = {config['hidden_act']!r}: only 'gelu' is known")
-    if config.get("position_embedding_type", "absolute") != "absolute":
-        raise ModelError("config.json: position_embedding_type must be 'absolute'")
+    expect(
+        config,
+        {"hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False},
+    )
     hidden_size = read_int(config, "hidden_size", default=768)
     num_heads = read_int(config, "num_attention_heads", default=12)
     return ModelSpec(
@@ -28,11 +27,11 @@ def to_spec(config: dict) -> ModelSpec:
         intermediate_size=read_int(config, "intermediate_size", default=3072),
         num_heads=num_heads,
         num_kv_heads=num_heads,
-        head_dim=hidden_size // num_heads,
+        head_dim=read_heads(hidden_size, num_heads),
         max_positions=read_int(config, "max_position_embeddings", default=512),
         is_causal=False,
         norm="layer_norm",
-        norm_eps=config.get("layer_norm_eps", 1e-12),
+        norm_eps=read_float(config, "layer_norm_eps", default=1e-12),
         norm_first=False,
         position="learned",
         mlp="gelu",
@@ -42,8 +41,8 @@ def to_spec(config: dict) -> ModelSpec:
         embedding_norm=True,
         has_pooler=True,
         tie_word_embeddings=True,
-        dropout=config.get("hidden_dropout_prob", 0.1),
-        initializer_range=config.get("initializer_range", 0.02),
+        dropout=read_float(config, "hidden_dropout_prob", default=0.1),
+        initializer_range=read_float(config, "initializer_range", default=0.02),
     )
 
 

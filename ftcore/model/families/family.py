@@ -5,6 +5,7 @@ side is written without the prefix of the trunk (`model.`, `bert.`), which some 
 out: it is accepted either way when reading, and always written.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -77,7 +78,41 @@ def read_int(config: dict, key: str, *, default: int | None = None) -> int:
 
     raises  ModelError: missing without default, not an integer, or out of [1, 10,000,000]
     """
-    value = config.get(key, default)
+    value = default if config.get(key) is None else config[key]
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 10_000_000:
         raise ModelError(f"config.json: {key} = {value!r}: must be an integer in [1, 10000000]")
     return value
+
+
+def read_float(config: dict, key: str, *, default: float) -> float:
+    """A finite number >= 0 of a config.json.
+
+    raises  ModelError: not a number, negative or not finite
+    """
+    value = default if config.get(key) is None else config[key]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise ModelError(f"config.json: {key} = {value!r}: must be a finite number >= 0")
+    return float(value)
+
+
+def expect(config: dict, known: Mapping[str, object]) -> None:
+    """Refuse a config.json that asks for what the family does not have.
+
+    raises  ModelError: a key of `known` is there with another value
+    """
+    for key, value in known.items():
+        if config.get(key, value) != value:
+            raise ModelError(f"config.json: {key} = {config[key]!r}: only {value!r} is known")
+
+
+def read_heads(hidden_size: int, num_heads: int) -> int:
+    """Width of one head, where the heads share the model's width.
+
+    raises  ModelError: the width is not a multiple of the number of heads
+    """
+    if hidden_size % num_heads:
+        raise ModelError(
+            f"config.json: hidden_size = {hidden_size} must be a multiple of"
+            f" num_attention_heads = {num_heads}"
+        )
+    return hidden_size // num_heads

@@ -4,10 +4,11 @@ source  Qwen team 2025, arXiv:2505.09388; HF layout of `Qwen3ForCausalLM`
 """
 
 from ftcore.errors import ModelError
-from ftcore.model.families.family import Family, read_int
+from ftcore.model.families.family import Family, expect, read_float, read_int
 from ftcore.model.spec import ModelSpec
 
 LAYER = "layers.{i}"
+PLAIN_ROPE = (None, "default")
 
 
 def to_spec(config: dict) -> ModelSpec:
@@ -16,36 +17,36 @@ def to_spec(config: dict) -> ModelSpec:
     raises  ModelError: scaled rotary positions, a sliding window, or another activation
     """
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if rope.get("rope_type", rope.get("type", "default")) != "default":
+    if not isinstance(rope, dict) or rope.get("rope_type", rope.get("type")) not in PLAIN_ROPE:
         raise ModelError(f"config.json: rope_parameters = {rope}: only plain rotary is known")
-    if config.get("use_sliding_window"):
-        raise ModelError("config.json: use_sliding_window = true is not known to this family")
-    if config.get("hidden_act", "silu") != "silu":
-        raise ModelError(f"config.json: hidden_act = {config['hidden_act']!r}: only 'silu' is known")
+    expect(config, {"use_sliding_window": False, "hidden_act": "silu", "attention_bias": False})
     num_heads = read_int(config, "num_attention_heads")
-    hidden_size = read_int(config, "hidden_size")
-    bias = bool(config.get("attention_bias", False))
-    if bias:
-        raise ModelError("config.json: attention_bias = true is not known to this family")
+    num_kv_heads = read_int(config, "num_key_value_heads", default=num_heads)
+    if num_heads % num_kv_heads:
+        raise ModelError(
+            f"config.json: num_attention_heads = {num_heads} must be a multiple of"
+            f" num_key_value_heads = {num_kv_heads}"
+        )
+    theta = "rope_theta"  # at the top in files of older transformers
     return ModelSpec(
         vocab_size=read_int(config, "vocab_size"),
-        hidden_size=hidden_size,
+        hidden_size=read_int(config, "hidden_size"),
         num_layers=read_int(config, "num_hidden_layers"),
         intermediate_size=read_int(config, "intermediate_size"),
         num_heads=num_heads,
-        num_kv_heads=read_int(config, "num_key_value_heads", default=num_heads),
-        head_dim=read_int(config, "head_dim", default=hidden_size // num_heads),
+        num_kv_heads=num_kv_heads,
+        head_dim=read_int(config, "head_dim", default=128),
         max_positions=read_int(config, "max_position_embeddings", default=32768),
         is_causal=True,
         norm="rms_norm",
-        norm_eps=config.get("rms_norm_eps", 1e-6),
+        norm_eps=read_float(config, "rms_norm_eps", default=1e-6),
         norm_first=True,
         position="rope",
-        rope_theta=float(rope.get("rope_theta", config.get("rope_theta", 10000.0))),
+        rope_theta=read_float(rope if theta in rope else config, theta, default=10000.0),
         mlp="swiglu",
         qk_norm=True,
         tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
-        initializer_range=config.get("initializer_range", 0.02),
+        initializer_range=read_float(config, "initializer_range", default=0.02),
     )
 
 

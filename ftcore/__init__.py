@@ -1,0 +1,13 @@
+"""Fine-tuning of language models, written out: seven stages, in the order that data flows.
+
+A module imports only from its own line and the lines above it. Below them all stands `kernels`,
+which never imports ftcore; above them all stand the scripts.
+
+    errors config presets cli    what the user says, and what is said back
+    builtin                      the embedded default: a tiny base model and chat data made by code
+    data                         1 dataset preparation
+    model                        2 model initialisation
+    env                          3 environment
+    tune                         4 partial and full fine-tuning
+    evaluate                     5 evaluation
+"""

@@ -1,0 +1,242 @@
+"""Chat messages to text through the model's own template, and where each message lies in it.
+
+The text is rendered once, and only that rendering is ever tokenised. Positions are found by further
+renderings with a pair of private-use characters around each content: if taking them out gives back
+the text, they mark the contents exactly. They go around the whole content; if the template trims
+contents, just inside its white space. A template that looks into contents (Qwen3 cuts <think> parts
+out of earlier turns) is asked once per message: what changes when that message alone is replaced?
+
+Templates come with models, so they run in jinja2's sandbox, with a limit on size and time. Filters,
+functions and variables are those of transformers.
+"""
+
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import lru_cache
+from typing import Any, Literal, NoReturn, NotRequired, TypedDict
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from ftcore.data.tokenizer import Tokenizer
+from ftcore.errors import DataError, ModelError
+
+MAX_CHARACTERS = 2**20  # of a rendering
+MAX_SECONDS = 10.0  # of a rendering
+MARKERS = (0xF0000, 0x100000, 0xE000)  # first characters of the private-use planes, in turn
+
+
+class Message(TypedDict):
+    """One turn; `train` and `weight` matter to supervision only, never to the text."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str
+    train: NotRequired[bool]
+    weight: NotRequired[float]
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """`text` and, for each message, the span of its content in characters; None: left out."""
+
+    text: str
+    spans: tuple[tuple[int, int] | None, ...]
+
+
+class RowError(DataError):
+    """One row cannot be used; whoever works through many rows rejects it and counts it."""
+
+
+def render(
+    messages: Sequence[Message], tokenizer: Tokenizer, *, add_generation_prompt: bool = False
+) -> Rendering:
+    """Text of a chat and the span of each message's content.
+
+    raises    RowError: the template refuses the messages, or changes a content so that it cannot be
+              found; ModelError: no template, or one that does not compile
+    """
+    text = render_text(messages, tokenizer, add_generation_prompt=add_generation_prompt)
+
+    def again(contents: Sequence[str]) -> str:
+        changed = [
+            {**message, "content": content}
+            for message, content in zip(messages, contents, strict=True)
+        ]
+        return render_text(changed, tokenizer, add_generation_prompt=add_generation_prompt)
+
+    contents = [message["content"] for message in messages]
+    base = _unused(text + "".join(contents), 2 * len(contents))
+    for wrap in (_around, _inside):
+        spans = _marked_spans(text, contents, base=base, wrap=wrap, again=again)
+        if spans is not None:
+            return Rendering(text, spans)
+    found = (_changed_span(text, contents, i, base=base, again=again) for i in range(len(contents)))
+    return Rendering(text, tuple(found))
+
+
+def render_text(
+    messages: Sequence[Message], tokenizer: Tokenizer, *, add_generation_prompt: bool = False
+) -> str:
+    """Text of a chat; `add_generation_prompt` ends it where the assistant is to answer."""
+    if tokenizer.chat_template is None:
+        raise ModelError(
+            f"{tokenizer.where}: the tokenizer has no chat template; put one into "
+            "chat_template.jinja, or start from a chat model"
+        )
+    template = _compiled(tokenizer.chat_template, tokenizer.where)
+    variables = {
+        **tokenizer.special,
+        "messages": [{"role": m["role"], "content": m["content"]} for m in messages],
+        "tools": None,
+        "documents": None,
+        "add_generation_prompt": add_generation_prompt,
+    }
+    pieces, size, deadline = [], 0, time.monotonic() + MAX_SECONDS
+    try:
+        for piece in template.generate(variables):
+            pieces.append(piece)
+            size += len(piece)
+            if size > MAX_CHARACTERS or time.monotonic() > deadline:
+                raise RowError(
+                    f"the chat template wrote more than {MAX_CHARACTERS} characters or took more "
+                    f"than {MAX_SECONDS:g} s; split the chat"
+                )
+    except (jinja2.TemplateError, TypeError, LookupError, ArithmeticError, RecursionError) as error:
+        raise RowError(f"the chat template refuses the messages: {error}") from error
+    return "".join(pieces)
+
+
+@lru_cache(maxsize=8)
+def generation_prompt(tokenizer: Tokenizer) -> str:
+    """What the template writes after a user's turn to ask for an answer; "" if it adds nothing."""
+    question: list[Message] = [{"role": "user", "content": "x"}]
+    asked = render_text(question, tokenizer)
+    prompted = render_text(question, tokenizer, add_generation_prompt=True)
+    return prompted[len(asked) :] if prompted.startswith(asked) else ""
+
+
+def _around(content: str, start: str, end: str) -> str:
+    return start + content + end
+
+
+def _inside(content: str, start: str, end: str) -> str:
+    core = content.strip()
+    lead = content.index(core)
+    return content[:lead] + start + core + end + content[lead + len(core) :]
+
+
+def _unused(text: str, count: int) -> int:
+    """Code point of the first of `count` private-use characters that the text does not hold."""
+    for first in MARKERS:
+        if not any(first <= ord(character) < first + count for character in set(text)):
+            return first
+    raise RowError(
+        "the chat holds private-use characters of all three Unicode planes, so its contents cannot "
+        "be marked; remove those characters"
+    )
+
+
+def _marked_spans(
+    text: str,
+    contents: Sequence[str],
+    *,
+    base: int,
+    wrap: Callable[[str, str, str], str],
+    again: Callable[[Sequence[str]], str],
+) -> tuple[tuple[int, int] | None, ...] | None:
+    """Spans of all contents by markers, None where these do not come through untouched."""
+    pairs = [(chr(base + 2 * i), chr(base + 2 * i + 1)) for i in range(len(contents))]
+    wrapped = [wrap(content, *pair) for content, pair in zip(contents, pairs, strict=True)]
+    try:
+        marked = again(wrapped)
+    except RowError:  # a template that refuses marked contents may accept the plain ones
+        return None
+    marker = re.compile(f"[{chr(base)}-{chr(base + 2 * len(contents))}]")
+    if marker.sub("", marked) != text:
+        return None
+    places: dict[str, list[int]] = {}
+    for removed, match in enumerate(marker.finditer(marked)):
+        places.setdefault(match.group(), []).append(match.start() - removed)
+    spans: list[tuple[int, int] | None] = []
+    for start, end in pairs:
+        found = (places.get(start, []), places.get(end, []))
+        if found == ([], []):
+            spans.append(None)
+        elif len(found[0]) == len(found[1]) == 1:
+            spans.append((found[0][0], found[1][0]))
+        else:
+            return None
+    return tuple(spans)
+
+
+def _changed_span(
+    text: str,
+    contents: Sequence[str],
+    index: int,
+    *,
+    base: int,
+    again: Callable[[Sequence[str]], str],
+) -> tuple[int, int] | None:
+    """Span that changes when one content is replaced, checked to hold text of that content."""
+    other = again([*contents[:index], chr(base), *contents[index + 1 :]])
+    if other == text:
+        return None
+    start = len(os.path.commonprefix([text, other]))
+    shorter = min(len(text), len(other)) - start
+    backwards = [text[::-1][:shorter], other[::-1][:shorter]]
+    end = len(text) - len(os.path.commonprefix(backwards))
+    found, content = ("".join(part.split()) for part in (text[start:end], contents[index]))
+    if other.count(chr(base)) != 1 or found not in content:
+        raise RowError(
+            f"cannot tell where message {index + 1} lies in the rendered text: the template "
+            f"changes or repeats it ({contents[index][:60]!r} became {text[start:end][:60]!r}); "
+            "use a template that writes contents as they are"
+        )
+    return start, end
+
+
+class _Generation(Extension):
+    """HF: {% generation %} marks answers for transformers; here its body is plain text."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+@lru_cache(maxsize=8)
+def _compiled(source: str, where: str) -> jinja2.Template:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _refuse
+    environment.globals["strftime_now"] = _now
+    try:
+        return environment.from_string(source)
+    except jinja2.TemplateSyntaxError as error:
+        raise ModelError(
+            f"{where}: chat template, line {error.lineno}: {error.message}; mend the template in "
+            "chat_template.jinja or tokenizer_config.json"
+        ) from error
+
+
+def _to_json(value: Any, indent: int | None = None, **options: Any) -> str:
+    return json.dumps(value, indent=indent, **{"ensure_ascii": False, **options})
+
+
+def _refuse(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)
+
+
+def _now(form: str) -> str:
+    return datetime.now().strftime(form)

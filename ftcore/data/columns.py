@@ -1,0 +1,265 @@
+"""Rows to examples through a column map: plain text, labelled text, chats; and the label map.
+
+Every row becomes an example or a `Rejected` with its reason; none disappears. What shows that the
+map or the file is wrong (no such column, an unknown role, a score that is no number) is an error.
+"""
+
+import difflib
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args, get_type_hints
+
+from ftcore.data.chat import Message
+from ftcore.data.read import Row
+from ftcore.errors import DataError
+
+ROLES = get_args(get_type_hints(Message)["role"])
+KNOWN_ROLES = {"human": "user", "prompter": "user", "gpt": "assistant", "bot": "assistant"}
+UNSUPPORTED = ("tool_calls", "function_call", "reasoning_content", "thinking", "reasoning")
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A row that is not used: where it stands and why."""
+
+    id: str
+    file: str
+    line: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Text:
+    """A document of plain text."""
+
+    id: str
+    text: str
+    file: str = ""
+    line: int = 0
+
+
+@dataclass(frozen=True)
+class LabelledText:
+    """A text, or a pair of texts, with the name of its class or its score."""
+
+    id: str
+    text: str
+    pair: str | None
+    label: str | float
+    file: str = ""
+    line: int = 0
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A conversation."""
+
+    id: str
+    messages: tuple[Message, ...]
+    file: str = ""
+    line: int = 0
+
+
+@dataclass(frozen=True)
+class LabelMap:
+    """Names of the classes in the order of their indices."""
+
+    names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def index(self, example: LabelledText) -> int:
+        """Class index of an example; DataError if the training data had no such label."""
+        if example.label in self.names:
+            return self.names.index(example.label)
+        shown = ", ".join(self.names[:20]) + (", ..." if len(self) > 20 else "")
+        raise DataError(
+            f"{example.file}:{example.line}: label {example.label!r} is not among the {len(self)} "
+            f"labels of the training data ({shown}){_nearest(str(example.label), self.names)}; "
+            "correct the row, or add training rows with this label"
+        )
+
+
+def label_map(examples: Iterable[LabelledText]) -> LabelMap:
+    """All labels of the training data: in numeric order if all are numbers, else sorted by name.
+
+    raises   DataError: fewer than two different labels
+    """
+    names = {str(example.label) for example in examples}
+    if len(names) < 2:
+        raise DataError(
+            f"the training data has {len(names)} different label(s) {sorted(names)}, a classifier "
+            "needs at least two; is this the label column?"
+        )
+    numbers = {name: _number(name) for name in names}
+    if None not in numbers.values():
+        return LabelMap(tuple(sorted(names, key=lambda name: (numbers[name], name))))
+    return LabelMap(tuple(sorted(names)))
+
+
+def texts(rows: Sequence[Row], *, text: str = "text") -> tuple[list[Text], list[Rejected]]:
+    """Documents of plain text from column `text`."""
+    _require(rows, [text])
+    kept, rejected = [], []
+    for row in rows:
+        content = _text(row, text)
+        if content.strip():
+            kept.append(Text(row.id, content, row.file, row.line))
+        else:
+            rejected.append(_reject(row, f"column {text!r} is empty"))
+    return _some(kept, rejected)
+
+
+def labelled(
+    rows: Sequence[Row], *, text: str, label: str, pair: str | None = None, scores: bool = False
+) -> tuple[list[LabelledText], list[Rejected]]:
+    """Labelled texts, or pairs, from the columns named.
+
+    scores    labels are numbers to predict (regression), not names of classes
+    raises    DataError: a column is missing, a text is not text, a score is not a number
+    """
+    columns = [text] if pair is None else [text, pair]
+    _require(rows, [*columns, label])
+    kept, rejected = [], []
+    for row in rows:
+        contents = [_text(row, column) for column in columns]
+        empty = [column for column, c in zip(columns, contents, strict=True) if not c.strip()]
+        name = _label(row, label)
+        if empty:
+            rejected.append(_reject(row, f"column {empty[0]!r} is empty"))
+        elif not name:
+            rejected.append(_reject(row, f"column {label!r} holds no label"))
+        else:
+            value = _score(row, label, name) if scores else name
+            second = contents[1] if pair is not None else None
+            kept.append(LabelledText(row.id, contents[0], second, value, row.file, row.line))
+    return _some(kept, rejected)
+
+
+def chats(rows: Sequence[Row], *, messages: str = "messages") -> tuple[list[Chat], list[Rejected]]:
+    """Chats from a column that holds a list of {"role", "content"} objects.
+
+    A message may also hold "train" (bool; by default answers are trained on, nothing else) and
+    "weight" (number, default 1). Other keys are ignored, but for those that change the text.
+
+    raises    DataError: a column is missing, a role is unknown, a value has the wrong type
+    """
+    _require(rows, [messages])
+    kept, rejected = [], []
+    for row in rows:
+        turns = row.fields.get(messages)
+        if turns is None or turns == []:
+            rejected.append(_reject(row, f"column {messages!r} holds no messages"))
+            continue
+        if not isinstance(turns, list):
+            raise _wrong(row, f"column {messages!r} must hold a list of messages")
+        if unsupported := _unsupported(turns):
+            rejected.append(_reject(row, unsupported))
+            continue
+        checked = tuple(_message(row, turn, number) for number, turn in enumerate(turns, start=1))
+        kept.append(Chat(row.id, checked, row.file, row.line))
+    return _some(kept, rejected)
+
+
+def _message(row: Row, turn: Any, number: int) -> Message:
+    if not isinstance(turn, dict) or not isinstance(turn.get("content"), str):
+        raise _wrong(row, f'message {number} must be {{"role": ..., "content": text}}')
+    role = turn.get("role")
+    if role not in ROLES:
+        advice = KNOWN_ROLES.get(str(role).lower())
+        hint = f"; write {advice!r}" if advice else _nearest(str(role), ROLES)
+        known = ", ".join(ROLES)
+        raise _wrong(row, f"message {number} has role {role!r}, not one of {known}{hint}")
+    train, weight = turn.get("train", role == "assistant"), turn.get("weight", 1.0)
+    if not isinstance(train, bool):
+        raise _wrong(row, f'message {number}: "train" must be true or false, not {train!r}')
+    is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
+    if not is_number or not 0 <= weight < math.inf:
+        raise _wrong(row, f'message {number}: "weight" must be a number >= 0, not {weight!r}')
+    return Message(role=role, content=turn["content"], train=train, weight=float(weight))
+
+
+def _unsupported(turns: list[Any]) -> str | None:
+    for number, turn in enumerate(turns, start=1):
+        for key in UNSUPPORTED:
+            if isinstance(turn, dict) and turn.get(key):
+                return f"message {number} holds {key!r}, which is not supported"
+    return None
+
+
+def _require(rows: Sequence[Row], columns: Sequence[str]) -> None:
+    if not rows:
+        raise DataError("there are no rows")
+    for column in columns:
+        if not any(column in row.fields for row in rows):
+            names = list(rows[0].fields)
+            raise DataError(
+                f"{rows[0].file}: no column {column!r}; its columns are "
+                f"{', '.join(map(repr, names))}{_nearest(column, names)}"
+            )
+
+
+def _text(row: Row, column: str) -> str:
+    value = row.fields.get(column)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise _wrong(row, f"column {column!r} must hold text, not {type(value).__name__}")
+    return value
+
+
+def _label(row: Row, column: str) -> str:
+    value = row.fields.get(column)
+    if isinstance(value, list | dict):
+        raise _wrong(row, f"column {column!r} must hold one label, not {type(value).__name__}")
+    return "" if value is None else str(value).strip()
+
+
+def _score(row: Row, column: str, name: str) -> float:
+    value = _number(name)
+    if value is None:
+        raise _wrong(row, f"column {column!r} must hold a number, not {name!r}")
+    return value
+
+
+def _number(name: str) -> float | None:
+    try:
+        value = float(name)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _reject(row: Row, reason: str) -> Rejected:
+    return Rejected(row.id, row.file, row.line, reason)
+
+
+def _wrong(row: Row, problem: str) -> DataError:
+    shown = json.dumps(row.fields, ensure_ascii=False, default=str)[:400]
+    return DataError(f"{row.file}:{row.line}: {problem}; the row is {shown}")
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return f"; nearest: {near[0]!r}" if near else ""
+
+
+def _some(kept: list[Any], rejected: list[Rejected]) -> tuple[list[Any], list[Rejected]]:
+    require_some(kept, rejected)
+    return kept, rejected
+
+
+def require_some(kept: Sequence[Any], rejected: Sequence[Rejected]) -> None:
+    """DataError with the reasons if no row is left."""
+    if kept:
+        return
+    reasons = Counter(row.reason for row in rejected).most_common(3)
+    counted = "; ".join(f"{count} x {reason}" for reason, count in reasons)
+    raise DataError(
+        f"{rejected[0].file}: none of the {len(rejected)} rows can be used ({counted}); "
+        f"the first stands in line {rejected[0].line}"
+    )

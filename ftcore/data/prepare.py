@@ -1,0 +1,236 @@
+"""Files to encoded documents for one run: read, map columns, encode; every row accounted for.
+
+`builtin:chat` and `builtin:corpus` stand for the data sets that ftcore makes itself.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from ftcore.builtin import chat as builtin_chat
+from ftcore.builtin import corpus as builtin_corpus
+from ftcore.config import ChatDataConfig, LabelledDataConfig, TextDataConfig
+from ftcore.data.columns import Chat, LabelMap, Rejected, chats, label_map, labelled, texts
+from ftcore.data.encode import EncodedRows, encode_chats, encode_labelled_rows, encode_texts
+from ftcore.data.pack import Encoded
+from ftcore.data.read import Row, read_rows
+from ftcore.data.tokenizer import Tokenizer
+from ftcore.errors import DataError
+
+BUILTIN_CHAT = "builtin:chat"
+BUILTIN_CORPUS = "builtin:corpus"
+
+
+@dataclass
+class Split:
+    """Rows of one purpose.
+
+    documents       encoded rows, in file order
+    chats           the conversations behind them, for generated answers
+    num_bytes       UTF-8 bytes of plain text, for bits per byte; 0 for other data
+    """
+
+    documents: list[Encoded]
+    chats: list[Chat] = field(default_factory=list)
+    num_bytes: int = 0
+
+
+@dataclass
+class Prepared:
+    """What a run trains and is judged on.
+
+    train, dev, tests       splits; `tests` by name
+    labels                  classes of a classifier, by index
+    rejected, cut           rows left out and rows cut short, by split, each with its reason
+    """
+
+    train: Split
+    dev: Split
+    tests: dict[str, Split]
+    labels: tuple[str, ...] | None = None
+    rejected: dict[str, list[Rejected]] = field(default_factory=dict)
+    cut: dict[str, list[Rejected]] = field(default_factory=dict)
+
+    def account(self, split: str, mapped: Sequence[Rejected], rows: EncodedRows) -> None:
+        """Remember what a split lost."""
+        self.rejected[split] = [*mapped, *rows.rejected]
+        self.cut[split] = rows.cut
+
+    def summary(self) -> str:
+        """Rows and tokens of each split, and what was left out, one line each."""
+        lines = []
+        for name, split in {"train": self.train, "dev": self.dev, **self.tests}.items():
+            tokens = sum(len(document) for document in split.documents)
+            line = f"{name}: {len(split.documents)} rows, {tokens} tokens"
+            for verb, found in (("left out", self.rejected), ("cut", self.cut)):
+                reasons = Counter(row.reason for row in found.get(name, []))
+                line += "".join(f"; {verb} {n} ({reason})" for reason, n in reasons.most_common(5))
+            lines.append(line)
+        return "\n".join(lines)
+
+
+    def write(self, folder: Path) -> None:
+        """Write rejected.jsonl: every row that was left out or cut, with its place and reason."""
+        lines = [
+            json.dumps({"split": split, "what": what, **asdict(row)}, ensure_ascii=False)
+            for what, found in (("left out", self.rejected), ("cut", self.cut))
+            for split, rows in found.items()
+            for row in rows
+        ]
+        folder.mkdir(exist_ok=True)
+        (folder / "rejected.jsonl").write_text("".join(line + "\n" for line in lines), "utf-8")
+
+
+def prepare(
+    config: TextDataConfig | ChatDataConfig | LabelledDataConfig,
+    tokenizer: Tokenizer,
+    *,
+    seed: int,
+    labels: tuple[str, ...] | None = None,
+) -> Prepared:
+    """All splits of a run.
+
+    seed        chooses the rows held out of training
+    labels      classes of a model that is only evaluated; None: those of the training rows
+    raises      DataError: a file, column, label or row that cannot be used
+    """
+    if isinstance(config, TextDataConfig):
+        return prepare_text(config, tokenizer)
+    if isinstance(config, ChatDataConfig):
+        return prepare_chats(config, tokenizer)
+    return prepare_labelled(config, tokenizer, seed=seed, labels=labels)
+
+
+def prepare_text(config: TextDataConfig, tokenizer: Tokenizer) -> Prepared:
+    """Plain text, cut into documents of at most `config.max_length` tokens."""
+    prepared = Prepared(Split([]), Split([]), {})
+
+    def split(name: str, rows: list[Row]) -> Split:
+        kept, rejected = texts(rows, text=config.text)
+        encoded = encode_texts(kept, tokenizer, end=True, max_length=config.max_length)
+        prepared.account(name, rejected, encoded)
+        return Split(encoded.documents, num_bytes=sum(len(t.text.encode()) for t in kept))
+
+    if config.train:
+        prepared.train = split("train", _text_rows(config.train, "train", config.copies))
+    if config.dev:
+        prepared.dev = split("dev", _text_rows(config.dev, "heldout", config.copies // 100))
+    for path in config.test:
+        prepared.tests[_name(path)] = split(_name(path), read_rows([path]))
+    return prepared
+
+
+def prepare_chats(config: ChatDataConfig, tokenizer: Tokenizer) -> Prepared:
+    """Conversations, supervised by `config.train_on`."""
+    prepared = Prepared(Split([]), Split([]), {})
+
+    def split(name: str, rows: list[Row]) -> Split:
+        kept, rejected = chats(rows, messages=config.messages)
+        encoded = encode_chats(
+            kept,
+            tokenizer,
+            train_on=config.train_on,
+            max_length=config.max_length,
+            over_length=config.over_length,
+        )
+        prepared.account(name, rejected, encoded)
+        used = {document.row_id for document in encoded.documents}
+        return Split(encoded.documents, chats=[chat for chat in kept if chat.id in used])
+
+    if config.train:
+        prepared.train = split("train", _chat_rows(config.train, "train"))
+    if config.dev:
+        prepared.dev = split("dev", _chat_rows(config.dev, "dev"))
+    for path in config.test:
+        names = BUILTIN_TESTS if path == BUILTIN_CHAT else [_name(path)]
+        for name in names:
+            prepared.tests[name] = split(name, _chat_rows([path], name))
+    return prepared
+
+
+def prepare_labelled(
+    config: LabelledDataConfig,
+    tokenizer: Tokenizer,
+    *,
+    seed: int,
+    labels: tuple[str, ...] | None = None,
+) -> Prepared:
+    """Labelled texts or pairs.
+
+    labels      classes of a model that is only evaluated; None: those of the training rows
+    raises      DataError: a label that the training rows do not have; a bad column or file
+    """
+    prepared = Prepared(Split([]), Split([]), {}, labels)
+
+    def examples(name: str, paths: Sequence[str]) -> list:
+        rows = read_rows(paths, columns=config.columns)
+        pair = config.pair or None
+        kept, rejected = labelled(rows, text=config.text, pair=pair, label=config.label)
+        prepared.rejected[name] = rejected
+        return kept
+
+    def split(name: str, kept: list) -> Split:
+        encoded = encode_labelled_rows(
+            kept,
+            tokenizer,
+            LabelMap(prepared.labels),
+            max_length=config.max_length,
+            over_length=config.over_length,
+        )
+        prepared.account(name, prepared.rejected.get(name, []), encoded)
+        return Split(encoded.documents)
+
+    if config.train:
+        train = examples("train", config.train)
+        held = set(_holdout(len(train), config.holdout, seed).tolist())
+        dev = [example for index, example in enumerate(train) if index in held]
+        train = [example for index, example in enumerate(train) if index not in held]
+        prepared.labels = prepared.labels or label_map(train).names
+        prepared.train = split("train", train)
+        if config.dev:
+            dev = examples("dev", config.dev)
+        if dev:
+            prepared.dev = split("dev", dev)
+    for path in config.test:
+        prepared.tests[_name(path)] = split(_name(path), examples(_name(path), [path]))
+    return prepared
+
+
+BUILTIN_TESTS = ("test_values", "test_combinations", "test_wording")
+
+
+def _holdout(num_rows: int, count: int, seed: int) -> np.ndarray:
+    """Indices of the rows held out of training, a pure function of (num_rows, count, seed)."""
+    if count >= num_rows:
+        raise DataError(f"data.holdout = {count}: train has {num_rows} rows; hold out fewer")
+    return np.random.default_rng([seed, num_rows]).permutation(num_rows)[:count]
+
+
+def _text_rows(paths: Sequence[str], split: builtin_corpus.Split, copies: int) -> list[Row]:
+    if BUILTIN_CORPUS not in paths:
+        return read_rows(paths)
+    _alone(paths, BUILTIN_CORPUS)
+    made = builtin_corpus.documents(split, copies=copies)
+    return [Row(d["id"], f"{BUILTIN_CORPUS}/{split}", n, d) for n, d in enumerate(made, start=1)]
+
+
+def _chat_rows(paths: Sequence[str], split: str) -> list[Row]:
+    if BUILTIN_CHAT not in paths:
+        return read_rows(paths)
+    _alone(paths, BUILTIN_CHAT)
+    made = builtin_chat.build()[split]
+    return [Row(d["id"], f"{BUILTIN_CHAT}/{split}", n, d) for n, d in enumerate(made, start=1)]
+
+
+def _alone(paths: Sequence[str], name: str) -> None:
+    if len(paths) > 1:
+        raise DataError(f"{name} cannot be mixed with files: {', '.join(paths)}; give one of them")
+
+
+def _name(path: str) -> str:
+    """Name of a test split: the file's name without its endings."""
+    return Path(path).name.split(".")[0]

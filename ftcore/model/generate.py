@@ -1,0 +1,73 @@
+"""Greedy generation over a key/value cache, many prompts at once.
+
+Prompts of any lengths are read as one flat stream; then every sequence grows by its most likely
+token, and leaves the batch once it stops. Logits are formed for the last token of each alone.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from ftcore.errors import ModelError
+from ftcore.model.cache import Cache
+from ftcore.model.heads import LMHead, Model
+from kernels.docs import Docs
+
+
+def generate(
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    stop_ids: frozenset[int],
+) -> list[list[int]]:
+    """Continue each prompt by its most likely tokens.
+
+    prompts             token ids, each at least one
+    max_new_tokens      at most so many are added
+    stop_ids            ids that end a sequence
+    returns             the new ids of each prompt; a stop id, where one came, is the last
+    raises              ModelError: no LM head, an empty prompt, one that outgrows the positions
+    memory              that of the cache (cache.py), for all prompts at once
+    """
+    if not isinstance(model.head, LMHead):
+        raise ModelError("the model has no language-model head: load it with the task 'lm'")
+    for index, prompt in enumerate(prompts):
+        if not 1 <= len(prompt) <= model.spec.max_positions - max_new_tokens:
+            raise ModelError(
+                f"prompt {index} has {len(prompt)} tokens: with {max_new_tokens} new ones it must"
+                f" have 1 to {model.spec.max_positions - max_new_tokens}"
+            )
+    was_training = model.training
+    model.eval()
+    try:
+        return _greedy(model, prompts, max_new_tokens, stop_ids)
+    finally:
+        model.train(was_training)
+
+
+@torch.inference_mode()
+def _greedy(
+    model: Model, prompts: Sequence[Sequence[int]], max_new_tokens: int, stop_ids: frozenset[int]
+) -> list[list[int]]:
+    device = model.trunk.embed_tokens.weight.device
+    cache = Cache(model.spec.num_layers)
+    answers: list[list[int]] = [[] for _ in prompts]
+    running = list(range(len(prompts)))  # which prompt each row of the cache belongs to
+    new_tokens = list(prompts)
+    for _ in range(max_new_tokens):
+        if not running:
+            break
+        docs = Docs.from_lengths([len(tokens) for tokens in new_tokens], device)
+        tokens_N = torch.tensor([token for tokens in new_tokens for token in tokens], device=device)
+        types_N = torch.zeros_like(tokens_N)
+        h_NC = model.trunk(tokens_N, cache.extend(docs), types_N, docs, cache.layers)
+        best = model.head(h_NC[docs.last_B()]).argmax(-1).tolist()
+        for prompt, token in zip(running, best, strict=True):
+            answers[prompt].append(token)
+        rows = [row for row, token in enumerate(best) if token not in stop_ids]
+        if len(rows) < len(running):
+            cache.keep(rows)
+            running = [running[row] for row in rows]
+        new_tokens = [[best[row]] for row in rows]
+    return answers

@@ -1,0 +1,210 @@
+"""A model folder in HF layout, in and out: config.json and safetensors.
+
+load -> save -> load is bit-equal, and transformers loads what is saved. Unknown keys of config.json
+are kept, so that a model leaves as it came but for what was trained.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ftcore.errors import ModelError
+from ftcore.model.families import family_of
+from ftcore.model.families.family import Family
+from ftcore.model.heads import ClassificationHead, LMHead, Model, init_module
+from ftcore.model.spec import ModelSpec
+from ftcore.model.weights import Accounting, load_weights, own_tensors, save_weights
+
+CONFIG = "config.json"
+SHARD_BYTES = 5_000_000_000  # HF: shards of 5 GB
+NEW_HEADS = ("head.classifier", "head.pooler")  # a checkpoint of another task lacks these
+
+ModelTask = Literal["lm", "classify", "trunk"]
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model and what is needed to save it again.
+
+    model           on the CPU, in evaluation mode
+    family          its file format
+    config          config.json as read
+    accounting      what happened to each tensor
+    folder          where it was read from
+    """
+
+    model: Model
+    family: Family
+    config: dict
+    accounting: Accounting
+    folder: Path
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """Class names of a saved classifier, by class index; None where config.json has none."""
+        return labels_of(self.config, str(self.folder / CONFIG))
+
+
+def read_config(folder: Path) -> dict:
+    """The folder's config.json.
+
+    raises  ModelError: no such file, or no JSON object in it
+    """
+    path = folder / CONFIG
+    try:
+        config = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise ModelError(
+            f"{path}: cannot be read ({error.strerror}). A model folder holds config.json and"
+            " model.safetensors in HF layout."
+        ) from error
+    except ValueError as error:
+        raise ModelError(f"{path}: not valid JSON ({error}). Download it again.") from error
+    if not isinstance(config, dict):
+        raise ModelError(f"{path}: holds {type(config).__name__}, must be a JSON object")
+    return config
+
+
+def labels_of(config: Mapping, where: str) -> tuple[str, ...] | None:
+    """Class names of `id2label`, by class index; None without one.
+
+    raises  ModelError: the indices are not 0 .. K - 1, or two classes share a name
+    """
+    id2label = config.get("id2label")
+    if id2label is None:
+        return None
+    try:
+        labels = tuple(str(id2label[str(index)]) for index in range(len(id2label)))
+    except (KeyError, TypeError):
+        labels = ()
+    if not labels or len(set(labels)) != len(labels):
+        raise ModelError(f"{where}: id2label = {id2label}: must name classes 0 .. K - 1, each once")
+    return labels
+
+
+def load_model(
+    folder: Path,
+    *,
+    task: ModelTask,
+    dtype: torch.dtype,
+    num_labels: int | None = None,
+    init: Literal["pretrained", "random"] = "pretrained",
+    generator: torch.Generator | None = None,
+) -> LoadedModel:
+    """Build the model of a folder and fill it.
+
+    folder          holds config.json, and the weights unless `init` is "random"
+    task            "lm": LM head; "classify": one row of scores per document; "trunk": no head
+    dtype           of every parameter
+    num_labels      classes of "classify"; default: as many as config.json names
+    init            "random" draws every tensor from `generator` and reads config.json alone
+    generator       draws what the checkpoint lacks of a classifier's head; without one, a
+                    checkpoint that lacks any is an error
+    raises          ModelError: unknown family, damaged files, tensors that do not fit
+    """
+    config = read_config(folder)
+    family = family_of(config, str(folder / CONFIG))
+    try:
+        spec = family.to_spec(config)
+    except ModelError as error:
+        raise ModelError(f"{folder}/{error}") from None
+    if task not in family.architectures:
+        raise ModelError(
+            f"{folder}: {family.name} has no head for the task {task!r}; it has"
+            f" {', '.join(family.architectures)}"
+        )
+    if task == "classify" and num_labels is None:
+        labels = labels_of(config, str(folder / CONFIG))
+        if labels is None:
+            raise ModelError(f"{folder / CONFIG}: names no classes (id2label): it is no classifier")
+        num_labels = len(labels)
+    model = empty_model(spec, task, num_labels, dtype)
+    if init == "random":
+        assert generator is not None, "random weights are drawn from a generator"
+        model.init_weights(generator)
+        accounting = Accounting(new=list(own_tensors(model)))
+    else:
+        may_be_new = NEW_HEADS if task == "classify" and generator is not None else ()
+        accounting = load_weights(model, folder, family, may_be_new=may_be_new)
+        for name in dict.fromkeys(name.rpartition(".")[0] for name in accounting.new):
+            init_module(model.get_submodule(name), spec.initializer_range, generator)
+    return LoadedModel(model.eval(), family, config, accounting, folder)
+
+
+def empty_model(
+    spec: ModelSpec,
+    task: ModelTask,
+    num_labels: int | None,
+    dtype: torch.dtype,
+    device: str = "cpu",
+) -> Model:
+    """A model whose memory is allocated, once and in `dtype`, but not filled."""
+    with torch.device("meta"):
+        model = Model(
+            spec, num_labels=num_labels if task == "classify" else None, lm=task == "lm"
+        ).to(dtype)
+    if device != "meta":
+        model.to_empty(device=device)
+        model.tie_weights()
+    return model
+
+
+def task_of(model: Model) -> ModelTask:
+    """The task that the model's head is made for."""
+    if isinstance(model.head, LMHead):
+        return "lm"
+    return "classify" if isinstance(model.head, ClassificationHead) else "trunk"
+
+
+def save_model(
+    loaded: LoadedModel,
+    folder: Path,
+    *,
+    labels: tuple[str, ...] | None = None,
+    state: Mapping[str, Tensor] | None = None,
+    max_shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Write config.json and the weights into an existing folder.
+
+    loaded          the model, and the config.json that it came with
+    labels          class names of a classifier, by class index; default: those it was loaded with
+    state           tensors to save instead of the model's own, under its names (merged LoRA)
+    raises          ModelError: a tensor is missing, unknown or mis-shaped, or labels do not fit
+    """
+    model, spec, task = loaded.model, loaded.model.spec, task_of(loaded.model)
+    state = dict(own_tensors(model) if state is None else state)
+    if spec.tie_word_embeddings:
+        state.pop("head.lm_head.weight", None)
+    num_labels = state["head.classifier.weight"].shape[0] if task == "classify" else None
+    _check_complete(state, empty_model(spec, task, num_labels, torch.float32, device="meta"))
+    config = {**loaded.config, **loaded.family.to_config(spec)}
+    config.pop("torch_dtype", None)  # HF: the older name of `dtype`
+    config["architectures"] = [loaded.family.architectures[task]]
+    config["dtype"] = str(state["trunk.embed_tokens.weight"].dtype).removeprefix("torch.")
+    if task == "classify":
+        labels = labels or loaded.labels or tuple(f"LABEL_{index}" for index in range(num_labels))
+        if len(labels) != num_labels:
+            raise ModelError(f"{len(labels)} labels for {num_labels} classes: {', '.join(labels)}")
+        config["id2label"] = {str(index): label for index, label in enumerate(labels)}
+        config["label2id"] = {label: index for index, label in enumerate(labels)}
+    text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False)
+    (folder / CONFIG).write_text(text + "\n", "utf-8")
+    tensors = {
+        loaded.family.to_hf(name, bare=task == "trunk"): tensor.detach().cpu().contiguous()
+        for name, tensor in state.items()
+    }
+    save_weights(tensors, folder, max_shard_bytes=max_shard_bytes)
+
+
+def _check_complete(state: Mapping[str, Tensor], model: Model) -> None:
+    """Raise ModelError unless `state` holds the tensors of `model` and no others."""
+    wanted = {name: tensor.shape for name, tensor in own_tensors(model).items()}
+    given = {name: tensor.shape for name, tensor in state.items()}
+    odd = sorted(name for name in wanted | given if wanted.get(name) != given.get(name))
+    if odd:
+        raise ModelError(f"not saved: tensors missing, unknown or mis-shaped: {', '.join(odd)}")

@@ -1,0 +1,32 @@
+"""Decides what is trained: everything, what the rules name, or low-rank updates."""
+
+import torch
+
+from ftcore.config import PeftConfig
+from ftcore.model.heads import ClassificationHead, Model
+from ftcore.tune.freeze import apply_trainable, parameter_table
+from ftcore.tune.lora import LoRAConfig, apply_lora
+
+
+def choose_trainable(model: Model, config: PeftConfig, generator: torch.Generator) -> str:
+    """Freeze, wrap, or leave; returns the table of parameters.
+
+    generator   draws the LoRA factors
+    raises      ConfigError: a rule or target that matches nothing
+    """
+    if config.method == "full":
+        return apply_trainable(model, ["all"])
+    if config.method == "freeze":
+        return apply_trainable(model, config.trainable)
+    lora = LoRAConfig(
+        rank=config.rank,
+        alpha=config.alpha,
+        targets=config.targets,
+        rs_lora=config.rs_lora,
+        dropout=config.dropout,
+        extra_modules=config.extra_modules,
+    )
+    # A classifier's head is new with the task, so it is always trained.
+    heads = ("head",) if isinstance(model.head, ClassificationHead) else ()
+    report = apply_lora(model, lora, generator=generator, trained_heads=heads)
+    return f"{parameter_table(model)}\n{report}"

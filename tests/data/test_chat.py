@@ -1,0 +1,137 @@
+"""Rendering and spans, on templates in the manner of six families, against transformers."""
+
+import pytest
+
+from ftcore.data.chat import RowError, generation_prompt, render, render_text
+from ftcore.errors import ModelError
+
+TURNS = [
+    {"role": "user", "content": "What is 2 + 2?"},
+    {"role": "assistant", "content": "It is four."},
+    {"role": "user", "content": "  And in h\u00e9x \U0001f642?\n"},
+    {"role": "assistant", "content": "four\n\nStill four. \n"},
+]
+
+
+def contents(messages, tokenizer):
+    rendering = render(messages, tokenizer)
+    return [span and rendering.text[slice(*span)] for span in rendering.spans]
+
+
+def test_spans_hold_the_contents(family):
+    name, tokenizer, _ = family
+    trims = name in ("llama3", "gemma")
+    expected = [m["content"].strip() if trims else m["content"] for m in TURNS]
+    assert contents(TURNS, tokenizer) == expected
+
+
+def test_text_equals_transformers(family):
+    pytest.importorskip("transformers")
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    _, tokenizer, _ = family
+    for prompt in (False, True):
+        expected, _ = render_jinja_template(
+            conversations=[TURNS[:3]],
+            chat_template=tokenizer.chat_template,
+            add_generation_prompt=prompt,
+            **tokenizer.special,
+        )
+        assert render_text(TURNS[:3], tokenizer, add_generation_prompt=prompt) == expected[0]
+
+
+def test_repeated_and_nested_contents_are_told_apart(family):
+    _, tokenizer, _ = family
+    turns = [{"role": role, "content": "user"} for role in ("user", "assistant") * 3]
+    rendering = render(turns, tokenizer)
+    spans = rendering.spans
+    assert [rendering.text[start:end] for start, end in spans] == ["user"] * 6
+    assert all(a[1] <= b[0] for a, b in zip(spans, spans[1:], strict=False))
+
+
+def test_system_message_where_the_template_takes_it(families):
+    turns = [{"role": "system", "content": "Be brief."}, *TURNS]
+    for name in ("chatml", "qwen3", "llama3", "zephyr"):
+        assert contents(turns, families[name])[0] == "Be brief."
+    for name, said in (("gemma", "System role not supported"), ("mistral", "Only user and ass")):
+        with pytest.raises(RowError, match=said):
+            render(turns, families[name])
+
+
+def test_qwen3_cuts_thinking_out_of_earlier_turns(families):
+    thought = "<think>\nadd them\n</think>\n\nIt is four."
+    turns = [{**TURNS[0]}, {"role": "assistant", "content": thought}, *TURNS[2:]]
+    rendering = render(turns, families["qwen3"])
+    assert "add them" not in rendering.text
+    assert contents(turns, families["qwen3"])[1] == "It is four."
+    last = contents(turns[:2], families["qwen3"])[1]
+    assert last == "add them\n</think>\n\nIt is four."
+
+
+def test_a_template_may_leave_a_message_out(build_tokenizer):
+    template = "{% for m in messages if m.role != 'system' %}{{ m.content }};{% endfor %}"
+    tokenizer = build_tokenizer(template, ())
+    turns = [{"role": "system", "content": "x"}, {"role": "user", "content": "x"}]
+    assert render(turns, tokenizer).spans == (None, (0, 1))
+
+
+@pytest.mark.parametrize(
+    ("expression", "expected"),
+    [("m.content | upper", "HELLO  THERE"), ("m.content[:3]", "hel"), ("m.content | trim", None)],
+)
+def test_a_template_may_change_a_content(build_tokenizer, expression, expected):
+    template = "{% for m in messages %}" + f"hel<{{{{ {expression} }}}}>the" + "{% endfor %}"
+    found = contents([{"role": "user", "content": "hello  there"}], build_tokenizer(template, ()))
+    assert found == [expected or "hello  there"]
+
+
+@pytest.mark.parametrize(
+    "expression", ["m.content + m.content", "m.content | length", "m.content | replace('l', 'r')"]
+)
+def test_a_content_that_cannot_be_found_is_an_error(build_tokenizer, expression):
+    template = "{% if messages[0].content == 'hello' %}" + f"{{{{ {expression} }}}}" + "{% endif %}"
+    template = template.replace("m.", "messages[0].") + "{{ messages[0].content|length }}"
+    with pytest.raises(RowError, match="message 1 lies in the rendered text.*'hello' became"):
+        render([{"role": "user", "content": "hello"}], build_tokenizer(template, ()))
+
+
+def test_private_use_characters_in_contents(base):
+    turns = [{"role": "user", "content": "\U000f0000icon\U000f0001"}]
+    assert contents(turns, base) == ["\U000f0000icon\U000f0001"]
+    with pytest.raises(RowError, match="all three Unicode planes"):
+        render([{"role": "user", "content": "\U000f0000\U00100000\ue000"}], base)
+
+
+def test_generation_prompt(families):
+    assert generation_prompt(families["qwen3"]) == "<|im_start|>assistant\n"
+    assert generation_prompt(families["gemma"]) == "<start_of_turn>model\n"
+    assert generation_prompt(families["mistral"]) == ""
+
+
+def test_transformers_filters_and_tags(build_tokenizer):
+    template = (
+        "{{ {'a': 'h\u00e9<'} | tojson }}"
+        "{% generation %}{{ messages[0].content }}{% endgeneration %}"
+        "{% for m in messages %}{% if loop.index0 %}{% break %}{% endif %}!{% endfor %}"
+        "{{ strftime_now('%Y')|length }}{{ tools is none }}{{ documents is none }}"
+    )
+    text = render_text([{"role": "user", "content": "hi"}] * 2, build_tokenizer(template, ()))
+    assert text == '{"a": "h\u00e9<"}hi!4TrueTrue'
+
+
+def test_hostile_templates(build_tokenizer):
+    question = [{"role": "user", "content": "hi"}]
+    escape = "{{ ''.__class__.__mro__[1].__subclasses__() }}"
+    with pytest.raises(RowError, match="refuses the messages"):
+        render(question, build_tokenizer(escape, ()))
+    endless = "{% for i in range(9999) %}{% for j in range(9999) %}xxxxxxx{% endfor %}{% endfor %}"
+    with pytest.raises(RowError, match="more than 1048576 characters"):
+        render(question, build_tokenizer(endless, ()))
+
+
+def test_broken_and_missing_templates(build_tokenizer):
+    question = [{"role": "user", "content": "hi"}]
+    with pytest.raises(ModelError, match="chat template, line 2"):
+        render(question, build_tokenizer("a\n{% for %}", ()))
+    with pytest.raises(ModelError, match="has no chat template"):
+        render(question, build_tokenizer(None, ()))

@@ -1,0 +1,315 @@
+"""Masks from spans, on six template families and on real chats; lengths, rejections, labels."""
+
+import json
+
+import numpy as np
+import pytest
+
+from ftcore.data.chat import RowError, render
+from ftcore.data.columns import Chat, LabelledText, LabelMap, Text
+from ftcore.data.encode import (
+    encode_chat,
+    encode_chats,
+    encode_labelled,
+    encode_labelled_rows,
+    encode_prompt,
+    encode_text,
+    encode_texts,
+    show,
+    split,
+)
+from ftcore.data.read import read_rows
+from ftcore.data.tokenizer import Tokenizer
+from ftcore.errors import DataError, ModelError
+
+TURNS = (
+    {"role": "user", "content": "What is 2 + 2?"},
+    {"role": "assistant", "content": "It is four."},
+    {"role": "user", "content": "And in h\u00e9x \U0001f642?"},
+    {"role": "assistant", "content": "Still four \U0001f642\n\nin h\u00e9x."},
+)
+CHAT = Chat("a", TURNS, "chat.jsonl", 7)
+PAIRS = LabelMap(("no", "yes"))
+
+
+def supervised(document, tokenizer):
+    """The text of every supervised run."""
+    shown = show(document, tokenizer)
+    return [piece.split("]]")[0] for piece in shown.split("[[")[1:]]
+
+
+def weight_of_targets(document):
+    """Weight of each token as a target; the first token never is one."""
+    return np.append(np.float32(0), document.weights[:-1])
+
+
+def test_answers_and_their_end_are_supervised_and_nothing_else(family):
+    name, tokenizer, end = family
+    document = encode_chat(CHAT, tokenizer)
+    lead = " " if name == "mistral" else ""
+    thought = "<think>\n\n</think>\n\n" if name == "qwen3" else ""
+    assert supervised(document, tokenizer) == [
+        f"{lead}It is four.{end}",
+        f"{lead}{thought}Still four \U0001f642\n\nin h\u00e9x.{end}",
+    ]
+    targets_T, weights_T = document.tokens_T, weight_of_targets(document)
+    ends = weights_T[targets_T == tokenizer.id_of(end)]
+    assert ends.sum() == 2  # once for each answer, never for a question
+
+
+def test_labels_are_the_next_tokens(family):
+    _, tokenizer, _ = family
+    document = encode_chat(CHAT, tokenizer)
+    assert (document.labels[:-1] == document.tokens_T[1:]).all()
+    assert document.weights[-1] == 0
+    assert document.tokens_T.dtype == document.labels.dtype == np.int32
+    assert document.weights.dtype == np.float32
+    rendered = render(TURNS, tokenizer).text
+    assert tokenizer.decode(document.tokens_T, special=True) == rendered
+
+
+def test_the_prompt_is_what_training_saw_before_the_answer(family):
+    _, tokenizer, _ = family
+    for turns in (TURNS[:2], TURNS):
+        document = encode_chat(Chat("a", turns), tokenizer, train_on="last")
+        first = int(np.flatnonzero(weight_of_targets(document))[0])
+        prompt = encode_prompt(turns[:-1], tokenizer)
+        assert document.tokens_T[:first].tolist() == prompt.tolist()
+
+
+def test_a_prompt_that_ends_in_a_space_leaves_it_to_the_answer(build_tokenizer):
+    template = (
+        "{% for m in messages %}{{ m.role + ': ' + m.content + '<|im_end|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    )
+    tokenizer = build_tokenizer(template, (), eos_token="<|im_end|>")
+    document = encode_chat(Chat("a", TURNS[:2]), tokenizer)
+    prompt = encode_prompt(TURNS[:1], tokenizer)
+    assert supervised(document, tokenizer) == [" It is four.<|im_end|>"]
+    assert document.tokens_T[: len(prompt)].tolist() == prompt.tolist()
+    assert tokenizer.decode(prompt).endswith("assistant:")
+
+
+def test_end_of_turn_can_be_left_out(family):
+    name, tokenizer, end = family
+    document = encode_chat(CHAT, tokenizer, train_on_eot=False)
+    assert supervised(document, tokenizer)[0].strip() == "It is four."
+    assert not weight_of_targets(document)[document.tokens_T == tokenizer.id_of(end)].any()
+
+
+def test_end_of_turn_after_white_space(build_tokenizer):
+    template = "{% for m in messages %}{{ m.role + ': ' + m.content + ' </s>' }}{% endfor %}"
+    tokenizer = build_tokenizer(template, ("</s>",), eos_token="</s>")
+    assert supervised(encode_chat(CHAT, tokenizer), tokenizer)[0] == " It is four. </s>"
+
+
+def test_the_next_header_is_no_end_of_turn(build_tokenizer):
+    template = "{% for m in messages %}{{ '<|u|>' + m.content + '\\n' }}{% endfor %}"
+    tokenizer = build_tokenizer(template, ("<|u|>",))
+    turns = (*TURNS, TURNS[0])
+    assert supervised(encode_chat(Chat("a", turns), tokenizer), tokenizer)[0] == "It is four."
+
+
+def test_trailing_white_space_of_an_answer_is_part_of_it(base):
+    turns = (TURNS[0], {"role": "assistant", "content": " four\n"})
+    document = encode_chat(Chat("a", turns), base)
+    assert supervised(document, base) == [" four\n<|im_end|>"]
+
+
+def test_train_on_and_train_flags(base):
+    assert len(supervised(encode_chat(CHAT, base, train_on="last"), base)) == 1
+    everything = encode_chat(CHAT, base, train_on="all")
+    assert everything.weights.sum() == len(everything) - 1
+    turns = ({**TURNS[0], "train": True}, {**TURNS[1], "train": False}, *TURNS[2:])
+    first, last = supervised(encode_chat(Chat("a", turns), base), base)
+    assert first == "What is 2 + 2?<|im_end|>"
+    assert last.startswith("Still four")
+
+
+def test_weights_of_turns(base):
+    turns = (TURNS[0], {**TURNS[1], "weight": 0.25}, *TURNS[2:])
+    weights = encode_chat(Chat("a", turns), base).weights
+    assert set(weights.tolist()) == {0.0, 0.25, 1.0}
+    assert (weights == 0.25).sum() == len(base.encode("It is four.<|im_end|>"))
+
+
+@pytest.mark.parametrize(
+    ("turns", "reason"),
+    [
+        ((TURNS[0],), r"nothing to supervise: no message is trained on \(roles: user\)"),
+        ((TURNS[0], {**TURNS[1], "train": False}), "nothing to supervise"),
+        ((TURNS[0], {**TURNS[1], "weight": 0.0}), "nothing to supervise"),
+        ((TURNS[0], {"role": "assistant", "content": " \n"}), "message 2 is to be trained on but"),
+        (({"role": "user", "content": "a<|im_end|>b"}, TURNS[1]), "message 1 holds the special"),
+    ],
+)
+def test_rows_that_cannot_be_used(base, turns, reason):
+    bad = Chat("b", turns, "chat.jsonl", 9)
+    with pytest.raises(RowError, match=reason):
+        encode_chat(bad, base)
+    rows = encode_chats([CHAT, bad], base)
+    assert [document.row_id for document in rows.documents] == ["a"]
+    (rejected,) = rows.rejected
+    assert (rejected.id, rejected.file, rejected.line) == ("b", "chat.jsonl", 9)
+    with pytest.raises(DataError, match="none of the 2 rows can be used .*2 x .*line 9"):
+        encode_chats([bad, bad], base)
+
+
+def test_an_omitted_answer_is_rejected(build_tokenizer):
+    template = "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
+    with pytest.raises(RowError, match="message 2 is to be trained on but the template omits it"):
+        encode_chat(CHAT, build_tokenizer(template, ()))
+
+
+def test_a_special_token_in_a_prompt_is_refused(base):
+    with pytest.raises(RowError, match="message 1 holds the special token '<|endoftext|>'"):
+        encode_prompt([{"role": "user", "content": "<|endoftext|>"}], base)
+
+
+def test_batches_equal_single_chats(base):
+    chats = [Chat("short", TURNS[:2]), Chat("long", TURNS)]
+    rows = encode_chats(chats * 700, base)
+    assert len(rows.documents) == 1400
+    for chat, document in zip(chats, rows.documents[-2:], strict=True):
+        alone = encode_chat(chat, base)
+        assert document.row_id == alone.row_id
+        assert (document.tokens_T == alone.tokens_T).all()
+        assert (document.weights == alone.weights).all()
+
+
+def test_chats_that_are_too_long(base):
+    length = len(encode_chat(CHAT, base))
+    short = Chat("s", TURNS[:2])
+    with pytest.raises(DataError, match=f"chat.jsonl:7: {length} tokens, {length - 1} are allowed"):
+        encode_chats([CHAT], base, max_length=length - 1)
+    assert len(encode_chats([CHAT], base, max_length=length).documents) == 1
+    dropped = encode_chats([CHAT, short], base, max_length=length - 1, over_length="drop")
+    assert [d.row_id for d in dropped.documents] == ["s"]
+    assert dropped.rejected[0].reason == f"{length} tokens, {length - 1} are allowed"
+    rows = encode_chats([CHAT], base, max_length=length - 1, over_length="cut_right")
+    assert len(rows.documents[0]) == length - 1
+    assert rows.cut[0].reason == f"cut from {length} to {length - 1} tokens"
+    rows = encode_chats([CHAT, Chat("t", TURNS[1:2])], base, max_length=5, over_length="cut_right")
+    assert rows.rejected[0].reason == f"nothing to supervise in the first 5 of {length} tokens"
+    assert [cut.id for cut in rows.cut] == ["t"]
+
+
+def test_text_with_one_end_token(base):
+    document = encode_text("t", "To be, or not to be.", base, end=True)
+    assert document.tokens_T[-1] == base.id_of("<|endoftext|>")
+    assert (document.tokens_T == base.id_of("<|endoftext|>")).sum() == 1
+    assert document.weights.tolist() == [1.0] * (len(document) - 1) + [0.0]
+    assert len(encode_text("t", "To be, or not to be.", base, end=False)) == len(document) - 1
+
+
+def test_text_without_anything_to_predict(base, build_tokenizer):
+    with pytest.raises(RowError, match=r"the text has 1 token\(s\)"):
+        encode_text("t", "a", base, end=False)
+    rows = encode_texts([Text("t", "a", "x.txt", 1), Text("u", "a b")], base, end=False)
+    assert [row.id for row in rows.rejected] == ["t"]
+
+
+def test_bos_comes_from_the_post_processor(families):
+    llama = families["llama3"]
+    content = json.loads(llama.files["tokenizer.json"])
+    bos = {"id": "<|begin_of_text|>", "type_id": 0}
+    ids = [llama.bos_id]
+    content["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": bos}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {bos["id"]: {"id": bos["id"], "ids": ids, "tokens": [bos["id"]]}},
+    }
+    files = {**llama.files, "tokenizer.json": json.dumps(content).encode()}
+    tokenizer = Tokenizer(files, where="test")
+    for text in ("hi there", "<|begin_of_text|>hi there"):
+        document = encode_text("t", text, tokenizer, end=True)
+        assert (document.tokens_T == tokenizer.bos_id).tolist().count(True) == 1
+    chat = encode_chat(CHAT, tokenizer)
+    assert (chat.tokens_T == tokenizer.bos_id).tolist() == [True] + [False] * (len(chat) - 1)
+
+
+def test_end_of_text_falls_back_to_eos_or_fails(build_tokenizer):
+    vocab = {"hello": 0, "world": 1, "</s>": 2}
+    model = {"type": "WordLevel", "vocab": vocab, "unk_token": "</s>"}
+    content = {"version": "1.0", "model": model, "pre_tokenizer": {"type": "Whitespace"}}
+    files = {"tokenizer.json": json.dumps(content).encode()}
+    named = {**files, "tokenizer_config.json": b'{"eos_token": "</s>"}'}
+    document = encode_text("t", "hello world", Tokenizer(named, where="m"), end=True)
+    assert document.tokens_T.tolist() == [0, 1, 2]
+    with pytest.raises(ModelError, match="no token that ends a text"):
+        encode_text("t", "hello world", Tokenizer(files, where="m"), end=True)
+
+
+def test_splitting_loses_no_supervised_token(base):
+    document = encode_text("t", "one two three four five " * 9, base, end=True)
+    for size in (1, 7, len(document) - 1, len(document)):
+        pieces = split(document, size)
+        assert max(map(len, pieces)) <= size
+        for name in ("tokens_T", "labels", "weights"):
+            joined = np.concatenate([getattr(piece, name) for piece in pieces])
+            assert (joined == getattr(document, name)).all()
+        assert len({piece.row_id for piece in pieces}) == len(pieces)
+    rows = encode_texts([Text("t", "one two three four five " * 9)], base, end=True, max_length=7)
+    assert sum(map(len, rows.documents)) == len(document)
+
+
+def test_labelled_texts_and_pairs(bert):
+    single = encode_labelled(LabelledText("r", "a good film", None, "yes"), bert, PAIRS)
+    assert single.labels == 1 and single.types_T is None
+    assert bert.decode(single.tokens_T, special=True) == "[CLS] a good film [SEP]"
+    pair = encode_labelled(LabelledText("r", "a film", "a good film", 3.5), bert, None)
+    assert pair.labels == 3.5
+    assert pair.types_T.tolist() == [0] * 4 + [1] * 4
+
+
+def test_labelled_rows_that_are_too_long(bert):
+    long = LabelledText("l", "good " * 30, "bad " * 40, "no", "t.tsv", 4)
+    short = LabelledText("s", "good", "bad", "yes", "t.tsv", 5)
+    rows = encode_labelled_rows([long, short], bert, PAIRS, max_length=20, over_length="cut_right")
+    cut = rows.documents[0]
+    assert len(cut) == 20 and cut.labels == 0
+    sep = bert.id_of("[SEP]")
+    assert cut.tokens_T[-1] == sep and (cut.tokens_T == sep).sum() == 2
+    assert rows.cut[0].reason == "cut from 73 to 20 tokens"
+    assert [d.row_id for d in rows.documents] == ["l", "s"]
+    with pytest.raises(DataError, match="t.tsv:4: 73 tokens, 20 are allowed"):
+        encode_labelled_rows([long], bert, PAIRS, max_length=20)
+
+
+def test_a_label_that_training_did_not_have(bert):
+    example = LabelledText("r", "good", None, "yess", "dev.tsv", 17)
+    with pytest.raises(DataError, match="dev.tsv:17: label 'yess' .*nearest: 'yes'"):
+        encode_labelled_rows([example], bert, PAIRS)
+
+
+def test_show(base, bert):
+    document = encode_chat(Chat("a", TURNS[:2]), base)
+    assert show(document, base) == (
+        "<|im_start|>user\nWhat is 2 + 2?<|im_end|>\n"
+        "<|im_start|>assistant\n[[It is four.<|im_end|>]]\n"
+    )
+    labelled = encode_labelled(LabelledText("r", "good", None, "yes"), bert, PAIRS)
+    assert show(labelled, bert) == "[CLS] good [SEP] -> 1"
+    first = split(encode_text("t", "one two three", base, end=False), 2)[0]
+    assert show(first, base).startswith("o") and show(first, base).endswith("]]")
+
+
+def test_real_chats_supervise_exactly_the_answers(real_data, base):
+    rows = read_rows([real_data / "gsm8k" / "test.jsonl"])
+    chats = [
+        Chat(
+            row.id,
+            (
+                {"role": "user", "content": row.fields["question"]},
+                {"role": "assistant", "content": row.fields["answer"]},
+            ),
+        )
+        for row in rows
+    ]
+    encoded = encode_chats(chats, base)
+    assert len(encoded.documents) == 1319
+    for chat, document in zip(chats, encoded.documents, strict=True):
+        answer = chat.messages[1]["content"] + "<|im_end|>"
+        kept = document.labels[document.weights > 0]
+        assert base.decode(kept, special=True) == answer
