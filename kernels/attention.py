@@ -19,6 +19,7 @@ source      Vaswani et al. 2017, arXiv:1706.03762; grouped: Ainslie et al. 2023,
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 
 from kernels.docs import Docs, Group
 
@@ -45,12 +46,12 @@ class _Scatter(torch.autograd.Function):
     """Rows of x into distinct rows of a block of zeros; its gradient is a gather."""
 
     @staticmethod
-    def forward(ctx, x_N: Tensor, slots_N: Tensor, num_rows: int) -> Tensor:
+    def forward(ctx: FunctionCtx, x_N: Tensor, slots_N: Tensor, num_rows: int) -> Tensor:
         ctx.save_for_backward(slots_N)
         return x_N.new_zeros(num_rows, *x_N.shape[1:]).index_copy_(0, slots_N, x_N)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None]:
         (slots_N,) = ctx.saved_tensors
         return grad.index_select(0, slots_N), None, None
 
@@ -59,13 +60,13 @@ class _Gather(torch.autograd.Function):
     """Distinct rows of a block; its gradient is a scatter, without index_add's sums."""
 
     @staticmethod
-    def forward(ctx, block: Tensor, slots_N: Tensor) -> Tensor:
+    def forward(ctx: FunctionCtx, block: Tensor, slots_N: Tensor) -> Tensor:
         ctx.save_for_backward(slots_N)
         ctx.num_rows = block.shape[0]
         return block.index_select(0, slots_N)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
         (slots_N,) = ctx.saved_tensors
         return grad.new_zeros(ctx.num_rows, *grad.shape[1:]).index_copy_(0, slots_N, grad), None
 
@@ -105,13 +106,11 @@ def _attend_block(
 def _attend_group(
     q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, group: Group, *, is_causal: bool, scale: float
 ) -> Tensor:
-    """Output rows of one group, in the group's own order."""
+    """Attention of one group's tokens."""
     size = group.num_docs * group.length
     blocks = []
     for x_N in (q_NHD, k_NGD, v_NGD):
-        rows = x_N[group.rows]
-        if group.slots is not None:
-            rows = _Scatter.apply(rows, group.slots, size)
+        rows = x_N if group.slots is None else _Scatter.apply(x_N, group.slots, size)
         blocks.append(rows.view(group.num_docs, group.length, *x_N.shape[1:]))
     o_BTHD = _attend_block(*blocks, group, is_causal=is_causal, scale=scale)
     o_rows = o_BTHD.reshape(size, *q_NHD.shape[1:])
@@ -143,9 +142,12 @@ def attention(
     if H % k_NGD.shape[1]:
         raise ValueError(f"{H} query heads are not a multiple of {k_NGD.shape[1]} key heads")
     scale = D**-0.5 if scale is None else scale
-    outputs = [
-        _attend_group(q_NHD, k_NGD, v_NGD, group, is_causal=is_causal, scale=scale)
-        for group in docs.groups
-    ]
+    streams = (q_NHD, k_NGD, v_NGD)
+    if docs.order_N is not None:
+        streams = tuple(_Gather.apply(x_N, docs.order_N) for x_N in streams)
+    # cost: split, not a slice for each group, whose gradient would be a zeroed stream of its own
+    sizes = [group.num_tokens for group in docs.groups]
+    parts = zip(*(x_N.split(sizes) for x_N in streams), docs.groups, strict=True)
+    outputs = [_attend_group(*part, is_causal=is_causal, scale=scale) for part in parts]
     o_NHD = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-    return o_NHD if docs.unsort_N is None else _Gather.apply(o_NHD, docs.unsort_N)
+    return o_NHD if docs.order_N is None else _Scatter.apply(o_NHD, docs.order_N, N)

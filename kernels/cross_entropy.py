@@ -15,6 +15,7 @@ A loss is a sum and a weight. The caller divides once, by the weight of the whol
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 
 CHUNK_ROWS = 2048
 
@@ -32,7 +33,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """Forms the gradients chunk by chunk in forward; backward multiplies by the scalar gradient."""
 
     @staticmethod
-    def forward(ctx, h_MC, weight_VC, bias_V, labels_M, weights_M):
+    def forward(
+        ctx: FunctionCtx,
+        h_MC: Tensor,
+        weight_VC: Tensor,
+        bias_V: Tensor | None,
+        labels_M: Tensor,
+        weights_M: Tensor,
+    ) -> Tensor:
         needs_h, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         wide = torch.float64 if h_MC.dtype == torch.float64 else torch.float32
         loss = torch.zeros((), dtype=wide, device=h_MC.device)
@@ -62,7 +70,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
         dh_MC, dweight_VC, dbias_V = ctx.saved_tensors
         weight_dtype, bias_dtype = ctx.dtypes
         return (

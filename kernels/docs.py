@@ -22,14 +22,14 @@ SCATTER_LENGTH = 64  # tokens; longest document that the CPU path scatters into 
 class Group:
     """Documents that the CPU path attends in one call, as a block of `num_docs` x `length`.
 
-    rows        where the group's tokens lie in the stream: a slice, or an index tensor
-    slots       row of the block for each token (int64), or None when the rows fill the block
+    num_tokens  of the documents together
+    slots       row of the block for each token (int64), or None when the tokens fill the block
     lengths_B   document lengths (int64), or None when every document is `length` long
     """
 
     num_docs: int
     length: int
-    rows: slice | Tensor
+    num_tokens: int
     slots: Tensor | None = None
     lengths_B: Tensor | None = None
 
@@ -41,13 +41,13 @@ class Docs:
     lengths         tokens of each document, in stream order, each >= 1
     cu_seqlens_B1   int32 (B + 1,): document b is rows cu_seqlens[b] .. cu_seqlens[b + 1] - 1
     groups          how the CPU path walks the documents
-    unsort_N        stream order of the groups' concatenated rows (int64), None if already so
+    order_N         stream rows in the order of the groups (int64), None if that is the stream's
     """
 
     lengths: tuple[int, ...]
     cu_seqlens_B1: Tensor
     groups: tuple[Group, ...]
-    unsort_N: Tensor | None
+    order_N: Tensor | None
 
     @classmethod
     def from_lengths(cls, lengths: Sequence[int], device: torch.device | str = "cpu") -> "Docs":
@@ -59,9 +59,9 @@ class Docs:
         if not lengths or min(lengths) < 1:
             raise ValueError(f"document lengths must be >= 1 and at least one, got {lengths}")
         borders = [0, *accumulate(lengths)]
-        groups, unsort_N = _plan_groups(lengths, borders, device)
+        groups, order_N = _plan_groups(lengths, borders, device)
         cu_seqlens_B1 = torch.tensor(borders, dtype=torch.int32, device=device)
-        return cls(lengths, cu_seqlens_B1, groups, unsort_N)
+        return cls(lengths, cu_seqlens_B1, groups, order_N)
 
     @property
     def num_docs(self) -> int:
@@ -113,10 +113,7 @@ def _plan_groups(
             runs[-1].append(b)
         else:
             runs.append([b])
-    groups = [
-        Group(len(run), lengths[run[0]], slice(borders[run[0]], borders[run[-1] + 1]))
-        for run in runs
-    ]
+    groups = [Group(len(run), lengths[run[0]], len(run) * lengths[run[0]]) for run in runs]
     if not short:
         return tuple(groups), None
 
@@ -125,10 +122,9 @@ def _plan_groups(
     starts_B = torch.tensor([borders[b] for b in short], device=device)
     column_T = torch.arange(length, device=device)
     inside_BT = column_T[None] < lengths_B[:, None]
-    rows = (starts_B[:, None] + column_T)[inside_BT]
-    slots = (torch.arange(len(short), device=device)[:, None] * length + column_T)[inside_BT]
-    if len(short) == len(lengths):
-        return (Group(len(short), length, slice(0, borders[-1]), slots, lengths_B),), None
-    stream = [torch.arange(g.rows.start, g.rows.stop, device=device) for g in groups]
-    groups.append(Group(len(short), length, rows, slots, lengths_B))
-    return tuple(groups), torch.cat([*stream, rows]).argsort()
+    slots_N = (torch.arange(len(short), device=device)[:, None] * length + column_T)[inside_BT]
+    groups.append(Group(len(short), length, len(slots_N), slots_N, lengths_B))
+    if not runs:
+        return tuple(groups), None
+    order = [torch.arange(borders[r[0]], borders[r[-1] + 1], device=device) for r in runs]
+    return tuple(groups), torch.cat([*order, (starts_B[:, None] + column_T)[inside_BT]])

@@ -12,6 +12,7 @@ source      Su et al. 2021, arXiv:2104.09864; the half-split layout is that of t
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 
 
 def rope_angles(positions_N: Tensor, *, head_dim: int, theta: float, dtype: torch.dtype) -> Tensor:
@@ -35,12 +36,12 @@ class _Rope(torch.autograd.Function):
     """Keeps only the angles: the gradient is the inverse rotation of the output's gradient."""
 
     @staticmethod
-    def forward(ctx, x_NHD: Tensor, cos_sin_2NE: Tensor) -> Tensor:
+    def forward(ctx: FunctionCtx, x_NHD: Tensor, cos_sin_2NE: Tensor) -> Tensor:
         ctx.save_for_backward(cos_sin_2NE)
         return _rotate(x_NHD, cos_sin_2NE[0], cos_sin_2NE[1])
 
     @staticmethod
-    def backward(ctx, grad_NHD: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: FunctionCtx, grad_NHD: Tensor) -> tuple[Tensor, None]:
         (cos_sin_2NE,) = ctx.saved_tensors
         return _rotate(grad_NHD, cos_sin_2NE[0], -cos_sin_2NE[1]), None
 

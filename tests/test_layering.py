@@ -66,7 +66,7 @@ def rank(module: str) -> float:
     """Height of a module in the house; nan for what stands outside."""
     top, _, rest = module.partition(".")
     if top == "ftcore":
-        return RANK[rest.partition(".")[0]]
+        return RANK.get(rest.partition(".")[0], math.nan)
     if top == "tests" or f"{top}.py" in SCRIPTS:
         return math.inf
     return 0 if top == "kernels" else math.nan

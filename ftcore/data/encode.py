@@ -1,34 +1,27 @@
-"""Text, chats and labelled texts to `Encoded` documents: token ids with what is supervised.
+"""Text, chats and labelled texts to `Encoded` documents, one by one or many at once.
 
 Letters: T tokens of a document.
 
-Labels are shifted: labels[t] is token t + 1 and weights[t] says how much predicting it counts.
-Which tokens of a chat count follows from character spans of its one rendering: a token counts if it
-overlaps an answer. An answer begins where generation would begin (after the template's generation
-prompt) and ends with the special token that the template puts right after it, the end of the turn.
-
-Batch functions return `EncodedRows`: every row is a document, or rejected with its reason.
+What counts in a chat is said in supervise.py; in plain text every token counts. Batch functions
+return `EncodedRows`: every row is a document, or rejected with its reason.
 """
 
 import itertools
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 
-from ftcore.data.chat import Message, Rendering, RowError, generation_prompt, render, render_text
+from ftcore.data.chat import Message, RowError, render_text
 from ftcore.data.columns import Chat, LabelledText, LabelMap, Rejected, Text, require_some
 from ftcore.data.pack import Encoded
+from ftcore.data.supervise import TrainOn, find_answers, require_plain, shifted, supervise
 from ftcore.data.tokenizer import Encoding, Tokenizer
 from ftcore.errors import DataError, ModelError
 
-TrainOn = Literal["assistant", "last", "all"]
 OverLength = Literal["error", "drop", "cut_right"]
 
-IGNORED = -100  # label of a position that predicts nothing
-_SPACE = re.compile(r"\s*")
 SLAB = 1024  # rows tokenised in one call; a library encoding takes some 100 bytes a token
 
 
@@ -83,10 +76,10 @@ def split(document: Encoded, max_length: int) -> list[Encoded]:
 def encode_prompt(messages: Sequence[Message], tokenizer: Tokenizer) -> np.ndarray:
     """Ids (int32) of a chat that ends where the assistant is to answer.
 
-    They are the ids that `encode_chat` puts before the answer: white space at the end is tokenised
-    as if a word followed, and left to the answer where it shares a token with that word.
+    They are the ids that `encode_chat` puts before the answer, if that begins with a word: white
+    space at the end is tokenised as if a word followed, and left out where it joins that word.
     """
-    _require_plain(messages, tokenizer)
+    require_plain(messages, tokenizer)
     text = render_text(messages, tokenizer, add_generation_prompt=True)
     if not text[-1:].isspace():
         return tokenizer.encode(text, special=False).ids_T
@@ -104,9 +97,11 @@ def encode_chat(
     train_on_eot   supervise the end-of-turn token too, so that the model learns to stop
     raises         RowError: nothing to supervise, or contents that the template cannot carry
     """
-    rendering, answers = _answers(chat, tokenizer, train_on)
+    rendering, answers = find_answers(chat, tokenizer, train_on=train_on)
     encoding = tokenizer.encode(rendering.text, special=False)
-    return _supervised_chat(chat.id, rendering.text, encoding, answers, tokenizer, train_on_eot)
+    return supervise(
+        chat.id, rendering.text, encoding, answers, tokenizer, train_on_eot=train_on_eot
+    )
 
 
 def encode_chats(
@@ -129,13 +124,13 @@ def encode_chats(
         rendered = []
         for chat in slab:
             try:
-                rendered.append((chat, *_answers(chat, tokenizer, train_on)))
+                rendered.append((chat, *find_answers(chat, tokenizer, train_on=train_on)))
             except RowError as error:
                 rows.rejected.append(_rejected(chat, str(error)))
         encodings = tokenizer.encode_batch([r.text for _, r, _ in rendered], special=False)
         for (chat, rendering, answers), encoding in zip(rendered, encodings, strict=True):
-            document = _supervised_chat(
-                chat.id, rendering.text, encoding, answers, tokenizer, train_on_eot
+            document = supervise(
+                chat.id, rendering.text, encoding, answers, tokenizer, train_on_eot=train_on_eot
             )
             if max_length is None or len(document) <= max_length:
                 rows.documents.append(document)
@@ -199,76 +194,6 @@ def show(document: Encoded, tokenizer: Tokenizer) -> str:
     return "".join(runs)
 
 
-def _answers(
-    chat: Chat, tokenizer: Tokenizer, train_on: TrainOn
-) -> tuple[Rendering, list[tuple[int, int, float]]]:
-    """A chat's text, and what is supervised in it: start and end in characters, weight."""
-    _require_plain(chat.messages, tokenizer)
-    rendering = render(chat.messages, tokenizer)
-    if train_on == "all":
-        return rendering, [(0, len(rendering.text), 1.0)]
-    trained = [
-        index
-        for index, message in enumerate(chat.messages)
-        if message.get("train", message["role"] == "assistant") and message.get("weight", 1.0) > 0
-    ]
-    if not trained:
-        roles = ", ".join(message["role"] for message in chat.messages)
-        raise RowError(f"nothing to supervise: no message is trained on (roles: {roles})")
-    header = generation_prompt(tokenizer)
-    answers = []
-    for index in trained[-1:] if train_on == "last" else trained:
-        message, span = chat.messages[index], rendering.spans[index]
-        if not message["content"].strip():
-            raise RowError(f"message {index + 1} is to be trained on but empty")
-        if span is None:
-            raise RowError(f"message {index + 1} is to be trained on but the template omits it")
-        start = span[0]
-        if message["role"] == "assistant":
-            start = _generation_start(rendering, index, header)
-        answers.append((start, span[1], message.get("weight", 1.0)))
-    return rendering, answers
-
-
-def _generation_start(rendering: Rendering, index: int, header: str) -> int:
-    """Where generation of this answer would begin: after the generation prompt, else at the white
-    space before the content. Qwen3's empty <think> part is thus the model's to write."""
-    start = rendering.spans[index][0]
-    before = max((span[1] for span in rendering.spans[:index] if span), default=0)
-    place = rendering.text.rfind(header, before, start) if header else -1
-    if place >= 0:
-        return place + len(header)
-    return before + len(rendering.text[before:start].rstrip())
-
-
-def _supervised_chat(
-    row_id: str,
-    text: str,
-    encoding: Encoding,
-    answers: Sequence[tuple[int, int, float]],
-    tokenizer: Tokenizer,
-    train_on_eot: bool,
-) -> Encoded:
-    starts_T, ends_T = encoding.offsets_T2.T
-    weights_T = np.zeros(len(encoding), dtype=np.float32)
-    for start, end, weight in answers:
-        weights_T[(starts_T < end) & (ends_T > start)] = weight
-        if train_on_eot:
-            weights_T[_end_of_turn(text, encoding, end, tokenizer)] = weight
-    return _shifted(row_id, encoding.ids_T, weights_T)
-
-
-def _end_of_turn(text: str, encoding: Encoding, end: int, tokenizer: Tokenizer) -> slice:
-    """Tokens of the special token that follows a content; white space may stand before eos."""
-    gap_end = _SPACE.match(text, end).end()
-    first, last = np.searchsorted(encoding.offsets_T2[:, 0], (end, gap_end))
-    if last < len(encoding):
-        id_ = int(encoding.ids_T[last])
-        if id_ == tokenizer.eos_id or (id_ in tokenizer.special_ids and gap_end == end):
-            return slice(first, last + 1)
-    return slice(0)
-
-
 def _supervised_text(
     row_id: str, encoding: Encoding, tokenizer: Tokenizer, *, end: bool
 ) -> Encoded:
@@ -279,14 +204,7 @@ def _supervised_text(
         ids_T = np.append(ids_T, np.int32(tokenizer.end_of_text_id))
     if len(ids_T) < 2:
         raise RowError(f"nothing to supervise: the text has {len(ids_T)} token(s)")
-    return _shifted(row_id, ids_T, np.ones(len(ids_T), dtype=np.float32))
-
-
-def _shifted(row_id: str, ids_T: np.ndarray, counts_T: np.ndarray) -> Encoded:
-    """A document whose token t counts `counts_T[t]`; the first token is never predicted."""
-    labels_T = np.append(ids_T[1:], np.int32(IGNORED))
-    weights_T = np.append(counts_T[1:], np.float32(0))
-    return Encoded(row_id, ids_T, labels_T, weights_T)
+    return shifted(row_id, ids_T, np.ones(len(ids_T), dtype=np.float32))
 
 
 def _labelled(
@@ -333,16 +251,6 @@ def _slice(document: Encoded, start: int, end: int) -> Encoded:
         document.labels[start:end],
         document.weights[start:end],
     )
-
-
-def _require_plain(messages: Sequence[Message], tokenizer: Tokenizer) -> None:
-    for number, message in enumerate(messages, start=1):
-        token = tokenizer.find_special(message["content"])
-        if token is not None:
-            raise RowError(
-                f"message {number} holds the special token {token!r}, which would be read as the "
-                "template's own; remove it or write it differently"
-            )
 
 
 def _slabs(rows: Sequence[Any]) -> Iterator[Sequence[Any]]:

@@ -196,6 +196,8 @@ def _json(text: str, file: str, report: ReadReport) -> Iterator[Record]:
     decode = json.JSONDecoder().raw_decode
     place, line, counted = _SPACE.match(text, place + 1).end(), 1, 0
     closed = text[place : place + 1] == "]"
+    if closed:
+        place = _SPACE.match(text, place + 1).end()
     while not closed:
         line, counted = line + text.count("\n", counted, place), place
         try:

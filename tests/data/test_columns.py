@@ -1,0 +1,163 @@
+"""Column maps: every row becomes an example or is rejected with a reason; order of labels."""
+
+import pytest
+
+from ftcore.data.columns import LabelledText, LabelMap, chats, label_map, labelled, texts
+from ftcore.data.read import Row, read_rows
+from ftcore.errors import DataError
+
+USER = {"role": "user", "content": "hi"}
+ANSWER = {"role": "assistant", "content": "hello"}
+
+
+def rows(*fields):
+    return [Row(f"id{n}", "f.jsonl", n, dict(f)) for n, f in enumerate(fields, start=1)]
+
+
+def examples(*labels):
+    return [LabelledText(str(n), "text", None, label) for n, label in enumerate(labels)]
+
+
+def test_labelled_text_and_pairs():
+    source = rows({"a": "one", "b": "two", "y": 1}, {"a": "three", "b": "four", "y": " x "})
+    kept, rejected = labelled(source, text="a", label="y")
+    assert [(e.id, e.text, e.pair, e.label) for e in kept] == [
+        ("id1", "one", None, "1"),
+        ("id2", "three", None, "x"),
+    ]
+    assert (kept[1].file, kept[1].line, rejected) == ("f.jsonl", 2, [])
+    pairs, _ = labelled(source, text="a", pair="b", label="y")
+    assert [e.pair for e in pairs] == ["two", "four"]
+
+
+def test_rows_without_text_or_label_are_rejected_with_reasons():
+    source = rows(
+        {"a": "one", "b": "two", "y": "x"},
+        {"a": " \t", "b": "two", "y": "x"},
+        {"a": "one", "b": None, "y": "x"},
+        {"a": "one", "b": "two", "y": ""},
+        {"a": "one", "b": "two", "y": None},
+        {"a": "one", "b": "two"},
+    )
+    kept, rejected = labelled(source, text="a", pair="b", label="y")
+    assert [e.id for e in kept] == ["id1"]
+    assert [(r.id, r.line) for r in rejected] == [(f"id{n}", n) for n in range(2, 7)]
+    assert [r.reason for r in rejected] == [
+        "column 'a' is empty",
+        "column 'b' is empty",
+        *["column 'y' holds no label"] * 3,
+    ]
+    with pytest.raises(DataError, match="f.jsonl: none of the 2 rows .*1 x column 'a' is empty"):
+        labelled(source[1:3], text="a", pair="b", label="y")
+
+
+def test_scores():
+    kept, _ = labelled(rows({"a": "one", "y": "3.25"}), text="a", label="y", scores=True)
+    assert kept[0].label == 3.25
+    for value in ("high", "nan", "inf"):
+        with pytest.raises(DataError, match=f"f.jsonl:1: column 'y' must hold a number, .*{value}"):
+            labelled(rows({"a": "one", "y": value}), text="a", label="y", scores=True)
+
+
+def test_a_missing_column_shows_those_that_exist():
+    source = rows({"sentence": "one", "label": "x"})
+    with pytest.raises(DataError) as error:
+        labelled(source, text="sentense", label="label")
+    assert str(error.value) == (
+        "f.jsonl: no column 'sentense'; its columns are 'sentence', 'label'; nearest: 'sentence'"
+    )
+    for read in (texts, chats):
+        with pytest.raises(DataError, match="f.jsonl: no column '(text|messages)'"):
+            read(source)
+
+
+def test_wrong_types_show_the_row():
+    with pytest.raises(DataError, match='f.jsonl:1: column .a. must hold text, not int; .*{"a": 7'):
+        labelled(rows({"a": 7, "y": "x"}), text="a", label="y")
+    with pytest.raises(DataError, match="column 'y' must hold one label, not list"):
+        labelled(rows({"a": "one", "y": ["x"]}), text="a", label="y")
+
+
+def test_label_order():
+    assert label_map(examples("10", "9", "-1", "2.5")).names == ("-1", "2.5", "9", "10")
+    assert label_map(examples("b", "a", "10", "9")).names == ("10", "9", "a", "b")
+    with pytest.raises(DataError, match=r"1 different label\(s\) \['a'\]"):
+        label_map(examples("a", "a"))
+
+
+def test_a_label_that_training_did_not_have():
+    labels = LabelMap(("negative", "positive"))
+    example = LabelledText("i", "text", None, "positve", "dev.tsv", 17)
+    with pytest.raises(DataError) as error:
+        labels.index(example)
+    assert str(error.value) == (
+        "dev.tsv:17: label 'positve' is not among the 2 labels of the training data (negative, "
+        "positive); nearest: 'positive'; correct the row, or add training rows with this label"
+    )
+    assert [labels.index(e) for e in examples("positive", "negative")] == [1, 0]
+
+
+def test_texts():
+    kept, rejected = texts(rows({"text": "one"}, {"text": "\n"}))
+    assert [(t.id, t.text) for t in kept] == [("id1", "one")]
+    assert [r.reason for r in rejected] == ["column 'text' is empty"]
+
+
+def test_chats_fill_in_what_is_trained():
+    system = {"role": "system", "content": ""}
+    kept, _ = chats(rows({"messages": [system, USER, ANSWER]}))
+    assert kept[0].messages[2] == {**ANSWER, "train": True, "weight": 1.0}
+    assert [m["train"] for m in kept[0].messages] == [False, False, True]
+    turns = [{**USER, "train": True, "name": "x"}, {**ANSWER, "train": False, "weight": 2}]
+    kept, _ = chats(rows({"dialog": turns}), messages="dialog")
+    assert [(m["train"], m["weight"]) for m in kept[0].messages] == [(True, 1.0), (False, 2.0)]
+
+
+def test_chats_without_messages_or_with_tools_are_rejected():
+    call = {**ANSWER, "tool_calls": [{"name": "f"}]}
+    source = rows(
+        {"messages": [USER, ANSWER]},
+        {"messages": []},
+        {"messages": None},
+        {"messages": [USER, call]},
+    )
+    kept, rejected = chats(source)
+    assert len(kept) == 1
+    assert [r.reason for r in rejected] == [
+        "column 'messages' holds no messages",
+        "column 'messages' holds no messages",
+        "message 2 holds 'tool_calls', which is not supported",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("turns", "message"),
+    [
+        ("hi", "column 'messages' must hold a list of messages"),
+        ([USER, "hi"], 'message 2 must be {"role": ..., "content": text}'),
+        ([{"role": "user"}], "message 1 must be"),
+        ([{"role": "user", "content": 3}], "message 1 must be"),
+        ([{**USER, "role": "asistant"}], "message 1 has role 'asistant', .*; nearest: 'assistant'"),
+        ([{**USER, "role": "human"}], "message 1 has role 'human', not one of .*; write 'user'"),
+        ([{**USER, "role": None}], "message 1 has role None"),
+        ([{**USER, "role": ["user"]}], "message 1 has role"),
+        ([{**USER, "train": "yes"}], "message 1: \"train\" must be true or false, not 'yes'"),
+        ([{**USER, "weight": -1}], 'message 1: "weight" must be a number >= 0, not -1'),
+        ([{**USER, "weight": True}], 'message 1: "weight" must be a number'),
+    ],
+)
+def test_bad_messages_are_errors_that_print_the_row(turns, message):
+    with pytest.raises(DataError, match=f"f.jsonl:2: {message}") as error:
+        chats(rows({"messages": [USER, ANSWER]}, {"messages": turns}))
+    assert 'the row is {"messages": ' in str(error.value)
+
+
+def test_real_columns(real_data):
+    source = read_rows([real_data / "banking77" / "train.csv"])
+    kept, rejected = labelled(source, text="text", label="category")
+    assert (len(kept), len(rejected), len(label_map(kept))) == (10003, 0, 77)
+    source = read_rows([real_data / "mrpc" / "dev.tsv"])
+    kept, _ = labelled(source, text="#1 String", pair="#2 String", label="Quality")
+    labels = label_map(kept)
+    assert labels.names == ("0", "1")
+    assert sum(labels.index(e) for e in kept) == 279

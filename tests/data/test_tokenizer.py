@@ -1,0 +1,192 @@
+"""Tokenizer folders: equal to transformers, never cut or padded, saved as they were read."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import tokenizers
+from tokenizers import processors
+
+from ftcore.data.tokenizer import Tokenizer
+from ftcore.errors import ModelError
+
+TEXTS = [
+    "Hello w\u00f6rld, this is na\u00efve.",
+    " leading\u00a0blanks\tand \x00 control\x08 characters ",
+    "\u4e2d\u6587 and \U0001f642 and unbelievablyzzzq",
+    "[MASK] and [SEP] stand for themselves",
+    "don't stop " * 40,
+]
+
+
+@pytest.fixture(scope="module")
+def reference(bert_folder):
+    transformers = pytest.importorskip("transformers")
+    return transformers.AutoTokenizer.from_pretrained(bert_folder)
+
+
+def changed(tokenizer, **content):
+    """The same tokenizer with parts of its tokenizer.json replaced."""
+    parts = json.loads(tokenizer.files["tokenizer.json"]) | content
+    files = {**tokenizer.files, "tokenizer.json": json.dumps(parts).encode()}
+    return Tokenizer(files, where="test")
+
+
+def test_truncation_and_padding_of_the_file_are_off(bert, bert_folder):
+    stored = json.loads((bert_folder / "tokenizer.json").read_text())
+    assert stored["truncation"]["max_length"] == 128 and stored["padding"] is not None
+    assert len(bert.encode("word " * 500)) == 502
+    assert len(bert.encode("word")) == 3
+    assert len(bert.encode_pair("word " * 200, "word " * 200)[0]) == 403
+
+
+@pytest.mark.parametrize("max_length", [None, 5, 16, 17])
+def test_ids_and_types_equal_transformers(bert, reference, max_length):
+    for text in TEXTS:
+        for pair in (None, *TEXTS):
+            expected = reference(text, pair, truncation=bool(max_length), max_length=max_length)
+            ids, types = bert.encode_pair(text, pair, max_length=max_length)
+            assert ids.tolist() == expected["input_ids"]
+            assert types.tolist() == expected["token_type_ids"]
+
+
+def test_vocab_txt_gives_the_tokenizer_of_tokenizer_json(bert, bert_folder, tmp_path):
+    shutil.copy(bert_folder / "vocab.txt", tmp_path)
+    built = Tokenizer.load(tmp_path)
+    for text in TEXTS:
+        for pair in (None, TEXTS[0]):
+            ours, stored = built.encode_pair(text, pair), bert.encode_pair(text, pair)
+            assert [a.tolist() for a in ours] == [a.tolist() for a in stored]
+    assert built.special_ids == bert.special_ids
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+    cased = Tokenizer.load(tmp_path)
+    assert cased.encode("Hello").ids_T.tolist() == [101, 100, 102]  # [UNK]: no capitals in it
+
+
+def test_pairs_in_a_batch_equal_single_pairs(bert):
+    pairs = [None, "a pair", None, "another"]
+    batch = bert.encode_pairs(TEXTS[:4], pairs)
+    for text, pair, (ids, types) in zip(TEXTS, pairs, batch, strict=False):
+        alone = bert.encode_pair(text, pair)
+        assert (ids == alone[0]).all() and (types == alone[1]).all()
+        assert ids.dtype == types.dtype == np.int32
+
+
+def test_saved_files_are_the_same_and_transformers_reads_them(base, bert_folder, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    base.save(tmp_path / "base")
+    again = Tokenizer.load(tmp_path / "base")
+    assert again.digest == base.digest and again.chat_template == base.chat_template
+    other = transformers.AutoTokenizer.from_pretrained(tmp_path / "base")
+    for text in [*TEXTS, "a<|im_end|>b\n\n  c"]:
+        ids = again.encode(text).ids_T.tolist()
+        assert ids == base.encode(text).ids_T.tolist() == other(text)["input_ids"]
+        assert base.decode(ids, special=True) == text
+    (tmp_path / "vocab").mkdir()
+    shutil.copy(bert_folder / "vocab.txt", tmp_path / "vocab")
+    Tokenizer.load(tmp_path / "vocab").save(tmp_path / "copy")
+    other = transformers.BertTokenizerFast.from_pretrained(tmp_path / "copy")
+    ids = Tokenizer.load(tmp_path / "copy").encode(TEXTS[0]).ids_T.tolist()
+    assert other(TEXTS[0])["input_ids"] == ids
+
+
+def test_digest_tells_files_apart(base):
+    template = {**base.files, "chat_template.jinja": b"{{ messages }}"}
+    changed_template = Tokenizer(template, where="test")
+    assert changed_template.chat_template == "{{ messages }}"
+    assert changed_template.digest != base.digest
+    assert Tokenizer(base.files, where="elsewhere").digest == base.digest
+
+
+@pytest.mark.parametrize("trimmed", [False, True])
+def test_offsets_cover_every_character(base, trimmed):
+    fast = tokenizers.Tokenizer.from_buffer(base.files["tokenizer.json"])
+    fast.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=trimmed)])
+    files = {**base.files, "tokenizer.json": fast.to_str().encode()}
+    text = "a \n\n b\u00e9\U0001f642  <|im_end|>\n"
+    encoding = Tokenizer(files, where="test").encode(text)
+    covered = set()
+    for start, end in encoding.offsets_T2.tolist():
+        assert start < end
+        covered.update(range(start, end))
+    assert covered == set(range(len(text)))
+
+
+def test_special_tokens(base, bert):
+    assert base.special_tokens == ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+    assert base.special_ids == {0, 1, 2}
+    assert (base.bos_id, base.eos_id, base.end_of_text_id) == (None, 2, 0)
+    assert base.vocab_size == 4096
+    assert bert.special["cls_token"] == "[CLS]" and bert.id_of("[CLS]") == 101
+    assert base.find_special("a <|im_end|> b <|endoftext|>") == "<|im_end|>"
+    assert base.find_special("a <|im_end b") is None
+    with pytest.raises(ModelError, match="the vocabulary has no token '<x>'"):
+        base.id_of("<x>")
+
+
+def test_at_most_one_bos(families):
+    llama = families["llama3"]
+    bos = {"id": "<|begin_of_text|>", "type_id": 0}
+    first, second = ({"Sequence": {"id": x, "type_id": t}} for x, t in (("A", 0), ("B", 1)))
+    tokenizer = changed(
+        llama,
+        post_processor={
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": bos}, first],
+            "pair": [{"SpecialToken": bos}, first, second],
+            "special_tokens": {bos["id"]: {**bos, "ids": [llama.bos_id], "tokens": [bos["id"]]}},
+        },
+    )
+    for text in ("hi", "<|begin_of_text|>hi"):
+        encoding = tokenizer.encode(text)
+        assert (encoding.ids_T == tokenizer.bos_id).tolist() == [True, False]
+        assert len(encoding.offsets_T2) == 2
+        assert tokenizer.encode_pair(text)[0].tolist() == encoding.ids_T.tolist()
+    assert tokenizer.encode("hi", special=False).ids_T[0] != tokenizer.bos_id
+
+
+def test_named_templates(base):
+    named = [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]
+    files = {**base.files, "tokenizer_config.json": json.dumps({"chat_template": named}).encode()}
+    assert Tokenizer(files, where="test").chat_template == "d"
+    files["tokenizer_config.json"] = json.dumps({"chat_template": named[:1]}).encode()
+    with pytest.raises(ModelError, match=r"chat templates \['tool_use'\], none of them 'default'"):
+        Tokenizer(files, where="test")
+
+
+def test_special_tokens_written_as_objects(base):
+    eos = {"content": "<|im_end|>", "lstrip": False, "special": True}
+    files = {
+        "tokenizer.json": base.files["tokenizer.json"],
+        "special_tokens_map.json": json.dumps({"eos_token": eos}).encode(),
+    }
+    assert Tokenizer(files, where="test").eos_id == 2
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "no tokenizer.json and no vocab.txt"),
+        ({"tokenizer.json": b'{"version": "1.0", "mod'}, "tokenizer.json: not a tokenizer"),
+        ({"vocab.txt": b"a\nb\n"}, r"vocab.txt: has no token \[UNK\], \[CLS\], \[SEP\]"),
+    ],
+)
+def test_damaged_folders(tmp_path, files, message):
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ModelError, match=message):
+        Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (b'{"eos_token": "</s>"}', "names eos_token '</s>', which the vocabulary does not hold"),
+        (b'{"eos_token": ', "tokenizer_config.json: not valid JSON"),
+        (b"[]", "tokenizer_config.json: must hold a JSON object"),
+    ],
+)
+def test_damaged_settings(base, config, message):
+    with pytest.raises(ModelError, match=message):
+        Tokenizer({**base.files, "tokenizer_config.json": config}, where="test")

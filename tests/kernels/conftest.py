@@ -1,0 +1,51 @@
+"""The pass rule of a kernel: its error against that of its definition, in the same dtype."""
+
+from collections.abc import Callable, Mapping
+
+import pytest
+import torch
+from torch import Tensor
+
+Op = Callable[..., Tensor]
+
+
+def _run(op: Op, inputs: Mapping[str, Tensor]) -> list[Tensor]:
+    """Output and the gradient of each input, in float64."""
+    leaves = {name: tensor.clone().requires_grad_() for name, tensor in inputs.items()}
+    y = op(**leaves)
+    generator = torch.Generator().manual_seed(y.numel())
+    cotangent = torch.randn(y.shape, generator=generator, dtype=torch.float64)
+    y.backward(cotangent.to(y.dtype))
+    return [y.detach().double(), *(leaf.grad.double() for leaf in leaves.values())]
+
+
+def _within_budget(op: Op, reference: Op, inputs: Mapping[str, Tensor], dtype: torch.dtype) -> bool:
+    """At most 2x (value) and 3x (gradients) the definition's error, plus eps times the RMS."""
+    exact = _run(reference, {name: tensor.double() for name, tensor in inputs.items()})
+    cast = {name: tensor.to(dtype) for name, tensor in inputs.items()}
+    factors = [2] + [3] * len(inputs)
+    return all(
+        (mine - true).abs().max()
+        <= factor * (plain - true).abs().max()
+        + torch.finfo(dtype).eps * true.square().mean().sqrt()
+        for true, plain, mine, factor in zip(
+            exact, _run(reference, cast), _run(op, cast), factors, strict=True
+        )
+    )
+
+
+@pytest.fixture
+def within_budget() -> Callable[[Op, Op, Mapping[str, Tensor], torch.dtype], bool]:
+    """Whether (op, reference, inputs, dtype) keeps the pass rule."""
+    return _within_budget
+
+
+@pytest.fixture
+def draw() -> Callable[..., Tensor]:
+    """Normal float64 values of a shape, the same in every run."""
+
+    def normal(*shape: int, seed: int = 0) -> Tensor:
+        generator = torch.Generator().manual_seed(sum(shape) + seed)
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    return normal

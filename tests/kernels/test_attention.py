@@ -1,0 +1,107 @@
+"""kernels/attention.py against its definition, for every form of group that `Docs` plans."""
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from kernels.attention import SDPA_LENGTH, attention, attention_reference
+from kernels.docs import Docs
+
+# lengths, (query heads, key heads, width)
+SHAPES = [
+    ([1], (1, 1, 1)),
+    ([5, 5, 5], (4, 2, 16)),
+    ([7, 1, 64, 3], (6, 3, 5)),
+    ([70, 70], (3, 1, 8)),
+    ([3, 66, 66, 2, 123, 66, 64], (4, 2, 8)),
+    ([SDPA_LENGTH + 11, 3], (2, 1, 4)),
+]
+MIXED, HEADS = SHAPES[4]
+
+
+@pytest.fixture
+def make(draw: Callable[..., Tensor]) -> Callable[..., dict[str, Tensor]]:
+    def inputs(lengths: list[int], heads: tuple[int, int, int]) -> dict[str, Tensor]:
+        (H, G, D), N = heads, sum(lengths)
+        return {
+            "q_NHD": draw(N, H, D),
+            "k_NGD": draw(N, G, D, seed=1),
+            "v_NGD": draw(N, G, D, seed=2),
+        }
+
+    return inputs
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("lengths", "heads"), SHAPES)
+def test_error_budget(lengths, heads, dtype, is_causal, make, within_budget) -> None:
+    settings = {"docs": Docs.from_lengths(lengths), "is_causal": is_causal, "scale": 0.3}
+    op, reference = partial(attention, **settings), partial(attention_reference, **settings)
+    assert within_budget(op, reference, make(lengths, heads), dtype)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"scale": 0.301},
+        {"is_causal": True},
+        {"docs": Docs.from_lengths([69, *MIXED[2:]])},
+        {"docs": Docs.from_lengths([4, 65, *MIXED[2:]])},
+    ],
+    ids=["scale", "mask", "two documents as one", "border off by one"],
+)
+def test_error_budget_sees_a_mutant(change, make, within_budget) -> None:
+    settings = {"docs": Docs.from_lengths(MIXED), "is_causal": False, "scale": 0.3}
+    reference = partial(attention_reference, **settings)
+    mutant = partial(attention, **settings | change)
+    assert not within_budget(mutant, reference, make(MIXED, HEADS), torch.float32)
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+@pytest.mark.parametrize("op", [attention, attention_reference])
+def test_gradcheck(op: Callable[..., Tensor], is_causal: bool, make) -> None:
+    """`op` too: its scatter and gather have gradients written by hand."""
+    lengths = [3, 65, 2]
+    docs = Docs.from_lengths(lengths)
+    tensors = [t.requires_grad_() for t in make(lengths, (2, 1, 1)).values()]
+    call = partial(op, docs=docs, is_causal=is_causal, scale=0.7)
+    assert torch.autograd.gradcheck(call, tensors, fast_mode=True)
+
+
+def test_default_scale_and_non_contiguous_inputs(make) -> None:
+    docs = Docs.from_lengths(MIXED)
+    q_NHD, k_NGD, v_NGD = make(MIXED, HEADS).values()
+    fused = torch.cat([q_NHD, k_NGD, v_NGD], dim=1)
+    parts = fused.split([4, 2, 2], dim=1)
+    assert not parts[0].is_contiguous()
+    true = attention_reference(q_NHD, k_NGD, v_NGD, docs, is_causal=True, scale=8**-0.5)
+    torch.testing.assert_close(attention(*parts, docs, is_causal=True), true)
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_documents_do_not_see_each_other(is_causal: bool, make) -> None:
+    """Other values in one document change no bit of the others."""
+    docs = Docs.from_lengths(MIXED)
+    tensors = {name: tensor.float() for name, tensor in make(MIXED, HEADS).items()}
+    before = attention(**tensors, docs=docs, is_causal=is_causal)
+    for document in (0, 1, 4):
+        inside = docs.doc_of_N() == document
+        changed = {name: tensor.clone() for name, tensor in tensors.items()}
+        for tensor in changed.values():
+            tensor[inside] += 3.0
+        after = attention(**changed, docs=docs, is_causal=is_causal)
+        assert torch.equal(before[~inside], after[~inside])
+        assert not torch.equal(before[inside], after[inside])
+
+
+def test_refuses_sizes_that_do_not_fit(make) -> None:
+    tensors = make([4], (4, 2, 8))
+    with pytest.raises(ValueError, match="docs plans 5 tokens, q has 4, k 4"):
+        attention(**tensors, docs=Docs.from_lengths([5]), is_causal=True)
+    tensors["q_NHD"] = tensors["q_NHD"][:, :3]
+    with pytest.raises(ValueError, match="3 query heads are not a multiple of 2 key heads"):
+        attention(**tensors, docs=Docs.from_lengths([4]), is_causal=True)

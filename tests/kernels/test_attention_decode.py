@@ -1,0 +1,69 @@
+"""kernels/attention_decode.py against its definition."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from kernels.attention_decode import attention_decode, attention_decode_reference
+
+# lengths, slots, (query heads, key heads, width)
+SHAPES = [
+    ([1], 1, (1, 1, 1)),
+    ([5, 1, 9], 9, (4, 2, 16)),
+    ([123, 6, 42], 130, (6, 3, 5)),
+]
+
+
+def errors(
+    op: Callable[..., Tensor], tensors: list[Tensor], lengths: list[int], dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Largest error of the op, that of the definition in the same dtype, and the RMS."""
+    lengths_B = torch.tensor(lengths)
+    true = attention_decode_reference(*tensors, lengths_B, scale=0.3)
+    cast = [tensor.to(dtype) for tensor in tensors]
+    plain = attention_decode_reference(*cast, lengths_B, scale=0.3).double()
+    mine = op(*cast, lengths_B, scale=0.3).double()
+    return (mine - true).abs().max(), (plain - true).abs().max(), true.square().mean().sqrt()
+
+
+@pytest.fixture
+def make(draw: Callable[..., Tensor]) -> Callable[..., list[Tensor]]:
+    def inputs(num: int, slots: int, heads: tuple[int, int, int]) -> list[Tensor]:
+        H, G, D = heads
+        return [draw(num, H, D), draw(num, slots, G, D), draw(num, slots, G, D, seed=1)]
+
+    return inputs
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("lengths", "slots", "heads"), SHAPES)
+def test_error_budget(lengths, slots, heads, dtype, make) -> None:
+    tensors = make(len(lengths), slots, heads)
+    mine, plain, rms = errors(attention_decode, tensors, lengths, dtype)
+    assert mine <= 2 * plain + torch.finfo(dtype).eps * rms
+
+
+@pytest.mark.parametrize(("extra", "factor"), [(1, 1.0), (-1, 1.0), (0, 1.001)])
+def test_error_budget_sees_a_mutant(extra: int, factor: float, make) -> None:
+    def mutant(q_BHD, k_BSGD, v_BSGD, lengths_B, *, scale) -> Tensor:
+        return attention_decode(q_BHD, k_BSGD, v_BSGD, lengths_B + extra, scale=scale * factor)
+
+    lengths, slots, heads = SHAPES[2]
+    mine, plain, rms = errors(mutant, make(3, slots, heads), lengths, torch.float32)
+    assert mine > 2 * plain + torch.finfo(torch.float32).eps * rms
+
+
+def test_unused_slots_have_no_effect_and_layout_is_free(make) -> None:
+    lengths, slots, heads = SHAPES[2]
+    q_BHD, k_BSGD, v_BSGD = make(3, slots, heads)
+    lengths_B = torch.tensor(lengths)
+    before = attention_decode(q_BHD, k_BSGD, v_BSGD, lengths_B)
+    for slab_BSGD in (k_BSGD, v_BSGD):
+        for row, length in enumerate(lengths):
+            slab_BSGD[row, length:] = 1e30
+    assert torch.equal(before, attention_decode(q_BHD, k_BSGD, v_BSGD, lengths_B))
+    slabs = [slab.transpose(1, 2).contiguous().transpose(1, 2) for slab in (k_BSGD, v_BSGD)]
+    assert not slabs[0].is_contiguous()
+    torch.testing.assert_close(attention_decode(q_BHD, *slabs, lengths_B), before)

@@ -1,0 +1,51 @@
+"""kernels/docs.py: borders, positions and the plan of the CPU path."""
+
+import pytest
+import torch
+
+from kernels.docs import SCATTER_LENGTH, Docs
+
+
+def test_borders_and_positions() -> None:
+    docs = Docs.from_lengths([2, 1, 3])
+    assert docs.cu_seqlens_B1.tolist() == [0, 2, 3, 6]
+    assert docs.cu_seqlens_B1.dtype == torch.int32
+    assert docs.positions_N().tolist() == [0, 1, 0, 0, 1, 2]
+    assert docs.doc_of_N().tolist() == [0, 0, 1, 2, 2, 2]
+    assert docs.first_B().tolist() == [0, 2, 3]
+    assert docs.last_B().tolist() == [1, 2, 5]
+    assert (docs.num_docs, docs.num_tokens) == (3, 6)
+
+
+@pytest.mark.parametrize("lengths", [[], [3, 0], [-1]])
+def test_refuses_empty_documents(lengths: list[int]) -> None:
+    with pytest.raises(ValueError, match="document lengths must be >= 1"):
+        Docs.from_lengths(lengths)
+
+
+def test_equal_lengths_are_one_view() -> None:
+    (group,) = Docs.from_lengths([3, 3, 3]).groups
+    assert (group.num_docs, group.length, group.rows) == (3, 3, slice(0, 9))
+    assert group.slots is None and group.lengths_B is None
+
+
+def test_short_documents_are_one_scattered_block() -> None:
+    docs = Docs.from_lengths([2, SCATTER_LENGTH, 1])
+    (group,) = docs.groups
+    assert group.length == SCATTER_LENGTH and docs.unsort_N is None
+    assert group.slots.tolist() == [0, 1, *range(64, 128), 128]
+    assert group.lengths_B.tolist() == [2, 64, 1]
+
+
+def test_long_runs_and_short_documents() -> None:
+    """Equal neighbours share a view; equal documents with another between them do not."""
+    docs = Docs.from_lengths([70, 70, 3, 70, 65, 1])
+    forms = [(g.num_docs, g.length, g.slots is None) for g in docs.groups]
+    assert forms == [(2, 70, True), (1, 70, True), (1, 65, True), (2, 3, False)]
+    rows_N = torch.cat(
+        [
+            torch.arange(g.rows.start, g.rows.stop) if isinstance(g.rows, slice) else g.rows
+            for g in docs.groups
+        ]
+    )
+    assert torch.equal(rows_N[docs.unsort_N], torch.arange(docs.num_tokens))

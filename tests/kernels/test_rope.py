@@ -1,0 +1,74 @@
+"""kernels/rope.py against its definition, and its angles against HF's."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from kernels.rope import rope, rope_angles, rope_reference
+
+SHAPES = [(1, 1, 2), (7, 3, 6), (123, 4, 64)]
+
+
+def angles(shape: tuple[int, int, int], dtype: torch.dtype) -> torch.Tensor:
+    positions_N = torch.arange(shape[0]) * 3
+    return rope_angles(positions_N, head_dim=shape[2], theta=1e4, dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_error_budget(shape, dtype, draw, within_budget) -> None:
+    cos_sin_2NE = angles(shape, dtype)  # the same rounded angles for the oracle
+
+    def with_angles(op, x_NHD: torch.Tensor) -> torch.Tensor:
+        return op(x_NHD, cos_sin_2NE.to(x_NHD.dtype))
+
+    ops = partial(with_angles, rope), partial(with_angles, rope_reference)
+    assert within_budget(*ops, {"x_NHD": draw(*shape)}, dtype)
+
+
+@pytest.mark.parametrize("which", ["angle", "direction"])
+def test_error_budget_sees_a_mutant(which, draw, within_budget) -> None:
+    right = angles((7, 3, 6), torch.float64)
+    wrong = right.clone()
+    if which == "direction":
+        wrong[1].neg_()
+    else:
+        wrong[:, 3] = right[:, 4]
+    mutant = lambda x_NHD: rope(x_NHD, wrong.to(x_NHD.dtype))  # noqa: E731
+    reference = lambda x_NHD: rope_reference(x_NHD, right.to(x_NHD.dtype))  # noqa: E731
+    assert not within_budget(mutant, reference, {"x_NHD": draw(7, 3, 6)}, torch.float32)
+
+
+@pytest.mark.parametrize("op", [rope, rope_reference])
+def test_gradcheck(op, draw) -> None:
+    x_NHD = draw(5, 2, 4).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: op(x, angles((5, 2, 4), torch.float64)), [x_NHD])
+
+
+def test_scores_depend_on_distance_alone(draw) -> None:
+    q_NHD, k_NHD = draw(2, 1, 8)[:1], draw(2, 1, 8)[1:]
+
+    def score(q_position: int, k_position: int) -> torch.Tensor:
+        turned = [
+            rope(x, rope_angles(torch.tensor([p]), head_dim=8, theta=1e4, dtype=torch.float64))
+            for x, p in ((q_NHD, q_position), (k_NHD, k_position))
+        ]
+        return (turned[0] * turned[1]).sum()
+
+    torch.testing.assert_close(score(9, 4), score(5, 0), rtol=1e-5, atol=1e-5)
+    assert abs(score(9, 4) - score(9, 0)) > 1e-2
+
+
+def test_angles_are_those_of_transformers() -> None:
+    """To the bit at position 32,000, where an ulp of the frequency is seen."""
+    transformers = pytest.importorskip("transformers")
+    from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
+
+    config = transformers.Qwen3Config(
+        head_dim=64, rope_parameters={"rope_type": "default", "rope_theta": 1e6}
+    )
+    positions_N = torch.tensor([0, 1, 599, 31_999])
+    cos, sin = Qwen3RotaryEmbedding(config)(torch.zeros(1), positions_N[None])
+    ours = rope_angles(positions_N, head_dim=64, theta=1e6, dtype=torch.float32)
+    assert torch.equal(ours, torch.stack([cos[0, :, :32], sin[0, :, :32]]))

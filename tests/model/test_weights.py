@@ -1,0 +1,175 @@
+"""Safetensors with every tensor accounted for, and every way a folder can be wrong."""
+
+import json
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ftcore.errors import ModelError
+from ftcore.model.load import load_model, save_model
+from ftcore.model.weights import INDEX, SINGLE, save_weights, tensor_files
+
+
+@pytest.fixture
+def folder(hf, tmp_path) -> Path:
+    """A copy of the untied decoder that a test may damage."""
+    return Path(shutil.copytree(hf("qwen3-untied")[1], tmp_path / "model"))
+
+
+@pytest.fixture
+def edit(folder) -> Callable[..., None]:
+    """Rewrite the folder's tensors: names to drop, tensors to add or replace."""
+
+    def rewrite(drop: tuple[str, ...] = (), add: dict[str, torch.Tensor] | None = None) -> None:
+        tensors = load_file(folder / SINGLE) | (add or {})
+        kept = {name: tensor for name, tensor in tensors.items() if name not in drop}
+        save_file(kept, folder / SINGLE, metadata={"format": "pt"})
+
+    return rewrite
+
+
+def refuse(folder: Path, task: str = "lm", **settings) -> str:
+    """The message of the error that loading raises."""
+    with pytest.raises(ModelError) as error:
+        load_model(folder, task=task, dtype=torch.float32, **settings)
+    return str(error.value)
+
+
+def test_all_misfits_in_one_message(folder, edit) -> None:
+    edit(
+        drop=("model.norm.weight", "model.layers.1.self_attn.q_norm.weight"),
+        add={
+            "model.layers.0.mlp.up_proj.weight": torch.zeros(48, 31),
+            "model.layers.2.mlp.up_proj.weight": torch.zeros(48, 32, dtype=torch.int8),
+            "model.layers.3.mlp.up_proj.weight": torch.zeros(48, 32),
+            "model.extra.bias": torch.zeros(3),
+        },
+    )
+    message = refuse(folder)
+    assert str(folder) in message
+    assert "missing: model.layers.1.self_attn.q_norm.weight, model.norm.weight" in message
+    assert "unexpected: model.extra.bias, model.layers.3.mlp.up_proj.weight" in message
+    assert "model.layers.0.mlp.up_proj.weight is [48, 31], must be [48, 32]" in message
+    assert "model.layers.2.mlp.up_proj.weight is I8, must be one of BF16" in message
+    assert message.endswith("Check that weights, config and number of labels belong together.")
+
+
+def test_a_tensor_under_two_names(folder, edit) -> None:
+    edit(add={"norm.weight": torch.zeros(32)})
+    assert "unexpected: norm.weight beside model.norm.weight" in refuse(folder)
+
+
+def test_names_with_and_without_the_prefix(hf, folder) -> None:
+    tensors = load_file(folder / SINGLE)
+    bare = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+    save_file(bare, folder / SINGLE)
+    ours = load_model(folder, task="lm", dtype=torch.float32).model.state_dict()
+    true = load_model(hf("qwen3-untied")[1], task="lm", dtype=torch.float32).model.state_dict()
+    assert all(torch.equal(ours[name], true[name]) for name in true)
+
+
+@pytest.mark.parametrize("cut", [4, 100, -1])
+def test_truncated_file(folder, cut) -> None:
+    raw = (folder / SINGLE).read_bytes()
+    (folder / SINGLE).write_bytes(raw[:cut])
+    message = refuse(folder)
+    assert str(folder / SINGLE) in message and "not a whole safetensors file" in message
+    assert message.endswith("Copy or download it again.")
+
+
+def test_foreign_file(folder) -> None:
+    (folder / SINGLE).write_bytes(b"PK\x03\x04" + bytes(2000))
+    assert "not a whole safetensors file" in refuse(folder)
+
+
+def test_duplicated_name(folder) -> None:
+    entry = '"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
+    header = ("{" + entry + "," + entry + "}").encode()
+    (folder / SINGLE).write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
+    message = refuse(folder)
+    assert "a name occurs twice in a" in message or "not a whole safetensors file" in message
+
+
+def test_pickle_is_named_but_not_read(folder) -> None:
+    (folder / SINGLE).unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"\x80\x04")
+    message = refuse(folder)
+    assert f"neither {SINGLE} nor {INDEX} is there" in message
+    assert message.endswith("It holds pytorch_model.bin: convert to safetensors.")
+
+
+@pytest.mark.parametrize("file", ["../model.safetensors", "/etc/passwd", 3])
+def test_index_that_leaves_the_folder(folder, file) -> None:
+    (folder / INDEX).write_text(json.dumps({"weight_map": {"lm_head.weight": file}}))
+    assert "must be a bare file name" in refuse(folder)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": 3}'])
+def test_unreadable_index(folder, text) -> None:
+    (folder / INDEX).write_text(text)
+    assert "no readable weight_map" in refuse(folder)
+
+
+def test_index_and_shards_differ(folder) -> None:
+    (folder / INDEX).write_text(json.dumps({"weight_map": {"lm_head.weight": SINGLE, "x": SINGLE}}))
+    assert "index and shards differ in" in refuse(folder)
+
+
+def test_missing_shard(folder) -> None:
+    (folder / INDEX).write_text(json.dumps({"weight_map": {"x": "model-00009.safetensors"}}))
+    assert "model-00009.safetensors: not a whole safetensors file" in refuse(folder)
+
+
+def test_a_tied_copy_may_stay_only_where_it_is_equal(hf, tmp_path) -> None:
+    """A head that differs from the embeddings would be lost in a model that ties them."""
+    folder = Path(shutil.copytree(hf("qwen3-tied")[1], tmp_path / "model"))
+    tensors = load_file(folder / SINGLE)
+    embedding = tensors["model.embed_tokens.weight"]
+    save_file(tensors | {"lm_head.weight": embedding.clone()}, folder / SINGLE)
+    loaded = load_model(folder, task="lm", dtype=torch.float32)
+    assert loaded.accounting.ignored == ["lm_head.weight"]
+    save_file(tensors | {"lm_head.weight": embedding + 1}, folder / SINGLE)
+    assert "lm_head.weight differs from the embeddings" in refuse(folder)
+
+
+def test_parts_of_a_new_head_are_not_new(hf, tmp_path) -> None:
+    """A head is new as a whole or not at all; a bias that has no place is not dropped."""
+    generator = torch.Generator().manual_seed(0)
+    folder = Path(shutil.copytree(hf("bert-classify")[1], tmp_path / "bert"))
+    tensors = load_file(folder / SINGLE)
+    save_file({n: t for n, t in tensors.items() if n != "classifier.bias"}, folder / SINGLE)
+    assert "missing: classifier.bias" in refuse(folder, "classify", generator=generator)
+    folder = Path(shutil.copytree(hf("qwen3-classify")[1], tmp_path / "qwen3"))
+    save_file(load_file(folder / SINGLE) | {"score.bias": torch.zeros(3)}, folder / SINGLE)
+    assert "unexpected: score.bias" in refuse(folder, "classify")
+
+
+def test_shards_hold_what_one_file_holds(tmp_path) -> None:
+    tensors = {name: torch.full((4,), float(i)) for i, name in enumerate("abcde")}
+    save_weights(tensors, tmp_path, max_shard_bytes=33)  # two tensors of 16 bytes each
+    index = json.loads((tmp_path / INDEX).read_text())
+    assert index["metadata"]["total_size"] == 5 * 16
+    files = tensor_files(tmp_path)
+    assert {path.name for path in files.values()} == set(index["weight_map"].values())
+    assert sorted(set(index["weight_map"].values())) == [
+        f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)
+    ]
+    assert all(torch.equal(load_file(files[name])[name], tensors[name]) for name in tensors)
+
+
+def test_loaded_tensors_are_not_the_file(folder) -> None:
+    """Writing into the file of a loaded model changes nothing in it."""
+    loaded = load_model(folder, task="lm", dtype=torch.float32)
+    before = loaded.model.trunk.norm.weight.clone()
+    with open(folder / SINGLE, "r+b") as file:
+        size = (folder / SINGLE).stat().st_size
+        file.seek(size // 2)
+        file.write(bytes(size - size // 2))
+    save_model(loaded, folder)
+    assert torch.equal(loaded.model.trunk.norm.weight, before)
+    assert torch.equal(load_file(folder / SINGLE)["model.norm.weight"], before)
