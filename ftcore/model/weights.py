@@ -23,6 +23,7 @@ from ftcore.model.families.family import Family
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+EMBEDDING = "trunk.embed_tokens.weight"
 FLOATS = ("BF16", "F16", "F32", "F64")
 
 
@@ -51,7 +52,7 @@ def tensor_files(folder: Path) -> dict[str, Path]:
     """
     if (folder / INDEX).is_file():
         try:
-            weight_map = json.loads((folder / INDEX).read_text("utf-8"))["weight_map"]
+            weight_map = dict(json.loads((folder / INDEX).read_text("utf-8"))["weight_map"])
         except (ValueError, KeyError, TypeError) as error:
             raise ModelError(f"{folder / INDEX}: no readable weight_map: {error}") from error
         for name, file in weight_map.items():
@@ -126,7 +127,8 @@ def load_weights(
         ours = family.to_ours(hf_name)
         if ours not in wanted:
             other_head = (ours or "").startswith("head.") and _module_of(ours) not in modules
-            if other_head or _is_tied(ours, model) or family.is_ignored(hf_name):
+            is_tied = ours == "head.lm_head.weight" and model.spec.tie_word_embeddings
+            if other_head or is_tied or family.is_ignored(hf_name):
                 accounting.ignored.append(hf_name)
             else:
                 unexpected.append(hf_name)
@@ -145,6 +147,7 @@ def load_weights(
     _raise_if_any(folder, missing=missing, unexpected=unexpected, misfit=misfits)
 
     tensors = read_tensors(hf_name_of.values(), files)
+    _refuse_untied(model, family, files, tensors)
     with torch.no_grad():
         for ours, parameter in own_tensors(model).items():
             if ours in hf_name_of:
@@ -162,9 +165,22 @@ def _module_of(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-def _is_tied(ours: str | None, model: nn.Module) -> bool:
-    """Whether a tensor of the file is a second copy of the embedding matrix."""
-    return ours == "head.lm_head.weight" and model.spec.tie_word_embeddings
+def _refuse_untied(
+    model: nn.Module, family: Family, files: Mapping[str, Path], tensors: Mapping[str, Tensor]
+) -> None:
+    """Raise ModelError where a tied model's file holds an LM head of its own.
+
+    tensors     those read for the model, by HF name; a head that it has no place for is not there
+    """
+    if not model.spec.tie_word_embeddings or "lm_head.weight" not in files:
+        return
+    embedding_VC = next(t for n, t in tensors.items() if family.to_ours(n) == EMBEDDING)
+    head_VC = read_tensors(["lm_head.weight"], files)["lm_head.weight"]
+    if not torch.equal(head_VC, embedding_VC):
+        raise ModelError(
+            f"{files['lm_head.weight']}: lm_head.weight differs from the embeddings, which"
+            " config.json ties it to: set tie_word_embeddings to false, or remove lm_head.weight"
+        )
 
 
 def _raise_if_any(folder: Path, **problems: list[str]) -> None:

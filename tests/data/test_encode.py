@@ -70,7 +70,8 @@ def test_labels_are_the_next_tokens(family):
 
 def test_the_prompt_is_what_training_saw_before_the_answer(family):
     _, tokenizer, _ = family
-    for turns in (TURNS[:2], TURNS):
+    for answer in ("It is four.", "4", "\u00e9"):  # " It" is one token, " 4" are two
+        turns = (*TURNS[:3], {"role": "assistant", "content": answer})
         document = encode_chat(Chat("a", turns), tokenizer, train_on="last")
         first = int(np.flatnonzero(weight_of_targets(document))[0])
         prompt = encode_prompt(turns[:-1], tokenizer)

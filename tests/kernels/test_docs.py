@@ -24,15 +24,16 @@ def test_refuses_empty_documents(lengths: list[int]) -> None:
 
 
 def test_equal_lengths_are_one_view() -> None:
-    (group,) = Docs.from_lengths([3, 3, 3]).groups
-    assert (group.num_docs, group.length, group.rows) == (3, 3, slice(0, 9))
-    assert group.slots is None and group.lengths_B is None
+    docs = Docs.from_lengths([3, 3, 3])
+    (group,) = docs.groups
+    assert (group.num_docs, group.length, group.num_tokens) == (3, 3, 9)
+    assert group.slots is None and group.lengths_B is None and docs.order_N is None
 
 
 def test_short_documents_are_one_scattered_block() -> None:
     docs = Docs.from_lengths([2, SCATTER_LENGTH, 1])
     (group,) = docs.groups
-    assert group.length == SCATTER_LENGTH and docs.unsort_N is None
+    assert (group.length, group.num_tokens) == (SCATTER_LENGTH, 67) and docs.order_N is None
     assert group.slots.tolist() == [0, 1, *range(64, 128), 128]
     assert group.lengths_B.tolist() == [2, 64, 1]
 
@@ -40,12 +41,9 @@ def test_short_documents_are_one_scattered_block() -> None:
 def test_long_runs_and_short_documents() -> None:
     """Equal neighbours share a view; equal documents with another between them do not."""
     docs = Docs.from_lengths([70, 70, 3, 70, 65, 1])
-    forms = [(g.num_docs, g.length, g.slots is None) for g in docs.groups]
-    assert forms == [(2, 70, True), (1, 70, True), (1, 65, True), (2, 3, False)]
-    rows_N = torch.cat(
-        [
-            torch.arange(g.rows.start, g.rows.stop) if isinstance(g.rows, slice) else g.rows
-            for g in docs.groups
-        ]
-    )
-    assert torch.equal(rows_N[docs.unsort_N], torch.arange(docs.num_tokens))
+    forms = [(g.num_docs, g.length, g.num_tokens, g.slots is None) for g in docs.groups]
+    assert forms == [(2, 70, 140, True), (1, 70, 70, True), (1, 65, 65, True), (2, 3, 4, False)]
+    borders = [0, 70, 140, 143, 213, 278, 279]
+    rows = [list(range(borders[b], borders[b + 1])) for b in (0, 1, 3, 4, 2, 5)]
+    assert docs.order_N.tolist() == sum(rows, [])
+    assert docs.groups[-1].slots.tolist() == [0, 1, 2, 3]

@@ -13,7 +13,7 @@ def family_of(config: dict, where: str) -> Family:
     raises  ModelError: `model_type` is missing or not one of those known here
     """
     name = config.get("model_type")
-    if name not in FAMILIES:
+    if not isinstance(name, str) or name not in FAMILIES:
         known = ", ".join(sorted(FAMILIES))
         raise ModelError(
             f"{where}: model_type is {name!r}; this code knows {known}. Convert the model to one"

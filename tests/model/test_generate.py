@@ -1,0 +1,113 @@
+"""Greedy decoding over the cache against transformers, and the cache itself."""
+
+import pytest
+import torch
+
+from ftcore.errors import ModelError
+from ftcore.model.cache import FIRST_SLOTS, Cache
+from ftcore.model.generate import generate
+from ftcore.model.heads import Model
+from ftcore.model.load import load_model
+from kernels.docs import Docs
+
+NEVER: frozenset[int] = frozenset()
+LENGTHS = [5, 1, 62, 130, 3]  # 62 outgrows the first slots while decoding
+
+
+@pytest.fixture
+def model(hf) -> Model:
+    return load_model(hf("qwen3-untied")[1], task="lm", dtype=torch.float32).model
+
+
+def hf_greedy(oracle, prompt: list[int], num: int) -> list[int]:
+    ids = torch.tensor([prompt])
+    out = oracle.generate(
+        ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=num
+    )
+    return out[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize("kind", ["qwen3-tied", "qwen3-untied"])
+def test_32_tokens_equal_transformers(kind, hf, documents) -> None:
+    oracle, folder = hf(kind)
+    model = load_model(folder, task="lm", dtype=torch.float32).model
+    prompts = documents(LENGTHS)
+    ours = generate(model, prompts, max_new_tokens=32, stop_ids=NEVER)
+    assert ours == [hf_greedy(oracle, prompt, 32) for prompt in prompts]
+    assert len({token for answer in ours for token in answer}) > 3  # not one token for ever
+
+
+def test_stopped_sequences_leave_and_change_nothing(model, documents) -> None:
+    prompts = documents(LENGTHS)
+    free = generate(model, prompts, max_new_tokens=32, stop_ids=NEVER)
+    stops = frozenset({free[0][3], free[2][7]})
+    stopped = generate(model, prompts, max_new_tokens=32, stop_ids=stops)
+
+    def cut(answer: list[int]) -> list[int]:
+        ends = [i + 1 for i, token in enumerate(answer) if token in stops]
+        return answer[: min(ends, default=len(answer))]
+
+    assert stopped == [cut(answer) for answer in free]
+    assert len({len(answer) for answer in stopped}) > 1
+
+
+def test_a_batch_equals_its_prompts_alone(model, documents) -> None:
+    prompts = documents(LENGTHS)
+    together = generate(model, prompts, max_new_tokens=8, stop_ids=NEVER)
+    alone = [generate(model, [p], max_new_tokens=8, stop_ids=NEVER)[0] for p in prompts]
+    assert together == alone
+
+
+def test_cached_logits_are_those_of_the_whole_document(model, documents) -> None:
+    """Step by step over the cache, rows dropped and slots grown on the way."""
+    rows = documents([90, 70, 80])
+    cache = Cache(model.spec.num_layers)
+    running, done = [0, 1, 2], 40
+    step = [row[:done] for row in rows]
+    with torch.no_grad():
+        while done <= 69:
+            docs = Docs.from_lengths([len(tokens) for tokens in step])
+            tokens_N = torch.tensor(sum(step, []))
+            h_NC = model.trunk(tokens_N, cache.extend(docs), tokens_N, docs, cache.layers)
+            for row, h_C in zip(running, h_NC[docs.last_B()], strict=True):
+                whole = Docs.from_lengths([done])
+                ids_N = torch.tensor(rows[row][:done])
+                true_NC = model.trunk(ids_N, whole.positions_N(), ids_N, whole)
+                assert (h_C - true_NC[-1]).abs().max() <= 1e-5
+            if done == 50:
+                cache.keep([2, 0])
+                running = [2, 0]
+            step = [[rows[row][done]] for row in running]
+            done += 1
+    assert cache.num_slots == 2 * FIRST_SLOTS and cache.lengths == [69, 69]
+    assert all(slab.k_BSGD.shape == (2, 128, 2, 16) for slab in cache.layers)
+
+
+def test_head_sees_one_row_per_sequence(model, documents) -> None:
+    seen = []
+    model.head.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[0]))
+    generate(model, documents(LENGTHS), max_new_tokens=3, stop_ids=NEVER)
+    assert seen == [5, 5, 5]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_mode_is_restored(training, model) -> None:
+    model.train(training)
+    generate(model, [[1, 2]], max_new_tokens=2, stop_ids=NEVER)
+    assert model.training is training
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+
+
+def test_nothing_to_do(model) -> None:
+    assert generate(model, [], max_new_tokens=4, stop_ids=NEVER) == []
+    assert generate(model, [[1]], max_new_tokens=0, stop_ids=NEVER) == [[]]
+
+
+def test_refuses_prompts_and_models(model, hf) -> None:
+    with pytest.raises(ModelError, match="prompt 1 has 0 tokens: with 4 new ones it must have 1"):
+        generate(model, [[1], []], max_new_tokens=4, stop_ids=NEVER)
+    with pytest.raises(ModelError, match="prompt 0 has 637 tokens: .* must have 1 to 636"):
+        generate(model, [[1] * 637], max_new_tokens=4, stop_ids=NEVER)
+    trunk = load_model(hf("bert-trunk")[1], task="trunk", dtype=torch.float32).model
+    with pytest.raises(ModelError, match="the model has no language-model head"):
+        generate(trunk, [[1]], max_new_tokens=4, stop_ids=NEVER)

@@ -1,0 +1,255 @@
+"""A model folder in and out: bit-equal, read by transformers, and whole."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from ftcore.errors import ModelError
+from ftcore.model import hub
+from ftcore.model.families.qwen3 import FAMILY
+from ftcore.model.hub import resolve
+from ftcore.model.load import CONFIG, load_model, save_model
+from ftcore.model.weights import INDEX, SINGLE
+
+KINDS = ["bert-trunk", "bert-classify", "qwen3-tied", "qwen3-untied", "qwen3-trunk"]
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def same(ours: torch.nn.Module, other: torch.nn.Module) -> bool:
+    """Whether two models have the same tensors, bit by bit and in the same dtype."""
+    mine, theirs = ours.state_dict(), other.state_dict()
+    return mine.keys() == theirs.keys() and all(
+        mine[name].dtype == theirs[name].dtype and torch.equal(mine[name], theirs[name])
+        for name in mine
+    )
+
+
+@pytest.mark.parametrize("shard_bytes", [5_000_000_000, 9_000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", [*KINDS, "qwen3-classify"])
+def test_load_save_load_is_bit_equal(kind, dtype, shard_bytes, hf, task_of_kind, tmp_path) -> None:
+    loaded = load_model(hf(kind)[1], task=task_of_kind(kind), dtype=dtype)
+    assert not loaded.accounting.new and not loaded.model.training
+    save_model(loaded, tmp_path, max_shard_bytes=shard_bytes)
+    assert (tmp_path / SINGLE).exists() == (shard_bytes > 9_000) != (tmp_path / INDEX).exists()
+    again = load_model(tmp_path, task=task_of_kind(kind), dtype=dtype)
+    assert same(loaded.model, again.model)
+    assert again.model.spec == loaded.model.spec and again.labels == loaded.labels
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "qwen3-classify"])
+def test_transformers_loads_what_we_save(kind, hf, task_of_kind, tmp_path) -> None:
+    transformers = pytest.importorskip("transformers")
+    oracle, folder = hf(kind)
+    auto = {
+        "trunk": transformers.AutoModel,
+        "lm": transformers.AutoModelForCausalLM,
+        "classify": transformers.AutoModelForSequenceClassification,
+    }[task_of_kind(kind)]
+    loaded = load_model(folder, task=task_of_kind(kind), dtype=torch.float32)
+    save_model(loaded, tmp_path, max_shard_bytes=9_000)
+    theirs, report = auto.from_pretrained(tmp_path, output_loading_info=True)
+    pooler = {"pooler.dense.weight", "pooler.dense.bias"} if kind == "bert-trunk" else set()
+    assert set(report["missing_keys"]) == pooler and not report["unexpected_keys"]
+    assert type(theirs) is type(oracle) and theirs.dtype == torch.float32
+    mine = {n: t for n, t in theirs.state_dict().items() if n not in pooler}
+    assert all(torch.equal(tensor, oracle.state_dict()[name]) for name, tensor in mine.items())
+    before, after = oracle.config.to_dict(), theirs.config.to_dict()
+    assert {k for k in before if before[k] != after.get(k)} <= {"architectures", "_name_or_path"}
+
+
+def test_a_classifier_keeps_its_labels(hf, tmp_path) -> None:
+    loaded = load_model(hf("bert-classify")[1], task="classify", dtype=torch.float32)
+    assert loaded.labels == ("bad", "fair", "good")
+    save_model(loaded, tmp_path, labels=("a", "b", "c"))
+    again = load_model(tmp_path, task="classify", dtype=torch.float32)
+    assert again.labels == ("a", "b", "c")
+    assert again.config["label2id"] == {"a": 0, "b": 1, "c": 2}
+    with pytest.raises(ModelError, match="2 labels for 3 classes: a, b"):
+        save_model(loaded, tmp_path, labels=("a", "b"))
+
+
+def test_more_than_ten_labels_keep_their_order(hf, tmp_path) -> None:
+    """JSON sorts "10" before "2"."""
+    labels = tuple(f"class {index}" for index in range(12))
+    loaded = load_model(
+        hf("qwen3-tied")[1],
+        task="classify",
+        dtype=torch.float32,
+        num_labels=12,
+        generator=generator(),
+    )
+    save_model(loaded, tmp_path, labels=labels)
+    assert load_model(tmp_path, task="classify", dtype=torch.float32).labels == labels
+
+
+def test_new_heads_are_drawn_from_the_generator(hf) -> None:
+    folder = hf("bert-trunk")[1]
+
+    def load(seed: int) -> torch.nn.Module:
+        loaded = load_model(
+            folder, task="classify", dtype=torch.float32, num_labels=2, generator=generator(seed)
+        )
+        assert loaded.accounting.new == ["head.classifier.weight", "head.classifier.bias"]
+        return loaded.model
+
+    first, again, other = load(0), load(0), load(1)
+    assert same(first, again) and not same(first, other)
+    assert first.head.classifier.weight.std() > 0.05 and not first.head.classifier.bias.any()
+    with pytest.raises(ModelError, match="missing: classifier.weight, classifier.bias"):
+        load_model(folder, task="classify", dtype=torch.float32, num_labels=2)
+    with pytest.raises(ModelError, match="names no classes .id2label.: it is no classifier"):
+        load_model(folder, task="classify", dtype=torch.float32, generator=generator())
+
+
+def test_another_number_of_labels_is_an_error(hf) -> None:
+    with pytest.raises(ModelError, match=r"classifier.weight is \[3, 32\], must be \[5, 32\]"):
+        load_model(hf("bert-classify")[1], task="classify", dtype=torch.float32, num_labels=5)
+
+
+@pytest.mark.parametrize("kind", ["bert-classify", "qwen3-tied", "qwen3-untied"])
+def test_random_weights_are_a_function_of_the_generator(kind, hf, task_of_kind, tmp_path) -> None:
+    (tmp_path / CONFIG).write_text((hf(kind)[1] / CONFIG).read_text())
+    models = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed + 7)  # the global generator plays no part
+        loaded = load_model(
+            tmp_path,
+            task=task_of_kind(kind),
+            dtype=torch.float32,
+            init="random",
+            generator=generator(seed),
+        )
+        models.append(loaded.model)
+        assert set(loaded.accounting.new) == {name for name, _ in loaded.model.named_parameters()}
+    assert same(models[0], models[1]) and not same(models[0], models[2])
+    for name, parameter in models[0].named_parameters():
+        if parameter.ndim == 2:
+            error = 0.1 / parameter.numel() ** 0.5  # of the mean; of the deviation, 0.7 of that
+            assert abs(parameter.mean()) < 4 * error, name
+            assert abs(parameter.std() - 0.1) < 4 * error, name
+        else:
+            is_norm_weight = "norm" in name and name.endswith("weight")
+            assert torch.equal(parameter, torch.full_like(parameter, float(is_norm_weight))), name
+
+
+def test_ties_are_one_tensor(hf) -> None:
+    for kind, tied in (("qwen3-tied", True), ("qwen3-untied", False)):
+        model = load_model(hf(kind)[1], task="lm", dtype=torch.float32).model
+        assert (model.head.lm_head.weight is model.trunk.embed_tokens.weight) == tied
+
+
+def test_saves_a_given_state(hf, tmp_path) -> None:
+    """As merged LoRA weights come: our names, the tied matrix under both of its names."""
+    loaded = load_model(hf("qwen3-tied")[1], task="lm", dtype=torch.float32)
+    state = {name: tensor + 1 for name, tensor in loaded.model.state_dict().items()}
+    assert "head.lm_head.weight" in state
+    save_model(loaded, tmp_path, state=state)
+    again = load_model(tmp_path, task="lm", dtype=torch.float32).model.state_dict()
+    assert all(torch.equal(again[name], state[name]) for name in again)
+
+
+def test_refuses_to_save_an_incomplete_state(hf, tmp_path) -> None:
+    loaded = load_model(hf("qwen3-tied")[1], task="lm", dtype=torch.float32)
+    state = dict(loaded.model.state_dict())
+    del state["trunk.norm.weight"]
+    state["trunk.layers.0.lora_a"] = torch.zeros(1)
+    state["trunk.embed_tokens.weight"] = torch.zeros(96, 32)
+    with pytest.raises(ModelError) as error:
+        save_model(loaded, tmp_path, state=state)
+    assert str(error.value) == (
+        "not saved: tensors missing, unknown or mis-shaped:"
+        " trunk.embed_tokens.weight, trunk.layers.0.lora_a, trunk.norm.weight"
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_config_keeps_unknown_keys_and_has_one_dtype(hf, tmp_path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    config = json.loads((hf("qwen3-tied")[1] / CONFIG).read_text())
+    config |= {"torch_dtype": "float32", "eos_token_id": 5, "an_unknown_key": [1]}
+    (source / CONFIG).write_text(json.dumps(config))
+    loaded = load_model(
+        source, task="lm", dtype=torch.bfloat16, init="random", generator=generator()
+    )
+    save_model(loaded, tmp_path)
+    written = json.loads((tmp_path / CONFIG).read_text())
+    assert written["eos_token_id"] == 5 and written["an_unknown_key"] == [1]
+    assert written["dtype"] == "bfloat16" and "torch_dtype" not in written
+    assert written["architectures"] == ["Qwen3ForCausalLM"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "config.json: cannot be read .No such file"),
+        ("{", "config.json: not valid JSON"),
+        ("[]", "config.json: holds list, must be a JSON object"),
+        ("{}", "config.json: model_type is None; this code knows bert, qwen3"),
+        ('{"model_type": "mamba"}', "model_type is 'mamba'; this code knows bert, qwen3"),
+        ('{"model_type": ["bert"]}', "model_type is .'bert'.; this code knows bert, qwen3"),
+        ('{"model_type": "qwen3"}', "config.json: num_attention_heads = None: must be an integer"),
+        ('{"model_type": "bert"}', "bert has no head for the task 'lm'; it has classify, trunk"),
+    ],
+)
+def test_refuses_a_config(text, message, tmp_path) -> None:
+    if text is not None:
+        (tmp_path / CONFIG).write_text(text)
+    with pytest.raises(ModelError, match=message) as error:
+        load_model(tmp_path, task="lm", dtype=torch.float32)
+    assert str(tmp_path) in str(error.value)
+
+
+@pytest.mark.parametrize("labels", [{}, {"0": "a", "2": "b"}, {"0": "a", "1": "a"}, ["a"], 3])
+def test_refuses_labels(labels, hf, tmp_path) -> None:
+    config = json.loads((hf("bert-classify")[1] / CONFIG).read_text()) | {"id2label": labels}
+    (tmp_path / CONFIG).write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="must name classes 0 .. K - 1, each once"):
+        load_model(tmp_path, task="classify", dtype=torch.float32)
+
+
+def test_resolve_names_of_models(tmp_path, monkeypatch) -> None:
+    assert resolve(str(tmp_path)) == tmp_path
+    assert resolve("builtin:base").name == "base"
+    for path in (str(tmp_path / "none"), "a/b/c", "one", "builtin:other", "./a"):
+        with pytest.raises(ModelError, match="there is no such folder. Pass a folder that holds"):
+            resolve(path)
+
+
+def test_hub_reads_no_pickle_and_says_how_to_do_without(tmp_path, monkeypatch) -> None:
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+    asked = {}
+
+    def snapshot(name: str, allow_patterns: list[str]) -> str:
+        asked.update(name=name, patterns=allow_patterns)
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    assert resolve("owner/name") == Path(tmp_path) and asked["name"] == "owner/name"
+    endings = {pattern.rpartition(".")[2] for pattern in asked["patterns"]}
+    assert endings == {"safetensors", "json", "txt", "jinja"} and set(hub.FILES) == set(
+        asked["patterns"]
+    )
+
+    def offline(name: str, allow_patterns: list[str]) -> str:
+        raise ConnectionError("no route to host\nand more")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    with pytest.raises(ModelError) as error:
+        resolve("owner/name")
+    assert str(error.value) == (
+        "model.path = owner/name: there is no such folder, and the hub cannot be read (no route to"
+        " host). Offline: pass a folder that holds the model's config.json, *.safetensors and"
+        " tokenizer files."
+    )
+
+
+def test_a_family_has_no_name_for_a_foreign_tensor() -> None:
+    with pytest.raises(ModelError, match="the family qwen3 has no name for it"):
+        FAMILY.to_hf("trunk.layers.0.self_attn.lora_a")
