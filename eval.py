@@ -8,69 +8,59 @@ A table for people, predictions as jsonl, and one JSON line last.
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from ftcore.cli import Command, parse_evaluation
-from ftcore.errors import FtcoreError
+from ftcore.errors import ConfigError, FtcoreError
+
+PREDICTIONS = "eval-predictions.jsonl"
 
 
-def run(command: Command, path: Path) -> None:
-    """Load what `path` holds and evaluate it."""
+def run(command: Command) -> None:
+    """Load what the command names and evaluate it; `command.resume` is a run, or None."""
+    # Imported here, so that --help and a mistyped option answer at once.
     from ftcore.data.prepare import prepare
     from ftcore.data.tokenizer import Tokenizer
     from ftcore.env.device import DTYPES, resolve_device, set_threads
-    from ftcore.env.files import current
-    from ftcore.env.seed import generator
-    from ftcore.errors import ConfigError
     from ftcore.evaluate.report import json_line, write_predictions
-    from ftcore.evaluate.suite import evaluate_splits
+    from ftcore.evaluate.suite import Suite
     from ftcore.model.hub import resolve
     from ftcore.model.load import load_model
-    from ftcore.tune.artifact import ADAPTER, MODEL, read_labels, restore_adapter
+    from ftcore.tune.artifact import load_artifact, read_labels
     from ftcore.tune.task import TASKS
 
-    config, kind = command.config, TASKS[command.task]
+    config, kind, path = command.config, TASKS[command.task], command.resume
     if not config.data.test:
         raise ConfigError("nothing to evaluate: name a file with --data.test FILE")
     set_threads(config.env.threads)
     device = resolve_device(config.env.device)
-    saved = current(path / MODEL)
-    has_adapter = (path / ADAPTER).is_dir()
-    folder = saved if saved.is_dir() else resolve(config.model.path)
-    labels = read_labels(path)
-    loaded = load_model(
-        folder,
-        task=kind.model_task,
-        dtype=DTYPES[config.env.precision],
-        num_labels=len(labels) if labels else None,
-        generator=generator(config.env.seed, 1) if has_adapter else None,
-    )
-    if has_adapter:
-        restore_adapter(loaded, path)
-    loaded.model.to(device).eval()
-    tokenizer = Tokenizer.load(folder)
-    data = prepare(config.data, tokenizer, seed=config.env.seed, labels=labels or loaded.labels)
+    base, dtype = config.model.path, DTYPES[config.env.precision]
+    if path is None:
+        loaded = load_model(resolve(base), task=kind.model_task, dtype=dtype)
+    else:
+        loaded = load_artifact(path, base=base, kind=kind, dtype=dtype)
+    model = loaded.model.to(device)
+    print(f"{path or base}: {loaded.accounting}")
+
+    labels = (path and read_labels(path)) or loaded.labels
+    tokenizer = Tokenizer.load(loaded.folder)
+    held_out = replace(config.data, train=(), dev=())
+    data = prepare(held_out, tokenizer, seed=config.env.seed, labels=labels)
     print(data.summary())
-    results = evaluate_splits(
-        command.task,
-        config,
-        loaded.model,
-        tokenizer,
-        data.tests,
-        labels=data.labels,
-        device=device,
-    )
-    print(f"\n{results}")
-    write_predictions("predictions.jsonl" if not has_adapter and not saved.is_dir() else
-                      path / "predictions.jsonl", results.predictions)
-    print(json_line({"model": str(path), "task": command.task, "results": results.metrics}))
+
+    results = Suite(command.task, config, tokenizer, labels, device).tests(model, data.tests)
+    print(f"\n{results}\n")
+    if results.predictions:
+        file = (path or Path()) / PREDICTIONS
+        print(f"predictions: {file}, {write_predictions(file, results.predictions)} rows")
+    print(json_line({"model": str(path or base), "task": command.task, "results": results.metrics}))
 
 
 def main(argv: list[str]) -> int:
     """Parse, run, and turn what a user can mend into one message."""
     try:
-        command, path = parse_evaluation(argv)
-        run(command, path)
+        run(parse_evaluation(argv))
     except FtcoreError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,4 +1,4 @@
-"""Everything that is measured on a run's test splits, for the task at hand."""
+"""What is measured for the task at hand: a few figures while it trains, everything at the end."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,6 +14,8 @@ from ftcore.evaluate.report import confusion_table, metrics_table, per_class_tab
 from ftcore.model.heads import Model
 from ftcore.tune.task import TASKS
 
+Metrics = Mapping[str, Mapping[str, float]]
+
 
 @dataclass
 class Results:
@@ -26,42 +28,88 @@ class Results:
     def __str__(self) -> str:
         return "\n\n".join([metrics_table(self.metrics), *self.tables])
 
+    def against(self, base: Metrics) -> str:
+        """The same for people, each metric beside that of the base model."""
+        tables = [
+            f"{split}\n{metrics_table({'base': base[split], 'tuned': values})}"
+            for split, values in self.metrics.items()
+        ]
+        return "\n\n".join([*tables, *self.tables])
 
-def evaluate_splits(
-    task: str,
-    config: Run,
-    model: Model,
-    tokenizer: Tokenizer,
-    splits: Mapping[str, Split],
-    *,
-    labels: tuple[str, ...] | None,
-    device: torch.device,
-) -> Results:
-    """Loss and perplexity of every split; classes or generated answers where the task has them."""
-    results = Results()
-    for name, split in splits.items():
-        limits = {"max_tokens": config.loop.micro_batch_tokens, "device": device}
-        values = evaluate_loss(
-            model, TASKS[task].loss, split.documents, num_bytes=split.num_bytes, **limits
+    def samples(self, count: int) -> str:
+        """Some answers, evenly spaced over the splits; empty where nothing was generated."""
+        answers = [row for row in self.predictions if "prompt" in row]
+        chosen = [answers[i * len(answers) // count] for i in range(min(count, len(answers)))]
+        return "".join(
+            f"\n> {row['prompt']}\n{row['predicted']}\n"
+            + ("" if row["exact_match"] else f"  (expected: {row['target']})\n")
+            for row in chosen
         )
-        rows: list[dict[str, Any]] = []
-        if task == "classify":
-            values.pop("perplexity")
-            metrics, rows = evaluate_classes(model, split.documents, labels, **limits)
-            values |= metrics.compute()
-            results.tables += [
-                f"{name}, by class\n{per_class_table(metrics.per_class())}",
-                f"{name}, most confused\n{confusion_table(metrics)}",
-            ]
-        elif split.chats:
-            answers, rows = evaluate_answers(
-                model,
-                tokenizer,
-                split.chats,
-                max_new_tokens=config.eval.max_new_tokens,
-                intent_field=config.eval.intent_field,
-            )
-            values |= answers
-        results.metrics[name] = values
-        results.predictions += [{"split": name, **row} for row in rows]
-    return results
+
+
+@dataclass(frozen=True)
+class Suite:
+    """The evaluation of one run.
+
+    task        key of TASKS
+    config      the run's sections
+    labels      classes of a classifier, by index
+    """
+
+    task: str
+    config: Run
+    tokenizer: Tokenizer
+    labels: tuple[str, ...] | None
+    device: torch.device
+
+    def dev(self, model: Model, split: Split) -> dict[str, float]:
+        """What the loop shows and chooses the best checkpoint by; nothing is generated."""
+        values = self._loss(model, split)
+        if self.task == "classify":
+            metrics = evaluate_classes(model, split.documents, self.labels, **self._limits())[0]
+            scores = metrics.compute()
+            values |= {name: scores[name] for name in ("accuracy", "f1_macro")}
+        return {f"eval/{name}": value for name, value in values.items()}
+
+    def tests(self, model: Model, splits: Mapping[str, Split]) -> Results:
+        """Loss of every split; classes or generated answers where the task has them."""
+        results = Results()
+        for name, split in splits.items():
+            values = self._loss(model, split)
+            rows: list[dict[str, Any]] = []
+            if self.task == "classify":
+                metrics, rows = evaluate_classes(
+                    model, split.documents, self.labels, **self._limits()
+                )
+                values |= metrics.compute()
+                results.tables += [
+                    f"{name}, by class\n{per_class_table(metrics.per_class())}",
+                    f"{name}, most confused\n{confusion_table(metrics)}",
+                ]
+            elif split.chats:
+                answers, rows = evaluate_answers(
+                    model,
+                    self.tokenizer,
+                    split.chats,
+                    max_new_tokens=self.config.eval.max_new_tokens,
+                    intent_field=self.config.eval.intent_field,
+                )
+                values |= answers
+            results.metrics[name] = values
+            results.predictions += [{"split": name, **row} for row in rows]
+        return results
+
+    def _loss(self, model: Model, split: Split) -> dict[str, float]:
+        values = evaluate_loss(
+            model,
+            TASKS[self.task].loss,
+            split.documents,
+            num_bytes=split.num_bytes,
+            **self._limits(),
+        )
+        if self.task == "classify":
+            values.pop("perplexity")  # of tokens, which a classifier does not predict
+        return values
+
+    def _limits(self) -> dict[str, Any]:
+        return {"max_tokens": self.config.loop.micro_batch_tokens, "device": self.device}

@@ -1,17 +1,20 @@
-"""What a finished run leaves for others: an HF model folder, or a peft adapter, and the tokenizer.
+"""What a finished run leaves for others: an HF model folder, or a peft adapter.
 
-    RUN/model/      config.json, model.safetensors, tokenizer files     full and partial fine-tuning
-    RUN/adapter/    peft's files, tokenizer files in RUN/tokenizer/     LoRA
-    RUN/labels.json class names, for classifiers
+    RUN/model/          config.json, model.safetensors, tokenizer files     full and partial
+    RUN/adapter/        peft's files; base model and tokenizer stay where they were     LoRA
+    RUN/labels.json     class names, for classifiers
 """
 
 import json
 from pathlib import Path
 
+import torch
+
 from ftcore.data.tokenizer import Tokenizer
-from ftcore.env.files import write_file, write_folder
+from ftcore.env.files import current, write_file, write_folder
 from ftcore.errors import ModelError
-from ftcore.model.load import LoadedModel, save_model
+from ftcore.model.hub import resolve
+from ftcore.model.load import LoadedModel, load_model, save_model
 from ftcore.tune.adapter import load_adapter, save_adapter
 from ftcore.tune.lora import lora_layers
 from ftcore.tune.task import TaskKind
@@ -53,14 +56,35 @@ def save_artifact(
     return run / MODEL
 
 
+def load_artifact(run: Path, *, base: str, kind: TaskKind, dtype: torch.dtype) -> LoadedModel:
+    """The trained model of a finished run; a LoRA run's adapter is put on its base model.
+
+    base        where the base model of a LoRA run is
+    raises      ModelError: the run has left neither, or its files are damaged
+    """
+    saved = current(run / MODEL)
+    if saved.is_dir():
+        return load_model(saved, task=kind.model_task, dtype=dtype)
+    adapter = current(run / ADAPTER)
+    if not adapter.is_dir():
+        raise ModelError(
+            f"{run}: has neither {MODEL}/ nor {ADAPTER}/, so the run has not finished; continue it"
+            f" with: python train.py --resume {run}"
+        )
+    labels = read_labels(run)
+    loaded = load_model(
+        resolve(base),
+        task=kind.model_task,
+        dtype=dtype,
+        num_labels=len(labels) if labels else None,
+        generator=torch.Generator(),  # draws the head that the adapter then replaces
+    )
+    load_adapter(loaded.model, adapter, to_hf=loaded.family.to_hf)
+    loaded.model.eval()
+    return loaded
+
+
 def read_labels(run: Path) -> tuple[str, ...] | None:
     """Class names that a run wrote, or None."""
     path = run / LABELS
     return tuple(json.loads(path.read_text("utf-8"))) if path.is_file() else None
-
-
-def restore_adapter(loaded: LoadedModel, run: Path) -> None:
-    """Wrap the base model of a LoRA run and fill it from the run's adapter."""
-    if not (run / ADAPTER).is_dir():
-        raise ModelError(f"{run}: has neither {MODEL}/ nor {ADAPTER}/; has the run finished?")
-    load_adapter(loaded.model, run / ADAPTER, to_hf=loaded.family.to_hf)
