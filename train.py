@@ -4,38 +4,43 @@
     python train.py {pretrain,sft,classify} --help      every option with its unit and default
     python train.py --resume runs/NAME                  continue a run that was stopped
 
-Exit codes: 0 done; 2 something to mend in what was asked; 3 a file of the run cannot be written or
-trusted; 4 no checkpoint could be saved; 130, 143 stopped by a signal, to be resumed.
+Exit codes: 0 done; 2 what was asked must be mended; 3 a file of the run cannot be written or
+trusted; 4 checkpoints cannot be saved; 130 and 143 stopped by a signal, after saving.
 """
 
 import json
 import sys
 import time
+from typing import TYPE_CHECKING
 
 from ftcore.cli import CONFIG_FILE, Command, parse, to_toml
 from ftcore.errors import CheckpointError, FtcoreError
 
+if TYPE_CHECKING:
+    from ftcore.data.prepare import Prepared
+    from ftcore.data.tokenizer import Tokenizer
+    from ftcore.env.run import RunFolder
+    from ftcore.model.load import LoadedModel
+
 
 def run(command: Command) -> int:
-    """Carry out a command; returns the exit code."""
-    # Imported here, so that --help and a mistyped option answer at once.
+    """Stages 1 to 3: all that can refuse the command, before anything is written.
+
+    returns     the exit code
+    """
+    # Imported here, as in `tune`, so that --help and a mistyped option answer at once.
     from ftcore.data.prepare import prepare
     from ftcore.data.tokenizer import Tokenizer
     from ftcore.env.device import DTYPES, resolve_device, set_threads
     from ftcore.env.plan import plan
     from ftcore.env.run import RunFolder
     from ftcore.env.seed import generator
-    from ftcore.evaluate.report import json_line, write_predictions
-    from ftcore.evaluate.suite import Suite
     from ftcore.model.hub import resolve
     from ftcore.model.load import load_model
-    from ftcore.tune.artifact import save_artifact
-    from ftcore.tune.loop import Loop
-    from ftcore.tune.setup import choose_trainable
+    from ftcore.tune.setup import check_lengths, choose_trainable
     from ftcore.tune.task import TASKS
 
-    config, kind, seed = command.config, TASKS[command.task], command.config.env.seed
-    started = time.perf_counter()
+    config, seed = command.config, command.config.env.seed
 
     # ---- 1 dataset preparation: files -> token ids and what is supervised ------------------------
     folder = resolve(config.model.path)
@@ -46,24 +51,121 @@ def run(command: Command) -> int:
     # ---- 2 model initialisation: config.json and safetensors -> one transformer ------------------
     loaded = load_model(
         folder,
-        task=kind.model_task,
+        task=TASKS[command.task].model_task,
         dtype=DTYPES[config.env.precision],
         num_labels=len(data.labels) if data.labels else None,
         init=config.model.init,
         generator=generator(seed, 1),
     )
-    print(f"{folder}: {loaded.accounting}")
+    model = loaded.model
+    print(f"\n{folder}: {loaded.accounting}")
 
-    # ---- 3 training environment: device, plan, run folder ----------------------------------------
+    # ---- 3 environment: device, what is trained, the plan, the run folder ------------------------
     set_threads(config.env.threads)
-    device = resolve_device(config.env.device)
-    model = loaded.model.to(device)
-    print(choose_trainable(model, config.peft, generator(seed, 2)))
-    print(plan(model, data.train.documents, config))
+    model.to(resolve_device(config.env.device))
+    print(f"\n{choose_trainable(model, config.peft, generator(seed, 2))}")
+    check_lengths(model.spec, data)
+    lengths = [len(document) for document in data.train.documents]
+    num_steps = config.loop.num_steps(len(lengths), config.optim.batch_size)
+    print(f"\n{plan(model, lengths=lengths, num_steps=num_steps)}")
     if command.dry_run:
         return 0
     name = config.log.name or f"{command.task}-{time.strftime('%Y%m%d-%H%M%S')}"
-    is_new = command.resume is None
-    with RunFolder(command.resume or config.log.dir / name, resume=not is_new) as run:
-        run.write(CONFIG_FILE, to_toml(command))
-        data.write(run.path / "data")
+    path = command.resume or config.log.dir / name
+    with RunFolder(path, resume=command.resume is not None) as run_folder:
+        run_folder.write(CONFIG_FILE, to_toml(command))
+        data.write(path / "data")
+        print(f"\nrun folder: {path}")
+        return tune(command, run_folder, data, loaded, tokenizer)
+
+
+def tune(
+    command: Command,
+    run: "RunFolder",
+    data: "Prepared",
+    loaded: "LoadedModel",
+    tokenizer: "Tokenizer",
+) -> int:
+    """Stages 4 to 7, in a run folder that this process holds; returns the exit code."""
+    from ftcore.env.device import resolve_device
+    from ftcore.evaluate.report import json_line, write_predictions
+    from ftcore.evaluate.suite import Suite
+    from ftcore.tune.artifact import save_artifact
+    from ftcore.tune.checkpoint import Checkpoints
+    from ftcore.tune.freeze import assert_unmoved, frozen_hashes
+    from ftcore.tune.loop import Loop
+    from ftcore.tune.task import TASKS
+
+    config, kind, model, path = command.config, TASKS[command.task], loaded.model, run.path
+    started = time.perf_counter()
+
+    # ---- 4 fine-tuning: the loop, and what the base model could do before it ---------------------
+    device = resolve_device(config.env.device)
+    suite = Suite(command.task, config, tokenizer, data.labels, device)
+    base, base_file = None, path / "base.json"
+    if command.task == "sft" and data.tests:
+        if not base_file.is_file():
+            run.dump(base_file.name, suite.tests(model, data.tests).metrics)
+        base = json.loads(base_file.read_text("utf-8"))
+    loop = Loop(
+        model,
+        kind.loss,
+        data.train.documents,
+        optim=config.optim,
+        schedule=config.schedule,
+        loop=config.loop,
+        run=run,
+        checkpoints=Checkpoints(path, config.loop.keep_last),
+        seed=config.env.seed,
+        device=device,
+        evaluate=(lambda: suite.dev(model, data.dev)) if data.dev.documents else None,
+    )
+    frozen = frozen_hashes(model)
+    if command.resume:
+        loop.restore(loop.checkpoints.latest())
+    code = loop.train()
+    if code:
+        return code
+    loop.restore_best()
+    assert_unmoved(frozen, model)
+
+    # ---- 5 evaluation: base against tuned, on rows never trained on ------------------------------
+    results = suite.tests(model, data.tests)
+    if data.tests:
+        print(f"\n{results.against(base) if base else results}")
+    if results.predictions:
+        write_predictions(path / "predictions.jsonl", results.predictions)
+
+    # ---- 6 deployment: what other programs load --------------------------------------------------
+    artifact = save_artifact(
+        loaded, tokenizer, path, labels=data.labels, base=config.model.path, kind=kind
+    )
+
+    # ---- 7 monitoring: where it is written down, and what to do next -----------------------------
+    seconds = round(time.perf_counter() - started, 1)
+    steps = loop.progress.step
+    summary = {"run": str(path), "task": command.task, "steps": steps, "seconds": seconds}
+    summary |= {"base": base, "tuned": results.metrics}
+    run.dump("eval.json", summary)
+    print(results.samples(config.eval.samples))
+    print(f"saved:  {artifact}")
+    print(f"curves: tensorboard --logdir {path / 'tensorboard'}")
+    print(f"next:   python eval.py {path} --data.test FILE")
+    print(json_line(summary))
+    return 0
+
+
+def main(argv: list[str]) -> int:
+    """Parse, run, and turn what a user can mend into one message."""
+    try:
+        return run(parse(argv))
+    except CheckpointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 3
+    except FtcoreError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -75,13 +75,56 @@ def parse(argv: Sequence[str]) -> Command:
     return _resolve(task, layers, resume=None, dry_run=dry_run)
 
 
+def parse_evaluation(argv: Sequence[str]) -> Command:
+    """Turn the arguments of eval.py into a command: a run folder, or a model with --task.
+
+    returns     `resume` is the run folder; None for a model, which then is model.path
+    raises      as `parse`
+    """
+    words = list(argv)
+    if not words or words[0].startswith("-"):
+        print("eval.py {RUN | MODEL --task TASK} [--data.test FILE ...] [options of train.py]")
+        raise SystemExit(0 if words and words[0] in ("-h", "--help") else 2)
+    path, task = words.pop(0), _take_value(words, "--task")
+    file = Path(path) / CONFIG_FILE
+    if file.is_file():
+        written_for = _task_of(file)
+        if task not in (None, written_for):
+            raise ConfigError(f"{path} is a run of the task {written_for}: leave out --task {task}")
+        task, layers = written_for, [(str(file), list(_flags(_read_toml(file, written_for))))]
+    elif task is None:
+        near = difflib.get_close_matches(path, [str(p) for p in Path(path).parent.glob("*")], n=1)
+        hint = f" Did you mean {near[0]}?" if near and not Path(path).exists() else ""
+        raise ConfigError(
+            f"{path} is not a run folder (it has no {CONFIG_FILE}).{hint} For a plain model name"
+            f" its task too: --task {{{','.join(RUNS)}}}"
+        )
+    elif task not in RUNS:
+        raise ConfigError(f"task {task!r} is unknown: {_nearest(task, RUNS)}")
+    else:
+        layers = [("path", ["--model.path", path])]
+    run = Path(path) if file.is_file() else None
+    return _resolve(task, [*layers, ("flag", words)], resume=run, dry_run=False, script="eval.py")
+
+
+def _task_of(file: Path) -> str:
+    """The task that a run's configuration names."""
+    try:
+        task = tomllib.loads(file.read_text("utf-8")).get("task")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file}: {error}") from error
+    if task not in RUNS:
+        raise ConfigError(f"{file}: task = {task!r}, known: {', '.join(RUNS)}")
+    return task
+
+
 def _resumed(run: Path, words: list[str], dry_run: bool) -> Command:
     file = run / CONFIG_FILE
     if words:
         raise ConfigError(f"--resume takes no other options, got {' '.join(words)}")
     if not file.is_file():
         raise ConfigError(f"--resume {run}: has no {CONFIG_FILE}; name a folder that train.py made")
-    task = tomllib.loads(file.read_text("utf-8"))["task"]
+    task = _task_of(file)
     layers = [(str(file), list(_flags(_read_toml(file, task))))]
     return _resolve(task, layers, resume=run, dry_run=dry_run)
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-MAX_THREADS = 4  # cost: the tensors of tests are too small to gain from more
+MAX_THREADS = 1  # cost: threads that wait for each other on busy cores are several times slower
 
 
 def pytest_configure() -> None:
-    torch.set_num_threads(min(MAX_THREADS, os.cpu_count() or 1))
+    torch.set_num_threads(MAX_THREADS)
 
 
 @pytest.fixture(scope="session")

@@ -60,10 +60,15 @@ class Prepared:
         self.rejected[split] = [*mapped, *rows.rejected]
         self.cut[split] = rows.cut
 
+    def splits(self) -> list[tuple[str, Split]]:
+        """Every split that has rows, by name."""
+        named = [("train", self.train), ("dev", self.dev), *self.tests.items()]
+        return [(name, split) for name, split in named if split.documents]
+
     def summary(self) -> str:
         """Rows and tokens of each split, and what was left out, one line each."""
         lines = []
-        for name, split in {"train": self.train, "dev": self.dev, **self.tests}.items():
+        for name, split in self.splits():
             tokens = sum(len(document) for document in split.documents)
             line = f"{name}: {len(split.documents)} rows, {tokens} tokens"
             for verb, found in (("left out", self.rejected), ("cut", self.cut)):
@@ -71,7 +76,6 @@ class Prepared:
                 line += "".join(f"; {verb} {n} ({reason})" for reason, n in reasons.most_common(5))
             lines.append(line)
         return "\n".join(lines)
-
 
     def write(self, folder: Path) -> None:
         """Write rejected.jsonl: every row that was left out or cut, with its place and reason."""
@@ -119,8 +123,8 @@ def prepare_text(config: TextDataConfig, tokenizer: Tokenizer) -> Prepared:
         prepared.train = split("train", _text_rows(config.train, "train", config.copies))
     if config.dev:
         prepared.dev = split("dev", _text_rows(config.dev, "heldout", config.copies // 100))
-    for path in config.test:
-        prepared.tests[_name(path)] = split(_name(path), read_rows([path]))
+    for name, path in _tests(config.test):
+        prepared.tests[name] = split(name, read_rows([path]))
     return prepared
 
 
@@ -145,10 +149,9 @@ def prepare_chats(config: ChatDataConfig, tokenizer: Tokenizer) -> Prepared:
         prepared.train = split("train", _chat_rows(config.train, "train"))
     if config.dev:
         prepared.dev = split("dev", _chat_rows(config.dev, "dev"))
-    for path in config.test:
-        names = BUILTIN_TESTS if path == BUILTIN_CHAT else [_name(path)]
-        for name in names:
-            prepared.tests[name] = split(name, _chat_rows([path], name))
+    for name, path in _tests(config.test):
+        for part in BUILTIN_TESTS if path == BUILTIN_CHAT else [name]:
+            prepared.tests[part] = split(part, _chat_rows([path], part))
     return prepared
 
 
@@ -195,8 +198,8 @@ def prepare_labelled(
             dev = examples("dev", config.dev)
         if dev:
             prepared.dev = split("dev", dev)
-    for path in config.test:
-        prepared.tests[_name(path)] = split(_name(path), examples(_name(path), [path]))
+    for name, path in _tests(config.test):
+        prepared.tests[name] = split(name, examples(name, [path]))
     return prepared
 
 
@@ -231,6 +234,11 @@ def _alone(paths: Sequence[str], name: str) -> None:
         raise DataError(f"{name} cannot be mixed with files: {', '.join(paths)}; give one of them")
 
 
-def _name(path: str) -> str:
-    """Name of a test split: the file's name without its endings."""
-    return Path(path).name.split(".")[0]
+def _tests(paths: Sequence[str]) -> list[tuple[str, str]]:
+    """Name and path of each test file: its name without endings, or the path if that is taken."""
+    stems = [Path(path).name.split(".")[0] for path in paths]
+    taken = [*stems, "train", "dev", *BUILTIN_TESTS]
+    return [
+        (stem if taken.count(stem) == 1 else path, path)
+        for stem, path in zip(stems, paths, strict=True)
+    ]

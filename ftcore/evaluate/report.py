@@ -99,8 +99,19 @@ def write_predictions(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> in
 
 
 def json_line(result: Mapping[str, Any]) -> str:
-    """`result` as one line of ASCII JSON; numpy and torch values become plain ones."""
-    return json.dumps(_plain(result), allow_nan=False)
+    """`result` as one compact line of ASCII JSON, floats to six significant digits.
+
+    numpy and torch values become plain ones.
+    """
+    return json.dumps(_rounded(_plain(result)), allow_nan=False, separators=(",", ":"))
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def _plain(value: Any) -> Any:

@@ -1,9 +1,13 @@
-"""Decides what is trained: everything, what the rules name, or low-rank updates."""
+"""Decides what is trained: everything, what the rules name, or low-rank updates; and whether the
+data fits the model, before anything is written."""
 
 import torch
 
 from ftcore.config import PeftConfig
+from ftcore.data.prepare import Prepared
+from ftcore.errors import DataError
 from ftcore.model.heads import ClassificationHead, Model
+from ftcore.model.spec import ModelSpec
 from ftcore.tune.freeze import apply_trainable, parameter_table
 from ftcore.tune.lora import LoRAConfig, apply_lora
 
@@ -30,3 +34,17 @@ def choose_trainable(model: Model, config: PeftConfig, generator: torch.Generato
     heads = ("head",) if isinstance(model.head, ClassificationHead) else ()
     report = apply_lora(model, lora, generator=generator, trained_heads=heads)
     return f"{parameter_table(model)}\n{report}"
+
+
+def check_lengths(spec: ModelSpec, data: Prepared) -> None:
+    """Raise DataError where a document is longer than the model's learned positions reach."""
+    if spec.position != "learned":
+        return
+    for name, split in data.splits():
+        longest = max(split.documents, key=len, default=())
+        if len(longest) > spec.max_positions:
+            raise DataError(
+                f"{name}: row {longest.row_id} has {len(longest)} tokens, the model takes at most"
+                f" {spec.max_positions}: add --data.max-length {spec.max_positions} and"
+                " --data.over-length cut_right (or drop)"
+            )
