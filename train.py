@@ -14,7 +14,9 @@ import time
 from typing import TYPE_CHECKING
 
 from ftcore.cli import CONFIG_FILE, Command, parse, to_toml
-from ftcore.errors import CheckpointError, FtcoreError
+from ftcore.errors import CheckpointError, ConfigError, FtcoreError
+
+NOT_SAVED = 4
 
 if TYPE_CHECKING:
     from ftcore.data.prepare import Prepared
@@ -43,6 +45,8 @@ def run(command: Command) -> int:
     config, seed = command.config, command.config.env.seed
 
     # ---- 1 dataset preparation: files -> token ids and what is supervised ------------------------
+    if not config.data.train:
+        raise ConfigError("nothing to train on: name a file with --data.train FILE")
     folder = resolve(config.model.path)
     tokenizer = Tokenizer.load(folder)
     data = prepare(config.data, tokenizer, seed=seed)
@@ -124,6 +128,12 @@ def tune(
     if command.resume:
         loop.restore(loop.checkpoints.latest())
     code = loop.train()
+    if code == NOT_SAVED:
+        print(
+            "error: stopped, since checkpoints cannot be saved; mend that, then continue with:"
+            f" python train.py --resume {path}",
+            file=sys.stderr,
+        )
     if code:
         return code
     loop.restore_best()

@@ -11,14 +11,14 @@ import dataclasses
 import difflib
 import json
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import tyro
 
-from ftcore.config import RUNS, Run
+from ftcore.config import RUNS, Run, out_of_range
 from ftcore.errors import ConfigError
 from ftcore.presets import PRESETS
 
@@ -47,14 +47,16 @@ class Command:
 def parse(argv: Sequence[str]) -> Command:
     """Turn the arguments of train.py into a command.
 
-    raises  ConfigError: unknown task or preset, an unreadable file; SystemExit 2 from tyro: an
-            unknown or mistyped option, with the nearest names
+    raises  ConfigError: unknown task or preset, an unreadable file, values out of range;
+            SystemExit 2 from tyro: an unknown or mistyped option, with the nearest names
     """
-    words = list(argv) or list(DEFAULT)
+    words = list(argv)
     dry_run = _take_switch(words, "--dry-run")
     resume = _take_value(words, "--resume")
     if resume is not None:
         return _resumed(Path(resume), words, dry_run)
+    if not words or (words[0].startswith("--") and words[0] != "--help"):
+        words[:0] = DEFAULT  # no task: options change the default
     if words[0] in ("-h", "--help"):
         print(f"train.py {{{','.join(RUNS)}}} [options]\n\nEach task has its own --help.")
         raise SystemExit(0)
@@ -130,16 +132,27 @@ def _resumed(run: Path, words: list[str], dry_run: bool) -> Command:
 
 
 def _resolve(
-    task: str, layers: list[tuple[str, list[str]]], *, resume: Path | None, dry_run: bool
+    task: str,
+    layers: list[tuple[str, list[str]]],
+    *,
+    resume: Path | None,
+    dry_run: bool,
+    script: str = "train.py",
 ) -> Command:
     flags = [flag for _, layer in layers for flag in layer]
-    config = tyro.cli(RUNS[task], args=flags, prog=f"train.py {task}")
+    config = tyro.cli(RUNS[task], args=flags, prog=f"{script} {task}")
     origins = {
         word.split("=")[0].removeprefix("--").replace("-", "_").replace(".no_", "."): origin
         for origin, layer in layers
         for word in layer
         if word.startswith("--")
     }
+    bad = [
+        f"{name} = {value} ({origins.get(name, 'default')}): must be {claim}"
+        for name, value, claim in out_of_range(config)
+    ]
+    if bad:
+        raise ConfigError("\n".join(bad))
     return Command(task, config, origins, resume, dry_run)
 
 
@@ -151,16 +164,16 @@ def _flags(sections: dict[str, Any]) -> Iterator[str]:
             if isinstance(value, bool):
                 yield name if value else f"--{section}.no-{key}"
             elif isinstance(value, list | tuple):
-                yield from (name, *map(str, value))
+                yield from (name, *map(str, value)) if len(value) != 1 else [f"{name}={value[0]}"]
             else:
-                yield from (name, str(value))
+                yield f"{name}={value}"  # one word, so that the value may begin with a minus sign
 
 
 def _read_toml(path: Path, task: str) -> dict[str, Any]:
     try:
         tables = tomllib.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"--config {path}: {error}") from error
+        raise ConfigError(f"{path}: {error}") from error
     written_for = tables.pop("task", task)
     if written_for != task:
         raise ConfigError(f"{path} is for the task {written_for}, not {task}")
@@ -193,7 +206,7 @@ def _toml_value(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else repr(value)
 
 
-def _nearest(name: str, known: Any) -> str:
+def _nearest(name: str, known: Collection[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"{hint}known: {', '.join(known) or 'none'}"
@@ -207,11 +220,13 @@ def _take_switch(words: list[str], name: str) -> bool:
 
 
 def _take_value(words: list[str], name: str) -> str | None:
-    if name not in words:
-        return None
-    place = words.index(name)
-    if place + 1 == len(words):
-        raise ConfigError(f"{name} needs a value")
-    value = words[place + 1]
-    del words[place : place + 2]
-    return value
+    """Take `name VALUE` or `name=VALUE` out of the words."""
+    for place, word in enumerate(words):
+        if word.startswith(f"{name}="):
+            return words.pop(place).partition("=")[2]
+        if word == name:
+            if place + 1 == len(words):
+                raise ConfigError(f"{name} needs a value")
+            del words[place]
+            return words.pop(place)
+    return None

@@ -5,9 +5,10 @@ Every number has a unit or is a plain ratio. There is no value that means "inher
 """
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 BASE = "builtin:base"
 
@@ -26,9 +27,9 @@ class ModelConfig:
 class TextDataConfig:
     """Plain text."""
 
-    train: tuple[str, ...] = ("builtin:corpus",)
+    train: tuple[str, ...] = ()
     """text files (.txt, .jsonl, .csv, .tsv, each also .gz), or builtin:corpus"""
-    dev: tuple[str, ...] = ("builtin:corpus",)
+    dev: tuple[str, ...] = ()
     """held-out text, or builtin:corpus for its held-out part"""
     test: tuple[str, ...] = ()
     """files evaluated once, after training"""
@@ -44,11 +45,11 @@ class TextDataConfig:
 class ChatDataConfig:
     """Conversations: one JSON object a line with `messages` [{role, content}]."""
 
-    train: tuple[str, ...] = ("builtin:chat",)
+    train: tuple[str, ...] = ()
     """chat files (.jsonl, .json, each also .gz), or builtin:chat"""
-    dev: tuple[str, ...] = ("builtin:chat",)
+    dev: tuple[str, ...] = ()
     """rows for choosing the best checkpoint; none: the last checkpoint is kept"""
-    test: tuple[str, ...] = ("builtin:chat",)
+    test: tuple[str, ...] = ()
     """files evaluated once, after training; builtin:chat has three test splits"""
     messages: str = "messages"
     """column of the conversation"""
@@ -232,3 +233,42 @@ class ClassifyRun(PretrainRun):
 
 RUNS = {"pretrain": PretrainRun, "sft": SftRun, "classify": ClassifyRun}
 Run = PretrainRun | SftRun | ClassifyRun
+
+Limit = tuple[str, Callable[[float], bool]]
+POSITIVE: Limit = ("> 0", lambda value: 0 < value < math.inf)
+NOT_NEGATIVE: Limit = (">= 0", lambda value: 0 <= value < math.inf)
+AT_LEAST_1: Limit = (">= 1", lambda value: value >= 1)
+PROPER_SHARE: Limit = ("in [0, 1)", lambda value: 0 <= value < 1)
+SHARE: Limit = ("in [0, 1]", lambda value: 0 <= value <= 1)
+LIMITS: dict[str, dict[str, Limit]] = {
+    "data": {"max_length": AT_LEAST_1, "holdout": NOT_NEGATIVE, "copies": NOT_NEGATIVE},
+    "env": {"threads": AT_LEAST_1, "seed": NOT_NEGATIVE},
+    "peft": {"rank": AT_LEAST_1, "alpha": POSITIVE, "dropout": PROPER_SHARE},
+    "optim": {
+        "lr": POSITIVE,
+        "batch_size": AT_LEAST_1,
+        "betas": PROPER_SHARE,
+        "eps": POSITIVE,
+        "weight_decay": NOT_NEGATIVE,
+        "max_grad_norm": POSITIVE,
+    },
+    "schedule": {"warmup": PROPER_SHARE, "final": SHARE},
+    "loop": {
+        "epochs": POSITIVE,
+        "max_steps": NOT_NEGATIVE,
+        "patience": NOT_NEGATIVE,
+        **dict.fromkeys(("micro_batch_tokens", "eval_every"), AT_LEAST_1),
+        **dict.fromkeys(("save_every", "log_every", "keep_last"), AT_LEAST_1),
+    },
+    "eval": {"max_new_tokens": AT_LEAST_1, "samples": NOT_NEGATIVE},
+}
+
+
+def out_of_range(run: Run) -> Iterator[tuple[str, Any, str]]:
+    """Name, value and limit of each number that cannot be meant."""
+    for section, limits in LIMITS.items():
+        for key, (claim, holds) in limits.items():
+            value = getattr(getattr(run, section), key, None)
+            numbers = value if isinstance(value, tuple) else (value,)
+            if value is not None and not all(map(holds, numbers)):
+                yield f"{section}.{key}", value, claim

@@ -8,6 +8,7 @@ PRESETS: dict[str, dict[str, dict[str, dict[str, object]]]] = {
         # The built-in base model, from random weights.
         "base": {
             "model": {"path": "builtin:base", "init": "random"},
+            "data": {"train": ["builtin:corpus"], "dev": ["builtin:corpus"]},
             "env": {"precision": "fp32"},
             "optim": {"lr": 2e-3, "batch_size": 64, "weight_decay": 0.1},
             "schedule": {"shape": "cosine", "warmup": 0.04, "final": 0.02},
@@ -17,6 +18,11 @@ PRESETS: dict[str, dict[str, dict[str, dict[str, object]]]] = {
     "sft": {
         # `python train.py` and nothing else: LoRA on the built-in base and chat data.
         "assistant": {
+            "data": {
+                "train": ["builtin:chat"],
+                "dev": ["builtin:chat"],
+                "test": ["builtin:chat"],
+            },
             "peft": {"method": "lora", "rank": 32, "alpha": 64.0},
             "optim": {"lr": 3e-3, "batch_size": 32},
             "schedule": {"shape": "cosine", "warmup": 0.05},

@@ -165,8 +165,10 @@ def prepare_labelled(
     """Labelled texts or pairs.
 
     labels      classes of a model that is only evaluated; None: those of the training rows
-    raises      DataError: a label that the training rows do not have; a bad column or file
+    raises      DataError: no file, a bad one, a bad column; a label that training rows do not have
     """
+    if not config.train and labels is None:
+        raise DataError("data.train is empty: name files of labelled rows with --data.train FILE")
     prepared = Prepared(Split([]), Split([]), {}, labels)
 
     def examples(name: str, paths: Sequence[str]) -> list:
@@ -189,7 +191,8 @@ def prepare_labelled(
 
     if config.train:
         train = examples("train", config.train)
-        held = set(_holdout(len(train), config.holdout, seed).tolist())
+        count = 0 if config.dev else config.holdout
+        held = set(_holdout(len(train), count, seed).tolist())
         dev = [example for index, example in enumerate(train) if index in held]
         train = [example for index, example in enumerate(train) if index not in held]
         prepared.labels = prepared.labels or label_map(train).names

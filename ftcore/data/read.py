@@ -12,6 +12,7 @@ keep the surplus under "_extra". Blank lines hold no record. A damaged record is
 """
 
 import csv
+import difflib
 import gzip
 import hashlib
 import io
@@ -107,6 +108,13 @@ def _format(path: Path) -> Format:
     return SUFFIXES[suffixes[-1]]
 
 
+def _nearest(path: Path) -> str:
+    """The file that was probably meant, where `path` does not exist."""
+    there = [] if path.exists() or not path.parent.is_dir() else path.parent.iterdir()
+    near = difflib.get_close_matches(path.name, [file.name for file in there], n=1)
+    return f"; nearest: {path.parent / near[0]}" if near else ""
+
+
 def _text(path: Path) -> str:
     """Content of a file, without its byte-order mark."""
     try:
@@ -116,7 +124,7 @@ def _text(path: Path) -> str:
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{path}: damaged gzip file ({error}); fetch it again") from error
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+        raise DataError(f"{path}: cannot be read: {error.strerror}{_nearest(path)}") from error
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -47,9 +47,10 @@ class RunFolder:
         if resume and "run.json" not in present:
             raise ConfigError(f"nothing to resume: {self.path} has no run.json")
         if not resume and present - {"lock"}:
+            again = f", or continue this one with --resume {self.path}"
             raise ConfigError(
-                f"{self.path} is not empty: name another run folder, or continue this one with "
-                f"--resume {self.path}"
+                f"{self.path} is not empty: name another run folder"
+                + (again if "run.json" in present else "")
             )
         files.make_folder(self.path)
         self._lock = _lock(self.path / "lock")

@@ -1,6 +1,6 @@
 """Randomness as a function of what it is for, so that resuming needs no saved generator.
 
-Every stream of numbers has a key: (seed, purpose, ...). Dropout draws from torch's global generator,
+Every stream of numbers has a key: (seed, what for). Dropout draws from torch's global generator,
 which is re-seeded from (seed, step, micro-step) before each micro-batch.
 """
 
@@ -10,7 +10,9 @@ import torch
 
 def derived(seed: int, *key: int) -> int:
     """A 63-bit seed for one purpose: a hash of the run's seed and the key."""
-    return int(np.random.SeedSequence([seed, *key]).generate_state(1, np.uint64)[0] >> 1)
+    # numerics: zeros at the end do not change the hash, so the key's length goes in.
+    entropy = [seed, len(key), *key]
+    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]) >> 1
 
 
 def generator(seed: int, *key: int) -> torch.Generator:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from ftcore.data.chat import Message
 from ftcore.data.columns import Chat
@@ -93,13 +94,14 @@ def answer(
     """Greedy answer to each conversation that ends in a user turn."""
     stop_ids = frozenset({tokenizer.eos_id, tokenizer.end_of_text_id} - {None})
     texts: list[str] = []
-    for start in range(0, len(conversations), PROMPTS_AT_ONCE):
-        prompts = [
-            encode_prompt(messages, tokenizer)
-            for messages in conversations[start : start + PROMPTS_AT_ONCE]
-        ]
-        outputs = generate(model, prompts, max_new_tokens=max_new_tokens, stop_ids=stop_ids)
-        texts += [tokenizer.decode([id_ for id_ in ids if id_ not in stop_ids]) for ids in outputs]
+    with tqdm(total=len(conversations), unit="answer", leave=False, disable=None) as bar:
+        for start in range(0, len(conversations), PROMPTS_AT_ONCE):
+            some = conversations[start : start + PROMPTS_AT_ONCE]
+            prompts = [encode_prompt(messages, tokenizer) for messages in some]
+            outputs = generate(model, prompts, max_new_tokens=max_new_tokens, stop_ids=stop_ids)
+            kept = [[id_ for id_ in ids if id_ not in stop_ids] for ids in outputs]
+            texts += [tokenizer.decode(ids) for ids in kept]
+            bar.update(len(some))
     return texts
 
 

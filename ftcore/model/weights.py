@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ftcore.errors import ModelError
 from ftcore.model.families.family import Family
+from ftcore.model.hub import BUILTIN
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -64,6 +65,12 @@ def tensor_files(folder: Path) -> dict[str, Path]:
     else:
         pickled = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLED)
         hint = f" It holds {', '.join(pickled)}: convert to safetensors." if pickled else ""
+        if folder in BUILTIN.values():
+            hint = (
+                " The built-in base model has no weights yet: make them with `python train.py"
+                f" pretrain --preset base` and copy {SINGLE} from RUN/model/ to this folder, or"
+                " pass another model with --model.path."
+            )
         raise ModelError(f"{folder}: neither {SINGLE} nor {INDEX} is there.{hint}")
     found = {name: file for file in files for name in _header(file)}
     if weight_map is not None and set(weight_map) != set(found):

@@ -3,10 +3,11 @@
     for each step:  rows -> streams -> loss sums / the step's weight -> backward
                     -> norm -> clip -> AdamW -> log -> evaluate -> save
 
-A step is a pure function of the state before it: its rows come from (seed, step), its dropout noise
-from (seed, step, micro-step), its rate from the step. So a checkpoint needs the trained tensors, the
-optimiser's moments and the step, and a run that was killed and resumed is bit-equal to one that was
-not. A step whose loss or gradient is not finite is not applied; it is counted and its rows are named.
+A step is a pure function of the state before it: its rows come from (seed, step), its dropout
+noise from (seed, step, micro-step), its rate from the step. So a checkpoint needs the trained
+tensors, the optimiser's moments and the step, and a run that was killed and resumed is bit-equal to
+one that was not. A step whose loss or gradient is not finite is not applied; it is counted and its
+rows are named.
 """
 
 import math
@@ -94,6 +95,8 @@ class Loop:
             return
         self.progress = Progress(**loaded.state["progress"])
         self.optimizer.load_state(loaded.tensors, loaded.state["optimizer_steps"])
+        if self.progress.best_step == loaded.step:  # a kill may have come before it was marked
+            self.checkpoints.mark_best(loaded.step)
         self.run.trim(loaded.step)
 
     def restore_best(self) -> None:
@@ -110,7 +113,7 @@ class Loop:
             StopFlag() as stop,
             tqdm(total=self.total_steps, initial=self.progress.step, unit="step") as bar,
         ):
-            while self.progress.step < self.total_steps:
+            while self.progress.step < self.total_steps and not self._is_out_of_patience():
                 values = self._step()
                 bar.update()
                 bar.set_postfix(loss=f"{values['train/loss']:.3f}", refresh=False)
@@ -118,21 +121,25 @@ class Loop:
                 is_last = step == self.total_steps
                 if step % self.loop.log_every == 0 or is_last or step == 1:
                     self.run.log(step, values)
-                wants_stop = is_best = False
+                is_best = False
                 if self.evaluate and (step % self.loop.eval_every == 0 or is_last):
-                    is_best, wants_stop = self._evaluate()
-                is_due = step % self.loop.save_every == 0
-                if is_best or is_due or is_last or stop or wants_stop:
+                    is_best = self._evaluate()
+                leaves = bool(stop)  # read once: what leaves has saved
+                is_due = step % self.loop.save_every == 0 or is_best or is_last
+                if is_due or leaves or self._is_out_of_patience():
                     self._save(is_best=is_best)
                 if self.checkpoints.failed_in_a_row >= MAX_FAILED_SAVES:
                     return 4
-                if stop:
+                if leaves:
                     tqdm.write(f"stopped after step {step}; continue with --resume {self.run.path}")
                     return stop.exit_code
-                if wants_stop:
-                    tqdm.write(f"early stop at step {step}: best was step {self.progress.best_step}")
-                    break
+        if self._is_out_of_patience():
+            best, step = self.progress.best_step, self.progress.step
+            tqdm.write(f"early stop at step {step}: best was step {best}")
         return 0
+
+    def _is_out_of_patience(self) -> bool:
+        return 0 < self.loop.patience <= self.progress.evals_since_best
 
     def _step(self) -> dict[str, float]:
         """One optimiser step; returns what is logged of it."""
@@ -175,8 +182,7 @@ class Loop:
     def _backward(self, batch: Batch, weight: float) -> float:
         """Accumulate the gradient of one stream's share of the step; returns its loss sum."""
         loss_sum, _ = self.task(self.model, batch)
-        if loss_sum.requires_grad:
-            (loss_sum / weight).backward()
+        (loss_sum / weight).backward()
         return loss_sum.item()
 
     def _report_skipped(
@@ -188,8 +194,8 @@ class Loop:
             f"step {step}: loss {loss}, gradient norm {grad_norm}: not applied; its rows: {path}"
         )
 
-    def _evaluate(self) -> tuple[bool, bool]:
-        """Evaluate; returns whether it is the best so far, and whether patience has run out."""
+    def _evaluate(self) -> bool:
+        """Evaluate; returns whether it is the best so far."""
         self.model.eval()
         with torch.no_grad():
             values = self.evaluate()
@@ -203,8 +209,7 @@ class Loop:
             progress.best, progress.best_step, progress.evals_since_best = value, step, 0
         else:
             progress.evals_since_best += 1
-        out_of_patience = 0 < self.loop.patience <= progress.evals_since_best
-        return is_best, out_of_patience
+        return is_best
 
     def _save(self, *, is_best: bool) -> None:
         """Write a checkpoint; a failed one is reported, and the run goes on."""

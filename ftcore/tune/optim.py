@@ -5,7 +5,7 @@
 
 A trained tensor in a 16-bit dtype has an fp32 master, which alone is updated; the tensor is its
 rounded copy. Its gradient is added into an fp32 buffer after every micro-batch, so accumulation
-loses nothing. A trained fp32 tensor is its own master. Frozen tensors have neither state nor buffer.
+loses nothing. A wider tensor is its own master. Frozen tensors have neither state nor buffer.
 No weight decay on tensors of fewer than two axes (norms and biases).
 
 `adamw_step` is the readable form; torch's fused kernel is the fast path (5.6 times faster than the
@@ -14,10 +14,12 @@ foreach form on a CPU), proven equal in tests.
 source  Loshchilov and Hutter 2019, arXiv:1711.05101
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
+
+from ftcore.errors import CheckpointError
 
 
 def adamw_step(
@@ -69,7 +71,7 @@ class AdamW:
         for name, param in self.params.items():
             param.register_post_accumulate_grad_hook(self._accumulate_into(name))
 
-    def _accumulate_into(self, name: str):
+    def _accumulate_into(self, name: str) -> Callable[[Tensor], None]:
         """Hook that moves a micro-batch's gradient into the fp32 buffer and frees it."""
 
         def hook(param: Tensor) -> None:
@@ -83,7 +85,7 @@ class AdamW:
         torch._foreach_zero_(list(self.grads.values()))
 
     def grad_norm(self) -> float:
-        """Global L2 norm of the accumulated gradient, fp32."""
+        """Global L2 norm of the accumulated gradient."""
         norms = torch._foreach_norm(list(self.grads.values()))
         return torch.stack(norms).norm().item()
 
@@ -101,9 +103,9 @@ class AdamW:
                 param.copy_(self.masters[name])
 
     def _update(self, names: list[str], lr: float, weight_decay: float) -> None:
-        options = {"lr": lr, "eps": self.eps, "weight_decay": weight_decay}
         if not names:
             return
+        options = {"lr": lr, "eps": self.eps, "weight_decay": weight_decay}
         if not self.fused:
             for name in names:
                 adamw_step(
@@ -138,7 +140,20 @@ class AdamW:
 
     @torch.no_grad()
     def load_state(self, state: Mapping[str, Mapping[str, Tensor]], step_count: int) -> None:
-        """Restore `state()` and round the masters into the parameters."""
+        """Restore `state()` and round the masters into the parameters.
+
+        raises  CheckpointError: tensors are missing, unknown or mis-shaped; nothing was changed
+        """
+        for group, tensors in self.state().items():
+            saved = {name: tensor.shape for name, tensor in state.get(group, {}).items()}
+            wanted = {name: tensor.shape for name, tensor in tensors.items()}
+            odd = sorted(n for n in saved | wanted if saved.get(n) != wanted.get(n))
+            if odd:
+                raise CheckpointError(
+                    f"the checkpoint does not fit what is trained: {len(odd)} tensors of {group}"
+                    f" are missing, unknown or mis-shaped, such as {odd[0]}; resume with the"
+                    " configuration that wrote it"
+                )
         self.step_count = step_count
         for group, tensors in self.state().items():
             for name, tensor in tensors.items():
@@ -148,4 +163,5 @@ class AdamW:
 
 
 def _master_of(param: nn.Parameter) -> Tensor:
-    return param if param.dtype == torch.float32 else param.detach().float()
+    wide = torch.promote_types(param.dtype, torch.float32)
+    return param if param.dtype == wide else param.detach().to(wide)

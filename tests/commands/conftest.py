@@ -1,0 +1,225 @@
+"""train.py and eval.py as a user meets them, on tiny models and files made here."""
+
+import importlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tokenizers
+import torch
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+
+from ftcore.model.load import load_model, save_model
+
+SCRIPTS = {name: importlib.import_module(name) for name in ("train", "eval")}
+EXACT = ("--env.threads", "1", "--env.precision", "fp32")
+COLOURS = {"warm": ("red", "orange", "yellow"), "cold": ("blue", "cyan", "navy")}
+CHATML = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+SIZES = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.1,
+}
+QWEN3 = {
+    **SIZES,
+    "model_type": "qwen3",
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+    "max_position_embeddings": 256,
+    "tie_word_embeddings": True,
+    "eos_token_id": 1,
+}
+BERT = {**SIZES, "model_type": "bert", "type_vocab_size": 2, "hidden_dropout_prob": 0.0}
+
+
+@pytest.fixture(autouse=True)
+def _apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Each test writes into a folder of its own, and leaves torch's threads as they were."""
+    monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def _texts() -> list[str]:
+    return [*(row[1] + row[2] for row in _rows(40)), *(json.dumps(chat) for chat in _chats(20))]
+
+
+def _rows(count: int, start: int = 0) -> list[tuple[str, str, str, str]]:
+    """id, text, second text, label."""
+    names = [("warm", "cold")[i % 2] for i in range(start, start + count)]
+    words = [COLOURS[name][i % 3] for i, name in enumerate(names)]
+    return [
+        (f"r{start + i}", f"the {word} thing number {start + i}", f"it is {word}", name)
+        for i, (word, name) in enumerate(zip(words, names, strict=True))
+    ]
+
+
+def _chats(count: int, start: int = 0) -> list[dict[str, Any]]:
+    return [
+        {
+            "messages": [
+                {"role": "user", "content": f"make thing {i} {colour}"},
+                {"role": "assistant", "content": f'{{"intent": "paint", "colour": "{colour}"}}'},
+            ]
+        }
+        for i, colour in ((i, ("red", "blue")[i % 2]) for i in range(start, start + count))
+    ]
+
+
+def _tsv(path: Path, rows: Sequence[Sequence[str]]) -> str:
+    lines = ["\t".join(row) for row in [("id", "text", "pair", "label"), *rows]]
+    path.write_text("\n".join(lines) + "\n", "utf-8")
+    return str(path)
+
+
+def _jsonl(path: Path, rows: Sequence[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Data files by name: labelled train, test and other; chat, chat_test; text, held."""
+    folder = tmp_path_factory.mktemp("files")
+    (folder / "text.txt").write_text("\n\n".join(_texts()), "utf-8")
+    (folder / "held.txt").write_text(" ".join(_texts()[:20]) + " caf\u00e9", "utf-8")
+    return {
+        "train": _tsv(folder / "train.tsv", _rows(24)),
+        "test": _tsv(folder / "test.tsv", _rows(10, 100)),
+        "other": _tsv(folder / "other.tsv", _rows(7, 200)),
+        "chat": _jsonl(folder / "chat.jsonl", _chats(16)),
+        "chat_test": _jsonl(folder / "chat_test.jsonl", _chats(6, 100)),
+        "text": str(folder / "text.txt"),
+        "held": str(folder / "held.txt"),
+    }
+
+
+def _save(folder: Path, tokenizer: tokenizers.Tokenizer, config: dict, extra: dict) -> Path:
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps(extra), "utf-8")
+    config = {**config, "vocab_size": tokenizer.get_vocab_size()}
+    (folder / "config.json").write_text(json.dumps(config), "utf-8")
+    loaded = load_model(
+        folder,
+        task="lm" if config["model_type"] == "qwen3" else "trunk",
+        dtype=torch.float32,
+        init="random",
+        generator=torch.Generator().manual_seed(0),
+    )
+    save_model(loaded, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A decoder of random weights with a byte-level tokenizer and a chat template."""
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=["<|endoftext|>", "<|im_end|>", "<|im_start|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_texts(), trainer)
+    extra = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|endoftext|>",
+        "chat_template": CHATML,
+    }
+    return _save(tmp_path_factory.mktemp("qwen3"), tokenizer, QWEN3, extra)
+
+
+@pytest.fixture(scope="session")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An encoder of random weights with a word-piece tokenizer."""
+    tokenizer = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=200, special_tokens=special, show_progress=False
+    )
+    tokenizer.train_from_iterator(_texts(), trainer)
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    names = ("pad_token", "unk_token", "cls_token", "sep_token")
+    extra = {"tokenizer_class": "BertTokenizer", **dict(zip(names, special, strict=True))}
+    return _save(tmp_path_factory.mktemp("bert"), tokenizer, BERT, extra)
+
+
+@pytest.fixture
+def classify(bert: Path, files: dict[str, str]) -> list[str]:
+    """The words of a short run of train.py that learns a class."""
+    return [
+        *("classify", "--model.path", str(bert), "--log.name", "run"),
+        *("--data.train", files["train"], "--data.test", files["test"]),
+        *("--optim.lr", "1e-2", "--optim.batch-size", "8", "--loop.epochs", "1", *EXACT),
+    ]
+
+
+@pytest.fixture
+def sft(qwen3: Path, files: dict[str, str]) -> list[str]:
+    """The words of a short run of train.py that learns to answer."""
+    return [
+        *("sft", "--model.path", str(qwen3), "--log.name", "run", "--data.train", files["chat"]),
+        *("--data.dev", files["chat_test"], "--data.test", files["chat_test"]),
+        *("--eval.max-new-tokens", "8", "--eval.intent-field", "intent"),
+        *("--optim.lr", "1e-2", "--optim.batch-size", "8", "--loop.epochs", "1", *EXACT),
+    ]
+
+
+@pytest.fixture
+def pretrain(qwen3: Path, files: dict[str, str]) -> list[str]:
+    """The words of a short run of train.py that learns to continue text."""
+    return [
+        *("pretrain", "--model.path", str(qwen3), "--model.init", "random", "--log.name", "run"),
+        *("--data.train", files["text"], "--data.dev", files["held"]),
+        *("--data.test", files["held"], "--data.max-length", "32"),
+        *("--optim.lr", "1e-2", "--optim.batch-size", "8", "--loop.max-steps", "4", *EXACT),
+    ]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[dict[str, Any], str]]:
+    """(script, words) -> the JSON of the last line, and all that was printed."""
+
+    def call(script: str, *words: str) -> tuple[dict[str, Any], str]:
+        capsys.readouterr()
+        code = SCRIPTS[script].main(list(words))
+        printed, errors = capsys.readouterr()
+        assert code == 0, errors
+        return json.loads(printed.splitlines()[-1]), printed
+
+    return call
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """(script, words) -> the one error message; nothing may be left in the working folder."""
+
+    def call(script: str, *words: str) -> str:
+        before = sorted(Path().rglob("*"))
+        capsys.readouterr()
+        try:
+            code = SCRIPTS[script].main(list(words))
+        except SystemExit as exit_:  # tyro's way out
+            code = exit_.code
+        message = capsys.readouterr().err
+        assert code == 2, message
+        assert "Traceback" not in message
+        assert sorted(Path().rglob("*")) == before
+        return message
+
+    return call

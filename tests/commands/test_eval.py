@@ -1,0 +1,166 @@
+"""eval.py gives a run's own figures again, whatever the batches; other libraries load the run."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ftcore.data.tokenizer import Tokenizer
+from ftcore.model.load import LoadedModel
+from ftcore.tune.artifact import load_artifact
+from ftcore.tune.task import TASKS
+from kernels.docs import Docs
+
+Run = Callable[..., tuple[dict[str, Any], str]]
+TEXTS = ["the red thing number 1", "it is navy, isn't it?", "x"]
+
+
+def lines(path: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(path).read_text("utf-8").splitlines()]
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_classifier_gets_its_own_figures(
+    method: str, precision: str, classify: list[str], files: dict[str, str], run: Run
+) -> None:
+    words = ["--peft.method", method, "--env.precision", precision]
+    trained, _ = run("train", *classify, *words)
+    found, printed = run("eval", "runs/run")
+    assert found == {"model": "runs/run", "task": "classify", "results": trained["tuned"]}
+    assert lines("runs/run/eval-predictions.jsonl") == lines("runs/run/predictions.jsonl")
+    assert "test, by class" in printed and "train:" not in printed
+
+    other, _ = run("eval", "runs/run", "--data.test", files["other"])
+    assert list(other["results"]) == ["other"]
+    assert len(lines("runs/run/eval-predictions.jsonl")) == 7
+    assert len(lines("runs/run/predictions.jsonl")) == 10
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_an_assistant_gets_its_own_figures(
+    method: str, precision: str, sft: list[str], run: Run
+) -> None:
+    words = ["--peft.method", method, "--env.precision", precision]
+    trained, _ = run("train", *sft, *words)
+    found, _ = run("eval", "runs/run")
+    assert found["results"] == trained["tuned"]
+    assert lines("runs/run/eval-predictions.jsonl") == lines("runs/run/predictions.jsonl")
+
+
+def test_the_best_checkpoint_is_what_is_saved(
+    classify: list[str], files: dict[str, str], run: Run
+) -> None:
+    # Dev rows with the labels exchanged: the more is learned, the worse they get.
+    exchange = {"warm": "cold", "cold": "warm"}
+    table = Path(files["test"]).read_text("utf-8")
+    rows = [line.rpartition("\t") for line in table.splitlines()]
+    text = "\n".join(f"{row}\t{exchange.get(label, label)}" for row, _, label in rows)
+    Path("odd.tsv").write_text(text + "\n", "utf-8")
+    words = ["--data.dev", "odd.tsv", "--data.test", "odd.tsv", "--data.pair", "pair"]
+    every = ["--loop.epochs", "10", "--loop.eval-every", "5"]
+    trained, _ = run("train", *classify, *words, *every)
+    logged = [line.get("eval/loss") for line in lines("runs/run/metrics.jsonl")]
+    losses = [loss for loss in logged if loss is not None]
+    assert min(losses) < losses[-1]  # else this shows nothing
+    assert trained["tuned"]["odd"]["loss"] == pytest.approx(min(losses), rel=1e-5)
+    found, _ = run("eval", "runs/run")
+    assert found["results"] == trained["tuned"]
+
+
+def test_pretrained_text_model(pretrain: list[str], files: dict[str, str], run: Run) -> None:
+    trained, _ = run("train", *pretrain)
+    found, _ = run("eval", "runs/run")
+    assert found["results"] == trained["tuned"]
+    other, _ = run("eval", "runs/run", "--data.test", files["text"])
+    assert other["results"]["text"]["bits_per_byte"] > 0
+
+
+def test_a_plain_model_folder(classify: list[str], files: dict[str, str], run: Run) -> None:
+    trained, _ = run("train", *classify)
+    words = ("--data.test", files["test"], "--env.precision", "fp32", "--env.threads", "1")
+    found, _ = run("eval", "runs/run/model", "--task", "classify", *words)
+    assert found["results"] == trained["tuned"] and found["model"] == "runs/run/model"
+    assert len(lines("eval-predictions.jsonl")) == 10
+
+
+def test_a_base_model_gets_the_figures_it_had_before(
+    sft: list[str], qwen3: Path, files: dict[str, str], run: Run
+) -> None:
+    trained, _ = run("train", *sft)
+    words = sft[sft.index("--data.test") :]
+    found, _ = run("eval", str(qwen3), "--task", "sft", *words)
+    assert found["results"] == trained["base"]
+
+
+@pytest.mark.parametrize("kind", ["classify", "sft"])
+def test_figures_do_not_depend_on_batches(
+    kind: str, request: pytest.FixtureRequest, run: Run
+) -> None:
+    run("train", *request.getfixturevalue(kind))
+    found = []
+    for tokens in ("1", "40", "100000"):
+        results, _ = run("eval", "runs/run", "--loop.micro-batch-tokens", tokens)
+        found.append((results["results"], lines("runs/run/eval-predictions.jsonl")))
+    (first, first_rows), *others = found
+    for results, rows in others:
+        for split, values in results.items():
+            assert values.keys() == first[split].keys()
+            for name, value in values.items():
+                if value is None or isinstance(value, int):
+                    assert value == first[split][name]
+                else:
+                    assert value == pytest.approx(first[split][name], rel=2e-6, abs=1e-6)
+        for row, first_row in zip(rows, first_rows, strict=True):
+            probabilities = row.pop("probabilities", [])
+            assert probabilities == pytest.approx(first_row.get("probabilities", []), abs=2e-6)
+            assert row == {name: first_row[name] for name in row}
+
+
+def hidden(loaded: LoadedModel, ids: Sequence[int]) -> tuple[torch.Tensor, Docs]:
+    docs = Docs.from_lengths([len(ids)])
+    tokens_N = torch.tensor(ids)
+    zeros_N = torch.zeros_like(tokens_N)
+    return loaded.model.trunk(tokens_N, torch.arange(len(ids)), zeros_N, docs), docs
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("kind", ["classify", "sft"])
+def test_other_libraries_load_a_run(
+    kind: str, method: str, request: pytest.FixtureRequest, run: Run
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    base = request.getfixturevalue("bert" if kind == "classify" else "qwen3")
+    run("train", *request.getfixturevalue(kind), "--peft.method", method)
+    auto = {
+        "classify": transformers.AutoModelForSequenceClassification,
+        "sft": transformers.AutoModelForCausalLM,
+    }[kind]
+    options = {"num_labels": 2} if kind == "classify" else {}
+    if method == "full":
+        other = auto.from_pretrained("runs/run/model")
+    else:
+        peft = pytest.importorskip("peft")
+        model = auto.from_pretrained(base, **options)
+        other = peft.PeftModel.from_pretrained(model, "runs/run/adapter")
+    other.eval()
+    loaded = load_artifact(
+        Path("runs/run"), base=str(base), kind=TASKS[kind], dtype=torch.float32
+    )
+    tokenizer = Tokenizer.load(loaded.folder)
+    with torch.no_grad():
+        for text in TEXTS:
+            ids = tokenizer.encode(text).ids_T.tolist()
+            h_NC, docs = hidden(loaded, ids)
+            is_class = kind == "classify"
+            ours = loaded.model.head(h_NC, docs) if is_class else loaded.model.head(h_NC)
+            theirs = other(torch.tensor([ids])).logits
+            assert (ours - theirs.reshape_as(ours)).abs().max() < 1e-4
+    if method == "full":
+        auto_tokenizer = transformers.AutoTokenizer.from_pretrained("runs/run/model")
+        for text in TEXTS:
+            assert auto_tokenizer(text)["input_ids"] == tokenizer.encode(text).ids_T.tolist()

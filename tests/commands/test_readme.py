@@ -1,0 +1,98 @@
+"""Every command of README.md runs: its own options, on tiny data, few steps."""
+
+import importlib
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ftcore.model.hub import BUILTIN
+
+ROOT = Path(__file__).parents[2]
+INSTALL = "python3 -m venv .venv && .venv/bin/pip install -e "
+BLOCKS = re.findall(r"^```\w*\n(.*?)^```", (ROOT / "README.md").read_text("utf-8"), re.M | re.S)
+FENCED = [line for block in BLOCKS[2:] for line in block.splitlines()]
+COMMANDS = [line.partition("  #")[0].strip() for line in FENCED if line.startswith("python ")]
+LEARN = "classify --model.path {DIR} --data.train a.tsv --data.test b.tsv"
+SHORT = ("--loop.max-steps", "2", "--eval.max-new-tokens", "4", "--env.threads", "1")
+Run = Callable[..., tuple[dict[str, Any], str]]
+
+
+@pytest.fixture
+def named(bert: Path, qwen3: Path, files: dict[str, str], run: Run) -> dict[str, str]:
+    """Makes the files and the run that README.md names; returns its other names' meaning."""
+    for name, key in (("a.tsv", "train"), ("b.tsv", "test")):
+        lines = Path(files[key]).read_text("utf-8").splitlines()
+        cells = [line.split("\t") for line in lines]
+        # The text stands under both names that the commands use.
+        cells[0][2] = "sentence"
+        Path(name).write_text("\n".join("\t".join(row) for row in cells) + "\n", "utf-8")
+    shutil.copy(files["chat"], "chat.jsonl")
+    shutil.copy(files["chat_test"], "dev.jsonl")
+    return {"DIR_OR_HUB_ID": str(qwen3), "DIR": str(bert)}
+
+
+def needs_weights() -> None:
+    if not (BUILTIN["builtin:base"] / "model.safetensors").is_file():
+        pytest.skip("the built-in base model has no weights yet")
+
+
+def test_the_first_screen_is_two_commands() -> None:
+    first, second = (block.strip() for block in BLOCKS[:2])
+    assert first == f"{INSTALL}. && .venv/bin/python train.py"
+    assert second == f"{INSTALL}'.[test]' && .venv/bin/pytest"
+
+
+def test_the_test_command_collects() -> None:
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0 and "tests/commands/test_readme.py" in result.stdout
+
+
+def test_the_first_command(files: dict[str, str], run: Run) -> None:
+    needs_weights()
+    few = ("--loop.max-steps", "10", "--data.test", files["chat_test"])
+    summary, printed = run("train", *SHORT, *few)
+    assert summary["steps"] == 10 and "next:" in printed
+    assert summary["tuned"]["chat_test"]["loss"] < summary["base"]["chat_test"]["loss"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command(command: str, named: dict[str, str], files: dict[str, str], run: Run) -> None:
+    script, *words = [named.get(word, word) for word in shlex.split(command)[1:]]
+    if script == "-m":
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        words[1:] = ["made"]
+        subprocess.run([sys.executable, "-m", *words], env=environment, check=True)
+        assert list(Path("made").rglob("*.jsonl"))
+        return
+    if "runs/NAME" in words:
+        run("train", *LEARN.format(**named).split(), "--log.name", "NAME", *SHORT)
+    if "assistant" in words:
+        needs_weights()
+    if "--help" in words:
+        with pytest.raises(SystemExit) as left:
+            run("train", *words)
+        assert left.value.code == 0
+    elif "--dry-run" in words:
+        assert importlib.import_module("train").main(words) == 0
+        assert not Path("runs").exists()
+    elif script == "eval.py" or "--resume" in words:
+        summary, _ = run(script.removesuffix(".py"), *words)
+        assert (summary.get("results") or summary["tuned"])["b"]["accuracy"] >= 0
+    else:
+        corpus = ("--data.train", files["text"], "--data.dev", files["held"])
+        small = corpus if "pretrain" in words else ()
+        summary, _ = run("train", *words, *small, *SHORT)
+        assert summary["steps"] == 2
+
+
+def test_there_are_commands() -> None:
+    assert len(COMMANDS) >= 8

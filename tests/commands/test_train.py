@@ -1,0 +1,128 @@
+"""train.py: every task and method runs to its end and leaves what it says."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ftcore.data.read import read_rows
+
+Run = Callable[..., tuple[dict[str, Any], str]]
+METHODS = {
+    "full": [],
+    "head": ["--peft.method", "freeze", "--peft.trainable", "head"],
+    "last:1": ["--peft.method", "freeze", "--peft.trainable", "head", "last:1"],
+    "biases": ["--peft.method", "freeze", "--peft.trainable", "head", "biases"],
+    "lora": ["--peft.method", "lora", "--peft.rank", "2"],
+}
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def logged(name: str) -> list[float]:
+    return [line[name] for line in lines(Path("runs/run/metrics.jsonl")) if name in line]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_classify(method: str, classify: list[str], files: dict[str, str], run: Run) -> None:
+    words = [*classify, "--data.holdout", "4", "--loop.eval-every", "2", *METHODS[method]]
+    summary, printed = run("train", *words)
+    assert summary["run"] == "runs/run" and summary["steps"] == 3 and summary["base"] is None
+    assert 0 <= summary["tuned"]["test"]["accuracy"] <= 1
+    assert "perplexity" not in printed and "test, by class" in printed
+    assert printed.splitlines()[-2] == "next:   python eval.py runs/run --data.test FILE"
+
+    names = {name for line in lines(Path("runs/run/metrics.jsonl")) for name in line}
+    dev = {name for name in names if name.startswith("eval/")}
+    assert dev == {"eval/loss", "eval/accuracy", "eval/f1_macro"}
+    saved = "adapter" if method == "lora" else "model"
+    assert (Path("runs/run") / saved / "manifest.json").is_file()
+    kept = json.loads(Path("runs/run/eval.json").read_text())
+    assert kept["tuned"]["test"] == pytest.approx(summary["tuned"]["test"], rel=1e-5)
+
+    rows = lines(Path("runs/run/predictions.jsonl"))
+    assert [row["row_id"] for row in rows] == [row.id for row in read_rows([files["test"]])]
+    right = sum(row["label"] == row["predicted"] for row in rows)
+    assert right / 10 == summary["tuned"]["test"]["accuracy"]
+
+
+def test_a_classifier_learns_pairs(classify: list[str], run: Run) -> None:
+    summary, _ = run("train", *classify, "--data.pair", "pair", "--loop.epochs", "20")
+    assert logged("train/loss")[-1] < 0.5 * logged("train/loss")[0]
+    assert summary["tuned"]["test"]["accuracy"] == 1
+
+
+def test_a_decoder_classifies(classify: list[str], qwen3: Path, run: Run) -> None:
+    summary, _ = run("train", *classify, "--model.path", str(qwen3), *METHODS["lora"])
+    assert set(summary["tuned"]) == {"test"}
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_sft(method: str, sft: list[str], files: dict[str, str], run: Run) -> None:
+    summary, printed = run("train", *sft, "--peft.method", method, "--eval.samples", "2")
+    base, tuned = summary["base"]["chat_test"], summary["tuned"]["chat_test"]
+    assert tuned["loss"] < base["loss"] and base.keys() == tuned.keys()
+    assert {"perplexity", "exact_match", "json_valid"} <= tuned.keys()
+    assert printed.count("\n> make thing") == 2 and "base" in printed
+    rows = lines(Path("runs/run/predictions.jsonl"))
+    assert [row["row_id"] for row in rows] == [row.id for row in read_rows([files["chat_test"]])]
+    assert math.isclose(logged("eval/loss")[-1], tuned["loss"], rel_tol=1e-5)
+    assert math.isclose(logged("eval/perplexity")[-1], math.exp(tuned["loss"]), rel_tol=1e-5)
+
+
+def test_pretrain_from_random(pretrain: list[str], files: dict[str, str], run: Run) -> None:
+    summary, _ = run("train", *pretrain)
+    held = summary["tuned"]["held"]
+    num_bytes = len(Path(files["held"]).read_bytes())
+    assert 0 < held["bits_per_byte"] < 8 and logged("eval/bits_per_byte")
+    assert held["bits_per_byte"] == pytest.approx(logged("eval/bits_per_byte")[-1], rel=1e-5)
+    num_tokens = held["bits_per_byte"] * num_bytes * math.log(2) / held["loss"]
+    assert num_tokens == pytest.approx(round(num_tokens), rel=1e-4)
+    assert logged("train/loss")[-1] < logged("train/loss")[0]
+    assert not Path("runs/run/predictions.jsonl").exists()
+
+
+def test_dry_run_prints_the_plan_and_writes_nothing(
+    classify: list[str], capsys: pytest.CaptureFixture[str], run: Run
+) -> None:
+    import train
+
+    assert train.main([*classify, "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert "3 steps" in printed and "parameters are trained" in printed and "MiB" in printed
+    assert not list(Path().iterdir())
+
+
+def test_a_run_repeats_from_its_configuration(classify: list[str], run: Run) -> None:
+    first, _ = run("train", *classify)
+    words = ["classify", "--config", "runs/run/config.toml", "--log.name", "again"]
+    again, _ = run("train", *words)
+    assert again["tuned"] == first["tuned"]
+    weights = [Path(f"runs/{name}/model/model.safetensors") for name in ("run", "again")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_test_files_of_one_name_stay_apart(
+    classify: list[str], files: dict[str, str], run: Run
+) -> None:
+    Path("test.tsv").write_text(Path(files["other"]).read_text())
+    summary, _ = run("train", *classify, "--data.test", files["test"], "test.tsv")
+    assert set(summary["tuned"]) == {files["test"], "test.tsv"}
+    assert len(lines(Path("runs/run/predictions.jsonl"))) == 17
+
+
+def test_an_unforeseen_error_shows_where(
+    classify: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import train
+
+    for error in (KeyboardInterrupt, ZeroDivisionError):
+        monkeypatch.setattr(train, "run", lambda command, error=error: (_ for _ in ()).throw(error))
+        with pytest.raises(error):
+            train.main(classify)
+

@@ -1,0 +1,47 @@
+"""The order of rows is a function of (seed, step), and of nothing that happened before."""
+
+import numpy as np
+import pytest
+
+from ftcore.data import order
+from ftcore.data.order import StepRows, epoch_order, steps_per_epoch
+
+
+def test_an_order_is_a_permutation_that_depends_on_seed_and_epoch_alone() -> None:
+    first = epoch_order(100, seed=3, epoch=5)
+    np.random.default_rng(9).random(7)
+    assert first.tolist() == epoch_order(100, seed=3, epoch=5).tolist() and first.dtype == np.int64
+    assert sorted(first.tolist()) == list(range(100))
+    orders = {tuple(epoch_order(100, seed=s, epoch=e)) for s in range(4) for e in range(4)}
+    assert len(orders) == 16
+
+
+@pytest.mark.parametrize(("rows", "size"), [(10, 4), (12, 4), (3, 4), (1, 1), (97, 10)])
+def test_every_row_is_seen_once_in_each_epoch(rows: int, size: int) -> None:
+    steps = StepRows(rows, batch_size=size, seed=1)
+    num_steps = steps_per_epoch(rows, size)
+    for epoch in range(3):
+        batches = [steps(epoch * num_steps + place).tolist() for place in range(num_steps)]
+        assert sorted(sum(batches, [])) == list(range(rows))
+        assert [len(batch) for batch in batches[:-1]] == [size] * (num_steps - 1)
+        assert len(batches[-1]) == (rows % size or size)  # short, but never dropped
+        assert sum(batches, []) == epoch_order(rows, seed=1, epoch=epoch).tolist()
+
+
+def test_a_late_step_replays_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def counted(num_rows: int, *, seed: int, epoch: int) -> np.ndarray:
+        calls.append(epoch)
+        return epoch_order(num_rows, seed=seed, epoch=epoch)
+
+    monkeypatch.setattr(order, "epoch_order", counted)
+    steps = StepRows(10, batch_size=3, seed=0)
+    resumed = steps(10**6).tolist()
+    assert calls == [250_000]
+    steps(10**6 + 1), steps(10**6 + 2), steps(10**6 + 3)  # one permutation for each epoch
+    assert calls == [250_000]
+    steps(10**6 + 4)
+    assert calls == [250_000, 250_001]
+    assert StepRows(10, batch_size=3, seed=0)(10**6).tolist() == resumed
+    assert steps(10**6).tolist() == resumed  # going back too

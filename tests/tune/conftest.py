@@ -1,0 +1,119 @@
+"""Tiny random models and rows for the training loop."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ftcore.config import LoopConfig, OptimConfig, PeftConfig, ScheduleConfig
+from ftcore.data.pack import Encoded
+from ftcore.env.run import RunFolder
+from ftcore.env.seed import generator
+from ftcore.model.heads import Model
+from ftcore.model.spec import ModelSpec
+from ftcore.tune.checkpoint import Checkpoints
+from ftcore.tune.loop import Loop
+from ftcore.tune.setup import choose_trainable
+from ftcore.tune.task import classification, language_modelling
+
+QWEN3 = ModelSpec(
+    vocab_size=61, hidden_size=16, num_layers=2, intermediate_size=24, num_heads=2, num_kv_heads=1,
+    head_dim=8, max_positions=64, is_causal=True, norm="rms_norm", norm_eps=1e-6, norm_first=True,
+    position="rope", mlp="swiglu", qk_norm=True, tie_word_embeddings=True, initializer_range=0.2,
+)  # fmt: skip
+BERT = ModelSpec(
+    vocab_size=61, hidden_size=16, num_layers=2, intermediate_size=24, num_heads=2, num_kv_heads=2,
+    head_dim=8, max_positions=64, is_causal=False, norm="layer_norm", norm_eps=1e-12,
+    norm_first=False, position="learned", mlp="gelu", linear_bias=True, qkv_bias=True, num_types=2,
+    embedding_norm=True, has_pooler=True, initializer_range=0.2,
+)  # fmt: skip
+
+
+@pytest.fixture
+def tiny_model() -> Callable[..., Model]:
+    """(family, dtype, dropout) -> a random model of that family, with its head, in train mode."""
+
+    def make(family: str, *, dtype: torch.dtype = torch.float32, dropout: float = 0.0) -> Model:
+        spec = replace({"qwen3": QWEN3, "bert": BERT}[family], dropout=dropout)
+        model = Model(spec, num_labels=3 if family == "bert" else None, lm=family == "qwen3")
+        model.init_weights(generator(0, 99))
+        return model.to(dtype).train()
+
+    return make
+
+
+@pytest.fixture
+def rows() -> Callable[..., list[Encoded]]:
+    """(family, count) -> rows of 2 to 40 tokens; weights uneven, many of them zero for qwen3."""
+
+    def make(family: str, count: int) -> list[Encoded]:
+        random = np.random.default_rng(count)
+        made = []
+        for index in range(count):
+            length = int(random.integers(2, 40))
+            tokens_T = random.integers(0, 61, length).astype(np.int32)
+            if family == "bert":
+                types_T = (np.arange(length) > length // 2).astype(np.int32)
+                label, weight = int(random.integers(3)), float(random.integers(1, 9)) / 4
+                made.append(Encoded(f"row-{index}", tokens_T, label, weight, types_T))
+                continue
+            weights_T = random.integers(0, 4, length).astype(np.float32) * (index % 3 + 0.25)
+            weights_T[0], weights_T[-1] = 1.0, 0.0
+            made.append(Encoded(f"row-{index}", tokens_T, np.roll(tokens_T, -1), weights_T))
+        return made
+
+    return make
+
+
+@pytest.fixture
+def make_loop(tmp_path: Path, tiny_model: Callable, rows: Callable) -> Callable[..., Loop]:
+    """A Loop on a tiny model; call it again with `resume=True` for what a new process would make.
+
+    family, dtype, dropout, peft    the model, and what of it is trained
+    count                           training rows, 4 of them a step
+    """
+    loops: list[Loop] = []
+
+    def make(
+        name: str,
+        *,
+        resume: bool = False,
+        family: str = "qwen3",
+        dtype: torch.dtype = torch.float32,
+        dropout: float = 0.0,
+        peft: PeftConfig | None = None,
+        count: int = 18,
+        evaluate: Callable[[], dict[str, float]] | None = None,
+        **loop: Any,
+    ) -> Loop:
+        if loops:
+            loops.pop().run.close()
+        torch.manual_seed(1234 + len(name))  # what is left over in the generator must not matter
+        model = tiny_model(family, dtype=dtype, dropout=dropout)
+        choose_trainable(model, peft or PeftConfig(), generator(0, 2))
+        settings = {"max_steps": 12, "micro_batch_tokens": 50, "log_every": 1, "save_every": 100}
+        made = Loop(
+            model,
+            classification if family == "bert" else language_modelling,
+            rows(family, count),
+            optim=OptimConfig(lr=1e-2, batch_size=4),
+            schedule=ScheduleConfig(shape="cosine", warmup=0.25, final=0.1),
+            loop=LoopConfig(**(settings | loop)),
+            run=RunFolder(tmp_path / name, resume=resume),
+            checkpoints=Checkpoints(tmp_path / name, keep_last=2),
+            seed=7,
+            device=torch.device("cpu"),
+            evaluate=evaluate,
+        )
+        if resume:
+            made.restore(made.checkpoints.latest())
+        loops.append(made)
+        return made
+
+    yield make
+    for loop in loops:
+        loop.run.close()

@@ -1,0 +1,97 @@
+"""What a run leaves is what was trained: loaded again, it gives the same scores."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tokenizers
+import torch
+from tokenizers import models
+
+from ftcore.config import PeftConfig
+from ftcore.data.pack import collate
+from ftcore.data.tokenizer import Tokenizer
+from ftcore.env.seed import generator
+from ftcore.errors import ModelError
+from ftcore.model.families import bert, qwen3
+from ftcore.model.load import LoadedModel, load_model, save_model
+from ftcore.model.weights import Accounting
+from ftcore.tune.artifact import load_artifact, read_labels, save_artifact
+from ftcore.tune.setup import choose_trainable
+from ftcore.tune.task import TASKS
+
+LABELS = ("bad", "gr\u00fcn", "good")
+FAMILIES = {"qwen3": (qwen3.FAMILY, "sft", None), "bert": (bert.FAMILY, "classify", LABELS)}
+
+
+@pytest.fixture
+def base(tmp_path: Path, tiny_model: Callable) -> Callable[[str], Path]:
+    """Family -> a model folder with its tokenizer."""
+
+    def make(family: str) -> Path:
+        folder = tmp_path / family
+        folder.mkdir()
+        family_format, _, labels = FAMILIES[family]
+        loaded = LoadedModel(tiny_model(family), family_format, {}, Accounting(), folder)
+        save_model(loaded, folder, labels=labels)
+        vocab = {f"w{n}": n for n in range(61)}
+        fast = tokenizers.Tokenizer(models.WordLevel(vocab, unk_token="w0"))
+        fast.save(str(folder / "tokenizer.json"))
+        return folder
+
+    return make
+
+
+@pytest.mark.parametrize("method", ["full", "freeze", "lora"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_it_comes_back_with_the_same_scores(
+    family: str, method: str, base: Callable, rows: Callable, tmp_path: Path
+) -> None:
+    folder, run = base(family), tmp_path / "run"
+    _, task, labels = FAMILIES[family]
+    kind = TASKS[task]
+    run.mkdir()
+    loaded = load_model(folder, task=kind.model_task, dtype=torch.float32)
+    choose_trainable(
+        loaded.model, PeftConfig(method=method, trainable=("last:1",)), generator(0, 2)
+    )
+    with torch.no_grad():
+        for param in loaded.model.parameters():
+            if param.requires_grad:
+                param += 0.01 * torch.randn(param.shape, generator=generator(0, 3))
+    tokenizer = Tokenizer.load(folder)
+    with pytest.raises(ModelError, match="has not finished; continue it with: python train.py --res"):
+        load_artifact(run, base=str(folder), kind=kind, dtype=torch.float32)
+    path = save_artifact(loaded, tokenizer, run, labels=labels, base=str(folder), kind=kind)
+    assert path == run / ("adapter" if method == "lora" else "model")
+    again = load_artifact(run, base=str(folder), kind=kind, dtype=torch.float32)
+    batch = collate(rows(family, 3))
+    before = load_model(folder, task=kind.model_task, dtype=torch.float32)
+    ours, theirs, start = (
+        kind.loss(loaded.model.eval(), batch)[0] for loaded in (loaded, again, before)
+    )
+    assert torch.equal(ours, theirs) and not torch.equal(ours, start)
+    assert not again.model.training
+    assert read_labels(run) == labels
+    if method != "lora":
+        assert Tokenizer.load(path).digest == tokenizer.digest and again.labels == labels
+    else:
+        config = json.loads((path / "adapter_config.json").read_text())
+        assert config["base_model_name_or_path"] == str(folder)
+        assert config["task_type"] == {"sft": "CAUSAL_LM", "classify": "SEQ_CLS"}[task]
+
+
+def test_an_artifact_is_replaced_whole(base: Callable, tmp_path: Path) -> None:
+    """A run that was killed while it wrote its model writes it again."""
+    folder, run = base("qwen3"), tmp_path / "run"
+    kind = TASKS["pretrain"]
+    run.mkdir()
+    loaded = load_model(folder, task="lm", dtype=torch.float32)
+    for _ in range(2):
+        save_artifact(
+            loaded, Tokenizer.load(folder), run, labels=None, base=str(folder), kind=kind
+        )
+    assert [entry.name for entry in run.iterdir()] == ["model"]
+    (run / "model").rename(run / ".old-model")  # killed between the two renames
+    load_artifact(run, base=str(folder), kind=kind, dtype=torch.float32)

@@ -1,0 +1,297 @@
+"""The loop: resumed runs are bit-equal, bad steps and bad disks are survived, the best is kept."""
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ftcore.config import PeftConfig
+from ftcore.env.run import read_metrics
+from ftcore.errors import CheckpointError
+from ftcore.tune.checkpoint import Checkpoints, load
+from ftcore.tune.freeze import assert_unmoved, frozen_hashes
+from ftcore.tune.loop import Loop
+
+LORA = PeftConfig(method="lora", rank=3, alpha=6.0, dropout=0.2, extra_modules=("trunk.norm",))
+SETUPS = {
+    "lora, fp32": {"peft": LORA, "dtype": torch.float32},
+    "lora, bf16": {"peft": LORA, "dtype": torch.bfloat16},
+    "full, bf16": {"dtype": torch.bfloat16},
+    "bert, full": {"family": "bert"},
+}
+
+
+def tensors(loop: Loop) -> dict[str, Tensor]:
+    """All that a run has computed: the model's tensors and the optimiser's."""
+    found = {name: tensor.detach().clone() for name, tensor in loop.model.state_dict().items()}
+    for group, named in loop.optimizer.state().items():
+        found |= {f"{group}/{name}": tensor.detach().clone() for name, tensor in named.items()}
+    return found
+
+
+def metrics(loop: Loop) -> list[dict[str, Any]]:
+    lines = read_metrics(loop.run.path / "metrics.jsonl")
+    return [{k: v for k, v in line.items() if not k.startswith("perf/")} for line in lines]
+
+
+def stop_at(loop: Loop, step: int, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Train as if a signal had come during step `step`."""
+
+    class Stop:
+        exit_code = 143
+
+        def __enter__(self) -> "Stop":
+            return self
+
+        def __exit__(self, *exception: object) -> None: ...
+
+        def __bool__(self) -> bool:
+            return loop.progress.step >= step
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ftcore.tune.loop.StopFlag", Stop)
+        return loop.train()
+
+
+def dying(loop: Loop, step: int) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The loop's task, ending the process (so to say) in the middle of step `step`."""
+    compute = loop.task
+
+    def task(*args: Any) -> tuple[Tensor, Tensor]:
+        if loop.progress.step == step:
+            raise KeyboardInterrupt
+        return compute(*args)
+
+    return task
+
+
+def assert_same_run(loop: Loop, other: tuple[dict[str, Tensor], list[dict[str, Any]]]) -> None:
+    ours, (theirs, lines) = tensors(loop), other
+    assert ours.keys() == theirs.keys()
+    assert not [name for name in ours if not torch.equal(ours[name], theirs[name])]
+    assert metrics(loop) == lines
+
+
+@pytest.mark.parametrize("setup", SETUPS)
+def test_a_run_resumed_anywhere_is_bit_equal(
+    setup: str, make_loop: Callable[..., Loop], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"dropout": 0.1, **SETUPS[setup]}  # 18 rows, 4 a step: epochs of 5 steps
+    loop = make_loop("whole", **options)
+    start = tensors(loop)
+    assert loop.train() == 0 and loop.progress.step == 12
+    whole = tensors(loop), metrics(loop)
+    assert [line["step"] for line in whole[1]] == list(range(1, 13))
+    assert any(not torch.equal(start[name], whole[0][name]) for name in start)
+    for step in (1, 4, 5, 6, 11):
+        loop = make_loop(f"stopped-{step}", **options)
+        assert stop_at(loop, step, monkeypatch) == 143 and loop.progress.step == step
+        loop = make_loop(f"stopped-{step}", **options, resume=True)
+        assert loop.progress.step == step and loop.train() == 0
+        assert_same_run(loop, whole)
+
+
+def test_a_run_resumed_twice_after_kills_is_bit_equal(make_loop: Callable[..., Loop]) -> None:
+    """A kill falls between two saves: steps are done again, and their lines are written once."""
+    options = {"dropout": 0.1, "peft": LORA, "save_every": 3}
+    loop = make_loop("whole", **options)
+    loop.train()
+    whole = tensors(loop), metrics(loop)
+    loop = make_loop("killed", **options)
+    for dies_in_step, resumes_at in ((2, 0), (5, 3), (8, 6)):
+        loop.task = dying(loop, dies_in_step)
+        with pytest.raises(KeyboardInterrupt):
+            loop.train()
+        loop = make_loop("killed", **options, resume=True)
+        assert loop.progress.step == resumes_at
+    assert loop.train() == 0
+    assert_same_run(loop, whole)
+
+
+def test_steps_are_cut_into_micro_batches_and_the_cut_changes_nothing_else(
+    make_loop: Callable[..., Loop],
+) -> None:
+    ends = []
+    for budget in (1, 50, 10_000):
+        loop, calls = make_loop(f"budget-{budget}", micro_batch_tokens=budget, max_steps=3), []
+        compute = loop.task
+        loop.task = lambda *args, compute=compute, calls=calls: (calls.append(1), compute(*args))[1]
+        loop.train()
+        ends.append((len(calls), metrics(loop)))
+    (singles, alone), (some, several), (ones, together) = ends
+    assert singles == 12 > some > ones == 3
+    for line, other, third in zip(alone, several, together, strict=True):
+        assert line["train/loss"] == pytest.approx(other["train/loss"], rel=1e-4)
+        assert line["train/grad_norm"] == pytest.approx(third["train/grad_norm"], rel=1e-4)
+
+
+def test_the_gradient_is_clipped_to_its_global_norm(make_loop: Callable[..., Loop]) -> None:
+    loop = make_loop("clipped", max_steps=1)
+    loop.optim = type(loop.optim)(lr=1e-2, batch_size=4, max_grad_norm=0.01)
+    loop.train()
+    norm = math.sqrt(sum((m / 0.1).square().sum().item() for m in loop.optimizer.exp_avg.values()))
+    assert metrics(loop)[0]["train/grad_norm"] > 0.1
+    assert norm == pytest.approx(0.01, rel=1e-3)
+
+
+@pytest.mark.parametrize("fault", ["loss", "gradient"])
+def test_a_step_that_is_not_finite_is_not_applied(
+    fault: str, make_loop: Callable[..., Loop], capsys: pytest.CaptureFixture
+) -> None:
+    loop, seen = make_loop("bad", max_steps=4), {}
+    compute = loop.task
+
+    def task(model: torch.nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
+        loss, weight = compute(model, batch)
+        step = loop.progress.step
+        seen.setdefault(step, tensors(loop))
+        if step == 2:
+            if fault == "loss":
+                return loss * math.nan, weight
+            loss.register_hook(lambda grad: grad * math.inf)
+        return loss, weight
+
+    loop.task = task
+    assert loop.train() == 0
+    before, after = seen[2], seen[3]
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert any(not torch.equal(after[name], tensors(loop)[name]) for name in after)
+    assert [line["train/skipped_steps"] for line in metrics(loop)] == [0, 0, 1, 1]
+    assert loop.optimizer.step_count == 3 and loop.progress.step == 4
+    record = json.loads((loop.run.path / "skipped-step-2.json").read_text())
+    assert sorted(record["rows"]) == sorted(f"row-{row}" for row in loop.rows(2))
+    assert "step 2: loss" in (said := capsys.readouterr().out) and "not applied" in said
+
+
+@pytest.fixture
+def falling() -> Callable[[list[float]], Callable[[], dict[str, float]]]:
+    """Values of the watched metric, one for each evaluation."""
+
+    def make(values: list[float]) -> Callable[[], dict[str, float]]:
+        left: Iterator[float] = iter(values)
+        return lambda: {"eval/loss": next(left)}
+
+    return make
+
+
+def test_patience_ends_a_run_and_the_best_weights_come_back(
+    make_loop: Callable[..., Loop], falling: Callable
+) -> None:
+    options = {"eval_every": 2, "patience": 2, "max_steps": 40}
+    loop = make_loop("early", evaluate=falling([3.0, 2.0, 2.5, math.nan]), **options)
+    assert loop.train() == 0 and loop.progress.step == 8
+    assert (loop.progress.best, loop.progress.best_step) == (2.0, 4)
+    best = load(loop.checkpoints.best())
+    assert best.step == 4
+    last = tensors(loop)
+    loop.restore_best()
+    for name, param in loop.model.named_parameters():
+        assert torch.equal(param, best.tensors["master"][name])
+    assert any(not torch.equal(last[name], tensors(loop)[name]) for name in last)
+    assert [line["eval/loss"] for line in metrics(loop) if "eval/loss" in line] == [3, 2, 2.5, None]
+    # Stopped early, then killed before it was evaluated: it does not train on.
+    loop = make_loop("early", evaluate=falling([]), **options, resume=True)
+    assert loop.train() == 0 and loop.progress.step == 8
+    loop.restore_best()
+    assert all(torch.equal(p, best.tensors["master"][n]) for n, p in loop.model.named_parameters())
+
+
+def test_an_evaluation_that_betters_the_best_restores_patience(
+    make_loop: Callable[..., Loop], falling: Callable
+) -> None:
+    values = [3.0, 4.0, 2.0, 4.0, 1.0, 4.0]
+    loop = make_loop("patient", evaluate=falling(values), eval_every=2, patience=2)
+    loop.train()
+    assert loop.progress.step == 12 and loop.progress.best_step == 10
+    assert load(loop.checkpoints.best()).step == 10
+
+
+def test_the_model_is_evaluated_in_eval_mode_and_trained_in_train_mode(
+    make_loop: Callable[..., Loop],
+) -> None:
+    modes = []
+
+    def evaluate() -> dict[str, float]:
+        modes.append((loop.model.training, torch.is_grad_enabled()))
+        return {"eval/loss": 1.0}
+
+    loop = make_loop("modes", evaluate=evaluate, eval_every=5, dropout=0.1)
+    loop.train()
+    assert modes == [(False, False)] * 3 and loop.model.training  # steps 5, 10 and the last
+
+
+def test_a_kill_between_the_save_and_the_mark_does_not_lose_the_best(
+    make_loop: Callable[..., Loop], falling: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mark_best = Checkpoints.mark_best
+
+    def dies(self: Checkpoints, step: int) -> None:
+        if step == 4:
+            raise KeyboardInterrupt
+        mark_best(self, step)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Checkpoints, "mark_best", dies)
+        make_loop("killed", evaluate=falling([3.0, 2.0]), eval_every=2).train()
+    loop = make_loop("killed", evaluate=falling([5.0] * 4), eval_every=2, resume=True)
+    assert loop.train() == 0
+    assert load(loop.checkpoints.best()).step == loop.progress.best_step == 4
+
+
+@pytest.mark.parametrize(("failing", "code"), [({4}, 0), ({4, 6}, 0), ({4, 6, 8}, 4)])
+def test_failed_saves_end_a_run_when_three_come_in_a_row(
+    failing: set[int],
+    code: int,
+    make_loop: Callable[..., Loop],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    from ftcore.env import files
+
+    write_folder = files.write_folder
+
+    def full_disk(target: Path, *args: Any, **options: Any) -> None:
+        if target.name in {f"step-{step}" for step in failing}:
+            raise CheckpointError(f"cannot write {target}: No space left on device")
+        write_folder(target, *args, **options)
+
+    monkeypatch.setattr(files, "write_folder", full_disk)
+    loop = make_loop("full", save_every=2)
+    assert loop.train() == code
+    assert loop.progress.step == (12 if code == 0 else 8)
+    said = capsys.readouterr().out
+    assert all(f"step {step}: not saved: cannot write" in said for step in failing)
+    assert loop.checkpoints.latest().step == (12 if code == 0 else 2)
+
+
+def test_a_stop_saves_the_step_that_was_done(
+    make_loop: Callable[..., Loop], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = make_loop("stopped", save_every=3)
+    assert stop_at(loop, 5, monkeypatch) == 143
+    assert loop.checkpoints.steps() == [5, 3]
+
+
+@pytest.mark.parametrize("method", ["lora", "freeze"])
+def test_frozen_tensors_do_not_move(method: str, make_loop: Callable[..., Loop]) -> None:
+    peft = LORA if method == "lora" else PeftConfig(method="freeze", trainable=("last:1",))
+    loop = make_loop("frozen", peft=peft)
+    frozen, before = frozen_hashes(loop.model), tensors(loop)
+    trained = {name for name, p in loop.model.named_parameters() if p.requires_grad}
+    loop.train()
+    assert_unmoved(frozen, loop.model)
+    moved = {n for n, p in loop.model.named_parameters() if not torch.equal(p, before[n])}
+    assert moved == trained == set(loop.optimizer.masters) and frozen
+
+
+def test_another_configuration_is_not_resumed(
+    make_loop: Callable[..., Loop], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_at(make_loop("lora", peft=LORA), 2, monkeypatch)
+    with pytest.raises(CheckpointError, match="does not fit what is trained"):
+        make_loop("lora", peft=PeftConfig(method="lora", rank=4), resume=True)

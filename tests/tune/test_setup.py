@@ -1,0 +1,77 @@
+"""What is trained for each method, and what is refused before anything is written."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from ftcore.config import PeftConfig
+from ftcore.data.pack import Encoded
+from ftcore.data.prepare import Prepared, Split
+from ftcore.env.seed import generator
+from ftcore.errors import ConfigError, DataError
+from ftcore.model.heads import Model
+from ftcore.tune.setup import check_lengths, choose_trainable
+
+
+def trained(model: Model, config: PeftConfig, seed: int = 0) -> set[str]:
+    choose_trainable(model, config, generator(seed, 2))
+    return {name for name, param in model.named_parameters() if param.requires_grad}
+
+
+def test_full_trains_all(tiny_model: Callable) -> None:
+    model = tiny_model("qwen3")
+    assert trained(model, PeftConfig()) == {name for name, _ in model.named_parameters()}
+
+
+def test_freeze_trains_what_is_named(tiny_model: Callable) -> None:
+    names = trained(tiny_model("bert"), PeftConfig(method="freeze", trainable=("head",)))
+    assert names == {f"head.{m}.{p}" for m in ("pooler", "classifier") for p in ("weight", "bias")}
+    with pytest.raises(ConfigError, match="hed"):
+        trained(tiny_model("bert"), PeftConfig(method="freeze", trainable=("hed",)))
+
+
+def test_lora_trains_its_factors_and_the_new_head_of_a_classifier(tiny_model: Callable) -> None:
+    names = trained(tiny_model("qwen3"), PeftConfig(method="lora", targets=("q_proj",)))
+    layers = [f"trunk.layers.{n}.self_attn.q_proj" for n in (0, 1)]
+    assert names == {f"{layer}.{factor}" for layer in layers for factor in ("lora_a", "lora_b")}
+    names = trained(tiny_model("bert"), PeftConfig(method="lora", targets=("q_proj",)))
+    assert {n for n in names if "lora" not in n} == {
+        f"head.{m}.{p}" for m in ("pooler", "classifier") for p in ("weight", "bias")
+    }
+
+
+def test_every_option_reaches_the_layers(tiny_model: Callable) -> None:
+    model = tiny_model("qwen3")
+    config = PeftConfig(
+        method="lora", rank=4, alpha=6.0, dropout=0.25, targets=("up_proj",), rs_lora=True,
+        extra_modules=("trunk.norm",),
+    )  # fmt: skip
+    assert "trunk.norm.weight" in trained(model, config)
+    layer = model.trunk.layers[0].mlp.up_proj
+    assert layer.lora_a.shape[0] == 4 and layer.config.scale == 6.0 / 2
+    assert layer.config.dropout == 0.25
+
+
+def test_the_factors_are_drawn_from_the_seed(tiny_model: Callable) -> None:
+    drawn = []
+    for seed in (0, 0, 1):
+        model = tiny_model("qwen3")
+        trained(model, PeftConfig(method="lora"), seed)
+        drawn.append(model.trunk.layers[0].mlp.up_proj.lora_a)
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+
+
+def test_a_document_beyond_the_learned_positions_is_refused(tiny_model: Callable) -> None:
+    spec = replace(tiny_model("bert").spec, max_positions=8)
+
+    def data(length: int) -> Prepared:
+        row = Encoded("row-7", np.zeros(length, dtype=np.int32), 0)
+        return Prepared(Split([]), Split([]), {"held": Split([row])})
+
+    check_lengths(spec, data(8))
+    with pytest.raises(DataError, match="held: row row-7 has 9 tokens, .* 8: add --data.max-length 8"):
+        check_lengths(spec, data(9))
+    check_lengths(tiny_model("qwen3").spec, data(1000))  # rotary positions have no end

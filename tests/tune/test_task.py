@@ -1,0 +1,109 @@
+"""A step's gradient does not depend on how its rows are cut into micro-batches."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ftcore.data.pack import collate, pack
+from ftcore.tune.optim import AdamW
+from ftcore.tune.task import TASKS, classification, language_modelling
+
+LOSSES = {"qwen3": language_modelling, "bert": classification}
+
+
+@pytest.fixture
+def gradient(tiny_model: Callable, rows: Callable) -> Callable[..., dict[str, Tensor]]:
+    """(family, dtype, streams of row numbers) -> the gradient of one step over these rows."""
+
+    def compute(family: str, dtype: torch.dtype, streams: list[list[int]]) -> dict[str, Tensor]:
+        model, documents = tiny_model(family, dtype=dtype), rows(family, 9)
+        optimizer = AdamW(
+            model.named_parameters(), betas=(0.9, 0.98), eps=1e-8, weight_decay=0.0
+        )
+        batches = [collate([documents[index] for index in stream]) for stream in streams]
+        weight = sum(batch.weights.double().sum().item() for batch in batches)
+        for batch in batches:
+            (LOSSES[family](model, batch)[0] / weight).backward()
+        return optimizer.grads
+
+    return compute
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
+@pytest.mark.parametrize("family", ["qwen3", "bert"])
+def test_any_split_of_a_step_gives_the_same_gradient(
+    gradient: Callable, rows: Callable, family: str, dtype: torch.dtype, bound: float
+) -> None:
+    lengths = [len(row) for row in rows(family, 9)]
+    whole = gradient(family, dtype, [list(range(9))])
+    assert min(grad.norm().item() for grad in whole.values()) > 0
+    shuffle = np.random.default_rng(0).permutation(9).tolist()
+    splits = [pack(lengths, budget) for budget in (1, 45, 70, 100)]
+    splits += [[shuffle], [shuffle[:1], shuffle[1:]], [shuffle[5:], shuffle[:5]]]
+    assert len({len(split) for split in splits}) >= 4
+    for split in splits:
+        for name, grad in gradient(family, dtype, split).items():
+            # An encoder's keys are shifted by their bias, which softmax ignores: noise over noise.
+            if family == "bert" and name.endswith("k_proj.bias"):
+                continue
+            error = (grad - whole[name]).norm() / whole[name].norm()
+            assert error <= bound, (name, split, error)
+
+
+def test_the_mean_of_micro_batch_means_is_something_else(
+    gradient: Callable, tiny_model: Callable, rows: Callable
+) -> None:
+    """The error that (sum, weight) is there to avoid is large on these rows."""
+    model, documents = tiny_model("qwen3"), rows("qwen3", 9)
+    for row in documents:
+        loss, weight = language_modelling(model, collate([row]))
+        (loss / weight / len(documents)).backward()
+    name = "trunk.layers.0.self_attn.q_proj.weight"
+    right = gradient("qwen3", torch.float32, [list(range(9))])[name]
+    assert (model.get_parameter(name).grad - right).norm() / right.norm() > 1e-2
+
+
+def test_language_modelling_is_weighted_cross_entropy(tiny_model: Callable, rows: Callable) -> None:
+    model, batch = tiny_model("qwen3"), collate(rows("qwen3", 5))
+    loss, weight = language_modelling(model, batch)
+    h_NC = model.trunk(batch.tokens_N, batch.positions_N, batch.types_N, batch.docs)
+    nll_N = F.cross_entropy(model.head(h_NC), batch.labels, reduction="none")
+    assert (batch.weights == 0).any()
+    torch.testing.assert_close(loss, (nll_N * batch.weights).sum(), rtol=1e-5, atol=0)
+    assert weight.item() == batch.weights.sum().item()
+
+
+def test_rows_of_weight_zero_never_reach_the_head(
+    tiny_model: Callable, rows: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ftcore.tune import task
+
+    seen = []
+
+    def spy(h_MC: Tensor, *args: Tensor) -> tuple[Tensor, Tensor]:
+        seen.append(len(h_MC))
+        return h_MC.sum(), args[-1].sum()
+
+    monkeypatch.setattr(task, "linear_cross_entropy", spy)
+    batch = collate(rows("qwen3", 5))
+    language_modelling(tiny_model("qwen3"), batch)
+    assert seen == [int((batch.weights > 0).sum())] and seen[0] < batch.docs.num_tokens
+
+
+def test_classification_is_weighted_cross_entropy(tiny_model: Callable, rows: Callable) -> None:
+    model, batch = tiny_model("bert"), collate(rows("bert", 5))
+    loss, weight = classification(model, batch)
+    h_NC = model.trunk(batch.tokens_N, batch.positions_N, batch.types_N, batch.docs)
+    nll_B = F.cross_entropy(model.head(h_NC, batch.docs), batch.labels, reduction="none")
+    torch.testing.assert_close(loss, (nll_B * batch.weights).sum(), rtol=1e-5, atol=0)
+    assert weight.item() == batch.weights.sum().item() != 5
+
+
+def test_each_task_has_the_head_that_its_loss_asserts(tiny_model: Callable, rows: Callable) -> None:
+    for kind in TASKS.values():
+        family = {"lm": "qwen3", "classify": "bert"}[kind.model_task]
+        kind.loss(tiny_model(family), collate(rows(family, 2)))
