@@ -42,7 +42,7 @@ def test_text_is_cut_into_documents_and_counted(base: Tokenizer, jsonl: Callable
     assert first == f"train: {rows} rows, {tokens} tokens; left out 2 (column 'text' is empty)"
 
 
-def test_chats_that_are_too_long_are_named(base: Tokenizer, jsonl: Callable, tmp_path: Path) -> None:
+def test_chats_too_long_are_named(base: Tokenizer, jsonl: Callable, tmp_path: Path) -> None:
     def chat(answer: str) -> dict:
         turns = (("user", "hi"), ("assistant", answer))
         return {"messages": [{"role": role, "content": content} for role, content in turns]}
@@ -80,7 +80,7 @@ def test_no_row_is_held_out_where_a_dev_file_is_given(base: Tokenizer, jsonl: Ca
     assert (len(data.train.documents), len(data.dev.documents)) == (12, 4)
 
 
-def test_test_files_of_one_name_stay_apart(base: Tokenizer, jsonl: Callable, tmp_path: Path) -> None:
+def test_files_of_one_name_stay_apart(base: Tokenizer, jsonl: Callable, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     paths = tuple(jsonl(name, labelled(3)) for name in ("a.jsonl", "other/a.jsonl", "b.jsonl"))
     train = jsonl("rows.jsonl", labelled(12))

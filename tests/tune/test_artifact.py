@@ -61,7 +61,7 @@ def test_it_comes_back_with_the_same_scores(
             if param.requires_grad:
                 param += 0.01 * torch.randn(param.shape, generator=generator(0, 3))
     tokenizer = Tokenizer.load(folder)
-    with pytest.raises(ModelError, match="has not finished; continue it with: python train.py --res"):
+    with pytest.raises(ModelError, match="has not finished; continue it with: python train.py"):
         load_artifact(run, base=str(folder), kind=kind, dtype=torch.float32)
     path = save_artifact(loaded, tokenizer, run, labels=labels, base=str(folder), kind=kind)
     assert path == run / ("adapter" if method == "lora" else "model")

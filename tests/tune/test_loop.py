@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ftcore.config import PeftConfig
+from ftcore.data.pack import collate
 from ftcore.env.run import read_metrics
 from ftcore.errors import CheckpointError
 from ftcore.tune.checkpoint import Checkpoints, load
@@ -130,6 +131,20 @@ def test_steps_are_cut_into_micro_batches_and_the_cut_changes_nothing_else(
         assert line["train/grad_norm"] == pytest.approx(third["train/grad_norm"], rel=1e-4)
 
 
+def test_loss_and_gradient_are_means_over_the_weight_of_the_step(
+    make_loop: Callable[..., Loop], tiny_model: Callable
+) -> None:
+    loop, model = make_loop("means", max_steps=1), tiny_model("qwen3")
+    loss, weight = loop.task(model, collate([loop.documents[row] for row in loop.rows(0)]))
+    (loss / weight).backward()
+    norm = torch.cat([param.grad.flatten() for param in model.parameters()]).norm()
+    loop.train()
+    (line,) = metrics(loop)
+    assert line["train/loss"] == pytest.approx((loss / weight).item(), rel=1e-5)
+    assert line["train/grad_norm"] == pytest.approx(norm.item(), rel=1e-5)
+    assert line["train/lr"] == pytest.approx(1e-2)  # a run of one step has no warm-up
+
+
 def test_the_gradient_is_clipped_to_its_global_norm(make_loop: Callable[..., Loop]) -> None:
     loop = make_loop("clipped", max_steps=1)
     loop.optim = type(loop.optim)(lr=1e-2, batch_size=4, max_grad_norm=0.01)
@@ -139,7 +154,7 @@ def test_the_gradient_is_clipped_to_its_global_norm(make_loop: Callable[..., Loo
     assert norm == pytest.approx(0.01, rel=1e-3)
 
 
-@pytest.mark.parametrize("fault", ["loss", "gradient"])
+@pytest.mark.parametrize("fault", ["loss", "gradient", "both"])
 def test_a_step_that_is_not_finite_is_not_applied(
     fault: str, make_loop: Callable[..., Loop], capsys: pytest.CaptureFixture
 ) -> None:
@@ -151,9 +166,10 @@ def test_a_step_that_is_not_finite_is_not_applied(
         step = loop.progress.step
         seen.setdefault(step, tensors(loop))
         if step == 2:
-            if fault == "loss":
-                return loss * math.nan, weight
-            loss.register_hook(lambda grad: grad * math.inf)
+            if fault == "gradient":
+                loss.register_hook(lambda grad: grad * math.inf)
+            else:
+                return (loss + math.nan if fault == "loss" else loss * math.nan), weight
         return loss, weight
 
     loop.task = task

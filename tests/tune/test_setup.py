@@ -72,6 +72,6 @@ def test_a_document_beyond_the_learned_positions_is_refused(tiny_model: Callable
         return Prepared(Split([]), Split([]), {"held": Split([row])})
 
     check_lengths(spec, data(8))
-    with pytest.raises(DataError, match="held: row row-7 has 9 tokens, .* 8: add --data.max-length 8"):
+    with pytest.raises(DataError, match="held: row row-7 has 9 tokens, .*--data.max-length 8"):
         check_lengths(spec, data(9))
     check_lengths(tiny_model("qwen3").spec, data(1000))  # rotary positions have no end
