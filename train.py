@@ -77,7 +77,8 @@ def run(command: Command) -> int:
     name = config.log.name or f"{command.task}-{time.strftime('%Y%m%d-%H%M%S')}"
     path = command.resume or config.log.dir / name
     with RunFolder(path, resume=command.resume is not None) as run_folder:
-        run_folder.write(CONFIG_FILE, to_toml(command))
+        if command.resume is None:  # a resumed run keeps the origins that its file names
+            run_folder.write(CONFIG_FILE, to_toml(command))
         data.write(path / "data")
         print(f"\nrun folder: {path}")
         return tune(command, run_folder, data, loaded, tokenizer)

@@ -153,6 +153,8 @@ def test_a_run_killed_again_and_again_leaves_the_same_files(
 
 def test_a_finished_run_that_is_resumed_has_nothing_to_do(folder: Path, undisturbed: tuple) -> None:
     assert result(folder / "again") == undisturbed
+    kept = [(folder / name / "config.toml").read_bytes() for name in ("whole", "again")]
+    assert kept[0] == kept[1], "resuming rewrote where the values came from"
 
 
 def test_a_run_that_is_told_to_stop_says_how_to_go_on(folder: Path, undisturbed: tuple) -> None:
