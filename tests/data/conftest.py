@@ -1,7 +1,6 @@
 """Shared by the tests of ftcore.data: real data, and tokenizers with templates of six families."""
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -158,15 +157,6 @@ def families() -> dict[str, Tokenizer]:
         name: build(template, special, bos_token=bos, eos_token=eos)
         for name, (template, special, bos, eos, _) in FAMILIES.items()
     }
-
-
-@pytest.fixture(scope="session")
-def real_data() -> Path:
-    """The folder of real data sets."""
-    folder = os.environ.get("FTCORE_DATA")
-    if not folder:
-        pytest.skip("FTCORE_DATA is not set: no real data here")
-    return Path(folder)
 
 
 @pytest.fixture(scope="session")

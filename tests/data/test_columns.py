@@ -152,11 +152,11 @@ def test_bad_messages_are_errors_that_print_the_row(turns, message):
     assert 'the row is {"messages": ' in str(error.value)
 
 
-def test_real_columns(real_data):
-    source = read_rows([real_data / "banking77" / "train.csv"])
+def test_real_columns(data_dir):
+    source = read_rows([data_dir / "banking77" / "train.csv"])
     kept, rejected = labelled(source, text="text", label="category")
     assert (len(kept), len(rejected), len(label_map(kept))) == (10003, 0, 77)
-    source = read_rows([real_data / "mrpc" / "dev.tsv"])
+    source = read_rows([data_dir / "mrpc" / "dev.tsv"])
     kept, _ = labelled(source, text="#1 String", pair="#2 String", label="Quality")
     labels = label_map(kept)
     assert labels.names == ("0", "1")

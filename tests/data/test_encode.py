@@ -296,8 +296,8 @@ def test_show(base, bert):
     assert show(first, base).startswith("o") and show(first, base).endswith("]]")
 
 
-def test_real_chats_supervise_exactly_the_answers(real_data, base):
-    rows = read_rows([real_data / "gsm8k" / "test.jsonl"])
+def test_real_chats_supervise_exactly_the_answers(data_dir, base):
+    rows = read_rows([data_dir / "gsm8k" / "test.jsonl"])
     chats = [
         Chat(
             row.id,

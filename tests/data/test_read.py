@@ -62,23 +62,23 @@ def fields(path, **options):
 
 
 @pytest.mark.parametrize(("file", "options", "count"), REAL, ids=[file for file, _, _ in REAL])
-def test_real_files_have_their_rows(real_data, file, options, count):
-    rows = read_rows([real_data / file], **options)
+def test_real_files_have_their_rows(data_dir, file, options, count):
+    rows = read_rows([data_dir / file], **options)
     assert len(rows) == count
     assert len({row.id for row in rows}) == count
     assert all(set(row.fields) - {EXTRA} == set(rows[0].fields) - {EXTRA} for row in rows)
 
 
-def test_real_dirt(real_data):
+def test_real_dirt(data_dir):
     names = ("train.tsv", "dev.tsv", "msr_paraphrase_test.txt")
-    mrpc = read_rows([real_data / "mrpc" / name for name in names], format="tsv")
+    mrpc = read_rows([data_dir / "mrpc" / name for name in names], format="tsv")
     assert list(mrpc[0].fields) == ["Quality", "#1 ID", "#2 ID", "#1 String", "#2 String"]
     assert sum(any('"' in cell for cell in row.fields.values()) for row in mrpc) == 1220
     report = ReadReport()
-    stsb = read_rows([real_data / "stsb" / "sts-train.tsv"], columns=STSB, report=report)
+    stsb = read_rows([data_dir / "stsb" / "sts-train.tsv"], columns=STSB, report=report)
     assert sum(len(row.fields.get(EXTRA, [])) == 2 for row in stsb) == 197
     assert list(report.surplus_cells.values()) == [197]
-    banking = read_rows([real_data / "banking77" / "train.csv"])
+    banking = read_rows([data_dir / "banking77" / "train.csv"])
     assert banking[-1].line == 10017 and any("\n" in row.fields["text"] for row in banking)
     assert len({row.fields["category"] for row in banking}) == 77
 

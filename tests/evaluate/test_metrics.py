@@ -2,7 +2,6 @@
 
 import csv
 import math
-import os
 from pathlib import Path
 
 import numpy as np
@@ -177,11 +176,9 @@ def test_bad_label_sets() -> None:
         ClassificationMetrics(["a", "b"]).merge(ClassificationMetrics(["b", "a"]))
 
 
-def test_77_real_intents_with_a_keyword_guess() -> None:
+def test_77_real_intents_with_a_keyword_guess(data_dir: Path) -> None:
     """Banking77's test file: a crude classifier leaves many classes never predicted."""
-    if "FTCORE_DATA" not in os.environ:
-        pytest.skip("FTCORE_DATA is unset: no real data")
-    path = Path(os.environ["FTCORE_DATA"]) / "banking77" / "test.csv"
+    path = data_dir / "banking77" / "test.csv"
     with open(path, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     labels = sorted({row["category"] for row in rows})
