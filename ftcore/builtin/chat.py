@@ -10,7 +10,7 @@ two of them, even if case, spaces and marks are disregarded:
     dev                drawn like train, without the faults: for choosing
     test_values        requests of train with new slot values
     test_combinations  new combinations of a core and clauses that train has, and new slot values
-    test_wording       new wording (wording.py) and new slot values
+    test_wording       new wording (words/test_wording.toml) and new slot values
 
 The test splits hold every intent equally often. A row is a dict:
 
@@ -37,9 +37,9 @@ from random import Random
 from ftcore.errors import DataError, FtcoreError
 
 from .faults import Row, corrupt, plant, row_id, typo
-from .phrases import INTENTS, Intent, Phrase, command, compose
-from .slots import SLOT, draw
-from .wording import WORDING
+from .phrases import Intent, Phrase, command, compose, intents
+from .slots import draw, filled, kinds_of
+from .wording import wording
 
 MIN_SIZE = 2000
 DEV_ROWS = 300
@@ -72,16 +72,16 @@ def build(seed: int = 0, size: int = 5000) -> dict[str, list[Row]]:
                 return phrase
 
     def reworded(intent: Intent) -> Phrase:
-        return Phrase((), rng.choice(WORDING[intent.name]))
+        return Phrase((), rng.choice(wording("test_wording")[intent.name]))
 
     train = plant(author.rows("train", shares(size), known), rng)
-    parts: dict[str, set[str]] = {intent.name: set() for intent in INTENTS}
-    said: dict[str, list[Phrase]] = {intent.name: [] for intent in INTENTS}
+    parts: dict[str, set[str]] = {intent.name: set() for intent in intents()}
+    said: dict[str, list[Phrase]] = {intent.name: [] for intent in intents()}
     for row in train:
         if row["fault"] is None and row["slots"]:
             parts[row["intent"]].update(row["combination"])
             said[row["intent"]].append(Phrase(tuple(row["combination"]), row["phrasing"]))
-    evenly = [TEST_ROWS_PER_INTENT] * len(INTENTS)
+    evenly = [TEST_ROWS_PER_INTENT] * len(intents())
     return {
         "train": train,
         "dev": author.rows("dev", shares(DEV_ROWS), known),
@@ -93,8 +93,8 @@ def build(seed: int = 0, size: int = 5000) -> dict[str, list[Row]]:
 
 def shares(size: int) -> list[int]:
     """Rows of each intent in a split of about that size with the imbalance of train."""
-    total = sum(intent.share for intent in INTENTS)
-    return [round(size * intent.share / total) for intent in INTENTS]
+    total = sum(intent.share for intent in intents())
+    return [round(size * intent.share / total) for intent in intents()]
 
 
 class Author:
@@ -115,7 +115,7 @@ class Author:
     ) -> list[Row]:
         """A split of `counts` rows of each intent, shuffled; `new` values or those of training."""
         rows = []
-        for intent, count in zip(INTENTS, counts, strict=True):
+        for intent, count in zip(intents(), counts, strict=True):
             left = count
             while left:
                 row = self.row(intent, phrase(intent), new=new, typos=typos)
@@ -130,10 +130,8 @@ class Author:
     def row(self, intent: Intent, phrase: Phrase, *, new: bool, typos: bool) -> Row:
         """One request with its answer, all but the id."""
         template = phrase.template
-        values = {
-            part["key"]: draw(part["kind"] or part["key"], self.rng, new=new)
-            for part in SLOT.finditer(template)
-        }
+        kinds = kinds_of(template)
+        values = {key: draw(kind, self.rng, new=new) for key, kind in kinds.items()}
         (case,) = self.rng.choices(list(CASES), list(CASES.values()))
         if case == "lower":
             template = template.lower()
@@ -141,7 +139,7 @@ class Author:
         elif case == "capital" and not template.startswith("{"):
             template = template[0].upper() + template[1:]
         slots = {key: values[key] for key in intent.slots if key in values}
-        clean = SLOT.sub(lambda part: values[part["key"]], template)
+        clean = filled(template, values)
         text = typo(clean, slots, self.rng) if typos and self.rng.random() < TYPO_RATE else clean
         return {
             "messages": [

@@ -11,63 +11,11 @@ A document is a pure function of (lexicon, seed): `copy_document` owns its rando
 import json
 from collections.abc import Callable, Sequence
 
-from .values import CUES, GENERIC_KEYS, Draw, Lexicon
+from .slots import filled, kinds_of
+from .values import Draw, Lexicon
+from .wording import wording
 
 Turns = list[tuple[str, str]]
-Slot = tuple[str, str, Callable[[Draw], str]]
-
-# Everyday sentences; a slot is {key=generator}. Narration, not commands to an assistant.
-FRAMES = """
-My {person=name} is called {friend=name} and the visit is on {date=date} at {time=time}.
-The train to {place=name} leaves at {time=time} from platform {platform=number}.
-{sender=name} sent {item=phrase} to {recipient=name} on {date=date}.
-We paid {price=price} for {item=phrase} at {shop=name}.
-The invoice {code=code} from {company=name} is due on {date=date}.
-Please write to {contact=email} about {topic=phrase}.
-{owner=name} keeps {item=phrase} in {room=phrase}.
-You need {quantity=quantity} of {ingredient=word} and {amount=quantity} of {other=word}.
-Flight {flight=code} to {destination=name} lands at {arrival=time}.
-My neighbour {name=name} moved to {city=name} on {date=date}.
-The meeting about {subject=phrase} starts at {start=time} and ends at {end=time}.
-{author=name} wrote {title=phrase} in {year=number}.
-The parcel {ref=code} weighs {weight=quantity} and costs {cost=price}.
-Our cat {pet=name} hid behind {place=phrase} until {time=time}.
-There are {count=number} copies of {book=phrase} on shelf {shelf=code}.
-I met {guest=name} in {town=name} while looking for {thing=phrase}.
-Room {room=number} was booked by {customer=name} for {days=number} days.
-The function {function=identifier} is in the module {module=word} since version {version=number}.
-{winner=name} beat {loser=name} by {points=number} points in {place=name}.
-Her number is {phone=number} and her address is {email=email}.
-They sold {product=phrase} for {price=price} to {buyer=name}.
-On {day=date} the shop in {street=name} street opens at {opens=time}.
-Dear {to=name}, the {part=word} you asked for costs {price=price}. Yours, {from=name}
-I called it {label=phrase} and gave it the code {code=code}.
-The key for {room=phrase} is with {keeper=name}, not with {other=name}.
-It takes {duration=quantity} to get from {origin=name} to {goal=name}.
-""".strip().split("\n")
-
-STATEMENTS = (
-    "the {k} is {v}", "{k}: {v}", "{k} = {v}", "{v} is the {k}", "set the {k} to {v}",
-    "{k} is {v}", "use {v} for the {k}", "{k} should be {v}", "the {k} was {v}", "- {k}: {v}",
-    "put {v} as the {k}", "our {k} will be {v}", "I want {v} as {k}", "with {k} {v}",
-    "take {v} for {k}", "{k} -> {v}",
-)
-
-JSON_REQUESTS = (
-    "Give {} as JSON.", "Write {} as a JSON object.", "Return JSON with {}.", "JSON: {}",
-    "Keys: {}. JSON only.", "Extract {} as JSON.", "Fill a JSON object with {}.",
-    "I need {} in JSON.",
-)
-
-
-def parse_frame(frame: str) -> tuple[list[Slot], str]:
-    """`a {k=kind} b` as its slots, each (text before, key, generator), and the text after them."""
-    *slots, tail = frame.split("}")
-    split = [slot.replace("{", "=").split("=") for slot in slots]
-    return [(before, key, getattr(Draw, kind)) for before, key, kind in split], tail
-
-
-PARSED_FRAMES = tuple(parse_frame(frame) for frame in FRAMES)
 
 
 def dump(fields: dict[str, object]) -> str:
@@ -94,7 +42,7 @@ def aside(draw: Draw) -> str:
 
 def state(draw: Draw, fields: dict[str, str]) -> str:
     """The fields as a sentence, a list or an assignment, in one style for the whole text."""
-    style, mark = draw.pick(STATEMENTS), draw.pick(("", "", "", '"', "'"))
+    style, mark = draw.one_of("statements"), draw.pick(("", "", "", '"', "'"))
     spaced = draw.chance(0.7)
     parts = [
         style.format(k=key.replace("_", " ") if spaced else key, v=f"{mark}{value}{mark}")
@@ -135,7 +83,7 @@ def answer_json(draw: Draw, text: str, fields: dict[str, str]) -> Turns:
     """Ask for some of the fields by key, in an order of its own; the answer keeps that order."""
     keys = draw.shuffled(fields)[: draw.between(1, len(fields))]
     answer = dump({key: fields[key] for key in keys})
-    request = draw.pick(JSON_REQUESTS).format(listed(keys))
+    request = draw.one_of("json_requests").format(listed(keys))
     if draw.chance(0.3):
         return [("system", request), ("user", text), ("assistant", answer)]
     return [("user", around(draw, request, text)), ("assistant", answer)]
@@ -153,21 +101,21 @@ def stated_json(draw: Draw) -> Turns:
 def framed_json(draw: Draw) -> Turns:
     fields: dict[str, str] = {}
     sentences = []
-    for slots, tail in (draw.pick(PARSED_FRAMES) for _ in range(draw.pick((1, 1, 2)))):
-        drawn = {key: make(draw) for _, key, make in slots}
+    for frame in (draw.one_of("frames") for _ in range(draw.pick((1, 1, 2)))):
+        drawn = {key: getattr(Draw, kind)(draw) for key, kind in kinds_of(frame).items()}
         if drawn.keys().isdisjoint(fields):
             fields |= drawn
-            sentences.append("".join(before + drawn[key] for before, key, _ in slots) + tail)
+            sentences.append(filled(frame, drawn))
     return answer_json(draw, " ".join(sentences), fields)
 
 
 def cued_json(draw: Draw) -> Turns:
     """Rules give a key to each cue word and a name to each opening; utterances follow."""
-    cues = draw.shuffled(CUES)[: draw.between(1, 4)]
+    cues = draw.shuffled(wording("copying")["cues"])[: draw.between(1, 4)]
     outer, inner, *keys = draw.keys(2 + len(cues))
     key_of = dict(zip(cues, keys, strict=True))
     names = range(draw.between(1, 3))
-    name_of = {draw.word(): f"{draw.word()}_{draw.pick(GENERIC_KEYS)}" for _ in names}
+    name_of = {draw.word(): f"{draw.word()}_{draw.one_of('generic_keys')}" for _ in names}
     nested = draw.chance(0.5)
     rules = [f"{left} -> {right}" for left, right in (*name_of.items(), *key_of.items())]
     head = f"{outer}, {inner}: " if nested else f"{outer}: "

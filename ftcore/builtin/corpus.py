@@ -19,7 +19,8 @@ from pydoc_data.topics import topics
 from typing import Literal
 
 from .copying import copy_document
-from .values import CUES, Lexicon
+from .values import Lexicon
+from .wording import wording
 
 Split = Literal["train", "heldout"]
 
@@ -79,7 +80,8 @@ def lexicon() -> Lexicon:
     identifiers = often(re.findall(r"\b[a-zA-Z]\w*(?:_\w+|\.[a-z]\w+)\b", source), 5)
     line = " ".join(docs.split())
     prose = often(re.findall(r"(?<=\. )[A-Z][a-z]+(?:,? [a-z]+){3,13}(?=\.)", line), 1)
-    return Lexicon([word for word in words if word not in CUES], identifiers, prose)
+    cues = wording("copying")["cues"]
+    return Lexicon([word for word in words if word not in cues], identifiers, prose)
 
 
 def often(items: Iterable[str], least: int) -> list[str]:

@@ -11,7 +11,7 @@ from itertools import cycle
 from random import Random
 from typing import Any
 
-from .phrases import INTENTS, command
+from .phrases import command, intents
 
 Row = dict[str, Any]
 Slots = dict[str, str]
@@ -120,7 +120,7 @@ def plant(rows: list[Row], rng: Random) -> list[Row]:
         altered[row["id"]] = row
     for _ in count("wrong_label"):
         row = pool.pop()
-        wrong = rng.choice([intent.name for intent in INTENTS if intent.name != row["intent"]])
+        wrong = rng.choice([intent.name for intent in intents() if intent.name != row["intent"]])
         fault = {"kind": "wrong_label", "truth": row["intent"]}
         row = with_texts(row, {1: command(wrong, row["slots"])}, fault)
         altered[row["id"]] = {**row, "intent": wrong}
@@ -167,7 +167,7 @@ def corrupt(row: Row, rng: Random) -> tuple[str, str]:
     kind = rng.choice(kinds)
     key = rng.choice(list(slots)) if slots else ""
     if kind == "wrong_intent":
-        intent = rng.choice([other.name for other in INTENTS if other.name != intent])
+        intent = rng.choice([other.name for other in intents() if other.name != intent])
     elif kind == "missing_slot":
         del slots[key]
     elif kind == "altered_value":

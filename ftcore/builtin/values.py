@@ -9,76 +9,11 @@ from dataclasses import dataclass
 from random import Random
 from typing import TypeVar
 
+from .wording import wording
+
 T = TypeVar("T")
 
-
-def split(text: str) -> list[str]:
-    return text.split()
-
-
-EVERYDAY = split("""
-address afternoon air airport alarm animal answer apartment apple april arm arrive aunt autumn baby
-back bag bake ball balcony banana band bank barber basement basket bath bathroom battery beach bean
-bear bed bedroom bell bench bicycle big bill bird birthday biscuit black blanket blind blue board
-boat book boots bottle bowl box boy bread break breakfast bridge bring broken brother brown brush
-bucket build bus butter button buy cake calendar call camera candle car card carpet carrot cat
-ceiling chair cheap cheese chicken child chocolate church cinema city clean clear climb clinic clock
-clothes cloud coat coffee cold concert cook corner cousin cream cup curtain cycle dance dark
-daughter dentist desk dinner doctor dog door dress drink drive dry dust early east egg electric
-evening family farm fast father festival film find fish fix flat floor flour flower fly fog food
-foot football forest fork fridge friend fruit full garage garden gate gift girl glass gloves good
-grandmother grass green grey guest guitar gym hair half hall hammer hand happy hat head heating
-heavy help hill holiday home honey horse hospital hot hotel house hungry husband ice invoice jacket
-jam juice juggle keys kitchen kite knife ladder lake lamp large late laundry leaf lemon lesson
-letter library light listen little loud lunch machine mail march market meal meat medicine meeting
-melon milk mirror monday money moon morning mother mountain mouse movie museum mushroom music nap
-near neighbour new nice night noise noon north notebook nurse nuts office oil old onion orange oven
-paint pan paper parcel parents park party pasta path peas pen pepper phone photo piano picnic
-picture pie pillow pink pizza plane plant plate play pocket police pool porch post pot potato
-present pretty pull purple push quick quiet rabbit radio rain read red rent rest rice ride ring
-river road roof room rope round run sad salad salt sand sandwich saturday scarf school sea seat sell
-shelf ship shirt shoes shop shower sing sister sleep slow small snow soap socks sofa soft song soup
-south speaker spicy spoon spring stairs stamp station steak stop storm street strong sugar suitcase
-summer sun sunday sweater sweet swim table tall taxi tea teacher team teeth tent thursday ticket
-tired toast toilet tomato tomorrow tonight tool toothbrush towel town toy train tree trip truck
-tuesday umbrella uncle upstairs vacuum valley vegetables violin visit wake walk wall warm wash watch
-water wednesday week weekend west wet wheel white wife wind window winter wood work workshop write
-yard yellow yoga young
-""")
-
-GENERIC_KEYS = split("""
-action address age amount animal answer area author bill body box brand branch capital card category
-city class code colour command company contact content cost count country course customer date day
-deadline dept destination device dish duration email end event field file flavour floor food from
-gate goal group guest height host hour id item job key kind label language length level line link
-list location machine make manager material meal member message method mode model month mood name
-note number object option order origin owner page part person phone pin place plan plate player
-price priority product project purpose quantity question rate reason recipient ref role room route
-rule school score seat section sender serial service shape shelf shop side size source speed start
-state status stop street style subject supplier symbol table tag target task team text ticket time
-title to tool topic total track type unit until url user value vehicle version visitor voice weight
-width winner word year zone
-""")
-
-# Words that announce a value; no value contains one.
-CUES = split("""
-about above after against along among around at before behind below beside between beyond by called
-costing during for from holding in inside into like meaning named of off on onto over saying since
-through titled to toward under until using via wearing with within without
-""")
-
-MONTHS = split(
-    "January February March April May June July August September October November December"
-)
-DAYS = split("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
-HOURS = split("one two three four five six seven eight nine ten eleven twelve")
-UNITS = split("g kg ml litres cups metres km miles minutes hours days boxes bags bottles pieces %")
 LETTERS = "ABCDEFGHKLMNPQRSTUVWXYZ"
-ONSETS = split(
-    "b bl br c ch d dr f fl g gl gr h j k kl kr l m n p pl pr qu r s sh sk st t th tr v w y z"
-)
-VOWELS = split("a e i o u ai ea ee ia io oo ou y")
-CODAS = ["", "", "", *split("b ck d l ll m n nd ng r rn s sk st t x")]
 
 
 @dataclass(frozen=True)
@@ -100,6 +35,10 @@ class Draw:
     def pick(self, options: Sequence[T]) -> T:
         return options[int(self.random() * len(options))]
 
+    def one_of(self, name: str) -> str:
+        """An entry of that list of words/copying.toml."""
+        return self.pick(wording("copying")[name])
+
     def between(self, low: int, high: int) -> int:
         """An integer of low..high, both included."""
         return low + int(self.random() * (high - low + 1))
@@ -111,11 +50,11 @@ class Draw:
         return sorted(items, key=lambda _: self.random())
 
     def word(self) -> str:
-        return self.pick(EVERYDAY if self.chance(0.4) else self.lexicon.words)
+        return self.one_of("everyday") if self.chance(0.4) else self.pick(self.lexicon.words)
 
     def invented(self) -> str:
-        syllables = (self.pick(ONSETS) + self.pick(VOWELS) for _ in range(self.between(1, 3)))
-        return "".join(syllables) + self.pick(CODAS)
+        syllables = ("onsets", "vowels") * self.between(1, 3)
+        return "".join(map(self.one_of, (*syllables, "codas")))
 
     def phrase(self) -> str:
         words = [self.word() for _ in range(self.between(2, 5))]
@@ -141,7 +80,7 @@ class Draw:
         return str(int(10 ** (5 * self.random())))
 
     def quantity(self) -> str:
-        return f"{self.between(1, 400)} {self.pick(UNITS)}"
+        return f"{self.between(1, 400)} {self.one_of('units')}"
 
     def time(self) -> str:
         hour, minute = self.between(1, 12), self.between(0, 59)
@@ -149,21 +88,22 @@ class Draw:
         if form == 0:
             return f"{hour} {self.pick(('am', 'pm'))}"
         if form == 1:
-            return f"{self.pick(('half past', 'quarter to', 'quarter past'))} {self.pick(HOURS)}"
+            part = self.pick(("half past", "quarter to", "quarter past"))
+            return f"{part} {self.one_of('hours')}"
         if form == 2:
             return f"{hour}:{minute:02d} {self.pick(('am', 'pm'))}"
         return f"{self.between(0, 23)}:{minute:02d}"
 
     def date(self) -> str:
-        day, month = self.between(1, 31), self.pick(MONTHS)
+        day, month = self.between(1, 31), self.one_of("months")
         form = self.between(0, 4)
         if form == 0:
             return f"{self.between(1990, 2035)}-{self.between(1, 12):02d}-{day:02d}"
         if form == 1:
-            return f"{self.pick(DAYS)}, {day} {month}"
+            return f"{self.one_of('days')}, {day} {month}"
         if form == 2:
             return f"{month} {day}"
-        return self.pick(DAYS) if form == 3 else f"{day} {month}"
+        return self.one_of("days") if form == 3 else f"{day} {month}"
 
     def price(self) -> str:
         amount = f"{self.between(0, 300)}.{self.between(0, 99):02d}"
@@ -187,8 +127,8 @@ class Draw:
     def key(self) -> str:
         form = self.random()
         if form < 0.5:
-            return self.pick(GENERIC_KEYS)
-        return self.word() if form < 0.8 else f"{self.word()}_{self.pick(GENERIC_KEYS)}"
+            return self.one_of("generic_keys")
+        return self.word() if form < 0.8 else f"{self.word()}_{self.one_of('generic_keys')}"
 
     def keys(self, count: int) -> list[str]:
         """`count` keys, all different."""

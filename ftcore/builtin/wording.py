@@ -1,164 +1,25 @@
-"""Requests written by hand, for the split of new wording: none contains a core of phrases.py."""
+"""The words and phrases of the data sets that code makes: data, in the TOML files of words/.
 
-WORDING = {
-    "play_music": (
-        "blast {title} by {artist} for us",
-        "could we have {title} in the {room}?",
-        "crank up {title}",
-        "my ears long for {genre}",
-        "give us {genre} tunes in the {room}",
-        "let {artist} sing for me",
-        "anything recorded by {artist} will do",
-        "time for a bit of {genre}",
-    ),
-    "add_reminder": (
-        "nudge me {day:when}, I should {task}",
-        "at {time} I am supposed to {task}",
-        "note for {day:when}: {task}",
-        "jog my memory at {time}, I ought to {task}",
-        "it would be bad if I failed to {task} on {day}",
-        "keep me from neglecting to {task}",
-        "to do by {time}: {task}",
-        "in case it slips my mind: {task}",
-    ),
-    "send_message": (
-        "pass this on to {contact}: {message}",
-        "{contact} should hear that {message}",
-        "get word to {contact}: {message}",
-        "reply to {contact} over {app} with {message}",
-        "inform {contact} that {message}",
-        "forward this to {contact} through {app}: {message}",
-        "shoot this over to {contact}: {message}",
-        "notify {contact} that {message}",
-    ),
-    "get_weather": (
-        "do I need an umbrella in {city} {day:when}?",
-        "how cold does it get in {city} on {day}?",
-        "any chance of snow in {city}?",
-        "should I bring a coat {day:when}?",
-        "how hot is it out there",
-        "is {city} getting any sun {day:when}?",
-        "what are the skies over {city} doing",
-        "rain or shine in {city}?",
-    ),
-    "turn_on": (
-        "get the {device} going in the {room}",
-        "let there be power for the {device}",
-        "fire up the {device} at {time}",
-        "bring the {device} to life",
-        "plug in the {device} in the {room}",
-        "enable the {device} from {time}",
-        "the {device} should be working at {time}",
-        "wake the {device} in the {room}",
-    ),
-    "set_alarm": (
-        "get me out of bed at {time} on {day}",
-        "do not let me sleep past {time} {day:when}",
-        "my day begins at {time}, make some noise",
-        "I want to be awake by {time} {day:when}",
-        "ring the bell for me at {time}",
-        "rouse me at {time}, label it {name}",
-        "buzz at {time} on {day}",
-        "sound the morning bell at {time} for {name}",
-    ),
-    "turn_off": (
-        "cut the power to the {device}",
-        "kill the {device} in the {room}",
-        "put the {device} to sleep at {time}",
-        "disable the {device} after {time}",
-        "unplug the {device} in the {room}",
-        "no more {device} in the {room}",
-        "we are done with the {device}",
-        "shut down the {device} at {time}",
-    ),
-    "add_to_list": (
-        "{item} belongs on the {list} list",
-        "we ran out of {item}, note it on the {list} list",
-        "jot down {item} for the {list} list",
-        "my {list} list lacks {item}",
-        "don't forget {item} on the {list} list",
-        "the {list} list should have {item}",
-        "one more thing for the {list} list: {item}",
-        "append {item} to the {list} list",
-    ),
-    "start_timer": (
-        "let me know when {duration} are over",
-        "beep after {duration}",
-        "{duration} from now, give me a shout",
-        "my {name} takes {duration}, keep track",
-        "clock {duration} for the {name}",
-        "tell me once {duration} have passed",
-        "keep an eye on the {name} for {duration}",
-        "measure {duration} for me",
-    ),
-    "navigate_to": (
-        "lead me to {place}",
-        "which way is {place}?",
-        "how far is {place} if I go by {vehicle}?",
-        "drive me over to {place} via {via:city}",
-        "bring me to {place}, passing {via:city}",
-        "I am lost, where is {place}?",
-        "plot a course for {place} by {vehicle}",
-        "we are heading for {place} through {via:city}",
-    ),
-    "schedule_meeting": (
-        "find a slot with {contact} at {time}",
-        "{contact} and I should sit down {day:when}",
-        "block my calendar for {contact} on {day}",
-        "get {contact} and me together at {time} {day:when}",
-        "invite {contact} to talk about {topic}",
-        "I must discuss {topic} with {contact} {day:when}",
-        "pencil in {contact} for {time} on {day}",
-        "have {contact} join me at {time} about {topic}",
-    ),
-    "book_table": (
-        "dinner for {guests} at {restaurant}",
-        "hold seats for {guests} at {restaurant}",
-        "ask {restaurant} whether they have room at {time}",
-        "we would love to eat at {restaurant} {day:when}",
-        "get {guests} into {restaurant} at {time}",
-        "secure a spot at {restaurant} for {guests}",
-        "see if {restaurant} can take us at {time}",
-        "lunch at {restaurant} on {day}, sort it out",
-    ),
-    "convert": (
-        "{amount} equals how many {unit}?",
-        "how many {unit} are there in {amount}?",
-        "I have {amount}, tell me that in {unit}",
-        "give me the {unit} for {amount}",
-        "{amount}, but in {unit}",
-        "what would {amount} be in {unit}?",
-        "switch {amount} over to {unit}",
-        "{amount} makes what in {unit}?",
-    ),
-    "translate": (
-        "I need the {language} for {text}",
-        "teach me {text} in {language}",
-        "{text}, but spoken in {language}",
-        "render {text} as {language}",
-        "give me {text} the {language} way",
-        "my {language} is poor, help me with {text}",
-        "how would they phrase {text} in {language}?",
-        "turn {text} into {language}",
-    ),
-    "set_temperature": (
-        "I am freezing, warm the {room} to {degrees}",
-        "let it be {degrees} in the {room}",
-        "bring the {room} to {degrees}",
-        "{degrees} would be nice",
-        "aim for {degrees} by {time}",
-        "keep the {room} at {degrees}",
-        "cool down to {degrees} at {time}",
-        "the {room} should be {degrees} by {time}",
-    ),
-    "call_contact": (
-        "get {contact} on the line",
-        "dial {contact}",
-        "put me through to {contact}",
-        "I must speak to {contact} on {phone:line}",
-        "connect me with {contact}",
-        "reach {contact} using {phone:line}",
-        "have {contact} pick up on {phone:line}",
-        "let me talk to {contact}",
-    ),
-}
+In these files a list is an array of strings, or one string divided by commas in which line breaks
+count as spaces. The order of a list decides what a random draw gives.
+"""
+
+import tomllib
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+
+@cache
+def wording(name: str) -> dict[str, Any]:
+    """The table of words/NAME.toml, each list of it a tuple of strings."""
+    path = Path(__file__).parent / "words" / f"{name}.toml"
+    return _with_tuples(tomllib.loads(path.read_text(encoding="utf-8")))
+
+
+def _with_tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _with_tuples(inner) for key, inner in value.items()}
+    if isinstance(value, str):
+        return tuple(" ".join(entry.split()) for entry in value.split(","))
+    return tuple(value) if isinstance(value, list) else value

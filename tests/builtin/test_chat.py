@@ -13,14 +13,14 @@ import pytest
 
 from ftcore.builtin.chat import build, labelled, main, preference_pairs, shares
 from ftcore.builtin.faults import FAULTS, Row, misspell
-from ftcore.builtin.phrases import INTENTS, command
+from ftcore.builtin.phrases import command, intents
 from ftcore.builtin.slots import MAX_WORDS, SLOT, draw, is_new
-from ftcore.builtin.wording import WORDING
+from ftcore.builtin.wording import wording
 from ftcore.errors import DataError
 
 SIZE = 5000
 TESTS = ("test_values", "test_combinations", "test_wording")
-BY_NAME = {intent.name: intent for intent in INTENTS}
+BY_NAME = {intent.name: intent for intent in intents()}
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +156,7 @@ def test_imbalance_is_twenty_to_one_in_train_and_none_in_the_test_splits(splits)
         for row in splits["train"]
         if (row["fault"] or {}).get("kind") not in ("exact_duplicate", "near_duplicate", "empty")
     )
-    assert [truth[intent.name] for intent in INTENTS] == shares(SIZE)
+    assert [truth[intent.name] for intent in intents()] == shares(SIZE)
     assert max(truth.values()) / min(truth.values()) == pytest.approx(20, abs=0.5)
     assert min(truth.values()) >= 60
     for name in TESTS:
@@ -211,7 +211,7 @@ def test_combinations_are_known_in_one_split_and_unseen_in_the_other(splits):
 
 
 def test_train_shows_every_core_and_every_clause(splits):
-    for intent in INTENTS:
+    for intent in intents():
         rows = [row for row in clean(splits["train"]) if row["intent"] == intent.name]
         shown = {part.removesuffix(",") for row in rows for part in row["combination"]}
         assert shown == {*intent.commands, *intent.statements, *intent.clauses}
@@ -220,9 +220,10 @@ def test_train_shows_every_core_and_every_clause(splits):
 
 
 def test_new_wording_holds_no_core_of_train(splits):
-    assert set(WORDING) == set(BY_NAME)
-    cores = {core: intent for intent in INTENTS for core in intent.commands + intent.statements}
-    for name, templates in WORDING.items():
+    requests = wording("test_wording")
+    assert set(requests) == set(BY_NAME)
+    cores = {core: intent for intent in intents() for core in intent.commands + intent.statements}
+    for name, templates in requests.items():
         assert len(templates) == len(set(templates)) >= 8
         for core, intent in cores.items():
             words = re.sub(r"\\{.*?\\}", ".+", re.escape(core))
@@ -230,12 +231,13 @@ def test_new_wording_holds_no_core_of_train(splits):
             if intent.name == name or len(SLOT.sub("", core).split()) > 2:
                 pattern = re.compile(rf"\b{words}(?!\w)", re.IGNORECASE)
                 assert not any(map(pattern.search, templates)), (name, core)
-    assert {row["phrasing"] for row in splits["test_wording"]} <= set(sum(WORDING.values(), ()))
+    assert {row["phrasing"] for row in splits["test_wording"]} <= set(sum(requests.values(), ()))
 
 
 def test_every_slot_of_a_phrase_is_one_of_its_intent_and_can_be_drawn():
-    for intent in INTENTS:
-        templates = intent.commands + intent.statements + intent.clauses + WORDING[intent.name]
+    for intent in intents():
+        templates = intent.commands + intent.statements + intent.clauses
+        templates += wording("test_wording")[intent.name]
         for slot in (slot for template in templates for slot in SLOT.finditer(template)):
             assert slot["key"] in intent.slots
             for new in (False, True):

@@ -1,0 +1,55 @@
+"""The data files of the built-in data sets: their form, what they name, that they are shipped."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import ftcore.builtin
+from ftcore.builtin.slots import kinds_of
+from ftcore.builtin.values import Draw
+from ftcore.builtin.wording import wording
+
+BUILTIN = Path(ftcore.builtin.__file__).parent
+NAMES = sorted(path.stem for path in BUILTIN.glob("words/*.toml"))
+
+
+def lists(table: dict) -> list[tuple[str, ...]]:
+    """Every list of a table, inner tables included."""
+    inner = [lists(value) for value in table.values() if isinstance(value, dict)]
+    return [value for value in table.values() if isinstance(value, tuple)] + sum(inner, [])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_file_says_what_it_holds_and_its_lists_are_tuples_of_strings(name: str) -> None:
+    text = (BUILTIN / "words" / f"{name}.toml").read_text(encoding="utf-8")
+    assert text.startswith("# ") and "\t" not in text and "\\" not in text
+    assert wording(name) is wording(name)
+    assert lists(wording(name)) and all(lists(wording(name)))
+    for entry in (entry for entries in lists(wording(name)) for entry in entries):
+        assert isinstance(entry, str) and entry == " ".join(entry.split(" "))
+        assert "\n" not in entry and entry.count("{") == entry.count("}")
+
+
+def test_a_list_is_an_array_or_a_string_divided_by_commas() -> None:
+    assert wording("slots")["half"] == ("am", "pm")
+    assert wording("slots")["month"][-1] == "december"  # after a line break
+    assert wording("copying")["codas"][:4] == ("", "", "", "b")
+    assert wording("intents")["tails"][1] == ", please"
+    assert wording("intents")["intents"]["convert"]["share"] == 5
+    assert "".join(wording("slots")["first"]).isascii() is False
+
+
+def test_every_kind_that_is_named_exists() -> None:
+    grammar = wording("slots")
+    for form in (form for forms in grammar.values() for form in forms):
+        assert kinds_of(form).keys() <= grammar.keys(), form
+    for frame in wording("copying")["frames"]:
+        assert kinds_of(frame) and all(hasattr(Draw, kind) for kind in kinds_of(frame).values())
+
+
+def test_the_data_files_are_shipped() -> None:
+    project = tomllib.loads((BUILTIN.parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
+    globs = project["tool"]["setuptools"]["package-data"]["ftcore.builtin"]
+    shipped = {path for glob in globs for path in BUILTIN.glob(glob)}
+    assert shipped >= {*BUILTIN.glob("base/*"), *BUILTIN.glob("words/*")}
