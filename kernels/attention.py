@@ -5,16 +5,22 @@ B documents of a block, T their length, R = H / G query heads per key/value head
 
 forward     s = scale q k^T, p = softmax(s) over the keys of the same document (causal: not later)
             o = p v
+            with a soft cap, s = cap tanh(scale q k^T / cap)
 backward    dv = p^T do, dp = do v^T, ds = p (dp - rowsum(do o)), dq = scale ds k, dk = scale ds^T q
+            with a soft cap, ds (1 - (s / cap)^2) in place of ds
 dtypes      q, k, v and o share one compute dtype; softmax is accumulated in fp32
 cost        4 sum_b T_b^2 H D FLOP forward (half when causal), 2.5 times that backward
 
 CPU path: plain matmul, softmax, matmul on blocks planned by `Docs`, because the backward of torch's
 CPU flash attention is 3 to 8 times slower at these lengths; above `SDPA_LENGTH` tokens, where the
-T x T scores no longer fit the cache, torch's scaled_dot_product_attention takes over.
+T x T scores no longer fit the cache, torch's scaled_dot_product_attention takes over, which knows
+no soft cap: those scores are formed at any length. A window hides scores but does not save them.
 
-source      Vaswani et al. 2017, arXiv:1706.03762; grouped: Ainslie et al. 2023, arXiv:2305.13245
+source      Vaswani et al. 2017, arXiv:1706.03762; grouped: Ainslie et al. 2023, arXiv:2305.13245;
+            window: Beltagy et al. 2020, arXiv:2004.05150; soft cap: Gemma team 2024, arXiv:2408.00118
 """
+
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +33,15 @@ SDPA_LENGTH = 512  # tokens; documents longer than this use torch's fused CPU at
 
 
 def attention_reference(
-    q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, docs: Docs, *, is_causal: bool, scale: float
+    q_NHD: Tensor,
+    k_NGD: Tensor,
+    v_NGD: Tensor,
+    docs: Docs,
+    *,
+    is_causal: bool,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
 ) -> Tensor:
     """The definition, over one N x N mask. In float64 it is the oracle."""
     heads_per_group = q_NHD.shape[1] // k_NGD.shape[1]
@@ -37,7 +51,11 @@ def attention_reference(
     allowed_NN = doc_N[:, None] == doc_N[None, :]
     if is_causal:
         allowed_NN = allowed_NN.tril()
+    if window is not None:
+        allowed_NN = allowed_NN.tril(window - 1).triu(1 - window)
     scores_HNN = torch.einsum("nhd,mhd->hnm", q_NHD, k_NHD) * scale
+    if softcap is not None:
+        scores_HNN = softcap * (scores_HNN / softcap).tanh()
     scores_HNN = scores_HNN.masked_fill(~allowed_NN, float("-inf"))
     return torch.einsum("hnm,mhd->nhd", scores_HNN.softmax(-1), v_NHD)
 
@@ -71,40 +89,72 @@ class _Gather(torch.autograd.Function):
         return grad.new_zeros(ctx.num_rows, *grad.shape[1:]).index_copy_(0, slots_N, grad), None
 
 
+@dataclass(frozen=True)
+class _Rule:
+    """The settings of `attention`, `scale` resolved."""
+
+    is_causal: bool
+    scale: float
+    window: int | None
+    softcap: float | None
+
+    def hidden(self, T: int, lengths_B: Tensor | None, device: torch.device) -> Tensor | None:
+        """(T, T) or (B, T, T): True where a query must not see a key; None: it sees all."""
+        reach = T if self.window is None else self.window
+        if self.is_causal:  # a document's keys come before its padding slots: those are hidden too
+            lengths_B = None
+        elif reach >= T:
+            if lengths_B is None:
+                return None
+            return (torch.arange(T, device=device) >= lengths_B[:, None])[:, None]
+        ones_TT = torch.ones(T, T, dtype=torch.bool, device=device)
+        hidden_TT = ones_TT.triu(1 if self.is_causal else reach)
+        if reach < T:
+            hidden_TT |= ones_TT.tril(-reach)
+        if lengths_B is None:
+            return hidden_TT
+        hidden_BTT = (torch.arange(T, device=device) >= lengths_B[:, None])[:, None] | hidden_TT
+        # numerics: a padding slot sees itself, or its softmax over nothing would be NaN
+        hidden_BTT.diagonal(dim1=1, dim2=2).fill_(False)
+        return hidden_BTT
+
+
 def _attend_block(
-    q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor, group: Group, *, is_causal: bool, scale: float
+    q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor, group: Group, rule: _Rule
 ) -> Tensor:
     """Attention inside each row of a block; keys past a document's length are masked out."""
     B, T, H, D = q_BTHD.shape
     G = k_BTGD.shape[2]
-    if T > SDPA_LENGTH:
+    if T > SDPA_LENGTH and rule.softcap is None:
+        is_windowed = rule.window is not None and rule.window < T
         o_BHTD = F.scaled_dot_product_attention(
             q_BTHD.transpose(1, 2),
             k_BTGD.transpose(1, 2),
             v_BTGD.transpose(1, 2),
-            is_causal=is_causal,
-            scale=scale,
+            attn_mask=~rule.hidden(T, None, q_BTHD.device) if is_windowed else None,
+            is_causal=rule.is_causal and not is_windowed,
+            scale=rule.scale,
             enable_gqa=H != G,
         )
         return o_BHTD.transpose(1, 2)
 
     # The query heads of one key/value head become rows of one product: (B, G, R T, D).
-    q_BGMD = (q_BTHD * scale).view(B, T, G, H // G, D).permute(0, 2, 3, 1, 4)
+    q_BGMD = (q_BTHD * rule.scale).view(B, T, G, H // G, D).permute(0, 2, 3, 1, 4)
     q_BGMD = q_BGMD.reshape(B, G, -1, D)
     scores_BGRTS = (q_BGMD @ k_BTGD.permute(0, 2, 3, 1)).view(B, G, H // G, T, T)
-    if is_causal:  # a document's keys come before its padding slots, so this hides those too
-        later_TT = torch.ones(T, T, dtype=torch.bool, device=q_BTHD.device).triu(1)
-        scores_BGRTS = scores_BGRTS.masked_fill(later_TT, float("-inf"))
-    elif group.lengths_B is not None:
-        outside_BS = torch.arange(T, device=q_BTHD.device) >= group.lengths_B[:, None]
-        scores_BGRTS = scores_BGRTS.masked_fill(outside_BS[:, None, None, None], float("-inf"))
+    if rule.softcap is not None:
+        scores_BGRTS = rule.softcap * (scores_BGRTS / rule.softcap).tanh()
+    hidden = rule.hidden(T, group.lengths_B, q_BTHD.device)
+    if hidden is not None:
+        hidden = hidden if hidden.ndim == 2 else hidden[:, None, None]
+        scores_BGRTS = scores_BGRTS.masked_fill(hidden, float("-inf"))
     p_BGMS = scores_BGRTS.softmax(-1).view(B, G, -1, T)
     o_BGMD = p_BGMS @ v_BTGD.transpose(1, 2)
     return o_BGMD.view(B, G, H // G, T, D).permute(0, 3, 1, 2, 4).reshape(B, T, H, D)
 
 
 def _attend_group(
-    q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, group: Group, *, is_causal: bool, scale: float
+    q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, group: Group, rule: _Rule
 ) -> Tensor:
     """Attention of one group's tokens."""
     size = group.num_docs * group.length
@@ -112,7 +162,7 @@ def _attend_group(
     for x_N in (q_NHD, k_NGD, v_NGD):
         rows = x_N if group.slots is None else _Scatter.apply(x_N, group.slots, size)
         blocks.append(rows.view(group.num_docs, group.length, *x_N.shape[1:]))
-    o_BTHD = _attend_block(*blocks, group, is_causal=is_causal, scale=scale)
+    o_BTHD = _attend_block(*blocks, group, rule)
     o_rows = o_BTHD.reshape(size, *q_NHD.shape[1:])
     return o_rows if group.slots is None else _Gather.apply(o_rows, group.slots)
 
@@ -125,6 +175,8 @@ def attention(
     *,
     is_causal: bool,
     scale: float | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
 ) -> Tensor:
     """Self-attention inside each document of a flat stream.
 
@@ -133,6 +185,8 @@ def attention(
     docs            borders of the documents; their lengths add up to N
     is_causal       a token sees itself and earlier tokens of its document, else all of them
     scale           factor on the scores; default D ** -0.5
+    window          a token sees those fewer than `window` positions away; None: all of them
+    softcap         bounds the scores smoothly to (-softcap, softcap); None: they are not bounded
     returns         o_NHD, compute dtype
     raises          ValueError: N is not the plan's, or H is not a multiple of G
     """
@@ -141,13 +195,13 @@ def attention(
         raise ValueError(f"docs plans {docs.num_tokens} tokens, q has {N}, k {k_NGD.shape[0]}")
     if H % k_NGD.shape[1]:
         raise ValueError(f"{H} query heads are not a multiple of {k_NGD.shape[1]} key heads")
-    scale = D**-0.5 if scale is None else scale
+    rule = _Rule(is_causal, D**-0.5 if scale is None else scale, window, softcap)
     streams = (q_NHD, k_NGD, v_NGD)
     if docs.order_N is not None:
         streams = tuple(_Gather.apply(x_N, docs.order_N) for x_N in streams)
     # cost: split, not a slice for each group, whose gradient would be a zeroed stream of its own
     sizes = [group.num_tokens for group in docs.groups]
     parts = zip(*(x_N.split(sizes) for x_N in streams), docs.groups, strict=True)
-    outputs = [_attend_group(*part, is_causal=is_causal, scale=scale) for part in parts]
+    outputs = [_attend_group(*part, rule) for part in parts]
     o_NHD = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     return o_NHD if docs.order_N is None else _Scatter.apply(o_NHD, docs.order_N, N)

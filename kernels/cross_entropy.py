@@ -2,8 +2,9 @@
 
 Letters: M scored rows, C width, V vocabulary (or classes), J rows of one chunk.
 
-forward     z = h W^T + b,  loss = sum_m w_m (logsumexp(z_m) - z_m[label_m]),  weight = sum_m w_m
-backward    dz = w (softmax(z) - onehot(label)),  dh = dz W,  dW = dz^T h,  db = sum_M dz
+forward     z = h W^T + b, or cap tanh((h W^T + b) / cap),  loss = sum_m w_m (logsumexp(z_m) - z_m[label_m]),  weight = sum_m w_m
+backward    dz = w (softmax(z) - onehot(label)),  dh = dz W,  dW = dz^T h,  db = sum_M dz;
+            with a cap, dz (1 - (z / cap)^2) in place of dz
 dtypes      h and W in the compute dtype; logits, softmax, loss and dW accumulate in fp32
 memory      J x V logits instead of M x V; the gradients are formed in the forward pass, while each
             chunk's logits are at hand, and only scaled in the backward pass
@@ -21,10 +22,18 @@ CHUNK_ROWS = 2048
 
 
 def linear_cross_entropy_reference(
-    h_MC: Tensor, weight_VC: Tensor, labels_M: Tensor, weights_M: Tensor, bias_V: Tensor | None
+    h_MC: Tensor,
+    weight_VC: Tensor,
+    labels_M: Tensor,
+    weights_M: Tensor,
+    bias_V: Tensor | None,
+    *,
+    softcap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The definition, all logits at once. In float64 it is the oracle."""
     logits_MV = F.linear(h_MC, weight_VC, bias_V)
+    if softcap is not None:
+        logits_MV = softcap * (logits_MV / softcap).tanh()
     nll_M = F.cross_entropy(logits_MV, labels_M, reduction="none")
     return (nll_M * weights_M).sum(), weights_M.sum()
 
@@ -40,6 +49,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         bias_V: Tensor | None,
         labels_M: Tensor,
         weights_M: Tensor,
+        softcap: float | None,
     ) -> Tensor:
         needs_h, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         wide = torch.float64 if h_MC.dtype == torch.float64 else torch.float32
@@ -51,6 +61,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             rows = slice(start, start + CHUNK_ROWS)
             h_JC, labels_J1, weights_J1 = h_MC[rows], labels_M[rows, None], weights_M[rows, None]
             logits_JV = F.linear(h_JC, weight_VC, bias_V).to(wide)
+            if softcap is not None:
+                logits_JV = softcap * (logits_JV / softcap).tanh()
             lse_J1 = logits_JV.logsumexp(-1, keepdim=True)
             loss += ((lse_J1 - logits_JV.gather(1, labels_J1)) * weights_J1).sum()
             if not (needs_h or needs_weight or needs_bias):
@@ -58,6 +70,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             dlogits_JV = (logits_JV - lse_J1).exp_()
             dlogits_JV.scatter_add_(1, labels_J1, dlogits_JV.new_full(labels_J1.shape, -1.0))
             dlogits_JV *= weights_J1
+            if softcap is not None:
+                dlogits_JV *= 1 - (logits_JV / softcap).square()
             if needs_bias:
                 dbias_V += dlogits_JV.sum(0)
             dlogits_JV = dlogits_JV.to(h_MC.dtype)
@@ -79,6 +93,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None if dbias_V is None else (dbias_V * grad).to(bias_dtype),
             None,
             None,
+            None,
         )
 
 
@@ -89,6 +104,7 @@ def linear_cross_entropy(
     weights_M: Tensor,
     *,
     bias_V: Tensor | None = None,
+    softcap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Weighted cross-entropy of a linear classifier, as (sum, weight).
 
@@ -97,11 +113,12 @@ def linear_cross_entropy(
     labels_M      int64 in [0, V)
     weights_M     fp32 >= 0; a row of weight 0 adds nothing
     bias_V        optional, same dtype
+    softcap       bounds the logits smoothly to (-softcap, softcap); None: they are not bounded
     returns       loss sum (fp32 scalar, nats) and weight sum (fp32 scalar)
     memory        2048 x V logits at a time
     """
     if not torch.is_grad_enabled():  # a Function is not told, and would form the gradients
         h_MC, weight_VC = h_MC.detach(), weight_VC.detach()
         bias_V = None if bias_V is None else bias_V.detach()
-    loss = _LinearCrossEntropy.apply(h_MC, weight_VC, bias_V, labels_M, weights_M)
+    loss = _LinearCrossEntropy.apply(h_MC, weight_VC, bias_V, labels_M, weights_M, softcap)
     return loss, weights_M.sum()

@@ -4,32 +4,61 @@ Letters: N tokens, H heads, D head width (even), E = D / 2 frequencies.
 
 angles      angle_ne = position_n theta^(-2 e / D)
 forward     (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin), x1 and x2 the two halves of D
+partial     E < D / 2: only the first 2 E channels turn, the others pass
 backward    the same rotation by the opposite angle
 dtypes      angles in fp32, cos and sin rounded to the compute dtype as HF does
 
 source      Su et al. 2021, arXiv:2104.09864; the half-split layout is that of the HF checkpoints
 """
 
+import math
+
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 
-def rope_angles(positions_N: Tensor, *, head_dim: int, theta: float, dtype: torch.dtype) -> Tensor:
-    """cos and sin of every position, stacked: cos_sin_2NE in `dtype`, E = head_dim / 2."""
+def rope_angles(
+    positions_N: Tensor,
+    *,
+    head_dim: int,
+    theta: float,
+    dtype: torch.dtype,
+    factor: float = 1.0,
+    bands: tuple[float, float, int] | None = None,
+) -> Tensor:
+    """cos and sin of every position, stacked.
+
+    head_dim    channels that turn: all of a head, or the first of them
+    theta       base of the frequencies
+    factor      divides the frequencies, for documents so many times longer than those trained on
+    bands       (low, high, length): a wave that fits more than `high` times into `length` tokens
+                keeps its frequency, one that fits less than `low` times is divided by the factor,
+                and those between are blended; None: all are divided
+    returns     cos_sin_2NE in `dtype`, E = head_dim / 2
+    source      bands: Llama team 2024, arXiv:2407.21783
+    """
     exponents_E = torch.arange(0, head_dim, 2, device=positions_N.device).float() / head_dim
-    # numerics: HF's formula to the bit, since an error here grows with the position
-    angles_NE = positions_N[:, None].float() * (1.0 / theta**exponents_E)
+    # numerics: HF's formulas to the bit, since an error here grows with the position
+    frequencies_E = 1.0 / theta**exponents_E
+    if bands is not None:
+        low, high, length = bands
+        waves_E = length / (2 * math.pi / frequencies_E)
+        kept_E = ((waves_E - low) / (high - low)).clamp(0, 1)
+        frequencies_E = (1 - kept_E) * frequencies_E / factor + kept_E * frequencies_E
+    elif factor != 1.0:
+        frequencies_E = frequencies_E / factor
+    angles_NE = positions_N[:, None].float() * frequencies_E
     return torch.stack([angles_NE.cos(), angles_NE.sin()]).to(dtype)
 
 
 def rope_reference(x_NHD: Tensor, cos_sin_2NE: Tensor) -> Tensor:
     """The definition. In float64 it is the oracle."""
-    x1_NHE, x2_NHE = x_NHD.chunk(2, dim=-1)
+    E = cos_sin_2NE.shape[-1]
+    x1_NHE, x2_NHE, passed = x_NHD.split([E, E, x_NHD.shape[-1] - 2 * E], dim=-1)
     cos_N1E, sin_N1E = cos_sin_2NE[0][:, None], cos_sin_2NE[1][:, None]
-    return torch.cat(
-        [x1_NHE * cos_N1E - x2_NHE * sin_N1E, x2_NHE * cos_N1E + x1_NHE * sin_N1E], dim=-1
-    )
+    y1_NHE, y2_NHE = x1_NHE * cos_N1E - x2_NHE * sin_N1E, x2_NHE * cos_N1E + x1_NHE * sin_N1E
+    return torch.cat([y1_NHE, y2_NHE, passed], dim=-1)
 
 
 class _Rope(torch.autograd.Function):
@@ -47,12 +76,15 @@ class _Rope(torch.autograd.Function):
 
 
 def _rotate(x_NHD: Tensor, cos_NE: Tensor, sin_NE: Tensor) -> Tensor:
-    half = x_NHD.shape[-1] // 2
-    x1_NHE, x2_NHE = x_NHD[..., :half], x_NHD[..., half:]
+    half = cos_NE.shape[-1]
+    turned = 2 * half
+    x1_NHE, x2_NHE = x_NHD[..., :half], x_NHD[..., half:turned]
     cos_N1E, sin_N1E = cos_NE[:, None], sin_NE[:, None]
     y_NHD = torch.empty_like(x_NHD)
     torch.addcmul(x1_NHE * cos_N1E, x2_NHE, sin_N1E, value=-1, out=y_NHD[..., :half])
-    torch.addcmul(x2_NHE * cos_N1E, x1_NHE, sin_N1E, out=y_NHD[..., half:])
+    torch.addcmul(x2_NHE * cos_N1E, x1_NHE, sin_N1E, out=y_NHD[..., half:turned])
+    if turned < x_NHD.shape[-1]:
+        y_NHD[..., turned:] = x_NHD[..., turned:]
     return y_NHD
 
 

@@ -1,12 +1,16 @@
-"""SwiGLU: the gated activation of the Llama and Qwen feed-forward layer.
+"""SwiGLU and GeGLU: the gated activations of feed-forward layers.
 
 Letters: N rows, F width.
 
-forward     y = silu(gate) up,  silu(z) = z sigmoid(z)
-backward    dup = dy silu(gate), dgate = dy up sigmoid(gate) (1 + gate (1 - sigmoid(gate)))
+forward     y = act(gate) up;  silu(z) = z sigmoid(z) (Llama, Qwen),  gelu(z) = z Phi(z)
+            (ModernBERT), or with Phi(z) = (1 + tanh(sqrt(2 / pi) (z + 0.044715 z^3))) / 2 (Gemma)
+backward    dup = dy act(gate), dgate = dy up act'(gate);
+            silu'(z) = sigmoid(z) (1 + z (1 - sigmoid(z)))
 
-source      Shazeer 2020, arXiv:2002.05202
+source      Shazeer 2020, arXiv:2002.05202; Hendrycks and Gimpel 2016, arXiv:1606.08415
 """
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +22,14 @@ def swiglu_reference(gate_NF: Tensor, up_NF: Tensor) -> Tensor:
     return gate_NF * torch.sigmoid(gate_NF) * up_NF
 
 
+def geglu_reference(gate_NF: Tensor, up_NF: Tensor, *, uses_tanh: bool) -> Tensor:
+    """The definition. In float64 it is the oracle."""
+    if uses_tanh:
+        z_NF = math.sqrt(2 / math.pi) * (gate_NF + 0.044715 * gate_NF**3)
+        return gate_NF * (0.5 * (1 + z_NF.tanh())) * up_NF
+    return gate_NF * (0.5 * (1 + torch.erf(gate_NF / math.sqrt(2)))) * up_NF
+
+
 def swiglu(gate_NF: Tensor, up_NF: Tensor) -> Tensor:
     """Gated activation silu(gate) * up.
 
@@ -26,3 +38,14 @@ def swiglu(gate_NF: Tensor, up_NF: Tensor) -> Tensor:
     source            Shazeer 2020, arXiv:2002.05202
     """
     return F.silu(gate_NF) * up_NF
+
+
+def geglu(gate_NF: Tensor, up_NF: Tensor, *, uses_tanh: bool) -> Tensor:
+    """Gated activation gelu(gate) * up.
+
+    gate_NF, up_NF    compute dtype
+    uses_tanh         gelu by its tanh approximation
+    returns           y_NF, compute dtype
+    source            Shazeer 2020, arXiv:2002.05202
+    """
+    return F.gelu(gate_NF, approximate="tanh" if uses_tanh else "none") * up_NF

@@ -20,6 +20,7 @@ SHAPES = [
     ([SDPA_LENGTH + 11, 3], (2, 1, 4)),
 ]
 MIXED, HEADS = SHAPES[4]
+RULES = [{}, {"window": 3}, {"window": 66, "softcap": 2.0}]  # 66: shorter, equal and longer documents
 
 
 @pytest.fixture
@@ -35,11 +36,12 @@ def make(draw: Callable[..., Tensor]) -> Callable[..., dict[str, Tensor]]:
     return inputs
 
 
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("is_causal", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("lengths", "heads"), SHAPES)
-def test_error_budget(lengths, heads, dtype, is_causal, make, within_budget) -> None:
-    settings = {"docs": Docs.from_lengths(lengths), "is_causal": is_causal, "scale": 0.3}
+def test_error_budget(lengths, heads, dtype, is_causal, rule, make, within_budget) -> None:
+    settings = {"docs": Docs.from_lengths(lengths), "is_causal": is_causal, "scale": 0.3, **rule}
     op, reference = partial(attention, **settings), partial(attention_reference, **settings)
     assert within_budget(op, reference, make(lengths, heads), dtype)
 
@@ -51,24 +53,28 @@ def test_error_budget(lengths, heads, dtype, is_causal, make, within_budget) -> 
         {"is_causal": True},
         {"docs": Docs.from_lengths([69, *MIXED[2:]])},
         {"docs": Docs.from_lengths([4, 65, *MIXED[2:]])},
+        {"window": 67},
+        {"window": None},
+        {"softcap": 2.01},
     ],
-    ids=["scale", "mask", "two documents as one", "border off by one"],
+    ids=["scale", "mask", "two documents as one", "border", "window", "no window", "soft cap"],
 )
 def test_error_budget_sees_a_mutant(change, make, within_budget) -> None:
-    settings = {"docs": Docs.from_lengths(MIXED), "is_causal": False, "scale": 0.3}
+    settings = {"docs": Docs.from_lengths(MIXED), "is_causal": False, "scale": 0.3, **RULES[-1]}
     reference = partial(attention_reference, **settings)
     mutant = partial(attention, **settings | change)
     assert not within_budget(mutant, reference, make(MIXED, HEADS), torch.float32)
 
 
+@pytest.mark.parametrize("rule", [{}, {"window": 2, "softcap": 1.5}])
 @pytest.mark.parametrize("is_causal", [True, False])
 @pytest.mark.parametrize("op", [attention, attention_reference])
-def test_gradcheck(op: Callable[..., Tensor], is_causal: bool, make) -> None:
+def test_gradcheck(op: Callable[..., Tensor], is_causal: bool, rule, make) -> None:
     """`op` too: its scatter and gather have gradients written by hand."""
     lengths = [3, 65, 2]
     docs = Docs.from_lengths(lengths)
     tensors = [t.requires_grad_() for t in make(lengths, (2, 1, 1)).values()]
-    call = partial(op, docs=docs, is_causal=is_causal, scale=0.7)
+    call = partial(op, docs=docs, is_causal=is_causal, scale=0.7, **rule)
     assert torch.autograd.gradcheck(call, tensors, fast_mode=True)
 
 

@@ -16,15 +16,22 @@ SHAPES = [
 ]
 
 
+RULES = [{}, {"window": 5}, {"softcap": 0.7}, {"window": 40, "softcap": 2.0}]
+
+
 def errors(
-    op: Callable[..., Tensor], tensors: list[Tensor], lengths: list[int], dtype: torch.dtype
+    op: Callable[..., Tensor],
+    tensors: list[Tensor],
+    lengths: list[int],
+    dtype: torch.dtype,
+    **rule: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Largest error of the op, that of the definition in the same dtype, and the RMS."""
     lengths_B = torch.tensor(lengths)
-    true = attention_decode_reference(*tensors, lengths_B, scale=0.3)
+    true = attention_decode_reference(*tensors, lengths_B, scale=0.3, **rule)
     cast = [tensor.to(dtype) for tensor in tensors]
-    plain = attention_decode_reference(*cast, lengths_B, scale=0.3).double()
-    mine = op(*cast, lengths_B, scale=0.3).double()
+    plain = attention_decode_reference(*cast, lengths_B, scale=0.3, **rule).double()
+    mine = op(*cast, lengths_B, scale=0.3, **rule).double()
     return (mine - true).abs().max(), (plain - true).abs().max(), true.square().mean().sqrt()
 
 
@@ -37,21 +44,32 @@ def make(draw: Callable[..., Tensor]) -> Callable[..., list[Tensor]]:
     return inputs
 
 
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("lengths", "slots", "heads"), SHAPES)
-def test_error_budget(lengths, slots, heads, dtype, make) -> None:
+def test_error_budget(lengths, slots, heads, dtype, rule, make) -> None:
     tensors = make(len(lengths), slots, heads)
-    mine, plain, rms = errors(attention_decode, tensors, lengths, dtype)
+    mine, plain, rms = errors(attention_decode, tensors, lengths, dtype, **rule)
     assert mine <= 2 * plain + torch.finfo(dtype).eps * rms
 
 
-@pytest.mark.parametrize(("extra", "factor"), [(1, 1.0), (-1, 1.0), (0, 1.001)])
-def test_error_budget_sees_a_mutant(extra: int, factor: float, make) -> None:
-    def mutant(q_BHD, k_BSGD, v_BSGD, lengths_B, *, scale) -> Tensor:
-        return attention_decode(q_BHD, k_BSGD, v_BSGD, lengths_B + extra, scale=scale * factor)
+@pytest.mark.parametrize(
+    ("extra", "factor", "change"),
+    [
+        (1, 1.0, {}),
+        (-1, 1.0, {}),
+        (0, 1.001, {}),
+        (0, 1.0, {"window": 41}),
+        (0, 1.0, {"softcap": 2.01}),
+    ],
+)
+def test_error_budget_sees_a_mutant(extra: int, factor: float, change, make) -> None:
+    def mutant(q_BHD, k_BSGD, v_BSGD, lengths_B, *, scale, **rule) -> Tensor:
+        settings = {"scale": scale * factor, **rule, **change}
+        return attention_decode(q_BHD, k_BSGD, v_BSGD, lengths_B + extra, **settings)
 
     lengths, slots, heads = SHAPES[2]
-    mine, plain, rms = errors(mutant, make(3, slots, heads), lengths, torch.float32)
+    mine, plain, rms = errors(mutant, make(3, slots, heads), lengths, torch.float32, **RULES[-1])
     assert mine > 2 * plain + torch.finfo(torch.float32).eps * rms
 
 

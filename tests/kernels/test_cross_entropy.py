@@ -27,38 +27,46 @@ def targets(M: int, V: int) -> tuple[Tensor, Tensor]:
     return labels_M, torch.tensor([1.0, 0.0, 0.25]).repeat(M)[:M]
 
 
-def ops(M: int, V: int, factor: float = 1.0) -> tuple[Callable[..., Tensor], ...]:
+def ops(
+    M: int, V: int, factor: float = 1.0, cap: float | None = None, cap_factor: float = 1.0
+) -> tuple[Callable[..., Tensor], ...]:
     labels_M, weights_M = targets(M, V)
 
     def op(h_MC: Tensor, weight_VC: Tensor, bias_V: Tensor) -> Tensor:
         weights = weights_M * factor
-        return linear_cross_entropy(h_MC, weight_VC, labels_M, weights, bias_V=bias_V)[0]
+        softcap = None if cap is None else cap * cap_factor
+        args = (h_MC, weight_VC, labels_M, weights)
+        return linear_cross_entropy(*args, bias_V=bias_V, softcap=softcap)[0]
 
     def reference(h_MC: Tensor, weight_VC: Tensor, bias_V: Tensor) -> Tensor:
-        return linear_cross_entropy_reference(h_MC, weight_VC, labels_M, weights_M, bias_V)[0]
+        args = (h_MC, weight_VC, labels_M, weights_M, bias_V)
+        return linear_cross_entropy_reference(*args, softcap=cap)[0]
 
     return op, reference
 
 
+@pytest.mark.parametrize("cap", [None, 1.5])
 @pytest.mark.parametrize("chunk", [5, 2048])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("sizes", SIZES)
-def test_error_budget(sizes, dtype, chunk, make, within_budget, monkeypatch) -> None:
+def test_error_budget(sizes, dtype, chunk, cap, make, within_budget, monkeypatch) -> None:
     monkeypatch.setattr(cross_entropy, "CHUNK_ROWS", chunk)
-    op, reference = ops(sizes[0], sizes[2])
+    op, reference = ops(sizes[0], sizes[2], cap=cap)
     assert within_budget(op, reference, make(*sizes), dtype)
 
 
-def test_error_budget_sees_a_mutant(make, within_budget, monkeypatch) -> None:
-    mutant, reference = ops(42, 123, factor=1.0001)
+@pytest.mark.parametrize("change", [{"factor": 1.0001}, {"cap": 1.5, "cap_factor": 1.001}])
+def test_error_budget_sees_a_mutant(change, make, within_budget) -> None:
+    mutant, reference = ops(42, 123, **change)
     assert not within_budget(mutant, reference, make(42, 6, 123), torch.float32)
 
 
+@pytest.mark.parametrize("cap", [None, 1.5])
 @pytest.mark.parametrize("which", [0, 1])
-def test_gradcheck(which: int, make, monkeypatch) -> None:
+def test_gradcheck(which: int, cap: float | None, make, monkeypatch) -> None:
     monkeypatch.setattr(cross_entropy, "CHUNK_ROWS", 3)
     tensors = [tensor.requires_grad_() for tensor in make(7, 5, 3).values()]
-    assert torch.autograd.gradcheck(ops(7, 3)[which], tensors)
+    assert torch.autograd.gradcheck(ops(7, 3, cap=cap)[which], tensors)
 
 
 def test_sum_and_weight(make) -> None:

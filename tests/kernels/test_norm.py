@@ -9,7 +9,12 @@ from kernels.norm import layer_norm, layer_norm_reference, rms_norm, rms_norm_re
 
 OPS = {
     "rms_norm": (rms_norm, rms_norm_reference),
+    "rms_norm_offset": (partial(rms_norm, offset=1.0), partial(rms_norm_reference, offset=1.0)),
     "layer_norm": (layer_norm, layer_norm_reference),
+    "layer_norm_plain": (
+        partial(layer_norm, bias_C=None),
+        partial(layer_norm_reference, bias_C=None),
+    ),
 }
 SHAPES = [(1, 2), (6, 42), (123, 7), (5, 3, 33), (64, 431)]
 
@@ -32,6 +37,15 @@ def test_error_budget_sees_a_wrong_eps(name, draw, within_budget) -> None:
     op, reference = OPS[name]
     mutant, reference = partial(op, eps=1e-3), partial(reference, eps=1e-6)
     assert not within_budget(mutant, reference, make(name, (6, 42), draw), torch.float32)
+
+
+def test_offset_is_added_before_rounding() -> None:
+    """1 + 2^-10 is 1 in bf16, and so the gain of a third of a thousandth would be lost."""
+    x_NC = torch.tensor([[256.0, -384.0]])
+    weight_C = torch.full((2,), 2.0**-6).bfloat16()
+    true_NC = rms_norm(x_NC, weight_C.float() + 1, eps=0.0)
+    ours_NC = rms_norm(x_NC.bfloat16(), weight_C, eps=0.0, offset=1.0)
+    assert torch.equal(ours_NC, true_NC.bfloat16())
 
 
 @pytest.mark.parametrize("name", OPS)

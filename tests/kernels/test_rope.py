@@ -10,15 +10,17 @@ from kernels.rope import rope, rope_angles, rope_reference
 SHAPES = [(1, 1, 2), (7, 3, 6), (123, 4, 64)]
 
 
-def angles(shape: tuple[int, int, int], dtype: torch.dtype) -> torch.Tensor:
+def angles(shape: tuple[int, int, int], dtype: torch.dtype, part: float = 1.0) -> torch.Tensor:
     positions_N = torch.arange(shape[0]) * 3
-    return rope_angles(positions_N, head_dim=shape[2], theta=1e4, dtype=dtype)
+    turned = max(2, int(part * shape[2]) // 2 * 2)
+    return rope_angles(positions_N, head_dim=turned, theta=1e4, dtype=dtype)
 
 
+@pytest.mark.parametrize("part", [1.0, 0.25])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_error_budget(shape, dtype, draw, within_budget) -> None:
-    cos_sin_2NE = angles(shape, dtype)  # the same rounded angles for the oracle
+def test_error_budget(shape, dtype, part, draw, within_budget) -> None:
+    cos_sin_2NE = angles(shape, dtype, part)  # the same rounded angles for the oracle
 
     def with_angles(op, x_NHD: torch.Tensor) -> torch.Tensor:
         return op(x_NHD, cos_sin_2NE.to(x_NHD.dtype))
@@ -40,10 +42,19 @@ def test_error_budget_sees_a_mutant(which, draw, within_budget) -> None:
     assert not within_budget(mutant, reference, {"x_NHD": draw(7, 3, 6)}, torch.float32)
 
 
+@pytest.mark.parametrize("part", [1.0, 0.5])
 @pytest.mark.parametrize("op", [rope, rope_reference])
-def test_gradcheck(op, draw) -> None:
+def test_gradcheck(op, part, draw) -> None:
     x_NHD = draw(5, 2, 4).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: op(x, angles((5, 2, 4), torch.float64)), [x_NHD])
+    cos_sin_2NE = angles((5, 2, 4), torch.float64, part)
+    assert torch.autograd.gradcheck(lambda x: op(x, cos_sin_2NE), [x_NHD])
+
+
+def test_the_first_channels_turn_and_the_others_pass(draw) -> None:
+    x_NHD = draw(7, 2, 12)
+    y_NHD = rope(x_NHD, angles((7, 2, 4), torch.float64))
+    assert torch.equal(y_NHD[..., 4:], x_NHD[..., 4:])
+    assert torch.equal(y_NHD[..., :4], rope(x_NHD[..., :4], angles((7, 2, 4), torch.float64)))
 
 
 def test_scores_depend_on_distance_alone(draw) -> None:
@@ -60,15 +71,33 @@ def test_scores_depend_on_distance_alone(draw) -> None:
     assert abs(score(9, 4) - score(9, 0)) > 1e-2
 
 
-def test_angles_are_those_of_transformers() -> None:
+@pytest.mark.parametrize(
+    ("settings", "hf"),
+    [
+        ({}, {"rope_type": "default"}),
+        ({"factor": 3.7}, {"rope_type": "linear", "factor": 3.7}),
+        (
+            {"factor": 8.0, "bands": (1.0, 4.0, 8192)},
+            {
+                "rope_type": "llama3",
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 8192,
+            },
+        ),
+    ],
+    ids=["plain", "linear", "llama3"],
+)
+def test_angles_are_those_of_transformers(settings, hf) -> None:
     """To the bit at position 32,000, where an ulp of the frequency is seen."""
     transformers = pytest.importorskip("transformers")
-    from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-    config = transformers.Qwen3Config(
-        head_dim=64, rope_parameters={"rope_type": "default", "rope_theta": 1e6}
+    config = transformers.LlamaConfig(
+        head_dim=64, max_position_embeddings=131_072, rope_parameters={**hf, "rope_theta": 5e5}
     )
     positions_N = torch.tensor([0, 1, 599, 31_999])
-    cos, sin = Qwen3RotaryEmbedding(config)(torch.zeros(1), positions_N[None])
-    ours = rope_angles(positions_N, head_dim=64, theta=1e6, dtype=torch.float32)
+    cos, sin = LlamaRotaryEmbedding(config)(torch.zeros(1), positions_N[None])
+    ours = rope_angles(positions_N, head_dim=64, theta=5e5, dtype=torch.float32, **settings)
     assert torch.equal(ours, torch.stack([cos[0, :, :32], sin[0, :, :32]]))
