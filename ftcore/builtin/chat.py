@@ -34,7 +34,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from random import Random
 
-from ftcore.errors import DataError, FtcoreError
+from ftcore.errors import DataError
 
 from .faults import Row, corrupt, plant, row_id, typo
 from .phrases import Intent, Phrase, command, compose, intents
@@ -171,51 +171,35 @@ def preference_pairs(rows: Iterable[Row], seed: int = 0) -> list[Row]:
     """
     rng = Random(seed)
     pairs = []
-    for row in rows:
-        if row["fault"] is None:
-            wrong, corruption = corrupt(row, rng)
-            pairs.append(
-                {
-                    "id": row["id"],
-                    "prompt": row["messages"][:-1],
-                    "chosen": row["messages"][-1:],
-                    "rejected": [{"role": "assistant", "content": wrong}],
-                    "corruption": corruption,
-                }
-            )
+    for row in (row for row in rows if row["fault"] is None):
+        wrong, corruption = corrupt(row, rng)
+        pairs.append({
+            "id": row["id"],
+            "prompt": row["messages"][:-1],
+            "chosen": row["messages"][-1:],
+            "rejected": [{"role": "assistant", "content": wrong}],
+            "corruption": corruption,
+        })
     return pairs
 
 
-def write(folder: str | Path, seed: int = 0) -> dict[str, list[Row]]:
-    """Write chat/, labelled/ and pairs/ with SPLIT.jsonl in each, and return the chat rows.
-
-    raises    DataError: a file cannot be written
-    """
-    splits = build(seed)
-    for split, rows in splits.items():
-        forms = {"chat": rows, "labelled": labelled(rows), "pairs": preference_pairs(rows, seed)}
+def main() -> None:
+    """Write chat/, labelled/ and pairs/ with SPLIT.jsonl in each."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ftcore.builtin.chat", description="Write the chat data set as jsonl."
+    )
+    parser.add_argument("folder", metavar="DIR", type=Path, help="made if it does not exist")
+    folder = parser.parse_args().folder
+    for split, rows in build().items():
+        forms = {"chat": rows, "labelled": labelled(rows), "pairs": preference_pairs(rows)}
         for form, records in forms.items():
-            path = Path(folder) / form / f"{split}.jsonl"
+            path = folder / form / f"{split}.jsonl"
             lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text("".join(lines), encoding="utf-8", newline="\n")
             except OSError as error:
-                raise DataError(f"cannot write {path}: {error}") from error
-    return splits
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m ftcore.builtin.chat", description="Write the chat data set as jsonl."
-    )
-    parser.add_argument("folder", metavar="DIR", help="made if it does not exist")
-    folder = parser.parse_args().folder
-    try:
-        splits = write(folder)
-    except FtcoreError as error:
-        parser.error(str(error))
-    for split, rows in splits.items():
+                parser.error(f"cannot write {path}: {error}")
         faults = Counter(row["fault"]["kind"] for row in rows if row["fault"])
         noted = ", ".join(f"{count} {kind}" for kind, count in sorted(faults.items()))
         print(f"{split}: {len(rows)} rows" + (f" ({noted})" if noted else ""))

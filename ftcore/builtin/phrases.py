@@ -94,10 +94,10 @@ def _dress(intent: Intent, combination: Sequence[str], rng: Random) -> str:
     said = wording("intents")
     opening = [rng.choice(said["greetings"])] if rng.random() < 0.25 else []
     polite = []
+    asks = core.split()[0] in said["question_words"]
     if core in intent.commands and rng.random() < 0.5:
         polite = [rng.choice(said["polite_orders"] + said["polite_questions"])]
-    asks = core.split()[0] in said["question_words"]
-    asks = asks or any(part in said["polite_questions"] for part in polite)
+        asks = asks or polite[0] in said["polite_questions"]
     tail = rng.choice(said["tails"]) if rng.random() < 0.2 else ""
     mark = rng.choice(("", "", "?") if asks else ("", "", ".", "!"))
     return " ".join([*opening, *front, *polite, core, *clauses]) + tail + mark
