@@ -17,7 +17,7 @@ T x T scores no longer fit the cache, torch's scaled_dot_product_attention takes
 no soft cap: those scores are formed at any length. A window hides scores but does not save them.
 
 source      Vaswani et al. 2017, arXiv:1706.03762; grouped: Ainslie et al. 2023, arXiv:2305.13245;
-            window: Beltagy et al. 2020, arXiv:2004.05150; soft cap: Gemma team 2024, arXiv:2408.00118
+            window: Beltagy et al. 2020, arXiv:2004.05150; soft cap: Gemma 2, arXiv:2408.00118
 """
 
 from dataclasses import dataclass
@@ -153,9 +153,7 @@ def _attend_block(
     return o_BGMD.view(B, G, H // G, T, D).permute(0, 3, 1, 2, 4).reshape(B, T, H, D)
 
 
-def _attend_group(
-    q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, group: Group, rule: _Rule
-) -> Tensor:
+def _attend_group(q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, group: Group, rule: _Rule) -> Tensor:
     """Attention of one group's tokens."""
     size = group.num_docs * group.length
     blocks = []

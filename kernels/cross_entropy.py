@@ -2,9 +2,10 @@
 
 Letters: M scored rows, C width, V vocabulary (or classes), J rows of one chunk.
 
-forward     z = h W^T + b, or cap tanh((h W^T + b) / cap),  loss = sum_m w_m (logsumexp(z_m) - z_m[label_m]),  weight = sum_m w_m
-backward    dz = w (softmax(z) - onehot(label)),  dh = dz W,  dW = dz^T h,  db = sum_M dz;
-            with a cap, dz (1 - (z / cap)^2) in place of dz
+forward     z = h W^T + b, or with a soft cap z = cap tanh((h W^T + b) / cap)
+            loss = sum_m w_m (logsumexp(z_m) - z_m[label_m]),  weight = sum_m w_m
+backward    dz = w (softmax(z) - onehot(label)),  dh = dz W,  dW = dz^T h,  db = sum_M dz
+            with a soft cap, dz (1 - (z / cap)^2) in place of dz
 dtypes      h and W in the compute dtype; logits, softmax, loss and dW accumulate in fp32
 memory      J x V logits instead of M x V; the gradients are formed in the forward pass, while each
             chunk's logits are at hand, and only scaled in the backward pass

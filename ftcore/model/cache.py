@@ -29,16 +29,18 @@ class LayerSlab:
         self.k_BSGD: Tensor | None = None
         self.v_BSGD: Tensor | None = None
 
-    def attend(self, q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, docs: Docs) -> Tensor:
-        """Store the new keys and values, return o_NHD."""
+    def attend(
+        self, q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, docs: Docs, **rule: float | None
+    ) -> Tensor:
+        """Store the new keys and values, return o_NHD; `rule`: scale, window, softcap."""
         plan = self.plan
         self.k_BSGD = _stored(self.k_BSGD, k_NGD, plan)
         self.v_BSGD = _stored(self.v_BSGD, v_NGD, plan)
         if plan.is_prefill:
-            return attention(q_NHD, k_NGD, v_NGD, docs, is_causal=True)
+            return attention(q_NHD, k_NGD, v_NGD, docs, is_causal=True, **rule)
         longest = max(plan.lengths)
         return attention_decode(
-            q_NHD, self.k_BSGD[:, :longest], self.v_BSGD[:, :longest], plan.lengths_B
+            q_NHD, self.k_BSGD[:, :longest], self.v_BSGD[:, :longest], plan.lengths_B, **rule
         )
 
 

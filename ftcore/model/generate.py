@@ -30,7 +30,7 @@ def generate(
     raises              ModelError: no LM head, an empty prompt, one that outgrows the positions
     memory              that of the cache (cache.py), for all prompts at once
     """
-    if not isinstance(model.head, LMHead):
+    if not isinstance(model.head, LMHead) or not model.spec.is_causal:
         raise ModelError("the model has no language-model head: load it with the task 'lm'")
     for index, prompt in enumerate(prompts):
         if not 1 <= len(prompt) <= model.spec.max_positions - max_new_tokens:

@@ -1,4 +1,4 @@
-"""What sits on the transformer: the LM head and the sequence classifier.
+"""What sits on the transformer: the (masked) LM head and the sequence classifier.
 
 A head never sees rows that are not scored: the LM head gets the M selected rows of the stream, the
 classifier one pooled row per document.
@@ -9,43 +9,86 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ftcore.model.spec import ModelSpec
-from ftcore.model.transformer import LayerNorm, RMSNorm, Transformer
+from ftcore.model.transformer import LayerNorm, RMSNorm, Transformer, norm
+from kernels.cross_entropy import linear_cross_entropy
 from kernels.docs import Docs
 
 
-class LMHead(nn.Module):
-    """Next-token logits z = h W^T; W is the embedding matrix where the spec ties them."""
+class Transform(nn.Module):
+    """What an encoder's masked-LM head does before its vocabulary: norm(gelu(dense(h)))."""
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
-        self.lm_head = nn.Linear(spec.hidden_size, spec.vocab_size, bias=False)
+        self.dense = nn.Linear(spec.hidden_size, spec.hidden_size, bias=spec.linear_bias)
+        self.norm = norm(spec)
+
+    def forward(self, h_MC: Tensor) -> Tensor:
+        return self.norm(F.gelu(self.dense(h_MC)))
+
+
+class LMHead(nn.Module):
+    """Logits over the vocabulary: of the next token in a decoder, of a masked one in an encoder.
+
+    decoder     z = h W^T
+    encoder     z = transform(h) W^T + b
+
+    W is the embedding matrix where the spec ties them; a soft cap bounds z where the spec has one.
+    """
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.softcap = spec.logit_softcap
+        self.transform = nn.Identity() if spec.is_causal else Transform(spec)
+        self.lm_head = nn.Linear(spec.hidden_size, spec.vocab_size, bias=not spec.is_causal)
 
     def forward(self, h_MC: Tensor) -> Tensor:
         """logits_MV, compute dtype."""
-        return self.lm_head(h_MC)
+        logits_MV = self.lm_head(self.transform(h_MC))
+        if self.softcap is not None:
+            logits_MV = self.softcap * (logits_MV / self.softcap).tanh()
+        return logits_MV
+
+    def loss(self, h_MC: Tensor, labels_M: Tensor, weights_M: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross-entropy of the rows as (sum, weight), without their logits as a whole."""
+        return linear_cross_entropy(
+            self.transform(h_MC),
+            self.lm_head.weight,
+            labels_M,
+            weights_M,
+            bias_V=self.lm_head.bias,
+            softcap=self.softcap,
+        )
+
+
+POOLERS = {"tanh": torch.tanh, "relu": torch.relu}
 
 
 class ClassificationHead(nn.Module):
     """Class scores of each document.
 
-    Encoders pool the first token (through the checkpoint's dense + tanh pooler where it has one),
+    Encoders pool the first token, or the mean of all, through what the spec's `pooler` names;
     decoders the last one, which has seen the whole document.
     """
 
     def __init__(self, spec: ModelSpec, num_labels: int) -> None:
         super().__init__()
         C = spec.hidden_size
-        self.pools_last = spec.is_causal
+        self.pooling = spec.pooling
         self.dropout = spec.dropout
-        self.pooler = nn.Linear(C, C) if spec.has_pooler else None
+        self.activation = POOLERS.get(spec.pooler)
+        self.pooler = nn.Linear(C, C) if self.activation else None
+        self.transform = Transform(spec) if spec.pooler == "transform" else nn.Identity()
         self.classifier = nn.Linear(C, num_labels, bias=not spec.is_causal)
 
     def pool(self, h_NC: Tensor, docs: Docs) -> Tensor:
         """pooled_BC, one row per document."""
-        pooled_BC = h_NC[docs.last_B() if self.pools_last else docs.first_B()]
+        if self.pooling == "mean":
+            pooled_BC = torch.stack([h_TC.mean(0) for h_TC in h_NC.split(docs.lengths)])
+        else:
+            pooled_BC = h_NC[docs.last_B() if self.pooling == "last" else docs.first_B()]
         if self.pooler is not None:
-            pooled_BC = torch.tanh(self.pooler(pooled_BC))
-        return F.dropout(pooled_BC, self.dropout, self.training)
+            pooled_BC = self.activation(self.pooler(pooled_BC))
+        return F.dropout(self.transform(pooled_BC), self.dropout, self.training)
 
     def forward(self, h_NC: Tensor, docs: Docs) -> Tensor:
         """logits_BK, compute dtype."""
@@ -87,6 +130,6 @@ def init_module(module: nn.Module, std: float, generator: torch.Generator) -> No
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=std, generator=generator)
     if isinstance(module, RMSNorm | LayerNorm):
-        nn.init.ones_(module.weight)
+        nn.init.constant_(module.weight, 1 - module.offset)
     if getattr(module, "bias", None) is not None:
         nn.init.zeros_(module.bias)

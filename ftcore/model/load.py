@@ -18,13 +18,14 @@ from ftcore.model.families import family_of
 from ftcore.model.families.family import Family
 from ftcore.model.heads import ClassificationHead, LMHead, Model, init_module
 from ftcore.model.spec import ModelSpec
-from ftcore.model.weights import Accounting, load_weights, own_tensors, save_weights
+from ftcore.model.weights import Accounting, hf_tensors, load_weights, own_tensors, save_weights
 
 CONFIG = "config.json"
 SHARD_BYTES = 5_000_000_000  # HF: shards of 5 GB
-NEW_HEADS = ("head.classifier", "head.pooler")  # a checkpoint of another task lacks these
+# A checkpoint of another task lacks these.
+NEW_HEADS = ("head.classifier", "head.pooler", "head.transform.dense", "head.transform.norm")
 
-ModelTask = Literal["lm", "classify", "trunk"]
+ModelTask = Literal["lm", "mlm", "classify", "trunk"]
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,8 @@ def load_model(
     """Build the model of a folder and fill it.
 
     folder          holds config.json, and the weights unless `init` is "random"
-    task            "lm": LM head; "classify": one row of scores per document; "trunk": no head
+    task            "lm": LM head; "mlm": masked-LM head; "classify": one row of scores per
+                    document; "trunk": no head
     dtype           of every parameter
     num_labels      classes of "classify"; default: as many as config.json names
     init            "random" draws every tensor from `generator` and reads config.json alone
@@ -146,7 +148,7 @@ def empty_model(
     """A model whose memory is allocated, once and in `dtype`, but not filled."""
     with torch.device("meta"):
         model = Model(
-            spec, num_labels=num_labels if task == "classify" else None, lm=task == "lm"
+            spec, num_labels=num_labels if task == "classify" else None, lm=task in ("lm", "mlm")
         ).to(dtype)
     if device != "meta":
         model.to_empty(device=device)
@@ -157,7 +159,7 @@ def empty_model(
 def task_of(model: Model) -> ModelTask:
     """The task that the model's head is made for."""
     if isinstance(model.head, LMHead):
-        return "lm"
+        return "lm" if model.spec.is_causal else "mlm"
     return "classify" if isinstance(model.head, ClassificationHead) else "trunk"
 
 
@@ -194,10 +196,7 @@ def save_model(
         config["label2id"] = {label: index for index, label in enumerate(labels)}
     text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False)
     (folder / CONFIG).write_text(text + "\n", "utf-8")
-    tensors = {
-        loaded.family.to_hf(name, bare=task == "trunk"): tensor.detach().cpu().contiguous()
-        for name, tensor in state.items()
-    }
+    tensors = hf_tensors(state, loaded.family, spec.num_heads, bare=task == "trunk")
     save_weights(tensors, folder, max_shard_bytes=max_shard_bytes)
 
 

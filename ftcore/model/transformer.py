@@ -5,11 +5,14 @@ width, V vocabulary, L layers.
 
 norm_first (GPT family)     h = h + attn(norm(h));  h = h + mlp(norm(h));  out = norm(h)
 norm_last (BERT family)     h = norm(h + attn(h));  h = norm(h + mlp(h));  out = h
+is_parallel (GPT-NeoX)      h = h + attn(norm(h)) + mlp(norm(h));  out = norm(h)
+output_norms (Gemma)        h = h + norm(attn(norm(h)));  h = h + norm(mlp(norm(h)));  out = norm(h)
 
 Read bottom-up: Norm, Attention, Mlp, Block, Transformer. Sub-module names are those of the
 HF Llama layout; the families map other names onto them.
 """
 
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -22,58 +25,68 @@ from kernels.attention import attention
 from kernels.docs import Docs
 from kernels.norm import layer_norm, rms_norm
 from kernels.rope import rope, rope_angles
-from kernels.swiglu import swiglu
+from kernels.swiglu import geglu, swiglu
 
 
 class LayerCache(Protocol):
     """One layer's view of a key/value cache: attends over what it holds and the new tokens."""
 
-    def attend(self, q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, docs: Docs) -> Tensor:
-        """Store the new keys and values, return o_NHD."""
+    def attend(
+        self, q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, docs: Docs, **rule: float | None
+    ) -> Tensor:
+        """Store the new keys and values, return o_NHD; `rule`: scale, window, softcap."""
 
 
 class RMSNorm(nn.Module):
-    """y = w x / rms(x); see kernels/norm.py."""
+    """y = (w + offset) x / rms(x); see kernels/norm.py."""
 
-    def __init__(self, width: int, eps: float) -> None:
+    def __init__(self, width: int, spec: ModelSpec) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.eps = eps
+        self.eps, self.offset = spec.norm_eps, spec.norm_offset
+        self.weight = nn.Parameter(torch.full((width,), 1 - self.offset))
 
     def forward(self, x_NC: Tensor) -> Tensor:
-        return rms_norm(x_NC, self.weight, eps=self.eps)
+        return rms_norm(x_NC, self.weight, eps=self.eps, offset=self.offset)
 
 
 class LayerNorm(nn.Module):
     """y = w (x - mean) / std + b; see kernels/norm.py."""
 
-    def __init__(self, width: int, eps: float) -> None:
+    def __init__(self, width: int, spec: ModelSpec) -> None:
         super().__init__()
+        self.eps, self.offset = spec.norm_eps, 0.0
         self.weight = nn.Parameter(torch.ones(width))
-        self.bias = nn.Parameter(torch.zeros(width))
-        self.eps = eps
+        self.bias = nn.Parameter(torch.zeros(width)) if spec.norm_bias else None
 
     def forward(self, x_NC: Tensor) -> Tensor:
         return layer_norm(x_NC, self.weight, self.bias, eps=self.eps)
 
 
-NORMS = {"rms_norm": RMSNorm, "layer_norm": LayerNorm}
+def norm(spec: ModelSpec) -> nn.Module:
+    """A norm over the model's width, of the spec's kind."""
+    kind = RMSNorm if spec.norm == "rms_norm" else LayerNorm
+    return kind(spec.hidden_size, spec)
 
 
 class Attention(nn.Module):
-    """Grouped-query self-attention over the stream's documents."""
+    """Grouped-query self-attention over the stream's documents, in layer `index` of the model."""
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, spec: ModelSpec, index: int) -> None:
         super().__init__()
         C, H, G, D = spec.hidden_size, spec.num_heads, spec.num_kv_heads, spec.head_dim
         self.head_dim = D
         self.is_causal = spec.is_causal
+        self.rule = {
+            "scale": spec.attention_scale,
+            "window": (spec.windows[index] or None) if spec.windows else None,
+            "softcap": spec.attention_softcap,
+        }
         self.q_proj = nn.Linear(C, H * D, bias=spec.qkv_bias)
         self.k_proj = nn.Linear(C, G * D, bias=spec.qkv_bias)
         self.v_proj = nn.Linear(C, G * D, bias=spec.qkv_bias)
         self.o_proj = nn.Linear(H * D, C, bias=spec.linear_bias)
-        self.q_norm = RMSNorm(D, spec.norm_eps) if spec.qk_norm else nn.Identity()
-        self.k_norm = RMSNorm(D, spec.norm_eps) if spec.qk_norm else nn.Identity()
+        self.q_norm = RMSNorm(D, spec) if spec.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(D, spec) if spec.qk_norm else nn.Identity()
 
     def forward(
         self, x_NC: Tensor, cos_sin_2NE: Tensor | None, docs: Docs, cache: LayerCache | None
@@ -84,52 +97,66 @@ class Attention(nn.Module):
         if cos_sin_2NE is not None:
             q_NHD, k_NGD = rope(q_NHD, cos_sin_2NE), rope(k_NGD, cos_sin_2NE)
         if cache is None:
-            o_NHD = attention(q_NHD, k_NGD, v_NGD, docs, is_causal=self.is_causal)
+            o_NHD = attention(q_NHD, k_NGD, v_NGD, docs, is_causal=self.is_causal, **self.rule)
         else:
-            o_NHD = cache.attend(q_NHD, k_NGD, v_NGD, docs)
+            o_NHD = cache.attend(q_NHD, k_NGD, v_NGD, docs, **self.rule)
         return self.o_proj(o_NHD.flatten(1))
 
 
+ACTIVATIONS = {"gelu": F.gelu, "gelu_tanh": partial(F.gelu, approximate="tanh")}
+GATED = {
+    "swiglu": swiglu,
+    "geglu": partial(geglu, uses_tanh=False),
+    "geglu_tanh": partial(geglu, uses_tanh=True),
+}
+
+
 class Mlp(nn.Module):
-    """Feed-forward layer: down(silu(gate) up) or down(gelu(up))."""
+    """Feed-forward layer: down(act(gate) up) or down(act(up))."""
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         C, width, bias = spec.hidden_size, spec.intermediate_size, spec.linear_bias
-        self.gate_proj = nn.Linear(C, width, bias=bias) if spec.mlp == "swiglu" else None
+        self.kind = spec.mlp
+        self.gate_proj = nn.Linear(C, width, bias=bias) if spec.mlp in GATED else None
         self.up_proj = nn.Linear(C, width, bias=bias)
         self.down_proj = nn.Linear(width, C, bias=bias)
 
     def forward(self, x_NC: Tensor) -> Tensor:
         up_NF = self.up_proj(x_NC)
         if self.gate_proj is None:
-            return self.down_proj(F.gelu(up_NF))
-        return self.down_proj(swiglu(self.gate_proj(x_NC), up_NF))
+            return self.down_proj(ACTIVATIONS[self.kind](up_NF))
+        return self.down_proj(GATED[self.kind](self.gate_proj(x_NC), up_NF))
 
 
 class Block(nn.Module):
-    """One layer: attention and MLP, each with its norm and its residual sum."""
+    """One layer: attention and MLP, each with its norms and its residual sum."""
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, spec: ModelSpec, index: int) -> None:
         super().__init__()
-        norm = NORMS[spec.norm]
         self.norm_first = spec.norm_first
+        self.is_parallel = spec.is_parallel
         self.dropout = spec.dropout
-        self.self_attn = Attention(spec)
+        self.self_attn = Attention(spec, index)
         self.mlp = Mlp(spec)
-        self.input_layernorm = norm(spec.hidden_size, spec.norm_eps)
-        self.post_attention_layernorm = norm(spec.hidden_size, spec.norm_eps)
+        is_normed = spec.norm_first and spec.embedding_norm and index == 0
+        self.input_layernorm = nn.Identity() if is_normed else norm(spec)
+        self.attn_output_norm = norm(spec) if spec.output_norms else nn.Identity()
+        self.post_attention_layernorm = norm(spec)
+        self.mlp_output_norm = norm(spec) if spec.output_norms else nn.Identity()
 
     def forward(
         self, h_NC: Tensor, cos_sin_2NE: Tensor | None, docs: Docs, cache: LayerCache | None
     ) -> Tensor:
-        if self.norm_first:
-            attended_NC = self.self_attn(self.input_layernorm(h_NC), cos_sin_2NE, docs, cache)
-            h_NC = h_NC + self._drop(attended_NC)
-            return h_NC + self._drop(self.mlp(self.post_attention_layernorm(h_NC)))
-        attended_NC = self.self_attn(h_NC, cos_sin_2NE, docs, cache)
-        h_NC = self.input_layernorm(h_NC + self._drop(attended_NC))
-        return self.post_attention_layernorm(h_NC + self._drop(self.mlp(h_NC)))
+        if not self.norm_first:
+            attended_NC = self.self_attn(h_NC, cos_sin_2NE, docs, cache)
+            h_NC = self.input_layernorm(h_NC + self._drop(attended_NC))
+            return self.post_attention_layernorm(h_NC + self._drop(self.mlp(h_NC)))
+        attended_NC = self.self_attn(self.input_layernorm(h_NC), cos_sin_2NE, docs, cache)
+        summed_NC = h_NC + self._drop(self.attn_output_norm(attended_NC))
+        mlp_input_NC = h_NC if self.is_parallel else summed_NC
+        mlp_NC = self.mlp(self.post_attention_layernorm(mlp_input_NC))
+        return summed_NC + self._drop(self.mlp_output_norm(mlp_NC))
 
     def _drop(self, x_NC: Tensor) -> Tensor:
         return F.dropout(x_NC, self.dropout, self.training)
@@ -143,24 +170,39 @@ class Transformer(nn.Module):
         self.spec = spec
         C = spec.hidden_size
         self.embed_tokens = nn.Embedding(spec.vocab_size, C)
-        learned = spec.position == "learned"
-        self.embed_positions = nn.Embedding(spec.max_positions, C) if learned else None
+        rows = spec.max_positions + spec.position_offset
+        self.embed_positions = nn.Embedding(rows, C) if spec.position == "learned" else None
         self.embed_types = nn.Embedding(spec.num_types, C) if spec.num_types else None
-        norm = NORMS[spec.norm]
-        self.embed_norm = norm(C, spec.norm_eps) if spec.embedding_norm else None
-        self.layers = nn.ModuleList(Block(spec) for _ in range(spec.num_layers))
-        self.norm = norm(C, spec.norm_eps) if spec.norm_first else None
+        self.embed_norm = norm(spec) if spec.embedding_norm else None
+        self.layers = nn.ModuleList(Block(spec, index) for index in range(spec.num_layers))
+        self.norm = norm(spec) if spec.norm_first else None
 
     def embed(self, tokens_N: Tensor, positions_N: Tensor, types_N: Tensor) -> Tensor:
         """Sum of the token, position and segment embeddings that the family has."""
         h_NC = self.embed_tokens(tokens_N)
+        if self.spec.embedding_scale != 1.0:  # HF: rounded to the compute dtype first
+            h_NC = h_NC * h_NC.new_tensor(self.spec.embedding_scale)
         if self.embed_positions is not None:
-            h_NC = h_NC + self.embed_positions(positions_N)
+            h_NC = h_NC + self.embed_positions(positions_N + self.spec.position_offset)
         if self.embed_types is not None:
             h_NC = h_NC + self.embed_types(types_N)
         if self.embed_norm is not None:
             h_NC = self.embed_norm(h_NC)
         return F.dropout(h_NC, self.spec.dropout, self.training)
+
+    def angles(self, positions_N: Tensor, dtype: torch.dtype) -> list[Tensor | None]:
+        """cos_sin_2NE of each layer; all None where the positions are learned."""
+        spec = self.spec
+        if spec.position != "rope":
+            return [None] * spec.num_layers
+        turn = partial(
+            rope_angles, positions_N, head_dim=spec.rope_dim or spec.head_dim, dtype=dtype
+        )
+        full = turn(theta=spec.rope_theta, factor=spec.rope_factor, bands=spec.rope_bands)
+        if spec.local_rope_theta is None:
+            return [full] * spec.num_layers
+        local = turn(theta=spec.local_rope_theta)
+        return [local if window else full for window in spec.windows]
 
     def forward(
         self,
@@ -186,14 +228,8 @@ class Transformer(nn.Module):
                 f" {self.spec.max_positions}: cut it or split it"
             )
         h_NC = self.embed(tokens_N, positions_N, types_N)
-        cos_sin_2NE = None
-        if self.spec.position == "rope":
-            cos_sin_2NE = rope_angles(
-                positions_N,
-                head_dim=self.spec.head_dim,
-                theta=self.spec.rope_theta,
-                dtype=h_NC.dtype,
-            )
-        for index, layer in enumerate(self.layers):
-            h_NC = layer(h_NC, cos_sin_2NE, docs, cache[index] if cache else None)
+        slabs = cache or [None] * len(self.layers)
+        angles = self.angles(positions_N, h_NC.dtype)
+        for layer, cos_sin_2NE, slab in zip(self.layers, angles, slabs, strict=True):
+            h_NC = layer(h_NC, cos_sin_2NE, docs, slab)
         return h_NC if self.norm is None else self.norm(h_NC)

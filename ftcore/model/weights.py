@@ -24,7 +24,7 @@ from ftcore.model.hub import BUILTIN
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
-EMBEDDING = "trunk.embed_tokens.weight"
+EMBEDDING, HEAD = "trunk.embed_tokens.weight", "head.lm_head.weight"
 FLOATS = ("BF16", "F16", "F32", "F64")
 
 
@@ -132,35 +132,51 @@ def load_weights(
     unexpected, misfits = [], []
     for hf_name, (dtype, shape) in sorted(headers.items()):
         ours = family.to_ours(hf_name)
-        if ours not in wanted:
-            other_head = (ours or "").startswith("head.") and _module_of(ours) not in modules
-            is_tied = ours == "head.lm_head.weight" and model.spec.tie_word_embeddings
+        first = ours[0] if ours else ""
+        if first not in wanted:
+            other_head = first.startswith("head.") and _module_of(first) not in modules
+            is_tied = first == HEAD and model.spec.tie_word_embeddings
             if other_head or is_tied or family.is_ignored(hf_name):
                 accounting.ignored.append(hf_name)
             else:
                 unexpected.append(hf_name)
             continue
-        if ours in hf_name_of:
-            unexpected.append(f"{hf_name} beside {hf_name_of[ours]}")
-        elif shape != wanted[ours]:
-            misfits.append(f"{hf_name} is {shape}, must be {wanted[ours]}")
+        if first in hf_name_of:
+            unexpected.append(f"{hf_name} beside {hf_name_of[first]}")
+        elif shape != (fitting := family.hf_shape(hf_name, wanted[first])):
+            misfits.append(f"{hf_name} is {shape}, must be {fitting}")
         elif dtype not in FLOATS:
             misfits.append(f"{hf_name} is {dtype}, must be one of {', '.join(FLOATS)}")
-        hf_name_of[ours] = hf_name
+        hf_name_of.update(dict.fromkeys(ours, hf_name))
     absent = [name for name in wanted if name not in hf_name_of]
     new_modules = set(may_be_new) - {_module_of(name) for name in hf_name_of}
     accounting.new = [name for name in absent if _module_of(name) in new_modules]
     missing = [family.to_hf(name) for name in absent if name not in accounting.new]
+    missing = list(dict.fromkeys(missing))  # a fused tensor is one
     _raise_if_any(folder, missing=missing, unexpected=unexpected, misfit=misfits)
 
-    tensors = read_tensors(hf_name_of.values(), files)
+    tensors = read_tensors(dict.fromkeys(hf_name_of.values()), files)
     _refuse_untied(model, family, files, tensors)
+    parameters = own_tensors(model)
+    accounting.loaded = [name for name in parameters if name in hf_name_of]
     with torch.no_grad():
-        for ours, parameter in own_tensors(model).items():
-            if ours in hf_name_of:
-                parameter.copy_(tensors.pop(hf_name_of[ours]))
-                accounting.loaded.append(ours)
+        while tensors:
+            hf_name, tensor = tensors.popitem()
+            parts = family.split(hf_name, tensor, model.spec.num_heads)
+            for ours, part in zip(family.to_ours(hf_name), parts, strict=True):
+                parameters[ours].copy_(part)
     return accounting
+
+
+def hf_tensors(
+    state: Mapping[str, Tensor], family: Family, num_heads: int, *, bare: bool
+) -> dict[str, Tensor]:
+    """HF name -> tensor of all of ours, on the CPU; `bare` leaves out the trunk's prefix."""
+    tensors = {}
+    for hf_name in dict.fromkeys(family.to_hf(name, bare=bare) for name in state):
+        parts = [state[name].detach().cpu() for name in family.to_ours(hf_name)]
+        tensors[hf_name] = family.join(hf_name, parts, num_heads).contiguous()
+    return tensors
 
 
 def own_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -179,14 +195,15 @@ def _refuse_untied(
 
     tensors     those read for the model, by HF name; a head that it has no place for is not there
     """
-    if not model.spec.tie_word_embeddings or "lm_head.weight" not in files:
+    heads = [name for name in files if family.to_ours(name) == (HEAD,)]
+    if not model.spec.tie_word_embeddings or not heads:
         return
-    embedding_VC = next(t for n, t in tensors.items() if family.to_ours(n) == EMBEDDING)
-    head_VC = read_tensors(["lm_head.weight"], files)["lm_head.weight"]
-    if not torch.equal(head_VC, embedding_VC):
+    name = heads[0]
+    embedding_VC = next(t for n, t in tensors.items() if family.to_ours(n) == (EMBEDDING,))
+    if not torch.equal(read_tensors([name], files)[name], embedding_VC):
         raise ModelError(
-            f"{files['lm_head.weight']}: lm_head.weight differs from the embeddings, which"
-            " config.json ties it to: set tie_word_embeddings to false, or remove lm_head.weight"
+            f"{files[name]}: {name} differs from the embeddings, which config.json ties it to:"
+            f" set tie_word_embeddings to false, or remove {name}"
         )
 
 

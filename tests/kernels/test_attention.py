@@ -20,7 +20,8 @@ SHAPES = [
     ([SDPA_LENGTH + 11, 3], (2, 1, 4)),
 ]
 MIXED, HEADS = SHAPES[4]
-RULES = [{}, {"window": 3}, {"window": 66, "softcap": 2.0}]  # 66: shorter, equal and longer documents
+# Among the lengths of MIXED are some below, some equal to and some above 66.
+RULES = [{}, {"window": 3}, {"window": 66, "softcap": 2.0}]
 
 
 @pytest.fixture

@@ -1,4 +1,7 @@
-"""Tiny random models of transformers, saved to folders, as the oracle of ours."""
+"""Tiny random models of transformers, saved to folders, as the oracle of ours.
+
+A kind is `variant-task`: a variant of a family, and trunk, classify, mlm, tied or untied.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,14 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-KINDS = {
-    "bert-trunk": "BertModel",
-    "bert-classify": "BertForSequenceClassification",
-    "qwen3-tied": "Qwen3ForCausalLM",
-    "qwen3-untied": "Qwen3ForCausalLM",
-    "qwen3-trunk": "Qwen3Model",
-    "qwen3-classify": "Qwen3ForSequenceClassification",
-}
 SHARED = {
     "vocab_size": 97,
     "hidden_size": 32,
@@ -24,32 +19,80 @@ SHARED = {
     "initializer_range": 0.1,
     "max_position_embeddings": 640,
     "pad_token_id": 0,
-    "attn_implementation": "eager",
+    "bos_token_id": None,
+    "eos_token_id": None,
 }
-QWEN3 = {"num_key_value_heads": 2, "head_dim": 16, "eos_token_id": None}
+GROUPED = {"num_key_value_heads": 2}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 1e4,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,  # of 4 frequencies, some kept, blended and divided
+}
+LINEAR = {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.5}
+
+# variant -> (HF model_type, settings of its own)
+DECODERS = {
+    "qwen3": ("qwen3", GROUPED | {"head_dim": 16}),
+    "gpt2": ("gpt2", {"n_inner": 48}),
+    "llama": ("llama", GROUPED | {"rope_parameters": LLAMA3}),
+    "llama_linear": ("llama", {"rope_parameters": LINEAR, "head_dim": 12}),
+    "mistral": ("mistral", GROUPED | {"sliding_window": 20}),
+    "qwen2": ("qwen2", GROUPED),
+}
+ENCODERS = {"bert": ("bert", {})}
+VARIANTS = DECODERS | ENCODERS
 LABELS = {0: "bad", 1: "fair", 2: "good"}
+KINDS = [
+    *(f"{name}-{task}" for name in DECODERS for task in ("tied", "untied", "trunk", "classify")),
+    *(f"{name}-{task}" for name in ENCODERS for task in ("trunk", "classify")),
+]
+AUTO = {
+    "trunk": "AutoModel",
+    "lm": "AutoModelForCausalLM",
+    "mlm": "AutoModelForMaskedLM",
+    "classify": "AutoModelForSequenceClassification",
+}
+
+
+def _task(kind: str) -> str:
+    task = kind.split("-")[1]
+    return "lm" if task in ("tied", "untied") else task
 
 
 def _build(kind: str) -> torch.nn.Module:
     """The model, in evaluation mode, with every tensor away from its initial constant."""
     transformers = pytest.importorskip("transformers")
-    family, task = kind.split("-")
-    settings = SHARED | (QWEN3 if family == "qwen3" else {})
+    variant, task = kind.split("-")
+    model_type, own = VARIANTS[variant]
+    settings = SHARED | own
     if task == "classify":
         settings |= {"id2label": LABELS, "label2id": {v: k for k, v in LABELS.items()}}
-    if family == "qwen3":
+    if variant in DECODERS:
         settings |= {"tie_word_embeddings": task == "tied"}
-        config = transformers.Qwen3Config(**settings)
-    else:
-        config = transformers.BertConfig(**settings)
-    with torch.random.fork_rng():
+    config = transformers.AutoConfig.for_model(model_type, **settings)
+    auto = getattr(transformers, AUTO[_task(kind)])
+    with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
-        model = getattr(transformers, KINDS[kind])(config).eval()
-        for name, parameter in model.named_parameters():
+        model = auto.from_config(config, attn_implementation="eager").eval()
+        for parameter in model.parameters():
             if parameter.ndim == 1:
-                base = 1.0 if "norm" in name.lower() and name.endswith("weight") else 0.0
-                torch.nn.init.normal_(parameter, mean=base, std=0.1)
+                parameter.add_(0.1 * torch.randn_like(parameter))
     return model
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    """Every kind in turn; a test that names its own kinds overrides this."""
+    return request.param
+
+
+@pytest.fixture(params=[kind for kind in KINDS if kind.endswith("tied")])
+def lm_kind(request: pytest.FixtureRequest) -> str:
+    """Every kind with a head for the next token."""
+    return request.param
 
 
 @pytest.fixture(scope="session")
@@ -71,15 +114,22 @@ def hf(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Any, P
 @pytest.fixture
 def task_of_kind() -> Callable[[str], str]:
     """kind -> the task to load it for."""
-    return lambda kind: {"tied": "lm", "untied": "lm"}.get(kind.split("-")[1], kind.split("-")[1])
+    return _task
+
+
+@pytest.fixture
+def auto_class() -> Callable[[str], Any]:
+    """kind -> the class of transformers that loads it."""
+    transformers = pytest.importorskip("transformers")
+    return lambda kind: getattr(transformers, AUTO[_task(kind)])
 
 
 @pytest.fixture
 def documents() -> Callable[..., list[list[int]]]:
-    """Lengths -> random documents, the same in every run."""
+    """Lengths -> random documents without the padding token, the same in every run."""
 
     def draw(lengths: list[int], seed: int = 0) -> list[list[int]]:
         generator = torch.Generator().manual_seed(seed)
-        return [torch.randint(0, 97, (n,), generator=generator).tolist() for n in lengths]
+        return [torch.randint(2, 97, (n,), generator=generator).tolist() for n in lengths]
 
     return draw

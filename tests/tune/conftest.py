@@ -29,7 +29,7 @@ BERT = ModelSpec(
     vocab_size=61, hidden_size=16, num_layers=2, intermediate_size=24, num_heads=2, num_kv_heads=2,
     head_dim=8, max_positions=64, is_causal=False, norm="layer_norm", norm_eps=1e-12,
     norm_first=False, position="learned", mlp="gelu", linear_bias=True, qkv_bias=True, num_types=2,
-    embedding_norm=True, has_pooler=True, initializer_range=0.2,
+    embedding_norm=True, pooling="first", pooler="tanh", initializer_range=0.2,
 )  # fmt: skip
 
 

@@ -1,10 +1,12 @@
 """Model families: each file maps one HF `model_type`: its config and tensor names, both ways."""
 
 from ftcore.errors import ModelError
-from ftcore.model.families import bert, qwen3
+from ftcore.model.families import bert, gpt2, llama, mistral, qwen2, qwen3
 from ftcore.model.families.family import Family
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (bert.FAMILY, qwen3.FAMILY)}
+FAMILIES: dict[str, Family] = {
+    module.FAMILY.name: module.FAMILY for module in (bert, gpt2, llama, mistral, qwen2, qwen3)
+}
 
 
 def family_of(config: dict, where: str) -> Family:

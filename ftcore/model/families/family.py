@@ -2,17 +2,23 @@
 
 A name table is a dict from HF pattern to our pattern; `{i}` stands for the layer number. The HF
 side is written without the prefix of the trunk (`model.`, `bert.`), which some checkpoints leave
-out: it is accepted either way when reading, and always written.
+out: it is accepted either way when reading, and always written. Where HF keeps several matrices in
+one, our side is the tuple of them, in the order of their rows.
 """
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+import torch
+from torch import Tensor
+
 from ftcore.errors import ModelError
 from ftcore.model.spec import ModelSpec
+
+NameTable = Mapping[str, str | tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -25,52 +31,82 @@ class Family:
     ignored                     HF patterns that a checkpoint may hold and we do not need
     to_spec                     config.json -> ModelSpec
     to_config                   ModelSpec -> the config.json keys that the spec decides
-    architectures               task ("lm", "classify", "trunk") -> HF class name
+    architectures               task ("lm", "mlm", "classify", "trunk") -> HF class name
+    transposed                  HF patterns of matrices stored (inputs, outputs)
+    fused_by_head               the rows of a fused matrix lie head by head, else part by part
     """
 
     name: str
     trunk_prefix: str
-    trunk_names: Mapping[str, str]
-    head_names: Mapping[str, str]
+    trunk_names: NameTable
+    head_names: NameTable
     ignored: tuple[str, ...]
     to_spec: Callable[[dict], ModelSpec]
     to_config: Callable[[ModelSpec], dict]
     architectures: Mapping[str, str]
+    transposed: tuple[str, ...] = ()
+    fused_by_head: bool = False
 
-    def to_ours(self, hf_name: str) -> str | None:
-        """Our name of an HF tensor or module, or None where the family does not know it."""
+    def to_ours(self, hf_name: str) -> tuple[str, ...]:
+        """Our names of an HF tensor or module; none where the family does not know it."""
         bare = hf_name.removeprefix(self.trunk_prefix)
         for table, name in ((self.trunk_names, bare), (self.head_names, hf_name)):
-            ours = _translate(name, table)
-            if ours is not None:
-                return ours
-        return None
+            for source, target in table.items():
+                targets = (target,) if isinstance(target, str) else target
+                found = [_renamed(name, source, one) for one in targets]
+                if found[0] is not None:
+                    return tuple(found)
+        return ()
 
     def to_hf(self, our_name: str, *, bare: bool = False) -> str:
         """HF name of one of our tensors or modules; `bare` leaves out the trunk's prefix."""
-        inverse = {ours: hf for hf, ours in self.trunk_names.items()}
-        hf_name = _translate(our_name, inverse)
-        if hf_name is not None:
-            return hf_name if bare else self.trunk_prefix + hf_name
-        hf_name = _translate(our_name, {ours: hf for hf, ours in self.head_names.items()})
-        if hf_name is None:
-            raise ModelError(f"{our_name}: the family {self.name} has no name for it")
-        return hf_name
+        prefix = "" if bare else self.trunk_prefix
+        for table, start in ((self.trunk_names, prefix), (self.head_names, "")):
+            for target, sources in table.items():
+                for source in (sources,) if isinstance(sources, str) else sources:
+                    hf_name = _renamed(our_name, source, target)
+                    if hf_name is not None:
+                        return start + hf_name
+        raise ModelError(f"{our_name}: the family {self.name} has no name for it")
 
     def is_ignored(self, hf_name: str) -> bool:
         """Whether a checkpoint may hold this tensor without our using it."""
-        return any(fnmatchcase(hf_name, pattern) for pattern in self.ignored)
+        return _matches(hf_name, self.ignored)
+
+    def hf_shape(self, hf_name: str, shape: Sequence[int]) -> list[int]:
+        """Shape of an HF tensor whose parts, ours, have the given shape each."""
+        whole = [shape[0] * len(self.to_ours(hf_name)), *shape[1:]]
+        return whole[::-1] if _matches(hf_name, self.transposed) else whole
+
+    def split(self, hf_name: str, tensor: Tensor, num_heads: int) -> list[Tensor]:
+        """Ours of one HF tensor, in the order of `to_ours`."""
+        rows = tensor.t() if _matches(hf_name, self.transposed) else tensor
+        num_parts = len(self.to_ours(hf_name))
+        if num_parts == 1:
+            return [rows]
+        num_blocks = num_heads if self.fused_by_head else 1
+        parts = rows.unflatten(0, (num_blocks, num_parts, -1))
+        return [part.flatten(0, 1) for part in parts.unbind(1)]
+
+    def join(self, hf_name: str, parts: Sequence[Tensor], num_heads: int) -> Tensor:
+        """The HF tensor of ours; undoes `split`."""
+        rows = parts[0]
+        if len(parts) > 1:
+            num_blocks = num_heads if self.fused_by_head else 1
+            blocks = [part.unflatten(0, (num_blocks, -1)) for part in parts]
+            rows = torch.stack(blocks, dim=1).flatten(0, 2)
+        return rows.t() if _matches(hf_name, self.transposed) else rows
 
 
-def _translate(name: str, table: Mapping[str, str]) -> str | None:
-    """Rewrite `name` by the first pattern of the table that is its whole or its module prefix."""
-    for source, target in table.items():
-        pattern = re.escape(source).replace(r"\{i\}", r"(?P<i>\d+)")
-        found = re.fullmatch(pattern + r"(?P<rest>(\.(weight|bias))?)", name)
-        if found:
-            layer = found.groupdict().get("i")
-            return (target if layer is None else target.format(i=layer)) + found["rest"]
-    return None
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _renamed(name: str, source: str, target: str) -> str | None:
+    """`name` with `source` made `target`, where that is its whole or its module prefix."""
+    pattern = re.escape(source).replace(r"\{i\}", r"(?P<i>\d+)")
+    found = re.fullmatch(pattern + r"(?P<rest>(\.(weight|bias))?)", name)
+    return found and target.replace("{i}", found.groupdict().get("i", "")) + found["rest"]
 
 
 def read_int(config: dict, key: str, *, default: int | None = None) -> int:
@@ -84,10 +120,10 @@ def read_int(config: dict, key: str, *, default: int | None = None) -> int:
     return value
 
 
-def read_float(config: dict, key: str, *, default: float) -> float:
+def read_float(config: dict, key: str, *, default: float | None = None) -> float:
     """A finite number >= 0 of a config.json.
 
-    raises  ModelError: not a number, negative or not finite
+    raises  ModelError: missing without default, not a number, negative or not finite
     """
     value = default if config.get(key) is None else config[key]
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:

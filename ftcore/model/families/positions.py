@@ -1,0 +1,96 @@
+"""Rotary angles and attention windows of a config.json, as newer and older files write them.
+
+newer   rope_parameters, with one entry per kind of layer where these differ; layer_types
+older   rope_theta and rope_scaling; a period after which one layer sees everything
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from ftcore.errors import ModelError
+from ftcore.model.families.family import read_float, read_int
+from ftcore.model.spec import ModelSpec
+
+WINDOWED, FULL = "sliding_attention", "full_attention"
+BANDS = ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+
+
+def read_rope(
+    config: dict, *, theta_key: str = "rope_theta", default_theta: float = 10000.0
+) -> dict[str, Any]:
+    """The spec's rope_theta, rope_factor and rope_bands.
+
+    theta_key   where older files keep the base
+    raises      ModelError: a scaling that is not known here, or one with parts missing
+    """
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    kind = rope.get("rope_type", rope.get("type")) if isinstance(rope, dict) else rope
+    if kind not in (None, "default", "linear", "llama3"):
+        raise ModelError(
+            f"config.json: rope_type = {kind!r}: only default, linear and llama3 are known. Set it"
+            " to default, which serves documents up to the length before scaling."
+        )
+    theta = read_float(
+        *((rope, "rope_theta") if "rope_theta" in rope else (config, theta_key)),
+        default=default_theta,
+    )
+    settings: dict[str, Any] = {"rope_theta": theta}
+    if kind in ("linear", "llama3"):
+        settings["rope_factor"] = read_float(rope, "factor")
+    if kind == "llama3":
+        low, high = (read_float(rope, key) for key in BANDS[:2])
+        settings["rope_bands"] = (low, high, read_int(rope, BANDS[2]))
+    return settings
+
+
+def rope_config(spec: ModelSpec) -> dict[str, Any]:
+    """`rope_parameters` of a spec."""
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": spec.rope_theta}
+    if spec.rope_factor != 1.0:
+        rope |= {"rope_type": "linear", "factor": spec.rope_factor}
+    if spec.rope_bands is not None:
+        rope |= {"rope_type": "llama3", **dict(zip(BANDS, spec.rope_bands, strict=True))}
+    return rope
+
+
+def read_two_ropes(
+    config: dict, *, theta: tuple[str, float], local_theta: tuple[str, float]
+) -> dict[str, Any]:
+    """The same, and local_rope_theta, where layers with a window have a base of their own.
+
+    theta, local_theta      key of older files and default
+    """
+    parts = config.get("rope_parameters") or {}
+    full = {**config, "rope_parameters": parts.get(FULL)}
+    local = {**config, "rope_parameters": parts.get(WINDOWED), "rope_scaling": None}
+    settings = read_rope(full, theta_key=theta[0], default_theta=theta[1])
+    near = read_rope(local, theta_key=local_theta[0], default_theta=local_theta[1])
+    if len(near) > 1:
+        raise ModelError(f"config.json: rope_parameters of {WINDOWED}: only rope_type = 'default'")
+    return settings | {"local_rope_theta": near["rope_theta"]}
+
+
+def two_ropes_config(spec: ModelSpec) -> dict[str, Any]:
+    """`rope_parameters` of a spec with a local base."""
+    local = {"rope_type": "default", "rope_theta": spec.local_rope_theta}
+    return {FULL: rope_config(spec), WINDOWED: local}
+
+
+def read_windows(config: dict, window: int, default_types: Sequence[str]) -> tuple[int, ...]:
+    """The window of each layer, 0 for none, by `layer_types`.
+
+    default_types   of files that do not name them
+    raises          ModelError: another kind of layer, or not one for each
+    """
+    types = config.get("layer_types") or default_types
+    if len(types) != len(default_types) or not set(types) <= {WINDOWED, FULL}:
+        raise ModelError(
+            f"config.json: layer_types = {types}: must name {WINDOWED} or {FULL} for each of"
+            f" {len(default_types)} layers"
+        )
+    return tuple(window if kind == WINDOWED else 0 for kind in types)
+
+
+def layer_types(spec: ModelSpec) -> list[str]:
+    """`layer_types` of a spec."""
+    return [WINDOWED if window else FULL for window in spec.windows]
