@@ -25,7 +25,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TextDataConfig:
-    """Plain text."""
+    """Plain text; rows with `messages` among it are chats, supervised on their answers."""
 
     train: tuple[str, ...] = ()
     """text files (.txt, .jsonl, .csv, .tsv, each also .gz), or builtin:corpus"""
@@ -37,8 +37,8 @@ class TextDataConfig:
     """column of the text in tables and json"""
     max_length: int = 512
     """tokens of one document; longer ones are cut into several, none is lost"""
-    copies: int = 80000
-    """copy tasks in the built-in corpus, rows"""
+    copies: int = 130000
+    """copy tasks in the built-in corpus, rows; half as many echoes come with them"""
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,9 @@ PRESETS: dict[str, dict[str, dict[str, dict[str, object]]]] = {
         "base": {
             "model": {"path": "builtin:base", "init": "random"},
             "data": {"train": ["builtin:corpus"], "dev": ["builtin:corpus"]},
-            "env": {"precision": "fp32"},
-            "optim": {"lr": 2e-3, "batch_size": 64, "weight_decay": 0.1},
-            "schedule": {"shape": "cosine", "warmup": 0.04, "final": 0.02},
-            "loop": {"save_every": 100},
+            "optim": {"lr": 2e-3, "batch_size": 32, "weight_decay": 0.1},
+            "schedule": {"shape": "cosine", "warmup": 0.02, "final": 0.02},
+            "loop": {"eval_every": 500, "save_every": 250},
         },
     },
     "sft": {

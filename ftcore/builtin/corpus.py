@@ -1,24 +1,27 @@
 """The pre-training corpus: what every machine with Python has, and synthetic copy tasks.
 
-Three sources: `docs` (the language reference in pydoc_data.topics, and the docstrings of the
-standard library as prose), `source` (its .py files), `copy` (copying.py). The committed base model
-and tokenizer were made with Python 3.11.7; another version gives another corpus, the same version
-always the same one. A file of the library, with its docstrings, is held out by a hash of its path.
+Four sources: `docs` (the language reference in pydoc_data.topics, and the docstrings of the
+standard library as prose), `source` (its .py files), `copy` and `echo` (copying.py). The committed
+base model and tokenizer were made with Python 3.11.7; another version gives another corpus, the
+same version always the same one. A file of the library, with its docstrings, is held out by a hash
+of its path. `python -m ftcore.builtin.corpus DIR` writes the held-out rows as jsonl.
 """
 
 import ast
 import hashlib
 import inspect
+import json
 import re
+import sys
 import sysconfig
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from pydoc_data.topics import topics
-from typing import Literal
+from typing import Any, Literal
 
-from .copying import copy_document
+from .copying import Messages, copy_task, echo_task
 from .values import Lexicon
 from .wording import wording
 
@@ -90,20 +93,39 @@ def often(items: Iterable[str], least: int) -> list[str]:
     return sorted(item for item, count in counts.items() if count >= least)
 
 
-def copy_documents(split: Split, seed: int, count: int) -> Iterator[dict[str, str]]:
+def copy_documents(split: Split, seed: int, count: int) -> Iterator[dict[str, Any]]:
     """The first `count` copy tasks of a split; each is a pure function of (split, seed, index)."""
-    for index in range(count):
-        name = f"copy/{split}/{seed}/{index}"
-        number = ((seed * 2 + (split == "heldout")) << 40) + index
-        yield {"id": name, "text": copy_document(lexicon(), number), "source": "copy"}
+    yield from _made("copy", copy_task, split, seed, count)
 
 
-def documents(split: Split, *, seed: int = 0, copies: int = 200_000) -> Iterator[dict[str, str]]:
-    """The corpus of one split: library first, then `copies` copy tasks.
+def documents(split: Split, *, seed: int = 0, copies: int = 130_000) -> Iterator[dict[str, Any]]:
+    """The corpus of one split: library, `copies` copy tasks, half as many echoes.
 
-    yields   {"id", "text", "source"}; source is "docs", "source" or "copy"
+    yields   {"id", "source", "text" or "messages"}; source is "docs", "source", "copy" or "echo"
     """
     for document in library_documents():
         if split_of(document["id"].split("#")[0]) == split:
             yield document
     yield from copy_documents(split, seed, copies)
+    yield from _made("echo", echo_task, split, seed, copies // 2)
+
+
+def _made(
+    source: str, make: Callable[[Lexicon, int], Messages], split: Split, seed: int, count: int
+) -> Iterator[dict[str, Any]]:
+    for index in range(count):
+        number = ((seed * 2 + (split == "heldout")) << 40) + index
+        yield {
+            "id": f"{source}/{split}/{seed}/{index}",
+            "messages": make(lexicon(), number),
+            "source": source,
+        }
+
+
+if __name__ == "__main__":
+    for name, sources in {"library": ("docs", "source"), "copies": ("copy",)}.items():
+        rows = [doc for doc in documents("heldout", copies=500) if doc["source"] in sources]
+        path = Path(sys.argv[1]) / f"{name}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+        print(f"{path}: {len(rows)} held-out rows")

@@ -15,6 +15,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
@@ -47,6 +48,14 @@ CONFIG = {
     "clean_up_tokenization_spaces": False,
     "chat_template": CHAT_TEMPLATE,
 }
+
+
+def text_of(document: dict[str, Any]) -> str:
+    """A document of the corpus as plain text, chats as CHAT_TEMPLATE renders them."""
+    if "text" in document:
+        return document["text"]
+    turns = document["messages"]
+    return "".join(f"<|im_start|>{t['role']}\n{t['content']}<|im_end|>\n" for t in turns)
 
 
 def assemble(vocab: dict[str, int], merges: Sequence[tuple[str, str]], pattern: str) -> Tokenizer:
@@ -106,5 +115,5 @@ def save(tokenizer: Tokenizer, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    corpus = documents("train", copies=COPIES)
-    save(train_tokenizer(document["text"] for document in corpus), Path(sys.argv[1]))
+    corpus = [doc for doc in documents("train", copies=COPIES) if doc["source"] != "echo"]
+    save(train_tokenizer(map(text_of, corpus)), Path(sys.argv[1]))

@@ -56,6 +56,12 @@ class Draw:
         syllables = ("onsets", "vowels") * self.between(1, 3)
         return "".join(map(self.one_of, (*syllables, "codas")))
 
+    def scrap(self) -> str:
+        """Up to eight characters from anywhere in the lexicon."""
+        text = self.pick(self.pick((self.lexicon.prose, self.lexicon.identifiers)))
+        start = self.between(0, len(text) - 1)
+        return text[start : start + self.between(1, 8)]
+
     def phrase(self) -> str:
         words = [self.word() for _ in range(self.between(2, 5))]
         if self.chance(0.25):

@@ -23,6 +23,7 @@ from ftcore.errors import DataError
 
 BUILTIN_CHAT = "builtin:chat"
 BUILTIN_CORPUS = "builtin:corpus"
+MESSAGES = "messages"  # the column that tells a chat from plain text
 
 
 @dataclass
@@ -110,14 +111,27 @@ def prepare(
 
 
 def prepare_text(config: TextDataConfig, tokenizer: Tokenizer) -> Prepared:
-    """Plain text, cut into documents of at most `config.max_length` tokens."""
+    """Plain text, cut into documents of at most `config.max_length` tokens, and chats among it.
+
+    A row with messages is a chat: its answers alone are supervised, and it is never cut. Beside
+    chats no bits per byte are counted, since not every byte is predicted.
+    """
     prepared = Prepared(Split([]), Split([]), {})
 
     def split(name: str, rows: list[Row]) -> Split:
-        kept, rejected = texts(rows, text=config.text)
-        encoded = encode_texts(kept, tokenizer, end=True, max_length=config.max_length)
+        plain = [row for row in rows if MESSAGES not in row.fields]
+        encoded, rejected, num_bytes = EncodedRows(), [], 0
+        if plain:
+            kept, rejected = texts(plain, text=config.text)
+            encoded = encode_texts(kept, tokenizer, end=True, max_length=config.max_length)
+            num_bytes = sum(len(t.text.encode()) for t in kept)
+        if len(plain) < len(rows):
+            talked, refused = chats([row for row in rows if MESSAGES in row.fields])
+            answers = encode_chats(talked, tokenizer)
+            encoded.documents += answers.documents
+            rejected, num_bytes = rejected + refused + answers.rejected, 0
         prepared.account(name, rejected, encoded)
-        return Split(encoded.documents, num_bytes=sum(len(t.text.encode()) for t in kept))
+        return Split(encoded.documents, num_bytes=num_bytes)
 
     if config.train:
         prepared.train = split("train", _text_rows(config.train, "train", config.copies))

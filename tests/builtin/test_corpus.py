@@ -9,9 +9,9 @@ import pytest
 from tokenizers import Tokenizer
 
 import ftcore.builtin
-from ftcore.builtin.copying import copy_document
+from ftcore.builtin.copying import copy_task
 from ftcore.builtin.corpus import copy_documents, documents, lexicon, split_of
-from ftcore.builtin.tokenizer import SPECIAL_TOKENS, VOCAB_SIZE, save, train_tokenizer
+from ftcore.builtin.tokenizer import SPECIAL_TOKENS, VOCAB_SIZE, save, text_of, train_tokenizer
 
 BASE = Path(ftcore.builtin.__file__).parent / "base"
 TURN = re.compile(r"<\|im_start\|>(\w+)\n(.*?)<\|im_end\|>\n", re.DOTALL)
@@ -31,18 +31,18 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def copies() -> list[str]:
-    return [document["text"] for document in copy_documents("train", 0, 5000)]
+    return [text_of(document) for document in copy_documents("train", 0, 5000)]
 
 
 def test_a_copy_document_depends_on_split_seed_and_index_alone(copies: list[str]) -> None:
-    assert [document["text"] for document in copy_documents("train", 0, 50)] == copies[:50]
-    assert copy_document(lexicon(), 49) == copies[49]
-    assert next(copy_documents("train", 1, 1))["text"] != copies[0]
+    assert [text_of(document) for document in copy_documents("train", 0, 50)] == copies[:50]
+    assert text_of({"messages": copy_task(lexicon(), 49)}) == copies[49]
+    assert text_of(next(copy_documents("train", 1, 1))) != copies[0]
 
 
 def test_copy_documents_are_distinct_within_and_across_splits(copies: list[str]) -> None:
     assert len(set(copies)) >= 0.999 * len(copies)
-    heldout = {document["text"] for document in copy_documents("heldout", 0, 1000)}
+    heldout = {text_of(document) for document in copy_documents("heldout", 0, 1000)}
     assert len(heldout & set(copies)) <= 1
 
 
@@ -64,6 +64,15 @@ def test_copy_documents_are_whole_chat_turns(copies: list[str]) -> None:
         rebuilt = "".join(f"<|im_start|>{role}\n{said}<|im_end|>\n" for role, said in turns)
         assert rebuilt == text
         assert turns[-1][0] == "assistant" and all(said for _, said in turns)
+
+
+def test_echoes_are_repeated_and_distinct() -> None:
+    made = [doc for doc in documents("train", copies=2000) if doc["source"] == "echo"]
+    said = [[turn["content"] for turn in doc["messages"]] for doc in made]
+    assert len(said) == 1000 and all(asked and asked == answered for asked, answered in said)
+    assert len({asked for asked, _ in said}) == 1000
+    heldout = [doc for doc in documents("heldout", copies=2000) if doc["source"] == "echo"]
+    assert not {doc["messages"][0]["content"] for doc in heldout} & {asked for asked, _ in said}
 
 
 def test_values_of_json_answers_stand_in_the_prompt(copies: list[str]) -> None:
@@ -106,7 +115,7 @@ def test_a_word_keeps_its_pieces_after_a_space(tokenizer: Tokenizer, copies: lis
 
 
 def test_training_is_deterministic_and_saves_a_loadable_folder(tmp_path: Path) -> None:
-    texts = [document["text"] for document in islice(documents("train", copies=0), 150)]
+    texts = [text_of(document) for document in islice(documents("train", copies=0), 150)]
     trained = train_tokenizer(texts)
     assert trained.get_vocab_size() == VOCAB_SIZE
     assert trained.to_str() == train_tokenizer(texts).to_str()
