@@ -1,6 +1,7 @@
 """Tiny random models of transformers, saved to folders, as the oracle of ours.
 
-A kind is `variant-task`: a variant of a family, and trunk, classify, mlm, tied or untied.
+A kind is `variant-task`: a variant of a family, and trunk, classify, mlm, mlm_untied, tied or
+untied (the last two with a head for the next token).
 """
 
 from collections.abc import Callable
@@ -42,12 +43,17 @@ DECODERS = {
     "mistral": ("mistral", GROUPED | {"sliding_window": 20}),
     "qwen2": ("qwen2", GROUPED),
 }
-ENCODERS = {"bert": ("bert", {})}
+ENCODERS = {
+    "bert": ("bert", {}),
+    "roberta": ("roberta", {"type_vocab_size": 1, "pad_token_id": 1}),
+    "distilbert": ("distilbert", {"hidden_dim": 48}),
+}
 VARIANTS = DECODERS | ENCODERS
 LABELS = {0: "bad", 1: "fair", 2: "good"}
 KINDS = [
     *(f"{name}-{task}" for name in DECODERS for task in ("tied", "untied", "trunk", "classify")),
-    *(f"{name}-{task}" for name in ENCODERS for task in ("trunk", "classify")),
+    *(f"{name}-{task}" for name in ENCODERS for task in ("trunk", "classify", "mlm")),
+    "distilbert-mlm_untied",
 ]
 AUTO = {
     "trunk": "AutoModel",
@@ -58,7 +64,7 @@ AUTO = {
 
 
 def _task(kind: str) -> str:
-    task = kind.split("-")[1]
+    task = kind.split("-")[1].removesuffix("_untied")
     return "lm" if task in ("tied", "untied") else task
 
 
@@ -70,7 +76,7 @@ def _build(kind: str) -> torch.nn.Module:
     settings = SHARED | own
     if task == "classify":
         settings |= {"id2label": LABELS, "label2id": {v: k for k, v in LABELS.items()}}
-    if variant in DECODERS:
+    if variant in DECODERS or task.endswith("untied"):
         settings |= {"tie_word_embeddings": task == "tied"}
     config = transformers.AutoConfig.for_model(model_type, **settings)
     auto = getattr(transformers, AUTO[_task(kind)])
@@ -89,7 +95,7 @@ def kind(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture(params=[kind for kind in KINDS if kind.endswith("tied")])
+@pytest.fixture(params=[kind for kind in KINDS if _task(kind) == "lm"])
 def lm_kind(request: pytest.FixtureRequest) -> str:
     """Every kind with a head for the next token."""
     return request.param

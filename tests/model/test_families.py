@@ -179,6 +179,9 @@ def test_rope_theta_of_older_and_newer_files(hf) -> None:
         ("bert-trunk", {"hidden_act": "relu"}, "hidden_act = 'relu': only 'gelu' is known"),
         ("bert-trunk", {"num_attention_heads": 5}, "must be a multiple of num_attention_heads"),
         ("bert-trunk", {"is_decoder": True}, "is_decoder = True: only False is known"),
+        ("bert-mlm", {"tie_word_embeddings": False}, "tie_word_embeddings = False: only True"),
+        ("roberta-mlm", {"hidden_act": "relu"}, "hidden_act = 'relu': only 'gelu' is known"),
+        ("distilbert-mlm", {"activation": "relu"}, "activation = 'relu': only 'gelu' is known"),
     ],
 )
 def test_refuses_what_a_family_does_not_have(kind, change, message, hf) -> None:
@@ -187,7 +190,9 @@ def test_refuses_what_a_family_does_not_have(kind, change, message, hf) -> None:
         family_of(config, "config.json").to_spec(config)
 
 
-def test_document_longer_than_the_positions(hf, documents) -> None:
-    model = load_model(hf("bert-trunk")[1], task="trunk", dtype=torch.float32).model
-    with pytest.raises(ModelError, match="a document has 641 tokens, the model has positions for"):
-        layer_states(model, documents([641]), [[0] * 641])
+@pytest.mark.parametrize(("kind", "most"), [("bert-trunk", 640), ("roberta-trunk", 638)])
+def test_document_longer_than_the_positions(kind, most, hf, documents) -> None:
+    model = load_model(hf(kind)[1], task="trunk", dtype=torch.float32).model
+    layer_states(model, documents([most]), [[0] * most])
+    with pytest.raises(ModelError, match=f"has {most + 1} tokens, the model has positions for"):
+        layer_states(model, documents([most + 1]), [[0] * (most + 1)])

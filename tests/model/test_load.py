@@ -44,13 +44,29 @@ def test_transformers_loads_what_we_save(kind, hf, task_of_kind, auto_class, tmp
     loaded = load_model(folder, task=task_of_kind(kind), dtype=torch.float32)
     save_model(loaded, tmp_path, max_shard_bytes=9_000)
     theirs, report = auto_class(kind).from_pretrained(tmp_path, output_loading_info=True)
-    pooler = {"pooler.dense.weight", "pooler.dense.bias"} if kind == "bert-trunk" else set()
+    pooled = kind in ("bert-trunk", "roberta-trunk")
+    pooler = {"pooler.dense.weight", "pooler.dense.bias"} if pooled else set()
     assert set(report["missing_keys"]) == pooler and not report["unexpected_keys"]
     assert type(theirs) is type(oracle) and theirs.dtype == torch.float32
     mine = {n: t for n, t in theirs.state_dict().items() if n not in pooler}
     assert all(torch.equal(tensor, oracle.state_dict()[name]) for name, tensor in mine.items())
     before, after = oracle.config.to_dict(), theirs.config.to_dict()
     assert {k for k in before if before[k] != after.get(k)} <= {"architectures", "_name_or_path"}
+
+
+def test_a_masked_lm_becomes_a_classifier(hf) -> None:
+    """Its own head is not needed, and only what a classifier adds is new."""
+    for variant in ("bert", "roberta", "distilbert"):
+        loaded = load_model(
+            hf(f"{variant}-mlm")[1],
+            task="classify",
+            dtype=torch.float32,
+            num_labels=3,
+            generator=generator(),
+        )
+        parts = [f"head.{m}.{p}" for m in ("pooler", "classifier") for p in ("weight", "bias")]
+        assert sorted(loaded.accounting.new) == sorted(parts)
+        assert len(loaded.accounting.ignored) >= 5
 
 
 def test_a_classifier_keeps_its_labels(hf, tmp_path) -> None:
@@ -185,7 +201,7 @@ def test_config_keeps_unknown_keys_and_has_one_dtype(hf, tmp_path) -> None:
         ('{"model_type": "mamba"}', "model_type is 'mamba'; this code knows bert, "),
         ('{"model_type": ["bert"]}', "model_type is .'bert'.; this code knows bert, "),
         ('{"model_type": "qwen3"}', "config.json: hidden_size = None: must be an integer"),
-        ('{"model_type": "bert"}', "bert has no head for the task 'lm'; it has classify, trunk"),
+        ('{"model_type": "bert"}', "bert has no head for the task 'lm'; it has mlm, classify, "),
     ],
 )
 def test_refuses_a_config(text, message, tmp_path) -> None:

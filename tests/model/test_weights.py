@@ -73,6 +73,19 @@ def test_names_with_and_without_the_prefix(hf, folder) -> None:
     assert all(torch.equal(ours[name], true[name]) for name in true)
 
 
+def test_norms_of_older_files(hf, tmp_path) -> None:
+    folder = Path(shutil.copytree(hf("bert-mlm")[1], tmp_path / "model"))
+    older = {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("Norm.bias", "Norm.beta"): t
+        for name, t in load_file(folder / SINGLE).items()
+    }
+    assert sum(name.endswith((".gamma", ".beta")) for name in older) == 2 * (1 + 2 * 3 + 1)
+    save_file(older, folder / SINGLE)
+    ours = load_model(folder, task="mlm", dtype=torch.float32).model.state_dict()
+    true = load_model(hf("bert-mlm")[1], task="mlm", dtype=torch.float32).model.state_dict()
+    assert all(torch.equal(ours[name], true[name]) for name in true)
+
+
 @pytest.mark.parametrize("cut", [4, 100, -1])
 def test_truncated_file(folder, cut) -> None:
     raw = (folder / SINGLE).read_bytes()

@@ -6,17 +6,37 @@ source  Devlin et al. 2019, arXiv:1810.04805; HF layout of `BertModel`
 from ftcore.model.families.family import Family, expect, read_float, read_heads, read_int
 from ftcore.model.spec import ModelSpec
 
-LAYER = "encoder.layer.{i}"
+LAYER, OURS = "encoder.layer.{i}", "trunk.layers.{i}"
+NAMES = {
+    "embeddings.word_embeddings": "trunk.embed_tokens",
+    "embeddings.position_embeddings": "trunk.embed_positions",
+    "embeddings.token_type_embeddings": "trunk.embed_types",
+    "embeddings.LayerNorm": "trunk.embed_norm",
+    f"{LAYER}.attention.self.query": f"{OURS}.self_attn.q_proj",
+    f"{LAYER}.attention.self.key": f"{OURS}.self_attn.k_proj",
+    f"{LAYER}.attention.self.value": f"{OURS}.self_attn.v_proj",
+    f"{LAYER}.attention.output.dense": f"{OURS}.self_attn.o_proj",
+    f"{LAYER}.attention.output.LayerNorm": f"{OURS}.input_layernorm",
+    f"{LAYER}.intermediate.dense": f"{OURS}.mlp.up_proj",
+    f"{LAYER}.output.dense": f"{OURS}.mlp.down_proj",
+    f"{LAYER}.output.LayerNorm": f"{OURS}.post_attention_layernorm",
+}
 
 
 def to_spec(config: dict) -> ModelSpec:
     """Read a BERT config.json.
 
-    raises  ModelError: a size out of range; an activation or position scheme not known here
+    raises  ModelError: a size out of range; an activation or position scheme not known here; a
+            masked-LM head that is not tied to the embeddings
     """
     expect(
         config,
-        {"hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False},
+        {
+            "hidden_act": "gelu",
+            "position_embedding_type": "absolute",
+            "is_decoder": False,
+            "tie_word_embeddings": True,
+        },
     )
     hidden_size = read_int(config, "hidden_size", default=768)
     num_heads = read_int(config, "num_attention_heads", default=12)
@@ -68,24 +88,25 @@ def to_config(spec: ModelSpec) -> dict:
 FAMILY = Family(
     name="bert",
     trunk_prefix="bert.",
-    trunk_names={
-        "embeddings.word_embeddings": "trunk.embed_tokens",
-        "embeddings.position_embeddings": "trunk.embed_positions",
-        "embeddings.token_type_embeddings": "trunk.embed_types",
-        "embeddings.LayerNorm": "trunk.embed_norm",
-        f"{LAYER}.attention.self.query": "trunk.layers.{i}.self_attn.q_proj",
-        f"{LAYER}.attention.self.key": "trunk.layers.{i}.self_attn.k_proj",
-        f"{LAYER}.attention.self.value": "trunk.layers.{i}.self_attn.v_proj",
-        f"{LAYER}.attention.output.dense": "trunk.layers.{i}.self_attn.o_proj",
-        f"{LAYER}.attention.output.LayerNorm": "trunk.layers.{i}.input_layernorm",
-        f"{LAYER}.intermediate.dense": "trunk.layers.{i}.mlp.up_proj",
-        f"{LAYER}.output.dense": "trunk.layers.{i}.mlp.down_proj",
-        f"{LAYER}.output.LayerNorm": "trunk.layers.{i}.post_attention_layernorm",
-        "pooler.dense": "head.pooler",
+    trunk_names=NAMES | {"pooler.dense": "head.pooler"},
+    head_names={
+        "classifier": "head.classifier",
+        "cls.predictions.transform.dense": "head.transform.dense",
+        "cls.predictions.transform.LayerNorm": "head.transform.norm",
+        "cls.predictions.decoder.weight": "head.lm_head.weight",
+        "cls.predictions.bias": "head.lm_head.bias",
     },
-    head_names={"classifier": "head.classifier"},
-    ignored=("*embeddings.position_ids", "cls.*", "*pooler.dense.*"),
+    ignored=(
+        "*embeddings.position_ids",
+        "*pooler.dense.*",
+        "cls.seq_relationship.*",
+        "cls.predictions.decoder.bias",  # HF: the same tensor as cls.predictions.bias
+    ),
     to_spec=to_spec,
     to_config=to_config,
-    architectures={"classify": "BertForSequenceClassification", "trunk": "BertModel"},
+    architectures={
+        "mlm": "BertForMaskedLM",
+        "classify": "BertForSequenceClassification",
+        "trunk": "BertModel",
+    },
 )

@@ -49,6 +49,8 @@ class Family:
 
     def to_ours(self, hf_name: str) -> tuple[str, ...]:
         """Our names of an HF tensor or module; none where the family does not know it."""
+        # HF: files of 2018 call a norm's weight gamma and its bias beta.
+        hf_name = re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", hf_name))
         bare = hf_name.removeprefix(self.trunk_prefix)
         for table, name in ((self.trunk_names, bare), (self.head_names, hf_name)):
             for source, target in table.items():
