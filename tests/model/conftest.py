@@ -42,18 +42,34 @@ DECODERS = {
     "llama_linear": ("llama", {"rope_parameters": LINEAR, "head_dim": 12}),
     "mistral": ("mistral", GROUPED | {"sliding_window": 20}),
     "qwen2": ("qwen2", GROUPED),
+    "neox": ("gpt_neox", {"rope_parameters": {"partial_rotary_factor": 0.5, "rope_theta": 1e4}}),
+    "neox_serial": ("gpt_neox", {"use_parallel_residual": False}),
+    "gemma2": (
+        "gemma2",
+        GROUPED
+        | {"head_dim": 12, "query_pre_attn_scalar": 17, "sliding_window": 20}
+        | {"attn_logit_softcapping": 3.0, "final_logit_softcapping": 2.0},
+    ),
+    "gemma3": (
+        "gemma3_text",
+        GROUPED
+        | {"head_dim": 12, "query_pre_attn_scalar": 17, "sliding_window": 20}
+        | {"num_hidden_layers": 7, "rope_parameters": {"full_attention": LINEAR}},
+    ),
 }
 ENCODERS = {
     "bert": ("bert", {}),
     "roberta": ("roberta", {"type_vocab_size": 1, "pad_token_id": 1}),
     "distilbert": ("distilbert", {"hidden_dim": 48}),
+    "modernbert": ("modernbert", {"local_attention": 20, "num_hidden_layers": 4}),
+    "modernbert_mean": ("modernbert", {"classifier_pooling": "mean", "norm_eps": 1e-4}),
 }
 VARIANTS = DECODERS | ENCODERS
 LABELS = {0: "bad", 1: "fair", 2: "good"}
 KINDS = [
     *(f"{name}-{task}" for name in DECODERS for task in ("tied", "untied", "trunk", "classify")),
     *(f"{name}-{task}" for name in ENCODERS for task in ("trunk", "classify", "mlm")),
-    "distilbert-mlm_untied",
+    *(f"{name}-mlm_untied" for name in ("distilbert", "modernbert")),
 ]
 AUTO = {
     "trunk": "AutoModel",
@@ -83,9 +99,12 @@ def _build(kind: str) -> torch.nn.Module:
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
         model = auto.from_config(config, attn_implementation="eager").eval()
-        for parameter in model.parameters():
+        for name, parameter in model.named_parameters():
             if parameter.ndim == 1:
                 parameter.add_(0.1 * torch.randn_like(parameter))
+            # Gemma: norms of outputs, which would add a variance of 1 in each sub-layer.
+            if "gemma" in model_type and ".post_" in name:
+                parameter.sub_(0.8)
     return model
 
 

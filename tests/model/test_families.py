@@ -1,6 +1,7 @@
 """Our models against transformers: every layer, packed documents against each one alone."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -82,7 +83,88 @@ def test_parity_sees_a_mutant(kind, hf, documents, task_of_kind) -> None:
     assert errors[0] <= 1e-5 and errors[1] <= 1e-5 < errors[2]
 
 
-@pytest.mark.parametrize("kind", ["bert-trunk", "qwen3-tied"])
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        ("gemma2-tied", {"attention_softcap": 3.3}),
+        ("gemma2-tied", {"logit_softcap": 2.01}),
+        ("gemma2-tied", {"attention_scale": 18**-0.5}),
+        ("gemma2-tied", {"embedding_scale": 5.65}),
+        ("gemma2-tied", {"norm_offset": 1.001}),
+        ("gemma2-tied", {"windows": (21, 0, 21)}),
+        ("gemma2-tied", {"mlp": "geglu"}),
+        ("gemma3-tied", {"local_rope_theta": 1.1e4}),
+        ("gemma3-tied", {"local_rope_theta": None}),
+        ("gemma3-tied", {"rope_factor": 2.6}),
+        ("gemma3-tied", {"windows": (20, 20, 20, 20, 0, 20, 20)}),
+        ("llama-tied", {"rope_bands": (1.0, 3.9, 64)}),
+        ("llama-tied", {"rope_bands": None}),
+        ("llama_linear-tied", {"rope_factor": 2.6}),
+        ("mistral-tied", {"windows": (20, 21, 20)}),
+        ("neox-tied", {"rope_dim": 2}),
+        ("neox-tied", {"is_parallel": False}),
+        ("neox_serial-tied", {"is_parallel": True}),
+        ("gpt2-tied", {"mlp": "gelu"}),
+        ("roberta-mlm", {"position_offset": 1, "max_positions": 639}),
+        ("distilbert-classify", {"pooler": "tanh"}),
+        ("modernbert-mlm", {"windows": (0, 12, 11, 0)}),
+        ("modernbert-mlm", {"local_rope_theta": 1.1e4}),
+        ("modernbert-mlm", {"mlp": "geglu_tanh"}),
+        ("modernbert-classify", {"pooling": "mean"}),
+        ("modernbert_mean-classify", {"pooling": "first"}),
+    ],
+)
+def test_parity_sees_each_switch(kind, change, hf, documents, task_of_kind) -> None:
+    oracle, folder = hf(kind)
+    model = load_model(folder, task=task_of_kind(kind), dtype=torch.float32).model
+    assert getattr(model.spec, next(iter(change))) != next(iter(change.values()))
+    is_classifier = isinstance(model.head, ClassificationHead)
+    mutant = Model(replace(model.spec, **change), num_labels=3 if is_classifier else None).eval()
+    mutant.load_state_dict(model.state_dict())
+    tokens = documents([130, 3])
+    types = [[0] * len(document) for document in tokens]
+    theirs = hf_layer_states(oracle, tokens, types)
+    errors = [
+        max(
+            (mine - true).abs().max()
+            for mine, true in zip(layer_states(m, tokens, types), theirs, strict=True)
+        )
+        for m in (model, mutant)
+    ]
+    assert errors[0] <= 1e-5 < errors[1]
+
+
+@pytest.mark.parametrize("name", ["gemma3_text", "modernbert"])
+def test_windows_of_files_that_do_not_list_them(name) -> None:
+    """Older files: a period, keys of their own for the two bases, a scaling of the one."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 9, "num_attention_heads": 4}
+    older = {
+        "gemma3_text": {
+            "sliding_window_pattern": 4,
+            "intermediate_size": 48,
+            "rope_theta": 5e5,
+            "rope_local_base_freq": 2e4,
+            "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+        },
+        "modernbert": {
+            "global_attn_every_n_layers": 4,
+            "global_rope_theta": 5e5,
+            "local_rope_theta": 2e4,
+        },
+    }[name]
+    spec = FAMILIES[name].to_spec(sizes | older)
+    theirs = transformers.AutoConfig.for_model(name, **sizes, **older)
+    assert ["full_attention" if not w else "sliding_attention" for w in spec.windows] == (
+        theirs.layer_types
+    )
+    full = theirs.rope_parameters["full_attention"]
+    assert spec.rope_theta == full["rope_theta"] == 5e5
+    assert spec.rope_factor == full.get("factor", 1.0)
+    assert spec.local_rope_theta == theirs.rope_parameters["sliding_attention"]["rope_theta"] == 2e4
+
+
+@pytest.mark.parametrize("kind", ["bert-trunk", "qwen3-tied", "gemma2-tied", "modernbert-mlm"])
 def test_other_documents_change_no_bit(kind, hf, documents, task_of_kind) -> None:
     _, folder = hf(kind)
     model = load_model(folder, task=task_of_kind(kind), dtype=torch.float32).model
@@ -172,6 +254,20 @@ def test_rope_theta_of_older_and_newer_files(hf) -> None:
             "must be a multiple of num_attention",
         ),
         ("mistral-tied", {"sliding_window": 0}, "sliding_window = 0: must be an integer in"),
+        ("neox-tied", {"hidden_act": "relu"}, "hidden_act = 'relu': only 'gelu' is known"),
+        ("gemma2-tied", {"hidden_activation": "gelu"}, "only 'gelu_pytorch_tanh' is known"),
+        ("gemma2-tied", {"layer_types": ["full_attention"]}, "layer_types = .* for each of 3"),
+        ("gemma2-tied", {"layer_types": ["linear"] * 3}, "layer_types = .'linear'.*: must name"),
+        ("gemma2-tied", {"use_bidirectional_attention": True}, "only a causal Gemma is known"),
+        ("gemma3-tied", {"final_logit_softcapping": 30.0}, "= 30.0: only None is known"),
+        (
+            "gemma3-tied",
+            {"rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 2.0}}},
+            "rope_parameters of sliding_attention: only rope_type = 'default'",
+        ),
+        ("modernbert-mlm", {"norm_bias": True}, "norm_bias = True: only False is known"),
+        ("modernbert-mlm", {"mlp_dropout": 0.1}, "mlp_dropout = 0.1: only 0.0 is known"),
+        ("modernbert-mlm", {"classifier_pooling": "max"}, "'max': must be cls or mean"),
         ("gpt2-tied", {"activation_function": "relu"}, "only 'gelu_new' is known"),
         ("gpt2-tied", {"scale_attn_weights": False}, "scale_attn_weights = False: only True"),
         ("qwen3-tied", {"use_sliding_window": True}, "use_sliding_window = True: only False"),

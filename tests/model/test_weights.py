@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ftcore.errors import ModelError
+from ftcore.model.families import FAMILIES
 from ftcore.model.load import load_model, save_model
 from ftcore.model.weights import INDEX, SINGLE, save_weights, tensor_files
 
@@ -71,6 +72,43 @@ def test_names_with_and_without_the_prefix(hf, folder) -> None:
     ours = load_model(folder, task="lm", dtype=torch.float32).model.state_dict()
     true = load_model(hf("qwen3-untied")[1], task="lm", dtype=torch.float32).model.state_dict()
     assert all(torch.equal(ours[name], true[name]) for name in true)
+
+
+def test_fused_rows_and_transposed_matrices() -> None:
+    """By hand: 2 heads of width 2, so 12 fused rows, numbered by their place on disk."""
+    rows_12 = torch.arange(12.0)
+    matrix = rows_12[:, None] + torch.zeros(12, 4)
+    names = {
+        "gpt2": "transformer.h.1.attn.c_attn",
+        "modernbert": "model.layers.1.attn.Wqkv",
+        "gpt_neox": "gpt_neox.layers.1.attention.query_key_value",
+    }
+    for family, name in names.items():
+        family = FAMILIES[family]
+        assert [ours[-6] for ours in family.to_ours(name)] == ["q", "k", "v"]
+        by_part, by_head = [0, 1, 2, 3], [0, 1, 6, 7]
+        first = by_head if family.fused_by_head else by_part
+        bias = family.split(f"{name}.bias", rows_12, 2)
+        assert bias[0].tolist() == first
+        stored = matrix.t() if family.name == "gpt2" else matrix
+        parts = family.split(f"{name}.weight", stored, 2)
+        assert all(
+            torch.equal(w[:, 0], b) and w.shape == (4, 4) for w, b in zip(parts, bias, strict=True)
+        )
+        assert torch.equal(family.join(f"{name}.weight", parts, 2), stored)
+        assert torch.equal(family.join(f"{name}.bias", bias, 2), rows_12)
+        assert family.hf_shape(f"{name}.weight", [4, 4]) == list(stored.shape)
+
+
+def test_a_fused_tensor_is_missing_or_mis_shaped_once(hf, tmp_path) -> None:
+    folder = Path(shutil.copytree(hf("gpt2-tied")[1], tmp_path / "model"))
+    tensors = load_file(folder / SINGLE)
+    del tensors["transformer.h.1.attn.c_attn.weight"]
+    tensors["transformer.h.0.attn.c_attn.weight"] = torch.zeros(96, 32)
+    save_file(tensors, folder / SINGLE)
+    message = refuse(folder)
+    assert "missing: transformer.h.1.attn.c_attn.weight\n" in message
+    assert "transformer.h.0.attn.c_attn.weight is [96, 32], must be [32, 96]\n" in message
 
 
 def test_norms_of_older_files(hf, tmp_path) -> None:

@@ -1,12 +1,28 @@
 """Model families: each file maps one HF `model_type`: its config and tensor names, both ways."""
 
 from ftcore.errors import ModelError
-from ftcore.model.families import bert, distilbert, gpt2, llama, mistral, qwen2, qwen3, roberta
+from ftcore.model.families import (
+    bert,
+    distilbert,
+    gemma2,
+    gemma3,
+    gpt2,
+    gpt_neox,
+    llama,
+    mistral,
+    modernbert,
+    qwen2,
+    qwen3,
+    roberta,
+)
 from ftcore.model.families.family import Family
 
 FAMILIES: dict[str, Family] = {
     module.FAMILY.name: module.FAMILY
-    for module in (bert, distilbert, gpt2, llama, mistral, qwen2, qwen3, roberta)
+    for module in (
+        *(bert, distilbert, modernbert, roberta),
+        *(gemma2, gemma3, gpt2, gpt_neox, llama, mistral, qwen2, qwen3),
+    )
 }
 
 
