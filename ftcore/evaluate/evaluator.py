@@ -62,8 +62,12 @@ def evaluate_classes(
     *,
     max_tokens: int,
     device: torch.device,
-) -> tuple[ClassificationMetrics, list[dict[str, Any]]]:
-    """Predicted class of each document: the metrics, and one prediction row a document."""
+) -> tuple[dict[str, float], ClassificationMetrics, list[dict[str, Any]]]:
+    """Predicted class of each document.
+
+    returns   loss (nats a document) and the metrics; the metrics themselves, for tables; one
+              prediction row a document
+    """
     model.eval()
     logits_BK: dict[int, Tensor] = {}
     for indices, batch in streams(documents, max_tokens, device):
@@ -72,8 +76,10 @@ def evaluate_classes(
             logits_BK[index] = logits_K.cpu()
     metrics = ClassificationMetrics(labels)
     rows = []
+    loss_sum = 0.0
     for index, document in enumerate(documents):
         predicted = int(logits_BK[index].argmax())
+        loss_sum -= float(logits_BK[index].log_softmax(-1)[document.labels])
         metrics.update([document.labels], [predicted])
         rows.append({
             "row_id": document.row_id,
@@ -81,7 +87,7 @@ def evaluate_classes(
             "predicted": labels[predicted],
             "probabilities": [round(p, 6) for p in logits_BK[index].softmax(-1).tolist()],
         })
-    return metrics, rows
+    return {"loss": loss_sum / len(documents), **metrics.compute()}, metrics, rows
 
 
 def answer(

@@ -64,29 +64,28 @@ class Suite:
 
     def dev(self, model: Model, split: Split) -> dict[str, float]:
         """What the loop shows and chooses the best checkpoint by; nothing is generated."""
-        values = self._loss(model, split)
         if self.task == "classify":
-            metrics = evaluate_classes(model, split.documents, self.labels, **self._limits())[0]
-            scores = metrics.compute()
-            values |= {name: scores[name] for name in ("accuracy", "f1_macro")}
+            scores = evaluate_classes(model, split.documents, self.labels, **self._limits())[0]
+            values = {name: scores[name] for name in ("loss", "accuracy", "f1_macro")}
+        else:
+            values = self._loss(model, split)
         return {f"eval/{name}": value for name, value in values.items()}
 
     def tests(self, model: Model, splits: Mapping[str, Split]) -> Results:
         """Loss of every split; classes or generated answers where the task has them."""
         results = Results()
         for name, split in splits.items():
-            values = self._loss(model, split)
-            rows: list[dict[str, Any]] = []
             if self.task == "classify":
-                metrics, rows = evaluate_classes(
+                values, metrics, rows = evaluate_classes(
                     model, split.documents, self.labels, **self._limits()
                 )
-                values |= metrics.compute()
                 results.tables += [
                     f"{name}, by class\n{per_class_table(metrics.per_class())}",
                     f"{name}, most confused\n{confusion_table(metrics)}",
                 ]
-            elif split.chats:
+            else:
+                values, rows = self._loss(model, split), []
+            if split.chats:
                 answers, rows = evaluate_answers(
                     model,
                     self.tokenizer,
@@ -100,16 +99,13 @@ class Suite:
         return results
 
     def _loss(self, model: Model, split: Split) -> dict[str, float]:
-        values = evaluate_loss(
+        return evaluate_loss(
             model,
             TASKS[self.task].loss,
             split.documents,
             num_bytes=split.num_bytes,
             **self._limits(),
         )
-        if self.task == "classify":
-            values.pop("perplexity")  # of tokens, which a classifier does not predict
-        return values
 
     def _limits(self) -> dict[str, Any]:
         return {"max_tokens": self.config.loop.micro_batch_tokens, "device": self.device}
