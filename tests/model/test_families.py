@@ -134,6 +134,19 @@ def test_parity_sees_each_switch(kind, change, hf, documents, task_of_kind) -> N
     assert errors[0] <= 1e-5 < errors[1]
 
 
+@pytest.mark.parametrize("kind", ["gemma2-tied", "bert-mlm", "distilbert-mlm_untied"])
+def test_the_head_gives_the_loss_of_its_logits(kind, hf, task_of_kind) -> None:
+    model = load_model(hf(kind)[1], task=task_of_kind(kind), dtype=torch.float32).model
+    h_MC = torch.randn(5, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    labels_M, weights_M = torch.arange(5), torch.tensor([1.0, 0.5, 0.0, 2.0, 1.0])
+    loss, weight = model.head.loss(h_MC, labels_M, weights_M)
+    (grad,) = torch.autograd.grad(loss, h_MC)
+    nll_M = -model.head(h_MC).log_softmax(-1)[range(5), labels_M]
+    torch.testing.assert_close(loss, (nll_M * weights_M).sum())
+    torch.testing.assert_close(grad, torch.autograd.grad((nll_M * weights_M).sum(), h_MC)[0])
+    assert weight == weights_M.sum()
+
+
 @pytest.mark.parametrize("name", ["gemma3_text", "modernbert"])
 def test_windows_of_files_that_do_not_list_them(name) -> None:
     """Older files: a period, keys of their own for the two bases, a scaling of the one."""
