@@ -1,8 +1,9 @@
 """Text to token ids and back, through the `tokenizers` library: one path for training and serving.
 
-A tokenizer folder holds tokenizer.json, or BERT's vocab.txt; beside it tokenizer_config.json,
-special_tokens_map.json and chat_template.jinja where the model has them. The files are kept as they
-were read, so `save` writes the same bytes and `digest` identifies them.
+A tokenizer folder holds tokenizer.json, or BERT's vocab.txt, or vocab.json and merges.txt of GPT-2
+and RoBERTa; beside it tokenizer_config.json, special_tokens_map.json and chat_template.jinja where
+the model has them. The files are kept as they were read, so `save` writes the same bytes and
+`digest` identifies them.
 
 Nothing is ever cut or padded: whatever tokenizer.json says about truncation and padding is switched
 off. Offsets count characters of the text, and every character belongs to some token: byte-level
@@ -23,8 +24,16 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from ftcore.errors import ModelError
 
-VOCABULARIES = ("tokenizer.json", "vocab.txt")  # the first one found is used
+# The first that is there is used.
+VOCABULARIES = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"))
 SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+BYTE_LEVEL = {
+    "GPT2Tokenizer": dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>"),
+    "RobertaTokenizer": {
+        **{"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"},
+        **{"cls_token": "<s>", "sep_token": "</s>", "mask_token": "<mask>"},
+    },
+}
 END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>")  # chat models end a turn with another token
 
 
@@ -84,13 +93,14 @@ class Tokenizer:
     def load(cls, folder: str | Path) -> "Tokenizer":
         """Read a tokenizer folder."""
         folder = Path(folder)
-        vocabularies = [name for name in VOCABULARIES if (folder / name).is_file()]
-        if not vocabularies:
+        found = [v for v in VOCABULARIES if all((folder / name).is_file() for name in v)]
+        if not found:
             raise ModelError(
-                f"{folder}: no tokenizer.json and no vocab.txt; save the tokenizer there with "
-                "transformers' save_pretrained, or name the folder that holds one"
+                f"{folder}: no tokenizer.json, no vocab.txt, and no vocab.json with merges.txt; "
+                "save the tokenizer there with transformers' save_pretrained, or name the folder "
+                "that holds one"
             )
-        names = [vocabularies[0], *(name for name in SETTINGS if (folder / name).is_file())]
+        names = [*found[0], *(name for name in SETTINGS if (folder / name).is_file())]
         return cls({name: (folder / name).read_bytes() for name in names}, where=str(folder))
 
     def save(self, folder: str | Path) -> None:
@@ -202,8 +212,12 @@ class Tokenizer:
                 raise ModelError(
                     f"{self.where}/tokenizer.json: not a tokenizer ({error}); fetch the file again"
                 ) from error
-        else:
+        elif "vocab.txt" in self.files:
             fast = _bert(self.files["vocab.txt"].decode("utf-8"), config, self.special, self.where)
+        else:
+            vocab, merges = self._settings("vocab.json"), self.files["merges.txt"].decode("utf-8")
+            fast, standard = _byte_level(vocab, merges, config, self.special, self.where)
+            self.special = {**standard, **self.special}
         fast.no_truncation()
         fast.no_padding()
         fast.post_processor = _untrimmed(fast.post_processor)
@@ -254,6 +268,43 @@ def _bert(
     standard = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
     fast.add_special_tokens([t for t in (*names.values(), *standard) if t in vocab])
     return fast
+
+
+def _byte_level(
+    vocab: dict[str, int], merges_text: str, config: dict[str, Any], special: dict, where: str
+) -> tuple[tokenizers.Tokenizer, dict[str, str]]:
+    """Byte-level BPE of GPT-2 or RoBERTa, with the defaults of transformers' tokenizers.
+
+    returns    the tokenizer, and its special tokens by their names in tokenizer_config.json
+    """
+    kind = config.get("tokenizer_class", "RobertaTokenizer" if "<s>" in vocab else "GPT2Tokenizer")
+    standard = BYTE_LEVEL.get(kind.removesuffix("Fast"))
+    if standard is None:
+        raise ModelError(
+            f"{where}/vocab.json: tokenizer_class = {kind!r}: only GPT-2's and RoBERTa's BPE is "
+            "built from a vocab.json, other tokenizers need a tokenizer.json"
+        )
+    names = {**standard, **special}
+    absent = sorted({token for token in names.values() if token not in vocab})
+    if absent:
+        raise ModelError(f"{where}/vocab.json: has no token {', '.join(absent)}")
+    lines = merges_text.removesuffix("\n").split("\n")
+    merges = [tuple(line.split(" ")) for line in lines[lines[0].startswith("#version") :]]
+    try:
+        fast = tokenizers.Tokenizer(models.BPE(vocab, merges))
+    except Exception as error:  # the library raises nothing narrower
+        reason = str(error).partition("\n")[0]
+        raise ModelError(
+            f"{where}/merges.txt: does not fit vocab.json ({reason}); fetch both files again"
+        ) from error
+    prefixed = bool(config.get("add_prefix_space", False))
+    fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefixed)
+    fast.decoder = decoders.ByteLevel()
+    if "cls_token" in names:
+        sep, cls = ((names[n], vocab[names[n]]) for n in ("sep_token", "cls_token"))
+        fast.post_processor = processors.RobertaProcessing(sep, cls, add_prefix_space=prefixed)
+    fast.add_special_tokens(list(dict.fromkeys(names.values())))
+    return fast, standard
 
 
 def _untrimmed(processor: processors.PostProcessor | None) -> processors.PostProcessor | None:

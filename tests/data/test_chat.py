@@ -40,6 +40,23 @@ def test_text_equals_transformers(family):
         assert render_text(TURNS[:3], tokenizer, add_generation_prompt=prompt) == expected[0]
 
 
+@pytest.mark.parametrize("prompt", [False, True])
+def test_text_and_ids_equal_apply_chat_template(family, prompt, tmp_path):
+    """Of the tokenizer as transformers reads it from the same folder."""
+    transformers = pytest.importorskip("transformers")
+    _, tokenizer, _ = family
+    tokenizer.save(tmp_path)
+    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    text = render_text(TURNS[:3], tokenizer, add_generation_prompt=prompt)
+    assert text == theirs.apply_chat_template(
+        TURNS[:3], tokenize=False, add_generation_prompt=prompt
+    )
+    ids = theirs.apply_chat_template(TURNS[:3], add_generation_prompt=prompt, return_dict=True)[
+        "input_ids"
+    ]
+    assert tokenizer.encode(text, special=False).ids_T.tolist() == ids
+
+
 def test_repeated_and_nested_contents_are_told_apart(family):
     _, tokenizer, _ = family
     turns = [{"role": role, "content": "user"} for role in ("user", "assistant") * 3]

@@ -91,6 +91,65 @@ def test_saved_files_are_the_same_and_transformers_reads_them(base, bert_folder,
     assert other(TEXTS[0])["input_ids"] == ids
 
 
+BYTE_LEVEL = {
+    "GPT2Tokenizer": ["<|endoftext|>"],
+    "RobertaTokenizer": ["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
+}
+
+
+@pytest.fixture
+def byte_level_folder(base, tmp_path):
+    """(class, settings) -> a folder with the base's BPE as vocab.json and merges.txt."""
+
+    def make(kind, config):
+        model = json.loads(base.files["tokenizer.json"])["model"]
+        words = [token for token in model["vocab"] if token not in base.special_tokens]
+        vocab = {token: id_ for id_, token in enumerate([*BYTE_LEVEL[kind], *words])}
+        merges = [m for m in model["merges"] if "".join(m) not in base.special_tokens]
+        lines = ["#version: 0.2", *map(" ".join, merges)]
+        (tmp_path / "vocab.json").write_text(json.dumps(vocab))
+        (tmp_path / "merges.txt").write_text("\n".join(lines) + "\n", "utf-8")
+        if config is not None:
+            (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+        return tmp_path
+
+    return make
+
+
+@pytest.mark.parametrize("settings", [None, {}, {"add_prefix_space": True}])
+@pytest.mark.parametrize("kind", BYTE_LEVEL)
+def test_vocab_json_and_merges(kind, settings, byte_level_folder):
+    transformers = pytest.importorskip("transformers")
+    config = None if settings is None else {"tokenizer_class": kind, **settings}
+    folder = byte_level_folder(kind, config)
+    tokenizer = Tokenizer.load(folder)
+    reference = getattr(transformers, kind).from_pretrained(folder)
+    for text in [*TEXTS, "", "a<|endoftext|>b", "x<s> y</s> <mask> z", "12 345's  \n\n y"]:
+        ids = tokenizer.encode(text).ids_T.tolist()
+        assert ids == reference(text)["input_ids"]
+        assert tokenizer.decode(ids) == reference.decode(ids, skip_special_tokens=True)
+        assert tokenizer.encode_pair(text, "b c")[0].tolist() == reference(text, "b c")["input_ids"]
+    eos = BYTE_LEVEL[kind][0 if kind == "GPT2Tokenizer" else 2]
+    assert tokenizer.eos_id == reference.eos_token_id == tokenizer.id_of(eos)
+    assert set(tokenizer.special_tokens) == set(BYTE_LEVEL[kind])
+    tokenizer.save(folder / "copy")
+    assert Tokenizer.load(folder / "copy").digest == tokenizer.digest
+
+
+def test_other_byte_level_tokenizers_are_refused(byte_level_folder):
+    folder = byte_level_folder("GPT2Tokenizer", {"tokenizer_class": "Qwen2Tokenizer"})
+    with pytest.raises(ModelError, match="'Qwen2Tokenizer': only GPT-2's and RoBERTa's BPE is bui"):
+        Tokenizer.load(folder)
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "RobertaTokenizer"}')
+    with pytest.raises(ModelError, match="vocab.json: has no token </s>, <mask>, <pad>, <s>, <unk"):
+        Tokenizer.load(folder)
+    (folder / "tokenizer_config.json").unlink()
+    for merges in ("a b c", "zzz zzz"):
+        (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}\n")
+        with pytest.raises(ModelError, match="merges.txt: does not fit vocab.json .*fetch both"):
+            Tokenizer.load(folder)
+
+
 def test_digest_tells_files_apart(base):
     template = {**base.files, "chat_template.jinja": b"{{ messages }}"}
     changed_template = Tokenizer(template, where="test")
@@ -167,7 +226,8 @@ def test_special_tokens_written_as_objects(base):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, "no tokenizer.json and no vocab.txt"),
+        ({}, "no tokenizer.json, no vocab.txt, and no vocab.json with"),
+        ({"vocab.json": b"{}"}, "no tokenizer.json, no vocab.txt, and no vocab.json with merges"),
         ({"tokenizer.json": b'{"version": "1.0", "mod'}, "tokenizer.json: not a tokenizer"),
         ({"vocab.txt": b"a\nb\n"}, r"vocab.txt: has no token \[UNK\], \[CLS\], \[SEP\]"),
     ],
