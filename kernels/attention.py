@@ -14,7 +14,7 @@ cost        4 sum_b T_b^2 H D FLOP forward (half when causal), 2.5 times that ba
 CPU path: plain matmul, softmax, matmul on blocks planned by `Docs`, because the backward of torch's
 CPU flash attention is 3 to 8 times slower at these lengths; above `SDPA_LENGTH` tokens, where the
 T x T scores no longer fit the cache, torch's scaled_dot_product_attention takes over, which knows
-no soft cap: those scores are formed at any length. A window hides scores but does not save them.
+no soft cap and whose exponential is too coarse for fp32: those scores are formed at any length. A window hides scores but does not save them.
 
 source      Vaswani et al. 2017, arXiv:1706.03762; grouped: Ainslie et al. 2023, arXiv:2305.13245;
             window: Beltagy et al. 2020, arXiv:2004.05150; soft cap: Gemma 2, arXiv:2408.00118
@@ -125,7 +125,7 @@ def _attend_block(
     """Attention inside each row of a block; keys past a document's length are masked out."""
     B, T, H, D = q_BTHD.shape
     G = k_BTGD.shape[2]
-    if T > SDPA_LENGTH and rule.softcap is None:
+    if T > SDPA_LENGTH and rule.softcap is None and q_BTHD.dtype != torch.float32:
         is_windowed = rule.window is not None and rule.window < T
         o_BHTD = F.scaled_dot_product_attention(
             q_BTHD.transpose(1, 2),

@@ -3,9 +3,10 @@
 A batch of B documents of lengths T_0 .. T_{B-1} is one stream of N = sum T_b tokens. `Docs` is
 built once per batch and read by every attention call of every layer.
 
-The CPU path of attention wants few large matrix products. Measured on two cores, bf16, forward and
-backward: documents up to 64 tokens are fastest scattered into one (B, T) block, longer ones alone;
-documents of equal length that lie side by side need no copy at all, the stream is viewed as (B, T).
+The CPU path of attention wants few large matrix products, and little filling. Measured in bf16,
+forward and backward: documents up to 64 tokens are fastest scattered into a (B, T) block for each
+class of length, longer ones alone; documents of equal length that lie side by side need no copy at
+all, the stream is viewed as (B, T).
 """
 
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-SCATTER_LENGTH = 64  # tokens; longest document that the CPU path scatters into the shared block
+SCATTER_LENGTHS = (16, 32, 64)  # tokens; longest document of each shared block of the CPU path
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,29 +103,27 @@ class Docs:
 def _plan_groups(
     lengths: tuple[int, ...], borders: list[int], device: torch.device | str
 ) -> tuple[tuple[Group, ...], Tensor | None]:
-    """Runs of equal length as views; other documents up to SCATTER_LENGTH in one block."""
+    """Runs of equal length as views; other short documents in blocks by class of length."""
     all_equal = len(set(lengths)) == 1  # one run, a plain view
-    short: list[int] = []
+    short: dict[int, list[int]] = {longest: [] for longest in SCATTER_LENGTHS}
     runs: list[list[int]] = []
     for b, length in enumerate(lengths):
-        if length <= SCATTER_LENGTH and not all_equal:
-            short.append(b)
+        longest = next((longest for longest in short if length <= longest), None)
+        if longest is not None and not all_equal:
+            short[longest].append(b)
         elif runs and runs[-1][-1] == b - 1 and lengths[b - 1] == length:
             runs[-1].append(b)
         else:
             runs.append([b])
     groups = [Group(len(run), lengths[run[0]], len(run) * lengths[run[0]]) for run in runs]
-    if not short:
-        return tuple(groups), None
-
-    length = max(lengths[b] for b in short)
-    lengths_B = torch.tensor([lengths[b] for b in short], device=device)
-    starts_B = torch.tensor([borders[b] for b in short], device=device)
-    column_T = torch.arange(length, device=device)
-    inside_BT = column_T[None] < lengths_B[:, None]
-    slots_N = (torch.arange(len(short), device=device)[:, None] * length + column_T)[inside_BT]
-    groups.append(Group(len(short), length, len(slots_N), slots_N, lengths_B))
-    if not runs:
-        return tuple(groups), None
     order = [torch.arange(borders[r[0]], borders[r[-1] + 1], device=device) for r in runs]
-    return tuple(groups), torch.cat([*order, (starts_B[:, None] + column_T)[inside_BT]])
+    for members in filter(None, short.values()):
+        lengths_B = torch.tensor([lengths[b] for b in members], device=device)
+        starts_B = torch.tensor([borders[b] for b in members], device=device)
+        column_T = torch.arange(int(lengths_B.max()), device=device)
+        inside_BT = column_T[None] < lengths_B[:, None]
+        first_slots_B = torch.arange(len(members), device=device) * len(column_T)
+        slots_N = (first_slots_B[:, None] + column_T)[inside_BT]
+        groups.append(Group(len(members), len(column_T), len(slots_N), slots_N, lengths_B))
+        order.append((starts_B[:, None] + column_T)[inside_BT])
+    return tuple(groups), None if len(groups) == 1 else torch.cat(order)

@@ -68,6 +68,7 @@ class AdamW:
         self.exp_avg = {name: torch.zeros_like(m) for name, m in self.masters.items()}
         self.exp_avg_sq = {name: torch.zeros_like(m) for name, m in self.masters.items()}
         self.grads = {name: torch.zeros_like(m) for name, m in self.masters.items()}
+        self.stale: set[str] = set()  # buffers that still hold the last step's gradient
         for name, param in self.params.items():
             param.register_post_accumulate_grad_hook(self._accumulate_into(name))
 
@@ -75,34 +76,46 @@ class AdamW:
         """Hook that moves a micro-batch's gradient into the fp32 buffer and frees it."""
 
         def hook(param: Tensor) -> None:
-            self.grads[name] += param.grad
+            if name in self.stale:  # cost: one pass, where zeroing and a mixed sum take four
+                self.grads[name].copy_(param.grad)
+                self.stale.remove(name)
+            else:
+                self.grads[name] += param.grad
             param.grad = None
 
         return hook
 
     def zero_grad(self) -> None:
-        """Empty the gradient buffers; called once before a step's first micro-batch."""
-        torch._foreach_zero_(list(self.grads.values()))
+        """Forget the last step's gradients; called once before a step's first micro-batch."""
+        self.stale = set(self.grads)
+
+    def _zero_stale(self) -> None:
+        """Zeros for the tensors that this step's loss did not reach."""
+        for name in self.stale:
+            self.grads[name].zero_()
+        self.stale.clear()
 
     def grad_norm(self) -> float:
         """Global L2 norm of the accumulated gradient."""
+        self._zero_stale()
         norms = torch._foreach_norm(list(self.grads.values()))
         return torch.stack(norms).norm().item()
 
     @torch.no_grad()
     def step(self, lr: float, *, grad_scale: float = 1.0) -> None:
         """Apply the accumulated gradient times `grad_scale` (the clipping factor)."""
+        self._zero_stale()
         self.step_count += 1
-        if grad_scale != 1.0:
-            torch._foreach_mul_(list(self.grads.values()), grad_scale)
         for decays in (True, False):
             names = [name for name, m in self.masters.items() if (m.dim() >= 2) == decays]
-            self._update(names, lr, self.weight_decay if decays else 0.0)
+            self._update(names, lr, self.weight_decay if decays else 0.0, grad_scale)
         for name, param in self.params.items():
             if self.masters[name] is not param:
                 param.copy_(self.masters[name])
 
-    def _update(self, names: list[str], lr: float, weight_decay: float) -> None:
+    def _update(
+        self, names: list[str], lr: float, weight_decay: float, grad_scale: float
+    ) -> None:
         if not names:
             return
         options = {"lr": lr, "eps": self.eps, "weight_decay": weight_decay}
@@ -110,7 +123,7 @@ class AdamW:
             for name in names:
                 adamw_step(
                     self.masters[name],
-                    self.grads[name],
+                    self.grads[name].mul_(grad_scale),
                     self.exp_avg[name],
                     self.exp_avg_sq[name],
                     step=self.step_count,
@@ -131,6 +144,7 @@ class AdamW:
             beta2=self.betas[1],
             amsgrad=False,
             maximize=False,
+            grad_scale=torch.tensor(1 / grad_scale, device=masters[0].device),  # a divisor
             **options,
         )
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kernels.docs import SCATTER_LENGTH, Docs
+from kernels.docs import Docs
 
 
 def test_borders_and_positions() -> None:
@@ -31,11 +31,22 @@ def test_equal_lengths_are_one_view() -> None:
 
 
 def test_short_documents_are_one_scattered_block() -> None:
-    docs = Docs.from_lengths([2, SCATTER_LENGTH, 1])
+    docs = Docs.from_lengths([2, 16, 1])
     (group,) = docs.groups
-    assert (group.length, group.num_tokens) == (SCATTER_LENGTH, 67) and docs.order_N is None
-    assert group.slots.tolist() == [0, 1, *range(64, 128), 128]
-    assert group.lengths_B.tolist() == [2, 64, 1]
+    assert (group.length, group.num_tokens) == (16, 19) and docs.order_N is None
+    assert group.slots.tolist() == [0, 1, *range(16, 32), 32]
+    assert group.lengths_B.tolist() == [2, 16, 1]
+
+
+def test_short_documents_of_unlike_length_do_not_share_a_block() -> None:
+    docs = Docs.from_lengths([64, 2, 17, 33, 16])
+    assert [(g.num_docs, g.length, g.num_tokens) for g in docs.groups] == [
+        (2, 16, 18),
+        (1, 17, 17),
+        (2, 64, 97),
+    ]
+    rows = [range(64, 66), range(116, 132), range(66, 83), range(64), range(83, 116)]
+    assert docs.order_N.tolist() == [row for part in rows for row in part]
 
 
 def test_long_runs_and_short_documents() -> None:
