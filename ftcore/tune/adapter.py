@@ -3,17 +3,18 @@
     adapter_config.json         what is wrapped and how
     adapter_model.safetensors   base_model.model.<HF module>.lora_A.weight (R, C), .lora_B.weight
                                 (O, R); fully trained modules as base_model.model.<HF parameter>
-    ftcore_adapter.json         hash of the base that the adapter was trained on; peft ignores it
+    ftcore_adapter.json         hash of the base that the adapter was trained on, and the adapted
+                                parts of fused modules; peft ignores it
 
-so peft and vLLM load what we save, and we load what peft saves. Names are translated by a callable
-`to_hf` from our module name to HF's (`Family.to_hf`), which raises ModelError for one HF lacks.
+so peft and vLLM load what we save, and we load what peft saves. Modules that HF keeps as one are
+joined and cut at the border of the file (fused.py); inside, `hf_name` may be that of a part.
 
 source  peft docs, "PEFT checkpoint format"; peft 0.21 utils/save_and_load.py
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,10 @@ from torch import Tensor, nn
 
 from ftcore.env.files import MANIFEST, current, verify_folder, write_folder
 from ftcore.errors import ConfigError, ModelError
+from ftcore.model.families.family import Family
+from ftcore.model.heads import Model
 from ftcore.tune.freeze import tensor_sha256
+from ftcore.tune.fused import PREFIX, A, B, cut, join_parts, part_name, patterns, split_parts, whole
 from ftcore.tune.lora import (
     LoRAConfig,
     LoRAReport,
@@ -38,12 +42,11 @@ from ftcore.tune.lora import (
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 ORIGIN = "ftcore_adapter.json"
-PREFIX = "base_model.model."
-FACTORS = {"lora_A.weight": "lora_a", "lora_B.weight": "lora_b"}
+FACTORS = {A: "lora_a", B: "lora_b"}
 
 # peft: options that give the same tensors another meaning, or the model other tensors.
 UNKNOWN_OPTIONS = (
-    *("use_dora", "use_qalora", "use_bdlora", "lora_bias", "fan_in_fan_out"),
+    *("use_dora", "use_qalora", "use_bdlora", "lora_bias"),
     *("rank_pattern", "alpha_pattern", "layer_replication", "target_parameters"),
     *("trainable_token_indices", "alora_invocation_tokens", "arrow_config"),
     *("kasa_config", "monteclora_config", "velora_config"),
@@ -74,16 +77,11 @@ def base_sha256(model: nn.Module, *, without: Collection[str] = ()) -> str:
 
 
 def save_adapter(
-    model: nn.Module,
-    folder: Path,
-    *,
-    to_hf: Callable[[str], str],
-    base_path: str,
-    task_type: str,
+    model: Model, folder: Path, *, family: Family, base_path: str, task_type: str
 ) -> None:
     """Write the factors and every fully trained module; the folder appears whole or not at all.
 
-    to_hf           our module name -> HF's
+    family          of the base model: what HF calls our modules, and keeps as one
     base_path       folder or hub id of the base model, for the reader to find it
     task_type       peft's word for the head: "CAUSAL_LM", "SEQ_CLS", "FEATURE_EXTRACTION"
     raises          ModelError: the model has no LoRA layers, or HF has no name for a trained module
@@ -92,14 +90,12 @@ def save_adapter(
     adapted = lora_layers(model)
     if not adapted:
         raise ModelError("the model has no LoRA layers: there is no adapter to save")
-    layers = {to_hf(name): name for name in adapted}
-    extra = {to_hf(name): name for name in _trained_modules(model, adapted)}
+    layers = {part_name(family, name): name for name in adapted}
+    extra = {part_name(family, name): name for name in _trained_modules(model, adapted)}
     names = _layout(model, layers, extra)
     # HF: safetensors refuses tensors that share memory, so tied ones are written twice.
-    tensors = {
-        key: model.get_parameter(name).detach().cpu().contiguous().clone()
-        for key, name in names.items()
-    }
+    tensors = {key: model.get_parameter(n).detach().cpu().clone() for key, n in names.items()}
+    tensors, parts = join_parts(tensors, family, model.spec.num_heads)
     config = next(iter(adapted.values())).config
     peft_config = {
         "peft_type": "LORA",
@@ -109,12 +105,17 @@ def save_adapter(
         "lora_alpha": int(config.alpha) if config.alpha == int(config.alpha) else config.alpha,
         "use_rslora": config.rs_lora,
         "lora_dropout": config.dropout,
-        "target_modules": list(layers),
-        "modules_to_save": list(extra) or None,
+        "target_modules": list(dict.fromkeys(map(whole, layers))),
+        "modules_to_save": list(dict.fromkeys(map(whole, extra))) or None,
         "bias": "none",
         "inference_mode": True,
     }
     origin = {"base_sha256": base_sha256(model, without=names.values()), "scale": config.scale}
+    if parts:
+        peft_config |= patterns(parts, config)
+        origin["parts"] = parts
+    if family.transposed:
+        peft_config["fan_in_fan_out"] = True  # peft: its own value for HF's transposed matrices
 
     def write(temp: Path) -> None:
         save_file(tensors, temp / WEIGHTS, metadata={"format": "pt"})
@@ -124,12 +125,12 @@ def save_adapter(
     write_folder(folder, write)
 
 
-def load_adapter(model: nn.Module, folder: Path, *, to_hf: Callable[[str], str]) -> LoRAReport:
+def load_adapter(model: Model, folder: Path, *, family: Family) -> LoRAReport:
     """Wrap a base model and fill it from an adapter folder, ours or peft's.
 
     All is checked before anything is changed: a load that fails leaves the model as it was.
 
-    to_hf       our module name -> HF's
+    family      of the base model
     raises      ModelError: unreadable files, an option of peft's that we do not have, another base,
                 and in one message every missing, unexpected or mis-shaped tensor
                 CheckpointError: a file is not the one that the folder's manifest lists
@@ -140,15 +141,20 @@ def load_adapter(model: nn.Module, folder: Path, *, to_hf: Callable[[str], str])
     if (folder / MANIFEST).is_file():
         verify_folder(folder)
     options = _read_json(folder / CONFIG)
-    tensors = _read_tensors(folder)
-    hf_names = _hf_names(model, to_hf)
+    origin = _read_json(folder / ORIGIN) if (folder / ORIGIN).is_file() else {}
+    parts = origin.get("parts", {})
+    if parts:  # then the patterns are those that we write
+        options |= {"rank_pattern": {}, "alpha_pattern": {}}
+    tensors = split_parts(_read_tensors(folder), parts, family, model.spec.num_heads)
+    hf_names = _hf_names(model, family)
     layers = _adapted_layers(model, hf_names, options, tensors)
     extra = _extra_modules(hf_names, options, tensors, layers)
     config = _lora_config(folder / CONFIG, options, layers.values(), extra.values())
     names = _layout(model, layers, extra)
     _account(folder, _shapes(model, names, config.rank), tensors)
     _refuse_untied(folder, model, {name: tensors[key] for key, name in names.items()})
-    _refuse_other_base(folder / ORIGIN, base_sha256(model, without=names.values()))
+    if origin:  # peft does not record it
+        _refuse_other_base(folder / ORIGIN, origin, base_sha256(model, without=names.values()))
     report = apply_lora(model, config, generator=torch.Generator())
     with torch.no_grad():
         for key, name in names.items():
@@ -217,13 +223,13 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
         raise ModelError(f"{path}: not a whole safetensors file ({error}): copy it anew") from error
 
 
-def _hf_names(model: nn.Module, to_hf: Callable[[str], str]) -> dict[str, str]:
+def _hf_names(model: nn.Module, family: Family) -> dict[str, str]:
     """HF name -> ours, of every module that owns parameters and that HF has a name for."""
     names = {}
     for name, module in model.named_modules():
         if next(module.parameters(recurse=False), None) is not None:
             with suppress(ModelError):
-                names[to_hf(name)] = name
+                names[part_name(family, name)] = name
     return names
 
 
@@ -235,13 +241,15 @@ def _adapted_layers(
     # peft: with one of these, or a regular expression, only the tensors say which layers it is.
     partial = options.get("layers_to_transform") or options.get("exclude_modules")
     listed = targets if isinstance(targets, list) and not partial else []
+    present = {whole(cut(key)[0]) for key in keys}
     return {
         hf_name: name
         for hf_name, name in hf_names.items()
         if isinstance(model.get_submodule(name), nn.Linear)
         and (
             any(f"{PREFIX}{hf_name}.{factor}" in keys for factor in FACTORS)
-            or any(f".{hf_name}".endswith(f".{target}") for target in listed)
+            or whole(hf_name) not in present
+            and any(f".{whole(hf_name)}".endswith(f".{target}") for target in listed)
         )
     }
 
@@ -260,7 +268,7 @@ def _extra_modules(
         hf_name: name
         for hf_name, name in hf_names.items()
         if hf_name not in layers
-        and (PREFIX + hf_name in owners or any(f".{m}." in f".{hf_name}." for m in listed))
+        and (PREFIX + hf_name in owners or any(f".{m}." in f".{whole(hf_name)}." for m in listed))
     }
 
 
@@ -324,11 +332,9 @@ def _refuse_untied(folder: Path, model: nn.Module, incoming: Mapping[str, Tensor
                 )
 
 
-def _refuse_other_base(path: Path, sha256: str) -> None:
-    """Compare the base with the one that the adapter was trained on, where the adapter says so."""
-    if not path.is_file():
-        return  # made by peft, which does not record it
-    trained_on = _read_json(path).get("base_sha256")
+def _refuse_other_base(path: Path, origin: Mapping[str, Any], sha256: str) -> None:
+    """Compare the base with the one that the adapter was trained on."""
+    trained_on = origin.get("base_sha256")
     if trained_on != sha256:
         raise ModelError(
             f"{path}: this adapter was trained on another base model: SHA-256 {trained_on}, here "

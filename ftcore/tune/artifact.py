@@ -1,8 +1,8 @@
 """What a finished run leaves for others: an HF model folder, or a peft adapter.
 
-    RUN/model/          config.json, model.safetensors, tokenizer files     full and partial
-    RUN/adapter/        peft's files; base model and tokenizer stay where they were     LoRA
-    RUN/labels.json     class names, for classifiers
+RUN/model/          config.json, model.safetensors, tokenizer files     full and partial
+RUN/adapter/        peft's files; base model and tokenizer stay where they were     LoRA
+RUN/labels.json     class names, for classifiers
 """
 
 import json
@@ -42,7 +42,7 @@ def save_artifact(
         save_adapter(
             loaded.model,
             run / ADAPTER,
-            to_hf=loaded.family.to_hf,
+            family=loaded.family,
             base_path=base,
             task_type=kind.peft_type,
         )
@@ -79,7 +79,7 @@ def load_artifact(run: Path, *, base: str, kind: TaskKind, dtype: torch.dtype) -
         num_labels=len(labels) if labels else None,
         generator=torch.Generator(),  # draws the head that the adapter then replaces
     )
-    load_adapter(loaded.model, adapter, to_hf=loaded.family.to_hf)
+    load_adapter(loaded.model, adapter, family=loaded.family)
     loaded.model.eval()
     return loaded
 

@@ -96,7 +96,7 @@ def wrap(model: Model, *, heads: tuple[str, ...] = (), **changes: object) -> Mod
 
 def save(model: Model, folder: Path, *, task_type: str = "CAUSAL_LM") -> Path:
     family = qwen3.FAMILY if model.spec.is_causal else bert.FAMILY
-    save_adapter(model, folder, to_hf=family.to_hf, base_path="some/base", task_type=task_type)
+    save_adapter(model, folder, family=family, base_path="some/base", task_type=task_type)
     return folder
 
 
@@ -110,7 +110,7 @@ def save_theirs(hf: transformers.PreTrainedModel, folder: Path, **changes: objec
 
 
 def load(model: Model, folder: Path) -> None:
-    load_adapter(model, folder, to_hf=qwen3.FAMILY.to_hf)
+    load_adapter(model, folder, family=qwen3.FAMILY)
 
 
 def edit_json(path: Path, **changes: object) -> None:
@@ -137,7 +137,7 @@ def test_ours_in_peft_and_back(tmp_path: Path, kind: str, changes: dict) -> None
     assert (logits(model) - hf_logits(hf)).abs().max() > 0.1
     task_type = "CAUSAL_LM" if hasattr(hf, "lm_head") else "SEQ_CLS"
     folder = save(model, tmp_path / "adapter", task_type=task_type)
-    report = load_adapter(again, folder, to_hf=family_of(hf).to_hf)
+    report = load_adapter(again, folder, family=family_of(hf))
     assert torch.equal(logits(again), logits(model))
     assert report.wrapped == tuple(lora_layers(model))
     state = adapter_state(model)
@@ -165,7 +165,7 @@ def test_theirs_in_ours(tmp_path: Path, kind: str, changes: dict) -> None:
     model, family = ours(hf), family_of(hf)
     expected = save_theirs(hf, tmp_path, **changes)
     assert (logits(model) - expected).abs().max() > 0.1
-    load_adapter(model, tmp_path, to_hf=family.to_hf)
+    load_adapter(model, tmp_path, family=family)
     torch.testing.assert_close(logits(model), expected, **CLOSE)
 
 

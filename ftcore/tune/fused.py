@@ -1,0 +1,138 @@
+"""Adapters of modules that HF keeps as one and we keep apart, each part with factors of its own.
+
+    A = [A_1; A_2; ..]                             (k R, C) for k adapted parts
+    B = B_i in the rows of part i and in the columns of A_i, zero elsewhere
+
+so B A is B_i A_i in the rows of part i: the same update, of rank k R. Its alpha grows so that the
+scale stays. Back, a file of ours is cut along these blocks; in a file of peft's all parts share one
+A, so each gets it with its own rows of B. A part is named `module[i]`, i its place in HF's module.
+
+Letters: R rank of a part, C input width.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ftcore.errors import ModelError
+from ftcore.model.families.family import Family
+from ftcore.tune.lora import LoRAConfig
+
+PREFIX = "base_model.model."
+A, B = "lora_A.weight", "lora_B.weight"
+PART = re.compile(r"\[(\d+)\]")
+
+
+def part_name(family: Family, our_name: str) -> str:
+    """HF name of a module of ours, with its place in it where HF keeps several in one."""
+    hf_name = family.to_hf(our_name)
+    parts = family.to_ours(hf_name)
+    return f"{hf_name}[{parts.index(our_name)}]" if len(parts) > 1 else hf_name
+
+
+def whole(name: str) -> str:
+    """The module of a part, or of a key that names one."""
+    return PART.sub("", name)
+
+
+def cut(key: str) -> tuple[str, str]:
+    """Module or part, and attribute, of a tensor of an adapter file."""
+    name = key.removeprefix(PREFIX)
+    factor = next((factor for factor in (A, B) if name.endswith(f".{factor}")), None)
+    if factor is not None:
+        return name.removesuffix(f".{factor}"), factor
+    module, _, attribute = name.rpartition(".")
+    return module, attribute
+
+
+def join_parts(
+    tensors: Mapping[str, Tensor], family: Family, num_heads: int
+) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
+    """Tensors as HF's modules have them; and which parts of each fused one are adapted.
+
+    raises  ModelError: some parts of a module are trained fully, others not
+    """
+    groups: dict[str, dict[int, Tensor]] = {}
+    for key, tensor in tensors.items():
+        place = PART.search(key)
+        groups.setdefault(whole(key), {})[int(place[1]) if place else 0] = tensor
+    joined, adapted = {}, {}
+    for key, group in groups.items():
+        module, attribute = cut(key)
+        group = dict(sorted(group.items()))
+        ours, parts = family.to_ours(module), list(group.values())
+        if attribute == A:
+            joined[key] = torch.cat(parts)
+            if len(ours) > 1:
+                adapted[module] = list(group)
+        elif attribute == B:
+            rows = dict.fromkeys(range(len(ours)), parts[0].new_zeros(len(parts[0]), 0))
+            rows |= group
+            joined[key] = family.join(module, _block_columns(list(rows.values())), num_heads)
+        elif len(parts) < len(ours):
+            raise ModelError(
+                f"{module} is one module for peft: train all of {', '.join(ours)} fully, or none"
+            )
+        else:
+            joined[key] = family.join(f"{module}.{attribute}", parts, num_heads)
+    return {key: tensor.contiguous() for key, tensor in joined.items()}, adapted
+
+
+def _block_columns(parts: Sequence[Tensor]) -> list[Tensor]:
+    """Each part (O, r) among zeros, in columns of its own; r is 0 for one that is not adapted."""
+    widths = [part.shape[1] for part in parts]
+    return [
+        F.pad(part, (sum(widths[:place]), sum(widths[place + 1 :])))
+        for place, part in enumerate(parts)
+    ]
+
+
+def split_parts(
+    tensors: Mapping[str, Tensor],
+    adapted: Mapping[str, Sequence[int]],
+    family: Family,
+    num_heads: int,
+) -> dict[str, Tensor]:
+    """Undoes `join_parts`; a fused module that is not in `adapted` is as peft trains it.
+
+    raises  ModelError: a tensor cannot be cut so
+    """
+    split: dict[str, Tensor] = {}
+    for key, tensor in tensors.items():
+        module, attribute = cut(key)
+        count = len(family.to_ours(module))
+        chosen = adapted.get(module)
+        places: Sequence[int] = range(count)
+        try:
+            if attribute == A:
+                pieces = tensor.chunk(len(chosen)) if chosen else [tensor] * count
+                places = chosen or places
+            elif attribute == B:
+                pieces = family.split(module, tensor, num_heads) if count else []
+                if chosen:
+                    blocks = [pieces[place].chunk(len(chosen), dim=1) for place in chosen]
+                    pieces, places = [block[i] for i, block in enumerate(blocks)], chosen
+            else:
+                pieces = family.split(f"{module}.{attribute}", tensor, num_heads) if count else []
+        except RuntimeError as error:
+            raise ModelError(f"{key} is {list(tensor.shape)}: it holds no {count} parts") from error
+        if count > 1:
+            parts = [f"{PREFIX}{module}[{place}].{attribute}" for place in places]
+            split.update(zip(parts, pieces, strict=True))
+        else:  # a module that the family does not know is reported with the others
+            split[key] = pieces[0] if count else tensor
+    return split
+
+
+def patterns(adapted: Mapping[str, Sequence[int]], config: LoRAConfig) -> dict[str, Any]:
+    """peft's rank_pattern and alpha_pattern: fused modules have the rank of all their parts."""
+    counts = {module: len(places) for module, places in adapted.items()}
+    power = 0.5 if config.rs_lora else 1.0
+    return {
+        "rank_pattern": {module: count * config.rank for module, count in counts.items()},
+        "alpha_pattern": {module: count**power * config.alpha for module, count in counts.items()},
+    }

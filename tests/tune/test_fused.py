@@ -1,0 +1,174 @@
+"""Adapters of families that keep matrices fused or transposed on disk, both ways with peft."""
+
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ftcore.errors import ModelError
+from ftcore.model.families import FAMILIES
+from ftcore.model.heads import Model
+from ftcore.model.load import load_model
+from ftcore.tune.adapter import WEIGHTS, adapter_state, load_adapter, save_adapter
+from ftcore.tune.lora import LoRAConfig, apply_lora, lora_layers
+from kernels.docs import Docs
+
+SIZES = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+OWN = {
+    "gpt2": {"n_inner": 24},
+    "gpt_neox": {"intermediate_size": 24},
+    "modernbert": {"intermediate_size": 24, "pad_token_id": 0},
+}
+FUSED = {"gpt2": "c_attn", "gpt_neox": "query_key_value", "modernbert": "Wqkv"}
+DOCS = ([3, 11, 7, 42, 5], [8, 1, 30])
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+
+
+@pytest.fixture(params=OWN)
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def make(tmp_path: Path, name: str) -> Callable[[], tuple[transformers.PreTrainedModel, Model]]:
+    """A tiny random model of transformers, and the same of ours, both new in each call."""
+
+    def build() -> tuple[transformers.PreTrainedModel, Model]:
+        config = transformers.AutoConfig.for_model(
+            name, **SIZES, **OWN[name], num_labels=3, initializer_range=0.2
+        )
+        is_encoder = name == "modernbert"
+        auto = (
+            transformers.AutoModelForSequenceClassification
+            if is_encoder
+            else (transformers.AutoModelForCausalLM)
+        )
+        torch.manual_seed(0)
+        hf = auto.from_config(config).eval()
+        hf.save_pretrained(tmp_path / "base")
+        task = "classify" if is_encoder else "lm"
+        return hf, load_model(tmp_path / "base", task=task, dtype=torch.float32).model
+
+    return build
+
+
+def tune(model: torch.nn.Module) -> None:
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for _, parameter in sorted(model.named_parameters()):
+            if parameter.requires_grad:
+                parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
+
+
+@torch.no_grad()
+def logits(model: Model) -> Tensor:
+    docs = Docs.from_lengths([len(ids) for ids in DOCS])
+    tokens_N = torch.cat([torch.tensor(ids) for ids in DOCS])
+    h_NC = model.trunk(tokens_N, docs.positions_N(), torch.zeros_like(tokens_N), docs)
+    return model.head(h_NC) if hasattr(model.head, "lm_head") else model.head(h_NC, docs)
+
+
+@torch.no_grad()
+def hf_logits(model: torch.nn.Module) -> Tensor:
+    rows = [model(input_ids=torch.tensor([ids])).logits.squeeze(0) for ids in DOCS]
+    return torch.cat(rows) if rows[0].ndim == 2 else torch.stack(rows)
+
+
+def save(model: Model, name: str, folder: Path, **changes: object) -> Path:
+    """Wrap, move and save the model."""
+    config = LoRAConfig(**({"rank": 3, "alpha": 4.0, "targets": ("all-linear",)} | changes))
+    heads = ("head",) if name == "modernbert" else ()
+    apply_lora(model, config, generator=torch.Generator().manual_seed(1), trained_heads=heads)
+    tune(model)
+    task_type = "SEQ_CLS" if name == "modernbert" else "CAUSAL_LM"
+    save_adapter(model, folder, family=FAMILIES[name], base_path="base", task_type=task_type)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"rs_lora": True},
+        {"targets": ("q_proj", "v_proj", "down_proj")},
+        {"targets": ("k_proj",)},
+        {"targets": ("o_proj", "trunk.layers.1.*.v_proj"), "extra_modules": ("trunk.norm",)},
+        {"targets": ("*.1.self_attn.o_proj",), "extra_modules": ("mlp", "*.0.self_attn.*_proj")},
+    ],
+    ids=["all", "rsLoRA", "some parts", "one part", "one layer", "parts trained fully"],
+)
+def test_ours_in_peft_and_back(name, changes, make, tmp_path) -> None:
+    hf, model = make()
+    _, again = make()
+    folder = save(model, name, tmp_path / "adapter", **changes)
+    assert (logits(model) - hf_logits(hf)).abs().max() > 0.1
+    report = load_adapter(again, folder, family=FAMILIES[name])
+    assert torch.equal(logits(again), logits(model))
+    assert report.wrapped == tuple(lora_layers(model))
+    state = adapter_state(model)
+    assert all(torch.equal(adapter_state(again)[key], state[key]) for key in state)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Found missing adapter keys|Unexpected keyword")
+        theirs = peft.PeftModel.from_pretrained(hf, folder).eval()
+    torch.testing.assert_close(logits(model), hf_logits(theirs), **CLOSE)
+
+
+@pytest.mark.parametrize("targets", ["all-linear", "fused"])
+def test_theirs_in_ours_and_back(name, targets, make, tmp_path) -> None:
+    """One A for all parts; once ours, each part has its own, and peft still reads it."""
+    hf, model = make()
+    chosen = [FUSED[name]] if targets == "fused" else targets
+    theirs = peft.get_peft_model(hf, peft.LoraConfig(r=3, lora_alpha=5, target_modules=chosen))
+    tune(theirs.eval())
+    theirs.save_pretrained(tmp_path / "theirs")
+    expected = hf_logits(theirs)
+    load_adapter(model, tmp_path / "theirs", family=FAMILIES[name])
+    torch.testing.assert_close(logits(model), expected, **CLOSE)
+    tune(model)
+    family = FAMILIES[name]
+    task_type = "FEATURE_EXTRACTION" if name == "modernbert" else "CAUSAL_LM"  # peft: no new head
+    save_adapter(model, tmp_path / "ours", family=family, base_path="base", task_type=task_type)
+    hf, again = make()
+    load_adapter(again, tmp_path / "ours", family=family)
+    assert torch.equal(logits(again), logits(model))
+    moved = hf_logits(peft.PeftModel.from_pretrained(hf, tmp_path / "ours").eval())
+    assert (moved - expected).abs().max() > 0.03
+    torch.testing.assert_close(logits(model), moved, **CLOSE)
+
+
+def test_ranks_add_up_and_the_scale_stays(name, make, tmp_path) -> None:
+    folder = save(make()[1], name, tmp_path / "adapter", targets=("q_proj", "v_proj"))
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert config["r"] == 3 and config["lora_alpha"] == 4
+    assert set(config["rank_pattern"].values()) == {6}
+    assert set(config["alpha_pattern"].values()) == {8.0}
+    assert list(config["rank_pattern"]) == config["target_modules"]
+    factors = {k: t for k, t in load_file(folder / WEIGHTS).items() if "lora" in k}
+    shapes = {key.split(".")[-2]: tuple(tensor.shape) for key, tensor in factors.items()}
+    assert shapes == {"lora_A": (6, 16), "lora_B": (48, 6)}
+
+
+def test_refusals(name, make, tmp_path) -> None:
+    with pytest.raises(ModelError, match=f"{FUSED[name]} is one module for peft: train all of tru"):
+        save(make()[1], name, tmp_path / "a", targets=("o_proj",), extra_modules=("q_proj",))
+    hf, model = make()
+    settings = peft.LoraConfig(r=3, target_modules=[FUSED[name]])
+    peft.get_peft_model(hf, settings).save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / WEIGHTS)
+    key = next(key for key in tensors if key.endswith("lora_B.weight"))
+    save_file(tensors | {key: torch.zeros(47, 3)}, tmp_path / WEIGHTS)
+    with pytest.raises(ModelError, match=r"lora_B.weight is \[47, 3\]: it holds no 3 parts"):
+        load_adapter(model, tmp_path, family=FAMILIES[name])
+    owner = key.removesuffix("lora_B.weight")
+    kept = {key: tensor for key, tensor in tensors.items() if not key.startswith(owner)}
+    save_file(kept, tmp_path / WEIGHTS)
+    with pytest.raises(ModelError, match=r"missing: .*\[0\].lora_A.weight"):
+        load_adapter(model, tmp_path, family=FAMILIES[name])
+    assert not lora_layers(model)
