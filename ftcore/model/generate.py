@@ -56,8 +56,6 @@ def _greedy(
     running = list(range(len(prompts)))  # which prompt each row of the cache belongs to
     new_tokens = list(prompts)
     for _ in range(max_new_tokens):
-        if not running:
-            break
         docs = Docs.from_lengths([len(tokens) for tokens in new_tokens], device)
         tokens_N = torch.tensor([token for tokens in new_tokens for token in tokens], device=device)
         types_N = torch.zeros_like(tokens_N)
@@ -66,6 +64,8 @@ def _greedy(
         for prompt, token in zip(running, best, strict=True):
             answers[prompt].append(token)
         rows = [row for row, token in enumerate(best) if token not in stop_ids]
+        if not rows:
+            break
         if len(rows) < len(running):
             cache.keep(rows)
             running = [running[row] for row in rows]

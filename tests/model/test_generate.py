@@ -51,6 +51,13 @@ def test_stopped_sequences_leave_and_change_nothing(model, documents) -> None:
     assert len({len(answer) for answer in stopped}) > 1
 
 
+def test_all_may_stop_at_one_step(model, documents) -> None:
+    (prompt,) = documents([5])
+    (answer,) = generate(model, [prompt], max_new_tokens=4, stop_ids=NEVER)
+    stops = frozenset(answer[:1])
+    assert generate(model, [prompt] * 3, max_new_tokens=4, stop_ids=stops) == [answer[:1]] * 3
+
+
 def test_a_batch_equals_its_prompts_alone(model, documents) -> None:
     prompts = documents(LENGTHS)
     together = generate(model, prompts, max_new_tokens=8, stop_ids=NEVER)
