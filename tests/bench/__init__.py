@@ -1,0 +1,1 @@
+"""Recorded runs: minutes to hours, started by hand, their figures kept in ftcore/RECORDS.md."""
