@@ -55,7 +55,7 @@ def _greedy(
     answers: list[list[int]] = [[] for _ in prompts]
     running = list(range(len(prompts)))  # which prompt each row of the cache belongs to
     new_tokens = list(prompts)
-    for _ in range(max_new_tokens):
+    for _ in range(max_new_tokens if prompts else 0):
         docs = Docs.from_lengths([len(tokens) for tokens in new_tokens], device)
         tokens_N = torch.tensor([token for tokens in new_tokens for token in tokens], device=device)
         types_N = torch.zeros_like(tokens_N)

@@ -111,15 +111,15 @@ def load_model(
     """
     config = read_config(folder)
     family = family_of(config, str(folder / CONFIG))
-    try:
-        spec = family.to_spec(config)
-    except ModelError as error:
-        raise ModelError(f"{folder}/{error}") from None
     if task not in family.architectures:
         raise ModelError(
             f"{folder}: {family.name} has no head for the task {task!r}; it has"
             f" {', '.join(family.architectures)}"
         )
+    try:
+        spec = family.to_spec(config)
+    except ModelError as error:
+        raise ModelError(f"{folder}/{error}") from None
     if task == "classify" and num_labels is None:
         labels = labels_of(config, str(folder / CONFIG))
         if labels is None:
@@ -168,6 +168,7 @@ def save_model(
     folder: Path,
     *,
     labels: tuple[str, ...] | None = None,
+    problem: str | None = None,
     state: Mapping[str, Tensor] | None = None,
     max_shard_bytes: int = SHARD_BYTES,
 ) -> None:
@@ -175,6 +176,7 @@ def save_model(
 
     loaded          the model, and the config.json that it came with
     labels          class names of a classifier, by class index; default: those it was loaded with
+    problem         HF's `problem_type`: what a classifier's outputs mean; None: as it was
     state           tensors to save instead of the model's own, under its names (merged LoRA)
     raises          ModelError: a tensor is missing, unknown or mis-shaped, or labels do not fit
     """
@@ -194,6 +196,8 @@ def save_model(
             raise ModelError(f"{len(labels)} labels for {num_labels} classes: {', '.join(labels)}")
         config["id2label"] = {str(index): label for index, label in enumerate(labels)}
         config["label2id"] = {label: index for index, label in enumerate(labels)}
+        if problem is not None:
+            config["problem_type"] = problem
     text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False)
     (folder / CONFIG).write_text(text + "\n", "utf-8")
     tensors = hf_tensors(state, loaded.family, spec.num_heads, bare=task == "trunk")

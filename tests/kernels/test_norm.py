@@ -40,12 +40,12 @@ def test_error_budget_sees_a_wrong_eps(name, draw, within_budget) -> None:
 
 
 def test_offset_is_added_before_rounding() -> None:
-    """1 + 2^-10 is 1 in bf16, and so the gain of a third of a thousandth would be lost."""
-    x_NC = torch.tensor([[256.0, -384.0]])
-    weight_C = torch.full((2,), 2.0**-6).bfloat16()
-    true_NC = rms_norm(x_NC, weight_C.float() + 1, eps=0.0)
-    ours_NC = rms_norm(x_NC.bfloat16(), weight_C, eps=0.0, offset=1.0)
-    assert torch.equal(ours_NC, true_NC.bfloat16())
+    """1 + w in bf16 would round a gain of 3 thousandths away."""
+    x_NC = torch.arange(1, 65)[None].bfloat16()
+    weight_C = torch.full((64,), 0.003).bfloat16()
+    true_NC = rms_norm(x_NC.float(), weight_C.float() + 1, eps=0.0).bfloat16()
+    assert torch.equal(rms_norm(x_NC, weight_C, eps=0.0, offset=1.0), true_NC)
+    assert not torch.equal(rms_norm(x_NC, weight_C + 1, eps=0.0), true_NC)
 
 
 @pytest.mark.parametrize("name", OPS)

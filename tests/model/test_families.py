@@ -152,10 +152,10 @@ def test_windows_of_files_that_do_not_list_them(name) -> None:
     """Older files: a period, keys of their own for the two bases, a scaling of the one."""
     transformers = pytest.importorskip("transformers")
     sizes = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 9, "num_attention_heads": 4}
+    sizes |= {"intermediate_size": 48, "max_position_embeddings": 64}
     older = {
         "gemma3_text": {
             "sliding_window_pattern": 4,
-            "intermediate_size": 48,
             "rope_theta": 5e5,
             "rope_local_base_freq": 2e4,
             "rope_scaling": {"rope_type": "linear", "factor": 8.0},

@@ -200,7 +200,7 @@ def test_config_keeps_unknown_keys_and_has_one_dtype(hf, tmp_path) -> None:
         ("{}", "config.json: model_type is None; this code knows bert, "),
         ('{"model_type": "mamba"}', "model_type is 'mamba'; this code knows bert, "),
         ('{"model_type": ["bert"]}', "model_type is .'bert'.; this code knows bert, "),
-        ('{"model_type": "qwen3"}', "config.json: hidden_size = None: must be an integer"),
+        ('{"model_type": "qwen3"}', "config.json: vocab_size = None: must be an integer"),
         ('{"model_type": "bert"}', "bert has no head for the task 'lm'; it has mlm, classify, "),
     ],
 )

@@ -1,4 +1,7 @@
-"""The form of a family: a config map and a tensor-name table, each read in both directions.
+"""The form of a family: tables of config keys and of tensor names, each read in both directions.
+
+A key table is a dict from a field of the spec to its HF key and default. A default that is a type
+must be in the file, one that is None may be left out.
 
 A name table is a dict from HF pattern to our pattern; `{i}` stands for the layer number. The HF
 side is written without the prefix of the trunk (`model.`, `bert.`), which some checkpoints leave
@@ -9,8 +12,9 @@ one, our side is the tuple of them, in the order of their rows.
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +23,23 @@ from ftcore.errors import ModelError
 from ftcore.model.spec import ModelSpec
 
 NameTable = Mapping[str, str | tuple[str, ...]]
+KeyTable = Mapping[str, tuple[str, Any]]
+
+KEYS: KeyTable = {
+    "vocab_size": ("vocab_size", int),
+    "hidden_size": ("hidden_size", int),
+    "num_layers": ("num_hidden_layers", int),
+    "num_heads": ("num_attention_heads", int),
+    "intermediate_size": ("intermediate_size", int),
+    "max_positions": ("max_position_embeddings", int),
+    "tie_word_embeddings": ("tie_word_embeddings", True),
+    "initializer_range": ("initializer_range", 0.02),
+}
+
+
+def nothing(_: object) -> dict[str, Any]:
+    """For a family whose tables say all."""
+    return {}
 
 
 @dataclass(frozen=True)
@@ -29,9 +50,11 @@ class Family:
     trunk_prefix                HF prefix of the trunk's tensors, with the dot
     trunk_names, head_names     HF pattern -> our pattern, `{i}` = layer
     ignored                     HF patterns that a checkpoint may hold and we do not need
-    to_spec                     config.json -> ModelSpec
-    to_config                   ModelSpec -> the config.json keys that the spec decides
     architectures               task ("lm", "mlm", "classify", "trunk") -> HF class name
+    keys                        what the spec takes from config.json as it is
+    fixed                       keys of config.json that can have one value only
+    switches                    what the family decides of a spec
+    read, write                 what a table cannot say: config.json -> fields of the spec, and back
     transposed                  HF patterns of matrices stored (inputs, outputs)
     fused_by_head               the rows of a fused matrix lie head by head, else part by part
     """
@@ -41,11 +64,41 @@ class Family:
     trunk_names: NameTable
     head_names: NameTable
     ignored: tuple[str, ...]
-    to_spec: Callable[[dict], ModelSpec]
-    to_config: Callable[[ModelSpec], dict]
     architectures: Mapping[str, str]
+    switches: Mapping[str, Any]
+    keys: KeyTable = field(default_factory=lambda: KEYS)
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    read: Callable[[dict], dict[str, Any]] = nothing
+    write: Callable[[ModelSpec], dict[str, Any]] = nothing
     transposed: tuple[str, ...] = ()
     fused_by_head: bool = False
+
+    def to_spec(self, config: dict) -> ModelSpec:
+        """Read a config.json.
+
+        raises  ModelError: a value missing or out of range, sizes that do not fit each other, or a
+                setting that the family does not have
+        """
+        for key, value in self.fixed.items():
+            if config.get(key, value) != value:
+                raise ModelError(f"config.json: {key} = {config[key]!r}: only {value!r} is known")
+        settings = {name: _read(config, *key) for name, key in self.keys.items()}
+        settings |= {**self.switches, **self.read(config)}
+        hidden_size, num_heads = settings["hidden_size"], settings["num_heads"]
+        if settings.get("num_kv_heads") is None:
+            settings["num_kv_heads"] = num_heads
+        if settings.get("head_dim") is None:
+            _must_divide("hidden_size", hidden_size, "num_attention_heads", num_heads)
+            settings["head_dim"] = hidden_size // num_heads
+        _must_divide(
+            *("num_attention_heads", num_heads, "num_key_value_heads", settings["num_kv_heads"])
+        )
+        return ModelSpec(**settings)
+
+    def to_config(self, spec: ModelSpec) -> dict[str, Any]:
+        """The keys of config.json that the spec decides."""
+        taken = {key: getattr(spec, name) for name, (key, _) in self.keys.items()}
+        return {"model_type": self.name, **self.fixed, **taken, **self.write(spec)}
 
     def to_ours(self, hf_name: str) -> tuple[str, ...]:
         """Our names of an HF tensor or module; none where the family does not know it."""
@@ -133,24 +186,17 @@ def read_float(config: dict, key: str, *, default: float | None = None) -> float
     return float(value)
 
 
-def expect(config: dict, known: Mapping[str, object]) -> None:
-    """Refuse a config.json that asks for what the family does not have.
+def _read(config: dict, key: str, default: Any) -> Any:
+    """One value, of the default's type; without default, an integer."""
+    if isinstance(default, bool):
+        return default if config.get(key) is None else bool(config[key])
+    if isinstance(default, float):
+        return read_float(config, key, default=default)
+    if default is None and config.get(key) is None:
+        return None
+    return read_int(config, key, default=default if isinstance(default, int) else None)
 
-    raises  ModelError: a key of `known` is there with another value
-    """
-    for key, value in known.items():
-        if config.get(key, value) != value:
-            raise ModelError(f"config.json: {key} = {config[key]!r}: only {value!r} is known")
 
-
-def read_heads(hidden_size: int, num_heads: int) -> int:
-    """Width of one head, where the heads share the model's width.
-
-    raises  ModelError: the width is not a multiple of the number of heads
-    """
-    if hidden_size % num_heads:
-        raise ModelError(
-            f"config.json: hidden_size = {hidden_size} must be a multiple of"
-            f" num_attention_heads = {num_heads}"
-        )
-    return hidden_size // num_heads
+def _must_divide(key: str, total: int, by_key: str, by: int) -> None:
+    if total % by:
+        raise ModelError(f"config.json: {key} = {total} must be a multiple of {by_key} = {by}")

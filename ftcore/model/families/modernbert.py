@@ -3,8 +3,10 @@
 source  Warner et al. 2024, arXiv:2412.13663; HF layout of `ModernBertModel`
 """
 
+from typing import Any
+
 from ftcore.errors import ModelError
-from ftcore.model.families.family import Family, expect, read_float, read_heads, read_int
+from ftcore.model.families.family import KEYS, Family, read_int
 from ftcore.model.families.positions import (
     FULL,
     WINDOWED,
@@ -16,27 +18,15 @@ from ftcore.model.families.positions import (
 from ftcore.model.spec import ModelSpec
 
 LAYER, OURS = "layers.{i}", "trunk.layers.{i}"
-PLAIN = {
-    "hidden_activation": "gelu",
-    "classifier_activation": "gelu",
-    **{key: False for key in ("norm_bias", "attention_bias", "mlp_bias", "classifier_bias")},
-    "decoder_bias": True,
-    **{key: 0.0 for key in ("embedding_dropout", "attention_dropout", "mlp_dropout")},
-    "classifier_dropout": 0.0,
-}
 POOLING = {"cls": "first", "mean": "mean"}
 
 
-def to_spec(config: dict) -> ModelSpec:
-    """Read a ModernBERT config.json.
+def read(config: dict) -> dict[str, Any]:
+    """Both bases of the angles, the windows, and what a classifier pools.
 
-    raises  ModelError: a size out of range; biases, dropout or activations other than those of the
-            published models; scaled angles
+    raises  ModelError: scaled angles, another kind of layer or of pooling
     """
-    expect(config, PLAIN)
-    hidden_size = read_int(config, "hidden_size", default=768)
-    num_heads = read_int(config, "num_attention_heads", default=12)
-    num_layers = read_int(config, "num_hidden_layers", default=22)
+    num_layers = read_int(config, "num_hidden_layers")
     period = read_int(config, "global_attn_every_n_layers", default=3)
     types = [WINDOWED if index % period else FULL for index in range(num_layers)]
     # HF: half the width on each side, and the token itself
@@ -44,52 +34,22 @@ def to_spec(config: dict) -> ModelSpec:
     pooling = config.get("classifier_pooling", "cls")
     if pooling not in POOLING:
         raise ModelError(f"config.json: classifier_pooling = {pooling!r}: must be cls or mean")
-    return ModelSpec(
-        vocab_size=read_int(config, "vocab_size", default=50368),
-        hidden_size=hidden_size,
-        num_layers=num_layers,
-        intermediate_size=read_int(config, "intermediate_size", default=1152),
-        num_heads=num_heads,
-        num_kv_heads=num_heads,
-        head_dim=read_heads(hidden_size, num_heads),
-        max_positions=read_int(config, "max_position_embeddings", default=8192),
-        is_causal=False,
-        norm="layer_norm",
-        norm_eps=read_float(config, "norm_eps", default=1e-5),
-        norm_bias=False,
-        norm_first=True,
-        position="rope",
+    return {
         **read_two_ropes(
             config, theta=("global_rope_theta", 160000.0), local_theta=("local_rope_theta", 10000.0)
         ),
-        windows=read_windows(config, window, types),
-        mlp="geglu",
-        embedding_norm=True,
-        pooling=POOLING[pooling],
-        pooler="transform",
-        tie_word_embeddings=bool(config.get("tie_word_embeddings", True)),
-        initializer_range=read_float(config, "initializer_range", default=0.02),
-    )
+        "windows": read_windows(config, window, types),
+        "pooling": POOLING[pooling],
+    }
 
 
-def to_config(spec: ModelSpec) -> dict:
-    """The keys of config.json that the spec decides."""
+def write(spec: ModelSpec) -> dict[str, Any]:
+    """Undoes `read`."""
     return {
-        "model_type": "modernbert",
-        "vocab_size": spec.vocab_size,
-        "hidden_size": spec.hidden_size,
-        "num_hidden_layers": spec.num_layers,
-        "num_attention_heads": spec.num_heads,
-        "intermediate_size": spec.intermediate_size,
-        "max_position_embeddings": spec.max_positions,
-        "norm_eps": spec.norm_eps,
         "rope_parameters": two_ropes_config(spec),
         "local_attention": 2 * (max(spec.windows) - 1),
         "layer_types": layer_types(spec),
         "classifier_pooling": "cls" if spec.pooling == "first" else "mean",
-        "tie_word_embeddings": spec.tie_word_embeddings,
-        "initializer_range": spec.initializer_range,
-        **PLAIN,
     }
 
 
@@ -114,11 +74,29 @@ FAMILY = Family(
         "classifier": "head.classifier",
     },
     ignored=(),
-    to_spec=to_spec,
-    to_config=to_config,
     architectures={
         "mlm": "ModernBertForMaskedLM",
         "classify": "ModernBertForSequenceClassification",
         "trunk": "ModernBertModel",
     },
+    switches={
+        "is_causal": False,
+        "norm": "layer_norm",
+        "norm_bias": False,
+        "norm_first": True,
+        "position": "rope",
+        "mlp": "geglu",
+        "embedding_norm": True,
+        "pooler": "transform",
+    },
+    keys=KEYS | {"norm_eps": ("norm_eps", 1e-5)},
+    fixed={
+        "hidden_activation": "gelu",
+        "classifier_activation": "gelu",
+        "decoder_bias": True,
+        **{f"{part}_bias": False for part in ("norm", "attention", "mlp", "classifier")},
+        **{f"{part}_dropout": 0.0 for part in ("embedding", "attention", "mlp", "classifier")},
+    },
+    read=read,
+    write=write,
 )

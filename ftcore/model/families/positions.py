@@ -53,6 +53,11 @@ def rope_config(spec: ModelSpec) -> dict[str, Any]:
     return rope
 
 
+def write_rope(spec: ModelSpec) -> dict[str, Any]:
+    """Undoes `read_rope`; `rope_theta` at the top is for older readers."""
+    return {"rope_parameters": rope_config(spec), "rope_theta": spec.rope_theta}
+
+
 def read_two_ropes(
     config: dict, *, theta: tuple[str, float], local_theta: tuple[str, float]
 ) -> dict[str, Any]:

@@ -3,32 +3,24 @@
 source  Liu et al. 2019, arXiv:1907.11692; HF layout of `RobertaModel`
 """
 
-from dataclasses import replace
+from typing import Any
 
 from ftcore.model.families import bert
 from ftcore.model.families.family import Family, read_int
 from ftcore.model.spec import ModelSpec
 
 
-def to_spec(config: dict) -> ModelSpec:
-    """Read a RoBERTa config.json: the rows up to `pad_token_id` are no positions of a token.
-
-    raises  ModelError: as BERT
-    """
+def read(config: dict) -> dict[str, Any]:
+    """The rows of the positions up to `pad_token_id` are no token's."""
     offset = read_int(config, "pad_token_id", default=1) + 1
-    rows = read_int(config, "max_position_embeddings", default=514)
-    spec = bert.to_spec({"layer_norm_eps": 1e-5, "type_vocab_size": 1, **config})
-    return replace(spec, position_offset=offset, max_positions=rows - offset)
+    rows = read_int(config, "max_position_embeddings")
+    return {"position_offset": offset, "max_positions": rows - offset}
 
 
-def to_config(spec: ModelSpec) -> dict:
-    """The keys of config.json that the spec decides."""
-    return {
-        **bert.to_config(spec),
-        "model_type": "roberta",
-        "max_position_embeddings": spec.max_positions + spec.position_offset,
-        "pad_token_id": spec.position_offset - 1,
-    }
+def write(spec: ModelSpec) -> dict[str, Any]:
+    """Undoes `read`."""
+    rows = spec.max_positions + spec.position_offset
+    return {"pad_token_id": spec.position_offset - 1, "max_position_embeddings": rows}
 
 
 FAMILY = Family(
@@ -48,11 +40,14 @@ FAMILY = Family(
         "*pooler.dense.*",
         "lm_head.decoder.bias",  # HF: the same tensor as lm_head.bias
     ),
-    to_spec=to_spec,
-    to_config=to_config,
     architectures={
         "mlm": "RobertaForMaskedLM",
         "classify": "RobertaForSequenceClassification",
         "trunk": "RobertaModel",
     },
+    switches=bert.SWITCHES,
+    keys=bert.BERT_KEYS,
+    fixed=bert.FIXED,
+    read=read,
+    write=write,
 )
