@@ -12,7 +12,7 @@ one, our side is the tuple of them, in the order of their rows.
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -66,8 +66,8 @@ class Family:
     ignored: tuple[str, ...]
     architectures: Mapping[str, str]
     switches: Mapping[str, Any]
-    keys: KeyTable = field(default_factory=lambda: KEYS)
-    fixed: Mapping[str, Any] = field(default_factory=dict)
+    keys: KeyTable
+    fixed: Mapping[str, Any]
     read: Callable[[dict], dict[str, Any]] = nothing
     write: Callable[[ModelSpec], dict[str, Any]] = nothing
     transposed: tuple[str, ...] = ()
@@ -84,15 +84,12 @@ class Family:
                 raise ModelError(f"config.json: {key} = {config[key]!r}: only {value!r} is known")
         settings = {name: _read(config, *key) for name, key in self.keys.items()}
         settings |= {**self.switches, **self.read(config)}
-        hidden_size, num_heads = settings["hidden_size"], settings["num_heads"]
-        if settings.get("num_kv_heads") is None:
-            settings["num_kv_heads"] = num_heads
+        C, H = settings["hidden_size"], settings["num_heads"]
         if settings.get("head_dim") is None:
-            _must_divide("hidden_size", hidden_size, "num_attention_heads", num_heads)
-            settings["head_dim"] = hidden_size // num_heads
-        _must_divide(
-            *("num_attention_heads", num_heads, "num_key_value_heads", settings["num_kv_heads"])
-        )
+            settings["head_dim"] = _divided("hidden_size", C, "num_attention_heads", H)
+        if settings.get("num_kv_heads") is None:
+            settings["num_kv_heads"] = H
+        _divided("num_attention_heads", H, "num_key_value_heads", settings["num_kv_heads"])
         return ModelSpec(**settings)
 
     def to_config(self, spec: ModelSpec) -> dict[str, Any]:
@@ -197,6 +194,7 @@ def _read(config: dict, key: str, default: Any) -> Any:
     return read_int(config, key, default=default if isinstance(default, int) else None)
 
 
-def _must_divide(key: str, total: int, by_key: str, by: int) -> None:
+def _divided(key: str, total: int, by_key: str, by: int) -> int:
     if total % by:
         raise ModelError(f"config.json: {key} = {total} must be a multiple of {by_key} = {by}")
+    return total // by

@@ -37,10 +37,7 @@ FAMILY = replace(
     trunk_names=llama.NAMES | gemma2.NORMS | QK_NORM,
     architectures=llama.architectures("Gemma3Text") | {"lm": "Gemma3ForCausalLM"},
     switches={**gemma2.FAMILY.switches, "qk_norm": True},
-    fixed={
-        **gemma2.FAMILY.fixed,
-        **{key: None for key, _ in gemma2.CAPS.values()},
-    },
+    fixed={**gemma2.FAMILY.fixed, **{key: None for key, _ in gemma2.CAPS.values()}},
     read=read,
     write=write,
 )

@@ -6,15 +6,9 @@ source  Warner et al. 2024, arXiv:2412.13663; HF layout of `ModernBertModel`
 from typing import Any
 
 from ftcore.errors import ModelError
+from ftcore.model.families import positions
 from ftcore.model.families.family import KEYS, Family, read_int
-from ftcore.model.families.positions import (
-    FULL,
-    WINDOWED,
-    layer_types,
-    read_two_ropes,
-    read_windows,
-    two_ropes_config,
-)
+from ftcore.model.families.positions import FULL, WINDOWED
 from ftcore.model.spec import ModelSpec
 
 LAYER, OURS = "layers.{i}", "trunk.layers.{i}"
@@ -35,10 +29,10 @@ def read(config: dict) -> dict[str, Any]:
     if pooling not in POOLING:
         raise ModelError(f"config.json: classifier_pooling = {pooling!r}: must be cls or mean")
     return {
-        **read_two_ropes(
+        **positions.read_two_ropes(
             config, theta=("global_rope_theta", 160000.0), local_theta=("local_rope_theta", 10000.0)
         ),
-        "windows": read_windows(config, window, types),
+        "windows": positions.read_windows(config, window, types),
         "pooling": POOLING[pooling],
     }
 
@@ -46,9 +40,9 @@ def read(config: dict) -> dict[str, Any]:
 def write(spec: ModelSpec) -> dict[str, Any]:
     """Undoes `read`."""
     return {
-        "rope_parameters": two_ropes_config(spec),
+        "rope_parameters": positions.two_ropes_config(spec),
         "local_attention": 2 * (max(spec.windows) - 1),
-        "layer_types": layer_types(spec),
+        "layer_types": positions.layer_types(spec),
         "classifier_pooling": "cls" if spec.pooling == "first" else "mean",
     }
 
