@@ -14,7 +14,8 @@ cost        4 sum_b T_b^2 H D FLOP forward (half when causal), 2.5 times that ba
 CPU path: plain matmul, softmax, matmul on blocks planned by `Docs`, because the backward of torch's
 CPU flash attention is 3 to 8 times slower at these lengths; above `SDPA_LENGTH` tokens, where the
 T x T scores no longer fit the cache, torch's scaled_dot_product_attention takes over, which knows
-no soft cap and whose exponential is too coarse for fp32: those scores are formed at any length. A window hides scores but does not save them.
+no soft cap and whose exponential is too coarse for fp32: those scores are formed at any length. A
+window hides scores but does not save them.
 
 source      Vaswani et al. 2017, arXiv:1706.03762; grouped: Ainslie et al. 2023, arXiv:2305.13245;
             window: Beltagy et al. 2020, arXiv:2004.05150; soft cap: Gemma 2, arXiv:2408.00118

@@ -42,11 +42,8 @@ def whole(name: str) -> str:
 def cut(key: str) -> tuple[str, str]:
     """Module or part, and attribute, of a tensor of an adapter file."""
     name = key.removeprefix(PREFIX)
-    factor = next((factor for factor in (A, B) if name.endswith(f".{factor}")), None)
-    if factor is not None:
-        return name.removesuffix(f".{factor}"), factor
-    module, _, attribute = name.rpartition(".")
-    return module, attribute
+    attribute = next((f for f in (A, B) if name.endswith(f".{f}")), name.rpartition(".")[2])
+    return name.removesuffix(f".{attribute}"), attribute
 
 
 def join_parts(

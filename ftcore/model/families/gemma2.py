@@ -8,16 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 from ftcore.errors import ModelError
-from ftcore.model.families import llama
+from ftcore.model.families import llama, positions
 from ftcore.model.families.family import read_float, read_int
-from ftcore.model.families.positions import (
-    FULL,
-    WINDOWED,
-    layer_types,
-    read_rope,
-    read_windows,
-    write_rope,
-)
+from ftcore.model.families.positions import FULL, WINDOWED, read_rope, write_rope
 from ftcore.model.spec import ModelSpec
 
 LAYER, OURS = llama.LAYER, llama.OURS
@@ -43,7 +36,7 @@ def read_gemma(config: dict, default_types: Sequence[str]) -> dict[str, Any]:
     return {
         "embedding_scale": read_int(config, "hidden_size") ** 0.5,
         "attention_scale": read_int(config, "query_pre_attn_scalar", default=256) ** -0.5,
-        "windows": read_windows(config, window, default_types),
+        "windows": positions.read_windows(config, window, default_types),
     }
 
 
@@ -52,7 +45,7 @@ def write_gemma(spec: ModelSpec) -> dict[str, Any]:
     return {
         "query_pre_attn_scalar": round(spec.attention_scale**-2),
         "sliding_window": max(spec.windows),
-        "layer_types": layer_types(spec),
+        "layer_types": positions.layer_types(spec),
     }
 
 

@@ -9,6 +9,7 @@ source  Black et al. 2022, arXiv:2204.06745; Biderman et al. 2023, arXiv:2304.01
 
 from typing import Any
 
+from ftcore.model.families import gpt2
 from ftcore.model.families.family import KEYS, Family, read_float
 from ftcore.model.families.positions import read_rope, rope_config
 from ftcore.model.spec import ModelSpec
@@ -64,15 +65,7 @@ FAMILY = Family(
         "classify": "GPTNeoXForSequenceClassification",
         "trunk": "GPTNeoXModel",
     },
-    switches={
-        "is_causal": True,
-        "norm": "layer_norm",
-        "norm_first": True,
-        "position": "rope",
-        "mlp": "gelu",
-        "linear_bias": True,
-        "qkv_bias": True,
-    },
+    switches={**gpt2.FAMILY.switches, "position": "rope", "mlp": "gelu"},
     keys=KEYS
     | {
         "norm_eps": ("layer_norm_eps", 1e-5),
