@@ -14,7 +14,6 @@ import argparse
 import contextlib
 import io
 import json
-import math
 import random
 import statistics
 import sys
@@ -32,17 +31,18 @@ from ftcore.config import ClassifyRun, LabelledDataConfig
 from ftcore.data.pack import Encoded
 from ftcore.data.prepare import prepare
 from ftcore.data.tokenizer import Tokenizer
-from ftcore.evaluate.significance import bootstrap_difference
+from ftcore.evaluate.significance import Interval, bootstrap_difference
 
 SEEDS = (0, 1, 2)
 HOLDOUT = 2000
 SAME = {"batch_size": 32, "lr": 5e-5}
+HALF = ("--loop.max-steps", "510")  # of an epoch of 1,022 steps
 FREEZE = ("--peft.method", "freeze", "--peft.trainable")
 RECIPES: dict[str, list[str]] = {
     "full": ["--optim.lr", "2e-4"],
-    "lora": ["--optim.lr", "3e-3", "--peft.method", "lora", "--peft.rank", "8"],
-    "last2": ["--optim.lr", "1e-3", *FREEZE, "last:2", "head"],
-    "head": ["--optim.lr", "1e-2", *FREEZE, "head"],
+    "lora": ["--optim.lr", "3e-3", "--peft.method", "lora", "--peft.rank", "8", *HALF],
+    "last2": ["--optim.lr", "1e-3", *FREEZE, "last:2", "head", *HALF],
+    "head": ["--optim.lr", "1e-2", *FREEZE, "head", *HALF],
 }
 RIVAL = "transformers"
 
@@ -187,14 +187,14 @@ def table(runs: Path) -> dict[str, dict[str, float]]:
             found[name] = {
                 "seeds": len(told),
                 "dev": statistics.mean(dev),
-                "dev_sd": statistics.stdev(dev) if len(told) > 1 else math.nan,
+                "dev_sd": statistics.stdev(dev) if len(told) > 1 else 0.0,
                 "test": statistics.mean(test),
                 "seconds": statistics.mean(t["seconds"] for t in told),
             }
     return found
 
 
-def against(runs: Path) -> tuple[float, float, float] | None:
+def against(runs: Path) -> Interval | None:
     """`same` minus `transformers` on the rows of dev, over the seeds that both have."""
     pairs = [[runs / f"{name}-{s}" / "sst2.json" for name in (RIVAL, "same")] for s in SEEDS]
     told = [[json.loads(f.read_text("utf-8"))["dev_right"] for f in pair]
@@ -202,7 +202,7 @@ def against(runs: Path) -> tuple[float, float, float] | None:
     if not told:
         return None
     rival, mine = (np.mean([pair[side] for pair in told], axis=0) for side in (0, 1))
-    return tuple(bootstrap_difference(rival, mine, seed=0))
+    return bootstrap_difference(rival, mine, seed=0)
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ftcore.config import ChatDataConfig, LabelledDataConfig, TextDataConfig
+from ftcore.config import ChatDataConfig, LabelledDataConfig, ScoredDataConfig, TextDataConfig
 from ftcore.data.prepare import prepare
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import DataError
@@ -40,6 +40,23 @@ def test_text_is_cut_into_documents_and_counted(base: Tokenizer, jsonl: Callable
     first, *_ = data.summary().splitlines()
     rows, tokens = len(data.train.documents), sum(map(len, data.train.documents))
     assert first == f"train: {rows} rows, {tokens} tokens; left out 2 (column 'text' is empty)"
+
+
+def test_chats_among_plain_text_are_supervised_on_their_answers(
+    base: Tokenizer, jsonl: Callable
+) -> None:
+    turns = [{"role": "user", "content": "say it"}, {"role": "assistant", "content": "it " * 30}]
+    rows = [{"text": "some plain words"}, {"messages": turns}, {"messages": []}]
+    both = jsonl("both.jsonl", rows)
+    data = prepare(TextDataConfig(train=(both,), max_length=20), base, seed=0)
+    plain, chat = data.train.documents
+    assert len(chat) > 20 and 0 < (chat.weights > 0).sum() < len(chat) - 1
+    assert (plain.weights > 0).sum() == len(plain) - 1
+    assert data.train.num_bytes == 0  # not every byte is predicted
+    assert [row.line for row in data.rejected["train"]] == [3]
+    alone = jsonl("chats.jsonl", rows[1:])
+    (document,) = prepare(TextDataConfig(train=(alone,)), base, seed=0).train.documents
+    assert document.tokens_T.tolist() == chat.tokens_T.tolist()
 
 
 def test_chats_too_long_are_named(base: Tokenizer, jsonl: Callable, tmp_path: Path) -> None:
@@ -113,6 +130,21 @@ def test_a_model_that_is_only_evaluated_brings_its_labels(base: Tokenizer, jsonl
     config = LabelledDataConfig(test=(jsonl("test.jsonl", labelled(6)),))
     data = prepare(config, base, seed=0, labels=("c", "b", "a"))
     assert [row.labels for row in data.tests["test"].documents] == [2, 1, 0] * 2
+
+
+def test_scores_have_one_label_that_names_them(base: Tokenizer, jsonl: Callable) -> None:
+    train = jsonl("scored.jsonl", [{"text": f"row {n}", "points": n / 4} for n in range(6)])
+    data = prepare(ScoredDataConfig(train=(train,), label="points"), base, seed=0)
+    assert data.labels == ("points",)
+    assert [row.labels for row in data.train.documents] == [n / 4 for n in range(6)]
+
+
+def test_several_labels_become_a_vector(base: Tokenizer, jsonl: Callable) -> None:
+    labels = [["a"], [], ["c", "a"]]
+    train = jsonl("several.jsonl", [{"text": "one", "label": names} for names in labels])
+    data = prepare(LabelledDataConfig(train=(train,), label_separator=","), base, seed=0)
+    assert data.labels == ("a", "c")
+    assert [row.labels.tolist() for row in data.train.documents] == [[1, 0], [0, 0], [1, 1]]
 
 
 def test_built_in_data_is_not_mixed_with_files(base: Tokenizer, jsonl: Callable) -> None:
