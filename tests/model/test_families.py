@@ -229,6 +229,7 @@ def test_config_survives_both_ways(kind, hf) -> None:
     spec = family.to_spec(config)
     assert family.to_spec(family.to_config(spec)) == spec
     written = family.to_config(spec)
+    assert written.items() >= {"model_type": family.name, **family.fixed}.items()
     rewritten = {key: written[key] for key in written if key in config}
     assert rewritten == {key: config[key] for key in rewritten}
 
