@@ -45,6 +45,15 @@ def run(command: Command) -> None:
     print(f"{path or base}: {loaded.accounting}")
 
     labels = (path and read_labels(path)) or loaded.labels
+    said = config.problem if path else loaded.config.get("problem_type")
+    if config.problem and said not in (None, config.problem):
+        raise ConfigError(
+            f"{base}/config.json: problem_type = {said!r}, not {config.problem!r}: scores are for"
+            " --task regress, classes for --task classify, several classes a row for that with"
+            " --data.label-separator"
+        )
+    if config.problem == "regression" and len(labels) != 1:
+        raise ConfigError(f"{base}: gives {len(labels)} scores a row, regress is for one")
     tokenizer = Tokenizer.load(loaded.folder)
     held_out = replace(config.data, train=(), dev=())
     data = prepare(held_out, tokenizer, seed=config.env.seed, labels=labels)

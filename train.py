@@ -1,7 +1,8 @@
 """Fine-tune a language model: seven stages, top to bottom.
 
     python train.py                                     LoRA chat fine-tuning of the built-in model
-    python train.py {pretrain,sft,classify} --help      every option with its unit and default
+    python train.py TASK --help                         every option with its unit and default
+    python train.py --help                              the tasks
     python train.py --resume runs/NAME                  continue a run that was stopped
 
 Exit codes: 0 done; 2 what was asked must be mended; 3 a file of the run cannot be written or
@@ -149,9 +150,8 @@ def tune(
         write_predictions(path / "predictions.jsonl", results.predictions)
 
     # ---- 6 deployment: what other programs load --------------------------------------------------
-    artifact = save_artifact(
-        loaded, tokenizer, path, labels=data.labels, base=config.model.path, kind=kind
-    )
+    words = {"labels": data.labels, "problem": config.problem, "base": config.model.path}
+    artifact = save_artifact(loaded, tokenizer, path, kind=kind, **words)
 
     # ---- 7 monitoring: where it is written down, and what to do next -----------------------------
     seconds = round(time.perf_counter() - started, 1)

@@ -62,8 +62,8 @@ class ChatDataConfig:
 
 
 @dataclass(frozen=True)
-class LabelledDataConfig:
-    """Texts or pairs of texts with one label."""
+class RowsConfig:
+    """Labelled rows of any kind: their files, and how long they may be."""
 
     train: tuple[str, ...] = ()
     """files (.tsv, .csv, .jsonl, .json, each also .gz)"""
@@ -71,12 +71,6 @@ class LabelledDataConfig:
     """rows for choosing the best checkpoint; none: `holdout` rows of train"""
     test: tuple[str, ...] = ()
     """files evaluated once, after training"""
-    text: str = "text"
-    """column of the text"""
-    pair: str = ""
-    """column of the second text; empty: single texts"""
-    label: str = "label"
-    """column of the label"""
     columns: tuple[str, ...] = ()
     """column names, for files without a header line"""
     holdout: int = 0
@@ -85,6 +79,34 @@ class LabelledDataConfig:
     """tokens, special ones included; None: any length"""
     over_length: Literal["error", "drop", "cut_right"] = "error"
     """what happens to a longer row; dropped and cut rows are counted and kept in a file"""
+
+
+@dataclass(frozen=True)
+class TextsConfig(RowsConfig):
+    """Texts or pairs of texts."""
+
+    text: str = "text"
+    """column of the text"""
+    pair: str = ""
+    """column of the second text; empty: single texts"""
+
+
+@dataclass(frozen=True)
+class LabelledDataConfig(TextsConfig):
+    """Texts or pairs of texts with one label, or several."""
+
+    label: str = "label"
+    """column of the label"""
+    label_separator: str = ""
+    """what stands between the labels where a row has several, in json also a list; empty: one"""
+
+
+@dataclass(frozen=True)
+class ScoredDataConfig(TextsConfig):
+    """Texts or pairs of texts with a score."""
+
+    label: str = "score"
+    """column of the score"""
 
 
 @dataclass(frozen=True)
@@ -215,6 +237,11 @@ class PretrainRun:
     eval: EvalConfig = field(default_factory=EvalConfig)
     log: LogConfig = field(default_factory=LogConfig)
 
+    @property
+    def problem(self) -> str | None:
+        """HF's `problem_type` of a model that judges whole documents; None: it does not."""
+        return None
+
 
 @dataclass(frozen=True, kw_only=True)
 class SftRun(PretrainRun):
@@ -226,13 +253,33 @@ class SftRun(PretrainRun):
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifyRun(PretrainRun):
-    """Fine-tuning a classifier of texts or pairs of texts."""
+    """Fine-tuning a classifier of texts or pairs of texts, with one label a row or several."""
 
     data: LabelledDataConfig = field(default_factory=LabelledDataConfig)
 
+    @property
+    def problem(self) -> str:
+        return f"{'multi' if self.data.label_separator else 'single'}_label_classification"
 
-RUNS = {"pretrain": PretrainRun, "sft": SftRun, "classify": ClassifyRun}
-Run = PretrainRun | SftRun | ClassifyRun
+
+@dataclass(frozen=True, kw_only=True)
+class RegressRun(PretrainRun):
+    """Fine-tuning a model to score texts or pairs of texts."""
+
+    data: ScoredDataConfig = field(default_factory=ScoredDataConfig)
+
+    @property
+    def problem(self) -> str:
+        return "regression"
+
+
+RUNS = {
+    "pretrain": PretrainRun,
+    "sft": SftRun,
+    "classify": ClassifyRun,
+    "regress": RegressRun,
+}
+Run = PretrainRun  # and the tasks made from it
 
 Limit = tuple[str, Callable[[float], bool]]
 POSITIVE: Limit = ("> 0", lambda value: 0 < value < math.inf)

@@ -30,4 +30,5 @@ PRESETS: dict[str, dict[str, dict[str, dict[str, object]]]] = {
         },
     },
     "classify": {},
+    "regress": {},
 }

@@ -137,7 +137,7 @@ def test_a_mistyped_value_ends_with_code_2(words: list[str], capsys: pytest.Capt
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["sfx"], "task 'sfx' is unknown: did you mean 'sft'? known: pretrain, sft, classify"),
+        (["sfx"], f"task 'sfx' is unknown: did you mean 'sft'? known: {', '.join(RUNS)}"),
         (["sft", "--preset", "assist"], "--preset 'assist' is unknown for sft: did you mean"),
         (["classify", "--preset=x"], "--preset 'x' is unknown for classify: known: none"),
         (["sft", "--config", "/no/such.toml"], "/no/such.toml: [Errno 2] No such file"),
@@ -205,7 +205,7 @@ def test_parsing_needs_no_torch() -> None:
 @pytest.mark.parametrize(
     ("words", "shown"),
     [
-        (["--help"], ["train.py {pretrain,sft,classify}"]),
+        (["--help"], ["train.py {" + ",".join(RUNS) + "}"]),
         (["sft", "--help"], ["--peft.rank INT", "rank of the update (default: 8)"]),
     ],
 )

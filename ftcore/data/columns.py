@@ -43,14 +43,21 @@ class Text:
 
 @dataclass(frozen=True)
 class LabelledText:
-    """A text, or a pair of texts, with the name of its class or its score."""
+    """A text, or a pair of texts, with the name of its class, the names of several, or a score."""
 
     id: str
     text: str
     pair: str | None
-    label: str | float
+    label: str | tuple[str, ...] | float
     file: str = ""
     line: int = 0
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of its classes; none for a score."""
+        if isinstance(self.label, tuple):
+            return self.label
+        return (self.label,) if isinstance(self.label, str) else ()
 
 
 @dataclass(frozen=True)
@@ -72,16 +79,17 @@ class LabelMap:
     def __len__(self) -> int:
         return len(self.names)
 
-    def index(self, example: LabelledText) -> int:
-        """Class index of an example; DataError if the training data had no such label."""
-        if example.label in self.names:
-            return self.names.index(example.label)
-        shown = ", ".join(self.names[:20]) + (", ..." if len(self) > 20 else "")
-        raise DataError(
-            f"{example.file}:{example.line}: label {example.label!r} is not among the {len(self)} "
-            f"labels of the training data ({shown}){_nearest(str(example.label), self.names)}; "
-            "correct the row, or add training rows with this label"
-        )
+    def indices(self, example: LabelledText) -> list[int]:
+        """Class index of each label of an example; DataError if training data had no such label."""
+        for name in example.names:
+            if name not in self.names:
+                shown = ", ".join(self.names[:20]) + (", ..." if len(self) > 20 else "")
+                raise DataError(
+                    f"{example.file}:{example.line}: label {name!r} is not among the {len(self)} "
+                    f"labels of the training data ({shown}){_nearest(name, self.names)}; "
+                    "correct the row, or add training rows with this label"
+                )
+        return [self.names.index(name) for name in example.names]
 
 
 def label_map(examples: Iterable[LabelledText]) -> LabelMap:
@@ -89,7 +97,7 @@ def label_map(examples: Iterable[LabelledText]) -> LabelMap:
 
     raises   DataError: fewer than two different labels
     """
-    names = {str(example.label) for example in examples}
+    names = {name for example in examples for name in example.names}
     if len(names) < 2:
         raise DataError(
             f"the training data has {len(names)} different label(s) {sorted(names)}, a classifier "
@@ -115,12 +123,19 @@ def texts(rows: Sequence[Row], *, text: str = "text") -> tuple[list[Text], list[
 
 
 def labelled(
-    rows: Sequence[Row], *, text: str, label: str, pair: str | None = None, scores: bool = False
+    rows: Sequence[Row],
+    *,
+    text: str,
+    label: str,
+    pair: str | None = None,
+    scores: bool = False,
+    separator: str = "",
 ) -> tuple[list[LabelledText], list[Rejected]]:
     """Labelled texts, or pairs, from the columns named.
 
-    scores    labels are numbers to predict (regression), not names of classes
-    raises    DataError: a column is missing, a text is not text, a score is not a number
+    scores      labels are numbers to predict (regression), not names of classes
+    separator   not empty: a row has any number of labels, in a list or with this between them
+    raises      DataError: a column is missing, a text is not text, a score is not a number
     """
     columns = [text] if pair is None else [text, pair]
     _require(rows, [*columns, label])
@@ -128,13 +143,13 @@ def labelled(
     for row in rows:
         contents = [_text(row, column) for column in columns]
         empty = [column for column, c in zip(columns, contents, strict=True) if not c.strip()]
-        name = _label(row, label)
+        value = _labels(row, label, separator) if separator else _label(row, label)
         if empty:
             rejected.append(_reject(row, f"column {empty[0]!r} is empty"))
-        elif not name:
+        elif value in ("", None):
             rejected.append(_reject(row, f"column {label!r} holds no label"))
         else:
-            value = _score(row, label, name) if scores else name
+            value = _score(row, label, value) if scores else value
             second = contents[1] if pair is not None else None
             kept.append(LabelledText(row.id, contents[0], second, value, row.file, row.line))
     return _some(kept, rejected)
@@ -215,8 +230,23 @@ def _text(row: Row, column: str) -> str:
 def _label(row: Row, column: str) -> str:
     value = row.fields.get(column)
     if isinstance(value, list | dict):
-        raise _wrong(row, f"column {column!r} must hold one label, not {type(value).__name__}")
+        raise _wrong(
+            row,
+            f"column {column!r} must hold one label, not {type(value).__name__}; where rows have "
+            "several, give data.label_separator",
+        )
     return "" if value is None else str(value).strip()
+
+
+def _labels(row: Row, column: str, separator: str) -> tuple[str, ...] | None:
+    """Labels of a row, each once; None where it does not say, which is not the same as none."""
+    value = row.fields.get(column)
+    if value is None:
+        return None
+    if not isinstance(value, list | str):
+        raise _wrong(row, f"column {column!r} must hold a list of labels, or text with them")
+    parts = value.split(separator) if isinstance(value, str) else map(str, value)
+    return tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
 
 
 def _score(row: Row, column: str, name: str) -> float:

@@ -148,7 +148,8 @@ def encode_labelled(
     *,
     max_length: int | None = None,
 ) -> Encoded:
-    """A labelled text or pair: labels is the class index, or the score where `labels` is None.
+    """A labelled text or pair: labels is the class index, or which of the classes it has, or the
+    score where `labels` is None.
 
     max_length   tokens; the longer text of a pair loses its end, special tokens stay
     """
@@ -180,7 +181,7 @@ def encode_labelled_rows(
 
 def show(document: Encoded, tokenizer: Tokenizer) -> str:
     """A document as text, special tokens included, with supervised runs between double brackets."""
-    if not isinstance(document.labels, np.ndarray):
+    if not isinstance(document.weights, np.ndarray):
         return f"{tokenizer.decode(document.tokens_T, special=True)} -> {document.labels}"
     targets_T = np.append(document.tokens_T[:1], document.labels)
     counts_T = np.append(False, document.weights > 0)
@@ -210,8 +211,15 @@ def _supervised_text(
 def _labelled(
     example: LabelledText, ids_T: np.ndarray, types_T: np.ndarray, labels: LabelMap | None
 ) -> Encoded:
-    label = float(example.label) if labels is None else labels.index(example)
-    return Encoded(example.id, ids_T, label, 1.0, types_T if types_T.any() else None)
+    types_T = types_T if types_T.any() else None
+    if labels is None:
+        return Encoded(example.id, ids_T, float(example.label), 1.0, types_T)
+    indices = labels.indices(example)
+    if isinstance(example.label, str):
+        return Encoded(example.id, ids_T, indices[0], 1.0, types_T)
+    has_K = np.zeros(len(labels), dtype=np.float32)
+    has_K[indices] = 1.0
+    return Encoded(example.id, ids_T, has_K, 1.0, types_T)
 
 
 def _admit_cut(

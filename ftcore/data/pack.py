@@ -24,7 +24,7 @@ class Encoded:
     row_id      id of the source row
     tokens_T    int32 ids
     labels      token tasks: int32 (T,), the id that position t is to predict (token t + 1);
-                document tasks: class index or score
+                document tasks: class index, or score, or float32 (K,), 1 for each class it has
     weights     token tasks: float32 (T,), 0 = not scored; document tasks: float
     types_T     int32 segment of each token, None for all zero
     """
@@ -45,7 +45,8 @@ class Batch:
 
     tokens_N, positions_N, types_N   int64; positions restart at 0 in every document
     docs                             borders of the documents
-    labels, weights                  (N,) for token tasks, (B,) for document tasks; weights fp32
+    labels, weights                  (N,) for token tasks, (B,) for document tasks, (B, K) labels
+                                     where they have several; weights fp32
     row_ids                          source row of each document
     """
 
@@ -79,11 +80,11 @@ def collate(documents: Sequence[Encoded]) -> Batch:
     types = [
         np.zeros(len(d), dtype=np.int32) if d.types_T is None else d.types_T for d in documents
     ]
-    if isinstance(documents[0].labels, np.ndarray):
+    if isinstance(documents[0].weights, np.ndarray):
         labels = torch.from_numpy(np.concatenate([d.labels for d in documents])).long()
         weights = torch.from_numpy(np.concatenate([d.weights for d in documents]))
     else:
-        labels = torch.tensor([d.labels for d in documents])
+        labels = torch.from_numpy(np.array([d.labels for d in documents]))
         weights = torch.tensor([d.weights for d in documents])
     return Batch(
         tokens_N=torch.from_numpy(np.concatenate([d.tokens_T for d in documents])).long(),

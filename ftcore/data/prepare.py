@@ -13,8 +13,17 @@ import numpy as np
 
 from ftcore.builtin import chat as builtin_chat
 from ftcore.builtin import corpus as builtin_corpus
-from ftcore.config import ChatDataConfig, LabelledDataConfig, TextDataConfig
-from ftcore.data.columns import Chat, LabelMap, Rejected, chats, label_map, labelled, texts
+from ftcore.config import ChatDataConfig, RowsConfig, ScoredDataConfig, TextDataConfig, TextsConfig
+from ftcore.data.columns import (
+    Chat,
+    LabelledText,
+    LabelMap,
+    Rejected,
+    chats,
+    label_map,
+    labelled,
+    texts,
+)
 from ftcore.data.encode import EncodedRows, encode_chats, encode_labelled_rows, encode_texts
 from ftcore.data.pack import Encoded
 from ftcore.data.read import Row, read_rows
@@ -45,7 +54,7 @@ class Prepared:
     """What a run trains and is judged on.
 
     train, dev, tests       splits; `tests` by name
-    labels                  classes of a classifier, by index
+    labels                  classes, by index; of a regression the one name of its scores
     rejected, cut           rows left out and rows cut short, by split, each with its reason
     """
 
@@ -91,7 +100,7 @@ class Prepared:
 
 
 def prepare(
-    config: TextDataConfig | ChatDataConfig | LabelledDataConfig,
+    config: TextDataConfig | ChatDataConfig | RowsConfig,
     tokenizer: Tokenizer,
     *,
     seed: int,
@@ -107,7 +116,7 @@ def prepare(
         return prepare_text(config, tokenizer)
     if isinstance(config, ChatDataConfig):
         return prepare_chats(config, tokenizer)
-    return prepare_labelled(config, tokenizer, seed=seed, labels=labels)
+    return prepare_rows(config, tokenizer, seed=seed, labels=labels)
 
 
 def prepare_text(config: TextDataConfig, tokenizer: Tokenizer) -> Prepared:
@@ -169,14 +178,14 @@ def prepare_chats(config: ChatDataConfig, tokenizer: Tokenizer) -> Prepared:
     return prepared
 
 
-def prepare_labelled(
-    config: LabelledDataConfig,
+def prepare_rows(
+    config: RowsConfig,
     tokenizer: Tokenizer,
     *,
     seed: int,
     labels: tuple[str, ...] | None = None,
 ) -> Prepared:
-    """Labelled texts or pairs.
+    """Rows with labels or scores.
 
     labels      classes of a model that is only evaluated; None: those of the training rows
     raises      DataError: no file, a bad one, a bad column; a label that training rows do not have
@@ -185,21 +194,13 @@ def prepare_labelled(
         raise DataError("data.train is empty: name files of labelled rows with --data.train FILE")
     prepared = Prepared(Split([]), Split([]), {}, labels)
 
-    def examples(name: str, paths: Sequence[str]) -> list:
+    def examples(name: str, paths: Sequence[str]) -> list[LabelledText]:
         rows = read_rows(paths, columns=config.columns)
-        pair = config.pair or None
-        kept, rejected = labelled(rows, text=config.text, pair=pair, label=config.label)
-        prepared.rejected[name] = rejected
+        kept, prepared.rejected[name] = _map(config, rows)
         return kept
 
-    def split(name: str, kept: list) -> Split:
-        encoded = encode_labelled_rows(
-            kept,
-            tokenizer,
-            LabelMap(prepared.labels),
-            max_length=config.max_length,
-            over_length=config.over_length,
-        )
+    def split(name: str, kept: list[LabelledText]) -> Split:
+        encoded = _encode(config, kept, tokenizer, LabelMap(prepared.labels))
         prepared.account(name, prepared.rejected.get(name, []), encoded)
         return Split(encoded.documents)
 
@@ -209,7 +210,7 @@ def prepare_labelled(
         held = set(_holdout(len(train), count, seed).tolist())
         dev = [example for index, example in enumerate(train) if index in held]
         train = [example for index, example in enumerate(train) if index not in held]
-        prepared.labels = prepared.labels or label_map(train).names
+        prepared.labels = prepared.labels or _labels(config, train)
         prepared.train = split("train", train)
         if config.dev:
             dev = examples("dev", config.dev)
@@ -218,6 +219,33 @@ def prepare_labelled(
     for name, path in _tests(config.test):
         prepared.tests[name] = split(name, examples(name, [path]))
     return prepared
+
+
+def _map(config: TextsConfig, rows: list[Row]) -> tuple[list[LabelledText], list[Rejected]]:
+    return labelled(
+        rows,
+        text=config.text,
+        pair=config.pair or None,
+        label=config.label,
+        scores=isinstance(config, ScoredDataConfig),
+        separator=getattr(config, "label_separator", ""),
+    )
+
+
+def _labels(config: TextsConfig, train: list[LabelledText]) -> tuple[str, ...]:
+    return (config.label,) if isinstance(config, ScoredDataConfig) else label_map(train).names
+
+
+def _encode(
+    config: TextsConfig, kept: list[LabelledText], tokenizer: Tokenizer, labels: LabelMap
+) -> EncodedRows:
+    return encode_labelled_rows(
+        kept,
+        tokenizer,
+        None if isinstance(config, ScoredDataConfig) else labels,
+        max_length=config.max_length,
+        over_length=config.over_length,
+    )
 
 
 BUILTIN_TESTS = ("test_values", "test_combinations", "test_wording")

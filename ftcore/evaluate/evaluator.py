@@ -7,7 +7,9 @@ floats, and every document is read alone inside its stream.
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
@@ -15,8 +17,14 @@ from ftcore.data.chat import Message
 from ftcore.data.columns import Chat
 from ftcore.data.encode import encode_prompt
 from ftcore.data.pack import Batch, Encoded, collate, pack
+from ftcore.data.prepare import Split
 from ftcore.data.tokenizer import Tokenizer
-from ftcore.evaluate.metrics import ClassificationMetrics, Perplexity
+from ftcore.evaluate.metrics import (
+    ClassificationMetrics,
+    MultiLabelMetrics,
+    Perplexity,
+    regression_metrics,
+)
 from ftcore.evaluate.text import JsonCommandMetrics, exact_match, intent_labels
 from ftcore.model.generate import generate
 from ftcore.model.heads import Model
@@ -55,39 +63,83 @@ def evaluate_loss(
 
 
 @torch.inference_mode()
-def evaluate_classes(
-    model: Model,
-    documents: Sequence[Encoded],
-    labels: Sequence[str],
-    *,
-    max_tokens: int,
-    device: torch.device,
-) -> tuple[dict[str, float], ClassificationMetrics, list[dict[str, Any]]]:
-    """Predicted class of each document.
-
-    returns   loss (nats a document) and the metrics; the metrics themselves, for tables; one
-              prediction row a document
-    """
+def document_logits(
+    model: Model, documents: Sequence[Encoded], *, max_tokens: int, device: torch.device
+) -> Tensor:
+    """logits_BK of a head that judges whole documents, fp32 on the CPU."""
     model.eval()
-    logits_BK: dict[int, Tensor] = {}
+    logits: dict[int, Tensor] = {}
     for indices, batch in streams(documents, max_tokens, device):
         h_NC = model.trunk(batch.tokens_N, batch.positions_N, batch.types_N, batch.docs)
         for index, logits_K in zip(indices, model.head(h_NC, batch.docs).float(), strict=True):
-            logits_BK[index] = logits_K.cpu()
+            logits[index] = logits_K.cpu()
+    return torch.stack([logits[index] for index in range(len(documents))])
+
+
+def evaluate_classes(
+    model: Model, split: Split, labels: Sequence[str], **limits: Any
+) -> tuple[dict[str, float], ClassificationMetrics, list[dict[str, Any]]]:
+    """Predicted class of each document.
+
+    limits    of `document_logits`
+    returns   loss (nats a document) and the metrics; the metrics themselves, for tables; one
+              prediction row a document
+    """
+    logits_BK = document_logits(model, split.documents, **limits)
     metrics = ClassificationMetrics(labels)
     rows = []
     loss_sum = 0.0
-    for index, document in enumerate(documents):
-        predicted = int(logits_BK[index].argmax())
-        loss_sum -= float(logits_BK[index].log_softmax(-1)[document.labels])
+    for document, logits_K in zip(split.documents, logits_BK, strict=True):
+        predicted = int(logits_K.argmax())
+        loss_sum -= float(logits_K.log_softmax(-1)[document.labels])
         metrics.update([document.labels], [predicted])
         rows.append({
             "row_id": document.row_id,
             "label": labels[document.labels],
             "predicted": labels[predicted],
-            "probabilities": [round(p, 6) for p in logits_BK[index].softmax(-1).tolist()],
+            "probabilities": [round(p, 6) for p in logits_K.softmax(-1).tolist()],
         })
-    return {"loss": loss_sum / len(documents), **metrics.compute()}, metrics, rows
+    return {"loss": loss_sum / len(rows), **metrics.compute()}, metrics, rows
+
+
+def evaluate_label_sets(
+    model: Model, split: Split, labels: Sequence[str], **limits: Any
+) -> tuple[dict[str, float], MultiLabelMetrics, list[dict[str, Any]]]:
+    """Predicted labels of each document, those above probability 1/2; as `evaluate_classes`, the
+    loss in nats a label."""
+    logits_BK = document_logits(model, split.documents, **limits).double()
+    has_BK = torch.from_numpy(np.stack([document.labels for document in split.documents])).double()
+    loss = F.binary_cross_entropy_with_logits(logits_BK, has_BK).item()
+    target_BK, predicted_BK = (has_BK > 0).numpy(), (logits_BK > 0).numpy()
+    metrics = MultiLabelMetrics(labels)
+    metrics.update(target_BK, predicted_BK)
+    names = np.array(labels, dtype=object)
+    rows = [
+        {
+            "row_id": document.row_id,
+            "labels": names[target_K].tolist(),
+            "predicted": names[predicted_K].tolist(),
+            "probabilities": [round(p, 6) for p in logits_K.sigmoid().tolist()],
+        }
+        for document, target_K, predicted_K, logits_K in zip(
+            split.documents, target_BK, predicted_BK, logits_BK, strict=True
+        )
+    ]
+    return {"loss": loss, **metrics.compute()}, metrics, rows
+
+
+def evaluate_scores(
+    model: Model, split: Split, labels: Sequence[str], **limits: Any
+) -> tuple[dict[str, float], None, list[dict[str, Any]]]:
+    """Predicted score of each document; as `evaluate_classes`, the loss a mean squared error."""
+    (predicted_B,) = document_logits(model, split.documents, **limits).double().numpy().T
+    target_B = np.array([document.labels for document in split.documents])
+    rows = [
+        {"row_id": document.row_id, labels[0]: document.labels, "predicted": float(predicted)}
+        for document, predicted in zip(split.documents, predicted_B, strict=True)
+    ]
+    loss = float(np.square(predicted_B - target_B).mean())
+    return {"loss": loss, **regression_metrics(target_B, predicted_B)}, None, rows
 
 
 def answer(

@@ -1,4 +1,4 @@
-"""Streaming metrics of classification and of language modelling.
+"""Streaming metrics of classification and of language modelling; figures of regression.
 
 An accumulator keeps sums only: its memory does not grow with the rows, and any split into batches
 or ranks gives the same counts. Counts are int64; the arithmetic on them is exact or float64.
@@ -24,11 +24,10 @@ from torch import Tensor
 from ftcore.errors import DataError
 
 OUTSIDE = -1
-METRICS = (
-    "accuracy",
-    *(f"{x}_{a}" for a in ("micro", "macro", "weighted") for x in ("precision", "recall", "f1")),
-    "mcc",
+AVERAGES = tuple(
+    f"{x}_{a}" for a in ("micro", "macro", "weighted") for x in ("precision", "recall", "f1")
 )
+METRICS = ("accuracy", *AVERAGES, "mcc")
 Ids = Tensor | np.ndarray | Sequence[int]
 
 
@@ -94,21 +93,12 @@ class ClassificationMetrics:
         rows = support_K.sum()
         if not rows:
             return dict.fromkeys(METRICS, math.nan)
-        occurs_K = predicted_K + support_K > 0
-        by_class = _scores(*totals)
-        micro = _scores(*(x_K.sum(keepdims=True) for x_K in totals))
-        macro = (x_K[occurs_K].mean() for x_K in by_class)
-        weighted = (x_K @ support_K / rows for x_K in by_class)
-        values = (hits_K.sum() / rows, *(x_1[0] for x_1 in micro), *macro, *weighted, self._mcc())
-        return dict(zip(METRICS, map(float, values), strict=True))
+        averages = _averages(*totals, counted_K=predicted_K + support_K > 0)
+        return {"accuracy": float(hits_K.sum() / rows), **averages, "mcc": self._mcc()}
 
     def per_class(self) -> list[dict[str, Any]]:
         """One dict per class: label, precision, recall, f1, support (rows), predicted (rows)."""
-        hits_K, predicted_K, support_K = self._totals()
-        columns = (*_scores(hits_K, predicted_K, support_K), support_K, predicted_K)
-        names = ("label", "precision", "recall", "f1", "support", "predicted")
-        rows = zip(self.labels, *(x_K.tolist() for x_K in columns), strict=True)
-        return [dict(zip(names, row, strict=True)) for row in rows]
+        return by_class(self.labels, *self._totals())
 
     def _ids(self, ids: Ids, name: str, *, lowest: int) -> np.ndarray:
         ids_B = np.asarray(ids.cpu() if isinstance(ids, Tensor) else ids)
@@ -135,6 +125,58 @@ class ClassificationMetrics:
             return 0.0
         # p is one longer than t: map stops at the shorter, and nothing has OUTSIDE as its target.
         return (hits * rows - sum(map(mul, t, p))) / math.sqrt(spread_t * spread_p)
+
+
+class MultiLabelMetrics:
+    """Figures of rows that have any number of K labels.
+
+    subset_accuracy     share of the rows whose labels are all right
+    hamming_loss        share of the rows x K decisions that are wrong
+    averages            as in `ClassificationMetrics`, but over all K labels, 0 for one that never
+                        occurs: as scikit-learn has them of indicator matrices
+    """
+
+    def __init__(self, labels: Sequence[str]) -> None:
+        self.labels = tuple(labels)
+        self.rows, self.right_rows, self.wrong = 0, 0, 0
+        self.totals_3K = np.zeros((3, len(self.labels)), dtype=np.int64)
+
+    def update(self, target_BK: np.ndarray, predicted_BK: np.ndarray) -> None:
+        """Count B rows: bool, True where a row has the label."""
+        wrong_BK = target_BK != predicted_BK
+        self.rows += len(target_BK)
+        self.right_rows += int((~wrong_BK.any(1)).sum())
+        self.wrong += int(wrong_BK.sum())
+        hits_BK = target_BK & predicted_BK
+        self.totals_3K += np.stack([x_BK.sum(0) for x_BK in (hits_BK, predicted_BK, target_BK)])
+
+    def compute(self) -> dict[str, float]:
+        """subset_accuracy, hamming_loss and the AVERAGES."""
+        return {
+            "subset_accuracy": self.right_rows / self.rows,
+            "hamming_loss": self.wrong / (self.rows * len(self.labels)),
+            **_averages(*self.totals_3K, counted_K=np.ones(len(self.labels), dtype=bool)),
+        }
+
+    def per_class(self) -> list[dict[str, Any]]:
+        """As `ClassificationMetrics.per_class`."""
+        return by_class(self.labels, *self.totals_3K)
+
+
+def regression_metrics(target_B: np.ndarray, predicted_B: np.ndarray) -> dict[str, float]:
+    """Correlations and errors of scores, float64; a correlation with a constant is NaN.
+
+    pearson     of the values
+    spearman    of their ranks; equal values share the mean of theirs
+    mae, rmse   mean absolute, root mean squared difference, in units of the score
+    """
+    errors_B = predicted_B - target_B
+    return {
+        "pearson": _correlation(target_B, predicted_B),
+        "spearman": _correlation(_ranks(target_B), _ranks(predicted_B)),
+        "mae": float(np.abs(errors_B).mean()),
+        "rmse": math.sqrt(np.square(errors_B).mean()),
+    }
 
 
 class Perplexity:
@@ -167,6 +209,39 @@ class Perplexity:
         if self.num_bytes:
             result["bits_per_byte"] = self.loss_sum / (math.log(2) * self.num_bytes)
         return result
+
+
+def by_class(
+    labels: Sequence[str], hits_K: np.ndarray, predicted_K: np.ndarray, support_K: np.ndarray
+) -> list[dict[str, Any]]:
+    """One dict per class: label, precision, recall, f1, support and predicted (rows)."""
+    columns = (*_scores(hits_K, predicted_K, support_K), support_K, predicted_K)
+    names = ("label", "precision", "recall", "f1", "support", "predicted")
+    rows = zip(labels, *(x_K.tolist() for x_K in columns), strict=True)
+    return [dict(zip(names, row, strict=True)) for row in rows]
+
+
+def _averages(
+    hits_K: np.ndarray, predicted_K: np.ndarray, support_K: np.ndarray, *, counted_K: np.ndarray
+) -> dict[str, float]:
+    """AVERAGES; the macro ones over the classes that are counted."""
+    totals = hits_K, predicted_K, support_K
+    scores = _scores(*totals)
+    micro = (x_1[0] for x_1 in _scores(*(x_K.sum(keepdims=True) for x_K in totals)))
+    macro = (x_K[counted_K].mean() for x_K in scores)
+    weighted = (x_K @ support_K / max(support_K.sum(), 1) for x_K in scores)
+    return dict(zip(AVERAGES, map(float, (*micro, *macro, *weighted)), strict=True))
+
+
+def _correlation(x_B: np.ndarray, y_B: np.ndarray) -> float:
+    x_B, y_B = x_B - x_B.mean(), y_B - y_B.mean()
+    spread = math.sqrt((x_B @ x_B) * (y_B @ y_B))
+    return float(x_B @ y_B) / spread if spread else math.nan
+
+
+def _ranks(x_B: np.ndarray) -> np.ndarray:
+    _, place_B, counts = np.unique(x_B, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[place_B]
 
 
 def _scores(hits_K: np.ndarray, predicted_K: np.ndarray, support_K: np.ndarray) -> list[np.ndarray]:

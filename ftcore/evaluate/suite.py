@@ -9,12 +9,30 @@ import torch
 from ftcore.config import Run
 from ftcore.data.prepare import Split
 from ftcore.data.tokenizer import Tokenizer
-from ftcore.evaluate.evaluator import evaluate_answers, evaluate_classes, evaluate_loss
+from ftcore.evaluate.evaluator import (
+    evaluate_answers,
+    evaluate_classes,
+    evaluate_label_sets,
+    evaluate_loss,
+    evaluate_scores,
+)
+from ftcore.evaluate.metrics import ClassificationMetrics
 from ftcore.evaluate.report import confusion_table, metrics_table, per_class_table
 from ftcore.model.heads import Model
 from ftcore.tune.task import TASKS
 
 Metrics = Mapping[str, Mapping[str, float]]
+# By HF's `problem_type`.
+JUDGES = {
+    "single_label_classification": evaluate_classes,
+    "multi_label_classification": evaluate_label_sets,
+    "regression": evaluate_scores,
+}
+# What is shown while it trains, where the task has it.
+SHOWN = (
+    *("loss", "perplexity", "bits_per_byte", "accuracy", "subset_accuracy", "f1_macro"),
+    *("pearson", "spearman"),
+)
 
 
 @dataclass
@@ -64,27 +82,18 @@ class Suite:
 
     def dev(self, model: Model, split: Split) -> dict[str, float]:
         """What the loop shows and chooses the best checkpoint by; nothing is generated."""
-        if self.task == "classify":
-            scores = evaluate_classes(model, split.documents, self.labels, **self._limits())[0]
-            values = {name: scores[name] for name in ("loss", "accuracy", "f1_macro")}
-        else:
-            values = self._loss(model, split)
-        return {f"eval/{name}": value for name, value in values.items()}
+        values, _, _ = self._judged(model, split)
+        return {f"eval/{name}": values[name] for name in SHOWN if name in values}
 
     def tests(self, model: Model, splits: Mapping[str, Split]) -> Results:
         """Loss of every split; classes or generated answers where the task has them."""
         results = Results()
         for name, split in splits.items():
-            if self.task == "classify":
-                values, metrics, rows = evaluate_classes(
-                    model, split.documents, self.labels, **self._limits()
-                )
-                results.tables += [
-                    f"{name}, by class\n{per_class_table(metrics.per_class())}",
-                    f"{name}, most confused\n{confusion_table(metrics)}",
-                ]
-            else:
-                values, rows = self._loss(model, split), []
+            values, metrics, rows = self._judged(model, split)
+            if metrics is not None:
+                results.tables.append(f"{name}, by class\n{per_class_table(metrics.per_class())}")
+            if isinstance(metrics, ClassificationMetrics):
+                results.tables.append(f"{name}, most confused\n{confusion_table(metrics)}")
             if split.chats:
                 answers, rows = evaluate_answers(
                     model,
@@ -98,14 +107,11 @@ class Suite:
             results.predictions += [{"split": name, **row} for row in rows]
         return results
 
-    def _loss(self, model: Model, split: Split) -> dict[str, float]:
-        return evaluate_loss(
-            model,
-            TASKS[self.task].loss,
-            split.documents,
-            num_bytes=split.num_bytes,
-            **self._limits(),
-        )
-
-    def _limits(self) -> dict[str, Any]:
-        return {"max_tokens": self.config.loop.micro_batch_tokens, "device": self.device}
+    def _judged(self, model: Model, split: Split) -> tuple[dict[str, float], Any, list[dict]]:
+        """Metrics of a split; what counted them, where it has a table; prediction rows."""
+        limits = {"max_tokens": self.config.loop.micro_batch_tokens, "device": self.device}
+        if self.config.problem is not None:
+            return JUDGES[self.config.problem](model, split, self.labels, **limits)
+        loss, num_bytes = TASKS[self.task].loss, split.num_bytes
+        values = evaluate_loss(model, loss, split.documents, num_bytes=num_bytes, **limits)
+        return values, None, []

@@ -30,11 +30,13 @@ def save_artifact(
     labels: tuple[str, ...] | None,
     base: str,
     kind: TaskKind,
+    problem: str | None = None,
 ) -> Path:
     """Write the trained model of a run; returns its folder.
 
     labels      class names of a classifier
     base        where the base model came from, for the reader of an adapter to find it
+    problem     what a classifier's outputs mean, for its config.json
     """
     if labels:
         write_file(run / LABELS, json.dumps(labels, ensure_ascii=False) + "\n")
@@ -49,7 +51,7 @@ def save_artifact(
         return run / ADAPTER
 
     def write(folder: Path) -> None:
-        save_model(loaded, folder, labels=labels)
+        save_model(loaded, folder, labels=labels, problem=problem)
         tokenizer.save(folder)
 
     write_folder(run / MODEL, write)

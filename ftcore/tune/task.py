@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ftcore.data.pack import Batch
@@ -20,7 +22,7 @@ class Task(Protocol):
     """The loss of one kind of fine-tuning."""
 
     def __call__(self, model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Loss sum (fp32 scalar, nats) and weight sum (fp32 scalar)."""
+        """Loss sum (fp32 scalar; nats, or squared units of a score) and weight sum (fp32)."""
 
 
 def language_modelling(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -37,9 +39,16 @@ def language_modelling(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def classification(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of each document's class."""
+    """Cross-entropy of each document's class; where it has several, of each class being there or
+    not, averaged over the classes."""
     assert isinstance(model.head, ClassificationHead)
     h_NC = model.trunk(batch.tokens_N, batch.positions_N, batch.types_N, batch.docs)
+    if batch.labels.ndim == 2:
+        logits_BK = at_least_fp32(model.head(h_NC, batch.docs))
+        nll_BK = F.binary_cross_entropy_with_logits(
+            logits_BK, batch.labels.to(logits_BK), reduction="none"
+        )
+        return weighted(nll_BK.mean(1), batch)
     classifier = model.head.classifier
     return linear_cross_entropy(
         model.head.pool(h_NC, batch.docs),
@@ -48,6 +57,24 @@ def classification(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
         batch.weights,
         bias_V=classifier.bias,
     )
+
+
+def regression(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Squared error of each document's score."""
+    assert isinstance(model.head, ClassificationHead)
+    h_NC = model.trunk(batch.tokens_N, batch.positions_N, batch.types_N, batch.docs)
+    scores_B = at_least_fp32(model.head(h_NC, batch.docs)).squeeze(1)
+    return weighted((scores_B - batch.labels.to(scores_B)).square(), batch)
+
+
+def at_least_fp32(logits_BK: Tensor) -> Tensor:
+    """Losses are computed in fp32, or in float64 where the model is."""
+    return logits_BK if logits_BK.dtype == torch.float64 else logits_BK.float()
+
+
+def weighted(losses_B: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Loss sum and weight sum of one loss per document."""
+    return (losses_B * batch.weights).sum(), batch.weights.sum()
 
 
 @dataclass(frozen=True)
@@ -63,4 +90,5 @@ TASKS: Mapping[str, TaskKind] = {
     "pretrain": TaskKind("lm", language_modelling, "CAUSAL_LM"),
     "sft": TaskKind("lm", language_modelling, "CAUSAL_LM"),
     "classify": TaskKind("classify", classification, "SEQ_CLS"),
+    "regress": TaskKind("classify", regression, "SEQ_CLS"),
 }

@@ -83,6 +83,17 @@ def _tsv(path: Path, rows: Sequence[Sequence[str]]) -> str:
     return str(path)
 
 
+def _scored(count: int, start: int = 0) -> list[tuple[str, str, str, str]]:
+    """The same rows with a score for a label: warm colours have high ones."""
+    return [(*row[:3], str(4.5 if row[3] == "warm" else 0.25)) for row in _rows(count, start)]
+
+
+def _several(count: int, start: int = 0) -> list[tuple[str, str, str, str]]:
+    """The same rows with up to two labels: warm, and red or blue."""
+    label = {"orange": "warm", "yellow": "warm", "red": "warm,bright", "blue": "bright"}
+    return [(*row[:3], label.get(row[1].split()[1], "")) for row in _rows(count, start)]
+
+
 def _jsonl(path: Path, rows: Sequence[dict[str, Any]]) -> str:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     return str(path)
@@ -90,7 +101,8 @@ def _jsonl(path: Path, rows: Sequence[dict[str, Any]]) -> str:
 
 @pytest.fixture(scope="session")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Data files by name: labelled train, test and other; chat, chat_test; text, held."""
+    """Data files by name: labelled train, test and other; the same with scores and with several
+    labels; chat, chat_test; text, held."""
     folder = tmp_path_factory.mktemp("files")
     (folder / "text.txt").write_text("\n\n".join(_texts()), "utf-8")
     (folder / "held.txt").write_text(" ".join(_texts()[:20]) + " caf\u00e9", "utf-8")
@@ -98,6 +110,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "train": _tsv(folder / "train.tsv", _rows(24)),
         "test": _tsv(folder / "test.tsv", _rows(10, 100)),
         "other": _tsv(folder / "other.tsv", _rows(7, 200)),
+        "scored": _tsv(folder / "scored.tsv", _scored(24)),
+        "scored_test": _tsv(folder / "scored_test.tsv", _scored(10, 100)),
+        "several": _tsv(folder / "several.tsv", _several(24)),
+        "several_test": _tsv(folder / "several_test.tsv", _several(10, 100)),
         "chat": _jsonl(folder / "chat.jsonl", _chats(16)),
         "chat_test": _jsonl(folder / "chat_test.jsonl", _chats(6, 100)),
         "text": str(folder / "text.txt"),
@@ -167,6 +183,20 @@ def classify(bert: Path, files: dict[str, str]) -> list[str]:
         *("--data.train", files["train"], "--data.test", files["test"]),
         *("--optim.lr", "1e-2", "--optim.batch-size", "8", "--loop.epochs", "1", *EXACT),
     ]
+
+
+@pytest.fixture
+def several(classify: list[str], files: dict[str, str]) -> list[str]:
+    """The words of a short run of train.py that learns several labels a row."""
+    data = ("--data.train", files["several"], "--data.test", files["several_test"])
+    return [*classify, *data, "--data.label-separator", ","]
+
+
+@pytest.fixture
+def scored(classify: list[str], files: dict[str, str]) -> list[str]:
+    """The words of a short run of train.py that learns a score."""
+    data = ("--data.train", files["scored"], "--data.test", files["scored_test"])
+    return ["regress", *classify[1:], *data, "--data.label", "label"]
 
 
 @pytest.fixture

@@ -88,6 +88,22 @@ def test_a_plain_model_folder(classify: list[str], files: dict[str, str], run: R
     assert len(lines("eval-predictions.jsonl")) == 10
 
 
+@pytest.mark.parametrize("kind", ["several", "scored"])
+def test_other_document_tasks_get_their_own_figures(
+    kind: str,
+    request: pytest.FixtureRequest,
+    files: dict[str, str],
+    run: Run,
+    refused: Callable,
+) -> None:
+    trained, _ = run("train", *request.getfixturevalue(kind))
+    found, _ = run("eval", "runs/run")
+    assert found["results"] == trained["tuned"]
+    assert lines("runs/run/eval-predictions.jsonl") == lines("runs/run/predictions.jsonl")
+    plain = ("runs/run/model", "--task", "classify", "--data.test", files[kind + "_test"])
+    assert "/config.json: problem_type = " in refused("eval", *plain)
+
+
 def test_a_base_model_gets_the_figures_it_had_before(
     sft: list[str], qwen3: Path, files: dict[str, str], run: Run
 ) -> None:
@@ -129,35 +145,43 @@ def hidden(loaded: LoadedModel, ids: Sequence[int]) -> tuple[torch.Tensor, Docs]
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
-@pytest.mark.parametrize("kind", ["classify", "sft"])
+@pytest.mark.parametrize("kind", ["classify", "several", "scored", "sft"])
 def test_other_libraries_load_a_run(
     kind: str, method: str, request: pytest.FixtureRequest, run: Run
 ) -> None:
     transformers = pytest.importorskip("transformers")
-    base = request.getfixturevalue("bert" if kind == "classify" else "qwen3")
+    base = request.getfixturevalue("qwen3" if kind == "sft" else "bert")
     run("train", *request.getfixturevalue(kind), "--peft.method", method)
-    auto = {
-        "classify": transformers.AutoModelForSequenceClassification,
-        "sft": transformers.AutoModelForCausalLM,
-    }[kind]
-    options = {"num_labels": 2} if kind == "classify" else {}
+    by_document = transformers.AutoModelForSequenceClassification
+    auto = transformers.AutoModelForCausalLM if kind == "sft" else by_document
+    num_labels = {"classify": 2, "several": 2, "scored": 1}.get(kind)
+    options = {} if num_labels is None else {"num_labels": num_labels}
     if method == "full":
         other = auto.from_pretrained("runs/run/model")
+        problem = {
+            "classify": "single_label_classification",
+            "several": "multi_label_classification",
+            "scored": "regression",
+        }.get(kind)
+        assert other.config.problem_type == problem
+        assert num_labels is None or other.config.num_labels == num_labels
     else:
         peft = pytest.importorskip("peft")
         model = auto.from_pretrained(base, **options)
         other = peft.PeftModel.from_pretrained(model, "runs/run/adapter")
     other.eval()
     loaded = load_artifact(
-        Path("runs/run"), base=str(base), kind=TASKS[kind], dtype=torch.float32
+        Path("runs/run"),
+        base=str(base),
+        kind=TASKS[{"several": "classify", "scored": "regress"}.get(kind, kind)],
+        dtype=torch.float32
     )
     tokenizer = Tokenizer.load(loaded.folder)
     with torch.no_grad():
         for text in TEXTS:
             ids = tokenizer.encode(text).ids_T.tolist()
             h_NC, docs = hidden(loaded, ids)
-            is_class = kind == "classify"
-            ours = loaded.model.head(h_NC, docs) if is_class else loaded.model.head(h_NC)
+            ours = loaded.model.head(h_NC) if kind == "sft" else loaded.model.head(h_NC, docs)
             theirs = other(torch.tensor([ids])).logits
             assert (ours - theirs.reshape_as(ours)).abs().max() < 1e-4
     if method == "full":

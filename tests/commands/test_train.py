@@ -57,6 +57,32 @@ def test_a_classifier_learns_pairs(classify: list[str], run: Run) -> None:
     assert summary["tuned"]["test"]["accuracy"] == 1
 
 
+def test_several_labels_are_learned(several: list[str], run: Run) -> None:
+    summary, printed = run("train", *several, "--data.holdout", "4", "--loop.epochs", "20")
+    test = summary["tuned"]["several_test"]
+    assert test["subset_accuracy"] == test["f1_macro"] == 1 and test["hamming_loss"] == 0
+    assert "several_test, by class" in printed and "most confused" not in printed
+    names = {name for line in lines(Path("runs/run/metrics.jsonl")) for name in line}
+    shown = {"eval/loss", "eval/subset_accuracy", "eval/f1_macro"}
+    assert {name for name in names if name.startswith("eval/")} == shown
+    rows = lines(Path("runs/run/predictions.jsonl"))
+    assert [row["labels"] for row in rows] == [row["predicted"] for row in rows]
+    assert ["bright", "warm"] in [row["labels"] for row in rows] and len(rows) == 10
+    assert [] in [row["labels"] for row in rows]
+
+
+def test_scores_are_learned(scored: list[str], run: Run) -> None:
+    summary, printed = run("train", *scored, "--data.holdout", "4", "--loop.epochs", "40")
+    test = summary["tuned"]["scored_test"]
+    assert test["pearson"] > 0.95 and test["rmse"] < 0.75
+    assert test["loss"] == pytest.approx(test["rmse"] ** 2, rel=1e-4)
+    assert "by class" not in printed and logged("eval/pearson") and logged("eval/spearman")
+    rows = lines(Path("runs/run/predictions.jsonl"))
+    assert {row["label"] for row in rows} == {4.5, 0.25} and len(rows) == 10
+    mae = sum(abs(row["label"] - row["predicted"]) for row in rows) / 10
+    assert mae == pytest.approx(test["mae"], rel=1e-5)
+
+
 def test_a_decoder_classifies(classify: list[str], qwen3: Path, run: Run) -> None:
     summary, _ = run("train", *classify, "--model.path", str(qwen3), *METHODS["lora"])
     assert set(summary["tuned"]) == {"test"}

@@ -74,7 +74,7 @@ def test_a_missing_column_shows_those_that_exist():
 def test_wrong_types_show_the_row():
     with pytest.raises(DataError, match='f.jsonl:1: column .a. must hold text, not int; .*{"a": 7'):
         labelled(rows({"a": 7, "y": "x"}), text="a", label="y")
-    with pytest.raises(DataError, match="column 'y' must hold one label, not list"):
+    with pytest.raises(DataError, match="must hold one label, not list; .*label_separator"):
         labelled(rows({"a": "one", "y": ["x"]}), text="a", label="y")
 
 
@@ -89,12 +89,28 @@ def test_a_label_that_training_did_not_have():
     labels = LabelMap(("negative", "positive"))
     example = LabelledText("i", "text", None, "positve", "dev.tsv", 17)
     with pytest.raises(DataError) as error:
-        labels.index(example)
+        labels.indices(example)
     assert str(error.value) == (
         "dev.tsv:17: label 'positve' is not among the 2 labels of the training data (negative, "
         "positive); nearest: 'positive'; correct the row, or add training rows with this label"
     )
-    assert [labels.index(e) for e in examples("positive", "negative")] == [1, 0]
+    assert [labels.indices(e) for e in examples("positive", "negative")] == [[1], [0]]
+
+
+def test_several_labels_a_row():
+    values = [["b", " a ", "b"], [], "", "c;a; ", None, ["7", 7]]
+    source = rows(*({"a": "one", "y": value} for value in values))
+    kept, rejected = labelled(source, text="a", label="y", separator=";")
+    assert [e.label for e in kept] == [("b", "a"), (), (), ("c", "a"), ("7",)]
+    assert [(r.line, r.reason) for r in rejected] == [(5, "column 'y' holds no label")]
+    labels = label_map(kept)
+    assert labels.names == ("7", "a", "b", "c")
+    assert [labels.indices(e) for e in kept] == [[2, 1], [], [], [3, 1], [0]]
+    with pytest.raises(DataError, match="f.jsonl:1: column 'y' must hold a list of labels, or"):
+        labelled(rows({"a": "one", "y": 3}), text="a", label="y", separator=";")
+    odd = LabelledText("i", "text", None, ("a", "x"), "dev.tsv", 17)
+    with pytest.raises(DataError, match="dev.tsv:17: label 'x' is not among the 4 labels"):
+        labels.indices(odd)
 
 
 def test_texts():
@@ -160,4 +176,4 @@ def test_real_columns(data_dir):
     kept, _ = labelled(source, text="#1 String", pair="#2 String", label="Quality")
     labels = label_map(kept)
     assert labels.names == ("0", "1")
-    assert sum(labels.index(e) for e in kept) == 279
+    assert sum(labels.indices(e)[0] for e in kept) == 279

@@ -292,6 +292,8 @@ def test_show(base, bert):
     )
     labelled = encode_labelled(LabelledText("r", "good", None, "yes"), bert, PAIRS)
     assert show(labelled, bert) == "[CLS] good [SEP] -> 1"
+    several = encode_labelled(LabelledText("r", "good", None, ("yes", "no")), bert, PAIRS)
+    assert show(several, bert) == "[CLS] good [SEP] -> [1. 1.]"
     first = split(encode_text("t", "one two three", base, end=False), 2)[0]
     assert show(first, base).startswith("o") and show(first, base).endswith("]]")
 

@@ -29,7 +29,8 @@ BERT = ModelSpec(
     vocab_size=61, hidden_size=16, num_layers=2, intermediate_size=24, num_heads=2, num_kv_heads=2,
     head_dim=8, max_positions=64, is_causal=False, norm="layer_norm", norm_eps=1e-12,
     norm_first=False, position="learned", mlp="gelu", linear_bias=True, qkv_bias=True, num_types=2,
-    embedding_norm=True, pooling="first", pooler="tanh", initializer_range=0.2,
+    embedding_norm=True, pooling="first", pooler="tanh", tie_word_embeddings=True,
+    initializer_range=0.2,
 )  # fmt: skip
 
 
@@ -37,9 +38,16 @@ BERT = ModelSpec(
 def tiny_model() -> Callable[..., Model]:
     """(family, dtype, dropout) -> a random model of that family, with its head, in train mode."""
 
-    def make(family: str, *, dtype: torch.dtype = torch.float32, dropout: float = 0.0) -> Model:
+    def make(
+        family: str,
+        *,
+        dtype: torch.dtype = torch.float32,
+        dropout: float = 0.0,
+        num_labels: int = 3,
+    ) -> Model:
         spec = replace({"qwen3": QWEN3, "bert": BERT}[family], dropout=dropout)
-        model = Model(spec, num_labels=3 if family == "bert" else None, lm=family == "qwen3")
+        is_lm = family == "qwen3"
+        model = Model(spec, num_labels=None if is_lm else num_labels, lm=is_lm)
         model.init_weights(generator(0, 99))
         return model.to(dtype).train()
 

@@ -1,6 +1,7 @@
 """A step's gradient does not depend on how its rows are cut into micro-batches."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,45 +9,61 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ftcore.data.pack import collate, pack
+from ftcore.data.pack import Encoded, collate, pack
 from ftcore.tune.optim import AdamW
-from ftcore.tune.task import TASKS, classification, language_modelling
+from ftcore.tune.task import TASKS, Task, classification, language_modelling, regression
 
-LOSSES = {"qwen3": language_modelling, "bert": classification}
+# Of `change`: the loss, and what it needs the labels of the rows to be.
+KINDS = {
+    "next token": ("qwen3", language_modelling, None),
+    "class": ("bert", classification, None),
+    "several labels": ("bert", classification, lambda n: np.float32([n == 0, n < 2, n == 1])),
+}
+
+
+def change(kind: str, documents: list[Encoded]) -> tuple[Task, list[Encoded]]:
+    """The loss of a kind, and documents with labels for it."""
+    _, loss, labels = KINDS[kind]
+    if labels is not None:
+        documents = [replace(d, labels=labels(d.labels)) for d in documents]
+    return loss, documents
 
 
 @pytest.fixture
 def gradient(tiny_model: Callable, rows: Callable) -> Callable[..., dict[str, Tensor]]:
-    """(family, dtype, streams of row numbers) -> the gradient of one step over these rows."""
+    """(kind, dtype, streams of row numbers) -> the gradient of one step over these rows."""
 
-    def compute(family: str, dtype: torch.dtype, streams: list[list[int]]) -> dict[str, Tensor]:
-        model, documents = tiny_model(family, dtype=dtype), rows(family, 9)
+    def compute(kind: str, dtype: torch.dtype, streams: list[list[int]]) -> dict[str, Tensor]:
+        family = KINDS[kind][0]
+        model = tiny_model(family, dtype=dtype)
+        loss, documents = change(kind, rows(family, 9))
         optimizer = AdamW(
             model.named_parameters(), betas=(0.9, 0.98), eps=1e-8, weight_decay=0.0
         )
         batches = [collate([documents[index] for index in stream]) for stream in streams]
         weight = sum(batch.weights.double().sum().item() for batch in batches)
         for batch in batches:
-            (LOSSES[family](model, batch)[0] / weight).backward()
+            (loss(model, batch)[0] / weight).backward()
         return optimizer.grads
 
     return compute
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
-@pytest.mark.parametrize("family", ["qwen3", "bert"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_any_split_of_a_step_gives_the_same_gradient(
-    gradient: Callable, rows: Callable, family: str, dtype: torch.dtype, bound: float
+    gradient: Callable, rows: Callable, kind: str, dtype: torch.dtype, bound: float
 ) -> None:
+    family = KINDS[kind][0]
     lengths = [len(row) for row in rows(family, 9)]
-    whole = gradient(family, dtype, [list(range(9))])
+    whole = gradient(kind, dtype, [list(range(9))])
     assert min(grad.norm().item() for grad in whole.values()) > 0
     shuffle = np.random.default_rng(0).permutation(9).tolist()
     splits = [pack(lengths, budget) for budget in (1, 45, 70, 100)]
     splits += [[shuffle], [shuffle[:1], shuffle[1:]], [shuffle[5:], shuffle[:5]]]
     assert len({len(split) for split in splits}) >= 4
     for split in splits:
-        for name, grad in gradient(family, dtype, split).items():
+        for name, grad in gradient(kind, dtype, split).items():
             # An encoder's keys are shifted by their bias, which softmax ignores: noise over noise.
             if family == "bert" and name.endswith("k_proj.bias"):
                 continue
@@ -63,7 +80,7 @@ def test_the_mean_of_micro_batch_means_is_something_else(
         loss, weight = language_modelling(model, collate([row]))
         (loss / weight / len(documents)).backward()
     name = "trunk.layers.0.self_attn.q_proj.weight"
-    right = gradient("qwen3", torch.float32, [list(range(9))])[name]
+    right = gradient("next token", torch.float32, [list(range(9))])[name]
     assert (model.get_parameter(name).grad - right).norm() / right.norm() > 1e-2
 
 
@@ -103,7 +120,34 @@ def test_classification_is_weighted_cross_entropy(tiny_model: Callable, rows: Ca
     assert weight.item() == batch.weights.sum().item() != 5
 
 
+def test_several_labels_are_weighted_binary_cross_entropy(
+    tiny_model: Callable, rows: Callable
+) -> None:
+    """Averaged over the labels: with equal weights it is transformers' loss."""
+    model = tiny_model("bert")
+    loss, documents = change("several labels", rows("bert", 5))
+    batch = collate(documents)
+    total, weight = loss(model, batch)
+    h_NC = model.trunk(batch.tokens_N, batch.positions_N, batch.types_N, batch.docs)
+    p_BK = model.head(h_NC, batch.docs).sigmoid()
+    nll_BK = -torch.where(batch.labels > 0, p_BK.log(), (1 - p_BK).log())
+    torch.testing.assert_close(total, (nll_BK.mean(1) * batch.weights).sum(), rtol=1e-5, atol=0)
+    assert weight.item() == batch.weights.sum().item() != 5
+
+
+def test_regression_is_weighted_squared_error(tiny_model: Callable, rows: Callable) -> None:
+    model = tiny_model("bert", num_labels=1)
+    batch = collate([replace(row, labels=row.labels - 0.75) for row in rows("bert", 5)])
+    total, weight = regression(model, batch)
+    h_NC = model.trunk(batch.tokens_N, batch.positions_N, batch.types_N, batch.docs)
+    errors_B = model.head(h_NC, batch.docs)[:, 0] - batch.labels
+    expected = (errors_B.double() ** 2 * batch.weights).sum().float()
+    torch.testing.assert_close(total, expected, rtol=1e-5, atol=0)
+    assert weight.item() == batch.weights.sum().item()
+
+
 def test_each_task_has_the_head_that_its_loss_asserts(tiny_model: Callable, rows: Callable) -> None:
-    for kind in TASKS.values():
+    for name, kind in TASKS.items():
         family = {"lm": "qwen3", "classify": "bert"}[kind.model_task]
-        kind.loss(tiny_model(family), collate(rows(family, 2)))
+        model = tiny_model(family, num_labels=1 if name == "regress" else 3)
+        kind.loss(model, collate(rows(family, 2)))
