@@ -97,7 +97,8 @@ class Checkpoints:
                 refused.append(f"step {step}: {error}")
         if refused:
             raise CheckpointError(
-                f"no checkpoint in {self.folder} can be trusted:\n  " + "\n  ".join(refused)
+                f"no checkpoint in {self.folder} can be trusted:\n  "
+                + "\n  ".join(refused)
                 + "\nRestore one from a copy, or start again under another run name"
             )
         return None

@@ -113,9 +113,7 @@ class AdamW:
             if self.masters[name] is not param:
                 param.copy_(self.masters[name])
 
-    def _update(
-        self, names: list[str], lr: float, weight_decay: float, grad_scale: float
-    ) -> None:
+    def _update(self, names: list[str], lr: float, weight_decay: float, grad_scale: float) -> None:
         if not names:
             return
         options = {"lr": lr, "eps": self.eps, "weight_decay": weight_decay}
