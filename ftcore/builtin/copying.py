@@ -6,11 +6,12 @@ word, a JSON object of several fields. Values, keys, cue words and wording are d
 (values.py): what is taught is copying, not one task. The plainest form is `echo`; with it in the
 mix, copying appears after about a million tokens instead of after many.
 
-A chat is a pure function of (lexicon, seed), which opens a random stream of its own.
+A chat is a pure function of (source, lexicon, seed), which opens a random stream of its own.
 """
 
 import json
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 from .slots import filled, kinds_of
 from .values import Draw, Lexicon
@@ -18,6 +19,7 @@ from .wording import wording
 
 Turns = list[tuple[str, str]]
 Messages = list[dict[str, str]]
+Source = Literal["copy", "echo"]
 
 
 def dump(fields: dict[str, object]) -> str:
@@ -192,16 +194,8 @@ def echo(draw: Draw) -> Turns:
     return [("user", text), ("assistant", text)]
 
 
-def copy_task(lexicon: Lexicon, seed: int) -> Messages:
-    """One chat of a task drawn at random; it ends with an assistant's turn."""
+def chat(source: Source, lexicon: Lexicon, seed: int) -> Messages:
+    """An echo, or a copy task drawn at random; it ends with an assistant's turn."""
     draw = Draw(lexicon, seed)
-    return _messages(draw.pick(TASKS)(draw))
-
-
-def echo_task(lexicon: Lexicon, seed: int) -> Messages:
-    """One chat in which the assistant repeats what it was told."""
-    return _messages(echo(Draw(lexicon, seed)))
-
-
-def _messages(turns: Turns) -> Messages:
+    turns = echo(draw) if source == "echo" else draw.pick(TASKS)(draw)
     return [{"role": role, "content": content} for role, content in turns]

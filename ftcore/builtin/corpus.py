@@ -15,13 +15,13 @@ import re
 import sys
 import sysconfig
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any, Literal
 
-from .copying import Messages, copy_task, echo_task
+from .copying import Source, chat
 from .values import Lexicon
 from .wording import wording
 
@@ -93,11 +93,6 @@ def often(items: Iterable[str], least: int) -> list[str]:
     return sorted(item for item, count in counts.items() if count >= least)
 
 
-def copy_documents(split: Split, seed: int, count: int) -> Iterator[dict[str, Any]]:
-    """The first `count` copy tasks of a split; each is a pure function of (split, seed, index)."""
-    yield from _made("copy", copy_task, split, seed, count)
-
-
 def documents(split: Split, *, seed: int = 0, copies: int = 130_000) -> Iterator[dict[str, Any]]:
     """The corpus of one split: library, `copies` copy tasks, half as many echoes.
 
@@ -106,20 +101,16 @@ def documents(split: Split, *, seed: int = 0, copies: int = 130_000) -> Iterator
     for document in library_documents():
         if split_of(document["id"].split("#")[0]) == split:
             yield document
-    yield from copy_documents(split, seed, copies)
-    yield from _made("echo", echo_task, split, seed, copies // 2)
+    yield from made("copy", split, seed, copies)
+    yield from made("echo", split, seed, copies // 2)
 
 
-def _made(
-    source: str, make: Callable[[Lexicon, int], Messages], split: Split, seed: int, count: int
-) -> Iterator[dict[str, Any]]:
+def made(source: Source, split: Split, seed: int, count: int) -> Iterator[dict[str, Any]]:
+    """The first `count` chats of a source; each is a pure function of (split, seed, index)."""
     for index in range(count):
         number = ((seed * 2 + (split == "heldout")) << 40) + index
-        yield {
-            "id": f"{source}/{split}/{seed}/{index}",
-            "messages": make(lexicon(), number),
-            "source": source,
-        }
+        name = f"{source}/{split}/{seed}/{index}"
+        yield {"id": name, "messages": chat(source, lexicon(), number), "source": source}
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ which NFC joins again. So every fault but a wrong label can be mended, or remove
 import re
 import unicodedata
 from collections.abc import Callable
+from functools import partial
 from itertools import cycle
 from random import Random
 from typing import Any
@@ -15,6 +16,7 @@ from .phrases import command, intents
 
 Row = dict[str, Any]
 Slots = dict[str, str]
+Spoil = Callable[[str, Slots, Random], str]
 
 FAULTS = {  # per clean row of train: the first two and the last add rows, the others alter one
     "exact_duplicate": 0.03,
@@ -61,14 +63,6 @@ def near_duplicate(text: str, slots: Slots, rng: Random) -> str:
     return rng.choice((text[: at + 1] + text[at:], f"{text} :)"))
 
 
-def no_break_space(text: str, slots: Slots, rng: Random) -> str:
-    return _replace(text, slots, " ", "\u00a0")
-
-
-def curly_quote(text: str, slots: Slots, rng: Random) -> str:
-    return _replace(text, slots, "'", "\u2019")
-
-
 def zero_width(text: str, slots: Slots, rng: Random) -> str:
     """A zero-width space inside a word, or a byte order mark at the start."""
     inside = list(re.finditer(r"(?<=[a-z])(?=[a-z])", literal(text, slots)))
@@ -78,16 +72,17 @@ def zero_width(text: str, slots: Slots, rng: Random) -> str:
     return rng.choice((f"{text[:at]}\u200b{text[at:]}", f"\ufeff{text}"))
 
 
-def loose_accent(text: str, slots: Slots, rng: Random) -> str:
-    return unicodedata.normalize("NFD", text)
-
-
-def _replace(text: str, slots: Slots, old: str, new: str) -> str:
+def swapped(text: str, slots: Slots, rng: Random, *, old: str, new: str) -> str:
     hidden = literal(text, slots)
     return "".join(new if seen == old else char for char, seen in zip(text, hidden, strict=True))
 
 
-ODD_UNICODE = (no_break_space, curly_quote, zero_width, loose_accent)
+ODD_UNICODE: dict[str, Spoil] = {
+    "no_break_space": partial(swapped, old=" ", new="\u00a0"),
+    "curly_quote": partial(swapped, old="'", new="\u2019"),
+    "zero_width": zero_width,
+    "loose_accent": lambda text, slots, rng: unicodedata.normalize("NFD", text),
+}
 
 
 def plant(rows: list[Row], rng: Random) -> list[Row]:
@@ -96,7 +91,7 @@ def plant(rows: list[Row], rng: Random) -> list[Row]:
     altered: dict[str, Row] = {}
     added: list[Row] = []
 
-    def spoiled(spoil: Callable[[str, Slots, Random], str], fault: dict[str, str]) -> Row:
+    def spoiled(spoil: Spoil, fault: dict[str, str]) -> Row:
         """The next row of the pool that `spoil` changes, changed."""
         for at, row in enumerate(pool):
             request = row["messages"][0]["content"]
@@ -115,8 +110,8 @@ def plant(rows: list[Row], rng: Random) -> list[Row]:
         row = spoiled(near_duplicate, {"kind": "near_duplicate"})
         row["fault"]["of"] = row["id"]
         added.append(row)
-    for _, spoil in zip(count("odd_unicode"), cycle(ODD_UNICODE), strict=False):
-        row = spoiled(spoil, {"kind": "odd_unicode", "form": spoil.__name__})
+    for _, form in zip(count("odd_unicode"), cycle(ODD_UNICODE), strict=False):
+        row = spoiled(ODD_UNICODE[form], {"kind": "odd_unicode", "form": form})
         altered[row["id"]] = row
     for _ in count("wrong_label"):
         row = pool.pop()

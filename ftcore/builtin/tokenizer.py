@@ -6,7 +6,7 @@ learned inside words alone; the merges of a space with the first piece of a word
 all. So a word has the same pieces with and without a space before it, except that the first one may
 carry the space. Digits stand alone. No normalisation: decode(encode(text)) == text for any text.
 
-`python -m ftcore.builtin.tokenizer DIR` writes tokenizer.json and tokenizer_config.json.
+`python -m ftcore.builtin.tokenizer DIR` writes tokenizer.json.
 """
 
 import itertools
@@ -30,28 +30,9 @@ COPIES = 45_000  # copy tasks in the training text: about 40% of its characters
 SPACED_WORDS = r" ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 BARE_WORDS = SPACED_WORDS.replace(" ?", "")
 
-CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
-
-CONFIG = {
-    "tokenizer_class": "PreTrainedTokenizerFast",
-    "model_max_length": 2048,
-    "bos_token": None,
-    "eos_token": "<|im_end|>",
-    "pad_token": "<|endoftext|>",
-    "unk_token": None,
-    "additional_special_tokens": ["<|im_start|>"],
-    "clean_up_tokenization_spaces": False,
-    "chat_template": CHAT_TEMPLATE,
-}
-
 
 def text_of(document: dict[str, Any]) -> str:
-    """A document of the corpus as plain text, chats as CHAT_TEMPLATE renders them."""
+    """A document of the corpus as plain text, chats as the template of base/ renders them."""
     if "text" in document:
         return document["text"]
     turns = document["messages"]
@@ -106,14 +87,8 @@ def spaced_pieces(bare: Tokenizer, texts: Sequence[str]) -> list[str]:
     ]
 
 
-def save(tokenizer: Tokenizer, folder: Path) -> None:
-    """Write tokenizer.json and tokenizer_config.json, which transformers loads too."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    text = json.dumps(CONFIG, indent=2) + "\n"
-    (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
-
-
 if __name__ == "__main__":
     corpus = [doc for doc in documents("train", copies=COPIES) if doc["source"] != "echo"]
-    save(train_tokenizer(map(text_of, corpus)), Path(sys.argv[1]))
+    folder = Path(sys.argv[1])
+    folder.mkdir(parents=True, exist_ok=True)
+    train_tokenizer(map(text_of, corpus)).save(str(folder / "tokenizer.json"))

@@ -9,9 +9,9 @@ import pytest
 from tokenizers import Tokenizer
 
 import ftcore.builtin
-from ftcore.builtin.copying import copy_task
-from ftcore.builtin.corpus import copy_documents, documents, lexicon, split_of
-from ftcore.builtin.tokenizer import SPECIAL_TOKENS, VOCAB_SIZE, save, text_of, train_tokenizer
+from ftcore.builtin.copying import chat
+from ftcore.builtin.corpus import documents, lexicon, made, split_of
+from ftcore.builtin.tokenizer import SPECIAL_TOKENS, VOCAB_SIZE, text_of, train_tokenizer
 
 BASE = Path(ftcore.builtin.__file__).parent / "base"
 TURN = re.compile(r"<\|im_start\|>(\w+)\n(.*?)<\|im_end\|>\n", re.DOTALL)
@@ -31,18 +31,18 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def copies() -> list[str]:
-    return [text_of(document) for document in copy_documents("train", 0, 5000)]
+    return [text_of(document) for document in made("copy", "train", 0, 5000)]
 
 
 def test_a_copy_document_depends_on_split_seed_and_index_alone(copies: list[str]) -> None:
-    assert [text_of(document) for document in copy_documents("train", 0, 50)] == copies[:50]
-    assert text_of({"messages": copy_task(lexicon(), 49)}) == copies[49]
-    assert text_of(next(copy_documents("train", 1, 1))) != copies[0]
+    assert [text_of(document) for document in made("copy", "train", 0, 50)] == copies[:50]
+    assert text_of({"messages": chat("copy", lexicon(), 49)}) == copies[49]
+    assert text_of(next(made("copy", "train", 1, 1))) != copies[0]
 
 
 def test_copy_documents_are_distinct_within_and_across_splits(copies: list[str]) -> None:
     assert len(set(copies)) >= 0.999 * len(copies)
-    heldout = {text_of(document) for document in copy_documents("heldout", 0, 1000)}
+    heldout = {text_of(document) for document in made("copy", "heldout", 0, 1000)}
     assert len(heldout & set(copies)) <= 1
 
 
@@ -114,13 +114,14 @@ def test_a_word_keeps_its_pieces_after_a_space(tokenizer: Tokenizer, copies: lis
         assert spaced.replace("|\u0120|", "|\u0120").replace("\u0120", "") == bare
 
 
-def test_training_is_deterministic_and_saves_a_loadable_folder(tmp_path: Path) -> None:
+def test_training_is_deterministic_and_saves_a_loadable_file(tmp_path: Path) -> None:
     texts = [text_of(document) for document in islice(documents("train", copies=0), 150)]
     trained = train_tokenizer(texts)
     assert trained.get_vocab_size() == VOCAB_SIZE
     assert trained.to_str() == train_tokenizer(texts).to_str()
-    save(trained, tmp_path)
-    loaded = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    file = str(tmp_path / "tokenizer.json")
+    trained.save(file)
+    loaded = Tokenizer.from_file(file)
     assert loaded.encode(texts[0]).ids == trained.encode(texts[0]).ids
 
 
