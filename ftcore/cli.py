@@ -51,7 +51,9 @@ def parse(argv: Sequence[str]) -> Command:
             SystemExit 2 from tyro: an unknown or mistyped option, with the nearest names
     """
     words = list(argv)
-    dry_run = _take_switch(words, "--dry-run")
+    dry_run = "--dry-run" in words
+    if dry_run:
+        words.remove("--dry-run")
     resume = _take_value(words, "--resume")
     if resume is not None:
         return _resumed(Path(resume), words, dry_run)
@@ -72,9 +74,11 @@ def parse(argv: Sequence[str]) -> Command:
             )
         layers.append((f"preset {preset}", list(_flags(PRESETS[task][preset]))))
     if file is not None:
-        layers.append((file, list(_flags(_read_toml(Path(file), task)))))
-    layers.append(("flag", words))
-    return _resolve(task, layers, resume=None, dry_run=dry_run)
+        written_for, flags = _read_toml(Path(file), task)
+        if written_for != task:
+            raise ConfigError(f"{file} is for the task {written_for}, not {task}")
+        layers.append((file, flags))
+    return _resolve(task, [*layers, ("flag", words)], dry_run=dry_run)
 
 
 def parse_evaluation(argv: Sequence[str]) -> Command:
@@ -90,10 +94,10 @@ def parse_evaluation(argv: Sequence[str]) -> Command:
     path, task = words.pop(0), _take_value(words, "--task")
     file = Path(path) / CONFIG_FILE
     if file.is_file():
-        written_for = _task_of(file)
+        written_for, flags = _read_toml(file)
         if task not in (None, written_for):
             raise ConfigError(f"{path} is a run of the task {written_for}: leave out --task {task}")
-        task, layers = written_for, [(str(file), list(_flags(_read_toml(file, written_for))))]
+        task, layers = written_for, [(str(file), flags)]
     elif task is None:
         near = difflib.get_close_matches(path, [str(p) for p in Path(path).parent.glob("*")], n=1)
         hint = f" Did you mean {near[0]}?" if near and not Path(path).exists() else ""
@@ -106,18 +110,7 @@ def parse_evaluation(argv: Sequence[str]) -> Command:
     else:
         layers = [("path", ["--model.path", path])]
     run = Path(path) if file.is_file() else None
-    return _resolve(task, [*layers, ("flag", words)], resume=run, dry_run=False, script="eval.py")
-
-
-def _task_of(file: Path) -> str:
-    """The task that a run's configuration names."""
-    try:
-        task = tomllib.loads(file.read_text("utf-8")).get("task")
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{file}: {error}") from error
-    if task not in RUNS:
-        raise ConfigError(f"{file}: task = {task!r}, known: {', '.join(RUNS)}")
-    return task
+    return _resolve(task, [*layers, ("flag", words)], resume=run, script="eval.py")
 
 
 def _resumed(run: Path, words: list[str], dry_run: bool) -> Command:
@@ -126,17 +119,16 @@ def _resumed(run: Path, words: list[str], dry_run: bool) -> Command:
         raise ConfigError(f"--resume takes no other options, got {' '.join(words)}")
     if not file.is_file():
         raise ConfigError(f"--resume {run}: has no {CONFIG_FILE}; name a folder that train.py made")
-    task = _task_of(file)
-    layers = [(str(file), list(_flags(_read_toml(file, task))))]
-    return _resolve(task, layers, resume=run, dry_run=dry_run)
+    task, flags = _read_toml(file)
+    return _resolve(task, [(str(file), flags)], resume=run, dry_run=dry_run)
 
 
 def _resolve(
     task: str,
     layers: list[tuple[str, list[str]]],
     *,
-    resume: Path | None,
-    dry_run: bool,
+    resume: Path | None = None,
+    dry_run: bool = False,
     script: str = "train.py",
 ) -> Command:
     flags = [flag for _, layer in layers for flag in layer]
@@ -169,18 +161,19 @@ def _flags(sections: dict[str, Any]) -> Iterator[str]:
                 yield f"{name}={value}"  # one word, so that the value may begin with a minus sign
 
 
-def _read_toml(path: Path, task: str) -> dict[str, Any]:
+def _read_toml(path: Path, task: str | None = None) -> tuple[str, list[str]]:
+    """The task that the file names, or else the one given, and its values as flags."""
     try:
         tables = tomllib.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: {error}") from error
-    written_for = tables.pop("task", task)
-    if written_for != task:
-        raise ConfigError(f"{path} is for the task {written_for}, not {task}")
+    task = tables.pop("task", task)
+    if task not in list(RUNS):
+        raise ConfigError(f"{path}: task = {task!r}, known: {', '.join(RUNS)}")
     loose = [key for key, value in tables.items() if not isinstance(value, dict)]
     if loose:
         raise ConfigError(f"{path}: {', '.join(loose)} must stand in a section such as [optim]")
-    return tables
+    return task, list(_flags(tables))
 
 
 def to_toml(command: Command) -> str:
@@ -210,13 +203,6 @@ def _nearest(name: str, known: Collection[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"{hint}known: {', '.join(known) or 'none'}"
-
-
-def _take_switch(words: list[str], name: str) -> bool:
-    if name not in words:
-        return False
-    words.remove(name)
-    return True
 
 
 def _take_value(words: list[str], name: str) -> str | None:
