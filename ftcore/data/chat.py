@@ -55,27 +55,22 @@ class RowError(DataError):
     """One row cannot be used; whoever works through many rows rejects it and counts it."""
 
 
-def render(
-    messages: Sequence[Message], tokenizer: Tokenizer, *, add_generation_prompt: bool = False
-) -> Rendering:
+def render(messages: Sequence[Message], tokenizer: Tokenizer) -> Rendering:
     """Text of a chat and the span of each message's content.
 
     raises    RowError: the template refuses the messages, or changes a content so that it cannot be
               found; ModelError: no template, or one that does not compile
     """
-    text = render_text(messages, tokenizer, add_generation_prompt=add_generation_prompt)
+    text = render_text(messages, tokenizer)
 
     def again(contents: Sequence[str]) -> str:
-        changed = [
-            {**message, "content": content}
-            for message, content in zip(messages, contents, strict=True)
-        ]
-        return render_text(changed, tokenizer, add_generation_prompt=add_generation_prompt)
+        pairs = zip(messages, contents, strict=True)
+        return render_text([{**m, "content": content} for m, content in pairs], tokenizer)
 
     contents = [message["content"] for message in messages]
     base = _unused(text + "".join(contents), 2 * len(contents))
-    for wrap in (_around, _inside):
-        spans = _marked_spans(text, contents, base=base, wrap=wrap, again=again)
+    for is_trimmed in (False, True):
+        spans = _marked_spans(text, contents, base=base, is_trimmed=is_trimmed, again=again)
         if spans is not None:
             return Rendering(text, spans)
     found = (_changed_span(text, contents, i, base=base, again=again) for i in range(len(contents)))
@@ -123,12 +118,9 @@ def generation_prompt(tokenizer: Tokenizer) -> str:
     return prompted[len(asked) :] if prompted.startswith(asked) else ""
 
 
-def _around(content: str, start: str, end: str) -> str:
-    return start + content + end
-
-
-def _inside(content: str, start: str, end: str) -> str:
-    core = content.strip()
+def _wrapped(content: str, start: str, end: str, *, is_trimmed: bool) -> str:
+    """A content between markers; `is_trimmed`: its white space outside of them."""
+    core = content.strip() if is_trimmed else content
     lead = content.index(core)
     return content[:lead] + start + core + end + content[lead + len(core) :]
 
@@ -149,14 +141,14 @@ def _marked_spans(
     contents: Sequence[str],
     *,
     base: int,
-    wrap: Callable[[str, str, str], str],
+    is_trimmed: bool,
     again: Callable[[Sequence[str]], str],
 ) -> tuple[tuple[int, int] | None, ...] | None:
     """Spans of all contents by markers, None where these do not come through untouched."""
     pairs = [(chr(base + 2 * i), chr(base + 2 * i + 1)) for i in range(len(contents))]
-    wrapped = [wrap(content, *pair) for content, pair in zip(contents, pairs, strict=True)]
+    both = zip(contents, pairs, strict=True)
     try:
-        marked = again(wrapped)
+        marked = again([_wrapped(c, *pair, is_trimmed=is_trimmed) for c, pair in both])
     except RowError:  # a template that refuses marked contents may accept the plain ones
         return None
     marker = re.compile(f"[{chr(base)}-{chr(base + 2 * len(contents))}]")
@@ -220,7 +212,7 @@ def _compiled(source: str, where: str) -> jinja2.Template:
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _refuse
-    environment.globals["strftime_now"] = _now
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     try:
         return environment.from_string(source)
     except jinja2.TemplateSyntaxError as error:
@@ -236,7 +228,3 @@ def _to_json(value: Any, indent: int | None = None, **options: Any) -> str:
 
 def _refuse(message: str) -> NoReturn:
     raise jinja2.TemplateError(message)
-
-
-def _now(form: str) -> str:
-    return datetime.now().strftime(form)

@@ -121,13 +121,9 @@ class Tokenizer:
                   carries them already, as a rendered chat does. A text that starts with BOS gets
                   no second one.
         """
-        encodings = []
-        for fast in self._fast.encode_batch(list(texts), add_special_tokens=special):
-            ids_T = np.array(fast.ids, dtype=np.int32)
-            offsets_T2 = np.array(fast.offsets, dtype=np.int32).reshape(-1, 2)
-            first = self._first_kept(ids_T)
-            encodings.append(Encoding(ids_T[first:], offsets_T2[first:]))
-        return encodings
+        encoded = self._fast.encode_batch(list(texts), add_special_tokens=special)
+        arrays = (self._arrays(fast.ids, fast.offsets) for fast in encoded)
+        return [Encoding(ids_T, offsets.reshape(-1, 2)) for ids_T, offsets in arrays]
 
     def encode_pair(
         self, text: str, pair: str | None = None, *, max_length: int | None = None
@@ -157,13 +153,8 @@ class Tokenizer:
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         """Ids and segment numbers of many texts or pairs, with special tokens, on all cores."""
         inputs = [a if b is None else (a, b) for a, b in zip(texts, pairs, strict=True)]
-        encoded = []
-        for fast in self._fast.encode_batch_fast(inputs):
-            ids_T = np.array(fast.ids, dtype=np.int32)
-            types_T = np.array(fast.type_ids, dtype=np.int32)
-            first = self._first_kept(ids_T)
-            encoded.append((ids_T[first:], types_T[first:]))
-        return encoded
+        encoded = self._fast.encode_batch_fast(inputs)
+        return [self._arrays(fast.ids, fast.type_ids) for fast in encoded]
 
     def decode(self, ids: Sequence[int] | np.ndarray, *, special: bool = False) -> str:
         """Text of token ids; `special` shows special tokens too."""
@@ -181,9 +172,10 @@ class Tokenizer:
             raise ModelError(f"{self.where}: the vocabulary has no token {token!r}")
         return id_
 
-    def _first_kept(self, ids_T: np.ndarray) -> int:
-        twice = len(ids_T) > 1 and ids_T[0] == ids_T[1] == self.bos_id
-        return 1 if twice else 0
+    def _arrays(self, ids: list[int], others: Sequence) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and what goes with them as int32, without the first of two BOS."""
+        first = 1 if len(ids) > 1 and ids[0] == ids[1] == self.bos_id else 0
+        return np.array(ids[first:], dtype=np.int32), np.array(others[first:], dtype=np.int32)
 
     def _named_id(self, name: str) -> int | None:
         if name not in self.special:

@@ -176,15 +176,12 @@ def _lock(path: Path) -> int:
         ) from error
     if left := os.read(descriptor, 1000).decode(errors="replace"):
         logger.warning("%s: taken over from a writer that died (%s)", path, left)
-    holder = {"pid": os.getpid(), "boot_id": _boot_id(), "host": socket.gethostname()}
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    boot_id = boot.read_text().strip() if boot.exists() else None
+    holder = {"pid": os.getpid(), "boot_id": boot_id, "host": socket.gethostname()}
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, json.dumps(holder).encode(), 0)
     return descriptor
-
-
-def _boot_id() -> str | None:
-    path = Path("/proc/sys/kernel/random/boot_id")
-    return path.read_text().strip() if path.exists() else None
 
 
 def _commit() -> str | None:

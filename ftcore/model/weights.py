@@ -210,15 +210,9 @@ def _refuse_untied(
 def _raise_if_any(folder: Path, **problems: list[str]) -> None:
     lines = [f"  {kind}: {_some(names)}" for kind, names in problems.items() if names]
     if lines:
-        raise ModelError(
-            "\n".join(
-                [
-                    f"{folder}: the tensors do not fit the model of config.json",
-                    *lines,
-                    "Check that weights, config and number of labels belong together.",
-                ]
-            )
-        )
+        head = f"{folder}: the tensors do not fit the model of config.json"
+        advice = "Check that weights, config and number of labels belong together."
+        raise ModelError("\n".join([head, *lines, advice]))
 
 
 def _some(names: list[str], most: int = 8) -> str:

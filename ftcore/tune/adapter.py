@@ -153,8 +153,12 @@ def load_adapter(model: Model, folder: Path, *, family: Family) -> LoRAReport:
     names = _layout(model, layers, extra)
     _account(folder, _shapes(model, names, config.rank), tensors)
     _refuse_untied(folder, model, {name: tensors[key] for key, name in names.items()})
-    if origin:  # peft does not record it
-        _refuse_other_base(folder / ORIGIN, origin, base_sha256(model, without=names.values()))
+    sha256 = base_sha256(model, without=names.values()) if origin else None
+    if origin and origin.get("base_sha256") != sha256:  # peft does not record it
+        raise ModelError(
+            f"{folder / ORIGIN}: this adapter was trained on another base model: SHA-256 "
+            f"{origin.get('base_sha256')}, here {sha256}. {CONFIG} names the right one"
+        )
     report = apply_lora(model, config, generator=torch.Generator())
     with torch.no_grad():
         for key, name in names.items():
@@ -330,13 +334,3 @@ def _refuse_untied(folder: Path, model: nn.Module, incoming: Mapping[str, Tensor
                     f"{folder / WEIGHTS}: trains {name} apart from {other}, but this model ties "
                     "them; untie the base model (tie_word_embeddings = false) and save it anew"
                 )
-
-
-def _refuse_other_base(path: Path, origin: Mapping[str, Any], sha256: str) -> None:
-    """Compare the base with the one that the adapter was trained on."""
-    trained_on = origin.get("base_sha256")
-    if trained_on != sha256:
-        raise ModelError(
-            f"{path}: this adapter was trained on another base model: SHA-256 {trained_on}, here "
-            f"{sha256}. {CONFIG} names the right one"
-        )

@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ftcore.errors import ModelError
@@ -69,7 +68,8 @@ def join_parts(
         elif attribute == B:
             rows = dict.fromkeys(range(len(ours)), parts[0].new_zeros(len(parts[0]), 0))
             rows |= group
-            joined[key] = family.join(module, _block_columns(list(rows.values())), num_heads)
+            blocks = torch.block_diag(*rows.values()).split(len(parts[0]))
+            joined[key] = family.join(module, blocks, num_heads)
         elif len(parts) < len(ours):
             raise ModelError(
                 f"{module} is one module for peft: train all of {', '.join(ours)} fully, or none"
@@ -77,15 +77,6 @@ def join_parts(
         else:
             joined[key] = family.join(f"{module}.{attribute}", parts, num_heads)
     return {key: tensor.contiguous() for key, tensor in joined.items()}, adapted
-
-
-def _block_columns(parts: Sequence[Tensor]) -> list[Tensor]:
-    """Each part (O, r) among zeros, in columns of its own; r is 0 for one that is not adapted."""
-    widths = [part.shape[1] for part in parts]
-    return [
-        F.pad(part, (sum(widths[:place]), sum(widths[place + 1 :])))
-        for place, part in enumerate(parts)
-    ]
 
 
 def split_parts(
