@@ -55,11 +55,6 @@ UNKNOWN_OPTIONS = (
 KNOWN_STARTS = (True, False, "gaussian", "orthogonal", "eva")
 
 
-def adapter_state(model: nn.Module) -> dict[str, Tensor]:
-    """What training moves, under the names of the wrapped model; each shared tensor once."""
-    return {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
-
-
 def base_sha256(model: nn.Module, *, without: Collection[str] = ()) -> str:
     """Hash of the base weights: the same wrapped or not, merged or not, in bf16, fp32 or float64.
 
