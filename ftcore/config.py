@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 BASE = "builtin:base"
+Format = Literal["auto", "tsv", "csv", "jsonl", "json", "txt", "conll", "labelled", "tar"]
 
 
 @dataclass(frozen=True)
@@ -66,11 +67,13 @@ class RowsConfig:
     """Labelled rows of any kind: their files, and how long they may be."""
 
     train: tuple[str, ...] = ()
-    """files (.tsv, .csv, .jsonl, .json, each also .gz)"""
+    """files (.tsv, .csv, .jsonl, .json, .conll, .tar, each also .gz); FILE.json:KEY"""
     dev: tuple[str, ...] = ()
     """rows for choosing the best checkpoint; none: `holdout` rows of train"""
     test: tuple[str, ...] = ()
     """files evaluated once, after training"""
+    format: Format = "auto"
+    """of all files; auto: by their suffixes; labelled: lines of a label, a blank and the text"""
     columns: tuple[str, ...] = ()
     """column names, for files without a header line"""
     holdout: int = 0
@@ -99,6 +102,8 @@ class LabelledDataConfig(TextsConfig):
     """column of the label"""
     label_separator: str = ""
     """what stands between the labels where a row has several, in json also a list; empty: one"""
+    relabel: tuple[str, ...] = ()
+    """other names for labels as the files have them: OLD=NEW"""
 
 
 @dataclass(frozen=True)
@@ -107,6 +112,16 @@ class ScoredDataConfig(TextsConfig):
 
     label: str = "score"
     """column of the score"""
+
+
+@dataclass(frozen=True)
+class TaggedDataConfig(RowsConfig):
+    """Sentences with one tag a word: O, B-TYPE and I-TYPE (BIO or IOB1), or tags of any kind."""
+
+    tokens: str = "tokens"
+    """column of the words, a list; in CoNLL files the first one"""
+    tags: str = "tags"
+    """column of their tags, a list; in CoNLL files the last one"""
 
 
 @dataclass(frozen=True)
@@ -273,11 +288,19 @@ class RegressRun(PretrainRun):
         return "regression"
 
 
+@dataclass(frozen=True, kw_only=True)
+class TagRun(PretrainRun):
+    """Fine-tuning a tagger of words, such as named entities."""
+
+    data: TaggedDataConfig = field(default_factory=TaggedDataConfig)
+
+
 RUNS = {
     "pretrain": PretrainRun,
     "sft": SftRun,
     "classify": ClassifyRun,
     "regress": RegressRun,
+    "tag": TagRun,
 }
 Run = PretrainRun  # and the tasks made from it
 

@@ -31,4 +31,5 @@ PRESETS: dict[str, dict[str, dict[str, dict[str, object]]]] = {
     },
     "classify": {},
     "regress": {},
+    "tag": {},
 }

@@ -61,6 +61,17 @@ class LabelledText:
 
 
 @dataclass(frozen=True)
+class Tagged:
+    """A sentence: its words, and the tag of each, BIO where they name entities."""
+
+    id: str
+    words: tuple[str, ...]
+    names: tuple[str, ...]
+    file: str = ""
+    line: int = 0
+
+
+@dataclass(frozen=True)
 class Chat:
     """A conversation."""
 
@@ -79,8 +90,8 @@ class LabelMap:
     def __len__(self) -> int:
         return len(self.names)
 
-    def indices(self, example: LabelledText) -> list[int]:
-        """Class index of each label of an example; DataError if training data had no such label."""
+    def indices(self, example: LabelledText | Tagged) -> list[int]:
+        """Class index of each label or tag; DataError if the training data had no such one."""
         for name in example.names:
             if name not in self.names:
                 shown = ", ".join(self.names[:20]) + (", ..." if len(self) > 20 else "")
@@ -92,12 +103,16 @@ class LabelMap:
         return [self.names.index(name) for name in example.names]
 
 
-def label_map(examples: Iterable[LabelledText]) -> LabelMap:
+def label_map(examples: Sequence[LabelledText | Tagged]) -> LabelMap:
     """All labels of the training data: in numeric order if all are numbers, else sorted by name.
+
+    Of a type that only begins or only goes on in the training data, both BIO tags are there.
 
     raises   DataError: fewer than two different labels
     """
     names = {name for example in examples for name in example.names}
+    if isinstance(examples[0], Tagged):
+        names |= {p + name[1:] for name in names if name[:2] in ("B-", "I-") for p in "BI"}
     if len(names) < 2:
         raise DataError(
             f"the training data has {len(names)} different label(s) {sorted(names)}, a classifier "
@@ -153,6 +168,43 @@ def labelled(
             second = contents[1] if pair is not None else None
             kept.append(LabelledText(row.id, contents[0], second, value, row.file, row.line))
     return _some(kept, rejected)
+
+
+def tagged(
+    rows: Sequence[Row], *, tokens: str = "tokens", tags: str = "tags"
+) -> tuple[list[Tagged], list[Rejected]]:
+    """Sentences from a column of lists of words and one of lists of tags; IOB1 becomes BIO.
+
+    raises    DataError: a column is missing, a value is no list of texts, lists differ in length
+    """
+    _require(rows, [tokens, tags])
+    kept, rejected = [], []
+    for row in rows:
+        lists = [row.fields.get(column) for column in (tokens, tags)]
+        if not all(isinstance(x, list) and all(isinstance(y, str) for y in x) for x in lists):
+            raise _wrong(row, f"columns {tokens!r} and {tags!r} must hold lists of texts")
+        words, names = lists
+        if not all(names):
+            raise _wrong(row, "a tag is empty: write O for a word outside every entity")
+        if len(words) != len(names):
+            raise _wrong(row, f"{len(words)} words have {len(names)} tags: must be one each")
+        if words:
+            kept.append(Tagged(row.id, tuple(words), to_bio(names), row.file, row.line))
+        else:
+            rejected.append(_reject(row, f"column {tokens!r} holds no words"))
+    return _some(kept, rejected)
+
+
+def to_bio(tags: Sequence[str]) -> tuple[str, ...]:
+    """IOB1, where B- only parts neighbours of one type, as BIO, where every entity begins with B-.
+
+    BIO stays as it is, and so do tags that are neither.
+    """
+    before = ["O", *tags[:-1]]
+    return tuple(
+        "B" + tag[1:] if tag[:2] == "I-" and last[1:] != tag[1:] else tag
+        for last, tag in zip(before, tags, strict=True)
+    )
 
 
 def chats(rows: Sequence[Row], *, messages: str = "messages") -> tuple[list[Chat], list[Rejected]]:

@@ -14,7 +14,15 @@ from typing import Any, Literal
 import numpy as np
 
 from ftcore.data.chat import Message, RowError, render_text
-from ftcore.data.columns import Chat, LabelledText, LabelMap, Rejected, Text, require_some
+from ftcore.data.columns import (
+    Chat,
+    LabelledText,
+    LabelMap,
+    Rejected,
+    Tagged,
+    Text,
+    require_some,
+)
 from ftcore.data.pack import Encoded
 from ftcore.data.supervise import TrainOn, find_answers, require_plain, shifted, supervise
 from ftcore.data.tokenizer import Encoding, Tokenizer
@@ -25,13 +33,25 @@ OverLength = Literal["error", "drop", "cut_right"]
 SLAB = 1024  # rows tokenised in one call; a library encoding takes some 100 bytes a token
 
 
+@dataclass(frozen=True)
+class Sentence:
+    """Words, their tags, and where the first token of each stands (int; -1: it has none)."""
+
+    words: tuple[str, ...]
+    tags: tuple[str, ...]
+    places_W: np.ndarray
+
+
 @dataclass
 class EncodedRows:
-    """Documents in row order; rows that gave none; rows that were cut to the maximum length."""
+    """Documents in row order; rows that gave none; rows that were cut to the maximum length; of
+    sentences, the words and tags by row id, and words that gave no token."""
 
     documents: list[Encoded] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
     cut: list[Rejected] = field(default_factory=list)
+    sentences: dict[str, Sentence] = field(default_factory=dict)
+    untold: list[Rejected] = field(default_factory=list)
 
 
 def encode_text(row_id: str, text: str, tokenizer: Tokenizer, *, end: bool) -> Encoded:
@@ -48,13 +68,13 @@ def encode_texts(
 ) -> EncodedRows:
     """Documents of plain text; one longer than `max_length` tokens is `split`."""
     rows = EncodedRows()
-    for slab in _slabs(texts):
+    for slab in slabs(texts):
         encodings = tokenizer.encode_batch([text.text for text in slab])
         for text, encoding in zip(slab, encodings, strict=True):
             try:
                 document = _supervised_text(text.id, encoding, tokenizer, end=end)
             except RowError as error:
-                rows.rejected.append(_rejected(text, str(error)))
+                rows.rejected.append(left_out(text, str(error)))
                 continue
             rows.documents += split(document, max_length) if max_length else [document]
     require_some(rows.documents, rows.rejected)
@@ -66,11 +86,8 @@ def split(document: Encoded, max_length: int) -> list[Encoded]:
     token of the next, so that no supervised token is lost. Row ids become "id:0", "id:1", ..."""
     if len(document) <= max_length:
         return [document]
-    starts = range(0, len(document), max_length)
-    return [
-        replace(_slice(document, start, start + max_length), row_id=f"{document.row_id}:{number}")
-        for number, start in enumerate(starts)
-    ]
+    cuts = [slice(s, s + max_length) for s in range(0, len(document), max_length)]
+    return [replace(take(document, c), row_id=f"{document.row_id}:{n}") for n, c in enumerate(cuts)]
 
 
 def encode_prompt(messages: Sequence[Message], tokenizer: Tokenizer) -> np.ndarray:
@@ -120,13 +137,13 @@ def encode_chats(
     raises        DataError: a chat is too long (error), or no chat can be used
     """
     rows = EncodedRows()
-    for slab in _slabs(chats):
+    for slab in slabs(chats):
         rendered = []
         for chat in slab:
             try:
                 rendered.append((chat, *find_answers(chat, tokenizer, train_on=train_on)))
             except RowError as error:
-                rows.rejected.append(_rejected(chat, str(error)))
+                rows.rejected.append(left_out(chat, str(error)))
         encodings = tokenizer.encode_batch([r.text for _, r, _ in rendered], special=False)
         for (chat, rendering, answers), encoding in zip(rendered, encodings, strict=True):
             document = supervise(
@@ -135,8 +152,8 @@ def encode_chats(
             if max_length is None or len(document) <= max_length:
                 rows.documents.append(document)
                 continue
-            short = _slice(document, 0, max_length)
-            _admit_cut(rows, chat, document, short, over_length=over_length)
+            short = take(document, slice(max_length))
+            admit_cut(rows, chat, document, short, over_length=over_length)
     require_some(rows.documents, rows.rejected)
     return rows
 
@@ -174,9 +191,37 @@ def encode_labelled_rows(
             rows.documents.append(document)
         else:
             short = encode_labelled(example, tokenizer, labels, max_length=max_length)
-            _admit_cut(rows, example, document, short, over_length=over_length)
+            admit_cut(rows, example, document, short, over_length=over_length)
     require_some(rows.documents, rows.rejected)
     return rows
+
+
+def pieces(encoding: Encoding, max_length: int) -> list[np.ndarray]:
+    """Places of the tokens of each piece of at most `max_length`: some of the text's own between
+    the special ones that stand around it.
+
+    raises    DataError: the special tokens leave no room
+    """
+    own_T = np.flatnonzero(encoding.offsets_T2[:, 1] > encoding.offsets_T2[:, 0])
+    first, last = (own_T[0], own_T[-1] + 1) if len(own_T) else (len(encoding), len(encoding))
+    head, tail = np.arange(first), np.arange(last, len(encoding))
+    room = max_length - len(head) - len(tail)
+    if room < 1:
+        raise DataError(
+            f"data.max_length = {max_length}: {len(head) + len(tail)} special tokens leave no room"
+        )
+    starts = range(first, max(last, first + 1), room)
+    return [np.concatenate([head, np.arange(s, min(s + room, last)), tail]) for s in starts]
+
+
+def take(document: Encoded, places: np.ndarray | slice) -> Encoded:
+    """A document of some of the tokens of one, their labels and weights with them."""
+    return Encoded(
+        document.row_id,
+        document.tokens_T[places],
+        document.labels[places],
+        document.weights[places],
+    )
 
 
 def show(document: Encoded, tokenizer: Tokenizer) -> str:
@@ -222,9 +267,9 @@ def _labelled(
     return Encoded(example.id, ids_T, has_K, 1.0, types_T)
 
 
-def _admit_cut(
+def admit_cut(
     rows: EncodedRows,
-    source: Chat | LabelledText,
+    source: Chat | LabelledText | Tagged,
     document: Encoded,
     short: Encoded,
     *,
@@ -238,29 +283,21 @@ def _admit_cut(
             "length, or choose to drop long rows or to cut them on the right"
         )
     if over_length == "drop":
-        rows.rejected.append(_rejected(source, f"{length} tokens, {limit} are allowed"))
+        rows.rejected.append(left_out(source, f"{length} tokens, {limit} are allowed"))
     elif isinstance(short.weights, np.ndarray) and not short.weights.any():
         reason = f"nothing to supervise in the first {limit} of {length} tokens"
-        rows.rejected.append(_rejected(source, reason))
+        rows.rejected.append(left_out(source, reason))
     else:
         rows.documents.append(short)
-        rows.cut.append(_rejected(source, f"cut from {length} to {limit} tokens"))
+        rows.cut.append(left_out(source, f"cut from {length} to {limit} tokens"))
 
 
-def _rejected(source: Text | Chat | LabelledText, reason: str) -> Rejected:
+def left_out(source: Text | Chat | LabelledText | Tagged, reason: str) -> Rejected:
+    """What is remembered of a row that is not used as it is."""
     return Rejected(source.id, source.file, source.line, reason)
 
 
-def _slice(document: Encoded, start: int, end: int) -> Encoded:
-    """Positions start to end of a document of a token task, labels and weights with them."""
-    return Encoded(
-        document.row_id,
-        document.tokens_T[start:end],
-        document.labels[start:end],
-        document.weights[start:end],
-    )
-
-
-def _slabs(rows: Sequence[Any]) -> Iterator[Sequence[Any]]:
+def slabs(rows: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    """Rows by the SLAB."""
     for start in range(0, len(rows), SLAB):
         yield rows[start : start + SLAB]

@@ -85,6 +85,7 @@ def collate(documents: Sequence[Encoded]) -> Batch:
         weights = torch.from_numpy(np.concatenate([d.weights for d in documents]))
     else:
         labels = torch.from_numpy(np.array([d.labels for d in documents]))
+        labels = labels.float() if labels.is_floating_point() else labels
         weights = torch.tensor([d.weights for d in documents])
     return Batch(
         tokens_N=torch.from_numpy(np.concatenate([d.tokens_T for d in documents])).long(),

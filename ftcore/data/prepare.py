@@ -6,32 +6,49 @@
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from ftcore.builtin import chat as builtin_chat
 from ftcore.builtin import corpus as builtin_corpus
-from ftcore.config import ChatDataConfig, RowsConfig, ScoredDataConfig, TextDataConfig, TextsConfig
+from ftcore.config import (
+    ChatDataConfig,
+    LabelledDataConfig,
+    RowsConfig,
+    ScoredDataConfig,
+    TaggedDataConfig,
+    TextDataConfig,
+)
 from ftcore.data.columns import (
     Chat,
     LabelledText,
     LabelMap,
     Rejected,
+    Tagged,
     chats,
     label_map,
     labelled,
+    tagged,
     texts,
 )
-from ftcore.data.encode import EncodedRows, encode_chats, encode_labelled_rows, encode_texts
+from ftcore.data.encode import (
+    EncodedRows,
+    Sentence,
+    encode_chats,
+    encode_labelled_rows,
+    encode_texts,
+)
 from ftcore.data.pack import Encoded
 from ftcore.data.read import Row, read_rows
+from ftcore.data.tag import encode_tagged
 from ftcore.data.tokenizer import Tokenizer
-from ftcore.errors import DataError
+from ftcore.errors import ConfigError, DataError
 
 BUILTIN_CHAT = "builtin:chat"
 BUILTIN_CORPUS = "builtin:corpus"
+Example = LabelledText | Tagged
 MESSAGES = "messages"  # the column that tells a chat from plain text
 
 
@@ -41,11 +58,13 @@ class Split:
 
     documents       encoded rows, in file order
     chats           the conversations behind them, for generated answers
+    sentences       words and tags behind them, by row id
     num_bytes       UTF-8 bytes of plain text, for bits per byte; 0 for other data
     """
 
     documents: list[Encoded]
     chats: list[Chat] = field(default_factory=list)
+    sentences: dict[str, Sentence] = field(default_factory=dict)
     num_bytes: int = 0
 
 
@@ -56,6 +75,7 @@ class Prepared:
     train, dev, tests       splits; `tests` by name
     labels                  classes, by index; of a regression the one name of its scores
     rejected, cut           rows left out and rows cut short, by split, each with its reason
+    untold                  words of sentences that gave no token, likewise
     """
 
     train: Split
@@ -64,11 +84,17 @@ class Prepared:
     labels: tuple[str, ...] | None = None
     rejected: dict[str, list[Rejected]] = field(default_factory=dict)
     cut: dict[str, list[Rejected]] = field(default_factory=dict)
+    untold: dict[str, list[Rejected]] = field(default_factory=dict)
 
     def account(self, split: str, mapped: Sequence[Rejected], rows: EncodedRows) -> None:
         """Remember what a split lost."""
         self.rejected[split] = [*mapped, *rows.rejected]
         self.cut[split] = rows.cut
+        self.untold[split] = rows.untold
+
+    def losses(self) -> list[tuple[str, dict[str, list[Rejected]]]]:
+        """What was lost, by the word for it."""
+        return [("left out", self.rejected), ("cut", self.cut), ("without token", self.untold)]
 
     def splits(self) -> list[tuple[str, Split]]:
         """Every split that has rows, by name."""
@@ -81,9 +107,12 @@ class Prepared:
         for name, split in self.splits():
             tokens = sum(len(document) for document in split.documents)
             line = f"{name}: {len(split.documents)} rows, {tokens} tokens"
-            for verb, found in (("left out", self.rejected), ("cut", self.cut)):
+            for what, found in self.losses():
                 reasons = Counter(row.reason for row in found.get(name, []))
-                line += "".join(f"; {verb} {n} ({reason})" for reason, n in reasons.most_common(5))
+                shown = reasons.most_common(5)
+                line += "".join(f"; {what} {n} ({reason})" for reason, n in shown)
+                more = reasons.total() - sum(n for _, n in shown)
+                line += f"; {what} {more} more" if more else ""
             lines.append(line)
         return "\n".join(lines)
 
@@ -91,7 +120,7 @@ class Prepared:
         """Write rejected.jsonl: every row that was left out or cut, with its place and reason."""
         lines = [
             json.dumps({"split": split, "what": what, **asdict(row)}, ensure_ascii=False)
-            for what, found in (("left out", self.rejected), ("cut", self.cut))
+            for what, found in self.losses()
             for split, rows in found.items()
             for row in rows
         ]
@@ -185,7 +214,7 @@ def prepare_rows(
     seed: int,
     labels: tuple[str, ...] | None = None,
 ) -> Prepared:
-    """Rows with labels or scores.
+    """Rows with labels, scores or tags.
 
     labels      classes of a model that is only evaluated; None: those of the training rows
     raises      DataError: no file, a bad one, a bad column; a label that training rows do not have
@@ -194,15 +223,15 @@ def prepare_rows(
         raise DataError("data.train is empty: name files of labelled rows with --data.train FILE")
     prepared = Prepared(Split([]), Split([]), {}, labels)
 
-    def examples(name: str, paths: Sequence[str]) -> list[LabelledText]:
-        rows = read_rows(paths, columns=config.columns)
+    def examples(name: str, paths: Sequence[str]) -> list[Example]:
+        rows = read_rows(paths, format=config.format, columns=config.columns)
         kept, prepared.rejected[name] = _map(config, rows)
         return kept
 
-    def split(name: str, kept: list[LabelledText]) -> Split:
+    def split(name: str, kept: list[Example]) -> Split:
         encoded = _encode(config, kept, tokenizer, LabelMap(prepared.labels))
         prepared.account(name, prepared.rejected.get(name, []), encoded)
-        return Split(encoded.documents)
+        return Split(encoded.documents, sentences=encoded.sentences)
 
     if config.train:
         train = examples("train", config.train)
@@ -221,25 +250,33 @@ def prepare_rows(
     return prepared
 
 
-def _map(config: TextsConfig, rows: list[Row]) -> tuple[list[LabelledText], list[Rejected]]:
-    return labelled(
-        rows,
-        text=config.text,
-        pair=config.pair or None,
-        label=config.label,
-        scores=isinstance(config, ScoredDataConfig),
-        separator=getattr(config, "label_separator", ""),
-    )
+def _map(config: RowsConfig, rows: list[Row]) -> tuple[list[Example], list[Rejected]]:
+    if isinstance(config, TaggedDataConfig):
+        return tagged(rows, tokens=config.tokens, tags=config.tags)
+    columns = {"text": config.text, "pair": config.pair or None, "label": config.label}
+    if isinstance(config, ScoredDataConfig):
+        return labelled(rows, **columns, scores=True)
+    kept, rejected = labelled(rows, **columns, separator=config.label_separator)
+    return [_relabelled(config, example) for example in kept], rejected
 
 
-def _labels(config: TextsConfig, train: list[LabelledText]) -> tuple[str, ...]:
+def _relabelled(config: LabelledDataConfig, example: LabelledText) -> LabelledText:
+    names = dict(pair.partition("=")[::2] for pair in config.relabel)
+    if "" in names.values():
+        raise ConfigError(f"data.relabel = {' '.join(config.relabel)}: must be OLD=NEW each")
+    label = tuple(names.get(name, name) for name in example.names)
+    return replace(example, label=label if config.label_separator else label[0])
+
+
+def _labels(config: RowsConfig, train: list[Example]) -> tuple[str, ...]:
     return (config.label,) if isinstance(config, ScoredDataConfig) else label_map(train).names
 
 
 def _encode(
-    config: TextsConfig, kept: list[LabelledText], tokenizer: Tokenizer, labels: LabelMap
+    config: RowsConfig, kept: list[Example], tokenizer: Tokenizer, labels: LabelMap
 ) -> EncodedRows:
-    return encode_labelled_rows(
+    encode = encode_tagged if isinstance(config, TaggedDataConfig) else encode_labelled_rows
+    return encode(
         kept,
         tokenizer,
         None if isinstance(config, ScoredDataConfig) else labels,

@@ -19,6 +19,7 @@ from ftcore.data.encode import encode_prompt
 from ftcore.data.pack import Batch, Encoded, collate, pack
 from ftcore.data.prepare import Split
 from ftcore.data.tokenizer import Tokenizer
+from ftcore.evaluate.entities import OUTSIDE, EntityMetrics
 from ftcore.evaluate.metrics import (
     ClassificationMetrics,
     MultiLabelMetrics,
@@ -140,6 +141,45 @@ def evaluate_scores(
     ]
     loss = float(np.square(predicted_B - target_B).mean())
     return {"loss": loss, **regression_metrics(target_B, predicted_B)}, None, rows
+
+
+@torch.inference_mode()
+def token_logits(
+    model: Model, documents: Sequence[Encoded], *, max_tokens: int, device: torch.device
+) -> Iterator[tuple[list[int], Batch, Tensor, Tensor]]:
+    """Streams with their documents' indices, scored_M: which tokens are scored, and logits_MV of
+    these, fp32."""
+    model.eval()
+    for indices, batch in streams(documents, max_tokens, device):
+        scored_M = batch.weights.nonzero().squeeze(1)
+        h_NC = model.trunk(batch.tokens_N, batch.positions_N, batch.types_N, batch.docs)
+        yield indices, batch, scored_M, model.head(h_NC[scored_M]).float()
+
+
+def evaluate_tags(
+    model: Model, split: Split, labels: Sequence[str], **limits: Any
+) -> tuple[dict[str, float], EntityMetrics, list[dict[str, Any]]]:
+    """Predicted tag of each word, OUTSIDE for one without a token; as `evaluate_classes`, the loss
+    in nats a word that has one."""
+    loss_sum, weight = 0.0, 0
+    chosen: dict[int, list[int]] = {}
+    for indices, batch, scored_M, logits_MK in token_logits(model, split.documents, **limits):
+        loss_sum += F.cross_entropy(logits_MK, batch.labels[scored_M], reduction="sum").item()
+        weight += len(scored_M)
+        chosen_N = torch.zeros_like(batch.tokens_N)
+        chosen_N[scored_M] = logits_MK.argmax(-1)
+        for index, chosen_T in zip(indices, chosen_N.split(batch.docs.lengths), strict=True):
+            chosen[index] = chosen_T.tolist()
+    metrics, rows = EntityMetrics(), []
+    for index, document in enumerate(split.documents):
+        sentence = split.sentences[document.row_id]
+        predicted = [
+            OUTSIDE if place < 0 else labels[chosen[index][place]] for place in sentence.places_W
+        ]
+        metrics.update(sentence.tags, predicted)
+        words = {"tokens": sentence.words, "tags": sentence.tags, "predicted": predicted}
+        rows.append({"row_id": document.row_id, **words})
+    return {"loss": loss_sum / weight, **metrics.compute()}, metrics, rows
 
 
 def answer(

@@ -15,6 +15,7 @@ from ftcore.evaluate.evaluator import (
     evaluate_label_sets,
     evaluate_loss,
     evaluate_scores,
+    evaluate_tags,
 )
 from ftcore.evaluate.metrics import ClassificationMetrics
 from ftcore.evaluate.report import confusion_table, metrics_table, per_class_table
@@ -22,16 +23,17 @@ from ftcore.model.heads import Model
 from ftcore.tune.task import TASKS
 
 Metrics = Mapping[str, Mapping[str, float]]
-# By HF's `problem_type`.
+# By HF's `problem_type`, or the task that has none.
 JUDGES = {
     "single_label_classification": evaluate_classes,
     "multi_label_classification": evaluate_label_sets,
     "regression": evaluate_scores,
+    "tag": evaluate_tags,
 }
 # What is shown while it trains, where the task has it.
 SHOWN = (
     *("loss", "perplexity", "bits_per_byte", "accuracy", "subset_accuracy", "f1_macro"),
-    *("pearson", "spearman"),
+    *("f1", "pearson", "spearman"),
 )
 
 
@@ -110,8 +112,9 @@ class Suite:
     def _judged(self, model: Model, split: Split) -> tuple[dict[str, float], Any, list[dict]]:
         """Metrics of a split; what counted them, where it has a table; prediction rows."""
         limits = {"max_tokens": self.config.loop.micro_batch_tokens, "device": self.device}
-        if self.config.problem is not None:
-            return JUDGES[self.config.problem](model, split, self.labels, **limits)
+        judge = JUDGES.get(self.config.problem or self.task)
+        if judge is not None:
+            return judge(model, split, self.labels, **limits)
         loss, num_bytes = TASKS[self.task].loss, split.num_bytes
         values = evaluate_loss(model, loss, split.documents, num_bytes=num_bytes, **limits)
         return values, None, []

@@ -1,7 +1,7 @@
-"""What sits on the transformer: the (masked) LM head and the sequence classifier.
+"""What sits on the transformer: the (masked) LM head, the tagger and the sequence classifier.
 
-A head never sees rows that are not scored: the LM head gets the M selected rows of the stream, the
-classifier one pooled row per document.
+A head never sees rows that are not scored: the LM head and the tagger get the M selected rows of
+the stream, the classifier one pooled row per document.
 """
 
 import torch
@@ -60,6 +60,29 @@ class LMHead(nn.Module):
         )
 
 
+class TokenHead(nn.Module):
+    """Class scores of each of M tokens; in an encoder that pools through the `transform` of its
+    masked-LM head, through the same."""
+
+    def __init__(self, spec: ModelSpec, num_labels: int) -> None:
+        super().__init__()
+        self.dropout = spec.dropout
+        self.transform = Transform(spec) if spec.pooler == "transform" else nn.Identity()
+        self.classifier = nn.Linear(spec.hidden_size, num_labels)
+
+    def forward(self, h_MC: Tensor) -> Tensor:
+        """logits_MK, compute dtype."""
+        return self.classifier(F.dropout(self.transform(h_MC), self.dropout, self.training))
+
+    def loss(self, h_MC: Tensor, labels_M: Tensor, weights_M: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross-entropy of the rows as (sum, weight)."""
+        h_MC = F.dropout(self.transform(h_MC), self.dropout, self.training)
+        classifier = self.classifier
+        return linear_cross_entropy(
+            h_MC, classifier.weight, labels_M, weights_M, bias_V=classifier.bias
+        )
+
+
 POOLERS = {"tanh": torch.tanh, "relu": torch.relu}
 
 
@@ -100,16 +123,23 @@ class Model(nn.Module):
 
     spec        sizes and switches
     trunk       the transformer
-    head        LMHead, ClassificationHead, or None for bare hidden states
+    head        LMHead, ClassificationHead, TokenHead, or None for bare hidden states
     """
 
-    def __init__(self, spec: ModelSpec, *, num_labels: int | None = None, lm: bool = True) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        *,
+        num_labels: int | None = None,
+        by_token: bool = False,
+        lm: bool = True,
+    ) -> None:
         super().__init__()
         self.spec = spec
         self.trunk = Transformer(spec)
         self.head: nn.Module | None = None
         if num_labels is not None:
-            self.head = ClassificationHead(spec, num_labels)
+            self.head = (TokenHead if by_token else ClassificationHead)(spec, num_labels)
         elif lm:
             self.head = LMHead(spec)
             self.tie_weights()

@@ -16,7 +16,7 @@ from torch import Tensor
 from ftcore.errors import ModelError
 from ftcore.model.families import family_of
 from ftcore.model.families.family import Family
-from ftcore.model.heads import ClassificationHead, LMHead, Model, init_module
+from ftcore.model.heads import ClassificationHead, LMHead, Model, TokenHead, init_module
 from ftcore.model.spec import ModelSpec
 from ftcore.model.weights import Accounting, hf_tensors, load_weights, own_tensors, save_weights
 
@@ -25,7 +25,8 @@ SHARD_BYTES = 5_000_000_000  # HF: shards of 5 GB
 # A checkpoint of another task lacks these.
 NEW_HEADS = ("head.classifier", "head.pooler", "head.transform.dense", "head.transform.norm")
 
-ModelTask = Literal["lm", "mlm", "classify", "trunk"]
+ModelTask = Literal["lm", "mlm", "classify", "tag", "trunk"]
+CLASSES = ("classify", "tag")  # tasks whose head has one output per label
 
 
 @dataclass(frozen=True)
@@ -101,16 +102,16 @@ def load_model(
 
     folder          holds config.json, and the weights unless `init` is "random"
     task            "lm": LM head; "mlm": masked-LM head; "classify": one row of scores per
-                    document; "trunk": no head
+                    document; "tag": one per token; "trunk": no head
     dtype           of every parameter
-    num_labels      classes of "classify"; default: as many as config.json names
+    num_labels      classes of "classify" and "tag"; default: as many as config.json names
     init            "random" draws every tensor from `generator` and reads config.json alone
     generator       draws what the checkpoint lacks of a classifier's head; without one, a
                     checkpoint that lacks any is an error
     raises          ModelError: unknown family, damaged files, tensors that do not fit
     """
     config = read_config(folder)
-    family = family_of(config, str(folder / CONFIG))
+    family = family_of(config, str(folder / CONFIG)).of(task)
     if task not in family.architectures:
         raise ModelError(
             f"{folder}: {family.name} has no head for the task {task!r}; it has"
@@ -120,7 +121,7 @@ def load_model(
         spec = family.to_spec(config)
     except ModelError as error:
         raise ModelError(f"{folder}/{error}") from None
-    if task == "classify" and num_labels is None:
+    if task in CLASSES and num_labels is None:
         labels = labels_of(config, str(folder / CONFIG))
         if labels is None:
             raise ModelError(f"{folder / CONFIG}: names no classes (id2label): it is no classifier")
@@ -131,7 +132,7 @@ def load_model(
         model.init_weights(generator)
         accounting = Accounting(new=list(own_tensors(model)))
     else:
-        may_be_new = NEW_HEADS if task == "classify" and generator is not None else ()
+        may_be_new = NEW_HEADS if task in CLASSES and generator is not None else ()
         accounting = load_weights(model, folder, family, may_be_new=may_be_new)
         for name in dict.fromkeys(name.rpartition(".")[0] for name in accounting.new):
             init_module(model.get_submodule(name), spec.initializer_range, generator)
@@ -148,7 +149,10 @@ def empty_model(
     """A model whose memory is allocated, once and in `dtype`, but not filled."""
     with torch.device("meta"):
         model = Model(
-            spec, num_labels=num_labels if task == "classify" else None, lm=task in ("lm", "mlm")
+            spec,
+            num_labels=num_labels if task in CLASSES else None,
+            by_token=task == "tag",
+            lm=task in ("lm", "mlm"),
         ).to(dtype)
     if device != "meta":
         model.to_empty(device=device)
@@ -160,6 +164,8 @@ def task_of(model: Model) -> ModelTask:
     """The task that the model's head is made for."""
     if isinstance(model.head, LMHead):
         return "lm" if model.spec.is_causal else "mlm"
+    if isinstance(model.head, TokenHead):
+        return "tag"
     return "classify" if isinstance(model.head, ClassificationHead) else "trunk"
 
 
@@ -184,13 +190,13 @@ def save_model(
     state = dict(own_tensors(model) if state is None else state)
     if spec.tie_word_embeddings:
         state.pop("head.lm_head.weight", None)
-    num_labels = state["head.classifier.weight"].shape[0] if task == "classify" else None
+    num_labels = state["head.classifier.weight"].shape[0] if task in CLASSES else None
     _check_complete(state, empty_model(spec, task, num_labels, torch.float32, device="meta"))
     config = {**loaded.config, **loaded.family.to_config(spec)}
     config.pop("torch_dtype", None)  # HF: the older name of `dtype`
     config["architectures"] = [loaded.family.architectures[task]]
     config["dtype"] = str(state["trunk.embed_tokens.weight"].dtype).removeprefix("torch.")
-    if task == "classify":
+    if task in CLASSES:
         labels = labels or loaded.labels or tuple(f"LABEL_{index}" for index in range(num_labels))
         if len(labels) != num_labels:
             raise ModelError(f"{len(labels)} labels for {num_labels} classes: {', '.join(labels)}")

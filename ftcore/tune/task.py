@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ftcore.data.pack import Batch
-from ftcore.model.heads import ClassificationHead, LMHead, Model
+from ftcore.model.heads import ClassificationHead, LMHead, Model, TokenHead
 from ftcore.model.load import ModelTask
 from kernels.cross_entropy import linear_cross_entropy
 
@@ -25,17 +25,13 @@ class Task(Protocol):
         """Loss sum (fp32 scalar; nats, or squared units of a score) and weight sum (fp32)."""
 
 
-def language_modelling(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of the next token, on the positions that are supervised."""
-    assert isinstance(model.head, LMHead)
+def token_labels(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of a label per token, on the positions that are supervised: the next token, a
+    masked one, or the token's tag."""
+    assert isinstance(model.head, LMHead | TokenHead)
     scored_M = batch.weights.nonzero().squeeze(1)
     h_NC = model.trunk(batch.tokens_N, batch.positions_N, batch.types_N, batch.docs)
-    return linear_cross_entropy(
-        h_NC[scored_M],
-        model.head.lm_head.weight,
-        batch.labels[scored_M],
-        batch.weights[scored_M],
-    )
+    return model.head.loss(h_NC[scored_M], batch.labels[scored_M], batch.weights[scored_M])
 
 
 def classification(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -87,8 +83,9 @@ class TaskKind:
 
 
 TASKS: Mapping[str, TaskKind] = {
-    "pretrain": TaskKind("lm", language_modelling, "CAUSAL_LM"),
-    "sft": TaskKind("lm", language_modelling, "CAUSAL_LM"),
+    "pretrain": TaskKind("lm", token_labels, "CAUSAL_LM"),
+    "sft": TaskKind("lm", token_labels, "CAUSAL_LM"),
     "classify": TaskKind("classify", classification, "SEQ_CLS"),
     "regress": TaskKind("classify", regression, "SEQ_CLS"),
+    "tag": TaskKind("tag", token_labels, "TOKEN_CLS"),
 }

@@ -88,7 +88,7 @@ def test_a_plain_model_folder(classify: list[str], files: dict[str, str], run: R
     assert len(lines("eval-predictions.jsonl")) == 10
 
 
-@pytest.mark.parametrize("kind", ["several", "scored"])
+@pytest.mark.parametrize("kind", ["several", "scored", "tags"])
 def test_other_document_tasks_get_their_own_figures(
     kind: str,
     request: pytest.FixtureRequest,
@@ -100,8 +100,21 @@ def test_other_document_tasks_get_their_own_figures(
     found, _ = run("eval", "runs/run")
     assert found["results"] == trained["tuned"]
     assert lines("runs/run/eval-predictions.jsonl") == lines("runs/run/predictions.jsonl")
+    if kind == "tags":
+        return
     plain = ("runs/run/model", "--task", "classify", "--data.test", files[kind + "_test"])
     assert "/config.json: problem_type = " in refused("eval", *plain)
+
+
+def test_words_beyond_the_cut_are_predicted_to_be_outside(tags: list[str], run: Run) -> None:
+    trained, _ = run("train", *tags, "--loop.epochs", "10")
+    words = ("--data.max-length", "5", "--data.over-length", "cut_right")
+    found, printed = run("eval", "runs/run", *words)
+    assert "; cut " in printed
+    rows = lines("runs/run/eval-predictions.jsonl")
+    assert all(len(row["predicted"]) == len(row["tags"]) > 5 for row in rows)
+    assert {tag for row in rows for tag in row["predicted"][4:]} == {"O"}
+    assert found["results"]["tags_test"]["recall"] < trained["tuned"]["tags_test"]["recall"]
 
 
 def test_a_base_model_gets_the_figures_it_had_before(
@@ -113,7 +126,7 @@ def test_a_base_model_gets_the_figures_it_had_before(
     assert found["results"] == trained["base"]
 
 
-@pytest.mark.parametrize("kind", ["classify", "sft"])
+@pytest.mark.parametrize("kind", ["classify", "tags", "sft"])
 def test_figures_do_not_depend_on_batches(
     kind: str, request: pytest.FixtureRequest, run: Run
 ) -> None:
@@ -145,16 +158,20 @@ def hidden(loaded: LoadedModel, ids: Sequence[int]) -> tuple[torch.Tensor, Docs]
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
-@pytest.mark.parametrize("kind", ["classify", "several", "scored", "sft"])
+@pytest.mark.parametrize("kind", ["classify", "several", "scored", "tags", "tags-qwen3", "sft"])
 def test_other_libraries_load_a_run(
     kind: str, method: str, request: pytest.FixtureRequest, run: Run
 ) -> None:
     transformers = pytest.importorskip("transformers")
-    base = request.getfixturevalue("qwen3" if kind == "sft" else "bert")
-    run("train", *request.getfixturevalue(kind), "--peft.method", method)
-    by_document = transformers.AutoModelForSequenceClassification
-    auto = transformers.AutoModelForCausalLM if kind == "sft" else by_document
-    num_labels = {"classify": 2, "several": 2, "scored": 1}.get(kind)
+    base = request.getfixturevalue("qwen3" if kind in ("sft", "tags-qwen3") else "bert")
+    kind = kind.partition("-")[0]
+    words = (*request.getfixturevalue(kind), "--model.path", str(base))
+    run("train", *words, "--peft.method", method)
+    auto = {
+        "sft": transformers.AutoModelForCausalLM,
+        "tags": transformers.AutoModelForTokenClassification,
+    }.get(kind, transformers.AutoModelForSequenceClassification)
+    num_labels = {"classify": 2, "several": 2, "scored": 1, "tags": 5}.get(kind)
     options = {} if num_labels is None else {"num_labels": num_labels}
     if method == "full":
         other = auto.from_pretrained("runs/run/model")
@@ -173,7 +190,7 @@ def test_other_libraries_load_a_run(
     loaded = load_artifact(
         Path("runs/run"),
         base=str(base),
-        kind=TASKS[{"several": "classify", "scored": "regress"}.get(kind, kind)],
+        kind=TASKS[{"several": "classify", "scored": "regress", "tags": "tag"}.get(kind, kind)],
         dtype=torch.float32
     )
     tokenizer = Tokenizer.load(loaded.folder)
@@ -181,7 +198,8 @@ def test_other_libraries_load_a_run(
         for text in TEXTS:
             ids = tokenizer.encode(text).ids_T.tolist()
             h_NC, docs = hidden(loaded, ids)
-            ours = loaded.model.head(h_NC) if kind == "sft" else loaded.model.head(h_NC, docs)
+            by_token = kind in ("sft", "tags")
+            ours = loaded.model.head(h_NC) if by_token else loaded.model.head(h_NC, docs)
             theirs = other(torch.tensor([ids])).logits
             assert (ours - theirs.reshape_as(ours)).abs().max() < 1e-4
     if method == "full":

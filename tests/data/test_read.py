@@ -2,6 +2,8 @@
 
 import csv
 import gzip
+import io
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,12 @@ STSB = ("genre", "file", "year", "id", "score", "first", "second")
 PAIR = ("text", "label")
 
 REAL = [
+    ("sst5/stsa.fine.dev", {"format": "labelled"}, 1101),
+    ("imdb/aclImdb_test_5000.tar.gz", {}, 5000),
+    ("clinc150/data_full.json.gz:oos_test", {"columns": PAIR}, 1000),
+    ("clinc150/data_full.json.gz:train", {"columns": PAIR}, 15000),
+    ("ner_wnut17/emerging.test.annotated", {"format": "conll"}, 1287),
+    ("ner_wikigold/wikigold.conll.txt", {"format": "conll"}, 1841 - 145),
     ("mrpc/train.tsv", {}, 3667),
     ("mrpc/dev.tsv", {}, 408),
     ("mrpc/msr_paraphrase_test.txt", {"format": "tsv"}, 1725),
@@ -184,7 +192,11 @@ DAMAGED = [
     ("a.tsv.gz", gzip.compress(b"x\n1\n")[:-9], "a.tsv.gz: damaged gzip file"),
     ("a.tsv.gz", b"x\n1\n", "a.tsv.gz: damaged gzip file"),
     ("a.parquet", "", "a.parquet: unknown suffix; name the format, one of tsv, csv"),
-    ("a.tar.gz", gzip.compress(b""), "a.tar.gz: unknown suffix"),
+    ("a.zip.gz", gzip.compress(b""), "a.zip.gz: unknown suffix; name the format, one of tsv, csv"),
+    ("a.tar.gz", gzip.compress(b"x" * 600), "a.tar.gz: damaged tar file"),
+    ("a.conll", "a O\nb\n", "a.conll:2: 'b': a line is a word, a tab or a blank, and its tag"),
+    ("a.json", '{"x": []}', "a.json: a json file must hold one array .*: FILE:KEY"),
+    ("a.json", "[[1, 2]]", "a.json:1: a record must be a JSON object, this is list: ..1, 2"),
 ]
 
 
@@ -197,9 +209,53 @@ def test_damage_is_named_with_its_place(write, name, content, message):
 def test_a_missing_file_and_columns_for_jsonl(write, tmp_path):
     with pytest.raises(DataError, match="none.tsv: cannot be read: No such file"):
         read_rows([tmp_path / "none.tsv"])
-    with pytest.raises(DataError, match="column names are for tsv and csv files, this is jsonl"):
+    with pytest.raises(DataError, match="a.jsonl:1: column names are for cells, this record"):
         read_rows([write("a.jsonl", "{}\n")], columns=("x",))
 
 
 def test_a_whole_surrogate_pair_is_text(write):
     assert fields(write("a.jsonl", '{"x": "\\ud83d\\ude42"}\n')) == [{"x": "\U0001f642"}]
+
+
+def test_arrays_under_a_key(write):
+    content = '{"odd": {"x": [1]},\n "train": [\n["one", "a"],\n["two", "b", 3]],"y":[]}'
+    path = write("a.json", content)
+    rows = read_rows([f"{path}:train"], columns=("text", "label"))
+    assert [(row.line, row.fields) for row in rows] == [
+        (3, {"text": "one", "label": "a"}),
+        (4, {"text": "two", "label": "b", EXTRA: [3]}),
+    ]
+    assert rows[0].file == f"{path}:train"
+    problems = {"z": "no key 'z' in the file; its keys are odd, train, y", "y": "holds no rows"}
+    for key, message in problems.items():
+        with pytest.raises(DataError, match=f"a.json:{key}: {message}"):
+            read_rows([f"{path}:{key}"])
+    with pytest.raises(DataError, match="cut.json:x:2: not valid JSON"):
+        read_rows([f"{write('cut.json', '{' + chr(10) + 'x: 1')}:x"])
+
+
+def test_conll_sentences(write):
+    content = "-DOCSTART- -X- O\n\na\tO\r\n\u2028 b\tB-x\n\t\n\nc NN  I-y\n-DOCSTART- O\nd O"
+    rows = read_rows([write("a.conll", content)])
+    assert [(row.line, row.fields) for row in rows] == [
+        (3, {"tokens": ["a", "\u2028 b"], "tags": ["O", "B-x"], "document": 1}),
+        (7, {"tokens": ["c"], "tags": ["I-y"], "document": 1}),
+        (9, {"tokens": ["d"], "tags": ["O"], "document": 2}),
+    ]
+
+
+def test_labelled_lines_and_folders(write, tmp_path):
+    lines = read_rows([write("a.train", "4 a  fine \n\n0 \n")], format="labelled")
+    assert [row.fields for row in lines] == [
+        {"label": "4", "text": "a  fine "},
+        {"label": "0", "text": ""},
+    ]
+    with tarfile.open(tmp_path / "b.tar.gz", "w:gz") as archive:
+        for name, text in (("x/pos/1.txt", "gut"), ("x/neg/2.txt", "schlecht\n")):
+            info = tarfile.TarInfo(name)
+            info.size = len(text)
+            archive.addfile(info, io.BytesIO(text.encode()))
+    assert [(row.line, row.fields) for row in read_rows([tmp_path / "b.tar.gz"])] == [
+        (1, {"text": "gut", "label": "pos", "name": "x/pos/1.txt"}),
+        (2, {"text": "schlecht\n", "label": "neg", "name": "x/neg/2.txt"}),
+    ]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ftcore.errors import ModelError
 from ftcore.model.families import FAMILIES, family_of
-from ftcore.model.heads import ClassificationHead, LMHead, Model
+from ftcore.model.heads import ClassificationHead, Model
 from ftcore.model.load import load_model
 from kernels.docs import Docs
 
@@ -32,7 +32,7 @@ def layer_states(model: Model, tokens: list[list[int]], types: list[list[int]]) 
         states[-1] = h_NC
         if isinstance(model.head, ClassificationHead):
             states.append(model.head(h_NC, docs))
-        elif isinstance(model.head, LMHead):
+        elif model.head is not None:
             states.append(model.head(h_NC))
     return states
 

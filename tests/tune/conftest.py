@@ -18,7 +18,7 @@ from ftcore.model.spec import ModelSpec
 from ftcore.tune.checkpoint import Checkpoints
 from ftcore.tune.loop import Loop
 from ftcore.tune.setup import choose_trainable
-from ftcore.tune.task import classification, language_modelling
+from ftcore.tune.task import classification, token_labels
 
 QWEN3 = ModelSpec(
     vocab_size=61, hidden_size=16, num_layers=2, intermediate_size=24, num_heads=2, num_kv_heads=1,
@@ -36,7 +36,10 @@ BERT = ModelSpec(
 
 @pytest.fixture
 def tiny_model() -> Callable[..., Model]:
-    """(family, dtype, dropout) -> a random model of that family, with its head, in train mode."""
+    """(family, dtype, dropout) -> a random model of that family, with its head, in train mode.
+
+    "tag" and "masked" are the BERT with a head for each token.
+    """
 
     def make(
         family: str,
@@ -45,9 +48,11 @@ def tiny_model() -> Callable[..., Model]:
         dropout: float = 0.0,
         num_labels: int = 3,
     ) -> Model:
-        spec = replace({"qwen3": QWEN3, "bert": BERT}[family], dropout=dropout)
-        is_lm = family == "qwen3"
-        model = Model(spec, num_labels=None if is_lm else num_labels, lm=is_lm)
+        is_lm = family in ("qwen3", "masked")
+        spec = replace(QWEN3 if family == "qwen3" else BERT, dropout=dropout)
+        model = Model(
+            spec, num_labels=None if is_lm else num_labels, by_token=family == "tag", lm=is_lm
+        )
         model.init_weights(generator(0, 99))
         return model.to(dtype).train()
 
@@ -56,7 +61,7 @@ def tiny_model() -> Callable[..., Model]:
 
 @pytest.fixture
 def rows() -> Callable[..., list[Encoded]]:
-    """(family, count) -> rows of 2 to 40 tokens; weights uneven, many of them zero for qwen3."""
+    """(family, count) -> rows of 2 to 40 tokens; weights uneven, many of them zero by token."""
 
     def make(family: str, count: int) -> list[Encoded]:
         random = np.random.default_rng(count)
@@ -71,7 +76,8 @@ def rows() -> Callable[..., list[Encoded]]:
                 continue
             weights_T = random.integers(0, 4, length).astype(np.float32) * (index % 3 + 0.25)
             weights_T[0], weights_T[-1] = 1.0, 0.0
-            made.append(Encoded(f"row-{index}", tokens_T, np.roll(tokens_T, -1), weights_T))
+            labels_T = tokens_T % 3 if family == "tag" else np.roll(tokens_T, -1)
+            made.append(Encoded(f"row-{index}", tokens_T, labels_T, weights_T))
         return made
 
     return make
@@ -106,7 +112,7 @@ def make_loop(tmp_path: Path, tiny_model: Callable, rows: Callable) -> Callable[
         settings = {"max_steps": 12, "micro_batch_tokens": 50, "log_every": 1, "save_every": 100}
         made = Loop(
             model,
-            classification if family == "bert" else language_modelling,
+            classification if family == "bert" else token_labels,
             rows(family, count),
             optim=OptimConfig(lr=1e-2, batch_size=4),
             schedule=ScheduleConfig(shape="cosine", warmup=0.25, final=0.1),

@@ -63,6 +63,7 @@ FAMILY = Family(
     architectures={
         "mlm": "BertForMaskedLM",
         "classify": "BertForSequenceClassification",
+        "tag": "BertForTokenClassification",
         "trunk": "BertModel",
     },
     switches=SWITCHES,

@@ -35,6 +35,7 @@ FAMILY = Family(
     architectures={
         "mlm": "DistilBertForMaskedLM",
         "classify": "DistilBertForSequenceClassification",
+        "tag": "DistilBertForTokenClassification",
         "trunk": "DistilBertModel",
     },
     switches=bert.SWITCHES | {"pooler": "relu", "norm_eps": 1e-12},

@@ -12,7 +12,7 @@ one, our side is the tuple of them, in the order of their rows.
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -50,11 +50,12 @@ class Family:
     trunk_prefix                HF prefix of the trunk's tensors, with the dot
     trunk_names, head_names     HF pattern -> our pattern, `{i}` = layer
     ignored                     HF patterns that a checkpoint may hold and we do not need
-    architectures               task ("lm", "mlm", "classify", "trunk") -> HF class name
+    architectures               task ("lm", "mlm", "classify", "tag", "trunk") -> HF class name
     keys                        what the spec takes from config.json as it is
     fixed                       keys of config.json that can have one value only
     switches                    what the family decides of a spec
     read, write                 what a table cannot say: config.json -> fields of the spec, and back
+    tagger                      HF name of the token classifier, where it is not the other's
     transposed                  HF patterns of matrices stored (inputs, outputs)
     fused_by_head               the rows of a fused matrix lie head by head, else part by part
     """
@@ -70,6 +71,7 @@ class Family:
     fixed: Mapping[str, Any]
     read: Callable[[dict], dict[str, Any]] = nothing
     write: Callable[[ModelSpec], dict[str, Any]] = nothing
+    tagger: str = ""
     transposed: tuple[str, ...] = ()
     fused_by_head: bool = False
 
@@ -96,6 +98,12 @@ class Family:
         """The keys of config.json that the spec decides."""
         taken = {key: getattr(spec, name) for name, (key, _) in self.keys.items()}
         return {"model_type": self.name, **self.fixed, **taken, **self.write(spec)}
+
+    def of(self, task: str) -> "Family":
+        """The family with the head names of one task."""
+        if task != "tag" or not self.tagger:
+            return self
+        return replace(self, head_names={self.tagger: "head.classifier", **self.head_names})
 
     def to_ours(self, hf_name: str) -> tuple[str, ...]:
         """Our names of an HF tensor or module; none where the family does not know it."""

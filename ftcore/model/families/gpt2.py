@@ -44,8 +44,10 @@ FAMILY = Family(
     architectures={
         "lm": "GPT2LMHeadModel",
         "classify": "GPT2ForSequenceClassification",
+        "tag": "GPT2ForTokenClassification",
         "trunk": "GPT2Model",
     },
+    tagger="classifier",
     switches={
         "is_causal": True,
         "norm": "layer_norm",

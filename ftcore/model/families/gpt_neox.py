@@ -63,8 +63,10 @@ FAMILY = Family(
     architectures={
         "lm": "GPTNeoXForCausalLM",
         "classify": "GPTNeoXForSequenceClassification",
+        "tag": "GPTNeoXForTokenClassification",
         "trunk": "GPTNeoXModel",
     },
+    tagger="classifier",
     switches={**gpt2.FAMILY.switches, "position": "rope", "mlp": "gelu"},
     keys=KEYS
     | {

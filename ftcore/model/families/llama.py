@@ -30,6 +30,7 @@ def architectures(classes: str) -> dict[str, str]:
     return {
         "lm": f"{classes}ForCausalLM",
         "classify": f"{classes}ForSequenceClassification",
+        "tag": f"{classes}ForTokenClassification",
         "trunk": f"{classes}Model",
     }
 

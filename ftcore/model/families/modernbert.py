@@ -71,6 +71,7 @@ FAMILY = Family(
     architectures={
         "mlm": "ModernBertForMaskedLM",
         "classify": "ModernBertForSequenceClassification",
+        "tag": "ModernBertForTokenClassification",
         "trunk": "ModernBertModel",
     },
     switches={

@@ -43,8 +43,10 @@ FAMILY = Family(
     architectures={
         "mlm": "RobertaForMaskedLM",
         "classify": "RobertaForSequenceClassification",
+        "tag": "RobertaForTokenClassification",
         "trunk": "RobertaModel",
     },
+    tagger="classifier",
     switches=bert.SWITCHES,
     keys=bert.BERT_KEYS,
     fixed=bert.FIXED,

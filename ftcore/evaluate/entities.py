@@ -1,0 +1,70 @@
+"""Entities in sequences of tags, counted as the CoNLL-2000 script and seqeval's default mode do.
+
+A tag is a mark (B, I, O, also E and S) and a type: "B-LOC"; marks may stand in any order. An entity
+begins where a mark or a change of type says so, whatever stood before, and is right if its type,
+its first and its last word are.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ftcore.evaluate.metrics import by_class
+
+OUTSIDE = "O"
+
+
+def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
+    """Type, first word and last word of each entity of one sentence."""
+    found, first = set(), 0
+    last_mark, last_type = OUTSIDE, "_"
+    for place, tag in enumerate([*tags, OUTSIDE]):
+        mark, type_ = tag[:1], tag[1:].split("-", maxsplit=1)[-1] or "_"
+        is_other = type_ != last_type
+        leaves = last_mark in "ES" or (last_mark in "BI" and mark in "BSO")
+        if leaves or (is_other and last_mark not in "O."):
+            found.add((last_type, first, place - 1))
+        enters = mark in "BS" or (mark in "EI" and last_mark in "ESO")
+        if enters or (is_other and mark not in "O."):
+            first = place
+        last_mark, last_type = mark, type_
+    return found
+
+
+class EntityMetrics:
+    """Precision, recall and F1 of entities, and accuracy of tags.
+
+    accuracy                share of the words whose tag is right
+    precision, recall, f1   of the entities of all types together
+    """
+
+    def __init__(self) -> None:
+        self.words, self.right_words = 0, 0
+        self.hits, self.predicted, self.support = Counter(), Counter(), Counter()
+
+    def update(self, target: Sequence[str], predicted: Sequence[str]) -> None:
+        """Count one sentence."""
+        self.words += len(target)
+        self.right_words += sum(a == b for a, b in zip(target, predicted, strict=True))
+        wanted, given = entities(target), entities(predicted)
+        for counter, found in (
+            (self.hits, wanted & given),
+            (self.predicted, given),
+            (self.support, wanted),
+        ):
+            counter.update(type_ for type_, _, _ in found)
+
+    def compute(self) -> dict[str, float]:
+        """The figures named above."""
+        totals = (np.array([c.total()]) for c in (self.hits, self.predicted, self.support))
+        (row,) = by_class(["all"], *totals)
+        scores = {name: row[name] for name in ("precision", "recall", "f1")}
+        return {"accuracy": self.right_words / self.words, **scores}
+
+    def per_class(self) -> list[dict[str, Any]]:
+        """One dict per type, as `ClassificationMetrics.per_class`; support in entities."""
+        types = sorted(self.support | self.predicted)
+        counters = (self.hits, self.predicted, self.support)
+        return by_class(types, *(np.array([c[t] for t in types]) for c in counters))

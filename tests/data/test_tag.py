@@ -1,0 +1,159 @@
+"""Tagged sentences: the first token of each word is supervised, and no word is lost silently."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ftcore.config import TaggedDataConfig
+from ftcore.data.columns import LabelMap, Tagged, label_map, tagged, to_bio
+from ftcore.data.prepare import prepare
+from ftcore.data.read import Row, read_rows
+from ftcore.data.tag import encode_tagged, first_tokens
+from ftcore.data.tokenizer import Encoding, Tokenizer
+from ftcore.errors import DataError
+
+LABELS = LabelMap(("B-x", "I-x", "O"))
+WORDS = ("Unaffable", "caf\u00e9s", ",", "\u200d", "don't", "O")
+
+
+def rows(*fields: dict) -> list[Row]:
+    return [Row(f"id{n}", "f.jsonl", n, dict(f)) for n, f in enumerate(fields, start=1)]
+
+
+def sentence(words: tuple[str, ...], tag: str = "O") -> Tagged:
+    return Tagged("s", words, (tag,) * len(words), "f.conll", 3)
+
+
+@pytest.mark.parametrize(
+    ("given", "bio"),
+    [
+        ("O I-x I-x O", "O B-x I-x O"),
+        ("I-x I-y B-y I-y", "B-x B-y B-y I-y"),
+        ("B-x I-x B-x I-y", "B-x I-x B-x B-y"),
+        ("B-x I-x O B-y I-y", "B-x I-x O B-y I-y"),
+        ("B-x I-x E-x S-y NN", "B-x I-x E-x S-y NN"),
+    ],
+)
+def test_iob1_becomes_bio(given: str, bio: str) -> None:
+    assert to_bio(given.split()) == tuple(bio.split())
+    assert to_bio(to_bio(given.split())) == to_bio(given.split())
+
+
+def test_columns_of_words_and_tags() -> None:
+    good = {"w": ["a", "b"], "t": ["I-x", "O"]}
+    kept, rejected = tagged(rows(good, {"w": [], "t": []}), tokens="w", tags="t")
+    assert [(s.words, s.names) for s in kept] == [(("a", "b"), ("B-x", "O"))]
+    assert [(r.line, r.reason) for r in rejected] == [(2, "column 'w' holds no words")]
+    for bad, message in (
+        ({"w": "a b", "t": ["O", "O"]}, "columns 'w' and 't' must hold lists of texts"),
+        ({"w": ["a"], "t": [1]}, "columns 'w' and 't' must hold lists of texts"),
+        ({"w": ["a", "b"], "t": ["O"]}, "2 words have 1 tags: must be one each"),
+        ({"w": ["a"], "t": [""]}, "a tag is empty: write O"),
+    ):
+        with pytest.raises(DataError, match=f"f.jsonl:2: {message}"):
+            tagged(rows(good, bad), tokens="w", tags="t")
+
+
+def test_both_tags_of_a_type_are_labels() -> None:
+    kept = [sentence(("a", "b"), "B-x"), sentence(("c",), "I-y"), sentence(("d",))]
+    assert label_map(kept).names == ("B-x", "B-y", "I-x", "I-y", "O")
+
+
+@pytest.mark.parametrize("kind", ["bert", "base"])
+def test_first_tokens_against_words_read_alone(kind: str, request: pytest.FixtureRequest) -> None:
+    """A BERT drops the joiner; a byte-level tokenizer has tokens for everything."""
+    tokenizer: Tokenizer = request.getfixturevalue(kind)
+    encoding = tokenizer.encode(" ".join(WORDS))
+    places = first_tokens(WORDS, encoding).tolist()
+    assert (places[3] < 0) == (kind == "bert")
+    found = [place for place in places if place >= 0]
+    assert found == sorted(set(found))
+    for word, place in zip(WORDS, places, strict=True):
+        lead = "" if kind == "bert" or word == WORDS[0] else " "
+        read = tokenizer.encode(lead + word, special=False)
+        alone = read.ids_T[read.offsets_T2[:, 1] > len(lead)]  # a blank may be a token of its own
+        if place >= 0:
+            assert encoding.ids_T[place : place + len(alone)].tolist() == alone.tolist()
+
+
+def test_a_token_belongs_to_one_word() -> None:
+    """Tokens [ab c][d][ e]: the second word's own first token is its second."""
+    offsets_T2 = np.array([(0, 0), (0, 4), (4, 5), (5, 7), (0, 0)])
+    encoding = Encoding(np.zeros(5, dtype=np.int32), offsets_T2)
+    assert first_tokens(("ab", "cd", "e"), encoding).tolist() == [1, 2, 3]
+    merged = Encoding(encoding.ids_T[:3], np.array([(0, 0), (0, 5), (5, 7)]))
+    assert first_tokens(("ab", "cd", "e"), merged).tolist() == [1, -1, 2]
+
+
+def test_the_first_token_of_each_word_is_supervised(bert: Tokenizer) -> None:
+    source = Tagged("s", WORDS, ("B-x", "I-x", "O", "B-x", "O", "B-x"), "f.conll", 3)
+    encoded = encode_tagged([source, sentence(("\u200d",))], bert, LABELS)
+    (document,) = encoded.documents
+    places = document.weights.nonzero()[0]
+    assert document.labels[places].tolist() == [0, 1, 2, 2, 0]
+    assert set(document.labels[document.weights == 0]) == {-100}
+    assert document.weights[0] == document.weights[-1] == 0  # [CLS] and [SEP]
+    kept = encoded.sentences["s"]
+    assert kept.words == WORDS and kept.places_W[kept.places_W >= 0].tolist() == places.tolist()
+    assert [r.reason for r in encoded.untold] == ["the word '\\u200d' gives no token"] * 2
+    assert [(r.line, r.reason) for r in encoded.rejected] == [(3, "no word gives a token")]
+
+
+def test_long_sentences(bert: Tokenizer) -> None:
+    source = sentence(("one", "unaffable", "two", "three"))
+    full = encode_tagged([source], bert, LABELS).documents[0]
+    for limit in range(4, len(full)):
+        encoded = encode_tagged(
+            [source], bert, LABELS, max_length=limit, over_length="cut_right"
+        )
+        (short,), places_W = encoded.documents, encoded.sentences["s"].places_W
+        assert short.tokens_T.tolist() == [*full.tokens_T[: limit - 1], full.tokens_T[-1]]
+        assert short.weights.nonzero()[0].tolist() == places_W[places_W >= 0].tolist()
+        assert [r.reason for r in encoded.cut] == [f"cut from {len(full)} to {limit} tokens"]
+    assert len(places_W) == 4 and places_W[0] == 1
+    with pytest.raises(DataError, match=f"f.conll:3: {len(full)} tokens, 4 are allowed"):
+        encode_tagged([source], bert, LABELS, max_length=4)
+    with pytest.raises(DataError, match="max_length = 2: 2 special tokens leave no room"):
+        encode_tagged([source], bert, LABELS, max_length=2, over_length="cut_right")
+
+
+def test_prepared_sentences(bert: Tokenizer, tmp_path: Path) -> None:
+    (tmp_path / "a.conll").write_text("a B-x\n\u200d O\n\nb O\n\nc I-x\n", "utf-8")
+    (tmp_path / "b.tags").write_text("a O\n", "utf-8")
+    paths = (str(tmp_path / "a.conll"),), (str(tmp_path / "b.tags"),)
+    config = TaggedDataConfig(train=paths[0], test=paths[1], holdout=1, format="conll")
+    data = prepare(config, bert, seed=0)
+    assert data.labels == ("B-x", "I-x", "O")
+    assert len(data.train.documents) == 2 and len(data.dev.documents) == 1
+    for split in (data.train, data.dev, data.tests["b"]):
+        assert {d.row_id for d in split.documents} == set(split.sentences)
+    text = "without token 1 (the word '\\u200d' gives no token)"
+    assert text in data.summary()
+    data.write(tmp_path / "data")
+    assert '"what": "without token"' in (tmp_path / "data" / "rejected.jsonl").read_text("utf-8")
+
+
+REAL = ["ner_wnut17/wnut17train.conll", "ner_wikigold/wikigold.conll.txt"]
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real_sentences(name: str, data_dir: Path, bert: Tokenizer, base: Tokenizer) -> None:
+    kept, rejected = tagged(read_rows([data_dir / name], format="conll"))
+    begins = sum(tag[:2] == "B-" for s in kept for tag in s.names)
+    words = sum(len(s.words) for s in kept)
+    assert (begins, words) == ((1975, 62730) if "wnut" in name else (3558, 39152 - 145))
+    labels = label_map(kept)
+    assert len(labels) == 1 + 2 * (6 if "wnut" in name else 4) and not rejected
+    for tokenizer in (bert, base):
+        encoded = encode_tagged(kept, tokenizer, labels)
+        supervised = sum(int(d.weights.sum()) for d in encoded.documents)
+        assert supervised + len(encoded.untold) == words and len(encoded.untold) < 20
+
+
+def test_more_reasons_than_fit_are_counted(bert: Tokenizer, tmp_path: Path) -> None:
+    lost = [chr(0x200B + n) for n in range(5)] + ["\u2060", "\ufeff"]
+    text = "".join(f"{word} O\na B-x\n\n" for word in lost)
+    (tmp_path / "a.conll").write_text(text, "utf-8")
+    data = prepare(TaggedDataConfig(train=(str(tmp_path / "a.conll"),)), bert, seed=0)
+    assert len(data.untold["train"]) == 7 and "; without token 2 more" in data.summary()
