@@ -29,17 +29,20 @@ class TextDataConfig:
     """Plain text; rows with `messages` among it are chats, supervised on their answers."""
 
     train: tuple[str, ...] = ()
-    """text files (.txt, .jsonl, .csv, .tsv, each also .gz), or builtin:corpus"""
+    """text files (.txt, .jsonl, .csv, .tsv, each also .gz)"""
     dev: tuple[str, ...] = ()
-    """held-out text, or builtin:corpus for its held-out part"""
+    """held-out text"""
     test: tuple[str, ...] = ()
     """files evaluated once, after training"""
     text: str = "text"
     """column of the text in tables and json"""
     max_length: int = 512
     """tokens of one document; longer ones are cut into several, none is lost"""
-    copies: int = 130000
-    """copy tasks in the built-in corpus, rows; half as many echoes come with them"""
+
+
+@dataclass(frozen=True)
+class MaskedDataConfig(TextDataConfig):
+    """Plain text, of which every step hides some tokens."""
 
 
 @dataclass(frozen=True)
@@ -259,6 +262,13 @@ class PretrainRun:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MaskedRun(PretrainRun):
+    """Masked-language modelling: an encoder learns to fill in hidden tokens of plain text."""
+
+    data: MaskedDataConfig = field(default_factory=MaskedDataConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
 class SftRun(PretrainRun):
     """Supervised fine-tuning on conversations."""
 
@@ -297,6 +307,7 @@ class TagRun(PretrainRun):
 
 RUNS = {
     "pretrain": PretrainRun,
+    "mlm": MaskedRun,
     "sft": SftRun,
     "classify": ClassifyRun,
     "regress": RegressRun,
@@ -311,7 +322,7 @@ AT_LEAST_1: Limit = (">= 1", lambda value: value >= 1)
 PROPER_SHARE: Limit = ("in [0, 1)", lambda value: 0 <= value < 1)
 SHARE: Limit = ("in [0, 1]", lambda value: 0 <= value <= 1)
 LIMITS: dict[str, dict[str, Limit]] = {
-    "data": {"max_length": AT_LEAST_1, "holdout": NOT_NEGATIVE, "copies": NOT_NEGATIVE},
+    "data": {"max_length": AT_LEAST_1, "holdout": NOT_NEGATIVE},
     "env": {"threads": AT_LEAST_1, "seed": NOT_NEGATIVE},
     "peft": {"rank": AT_LEAST_1, "alpha": POSITIVE, "dropout": PROPER_SHARE},
     "optim": {

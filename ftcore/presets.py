@@ -5,15 +5,15 @@ Each preset belongs to one task; what it was measured at stands in ftcore/RECORD
 
 PRESETS: dict[str, dict[str, dict[str, dict[str, object]]]] = {
     "pretrain": {
-        # The built-in base model, from random weights.
+        # The built-in base model, from random weights, on the corpus of tests/bench/base.
         "base": {
             "model": {"path": "builtin:base", "init": "random"},
-            "data": {"train": ["builtin:corpus"], "dev": ["builtin:corpus"]},
             "optim": {"lr": 2e-3, "batch_size": 32, "weight_decay": 0.1},
             "schedule": {"shape": "cosine", "warmup": 0.02, "final": 0.02},
             "loop": {"eval_every": 500, "save_every": 250},
         },
     },
+    "mlm": {},
     "sft": {
         # `python train.py` and nothing else: LoRA on the built-in base and chat data.
         "assistant": {

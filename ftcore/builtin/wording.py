@@ -9,12 +9,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+WORDS = Path(__file__).parent / "words"
+
 
 @cache
-def wording(name: str) -> dict[str, Any]:
-    """The table of words/NAME.toml, each list of it a tuple of strings."""
-    path = Path(__file__).parent / "words" / f"{name}.toml"
-    return _with_tuples(tomllib.loads(path.read_text(encoding="utf-8")))
+def wording(name: str, folder: Path = WORDS) -> dict[str, Any]:
+    """The table of NAME.toml, each list of it a tuple of strings."""
+    return _with_tuples(tomllib.loads((folder / f"{name}.toml").read_text(encoding="utf-8")))
 
 
 def _with_tuples(value: Any) -> Any:

@@ -1,6 +1,6 @@
 """Files to encoded documents for one run: read, map columns, encode; every row accounted for.
 
-`builtin:chat` and `builtin:corpus` stand for the data sets that ftcore makes itself.
+`builtin:chat` stands for the data set that ftcore makes itself.
 """
 
 import json
@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from ftcore.builtin import chat as builtin_chat
-from ftcore.builtin import corpus as builtin_corpus
 from ftcore.config import (
     ChatDataConfig,
     LabelledDataConfig,
+    MaskedDataConfig,
     RowsConfig,
     ScoredDataConfig,
     TaggedDataConfig,
@@ -40,6 +40,7 @@ from ftcore.data.encode import (
     encode_labelled_rows,
     encode_texts,
 )
+from ftcore.data.mask import Masking, encode_pieces
 from ftcore.data.pack import Encoded
 from ftcore.data.read import Row, read_rows
 from ftcore.data.tag import encode_tagged
@@ -47,7 +48,6 @@ from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import ConfigError, DataError
 
 BUILTIN_CHAT = "builtin:chat"
-BUILTIN_CORPUS = "builtin:corpus"
 Example = LabelledText | Tagged
 MESSAGES = "messages"  # the column that tells a chat from plain text
 
@@ -76,6 +76,7 @@ class Prepared:
     labels                  classes, by index; of a regression the one name of its scores
     rejected, cut           rows left out and rows cut short, by split, each with its reason
     untold                  words of sentences that gave no token, likewise
+    draw                    what a step makes of a training row: hides some tokens; None: nothing
     """
 
     train: Split
@@ -85,6 +86,7 @@ class Prepared:
     rejected: dict[str, list[Rejected]] = field(default_factory=dict)
     cut: dict[str, list[Rejected]] = field(default_factory=dict)
     untold: dict[str, list[Rejected]] = field(default_factory=dict)
+    draw: Masking | None = None
 
     def account(self, split: str, mapped: Sequence[Rejected], rows: EncodedRows) -> None:
         """Remember what a split lost."""
@@ -141,6 +143,8 @@ def prepare(
     labels      classes of a model that is only evaluated; None: those of the training rows
     raises      DataError: a file, column, label or row that cannot be used
     """
+    if isinstance(config, MaskedDataConfig):
+        return prepare_masked(config, tokenizer, seed=seed)
     if isinstance(config, TextDataConfig):
         return prepare_text(config, tokenizer)
     if isinstance(config, ChatDataConfig):
@@ -172,11 +176,33 @@ def prepare_text(config: TextDataConfig, tokenizer: Tokenizer) -> Prepared:
         return Split(encoded.documents, num_bytes=num_bytes)
 
     if config.train:
-        prepared.train = split("train", _text_rows(config.train, "train", config.copies))
+        prepared.train = split("train", read_rows(config.train))
     if config.dev:
-        prepared.dev = split("dev", _text_rows(config.dev, "heldout", config.copies // 100))
+        prepared.dev = split("dev", read_rows(config.dev))
     for name, path in _tests(config.test):
         prepared.tests[name] = split(name, read_rows([path]))
+    return prepared
+
+
+def prepare_masked(config: MaskedDataConfig, tokenizer: Tokenizer, *, seed: int) -> Prepared:
+    """Plain text in pieces; of held-out ones the same tokens are hidden in every run."""
+    prepared = Prepared(Split([]), Split([]), {}, draw=Masking.of(tokenizer, seed))
+
+    def split(name: str, paths: Sequence[str]) -> Split:
+        kept, rejected = texts(read_rows(paths), text=config.text)
+        encoded = encode_pieces(kept, tokenizer, max_length=config.max_length)
+        prepared.account(name, rejected, encoded)
+        return Split(encoded.documents)
+
+    def held_out(name: str, paths: Sequence[str]) -> Split:
+        hide = Masking.of(tokenizer, seed=0)
+        return Split([hide(document, 0) for document in split(name, paths).documents])
+
+    if config.train:
+        prepared.train = split("train", config.train)
+    if config.dev:
+        prepared.dev = held_out("dev", config.dev)
+    prepared.tests |= {name: held_out(name, [path]) for name, path in _tests(config.test)}
     return prepared
 
 
@@ -295,25 +321,13 @@ def _holdout(num_rows: int, count: int, seed: int) -> np.ndarray:
     return np.random.default_rng([seed, num_rows]).permutation(num_rows)[:count]
 
 
-def _text_rows(paths: Sequence[str], split: builtin_corpus.Split, copies: int) -> list[Row]:
-    if BUILTIN_CORPUS not in paths:
-        return read_rows(paths)
-    _alone(paths, BUILTIN_CORPUS)
-    made = builtin_corpus.documents(split, copies=copies)
-    return [Row(d["id"], f"{BUILTIN_CORPUS}/{split}", n, d) for n, d in enumerate(made, start=1)]
-
-
 def _chat_rows(paths: Sequence[str], split: str) -> list[Row]:
     if BUILTIN_CHAT not in paths:
         return read_rows(paths)
-    _alone(paths, BUILTIN_CHAT)
+    if len(paths) > 1:
+        raise DataError(f"{BUILTIN_CHAT} cannot be mixed with files: {', '.join(paths)}")
     made = builtin_chat.build()[split]
     return [Row(d["id"], f"{BUILTIN_CHAT}/{split}", n, d) for n, d in enumerate(made, start=1)]
-
-
-def _alone(paths: Sequence[str], name: str) -> None:
-    if len(paths) > 1:
-        raise DataError(f"{name} cannot be mixed with files: {', '.join(paths)}; give one of them")
 
 
 def _tests(paths: Sequence[str]) -> list[tuple[str, str]]:

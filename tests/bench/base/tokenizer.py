@@ -6,7 +6,7 @@ learned inside words alone; the merges of a space with the first piece of a word
 all. So a word has the same pieces with and without a space before it, except that the first one may
 carry the space. Digits stand alone. No normalisation: decode(encode(text)) == text for any text.
 
-`python -m ftcore.builtin.tokenizer DIR` writes tokenizer.json.
+`python -m tests.bench.base.tokenizer DIR` writes tokenizer.json.
 """
 
 import itertools

@@ -4,7 +4,7 @@ Four sources: `docs` (the language reference in pydoc_data.topics, and the docst
 standard library as prose), `source` (its .py files), `copy` and `echo` (copying.py). The committed
 base model and tokenizer were made with Python 3.11.7; another version gives another corpus, the
 same version always the same one. A file of the library, with its docstrings, is held out by a hash
-of its path. `python -m ftcore.builtin.corpus DIR` writes the held-out rows as jsonl.
+of its path. `python -m tests.bench.base.corpus DIR` writes it as jsonl.
 """
 
 import ast
@@ -22,8 +22,7 @@ from pydoc_data.topics import topics
 from typing import Any, Literal
 
 from .copying import Source, chat
-from .values import Lexicon
-from .wording import wording
+from .values import Lexicon, copying_words
 
 Split = Literal["train", "heldout"]
 
@@ -83,7 +82,7 @@ def lexicon() -> Lexicon:
     identifiers = often(re.findall(r"\b[a-zA-Z]\w*(?:_\w+|\.[a-z]\w+)\b", source), 5)
     line = " ".join(docs.split())
     prose = often(re.findall(r"(?<=\. )[A-Z][a-z]+(?:,? [a-z]+){3,13}(?=\.)", line), 1)
-    cues = wording("copying")["cues"]
+    cues = copying_words()["cues"]
     return Lexicon([word for word in words if word not in cues], identifiers, prose)
 
 
@@ -113,10 +112,19 @@ def made(source: Source, split: Split, seed: int, count: int) -> Iterator[dict[s
         yield {"id": name, "messages": chat(source, lexicon(), number), "source": source}
 
 
+def main() -> None:
+    """Write train.jsonl and heldout.jsonl, and the parts of the latter that RECORDS names."""
+    folder = Path(sys.argv[1])
+    folder.mkdir(parents=True, exist_ok=True)
+    heldout = list(documents("heldout", copies=500))
+    library = [row for row in heldout if row["source"] in ("docs", "source")]
+    copies = [row for row in heldout if row["source"] == "copy"]
+    parts = {"train": documents("train"), "heldout": heldout, "library": library, "copies": copies}
+    for name, rows in parts.items():
+        with (folder / f"{name}.jsonl").open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        print(folder / f"{name}.jsonl")
+
+
 if __name__ == "__main__":
-    for name, sources in {"library": ("docs", "source"), "copies": ("copy",)}.items():
-        rows = [doc for doc in documents("heldout", copies=500) if doc["source"] in sources]
-        path = Path(sys.argv[1]) / f"{name}.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-        print(f"{path}: {len(rows)} held-out rows")
+    main()

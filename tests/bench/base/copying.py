@@ -13,9 +13,9 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from .slots import filled, kinds_of
-from .values import Draw, Lexicon
-from .wording import wording
+from ftcore.builtin.slots import filled, kinds_of
+
+from .values import Draw, Lexicon, copying_words
 
 Turns = list[tuple[str, str]]
 Messages = list[dict[str, str]]
@@ -115,7 +115,7 @@ def framed_json(draw: Draw) -> Turns:
 
 def cued_json(draw: Draw) -> Turns:
     """Rules give a key to each cue word and a name to each opening; utterances follow."""
-    cues = draw.shuffled(wording("copying")["cues"])[: draw.between(1, 4)]
+    cues = draw.shuffled(copying_words()["cues"])[: draw.between(1, 4)]
     outer, inner, *keys = draw.keys(2 + len(cues))
     key_of = dict(zip(cues, keys, strict=True))
     names = range(draw.between(1, 3))

@@ -6,14 +6,20 @@ and keys for them: open-ended, so that a text made of them cannot be learned by 
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from random import Random
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from .wording import wording
+from ftcore.builtin.wording import wording
 
 T = TypeVar("T")
 
 LETTERS = "ABCDEFGHKLMNPQRSTUVWXYZ"
+
+
+def copying_words() -> dict[str, Any]:
+    """The word lists of copying.toml."""
+    return wording("copying", Path(__file__).parent)
 
 
 @dataclass(frozen=True)
@@ -36,8 +42,8 @@ class Draw:
         return options[int(self.random() * len(options))]
 
     def one_of(self, name: str) -> str:
-        """An entry of that list of words/copying.toml."""
-        return self.pick(wording("copying")[name])
+        """An entry of that list of copying.toml."""
+        return self.pick(copying_words()[name])
 
     def between(self, low: int, high: int) -> int:
         """An integer of low..high, both included."""

@@ -1,0 +1,1 @@
+"""How the built-in base model was made: its corpus, its tokenizer, its pre-training."""
