@@ -23,6 +23,7 @@ QWEN3 = {
     "num_attention_heads": 2,
     "num_key_value_heads": 1,
     "head_dim": 8,
+    "max_position_embeddings": 64,
 }
 BERT = {
     "vocab_size": 50,
@@ -35,11 +36,11 @@ BERT = {
 
 
 def make_qwen3(*, tied: bool = False) -> Model:
-    return Model(qwen3.to_spec(QWEN3 | {"tie_word_embeddings": tied}))
+    return Model(qwen3.FAMILY.to_spec(QWEN3 | {"tie_word_embeddings": tied}))
 
 
 def make_bert() -> Model:
-    return Model(bert.to_spec(BERT), num_labels=3)
+    return Model(bert.FAMILY.to_spec(BERT), num_labels=3)
 
 
 def trained(model: nn.Module) -> set[str]:

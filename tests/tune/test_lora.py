@@ -21,12 +21,13 @@ QWEN3 = {
     "num_attention_heads": 2,
     "num_key_value_heads": 1,
     "head_dim": 8,
+    "max_position_embeddings": 64,
 }
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 def make_model(*, dtype: torch.dtype = torch.float32, tied: bool = False) -> Model:
-    model = Model(qwen3.to_spec(QWEN3 | {"tie_word_embeddings": tied}))
+    model = Model(qwen3.FAMILY.to_spec(QWEN3 | {"tie_word_embeddings": tied}))
     model.init_weights(torch.Generator().manual_seed(0))
     return model.to(dtype).eval()
 
