@@ -126,6 +126,7 @@ def tune(
         seed=config.env.seed,
         device=device,
         evaluate=(lambda: suite.dev(model, data.dev)) if data.dev.documents else None,
+        draw=data.draw,
     )
     frozen = frozen_hashes(model)
     if command.resume:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 BASE = "builtin:base"
 Format = Literal["auto", "tsv", "csv", "jsonl", "json", "txt", "conll", "labelled", "tar"]
@@ -254,11 +254,8 @@ class PretrainRun:
     loop: LoopConfig = field(default_factory=LoopConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     log: LogConfig = field(default_factory=LogConfig)
-
-    @property
-    def problem(self) -> str | None:
-        """HF's `problem_type` of a model that judges whole documents; None: it does not."""
-        return None
+    problem: ClassVar[str | None] = None
+    """HF's `problem_type` of a model that judges whole documents; None: it does not"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,10 +289,7 @@ class RegressRun(PretrainRun):
     """Fine-tuning a model to score texts or pairs of texts."""
 
     data: ScoredDataConfig = field(default_factory=ScoredDataConfig)
-
-    @property
-    def problem(self) -> str:
-        return "regression"
+    problem = "regression"
 
 
 @dataclass(frozen=True, kw_only=True)

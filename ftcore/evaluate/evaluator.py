@@ -156,6 +156,21 @@ def token_logits(
         yield indices, batch, scored_M, model.head(h_NC[scored_M]).float()
 
 
+def evaluate_masked(
+    model: Model, split: Split, labels: None, **limits: Any
+) -> tuple[dict[str, float], None, list[dict[str, Any]]]:
+    """Loss, perplexity and accuracy of the hidden tokens."""
+    perplexity, hits = Perplexity(), 0
+    for _, batch, scored_M, logits_MV in token_logits(model, split.documents, **limits):
+        labels_M = batch.labels[scored_M]
+        loss_sum = F.cross_entropy(logits_MV, labels_M, reduction="sum").item()
+        perplexity.update(loss_sum, len(labels_M))
+        hits += int((logits_MV.argmax(-1) == labels_M).sum())
+    values = perplexity.compute()
+    accuracy = hits / perplexity.weight
+    return {"loss": values.pop("nll"), **values, "accuracy": accuracy}, None, []
+
+
 def evaluate_tags(
     model: Model, split: Split, labels: Sequence[str], **limits: Any
 ) -> tuple[dict[str, float], EntityMetrics, list[dict[str, Any]]]:

@@ -14,6 +14,7 @@ from ftcore.evaluate.evaluator import (
     evaluate_classes,
     evaluate_label_sets,
     evaluate_loss,
+    evaluate_masked,
     evaluate_scores,
     evaluate_tags,
 )
@@ -29,6 +30,7 @@ JUDGES = {
     "multi_label_classification": evaluate_label_sets,
     "regression": evaluate_scores,
     "tag": evaluate_tags,
+    "mlm": evaluate_masked,
 }
 # What is shown while it trains, where the task has it.
 SHOWN = (

@@ -62,6 +62,7 @@ class Loop:
     optim, schedule, loop       sections of the configuration
     run, checkpoints            where it is written down
     evaluate                    called with the model in eval mode; returns eval/<metric> values
+    draw                        what a step makes of a row, a pure function of (row, step)
     seed, device                of data order and noise; where the batches go
     """
 
@@ -76,6 +77,7 @@ class Loop:
     seed: int
     device: torch.device
     evaluate: Evaluate | None = None
+    draw: Callable[[Encoded, int], Encoded] | None = None
     progress: Progress = field(default_factory=Progress)
 
     def __post_init__(self) -> None:
@@ -146,6 +148,8 @@ class Loop:
         started = time.perf_counter()
         step = self.progress.step
         documents = [self.documents[row] for row in self.rows(step)]
+        if self.draw is not None:
+            documents = [self.draw(document, step) for document in documents]
         streams = pack([len(d) for d in documents], self.loop.micro_batch_tokens)
         batches = [collate([documents[i] for i in stream]) for stream in streams]
         weight = math.fsum(batch.weights.double().sum().item() for batch in batches)

@@ -84,6 +84,7 @@ class TaskKind:
 
 TASKS: Mapping[str, TaskKind] = {
     "pretrain": TaskKind("lm", token_labels, "CAUSAL_LM"),
+    "mlm": TaskKind("mlm", token_labels, "FEATURE_EXTRACTION"),
     "sft": TaskKind("lm", token_labels, "CAUSAL_LM"),
     "classify": TaskKind("classify", classification, "SEQ_CLS"),
     "regress": TaskKind("classify", regression, "SEQ_CLS"),
