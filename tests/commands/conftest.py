@@ -135,14 +135,16 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     }
 
 
-def _save(folder: Path, tokenizer: tokenizers.Tokenizer, config: dict, extra: dict) -> Path:
+def _save(
+    folder: Path, tokenizer: tokenizers.Tokenizer, config: dict, extra: dict, *, task: str
+) -> Path:
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps(extra), "utf-8")
     config = {**config, "vocab_size": tokenizer.get_vocab_size()}
     (folder / "config.json").write_text(json.dumps(config), "utf-8")
     loaded = load_model(
         folder,
-        task="lm" if config["model_type"] == "qwen3" else "trunk",
+        task=task,
         dtype=torch.float32,
         init="random",
         generator=torch.Generator().manual_seed(0),
@@ -170,23 +172,33 @@ def qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "pad_token": "<|endoftext|>",
         "chat_template": CHATML,
     }
-    return _save(tmp_path_factory.mktemp("qwen3"), tokenizer, QWEN3, extra)
+    return _save(tmp_path_factory.mktemp("qwen3"), tokenizer, QWEN3, extra, task="lm")
 
 
 @pytest.fixture(scope="session")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An encoder of random weights with a word-piece tokenizer."""
+    return _bert(tmp_path_factory.mktemp("bert"), (), task="trunk")
+
+
+@pytest.fixture(scope="session")
+def masked_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a mask token and a head for it."""
+    return _bert(tmp_path_factory.mktemp("masked_bert"), ("mask_token",), task="mlm")
+
+
+def _bert(folder: Path, more: tuple[str, ...], *, task: str) -> Path:
     tokenizer = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    names = ("pad_token", "unk_token", "cls_token", "sep_token", *more)
+    special = [f"[{name.removesuffix('_token').upper()}]" for name in names]
     trainer = trainers.WordPieceTrainer(
         vocab_size=200, special_tokens=special, show_progress=False
     )
     tokenizer.train_from_iterator(_texts(), trainer)
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    names = ("pad_token", "unk_token", "cls_token", "sep_token")
     extra = {"tokenizer_class": "BertTokenizer", **dict(zip(names, special, strict=True))}
-    return _save(tmp_path_factory.mktemp("bert"), tokenizer, BERT, extra)
+    return _save(folder, tokenizer, BERT, extra, task=task)
 
 
 @pytest.fixture
@@ -239,6 +251,16 @@ def pretrain(qwen3: Path, files: dict[str, str]) -> list[str]:
         *("--data.train", files["text"], "--data.dev", files["held"]),
         *("--data.test", files["held"], "--data.max-length", "32"),
         *("--optim.lr", "1e-2", "--optim.batch-size", "8", "--loop.max-steps", "4", *EXACT),
+    ]
+
+
+@pytest.fixture
+def masked(masked_bert: Path, files: dict[str, str]) -> list[str]:
+    """The words of a short run of train.py that learns to fill in hidden tokens."""
+    return [
+        *("mlm", "--model.path", str(masked_bert), "--log.name", "run", "--data.max-length", "32"),
+        *("--data.train", files["text"], "--data.dev", files["held"], "--data.test", files["held"]),
+        *("--optim.lr", "1e-2", "--optim.batch-size", "8", "--loop.epochs", "2", *EXACT),
     ]
 
 

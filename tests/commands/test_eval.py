@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from ftcore.config import MaskedDataConfig
+from ftcore.data.prepare import prepare
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.model.load import LoadedModel
 from ftcore.tune.artifact import load_artifact
@@ -15,6 +17,7 @@ from ftcore.tune.task import TASKS
 from kernels.docs import Docs
 
 Run = Callable[..., tuple[dict[str, Any], str]]
+NAMES = {"several": "classify", "scored": "regress", "tags": "tag", "masked": "mlm"}  # of tasks
 TEXTS = ["the red thing number 1", "it is navy, isn't it?", "x"]
 
 
@@ -70,6 +73,40 @@ def test_the_best_checkpoint_is_what_is_saved(
     assert trained["tuned"]["odd"]["loss"] == pytest.approx(min(losses), rel=1e-5)
     found, _ = run("eval", "runs/run")
     assert found["results"] == trained["tuned"]
+
+
+def test_a_masked_model_gets_its_own_figures(masked: list[str], run: Run) -> None:
+    """Of the same hidden tokens, whatever the seed of the training and the size of the streams."""
+    trained, _ = run("train", *masked, "--env.seed", "5")
+    found, _ = run("eval", "runs/run", "--loop.micro-batch-tokens", "70")
+    assert found["results"]["held"] == pytest.approx(trained["tuned"]["held"], rel=1e-5)
+    words = ("--data.test", masked[masked.index("--data.test") + 1], "--data.max-length", "32")
+    plain, _ = run("eval", "runs/run/model", "--task", "mlm", *words, "--env.precision", "fp32")
+    assert plain["results"]["held"] == pytest.approx(trained["tuned"]["held"], rel=1e-5)
+
+
+def test_masked_figures_are_those_of_transformers(
+    masked: list[str], files: dict[str, str], run: Run
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    run("train", *masked, "--loop.epochs", "20")
+    found, _ = run("eval", "runs/run", "--data.test", files["text"])
+    model = transformers.AutoModelForMaskedLM.from_pretrained("runs/run/model").eval()
+    config = MaskedDataConfig(test=(files["text"],), max_length=32)
+    (split,) = prepare(config, Tokenizer.load("runs/run/model"), seed=9).tests.values()
+    losses, hits = [], []
+    for document in split.documents:
+        hidden_M = document.weights.nonzero()[0]
+        with torch.no_grad():
+            logits_MV = model(torch.tensor([document.tokens_T])).logits[0, hidden_M]
+        labels_M = torch.tensor(document.labels[hidden_M]).long()
+        losses += (-logits_MV.log_softmax(-1)[range(len(hidden_M)), labels_M]).tolist()
+        hits += (logits_MV.argmax(-1) == labels_M).tolist()
+    expected = {"loss": sum(losses) / len(losses), "accuracy": sum(hits) / len(hits)}
+    assert {name: found["results"]["text"][name] for name in expected} == pytest.approx(
+        expected, rel=1e-4
+    )
+    assert sum(hits) > 10
 
 
 def test_pretrained_text_model(pretrain: list[str], files: dict[str, str], run: Run) -> None:
@@ -158,18 +195,20 @@ def hidden(loaded: LoadedModel, ids: Sequence[int]) -> tuple[torch.Tensor, Docs]
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
-@pytest.mark.parametrize("kind", ["classify", "several", "scored", "tags", "tags-qwen3", "sft"])
+@pytest.mark.parametrize("kind", [*NAMES, "classify", "tags-qwen3", "sft"])
 def test_other_libraries_load_a_run(
     kind: str, method: str, request: pytest.FixtureRequest, run: Run
 ) -> None:
     transformers = pytest.importorskip("transformers")
-    base = request.getfixturevalue("qwen3" if kind in ("sft", "tags-qwen3") else "bert")
+    models = {"sft": "qwen3", "tags-qwen3": "qwen3", "masked": "masked_bert"}
+    base = request.getfixturevalue(models.get(kind, "bert"))
     kind = kind.partition("-")[0]
     words = (*request.getfixturevalue(kind), "--model.path", str(base))
     run("train", *words, "--peft.method", method)
     auto = {
         "sft": transformers.AutoModelForCausalLM,
         "tags": transformers.AutoModelForTokenClassification,
+        "masked": transformers.AutoModelForMaskedLM,
     }.get(kind, transformers.AutoModelForSequenceClassification)
     num_labels = {"classify": 2, "several": 2, "scored": 1, "tags": 5}.get(kind)
     options = {} if num_labels is None else {"num_labels": num_labels}
@@ -190,7 +229,7 @@ def test_other_libraries_load_a_run(
     loaded = load_artifact(
         Path("runs/run"),
         base=str(base),
-        kind=TASKS[{"several": "classify", "scored": "regress", "tags": "tag"}.get(kind, kind)],
+        kind=TASKS[NAMES.get(kind, kind)],
         dtype=torch.float32
     )
     tokenizer = Tokenizer.load(loaded.folder)
@@ -198,7 +237,7 @@ def test_other_libraries_load_a_run(
         for text in TEXTS:
             ids = tokenizer.encode(text).ids_T.tolist()
             h_NC, docs = hidden(loaded, ids)
-            by_token = kind in ("sft", "tags")
+            by_token = kind in ("sft", "tags", "masked")
             ours = loaded.model.head(h_NC) if by_token else loaded.model.head(h_NC, docs)
             theirs = other(torch.tensor([ids])).logits
             assert (ours - theirs.reshape_as(ours)).abs().max() < 1e-4

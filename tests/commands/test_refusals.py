@@ -49,6 +49,25 @@ def test_nothing_to_supervise(
     assert "nothing to supervise" in message and "line 1" in message
 
 
+def test_files_that_cannot_be_what_is_asked(
+    refused: Refused,
+    classify: list[str],
+    tags: list[str],
+    scored: list[str],
+    masked: list[str],
+    files: dict[str, str],
+    qwen3: Path,
+) -> None:
+    message = refused("train", *tags, "--data.train", files["train"])
+    assert "no column 'tokens'; its columns are 'id', 'text'" in message
+    message = refused("train", *scored, "--data.train", files["train"])
+    assert f"{files['train']}:2: column 'label' must hold a number, not 'warm'" in message
+    message = refused("train", *classify, "--data.relabel", "warm")
+    assert "data.relabel = warm: must be OLD=NEW each" in message
+    message = refused("train", *masked, "--model.path", str(qwen3))
+    assert "the tokenizer has no mask token; name an encoder" in message
+
+
 def test_truncated_weights(refused: Refused, classify: list[str], broken: Path) -> None:
     file = broken / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ftcore.config import LoopConfig, OptimConfig, PeftConfig, ScheduleConfig
+from ftcore.data.mask import Masking
 from ftcore.data.pack import Encoded
 from ftcore.env.run import RunFolder
 from ftcore.env.seed import generator
@@ -32,6 +33,7 @@ BERT = ModelSpec(
     embedding_norm=True, pooling="first", pooler="tanh", tie_word_embeddings=True,
     initializer_range=0.2,
 )  # fmt: skip
+HIDE = Masking(mask_id=60, ordinary=np.arange(60, dtype=np.int32), seed=7)
 
 
 @pytest.fixture
@@ -122,6 +124,7 @@ def make_loop(tmp_path: Path, tiny_model: Callable, rows: Callable) -> Callable[
             seed=7,
             device=torch.device("cpu"),
             evaluate=evaluate,
+            draw=HIDE if family == "masked" else None,
         )
         if resume:
             made.restore(made.checkpoints.latest())
