@@ -28,20 +28,13 @@ CONFIG_FILE = "config.toml"
 
 @dataclass(frozen=True)
 class Command:
-    """What the user asked for.
+    """What the user asked for."""
 
-    task        key of RUNS
-    config      the resolved sections
-    origins     "section.key" -> preset NAME, FILE or flag; absent: the default
-    resume      run folder to continue, or None
-    dry_run     print the plan and stop
-    """
-
-    task: str
-    config: Run
-    origins: dict[str, str]
-    resume: Path | None
-    dry_run: bool
+    task: str  # key of RUNS
+    config: Run  # the resolved sections
+    origins: dict[str, str]  # "section.key" -> preset NAME, FILE or flag; absent: the default
+    resume: Path | None  # run folder to continue, or None
+    dry_run: bool  # print the plan and stop
 
 
 def parse(argv: Sequence[str]) -> Command:

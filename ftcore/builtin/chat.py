@@ -31,6 +31,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -59,8 +60,7 @@ def build(seed: int = 0, size: int = 5000) -> dict[str, list[Row]]:
     author = Author(seed)
     rng = author.rng
 
-    def known(intent: Intent) -> Phrase:
-        return compose(intent, rng, new=False)
+    known = partial(compose, rng=rng, new=False)
 
     def repeated(intent: Intent) -> Phrase:
         return rng.choice(said[intent.name])
@@ -185,9 +185,7 @@ def preference_pairs(rows: Iterable[Row], seed: int = 0) -> list[Row]:
 
 def main() -> None:
     """Write chat/, labelled/ and pairs/ with SPLIT.jsonl in each."""
-    parser = argparse.ArgumentParser(
-        prog="python -m ftcore.builtin.chat", description="Write the chat data set as jsonl."
-    )
+    parser = argparse.ArgumentParser("python -m ftcore.builtin.chat", description=main.__doc__)
     parser.add_argument("folder", metavar="DIR", type=Path, help="made if it does not exist")
     folder = parser.parse_args().folder
     for split, rows in build().items():

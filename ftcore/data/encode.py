@@ -44,23 +44,13 @@ class Sentence:
 
 @dataclass
 class EncodedRows:
-    """Documents in row order; rows that gave none; rows that were cut to the maximum length; of
-    sentences, the words and tags by row id, and words that gave no token."""
+    """What rows gave, in their order."""
 
     documents: list[Encoded] = field(default_factory=list)
-    rejected: list[Rejected] = field(default_factory=list)
-    cut: list[Rejected] = field(default_factory=list)
-    sentences: dict[str, Sentence] = field(default_factory=dict)
-    untold: list[Rejected] = field(default_factory=list)
-
-
-def encode_text(row_id: str, text: str, tokenizer: Tokenizer, *, end: bool) -> Encoded:
-    """A document of plain text, every token supervised.
-
-    end       close it with one end-of-text token
-    raises    RowError: fewer than two tokens, so nothing to predict
-    """
-    return _supervised_text(row_id, tokenizer.encode(text), tokenizer, end=end)
+    rejected: list[Rejected] = field(default_factory=list)  # rows that gave none
+    cut: list[Rejected] = field(default_factory=list)  # rows cut to the maximum length
+    sentences: dict[str, Sentence] = field(default_factory=dict)  # by row id
+    untold: list[Rejected] = field(default_factory=list)  # words that gave no token
 
 
 def encode_texts(
@@ -93,7 +83,7 @@ def split(document: Encoded, max_length: int) -> list[Encoded]:
 def encode_prompt(messages: Sequence[Message], tokenizer: Tokenizer) -> np.ndarray:
     """Ids (int32) of a chat that ends where the assistant is to answer.
 
-    They are the ids that `encode_chat` puts before the answer, if that begins with a word: white
+    They are the ids that `encode_chats` puts before the answer, if that begins with a word: white
     space at the end is tokenised as if a word followed, and left out where it joins that word.
     """
     require_plain(messages, tokenizer)
@@ -102,23 +92,6 @@ def encode_prompt(messages: Sequence[Message], tokenizer: Tokenizer) -> np.ndarr
         return tokenizer.encode(text, special=False).ids_T
     encoding = tokenizer.encode(text + "x", special=False)
     return encoding.ids_T[encoding.offsets_T2[:, 1] <= len(text)]
-
-
-def encode_chat(
-    chat: Chat, tokenizer: Tokenizer, *, train_on: TrainOn = "assistant", train_on_eot: bool = True
-) -> Encoded:
-    """A chat, with its answers supervised.
-
-    train_on       assistant: messages whose `train` is true, by default all answers;
-                   last: the last of these; all: every token of the chat
-    train_on_eot   supervise the end-of-turn token too, so that the model learns to stop
-    raises         RowError: nothing to supervise, or contents that the template cannot carry
-    """
-    rendering, answers = find_answers(chat, tokenizer, train_on=train_on)
-    encoding = tokenizer.encode(rendering.text, special=False)
-    return supervise(
-        chat.id, rendering.text, encoding, answers, tokenizer, train_on_eot=train_on_eot
-    )
 
 
 def encode_chats(
@@ -130,11 +103,14 @@ def encode_chats(
     max_length: int | None = None,
     over_length: OverLength = "error",
 ) -> EncodedRows:
-    """Many chats; see `encode_chat`.
+    """Chats, with their answers supervised.
 
-    max_length    tokens; None: no limit
-    over_length   what happens to a longer chat: error, drop, or cut_right (its end is cut off)
-    raises        DataError: a chat is too long (error), or no chat can be used
+    train_on       assistant: messages whose `train` is true, by default all answers;
+                   last: the last of these; all: every token of the chat
+    train_on_eot   supervise the end-of-turn token too, so that the model learns to stop
+    max_length     tokens; None: no limit
+    over_length    what happens to a longer chat: error, drop, or cut_right (its end is cut off)
+    raises         DataError: a chat is too long (error), or no chat can be used
     """
     rows = EncodedRows()
     for slab in slabs(chats):

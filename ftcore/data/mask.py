@@ -47,14 +47,10 @@ def encode_pieces(texts: Sequence[Text], tokenizer: Tokenizer, *, max_length: in
 
 @dataclass(frozen=True)
 class Masking:
-    """What a step makes of a document: a pure function of (seed, step, row id).
+    """What a step makes of a document: a pure function of (seed, step, row id)."""
 
-    mask_id     what stands for a hidden token
-    ordinary    ids (int32) that may stand there instead
-    """
-
-    mask_id: int
-    ordinary: np.ndarray
+    mask_id: int  # what stands for a hidden token
+    ordinary: np.ndarray  # ids (int32) that may stand there instead
     seed: int
 
     @classmethod

@@ -8,7 +8,7 @@ best-fit decreasing, so that each stream stays within a token budget and few are
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -19,21 +19,16 @@ from kernels.docs import Docs
 
 @dataclass(frozen=True)
 class Encoded:
-    """One document.
+    """One document."""
 
-    row_id      id of the source row
-    tokens_T    int32 ids
-    labels      token tasks: int32 (T,), the id that position t is to predict (token t + 1);
-                document tasks: class index, or score, or float32 (K,), 1 for each class it has
-    weights     token tasks: float32 (T,), 0 = not scored; document tasks: float
-    types_T     int32 segment of each token, None for all zero
-    """
-
-    row_id: str
-    tokens_T: np.ndarray
+    row_id: str  # id of the source row
+    tokens_T: np.ndarray  # int32 ids
+    # token tasks: int32 (T,), the id that position t is to predict (token t + 1); document tasks:
+    # class index, or score, or float32 (K,), 1 for each class it has
     labels: np.ndarray | int | float
+    # token tasks: float32 (T,), 0 = not scored; document tasks: float
     weights: np.ndarray | float = 1.0
-    types_T: np.ndarray | None = None
+    types_T: np.ndarray | None = None  # int32 segment of each token, None for all zero
 
     def __len__(self) -> int:
         return len(self.tokens_T)
@@ -41,34 +36,23 @@ class Encoded:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """A flat stream of documents.
+    """A flat stream of documents."""
 
-    tokens_N, positions_N, types_N   int64; positions restart at 0 in every document
-    docs                             borders of the documents
-    labels, weights                  (N,) for token tasks, (B,) for document tasks, (B, K) labels
-                                     where they have several; weights fp32
-    row_ids                          source row of each document
-    """
-
+    # tokens_N, positions_N, types_N: int64; positions restart at 0 in every document
     tokens_N: Tensor
     positions_N: Tensor
     types_N: Tensor
-    docs: Docs
+    docs: Docs  # borders of the documents
+    # labels, weights: (N,) for token tasks, (B,) for document tasks, (B, K) labels where they have
+    # several; weights fp32
     labels: Tensor
     weights: Tensor
-    row_ids: tuple[str, ...]
+    row_ids: tuple[str, ...]  # source row of each document
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on `device`."""
-        return Batch(
-            self.tokens_N.to(device),
-            self.positions_N.to(device),
-            self.types_N.to(device),
-            self.docs.to(device),
-            self.labels.to(device),
-            self.weights.to(device),
-            self.row_ids,
-        )
+        names = {field.name for field in fields(self)} - {"row_ids"}
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
 
 def collate(documents: Sequence[Encoded]) -> Batch:

@@ -54,38 +54,32 @@ MESSAGES = "messages"  # the column that tells a chat from plain text
 
 @dataclass
 class Split:
-    """Rows of one purpose.
+    """Rows of one purpose."""
 
-    documents       encoded rows, in file order
-    chats           the conversations behind them, for generated answers
-    sentences       words and tags behind them, by row id
-    num_bytes       UTF-8 bytes of plain text, for bits per byte; 0 for other data
-    """
-
-    documents: list[Encoded]
+    documents: list[Encoded]  # encoded rows, in file order
+    # the conversations behind them, for generated answers
     chats: list[Chat] = field(default_factory=list)
+    # words and tags behind them, by row id
     sentences: dict[str, Sentence] = field(default_factory=dict)
-    num_bytes: int = 0
+    num_bytes: int = 0  # UTF-8 bytes of plain text, for bits per byte; 0 for other data
 
 
 @dataclass
 class Prepared:
-    """What a run trains and is judged on.
+    """What a run trains and is judged on."""
 
-    train, dev, tests       splits; `tests` by name
-    labels                  classes, by index; of a regression the one name of its scores
-    rejected, cut           rows left out and rows cut short, by split, each with its reason
-    untold                  words of sentences that gave no token, likewise
-    draw                    what a step makes of a training row: hides some tokens; None: nothing
-    """
-
+    # train, dev, tests: splits; `tests` by name
     train: Split
     dev: Split
     tests: dict[str, Split]
+    # classes, by index; of a regression the one name of its scores
     labels: tuple[str, ...] | None = None
+    # rejected, cut: rows left out and rows cut short, by split, each with its reason
     rejected: dict[str, list[Rejected]] = field(default_factory=dict)
     cut: dict[str, list[Rejected]] = field(default_factory=dict)
+    # words of sentences that gave no token, likewise
     untold: dict[str, list[Rejected]] = field(default_factory=dict)
+    # what a step makes of a training row: hides some tokens; None: nothing
     draw: Masking | None = None
 
     def account(self, split: str, mapped: Sequence[Rejected], rows: EncodedRows) -> None:

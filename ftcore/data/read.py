@@ -34,18 +34,14 @@ KNOWN = get_args(Format)[1:]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One record.
+    """One record."""
 
-    id       16 hex digits: sha1 of its bytes (and of its number among equal ones), so that a row
-             keeps its id wherever it stands
-    file     as given; line: where the record begins, from 1
-    fields   column -> value; text in tsv, csv and txt
-    """
-
+    # 16 hex digits: sha1 of its bytes (and of its number among equal ones), so that a row keeps its
+    # id wherever it stands
     id: str
-    file: str
+    file: str  # as given; line: where the record begins, from 1
     line: int
-    fields: dict[str, Any]
+    fields: dict[str, Any]  # column -> value; text in tsv, csv and txt
 
 
 def read_rows(

@@ -30,7 +30,7 @@ def find_answers(
 ) -> tuple[Rendering, list[tuple[int, int, float]]]:
     """A chat's text, and what is supervised in it: start and end in characters, weight.
 
-    train_on    see `encode_chat`
+    train_on    see `encode_chats`
     raises      RowError: nothing is supervised, or an answer is empty or not in the text
     """
     require_plain(chat.messages, tokenizer)

@@ -9,20 +9,16 @@ MIB = 1024**2
 
 @dataclass(frozen=True)
 class Plan:
-    """Figures of `--dry-run`.
+    """Figures of `--dry-run`."""
 
-    num_rows, num_tokens        of one epoch
-    num_steps                   optimiser steps of the run
-    num_params, num_trained     parameters
-    memory_bytes                by component: what the parameters need, activations not included
-    """
-
+    # num_rows, num_tokens: of one epoch
     num_rows: int
     num_tokens: int
-    num_steps: int
+    num_steps: int  # optimiser steps of the run
+    # num_params, num_trained: parameters
     num_params: int
     num_trained: int
-    memory_bytes: dict[str, int]
+    memory_bytes: dict[str, int]  # by component: what the parameters need, activations not included
 
     def __str__(self) -> str:
         memory = "  ".join(f"{name} {size / MIB:.1f}" for name, size in self.memory_bytes.items())

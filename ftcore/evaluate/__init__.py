@@ -1,4 +1,1 @@
-"""Stage 5, evaluation: streaming metrics, their uncertainty, and tables for people.
-
-metrics -> text -> significance -> evaluator -> report.
-"""
+"""Stage 5, evaluation: metrics -> text -> evaluator -> report."""

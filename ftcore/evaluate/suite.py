@@ -71,17 +71,12 @@ class Results:
 
 @dataclass(frozen=True)
 class Suite:
-    """The evaluation of one run.
+    """The evaluation of one run."""
 
-    task        key of TASKS
-    config      the run's sections
-    labels      classes of a classifier, by index
-    """
-
-    task: str
-    config: Run
+    task: str  # key of TASKS
+    config: Run  # the run's sections
     tokenizer: Tokenizer
-    labels: tuple[str, ...] | None
+    labels: tuple[str, ...] | None  # classes of a classifier, by index
     device: torch.device
 
     def dev(self, model: Model, split: Split) -> dict[str, float]:

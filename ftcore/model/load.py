@@ -31,20 +31,13 @@ CLASSES = ("classify", "tag")  # tasks whose head has one output per label
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model and what is needed to save it again.
+    """A model and what is needed to save it again."""
 
-    model           on the CPU, in evaluation mode
-    family          its file format
-    config          config.json as read
-    accounting      what happened to each tensor
-    folder          where it was read from
-    """
-
-    model: Model
-    family: Family
-    config: dict
-    accounting: Accounting
-    folder: Path
+    model: Model  # on the CPU, in evaluation mode
+    family: Family  # its file format
+    config: dict  # config.json as read
+    accounting: Accounting  # what happened to each tensor
+    folder: Path  # where it was read from
 
     @property
     def labels(self) -> tuple[str, ...] | None:

@@ -39,44 +39,36 @@ Evaluate = Callable[[], Mapping[str, float]]
 
 @dataclass
 class Progress:
-    """What a run must remember beside its tensors; saved as JSON in every checkpoint.
+    """What a run must remember beside its tensors; saved as JSON in every checkpoint."""
 
-    step                optimiser steps done
-    best                best value of the watched metric so far, with the step that gave it
-    evals_since_best    evaluations since then, for early stopping
-    skipped_steps       steps that were not finite and not applied
-    """
-
-    step: int = 0
-    best: float = math.inf
+    step: int = 0  # optimiser steps done
+    best: float = math.inf  # best value of the watched metric so far, with the step that gave it
     best_step: int = 0
-    evals_since_best: int = 0
-    skipped_steps: int = 0
+    evals_since_best: int = 0  # evaluations since then, for early stopping
+    skipped_steps: int = 0  # steps that were not finite and not applied
 
 
 @dataclass
 class Loop:
-    """One training run.
+    """One training run."""
 
-    model, task, documents      what is trained, on which loss and which rows
-    optim, schedule, loop       sections of the configuration
-    run, checkpoints            where it is written down
-    evaluate                    called with the model in eval mode; returns eval/<metric> values
-    draw                        what a step makes of a row, a pure function of (row, step)
-    seed, device                of data order and noise; where the batches go
-    """
-
+    # model, task, documents: what is trained, on which loss and which rows
     model: Model
     task: Task
     documents: Sequence[Encoded]
+    # optim, schedule, loop: sections of the configuration
     optim: OptimConfig
     schedule: ScheduleConfig
     loop: LoopConfig
+    # run, checkpoints: where it is written down
     run: RunFolder
     checkpoints: Checkpoints
+    # seed, device: of data order and noise; where the batches go
     seed: int
     device: torch.device
+    # called with the model in eval mode; returns eval/<metric> values
     evaluate: Evaluate | None = None
+    # what a step makes of a row, a pure function of (row, step)
     draw: Callable[[Encoded, int], Encoded] | None = None
     progress: Progress = field(default_factory=Progress)
 

@@ -29,22 +29,17 @@ ALL_LINEAR = "all-linear"
 class LoRAConfig:
     """What to wrap, and how.
 
-    rank            R
-    alpha           numerator of the scale
-    targets         linear layers: a last name (`q_proj`), a full name, a glob
-                    (`trunk.layers.[0-3].*.q_proj`), or `all-linear`: all of them but the head's
-    rs_lora         scale = alpha / sqrt(rank) instead of alpha / rank
-    dropout         probability on the input of the update while training, in [0, 1)
-    extra_modules   modules trained fully, by the same kinds of name
     raises          ConfigError: a value out of range
     """
 
-    rank: int
-    alpha: float
+    rank: int  # R
+    alpha: float  # numerator of the scale
+    # linear layers: a last name (`q_proj`), a full name, a glob (`trunk.layers.[0-3].*.q_proj`), or
+    # `all-linear`: all of them but the head's
     targets: tuple[str, ...]
-    rs_lora: bool = False
-    dropout: float = 0.0
-    extra_modules: tuple[str, ...] = ()
+    rs_lora: bool = False  # scale = alpha / sqrt(rank) instead of alpha / rank
+    dropout: float = 0.0  # probability on the input of the update while training, in [0, 1)
+    extra_modules: tuple[str, ...] = ()  # modules trained fully, by the same kinds of name
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -211,10 +206,3 @@ def plain_names(model: nn.Module) -> dict[str, str]:
         if owner not in layers:
             names[name] = f"{inner}.{attribute}" if inner in layers else name
     return names
-
-
-def merged_state(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict under the names of the unwrapped model, each update folded into its weight."""
-    layers, state = lora_layers(model), model.state_dict()
-    merged = {plain: state[name] for name, plain in plain_names(model).items()}
-    return merged | {f"{name}.weight": layer.folded_weight() for name, layer in layers.items()}

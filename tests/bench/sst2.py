@@ -31,7 +31,7 @@ from ftcore.config import ClassifyRun, LabelledDataConfig
 from ftcore.data.pack import Encoded
 from ftcore.data.prepare import prepare
 from ftcore.data.tokenizer import Tokenizer
-from ftcore.evaluate.significance import Interval, bootstrap_difference
+from tests.bench.significance import Interval, bootstrap_difference
 
 SEEDS = (0, 1, 2)
 HOLDOUT = 2000

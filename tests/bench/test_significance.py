@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from ftcore.errors import DataError
-from ftcore.evaluate.significance import bootstrap_difference, bootstrap_mean, mcnemar_midp
+from tests.bench.significance import bootstrap_difference, bootstrap_mean, mcnemar_midp
 
 
 def paired(only_a: int, only_b: int, both: int = 0) -> tuple[list[int], list[int]]:

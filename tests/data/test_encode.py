@@ -1,6 +1,8 @@
 """Masks from spans, on six template families and on real chats; lengths, rejections, labels."""
 
 import json
+import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,16 +10,15 @@ import pytest
 from ftcore.data.chat import RowError, render
 from ftcore.data.columns import Chat, LabelledText, LabelMap, Text
 from ftcore.data.encode import (
-    encode_chat,
     encode_chats,
     encode_labelled,
     encode_labelled_rows,
     encode_prompt,
-    encode_text,
     encode_texts,
     show,
     split,
 )
+from ftcore.data.pack import Encoded
 from ftcore.data.read import read_rows
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import DataError, ModelError
@@ -30,6 +31,16 @@ TURNS = (
 )
 CHAT = Chat("a", TURNS, "chat.jsonl", 7)
 PAIRS = LabelMap(("no", "yes"))
+
+
+def encode_chat(chat: Chat, tokenizer: Tokenizer, **options: Any) -> Encoded:
+    (document,) = encode_chats([chat], tokenizer, **options).documents
+    return document
+
+
+def encode_text(row_id: str, text: str, tokenizer: Tokenizer, *, end: bool) -> Encoded:
+    (document,) = encode_texts([Text(row_id, text)], tokenizer, end=end).documents
+    return document
 
 
 def supervised(document, tokenizer):
@@ -146,19 +157,18 @@ def test_weights_of_turns(base):
 )
 def test_rows_that_cannot_be_used(base, turns, reason):
     bad = Chat("b", turns, "chat.jsonl", 9)
-    with pytest.raises(RowError, match=reason):
-        encode_chat(bad, base)
     rows = encode_chats([CHAT, bad], base)
     assert [document.row_id for document in rows.documents] == ["a"]
     (rejected,) = rows.rejected
     assert (rejected.id, rejected.file, rejected.line) == ("b", "chat.jsonl", 9)
+    assert re.match(reason, rejected.reason)
     with pytest.raises(DataError, match="none of the 2 rows can be used .*2 x .*line 9"):
         encode_chats([bad, bad], base)
 
 
 def test_an_omitted_answer_is_rejected(build_tokenizer):
     template = "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
-    with pytest.raises(RowError, match="message 2 is to be trained on but the template omits it"):
+    with pytest.raises(DataError, match="message 2 is to be trained on but the template omits it"):
         encode_chat(CHAT, build_tokenizer(template, ()))
 
 
@@ -204,7 +214,7 @@ def test_text_with_one_end_token(base):
 
 
 def test_text_without_anything_to_predict(base, build_tokenizer):
-    with pytest.raises(RowError, match=r"the text has 1 token\(s\)"):
+    with pytest.raises(DataError, match=r"the text has 1 token\(s\)"):
         encode_text("t", "a", base, end=False)
     rows = encode_texts([Text("t", "a", "x.txt", 1), Text("u", "a b")], base, end=False)
     assert [row.id for row in rows.rejected] == ["t"]

@@ -10,7 +10,7 @@ from ftcore.errors import ConfigError
 from ftcore.model.families import qwen3
 from ftcore.model.heads import Model
 from ftcore.tune.freeze import assert_unmoved, frozen_hashes
-from ftcore.tune.lora import LoRAConfig, apply_lora, lora_layers, merged_state
+from ftcore.tune.lora import LoRAConfig, apply_lora, lora_layers, plain_names
 from kernels.docs import Docs
 
 QWEN3 = {
@@ -222,7 +222,10 @@ def test_merged_state_fits_the_unwrapped_model() -> None:
     apply_lora(model, config(extra_modules=("trunk.norm",)), generator=generator())
     disturb(model)
     plain = make_model()
-    plain.load_state_dict(merged_state(model), strict=True)
+    layers, state = lora_layers(model), model.state_dict()
+    merged = {name: state[ours] for ours, name in plain_names(model).items()}
+    merged |= {f"{name}.weight": layer.folded_weight() for name, layer in layers.items()}
+    plain.load_state_dict(merged, strict=True)
     torch.testing.assert_close(logits(plain), logits(model), rtol=1e-4, atol=1e-5)
     for layer in lora_layers(model).values():
         layer.merge()

@@ -3,7 +3,7 @@
 source  Devlin et al. 2019, arXiv:1810.04805; HF layout of `BertModel`
 """
 
-from ftcore.model.families.family import KEYS, Family
+from ftcore.model.families.family import KEYS, Family, architectures
 
 LAYER, OURS = "encoder.layer.{i}", "trunk.layers.{i}"
 NAMES = {
@@ -60,12 +60,7 @@ FAMILY = Family(
         "cls.seq_relationship.*",
         "cls.predictions.decoder.bias",  # HF: the same tensor as cls.predictions.bias
     ),
-    architectures={
-        "mlm": "BertForMaskedLM",
-        "classify": "BertForSequenceClassification",
-        "tag": "BertForTokenClassification",
-        "trunk": "BertModel",
-    },
+    architectures=architectures("Bert", "mlm"),
     switches=SWITCHES,
     keys=BERT_KEYS,
     fixed=FIXED,

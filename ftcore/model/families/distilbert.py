@@ -4,7 +4,7 @@ source  Sanh et al. 2019, arXiv:1910.01108; HF layout of `DistilBertModel`
 """
 
 from ftcore.model.families import bert
-from ftcore.model.families.family import KEYS, Family
+from ftcore.model.families.family import KEYS, Family, architectures
 
 LAYER, OURS = "transformer.layer.{i}", "trunk.layers.{i}"
 
@@ -32,12 +32,7 @@ FAMILY = Family(
         "vocab_projector": "head.lm_head",
     },
     ignored=(),
-    architectures={
-        "mlm": "DistilBertForMaskedLM",
-        "classify": "DistilBertForSequenceClassification",
-        "tag": "DistilBertForTokenClassification",
-        "trunk": "DistilBertModel",
-    },
+    architectures=architectures("DistilBert", "mlm"),
     switches=bert.SWITCHES | {"pooler": "relu", "norm_eps": 1e-12},
     keys=KEYS
     | {

@@ -44,36 +44,25 @@ def nothing(_: object) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Family:
-    """One HF `model_type`.
+    """One HF `model_type`."""
 
-    name                        `model_type` in config.json
-    trunk_prefix                HF prefix of the trunk's tensors, with the dot
-    trunk_names, head_names     HF pattern -> our pattern, `{i}` = layer
-    ignored                     HF patterns that a checkpoint may hold and we do not need
-    architectures               task ("lm", "mlm", "classify", "tag", "trunk") -> HF class name
-    keys                        what the spec takes from config.json as it is
-    fixed                       keys of config.json that can have one value only
-    switches                    what the family decides of a spec
-    read, write                 what a table cannot say: config.json -> fields of the spec, and back
-    tagger                      HF name of the token classifier, where it is not the other's
-    transposed                  HF patterns of matrices stored (inputs, outputs)
-    fused_by_head               the rows of a fused matrix lie head by head, else part by part
-    """
-
-    name: str
-    trunk_prefix: str
+    name: str  # `model_type` in config.json
+    trunk_prefix: str  # HF prefix of the trunk's tensors, with the dot
+    # trunk_names, head_names: HF pattern -> our pattern, `{i}` = layer
     trunk_names: NameTable
     head_names: NameTable
-    ignored: tuple[str, ...]
+    ignored: tuple[str, ...]  # HF patterns that a checkpoint may hold and we do not need
+    # task ("lm", "mlm", "classify", "tag", "trunk") -> HF class name
     architectures: Mapping[str, str]
-    switches: Mapping[str, Any]
-    keys: KeyTable
-    fixed: Mapping[str, Any]
+    switches: Mapping[str, Any]  # what the family decides of a spec
+    keys: KeyTable  # what the spec takes from config.json as it is
+    fixed: Mapping[str, Any]  # keys of config.json that can have one value only
+    # read, write: what a table cannot say: config.json -> fields of the spec, and back
     read: Callable[[dict], dict[str, Any]] = nothing
     write: Callable[[ModelSpec], dict[str, Any]] = nothing
-    tagger: str = ""
-    transposed: tuple[str, ...] = ()
-    fused_by_head: bool = False
+    tagger: str = ""  # HF name of the token classifier, where it is not the other's
+    transposed: tuple[str, ...] = ()  # HF patterns of matrices stored (inputs, outputs)
+    fused_by_head: bool = False  # the rows of a fused matrix lie head by head, else part by part
 
     def to_spec(self, config: dict) -> ModelSpec:
         """Read a config.json.
@@ -206,3 +195,16 @@ def _divided(key: str, total: int, by_key: str, by: int) -> int:
     if total % by:
         raise ModelError(f"config.json: {key} = {total} must be a multiple of {by_key} = {by}")
     return total // by
+
+
+LM_HEADS = {"lm": "ForCausalLM", "mlm": "ForMaskedLM"}
+
+
+def architectures(classes: str, lm: str) -> dict[str, str]:
+    """HF's classes of a family by task, whose names start with `classes`; `lm` is "lm" or "mlm"."""
+    return {
+        lm: classes + LM_HEADS[lm],
+        "classify": f"{classes}ForSequenceClassification",
+        "tag": f"{classes}ForTokenClassification",
+        "trunk": f"{classes}Model",
+    }

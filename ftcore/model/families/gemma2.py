@@ -9,7 +9,7 @@ from typing import Any
 
 from ftcore.errors import ModelError
 from ftcore.model.families import llama, positions
-from ftcore.model.families.family import read_float, read_int
+from ftcore.model.families.family import architectures, read_float, read_int
 from ftcore.model.families.positions import FULL, WINDOWED, read_rope, write_rope
 from ftcore.model.spec import ModelSpec
 
@@ -73,7 +73,7 @@ FAMILY = replace(
     llama.FAMILY,
     name="gemma2",
     trunk_names=llama.NAMES | NORMS,
-    architectures=llama.architectures("Gemma2"),
+    architectures=architectures("Gemma2", "lm"),
     switches={
         **llama.FAMILY.switches,
         **{"norm_offset": 1.0, "output_norms": True, "mlp": "geglu_tanh"},

@@ -31,14 +31,15 @@ def write(spec: ModelSpec) -> dict[str, Any]:
     return gemma2.write_gemma(spec) | {"rope_parameters": two_ropes_config(spec)}
 
 
-ARCHITECTURES = llama.architectures("Gemma3Text") | {"lm": "Gemma3ForCausalLM"}
-del ARCHITECTURES["tag"]  # HF: there is none
-
 FAMILY = replace(
     gemma2.FAMILY,
     name="gemma3_text",
     trunk_names=llama.NAMES | gemma2.NORMS | QK_NORM,
-    architectures=ARCHITECTURES,
+    architectures={
+        "lm": "Gemma3ForCausalLM",
+        "classify": "Gemma3TextForSequenceClassification",
+        "trunk": "Gemma3TextModel",
+    },
     switches={**gemma2.FAMILY.switches, "qk_norm": True},
     fixed={**gemma2.FAMILY.fixed, **{key: None for key, _ in gemma2.CAPS.values()}},
     read=read,

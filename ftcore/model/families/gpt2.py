@@ -8,7 +8,7 @@ source  Radford et al. 2019, Language models are unsupervised multitask learners
 
 from typing import Any
 
-from ftcore.model.families.family import KEYS, Family, read_int
+from ftcore.model.families.family import KEYS, Family, architectures, read_int
 from ftcore.model.spec import ModelSpec
 
 LAYER, OURS = "h.{i}", "trunk.layers.{i}"
@@ -41,12 +41,7 @@ FAMILY = Family(
     },
     head_names={"lm_head": "head.lm_head", "score": "head.classifier"},
     ignored=("*.attn.bias", "*.attn.masked_bias"),
-    architectures={
-        "lm": "GPT2LMHeadModel",
-        "classify": "GPT2ForSequenceClassification",
-        "tag": "GPT2ForTokenClassification",
-        "trunk": "GPT2Model",
-    },
+    architectures=architectures("GPT2", "lm") | {"lm": "GPT2LMHeadModel"},
     tagger="classifier",
     switches={
         "is_causal": True,

@@ -10,7 +10,7 @@ source  Black et al. 2022, arXiv:2204.06745; Biderman et al. 2023, arXiv:2304.01
 from typing import Any
 
 from ftcore.model.families import gpt2
-from ftcore.model.families.family import KEYS, Family, read_float
+from ftcore.model.families.family import KEYS, Family, architectures, read_float
 from ftcore.model.families.positions import read_rope, rope_config
 from ftcore.model.spec import ModelSpec
 
@@ -60,12 +60,7 @@ FAMILY = Family(
         "score": "head.classifier",
     },
     ignored=("*.attention.bias", "*.attention.masked_bias", "*.rotary_emb.inv_freq"),
-    architectures={
-        "lm": "GPTNeoXForCausalLM",
-        "classify": "GPTNeoXForSequenceClassification",
-        "tag": "GPTNeoXForTokenClassification",
-        "trunk": "GPTNeoXModel",
-    },
+    architectures=architectures("GPTNeoX", "lm"),
     tagger="classifier",
     switches={**gpt2.FAMILY.switches, "position": "rope", "mlp": "gelu"},
     keys=KEYS

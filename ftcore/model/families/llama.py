@@ -6,7 +6,7 @@ source  Touvron et al. 2023, arXiv:2307.09288; Llama team 2024, arXiv:2407.21783
         HF layout of `LlamaForCausalLM`
 """
 
-from ftcore.model.families.family import KEYS, Family
+from ftcore.model.families.family import KEYS, Family, architectures
 from ftcore.model.families.positions import read_rope, write_rope
 
 LAYER, OURS = "layers.{i}", "trunk.layers.{i}"
@@ -25,23 +25,13 @@ NAMES = {
 }
 
 
-def architectures(classes: str) -> dict[str, str]:
-    """HF's classes of a decoder, whose names start with `classes`."""
-    return {
-        "lm": f"{classes}ForCausalLM",
-        "classify": f"{classes}ForSequenceClassification",
-        "tag": f"{classes}ForTokenClassification",
-        "trunk": f"{classes}Model",
-    }
-
-
 FAMILY = Family(
     name="llama",
     trunk_prefix="model.",
     trunk_names=NAMES,
     head_names={"lm_head": "head.lm_head", "score": "head.classifier"},
     ignored=("*.rotary_emb.inv_freq",),
-    architectures=architectures("Llama"),
+    architectures=architectures("Llama", "lm"),
     switches={
         "is_causal": True,
         "norm": "rms_norm",

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ftcore.model.families import llama
-from ftcore.model.families.family import read_int
+from ftcore.model.families.family import architectures, read_int
 from ftcore.model.families.positions import read_rope, write_rope
 from ftcore.model.spec import ModelSpec
 
@@ -32,7 +32,7 @@ def write(spec: ModelSpec) -> dict[str, Any]:
 FAMILY = replace(
     llama.FAMILY,
     name="mistral",
-    architectures=llama.architectures("Mistral"),
+    architectures=architectures("Mistral", "lm"),
     fixed={"hidden_act": "silu"},
     read=read,
     write=write,

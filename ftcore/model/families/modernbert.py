@@ -7,7 +7,7 @@ from typing import Any
 
 from ftcore.errors import ModelError
 from ftcore.model.families import positions
-from ftcore.model.families.family import KEYS, Family, read_int
+from ftcore.model.families.family import KEYS, Family, architectures, read_int
 from ftcore.model.families.positions import FULL, WINDOWED
 from ftcore.model.spec import ModelSpec
 
@@ -68,12 +68,7 @@ FAMILY = Family(
         "classifier": "head.classifier",
     },
     ignored=(),
-    architectures={
-        "mlm": "ModernBertForMaskedLM",
-        "classify": "ModernBertForSequenceClassification",
-        "tag": "ModernBertForTokenClassification",
-        "trunk": "ModernBertModel",
-    },
+    architectures=architectures("ModernBert", "mlm"),
     switches={
         "is_causal": False,
         "norm": "layer_norm",

@@ -6,6 +6,7 @@ source  Qwen team 2025, arXiv:2505.09388; HF layout of `Qwen3ForCausalLM`
 from dataclasses import replace
 
 from ftcore.model.families import llama
+from ftcore.model.families.family import architectures
 
 LAYER, OURS = llama.LAYER, llama.OURS
 QK_NORM = {f"{LAYER}.self_attn.{x}_norm": f"{OURS}.self_attn.{x}_norm" for x in "qk"}
@@ -14,7 +15,7 @@ FAMILY = replace(
     llama.FAMILY,
     name="qwen3",
     trunk_names=llama.NAMES | QK_NORM,
-    architectures=llama.architectures("Qwen3"),
+    architectures=architectures("Qwen3", "lm"),
     switches={**llama.FAMILY.switches, "qk_norm": True},
     keys={**llama.FAMILY.keys, "head_dim": ("head_dim", 128)},
     fixed={"hidden_act": "silu", "use_sliding_window": False, "attention_bias": False},

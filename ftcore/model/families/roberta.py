@@ -6,7 +6,7 @@ source  Liu et al. 2019, arXiv:1907.11692; HF layout of `RobertaModel`
 from typing import Any
 
 from ftcore.model.families import bert
-from ftcore.model.families.family import Family, read_int
+from ftcore.model.families.family import Family, architectures, read_int
 from ftcore.model.spec import ModelSpec
 
 
@@ -40,12 +40,7 @@ FAMILY = Family(
         "*pooler.dense.*",
         "lm_head.decoder.bias",  # HF: the same tensor as lm_head.bias
     ),
-    architectures={
-        "mlm": "RobertaForMaskedLM",
-        "classify": "RobertaForSequenceClassification",
-        "tag": "RobertaForTokenClassification",
-        "trunk": "RobertaModel",
-    },
+    architectures=architectures("Roberta", "mlm"),
     tagger="classifier",
     switches=bert.SWITCHES,
     keys=bert.BERT_KEYS,
