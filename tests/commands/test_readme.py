@@ -13,8 +13,6 @@ from typing import Any
 
 import pytest
 
-from ftcore.model.hub import BUILTIN
-
 ROOT = Path(__file__).parents[2]
 INSTALL = "python3 -m venv .venv && .venv/bin/pip install -e "
 BLOCKS = re.findall(r"^```\w*\n(.*?)^```", (ROOT / "README.md").read_text("utf-8"), re.M | re.S)
@@ -39,11 +37,6 @@ def named(bert: Path, qwen3: Path, files: dict[str, str], run: Run) -> dict[str,
     return {"DIR_OR_HUB_ID": str(qwen3), "DIR": str(bert)}
 
 
-def needs_weights() -> None:
-    if not (BUILTIN["builtin:base"] / "model.safetensors").is_file():
-        pytest.skip("the built-in base model has no weights yet")
-
-
 def test_the_first_screen_is_two_commands() -> None:
     first, second = (block.strip() for block in BLOCKS[:2])
     assert first == f"{INSTALL}. && .venv/bin/python train.py"
@@ -57,7 +50,6 @@ def test_the_test_command_collects() -> None:
 
 
 def test_the_first_command(files: dict[str, str], run: Run) -> None:
-    needs_weights()
     few = ("--loop.max-steps", "10", "--data.test", files["chat_test"])
     summary, printed = run("train", *SHORT, *few)
     assert summary["steps"] == 10 and "next:" in printed
@@ -75,8 +67,6 @@ def test_command(command: str, named: dict[str, str], files: dict[str, str], run
         return
     if "runs/NAME" in words:
         run("train", *LEARN.format(**named).split(), "--log.name", "NAME", *SHORT)
-    if "assistant" in words:
-        needs_weights()
     if "--help" in words:
         with pytest.raises(SystemExit) as left:
             run("train", *words)
