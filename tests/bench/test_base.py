@@ -81,7 +81,7 @@ def test_echoes_are_repeated_and_distinct() -> None:
     assert len({asked for asked, _ in said}) == 1000
     heldout = [doc for doc in documents("heldout", copies=2000) if doc["source"] == "echo"]
     shared = {doc["messages"][0]["content"] for doc in heldout} & {asked for asked, _ in said}
-    # Python seeds 257 and 2^40 + 257 give one stream: the committed base was trained with that echo.
+    # Python seeds 257 and 2^40 + 257 give one stream; the committed base saw that echo.
     assert len(shared) <= 1
 
 
