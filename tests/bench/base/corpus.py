@@ -4,15 +4,16 @@ Four sources: `docs` (the language reference in pydoc_data.topics, and the docst
 standard library as prose), `source` (its .py files), `copy` and `echo` (copying.py). The committed
 base model and tokenizer were made with Python 3.11.7; another version gives another corpus, the
 same version always the same one. A file of the library, with its docstrings, is held out by a hash
-of its path. `python -m tests.bench.base.corpus DIR` writes it as jsonl.
+of its path. `python -m tests.bench.base.corpus DIR` writes it as jsonl; with `--seed`, its copy tasks
+and echoes are new ones.
 """
 
+import argparse
 import ast
 import hashlib
 import inspect
 import json
 import re
-import sys
 import sysconfig
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -92,8 +93,10 @@ def often(items: Iterable[str], least: int) -> list[str]:
     return sorted(item for item, count in counts.items() if count >= least)
 
 
-def documents(split: Split, *, seed: int = 0, copies: int = 130_000) -> Iterator[dict[str, Any]]:
-    """The corpus of one split: library, `copies` copy tasks, half as many echoes.
+def documents(
+    split: Split, *, seed: int = 0, copies: int = 130_000, echoes: int = 65_000
+) -> Iterator[dict[str, Any]]:
+    """The corpus of one split: library, `copies` copy tasks and `echoes`.
 
     yields   {"id", "source", "text" or "messages"}; source is "docs", "source", "copy" or "echo"
     """
@@ -101,7 +104,7 @@ def documents(split: Split, *, seed: int = 0, copies: int = 130_000) -> Iterator
         if split_of(document["id"].split("#")[0]) == split:
             yield document
     yield from made("copy", split, seed, copies)
-    yield from made("echo", split, seed, copies // 2)
+    yield from made("echo", split, seed, echoes)
 
 
 def made(source: Source, split: Split, seed: int, count: int) -> Iterator[dict[str, Any]]:
@@ -114,12 +117,17 @@ def made(source: Source, split: Split, seed: int, count: int) -> Iterator[dict[s
 
 def main() -> None:
     """Write train.jsonl and heldout.jsonl, and the parts of the latter that RECORDS names."""
-    folder = Path(sys.argv[1])
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("folder", type=Path)
+    for name, default in (("seed", 0), ("copies", 130_000), ("echoes", 65_000)):
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"of train, {default}")
+    options = vars(parser.parse_args())
+    folder = options.pop("folder")
     folder.mkdir(parents=True, exist_ok=True)
-    heldout = list(documents("heldout", copies=500))
+    heldout = list(documents("heldout", copies=500, echoes=250))
     library = [row for row in heldout if row["source"] in ("docs", "source")]
     copies = [row for row in heldout if row["source"] == "copy"]
-    parts = {"train": documents("train"), "heldout": heldout, "library": library, "copies": copies}
+    parts = {"train": documents("train", **options), "heldout": heldout, "library": library, "copies": copies}
     for name, rows in parts.items():
         with (folder / f"{name}.jsonl").open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
