@@ -5,7 +5,7 @@ standard library as prose), `source` (its .py files), `copy` and `echo` (copying
 base model and tokenizer were made with Python 3.11.7; another version gives another corpus, the
 same version always the same one. A file of the library, with its docstrings, is held out by a hash
 of its path. `python -m tests.bench.base.corpus DIR` writes it as jsonl; with `--seed`, its copy tasks
-and echoes are new ones.
+and echoes are new ones, with `--every 4` a quarter of the library is in it.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import sysconfig
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any, Literal
@@ -94,15 +95,14 @@ def often(items: Iterable[str], least: int) -> list[str]:
 
 
 def documents(
-    split: Split, *, seed: int = 0, copies: int = 130_000, echoes: int = 65_000
+    split: Split, *, seed: int = 0, copies: int = 130_000, echoes: int = 65_000, every: int = 1
 ) -> Iterator[dict[str, Any]]:
-    """The corpus of one split: library, `copies` copy tasks and `echoes`.
+    """The corpus of one split: every n-th file of the library, `copies` copy tasks and `echoes`.
 
     yields   {"id", "source", "text" or "messages"}; source is "docs", "source", "copy" or "echo"
     """
-    for document in library_documents():
-        if split_of(document["id"].split("#")[0]) == split:
-            yield document
+    library = (doc for doc in library_documents() if split_of(doc["id"].split("#")[0]) == split)
+    yield from islice(library, 0, None, every)
     yield from made("copy", split, seed, copies)
     yield from made("echo", split, seed, echoes)
 
@@ -119,8 +119,8 @@ def main() -> None:
     """Write train.jsonl and heldout.jsonl, and the parts of the latter that RECORDS names."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("folder", type=Path)
-    for name, default in (("seed", 0), ("copies", 130_000), ("echoes", 65_000)):
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"of train, {default}")
+    for name, default in (("seed", 0), ("copies", 130_000), ("echoes", 65_000), ("every", 1)):
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"of train; {default}")
     options = vars(parser.parse_args())
     folder = options.pop("folder")
     folder.mkdir(parents=True, exist_ok=True)
