@@ -40,7 +40,7 @@ HALF = ("--loop.max-steps", "510")  # of an epoch of 1,022 steps
 FREEZE = ("--peft.method", "freeze", "--peft.trainable")
 RECIPES: dict[str, list[str]] = {
     "full": ["--optim.lr", "2e-4"],
-    "lora": ["--optim.lr", "3e-3", "--peft.method", "lora", "--peft.rank", "8", *HALF],
+    "lora": ["--optim.lr", "3e-3", "--peft.method", "lora", "--peft.rank", "8"],
     "last2": ["--optim.lr", "1e-3", *FREEZE, "last:2", "head", *HALF],
     "head": ["--optim.lr", "1e-2", *FREEZE, "head", *HALF],
 }
