@@ -8,11 +8,11 @@ import difflib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args, get_type_hints
 
-from ftcore.data.chat import Message
+from ftcore.data.chat import Message, RowError
 from ftcore.data.read import Row
 from ftcore.errors import DataError
 
@@ -126,15 +126,7 @@ def label_map(examples: Sequence[LabelledText | Tagged]) -> LabelMap:
 
 def texts(rows: Sequence[Row], *, text: str = "text") -> tuple[list[Text], list[Rejected]]:
     """Documents of plain text from column `text`."""
-    _require(rows, [text])
-    kept, rejected = [], []
-    for row in rows:
-        content = _text(row, text)
-        if content.strip():
-            kept.append(Text(row.id, content, row.file, row.line))
-        else:
-            rejected.append(_reject(row, f"column {text!r} is empty"))
-    return _some(kept, rejected)
+    return _examples(rows, [text], lambda r: Text(r.id, _text(r, text), r.file, r.line))
 
 
 def labelled(
@@ -152,22 +144,18 @@ def labelled(
     separator   not empty: a row has any number of labels, in a list or with this between them
     raises      DataError: a column is missing, a text is not text, a score is not a number
     """
-    columns = [text] if pair is None else [text, pair]
-    _require(rows, [*columns, label])
-    kept, rejected = [], []
-    for row in rows:
-        contents = [_text(row, column) for column in columns]
-        empty = [column for column, c in zip(columns, contents, strict=True) if not c.strip()]
-        value = _labels(row, label, separator) if separator else _label(row, label)
-        if empty:
-            rejected.append(_reject(row, f"column {empty[0]!r} is empty"))
-        elif value in ("", None):
-            rejected.append(_reject(row, f"column {label!r} holds no label"))
-        else:
-            value = _score(row, label, value) if scores else value
-            second = contents[1] if pair is not None else None
-            kept.append(LabelledText(row.id, contents[0], second, value, row.file, row.line))
-    return _some(kept, rejected)
+
+    def example(row: Row) -> LabelledText:
+        first = _text(row, text)
+        second = None if pair is None else _text(row, pair)
+        value = name = _label(row, label, separator)
+        if scores:
+            value = _number(name)
+            if value is None:
+                raise _wrong(row, f"column {label!r} must hold a number, not {name!r}")
+        return LabelledText(row.id, first, second, value, row.file, row.line)
+
+    return _examples(rows, [text, *([] if pair is None else [pair]), label], example)
 
 
 def tagged(
@@ -177,9 +165,8 @@ def tagged(
 
     raises    DataError: a column is missing, a value is no list of texts, lists differ in length
     """
-    _require(rows, [tokens, tags])
-    kept, rejected = [], []
-    for row in rows:
+
+    def example(row: Row) -> Tagged:
         lists = [row.fields.get(column) for column in (tokens, tags)]
         if not all(isinstance(x, list) and all(isinstance(y, str) for y in x) for x in lists):
             raise _wrong(row, f"columns {tokens!r} and {tags!r} must hold lists of texts")
@@ -188,11 +175,11 @@ def tagged(
             raise _wrong(row, "a tag is empty: write O for a word outside every entity")
         if len(words) != len(names):
             raise _wrong(row, f"{len(words)} words have {len(names)} tags: must be one each")
-        if words:
-            kept.append(Tagged(row.id, tuple(words), to_bio(names), row.file, row.line))
-        else:
-            rejected.append(_reject(row, f"column {tokens!r} holds no words"))
-    return _some(kept, rejected)
+        if not words:
+            raise RowError(f"column {tokens!r} holds no words")
+        return Tagged(row.id, tuple(words), to_bio(names), row.file, row.line)
+
+    return _examples(rows, [tokens, tags], example)
 
 
 def to_bio(tags: Sequence[str]) -> tuple[str, ...]:
@@ -215,21 +202,21 @@ def chats(rows: Sequence[Row], *, messages: str = "messages") -> tuple[list[Chat
 
     raises    DataError: a column is missing, a role is unknown, a value has the wrong type
     """
-    _require(rows, [messages])
-    kept, rejected = [], []
-    for row in rows:
+
+    def example(row: Row) -> Chat:
         turns = row.fields.get(messages)
         if turns is None or turns == []:
-            rejected.append(_reject(row, f"column {messages!r} holds no messages"))
-            continue
+            raise RowError(f"column {messages!r} holds no messages")
         if not isinstance(turns, list):
             raise _wrong(row, f"column {messages!r} must hold a list of messages")
-        if unsupported := _unsupported(turns):
-            rejected.append(_reject(row, unsupported))
-            continue
+        for number, turn in enumerate(turns, start=1):
+            for key in UNSUPPORTED:
+                if isinstance(turn, dict) and turn.get(key):
+                    raise RowError(f"message {number} holds {key!r}, which is not supported")
         checked = tuple(_message(row, turn, number) for number, turn in enumerate(turns, start=1))
-        kept.append(Chat(row.id, checked, row.file, row.line))
-    return _some(kept, rejected)
+        return Chat(row.id, checked, row.file, row.line)
+
+    return _examples(rows, [messages], example)
 
 
 def _message(row: Row, turn: Any, number: int) -> Message:
@@ -250,17 +237,10 @@ def _message(row: Row, turn: Any, number: int) -> Message:
     return Message(role=role, content=turn["content"], train=train, weight=float(weight))
 
 
-def _unsupported(turns: list[Any]) -> str | None:
-    for number, turn in enumerate(turns, start=1):
-        for key in UNSUPPORTED:
-            if isinstance(turn, dict) and turn.get(key):
-                return f"message {number} holds {key!r}, which is not supported"
-    return None
-
-
-def _require(rows: Sequence[Row], columns: Sequence[str]) -> None:
-    if not rows:
-        raise DataError("there are no rows")
+def _examples(
+    rows: Sequence[Row], columns: Sequence[str], example: Callable[[Row], Any]
+) -> tuple[list[Any], list[Rejected]]:
+    """The `example` of each row, and the rows of which it makes none: where it raises RowError."""
     for column in columns:
         if not any(column in row.fields for row in rows):
             names = list(rows[0].fields)
@@ -268,44 +248,42 @@ def _require(rows: Sequence[Row], columns: Sequence[str]) -> None:
                 f"{rows[0].file}: no column {column!r}; its columns are "
                 f"{', '.join(map(repr, names))}{_nearest(column, names)}"
             )
+    kept, rejected = [], []
+    for row in rows:
+        try:
+            kept.append(example(row))
+        except RowError as error:
+            rejected.append(left_out(row, str(error)))
+    require_some(kept, rejected)
+    return kept, rejected
 
 
 def _text(row: Row, column: str) -> str:
     value = row.fields.get(column)
-    if value is None:
-        return ""
-    if not isinstance(value, str):
+    if value is not None and not isinstance(value, str):
         raise _wrong(row, f"column {column!r} must hold text, not {type(value).__name__}")
+    if not (value or "").strip():
+        raise RowError(f"column {column!r} is empty")
     return value
 
 
-def _label(row: Row, column: str) -> str:
+def _label(row: Row, column: str, separator: str) -> str | tuple[str, ...]:
+    """The label of a row; with a separator its labels, each once: a row may say it has none."""
     value = row.fields.get(column)
+    if value is None or not (separator or str(value).strip()):
+        raise RowError(f"column {column!r} holds no label")
+    if separator:
+        if not isinstance(value, list | str):
+            raise _wrong(row, f"column {column!r} must hold a list of labels, or text with them")
+        parts = value.split(separator) if isinstance(value, str) else map(str, value)
+        return tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
     if isinstance(value, list | dict):
         raise _wrong(
             row,
             f"column {column!r} must hold one label, not {type(value).__name__}; where rows have "
             "several, give data.label_separator",
         )
-    return "" if value is None else str(value).strip()
-
-
-def _labels(row: Row, column: str, separator: str) -> tuple[str, ...] | None:
-    """Labels of a row, each once; None where it does not say, which is not the same as none."""
-    value = row.fields.get(column)
-    if value is None:
-        return None
-    if not isinstance(value, list | str):
-        raise _wrong(row, f"column {column!r} must hold a list of labels, or text with them")
-    parts = value.split(separator) if isinstance(value, str) else map(str, value)
-    return tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
-
-
-def _score(row: Row, column: str, name: str) -> float:
-    value = _number(name)
-    if value is None:
-        raise _wrong(row, f"column {column!r} must hold a number, not {name!r}")
-    return value
+    return str(value).strip()
 
 
 def _number(name: str) -> float | None:
@@ -314,10 +292,6 @@ def _number(name: str) -> float | None:
     except ValueError:
         return None
     return value if math.isfinite(value) else None
-
-
-def _reject(row: Row, reason: str) -> Rejected:
-    return Rejected(row.id, row.file, row.line, reason)
 
 
 def _wrong(row: Row, problem: str) -> DataError:
@@ -330,9 +304,9 @@ def _nearest(name: str, names: Iterable[str]) -> str:
     return f"; nearest: {near[0]!r}" if near else ""
 
 
-def _some(kept: list[Any], rejected: list[Rejected]) -> tuple[list[Any], list[Rejected]]:
-    require_some(kept, rejected)
-    return kept, rejected
+def left_out(source: Row | Text | LabelledText | Tagged | Chat, reason: str) -> Rejected:
+    """What is remembered of a row that is not used as it is."""
+    return Rejected(source.id, source.file, source.line, reason)
 
 
 def require_some(kept: Sequence[Any], rejected: Sequence[Rejected]) -> None:

@@ -1,15 +1,16 @@
-"""Text, chats and labelled texts to `Encoded` documents, one by one or many at once.
+"""Texts, chats and labelled texts to the `Encoded` documents of a `Split`.
 
 Letters: T tokens of a document.
 
-What counts in a chat is said in supervise.py; in plain text every token counts. Batch functions
-return `EncodedRows`: every row is a document, or rejected with its reason.
+What counts in a chat is said in supervise.py; in plain text every token counts. Every row becomes a
+document, or is rejected with its reason.
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from operator import itemgetter
+from typing import Literal
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from ftcore.data.columns import (
     Rejected,
     Tagged,
     Text,
+    left_out,
     require_some,
 )
 from ftcore.data.pack import Encoded
@@ -29,8 +31,6 @@ from ftcore.data.tokenizer import Encoding, Tokenizer
 from ftcore.errors import DataError, ModelError
 
 OverLength = Literal["error", "drop", "cut_right"]
-
-SLAB = 1024  # rows tokenised in one call; a library encoding takes some 100 bytes a token
 
 
 @dataclass(frozen=True)
@@ -43,37 +43,43 @@ class Sentence:
 
 
 @dataclass
-class EncodedRows:
-    """What rows gave, in their order."""
+class Split:
+    """Documents of one purpose in the order of their rows, and what was lost on the way."""
 
     documents: list[Encoded] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)  # rows that gave none
     cut: list[Rejected] = field(default_factory=list)  # rows cut to the maximum length
-    sentences: dict[str, Sentence] = field(default_factory=dict)  # by row id
     untold: list[Rejected] = field(default_factory=list)  # words that gave no token
+    chats: list[Chat] = field(default_factory=list)  # conversations behind the documents
+    sentences: dict[str, Sentence] = field(default_factory=dict)  # sentences behind, by row id
+    num_bytes: int = 0  # UTF-8 bytes of plain text, for bits per byte; 0 for other data
 
 
 def encode_texts(
     texts: Sequence[Text], tokenizer: Tokenizer, *, end: bool, max_length: int | None = None
-) -> EncodedRows:
-    """Documents of plain text; one longer than `max_length` tokens is `split`."""
-    rows = EncodedRows()
-    for slab in slabs(texts):
-        encodings = tokenizer.encode_batch([text.text for text in slab])
-        for text, encoding in zip(slab, encodings, strict=True):
-            try:
-                document = _supervised_text(text.id, encoding, tokenizer, end=end)
-            except RowError as error:
-                rows.rejected.append(left_out(text, str(error)))
-                continue
-            rows.documents += split(document, max_length) if max_length else [document]
-    require_some(rows.documents, rows.rejected)
-    return rows
+) -> Split:
+    """Documents of plain text; one longer than `max_length` tokens becomes several."""
+    if end and tokenizer.end_of_text_id is None:
+        raise ModelError(f"{tokenizer.where}: the tokenizer has no token that ends a text")
+    last_T = np.array([tokenizer.end_of_text_id] if end else [], dtype=np.int32)
+    split = Split(num_bytes=sum(len(text.text.encode()) for text in texts))
+    encodings = tokenizer.encode_batch([text.text for text in texts])
+    for text, encoding in zip(texts, encodings, strict=True):
+        ids_T = np.append(encoding.ids_T, last_T)
+        if len(ids_T) < 2:
+            reason = f"nothing to supervise: the text has {len(ids_T)} token(s)"
+            split.rejected.append(left_out(text, reason))
+            continue
+        document = shifted(text.id, ids_T, np.ones(len(ids_T), dtype=np.float32))
+        split.documents += parts(document, max_length) if max_length else [document]
+    require_some(split.documents, split.rejected)
+    return split
 
 
-def split(document: Encoded, max_length: int) -> list[Encoded]:
-    """Pieces of at most `max_length` tokens; the last position of a piece still predicts the first
-    token of the next, so that no supervised token is lost. Row ids become "id:0", "id:1", ..."""
+def parts(document: Encoded, max_length: int) -> list[Encoded]:
+    """A document in parts of at most `max_length` tokens; the last position of a part still
+    predicts the first token of the next, so that no supervised token is lost. Row ids become
+    "id:0", "id:1", ..."""
     if len(document) <= max_length:
         return [document]
     cuts = [slice(s, s + max_length) for s in range(0, len(document), max_length)]
@@ -102,7 +108,7 @@ def encode_chats(
     train_on_eot: bool = True,
     max_length: int | None = None,
     over_length: OverLength = "error",
-) -> EncodedRows:
+) -> Split:
     """Chats, with their answers supervised.
 
     train_on       assistant: messages whose `train` is true, by default all answers;
@@ -112,64 +118,67 @@ def encode_chats(
     over_length    what happens to a longer chat: error, drop, or cut_right (its end is cut off)
     raises         DataError: a chat is too long (error), or no chat can be used
     """
-    rows = EncodedRows()
-    for slab in slabs(chats):
-        rendered = []
-        for chat in slab:
-            try:
-                rendered.append((chat, *find_answers(chat, tokenizer, train_on=train_on)))
-            except RowError as error:
-                rows.rejected.append(left_out(chat, str(error)))
-        encodings = tokenizer.encode_batch([r.text for _, r, _ in rendered], special=False)
-        for (chat, rendering, answers), encoding in zip(rendered, encodings, strict=True):
-            document = supervise(
-                chat.id, rendering.text, encoding, answers, tokenizer, train_on_eot=train_on_eot
-            )
-            if max_length is None or len(document) <= max_length:
-                rows.documents.append(document)
-                continue
+    split, rendered = Split(), []
+    for chat in chats:
+        try:
+            rendered.append((chat, *find_answers(chat, tokenizer, train_on=train_on)))
+        except RowError as error:
+            split.rejected.append(left_out(chat, str(error)))
+    encodings = tokenizer.encode_batch([r.text for _, r, _ in rendered], special=False)
+    for (chat, rendering, answers), encoding in zip(rendered, encodings, strict=True):
+        document = supervise(
+            chat.id, rendering.text, encoding, answers, tokenizer, train_on_eot=train_on_eot
+        )
+        if max_length is None or len(document) <= max_length:
+            split.documents.append(document)
+        else:
             short = take(document, slice(max_length))
-            admit_cut(rows, chat, document, short, over_length=over_length)
-    require_some(rows.documents, rows.rejected)
-    return rows
+            admit_cut(split, chat, document, short, over_length=over_length)
+    require_some(split.documents, split.rejected)
+    used = {document.row_id for document in split.documents}
+    split.chats = [chat for chat in chats if chat.id in used]
+    return split
 
 
 def encode_labelled(
-    example: LabelledText,
-    tokenizer: Tokenizer,
-    labels: LabelMap | None,
-    *,
-    max_length: int | None = None,
-) -> Encoded:
-    """A labelled text or pair: labels is the class index, or which of the classes it has, or the
-    score where `labels` is None.
-
-    max_length   tokens; the longer text of a pair loses its end, special tokens stay
-    """
-    ids_T, types_T = tokenizer.encode_pair(example.text, example.pair, max_length=max_length)
-    return _labelled(example, ids_T, types_T, labels)
-
-
-def encode_labelled_rows(
     examples: Sequence[LabelledText],
     tokenizer: Tokenizer,
     labels: LabelMap | None,
     *,
     max_length: int | None = None,
     over_length: OverLength = "error",
-) -> EncodedRows:
-    """Many labelled texts; see `encode_labelled` and, for `over_length`, `encode_chats`."""
-    rows = EncodedRows()
+) -> Split:
+    """Labelled texts and pairs: a label is the class index, or which of the classes a text has, or
+    the score where `labels` is None.
+
+    max_length   tokens; the longer text of a pair loses its end, special tokens stay
+    over_length  see `encode_chats`
+    """
+    split = Split()
     pairs = tokenizer.encode_pairs([e.text for e in examples], [e.pair for e in examples])
-    for example, (ids_T, types_T) in zip(examples, pairs, strict=True):
-        document = _labelled(example, ids_T, types_T, labels)
+    for example, pair in zip(examples, pairs, strict=True):
+        document = _labelled(example, *pair, labels)
         if max_length is None or len(document) <= max_length:
-            rows.documents.append(document)
+            split.documents.append(document)
         else:
-            short = encode_labelled(example, tokenizer, labels, max_length=max_length)
-            admit_cut(rows, example, document, short, over_length=over_length)
-    require_some(rows.documents, rows.rejected)
-    return rows
+            (pair,) = tokenizer.encode_pairs([example.text], [example.pair], max_length=max_length)
+            short = _labelled(example, *pair, labels)
+            admit_cut(split, example, document, short, over_length=over_length)
+    require_some(split.documents, split.rejected)
+    return split
+
+
+def _labelled(
+    example: LabelledText, ids_T: np.ndarray, types_T: np.ndarray, labels: LabelMap | None
+) -> Encoded:
+    if labels is None:
+        label = float(example.label)
+    elif isinstance(example.label, str):
+        (label,) = labels.indices(example)
+    else:
+        label = np.zeros(len(labels), dtype=np.float32)
+        label[labels.indices(example)] = 1.0
+    return Encoded(example.id, ids_T, label, types_T=types_T if types_T.any() else None)
 
 
 def pieces(encoding: Encoding, max_length: int) -> list[np.ndarray]:
@@ -204,47 +213,19 @@ def show(document: Encoded, tokenizer: Tokenizer) -> str:
     """A document as text, special tokens included, with supervised runs between double brackets."""
     if not isinstance(document.weights, np.ndarray):
         return f"{tokenizer.decode(document.tokens_T, special=True)} -> {document.labels}"
-    targets_T = np.append(document.tokens_T[:1], document.labels)
-    counts_T = np.append(False, document.weights > 0)
-    if not counts_T[-1]:  # the last position predicts nothing
-        targets_T, counts_T = targets_T[:-1], counts_T[:-1]
-    borders = [0, *(np.flatnonzero(np.diff(counts_T)) + 1), len(targets_T)]
-    runs = []
-    for start, end in itertools.pairwise(borders):
-        run = tokenizer.decode(targets_T[start:end], special=True)
-        runs.append(f"[[{run}]]" if counts_T[start] else run)
-    return "".join(runs)
-
-
-def _supervised_text(
-    row_id: str, encoding: Encoding, tokenizer: Tokenizer, *, end: bool
-) -> Encoded:
-    ids_T = encoding.ids_T
-    if end:
-        if tokenizer.end_of_text_id is None:
-            raise ModelError(f"{tokenizer.where}: the tokenizer has no token that ends a text")
-        ids_T = np.append(ids_T, np.int32(tokenizer.end_of_text_id))
-    if len(ids_T) < 2:
-        raise RowError(f"nothing to supervise: the text has {len(ids_T)} token(s)")
-    return shifted(row_id, ids_T, np.ones(len(ids_T), dtype=np.float32))
-
-
-def _labelled(
-    example: LabelledText, ids_T: np.ndarray, types_T: np.ndarray, labels: LabelMap | None
-) -> Encoded:
-    types_T = types_T if types_T.any() else None
-    if labels is None:
-        return Encoded(example.id, ids_T, float(example.label), 1.0, types_T)
-    indices = labels.indices(example)
-    if isinstance(example.label, str):
-        return Encoded(example.id, ids_T, indices[0], 1.0, types_T)
-    has_K = np.zeros(len(labels), dtype=np.float32)
-    has_K[indices] = 1.0
-    return Encoded(example.id, ids_T, has_K, 1.0, types_T)
+    pairs = zip(document.labels, document.weights > 0, strict=True)
+    targets = [(document.tokens_T[0], False), *pairs]
+    if not targets[-1][1]:  # the last position predicts nothing
+        targets.pop()
+    shown = ""
+    for counts, run in itertools.groupby(targets, key=itemgetter(1)):
+        text = tokenizer.decode([id_ for id_, _ in run], special=True)
+        shown += f"[[{text}]]" if counts else text
+    return shown
 
 
 def admit_cut(
-    rows: EncodedRows,
+    split: Split,
     source: Chat | LabelledText | Tagged,
     document: Encoded,
     short: Encoded,
@@ -259,21 +240,10 @@ def admit_cut(
             "length, or choose to drop long rows or to cut them on the right"
         )
     if over_length == "drop":
-        rows.rejected.append(left_out(source, f"{length} tokens, {limit} are allowed"))
+        split.rejected.append(left_out(source, f"{length} tokens, {limit} are allowed"))
     elif isinstance(short.weights, np.ndarray) and not short.weights.any():
         reason = f"nothing to supervise in the first {limit} of {length} tokens"
-        rows.rejected.append(left_out(source, reason))
+        split.rejected.append(left_out(source, reason))
     else:
-        rows.documents.append(short)
-        rows.cut.append(left_out(source, f"cut from {length} to {limit} tokens"))
-
-
-def left_out(source: Text | Chat | LabelledText | Tagged, reason: str) -> Rejected:
-    """What is remembered of a row that is not used as it is."""
-    return Rejected(source.id, source.file, source.line, reason)
-
-
-def slabs(rows: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    """Rows by the SLAB."""
-    for start in range(0, len(rows), SLAB):
-        yield rows[start : start + SLAB]
+        split.documents.append(short)
+        split.cut.append(left_out(source, f"cut from {length} to {limit} tokens"))

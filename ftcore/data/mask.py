@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ftcore.data.columns import Text, require_some
-from ftcore.data.encode import EncodedRows, left_out, pieces, slabs, take
+from ftcore.data.columns import Text, left_out, require_some
+from ftcore.data.encode import Split, pieces, take
 from ftcore.data.pack import Encoded
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import ModelError
@@ -22,27 +22,26 @@ SHARE = 0.15  # of a piece's own tokens
 MASKED, RANDOM = 0.8, 0.1  # of these
 
 
-def encode_pieces(texts: Sequence[Text], tokenizer: Tokenizer, *, max_length: int) -> EncodedRows:
+def encode_pieces(texts: Sequence[Text], tokenizer: Tokenizer, *, max_length: int) -> Split:
     """Texts as documents of at most `max_length` tokens, the special ones around each; labels are
     the tokens themselves, and those that may be hidden have weight 1. No token is lost.
 
     raises    DataError: no text can be used, or no room is left beside the special tokens
     """
-    rows, special = EncodedRows(), list(tokenizer.special_ids)
-    for slab in slabs(texts):
-        encodings = tokenizer.encode_batch([text.text for text in slab])
-        for text, encoding in zip(slab, encodings, strict=True):
-            ids_T = encoding.ids_T
-            weights_T = (~np.isin(ids_T, special)).astype(np.float32)
-            whole = Encoded(text.id, ids_T, ids_T, weights_T)
-            for number, places in enumerate(pieces(encoding, max_length)):
-                piece = replace(take(whole, places), row_id=f"{text.id}:{number}")
-                if piece.weights.any():
-                    rows.documents.append(piece)
-                else:
-                    rows.rejected.append(left_out(text, "a piece holds special tokens alone"))
-    require_some(rows.documents, rows.rejected)
-    return rows
+    split, special = Split(), list(tokenizer.special_ids)
+    encodings = tokenizer.encode_batch([text.text for text in texts])
+    for text, encoding in zip(texts, encodings, strict=True):
+        ids_T = encoding.ids_T
+        weights_T = (~np.isin(ids_T, special)).astype(np.float32)
+        whole = Encoded(text.id, ids_T, ids_T, weights_T)
+        for number, places in enumerate(pieces(encoding, max_length)):
+            piece = replace(take(whole, places), row_id=f"{text.id}:{number}")
+            if piece.weights.any():
+                split.documents.append(piece)
+            else:
+                split.rejected.append(left_out(text, "a piece holds special tokens alone"))
+    require_some(split.documents, split.rejected)
+    return split
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,11 @@
-"""Files to encoded documents for one run: read, map columns, encode; every row accounted for.
+"""Files to the documents of one run: read, map columns, encode; every row accounted for.
 
 `builtin:chat` stands for the data set that ftcore makes itself.
 """
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -27,70 +27,39 @@ from ftcore.data.columns import (
     LabelMap,
     Rejected,
     Tagged,
+    Text,
     chats,
     label_map,
     labelled,
     tagged,
     texts,
 )
-from ftcore.data.encode import (
-    EncodedRows,
-    Sentence,
-    encode_chats,
-    encode_labelled_rows,
-    encode_texts,
-)
+from ftcore.data.encode import Split, encode_chats, encode_labelled, encode_texts
 from ftcore.data.mask import Masking, encode_pieces
-from ftcore.data.pack import Encoded
 from ftcore.data.read import Row, read_rows
 from ftcore.data.tag import encode_tagged
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import ConfigError, DataError
 
 BUILTIN_CHAT = "builtin:chat"
-Example = LabelledText | Tagged
+BUILTIN_TESTS = ("test_values", "test_combinations", "test_wording")
 MESSAGES = "messages"  # the column that tells a chat from plain text
 
-
-@dataclass
-class Split:
-    """Rows of one purpose."""
-
-    documents: list[Encoded]  # encoded rows, in file order
-    # the conversations behind them, for generated answers
-    chats: list[Chat] = field(default_factory=list)
-    # words and tags behind them, by row id
-    sentences: dict[str, Sentence] = field(default_factory=dict)
-    num_bytes: int = 0  # UTF-8 bytes of plain text, for bits per byte; 0 for other data
+DataConfig = TextDataConfig | ChatDataConfig | RowsConfig
+Example = Text | Chat | LabelledText | Tagged
 
 
 @dataclass
 class Prepared:
     """What a run trains and is judged on."""
 
-    # train, dev, tests: splits; `tests` by name
-    train: Split
-    dev: Split
-    tests: dict[str, Split]
+    train: Split = field(default_factory=Split)
+    dev: Split = field(default_factory=Split)
+    tests: dict[str, Split] = field(default_factory=dict)
     # classes, by index; of a regression the one name of its scores
     labels: tuple[str, ...] | None = None
-    # rejected, cut: rows left out and rows cut short, by split, each with its reason
-    rejected: dict[str, list[Rejected]] = field(default_factory=dict)
-    cut: dict[str, list[Rejected]] = field(default_factory=dict)
-    # words of sentences that gave no token, likewise
-    untold: dict[str, list[Rejected]] = field(default_factory=dict)
     # what a step makes of a training row: hides some tokens; None: nothing
     draw: Masking | None = None
-
-    def account(self, split: str, mapped: Sequence[Rejected], rows: EncodedRows) -> None:
-        """Remember what a split lost."""
-        self.rejected[split] = [*mapped, *rows.rejected]
-        self.cut[split] = rows.cut
-        self.untold[split] = rows.untold
-
-    def losses(self) -> list[tuple[str, dict[str, list[Rejected]]]]:
-        """What was lost, by the word for it."""
-        return [("left out", self.rejected), ("cut", self.cut), ("without token", self.untold)]
 
     def splits(self) -> list[tuple[str, Split]]:
         """Every split that has rows, by name."""
@@ -103,8 +72,8 @@ class Prepared:
         for name, split in self.splits():
             tokens = sum(len(document) for document in split.documents)
             line = f"{name}: {len(split.documents)} rows, {tokens} tokens"
-            for what, found in self.losses():
-                reasons = Counter(row.reason for row in found.get(name, []))
+            for what, found in _losses(split):
+                reasons = Counter(row.reason for row in found)
                 shown = reasons.most_common(5)
                 line += "".join(f"; {what} {n} ({reason})" for reason, n in shown)
                 more = reasons.total() - sum(n for _, n in shown)
@@ -115,162 +84,85 @@ class Prepared:
     def write(self, folder: Path) -> None:
         """Write rejected.jsonl: every row that was left out or cut, with its place and reason."""
         lines = [
-            json.dumps({"split": split, "what": what, **asdict(row)}, ensure_ascii=False)
-            for what, found in self.losses()
-            for split, rows in found.items()
-            for row in rows
+            json.dumps({"split": name, "what": what, **asdict(row)}, ensure_ascii=False) + "\n"
+            for name, split in self.splits()
+            for what, found in _losses(split)
+            for row in found
         ]
         folder.mkdir(exist_ok=True)
-        (folder / "rejected.jsonl").write_text("".join(line + "\n" for line in lines), "utf-8")
+        (folder / "rejected.jsonl").write_text("".join(lines), "utf-8")
+
+
+def _losses(split: Split) -> list[tuple[str, list[Rejected]]]:
+    """What was lost, by the word for it."""
+    return [("left out", split.rejected), ("cut", split.cut), ("without token", split.untold)]
 
 
 def prepare(
-    config: TextDataConfig | ChatDataConfig | RowsConfig,
-    tokenizer: Tokenizer,
-    *,
-    seed: int,
-    labels: tuple[str, ...] | None = None,
+    config: DataConfig, tokenizer: Tokenizer, *, seed: int, labels: tuple[str, ...] | None = None
 ) -> Prepared:
     """All splits of a run.
 
-    seed        chooses the rows held out of training
+    seed        chooses the rows held out of training, and the tokens that a step hides
     labels      classes of a model that is only evaluated; None: those of the training rows
     raises      DataError: a file, column, label or row that cannot be used
     """
+    if isinstance(config, RowsConfig) and not config.train and labels is None:
+        raise DataError("data.train is empty: name files of labelled rows with --data.train FILE")
+    prepared = Prepared(labels=labels)
     if isinstance(config, MaskedDataConfig):
-        return prepare_masked(config, tokenizer, seed=seed)
-    if isinstance(config, TextDataConfig):
-        return prepare_text(config, tokenizer)
-    if isinstance(config, ChatDataConfig):
-        return prepare_chats(config, tokenizer)
-    return prepare_rows(config, tokenizer, seed=seed, labels=labels)
+        prepared.draw = Masking.of(tokenizer, seed)
 
-
-def prepare_text(config: TextDataConfig, tokenizer: Tokenizer) -> Prepared:
-    """Plain text, cut into documents of at most `config.max_length` tokens, and chats among it.
-
-    A row with messages is a chat: its answers alone are supervised, and it is never cut. Beside
-    chats no bits per byte are counted, since not every byte is predicted.
-    """
-    prepared = Prepared(Split([]), Split([]), {})
-
-    def split(name: str, rows: list[Row]) -> Split:
-        plain = [row for row in rows if MESSAGES not in row.fields]
-        encoded, rejected, num_bytes = EncodedRows(), [], 0
-        if plain:
-            kept, rejected = texts(plain, text=config.text)
-            encoded = encode_texts(kept, tokenizer, end=True, max_length=config.max_length)
-            num_bytes = sum(len(t.text.encode()) for t in kept)
-        if len(plain) < len(rows):
-            talked, refused = chats([row for row in rows if MESSAGES in row.fields])
-            answers = encode_chats(talked, tokenizer)
-            encoded.documents += answers.documents
-            rejected, num_bytes = rejected + refused + answers.rejected, 0
-        prepared.account(name, rejected, encoded)
-        return Split(encoded.documents, num_bytes=num_bytes)
-
-    if config.train:
-        prepared.train = split("train", read_rows(config.train))
-    if config.dev:
-        prepared.dev = split("dev", read_rows(config.dev))
-    for name, path in _tests(config.test):
-        prepared.tests[name] = split(name, read_rows([path]))
-    return prepared
-
-
-def prepare_masked(config: MaskedDataConfig, tokenizer: Tokenizer, *, seed: int) -> Prepared:
-    """Plain text in pieces; of held-out ones the same tokens are hidden in every run."""
-    prepared = Prepared(Split([]), Split([]), {}, draw=Masking.of(tokenizer, seed))
-
-    def split(name: str, paths: Sequence[str]) -> Split:
-        kept, rejected = texts(read_rows(paths), text=config.text)
-        encoded = encode_pieces(kept, tokenizer, max_length=config.max_length)
-        prepared.account(name, rejected, encoded)
-        return Split(encoded.documents)
+    def encoded(examples: list[Example], rejected: Sequence[Rejected] = ()) -> Split:
+        split = _encode(config, examples, tokenizer, prepared.labels)
+        split.rejected[:0] = rejected
+        return split
 
     def held_out(name: str, paths: Sequence[str]) -> Split:
-        hide = Masking.of(tokenizer, seed=0)
-        return Split([hide(document, 0) for document in split(name, paths).documents])
+        split = encoded(*_map(config, _read(config, paths, name)))
+        if prepared.draw:  # the same tokens are hidden in every run
+            hide = replace(prepared.draw, seed=0)
+            split.documents = [hide(document, 0) for document in split.documents]
+        return split
 
     if config.train:
-        prepared.train = split("train", config.train)
+        train, rejected = _map(config, _read(config, config.train, "train"))
+        train, dev = _part(config, train, seed)
+        if isinstance(config, RowsConfig) and labels is None:
+            prepared.labels = _labels(config, train)
+        prepared.train = encoded(train, rejected)
+        if dev:
+            prepared.dev = encoded(dev)
     if config.dev:
         prepared.dev = held_out("dev", config.dev)
-    prepared.tests |= {name: held_out(name, [path]) for name, path in _tests(config.test)}
+    prepared.tests = {name: held_out(name, [path]) for name, path in _tests(config.test)}
     return prepared
 
 
-def prepare_chats(config: ChatDataConfig, tokenizer: Tokenizer) -> Prepared:
-    """Conversations, supervised by `config.train_on`."""
-    prepared = Prepared(Split([]), Split([]), {})
-
-    def split(name: str, rows: list[Row]) -> Split:
-        kept, rejected = chats(rows, messages=config.messages)
-        encoded = encode_chats(
-            kept,
-            tokenizer,
-            train_on=config.train_on,
-            max_length=config.max_length,
-            over_length=config.over_length,
-        )
-        prepared.account(name, rejected, encoded)
-        used = {document.row_id for document in encoded.documents}
-        return Split(encoded.documents, chats=[chat for chat in kept if chat.id in used])
-
-    if config.train:
-        prepared.train = split("train", _chat_rows(config.train, "train"))
-    if config.dev:
-        prepared.dev = split("dev", _chat_rows(config.dev, "dev"))
-    for name, path in _tests(config.test):
-        for part in BUILTIN_TESTS if path == BUILTIN_CHAT else [name]:
-            prepared.tests[part] = split(part, _chat_rows([path], part))
-    return prepared
+def _read(config: DataConfig, paths: Sequence[str], split: str) -> list[Row]:
+    if isinstance(config, RowsConfig):
+        return read_rows(paths, format=config.format, columns=config.columns)
+    if isinstance(config, TextDataConfig) or BUILTIN_CHAT not in paths:
+        return read_rows(paths)
+    if len(paths) > 1:
+        raise DataError(f"{BUILTIN_CHAT} cannot be mixed with files: {', '.join(paths)}")
+    made = builtin_chat.build()[split]
+    return [Row(d["id"], f"{BUILTIN_CHAT}/{split}", n, d) for n, d in enumerate(made, start=1)]
 
 
-def prepare_rows(
-    config: RowsConfig,
-    tokenizer: Tokenizer,
-    *,
-    seed: int,
-    labels: tuple[str, ...] | None = None,
-) -> Prepared:
-    """Rows with labels, scores or tags.
-
-    labels      classes of a model that is only evaluated; None: those of the training rows
-    raises      DataError: no file, a bad one, a bad column; a label that training rows do not have
-    """
-    if not config.train and labels is None:
-        raise DataError("data.train is empty: name files of labelled rows with --data.train FILE")
-    prepared = Prepared(Split([]), Split([]), {}, labels)
-
-    def examples(name: str, paths: Sequence[str]) -> list[Example]:
-        rows = read_rows(paths, format=config.format, columns=config.columns)
-        kept, prepared.rejected[name] = _map(config, rows)
-        return kept
-
-    def split(name: str, kept: list[Example]) -> Split:
-        encoded = _encode(config, kept, tokenizer, LabelMap(prepared.labels))
-        prepared.account(name, prepared.rejected.get(name, []), encoded)
-        return Split(encoded.documents, sentences=encoded.sentences)
-
-    if config.train:
-        train = examples("train", config.train)
-        count = 0 if config.dev else config.holdout
-        held = set(_holdout(len(train), count, seed).tolist())
-        dev = [example for index, example in enumerate(train) if index in held]
-        train = [example for index, example in enumerate(train) if index not in held]
-        prepared.labels = prepared.labels or _labels(config, train)
-        prepared.train = split("train", train)
-        if config.dev:
-            dev = examples("dev", config.dev)
-        if dev:
-            prepared.dev = split("dev", dev)
-    for name, path in _tests(config.test):
-        prepared.tests[name] = split(name, examples(name, [path]))
-    return prepared
-
-
-def _map(config: RowsConfig, rows: list[Row]) -> tuple[list[Example], list[Rejected]]:
+def _map(config: DataConfig, rows: list[Row]) -> tuple[list[Example], list[Rejected]]:
+    """Examples, and the rows that give none."""
+    if isinstance(config, MaskedDataConfig):
+        return texts(rows, text=config.text)
+    if isinstance(config, TextDataConfig):
+        talks = [row for row in rows if MESSAGES in row.fields]
+        plain = [row for row in rows if MESSAGES not in row.fields]
+        mapped = [chats(talks)] if talks else []
+        mapped += [texts(plain, text=config.text)] if plain else []
+        kept, rejected = (sum(lists, []) for lists in zip(*mapped, strict=True))
+        return kept, rejected
+    if isinstance(config, ChatDataConfig):
+        return chats(rows, messages=config.messages)
     if isinstance(config, TaggedDataConfig):
         return tagged(rows, tokens=config.tokens, tags=config.tags)
     columns = {"text": config.text, "pair": config.pair or None, "label": config.label}
@@ -292,43 +184,67 @@ def _labels(config: RowsConfig, train: list[Example]) -> tuple[str, ...]:
     return (config.label,) if isinstance(config, ScoredDataConfig) else label_map(train).names
 
 
+def _part(
+    config: DataConfig, train: list[Example], seed: int
+) -> tuple[list[Example], list[Example]]:
+    """Examples to train on, and those held out: a pure function of (their number, count, seed)."""
+    if not isinstance(config, RowsConfig) or config.dev or not config.holdout:
+        return train, []
+    if config.holdout >= len(train):
+        raise DataError(
+            f"data.holdout = {config.holdout}: train has {len(train)} rows; hold out fewer"
+        )
+    order = np.random.default_rng([seed, len(train)]).permutation(len(train))
+    held = set(order[: config.holdout].tolist())
+    dev = [example for index, example in enumerate(train) if index in held]
+    return [example for index, example in enumerate(train) if index not in held], dev
+
+
 def _encode(
-    config: RowsConfig, kept: list[Example], tokenizer: Tokenizer, labels: LabelMap
-) -> EncodedRows:
-    encode = encode_tagged if isinstance(config, TaggedDataConfig) else encode_labelled_rows
-    return encode(
-        kept,
-        tokenizer,
-        None if isinstance(config, ScoredDataConfig) else labels,
-        max_length=config.max_length,
-        over_length=config.over_length,
-    )
+    config: DataConfig,
+    examples: list[Example],
+    tokenizer: Tokenizer,
+    labels: tuple[str, ...] | None,
+) -> Split:
+    if isinstance(config, MaskedDataConfig):
+        return encode_pieces(examples, tokenizer, max_length=config.max_length)
+    if isinstance(config, TextDataConfig):
+        return _encode_mixed(config, examples, tokenizer)
+    limits = {"max_length": config.max_length, "over_length": config.over_length}
+    if isinstance(config, ChatDataConfig):
+        return encode_chats(examples, tokenizer, train_on=config.train_on, **limits)
+    if isinstance(config, ScoredDataConfig):
+        return encode_labelled(examples, tokenizer, None, **limits)
+    encode = encode_tagged if isinstance(config, TaggedDataConfig) else encode_labelled
+    return encode(examples, tokenizer, LabelMap(labels), **limits)
 
 
-BUILTIN_TESTS = ("test_values", "test_combinations", "test_wording")
+def _encode_mixed(config: TextDataConfig, examples: list[Example], tokenizer: Tokenizer) -> Split:
+    """Plain text, cut into documents of at most `config.max_length` tokens, and chats after it.
+
+    Of a chat the answers alone are supervised, and it is never cut. Beside chats no bits per byte
+    are counted, since not every byte is predicted.
+    """
+    plain = [example for example in examples if isinstance(example, Text)]
+    talks = [example for example in examples if isinstance(example, Chat)]
+    split = Split()
+    if plain:
+        split = encode_texts(plain, tokenizer, end=True, max_length=config.max_length)
+    if talks:
+        answers = encode_chats(talks, tokenizer)
+        split.documents += answers.documents
+        split.rejected += answers.rejected
+        split.num_bytes = 0
+    return split
 
 
-def _holdout(num_rows: int, count: int, seed: int) -> np.ndarray:
-    """Indices of the rows held out of training, a pure function of (num_rows, count, seed)."""
-    if count >= num_rows:
-        raise DataError(f"data.holdout = {count}: train has {num_rows} rows; hold out fewer")
-    return np.random.default_rng([seed, num_rows]).permutation(num_rows)[:count]
-
-
-def _chat_rows(paths: Sequence[str], split: str) -> list[Row]:
-    if BUILTIN_CHAT not in paths:
-        return read_rows(paths)
-    if len(paths) > 1:
-        raise DataError(f"{BUILTIN_CHAT} cannot be mixed with files: {', '.join(paths)}")
-    made = builtin_chat.build()[split]
-    return [Row(d["id"], f"{BUILTIN_CHAT}/{split}", n, d) for n, d in enumerate(made, start=1)]
-
-
-def _tests(paths: Sequence[str]) -> list[tuple[str, str]]:
-    """Name and path of each test file: its name without endings, or the path if that is taken."""
+def _tests(paths: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Name and path of each test split: the file's name without endings, or its path if that is
+    taken; the built-in data set has three."""
     stems = [Path(path).name.split(".")[0] for path in paths]
     taken = [*stems, "train", "dev", *BUILTIN_TESTS]
-    return [
-        (stem if taken.count(stem) == 1 else path, path)
-        for stem, path in zip(stems, paths, strict=True)
-    ]
+    for stem, path in zip(stems, paths, strict=True):
+        if path == BUILTIN_CHAT:
+            yield from ((name, path) for name in BUILTIN_TESTS)
+        else:
+            yield (stem if taken.count(stem) == 1 else path), path

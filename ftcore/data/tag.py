@@ -7,17 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ftcore.data.columns import LabelMap, Tagged, require_some
-from ftcore.data.encode import (
-    EncodedRows,
-    OverLength,
-    Sentence,
-    admit_cut,
-    left_out,
-    pieces,
-    slabs,
-    take,
-)
+from ftcore.data.columns import LabelMap, Tagged, left_out, require_some
+from ftcore.data.encode import OverLength, Sentence, Split, admit_cut, pieces, take
 from ftcore.data.pack import Encoded
 from ftcore.data.supervise import IGNORED
 from ftcore.data.tokenizer import Encoding, Tokenizer
@@ -30,36 +21,34 @@ def encode_tagged(
     *,
     max_length: int | None = None,
     over_length: OverLength = "error",
-) -> EncodedRows:
+) -> Split:
     """Sentences, the first token of each word supervised: labels[t] is the tag of token t itself.
 
     The words are joined by blanks and read like any text. A word without a token of its own stays
     in its sentence, where it counts as predicted "O"; see `encode_chats` for `over_length`.
     """
-    rows = EncodedRows()
-    for slab in slabs(sentences):
-        encodings = tokenizer.encode_batch([" ".join(s.words) for s in slab])
-        for source, encoding in zip(slab, encodings, strict=True):
-            places_W = first_tokens(source.words, encoding)
-            for word in np.array(source.words, dtype=object)[places_W < 0]:
-                rows.untold.append(left_out(source, f"the word {word!r} gives no token"))
-            if places_W.max() < 0:
-                rows.rejected.append(left_out(source, "no word gives a token"))
-                continue
-            labels_T = np.full(len(encoding), IGNORED, dtype=np.int32)
-            labels_T[places_W[places_W >= 0]] = np.array(labels.indices(source))[places_W >= 0]
-            weights_T = (labels_T != IGNORED).astype(np.float32)
-            document = Encoded(source.id, encoding.ids_T, labels_T, weights_T)
-            if max_length is None or len(document) <= max_length:
-                rows.documents.append(document)
-            else:
-                kept_T = pieces(encoding, max_length)[0]
-                places_W = np.where(np.isin(places_W, kept_T), places_W, -1)
-                short = take(document, kept_T)
-                admit_cut(rows, source, document, short, over_length=over_length)
-            rows.sentences[source.id] = Sentence(source.words, source.names, places_W)
-    require_some(rows.documents, rows.rejected)
-    return rows
+    split = Split()
+    encodings = tokenizer.encode_batch([" ".join(source.words) for source in sentences])
+    for source, encoding in zip(sentences, encodings, strict=True):
+        places_W = first_tokens(source.words, encoding)
+        for word in np.array(source.words, dtype=object)[places_W < 0]:
+            split.untold.append(left_out(source, f"the word {word!r} gives no token"))
+        if places_W.max() < 0:
+            split.rejected.append(left_out(source, "no word gives a token"))
+            continue
+        labels_T = np.full(len(encoding), IGNORED, dtype=np.int32)
+        labels_T[places_W[places_W >= 0]] = np.array(labels.indices(source))[places_W >= 0]
+        weights_T = (labels_T != IGNORED).astype(np.float32)
+        document = Encoded(source.id, encoding.ids_T, labels_T, weights_T)
+        if max_length is None or len(document) <= max_length:
+            split.documents.append(document)
+        else:
+            kept_T = pieces(encoding, max_length)[0]
+            places_W = np.where(np.isin(places_W, kept_T), places_W, -1)
+            admit_cut(split, source, document, take(document, kept_T), over_length=over_length)
+        split.sentences[source.id] = Sentence(source.words, source.names, places_W)
+    require_some(split.documents, split.rejected)
+    return split
 
 
 def first_tokens(words: Sequence[str], encoding: Encoding) -> np.ndarray:

@@ -13,7 +13,7 @@ post-processors that trim white space from offsets are told not to.
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
-from ftcore.errors import ModelError
+from ftcore.errors import DataError, ModelError
 
 # The first that is there is used.
 VOCABULARIES = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"))
@@ -35,6 +35,7 @@ BYTE_LEVEL = {
     },
 }
 END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>")  # chat models end a turn with another token
+SLAB = 1024  # texts tokenised in one call; a library encoding takes some 100 bytes a token
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class Tokenizer:
         ends = [token for token in END_OF_TEXT if token in self.special_tokens]
         self.end_of_text_id = self.id_of(ends[0]) if ends else self.eos_id
         self.chat_template = self._template(config)
-        self.digest = _digest(self.files)
+        self.digest = hashlib.sha256(repr(sorted(self.files.items())).encode()).hexdigest()
 
     @classmethod
     def load(cls, folder: str | Path) -> "Tokenizer":
@@ -112,48 +113,44 @@ class Tokenizer:
 
     def encode(self, text: str, *, special: bool = True) -> Encoding:
         """Ids and offsets of one text; see `encode_batch`."""
-        return self.encode_batch([text], special=special)[0]
+        return next(self.encode_batch([text], special=special))
 
-    def encode_batch(self, texts: Sequence[str], *, special: bool = True) -> list[Encoding]:
+    def encode_batch(self, texts: Sequence[str], *, special: bool = True) -> Iterator[Encoding]:
         """Ids and offsets of many texts, on all cores.
 
         special   add the model's own special tokens ([CLS] and [SEP], or BOS); False for text that
                   carries them already, as a rendered chat does. A text that starts with BOS gets
                   no second one.
         """
-        encoded = self._fast.encode_batch(list(texts), add_special_tokens=special)
-        arrays = (self._arrays(fast.ids, fast.offsets) for fast in encoded)
-        return [Encoding(ids_T, offsets.reshape(-1, 2)) for ids_T, offsets in arrays]
+        for start in range(0, len(texts), SLAB):
+            slab = texts[start : start + SLAB]
+            for fast in self._fast.encode_batch(slab, add_special_tokens=special):
+                ids_T, offsets = self._arrays(fast.ids, fast.offsets)
+                yield Encoding(ids_T, offsets.reshape(-1, 2))
 
-    def encode_pair(
-        self, text: str, pair: str | None = None, *, max_length: int | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Ids and segment numbers of a text or a pair of texts, with special tokens.
+    def encode_pairs(
+        self,
+        texts: Sequence[str],
+        pairs: Sequence[str | None],
+        *,
+        max_length: int | None = None,
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Ids and segment numbers (int32) of many texts, or pairs of texts, with special tokens.
 
         max_length   tokens, special ones included; the longer text loses tokens at its end until
                      both fit. None: nothing is cut.
-        returns      ids_T, types_T: int32
+        raises       DataError: the special tokens leave no room
         """
-        if max_length is None:
-            return self.encode_pairs([text], [pair])[0]
-        parts = [
-            self._fast.encode(part, add_special_tokens=False)
-            for part in (text, pair)
-            if part is not None
-        ]
-        room = max_length - self._fast.num_special_tokens_to_add(pair is not None)
-        kept = _longest_first([len(part.ids) for part in parts], room)
-        for part, length in zip(parts, kept, strict=True):
-            part.truncate(length)
-        fast = self._fast.post_process(*parts)
-        return np.array(fast.ids, dtype=np.int32), np.array(fast.type_ids, dtype=np.int32)
-
-    def encode_pairs(
-        self, texts: Sequence[str], pairs: Sequence[str | None]
-    ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Ids and segment numbers of many texts or pairs, with special tokens, on all cores."""
+        if max_length is not None:
+            special = self._fast.num_special_tokens_to_add(any(pair is not None for pair in pairs))
+            if special >= max_length:
+                raise DataError(
+                    f"data.max_length = {max_length}: {special} special tokens leave no room"
+                )
+            self._fast.enable_truncation(max_length)
         inputs = [a if b is None else (a, b) for a, b in zip(texts, pairs, strict=True)]
         encoded = self._fast.encode_batch_fast(inputs)
+        self._fast.no_truncation()
         return [self._arrays(fast.ids, fast.type_ids) for fast in encoded]
 
     def decode(self, ids: Sequence[int] | np.ndarray, *, special: bool = False) -> str:
@@ -251,11 +248,7 @@ def _bert(
     )
     fast.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     cls, sep = names["cls"], names["sep"]
-    fast.post_processor = processors.TemplateProcessing(
-        single=f"{cls}:0 $A:0 {sep}:0",
-        pair=f"{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1",
-        special_tokens=[(cls, vocab[cls]), (sep, vocab[sep])],
-    )
+    fast.post_processor = processors.BertProcessing((sep, vocab[sep]), (cls, vocab[cls]))
     fast.decoder = decoders.WordPiece(prefix="##")
     standard = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
     fast.add_special_tokens([t for t in (*names.values(), *standard) if t in vocab])
@@ -306,21 +299,3 @@ def _untrimmed(processor: processors.PostProcessor | None) -> processors.PostPro
         if hasattr(part, "trim_offsets"):
             part.trim_offsets = False
     return processor
-
-
-def _longest_first(lengths: Sequence[int], room: int) -> list[int]:
-    """Lengths once the longer text has lost tokens until all fit `room` (HF: longest_first)."""
-    if sum(lengths) <= room or len(lengths) == 1:
-        return [min(length, max(room, 0)) for length in lengths]
-    first_is_longer = lengths[0] > lengths[1]
-    short = min(*lengths, max(room, 0) // 2)
-    long = max(room, 0) - short  # HF: the odd token goes to the longer text, else to the second
-    return [long, short] if first_is_longer else [short, long]
-
-
-def _digest(files: Mapping[str, bytes]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(files):
-        digest.update(f"{name} {len(files[name])}\n".encode())
-        digest.update(files[name])
-    return digest.hexdigest()

@@ -12,11 +12,10 @@ from ftcore.data.columns import Chat, LabelledText, LabelMap, Text
 from ftcore.data.encode import (
     encode_chats,
     encode_labelled,
-    encode_labelled_rows,
     encode_prompt,
     encode_texts,
+    parts,
     show,
-    split,
 )
 from ftcore.data.pack import Encoded
 from ftcore.data.read import read_rows
@@ -40,6 +39,11 @@ def encode_chat(chat: Chat, tokenizer: Tokenizer, **options: Any) -> Encoded:
 
 def encode_text(row_id: str, text: str, tokenizer: Tokenizer, *, end: bool) -> Encoded:
     (document,) = encode_texts([Text(row_id, text)], tokenizer, end=end).documents
+    return document
+
+
+def encode_one(example: LabelledText, tokenizer: Tokenizer, labels: LabelMap | None) -> Encoded:
+    (document,) = encode_labelled([example], tokenizer, labels).documents
     return document
 
 
@@ -255,7 +259,7 @@ def test_end_of_text_falls_back_to_eos_or_fails(build_tokenizer):
 def test_splitting_loses_no_supervised_token(base):
     document = encode_text("t", "one two three four five " * 9, base, end=True)
     for size in (1, 7, len(document) - 1, len(document)):
-        pieces = split(document, size)
+        pieces = parts(document, size)
         assert max(map(len, pieces)) <= size
         for name in ("tokens_T", "labels", "weights"):
             joined = np.concatenate([getattr(piece, name) for piece in pieces])
@@ -266,10 +270,10 @@ def test_splitting_loses_no_supervised_token(base):
 
 
 def test_labelled_texts_and_pairs(bert):
-    single = encode_labelled(LabelledText("r", "a good film", None, "yes"), bert, PAIRS)
+    single = encode_one(LabelledText("r", "a good film", None, "yes"), bert, PAIRS)
     assert single.labels == 1 and single.types_T is None
     assert bert.decode(single.tokens_T, special=True) == "[CLS] a good film [SEP]"
-    pair = encode_labelled(LabelledText("r", "a film", "a good film", 3.5), bert, None)
+    pair = encode_one(LabelledText("r", "a film", "a good film", 3.5), bert, None)
     assert pair.labels == 3.5
     assert pair.types_T.tolist() == [0] * 4 + [1] * 4
 
@@ -277,7 +281,7 @@ def test_labelled_texts_and_pairs(bert):
 def test_labelled_rows_that_are_too_long(bert):
     long = LabelledText("l", "good " * 30, "bad " * 40, "no", "t.tsv", 4)
     short = LabelledText("s", "good", "bad", "yes", "t.tsv", 5)
-    rows = encode_labelled_rows([long, short], bert, PAIRS, max_length=20, over_length="cut_right")
+    rows = encode_labelled([long, short], bert, PAIRS, max_length=20, over_length="cut_right")
     cut = rows.documents[0]
     assert len(cut) == 20 and cut.labels == 0
     sep = bert.id_of("[SEP]")
@@ -285,13 +289,15 @@ def test_labelled_rows_that_are_too_long(bert):
     assert rows.cut[0].reason == "cut from 73 to 20 tokens"
     assert [d.row_id for d in rows.documents] == ["l", "s"]
     with pytest.raises(DataError, match="t.tsv:4: 73 tokens, 20 are allowed"):
-        encode_labelled_rows([long], bert, PAIRS, max_length=20)
+        encode_labelled([long], bert, PAIRS, max_length=20)
+    with pytest.raises(DataError, match="data.max_length = 3: 3 special tokens leave no room"):
+        encode_labelled([long], bert, PAIRS, max_length=3, over_length="cut_right")
 
 
 def test_a_label_that_training_did_not_have(bert):
     example = LabelledText("r", "good", None, "yess", "dev.tsv", 17)
     with pytest.raises(DataError, match="dev.tsv:17: label 'yess' .*nearest: 'yes'"):
-        encode_labelled_rows([example], bert, PAIRS)
+        encode_labelled([example], bert, PAIRS)
 
 
 def test_show(base, bert):
@@ -300,11 +306,11 @@ def test_show(base, bert):
         "<|im_start|>user\nWhat is 2 + 2?<|im_end|>\n"
         "<|im_start|>assistant\n[[It is four.<|im_end|>]]\n"
     )
-    labelled = encode_labelled(LabelledText("r", "good", None, "yes"), bert, PAIRS)
+    labelled = encode_one(LabelledText("r", "good", None, "yes"), bert, PAIRS)
     assert show(labelled, bert) == "[CLS] good [SEP] -> 1"
-    several = encode_labelled(LabelledText("r", "good", None, ("yes", "no")), bert, PAIRS)
+    several = encode_one(LabelledText("r", "good", None, ("yes", "no")), bert, PAIRS)
     assert show(several, bert) == "[CLS] good [SEP] -> [1. 1.]"
-    first = split(encode_text("t", "one two three", base, end=False), 2)[0]
+    first = parts(encode_text("t", "one two three", base, end=False), 2)[0]
     assert show(first, base).startswith("o") and show(first, base).endswith("]]")
 
 

@@ -35,7 +35,7 @@ def test_text_is_cut_into_documents_and_counted(base: Tokenizer, jsonl: Callable
     data = prepare(config, base, seed=0)
     assert all(len(document) <= 20 for document in data.train.documents)
     assert data.train.num_bytes == sum(len(text.encode()) for text in texts if text.strip())
-    assert [row.line for row in data.rejected["train"]] == [2, 4]
+    assert [row.line for row in data.train.rejected] == [2, 4]
     assert data.dev.documents == [] and list(data.tests) == [train]  # `train` is taken
     first, *_ = data.summary().splitlines()
     rows, tokens = len(data.train.documents), sum(map(len, data.train.documents))
@@ -53,7 +53,7 @@ def test_chats_among_plain_text_are_supervised_on_their_answers(
     assert len(chat) > 20 and 0 < (chat.weights > 0).sum() < len(chat) - 1
     assert (plain.weights > 0).sum() == len(plain) - 1
     assert data.train.num_bytes == 0  # not every byte is predicted
-    assert [row.line for row in data.rejected["train"]] == [3]
+    assert [row.line for row in data.train.rejected] == [3]
     alone = jsonl("chats.jsonl", rows[1:])
     (document,) = prepare(TextDataConfig(train=(alone,)), base, seed=0).train.documents
     assert document.tokens_T.tolist() == chat.tokens_T.tolist()

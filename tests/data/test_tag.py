@@ -156,4 +156,4 @@ def test_more_reasons_than_fit_are_counted(bert: Tokenizer, tmp_path: Path) -> N
     text = "".join(f"{word} O\na B-x\n\n" for word in lost)
     (tmp_path / "a.conll").write_text(text, "utf-8")
     data = prepare(TaggedDataConfig(train=(str(tmp_path / "a.conll"),)), bert, seed=0)
-    assert len(data.untold["train"]) == 7 and "; without token 2 more" in data.summary()
+    assert len(data.train.untold) == 7 and "; without token 2 more" in data.summary()
