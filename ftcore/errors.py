@@ -4,6 +4,9 @@
 and the top-level scripts print the message alone, without a traceback.
 """
 
+from collections.abc import Sequence
+from difflib import get_close_matches
+
 
 class FtcoreError(ValueError):
     """Base of every error caused by input: a value, a constraint, a remedy."""
@@ -23,3 +26,9 @@ class ModelError(FtcoreError):
 
 class CheckpointError(FtcoreError):
     """A checkpoint cannot be written, or none of those found can be trusted."""
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """The end of a message about an unknown name: which one was probably meant, if any."""
+    near = get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; nearest: {near[0]!r}" if near else ""

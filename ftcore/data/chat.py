@@ -17,8 +17,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import lru_cache
-from typing import Any, Literal, NoReturn, NotRequired, TypedDict
+from functools import lru_cache, partial
+from typing import Literal, NoReturn, NotRequired, TypedDict
 
 import jinja2
 from jinja2 import nodes
@@ -151,22 +151,15 @@ def _marked_spans(
         marked = again([_wrapped(c, *pair, is_trimmed=is_trimmed) for c, pair in both])
     except RowError:  # a template that refuses marked contents may accept the plain ones
         return None
-    marker = re.compile(f"[{chr(base)}-{chr(base + 2 * len(contents))}]")
+    marker = re.compile(f"[{chr(base)}-{chr(base + 2 * len(contents) - 1)}]")
     if marker.sub("", marked) != text:
         return None
-    places: dict[str, list[int]] = {}
-    for removed, match in enumerate(marker.finditer(marked)):
-        places.setdefault(match.group(), []).append(match.start() - removed)
-    spans: list[tuple[int, int] | None] = []
-    for start, end in pairs:
-        found = (places.get(start, []), places.get(end, []))
-        if found == ([], []):
-            spans.append(None)
-        elif len(found[0]) == len(found[1]) == 1:
-            spans.append((found[0][0], found[1][0]))
-        else:
-            return None
-    return tuple(spans)
+    found = list(marker.finditer(marked))
+    places = {match[0]: match.start() - removed for removed, match in enumerate(found)}
+    spans = [(places.get(start), places.get(end)) for start, end in pairs]
+    if len(places) < len(found) or any((a is None) != (b is None) for a, b in spans):
+        return None  # a marker repeated or cut off
+    return tuple(None if span == (None, None) else span for span in spans)
 
 
 def _changed_span(
@@ -210,7 +203,7 @@ def _compiled(source: str, where: str) -> jinja2.Template:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
     )
-    environment.filters["tojson"] = _to_json
+    environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)
     environment.globals["raise_exception"] = _refuse
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     try:
@@ -220,10 +213,6 @@ def _compiled(source: str, where: str) -> jinja2.Template:
             f"{where}: chat template, line {error.lineno}: {error.message}; mend the template in "
             "chat_template.jinja or tokenizer_config.json"
         ) from error
-
-
-def _to_json(value: Any, indent: int | None = None, **options: Any) -> str:
-    return json.dumps(value, indent=indent, **{"ensure_ascii": False, **options})
 
 
 def _refuse(message: str) -> NoReturn:

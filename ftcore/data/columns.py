@@ -4,17 +4,16 @@ Every row becomes an example or a `Rejected` with its reason; none disappears. W
 map or the file is wrong (no such column, an unknown role, a score that is no number) is an error.
 """
 
-import difflib
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args, get_type_hints
 
 from ftcore.data.chat import Message, RowError
 from ftcore.data.read import Row
-from ftcore.errors import DataError
+from ftcore.errors import DataError, nearest
 
 ROLES = get_args(get_type_hints(Message)["role"])
 KNOWN_ROLES = {"human": "user", "prompter": "user", "gpt": "assistant", "bot": "assistant"}
@@ -97,7 +96,7 @@ class LabelMap:
                 shown = ", ".join(self.names[:20]) + (", ..." if len(self) > 20 else "")
                 raise DataError(
                     f"{example.file}:{example.line}: label {name!r} is not among the {len(self)} "
-                    f"labels of the training data ({shown}){_nearest(name, self.names)}; "
+                    f"labels of the training data ({shown}){nearest(name, self.names)}; "
                     "correct the row, or add training rows with this label"
                 )
         return [self.names.index(name) for name in example.names]
@@ -225,7 +224,7 @@ def _message(row: Row, turn: Any, number: int) -> Message:
     role = turn.get("role")
     if role not in ROLES:
         advice = KNOWN_ROLES.get(str(role).lower())
-        hint = f"; write {advice!r}" if advice else _nearest(str(role), ROLES)
+        hint = f"; write {advice!r}" if advice else nearest(str(role), ROLES)
         known = ", ".join(ROLES)
         raise _wrong(row, f"message {number} has role {role!r}, not one of {known}{hint}")
     train, weight = turn.get("train", role == "assistant"), turn.get("weight", 1.0)
@@ -246,7 +245,7 @@ def _examples(
             names = list(rows[0].fields)
             raise DataError(
                 f"{rows[0].file}: no column {column!r}; its columns are "
-                f"{', '.join(map(repr, names))}{_nearest(column, names)}"
+                f"{', '.join(map(repr, names))}{nearest(column, names)}"
             )
     kept, rejected = [], []
     for row in rows:
@@ -297,11 +296,6 @@ def _number(name: str) -> float | None:
 def _wrong(row: Row, problem: str) -> DataError:
     shown = json.dumps(row.fields, ensure_ascii=False, default=str)[:400]
     return DataError(f"{row.file}:{row.line}: {problem}; the row is {shown}")
-
-
-def _nearest(name: str, names: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
-    return f"; nearest: {near[0]!r}" if near else ""
 
 
 def left_out(source: Row | Text | LabelledText | Tagged | Chat, reason: str) -> Rejected:

@@ -18,7 +18,7 @@ import re
 import sys
 import tarfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
@@ -86,29 +86,22 @@ def _lines(
 
 
 def _csv(text: str, file: str, report: ReadReport) -> Iterator[Record]:
-    taken: list[str] = []  # lines of the record being read
-
-    def lines() -> Iterator[str]:
-        for line in io.StringIO(text, newline=""):
-            taken.append(line)
-            yield line
-
+    lines = list(io.StringIO(text, newline=""))
+    before = 0  # lines before the record
     limit = csv.field_size_limit(sys.maxsize)  # a cell may be a whole document
-    reader = csv.reader(lines(), strict=True)
-    first = 1
+    reader = csv.reader(lines, strict=True)
     try:
         for cells in reader:
-            raw = "".join(taken)
-            taken.clear()
             if cells:
-                yield first, raw.rstrip("\r\n"), cells
+                raw = "".join(lines[before : reader.line_num])
+                yield before + 1, raw.rstrip("\r\n"), cells
             else:
                 report.blank_lines[file] += 1
-            first += raw.count("\n")
+            before = reader.line_num
     except csv.Error as error:
         raise DataError(
-            f"{file}:{first}: the record that begins here is not csv: {error}; close every quote "
-            "and double the quotes inside quoted cells"
+            f"{file}:{before + 1}: the record that begins here is not csv: {error}; close every "
+            "quote and double the quotes inside quoted cells"
         ) from error
     finally:
         csv.field_size_limit(limit)
@@ -124,57 +117,61 @@ def _jsonl(text: str, file: str, report: ReadReport) -> Iterator[Record]:
 
 
 def _json(text: str, file: str, report: ReadReport) -> Iterator[Record]:
-    yield from _array(text, file, _SPACE.match(text).end(), is_whole=True)
+    end = yield from _array(text, file, _skip(text, 0))
+    if end < len(text):
+        line = text.count("\n", 0, end) + 1
+        raise _bad_json(file, line, "text after the end of the array", text[end:])
 
 
 def json_under(key: str, text: str, file: str) -> Iterator[Record]:
     """Records of the array under one key of the object that a json file holds."""
     decode, keys = json.JSONDecoder().raw_decode, []
-    place, opening = _SPACE.match(text).end(), "{"
+    place, opening = _skip(text, 0), "{"
     try:
         while text[place : place + 1] == opening:
-            name, end = decode(text, _SPACE.match(text, place + 1).end())
-            place = _SPACE.match(text, _SPACE.match(text, end).end() + 1).end()  # after the colon
+            name, end = decode(text, _skip(text, place + 1))
+            place = _skip(text, _skip(text, end) + 1)  # after the colon
             if name == key:
-                yield from _array(text, file, place, is_whole=False)
+                yield from _array(text, file, place)
                 return
             keys.append(str(name))
-            place, opening = _SPACE.match(text, decode(text, place)[1]).end(), ","
+            place, opening = _skip(text, decode(text, place)[1]), ","
     except json.JSONDecodeError as error:
         line = text.count("\n", 0, error.pos) + 1
         raise _bad_json(file, line, error, text[error.pos :]) from error
     raise DataError(f"{file}: no key {key!r} in the file; its keys are {', '.join(keys) or 'none'}")
 
 
-def _array(text: str, file: str, place: int, *, is_whole: bool) -> Iterator[Record]:
-    """Items of the array at `place`, each with its own line, read one after the other."""
+def _array(text: str, file: str, place: int) -> Generator[Record, None, int]:
+    """Items of the array at `place`, each with its own line; returns what follows the array."""
     if text[place : place + 1] != "[":
         raise DataError(
             f"{file}: a json file must hold one array of objects, this begins with "
             f"{text[place : place + 20]!r}; for one object a line name the format jsonl, for an "
             "object of arrays one of its keys: FILE:KEY"
         )
-    decode = json.JSONDecoder().raw_decode
-    place, line, counted = _SPACE.match(text, place + 1).end(), 1, 0
-    closed = text[place : place + 1] == "]"
-    if closed:
-        place = _SPACE.match(text, place + 1).end()
-    while not closed:
-        line, counted = line + text.count("\n", counted, place), place
+    decode, opening = json.JSONDecoder().raw_decode, "["
+    line, start = 1, 0  # of the item being read
+    while text[place : place + 1] == opening:
+        place = _skip(text, place + 1)
+        if opening == "[" and text[place : place + 1] == "]":
+            break
+        line, start = line + text.count("\n", start, place), place
         try:
-            value, end = decode(text, place)
+            value, end = decode(text, start)
         except ValueError as error:
-            raise _bad_json(file, line, error, text[place:]) from error
-        yield line, text[place:end], _object(value, text[place:end], file, line)
-        place = _SPACE.match(text, end).end()
-        closed = text[place : place + 1] == "]"
-        if not closed and text[place : place + 1] != ",":
-            what = f"expected ',' or ']' after the object, found {text[place : place + 20]!r}"
-            raise _bad_json(file, line, what, text[counted:end])
-        place = _SPACE.match(text, place + 1).end()
-    if is_whole and place < len(text):
-        line += text.count("\n", counted, place)
-        raise _bad_json(file, line, "text after the end of the array", text[place:])
+            raise _bad_json(file, line, error, text[start:]) from error
+        yield line, text[start:end], _object(value, text[start:end], file, line)
+        place, opening = _skip(text, end), ","
+    if text[place : place + 1] != "]":
+        what = f"expected ',' or ']' after the object, found {text[place : place + 20]!r}"
+        raise _bad_json(file, line, what, text[start:])
+    return _skip(text, place + 1)
+
+
+def _skip(text: str, place: int) -> int:
+    """The first place from this one on that holds no white space."""
+    return _SPACE.match(text, place).end()
 
 
 def _txt(text: str, file: str, report: ReadReport) -> Iterator[Record]:

@@ -5,7 +5,6 @@ line, unless they are given: then the file has no such line, and records with mo
 keep the surplus under "_extra". Blank lines hold no record. A damaged record is a DataError.
 """
 
-import difflib
 import gzip
 import hashlib
 import zlib
@@ -16,16 +15,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from ftcore.config import Format
-from ftcore.data.formats import (
-    READERS,
-    SUFFIXES,
-    ReadReport,
-    Record,
-    decoded,
-    json_under,
-    tar,
-)
-from ftcore.errors import DataError
+from ftcore.data.formats import READERS, SUFFIXES, ReadReport, Record, decoded, json_under, tar
+from ftcore.errors import DataError, nearest
 
 EXTRA = "_extra"
 TABLES = ("tsv", "csv")
@@ -64,7 +55,10 @@ def read_rows(
     seen: dict[str, int] = {}
     for path in map(Path, paths):
         file, before = str(path), len(rows)
-        named, key = (path, "") if path.exists() else _split(path)
+        named, key = path, ""
+        if not path.exists():
+            name, _, key = path.name.partition(":")
+            named = path.parent / name
         chosen = _format(named) if format == "auto" else format
         if chosen == "tar":
             records = tar(_content(named), file)
@@ -87,24 +81,11 @@ def read_rows(
     return rows
 
 
-def _split(path: Path) -> tuple[Path, str]:
-    """File and key of FILE:KEY."""
-    name, colon, key = path.name.partition(":")
-    return (path.with_name(name), key) if colon else (path, "")
-
-
 def _format(path: Path) -> Format:
     suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
     if not suffixes or suffixes[-1] not in SUFFIXES:
         raise DataError(f"{path}: unknown suffix; name the format, one of {', '.join(KNOWN)}")
     return SUFFIXES[suffixes[-1]]
-
-
-def _nearest(path: Path) -> str:
-    """The file that was probably meant, where `path` does not exist."""
-    there = [] if path.exists() or not path.parent.is_dir() else path.parent.iterdir()
-    near = difflib.get_close_matches(path.name, [file.name for file in there], n=1)
-    return f"; nearest: {path.parent / near[0]}" if near else ""
 
 
 def _content(path: Path) -> bytes:
@@ -114,7 +95,9 @@ def _content(path: Path) -> bytes:
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{path}: damaged gzip file ({error}); fetch it again") from error
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}{_nearest(path)}") from error
+        names = [] if path.exists() else [file.name for file in path.parent.glob("*")]
+        hint = nearest(path.name, names)
+        raise DataError(f"{path}: cannot be read: {error.strerror}{hint}") from error
 
 
 def _named(

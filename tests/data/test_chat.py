@@ -124,6 +124,12 @@ def test_private_use_characters_in_contents(base):
         render([{"role": "user", "content": "\U000f0000\U00100000\ue000"}], base)
 
 
+def test_the_character_after_the_markers_is_text(build_tokenizer):
+    template = "{% set c = messages[0].content %}{{ 'short' if c | length == 1 else c }}"
+    turns = [{"role": "user", "content": "\U000f0002icon"}]  # two characters mark one content
+    assert contents(turns, build_tokenizer(template, ())) == ["\U000f0002icon"]
+
+
 def test_generation_prompt(families):
     assert generation_prompt(families["qwen3"]) == "<|im_start|>assistant\n"
     assert generation_prompt(families["gemma"]) == "<start_of_turn>model\n"

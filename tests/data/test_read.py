@@ -209,6 +209,8 @@ def test_damage_is_named_with_its_place(write, name, content, message):
 def test_a_missing_file_and_columns_for_jsonl(write, tmp_path):
     with pytest.raises(DataError, match="none.tsv: cannot be read: No such file"):
         read_rows([tmp_path / "none.tsv"])
+    with pytest.raises(DataError, match=": unknown suffix; name the format"):
+        read_rows([":train"])
     with pytest.raises(DataError, match="a.jsonl:1: column names are for cells, this record"):
         read_rows([write("a.jsonl", "{}\n")], columns=("x",))
 
