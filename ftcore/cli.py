@@ -49,7 +49,15 @@ def parse(argv: Sequence[str]) -> Command:
         words.remove("--dry-run")
     resume = _take_value(words, "--resume")
     if resume is not None:
-        return _resumed(Path(resume), words, dry_run)
+        if words:
+            raise ConfigError(f"--resume takes no other options, got {' '.join(words)}")
+        file = Path(resume) / CONFIG_FILE
+        if not file.is_file():
+            raise ConfigError(
+                f"--resume {resume}: has no {CONFIG_FILE}; name a folder that train.py made"
+            )
+        task, flags = _read_toml(file)
+        return _resolve(task, [(str(file), flags)], resume=Path(resume), dry_run=dry_run)
     if not words or (words[0].startswith("--") and words[0] != "--help"):
         words[:0] = DEFAULT  # no task: options change the default
     if words[0] in ("-h", "--help"):
@@ -61,11 +69,11 @@ def parse(argv: Sequence[str]) -> Command:
     preset, file = _take_value(words, "--preset"), _take_value(words, "--config")
     layers: list[tuple[str, list[str]]] = []
     if preset is not None:
-        if preset not in PRESETS[task]:
-            raise ConfigError(
-                f"--preset {preset!r} is unknown for {task}: {_nearest(preset, PRESETS[task])}"
-            )
-        layers.append((f"preset {preset}", list(_flags(PRESETS[task][preset]))))
+        known = PRESETS.get(task, {})
+        if preset not in known:
+            hint = _nearest(preset, known)
+            raise ConfigError(f"--preset {preset!r} is unknown for {task}: {hint}")
+        layers.append((f"preset {preset}", list(_flags(known[preset]))))
     if file is not None:
         written_for, flags = _read_toml(Path(file), task)
         if written_for != task:
@@ -104,16 +112,6 @@ def parse_evaluation(argv: Sequence[str]) -> Command:
         layers = [("path", ["--model.path", path])]
     run = Path(path) if file.is_file() else None
     return _resolve(task, [*layers, ("flag", words)], resume=run, script="eval.py")
-
-
-def _resumed(run: Path, words: list[str], dry_run: bool) -> Command:
-    file = run / CONFIG_FILE
-    if words:
-        raise ConfigError(f"--resume takes no other options, got {' '.join(words)}")
-    if not file.is_file():
-        raise ConfigError(f"--resume {run}: has no {CONFIG_FILE}; name a folder that train.py made")
-    task, flags = _read_toml(file)
-    return _resolve(task, [(str(file), flags)], resume=run, dry_run=dry_run)
 
 
 def _resolve(
@@ -201,11 +199,10 @@ def _nearest(name: str, known: Collection[str]) -> str:
 def _take_value(words: list[str], name: str) -> str | None:
     """Take `name VALUE` or `name=VALUE` out of the words."""
     for place, word in enumerate(words):
-        if word.startswith(f"{name}="):
-            return words.pop(place).partition("=")[2]
-        if word == name:
-            if place + 1 == len(words):
+        flag, equals, value = word.partition("=")
+        if flag == name:
+            if not equals and place + 1 == len(words):
                 raise ConfigError(f"{name} needs a value")
             del words[place]
-            return words.pop(place)
+            return value if equals else words.pop(place)
     return None

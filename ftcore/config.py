@@ -6,7 +6,7 @@ Every number has a unit or is a plain ratio. There is no value that means "inher
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -245,15 +245,15 @@ class LogConfig:
 class PretrainRun:
     """Next-token training on plain text."""
 
-    model: ModelConfig = field(default_factory=ModelConfig)
-    data: TextDataConfig = field(default_factory=TextDataConfig)
-    env: EnvConfig = field(default_factory=EnvConfig)
-    peft: PeftConfig = field(default_factory=PeftConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    loop: LoopConfig = field(default_factory=LoopConfig)
-    eval: EvalConfig = field(default_factory=EvalConfig)
-    log: LogConfig = field(default_factory=LogConfig)
+    model: ModelConfig = ModelConfig()
+    data: TextDataConfig = TextDataConfig()
+    env: EnvConfig = EnvConfig()
+    peft: PeftConfig = PeftConfig()
+    optim: OptimConfig = OptimConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    loop: LoopConfig = LoopConfig()
+    eval: EvalConfig = EvalConfig()
+    log: LogConfig = LogConfig()
     problem: ClassVar[str | None] = None
     """HF's `problem_type` of a model that judges whole documents; None: it does not"""
 
@@ -262,22 +262,22 @@ class PretrainRun:
 class MaskedRun(PretrainRun):
     """Masked-language modelling: an encoder learns to fill in hidden tokens of plain text."""
 
-    data: MaskedDataConfig = field(default_factory=MaskedDataConfig)
+    data: MaskedDataConfig = MaskedDataConfig()
 
 
 @dataclass(frozen=True, kw_only=True)
 class SftRun(PretrainRun):
     """Supervised fine-tuning on conversations."""
 
-    data: ChatDataConfig = field(default_factory=ChatDataConfig)
-    peft: PeftConfig = field(default_factory=lambda: PeftConfig(method="lora"))
+    data: ChatDataConfig = ChatDataConfig()
+    peft: PeftConfig = PeftConfig(method="lora")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifyRun(PretrainRun):
     """Fine-tuning a classifier of texts or pairs of texts, with one label a row or several."""
 
-    data: LabelledDataConfig = field(default_factory=LabelledDataConfig)
+    data: LabelledDataConfig = LabelledDataConfig()
 
     @property
     def problem(self) -> str:
@@ -288,7 +288,7 @@ class ClassifyRun(PretrainRun):
 class RegressRun(PretrainRun):
     """Fine-tuning a model to score texts or pairs of texts."""
 
-    data: ScoredDataConfig = field(default_factory=ScoredDataConfig)
+    data: ScoredDataConfig = ScoredDataConfig()
     problem = "regression"
 
 
@@ -296,7 +296,7 @@ class RegressRun(PretrainRun):
 class TagRun(PretrainRun):
     """Fine-tuning a tagger of words, such as named entities."""
 
-    data: TaggedDataConfig = field(default_factory=TaggedDataConfig)
+    data: TaggedDataConfig = TaggedDataConfig()
 
 
 RUNS = {

@@ -13,15 +13,10 @@ PRESETS: dict[str, dict[str, dict[str, dict[str, object]]]] = {
             "loop": {"eval_every": 500, "save_every": 250},
         },
     },
-    "mlm": {},
     "sft": {
         # `python train.py` and nothing else: LoRA on the built-in base and chat data.
         "assistant": {
-            "data": {
-                "train": ["builtin:chat"],
-                "dev": ["builtin:chat"],
-                "test": ["builtin:chat"],
-            },
+            "data": dict.fromkeys(("train", "dev", "test"), ["builtin:chat"]),
             "peft": {"method": "lora", "rank": 32, "alpha": 64.0},
             "optim": {"lr": 3e-3, "batch_size": 16},
             "schedule": {"shape": "cosine", "warmup": 0.05},
@@ -29,7 +24,4 @@ PRESETS: dict[str, dict[str, dict[str, dict[str, object]]]] = {
             "eval": {"intent_field": "intent"},
         },
     },
-    "classify": {},
-    "regress": {},
-    "tag": {},
 }

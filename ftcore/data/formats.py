@@ -74,10 +74,7 @@ def _lines(
     text: str, file: str, report: ReadReport, blanks: str | None = None
 ) -> Iterator[tuple[int, str]]:
     """Lines with their numbers, but for those that hold nothing beside `blanks`, white space."""
-    lines = text.split("\n")
-    if lines[-1] == "":
-        lines.pop()
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(text.removesuffix("\n").split("\n"), start=1):
         line = line.removesuffix("\r")
         if line.strip(blanks):
             yield number, line

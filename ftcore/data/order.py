@@ -6,6 +6,7 @@ epoch may be short; no row is dropped and none is seen twice in an epoch.
 """
 
 import math
+from functools import lru_cache, partial
 
 import numpy as np
 
@@ -21,23 +22,14 @@ def steps_per_epoch(num_rows: int, batch_size: int) -> int:
 
 
 class StepRows:
-    """Rows of each optimiser step.
-
-    num_rows     rows of the training set
-    batch_size   rows of one step
-    seed         of the permutations
-    """
+    """Row indices (int64) of each optimiser step, counted from 0."""
 
     def __init__(self, num_rows: int, *, batch_size: int, seed: int) -> None:
-        self.num_rows = num_rows
         self.batch_size = batch_size
-        self.seed = seed
         self.steps_per_epoch = steps_per_epoch(num_rows, batch_size)
-        self._cached: tuple[int, np.ndarray] | None = None  # the current epoch's permutation
+        order = partial(epoch_order, num_rows, seed=seed)
+        self._order = lru_cache(maxsize=1)(order)  # the current epoch's permutation is kept
 
     def __call__(self, step: int) -> np.ndarray:
-        """Row indices of step `step` (0-based), int64."""
         epoch, place = divmod(step, self.steps_per_epoch)
-        if self._cached is None or self._cached[0] != epoch:
-            self._cached = (epoch, epoch_order(self.num_rows, seed=self.seed, epoch=epoch))
-        return self._cached[1][place * self.batch_size : (place + 1) * self.batch_size]
+        return self._order(epoch=epoch)[place * self.batch_size : (place + 1) * self.batch_size]

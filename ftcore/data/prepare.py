@@ -128,8 +128,10 @@ def prepare(
     if config.train:
         train, rejected = _map(config, _read(config, config.train, "train"))
         train, dev = _part(config, train, seed)
-        if isinstance(config, RowsConfig) and labels is None:
-            prepared.labels = _labels(config, train)
+        if isinstance(config, ScoredDataConfig):
+            prepared.labels = labels or (config.label,)
+        elif isinstance(config, RowsConfig):
+            prepared.labels = labels or label_map(train).names
         prepared.train = encoded(train, rejected)
         if dev:
             prepared.dev = encoded(dev)
@@ -178,10 +180,6 @@ def _relabelled(config: LabelledDataConfig, example: LabelledText) -> LabelledTe
         raise ConfigError(f"data.relabel = {' '.join(config.relabel)}: must be OLD=NEW each")
     label = tuple(names.get(name, name) for name in example.names)
     return replace(example, label=label if config.label_separator else label[0])
-
-
-def _labels(config: RowsConfig, train: list[Example]) -> tuple[str, ...]:
-    return (config.label,) if isinstance(config, ScoredDataConfig) else label_map(train).names
 
 
 def _part(
