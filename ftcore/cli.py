@@ -98,20 +98,19 @@ def parse_evaluation(argv: Sequence[str]) -> Command:
         written_for, flags = _read_toml(file)
         if task not in (None, written_for):
             raise ConfigError(f"{path} is a run of the task {written_for}: leave out --task {task}")
-        task, layers = written_for, [(str(file), flags)]
-    elif task is None:
+        layers = [(str(file), flags), ("flag", words)]
+        return _resolve(written_for, layers, resume=Path(path), script="eval.py")
+    if task is None:
         near = difflib.get_close_matches(path, [str(p) for p in Path(path).parent.glob("*")], n=1)
         hint = f" Did you mean {near[0]}?" if near and not Path(path).exists() else ""
         raise ConfigError(
             f"{path} is not a run folder (it has no {CONFIG_FILE}).{hint} For a plain model name"
             f" its task too: --task {{{','.join(RUNS)}}}"
         )
-    elif task not in RUNS:
+    if task not in RUNS:
         raise ConfigError(f"task {task!r} is unknown: {_nearest(task, RUNS)}")
-    else:
-        layers = [("path", ["--model.path", path])]
-    run = Path(path) if file.is_file() else None
-    return _resolve(task, [*layers, ("flag", words)], resume=run, script="eval.py")
+    layers = [("path", ["--model.path", path]), ("flag", words)]
+    return _resolve(task, layers, script="eval.py")
 
 
 def _resolve(

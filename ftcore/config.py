@@ -1,17 +1,35 @@
 """What the user says: typed sections, and one run class per task that composes its own sections.
 
 The command line is made from these classes (`ftcore/cli.py`); the text under a field is its help.
-Every number has a unit or is a plain ratio. There is no value that means "inherit".
+Every number has a unit or is a plain ratio; its type says what it may be. There is no value that
+means "inherit".
 """
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args, get_type_hints
 
 BASE = "builtin:base"
 Format = Literal["auto", "tsv", "csv", "jsonl", "json", "txt", "conll", "labelled", "tar"]
+OverLength = Literal["error", "drop", "cut_right"]
+TrainOn = Literal["all", "assistant", "last"]
+
+
+class Limit(NamedTuple):
+    """What a number must be, in words and in code; nothing holds for nan."""
+
+    claim: str
+    holds: Callable[[float], bool]
+
+
+Natural = Annotated[int, Limit(">= 0", lambda n: n >= 0)]
+Count = Annotated[int, Limit(">= 1", lambda n: n >= 1)]
+NotNegative = Annotated[float, Limit(">= 0", lambda x: 0 <= x < math.inf)]
+Positive = Annotated[float, Limit("> 0", lambda x: 0 < x < math.inf)]
+Share = Annotated[float, Limit("in [0, 1]", lambda x: 0 <= x <= 1)]
+ProperShare = Annotated[float, Limit("in [0, 1)", lambda x: 0 <= x < 1)]
 
 
 @dataclass(frozen=True)
@@ -36,7 +54,7 @@ class TextDataConfig:
     """files evaluated once, after training"""
     text: str = "text"
     """column of the text in tables and json"""
-    max_length: int = 512
+    max_length: Count = 512
     """tokens of one document; longer ones are cut into several, none is lost"""
 
 
@@ -57,11 +75,11 @@ class ChatDataConfig:
     """files evaluated once, after training; builtin:chat has three test splits"""
     messages: str = "messages"
     """column of the conversation"""
-    train_on: Literal["all", "assistant", "last"] = "assistant"
+    train_on: TrainOn = "assistant"
     """which turns are supervised; the end of a supervised turn always is"""
-    max_length: int | None = None
+    max_length: Count | None = None
     """tokens; None: any length"""
-    over_length: Literal["error", "drop", "cut_right"] = "error"
+    over_length: OverLength = "error"
     """what happens to a longer row; dropped and cut rows are counted and kept in a file"""
 
 
@@ -79,11 +97,11 @@ class RowsConfig:
     """of all files; auto: by their suffixes; labelled: lines of a label, a blank and the text"""
     columns: tuple[str, ...] = ()
     """column names, for files without a header line"""
-    holdout: int = 0
+    holdout: Natural = 0
     """training rows held out as dev rows when no dev file is given"""
-    max_length: int | None = None
+    max_length: Count | None = None
     """tokens, special ones included; None: any length"""
-    over_length: Literal["error", "drop", "cut_right"] = "error"
+    over_length: OverLength = "error"
     """what happens to a longer row; dropped and cut rows are counted and kept in a file"""
 
 
@@ -135,9 +153,9 @@ class EnvConfig:
     """cpu, cuda or cuda:N"""
     precision: Literal["bf16", "fp32"] = "bf16"
     """compute dtype; with bf16 whatever is trained has an fp32 master"""
-    threads: int = 2
+    threads: Count = 2
     """CPU threads of one operation"""
-    seed: int = 0
+    seed: Natural = 0
     """of data order, initial values and dropout"""
 
 
@@ -149,11 +167,11 @@ class PeftConfig:
     """all tensors, those named by `trainable`, or low-rank updates"""
     trainable: tuple[str, ...] = ("head",)
     """freeze: head, last:K, embeddings, norms, biases, all, a name or a glob"""
-    rank: int = 8
+    rank: Count = 8
     """lora: rank of the update"""
-    alpha: float = 16.0
+    alpha: Positive = 16.0
     """lora: the update is scaled by alpha / rank"""
-    dropout: float = 0.0
+    dropout: ProperShare = 0.0
     """lora: dropout on the input of the update"""
     targets: tuple[str, ...] = ("all-linear",)
     """lora: layers by last name (q_proj), glob, or all-linear"""
@@ -167,17 +185,17 @@ class PeftConfig:
 class OptimConfig:
     """AdamW."""
 
-    lr: float = 5e-5
+    lr: Positive = 5e-5
     """peak learning rate"""
-    batch_size: int = 32
+    batch_size: Count = 32
     """rows of one optimiser step"""
-    betas: tuple[float, float] = (0.9, 0.98)
+    betas: tuple[ProperShare, ProperShare] = (0.9, 0.98)
     """decay rates of the two moments"""
-    eps: float = 1e-8
+    eps: Positive = 1e-8
     """floor of the denominator"""
-    weight_decay: float = 0.01
+    weight_decay: NotNegative = 0.01
     """decoupled, on matrices only"""
-    max_grad_norm: float = 1.0
+    max_grad_norm: Positive = 1.0
     """clip the global gradient norm to this"""
 
 
@@ -187,9 +205,9 @@ class ScheduleConfig:
 
     shape: Literal["cosine", "linear", "constant"] = "linear"
     """after the warm-up"""
-    warmup: float = 0.1
+    warmup: ProperShare = 0.1
     """share of the steps that warm up, in [0, 1)"""
-    final: float = 0.0
+    final: Share = 0.0
     """share of the peak that is left at the end, in [0, 1]"""
 
 
@@ -197,21 +215,21 @@ class ScheduleConfig:
 class LoopConfig:
     """How long, how often."""
 
-    epochs: float = 1.0
+    epochs: Positive = 1.0
     """passes over the training rows"""
-    max_steps: int = 0
+    max_steps: Natural = 0
     """optimiser steps; 0: as many as the epochs take"""
-    micro_batch_tokens: int = 8192
+    micro_batch_tokens: Count = 8192
     """token budget of one forward and backward pass"""
-    eval_every: int = 200
+    eval_every: Count = 200
     """steps between evaluations on the dev rows"""
-    save_every: int = 200
+    save_every: Count = 200
     """steps between checkpoints"""
-    log_every: int = 10
+    log_every: Count = 10
     """steps between lines of metrics.jsonl"""
-    keep_last: int = 2
+    keep_last: Count = 2
     """checkpoints kept beside the best one"""
-    patience: int = 0
+    patience: Natural = 0
     """evaluations without a better dev value before it stops early; 0: never"""
 
     def num_steps(self, num_rows: int, batch_size: int) -> int:
@@ -223,11 +241,11 @@ class LoopConfig:
 class EvalConfig:
     """How the model is judged."""
 
-    max_new_tokens: int = 64
+    max_new_tokens: Count = 64
     """longest generated answer, tokens"""
     intent_field: str = ""
     """field of JSON answers that is scored as a class; empty: answers are plain text"""
-    samples: int = 3
+    samples: Natural = 3
     """answers shown at the end"""
 
 
@@ -309,41 +327,20 @@ RUNS = {
 }
 Run = PretrainRun  # and the tasks made from it
 
-Limit = tuple[str, Callable[[float], bool]]
-POSITIVE: Limit = ("> 0", lambda value: 0 < value < math.inf)
-NOT_NEGATIVE: Limit = (">= 0", lambda value: 0 <= value < math.inf)
-AT_LEAST_1: Limit = (">= 1", lambda value: value >= 1)
-PROPER_SHARE: Limit = ("in [0, 1)", lambda value: 0 <= value < 1)
-SHARE: Limit = ("in [0, 1]", lambda value: 0 <= value <= 1)
-LIMITS: dict[str, dict[str, Limit]] = {
-    "data": {"max_length": AT_LEAST_1, "holdout": NOT_NEGATIVE},
-    "env": {"threads": AT_LEAST_1, "seed": NOT_NEGATIVE},
-    "peft": {"rank": AT_LEAST_1, "alpha": POSITIVE, "dropout": PROPER_SHARE},
-    "optim": {
-        "lr": POSITIVE,
-        "batch_size": AT_LEAST_1,
-        "betas": PROPER_SHARE,
-        "eps": POSITIVE,
-        "weight_decay": NOT_NEGATIVE,
-        "max_grad_norm": POSITIVE,
-    },
-    "schedule": {"warmup": PROPER_SHARE, "final": SHARE},
-    "loop": {
-        "epochs": POSITIVE,
-        "max_steps": NOT_NEGATIVE,
-        "patience": NOT_NEGATIVE,
-        **dict.fromkeys(("micro_batch_tokens", "eval_every"), AT_LEAST_1),
-        **dict.fromkeys(("save_every", "log_every", "keep_last"), AT_LEAST_1),
-    },
-    "eval": {"max_new_tokens": AT_LEAST_1, "samples": NOT_NEGATIVE},
-}
+
+def limit_of(hint: Any) -> Limit | None:
+    """The limit in an option's type; it may be that of the numbers of a tuple."""
+    if isinstance(hint, Limit):
+        return hint
+    return next(filter(None, map(limit_of, get_args(hint))), None)
 
 
 def out_of_range(run: Run) -> Iterator[tuple[str, Any, str]]:
     """Name, value and limit of each number that cannot be meant."""
-    for section, limits in LIMITS.items():
-        for key, (claim, holds) in limits.items():
-            value = getattr(getattr(run, section), key, None)
+    for section in fields(run):
+        values = getattr(run, section.name)
+        for key, hint in get_type_hints(type(values), include_extras=True).items():
+            value, limit = getattr(values, key), limit_of(hint)
             numbers = value if isinstance(value, tuple) else (value,)
-            if value is not None and not all(map(holds, numbers)):
-                yield f"{section}.{key}", value, claim
+            if limit and value is not None and not all(map(limit.holds, numbers)):
+                yield f"{section.name}.{key}", value, limit.claim

@@ -1,16 +1,18 @@
 """What the user types: default < preset < TOML < flag, and back to TOML."""
 
 import dataclasses
+import re
 import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
 from ftcore.cli import CONFIG_FILE, parse, to_toml
-from ftcore.config import LIMITS, RUNS, ClassifyRun, SftRun
+from ftcore.config import RUNS, ClassifyRun, SftRun, limit_of
 from ftcore.errors import ConfigError
 from ftcore.presets import PRESETS
 
@@ -173,11 +175,14 @@ def test_numbers_out_of_range_are_said_all_at_once(toml: Callable) -> None:
     ]
 
 
-def test_every_limit_belongs_to_an_option() -> None:
-    for section, limits in LIMITS.items():
-        sections = [getattr(run(), section) for run in RUNS.values()]
-        known = {option.name for values in sections for option in dataclasses.fields(values)}
-        assert limits.keys() <= known
+@pytest.mark.parametrize("task", RUNS)
+def test_every_number_has_a_limit(task: str) -> None:
+    run = RUNS[task]()
+    for section in dataclasses.fields(run):
+        hints = get_type_hints(type(getattr(run, section.name)), include_extras=True)
+        numbers = [key for key, hint in hints.items() if re.search(r"\b(int|float)\b", str(hint))]
+        assert all(limit_of(hints[key]) for key in numbers)
+        assert numbers or section.name in ("model", "data", "log")
 
 
 def test_a_run_is_resumed_from_its_own_configuration(tmp_path: Path) -> None:

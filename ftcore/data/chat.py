@@ -33,6 +33,9 @@ MAX_CHARACTERS = 2**20  # of a rendering
 MAX_SECONDS = 10.0  # of a rendering
 MARKERS = (0xF0000, 0x100000, 0xE000)  # first characters of the private-use planes, in turn
 
+Span = tuple[int, int]  # start and end, in characters
+Again = Callable[[Sequence[str]], str]  # the text of the chat with other contents
+
 
 class Message(TypedDict):
     """One turn; `train` and `weight` matter to supervision only, never to the text."""
@@ -48,7 +51,7 @@ class Rendering:
     """`text` and, for each message, the span of its content in characters; None: left out."""
 
     text: str
-    spans: tuple[tuple[int, int] | None, ...]
+    spans: tuple[Span | None, ...]
 
 
 class RowError(DataError):
@@ -70,11 +73,11 @@ def render(messages: Sequence[Message], tokenizer: Tokenizer) -> Rendering:
     contents = [message["content"] for message in messages]
     base = _unused(text + "".join(contents), 2 * len(contents))
     for is_trimmed in (False, True):
-        spans = _marked_spans(text, contents, base=base, is_trimmed=is_trimmed, again=again)
+        spans = _marked_spans(text, contents, base, again, is_trimmed=is_trimmed)
         if spans is not None:
             return Rendering(text, spans)
-    found = (_changed_span(text, contents, i, base=base, again=again) for i in range(len(contents)))
-    return Rendering(text, tuple(found))
+    places = range(len(contents))
+    return Rendering(text, tuple(_changed_span(text, contents, base, again, i) for i in places))
 
 
 def render_text(
@@ -137,13 +140,8 @@ def _unused(text: str, count: int) -> int:
 
 
 def _marked_spans(
-    text: str,
-    contents: Sequence[str],
-    *,
-    base: int,
-    is_trimmed: bool,
-    again: Callable[[Sequence[str]], str],
-) -> tuple[tuple[int, int] | None, ...] | None:
+    text: str, contents: Sequence[str], base: int, again: Again, *, is_trimmed: bool
+) -> tuple[Span | None, ...] | None:
     """Spans of all contents by markers, None where these do not come through untouched."""
     pairs = [(chr(base + 2 * i), chr(base + 2 * i + 1)) for i in range(len(contents))]
     both = zip(contents, pairs, strict=True)
@@ -163,13 +161,8 @@ def _marked_spans(
 
 
 def _changed_span(
-    text: str,
-    contents: Sequence[str],
-    index: int,
-    *,
-    base: int,
-    again: Callable[[Sequence[str]], str],
-) -> tuple[int, int] | None:
+    text: str, contents: Sequence[str], base: int, again: Again, index: int
+) -> Span | None:
     """Span that changes when one content is replaced, checked to hold text of that content."""
     other = again([*contents[:index], chr(base), *contents[index + 1 :]])
     if other == text:

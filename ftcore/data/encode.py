@@ -10,10 +10,10 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
-from typing import Literal
 
 import numpy as np
 
+from ftcore.config import OverLength, TrainOn
 from ftcore.data.chat import Message, RowError, render_text
 from ftcore.data.columns import (
     Chat,
@@ -26,11 +26,9 @@ from ftcore.data.columns import (
     require_some,
 )
 from ftcore.data.pack import Encoded
-from ftcore.data.supervise import TrainOn, find_answers, require_plain, shifted, supervise
+from ftcore.data.supervise import find_answers, require_plain, shifted, supervise
 from ftcore.data.tokenizer import Encoding, Tokenizer
 from ftcore.errors import DataError, ModelError
-
-OverLength = Literal["error", "drop", "cut_right"]
 
 
 @dataclass(frozen=True)
@@ -129,11 +127,8 @@ def encode_chats(
         document = supervise(
             chat.id, rendering.text, encoding, answers, tokenizer, train_on_eot=train_on_eot
         )
-        if max_length is None or len(document) <= max_length:
-            split.documents.append(document)
-        else:
-            short = take(document, slice(max_length))
-            admit_cut(split, chat, document, short, over_length=over_length)
+        short = take(document, slice(max_length))
+        admit(split, chat, document, short, over_length=over_length)
     require_some(split.documents, split.rejected)
     used = {document.row_id for document in split.documents}
     split.chats = [chat for chat in chats if chat.id in used]
@@ -157,13 +152,11 @@ def encode_labelled(
     split = Split()
     pairs = tokenizer.encode_pairs([e.text for e in examples], [e.pair for e in examples])
     for example, pair in zip(examples, pairs, strict=True):
-        document = _labelled(example, *pair, labels)
-        if max_length is None or len(document) <= max_length:
-            split.documents.append(document)
-        else:
+        document = short = _labelled(example, *pair, labels)
+        if max_length is not None and len(document) > max_length:
             (pair,) = tokenizer.encode_pairs([example.text], [example.pair], max_length=max_length)
             short = _labelled(example, *pair, labels)
-            admit_cut(split, example, document, short, over_length=over_length)
+        admit(split, example, document, short, over_length=over_length)
     require_some(split.documents, split.rejected)
     return split
 
@@ -224,7 +217,7 @@ def show(document: Encoded, tokenizer: Tokenizer) -> str:
     return shown
 
 
-def admit_cut(
+def admit(
     split: Split,
     source: Chat | LabelledText | Tagged,
     document: Encoded,
@@ -232,14 +225,16 @@ def admit_cut(
     *,
     over_length: OverLength,
 ) -> None:
-    """Deal with a document that is too long, of which `short` is the form cut to length."""
+    """Take in a document, of which `short` is the form cut to length, or deal with its excess."""
     length, limit = len(document), len(short)
-    if over_length == "error":
+    if length == limit:
+        split.documents.append(document)
+    elif over_length == "error":
         raise DataError(
             f"{source.file}:{source.line}: {length} tokens, {limit} are allowed; raise the maximum "
             "length, or choose to drop long rows or to cut them on the right"
         )
-    if over_length == "drop":
+    elif over_length == "drop":
         split.rejected.append(left_out(source, f"{length} tokens, {limit} are allowed"))
     elif isinstance(short.weights, np.ndarray) and not short.weights.any():
         reason = f"nothing to supervise in the first {limit} of {length} tokens"

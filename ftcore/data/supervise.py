@@ -10,16 +10,14 @@ prompt) and ends with the special token that the template puts right after it, t
 
 import re
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 
+from ftcore.config import TrainOn
 from ftcore.data.chat import Message, Rendering, RowError, generation_prompt, render
 from ftcore.data.columns import Chat
 from ftcore.data.pack import Encoded
 from ftcore.data.tokenizer import Encoding, Tokenizer
-
-TrainOn = Literal["assistant", "last", "all"]
 
 IGNORED = -100  # label of a position that predicts nothing
 _SPACE = re.compile(r"\s*")

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ftcore.config import OverLength
 from ftcore.data.columns import LabelMap, Tagged, left_out, require_some
-from ftcore.data.encode import OverLength, Sentence, Split, admit_cut, pieces, take
+from ftcore.data.encode import Sentence, Split, admit, pieces, take
 from ftcore.data.pack import Encoded
 from ftcore.data.supervise import IGNORED
 from ftcore.data.tokenizer import Encoding, Tokenizer
@@ -40,12 +41,9 @@ def encode_tagged(
         labels_T[places_W[places_W >= 0]] = np.array(labels.indices(source))[places_W >= 0]
         weights_T = (labels_T != IGNORED).astype(np.float32)
         document = Encoded(source.id, encoding.ids_T, labels_T, weights_T)
-        if max_length is None or len(document) <= max_length:
-            split.documents.append(document)
-        else:
-            kept_T = pieces(encoding, max_length)[0]
-            places_W = np.where(np.isin(places_W, kept_T), places_W, -1)
-            admit_cut(split, source, document, take(document, kept_T), over_length=over_length)
+        kept_T = pieces(encoding, max_length or len(encoding))[0]
+        places_W = np.where(np.isin(places_W, kept_T), places_W, -1)
+        admit(split, source, document, take(document, kept_T), over_length=over_length)
         split.sentences[source.id] = Sentence(source.words, source.names, places_W)
     require_some(split.documents, split.rejected)
     return split
