@@ -230,8 +230,7 @@ def _message(row: Row, turn: Any, number: int) -> Message:
     train, weight = turn.get("train", role == "assistant"), turn.get("weight", 1.0)
     if not isinstance(train, bool):
         raise _wrong(row, f'message {number}: "train" must be true or false, not {train!r}')
-    is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
-    if not is_number or not 0 <= weight < math.inf:
+    if type(weight) not in (int, float) or not 0 <= weight < math.inf:
         raise _wrong(row, f'message {number}: "weight" must be a number >= 0, not {weight!r}')
     return Message(role=role, content=turn["content"], train=train, weight=float(weight))
 

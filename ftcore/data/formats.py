@@ -26,16 +26,8 @@ from typing import Any
 from ftcore.config import Format
 from ftcore.errors import DataError
 
-SUFFIXES: dict[str, Format] = {
-    ".tsv": "tsv",
-    ".csv": "csv",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "json",
-    ".txt": "txt",
-    ".conll": "conll",
-    ".tar": "tar",
-}
+SUFFIXED = ("tsv", "csv", "jsonl", "json", "txt", "conll", "tar")
+SUFFIXES: dict[str, Format] = {f".{name}": name for name in SUFFIXED} | {".ndjson": "jsonl"}
 DOCUMENT = "-DOCSTART-"
 _SPACE = re.compile(r"[ \t\n\r]*")
 

@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -21,19 +22,8 @@ from ftcore.config import (
     TaggedDataConfig,
     TextDataConfig,
 )
-from ftcore.data.columns import (
-    Chat,
-    LabelledText,
-    LabelMap,
-    Rejected,
-    Tagged,
-    Text,
-    chats,
-    label_map,
-    labelled,
-    tagged,
-    texts,
-)
+from ftcore.data import columns
+from ftcore.data.columns import Chat, LabelledText, LabelMap, Rejected, Tagged, Text
 from ftcore.data.encode import Split, encode_chats, encode_labelled, encode_texts
 from ftcore.data.mask import Masking, encode_pieces
 from ftcore.data.read import Row, read_rows
@@ -43,6 +33,7 @@ from ftcore.errors import ConfigError, DataError
 
 BUILTIN_CHAT = "builtin:chat"
 BUILTIN_TESTS = ("test_values", "test_combinations", "test_wording")
+built_chat = cache(builtin_chat.build)  # its splits are made at once, and asked for one by one
 MESSAGES = "messages"  # the column that tells a chat from plain text
 
 DataConfig = TextDataConfig | ChatDataConfig | RowsConfig
@@ -131,7 +122,7 @@ def prepare(
         if isinstance(config, ScoredDataConfig):
             prepared.labels = labels or (config.label,)
         elif isinstance(config, RowsConfig):
-            prepared.labels = labels or label_map(train).names
+            prepared.labels = labels or columns.label_map(train).names
         prepared.train = encoded(train, rejected)
         if dev:
             prepared.dev = encoded(dev)
@@ -148,29 +139,29 @@ def _read(config: DataConfig, paths: Sequence[str], split: str) -> list[Row]:
         return read_rows(paths)
     if len(paths) > 1:
         raise DataError(f"{BUILTIN_CHAT} cannot be mixed with files: {', '.join(paths)}")
-    made = builtin_chat.build()[split]
+    made = built_chat()[split]
     return [Row(d["id"], f"{BUILTIN_CHAT}/{split}", n, d) for n, d in enumerate(made, start=1)]
 
 
 def _map(config: DataConfig, rows: list[Row]) -> tuple[list[Example], list[Rejected]]:
     """Examples, and the rows that give none."""
     if isinstance(config, MaskedDataConfig):
-        return texts(rows, text=config.text)
+        return columns.texts(rows, text=config.text)
     if isinstance(config, TextDataConfig):
-        talks = [row for row in rows if MESSAGES in row.fields]
         plain = [row for row in rows if MESSAGES not in row.fields]
-        mapped = [chats(talks)] if talks else []
-        mapped += [texts(plain, text=config.text)] if plain else []
+        talks = [row for row in rows if MESSAGES in row.fields]
+        mapped = [columns.texts(plain, text=config.text)] if plain else []
+        mapped += [columns.chats(talks)] if talks else []
         kept, rejected = (sum(lists, []) for lists in zip(*mapped, strict=True))
         return kept, rejected
     if isinstance(config, ChatDataConfig):
-        return chats(rows, messages=config.messages)
+        return columns.chats(rows, messages=config.messages)
     if isinstance(config, TaggedDataConfig):
-        return tagged(rows, tokens=config.tokens, tags=config.tags)
-    columns = {"text": config.text, "pair": config.pair or None, "label": config.label}
+        return columns.tagged(rows, tokens=config.tokens, tags=config.tags)
+    named = {"text": config.text, "pair": config.pair or None, "label": config.label}
     if isinstance(config, ScoredDataConfig):
-        return labelled(rows, **columns, scores=True)
-    kept, rejected = labelled(rows, **columns, separator=config.label_separator)
+        return columns.labelled(rows, **named, scores=True)
+    kept, rejected = columns.labelled(rows, **named, separator=config.label_separator)
     return [_relabelled(config, example) for example in kept], rejected
 
 
