@@ -4,8 +4,8 @@ Four sources: `docs` (the language reference in pydoc_data.topics, and the docst
 standard library as prose), `source` (its .py files), `copy` and `echo` (copying.py). The committed
 base model and tokenizer were made with Python 3.11.7; another version gives another corpus, the
 same version always the same one. A file of the library, with its docstrings, is held out by a hash
-of its path. `python -m tests.bench.base.corpus DIR` writes it as jsonl; with `--seed`, its copy tasks
-and echoes are new ones, with `--every 4` a quarter of the library is in it.
+of its path. `python -m tests.bench.base.corpus DIR` writes it as jsonl; with `--seed`, its copy
+tasks and echoes are new ones, with `--every 4` a quarter of the library is in it.
 """
 
 import argparse
@@ -127,7 +127,8 @@ def main() -> None:
     heldout = list(documents("heldout", copies=500, echoes=250))
     library = [row for row in heldout if row["source"] in ("docs", "source")]
     copies = [row for row in heldout if row["source"] == "copy"]
-    parts = {"train": documents("train", **options), "heldout": heldout, "library": library, "copies": copies}
+    train = documents("train", **options)
+    parts = {"train": train, "heldout": heldout, "library": library, "copies": copies}
     for name, rows in parts.items():
         with (folder / f"{name}.jsonl").open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
