@@ -46,13 +46,14 @@ def compare(bench: Bench, said: argparse.Namespace) -> dict[str, Any]:
         Side(bench, side="floor", **common) as floor,
     ):
         sides = {"ours": ours, "theirs": theirs, "floor": floor}
-        for side in sides.values():
-            side.steps(said.warmup)
+        first = {name: side.steps(said.warmup) for name, side in sides.items()}
         rounds = [
             {name: side.steps(said.steps) for name, side in sides.items()}
             for _ in range(said.repeats)
         ]
-    return told(rounds, bench.unit, bench.bars[said.method]) | {"theirs_is": best, "probe": probe}
+    found = told(rounds, bench.unit, bench.bars[said.method])
+    losses = {name: first[name]["loss"] for name in ("ours", "theirs")}  # nearly equal, if all is
+    return found | {"theirs_is": best, "probe": probe, "first_loss": losses}
 
 
 def told(rounds: Sequence[Mapping[str, Any]], unit: str, bar: float) -> dict[str, Any]:

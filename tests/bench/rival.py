@@ -25,6 +25,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -45,6 +46,7 @@ from ftcore.model.hub import resolve
 from ftcore.model.load import load_model, read_config
 from ftcore.tune.checkpoint import Checkpoints
 from ftcore.tune.loop import Loop
+from ftcore.tune.schedule import learning_rate
 from ftcore.tune.setup import check_lengths, choose_trainable
 from ftcore.tune.task import TASKS
 from tests.bench.floor import seconds_of, step_products
@@ -155,11 +157,16 @@ def theirs(bench: Bench, said: argparse.Namespace, command: Command, data: Prepa
         {"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0},
     ]
     adamw = torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
-    total = config.loop.max_steps
-    warmup = max(1, int(config.schedule.warmup * total))
-    linear = torch.optim.lr_scheduler.LambdaLR(
-        adamw, lambda step: min((step + 1) / warmup, (total - step) / max(1, total - warmup))
+    total, schedule = config.loop.max_steps, config.schedule
+    rate = partial(
+        learning_rate,
+        peak=1.0,
+        total_steps=total,
+        warmup_steps=int(schedule.warmup * total),
+        shape=schedule.shape,
+        final=schedule.final,
     )
+    rates = torch.optim.lr_scheduler.LambdaLR(adamw, rate)
     rng = random.Random(config.env.seed)
 
     def turn(steps: Steps) -> dict[str, Any]:
@@ -172,7 +179,7 @@ def theirs(bench: Bench, said: argparse.Namespace, command: Command, data: Prepa
             loss.backward()
             nn.utils.clip_grad_norm_(params, optim.max_grad_norm)
             adamw.step()
-            linear.step()
+            rates.step()
             adamw.zero_grad()
             losses.append(loss.item())
             padded += batch["input_ids"].numel()
