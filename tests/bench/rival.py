@@ -257,7 +257,7 @@ class Side:
         extra = [text for name, value in words.items() for text in (f"--{name}", str(value))]
         command = [sys.executable, "-m", f"tests.bench.{bench.name}", *sys.argv[1:], *extra]
         pipe = subprocess.PIPE
-        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, bufsize=0)
 
     def steps(self, count: int) -> dict[str, Any]:
         """Run the next steps.
@@ -267,7 +267,8 @@ class Side:
         raises      RuntimeError: the process ended
         """
         assert self.process.stdin is not None and self.process.stdout is not None
-        print(count, file=self.process.stdin, flush=True)
+        with contextlib.suppress(BrokenPipeError):  # it died; its line is empty
+            self.process.stdin.write(f"{count}\n".encode())
         line = self.process.stdout.readline()
         if not line:
             raise RuntimeError(f"a side died with exit code {self.process.wait()}: see above")
