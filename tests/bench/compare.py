@@ -63,6 +63,9 @@ def told(rounds: Sequence[Mapping[str, Any]], unit: str, bar: float) -> dict[str
         assert len(rows) == 1, f"the sides had different rows: {turns}"
     ratios = [turns["theirs"]["seconds"] / turns["ours"]["seconds"] for turns in rounds]
     found: dict[str, Any] = {"speed": against(statistics.median(ratios), bar), "ratios": ratios}
+    # On a machine with other work the ratio of CPU times is the steadier one, with one thread.
+    cpu = [turns["theirs"]["cpu_s"] / turns["ours"]["cpu_s"] for turns in rounds]
+    found["cpu_ratio"] = statistics.median(cpu)
     last = rounds[-1]
     memory = last["ours"]["peak_mib"] / last["theirs"]["peak_mib"]
     found["memory"] = against(memory, MEMORY_BAR, at_most=True)

@@ -245,7 +245,9 @@ def serve(bench: Bench, said: argparse.Namespace) -> None:
             steps = [[documents[row] for row in rows(done + i)] for i in range(count)]
             done += count
             lengths = [len(document) for step in steps for document in step]
+            started = time.process_time()
             told = {"rows": len(lengths), "tokens": sum(lengths), **turn(steps)}
+            told |= {"cpu_s": time.process_time() - started}
             told |= {"rows_mib": before, "peak_mib": own_peak_mib()}
             print(json.dumps(told), file=answers, flush=True)
 
@@ -262,8 +264,8 @@ class Side:
     def steps(self, count: int) -> dict[str, Any]:
         """Run the next steps.
 
-        returns     rows, tokens and seconds of these steps; peak_mib so far, rows_mib before there
-                    was a model; and what else the side tells
+        returns     rows, tokens, seconds and cpu_s (of all threads) of these steps; peak_mib so
+                    far, rows_mib before there was a model; and what else the side tells
         raises      RuntimeError: the process ended
         """
         assert self.process.stdin is not None and self.process.stdout is not None

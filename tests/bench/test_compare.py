@@ -19,8 +19,8 @@ def turns(ours: float, theirs: float, floor: float, rows: int = 10) -> dict[str,
     common = {"rows": rows, "tokens": 40, "peak_mib": 500.0, "rows_mib": 100.0}
     trains = {"trained": 7, "loss": 0.5, "padded_tokens": 50}
     return {
-        "ours": {**common, **trains, "seconds": ours, "peak_mib": 300.0},
-        "theirs": {**common, **trains, "seconds": theirs},
+        "ours": {**common, **trains, "seconds": ours, "cpu_s": 2.0, "peak_mib": 300.0},
+        "theirs": {**common, **trains, "seconds": theirs, "cpu_s": 3.0},
         "floor": {**common, "seconds": floor, "flops": 2e9},
     }
 
@@ -31,6 +31,7 @@ def test_figures_are_medians_of_ratios_between_neighbours() -> None:
     found = told(rounds, "rows", 2.5)
     assert found["ratios"] == [1.5, 2, 4]
     assert found["speed"] == {"value": 2, "bar": 2.5, "met": False}
+    assert found["cpu_ratio"] == 1.5
     assert found["memory"] == {"value": 0.6, "bar": 0.7, "met": True}
     assert found["ours"]["rows_per_s"] == 2.5
     assert found["ours"]["of_floor"] == found["of_floor"]["value"] == 0.5
