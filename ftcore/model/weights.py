@@ -1,4 +1,4 @@
-"""Safetensors in and out, with every tensor accounted for (law 7). Pickle is never read.
+"""Safetensors in, with every tensor accounted for (law 7). Pickle is never read.
 
 Reading checks names and shapes of all tensors against the model before anything is copied, and
 lists all missing, unexpected and mis-shaped names in one error. Tensors are copied into memory that
@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ftcore.errors import ModelError
@@ -219,26 +218,3 @@ def _some(names: list[str], most: int = 8) -> str:
     """The names, or the first of them and how many more."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
-
-
-def save_weights(tensors: dict[str, Tensor], folder: Path, *, max_shard_bytes: int) -> None:
-    """Write one safetensors file, or shards with an index once they exceed `max_shard_bytes`."""
-    shards: list[dict[str, Tensor]] = [{}]
-    size = 0
-    for name, tensor in tensors.items():
-        if shards[-1] and size + tensor.nbytes > max_shard_bytes:
-            shards.append({})
-            size = 0
-        shards[-1][name] = tensor
-        size += tensor.nbytes
-    if len(shards) == 1:
-        save_file(shards[0], folder / SINGLE, metadata={"format": "pt"})
-        return
-    weight_map = {}
-    for index, shard in enumerate(shards, start=1):
-        file = f"model-{index:05d}-of-{len(shards):05d}.safetensors"
-        save_file(shard, folder / file, metadata={"format": "pt"})
-        weight_map.update(dict.fromkeys(shard, file))
-    total = sum(tensor.nbytes for tensor in tensors.values())
-    text = json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2)
-    (folder / INDEX).write_text(text, "utf-8")

@@ -28,6 +28,7 @@ from ftcore.env.files import MANIFEST, current, verify_folder, write_folder
 from ftcore.errors import ConfigError, ModelError
 from ftcore.model.families.family import Family
 from ftcore.model.heads import Model
+from ftcore.model.load import read_object
 from ftcore.tune.freeze import tensor_sha256
 from ftcore.tune.fused import PREFIX, A, B, cut, join_parts, part_name, patterns, split_parts, whole
 from ftcore.tune.lora import (
@@ -135,8 +136,8 @@ def load_adapter(model: Model, folder: Path, *, family: Family) -> LoRAReport:
     folder = current(folder)
     if (folder / MANIFEST).is_file():
         verify_folder(folder)
-    options = _read_json(folder / CONFIG)
-    origin = _read_json(folder / ORIGIN) if (folder / ORIGIN).is_file() else {}
+    options = read_object(folder / CONFIG)
+    origin = read_object(folder / ORIGIN) if (folder / ORIGIN).is_file() else {}
     parts = origin.get("parts", {})
     if parts:  # then the patterns are those that we write
         options |= {"rank_pattern": {}, "alpha_pattern": {}}
@@ -200,16 +201,6 @@ def _shapes(model: nn.Module, names: Mapping[str, str], rank: int) -> dict[str, 
         else:
             shapes[key] = tuple(model.get_parameter(name).shape)
     return shapes
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: cannot be read: {error}") from error
-    if not isinstance(value, dict):
-        raise ModelError(f"{path}: must hold one JSON object")
-    return value
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ import torch
 from ftcore.config import PeftConfig
 from ftcore.data.prepare import Prepared
 from ftcore.errors import DataError
-from ftcore.model.heads import ClassificationHead, Model, TokenHead
+from ftcore.model.heads import CLASSIFIERS, Model
 from ftcore.model.spec import ModelSpec
 from ftcore.tune.freeze import apply_trainable, parameter_table
 from ftcore.tune.lora import LoRAConfig, apply_lora
@@ -31,7 +31,7 @@ def choose_trainable(model: Model, config: PeftConfig, generator: torch.Generato
         extra_modules=config.extra_modules,
     )
     # A classifier's head is new with the task, so it is always trained.
-    heads = ("head",) if isinstance(model.head, ClassificationHead | TokenHead) else ()
+    heads = ("head",) if model.task in CLASSIFIERS else ()
     report = apply_lora(model, lora, generator=generator, trained_heads=heads)
     return f"{parameter_table(model)}\n{report}"
 

@@ -13,9 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ftcore.data.pack import Batch
-from ftcore.model.heads import ClassificationHead, LMHead, Model, TokenHead
-from ftcore.model.load import ModelTask
-from kernels.cross_entropy import linear_cross_entropy
+from ftcore.model.heads import ClassificationHead, LMHead, Model, ModelTask, TokenHead
 
 
 class Task(Protocol):
@@ -45,14 +43,7 @@ def classification(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
             logits_BK, batch.labels.to(logits_BK), reduction="none"
         )
         return weighted(nll_BK.mean(1), batch)
-    classifier = model.head.classifier
-    return linear_cross_entropy(
-        model.head.pool(h_NC, batch.docs),
-        classifier.weight,
-        batch.labels,
-        batch.weights,
-        bias_V=classifier.bias,
-    )
+    return model.head.loss(h_NC, batch.docs, batch.labels, batch.weights)
 
 
 def regression(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
