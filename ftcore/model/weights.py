@@ -81,17 +81,15 @@ def tensor_files(folder: Path) -> dict[str, Path]:
 def _header(file: Path) -> dict[str, tuple[str, list[int]]]:
     """Tensor name -> dtype and shape of one safetensors file; duplicate names are refused."""
     try:
-        with safe_open(file, framework="pt") as handle:
-            slices = {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118
-            found = {name: (part.get_dtype(), part.get_shape()) for name, part in slices.items()}
-        with open(file, "rb") as raw:
+        with safe_open(file, framework="pt"), open(file, "rb") as raw:  # the former checks it all
             size = int.from_bytes(raw.read(8), "little")
-            json.loads(raw.read(size), object_pairs_hook=_refuse_duplicates)
+            header = json.loads(raw.read(size), object_pairs_hook=_refuse_duplicates)
     except (SafetensorError, OSError, ValueError) as error:
         raise ModelError(
             f"{file}: not a whole safetensors file ({error}). Copy or download it again."
         ) from error
-    return found
+    header.pop("__metadata__", None)
+    return {name: (part["dtype"], part["shape"]) for name, part in header.items()}
 
 
 def _refuse_duplicates(pairs: list[tuple[str, object]]) -> dict:

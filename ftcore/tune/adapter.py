@@ -147,7 +147,7 @@ def load_adapter(model: Model, folder: Path, *, family: Family) -> LoRAReport:
     extra = _extra_modules(hf_names, options, tensors, layers)
     config = _lora_config(folder / CONFIG, options, layers.values(), extra.values())
     names = _layout(model, layers, extra)
-    _account(folder, _shapes(model, names, config.rank), tensors)
+    _account(folder, {k: _shape(model, n, config.rank) for k, n in names.items()}, tensors)
     _refuse_untied(folder, model, {name: tensors[key] for key, name in names.items()})
     sha256 = base_sha256(model, without=names.values()) if origin else None
     if origin and origin.get("base_sha256") != sha256:  # peft does not record it
@@ -189,18 +189,15 @@ def _layout(
     return names
 
 
-def _shapes(model: nn.Module, names: Mapping[str, str], rank: int) -> dict[str, tuple[int, ...]]:
-    """Shape of each tensor of the layout, read off the model before it is wrapped."""
-    shapes = {}
-    for key, name in names.items():
-        owner, _, attribute = name.rpartition(".")
-        if attribute == "lora_a":
-            shapes[key] = (rank, model.get_submodule(owner).in_features)
-        elif attribute == "lora_b":
-            shapes[key] = (model.get_submodule(owner).out_features, rank)
-        else:
-            shapes[key] = tuple(model.get_parameter(name).shape)
-    return shapes
+def _shape(model: nn.Module, name: str, rank: int) -> tuple[int, ...]:
+    """Shape of a parameter of the wrapped model, read off the model before it is wrapped."""
+    owner, _, attribute = name.rpartition(".")
+    layer = model.get_submodule(owner)
+    if attribute == "lora_a":
+        return rank, layer.in_features
+    if attribute == "lora_b":
+        return layer.out_features, rank
+    return tuple(getattr(layer, attribute).shape)
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:

@@ -1,6 +1,8 @@
 """Decides what is trained: everything, what the rules name, or low-rank updates; and whether the
 data fits the model, before anything is written."""
 
+from dataclasses import fields
+
 import torch
 
 from ftcore.config import PeftConfig
@@ -22,14 +24,7 @@ def choose_trainable(model: Model, config: PeftConfig, generator: torch.Generato
         return apply_trainable(model, ["all"])
     if config.method == "freeze":
         return apply_trainable(model, config.trainable)
-    lora = LoRAConfig(
-        rank=config.rank,
-        alpha=config.alpha,
-        targets=config.targets,
-        rs_lora=config.rs_lora,
-        dropout=config.dropout,
-        extra_modules=config.extra_modules,
-    )
+    lora = LoRAConfig(**{field.name: getattr(config, field.name) for field in fields(LoRAConfig)})
     # A classifier's head is new with the task, so it is always trained.
     heads = ("head",) if model.task in CLASSIFIERS else ()
     report = apply_lora(model, lora, generator=generator, trained_heads=heads)

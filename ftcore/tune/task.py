@@ -4,9 +4,8 @@ Rows of weight 0 never reach the head (law 2), and no task divides (law 3): the 
 by the weight of the whole optimiser step.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -15,12 +14,8 @@ from torch import Tensor
 from ftcore.data.pack import Batch
 from ftcore.model.heads import ClassificationHead, LMHead, Model, ModelTask, TokenHead
 
-
-class Task(Protocol):
-    """The loss of one kind of fine-tuning."""
-
-    def __call__(self, model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Loss sum (fp32 scalar; nats, or squared units of a score) and weight sum (fp32)."""
+# Loss sum (fp32 scalar; nats, or squared units of a score) and weight sum (fp32).
+Task = Callable[[Model, Batch], tuple[Tensor, Tensor]]
 
 
 def token_labels(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -56,7 +51,7 @@ def regression(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
 
 def at_least_fp32(logits_BK: Tensor) -> Tensor:
     """Losses are computed in fp32, or in float64 where the model is."""
-    return logits_BK if logits_BK.dtype == torch.float64 else logits_BK.float()
+    return logits_BK.to(torch.promote_types(logits_BK.dtype, torch.float32))
 
 
 def weighted(losses_B: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:

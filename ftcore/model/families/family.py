@@ -48,12 +48,10 @@ class Family:
 
     name: str  # `model_type` in config.json
     trunk_prefix: str  # HF prefix of the trunk's tensors, with the dot
-    # trunk_names, head_names: HF pattern -> our pattern, `{i}` = layer
     trunk_names: NameTable
     head_names: NameTable
     ignored: tuple[str, ...]  # HF patterns that a checkpoint may hold and we do not need
-    # task ("lm", "mlm", "classify", "tag", "trunk") -> HF class name
-    architectures: Mapping[str, str]
+    architectures: Mapping[str, str]  # task -> HF class name
     switches: Mapping[str, Any]  # what the family decides of a spec
     keys: KeyTable  # what the spec takes from config.json as it is
     fixed: Mapping[str, Any]  # keys of config.json that can have one value only

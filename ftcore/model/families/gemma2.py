@@ -74,15 +74,10 @@ FAMILY = replace(
     name="gemma2",
     trunk_names=llama.NAMES | NORMS,
     architectures=architectures("Gemma2", "lm"),
-    switches={
-        **llama.FAMILY.switches,
-        **{"norm_offset": 1.0, "output_norms": True, "mlp": "geglu_tanh"},
-    },
-    keys={
-        **llama.FAMILY.keys,
-        "head_dim": ("head_dim", 256),
-        "tie_word_embeddings": ("tie_word_embeddings", True),
-    },
+    switches=llama.FAMILY.switches
+    | {"norm_offset": 1.0, "output_norms": True, "mlp": "geglu_tanh"},
+    keys=llama.FAMILY.keys
+    | {"head_dim": ("head_dim", 256), "tie_word_embeddings": ("tie_word_embeddings", True)},
     fixed={"hidden_activation": "gelu_pytorch_tanh", "attention_bias": False},
     read=read,
     write=write,
