@@ -19,7 +19,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -55,7 +55,8 @@ class RunFolder(AbstractContextManager):
                 + (again if "run.json" in present else "")
             )
         files.make_folder(self.path)
-        self._lock = _lock(self.path / "lock")
+        self._opened = ExitStack()
+        self._opened.callback(_unlock, _lock(self.path / "lock"))
         self._metrics = self._tensorboard = self._purge_step = None
         self._trimmed = not resume
         files.clean(self.path)
@@ -94,15 +95,7 @@ class RunFolder(AbstractContextManager):
 
     def close(self) -> None:
         """Close the metrics and let the next writer in; twice does no harm."""
-        if self._metrics is not None:
-            self._metrics.close()
-            self._tensorboard.close()
-            self._metrics = self._tensorboard = None
-        if self._lock is not None:
-            # Emptied, not deleted: a process that waits on a deleted file would lock nothing.
-            os.ftruncate(self._lock, 0)
-            os.close(self._lock)
-            self._lock = None
+        self._opened.close()
 
     def __exit__(self, *exception: object) -> None:
         self.close()
@@ -112,9 +105,11 @@ class RunFolder(AbstractContextManager):
         # cost: 0.3 s of import, and not needed by those who only read a run.
         from torch.utils.tensorboard import SummaryWriter
 
-        self._metrics = open(self.path / METRICS, "a", encoding="utf-8")  # noqa: SIM115
+        file = open(self.path / METRICS, "a", encoding="utf-8")  # noqa: SIM115
+        self._metrics = self._opened.enter_context(file)
         folder = str(self.path / "tensorboard")
-        self._tensorboard = SummaryWriter(folder, purge_step=self._purge_step)
+        writer = SummaryWriter(folder, purge_step=self._purge_step)
+        self._tensorboard = self._opened.enter_context(writer)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -176,6 +171,12 @@ def _lock(path: Path) -> int:
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, json.dumps(holder).encode(), 0)
     return descriptor
+
+
+def _unlock(descriptor: int) -> None:
+    # Emptied, not deleted: a process that waits on a deleted file would lock nothing.
+    os.ftruncate(descriptor, 0)
+    os.close(descriptor)
 
 
 def _commit() -> str | None:

@@ -8,7 +8,7 @@ source  safetensors format: 8-byte little-endian header length, JSON header, raw
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ftcore.errors import ModelError
-from ftcore.model.families.family import Family
+from ftcore.model.families.family import Family, matches
 from ftcore.model.hub import BUILTIN
 
 INDEX = "model.safetensors.index.json"
@@ -99,15 +99,13 @@ def _refuse_duplicates(pairs: list[tuple[str, object]]) -> dict:
     return dict(pairs)
 
 
-def read_tensors(names: Iterable[str], files: Mapping[str, Path]) -> dict[str, Tensor]:
+def read_tensors(names: Collection[str], files: Mapping[str, Path]) -> dict[str, Tensor]:
     """The named tensors, copied into owned memory."""
     tensors = {}
-    by_file: dict[Path, list[str]] = {}
-    for name in names:
-        by_file.setdefault(files[name], []).append(name)
-    for file, wanted in by_file.items():
+    for file in {files[name] for name in names}:
         with safe_open(file, framework="pt") as handle:
-            tensors.update({name: handle.get_tensor(name).clone() for name in wanted})
+            wanted = [name for name in names if files[name] == file]
+            tensors |= {name: handle.get_tensor(name).clone() for name in wanted}
     return tensors
 
 
@@ -133,7 +131,7 @@ def load_weights(
         if first not in wanted:
             other_head = first.startswith("head.") and _module_of(first) not in modules
             is_tied = first == HEAD and model.spec.tie_word_embeddings
-            if other_head or is_tied or family.is_ignored(hf_name):
+            if other_head or is_tied or matches(hf_name, family.ignored):
                 accounting.ignored.append(hf_name)
             else:
                 unexpected.append(hf_name)
@@ -152,7 +150,7 @@ def load_weights(
     missing = list(dict.fromkeys(missing))  # a fused tensor is one
     _raise_if_any(folder, missing=missing, unexpected=unexpected, misfit=misfits)
 
-    tensors = read_tensors(dict.fromkeys(hf_name_of.values()), files)
+    tensors = read_tensors(set(hf_name_of.values()), files)
     _refuse_untied(model, family, files, tensors)
     parameters = own_tensors(model)
     accounting.loaded = [name for name in parameters if name in hf_name_of]

@@ -87,7 +87,12 @@ def save_adapter(
     if not adapted:
         raise ModelError("the model has no LoRA layers: there is no adapter to save")
     layers = {part_name(family, name): name for name in adapted}
-    extra = {part_name(family, name): name for name in _trained_modules(model, adapted)}
+    # peft saves a module outside LoRA as a whole, so one that owns a trained parameter is taken.
+    extra = {
+        part_name(family, name): name
+        for name, module in model.named_modules()
+        if name not in adapted and any(p.requires_grad for p in module.parameters(recurse=False))
+    }
     names = _layout(model, layers, extra)
     # HF: safetensors refuses tensors that share memory, so tied ones are written twice.
     tensors = {key: model.get_parameter(n).detach().cpu().clone() for key, n in names.items()}
@@ -160,15 +165,6 @@ def load_adapter(model: Model, folder: Path, *, family: Family) -> LoRAReport:
         for key, name in names.items():
             model.get_parameter(name).copy_(tensors[key])
     return report
-
-
-def _trained_modules(model: nn.Module, adapted: Collection[str]) -> list[str]:
-    """Modules outside LoRA that own a trainable parameter; peft saves such modules as a whole."""
-    return [
-        name
-        for name, module in model.named_modules()
-        if name not in adapted and any(p.requires_grad for p in module.parameters(recurse=False))
-    ]
 
 
 def _layout(

@@ -116,18 +116,14 @@ class Family:
                         return start + hf_name
         raise ModelError(f"{our_name}: the family {self.name} has no name for it")
 
-    def is_ignored(self, hf_name: str) -> bool:
-        """Whether a checkpoint may hold this tensor without our using it."""
-        return _matches(hf_name, self.ignored)
-
     def hf_shape(self, hf_name: str, shape: Sequence[int]) -> list[int]:
         """Shape of an HF tensor whose parts, ours, have the given shape each."""
         whole = [shape[0] * len(self.to_ours(hf_name)), *shape[1:]]
-        return whole[::-1] if _matches(hf_name, self.transposed) else whole
+        return whole[::-1] if matches(hf_name, self.transposed) else whole
 
     def split(self, hf_name: str, tensor: Tensor, num_heads: int) -> list[Tensor]:
         """Ours of one HF tensor, in the order of `to_ours`."""
-        rows = tensor.t() if _matches(hf_name, self.transposed) else tensor
+        rows = tensor.t() if matches(hf_name, self.transposed) else tensor
         num_parts = len(self.to_ours(hf_name))
         if num_parts == 1:
             return [rows]
@@ -142,10 +138,11 @@ class Family:
             num_blocks = num_heads if self.fused_by_head else 1
             blocks = [part.unflatten(0, (num_blocks, -1)) for part in parts]
             rows = torch.stack(blocks, dim=1).flatten(0, 2)
-        return rows.t() if _matches(hf_name, self.transposed) else rows
+        return rows.t() if matches(hf_name, self.transposed) else rows
 
 
-def _matches(name: str, patterns: Sequence[str]) -> bool:
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    """Whether one of the globs is that of the name."""
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
