@@ -16,8 +16,7 @@ FILES = ("*.safetensors", "*.json", "*.txt", "*.jinja")  # never a pickle
 def resolve(path: str) -> Path:
     """The folder of a model.
 
-    path        a folder, `builtin:base`, or `owner/name` of the hub
-    raises      ModelError: no such folder, and no hub id or a hub that does not answer
+    raises  ModelError: no such folder, and no hub id or a hub that does not answer
     """
     if path in BUILTIN:
         return BUILTIN[path]

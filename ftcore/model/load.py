@@ -88,7 +88,6 @@ def load_model(
 
     folder          holds config.json, and the weights unless `init` is "random"
     task            which head (heads.py)
-    dtype           of every parameter
     num_labels      classes of "classify" and "tag"; default: as many as config.json names
     init            "random" draws every tensor from `generator` and reads config.json alone
     generator       draws what the checkpoint lacks of a classifier's head; without one, a
@@ -139,7 +138,6 @@ def save_model(
 ) -> None:
     """Write config.json and the weights into an existing folder.
 
-    loaded          the model, and the config.json that it came with
     labels          class names of a classifier, by class index; default: those it was loaded with
     problem         HF's `problem_type`: what a classifier's outputs mean; None: as it was
     state           tensors to save instead of the model's own, under its names (merged LoRA)

@@ -131,7 +131,6 @@ def load_adapter(model: Model, folder: Path, *, family: Family) -> LoRAReport:
 
     All is checked before anything is changed: a load that fails leaves the model as it was.
 
-    family      of the base model
     raises      ModelError: unreadable files, an option of peft's that we do not have, another base,
                 and in one message every missing, unexpected or mis-shaped tensor
                 CheckpointError: a file is not the one that the folder's manifest lists

@@ -44,12 +44,7 @@ def adamw_step(
 
 
 class AdamW:
-    """The optimiser of one run.
-
-    named           trained parameters by name
-    betas, eps      moment decay rates and the denominator's floor
-    weight_decay    decoupled, on tensors of two axes or more
-    """
+    """The optimiser of one run, of the trained parameters by name."""
 
     def __init__(
         self,

@@ -55,7 +55,7 @@ class Family:
     switches: Mapping[str, Any]  # what the family decides of a spec
     keys: KeyTable  # what the spec takes from config.json as it is
     fixed: Mapping[str, Any]  # keys of config.json that can have one value only
-    # read, write: what a table cannot say: config.json -> fields of the spec, and back
+    # what a table cannot say: config.json -> fields of the spec (or a ModelError), and back
     read: Callable[[dict], dict[str, Any]] = nothing
     write: Callable[[ModelSpec], dict[str, Any]] = nothing
     tagger: str = ""  # HF name of the token classifier, where it is not the other's
