@@ -33,6 +33,12 @@ from ftcore.model.heads import Model
 from ftcore.tune.task import Task
 
 PROMPTS_AT_ONCE = 256
+# Loss and metrics; what counted them, where it has tables; prediction rows.
+Judged = tuple[
+    dict[str, float],
+    ClassificationMetrics | MultiLabelMetrics | EntityMetrics | None,
+    list[dict[str, Any]],
+]
 
 
 def streams(
@@ -64,14 +70,8 @@ def document_logits(model: Model, documents: Sequence[Encoded], **limits: Any) -
     return torch.stack([logits[index] for index in range(len(documents))])
 
 
-def evaluate_classes(
-    model: Model, split: Split, labels: Sequence[str], **limits: Any
-) -> tuple[dict[str, float], ClassificationMetrics, list[dict[str, Any]]]:
-    """Predicted class of each document.
-
-    returns   loss (nats a document) and the metrics; the metrics themselves, for tables; one
-              prediction row a document
-    """
+def evaluate_classes(model: Model, split: Split, labels: Sequence[str], **limits: Any) -> Judged:
+    """Predicted class of each document; the loss in nats a document."""
     logits_BK = document_logits(model, split.documents, **limits)
     metrics = ClassificationMetrics(labels)
     rows = []
@@ -89,11 +89,8 @@ def evaluate_classes(
     return {"loss": loss_sum / len(rows), **metrics.compute()}, metrics, rows
 
 
-def evaluate_label_sets(
-    model: Model, split: Split, labels: Sequence[str], **limits: Any
-) -> tuple[dict[str, float], MultiLabelMetrics, list[dict[str, Any]]]:
-    """Predicted labels of each document, those above probability 1/2; as `evaluate_classes`, the
-    loss in nats a label."""
+def evaluate_label_sets(model: Model, split: Split, labels: Sequence[str], **limits: Any) -> Judged:
+    """Predicted labels of each document, those above probability 1/2; the loss in nats a label."""
     logits_BK = document_logits(model, split.documents, **limits).double()
     has_BK = torch.from_numpy(np.stack([document.labels for document in split.documents])).double()
     loss = F.binary_cross_entropy_with_logits(logits_BK, has_BK).item()
@@ -115,10 +112,8 @@ def evaluate_label_sets(
     return {"loss": loss, **metrics.compute()}, metrics, rows
 
 
-def evaluate_scores(
-    model: Model, split: Split, labels: Sequence[str], **limits: Any
-) -> tuple[dict[str, float], None, list[dict[str, Any]]]:
-    """Predicted score of each document; as `evaluate_classes`, the loss a mean squared error."""
+def evaluate_scores(model: Model, split: Split, labels: Sequence[str], **limits: Any) -> Judged:
+    """Predicted score of each document; the loss a mean squared error."""
     (predicted_B,) = document_logits(model, split.documents, **limits).double().numpy().T
     target_B = np.array([document.labels for document in split.documents])
     rows = [
@@ -140,9 +135,7 @@ def token_logits(
         yield indices, batch, scored_M, model.head(h_NC[scored_M]).float()
 
 
-def evaluate_masked(
-    model: Model, split: Split, labels: None, **limits: Any
-) -> tuple[dict[str, float], None, list[dict[str, Any]]]:
+def evaluate_masked(model: Model, split: Split, labels: None, **limits: Any) -> Judged:
     """Loss, perplexity and accuracy of the hidden tokens."""
     perplexity, hits = Perplexity(), 0
     for _, batch, scored_M, logits_MV in token_logits(model, split.documents, **limits):
@@ -155,11 +148,9 @@ def evaluate_masked(
     return {"loss": values.pop("nll"), **values, "accuracy": accuracy}, None, []
 
 
-def evaluate_tags(
-    model: Model, split: Split, labels: Sequence[str], **limits: Any
-) -> tuple[dict[str, float], EntityMetrics, list[dict[str, Any]]]:
-    """Predicted tag of each word, OUTSIDE for one without a token; as `evaluate_classes`, the loss
-    in nats a word that has one."""
+def evaluate_tags(model: Model, split: Split, labels: Sequence[str], **limits: Any) -> Judged:
+    """Predicted tag of each word, OUTSIDE for one without a token; the loss in nats a word that has
+    one."""
     loss_sum, weight = 0.0, 0
     chosen: dict[int, list[int]] = {}
     for indices, batch, scored_M, logits_MK in token_logits(model, split.documents, **limits):

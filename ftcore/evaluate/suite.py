@@ -10,6 +10,7 @@ from ftcore.config import Run
 from ftcore.data.prepare import Split
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.evaluate.evaluator import (
+    Judged,
     evaluate_answers,
     evaluate_classes,
     evaluate_label_sets,
@@ -107,8 +108,7 @@ class Suite:
         return results
 
     @torch.inference_mode()
-    def _judged(self, model: Model, split: Split) -> tuple[dict[str, float], Any, list[dict]]:
-        """Metrics of a split; what counted them, where it has a table; prediction rows."""
+    def _judged(self, model: Model, split: Split) -> Judged:
         model.eval()
         limits = {"max_tokens": self.config.loop.micro_batch_tokens, "device": self.device}
         judge = JUDGES.get(self.config.problem or self.task)

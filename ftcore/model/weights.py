@@ -120,7 +120,7 @@ def load_weights(
     """
     files = tensor_files(folder)
     headers = {name: found for file in set(files.values()) for name, found in _header(file).items()}
-    wanted = {name: list(tensor.shape) for name, tensor in own_tensors(model).items()}
+    wanted = own_tensors(model)
     modules = {_module_of(name) for name in wanted}
     accounting = Accounting()
     hf_name_of: dict[str, str] = {}
@@ -138,7 +138,7 @@ def load_weights(
             continue
         if first in hf_name_of:
             unexpected.append(f"{hf_name} beside {hf_name_of[first]}")
-        elif shape != (fitting := family.hf_shape(hf_name, wanted[first])):
+        elif shape != (fitting := family.hf_shape(hf_name, wanted[first].shape)):
             misfits.append(f"{hf_name} is {shape}, must be {fitting}")
         elif dtype not in FLOATS:
             misfits.append(f"{hf_name} is {dtype}, must be one of {', '.join(FLOATS)}")
@@ -146,20 +146,19 @@ def load_weights(
     absent = [name for name in wanted if name not in hf_name_of]
     new_modules = set(may_be_new) - {_module_of(name) for name in hf_name_of}
     accounting.new = [name for name in absent if _module_of(name) in new_modules]
-    missing = [family.to_hf(name) for name in absent if name not in accounting.new]
-    missing = list(dict.fromkeys(missing))  # a fused tensor is one
-    _raise_if_any(folder, missing=missing, unexpected=unexpected, misfit=misfits)
+    # A fused tensor is missing once.
+    missing = dict.fromkeys(family.to_hf(name) for name in absent if name not in accounting.new)
+    _raise_if_any(folder, missing=list(missing), unexpected=unexpected, misfit=misfits)
 
     tensors = read_tensors(set(hf_name_of.values()), files)
     _refuse_untied(model, family, files, tensors)
-    parameters = own_tensors(model)
-    accounting.loaded = [name for name in parameters if name in hf_name_of]
+    accounting.loaded = [name for name in wanted if name in hf_name_of]
     with torch.no_grad():
         while tensors:
             hf_name, tensor = tensors.popitem()
             parts = family.split(hf_name, tensor, model.spec.num_heads)
             for ours, part in zip(family.to_ours(hf_name), parts, strict=True):
-                parameters[ours].copy_(part)
+                wanted[ours].copy_(part)
     return accounting
 
 

@@ -11,13 +11,10 @@ source  cosine: Loshchilov and Hutter 2017, arXiv:1608.03983
 """
 
 import math
-from typing import Literal
-
-Shape = Literal["cosine", "linear", "constant"]
 
 
 def learning_rate(
-    step: int, *, peak: float, total_steps: int, warmup_steps: int, shape: Shape, final: float
+    step: int, *, peak: float, total_steps: int, warmup_steps: int, shape: str, final: float
 ) -> float:
     """Rate of one step (0-based), in the notation above.
 
