@@ -142,7 +142,7 @@ class Family:
 
 
 def matches(name: str, patterns: Sequence[str]) -> bool:
-    """Whether one of the globs is that of the name."""
+    """Whether the name fits one of the globs."""
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
