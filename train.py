@@ -35,6 +35,7 @@ def run(command: Command) -> int:
     from ftcore.data.prepare import prepare
     from ftcore.data.tokenizer import Tokenizer
     from ftcore.env.device import DTYPES, keep_freed_memory, resolve_device, set_threads
+    from ftcore.env.files import write_file
     from ftcore.env.plan import plan
     from ftcore.env.run import RunFolder
     from ftcore.env.seed import generator
@@ -80,7 +81,7 @@ def run(command: Command) -> int:
     path = command.resume or config.log.dir / name
     with RunFolder(path, resume=command.resume is not None) as run_folder:
         if command.resume is None:  # a resumed run keeps the origins that its file names
-            run_folder.write(CONFIG_FILE, to_toml(command))
+            write_file(path / CONFIG_FILE, to_toml(command))
         data.write(path / "data")
         print(f"\nrun folder: {path}")
         return tune(command, run_folder, data, loaded, tokenizer)

@@ -7,8 +7,7 @@ A folder is made beside its place, sealed, and renamed:
 
 so whoever finds NAME finds all of it, whatever killed the writer or the machine. A folder that
 exists is first renamed to .old-NAME, and deleted when the new one is in place: at every moment one
-of the two is whole, and `current` says which. Renaming needs no free space and no feature beyond
-POSIX; exchanging two folders in one call does not exist on every file system.
+of the two is whole, and `current` says which.
 
 One writer at a time: the lock of the run folder (run.py) sees to that.
 """

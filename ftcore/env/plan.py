@@ -11,13 +11,11 @@ MIB = 1024**2
 class Plan:
     """Figures of `--dry-run`."""
 
-    # num_rows, num_tokens: of one epoch
-    num_rows: int
-    num_tokens: int
+    num_rows: int  # of one epoch
+    num_tokens: int  # of one epoch
     num_steps: int  # optimiser steps of the run
-    # num_params, num_trained: parameters
     num_params: int
-    num_trained: int
+    num_trained: int  # parameters
     memory_bytes: dict[str, int]  # by component: what the parameters need, activations not included
 
     def __str__(self) -> str:

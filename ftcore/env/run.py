@@ -19,20 +19,22 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, ExitStack
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from ftcore.env import files
 from ftcore.errors import CheckpointError, ConfigError, DataError
 
+METRICS = "metrics.jsonl"
 PACKAGES = ("torch", "numpy", "tokenizers", "safetensors", "triton")
 
 logger = logging.getLogger(__name__)
 
 
-class RunFolder:
+class RunFolder(AbstractContextManager):
     """The one writer of a run folder; `close` it, or use it in a `with`.
 
     path            made if it does not exist
@@ -53,8 +55,8 @@ class RunFolder:
                 + (again if "run.json" in present else "")
             )
         files.make_folder(self.path)
-        self._lock = _lock(self.path / "lock")
-        self._metrics_path = self.path / "metrics.jsonl"
+        self._opened = ExitStack()
+        self._opened.callback(_unlock, _lock(self.path / "lock"))
         self._metrics = self._tensorboard = self._purge_step = None
         self._trimmed = not resume
         files.clean(self.path)
@@ -64,8 +66,9 @@ class RunFolder:
     def trim(self, step: int) -> None:
         """Forget the metrics after `step`, which will be logged again; -1 forgets all of them."""
         assert self._metrics is None, "trim before the first log"
-        kept = [line for line in read_metrics(self._metrics_path) if line["step"] <= step]
-        files.write_file(self._metrics_path, "".join(json.dumps(line) + "\n" for line in kept))
+        path = self.path / METRICS
+        kept = [line for line in read_metrics(path) if line["step"] <= step]
+        files.write_file(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._trimmed, self._purge_step = True, step + 1
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
@@ -84,10 +87,6 @@ class RunFolder:
         files.write_file(self.path / name, json.dumps(record, indent=1) + "\n")
         return self.path / name
 
-    def write(self, name: str, text: str) -> None:
-        """Write one text file into the run folder, whole or not at all."""
-        files.write_file(self.path / name, text)
-
     def sync(self) -> None:
         """Put the metrics on the disk: before a checkpoint, which must not outlive its lines."""
         if self._metrics is not None:
@@ -96,18 +95,7 @@ class RunFolder:
 
     def close(self) -> None:
         """Close the metrics and let the next writer in; twice does no harm."""
-        if self._metrics is not None:
-            self._metrics.close()
-            self._tensorboard.close()
-            self._metrics = self._tensorboard = None
-        if self._lock is not None:
-            # Emptied, not deleted: a process that waits on a deleted file would lock nothing.
-            os.ftruncate(self._lock, 0)
-            os.close(self._lock)
-            self._lock = None
-
-    def __enter__(self) -> Self:
-        return self
+        self._opened.close()
 
     def __exit__(self, *exception: object) -> None:
         self.close()
@@ -117,10 +105,11 @@ class RunFolder:
         # cost: 0.3 s of import, and not needed by those who only read a run.
         from torch.utils.tensorboard import SummaryWriter
 
-        self._metrics = open(self._metrics_path, "a", encoding="utf-8")  # noqa: SIM115
-        self._tensorboard = SummaryWriter(
-            str(self.path / "tensorboard"), purge_step=self._purge_step
-        )
+        file = open(self.path / METRICS, "a", encoding="utf-8")  # noqa: SIM115
+        self._metrics = self._opened.enter_context(file)
+        folder = str(self.path / "tensorboard")
+        writer = SummaryWriter(folder, purge_step=self._purge_step)
+        self._tensorboard = self._opened.enter_context(writer)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -182,6 +171,12 @@ def _lock(path: Path) -> int:
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, json.dumps(holder).encode(), 0)
     return descriptor
+
+
+def _unlock(descriptor: int) -> None:
+    # Emptied, not deleted: a process that waits on a deleted file would lock nothing.
+    os.ftruncate(descriptor, 0)
+    os.close(descriptor)
 
 
 def _commit() -> str | None:

@@ -1,7 +1,8 @@
 """Runs a model over held-out documents and feeds the metrics.
 
 The figures do not depend on how documents are cut into batches: sums are taken over rows, in Python
-floats, and every document is read alone inside its stream.
+floats, and every document is read alone inside its stream. The caller puts the model in evaluation
+mode and switches gradients off; `limits` are what `streams` takes beside the documents.
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,60 +33,45 @@ from ftcore.model.heads import Model
 from ftcore.tune.task import Task
 
 PROMPTS_AT_ONCE = 256
+# Loss and metrics; what counted them, where it has tables; prediction rows.
+Judged = tuple[
+    dict[str, float],
+    ClassificationMetrics | MultiLabelMetrics | EntityMetrics | None,
+    list[dict[str, Any]],
+]
 
 
 def streams(
-    documents: Sequence[Encoded], max_tokens: int, device: torch.device
+    documents: Sequence[Encoded], *, max_tokens: int, device: torch.device
 ) -> Iterator[tuple[list[int], Batch]]:
     """Documents as batches of at most `max_tokens`, each with its documents' indices."""
     for indices in pack([len(document) for document in documents], max_tokens):
         yield indices, collate([documents[i] for i in indices]).to(device)
 
 
-@torch.inference_mode()
-def evaluate_loss(
-    model: Model,
-    task: Task,
-    documents: Sequence[Encoded],
-    *,
-    max_tokens: int,
-    device: torch.device,
-    num_bytes: int = 0,
-) -> dict[str, float]:
-    """Token-weighted loss and perplexity; bits per byte where the text's bytes are given."""
-    model.eval()
+def evaluate_loss(model: Model, task: Task, split: Split, **limits: Any) -> dict[str, float]:
+    """Token-weighted loss and perplexity; bits per byte where the text's bytes are known."""
     perplexity = Perplexity()
-    for _, batch in streams(documents, max_tokens, device):
+    for _, batch in streams(split.documents, **limits):
         loss_sum, weight = task(model, batch)
         perplexity.update(loss_sum.item(), weight.item())
-    perplexity.update(0.0, 0.0, num_bytes=num_bytes)
+    perplexity.update(0.0, 0.0, num_bytes=split.num_bytes)
     values = perplexity.compute()
     return {"loss": values.pop("nll"), **values}
 
 
-@torch.inference_mode()
-def document_logits(
-    model: Model, documents: Sequence[Encoded], *, max_tokens: int, device: torch.device
-) -> Tensor:
+def document_logits(model: Model, documents: Sequence[Encoded], **limits: Any) -> Tensor:
     """logits_BK of a head that judges whole documents, fp32 on the CPU."""
-    model.eval()
     logits: dict[int, Tensor] = {}
-    for indices, batch in streams(documents, max_tokens, device):
+    for indices, batch in streams(documents, **limits):
         h_NC = model.trunk(batch.tokens_N, batch.positions_N, batch.types_N, batch.docs)
         for index, logits_K in zip(indices, model.head(h_NC, batch.docs).float(), strict=True):
             logits[index] = logits_K.cpu()
     return torch.stack([logits[index] for index in range(len(documents))])
 
 
-def evaluate_classes(
-    model: Model, split: Split, labels: Sequence[str], **limits: Any
-) -> tuple[dict[str, float], ClassificationMetrics, list[dict[str, Any]]]:
-    """Predicted class of each document.
-
-    limits    of `document_logits`
-    returns   loss (nats a document) and the metrics; the metrics themselves, for tables; one
-              prediction row a document
-    """
+def evaluate_classes(model: Model, split: Split, labels: Sequence[str], **limits: Any) -> Judged:
+    """Predicted class of each document; the loss in nats a document."""
     logits_BK = document_logits(model, split.documents, **limits)
     metrics = ClassificationMetrics(labels)
     rows = []
@@ -103,11 +89,8 @@ def evaluate_classes(
     return {"loss": loss_sum / len(rows), **metrics.compute()}, metrics, rows
 
 
-def evaluate_label_sets(
-    model: Model, split: Split, labels: Sequence[str], **limits: Any
-) -> tuple[dict[str, float], MultiLabelMetrics, list[dict[str, Any]]]:
-    """Predicted labels of each document, those above probability 1/2; as `evaluate_classes`, the
-    loss in nats a label."""
+def evaluate_label_sets(model: Model, split: Split, labels: Sequence[str], **limits: Any) -> Judged:
+    """Predicted labels of each document, those above probability 1/2; the loss in nats a label."""
     logits_BK = document_logits(model, split.documents, **limits).double()
     has_BK = torch.from_numpy(np.stack([document.labels for document in split.documents])).double()
     loss = F.binary_cross_entropy_with_logits(logits_BK, has_BK).item()
@@ -129,10 +112,8 @@ def evaluate_label_sets(
     return {"loss": loss, **metrics.compute()}, metrics, rows
 
 
-def evaluate_scores(
-    model: Model, split: Split, labels: Sequence[str], **limits: Any
-) -> tuple[dict[str, float], None, list[dict[str, Any]]]:
-    """Predicted score of each document; as `evaluate_classes`, the loss a mean squared error."""
+def evaluate_scores(model: Model, split: Split, labels: Sequence[str], **limits: Any) -> Judged:
+    """Predicted score of each document; the loss a mean squared error."""
     (predicted_B,) = document_logits(model, split.documents, **limits).double().numpy().T
     target_B = np.array([document.labels for document in split.documents])
     rows = [
@@ -143,22 +124,18 @@ def evaluate_scores(
     return {"loss": loss, **regression_metrics(target_B, predicted_B)}, None, rows
 
 
-@torch.inference_mode()
 def token_logits(
-    model: Model, documents: Sequence[Encoded], *, max_tokens: int, device: torch.device
+    model: Model, documents: Sequence[Encoded], **limits: Any
 ) -> Iterator[tuple[list[int], Batch, Tensor, Tensor]]:
     """Streams with their documents' indices, scored_M: which tokens are scored, and logits_MV of
     these, fp32."""
-    model.eval()
-    for indices, batch in streams(documents, max_tokens, device):
+    for indices, batch in streams(documents, **limits):
         scored_M = batch.weights.nonzero().squeeze(1)
         h_NC = model.trunk(batch.tokens_N, batch.positions_N, batch.types_N, batch.docs)
         yield indices, batch, scored_M, model.head(h_NC[scored_M]).float()
 
 
-def evaluate_masked(
-    model: Model, split: Split, labels: None, **limits: Any
-) -> tuple[dict[str, float], None, list[dict[str, Any]]]:
+def evaluate_masked(model: Model, split: Split, labels: None, **limits: Any) -> Judged:
     """Loss, perplexity and accuracy of the hidden tokens."""
     perplexity, hits = Perplexity(), 0
     for _, batch, scored_M, logits_MV in token_logits(model, split.documents, **limits):
@@ -171,11 +148,9 @@ def evaluate_masked(
     return {"loss": values.pop("nll"), **values, "accuracy": accuracy}, None, []
 
 
-def evaluate_tags(
-    model: Model, split: Split, labels: Sequence[str], **limits: Any
-) -> tuple[dict[str, float], EntityMetrics, list[dict[str, Any]]]:
-    """Predicted tag of each word, OUTSIDE for one without a token; as `evaluate_classes`, the loss
-    in nats a word that has one."""
+def evaluate_tags(model: Model, split: Split, labels: Sequence[str], **limits: Any) -> Judged:
+    """Predicted tag of each word, OUTSIDE for one without a token; the loss in nats a word that has
+    one."""
     loss_sum, weight = 0.0, 0
     chosen: dict[int, list[int]] = {}
     for indices, batch, scored_M, logits_MK in token_logits(model, split.documents, **limits):
@@ -247,9 +222,8 @@ def evaluate_answers(
     ]
     if not intent_field:
         return {"exact_match": sum(row["exact_match"] for row in rows) / len(rows)}, rows
-    commands = JsonCommandMetrics(
-        intent_labels(targets, intent=intent_field), intent=intent_field
-    )
+    labels = intent_labels(targets, intent=intent_field)
+    commands = JsonCommandMetrics(labels, intent=intent_field)
     for row in rows:
         row.update(commands.update(row["target"], row["predicted"]))
     return commands.compute(), rows

@@ -36,13 +36,11 @@ class ClassificationMetrics:
 
     A prediction of OUTSIDE (-1: a generated answer that names no known class) is wrong: a false
     negative of its target and a false positive of no class. It lowers accuracy, recall and F1,
-    never a precision. scikit-learn gives the same numbers when such predictions carry one extra
-    label and precision, recall, F1 and the confusion matrix are asked for with labels=<the classes
-    that occur>; accuracy and Matthews take no labels.
+    never a precision. scikit-learn says the same where such predictions carry one extra label, and
+    precision, recall and F1 are asked of the classes that occur alone.
 
     labels      names of the classes; ids are positions in it
     counts_KP   int64, row: target, column: prediction; may be summed across ranks in place
-    cost        8 K (K + 1) bytes
     """
 
     def __init__(self, labels: Sequence[str]) -> None:

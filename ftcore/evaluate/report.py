@@ -103,26 +103,23 @@ def json_line(result: Mapping[str, Any]) -> str:
 
     numpy and torch values become plain ones.
     """
-    return json.dumps(_rounded(_plain(result)), allow_nan=False, separators=(",", ":"))
+    return json.dumps(_plain(result, digits=6), allow_nan=False, separators=(",", ":"))
 
 
-def _rounded(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_rounded(item) for item in value]
-    return float(f"{value:.6g}") if isinstance(value, float) else value
+def _plain(value: Any, *, digits: int = 17) -> Any:
+    """`value` for JSON: arrays as lists, floats that are not finite as null.
 
-
-def _plain(value: Any) -> Any:
-    """`value` for JSON: arrays as lists, floats that are not finite as null."""
+    digits  significant ones of a float; 17 keep every bit
+    """
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): _plain(item, digits=digits) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [_plain(item, digits=digits) for item in value]
     if isinstance(value, np.generic | np.ndarray | Tensor):
-        return _plain(value.tolist())
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        return _plain(value.tolist(), digits=digits)
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.{digits}g}") if math.isfinite(value) else None
 
 
 def _cell(value: Any) -> str:

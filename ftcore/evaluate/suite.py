@@ -10,6 +10,7 @@ from ftcore.config import Run
 from ftcore.data.prepare import Split
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.evaluate.evaluator import (
+    Judged,
     evaluate_answers,
     evaluate_classes,
     evaluate_label_sets,
@@ -106,12 +107,11 @@ class Suite:
             results.predictions += [{"split": name, **row} for row in rows]
         return results
 
-    def _judged(self, model: Model, split: Split) -> tuple[dict[str, float], Any, list[dict]]:
-        """Metrics of a split; what counted them, where it has a table; prediction rows."""
+    @torch.inference_mode()
+    def _judged(self, model: Model, split: Split) -> Judged:
+        model.eval()
         limits = {"max_tokens": self.config.loop.micro_batch_tokens, "device": self.device}
         judge = JUDGES.get(self.config.problem or self.task)
         if judge is not None:
             return judge(model, split, self.labels, **limits)
-        loss, num_bytes = TASKS[self.task].loss, split.num_bytes
-        values = evaluate_loss(model, loss, split.documents, num_bytes=num_bytes, **limits)
-        return values, None, []
+        return evaluate_loss(model, TASKS[self.task].loss, split, **limits), None, []

@@ -37,11 +37,6 @@ def parse_object(text: str) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def json_valid(text: str) -> bool:
-    """Whether `text` is one JSON object and nothing else."""
-    return parse_object(text) is not None
-
-
 def intent_labels(targets: Iterable[str], *, intent: str = "intent") -> list[str]:
     """The distinct intents of `targets`, sorted. Raises DataError on one that is no command."""
     return sorted({_command(target, intent)[intent] for target in targets})

@@ -22,7 +22,7 @@ FIRST_SLOTS = 64
 
 
 class LayerSlab:
-    """Keys and values of one layer; a `LayerCache` of the transformer."""
+    """Keys and values of one layer, and the attention over them."""
 
     def __init__(self, plan: "Cache") -> None:
         self.plan = plan

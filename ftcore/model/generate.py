@@ -10,7 +10,7 @@ import torch
 
 from ftcore.errors import ModelError
 from ftcore.model.cache import Cache
-from ftcore.model.heads import LMHead, Model
+from ftcore.model.heads import Model
 from kernels.docs import Docs
 
 
@@ -30,7 +30,7 @@ def generate(
     raises              ModelError: no LM head, an empty prompt, one that outgrows the positions
     memory              that of the cache (cache.py), for all prompts at once
     """
-    if not isinstance(model.head, LMHead) or not model.spec.is_causal:
+    if model.task != "lm":
         raise ModelError("the model has no language-model head: load it with the task 'lm'")
     for index, prompt in enumerate(prompts):
         if not 1 <= len(prompt) <= model.spec.max_positions - max_new_tokens:

@@ -4,6 +4,8 @@ A head never sees rows that are not scored: the LM head and the tagger get the M
 the stream, the classifier one pooled row per document.
 """
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,6 +14,22 @@ from ftcore.model.spec import ModelSpec
 from ftcore.model.transformer import LayerNorm, RMSNorm, Transformer, norm
 from kernels.cross_entropy import linear_cross_entropy
 from kernels.docs import Docs
+
+ModelTask = Literal["lm", "mlm", "classify", "tag", "trunk"]
+
+
+def _loss(
+    last: nn.Linear,
+    x_MC: Tensor,
+    labels_M: Tensor,
+    weights_M: Tensor,
+    *,
+    softcap: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of the rows as (sum, weight), without their logits as a whole."""
+    return linear_cross_entropy(
+        x_MC, last.weight, labels_M, weights_M, bias_V=last.bias, softcap=softcap
+    )
 
 
 class Transform(nn.Module):
@@ -49,15 +67,9 @@ class LMHead(nn.Module):
         return logits_MV
 
     def loss(self, h_MC: Tensor, labels_M: Tensor, weights_M: Tensor) -> tuple[Tensor, Tensor]:
-        """Cross-entropy of the rows as (sum, weight), without their logits as a whole."""
-        return linear_cross_entropy(
-            self.transform(h_MC),
-            self.lm_head.weight,
-            labels_M,
-            weights_M,
-            bias_V=self.lm_head.bias,
-            softcap=self.softcap,
-        )
+        """Cross-entropy of the rows as (sum, weight)."""
+        x_MC = self.transform(h_MC)
+        return _loss(self.lm_head, x_MC, labels_M, weights_M, softcap=self.softcap)
 
 
 class TokenHead(nn.Module):
@@ -70,17 +82,17 @@ class TokenHead(nn.Module):
         self.transform = Transform(spec) if spec.pooler == "transform" else nn.Identity()
         self.classifier = nn.Linear(spec.hidden_size, num_labels)
 
+    def features(self, h_MC: Tensor) -> Tensor:
+        """What the classifier sees, x_MC."""
+        return F.dropout(self.transform(h_MC), self.dropout, self.training)
+
     def forward(self, h_MC: Tensor) -> Tensor:
         """logits_MK, compute dtype."""
-        return self.classifier(F.dropout(self.transform(h_MC), self.dropout, self.training))
+        return self.classifier(self.features(h_MC))
 
     def loss(self, h_MC: Tensor, labels_M: Tensor, weights_M: Tensor) -> tuple[Tensor, Tensor]:
         """Cross-entropy of the rows as (sum, weight)."""
-        h_MC = F.dropout(self.transform(h_MC), self.dropout, self.training)
-        classifier = self.classifier
-        return linear_cross_entropy(
-            h_MC, classifier.weight, labels_M, weights_M, bias_V=classifier.bias
-        )
+        return _loss(self.classifier, self.features(h_MC), labels_M, weights_M)
 
 
 POOLERS = {"tanh": torch.tanh, "relu": torch.relu}
@@ -117,30 +129,32 @@ class ClassificationHead(nn.Module):
         """logits_BK, compute dtype."""
         return self.classifier(self.pool(h_NC, docs))
 
+    def loss(
+        self, h_NC: Tensor, docs: Docs, labels_B: Tensor, weights_B: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Cross-entropy of the documents as (sum, weight)."""
+        return _loss(self.classifier, self.pool(h_NC, docs), labels_B, weights_B)
+
+
+CLASSIFIERS = {"classify": ClassificationHead, "tag": TokenHead}
+
 
 class Model(nn.Module):
     """A transformer and the head of its task.
 
-    spec        sizes and switches
-    trunk       the transformer
-    head        LMHead, ClassificationHead, TokenHead, or None for bare hidden states
+    task        "lm": LM head; "mlm": masked-LM head; "classify": scores of each document; "tag":
+                scores of each token; "trunk": no head
+    num_labels  scores of a classifier; otherwise unread
     """
 
-    def __init__(
-        self,
-        spec: ModelSpec,
-        *,
-        num_labels: int | None = None,
-        by_token: bool = False,
-        lm: bool = True,
-    ) -> None:
+    def __init__(self, spec: ModelSpec, task: ModelTask, num_labels: int | None = None) -> None:
         super().__init__()
-        self.spec = spec
+        self.spec, self.task, self.num_labels = spec, task, num_labels
         self.trunk = Transformer(spec)
         self.head: nn.Module | None = None
-        if num_labels is not None:
-            self.head = (TokenHead if by_token else ClassificationHead)(spec, num_labels)
-        elif lm:
+        if task in CLASSIFIERS:
+            self.head = CLASSIFIERS[task](spec, num_labels)
+        elif task != "trunk":
             self.head = LMHead(spec)
             self.tie_weights()
 

@@ -16,8 +16,7 @@ FILES = ("*.safetensors", "*.json", "*.txt", "*.jinja")  # never a pickle
 def resolve(path: str) -> Path:
     """The folder of a model.
 
-    path        a folder, `builtin:base`, or `owner/name` of the hub
-    raises      ModelError: no such folder, and no hub id or a hub that does not answer
+    raises  ModelError: no such folder, and no hub id or a hub that does not answer
     """
     if path in BUILTIN:
         return BUILTIN[path]
@@ -29,19 +28,14 @@ def resolve(path: str) -> Path:
             f"model.path = {path}: there is no such folder. Pass a folder that holds config.json,"
             f" {', '.join(BUILTIN)}, or owner/name of the hub."
         )
-    return _download(path)
-
-
-def _download(name: str) -> Path:
-    """The hub's snapshot of `owner/name`, from the local cache where it is there."""
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=list(FILES)))
+        return Path(snapshot_download(path, allow_patterns=list(FILES)))
     except Exception as error:  # the library and its transports raise many unrelated types
         reason = str(error).strip().partition("\n")[0]
         raise ModelError(
-            f"model.path = {name}: there is no such folder, and the hub cannot be read ({reason})."
+            f"model.path = {path}: there is no such folder, and the hub cannot be read ({reason})."
             " Offline: pass a folder that holds the model's config.json, *.safetensors and"
             " tokenizer files."
         ) from error

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,17 +16,13 @@ from torch import Tensor
 from ftcore.errors import ModelError
 from ftcore.model.families import family_of
 from ftcore.model.families.family import Family
-from ftcore.model.heads import ClassificationHead, LMHead, Model, TokenHead, init_module
-from ftcore.model.spec import ModelSpec
-from ftcore.model.weights import Accounting, hf_tensors, load_weights, own_tensors, save_weights
+from ftcore.model.heads import CLASSIFIERS, Model, ModelTask, init_module
+from ftcore.model.weights import Accounting, hf_tensors, load_weights, own_tensors
 
 CONFIG = "config.json"
 SHARD_BYTES = 5_000_000_000  # HF: shards of 5 GB
 # A checkpoint of another task lacks these.
 NEW_HEADS = ("head.classifier", "head.pooler", "head.transform.dense", "head.transform.norm")
-
-ModelTask = Literal["lm", "mlm", "classify", "tag", "trunk"]
-CLASSES = ("classify", "tag")  # tasks whose head has one output per label
 
 
 @dataclass(frozen=True)
@@ -45,24 +41,21 @@ class LoadedModel:
         return labels_of(self.config, str(self.folder / CONFIG))
 
 
-def read_config(folder: Path) -> dict:
-    """The folder's config.json.
+def read_object(path: Path, *, advice: str = "") -> dict[str, Any]:
+    """The JSON object that a file holds.
 
+    advice  what to do where it is not there
     raises  ModelError: no such file, or no JSON object in it
     """
-    path = folder / CONFIG
     try:
-        config = json.loads(path.read_text("utf-8"))
+        value = json.loads(path.read_text("utf-8"))
     except OSError as error:
-        raise ModelError(
-            f"{path}: cannot be read ({error.strerror}). A model folder holds config.json and"
-            " model.safetensors in HF layout."
-        ) from error
+        raise ModelError(f"{path}: cannot be read ({error.strerror}){advice}") from error
     except ValueError as error:
         raise ModelError(f"{path}: not valid JSON ({error}). Download it again.") from error
-    if not isinstance(config, dict):
-        raise ModelError(f"{path}: holds {type(config).__name__}, must be a JSON object")
-    return config
+    if not isinstance(value, dict):
+        raise ModelError(f"{path}: holds {type(value).__name__}, must be a JSON object")
+    return value
 
 
 def labels_of(config: Mapping, where: str) -> tuple[str, ...] | None:
@@ -94,16 +87,15 @@ def load_model(
     """Build the model of a folder and fill it.
 
     folder          holds config.json, and the weights unless `init` is "random"
-    task            "lm": LM head; "mlm": masked-LM head; "classify": one row of scores per
-                    document; "tag": one per token; "trunk": no head
-    dtype           of every parameter
+    task            which head (heads.py)
     num_labels      classes of "classify" and "tag"; default: as many as config.json names
     init            "random" draws every tensor from `generator` and reads config.json alone
     generator       draws what the checkpoint lacks of a classifier's head; without one, a
                     checkpoint that lacks any is an error
     raises          ModelError: unknown family, damaged files, tensors that do not fit
     """
-    config = read_config(folder)
+    layout = ". A model folder holds config.json and model.safetensors in HF layout."
+    config = read_object(folder / CONFIG, advice=layout)
     family = family_of(config, str(folder / CONFIG)).of(task)
     if task not in family.architectures:
         raise ModelError(
@@ -114,52 +106,25 @@ def load_model(
         spec = family.to_spec(config)
     except ModelError as error:
         raise ModelError(f"{folder}/{error}") from None
-    if task in CLASSES and num_labels is None:
+    if task in CLASSIFIERS and num_labels is None:
         labels = labels_of(config, str(folder / CONFIG))
         if labels is None:
             raise ModelError(f"{folder / CONFIG}: names no classes (id2label): it is no classifier")
         num_labels = len(labels)
-    model = empty_model(spec, task, num_labels, dtype)
+    with torch.device("meta"):  # its memory is taken once, in `dtype`
+        model = Model(spec, task, num_labels).to(dtype)
+    model.to_empty(device="cpu")
+    model.tie_weights()
     if init == "random":
         assert generator is not None, "random weights are drawn from a generator"
         model.init_weights(generator)
         accounting = Accounting(new=list(own_tensors(model)))
     else:
-        may_be_new = NEW_HEADS if task in CLASSES and generator is not None else ()
+        may_be_new = NEW_HEADS if task in CLASSIFIERS and generator is not None else ()
         accounting = load_weights(model, folder, family, may_be_new=may_be_new)
         for name in dict.fromkeys(name.rpartition(".")[0] for name in accounting.new):
             init_module(model.get_submodule(name), spec.initializer_range, generator)
     return LoadedModel(model.eval(), family, config, accounting, folder)
-
-
-def empty_model(
-    spec: ModelSpec,
-    task: ModelTask,
-    num_labels: int | None,
-    dtype: torch.dtype,
-    device: str = "cpu",
-) -> Model:
-    """A model whose memory is allocated, once and in `dtype`, but not filled."""
-    with torch.device("meta"):
-        model = Model(
-            spec,
-            num_labels=num_labels if task in CLASSES else None,
-            by_token=task == "tag",
-            lm=task in ("lm", "mlm"),
-        ).to(dtype)
-    if device != "meta":
-        model.to_empty(device=device)
-        model.tie_weights()
-    return model
-
-
-def task_of(model: Model) -> ModelTask:
-    """The task that the model's head is made for."""
-    if isinstance(model.head, LMHead):
-        return "lm" if model.spec.is_causal else "mlm"
-    if isinstance(model.head, TokenHead):
-        return "tag"
-    return "classify" if isinstance(model.head, ClassificationHead) else "trunk"
 
 
 def save_model(
@@ -173,26 +138,28 @@ def save_model(
 ) -> None:
     """Write config.json and the weights into an existing folder.
 
-    loaded          the model, and the config.json that it came with
     labels          class names of a classifier, by class index; default: those it was loaded with
     problem         HF's `problem_type`: what a classifier's outputs mean; None: as it was
     state           tensors to save instead of the model's own, under its names (merged LoRA)
     raises          ModelError: a tensor is missing, unknown or mis-shaped, or labels do not fit
     """
-    model, spec, task = loaded.model, loaded.model.spec, task_of(loaded.model)
+    from huggingface_hub import save_torch_state_dict
+
+    model, spec, task = loaded.model, loaded.model.spec, loaded.model.task
     state = dict(own_tensors(model) if state is None else state)
     if spec.tie_word_embeddings:
         state.pop("head.lm_head.weight", None)
-    num_labels = state["head.classifier.weight"].shape[0] if task in CLASSES else None
-    _check_complete(state, empty_model(spec, task, num_labels, torch.float32, device="meta"))
+    with torch.device("meta"):
+        _check_complete(state, Model(spec, task, model.num_labels))
     config = {**loaded.config, **loaded.family.to_config(spec)}
     config.pop("torch_dtype", None)  # HF: the older name of `dtype`
     config["architectures"] = [loaded.family.architectures[task]]
     config["dtype"] = str(state["trunk.embed_tokens.weight"].dtype).removeprefix("torch.")
-    if task in CLASSES:
-        labels = labels or loaded.labels or tuple(f"LABEL_{index}" for index in range(num_labels))
-        if len(labels) != num_labels:
-            raise ModelError(f"{len(labels)} labels for {num_labels} classes: {', '.join(labels)}")
+    if task in CLASSIFIERS:
+        count = model.num_labels
+        labels = labels or loaded.labels or tuple(f"LABEL_{index}" for index in range(count))
+        if len(labels) != count:
+            raise ModelError(f"{len(labels)} labels for {count} classes: {', '.join(labels)}")
         config["id2label"] = {str(index): label for index, label in enumerate(labels)}
         config["label2id"] = {label: index for index, label in enumerate(labels)}
         if problem is not None:
@@ -200,7 +167,7 @@ def save_model(
     text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False)
     (folder / CONFIG).write_text(text + "\n", "utf-8")
     tensors = hf_tensors(state, loaded.family, spec.num_heads, bare=task == "trunk")
-    save_weights(tensors, folder, max_shard_bytes=max_shard_bytes)
+    save_torch_state_dict(tensors, folder, max_shard_size=max_shard_bytes)
 
 
 def _check_complete(state: Mapping[str, Tensor], model: Model) -> None:

@@ -12,15 +12,13 @@ from typing import Literal
 class ModelSpec:
     """Sizes and switches of one transformer."""
 
-    # vocab_size, hidden_size, num_layers, intermediate_size: V, C, L, F
-    vocab_size: int
-    hidden_size: int
-    num_layers: int
-    intermediate_size: int
-    # num_heads, num_kv_heads, head_dim: H, G, D (H a multiple of G)
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
+    vocab_size: int  # V
+    hidden_size: int  # C
+    num_layers: int  # L
+    intermediate_size: int  # F
+    num_heads: int  # H
+    num_kv_heads: int  # G, of which H is a multiple
+    head_dim: int  # D
     max_positions: int  # longest document in tokens that the positions are made for
     is_causal: bool  # decoder (True) or encoder (False)
     norm: Literal["rms_norm", "layer_norm"]
@@ -31,32 +29,26 @@ class ModelSpec:
     mlp: Literal["swiglu", "geglu", "geglu_tanh", "gelu", "gelu_tanh"]
     norm_offset: float = 0.0  # added to the weight of an RMSNorm
     norm_bias: bool = True  # bias of a layer norm
-    # with norm_first: normalise a sub-layer's output too, before the sum
-    output_norms: bool = False
-    # with norm_first: attention and MLP read the same state, and both are added
-    is_parallel: bool = False
+    output_norms: bool = False  # with norm_first: normalise a sub-layer's output before the sum too
+    is_parallel: bool = False  # with norm_first: attention and MLP read the same state
     position_offset: int = 0  # row of the learned positions that the first token takes
     rope_theta: float = 10000.0  # base of the rotary angles
     rope_dim: int = 0  # channels of each head that turn (0: all)
-    # rope_factor, rope_bands: scaled angles: kernels/rope.py
-    rope_factor: float = 1.0
+    rope_factor: float = 1.0  # scales the angles, as rope_bands does: kernels/rope.py
     rope_bands: tuple[float, float, int] | None = None
     # base in layers with a window, whose angles are never scaled; None: the same
     local_rope_theta: float | None = None
-    # one number per layer: a token sees those fewer positions away (0: all); empty: all layers see
-    # all
+    # one number per layer: a token sees those fewer positions away (0: all); empty: all see all
     windows: tuple[int, ...] = ()
     attention_scale: float | None = None  # factor on the scores; None: D ** -0.5
-    # attention_softcap, logit_softcap: smooth bound of the scores, of the LM head's logits
-    attention_softcap: float | None = None
-    logit_softcap: float | None = None
+    attention_softcap: float | None = None  # smooth bound of the scores
+    logit_softcap: float | None = None  # smooth bound of the LM head's logits
     qk_norm: bool = False  # RMSNorm on each head's queries and keys
     linear_bias: bool = False  # biases on the MLP's linear maps and on o_proj
     qkv_bias: bool = False  # biases on q_proj, k_proj, v_proj
     num_types: int = 0  # segment embeddings (0: none)
     embedding_scale: float = 1.0  # factor on the token embeddings
-    # normalise the sum of the embeddings; with norm_first the first layer's attention has no norm
-    # of its own
+    # normalise the sum of the embeddings; with norm_first the first attention then has no norm
     embedding_norm: bool = False
     # what a classifier sees of a document: "first" token, "last", or their "mean"
     pooling: Literal["first", "last", "mean"] = "last"

@@ -13,28 +13,19 @@ HF Llama layout; the families map other names onto them.
 """
 
 from functools import partial
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ftcore.errors import ModelError
+from ftcore.model.cache import LayerSlab
 from ftcore.model.spec import ModelSpec
 from kernels.attention import attention
 from kernels.docs import Docs
 from kernels.norm import layer_norm, rms_norm
 from kernels.rope import rope, rope_angles
 from kernels.swiglu import geglu, swiglu
-
-
-class LayerCache(Protocol):
-    """One layer's view of a key/value cache: attends over what it holds and the new tokens."""
-
-    def attend(
-        self, q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, docs: Docs, **rule: float | None
-    ) -> Tensor:
-        """Store the new keys and values, return o_NHD; `rule`: scale, window, softcap."""
 
 
 class RMSNorm(nn.Module):
@@ -89,17 +80,17 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(D, spec) if spec.qk_norm else nn.Identity()
 
     def forward(
-        self, x_NC: Tensor, cos_sin_2NE: Tensor | None, docs: Docs, cache: LayerCache | None
+        self, x_NC: Tensor, cos_sin_2NE: Tensor | None, docs: Docs, slab: LayerSlab | None
     ) -> Tensor:
         q_NHD = self.q_norm(self.q_proj(x_NC).unflatten(-1, (-1, self.head_dim)))
         k_NGD = self.k_norm(self.k_proj(x_NC).unflatten(-1, (-1, self.head_dim)))
         v_NGD = self.v_proj(x_NC).unflatten(-1, (-1, self.head_dim))
         if cos_sin_2NE is not None:
             q_NHD, k_NGD = rope(q_NHD, cos_sin_2NE), rope(k_NGD, cos_sin_2NE)
-        if cache is None:
+        if slab is None:
             o_NHD = attention(q_NHD, k_NGD, v_NGD, docs, is_causal=self.is_causal, **self.rule)
         else:
-            o_NHD = cache.attend(q_NHD, k_NGD, v_NGD, docs, **self.rule)
+            o_NHD = slab.attend(q_NHD, k_NGD, v_NGD, docs, **self.rule)
         return self.o_proj(o_NHD.flatten(1))
 
 
@@ -146,13 +137,13 @@ class Block(nn.Module):
         self.mlp_output_norm = norm(spec) if spec.output_norms else nn.Identity()
 
     def forward(
-        self, h_NC: Tensor, cos_sin_2NE: Tensor | None, docs: Docs, cache: LayerCache | None
+        self, h_NC: Tensor, cos_sin_2NE: Tensor | None, docs: Docs, slab: LayerSlab | None
     ) -> Tensor:
         if not self.norm_first:
-            attended_NC = self.self_attn(h_NC, cos_sin_2NE, docs, cache)
+            attended_NC = self.self_attn(h_NC, cos_sin_2NE, docs, slab)
             h_NC = self.input_layernorm(h_NC + self._drop(attended_NC))
             return self.post_attention_layernorm(h_NC + self._drop(self.mlp(h_NC)))
-        attended_NC = self.self_attn(self.input_layernorm(h_NC), cos_sin_2NE, docs, cache)
+        attended_NC = self.self_attn(self.input_layernorm(h_NC), cos_sin_2NE, docs, slab)
         summed_NC = h_NC + self._drop(self.attn_output_norm(attended_NC))
         mlp_input_NC = h_NC if self.is_parallel else summed_NC
         mlp_NC = self.mlp(self.post_attention_layernorm(mlp_input_NC))
@@ -210,7 +201,7 @@ class Transformer(nn.Module):
         positions_N: Tensor,
         types_N: Tensor,
         docs: Docs,
-        cache: list[LayerCache] | None = None,
+        slabs: list[LayerSlab] | None = None,
     ) -> Tensor:
         """Hidden states of every token.
 
@@ -218,7 +209,7 @@ class Transformer(nn.Module):
         positions_N     int64, restarting at 0 in every document
         types_N         int64 segment of each token; unread where the family has no segments
         docs            borders of the documents
-        cache           one entry per layer while generating, else None
+        slabs           one per layer while generating (cache.py), else None
         returns         h_NC, compute dtype
         raises          ModelError: a document is longer than the learned positions
         """
@@ -228,7 +219,7 @@ class Transformer(nn.Module):
                 f" {self.spec.max_positions}: cut it or split it"
             )
         h_NC = self.embed(tokens_N, positions_N, types_N)
-        slabs = cache or [None] * len(self.layers)
+        slabs = slabs or [None] * len(self.layers)
         angles = self.angles(positions_N, h_NC.dtype)
         for layer, cos_sin_2NE, slab in zip(self.layers, angles, slabs, strict=True):
             h_NC = layer(h_NC, cos_sin_2NE, docs, slab)

@@ -1,4 +1,4 @@
-"""Safetensors in and out, with every tensor accounted for (law 7). Pickle is never read.
+"""Safetensors in, with every tensor accounted for (law 7). Pickle is never read.
 
 Reading checks names and shapes of all tensors against the model before anything is copied, and
 lists all missing, unexpected and mis-shaped names in one error. Tensors are copied into memory that
@@ -8,17 +8,16 @@ source  safetensors format: 8-byte little-endian header length, JSON header, raw
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ftcore.errors import ModelError
-from ftcore.model.families.family import Family
+from ftcore.model.families.family import Family, matches
 from ftcore.model.hub import BUILTIN
 
 INDEX = "model.safetensors.index.json"
@@ -82,17 +81,15 @@ def tensor_files(folder: Path) -> dict[str, Path]:
 def _header(file: Path) -> dict[str, tuple[str, list[int]]]:
     """Tensor name -> dtype and shape of one safetensors file; duplicate names are refused."""
     try:
-        with safe_open(file, framework="pt") as handle:
-            slices = {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118
-            found = {name: (part.get_dtype(), part.get_shape()) for name, part in slices.items()}
-        with open(file, "rb") as raw:
+        with safe_open(file, framework="pt"), open(file, "rb") as raw:  # the former checks it all
             size = int.from_bytes(raw.read(8), "little")
-            json.loads(raw.read(size), object_pairs_hook=_refuse_duplicates)
+            header = json.loads(raw.read(size), object_pairs_hook=_refuse_duplicates)
     except (SafetensorError, OSError, ValueError) as error:
         raise ModelError(
             f"{file}: not a whole safetensors file ({error}). Copy or download it again."
         ) from error
-    return found
+    header.pop("__metadata__", None)
+    return {name: (part["dtype"], part["shape"]) for name, part in header.items()}
 
 
 def _refuse_duplicates(pairs: list[tuple[str, object]]) -> dict:
@@ -102,15 +99,13 @@ def _refuse_duplicates(pairs: list[tuple[str, object]]) -> dict:
     return dict(pairs)
 
 
-def read_tensors(names: Iterable[str], files: Mapping[str, Path]) -> dict[str, Tensor]:
+def read_tensors(names: Collection[str], files: Mapping[str, Path]) -> dict[str, Tensor]:
     """The named tensors, copied into owned memory."""
     tensors = {}
-    by_file: dict[Path, list[str]] = {}
-    for name in names:
-        by_file.setdefault(files[name], []).append(name)
-    for file, wanted in by_file.items():
+    for file in {files[name] for name in names}:
         with safe_open(file, framework="pt") as handle:
-            tensors.update({name: handle.get_tensor(name).clone() for name in wanted})
+            wanted = [name for name in names if files[name] == file]
+            tensors |= {name: handle.get_tensor(name).clone() for name in wanted}
     return tensors
 
 
@@ -125,7 +120,7 @@ def load_weights(
     """
     files = tensor_files(folder)
     headers = {name: found for file in set(files.values()) for name, found in _header(file).items()}
-    wanted = {name: list(tensor.shape) for name, tensor in own_tensors(model).items()}
+    wanted = own_tensors(model)
     modules = {_module_of(name) for name in wanted}
     accounting = Accounting()
     hf_name_of: dict[str, str] = {}
@@ -136,14 +131,14 @@ def load_weights(
         if first not in wanted:
             other_head = first.startswith("head.") and _module_of(first) not in modules
             is_tied = first == HEAD and model.spec.tie_word_embeddings
-            if other_head or is_tied or family.is_ignored(hf_name):
+            if other_head or is_tied or matches(hf_name, family.ignored):
                 accounting.ignored.append(hf_name)
             else:
                 unexpected.append(hf_name)
             continue
         if first in hf_name_of:
             unexpected.append(f"{hf_name} beside {hf_name_of[first]}")
-        elif shape != (fitting := family.hf_shape(hf_name, wanted[first])):
+        elif shape != (fitting := family.hf_shape(hf_name, wanted[first].shape)):
             misfits.append(f"{hf_name} is {shape}, must be {fitting}")
         elif dtype not in FLOATS:
             misfits.append(f"{hf_name} is {dtype}, must be one of {', '.join(FLOATS)}")
@@ -151,20 +146,19 @@ def load_weights(
     absent = [name for name in wanted if name not in hf_name_of]
     new_modules = set(may_be_new) - {_module_of(name) for name in hf_name_of}
     accounting.new = [name for name in absent if _module_of(name) in new_modules]
-    missing = [family.to_hf(name) for name in absent if name not in accounting.new]
-    missing = list(dict.fromkeys(missing))  # a fused tensor is one
-    _raise_if_any(folder, missing=missing, unexpected=unexpected, misfit=misfits)
+    # A fused tensor is missing once.
+    missing = dict.fromkeys(family.to_hf(name) for name in absent if name not in accounting.new)
+    _raise_if_any(folder, missing=list(missing), unexpected=unexpected, misfit=misfits)
 
-    tensors = read_tensors(dict.fromkeys(hf_name_of.values()), files)
+    tensors = read_tensors(set(hf_name_of.values()), files)
     _refuse_untied(model, family, files, tensors)
-    parameters = own_tensors(model)
-    accounting.loaded = [name for name in parameters if name in hf_name_of]
+    accounting.loaded = [name for name in wanted if name in hf_name_of]
     with torch.no_grad():
         while tensors:
             hf_name, tensor = tensors.popitem()
             parts = family.split(hf_name, tensor, model.spec.num_heads)
             for ours, part in zip(family.to_ours(hf_name), parts, strict=True):
-                parameters[ours].copy_(part)
+                wanted[ours].copy_(part)
     return accounting
 
 
@@ -219,26 +213,3 @@ def _some(names: list[str], most: int = 8) -> str:
     """The names, or the first of them and how many more."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
-
-
-def save_weights(tensors: dict[str, Tensor], folder: Path, *, max_shard_bytes: int) -> None:
-    """Write one safetensors file, or shards with an index once they exceed `max_shard_bytes`."""
-    shards: list[dict[str, Tensor]] = [{}]
-    size = 0
-    for name, tensor in tensors.items():
-        if shards[-1] and size + tensor.nbytes > max_shard_bytes:
-            shards.append({})
-            size = 0
-        shards[-1][name] = tensor
-        size += tensor.nbytes
-    if len(shards) == 1:
-        save_file(shards[0], folder / SINGLE, metadata={"format": "pt"})
-        return
-    weight_map = {}
-    for index, shard in enumerate(shards, start=1):
-        file = f"model-{index:05d}-of-{len(shards):05d}.safetensors"
-        save_file(shard, folder / file, metadata={"format": "pt"})
-        weight_map.update(dict.fromkeys(shard, file))
-    total = sum(tensor.nbytes for tensor in tensors.values())
-    text = json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2)
-    (folder / INDEX).write_text(text, "utf-8")

@@ -28,6 +28,7 @@ from ftcore.env.files import MANIFEST, current, verify_folder, write_folder
 from ftcore.errors import ConfigError, ModelError
 from ftcore.model.families.family import Family
 from ftcore.model.heads import Model
+from ftcore.model.load import read_object
 from ftcore.tune.freeze import tensor_sha256
 from ftcore.tune.fused import PREFIX, A, B, cut, join_parts, part_name, patterns, split_parts, whole
 from ftcore.tune.lora import (
@@ -86,7 +87,12 @@ def save_adapter(
     if not adapted:
         raise ModelError("the model has no LoRA layers: there is no adapter to save")
     layers = {part_name(family, name): name for name in adapted}
-    extra = {part_name(family, name): name for name in _trained_modules(model, adapted)}
+    # peft saves a module outside LoRA as a whole, so one that owns a trained parameter is taken.
+    extra = {
+        part_name(family, name): name
+        for name, module in model.named_modules()
+        if name not in adapted and any(p.requires_grad for p in module.parameters(recurse=False))
+    }
     names = _layout(model, layers, extra)
     # HF: safetensors refuses tensors that share memory, so tied ones are written twice.
     tensors = {key: model.get_parameter(n).detach().cpu().clone() for key, n in names.items()}
@@ -125,7 +131,6 @@ def load_adapter(model: Model, folder: Path, *, family: Family) -> LoRAReport:
 
     All is checked before anything is changed: a load that fails leaves the model as it was.
 
-    family      of the base model
     raises      ModelError: unreadable files, an option of peft's that we do not have, another base,
                 and in one message every missing, unexpected or mis-shaped tensor
                 CheckpointError: a file is not the one that the folder's manifest lists
@@ -135,8 +140,8 @@ def load_adapter(model: Model, folder: Path, *, family: Family) -> LoRAReport:
     folder = current(folder)
     if (folder / MANIFEST).is_file():
         verify_folder(folder)
-    options = _read_json(folder / CONFIG)
-    origin = _read_json(folder / ORIGIN) if (folder / ORIGIN).is_file() else {}
+    options = read_object(folder / CONFIG)
+    origin = read_object(folder / ORIGIN) if (folder / ORIGIN).is_file() else {}
     parts = origin.get("parts", {})
     if parts:  # then the patterns are those that we write
         options |= {"rank_pattern": {}, "alpha_pattern": {}}
@@ -146,7 +151,7 @@ def load_adapter(model: Model, folder: Path, *, family: Family) -> LoRAReport:
     extra = _extra_modules(hf_names, options, tensors, layers)
     config = _lora_config(folder / CONFIG, options, layers.values(), extra.values())
     names = _layout(model, layers, extra)
-    _account(folder, _shapes(model, names, config.rank), tensors)
+    _account(folder, {k: _shape(model, n, config.rank) for k, n in names.items()}, tensors)
     _refuse_untied(folder, model, {name: tensors[key] for key, name in names.items()})
     sha256 = base_sha256(model, without=names.values()) if origin else None
     if origin and origin.get("base_sha256") != sha256:  # peft does not record it
@@ -159,15 +164,6 @@ def load_adapter(model: Model, folder: Path, *, family: Family) -> LoRAReport:
         for key, name in names.items():
             model.get_parameter(name).copy_(tensors[key])
     return report
-
-
-def _trained_modules(model: nn.Module, adapted: Collection[str]) -> list[str]:
-    """Modules outside LoRA that own a trainable parameter; peft saves such modules as a whole."""
-    return [
-        name
-        for name, module in model.named_modules()
-        if name not in adapted and any(p.requires_grad for p in module.parameters(recurse=False))
-    ]
 
 
 def _layout(
@@ -188,28 +184,15 @@ def _layout(
     return names
 
 
-def _shapes(model: nn.Module, names: Mapping[str, str], rank: int) -> dict[str, tuple[int, ...]]:
-    """Shape of each tensor of the layout, read off the model before it is wrapped."""
-    shapes = {}
-    for key, name in names.items():
-        owner, _, attribute = name.rpartition(".")
-        if attribute == "lora_a":
-            shapes[key] = (rank, model.get_submodule(owner).in_features)
-        elif attribute == "lora_b":
-            shapes[key] = (model.get_submodule(owner).out_features, rank)
-        else:
-            shapes[key] = tuple(model.get_parameter(name).shape)
-    return shapes
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: cannot be read: {error}") from error
-    if not isinstance(value, dict):
-        raise ModelError(f"{path}: must hold one JSON object")
-    return value
+def _shape(model: nn.Module, name: str, rank: int) -> tuple[int, ...]:
+    """Shape of a parameter of the wrapped model, read off the model before it is wrapped."""
+    owner, _, attribute = name.rpartition(".")
+    layer = model.get_submodule(owner)
+    if attribute == "lora_a":
+        return rank, layer.in_features
+    if attribute == "lora_b":
+        return layer.out_features, rank
+    return tuple(getattr(layer, attribute).shape)
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:

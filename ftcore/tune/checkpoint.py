@@ -140,17 +140,12 @@ def load(folder: Path) -> Loaded:
     if STATE not in names:
         raise CheckpointError(f"{folder} is no checkpoint: its manifest has no {STATE}")
     state = json.loads((folder / STATE).read_bytes())
-    tensors = {
-        name.removesuffix(SUFFIX): _read_tensors(folder / name)
-        for name in names
-        if name.endswith(SUFFIX)
-    }
+    tensors = {}
+    for name in (name for name in names if name.endswith(SUFFIX)):
+        # load_file maps the file: cut or overwritten later, it would end this process by SIGBUS.
+        mapped = load_file(folder / name)
+        tensors[name.removesuffix(SUFFIX)] = {key: mapped[key].clone() for key in mapped}
     return Loaded(folder, state["step"], tensors, state)
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    # load_file maps the file: cut or overwritten later, it would end this process by SIGBUS.
-    return {name: tensor.clone() for name, tensor in load_file(path).items()}
 
 
 def _savable(group: str, named: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -93,26 +93,25 @@ def split_parts(
     for key, tensor in tensors.items():
         module, attribute = cut(key)
         count = len(family.to_ours(module))
-        chosen = adapted.get(module)
-        places: Sequence[int] = range(count)
+        if not count:  # a module that the family does not know is reported with the others
+            split[key] = tensor
+            continue
+        places = adapted.get(module, range(count))
+        names = [f"{PREFIX}{module}[{i}].{attribute}" for i in places] if count > 1 else [key]
         try:
             if attribute == A:
-                pieces = tensor.chunk(len(chosen)) if chosen else [tensor] * count
-                places = chosen or places
+                pieces = tensor.chunk(len(places)) if module in adapted else [tensor] * count
             elif attribute == B:
-                pieces = family.split(module, tensor, num_heads) if count else []
-                if chosen:
-                    blocks = [pieces[place].chunk(len(chosen), dim=1) for place in chosen]
-                    pieces, places = [block[i] for i, block in enumerate(blocks)], chosen
+                rows = family.split(module, tensor, num_heads)
+                pieces = [rows[place] for place in places]
+                if module in adapted:
+                    pieces = [part.chunk(len(places), dim=1)[i] for i, part in enumerate(pieces)]
             else:
-                pieces = family.split(f"{module}.{attribute}", tensor, num_heads) if count else []
-        except RuntimeError as error:
-            raise ModelError(f"{key} is {list(tensor.shape)}: it holds no {count} parts") from error
-        if count > 1:
-            parts = [f"{PREFIX}{module}[{place}].{attribute}" for place in places]
-            split.update(zip(parts, pieces, strict=True))
-        else:  # a module that the family does not know is reported with the others
-            split[key] = pieces[0] if count else tensor
+                pieces = family.split(f"{module}.{attribute}", tensor, num_heads)
+            split.update(zip(names, pieces, strict=True))
+        except (RuntimeError, IndexError, ValueError) as error:
+            parts = len(places)
+            raise ModelError(f"{key} is {list(tensor.shape)}: it holds no {parts} parts") from error
     return split
 
 

@@ -16,7 +16,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from ftcore.config import LoopConfig, OptimConfig, ScheduleConfig
@@ -34,7 +33,6 @@ from ftcore.tune.task import Task
 
 MAX_FAILED_SAVES = 3
 WATCHED = "eval/loss"  # lower is better; its best checkpoint is kept and ends the run
-Evaluate = Callable[[], Mapping[str, float]]
 
 
 @dataclass
@@ -52,22 +50,18 @@ class Progress:
 class Loop:
     """One training run."""
 
-    # model, task, documents: what is trained, on which loss and which rows
     model: Model
-    task: Task
-    documents: Sequence[Encoded]
-    # optim, schedule, loop: sections of the configuration
+    task: Task  # the loss
+    documents: Sequence[Encoded]  # the rows
     optim: OptimConfig
     schedule: ScheduleConfig
     loop: LoopConfig
-    # run, checkpoints: where it is written down
     run: RunFolder
     checkpoints: Checkpoints
-    # seed, device: of data order and noise; where the batches go
-    seed: int
-    device: torch.device
+    seed: int  # of data order and noise
+    device: torch.device  # of the batches
     # called with the model in eval mode; returns eval/<metric> values
-    evaluate: Evaluate | None = None
+    evaluate: Callable[[], Mapping[str, float]] | None = None
     # what a step makes of a row, a pure function of (row, step)
     draw: Callable[[Encoded, int], Encoded] | None = None
     progress: Progress = field(default_factory=Progress)
@@ -149,7 +143,9 @@ class Loop:
         loss = 0.0
         for micro_step, batch in enumerate(batches):
             seed_noise(self.seed, step, micro_step)
-            loss += self._backward(batch.to(self.device), weight)
+            loss_sum, _ = self.task(self.model, batch.to(self.device))
+            (loss_sum / weight).backward()
+            loss += loss_sum.item()
         grad_norm = self.optimizer.grad_norm()
         rate = learning_rate(
             step,
@@ -174,12 +170,6 @@ class Loop:
             "train/skipped_steps": self.progress.skipped_steps,
             "perf/tokens_per_s": num_tokens / (time.perf_counter() - started),
         }
-
-    def _backward(self, batch: Batch, weight: float) -> float:
-        """Accumulate the gradient of one stream's share of the step; returns its loss sum."""
-        loss_sum, _ = self.task(self.model, batch)
-        (loss_sum / weight).backward()
-        return loss_sum.item()
 
     def _report_skipped(
         self, step: int, batches: list[Batch], loss: float, grad_norm: float
@@ -210,13 +200,9 @@ class Loop:
     def _save(self, *, is_best: bool) -> None:
         """Write a checkpoint; a failed one is reported, and the run goes on."""
         self.run.sync()
-        state = {
-            "progress": vars(self.progress).copy(),
-            "optimizer_steps": self.optimizer.step_count,
-        }
-        tensors: dict[str, dict[str, Tensor]] = self.optimizer.state()
+        state = {"progress": vars(self.progress), "optimizer_steps": self.optimizer.step_count}
         try:
-            self.checkpoints.save(self.progress.step, tensors, state)
+            self.checkpoints.save(self.progress.step, self.optimizer.state(), state)
             if is_best:
                 self.checkpoints.mark_best(self.progress.step)
         except CheckpointError as error:

@@ -11,19 +11,15 @@ source  cosine: Loshchilov and Hutter 2017, arXiv:1608.03983
 """
 
 import math
-from typing import Literal
-
-Shape = Literal["cosine", "linear", "constant"]
 
 
 def learning_rate(
-    step: int, *, peak: float, total_steps: int, warmup_steps: int, shape: Shape, final: float
+    step: int, *, peak: float, total_steps: int, warmup_steps: int, shape: str, final: float
 ) -> float:
-    """Rate of one step (0-based).
+    """Rate of one step (0-based), in the notation above.
 
-    peak            highest rate
-    total_steps     S; warmup_steps must be smaller
-    final           share of the peak that is left after the last step, in [0, 1]
+    total_steps     S; warmup_steps, w, must be smaller
+    final           m, in [0, 1]
     """
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps

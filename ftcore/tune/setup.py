@@ -1,12 +1,14 @@
 """Decides what is trained: everything, what the rules name, or low-rank updates; and whether the
 data fits the model, before anything is written."""
 
+from dataclasses import fields
+
 import torch
 
 from ftcore.config import PeftConfig
 from ftcore.data.prepare import Prepared
 from ftcore.errors import DataError
-from ftcore.model.heads import ClassificationHead, Model, TokenHead
+from ftcore.model.heads import CLASSIFIERS, Model
 from ftcore.model.spec import ModelSpec
 from ftcore.tune.freeze import apply_trainable, parameter_table
 from ftcore.tune.lora import LoRAConfig, apply_lora
@@ -22,16 +24,9 @@ def choose_trainable(model: Model, config: PeftConfig, generator: torch.Generato
         return apply_trainable(model, ["all"])
     if config.method == "freeze":
         return apply_trainable(model, config.trainable)
-    lora = LoRAConfig(
-        rank=config.rank,
-        alpha=config.alpha,
-        targets=config.targets,
-        rs_lora=config.rs_lora,
-        dropout=config.dropout,
-        extra_modules=config.extra_modules,
-    )
+    lora = LoRAConfig(**{field.name: getattr(config, field.name) for field in fields(LoRAConfig)})
     # A classifier's head is new with the task, so it is always trained.
-    heads = ("head",) if isinstance(model.head, ClassificationHead | TokenHead) else ()
+    heads = ("head",) if model.task in CLASSIFIERS else ()
     report = apply_lora(model, lora, generator=generator, trained_heads=heads)
     return f"{parameter_table(model)}\n{report}"
 

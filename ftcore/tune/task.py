@@ -4,25 +4,18 @@ Rows of weight 0 never reach the head (law 2), and no task divides (law 3): the 
 by the weight of the whole optimiser step.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ftcore.data.pack import Batch
-from ftcore.model.heads import ClassificationHead, LMHead, Model, TokenHead
-from ftcore.model.load import ModelTask
-from kernels.cross_entropy import linear_cross_entropy
+from ftcore.model.heads import ClassificationHead, LMHead, Model, ModelTask, TokenHead
 
-
-class Task(Protocol):
-    """The loss of one kind of fine-tuning."""
-
-    def __call__(self, model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Loss sum (fp32 scalar; nats, or squared units of a score) and weight sum (fp32)."""
+# Loss sum (fp32 scalar; nats, or squared units of a score) and weight sum (fp32).
+Task = Callable[[Model, Batch], tuple[Tensor, Tensor]]
 
 
 def token_labels(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -45,14 +38,7 @@ def classification(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
             logits_BK, batch.labels.to(logits_BK), reduction="none"
         )
         return weighted(nll_BK.mean(1), batch)
-    classifier = model.head.classifier
-    return linear_cross_entropy(
-        model.head.pool(h_NC, batch.docs),
-        classifier.weight,
-        batch.labels,
-        batch.weights,
-        bias_V=classifier.bias,
-    )
+    return model.head.loss(h_NC, batch.docs, batch.labels, batch.weights)
 
 
 def regression(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -65,7 +51,7 @@ def regression(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
 
 def at_least_fp32(logits_BK: Tensor) -> Tensor:
     """Losses are computed in fp32, or in float64 where the model is."""
-    return logits_BK if logits_BK.dtype == torch.float64 else logits_BK.float()
+    return logits_BK.to(torch.promote_types(logits_BK.dtype, torch.float32))
 
 
 def weighted(losses_B: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -118,8 +118,7 @@ def test_parity_sees_each_switch(kind, change, hf, documents, task_of_kind) -> N
     oracle, folder = hf(kind)
     model = load_model(folder, task=task_of_kind(kind), dtype=torch.float32).model
     assert getattr(model.spec, next(iter(change))) != next(iter(change.values()))
-    is_classifier = isinstance(model.head, ClassificationHead)
-    mutant = Model(replace(model.spec, **change), num_labels=3 if is_classifier else None).eval()
+    mutant = Model(replace(model.spec, **change), model.task, model.num_labels).eval()
     mutant.load_state_dict(model.state_dict())
     tokens = documents([130, 3])
     types = [[0] * len(document) for document in tokens]

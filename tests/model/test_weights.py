@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import save_torch_state_dict
 from safetensors.torch import load_file, save_file
 
 from ftcore.errors import ModelError
 from ftcore.model.families import FAMILIES
 from ftcore.model.load import load_model, save_model
-from ftcore.model.weights import INDEX, SINGLE, save_weights, tensor_files
+from ftcore.model.weights import INDEX, SINGLE, tensor_files
 
 
 @pytest.fixture
@@ -202,7 +203,7 @@ def test_parts_of_a_new_head_are_not_new(hf, tmp_path) -> None:
 
 def test_shards_hold_what_one_file_holds(tmp_path) -> None:
     tensors = {name: torch.full((4,), float(i)) for i, name in enumerate("abcde")}
-    save_weights(tensors, tmp_path, max_shard_bytes=33)  # two tensors of 16 bytes each
+    save_torch_state_dict(tensors, tmp_path, max_shard_size=33)  # two tensors of 16 bytes each
     index = json.loads((tmp_path / INDEX).read_text())
     assert index["metadata"]["total_size"] == 5 * 16
     files = tensor_files(tmp_path)

@@ -50,11 +50,9 @@ def tiny_model() -> Callable[..., Model]:
         dropout: float = 0.0,
         num_labels: int = 3,
     ) -> Model:
-        is_lm = family in ("qwen3", "masked")
+        task = {"qwen3": "lm", "bert": "classify", "tag": "tag", "masked": "mlm"}[family]
         spec = replace(QWEN3 if family == "qwen3" else BERT, dropout=dropout)
-        model = Model(
-            spec, num_labels=None if is_lm else num_labels, by_token=family == "tag", lm=is_lm
-        )
+        model = Model(spec, task, num_labels)
         model.init_weights(generator(0, 99))
         return model.to(dtype).train()
 

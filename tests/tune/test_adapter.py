@@ -53,8 +53,8 @@ def family_of(hf: transformers.PreTrainedModel) -> Family:
 def ours(hf: transformers.PreTrainedModel) -> Model:
     """The same model, written here."""
     family = family_of(hf)
-    num_labels = None if hasattr(hf, "lm_head") else 3
-    model = Model(family.to_spec(hf.config.to_dict()), num_labels=num_labels).eval()
+    task = "lm" if hasattr(hf, "lm_head") else "classify"
+    model = Model(family.to_spec(hf.config.to_dict()), task, num_labels=3).eval()
     with torch.no_grad():
         for name, tensor in hf.state_dict().items():
             parts = family.split(name, tensor, model.spec.num_heads)
@@ -275,7 +275,7 @@ def test_damaged_files(tmp_path: Path) -> None:
     (tmp_path / WEIGHTS).rename(tmp_path / "adapter_model.bin")
     assert_refused(model, tmp_path, "is not there. A pickled .bin is never read")
     (tmp_path / "adapter_config.json").write_text("[1]")
-    assert_refused(model, tmp_path, "must hold one JSON object")
+    assert_refused(model, tmp_path, "must be a JSON object")
 
 
 def test_our_folder_is_whole_or_refused(tmp_path: Path) -> None:

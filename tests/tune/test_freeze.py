@@ -36,11 +36,11 @@ BERT = {
 
 
 def make_qwen3(*, tied: bool = False) -> Model:
-    return Model(qwen3.FAMILY.to_spec(QWEN3 | {"tie_word_embeddings": tied}))
+    return Model(qwen3.FAMILY.to_spec(QWEN3 | {"tie_word_embeddings": tied}), "lm")
 
 
 def make_bert() -> Model:
-    return Model(bert.FAMILY.to_spec(BERT), num_labels=3)
+    return Model(bert.FAMILY.to_spec(BERT), "classify", 3)
 
 
 def trained(model: nn.Module) -> set[str]:

@@ -16,7 +16,7 @@ from ftcore.errors import ModelError
 from ftcore.model.families import FAMILIES
 from ftcore.model.heads import Model
 from ftcore.model.load import load_model
-from ftcore.tune.adapter import WEIGHTS, load_adapter, save_adapter
+from ftcore.tune.adapter import ORIGIN, WEIGHTS, load_adapter, save_adapter
 from ftcore.tune.lora import LoRAConfig, apply_lora, lora_layers
 from kernels.docs import Docs
 
@@ -173,3 +173,14 @@ def test_refusals(name, make, tmp_path) -> None:
     with pytest.raises(ModelError, match=r"missing: .*\[0\].lora_A.weight"):
         load_adapter(model, tmp_path, family=FAMILIES[name])
     assert not lora_layers(model)
+
+
+@pytest.mark.parametrize("places", [[0, 7], [0, 1, 2, 2, 2]])
+def test_parts_that_are_not_there_are_refused(name, places, make, tmp_path) -> None:
+    folder = save(make()[1], name, tmp_path / "adapter", targets=("q_proj",))
+    (folder / "manifest.json").unlink()  # as after an edit by hand
+    origin = json.loads((folder / ORIGIN).read_text())
+    origin["parts"] = {module: places for module in origin["parts"]}
+    (folder / ORIGIN).write_text(json.dumps(origin))
+    with pytest.raises(ModelError, match=rf"holds no {len(places)} parts"):
+        load_adapter(make()[1], folder, family=FAMILIES[name])

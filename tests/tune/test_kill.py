@@ -88,7 +88,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         norm_eps=1e-6, norm_first=True, position="rope", mlp="swiglu", qk_norm=True,
         tie_word_embeddings=True,
     )  # fmt: skip
-    model = Model(spec)
+    model = Model(spec, "lm")
     model.init_weights(generator(0, 1))
     (folder / "model").mkdir()
     loaded = LoadedModel(model.to(torch.bfloat16), FAMILY, {}, Accounting(), folder)

@@ -27,7 +27,7 @@ LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 
 def make_model(*, dtype: torch.dtype = torch.float32, tied: bool = False) -> Model:
-    model = Model(qwen3.FAMILY.to_spec(QWEN3 | {"tie_word_embeddings": tied}))
+    model = Model(qwen3.FAMILY.to_spec(QWEN3 | {"tie_word_embeddings": tied}), "lm")
     model.init_weights(torch.Generator().manual_seed(0))
     return model.to(dtype).eval()
 

@@ -48,16 +48,14 @@ class Family:
 
     name: str  # `model_type` in config.json
     trunk_prefix: str  # HF prefix of the trunk's tensors, with the dot
-    # trunk_names, head_names: HF pattern -> our pattern, `{i}` = layer
     trunk_names: NameTable
     head_names: NameTable
     ignored: tuple[str, ...]  # HF patterns that a checkpoint may hold and we do not need
-    # task ("lm", "mlm", "classify", "tag", "trunk") -> HF class name
-    architectures: Mapping[str, str]
+    architectures: Mapping[str, str]  # task -> HF class name
     switches: Mapping[str, Any]  # what the family decides of a spec
     keys: KeyTable  # what the spec takes from config.json as it is
     fixed: Mapping[str, Any]  # keys of config.json that can have one value only
-    # read, write: what a table cannot say: config.json -> fields of the spec, and back
+    # what a table cannot say: config.json -> fields of the spec (or a ModelError), and back
     read: Callable[[dict], dict[str, Any]] = nothing
     write: Callable[[ModelSpec], dict[str, Any]] = nothing
     tagger: str = ""  # HF name of the token classifier, where it is not the other's
@@ -118,18 +116,14 @@ class Family:
                         return start + hf_name
         raise ModelError(f"{our_name}: the family {self.name} has no name for it")
 
-    def is_ignored(self, hf_name: str) -> bool:
-        """Whether a checkpoint may hold this tensor without our using it."""
-        return _matches(hf_name, self.ignored)
-
     def hf_shape(self, hf_name: str, shape: Sequence[int]) -> list[int]:
         """Shape of an HF tensor whose parts, ours, have the given shape each."""
         whole = [shape[0] * len(self.to_ours(hf_name)), *shape[1:]]
-        return whole[::-1] if _matches(hf_name, self.transposed) else whole
+        return whole[::-1] if matches(hf_name, self.transposed) else whole
 
     def split(self, hf_name: str, tensor: Tensor, num_heads: int) -> list[Tensor]:
         """Ours of one HF tensor, in the order of `to_ours`."""
-        rows = tensor.t() if _matches(hf_name, self.transposed) else tensor
+        rows = tensor.t() if matches(hf_name, self.transposed) else tensor
         num_parts = len(self.to_ours(hf_name))
         if num_parts == 1:
             return [rows]
@@ -144,10 +138,11 @@ class Family:
             num_blocks = num_heads if self.fused_by_head else 1
             blocks = [part.unflatten(0, (num_blocks, -1)) for part in parts]
             rows = torch.stack(blocks, dim=1).flatten(0, 2)
-        return rows.t() if _matches(hf_name, self.transposed) else rows
+        return rows.t() if matches(hf_name, self.transposed) else rows
 
 
-def _matches(name: str, patterns: Sequence[str]) -> bool:
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    """Whether the name fits one of the globs."""
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 

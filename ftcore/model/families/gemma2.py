@@ -26,10 +26,7 @@ CAPS = {
 
 
 def read_gemma(config: dict, default_types: Sequence[str]) -> dict[str, Any]:
-    """What Gemma 2 and 3 share; `default_types` of the layers where the file does not say.
-
-    raises  ModelError: another kind of layer, or a bidirectional model
-    """
+    """What Gemma 2 and 3 share; `default_types` of the layers where the file does not say."""
     if config.get("use_bidirectional_attention"):
         raise ModelError("config.json: use_bidirectional_attention: only a causal Gemma is known")
     window = read_int(config, "sliding_window", default=4096)
@@ -50,10 +47,7 @@ def write_gemma(spec: ModelSpec) -> dict[str, Any]:
 
 
 def read(config: dict) -> dict[str, Any]:
-    """Every other layer has a window, the first one too.
-
-    raises  ModelError: as `read_gemma`, or an unknown scaling of the angles
-    """
+    """Every other layer has a window, the first one too."""
     caps = {
         name: None if config.get(key, default) is None else read_float(config, key, default=default)
         for name, (key, default) in CAPS.items()
@@ -74,15 +68,10 @@ FAMILY = replace(
     name="gemma2",
     trunk_names=llama.NAMES | NORMS,
     architectures=architectures("Gemma2", "lm"),
-    switches={
-        **llama.FAMILY.switches,
-        **{"norm_offset": 1.0, "output_norms": True, "mlp": "geglu_tanh"},
-    },
-    keys={
-        **llama.FAMILY.keys,
-        "head_dim": ("head_dim", 256),
-        "tie_word_embeddings": ("tie_word_embeddings", True),
-    },
+    switches=llama.FAMILY.switches
+    | {"norm_offset": 1.0, "output_norms": True, "mlp": "geglu_tanh"},
+    keys=llama.FAMILY.keys
+    | {"head_dim": ("head_dim", 256), "tie_word_embeddings": ("tie_word_embeddings", True)},
     fixed={"hidden_activation": "gelu_pytorch_tanh", "attention_bias": False},
     read=read,
     write=write,

@@ -14,10 +14,7 @@ from ftcore.model.spec import ModelSpec
 
 
 def read(config: dict) -> dict[str, Any]:
-    """Both bases of the angles; every sixth layer sees the whole document.
-
-    raises  ModelError: as `read_gemma`, or an unknown scaling of the angles
-    """
+    """Both bases of the angles; every sixth layer sees the whole document."""
     num_layers = read_int(config, "num_hidden_layers")
     period = read_int(config, "sliding_window_pattern", default=6)
     types = [WINDOWED if index % period else FULL for index in range(1, num_layers + 1)]

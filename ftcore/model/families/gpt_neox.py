@@ -19,10 +19,7 @@ TURNED = "partial_rotary_factor"
 
 
 def read(config: dict) -> dict[str, Any]:
-    """The angles, and how many channels of a head they turn.
-
-    raises  ModelError: an unknown scaling of the angles
-    """
+    """The angles, and how many channels of a head they turn."""
     rope = config.get("rope_parameters") or {}
     turned = read_float(
         *((rope, TURNED) if TURNED in rope else (config, "rotary_pct")), default=0.25

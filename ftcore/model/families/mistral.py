@@ -13,10 +13,7 @@ from ftcore.model.spec import ModelSpec
 
 
 def read(config: dict) -> dict[str, Any]:
-    """The angles, and one window for all layers: 4096, the first model's, if it is not named.
-
-    raises  ModelError: an unknown scaling of the angles
-    """
+    """The angles, and one window for all layers: 4096, the first model's, if it is not named."""
     windows: tuple[int, ...] = ()
     if config.get("sliding_window", 4096) is not None:
         window = read_int(config, "sliding_window", default=4096)

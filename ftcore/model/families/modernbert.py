@@ -16,10 +16,7 @@ POOLING = {"cls": "first", "mean": "mean"}
 
 
 def read(config: dict) -> dict[str, Any]:
-    """Both bases of the angles, the windows, and what a classifier pools.
-
-    raises  ModelError: scaled angles, another kind of layer or of pooling
-    """
+    """Both bases of the angles, the windows, and what a classifier pools."""
     num_layers = read_int(config, "num_hidden_layers")
     period = read_int(config, "global_attn_every_n_layers", default=3)
     types = [WINDOWED if index % period else FULL for index in range(num_layers)]
