@@ -135,6 +135,27 @@ def cued_json(draw: Draw) -> Turns:
     return turns
 
 
+def event_json(draw: Draw) -> Turns:
+    """What happened, with some of its details in any order; the answer's order is the event's."""
+    name = draw.pick(tuple(copying_words()["events"]))
+    event = copying_words()["events"][name]
+    core = draw.pick(event["cores"])
+    clauses: dict[str, str] = {}
+    for clause in draw.shuffled(event["clauses"]):
+        (slot,) = kinds_of(clause)
+        if slot not in kinds_of(core) and draw.chance(0.5):
+            clauses[slot] = clause
+    parts = [core, *clauses.values()]
+    if clauses and draw.chance(0.2):
+        parts = [f"{parts[-1]},", *parts[:-1]]
+    opening, ending = draw.one_of("openings"), draw.pick(("", "", ".", "!"))
+    template = " ".join(filter(None, (opening, *parts))) + ending
+    template = template[0].upper() + template[1:] if draw.chance(0.5) else template
+    values = {key: getattr(Draw, kind)(draw) for key, kind in kinds_of(template).items()}
+    slots = {slot: values[slot] for slot in event["slots"] if slot in values}
+    return [("user", filled(template, values)), ("assistant", dump({"event": name, **slots}))]
+
+
 def lookup(draw: Draw) -> Turns:
     keys = draw.shuffled("abcdefghijklmnpqrstuvwxyz")[: draw.between(3, 8)]
     make = draw.pick((Draw.number, Draw.word, Draw.invented, Draw.code))
@@ -183,7 +204,8 @@ def substitute(draw: Draw) -> Turns:
 
 
 TASKS: tuple[Callable[[Draw], Turns], ...] = (
-    *[framed_json] * 5, *[cued_json] * 5, *[stated_json] * 4, *[ask_field] * 3, *[repeat] * 3,
+    *[event_json] * 15, *[framed_json] * 5, *[cued_json] * 5, *[stated_json] * 4,
+    *[ask_field] * 3, *[repeat] * 3,
     lookup, choose, neighbour, spell, substitute,
 )
 

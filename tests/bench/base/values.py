@@ -14,6 +14,13 @@ from ftcore.builtin.wording import wording
 
 T = TypeVar("T")
 
+ACCENTS = {
+    "a": "\u00e1\u00e0\u00e4\u00e2\u00e3",
+    "e": "\u00e9\u00e8\u00eb\u00ea",
+    "i": "\u00ed\u00ef",
+    "n": "\u00f1",
+}
+ACCENTS |= {"o": "\u00f3\u00f6\u00f4\u00f5", "u": "\u00fc\u00fa", "c": "\u00e7"}
 LETTERS = "ABCDEFGHKLMNPQRSTUVWXYZ"
 
 
@@ -78,15 +85,71 @@ class Draw:
 
     def misspelt(self, word: str) -> str:
         at = self.between(0, len(word) - 2)
-        return self.pick((
-            word[:at] + word[at + 1] + word[at] + word[at + 2 :],
-            word[:at] + word[at + 1 :],
-            word[: at + 1] + word[at:],
-        ))
+        return self.pick(
+            (
+                word[:at] + word[at + 1] + word[at] + word[at + 2 :],
+                word[:at] + word[at + 1 :],
+                word[: at + 1] + word[at:],
+            )
+        )
 
     def name(self) -> str:
         first = (self.word() if self.chance(0.3) else self.invented()).capitalize()
         return f"{first} {self.invented().capitalize()}" if self.chance(0.4) else first
+
+    def person(self) -> str:
+        """A name, now and then with accents, a title or as a relation; in any case of letters."""
+        name = self.name()
+        if self.chance(0.2):
+            name = self.accented(name)
+        if self.chance(0.15):
+            name = f"{self.one_of('relations')} {name}"
+        return name.lower() if self.chance(0.3) else name
+
+    def accented(self, word: str) -> str:
+        """One vowel of the word, if it has one, with an accent."""
+        at = [index for index, letter in enumerate(word) if letter in ACCENTS]
+        if not at:
+            return word
+        index = self.pick(at)
+        return word[:index] + self.pick(ACCENTS[word[index]]) + word[index + 1 :]
+
+    def town(self) -> str:
+        """A place by name."""
+        name = self.name() if self.chance(0.8) else self.accented(self.name())
+        return name.lower() if self.chance(0.3) else name
+
+    def place(self) -> str:
+        """A place by what is there."""
+        return self.pick((
+            f"the {self.gear()}", f"the {self.invented().capitalize()} {self.word()}",
+            f"{self.between(1, 200)} {self.invented().capitalize()} {self.word()}", self.town(),
+            f"{self.person()}'s {self.word()}",
+        ))  # fmt: skip
+
+    def gear(self) -> str:
+        return self.word() if self.chance(0.5) else f"{self.word()} {self.word()}"
+
+    def thing(self) -> str:
+        amount = ("the", "a", "my", "some", "more", "a dozen", "a bag of", "", "", "")
+        return f"{self.pick((*amount, self.one_of('hours')))} {self.gear()}".strip()
+
+    def people(self) -> str:
+        count = self.one_of("hours") if self.chance(0.6) else str(self.between(1, 30))
+        return f"{count}{self.pick(('', ' people', ' guests', ' children', ' of us'))}"
+
+    def when(self) -> str:
+        """A day that depends on today."""
+        day, part = self.one_of("days").lower(), self.one_of("parts")
+        return self.pick((
+            "today", "tomorrow", "yesterday", f"this {part}", f"tomorrow {part}", f"last {day}",
+            f"next {day}", f"this {day}", f"next {day} {part}", f"{day} {part}", "last week",
+            "next week", "this weekend", f"in {self.one_of('hours')} days", "next month",
+            f"the {self.between(4, 20)}th", f"the {self.between(4, 20)}th of {self.month()}",
+        ))  # fmt: skip
+
+    def month(self) -> str:
+        return self.one_of("months").lower()
 
     def number(self) -> str:
         return str(int(10 ** (5 * self.random())))
@@ -154,7 +217,16 @@ class Draw:
 
 
 VALUES: tuple[Callable[[Draw], str], ...] = (
-    *[Draw.phrase] * 6, *[Draw.name] * 4, *[Draw.word] * 3, Draw.invented, Draw.identifier,
-    Draw.number, Draw.quantity, Draw.price, *[Draw.time] * 2, *[Draw.date] * 2, Draw.code,
+    *[Draw.phrase] * 6,
+    *[Draw.name] * 4,
+    *[Draw.word] * 3,
+    Draw.invented,
+    Draw.identifier,
+    Draw.number,
+    Draw.quantity,
+    Draw.price,
+    *[Draw.time] * 2,
+    *[Draw.date] * 2,
+    Draw.code,
     Draw.email,
 )
