@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ftcore.model.spec import ModelSpec
-from ftcore.model.transformer import LayerNorm, RMSNorm, Transformer, norm
+from ftcore.model.transformer import LayerNorm, Linear, RMSNorm, Transformer, norm
 from kernels.cross_entropy import linear_cross_entropy
 from kernels.docs import Docs
 
@@ -37,7 +37,7 @@ class Transform(nn.Module):
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
-        self.dense = nn.Linear(spec.hidden_size, spec.hidden_size, bias=spec.linear_bias)
+        self.dense = Linear(spec.hidden_size, spec.hidden_size, bias=spec.linear_bias)
         self.norm = norm(spec)
 
     def forward(self, h_MC: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ class LMHead(nn.Module):
         super().__init__()
         self.softcap = spec.logit_softcap
         self.transform = nn.Identity() if spec.is_causal else Transform(spec)
-        self.lm_head = nn.Linear(spec.hidden_size, spec.vocab_size, bias=not spec.is_causal)
+        self.lm_head = Linear(spec.hidden_size, spec.vocab_size, bias=not spec.is_causal)
 
     def forward(self, h_MC: Tensor) -> Tensor:
         """logits_MV, compute dtype."""
@@ -80,7 +80,7 @@ class TokenHead(nn.Module):
         super().__init__()
         self.dropout = spec.dropout
         self.transform = Transform(spec) if spec.pooler == "transform" else nn.Identity()
-        self.classifier = nn.Linear(spec.hidden_size, num_labels)
+        self.classifier = Linear(spec.hidden_size, num_labels)
 
     def features(self, h_MC: Tensor) -> Tensor:
         """What the classifier sees, x_MC."""
@@ -111,9 +111,9 @@ class ClassificationHead(nn.Module):
         self.pooling = spec.pooling
         self.dropout = spec.dropout
         self.activation = POOLERS.get(spec.pooler)
-        self.pooler = nn.Linear(C, C) if self.activation else None
+        self.pooler = Linear(C, C) if self.activation else None
         self.transform = Transform(spec) if spec.pooler == "transform" else nn.Identity()
-        self.classifier = nn.Linear(C, num_labels, bias=not spec.is_causal)
+        self.classifier = Linear(C, num_labels, bias=not spec.is_causal)
 
     def pool(self, h_NC: Tensor, docs: Docs) -> Tensor:
         """pooled_BC, one row per document."""
@@ -156,12 +156,8 @@ class Model(nn.Module):
             self.head = CLASSIFIERS[task](spec, num_labels)
         elif task != "trunk":
             self.head = LMHead(spec)
-            self.tie_weights()
-
-    def tie_weights(self) -> None:
-        """Make the LM head's matrix the embedding matrix, where the spec ties them."""
-        if isinstance(self.head, LMHead) and self.spec.tie_word_embeddings:
-            self.head.lm_head.weight = self.trunk.embed_tokens.weight
+            if spec.tie_word_embeddings:
+                self.head.lm_head.weight = self.trunk.embed_tokens.weight
 
     def init_weights(self, generator: torch.Generator) -> None:
         """Draw Normal(0, initializer_range) matrices; biases become zero, norms one."""

@@ -17,6 +17,7 @@ from ftcore.errors import ModelError
 from ftcore.model.families import family_of
 from ftcore.model.families.family import Family
 from ftcore.model.heads import CLASSIFIERS, Model, ModelTask, init_module
+from ftcore.model.spec import ModelSpec
 from ftcore.model.weights import Accounting, hf_tensors, load_weights, own_tensors
 
 CONFIG = "config.json"
@@ -111,10 +112,7 @@ def load_model(
         if labels is None:
             raise ModelError(f"{folder / CONFIG}: names no classes (id2label): it is no classifier")
         num_labels = len(labels)
-    with torch.device("meta"):  # its memory is taken once, in `dtype`
-        model = Model(spec, task, num_labels).to(dtype)
-    model.to_empty(device="cpu")
-    model.tie_weights()
+    model = empty_model(spec, task, num_labels, dtype)
     if init == "random":
         assert generator is not None, "random weights are drawn from a generator"
         model.init_weights(generator)
@@ -125,6 +123,21 @@ def load_model(
         for name in dict.fromkeys(name.rpartition(".")[0] for name in accounting.new):
             init_module(model.get_submodule(name), spec.initializer_range, generator)
     return LoadedModel(model.eval(), family, config, accounting, folder)
+
+
+def empty_model(
+    spec: ModelSpec, task: ModelTask, num_labels: int | None, dtype: torch.dtype
+) -> Model:
+    """A model without values. No page of its memory is touched before they are written.
+
+    On the meta device the same would import torch's tracing machinery: a second of every start.
+    """
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        return Model(spec, task, num_labels)
+    finally:
+        torch.set_default_dtype(usual)
 
 
 def save_model(
@@ -149,8 +162,7 @@ def save_model(
     state = dict(own_tensors(model) if state is None else state)
     if spec.tie_word_embeddings:
         state.pop("head.lm_head.weight", None)
-    with torch.device("meta"):
-        _check_complete(state, Model(spec, task, model.num_labels))
+    _check_complete(state, empty_model(spec, task, model.num_labels, torch.float32))
     config = {**loaded.config, **loaded.family.to_config(spec)}
     config.pop("torch_dtype", None)  # HF: the older name of `dtype`
     config["architectures"] = [loaded.family.architectures[task]]

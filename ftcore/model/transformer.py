@@ -28,6 +28,20 @@ from kernels.rope import rope, rope_angles
 from kernels.swiglu import geglu, swiglu
 
 
+class Linear(nn.Linear):
+    """An nn.Linear whose values come later: from a checkpoint, or from `Model.init_weights`."""
+
+    def reset_parameters(self) -> None:
+        pass
+
+
+class Embedding(nn.Embedding):
+    """An nn.Embedding whose values come later, as those of `Linear`."""
+
+    def reset_parameters(self) -> None:
+        pass
+
+
 class RMSNorm(nn.Module):
     """y = (w + offset) x / rms(x); see kernels/norm.py."""
 
@@ -72,10 +86,10 @@ class Attention(nn.Module):
             "window": (spec.windows[index] or None) if spec.windows else None,
             "softcap": spec.attention_softcap,
         }
-        self.q_proj = nn.Linear(C, H * D, bias=spec.qkv_bias)
-        self.k_proj = nn.Linear(C, G * D, bias=spec.qkv_bias)
-        self.v_proj = nn.Linear(C, G * D, bias=spec.qkv_bias)
-        self.o_proj = nn.Linear(H * D, C, bias=spec.linear_bias)
+        self.q_proj = Linear(C, H * D, bias=spec.qkv_bias)
+        self.k_proj = Linear(C, G * D, bias=spec.qkv_bias)
+        self.v_proj = Linear(C, G * D, bias=spec.qkv_bias)
+        self.o_proj = Linear(H * D, C, bias=spec.linear_bias)
         self.q_norm = RMSNorm(D, spec) if spec.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(D, spec) if spec.qk_norm else nn.Identity()
 
@@ -109,9 +123,9 @@ class Mlp(nn.Module):
         super().__init__()
         C, width, bias = spec.hidden_size, spec.intermediate_size, spec.linear_bias
         self.kind = spec.mlp
-        self.gate_proj = nn.Linear(C, width, bias=bias) if spec.mlp in GATED else None
-        self.up_proj = nn.Linear(C, width, bias=bias)
-        self.down_proj = nn.Linear(width, C, bias=bias)
+        self.gate_proj = Linear(C, width, bias=bias) if spec.mlp in GATED else None
+        self.up_proj = Linear(C, width, bias=bias)
+        self.down_proj = Linear(width, C, bias=bias)
 
     def forward(self, x_NC: Tensor) -> Tensor:
         up_NF = self.up_proj(x_NC)
@@ -160,10 +174,10 @@ class Transformer(nn.Module):
         super().__init__()
         self.spec = spec
         C = spec.hidden_size
-        self.embed_tokens = nn.Embedding(spec.vocab_size, C)
+        self.embed_tokens = Embedding(spec.vocab_size, C)
         rows = spec.max_positions + spec.position_offset
-        self.embed_positions = nn.Embedding(rows, C) if spec.position == "learned" else None
-        self.embed_types = nn.Embedding(spec.num_types, C) if spec.num_types else None
+        self.embed_positions = Embedding(rows, C) if spec.position == "learned" else None
+        self.embed_types = Embedding(spec.num_types, C) if spec.num_types else None
         self.embed_norm = norm(spec) if spec.embedding_norm else None
         self.layers = nn.ModuleList(Block(spec, index) for index in range(spec.num_layers))
         self.norm = norm(spec) if spec.norm_first else None

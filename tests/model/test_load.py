@@ -1,6 +1,8 @@
 """A model folder in and out: bit-equal, read by transformers, and whole."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -148,6 +150,18 @@ def test_ties_are_one_tensor(hf) -> None:
     for kind, tied in (("qwen3-tied", True), ("qwen3-untied", False)):
         model = load_model(hf(kind)[1], task="lm", dtype=torch.float32).model
         assert (model.head.lm_head.weight is model.trunk.embed_tokens.weight) == tied
+
+
+def test_an_empty_model_takes_no_compiler_and_leaves_the_default_dtype() -> None:
+    """Torch's tracing machinery costs more to import than a small model to load."""
+    code = (
+        "import sys, torch; from pathlib import Path; from ftcore.model.load import load_model;"
+        "from ftcore.model.hub import resolve;"
+        "load_model(resolve('builtin:base'), task='lm', dtype=torch.bfloat16);"
+        "assert torch.get_default_dtype() == torch.float32;"
+        "sys.exit('sympy' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_saves_a_given_state(hf, tmp_path) -> None:
