@@ -43,7 +43,7 @@ from ftcore.env.run import RunFolder
 from ftcore.env.seed import generator
 from ftcore.model.families import family_of
 from ftcore.model.hub import resolve
-from ftcore.model.load import load_model, read_config
+from ftcore.model.load import CONFIG, load_model, read_object
 from ftcore.tune.checkpoint import Checkpoints
 from ftcore.tune.loop import Loop
 from ftcore.tune.schedule import learning_rate
@@ -78,7 +78,7 @@ class Bench:
 def floor(bench: Bench, said: argparse.Namespace, command: Command, data: Prepared) -> Turn:
     """The side `floor`."""
     task = TASKS[command.task].model_task
-    config = read_config(resolve(command.config.model.path))
+    config = read_object(resolve(command.config.model.path) / CONFIG)
     spec = family_of(config, "config.json").of(task).to_spec(config)
     rank = command.config.peft.rank if said.method == "lora" else 0
     labels = len(data.labels) if data.labels else None

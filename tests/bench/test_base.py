@@ -55,8 +55,8 @@ def test_copy_documents_are_distinct_within_and_across_splits(copies: list[str])
 
 
 def test_the_library_is_split_by_file() -> None:
-    train = {document["id"] for document in documents("train", copies=3)}
-    heldout = {document["id"] for document in documents("heldout", copies=3)}
+    train = {document["id"] for document in documents("train", copies=3, echoes=1)}
+    heldout = {document["id"] for document in documents("heldout", copies=3, echoes=1)}
     assert not train & heldout
     assert 0.005 < len(heldout) / len(train | heldout) < 0.05
     files = {name.removesuffix("#docs") for name in train | heldout if name.endswith(".py#docs")}
@@ -75,11 +75,11 @@ def test_copy_documents_are_whole_chat_turns(copies: list[str]) -> None:
 
 
 def test_echoes_are_repeated_and_distinct() -> None:
-    made = [doc for doc in documents("train", copies=2000) if doc["source"] == "echo"]
-    said = [[turn["content"] for turn in doc["messages"]] for doc in made]
+    train = made("echo", "train", 0, 1000)
+    said = [[turn["content"] for turn in doc["messages"]] for doc in train]
     assert len(said) == 1000 and all(asked and asked == answered for asked, answered in said)
     assert len({asked for asked, _ in said}) == 1000
-    heldout = [doc for doc in documents("heldout", copies=2000) if doc["source"] == "echo"]
+    heldout = made("echo", "heldout", 0, 1000)
     shared = {doc["messages"][0]["content"] for doc in heldout} & {asked for asked, _ in said}
     # Python seeds 257 and 2^40 + 257 give one stream; the committed base saw that echo.
     assert len(shared) <= 1
@@ -95,6 +95,8 @@ def test_values_of_json_answers_stand_in_the_prompt(copies: list[str]) -> None:
             prompt = "\n".join(content for _, content in turns[:index])
             answer = json.loads(said)
             assert said == json.dumps(answer, ensure_ascii=False)
+            if str(answer.get("event")) in copying_words()["events"]:
+                del answer["event"]  # a kind of event is told, not quoted
             inner = [value for value in answer.values() if isinstance(value, dict)]
             for fields in [answer, *inner]:
                 values = [value for value in fields.values() if isinstance(value, str)]
@@ -125,7 +127,7 @@ def test_a_word_keeps_its_pieces_after_a_space(tokenizer: Tokenizer, copies: lis
 
 
 def test_training_is_deterministic_and_saves_a_loadable_file(tmp_path: Path) -> None:
-    texts = [text_of(document) for document in islice(documents("train", copies=0), 150)]
+    texts = [text_of(document) for document in islice(documents("train", copies=0, echoes=0), 150)]
     trained = train_tokenizer(texts)
     assert trained.get_vocab_size() == VOCAB_SIZE
     assert trained.to_str() == train_tokenizer(texts).to_str()

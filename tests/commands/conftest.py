@@ -188,14 +188,18 @@ def masked_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _bert(folder: Path, more: tuple[str, ...], *, task: str) -> Path:
-    tokenizer = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     names = ("pad_token", "unk_token", "cls_token", "sep_token", *more)
     special = [f"[{name.removesuffix('_token').upper()}]" for name in names]
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=200, special_tokens=special, show_progress=False
-    )
-    tokenizer.train_from_iterator(_texts(), trainer)
+    # Every letter and every word: what the library's trainer learns differs between processes.
+    splitter = pre_tokenizers.BertPreTokenizer()
+    words = {word for text in _texts() for word, _ in splitter.pre_tokenize_str(text)}
+    letters = {letter for word in words for letter in word}
+    pieces = dict.fromkeys([
+        *special, *sorted(letters), *sorted(f"##{letter}" for letter in letters), *sorted(words)
+    ])  # fmt: skip
+    vocab = {piece: index for index, piece in enumerate(pieces)}
+    tokenizer = tokenizers.Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = splitter
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     extra = {"tokenizer_class": "BertTokenizer", **dict(zip(names, special, strict=True))}
     return _save(folder, tokenizer, BERT, extra, task=task)

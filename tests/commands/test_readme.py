@@ -32,6 +32,10 @@ def named(bert: Path, qwen3: Path, files: dict[str, str], run: Run) -> dict[str,
         # The text stands under both names that the commands use.
         cells[0][2] = "sentence"
         Path(name).write_text("\n".join("\t".join(row) for row in cells) + "\n", "utf-8")
+    scored = Path(files["scored"]).read_text("utf-8").replace("\t", ",")
+    named = scored.replace("text,pair,label", "one,two,score", 1)
+    Path("scored.csv").write_text(named, "utf-8")
+    shutil.copy(files["tags"], "a.conll")
     shutil.copy(files["chat"], "chat.jsonl")
     shutil.copy(files["chat_test"], "dev.jsonl")
     return {"DIR_OR_HUB_ID": str(qwen3), "DIR": str(bert)}
