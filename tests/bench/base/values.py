@@ -66,6 +66,9 @@ class Draw:
         return self.one_of("everyday") if self.chance(0.4) else self.pick(self.lexicon.words)
 
     def invented(self) -> str:
+        if self.chance(0.3):  # letters of the library, cut anywhere: pieces of words, all of them
+            letters = "".join(filter(str.isalpha, self.scrap() + self.scrap()))
+            return letters.lower() or self.invented()
         syllables = ("onsets", "vowels") * self.between(1, 3)
         return "".join(map(self.one_of, (*syllables, "codas")))
 
