@@ -17,7 +17,7 @@ PRESETS: dict[str, dict[str, dict[str, dict[str, object]]]] = {
         # `python train.py` and nothing else: LoRA on the built-in base and chat data.
         "assistant": {
             "data": dict.fromkeys(("train", "dev", "test"), ["builtin:chat"]),
-            "peft": {"method": "lora", "rank": 32, "alpha": 64.0},
+            "peft": {"method": "lora", "rank": 16, "alpha": 32.0},
             "optim": {"lr": 3e-3, "batch_size": 16},
             "schedule": {"shape": "cosine", "warmup": 0.05},
             "loop": {"epochs": 1.0, "eval_every": 200, "save_every": 200},
