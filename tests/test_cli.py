@@ -44,14 +44,14 @@ def test_default_preset_toml_flag(toml: Callable) -> None:
     config, origins = command.config, command.origins
     assert PRESETS["sft"]["assistant"]["optim"] == {"lr": 3e-3, "batch_size": 16}
     assert (config.optim.lr, config.optim.batch_size, config.loop.log_every) == (0.5, 9, 4)
-    assert config.peft.rank == 32 and config.optim.eps == 1e-8
+    assert config.peft.rank == 16 and config.optim.eps == 1e-8
     assert origins["peft.rank"] == "preset assistant"
     assert origins["optim.lr"] == file
     assert origins["optim.batch_size"] == origins["loop.log_every"] == "flag"
     assert "optim.eps" not in origins
     text = to_toml(command)
     for line in (
-        "rank = 32  # preset assistant", f"lr = 0.5  # {file}", "batch_size = 9  # flag",
+        "rank = 16  # preset assistant", f"lr = 0.5  # {file}", "batch_size = 9  # flag",
         "eps = 1e-08  # default",
     ):  # fmt: skip
         assert line in text.splitlines()
@@ -60,7 +60,7 @@ def test_default_preset_toml_flag(toml: Callable) -> None:
 def test_nothing_typed_is_the_default_job() -> None:
     assert parse([]) == parse(["sft", "--preset", "assistant"])
     command = parse(["--optim.lr", "1", "--dry-run"])  # options alone change the default job
-    assert command.dry_run and command.config.peft.rank == 32 and command.config.optim.lr == 1
+    assert command.dry_run and command.config.peft.rank == 16 and command.config.optim.lr == 1
 
 
 @pytest.mark.parametrize("task", RUNS)
