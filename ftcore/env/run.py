@@ -48,7 +48,9 @@ class RunFolder(AbstractContextManager):
         present = {entry.name for entry in self.path.iterdir()} if self.path.is_dir() else set()
         if resume and "run.json" not in present:
             raise ConfigError(f"nothing to resume: {self.path} has no run.json")
-        if not resume and present - {"lock"}:
+        # A run killed while it began has nothing to lose: lock, run.json, or a part of a file.
+        begun = {name for name in present if not name.startswith(files.TEMP)}
+        if not resume and begun - {"lock", "run.json"}:
             again = f", or continue this one with --resume {self.path}"
             raise ConfigError(
                 f"{self.path} is not empty: name another run folder"

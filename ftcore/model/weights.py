@@ -65,11 +65,7 @@ def tensor_files(folder: Path) -> dict[str, Path]:
         pickled = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLED)
         hint = f" It holds {', '.join(pickled)}: convert to safetensors." if pickled else ""
         if folder in BUILTIN.values():
-            hint = (
-                " The built-in base model has no weights yet: make them with `python train.py"
-                f" pretrain --preset base` and copy {SINGLE} from RUN/model/ to this folder, or"
-                " pass another model with --model.path."
-            )
+            hint = " It comes with this repository: get it back with git checkout."
         raise ModelError(f"{folder}: neither {SINGLE} nor {INDEX} is there.{hint}")
     found = {name: file for file in files for name in _header(file)}
     if weight_map is not None and set(weight_map) != set(found):

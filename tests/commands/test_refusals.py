@@ -141,7 +141,7 @@ def test_a_base_model_without_weights(
     shutil.copytree(BUILTIN["builtin:base"], bare, ignore=without)
     monkeypatch.setitem(BUILTIN, "builtin:base", bare)
     message = refused("train", "sft", "--data.train", files["chat"])
-    assert "python train.py pretrain --preset base" in message and "model.safetensors" in message
+    assert "git checkout" in message and "model.safetensors" in message
 
 
 def test_a_holdout_of_all_rows(refused: Refused, classify: list[str]) -> None:

@@ -40,6 +40,9 @@ def test_a_folder_in_use_is_refused_unless_resumed(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="nothing to resume: .*/a has no run.json"):
         RunFolder(tmp_path / "a", resume=True)
     RunFolder(tmp_path / "a").close()
+    RunFolder(tmp_path / "a").close()  # nothing is lost by beginning anew
+    with RunFolder(tmp_path / "a") as run:
+        run.dump("config.json", {})
     with pytest.raises(ConfigError, match="not empty: .* --resume .*/a"):
         RunFolder(tmp_path / "a")
     RunFolder(tmp_path / "a", resume=True).close()

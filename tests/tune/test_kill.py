@@ -55,8 +55,6 @@ assert fork([*words, "whole"], 0) == 0
 kills = 0
 while True:
     config = os.path.exists(f"{folder}/killed/config.toml")
-    if not config:  # killed before it had a configuration: the message says to begin anew
-        shutil.rmtree(f"{folder}/killed", ignore_errors=True)
     again = ["--resume", f"{folder}/killed"] if config else [*words, "killed"]
     code = fork(again, pace.uniform(0.1, 0.4) if kills < 4 else 0)
     if code != -signal.SIGKILL:
