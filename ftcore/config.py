@@ -154,7 +154,7 @@ class EnvConfig:
     precision: Literal["bf16", "fp32"] = "bf16"
     """compute dtype; with bf16 whatever is trained has an fp32 master"""
     threads: Count = 2
-    """CPU threads of one operation"""
+    """CPU cores to use: a share of a training step each, or threads of one operation"""
     seed: Natural = 0
     """of data order, initial values and dropout"""
 

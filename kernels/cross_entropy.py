@@ -64,15 +64,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
             logits_JV = F.linear(h_JC, weight_VC, bias_V).to(wide)
             if softcap is not None:
                 logits_JV = softcap * (logits_JV / softcap).tanh()
-            lse_J1 = logits_JV.logsumexp(-1, keepdim=True)
-            loss += ((lse_J1 - logits_JV.gather(1, labels_J1)) * weights_J1).sum()
+            slope_JV = None if softcap is None else 1 - (logits_JV / softcap).square()
+            # In place from here on: fresh memory for a chunk of logits costs more than the sums.
+            logits_JV -= logits_JV.amax(-1, keepdim=True)
+            picked_J1 = logits_JV.gather(1, labels_J1)
+            sums_J1 = logits_JV.exp_().sum(-1, keepdim=True)
+            loss += ((sums_J1.log() - picked_J1) * weights_J1).sum()
             if not (needs_h or needs_weight or needs_bias):
                 continue
-            dlogits_JV = (logits_JV - lse_J1).exp_()
-            dlogits_JV.scatter_add_(1, labels_J1, dlogits_JV.new_full(labels_J1.shape, -1.0))
-            dlogits_JV *= weights_J1
-            if softcap is not None:
-                dlogits_JV *= 1 - (logits_JV / softcap).square()
+            dlogits_JV = logits_JV.mul_(weights_J1 / sums_J1)
+            dlogits_JV.scatter_add_(1, labels_J1, -weights_J1.to(wide))
+            if slope_JV is not None:
+                dlogits_JV *= slope_JV
             if needs_bias:
                 dbias_V += dlogits_JV.sum(0)
             dlogits_JV = dlogits_JV.to(h_MC.dtype)

@@ -7,6 +7,7 @@ padded: a stream is as long as its documents. A step's documents are cut into mi
 best-fit decreasing, so that each stream stays within a token budget and few are needed.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
@@ -80,6 +81,26 @@ def collate(documents: Sequence[Encoded]) -> Batch:
         weights=weights.float(),
         row_ids=tuple(d.row_id for d in documents),
     )
+
+
+def total_weight(documents: Sequence[Encoded]) -> float:
+    """What a step's loss sum is divided by."""
+    return math.fsum(float(np.sum(d.weights, dtype=np.float64)) for d in documents)
+
+
+def split(lengths: Sequence[int], shares: int) -> list[list[int]]:
+    """Deal documents into shares of about equally many tokens: the longest first, each to the share
+    that has least.
+
+    returns     shares as lists of indices into `lengths`, in input order; some may be empty
+    """
+    dealt: list[list[int]] = [[] for _ in range(shares)]
+    tokens = [0] * shares
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        least = tokens.index(min(tokens))
+        dealt[least].append(index)
+        tokens[least] += lengths[index]
+    return [sorted(share) for share in dealt]
 
 
 def pack(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:

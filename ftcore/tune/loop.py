@@ -1,6 +1,7 @@
 """The training loop, by hand.
 
-    for each step:  rows -> streams -> loss sums / the step's weight -> backward
+    for each step:  rows -> a share for each core -> streams -> loss sums / the step's weight
+                    -> backward -> gradients of all shares
                     -> norm -> clip -> AdamW -> log -> evaluate -> save
 
 A step is a pure function of the state before it: its rows come from (seed, step), its dropout
@@ -20,7 +21,7 @@ from tqdm import tqdm
 
 from ftcore.config import LoopConfig, OptimConfig, ScheduleConfig
 from ftcore.data.order import StepRows
-from ftcore.data.pack import Batch, Encoded, collate, pack
+from ftcore.data.pack import Encoded, collate, pack, split, total_weight
 from ftcore.env.run import RunFolder
 from ftcore.env.seed import seed_noise
 from ftcore.env.signals import StopFlag
@@ -30,6 +31,7 @@ from ftcore.tune.checkpoint import Checkpoints, Loaded, load
 from ftcore.tune.optim import AdamW
 from ftcore.tune.schedule import learning_rate
 from ftcore.tune.task import Task
+from ftcore.tune.workers import Workers
 
 MAX_FAILED_SAVES = 3
 WATCHED = "eval/loss"  # lower is better; its best checkpoint is kept and ends the run
@@ -98,11 +100,12 @@ class Loop:
         """Run to the last step, early stop or signal; returns the exit code (0, 4, 130 or 143)."""
         self.model.train()
         with (
+            self._workers() as workers,
             StopFlag() as stop,
             tqdm(total=self.total_steps, initial=self.progress.step, unit="step") as bar,
         ):
             while self.progress.step < self.total_steps and not self._is_out_of_patience():
-                values = self._step()
+                values = self._step(workers)
                 bar.update()
                 bar.set_postfix(loss=f"{values['train/loss']:.3f}", refresh=False)
                 step = self.progress.step
@@ -126,26 +129,40 @@ class Loop:
             tqdm.write(f"early stop at step {step}: best was step {best}")
         return 0
 
+    def _workers(self) -> Workers:
+        """On a CPU, one process for each of its threads, if a step has rows for them."""
+        threads = torch.get_num_threads() if self.device.type == "cpu" else 1
+        return Workers(min(threads, self.optim.batch_size), self.optimizer, self._share)
+
     def _is_out_of_patience(self) -> bool:
         return 0 < self.loop.patience <= self.progress.evals_since_best
 
-    def _step(self) -> dict[str, float]:
-        """One optimiser step; returns what is logged of it."""
-        started = time.perf_counter()
-        step = self.progress.step
+    def _documents(self, step: int) -> list[Encoded]:
+        """The rows of a step."""
         documents = [self.documents[row] for row in self.rows(step)]
-        if self.draw is not None:
-            documents = [self.draw(document, step) for document in documents]
-        streams = pack([len(d) for d in documents], self.loop.micro_batch_tokens)
-        batches = [collate([documents[i] for i in stream]) for stream in streams]
-        weight = math.fsum(batch.weights.double().sum().item() for batch in batches)
+        return documents if self.draw is None else [self.draw(d, step) for d in documents]
+
+    def _share(self, step: int, share: int, shares: int) -> float:
+        """Gradients of one share of a step into the optimiser's buffers; returns its loss sum."""
+        documents = self._documents(step)
+        weight = total_weight(documents)
+        mine = [documents[i] for i in split([len(d) for d in documents], shares)[share]]
+        streams = pack([len(d) for d in mine], self.loop.micro_batch_tokens)
         self.optimizer.zero_grad()
         loss = 0.0
-        for micro_step, batch in enumerate(batches):
-            seed_noise(self.seed, step, micro_step)
+        for micro_step, stream in enumerate(streams):
+            seed_noise(self.seed, step, micro_step * shares + share)
+            batch = collate([mine[i] for i in stream])
             loss_sum, _ = self.task(self.model, batch.to(self.device))
             (loss_sum / weight).backward()
             loss += loss_sum.item()
+        return loss
+
+    def _step(self, workers: Workers) -> dict[str, float]:
+        """One optimiser step; returns what is logged of it."""
+        started = time.perf_counter()
+        step = self.progress.step
+        loss = workers.compute(step)
         grad_norm = self.optimizer.grad_norm()
         rate = learning_rate(
             step,
@@ -160,21 +177,20 @@ class Loop:
             self.optimizer.step(rate, grad_scale=clip)
         else:
             self.progress.skipped_steps += 1
-            self._report_skipped(step, batches, loss, grad_norm)
+            self._report_skipped(step, loss, grad_norm)
         self.progress.step += 1
+        documents = self._documents(step)
         num_tokens = sum(len(d) for d in documents)
         return {
-            "train/loss": loss / weight,
+            "train/loss": loss / total_weight(documents),
             "train/grad_norm": grad_norm,
             "train/lr": rate,
             "train/skipped_steps": self.progress.skipped_steps,
             "perf/tokens_per_s": num_tokens / (time.perf_counter() - started),
         }
 
-    def _report_skipped(
-        self, step: int, batches: list[Batch], loss: float, grad_norm: float
-    ) -> None:
-        rows = [row for batch in batches for row in batch.row_ids]
+    def _report_skipped(self, step: int, loss: float, grad_norm: float) -> None:
+        rows = [document.row_id for document in self._documents(step)]
         path = self.run.dump(f"skipped-step-{step}.json", {"rows": rows, "loss": str(loss)})
         tqdm.write(
             f"step {step}: loss {loss}, gradient norm {grad_norm}: not applied; its rows: {path}"

@@ -82,22 +82,27 @@ class AdamW:
         """Forget the last step's gradients; called once before a step's first micro-batch."""
         self.stale = set(self.grads)
 
-    def _zero_stale(self) -> None:
+    def zero_unreached(self) -> None:
         """Zeros for the tensors that this step's loss did not reach."""
         for name in self.stale:
             self.grads[name].zero_()
         self.stale.clear()
 
+    def add(self, grads: Mapping[str, Tensor]) -> None:
+        """Add gradients that another process computed for the same step."""
+        self.zero_unreached()
+        torch._foreach_add_(list(self.grads.values()), [grads[name] for name in self.grads])
+
     def grad_norm(self) -> float:
         """Global L2 norm of the accumulated gradient."""
-        self._zero_stale()
+        self.zero_unreached()
         norms = torch._foreach_norm(list(self.grads.values()))
         return torch.stack(norms).norm().item()
 
     @torch.no_grad()
     def step(self, lr: float, *, grad_scale: float = 1.0) -> None:
         """Apply the accumulated gradient times `grad_scale` (the clipping factor)."""
-        self._zero_stale()
+        self.zero_unreached()
         self.step_count += 1
         for decays in (True, False):
             names = [name for name, m in self.masters.items() if (m.dim() >= 2) == decays]

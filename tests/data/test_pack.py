@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ftcore.data.pack import Encoded, collate, pack
+from ftcore.data.pack import Encoded, collate, pack, split
 
 
 @pytest.mark.parametrize("budget", [1, 7, 64, 512, 10**6])
@@ -30,6 +30,13 @@ def test_a_packing_worked_by_hand() -> None:
     # 6, then 5 in a new one; 4 fills the first, 3 and 2 the second; 1 needs a third.
     assert pack([3, 6, 1, 5, 4, 2], 10) == [[1, 4], [0, 3, 5], [2]]
     assert pack([5, 5, 5], 10) == [[0, 1], [2]] and pack([11], 10) == [[0]] and pack([], 10) == []
+
+
+def test_a_split_worked_by_hand() -> None:
+    # 9 | 7; 5 to the second (7 < 9), 4 to the first (9 < 12), 1 to the second (12 < 13).
+    assert split([4, 9, 1, 7, 5], 2) == [[0, 1], [2, 3, 4]]
+    assert split([3, 2], 3) == [[0], [1], []]
+    assert split([2, 8, 2], 1) == [[0, 1, 2]]
 
 
 def test_packing_is_deterministic() -> None:

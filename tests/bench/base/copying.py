@@ -204,7 +204,7 @@ def substitute(draw: Draw) -> Turns:
 
 
 TASKS: tuple[Callable[[Draw], Turns], ...] = (
-    *[event_json] * 15, *[framed_json] * 5, *[cued_json] * 5, *[stated_json] * 4,
+    *[event_json] * 30, *[framed_json] * 5, *[cued_json] * 5, *[stated_json] * 4,
     *[ask_field] * 3, *[repeat] * 3,
     lookup, choose, neighbour, spell, substitute,
 )

@@ -23,6 +23,9 @@ from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any, Literal
 
+from ftcore.data.tokenizer import Tokenizer
+from ftcore.model.hub import resolve
+
 from .copying import Source, chat
 from .values import Lexicon, copying_words
 
@@ -85,7 +88,16 @@ def lexicon() -> Lexicon:
     line = " ".join(docs.split())
     prose = often(re.findall(r"(?<=\. )[A-Z][a-z]+(?:,? [a-z]+){3,13}(?=\.)", line), 1)
     cues = copying_words()["cues"]
-    return Lexicon([word for word in words if word not in cues], identifiers, prose)
+    words = [word for word in words if word not in cues]
+    return Lexicon(words, identifiers, prose, built_in_tokens())
+
+
+@cache
+def built_in_tokens() -> list[str]:
+    """Every token of the built-in vocabulary that is text, a bare space apart."""
+    tokenizer = Tokenizer.load(resolve("builtin:base"))
+    texts = (tokenizer.decode([token]) for token in range(tokenizer.vocab_size))
+    return [text for text in texts if text.strip() and text.isprintable() and "\ufffd" not in text]
 
 
 def often(items: Iterable[str], least: int) -> list[str]:
@@ -110,7 +122,8 @@ def documents(
 def made(source: Source, split: Split, seed: int, count: int) -> Iterator[dict[str, Any]]:
     """The first `count` chats of a source; each is a pure function of (split, seed, index)."""
     for index in range(count):
-        number = ((seed * 2 + (split == "heldout")) << 40) + index
+        # numerics: with a shift of 40 for the split too, two seeds of Random give one stream.
+        number = (seed << 41) + ((split == "heldout") << 64) + index
         name = f"{source}/{split}/{seed}/{index}"
         yield {"id": name, "messages": chat(source, lexicon(), number), "source": source}
 

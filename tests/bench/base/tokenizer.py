@@ -5,6 +5,7 @@ and a model that copies a name out of a sentence into JSON must translate it. He
 learned inside words alone; the merges of a space with the first piece of a word come after them
 all. So a word has the same pieces with and without a space before it, except that the first one may
 carry the space. Digits stand alone. No normalisation: decode(encode(text)) == text for any text.
+The committed one was trained before values of the corpus were drawn from its own tokens.
 
 `python -m tests.bench.base.tokenizer DIR` writes tokenizer.json.
 """

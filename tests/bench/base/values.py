@@ -31,11 +31,12 @@ def copying_words() -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Lexicon:
-    """Words to draw from: plain words, dotted or underscored identifiers, lines of prose."""
+    """Plain words, dotted or underscored identifiers, lines of prose, and a vocabulary's tokens."""
 
     words: Sequence[str]
     identifiers: Sequence[str]
     prose: Sequence[str]
+    tokens: Sequence[str]
 
 
 class Draw:
@@ -63,20 +64,28 @@ class Draw:
         return sorted(items, key=lambda _: self.random())
 
     def word(self) -> str:
+        if self.chance(0.25):
+            return self.letters(1)
         return self.one_of("everyday") if self.chance(0.4) else self.pick(self.lexicon.words)
 
     def invented(self) -> str:
-        if self.chance(0.3):  # letters of the library, cut anywhere: pieces of words, all of them
-            letters = "".join(filter(str.isalpha, self.scrap() + self.scrap()))
-            return letters.lower() or self.invented()
+        if self.chance(0.5):
+            return self.letters(self.between(1, 3))
         syllables = ("onsets", "vowels") * self.between(1, 3)
         return "".join(map(self.one_of, (*syllables, "codas")))
 
+    def letters(self, count: int) -> str:
+        """`count` tokens of letters as one word; all are equally likely."""
+        text = ""
+        while count:
+            token = self.scrap().strip()
+            if token.isalpha() and token not in copying_words()["cues"]:
+                text, count = text + token, count - 1
+        return text if self.chance(0.1) else text[0] + text[1:].lower()
+
     def scrap(self) -> str:
-        """Up to eight characters from anywhere in the lexicon."""
-        text = self.pick(self.pick((self.lexicon.prose, self.lexicon.identifiers)))
-        start = self.between(0, len(text) - 1)
-        return text[start : start + self.between(1, 8)]
+        """A token of the vocabulary, with the space before it if it has one."""
+        return self.pick(self.lexicon.tokens)
 
     def phrase(self) -> str:
         words = [self.word() for _ in range(self.between(2, 5))]
@@ -87,6 +96,8 @@ class Draw:
         return " ".join(words)
 
     def misspelt(self, word: str) -> str:
+        if len(word) == 1:
+            return 2 * word
         at = self.between(0, len(word) - 2)
         return self.pick(
             (
