@@ -22,7 +22,7 @@ def run(command: Command) -> None:
     # Imported here, so that --help and a mistyped option answer at once.
     from ftcore.data.prepare import prepare
     from ftcore.data.tokenizer import Tokenizer
-    from ftcore.env.device import DTYPES, keep_freed_memory, resolve_device, set_threads
+    from ftcore.env.device import DTYPES, resolve_device, reuse_across_steps, set_threads
     from ftcore.evaluate.report import json_line, write_predictions
     from ftcore.evaluate.suite import Suite
     from ftcore.model.hub import resolve
@@ -34,7 +34,7 @@ def run(command: Command) -> None:
     if not config.data.test:
         raise ConfigError("nothing to evaluate: name a file with --data.test FILE")
     set_threads(config.env.threads)
-    keep_freed_memory()
+    reuse_across_steps()
     device = resolve_device(config.env.device)
     base, dtype = config.model.path, DTYPES[config.env.precision]
     if path is None:

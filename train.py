@@ -34,7 +34,7 @@ def run(command: Command) -> int:
     # Imported here, as in `tune`, so that --help and a mistyped option answer at once.
     from ftcore.data.prepare import prepare
     from ftcore.data.tokenizer import Tokenizer
-    from ftcore.env.device import DTYPES, keep_freed_memory, resolve_device, set_threads
+    from ftcore.env.device import DTYPES, resolve_device, reuse_across_steps, set_threads
     from ftcore.env.files import write_file
     from ftcore.env.plan import plan
     from ftcore.env.run import RunFolder
@@ -68,7 +68,7 @@ def run(command: Command) -> int:
 
     # ---- 3 environment: device, what is trained, the plan, the run folder ------------------------
     set_threads(config.env.threads)
-    keep_freed_memory()
+    reuse_across_steps()
     model.to(resolve_device(config.env.device))
     print(f"\n{choose_trainable(model, config.peft, generator(seed, 2))}")
     check_lengths(model.spec, data)

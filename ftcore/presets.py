@@ -20,7 +20,7 @@ PRESETS: dict[str, dict[str, dict[str, dict[str, object]]]] = {
             "peft": {"method": "lora", "rank": 16, "alpha": 32.0},
             "optim": {"lr": 3e-3, "batch_size": 16},
             "schedule": {"shape": "cosine", "warmup": 0.05},
-            "loop": {"epochs": 1.0, "eval_every": 200, "save_every": 200},
+            "loop": {"epochs": 1.0, "eval_every": 400, "save_every": 400},
             "eval": {"intent_field": "intent"},
         },
     },

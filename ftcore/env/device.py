@@ -1,6 +1,7 @@
 """Device, threads, memory and compute dtype, resolved once from what the user says."""
 
 import ctypes
+import os
 
 import torch
 
@@ -31,12 +32,14 @@ def set_threads(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def keep_freed_memory() -> None:
-    """Let the C library keep the blocks that tensors free, for the tensors of the next step.
+def reuse_across_steps() -> None:
+    """Keep freed memory and compiled products for the next step; call it before the first one.
 
     glibc gives large blocks back to the system at once, and every step pays for their pages anew:
-    measured 10 to 20% of a training step on a CPU. Other C libraries are left as they are.
+    measured 10 to 20% of a training step on a CPU. Other C libraries are left as they are. oneDNN
+    keeps the code of 1,024 shapes, fewer than streams of all lengths have: measured 8 %.
     """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "4096")
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(M_MMAP_MAX, 0)

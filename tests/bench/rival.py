@@ -38,7 +38,7 @@ from ftcore.data.order import StepRows
 from ftcore.data.pack import Encoded
 from ftcore.data.prepare import Prepared, prepare
 from ftcore.data.tokenizer import Tokenizer
-from ftcore.env.device import DTYPES, keep_freed_memory, resolve_device, set_threads
+from ftcore.env.device import DTYPES, resolve_device, reuse_across_steps, set_threads
 from ftcore.env.run import RunFolder
 from ftcore.env.seed import generator
 from ftcore.model.families import family_of
@@ -82,7 +82,7 @@ def floor(bench: Bench, said: argparse.Namespace, command: Command, data: Prepar
     spec = family_of(config, "config.json").of(task).to_spec(config)
     rank = command.config.peft.rank if said.method == "lora" else 0
     labels = len(data.labels) if data.labels else None
-    keep_freed_memory()
+    reuse_across_steps()
 
     def turn(steps: Steps) -> dict[str, Any]:
         seconds = flops = 0
@@ -108,7 +108,7 @@ def ours(bench: Bench, said: argparse.Namespace, command: Command, data: Prepare
         init=config.model.init,
         generator=generator(seed, 1),
     )
-    keep_freed_memory()
+    reuse_across_steps()
     choose_trainable(loaded.model, config.peft, generator(seed, 2))
     check_lengths(loaded.model.spec, data)
     path = config.log.dir / config.log.name

@@ -18,7 +18,7 @@ from ftcore.builtin.slots import MAX_WORDS, SLOT, draw, is_new
 from ftcore.builtin.wording import wording
 from ftcore.errors import DataError
 
-SIZE = 9000
+SIZE = 12500
 TESTS = ("test_values", "test_combinations", "test_wording")
 BY_NAME = {intent.name: intent for intent in intents()}
 
@@ -247,7 +247,7 @@ def test_every_slot_of_a_phrase_is_one_of_its_intent_and_can_be_drawn():
 
 def test_same_seed_same_rows_in_any_process_and_other_seeds_differ(splits):
     assert build(seed=1, size=SIZE)["train"] != splits["train"]
-    code = "import json; from ftcore.builtin.chat import build; print(json.dumps(build(0, 9000)))"
+    code = "import json; from ftcore.builtin.chat import build; print(json.dumps(build(0, 12500)))"
     environment = {**os.environ, "PYTHONHASHSEED": "7"}
     output = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, check=True, text=True
