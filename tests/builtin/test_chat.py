@@ -18,7 +18,7 @@ from ftcore.builtin.slots import MAX_WORDS, SLOT, draw, is_new
 from ftcore.builtin.wording import wording
 from ftcore.errors import DataError
 
-SIZE = 12500
+SIZE = 10500
 TESTS = ("test_values", "test_combinations", "test_wording")
 BY_NAME = {intent.name: intent for intent in intents()}
 
@@ -59,7 +59,7 @@ def pieces(text: str) -> set[str]:
 
 def test_sizes_and_ids(splits):
     assert {name: len(rows) for name, rows in splits.items()} == {
-        "train": sum(shares(SIZE)) + 630,
+        "train": sum(shares(SIZE)) + 7 * SIZE // 100,
         "dev": sum(shares(300)),
         "test_values": 256,
         "test_combinations": 256,
@@ -247,7 +247,7 @@ def test_every_slot_of_a_phrase_is_one_of_its_intent_and_can_be_drawn():
 
 def test_same_seed_same_rows_in_any_process_and_other_seeds_differ(splits):
     assert build(seed=1, size=SIZE)["train"] != splits["train"]
-    code = "import json; from ftcore.builtin.chat import build; print(json.dumps(build(0, 12500)))"
+    code = "import json; from ftcore.builtin.chat import build; print(json.dumps(build(0, 10500)))"
     environment = {**os.environ, "PYTHONHASHSEED": "7"}
     output = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, check=True, text=True
@@ -330,8 +330,8 @@ def test_the_command_writes_files_that_come_back_as_they_were(
     monkeypatch.setattr(sys, "argv", ["chat", str(tmp_path / "new" / "folder")])
     main()
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("train: 9632") and "180 wrong_label" in lines[0]
-    assert lines[1:] == ["dev: 298 rows", *(f"{name}: 256 rows" for name in TESTS)]
+    assert lines[0].startswith("train: 11228") and "210 wrong_label" in lines[0]
+    assert lines[1:] == ["dev: 306 rows", *(f"{name}: 256 rows" for name in TESTS)]
     for name, rows in splits.items():
         forms = {"chat": rows, "labelled": labelled(rows), "pairs": preference_pairs(rows)}
         for form, records in forms.items():

@@ -34,7 +34,7 @@ def test_a_list_is_an_array_or_a_string_divided_by_commas() -> None:
     assert wording("slots")["half"] == ("am", "pm")
     assert wording("slots")["month"][-1] == "december"  # after a line break
     assert wording("intents")["tails"][1] == ", please"
-    assert wording("intents")["intents"]["convert"]["share"] == 8
+    assert wording("intents")["intents"]["translate"]["share"] == 8
     assert "".join(wording("slots")["first"]).isascii() is False
 
 

@@ -17,7 +17,7 @@ T = TypeVar("T")
 ACCENTS = {
     "a": "\u00e1\u00e0\u00e4\u00e2\u00e3",
     "e": "\u00e9\u00e8\u00eb\u00ea",
-    "i": "\u00ed\u00ef",
+    "i": "\u00ed\u00ef\u00ee\u00ec",
     "n": "\u00f1",
 }
 ACCENTS |= {"o": "\u00f3\u00f6\u00f4\u00f5", "u": "\u00fc\u00fa", "c": "\u00e7"}
