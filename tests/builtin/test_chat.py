@@ -18,7 +18,7 @@ from ftcore.builtin.slots import MAX_WORDS, SLOT, draw, is_new
 from ftcore.builtin.wording import wording
 from ftcore.errors import DataError
 
-SIZE = 10500
+SIZE = 9500
 TESTS = ("test_values", "test_combinations", "test_wording")
 BY_NAME = {intent.name: intent for intent in intents()}
 
@@ -247,7 +247,7 @@ def test_every_slot_of_a_phrase_is_one_of_its_intent_and_can_be_drawn():
 
 def test_same_seed_same_rows_in_any_process_and_other_seeds_differ(splits):
     assert build(seed=1, size=SIZE)["train"] != splits["train"]
-    code = "import json; from ftcore.builtin.chat import build; print(json.dumps(build(0, 10500)))"
+    code = "import json; from ftcore.builtin.chat import build; print(json.dumps(build(0, 9500)))"
     environment = {**os.environ, "PYTHONHASHSEED": "7"}
     output = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, check=True, text=True
@@ -330,7 +330,7 @@ def test_the_command_writes_files_that_come_back_as_they_were(
     monkeypatch.setattr(sys, "argv", ["chat", str(tmp_path / "new" / "folder")])
     main()
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("train: 11228") and "210 wrong_label" in lines[0]
+    assert lines[0].startswith("train: 10168") and "190 wrong_label" in lines[0]
     assert lines[1:] == ["dev: 306 rows", *(f"{name}: 256 rows" for name in TESTS)]
     for name, rows in splits.items():
         forms = {"chat": rows, "labelled": labelled(rows), "pairs": preference_pairs(rows)}
