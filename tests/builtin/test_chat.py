@@ -330,7 +330,7 @@ def test_the_command_writes_files_that_come_back_as_they_were(
     monkeypatch.setattr(sys, "argv", ["chat", str(tmp_path / "new" / "folder")])
     main()
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("train: 10168") and "190 wrong_label" in lines[0]
+    assert lines[0].startswith("train: 10172") and "190 wrong_label" in lines[0]
     assert lines[1:] == ["dev: 306 rows", *(f"{name}: 256 rows" for name in TESTS)]
     for name, rows in splits.items():
         forms = {"chat": rows, "labelled": labelled(rows), "pairs": preference_pairs(rows)}
