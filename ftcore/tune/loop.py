@@ -71,6 +71,7 @@ class Loop:
     def __post_init__(self) -> None:
         self.rows = StepRows(len(self.documents), batch_size=self.optim.batch_size, seed=self.seed)
         self.total_steps = self.loop.num_steps(len(self.documents), self.optim.batch_size)
+        self.drawn: tuple[int, list[Encoded]] | None = None
         self.optimizer = AdamW(
             ((name, p) for name, p in self.model.named_parameters() if p.requires_grad),
             betas=self.optim.betas,
@@ -138,9 +139,13 @@ class Loop:
         return 0 < self.loop.patience <= self.progress.evals_since_best
 
     def _documents(self, step: int) -> list[Encoded]:
-        """The rows of a step."""
-        documents = [self.documents[row] for row in self.rows(step)]
-        return documents if self.draw is None else [self.draw(d, step) for d in documents]
+        """The rows of a step; those of the last one asked for are kept."""
+        if self.drawn is None or self.drawn[0] != step:
+            documents = [self.documents[row] for row in self.rows(step)]
+            if self.draw is not None:
+                documents = [self.draw(document, step) for document in documents]
+            self.drawn = (step, documents)
+        return self.drawn[1]
 
     def _share(self, step: int, share: int, shares: int) -> float:
         """Gradients of one share of a step into the optimiser's buffers; returns its loss sum."""

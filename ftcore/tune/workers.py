@@ -119,6 +119,7 @@ def in_shared_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def shared_copy(tensor: Tensor) -> Tensor:
+    """An anonymous mapping, since /dev/shm is small in containers and one file each is too many."""
     block = mmap.mmap(-1, tensor.numel() * tensor.element_size())
     copy = torch.frombuffer(block, dtype=tensor.dtype).view(tensor.shape)
     return copy.copy_(tensor.detach())

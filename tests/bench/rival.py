@@ -128,9 +128,10 @@ def ours(bench: Bench, said: argparse.Namespace, command: Command, data: Prepare
     loaded.model.train()
 
     def turn(steps: Steps) -> dict[str, Any]:
-        started = time.perf_counter()
-        losses = [loop._step()["train/loss"] for _ in steps]
-        seconds = time.perf_counter() - started
+        with loop._workers() as workers:
+            started = time.perf_counter()
+            losses = [loop._step(workers)["train/loss"] for _ in steps]
+            seconds = time.perf_counter() - started
         assert not loop.progress.skipped_steps, "steps were not finite: nothing to compare"
         return {"seconds": seconds, "loss": statistics.mean(losses)} | trained(loaded.model)
 
