@@ -13,6 +13,7 @@ before it; another number of cores gives another order of summing, and so other 
 import ctypes
 import mmap
 import multiprocessing
+import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
@@ -88,8 +89,8 @@ class Workers:
             signal.signal(handled, signal.SIG_IGN)
         if prctl := getattr(ctypes.CDLL(None), "prctl", None):
             prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        for _, other, _ in self.crew:  # the parent's ends, inherited
-            other.close()
+        for first, past in ((3, pipe.fileno()), (pipe.fileno() + 1, os.sysconf("SC_OPEN_MAX"))):
+            os.closerange(first, past)  # the parent's ends of pipes, and the lock of its run
         torch.set_num_threads(1)
         self.optimizer.grads = grads
         while True:

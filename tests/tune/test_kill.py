@@ -1,4 +1,4 @@
-"""train.py as a process: stopped, killed at random, resumed; the files come out equal."""
+"""train.py as a process, on two cores: stopped, killed, resumed; the files come out equal."""
 
 import json
 import os
@@ -106,7 +106,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def arguments(folder: Path) -> list[str]:
     """All that is typed, but for the name of the run."""
     return [
-        *("pretrain", "--model.path", str(folder / "model"), "--env.threads", "1"),
+        *("pretrain", "--model.path", str(folder / "model"), "--env.threads", "2"),
         *("--data.train", str(folder / "train.jsonl"), "--data.dev", str(folder / "dev.jsonl")),
         *("--peft.method", "lora", "--peft.dropout", "0.1", "--optim.lr", "3e-3"),
         *("--optim.batch-size", "8", "--loop.micro-batch-tokens", "100", "--loop.log-every", "1"),
