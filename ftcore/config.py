@@ -64,45 +64,49 @@ class MaskedDataConfig(TextDataConfig):
 
 
 @dataclass(frozen=True)
-class ChatDataConfig:
-    """Conversations: one JSON object a line with `messages` [{role, content}]."""
+class ExamplesConfig:
+    """Rows that are examples: their files, and how long they may be."""
 
     train: tuple[str, ...] = ()
-    """chat files (.jsonl, .json, each also .gz), or builtin:chat"""
+    """files (.tsv .csv .jsonl .json .conll .tar, each also .gz); FILE.json:KEY; builtin:chat"""
     dev: tuple[str, ...] = ()
-    """rows for choosing the best checkpoint; none: the last checkpoint is kept"""
+    """rows for choosing the best checkpoint, without them the last; none: `holdout` of train"""
     test: tuple[str, ...] = ()
     """files evaluated once, after training; builtin:chat has three test splits"""
-    messages: str = "messages"
-    """column of the conversation"""
-    train_on: TrainOn = "assistant"
-    """which turns are supervised; the end of a supervised turn always is"""
-    max_length: Count | None = None
-    """tokens; None: any length"""
-    over_length: OverLength = "error"
-    """what happens to a longer row; dropped and cut rows are counted and kept in a file"""
-
-
-@dataclass(frozen=True)
-class RowsConfig:
-    """Labelled rows of any kind: their files, and how long they may be."""
-
-    train: tuple[str, ...] = ()
-    """files (.tsv, .csv, .jsonl, .json, .conll, .tar, each also .gz); FILE.json:KEY"""
-    dev: tuple[str, ...] = ()
-    """rows for choosing the best checkpoint; none: `holdout` rows of train"""
-    test: tuple[str, ...] = ()
-    """files evaluated once, after training"""
-    format: Format = "auto"
-    """of all files; auto: by their suffixes; labelled: lines of a label, a blank and the text"""
-    columns: tuple[str, ...] = ()
-    """column names, for files without a header line"""
     holdout: Natural = 0
     """training rows held out as dev rows when no dev file is given"""
     max_length: Count | None = None
     """tokens, special ones included; None: any length"""
     over_length: OverLength = "error"
     """what happens to a longer row; dropped and cut rows are counted and kept in a file"""
+
+
+@dataclass(frozen=True)
+class ChatDataConfig(ExamplesConfig):
+    """Conversations: `messages` [{role, content}], or others by the names of their columns."""
+
+    messages: str = "messages"
+    """column of the conversation: a list of turns, or a transcript whose speakers `roles` names"""
+    turn: tuple[str, str] = ("role", "content")
+    """keys of a turn: its role, its text"""
+    roles: tuple[str, ...] = ()
+    """other names of roles, as the files have them: human=user gpt=assistant"""
+    prompt: tuple[str, ...] = ()
+    """columns of a question, joined by an empty line, in place of `messages`"""
+    answer: str = "answer"
+    """column of the answer to `prompt`"""
+    train_on: TrainOn = "assistant"
+    """which turns are supervised; the end of a supervised turn always is"""
+
+
+@dataclass(frozen=True)
+class RowsConfig(ExamplesConfig):
+    """Labelled rows of any kind."""
+
+    format: Format = "auto"
+    """of all files; auto: by their suffixes; labelled: lines of a label, a blank and the text"""
+    columns: tuple[str, ...] = ()
+    """column names, for files without a header line"""
 
 
 @dataclass(frozen=True)

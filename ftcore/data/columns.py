@@ -1,4 +1,4 @@
-"""Rows to examples through a column map: plain text, labelled text, chats; and the label map.
+"""Rows to examples through a column map: plain text, labelled text, tags; and the label map.
 
 Every row becomes an example or a `Rejected` with its reason; none disappears. What shows that the
 map or the file is wrong (no such column, an unknown role, a score that is no number) is an error.
@@ -9,15 +9,11 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 from ftcore.data.chat import Message, RowError
 from ftcore.data.read import Row
 from ftcore.errors import DataError, nearest
-
-ROLES = get_args(get_type_hints(Message)["role"])
-KNOWN_ROLES = {"human": "user", "prompter": "user", "gpt": "assistant", "bot": "assistant"}
-UNSUPPORTED = ("tool_calls", "function_call", "reasoning_content", "thinking", "reasoning")
 
 
 @dataclass(frozen=True)
@@ -125,7 +121,7 @@ def label_map(examples: Sequence[LabelledText | Tagged]) -> LabelMap:
 
 def texts(rows: Sequence[Row], *, text: str = "text") -> tuple[list[Text], list[Rejected]]:
     """Documents of plain text from column `text`."""
-    return _examples(rows, [text], lambda r: Text(r.id, _text(r, text), r.file, r.line))
+    return examples(rows, [text], lambda r: Text(r.id, text_of(r, text), r.file, r.line))
 
 
 def labelled(
@@ -145,16 +141,16 @@ def labelled(
     """
 
     def example(row: Row) -> LabelledText:
-        first = _text(row, text)
-        second = None if pair is None else _text(row, pair)
+        first = text_of(row, text)
+        second = None if pair is None else text_of(row, pair)
         value = name = _label(row, label, separator)
         if scores:
             value = _number(name)
             if value is None:
-                raise _wrong(row, f"column {label!r} must hold a number, not {name!r}")
+                raise wrong(row, f"column {label!r} must hold a number, not {name!r}")
         return LabelledText(row.id, first, second, value, row.file, row.line)
 
-    return _examples(rows, [text, *([] if pair is None else [pair]), label], example)
+    return examples(rows, [text, *([] if pair is None else [pair]), label], example)
 
 
 def tagged(
@@ -168,17 +164,17 @@ def tagged(
     def example(row: Row) -> Tagged:
         lists = [row.fields.get(column) for column in (tokens, tags)]
         if not all(isinstance(x, list) and all(isinstance(y, str) for y in x) for x in lists):
-            raise _wrong(row, f"columns {tokens!r} and {tags!r} must hold lists of texts")
+            raise wrong(row, f"columns {tokens!r} and {tags!r} must hold lists of texts")
         words, names = lists
         if not all(names):
-            raise _wrong(row, "a tag is empty: write O for a word outside every entity")
+            raise wrong(row, "a tag is empty: write O for a word outside every entity")
         if len(words) != len(names):
-            raise _wrong(row, f"{len(words)} words have {len(names)} tags: must be one each")
+            raise wrong(row, f"{len(words)} words have {len(names)} tags: must be one each")
         if not words:
             raise RowError(f"column {tokens!r} holds no words")
         return Tagged(row.id, tuple(words), to_bio(names), row.file, row.line)
 
-    return _examples(rows, [tokens, tags], example)
+    return examples(rows, [tokens, tags], example)
 
 
 def to_bio(tags: Sequence[str]) -> tuple[str, ...]:
@@ -193,49 +189,7 @@ def to_bio(tags: Sequence[str]) -> tuple[str, ...]:
     )
 
 
-def chats(rows: Sequence[Row], *, messages: str = "messages") -> tuple[list[Chat], list[Rejected]]:
-    """Chats from a column that holds a list of {"role", "content"} objects.
-
-    A message may also hold "train" (bool; by default answers are trained on, nothing else) and
-    "weight" (number, default 1). Other keys are ignored, but for those that change the text.
-
-    raises    DataError: a column is missing, a role is unknown, a value has the wrong type
-    """
-
-    def example(row: Row) -> Chat:
-        turns = row.fields.get(messages)
-        if turns is None or turns == []:
-            raise RowError(f"column {messages!r} holds no messages")
-        if not isinstance(turns, list):
-            raise _wrong(row, f"column {messages!r} must hold a list of messages")
-        for number, turn in enumerate(turns, start=1):
-            for key in UNSUPPORTED:
-                if isinstance(turn, dict) and turn.get(key):
-                    raise RowError(f"message {number} holds {key!r}, which is not supported")
-        checked = tuple(_message(row, turn, number) for number, turn in enumerate(turns, start=1))
-        return Chat(row.id, checked, row.file, row.line)
-
-    return _examples(rows, [messages], example)
-
-
-def _message(row: Row, turn: Any, number: int) -> Message:
-    if not isinstance(turn, dict) or not isinstance(turn.get("content"), str):
-        raise _wrong(row, f'message {number} must be {{"role": ..., "content": text}}')
-    role = turn.get("role")
-    if role not in ROLES:
-        advice = KNOWN_ROLES.get(str(role).lower())
-        hint = f"; write {advice!r}" if advice else nearest(str(role), ROLES)
-        known = ", ".join(ROLES)
-        raise _wrong(row, f"message {number} has role {role!r}, not one of {known}{hint}")
-    train, weight = turn.get("train", role == "assistant"), turn.get("weight", 1.0)
-    if not isinstance(train, bool):
-        raise _wrong(row, f'message {number}: "train" must be true or false, not {train!r}')
-    if type(weight) not in (int, float) or not 0 <= weight < math.inf:
-        raise _wrong(row, f'message {number}: "weight" must be a number >= 0, not {weight!r}')
-    return Message(role=role, content=turn["content"], train=train, weight=float(weight))
-
-
-def _examples(
+def examples(
     rows: Sequence[Row], columns: Sequence[str], example: Callable[[Row], Any]
 ) -> tuple[list[Any], list[Rejected]]:
     """The `example` of each row, and the rows of which it makes none: where it raises RowError."""
@@ -256,10 +210,10 @@ def _examples(
     return kept, rejected
 
 
-def _text(row: Row, column: str) -> str:
+def text_of(row: Row, column: str) -> str:
     value = row.fields.get(column)
     if value is not None and not isinstance(value, str):
-        raise _wrong(row, f"column {column!r} must hold text, not {type(value).__name__}")
+        raise wrong(row, f"column {column!r} must hold text, not {type(value).__name__}")
     if not (value or "").strip():
         raise RowError(f"column {column!r} is empty")
     return value
@@ -272,11 +226,11 @@ def _label(row: Row, column: str, separator: str) -> str | tuple[str, ...]:
         raise RowError(f"column {column!r} holds no label")
     if separator:
         if not isinstance(value, list | str):
-            raise _wrong(row, f"column {column!r} must hold a list of labels, or text with them")
+            raise wrong(row, f"column {column!r} must hold a list of labels, or text with them")
         parts = value.split(separator) if isinstance(value, str) else map(str, value)
         return tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
     if isinstance(value, list | dict):
-        raise _wrong(
+        raise wrong(
             row,
             f"column {column!r} must hold one label, not {type(value).__name__}; where rows have "
             "several, give data.label_separator",
@@ -292,7 +246,7 @@ def _number(name: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _wrong(row: Row, problem: str) -> DataError:
+def wrong(row: Row, problem: str) -> DataError:
     shown = json.dumps(row.fields, ensure_ascii=False, default=str)[:400]
     return DataError(f"{row.file}:{row.line}: {problem}; the row is {shown}")
 

@@ -5,7 +5,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -22,7 +22,7 @@ from ftcore.config import (
     TaggedDataConfig,
     TextDataConfig,
 )
-from ftcore.data import columns
+from ftcore.data import columns, talk
 from ftcore.data.columns import Chat, LabelledText, LabelMap, Rejected, Tagged, Text
 from ftcore.data.encode import Split, encode_chats, encode_labelled, encode_texts
 from ftcore.data.mask import Masking, encode_pieces
@@ -151,33 +151,44 @@ def _map(config: DataConfig, rows: list[Row]) -> tuple[list[Example], list[Rejec
         plain = [row for row in rows if MESSAGES not in row.fields]
         talks = [row for row in rows if MESSAGES in row.fields]
         mapped = [columns.texts(plain, text=config.text)] if plain else []
-        mapped += [columns.chats(talks)] if talks else []
+        mapped += [talk.chats(talks)] if talks else []
         kept, rejected = (sum(lists, []) for lists in zip(*mapped, strict=True))
         return kept, rejected
     if isinstance(config, ChatDataConfig):
-        return columns.chats(rows, messages=config.messages)
+        if config.prompt:
+            return talk.answered(rows, prompt=config.prompt, answer=config.answer)
+        roles = _renamed("data.roles", config.roles)
+        return talk.chats(rows, messages=config.messages, keys=config.turn, roles=roles)
     if isinstance(config, TaggedDataConfig):
         return columns.tagged(rows, tokens=config.tokens, tags=config.tags)
     named = {"text": config.text, "pair": config.pair or None, "label": config.label}
     if isinstance(config, ScoredDataConfig):
         return columns.labelled(rows, **named, scores=True)
     kept, rejected = columns.labelled(rows, **named, separator=config.label_separator)
-    return [_relabelled(config, example) for example in kept], rejected
+    names = _renamed("data.relabel", config.relabel)
+    return [_relabelled(example, names, config) for example in kept], rejected
 
 
-def _relabelled(config: LabelledDataConfig, example: LabelledText) -> LabelledText:
-    names = dict(pair.partition("=")[::2] for pair in config.relabel)
-    if "" in names.values():
-        raise ConfigError(f"data.relabel = {' '.join(config.relabel)}: must be OLD=NEW each")
+def _relabelled(
+    example: LabelledText, names: Mapping[str, str], config: LabelledDataConfig
+) -> LabelledText:
     label = tuple(names.get(name, name) for name in example.names)
     return replace(example, label=label if config.label_separator else label[0])
+
+
+def _renamed(option: str, pairs: Sequence[str]) -> dict[str, str]:
+    """New names by the old ones."""
+    names = dict(pair.partition("=")[::2] for pair in pairs)
+    if "" in names.values():
+        raise ConfigError(f"{option} = {' '.join(pairs)}: must be OLD=NEW each")
+    return names
 
 
 def _part(
     config: DataConfig, train: list[Example], seed: int
 ) -> tuple[list[Example], list[Example]]:
     """Examples to train on, and those held out: a pure function of (their number, count, seed)."""
-    if not isinstance(config, RowsConfig) or config.dev or not config.holdout:
+    if isinstance(config, TextDataConfig) or config.dev or not config.holdout:
         return train, []
     if config.holdout >= len(train):
         raise DataError(

@@ -15,6 +15,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,11 @@ class Tokenizer:
     def decode(self, ids: Sequence[int] | np.ndarray, *, special: bool = False) -> str:
         """Text of token ids; `special` shows special tokens too."""
         return self._fast.decode([int(id_) for id_ in ids], skip_special_tokens=not special)
+
+    @cached_property
+    def vocabulary(self) -> tuple[str, ...]:
+        """The text of every token, by id; special ones too."""
+        return tuple(self.decode([id_], special=True) for id_ in range(self.vocab_size))
 
     def find_special(self, text: str) -> str | None:
         """The first special token written out in a text, None if there is none."""

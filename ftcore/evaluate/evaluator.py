@@ -135,17 +135,28 @@ def token_logits(
         yield indices, batch, scored_M, model.head(h_NC[scored_M]).float()
 
 
-def evaluate_masked(model: Model, split: Split, labels: None, **limits: Any) -> Judged:
-    """Loss, perplexity and accuracy of the hidden tokens."""
-    perplexity, hits = Perplexity(), 0
-    for _, batch, scored_M, logits_MV in token_logits(model, split.documents, **limits):
-        labels_M = batch.labels[scored_M]
+def evaluate_masked(model: Model, split: Split, labels: Sequence[str], **limits: Any) -> Judged:
+    """Predicted token at each hidden place; the loss in nats a hidden token. `labels` are the
+    vocabulary, by id."""
+    perplexity, hits, rows = Perplexity(), 0, {}
+    for indices, batch, scored_M, logits_MV in token_logits(model, split.documents, **limits):
+        labels_M, chosen_M = batch.labels[scored_M], logits_MV.argmax(-1)
         loss_sum = F.cross_entropy(logits_MV, labels_M, reduction="sum").item()
         perplexity.update(loss_sum, len(labels_M))
-        hits += int((logits_MV.argmax(-1) == labels_M).sum())
+        hits += int((chosen_M == labels_M).sum())
+        counts = [np.count_nonzero(split.documents[index].weights) for index in indices]
+        for index, hidden, chosen in zip(
+            indices, labels_M.split(counts), chosen_M.split(counts), strict=True
+        ):
+            rows[index] = {
+                "row_id": split.documents[index].row_id,
+                "hidden": [labels[id_] for id_ in hidden],
+                "predicted": [labels[id_] for id_ in chosen],
+            }
     values = perplexity.compute()
     accuracy = hits / perplexity.weight
-    return {"loss": values.pop("nll"), **values, "accuracy": accuracy}, None, []
+    values = {"loss": values.pop("nll"), **values, "accuracy": accuracy}
+    return values, None, [rows[index] for index in range(len(rows))]
 
 
 def evaluate_tags(model: Model, split: Split, labels: Sequence[str], **limits: Any) -> Judged:

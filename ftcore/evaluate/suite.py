@@ -113,5 +113,5 @@ class Suite:
         limits = {"max_tokens": self.config.loop.micro_batch_tokens, "device": self.device}
         judge = JUDGES.get(self.config.problem or self.task)
         if judge is not None:
-            return judge(model, split, self.labels, **limits)
+            return judge(model, split, self.labels or self.tokenizer.vocabulary, **limits)
         return evaluate_loss(model, TASKS[self.task].loss, split, **limits), None, []

@@ -93,8 +93,9 @@ def test_masked_figures_are_those_of_transformers(
     found, _ = run("eval", "runs/run", "--data.test", files["text"])
     model = transformers.AutoModelForMaskedLM.from_pretrained("runs/run/model").eval()
     config = MaskedDataConfig(test=(files["text"],), max_length=32)
-    (split,) = prepare(config, Tokenizer.load("runs/run/model"), seed=9).tests.values()
-    losses, hits = [], []
+    tokenizer = Tokenizer.load("runs/run/model")
+    (split,) = prepare(config, tokenizer, seed=9).tests.values()
+    losses, hits, rows = [], [], []
     for document in split.documents:
         hidden_M = document.weights.nonzero()[0]
         with torch.no_grad():
@@ -102,11 +103,15 @@ def test_masked_figures_are_those_of_transformers(
         labels_M = torch.tensor(document.labels[hidden_M]).long()
         losses += (-logits_MV.log_softmax(-1)[range(len(hidden_M)), labels_M]).tolist()
         hits += (logits_MV.argmax(-1) == labels_M).tolist()
+        ids = {"hidden": labels_M, "predicted": logits_MV.argmax(-1)}
+        tokens = {name: [tokenizer.decode([id_]) for id_ in ids_M] for name, ids_M in ids.items()}
+        rows.append({"split": "text", "row_id": document.row_id, **tokens})
     expected = {"loss": sum(losses) / len(losses), "accuracy": sum(hits) / len(hits)}
     assert {name: found["results"]["text"][name] for name in expected} == pytest.approx(
         expected, rel=1e-4
     )
     assert sum(hits) > 10
+    assert lines("runs/run/eval-predictions.jsonl") == rows
 
 
 def test_pretrained_text_model(pretrain: list[str], files: dict[str, str], run: Run) -> None:

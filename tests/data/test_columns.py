@@ -2,12 +2,9 @@
 
 import pytest
 
-from ftcore.data.columns import LabelledText, LabelMap, chats, label_map, labelled, texts
+from ftcore.data.columns import LabelledText, LabelMap, label_map, labelled, texts
 from ftcore.data.read import Row, read_rows
 from ftcore.errors import DataError
-
-USER = {"role": "user", "content": "hi"}
-ANSWER = {"role": "assistant", "content": "hello"}
 
 
 def rows(*fields):
@@ -66,9 +63,8 @@ def test_a_missing_column_shows_those_that_exist():
     assert str(error.value) == (
         "f.jsonl: no column 'sentense'; its columns are 'sentence', 'label'; nearest: 'sentence'"
     )
-    for read in (texts, chats):
-        with pytest.raises(DataError, match="f.jsonl: no column '(text|messages)'"):
-            read(source)
+    with pytest.raises(DataError, match="f.jsonl: no column 'text'"):
+        texts(source)
 
 
 def test_wrong_types_show_the_row():
@@ -117,55 +113,6 @@ def test_texts():
     kept, rejected = texts(rows({"text": "one"}, {"text": "\n"}))
     assert [(t.id, t.text) for t in kept] == [("id1", "one")]
     assert [r.reason for r in rejected] == ["column 'text' is empty"]
-
-
-def test_chats_fill_in_what_is_trained():
-    system = {"role": "system", "content": ""}
-    kept, _ = chats(rows({"messages": [system, USER, ANSWER]}))
-    assert kept[0].messages[2] == {**ANSWER, "train": True, "weight": 1.0}
-    assert [m["train"] for m in kept[0].messages] == [False, False, True]
-    turns = [{**USER, "train": True, "name": "x"}, {**ANSWER, "train": False, "weight": 2}]
-    kept, _ = chats(rows({"dialog": turns}), messages="dialog")
-    assert [(m["train"], m["weight"]) for m in kept[0].messages] == [(True, 1.0), (False, 2.0)]
-
-
-def test_chats_without_messages_or_with_tools_are_rejected():
-    call = {**ANSWER, "tool_calls": [{"name": "f"}]}
-    source = rows(
-        {"messages": [USER, ANSWER]},
-        {"messages": []},
-        {"messages": None},
-        {"messages": [USER, call]},
-    )
-    kept, rejected = chats(source)
-    assert len(kept) == 1
-    assert [r.reason for r in rejected] == [
-        "column 'messages' holds no messages",
-        "column 'messages' holds no messages",
-        "message 2 holds 'tool_calls', which is not supported",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("turns", "message"),
-    [
-        ("hi", "column 'messages' must hold a list of messages"),
-        ([USER, "hi"], 'message 2 must be {"role": ..., "content": text}'),
-        ([{"role": "user"}], "message 1 must be"),
-        ([{"role": "user", "content": 3}], "message 1 must be"),
-        ([{**USER, "role": "asistant"}], "message 1 has role 'asistant', .*; nearest: 'assistant'"),
-        ([{**USER, "role": "human"}], "message 1 has role 'human', not one of .*; write 'user'"),
-        ([{**USER, "role": None}], "message 1 has role None"),
-        ([{**USER, "role": ["user"]}], "message 1 has role"),
-        ([{**USER, "train": "yes"}], "message 1: \"train\" must be true or false, not 'yes'"),
-        ([{**USER, "weight": -1}], 'message 1: "weight" must be a number >= 0, not -1'),
-        ([{**USER, "weight": True}], 'message 1: "weight" must be a number'),
-    ],
-)
-def test_bad_messages_are_errors_that_print_the_row(turns, message):
-    with pytest.raises(DataError, match=f"f.jsonl:2: {message}") as error:
-        chats(rows({"messages": [USER, ANSWER]}, {"messages": turns}))
-    assert 'the row is {"messages": ' in str(error.value)
 
 
 def test_real_columns(data_dir):
