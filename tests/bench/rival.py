@@ -17,6 +17,8 @@ All read the same rows in the same turns. Inside a turn `theirs` sorts them by l
 import argparse
 import contextlib
 import json
+import multiprocessing
+import os
 import random
 import re
 import statistics
@@ -132,8 +134,9 @@ def ours(bench: Bench, said: argparse.Namespace, command: Command, data: Prepare
             started = time.perf_counter()
             losses = [loop._step(workers)["train/loss"] for _ in steps]
             seconds = time.perf_counter() - started
+            told = {"seconds": seconds, "loss": statistics.mean(losses), **of_workers()}
         assert not loop.progress.skipped_steps, "steps were not finite: nothing to compare"
-        return {"seconds": seconds, "loss": statistics.mean(losses)} | trained(loaded.model)
+        return told | trained(loaded.model)
 
     return turn
 
@@ -223,6 +226,20 @@ def own_peak_mib() -> float:
     return peak_mib(Path("/proc/self/status").read_text())
 
 
+def of_workers() -> dict[str, float]:
+    """CPU time of the processes that this one started, and memory that they alone hold: what they
+    share with it is in its own peak."""
+    cpu_s = mib = 0.0
+    for child in multiprocessing.active_children():
+        proc = Path(f"/proc/{child.pid}")
+        # After the name in brackets: fields 3 and on of proc(5); user and system time are 14, 15.
+        fields = (proc / "stat").read_text().rpartition(")")[2].split()
+        cpu_s += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        held = re.findall(r"^Private_\w+: +(\d+) kB$", (proc / "smaps_rollup").read_text(), re.M)
+        mib += sum(map(int, held)) / 1024
+    return {"workers_cpu_s": cpu_s, "workers_mib": mib}
+
+
 def serve(bench: Bench, said: argparse.Namespace) -> None:
     """Be one side: read a number of steps a line, run them, answer with a JSON line."""
     answers = sys.stdout
@@ -240,7 +257,7 @@ def serve(bench: Bench, said: argparse.Namespace) -> None:
         rows = StepRows(len(documents), batch_size=config.optim.batch_size, seed=seed)
         before = own_peak_mib()
         turn = SIDES[said.side](bench, said, command, data)
-        done = 0
+        done, most = 0, 0.0
         for line in sys.stdin:
             count = int(line)
             steps = [[documents[row] for row in rows(done + i)] for i in range(count)]
@@ -248,8 +265,9 @@ def serve(bench: Bench, said: argparse.Namespace) -> None:
             lengths = [len(document) for step in steps for document in step]
             started = time.process_time()
             told = {"rows": len(lengths), "tokens": sum(lengths), **turn(steps)}
-            told |= {"cpu_s": time.process_time() - started}
-            told |= {"rows_mib": before, "peak_mib": own_peak_mib()}
+            told["cpu_s"] = time.process_time() - started + told.pop("workers_cpu_s", 0.0)
+            most = max(most, told.pop("workers_mib", 0.0))
+            told |= {"rows_mib": before, "peak_mib": own_peak_mib() + most}
             print(json.dumps(told), file=answers, flush=True)
 
 

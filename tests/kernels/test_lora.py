@@ -1,9 +1,11 @@
 """kernels/lora.py against its definition, in value and in every gradient."""
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.lora import lora_linear, lora_linear_reference
@@ -120,3 +122,18 @@ def test_dropout_drops_and_rescales_the_update_alone() -> None:
     assert abs(kept.float().mean().item() - (1 - p)) < 0.01
     base_NC = lora_linear(x_NC, eye, eye, torch.zeros_like(eye), scale=3.0, dropout=p)
     assert torch.equal(base_NC, x_NC)
+
+
+def test_gradients_with_dropout_are_those_of_the_mask() -> None:
+    inputs = make_inputs(9, 8, 5, 3)
+
+    def composed(x_NC: Tensor, weight_OC: Tensor, a_RC: Tensor, b_OR: Tensor, *, bias_O: Tensor,
+                 scale: float) -> Tensor:  # fmt: skip
+        kept_NC = x_NC * F.dropout(torch.ones_like(x_NC), 0.4)
+        return F.linear(x_NC, weight_OC, bias_O) + scale * (kept_NC @ a_RC.T @ b_OR.T)
+
+    torch.manual_seed(3)
+    ours = run(partial(lora_linear, dropout=0.4), inputs, 0.7)
+    torch.manual_seed(3)
+    for mine, true in zip(ours, run(composed, inputs, 0.7), strict=True):
+        torch.testing.assert_close(mine, true, rtol=1e-12, atol=1e-13)

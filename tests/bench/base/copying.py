@@ -151,9 +151,21 @@ def event_json(draw: Draw) -> Turns:
     opening, ending = draw.one_of("openings"), draw.pick(("", "", ".", "!"))
     template = " ".join(filter(None, (opening, *parts))) + ending
     template = template[0].upper() + template[1:] if draw.chance(0.5) else template
+    if draw.chance(0.2):
+        template = with_a_typo(draw, template)
     values = {key: getattr(Draw, kind)(draw) for key, kind in kinds_of(template).items()}
     slots = {slot: values[slot] for slot in event["slots"] if slot in values}
     return [("user", filled(template, values)), ("assistant", dump({"event": name, **slots}))]
+
+
+def with_a_typo(draw: Draw, template: str) -> str:
+    """The template with one of its own words misspelt, where one has four letters or more."""
+    words = template.split(" ")
+    places = [at for at, word in enumerate(words) if len(word) >= 4 and word.isalpha()]
+    if places:
+        at = draw.pick(places)
+        words[at] = draw.misspelt(words[at])
+    return " ".join(words)
 
 
 def lookup(draw: Draw) -> Turns:
