@@ -38,8 +38,8 @@ def lora_linear_reference(
 class _LoRALinear(torch.autograd.Function):
     """One node for both maps: they read x once more in the backward pass, and add into one dx.
 
-    keep_NC     1 / (1 - p) where an input of the update is kept, 0 where it is dropped; None: all
-                are kept as they are
+    rule    scale, and keep_NC: 1 / (1 - p) where an input of the update is kept, 0 where it is
+            dropped; None: all are kept as they are
     """
 
     @staticmethod
@@ -50,9 +50,9 @@ class _LoRALinear(torch.autograd.Function):
         a_RC: Tensor,
         b_OR: Tensor,
         bias_O: Tensor | None,
-        keep_NC: Tensor | None,
-        scale: float,
+        rule: tuple[float, Tensor | None],
     ) -> Tensor:
+        scale, keep_NC = rule
         ctx.scale, ctx.dtypes = scale, (a_RC.dtype, b_OR.dtype)
         a_RC, b_OR = a_RC.to(x_NC.dtype), b_OR.to(x_NC.dtype)
         h_NR = F.linear(x_NC if keep_NC is None else x_NC * keep_NC, a_RC)
@@ -81,7 +81,7 @@ class _LoRALinear(torch.autograd.Function):
             db_OR = (dy_NO.T @ h_NR).mul_(ctx.scale).to(ctx.dtypes[1])
         if needs_dbias:
             dbias_O = dy_NO.sum(0)
-        return dx_NC, dw_OC, da_RC, db_OR, dbias_O, None, None
+        return dx_NC, dw_OC, da_RC, db_OR, dbias_O, None
 
 
 def lora_linear(
@@ -107,4 +107,4 @@ def lora_linear(
     source          Hu et al. 2021, arXiv:2106.09685, eq. 3
     """
     keep_NC = F.dropout(torch.ones_like(x_NC), dropout) if dropout else None
-    return _LoRALinear.apply(x_NC, weight_OC, a_RC, b_OR, bias_O, keep_NC, scale)
+    return _LoRALinear.apply(x_NC, weight_OC, a_RC, b_OR, bias_O, (scale, keep_NC))
