@@ -150,8 +150,8 @@ def evaluate_masked(model: Model, split: Split, labels: Sequence[str], **limits:
         ):
             rows[index] = {
                 "row_id": split.documents[index].row_id,
-                "hidden": [labels[id_] for id_ in hidden],
-                "predicted": [labels[id_] for id_ in chosen],
+                "hidden": [labels[id_] for id_ in hidden.tolist()],
+                "predicted": [labels[id_] for id_ in chosen.tolist()],
             }
     values = perplexity.compute()
     accuracy = hits / perplexity.weight
