@@ -14,11 +14,11 @@ import tomllib
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import tyro
 
-from ftcore.config import RUNS, Run, out_of_range
+from ftcore.config import RUNS, Limit, Run
 from ftcore.errors import ConfigError
 from ftcore.presets import PRESETS
 
@@ -205,3 +205,21 @@ def _take_value(words: list[str], name: str) -> str | None:
             del words[place]
             return value if equals else words.pop(place)
     return None
+
+
+def limit_of(hint: Any) -> Limit | None:
+    """The limit in an option's type; it may be that of the numbers of a tuple."""
+    if isinstance(hint, Limit):
+        return hint
+    return next(filter(None, map(limit_of, get_args(hint))), None)
+
+
+def out_of_range(run: Run) -> Iterator[tuple[str, Any, str]]:
+    """Name, value and limit of each number that cannot be meant."""
+    for section in dataclasses.fields(run):
+        values = getattr(run, section.name)
+        for key, hint in get_type_hints(type(values), include_extras=True).items():
+            value, limit = getattr(values, key), limit_of(hint)
+            numbers = value if isinstance(value, tuple) else (value,)
+            if limit and value is not None and not all(map(limit.holds, numbers)):
+                yield f"{section.name}.{key}", value, limit.claim

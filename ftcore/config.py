@@ -1,15 +1,14 @@
 """What the user says: typed sections, and one run class per task that composes its own sections.
 
 The command line is made from these classes (`ftcore/cli.py`); the text under a field is its help.
-Every number has a unit or is a plain ratio; its type says what it may be. There is no value that
-means "inherit".
+Every number has a unit or is a plain ratio; its type says what it may be; none means "inherit".
 """
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args, get_type_hints
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 BASE = "builtin:base"
 Format = Literal["auto", "tsv", "csv", "jsonl", "json", "txt", "conll", "labelled", "tar"]
@@ -201,6 +200,8 @@ class OptimConfig:
     """decoupled, on matrices only"""
     max_grad_norm: Positive = 1.0
     """clip the global gradient norm to this"""
+    loraplus_lr_ratio: Positive = 1.0
+    """lora: learning rate of B over that of A (LoRA+)"""
 
 
 @dataclass(frozen=True)
@@ -330,21 +331,3 @@ RUNS = {
     "tag": TagRun,
 }
 Run = PretrainRun  # and the tasks made from it
-
-
-def limit_of(hint: Any) -> Limit | None:
-    """The limit in an option's type; it may be that of the numbers of a tuple."""
-    if isinstance(hint, Limit):
-        return hint
-    return next(filter(None, map(limit_of, get_args(hint))), None)
-
-
-def out_of_range(run: Run) -> Iterator[tuple[str, Any, str]]:
-    """Name, value and limit of each number that cannot be meant."""
-    for section in fields(run):
-        values = getattr(run, section.name)
-        for key, hint in get_type_hints(type(values), include_extras=True).items():
-            value, limit = getattr(values, key), limit_of(hint)
-            numbers = value if isinstance(value, tuple) else (value,)
-            if limit and value is not None and not all(map(limit.holds, numbers)):
-                yield f"{section.name}.{key}", value, limit.claim

@@ -22,6 +22,7 @@ source      Vaswani et al. 2017, arXiv:1706.03762; grouped: Ainslie et al. 2023,
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -99,71 +100,121 @@ class _Rule:
     window: int | None
     softcap: float | None
 
-    def hidden(self, T: int, lengths_B: Tensor | None, device: torch.device) -> Tensor | None:
-        """(T, T) or (B, T, T): True where a query must not see a key; None: it sees all."""
+    def hidden(self, group: Group, device: torch.device) -> Tensor | None:
+        """(T, T) or (B, 1, T, T): True where a query must not see a key; None: it sees all."""
+        T = group.length
         reach = T if self.window is None else self.window
-        if self.is_causal:  # a document's keys come before its padding slots: those are hidden too
-            lengths_B = None
-        elif reach >= T:
-            if lengths_B is None:
-                return None
-            return (torch.arange(T, device=device) >= lengths_B[:, None])[:, None]
-        ones_TT = torch.ones(T, T, dtype=torch.bool, device=device)
-        hidden_TT = ones_TT.triu(1 if self.is_causal else reach)
-        if reach < T:
-            hidden_TT |= ones_TT.tril(-reach)
+        # causal: a document's keys come before its padding slots, which are hidden as later ones
+        lengths_B = None if self.is_causal else group.lengths_B
+        hidden_TT = _hidden(T, reach, self.is_causal, device)
         if lengths_B is None:
             return hidden_TT
-        hidden_BTT = (torch.arange(T, device=device) >= lengths_B[:, None])[:, None] | hidden_TT
-        # numerics: a padding slot sees itself, or its softmax over nothing would be NaN
-        hidden_BTT.diagonal(dim1=1, dim2=2).fill_(False)
-        return hidden_BTT
+        hidden_BTT = (torch.arange(T, device=device) >= lengths_B[:, None])[:, None]
+        if hidden_TT is not None:
+            hidden_BTT = hidden_BTT | hidden_TT
+            # numerics: a padding slot sees itself, or its softmax over nothing would be NaN
+            hidden_BTT.diagonal(dim1=1, dim2=2).fill_(False)
+        return hidden_BTT[:, None]
 
 
-def _attend_block(
-    q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor, group: Group, rule: _Rule
-) -> Tensor:
-    """Attention inside each row of a block; keys past a document's length are masked out."""
-    B, T, H, D = q_BTHD.shape
-    G = k_BTGD.shape[2]
-    if T > SDPA_LENGTH and rule.softcap is None and q_BTHD.dtype != torch.float32:
-        is_windowed = rule.window is not None and rule.window < T
-        o_BHTD = F.scaled_dot_product_attention(
-            q_BTHD.transpose(1, 2),
-            k_BTGD.transpose(1, 2),
-            v_BTGD.transpose(1, 2),
-            attn_mask=~rule.hidden(T, None, q_BTHD.device) if is_windowed else None,
-            is_causal=rule.is_causal and not is_windowed,
-            scale=rule.scale,
-            enable_gqa=H != G,
-        )
-        return o_BHTD.transpose(1, 2)
+@lru_cache(maxsize=256)
+def _hidden(T: int, reach: int, is_causal: bool, device: torch.device) -> Tensor | None:
+    """(T, T): True for the keys that are later, or `reach` or more tokens away; None: for none."""
+    if not is_causal and reach >= T:
+        return None
+    ones_TT = torch.ones(T, T, dtype=torch.bool, device=device)
+    hidden_TT = ones_TT.triu(1 if is_causal else reach)
+    return hidden_TT | ones_TT.tril(-reach) if reach < T else hidden_TT
 
-    # The query heads of one key/value head become rows of one product: (B, G, R T, D).
-    q_BGMD = (q_BTHD * rule.scale).view(B, T, G, H // G, D).permute(0, 2, 3, 1, 4)
-    q_BGMD = q_BGMD.reshape(B, G, -1, D)
-    scores_BGRTS = (q_BGMD @ k_BTGD.permute(0, 2, 3, 1)).view(B, G, H // G, T, T)
-    if rule.softcap is not None:
-        scores_BGRTS = rule.softcap * (scores_BGRTS / rule.softcap).tanh()
-    hidden = rule.hidden(T, group.lengths_B, q_BTHD.device)
-    if hidden is not None:
-        hidden = hidden if hidden.ndim == 2 else hidden[:, None, None]
-        scores_BGRTS = scores_BGRTS.masked_fill(hidden, float("-inf"))
-    p_BGMS = scores_BGRTS.softmax(-1).view(B, G, -1, T)
-    o_BGMD = p_BGMS @ v_BTGD.transpose(1, 2)
-    return o_BGMD.view(B, G, H // G, T, D).permute(0, 3, 1, 2, 4).reshape(B, T, H, D)
+
+class _AttendBlock(torch.autograd.Function):
+    """The documents of a group as one block; its steps are those at the head of this file.
+
+    The query heads of one key/value head are rows of one product: q is (B G, R T, D). A slot past a
+    document's end holds a copy of some token: as a key it is hidden, as a query its output and the
+    gradient of that are dropped.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        q_NHD: Tensor,
+        k_NGD: Tensor,
+        v_NGD: Tensor,
+        group: Group,
+        rule: _Rule,
+    ) -> Tensor:
+        B, T, G = group.num_docs, group.length, k_NGD.shape[1]
+        q_MD, k_TD, v_TD = (_to_block(x_N, group, G) for x_N in (q_NHD, k_NGD, v_NGD))
+        scores_MT = torch.bmm(q_MD, k_TD.transpose(1, 2)).mul_(rule.scale)
+        slope_MT = None
+        if rule.softcap is not None:
+            slope_MT = (scores_MT / rule.softcap).tanh_()
+            scores_MT = slope_MT * rule.softcap
+            slope_MT = 1 - slope_MT.square()
+        if (hidden := rule.hidden(group, q_NHD.device)) is not None:
+            scores_MT.view(B, -1, T, T).masked_fill_(hidden, float("-inf"))
+        p_MT = scores_MT.softmax(-1)
+        ctx.save_for_backward(q_MD, k_TD, v_TD, p_MT, slope_MT)
+        ctx.group, ctx.rule = group, rule
+        return _to_stream(torch.bmm(p_MT, v_TD), group, G)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, do_NHD: Tensor) -> tuple[Tensor | None, ...]:
+        q_MD, k_TD, v_TD, p_MT, slope_MT = ctx.saved_tensors
+        group, G = ctx.group, len(k_TD) // ctx.group.num_docs
+        do_MD = _to_block(do_NHD, group, G, is_gradient=True)
+        dv_TD = torch.bmm(p_MT.transpose(1, 2), do_MD)
+        dp_MT = torch.bmm(do_MD, v_TD.transpose(1, 2))
+        ds_MT = torch._softmax_backward_data(dp_MT, p_MT, -1, p_MT.dtype).mul_(ctx.rule.scale)
+        if slope_MT is not None:
+            ds_MT *= slope_MT
+        dq_MD = torch.bmm(ds_MT, k_TD)
+        dk_TD = torch.bmm(ds_MT.transpose(1, 2), q_MD)
+        return *(_to_stream(x, group, G) for x in (dq_MD, dk_TD, dv_TD)), None, None
+
+
+def _to_block(x_NHD: Tensor, group: Group, G: int, *, is_gradient: bool = False) -> Tensor:
+    """The group's rows as (B G, R T, D), R of the H heads for each of G; the filling of a gradient
+    is zero."""
+    B, T, (_, H, D) = group.num_docs, group.length, x_NHD.shape
+    if group.slots is not None and is_gradient:
+        x_NHD = x_NHD.new_zeros(B * T, H, D).index_copy_(0, group.slots, x_NHD)
+    elif group.slots is not None:
+        x_NHD = x_NHD.index_select(0, group.rows)
+    return x_NHD.reshape(B, T, G, H // G, D).permute(0, 2, 3, 1, 4).reshape(B * G, -1, D)
+
+
+def _to_stream(x_MD: Tensor, group: Group, G: int) -> Tensor:
+    """Undoes `_to_block`; what stands in the filling is dropped."""
+    B, T, D = group.num_docs, group.length, x_MD.shape[-1]
+    x_NHD = x_MD.view(B, G, -1, T, D).permute(0, 3, 1, 2, 4).reshape(B * T, -1, D)
+    return x_NHD if group.slots is None else x_NHD.index_select(0, group.slots)
+
+
+def _attend_long(q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, group: Group, rule: _Rule) -> Tensor:
+    """Documents of one length through torch's fused attention."""
+    blocks_BHTD = (
+        x_N.view(group.num_docs, group.length, *x_N.shape[1:]).transpose(1, 2)
+        for x_N in (q_NHD, k_NGD, v_NGD)
+    )
+    is_windowed = rule.window is not None and rule.window < group.length
+    o_BHTD = F.scaled_dot_product_attention(
+        *blocks_BHTD,
+        attn_mask=~rule.hidden(group, q_NHD.device) if is_windowed else None,
+        is_causal=rule.is_causal and not is_windowed,
+        scale=rule.scale,
+        enable_gqa=q_NHD.shape[1] != k_NGD.shape[1],
+    )
+    return o_BHTD.transpose(1, 2).flatten(0, 1)
 
 
 def _attend_group(q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, group: Group, rule: _Rule) -> Tensor:
     """Attention of one group's tokens."""
-    size = group.num_docs * group.length
-    blocks = []
-    for x_N in (q_NHD, k_NGD, v_NGD):
-        rows = x_N if group.slots is None else _Scatter.apply(x_N, group.slots, size)
-        blocks.append(rows.view(group.num_docs, group.length, *x_N.shape[1:]))
-    o_BTHD = _attend_block(*blocks, group, rule)
-    o_rows = o_BTHD.reshape(size, *q_NHD.shape[1:])
-    return o_rows if group.slots is None else _Gather.apply(o_rows, group.slots)
+    is_narrow = rule.softcap is None and q_NHD.dtype != torch.float32
+    if group.length > SDPA_LENGTH and is_narrow:
+        return _attend_long(q_NHD, k_NGD, v_NGD, group, rule)
+    return _AttendBlock.apply(q_NHD, k_NGD, v_NGD, group, rule)
 
 
 def attention(

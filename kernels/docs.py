@@ -25,6 +25,8 @@ class Group:
 
     num_tokens  of the documents together
     slots       row of the block for each token (int64), or None when the tokens fill the block
+    rows        token of the group for each row of the block (int64), the first one where the row is
+                filling; None with `slots`
     lengths_B   document lengths (int64), or None when every document is `length` long
     """
 
@@ -32,6 +34,7 @@ class Group:
     length: int
     num_tokens: int
     slots: Tensor | None = None
+    rows: Tensor | None = None
     lengths_B: Tensor | None = None
 
 
@@ -124,6 +127,9 @@ def _plan_groups(
         inside_BT = column_T[None] < lengths_B[:, None]
         first_slots_B = torch.arange(len(members), device=device) * len(column_T)
         slots_N = (first_slots_B[:, None] + column_T)[inside_BT]
-        groups.append(Group(len(members), len(column_T), len(slots_N), slots_N, lengths_B))
+        tokens_N = torch.arange(len(slots_N), device=device)
+        rows = tokens_N.new_zeros(inside_BT.numel()).index_copy_(0, slots_N, tokens_N)
+        form = len(members), len(column_T), len(slots_N)
+        groups.append(Group(*form, slots_N, rows, lengths_B))
         order.append((starts_B[:, None] + column_T)[inside_BT])
     return tuple(groups), None if len(groups) == 1 else torch.cat(order)

@@ -11,8 +11,8 @@ from typing import get_type_hints
 
 import pytest
 
-from ftcore.cli import CONFIG_FILE, parse, to_toml
-from ftcore.config import RUNS, ClassifyRun, SftRun, limit_of
+from ftcore.cli import CONFIG_FILE, limit_of, parse, to_toml
+from ftcore.config import RUNS, ClassifyRun, SftRun
 from ftcore.errors import ConfigError
 from ftcore.presets import PRESETS
 

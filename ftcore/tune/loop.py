@@ -28,6 +28,7 @@ from ftcore.env.signals import StopFlag
 from ftcore.errors import CheckpointError
 from ftcore.model.heads import Model
 from ftcore.tune.checkpoint import Checkpoints, Loaded, load
+from ftcore.tune.freeze import leaf
 from ftcore.tune.optim import AdamW
 from ftcore.tune.schedule import learning_rate
 from ftcore.tune.task import Task
@@ -72,11 +73,13 @@ class Loop:
         self.rows = StepRows(len(self.documents), batch_size=self.optim.batch_size, seed=self.seed)
         self.total_steps = self.loop.num_steps(len(self.documents), self.optim.batch_size)
         self.drawn: tuple[int, list[Encoded]] | None = None
+        trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         self.optimizer = AdamW(
-            ((name, p) for name, p in self.model.named_parameters() if p.requires_grad),
+            trained.items(),
             betas=self.optim.betas,
             eps=self.optim.eps,
             weight_decay=self.optim.weight_decay,
+            lr_ratios={n: self.optim.loraplus_lr_ratio for n in trained if leaf(n) == "lora_b"},
         )
 
     def restore(self, loaded: Loaded | None) -> None:

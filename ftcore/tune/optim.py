@@ -6,12 +6,13 @@
 A trained tensor in a 16-bit dtype has an fp32 master, which alone is updated; the tensor is its
 rounded copy. Its gradient is added into an fp32 buffer after every micro-batch, so accumulation
 loses nothing. A wider tensor is its own master. Frozen tensors have neither state nor buffer.
-No weight decay on tensors of fewer than two axes (norms and biases).
+No weight decay on tensors of fewer than two axes (norms and biases). LoRA+ is a rate of its own for
+some tensors: B, which starts at zero, bears a higher one than A.
 
 `adamw_step` is the readable form; what runs is torch's fused kernel (5.6 times faster than the
 foreach form on a CPU), proven equal in tests.
 
-source  Loshchilov and Hutter 2019, arXiv:1711.05101
+source  Loshchilov and Hutter 2019, arXiv:1711.05101; Hayou et al. 2024, arXiv:2402.12354 (LoRA+)
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -44,7 +45,10 @@ def adamw_step(
 
 
 class AdamW:
-    """The optimiser of one run, of the trained parameters by name."""
+    """The optimiser of one run, of the trained parameters by name.
+
+    lr_ratios   learning rate of a parameter over that of the run, where it is not 1
+    """
 
     def __init__(
         self,
@@ -53,9 +57,11 @@ class AdamW:
         betas: tuple[float, float],
         eps: float,
         weight_decay: float,
+        lr_ratios: Mapping[str, float] | None = None,
     ) -> None:
         self.params = dict(named)
         self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
+        self.lr_ratios = lr_ratios or {}
         self.step_count = 0
         self.masters = {name: _master_of(param) for name, param in self.params.items()}
         self.exp_avg = {name: torch.zeros_like(m) for name, m in self.masters.items()}
@@ -104,10 +110,12 @@ class AdamW:
         """Apply the accumulated gradient times `grad_scale` (the clipping factor)."""
         self.zero_unreached()
         self.step_count += 1
-        for decays in (True, False):
-            names = [name for name, m in self.masters.items() if (m.dim() >= 2) == decays]
-            if names:
-                self._update(names, lr, self.weight_decay if decays else 0.0, grad_scale)
+        groups: dict[tuple[float, float], list[str]] = {}
+        for name, master in self.masters.items():
+            weight_decay = self.weight_decay if master.dim() >= 2 else 0.0
+            groups.setdefault((self.lr_ratios.get(name, 1.0), weight_decay), []).append(name)
+        for (ratio, weight_decay), names in groups.items():
+            self._update(names, lr * ratio, weight_decay, grad_scale)
         self._round_masters()
 
     def _round_masters(self) -> None:

@@ -101,6 +101,7 @@ def make_loop(tmp_path: Path, tiny_model: Callable, rows: Callable) -> Callable[
         dropout: float = 0.0,
         peft: PeftConfig | None = None,
         count: int = 18,
+        loraplus_lr_ratio: float = 1.0,
         evaluate: Callable[[], dict[str, float]] | None = None,
         **loop: Any,
     ) -> Loop:
@@ -114,7 +115,7 @@ def make_loop(tmp_path: Path, tiny_model: Callable, rows: Callable) -> Callable[
             model,
             classification if family == "bert" else token_labels,
             rows(family, count),
-            optim=OptimConfig(lr=1e-2, batch_size=4),
+            optim=OptimConfig(lr=1e-2, batch_size=4, loraplus_lr_ratio=loraplus_lr_ratio),
             schedule=ScheduleConfig(shape="cosine", warmup=0.25, final=0.1),
             loop=LoopConfig(**(settings | loop)),
             run=RunFolder(tmp_path / name, resume=resume),

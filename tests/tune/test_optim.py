@@ -96,6 +96,17 @@ def test_a_first_step_worked_by_hand() -> None:
     assert params["norm"].item() == pytest.approx(1.0 + 0.1)  # one axis: no decay
 
 
+def test_a_rate_of_its_own() -> None:
+    """LoRA+: the step and the decay of `matrix` are three times those of the same values beside."""
+    params = {name: nn.Parameter(torch.full((1, 1), 2.0)) for name in ("matrix", "other")}
+    options = {"betas": (0.9, 0.98), "eps": 0.0, "weight_decay": 0.5}
+    optimizer = AdamW(params.items(), **options, lr_ratios={"matrix": 3.0})
+    backward(params, {name: torch.full((1, 1), 4.0) for name in params})
+    optimizer.step(0.1)
+    assert params["matrix"].item() == pytest.approx(2.0 * (1 - 0.3 * 0.5) - 0.3)
+    assert params["other"].item() == pytest.approx(2.0 * (1 - 0.1 * 0.5) - 0.1)
+
+
 def test_gradients_add_up_over_micro_batches_and_are_scaled_once() -> None:
     params = parameters()
     optimizer = AdamW(params.items(), **OPTIONS)
