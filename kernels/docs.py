@@ -4,9 +4,9 @@ A batch of B documents of lengths T_0 .. T_{B-1} is one stream of N = sum T_b to
 built once per batch and read by every attention call of every layer.
 
 The CPU path of attention wants few large matrix products, and little filling. Measured in bf16,
-forward and backward: documents up to 64 tokens are fastest scattered into a (B, T) block for each
-class of length, longer ones alone; documents of equal length that lie side by side need no copy at
-all, the stream is viewed as (B, T).
+forward and backward: a stream of few short documents is fastest as one (B, T) block, documents up
+to 128 tokens of a longer stream scattered into a block for each class of length, longer ones alone;
+documents of equal length that lie side by side need no copy at all, the stream is viewed as (B, T).
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,8 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-SCATTER_LENGTHS = (16, 32, 64)  # tokens; longest document of each shared block of the CPU path
+SCATTER_LENGTHS = (16, 32, 64, 128)  # tokens; longest document of each shared block
+ONE_BLOCK = 1024  # tokens, filling included; short documents that fit are one shared block
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +109,10 @@ def _plan_groups(
 ) -> tuple[tuple[Group, ...], Tensor | None]:
     """Runs of equal length as views; other short documents in blocks by class of length."""
     all_equal = len(set(lengths)) == 1  # one run, a plain view
-    short: dict[int, list[int]] = {longest: [] for longest in SCATTER_LENGTHS}
+    classes = SCATTER_LENGTHS
+    if len(lengths) * min(max(lengths), classes[-1]) <= ONE_BLOCK:
+        classes = classes[-1:]
+    short: dict[int, list[int]] = {longest: [] for longest in classes}
     runs: list[list[int]] = []
     for b, length in enumerate(lengths):
         longest = next((longest for longest in short if length <= longest), None)
@@ -127,9 +131,10 @@ def _plan_groups(
         inside_BT = column_T[None] < lengths_B[:, None]
         first_slots_B = torch.arange(len(members), device=device) * len(column_T)
         slots_N = (first_slots_B[:, None] + column_T)[inside_BT]
+        order.append((starts_B[:, None] + column_T)[inside_BT])
         tokens_N = torch.arange(len(slots_N), device=device)
         rows = tokens_N.new_zeros(inside_BT.numel()).index_copy_(0, slots_N, tokens_N)
         form = len(members), len(column_T), len(slots_N)
-        groups.append(Group(*form, slots_N, rows, lengths_B))
-        order.append((starts_B[:, None] + column_T)[inside_BT])
+        is_full = len(slots_N) == len(rows)
+        groups.append(Group(*form) if is_full else Group(*form, slots_N, rows, lengths_B))
     return tuple(groups), None if len(groups) == 1 else torch.cat(order)

@@ -12,7 +12,6 @@ source      Zhang and Sennrich 2019, arXiv:1910.07467; Ba et al. 2016, arXiv:160
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
@@ -37,6 +36,42 @@ def layer_norm_reference(
     return scaled_NC if bias_C is None else scaled_NC + bias_C
 
 
+class _RMSNorm(torch.autograd.Function):
+    """Keeps x and rstd. torch's own, on a CPU, is a chain of some 20 operations in both passes: in
+    bf16 this takes 0.75 of its time at 220 x 256 and half at 1700 x 256."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, x_NC: Tensor, weight_C: Tensor, eps: float, offset: float
+    ) -> Tensor:
+        wide = torch.promote_types(x_NC.dtype, torch.float32)
+        wide_NC = x_NC.to(wide)
+        norm_N1 = torch.linalg.vector_norm(wide_NC, dim=-1, keepdim=True)
+        rstd_N1 = norm_N1.square_().div_(x_NC.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x_NC, weight_C, rstd_N1)
+        ctx.offset = offset
+        xhat_NC = wide_NC * rstd_N1
+        if offset:  # numerics: 1 + w in bf16 would round the small w away
+            return xhat_NC.mul_(weight_C.to(wide) + offset).to(x_NC.dtype)
+        return xhat_NC.to(x_NC.dtype).mul_(weight_C)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, dy_NC: Tensor) -> tuple[Tensor | None, ...]:
+        x_NC, weight_C, rstd_N1 = ctx.saved_tensors
+        wide = rstd_N1.dtype
+        xhat_NC = x_NC.to(wide) * rstd_N1
+        dy_NC = dy_NC.to(wide)
+        dx_NC = dweight_C = None
+        if ctx.needs_input_grad[1]:
+            rows = tuple(range(dy_NC.ndim - 1))
+            dweight_C = (dy_NC * xhat_NC).sum(rows).to(weight_C.dtype)
+        if ctx.needs_input_grad[0]:
+            g_NC = dy_NC * (weight_C.to(wide) + ctx.offset)
+            mean_N1 = (g_NC * xhat_NC).mean(-1, keepdim=True)
+            dx_NC = g_NC.addcmul_(xhat_NC, mean_N1, value=-1).mul_(rstd_N1).to(x_NC.dtype)
+        return dx_NC, dweight_C, None, None
+
+
 def rms_norm(x_NC: Tensor, weight_C: Tensor, *, eps: float, offset: float = 0.0) -> Tensor:
     """Root-mean-square norm over the last axis; any leading axes.
 
@@ -45,12 +80,7 @@ def rms_norm(x_NC: Tensor, weight_C: Tensor, *, eps: float, offset: float = 0.0)
     offset      added to the weight, in fp32
     returns     y_NC, compute dtype; statistics in fp32
     """
-    if not offset:
-        return F.rms_norm(x_NC, weight_C.shape, weight_C, eps)
-    # numerics: 1 + w in bf16 would round the small w away
-    wide = torch.promote_types(x_NC.dtype, torch.float32)
-    y_NC = F.rms_norm(x_NC.to(wide), weight_C.shape, weight_C.to(wide) + offset, eps)
-    return y_NC.to(x_NC.dtype)
+    return _RMSNorm.apply(x_NC, weight_C, eps, offset)
 
 
 class _LayerNorm(torch.autograd.Function):

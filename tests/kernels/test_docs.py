@@ -31,30 +31,36 @@ def test_equal_lengths_are_one_view() -> None:
 
 
 def test_short_documents_are_one_scattered_block() -> None:
-    docs = Docs.from_lengths([2, 16, 1])
+    docs = Docs.from_lengths([2, 16, 1, 90])
     (group,) = docs.groups
-    assert (group.length, group.num_tokens) == (16, 19) and docs.order_N is None
-    assert group.slots.tolist() == [0, 1, *range(16, 32), 32]
-    assert group.lengths_B.tolist() == [2, 16, 1]
+    assert (group.length, group.num_tokens) == (90, 109) and docs.order_N is None
+    assert group.slots.tolist() == [0, 1, *range(90, 106), 180, *range(270, 360)]
+    assert group.lengths_B.tolist() == [2, 16, 1, 90]
+    filled = torch.full((360,), -1).index_copy_(0, group.slots, torch.arange(109))
+    assert torch.equal(group.rows, filled.clamp(min=0))
 
 
-def test_short_documents_of_unlike_length_do_not_share_a_block() -> None:
-    docs = Docs.from_lengths([64, 2, 17, 33, 16])
+def test_short_documents_of_a_longer_stream_share_blocks_by_length() -> None:
+    longer = [129, 130, 131, 132]  # 9 documents, padded to 128 more than a block holds
+    docs = Docs.from_lengths([64, 2, 17, 33, 16, *longer])
     assert [(g.num_docs, g.length, g.num_tokens) for g in docs.groups] == [
+        *((1, length, length) for length in longer),
         (2, 16, 18),
         (1, 17, 17),
         (2, 64, 97),
     ]
-    rows = [range(64, 66), range(116, 132), range(66, 83), range(64), range(83, 116)]
+    rows = [range(132, 654), range(64, 66), range(116, 132), range(66, 83), range(64),
+            range(83, 116)]  # fmt: skip
     assert docs.order_N.tolist() == [row for part in rows for row in part]
 
 
 def test_long_runs_and_short_documents() -> None:
     """Equal neighbours share a view; equal documents with another between them do not."""
-    docs = Docs.from_lengths([70, 70, 3, 70, 65, 1])
+    docs = Docs.from_lengths([170, 170, 3, 170, 129, 1])
     forms = [(g.num_docs, g.length, g.num_tokens, g.slots is None) for g in docs.groups]
-    assert forms == [(2, 70, 140, True), (1, 70, 70, True), (1, 65, 65, True), (2, 3, 4, False)]
-    borders = [0, 70, 140, 143, 213, 278, 279]
+    assert forms == [(2, 170, 340, True), (1, 170, 170, True), (1, 129, 129, True),
+                     (2, 3, 4, False)]  # fmt: skip
+    borders = [0, 170, 340, 343, 513, 642, 643]
     rows = [list(range(borders[b], borders[b + 1])) for b in (0, 1, 3, 4, 2, 5)]
     assert docs.order_N.tolist() == sum(rows, [])
     assert docs.groups[-1].slots.tolist() == [0, 1, 2, 3]
