@@ -22,7 +22,6 @@ source      Vaswani et al. 2017, arXiv:1706.03762; grouped: Ainslie et al. 2023,
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -103,28 +102,31 @@ class _Rule:
     def hidden(self, group: Group, device: torch.device) -> Tensor | None:
         """(T, T) or (B, 1, T, T): True where a query must not see a key; None: it sees all."""
         T = group.length
-        reach = T if self.window is None else self.window
+        reach = T if self.window is None else min(self.window, T)
+        rule = self.is_causal, reach
+        if rule not in group.hidden:
+            group.hidden[rule] = self._hidden(group, reach, device)
+        return group.hidden[rule]
+
+    def _hidden(self, group: Group, reach: int, device: torch.device) -> Tensor | None:
+        T = group.length
         # causal: a document's keys come before its padding slots, which are hidden as later ones
         lengths_B = None if self.is_causal else group.lengths_B
-        hidden_TT = _hidden(T, reach, self.is_causal, device)
-        if lengths_B is None:
+        hidden_BTT = None
+        if lengths_B is not None:
+            hidden_BTT = (torch.arange(T, device=device) >= lengths_B[:, None])[:, None, None]
+        if not self.is_causal and reach == T:
+            return hidden_BTT
+        ones_TT = torch.ones(T, T, dtype=torch.bool, device=device)
+        hidden_TT = ones_TT.triu(1 if self.is_causal else reach)
+        if reach < T:
+            hidden_TT |= ones_TT.tril(-reach)
+        if hidden_BTT is None:
             return hidden_TT
-        hidden_BTT = (torch.arange(T, device=device) >= lengths_B[:, None])[:, None]
-        if hidden_TT is not None:
-            hidden_BTT = hidden_BTT | hidden_TT
-            # numerics: a padding slot sees itself, or its softmax over nothing would be NaN
-            hidden_BTT.diagonal(dim1=1, dim2=2).fill_(False)
-        return hidden_BTT[:, None]
-
-
-@lru_cache(maxsize=256)
-def _hidden(T: int, reach: int, is_causal: bool, device: torch.device) -> Tensor | None:
-    """(T, T): True for the keys that are later, or `reach` or more tokens away; None: for none."""
-    if not is_causal and reach >= T:
-        return None
-    ones_TT = torch.ones(T, T, dtype=torch.bool, device=device)
-    hidden_TT = ones_TT.triu(1 if is_causal else reach)
-    return hidden_TT | ones_TT.tril(-reach) if reach < T else hidden_TT
+        hidden_BTT = hidden_BTT | hidden_TT
+        # numerics: a padding slot sees itself, or its softmax over nothing would be NaN
+        hidden_BTT.diagonal(dim1=2, dim2=3).fill_(False)
+        return hidden_BTT
 
 
 class _AttendBlock(torch.autograd.Function):

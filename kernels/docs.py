@@ -10,7 +10,7 @@ documents of equal length that lie side by side need no copy at all, the stream 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 
 import torch
@@ -29,6 +29,7 @@ class Group:
     rows        token of the group for each row of the block (int64), the first one where the row is
                 filling; None with `slots`
     lengths_B   document lengths (int64), or None when every document is `length` long
+    hidden      masks by the rule that attention formed them for; all layers share them
     """
 
     num_docs: int
@@ -37,6 +38,7 @@ class Group:
     slots: Tensor | None = None
     rows: Tensor | None = None
     lengths_B: Tensor | None = None
+    hidden: dict[tuple[bool, int], Tensor | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
