@@ -1,15 +1,18 @@
 """LoRA on a small Qwen3: what is wrapped and trained, exactness at the start, merge and unmerge."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
+from ftcore.config import PeftConfig
 from ftcore.errors import ConfigError
 from ftcore.model.families import qwen3
 from ftcore.model.heads import Model
 from ftcore.tune.freeze import assert_unmoved, frozen_hashes
+from ftcore.tune.loop import Loop
 from ftcore.tune.lora import LoRAConfig, apply_lora, lora_layers, plain_names
 from kernels.docs import Docs
 
@@ -239,3 +242,17 @@ def test_dropout_acts_in_training_only() -> None:
     assert torch.equal(logits(model), logits(model))
     model.train()
     assert not torch.equal(logits(model), logits(model))
+
+
+def test_lora_plus_moves_b_farther_and_nothing_else(make_loop: Callable[..., Loop]) -> None:
+    peft = PeftConfig(method="lora", rank=3, extra_modules=("trunk.norm",))
+    moves = {}
+    for ratio in (1.0, 4.0):
+        loop = make_loop(f"{ratio}", peft=peft, loraplus_lr_ratio=ratio, max_steps=1)
+        params = loop.optimizer.params
+        start = {name: param.detach().clone() for name, param in params.items()}
+        loop.train()
+        moves[ratio] = {name: param.detach() - start[name] for name, param in params.items()}
+    for name, move in moves[1.0].items():
+        assert move.any()
+        torch.testing.assert_close(moves[4.0][name], (4.0 if "lora_b" in name else 1.0) * move)
