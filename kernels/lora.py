@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
+from kernels.dropout import dropout as drop
+
 
 def lora_linear_reference(
     x_NC: Tensor,
@@ -106,5 +108,7 @@ def lora_linear(
     returns y_NO    x.dtype
     source          Hu et al. 2021, arXiv:2106.09685, eq. 3
     """
-    keep_NC = F.dropout(torch.ones_like(x_NC), dropout) if dropout else None
+    keep_NC = None
+    if dropout:
+        keep_NC = drop(torch.ones_like(x_NC), dropout, is_training=True)
     return _LoRALinear.apply(x_NC, weight_OC, a_RC, b_OR, bias_O, (scale, keep_NC))

@@ -14,6 +14,7 @@ from ftcore.model.spec import ModelSpec
 from ftcore.model.transformer import LayerNorm, Linear, RMSNorm, Transformer, norm
 from kernels.cross_entropy import linear_cross_entropy
 from kernels.docs import Docs
+from kernels.dropout import dropout
 
 ModelTask = Literal["lm", "mlm", "classify", "tag", "trunk"]
 
@@ -84,7 +85,7 @@ class TokenHead(nn.Module):
 
     def features(self, h_MC: Tensor) -> Tensor:
         """What the classifier sees, x_MC."""
-        return F.dropout(self.transform(h_MC), self.dropout, self.training)
+        return dropout(self.transform(h_MC), self.dropout, is_training=self.training)
 
     def forward(self, h_MC: Tensor) -> Tensor:
         """logits_MK, compute dtype."""
@@ -123,7 +124,7 @@ class ClassificationHead(nn.Module):
             pooled_BC = h_NC[docs.last_B() if self.pooling == "last" else docs.first_B()]
         if self.pooler is not None:
             pooled_BC = self.activation(self.pooler(pooled_BC))
-        return F.dropout(self.transform(pooled_BC), self.dropout, self.training)
+        return dropout(self.transform(pooled_BC), self.dropout, is_training=self.training)
 
     def forward(self, h_NC: Tensor, docs: Docs) -> Tensor:
         """logits_BK, compute dtype."""

@@ -23,6 +23,7 @@ from ftcore.model.cache import LayerSlab
 from ftcore.model.spec import ModelSpec
 from kernels.attention import attention
 from kernels.docs import Docs
+from kernels.dropout import dropout
 from kernels.norm import layer_norm, rms_norm
 from kernels.rope import rope, rope_angles
 from kernels.swiglu import geglu, swiglu
@@ -164,7 +165,7 @@ class Block(nn.Module):
         return summed_NC + self._drop(self.mlp_output_norm(mlp_NC))
 
     def _drop(self, x_NC: Tensor) -> Tensor:
-        return F.dropout(x_NC, self.dropout, self.training)
+        return dropout(x_NC, self.dropout, is_training=self.training)
 
 
 class Transformer(nn.Module):
@@ -193,7 +194,7 @@ class Transformer(nn.Module):
             h_NC = h_NC + self.embed_types(types_N)
         if self.embed_norm is not None:
             h_NC = self.embed_norm(h_NC)
-        return F.dropout(h_NC, self.spec.dropout, self.training)
+        return dropout(h_NC, self.spec.dropout, is_training=self.training)
 
     def angles(self, positions_N: Tensor, dtype: torch.dtype) -> list[Tensor | None]:
         """cos_sin_2NE of each layer; all None where the positions are learned."""

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.dropout import dropout
 from kernels.lora import lora_linear, lora_linear_reference
 
 NAMES = ("x_NC", "weight_OC", "a_RC", "b_OR", "bias_O")
@@ -129,7 +130,7 @@ def test_gradients_with_dropout_are_those_of_the_mask() -> None:
 
     def composed(x_NC: Tensor, weight_OC: Tensor, a_RC: Tensor, b_OR: Tensor, *, bias_O: Tensor,
                  scale: float) -> Tensor:  # fmt: skip
-        kept_NC = x_NC * F.dropout(torch.ones_like(x_NC), 0.4)
+        kept_NC = dropout(x_NC, 0.4, is_training=True)
         return F.linear(x_NC, weight_OC, bias_O) + scale * (kept_NC @ a_RC.T @ b_OR.T)
 
     torch.manual_seed(3)
