@@ -1,7 +1,8 @@
 """What the user says: typed sections, and one run class per task that composes its own sections.
 
 The command line is made from these classes (`ftcore/cli.py`); the text under a field is its help.
-Every number has a unit or is a plain ratio; its type says what it may be; none means "inherit".
+Every number has a unit or is a plain ratio; its type says what it may be; no value means
+"inherit".
 """
 
 import math

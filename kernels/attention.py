@@ -1,7 +1,8 @@
 """Attention over a flat stream of documents: softmax(q k^T scale + mask) v inside each document.
 
 Letters: N tokens of the stream, H query heads, G key/value heads (H a multiple of G), D head width,
-B documents of a block, T their length, R = H / G query heads per key/value head.
+B documents of a block, T their length, R = H / G query heads per key/value head, P = B G pairs of a
+document and a key/value head, Z = R T queries of a pair.
 
 forward     s = scale q k^T, p = softmax(s) over the keys of the same document (causal: not later)
             o = p v
@@ -9,7 +10,7 @@ forward     s = scale q k^T, p = softmax(s) over the keys of the same document (
 backward    dv = p^T do, dp = do v^T, ds = p (dp - rowsum(do o)), dq = scale ds k, dk = scale ds^T q
             with a soft cap, ds (1 - (s / cap)^2) in place of ds
 dtypes      q, k, v and o share one compute dtype; softmax is accumulated in fp32
-cost        4 sum_b T_b^2 H D FLOP forward (half when causal), 2.5 times that backward
+cost        4 sum_b T_b^2 H D FLOP forward, twice that backward, and as much for filled slots
 
 CPU path: plain matmul, softmax, matmul on blocks planned by `Docs`, because the backward of torch's
 CPU flash attention is 3 to 8 times slower at these lengths; above `SDPA_LENGTH` tokens, where the
@@ -26,7 +27,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 from kernels.docs import Docs, Group
 
@@ -62,32 +63,31 @@ def attention_reference(
 
 
 class _Scatter(torch.autograd.Function):
-    """Rows of x into distinct rows of a block of zeros; its gradient is a gather."""
+    """Row i of x becomes row order_N[i]; its gradient is a gather."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x_N: Tensor, slots_N: Tensor, num_rows: int) -> Tensor:
-        ctx.save_for_backward(slots_N)
-        return x_N.new_zeros(num_rows, *x_N.shape[1:]).index_copy_(0, slots_N, x_N)
+    def forward(ctx: FunctionCtx, x_N: Tensor, order_N: Tensor) -> Tensor:
+        ctx.save_for_backward(order_N)
+        return torch.empty_like(x_N).index_copy_(0, order_N, x_N)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None]:
-        (slots_N,) = ctx.saved_tensors
-        return grad.index_select(0, slots_N), None, None
+    def backward(ctx: FunctionCtx, grad_N: Tensor) -> tuple[Tensor, None]:
+        (order_N,) = ctx.saved_tensors
+        return grad_N.index_select(0, order_N), None
 
 
 class _Gather(torch.autograd.Function):
-    """Distinct rows of a block; its gradient is a scatter, without index_add's sums."""
+    """Row order_N[i] of x becomes row i; its gradient is a scatter, without index_add's sums."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, block: Tensor, slots_N: Tensor) -> Tensor:
-        ctx.save_for_backward(slots_N)
-        ctx.num_rows = block.shape[0]
-        return block.index_select(0, slots_N)
+    def forward(ctx: FunctionCtx, x_N: Tensor, order_N: Tensor) -> Tensor:
+        ctx.save_for_backward(order_N)
+        return x_N.index_select(0, order_N)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
-        (slots_N,) = ctx.saved_tensors
-        return grad.new_zeros(ctx.num_rows, *grad.shape[1:]).index_copy_(0, slots_N, grad), None
+    def backward(ctx: FunctionCtx, grad_N: Tensor) -> tuple[Tensor, None]:
+        (order_N,) = ctx.saved_tensors
+        return torch.empty_like(grad_N).index_copy_(0, order_N, grad_N), None
 
 
 @dataclass(frozen=True)
@@ -100,41 +100,40 @@ class _Rule:
     softcap: float | None
 
     def hidden(self, group: Group, device: torch.device) -> Tensor | None:
-        """(T, T) or (B, 1, T, T): True where a query must not see a key; None: it sees all."""
-        T = group.length
-        reach = T if self.window is None else min(self.window, T)
-        rule = self.is_causal, reach
-        if rule not in group.hidden:
-            group.hidden[rule] = self._hidden(group, reach, device)
-        return group.hidden[rule]
+        """True where a query must not see a key, for (B or 1, 1, T or 1, T); None: it sees all."""
+        reach = group.length if self.window is None else min(self.window, group.length)
+        key = self.is_causal, reach
+        if key not in group.hidden:
+            group.hidden[key] = self._hidden(group, reach, device)
+        return group.hidden[key]
 
     def _hidden(self, group: Group, reach: int, device: torch.device) -> Tensor | None:
         T = group.length
         # causal: a document's keys come before its padding slots, which are hidden as later ones
         lengths_B = None if self.is_causal else group.lengths_B
-        hidden_BTT = None
+        hidden_B1TT = None
         if lengths_B is not None:
-            hidden_BTT = (torch.arange(T, device=device) >= lengths_B[:, None])[:, None, None]
+            hidden_B1TT = (torch.arange(T, device=device) >= lengths_B[:, None])[:, None, None]
         if not self.is_causal and reach == T:
-            return hidden_BTT
-        ones_TT = torch.ones(T, T, dtype=torch.bool, device=device)
-        hidden_TT = ones_TT.triu(1 if self.is_causal else reach)
+            return hidden_B1TT
+        ones_11TT = torch.ones(1, 1, T, T, dtype=torch.bool, device=device)
+        hidden_11TT = ones_11TT.triu(1 if self.is_causal else reach)
         if reach < T:
-            hidden_TT |= ones_TT.tril(-reach)
-        if hidden_BTT is None:
-            return hidden_TT
-        hidden_BTT = hidden_BTT | hidden_TT
+            hidden_11TT |= ones_11TT.tril(-reach)
+        if hidden_B1TT is None:
+            return hidden_11TT
+        hidden_B1TT = hidden_B1TT | hidden_11TT
         # numerics: a padding slot sees itself, or its softmax over nothing would be NaN
-        hidden_BTT.diagonal(dim1=2, dim2=3).fill_(False)
-        return hidden_BTT
+        hidden_B1TT.diagonal(dim1=2, dim2=3).fill_(False)
+        return hidden_B1TT
 
 
 class _AttendBlock(torch.autograd.Function):
     """The documents of a group as one block; its steps are those at the head of this file.
 
-    The query heads of one key/value head are rows of one product: q is (B G, R T, D). A slot past a
-    document's end holds a copy of some token: as a key it is hidden, as a query its output and the
-    gradient of that are dropped.
+    The query heads of one key/value head are rows of one product. A slot past a document's end
+    holds a copy of its first token: as a key it is hidden, as a query its output and the gradient
+    of that are dropped.
     """
 
     @staticmethod
@@ -147,40 +146,40 @@ class _AttendBlock(torch.autograd.Function):
         rule: _Rule,
     ) -> Tensor:
         B, T, G = group.num_docs, group.length, k_NGD.shape[1]
-        q_MD, k_TD, v_TD = (_to_block(x_N, group, G) for x_N in (q_NHD, k_NGD, v_NGD))
-        scores_MT = torch.bmm(q_MD, k_TD.transpose(1, 2)).mul_(rule.scale)
-        slope_MT = None
+        q_PZD, k_PTD, v_PTD = (_to_block(x_N, group, G) for x_N in (q_NHD, k_NGD, v_NGD))
+        scores_PZT = torch.bmm(q_PZD, k_PTD.transpose(1, 2)).mul_(rule.scale)
+        slope_PZT = None
         if rule.softcap is not None:
-            slope_MT = (scores_MT / rule.softcap).tanh_()
-            scores_MT = slope_MT * rule.softcap
-            slope_MT = 1 - slope_MT.square()
+            slope_PZT = (scores_PZT / rule.softcap).tanh_()
+            scores_PZT = slope_PZT * rule.softcap
+            slope_PZT = 1 - slope_PZT.square()
         if (hidden := rule.hidden(group, q_NHD.device)) is not None:
-            scores_MT.view(B, -1, T, T).masked_fill_(hidden, float("-inf"))
+            scores_PZT.view(B, -1, T, T).masked_fill_(hidden, float("-inf"))
         # cost: torch's bf16 softmax takes 2 to 3 times as long as the fp32 one and a cast
         wide = torch.promote_types(q_NHD.dtype, torch.float32)
-        p_MT = scores_MT.softmax(-1, dtype=wide).to(q_NHD.dtype)
-        ctx.save_for_backward(q_MD, k_TD, v_TD, p_MT, slope_MT)
+        p_PZT = scores_PZT.softmax(-1, dtype=wide).to(q_NHD.dtype)
+        ctx.save_for_backward(q_PZD, k_PTD, v_PTD, p_PZT, slope_PZT)
         ctx.group, ctx.rule = group, rule
-        return _to_stream(torch.bmm(p_MT, v_TD), group, G)
+        return _to_stream(torch.bmm(p_PZT, v_PTD), group, G)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: FunctionCtx, do_NHD: Tensor) -> tuple[Tensor | None, ...]:
-        q_MD, k_TD, v_TD, p_MT, slope_MT = ctx.saved_tensors
-        group, G = ctx.group, len(k_TD) // ctx.group.num_docs
-        do_MD = _to_block(do_NHD, group, G, is_gradient=True)
-        dv_TD = torch.bmm(p_MT.transpose(1, 2), do_MD)
-        dp_MT = torch.bmm(do_MD, v_TD.transpose(1, 2))
-        ds_MT = torch._softmax_backward_data(dp_MT, p_MT, -1, p_MT.dtype).mul_(ctx.rule.scale)
-        if slope_MT is not None:
-            ds_MT *= slope_MT
-        dq_MD = torch.bmm(ds_MT, k_TD)
-        dk_TD = torch.bmm(ds_MT.transpose(1, 2), q_MD)
-        return *(_to_stream(x, group, G) for x in (dq_MD, dk_TD, dv_TD)), None, None
+        q_PZD, k_PTD, v_PTD, p_PZT, slope_PZT = ctx.saved_tensors
+        group, G = ctx.group, len(k_PTD) // ctx.group.num_docs
+        do_PZD = _to_block(do_NHD, group, G, is_gradient=True)
+        dv_PTD = torch.bmm(p_PZT.transpose(1, 2), do_PZD)
+        dp_PZT = torch.bmm(do_PZD, v_PTD.transpose(1, 2))
+        ds_PZT = torch._softmax_backward_data(dp_PZT, p_PZT, -1, p_PZT.dtype).mul_(ctx.rule.scale)
+        if slope_PZT is not None:
+            ds_PZT *= slope_PZT
+        dq_PZD = torch.bmm(ds_PZT, k_PTD)
+        dk_PTD = torch.bmm(ds_PZT.transpose(1, 2), q_PZD)
+        return *(_to_stream(x, group, G) for x in (dq_PZD, dk_PTD, dv_PTD)), None, None
 
 
 def _to_block(x_NHD: Tensor, group: Group, G: int, *, is_gradient: bool = False) -> Tensor:
-    """The group's rows as (B G, R T, D), R of the H heads for each of G; the filling of a gradient
-    is zero."""
+    """The group's rows as (P, Z, D), R = 1 for keys and values; a gradient's filling is zero."""
     B, T, (_, H, D) = group.num_docs, group.length, x_NHD.shape
     if group.slots is not None and is_gradient:
         x_NHD = x_NHD.new_zeros(B * T, H, D).index_copy_(0, group.slots, x_NHD)
@@ -189,10 +188,10 @@ def _to_block(x_NHD: Tensor, group: Group, G: int, *, is_gradient: bool = False)
     return x_NHD.reshape(B, T, G, H // G, D).permute(0, 2, 3, 1, 4).reshape(B * G, -1, D)
 
 
-def _to_stream(x_MD: Tensor, group: Group, G: int) -> Tensor:
+def _to_stream(x_PZD: Tensor, group: Group, G: int) -> Tensor:
     """Undoes `_to_block`; what stands in the filling is dropped."""
-    B, T, D = group.num_docs, group.length, x_MD.shape[-1]
-    x_NHD = x_MD.view(B, G, -1, T, D).permute(0, 3, 1, 2, 4).reshape(B * T, -1, D)
+    B, T, D = group.num_docs, group.length, x_PZD.shape[-1]
+    x_NHD = x_PZD.view(B, G, -1, T, D).permute(0, 3, 1, 2, 4).reshape(B * T, -1, D)
     return x_NHD if group.slots is None else x_NHD.index_select(0, group.slots)
 
 
@@ -215,8 +214,8 @@ def _attend_long(q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, group: Group, rule
 
 def _attend_group(q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, group: Group, rule: _Rule) -> Tensor:
     """Attention of one group's tokens."""
-    is_narrow = rule.softcap is None and q_NHD.dtype != torch.float32
-    if group.length > SDPA_LENGTH and is_narrow:
+    suits_sdpa = rule.softcap is None and q_NHD.dtype != torch.float32
+    if group.length > SDPA_LENGTH and suits_sdpa:
         return _attend_long(q_NHD, k_NGD, v_NGD, group, rule)
     return _AttendBlock.apply(q_NHD, k_NGD, v_NGD, group, rule)
 
@@ -258,4 +257,4 @@ def attention(
     parts = zip(*(x_N.split(sizes) for x_N in streams), docs.groups, strict=True)
     outputs = [_attend_group(*part, rule) for part in parts]
     o_NHD = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-    return o_NHD if docs.order_N is None else _Scatter.apply(o_NHD, docs.order_N, N)
+    return o_NHD if docs.order_N is None else _Scatter.apply(o_NHD, docs.order_N)

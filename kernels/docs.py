@@ -5,8 +5,8 @@ built once per batch and read by every attention call of every layer.
 
 The CPU path of attention wants few large matrix products, and little filling. Measured in bf16,
 forward and backward: a stream of few short documents is fastest as one (B, T) block, documents up
-to 128 tokens of a longer stream scattered into a block for each class of length, longer ones alone;
-documents of equal length that lie side by side need no copy at all, the stream is viewed as (B, T).
+to 128 tokens of a longer stream scattered into a block for each class of length, longer ones alone,
+or with neighbours of equal length as a view. A stream of equal lengths needs no copy at all.
 """
 
 from collections.abc import Sequence
@@ -26,8 +26,8 @@ class Group:
 
     num_tokens  of the documents together
     slots       row of the block for each token (int64), or None when the tokens fill the block
-    rows        token of the group for each row of the block (int64), the first one where the row is
-                filling; None with `slots`
+    rows        token of the group for each row of the block (int64), the first one of its document
+                where the row is filling; None with `slots`
     lengths_B   document lengths (int64), or None when every document is `length` long
     hidden      masks by the rule that attention formed them for; all layers share them
     """
@@ -109,7 +109,7 @@ class Docs:
 def _plan_groups(
     lengths: tuple[int, ...], borders: list[int], device: torch.device | str
 ) -> tuple[tuple[Group, ...], Tensor | None]:
-    """Runs of equal length as views; other short documents in blocks by class of length."""
+    """Short documents in blocks by class of length; runs of equal long ones as views."""
     all_equal = len(set(lengths)) == 1  # one run, a plain view
     classes = SCATTER_LENGTHS
     if len(lengths) * min(max(lengths), classes[-1]) <= ONE_BLOCK:
@@ -134,8 +134,8 @@ def _plan_groups(
         first_slots_B = torch.arange(len(members), device=device) * len(column_T)
         slots_N = (first_slots_B[:, None] + column_T)[inside_BT]
         order.append((starts_B[:, None] + column_T)[inside_BT])
-        tokens_N = torch.arange(len(slots_N), device=device)
-        rows = tokens_N.new_zeros(inside_BT.numel()).index_copy_(0, slots_N, tokens_N)
+        first_B1 = (lengths_B.cumsum(0) - lengths_B)[:, None]
+        rows = torch.where(inside_BT, first_B1 + column_T, first_B1).flatten()
         form = len(members), len(column_T), len(slots_N)
         is_full = len(slots_N) == len(rows)
         groups.append(Group(*form) if is_full else Group(*form, slots_N, rows, lengths_B))

@@ -28,7 +28,8 @@ def draw_keep(x: Tensor, p: float) -> Tensor:
     words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
     shorts = words.view(torch.int16)[: x.numel()].view(x.shape)
     # cost: a comparison into bool, and then a product with it, take three times as long
-    return torch.ge(shorts, round(p * 2**16) - 2**15, out=torch.empty_like(x))
+    dropped = min(round(p * 2**16), 2**16 - 1)  # of the 2^16 values of a short
+    return torch.ge(shorts, dropped - 2**15, out=torch.empty_like(x))
 
 
 class _Dropout(torch.autograd.Function):

@@ -13,7 +13,7 @@ source      Zhang and Sennrich 2019, arXiv:1910.07467; Ba et al. 2016, arXiv:160
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 
 def rms_norm_reference(
@@ -36,6 +36,10 @@ def layer_norm_reference(
     return scaled_NC if bias_C is None else scaled_NC + bias_C
 
 
+def _sum_rows(x_NC: Tensor) -> Tensor:
+    return x_NC.reshape(-1, x_NC.shape[-1]).sum(0)
+
+
 class _RMSNorm(torch.autograd.Function):
     """Keeps x and rstd. torch's own, on a CPU, is a chain of some 20 operations in both passes: in
     bf16 this takes 0.84 of its time at 220 x 256 and 0.57 at 1700 x 256."""
@@ -56,6 +60,7 @@ class _RMSNorm(torch.autograd.Function):
         return xhat_NC.to(x_NC.dtype).mul_(weight_C)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: FunctionCtx, dy_NC: Tensor) -> tuple[Tensor | None, ...]:
         x_NC, weight_C, rstd_N1 = ctx.saved_tensors
         wide = rstd_N1.dtype
@@ -63,8 +68,7 @@ class _RMSNorm(torch.autograd.Function):
         dy_NC = dy_NC.to(wide)
         dx_NC = dweight_C = None
         if ctx.needs_input_grad[1]:
-            rows = tuple(range(dy_NC.ndim - 1))
-            dweight_C = (dy_NC * xhat_NC).sum(rows).to(weight_C.dtype)
+            dweight_C = _sum_rows(dy_NC * xhat_NC).to(weight_C.dtype)
         if ctx.needs_input_grad[0]:
             g_NC = dy_NC * (weight_C.to(wide) + ctx.offset)
             mean_N1 = (g_NC * xhat_NC).mean(-1, keepdim=True)
@@ -103,6 +107,7 @@ class _LayerNorm(torch.autograd.Function):
         return y_NC.to(x_NC.dtype)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: FunctionCtx, dy_NC: Tensor) -> tuple[Tensor | None, ...]:
         x_NC, weight_C, mean_N1, rstd_N1 = ctx.saved_tensors
         wide_NC, dywide_NC = x_NC.to(rstd_N1.dtype), dy_NC.to(rstd_N1.dtype)
@@ -113,12 +118,11 @@ class _LayerNorm(torch.autograd.Function):
                 dywide_NC, wide_NC, weight.shape, mean_N1, rstd_N1, weight, None,
                 [True, False, False],
             )[0].to(x_NC.dtype)  # fmt: skip
-        rows = tuple(range(dy_NC.ndim - 1))
         if ctx.needs_input_grad[1]:
             xhat_NC = (wide_NC - mean_N1) * rstd_N1
-            dweight_C = (xhat_NC * dywide_NC).sum(rows).to(weight_C.dtype)
+            dweight_C = _sum_rows(xhat_NC * dywide_NC).to(weight_C.dtype)
         if ctx.needs_input_grad[2]:
-            dbias_C = dywide_NC.sum(rows).to(weight_C.dtype)
+            dbias_C = _sum_rows(dywide_NC).to(weight_C.dtype)
         return dx_NC, dweight_C, dbias_C, None
 
 

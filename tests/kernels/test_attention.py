@@ -105,6 +105,30 @@ def test_documents_do_not_see_each_other(is_causal: bool, make) -> None:
         assert not torch.equal(before[inside], after[inside])
 
 
+@pytest.mark.parametrize("is_causal", [True, False])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_stays_in_its_document(value: float, is_causal: bool, make) -> None:
+    docs = Docs.from_lengths([2, 5, 3])
+    for name, poisoned in make([2, 5, 3], (4, 2, 8)).items():
+        tensors = make([2, 5, 3], (4, 2, 8)) | {name: poisoned}
+        poisoned[0] = value
+        leaves = [tensor.requires_grad_() for tensor in tensors.values()]
+        o_NHD = attention(**tensors, docs=docs, is_causal=is_causal)
+        found = [o_NHD, *torch.autograd.grad(o_NHD.sum(), leaves)]
+        assert all(tensor[2:].isfinite().all() for tensor in found)
+        assert not all(tensor[:2].isfinite().all() for tensor in found)
+
+
+def test_one_plan_serves_several_rules(make) -> None:
+    """Its masks are kept by rule."""
+    tensors, docs = make([7, 20, 3], (4, 2, 8)), Docs.from_lengths([7, 20, 3])
+    for is_causal, window in ((True, None), (False, None), (False, 2), (True, 2), (True, 5)) * 2:
+        rule = {"docs": docs, "is_causal": is_causal, "scale": 0.3, "window": window}
+        torch.testing.assert_close(
+            attention(**tensors, **rule), attention_reference(**tensors, **rule)
+        )
+
+
 def test_refuses_sizes_that_do_not_fit(make) -> None:
     tensors = make([4], (4, 2, 8))
     with pytest.raises(ValueError, match="docs plans 5 tokens, q has 4, k 4"):

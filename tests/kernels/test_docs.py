@@ -36,8 +36,8 @@ def test_short_documents_are_one_scattered_block() -> None:
     assert (group.length, group.num_tokens) == (90, 109) and docs.order_N is None
     assert group.slots.tolist() == [0, 1, *range(90, 106), 180, *range(270, 360)]
     assert group.lengths_B.tolist() == [2, 16, 1, 90]
-    filled = torch.full((360,), -1).index_copy_(0, group.slots, torch.arange(109))
-    assert torch.equal(group.rows, filled.clamp(min=0))
+    rows = [[0, 1], range(2, 18), [18], range(19, 109)]  # then the first of each as the filling
+    assert group.rows.tolist() == sum(([*row, *[row[0]] * (90 - len(row))] for row in rows), [])
 
 
 def test_short_documents_of_a_longer_stream_share_blocks_by_length() -> None:

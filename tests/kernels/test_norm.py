@@ -16,7 +16,7 @@ OPS = {
         partial(layer_norm_reference, bias_C=None),
     ),
 }
-SHAPES = [(1, 2), (6, 42), (123, 7), (5, 3, 33), (64, 431)]
+SHAPES = [(33,), (1, 2), (6, 42), (123, 7), (5, 3, 33), (64, 431)]
 
 
 def make(name: str, shape: tuple[int, ...], draw) -> dict[str, torch.Tensor]:

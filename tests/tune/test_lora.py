@@ -245,6 +245,7 @@ def test_dropout_acts_in_training_only() -> None:
 
 
 def test_lora_plus_moves_b_farther_and_nothing_else(make_loop: Callable[..., Loop]) -> None:
+    """In the first step A has no gradient, since B is zero: weight decay alone moves it."""
     peft = PeftConfig(method="lora", rank=3, extra_modules=("trunk.norm",))
     moves = {}
     for ratio in (1.0, 4.0):
