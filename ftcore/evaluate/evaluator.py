@@ -30,7 +30,7 @@ from ftcore.evaluate.metrics import (
 from ftcore.evaluate.text import JsonCommandMetrics, exact_match, intent_labels
 from ftcore.model.generate import generate
 from ftcore.model.heads import Model
-from ftcore.tune.task import Task
+from ftcore.tune.task import Task, hidden
 
 PROMPTS_AT_ONCE = 256
 # Loss and metrics; what counted them, where it has tables; prediction rows.
@@ -64,8 +64,8 @@ def document_logits(model: Model, documents: Sequence[Encoded], **limits: Any) -
     """logits_BK of a head that judges whole documents, fp32 on the CPU."""
     logits: dict[int, Tensor] = {}
     for indices, batch in streams(documents, **limits):
-        h_NC = model.trunk(batch.tokens_N, batch.positions_N, batch.types_N, batch.docs)
-        for index, logits_K in zip(indices, model.head(h_NC, batch.docs).float(), strict=True):
+        h_MC = hidden(model, batch, model.head.rows(batch.docs))
+        for index, logits_K in zip(indices, model.head(h_MC, batch.docs).float(), strict=True):
             logits[index] = logits_K.cpu()
     return torch.stack([logits[index] for index in range(len(documents))])
 
@@ -131,8 +131,7 @@ def token_logits(
     these, fp32."""
     for indices, batch in streams(documents, **limits):
         scored_M = batch.weights.nonzero().squeeze(1)
-        h_NC = model.trunk(batch.tokens_N, batch.positions_N, batch.types_N, batch.docs)
-        yield indices, batch, scored_M, model.head(h_NC[scored_M]).float()
+        yield indices, batch, scored_M, model.head(hidden(model, batch, scored_M)).float()
 
 
 def evaluate_masked(model: Model, split: Split, labels: Sequence[str], **limits: Any) -> Judged:
@@ -145,12 +144,12 @@ def evaluate_masked(model: Model, split: Split, labels: Sequence[str], **limits:
         perplexity.update(loss_sum, len(labels_M))
         hits += int((chosen_M == labels_M).sum())
         counts = [np.count_nonzero(split.documents[index].weights) for index in indices]
-        for index, hidden, chosen in zip(
+        for index, labels_T, chosen in zip(
             indices, labels_M.split(counts), chosen_M.split(counts), strict=True
         ):
             rows[index] = {
                 "row_id": split.documents[index].row_id,
-                "hidden": [labels[id_] for id_ in hidden.tolist()],
+                "hidden": [labels[id_] for id_ in labels_T.tolist()],
                 "predicted": [labels[id_] for id_ in chosen.tolist()],
             }
     values = perplexity.compute()

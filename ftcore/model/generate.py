@@ -59,8 +59,8 @@ def _greedy(
         docs = Docs.from_lengths([len(tokens) for tokens in new_tokens], device)
         tokens_N = torch.tensor([token for tokens in new_tokens for token in tokens], device=device)
         types_N = torch.zeros_like(tokens_N)
-        h_NC = model.trunk(tokens_N, cache.extend(docs), types_N, docs, cache.layers)
-        best = model.head(h_NC[docs.last_B()]).argmax(-1).tolist()
+        inputs = (tokens_N, cache.extend(docs), types_N, docs, cache.layers)
+        best = model.head(model.trunk(*inputs, docs.last_B())).argmax(-1).tolist()
         for prompt, token in zip(running, best, strict=True):
             answers[prompt].append(token)
         rows = [row for row, token in enumerate(best) if token not in stop_ids]

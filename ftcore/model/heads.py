@@ -1,7 +1,7 @@
 """What sits on the transformer: the (masked) LM head, the tagger and the sequence classifier.
 
-A head never sees rows that are not scored: the LM head and the tagger get the M selected rows of
-the stream, the classifier one pooled row per document.
+A head never sees rows that are not scored, nor does the last layer compute them: the LM head and
+the tagger get the M selected rows of the stream, the classifier those that it pools.
 """
 
 from typing import Literal
@@ -116,25 +116,30 @@ class ClassificationHead(nn.Module):
         self.transform = Transform(spec) if spec.pooler == "transform" else nn.Identity()
         self.classifier = Linear(C, num_labels, bias=not spec.is_causal)
 
-    def pool(self, h_NC: Tensor, docs: Docs) -> Tensor:
-        """pooled_BC, one row per document."""
+    def rows(self, docs: Docs) -> Tensor | None:
+        """rows_B of the stream that this head reads; None: all."""
         if self.pooling == "mean":
-            pooled_BC = torch.stack([h_TC.mean(0) for h_TC in h_NC.split(docs.lengths)])
-        else:
-            pooled_BC = h_NC[docs.last_B() if self.pooling == "last" else docs.first_B()]
+            return None
+        return docs.last_B() if self.pooling == "last" else docs.first_B()
+
+    def pool(self, h_MC: Tensor, docs: Docs) -> Tensor:
+        """pooled_BC, one row per document."""
+        pooled_BC = h_MC
+        if self.pooling == "mean":
+            pooled_BC = torch.stack([h_TC.mean(0) for h_TC in h_MC.split(docs.lengths)])
         if self.pooler is not None:
             pooled_BC = self.activation(self.pooler(pooled_BC))
         return dropout(self.transform(pooled_BC), self.dropout, is_training=self.training)
 
-    def forward(self, h_NC: Tensor, docs: Docs) -> Tensor:
-        """logits_BK, compute dtype."""
-        return self.classifier(self.pool(h_NC, docs))
+    def forward(self, h_MC: Tensor, docs: Docs) -> Tensor:
+        """logits_BK, compute dtype; h_MC are the hidden states of `rows`."""
+        return self.classifier(self.pool(h_MC, docs))
 
     def loss(
-        self, h_NC: Tensor, docs: Docs, labels_B: Tensor, weights_B: Tensor
+        self, h_MC: Tensor, docs: Docs, labels_B: Tensor, weights_B: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Cross-entropy of the documents as (sum, weight)."""
-        return _loss(self.classifier, self.pool(h_NC, docs), labels_B, weights_B)
+        return _loss(self.classifier, self.pool(h_MC, docs), labels_B, weights_B)
 
 
 CLASSIFIERS = {"classify": ClassificationHead, "tag": TokenHead}

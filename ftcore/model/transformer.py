@@ -1,7 +1,7 @@
 """The packed transformer: encoder or decoder, one flat stream of documents, no padding, no mask.
 
-Letters: N tokens of the stream, C width, H query heads, G key/value heads, D head width, F MLP
-width, V vocabulary, L layers.
+Letters: N tokens of the stream, M rows of it that are asked for, C width, H query heads, G
+key/value heads, D head width, F MLP width, V vocabulary, L layers.
 
 norm_first (GPT family)     h = h + attn(norm(h));  h = h + mlp(norm(h));  out = norm(h)
 norm_last (BERT family)     h = norm(h + attn(h));  h = norm(h + mlp(h));  out = h
@@ -74,6 +74,11 @@ def norm(spec: ModelSpec) -> nn.Module:
     return kind(spec.hidden_size, spec)
 
 
+def chosen(x_N: Tensor, rows_M: Tensor | None) -> Tensor:
+    """These rows of the stream; None: all."""
+    return x_N if rows_M is None else x_N.index_select(0, rows_M)
+
+
 class Attention(nn.Module):
     """Grouped-query self-attention over the stream's documents, in layer `index` of the model."""
 
@@ -95,7 +100,12 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(D, spec) if spec.qk_norm else nn.Identity()
 
     def forward(
-        self, x_NC: Tensor, cos_sin_2NE: Tensor | None, docs: Docs, slab: LayerSlab | None
+        self,
+        x_NC: Tensor,
+        cos_sin_2NE: Tensor | None,
+        docs: Docs,
+        slab: LayerSlab | None,
+        rows_M: Tensor | None,
     ) -> Tensor:
         q_NHD = self.q_norm(self.q_proj(x_NC).unflatten(-1, (-1, self.head_dim)))
         k_NGD = self.k_norm(self.k_proj(x_NC).unflatten(-1, (-1, self.head_dim)))
@@ -106,7 +116,7 @@ class Attention(nn.Module):
             o_NHD = attention(q_NHD, k_NGD, v_NGD, docs, is_causal=self.is_causal, **self.rule)
         else:
             o_NHD = slab.attend(q_NHD, k_NGD, v_NGD, docs, **self.rule)
-        return self.o_proj(o_NHD.flatten(1))
+        return self.o_proj(chosen(o_NHD, rows_M).flatten(1))
 
 
 ACTIVATIONS = {"gelu": F.gelu, "gelu_tanh": partial(F.gelu, approximate="tanh")}
@@ -152,17 +162,24 @@ class Block(nn.Module):
         self.mlp_output_norm = norm(spec) if spec.output_norms else nn.Identity()
 
     def forward(
-        self, h_NC: Tensor, cos_sin_2NE: Tensor | None, docs: Docs, slab: LayerSlab | None
+        self,
+        h_NC: Tensor,
+        cos_sin_2NE: Tensor | None,
+        docs: Docs,
+        slab: LayerSlab | None,
+        rows_M: Tensor | None = None,
     ) -> Tensor:
+        """h_MC: all rows are attended to, and those of `rows_M` (None: all) are computed."""
+        x_NC = self.input_layernorm(h_NC) if self.norm_first else h_NC
+        attended_MC = self.self_attn(x_NC, cos_sin_2NE, docs, slab, rows_M)
+        h_MC = chosen(h_NC, rows_M)
         if not self.norm_first:
-            attended_NC = self.self_attn(h_NC, cos_sin_2NE, docs, slab)
-            h_NC = self.input_layernorm(h_NC + self._drop(attended_NC))
-            return self.post_attention_layernorm(h_NC + self._drop(self.mlp(h_NC)))
-        attended_NC = self.self_attn(self.input_layernorm(h_NC), cos_sin_2NE, docs, slab)
-        summed_NC = h_NC + self._drop(self.attn_output_norm(attended_NC))
-        mlp_input_NC = h_NC if self.is_parallel else summed_NC
-        mlp_NC = self.mlp(self.post_attention_layernorm(mlp_input_NC))
-        return summed_NC + self._drop(self.mlp_output_norm(mlp_NC))
+            h_MC = self.input_layernorm(h_MC + self._drop(attended_MC))
+            return self.post_attention_layernorm(h_MC + self._drop(self.mlp(h_MC)))
+        summed_MC = h_MC + self._drop(self.attn_output_norm(attended_MC))
+        mlp_input_MC = h_MC if self.is_parallel else summed_MC
+        mlp_MC = self.mlp(self.post_attention_layernorm(mlp_input_MC))
+        return summed_MC + self._drop(self.mlp_output_norm(mlp_MC))
 
     def _drop(self, x_NC: Tensor) -> Tensor:
         return dropout(x_NC, self.dropout, is_training=self.training)
@@ -217,15 +234,18 @@ class Transformer(nn.Module):
         types_N: Tensor,
         docs: Docs,
         slabs: list[LayerSlab] | None = None,
+        rows_M: Tensor | None = None,
     ) -> Tensor:
-        """Hidden states of every token.
+        """Hidden states of every token, or of those that are asked for.
 
         tokens_N        int64 ids in [0, V)
         positions_N     int64, restarting at 0 in every document
         types_N         int64 segment of each token; unread where the family has no segments
         docs            borders of the documents
         slabs           one per layer while generating (cache.py), else None
-        returns         h_NC, compute dtype
+        rows_M          int64 rows of the stream; None: all. The last layer computes no others, once
+                        they have been attended to
+        returns         h_MC, compute dtype
         raises          ModelError: a document is longer than the learned positions
         """
         if self.embed_positions is not None and max(docs.lengths) > self.spec.max_positions:
@@ -236,6 +256,8 @@ class Transformer(nn.Module):
         h_NC = self.embed(tokens_N, positions_N, types_N)
         slabs = slabs or [None] * len(self.layers)
         angles = self.angles(positions_N, h_NC.dtype)
-        for layer, cos_sin_2NE, slab in zip(self.layers, angles, slabs, strict=True):
-            h_NC = layer(h_NC, cos_sin_2NE, docs, slab)
+        rows = [None] * (len(self.layers) - 1) + [rows_M]
+        for layer, *arguments in zip(self.layers, angles, slabs, rows, strict=True):
+            cos_sin_2NE, slab, layer_rows_M = arguments
+            h_NC = layer(h_NC, cos_sin_2NE, docs, slab, layer_rows_M)
         return h_NC if self.norm is None else self.norm(h_NC)

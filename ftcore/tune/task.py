@@ -18,34 +18,40 @@ from ftcore.model.heads import ClassificationHead, LMHead, Model, ModelTask, Tok
 Task = Callable[[Model, Batch], tuple[Tensor, Tensor]]
 
 
+def hidden(model: Model, batch: Batch, rows_M: Tensor | None) -> Tensor:
+    """h_MC, hidden states of these rows of the stream; None: of all."""
+    inputs = (batch.tokens_N, batch.positions_N, batch.types_N, batch.docs)
+    return model.trunk(*inputs, rows_M=rows_M)
+
+
 def token_labels(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
     """Cross-entropy of a label per token, on the positions that are supervised: the next token, a
     masked one, or the token's tag."""
     assert isinstance(model.head, LMHead | TokenHead)
     scored_M = batch.weights.nonzero().squeeze(1)
-    h_NC = model.trunk(batch.tokens_N, batch.positions_N, batch.types_N, batch.docs)
-    return model.head.loss(h_NC[scored_M], batch.labels[scored_M], batch.weights[scored_M])
+    h_MC = hidden(model, batch, scored_M)
+    return model.head.loss(h_MC, batch.labels[scored_M], batch.weights[scored_M])
 
 
 def classification(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
     """Cross-entropy of each document's class; where it has several, of each class being there or
     not, averaged over the classes."""
     assert isinstance(model.head, ClassificationHead)
-    h_NC = model.trunk(batch.tokens_N, batch.positions_N, batch.types_N, batch.docs)
+    h_MC = hidden(model, batch, model.head.rows(batch.docs))
     if batch.labels.ndim == 2:
-        logits_BK = at_least_fp32(model.head(h_NC, batch.docs))
+        logits_BK = at_least_fp32(model.head(h_MC, batch.docs))
         nll_BK = F.binary_cross_entropy_with_logits(
             logits_BK, batch.labels.to(logits_BK), reduction="none"
         )
         return weighted(nll_BK.mean(1), batch)
-    return model.head.loss(h_NC, batch.docs, batch.labels, batch.weights)
+    return model.head.loss(h_MC, batch.docs, batch.labels, batch.weights)
 
 
 def regression(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
     """Squared error of each document's score."""
     assert isinstance(model.head, ClassificationHead)
-    h_NC = model.trunk(batch.tokens_N, batch.positions_N, batch.types_N, batch.docs)
-    scores_B = at_least_fp32(model.head(h_NC, batch.docs)).squeeze(1)
+    h_MC = hidden(model, batch, model.head.rows(batch.docs))
+    scores_B = at_least_fp32(model.head(h_MC, batch.docs)).squeeze(1)
     return weighted((scores_B - batch.labels.to(scores_B)).square(), batch)
 
 

@@ -54,8 +54,10 @@ def ours(folder: Path, task: str, precision: str) -> Side:
     loaded = time.perf_counter()
     batch = collate([Encoded("0", np.array(TOKENS, dtype=np.int32), labels=0)])
     with torch.inference_mode():
-        h_NC = model.trunk(batch.tokens_N, batch.positions_N, batch.types_N, batch.docs)
-        logits = model.head(h_NC, batch.docs) if task == "classify" else model.head(h_NC)
+        rows_B = model.head.rows(batch.docs) if task == "classify" else None
+        inputs = (batch.tokens_N, batch.positions_N, batch.types_N, batch.docs)
+        h_MC = model.trunk(*inputs, rows_M=rows_B)
+        logits = model.head(h_MC, batch.docs) if task == "classify" else model.head(h_MC)
     return times(started, imported, loaded) | {"logits": logits[-1, :SHOWN].tolist()}
 
 

@@ -243,7 +243,8 @@ def test_other_libraries_load_a_run(
             ids = tokenizer.encode(text).ids_T.tolist()
             h_NC, docs = hidden(loaded, ids)
             by_token = kind in ("sft", "tags", "masked")
-            ours = loaded.model.head(h_NC) if by_token else loaded.model.head(h_NC, docs)
+            inputs = (h_NC,) if by_token else (h_NC[docs.first_B()], docs)
+            ours = loaded.model.head(*inputs)
             theirs = other(torch.tensor([ids])).logits
             assert (ours - theirs.reshape_as(ours)).abs().max() < 1e-4
     if method == "full":

@@ -31,7 +31,8 @@ def layer_states(model: Model, tokens: list[list[int]], types: list[list[int]]) 
         h_NC = model.trunk(tokens_N, docs.positions_N(), types_N, docs)
         states[-1] = h_NC
         if isinstance(model.head, ClassificationHead):
-            states.append(model.head(h_NC, docs))
+            rows_B = model.head.rows(docs)
+            states.append(model.head(h_NC if rows_B is None else h_NC[rows_B], docs))
         elif model.head is not None:
             states.append(model.head(h_NC))
     return states
@@ -190,6 +191,26 @@ def test_other_documents_change_no_bit(kind, hf, documents, task_of_kind) -> Non
         after = layer_states(model, mixed, types)[-1]
         assert torch.equal(before[doc_N != changed], after[doc_N != changed])
         assert not torch.equal(before[doc_N == changed], after[doc_N == changed])
+
+
+def test_the_last_layer_computes_what_is_asked_for(kind, hf, documents, task_of_kind) -> None:
+    """The same values and gradients as when all rows are computed; its MLP sees no others."""
+    model = load_model(hf(kind)[1], task=task_of_kind(kind), dtype=torch.float64).model
+    lengths = [5, 1, 9]
+    docs, tokens_N = Docs.from_lengths(lengths), torch.tensor(sum(documents(lengths), []))
+    inputs = (tokens_N, docs.positions_N(), torch.zeros_like(tokens_N), docs)
+    rows_M = torch.tensor([13, 0, 4])
+    seen: list[int] = []
+    model.trunk.layers[-1].mlp.register_forward_hook(lambda m, args, out: seen.append(len(out)))
+    found = []
+    for h_MC in (model.trunk(*inputs)[rows_M], model.trunk(*inputs, rows_M=rows_M)):
+        weights_M1 = torch.tensor([[1.0], [-2.0], [0.5]])
+        (h_MC.square() * weights_M1).sum().backward()
+        grads = {n: p.grad.clone() for n, p in model.trunk.named_parameters()}
+        model.zero_grad()
+        found.append((h_MC.detach(), grads))
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-12)
+    assert seen == [15, 3]
 
 
 def test_a_real_bert_embeds_real_sentences(data_dir) -> None:

@@ -67,8 +67,10 @@ def logits(model: Model) -> Tensor:
     docs = Docs.from_lengths([len(ids) for ids in DOCS])
     positions_N = torch.cat([torch.arange(len(ids)) for ids in DOCS])
     tokens_N = torch.cat([torch.tensor(ids) for ids in DOCS])
-    h_NC = model.trunk(tokens_N, positions_N, torch.zeros_like(tokens_N), docs)
-    return model.head(h_NC) if hasattr(model.head, "lm_head") else model.head(h_NC, docs)
+    inputs = (tokens_N, positions_N, torch.zeros_like(tokens_N), docs)
+    if hasattr(model.head, "lm_head"):
+        return model.head(model.trunk(*inputs))
+    return model.head(model.trunk(*inputs, rows_M=model.head.rows(docs)), docs)
 
 
 @torch.no_grad()

@@ -118,7 +118,8 @@ def test_classification_is_weighted_cross_entropy(tiny_model: Callable, rows: Ca
     model, batch = tiny_model("bert"), collate(rows("bert", 5))
     loss, weight = classification(model, batch)
     h_NC = model.trunk(batch.tokens_N, batch.positions_N, batch.types_N, batch.docs)
-    nll_B = F.cross_entropy(model.head(h_NC, batch.docs), batch.labels, reduction="none")
+    logits_BK = model.head(h_NC[batch.docs.first_B()], batch.docs)
+    nll_B = F.cross_entropy(logits_BK, batch.labels, reduction="none")
     torch.testing.assert_close(loss, (nll_B * batch.weights).sum(), rtol=1e-5, atol=0)
     assert weight.item() == batch.weights.sum().item() != 5
 
@@ -132,7 +133,7 @@ def test_several_labels_are_weighted_binary_cross_entropy(
     batch = collate(documents)
     total, weight = loss(model, batch)
     h_NC = model.trunk(batch.tokens_N, batch.positions_N, batch.types_N, batch.docs)
-    p_BK = model.head(h_NC, batch.docs).sigmoid()
+    p_BK = model.head(h_NC[batch.docs.first_B()], batch.docs).sigmoid()
     nll_BK = -torch.where(batch.labels > 0, p_BK.log(), (1 - p_BK).log())
     torch.testing.assert_close(total, (nll_BK.mean(1) * batch.weights).sum(), rtol=1e-5, atol=0)
     assert weight.item() == batch.weights.sum().item() != 5
@@ -143,7 +144,7 @@ def test_regression_is_weighted_squared_error(tiny_model: Callable, rows: Callab
     batch = collate([replace(row, labels=row.labels - 0.75) for row in rows("bert", 5)])
     total, weight = regression(model, batch)
     h_NC = model.trunk(batch.tokens_N, batch.positions_N, batch.types_N, batch.docs)
-    errors_B = model.head(h_NC, batch.docs)[:, 0] - batch.labels
+    errors_B = model.head(h_NC[batch.docs.first_B()], batch.docs)[:, 0] - batch.labels
     expected = (errors_B.double() ** 2 * batch.weights).sum().float()
     torch.testing.assert_close(total, expected, rtol=1e-5, atol=0)
     assert weight.item() == batch.weights.sum().item()
