@@ -20,7 +20,7 @@ PRESETS: dict[str, dict[str, dict[str, dict[str, object]]]] = {
             "peft": {"method": "lora", "rank": 16, "alpha": 32.0},
             "optim": {"lr": 1e-3, "batch_size": 8, "loraplus_lr_ratio": 10.0},
             "schedule": {"shape": "cosine", "warmup": 0.05},
-            "loop": {"epochs": 1.0, "eval_every": 700, "save_every": 700},
+            "loop": {"epochs": 1.2, "eval_every": 700, "save_every": 700},
             "eval": {"intent_field": "intent"},
         },
     },
