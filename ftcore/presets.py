@@ -14,13 +14,13 @@ PRESETS: dict[str, dict[str, dict[str, dict[str, object]]]] = {
         },
     },
     "sft": {
-        # `python train.py` and nothing else: LoRA on the built-in base and chat data.
+        # `python train.py` and nothing else: LoRA and the norms of the built-in base, chat data.
         "assistant": {
             "data": dict.fromkeys(("train", "dev", "test"), ["builtin:chat"]),
-            "peft": {"method": "lora", "rank": 16, "alpha": 32.0},
+            "peft": {"method": "lora", "rank": 16, "alpha": 32.0, "extra_modules": ["*norm*"]},
             "optim": {"lr": 1e-3, "batch_size": 8, "loraplus_lr_ratio": 10.0},
             "schedule": {"shape": "cosine", "warmup": 0.05},
-            "loop": {"epochs": 1.2, "eval_every": 700, "save_every": 700},
+            "loop": {"epochs": 1.1, "eval_every": 700, "save_every": 700},
             "eval": {"intent_field": "intent"},
         },
     },
