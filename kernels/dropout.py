@@ -27,8 +27,8 @@ def draw_keep(x: Tensor, p: float) -> Tensor:
     """1 for each value of `x` that is kept and 0 for the others, in the dtype of x."""
     words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
     shorts = words.view(torch.int16)[: x.numel()].view(x.shape)
-    # cost: a comparison into bool, and then a product with it, take three times as long
     dropped = min(round(p * 2**16), 2**16 - 1)  # of the 2^16 values of a short
+    # cost: a comparison into bool, and then a product with it, take three times as long
     return torch.ge(shorts, dropped - 2**15, out=torch.empty_like(x))
 
 

@@ -144,12 +144,12 @@ def evaluate_masked(model: Model, split: Split, labels: Sequence[str], **limits:
         perplexity.update(loss_sum, len(labels_M))
         hits += int((chosen_M == labels_M).sum())
         counts = [np.count_nonzero(split.documents[index].weights) for index in indices]
-        for index, labels_T, chosen in zip(
+        for index, truth, chosen in zip(
             indices, labels_M.split(counts), chosen_M.split(counts), strict=True
         ):
             rows[index] = {
                 "row_id": split.documents[index].row_id,
-                "hidden": [labels[id_] for id_ in labels_T.tolist()],
+                "hidden": [labels[id_] for id_ in truth.tolist()],
                 "predicted": [labels[id_] for id_ in chosen.tolist()],
             }
     values = perplexity.compute()

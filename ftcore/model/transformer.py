@@ -167,7 +167,7 @@ class Block(nn.Module):
         cos_sin_2NE: Tensor | None,
         docs: Docs,
         slab: LayerSlab | None,
-        rows_M: Tensor | None = None,
+        rows_M: Tensor | None,
     ) -> Tensor:
         """h_MC: all rows are attended to, and those of `rows_M` (None: all) are computed."""
         x_NC = self.input_layernorm(h_NC) if self.norm_first else h_NC
@@ -256,8 +256,7 @@ class Transformer(nn.Module):
         h_NC = self.embed(tokens_N, positions_N, types_N)
         slabs = slabs or [None] * len(self.layers)
         angles = self.angles(positions_N, h_NC.dtype)
-        rows = [None] * (len(self.layers) - 1) + [rows_M]
-        for layer, *arguments in zip(self.layers, angles, slabs, rows, strict=True):
-            cos_sin_2NE, slab, layer_rows_M = arguments
-            h_NC = layer(h_NC, cos_sin_2NE, docs, slab, layer_rows_M)
+        asked = [None] * (len(self.layers) - 1) + [rows_M]
+        for layer, cos_sin_2NE, slab, rows in zip(self.layers, angles, slabs, asked, strict=True):
+            h_NC = layer(h_NC, cos_sin_2NE, docs, slab, rows)
         return h_NC if self.norm is None else self.norm(h_NC)
