@@ -170,7 +170,10 @@ class _AttendBlock(torch.autograd.Function):
         do_PZD = _to_block(do_NHD, group, G, is_gradient=True)
         dv_PTD = torch.bmm(p_PZT.transpose(1, 2), do_PZD)
         dp_PZT = torch.bmm(do_PZD, v_PTD.transpose(1, 2))
-        ds_PZT = torch._softmax_backward_data(dp_PZT, p_PZT, -1, p_PZT.dtype).mul_(ctx.rule.scale)
+        # cost: as in forward; below 32 keys torch's bf16 form takes 4 to 10 times as long
+        wide = torch.promote_types(p_PZT.dtype, torch.float32)
+        ds_PZT = torch._softmax_backward_data(dp_PZT.to(wide), p_PZT.to(wide), -1, wide)
+        ds_PZT = ds_PZT.mul_(ctx.rule.scale).to(p_PZT.dtype)
         if slope_PZT is not None:
             ds_PZT *= slope_PZT
         dq_PZD = torch.bmm(ds_PZT, k_PTD)
@@ -235,26 +238,34 @@ def attention(
 
     q_NHD           queries, compute dtype
     k_NGD, v_NGD    keys and values, same dtype; H must be a multiple of G
-    docs            borders of the documents; their lengths add up to N
+    docs            borders of the documents; N is their tokens, or `num_rows`
     is_causal       a token sees itself and earlier tokens of its document, else all of them
     scale           factor on the scores; default D ** -0.5
     window          a token sees those fewer than `window` positions away; None: all of them
     softcap         bounds the scores smoothly to (-softcap, softcap); None: they are not bounded
-    returns         o_NHD, compute dtype
+    returns         o_NHD, compute dtype; zero in rows past the documents
     raises          ValueError: N is not the plan's, or H is not a multiple of G
     """
     N, H, D = q_NHD.shape
-    if docs.num_tokens != N or k_NGD.shape[0] != N:
-        raise ValueError(f"docs plans {docs.num_tokens} tokens, q has {N}, k {k_NGD.shape[0]}")
+    if N not in (docs.num_tokens, docs.num_rows) or k_NGD.shape[0] != N:
+        raise ValueError(
+            f"docs plans {docs.num_tokens} tokens in {docs.num_rows} rows, q has {N},"
+            f" k {k_NGD.shape[0]}"
+        )
     if H % k_NGD.shape[1]:
         raise ValueError(f"{H} query heads are not a multiple of {k_NGD.shape[1]} key heads")
     rule = _Rule(is_causal, D**-0.5 if scale is None else scale, window, softcap)
     streams = (q_NHD, k_NGD, v_NGD)
-    if docs.order_N is not None:
-        streams = tuple(_Gather.apply(x_N, docs.order_N) for x_N in streams)
+    order_N = docs.order_N
+    if order_N is not None:
+        order_N = torch.cat([order_N, torch.arange(docs.num_tokens, N, device=q_NHD.device)])
+        streams = tuple(_Gather.apply(x_N, order_N) for x_N in streams)
     # cost: split, not a slice for each group, whose gradient would be a zeroed stream of its own
-    sizes = [group.num_tokens for group in docs.groups]
-    parts = zip(*(x_N.split(sizes) for x_N in streams), docs.groups, strict=True)
-    outputs = [_attend_group(*part, rule) for part in parts]
-    o_NHD = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-    return o_NHD if docs.order_N is None else _Scatter.apply(o_NHD, docs.order_N)
+    sizes = [*(group.num_tokens for group in docs.groups), N - docs.num_tokens]
+    parts = zip(*(x_N.split(sizes) for x_N in streams), strict=True)
+    outputs = [
+        _attend_group(*part, group, rule) for part, group in zip(parts, docs.groups, strict=False)
+    ]
+    outputs.append(q_NHD.new_zeros(sizes[-1], H, v_NGD.shape[-1]))
+    o_NHD = torch.cat(outputs)
+    return o_NHD if order_N is None else _Scatter.apply(o_NHD, order_N)

@@ -3,21 +3,28 @@
 A batch of B documents of lengths T_0 .. T_{B-1} is one stream of N = sum T_b tokens. `Docs` is
 built once per batch and read by every attention call of every layer.
 
-The CPU path of attention wants few large matrix products, and little filling. Measured in bf16,
-forward and backward: a stream of few short documents is fastest as one (B, T) block, documents up
-to 128 tokens of a longer stream scattered into a block for each class of length, longer ones alone,
-or with neighbours of equal length as a view. A stream of equal lengths needs no copy at all.
+The CPU path of attention wants few matrix products, little filling, and few shapes: oneDNN compiles
+the code of every shape of a product anew, for 0.3 to 0.6 ms and 0.7 MiB. So documents share blocks
+with others of about their length, and the length of a block is rounded up; so is the number of rows
+that a stream has in the layers' products (`rounded`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
 
-SCATTER_LENGTHS = (16, 32, 64, 128)  # tokens; longest document of each shared block
-ONE_BLOCK = 1024  # tokens, filling included; short documents that fit are one shared block
+LONG = 512  # tokens; longer documents are blocks as they are, with others of their very length
+BLOCK_COST = 6144  # scores of a head that take as long as one more block
+BLOCK_SCORES = 2**16  # of a head, in a block of several documents: more would leave the cache
+
+
+def rounded(count: int, steps: int) -> int:
+    """`count` up to the next of `steps` sizes in every octave, all of them multiples of 8."""
+    grain = max(8, (1 << (count - 1).bit_length() - 1) // steps if count > 1 else 8)
+    return -(-count // grain) * grain
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +87,12 @@ class Docs:
         """N, the length of the stream in tokens."""
         return sum(self.lengths)
 
+    @property
+    def num_rows(self) -> int:
+        """Rows of the stream in the products of a CPU: N rounded up. Those past the last document
+        belong to none, and nobody reads them."""
+        return rounded(self.num_tokens, 16)
+
     def positions_N(self) -> Tensor:
         """int64 position of each token inside its document: 0 .. T_b - 1, restarting."""
         device = self.cu_seqlens_B1.device
@@ -109,34 +122,58 @@ class Docs:
 def _plan_groups(
     lengths: tuple[int, ...], borders: list[int], device: torch.device | str
 ) -> tuple[tuple[Group, ...], Tensor | None]:
-    """Short documents in blocks by class of length; runs of equal long ones as views."""
-    all_equal = len(set(lengths)) == 1  # one run, a plain view
-    classes = SCATTER_LENGTHS
-    if len(lengths) * min(max(lengths), classes[-1]) <= ONE_BLOCK:
-        classes = classes[-1:]
-    short: dict[int, list[int]] = {longest: [] for longest in classes}
-    runs: list[list[int]] = []
-    for b, length in enumerate(lengths):
-        longest = next((longest for longest in short if length <= longest), None)
-        if longest is not None and not all_equal:
-            short[longest].append(b)
-        elif runs and runs[-1][-1] == b - 1 and lengths[b - 1] == length:
-            runs[-1].append(b)
-        else:
-            runs.append([b])
-    groups = [Group(len(run), lengths[run[0]], len(run) * lengths[run[0]]) for run in runs]
-    order = [torch.arange(borders[r[0]], borders[r[-1] + 1], device=device) for r in runs]
-    for members in filter(None, short.values()):
-        lengths_B = torch.tensor([lengths[b] for b in members], device=device)
-        starts_B = torch.tensor([borders[b] for b in members], device=device)
-        column_T = torch.arange(int(lengths_B.max()), device=device)
+    """Documents in blocks, the longest first, and the rows of the stream in that order."""
+    groups, order = [], []
+    for length, members in _blocks(lengths):
+        lengths_B = torch.tensor([lengths[b] for b in members])
+        starts_B = torch.tensor([borders[b] for b in members])
+        column_T = torch.arange(length)
         inside_BT = column_T[None] < lengths_B[:, None]
-        first_slots_B = torch.arange(len(members), device=device) * len(column_T)
+        first_slots_B = torch.arange(len(members)) * length
         slots_N = (first_slots_B[:, None] + column_T)[inside_BT]
         order.append((starts_B[:, None] + column_T)[inside_BT])
         first_B1 = (lengths_B.cumsum(0) - lengths_B)[:, None]
         rows = torch.where(inside_BT, first_B1 + column_T, first_B1).flatten()
-        form = len(members), len(column_T), len(slots_N)
-        is_full = len(slots_N) == len(rows)
-        groups.append(Group(*form) if is_full else Group(*form, slots_N, rows, lengths_B))
-    return tuple(groups), None if len(groups) == 1 else torch.cat(order)
+        form = len(members), length, len(slots_N)
+        filling = () if len(slots_N) == len(rows) else (slots_N, rows, lengths_B)
+        groups.append(Group(*form, *(tensor.to(device) for tensor in filling)))
+    is_sorted = all(a >= b for a, b in pairwise(lengths))
+    return tuple(groups), None if is_sorted else torch.cat(order).to(device)
+
+
+def _blocks(lengths: tuple[int, ...]) -> Iterator[tuple[int, list[int]]]:
+    """Blocks as their length and their documents, in descending order of both."""
+    classes: dict[int, list[int]] = {}
+    for b in sorted(range(len(lengths)), key=lambda b: -lengths[b]):
+        length = lengths[b] if lengths[b] > LONG else rounded(lengths[b], 8)
+        classes.setdefault(length, []).append(b)
+    sizes = list(classes)
+    short = [length for length in sizes if length <= LONG]
+    for length in sizes[: len(sizes) - len(short)]:
+        yield length, classes[length]
+    for first, past in _cheapest([(length, len(classes[length])) for length in short]):
+        members = [b for length in short[first:past] for b in classes[length]]
+        most = max(1, BLOCK_SCORES // short[first] ** 2)
+        for start in range(0, len(members), most):
+            yield short[first], members[start : start + most]
+
+
+def _cheapest(classes: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Which neighbours among classes of (length, documents), the longest first, share blocks.
+
+    returns     first and past of each run of classes; the least cost of all ways to cut them
+    """
+    best = [(0, 0)]  # least cost of the first so many classes, and where their last run starts
+    for past in range(1, len(classes) + 1):
+        ways, count = [], 0
+        for first in reversed(range(past)):
+            length, documents = classes[first]
+            count += documents
+            ways.append((best[first][0] + BLOCK_COST + count * length**2, first))
+        best.append(min(ways))
+    runs, past = [], len(classes)
+    while past:
+        first = best[past][1]
+        runs.append((first, past))
+        past = first
+    return runs[::-1]

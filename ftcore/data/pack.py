@@ -108,7 +108,7 @@ def pack(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
 
     lengths     tokens of each document
     max_tokens  budget of one stream; a longer document gets a stream of its own
-    returns     streams as lists of indices into `lengths`, in input order inside a stream
+    returns     streams as lists of indices into `lengths`, the longest document of each first
     cost        O(n log n) for n documents and a scan over the open streams for each
     """
     streams: list[list[int]] = []
@@ -122,4 +122,4 @@ def pack(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
         else:
             streams.append([index])
             free.append(max_tokens - lengths[index])
-    return [sorted(stream) for stream in streams]
+    return streams

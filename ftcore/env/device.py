@@ -1,9 +1,11 @@
 """Device, threads, memory and compute dtype, resolved once from what the user says."""
 
 import ctypes
+import mmap
 import os
 
 import torch
+from torch import Tensor
 
 from ftcore.errors import ConfigError
 
@@ -45,3 +47,13 @@ def reuse_across_steps() -> None:
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
         mallopt(M_TOP_PAD, 64 * 2**20)
+
+
+def shared_zeros(count: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
+    """A flat tensor; on a CPU, in memory that processes forked later share with this one.
+
+    An anonymous mapping, since /dev/shm is small in containers.
+    """
+    if torch.device(device).type != "cpu" or not count:
+        return torch.zeros(count, dtype=dtype, device=device)
+    return torch.frombuffer(mmap.mmap(-1, count * dtype.itemsize), dtype=dtype)

@@ -22,7 +22,7 @@ from ftcore.errors import ModelError
 from ftcore.model.cache import LayerSlab
 from ftcore.model.spec import ModelSpec
 from kernels.attention import attention
-from kernels.docs import Docs
+from kernels.docs import Docs, rounded
 from kernels.dropout import dropout
 from kernels.norm import layer_norm, rms_norm
 from kernels.rope import rope, rope_angles
@@ -253,10 +253,18 @@ class Transformer(nn.Module):
                 f"a document has {max(docs.lengths)} tokens, the model has positions for"
                 f" {self.spec.max_positions}: cut it or split it"
             )
+        N = len(tokens_N)
+        M = N if rows_M is None else len(rows_M)
+        if slabs is None and tokens_N.device.type == "cpu":
+            filling = (0, docs.num_rows - N)
+            inputs = (tokens_N, positions_N, types_N)
+            tokens_N, positions_N, types_N = (F.pad(x_N, filling) for x_N in inputs)
+            rows_M = rows_M if rows_M is None else F.pad(rows_M, (0, rounded(M, 16) - M))
         h_NC = self.embed(tokens_N, positions_N, types_N)
         slabs = slabs or [None] * len(self.layers)
         angles = self.angles(positions_N, h_NC.dtype)
         asked = [None] * (len(self.layers) - 1) + [rows_M]
         for layer, cos_sin_2NE, slab, rows in zip(self.layers, angles, slabs, asked, strict=True):
             h_NC = layer(h_NC, cos_sin_2NE, docs, slab, rows)
-        return h_NC if self.norm is None else self.norm(h_NC)
+        h_MC = h_NC[:M]
+        return h_MC if self.norm is None else self.norm(h_MC)

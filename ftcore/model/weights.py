@@ -165,7 +165,10 @@ def hf_tensors(
     tensors = {}
     for hf_name in dict.fromkeys(family.to_hf(name, bare=bare) for name in state):
         parts = [state[name].detach().cpu() for name in family.to_ours(hf_name)]
-        tensors[hf_name] = family.join(hf_name, parts, num_heads).contiguous()
+        tensor = family.join(hf_name, parts, num_heads).contiguous()
+        # HF: its writer refuses a view of a larger storage, which a trained parameter may be
+        is_whole = tensor.untyped_storage().nbytes() == tensor.nbytes
+        tensors[hf_name] = tensor if is_whole else tensor.clone()
     return tensors
 
 

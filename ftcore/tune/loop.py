@@ -16,7 +16,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from ftcore.config import LoopConfig, OptimConfig, ScheduleConfig
@@ -80,6 +82,7 @@ class Loop:
             eps=self.optim.eps,
             weight_decay=self.optim.weight_decay,
             lr_ratios={n: self.optim.loraplus_lr_ratio for n in trained if leaf(n) == "lora_b"},
+            rows=read_rows(self.model, self.documents) if self.draw is None else None,
         )
 
     def restore(self, loaded: Loaded | None) -> None:
@@ -170,8 +173,7 @@ class Loop:
         """One optimiser step; returns what is logged of it."""
         started = time.perf_counter()
         step = self.progress.step
-        loss = workers.compute(step)
-        grad_norm = self.optimizer.grad_norm()
+        loss, grad_norm = workers.compute(step)
         rate = learning_rate(
             step,
             peak=self.optim.lr,
@@ -182,7 +184,7 @@ class Loop:
         )
         if math.isfinite(loss) and math.isfinite(grad_norm):
             clip = min(1.0, self.optim.max_grad_norm / (grad_norm + 1e-6))
-            self.optimizer.step(rate, grad_scale=clip)
+            workers.apply(rate, clip)
         else:
             self.progress.skipped_steps += 1
             self._report_skipped(step, loss, grad_norm)
@@ -231,3 +233,19 @@ class Loop:
                 self.checkpoints.mark_best(self.progress.step)
         except CheckpointError as error:
             tqdm.write(f"step {self.progress.step}: not saved: {error}")
+
+
+def read_rows(model: Model, documents: Sequence[Encoded]) -> dict[str, Tensor]:
+    """Rows of the token embeddings that the documents read, by the matrix's name, which from now on
+    has sparse gradients; none where it is frozen, or the head's as well."""
+    embedding = model.trunk.embed_tokens
+    named = model.named_parameters(remove_duplicate=False)
+    owners = [name for name, param in named if param is embedding.weight]
+    if len(owners) > 1 or not embedding.weight.requires_grad:
+        return {}
+    embedding.sparse = True
+    is_read_V = np.zeros(len(embedding.weight), dtype=bool)
+    for document in documents:
+        is_read_V[document.tokens_T] = True
+    rows_L = torch.from_numpy(is_read_V.nonzero()[0])
+    return {owners[0]: rows_L.to(embedding.weight.device)}

@@ -6,8 +6,9 @@
 A trained tensor in a 16-bit dtype has an fp32 master, which alone is updated; the tensor is its
 rounded copy. Its gradient is added into an fp32 buffer after every micro-batch, so accumulation
 loses nothing. A wider tensor is its own master. Frozen tensors have neither state nor buffer.
-No weight decay on tensors of fewer than two axes (norms and biases). LoRA+ is a rate of its own for
-some tensors: B, which starts at zero, bears a higher one than A.
+No weight decay on tensors of fewer than two axes (norms and biases), nor on rows of an embedding
+matrix that the data never read: those stay as they are. LoRA+ is a rate of its own for some
+tensors: B, which starts at zero, bears a higher one than A.
 
 `adamw_step` is the readable form; what runs is torch's fused kernel (5.6 times faster than the
 foreach form on a CPU), proven equal in tests.
@@ -16,10 +17,12 @@ source  Loshchilov and Hutter 2019, arXiv:1711.05101; Hayou et al. 2024, arXiv:2
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor, nn
 
+from ftcore.env.device import shared_zeros
 from ftcore.errors import CheckpointError
 
 
@@ -44,10 +47,18 @@ def adamw_step(
     param.addcdiv_(exp_avg, denominator, value=-lr / (1 - beta1**step))
 
 
+Span = tuple[int, int]  # first and past of some values of a flat tensor
+
+
 class AdamW:
     """The optimiser of one run, of the trained parameters by name.
 
     lr_ratios   learning rate of a parameter over that of the run, where it is not 1
+    rows        int64 rows of a matrix, the only ones that the run reads: its gradient is sparse,
+                and nothing is kept of its other rows
+
+    Masters, both averages and the gradient are each one flat tensor, which processes forked later
+    share; `masters`, `exp_avg`, `exp_avg_sq` and `grads` are views of these by name.
     """
 
     def __init__(
@@ -58,28 +69,84 @@ class AdamW:
         eps: float,
         weight_decay: float,
         lr_ratios: Mapping[str, float] | None = None,
+        rows: Mapping[str, Tensor] | None = None,
     ) -> None:
-        self.params = dict(named)
-        self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
-        self.lr_ratios = lr_ratios or {}
-        self.step_count = 0
-        self.masters = {name: _master_of(param) for name, param in self.params.items()}
-        self.exp_avg = {name: torch.zeros_like(m) for name, m in self.masters.items()}
-        self.exp_avg_sq = {name: torch.zeros_like(m) for name, m in self.masters.items()}
-        self.grads = {name: torch.zeros_like(m) for name, m in self.masters.items()}
-        self.stale: set[str] = set()  # buffers that still hold the last step's gradient
+        self.betas, self.eps, self.rows, self.step_count = betas, eps, rows or {}, 0
+        kinds: dict[tuple[float, float], dict[str, nn.Parameter]] = {}
+        for name, param in named:
+            kind = (lr_ratios or {}).get(name, 1.0), weight_decay if param.dim() >= 2 else 0.0
+            kinds.setdefault(kind, {})[name] = param
+        self.params = {name: param for members in kinds.values() for name, param in members.items()}
+        starts = accumulate((self._shape(name).numel() for name in self.params), initial=0)
+        self.spans: dict[str, Span] = dict(zip(self.params, pairwise(starts), strict=True))
+        self.kinds = {
+            kind: (self.spans[next(iter(members))][0], self.spans[next(reversed(members))][1])
+            for kind, members in kinds.items()
+        }
+        self.master, self.m, self.v, self.gradient = (self.zeros() for _ in range(4))
+        flats = (self.master, self.m, self.v)
+        self.masters, self.exp_avg, self.exp_avg_sq = map(self._named, flats)
+        self.slots = {n: _inverse(rows_L, len(self.params[n])) for n, rows_L in self.rows.items()}
+        self.collect_in(self.gradient)
         for name, param in self.params.items():
-            param.register_post_accumulate_grad_hook(self._accumulate_into(name))
+            self._adopt(name, param)
+            param.register_post_accumulate_grad_hook(self._collector(name))
 
-    def _accumulate_into(self, name: str) -> Callable[[Tensor], None]:
-        """Hook that moves a micro-batch's gradient into the fp32 buffer and frees it."""
+    def _shape(self, name: str) -> torch.Size:
+        """Of what is trained of a parameter."""
+        shape = self.params[name].shape
+        return torch.Size((len(self.rows[name]), *shape[1:])) if name in self.rows else shape
+
+    def zeros(self) -> Tensor:
+        """A flat tensor of what is trained, fp32 or wider."""
+        first = next(iter(self.params.values()))
+        wide = torch.promote_types(first.dtype, torch.float32)
+        return shared_zeros(next(reversed(self.spans.values()))[1], wide, first.device)
+
+    def _named(self, flat: Tensor) -> dict[str, Tensor]:
+        return {
+            name: flat[start:past].view(self._shape(name))
+            for name, (start, past) in self.spans.items()
+        }
+
+    @torch.no_grad()
+    def _adopt(self, name: str, param: nn.Parameter) -> None:
+        """Fill the master of a parameter; where that is as wide, the two become one."""
+        master = self.masters[name]
+        master.copy_(param[self.rows[name]] if name in self.rows else param)
+        if not self.is_rounded(name):
+            param.data = master
+
+    def is_rounded(self, name: str) -> bool:
+        """A parameter is a copy of its master."""
+        return name in self.rows or self.params[name].dtype != self.master.dtype
+
+    def share_params(self) -> None:
+        """Rounded parameters into memory that processes forked later share, as all else is."""
+        for name, param in self.params.items():
+            if self.is_rounded(name):
+                shared = shared_zeros(param.numel(), param.dtype).view(param.shape)
+                param.data = shared.copy_(param.detach())
+
+    def collect_in(self, flat: Tensor) -> None:
+        """Add the gradients of this process into another buffer than `gradient`."""
+        self.grads = self._named(flat)
+        self.stale: set[str] = set()  # buffers that still hold the last step's gradient
+
+    def _collector(self, name: str) -> Callable[[Tensor], None]:
+        """Hook that moves a micro-batch's gradient into the buffer and frees it."""
 
         def hook(param: Tensor) -> None:
-            if name in self.stale:  # cost: one pass, where zeroing and a mixed sum take four
-                self.grads[name].copy_(param.grad)
+            total, grad = self.grads[name], param.grad
+            if grad.is_sparse:
+                self.zero_unreached([name])
+                slots_N = self.slots[name][grad._indices()[0]]
+                total.index_add_(0, slots_N, grad._values().to(total.dtype))
+            elif name in self.stale:  # cost: one pass, where zeroing and a mixed sum take four
+                total.copy_(grad)
                 self.stale.remove(name)
             else:
-                self.grads[name] += param.grad
+                total += grad
             param.grad = None
 
         return hook
@@ -88,51 +155,50 @@ class AdamW:
         """Forget the last step's gradients; called once before a step's first micro-batch."""
         self.stale = set(self.grads)
 
-    def zero_unreached(self) -> None:
-        """Zeros for the tensors that this step's loss did not reach."""
-        for name in self.stale:
+    def zero_unreached(self, names: Iterable[str] | None = None) -> None:
+        """Zeros for the tensors that this step's loss did not reach, of these or of all."""
+        for name in self.stale.intersection(self.params if names is None else names):
             self.grads[name].zero_()
-        self.stale.clear()
+            self.stale.remove(name)
 
-    def add(self, grads: Mapping[str, Tensor]) -> None:
-        """Add gradients that another process computed for the same step."""
-        self.zero_unreached()
-        torch._foreach_add_(list(self.grads.values()), [grads[name] for name in self.grads])
+    def parts(self, count: int) -> list[Span]:
+        """The flat tensors in `count` parts of about equal size, cut between parameters."""
+        pasts = [past for _, past in self.spans.values()]
+        cuts = [min(pasts, key=lambda p: abs(p - pasts[-1] * i / count)) for i in range(1, count)]
+        return list(pairwise([0, *cuts, pasts[-1]]))
 
-    def grad_norm(self) -> float:
-        """Global L2 norm of the accumulated gradient."""
-        self.zero_unreached()
-        norms = torch._foreach_norm(list(self.grads.values()))
-        return torch.stack(norms).norm().item()
+    def square_sum(self, part: Span) -> float:
+        """Squared L2 norm of a part of the accumulated gradient."""
+        return self.gradient[slice(*part)].norm().item() ** 2
 
     @torch.no_grad()
-    def step(self, lr: float, *, grad_scale: float = 1.0) -> None:
-        """Apply the accumulated gradient times `grad_scale` (the clipping factor)."""
-        self.zero_unreached()
+    def step(self, lr: float, part: Span, *, grad_scale: float = 1.0) -> None:
+        """Apply a part of the accumulated gradient times `grad_scale` (the clipping factor)."""
         self.step_count += 1
-        groups: dict[tuple[float, float], list[str]] = {}
-        for name, master in self.masters.items():
-            weight_decay = self.weight_decay if master.dim() >= 2 else 0.0
-            groups.setdefault((self.lr_ratios.get(name, 1.0), weight_decay), []).append(name)
-        for (ratio, weight_decay), names in groups.items():
-            self._update(names, lr * ratio, weight_decay, grad_scale)
-        self._round_masters()
+        for (ratio, weight_decay), (start, past) in self.kinds.items():
+            start, past = max(start, part[0]), min(past, part[1])
+            if start < past:
+                self._update(slice(start, past), lr * ratio, weight_decay, grad_scale)
+        self._round_masters(part)
 
-    def _round_masters(self) -> None:
-        for name, param in self.params.items():
-            if self.masters[name] is not param:
-                param.copy_(self.masters[name])
+    def _round_masters(self, part: Span) -> None:
+        for name, (start, past) in self.spans.items():
+            if part[0] <= start < past <= part[1] and self.is_rounded(name):
+                param, master = self.params[name], self.masters[name]
+                if name in self.rows:
+                    param.index_copy_(0, self.rows[name], master.to(param.dtype))
+                else:
+                    param.copy_(master)
 
-    def _update(self, names: list[str], lr: float, weight_decay: float, grad_scale: float) -> None:
-        masters = [self.masters[name] for name in names]
-        steps = [torch.tensor(float(self.step_count), device=m.device) for m in masters]
+    def _update(self, span: slice, lr: float, weight_decay: float, grad_scale: float) -> None:
+        device = self.master.device
         torch._fused_adamw_(
-            masters,
-            [self.grads[name] for name in names],
-            [self.exp_avg[name] for name in names],
-            [self.exp_avg_sq[name] for name in names],
+            [self.master[span]],
+            [self.gradient[span]],
+            [self.m[span]],
+            [self.v[span]],
             [],
-            steps,
+            [torch.tensor(float(self.step_count), device=device)],
             lr=lr,
             beta1=self.betas[0],
             beta2=self.betas[1],
@@ -140,7 +206,8 @@ class AdamW:
             eps=self.eps,
             amsgrad=False,
             maximize=False,
-            grad_scale=torch.tensor(1 / grad_scale, device=masters[0].device),  # a divisor
+            # a divisor; cost: with None the gradient is not written back
+            grad_scale=None if grad_scale == 1 else torch.tensor(1 / grad_scale, device=device),
         )
 
     def state(self) -> dict[str, dict[str, Tensor]]:
@@ -167,9 +234,10 @@ class AdamW:
         for group, tensors in self.state().items():
             for name, tensor in tensors.items():
                 tensor.copy_(state[group][name])
-        self._round_masters()
+        self._round_masters((0, len(self.master)))
 
 
-def _master_of(param: nn.Parameter) -> Tensor:
-    wide = torch.promote_types(param.dtype, torch.float32)
-    return param if param.dtype == wide else param.detach().to(wide)
+def _inverse(rows_L: Tensor, count: int) -> Tensor:
+    """int64 place in `rows_L` of each of `count` rows; that of another row is 0, and unread."""
+    places = torch.zeros(count, dtype=torch.long, device=rows_L.device)
+    return places.index_copy_(0, rows_L, torch.arange(len(rows_L), device=rows_L.device))

@@ -1,89 +1,119 @@
 """Data parallel training on the cores of one machine: forked processes, a share of the step each.
 
-    parent      the step's number -> every worker
-    worker      its share of the rows -> gradients in its buffers; its loss sum -> parent
-    parent      its own share meanwhile; then it adds the buffers, always in the same order
+    each process    its share of the rows -> gradients in its buffer
+                    its part of the parameters: the sum of all buffers, its squared norm
+                    the parent alone: the norm, and whether and how far to step
+                    its part of the parameters: the optimiser's update
 
 Two cores on halves of a step are faster than two threads inside every operation, which wait for
-each other at the end of each. Parameters and gradient buffers lie in memory that all processes
-share, so the parent's optimiser step needs no message. A step stays a pure function of the state
-before it; another number of cores gives another order of summing, and so other last bits.
+each other at the end of each. All that a step reads and writes lies in memory that the processes
+share; messages are an act's name, a few numbers and its answer, and no process is ahead by more
+than one act. A step stays a pure function of the state before it; another number of cores gives
+another order of summing, and so other last bits.
 """
 
 import ctypes
-import mmap
+import math
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from multiprocessing.connection import Connection
 from typing import Self
 
 import torch
-from torch import Tensor
 
 from ftcore.tune.optim import AdamW
 
 PR_SET_PDEATHSIG = 1  # Linux's prctl.h
 
-# (step, share, shares) -> the share's loss sum, its gradients in the optimiser's buffers.
+# (step, share, shares) -> the share's loss sum, its gradients in the optimiser's buffer.
 Share = Callable[[int, int, int], float]
 
 
 class Workers:
-    """`with Workers(count, optimizer, share) as workers: loss = workers.compute(step)`.
+    """`with Workers(count, optimizer, share) as workers:` a step is `compute`, then `apply`.
 
     count   processes, this one among them; 1: none is started
     """
 
     def __init__(self, count: int, optimizer: AdamW, share: Share) -> None:
         self.count, self.optimizer, self.share = count, optimizer, share
-        self.crew: list[tuple[multiprocessing.Process, Connection, Mapping[str, Tensor]]] = []
+        self.number = 0  # of this process
+        self.parts = optimizer.parts(count)
+        self.buffers = [optimizer.gradient]  # each process adds its gradients into one
+        self.crew: list[tuple[multiprocessing.Process, Connection]] = []
 
     def __enter__(self) -> Self:
         fork = multiprocessing.get_context("fork")
         if self.count > 1:
-            for name, tensor in in_shared_memory(self.optimizer.params).items():
-                self.optimizer.params[name].data = tensor
+            self.buffers += [self.optimizer.zeros() for _ in range(1, self.count)]
+            self.optimizer.share_params()
         for number in range(1, self.count):
-            grads = in_shared_memory(self.optimizer.grads)
             ours, theirs = fork.Pipe()
-            process = fork.Process(target=self._work, args=(number, theirs, grads), daemon=True)
-            self.crew.append((process, ours, grads))
+            process = fork.Process(target=self._work, args=(number, theirs), daemon=True)
+            self.crew.append((process, ours))
             process.start()
             theirs.close()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for process, pipe, _ in self.crew:
+        for process, pipe in self.crew:
             process.kill()
             process.join()
             pipe.close()
         self.crew.clear()
 
-    def compute(self, step: int) -> float:
-        """Gradients of a step into the optimiser's buffers; returns its loss sum.
+    def compute(self, step: int) -> tuple[float, float]:
+        """Gradient of a step into the optimiser's buffer; returns the loss sum and its L2 norm.
 
         raises  RuntimeError: a worker has ended; the checkpoints are whole
         """
-        for _, pipe, _ in self.crew:
+        losses = self._everywhere("_gradients", step)
+        squares = self._everywhere("_sum")
+        return math.fsum(losses), math.sqrt(math.fsum(squares))
+
+    def apply(self, lr: float, grad_scale: float) -> None:
+        """Update the parameters by the gradient times `grad_scale`; raises as `compute`."""
+        self._everywhere("_update", lr, grad_scale)
+
+    def _everywhere(self, act: str, *args: float) -> list[float]:
+        """What every process answers, in the order of their numbers; each waits for all."""
+        for _, pipe in self.crew:
             with suppress(BrokenPipeError):  # recv says so below
-                pipe.send(step)
+                pipe.send((act, args))
+        # cost: threads that idle between operations would take the cores of the others
         with threads(1) if self.crew else nullcontext():
-            loss = self.share(step, 0, self.count)
-        for number, (_, pipe, grads) in enumerate(self.crew, 1):
+            answers = [getattr(self, act)(*args)]
+        for number, (_, pipe) in enumerate(self.crew, 1):
             try:
-                loss += pipe.recv()
+                answers.append(pipe.recv())
             except (EOFError, ConnectionResetError):
                 raise RuntimeError(
-                    f"training process {number} of {self.count} ended during step {step}; where no"
-                    " other message says why, memory ran out: use fewer --env.threads"
+                    f"training process {number} of {self.count} ended; where no other message says"
+                    " why, memory ran out: use fewer --env.threads"
                 ) from None
-            self.optimizer.add(grads)
+        return answers
+
+    def _gradients(self, step: int) -> float:
+        """Those of this process's share into its buffer; returns its loss sum."""
+        loss = self.share(step, self.number, self.count)
+        self.optimizer.zero_unreached()
         return loss
 
-    def _work(self, number: int, pipe: Connection, grads: dict[str, Tensor]) -> None:
+    def _sum(self) -> float:
+        """This process's part of all buffers into the first; returns its squared norm."""
+        part = self.parts[self.number]
+        total = self.buffers[0][slice(*part)]
+        for other in self.buffers[1:]:  # always in this order
+            total += other[slice(*part)]
+        return self.optimizer.square_sum(part)
+
+    def _update(self, lr: float, grad_scale: float) -> None:
+        self.optimizer.step(lr, self.parts[self.number], grad_scale=grad_scale)
+
+    def _work(self, number: int, pipe: Connection) -> None:
         """A worker's life: until the parent closes the pipe or is gone."""
         for handled in (signal.SIGINT, signal.SIGTERM):  # the parent decides when to stop
             signal.signal(handled, signal.SIG_IGN)
@@ -92,15 +122,14 @@ class Workers:
         for first, past in ((3, pipe.fileno()), (pipe.fileno() + 1, os.sysconf("SC_OPEN_MAX"))):
             os.closerange(first, past)  # the parent's ends of pipes, and the lock of its run
         torch.set_num_threads(1)
-        self.optimizer.grads = grads
+        self.number = number
+        self.optimizer.collect_in(self.buffers[number])
         while True:
             try:
-                step = pipe.recv()
+                act, args = pipe.recv()
             except EOFError:
                 return
-            loss = self.share(step, number, self.count)
-            self.optimizer.zero_unreached()
-            pipe.send(loss)
+            pipe.send(getattr(self, act)(*args))
 
 
 @contextmanager
@@ -112,15 +141,3 @@ def threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def in_shared_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies in memory that processes forked later share with this one."""
-    return {name: shared_copy(tensor) for name, tensor in tensors.items()}
-
-
-def shared_copy(tensor: Tensor) -> Tensor:
-    """An anonymous mapping, since /dev/shm is small in containers and one file each is too many."""
-    block = mmap.mmap(-1, tensor.numel() * tensor.element_size())
-    copy = torch.frombuffer(block, dtype=tensor.dtype).view(tensor.shape)
-    return copy.copy_(tensor.detach())

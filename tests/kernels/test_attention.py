@@ -129,9 +129,26 @@ def test_one_plan_serves_several_rules(make) -> None:
         )
 
 
+@pytest.mark.parametrize("lengths", [MIXED, [3, 66, 7], [66, 7, 3]])
+def test_rows_past_the_documents_are_zero_and_change_nothing(lengths: list[int], make) -> None:
+    docs = Docs.from_lengths(lengths)
+    N, rest = docs.num_tokens, docs.num_rows - docs.num_tokens
+    assert rest
+    short = make(lengths, HEADS)
+    long = {name: torch.cat([t, torch.full_like(t[:rest], 9.0)]) for name, t in short.items()}
+    found = {}
+    for form, tensors in (("short", short), ("long", long)):
+        leaves = [tensor.requires_grad_() for tensor in tensors.values()]
+        o_NHD = attention(**tensors, docs=docs, is_causal=False)
+        loss = (o_NHD * o_NHD.detach().cos()).sum()
+        found[form] = [o_NHD.detach(), *torch.autograd.grad(loss, leaves)]
+    for mine, true in zip(found["long"], found["short"], strict=True):
+        assert torch.equal(mine[:N], true) and not mine[N:].any()
+
+
 def test_refuses_sizes_that_do_not_fit(make) -> None:
     tensors = make([4], (4, 2, 8))
-    with pytest.raises(ValueError, match="docs plans 5 tokens, q has 4, k 4"):
+    with pytest.raises(ValueError, match="docs plans 5 tokens in 8 rows, q has 4, k 4"):
         attention(**tensors, docs=Docs.from_lengths([5]), is_causal=True)
     tensors["q_NHD"] = tensors["q_NHD"][:, :3]
     with pytest.raises(ValueError, match="3 query heads are not a multiple of 2 key heads"):

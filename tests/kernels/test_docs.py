@@ -1,9 +1,13 @@
 """kernels/docs.py: borders, positions and the plan of the CPU path."""
 
+import random
+from collections.abc import Sequence
+from itertools import combinations, pairwise
+
 import pytest
 import torch
 
-from kernels.docs import Docs
+from kernels.docs import BLOCK_COST, BLOCK_SCORES, LONG, Docs, _cheapest, rounded
 
 
 def test_borders_and_positions() -> None:
@@ -24,43 +28,67 @@ def test_refuses_empty_documents(lengths: list[int]) -> None:
 
 
 def test_equal_lengths_are_one_view() -> None:
-    docs = Docs.from_lengths([3, 3, 3])
+    docs = Docs.from_lengths([16, 16, 16])
     (group,) = docs.groups
-    assert (group.num_docs, group.length, group.num_tokens) == (3, 3, 9)
+    assert (group.num_docs, group.length, group.num_tokens) == (3, 16, 48)
     assert group.slots is None and group.lengths_B is None and docs.order_N is None
 
 
-def test_short_documents_are_one_scattered_block() -> None:
-    docs = Docs.from_lengths([2, 16, 1, 90])
-    (group,) = docs.groups
-    assert (group.length, group.num_tokens) == (90, 109) and docs.order_N is None
-    assert group.slots.tolist() == [0, 1, *range(90, 106), 180, *range(270, 360)]
-    assert group.lengths_B.tolist() == [2, 16, 1, 90]
-    rows = [[0, 1], range(2, 18), [18], range(19, 109)]  # then the first of each as the filling
-    assert group.rows.tolist() == sum(([*row, *[row[0]] * (90 - len(row))] for row in rows), [])
+def test_documents_of_about_one_length_share_a_block() -> None:
+    docs = Docs.from_lengths([2, 9, 1])
+    (group,) = docs.groups  # 16 long: 9 rounded up
+    assert (group.length, group.num_tokens, group.lengths_B.tolist()) == (16, 12, [9, 2, 1])
+    assert group.slots.tolist() == [*range(9), 16, 17, 32]
+    assert docs.order_N.tolist() == [*range(2, 11), 0, 1, 11]
+    rows = [range(9), [9, 10], [11]]  # then the first of each as the filling
+    assert group.rows.tolist() == sum(([*row, *[row[0]] * (16 - len(row))] for row in rows), [])
 
 
-def test_short_documents_of_a_longer_stream_share_blocks_by_length() -> None:
-    longer = [129, 130, 131, 132]  # 9 documents, padded to 128 more than a block holds
-    docs = Docs.from_lengths([64, 2, 17, 33, 16, *longer])
-    assert [(g.num_docs, g.length, g.num_tokens) for g in docs.groups] == [
-        *((1, length, length) for length in longer),
-        (2, 16, 18),
-        (1, 17, 17),
-        (2, 64, 97),
-    ]
-    rows = [range(132, 654), range(64, 66), range(116, 132), range(66, 83), range(64),
-            range(83, 116)]  # fmt: skip
-    assert docs.order_N.tolist() == [row for part in rows for row in part]
-
-
-def test_long_runs_and_short_documents() -> None:
-    """Equal neighbours share a view; equal documents with another between them do not."""
-    docs = Docs.from_lengths([170, 170, 3, 170, 129, 1])
+def test_long_documents_and_short_ones() -> None:
+    """Above LONG, blocks are of one length, not rounded; a stream in their order needs no other."""
+    lengths = [LONG + 1, 3, LONG + 1, 300, LONG + 9, 40]
+    docs = Docs.from_lengths(lengths)
     forms = [(g.num_docs, g.length, g.num_tokens, g.slots is None) for g in docs.groups]
-    assert forms == [(2, 170, 340, True), (1, 170, 170, True), (1, 129, 129, True),
-                     (2, 3, 4, False)]  # fmt: skip
-    borders = [0, 170, 340, 343, 513, 642, 643]
-    rows = [list(range(borders[b], borders[b + 1])) for b in (0, 1, 3, 4, 2, 5)]
-    assert docs.order_N.tolist() == sum(rows, [])
-    assert docs.groups[-1].slots.tolist() == [0, 1, 2, 3]
+    assert forms == [
+        (1, LONG + 9, LONG + 9, True),
+        (2, LONG + 1, 2 * (LONG + 1), True),
+        (1, 320, 300, False),
+        (2, 40, 43, False),
+    ]
+    starts = [sum(lengths[:b]) for b in range(6)]
+    rows = [range(starts[b], starts[b] + lengths[b]) for b in (4, 0, 2, 3, 5, 1)]
+    assert docs.order_N.tolist() == sum(map(list, rows), [])
+    assert Docs.from_lengths(sorted(lengths, reverse=True)).order_N is None
+
+
+def test_a_block_stays_in_the_cache() -> None:
+    docs = Docs.from_lengths([128] * 9)
+    assert [group.num_docs for group in docs.groups] == [BLOCK_SCORES // 128**2] * 2 + [1]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_other_cut_of_the_classes_is_cheaper(seed: int) -> None:
+    draw = random.Random(seed)
+    lengths = sorted(draw.sample(range(8, 200, 8), 6), reverse=True)
+    classes = [(length, draw.randint(1, 9)) for length in lengths]
+
+    def cost(borders: Sequence[int]) -> int:
+        return sum(
+            BLOCK_COST + classes[first][0] ** 2 * sum(count for _, count in classes[first:past])
+            for first, past in pairwise([0, *borders, 6])
+        )
+
+    ways = [cuts for n in range(6) for cuts in combinations(range(1, 6), n)]
+    found = _cheapest(classes)
+    assert [run for pair in found for run in pair][1:-1:2] == [first for first, _ in found[1:]]
+    assert cost([first for first, _ in found[1:]]) == min(map(cost, ways))
+
+
+def test_sizes_are_rounded_up_to_few() -> None:
+    assert [rounded(n, 8) for n in (1, 8, 9, 64, 65, 128, 129, 300, 512)] == [
+        8, 8, 16, 64, 72, 128, 144, 320, 512,
+    ]  # fmt: skip
+    sizes = [rounded(n, 16) for n in range(1, 5000)]
+    assert sizes == sorted(sizes) and all(0 <= s - n < 8 + n / 16 for n, s in enumerate(sizes, 1))
+    assert len({size for size in sizes if 256 < size <= 512}) == 16
+    assert Docs.from_lengths([250, 20]).num_rows == rounded(270, 16) == 272

@@ -1,11 +1,15 @@
 """AdamW against torch's own, and what it keeps for 16-bit, frozen and one-axis tensors."""
 
+import math
+from itertools import pairwise
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ftcore.errors import CheckpointError
-from ftcore.tune.optim import AdamW, adamw_step
+from ftcore.tune.optim import AdamW, Span, adamw_step
 
 SHAPES = {"weight": (7, 5), "bias": (5,), "conv": (3, 2, 2), "one": (1, 1)}
 OPTIONS = {"betas": (0.9, 0.98), "eps": 1e-6, "weight_decay": 0.1}
@@ -14,19 +18,18 @@ OPTIONS = {"betas": (0.9, 0.98), "eps": 1e-6, "weight_decay": 0.1}
 class ReadableAdamW(AdamW):
     """The same, its update written out."""
 
-    def _update(self, names: list[str], lr: float, weight_decay: float, grad_scale: float) -> None:
-        for name in names:
-            adamw_step(
-                self.masters[name],
-                self.grads[name].mul_(grad_scale),
-                self.exp_avg[name],
-                self.exp_avg_sq[name],
-                step=self.step_count,
-                lr=lr,
-                betas=self.betas,
-                eps=self.eps,
-                weight_decay=weight_decay,
-            )
+    def _update(self, span: slice, lr: float, weight_decay: float, grad_scale: float) -> None:
+        adamw_step(
+            self.master[span],
+            self.gradient[span].mul_(grad_scale),
+            self.m[span],
+            self.v[span],
+            step=self.step_count,
+            lr=lr,
+            betas=self.betas,
+            eps=self.eps,
+            weight_decay=weight_decay,
+        )
 
 
 def parameters(dtype: torch.dtype = torch.float32) -> dict[str, nn.Parameter]:
@@ -37,6 +40,15 @@ def parameters(dtype: torch.dtype = torch.float32) -> dict[str, nn.Parameter]:
 def gradients(step: int) -> dict[str, Tensor]:
     draw = torch.Generator().manual_seed(step)
     return {n: torch.randn(s, generator=draw) * 10.0 ** (step % 5 - 3) for n, s in SHAPES.items()}
+
+
+def whole(optimizer: AdamW) -> Span:
+    (part,) = optimizer.parts(1)
+    return part
+
+
+def norm_of(optimizer: AdamW) -> float:
+    return math.sqrt(optimizer.square_sum(whole(optimizer)))
 
 
 def backward(params: dict[str, nn.Parameter], grads: dict[str, Tensor]) -> None:
@@ -62,7 +74,7 @@ def test_it_is_the_adamw_of_torch(kind: type[AdamW]) -> None:
         oracle.zero_grad()
         for params in (ours, theirs):
             backward(params, gradients(step))
-        optimizer.step(lr)
+        optimizer.step(lr, whole(optimizer))
         for group in oracle.param_groups:
             group["lr"] = lr
         oracle.step()
@@ -78,12 +90,12 @@ def test_the_fused_kernel_is_the_readable_form() -> None:
         for optimizer in optimizers:
             optimizer.zero_grad()
             backward(optimizer.params, gradients(step))
-            optimizer.step(1e-2, grad_scale=0.5)
+            optimizer.step(1e-2, whole(optimizer), grad_scale=0.5)
     fused, plain = (optimizer.state() for optimizer in optimizers)
     for group in ("master", "exp_avg", "exp_avg_sq"):
         for name in SHAPES:
             torch.testing.assert_close(fused[group][name], plain[group][name], rtol=1e-6, atol=1e-7)
-    assert optimizers[0].grad_norm() == optimizers[1].grad_norm()
+    assert norm_of(optimizers[0]) == norm_of(optimizers[1])
 
 
 def test_a_first_step_worked_by_hand() -> None:
@@ -91,7 +103,7 @@ def test_a_first_step_worked_by_hand() -> None:
     params = {"matrix": nn.Parameter(torch.full((1, 1), 2.0)), "norm": nn.Parameter(torch.ones(1))}
     optimizer = AdamW(params.items(), betas=(0.9, 0.98), eps=0.0, weight_decay=0.5)
     backward(params, {"matrix": torch.full((1, 1), 3.0), "norm": torch.full((1,), -3.0)})
-    optimizer.step(0.1)
+    optimizer.step(0.1, whole(optimizer))
     assert params["matrix"].item() == pytest.approx(2.0 * (1 - 0.1 * 0.5) - 0.1)
     assert params["norm"].item() == pytest.approx(1.0 + 0.1)  # one axis: no decay
 
@@ -102,7 +114,7 @@ def test_a_rate_of_its_own() -> None:
     options = {"betas": (0.9, 0.98), "eps": 0.0, "weight_decay": 0.5}
     optimizer = AdamW(params.items(), **options, lr_ratios={"matrix": 3.0})
     backward(params, {name: torch.full((1, 1), 4.0) for name in params})
-    optimizer.step(0.1)
+    optimizer.step(0.1, whole(optimizer))
     assert params["matrix"].item() == pytest.approx(2.0 * (1 - 0.3 * 0.5) - 0.3)
     assert params["other"].item() == pytest.approx(2.0 * (1 - 0.1 * 0.5) - 0.1)
 
@@ -117,8 +129,8 @@ def test_gradients_add_up_over_micro_batches_and_are_scaled_once() -> None:
     for name in SHAPES:
         torch.testing.assert_close(optimizer.grads[name], total[name], rtol=1e-6, atol=1e-9)
     norm = torch.cat([grad.flatten() for grad in total.values()]).norm().item()
-    assert optimizer.grad_norm() == pytest.approx(norm, rel=1e-6)
-    optimizer.step(0.0, grad_scale=0.25)
+    assert norm_of(optimizer) == pytest.approx(norm, rel=1e-6)
+    optimizer.step(0.0, whole(optimizer), grad_scale=0.25)
     torch.testing.assert_close(optimizer.exp_avg["weight"], 0.1 * 0.25 * total["weight"])
 
 
@@ -131,7 +143,7 @@ def test_small_updates_of_a_bf16_tensor_are_not_lost() -> None:
         for _ in range(100):
             optimizer.zero_grad()
             backward(params, {"weight": torch.ones(4, 4)})
-            optimizer.step(1e-4)
+            optimizer.step(1e-4, whole(optimizer))
         ends[dtype] = (params["weight"], optimizer.masters["weight"])
     (rounded, master), (_, exact) = ends.values()
     assert master.dtype == torch.float32 and torch.equal(master, exact)
@@ -152,7 +164,9 @@ def test_micro_batches_of_a_bf16_tensor_add_up_in_fp32() -> None:
 def test_a_wide_tensor_is_its_own_master(dtype: torch.dtype) -> None:
     params = parameters(dtype)
     optimizer = AdamW(params.items(), **OPTIONS)
-    assert all(optimizer.masters[name] is params[name] for name in SHAPES)
+    assert not any(map(optimizer.is_rounded, SHAPES))
+    optimizer.master.zero_()
+    assert not any(param.any() for param in params.values())
     assert {t.dtype for group in optimizer.state().values() for t in group.values()} == {dtype}
 
 
@@ -173,7 +187,7 @@ def test_state_goes_round_bit_equal(dtype: torch.dtype) -> None:
                 optimizer.load_state(saved, 3)
             optimizer.zero_grad()
             backward(params, gradients(step))
-            optimizer.step(1e-2)
+            optimizer.step(1e-2, whole(optimizer))
         runs.append((params, optimizer.state()))
     (params, state), (resumed, resumed_state) = runs
     for name in SHAPES:
@@ -200,3 +214,51 @@ def test_a_state_that_does_not_fit_changes_nothing(fault: str) -> None:
         optimizer.load_state(state, 9)
     assert optimizer.step_count == 0
     assert all(torch.equal(optimizer.params[name], p) for name, p in parameters().items())
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 9])
+def test_parts_make_the_same_step(count: int) -> None:
+    """They are cut between parameters, and some are empty."""
+    ends = []
+    for cut in (1, count):
+        params = parameters(torch.bfloat16)
+        optimizer = AdamW(params.items(), **OPTIONS, lr_ratios={"conv": 4.0})
+        parts = optimizer.parts(cut)
+        assert len(parts) == cut and all(a[1] == b[0] for a, b in pairwise(parts))
+        backward(params, gradients(1))
+        squares = [optimizer.square_sum(part) for part in parts]
+        for part in parts:
+            optimizer.step_count = 0  # that of each process
+            optimizer.step(1e-2, part, grad_scale=0.5)
+        ends.append((params, optimizer.state(), sum(squares)))
+    (alone, state, square), (together, other, squares) = ends
+    assert squares == pytest.approx(square, rel=1e-6)
+    for name in SHAPES:
+        assert torch.equal(alone[name], together[name])
+        assert all(torch.equal(state[group][name], other[group][name]) for group in state)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_with_a_sparse_gradient_are_trained_as_the_whole_is(dtype: torch.dtype) -> None:
+    """Rows of `rows` exactly, momentum without a gradient too; the others not at all."""
+    rows_L, runs = torch.tensor([1, 2, 5]), []
+    for is_sparse in (False, True):
+        draw = torch.Generator().manual_seed(0)
+        params = {"embed": nn.Parameter(torch.randn(7, 3, generator=draw).to(dtype))}
+        rows = {"embed": rows_L} if is_sparse else None
+        optimizer = AdamW(params.items(), **OPTIONS, rows=rows)
+        start = params["embed"].detach().clone()
+        for step, reads in enumerate([[1, 5, 1], [2], [], [5, 5]]):
+            optimizer.zero_grad()
+            for read in reads:  # each a micro-batch
+                x_NC = F.embedding(torch.tensor([read, read]), params["embed"], sparse=is_sparse)
+                (x_NC * (step + read)).sum().backward()
+            optimizer.zero_unreached()
+            optimizer.step(1e-2, whole(optimizer))
+        runs.append((params["embed"].detach(), optimizer.state()))
+    (true, dense), (found, sparse) = runs
+    assert torch.equal(found[rows_L], true[rows_L])
+    rest = [0, 3, 4, 6]
+    assert torch.equal(found[rest], start[rest]) and not torch.equal(true[rest], start[rest])
+    for group, named in sparse.items():
+        assert torch.equal(named["embed"], dense[group]["embed"][rows_L])
