@@ -21,9 +21,10 @@ BLOCK_COST = 6144  # scores of a head that take as long as one more block
 BLOCK_SCORES = 2**16  # of a head, in a block of several documents: more would leave the cache
 
 
-def rounded(count: int, steps: int) -> int:
-    """`count` up to the next of `steps` sizes in every octave, all of them multiples of 8."""
-    grain = max(8, (1 << (count - 1).bit_length() - 1) // steps if count > 1 else 8)
+def rounded(count: int, *, steps: int = 8, least: int = 8) -> int:
+    """`count` up to one of `steps` sizes in every octave, which are `least` apart or more."""
+    octave = 1 << max(count - 1, 1).bit_length() - 1
+    grain = max(octave // steps, least)
     return -(-count // grain) * grain
 
 
@@ -31,11 +32,12 @@ def rounded(count: int, steps: int) -> int:
 class Group:
     """Documents that the CPU path attends in one call, as a block of `num_docs` x `length`.
 
+    num_docs    rows of the block, of which some may hold no document
     num_tokens  of the documents together
     slots       row of the block for each token (int64), or None when the tokens fill the block
-    rows        token of the group for each row of the block (int64), the first one of its document
-                where the row is filling; None with `slots`
-    lengths_B   document lengths (int64), or None when every document is `length` long
+    rows        token of the group for each row of the block (int64), the first one of its document,
+                or of the group, where the row is filling; None with `slots`
+    lengths_B   document lengths (int64), 1 for no document, or None when all are `length` long
     hidden      masks by the rule that attention formed them for; all layers share them
     """
 
@@ -91,7 +93,7 @@ class Docs:
     def num_rows(self) -> int:
         """Rows of the stream in the products of a CPU: N rounded up. Those past the last document
         belong to none, and nobody reads them."""
-        return rounded(self.num_tokens, 16)
+        return rounded(self.num_tokens)
 
     def positions_N(self) -> Tensor:
         """int64 position of each token inside its document: 0 .. T_b - 1, restarting."""
@@ -125,18 +127,22 @@ def _plan_groups(
     """Documents in blocks, the longest first, and the rows of the stream in that order."""
     groups, order = [], []
     for length, members in _blocks(lengths):
-        lengths_B = torch.tensor([lengths[b] for b in members])
-        starts_B = torch.tensor([borders[b] for b in members])
+        # Rows of the block past the last document are filling, as slots past a document's end are.
+        count = len(members) if length > LONG else rounded(len(members), steps=2, least=1)
+        filling = [0] * (count - len(members))
+        lengths_B = torch.tensor([*(lengths[b] for b in members), *filling])
+        starts_B = torch.tensor([*(borders[b] for b in members), *filling])
         column_T = torch.arange(length)
         inside_BT = column_T[None] < lengths_B[:, None]
-        first_slots_B = torch.arange(len(members)) * length
+        first_slots_B = torch.arange(count) * length
         slots_N = (first_slots_B[:, None] + column_T)[inside_BT]
         order.append((starts_B[:, None] + column_T)[inside_BT])
         first_B1 = (lengths_B.cumsum(0) - lengths_B)[:, None]
-        rows = torch.where(inside_BT, first_B1 + column_T, first_B1).flatten()
-        form = len(members), length, len(slots_N)
-        filling = () if len(slots_N) == len(rows) else (slots_N, rows, lengths_B)
-        groups.append(Group(*form, *(tensor.to(device) for tensor in filling)))
+        rows = torch.where(inside_BT, first_B1 + column_T, first_B1 * (lengths_B > 0)[:, None])
+        form = count, length, len(slots_N)
+        is_full = len(slots_N) == rows.numel()
+        filled = () if is_full else (slots_N, rows.flatten(), lengths_B.clamp(min=1))
+        groups.append(Group(*form, *(tensor.to(device) for tensor in filled)))
     is_sorted = all(a >= b for a, b in pairwise(lengths))
     return tuple(groups), None if is_sorted else torch.cat(order).to(device)
 
@@ -145,7 +151,7 @@ def _blocks(lengths: tuple[int, ...]) -> Iterator[tuple[int, list[int]]]:
     """Blocks as their length and their documents, in descending order of both."""
     classes: dict[int, list[int]] = {}
     for b in sorted(range(len(lengths)), key=lambda b: -lengths[b]):
-        length = lengths[b] if lengths[b] > LONG else rounded(lengths[b], 8)
+        length = lengths[b] if lengths[b] > LONG else rounded(lengths[b])
         classes.setdefault(length, []).append(b)
     sizes = list(classes)
     short = [length for length in sizes if length <= LONG]

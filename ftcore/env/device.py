@@ -2,7 +2,6 @@
 
 import ctypes
 import mmap
-import os
 
 import torch
 from torch import Tensor
@@ -35,13 +34,11 @@ def set_threads(threads: int) -> None:
 
 
 def reuse_across_steps() -> None:
-    """Keep freed memory and compiled products for the next step; call it before the first one.
+    """Keep freed memory for the next step; call it before the first one.
 
     glibc gives large blocks back to the system at once, and every step pays for their pages anew:
-    measured 10 to 20% of a training step on a CPU. Other C libraries are left as they are. oneDNN
-    keeps the code of 1,024 shapes, fewer than streams of all lengths have: 4 to 12 % of a step.
+    measured 10 to 20% of a training step on a CPU. Other C libraries are left as they are.
     """
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "4096")
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(M_MMAP_MAX, 0)

@@ -259,7 +259,7 @@ class Transformer(nn.Module):
             filling = (0, docs.num_rows - N)
             inputs = (tokens_N, positions_N, types_N)
             tokens_N, positions_N, types_N = (F.pad(x_N, filling) for x_N in inputs)
-            rows_M = rows_M if rows_M is None else F.pad(rows_M, (0, rounded(M, 16) - M))
+            rows_M = rows_M if rows_M is None else F.pad(rows_M, (0, rounded(M) - M))
         h_NC = self.embed(tokens_N, positions_N, types_N)
         slabs = slabs or [None] * len(self.layers)
         angles = self.angles(positions_N, h_NC.dtype)

@@ -85,10 +85,20 @@ def test_no_other_cut_of_the_classes_is_cheaper(seed: int) -> None:
 
 
 def test_sizes_are_rounded_up_to_few() -> None:
-    assert [rounded(n, 8) for n in (1, 8, 9, 64, 65, 128, 129, 300, 512)] == [
+    assert [rounded(n) for n in (1, 8, 9, 64, 65, 128, 129, 300, 512)] == [
         8, 8, 16, 64, 72, 128, 144, 320, 512,
     ]  # fmt: skip
-    sizes = [rounded(n, 16) for n in range(1, 5000)]
-    assert sizes == sorted(sizes) and all(0 <= s - n < 8 + n / 16 for n, s in enumerate(sizes, 1))
-    assert len({size for size in sizes if 256 < size <= 512}) == 16
-    assert Docs.from_lengths([250, 20]).num_rows == rounded(270, 16) == 272
+    sizes = [rounded(n) for n in range(1, 5000)]
+    assert sizes == sorted(sizes) and all(0 <= s - n < 8 + n / 8 for n, s in enumerate(sizes, 1))
+    assert len({size for size in sizes if 256 < size <= 512}) == 8
+    assert [rounded(n, steps=2, least=1) for n in range(1, 10)] == [1, 2, 3, 4, 6, 6, 8, 8, 12]
+    assert Docs.from_lengths([250, 20]).num_rows == rounded(270) == 288
+
+
+def test_a_block_has_one_of_few_numbers_of_documents() -> None:
+    """What is filling reads the group's first token, and nothing reads it."""
+    docs = Docs.from_lengths([8, 8, 8, 7, 7])
+    (group,) = docs.groups
+    assert (group.num_docs, group.num_tokens) == (6, 38) and docs.order_N is None
+    assert group.lengths_B.tolist() == [8, 8, 8, 7, 7, 1]
+    assert group.rows[-8:].tolist() == [0] * 8 and group.slots.max() == 38
