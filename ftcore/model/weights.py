@@ -8,7 +8,7 @@ source  safetensors format: 8-byte little-endian header length, JSON header, raw
 """
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -95,14 +95,13 @@ def _refuse_duplicates(pairs: list[tuple[str, object]]) -> dict:
     return dict(pairs)
 
 
-def read_tensors(names: Collection[str], files: Mapping[str, Path]) -> dict[str, Tensor]:
-    """The named tensors, copied into owned memory."""
-    tensors = {}
-    for file in {files[name] for name in names}:
+def mapped_tensors(
+    names: Collection[str], files: Mapping[str, Path]
+) -> Iterator[tuple[str, Tensor]]:
+    """The named tensors, each a view of its file, to be read at once and then let go."""
+    for file in {files[name]: None for name in names}:
         with safe_open(file, framework="pt") as handle:
-            wanted = [name for name in names if files[name] == file]
-            tensors |= {name: handle.get_tensor(name).clone() for name in wanted}
-    return tensors
+            yield from ((name, handle.get_tensor(name)) for name in names if files[name] == file)
 
 
 def load_weights(
@@ -117,13 +116,13 @@ def load_weights(
     files = tensor_files(folder)
     headers = {name: found for file in set(files.values()) for name, found in _header(file).items()}
     wanted = own_tensors(model)
+    ours_of = {hf_name: family.to_ours(hf_name) for hf_name in headers}
     modules = {_module_of(name) for name in wanted}
     accounting = Accounting()
     hf_name_of: dict[str, str] = {}
     unexpected, misfits = [], []
     for hf_name, (dtype, shape) in sorted(headers.items()):
-        ours = family.to_ours(hf_name)
-        first = ours[0] if ours else ""
+        first = next(iter(ours_of[hf_name]), "")
         if first not in wanted:
             other_head = first.startswith("head.") and _module_of(first) not in modules
             is_tied = first == HEAD and model.spec.tie_word_embeddings
@@ -138,7 +137,7 @@ def load_weights(
             misfits.append(f"{hf_name} is {shape}, must be {fitting}")
         elif dtype not in FLOATS:
             misfits.append(f"{hf_name} is {dtype}, must be one of {', '.join(FLOATS)}")
-        hf_name_of.update(dict.fromkeys(ours, hf_name))
+        hf_name_of.update(dict.fromkeys(ours_of[hf_name], hf_name))
     absent = [name for name in wanted if name not in hf_name_of]
     new_modules = set(may_be_new) - {_module_of(name) for name in hf_name_of}
     accounting.new = [name for name in absent if _module_of(name) in new_modules]
@@ -146,15 +145,17 @@ def load_weights(
     missing = dict.fromkeys(family.to_hf(name) for name in absent if name not in accounting.new)
     _raise_if_any(folder, missing=list(missing), unexpected=unexpected, misfit=misfits)
 
-    tensors = read_tensors(set(hf_name_of.values()), files)
-    _refuse_untied(model, family, files, tensors)
+    if model.spec.tie_word_embeddings:
+        _refuse_untied(ours_of, files)
     accounting.loaded = [name for name in wanted if name in hf_name_of]
     with torch.no_grad():
-        while tensors:
-            hf_name, tensor = tensors.popitem()
+        for hf_name, tensor in mapped_tensors(dict.fromkeys(hf_name_of.values()), files):
+            targets = [wanted[name] for name in ours_of[hf_name]]
+            if matches(hf_name, family.transposed):  # cost: in the dtype first, half the time
+                tensor = tensor.to(targets[0].dtype)
             parts = family.split(hf_name, tensor, model.spec.num_heads)
-            for ours, part in zip(family.to_ours(hf_name), parts, strict=True):
-                wanted[ours].copy_(part)
+            for target, part in zip(targets, parts, strict=True):
+                target.copy_(part)
     return accounting
 
 
@@ -181,19 +182,14 @@ def _module_of(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-def _refuse_untied(
-    model: nn.Module, family: Family, files: Mapping[str, Path], tensors: Mapping[str, Tensor]
-) -> None:
-    """Raise ModelError where a tied model's file holds an LM head of its own.
-
-    tensors     those read for the model, by HF name; a head that it has no place for is not there
-    """
-    heads = [name for name in files if family.to_ours(name) == (HEAD,)]
-    if not model.spec.tie_word_embeddings or not heads:
+def _refuse_untied(ours_of: Mapping[str, tuple[str, ...]], files: Mapping[str, Path]) -> None:
+    """Raise ModelError where a tied model's file holds an LM head of its own."""
+    hf_names = {ours: hf_name for hf_name, names in ours_of.items() for ours in names}
+    if HEAD not in hf_names:
         return
-    name = heads[0]
-    embedding_VC = next(t for n, t in tensors.items() if family.to_ours(n) == (EMBEDDING,))
-    if not torch.equal(read_tensors([name], files)[name], embedding_VC):
+    name = hf_names[HEAD]
+    pair = dict(mapped_tensors([name, hf_names[EMBEDDING]], files))
+    if not torch.equal(*pair.values()):
         raise ModelError(
             f"{files[name]}: {name} differs from the embeddings, which config.json ties it to:"
             f" set tie_word_embeddings to false, or remove {name}"

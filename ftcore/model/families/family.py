@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import cache
 from typing import Any
 
 import torch
@@ -146,10 +147,15 @@ def matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
+@cache
+def _pattern(source: str) -> re.Pattern:
+    layer = re.escape(source).replace(r"\{i\}", r"(?P<i>\d+)")
+    return re.compile(layer + r"(?P<rest>(\.(weight|bias))?)")
+
+
 def _renamed(name: str, source: str, target: str) -> str | None:
     """`name` with `source` made `target`, where that is its whole or its module prefix."""
-    pattern = re.escape(source).replace(r"\{i\}", r"(?P<i>\d+)")
-    found = re.fullmatch(pattern + r"(?P<rest>(\.(weight|bias))?)", name)
+    found = _pattern(source).fullmatch(name)
     return found and target.replace("{i}", found.groupdict().get("i", "")) + found["rest"]
 
 
