@@ -192,7 +192,7 @@ def _toml_value(value: Any) -> str:
 def _nearest(name: str, known: Collection[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}known: {', '.join(known) or 'none'}"
+    return f"{hint}known: {', '.join(known)}"
 
 
 def _take_value(words: list[str], name: str) -> str | None:

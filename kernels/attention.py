@@ -147,7 +147,7 @@ class _AttendBlock(torch.autograd.Function):
     ) -> Tensor:
         B, T, G = group.num_docs, group.length, k_NGD.shape[1]
         q_PZD, k_PTD, v_PTD = (_to_block(x_N, group, G) for x_N in (q_NHD, k_NGD, v_NGD))
-        scores_PZT = torch.bmm(q_PZD, k_PTD.transpose(1, 2)).mul_(rule.scale)
+        scores_PZT = _scaled_bmm(q_PZD, k_PTD.transpose(1, 2), rule.scale)
         slope_PZT = None
         if rule.softcap is not None:
             slope_PZT = (scores_PZT / rule.softcap).tanh_()
@@ -173,12 +173,17 @@ class _AttendBlock(torch.autograd.Function):
         # cost: as in forward; below 32 keys torch's bf16 form takes 4 to 10 times as long
         wide = torch.promote_types(p_PZT.dtype, torch.float32)
         ds_PZT = torch._softmax_backward_data(dp_PZT.to(wide), p_PZT.to(wide), -1, wide)
-        ds_PZT = ds_PZT.mul_(ctx.rule.scale).to(p_PZT.dtype)
+        ds_PZT = ds_PZT.to(p_PZT.dtype)
         if slope_PZT is not None:
             ds_PZT *= slope_PZT
-        dq_PZD = torch.bmm(ds_PZT, k_PTD)
-        dk_PTD = torch.bmm(ds_PZT.transpose(1, 2), q_PZD)
+        dq_PZD = _scaled_bmm(ds_PZT, k_PTD, ctx.rule.scale)
+        dk_PTD = torch.bmm(ds_PZT.transpose(1, 2), q_PZD).mul_(ctx.rule.scale)
         return *(_to_stream(x, group, G) for x in (dq_PZD, dk_PTD, dv_PTD)), None, None
+
+
+def _scaled_bmm(a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """scale a b; cost: the product's code scales on the way, a pass over the result would not."""
+    return torch.baddbmm(a.new_zeros(()), a, b, beta=0, alpha=scale)
 
 
 def _to_block(x_NHD: Tensor, group: Group, G: int, *, is_gradient: bool = False) -> Tensor:

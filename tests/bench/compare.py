@@ -10,6 +10,7 @@ import os
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +22,14 @@ MEMORY_BAR, FLOOR_BAR = 0.7, 0.65
 def fastest(bench: Bench, said: argparse.Namespace) -> tuple[dict, dict[str, float]]:
     """Words of their best form, and the seconds that each form took for the probe's rows."""
     seconds: dict[str, float] = {}
-
-    def probed(mode: str, attention: str) -> float:
+    forms = {}
+    for mode, attention in product(MODES[said.method], ("sdpa", "eager")):
         words = {"mode": mode, "attention": attention}
         with Side(bench, side="theirs", method=said.method, work=said.work, **words) as side:
             side.steps(said.warmup)
-            found = side.steps(said.probe)["seconds"]
-        seconds[f"{mode}, {attention}"] = found
-        return found
-
-    modes = [said.mode] if said.mode else MODES[said.method]
-    mode = min(modes, key=lambda mode: probed(mode, "sdpa"))
-    is_eager = probed(mode, "eager") < seconds[f"{mode}, sdpa"]
-    return {"mode": mode, "attention": "eager" if is_eager else "sdpa"}, seconds
+            seconds[", ".join(words.values())] = side.steps(said.probe)["seconds"]
+        forms[", ".join(words.values())] = words
+    return forms[min(seconds, key=seconds.get)], seconds
 
 
 def compare(bench: Bench, said: argparse.Namespace) -> dict[str, Any]:
@@ -131,9 +127,7 @@ def main(bench: Bench, *, steps: int, batch: int) -> None:
     parser.add_argument("--repeats", type=int, default=5, help="turns of each side")
     parser.add_argument("--warmup", type=int, default=3, help="untimed steps before")
     parser.add_argument("--probe", type=int, default=max(4, steps // 4), help="steps of the probe")
-    modes = sorted({mode for modes in MODES.values() for mode in modes})
-    parser.add_argument("--mode", choices=modes, help="of theirs; default: the fastest")
-    for word in ("side", "method", "attention"):  # how a side is told what it is
+    for word in ("side", "method", "mode", "attention"):  # how a side is told what it is
         parser.add_argument(f"--{word}", help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     said = parser.parse_args()
