@@ -160,7 +160,7 @@ class _AttendBlock(torch.autograd.Function):
         p_PZT = scores_PZT.softmax(-1, dtype=wide).to(q_NHD.dtype)
         ctx.save_for_backward(q_PZD, k_PTD, v_PTD, p_PZT, slope_PZT)
         ctx.group, ctx.rule = group, rule
-        return _to_stream(torch.bmm(p_PZT, v_PTD), group, G)
+        return _to_stream(torch.bmm(p_PZT, v_PTD), group)
 
     @staticmethod
     @once_differentiable
@@ -178,7 +178,7 @@ class _AttendBlock(torch.autograd.Function):
             ds_PZT *= slope_PZT
         dq_PZD = _scaled_bmm(ds_PZT, k_PTD, ctx.rule.scale)
         dk_PTD = torch.bmm(ds_PZT.transpose(1, 2), q_PZD).mul_(ctx.rule.scale)
-        return *(_to_stream(x, group, G) for x in (dq_PZD, dk_PTD, dv_PTD)), None, None
+        return *(_to_stream(x, group) for x in (dq_PZD, dk_PTD, dv_PTD)), None, None
 
 
 def _scaled_bmm(a: Tensor, b: Tensor, scale: float) -> Tensor:
@@ -189,18 +189,21 @@ def _scaled_bmm(a: Tensor, b: Tensor, scale: float) -> Tensor:
 def _to_block(x_NHD: Tensor, group: Group, G: int, *, is_gradient: bool = False) -> Tensor:
     """The group's rows as (P, Z, D), R = 1 for keys and values; a gradient's filling is zero."""
     B, T, (_, H, D) = group.num_docs, group.length, x_NHD.shape
-    if group.slots is not None and is_gradient:
-        x_NHD = x_NHD.new_zeros(B * T, H, D).index_copy_(0, group.slots, x_NHD)
-    elif group.slots is not None:
-        x_NHD = x_NHD.index_select(0, group.rows)
-    return x_NHD.reshape(B, T, G, H // G, D).permute(0, 2, 3, 1, 4).reshape(B * G, -1, D)
+    block_rows, stream_rows = group.rows_of(H)
+    x_nD = x_NHD.reshape(-1, D)
+    if is_gradient and group.lengths_B is not None:
+        block_nD = x_NHD.new_zeros(B * H * T, D).index_copy_(0, stream_rows, x_nD)
+    else:
+        block_nD = x_nD.index_select(0, block_rows)
+    return block_nD.view(B * G, -1, D)
 
 
-def _to_stream(x_PZD: Tensor, group: Group, G: int) -> Tensor:
+def _to_stream(x_PZD: Tensor, group: Group) -> Tensor:
     """Undoes `_to_block`; what stands in the filling is dropped."""
-    B, T, D = group.num_docs, group.length, x_PZD.shape[-1]
-    x_NHD = x_PZD.view(B, G, -1, T, D).permute(0, 3, 1, 2, 4).reshape(B * T, -1, D)
-    return x_NHD if group.slots is None else x_NHD.index_select(0, group.slots)
+    D = x_PZD.shape[-1]
+    H = x_PZD.numel() // (group.num_docs * group.length * D)
+    x_nD = x_PZD.view(-1, D).index_select(0, group.rows_of(H)[1])
+    return x_nD.view(-1, H, D)
 
 
 def _attend_long(q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, group: Group, rule: _Rule) -> Tensor:

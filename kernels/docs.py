@@ -34,20 +34,33 @@ class Group:
 
     num_docs    rows of the block, of which some may hold no document
     num_tokens  of the documents together
-    slots       row of the block for each token (int64), or None when the tokens fill the block
-    rows        token of the group for each row of the block (int64), the first one of its document,
-                or of the group, where the row is filling; None with `slots`
+    slots       place in the block of each token (int64)
+    tokens      token of the group for each place (int64), the first one of its document, or of the
+                group, where the place is filling
     lengths_B   document lengths (int64), 1 for no document, or None when all are `length` long
     hidden      masks by the rule that attention formed them for; all layers share them
+    heads       what `rows_of` found, by number of heads; all layers share it
     """
 
     num_docs: int
     length: int
     num_tokens: int
-    slots: Tensor | None = None
-    rows: Tensor | None = None
-    lengths_B: Tensor | None = None
+    slots: Tensor
+    tokens: Tensor
+    lengths_B: Tensor | None
     hidden: dict[tuple[bool, int], Tensor | None] = field(default_factory=dict)
+    heads: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def rows_of(self, H: int) -> tuple[Tensor, Tensor]:
+        """For H heads a token: row of the group's tokens, as (N H, D), for each row of a block, as
+        (B H T, D), and the other way."""
+        if H not in self.heads:
+            head_H = torch.arange(H, device=self.slots.device)
+            to_block = self.tokens.view(self.num_docs, 1, self.length) * H + head_H[:, None]
+            first_of_N1 = (self.slots // self.length * H)[:, None]
+            to_stream = (first_of_N1 + head_H) * self.length + (self.slots % self.length)[:, None]
+            self.heads[H] = to_block.flatten(), to_stream.flatten()
+        return self.heads[H]
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,11 +151,17 @@ def _plan_groups(
         slots_N = (first_slots_B[:, None] + column_T)[inside_BT]
         order.append((starts_B[:, None] + column_T)[inside_BT])
         first_B1 = (lengths_B.cumsum(0) - lengths_B)[:, None]
-        rows = torch.where(inside_BT, first_B1 + column_T, first_B1 * (lengths_B > 0)[:, None])
-        form = count, length, len(slots_N)
-        is_full = len(slots_N) == rows.numel()
-        filled = () if is_full else (slots_N, rows.flatten(), lengths_B.clamp(min=1))
-        groups.append(Group(*form, *(tensor.to(device) for tensor in filled)))
+        tokens_BT = torch.where(inside_BT, first_B1 + column_T, first_B1 * (lengths_B > 0)[:, None])
+        is_full = len(slots_N) == tokens_BT.numel()
+        group = Group(
+            num_docs=count,
+            length=length,
+            num_tokens=len(slots_N),
+            slots=slots_N.to(device),
+            tokens=tokens_BT.flatten().to(device),
+            lengths_B=None if is_full else lengths_B.clamp(min=1).to(device),
+        )
+        groups.append(group)
     is_sorted = all(a >= b for a, b in pairwise(lengths))
     return tuple(groups), None if is_sorted else torch.cat(order).to(device)
 

@@ -31,7 +31,7 @@ def test_equal_lengths_are_one_view() -> None:
     docs = Docs.from_lengths([16, 16, 16])
     (group,) = docs.groups
     assert (group.num_docs, group.length, group.num_tokens) == (3, 16, 48)
-    assert group.slots is None and group.lengths_B is None and docs.order_N is None
+    assert group.lengths_B is None and group.slots.equal(group.tokens) and docs.order_N is None
 
 
 def test_documents_of_about_one_length_share_a_block() -> None:
@@ -40,15 +40,18 @@ def test_documents_of_about_one_length_share_a_block() -> None:
     assert (group.length, group.num_tokens, group.lengths_B.tolist()) == (16, 12, [9, 2, 1])
     assert group.slots.tolist() == [*range(9), 16, 17, 32]
     assert docs.order_N.tolist() == [*range(2, 11), 0, 1, 11]
+    to_block, to_stream = group.rows_of(2)
+    assert to_stream[:4].tolist() == [0, 16, 1, 17] and to_stream[-2:].tolist() == [64, 80]
+    assert to_block[to_stream].tolist() == list(range(24))
     rows = [range(9), [9, 10], [11]]  # then the first of each as the filling
-    assert group.rows.tolist() == sum(([*row, *[row[0]] * (16 - len(row))] for row in rows), [])
+    assert group.tokens.tolist() == sum(([*row, *[row[0]] * (16 - len(row))] for row in rows), [])
 
 
 def test_long_documents_and_short_ones() -> None:
     """Above LONG, blocks are of one length, not rounded; a stream in their order needs no other."""
     lengths = [LONG + 1, 3, LONG + 1, 300, LONG + 9, 40]
     docs = Docs.from_lengths(lengths)
-    forms = [(g.num_docs, g.length, g.num_tokens, g.slots is None) for g in docs.groups]
+    forms = [(g.num_docs, g.length, g.num_tokens, g.lengths_B is None) for g in docs.groups]
     assert forms == [
         (1, LONG + 9, LONG + 9, True),
         (2, LONG + 1, 2 * (LONG + 1), True),
@@ -101,4 +104,4 @@ def test_a_block_has_one_of_few_numbers_of_documents() -> None:
     (group,) = docs.groups
     assert (group.num_docs, group.num_tokens) == (6, 38) and docs.order_N is None
     assert group.lengths_B.tolist() == [8, 8, 8, 7, 7, 1]
-    assert group.rows[-8:].tolist() == [0] * 8 and group.slots.max() == 38
+    assert group.tokens[-8:].tolist() == [0] * 8 and group.slots.max() == 38
