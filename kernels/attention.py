@@ -13,7 +13,7 @@ dtypes      q, k, v and o share one compute dtype; softmax is accumulated in fp3
 cost        4 sum_b T_b^2 H D FLOP forward, twice that backward, and as much for filled slots
 
 CPU path: plain matmul, softmax, matmul on blocks planned by `Docs`, because the backward of torch's
-CPU flash attention is 3 to 8 times slower at these lengths; above `SDPA_LENGTH` tokens, where the
+CPU flash attention is 3 to 8 times slower at these lengths; above `LONG` tokens, where the
 T x T scores no longer fit the cache, torch's scaled_dot_product_attention takes over, which knows
 no soft cap and whose exponential is too coarse for fp32: those scores are formed at any length. A
 window hides scores but does not save them.
@@ -29,9 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from kernels.docs import Docs, Group
-
-SDPA_LENGTH = 512  # tokens; documents longer than this use torch's fused CPU attention
+from kernels.docs import LONG, Docs, Group
 
 
 def attention_reference(
@@ -131,9 +129,9 @@ class _Rule:
 class _AttendBlock(torch.autograd.Function):
     """The documents of a group as one block; its steps are those at the head of this file.
 
-    The query heads of one key/value head are rows of one product. A slot past a document's end
-    holds a copy of its first token: as a key it is hidden, as a query its output and the gradient
-    of that are dropped.
+    The query heads of one key/value head are rows of one product. A place past a document's end
+    holds a copy of its first token: as a key it is hidden from the document, as a query its output
+    and the gradient of that are dropped. Rows past the last document are dropped as queries.
     """
 
     @staticmethod
@@ -226,7 +224,7 @@ def _attend_long(q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, group: Group, rule
 def _attend_group(q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, group: Group, rule: _Rule) -> Tensor:
     """Attention of one group's tokens."""
     suits_sdpa = rule.softcap is None and q_NHD.dtype != torch.float32
-    if group.length > SDPA_LENGTH and suits_sdpa:
+    if group.length > LONG and suits_sdpa:
         return _attend_long(q_NHD, k_NGD, v_NGD, group, rule)
     return _AttendBlock.apply(q_NHD, k_NGD, v_NGD, group, rule)
 
@@ -274,6 +272,7 @@ def attention(
     outputs = [
         _attend_group(*part, group, rule) for part, group in zip(parts, docs.groups, strict=False)
     ]
-    outputs.append(q_NHD.new_zeros(sizes[-1], H, v_NGD.shape[-1]))
-    o_NHD = torch.cat(outputs)
+    if sizes[-1]:
+        outputs.append(q_NHD.new_zeros(sizes[-1], H, v_NGD.shape[-1]))
+    o_NHD = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     return o_NHD if order_N is None else _Scatter.apply(o_NHD, order_N)

@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
+from kernels.docs import rounded
+
 CHUNK_ROWS = 2048
 
 
@@ -124,5 +126,9 @@ def linear_cross_entropy(
     if not torch.is_grad_enabled():  # a Function is not told, and would form the gradients
         h_MC, weight_VC = h_MC.detach(), weight_VC.detach()
         bias_V = None if bias_V is None else bias_V.detach()
+    M = len(h_MC)
+    if h_MC.device.type == "cpu" and (filling := rounded(M) - M):  # see kernels/docs.py
+        h_MC = F.pad(h_MC, (0, 0, 0, filling))
+        labels_M, weights_M = (F.pad(x_M, (0, filling)) for x_M in (labels_M, weights_M))
     loss = _LinearCrossEntropy.apply(h_MC, weight_VC, bias_V, labels_M, weights_M, softcap)
     return loss, weights_M.sum()

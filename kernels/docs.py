@@ -16,7 +16,7 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
-LONG = 512  # tokens; longer documents are blocks as they are, with others of their very length
+LONG = 512  # tokens; longer documents share a block with those of their very length alone
 BLOCK_COST = 6144  # scores of a head that take as long as one more block
 BLOCK_SCORES = 2**16  # of a head, in a block of several documents: more would leave the cache
 
@@ -39,7 +39,7 @@ class Group:
                 group, where the place is filling
     lengths_B   document lengths (int64), 1 for no document, or None when all are `length` long
     hidden      masks by the rule that attention formed them for; all layers share them
-    heads       what `rows_of` found, by number of heads; all layers share it
+    by_heads    what `rows_of` found, by number of heads; all layers share it
     """
 
     num_docs: int
@@ -49,18 +49,18 @@ class Group:
     tokens: Tensor
     lengths_B: Tensor | None
     hidden: dict[tuple[bool, int], Tensor | None] = field(default_factory=dict)
-    heads: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    by_heads: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def rows_of(self, H: int) -> tuple[Tensor, Tensor]:
         """For H heads a token: row of the group's tokens, as (N H, D), for each row of a block, as
         (B H T, D), and the other way."""
-        if H not in self.heads:
+        if H not in self.by_heads:
             head_H = torch.arange(H, device=self.slots.device)
             to_block = self.tokens.view(self.num_docs, 1, self.length) * H + head_H[:, None]
             first_of_N1 = (self.slots // self.length * H)[:, None]
             to_stream = (first_of_N1 + head_H) * self.length + (self.slots % self.length)[:, None]
-            self.heads[H] = to_block.flatten(), to_stream.flatten()
-        return self.heads[H]
+            self.by_heads[H] = to_block.flatten(), to_stream.flatten()
+        return self.by_heads[H]
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,9 +178,17 @@ def _blocks(lengths: tuple[int, ...]) -> Iterator[tuple[int, list[int]]]:
         yield length, classes[length]
     for first, past in _cheapest([(length, len(classes[length])) for length in short]):
         members = [b for length in short[first:past] for b in classes[length]]
-        most = max(1, BLOCK_SCORES // short[first] ** 2)
+        most = _most(short[first])
         for start in range(0, len(members), most):
-            yield short[first], members[start : start + most]
+            yield rounded(lengths[members[start]]), members[start : start + most]
+
+
+def _most(length: int) -> int:
+    """Documents of a block of this length: one of the numbers that blocks are filled up to."""
+    most = max(1, BLOCK_SCORES // length**2)
+    while rounded(most, steps=2, least=1) > most:
+        most -= 1
+    return most
 
 
 def _cheapest(classes: list[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -194,7 +202,8 @@ def _cheapest(classes: list[tuple[int, int]]) -> list[tuple[int, int]]:
         for first in reversed(range(past)):
             length, documents = classes[first]
             count += documents
-            ways.append((best[first][0] + BLOCK_COST + count * length**2, first))
+            blocks = -(-count // _most(length))
+            ways.append((best[first][0] + blocks * BLOCK_COST + count * length**2, first))
         best.append(min(ways))
     runs, past = [], len(classes)
     while past:

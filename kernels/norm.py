@@ -87,6 +87,12 @@ def rms_norm(x_NC: Tensor, weight_C: Tensor, *, eps: float, offset: float = 0.0)
     return _RMSNorm.apply(x_NC, weight_C, eps, offset)
 
 
+def _fit(x_NC: Tensor, wide: torch.dtype) -> Tensor:
+    """Values beside a wide weight: a CPU reads 16-bit ones and computes wide; a GPU wants one dtype
+    for both."""
+    return x_NC if x_NC.device.type == "cpu" else x_NC.to(wide)
+
+
 class _LayerNorm(torch.autograd.Function):
     """torch's layer norm, with dw and db summed in fp32 and in pairs.
 
@@ -100,12 +106,11 @@ class _LayerNorm(torch.autograd.Function):
     ) -> Tensor:
         wide = torch.promote_types(x_NC.dtype, torch.float32)
         bias = None if bias_C is None else bias_C.to(wide)
-        # With a wide weight torch computes in fp32 what it reads and writes in the dtype of x.
         y_NC, mean_N1, rstd_N1 = torch.native_layer_norm(
-            x_NC, weight_C.shape, weight_C.to(wide), bias, eps
+            _fit(x_NC, wide), weight_C.shape, weight_C.to(wide), bias, eps
         )
         ctx.save_for_backward(x_NC, weight_C, mean_N1, rstd_N1)
-        return y_NC
+        return y_NC.to(x_NC.dtype)
 
     @staticmethod
     @once_differentiable
@@ -115,9 +120,9 @@ class _LayerNorm(torch.autograd.Function):
         dx_NC = dweight_C = dbias_C = None
         if ctx.needs_input_grad[0]:
             dx_NC = torch.ops.aten.native_layer_norm_backward(
-                dy_NC, x_NC, weight_C.shape, mean_N1, rstd_N1, weight_C.to(wide), None,
-                [True, False, False],
-            )[0]  # fmt: skip
+                _fit(dy_NC, wide), _fit(x_NC, wide), weight_C.shape, mean_N1, rstd_N1,
+                weight_C.to(wide), None, [True, False, False],
+            )[0].to(x_NC.dtype)  # fmt: skip
         if ctx.needs_input_grad[1]:
             xhat_NC = (x_NC.to(wide) - mean_N1) * rstd_N1
             dweight_C = _sum_rows(xhat_NC * dy_NC).to(weight_C.dtype)

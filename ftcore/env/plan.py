@@ -31,7 +31,8 @@ class Plan:
 def plan(model: nn.Module, *, lengths: list[int], num_steps: int) -> Plan:
     """Count what `model` and a run of `num_steps` over documents of these lengths will take.
 
-    Gradients and both moments are fp32; a trained 16-bit tensor has an fp32 master as well.
+    Gradients and both moments are fp32; a trained 16-bit tensor has an fp32 master as well. All
+    rows of the embeddings are counted, also those that the data never read and nothing is kept of.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     num_trained = sum(p.numel() for p in trained)

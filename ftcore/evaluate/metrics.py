@@ -16,7 +16,7 @@ n_kj is the number of rows of class k predicted as j, and
 import math
 from collections.abc import Sequence
 from operator import mul
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -68,12 +68,6 @@ class ClassificationMetrics:
             raise DataError(f"{len(target_B)} targets, {len(predicted_B)} predictions: must agree")
         # OUTSIDE is index -1: the last of the P columns.
         np.add.at(self.counts_KP, (target_B, predicted_B), 1)
-
-    def merge(self, other: Self) -> None:
-        """Add what `other` has counted over the same labels."""
-        if other.labels != self.labels:
-            raise DataError("cannot merge metrics over different labels: use one label list")
-        self.counts_KP += other.counts_KP
 
     def compute(self) -> dict[str, float]:
         """METRICS, in that order.
@@ -194,10 +188,6 @@ class Perplexity:
         self.loss_sum += float(loss_sum)
         self.weight += float(weight)
         self.num_bytes += num_bytes
-
-    def merge(self, other: Self) -> None:
-        """Add what `other` has summed."""
-        self.update(other.loss_sum, other.weight, num_bytes=other.num_bytes)
 
     def compute(self) -> dict[str, float]:
         """nll, perplexity and, where bytes were given, bits_per_byte."""

@@ -14,7 +14,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
-from typing import Any, NoReturn, Self
+from typing import Any, NoReturn
 
 from ftcore.errors import DataError
 from ftcore.evaluate.metrics import OUTSIDE, ClassificationMetrics
@@ -93,11 +93,6 @@ class JsonCommandMetrics:
             given=len(given_slots),
         )
         return verdicts
-
-    def merge(self, other: Self) -> None:
-        """Add what `other` has counted over the same labels."""
-        self.intents.merge(other.intents)
-        self._tally.update(other._tally)
 
     def compute(self) -> dict[str, float]:
         """The metrics named above, in that order."""

@@ -247,6 +247,10 @@ class Transformer(nn.Module):
                         they have been attended to
         returns         h_MC, compute dtype
         raises          ModelError: a document is longer than the learned positions
+                        ValueError: N is not the plan's
+
+        On a CPU the layers see a few more rows, copies of the first token that belong to no
+        document: products of few sizes are compiled once, and nobody reads these rows.
         """
         if self.embed_positions is not None and max(docs.lengths) > self.spec.max_positions:
             raise ModelError(
@@ -255,10 +259,13 @@ class Transformer(nn.Module):
             )
         N = len(tokens_N)
         M = N if rows_M is None else len(rows_M)
+        if docs.num_tokens != N:
+            raise ValueError(f"docs plans {docs.num_tokens} tokens, there are {N}")
         if slabs is None and tokens_N.device.type == "cpu":
-            filling = (0, docs.num_rows - N)
-            inputs = (tokens_N, positions_N, types_N)
-            tokens_N, positions_N, types_N = (F.pad(x_N, filling) for x_N in inputs)
+            filling, inputs = docs.num_rows - N, (tokens_N, positions_N, types_N)
+            tokens_N, positions_N, types_N = (
+                torch.cat([x_N, x_N[:1].expand(filling)]) for x_N in inputs
+            )
             rows_M = rows_M if rows_M is None else F.pad(rows_M, (0, rounded(M) - M))
         h_NC = self.embed(tokens_N, positions_N, types_N)
         slabs = slabs or [None] * len(self.layers)

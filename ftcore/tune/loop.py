@@ -76,13 +76,17 @@ class Loop:
         self.total_steps = self.loop.num_steps(len(self.documents), self.optim.batch_size)
         self.drawn: tuple[int, list[Encoded]] | None = None
         trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        rows = {}
+        if self.draw is None and self.device.type == "cpu":  # what draws may read any row
+            rows = rows_read(self.model, self.documents)
+            self.model.trunk.embed_tokens.sparse = bool(rows)
         self.optimizer = AdamW(
             trained.items(),
             betas=self.optim.betas,
             eps=self.optim.eps,
             weight_decay=self.optim.weight_decay,
             lr_ratios={n: self.optim.loraplus_lr_ratio for n in trained if leaf(n) == "lora_b"},
-            rows=read_rows(self.model, self.documents) if self.draw is None else None,
+            rows=rows,
         )
 
     def restore(self, loaded: Loaded | None) -> None:
@@ -235,17 +239,15 @@ class Loop:
             tqdm.write(f"step {self.progress.step}: not saved: {error}")
 
 
-def read_rows(model: Model, documents: Sequence[Encoded]) -> dict[str, Tensor]:
-    """Rows of the token embeddings that the documents read, by the matrix's name, which from now on
-    has sparse gradients; none where it is frozen, or the head's as well."""
-    embedding = model.trunk.embed_tokens
+def rows_read(model: Model, documents: Sequence[Encoded]) -> dict[str, Tensor]:
+    """int64 rows of the token embeddings that the documents read, by the matrix's name; none where
+    it is frozen, or the head's as well."""
+    weight_VC = model.trunk.embed_tokens.weight
     named = model.named_parameters(remove_duplicate=False)
-    owners = [name for name, param in named if param is embedding.weight]
-    if len(owners) > 1 or not embedding.weight.requires_grad:
+    owners = [name for name, param in named if param is weight_VC]
+    if len(owners) > 1 or not weight_VC.requires_grad:
         return {}
-    embedding.sparse = True
-    is_read_V = np.zeros(len(embedding.weight), dtype=bool)
+    is_read_V = np.zeros(len(weight_VC), dtype=bool)
     for document in documents:
         is_read_V[document.tokens_T] = True
-    rows_L = torch.from_numpy(is_read_V.nonzero()[0])
-    return {owners[0]: rows_L.to(embedding.weight.device)}
+    return {owners[0]: torch.from_numpy(is_read_V.nonzero()[0])}

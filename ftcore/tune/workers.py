@@ -18,7 +18,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from multiprocessing.connection import Connection
 from typing import Self
 
@@ -42,7 +42,7 @@ class Workers:
         self.count, self.optimizer, self.share = count, optimizer, share
         self.number = 0  # of this process
         self.parts = optimizer.parts(count)
-        self.buffers = [optimizer.gradient]  # each process adds its gradients into one
+        self.buffers = [optimizer.flat_grad]  # each process adds its gradients into one
         self.crew: list[tuple[multiprocessing.Process, Connection]] = []
 
     def __enter__(self) -> Self:
@@ -50,12 +50,15 @@ class Workers:
         if self.count > 1:
             self.buffers += [self.optimizer.zeros() for _ in range(1, self.count)]
             self.optimizer.share_params()
-        for number in range(1, self.count):
-            ours, theirs = fork.Pipe()
-            process = fork.Process(target=self._work, args=(number, theirs), daemon=True)
-            self.crew.append((process, ours))
-            process.start()
-            theirs.close()
+        with ExitStack() as undo:
+            undo.push(self.__exit__)
+            for number in range(1, self.count):
+                ours, theirs = fork.Pipe()
+                process = fork.Process(target=self._work, args=(number, theirs), daemon=True)
+                process.start()
+                self.crew.append((process, ours))
+                theirs.close()
+            undo.pop_all()
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -72,7 +75,7 @@ class Workers:
         """
         losses = self._everywhere("_gradients", step)
         squares = self._everywhere("_sum")
-        return math.fsum(losses), math.sqrt(math.fsum(squares))
+        return sum(losses), math.sqrt(sum(squares))
 
     def apply(self, lr: float, grad_scale: float) -> None:
         """Update the parameters by the gradient times `grad_scale`; raises as `compute`."""

@@ -26,6 +26,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -77,7 +78,9 @@ class Bench:
 # ---- the sides ----------------------------------------------------------------------------------
 
 
-def floor(bench: Bench, said: argparse.Namespace, command: Command, data: Prepared) -> Turn:
+def floor(
+    bench: Bench, said: argparse.Namespace, command: Command, data: Prepared, life: ExitStack
+) -> Turn:
     """The side `floor`."""
     task = TASKS[command.task].model_task
     config = read_object(resolve(command.config.model.path) / CONFIG)
@@ -99,7 +102,9 @@ def floor(bench: Bench, said: argparse.Namespace, command: Command, data: Prepar
     return turn
 
 
-def ours(bench: Bench, said: argparse.Namespace, command: Command, data: Prepared) -> Turn:
+def ours(
+    bench: Bench, said: argparse.Namespace, command: Command, data: Prepared, life: ExitStack
+) -> Turn:
     """The side `ours`: what train.py does between its data and the end of its loop."""
     config, seed = command.config, command.config.env.seed
     loaded = load_model(
@@ -128,7 +133,7 @@ def ours(bench: Bench, said: argparse.Namespace, command: Command, data: Prepare
         draw=data.draw,
     )
     loaded.model.train()
-    workers = loop._workers().__enter__()  # as in a run: for good; they end with this process
+    workers = life.enter_context(loop._workers())  # as in a run, for all its steps
 
     def turn(steps: Steps) -> dict[str, Any]:
         before = of_workers()
@@ -143,7 +148,9 @@ def ours(bench: Bench, said: argparse.Namespace, command: Command, data: Prepare
     return turn
 
 
-def theirs(bench: Bench, said: argparse.Namespace, command: Command, data: Prepared) -> Turn:
+def theirs(
+    bench: Bench, said: argparse.Namespace, command: Command, data: Prepared, life: ExitStack
+) -> Turn:
     """The side `theirs`."""
     config, optim = command.config, command.config.optim
     torch.manual_seed(config.env.seed)
@@ -245,7 +252,7 @@ def of_workers() -> dict[str, float]:
 def serve(bench: Bench, said: argparse.Namespace) -> None:
     """Be one side: read a number of steps a line, run them, answer with a JSON line."""
     answers = sys.stdout
-    with contextlib.redirect_stdout(sys.stderr):
+    with contextlib.redirect_stdout(sys.stderr), ExitStack() as life:
         command = parse([
             *bench.words(said), "--peft.method", said.method, "--env.threads", str(said.threads),
             "--optim.batch-size", str(said.batch), "--loop.max-steps",
@@ -258,7 +265,7 @@ def serve(bench: Bench, said: argparse.Namespace) -> None:
         documents = data.train.documents
         rows = StepRows(len(documents), batch_size=config.optim.batch_size, seed=seed)
         before = own_peak_mib()
-        turn = SIDES[said.side](bench, said, command, data)
+        turn = SIDES[said.side](bench, said, command, data, life)
         done, most = 0, 0.0
         for line in sys.stdin:
             count = int(line)

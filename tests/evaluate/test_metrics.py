@@ -126,14 +126,12 @@ def test_any_split_gives_identical_results(batch_size: int) -> None:
     rng = np.random.default_rng(0)
     target_B, predicted_B = rng.integers(0, 5, 1000), rng.integers(-1, 5, 1000)
     whole = counted(5, target_B, predicted_B)
-    ranks = [ClassificationMetrics(names_of(5)) for _ in range(3)]
-    for i, start in enumerate(range(0, 1000, batch_size)):
+    parts = ClassificationMetrics(names_of(5))
+    for start in range(0, 1000, batch_size):
         rows = slice(start, start + batch_size)
-        ranks[i % 3].update(torch.from_numpy(target_B)[rows], predicted_B[rows].astype(np.int8))
-    for other in ranks[1:]:
-        ranks[0].merge(other)
-    np.testing.assert_array_equal(ranks[0].counts_KP, whole.counts_KP)
-    assert ranks[0].compute() == whole.compute()
+        parts.update(torch.from_numpy(target_B)[rows], predicted_B[rows].astype(np.int8))
+    np.testing.assert_array_equal(parts.counts_KP, whole.counts_KP)
+    assert parts.compute() == whole.compute()
 
 
 def test_counts_beyond_int64_squares_stay_exact() -> None:
@@ -172,8 +170,6 @@ def test_bad_label_sets() -> None:
     for labels in ([], ["a", "a"]):
         with pytest.raises(DataError, match="must be distinct, at least one"):
             ClassificationMetrics(labels)
-    with pytest.raises(DataError, match="different labels"):
-        ClassificationMetrics(["a", "b"]).merge(ClassificationMetrics(["b", "a"]))
 
 
 def test_77_real_intents_with_a_keyword_guess(data_dir: Path) -> None:
@@ -199,18 +195,17 @@ def test_77_real_intents_with_a_keyword_guess(data_dir: Path) -> None:
 
 def test_perplexity_weighs_tokens_not_batches() -> None:
     losses_N = np.random.default_rng(0).uniform(0, 8, 1000)
-    whole, parts = Perplexity(), [Perplexity(), Perplexity()]
+    whole, parts = Perplexity(), Perplexity()
     whole.update(losses_N.sum(), 1000, num_bytes=4321)
     for i, part in enumerate(np.split(losses_N, [1, 10, 300])):
-        parts[i % 2].update(torch.tensor(part.sum()), len(part), num_bytes=4321 if i == 3 else 0)
-    parts[0].merge(parts[1])
+        parts.update(torch.tensor(part.sum()), len(part), num_bytes=4321 if i == 3 else 0)
     expected = {
         "nll": losses_N.mean(),
         "perplexity": math.exp(losses_N.mean()),
         "bits_per_byte": losses_N.sum() / math.log(2) / 4321,
     }
     assert whole.compute() == pytest.approx(expected, rel=TOLERANCE)
-    assert parts[0].compute() == pytest.approx(expected, rel=TOLERANCE)
+    assert parts.compute() == pytest.approx(expected, rel=TOLERANCE)
 
 
 def test_a_uniform_guess_over_bytes_is_eight_bits_per_byte() -> None:

@@ -131,20 +131,17 @@ def test_the_intent_field_has_any_name_and_is_no_slot() -> None:
     assert (result["intent_accuracy"], result["slot_f1"]) == (0, 1)
 
 
-def test_verdicts_of_a_row_and_merge() -> None:
-    one, two, both = (JsonCommandMetrics(LABELS) for _ in range(3))
+def test_verdicts_of_a_row() -> None:
+    metrics = JsonCommandMetrics(LABELS)
     rows = [(ALARM, ALARM), (ALARM, "no"), ('{"intent": "weather"}', '{"intent": "weather" }')]
-    for i, (target, predicted) in enumerate(rows):
-        (one if i == 0 else two).update(target, predicted)
-        verdicts = both.update(target, predicted)
+    for target, predicted in rows:
+        verdicts = metrics.update(target, predicted)
     assert verdicts == {
         "json_valid": True,
         "exact_match": False,
         "exact_match_object": True,
         "intent_correct": True,
     }
-    one.merge(two)
-    assert one.compute() == both.compute()
 
 
 def test_nothing_to_judge_is_nan() -> None:

@@ -7,7 +7,7 @@ from itertools import combinations, pairwise
 import pytest
 import torch
 
-from kernels.docs import BLOCK_COST, BLOCK_SCORES, LONG, Docs, _cheapest, rounded
+from kernels.docs import BLOCK_COST, BLOCK_SCORES, LONG, Docs, _cheapest, _most, rounded
 
 
 def test_borders_and_positions() -> None:
@@ -27,7 +27,7 @@ def test_refuses_empty_documents(lengths: list[int]) -> None:
         Docs.from_lengths(lengths)
 
 
-def test_equal_lengths_are_one_view() -> None:
+def test_equal_lengths_are_one_block() -> None:
     docs = Docs.from_lengths([16, 16, 16])
     (group,) = docs.groups
     assert (group.num_docs, group.length, group.num_tokens) == (3, 16, 48)
@@ -64,9 +64,14 @@ def test_long_documents_and_short_ones() -> None:
     assert Docs.from_lengths(sorted(lengths, reverse=True)).order_N is None
 
 
-def test_a_block_stays_in_the_cache() -> None:
-    docs = Docs.from_lengths([128] * 9)
-    assert [group.num_docs for group in docs.groups] == [BLOCK_SCORES // 128**2] * 2 + [1]
+@pytest.mark.parametrize("length", range(8, LONG + 1, 24))
+def test_a_block_stays_in_the_cache(length: int) -> None:
+    docs = Docs.from_lengths([length] * 70)
+    assert sum(group.num_tokens for group in docs.groups) == 70 * length
+    for group in docs.groups:
+        assert group.num_docs * group.length**2 <= BLOCK_SCORES or group.num_docs == 1
+    full = docs.groups[:-1]  # none of these has a document of filling
+    assert all(group.num_docs * length == group.num_tokens for group in full)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -77,8 +82,9 @@ def test_no_other_cut_of_the_classes_is_cheaper(seed: int) -> None:
 
     def cost(borders: Sequence[int]) -> int:
         return sum(
-            BLOCK_COST + classes[first][0] ** 2 * sum(count for _, count in classes[first:past])
+            -(-documents // _most(length)) * BLOCK_COST + documents * length**2
             for first, past in pairwise([0, *borders, 6])
+            for length, documents in [(classes[first][0], sum(n for _, n in classes[first:past]))]
         )
 
     ways = [cuts for n in range(6) for cuts in combinations(range(1, 6), n)]

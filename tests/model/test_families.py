@@ -14,7 +14,7 @@ from ftcore.model.heads import ClassificationHead, Model
 from ftcore.model.load import load_model
 from kernels.docs import Docs
 
-# Together these hold every form of group that Docs plans: one view over all, blocks with filling in
+# Together these hold every form of group that Docs plans: one full block, blocks with filling in
 # and out of order, and documents beyond the length where torch's fused attention takes over.
 STREAMS = [[8, 8, 8], [2, 5, 1], [1, 130, 3, 65, 65, 64, 600, 130, 2]]
 
@@ -215,6 +215,16 @@ def test_the_last_layer_computes_what_is_asked_for(kind, hf, documents, task_of_
         found.append((h_MC.detach(), grads))
     torch.testing.assert_close(*found, rtol=1e-9, atol=1e-12)
     assert seen == [16, 8]  # rounded up
+
+
+def test_a_stream_must_have_the_tokens_that_are_planned(hf) -> None:
+    """Not cut, not filled: on a CPU the trunk adds rows of its own."""
+    trunk = load_model(hf("qwen3-tied")[1], task="lm", dtype=torch.float32).model.trunk
+    docs = Docs.from_lengths([5, 4])
+    for count in (8, 10, docs.num_rows):
+        tokens_N = torch.zeros(count, dtype=torch.long)
+        with pytest.raises(ValueError, match=f"docs plans 9 tokens, there are {count}"):
+            trunk(tokens_N, tokens_N, tokens_N, docs)
 
 
 def test_a_real_bert_embeds_real_sentences(data_dir) -> None:
