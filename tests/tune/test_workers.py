@@ -1,5 +1,6 @@
 """Training on several cores: the same run but for rounding, resumed bit-equal, no process left."""
 
+import math
 import multiprocessing
 import os
 import signal
@@ -8,11 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ftcore.config import PeftConfig
+from ftcore.data.pack import Batch
 from ftcore.env.run import read_metrics
 from ftcore.tune.loop import Loop
+from ftcore.tune.task import Task
 
 LORA = PeftConfig(method="lora", rank=3, alpha=6.0, dropout=0.2, extra_modules=("trunk.norm",))
 
@@ -48,6 +51,31 @@ def test_cores_share_a_step_and_change_rounding_alone(
         torch.testing.assert_close(together[name], alone[name], rtol=1e-6, atol=1e-7)
     for line, other in zip(lines, others, strict=True):
         assert line == pytest.approx(other, rel=1e-6)
+
+
+def test_a_step_that_is_not_finite_is_skipped_by_all(
+    make_loop: Callable[..., Loop], cores: Callable
+) -> None:
+    """The share of one process is not finite; the other's steps and counts stay those of both."""
+    runs = []
+    for count in (1, 2):
+        cores(count)
+        loop = make_loop(f"on {count}", family="bert", max_steps=8, dtype=torch.float64)
+        compute = loop.task
+
+        def task(model: nn.Module, batch: Batch, compute: Task = compute) -> tuple[Tensor, Tensor]:
+            loss, weight = compute(model, batch)
+            return loss * (math.nan if "row-3" in batch.row_ids else 1.0), weight
+
+        loop.task = task
+        runs.append((*trained(loop), loop.optimizer.step_count))
+    (alone, lines, steps), (together, others, same_steps) = runs
+    assert steps == same_steps == 8 - lines[-1]["train/skipped_steps"] < 8
+    assert [line["train/skipped_steps"] for line in lines] == [
+        line["train/skipped_steps"] for line in others
+    ]
+    for name in alone:
+        torch.testing.assert_close(together[name], alone[name], rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
