@@ -155,7 +155,7 @@ def bits_before(tests: list[str], model: str) -> Values:
     """The figures of the model that the run began with."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
-        code = eval_script.main(["--model.path", model, "--task", "pretrain", *tests])
+        code = eval_script.main([model, "--task", "pretrain", *tests])
     assert code == 0, "eval.py failed"
     return json.loads(out.getvalue().splitlines()[-1])["results"]
 
