@@ -111,6 +111,24 @@ def entity_kinds(data: Path, made: Path) -> None:
         ))  # fmt: skip
 
 
+def entailment(data: Path, made: Path) -> None:
+    """RTE, too small to learn from alone, with the pairs of SNLI's dev file as two classes; every
+    tenth row of RTE to choose by."""
+    lines = (data / "rte/train.tsv").read_text("utf-8").splitlines()[1:]
+    rte = [tuple(line.split("\t")[1:]) for line in lines]
+    lines = (data / "snli_devtest/dev.txt").read_text("utf-8").splitlines()
+    snli = [line.split("\t") for line in lines]
+    classes = ("entailment", "not_entailment", "not_entailment")  # SNLI: entailed, neutral, denied
+    other = [(one, two, classes[int(label)]) for one, two, label in snli]
+    dev = rte[::10]
+    known = {row[:2] for row in dev}
+    cuts = {"train": [row for row in rte + other if row[:2] not in known], "dev": dev}
+    for name, rows in cuts.items():
+        write(made / f"{name}.jsonl", (
+            {"sentence1": one, "sentence2": two, "label": label} for one, two, label in rows
+        ))  # fmt: skip
+
+
 def teacher(data: Path, made: Path) -> None:
     """Both files; every tenth row to report, the one after it to choose by."""
     files = sorted((data / "gpteacher").glob("*.json.gz"))
@@ -120,7 +138,10 @@ def teacher(data: Path, made: Path) -> None:
 
 
 FIGURES = {function.__name__: function for function in (first, of_class_1, in_and_out)}
-MAKERS = {function.__name__: function for function in (news, wikigold, entity_kinds, teacher)}
+MAKERS = {
+    function.__name__: function
+    for function in (news, wikigold, entity_kinds, entailment, teacher)
+}
 RECIPES = tomllib.loads((Path(__file__).parent / "tasks.toml").read_text("utf-8"))
 
 
