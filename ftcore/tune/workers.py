@@ -73,9 +73,9 @@ class Workers:
 
         raises  RuntimeError: a worker has ended; the checkpoints are whole
         """
-        losses = self._everywhere("_gradients", step)
-        squares = self._everywhere("_sum")
-        return sum(losses), math.sqrt(sum(squares))
+        self.step = step
+        loss = sum(self._everywhere("_gradients", step))
+        return loss, math.sqrt(sum(self._everywhere("_sum")))
 
     def apply(self, lr: float, grad_scale: float) -> None:
         """Update the parameters by the gradient times `grad_scale`; raises as `compute`."""
@@ -94,8 +94,8 @@ class Workers:
                 answers.append(pipe.recv())
             except (EOFError, ConnectionResetError):
                 raise RuntimeError(
-                    f"training process {number} of {self.count} ended; where no other message says"
-                    " why, memory ran out: use fewer --env.threads"
+                    f"training process {number} of {self.count} ended during step {self.step};"
+                    " where no other message says why, memory ran out: use fewer --env.threads"
                 ) from None
         return answers
 

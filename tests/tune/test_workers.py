@@ -117,6 +117,6 @@ def test_a_worker_that_is_gone_ends_the_run_with_a_reason(
         return compute(*args)
 
     loop.task = task
-    with pytest.raises(RuntimeError, match=r"process 1 of 2 ended;.*--env.threads"):
+    with pytest.raises(RuntimeError, match=r"1 of 2 ended during step [23];.*--env.threads"):
         loop.train()
     assert not multiprocessing.active_children()
