@@ -103,7 +103,6 @@ def encode_chats(
     tokenizer: Tokenizer,
     *,
     train_on: TrainOn = "assistant",
-    train_on_eot: bool = True,
     max_length: int | None = None,
     over_length: OverLength = "error",
 ) -> Split:
@@ -111,7 +110,6 @@ def encode_chats(
 
     train_on       assistant: messages whose `train` is true, by default all answers;
                    last: the last of these; all: every token of the chat
-    train_on_eot   supervise the end-of-turn token too, so that the model learns to stop
     max_length     tokens; None: no limit
     over_length    what happens to a longer chat: error, drop, or cut_right (its end is cut off)
     raises         DataError: a chat is too long (error), or no chat can be used
@@ -124,9 +122,7 @@ def encode_chats(
             split.rejected.append(left_out(chat, str(error)))
     encodings = tokenizer.encode_batch([r.text for _, r, _ in rendered], special=False)
     for (chat, rendering, answers), encoding in zip(rendered, encodings, strict=True):
-        document = supervise(
-            chat.id, rendering.text, encoding, answers, tokenizer, train_on_eot=train_on_eot
-        )
+        document = supervise(chat.id, rendering.text, encoding, answers, tokenizer)
         short = take(document, slice(max_length))
         admit(split, chat, document, short, over_length=over_length)
     require_some(split.documents, split.rejected)

@@ -75,16 +75,14 @@ def supervise(
     encoding: Encoding,
     answers: Sequence[tuple[int, int, float]],
     tokenizer: Tokenizer,
-    *,
-    train_on_eot: bool,
 ) -> Encoded:
-    """The document of a tokenised chat: tokens that overlap an answer count with its weight."""
+    """The document of a tokenised chat: tokens that overlap an answer count with its weight, and so
+    does the end of its turn, so that the model learns to stop."""
     starts_T, ends_T = encoding.offsets_T2.T
     weights_T = np.zeros(len(encoding), dtype=np.float32)
     for start, end, weight in answers:
         weights_T[(starts_T < end) & (ends_T > start)] = weight
-        if train_on_eot:
-            weights_T[_end_of_turn(text, encoding, end, tokenizer)] = weight
+        weights_T[_end_of_turn(text, encoding, end, tokenizer)] = weight
     return shifted(row_id, encoding.ids_T, weights_T)
 
 

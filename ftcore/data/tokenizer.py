@@ -135,7 +135,7 @@ class Tokenizer:
         pairs: Sequence[str | None],
         *,
         max_length: int | None = None,
-    ) -> list[tuple[np.ndarray, np.ndarray]]:
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Ids and segment numbers (int32) of many texts, or pairs of texts, with special tokens.
 
         max_length   tokens, special ones included; the longer text loses tokens at its end until
@@ -150,9 +150,10 @@ class Tokenizer:
                 )
             self._fast.enable_truncation(max_length)
         inputs = [a if b is None else (a, b) for a, b in zip(texts, pairs, strict=True)]
-        encoded = self._fast.encode_batch_fast(inputs)
+        for start in range(0, len(inputs), SLAB):
+            for fast in self._fast.encode_batch_fast(inputs[start : start + SLAB]):
+                yield self._arrays(fast.ids, fast.type_ids)
         self._fast.no_truncation()
-        return [self._arrays(fast.ids, fast.type_ids) for fast in encoded]
 
     def decode(self, ids: Sequence[int] | np.ndarray, *, special: bool = False) -> str:
         """Text of token ids; `special` shows special tokens too."""

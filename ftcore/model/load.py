@@ -23,7 +23,8 @@ from ftcore.model.weights import Accounting, hf_tensors, load_weights, own_tenso
 CONFIG = "config.json"
 SHARD_BYTES = 5_000_000_000  # HF: shards of 5 GB
 # A checkpoint of another task lacks these.
-NEW_HEADS = ("head.classifier", "head.pooler", "head.transform.dense", "head.transform.norm")
+PARTS = ("classifier", "pooler", "transform.dense", "transform.norm", "lm_head")
+NEW_HEADS = tuple(f"head.{part}" for part in PARTS)
 
 
 @dataclass(frozen=True)
@@ -91,8 +92,7 @@ def load_model(
     task            which head (heads.py)
     num_labels      classes of "classify" and "tag"; default: as many as config.json names
     init            "random" draws every tensor from `generator` and reads config.json alone
-    generator       draws what the checkpoint lacks of a classifier's head; without one, a
-                    checkpoint that lacks any is an error
+    generator       draws what the checkpoint lacks of a head, but for "lm"; None: that is an error
     raises          ModelError: unknown family, damaged files, tensors that do not fit
     """
     layout = ". A model folder holds config.json and model.safetensors in HF layout."
@@ -118,10 +118,14 @@ def load_model(
         model.init_weights(generator)
         accounting = Accounting(new=list(own_tensors(model)))
     else:
-        may_be_new = NEW_HEADS if task in CLASSIFIERS and generator is not None else ()
+        may_be_new = NEW_HEADS if task != "lm" and generator is not None else ()
         accounting = load_weights(model, folder, family, may_be_new=may_be_new)
         for name in dict.fromkeys(name.rpartition(".")[0] for name in accounting.new):
-            init_module(model.get_submodule(name), spec.initializer_range, generator)
+            module = model.get_submodule(name)
+            if f"{name}.weight" in accounting.new:
+                init_module(module, spec.initializer_range, generator)
+            else:  # it is that of the embeddings
+                torch.nn.init.zeros_(module.bias)
     return LoadedModel(model.eval(), family, config, accounting, folder)
 
 

@@ -76,6 +76,7 @@ class Loop:
         self.total_steps = self.loop.num_steps(len(self.documents), self.optim.batch_size)
         self.drawn: tuple[int, list[Encoded]] | None = None
         trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        longest = sorted(map(len, self.documents))[-self.optim.batch_size :]
         rows = {}
         if self.draw is None and self.device.type == "cpu":  # what draws may read any row
             rows = rows_read(self.model, self.documents)
@@ -87,6 +88,7 @@ class Loop:
             weight_decay=self.optim.weight_decay,
             lr_ratios={n: self.optim.loraplus_lr_ratio for n in trained if leaf(n) == "lora_b"},
             rows=rows,
+            accumulates=sum(longest) > self.loop.micro_batch_tokens,
         )
 
     def restore(self, loaded: Loaded | None) -> None:

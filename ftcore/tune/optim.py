@@ -4,14 +4,15 @@
     p = p (1 - lr wd) - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
 
 A trained tensor in a 16-bit dtype has an fp32 master, which alone is updated; the tensor is its
-rounded copy. Its gradient is added into an fp32 buffer after every micro-batch, so accumulation
-loses nothing. A wider tensor is its own master, unless only some of its rows are trained. Frozen
+rounded copy. Gradients of several micro-batches, and of several processes, are added in fp32, so
+accumulation loses nothing. A wider tensor is its own master, unless only some of its rows are
+trained. Frozen
 tensors have neither state nor buffer. No weight decay on tensors of fewer than two axes (norms and
 biases), nor on rows of an embedding matrix that the data never read: those stay as they are. LoRA+
 is a rate of its own for some tensors: B, which starts at zero, bears a higher one than A.
 
-`adamw_step` is the readable form; what runs is torch's fused kernel (5.6 times faster than the
-foreach form on a CPU), proven equal in tests.
+What runs is torch's fused kernel (5.6 times faster than the foreach form on a CPU), proven equal to
+these lines in tests.
 
 source  Loshchilov and Hutter 2019, arXiv:1711.05101; Hayou et al. 2024, arXiv:2402.12354 (LoRA+)
 """
@@ -25,41 +26,24 @@ from torch import Tensor, nn
 from ftcore.env.device import shared_zeros
 from ftcore.errors import CheckpointError
 
-
-def adamw_step(
-    param: Tensor,
-    grad: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    *,
-    step: int,
-    lr: float,
-    betas: tuple[float, float],
-    eps: float,
-    weight_decay: float,
-) -> None:
-    """One update in place. `step` counts from 1; all tensors fp32 and of one shape."""
-    beta1, beta2 = betas
-    param.mul_(1 - lr * weight_decay)
-    exp_avg.lerp_(grad, 1 - beta1)
-    exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-    denominator = (exp_avg_sq / (1 - beta2**step)).sqrt_().add_(eps)
-    param.addcdiv_(exp_avg, denominator, value=-lr / (1 - beta1**step))
-
-
 Span = tuple[int, int]  # first and past of some values of a flat tensor
+# Learning rate over that of the run; weight decay; whether only some rows are trained.
+Kind = tuple[float, float, bool]
+PIECE = 2**19  # values of a flat tensor that a core's cache holds between two passes
 
 
 class AdamW:
     """The optimiser of one run, of the trained parameters by name.
 
-    lr_ratios   learning rate of a parameter over that of the run, where it is not 1
-    rows        int64 rows of a matrix, the only ones that have a gradient, which is sparse:
-                nothing is kept of its other rows
+    lr_ratios       learning rate of a parameter over that of the run, where it is not 1
+    rows            int64 rows of a matrix, the only ones that have a gradient, which is sparse:
+                    nothing is kept of its other rows
+    accumulates     a process may have several micro-batches a step; if not, gradients keep the
+                    dtype of the parameters
 
-    Masters, both averages and the gradient are each one flat tensor, which processes forked later
-    share; `masters`, `exp_avg` and `exp_avg_sq` are views of these by name, and `grads` of the
-    buffer that this process adds its gradients into.
+    Masters, both averages, 16-bit parameters and the gradients of each process are flat tensors,
+    which processes forked later share; `masters`, `exp_avg` and `exp_avg_sq` are views of these by
+    name, and `grads` of the buffer that this process collects its gradients in.
     """
 
     def __init__(
@@ -71,11 +55,13 @@ class AdamW:
         weight_decay: float,
         lr_ratios: Mapping[str, float] | None = None,
         rows: Mapping[str, Tensor] | None = None,
+        accumulates: bool = True,
     ) -> None:
         self.betas, self.eps, self.rows, self.step_count = betas, eps, rows or {}, 0
-        kinds: dict[tuple[float, float], dict[str, nn.Parameter]] = {}
+        kinds: dict[Kind, dict[str, nn.Parameter]] = {}
         for name, param in named:
-            kind = (lr_ratios or {}).get(name, 1.0), weight_decay if param.dim() >= 2 else 0.0
+            decay = weight_decay if param.dim() >= 2 else 0.0
+            kind = (lr_ratios or {}).get(name, 1.0), decay, name in self.rows
             kinds.setdefault(kind, {})[name] = param
         self.params = {name: param for members in kinds.values() for name, param in members.items()}
         assert self.params, "nothing is trained"
@@ -85,13 +71,20 @@ class AdamW:
             kind: (self.spans[next(iter(members))][0], self.spans[next(reversed(members))][1])
             for kind, members in kinds.items()
         }
-        self.flat_master, self.flat_grad = self.zeros(), self.zeros()
-        self.flat_exp_avg, self.flat_exp_avg_sq = self.zeros(), self.zeros()
+        dtypes = {param.dtype for param in self.params.values()}
+        self.wide = torch.promote_types(next(iter(dtypes)), torch.float32)
+        self.grad_dtype = self.wide if accumulates or len(dtypes) > 1 else next(iter(dtypes))
+        self.flat_master = self._zeros(self.wide)
+        self.flat_exp_avg, self.flat_exp_avg_sq = self._zeros(self.wide), self._zeros(self.wide)
+        narrow = dtypes - {self.wide}
+        self.flat_param = self._zeros(*narrow) if narrow else None
         self.masters = self._named(self.flat_master)
         self.exp_avg = self._named(self.flat_exp_avg)
         self.exp_avg_sq = self._named(self.flat_exp_avg_sq)
         self.slots = {n: _inverse(rows_L, len(self.params[n])) for n, rows_L in self.rows.items()}
-        self.collect_in(self.flat_grad)
+        self.buffers: list[Tensor] = []
+        self.open_buffers(1)
+        self.collect_in(0)
         for name, param in self.params.items():
             self._adopt(name, param)
             param.register_post_accumulate_grad_hook(self._collector(name))
@@ -101,11 +94,10 @@ class AdamW:
         shape = self.params[name].shape
         return torch.Size((len(self.rows[name]), *shape[1:])) if name in self.rows else shape
 
-    def zeros(self) -> Tensor:
-        """A flat tensor of what is trained, fp32 or wider."""
-        first = next(iter(self.params.values()))
-        wide = torch.promote_types(first.dtype, torch.float32)
-        return shared_zeros(next(reversed(self.spans.values()))[1], wide, first.device)
+    def _zeros(self, dtype: torch.dtype) -> Tensor:
+        """A flat tensor of what is trained."""
+        device = next(iter(self.params.values())).device
+        return shared_zeros(next(reversed(self.spans.values()))[1], dtype, device)
 
     def _named(self, flat: Tensor) -> dict[str, Tensor]:
         return {
@@ -115,27 +107,24 @@ class AdamW:
 
     @torch.no_grad()
     def _adopt(self, name: str, param: nn.Parameter) -> None:
-        """Fill the master of a parameter; where that is as wide, the two become one."""
+        """Fill the master of a parameter, and move what is trained into memory to be shared."""
         master = self.masters[name]
         master.copy_(param[self.rows[name]] if name in self.rows else param)
-        if not self.has_copy(name):
+        if name in self.rows:
+            param.data = shared_zeros(param.numel(), param.dtype).view(param.shape).copy_(param)
+        elif param.dtype == self.wide:
             param.data = master
+        else:
+            param.data = self.flat_param[slice(*self.spans[name])].view(param.shape).copy_(param)
 
-    def has_copy(self, name: str) -> bool:
-        """The parameter is not its own master: that is wider, or holds some of its rows."""
-        return name in self.rows or self.params[name].dtype != self.flat_master.dtype
+    def open_buffers(self, count: int) -> None:
+        """Gradients of so many processes, whose sum a step applies."""
+        self.buffers += [self._zeros(self.grad_dtype) for _ in range(count - len(self.buffers))]
 
-    def share_params(self) -> None:
-        """Rounded parameters into memory that processes forked later share, as all else is."""
-        for name, param in self.params.items():
-            if self.has_copy(name):
-                shared = shared_zeros(param.numel(), param.dtype).view(param.shape)
-                param.data = shared.copy_(param.detach())
-
-    def collect_in(self, flat: Tensor) -> None:
-        """Add the gradients of this process into another buffer than `flat_grad`."""
-        self.grads = self._named(flat)
-        self.stale: set[str] = set()  # buffers that still hold the last step's gradient
+    def collect_in(self, number: int) -> None:
+        """The buffer that this process collects its gradients in."""
+        self.grads = self._named(self.buffers[number])
+        self.stale: set[str] = set()  # of these, what still holds the last step's gradient
 
     def _collector(self, name: str) -> Callable[[Tensor], None]:
         """Hook that moves a micro-batch's gradient into the buffer and frees it."""
@@ -144,12 +133,16 @@ class AdamW:
             total, grad = self.grads[name], param.grad
             if grad.is_sparse:
                 self.zero_unreached([name])
-                slots_N = self.slots[name][grad._indices()[0]]
-                total.index_add_(0, slots_N, grad._values().to(total.dtype))
+                # numerics: a token that is read often has a sum of many gradients
+                slots_U, of_N = self.slots[name][grad._indices()[0]].unique(return_inverse=True)
+                sums_UC = total.new_zeros(len(slots_U), *total.shape[1:], dtype=self.wide)
+                sums_UC.index_add_(0, of_N, grad._values().to(self.wide))
+                total.index_add_(0, slots_U, sums_UC.to(total.dtype))
             elif name in self.stale:  # cost: one pass, where zeroing and a mixed sum take four
                 total.copy_(grad)
                 self.stale.remove(name)
             else:
+                assert total.dtype == self.wide, "a second micro-batch would lose bits"
                 total += grad
             param.grad = None
 
@@ -171,38 +164,44 @@ class AdamW:
         cuts = [min(pasts, key=lambda p: abs(p - pasts[-1] * i / count)) for i in range(1, count)]
         return list(pairwise([0, *cuts, pasts[-1]]))
 
+    def _gradient(self, piece: Span) -> Tensor:
+        """A piece of the gradient of the whole step: the sum over all processes, in their order."""
+        total, *others = (buffer[slice(*piece)] for buffer in self.buffers)
+        total = total.to(self.wide)
+        for other in others:  # cost: a sum of two dtypes takes longer than a cast and a sum
+            total = total + other.to(self.wide)
+        return total
+
     def square_sum(self, part: Span) -> float:
-        """Squared L2 norm of a part of the accumulated gradient."""
-        # numerics: torch sums a long tensor in a few fp32 lanes; of 60 M values it loses 0.5 %
-        norms = torch._foreach_norm(self.flat_grad[slice(*part)].split(2**14))
-        return torch.stack(norms).double().square().sum().item() if norms else 0.0
+        """Squared L2 norm of a part of the step's gradient."""
+        # numerics: a sum adds in pairs; a norm, in few fp32 lanes, loses 0.5 % of 60 M values
+        sums = [self._gradient(piece).square().sum() for piece in _pieces(part)]
+        return torch.stack(sums).double().sum().item() if sums else 0.0
 
     @torch.no_grad()
     def step(self, lr: float, part: Span, *, grad_scale: float = 1.0) -> None:
-        """Apply a part of the accumulated gradient times `grad_scale` (the clipping factor)."""
+        """Apply a part of the step's gradient times `grad_scale` (the clipping factor)."""
         self.step_count += 1
-        for (ratio, weight_decay), (start, past) in self.kinds.items():
-            start, past = max(start, part[0]), min(past, part[1])
-            if start < past:
-                self._update(slice(start, past), lr * ratio, weight_decay, grad_scale)
-        self._round_masters(part)
+        for (ratio, weight_decay, has_rows), (start, past) in self.kinds.items():
+            for piece in _pieces((max(start, part[0]), min(past, part[1]))):
+                self._update(piece, lr * ratio, weight_decay, grad_scale)
+                if not has_rows and self.flat_param is not None:
+                    self.flat_param[slice(*piece)] = self.flat_master[slice(*piece)]
+        self._round_rows(part)
 
-    def _round_masters(self, part: Span) -> None:
-        for name, (start, past) in self.spans.items():
-            if part[0] <= start < past <= part[1] and self.has_copy(name):
-                param, master = self.params[name], self.masters[name]
-                if name in self.rows:
-                    param.index_copy_(0, self.rows[name], master.to(param.dtype))
-                else:
-                    param.copy_(master)
+    def _round_rows(self, part: Span) -> None:
+        for name, rows_L in self.rows.items():
+            if part[0] <= self.spans[name][0] < part[1]:
+                param = self.params[name]
+                param.index_copy_(0, rows_L, self.masters[name].to(param.dtype))
 
-    def _update(self, span: slice, lr: float, weight_decay: float, grad_scale: float) -> None:
-        device = self.flat_master.device
+    def _update(self, piece: Span, lr: float, weight_decay: float, grad_scale: float) -> None:
+        device, values = self.flat_master.device, slice(*piece)
         torch._fused_adamw_(
-            [self.flat_master[span]],
-            [self.flat_grad[span]],
-            [self.flat_exp_avg[span]],
-            [self.flat_exp_avg_sq[span]],
+            [self.flat_master[values]],
+            [self._gradient(piece)],
+            [self.flat_exp_avg[values]],
+            [self.flat_exp_avg_sq[values]],
             [],
             [torch.tensor(float(self.step_count), device=device)],
             lr=lr,
@@ -248,7 +247,14 @@ class AdamW:
         for group, tensors in self.state().items():
             for name, tensor in tensors.items():
                 tensor.copy_(state[group][name])
-        self._round_masters((0, len(self.flat_master)))
+        if self.flat_param is not None:
+            self.flat_param.copy_(self.flat_master)
+        self._round_rows((0, len(self.flat_master)))
+
+
+def _pieces(span: Span) -> list[Span]:
+    """What a span is worked through in."""
+    return [(start, min(start + PIECE, span[1])) for start in range(*span, PIECE)]
 
 
 def _inverse(rows_L: Tensor, count: int) -> Tensor:

@@ -42,14 +42,11 @@ class Workers:
         self.count, self.optimizer, self.share = count, optimizer, share
         self.number = 0  # of this process
         self.parts = optimizer.parts(count)
-        self.buffers = [optimizer.flat_grad]  # each process adds its gradients into one
         self.crew: list[tuple[multiprocessing.Process, Connection]] = []
 
     def __enter__(self) -> Self:
         fork = multiprocessing.get_context("fork")
-        if self.count > 1:
-            self.buffers += [self.optimizer.zeros() for _ in range(1, self.count)]
-            self.optimizer.share_params()
+        self.optimizer.open_buffers(self.count)
         with ExitStack() as undo:
             undo.push(self.__exit__)
             for number in range(1, self.count):
@@ -69,13 +66,13 @@ class Workers:
         self.crew.clear()
 
     def compute(self, step: int) -> tuple[float, float]:
-        """Gradient of a step into the optimiser's buffer; returns the loss sum and its L2 norm.
+        """Gradient of a step into the optimiser's buffers; returns the loss sum and its L2 norm.
 
         raises  RuntimeError: a worker has ended; the checkpoints are whole
         """
         self.step = step
         loss = sum(self._everywhere("_gradients", step))
-        return loss, math.sqrt(sum(self._everywhere("_sum")))
+        return loss, math.sqrt(sum(self._everywhere("_square_sum")))
 
     def apply(self, lr: float, grad_scale: float) -> None:
         """Update the parameters by the gradient times `grad_scale`; raises as `compute`."""
@@ -105,13 +102,9 @@ class Workers:
         self.optimizer.zero_unreached()
         return loss
 
-    def _sum(self) -> float:
-        """This process's part of all buffers into the first; returns its squared norm."""
-        part = self.parts[self.number]
-        total = self.buffers[0][slice(*part)]
-        for other in self.buffers[1:]:  # always in this order
-            total += other[slice(*part)]
-        return self.optimizer.square_sum(part)
+    def _square_sum(self) -> float:
+        """Squared norm of this process's part of the step's gradient."""
+        return self.optimizer.square_sum(self.parts[self.number])
 
     def _update(self, lr: float, grad_scale: float) -> None:
         self.optimizer.step(lr, self.parts[self.number], grad_scale=grad_scale)
@@ -126,7 +119,7 @@ class Workers:
             os.closerange(first, past)  # the parent's ends of pipes, and the lock of its run
         torch.set_num_threads(1)
         self.number = number
-        self.optimizer.collect_in(self.buffers[number])
+        self.optimizer.collect_in(number)
         while True:
             try:
                 act, args = pipe.recv()

@@ -145,7 +145,7 @@ MAKERS = {
 RECIPES = tomllib.loads((Path(__file__).parent / "tasks.toml").read_text("utf-8"))
 
 
-def run(name: str, data: Path, runs: Path, *, threads: int, seed: int) -> None:
+def run(name: str, data: Path, runs: Path, *, device: str, threads: int, seed: int) -> None:
     """Train, evaluate, and leave the figures in figures.json of the run."""
     recipe, path, made = RECIPES[name], runs / f"{name}-{seed}", runs / f"{name}-data"
     if "make" in recipe:
@@ -155,7 +155,8 @@ def run(name: str, data: Path, runs: Path, *, threads: int, seed: int) -> None:
     read = shlex.split(recipe["data"].format(d=data, m=made))
     words = [
         *(recipe["task"], "--model.path", model, *read, *shlex.split(recipe["train"])),
-        *("--env.threads", str(threads), "--env.seed", str(seed), "--loop.save-every", "100000"),
+        *("--env.device", device, "--env.threads", str(threads), "--env.seed", str(seed)),
+        *("--loop.save-every", "100000"),
         *("--log.dir", str(runs), "--log.name", path.name),
     ]
     started = time.perf_counter()
@@ -187,12 +188,14 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/tasks"))
     parser.add_argument("--only", nargs="*", default=list(RECIPES), choices=list(RECIPES))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument("--threads", type=int, default=2)
     said = parser.parse_args()
     for name in said.only:
         if not (said.runs / f"{name}-{said.seed}" / "figures.json").is_file():
             print(f"== {name}", file=sys.stderr)
-            run(name, said.data, said.runs, threads=said.threads, seed=said.seed)
+            how = {"device": said.device, "threads": said.threads, "seed": said.seed}
+            run(name, said.data, said.runs, **how)
     found = {}
     for name, recipe in RECIPES.items():
         file = said.runs / f"{name}-{said.seed}" / "figures.json"

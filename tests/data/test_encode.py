@@ -106,13 +106,6 @@ def test_a_prompt_that_ends_in_a_space_leaves_it_to_the_answer(build_tokenizer):
     assert tokenizer.decode(prompt).endswith("assistant:")
 
 
-def test_end_of_turn_can_be_left_out(family):
-    name, tokenizer, end = family
-    document = encode_chat(CHAT, tokenizer, train_on_eot=False)
-    assert supervised(document, tokenizer)[0].strip() == "It is four."
-    assert not weight_of_targets(document)[document.tokens_T == tokenizer.id_of(end)].any()
-
-
 def test_end_of_turn_after_white_space(build_tokenizer):
     template = "{% for m in messages %}{{ m.role + ': ' + m.content + ' </s>' }}{% endfor %}"
     tokenizer = build_tokenizer(template, ("</s>",), eos_token="</s>")

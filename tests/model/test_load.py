@@ -71,6 +71,21 @@ def test_a_masked_lm_becomes_a_classifier(hf) -> None:
         assert len(loaded.accounting.ignored) >= 5
 
 
+@pytest.mark.parametrize("kind", ["bert-trunk", "bert-classify"])
+def test_another_checkpoint_becomes_a_masked_lm(kind, hf) -> None:
+    """The head's own parts are drawn; its matrix is that of the embeddings, as they were."""
+    folder = hf(kind)[1]
+    loaded = load_model(folder, task="mlm", dtype=torch.float32, generator=generator())
+    head, names = loaded.model.head, [name.removeprefix("head.") for name in loaded.accounting.new]
+    own = {name for name, _ in head.named_parameters()} - {"lm_head.weight"}
+    assert set(names) == own and "lm_head.bias" in own
+    assert not head.lm_head.bias.any() and head.transform.dense.weight.std() > 0.01
+    trunk = load_model(folder, task="trunk", dtype=torch.float32).model.trunk
+    assert torch.equal(head.lm_head.weight, trunk.embed_tokens.weight)
+    with pytest.raises(ModelError, match="missing: cls.predictions"):
+        load_model(folder, task="mlm", dtype=torch.float32)
+
+
 def test_a_classifier_keeps_its_labels(hf, tmp_path) -> None:
     loaded = load_model(hf("bert-classify")[1], task="classify", dtype=torch.float32)
     assert loaded.labels == ("bad", "fair", "good")

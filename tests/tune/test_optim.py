@@ -9,27 +9,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ftcore.errors import CheckpointError
-from ftcore.tune.optim import AdamW, Span, adamw_step
+from ftcore.tune.optim import AdamW, Span
 
 SHAPES = {"weight": (7, 5), "bias": (5,), "conv": (3, 2, 2), "one": (1, 1)}
 OPTIONS = {"betas": (0.9, 0.98), "eps": 1e-6, "weight_decay": 0.1}
 
 
 class ReadableAdamW(AdamW):
-    """The same, its update written out."""
+    """The same, its update written out as at the head of optim.py."""
 
-    def _update(self, span: slice, lr: float, weight_decay: float, grad_scale: float) -> None:
-        adamw_step(
-            self.flat_master[span],
-            self.flat_grad[span].mul_(grad_scale),
-            self.flat_exp_avg[span],
-            self.flat_exp_avg_sq[span],
-            step=self.step_count,
-            lr=lr,
-            betas=self.betas,
-            eps=self.eps,
-            weight_decay=weight_decay,
-        )
+    def _update(self, piece: Span, lr: float, weight_decay: float, grad_scale: float) -> None:
+        values, (beta1, beta2), step = slice(*piece), self.betas, self.step_count
+        p, m, v = (t[values] for t in (self.flat_master, self.flat_exp_avg, self.flat_exp_avg_sq))
+        g = self._gradient(piece).mul_(grad_scale)
+        p.mul_(1 - lr * weight_decay)
+        m.lerp_(g, 1 - beta1)
+        v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
+        denominator = (v / (1 - beta2**step)).sqrt_().add_(self.eps)
+        p.addcdiv_(m, denominator, value=-lr / (1 - beta1**step))
 
 
 def parameters(dtype: torch.dtype = torch.float32) -> dict[str, nn.Parameter]:
@@ -160,11 +157,42 @@ def test_micro_batches_of_a_bf16_tensor_add_up_in_fp32() -> None:
     assert torch.equal(optimizer.grads["weight"], torch.full((2, 2), 264.0))
 
 
+def test_one_micro_batch_keeps_the_dtype_of_a_bf16_tensor() -> None:
+    """The same steps bit for bit; a second micro-batch is refused, since it would lose bits."""
+    runs = []
+    for accumulates in (True, False):
+        params = parameters(torch.bfloat16)
+        optimizer = AdamW(params.items(), **OPTIONS, accumulates=accumulates)
+        for step in range(4):
+            optimizer.zero_grad()
+            backward(params, gradients(step))
+            square = optimizer.square_sum(whole(optimizer))
+            optimizer.step(1e-2, whole(optimizer), grad_scale=0.5)
+        runs.append((params, optimizer, square))
+    (params, wide, square), (others, narrow, other) = runs
+    assert square == other
+    assert all(torch.equal(params[name], others[name]) for name in SHAPES)
+    assert {wide.grads["bias"].dtype, narrow.grads["bias"].dtype} == {torch.float32, torch.bfloat16}
+    with pytest.raises(AssertionError, match="would lose bits"):
+        backward(others, gradients(9))
+
+
+def test_gradients_of_several_processes_are_added_in_fp32() -> None:
+    params = {"weight": nn.Parameter(torch.ones(2, 2, dtype=torch.bfloat16))}
+    optimizer = AdamW(params.items(), **OPTIONS, accumulates=False)
+    optimizer.open_buffers(3)
+    for number, grad in enumerate((256.0, 1.0, 1.0)):  # in bf16, 256 + 1 = 256
+        optimizer.collect_in(number)
+        optimizer.zero_grad()
+        backward(params, {"weight": torch.full((2, 2), grad)})
+    assert norm_of(optimizer) == 2 * 258.0
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_wide_tensor_is_its_own_master(dtype: torch.dtype) -> None:
     params = parameters(dtype)
     optimizer = AdamW(params.items(), **OPTIONS)
-    assert not any(map(optimizer.has_copy, SHAPES))
+    assert optimizer.flat_param is None
     optimizer.flat_master.zero_()
     assert not any(param.any() for param in params.values())
     assert {t.dtype for group in optimizer.state().values() for t in group.values()} == {dtype}
@@ -238,6 +266,16 @@ def test_parts_make_the_same_step(count: int) -> None:
         assert all(torch.equal(state[group][name], other[group][name]) for group in state)
 
 
+def test_a_row_read_often_has_its_gradients_summed_in_fp32() -> None:
+    params = {"embed": nn.Parameter(torch.ones(3, 2, dtype=torch.bfloat16))}
+    rows = {"embed": torch.tensor([0, 2])}
+    optimizer = AdamW(params.items(), **OPTIONS, rows=rows, accumulates=False)
+    optimizer.zero_grad()
+    x_NC = F.embedding(torch.tensor([2] * 300), params["embed"], sparse=True)
+    x_NC.sum().backward()  # in bf16, 256 + 1 = 256
+    assert optimizer.grads["embed"].tolist() == [[0, 0], [300, 300]]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rows_with_a_sparse_gradient_are_trained_as_the_whole_is(dtype: torch.dtype) -> None:
     """Rows of `rows` exactly, momentum without a gradient too; the others not at all."""
@@ -279,5 +317,5 @@ def test_rows_of_other_data_are_refused() -> None:
 def test_the_norm_of_a_long_gradient() -> None:
     """In one sum over few fp32 lanes, 30 M values would lose 0.2 %."""
     optimizer = AdamW([("one", nn.Parameter(torch.ones(30_000_000)))], **OPTIONS)
-    optimizer.flat_grad.fill_(0.1)
+    optimizer.buffers[0].fill_(0.1)
     assert norm_of(optimizer) == pytest.approx(0.1 * 30_000_000**0.5, rel=2e-5)
