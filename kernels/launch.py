@@ -1,0 +1,76 @@
+"""What precedes a launch: checks of the arguments, and the configuration of the kernel.
+
+Checks raise ValueError with the value, the limit and the remedy, before anything is launched: what
+a kernel does with a wrong size is to read memory that is not its own.
+
+Configurations are rows of `CONFIGS`, by kernel, architecture and size: explicit, the same in every
+run, and without the measuring at run time of @autotune.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+ANY = 1 << 62  # no size is larger
+
+# (kernel, architecture) -> rows of (largest size, arguments); the first row that is large enough
+# serves. "any" stands for the architectures without rows of their own. The size is the one that
+# decides how much a program holds; each kernel's launcher says which that is.
+CONFIGS: dict[tuple[str, str], tuple[tuple[int, Mapping[str, int]], ...]] = {}
+
+
+def config_of(kernel: str, size: int, device: torch.device) -> Mapping[str, int]:
+    """Block sizes, warps and stages of a kernel.
+
+    size      what the kernel's rows of `CONFIGS` go by
+    raises    ValueError: larger than all rows
+    """
+    rows = CONFIGS.get((kernel, _arch(device))) or CONFIGS[kernel, "any"]
+    for limit, arguments in rows:
+        if size <= limit:
+            return arguments
+    raise ValueError(f"{kernel}: size {size}, at most {rows[-1][0]}; pass impl='eager'")
+
+
+def _arch(device: torch.device) -> str:
+    if device.type != "cuda":
+        return "interpreter"
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm_{major}{minor}"
+
+
+def num_programs(tasks: int, per_sm: int, device: torch.device) -> int:
+    """Size of a persistent grid: `per_sm` programs for each multiprocessor, or one for each task.
+
+    The interpreter, which has none, counts as three.
+    """
+    is_gpu = device.type == "cuda"
+    sms = torch.cuda.get_device_properties(device).multi_processor_count if is_gpu else 3
+    return max(1, min(tasks, per_sm * sms))
+
+
+def check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    """raises  ValueError: `tensor` has another shape."""
+    if tensor.shape != shape:
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}, must be {shape}")
+
+
+def check_at_most(name: str, value: int, limit: int) -> None:
+    """raises  ValueError: `value` is above what the kernel supports."""
+    if value > limit:
+        raise ValueError(f"{name} = {value}: the kernel takes at most {limit}; pass impl='eager'")
+
+
+def check_device(device: torch.device, **tensors: Tensor | None) -> None:
+    """raises  ValueError: one of the tensors lies on another device."""
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.device != device:
+            raise ValueError(f"{name} is on {tensor.device}, must be on {device}; move it there")
+
+
+def check_dtype(dtype: torch.dtype, **tensors: Tensor | None) -> None:
+    """raises  ValueError: one of the tensors has another dtype."""
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.dtype != dtype:
+            raise ValueError(f"{name} is {tensor.dtype}, must be {dtype}; cast it")
