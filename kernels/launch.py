@@ -17,7 +17,29 @@ ANY = 1 << 62  # no size is larger
 # (kernel, architecture) -> rows of (largest size, arguments); the first row that is large enough
 # serves. "any" stands for the architectures without rows of their own. The size is the one that
 # decides how much a program holds; each kernel's launcher says which that is.
-CONFIGS: dict[tuple[str, str], tuple[tuple[int, Mapping[str, int]], ...]] = {}
+CONFIGS: dict[tuple[str, str], tuple[tuple[int, Mapping[str, int]], ...]] = {
+    # by C: a program holds some 4096 values, and a whole row however long it is
+    ("norm_fwd", "any"): (
+        (128, {"BLOCK_N": 32, "num_warps": 4}),
+        (512, {"BLOCK_N": 8, "num_warps": 4}),
+        (1024, {"BLOCK_N": 4, "num_warps": 4}),
+        (2048, {"BLOCK_N": 2, "num_warps": 4}),
+        (4096, {"BLOCK_N": 1, "num_warps": 4}),
+        (8192, {"BLOCK_N": 1, "num_warps": 8}),
+        (16384, {"BLOCK_N": 1, "num_warps": 16}),
+        (32768, {"BLOCK_N": 1, "num_warps": 32}),
+    ),
+    ("norm_bwd", "any"): (
+        (128, {"BLOCK_N": 32, "PER_SM": 4, "num_warps": 8}),
+        (512, {"BLOCK_N": 8, "PER_SM": 4, "num_warps": 8}),
+        (1024, {"BLOCK_N": 4, "PER_SM": 4, "num_warps": 8}),
+        (2048, {"BLOCK_N": 2, "PER_SM": 4, "num_warps": 8}),
+        (4096, {"BLOCK_N": 1, "PER_SM": 4, "num_warps": 8}),
+        (8192, {"BLOCK_N": 1, "PER_SM": 2, "num_warps": 16}),
+        (16384, {"BLOCK_N": 1, "PER_SM": 1, "num_warps": 32}),
+        (32768, {"BLOCK_N": 1, "PER_SM": 1, "num_warps": 32}),
+    ),
+}
 
 
 def config_of(kernel: str, size: int, device: torch.device) -> Mapping[str, int]:
@@ -43,10 +65,10 @@ def _arch(device: torch.device) -> str:
 def num_programs(tasks: int, per_sm: int, device: torch.device) -> int:
     """Size of a persistent grid: `per_sm` programs for each multiprocessor, or one for each task.
 
-    The interpreter, which has none, counts as three.
+    The interpreter, which has none, counts as one.
     """
     is_gpu = device.type == "cuda"
-    sms = torch.cuda.get_device_properties(device).multi_processor_count if is_gpu else 3
+    sms = torch.cuda.get_device_properties(device).multi_processor_count if is_gpu else 1
     return max(1, min(tasks, per_sm * sms))
 
 
