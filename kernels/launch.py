@@ -39,6 +39,15 @@ CONFIGS: dict[tuple[str, str], tuple[tuple[int, Mapping[str, int]], ...]] = {
         (16384, {"BLOCK_N": 1, "PER_SM": 1, "num_warps": 32}),
         (32768, {"BLOCK_N": 1, "PER_SM": 1, "num_warps": 32}),
     ),
+    # by E: both halves of BLOCK_R heads, some 4096 values together
+    ("rope", "any"): (
+        (16, {"BLOCK_R": 128, "num_warps": 4}),
+        (32, {"BLOCK_R": 64, "num_warps": 4}),
+        (64, {"BLOCK_R": 32, "num_warps": 4}),
+        (256, {"BLOCK_R": 8, "num_warps": 4}),
+    ),
+    ("glu_fwd", "any"): ((ANY, {"BLOCK": 2048, "num_warps": 4}),),
+    ("glu_bwd", "any"): ((ANY, {"BLOCK": 1024, "num_warps": 4}),),
 }
 
 
@@ -75,7 +84,7 @@ def num_programs(tasks: int, per_sm: int, device: torch.device) -> int:
 def check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
     """raises  ValueError: `tensor` has another shape."""
     if tensor.shape != shape:
-        raise ValueError(f"{name} has shape {tuple(tensor.shape)}, must be {shape}")
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}, must be {tuple(shape)}")
 
 
 def check_at_most(name: str, value: int, limit: int) -> None:
