@@ -53,6 +53,20 @@ CONFIGS: dict[tuple[str, str], tuple[tuple[int, Mapping[str, int]], ...]] = {
         (4096, {"LANES": 128, "num_warps": 4}),
         (ANY, {"LANES": 1024, "num_warps": 16}),
     ),
+    # by R
+    ("lora_shrink", "any"): (
+        (32, {"BLOCK_N": 32, "BLOCK_C": 128, "num_warps": 4, "num_stages": 4}),
+        (128, {"BLOCK_N": 64, "BLOCK_C": 64, "num_warps": 4, "num_stages": 3}),
+    ),
+    ("lora_dh_db", "any"): (
+        (16, {"BLOCK_N": 32, "BLOCK_O": 512, "PER_SM": 1, "num_warps": 8, "num_stages": 2}),
+        (32, {"BLOCK_N": 32, "BLOCK_O": 256, "PER_SM": 1, "num_warps": 8, "num_stages": 3}),
+        (128, {"BLOCK_N": 32, "BLOCK_O": 128, "PER_SM": 2, "num_warps": 8, "num_stages": 2}),
+    ),
+    ("lora_drop_bwd", "any"): (
+        (32, {"BLOCK_N": 32, "BLOCK_C": 128, "PER_SM": 4, "num_warps": 4, "num_stages": 2}),
+        (128, {"BLOCK_N": 32, "BLOCK_C": 128, "PER_SM": 2, "num_warps": 8, "num_stages": 2}),
+    ),
 }
 
 

@@ -8,6 +8,7 @@ dtypes      x, W, bias, y in the compute dtype; A and B may be wider (fp32 facto
             weights): they are cast on the way in, their gradients return in their own dtype
 cost        2 N C O + 2 N R (C + O) FLOP forward; the update is added into the output of the frozen
             product, so no second N x O tensor is written, and dW is formed only where W is trained
+GPU         kernels/lora_triton.py, which never stores the mask and reads dy once for dh and dB
 
 source      Hu et al. 2021, arXiv:2106.09685, eq. 3
 """
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
+from kernels.backend import Impl, uses_triton
 from kernels.dropout import dropout as drop
 
 
@@ -96,6 +98,7 @@ def lora_linear(
     bias_O: Tensor | None = None,
     scale: float,
     dropout: float = 0.0,
+    impl: Impl = "auto",
 ) -> Tensor:
     """Frozen linear map plus a low-rank update: y = x W^T + bias + scale (drop(x) A^T) B^T.
 
@@ -109,6 +112,12 @@ def lora_linear(
     returns y_NO    x.dtype
     source          Hu et al. 2021, arXiv:2106.09685, eq. 3
     """
+    if uses_triton(impl, x_NC):
+        from kernels.lora_triton import lora_linear_triton
+
+        return lora_linear_triton(
+            x_NC, weight_OC, a_RC, b_OR, bias_O=bias_O, scale=scale, dropout=dropout
+        )
     keep_NC = None
     if dropout:
         keep_NC = drop(torch.ones_like(x_NC), dropout, is_training=True)
