@@ -27,17 +27,15 @@ CONFIGS: dict[tuple[str, str], tuple[tuple[int, Mapping[str, int]], ...]] = {
         (4096, {"BLOCK_N": 1, "num_warps": 4}),
         (8192, {"BLOCK_N": 1, "num_warps": 8}),
         (16384, {"BLOCK_N": 1, "num_warps": 16}),
-        (32768, {"BLOCK_N": 1, "num_warps": 32}),
     ),
     ("norm_bwd", "any"): (
-        (128, {"BLOCK_N": 32, "PER_SM": 4, "num_warps": 8}),
-        (512, {"BLOCK_N": 8, "PER_SM": 4, "num_warps": 8}),
-        (1024, {"BLOCK_N": 4, "PER_SM": 4, "num_warps": 8}),
-        (2048, {"BLOCK_N": 2, "PER_SM": 4, "num_warps": 8}),
-        (4096, {"BLOCK_N": 1, "PER_SM": 4, "num_warps": 8}),
-        (8192, {"BLOCK_N": 1, "PER_SM": 2, "num_warps": 16}),
-        (16384, {"BLOCK_N": 1, "PER_SM": 1, "num_warps": 32}),
-        (32768, {"BLOCK_N": 1, "PER_SM": 1, "num_warps": 32}),
+        (128, {"BLOCK_N": 32, "PER_SM": 2, "num_warps": 8}),
+        (512, {"BLOCK_N": 8, "PER_SM": 2, "num_warps": 8}),
+        (1024, {"BLOCK_N": 4, "PER_SM": 2, "num_warps": 8}),
+        (2048, {"BLOCK_N": 2, "PER_SM": 2, "num_warps": 8}),
+        (4096, {"BLOCK_N": 1, "PER_SM": 2, "num_warps": 8}),
+        (8192, {"BLOCK_N": 1, "PER_SM": 1, "num_warps": 16}),
+        (16384, {"BLOCK_N": 1, "PER_SM": 1, "num_warps": 16}),
     ),
     # by E: both halves of BLOCK_R heads, some 4096 values together
     ("rope", "any"): (
@@ -61,7 +59,6 @@ CONFIGS: dict[tuple[str, str], tuple[tuple[int, Mapping[str, int]], ...]] = {
     ("lora_dh_db", "any"): (
         (16, {"BLOCK_N": 32, "BLOCK_O": 512, "PER_SM": 1, "num_warps": 8, "num_stages": 2}),
         (32, {"BLOCK_N": 32, "BLOCK_O": 256, "PER_SM": 1, "num_warps": 8, "num_stages": 3}),
-        (128, {"BLOCK_N": 32, "BLOCK_O": 128, "PER_SM": 2, "num_warps": 8, "num_stages": 2}),
     ),
     ("lora_drop_bwd", "any"): (
         (32, {"BLOCK_N": 32, "BLOCK_C": 128, "PER_SM": 4, "num_warps": 4, "num_stages": 2}),
