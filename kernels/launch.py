@@ -64,6 +64,8 @@ CONFIGS: dict[tuple[str, str], tuple[tuple[int, Mapping[str, int]], ...]] = {
         (32, {"BLOCK_N": 32, "BLOCK_C": 128, "PER_SM": 4, "num_warps": 4, "num_stages": 2}),
         (128, {"BLOCK_N": 32, "BLOCK_C": 128, "PER_SM": 2, "num_warps": 8, "num_stages": 2}),
     ),
+    ("nf4_quantise", "any"): ((ANY, {"BLOCK_Q": 32, "num_warps": 4}),),
+    ("nf4_dequantise", "any"): ((ANY, {"BLOCK_Q": 16, "num_warps": 4}),),
 }
 
 

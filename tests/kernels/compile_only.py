@@ -25,13 +25,20 @@ from kernels import (
     cross_entropy_triton,
     launch,
     lora_triton,
+    nf4_triton,
     norm_triton,
     rope_triton,
     swiglu_triton,
 )
+from kernels.nf4 import NF4
 
-MODULES = (cross_entropy_triton, lora_triton, norm_triton, rope_triton, swiglu_triton)
-TYPES = {torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.int64: "*i64"}
+MODULES = (cross_entropy_triton, lora_triton, nf4_triton, norm_triton, rope_triton, swiglu_triton)
+TYPES = {
+    torch.bfloat16: "*bf16",
+    torch.float32: "*fp32",
+    torch.int64: "*i64",
+    torch.uint8: "*u8",
+}
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
 
@@ -71,6 +78,11 @@ def cases() -> Iterator[tuple[str, Callable[[], object]]]:
             yield f"rank {R}", partial(lora_triton._launch_dh_db, x_NC, b_OR, h_NR)
         drop = partial(lora_triton._launch_drop_bwd, x_NC, h_NR, a_RC, seed, x_NC, 0.1)
         yield f"rank {R}", drop
+    blocks, scales = 4096 * 14336 // 64, wide(4096 * 14336 // 64 // 256)
+    codes = [empty(size, dtype=torch.uint8) for size in (32 * blocks, blocks)]
+    weight = NF4(*codes, scales, wide(1), torch.Size((4096, 14336)), torch.bfloat16)
+    yield "4096 x 14336", partial(nf4_triton.dequantise_triton, weight)
+    yield "4096 x 14336", partial(nf4_triton.quantise_blocks_triton, empty(4096, 14336))
 
 
 class Compiled:

@@ -73,6 +73,8 @@ def test_checks_name_value_limit_and_remedy() -> None:
 
 def test_ops_are_imported_without_triton() -> None:
     code = "import sys; sys.modules['triton'] = None\nimport kernels.backend, kernels.launch"
-    ops = ", ".join(f"kernels.{op}" for op in ("norm", "rope", "swiglu", "cross_entropy", "lora"))
+    ops = ", ".join(
+        f"kernels.{op}" for op in ("norm", "rope", "swiglu", "cross_entropy", "lora", "nf4")
+    )
     command = [sys.executable, "-c", f"{code}, {ops}"]
     assert subprocess.run(command, cwd=ROOT, check=False).returncode == 0
