@@ -25,45 +25,47 @@ source      Dao 2023, arXiv:2307.08691; Triton's tutorial 06; Milakov & Gimelshe
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
+from triton.tools.tensor_descriptor import TensorDescriptor
 
+from kernels.backend import DTYPES
 from kernels.docs import Docs
+from kernels.launch import check_at_most, check_device, check_dtype, check_shape
 
 LOG2_E = math.log2(math.e)
 MAX_WIDTH = 256
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
-class Config(NamedTuple):
-    """Queries and keys of a step, and how a program runs."""
-
-    block_m: int
-    block_n: int
-    num_warps: int
-    num_stages: int
-
-
-# By kernel, kind of GPU and head width (a power of two; a smaller one takes the next).
-CONFIGS: dict[tuple[str, str], dict[int, Config]] = {
-    ("fwd", "interpreter"): {MAX_WIDTH: Config(32, 16, 1, 1)},
-    ("dq", "interpreter"): {MAX_WIDTH: Config(32, 16, 1, 1)},
-    ("dkv", "interpreter"): {MAX_WIDTH: Config(16, 32, 1, 1)},
-    ("fwd", "sm_90"): {64: Config(128, 128, 8, 2), 128: Config(128, 128, 8, 2)},
-    ("dq", "sm_90"): {64: Config(128, 64, 8, 2), 128: Config(128, 64, 8, 2)},
-    ("dkv", "sm_90"): {64: Config(64, 128, 8, 2), 128: Config(64, 128, 8, 2)},
+# BLOCK_M (queries), BLOCK_N (keys), num_warps and num_stages, by kernel, kind of GPU and head width
+# (a power of two; a smaller one takes the next).
+CONFIGS: dict[tuple[str, str], dict[int, tuple[int, int, int, int]]] = {
+    ("fwd", "sm_90"): {64: (128, 128, 8, 2), 128: (128, 128, 8, 2), 256: (128, 64, 8, 2)},
+    ("fwd", "sm_80"): {64: (128, 64, 4, 3), 128: (128, 64, 8, 3), 256: (64, 32, 4, 2)},
+    ("fwd", "sm_120"): {64: (128, 64, 4, 3), 128: (128, 64, 8, 2), 256: (64, 32, 4, 2)},
+    ("fwd", "fp32"): {64: (64, 32, 8, 1), 128: (32, 32, 8, 1), 256: (32, 16, 8, 1)},
+    ("fwd", "interpreter"): {256: (32, 16, 1, 1)},
+    ("dq", "sm_90"): {64: (128, 128, 8, 2), 128: (128, 64, 8, 2), 256: (128, 32, 8, 2)},
+    ("dq", "sm_80"): {64: (128, 64, 8, 2), 128: (64, 64, 8, 2), 256: (64, 32, 8, 2)},
+    ("dq", "sm_120"): {64: (128, 64, 8, 2), 128: (64, 32, 8, 2), 256: (32, 32, 4, 1)},
+    ("dq", "fp32"): {64: (32, 32, 8, 1), 128: (32, 16, 8, 1), 256: (16, 16, 8, 1)},
+    ("dq", "interpreter"): {256: (32, 16, 1, 1)},
+    ("dkv", "sm_90"): {64: (64, 128, 8, 2), 128: (64, 128, 8, 2), 256: (32, 64, 8, 2)},
+    ("dkv", "sm_80"): {64: (32, 64, 4, 2), 128: (64, 64, 8, 2), 256: (16, 64, 8, 2)},
+    ("dkv", "sm_120"): {64: (32, 64, 4, 2), 128: (32, 64, 8, 2), 256: (16, 32, 4, 1)},
+    ("dkv", "fp32"): {64: (32, 32, 8, 1), 128: (16, 32, 8, 1), 256: (16, 16, 8, 1)},
+    ("dkv", "interpreter"): {256: (16, 32, 1, 1)},
 }
 
 
 def kind_of(device: torch.device, dtype: torch.dtype) -> str:
     """Which rows of `CONFIGS` serve: GPUs of one kind have about the same shared memory.
 
-    returns     "interpreter" on the CPU, "fp32" for that dtype on any GPU, "sm_90" (227 KiB, wgmma),
+    returns     "interpreter" on the CPU, "fp32" for that dtype on any GPU, "sm_90" (227 KiB, TMA),
                 "sm_80" (163 KiB) or "sm_120" (99 KiB)
     """
     if device.type == "cpu":
@@ -76,54 +78,52 @@ def kind_of(device: torch.device, dtype: torch.dtype) -> str:
     return "sm_80" if capability == (8, 0) else "sm_120"
 
 
-def config_for(kernel: str, kind: str, width: int) -> Config:
-    """The row of `CONFIGS` of the next head width."""
-    widths = CONFIGS[kernel, kind]
-    return widths[min(known for known in widths if known >= width)]
+@triton.constexpr_function
+def _width(D):
+    """The width of a tile of D columns; a dot needs 16."""
+    return max(16, triton.next_power_of_2(D))
 
 
 @triton.jit
-def _load_rows(
-    base_ptr, row, stride, past,
-    D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, IS_MASKED: tl.constexpr,
-):  # fmt: skip
-    """(BLOCK, BLOCK_D) of one head from `row` on; zero past width D and, if masked, row `past`."""
-    offs_r, offs_d = tl.arange(0, BLOCK), tl.arange(0, BLOCK_D)
+def _load_rows(source, row, past, D: tl.constexpr, BLOCK: tl.constexpr, IS_EDGE: tl.constexpr):
+    """BLOCK rows of one head from `row` on; at an edge, the last one again from row `past` on.
+
+    source      stream, its descriptor (TMA) or None, its stride, and the head's first column
+    """
+    ptr, desc, stride, column = source
+    offs_r, offs_d = tl.arange(0, BLOCK), tl.arange(0, _width(D))
+    if IS_EDGE:
+        # cost: takes fewer registers than a mask and a value for what it hides
+        offs_r = tl.minimum(offs_r, past - 1 - row)
     # int64 where the product may span the stream; what is added to it spans one tile
-    first_ptr = base_ptr + tl.cast(row, tl.int64) * stride
-    ptrs = first_ptr + (offs_r[:, None] * stride + offs_d[None, :])
-    if IS_MASKED and D != BLOCK_D:
-        return tl.load(ptrs, mask=(row + offs_r < past)[:, None] & (offs_d < D)[None, :], other=0.0)
-    if IS_MASKED:
-        return tl.load(ptrs, mask=(row + offs_r < past)[:, None], other=0.0)
-    if D != BLOCK_D:
-        return tl.load(ptrs, mask=(offs_d < D)[None, :], other=0.0)
-    return tl.load(ptrs)
+    ptrs = ptr + tl.cast(row, tl.int64) * stride + column
+    ptrs += offs_r[:, None] * stride + offs_d[None, :]
+    if _width(D) != D:
+        rows = tl.load(ptrs, mask=(offs_d < D)[None, :], other=0.0)
+    elif desc is None or IS_EDGE:
+        rows = tl.load(ptrs)
+    else:
+        rows = desc.load([row, column])
+    return rows
 
 
 @triton.jit
-def _store_rows(
-    base_ptr, tile, row, stride, past,
-    D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    """Undoes `_load_rows`; what stands past width D or row `past` is dropped."""
-    offs_r, offs_d = tl.arange(0, BLOCK), tl.arange(0, BLOCK_D)
-    first_ptr = base_ptr + tl.cast(row, tl.int64) * stride
-    ptrs = first_ptr + (offs_r[:, None] * stride + offs_d[None, :])
+def _store_rows(ptr, rows, row, stride, past, D: tl.constexpr, BLOCK: tl.constexpr):
+    """BLOCK rows of one head from `row` on; drops what stands past width D or row `past`."""
+    offs_r, offs_d = tl.arange(0, BLOCK), tl.arange(0, _width(D))
+    ptrs = ptr + tl.cast(row, tl.int64) * stride + (offs_r[:, None] * stride + offs_d[None, :])
     mask = (row + offs_r < past)[:, None] & (offs_d < D)[None, :]
-    tl.store(ptrs, tile.to(base_ptr.dtype.element_ty), mask=mask)
+    tl.store(ptrs, rows.to(ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def _sees(offs_q, offs_k, past, window, IS_CAUSAL: tl.constexpr):
-    """Which queries see which keys; both are rows of one document, which ends at `past`."""
-    sees = (offs_q < past) & (offs_k < past)
+def _sees(offs_q, offs_k, inside, window, IS_CAUSAL: tl.constexpr):
+    """Which queries see which keys of their document, of those that are inside it."""
+    sees = inside
     if IS_CAUSAL:
-        sees &= offs_q >= offs_k
+        sees = sees & (offs_q >= offs_k)
     if window is not None:
-        sees &= offs_q - offs_k < window
-        if not IS_CAUSAL:
-            sees &= offs_k - offs_q < window
+        sees = sees & (tl.abs(offs_q - offs_k) < window)
     return sees
 
 
@@ -131,37 +131,63 @@ def _sees(offs_q, offs_k, past, window, IS_CAUSAL: tl.constexpr):
 def _tanh(x):
     # numerics: the closed form cancels near 0, where the continued fraction is exact to 1e-9
     square = x * x
-    fraction = x * (945 + square * (105 + square)) / (945 + square * (420 + square * 15))
-    return tl.where(square < 0.36, fraction, 1 - 2 / (tl.exp2(x * 2.8853900817779268) + 1))
+    is_small = square < 0.36
+    e = tl.exp2(-2.8853900817779268 * tl.abs(x))  # exp(-2 |x|)
+    above = tl.where(is_small, x * (945 + square * (105 + square)), tl.where(x < 0, e - 1, 1 - e))
+    below = tl.where(is_small, 945 + square * (420 + square * 15), 1 + e)
+    return above / below
+
+
+@triton.jit
+def _load_tile(tiles_ptr):
+    """This program's first row, and the rest of its line of the table that `Docs.tiles` made."""
+    tile_ptr = tiles_ptr + tl.program_id(0) * 6
+    past, first, whole = tl.load(tile_ptr + 1), tl.load(tile_ptr + 2), tl.load(tile_ptr + 3)
+    return tl.load(tile_ptr), (past, first, whole, tl.load(tile_ptr + 4), tl.load(tile_ptr + 5))
+
+
+@triton.jit
+def _bounds(tile, IS_EDGE: tl.constexpr):
+    """Bounds of a loop over the whole steps, or over the edges before and after them as one."""
+    past, first, whole, edge, stop = tile
+    return (first, stop - (edge - whole)) if IS_EDGE else (whole, edge)
+
+
+@triton.jit
+def _column(step, tile, IS_EDGE: tl.constexpr):
+    """The column where a step of such a loop stands."""
+    past, first, whole, edge, stop = tile
+    return step + tl.where(step >= whole, edge - whole, 0) if IS_EDGE else step
 
 
 @triton.jit
 def _fwd_steps(
-    acc, row_max, row_sum, q, k_ptr, v_ptr, offs_m, begin, end, past,
-    stride_kn, stride_vn, factor, squash, window,
-    IS_CAUSAL: tl.constexpr, D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-    IS_MASKED: tl.constexpr,
+    acc, row_max, row_sum, q, k_source, v_source, offs_m, tile, factor, squash, window,
+    IS_CAUSAL: tl.constexpr, D: tl.constexpr, BLOCK_N: tl.constexpr, IS_EDGE: tl.constexpr,
 ):  # fmt: skip
-    """Softmax and its product with v, taken on over the keys begin .. end - 1."""
-    for column in tl.range(begin, end, BLOCK_N):
-        k = _load_rows(k_ptr, column, stride_kn, past, D, BLOCK_N, BLOCK_D, IS_MASKED)
+    """Softmax and its product with v, taken on over the keys of the whole steps or the edges."""
+    past = tile[0]
+    begin, end = _bounds(tile, IS_EDGE)
+    for step in tl.range(begin, end, BLOCK_N):
+        column = _column(step, tile, IS_EDGE)
+        k = _load_rows(k_source, column, past, D, BLOCK_N, IS_EDGE)
         s = tl.dot(q, tl.trans(k), input_precision="ieee")  # (BLOCK_M, BLOCK_N)
         if squash is not None:
             s = _tanh(s * squash)
-        if IS_MASKED:
+        if IS_EDGE:
             offs_n = column + tl.arange(0, BLOCK_N)
-            s = tl.where(
-                _sees(offs_m[:, None], offs_n[None, :], past, window, IS_CAUSAL), s, float("-inf")
-            )
+            inside = (offs_n < past)[None, :]
+            sees = _sees(offs_m[:, None], offs_n[None, :], inside, window, IS_CAUSAL)
+            s = tl.where(sees, s, float("-inf"))
         new_max = tl.maximum(row_max, tl.max(s, 1) * factor)
         shift = new_max
-        if IS_MASKED:
+        if IS_EDGE:
             # numerics: a row may have seen no key yet, and -inf - -inf would be NaN
             shift = tl.where(new_max == float("-inf"), 0.0, new_max)
         p = tl.exp2(s * factor - shift[:, None])
         decay = tl.exp2(row_max - shift)
         row_sum = row_sum * decay + tl.sum(p, 1)
-        v = _load_rows(v_ptr, column, stride_vn, past, D, BLOCK_N, BLOCK_D, IS_MASKED)
+        v = _load_rows(v_source, column, past, D, BLOCK_N, IS_EDGE)
         acc = tl.dot(p.to(v.dtype), v, acc * decay[:, None], input_precision="ieee")
         row_max = new_max
     return acc, row_max, row_sum
@@ -169,68 +195,58 @@ def _fwd_steps(
 
 @triton.jit
 def _attention_fwd_kernel(
-    q_ptr, k_ptr, v_ptr, o_ptr, lse_ptr, tiles_ptr,
+    q_ptr, k_ptr, v_ptr, o_ptr, lse_ptr, tiles_ptr, k_desc, v_desc,
     N, stride_qn, stride_kn, stride_vn,
     factor, squash, window,
     GROUP: tl.constexpr, IS_CAUSAL: tl.constexpr, D: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """o and lse of BLOCK_M queries of one document and head; grid (tiles, H)."""
-    tile_ptr = tiles_ptr + tl.program_id(0) * 6
-    row, past = tl.load(tile_ptr), tl.load(tile_ptr + 1)
-    first, whole = tl.load(tile_ptr + 2), tl.load(tile_ptr + 3)
-    edge, stop = tl.load(tile_ptr + 4), tl.load(tile_ptr + 5)
-    head, stride_on = tl.program_id(1), tl.num_programs(1) * D
-    k_ptr += head // GROUP * D
-    v_ptr += head // GROUP * D
+    row, tile = _load_tile(tiles_ptr)
+    past = tile[0]
+    head = tl.program_id(1)
+    k_source = (k_ptr, k_desc, stride_kn, head // GROUP * D)
+    v_source = (v_ptr, v_desc, stride_vn, head // GROUP * D)
 
     offs_m = row + tl.arange(0, BLOCK_M)
-    q = _load_rows(q_ptr + head * D, row, stride_qn, past, D, BLOCK_M, BLOCK_D, True)
-    acc = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
+    q = _load_rows((q_ptr, None, stride_qn, head * D), row, past, D, BLOCK_M, True)
+    acc = tl.zeros([BLOCK_M, _width(D)], dtype=tl.float32)
     row_max = tl.full([BLOCK_M], float("-inf"), dtype=tl.float32)
     row_sum = tl.zeros([BLOCK_M], dtype=tl.float32)
-    if window is not None:
+    for is_edge in tl.static_range(2):
         acc, row_max, row_sum = _fwd_steps(
-            acc, row_max, row_sum, q, k_ptr, v_ptr, offs_m, first, whole, past,
-            stride_kn, stride_vn, factor, squash, window,
-            IS_CAUSAL, D, BLOCK_N, BLOCK_D, True,
+            acc, row_max, row_sum, q, k_source, v_source, offs_m, tile,
+            factor, squash, window, IS_CAUSAL, D, BLOCK_N, is_edge,
         )  # fmt: skip
-    acc, row_max, row_sum = _fwd_steps(
-        acc, row_max, row_sum, q, k_ptr, v_ptr, offs_m, whole, edge, past,
-        stride_kn, stride_vn, factor, squash, window,
-        IS_CAUSAL, D, BLOCK_N, BLOCK_D, False,
-    )  # fmt: skip
-    acc, row_max, row_sum = _fwd_steps(
-        acc, row_max, row_sum, q, k_ptr, v_ptr, offs_m, edge, stop, past,
-        stride_kn, stride_vn, factor, squash, window,
-        IS_CAUSAL, D, BLOCK_N, BLOCK_D, True,
-    )  # fmt: skip
 
     lse_ptr += tl.cast(head, tl.int64) * N
     tl.store(lse_ptr + offs_m, row_max + tl.log2(row_sum), mask=offs_m < past)
-    o = acc / row_sum[:, None]
-    _store_rows(o_ptr + head * D, o, row, stride_on, past, D, BLOCK_M, BLOCK_D)
+    o_ptr += head * D
+    _store_rows(o_ptr, acc / row_sum[:, None], row, tl.num_programs(1) * D, past, D, BLOCK_M)
 
 
 @triton.jit
 def _dq_steps(
-    dq, q, do, lse, delta, k_ptr, v_ptr, offs_m, begin, end, past,
-    stride_kn, stride_vn, factor, squash, window,
-    IS_CAUSAL: tl.constexpr, D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-    IS_MASKED: tl.constexpr,
+    dq, q, do, lse, delta, k_source, v_source, offs_m, tile, factor, squash, window,
+    IS_CAUSAL: tl.constexpr, D: tl.constexpr, BLOCK_N: tl.constexpr, IS_EDGE: tl.constexpr,
 ):  # fmt: skip
-    """Adds ds k over the keys begin .. end - 1."""
-    for column in tl.range(begin, end, BLOCK_N):
-        k = _load_rows(k_ptr, column, stride_kn, past, D, BLOCK_N, BLOCK_D, IS_MASKED)
-        v = _load_rows(v_ptr, column, stride_vn, past, D, BLOCK_N, BLOCK_D, IS_MASKED)
+    """Adds ds k over the keys of the whole steps or the edges."""
+    past = tile[0]
+    begin, end = _bounds(tile, IS_EDGE)
+    for step in tl.range(begin, end, BLOCK_N):
+        column = _column(step, tile, IS_EDGE)
+        k = _load_rows(k_source, column, past, D, BLOCK_N, IS_EDGE)
+        v = _load_rows(v_source, column, past, D, BLOCK_N, IS_EDGE)
         s = tl.dot(q, tl.trans(k), input_precision="ieee")  # (BLOCK_M, BLOCK_N)
         dp = tl.dot(do, tl.trans(v), input_precision="ieee")
         if squash is not None:
             s = _tanh(s * squash)
         p = tl.exp2(s * factor - lse[:, None])
-        if IS_MASKED:
+        if IS_EDGE:
             offs_n = column + tl.arange(0, BLOCK_N)
-            p = tl.where(_sees(offs_m[:, None], offs_n[None, :], past, window, IS_CAUSAL), p, 0.0)
+            inside = (offs_n < past)[None, :]
+            sees = _sees(offs_m[:, None], offs_n[None, :], inside, window, IS_CAUSAL)
+            p = tl.where(sees, p, 0.0)
         ds = p * (dp - delta[:, None])
         if squash is not None:
             ds *= 1 - s * s
@@ -240,73 +256,74 @@ def _dq_steps(
 
 @triton.jit
 def _attention_bwd_dq_kernel(
-    q_ptr, k_ptr, v_ptr, o_ptr, do_ptr, lse_ptr, delta_ptr, dq_ptr, tiles_ptr,
+    q_ptr, k_ptr, v_ptr, o_ptr, do_ptr, lse_ptr, stats_ptr, dq_ptr, tiles_ptr, k_desc, v_desc,
     N, stride_qn, stride_kn, stride_vn,
     factor, squash, window, scale,
     GROUP: tl.constexpr, IS_CAUSAL: tl.constexpr, D: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """dq and delta of BLOCK_M queries of one document and head; grid (tiles, H)."""
-    tile_ptr = tiles_ptr + tl.program_id(0) * 6
-    row, past = tl.load(tile_ptr), tl.load(tile_ptr + 1)
-    first, whole = tl.load(tile_ptr + 2), tl.load(tile_ptr + 3)
-    edge, stop = tl.load(tile_ptr + 4), tl.load(tile_ptr + 5)
-    head, stride_on = tl.program_id(1), tl.num_programs(1) * D
-    k_ptr += head // GROUP * D
-    v_ptr += head // GROUP * D
+    """dq of BLOCK_M queries of one document and head, and their lse and delta; grid (tiles, H)."""
+    row, tile = _load_tile(tiles_ptr)
+    past = tile[0]
+    head, H = tl.program_id(1), tl.num_programs(1)
+    k_source = (k_ptr, k_desc, stride_kn, head // GROUP * D)
+    v_source = (v_ptr, v_desc, stride_vn, head // GROUP * D)
 
     offs_m = row + tl.arange(0, BLOCK_M)
-    q = _load_rows(q_ptr + head * D, row, stride_qn, past, D, BLOCK_M, BLOCK_D, True)
-    do = _load_rows(do_ptr + head * D, row, stride_on, past, D, BLOCK_M, BLOCK_D, True)
-    o = _load_rows(o_ptr + head * D, row, stride_on, past, D, BLOCK_M, BLOCK_D, True)
+    q = _load_rows((q_ptr, None, stride_qn, head * D), row, past, D, BLOCK_M, True)
+    do = _load_rows((do_ptr, None, H * D, head * D), row, past, D, BLOCK_M, True)
+    o = _load_rows((o_ptr, None, H * D, head * D), row, past, D, BLOCK_M, True)
     delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
-    head_offset = tl.cast(head, tl.int64) * N
-    tl.store(delta_ptr + head_offset + offs_m, delta, mask=offs_m < past)
-    lse = tl.load(lse_ptr + head_offset + offs_m, mask=offs_m < past, other=0.0)
+    head_row = tl.cast(head, tl.int64) * N
+    lse = tl.load(lse_ptr + head_row + offs_m, mask=offs_m < past, other=0.0)
+    stats_ptrs = stats_ptr + head_row * 2 + offs_m * 2
+    tl.store(stats_ptrs, lse, mask=offs_m < past)
+    tl.store(stats_ptrs + 1, delta, mask=offs_m < past)
 
-    dq = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
-    if window is not None:
+    dq = tl.zeros([BLOCK_M, _width(D)], dtype=tl.float32)
+    for is_edge in tl.static_range(2):
         dq = _dq_steps(
-            dq, q, do, lse, delta, k_ptr, v_ptr, offs_m, first, whole, past,
-            stride_kn, stride_vn, factor, squash, window,
-            IS_CAUSAL, D, BLOCK_N, BLOCK_D, True,
+            dq, q, do, lse, delta, k_source, v_source, offs_m, tile,
+            factor, squash, window, IS_CAUSAL, D, BLOCK_N, is_edge,
         )  # fmt: skip
-    dq = _dq_steps(
-        dq, q, do, lse, delta, k_ptr, v_ptr, offs_m, whole, edge, past,
-        stride_kn, stride_vn, factor, squash, window,
-        IS_CAUSAL, D, BLOCK_N, BLOCK_D, False,
-    )  # fmt: skip
-    dq = _dq_steps(
-        dq, q, do, lse, delta, k_ptr, v_ptr, offs_m, edge, stop, past,
-        stride_kn, stride_vn, factor, squash, window,
-        IS_CAUSAL, D, BLOCK_N, BLOCK_D, True,
-    )  # fmt: skip
-    _store_rows(dq_ptr + head * D, dq * scale, row, stride_on, past, D, BLOCK_M, BLOCK_D)
+    _store_rows(dq_ptr + head * D, dq * scale, row, H * D, past, D, BLOCK_M)
+
+
+@triton.jit
+def _load_stats(stats_ptr, row, past, BLOCK: tl.constexpr, IS_EDGE: tl.constexpr):
+    """lse and delta of BLOCK rows of one head, as `_load_rows` loads them."""
+    offs_r = tl.arange(0, BLOCK)
+    if IS_EDGE:
+        offs_r = tl.minimum(offs_r, past - 1 - row)
+    part = tl.arange(0, 2)[None, :]
+    pairs = tl.load(stats_ptr + row * 2 + (offs_r[:, None] * 2 + part))
+    # cost: a sum keeps the load as it is; loaded apart or split, each thread would load the words
+    # that it needs, and that other threads need too, one by one
+    return tl.sum(tl.where(part == 0, pairs, 0.0), 1), tl.sum(tl.where(part == 1, pairs, 0.0), 1)
 
 
 @triton.jit
 def _dkv_steps(
-    dk, dv, k, v, q_ptr, do_ptr, lse_ptr, delta_ptr, offs_n, begin, end, past,
-    stride_qn, stride_on, factor, squash, window,
-    IS_CAUSAL: tl.constexpr, D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
-    IS_MASKED: tl.constexpr,
+    dk, dv, k, v, q_source, do_source, stats_ptr, offs_n, tile, factor, squash, window,
+    IS_CAUSAL: tl.constexpr, D: tl.constexpr, BLOCK_M: tl.constexpr, IS_EDGE: tl.constexpr,
 ):  # fmt: skip
-    """Adds p^T do and ds^T q over the queries begin .. end - 1; scores stand transposed."""
-    for row in tl.range(begin, end, BLOCK_M):
-        offs_m = row + tl.arange(0, BLOCK_M)
-        q = _load_rows(q_ptr, row, stride_qn, past, D, BLOCK_M, BLOCK_D, IS_MASKED)
-        do = _load_rows(do_ptr, row, stride_on, past, D, BLOCK_M, BLOCK_D, IS_MASKED)
-        if IS_MASKED:
-            lse = tl.load(lse_ptr + offs_m, mask=offs_m < past, other=0.0)
-            delta = tl.load(delta_ptr + offs_m, mask=offs_m < past, other=0.0)
-        else:
-            lse, delta = tl.load(lse_ptr + offs_m), tl.load(delta_ptr + offs_m)
+    """Adds ds^T q and p^T do over the queries of the whole steps or the edges; s is transposed."""
+    past = tile[0]
+    begin, end = _bounds(tile, IS_EDGE)
+    for step in tl.range(begin, end, BLOCK_M):
+        row = _column(step, tile, IS_EDGE)
+        q = _load_rows(q_source, row, past, D, BLOCK_M, IS_EDGE)
+        do = _load_rows(do_source, row, past, D, BLOCK_M, IS_EDGE)
+        lse, delta = _load_stats(stats_ptr, row, past, BLOCK_M, IS_EDGE)
         s = tl.dot(k, tl.trans(q), input_precision="ieee")  # (BLOCK_N, BLOCK_M)
         if squash is not None:
             s = _tanh(s * squash)
         p = tl.exp2(s * factor - lse[None, :])
-        if IS_MASKED:
-            p = tl.where(_sees(offs_m[None, :], offs_n[:, None], past, window, IS_CAUSAL), p, 0.0)
+        if IS_EDGE:
+            offs_m = row + tl.arange(0, BLOCK_M)
+            inside = (offs_m < past)[None, :]
+            sees = _sees(offs_m[None, :], offs_n[:, None], inside, window, IS_CAUSAL)
+            p = tl.where(sees, p, 0.0)
         dv = tl.dot(p.to(do.dtype), do, dv, input_precision="ieee")
         dp = tl.dot(v, tl.trans(do), input_precision="ieee")
         ds = p * (dp - delta[None, :])
@@ -318,47 +335,34 @@ def _dkv_steps(
 
 @triton.jit
 def _attention_bwd_dkv_kernel(
-    q_ptr, k_ptr, v_ptr, do_ptr, lse_ptr, delta_ptr, dk_ptr, dv_ptr, tiles_ptr,
+    q_ptr, k_ptr, v_ptr, do_ptr, stats_ptr, dk_ptr, dv_ptr, tiles_ptr, q_desc, do_desc,
     N, stride_qn, stride_kn, stride_vn,
     factor, squash, window, scale,
     GROUP: tl.constexpr, IS_CAUSAL: tl.constexpr, D: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """dk and dv of BLOCK_N keys of one document and key head; grid (tiles, G)."""
-    tile_ptr = tiles_ptr + tl.program_id(0) * 6
-    row, past = tl.load(tile_ptr), tl.load(tile_ptr + 1)
-    first, whole = tl.load(tile_ptr + 2), tl.load(tile_ptr + 3)
-    edge, stop = tl.load(tile_ptr + 4), tl.load(tile_ptr + 5)
-    key_head, stride_dn = tl.program_id(1), tl.num_programs(1) * D
-    stride_on = stride_dn * GROUP
+    row, tile = _load_tile(tiles_ptr)
+    past = tile[0]
+    key_head, G = tl.program_id(1), tl.num_programs(1)
+    stride_dn = G * D
 
     offs_n = row + tl.arange(0, BLOCK_N)
-    k = _load_rows(k_ptr + key_head * D, row, stride_kn, past, D, BLOCK_N, BLOCK_D, True)
-    v = _load_rows(v_ptr + key_head * D, row, stride_vn, past, D, BLOCK_N, BLOCK_D, True)
-    dk = tl.zeros([BLOCK_N, BLOCK_D], dtype=tl.float32)
-    dv = tl.zeros([BLOCK_N, BLOCK_D], dtype=tl.float32)
+    k = _load_rows((k_ptr, None, stride_kn, key_head * D), row, past, D, BLOCK_N, True)
+    v = _load_rows((v_ptr, None, stride_vn, key_head * D), row, past, D, BLOCK_N, True)
+    dk = tl.zeros([BLOCK_N, _width(D)], dtype=tl.float32)
+    dv = tl.zeros([BLOCK_N, _width(D)], dtype=tl.float32)
     for head in range(key_head * GROUP, key_head * GROUP + GROUP):
-        q_head_ptr, do_head_ptr = q_ptr + head * D, do_ptr + head * D
-        lse_head_ptr = lse_ptr + tl.cast(head, tl.int64) * N
-        delta_head_ptr = delta_ptr + tl.cast(head, tl.int64) * N
-        if window is not None or IS_CAUSAL:
+        q_source = (q_ptr, q_desc, stride_qn, head * D)
+        do_source = (do_ptr, do_desc, stride_dn * GROUP, head * D)
+        head_stats_ptr = stats_ptr + tl.cast(head, tl.int64) * N * 2
+        for is_edge in tl.static_range(2):
             dk, dv = _dkv_steps(
-                dk, dv, k, v, q_head_ptr, do_head_ptr, lse_head_ptr, delta_head_ptr,
-                offs_n, first, whole, past, stride_qn, stride_on, factor, squash, window,
-                IS_CAUSAL, D, BLOCK_M, BLOCK_D, True,
+                dk, dv, k, v, q_source, do_source, head_stats_ptr, offs_n, tile,
+                factor, squash, window, IS_CAUSAL, D, BLOCK_M, is_edge,
             )  # fmt: skip
-        dk, dv = _dkv_steps(
-            dk, dv, k, v, q_head_ptr, do_head_ptr, lse_head_ptr, delta_head_ptr,
-            offs_n, whole, edge, past, stride_qn, stride_on, factor, squash, window,
-            IS_CAUSAL, D, BLOCK_M, BLOCK_D, False,
-        )  # fmt: skip
-        dk, dv = _dkv_steps(
-            dk, dv, k, v, q_head_ptr, do_head_ptr, lse_head_ptr, delta_head_ptr,
-            offs_n, edge, stop, past, stride_qn, stride_on, factor, squash, window,
-            IS_CAUSAL, D, BLOCK_M, BLOCK_D, True,
-        )  # fmt: skip
-    _store_rows(dk_ptr + key_head * D, dk * scale, row, stride_dn, past, D, BLOCK_N, BLOCK_D)
-    _store_rows(dv_ptr + key_head * D, dv, row, stride_dn, past, D, BLOCK_N, BLOCK_D)
+    _store_rows(dk_ptr + key_head * D, dk * scale, row, stride_dn, past, D, BLOCK_N)
+    _store_rows(dv_ptr + key_head * D, dv, row, stride_dn, past, D, BLOCK_N)
 
 
 KERNELS = {
@@ -388,42 +392,52 @@ class _Rule:
         return LOG2_E * (self.scale if self.softcap is None else self.softcap)
 
 
-def _launch(name: str, tensors: list[Tensor], docs: Docs, rule: _Rule, **numbers: float) -> None:
-    """Runs a kernel over the tiles of `docs`; its tensors begin with q, k and v."""
+def _launch(
+    name: str, tensors: list[Tensor], walked: list[int], docs: Docs, rule: _Rule, **numbers: float
+) -> None:
+    """Runs a kernel over the tiles of `docs`.
+
+    tensors     of the kernel, q, k and v first
+    walked      which of them its loops read; these have descriptors
+    """
     q_NHD, k_NGD, v_NGD = tensors[:3]
     (N, H, D), G = q_NHD.shape, k_NGD.shape[1]
-    config = config_for(name, kind_of(q_NHD.device, q_NHD.dtype), D)
-    blocks = config.block_m, config.block_n
+    kind = kind_of(q_NHD.device, q_NHD.dtype)
+    widths = CONFIGS[name, kind]
+    block_m, block_n, num_warps, num_stages = widths[min(width for width in widths if width >= D)]
+    heads, rows, columns = H, block_m, block_n
     back = docs.num_tokens if rule.window is None else rule.window - 1
     ahead = 0 if rule.is_causal else back
     if name == "dkv":  # rows are keys, columns the queries that see them
-        tiles, heads = docs.tiles(*blocks[::-1], back=ahead, ahead=back), G
-    else:
-        tiles, heads = docs.tiles(*blocks, back=back, ahead=ahead), H
+        heads, rows, columns, back, ahead = G, block_n, block_m, ahead, back
+    tiles = docs.tiles(rows, columns, back=back, ahead=ahead)
+    descs = [_descriptor(tensors[i], columns, kind) for i in walked]
+    if None in descs:
+        descs = [None] * len(descs)
+    strides = (x.stride(0) for x in (q_NHD, k_NGD, v_NGD))
     with torch.cuda.device_of(q_NHD):
         KERNELS[name][len(tiles), heads](
-            *tensors,
-            tiles,
-            N,
-            *(x.stride(0) for x in (q_NHD, k_NGD, v_NGD)),
-            rule.factor,
-            rule.squash,
-            rule.window,
+            *(*tensors, tiles, *descs, N, *strides, rule.factor, rule.squash, rule.window),
             **numbers,
             GROUP=H // G,
             IS_CAUSAL=rule.is_causal,
             D=D,
-            BLOCK_M=config.block_m,
-            BLOCK_N=config.block_n,
-            BLOCK_D=block_d(D),
-            num_warps=config.num_warps,
-            num_stages=config.num_stages,
+            BLOCK_M=block_m,
+            BLOCK_N=block_n,
+            num_warps=num_warps,
+            num_stages=num_stages,
         )
 
 
-def block_d(D: int) -> int:
-    """The width that a tile of D columns has; a dot needs 16."""
-    return max(16, triton.next_power_of_2(D))
+def _descriptor(x: Tensor, rows: int, kind: str) -> TensorDescriptor | None:
+    """For TMA, of tiles of `rows` rows of one head; None where x or its GPU does not suit."""
+    if kind not in ("sm_90", "interpreter"):
+        return None
+    N, heads, D = x.shape
+    is_aligned = x.data_ptr() % 16 == 0 and x.stride(0) * x.element_size() % 16 == 0
+    if _width(D) != D or not is_aligned:
+        return None
+    return TensorDescriptor(x, [N, heads * D], [x.stride(0), 1], [rows, D])
 
 
 def _packed(x_NHD: Tensor) -> Tensor:
@@ -449,24 +463,15 @@ def _check(q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, docs: Docs, rule: _Rule)
         )
     if H % G:
         raise ValueError(f"{H} query heads are not a multiple of {G} key heads")
-    if k_NGD.shape != v_NGD.shape or k_NGD.shape[2] != D:
-        raise ValueError(
-            f"q is {tuple(q_NHD.shape)}, k {tuple(k_NGD.shape)}, v {tuple(v_NGD.shape)}: k and v"
-            " must be of one shape and q of their head width"
-        )
-    if D > MAX_WIDTH:
-        raise ValueError(f"head width {D}: at most {MAX_WIDTH} here; kernels.attention has no limit")
-    dtypes = [x.dtype for x in (q_NHD, k_NGD, v_NGD)]
-    if len(set(dtypes)) > 1 or dtypes[0] not in DTYPES:
-        raise ValueError(f"dtypes {dtypes}: cast q, k and v to one of {DTYPES}")
-    devices = [x.device for x in (q_NHD, k_NGD, v_NGD, docs.cu_seqlens_B1)]
-    if len(set(devices)) > 1:
-        raise ValueError(f"q, k, v and docs are on {devices}: move them to one device")
-    if devices[0].type != "cuda" and isinstance(KERNELS["fwd"], triton.JITFunction):
-        raise ValueError(f"Triton does not run on {devices[0]}: use kernels.attention there")
-    for name, value in (
-        ("scale", rule.scale), ("window", rule.window), ("softcap", rule.softcap)
-    ):  # fmt: skip
+    check_shape("k", k_NGD, (N, G, D))
+    check_shape("v", v_NGD, (N, G, D))
+    check_at_most("head width", D, MAX_WIDTH)
+    if q_NHD.dtype not in DTYPES:
+        raise ValueError(f"q is {q_NHD.dtype}, must be one of {DTYPES}; cast it")
+    check_dtype(q_NHD.dtype, k=k_NGD, v=v_NGD)
+    check_device(q_NHD.device, k=k_NGD, v=v_NGD, docs=docs.cu_seqlens_B1)
+    for name in ("scale", "window", "softcap"):
+        value = getattr(rule, name)
         if value is not None and not value > 0:
             raise ValueError(f"{name} = {value}: must be > 0")
 
@@ -481,7 +486,7 @@ class _Attention(torch.autograd.Function):
         q_NHD, k_NGD, v_NGD = _packed(q_NHD), _packed(k_NGD), _packed(v_NGD)
         o_NHD = _stream(q_NHD, docs)
         lse_HN = q_NHD.new_empty(q_NHD.shape[1], len(q_NHD), dtype=torch.float32)
-        _launch("fwd", [q_NHD, k_NGD, v_NGD, o_NHD, lse_HN], docs, rule)
+        _launch("fwd", [q_NHD, k_NGD, v_NGD, o_NHD, lse_HN], [1, 2], docs, rule)
         ctx.save_for_backward(q_NHD, k_NGD, v_NGD, o_NHD, lse_HN)
         ctx.docs, ctx.rule = docs, rule
         return o_NHD
@@ -490,17 +495,14 @@ class _Attention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: FunctionCtx, do_NHD: Tensor) -> tuple[Tensor | None, ...]:
         q_NHD, k_NGD, v_NGD, o_NHD, lse_HN = ctx.saved_tensors
-        do_NHD, delta_HN = do_NHD.contiguous(), torch.empty_like(lse_HN)
+        do_NHD = do_NHD.contiguous()
+        stats_HN2 = lse_HN.new_empty(*lse_HN.shape, 2)  # lse, and the delta that "dq" finds
         dq_NHD, dk_NGD, dv_NGD = (_stream(x, ctx.docs) for x in (q_NHD, k_NGD, v_NGD))
-        scale = {"scale": ctx.rule.scale}
+        settings = {"docs": ctx.docs, "rule": ctx.rule, "scale": ctx.rule.scale}
         streams = [q_NHD, k_NGD, v_NGD]
-        # in this order: the first finds the delta that the second reads
-        _launch(
-            "dq", [*streams, o_NHD, do_NHD, lse_HN, delta_HN, dq_NHD], ctx.docs, ctx.rule, **scale
-        )
+        _launch("dq", [*streams, o_NHD, do_NHD, lse_HN, stats_HN2, dq_NHD], [1, 2], **settings)
         if any(ctx.needs_input_grad[1:3]):
-            kept = [do_NHD, lse_HN, delta_HN, dk_NGD, dv_NGD]
-            _launch("dkv", [*streams, *kept], ctx.docs, ctx.rule, **scale)
+            _launch("dkv", [*streams, do_NHD, stats_HN2, dk_NGD, dv_NGD], [0, 3], **settings)
         return dq_NHD, dk_NGD, dv_NGD, None, None
 
 
