@@ -17,16 +17,17 @@ Impl = Literal["auto", "eager", "triton"]
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
-def uses_triton(impl: Impl, x: Tensor) -> bool:
+def uses_triton(impl: Impl, x: Tensor, *, auto_dtypes: tuple[torch.dtype, ...] = DTYPES) -> bool:
     """Whether an op on `x` runs its Triton kernels.
 
-    impl      "auto": Triton for the dtypes of the kernels on a GPU, and eager for everything else;
-              "eager" and "triton": as they say
-    x         the first tensor of the op
-    raises    ValueError: another word; "triton" where no kernel can run
+    impl           "auto": Triton on a GPU for some dtypes, and eager for everything else;
+                   "eager" and "triton": as they say
+    x              the first tensor of the op
+    auto_dtypes    those of "auto"
+    raises         ValueError: another word; "triton" where no kernel can run
     """
     if impl == "auto":
-        return x.is_cuda and x.dtype in DTYPES and _is_installed()
+        return x.is_cuda and x.dtype in auto_dtypes and _is_installed()
     if impl == "eager":
         return False
     if impl != "triton":

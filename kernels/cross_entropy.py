@@ -167,6 +167,7 @@ def linear_cross_entropy(
     weights_M     fp32 >= 0; a row of weight 0 adds nothing
     bias_V        optional, same dtype
     softcap       bounds the logits smoothly to (-softcap, softcap); None: they are not bounded
+    impl          see kernels/backend.py
     returns       loss sum (fp32 scalar, nats) and weight sum (fp32 scalar)
     memory        2048 x V logits at a time in fp32, or 4096 x V in the compute dtype on a GPU
     """

@@ -109,10 +109,14 @@ def lora_linear(
     scale           alpha / rank, or alpha / sqrt(rank), unitless
     dropout         probability of dropping an input of the update, in [0, 1); 0 outside training;
                     the mask comes from torch's generator of the device
+    impl            see kernels/backend.py; "auto" is eager for fp32
     returns y_NO    x.dtype
+    raises          ValueError: the kernels are given other sizes, devices or dtypes, or a rank over
+                    128
     source          Hu et al. 2021, arXiv:2106.09685, eq. 3
     """
-    if uses_triton(impl, x_NC):
+    # cost: without TF32, products in fp32 are the library's strength
+    if uses_triton(impl, x_NC, auto_dtypes=(torch.bfloat16, torch.float16)):
         from kernels.lora_triton import lora_linear_triton
 
         return lora_linear_triton(

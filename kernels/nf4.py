@@ -101,6 +101,7 @@ def quantise(weight_OC: Tensor, *, impl: Impl = "auto") -> NF4:
     """A weight in four bits, its scales in eight.
 
     weight_OC    compute dtype
+    impl         see kernels/backend.py
     raises       ValueError: the weight's size is no multiple of 64
     """
     if weight_OC.numel() % BLOCK or not weight_OC.numel():

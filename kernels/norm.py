@@ -88,7 +88,9 @@ def rms_norm(
     x_NC        compute dtype
     weight_C    same dtype
     offset      added to the weight, in fp32
+    impl        see kernels/backend.py
     returns     y_NC, compute dtype; statistics in fp32
+    raises      ValueError: the kernels are given other sizes or devices, or C above 16384
     """
     if uses_triton(impl, x_NC):
         from kernels.norm_triton import rms_norm_triton
@@ -166,7 +168,9 @@ def layer_norm(
 
     x_NC                compute dtype
     weight_C, bias_C    same dtype; None: no bias
+    impl                see kernels/backend.py
     returns             y_NC, compute dtype; statistics in fp32
+    raises              ValueError: the kernels are given other sizes or devices, or C above 16384
     """
     if uses_triton(impl, x_NC):
         from kernels.norm_triton import layer_norm_triton

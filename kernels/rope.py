@@ -96,6 +96,7 @@ def rope(x_NHD: Tensor, cos_sin_2NE: Tensor, *, impl: Impl = "auto") -> Tensor:
 
     x_NHD           queries or keys, compute dtype
     cos_sin_2NE     from `rope_angles`, same dtype
+    impl            see kernels/backend.py
     returns         y_NHD, compute dtype
     source          Su et al. 2021, arXiv:2104.09864
     """

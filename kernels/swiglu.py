@@ -37,6 +37,7 @@ def swiglu(gate_NF: Tensor, up_NF: Tensor, *, impl: Impl = "auto") -> Tensor:
     """Gated activation silu(gate) * up.
 
     gate_NF, up_NF    compute dtype
+    impl              see kernels/backend.py
     returns           y_NF, compute dtype
     source            Shazeer 2020, arXiv:2002.05202
     """
@@ -52,6 +53,7 @@ def geglu(gate_NF: Tensor, up_NF: Tensor, *, uses_tanh: bool, impl: Impl = "auto
 
     gate_NF, up_NF    compute dtype
     uses_tanh         gelu by its tanh approximation
+    impl              see kernels/backend.py
     returns           y_NF, compute dtype
     source            Shazeer 2020, arXiv:2002.05202
     """

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -78,3 +79,15 @@ def test_ops_are_imported_without_triton() -> None:
     )
     command = [sys.executable, "-c", f"{code}, {ops}"]
     assert subprocess.run(command, cwd=ROOT, check=False).returncode == 0
+
+
+def test_auto_on_a_gpu_goes_by_the_dtype(monkeypatch) -> None:
+    """Told by a stand-in for a tensor of a GPU, since there may be none."""
+    monkeypatch.setattr(backend, "_is_installed", lambda: True)
+    narrow, wide, widest = (
+        SimpleNamespace(is_cuda=True, dtype=dtype)
+        for dtype in (torch.bfloat16, torch.float32, torch.float64)
+    )
+    assert backend.uses_triton("auto", narrow) and backend.uses_triton("auto", wide)
+    assert not backend.uses_triton("auto", widest)
+    assert not backend.uses_triton("auto", wide, auto_dtypes=(torch.bfloat16,))
