@@ -13,18 +13,14 @@ tiles       A program owns rows of ONE document and one head. `Docs.tiles` tells
 dtypes      q, k, v in bf16, fp16 or fp32; dots in that dtype, fp32 ones by FMA (ieee, no TF32);
             scores, softmax and all accumulators in fp32
 determinism dk and dv are summed by the program that owns the keys, over the query heads of their
-            group; dq by the one that owns the queries. No atomics: a second run gives equal bits,
-            for 7 products backward in place of 5
-cost        4 sum_b T_b^2 H D FLOP forward (half of it when causal), 3.5 times that backward; reads
-            and writes each stream a few times instead of the T x T scores. Saved for backward:
-            q, k, v, o and 4 bytes of lse for each row and head
-
-source      Dao 2023, arXiv:2307.08691; Triton's tutorial 06; Milakov & Gimelshein 2018,
-            arXiv:1805.02867
+            group, dq by the one that owns the queries: no atomics, but 7 products in place of 5
+cost        4 sum_b T_b^2 H D FLOP forward (half of it when causal), 3.5 times that backward; the
+            T x T scores are never stored. Saved for backward: q, k, v, o, and lse in fp32
+source      Dao 2023, arXiv:2307.08691; Milakov & Gimelshein 2018, arXiv:1805.02867
 """
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import triton
@@ -39,7 +35,6 @@ from kernels.launch import check_at_most, check_device, check_dtype, check_shape
 
 LOG2_E = math.log2(math.e)
 MAX_WIDTH = 256
-
 
 # BLOCK_M (queries), BLOCK_N (keys), num_warps and num_stages, by kernel, kind of GPU and head width
 # (a power of two; a smaller one takes the next).
@@ -63,11 +58,7 @@ CONFIGS: dict[tuple[str, str], dict[int, tuple[int, int, int, int]]] = {
 
 
 def kind_of(device: torch.device, dtype: torch.dtype) -> str:
-    """Which rows of `CONFIGS` serve: GPUs of one kind have about the same shared memory.
-
-    returns     "interpreter" on the CPU, "fp32" for that dtype on any GPU, "sm_90" (227 KiB, TMA),
-                "sm_80" (163 KiB) or "sm_120" (99 KiB)
-    """
+    """Which rows of `CONFIGS` serve: by shared memory, 227 KiB and TMA, 163 or 99."""
     if device.type == "cpu":
         return "interpreter"
     if dtype == torch.float32:
@@ -141,23 +132,9 @@ def _tanh(x):
 @triton.jit
 def _load_tile(tiles_ptr):
     """This program's first row, and the rest of its line of the table that `Docs.tiles` made."""
-    tile_ptr = tiles_ptr + tl.program_id(0) * 6
-    past, first, whole = tl.load(tile_ptr + 1), tl.load(tile_ptr + 2), tl.load(tile_ptr + 3)
-    return tl.load(tile_ptr), (past, first, whole, tl.load(tile_ptr + 4), tl.load(tile_ptr + 5))
-
-
-@triton.jit
-def _bounds(tile, IS_EDGE: tl.constexpr):
-    """Bounds of a loop over the whole steps, or over the edges before and after them as one."""
-    past, first, whole, edge, stop = tile
-    return (first, stop - (edge - whole)) if IS_EDGE else (whole, edge)
-
-
-@triton.jit
-def _column(step, tile, IS_EDGE: tl.constexpr):
-    """The column where a step of such a loop stands."""
-    past, first, whole, edge, stop = tile
-    return step + tl.where(step >= whole, edge - whole, 0) if IS_EDGE else step
+    ptr = tiles_ptr + tl.program_id(0) * 6
+    past, first, whole = tl.load(ptr + 1), tl.load(ptr + 2), tl.load(ptr + 3)
+    return tl.load(ptr), (past, first, whole, tl.load(ptr + 4), tl.load(ptr + 5))
 
 
 @triton.jit
@@ -166,10 +143,10 @@ def _fwd_steps(
     IS_CAUSAL: tl.constexpr, D: tl.constexpr, BLOCK_N: tl.constexpr, IS_EDGE: tl.constexpr,
 ):  # fmt: skip
     """Softmax and its product with v, taken on over the keys of the whole steps or the edges."""
-    past = tile[0]
-    begin, end = _bounds(tile, IS_EDGE)
+    past, first, whole, edge, stop = tile
+    begin, end = (first, stop - (edge - whole)) if IS_EDGE else (whole, edge)
     for step in tl.range(begin, end, BLOCK_N):
-        column = _column(step, tile, IS_EDGE)
+        column = step + tl.where(step >= whole, edge - whole, 0) if IS_EDGE else step
         k = _load_rows(k_source, column, past, D, BLOCK_N, IS_EDGE)
         s = tl.dot(q, tl.trans(k), input_precision="ieee")  # (BLOCK_M, BLOCK_N)
         if squash is not None:
@@ -193,18 +170,16 @@ def _fwd_steps(
     return acc, row_max, row_sum
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def _attention_fwd_kernel(
     q_ptr, k_ptr, v_ptr, o_ptr, lse_ptr, tiles_ptr, k_desc, v_desc,
-    N, stride_qn, stride_kn, stride_vn,
-    factor, squash, window,
+    N, stride_qn, stride_kn, stride_vn, factor, squash, window,
     GROUP: tl.constexpr, IS_CAUSAL: tl.constexpr, D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """o and lse of BLOCK_M queries of one document and head; grid (tiles, H)."""
     row, tile = _load_tile(tiles_ptr)
-    past = tile[0]
-    head = tl.program_id(1)
+    past, head = tile[0], tl.program_id(1)
     k_source = (k_ptr, k_desc, stride_kn, head // GROUP * D)
     v_source = (v_ptr, v_desc, stride_vn, head // GROUP * D)
 
@@ -219,10 +194,10 @@ def _attention_fwd_kernel(
             factor, squash, window, IS_CAUSAL, D, BLOCK_N, is_edge,
         )  # fmt: skip
 
-    lse_ptr += tl.cast(head, tl.int64) * N
-    tl.store(lse_ptr + offs_m, row_max + tl.log2(row_sum), mask=offs_m < past)
-    o_ptr += head * D
-    _store_rows(o_ptr, acc / row_sum[:, None], row, tl.num_programs(1) * D, past, D, BLOCK_M)
+    rows = tl.cast(head, tl.int64) * N + offs_m
+    tl.store(lse_ptr + rows, row_max + tl.log2(row_sum), mask=offs_m < past)
+    o, stride_on = acc / row_sum[:, None], tl.num_programs(1) * D
+    _store_rows(o_ptr + head * D, o, row, stride_on, past, D, BLOCK_M)
 
 
 @triton.jit
@@ -231,10 +206,10 @@ def _dq_steps(
     IS_CAUSAL: tl.constexpr, D: tl.constexpr, BLOCK_N: tl.constexpr, IS_EDGE: tl.constexpr,
 ):  # fmt: skip
     """Adds ds k over the keys of the whole steps or the edges."""
-    past = tile[0]
-    begin, end = _bounds(tile, IS_EDGE)
+    past, first, whole, edge, stop = tile
+    begin, end = (first, stop - (edge - whole)) if IS_EDGE else (whole, edge)
     for step in tl.range(begin, end, BLOCK_N):
-        column = _column(step, tile, IS_EDGE)
+        column = step + tl.where(step >= whole, edge - whole, 0) if IS_EDGE else step
         k = _load_rows(k_source, column, past, D, BLOCK_N, IS_EDGE)
         v = _load_rows(v_source, column, past, D, BLOCK_N, IS_EDGE)
         s = tl.dot(q, tl.trans(k), input_precision="ieee")  # (BLOCK_M, BLOCK_N)
@@ -254,18 +229,16 @@ def _dq_steps(
     return dq
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def _attention_bwd_dq_kernel(
     q_ptr, k_ptr, v_ptr, o_ptr, do_ptr, lse_ptr, stats_ptr, dq_ptr, tiles_ptr, k_desc, v_desc,
-    N, stride_qn, stride_kn, stride_vn,
-    factor, squash, window, scale,
+    N, stride_qn, stride_kn, stride_vn, factor, squash, window, scale,
     GROUP: tl.constexpr, IS_CAUSAL: tl.constexpr, D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """dq of BLOCK_M queries of one document and head, and their lse and delta; grid (tiles, H)."""
     row, tile = _load_tile(tiles_ptr)
-    past = tile[0]
-    head, H = tl.program_id(1), tl.num_programs(1)
+    past, head, H = tile[0], tl.program_id(1), tl.num_programs(1)
     k_source = (k_ptr, k_desc, stride_kn, head // GROUP * D)
     v_source = (v_ptr, v_desc, stride_vn, head // GROUP * D)
 
@@ -274,11 +247,10 @@ def _attention_bwd_dq_kernel(
     do = _load_rows((do_ptr, None, H * D, head * D), row, past, D, BLOCK_M, True)
     o = _load_rows((o_ptr, None, H * D, head * D), row, past, D, BLOCK_M, True)
     delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
-    head_row = tl.cast(head, tl.int64) * N
-    lse = tl.load(lse_ptr + head_row + offs_m, mask=offs_m < past, other=0.0)
-    stats_ptrs = stats_ptr + head_row * 2 + offs_m * 2
-    tl.store(stats_ptrs, lse, mask=offs_m < past)
-    tl.store(stats_ptrs + 1, delta, mask=offs_m < past)
+    rows = tl.cast(head, tl.int64) * N + offs_m
+    lse = tl.load(lse_ptr + rows, mask=offs_m < past, other=0.0)
+    tl.store(stats_ptr + rows * 2, lse, mask=offs_m < past)
+    tl.store(stats_ptr + rows * 2 + 1, delta, mask=offs_m < past)
 
     dq = tl.zeros([BLOCK_M, _width(D)], dtype=tl.float32)
     for is_edge in tl.static_range(2):
@@ -308,10 +280,10 @@ def _dkv_steps(
     IS_CAUSAL: tl.constexpr, D: tl.constexpr, BLOCK_M: tl.constexpr, IS_EDGE: tl.constexpr,
 ):  # fmt: skip
     """Adds ds^T q and p^T do over the queries of the whole steps or the edges; s is transposed."""
-    past = tile[0]
-    begin, end = _bounds(tile, IS_EDGE)
+    past, first, whole, edge, stop = tile
+    begin, end = (first, stop - (edge - whole)) if IS_EDGE else (whole, edge)
     for step in tl.range(begin, end, BLOCK_M):
-        row = _column(step, tile, IS_EDGE)
+        row = step + tl.where(step >= whole, edge - whole, 0) if IS_EDGE else step
         q = _load_rows(q_source, row, past, D, BLOCK_M, IS_EDGE)
         do = _load_rows(do_source, row, past, D, BLOCK_M, IS_EDGE)
         lse, delta = _load_stats(stats_ptr, row, past, BLOCK_M, IS_EDGE)
@@ -333,19 +305,16 @@ def _dkv_steps(
     return dk, dv
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def _attention_bwd_dkv_kernel(
     q_ptr, k_ptr, v_ptr, do_ptr, stats_ptr, dk_ptr, dv_ptr, tiles_ptr, q_desc, do_desc,
-    N, stride_qn, stride_kn, stride_vn,
-    factor, squash, window, scale,
+    N, stride_qn, stride_kn, stride_vn, factor, squash, window, scale,
     GROUP: tl.constexpr, IS_CAUSAL: tl.constexpr, D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """dk and dv of BLOCK_N keys of one document and key head; grid (tiles, G)."""
     row, tile = _load_tile(tiles_ptr)
-    past = tile[0]
-    key_head, G = tl.program_id(1), tl.num_programs(1)
-    stride_dn = G * D
+    past, key_head, stride_dn = tile[0], tl.program_id(1), tl.num_programs(1) * D
 
     offs_n = row + tl.arange(0, BLOCK_N)
     k = _load_rows((k_ptr, None, stride_kn, key_head * D), row, past, D, BLOCK_N, True)
@@ -372,8 +341,7 @@ KERNELS = {
 }
 
 
-@dataclass(frozen=True)
-class _Rule:
+class _Rule(NamedTuple):
     """The settings of `attention_triton`, `scale` resolved."""
 
     is_causal: bool
@@ -381,43 +349,27 @@ class _Rule:
     window: int | None
     softcap: float | None
 
-    @property
-    def squash(self) -> float | None:
-        """What a score is multiplied by before the tanh of the soft cap."""
-        return None if self.softcap is None else self.scale / self.softcap
 
-    @property
-    def factor(self) -> float:
-        """What a product of q and k, or its tanh, is multiplied by to be in units of log2."""
-        return LOG2_E * (self.scale if self.softcap is None else self.softcap)
-
-
-def _launch(
-    name: str, tensors: list[Tensor], walked: list[int], docs: Docs, rule: _Rule, **numbers: float
-) -> None:
-    """Runs a kernel over the tiles of `docs`.
-
-    tensors     of the kernel, q, k and v first
-    walked      which of them its loops read; these have descriptors
-    """
-    q_NHD, k_NGD, v_NGD = tensors[:3]
+def _launch(name: str, tensors: list[Tensor], docs: Docs, rule: _Rule, **numbers: float) -> None:
+    """Runs a kernel over the tiles of `docs`; its tensors begin with q, k and v."""
+    q_NHD, k_NGD, v_NGD, do_NHD = tensors[:4]
     (N, H, D), G = q_NHD.shape, k_NGD.shape[1]
-    kind = kind_of(q_NHD.device, q_NHD.dtype)
-    widths = CONFIGS[name, kind]
+    widths = CONFIGS[name, kind := kind_of(q_NHD.device, q_NHD.dtype)]
     block_m, block_n, num_warps, num_stages = widths[min(width for width in widths if width >= D)]
-    heads, rows, columns = H, block_m, block_n
+    heads, rows, columns, walked = H, block_m, block_n, (k_NGD, v_NGD)
     back = docs.num_tokens if rule.window is None else rule.window - 1
     ahead = 0 if rule.is_causal else back
     if name == "dkv":  # rows are keys, columns the queries that see them
-        heads, rows, columns, back, ahead = G, block_n, block_m, ahead, back
+        heads, rows, columns, walked = G, block_n, block_m, (q_NHD, do_NHD)
+        back, ahead = ahead, back
     tiles = docs.tiles(rows, columns, back=back, ahead=ahead)
-    descs = [_descriptor(tensors[i], columns, kind) for i in walked]
-    if None in descs:
-        descs = [None] * len(descs)
+    descs = [_descriptor(x, columns, kind) for x in walked]
     strides = (x.stride(0) for x in (q_NHD, k_NGD, v_NGD))
+    squash = None if rule.softcap is None else rule.scale / rule.softcap
+    factor = LOG2_E * (rule.scale if rule.softcap is None else rule.softcap)
     with torch.cuda.device_of(q_NHD):
         KERNELS[name][len(tiles), heads](
-            *(*tensors, tiles, *descs, N, *strides, rule.factor, rule.squash, rule.window),
+            *(*tensors, tiles, *descs, N, *strides, factor, squash, rule.window),
             **numbers,
             GROUP=H // G,
             IS_CAUSAL=rule.is_causal,
@@ -431,25 +383,24 @@ def _launch(
 
 def _descriptor(x: Tensor, rows: int, kind: str) -> TensorDescriptor | None:
     """For TMA, of tiles of `rows` rows of one head; None where x or its GPU does not suit."""
-    if kind not in ("sm_90", "interpreter"):
-        return None
     N, heads, D = x.shape
     is_aligned = x.data_ptr() % 16 == 0 and x.stride(0) * x.element_size() % 16 == 0
-    if _width(D) != D or not is_aligned:
+    if kind not in ("sm_90", "interpreter") or _width(D) != D or not is_aligned:
         return None
     return TensorDescriptor(x, [N, heads * D], [x.stride(0), 1], [rows, D])
 
 
 def _packed(x_NHD: Tensor) -> Tensor:
     """x itself where its heads lie side by side, as in a part of a fused projection; or a copy."""
-    return x_NHD if x_NHD.stride()[1:] == (x_NHD.shape[2], 1) else x_NHD.contiguous()
+    _, H, D = x_NHD.shape
+    is_packed = x_NHD.stride()[1:] == (D, 1) and x_NHD.stride(0) >= H * D
+    return x_NHD if is_packed else x_NHD.contiguous()
 
 
 def _stream(x_NHD: Tensor, docs: Docs) -> Tensor:
     """A stream of x's shape for a kernel to fill; zero past the documents."""
     y_NHD = torch.empty(x_NHD.shape, dtype=x_NHD.dtype, device=x_NHD.device)
-    if len(y_NHD) > docs.num_tokens:
-        y_NHD[docs.num_tokens :].zero_()
+    y_NHD[docs.num_tokens :].zero_()
     return y_NHD
 
 
@@ -471,8 +422,7 @@ def _check(q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, docs: Docs, rule: _Rule)
     check_dtype(q_NHD.dtype, k=k_NGD, v=v_NGD)
     check_device(q_NHD.device, k=k_NGD, v=v_NGD, docs=docs.cu_seqlens_B1)
     for name in ("scale", "window", "softcap"):
-        value = getattr(rule, name)
-        if value is not None and not value > 0:
+        if (value := getattr(rule, name)) is not None and not value > 0:
             raise ValueError(f"{name} = {value}: must be > 0")
 
 
@@ -486,7 +436,7 @@ class _Attention(torch.autograd.Function):
         q_NHD, k_NGD, v_NGD = _packed(q_NHD), _packed(k_NGD), _packed(v_NGD)
         o_NHD = _stream(q_NHD, docs)
         lse_HN = q_NHD.new_empty(q_NHD.shape[1], len(q_NHD), dtype=torch.float32)
-        _launch("fwd", [q_NHD, k_NGD, v_NGD, o_NHD, lse_HN], [1, 2], docs, rule)
+        _launch("fwd", [q_NHD, k_NGD, v_NGD, o_NHD, lse_HN], docs, rule)
         ctx.save_for_backward(q_NHD, k_NGD, v_NGD, o_NHD, lse_HN)
         ctx.docs, ctx.rule = docs, rule
         return o_NHD
@@ -499,10 +449,10 @@ class _Attention(torch.autograd.Function):
         stats_HN2 = lse_HN.new_empty(*lse_HN.shape, 2)  # lse, and the delta that "dq" finds
         dq_NHD, dk_NGD, dv_NGD = (_stream(x, ctx.docs) for x in (q_NHD, k_NGD, v_NGD))
         settings = {"docs": ctx.docs, "rule": ctx.rule, "scale": ctx.rule.scale}
-        streams = [q_NHD, k_NGD, v_NGD]
-        _launch("dq", [*streams, o_NHD, do_NHD, lse_HN, stats_HN2, dq_NHD], [1, 2], **settings)
+        kept = [q_NHD, k_NGD, v_NGD]
+        _launch("dq", [*kept, o_NHD, do_NHD, lse_HN, stats_HN2, dq_NHD], **settings)
         if any(ctx.needs_input_grad[1:3]):
-            _launch("dkv", [*streams, do_NHD, stats_HN2, dk_NGD, dv_NGD], [0, 3], **settings)
+            _launch("dkv", [*kept, do_NHD, stats_HN2, dk_NGD, dv_NGD], **settings)
         return dq_NHD, dk_NGD, dv_NGD, None, None
 
 
@@ -522,8 +472,7 @@ def attention_triton(
     q_NHD           queries; bf16, fp16 or fp32; D at most 256
     k_NGD, v_NGD    keys and values, same dtype and D; H must be a multiple of G
     docs            on the same device
-    scale, window,  as there, and all > 0
-    softcap
+    the others      as there; scale, window and softcap must be > 0
     returns         o_NHD, compute dtype; zero in rows past the documents
     raises          ValueError: sizes, dtypes or devices that differ or are none of these
     """
