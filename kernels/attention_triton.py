@@ -10,8 +10,7 @@ backward    delta = rowsum(do o), p = exp2(s log2(e) - lse), dp = do v^T, ds = p
 tiles       A program owns rows of ONE document and one head. `Docs.tiles` tells it which columns
             these rows see, so that no other document's are visited; steps that all of its rows
             see wholly need no mask and run in a loop of their own.
-dtypes      q, k, v in bf16, fp16 or fp32; dots in that dtype, fp32 ones by FMA (ieee, no TF32);
-            scores, softmax and all accumulators in fp32
+dtypes      q, k, v in bf16, fp16 or fp32, which dots take (fp32: no TF32); all else is in fp32
 determinism dk and dv are summed by the program that owns the keys, over the query heads of their
             group, dq by the one that owns the queries: no atomics, but 7 products in place of 5
 cost        4 sum_b T_b^2 H D FLOP forward (half of it when causal), 3.5 times that backward; the
@@ -47,7 +46,7 @@ CONFIGS: dict[tuple[str, str], dict[int, tuple[int, int, int, int]]] = {
     ("dq", "sm_90"): {64: (128, 128, 8, 2), 128: (128, 64, 8, 2), 256: (128, 32, 8, 2)},
     ("dq", "sm_80"): {64: (128, 64, 8, 2), 128: (64, 64, 8, 2), 256: (64, 32, 8, 2)},
     ("dq", "sm_120"): {64: (128, 64, 8, 2), 128: (64, 32, 8, 2), 256: (32, 32, 4, 1)},
-    ("dq", "fp32"): {64: (32, 32, 8, 1), 128: (32, 16, 8, 1), 256: (16, 16, 8, 1)},
+    ("dq", "fp32"): {64: (32, 32, 8, 1), 128: (16, 16, 8, 1), 256: (16, 16, 8, 1)},
     ("dq", "interpreter"): {256: (32, 16, 1, 1)},
     ("dkv", "sm_90"): {64: (64, 128, 8, 2), 128: (64, 128, 8, 2), 256: (32, 64, 8, 2)},
     ("dkv", "sm_80"): {64: (32, 64, 4, 2), 128: (64, 64, 8, 2), 256: (16, 64, 8, 2)},
@@ -110,12 +109,11 @@ def _store_rows(ptr, rows, row, stride, past, D: tl.constexpr, BLOCK: tl.constex
 @triton.jit
 def _sees(offs_q, offs_k, inside, window, IS_CAUSAL: tl.constexpr):
     """Which queries see which keys of their document, of those that are inside it."""
-    sees = inside
     if IS_CAUSAL:
-        sees = sees & (offs_q >= offs_k)
+        inside = inside & (offs_q >= offs_k)
     if window is not None:
-        sees = sees & (tl.abs(offs_q - offs_k) < window)
-    return sees
+        inside = inside & (tl.abs(offs_q - offs_k) < window)
+    return inside
 
 
 @triton.jit
