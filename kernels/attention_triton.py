@@ -69,7 +69,7 @@ def kind_of(device: torch.device, dtype: torch.dtype) -> str:
 
 
 @triton.constexpr_function
-def _width(D):
+def _width(D: int) -> int:
     """The width of a tile of D columns; a dot needs 16."""
     return max(16, triton.next_power_of_2(D))
 
