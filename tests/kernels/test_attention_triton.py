@@ -25,9 +25,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:(divide by zero|invalid value|Al
 # descriptors, the others do not.
 SHAPES = [
     ([1], (1, 1, 16)),
-    ([7, 1, 50, 3], (4, 2, 5)),
+    ([7, 1, 40, 3], (4, 2, 5)),
     ([33, 16], (2, 1, 96)),
-    ([70, 3], (4, 2, 32)),
+    ([70, 3], (2, 1, 32)),
 ]
 MIXED, HEADS = [3, 66, 1, 42], (2, 1, 16)
 RULES = [{}, {"window": 3}, {"window": 20, "softcap": 2.0}]
