@@ -16,7 +16,7 @@ CPU path: plain matmul, softmax, matmul on blocks planned by `Docs`, because the
 CPU flash attention is 3 to 8 times slower at these lengths; above `LONG` tokens, where the
 T x T scores no longer fit the cache, torch's scaled_dot_product_attention takes over, which knows
 no soft cap and whose exponential is too coarse for fp32: those scores are formed at any length. A
-window hides scores but does not save them.
+window hides scores but does not save them. On a GPU the op is that of attention_triton.py.
 
 source      Vaswani et al. 2017, arXiv:1706.03762; grouped: Ainslie et al. 2023, arXiv:2305.13245;
             window: Beltagy et al. 2020, arXiv:2004.05150; soft cap: Gemma 2, arXiv:2408.00118
@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from kernels.backend import Impl, uses_triton
 from kernels.docs import LONG, Docs, Group
 
 
@@ -239,6 +240,7 @@ def attention(
     scale: float | None = None,
     window: int | None = None,
     softcap: float | None = None,
+    impl: Impl = "auto",
 ) -> Tensor:
     """Self-attention inside each document of a flat stream.
 
@@ -249,9 +251,16 @@ def attention(
     scale           factor on the scores; default D ** -0.5
     window          a token sees those fewer than `window` positions away; None: all of them
     softcap         bounds the scores smoothly to (-softcap, softcap); None: they are not bounded
+    impl            see kernels/backend.py
     returns         o_NHD, compute dtype; zero in rows past the documents
-    raises          ValueError: N is not the plan's, or H is not a multiple of G
+    raises          ValueError: N is not the plan's, or H is not a multiple of G; on a GPU also what
+                    kernels/attention_triton.py does not take
     """
+    if uses_triton(impl, q_NHD):
+        from kernels.attention_triton import attention_triton
+
+        rule = {"is_causal": is_causal, "scale": scale, "window": window, "softcap": softcap}
+        return attention_triton(q_NHD, k_NGD, v_NGD, docs, **rule)
     N, H, D = q_NHD.shape
     if N not in (docs.num_tokens, docs.num_rows) or k_NGD.shape[0] != N:
         raise ValueError(

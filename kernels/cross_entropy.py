@@ -9,6 +9,8 @@ backward    dz = w (softmax(z) - onehot(label)),  dh = dz W,  dW = dz^T h,  db =
 dtypes      h and W in the compute dtype; logits, softmax, loss and dW accumulate in fp32
 memory      J x V logits instead of M x V; the gradients are formed in the forward pass, while each
             chunk's logits are at hand, and only scaled in the backward pass
+GPU         logits in the compute dtype; kernels/cross_entropy_triton.py puts the gradient in their
+            place
 cost        2 M C V FLOP forward, and 2 M C V more for each of dh and dW that is asked for
 
 A loss is a sum and a weight. The caller divides once, by the weight of the whole optimiser step.
@@ -19,9 +21,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
+from kernels.backend import Impl, uses_triton
 from kernels.docs import rounded
 
 CHUNK_ROWS = 2048
+TRITON_CHUNK_ROWS = 4096  # cost: each chunk adds the whole of dW, and its logits are half as wide
 
 
 def linear_cross_entropy_reference(
@@ -41,8 +45,56 @@ def linear_cross_entropy_reference(
     return (nll_M * weights_M).sum(), weights_M.sum()
 
 
+def _softmax_loss(
+    logits_JV: Tensor,
+    labels_J: Tensor,
+    weights_J: Tensor,
+    softcap: float | None,
+    *,
+    needs_gradient: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Loss sum of a chunk, and the gradient of its logits, both wide."""
+    wide = torch.promote_types(logits_JV.dtype, torch.float32)
+    logits_JV, labels_J1, weights_J1 = logits_JV.to(wide), labels_J[:, None], weights_J[:, None]
+    if softcap is not None:
+        logits_JV = softcap * (logits_JV / softcap).tanh()
+    slope_JV = None if softcap is None else 1 - (logits_JV / softcap).square()
+    # In place from here on: fresh memory for a chunk of logits costs more than the sums.
+    logits_JV -= logits_JV.amax(-1, keepdim=True)
+    picked_J1 = logits_JV.gather(1, labels_J1)
+    sums_J1 = logits_JV.exp_().sum(-1, keepdim=True)
+    loss = ((sums_J1.log() - picked_J1) * weights_J1).sum()
+    if not needs_gradient:
+        return loss, None
+    dlogits_JV = logits_JV.mul_(weights_J1 / sums_J1)
+    dlogits_JV.scatter_add_(1, labels_J1, -weights_J1.to(wide))
+    if slope_JV is not None:
+        dlogits_JV *= slope_JV
+    return loss, dlogits_JV
+
+
+def _softmax_loss_in_place(
+    logits_JV: Tensor,
+    labels_J: Tensor,
+    weights_J: Tensor,
+    softcap: float | None,
+    *,
+    needs_gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    """`_softmax_loss` by the kernel."""
+    from kernels.cross_entropy_triton import softmax_loss_triton
+
+    loss_J = softmax_loss_triton(
+        logits_JV, labels_J, weights_J, softcap, needs_gradient=needs_gradient
+    )
+    return loss_J.sum(), logits_JV
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Forms the gradients chunk by chunk in forward; backward multiplies by the scalar gradient."""
+    """Forms the gradients chunk by chunk in forward; backward multiplies by the scalar gradient.
+
+    rule    soft cap, and whether the kernel forms the gradients of the logits
+    """
 
     @staticmethod
     def forward(
@@ -52,39 +104,33 @@ class _LinearCrossEntropy(torch.autograd.Function):
         bias_V: Tensor | None,
         labels_M: Tensor,
         weights_M: Tensor,
-        softcap: float | None,
+        rule: tuple[float | None, bool],
     ) -> Tensor:
         needs_h, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        needs_gradient = needs_h or needs_weight or needs_bias
+        softcap, is_triton = rule
+        softmax_loss = _softmax_loss_in_place if is_triton else _softmax_loss
+        chunk_rows = TRITON_CHUNK_ROWS if is_triton else CHUNK_ROWS
         wide = torch.float64 if h_MC.dtype == torch.float64 else torch.float32
         loss = torch.zeros((), dtype=wide, device=h_MC.device)
         dh_MC = torch.empty_like(h_MC) if needs_h else None
         dweight_VC = torch.zeros_like(weight_VC, dtype=wide) if needs_weight else None
         dbias_V = torch.zeros_like(bias_V, dtype=wide) if needs_bias else None
-        for start in range(0, h_MC.shape[0], CHUNK_ROWS):
-            rows = slice(start, start + CHUNK_ROWS)
-            h_JC, labels_J1, weights_J1 = h_MC[rows], labels_M[rows, None], weights_M[rows, None]
-            logits_JV = F.linear(h_JC, weight_VC, bias_V).to(wide)
-            if softcap is not None:
-                logits_JV = softcap * (logits_JV / softcap).tanh()
-            slope_JV = None if softcap is None else 1 - (logits_JV / softcap).square()
-            # In place from here on: fresh memory for a chunk of logits costs more than the sums.
-            logits_JV -= logits_JV.amax(-1, keepdim=True)
-            picked_J1 = logits_JV.gather(1, labels_J1)
-            sums_J1 = logits_JV.exp_().sum(-1, keepdim=True)
-            loss += ((sums_J1.log() - picked_J1) * weights_J1).sum()
-            if not (needs_h or needs_weight or needs_bias):
-                continue
-            dlogits_JV = logits_JV.mul_(weights_J1 / sums_J1)
-            dlogits_JV.scatter_add_(1, labels_J1, -weights_J1.to(wide))
-            if slope_JV is not None:
-                dlogits_JV *= slope_JV
+        for start in range(0, h_MC.shape[0], chunk_rows):
+            rows = slice(start, start + chunk_rows)
+            chunk_loss, dlogits_JV = softmax_loss(
+                F.linear(h_MC[rows], weight_VC, bias_V), labels_M[rows], weights_M[rows], softcap,
+                needs_gradient=needs_gradient,
+            )  # fmt: skip
+            loss += chunk_loss
             if needs_bias:
-                dbias_V += dlogits_JV.sum(0)
-            dlogits_JV = dlogits_JV.to(h_MC.dtype)
+                dbias_V += dlogits_JV.sum(0, dtype=wide)
+            if needs_h or needs_weight:
+                dlogits_JV = dlogits_JV.to(h_MC.dtype)
             if needs_h:
                 torch.mm(dlogits_JV, weight_VC, out=dh_MC[rows])
             if needs_weight:
-                dweight_VC += dlogits_JV.t() @ h_JC
+                dweight_VC += dlogits_JV.t() @ h_MC[rows]
         ctx.save_for_backward(dh_MC, dweight_VC, dbias_V)
         ctx.dtypes = (weight_VC.dtype, None if bias_V is None else bias_V.dtype)
         return loss
@@ -111,6 +157,7 @@ def linear_cross_entropy(
     *,
     bias_V: Tensor | None = None,
     softcap: float | None = None,
+    impl: Impl = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Weighted cross-entropy of a linear classifier, as (sum, weight).
 
@@ -120,8 +167,9 @@ def linear_cross_entropy(
     weights_M     fp32 >= 0; a row of weight 0 adds nothing
     bias_V        optional, same dtype
     softcap       bounds the logits smoothly to (-softcap, softcap); None: they are not bounded
+    impl          see kernels/backend.py
     returns       loss sum (fp32 scalar, nats) and weight sum (fp32 scalar)
-    memory        2048 x V logits at a time
+    memory        2048 x V logits at a time in fp32, or 4096 x V in the compute dtype on a GPU
     """
     if not torch.is_grad_enabled():  # a Function is not told, and would form the gradients
         h_MC, weight_VC = h_MC.detach(), weight_VC.detach()
@@ -130,5 +178,6 @@ def linear_cross_entropy(
     if h_MC.device.type == "cpu" and (filling := rounded(M) - M):  # see kernels/docs.py
         h_MC = F.pad(h_MC, (0, 0, 0, filling))
         labels_M, weights_M = (F.pad(x_M, (0, filling)) for x_M in (labels_M, weights_M))
-    loss = _LinearCrossEntropy.apply(h_MC, weight_VC, bias_V, labels_M, weights_M, softcap)
+    rule = softcap, uses_triton(impl, h_MC)
+    loss = _LinearCrossEntropy.apply(h_MC, weight_VC, bias_V, labels_M, weights_M, rule)
     return loss, weights_M.sum()

@@ -71,12 +71,14 @@ class Docs:
     cu_seqlens_B1   int32 (B + 1,): document b is rows cu_seqlens[b] .. cu_seqlens[b + 1] - 1
     groups          how the CPU path walks the documents
     order_N         stream rows in the order of the groups (int64), None if that is the stream's
+    by_tiling       what `tiles` found, by its arguments; all layers share it
     """
 
     lengths: tuple[int, ...]
     cu_seqlens_B1: Tensor
     groups: tuple[Group, ...]
     order_N: Tensor | None
+    by_tiling: dict[tuple[int, int, int, int], Tensor] = field(default_factory=dict)
 
     @classmethod
     def from_lengths(cls, lengths: Sequence[int], device: torch.device | str = "cpu") -> "Docs":
@@ -127,6 +129,19 @@ class Docs:
         """int64 stream row of each document's first token."""
         return self.cu_seqlens_B1[:-1].long()
 
+    def tiles(self, rows: int, columns: int, *, back: int, ahead: int) -> Tensor:
+        """How the GPU path walks the scores: tiles of `rows` rows, each of one document.
+
+        columns         of a step; a row sees the `back` columns before its own and `ahead` after
+        returns         int32 (tiles, 6), the longest first: the first row; the document's past row;
+                        the first column that any row sees; the columns from and up to which whole
+                        steps are seen by every row; the past column that any row sees
+        """
+        key = rows, columns, back, ahead
+        if key not in self.by_tiling:
+            self.by_tiling[key] = _plan_tiles(self.lengths, *key).to(self.cu_seqlens_B1.device)
+        return self.by_tiling[key]
+
     def to(self, device: torch.device | str) -> "Docs":
         """The same plan with its tensors on `device`."""
         if self.cu_seqlens_B1.device == torch.device(device):
@@ -164,6 +179,27 @@ def _plan_groups(
         groups.append(group)
     is_sorted = all(a >= b for a, b in pairwise(lengths))
     return tuple(groups), None if is_sorted else torch.cat(order).to(device)
+
+
+def _plan_tiles(
+    lengths: tuple[int, ...], rows: int, columns: int, back: int, ahead: int
+) -> Tensor:
+    """The table of `Docs.tiles`, on the CPU."""
+    lengths_B = torch.tensor(lengths)
+    counts_B = (lengths_B + rows - 1) // rows
+    doc = torch.repeat_interleave(counts_B)
+    index = torch.arange(len(doc)) - (counts_B.cumsum(0) - counts_B)[doc]
+    past = lengths_B.cumsum(0)[doc]
+    start = past - lengths_B[doc]
+    row = start + index * rows
+    last = torch.minimum(row + rows, past) - 1
+    first, stop = torch.maximum(start, row - back), torch.minimum(past, last + ahead + 1)
+    # What every row sees begins at the last row's first column and ends at the first row's last.
+    late, early = torch.maximum(start, last - back), torch.minimum(past, row + ahead + 1)
+    whole = first + (late - first + columns - 1) // columns * columns
+    edge = whole + (early - whole).clamp(min=0) // columns * columns
+    table = torch.stack([row, past, first, whole, edge, stop], dim=1)
+    return table[(stop - first).argsort(descending=True, stable=True)].int()
 
 
 def _blocks(lengths: tuple[int, ...]) -> Iterator[tuple[int, list[int]]]:

@@ -8,6 +8,7 @@ dtypes      x, W, bias, y in the compute dtype; A and B may be wider (fp32 facto
             weights): they are cast on the way in, their gradients return in their own dtype
 cost        2 N C O + 2 N R (C + O) FLOP forward; the update is added into the output of the frozen
             product, so no second N x O tensor is written, and dW is formed only where W is trained
+GPU         kernels/lora_triton.py, which never stores the mask and reads dy once for dh and dB
 
 source      Hu et al. 2021, arXiv:2106.09685, eq. 3
 """
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
+from kernels.backend import Impl, uses_triton
 from kernels.dropout import dropout as drop
 
 
@@ -96,6 +98,7 @@ def lora_linear(
     bias_O: Tensor | None = None,
     scale: float,
     dropout: float = 0.0,
+    impl: Impl = "auto",
 ) -> Tensor:
     """Frozen linear map plus a low-rank update: y = x W^T + bias + scale (drop(x) A^T) B^T.
 
@@ -106,9 +109,19 @@ def lora_linear(
     scale           alpha / rank, or alpha / sqrt(rank), unitless
     dropout         probability of dropping an input of the update, in [0, 1); 0 outside training;
                     the mask comes from torch's generator of the device
+    impl            see kernels/backend.py; "auto" is eager for fp32
     returns y_NO    x.dtype
+    raises          ValueError: the kernels are given other sizes, devices or dtypes, or a rank over
+                    128
     source          Hu et al. 2021, arXiv:2106.09685, eq. 3
     """
+    # cost: without TF32, products in fp32 are the library's strength
+    if uses_triton(impl, x_NC, auto_dtypes=(torch.bfloat16, torch.float16)):
+        from kernels.lora_triton import lora_linear_triton
+
+        return lora_linear_triton(
+            x_NC, weight_OC, a_RC, b_OR, bias_O=bias_O, scale=scale, dropout=dropout
+        )
     keep_NC = None
     if dropout:
         keep_NC = drop(torch.ones_like(x_NC), dropout, is_training=True)

@@ -6,7 +6,9 @@ RMSNorm     y = (w + offset) x rstd,   rstd = (mean(x^2) + eps)^(-1/2), offset 0
 LayerNorm   y = w (x - mean) rstd + b, rstd = (var(x) + eps)^(-1/2), b may be left out
 backward    RMSNorm: with g = w dy, dx = rstd (g - xhat mean(g xhat)), dw = sum_N dy xhat
             LayerNorm: dx = rstd (g - mean(g) - xhat mean(g xhat)), dw as above, db = sum_N dy
+add forms   s = x + residual is normed, and returned beside y; ds comes on top of the dx of y
 dtypes      statistics in fp32 whatever the compute dtype; y in the compute dtype
+GPU         kernels/norm_triton.py, which reads and writes every value once
 
 source      Zhang and Sennrich 2019, arXiv:1910.07467; Ba et al. 2016, arXiv:1607.06450
 """
@@ -14,6 +16,8 @@ source      Zhang and Sennrich 2019, arXiv:1910.07467; Ba et al. 2016, arXiv:160
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
+
+from kernels.backend import Impl, uses_triton
 
 
 def rms_norm_reference(
@@ -76,15 +80,41 @@ class _RMSNorm(torch.autograd.Function):
         return dx_NC, dweight_C, None, None
 
 
-def rms_norm(x_NC: Tensor, weight_C: Tensor, *, eps: float, offset: float = 0.0) -> Tensor:
+def rms_norm(
+    x_NC: Tensor, weight_C: Tensor, *, eps: float, offset: float = 0.0, impl: Impl = "auto"
+) -> Tensor:
     """Root-mean-square norm over the last axis; any leading axes.
 
     x_NC        compute dtype
     weight_C    same dtype
     offset      added to the weight, in fp32
+    impl        see kernels/backend.py
     returns     y_NC, compute dtype; statistics in fp32
+    raises      ValueError: the kernels are given other sizes or devices, or C above 16384
     """
+    if uses_triton(impl, x_NC):
+        from kernels.norm_triton import rms_norm_triton
+
+        return rms_norm_triton(x_NC, None, weight_C, eps=eps, offset=offset)
     return _RMSNorm.apply(x_NC, weight_C, eps, offset)
+
+
+def add_rms_norm(
+    x_NC: Tensor,
+    residual_NC: Tensor,
+    weight_C: Tensor,
+    *,
+    eps: float,
+    offset: float = 0.0,
+    impl: Impl = "auto",
+) -> tuple[Tensor, Tensor]:
+    """`rms_norm` of x + residual, and that sum, both in the compute dtype."""
+    if uses_triton(impl, x_NC):
+        from kernels.norm_triton import rms_norm_triton
+
+        return rms_norm_triton(x_NC, residual_NC, weight_C, eps=eps, offset=offset)
+    sum_NC = x_NC + residual_NC
+    return _RMSNorm.apply(sum_NC, weight_C, eps, offset), sum_NC
 
 
 def _fit(x_NC: Tensor, wide: torch.dtype) -> Tensor:
@@ -127,11 +157,37 @@ class _LayerNorm(torch.autograd.Function):
         return *grads, None
 
 
-def layer_norm(x_NC: Tensor, weight_C: Tensor, bias_C: Tensor | None, *, eps: float) -> Tensor:
+def layer_norm(
+    x_NC: Tensor, weight_C: Tensor, bias_C: Tensor | None, *, eps: float, impl: Impl = "auto"
+) -> Tensor:
     """Layer norm over the last axis; any leading axes.
 
     x_NC                compute dtype
     weight_C, bias_C    same dtype; None: no bias
+    impl                see kernels/backend.py
     returns             y_NC, compute dtype; statistics in fp32
+    raises              ValueError: the kernels are given other sizes or devices, or C above 16384
     """
+    if uses_triton(impl, x_NC):
+        from kernels.norm_triton import layer_norm_triton
+
+        return layer_norm_triton(x_NC, None, weight_C, bias_C, eps=eps)
     return _LayerNorm.apply(x_NC, weight_C, bias_C, eps)
+
+
+def add_layer_norm(
+    x_NC: Tensor,
+    residual_NC: Tensor,
+    weight_C: Tensor,
+    bias_C: Tensor | None,
+    *,
+    eps: float,
+    impl: Impl = "auto",
+) -> tuple[Tensor, Tensor]:
+    """`layer_norm` of x + residual, and that sum, both in the compute dtype."""
+    if uses_triton(impl, x_NC):
+        from kernels.norm_triton import layer_norm_triton
+
+        return layer_norm_triton(x_NC, residual_NC, weight_C, bias_C, eps=eps)
+    sum_NC = x_NC + residual_NC
+    return _LayerNorm.apply(sum_NC, weight_C, bias_C, eps), sum_NC

@@ -7,6 +7,7 @@ forward     (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin), x1 and x2 the two ha
 partial     E < D / 2: only the first 2 E channels turn, the others pass
 backward    the same rotation by the opposite angle
 dtypes      angles in fp32, cos and sin rounded to the compute dtype as HF does
+GPU         kernels/rope_triton.py, which reads and writes every value once
 
 source      Su et al. 2021, arXiv:2104.09864; the half-split layout is that of the HF checkpoints
 """
@@ -16,6 +17,8 @@ import math
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
+
+from kernels.backend import Impl, uses_triton
 
 
 def rope_angles(
@@ -88,12 +91,17 @@ def _rotate(x_NHD: Tensor, cos_NE: Tensor, sin_NE: Tensor) -> Tensor:
     return y_NHD
 
 
-def rope(x_NHD: Tensor, cos_sin_2NE: Tensor) -> Tensor:
+def rope(x_NHD: Tensor, cos_sin_2NE: Tensor, *, impl: Impl = "auto") -> Tensor:
     """Turn queries or keys by their positions.
 
     x_NHD           queries or keys, compute dtype
     cos_sin_2NE     from `rope_angles`, same dtype
+    impl            see kernels/backend.py
     returns         y_NHD, compute dtype
     source          Su et al. 2021, arXiv:2104.09864
     """
+    if uses_triton(impl, x_NHD):
+        from kernels.rope_triton import rope_triton
+
+        return rope_triton(x_NHD, cos_sin_2NE)
     return _Rope.apply(x_NHD, cos_sin_2NE)

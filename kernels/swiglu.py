@@ -6,6 +6,7 @@ forward     y = act(gate) up;  silu(z) = z sigmoid(z) (Llama, Qwen),  gelu(z) = 
             (ModernBERT), or with Phi(z) = (1 + tanh(sqrt(2 / pi) (z + 0.044715 z^3))) / 2 (Gemma)
 backward    dup = dy act(gate), dgate = dy up act'(gate);
             silu'(z) = sigmoid(z) (1 + z (1 - sigmoid(z)))
+GPU         kernels/swiglu_triton.py, which forms the activation again in the backward pass
 
 source      Shazeer 2020, arXiv:2002.05202; Hendrycks and Gimpel 2016, arXiv:1606.08415
 """
@@ -15,6 +16,8 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from kernels.backend import Impl, uses_triton
 
 
 def swiglu_reference(gate_NF: Tensor, up_NF: Tensor) -> Tensor:
@@ -30,22 +33,32 @@ def geglu_reference(gate_NF: Tensor, up_NF: Tensor, *, uses_tanh: bool) -> Tenso
     return gate_NF * (0.5 * (1 + torch.erf(gate_NF / math.sqrt(2)))) * up_NF
 
 
-def swiglu(gate_NF: Tensor, up_NF: Tensor) -> Tensor:
+def swiglu(gate_NF: Tensor, up_NF: Tensor, *, impl: Impl = "auto") -> Tensor:
     """Gated activation silu(gate) * up.
 
     gate_NF, up_NF    compute dtype
+    impl              see kernels/backend.py
     returns           y_NF, compute dtype
     source            Shazeer 2020, arXiv:2002.05202
     """
+    if uses_triton(impl, gate_NF):
+        from kernels.swiglu_triton import glu_triton
+
+        return glu_triton(gate_NF, up_NF, "silu")
     return F.silu(gate_NF) * up_NF
 
 
-def geglu(gate_NF: Tensor, up_NF: Tensor, *, uses_tanh: bool) -> Tensor:
+def geglu(gate_NF: Tensor, up_NF: Tensor, *, uses_tanh: bool, impl: Impl = "auto") -> Tensor:
     """Gated activation gelu(gate) * up.
 
     gate_NF, up_NF    compute dtype
     uses_tanh         gelu by its tanh approximation
+    impl              see kernels/backend.py
     returns           y_NF, compute dtype
     source            Shazeer 2020, arXiv:2002.05202
     """
+    if uses_triton(impl, gate_NF):
+        from kernels.swiglu_triton import glu_triton
+
+        return glu_triton(gate_NF, up_NF, "gelu_tanh" if uses_tanh else "gelu")
     return F.gelu(gate_NF, approximate="tanh" if uses_tanh else "none") * up_NF

@@ -23,6 +23,8 @@ MAX_FILE_LINES = {"ftcore": 350, "kernels": 480, "tests": 350, "scripts": 200}
 MAX_TOTAL_LINES = {"ftcore": 9_000, "kernels": 3_500}
 MAX_FUNCTION_LINES = 80
 MAX_ARGUMENTS = 7  # positional ones; keyword-only arguments name themselves at the call
+MAX_TRITON_LINES = 120
+MAX_TRITON_ARGUMENTS = 24
 
 LAYERS = [line.split() for line in re.findall(r"^ {4}(\S.*?) {2,}", ftcore.__doc__ or "", re.M)]
 RANK = {name: rank for rank, names in enumerate(LAYERS, start=1) for name in names}
@@ -85,18 +87,27 @@ def functions(source: ast.AST) -> Iterator[Function]:
             yield from functions(node)
 
 
+def is_triton(function: Function) -> bool:
+    """Compiled by Triton, which reads a kernel's pointers and sizes without annotations."""
+    return any("triton.jit" in ast.unparse(decorator) for decorator in function.decorator_list)
+
+
 def signature_faults(function: Function) -> list[str]:
     a = function.args
+    max_arguments, max_lines = MAX_ARGUMENTS, MAX_FUNCTION_LINES
     positional = [arg for arg in (*a.posonlyargs, *a.args) if arg.arg not in ("self", "cls")]
     every = [*positional, *a.kwonlyargs, *filter(None, [a.vararg, a.kwarg])]
-    faults = [f"{arg.arg} is not annotated" for arg in every if arg.annotation is None]
-    if function.returns is None:
-        faults.append("what it returns is not annotated")
-    if len(positional) > MAX_ARGUMENTS:
-        faults.append(f"{len(positional)} positional arguments, at most {MAX_ARGUMENTS}")
+    if is_triton(function):
+        faults, max_arguments, max_lines = [], MAX_TRITON_ARGUMENTS, MAX_TRITON_LINES
+    else:
+        faults = [f"{arg.arg} is not annotated" for arg in every if arg.annotation is None]
+        if function.returns is None:
+            faults.append("what it returns is not annotated")
+    if len(positional) > max_arguments:
+        faults.append(f"{len(positional)} positional arguments, at most {max_arguments}")
     assert function.end_lineno is not None
-    if (lines := function.end_lineno - function.lineno + 1) > MAX_FUNCTION_LINES:
-        faults.append(f"{lines} lines, at most {MAX_FUNCTION_LINES}")
+    if (lines := function.end_lineno - function.lineno + 1) > max_lines:
+        faults.append(f"{lines} lines, at most {max_lines}")
     return [f"{function.name}: {fault}" for fault in faults]
 
 

@@ -1,6 +1,6 @@
 """The pass rule of a kernel: its error against that of its definition, in the same dtype."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import pytest
 import torch
@@ -49,3 +49,12 @@ def draw() -> Callable[..., Tensor]:
         return torch.randn(shape, generator=generator, dtype=torch.float64)
 
     return normal
+
+
+@pytest.fixture
+def poisoned() -> Iterator[None]:
+    """Fresh memory is NaN, so that what a kernel leaves unwritten is seen."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(1).isnan()
+    yield
+    torch.use_deterministic_algorithms(False)

@@ -1,0 +1,56 @@
+"""The one explicit choice of how an operation runs: in plain torch, or by its Triton kernels.
+
+Every op takes it as the argument `impl`; there is no switch of a module and no variable of the
+environment. Triton is imported only where a kernel is about to run.
+"""
+
+import logging
+from functools import cache
+from importlib.util import find_spec
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Impl = Literal["auto", "eager", "triton"]
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+def uses_triton(impl: Impl, x: Tensor, *, auto_dtypes: tuple[torch.dtype, ...] = DTYPES) -> bool:
+    """Whether an op on `x` runs its Triton kernels.
+
+    impl           "auto": Triton on a GPU for some dtypes, and eager for everything else;
+                   "eager" and "triton": as they say
+    x              the first tensor of the op
+    auto_dtypes    those of "auto"
+    raises         ValueError: another word; "triton" where no kernel can run
+    """
+    if impl == "auto":
+        return x.is_cuda and x.dtype in auto_dtypes and _is_installed()
+    if impl == "eager":
+        return False
+    if impl != "triton":
+        raise ValueError(f"impl = {impl!r}: must be 'auto', 'eager' or 'triton'")
+    if x.dtype not in DTYPES:
+        raise ValueError(f"impl = 'triton' on {x.dtype}: kernels take {DTYPES}; pass 'eager'")
+    if not _is_installed():
+        raise ValueError("impl = 'triton': triton is not installed; install it or pass 'eager'")
+    if not x.is_cuda and not _is_interpreted():
+        raise ValueError(f"impl = 'triton' on {x.device}: kernels need a GPU; pass 'eager'")
+    return True
+
+
+@cache
+def _is_installed() -> bool:
+    if find_spec("triton") is not None:
+        return True
+    logging.getLogger(__name__).warning("triton is not installed: ops run eagerly on the GPU too")
+    return False
+
+
+def _is_interpreted() -> bool:
+    """Whether kernels run in Triton's CPU interpreter, which is how tests run them."""
+    from triton import knobs
+
+    return knobs.runtime.interpret

@@ -1,0 +1,105 @@
+"""Softmax, loss and gradient of one chunk of logits, in place; the equations are those of
+kernels/cross_entropy.py.
+
+Letters: J rows of a chunk, V vocabulary.
+
+One program walks over a row twice: for its maximum and sum, and to put the gradient in the place of
+the logits. Each thread keeps a maximum and a sum of its own, rescaled once per 16 bytes, so nothing
+is exchanged between threads until the row's end. 3 J V values are read or written, and where no
+gradient is asked for J V; eager torch moves about 12 J V in fp32.
+
+dtypes      fp32 inside; the gradient is rounded once to the dtype of the logits
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.launch import check_device, check_shape, config_of
+
+
+@triton.jit
+def _tanh(x):
+    e = tl.exp(-2 * tl.abs(x))
+    far = (1 - e) / (1 + e)
+    # numerics: near 0 that difference would cancel; the series is exact to fp32 up to 0.3
+    s = x * x
+    near = 1 + s * (-1 / 3 + s * (2 / 15 + s * (-17 / 315 + s * (62 / 2835 - s * 0.008863235529))))
+    return tl.where(s < 0.09, x * near, tl.where(x < 0, -far, far))
+
+
+@triton.jit
+def _load_logits(row_ptr, offs, inside, softcap):
+    """Logits in fp32, capped; -inf outside of the row."""
+    z = tl.load(row_ptr + offs, mask=inside, other=0.0).to(tl.float32)
+    if softcap is not None:
+        z = softcap * _tanh(z / softcap)
+    return tl.where(inside, z, float("-inf"))
+
+
+@triton.jit
+def _softmax_loss_kernel(
+    logits_ptr, labels_ptr, weights_ptr, loss_ptr,
+    V, softcap,
+    NEEDS_GRADIENT: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    row_ptr = logits_ptr + row * V
+    label = tl.load(labels_ptr + row)
+    weight = tl.load(weights_ptr + row).to(tl.float32)
+    # Before any store: another warp may be ahead. A label outside [0, V) makes the loss NaN.
+    z_label = _load_logits(row_ptr, label, (label >= 0) & (label < V), softcap)
+    z_label = tl.where((label >= 0) & (label < V), z_label, float("nan"))
+    offs_v = tl.arange(0, LANES)[:, None] * WIDTH + tl.arange(0, WIDTH)  # (LANES, WIDTH)
+
+    # numerics: finite, since -inf - -inf is NaN
+    lane_max = tl.full([LANES], -3.0e38, tl.float32)
+    lane_sum = tl.zeros([LANES], tl.float32)
+    for start in range(0, V, LANES * WIDTH):
+        z = _load_logits(row_ptr, start + offs_v, start + offs_v < V, softcap)
+        new_max = tl.maximum(lane_max, tl.max(z, 1))
+        lane_sum = lane_sum * tl.exp(lane_max - new_max) + tl.sum(tl.exp(z - new_max[:, None]), 1)
+        lane_max = new_max
+    row_max = tl.max(lane_max, 0)
+    lse = row_max + tl.log(tl.sum(lane_sum * tl.exp(lane_max - row_max), 0))
+    tl.store(loss_ptr + row, weight * (lse - z_label))
+
+    if NEEDS_GRADIENT:
+        for start in range(0, V, LANES * WIDTH):
+            inside = start + offs_v < V
+            z = _load_logits(row_ptr, start + offs_v, inside, softcap)
+            onehot = (start + offs_v == label).to(tl.float32)
+            dz = weight * (tl.exp(z - lse) - onehot)
+            if softcap is not None:
+                dz *= 1 - (z / softcap) * (z / softcap)
+            tl.store(row_ptr + start + offs_v, dz.to(logits_ptr.dtype.element_ty), mask=inside)
+
+
+def softmax_loss_triton(
+    logits_JV: Tensor,
+    labels_J: Tensor,
+    weights_J: Tensor,
+    softcap: float | None,
+    *,
+    needs_gradient: bool,
+) -> Tensor:
+    """The weighted losses of the rows of a chunk, in nats; `logits_JV` is used up.
+
+    needs_gradient    on return, `logits_JV` holds the gradient of the losses' sum
+    returns           loss_J, fp32
+    """
+    J, V = logits_JV.shape
+    assert logits_JV.is_contiguous()
+    check_shape("labels", labels_J, (J,))
+    check_shape("weights", weights_J, (J,))
+    check_device(logits_JV.device, labels=labels_J, weights=weights_J)
+    loss_J = torch.empty(J, dtype=torch.float32, device=logits_JV.device)
+    with torch.cuda.device_of(logits_JV):
+        _softmax_loss_kernel[(J,)](
+            logits_JV, labels_J.contiguous(), weights_J.contiguous(), loss_J,
+            V, softcap,
+            NEEDS_GRADIENT=needs_gradient, WIDTH=16 // logits_JV.element_size(),
+            **config_of("softmax_loss", V, logits_JV.device),
+        )  # fmt: skip
+    return loss_J

@@ -1,0 +1,139 @@
+"""NF4: weights in four bits, each block of 64 by the largest of its magnitudes.
+
+Letters: O x C weight, P = O C / 2 bytes of codes, Q = O C / 64 blocks, S = Q / 256 groups of them.
+
+quantise      scale_q = max |w| over block q; code = the entry of `TABLE` nearest to w / scale_q,
+              of two neighbours at the same distance the lower; two codes a byte, the first one high
+              double quantisation: mean = mean(scale); scale - mean, by the largest magnitude of a
+              group of 256 blocks, becomes the nearest entry of `scale_table()`
+dequantise    w' = TABLE[code] (scale_table[scale code] maximum_s + mean), formed in fp32
+memory        4.127 bits a weight: 4 + 8 / 64 + 32 / (64 256)
+GPU           kernels/nf4_triton.py; the scales are quantised in torch, since they are few
+
+No backward: quantised weights are frozen.
+
+source        Dettmers et al. 2023, arXiv:2305.14314; the tables and the layout are those that
+              bitsandbytes stores
+"""
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from kernels.backend import Impl, uses_triton
+
+BLOCK = 64
+GROUP = 256
+TABLE = (
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
+    -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0,
+    0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class NF4:
+    """A quantised weight.
+
+    codes_P          uint8, two codes each
+    scale_codes_Q    uint8, places in `scale_table()`
+    maxima_S         fp32
+    mean             fp32 scalar, of all scales
+    shape, dtype     of the weight
+    """
+
+    codes_P: Tensor
+    scale_codes_Q: Tensor
+    maxima_S: Tensor
+    mean: Tensor
+    shape: torch.Size
+    dtype: torch.dtype
+
+
+@cache
+def scale_table(device: torch.device) -> Tensor:
+    """The 256 values of a scale: seven powers of ten, each halved once more than the one below it.
+
+    source    Dettmers 2015, arXiv:1511.04561, with a sign and 7 exponent bits
+    """
+    values = [0.0, 1.0]
+    for i in range(7):
+        borders = torch.linspace(0.1, 1, 2**i + 1)
+        means = (10.0 ** (i - 6) * ((borders[:-1] + borders[1:]) / 2)).tolist()
+        values += [*means, *(-mean for mean in means)]
+    return torch.tensor(sorted(values), device=device)
+
+
+@cache
+def code_table(device: torch.device) -> Tensor:
+    """`TABLE` on a device."""
+    return torch.tensor(TABLE, device=device)
+
+
+def _nearest(x: Tensor, table: Tensor) -> Tensor:
+    """Place of the nearest entry of an ascending table."""
+    return torch.bucketize(x, (table[1:] + table[:-1]) / 2)
+
+
+def nf4_reference(weight_OC: Tensor) -> Tensor:
+    """The definition: the weight as it is after both ways, with exact scales."""
+    blocks_QB = weight_OC.reshape(-1, BLOCK)
+    scale_Q1 = blocks_QB.abs().amax(1, keepdim=True)
+    table = torch.tensor(TABLE, dtype=weight_OC.dtype, device=weight_OC.device)
+    distance_QBT = (blocks_QB / scale_Q1.clamp(min=1e-30))[..., None] - table
+    return (table[distance_QBT.abs().argmin(-1)] * scale_Q1).view_as(weight_OC)
+
+
+def _quantise_blocks(weight_OC: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes, two a byte, and the scale of each block in fp32."""
+    blocks_QB = weight_OC.reshape(-1, BLOCK).float()
+    scale_Q = blocks_QB.abs().amax(1)
+    # numerics: a block of zeros has scale 0 and the code of 0
+    codes_QB = _nearest(blocks_QB / scale_Q.clamp(min=1e-30)[:, None], code_table(scale_Q.device))
+    pairs_P2 = codes_QB.to(torch.uint8).view(-1, 2)
+    return pairs_P2[:, 0] << 4 | pairs_P2[:, 1], scale_Q
+
+
+def quantise(weight_OC: Tensor, *, impl: Impl = "auto") -> NF4:
+    """A weight in four bits, its scales in eight.
+
+    weight_OC    compute dtype
+    impl         see kernels/backend.py
+    raises       ValueError: the weight's size is no multiple of 64
+    """
+    if weight_OC.numel() % BLOCK or not weight_OC.numel():
+        raise ValueError(
+            f"a weight of shape {tuple(weight_OC.shape)} is not made of blocks of {BLOCK}:"
+            " leave it unquantised"
+        )
+    if uses_triton(impl, weight_OC):
+        from kernels.nf4_triton import quantise_blocks_triton
+
+        codes_P, scale_Q = quantise_blocks_triton(weight_OC)
+    else:
+        codes_P, scale_Q = _quantise_blocks(weight_OC)
+    mean, Q = scale_Q.mean(), len(scale_Q)
+    rest_SG = torch.nn.functional.pad(scale_Q - mean, (0, -Q % GROUP)).view(-1, GROUP)
+    maxima_S = rest_SG.abs().amax(1)
+    places_SG = _nearest(
+        rest_SG / maxima_S.clamp(min=1e-30)[:, None], scale_table(weight_OC.device)
+    )
+    scale_codes_Q = places_SG.to(torch.uint8).flatten()[:Q]
+    return NF4(codes_P, scale_codes_Q, maxima_S, mean, weight_OC.shape, weight_OC.dtype)
+
+
+def dequantise(weight: NF4, *, impl: Impl = "auto") -> Tensor:
+    """The weight again, in its own dtype, as near as four bits come."""
+    if uses_triton(impl, weight.maxima_S):
+        from kernels.nf4_triton import dequantise_triton
+
+        return dequantise_triton(weight)
+    device = weight.codes_P.device
+    maxima_Q = weight.maxima_S.repeat_interleave(GROUP)[: len(weight.scale_codes_Q)]
+    scale_Q = scale_table(device)[weight.scale_codes_Q.long()] * maxima_Q + weight.mean
+    codes_P2 = torch.stack([weight.codes_P >> 4, weight.codes_P & 15], 1)
+    values_QB = code_table(device)[codes_P2.long()].view(-1, BLOCK) * scale_Q[:, None]
+    return values_QB.to(weight.dtype).view(weight.shape)

@@ -1,0 +1,103 @@
+"""SwiGLU and GeGLU on a GPU; the equations are those of kernels/swiglu.py.
+
+Letters: N rows, F width.
+
+forward     reads gate and up, writes y: 3 N F values; eager torch writes and reads the activation
+            too, 5 N F
+backward    reads dy, gate and up, writes dgate and dup: 5 N F values, with the activation formed
+            again, so that only gate and up are kept; eager torch moves 11 N F
+dtypes      fp32 inside, rounded once
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from kernels.launch import check_device, check_dtype, check_shape, config_of
+
+
+@triton.jit
+def _activation(z, KIND: tl.constexpr):
+    """act(z) and act'(z)."""
+    if KIND == "silu":
+        cdf = tl.sigmoid(z)
+        density = cdf * (1 - cdf)
+    elif KIND == "gelu":
+        cdf = 0.5 * (1 + tl.erf(z * 0.7071067811865476))  # 1 / sqrt(2)
+        density = 0.3989422804014327 * tl.exp(-0.5 * z * z)  # 1 / sqrt(2 pi)
+    else:
+        # (1 + tanh(u)) / 2 = sigmoid(2 u), with u = sqrt(2 / pi) (z + 0.044715 z^3)
+        u2 = 1.5957691216057308 * z * (1 + 0.044715 * z * z)
+        cdf = tl.sigmoid(u2)
+        # numerics: 1 - cdf would lose the digits that z and the last factor magnify
+        density = cdf * tl.sigmoid(-u2) * 1.5957691216057308 * (1 + 3 * 0.044715 * z * z)
+    return z * cdf, cdf + z * density
+
+
+@triton.jit
+def _glu_fwd_kernel(gate_ptr, up_ptr, y_ptr, size, KIND: tl.constexpr, BLOCK: tl.constexpr):
+    offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = offs < size
+    gate = tl.load(gate_ptr + offs, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(up_ptr + offs, mask=inside, other=0.0).to(tl.float32)
+    y = _activation(gate, KIND)[0] * up
+    tl.store(y_ptr + offs, y.to(y_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _glu_bwd_kernel(
+    dy_ptr, gate_ptr, up_ptr, dgate_ptr, dup_ptr, size, KIND: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = offs < size
+    dy = tl.load(dy_ptr + offs, mask=inside, other=0.0).to(tl.float32)
+    gate = tl.load(gate_ptr + offs, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(up_ptr + offs, mask=inside, other=0.0).to(tl.float32)
+    value, slope = _activation(gate, KIND)
+    dtype = dgate_ptr.dtype.element_ty
+    tl.store(dgate_ptr + offs, (dy * up * slope).to(dtype), mask=inside)
+    tl.store(dup_ptr + offs, (dy * value).to(dtype), mask=inside)
+
+
+def _launch_fwd(gate_NF: Tensor, up_NF: Tensor, kind: str) -> Tensor:
+    size, config = gate_NF.numel(), config_of("glu_fwd", 0, gate_NF.device)
+    y_NF = torch.empty_like(gate_NF)
+    with torch.cuda.device_of(gate_NF):
+        _glu_fwd_kernel[(triton.cdiv(size, config["BLOCK"]),)](
+            gate_NF, up_NF, y_NF, size, KIND=kind, **config
+        )
+    return y_NF
+
+
+def _launch_bwd(dy_NF: Tensor, gate_NF: Tensor, up_NF: Tensor, kind: str) -> tuple[Tensor, Tensor]:
+    size, config = gate_NF.numel(), config_of("glu_bwd", 0, gate_NF.device)
+    dgate_NF, dup_NF = torch.empty_like(gate_NF), torch.empty_like(up_NF)
+    with torch.cuda.device_of(gate_NF):
+        _glu_bwd_kernel[(triton.cdiv(size, config["BLOCK"]),)](
+            dy_NF.contiguous(), gate_NF, up_NF, dgate_NF, dup_NF, size, KIND=kind, **config
+        )
+    return dgate_NF, dup_NF
+
+
+class _Glu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, gate_NF: Tensor, up_NF: Tensor, kind: str) -> Tensor:
+        gate_NF, up_NF = gate_NF.contiguous(), up_NF.contiguous()
+        ctx.save_for_backward(gate_NF, up_NF)
+        ctx.kind = kind
+        return _launch_fwd(gate_NF, up_NF, kind)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, dy_NF: Tensor) -> tuple[Tensor, Tensor, None]:
+        return *_launch_bwd(dy_NF, *ctx.saved_tensors, ctx.kind), None
+
+
+def glu_triton(gate_NF: Tensor, up_NF: Tensor, kind: str) -> Tensor:
+    """act(gate) up by the kernels; `kind` is "silu", "gelu" or "gelu_tanh"."""
+    check_shape("up", up_NF, gate_NF.shape)
+    check_dtype(gate_NF.dtype, up=up_NF)
+    check_device(gate_NF.device, up=up_NF)
+    return _Glu.apply(gate_NF, up_NF, kind)

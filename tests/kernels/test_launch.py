@@ -1,0 +1,93 @@
+"""kernels/launch.py and kernels/backend.py: what is refused, in which words, and what is chosen."""
+
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from kernels import backend, launch
+
+ROOT = Path(__file__).parents[2]
+CPU = torch.device("cpu")
+
+
+def test_auto_is_eager_on_a_cpu() -> None:
+    x = torch.ones(1)
+    assert not backend.uses_triton("auto", x) and not backend.uses_triton("eager", x)
+
+
+def test_refuses_what_cannot_run(monkeypatch) -> None:
+    with pytest.raises(ValueError, match="impl = 'cuda': must be 'auto', 'eager' or 'triton'"):
+        backend.uses_triton("cuda", torch.ones(1))
+    with pytest.raises(ValueError, match="impl = 'triton' on torch.float64: kernels take"):
+        backend.uses_triton("triton", torch.ones(1, dtype=torch.float64))
+    monkeypatch.setattr(backend, "_is_interpreted", lambda: False)
+    monkeypatch.setattr(backend, "_is_installed", lambda: True)
+    with pytest.raises(ValueError, match="impl = 'triton' on cpu: kernels need a GPU"):
+        backend.uses_triton("triton", torch.ones(1))
+    monkeypatch.setattr(backend, "_is_installed", lambda: False)
+    with pytest.raises(ValueError, match="triton is not installed; install it or pass 'eager'"):
+        backend.uses_triton("triton", torch.ones(1))
+
+
+def test_a_missing_triton_is_told_once(monkeypatch, caplog) -> None:
+    monkeypatch.setattr(backend, "find_spec", lambda name: None)
+    backend._is_installed.cache_clear()
+    try:
+        assert not backend._is_installed() and not backend._is_installed()
+    finally:
+        backend._is_installed.cache_clear()
+    assert [record.message for record in caplog.records] == [
+        "triton is not installed: ops run eagerly on the GPU too"
+    ]
+
+
+def test_the_smallest_row_that_is_large_enough_serves(monkeypatch) -> None:
+    rows = {("op", "any"): ((8, {"BLOCK": 1}), (64, {"BLOCK": 2})), ("op", "sm_90"): ((9, {}),)}
+    monkeypatch.setattr(launch, "CONFIGS", rows)
+    assert launch.config_of("op", 8, CPU) == {"BLOCK": 1}
+    assert launch.config_of("op", 9, CPU) == {"BLOCK": 2}
+    with pytest.raises(ValueError, match="op: size 65, at most 64; pass impl='eager'"):
+        launch.config_of("op", 65, CPU)
+    monkeypatch.setattr(launch, "_arch", lambda device: "sm_90")
+    assert launch.config_of("op", 9, CPU) == {}
+
+
+def test_checks_name_value_limit_and_remedy() -> None:
+    x = torch.ones(2, 3)
+    launch.check_shape("x", x, (2, 3))
+    launch.check_at_most("rank", 128, 128)
+    launch.check_device(CPU, x=x, bias=None)
+    launch.check_dtype(torch.float32, x=x, bias=None)
+    with pytest.raises(ValueError, match=r"x has shape \(2, 3\), must be \(3, 2\)"):
+        launch.check_shape("x", x, (3, 2))
+    with pytest.raises(ValueError, match="rank = 129: the kernel takes at most 128; pass impl="):
+        launch.check_at_most("rank", 129, 128)
+    with pytest.raises(ValueError, match="x is on meta, must be on cpu; move it there"):
+        launch.check_device(CPU, x=x.to("meta"))
+    with pytest.raises(ValueError, match="x is torch.float16, must be torch.float32; cast it"):
+        launch.check_dtype(torch.float32, x=x.half())
+
+
+def test_ops_are_imported_without_triton() -> None:
+    code = "import sys; sys.modules['triton'] = None\nimport kernels.backend, kernels.launch"
+    ops = ", ".join(
+        f"kernels.{op}" for op in ("norm", "rope", "swiglu", "cross_entropy", "lora", "nf4")
+    )
+    command = [sys.executable, "-c", f"{code}, {ops}"]
+    assert subprocess.run(command, cwd=ROOT, check=False).returncode == 0
+
+
+def test_auto_on_a_gpu_goes_by_the_dtype(monkeypatch) -> None:
+    """Told by a stand-in for a tensor of a GPU, since there may be none."""
+    monkeypatch.setattr(backend, "_is_installed", lambda: True)
+    narrow, wide, widest = (
+        SimpleNamespace(is_cuda=True, dtype=dtype)
+        for dtype in (torch.bfloat16, torch.float32, torch.float64)
+    )
+    assert backend.uses_triton("auto", narrow) and backend.uses_triton("auto", wide)
+    assert not backend.uses_triton("auto", widest)
+    assert not backend.uses_triton("auto", wide, auto_dtypes=(torch.bfloat16,))
