@@ -46,7 +46,7 @@ CONFIGS: dict[tuple[str, str], tuple[tuple[int, Mapping[str, int]], ...]] = {
         (256, {"BLOCK_R": 8, "num_warps": 4}),
     ),
     ("glu_fwd", "any"): ((ANY, {"BLOCK": 1024, "num_warps": 4}),),
-    ("glu_bwd", "any"): ((ANY, {"BLOCK": 1024, "num_warps": 8}),),
+    ("glu_bwd", "any"): ((ANY, {"BLOCK": 1024, "num_warps": 4}),),
     # by V: LANES threads' worth of 16 bytes at a time
     ("softmax_loss", "any"): (
         (4096, {"LANES": 128, "num_warps": 4}),
