@@ -1,6 +1,6 @@
 """Named recipes: flags that are placed before the user's own, so that the last one wins.
 
-Each preset belongs to one task; what it was measured at (`mlm`: not yet) stands in RECORDS.md.
+Each preset belongs to one task; what it was measured at stands in RECORDS.md.
 """
 
 PRESETS: dict[str, dict[str, dict[str, dict[str, object]]]] = {
