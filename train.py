@@ -70,7 +70,8 @@ def run(command: Command) -> int:
     set_threads(config.env.threads)
     reuse_across_steps()
     model.to(resolve_device(config.env.device))
-    print(f"\n{choose_trainable(model, config.peft, generator(seed, 2))}")
+    new = loaded.accounting.new if config.model.init == "pretrained" else ()
+    print(f"\n{choose_trainable(model, config.peft, generator(seed, 2), new=new)}")
     check_lengths(model.spec, data)
     lengths = [len(document) for document in data.train.documents]
     num_steps = config.loop.num_steps(len(lengths), config.optim.batch_size)

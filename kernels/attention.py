@@ -256,7 +256,7 @@ def attention(
     raises          ValueError: N is not the plan's, or H is not a multiple of G; on a GPU also what
                     kernels/attention_triton.py does not take
     """
-    if uses_triton(impl, q_NHD):
+    if uses_triton(impl, q_NHD, fits=q_NHD.shape[2] <= 256):
         from kernels.attention_triton import attention_triton
 
         rule = {"is_causal": is_causal, "scale": scale, "window": window, "softcap": softcap}

@@ -1,7 +1,7 @@
 """The one explicit choice of how an operation runs: in plain torch, or by its Triton kernels.
 
-Every op takes it as the argument `impl`; there is no switch of a module and no variable of the
-environment. Triton is imported only where a kernel is about to run.
+An op that has both takes it as the argument `impl`; there is no switch of a module and no variable
+of the environment. Triton is imported only where a kernel is about to run.
 """
 
 import logging
@@ -17,17 +17,21 @@ Impl = Literal["auto", "eager", "triton"]
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
-def uses_triton(impl: Impl, x: Tensor, *, auto_dtypes: tuple[torch.dtype, ...] = DTYPES) -> bool:
+def uses_triton(
+    impl: Impl, x: Tensor, *, fits: bool = True, auto_dtypes: tuple[torch.dtype, ...] = DTYPES
+) -> bool:
     """Whether an op on `x` runs its Triton kernels.
 
     impl           "auto": Triton on a GPU for some dtypes, and eager for everything else;
                    "eager" and "triton": as they say
     x              the first tensor of the op
+    fits           its sizes are those that the kernels take; unread but by "auto"
     auto_dtypes    those of "auto"
     raises         ValueError: another word; "triton" where no kernel can run
     """
     if impl == "auto":
-        return x.is_cuda and x.dtype in auto_dtypes and _is_installed()
+        suits = x.is_cuda and x.dtype in auto_dtypes and fits
+        return suits and _is_installed() and _is_supported(x.device)
     if impl == "eager":
         return False
     if impl != "triton":
@@ -39,6 +43,14 @@ def uses_triton(impl: Impl, x: Tensor, *, auto_dtypes: tuple[torch.dtype, ...] =
     if not x.is_cuda and not _is_interpreted():
         raise ValueError(f"impl = 'triton' on {x.device}: kernels need a GPU; pass 'eager'")
     return True
+
+
+@cache
+def _is_supported(device: torch.device) -> bool:
+    if torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0):
+        return True
+    logging.getLogger(__name__).warning("%s: older than sm_80, so ops run eagerly", device)
+    return False
 
 
 @cache

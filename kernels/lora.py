@@ -116,7 +116,8 @@ def lora_linear(
     source          Hu et al. 2021, arXiv:2106.09685, eq. 3
     """
     # cost: without TF32, products in fp32 are the library's strength
-    if uses_triton(impl, x_NC, auto_dtypes=(torch.bfloat16, torch.float16)):
+    halves = torch.bfloat16, torch.float16
+    if uses_triton(impl, x_NC, fits=len(a_RC) <= 128, auto_dtypes=halves):
         from kernels.lora_triton import lora_linear_triton
 
         return lora_linear_triton(

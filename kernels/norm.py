@@ -92,7 +92,7 @@ def rms_norm(
     returns     y_NC, compute dtype; statistics in fp32
     raises      ValueError: the kernels are given other sizes or devices, or C above 16384
     """
-    if uses_triton(impl, x_NC):
+    if uses_triton(impl, x_NC, fits=x_NC.shape[-1] <= 16384):
         from kernels.norm_triton import rms_norm_triton
 
         return rms_norm_triton(x_NC, None, weight_C, eps=eps, offset=offset)
@@ -109,7 +109,7 @@ def add_rms_norm(
     impl: Impl = "auto",
 ) -> tuple[Tensor, Tensor]:
     """`rms_norm` of x + residual, and that sum, both in the compute dtype."""
-    if uses_triton(impl, x_NC):
+    if uses_triton(impl, x_NC, fits=x_NC.shape[-1] <= 16384):
         from kernels.norm_triton import rms_norm_triton
 
         return rms_norm_triton(x_NC, residual_NC, weight_C, eps=eps, offset=offset)
@@ -171,7 +171,7 @@ def layer_norm(
     returns             y_NC, compute dtype; statistics in fp32
     raises              ValueError: the kernels are given other sizes or devices, or C above 16384
     """
-    if uses_triton(impl, x_NC):
+    if uses_triton(impl, x_NC, fits=x_NC.shape[-1] <= 16384):
         from kernels.norm_triton import layer_norm_triton
 
         return layer_norm_triton(x_NC, None, weight_C, bias_C, eps=eps)
@@ -188,7 +188,7 @@ def add_layer_norm(
     impl: Impl = "auto",
 ) -> tuple[Tensor, Tensor]:
     """`layer_norm` of x + residual, and that sum, both in the compute dtype."""
-    if uses_triton(impl, x_NC):
+    if uses_triton(impl, x_NC, fits=x_NC.shape[-1] <= 16384):
         from kernels.norm_triton import layer_norm_triton
 
         return layer_norm_triton(x_NC, residual_NC, weight_C, bias_C, eps=eps)

@@ -6,10 +6,8 @@ What counts in a chat is said in supervise.py; in plain text every token counts.
 document, or is rejected with its reason.
 """
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from operator import itemgetter
 
 import numpy as np
 
@@ -196,21 +194,6 @@ def take(document: Encoded, places: np.ndarray | slice) -> Encoded:
         document.labels[places],
         document.weights[places],
     )
-
-
-def show(document: Encoded, tokenizer: Tokenizer) -> str:
-    """A document as text, special tokens included, with supervised runs between double brackets."""
-    if not isinstance(document.weights, np.ndarray):
-        return f"{tokenizer.decode(document.tokens_T, special=True)} -> {document.labels}"
-    pairs = zip(document.labels, document.weights > 0, strict=True)
-    targets = [(document.tokens_T[0], False), *pairs]
-    if not targets[-1][1]:  # the last position predicts nothing
-        targets.pop()
-    shown = ""
-    for counts, run in itertools.groupby(targets, key=itemgetter(1)):
-        text = tokenizer.decode([id_ for id_, _ in run], special=True)
-        shown += f"[[{text}]]" if counts else text
-    return shown
 
 
 def admit(

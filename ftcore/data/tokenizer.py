@@ -148,12 +148,13 @@ class Tokenizer:
                 raise DataError(
                     f"data.max_length = {max_length}: {special} special tokens leave no room"
                 )
-            self._fast.enable_truncation(max_length)
         inputs = [a if b is None else (a, b) for a, b in zip(texts, pairs, strict=True)]
         for start in range(0, len(inputs), SLAB):
-            for fast in self._fast.encode_batch_fast(inputs[start : start + SLAB]):
-                yield self._arrays(fast.ids, fast.type_ids)
-        self._fast.no_truncation()
+            if max_length is not None:
+                self._fast.enable_truncation(max_length)
+            encoded = self._fast.encode_batch_fast(inputs[start : start + SLAB])
+            self._fast.no_truncation()
+            yield from (self._arrays(fast.ids, fast.type_ids) for fast in encoded)
 
     def decode(self, ids: Sequence[int] | np.ndarray, *, special: bool = False) -> str:
         """Text of token ids; `special` shows special tokens too."""

@@ -118,7 +118,9 @@ def load_model(
         model.init_weights(generator)
         accounting = Accounting(new=list(own_tensors(model)))
     else:
-        may_be_new = NEW_HEADS if task != "lm" and generator is not None else ()
+        # a folder that names this very task has all of the head
+        is_other = family.architectures[task] not in (config.get("architectures") or ())
+        may_be_new = NEW_HEADS if is_other and task != "lm" and generator is not None else ()
         accounting = load_weights(model, folder, family, may_be_new=may_be_new)
         for name in dict.fromkeys(name.rpartition(".")[0] for name in accounting.new):
             module = model.get_submodule(name)

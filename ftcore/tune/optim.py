@@ -29,7 +29,8 @@ from ftcore.errors import CheckpointError
 Span = tuple[int, int]  # first and past of some values of a flat tensor
 # Learning rate over that of the run; weight decay; whether only some rows are trained.
 Kind = tuple[float, float, bool]
-PIECE = 2**19  # values of a flat tensor that a core's cache holds between two passes
+# Values of a flat tensor in one operation: what a core's cache holds between two; a GPU wants many.
+PIECES = {"cpu": 2**19, "cuda": 2**26}
 
 
 class AdamW:
@@ -39,7 +40,7 @@ class AdamW:
     rows            int64 rows of a matrix, the only ones that have a gradient, which is sparse:
                     nothing is kept of its other rows
     accumulates     a process may have several micro-batches a step; if not, gradients keep the
-                    dtype of the parameters
+                    dtype of the parameters where all have one; those of `rows` are rounded to it
 
     Masters, both averages, 16-bit parameters and the gradients of each process are flat tensors,
     which processes forked later share; `masters`, `exp_avg` and `exp_avg_sq` are views of these by
@@ -100,10 +101,7 @@ class AdamW:
         return shared_zeros(next(reversed(self.spans.values()))[1], dtype, device)
 
     def _named(self, flat: Tensor) -> dict[str, Tensor]:
-        return {
-            name: flat[start:past].view(self._shape(name))
-            for name, (start, past) in self.spans.items()
-        }
+        return {n: flat[slice(*span)].view(self._shape(n)) for n, span in self.spans.items()}
 
     @torch.no_grad()
     def _adopt(self, name: str, param: nn.Parameter) -> None:
@@ -119,6 +117,7 @@ class AdamW:
 
     def open_buffers(self, count: int) -> None:
         """Gradients of so many processes, whose sum a step applies."""
+        del self.buffers[count:]
         self.buffers += [self._zeros(self.grad_dtype) for _ in range(count - len(self.buffers))]
 
     def collect_in(self, number: int) -> None:
@@ -131,6 +130,7 @@ class AdamW:
 
         def hook(param: Tensor) -> None:
             total, grad = self.grads[name], param.grad
+            assert name in self.stale or total.dtype == self.wide, "a sum would lose bits"
             if grad.is_sparse:
                 self.zero_unreached([name])
                 # numerics: a token that is read often has a sum of many gradients
@@ -142,7 +142,6 @@ class AdamW:
                 total.copy_(grad)
                 self.stale.remove(name)
             else:
-                assert total.dtype == self.wide, "a second micro-batch would lose bits"
                 total += grad
             param.grad = None
 
@@ -164,6 +163,11 @@ class AdamW:
         cuts = [min(pasts, key=lambda p: abs(p - pasts[-1] * i / count)) for i in range(1, count)]
         return list(pairwise([0, *cuts, pasts[-1]]))
 
+    def _pieces(self, span: Span) -> list[Span]:
+        """What a span is worked through in."""
+        size = PIECES[self.flat_master.device.type]
+        return [(start, min(start + size, span[1])) for start in range(*span, size)]
+
     def _gradient(self, piece: Span) -> Tensor:
         """A piece of the gradient of the whole step: the sum over all processes, in their order."""
         total, *others = (buffer[slice(*piece)] for buffer in self.buffers)
@@ -175,7 +179,7 @@ class AdamW:
     def square_sum(self, part: Span) -> float:
         """Squared L2 norm of a part of the step's gradient."""
         # numerics: a sum adds in pairs; a norm, in few fp32 lanes, loses 0.5 % of 60 M values
-        sums = [self._gradient(piece).square().sum() for piece in _pieces(part)]
+        sums = [self._gradient(piece).square().sum() for piece in self._pieces(part)]
         return torch.stack(sums).double().sum().item() if sums else 0.0
 
     @torch.no_grad()
@@ -183,7 +187,7 @@ class AdamW:
         """Apply a part of the step's gradient times `grad_scale` (the clipping factor)."""
         self.step_count += 1
         for (ratio, weight_decay, has_rows), (start, past) in self.kinds.items():
-            for piece in _pieces((max(start, part[0]), min(past, part[1]))):
+            for piece in self._pieces((max(start, part[0]), min(past, part[1]))):
                 self._update(piece, lr * ratio, weight_decay, grad_scale)
                 if not has_rows and self.flat_param is not None:
                     self.flat_param[slice(*piece)] = self.flat_master[slice(*piece)]
@@ -250,11 +254,6 @@ class AdamW:
         if self.flat_param is not None:
             self.flat_param.copy_(self.flat_master)
         self._round_rows((0, len(self.flat_master)))
-
-
-def _pieces(span: Span) -> list[Span]:
-    """What a span is worked through in."""
-    return [(start, min(start + PIECE, span[1])) for start in range(*span, PIECE)]
 
 
 def _inverse(rows_L: Tensor, count: int) -> Tensor:

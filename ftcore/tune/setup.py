@@ -1,25 +1,40 @@
 """Decides what is trained: everything, what the rules name, or low-rank updates; and whether the
 data fits the model, before anything is written."""
 
+from collections.abc import Sequence
 from dataclasses import fields
 
 import torch
 
 from ftcore.config import PeftConfig
 from ftcore.data.prepare import Prepared
-from ftcore.errors import DataError
+from ftcore.errors import ConfigError, DataError
 from ftcore.model.heads import CLASSIFIERS, Model
 from ftcore.model.spec import ModelSpec
 from ftcore.tune.freeze import apply_trainable, parameter_table
 from ftcore.tune.lora import LoRAConfig, apply_lora
 
 
-def choose_trainable(model: Model, config: PeftConfig, generator: torch.Generator) -> str:
+def choose_trainable(
+    model: Model, config: PeftConfig, generator: torch.Generator, *, new: Sequence[str] = ()
+) -> str:
     """Freeze, wrap, or leave; returns the table of parameters.
 
     generator   draws the LoRA factors
-    raises      ConfigError: a rule or target that matches nothing
+    new         parameters that the checkpoint lacked
+    raises      ConfigError: a rule or target that matches nothing, or something new is not trained
     """
+    table = _choose(model, config, generator)
+    params = dict(model.named_parameters())
+    if left := [name for name in new if name not in params or not params[name].requires_grad]:
+        raise ConfigError(
+            f"{', '.join(left)}: not in the checkpoint, so random, and not trained: add head to"
+            " --peft.trainable (freeze) or --peft.extra-modules (lora), or train all (full)"
+        )
+    return table
+
+
+def _choose(model: Model, config: PeftConfig, generator: torch.Generator) -> str:
     if config.method == "full":
         return apply_trainable(model, ["all"])
     if config.method == "freeze":

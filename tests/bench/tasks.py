@@ -170,7 +170,8 @@ def run(name: str, data: Path, runs: Path, *, device: str, threads: int, seed: i
     found = FIGURES[recipe.get("figures", "first")](told["tuned"], path)
     found |= {f"{key}_before": value for key, value in first(before or {"": {}}, path).items()}
     figures = {key: found[key] for key in recipe["report"]}
-    (path / "figures.json").write_text(json.dumps({**figures, "seconds": seconds}), "utf-8")
+    figures |= {"seconds": seconds, "device": device}
+    (path / "figures.json").write_text(json.dumps(figures), "utf-8")
 
 
 def bits_before(tests: list[str], model: str) -> Values:

@@ -1,7 +1,9 @@
 """Masks from spans, on six template families and on real chats; lengths, rejections, labels."""
 
+import itertools
 import json
 import re
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,6 @@ from ftcore.data.encode import (
     encode_prompt,
     encode_texts,
     parts,
-    show,
 )
 from ftcore.data.pack import Encoded
 from ftcore.data.read import read_rows
@@ -45,6 +46,21 @@ def encode_text(row_id: str, text: str, tokenizer: Tokenizer, *, end: bool) -> E
 def encode_one(example: LabelledText, tokenizer: Tokenizer, labels: LabelMap | None) -> Encoded:
     (document,) = encode_labelled([example], tokenizer, labels).documents
     return document
+
+
+def show(document: Encoded, tokenizer: Tokenizer) -> str:
+    """A document as text, special tokens included, with supervised runs between double brackets."""
+    if not isinstance(document.weights, np.ndarray):
+        return f"{tokenizer.decode(document.tokens_T, special=True)} -> {document.labels}"
+    pairs = zip(document.labels, document.weights > 0, strict=True)
+    targets = [(document.tokens_T[0], False), *pairs]
+    if not targets[-1][1]:  # the last position predicts nothing
+        targets.pop()
+    shown = ""
+    for counts, run in itertools.groupby(targets, key=itemgetter(1)):
+        text = tokenizer.decode([id_ for id_, _ in run], special=True)
+        shown += f"[[{text}]]" if counts else text
+    return shown
 
 
 def supervised(document, tokenizer):

@@ -38,6 +38,16 @@ def encode_pair(tokenizer, text, pair=None, **options):
     return encoded
 
 
+def test_cutting_pairs_changes_nothing_else(bert, monkeypatch):
+    """While pairs are asked for one by one, and in every slab."""
+    monkeypatch.setattr("ftcore.data.tokenizer.SLAB", 2)
+    short = bert.encode_pairs(["word " * 50] * 5, [None] * 5, max_length=7)
+    assert len(next(short)[0]) == 7
+    assert len(bert.encode("word " * 50)) == 52
+    assert len(next(bert.encode_pairs(["word " * 50], [None]))[0]) == 52
+    assert [len(ids) for ids, _ in short] == [7] * 4
+
+
 def test_truncation_and_padding_of_the_file_are_off(bert, bert_folder):
     stored = json.loads((bert_folder / "tokenizer.json").read_text())
     assert stored["truncation"]["max_length"] == 128 and stored["padding"] is not None

@@ -81,13 +81,20 @@ def test_ops_are_imported_without_triton() -> None:
     assert subprocess.run(command, cwd=ROOT, check=False).returncode == 0
 
 
-def test_auto_on_a_gpu_goes_by_the_dtype(monkeypatch) -> None:
+def test_auto_on_a_gpu_goes_by_dtype_size_and_age(monkeypatch, caplog) -> None:
     """Told by a stand-in for a tensor of a GPU, since there may be none."""
     monkeypatch.setattr(backend, "_is_installed", lambda: True)
+    ages = {"old": (7, 5), "new": (9, 0)}
+    monkeypatch.setattr(torch.cuda, "get_device_capability", ages.get)
     narrow, wide, widest = (
-        SimpleNamespace(is_cuda=True, dtype=dtype)
+        SimpleNamespace(is_cuda=True, dtype=dtype, device="new")
         for dtype in (torch.bfloat16, torch.float32, torch.float64)
     )
     assert backend.uses_triton("auto", narrow) and backend.uses_triton("auto", wide)
     assert not backend.uses_triton("auto", widest)
     assert not backend.uses_triton("auto", wide, auto_dtypes=(torch.bfloat16,))
+    assert not backend.uses_triton("auto", wide, fits=False)
+    for _ in range(2):
+        wide.device = "old"
+        assert not backend.uses_triton("auto", wide)
+    assert caplog.messages == ["old: older than sm_80, so ops run eagerly"]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from ftcore.errors import ModelError
 from ftcore.model import hub
@@ -84,6 +85,16 @@ def test_another_checkpoint_becomes_a_masked_lm(kind, hf) -> None:
     assert torch.equal(head.lm_head.weight, trunk.embed_tokens.weight)
     with pytest.raises(ModelError, match="missing: cls.predictions"):
         load_model(folder, task="mlm", dtype=torch.float32)
+
+
+def test_a_masked_lm_must_have_all_of_its_head(hf, tmp_path) -> None:
+    """A folder that says it is one is damaged where a part of the head is not there."""
+    tensors = load_file(hf("bert-mlm")[1] / SINGLE)
+    (tmp_path / CONFIG).write_text((hf("bert-mlm")[1] / CONFIG).read_text())
+    for lost in ("cls.predictions.bias", "cls.predictions.transform.LayerNorm.weight"):
+        save_file({k: v for k, v in tensors.items() if k != lost}, tmp_path / SINGLE)
+        with pytest.raises(ModelError, match=f"missing: {lost}"):
+            load_model(tmp_path, task="mlm", dtype=torch.float32, generator=generator())
 
 
 def test_a_classifier_keeps_its_labels(hf, tmp_path) -> None:

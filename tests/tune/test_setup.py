@@ -43,6 +43,23 @@ def test_lora_trains_its_factors_and_the_new_head_of_a_classifier(tiny_model: Ca
     }
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        PeftConfig(method="freeze", trainable=("norms",)),
+        PeftConfig(method="lora", targets=("q_proj",)),
+    ],
+)
+def test_what_the_checkpoint_lacked_must_be_trained(
+    config: PeftConfig, tiny_model: Callable
+) -> None:
+    """Else it would stay random, and an adapter would not hold it."""
+    model, new = tiny_model("qwen3"), ("trunk.embed_tokens.weight",)
+    with pytest.raises(ConfigError, match="trunk.embed_tokens.weight: not in the checkpoint.*add head"):
+        choose_trainable(model, config, generator(0, 2), new=new)
+    choose_trainable(tiny_model("qwen3"), PeftConfig(), generator(0, 2), new=new)
+
+
 def test_every_option_reaches_the_layers(tiny_model: Callable) -> None:
     model = tiny_model("qwen3")
     config = PeftConfig(
