@@ -25,20 +25,20 @@ def choose_trainable(
     raises      ConfigError: a rule or target that matches nothing, or something new is not trained
     """
     table = _choose(model, config, generator)
-    params = dict(model.named_parameters())
-    if left := [name for name in new if name not in params or not params[name].requires_grad]:
+    # peft's files have no name for the parts of a tied head
+    params = () if config.method == "lora" and model.task == "mlm" else model.named_parameters()
+    trained = {name for name, param in params if param.requires_grad}
+    if left := [name for name in new if name not in trained]:
         raise ConfigError(
-            f"{', '.join(left)}: not in the checkpoint, so random, and not trained: add head to"
-            " --peft.trainable (freeze) or --peft.extra-modules (lora), or train all (full)"
+            f"{', '.join(left)}: not in the checkpoint, so random, and would stay so: use"
+            " --peft.method full, or freeze with head among --peft.trainable"
         )
     return table
 
 
 def _choose(model: Model, config: PeftConfig, generator: torch.Generator) -> str:
-    if config.method == "full":
-        return apply_trainable(model, ["all"])
-    if config.method == "freeze":
-        return apply_trainable(model, config.trainable)
+    if config.method != "lora":
+        return apply_trainable(model, ["all"] if config.method == "full" else config.trainable)
     lora = LoRAConfig(**{field.name: getattr(config, field.name) for field in fields(LoRAConfig)})
     # A classifier's head is new with the task, so it is always trained.
     heads = ("head",) if model.task in CLASSIFIERS else ()
