@@ -6,10 +6,10 @@
 A trained tensor in a 16-bit dtype has an fp32 master, which alone is updated; the tensor is its
 rounded copy. Gradients of several micro-batches, and of several processes, are added in fp32, so
 accumulation loses nothing. A wider tensor is its own master, unless only some of its rows are
-trained. Frozen
-tensors have neither state nor buffer. No weight decay on tensors of fewer than two axes (norms and
-biases), nor on rows of an embedding matrix that the data never read: those stay as they are. LoRA+
-is a rate of its own for some tensors: B, which starts at zero, bears a higher one than A.
+trained. Frozen tensors have neither state nor buffer. No weight decay on tensors of fewer than two
+axes (norms and biases), nor on rows of an embedding matrix that the data never read: those stay as
+they are. LoRA+ is a rate of its own for some tensors: B, which starts at zero, bears a higher one
+than A.
 
 What runs is torch's fused kernel (5.6 times faster than the foreach form on a CPU), proven equal to
 these lines in tests.
