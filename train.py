@@ -41,6 +41,7 @@ def run(command: Command) -> int:
     from ftcore.env.seed import generator
     from ftcore.model.hub import resolve
     from ftcore.model.load import load_model
+    from ftcore.tune.adapter import named_parts
     from ftcore.tune.setup import check_lengths, choose_trainable
     from ftcore.tune.task import TASKS
 
@@ -72,6 +73,8 @@ def run(command: Command) -> int:
     model.to(resolve_device(config.env.device))
     new = loaded.accounting.new if config.model.init == "pretrained" else ()
     print(f"\n{choose_trainable(model, config.peft, generator(seed, 2), new=new)}")
+    if config.peft.method == "lora":
+        named_parts(model, loaded.family)  # else the adapter could not be saved in the end
     check_lengths(model.spec, data)
     lengths = [len(document) for document in data.train.documents]
     num_steps = config.loop.num_steps(len(lengths), config.optim.batch_size)

@@ -72,6 +72,23 @@ def base_sha256(model: nn.Module, *, without: Collection[str] = ()) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
+def named_parts(model: Model, family: Family) -> tuple[dict[str, str], dict[str, str]]:
+    """LoRA layers, and modules that are trained fully, ours by HF's names.
+
+    raises      ModelError: the model has no LoRA layers, or HF has no name for a trained module
+    """
+    adapted = lora_layers(model)
+    if not adapted:
+        raise ModelError("the model has no LoRA layers: there is no adapter to save")
+    # peft saves a module outside LoRA as a whole, so one that owns a trained parameter is taken.
+    extra = {
+        part_name(family, name): name
+        for name, module in model.named_modules()
+        if name not in adapted and any(p.requires_grad for p in module.parameters(recurse=False))
+    }
+    return {part_name(family, name): name for name in adapted}, extra
+
+
 def save_adapter(
     model: Model, folder: Path, *, family: Family, base_path: str, task_type: str
 ) -> None:
@@ -80,24 +97,15 @@ def save_adapter(
     family          of the base model: what HF calls our modules, and keeps as one
     base_path       folder or hub id of the base model, for the reader to find it
     task_type       peft's word for the head: "CAUSAL_LM", "SEQ_CLS", "FEATURE_EXTRACTION"
-    raises          ModelError: the model has no LoRA layers, or HF has no name for a trained module
+    raises          ModelError: see `named_parts`
                     CheckpointError: the folder cannot be written
     """
-    adapted = lora_layers(model)
-    if not adapted:
-        raise ModelError("the model has no LoRA layers: there is no adapter to save")
-    layers = {part_name(family, name): name for name in adapted}
-    # peft saves a module outside LoRA as a whole, so one that owns a trained parameter is taken.
-    extra = {
-        part_name(family, name): name
-        for name, module in model.named_modules()
-        if name not in adapted and any(p.requires_grad for p in module.parameters(recurse=False))
-    }
+    layers, extra = named_parts(model, family)
     names = _layout(model, layers, extra)
     # HF: safetensors refuses tensors that share memory, so tied ones are written twice.
     tensors = {key: model.get_parameter(n).detach().cpu().clone() for key, n in names.items()}
     tensors, parts = join_parts(tensors, family, model.spec.num_heads)
-    config = next(iter(adapted.values())).config
+    config = next(iter(lora_layers(model).values())).config
     peft_config = {
         "peft_type": "LORA",
         "task_type": task_type,

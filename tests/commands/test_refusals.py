@@ -231,3 +231,14 @@ def test_a_full_disk_during_a_save(classify: list[str], run: Run) -> None:
     assert resumed["tuned"] == whole["tuned"] and resumed["steps"] == 12
     weights = [Path(f"runs/{name}/model/model.safetensors") for name in ("run", "whole")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_an_adapter_that_could_not_be_saved(
+    refused: Refused, masked_bert: Path, files: dict[str, str]
+) -> None:
+    """Before training, not after it."""
+    words = ["mlm", "--data.train", files["text"], "--peft.method", "lora"]
+    message = refused(
+        "train", *words, "--model.path", str(masked_bert), "--peft.extra-modules", "head"
+    )
+    assert "head.lm_head: the family bert has no name for it" in message

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ftcore.errors import ModelError
-from ftcore.model.families import FAMILIES, family_of
+from ftcore.model.families import family_named, family_of
 from ftcore.model.heads import ClassificationHead, Model
 from ftcore.model.load import load_model
 from kernels.docs import Docs
@@ -170,7 +170,7 @@ def test_windows_of_files_that_do_not_list_them(name) -> None:
             "local_rope_theta": 2e4,
         },
     }[name]
-    spec = FAMILIES[name].to_spec(sizes | older)
+    spec = family_named(name).to_spec(sizes | older)
     theirs = transformers.AutoConfig.for_model(name, **sizes, **older)
     assert ["full_attention" if not w else "sliding_attention" for w in spec.windows] == (
         theirs.layer_types
@@ -271,10 +271,10 @@ def test_config_survives_both_ways(kind, hf) -> None:
 def test_rope_theta_of_older_and_newer_files(hf) -> None:
     config = json.loads((hf("qwen3-tied")[1] / "config.json").read_text())
     config["rope_parameters"] = {"rope_type": "default", "rope_theta": 5e5}
-    assert FAMILIES["qwen3"].to_spec(config).rope_theta == 5e5
+    assert family_named("qwen3").to_spec(config).rope_theta == 5e5
     del config["rope_parameters"]
     config |= {"rope_theta": 1e6, "rope_scaling": None}
-    assert FAMILIES["qwen3"].to_spec(config).rope_theta == 1e6
+    assert family_named("qwen3").to_spec(config).rope_theta == 1e6
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ from huggingface_hub import save_torch_state_dict
 from safetensors.torch import load_file, save_file
 
 from ftcore.errors import ModelError
-from ftcore.model.families import FAMILIES
+from ftcore.model import families
+from ftcore.model.families import FILES, family_named
 from ftcore.model.load import load_model, save_model
 from ftcore.model.weights import INDEX, SINGLE, tensor_files
 
@@ -85,7 +86,7 @@ def test_fused_rows_and_transposed_matrices() -> None:
         "gpt_neox": "gpt_neox.layers.1.attention.query_key_value",
     }
     for family, name in names.items():
-        family = FAMILIES[family]
+        family = family_named(family)
         assert [ours[-6] for ours in family.to_ours(name)] == ["q", "k", "v"]
         by_part, by_head = [0, 1, 2, 3], [0, 1, 6, 7]
         first = by_head if family.fused_by_head else by_part
@@ -225,3 +226,10 @@ def test_loaded_tensors_are_not_the_file(folder) -> None:
     save_model(loaded, folder)
     assert torch.equal(loaded.model.trunk.norm.weight, before)
     assert torch.equal(load_file(folder / SINGLE)["model.norm.weight"], before)
+
+
+def test_every_file_of_a_family_is_known_by_its_model_type() -> None:
+    folder = Path(families.__file__).parent
+    helpers = {"__init__", "family", "positions"}
+    assert set(FILES.values()) == {path.stem for path in folder.glob("*.py")} - helpers
+    assert all(family_named(name).name == name for name in FILES)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ftcore.errors import ModelError
-from ftcore.model.families import FAMILIES
+from ftcore.model.families import family_named
 from ftcore.model.heads import Model
 from ftcore.model.load import load_model
 from ftcore.tune.adapter import ORIGIN, WEIGHTS, load_adapter, save_adapter
@@ -90,7 +90,7 @@ def save(model: Model, name: str, folder: Path, **changes: object) -> Path:
     apply_lora(model, config, generator=torch.Generator().manual_seed(1), trained_heads=heads)
     tune(model)
     task_type = "SEQ_CLS" if name == "modernbert" else "CAUSAL_LM"
-    save_adapter(model, folder, family=FAMILIES[name], base_path="base", task_type=task_type)
+    save_adapter(model, folder, family=family_named(name), base_path="base", task_type=task_type)
     return folder
 
 
@@ -111,7 +111,7 @@ def test_ours_in_peft_and_back(name, changes, make, tmp_path) -> None:
     _, again = make()
     folder = save(model, name, tmp_path / "adapter", **changes)
     assert (logits(model) - hf_logits(hf)).abs().max() > 0.1
-    report = load_adapter(again, folder, family=FAMILIES[name])
+    report = load_adapter(again, folder, family=family_named(name))
     assert torch.equal(logits(again), logits(model))
     assert report.wrapped == tuple(lora_layers(model))
     for name, p in model.named_parameters():
@@ -132,10 +132,10 @@ def test_theirs_in_ours_and_back(name, targets, make, tmp_path) -> None:
     tune(theirs.eval())
     theirs.save_pretrained(tmp_path / "theirs")
     expected = hf_logits(theirs)
-    load_adapter(model, tmp_path / "theirs", family=FAMILIES[name])
+    load_adapter(model, tmp_path / "theirs", family=family_named(name))
     torch.testing.assert_close(logits(model), expected, **CLOSE)
     tune(model)
-    family = FAMILIES[name]
+    family = family_named(name)
     task_type = "FEATURE_EXTRACTION" if name == "modernbert" else "CAUSAL_LM"  # peft: no new head
     save_adapter(model, tmp_path / "ours", family=family, base_path="base", task_type=task_type)
     hf, again = make()
@@ -168,12 +168,12 @@ def test_refusals(name, make, tmp_path) -> None:
     key = next(key for key in tensors if key.endswith("lora_B.weight"))
     save_file(tensors | {key: torch.zeros(47, 3)}, tmp_path / WEIGHTS)
     with pytest.raises(ModelError, match=r"lora_B.weight is \[47, 3\]: it holds no 3 parts"):
-        load_adapter(model, tmp_path, family=FAMILIES[name])
+        load_adapter(model, tmp_path, family=family_named(name))
     owner = key.removesuffix("lora_B.weight")
     kept = {key: tensor for key, tensor in tensors.items() if not key.startswith(owner)}
     save_file(kept, tmp_path / WEIGHTS)
     with pytest.raises(ModelError, match=r"missing: .*\[0\].lora_A.weight"):
-        load_adapter(model, tmp_path, family=FAMILIES[name])
+        load_adapter(model, tmp_path, family=family_named(name))
     assert not lora_layers(model)
 
 
@@ -185,4 +185,4 @@ def test_parts_that_are_not_there_are_refused(name, places, make, tmp_path) -> N
     origin["parts"] = {module: places for module in origin["parts"]}
     (folder / ORIGIN).write_text(json.dumps(origin))
     with pytest.raises(ModelError, match=rf"holds no {len(places)} parts"):
-        load_adapter(make()[1], folder, family=FAMILIES[name])
+        load_adapter(make()[1], folder, family=family_named(name))

@@ -1,29 +1,18 @@
 """Model families: each file maps one HF `model_type`: its config and tensor names, both ways."""
 
+from importlib import import_module
+
 from ftcore.errors import ModelError
-from ftcore.model.families import (
-    bert,
-    distilbert,
-    gemma2,
-    gemma3,
-    gpt2,
-    gpt_neox,
-    llama,
-    mistral,
-    modernbert,
-    qwen2,
-    qwen3,
-    roberta,
-)
 from ftcore.model.families.family import Family
 
-FAMILIES: dict[str, Family] = {
-    module.FAMILY.name: module.FAMILY
-    for module in (
-        *(bert, distilbert, modernbert, roberta),
-        *(gemma2, gemma3, gpt2, gpt_neox, llama, mistral, qwen2, qwen3),
-    )
-}
+ENCODERS = ("bert", "distilbert", "modernbert", "roberta")
+DECODERS = ("gemma2", "gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3")
+FILES = {name: name for name in (*ENCODERS, *DECODERS)} | {"gemma3_text": "gemma3"}
+
+
+def family_named(model_type: str) -> Family:
+    """One of the families; its file is imported when it is asked for."""
+    return import_module(f"{__name__}.{FILES[model_type]}").FAMILY
 
 
 def family_of(config: dict, where: str) -> Family:
@@ -32,10 +21,10 @@ def family_of(config: dict, where: str) -> Family:
     raises  ModelError: `model_type` is missing or not one of those known here
     """
     name = config.get("model_type")
-    if not isinstance(name, str) or name not in FAMILIES:
-        known = ", ".join(sorted(FAMILIES))
+    if not isinstance(name, str) or name not in FILES:
+        known = ", ".join(sorted(FILES))
         raise ModelError(
             f"{where}: model_type is {name!r}; this code knows {known}. Convert the model to one"
             " of them, or add a file to ftcore/model/families."
         )
-    return FAMILIES[name]
+    return family_named(name)
