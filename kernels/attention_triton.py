@@ -30,10 +30,9 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kernels.backend import DTYPES
 from kernels.docs import Docs
-from kernels.launch import check_at_most, check_device, check_dtype, check_shape
+from kernels.launch import MAX_HEAD_WIDTH, check_at_most, check_device, check_dtype, check_shape
 
 LOG2_E = math.log2(math.e)
-MAX_WIDTH = 256
 
 # BLOCK_M (queries), BLOCK_N (keys), num_warps and num_stages, by kernel, kind of GPU and head width
 # (a power of two; a smaller one takes the next). sm_90, 64 and 128: the best of a list on an H200.
@@ -414,7 +413,7 @@ def _check(q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, docs: Docs, rule: _Rule)
         raise ValueError(f"{H} query heads are not a multiple of {G} key heads")
     check_shape("k", k_NGD, (N, G, D))
     check_shape("v", v_NGD, (N, G, D))
-    check_at_most("head width", D, MAX_WIDTH)
+    check_at_most("head width", D, MAX_HEAD_WIDTH)
     if q_NHD.dtype not in DTYPES:
         raise ValueError(f"q is {q_NHD.dtype}, must be one of {DTYPES}; cast it")
     check_dtype(q_NHD.dtype, k=k_NGD, v=v_NGD)

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 ANY = 1 << 62  # no size is larger
+# What the kernels take at most; above it "auto" is eager.
+MAX_HEAD_WIDTH, MAX_NORM_WIDTH, MAX_RANK = 256, 16384, 128
 
 # (kernel, architecture) -> rows of (largest size, arguments); the first row that is large enough
 # serves. "any" stands for the architectures without rows of their own. The size is the one that
 # decides how much a program holds; each kernel's launcher says which that is. Chosen on an H200,
-# from short lists at the sizes of kernels/RECORDS.md; the rows between are guesses.
+# from short lists at some of the sizes of kernels/RECORDS.md; the other rows are guesses.
 CONFIGS: dict[tuple[str, str], tuple[tuple[int, Mapping[str, int]], ...]] = {
     # by C: a program holds some 4096 values, and a whole row however long it is
     ("norm_fwd", "any"): (
@@ -27,7 +29,7 @@ CONFIGS: dict[tuple[str, str], tuple[tuple[int, Mapping[str, int]], ...]] = {
         (2048, {"BLOCK_N": 2, "num_warps": 4}),
         (4096, {"BLOCK_N": 2, "num_warps": 16}),
         (8192, {"BLOCK_N": 1, "num_warps": 8}),
-        (16384, {"BLOCK_N": 1, "num_warps": 16}),
+        (MAX_NORM_WIDTH, {"BLOCK_N": 1, "num_warps": 16}),
     ),
     ("norm_bwd", "any"): (
         (128, {"BLOCK_N": 32, "PER_SM": 2, "num_warps": 8}),
@@ -36,7 +38,7 @@ CONFIGS: dict[tuple[str, str], tuple[tuple[int, Mapping[str, int]], ...]] = {
         (2048, {"BLOCK_N": 2, "PER_SM": 2, "num_warps": 8}),
         (4096, {"BLOCK_N": 1, "PER_SM": 2, "num_warps": 8}),
         (8192, {"BLOCK_N": 1, "PER_SM": 1, "num_warps": 16}),
-        (16384, {"BLOCK_N": 1, "PER_SM": 1, "num_warps": 16}),
+        (MAX_NORM_WIDTH, {"BLOCK_N": 1, "PER_SM": 1, "num_warps": 16}),
     ),
     # by E: both halves of BLOCK_R heads, some 4096 values together
     ("rope", "any"): (

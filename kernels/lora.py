@@ -20,6 +20,7 @@ from torch.autograd.function import FunctionCtx
 
 from kernels.backend import Impl, uses_triton
 from kernels.dropout import dropout as drop
+from kernels.launch import MAX_RANK
 
 
 def lora_linear_reference(
@@ -111,13 +112,13 @@ def lora_linear(
                     the mask comes from torch's generator of the device
     impl            see kernels/backend.py; "auto" is eager for fp32
     returns y_NO    x.dtype
-    raises          ValueError: the kernels are given other sizes, devices or dtypes, or a rank over
-                    128
+    raises          ValueError: the kernels are given other sizes, devices or dtypes; with "triton",
+                    a rank over 128
     source          Hu et al. 2021, arXiv:2106.09685, eq. 3
     """
     # cost: without TF32, products in fp32 are the library's strength
     halves = torch.bfloat16, torch.float16
-    if uses_triton(impl, x_NC, fits=len(a_RC) <= 128, auto_dtypes=halves):
+    if uses_triton(impl, x_NC, fits=len(a_RC) <= MAX_RANK, auto_dtypes=halves):
         from kernels.lora_triton import lora_linear_triton
 
         return lora_linear_triton(

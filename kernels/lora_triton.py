@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from kernels.launch import (
+    MAX_RANK,
     check_at_most,
     check_device,
     check_dtype,
@@ -33,7 +34,6 @@ from kernels.launch import (
     num_programs,
 )
 
-MAX_RANK = 128
 FUSED_RANK = 32
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from kernels.backend import Impl, uses_triton
+from kernels.launch import MAX_NORM_WIDTH
 
 
 def rms_norm_reference(
@@ -90,9 +91,10 @@ def rms_norm(
     offset      added to the weight, in fp32
     impl        see kernels/backend.py
     returns     y_NC, compute dtype; statistics in fp32
-    raises      ValueError: the kernels are given other sizes or devices, or C above 16384
+    raises      ValueError: the kernels are given other sizes or devices; with "triton", C above
+                16384
     """
-    if uses_triton(impl, x_NC, fits=x_NC.shape[-1] <= 16384):
+    if uses_triton(impl, x_NC, fits=x_NC.shape[-1] <= MAX_NORM_WIDTH):
         from kernels.norm_triton import rms_norm_triton
 
         return rms_norm_triton(x_NC, None, weight_C, eps=eps, offset=offset)
@@ -109,7 +111,7 @@ def add_rms_norm(
     impl: Impl = "auto",
 ) -> tuple[Tensor, Tensor]:
     """`rms_norm` of x + residual, and that sum, both in the compute dtype."""
-    if uses_triton(impl, x_NC, fits=x_NC.shape[-1] <= 16384):
+    if uses_triton(impl, x_NC, fits=x_NC.shape[-1] <= MAX_NORM_WIDTH):
         from kernels.norm_triton import rms_norm_triton
 
         return rms_norm_triton(x_NC, residual_NC, weight_C, eps=eps, offset=offset)
@@ -169,9 +171,10 @@ def layer_norm(
     weight_C, bias_C    same dtype; None: no bias
     impl                see kernels/backend.py
     returns             y_NC, compute dtype; statistics in fp32
-    raises              ValueError: the kernels are given other sizes or devices, or C above 16384
+    raises              ValueError: the kernels are given other sizes or devices; with "triton", C
+                        above 16384
     """
-    if uses_triton(impl, x_NC, fits=x_NC.shape[-1] <= 16384):
+    if uses_triton(impl, x_NC, fits=x_NC.shape[-1] <= MAX_NORM_WIDTH):
         from kernels.norm_triton import layer_norm_triton
 
         return layer_norm_triton(x_NC, None, weight_C, bias_C, eps=eps)
@@ -188,7 +191,7 @@ def add_layer_norm(
     impl: Impl = "auto",
 ) -> tuple[Tensor, Tensor]:
     """`layer_norm` of x + residual, and that sum, both in the compute dtype."""
-    if uses_triton(impl, x_NC, fits=x_NC.shape[-1] <= 16384):
+    if uses_triton(impl, x_NC, fits=x_NC.shape[-1] <= MAX_NORM_WIDTH):
         from kernels.norm_triton import layer_norm_triton
 
         return layer_norm_triton(x_NC, residual_NC, weight_C, bias_C, eps=eps)

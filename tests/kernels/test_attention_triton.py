@@ -201,8 +201,9 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     return [json.loads(line) for line in run.stdout.splitlines()]
 
 
-# Bytes of registers that spill, at most, with Triton 3.6 or 3.9. On an H200 (3.6) the blocks of
-# "128" were the fastest of a list all the same: nearly all of it is spilled between the loops.
+# Bytes of registers that spill, at most, with Triton 3.6 or 3.9 (which spills more: at "256" 360
+# against 64). On an H200, with 3.6, the blocks of "128" without a soft cap were the fastest of a
+# list all the same; the others were not timed there.
 SPILLS = {
     "_attention_bwd_dkv_kernel 8:2 128 sm_90": 176,
     "_attention_fwd_kernel 8:2 128 window, cap sm_90": 32,
