@@ -30,42 +30,18 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kernels.backend import DTYPES
 from kernels.docs import Docs
-from kernels.launch import MAX_HEAD_WIDTH, check_at_most, check_device, check_dtype, check_shape
+from kernels.launch import (
+    MAX_HEAD_WIDTH,
+    arch_of,
+    check_at_most,
+    check_device,
+    check_dtype,
+    check_shape,
+    config_of,
+)
 
 LOG2_E = math.log2(math.e)
-
-# BLOCK_M (queries), BLOCK_N (keys), num_warps and num_stages, by kernel, kind of GPU and head width
-# (a power of two; a smaller one takes the next). sm_90, 64 and 128: the best of a list on an H200.
-CONFIGS: dict[tuple[str, str], dict[int, tuple[int, int, int, int]]] = {
-    ("fwd", "sm_90"): {64: (64, 64, 4, 3), 128: (128, 128, 8, 3), 256: (128, 64, 8, 2)},
-    ("fwd", "sm_80"): {64: (128, 64, 4, 3), 128: (128, 64, 8, 3), 256: (64, 32, 4, 2)},
-    ("fwd", "sm_120"): {64: (128, 64, 4, 3), 128: (128, 64, 8, 2), 256: (64, 32, 4, 2)},
-    ("fwd", "fp32"): {64: (64, 32, 8, 1), 128: (32, 32, 8, 1), 256: (32, 16, 8, 1)},
-    ("fwd", "interpreter"): {256: (32, 16, 1, 1)},
-    ("dq", "sm_90"): {64: (64, 64, 4, 3), 128: (128, 64, 8, 3), 256: (128, 32, 8, 2)},
-    ("dq", "sm_80"): {64: (128, 64, 8, 2), 128: (64, 64, 8, 2), 256: (64, 32, 8, 2)},
-    ("dq", "sm_120"): {64: (128, 64, 8, 2), 128: (64, 32, 8, 2), 256: (32, 32, 4, 1)},
-    ("dq", "fp32"): {64: (32, 32, 8, 1), 128: (16, 16, 8, 1), 256: (16, 16, 8, 1)},
-    ("dq", "interpreter"): {256: (32, 16, 1, 1)},
-    ("dkv", "sm_90"): {64: (64, 64, 4, 3), 128: (64, 64, 4, 2), 256: (32, 64, 8, 2)},
-    ("dkv", "sm_80"): {64: (32, 64, 4, 2), 128: (64, 64, 8, 2), 256: (16, 64, 8, 2)},
-    ("dkv", "sm_120"): {64: (32, 64, 4, 2), 128: (32, 64, 8, 2), 256: (16, 32, 4, 1)},
-    ("dkv", "fp32"): {64: (32, 32, 8, 1), 128: (16, 32, 8, 1), 256: (16, 16, 8, 1)},
-    ("dkv", "interpreter"): {256: (16, 32, 1, 1)},
-}
-
-
-def kind_of(device: torch.device, dtype: torch.dtype) -> str:
-    """Which rows of `CONFIGS` serve: by shared memory, 227 KiB and TMA, 163 or 99."""
-    if device.type == "cpu":
-        return "interpreter"
-    if dtype == torch.float32:
-        return "fp32"
-    capability = torch.cuda.get_device_capability(device)
-    if capability in ((9, 0), (10, 0), (10, 3)):
-        return "sm_90"
-    return "sm_80" if capability == (8, 0) else "sm_120"
-
+SHORT = 512  # tokens; documents are short below it, each token's own counted
 
 @triton.constexpr_function
 def _width(D: int) -> int:
@@ -351,16 +327,15 @@ def _launch(name: str, tensors: list[Tensor], docs: Docs, rule: _Rule, **numbers
     """Runs a kernel over the tiles of `docs`; its tensors begin with q, k and v."""
     q_NHD, k_NGD, v_NGD, do_NHD = tensors[:4]
     (N, H, D), G = q_NHD.shape, k_NGD.shape[1]
-    widths = CONFIGS[name, kind := kind_of(q_NHD.device, q_NHD.dtype)]
-    block_m, block_n, num_warps, num_stages = widths[min(width for width in widths if width >= D)]
-    heads, rows, columns, walked = H, block_m, block_n, (k_NGD, v_NGD)
+    config = config_of(f"attention_{name}", D, q_NHD.device, shape=_shape(q_NHD, docs))
+    heads, rows, columns, walked = H, config["BLOCK_M"], config["BLOCK_N"], (k_NGD, v_NGD)
     back = docs.num_tokens if rule.window is None else rule.window - 1
     ahead = 0 if rule.is_causal else back
     if name == "dkv":  # rows are keys, columns the queries that see them
-        heads, rows, columns, walked = G, block_n, block_m, (q_NHD, do_NHD)
+        heads, rows, columns, walked = G, columns, rows, (q_NHD, do_NHD)
         back, ahead = ahead, back
     tiles = docs.tiles(rows, columns, back=back, ahead=ahead)
-    descs = [_descriptor(x, columns, kind) for x in walked]
+    descs = [_descriptor(x, columns) for x in walked]
     strides = (x.stride(0) for x in (q_NHD, k_NGD, v_NGD))
     squash = None if rule.softcap is None else rule.scale / rule.softcap
     factor = LOG2_E * (rule.scale if rule.softcap is None else rule.softcap)
@@ -371,18 +346,26 @@ def _launch(name: str, tensors: list[Tensor], docs: Docs, rule: _Rule, **numbers
             GROUP=H // G,
             IS_CAUSAL=rule.is_causal,
             D=D,
-            BLOCK_M=block_m,
-            BLOCK_N=block_n,
-            num_warps=num_warps,
-            num_stages=num_stages,
+            **config,
         )
 
 
-def _descriptor(x: Tensor, rows: int, kind: str) -> TensorDescriptor | None:
+def _shape(q_NHD: Tensor, docs: Docs) -> str:
+    """The kind of shape that the rows of configs.toml know."""
+    if q_NHD.device.type == "cpu":
+        return ""
+    if q_NHD.dtype == torch.float32:
+        return "fp32"
+    squares = sum(length * length for length in docs.lengths)
+    return "short" if squares < SHORT * docs.num_tokens else ""
+
+
+def _descriptor(x: Tensor, rows: int) -> TensorDescriptor | None:
     """For TMA, of tiles of `rows` rows of one head; None where x or its GPU does not suit."""
     N, heads, D = x.shape
     is_aligned = x.data_ptr() % 16 == 0 and x.stride(0) * x.element_size() % 16 == 0
-    if kind not in ("sm_90", "interpreter") or _width(D) != D or not is_aligned:
+    has_tma = arch_of(x.device) in ("sm_90", "sm_100", "sm_103", "interpreter")
+    if not has_tma or x.dtype == torch.float32 or _width(D) != D or not is_aligned:
         return None
     return TensorDescriptor(x, [N, heads * D], [x.stride(0), 1], [rows, D])
 

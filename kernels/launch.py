@@ -3,90 +3,52 @@
 Checks raise ValueError with the value, the limit and the remedy, before anything is launched: what
 a kernel does with a wrong size is to read memory that is not its own.
 
-Configurations are rows of `CONFIGS`, by kernel, architecture and size: explicit, the same in every
-run, and without the measuring at run time of @autotune.
+Configurations are rows of configs.toml, by kernel, class and size: explicit, the same in every run,
+and without the measuring at run time of @autotune. `python -m kernels.bench --tune` writes them.
 """
 
-from collections.abc import Mapping
+import tomllib
+from functools import cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-ANY = 1 << 62  # no size is larger
+Config = dict[str, int]
+CONFIGS_FILE = Path(__file__).with_name("configs.toml")
 # What the kernels take at most; above it "auto" is eager.
 MAX_HEAD_WIDTH, MAX_NORM_WIDTH, MAX_RANK = 256, 16384, 128
 
-# (kernel, architecture) -> rows of (largest size, arguments); the first row that is large enough
-# serves. "any" stands for the architectures without rows of their own. The size is the one that
-# decides how much a program holds; each kernel's launcher says which that is. Chosen on an H200,
-# from short lists at some of the sizes of kernels/RECORDS.md; the other rows are guesses.
-CONFIGS: dict[tuple[str, str], tuple[tuple[int, Mapping[str, int]], ...]] = {
-    # by C: a program holds some 4096 values, and a whole row however long it is
-    ("norm_fwd", "any"): (
-        (128, {"BLOCK_N": 16, "num_warps": 4}),
-        (512, {"BLOCK_N": 8, "num_warps": 4}),
-        (1024, {"BLOCK_N": 4, "num_warps": 4}),
-        (2048, {"BLOCK_N": 2, "num_warps": 4}),
-        (4096, {"BLOCK_N": 2, "num_warps": 16}),
-        (8192, {"BLOCK_N": 1, "num_warps": 8}),
-        (MAX_NORM_WIDTH, {"BLOCK_N": 1, "num_warps": 16}),
-    ),
-    ("norm_bwd", "any"): (
-        (128, {"BLOCK_N": 32, "PER_SM": 2, "num_warps": 8}),
-        (512, {"BLOCK_N": 8, "PER_SM": 2, "num_warps": 8}),
-        (1024, {"BLOCK_N": 4, "PER_SM": 2, "num_warps": 8}),
-        (2048, {"BLOCK_N": 2, "PER_SM": 2, "num_warps": 8}),
-        (4096, {"BLOCK_N": 1, "PER_SM": 2, "num_warps": 8}),
-        (8192, {"BLOCK_N": 1, "PER_SM": 1, "num_warps": 16}),
-        (MAX_NORM_WIDTH, {"BLOCK_N": 1, "PER_SM": 1, "num_warps": 16}),
-    ),
-    # by E: both halves of BLOCK_R heads, some 4096 values together
-    ("rope", "any"): (
-        (16, {"BLOCK_R": 128, "num_warps": 4}),
-        (32, {"BLOCK_R": 64, "num_warps": 4}),
-        (64, {"BLOCK_R": 64, "num_warps": 4}),
-        (256, {"BLOCK_R": 8, "num_warps": 4}),
-    ),
-    ("glu_fwd", "any"): ((ANY, {"BLOCK": 1024, "num_warps": 4}),),
-    ("glu_bwd", "any"): ((ANY, {"BLOCK": 1024, "num_warps": 4}),),
-    # by V: LANES threads' worth of 16 bytes at a time
-    ("softmax_loss", "any"): (
-        (4096, {"LANES": 128, "num_warps": 4}),
-        (ANY, {"LANES": 2048, "num_warps": 32}),
-    ),
-    # by R
-    ("lora_shrink", "any"): (
-        (32, {"BLOCK_N": 32, "BLOCK_C": 128, "num_warps": 4, "num_stages": 4}),
-        (64, {"BLOCK_N": 64, "BLOCK_C": 64, "num_warps": 4, "num_stages": 3}),
-        (128, {"BLOCK_N": 32, "BLOCK_C": 64, "num_warps": 4, "num_stages": 3}),
-    ),
-    ("lora_dh_db", "any"): (
-        (16, {"BLOCK_N": 64, "BLOCK_O": 128, "PER_SM": 2, "num_warps": 4, "num_stages": 3}),
-        (32, {"BLOCK_N": 32, "BLOCK_O": 256, "PER_SM": 1, "num_warps": 8, "num_stages": 3}),
-    ),
-    ("lora_drop_bwd", "any"): (
-        (32, {"BLOCK_N": 32, "BLOCK_C": 128, "PER_SM": 2, "num_warps": 8, "num_stages": 2}),
-        (128, {"BLOCK_N": 32, "BLOCK_C": 128, "PER_SM": 2, "num_warps": 8, "num_stages": 2}),
-    ),
-    ("nf4_quantise", "any"): ((ANY, {"BLOCK_Q": 32, "num_warps": 4}),),
-    ("nf4_dequantise", "any"): ((ANY, {"BLOCK_Q": 64, "num_warps": 4}),),
-}
+
+@cache
+def configs() -> dict[tuple[str, str], dict[float, Config]]:
+    """The rows of configs.toml: (kernel, class) -> largest size -> arguments, smallest first."""
+    tables = tomllib.loads(CONFIGS_FILE.read_text(encoding="utf-8"))
+    return {
+        (kernel, kind): {float(size): row for size, row in rows.items()}
+        for kernel, kinds in tables.items()
+        for kind, rows in kinds.items()
+    }
 
 
-def config_of(kernel: str, size: int, device: torch.device) -> Mapping[str, int]:
+def config_of(kernel: str, size: int, device: torch.device, *, shape: str = "") -> Config:
     """Block sizes, warps and stages of a kernel.
 
-    size      what the kernel's rows of `CONFIGS` go by
+    size      what the kernel's rows go by
+    shape     kind of shape, for a kernel that tells such apart
     raises    ValueError: larger than all rows
     """
-    rows = CONFIGS.get((kernel, _arch(device))) or CONFIGS[kernel, "any"]
-    for limit, arguments in rows:
+    kind = arch_of(device)
+    kinds = (f"{kind}_{shape}", f"any_{shape}", kind, "any")
+    rows = next(rows for key in kinds if (rows := configs().get((kernel, key))))
+    for limit, arguments in rows.items():
         if size <= limit:
             return arguments
-    raise ValueError(f"{kernel}: size {size}, at most {rows[-1][0]}; pass impl='eager'")
+    raise ValueError(f"{kernel}: size {size}, at most {limit:.0f}; pass impl='eager'")
 
 
-def _arch(device: torch.device) -> str:
+def arch_of(device: torch.device) -> str:
+    """Architecture of a GPU, "sm_90" say."""
     if device.type != "cuda":
         return "interpreter"
     major, minor = torch.cuda.get_device_capability(device)

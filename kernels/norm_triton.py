@@ -9,7 +9,7 @@ backward    reads dy and x (and the sum's gradient), writes dx: 3 (or 4) N C val
             the same sum in every run. They are left out where the weights are frozen.
 dtypes      fp32 inside; y, the sum and dx are rounded once to the compute dtype; mean and 1 / std
             are kept in fp32 for the backward pass
-sizes       C up to the last row of CONFIGS
+sizes       C up to the last row of configs.toml
 """
 
 import torch

@@ -1,11 +1,12 @@
 """Compiles the kernels for GPUs that are not here, and prints what became of each as a JSON line.
 
-    python -m tests.kernels.compile_only 80 90 120
+    python -m tests.kernels.compile_only 80 90 120 [--store]
 
 The launchers run as they are, at shapes of real models on tensors without memory; what they would
 launch is compiled instead. Not within a test: the interpreter and the compiler exclude each other.
 """
 
+import csv
 import json
 import re
 import subprocess
@@ -13,15 +14,19 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kernels import (
+    attention_triton,
     cross_entropy_triton,
     launch,
     lora_triton,
@@ -30,20 +35,59 @@ from kernels import (
     rope_triton,
     swiglu_triton,
 )
+from kernels.docs import Docs
 from kernels.nf4 import NF4
 
-MODULES = (cross_entropy_triton, lora_triton, nf4_triton, norm_triton, rope_triton, swiglu_triton)
+MODULES = (
+    attention_triton,
+    cross_entropy_triton,
+    lora_triton,
+    nf4_triton,
+    norm_triton,
+    rope_triton,
+    swiglu_triton,
+)
 TYPES = {
-    torch.bfloat16: "*bf16",
-    torch.float32: "*fp32",
-    torch.int64: "*i64",
-    torch.uint8: "*u8",
+    torch.bfloat16: "bf16",
+    torch.float32: "fp32",
+    torch.int64: "i64",
+    torch.int32: "i32",
+    torch.uint8: "u8",
 }
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+# (H, G, D), settings, dtype, architectures
+ATTENTION = [
+    ((8, 8, 64), {}, torch.bfloat16, (90,)),
+    ((8, 2, 128), {}, torch.bfloat16, (80, 86, 90, 100, 120)),
+    ((8, 2, 128), {"window": 1024, "softcap": 50.0}, torch.bfloat16, (90,)),
+    ((8, 2, 256), {}, torch.bfloat16, (90,)),
+    ((8, 2, 64), {}, torch.float32, (80,)),
+]
 
 
 def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def attention_cases(arch: int) -> Iterator[tuple[str, Callable[[], object]]]:
+    """Name and launches of each, over two documents."""
+    for lengths in ([5000, 3192], [300, 212]):
+        docs = Docs.from_lengths(lengths)
+        N = docs.num_tokens
+        for (H, G, D), rule, dtype, archs in ATTENTION:
+            is_short = N < 1000
+            if arch not in archs or is_short and (rule or (D, arch) != (128, 90)):
+                continue
+            words = [f"{H}:{G} {D}", *rule, "fp32" * (dtype == torch.float32), "short" * is_short]
+            name = " ".join(filter(None, words))
+            q, k, v = (empty(N, h, D, dtype=dtype) for h in (H, G, G))
+            lse, stats = (empty(H, N, *more, dtype=torch.float32) for more in ((), (2,)))
+            window, softcap = rule.get("window"), rule.get("softcap")
+            settings = attention_triton._Rule(True, D**-0.5, window, softcap)
+            run = partial(attention_triton._launch, docs=docs, rule=settings)
+            yield name, partial(run, "fwd", [q, k, v, q, lse])
+            yield name, partial(run, "dq", [q, k, v, q, q, lse, stats, q], scale=D**-0.5)
+            yield name, partial(run, "dkv", [q, k, v, q, stats, k, v], scale=D**-0.5)
 
 
 def cases() -> Iterator[tuple[str, Callable[[], object]]]:
@@ -90,37 +134,43 @@ class Compiled:
 
     def __init__(self, kernel: Any) -> None:
         self.kernel, self.arch, self.case = kernel, 0, ""
+        self.lines: list[dict[str, Any]] = []
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
         return self.compile
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        names = self.kernel.arg_names
         options = {k: kwargs.pop(k) for k in ("num_warps", "num_stages") if k in kwargs}
-        values = dict(zip(names, args, strict=False)) | kwargs
+        values = dict(zip(self.kernel.arg_names, args, strict=False)) | kwargs
         signature, constants, attrs = {}, {}, {}
-        for place, name in enumerate(names):
-            value = values[name]
+        for place, param in enumerate(self.kernel.params):
+            value = values[param.name]
+            is_special = not param.do_not_specialize
             if isinstance(value, torch.Tensor):
-                signature[name] = TYPES[value.dtype]
-            elif isinstance(value, float):
-                signature[name] = "fp32"
-            elif isinstance(value, int) and name not in kwargs and value != 1:
-                signature[name] = "i32"
+                signature[param.name] = f"*{TYPES[value.dtype]}"
+            elif isinstance(value, TensorDescriptor):
+                signature[param.name] = f"tensordesc<{TYPES[value.base.dtype]}{value.block_shape}>"
+            elif param.is_constexpr or value is None or is_special and value == 1:
+                signature[param.name], constants[param.name] = "constexpr", value
             else:
-                signature[name], constants[name] = "constexpr", value
-            if isinstance(value, torch.Tensor) or signature[name] == "i32" and value % 16 == 0:
+                signature[param.name] = "fp32" if isinstance(value, float) else "i32"
+            is_even = signature[param.name] == "i32" and value % 16 == 0
+            if isinstance(value, torch.Tensor) or is_special and is_even:
                 attrs[(place,)] = [["tt.divisibility", 16]]
         source = ASTSource(self.kernel, signature, constants, attrs)
         target = GPUTarget("cuda", self.arch, 32)
         self.report(triton.compile(source, target=target, options=options))
 
     def report(self, found: Any) -> None:
-        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-            file.write(found.asm["cubin"])
-            file.flush()
-            command = [CUOBJDUMP, "-res-usage", file.name]
-            usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        with tempfile.TemporaryDirectory() as folder:
+            cubin, ptx = Path(folder, "x.cubin"), Path(folder, "x.ptx")
+            cubin.write_bytes(found.asm["cubin"])
+            ptx.write_text(found.asm["ptx"])
+            usage = said([CUOBJDUMP, "-res-usage", cubin])
+            wgmma = "wgmma.mma_async" in found.asm["ptx"]
+            # ptxas says so only in its messages, which triton drops
+            command = [get_ptxas(90).path, "-v", "-arch=sm_90a", ptx, "-o", Path(folder, "y")]
+            messages = said(command) if wgmma else ""
         ptx = found.asm["ptx"]
         line = {
             "kernel": self.kernel.__name__,
@@ -132,23 +182,56 @@ class Compiled:
             # loads into registers, or into shared memory ahead of their use
             "wide_loads": len(re.findall(r"ld\.global[.\w:]*\.v4\.b32|cp\.async.*0x10", ptx)),
             "wide_stores": len(re.findall(r"st\.global[.\w:]*\.v4\.b32", ptx)),
+            "wgmma": wgmma,
+            "mma": "mma.sync" in ptx,
+            "serialised": "wgmma.mma_async instructions are serialized" in messages,
         }
+        self.lines.append(line)
         print(json.dumps(line), flush=True)
 
 
+def said(command: list[Any]) -> str:
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    return run.stdout + run.stderr
+
+
 def main() -> None:
-    """Every case for every architecture among the arguments."""
-    stand_ins = []
+    """Every case for every architecture among the arguments; `--store` keeps the registers."""
+    archs = [int(word) for word in sys.argv[1:] if word != "--store"]
+    stand_ins: dict[Any, Compiled] = {}
     for module in MODULES:
         for name in [name for name in vars(module) if name.endswith("_kernel")]:
-            stand_ins.append(Compiled(getattr(module, name)))
-            setattr(module, name, stand_ins[-1])
-    for arch in map(int, sys.argv[1:]):
-        launch._arch = lambda device, arch=arch: f"sm_{arch}"
-        for case, run in cases():
-            for stand_in in stand_ins:
+            kernel = getattr(module, name)
+            stand_ins[kernel] = Compiled(kernel)
+            setattr(module, name, stand_ins[kernel])
+    kernels = attention_triton.KERNELS
+    attention_triton.KERNELS = {name: stand_ins[kernel] for name, kernel in kernels.items()}
+    for arch in archs:
+        for module in (launch, attention_triton):
+            module.arch_of = lambda device, arch=arch: f"sm_{arch}"
+        for case, run in chain(attention_cases(arch), cases()):
+            for stand_in in stand_ins.values():
                 stand_in.case, stand_in.arch = case, arch
             run()
+    if "--store" in sys.argv:
+        store([line for stand_in in stand_ins.values() for line in stand_in.lines])
+
+
+def store(lines: list[dict[str, Any]]) -> None:
+    """The column of this Triton in registers.csv."""
+    path = Path(__file__).with_name("registers.csv")
+    version = ".".join(triton.__version__.split(".")[:2])
+    rows: dict[str, dict[str, Any]] = {}
+    if path.exists():
+        with path.open(encoding="utf-8") as file:
+            rows = {row["kernel"]: row for row in csv.DictReader(file)}
+    found = {f"{x['kernel']} {x['case']} sm_{x['arch']}": x["registers"] for x in lines}
+    kept = {name: rows.get(name, {"kernel": name}) | {version: found[name]} for name in found}
+    columns = sorted({column for row in kept.values() for column in row} - {"kernel"})
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, ["kernel", *columns], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(kept[name] for name in sorted(kept))
 
 
 if __name__ == "__main__":

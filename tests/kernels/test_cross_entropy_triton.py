@@ -39,8 +39,8 @@ def ops(M: int, V: int, cap: float | None = None):
 @pytest.mark.parametrize("sizes", SIZES)
 def test_error_budget(sizes, dtype, cap, draw, within_budget, poisoned, monkeypatch) -> None:
     monkeypatch.setattr(cross_entropy, "TRITON_CHUNK_ROWS", 5)
-    rows = ((64, {"LANES": 4}), (431, {"LANES": 8}), (launch.ANY, {"LANES": 128}))
-    monkeypatch.setitem(launch.CONFIGS, ("softmax_loss", "any"), rows)
+    rows = {64: {"LANES": 4}, 431: {"LANES": 8}, 10**6: {"LANES": 128}}
+    monkeypatch.setitem(launch.configs(), ("softmax_loss", "any"), rows)
     pair = ops(sizes[0], sizes[2], cap)
     assert within_budget(*pair, make(*sizes, draw), dtype)
 
@@ -57,7 +57,7 @@ def test_error_budget(sizes, dtype, cap, draw, within_budget, poisoned, monkeypa
 )
 def test_error_budget_sees_a_mutant(old, new, draw, within_budget, monkeypatch, tmp_path) -> None:
     interpreter.mutate(monkeypatch, tmp_path, "kernels.cross_entropy_triton", old, new)
-    monkeypatch.setitem(launch.CONFIGS, ("softmax_loss", "any"), ((launch.ANY, {"LANES": 8}),))
+    monkeypatch.setitem(launch.configs(), ("softmax_loss", "any"), {10**6: {"LANES": 8}})
     assert not within_budget(*ops(7, 123, 1.5), make(7, 6, 123, draw), torch.float32)
 
 

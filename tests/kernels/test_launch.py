@@ -46,14 +46,18 @@ def test_a_missing_triton_is_told_once(monkeypatch, caplog) -> None:
 
 
 def test_the_smallest_row_that_is_large_enough_serves(monkeypatch) -> None:
-    rows = {("op", "any"): ((8, {"BLOCK": 1}), (64, {"BLOCK": 2})), ("op", "sm_90"): ((9, {}),)}
-    monkeypatch.setattr(launch, "CONFIGS", rows)
-    assert launch.config_of("op", 8, CPU) == {"BLOCK": 1}
-    assert launch.config_of("op", 9, CPU) == {"BLOCK": 2}
+    one, two, three = ({"BLOCK": value} for value in (1, 2, 3))
+    rows = {("op", "any"): {8: one, 64: two}, ("op", "sm_90"): {9: three}}
+    rows |= {("op", "any_fp32"): {64: one}, ("op", "sm_90_short"): {64: two}}
+    monkeypatch.setattr(launch, "configs", lambda: rows)
+    assert launch.config_of("op", 8, CPU) is one and launch.config_of("op", 9, CPU) is two
+    assert launch.config_of("op", 9, CPU, shape="fp32") is one
     with pytest.raises(ValueError, match="op: size 65, at most 64; pass impl='eager'"):
         launch.config_of("op", 65, CPU)
-    monkeypatch.setattr(launch, "_arch", lambda device: "sm_90")
-    assert launch.config_of("op", 9, CPU) == {}
+    monkeypatch.setattr(launch, "arch_of", lambda device: "sm_90")
+    assert launch.config_of("op", 9, CPU) is three
+    assert launch.config_of("op", 9, CPU, shape="short") is two
+    assert launch.config_of("op", 9, CPU, shape="fp32") is one
 
 
 def test_checks_name_value_limit_and_remedy() -> None:

@@ -27,7 +27,7 @@ def small_blocks(monkeypatch) -> None:
         "lora_dh_db": {"BLOCK_N": 16, "BLOCK_O": 16, "PER_SM": 8},
         "lora_drop_bwd": {"BLOCK_N": 16, "BLOCK_C": 16, "PER_SM": 8},
     }.items():
-        monkeypatch.setitem(launch.CONFIGS, (kernel, "any"), ((128, blocks),))
+        monkeypatch.setitem(launch.configs(), (kernel, "any"), {128: blocks})
 
 
 def make(n: int, c: int, o: int, r: int, draw) -> dict[str, torch.Tensor]:
