@@ -257,7 +257,7 @@ def attention(
     raises          ValueError: N is not the plan's, or H is not a multiple of G; on a GPU also what
                     kernels/attention_triton.py does not take
     """
-    if uses_triton(impl, q_NHD, fits=q_NHD.shape[2] <= MAX_HEAD_WIDTH):
+    if uses_triton("attention", impl, q_NHD, fits=q_NHD.shape[2] <= MAX_HEAD_WIDTH):
         from kernels.attention_triton import attention_triton
 
         rule = {"is_causal": is_causal, "scale": scale, "window": window, "softcap": softcap}

@@ -18,12 +18,19 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 def uses_triton(
-    impl: Impl, x: Tensor, *, fits: bool = True, auto_dtypes: tuple[torch.dtype, ...] = DTYPES
+    op: str,
+    impl: Impl,
+    x: Tensor,
+    *,
+    fits: bool = True,
+    auto_dtypes: tuple[torch.dtype, ...] = DTYPES,
 ) -> bool:
     """Whether an op on `x` runs its Triton kernels.
 
-    impl           "auto": Triton on a GPU for some dtypes, and eager for everything else;
-                   "eager" and "triton": as they say
+    op             its name in kernels/cases.py
+    impl           "auto": Triton on a GPU for some dtypes, where its kernels have passed their test
+                   of kernels/check.py, and eager for everything else; "eager" and "triton": as
+                   they say
     x              the first tensor of the op
     fits           its sizes are those that the kernels take; unread but by "auto"
     auto_dtypes    those of "auto"
@@ -31,7 +38,9 @@ def uses_triton(
     """
     if impl == "auto":
         suits = x.is_cuda and x.dtype in auto_dtypes and fits
-        return suits and _is_installed() and _is_supported(x.device)
+        if not (suits and _is_installed() and _is_supported(x.device)):
+            return False
+        return _passes(op, x.device, x.dtype)
     if impl == "eager":
         return False
     if impl != "triton":
@@ -50,6 +59,24 @@ def _is_supported(device: torch.device) -> bool:
     if torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0):
         return True
     logging.getLogger(__name__).warning("%s: older than sm_80, so ops run eagerly", device)
+    return False
+
+
+@cache
+def _passes(op: str, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the kernels of an op are right on this device; tried once, and told where not."""
+    from kernels.check import passes
+
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            if passes(op, device, dtype):
+                return True
+        reason = "their errors are larger than eager's"
+    except Exception as error:  # compiler and driver have many
+        reason = f"{type(error).__name__}: {error}"
+    logging.getLogger(__name__).warning(
+        "%s in %s runs eagerly on %s, its kernels failed their test: %s", op, dtype, device, reason
+    )
     return False
 
 

@@ -178,6 +178,6 @@ def linear_cross_entropy(
     if h_MC.device.type == "cpu" and (filling := rounded(M) - M):  # see kernels/docs.py
         h_MC = F.pad(h_MC, (0, 0, 0, filling))
         labels_M, weights_M = (F.pad(x_M, (0, filling)) for x_M in (labels_M, weights_M))
-    rule = softcap, uses_triton(impl, h_MC)
+    rule = softcap, uses_triton("cross_entropy", impl, h_MC)
     loss = _LinearCrossEntropy.apply(h_MC, weight_VC, bias_V, labels_M, weights_M, rule)
     return loss, weights_M.sum()

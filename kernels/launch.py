@@ -38,13 +38,17 @@ def config_of(kernel: str, size: int, device: torch.device, *, shape: str = "") 
     shape     kind of shape, for a kernel that tells such apart
     raises    ValueError: larger than all rows
     """
-    kind = arch_of(device)
-    kinds = (f"{kind}_{shape}", f"any_{shape}", kind, "any")
-    rows = next(rows for key in kinds if (rows := configs().get((kernel, key))))
-    for limit, arguments in rows.items():
+    for limit, arguments in rows_of(kernel, device, shape).items():
         if size <= limit:
             return arguments
     raise ValueError(f"{kernel}: size {size}, at most {limit:.0f}; pass impl='eager'")
+
+
+def rows_of(kernel: str, device: torch.device, shape: str) -> dict[float, Config]:
+    """The rows of the first class that there is, from the narrowest on."""
+    kind = arch_of(device)
+    kinds = (f"{kind}_{shape}", f"any_{shape}", kind, "any")
+    return next(rows for key in kinds if (rows := configs().get((kernel, key))))
 
 
 def arch_of(device: torch.device) -> str:

@@ -118,7 +118,7 @@ def lora_linear(
     """
     # cost: without TF32, products in fp32 are the library's strength
     halves = torch.bfloat16, torch.float16
-    if uses_triton(impl, x_NC, fits=len(a_RC) <= MAX_RANK, auto_dtypes=halves):
+    if uses_triton("lora", impl, x_NC, fits=len(a_RC) <= MAX_RANK, auto_dtypes=halves):
         from kernels.lora_triton import lora_linear_triton
 
         return lora_linear_triton(

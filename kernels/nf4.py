@@ -109,7 +109,7 @@ def quantise(weight_OC: Tensor, *, impl: Impl = "auto") -> NF4:
             f"a weight of shape {tuple(weight_OC.shape)} is not made of blocks of {BLOCK}:"
             " leave it unquantised"
         )
-    if uses_triton(impl, weight_OC):
+    if uses_triton("nf4", impl, weight_OC):
         from kernels.nf4_triton import quantise_blocks_triton
 
         codes_P, scale_Q = quantise_blocks_triton(weight_OC)
@@ -127,7 +127,7 @@ def quantise(weight_OC: Tensor, *, impl: Impl = "auto") -> NF4:
 
 def dequantise(weight: NF4, *, impl: Impl = "auto") -> Tensor:
     """The weight again, in its own dtype, as near as four bits come."""
-    if uses_triton(impl, weight.maxima_S):
+    if uses_triton("nf4", impl, weight.maxima_S):
         from kernels.nf4_triton import dequantise_triton
 
         return dequantise_triton(weight)

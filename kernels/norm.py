@@ -94,7 +94,7 @@ def rms_norm(
     raises      ValueError: the kernels are given other sizes or devices; with "triton", C above
                 16384
     """
-    if uses_triton(impl, x_NC, fits=x_NC.shape[-1] <= MAX_NORM_WIDTH):
+    if uses_triton("rms_norm", impl, x_NC, fits=x_NC.shape[-1] <= MAX_NORM_WIDTH):
         from kernels.norm_triton import rms_norm_triton
 
         return rms_norm_triton(x_NC, None, weight_C, eps=eps, offset=offset)
@@ -111,7 +111,7 @@ def add_rms_norm(
     impl: Impl = "auto",
 ) -> tuple[Tensor, Tensor]:
     """`rms_norm` of x + residual, and that sum, both in the compute dtype."""
-    if uses_triton(impl, x_NC, fits=x_NC.shape[-1] <= MAX_NORM_WIDTH):
+    if uses_triton("rms_norm", impl, x_NC, fits=x_NC.shape[-1] <= MAX_NORM_WIDTH):
         from kernels.norm_triton import rms_norm_triton
 
         return rms_norm_triton(x_NC, residual_NC, weight_C, eps=eps, offset=offset)
@@ -174,7 +174,7 @@ def layer_norm(
     raises              ValueError: the kernels are given other sizes or devices; with "triton", C
                         above 16384
     """
-    if uses_triton(impl, x_NC, fits=x_NC.shape[-1] <= MAX_NORM_WIDTH):
+    if uses_triton("layer_norm", impl, x_NC, fits=x_NC.shape[-1] <= MAX_NORM_WIDTH):
         from kernels.norm_triton import layer_norm_triton
 
         return layer_norm_triton(x_NC, None, weight_C, bias_C, eps=eps)
@@ -191,7 +191,7 @@ def add_layer_norm(
     impl: Impl = "auto",
 ) -> tuple[Tensor, Tensor]:
     """`layer_norm` of x + residual, and that sum, both in the compute dtype."""
-    if uses_triton(impl, x_NC, fits=x_NC.shape[-1] <= MAX_NORM_WIDTH):
+    if uses_triton("layer_norm", impl, x_NC, fits=x_NC.shape[-1] <= MAX_NORM_WIDTH):
         from kernels.norm_triton import layer_norm_triton
 
         return layer_norm_triton(x_NC, residual_NC, weight_C, bias_C, eps=eps)

@@ -100,7 +100,7 @@ def rope(x_NHD: Tensor, cos_sin_2NE: Tensor, *, impl: Impl = "auto") -> Tensor:
     returns         y_NHD, compute dtype
     source          Su et al. 2021, arXiv:2104.09864
     """
-    if uses_triton(impl, x_NHD):
+    if uses_triton("rope", impl, x_NHD):
         from kernels.rope_triton import rope_triton
 
         return rope_triton(x_NHD, cos_sin_2NE)

@@ -41,7 +41,7 @@ def swiglu(gate_NF: Tensor, up_NF: Tensor, *, impl: Impl = "auto") -> Tensor:
     returns           y_NF, compute dtype
     source            Shazeer 2020, arXiv:2002.05202
     """
-    if uses_triton(impl, gate_NF):
+    if uses_triton("swiglu", impl, gate_NF):
         from kernels.swiglu_triton import glu_triton
 
         return glu_triton(gate_NF, up_NF, "silu")
@@ -57,7 +57,7 @@ def geglu(gate_NF: Tensor, up_NF: Tensor, *, uses_tanh: bool, impl: Impl = "auto
     returns           y_NF, compute dtype
     source            Shazeer 2020, arXiv:2002.05202
     """
-    if uses_triton(impl, gate_NF):
+    if uses_triton("geglu", impl, gate_NF):
         from kernels.swiglu_triton import glu_triton
 
         return glu_triton(gate_NF, up_NF, "gelu_tanh" if uses_tanh else "gelu")

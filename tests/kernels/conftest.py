@@ -6,32 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from kernels.check import errors
+
 Op = Callable[..., Tensor]
 
 
-def _run(op: Op, inputs: Mapping[str, Tensor]) -> list[Tensor]:
-    """Output and the gradient of each input, in float64."""
-    leaves = {name: tensor.clone().requires_grad_() for name, tensor in inputs.items()}
-    y = op(**leaves)
-    generator = torch.Generator().manual_seed(y.numel())
-    cotangent = torch.randn(y.shape, generator=generator, dtype=torch.float64)
-    y.backward(cotangent.to(y.dtype))
-    return [y.detach().double(), *(leaf.grad.double() for leaf in leaves.values())]
-
-
 def _within_budget(op: Op, reference: Op, inputs: Mapping[str, Tensor], dtype: torch.dtype) -> bool:
-    """At most 2x (value) and 3x (gradients) the definition's error, plus eps times the RMS."""
-    exact = _run(reference, {name: tensor.double() for name, tensor in inputs.items()})
-    cast = {name: tensor.to(dtype) for name, tensor in inputs.items()}
-    factors = [2] + [3] * len(inputs)
-    return all(
-        (mine - true).abs().max()
-        <= factor * (plain - true).abs().max()
-        + torch.finfo(dtype).eps * true.square().mean().sqrt()
-        for true, plain, mine, factor in zip(
-            exact, _run(reference, cast), _run(op, cast), factors, strict=True
-        )
-    )
+    return all(error.mine <= error.allowed for error in errors(op, reference, inputs, dtype))
 
 
 @pytest.fixture

@@ -16,21 +16,21 @@ CPU = torch.device("cpu")
 
 def test_auto_is_eager_on_a_cpu() -> None:
     x = torch.ones(1)
-    assert not backend.uses_triton("auto", x) and not backend.uses_triton("eager", x)
+    assert not backend.uses_triton("op", "auto", x) and not backend.uses_triton("op", "eager", x)
 
 
 def test_refuses_what_cannot_run(monkeypatch) -> None:
     with pytest.raises(ValueError, match="impl = 'cuda': must be 'auto', 'eager' or 'triton'"):
-        backend.uses_triton("cuda", torch.ones(1))
+        backend.uses_triton("op", "cuda", torch.ones(1))
     with pytest.raises(ValueError, match="impl = 'triton' on torch.float64: kernels take"):
-        backend.uses_triton("triton", torch.ones(1, dtype=torch.float64))
+        backend.uses_triton("op", "triton", torch.ones(1, dtype=torch.float64))
     monkeypatch.setattr(backend, "_is_interpreted", lambda: False)
     monkeypatch.setattr(backend, "_is_installed", lambda: True)
     with pytest.raises(ValueError, match="impl = 'triton' on cpu: kernels need a GPU"):
-        backend.uses_triton("triton", torch.ones(1))
+        backend.uses_triton("op", "triton", torch.ones(1))
     monkeypatch.setattr(backend, "_is_installed", lambda: False)
     with pytest.raises(ValueError, match="triton is not installed; install it or pass 'eager'"):
-        backend.uses_triton("triton", torch.ones(1))
+        backend.uses_triton("op", "triton", torch.ones(1))
 
 
 def test_a_missing_triton_is_told_once(monkeypatch, caplog) -> None:
@@ -94,11 +94,11 @@ def test_auto_on_a_gpu_goes_by_dtype_size_and_age(monkeypatch, caplog) -> None:
         SimpleNamespace(is_cuda=True, dtype=dtype, device="new")
         for dtype in (torch.bfloat16, torch.float32, torch.float64)
     )
-    assert backend.uses_triton("auto", narrow) and backend.uses_triton("auto", wide)
-    assert not backend.uses_triton("auto", widest)
-    assert not backend.uses_triton("auto", wide, auto_dtypes=(torch.bfloat16,))
-    assert not backend.uses_triton("auto", wide, fits=False)
+    assert backend.uses_triton("op", "auto", narrow) and backend.uses_triton("op", "auto", wide)
+    assert not backend.uses_triton("op", "auto", widest)
+    assert not backend.uses_triton("op", "auto", wide, auto_dtypes=(torch.bfloat16,))
+    assert not backend.uses_triton("op", "auto", wide, fits=False)
     for _ in range(2):
         wide.device = "old"
-        assert not backend.uses_triton("auto", wide)
+        assert not backend.uses_triton("op", "auto", wide)
     assert caplog.messages == ["old: older than sm_80, so ops run eagerly"]
