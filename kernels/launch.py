@@ -47,6 +47,11 @@ CONFIGS: dict[tuple[str, str], tuple[tuple[int, Mapping[str, int]], ...]] = {
         (64, {"BLOCK_R": 64, "num_warps": 4}),
         (256, {"BLOCK_R": 8, "num_warps": 4}),
     ),
+    ("norm_rope_bwd", "any"): (
+        (32, {"BLOCK_R": 64, "PER_SM": 2, "num_warps": 8}),
+        (64, {"BLOCK_R": 32, "PER_SM": 2, "num_warps": 8}),
+        (256, {"BLOCK_R": 16, "PER_SM": 2, "num_warps": 8}),
+    ),
     ("glu_fwd", "any"): ((ANY, {"BLOCK": 1024, "num_warps": 4}),),
     ("glu_bwd", "any"): ((ANY, {"BLOCK": 1024, "num_warps": 4}),),
     # by V: LANES threads' worth of 16 bytes at a time
