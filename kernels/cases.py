@@ -17,7 +17,7 @@ from kernels.docs import Docs
 from kernels.lora import lora_linear, lora_linear_reference
 from kernels.nf4 import dequantise, quantise
 from kernels.norm import layer_norm, layer_norm_reference, rms_norm, rms_norm_reference
-from kernels.rope import rope, rope_angles, rope_reference
+from kernels.rope import norm_rope, rope, rope_angles, rope_reference
 from kernels.swiglu import geglu, geglu_reference, swiglu, swiglu_reference
 
 Sizes = dict[str, Any]
@@ -124,6 +124,12 @@ def _angles(draw: Draw, sizes: Sizes) -> dict[str, Tensor]:
     return {"cos_sin_2NE": rope_angles(positions_N, **turn)}
 
 
+def _norm_rope_reference(
+    x_NHD: Tensor, weight_D: Tensor, cos_sin_2NE: Tensor, *, eps: float
+) -> Tensor:
+    return rope_reference(rms_norm_reference(x_NHD, weight_D, eps=eps), cos_sin_2NE)
+
+
 @torch.no_grad()
 def _there_and_back(weight_OC: Tensor, impl: str = "eager") -> Tensor:
     return dequantise(quantise(weight_OC, impl=impl), impl=impl)
@@ -151,6 +157,13 @@ OPS = {
         lambda s: (2 * s["N"] * s["H"] * s["D"],) * 2,
         [{"N": 77, "H": 3, "D": 24, "E": 12}, {"N": 333, "H": 5, "D": 64, "E": 16}],
         [{"N": 8192, "H": 40, "D": 128, "E": 64}], _angles,
+    ),
+    "norm_rope": Op(
+        norm_rope, _norm_rope_reference, "x_NHD weight_D", {"rope": "E", "norm_rope_bwd": "E"},
+        lambda s: (2 * s["N"] * s["H"] * s["D"], 3 * s["N"] * s["H"] * s["D"]),
+        [{"N": 77, "H": 3, "D": 24, "E": 12}, {"N": 333, "H": 5, "D": 128, "E": 64}],
+        [{"N": 8192, "H": 40, "D": 128, "E": 64}],
+        lambda draw, sizes: {"eps": 1e-6, **_angles(draw, sizes)},
     ),
     "swiglu": Op(swiglu, swiglu_reference, **GLU),
     "geglu": Op(

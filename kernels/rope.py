@@ -6,6 +6,7 @@ angles      angle_ne = position_n theta^(-2 e / D)
 forward     (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin), x1 and x2 the two halves of D
 partial     E < D / 2: only the first 2 E channels turn, the others pass
 backward    the same rotation by the opposite angle
+norm_rope   x is RMSNorm (kernels/norm.py) of each head, in the same pass over the values
 dtypes      angles in fp32, cos and sin rounded to the compute dtype as HF does
 GPU         kernels/rope_triton.py, which reads and writes every value once
 
@@ -19,6 +20,8 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from kernels.backend import Impl, uses_triton
+from kernels.launch import MAX_HEAD_WIDTH
+from kernels.norm import rms_norm
 
 
 def rope_angles(
@@ -103,5 +106,26 @@ def rope(x_NHD: Tensor, cos_sin_2NE: Tensor, *, impl: Impl = "auto") -> Tensor:
     if uses_triton("rope", impl, x_NHD):
         from kernels.rope_triton import rope_triton
 
-        return rope_triton(x_NHD, cos_sin_2NE)
+        return rope_triton(x_NHD, cos_sin_2NE, None, (0.0, 0.0))
     return _Rope.apply(x_NHD, cos_sin_2NE)
+
+
+def norm_rope(
+    x_NHD: Tensor, weight_D: Tensor, cos_sin_2NE: Tensor, *, eps: float, offset: float = 0.0,
+    impl: Impl = "auto",
+) -> Tensor:  # fmt: skip
+    """`rms_norm` of each head, then `rope`.
+
+    weight_D    of the norm, as are eps and offset; same dtype
+    impl        "auto" on a GPU: one kernel where all channels turn, at most 256; else both ops
+    returns     y_NHD, compute dtype; by the kernel rounded once
+    raises      ValueError: the kernel is given other sizes or devices
+    """
+    D = x_NHD.shape[-1]
+    fits = 2 * cos_sin_2NE.shape[-1] == D <= MAX_HEAD_WIDTH
+    if uses_triton("norm_rope", impl, x_NHD, fits=fits):
+        from kernels.rope_triton import rope_triton
+
+        return rope_triton(x_NHD, cos_sin_2NE, weight_D, (eps, offset))
+    x_NHD = rms_norm(x_NHD, weight_D, eps=eps, offset=offset, impl=impl)
+    return rope(x_NHD, cos_sin_2NE, impl=impl)

@@ -1,10 +1,15 @@
 """Rotary position embedding on a GPU; the equations are those of kernels/rope.py.
 
-Letters: N tokens, H heads, D head width, E = D / 2 frequencies or fewer.
+Letters: N tokens, H heads, D head width, E = D / 2 frequencies or fewer, P programs.
 
 A program turns a tile of (token, head) rows, both halves at once, and copies the channels that do
 not turn: it reads and writes N H D values, where eager torch reads and writes about three times as
 many. The angles come from the cache after the first head of a token. Inside fp32, rounded once.
+
+norm_rope   rows are normed before they turn: 2 N H D values, not the 4 of two kernels
+backward    dy is turned back, then the equations of kernels/norm.py: 3 N H D values, not 5, since
+            rstd comes from x, which is read anyway. P programs walk over the tiles, each with its
+            own dw in fp32, which are added at the end: the same sum in every run
 """
 
 import torch
@@ -13,75 +18,127 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from kernels.launch import check_at_most, check_device, check_shape, config_of
+from kernels.launch import check_at_most, check_device, check_shape, config_of, num_programs
 
 
 @triton.jit
 def _rope_kernel(
-    x_ptr, cos_ptr, sin_ptr, y_ptr,
-    num_rows, H, D, E,
-    stride_xn, stride_xh,
+    x_ptr, cos_ptr, sin_ptr, y_ptr, weight_ptr, saved_ptr, dweight_ptr,
+    num_rows, num_steps, H, D, E, eps, offset,
+    stride_xn, stride_xh, stride_sn, stride_sh,
     IS_BACKWARD: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    offs_r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    # backward, x and y are dy and dx, and `saved` is the x that was normed
+    pid = tl.program_id(0)
     offs_e = tl.arange(0, BLOCK_E)
-    in_r = (offs_r < num_rows)[:, None]
-    inside = in_r & (offs_e < E)
-    token = (offs_r // H).to(tl.int64)
-    x_row_ptr = x_ptr + (token * stride_xn + offs_r % H * stride_xh)[:, None]
-    y_row_ptr = y_ptr + (offs_r.to(tl.int64) * D)[:, None]
-    angle = token[:, None] * E + offs_e
-    cos = tl.load(cos_ptr + angle, mask=inside, other=0.0).to(tl.float32)  # (BLOCK_R, BLOCK_E)
-    sin = tl.load(sin_ptr + angle, mask=inside, other=0.0).to(tl.float32)
-    if IS_BACKWARD:
-        sin = -sin
-    x1 = tl.load(x_row_ptr + offs_e, mask=inside, other=0.0).to(tl.float32)
-    x2 = tl.load(x_row_ptr + E + offs_e, mask=inside, other=0.0).to(tl.float32)
-    y1, y2 = x1 * cos - x2 * sin, x2 * cos + x1 * sin
-    tl.store(y_row_ptr + offs_e, y1.to(y_ptr.dtype.element_ty), mask=inside)
-    tl.store(y_row_ptr + E + offs_e, y2.to(y_ptr.dtype.element_ty), mask=inside)
-    if BLOCK_P:
-        offs_p = 2 * E + tl.arange(0, BLOCK_P)
-        passed = in_r & (offs_p < D)
-        tl.store(y_row_ptr + offs_p, tl.load(x_row_ptr + offs_p, mask=passed), mask=passed)
+    in_e = offs_e < E
+    if weight_ptr is not None:
+        gain1 = tl.load(weight_ptr + offs_e, mask=in_e, other=0.0).to(tl.float32) + offset
+        gain2 = tl.load(weight_ptr + E + offs_e, mask=in_e, other=0.0).to(tl.float32) + offset
+    dweight1 = tl.zeros([BLOCK_R, BLOCK_E], tl.float32)
+    dweight2 = tl.zeros([BLOCK_R, BLOCK_E], tl.float32)
+    for step in range(num_steps):  # cost: Triton compiles a single step without the loop
+        offs_r = (pid + step * tl.num_programs(0)) * BLOCK_R + tl.arange(0, BLOCK_R)
+        in_r = (offs_r < num_rows)[:, None]
+        inside = in_r & in_e
+        token = (offs_r // H).to(tl.int64)
+        x_row_ptr = x_ptr + (token * stride_xn + offs_r % H * stride_xh)[:, None]
+        y_row_ptr = y_ptr + (offs_r.to(tl.int64) * D)[:, None]
+        angle = token[:, None] * E + offs_e
+        cos = tl.load(cos_ptr + angle, mask=inside, other=0.0).to(tl.float32)  # (BLOCK_R, BLOCK_E)
+        sin = tl.load(sin_ptr + angle, mask=inside, other=0.0).to(tl.float32)
+        if IS_BACKWARD:
+            sin = -sin
+        x1 = tl.load(x_row_ptr + offs_e, mask=inside, other=0.0).to(tl.float32)
+        x2 = tl.load(x_row_ptr + E + offs_e, mask=inside, other=0.0).to(tl.float32)
+        if weight_ptr is not None:
+            xhat1, xhat2 = x1, x2
+            if IS_BACKWARD:
+                s_row_ptr = saved_ptr + (token * stride_sn + offs_r % H * stride_sh)[:, None]
+                xhat1 = tl.load(s_row_ptr + offs_e, mask=inside, other=0.0).to(tl.float32)
+                xhat2 = tl.load(s_row_ptr + E + offs_e, mask=inside, other=0.0).to(tl.float32)
+            rstd = tl.rsqrt(tl.sum(xhat1 * xhat1 + xhat2 * xhat2, 1) / D + eps)[:, None]
+            rstd = tl.where(in_r, rstd, 0.0)  # numerics: 1 / 0 past the rows, where eps is 0
+            xhat1, xhat2 = xhat1 * rstd, xhat2 * rstd
+            if not IS_BACKWARD:
+                x1, x2 = xhat1 * gain1, xhat2 * gain2
+        y1, y2 = x1 * cos - x2 * sin, x2 * cos + x1 * sin
+        if weight_ptr is not None and IS_BACKWARD:
+            if dweight_ptr is not None:
+                dweight1 += y1 * xhat1
+                dweight2 += y2 * xhat2
+            y1, y2 = y1 * gain1, y2 * gain2
+            mean = (tl.sum(y1 * xhat1 + y2 * xhat2, 1) / D)[:, None]
+            y1, y2 = (y1 - xhat1 * mean) * rstd, (y2 - xhat2 * mean) * rstd
+        tl.store(y_row_ptr + offs_e, y1.to(y_ptr.dtype.element_ty), mask=inside)
+        tl.store(y_row_ptr + E + offs_e, y2.to(y_ptr.dtype.element_ty), mask=inside)
+        if BLOCK_P:
+            offs_p = 2 * E + tl.arange(0, BLOCK_P)
+            passed = in_r & (offs_p < D)
+            tl.store(y_row_ptr + offs_p, tl.load(x_row_ptr + offs_p, mask=passed), mask=passed)
+    if dweight_ptr is not None:
+        tl.store(dweight_ptr + pid * D + offs_e, tl.sum(dweight1, 0), mask=in_e)
+        tl.store(dweight_ptr + pid * D + E + offs_e, tl.sum(dweight2, 0), mask=in_e)
 
 
-def _launch(x_NHD: Tensor, cos_sin_2NE: Tensor, *, is_backward: bool) -> Tensor:
+def _launch(
+    x_NHD: Tensor, cos_sin_2NE: Tensor, weight_D: Tensor | None, saved_NHD: Tensor | None,
+    rule: tuple[float, float], *, is_backward: bool, needs_dweight: bool = False,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """y or dx, and where it is asked for dw."""
     N, H, D = x_NHD.shape
     E = cos_sin_2NE.shape[-1]
     check_at_most("channels that turn", 2 * E, D)
     check_shape("cos_sin", cos_sin_2NE, (2, N, E))
-    check_device(x_NHD.device, cos_sin=cos_sin_2NE)
-    if x_NHD.stride(-1) != 1:
-        x_NHD = x_NHD.contiguous()
-    config = config_of("rope", E, x_NHD.device)
+    check_device(x_NHD.device, cos_sin=cos_sin_2NE, weight=weight_D)
+    if weight_D is not None:
+        check_shape("weight", weight_D, (D,))
+        if 2 * E != D:
+            raise ValueError(f"channels that turn = {2 * E}, must be all {D}; pass impl='eager'")
+    x_NHD, saved_NHD = (
+        x if x is None or x.stride(-1) == 1 else x.contiguous() for x in (x_NHD, saved_NHD)
+    )
+    config = dict(config_of("rope" if saved_NHD is None else "norm_rope_bwd", E, x_NHD.device))
+    tiles = triton.cdiv(N * H, config["BLOCK_R"])
+    P = num_programs(tiles, config.pop("PER_SM", tiles), x_NHD.device)
     y_NHD = torch.empty(N, H, D, dtype=x_NHD.dtype, device=x_NHD.device)
+    dweight_PD = x_NHD.new_empty(P, D, dtype=torch.float32) if needs_dweight else None
     cos_NE, sin_NE = cos_sin_2NE.contiguous()
     with torch.cuda.device_of(x_NHD):
-        _rope_kernel[(triton.cdiv(N * H, config["BLOCK_R"]),)](
-            x_NHD, cos_NE, sin_NE, y_NHD,
-            N * H, H, D, E,
-            *x_NHD.stride()[:2],
+        _rope_kernel[(P,)](
+            x_NHD, cos_NE, sin_NE, y_NHD, weight_D, saved_NHD, dweight_PD,
+            N * H, triton.cdiv(tiles, P), H, D, E, *rule,
+            *x_NHD.stride()[:2], *(0, 0) if saved_NHD is None else saved_NHD.stride()[:2],
             IS_BACKWARD=is_backward, BLOCK_E=triton.next_power_of_2(E),
             BLOCK_P=triton.next_power_of_2(D - 2 * E) if D > 2 * E else 0, **config,
         )  # fmt: skip
-    return y_NHD
+    return y_NHD, None if dweight_PD is None else dweight_PD.sum(0).to(weight_D.dtype)
 
 
 class _Rope(torch.autograd.Function):
-    """Keeps only the angles: the gradient is the inverse rotation of the output's gradient."""
+    """Keeps the angles, since the gradient is turned back, and with a norm its input and weight."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x_NHD: Tensor, cos_sin_2NE: Tensor) -> Tensor:
-        ctx.save_for_backward(cos_sin_2NE)
-        return _launch(x_NHD, cos_sin_2NE, is_backward=False)
+    def forward(
+        ctx: FunctionCtx, x_NHD: Tensor, cos_sin_2NE: Tensor, weight_D: Tensor | None,
+        rule: tuple[float, float],
+    ) -> Tensor:  # fmt: skip
+        ctx.save_for_backward(cos_sin_2NE, weight_D, None if weight_D is None else x_NHD)
+        ctx.rule = rule
+        return _launch(x_NHD, cos_sin_2NE, weight_D, None, rule, is_backward=False)[0]
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, dy_NHD: Tensor) -> tuple[Tensor, None]:
-        return _launch(dy_NHD, *ctx.saved_tensors, is_backward=True), None
+    def backward(ctx: FunctionCtx, dy_NHD: Tensor) -> tuple[Tensor | None, ...]:
+        needs = ctx.needs_input_grad[2]
+        dx_NHD, dweight_D = _launch(
+            dy_NHD, *ctx.saved_tensors, ctx.rule, is_backward=True, needs_dweight=needs
+        )
+        return dx_NHD, None, dweight_D, None
 
 
-def rope_triton(x_NHD: Tensor, cos_sin_2NE: Tensor) -> Tensor:
-    """`rope` by the kernel."""
-    return _Rope.apply(x_NHD, cos_sin_2NE)
+def rope_triton(
+    x_NHD: Tensor, cos_sin_2NE: Tensor, weight_D: Tensor | None, rule: tuple[float, float]
+) -> Tensor:
+    """`rope`, or with a weight and the rule (eps, offset) `norm_rope`, by the kernel."""
+    return _Rope.apply(x_NHD, cos_sin_2NE, weight_D, rule)

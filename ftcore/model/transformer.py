@@ -25,7 +25,7 @@ from kernels.attention import attention
 from kernels.docs import Docs, rounded
 from kernels.dropout import dropout
 from kernels.norm import layer_norm, rms_norm
-from kernels.rope import rope, rope_angles
+from kernels.rope import norm_rope, rope, rope_angles
 from kernels.swiglu import geglu, swiglu
 
 
@@ -44,15 +44,16 @@ class Embedding(nn.Embedding):
 
 
 class RMSNorm(nn.Module):
-    """y = (w + offset) x / rms(x); see kernels/norm.py."""
+    """y = (w + offset) x / rms(x), and with angles, turned; see kernels/norm.py and rope.py."""
 
     def __init__(self, width: int, spec: ModelSpec) -> None:
         super().__init__()
         self.eps, self.offset = spec.norm_eps, spec.norm_offset
         self.weight = nn.Parameter(torch.full((width,), 1 - self.offset))
 
-    def forward(self, x_NC: Tensor) -> Tensor:
-        return rms_norm(x_NC, self.weight, eps=self.eps, offset=self.offset)
+    def forward(self, x_NC: Tensor, cos_sin_2NE: Tensor | None = None) -> Tensor:
+        op = rms_norm if cos_sin_2NE is None else partial(norm_rope, cos_sin_2NE=cos_sin_2NE)
+        return op(x_NC, self.weight, eps=self.eps, offset=self.offset)
 
 
 class LayerNorm(nn.Module):
@@ -96,8 +97,8 @@ class Attention(nn.Module):
         self.k_proj = Linear(C, G * D, bias=spec.qkv_bias)
         self.v_proj = Linear(C, G * D, bias=spec.qkv_bias)
         self.o_proj = Linear(H * D, C, bias=spec.linear_bias)
-        self.q_norm = RMSNorm(D, spec) if spec.qk_norm else nn.Identity()
-        self.k_norm = RMSNorm(D, spec) if spec.qk_norm else nn.Identity()
+        self.q_norm = RMSNorm(D, spec) if spec.qk_norm else None
+        self.k_norm = RMSNorm(D, spec) if spec.qk_norm else None
 
     def forward(
         self,
@@ -107,10 +108,11 @@ class Attention(nn.Module):
         slab: LayerSlab | None,
         rows_M: Tensor | None,
     ) -> Tensor:
-        q_NHD = self.q_norm(self.q_proj(x_NC).unflatten(-1, (-1, self.head_dim)))
-        k_NGD = self.k_norm(self.k_proj(x_NC).unflatten(-1, (-1, self.head_dim)))
-        v_NGD = self.v_proj(x_NC).unflatten(-1, (-1, self.head_dim))
-        if cos_sin_2NE is not None:
+        projections = self.q_proj, self.k_proj, self.v_proj
+        q_NHD, k_NGD, v_NGD = (p(x_NC).unflatten(-1, (-1, self.head_dim)) for p in projections)
+        if self.q_norm is not None:
+            q_NHD, k_NGD = self.q_norm(q_NHD, cos_sin_2NE), self.k_norm(k_NGD, cos_sin_2NE)
+        elif cos_sin_2NE is not None:
             q_NHD, k_NGD = rope(q_NHD, cos_sin_2NE), rope(k_NGD, cos_sin_2NE)
         if slab is None:
             o_NHD = attention(q_NHD, k_NGD, v_NGD, docs, is_causal=self.is_causal, **self.rule)

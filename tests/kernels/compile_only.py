@@ -103,8 +103,15 @@ def cases() -> Iterator[tuple[str, Callable[[], object]]]:
             needs = (True, bias_C is not None)
             yield name, partial(norm_triton._launch_bwd, x_NC, residual_NC, saved, 0.0, needs)
     for E in (64, 32):
-        args = empty(8192, 32, 128), empty(2, 8192, E)
-        yield f"turned {2 * E}", partial(rope_triton._launch, *args, is_backward=True)
+        turn = partial(rope_triton._launch, empty(8192, 32, 128), empty(2, 8192, E), None, None)
+        yield f"turned {2 * E}", partial(turn, (0.0, 0.0), is_backward=True)
+    for D in (64, 128, 256):
+        x_NHD, rule = empty(8192, 32, D), (1e-6, 0.0)
+        turn = partial(rope_triton._launch, x_NHD, empty(2, 8192, D // 2), empty(D))
+        yield f"normed {D}", partial(turn, None, rule, is_backward=False)
+        for dw in (False, True):
+            run = partial(turn, x_NHD, rule, is_backward=True, needs_dweight=dw)
+            yield f"normed {D} {'with' if dw else 'without'} dw", run
     gate_NF = empty(8192, 14336)
     for kind in ("silu", "gelu", "gelu_tanh"):
         yield kind, partial(swiglu_triton._launch_fwd, gate_NF, gate_NF, kind)

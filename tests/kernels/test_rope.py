@@ -5,7 +5,8 @@ from functools import partial
 import pytest
 import torch
 
-from kernels.rope import rope, rope_angles, rope_reference
+from kernels.norm import rms_norm, rms_norm_reference
+from kernels.rope import norm_rope, rope, rope_angles, rope_reference
 
 SHAPES = [(1, 1, 2), (7, 3, 6), (123, 4, 64)]
 
@@ -27,6 +28,30 @@ def test_error_budget(shape, dtype, part, draw, within_budget) -> None:
 
     ops = partial(with_angles, rope), partial(with_angles, rope_reference)
     assert within_budget(*ops, {"x_NHD": draw(*shape)}, dtype)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+@pytest.mark.parametrize("part", [1.0, 0.25])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_norm_rope_is_both_ops(dtype, part, offset, draw, within_budget) -> None:
+    cos_sin_2NE, rule = angles((7, 3, 8), dtype, part), {"eps": 1e-6, "offset": offset}
+
+    def composed(norm, turn, x_NHD: torch.Tensor, weight_D: torch.Tensor) -> torch.Tensor:
+        return turn(norm(x_NHD, weight_D, **rule), cos_sin_2NE.to(x_NHD.dtype))
+
+    inputs = {"x_NHD": draw(7, 3, 8), "weight_D": 1 - offset + 0.1 * draw(8)}
+    op = partial(norm_rope, cos_sin_2NE=cos_sin_2NE, **rule)
+    assert within_budget(op, partial(composed, rms_norm_reference, rope_reference), inputs, dtype)
+    inputs = {name: tensor.to(dtype) for name, tensor in inputs.items()}
+    assert torch.equal(op(**inputs), composed(rms_norm, rope, **inputs))
+
+
+def test_auto_norms_and_turns_at_once_where_the_kernel_can(draw, monkeypatch) -> None:
+    seen = []
+    monkeypatch.setattr("kernels.rope.uses_triton", lambda impl, x, fits=None: seen.append(fits))
+    for D, E in ((8, 4), (8, 2), (256, 128), (258, 129)):
+        norm_rope(draw(3, 2, D), draw(D), draw(2, 3, E), eps=1e-6)
+    assert [fit for fit in seen if fit is not None] == [True, False, True, False]
 
 
 @pytest.mark.parametrize("which", ["angle", "direction"])
