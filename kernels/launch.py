@@ -68,6 +68,17 @@ CONFIGS: dict[tuple[str, str], tuple[tuple[int, Mapping[str, int]], ...]] = {
         (32, {"BLOCK_N": 32, "BLOCK_C": 128, "PER_SM": 2, "num_warps": 8, "num_stages": 2}),
         (128, {"BLOCK_N": 32, "BLOCK_C": 128, "PER_SM": 2, "num_warps": 8, "num_stages": 2}),
     ),
+    # by bytes of a head: K and V of BLOCK_S slots, 32 KiB together
+    ("attention_decode", "any"): (
+        (128, {"BLOCK_S": 128, "PER_SM": 4, "num_warps": 4, "num_stages": 3}),
+        (256, {"BLOCK_S": 64, "PER_SM": 4, "num_warps": 4, "num_stages": 3}),
+        (512, {"BLOCK_S": 32, "PER_SM": 4, "num_warps": 8, "num_stages": 3}),
+        (4 * MAX_HEAD_WIDTH, {"BLOCK_S": 16, "PER_SM": 4, "num_warps": 8, "num_stages": 3}),
+    ),
+    # small enough that short sequences have several splits of several blocks
+    ("attention_decode", "interpreter"): (
+        (4 * MAX_HEAD_WIDTH, {"BLOCK_S": 16, "PER_SM": 24, "num_warps": 1, "num_stages": 1}),
+    ),
     ("nf4_quantise", "any"): ((ANY, {"BLOCK_Q": 32, "num_warps": 4}),),
     ("nf4_dequantise", "any"): ((ANY, {"BLOCK_Q": 64, "num_warps": 4}),),
 }

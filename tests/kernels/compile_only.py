@@ -22,6 +22,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from kernels import (
+    attention_decode_triton,
     cross_entropy_triton,
     launch,
     lora_triton,
@@ -32,10 +33,19 @@ from kernels import (
 )
 from kernels.nf4 import NF4
 
-MODULES = (cross_entropy_triton, lora_triton, nf4_triton, norm_triton, rope_triton, swiglu_triton)
+MODULES = (
+    attention_decode_triton,
+    cross_entropy_triton,
+    lora_triton,
+    nf4_triton,
+    norm_triton,
+    rope_triton,
+    swiglu_triton,
+)
 TYPES = {
     torch.bfloat16: "*bf16",
     torch.float32: "*fp32",
+    torch.int32: "*i32",
     torch.int64: "*i64",
     torch.uint8: "*u8",
 }
@@ -83,6 +93,20 @@ def cases() -> Iterator[tuple[str, Callable[[], object]]]:
     weight = NF4(*codes, scales, wide(1), torch.Size((4096, 14336)), torch.bfloat16)
     yield "4096 x 14336", partial(nf4_triton.dequantise_triton, weight)
     yield "4096 x 14336", partial(nf4_triton.quantise_blocks_triton, empty(4096, 14336))
+    yield from decode_cases()
+
+
+def decode_cases() -> Iterator[tuple[str, Callable[[], object]]]:
+    """8 key heads and caches of 4096 slots: slabs, and pages of 16, 100 and 128 slots."""
+    decode = attention_decode_triton.attention_decode_triton
+    shapes = (64, 32, 4096, None), (128, 32, 16, None), (128, 64, 128, 1024), (256, 256, 100, 1024)
+    for D, H, S, window in shapes:
+        cache, pages_BJ = empty(160, S, 8, D), empty(4, 40, dtype=torch.int32)
+        if S == 4096:
+            cache, pages_BJ = empty(4, 8, S, D).transpose(1, 2), None
+        args = empty(4, H, D), cache, cache, empty(4, dtype=torch.int64), pages_BJ
+        settings = {"scale": D**-0.5, "window": window, "softcap": window and 50.0}
+        yield f"{D}, pages of {S}", partial(decode, *args, **settings)
 
 
 class Compiled:
@@ -144,6 +168,7 @@ def main() -> None:
             stand_ins.append(Compiled(getattr(module, name)))
             setattr(module, name, stand_ins[-1])
     for arch in map(int, sys.argv[1:]):
+        launch.num_programs = lambda tasks, per_sm, device: min(tasks, 132 * per_sm)
         launch._arch = lambda device, arch=arch: f"sm_{arch}"
         for case, run in cases():
             for stand_in in stand_ins:

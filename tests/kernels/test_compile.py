@@ -22,6 +22,7 @@ SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024, 120: 99 * 1024}  # of one progra
 
 # The side on which these move a quarter of the other's bytes, or less.
 NARROW = {
+    "_attention_decode_sum_kernel": "stores",
     "_lora_shrink_kernel": "stores",
     "_nf4_quantise_kernel": "stores",
     "_nf4_dequantise_kernel": "loads",
@@ -53,10 +54,10 @@ def faults(compiled: list[dict]) -> Iterator[str]:
 
 def test_all_kernels_fit_all_architectures(compiled: list[dict]) -> None:
     assert not (found := list(faults(compiled))), "\n".join(found)
-    sources = [path.read_text("utf-8") for path in (ROOT / "kernels").glob("*_triton.py")]
+    paths = {*(ROOT / "kernels").glob("*_triton.py")} - {ROOT / "kernels/attention_triton.py"}
+    sources = [path.read_text("utf-8") for path in paths]
     defined = {name for text in sources for name in re.findall(r"^def (\w+_kernel)\(", text, re.M)}
-    others = {name for name in defined if name.startswith("_attention")}
-    assert {found["kernel"] for found in compiled} == defined - others
+    assert {found["kernel"] for found in compiled} == defined
     assert {found["arch"] for found in compiled} == set(SHARED_BYTES)
 
 
