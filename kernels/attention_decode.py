@@ -9,8 +9,7 @@ cost        4 H D sum_b lengths_b FLOP; reads 2 G D sum_b lengths_b cached value
 layout      pages, or one contiguous slab of S slots per sequence: on a CPU, gathering pages costs
             more than ten times the attention itself
 GPU         kernels/attention_decode_triton.py, which reads pages where they lie
-
-No backward: decoding never trains.
+backward    none: decoding never trains
 """
 
 import torch

@@ -1,6 +1,5 @@
-"""Attention of one new token per sequence on a GPU; equations as in kernels/attention_decode.py.
-
-Letters: as there, with R = H / G, and X shares of the slots that a sequence sees.
+"""Attention of one new token per sequence on a GPU. Equations and letters are those of
+kernels/attention_decode.py; also R = H / G, and X shares of the slots that a sequence sees.
 
 split     X programs, which read the length on the device, each give o_x and lse_x, in log2, of one
           share; o = sum_x w_x o_x / sum_x w_x, w_x = exp2(lse_x - max lse_x)
@@ -17,16 +16,15 @@ from torch import Tensor
 from kernels import launch
 from kernels.attention_triton import LOG2_E, _tanh, _width
 
-MAX_SPLITS, MAX_ROWS = 64, 32  # what registers hold: of the sum's tile, of one program's heads
-SLAB = 1 << 30  # slots of a page that is all of a sequence; no slab is longer
+# What registers hold of shares and of heads; slots of a page that is all of a sequence, at most.
+MAX_SPLITS, MAX_ROWS, SLAB = 64, 32, 1 << 30
 
 
 @triton.jit(do_not_specialize=["capacity"])
 def _attention_decode_kernel(
-    q_ptr, k_ptr, v_ptr, lengths_ptr, pages_ptr, o_ptr, lse_ptr, capacity,
+    q_ptr, k_ptr, v_ptr, lengths_ptr, pages_ptr, o_ptr, lse_ptr, capacity, factor, squash, window,
     stride_kp, stride_ks, stride_kg, stride_kd, stride_vp, stride_vs, stride_vg, stride_vd,
-    factor, squash, window, R: tl.constexpr, PAGE: tl.constexpr, D: tl.constexpr,
-    BLOCK_R: tl.constexpr, BLOCK_S: tl.constexpr,
+    R: tl.constexpr, S: tl.constexpr, D: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
     """o and lse of one share of the slots, for BLOCK_R heads; grid (B, G ceil(R / BLOCK_R), X)."""
     sequence, split, num_splits = tl.program_id(0), tl.program_id(2), tl.num_programs(2)
@@ -43,16 +41,16 @@ def _attention_decode_kernel(
     begin = first + split * share
     # numerics: past the end the last slot again, since others may hold NaN or have no page
     slot = tl.minimum(begin + offs_s, length - 1)
-    row_ptr = None if pages_ptr is None else pages_ptr + sequence * (capacity // PAGE)
-    page = sequence if row_ptr is None else tl.load(row_ptr + slot // PAGE)
+    row_ptr = None if pages_ptr is None else pages_ptr + sequence * (capacity // S)
+    page = sequence if row_ptr is None else tl.load(row_ptr + slot // S)
     acc = tl.zeros([BLOCK_R, _width(D)], tl.float32)
     row_sum = tl.zeros([BLOCK_R, 1], tl.float32)
     row_max = row_sum - float("inf")
     for step in tl.range(begin, tl.minimum(begin + share, length), BLOCK_S):
-        page_64, slot_64 = tl.cast(page, tl.int64), (slot % PAGE).to(tl.int64)
+        page_64, slot_64 = tl.cast(page, tl.int64), (slot % S).to(tl.int64)
         # cost: found a step ahead, as a load that waits for another one is not begun early
         slot = tl.minimum(step + BLOCK_S + offs_s, length - 1)
-        page = sequence if row_ptr is None else tl.load(row_ptr + slot // PAGE)
+        page = sequence if row_ptr is None else tl.load(row_ptr + slot // S)
         k_offs = (page_64 * stride_kp + slot_64 * stride_ks + group * stride_kg)[:, None]
         k = tl.load(k_ptr + k_offs + offs_d * stride_kd, mask=in_d, other=0.0)  # (BLOCK_S, width)
         s = tl.dot(q, tl.trans(k), input_precision="ieee")
@@ -75,12 +73,11 @@ def _attention_decode_kernel(
 def _attention_decode_sum_kernel(o_ptr, lse_ptr, y_ptr, D: tl.constexpr, X: tl.constexpr):
     """One head's o from those of its splits; grid (B H)."""
     head, offs_d = tl.program_id(0).to(tl.int64), tl.arange(0, _width(D))
-    part = head * X + tl.arange(0, X)
+    part = head * X + tl.arange(0, X)[:, None]
     lse = tl.load(lse_ptr + part)
-    weight = tl.exp2(lse - tl.max(lse, 0))
-    mask = (weight > 0)[:, None] & (offs_d < D)
-    o = tl.load(o_ptr + part[:, None] * D + offs_d, mask=mask, other=0.0)  # (X, width)
-    y = tl.sum(o * weight[:, None], 0) / tl.sum(weight, 0)
+    weight = tl.exp2(lse - tl.max(lse))
+    o = tl.load(o_ptr + part * D + offs_d, mask=(weight > 0) & (offs_d < D), other=0.0)
+    y = tl.sum(o * weight, 0) / tl.sum(weight)
     tl.store(y_ptr + head * D + offs_d, y.to(y_ptr.dtype.element_ty), mask=offs_d < D)
 
 
@@ -115,9 +112,9 @@ def attention_decode_triton(
     with torch.cuda.device_of(q_BHD):
         _attention_decode_kernel[B, heads, X](
             q_BHD.contiguous(), k_PSGD, v_PSGD, lengths_B.contiguous(), pages_BJ, o_BHXD, lse_BHX1,
-            capacity, *k_PSGD.stride(), *v_PSGD.stride(), LOG2_E * (softcap or scale),
-            None if softcap is None else scale / softcap, window,
-            R=R, PAGE=page_size, D=D, BLOCK_R=block_r, **config,
+            capacity, LOG2_E * (softcap or scale), None if softcap is None else scale / softcap,
+            window, *k_PSGD.stride(), *v_PSGD.stride(),
+            R=R, S=page_size, D=D, BLOCK_R=block_r, **config,
         )  # fmt: skip
         _attention_decode_sum_kernel[(B * H,)](o_BHXD, lse_BHX1, y_BHD, D=D, X=X)
     return y_BHD
