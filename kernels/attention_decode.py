@@ -1,7 +1,6 @@
 """Attention of one new token per sequence over the keys and values already cached.
 
-Letters: B sequences, H query heads, G key/value heads, D head width, P pages of S slots each, J
-pages of a sequence at most.
+Letters: B sequences, H query heads, G key heads, D head width, P pages of S slots, J per sequence.
 
 forward     o_b = softmax(scale q_b K_b^T) V_b over the first lengths_b slots of sequence b, or with
             a window over the last `window` of those; with a soft cap, cap tanh(scale q K^T / cap)

@@ -28,7 +28,7 @@ def _attention_decode_kernel(
 ):  # fmt: skip
     """o and lse of one share of the slots, for BLOCK_R heads; grid (B, G ceil(R / BLOCK_R), X)."""
     sequence, split, num_splits = tl.program_id(0), tl.program_id(2), tl.num_programs(2)
-    num_tiles: tl.constexpr = triton.cdiv(R, BLOCK_R)
+    num_tiles: tl.constexpr = (R + BLOCK_R - 1) // BLOCK_R
     group = tl.cast(tl.program_id(1) // num_tiles, tl.int64)
     offs_r = tl.program_id(1) % num_tiles * BLOCK_R + tl.arange(0, BLOCK_R)
     offs_s, offs_d = tl.arange(0, BLOCK_S), tl.arange(0, _width(D))
@@ -71,7 +71,7 @@ def _attention_decode_kernel(
 
 @triton.jit
 def _attention_decode_sum_kernel(o_ptr, lse_ptr, y_ptr, D: tl.constexpr, X: tl.constexpr):
-    """One head's o from those of its splits; grid (B H)."""
+    """One head's o from those of its shares; grid (B H)."""
     head, offs_d = tl.program_id(0).to(tl.int64), tl.arange(0, _width(D))
     part = head * X + tl.arange(0, X)[:, None]
     lse = tl.load(lse_ptr + part)
@@ -102,15 +102,15 @@ def attention_decode_triton(
         launch.check_dtype(torch.int32, pages=pages_BJ)
         capacity, page_size, pages_BJ = S * pages_BJ.shape[1], S, pages_BJ.contiguous()
     block_r = min(MAX_ROWS, _width(R := H // G))
-    programs = B * (heads := G * triton.cdiv(R, block_r))
+    programs = B * (tiles := G * triton.cdiv(R, block_r))
     config = dict(launch.config_of("attention_decode", D * q_BHD.element_size(), device))
     tasks = programs * triton.cdiv(capacity, config["BLOCK_S"])
     fill = launch.num_programs(tasks, config.pop("PER_SM"), device)
     X = min(MAX_SPLITS, triton.next_power_of_2(triton.cdiv(fill, max(1, programs))))
-    o_BHXD, lse_BHX1 = (torch.empty(B, H, X, n, device=device) for n in (D, 1))
+    o_BHXD, lse_BHX1 = (q_BHD.new_empty(B, H, X, n, dtype=torch.float32) for n in (D, 1))
     y_BHD = torch.empty(B, H, D, dtype=q_BHD.dtype, device=device)
     with torch.cuda.device_of(q_BHD):
-        _attention_decode_kernel[B, heads, X](
+        _attention_decode_kernel[B, tiles, X](
             q_BHD.contiguous(), k_PSGD, v_PSGD, lengths_B.contiguous(), pages_BJ, o_BHXD, lse_BHX1,
             capacity, LOG2_E * (softcap or scale), None if softcap is None else scale / softcap,
             window, *k_PSGD.stride(), *v_PSGD.stride(),
