@@ -1,37 +1,36 @@
 """Attention of one new token per sequence over the keys and values already cached.
 
-Letters: B sequences, H query heads, G key/value heads, D head width, S slots of the cache.
+Letters: B sequences, H query heads, G key heads, D head width, P pages of S slots, J per sequence.
 
 forward     o_b = softmax(scale q_b K_b^T) V_b over the first lengths_b slots of sequence b, or with
             a window over the last `window` of those; with a soft cap, cap tanh(scale q K^T / cap)
 cost        4 H D sum_b lengths_b FLOP; reads 2 G D sum_b lengths_b cached values, so memory-bound
-layout      one contiguous slab of S slots per sequence: on a CPU, gathering pages costs more than
-            ten times the attention itself
-
-No backward: decoding never trains.
+layout      pages, or one contiguous slab of S slots per sequence: on a CPU, gathering pages costs
+            more than ten times the attention itself
+GPU         kernels/attention_decode_triton.py, which reads pages where they lie
+backward    none: decoding never trains
 """
 
 import torch
 from torch import Tensor
 
+from kernels.backend import Impl, uses_triton
+from kernels.launch import MAX_HEAD_WIDTH
+
 
 def attention_decode_reference(
-    q_BHD: Tensor,
-    k_BSGD: Tensor,
-    v_BSGD: Tensor,
-    lengths_B: Tensor,
-    *,
-    scale: float,
-    window: int | None = None,
-    softcap: float | None = None,
-) -> Tensor:
+    q_BHD: Tensor, k_PSGD: Tensor, v_PSGD: Tensor, lengths_B: Tensor, *, scale: float,
+    pages_BJ: Tensor | None = None, window: int | None = None, softcap: float | None = None,
+) -> Tensor:  # fmt: skip
     """The definition, one sequence at a time. In float64 it is the oracle."""
     outputs = []
-    heads_per_group = q_BHD.shape[1] // k_BSGD.shape[2]
-    for q_HD, k_SGD, v_SGD, length in zip(q_BHD, k_BSGD, v_BSGD, lengths_B.tolist(), strict=True):
+    S, heads_per_group = k_PSGD.shape[1], q_BHD.shape[1] // k_PSGD.shape[2]
+    tables = [[b] for b in range(len(q_BHD))] if pages_BJ is None else pages_BJ.tolist()
+    for q_HD, table, length in zip(q_BHD, tables, lengths_B.tolist(), strict=True):
         first = 0 if window is None else max(0, length - window)
-        k_SHD = k_SGD[first:length].repeat_interleave(heads_per_group, dim=1)
-        v_SHD = v_SGD[first:length].repeat_interleave(heads_per_group, dim=1)
+        pages = table[: -(-length // S)]
+        k_SGD, v_SGD = (x[pages].flatten(0, 1)[first:length] for x in (k_PSGD, v_PSGD))
+        k_SHD, v_SHD = (x.repeat_interleave(heads_per_group, dim=1) for x in (k_SGD, v_SGD))
         scores_HS = torch.einsum("hd,shd->hs", q_HD, k_SHD) * scale
         if softcap is not None:
             scores_HS = softcap * (scores_HS / softcap).tanh()
@@ -41,28 +40,44 @@ def attention_decode_reference(
 
 def attention_decode(
     q_BHD: Tensor,
-    k_BSGD: Tensor,
-    v_BSGD: Tensor,
+    k_PSGD: Tensor,
+    v_PSGD: Tensor,
     lengths_B: Tensor,
     *,
+    pages_BJ: Tensor | None = None,
     scale: float | None = None,
     window: int | None = None,
     softcap: float | None = None,
+    impl: Impl = "auto",
 ) -> Tensor:
     """One decoding step of attention over a cache.
 
     q_BHD             one query per sequence, compute dtype
-    k_BSGD, v_BSGD    cached keys and values, same dtype; slots past a length have no effect, but
-                      must be finite; no copy is made where memory is laid out (B, G, S, D)
+    k_PSGD, v_PSGD    cached keys and values, same dtype; slots past a length have no effect, but
+                      must be finite; no copy is made where memory is laid out (P, G, S, D)
     lengths_B         int64, valid slots of each sequence, the new token's included; >= 1
+    pages_BJ          int32, the pages of each sequence in order; entries past those that its length
+                      needs are never read. None: page b is all of sequence b
     scale             factor on the scores; default D ** -0.5
     window            only the last `window` valid slots are seen; None: all of them
     softcap           bounds the scores smoothly to (-softcap, softcap); None: they are not bounded
+    impl              see kernels/backend.py; eagerly, pages are first copied together
     returns           o_BHD, compute dtype
+    raises            ValueError: what kernels/attention_decode_triton.py does not take, on a GPU
     """
     B, H, D = q_BHD.shape
-    S, G = k_BSGD.shape[1:3]
     scale = D**-0.5 if scale is None else scale
+    if uses_triton("attention_decode", impl, q_BHD, fits=D <= MAX_HEAD_WIDTH):
+        from kernels.attention_decode_triton import attention_decode_triton
+
+        rule = {"scale": scale, "window": window, "softcap": softcap}
+        return attention_decode_triton(q_BHD, k_PSGD, v_PSGD, lengths_B, pages_BJ, **rule)
+    k_BSGD, v_BSGD = k_PSGD, v_PSGD
+    if pages_BJ is not None:
+        slot_J = torch.arange(pages_BJ.shape[1], device=q_BHD.device) * k_PSGD.shape[1]
+        pages_BJ = torch.where(slot_J < lengths_B[:, None], pages_BJ, pages_BJ[:, :1])
+        k_BSGD, v_BSGD = (x[pages_BJ].flatten(1, 2) for x in (k_PSGD, v_PSGD))
+    S, G = k_BSGD.shape[1:3]
     q_BGRD = (q_BHD * scale).view(B, G, H // G, D)
     scores_BGRS = q_BGRD @ k_BSGD.permute(0, 2, 3, 1)
     if softcap is not None:

@@ -2,8 +2,8 @@
 
 Ours, the eager path, and the definition under torch.compile; beside them rivals, where a caller has
 some (tests/bench/gpu.py). All are timed in rounds, so that a change of the clock meets all: times
-of the GPU, with a cold cache. "%" is of the ceiling, measured in the same run: a copy's GB/s, or the
-TFLOP/s of a bf16 product of 8192 x 8192 x 8192. A JSON line comes last.
+of the GPU, with a cold cache. "%" is of the ceiling, measured in the same run: a copy's GB/s, or
+the TFLOP/s of a bf16 product of 8192 x 8192 x 8192. A JSON line comes last.
 """
 
 import argparse

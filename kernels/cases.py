@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from kernels.attention import attention, attention_reference
+from kernels.attention_decode import attention_decode, attention_decode_reference
 from kernels.cross_entropy import linear_cross_entropy, linear_cross_entropy_reference
 from kernels.docs import Docs
 from kernels.lora import lora_linear, lora_linear_reference
@@ -124,13 +125,28 @@ def _angles(draw: Draw, sizes: Sizes) -> dict[str, Tensor]:
     return {"cos_sin_2NE": rope_angles(positions_N, **turn)}
 
 
+def _cache(B: int, H: int, G: int, D: int, S: int, J: int) -> Sizes:
+    return {"B": B, "H": H, "G": G, "D": D, "S": S, "J": J, "P": B * J, "bytes": 2 * D}
+
+
+def _pages(draw: Draw, sizes: Sizes) -> dict[str, Any]:
+    """Sequences of the most tokens, one less and so on, their pages scattered."""
+    B, J, device = sizes["B"], sizes["J"], draw.device
+    pages_P = torch.randperm(B * J, generator=draw.generator, device=device)
+    lengths_B, scale = J * sizes["S"] - torch.arange(B, device=device), sizes["D"] ** -0.5
+    return {"lengths_B": lengths_B, "pages_BJ": pages_P.view(B, J).int(), "scale": scale}
+
+
+def _decode_work(sizes: Sizes) -> tuple[float, float]:
+    return 2 * sizes["P"] * sizes["S"] * sizes["G"] * sizes["D"], 0
+
+
 def _norm_rope_reference(
     x_NHD: Tensor, weight_D: Tensor, cos_sin_2NE: Tensor, *, eps: float
 ) -> Tensor:
     return rope_reference(rms_norm_reference(x_NHD, weight_D, eps=eps), cos_sin_2NE)
 
 
-@torch.no_grad()
 def _there_and_back(weight_OC: Tensor, impl: str = "eager") -> Tensor:
     return dequantise(quantise(weight_OC, impl=impl), impl=impl)
 
@@ -194,6 +210,13 @@ OPS = {
          _stream(LONG, 16, 4, 128, is_causal=True), _stream(LONG, 16, 16, 64, is_causal=True),
          _stream(_packed(16384), 16, 16, 128, is_causal=True, shape="short")],
         _documents, is_flop=True,
+    ),
+    "attention_decode": Op(
+        attention_decode, attention_decode_reference, "q_BHD k_PSGD v_PSGD",
+        {"attention_decode": "bytes"}, _decode_work,
+        [_cache(4, 4, 2, 64, 16, 9), _cache(3, 8, 1, 128, 100, 2)],
+        [_cache(32, 32, 8, 128, 128, 32), _cache(1, 32, 8, 128, 128, 256)],
+        _pages, ("forward",),
     ),
     "nf4": Op(
         _there_and_back, _there_and_back, "weight_OC",

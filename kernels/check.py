@@ -8,7 +8,7 @@ NaN. On this machine's GPU; without one, in Triton's interpreter (TRITON_INTERPR
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from itertools import product
 from typing import Any, NamedTuple
@@ -45,33 +45,34 @@ def results(op: Call, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def errors(
     op: Call, reference: Call, inputs: Mapping[str, Tensor], dtype: torch.dtype
-) -> Iterator[Error]:
+) -> list[Error]:
     """Of the output and of each gradient, for inputs rounded to a dtype."""
     cast = {name: tensor.to(dtype) for name, tensor in inputs.items()}
     exact = results(reference, {name: tensor.double() for name, tensor in inputs.items()})
     plain, mine = results(reference, cast), results(op, cast)
+    found = []
     for name, true in exact.items():
-        error, eager = (((x[name] - true).abs().max()).item() for x in (mine, plain))
+        error, eager = ((x[name] - true).abs().max().item() for x in (mine, plain))
         floor = torch.finfo(dtype).eps * true.square().mean().sqrt().item()
-        yield Error(name, error, eager, (2 if name == "y" else 3) * eager + floor)
+        found.append(Error(name, error, eager, (2 if name == "y" else 3) * eager + floor))
+    return found
 
 
-def of_case(op: str, sizes: Sizes, draw: Draw) -> Iterator[Error]:
+def of_case(op: str, sizes: Sizes, draw: Draw) -> list[Error]:
     """`errors` of the kernels of an op."""
     entry = OPS[op]
     inputs, rest = entry.drawn(draw, sizes)
 
-    def reference(**given: Tensor) -> Any:
-        wide = next(iter(given.values())).dtype
-        cast = {k: v.to(wide) if is_float(v) else v for k, v in rest.items()}
+    def reference(**given: Tensor) -> Tensor:
+        dtype = next(iter(given.values())).dtype
+        cast = {k: v.to(dtype) if is_operand(v) else v for k, v in rest.items()}
         return entry.reference(**given, **cast)
 
-    def is_float(value: Any) -> bool:
+    def is_operand(value: Any) -> bool:
         return isinstance(value, Tensor) and value.dtype == draw.dtype
 
-    yield from errors(
-        partial(entry.call, impl="triton", **rest), reference, inputs, draw.dtype
-    )
+    with torch.set_grad_enabled(entry.modes != ("forward",)):
+        return errors(partial(entry.call, impl="triton", **rest), reference, inputs, draw.dtype)
 
 
 def passes(op: str, device: torch.device, dtype: torch.dtype) -> bool:

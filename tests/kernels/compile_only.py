@@ -26,6 +26,7 @@ from triton.compiler import ASTSource
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kernels import (
+    attention_decode_triton,
     attention_triton,
     cross_entropy_triton,
     launch,
@@ -39,6 +40,7 @@ from kernels.docs import Docs
 from kernels.nf4 import NF4
 
 MODULES = (
+    attention_decode_triton,
     attention_triton,
     cross_entropy_triton,
     lora_triton,
@@ -134,6 +136,20 @@ def cases() -> Iterator[tuple[str, Callable[[], object]]]:
     weight = NF4(*codes, scales, wide(1), torch.Size((4096, 14336)), torch.bfloat16)
     yield "4096 x 14336", partial(nf4_triton.dequantise_triton, weight)
     yield "4096 x 14336", partial(nf4_triton.quantise_blocks_triton, empty(4096, 14336))
+    yield from decode_cases()
+
+
+def decode_cases() -> Iterator[tuple[str, Callable[[], object]]]:
+    """8 key heads and caches of 4096 slots: slabs, and pages of 16, 100 and 128 slots."""
+    decode = attention_decode_triton.attention_decode_triton
+    shapes = (64, 32, 4096, None), (128, 32, 16, None), (128, 64, 128, 1024), (256, 256, 100, 1024)
+    for D, H, S, window in shapes:
+        cache, pages_BJ = empty(160, S, 8, D), empty(4, 40, dtype=torch.int32)
+        if S == 4096:
+            cache, pages_BJ = empty(4, 8, S, D).transpose(1, 2), None
+        args = empty(4, H, D), cache, cache, empty(4, dtype=torch.int64), pages_BJ
+        settings = {"scale": D**-0.5, "window": window, "softcap": window and 50.0}
+        yield f"{D}, pages of {S}", partial(decode, *args, **settings)
 
 
 class Compiled:
@@ -213,6 +229,7 @@ def main() -> None:
             setattr(module, name, stand_ins[kernel])
     kernels = attention_triton.KERNELS
     attention_triton.KERNELS = {name: stand_ins[kernel] for name, kernel in kernels.items()}
+    launch.num_programs = lambda tasks, per_sm, device: min(tasks, 132 * per_sm)
     for arch in archs:
         for module in (launch, attention_triton):
             module.arch_of = lambda device, arch=arch: f"sm_{arch}"

@@ -85,3 +85,16 @@ def test_unused_slots_have_no_effect_and_layout_is_free(make) -> None:
     slabs = [slab.transpose(1, 2).contiguous().transpose(1, 2) for slab in (k_BSGD, v_BSGD)]
     assert not slabs[0].is_contiguous()
     torch.testing.assert_close(attention_decode(q_BHD, *slabs, lengths_B), before)
+
+
+def test_pages_in_any_order_are_their_slabs(make) -> None:
+    lengths, (q_BHD, k_BSGD, v_BSGD) = torch.tensor([24, 1, 9]), make(3, 24, (6, 3, 5))
+    true = attention_decode(q_BHD, k_BSGD, v_BSGD, lengths, window=20)
+    order = torch.tensor([4, 0, 7, 2, 8, 1, 6, 3, 5])
+    pools = [x.reshape(9, 8, 3, 5)[order.argsort()] for x in (k_BSGD, v_BSGD)]
+    pages_BJ = order.view(3, 3).int()
+    assert torch.equal(pools[0][pages_BJ[1, 2]], k_BSGD[1, 16:])
+    pages_BJ[1, 1:], pages_BJ[2, 2:] = 99, -99
+    for op in (attention_decode, attention_decode_reference):
+        found = op(q_BHD, *pools, lengths, pages_BJ=pages_BJ, scale=5**-0.5, window=20)
+        torch.testing.assert_close(found, true)

@@ -27,6 +27,7 @@ SHARED_BYTES = {80: 163 * KIB, 86: 99 * KIB, 90: 227 * KIB, 100: 227 * KIB, 120:
 
 # The side on which these move a quarter of the other's bytes, or less.
 NARROW = {
+    "_attention_decode_sum_kernel": "stores",
     "_lora_shrink_kernel": "stores",
     "_nf4_quantise_kernel": "stores",
     "_nf4_dequantise_kernel": "loads",
@@ -69,7 +70,7 @@ def faults(compiled: list[dict]) -> Iterator[str]:
             yield f"{name}: {found['stack']} bytes of registers spill, at most {limit}"
         if found["shared"] > (limit := SHARED_BYTES[found["arch"]]):
             yield f"{name}: {found['shared']} bytes of shared memory, at most {limit}"
-        if kernel.startswith("_attention_"):
+        if kernel.startswith(("_attention_fwd", "_attention_bwd")):
             is_wgmma = found["arch"] == 90 and "fp32" not in name
             if (found["wgmma"], found["mma"] and is_wgmma) != (is_wgmma, False):
                 yield f"{name}: wgmma {found['wgmma']}, mma {found['mma']}"
@@ -91,7 +92,8 @@ def drifts(compiled: list[dict], table: dict[str, int]) -> Iterator[str]:
 
 def test_all_kernels_fit_all_architectures(compiled: list[dict]) -> None:
     assert not (found := list(faults(compiled))), "\n".join(found)
-    sources = [path.read_text("utf-8") for path in (ROOT / "kernels").glob("*_triton.py")]
+    paths = {*(ROOT / "kernels").glob("*_triton.py")} - {ROOT / "kernels/attention_triton.py"}
+    sources = [path.read_text("utf-8") for path in paths]
     defined = {name for text in sources for name in re.findall(r"^def (\w+_kernel)\(", text, re.M)}
     assert {found["kernel"] for found in compiled} == defined
     assert {found["arch"] for found in compiled} == {80, 90, 120}

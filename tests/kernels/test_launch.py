@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from kernels import backend, launch
+from kernels import backend, check, launch
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -90,6 +90,7 @@ def test_auto_on_a_gpu_goes_by_dtype_size_and_age(monkeypatch, caplog) -> None:
     monkeypatch.setattr(backend, "_is_installed", lambda: True)
     ages = {"old": (7, 5), "new": (9, 0)}
     monkeypatch.setattr(torch.cuda, "get_device_capability", ages.get)
+    monkeypatch.setattr(backend, "_passes", lambda *_: True)
     narrow, wide, widest = (
         SimpleNamespace(is_cuda=True, dtype=dtype, device="new")
         for dtype in (torch.bfloat16, torch.float32, torch.float64)
@@ -102,3 +103,30 @@ def test_auto_on_a_gpu_goes_by_dtype_size_and_age(monkeypatch, caplog) -> None:
         wide.device = "old"
         assert not backend.uses_triton("op", "auto", wide)
     assert caplog.messages == ["old: older than sm_80, so ops run eagerly"]
+
+
+def test_auto_tries_an_op_once_and_tells_where_its_kernels_fail(monkeypatch, caplog) -> None:
+    tried, results = [], iter([True, False, RuntimeError("no such instruction")])
+
+    def passes(*key: object) -> bool:
+        tried.append(key)
+        assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+        if isinstance(result := next(results), Exception):
+            raise result
+        return result
+
+    monkeypatch.setattr(check, "passes", passes)
+    backend._passes.cache_clear()
+    try:
+        with torch.inference_mode():
+            found = [backend._passes(op, CPU, torch.float16) for op in ("a", "a", "b", "b", "c")]
+    finally:
+        backend._passes.cache_clear()
+    assert found == [True, True, False, False, False] and len(tried) == 3
+    assert caplog.messages == [
+        f"{op} in torch.float16 runs eagerly on cpu, its kernels failed their test: {reason}"
+        for op, reason in (
+            ("b", "their errors are larger than eager's"),
+            ("c", "RuntimeError: no such instruction"),
+        )
+    ]
