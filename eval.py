@@ -42,6 +42,7 @@ def run(command: Command) -> None:
     else:
         loaded = load_artifact(path, base=base, kind=kind, dtype=dtype)
     model = loaded.model.to(device)
+    model.use_kernels(config.env.kernels)
     print(f"{path or base}: {loaded.accounting}")
 
     labels = (path and read_labels(path)) or loaded.labels

@@ -73,6 +73,7 @@ def run(command: Command) -> int:
     model.to(resolve_device(config.env.device))
     new = loaded.accounting.new if config.model.init == "pretrained" else ()
     print(f"\n{choose_trainable(model, config.peft, generator(seed, 2), new=new)}")
+    model.use_kernels(config.env.kernels)
     if config.peft.method == "lora":
         named_parts(model, loaded.family)  # else the adapter could not be saved in the end
     check_lengths(model.spec, data)

@@ -159,6 +159,8 @@ class EnvConfig:
     """compute dtype; with bf16 whatever is trained has an fp32 master"""
     threads: Count = 2
     """CPU cores to use: a share of a training step each, or threads of one operation"""
+    kernels: Literal["auto", "eager", "triton"] = "auto"
+    """auto: Triton on a GPU where its kernels pass their test, plain torch elsewhere"""
     seed: Natural = 0
     """of data order, initial values and dropout"""
 

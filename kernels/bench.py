@@ -60,14 +60,15 @@ def calls_of(
     """mode -> who -> what is timed, of `names` or all; who cannot run is told, and left out."""
     entry = OPS[op]
     inputs, rest = entry.drawn(Draw(torch.bfloat16, CUDA), sizes)
-    leaves = {name: tensor.requires_grad_() for name, tensor in inputs.items()}
+    frozen = sizes.get("frozen", "").split()
+    leaves = {name: x.requires_grad_(name not in frozen) for name, x in inputs.items()}
     who = {
         "ours": partial(entry.call, impl="triton", **rest),
         "eager": partial(entry.call, impl="eager", **rest),
         "compile": partial(torch.compile(entry.reference, dynamic=False), **rest),
         **{name: partial(rival, sizes=sizes, rest=rest) for name, rival in rivals.items()},
     }
-    if op == "attention":  # its definition forms all scores of the stream at once
+    if not entry.compiles:
         del who["compile"]
     found: dict[str, dict[str, Call]] = {mode: {} for mode in entry.modes}
     for name in names or who:
@@ -87,7 +88,7 @@ def _timed(call: Call, mode: str, leaves: dict[str, torch.Tensor]) -> Call:
     def both() -> Any:
         return torch.autograd.grad(y := call(**leaves), wrt, torch.ones_like(y), allow_unused=True)
 
-    wrt = list(leaves.values())
+    wrt = [x for x in leaves.values() if x.requires_grad]
     if mode == "both":
         return both
     if mode == "forward":

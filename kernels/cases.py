@@ -2,6 +2,7 @@
 times. An input's letters are its shape; they are those of the op's own file.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -49,9 +50,10 @@ class Op:
     kernels     rows of configs.toml that serve: kernel -> the size that they go by
     work        of (sizes): (forward, backward), values to read and write, or FLOP if `is_flop`
     checks      sizes that check.py tries; "auto" tries the first
-    benches     sizes that bench.py times
+    benches     sizes that bench.py times; inputs among "frozen" get no gradient there
     rest        of (draw, sizes): the other arguments
     modes       what is timed: "forward", "backward", or "both" in one
+    compiles    whether torch.compile makes one graph of the definition, at the sizes of bench.py
     """
 
     call: Call
@@ -64,6 +66,7 @@ class Op:
     rest: Call = lambda draw, sizes: {}
     modes: tuple[str, ...] = ("forward", "backward")
     is_flop: bool = False
+    compiles: bool = True
 
     def drawn(self, draw: Draw, sizes: Sizes) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The inputs, of unit variance and factors of unit gain, and the other arguments."""
@@ -100,6 +103,12 @@ def _attention_work(sizes: Sizes) -> tuple[float, float]:
     squares = sum(T * T for T in sizes["lengths"])
     flop = 4 * squares * sizes["H"] * sizes["D"] / (2 if sizes["is_causal"] else 1)
     return flop, 2.5 * flop
+
+
+def _gemm(sizes: Sizes, letters: str, backward: int) -> tuple[int, int]:
+    """FLOP of a product, and of that many more in the backward pass."""
+    flop = 2 * math.prod(sizes[letter] for letter in letters)
+    return flop, backward * flop
 
 
 def _packed(tokens: int) -> list[int]:
@@ -162,7 +171,8 @@ NORM = {
     "kernels": {"norm_fwd": "C", "norm_bwd": "C"},
     "work": lambda s: (2 * s["N"] * s["C"], 3 * s["N"] * s["C"]),
     "checks": [{"N": 37, "C": 431}, {"N": 6, "C": 42}, {"N": 300, "C": 4096}],
-    "benches": [{"N": 8192, "C": 4096}, {"N": 327680, "C": 128}],
+    "benches": [{"N": 8192, "C": 4096}, {"N": 8192, "C": 4096, "frozen": "weight_C bias_C"},
+                {"N": 327680, "C": 128}],
     "rest": lambda draw, sizes: {"eps": 1e-6},
 }  # fmt: skip
 OPS = {
@@ -189,16 +199,17 @@ OPS = {
         partial(_loss, linear_cross_entropy),
         partial(_loss, linear_cross_entropy_reference, bias_V=None), "h_MC weight_VC",
         {"softmax_loss": "V"},
-        lambda s: (2 * s["M"] * s["C"] * s["V"], 4 * s["M"] * s["C"] * s["V"]),
+        lambda s: _gemm(s, "MCV", 1 if "frozen" in s else 2),
         [{"M": 77, "C": 96, "V": 123}, {"M": 300, "C": 64, "V": 50257, "cap": 30.0}],
-        [{"M": 8192, "C": 4096, "V": 128256}], _scored, ("both",), True,
+        [{"M": 8192, "C": 4096, "V": 128256},
+         {"M": 8192, "C": 4096, "V": 128256, "frozen": "weight_VC"}], _scored, ("both",), True,
     ),
     "lora": Op(
         lora_linear, lora_linear_reference, "x_NC weight_OC a_RC b_OR",
-        {"lora_shrink": "R", "lora_dh_db": "R"}, lambda s: (2 * s["N"] * s["C"] * s["O"],) * 2,
+        {"lora_shrink": "R", "lora_dh_db": "R"}, lambda s: _gemm(s, "NCO", 1),
         [{"N": 77, "C": 96, "O": 123, "R": 8}, {"N": 512, "C": 1024, "O": 1024, "R": 64}],
-        [{"N": 8192, "C": 4096, "O": 4096, "R": 16}], lambda draw, sizes: {"scale": 2.0},
-        ("both",), True,
+        [{"N": 8192, "C": 4096, "O": 4096, "R": 16, "frozen": "weight_OC"}],
+        lambda draw, sizes: {"scale": 2.0}, ("both",), True,
     ),
     "attention": Op(
         attention, attention_reference, "q_NHD k_NGD v_NGD",
@@ -209,14 +220,14 @@ OPS = {
          _stream([8192] * 2, 16, 16, 128, is_causal=True),
          _stream(LONG, 16, 4, 128, is_causal=True), _stream(LONG, 16, 16, 64, is_causal=True),
          _stream(_packed(16384), 16, 16, 128, is_causal=True, shape="short")],
-        _documents, is_flop=True,
+        _documents, is_flop=True, compiles=False,
     ),
     "attention_decode": Op(
         attention_decode, attention_decode_reference, "q_BHD k_PSGD v_PSGD",
         {"attention_decode": "bytes"}, _decode_work,
         [_cache(4, 4, 2, 64, 16, 9), _cache(3, 8, 1, 128, 100, 2)],
         [_cache(32, 32, 8, 128, 128, 32), _cache(1, 32, 8, 128, 128, 256)],
-        _pages, ("forward",),
+        _pages, ("forward",), compiles=False,
     ),
     "nf4": Op(
         _there_and_back, _there_and_back, "weight_OC",

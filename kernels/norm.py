@@ -6,7 +6,7 @@ RMSNorm     y = (w + offset) x rstd,   rstd = (mean(x^2) + eps)^(-1/2), offset 0
 LayerNorm   y = w (x - mean) rstd + b, rstd = (var(x) + eps)^(-1/2), b may be left out
 backward    RMSNorm: with g = w dy, dx = rstd (g - xhat mean(g xhat)), dw = sum_N dy xhat
             LayerNorm: dx = rstd (g - mean(g) - xhat mean(g xhat)), dw as above, db = sum_N dy
-add forms   s = x + residual is normed, and returned beside y; ds comes on top of the dx of y
+residual    s = x + residual is normed, and returned beside y; ds comes on top of the dx of y
 dtypes      statistics in fp32 whatever the compute dtype; y in the compute dtype
 GPU         kernels/norm_triton.py, which reads and writes every value once
 
@@ -82,39 +82,26 @@ class _RMSNorm(torch.autograd.Function):
 
 
 def rms_norm(
-    x_NC: Tensor, weight_C: Tensor, *, eps: float, offset: float = 0.0, impl: Impl = "auto"
-) -> Tensor:
+    x_NC: Tensor, weight_C: Tensor, *, eps: float, offset: float = 0.0,
+    residual_NC: Tensor | None = None, impl: Impl = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
     """Root-mean-square norm over the last axis; any leading axes.
 
-    x_NC        compute dtype
-    weight_C    same dtype
-    offset      added to the weight, in fp32
-    impl        see kernels/backend.py
-    returns     y_NC, compute dtype; statistics in fp32
-    raises      ValueError: the kernels are given other sizes or devices; with "triton", C above
-                16384
+    x_NC           compute dtype
+    weight_C       same dtype
+    offset         added to the weight, in fp32
+    residual_NC    same dtype; then the norm is that of s = x + residual, rounded to that dtype
+    impl           see kernels/backend.py
+    returns        y_NC, compute dtype, statistics in fp32; with a residual y_NC and s_NC
+    raises         ValueError: the kernels are given other sizes or devices; with "triton", C above
+                   16384
     """
     if uses_triton("rms_norm", impl, x_NC, fits=x_NC.shape[-1] <= MAX_NORM_WIDTH):
         from kernels.norm_triton import rms_norm_triton
 
-        return rms_norm_triton(x_NC, None, weight_C, eps=eps, offset=offset)
-    return _RMSNorm.apply(x_NC, weight_C, eps, offset)
-
-
-def add_rms_norm(
-    x_NC: Tensor,
-    residual_NC: Tensor,
-    weight_C: Tensor,
-    *,
-    eps: float,
-    offset: float = 0.0,
-    impl: Impl = "auto",
-) -> tuple[Tensor, Tensor]:
-    """`rms_norm` of x + residual, and that sum, both in the compute dtype."""
-    if uses_triton("rms_norm", impl, x_NC, fits=x_NC.shape[-1] <= MAX_NORM_WIDTH):
-        from kernels.norm_triton import rms_norm_triton
-
         return rms_norm_triton(x_NC, residual_NC, weight_C, eps=eps, offset=offset)
+    if residual_NC is None:
+        return _RMSNorm.apply(x_NC, weight_C, eps, offset)
     sum_NC = x_NC + residual_NC
     return _RMSNorm.apply(sum_NC, weight_C, eps, offset), sum_NC
 
@@ -163,37 +150,19 @@ class _LayerNorm(torch.autograd.Function):
 
 
 def layer_norm(
-    x_NC: Tensor, weight_C: Tensor, bias_C: Tensor | None, *, eps: float, impl: Impl = "auto"
-) -> Tensor:
+    x_NC: Tensor, weight_C: Tensor, bias_C: Tensor | None, *, eps: float,
+    residual_NC: Tensor | None = None, impl: Impl = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
     """Layer norm over the last axis; any leading axes.
 
-    x_NC                compute dtype
-    weight_C, bias_C    same dtype; None: no bias
-    impl                see kernels/backend.py
-    returns             y_NC, compute dtype; statistics in fp32
-    raises              ValueError: the kernels are given other sizes or devices; with "triton", C
-                        above 16384
+    weight_C, bias_C    dtype of x; no bias: None
+    the others          as in `rms_norm`, and so is what it returns and raises
     """
     if uses_triton("layer_norm", impl, x_NC, fits=x_NC.shape[-1] <= MAX_NORM_WIDTH):
         from kernels.norm_triton import layer_norm_triton
 
-        return layer_norm_triton(x_NC, None, weight_C, bias_C, eps=eps)
-    return _LayerNorm.apply(x_NC, weight_C, bias_C, eps)
-
-
-def add_layer_norm(
-    x_NC: Tensor,
-    residual_NC: Tensor,
-    weight_C: Tensor,
-    bias_C: Tensor | None,
-    *,
-    eps: float,
-    impl: Impl = "auto",
-) -> tuple[Tensor, Tensor]:
-    """`layer_norm` of x + residual, and that sum, both in the compute dtype."""
-    if uses_triton("layer_norm", impl, x_NC, fits=x_NC.shape[-1] <= MAX_NORM_WIDTH):
-        from kernels.norm_triton import layer_norm_triton
-
         return layer_norm_triton(x_NC, residual_NC, weight_C, bias_C, eps=eps)
+    if residual_NC is None:
+        return _LayerNorm.apply(x_NC, weight_C, bias_C, eps)
     sum_NC = x_NC + residual_NC
     return _LayerNorm.apply(sum_NC, weight_C, bias_C, eps), sum_NC

@@ -149,7 +149,7 @@ def _launch_bwd(
 
 
 class _Norm(torch.autograd.Function):
-    """Both norms; with a residual, the two outputs of the add form.
+    """Both norms; with a residual, two outputs.
 
     rule    eps, offset, and whether the mean is taken away
     """
@@ -189,7 +189,7 @@ class _Norm(torch.autograd.Function):
 def rms_norm_triton(
     x_NC: Tensor, residual_NC: Tensor | None, weight_C: Tensor, *, eps: float, offset: float
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """`rms_norm`, or with a residual `add_rms_norm`, by the kernels."""
+    """`rms_norm` by the kernels."""
     return _Norm.apply(x_NC, residual_NC, weight_C, None, (eps, offset, False))
 
 
@@ -201,5 +201,5 @@ def layer_norm_triton(
     *,
     eps: float,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """`layer_norm`, or with a residual `add_layer_norm`, by the kernels."""
+    """`layer_norm` by the kernels."""
     return _Norm.apply(x_NC, residual_NC, weight_C, bias_C, (eps, 0.0, True))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ftcore.model.spec import ModelSpec
 from ftcore.model.transformer import LayerNorm, Linear, RMSNorm, Transformer, norm
+from kernels.backend import Impl
 from kernels.cross_entropy import linear_cross_entropy
 from kernels.docs import Docs
 from kernels.dropout import dropout
@@ -19,18 +20,10 @@ from kernels.dropout import dropout
 ModelTask = Literal["lm", "mlm", "classify", "tag", "trunk"]
 
 
-def _loss(
-    last: nn.Linear,
-    x_MC: Tensor,
-    labels_M: Tensor,
-    weights_M: Tensor,
-    *,
-    softcap: float | None = None,
-) -> tuple[Tensor, Tensor]:
+def _loss(last: Linear, x_MC: Tensor, *scored: Tensor, **more: float) -> tuple[Tensor, Tensor]:
     """Cross-entropy of the rows as (sum, weight), without their logits as a whole."""
-    return linear_cross_entropy(
-        x_MC, last.weight, labels_M, weights_M, bias_V=last.bias, softcap=softcap
-    )
+    more = {"bias_V": last.bias, "impl": last.impl, **more}
+    return linear_cross_entropy(x_MC, last.weight, *scored, **more)
 
 
 class Transform(nn.Module):
@@ -169,6 +162,11 @@ class Model(nn.Module):
         """Draw Normal(0, initializer_range) matrices; biases become zero, norms one."""
         for module in self.modules():
             init_module(module, self.spec.initializer_range, generator)
+
+    def use_kernels(self, impl: Impl) -> None:
+        """How every operation runs from now on: see kernels/backend.py."""
+        for module in self.modules():
+            module.impl = impl
 
 
 def init_module(module: nn.Module, std: float, generator: torch.Generator) -> None:

@@ -22,6 +22,7 @@ from ftcore.errors import ModelError
 from ftcore.model.cache import LayerSlab
 from ftcore.model.spec import ModelSpec
 from kernels.attention import attention
+from kernels.backend import Impl
 from kernels.docs import Docs, rounded
 from kernels.dropout import dropout
 from kernels.norm import layer_norm, rms_norm
@@ -31,6 +32,8 @@ from kernels.swiglu import geglu, swiglu
 
 class Linear(nn.Linear):
     """An nn.Linear whose values come later: from a checkpoint, or from `Model.init_weights`."""
+
+    impl: Impl = "auto"  # of the loss, where it is the last map
 
     def reset_parameters(self) -> None:
         pass
@@ -44,20 +47,25 @@ class Embedding(nn.Embedding):
 
 
 class RMSNorm(nn.Module):
-    """y = (w + offset) x / rms(x), and with angles, turned; see kernels/norm.py and rope.py."""
+    """y = (w + offset) x / rms(x); with angles y is turned, and with a residual it is that of the
+    sum, which is returned beside it; see kernels/norm.py and rope.py."""
+
+    impl: Impl = "auto"
 
     def __init__(self, width: int, spec: ModelSpec) -> None:
         super().__init__()
         self.eps, self.offset = spec.norm_eps, spec.norm_offset
         self.weight = nn.Parameter(torch.full((width,), 1 - self.offset))
 
-    def forward(self, x_NC: Tensor, cos_sin_2NE: Tensor | None = None) -> Tensor:
-        op = rms_norm if cos_sin_2NE is None else partial(norm_rope, cos_sin_2NE=cos_sin_2NE)
-        return op(x_NC, self.weight, eps=self.eps, offset=self.offset)
+    def forward(self, x_NC: Tensor, **more: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        op, rule = norm_rope if "cos_sin_2NE" in more else rms_norm, {"offset": self.offset, **more}
+        return op(x_NC, self.weight, eps=self.eps, impl=self.impl, **rule)
 
 
 class LayerNorm(nn.Module):
-    """y = w (x - mean) / std + b; see kernels/norm.py."""
+    """y = w (x - mean) / std + b; a residual as in `RMSNorm`; see kernels/norm.py."""
+
+    impl: Impl = "auto"
 
     def __init__(self, width: int, spec: ModelSpec) -> None:
         super().__init__()
@@ -65,8 +73,8 @@ class LayerNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
         self.bias = nn.Parameter(torch.zeros(width)) if spec.norm_bias else None
 
-    def forward(self, x_NC: Tensor) -> Tensor:
-        return layer_norm(x_NC, self.weight, self.bias, eps=self.eps)
+    def forward(self, x_NC: Tensor, **more: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        return layer_norm(x_NC, self.weight, self.bias, eps=self.eps, impl=self.impl, **more)
 
 
 def norm(spec: ModelSpec) -> nn.Module:
@@ -83,11 +91,12 @@ def chosen(x_N: Tensor, rows_M: Tensor | None) -> Tensor:
 class Attention(nn.Module):
     """Grouped-query self-attention over the stream's documents, in layer `index` of the model."""
 
+    impl: Impl = "auto"
+
     def __init__(self, spec: ModelSpec, index: int) -> None:
         super().__init__()
         C, H, G, D = spec.hidden_size, spec.num_heads, spec.num_kv_heads, spec.head_dim
-        self.head_dim = D
-        self.is_causal = spec.is_causal
+        self.head_dim, self.is_causal = D, spec.is_causal
         self.rule = {
             "scale": spec.attention_scale,
             "window": (spec.windows[index] or None) if spec.windows else None,
@@ -101,23 +110,21 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(D, spec) if spec.qk_norm else None
 
     def forward(
-        self,
-        x_NC: Tensor,
-        cos_sin_2NE: Tensor | None,
-        docs: Docs,
-        slab: LayerSlab | None,
+        self, x_NC: Tensor, cos_sin_2NE: Tensor | None, docs: Docs, slab: LayerSlab | None,
         rows_M: Tensor | None,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         projections = self.q_proj, self.k_proj, self.v_proj
         q_NHD, k_NGD, v_NGD = (p(x_NC).unflatten(-1, (-1, self.head_dim)) for p in projections)
+        angles = {} if cos_sin_2NE is None else {"cos_sin_2NE": cos_sin_2NE}
         if self.q_norm is not None:
-            q_NHD, k_NGD = self.q_norm(q_NHD, cos_sin_2NE), self.k_norm(k_NGD, cos_sin_2NE)
-        elif cos_sin_2NE is not None:
-            q_NHD, k_NGD = rope(q_NHD, cos_sin_2NE), rope(k_NGD, cos_sin_2NE)
+            q_NHD, k_NGD = self.q_norm(q_NHD, **angles), self.k_norm(k_NGD, **angles)
+        elif angles:
+            q_NHD, k_NGD = (rope(x_NHD, **angles, impl=self.impl) for x_NHD in (q_NHD, k_NGD))
+        rule = {**self.rule, "impl": self.impl}
         if slab is None:
-            o_NHD = attention(q_NHD, k_NGD, v_NGD, docs, is_causal=self.is_causal, **self.rule)
+            o_NHD = attention(q_NHD, k_NGD, v_NGD, docs, is_causal=self.is_causal, **rule)
         else:
-            o_NHD = slab.attend(q_NHD, k_NGD, v_NGD, docs, **self.rule)
+            o_NHD = slab.attend(q_NHD, k_NGD, v_NGD, docs, **rule)
         return self.o_proj(chosen(o_NHD, rows_M).flatten(1))
 
 
@@ -132,6 +139,8 @@ GATED = {
 class Mlp(nn.Module):
     """Feed-forward layer: down(act(gate) up) or down(act(up))."""
 
+    impl: Impl = "auto"
+
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         C, width, bias = spec.hidden_size, spec.intermediate_size, spec.linear_bias
@@ -144,7 +153,7 @@ class Mlp(nn.Module):
         up_NF = self.up_proj(x_NC)
         if self.gate_proj is None:
             return self.down_proj(ACTIVATIONS[self.kind](up_NF))
-        return self.down_proj(GATED[self.kind](self.gate_proj(x_NC), up_NF))
+        return self.down_proj(GATED[self.kind](self.gate_proj(x_NC), up_NF, impl=self.impl))
 
 
 class Block(nn.Module):
@@ -152,8 +161,7 @@ class Block(nn.Module):
 
     def __init__(self, spec: ModelSpec, index: int) -> None:
         super().__init__()
-        self.norm_first = spec.norm_first
-        self.is_parallel = spec.is_parallel
+        self.norm_first, self.is_parallel = spec.norm_first, spec.is_parallel
         self.dropout = spec.dropout
         self.self_attn = Attention(spec, index)
         self.mlp = Mlp(spec)
@@ -164,13 +172,9 @@ class Block(nn.Module):
         self.mlp_output_norm = norm(spec) if spec.output_norms else nn.Identity()
 
     def forward(
-        self,
-        h_NC: Tensor,
-        cos_sin_2NE: Tensor | None,
-        docs: Docs,
-        slab: LayerSlab | None,
+        self, h_NC: Tensor, cos_sin_2NE: Tensor | None, docs: Docs, slab: LayerSlab | None,
         rows_M: Tensor | None,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         """h_MC: all rows are attended to, and those of `rows_M` (None: all) are computed."""
         x_NC = self.input_layernorm(h_NC) if self.norm_first else h_NC
         attended_MC = self.self_attn(x_NC, cos_sin_2NE, docs, slab, rows_M)
@@ -178,10 +182,12 @@ class Block(nn.Module):
         if not self.norm_first:
             h_MC = self.input_layernorm(h_MC + self._drop(attended_MC))
             return self.post_attention_layernorm(h_MC + self._drop(self.mlp(h_MC)))
-        summed_MC = h_MC + self._drop(self.attn_output_norm(attended_MC))
-        mlp_input_MC = h_MC if self.is_parallel else summed_MC
-        mlp_MC = self.mlp(self.post_attention_layernorm(mlp_input_MC))
-        return summed_MC + self._drop(self.mlp_output_norm(mlp_MC))
+        attended_MC = self._drop(self.attn_output_norm(attended_MC))
+        if self.is_parallel:
+            x_MC, h_MC = self.post_attention_layernorm(h_MC), h_MC + attended_MC
+        else:
+            x_MC, h_MC = self.post_attention_layernorm(attended_MC, residual_NC=h_MC)
+        return h_MC + self._drop(self.mlp_output_norm(self.mlp(x_MC)))
 
     def _drop(self, x_NC: Tensor) -> Tensor:
         return dropout(x_NC, self.dropout, is_training=self.training)
@@ -230,14 +236,9 @@ class Transformer(nn.Module):
         return [local if window else full for window in spec.windows]
 
     def forward(
-        self,
-        tokens_N: Tensor,
-        positions_N: Tensor,
-        types_N: Tensor,
-        docs: Docs,
-        slabs: list[LayerSlab] | None = None,
-        rows_M: Tensor | None = None,
-    ) -> Tensor:
+        self, tokens_N: Tensor, positions_N: Tensor, types_N: Tensor, docs: Docs,
+        slabs: list[LayerSlab] | None = None, rows_M: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """Hidden states of every token, or of those that are asked for.
 
         tokens_N        int64 ids in [0, V)

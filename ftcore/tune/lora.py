@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ftcore.errors import ConfigError
 from ftcore.tune.freeze import below, leaf, match_names
+from kernels.backend import Impl
 from kernels.lora import lora_linear
 
 ALL_LINEAR = "all-linear"
@@ -66,6 +67,8 @@ class LoRALinear(nn.Module):
     enabled         False: the layer is its base, merged or not
     """
 
+    impl: Impl = "auto"
+
     def __init__(self, base: nn.Linear, config: LoRAConfig, generator: torch.Generator) -> None:
         super().__init__()
         self.base = base.requires_grad_(False)
@@ -88,14 +91,10 @@ class LoRALinear(nn.Module):
             assert not self.training, "unmerge before training: merged factors get no gradient"
             return F.linear(x_NC, self.merged_weight, self.base.bias)
         return lora_linear(
-            x_NC,
-            self.base.weight,
-            self.lora_a,
-            self.lora_b,
-            bias_O=self.base.bias,
-            scale=self.config.scale,
-            dropout=self.config.dropout if self.training else 0.0,
-        )
+            x_NC, self.base.weight, self.lora_a, self.lora_b, bias_O=self.base.bias,
+            scale=self.config.scale, dropout=self.config.dropout if self.training else 0.0,
+            impl=self.impl,
+        )  # fmt: skip
 
     @torch.no_grad()
     def folded_weight(self) -> Tensor:

@@ -6,8 +6,6 @@ import pytest
 import torch
 
 from kernels.norm import (
-    add_layer_norm,
-    add_rms_norm,
     layer_norm,
     layer_norm_reference,
     rms_norm,
@@ -25,8 +23,8 @@ OPS = {
     "layer_norm_plain": (partial(LAYER, bias_C=None), partial(layer_norm_reference, bias_C=None)),
 }
 ADD_OPS = {
-    "add_rms_norm": (add_rms_norm, rms_norm_reference),
-    "add_layer_norm": (add_layer_norm, layer_norm_reference),
+    "add_rms_norm": (rms_norm, rms_norm_reference),
+    "add_layer_norm": (layer_norm, layer_norm_reference),
 }
 SHAPES = [(1, 2), (6, 42), (300, 7), (5, 3, 33), (37, 431)]  # 300: several tiles a program
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -40,12 +38,12 @@ def make(name: str, shape: tuple[int, ...], draw) -> dict[str, torch.Tensor]:
     return inputs | ({"bias_C": draw(shape[-1], seed=1)} if has_bias else {})
 
 
-def add_ops(name: str):
+def add_ops(name: str, impl: str = "triton"):
     """Both outputs as one, so that both gradients arrive."""
     op, reference = ADD_OPS[name]
 
     def mine(**inputs):
-        return torch.stack(op(**inputs, eps=1e-6, impl="triton"))
+        return torch.stack(op(**inputs, eps=1e-6, impl=impl))
 
     def true(x_NC, residual_NC, **inputs):
         sum_NC = x_NC + residual_NC
@@ -62,10 +60,11 @@ def test_error_budget(name, shape, dtype, draw, within_budget, poisoned) -> None
     assert within_budget(op, reference, make(name, shape, draw), dtype)
 
 
+@pytest.mark.parametrize("impl", ["triton", "eager"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", ADD_OPS)
-def test_error_budget_with_a_residual(name, dtype, draw, within_budget, poisoned) -> None:
-    assert within_budget(*add_ops(name), make(name, (37, 42), draw), dtype)
+def test_error_budget_with_a_residual(name, dtype, impl, draw, within_budget, poisoned) -> None:
+    assert within_budget(*add_ops(name, impl), make(name, (37, 42), draw), dtype)
 
 
 @pytest.mark.parametrize("name", OPS)
@@ -125,7 +124,7 @@ def test_refuses_sizes_that_do_not_fit(draw) -> None:
     with pytest.raises(ValueError, match=r"weight has shape \(11,\), must be \(12,\)"):
         RMS(x_NC, draw(11).float(), eps=1e-6)
     with pytest.raises(ValueError, match="residual is torch.float64, must be torch.float32"):
-        add_rms_norm(x_NC, draw(2, 12), draw(12).float(), eps=1e-6, impl="triton")
+        RMS(x_NC, draw(12).float(), residual_NC=draw(2, 12), eps=1e-6)
     wide_NC = torch.zeros(1, 16385)
     with pytest.raises(ValueError, match="norm_fwd: size 16385, at most 16384; pass impl='eager'"):
         RMS(wide_NC, wide_NC[0], eps=1e-6)
