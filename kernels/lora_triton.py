@@ -53,16 +53,6 @@ def _is_kept(seed, offs_n, first_c, dropped, BLOCK_C: tl.constexpr):
 
 
 @triton.jit
-def _chosen(h, adapter_ptr, owner_ptr, offs_n, offs_r, N, R):
-    """A tile of h or dh, 0 where the row of A is not of the adapter that the row of x chooses."""
-    if adapter_ptr is not None:
-        adapter = tl.load(adapter_ptr + offs_n, mask=offs_n < N, other=-1)
-        owner = tl.load(owner_ptr + offs_r, mask=offs_r < R, other=-1)
-        h = tl.where(adapter[:, None] == owner, h, 0.0)
-    return h
-
-
-@triton.jit
 def _lora_shrink_kernel(
     x_ptr, a_ptr, seed_ptr, adapter_ptr, owner_ptr, h_ptr,
     N, C, R, dropped, keep_scale,
@@ -71,6 +61,9 @@ def _lora_shrink_kernel(
     offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     offs_r = tl.arange(0, BLOCK_R)
     x_row_ptr = x_ptr + offs_n.to(tl.int64)[:, None] * C
+    if adapter_ptr is not None:
+        # cost: loaded only after the loop, it made registers spill
+        adapter = tl.load(adapter_ptr + offs_n, mask=offs_n < N, other=-1)
     h = tl.zeros([BLOCK_N, BLOCK_R], tl.float32)
     for first_c in range(0, C, BLOCK_C):
         offs_c = first_c + tl.arange(0, BLOCK_C)
@@ -83,7 +76,9 @@ def _lora_shrink_kernel(
         )
         h = tl.dot(x, tl.trans(a), h, input_precision="ieee")
     inside = (offs_n < N)[:, None] & (offs_r < R)
-    h = _chosen(h, adapter_ptr, owner_ptr, offs_n, offs_r, N, R)
+    if adapter_ptr is not None:
+        owner = tl.load(owner_ptr + offs_r, mask=offs_r < R, other=-1)
+        h = tl.where(adapter[:, None] == owner, h, 0.0)
     h = (h * keep_scale).to(h_ptr.dtype.element_ty)
     tl.store(h_ptr + offs_n.to(tl.int64)[:, None] * R + offs_r, h, mask=inside)
 
@@ -101,6 +96,8 @@ def _lora_dh_db_kernel(
     offs_or = offs_o[:, None] * R + offs_r
     in_or = in_o[:, None] & in_r
     sb = tl.load(sb_ptr + offs_or, mask=in_or, other=0.0)  # (BLOCK_O, BLOCK_R)
+    if adapter_ptr is not None:
+        owner = tl.load(owner_ptr + offs_r, mask=in_r, other=-1)
     db = tl.zeros([BLOCK_O, BLOCK_R], tl.float32)
     for tile in range(pid_g * tiles_per_group, (pid_g + 1) * tiles_per_group):
         offs_n = tile * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -111,7 +108,9 @@ def _lora_dh_db_kernel(
         )
         h = tl.load(h_ptr + offs_nr, mask=in_n & in_r, other=0.0)  # (BLOCK_N, BLOCK_R)
         dh = tl.dot(dy, sb, input_precision="ieee")
-        dh = _chosen(dh, adapter_ptr, owner_ptr, offs_n, offs_r, N, R)
+        if adapter_ptr is not None:
+            adapter = tl.load(adapter_ptr + offs_n, mask=offs_n < N, other=-1)
+            dh = tl.where(adapter[:, None] == owner, dh, 0.0)
         tl.store(dh_ptr + pid_o.to(tl.int64) * N * R + offs_nr, dh, mask=in_n & in_r)
         db = tl.dot(tl.trans(dy), h, db, input_precision="ieee")
     tl.store(db_ptr + pid_g.to(tl.int64) * width_o * R + offs_or, db, mask=in_or)

@@ -135,10 +135,10 @@ def test_unchosen_adapters_and_rows_of_none_get_nothing(draw, adapters, poisoned
 @pytest.mark.parametrize(
     ("ranks", "p", "old", "new"),
     [
-        ((3, 8, 4, 5), 0.0, "h = _chosen(h,", "_chosen(h,"),
-        ((3, 8, 4, 5), 0.0, "dh = _chosen(dh,", "_chosen(dh,"),
-        ((3, 8, 4, 5), 0.3, "dh = _chosen(dh,", "_chosen(dh,"),
-        ((3, 8, 4, 5), 0.0, "adapter_ptr + offs_n,", "adapter_ptr + offs_n // 2,"),
+        ((3, 8, 4, 5), 0.0, "h = tl.where(adapter[:, None] == owner, h, 0.0)", "h = h"),
+        ((3, 8, 4, 5), 0.0, "dh = tl.where(adapter[:, None] == owner, dh, 0.0)", "dh = dh"),
+        ((3, 8, 4, 5), 0.3, "dh = tl.where(adapter[:, None] == owner, dh, 0.0)", "dh = dh"),
+        ((3, 8, 4, 5), 0.0, "owner_ptr + offs_r, mask=in_r,", "owner_ptr + 1 + offs_r, mask=in_r,"),
         ((1, 20, 3, 16), 0.0, "= chosen(dy_NO @ sb_OR, choice)", "= (dy_NO @ sb_OR)"),
     ],
 )
