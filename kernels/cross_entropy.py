@@ -65,7 +65,8 @@ def _softmax_loss(
     """
     softcap, z_loss, smoothing = rule
     wide = torch.promote_types(logits_JV.dtype, torch.float32)
-    logits_JV, labels_J1, weights_J1 = logits_JV.to(wide), labels_J[:, None], weights_J[:, None]
+    logits_JV, weights_J1 = logits_JV.to(wide), weights_J[:, None].to(wide)
+    labels_J1 = labels_J[:, None]
     if softcap is not None:
         logits_JV = softcap * (logits_JV / softcap).tanh()
     slope_JV = None if softcap is None else 1 - (logits_JV / softcap).square()
@@ -82,7 +83,7 @@ def _softmax_loss(
     if not needs_gradient:
         return loss, None
     dlogits_JV = logits_JV.mul_(weights_J1 * (1 + 2 * z_loss * lse_J1) / sums_J1)
-    dlogits_JV.scatter_add_(1, labels_J1, (smoothing - 1) * weights_J1.to(wide))
+    dlogits_JV.scatter_add_(1, labels_J1, (smoothing - 1) * weights_J1)
     if smoothing:
         dlogits_JV -= smoothing / logits_JV.shape[1] * weights_J1
     if slope_JV is not None:

@@ -79,12 +79,12 @@ def _softmax_loss_kernel(
             inside = start + offs_v < V
             z = _load_logits(row_ptr, start + offs_v, inside, softcap)
             p = tl.exp(z - lse)
-            if z_loss is not None:
-                p *= 1 + 2 * z_loss * lse
             target = (start + offs_v == label).to(tl.float32)
             if smoothing is not None:
                 target = (1 - smoothing) * target + smoothing / V
             dz = weight * (p - target)
+            if z_loss is not None:
+                dz += 2 * weight * z_loss * lse * p
             if softcap is not None:
                 dz *= 1 - (z / softcap) * (z / softcap)
             tl.store(row_ptr + start + offs_v, dz.to(logits_ptr.dtype.element_ty), mask=inside)
