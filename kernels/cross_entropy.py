@@ -133,7 +133,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if needs_h:
                 torch.mm(dlogits_JV, weight_VC, out=dh_MC[rows])
             if needs_weight and is_triton and h_MC.is_cuda and h_MC.dtype != wide:
-                # cost: 7.5 ms for 8.7 a chunk, and the product is not rounded before it is added
+                # cost: 7.5 ms a chunk, not 8.7; and the product is not rounded before it is added
                 torch.addmm(dweight_VC, dlogits_JV.t(), h_MC[rows], out_dtype=wide, out=dweight_VC)
             elif needs_weight:
                 dweight_VC += dlogits_JV.t() @ h_MC[rows]

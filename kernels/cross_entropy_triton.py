@@ -78,10 +78,10 @@ def _softmax_loss_kernel(
         for start in range(0, V, LANES * WIDTH):
             inside = start + offs_v < V
             z = _load_logits(row_ptr, start + offs_v, inside, softcap)
-            p = tl.exp(z - lse)
             target = (start + offs_v == label).to(tl.float32)
             if smoothing is not None:
                 target = (1 - smoothing) * target + smoothing / V
+            p = tl.exp(z - lse)
             dz = weight * (p - target)
             if z_loss is not None:
                 dz += 2 * weight * z_loss * lse * p
