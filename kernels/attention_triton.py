@@ -29,6 +29,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kernels.backend import DTYPES
+from kernels.cross_entropy_triton import tanh
 from kernels.docs import Docs
 from kernels.launch import (
     MAX_HEAD_WIDTH,
@@ -92,17 +93,6 @@ def _sees(offs_q, offs_k, inside, window, IS_CAUSAL: tl.constexpr):
 
 
 @triton.jit
-def _tanh(x):
-    # numerics: the closed form cancels near 0, where the continued fraction is exact to 1e-9
-    square = x * x
-    is_small = square < 0.36
-    e = tl.exp2(-2.8853900817779268 * tl.abs(x))  # exp(-2 |x|)
-    above = tl.where(is_small, x * (945 + square * (105 + square)), tl.where(x < 0, e - 1, 1 - e))
-    below = tl.where(is_small, 945 + square * (420 + square * 15), 1 + e)
-    return above / below
-
-
-@triton.jit
 def _load_tile(tiles_ptr):
     """This program's first row, and the rest of its line of the table that `Docs.tiles` made."""
     ptr = tiles_ptr + tl.program_id(0) * 6
@@ -123,7 +113,7 @@ def _fwd_steps(
         k = _load_rows(k_source, column, past, D, BLOCK_N, IS_EDGE)
         s = tl.dot(q, tl.trans(k), input_precision="ieee")  # (BLOCK_M, BLOCK_N)
         if squash is not None:
-            s = _tanh(s * squash)
+            s = tanh(s * squash)
         if IS_EDGE:
             offs_n = column + tl.arange(0, BLOCK_N)
             inside = (offs_n < past)[None, :]
@@ -188,7 +178,7 @@ def _dq_steps(
         s = tl.dot(q, tl.trans(k), input_precision="ieee")  # (BLOCK_M, BLOCK_N)
         dp = tl.dot(do, tl.trans(v), input_precision="ieee")
         if squash is not None:
-            s = _tanh(s * squash)
+            s = tanh(s * squash)
         p = tl.exp2(s * factor - lse[:, None])
         if IS_EDGE:
             offs_n = column + tl.arange(0, BLOCK_N)
@@ -262,7 +252,7 @@ def _dkv_steps(
         lse, delta = _load_stats(stats_ptr, row, past, BLOCK_M, IS_EDGE)
         s = tl.dot(k, tl.trans(q), input_precision="ieee")  # (BLOCK_N, BLOCK_M)
         if squash is not None:
-            s = _tanh(s * squash)
+            s = tanh(s * squash)
         p = tl.exp2(s * factor - lse[None, :])
         if IS_EDGE:
             offs_m = row + tl.arange(0, BLOCK_M)

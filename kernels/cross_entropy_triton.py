@@ -20,7 +20,7 @@ from kernels.launch import check_device, check_shape, config_of
 
 
 @triton.jit
-def _tanh(x):
+def tanh(x):
     e = tl.exp(-2 * tl.abs(x))
     far = (1 - e) / (1 + e)
     # numerics: near 0 that difference would cancel; the series is exact to fp32 up to 0.3
@@ -34,14 +34,14 @@ def _load_logits(row_ptr, offs, inside, softcap):
     """Logits in fp32, capped; -inf outside of the row."""
     z = tl.load(row_ptr + offs, mask=inside, other=0.0).to(tl.float32)
     if softcap is not None:
-        z = softcap * _tanh(z / softcap)
+        z = softcap * tanh(z / softcap)
     return tl.where(inside, z, float("-inf"))
 
 
 @triton.jit
 def _softmax_loss_kernel(
     logits_ptr, labels_ptr, weights_ptr, loss_ptr,
-    V, softcap,
+    V, softcap, z_loss, smoothing,
     NEEDS_GRADIENT: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
@@ -56,21 +56,35 @@ def _softmax_loss_kernel(
     # numerics: finite, since -inf - -inf is NaN
     lane_max = tl.full([LANES], -3.0e38, tl.float32)
     lane_sum = tl.zeros([LANES], tl.float32)
+    lane_total = tl.zeros([LANES], tl.float32)  # of the logits themselves
     for start in range(0, V, LANES * WIDTH):
-        z = _load_logits(row_ptr, start + offs_v, start + offs_v < V, softcap)
+        inside = start + offs_v < V
+        z = _load_logits(row_ptr, start + offs_v, inside, softcap)
+        if smoothing is not None:
+            lane_total += tl.sum(tl.where(inside, z, 0.0), 1)
         new_max = tl.maximum(lane_max, tl.max(z, 1))
         lane_sum = lane_sum * tl.exp(lane_max - new_max) + tl.sum(tl.exp(z - new_max[:, None]), 1)
         lane_max = new_max
     row_max = tl.max(lane_max, 0)
     lse = row_max + tl.log(tl.sum(lane_sum * tl.exp(lane_max - row_max), 0))
-    tl.store(loss_ptr + row, weight * (lse - z_label))
+    loss = lse - z_label
+    if smoothing is not None:
+        loss += smoothing * (z_label - tl.sum(lane_total, 0) / V)
+    if z_loss is not None:
+        loss += z_loss * lse * lse
+    tl.store(loss_ptr + row, weight * loss)
 
     if NEEDS_GRADIENT:
         for start in range(0, V, LANES * WIDTH):
             inside = start + offs_v < V
             z = _load_logits(row_ptr, start + offs_v, inside, softcap)
-            onehot = (start + offs_v == label).to(tl.float32)
-            dz = weight * (tl.exp(z - lse) - onehot)
+            target = (start + offs_v == label).to(tl.float32)
+            if smoothing is not None:
+                target = (1 - smoothing) * target + smoothing / V
+            p = tl.exp(z - lse)
+            dz = weight * (p - target)
+            if z_loss is not None:
+                dz += 2 * weight * z_loss * lse * p
             if softcap is not None:
                 dz *= 1 - (z / softcap) * (z / softcap)
             tl.store(row_ptr + start + offs_v, dz.to(logits_ptr.dtype.element_ty), mask=inside)
@@ -80,15 +94,16 @@ def softmax_loss_triton(
     logits_JV: Tensor,
     labels_J: Tensor,
     weights_J: Tensor,
-    softcap: float | None,
+    rule: tuple[float | None, float, float],
     *,
     needs_gradient: bool,
-) -> Tensor:
-    """The weighted losses of the rows of a chunk, in nats; `logits_JV` is used up.
+) -> tuple[Tensor, Tensor]:
+    """Loss sum of a chunk (fp32, nats), and the gradient of its logits in their place.
 
-    needs_gradient    on return, `logits_JV` holds the gradient of the losses' sum
-    returns           loss_J, fp32
+    rule              soft cap, z-loss, label smoothing
+    needs_gradient    False: the logits are left as they are
     """
+    softcap, z_loss, smoothing = rule
     J, V = logits_JV.shape
     assert logits_JV.is_contiguous()
     check_shape("labels", labels_J, (J,))
@@ -98,8 +113,8 @@ def softmax_loss_triton(
     with torch.cuda.device_of(logits_JV):
         _softmax_loss_kernel[(J,)](
             logits_JV, labels_J.contiguous(), weights_J.contiguous(), loss_J,
-            V, softcap,
+            V, softcap, z_loss or None, smoothing or None,
             NEEDS_GRADIENT=needs_gradient, WIDTH=16 // logits_JV.element_size(),
             **config_of("softmax_loss", V, logits_JV.device),
         )  # fmt: skip
-    return loss_J
+    return loss_J.sum(), logits_JV

@@ -119,16 +119,19 @@ def cases() -> Iterator[tuple[str, Callable[[], object]]]:
         yield kind, partial(swiglu_triton._launch_fwd, gate_NF, gate_NF, kind)
         yield kind, partial(swiglu_triton._launch_bwd, gate_NF, gate_NF, gate_NF, kind)
     chunk = empty(4096, 128256), empty(4096, dtype=torch.int64), wide(4096)
-    for cap in (None, 30.0):
-        loss = partial(cross_entropy_triton.softmax_loss_triton, *chunk, cap, needs_gradient=True)
-        yield f"cap {cap}", loss
+    for rule in ((None, 0.0, 0.0), (30.0, 0.0, 0.0), (None, 1e-4, 0.1), (30.0, 1e-4, 0.1)):
+        loss = partial(cross_entropy_triton.softmax_loss_triton, *chunk, rule, needs_gradient=True)
+        yield "cap {}, z-loss {}, smoothing {}".format(*rule), loss
     x_NC, seed = empty(8192, 4096), empty(1, dtype=torch.int64)
     for R in (16, lora_triton.FUSED_RANK, lora_triton.MAX_RANK):
         a_RC, b_OR, h_NR = empty(R, 4096), empty(4096, R), empty(8192, R)
-        yield f"rank {R}", partial(lora_triton._launch_shrink, x_NC, a_RC, None, 0.0)
-        yield f"rank {R} dropout", partial(lora_triton._launch_shrink, x_NC, a_RC, seed, 0.1)
-        if R <= lora_triton.FUSED_RANK:
-            yield f"rank {R}", partial(lora_triton._launch_dh_db, x_NC, b_OR, h_NR)
+        ids = [empty(8192, dtype=torch.int32), empty(R, dtype=torch.int32)]
+        for name, choice in ((f"rank {R}", []), (f"rank {R} of several adapters", ids)):
+            shrink = partial(lora_triton._launch_shrink, x_NC, a_RC)
+            yield name, partial(shrink, None, 0.0, choice)
+            yield f"{name}, dropout", partial(shrink, seed, 0.1, choice)
+            if R <= lora_triton.FUSED_RANK:
+                yield name, partial(lora_triton._launch_dh_db, x_NC, b_OR, h_NR, choice)
         drop = partial(lora_triton._launch_drop_bwd, x_NC, h_NR, a_RC, seed, x_NC, 0.1)
         yield f"rank {R}", drop
     blocks, scales = 4096 * 14336 // 64, wide(4096 * 14336 // 64 // 256)
