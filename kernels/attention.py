@@ -35,16 +35,9 @@ from kernels.launch import MAX_HEAD_WIDTH
 
 
 def attention_reference(
-    q_NHD: Tensor,
-    k_NGD: Tensor,
-    v_NGD: Tensor,
-    docs: Docs,
-    *,
-    is_causal: bool,
-    scale: float,
-    window: int | None = None,
-    softcap: float | None = None,
-) -> Tensor:
+    q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, docs: Docs, *, is_causal: bool, scale: float,
+    window: int | None = None, softcap: float | None = None,
+) -> Tensor:  # fmt: skip
     """The definition, over one N x N mask. In float64 it is the oracle."""
     heads_per_group = q_NHD.shape[1] // k_NGD.shape[1]
     k_NHD = k_NGD.repeat_interleave(heads_per_group, dim=1)
@@ -91,7 +84,7 @@ class _Gather(torch.autograd.Function):
 
 
 @dataclass(frozen=True)
-class _Rule:
+class Rule:
     """The settings of `attention`, `scale` resolved."""
 
     is_causal: bool
@@ -138,13 +131,8 @@ class _AttendBlock(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
-        q_NHD: Tensor,
-        k_NGD: Tensor,
-        v_NGD: Tensor,
-        group: Group,
-        rule: _Rule,
-    ) -> Tensor:
+        ctx: FunctionCtx, q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, group: Group, rule: Rule,
+    ) -> Tensor:  # fmt: skip
         B, T, G = group.num_docs, group.length, k_NGD.shape[1]
         q_PZD, k_PTD, v_PTD = (_to_block(x_N, group, G) for x_N in (q_NHD, k_NGD, v_NGD))
         scores_PZT = _scaled_bmm(q_PZD, k_PTD.transpose(1, 2), rule.scale)
@@ -206,7 +194,7 @@ def _to_stream(x_PZD: Tensor, group: Group) -> Tensor:
     return x_nD.view(-1, H, D)
 
 
-def _attend_long(q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, group: Group, rule: _Rule) -> Tensor:
+def _attend_long(q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, group: Group, rule: Rule) -> Tensor:
     """Documents of one length through torch's fused attention."""
     blocks_BHTD = (
         x_N.view(group.num_docs, group.length, *x_N.shape[1:]).transpose(1, 2)
@@ -223,7 +211,7 @@ def _attend_long(q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, group: Group, rule
     return o_BHTD.transpose(1, 2).flatten(0, 1)
 
 
-def _attend_group(q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, group: Group, rule: _Rule) -> Tensor:
+def _attend_group(q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, group: Group, rule: Rule) -> Tensor:
     """Attention of one group's tokens."""
     suits_sdpa = rule.softcap is None and q_NHD.dtype != torch.float32
     if group.length > LONG and suits_sdpa:
@@ -232,17 +220,10 @@ def _attend_group(q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, group: Group, rul
 
 
 def attention(
-    q_NHD: Tensor,
-    k_NGD: Tensor,
-    v_NGD: Tensor,
-    docs: Docs,
-    *,
-    is_causal: bool,
-    scale: float | None = None,
-    window: int | None = None,
-    softcap: float | None = None,
+    q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, docs: Docs, *, is_causal: bool,
+    scale: float | None = None, window: int | None = None, softcap: float | None = None,
     impl: Impl = "auto",
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Self-attention inside each document of a flat stream.
 
     q_NHD           queries, compute dtype
@@ -254,14 +235,9 @@ def attention(
     softcap         bounds the scores smoothly to (-softcap, softcap); None: they are not bounded
     impl            see kernels/backend.py
     returns         o_NHD, compute dtype; zero in rows past the documents
-    raises          ValueError: N is not the plan's, or H is not a multiple of G; on a GPU also what
-                    kernels/attention_triton.py does not take
+    raises          ValueError: N is not the plan's, or H is not a multiple of G; by the kernels,
+                    also other sizes, dtypes and devices, D above 256, and settings not above 0
     """
-    if uses_triton("attention", impl, q_NHD, fits=q_NHD.shape[2] <= MAX_HEAD_WIDTH):
-        from kernels.attention_triton import attention_triton
-
-        rule = {"is_causal": is_causal, "scale": scale, "window": window, "softcap": softcap}
-        return attention_triton(q_NHD, k_NGD, v_NGD, docs, **rule)
     N, H, D = q_NHD.shape
     if N not in (docs.num_tokens, docs.num_rows) or k_NGD.shape[0] != N:
         raise ValueError(
@@ -270,7 +246,11 @@ def attention(
         )
     if H % k_NGD.shape[1]:
         raise ValueError(f"{H} query heads are not a multiple of {k_NGD.shape[1]} key heads")
-    rule = _Rule(is_causal, D**-0.5 if scale is None else scale, window, softcap)
+    rule = Rule(is_causal, D**-0.5 if scale is None else scale, window, softcap)
+    if uses_triton("attention", impl, q_NHD, fits=D <= MAX_HEAD_WIDTH):
+        from kernels.attention_triton import attention_triton
+
+        return attention_triton(q_NHD, k_NGD, v_NGD, docs, rule)
     streams = (q_NHD, k_NGD, v_NGD)
     order_N = docs.order_N
     if order_N is not None:

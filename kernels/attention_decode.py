@@ -39,17 +39,10 @@ def attention_decode_reference(
 
 
 def attention_decode(
-    q_BHD: Tensor,
-    k_PSGD: Tensor,
-    v_PSGD: Tensor,
-    lengths_B: Tensor,
-    *,
-    pages_BJ: Tensor | None = None,
-    scale: float | None = None,
-    window: int | None = None,
-    softcap: float | None = None,
-    impl: Impl = "auto",
-) -> Tensor:
+    q_BHD: Tensor, k_PSGD: Tensor, v_PSGD: Tensor, lengths_B: Tensor, *,
+    pages_BJ: Tensor | None = None, scale: float | None = None, window: int | None = None,
+    softcap: float | None = None, impl: Impl = "auto",
+) -> Tensor:  # fmt: skip
     """One decoding step of attention over a cache.
 
     q_BHD             one query per sequence, compute dtype

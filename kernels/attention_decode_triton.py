@@ -14,7 +14,8 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels import launch
-from kernels.attention_triton import LOG2_E, _tanh, _width
+from kernels.attention_triton import LOG2_E, _width
+from kernels.cross_entropy_triton import tanh
 
 # What registers hold of shares and of heads; slots of a page that is all of a sequence, at most.
 MAX_SPLITS, MAX_ROWS, SLAB = 64, 32, 1 << 30
@@ -55,7 +56,7 @@ def _attention_decode_kernel(
         k = tl.load(k_ptr + k_offs + offs_d * stride_kd, mask=in_d, other=0.0)  # (BLOCK_S, width)
         s = tl.dot(q, tl.trans(k), input_precision="ieee")
         if squash is not None:
-            s = _tanh(s * squash)
+            s = tanh(s * squash)
         s = tl.where((step + offs_s < length)[None, :], s * factor, float("-inf"))
         new_max = tl.maximum(row_max, tl.max(s, 1, keep_dims=True))
         p, decay = tl.exp2(s - new_max), tl.exp2(row_max - new_max)

@@ -19,7 +19,6 @@ source      Dao 2023, arXiv:2307.08691; Milakov & Gimelshein 2018, arXiv:1805.02
 """
 
 import math
-from typing import NamedTuple
 
 import torch
 import triton
@@ -28,18 +27,10 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from kernels.backend import DTYPES
+from kernels import launch
+from kernels.attention import Rule
 from kernels.cross_entropy_triton import tanh
 from kernels.docs import Docs
-from kernels.launch import (
-    MAX_HEAD_WIDTH,
-    arch_of,
-    check_at_most,
-    check_device,
-    check_dtype,
-    check_shape,
-    config_of,
-)
 
 LOG2_E = math.log2(math.e)
 SHORT = 512  # tokens; documents are short below it, each token's own counted
@@ -304,20 +295,11 @@ KERNELS = {
 }
 
 
-class _Rule(NamedTuple):
-    """The settings of `attention_triton`, `scale` resolved."""
-
-    is_causal: bool
-    scale: float
-    window: int | None
-    softcap: float | None
-
-
-def _launch(name: str, tensors: list[Tensor], docs: Docs, rule: _Rule, **numbers: float) -> None:
+def _launch(name: str, tensors: list[Tensor], docs: Docs, rule: Rule, **numbers: float) -> None:
     """Runs a kernel over the tiles of `docs`; its tensors begin with q, k and v."""
     q_NHD, k_NGD, v_NGD, do_NHD = tensors[:4]
     (N, H, D), G = q_NHD.shape, k_NGD.shape[1]
-    config = config_of(f"attention_{name}", D, q_NHD.device, shape=_shape(q_NHD, docs))
+    config = launch.config_of(f"attention_{name}", D, q_NHD.device, shape=_shape(q_NHD, docs))
     heads, rows, columns, walked = H, config["BLOCK_M"], config["BLOCK_N"], (k_NGD, v_NGD)
     back = docs.num_tokens if rule.window is None else rule.window - 1
     ahead = 0 if rule.is_causal else back
@@ -354,7 +336,7 @@ def _descriptor(x: Tensor, rows: int) -> TensorDescriptor | None:
     """For TMA, of tiles of `rows` rows of one head; None where x or its GPU does not suit."""
     N, heads, D = x.shape
     is_aligned = x.data_ptr() % 16 == 0 and x.stride(0) * x.element_size() % 16 == 0
-    has_tma = arch_of(x.device) in ("sm_90", "sm_100", "sm_103", "interpreter")
+    has_tma = launch.arch_of(x.device) in ("sm_90", "sm_100", "sm_103", "interpreter")
     if not has_tma or x.dtype == torch.float32 or _width(D) != D or not is_aligned:
         return None
     return TensorDescriptor(x, [N, heads * D], [x.stride(0), 1], [rows, D])
@@ -374,34 +356,12 @@ def _stream(x_NHD: Tensor, docs: Docs) -> Tensor:
     return y_NHD
 
 
-def _check(q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, docs: Docs, rule: _Rule) -> None:
-    """Every ValueError of `attention_triton`."""
-    (N, H, D), G = q_NHD.shape, k_NGD.shape[1]
-    if N not in (docs.num_tokens, docs.num_rows) or k_NGD.shape[0] != N:
-        raise ValueError(
-            f"docs plans {docs.num_tokens} tokens in {docs.num_rows} rows, q has {N},"
-            f" k {k_NGD.shape[0]}"
-        )
-    if H % G:
-        raise ValueError(f"{H} query heads are not a multiple of {G} key heads")
-    check_shape("k", k_NGD, (N, G, D))
-    check_shape("v", v_NGD, (N, G, D))
-    check_at_most("head width", D, MAX_HEAD_WIDTH)
-    if q_NHD.dtype not in DTYPES:
-        raise ValueError(f"q is {q_NHD.dtype}, must be one of {DTYPES}; cast it")
-    check_dtype(q_NHD.dtype, k=k_NGD, v=v_NGD)
-    check_device(q_NHD.device, k=k_NGD, v=v_NGD, docs=docs.cu_seqlens_B1)
-    for name in ("scale", "window", "softcap"):
-        if (value := getattr(rule, name)) is not None and not value > 0:
-            raise ValueError(f"{name} = {value}: must be > 0")
-
-
 class _Attention(torch.autograd.Function):
     """The steps at the head of this file; p is formed anew in backward."""
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, docs: Docs, rule: _Rule
+        ctx: FunctionCtx, q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, docs: Docs, rule: Rule
     ) -> Tensor:
         q_NHD, k_NGD, v_NGD = _packed(q_NHD), _packed(k_NGD), _packed(v_NGD)
         o_NHD = _stream(q_NHD, docs)
@@ -427,26 +387,16 @@ class _Attention(torch.autograd.Function):
 
 
 def attention_triton(
-    q_NHD: Tensor,
-    k_NGD: Tensor,
-    v_NGD: Tensor,
-    docs: Docs,
-    *,
-    is_causal: bool,
-    scale: float | None = None,
-    window: int | None = None,
-    softcap: float | None = None,
+    q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, docs: Docs, rule: Rule
 ) -> Tensor:
-    """`attention` of kernels/attention.py, with its arguments and its meaning, on a GPU.
-
-    q_NHD           queries; bf16, fp16 or fp32; D at most 256
-    k_NGD, v_NGD    keys and values, same dtype and D; H must be a multiple of G
-    docs            on the same device
-    the others      as there; scale, window and softcap must be > 0
-    returns         o_NHD, compute dtype; zero in rows past the documents
-    raises          ValueError: sizes, dtypes or devices that differ or are none of these
-    """
-    D = q_NHD.shape[2]
-    rule = _Rule(is_causal, D**-0.5 if scale is None else scale, window, softcap)
-    _check(q_NHD, k_NGD, v_NGD, docs, rule)
+    """`attention` by the kernels, and their ValueErrors; those of all paths are raised there."""
+    (N, _, D), G = q_NHD.shape, k_NGD.shape[1]
+    launch.check_shape("k", k_NGD, (N, G, D))
+    launch.check_shape("v", v_NGD, (N, G, D))
+    launch.check_at_most("head width", D, launch.MAX_HEAD_WIDTH)
+    launch.check_dtype(q_NHD.dtype, k=k_NGD, v=v_NGD)
+    launch.check_device(q_NHD.device, k=k_NGD, v=v_NGD, docs=docs.cu_seqlens_B1)
+    for name in ("scale", "window", "softcap"):
+        if (value := getattr(rule, name)) is not None and not value > 0:
+            raise ValueError(f"{name} = {value}: must be > 0")
     return _Attention.apply(q_NHD, k_NGD, v_NGD, docs, rule)

@@ -18,13 +18,9 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 def uses_triton(
-    op: str,
-    impl: Impl,
-    x: Tensor,
-    *,
-    fits: bool = True,
+    op: str, impl: Impl, x: Tensor, *, fits: bool = True,
     auto_dtypes: tuple[torch.dtype, ...] = DTYPES,
-) -> bool:
+) -> bool:  # fmt: skip
     """Whether an op on `x` runs its Triton kernels.
 
     op             its name in kernels/cases.py
@@ -49,7 +45,7 @@ def uses_triton(
         raise ValueError(f"impl = 'triton' on {x.dtype}: kernels take {DTYPES}; pass 'eager'")
     if not _is_installed():
         raise ValueError("impl = 'triton': triton is not installed; install it or pass 'eager'")
-    if not x.is_cuda and not _is_interpreted():
+    if not x.is_cuda and not is_interpreted():
         raise ValueError(f"impl = 'triton' on {x.device}: kernels need a GPU; pass 'eager'")
     return True
 
@@ -88,7 +84,7 @@ def _is_installed() -> bool:
     return False
 
 
-def _is_interpreted() -> bool:
+def is_interpreted() -> bool:
     """Whether kernels run in Triton's CPU interpreter, which is how tests run them."""
     from triton import knobs
 

@@ -1,11 +1,13 @@
-"""Every op at sizes: small and odd ones, which check.py tries, and real models', which bench.py
-times. An input's letters are its shape; they are those of the op's own file.
-"""
+"""Every op at sizes, read from cases.toml: small and odd ones, which check.py tries, and those of
+real models, which bench.py times. Letters are those of the ops' own files."""
 
 import math
-from collections.abc import Callable, Mapping
+import tomllib
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -23,7 +25,7 @@ from kernels.rope import norm_rope, rope, rope_angles, rope_reference
 from kernels.swiglu import geglu, geglu_reference, swiglu, swiglu_reference
 
 Sizes = dict[str, Any]
-Call = Callable[..., Any]
+Call = Callable[..., Tensor]
 
 
 class Draw:
@@ -44,98 +46,58 @@ class Draw:
 
 @dataclass(frozen=True)
 class Op:
-    """An op, and what it is measured by.
+    """A section of cases.toml, whose comment says what each value is; and
 
-    inputs      names; each is drawn in the shape of its letters, and gets a gradient
-    kernels     rows of configs.toml that serve: kernel -> the size that they go by
-    work        of (sizes): (forward, backward), values to read and write, or FLOP if `is_flop`
-    checks      sizes that check.py tries; "auto" tries the first
-    benches     sizes that bench.py times; inputs among "frozen" get no gradient there
-    rest        of (draw, sizes): the other arguments
-    modes       what is timed: "forward", "backward", or "both" in one
-    compiles    whether torch.compile makes one graph of the definition, at the sizes of bench.py
+    call, reference   of the inputs and the rest; `call` takes `impl` too
+    rest              of (draw, sizes): the other arguments
     """
 
     call: Call
     reference: Call
+    rest: Callable[[Draw, Sizes], dict[str, Any]]
     inputs: str
-    kernels: Mapping[str, str]
-    work: Call
+    kernels: dict[str, str]
     checks: list[Sizes]
     benches: list[Sizes]
-    rest: Call = lambda draw, sizes: {}
+    frozen: str = ""
+    values: tuple[str, float, float] = ("", 0, 0)
+    flop: tuple[str, float, float] = ("", 0, 0)
     modes: tuple[str, ...] = ("forward", "backward")
-    is_flop: bool = False
     compiles: bool = True
 
     def drawn(self, draw: Draw, sizes: Sizes) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The inputs, of unit variance and factors of unit gain, and the other arguments."""
+        """The inputs, matrices of weights with a gain of one, and the other arguments."""
         inputs = {}
         for name in self.inputs.split():
             x = draw(*(sizes[letter] for letter in name.partition("_")[2]))
             inputs[name] = x * x.shape[-1] ** -0.5 if name[0] in "wab" and x.ndim == 2 else x
         return inputs, self.rest(draw, sizes)
 
+    def trained(self) -> list[str]:
+        """The inputs that get a gradient."""
+        frozen = self.inputs if self.modes == ["forward"] else self.frozen
+        return [name for name in self.inputs.split() if name not in frozen.split()]
+
+    def work(self, sizes: Sizes) -> tuple[float, float]:
+        """Forward and backward: FLOP, or values to read and write."""
+        if "lengths" in sizes:
+            squares = sum(T * T for T in sizes["lengths"]) / (2 if sizes["is_causal"] else 1)
+            return tuple(part * squares * sizes["H"] * sizes["D"] for part in (4, 10))
+        letters, *parts = self.flop if self.flop[0] else self.values
+        return tuple(part * math.prod(sizes[letter] for letter in letters) for part in parts)
+
 
 def label(sizes: Sizes) -> str:
     """Sizes in a few words; of documents, how many and how long."""
-    words = []
-    for key, value in sizes.items():
-        if key == "lengths":
-            same = len(set(value)) == 1
-            value = f"{len(value)}x{value[0] if same else f'{min(value)}-{max(value)}'}"
-        words.append(f"{key}={value}")
-    return " ".join(words)
+    if lengths := sizes.get("lengths"):
+        sizes = {"docs": f"{len(lengths)} of {min(lengths)}-{max(lengths)}", **sizes}
+    return " ".join(f"{key}={value}" for key, value in sizes.items() if key != "lengths")
 
 
 def _documents(draw: Draw, sizes: Sizes) -> dict[str, Any]:
     rule = {key: sizes[key] for key in ("is_causal", "window", "softcap") if key in sizes}
     docs = Docs.from_lengths(sizes["lengths"], draw.device)
     return {"docs": docs, "scale": sizes["D"] ** -0.5, **rule}
-
-
-def _stream(lengths: list[int], H: int, G: int, D: int, *, is_causal: bool, **rule: Any) -> Sizes:
-    heads = {"N": sum(lengths), "H": H, "G": G, "D": D}
-    return {"lengths": lengths, **heads, "is_causal": is_causal, **rule}
-
-
-def _attention_work(sizes: Sizes) -> tuple[float, float]:
-    squares = sum(T * T for T in sizes["lengths"])
-    flop = 4 * squares * sizes["H"] * sizes["D"] / (2 if sizes["is_causal"] else 1)
-    return flop, 2.5 * flop
-
-
-def _gemm(sizes: Sizes, letters: str, backward: int) -> tuple[int, int]:
-    """FLOP of a product, and of that many more in the backward pass."""
-    flop = 2 * math.prod(sizes[letter] for letter in letters)
-    return flop, backward * flop
-
-
-def _packed(tokens: int) -> list[int]:
-    """Lengths of documents of 16 to 512 tokens."""
-    lengths, random = [], Random(0)
-    while left := tokens - sum(lengths):
-        lengths.append(min(left, random.randint(16, 512)))
-    return lengths
-
-
-def _scored(draw: Draw, sizes: Sizes) -> dict[str, Any]:
-    labels_M, weights_M = draw.below(sizes["V"], sizes["M"]), draw.below(2, sizes["M"]).float()
-    return {"labels_M": labels_M, "weights_M": weights_M, "softcap": sizes.get("cap")}
-
-
-def _loss(op: Call, **given: Any) -> Tensor:
-    return op(given.pop("h_MC"), given.pop("weight_VC"), **given)[0]
-
-
-def _angles(draw: Draw, sizes: Sizes) -> dict[str, Tensor]:
-    positions_N = torch.arange(sizes["N"], device=draw.device)
-    turn = {"head_dim": sizes["E"] * 2, "theta": 1e4, "dtype": draw.dtype}
-    return {"cos_sin_2NE": rope_angles(positions_N, **turn)}
-
-
-def _cache(B: int, H: int, G: int, D: int, S: int, J: int) -> Sizes:
-    return {"B": B, "H": H, "G": G, "D": D, "S": S, "J": J, "P": B * J, "bytes": 2 * D}
 
 
 def _pages(draw: Draw, sizes: Sizes) -> dict[str, Any]:
@@ -146,8 +108,28 @@ def _pages(draw: Draw, sizes: Sizes) -> dict[str, Any]:
     return {"lengths_B": lengths_B, "pages_BJ": pages_P.view(B, J).int(), "scale": scale}
 
 
-def _decode_work(sizes: Sizes) -> tuple[float, float]:
-    return 2 * sizes["P"] * sizes["S"] * sizes["G"] * sizes["D"], 0
+def _scored(draw: Draw, sizes: Sizes) -> dict[str, Any]:
+    labels_M, weights_M = draw.below(sizes["V"], sizes["M"]), draw.below(2, sizes["M"]).float()
+    return {"labels_M": labels_M, "weights_M": weights_M, "softcap": sizes.get("cap")}
+
+
+def _angles(draw: Draw, sizes: Sizes) -> dict[str, Any]:
+    positions_N = torch.arange(sizes["N"], device=draw.device)
+    turn = {"head_dim": sizes["E"] * 2, "theta": 1e4, "dtype": draw.dtype}
+    return {"cos_sin_2NE": rope_angles(positions_N, **turn)}
+
+
+def _adapters(draw: Draw, sizes: Sizes) -> dict[str, Any]:
+    if "adapters" not in sizes:
+        return {"scale": 2.0}
+    ranks = torch.tensor(sizes["adapters"], device=draw.device)
+    owner_R = torch.arange(len(ranks), device=draw.device).repeat_interleave(ranks)
+    adapter_N = draw.below(len(ranks) + 1, sizes["N"]) - 1
+    return {"scale": 2.0, "choice": (adapter_N.int(), owner_R.int())}
+
+
+def _loss(op: Callable[..., tuple[Tensor, Tensor]], **given: Any) -> Tensor:
+    return op(given.pop("h_MC"), given.pop("weight_VC"), **given)[0]
 
 
 def _norm_rope_reference(
@@ -160,78 +142,49 @@ def _there_and_back(weight_OC: Tensor, impl: str = "eager") -> Tensor:
     return dequantise(quantise(weight_OC, impl=impl), impl=impl)
 
 
-MIXED, LONG = [1, 300, 17, 129, 128, 127], [4096] * 4
-GLU_SIZES = [{"N": 123, "F": 431}, {"N": 1000, "F": 3072}], [{"N": 8192, "F": 14336}]
-GLU = {
-    "inputs": "gate_NF up_NF", "kernels": {"glu_fwd": "F", "glu_bwd": "F"},
-    "work": lambda s: (3 * s["N"] * s["F"], 5 * s["N"] * s["F"]),
-    "checks": GLU_SIZES[0], "benches": GLU_SIZES[1],
-}  # fmt: skip
-NORM = {
-    "kernels": {"norm_fwd": "C", "norm_bwd": "C"},
-    "work": lambda s: (2 * s["N"] * s["C"], 3 * s["N"] * s["C"]),
-    "checks": [{"N": 37, "C": 431}, {"N": 6, "C": 42}, {"N": 300, "C": 4096}],
-    "benches": [{"N": 8192, "C": 4096}, {"N": 8192, "C": 4096, "frozen": "weight_C bias_C"},
-                {"N": 327680, "C": 128}],
-    "rest": lambda draw, sizes: {"eps": 1e-6},
-}  # fmt: skip
-OPS = {
-    "rms_norm": Op(rms_norm, rms_norm_reference, "x_NC weight_C", **NORM),
-    "layer_norm": Op(layer_norm, layer_norm_reference, "x_NC weight_C bias_C", **NORM),
-    "rope": Op(
-        rope, rope_reference, "x_NHD", {"rope": "E"},
-        lambda s: (2 * s["N"] * s["H"] * s["D"],) * 2,
-        [{"N": 77, "H": 3, "D": 24, "E": 12}, {"N": 333, "H": 5, "D": 64, "E": 16}],
-        [{"N": 8192, "H": 40, "D": 128, "E": 64}], _angles,
+EPS = {"eps": 1e-6}
+RMS_NORM = rms_norm, rms_norm_reference, lambda draw, sizes: EPS
+REFERENCE = partial(_loss, linear_cross_entropy_reference, bias_V=None)
+LOSS = partial(_loss, linear_cross_entropy), REFERENCE, _scored
+CALLS = {
+    "rms_norm": RMS_NORM,
+    "rms_norm_frozen": RMS_NORM,
+    "layer_norm": (layer_norm, layer_norm_reference, lambda draw, sizes: EPS),
+    "rope": (rope, rope_reference, _angles),
+    "norm_rope": (norm_rope, _norm_rope_reference, lambda *of: EPS | _angles(*of)),
+    "swiglu": (swiglu, swiglu_reference, lambda draw, sizes: {}),
+    "geglu": (
+        partial(geglu, uses_tanh=True),
+        partial(geglu_reference, uses_tanh=True),
+        lambda draw, sizes: {},
     ),
-    "norm_rope": Op(
-        norm_rope, _norm_rope_reference, "x_NHD weight_D", {"rope": "E", "norm_rope_bwd": "E"},
-        lambda s: (2 * s["N"] * s["H"] * s["D"], 3 * s["N"] * s["H"] * s["D"]),
-        [{"N": 77, "H": 3, "D": 24, "E": 12}, {"N": 333, "H": 5, "D": 128, "E": 64}],
-        [{"N": 8192, "H": 40, "D": 128, "E": 64}],
-        lambda draw, sizes: {"eps": 1e-6, **_angles(draw, sizes)},
-    ),
-    "swiglu": Op(swiglu, swiglu_reference, **GLU),
-    "geglu": Op(
-        partial(geglu, uses_tanh=True), partial(geglu_reference, uses_tanh=True), **GLU
-    ),
-    "cross_entropy": Op(
-        partial(_loss, linear_cross_entropy),
-        partial(_loss, linear_cross_entropy_reference, bias_V=None), "h_MC weight_VC",
-        {"softmax_loss": "V"},
-        lambda s: _gemm(s, "MCV", 1 if "frozen" in s else 2),
-        [{"M": 77, "C": 96, "V": 123}, {"M": 300, "C": 64, "V": 50257, "cap": 30.0}],
-        [{"M": 8192, "C": 4096, "V": 128256},
-         {"M": 8192, "C": 4096, "V": 128256, "frozen": "weight_VC"}], _scored, ("both",), True,
-    ),
-    "lora": Op(
-        lora_linear, lora_linear_reference, "x_NC weight_OC a_RC b_OR",
-        {"lora_shrink": "R", "lora_dh_db": "R"}, lambda s: _gemm(s, "NCO", 1),
-        [{"N": 77, "C": 96, "O": 123, "R": 8}, {"N": 512, "C": 1024, "O": 1024, "R": 64}],
-        [{"N": 8192, "C": 4096, "O": 4096, "R": 16, "frozen": "weight_OC"}],
-        lambda draw, sizes: {"scale": 2.0}, ("both",), True,
-    ),
-    "attention": Op(
-        attention, attention_reference, "q_NHD k_NGD v_NGD",
-        {"attention_fwd": "D", "attention_dq": "D", "attention_dkv": "D"}, _attention_work,
-        [_stream(MIXED, 4, 2, 64, is_causal=True), _stream(MIXED, 4, 4, 128, is_causal=False),
-         _stream([700, 33], 8, 1, 32, is_causal=True, window=100, softcap=20.0)],
-        [_stream(LONG, 16, 16, 128, is_causal=True),
-         _stream([8192] * 2, 16, 16, 128, is_causal=True),
-         _stream(LONG, 16, 4, 128, is_causal=True), _stream(LONG, 16, 16, 64, is_causal=True),
-         _stream(_packed(16384), 16, 16, 128, is_causal=True, shape="short")],
-        _documents, is_flop=True, compiles=False,
-    ),
-    "attention_decode": Op(
-        attention_decode, attention_decode_reference, "q_BHD k_PSGD v_PSGD",
-        {"attention_decode": "bytes"}, _decode_work,
-        [_cache(4, 4, 2, 64, 16, 9), _cache(3, 8, 1, 128, 100, 2)],
-        [_cache(32, 32, 8, 128, 128, 32), _cache(1, 32, 8, 128, 128, 256)],
-        _pages, ("forward",), compiles=False,
-    ),
-    "nf4": Op(
-        _there_and_back, _there_and_back, "weight_OC",
-        {"nf4_quantise": "C", "nf4_dequantise": "C"}, lambda s: (5 * s["O"] * s["C"], 0),
-        [{"O": 64, "C": 96}], [{"O": 4096, "C": 14336}], modes=("forward",),
-    ),
-}  # fmt: skip
+    "cross_entropy": LOSS,
+    "cross_entropy_frozen": LOSS,
+    "lora": (lora_linear, lora_linear_reference, _adapters),
+    "attention": (attention, attention_reference, _documents),
+    "attention_decode": (attention_decode, attention_decode_reference, _pages),
+    "nf4": (_there_and_back, _there_and_back, lambda draw, sizes: {}),
+}
+
+
+def chosen(parser: ArgumentParser, arguments: list[str] | None) -> Namespace:
+    """What was typed, with the names of ops as `op`, checked."""
+    parser.add_argument("op", nargs="*", help=f"of {', '.join(ops())}; none: all of them")
+    options = parser.parse_args(arguments)
+    if unknown := set(options.op) - set(ops()):
+        parser.error(f"no op {', '.join(sorted(unknown))}; there are {', '.join(ops())}")
+    options.op = options.op or list(ops())
+    return options
+
+
+@cache
+def ops() -> dict[str, Op]:
+    """All ops by name."""
+    tables = tomllib.loads(Path(__file__).with_name("cases.toml").read_text(encoding="utf-8"))
+    for sizes in (sizes for key in ("checks", "benches") for sizes in tables["attention"][key]):
+        if tokens := sizes.pop("packed", 0):
+            random, sizes["lengths"] = Random(0), []
+            while left := tokens - sum(sizes["lengths"]):
+                sizes["lengths"].append(min(left, random.randint(16, 512)))
+        sizes["N"] = sum(sizes["lengths"])
+    return {name: Op(*CALLS[name], **table) for name, table in tables.items()}

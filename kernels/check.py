@@ -8,15 +8,16 @@ NaN. On this machine's GPU; without one, in Triton's interpreter (TRITON_INTERPR
 import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from itertools import product
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from kernels.cases import OPS, Call, Draw, Sizes, label
+from kernels.backend import is_interpreted
+from kernels.cases import Call, Draw, Sizes, chosen, label, ops
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -30,26 +31,31 @@ class Error(NamedTuple):
     allowed: float
 
 
-def results(op: Call, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Output and the gradient of each input, in float64."""
-    leaves = {name: tensor.detach().clone().requires_grad_() for name, tensor in inputs.items()}
-    y = op(**leaves)
+def results(
+    op: Call, inputs: Mapping[str, Tensor], trained: Collection[str]
+) -> dict[str, Tensor]:
+    """Output and the gradients of the trained inputs, in float64."""
+    given = {name: x.detach().clone().requires_grad_(name in trained) for name, x in inputs.items()}
+    y = op(**given)
     found = {"y": y.detach().double()}
-    if y.requires_grad:
+    if trained:
         generator = torch.Generator().manual_seed(y.numel())
         dy = torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y.device, y.dtype)
-        grads = torch.autograd.grad(y, list(leaves.values()), dy)
-        found |= {f"d{key}": grad.double() for key, grad in zip(leaves, grads, strict=True)}
+        grads = torch.autograd.grad(y, [given[name] for name in trained], dy)
+        found |= {f"d{name}": grad.double() for name, grad in zip(trained, grads, strict=True)}
     return found
 
 
 def errors(
-    op: Call, reference: Call, inputs: Mapping[str, Tensor], dtype: torch.dtype
-) -> list[Error]:
-    """Of the output and of each gradient, for inputs rounded to a dtype."""
+    op: Call, reference: Call, inputs: Mapping[str, Tensor], dtype: torch.dtype,
+    trained: Collection[str] | None = None,
+) -> list[Error]:  # fmt: skip
+    """Of the output and the gradients (None: all), for inputs rounded to a dtype."""
+    trained = inputs if trained is None else trained
     cast = {name: tensor.to(dtype) for name, tensor in inputs.items()}
-    exact = results(reference, {name: tensor.double() for name, tensor in inputs.items()})
-    plain, mine = results(reference, cast), results(op, cast)
+    wide = {name: tensor.double() for name, tensor in inputs.items()}
+    exact = results(reference, wide, trained)
+    plain, mine = (results(call, cast, trained) for call in (reference, op))
     found = []
     for name, true in exact.items():
         error, eager = ((x[name] - true).abs().max().item() for x in (mine, plain))
@@ -60,41 +66,36 @@ def errors(
 
 def of_case(op: str, sizes: Sizes, draw: Draw) -> list[Error]:
     """`errors` of the kernels of an op."""
-    entry = OPS[op]
+    entry = ops()[op]
     inputs, rest = entry.drawn(draw, sizes)
 
     def reference(**given: Tensor) -> Tensor:
         dtype = next(iter(given.values())).dtype
-        cast = {k: v.to(dtype) if is_operand(v) else v for k, v in rest.items()}
-        return entry.reference(**given, **cast)
+        operands = {k: v.to(dtype) for k, v in rest.items() if getattr(v, "dtype", 0) == draw.dtype}
+        return entry.reference(**given, **{**rest, **operands})
 
-    def is_operand(value: Any) -> bool:
-        return isinstance(value, Tensor) and value.dtype == draw.dtype
-
-    with torch.set_grad_enabled(entry.modes != ("forward",)):
-        return errors(partial(entry.call, impl="triton", **rest), reference, inputs, draw.dtype)
+    mine = partial(entry.call, impl="triton", **rest)
+    return errors(mine, reference, inputs, draw.dtype, entry.trained())
 
 
 def passes(op: str, device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the first case of an op keeps the rule; what "auto" asks once."""
-    return all(e.mine <= e.allowed for e in of_case(op, OPS[op].checks[0], Draw(dtype, device)))
+    return all(e.mine <= e.allowed for e in of_case(op, ops()[op].checks[0], Draw(dtype, device)))
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Prints a line for each case, and a JSON line last; 1 where a kernel breaks the rule."""
     parser = argparse.ArgumentParser("python -m kernels.check", description=__doc__)
-    parser.add_argument("op", nargs="*", help=f"one of {', '.join(OPS)}; none: all of them")
     parser.add_argument("--seeds", type=int, default=3, help="inputs drawn for each case (3)")
-    options = parser.parse_args()
-    if unknown := set(options.op) - set(OPS):
-        parser.error(f"no op {', '.join(sorted(unknown))}; there are {', '.join(OPS)}")
-    is_gpu = torch.cuda.is_available()
+    options, is_gpu = chosen(parser, arguments), torch.cuda.is_available()
+    if not (is_gpu or is_interpreted()):
+        parser.error("no GPU; with TRITON_INTERPRET=1 kernels run in Triton's interpreter")
     torch.use_deterministic_algorithms(True, warn_only=True)  # fresh memory is NaN
     torch.backends.cuda.matmul.allow_tf32 = False
     print("the largest error of each result, and in brackets eager torch's")
     broken = 0
-    for op in options.op or OPS:
-        for sizes, dtype in product(OPS[op].checks, DTYPES if is_gpu else DTYPES[1:]):
+    for op in options.op:
+        for sizes, dtype in product(ops()[op].checks, DTYPES if is_gpu else DTYPES[1:]):
             draws = (Draw(dtype, "cuda" if is_gpu else "cpu", s) for s in range(options.seeds))
             found = [error for draw in draws for error in of_case(op, sizes, draw)]
             is_good = all(error.mine <= error.allowed for error in found)

@@ -32,16 +32,9 @@ TRITON_CHUNK_ROWS = 4096  # cost: each chunk adds the whole of dW, and its logit
 
 
 def linear_cross_entropy_reference(
-    h_MC: Tensor,
-    weight_VC: Tensor,
-    labels_M: Tensor,
-    weights_M: Tensor,
-    bias_V: Tensor | None,
-    *,
-    softcap: float | None = None,
-    z_loss: float = 0.0,
-    label_smoothing: float = 0.0,
-) -> tuple[Tensor, Tensor]:
+    h_MC: Tensor, weight_VC: Tensor, labels_M: Tensor, weights_M: Tensor, bias_V: Tensor | None, *,
+    softcap: float | None = None, z_loss: float = 0.0, label_smoothing: float = 0.0,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The definition, all logits at once. In float64 it is the oracle."""
     logits_MV = F.linear(h_MC, weight_VC, bias_V)
     if softcap is not None:
@@ -52,13 +45,9 @@ def linear_cross_entropy_reference(
 
 
 def _softmax_loss(
-    logits_JV: Tensor,
-    labels_J: Tensor,
-    weights_J: Tensor,
-    rule: tuple[float | None, float, float],
-    *,
-    needs_gradient: bool,
-) -> tuple[Tensor, Tensor | None]:
+    logits_JV: Tensor, labels_J: Tensor, weights_J: Tensor, rule: tuple[float | None, float, float],
+    *, needs_gradient: bool,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """Loss sum of a chunk, and the gradient of its logits, both wide.
 
     rule    soft cap, z-loss, label smoothing
@@ -99,14 +88,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
-        h_MC: Tensor,
-        weight_VC: Tensor,
-        bias_V: Tensor | None,
-        labels_M: Tensor,
-        weights_M: Tensor,
-        rule: tuple[float | None, float, float, bool],
-    ) -> Tensor:
+        ctx: FunctionCtx, h_MC: Tensor, weight_VC: Tensor, bias_V: Tensor | None, labels_M: Tensor,
+        weights_M: Tensor, rule: tuple[float | None, float, float, bool],
+    ) -> Tensor:  # fmt: skip
         needs_h, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         needs_gradient = needs_h or needs_weight or needs_bias
         *rule, is_triton = rule
@@ -156,17 +140,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def linear_cross_entropy(
-    h_MC: Tensor,
-    weight_VC: Tensor,
-    labels_M: Tensor,
-    weights_M: Tensor,
-    *,
-    bias_V: Tensor | None = None,
-    softcap: float | None = None,
-    z_loss: float = 0.0,
-    label_smoothing: float = 0.0,
-    impl: Impl = "auto",
-) -> tuple[Tensor, Tensor]:
+    h_MC: Tensor, weight_VC: Tensor, labels_M: Tensor, weights_M: Tensor, *,
+    bias_V: Tensor | None = None, softcap: float | None = None, z_loss: float = 0.0,
+    label_smoothing: float = 0.0, impl: Impl = "auto",
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Weighted cross-entropy of a linear classifier, as (sum, weight).
 
     h_MC          rows that are scored, compute dtype

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.launch import check_device, check_shape, config_of
+from kernels import launch
 
 
 @triton.jit
@@ -91,13 +91,9 @@ def _softmax_loss_kernel(
 
 
 def softmax_loss_triton(
-    logits_JV: Tensor,
-    labels_J: Tensor,
-    weights_J: Tensor,
-    rule: tuple[float | None, float, float],
-    *,
-    needs_gradient: bool,
-) -> tuple[Tensor, Tensor]:
+    logits_JV: Tensor, labels_J: Tensor, weights_J: Tensor, rule: tuple[float | None, float, float],
+    *, needs_gradient: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Loss sum of a chunk (fp32, nats), and the gradient of its logits in their place.
 
     rule              soft cap, z-loss, label smoothing
@@ -106,15 +102,15 @@ def softmax_loss_triton(
     softcap, z_loss, smoothing = rule
     J, V = logits_JV.shape
     assert logits_JV.is_contiguous()
-    check_shape("labels", labels_J, (J,))
-    check_shape("weights", weights_J, (J,))
-    check_device(logits_JV.device, labels=labels_J, weights=weights_J)
+    launch.check_shape("labels", labels_J, (J,))
+    launch.check_shape("weights", weights_J, (J,))
+    launch.check_device(logits_JV.device, labels=labels_J, weights=weights_J)
     loss_J = torch.empty(J, dtype=torch.float32, device=logits_JV.device)
     with torch.cuda.device_of(logits_JV):
         _softmax_loss_kernel[(J,)](
             logits_JV, labels_J.contiguous(), weights_J.contiguous(), loss_J,
             V, softcap, z_loss or None, smoothing or None,
             NEEDS_GRADIENT=needs_gradient, WIDTH=16 // logits_JV.element_size(),
-            **config_of("softmax_loss", V, logits_JV.device),
+            **launch.config_of("softmax_loss", V, logits_JV.device),
         )  # fmt: skip
     return loss_J.sum(), logits_JV

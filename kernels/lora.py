@@ -36,15 +36,9 @@ def chosen(h_NR: Tensor, choice: Choice | list[Tensor] | None) -> Tensor:
 
 
 def lora_linear_reference(
-    x_NC: Tensor,
-    weight_OC: Tensor,
-    a_RC: Tensor,
-    b_OR: Tensor,
-    *,
-    bias_O: Tensor | None = None,
-    scale: float | Tensor,
-    choice: Choice | None = None,
-) -> Tensor:
+    x_NC: Tensor, weight_OC: Tensor, a_RC: Tensor, b_OR: Tensor, *, bias_O: Tensor | None = None,
+    scale: float | Tensor, choice: Choice | None = None,
+) -> Tensor:  # fmt: skip
     """The definition, without dropout. In float64 it is the oracle."""
     h_NR = chosen(x_NC @ a_RC.to(x_NC.dtype).T, choice)
     y_NO = x_NC @ weight_OC.T
@@ -62,14 +56,9 @@ class _LoRALinear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
-        x_NC: Tensor,
-        weight_OC: Tensor,
-        a_RC: Tensor,
-        b_OR: Tensor,
-        bias_O: Tensor | None,
-        rule: tuple[float | Tensor, Tensor | None, Choice | None],
-    ) -> Tensor:
+        ctx: FunctionCtx, x_NC: Tensor, weight_OC: Tensor, a_RC: Tensor, b_OR: Tensor,
+        bias_O: Tensor | None, rule: tuple[float | Tensor, Tensor | None, Choice | None],
+    ) -> Tensor:  # fmt: skip
         scale, keep_NC, choice = rule
         ctx.scale, ctx.dtypes = scale, (a_RC.dtype, b_OR.dtype)
         a_RC, sb_OR = a_RC.to(x_NC.dtype), (b_OR * scale).to(x_NC.dtype)
@@ -104,17 +93,9 @@ class _LoRALinear(torch.autograd.Function):
 
 
 def lora_linear(
-    x_NC: Tensor,
-    weight_OC: Tensor,
-    a_RC: Tensor,
-    b_OR: Tensor,
-    *,
-    bias_O: Tensor | None = None,
-    scale: float | Tensor,
-    dropout: float = 0.0,
-    choice: Choice | None = None,
-    impl: Impl = "auto",
-) -> Tensor:
+    x_NC: Tensor, weight_OC: Tensor, a_RC: Tensor, b_OR: Tensor, *, bias_O: Tensor | None = None,
+    scale: float | Tensor, dropout: float = 0.0, choice: Choice | None = None, impl: Impl = "auto",
+) -> Tensor:  # fmt: skip
     """Frozen linear map plus a low-rank update: y = x W^T + bias + scale (drop(x) A^T) B^T.
 
     x_NC            activations, compute dtype; two axes, as everywhere in the flat stream

@@ -25,15 +25,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from kernels.launch import (
-    MAX_RANK,
-    check_at_most,
-    check_device,
-    check_dtype,
-    check_shape,
-    config_of,
-    num_programs,
-)
+from kernels import launch
 from kernels.lora import Choice, chosen
 
 FUSED_RANK = 32
@@ -162,7 +154,7 @@ def _groups(
     row_tiles: int, column_tiles: int, per_sm: int, device: torch.device
 ) -> tuple[int, int]:
     """Groups of row tiles, and tiles in each, so that all groups' programs fill the GPU."""
-    wanted = num_programs(row_tiles * column_tiles, per_sm, device) // column_tiles
+    wanted = launch.num_programs(row_tiles * column_tiles, per_sm, device) // column_tiles
     tiles_per_group = triton.cdiv(row_tiles, max(1, wanted))
     return triton.cdiv(row_tiles, max(1, tiles_per_group)), tiles_per_group
 
@@ -171,7 +163,7 @@ def _launch_shrink(
     x_NC: Tensor, a_RC: Tensor, seed: Tensor | None, dropout: float, choice: list[Tensor]
 ) -> Tensor:
     (N, C), R = x_NC.shape, len(a_RC)
-    config = config_of("lora_shrink", R, x_NC.device)
+    config = launch.config_of("lora_shrink", R, x_NC.device)
     h_NR = torch.empty(N, R, dtype=x_NC.dtype, device=x_NC.device)
     with torch.cuda.device_of(x_NC):
         _lora_shrink_kernel[(triton.cdiv(N, config["BLOCK_N"]),)](
@@ -186,7 +178,7 @@ def _launch_dh_db(
 ) -> tuple[Tensor, Tensor]:
     """dh in the compute dtype, and dB / scale in fp32."""
     (N, width_o), R, device = dy_NO.shape, h_NR.shape[1], dy_NO.device
-    config = dict(config_of("lora_dh_db", R, device))
+    config = dict(launch.config_of("lora_dh_db", R, device))
     P = triton.cdiv(width_o, config["BLOCK_O"])
     row_tiles = triton.cdiv(N, config["BLOCK_N"])
     G, tiles_per_group = _groups(row_tiles, P, config.pop("PER_SM"), device)
@@ -206,7 +198,7 @@ def _launch_drop_bwd(
 ) -> Tensor:
     """dA in fp32; adds the update's share to `dx_NC`."""
     (N, C), R, device = x_NC.shape, len(a_RC), x_NC.device
-    config = dict(config_of("lora_drop_bwd", R, device))
+    config = dict(launch.config_of("lora_drop_bwd", R, device))
     column_tiles = triton.cdiv(C, config["BLOCK_C"])
     row_tiles = triton.cdiv(N, config["BLOCK_N"])
     G, tiles_per_group = _groups(row_tiles, column_tiles, config.pop("PER_SM"), device)
@@ -228,14 +220,9 @@ class _LoRALinear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
-        x_NC: Tensor,
-        weight_OC: Tensor,
-        a_RC: Tensor,
-        b_OR: Tensor,
-        bias_O: Tensor | None,
-        rule: tuple[float | Tensor, float, Choice | None],
-    ) -> Tensor:
+        ctx: FunctionCtx, x_NC: Tensor, weight_OC: Tensor, a_RC: Tensor, b_OR: Tensor,
+        bias_O: Tensor | None, rule: tuple[float | Tensor, float, Choice | None],
+    ) -> Tensor:  # fmt: skip
         scale, dropout, choice = rule
         ctx.rule, ctx.dtypes = (scale, dropout), (a_RC.dtype, b_OR.dtype)
         x_NC = x_NC.contiguous()
@@ -277,22 +264,15 @@ class _LoRALinear(torch.autograd.Function):
 
 
 def lora_linear_triton(
-    x_NC: Tensor,
-    weight_OC: Tensor,
-    a_RC: Tensor,
-    b_OR: Tensor,
-    *,
-    bias_O: Tensor | None,
-    scale: float | Tensor,
-    dropout: float,
-    choice: Choice | None,
-) -> Tensor:
+    x_NC: Tensor, weight_OC: Tensor, a_RC: Tensor, b_OR: Tensor, *, bias_O: Tensor | None,
+    scale: float | Tensor, dropout: float, choice: Choice | None,
+) -> Tensor:  # fmt: skip
     """`lora_linear` by the kernels."""
     (_, C), width_o, R = x_NC.shape, len(weight_OC), len(a_RC)
-    check_at_most("rank", R, MAX_RANK)
-    check_shape("weight", weight_OC, (width_o, C))
-    check_shape("a", a_RC, (R, C))
-    check_shape("b", b_OR, (width_o, R))
-    check_dtype(x_NC.dtype, weight=weight_OC, bias=bias_O)
-    check_device(x_NC.device, weight=weight_OC, a=a_RC, b=b_OR, bias=bias_O)
+    launch.check_at_most("rank", R, launch.MAX_RANK)
+    launch.check_shape("weight", weight_OC, (width_o, C))
+    launch.check_shape("a", a_RC, (R, C))
+    launch.check_shape("b", b_OR, (width_o, R))
+    launch.check_dtype(x_NC.dtype, weight=weight_OC, bias=bias_O)
+    launch.check_device(x_NC.device, weight=weight_OC, a=a_RC, b=b_OR, bias=bias_O)
     return _LoRALinear.apply(x_NC, weight_OC, a_RC, b_OR, bias_O, (scale, dropout, choice))

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.launch import check_device, config_of
+from kernels import launch
 from kernels.nf4 import BLOCK, GROUP, NF4, code_table, scale_table
 
 
@@ -59,7 +59,7 @@ def _nf4_dequantise_kernel(
 def quantise_blocks_triton(weight_OC: Tensor) -> tuple[Tensor, Tensor]:
     """Codes, two a byte, and the scale of each block in fp32."""
     Q, device = weight_OC.numel() // BLOCK, weight_OC.device
-    config = config_of("nf4_quantise", 0, device)
+    config = launch.config_of("nf4_quantise", 0, device)
     codes_P = torch.empty(Q * BLOCK // 2, dtype=torch.uint8, device=device)
     scale_Q = torch.empty(Q, dtype=torch.float32, device=device)
     with torch.cuda.device_of(weight_OC):
@@ -71,9 +71,10 @@ def quantise_blocks_triton(weight_OC: Tensor) -> tuple[Tensor, Tensor]:
 
 def dequantise_triton(weight: NF4) -> Tensor:
     """`dequantise` by the kernel."""
-    Q, device = len(weight.scale_codes_Q), weight.codes_P.device
-    check_device(device, scales=weight.scale_codes_Q, maxima=weight.maxima_S, mean=weight.mean)
-    config = config_of("nf4_dequantise", 0, device)
+    scales, device = weight.scale_codes_Q, weight.codes_P.device
+    Q = len(scales)
+    launch.check_device(device, scales=scales, maxima=weight.maxima_S, mean=weight.mean)
+    config = launch.config_of("nf4_dequantise", 0, device)
     weight_OC = torch.empty(weight.shape, dtype=weight.dtype, device=device)
     with torch.cuda.device_of(weight_OC):
         _nf4_dequantise_kernel[(triton.cdiv(Q, config["BLOCK_Q"]),)](

@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from kernels.launch import check_device, check_dtype, check_shape, config_of, num_programs
+from kernels import launch
 
 
 @triton.jit
@@ -100,15 +100,15 @@ def _launch_fwd(
     """y, x (plus the residual), the means where they are taken away, and 1 / std."""
     eps, offset, is_centred = rule
     C = weight_C.numel()
-    check_shape("weight", weight_C, (x_NC.shape[-1],))
-    check_device(x_NC.device, residual=residual_NC, weight=weight_C, bias=bias_C)
+    launch.check_shape("weight", weight_C, (x_NC.shape[-1],))
+    launch.check_device(x_NC.device, residual=residual_NC, weight=weight_C, bias=bias_C)
     if residual_NC is not None:
-        check_shape("residual", residual_NC, x_NC.shape)
-        check_dtype(x_NC.dtype, residual=residual_NC)
+        launch.check_shape("residual", residual_NC, x_NC.shape)
+        launch.check_dtype(x_NC.dtype, residual=residual_NC)
         residual_NC = residual_NC.contiguous()
     if bias_C is not None:
-        check_shape("bias", bias_C, (C,))
-    config = config_of("norm_fwd", C, x_NC.device)
+        launch.check_shape("bias", bias_C, (C,))
+    config = launch.config_of("norm_fwd", C, x_NC.device)
     x_NC = x_NC.contiguous()
     N = x_NC.numel() // C
     y_NC = torch.empty_like(x_NC)
@@ -131,8 +131,8 @@ def _launch_bwd(
     """dx, and where they are asked for dw and db, in fp32."""
     x_NC, weight_C, mean_N, rstd_N = saved
     N, C, device = len(rstd_N), len(weight_C), x_NC.device
-    config = dict(config_of("norm_bwd", C, device))
-    P = num_programs(triton.cdiv(N, config["BLOCK_N"]), config.pop("PER_SM"), device)
+    config = dict(launch.config_of("norm_bwd", C, device))
+    P = launch.num_programs(triton.cdiv(N, config["BLOCK_N"]), config.pop("PER_SM"), device)
     dx_NC = torch.empty_like(x_NC)
     dweight_PC, dbias_PC = (
         torch.empty(P, C, dtype=torch.float32, device=device) if need else None for need in needs
@@ -156,13 +156,9 @@ class _Norm(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
-        x_NC: Tensor,
-        residual_NC: Tensor | None,
-        weight_C: Tensor,
-        bias_C: Tensor | None,
-        rule: tuple[float, float, bool],
-    ) -> Tensor | tuple[Tensor, Tensor]:
+        ctx: FunctionCtx, x_NC: Tensor, residual_NC: Tensor | None, weight_C: Tensor,
+        bias_C: Tensor | None, rule: tuple[float, float, bool],
+    ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
         y_NC, sum_NC, mean_N, rstd_N = _launch_fwd(x_NC, residual_NC, weight_C, bias_C, rule)
         ctx.save_for_backward(sum_NC, weight_C, mean_N, rstd_N)
         ctx.offset, ctx.bias_dtype = rule[1], None if bias_C is None else bias_C.dtype
@@ -194,12 +190,8 @@ def rms_norm_triton(
 
 
 def layer_norm_triton(
-    x_NC: Tensor,
-    residual_NC: Tensor | None,
-    weight_C: Tensor,
-    bias_C: Tensor | None,
-    *,
+    x_NC: Tensor, residual_NC: Tensor | None, weight_C: Tensor, bias_C: Tensor | None, *,
     eps: float,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
     """`layer_norm` by the kernels."""
     return _Norm.apply(x_NC, residual_NC, weight_C, bias_C, (eps, 0.0, True))

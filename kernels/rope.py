@@ -25,14 +25,9 @@ from kernels.norm import rms_norm
 
 
 def rope_angles(
-    positions_N: Tensor,
-    *,
-    head_dim: int,
-    theta: float,
-    dtype: torch.dtype,
-    factor: float = 1.0,
+    positions_N: Tensor, *, head_dim: int, theta: float, dtype: torch.dtype, factor: float = 1.0,
     bands: tuple[float, float, int] | None = None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """cos and sin of every position, stacked.
 
     head_dim    channels that turn: all of a head, or the first of them

@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from kernels.launch import check_at_most, check_device, check_shape, config_of, num_programs
+from kernels import launch
 
 
 @triton.jit
@@ -88,19 +88,20 @@ def _launch(
     """y or dx, and where it is asked for dw."""
     N, H, D = x_NHD.shape
     E = cos_sin_2NE.shape[-1]
-    check_at_most("channels that turn", 2 * E, D)
-    check_shape("cos_sin", cos_sin_2NE, (2, N, E))
-    check_device(x_NHD.device, cos_sin=cos_sin_2NE, weight=weight_D)
+    launch.check_at_most("channels that turn", 2 * E, D)
+    launch.check_shape("cos_sin", cos_sin_2NE, (2, N, E))
+    launch.check_device(x_NHD.device, cos_sin=cos_sin_2NE, weight=weight_D)
     if weight_D is not None:
-        check_shape("weight", weight_D, (D,))
+        launch.check_shape("weight", weight_D, (D,))
         if 2 * E != D:
             raise ValueError(f"channels that turn = {2 * E}, must be all {D}; pass impl='eager'")
     x_NHD, saved_NHD = (
         x if x is None or x.stride(-1) == 1 else x.contiguous() for x in (x_NHD, saved_NHD)
     )
-    config = dict(config_of("rope" if saved_NHD is None else "norm_rope_bwd", E, x_NHD.device))
+    kernel = "rope" if saved_NHD is None else "norm_rope_bwd"
+    config = dict(launch.config_of(kernel, E, x_NHD.device))
     tiles = triton.cdiv(N * H, config["BLOCK_R"])
-    P = num_programs(tiles, config.pop("PER_SM", tiles), x_NHD.device)
+    P = launch.num_programs(tiles, config.pop("PER_SM", tiles), x_NHD.device)
     y_NHD = torch.empty(N, H, D, dtype=x_NHD.dtype, device=x_NHD.device)
     dweight_PD = x_NHD.new_empty(P, D, dtype=torch.float32) if needs_dweight else None
     cos_NE, sin_NE = cos_sin_2NE.contiguous()

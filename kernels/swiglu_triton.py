@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from kernels.launch import check_device, check_dtype, check_shape, config_of
+from kernels import launch
 
 
 @triton.jit
@@ -62,7 +62,7 @@ def _glu_bwd_kernel(
 
 
 def _launch_fwd(gate_NF: Tensor, up_NF: Tensor, kind: str) -> Tensor:
-    size, config = gate_NF.numel(), config_of("glu_fwd", 0, gate_NF.device)
+    size, config = gate_NF.numel(), launch.config_of("glu_fwd", 0, gate_NF.device)
     y_NF = torch.empty_like(gate_NF)
     with torch.cuda.device_of(gate_NF):
         _glu_fwd_kernel[(triton.cdiv(size, config["BLOCK"]),)](
@@ -72,7 +72,7 @@ def _launch_fwd(gate_NF: Tensor, up_NF: Tensor, kind: str) -> Tensor:
 
 
 def _launch_bwd(dy_NF: Tensor, gate_NF: Tensor, up_NF: Tensor, kind: str) -> tuple[Tensor, Tensor]:
-    size, config = gate_NF.numel(), config_of("glu_bwd", 0, gate_NF.device)
+    size, config = gate_NF.numel(), launch.config_of("glu_bwd", 0, gate_NF.device)
     dgate_NF, dup_NF = torch.empty_like(gate_NF), torch.empty_like(up_NF)
     with torch.cuda.device_of(gate_NF):
         _glu_bwd_kernel[(triton.cdiv(size, config["BLOCK"]),)](
@@ -97,7 +97,7 @@ class _Glu(torch.autograd.Function):
 
 def glu_triton(gate_NF: Tensor, up_NF: Tensor, kind: str) -> Tensor:
     """act(gate) up by the kernels; `kind` is "silu", "gelu" or "gelu_tanh"."""
-    check_shape("up", up_NF, gate_NF.shape)
-    check_dtype(gate_NF.dtype, up=up_NF)
-    check_device(gate_NF.device, up=up_NF)
+    launch.check_shape("up", up_NF, gate_NF.shape)
+    launch.check_dtype(gate_NF.dtype, up=up_NF)
+    launch.check_device(gate_NF.device, up=up_NF)
     return _Glu.apply(gate_NF, up_NF, kind)

@@ -85,7 +85,7 @@ def attention_cases(arch: int) -> Iterator[tuple[str, Callable[[], object]]]:
             q, k, v = (empty(N, h, D, dtype=dtype) for h in (H, G, G))
             lse, stats = (empty(H, N, *more, dtype=torch.float32) for more in ((), (2,)))
             window, softcap = rule.get("window"), rule.get("softcap")
-            settings = attention_triton._Rule(True, D**-0.5, window, softcap)
+            settings = attention_triton.Rule(True, D**-0.5, window, softcap)
             run = partial(attention_triton._launch, docs=docs, rule=settings)
             yield name, partial(run, "fwd", [q, k, v, q, lse])
             yield name, partial(run, "dq", [q, k, v, q, q, lse, stats, q], scale=D**-0.5)
@@ -123,7 +123,7 @@ def cases() -> Iterator[tuple[str, Callable[[], object]]]:
         loss = partial(cross_entropy_triton.softmax_loss_triton, *chunk, rule, needs_gradient=True)
         yield "cap {}, z-loss {}, smoothing {}".format(*rule), loss
     x_NC, seed = empty(8192, 4096), empty(1, dtype=torch.int64)
-    for R in (16, lora_triton.FUSED_RANK, lora_triton.MAX_RANK):
+    for R in (16, lora_triton.FUSED_RANK, launch.MAX_RANK):
         a_RC, b_OR, h_NR = empty(R, 4096), empty(4096, R), empty(8192, R)
         ids = [empty(8192, dtype=torch.int32), empty(R, dtype=torch.int32)]
         for name, choice in ((f"rank {R}", []), (f"rank {R} of several adapters", ids)):
@@ -234,8 +234,7 @@ def main() -> None:
     attention_triton.KERNELS = {name: stand_ins[kernel] for name, kernel in kernels.items()}
     launch.num_programs = lambda tasks, per_sm, device: min(tasks, 132 * per_sm)
     for arch in archs:
-        for module in (launch, attention_triton):
-            module.arch_of = lambda device, arch=arch: f"sm_{arch}"
+        launch.arch_of = lambda device, arch=arch: f"sm_{arch}"
         for case, run in chain(attention_cases(arch), cases()):
             for stand_in in stand_ins.values():
                 stand_in.case, stand_in.arch = case, arch

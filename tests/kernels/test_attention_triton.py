@@ -1,18 +1,19 @@
 """kernels/attention_triton.py in the interpreter against the definition, and compiled for GPUs."""
 
-import sys
 from functools import partial
 
 import pytest
 import torch
 
-from kernels.attention import attention_reference
+from kernels.attention import attention, attention_reference
 from kernels.docs import Docs
 from tests.kernels import interpreter
 
 interpreter.require()
 
 from kernels import attention_triton as module  # noqa: E402
+
+ATTENTION = partial(attention, impl="triton")
 
 # of rows past a document's end, which are not stored
 pytestmark = pytest.mark.filterwarnings("ignore:(divide by zero|invalid value|All-NaN)")
@@ -37,8 +38,7 @@ def make(lengths: list[int], heads: tuple[int, int, int], draw) -> dict[str, tor
 
 def keeps_budget(lengths, heads, dtype, draw, within_budget, change=None, **rule) -> bool:
     settings = {"docs": Docs.from_lengths(lengths), "scale": 0.3, **rule}
-    # the module of the moment: a test may have put a mutant in its place
-    op = partial(sys.modules[module.__name__].attention_triton, **settings | (change or {}))
+    op = partial(ATTENTION, **settings | (change or {}))
     reference = partial(attention_reference, **settings)
     return within_budget(op, reference, make(lengths, heads, draw), dtype)
 
@@ -109,7 +109,7 @@ def test_parts_of_a_fused_projection_and_the_default_scale(draw) -> None:
     assert module._packed(parts[0]) is parts[0] and not parts[0].is_contiguous()
     strided = (q_NHD.transpose(0, 1).contiguous().transpose(0, 1), k_NGD, v_NGD)
     for streams in (parts, strided):
-        torch.testing.assert_close(module.attention_triton(*streams, docs, is_causal=True), true)
+        torch.testing.assert_close(ATTENTION(*streams, docs, is_causal=True), true)
 
 
 def test_what_is_not_finite_stays_in_its_document(draw) -> None:
@@ -118,7 +118,7 @@ def test_what_is_not_finite_stays_in_its_document(draw) -> None:
         tensors = {key: x.float() for key, x in make(MIXED, HEADS, draw).items()}
         tensors[name][3:69] = float("nan")
         leaves = [x.requires_grad_() for x in tensors.values()]
-        o_NHD = module.attention_triton(*leaves, docs, is_causal=False)
+        o_NHD = ATTENTION(*leaves, docs, is_causal=False)
         assert o_NHD[3:69].isnan().any()
         for found in (o_NHD, *torch.autograd.grad(o_NHD.sum(), leaves)):
             assert found[:3].isfinite().all() and found[69:].isfinite().all()
@@ -133,7 +133,7 @@ def test_rows_past_the_documents_are_zero_and_change_nothing(draw, poisoned) -> 
     found = []
     for streams in (short, long):
         leaves = [x.requires_grad_() for x in streams]
-        o_NHD = module.attention_triton(*leaves, docs, is_causal=True)
+        o_NHD = ATTENTION(*leaves, docs, is_causal=True)
         found.append([o_NHD, *torch.autograd.grad(o_NHD.sum(), leaves)])
     for true, mine in zip(*found, strict=True):
         assert torch.equal(mine[:N], true) and not mine[N:].any()
@@ -168,7 +168,7 @@ def test_refuses_what_no_kernel_takes(draw) -> None:
         tensors |= change or {}
         rule = {"docs": Docs.from_lengths([4]), "is_causal": True, **rule}
         with pytest.raises(ValueError, match=match):
-            module.attention_triton(**tensors, **rule)
+            ATTENTION(**tensors, **rule)
 
     long = Docs.from_lengths([5])
     refuse("docs plans 5 tokens in 8 rows, q has 4, k 4", docs=long)
@@ -176,7 +176,8 @@ def test_refuses_what_no_kernel_takes(draw) -> None:
     refuse(r"v has shape \(4, 2, 9\), must be \(4, 2, 8\)", {"v_NGD": torch.ones(4, 2, 9)})
     wide = {name: torch.ones(4, 2, 257) for name in ("q_NHD", "k_NGD", "v_NGD")}
     refuse("head width = 257: the kernel takes at most 256; pass impl='eager'", wide)
-    refuse("q is torch.float64, must be one of", {"q_NHD": torch.ones(4, 4, 8).double()})
+    wide = {"q_NHD": torch.ones(4, 4, 8).double()}
+    refuse("impl = 'triton' on torch.float64: kernels take", wide)
     half = {"k_NGD": torch.ones(4, 2, 8).half()}
     refuse("k is torch.float16, must be torch.float32; cast it", half)
     refuse("v is on meta, must be on cpu", {"v_NGD": torch.ones(4, 2, 8, device="meta")})

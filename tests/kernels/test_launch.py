@@ -24,7 +24,7 @@ def test_refuses_what_cannot_run(monkeypatch) -> None:
         backend.uses_triton("op", "cuda", torch.ones(1))
     with pytest.raises(ValueError, match="impl = 'triton' on torch.float64: kernels take"):
         backend.uses_triton("op", "triton", torch.ones(1, dtype=torch.float64))
-    monkeypatch.setattr(backend, "_is_interpreted", lambda: False)
+    monkeypatch.setattr(backend, "is_interpreted", lambda: False)
     monkeypatch.setattr(backend, "_is_installed", lambda: True)
     with pytest.raises(ValueError, match="impl = 'triton' on cpu: kernels need a GPU"):
         backend.uses_triton("op", "triton", torch.ones(1))

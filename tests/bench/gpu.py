@@ -1,0 +1,186 @@
+"""Everything a GPU is asked, in one command of some ten minutes:
+
+    python -m tests.bench.gpu [--tune] [--record] [--plot DIR] [OP ...]
+
+kernels.check; kernels.bench with the rivals of gpu_rivals.py; and, unless ops are named, end to
+end: training steps of a model in the shape of Qwen3's 0.6B with random weights, ours beside transformers
+(and peft) with SDPA, on the same documents. Theirs sorts the documents of a step by length and pads
+them in micro-batches; its AdamW is torch's fused one, without fp32 masters. A JSON line comes last.
+"""
+
+import copy
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ftcore.config import PeftConfig
+from ftcore.data.pack import Encoded, collate
+from ftcore.model.load import load_model
+from ftcore.tune.optim import AdamW
+from ftcore.tune.setup import choose_trainable
+from ftcore.tune.task import token_labels
+from kernels import bench, check
+from tests.bench.gpu_rivals import RIVALS
+
+CONFIG = {
+    "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "vocab_size": 151936,
+    "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28,
+    "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "hidden_act": "silu",
+    "rms_norm_eps": 1e-6, "rope_theta": 1000000, "max_position_embeddings": 40960,
+    "initializer_range": 0.02, "attention_bias": False, "attention_dropout": 0.0,
+    "tie_word_embeddings": True, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+STEP_TOKENS, NUM_STEPS, WARM_UP = 16384, 10, 3
+Step = list[Encoded]
+
+
+def steps(vocabulary: int) -> list[Step]:
+    """Documents of 32 to 1024 tokens (median 180), two thirds of each scored, some 16384 a step."""
+    random = np.random.default_rng(0)
+    made: list[Step] = [[]]
+    while len(made) <= NUM_STEPS:
+        length = int(np.clip(random.lognormal(5.2, 0.6), 32, 1024))
+        ids_T = random.integers(10, vocabulary, length).astype(np.int32)
+        weights_T = np.ones(length, np.float32)
+        weights_T[: length // 3] = weights_T[-1] = 0
+        if sum(map(len, made[-1])) + length > STEP_TOKENS:
+            made.append([])
+        labels_T = np.append(ids_T[1:], -100).astype(np.int32)
+        made[-1].append(Encoded(str(length), ids_T, labels_T, weights_T))
+    return made[:NUM_STEPS]
+
+
+def measured(run: Callable[[Step], float], todo: list[Step], device: str) -> dict[str, Any]:
+    """Tokens per second (median after the warm-up), peak memory in GiB, and the losses."""
+    is_gpu, rates, losses = device == "cuda", [], []
+    if is_gpu:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    for step in todo:
+        start = time.perf_counter()
+        losses.append(round(run(step), 5))  # reading the loss waits for the device
+        rates.append(sum(map(len, step)) / (time.perf_counter() - start))
+    peak = torch.cuda.max_memory_allocated() / 2**30 if is_gpu else 0.0
+    rate = statistics.median(rates[WARM_UP:])
+    return {"tokens_per_s": round(rate), "peak_gib": round(peak, 2), "losses": losses}
+
+
+def ours(base: torch.nn.Module, method: str, impl: str, device: str) -> Callable[[Step], float]:
+    """A step of our training loop, on one stream."""
+    model = copy.deepcopy(base).to(device).train()
+    peft = PeftConfig(method=method, rank=16, alpha=32.0)
+    choose_trainable(model, peft, torch.Generator().manual_seed(1))
+    model.use_kernels(impl)
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    optimiser = AdamW(trained, betas=(0.9, 0.98), eps=1e-8, weight_decay=0.01)
+    (part,) = optimiser.parts(1)
+
+    def run(step: Step) -> float:
+        batch = collate(sorted(step, key=len, reverse=True)).to(device)
+        optimiser.zero_grad()
+        loss, weight = token_labels(model, batch)
+        (loss / weight).backward()
+        optimiser.square_sum(part)
+        optimiser.step(1e-4, part)
+        return loss.item() / weight.item()
+
+    return run
+
+
+def theirs(config: dict, method: str, rows: int, device: str) -> Callable[[Step], float]:
+    """A step of transformers, in micro-batches of `rows` documents."""
+    import transformers
+
+    with torch.device(device):
+        model = transformers.Qwen3ForCausalLM._from_config(
+            transformers.Qwen3Config(**config), dtype=torch.bfloat16, attn_implementation="sdpa"
+        ).train()
+    if method == "lora":
+        import peft
+
+        settings = {"target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+        lora = peft.LoraConfig(r=16, lora_alpha=32, **settings)
+        model = peft.get_peft_model(model, lora, autocast_adapter_dtype=False)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(trained, lr=1e-4, fused=device == "cuda")
+
+    def run(step: Step) -> float:
+        ordered, scored = sorted(step, key=len), sum(float(d.weights.sum()) for d in step)
+        total = 0.0
+        for first in range(0, len(ordered), rows):
+            inputs = padded(ordered[first : first + rows], device)
+            num_scored = float((inputs["labels"] != -100).sum())
+            loss = model(**inputs).loss * num_scored / scored
+            loss.backward()
+            total += loss.detach()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimiser.step()
+        optimiser.zero_grad()
+        return float(total)
+
+    return run
+
+
+def padded(documents: Step, device: str) -> dict[str, torch.Tensor]:
+    shape = len(documents), max(map(len, documents))
+    ids, labels, mask = np.zeros(shape, int), np.full(shape, -100), np.zeros(shape, int)
+    for row, document in enumerate(documents):
+        ids[row, : len(document)], mask[row, : len(document)] = document.tokens_T, 1
+        scored = np.flatnonzero(document.weights) + 1
+        labels[row, scored] = document.tokens_T[scored]
+    named = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    return {name: torch.from_numpy(x).to(device) for name, x in named.items()}
+
+
+def end_to_end(config: dict, device: str) -> Iterator[dict[str, Any]]:
+    """A row for each method and who; one that fails is told."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "config.json").write_text(json.dumps(config))
+        drawn = {"init": "random", "generator": torch.Generator().manual_seed(0)}
+        base = load_model(Path(folder), task="lm", dtype=torch.bfloat16, **drawn).model
+    todo = steps(config["vocab_size"])
+    for method in ("lora", "full"):
+        makers = {
+            "ours": lambda method=method: ours(base, method, "auto", device),
+            "ours, eager": lambda method=method: ours(base, method, "eager", device),
+            "transformers, 16 rows": lambda method=method: theirs(config, method, 16, device),
+            "transformers, 32 rows": lambda method=method: theirs(config, method, 32, device),
+        }
+        for who, make in makers.items():
+            try:
+                yield {"method": method, "who": who, **measured(make(), todo, device)}
+            except Exception as error:  # a rival that is absent, or out of memory
+                print(f"    {method} {who}: {type(error).__name__}: {str(error)[:300]}", flush=True)
+
+
+def main() -> int:
+    """1 where a kernel breaks the rule of kernels.check."""
+    names = [word for word in sys.argv[1:] if word in RIVALS]
+    broken = check.main(names)
+    bench.main(sys.argv[1:], RIVALS)
+    if names:
+        return broken
+    rows = []
+    for row in end_to_end(CONFIG, "cuda"):
+        rows.append(row)
+        print(row, flush=True)
+    rates = {(row["method"], row["who"]): row["tokens_per_s"] for row in rows}
+    ratios = {}
+    for method in ("lora", "full"):
+        rivals = [rate for (m, who), rate in rates.items() if m == method and "transf" in who]
+        if rivals and (method, "ours") in rates:
+            ratios[method] = round(rates[method, "ours"] / max(rivals), 2)
+    print(json.dumps({"broken": broken, "end_to_end": rows, "ratio": ratios}))
+    return broken
+
+
+if __name__ == "__main__":
+    sys.exit(main())
