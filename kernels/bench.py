@@ -31,18 +31,26 @@ from kernels.launch import CONFIGS_FILE, Config, arch_of, configs, rows_of
 Row = dict[str, Any]
 Rivals = Mapping[str, Call]  # each takes the inputs, and `sizes` and `rest` (see cases.py)
 RECORDS = Path(__file__).with_name("RECORDS.md")
-ROUNDS = 3
+ROUNDS, REPEATS = 3, 10
 CUDA = torch.device("cuda")
 
 
 def times_ms(calls: Mapping[str, Call]) -> dict[str, list[float]]:
-    """Times of each call, ascending."""
-    from triton.testing import do_bench
-
+    """GPU times of each call, ascending."""
     found: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(ROUNDS):
-        for name, call in calls.items():
-            found[name] += do_bench(call, warmup=5, rep=25, return_mode="all")
+    flush = torch.empty(2**28, dtype=torch.int8, device=CUDA)  # more than the cache holds
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(2 * REPEATS)]
+    for name, call in [*calls.items()] * ROUNDS:
+        call()
+        for i in range(0, len(events), 2):
+            flush.zero_()
+            # cost: some 0.5 ms, in which the host gets ahead; its own time is not the kernels'
+            torch.cuda._sleep(10**6)
+            events[i].record()
+            call()
+            events[i + 1].record()
+        torch.cuda.synchronize()
+        found[name] += (a.elapsed_time(b) for a, b in zip(events[::2], events[1::2], strict=True))
     return {name: sorted(times) for name, times in found.items()}
 
 
@@ -221,7 +229,7 @@ def main(arguments: list[str] | None = None, rivals: Mapping[str, Rivals] | None
         with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
             for op in options.op:
                 tune(op, pool)
-        save_configs()
+                save_configs()
     limits = ceilings()
     hardware = (
         f"{torch.cuda.get_device_name()}, torch {torch.__version__}, Triton {version('triton')};"

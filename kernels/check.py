@@ -7,10 +7,12 @@ NaN. On this machine's GPU; without one, in Triton's interpreter (TRITON_INTERPR
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Collection, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from itertools import product
+from multiprocessing import get_context
 from typing import NamedTuple
 
 import torch
@@ -83,6 +85,18 @@ def passes(op: str, device: torch.device, dtype: torch.dtype) -> bool:
     return all(e.mine <= e.allowed for e in of_case(op, ops()[op].checks[0], Draw(dtype, device)))
 
 
+def tried(op: str, sizes: Sizes, dtype: torch.dtype, seeds: int) -> tuple[bool, str]:
+    """Whether a case keeps the rule with all seeds, and what to print of it."""
+    torch.use_deterministic_algorithms(True, warn_only=True)  # fresh memory is NaN
+    torch.backends.cuda.matmul.allow_tf32 = False
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    found = [e for seed in range(seeds) for e in of_case(op, sizes, Draw(dtype, device, seed))]
+    is_good = all(error.mine <= error.allowed for error in found)
+    worst = {e.name: e for e in sorted(found, key=lambda e: e.mine / e.allowed)}
+    told = "  ".join(f"{e.name} {e.mine:.1e} ({e.plain:.1e})" for e in worst.values())
+    return is_good, f"{'ok  ' if is_good else 'FAIL'} {op} {label(sizes)} {str(dtype)[6:]}: {told}"
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Prints a line for each case, and a JSON line last; 1 where a kernel breaks the rule."""
     parser = argparse.ArgumentParser("python -m kernels.check", description=__doc__)
@@ -90,19 +104,17 @@ def main(arguments: list[str] | None = None) -> int:
     options, is_gpu = chosen(parser, arguments), torch.cuda.is_available()
     if not (is_gpu or is_interpreted()):
         parser.error("no GPU; with TRITON_INTERPRET=1 kernels run in Triton's interpreter")
-    torch.use_deterministic_algorithms(True, warn_only=True)  # fresh memory is NaN
-    torch.backends.cuda.matmul.allow_tf32 = False
-    print("the largest error of each result, and in brackets eager torch's")
+    print("the largest error of each result, and in brackets eager torch's", flush=True)
+    dtypes = DTYPES if is_gpu else DTYPES[1:]  # the interpreter's bf16 is not that of a GPU
+    cases = [(op, s, d) for op in options.op for s in ops()[op].checks for d in dtypes]
+    columns = (*zip(*cases, strict=True), [options.seeds] * len(cases))
     broken = 0
-    for op in options.op:
-        for sizes, dtype in product(ops()[op].checks, DTYPES if is_gpu else DTYPES[1:]):
-            draws = (Draw(dtype, "cuda" if is_gpu else "cpu", s) for s in range(options.seeds))
-            found = [error for draw in draws for error in of_case(op, sizes, draw)]
-            is_good = all(error.mine <= error.allowed for error in found)
+    # cost: on a GPU what takes time is the compiler
+    workers = min(len(cases), os.cpu_count() or 1) if is_gpu else 1
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        for is_good, line in (pool.map if is_gpu else map)(tried, *columns):
             broken += not is_good
-            worst = {e.name: e for e in sorted(found, key=lambda e: e.mine / e.allowed)}
-            told = "  ".join(f"{e.name} {e.mine:.1e} ({e.plain:.1e})" for e in worst.values())
-            print(f"{'ok  ' if is_good else 'FAIL'} {op} {label(sizes)} {str(dtype)[6:]}: {told}")
+            print(line, flush=True)
     print(json.dumps({"broken": broken}))
     return int(broken > 0)
 

@@ -3,9 +3,10 @@
     python -m tests.bench.gpu [--tune] [--record] [--plot DIR] [OP ...]
 
 kernels.check; kernels.bench with the rivals of gpu_rivals.py; and, unless ops are named, end to
-end: training steps of a model in the shape of Qwen3's 0.6B with random weights, ours beside transformers
-(and peft) with SDPA, on the same documents. Theirs sorts the documents of a step by length and pads
-them in micro-batches; its AdamW is torch's fused one, without fp32 masters. A JSON line comes last.
+end: training steps of a model in the shape of Qwen3's 0.6B with random weights, ours beside
+transformers (and peft) with SDPA, on the same documents. Theirs sorts the documents of a step by
+length and pads them in micro-batches; its AdamW is torch's fused one, without fp32 masters. A JSON
+line comes last.
 """
 
 import copy

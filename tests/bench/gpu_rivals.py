@@ -91,6 +91,8 @@ def varlen(sizes: Any, rest: dict[str, Any], **qkv: Tensor) -> Tensor:
 
 
 def flex(sizes: Any, rest: dict[str, Any], **qkv: Tensor) -> Tensor:
+    if len(set(rest["docs"].lengths)) == 1:
+        raise ValueError("timed for packed documents alone, as its compiler takes long")
     attend, mask = flex_of(rest["docs"], rest["is_causal"])
     batch = (x.transpose(0, 1)[None] for x in qkv.values())
     return attend(*batch, block_mask=mask, enable_gqa=sizes["H"] != sizes["G"])
