@@ -24,26 +24,22 @@ def uses_triton(
     """Whether an op on `x` runs its Triton kernels.
 
     op             its name in kernels/cases.py
-    impl           "auto": Triton on a GPU for some dtypes, where its kernels have passed their test
-                   of kernels/check.py, and eager for everything else; "eager" and "triton": as
-                   they say
+    impl           "auto": Triton on a GPU for some dtypes, where the op's kernels have passed their
+                   test, and eager for everything else; "eager" and "triton": as they say
     x              the first tensor of the op
     fits           its sizes are those that the kernels take; unread but by "auto"
     auto_dtypes    those of "auto"
     raises         ValueError: another word; "triton" where no kernel can run
     """
     if impl == "auto":
-        suits = x.is_cuda and x.dtype in auto_dtypes and fits
-        if not (suits and _is_installed() and _is_supported(x.device)):
-            return False
-        return _passes(op, x.device, x.dtype)
+        return x.is_cuda and x.dtype in auto_dtypes and fits and _passes(op, x.device, x.dtype)
     if impl == "eager":
         return False
     if impl != "triton":
         raise ValueError(f"impl = {impl!r}: must be 'auto', 'eager' or 'triton'")
     if x.dtype not in DTYPES:
         raise ValueError(f"impl = 'triton' on {x.dtype}: kernels take {DTYPES}; pass 'eager'")
-    if not _is_installed():
+    if find_spec("triton") is None:
         raise ValueError("impl = 'triton': triton is not installed; install it or pass 'eager'")
     if not x.is_cuda and not is_interpreted():
         raise ValueError(f"impl = 'triton' on {x.device}: kernels need a GPU; pass 'eager'")
@@ -51,16 +47,9 @@ def uses_triton(
 
 
 @cache
-def _is_supported(device: torch.device) -> bool:
-    if torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0):
-        return True
-    logging.getLogger(__name__).warning("%s: older than sm_80, so ops run eagerly", device)
-    return False
-
-
-@cache
 def _passes(op: str, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether the kernels of an op are right on this device; tried once, and told where not."""
+    """Whether the kernels of an op are right on this device; tried once, and told where not: they
+    may be wrong, or the GPU too old, or triton absent."""
     from kernels.check import passes
 
     try:
@@ -73,14 +62,6 @@ def _passes(op: str, device: torch.device, dtype: torch.dtype) -> bool:
     logging.getLogger(__name__).warning(
         "%s in %s runs eagerly on %s, its kernels failed their test: %s", op, dtype, device, reason
     )
-    return False
-
-
-@cache
-def _is_installed() -> bool:
-    if find_spec("triton") is not None:
-        return True
-    logging.getLogger(__name__).warning("triton is not installed: ops run eagerly on the GPU too")
     return False
 
 

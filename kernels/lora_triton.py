@@ -2,12 +2,12 @@
 
 Letters: N rows, C input width, O output width, R rank, G groups of rows, P tiles of O.
 
-The products with W stay with the vendor's library, and so do adding h (s B)^T into y and, without
-dropout, dh A into dx. The kernels here are the skinny products, which are bound by memory:
+The products with W stay with the vendor's library, and so do h (s B)^T and, without dropout, dh A:
+to these they add. The kernels here are the skinny products, which are bound by memory:
 shrink      h = drop(x) A^T: one read of x, where torch writes the dropped x and reads it again
 dh and dB   in one read of dy, for ranks up to `FUSED_RANK`: above it the partial sums weigh more
             than a second read
-dA and dx   with dropout, from one read of x, and dx read and written once
+dA and dx   with dropout, from one read of x
 
 The choice of adapters costs no pass of its own: 0 is put into h and dh as they are written.
 The mask is never stored: 16 bits of Philox decide on each input of the update, from a seed and the
@@ -19,7 +19,6 @@ source      Philox: Salmon et al. 2011, SC11, whose 7 rounds pass all tests of r
 """
 
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -134,8 +133,7 @@ def _lora_drop_bwd_kernel(
         kept = _is_kept(seed, offs_n, first_c, dropped, BLOCK_C)
         da = tl.dot(tl.trans(dh), tl.where(kept, x, 0.0), da, input_precision="ieee")
         if dx_ptr is not None:
-            dx = tl.load(dx_ptr + offs_nc, mask=in_n & in_c, other=0.0).to(tl.float32)
-            dx += tl.where(kept, keep_scale * tl.dot(dh, a, input_precision="ieee"), 0.0)
+            dx = tl.where(kept, keep_scale * tl.dot(dh, a, input_precision="ieee"), 0.0)
             tl.store(dx_ptr + offs_nc, dx.to(dx_ptr.dtype.element_ty), mask=in_n & in_c)
     tl.store(da_ptr + pid_g.to(tl.int64) * R * C + offs_rc, da * keep_scale, mask=in_rc)
 
@@ -196,7 +194,7 @@ def _launch_dh_db(
 def _launch_drop_bwd(
     x_NC: Tensor, dh_NR: Tensor, a_RC: Tensor, seed: Tensor, dx_NC: Tensor | None, dropout: float
 ) -> Tensor:
-    """dA in fp32; adds the update's share to `dx_NC`."""
+    """dA in fp32; the update's share of dx goes to `dx_NC`."""
     (N, C), R, device = x_NC.shape, len(a_RC), x_NC.device
     config = dict(launch.config_of("lora_drop_bwd", R, device))
     column_tiles = triton.cdiv(C, config["BLOCK_C"])
@@ -233,7 +231,10 @@ class _LoRALinear(torch.autograd.Function):
         choice = [each.contiguous() for each in choice or ()]
         h_NR = _launch_shrink(x_NC, a_RC, seed, dropout, choice)
         ctx.save_for_backward(x_NC, weight_OC, a_RC, sb_OR, h_NR, seed, *choice)
-        return F.linear(x_NC, weight_OC, bias_O).addmm_(h_NR, sb_OR.T)
+        # cost: the large product adds what it finds in y as it writes it; the small one after it
+        # would read and write y once more
+        y_NO = h_NR @ sb_OR.T if bias_O is None else torch.addmm(bias_O, h_NR, sb_OR.T)
+        return y_NO.addmm_(x_NC, weight_OC.T)
 
     @staticmethod
     @once_differentiable
@@ -246,15 +247,14 @@ class _LoRALinear(torch.autograd.Function):
             dh_NR, db_OR = _launch_dh_db(dy_NO, sb_OR, h_NR, choice)
         else:
             dh_NR, db_OR = chosen(dy_NO @ sb_OR, choice), (h_NR.T @ dy_NO).T
-        dx_NC = dy_NO @ weight_OC if needs_dx else None
         if seed is not None:
+            dx_NC = torch.empty_like(x_NC) if needs_dx else None
             da_RC = _launch_drop_bwd(x_NC, dh_NR, a_RC, seed, dx_NC, dropout)
         else:
+            dx_NC = dh_NR @ a_RC if needs_dx else None
             da_RC = dh_NR.T @ x_NC
-            if needs_dx:
-                dx_NC.addmm_(dh_NR, a_RC)
         return (
-            dx_NC,
+            dx_NC.addmm_(dy_NO, weight_OC) if needs_dx else None,
             dy_NO.T @ x_NC if needs_dw else None,
             da_RC.to(ctx.dtypes[0]),
             (db_OR * scale).to(ctx.dtypes[1]),

@@ -97,9 +97,9 @@ def rms_norm(
                    16384
     """
     if uses_triton("rms_norm", impl, x_NC, fits=x_NC.shape[-1] <= MAX_NORM_WIDTH):
-        from kernels.norm_triton import rms_norm_triton
+        from kernels.norm_triton import Norm
 
-        return rms_norm_triton(x_NC, residual_NC, weight_C, eps=eps, offset=offset)
+        return Norm.apply(x_NC, residual_NC, weight_C, None, (eps, offset, False))
     if residual_NC is None:
         return _RMSNorm.apply(x_NC, weight_C, eps, offset)
     sum_NC = x_NC + residual_NC
@@ -159,9 +159,9 @@ def layer_norm(
     the others          as in `rms_norm`, and so is what it returns and raises
     """
     if uses_triton("layer_norm", impl, x_NC, fits=x_NC.shape[-1] <= MAX_NORM_WIDTH):
-        from kernels.norm_triton import layer_norm_triton
+        from kernels.norm_triton import Norm
 
-        return layer_norm_triton(x_NC, residual_NC, weight_C, bias_C, eps=eps)
+        return Norm.apply(x_NC, residual_NC, weight_C, bias_C, (eps, 0.0, True))
     if residual_NC is None:
         return _LayerNorm.apply(x_NC, weight_C, bias_C, eps)
     sum_NC = x_NC + residual_NC

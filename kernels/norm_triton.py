@@ -148,8 +148,8 @@ def _launch_bwd(
     return dx_NC, dweight_C, dbias_C
 
 
-class _Norm(torch.autograd.Function):
-    """Both norms; with a residual, two outputs.
+class Norm(torch.autograd.Function):
+    """`rms_norm` and `layer_norm` by the kernels; with a residual, two outputs.
 
     rule    eps, offset, and whether the mean is taken away
     """
@@ -180,18 +180,3 @@ class _Norm(torch.autograd.Function):
             None if dbias_C is None else dbias_C.to(ctx.bias_dtype),
             None,
         )
-
-
-def rms_norm_triton(
-    x_NC: Tensor, residual_NC: Tensor | None, weight_C: Tensor, *, eps: float, offset: float
-) -> Tensor | tuple[Tensor, Tensor]:
-    """`rms_norm` by the kernels."""
-    return _Norm.apply(x_NC, residual_NC, weight_C, None, (eps, offset, False))
-
-
-def layer_norm_triton(
-    x_NC: Tensor, residual_NC: Tensor | None, weight_C: Tensor, bias_C: Tensor | None, *,
-    eps: float,
-) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
-    """`layer_norm` by the kernels."""
-    return _Norm.apply(x_NC, residual_NC, weight_C, bias_C, (eps, 0.0, True))

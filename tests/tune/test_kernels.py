@@ -1,0 +1,127 @@
+"""Training on each kernel in turn, in the interpreter: the losses stay those of plain torch."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from ftcore.model.families import family_named
+from ftcore.model.generate import generate
+from ftcore.model.heads import Model
+from ftcore.tune.lora import LoRAConfig, apply_lora
+from kernels.docs import Docs
+from tests.kernels import interpreter
+
+interpreter.require()
+
+SIZES = {
+    "vocab_size": 50, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
+    "max_position_embeddings": 64, "tie_word_embeddings": False,
+}  # fmt: skip
+FAMILIES = {
+    "qwen3": SIZES,
+    "gemma2": SIZES
+    | {"sliding_window": 5, "query_pre_attn_scalar": 8}
+    | {"attn_logit_softcapping": 3.0, "final_logit_softcapping": 2.0},
+}
+# family -> the ops that a step of it runs
+OPS = {
+    "qwen3": ["attention", "rms_norm", "norm_rope", "swiglu", "cross_entropy", "lora"],
+    "gemma2": ["attention", "rms_norm", "rope", "geglu", "cross_entropy"],
+}
+LENGTHS = [9, 1, 14]
+NUM_STEPS = 4
+pytestmark = pytest.mark.filterwarnings("ignore:(divide by zero|invalid value|All-NaN)")
+
+
+def make(family: str, dtype: torch.dtype = torch.float32) -> Model:
+    model = Model(family_named(family).to_spec(FAMILIES[family]), "lm")
+    model.init_weights(torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for p in model.parameters():
+            p *= 5  # at the usual scale, such small models have no scores worth a softmax
+    return model.to(dtype)
+
+
+def trace(family: str, dtype: torch.dtype, *, with_lora: bool) -> list[float]:
+    """The loss of each step."""
+    model = make(family, dtype)
+    if with_lora:
+        config = LoRAConfig(rank=3, alpha=6.0, targets=("all-linear",))
+        apply_lora(model, config, generator=torch.Generator().manual_seed(1))
+        model.to(dtype)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimiser = torch.optim.SGD(trained, lr=0.1, momentum=0.9)
+    docs = Docs.from_lengths(LENGTHS)
+    tokens_N = torch.randint(50, (docs.num_tokens,), generator=torch.Generator().manual_seed(2))
+    labels_N, weights_N = tokens_N.roll(-1), torch.ones(docs.num_tokens)
+    losses = []
+    for _ in range(NUM_STEPS):
+        positions_N = docs.positions_N()
+        h_NC = model.trunk(tokens_N, positions_N, torch.zeros_like(positions_N), docs)
+        loss, weight = model.head.loss(h_NC, labels_N, weights_N)
+        (loss / weight).backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        losses.append(loss.item() / weight.item())
+    return losses
+
+
+def swap_in(monkeypatch: pytest.MonkeyPatch, op: str) -> list[str]:
+    """The kernels of one op, and plain torch for all others; returns the ops that are asked for."""
+    asked = []
+
+    def uses_triton(name: str, impl: str, x: torch.Tensor, **_: object) -> bool:
+        asked.append(name)
+        return name == op
+
+    for module in ("attention", "cross_entropy", "lora", "norm", "rope", "swiglu"):
+        monkeypatch.setattr(f"kernels.{module}.uses_triton", uses_triton)
+    return asked
+
+
+def distance(losses: Sequence[float], true: Sequence[float]) -> float:
+    return max(abs(a - b) for a, b in zip(losses, true, strict=True))
+
+
+@pytest.mark.parametrize(("family", "op"), [(f, op) for f, ops in OPS.items() for op in ops])
+def test_losses_stay_those_of_plain_torch(family, op, monkeypatch) -> None:
+    with_lora = op == "lora"
+    true = trace(family, torch.float64, with_lora=with_lora)
+    plain = trace(family, torch.float32, with_lora=with_lora)
+    asked = swap_in(monkeypatch, op)
+    mine = trace(family, torch.float32, with_lora=with_lora)
+    assert op in asked and abs(true[0] - true[-1]) > 0.05
+    floor = torch.finfo(torch.float32).eps * max(true)
+    assert distance(mine, true) <= 3 * distance(plain, true) + floor
+
+
+def test_losses_see_a_mutant(monkeypatch, tmp_path) -> None:
+    true = trace("qwen3", torch.float64, with_lora=False)
+    plain = trace("qwen3", torch.float32, with_lora=False)
+    swap_in(monkeypatch, "swiglu")
+    module = "kernels.swiglu_triton"
+    interpreter.mutate(monkeypatch, tmp_path, module, "(dy * value)", "(dy * value * 1.001)")
+    mine = trace("qwen3", torch.float32, with_lora=False)
+    assert distance(mine, true) > 3 * distance(plain, true) + 1e-6
+
+
+def test_a_model_runs_as_it_is_told(monkeypatch) -> None:
+    """Text too, whose steps are those of attention over a cache."""
+    model, prompts = make("qwen3").eval(), [[5, 6, 7], [8]]
+    settings = {"max_new_tokens": 6, "stop_ids": frozenset()}
+    seen = []
+    for module in ("attention", "attention_decode", "cross_entropy", "norm", "rope", "swiglu"):
+        monkeypatch.setattr(
+            f"kernels.{module}.uses_triton",
+            lambda op, impl, x, **_: seen.append((op, impl)) or impl == "triton",
+        )
+    texts = {}
+    for impl in ("eager", "triton"):
+        model.use_kernels(impl)
+        seen.clear()
+        texts[impl] = generate(model, prompts, **settings)
+        assert {ran for _, ran in seen} == {impl}
+        assert {"attention_decode", "attention"} <= {op for op, _ in seen}
+    assert texts["eager"] == texts["triton"]
