@@ -6,7 +6,6 @@ of the GPU, with a cold cache. "%" is of the ceiling, measured in the same run: 
 the TFLOP/s of a bf16 product of 8192 x 8192 x 8192. A JSON line comes last.
 """
 
-import contextlib
 import csv
 import json
 import math
@@ -14,18 +13,19 @@ import os
 import statistics
 import sys
 from argparse import ArgumentParser
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from datetime import date
 from functools import partial
 from importlib.metadata import version
+from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from kernels.cases import Call, Draw, Op, Sizes, chosen, label, ops
+from kernels.cases import Call, Draw, Sizes, chosen, label, ops
 from kernels.launch import CONFIGS_FILE, Config, arch_of, configs, rows_of
 
 Row = dict[str, Any]
@@ -63,23 +63,26 @@ def ceilings() -> dict[str, float]:
     return {"GB/s": 2**31 / copy_ms * 1e-6, "TFLOP/s": 2 * 8192**3 / product_ms * 1e-9}
 
 
-def calls_of(entry: Op, sizes: Sizes, rivals: Rivals) -> dict[str, dict[str, Call]]:
-    """mode -> who -> what is timed; who cannot run is told, and left out."""
+def calls_of(
+    op: str, sizes: Sizes, rivals: Rivals, names: Sequence[str] = ()
+) -> dict[str, dict[str, Call]]:
+    """mode -> who (of `names`, if any) -> what is timed; who cannot run is told, and left out."""
+    entry = ops()[op]
     inputs, rest = entry.drawn(Draw(torch.bfloat16, CUDA), sizes)
     wrt = [inputs[name].requires_grad_() for name in entry.trained()]
-    who = {name: partial(rival, sizes=sizes, rest=rest) for name, rival in rivals.items()}
-    who = {impl: partial(entry.call, impl=impl, **rest) for impl in ("triton", "eager")} | who
+    who = {impl: partial(entry.call, impl=impl, **rest) for impl in ("triton", "eager")}
+    who |= {name: partial(rival, sizes=sizes, rest=rest) for name, rival in rivals.items()}
     if entry.compiles:
         who["compile"] = partial(torch.compile(entry.reference, dynamic=False), **rest)
     found: dict[str, dict[str, Call]] = {mode: {} for mode in entry.modes}
-    for name, call in who.items():
+    for name in names or who:
         try:
-            made = {mode: timed(partial(call, **inputs), mode, wrt) for mode in entry.modes}
-            for mode, one in made.items():
-                one()
-                found[mode][name] = one
-        except Exception as error:  # a rival that is absent, too old, or out of memory
-            print(f"    {name}: {type(error).__name__}: {str(error).strip()[:160]}")
+            calls = [timed(partial(who[name], **inputs), mode, wrt) for mode in entry.modes]
+            for mode, call in zip(entry.modes, calls, strict=True):
+                call()
+                found[mode][name] = call
+        except Exception as error:  # it is absent, too old, or takes more than the GPU has
+            print(f"    {op}, {name}: {type(error).__name__}: {str(error).strip()[:160]}")
     return found
 
 
@@ -87,8 +90,7 @@ def timed(call: Call, mode: str, wrt: list[torch.Tensor]) -> Call:
     """The forward pass, the backward pass, or both."""
     if mode == "forward":
         return torch.no_grad()(call)
-    y = call()
-    grad = partial(torch.autograd.grad, inputs=wrt, allow_unused=True)
+    grad, y = partial(torch.autograd.grad, inputs=wrt, allow_unused=True), call()
     dy = torch.randn_like(y)
     if mode == "both":
         return lambda: grad(call(), grad_outputs=dy)
@@ -102,7 +104,7 @@ def rows(op: str, limits: Mapping[str, float], rivals: Rivals) -> Iterator[Row]:
     for sizes in entry.benches:
         forward, backward = entry.work(sizes)
         work = {"forward": forward, "backward": backward, "both": forward + backward}
-        for mode, calls in calls_of(entry, sizes, rivals).items():
+        for mode, calls in calls_of(op, sizes, rivals).items():
             found = times_ms(calls)
             for name, times in found.items():
                 p20, p50, p80 = (times[int(len(times) * part)] for part in (0.2, 0.5, 0.8))
@@ -111,7 +113,7 @@ def rows(op: str, limits: Mapping[str, float], rivals: Rivals) -> Iterator[Row]:
                     "op": op, "sizes": label(sizes), "mode": mode, "who": name,
                     **{f"p{p}_us": round(t * 1e3, 1) for p, t in ((20, p20), (50, p50), (80, p80))},
                     "rate": round(rate, 1), "unit": unit, "%": round(100 * rate / limits[unit], 1),
-                    "x eager": round(statistics.median(found["eager"]) / p50, 2),
+                    "x eager": round(statistics.median(found.get("eager", [0.0])) / p50, 2),
                 }  # fmt: skip
         torch.cuda.empty_cache()
 
@@ -162,46 +164,35 @@ def neighbours(config: Config) -> Iterator[Config]:
 
 def tune(op: str, pool: Executor) -> None:
     """Walks to the fastest configuration near the present one, for each size that is timed."""
-    entry = ops()[op]
-    for sizes in entry.benches:
-        calls = {mode: who["triton"] for mode, who in calls_of(entry, sizes, {}).items()}
-        for kernel, letter in entry.kernels.items():
-            shape = sizes.get("shape", "")
-            key = kernel, "_".join(filter(None, [arch_of(CUDA), shape]))
-            table = configs()[key] = dict(rows_of(kernel, CUDA, shape))
-            limit = next(limit for limit in table if sizes[letter] <= limit)
-            for _ in range(2):
-                tried = [table[limit], *neighbours(table[limit])]
-                list(pool.map(partial(_compile, op, sizes, key, limit), tried))
-                times = [_time_ms(calls, table, limit, config) for config in tried]
-                best = times.index(min(times))
-                table[limit] = tried[best]
-                name = f"{'.'.join(key)} {limit:.0f}"
-                print(f"{name}: {times[0]:.3f} -> {times[best]:.3f} ms, {tried[best]}", flush=True)
-                if best == 0:
-                    break
+    for sizes, (kernel, letter) in product(ops()[op].benches, ops()[op].kernels.items()):
+        shape = sizes.get("shape", "")
+        key = kernel, "_".join(filter(None, [arch_of(CUDA), shape]))
+        table = configs()[key] = dict(rows_of(kernel, CUDA, shape))
+        limit = next(limit for limit in table if sizes[letter] <= limit)
+        for _ in range(2):
+            tried = [table[limit], *neighbours(table[limit])]
+            list(pool.map(partial(_compile, op, sizes, key, limit), tried))
+            times = [time_ms(op, sizes, table, limit, config) for config in tried]
+            best = times.index(min(times))
+            table[limit] = tried[best]
+            print(*key, f"{limit:.0f}: {times[0]:.3f} -> {times[best]:.3f} ms,", tried[best])
+            if best == 0:
+                break
         torch.cuda.empty_cache()
 
 
 def _compile(op: str, sizes: Sizes, key: tuple[str, str], limit: float, config: Config) -> None:
     """In a process of its own, into the cache that all share."""
     configs()[key] = {limit: config}
-    entry = ops()[op]
-    inputs, rest = entry.drawn(Draw(torch.bfloat16, CUDA), sizes)
-    wrt = [inputs[name].requires_grad_() for name in entry.trained()]
-    call = partial(entry.call, impl="triton", **rest, **inputs)
-    with contextlib.suppress(Exception):  # the timing meets it again
-        for mode in entry.modes:
-            timed(call, mode, wrt)()
+    calls_of(op, sizes, {}, ["triton"])
 
 
-def _time_ms(calls: Mapping[str, Call], table: Row, limit: float, config: Config) -> float:
-    """Median of all calls together; inf for a configuration that does not run."""
+def time_ms(op: str, sizes: Sizes, table: Row, limit: float, config: Config) -> float:
+    """Of all modes together, with this configuration; inf where it does not run."""
     table[limit] = config
-    try:
-        return sum(map(statistics.median, times_ms(calls).values()))
-    except Exception:  # it takes more than the GPU has
-        return math.inf
+    modes = calls_of(op, sizes, {}, ["triton"]).values()
+    times = [times_ms(calls).get("triton", [math.inf]) for calls in modes]
+    return sum(map(statistics.median, times))
 
 
 def save_configs() -> None:

@@ -4,8 +4,8 @@ real models, which bench.py times. Letters are those of the ops' own files."""
 import math
 import tomllib
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
 from random import Random
@@ -39,22 +39,22 @@ class Draw:
         wide = torch.randn(shape, generator=self.generator, device=self.device)
         return wide.to(self.dtype)
 
-    def below(self, limit: int, count: int) -> Tensor:
+    def below(self, limit: int, *shape: int) -> Tensor:
         """int64 values in [0, limit)."""
-        return torch.randint(limit, (count,), generator=self.generator, device=self.device)
+        return torch.randint(limit, shape, generator=self.generator, device=self.device)
 
 
 @dataclass(frozen=True)
 class Op:
     """A section of cases.toml, whose comment says what each value is; and
 
-    call, reference   of the inputs and the rest; `call` takes `impl` too
-    rest              of (draw, sizes): the other arguments
+    call, reference   of the inputs and the other arguments; `call` takes `impl` too
+    rest              of (draw, sizes): the other arguments, beside the section's `settings`
     """
 
     call: Call
     reference: Call
-    rest: Callable[[Draw, Sizes], dict[str, Any]]
+    rest: Callable[[Draw, Sizes], dict[str, Any]] | None
     inputs: str
     kernels: dict[str, str]
     checks: list[Sizes]
@@ -62,7 +62,8 @@ class Op:
     frozen: str = ""
     values: tuple[str, float, float] = ("", 0, 0)
     flop: tuple[str, float, float] = ("", 0, 0)
-    modes: tuple[str, ...] = ("forward", "backward")
+    settings: Mapping[str, float] = field(default_factory=dict)
+    modes: Sequence[str] = ("forward", "backward")
     compiles: bool = True
 
     def drawn(self, draw: Draw, sizes: Sizes) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -71,7 +72,7 @@ class Op:
         for name in self.inputs.split():
             x = draw(*(sizes[letter] for letter in name.partition("_")[2]))
             inputs[name] = x * x.shape[-1] ** -0.5 if name[0] in "wab" and x.ndim == 2 else x
-        return inputs, self.rest(draw, sizes)
+        return inputs, {**self.settings, **(self.rest(draw, sizes) if self.rest else {})}
 
     def trained(self) -> list[str]:
         """The inputs that get a gradient."""
@@ -102,10 +103,11 @@ def _documents(draw: Draw, sizes: Sizes) -> dict[str, Any]:
 
 def _pages(draw: Draw, sizes: Sizes) -> dict[str, Any]:
     """Sequences of the most tokens, one less and so on, their pages scattered."""
-    B, J, device = sizes["B"], sizes["J"], draw.device
-    pages_P = torch.randperm(B * J, generator=draw.generator, device=device)
-    lengths_B, scale = J * sizes["S"] - torch.arange(B, device=device), sizes["D"] ** -0.5
-    return {"lengths_B": lengths_B, "pages_BJ": pages_P.view(B, J).int(), "scale": scale}
+    B, J = sizes["B"], sizes["J"]
+    pages_P = torch.randperm(B * J, generator=draw.generator, device=draw.device)
+    lengths_B = J * sizes["S"] - torch.arange(B, device=draw.device)
+    pages = {"lengths_B": lengths_B, "pages_BJ": pages_P.view(B, J).int()}
+    return {"scale": sizes["D"] ** -0.5, **pages}
 
 
 def _scored(draw: Draw, sizes: Sizes) -> dict[str, Any]:
@@ -114,56 +116,47 @@ def _scored(draw: Draw, sizes: Sizes) -> dict[str, Any]:
 
 
 def _angles(draw: Draw, sizes: Sizes) -> dict[str, Any]:
-    positions_N = torch.arange(sizes["N"], device=draw.device)
     turn = {"head_dim": sizes["E"] * 2, "theta": 1e4, "dtype": draw.dtype}
-    return {"cos_sin_2NE": rope_angles(positions_N, **turn)}
+    return {"cos_sin_2NE": rope_angles(torch.arange(sizes["N"], device=draw.device), **turn)}
 
 
 def _adapters(draw: Draw, sizes: Sizes) -> dict[str, Any]:
-    if "adapters" not in sizes:
-        return {"scale": 2.0}
-    ranks = torch.tensor(sizes["adapters"], device=draw.device)
-    owner_R = torch.arange(len(ranks), device=draw.device).repeat_interleave(ranks)
-    adapter_N = draw.below(len(ranks) + 1, sizes["N"]) - 1
-    return {"scale": 2.0, "choice": (adapter_N.int(), owner_R.int())}
+    if not (ranks := sizes.get("adapters")):
+        return {}
+    owner_R = torch.arange(len(ranks)).repeat_interleave(torch.tensor(ranks)).int()
+    adapter_N = draw.below(len(ranks) + 1, sizes["N"]).int() - 1
+    return {"choice": (adapter_N, owner_R.to(draw.device))}
 
 
 def _loss(op: Callable[..., tuple[Tensor, Tensor]], **given: Any) -> Tensor:
     return op(given.pop("h_MC"), given.pop("weight_VC"), **given)[0]
 
 
-def _norm_rope_reference(
-    x_NHD: Tensor, weight_D: Tensor, cos_sin_2NE: Tensor, *, eps: float
-) -> Tensor:
-    return rope_reference(rms_norm_reference(x_NHD, weight_D, eps=eps), cos_sin_2NE)
+def _norm_rope_reference(*, cos_sin_2NE: Tensor, x_NHD: Tensor, **norm: Any) -> Tensor:
+    return rope_reference(rms_norm_reference(x_NHD, norm.pop("weight_D"), **norm), cos_sin_2NE)
 
 
 def _there_and_back(weight_OC: Tensor, impl: str = "eager") -> Tensor:
     return dequantise(quantise(weight_OC, impl=impl), impl=impl)
 
 
-EPS = {"eps": 1e-6}
-RMS_NORM = rms_norm, rms_norm_reference, lambda draw, sizes: EPS
-REFERENCE = partial(_loss, linear_cross_entropy_reference, bias_V=None)
-LOSS = partial(_loss, linear_cross_entropy), REFERENCE, _scored
+GEGLU = partial(geglu, uses_tanh=True), partial(geglu_reference, uses_tanh=True)
+LOSS = partial(_loss, linear_cross_entropy)
+LOSS_REFERENCE = partial(_loss, linear_cross_entropy_reference, bias_V=None)
 CALLS = {
-    "rms_norm": RMS_NORM,
-    "rms_norm_frozen": RMS_NORM,
-    "layer_norm": (layer_norm, layer_norm_reference, lambda draw, sizes: EPS),
+    "rms_norm": (rms_norm, rms_norm_reference, None),
+    "rms_norm_frozen": (rms_norm, rms_norm_reference, None),
+    "layer_norm": (layer_norm, layer_norm_reference, None),
     "rope": (rope, rope_reference, _angles),
-    "norm_rope": (norm_rope, _norm_rope_reference, lambda *of: EPS | _angles(*of)),
-    "swiglu": (swiglu, swiglu_reference, lambda draw, sizes: {}),
-    "geglu": (
-        partial(geglu, uses_tanh=True),
-        partial(geglu_reference, uses_tanh=True),
-        lambda draw, sizes: {},
-    ),
-    "cross_entropy": LOSS,
-    "cross_entropy_frozen": LOSS,
+    "norm_rope": (norm_rope, _norm_rope_reference, _angles),
+    "swiglu": (swiglu, swiglu_reference, None),
+    "geglu": (*GEGLU, None),
+    "cross_entropy": (LOSS, LOSS_REFERENCE, _scored),
+    "cross_entropy_frozen": (LOSS, LOSS_REFERENCE, _scored),
     "lora": (lora_linear, lora_linear_reference, _adapters),
     "attention": (attention, attention_reference, _documents),
     "attention_decode": (attention_decode, attention_decode_reference, _pages),
-    "nf4": (_there_and_back, _there_and_back, lambda draw, sizes: {}),
+    "nf4": (_there_and_back, _there_and_back, None),
 }
 
 

@@ -25,7 +25,7 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 class Error(NamedTuple):
-    """Largest error of a result: the op's, the definition's in the same dtype, and that allowed."""
+    """Largest error of a result: the op's, the definition's in its dtype, and that allowed."""
 
     name: str
     mine: float
@@ -93,8 +93,9 @@ def tried(op: str, sizes: Sizes, dtype: torch.dtype, seeds: int) -> tuple[bool, 
     found = [e for seed in range(seeds) for e in of_case(op, sizes, Draw(dtype, device, seed))]
     is_good = all(error.mine <= error.allowed for error in found)
     worst = {e.name: e for e in sorted(found, key=lambda e: e.mine / e.allowed)}
-    told = "  ".join(f"{e.name} {e.mine:.1e} ({e.plain:.1e})" for e in worst.values())
-    return is_good, f"{'ok  ' if is_good else 'FAIL'} {op} {label(sizes)} {str(dtype)[6:]}: {told}"
+    told = (f"{e.name} {e.mine:.1e} ({e.plain:.1e})" for e in worst.values())
+    words = "ok  " if is_good else "FAIL", op, label(sizes), f"{str(dtype)[6:]}:", *told
+    return is_good, " ".join(words)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -126,12 +126,8 @@ def lora_linear(
     # cost: without TF32, products in fp32 are the library's strength
     halves = torch.bfloat16, torch.float16
     if uses_triton("lora", impl, x_NC, fits=len(a_RC) <= MAX_RANK, auto_dtypes=halves):
-        from kernels.lora_triton import lora_linear_triton
+        from kernels.lora_triton import LoRALinear
 
-        return lora_linear_triton(
-            x_NC, weight_OC, a_RC, b_OR, bias_O=bias_O, scale=scale, dropout=dropout, choice=choice
-        )
-    keep_NC = None
-    if dropout:
-        keep_NC = drop(torch.ones_like(x_NC), dropout, is_training=True)
+        return LoRALinear.apply(x_NC, weight_OC, a_RC, b_OR, bias_O, (scale, dropout, choice))
+    keep_NC = drop(torch.ones_like(x_NC), dropout, is_training=True) if dropout else None
     return _LoRALinear.apply(x_NC, weight_OC, a_RC, b_OR, bias_O, (scale, keep_NC, choice))

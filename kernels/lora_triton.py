@@ -210,8 +210,8 @@ def _launch_drop_bwd(
     return da_GRC.sum(0)
 
 
-class _LoRALinear(torch.autograd.Function):
-    """Keeps x, h, the seed of the mask and the choice of adapters.
+class LoRALinear(torch.autograd.Function):
+    """`lora_linear` by the kernels. Keeps x, h, the seed of the mask and the choice of adapters.
 
     rule    scale, the probability of dropping an input of the update, and the choice
     """
@@ -221,6 +221,13 @@ class _LoRALinear(torch.autograd.Function):
         ctx: FunctionCtx, x_NC: Tensor, weight_OC: Tensor, a_RC: Tensor, b_OR: Tensor,
         bias_O: Tensor | None, rule: tuple[float | Tensor, float, Choice | None],
     ) -> Tensor:  # fmt: skip
+        (_, C), width_o, R = x_NC.shape, len(weight_OC), len(a_RC)
+        launch.check_at_most("rank", R, launch.MAX_RANK)
+        launch.check_shape("weight", weight_OC, (width_o, C))
+        launch.check_shape("a", a_RC, (R, C))
+        launch.check_shape("b", b_OR, (width_o, R))
+        launch.check_dtype(x_NC.dtype, weight=weight_OC, bias=bias_O)
+        launch.check_device(x_NC.device, weight=weight_OC, a=a_RC, b=b_OR, bias=bias_O)
         scale, dropout, choice = rule
         ctx.rule, ctx.dtypes = (scale, dropout), (a_RC.dtype, b_OR.dtype)
         x_NC = x_NC.contiguous()
@@ -261,18 +268,3 @@ class _LoRALinear(torch.autograd.Function):
             dy_NO.sum(0) if needs_dbias else None,
             None,
         )
-
-
-def lora_linear_triton(
-    x_NC: Tensor, weight_OC: Tensor, a_RC: Tensor, b_OR: Tensor, *, bias_O: Tensor | None,
-    scale: float | Tensor, dropout: float, choice: Choice | None,
-) -> Tensor:  # fmt: skip
-    """`lora_linear` by the kernels."""
-    (_, C), width_o, R = x_NC.shape, len(weight_OC), len(a_RC)
-    launch.check_at_most("rank", R, launch.MAX_RANK)
-    launch.check_shape("weight", weight_OC, (width_o, C))
-    launch.check_shape("a", a_RC, (R, C))
-    launch.check_shape("b", b_OR, (width_o, R))
-    launch.check_dtype(x_NC.dtype, weight=weight_OC, bias=bias_O)
-    launch.check_device(x_NC.device, weight=weight_OC, a=a_RC, b=b_OR, bias=bias_O)
-    return _LoRALinear.apply(x_NC, weight_OC, a_RC, b_OR, bias_O, (scale, dropout, choice))

@@ -42,9 +42,9 @@ def swiglu(gate_NF: Tensor, up_NF: Tensor, *, impl: Impl = "auto") -> Tensor:
     source            Shazeer 2020, arXiv:2002.05202
     """
     if uses_triton("swiglu", impl, gate_NF):
-        from kernels.swiglu_triton import glu_triton
+        from kernels.swiglu_triton import Glu
 
-        return glu_triton(gate_NF, up_NF, "silu")
+        return Glu.apply(gate_NF, up_NF, "silu")
     return F.silu(gate_NF) * up_NF
 
 
@@ -58,7 +58,7 @@ def geglu(gate_NF: Tensor, up_NF: Tensor, *, uses_tanh: bool, impl: Impl = "auto
     source            Shazeer 2020, arXiv:2002.05202
     """
     if uses_triton("geglu", impl, gate_NF):
-        from kernels.swiglu_triton import glu_triton
+        from kernels.swiglu_triton import Glu
 
-        return glu_triton(gate_NF, up_NF, "gelu_tanh" if uses_tanh else "gelu")
+        return Glu.apply(gate_NF, up_NF, "gelu_tanh" if uses_tanh else "gelu")
     return F.gelu(gate_NF, approximate="tanh" if uses_tanh else "none") * up_NF

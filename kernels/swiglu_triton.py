@@ -62,28 +62,30 @@ def _glu_bwd_kernel(
 
 
 def _launch_fwd(gate_NF: Tensor, up_NF: Tensor, kind: str) -> Tensor:
-    size, config = gate_NF.numel(), launch.config_of("glu_fwd", 0, gate_NF.device)
-    y_NF = torch.empty_like(gate_NF)
+    config, y_NF = launch.config_of("glu_fwd", 0, gate_NF.device), torch.empty_like(gate_NF)
+    grid = triton.cdiv(size := gate_NF.numel(), config["BLOCK"])
     with torch.cuda.device_of(gate_NF):
-        _glu_fwd_kernel[(triton.cdiv(size, config["BLOCK"]),)](
-            gate_NF, up_NF, y_NF, size, KIND=kind, **config
-        )
+        _glu_fwd_kernel[(grid,)](gate_NF, up_NF, y_NF, size, KIND=kind, **config)
     return y_NF
 
 
 def _launch_bwd(dy_NF: Tensor, gate_NF: Tensor, up_NF: Tensor, kind: str) -> tuple[Tensor, Tensor]:
-    size, config = gate_NF.numel(), launch.config_of("glu_bwd", 0, gate_NF.device)
-    dgate_NF, dup_NF = torch.empty_like(gate_NF), torch.empty_like(up_NF)
+    config = launch.config_of("glu_bwd", 0, gate_NF.device)
+    grads = torch.empty_like(gate_NF), torch.empty_like(up_NF)
+    grid = triton.cdiv(size := gate_NF.numel(), config["BLOCK"])
     with torch.cuda.device_of(gate_NF):
-        _glu_bwd_kernel[(triton.cdiv(size, config["BLOCK"]),)](
-            dy_NF.contiguous(), gate_NF, up_NF, dgate_NF, dup_NF, size, KIND=kind, **config
-        )
-    return dgate_NF, dup_NF
+        _glu_bwd_kernel[(grid,)](dy_NF, gate_NF, up_NF, *grads, size, KIND=kind, **config)
+    return grads
 
 
-class _Glu(torch.autograd.Function):
+class Glu(torch.autograd.Function):
+    """act(gate) up by the kernels; `kind` is "silu", "gelu" or "gelu_tanh"."""
+
     @staticmethod
     def forward(ctx: FunctionCtx, gate_NF: Tensor, up_NF: Tensor, kind: str) -> Tensor:
+        launch.check_shape("up", up_NF, gate_NF.shape)
+        launch.check_dtype(gate_NF.dtype, up=up_NF)
+        launch.check_device(gate_NF.device, up=up_NF)
         gate_NF, up_NF = gate_NF.contiguous(), up_NF.contiguous()
         ctx.save_for_backward(gate_NF, up_NF)
         ctx.kind = kind
@@ -92,12 +94,4 @@ class _Glu(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, dy_NF: Tensor) -> tuple[Tensor, Tensor, None]:
-        return *_launch_bwd(dy_NF, *ctx.saved_tensors, ctx.kind), None
-
-
-def glu_triton(gate_NF: Tensor, up_NF: Tensor, kind: str) -> Tensor:
-    """act(gate) up by the kernels; `kind` is "silu", "gelu" or "gelu_tanh"."""
-    launch.check_shape("up", up_NF, gate_NF.shape)
-    launch.check_dtype(gate_NF.dtype, up=up_NF)
-    launch.check_device(gate_NF.device, up=up_NF)
-    return _Glu.apply(gate_NF, up_NF, kind)
+        return *_launch_bwd(dy_NF.contiguous(), *ctx.saved_tensors, ctx.kind), None

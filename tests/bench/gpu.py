@@ -39,7 +39,7 @@ CONFIG = {
     "initializer_range": 0.02, "attention_bias": False, "attention_dropout": 0.0,
     "tie_word_embeddings": True, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
-STEP_TOKENS, NUM_STEPS, WARM_UP = 16384, 10, 3
+STEP_TOKENS, NUM_STEPS, WARM_UP = 16384, 9, 3
 Step = list[Encoded]
 
 
