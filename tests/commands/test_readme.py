@@ -1,6 +1,7 @@
 """Every command of README.md runs: its own options, on tiny data, few steps."""
 
 import importlib
+import json
 import os
 import re
 import shlex
@@ -64,7 +65,10 @@ def test_the_first_command(files: dict[str, str], run: Run) -> None:
 def test_command(command: str, named: dict[str, str], files: dict[str, str], run: Run) -> None:
     script, *words = [named.get(word, word) for word in shlex.split(command)[1:]]
     if script == "-m":
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+        if words[0].startswith("kernels."):
+            assert_runs_or_asks_for_a_gpu(words, environment)
+            return
         words[1:] = ["made"]
         subprocess.run([sys.executable, "-m", *words], env=environment, check=True)
         assert list(Path("made").rglob("*.jsonl"))
@@ -86,6 +90,20 @@ def test_command(command: str, named: dict[str, str], files: dict[str, str], run
         small = corpus if "pretrain" in words else ()
         summary, _ = run("train", *words, *small, *SHORT)
         assert summary["steps"] == 2
+
+
+def assert_runs_or_asks_for_a_gpu(words: list[str], environment: dict[str, str]) -> None:
+    """Kernels are checked in Triton's interpreter too; times are those of a GPU alone."""
+    pytest.importorskip("triton", reason="triton is not installed: its kernels cannot run")
+    command = [sys.executable, "-m", *words]
+    result = subprocess.run(
+        command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if words[0] == "kernels.bench":
+        assert result.returncode == 2 and "no GPU" in result.stderr
+    else:
+        assert result.returncode == 0, result.stderr
+        assert json.loads(result.stdout.splitlines()[-1]) == {"broken": 0}
 
 
 def test_there_are_commands() -> None:
