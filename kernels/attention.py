@@ -233,7 +233,7 @@ def attention(
     # cost: split, not a slice for each group, whose gradient would be a zeroed stream of its own
     sizes = [*(group.num_tokens for group in docs.groups), N - docs.num_tokens]
     parts = zip(*(x_N.split(sizes) for x_N in streams), strict=True)
-    suits_sdpa, outputs = softcap is None and q_NHD.dtype != torch.float32, []
+    outputs, suits_sdpa = [], softcap is None and q_NHD.dtype != torch.float32
     for part, group in zip(parts, docs.groups, strict=False):
         attend = _attend_long if group.length > LONG and suits_sdpa else _AttendBlock.apply
         outputs.append(attend(*part, group, rule))

@@ -91,8 +91,8 @@ def softmax_loss_triton(
     logits_JV: Tensor, labels_J: Tensor, weights_J: Tensor, rule: tuple[float | None, float, float],
     *, needs_gradient: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """`_softmax_loss` by the kernel: the loss in fp32, the gradient in the place of the logits, which
-    are left as they are where it is not asked for."""
+    """`_softmax_loss` by the kernel: the loss in fp32, the gradient in the place of the logits,
+    which are left as they are where it is not asked for."""
     (J, V), (softcap, z_loss, smoothing) = logits_JV.shape, rule
     assert logits_JV.is_contiguous()
     launch.check_shape("labels", labels_J, (J,))

@@ -117,9 +117,7 @@ class Docs:
 
     def doc_of_N(self) -> Tensor:
         """int64 index of the document that each token belongs to."""
-        device = self.cu_seqlens_B1.device
-        lengths_B = torch.tensor(self.lengths, device=device)
-        return torch.repeat_interleave(torch.arange(self.num_docs, device=device), lengths_B)
+        return torch.repeat_interleave(self.cu_seqlens_B1.diff().long())
 
     def last_B(self) -> Tensor:
         """int64 stream row of each document's last token."""
@@ -166,7 +164,7 @@ def _plan_groups(
         order.append((starts_B[:, None] + column_T)[inside_BT])
         first_B1 = (lengths_B.cumsum(0) - lengths_B)[:, None]
         tokens_BT = torch.where(inside_BT, first_B1 + column_T, first_B1 * (lengths_B > 0)[:, None])
-        is_full = len(slots_N) == tokens_BT.numel()
+        is_full = len(slots_N) == count * length
         groups.append(Group(
             num_docs=count, length=length, num_tokens=len(slots_N),
             slots=slots_N.to(device), tokens=tokens_BT.flatten().to(device),

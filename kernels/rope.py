@@ -3,8 +3,7 @@
 Letters: N tokens, H heads, D head width (even), E = D / 2 frequencies.
 
 angles      angle_ne = position_n theta^(-2 e / D)
-forward     (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin), x1 and x2 the two halves of D, as in
-            HF's checkpoints
+forward     (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin), x1 and x2 the halves of D as in HF
 partial     E < D / 2: only the first 2 E channels turn, the others pass
 backward    the same rotation by the opposite angle
 norm_rope   x is RMSNorm (kernels/norm.py) of each head, in the same pass over the values
@@ -71,7 +70,7 @@ class _Rope(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: FunctionCtx, grad_NHD: Tensor) -> tuple[Tensor, None]:
-        ((cos_NE, sin_NE),) = ctx.saved_tensors
+        cos_NE, sin_NE = ctx.saved_tensors[0]
         return _rotate(grad_NHD, cos_NE, -sin_NE), None
 
 

@@ -131,6 +131,6 @@ class RopeTriton(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, dy_NHD: Tensor) -> tuple[Tensor | None, ...]:
-        rule = {"rule": ctx.rule, "needs_dweight": ctx.needs_input_grad[2]}
-        dx_NHD, dweight_D = _launch(dy_NHD, *ctx.saved_tensors, **rule, is_backward=True)
+        settings = {"rule": ctx.rule, "needs_dweight": ctx.needs_input_grad[2]}
+        dx_NHD, dweight_D = _launch(dy_NHD, *ctx.saved_tensors, **settings, is_backward=True)
         return dx_NHD, None, dweight_D, None
