@@ -40,8 +40,7 @@ def attention_reference(
 ) -> Tensor:  # fmt: skip
     """The definition, over one N x N mask. In float64 it is the oracle."""
     heads_per_group = q_NHD.shape[1] // k_NGD.shape[1]
-    k_NHD = k_NGD.repeat_interleave(heads_per_group, dim=1)
-    v_NHD = v_NGD.repeat_interleave(heads_per_group, dim=1)
+    k_NHD, v_NHD = (x.repeat_interleave(heads_per_group, dim=1) for x in (k_NGD, v_NGD))
     doc_N = docs.doc_of_N()
     allowed_NN = doc_N[:, None] == doc_N[None, :]
     if is_causal:
@@ -55,32 +54,21 @@ def attention_reference(
     return torch.einsum("hnm,mhd->nhd", scores_HNN.softmax(-1), v_NHD)
 
 
-class _Scatter(torch.autograd.Function):
-    """Row i of x becomes row order_N[i]; its gradient is a gather."""
+class _Reorder(torch.autograd.Function):
+    """Row order_N[i] of x becomes row i, or the inverse; each is the other's gradient, without the
+    sums of index_add."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x_N: Tensor, order_N: Tensor) -> Tensor:
+    def forward(ctx: FunctionCtx, x_N: Tensor, order_N: Tensor, is_inverse: bool) -> Tensor:
         ctx.save_for_backward(order_N)
-        return torch.empty_like(x_N).index_copy_(0, order_N, x_N)
-
-    @staticmethod
-    def backward(ctx: FunctionCtx, grad_N: Tensor) -> tuple[Tensor, None]:
-        (order_N,) = ctx.saved_tensors
-        return grad_N.index_select(0, order_N), None
-
-
-class _Gather(torch.autograd.Function):
-    """Row order_N[i] of x becomes row i; its gradient is a scatter, without index_add's sums."""
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, x_N: Tensor, order_N: Tensor) -> Tensor:
-        ctx.save_for_backward(order_N)
+        ctx.is_inverse = is_inverse
+        if is_inverse:
+            return torch.empty_like(x_N).index_copy_(0, order_N, x_N)
         return x_N.index_select(0, order_N)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad_N: Tensor) -> tuple[Tensor, None]:
-        (order_N,) = ctx.saved_tensors
-        return torch.empty_like(grad_N).index_copy_(0, order_N, grad_N), None
+    def backward(ctx: FunctionCtx, grad_N: Tensor) -> tuple[Tensor, None, None]:
+        return _Reorder.apply(grad_N, *ctx.saved_tensors, not ctx.is_inverse), None, None
 
 
 @dataclass(frozen=True)
@@ -101,22 +89,19 @@ class Rule:
         return group.hidden[key]
 
     def _hidden(self, group: Group, reach: int, device: torch.device) -> Tensor | None:
-        T = group.length
+        key_T = torch.arange(group.length, device=device)
+        past_B11T = far_11TT = None
         # causal: a document's keys come before its padding slots, which are hidden as later ones
-        lengths_B = None if self.is_causal else group.lengths_B
-        hidden_B1TT = None
-        if lengths_B is not None:
-            hidden_B1TT = (torch.arange(T, device=device) >= lengths_B[:, None])[:, None, None]
-        if not self.is_causal and reach == T:
-            return hidden_B1TT
-        ones_11TT = torch.ones(1, 1, T, T, dtype=torch.bool, device=device)
-        hidden_11TT = ones_11TT.triu(1 if self.is_causal else reach)
-        if reach < T:
-            hidden_11TT |= ones_11TT.tril(-reach)
-        if hidden_B1TT is None:
-            return hidden_11TT
-        hidden_B1TT = hidden_B1TT | hidden_11TT
+        if group.lengths_B is not None and not self.is_causal:
+            past_B11T = key_T >= group.lengths_B[:, None, None, None]
+        if self.is_causal or reach < group.length:
+            query_11T1 = key_T[None, None, :, None]
+            far_11TT = key_T >= query_11T1 + (1 if self.is_causal else reach)
+            far_11TT |= key_T <= query_11T1 - reach
+        if past_B11T is None or far_11TT is None:
+            return far_11TT if past_B11T is None else past_B11T
         # numerics: a padding slot sees itself, or its softmax over nothing would be NaN
+        hidden_B1TT = past_B11T | far_11TT
         hidden_B1TT.diagonal(dim1=2, dim2=3).fill_(False)
         return hidden_B1TT
 
@@ -190,8 +175,7 @@ def _to_stream(x_PZD: Tensor, group: Group) -> Tensor:
     """Undoes `_to_block`; what stands in the filling is dropped."""
     D = x_PZD.shape[-1]
     H = x_PZD.numel() // (group.num_docs * group.length * D)
-    x_nD = x_PZD.view(-1, D).index_select(0, group.rows_of(H)[1])
-    return x_nD.view(-1, H, D)
+    return x_PZD.view(-1, D).index_select(0, group.rows_of(H)[1]).view(-1, H, D)
 
 
 def _attend_long(q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, group: Group, rule: Rule) -> Tensor:
@@ -209,14 +193,6 @@ def _attend_long(q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, group: Group, rule
         enable_gqa=q_NHD.shape[1] != k_NGD.shape[1],
     )
     return o_BHTD.transpose(1, 2).flatten(0, 1)
-
-
-def _attend_group(q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, group: Group, rule: Rule) -> Tensor:
-    """Attention of one group's tokens."""
-    suits_sdpa = rule.softcap is None and q_NHD.dtype != torch.float32
-    if group.length > LONG and suits_sdpa:
-        return _attend_long(q_NHD, k_NGD, v_NGD, group, rule)
-    return _AttendBlock.apply(q_NHD, k_NGD, v_NGD, group, rule)
 
 
 def attention(
@@ -240,10 +216,8 @@ def attention(
     """
     N, H, D = q_NHD.shape
     if N not in (docs.num_tokens, docs.num_rows) or k_NGD.shape[0] != N:
-        raise ValueError(
-            f"docs plans {docs.num_tokens} tokens in {docs.num_rows} rows, q has {N},"
-            f" k {k_NGD.shape[0]}"
-        )
+        plan = f"docs plans {docs.num_tokens} tokens in {docs.num_rows} rows"
+        raise ValueError(f"{plan}, q has {N}, k {k_NGD.shape[0]}")
     if H % k_NGD.shape[1]:
         raise ValueError(f"{H} query heads are not a multiple of {k_NGD.shape[1]} key heads")
     rule = Rule(is_causal, D**-0.5 if scale is None else scale, window, softcap)
@@ -255,14 +229,15 @@ def attention(
     order_N = docs.order_N
     if order_N is not None:
         order_N = torch.cat([order_N, torch.arange(docs.num_tokens, N, device=q_NHD.device)])
-        streams = tuple(_Gather.apply(x_N, order_N) for x_N in streams)
+        streams = tuple(_Reorder.apply(x_N, order_N, False) for x_N in streams)
     # cost: split, not a slice for each group, whose gradient would be a zeroed stream of its own
     sizes = [*(group.num_tokens for group in docs.groups), N - docs.num_tokens]
     parts = zip(*(x_N.split(sizes) for x_N in streams), strict=True)
-    outputs = [
-        _attend_group(*part, group, rule) for part, group in zip(parts, docs.groups, strict=False)
-    ]
+    outputs, suits_sdpa = [], softcap is None and q_NHD.dtype != torch.float32
+    for part, group in zip(parts, docs.groups, strict=False):
+        attend = _attend_long if group.length > LONG and suits_sdpa else _AttendBlock.apply
+        outputs.append(attend(*part, group, rule))
     if sizes[-1]:
         outputs.append(q_NHD.new_zeros(sizes[-1], H, v_NGD.shape[-1]))
     o_NHD = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-    return o_NHD if order_N is None else _Scatter.apply(o_NHD, order_N)
+    return o_NHD if order_N is None else _Reorder.apply(o_NHD, order_N, True)

@@ -80,5 +80,4 @@ def attention_decode(
     if window is not None:
         outside_BS |= slot_S < lengths_B[:, None] - window
     scores_BGRS = scores_BGRS.masked_fill(outside_BS[:, None, None], float("-inf"))
-    o_BGRD = scores_BGRS.softmax(-1) @ v_BSGD.transpose(1, 2)
-    return o_BGRD.reshape(B, H, D)
+    return (scores_BGRS.softmax(-1) @ v_BSGD.transpose(1, 2)).reshape(B, H, D)

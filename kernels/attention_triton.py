@@ -1,20 +1,17 @@
-"""Attention over a flat stream of documents on a GPU: the op of kernels/attention.py in Triton.
+"""Attention over a flat stream of documents on a GPU; equations and letters are those of
+kernels/attention.py.
 
-Letters: N tokens of the stream, H query heads, G key/value heads (H a multiple of G), D head width.
-
-forward     s = scale q k^T (soft cap: cap tanh(scale q k^T / cap)), p = softmax(s) over the keys
-            that a query sees, o = p v; online over steps of keys, in units of log2:
-            p = exp2(s log2(e) - row_max), lse = row_max + log2(row_sum)
-backward    delta = rowsum(do o), p = exp2(s log2(e) - lse), dp = do v^T, ds = p (dp - delta)
-            (soft cap: ds (1 - tanh^2)), dq = scale ds k; dv = p^T do, dk = scale ds^T q
+forward     online over steps of keys, in units of log2: p = exp2(s log2(e) - row_max), and
+            lse = row_max + log2(row_sum)
+backward    p = exp2(s log2(e) - lse) is formed anew, delta = rowsum(do o)
 tiles       A program owns rows of ONE document and one head. `Docs.tiles` tells it which columns
             these rows see, so that no other document's are visited; steps that all of its rows
             see wholly need no mask and run in a loop of their own.
 dtypes      q, k, v in bf16, fp16 or fp32, which dots take (fp32: no TF32); all else is in fp32
 determinism dk and dv are summed by the program that owns the keys, over the query heads of their
             group, dq by the one that owns the queries: no atomics, but 7 products in place of 5
-cost        4 sum_b T_b^2 H D FLOP forward (half of it when causal), 3.5 times that backward; the
-            T x T scores are never stored. Saved for backward: q, k, v, o, and lse in fp32
+cost        backward 3.5 times the FLOP of forward, each half as much when causal; the T x T scores
+            are never stored. Saved for backward: q, k, v, o, and lse in fp32
 source      Dao 2023, arXiv:2307.08691; Milakov & Gimelshein 2018, arXiv:1805.02867
 """
 
@@ -127,9 +124,8 @@ def _fwd_steps(
 @triton.jit(do_not_specialize=["N"])
 def _attention_fwd_kernel(
     q_ptr, k_ptr, v_ptr, o_ptr, lse_ptr, tiles_ptr, k_desc, v_desc,
-    N, stride_qn, stride_kn, stride_vn, factor, squash, window,
-    GROUP: tl.constexpr, IS_CAUSAL: tl.constexpr, D: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    N, stride_qn, stride_kn, stride_vn, factor, squash, window, GROUP: tl.constexpr,
+    IS_CAUSAL: tl.constexpr, D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """o and lse of BLOCK_M queries of one document and head; grid (tiles, H)."""
     row, tile = _load_tile(tiles_ptr)
@@ -186,9 +182,8 @@ def _dq_steps(
 @triton.jit(do_not_specialize=["N"])
 def _attention_bwd_dq_kernel(
     q_ptr, k_ptr, v_ptr, o_ptr, do_ptr, lse_ptr, stats_ptr, dq_ptr, tiles_ptr, k_desc, v_desc,
-    N, stride_qn, stride_kn, stride_vn, factor, squash, window, scale,
-    GROUP: tl.constexpr, IS_CAUSAL: tl.constexpr, D: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    N, stride_qn, stride_kn, stride_vn, factor, squash, window, scale, GROUP: tl.constexpr,
+    IS_CAUSAL: tl.constexpr, D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """dq of BLOCK_M queries of one document and head, and their lse and delta; grid (tiles, H)."""
     row, tile = _load_tile(tiles_ptr)
@@ -262,9 +257,8 @@ def _dkv_steps(
 @triton.jit(do_not_specialize=["N"])
 def _attention_bwd_dkv_kernel(
     q_ptr, k_ptr, v_ptr, do_ptr, stats_ptr, dk_ptr, dv_ptr, tiles_ptr, q_desc, do_desc,
-    N, stride_qn, stride_kn, stride_vn, factor, squash, window, scale,
-    GROUP: tl.constexpr, IS_CAUSAL: tl.constexpr, D: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    N, stride_qn, stride_kn, stride_vn, factor, squash, window, scale, GROUP: tl.constexpr,
+    IS_CAUSAL: tl.constexpr, D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """dk and dv of BLOCK_N keys of one document and key head; grid (tiles, G)."""
     row, tile = _load_tile(tiles_ptr)
@@ -308,18 +302,14 @@ def _launch(name: str, tensors: list[Tensor], docs: Docs, rule: Rule, **numbers:
         back, ahead = ahead, back
     tiles = docs.tiles(rows, columns, back=back, ahead=ahead)
     descs = [_descriptor(x, columns) for x in walked]
-    strides = (x.stride(0) for x in (q_NHD, k_NGD, v_NGD))
+    strides = (x.stride(0) for x in tensors[:3])
     squash = None if rule.softcap is None else rule.scale / rule.softcap
     factor = LOG2_E * (rule.scale if rule.softcap is None else rule.softcap)
     with torch.cuda.device_of(q_NHD):
         KERNELS[name][len(tiles), heads](
-            *(*tensors, tiles, *descs, N, *strides, factor, squash, rule.window),
-            **numbers,
-            GROUP=H // G,
-            IS_CAUSAL=rule.is_causal,
-            D=D,
-            **config,
-        )
+            *tensors, tiles, *descs, N, *strides, factor, squash, rule.window, **numbers,
+            GROUP=H // G, IS_CAUSAL=rule.is_causal, D=D, **config,
+        )  # fmt: skip
 
 
 def _shape(q_NHD: Tensor, docs: Docs) -> str:
@@ -357,7 +347,7 @@ def _stream(x_NHD: Tensor, docs: Docs) -> Tensor:
 
 
 class _Attention(torch.autograd.Function):
-    """The steps at the head of this file; p is formed anew in backward."""
+    """The op; p is formed anew in backward."""
 
     @staticmethod
     def forward(
@@ -386,9 +376,7 @@ class _Attention(torch.autograd.Function):
         return dq_NHD, dk_NGD, dv_NGD, None, None
 
 
-def attention_triton(
-    q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, docs: Docs, rule: Rule
-) -> Tensor:
+def attention_triton(q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, docs: Docs, rule: Rule) -> Tensor:
     """`attention` by the kernels, and their ValueErrors; those of all paths are raised there."""
     (N, _, D), G = q_NHD.shape, k_NGD.shape[1]
     launch.check_shape("k", k_NGD, (N, G, D))

@@ -10,8 +10,7 @@ backward    dz = w ((1 + 2 z_loss lse) softmax(z) - t),  dh = dz W,  dW = dz^T h
 dtypes      h and W in the compute dtype; logits, softmax, loss and dW accumulate in fp32
 memory      J x V logits instead of M x V; the gradients are formed in the forward pass, while each
             chunk's logits are at hand, and only scaled in the backward pass
-GPU         logits in the compute dtype; kernels/cross_entropy_triton.py puts the gradient in their
-            place
+GPU         kernels/cross_entropy_triton.py, on logits in the compute dtype
 cost        2 M C V FLOP forward, and 2 M C V more for each of dh and dW that is asked for
 source      label smoothing: Szegedy et al. 2015, arXiv:1512.00567, section 7;
             z-loss: Chowdhery et al. 2022 (PaLM), arXiv:2204.02311, section 5
@@ -48,7 +47,7 @@ def _softmax_loss(
     logits_JV: Tensor, labels_J: Tensor, weights_J: Tensor, rule: tuple[float | None, float, float],
     *, needs_gradient: bool,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """Loss sum of a chunk, and the gradient of its logits, both wide.
+    """Loss sum of a chunk (nats), and the gradient of its logits if it is asked for, both wide.
 
     rule    soft cap, z-loss, label smoothing
     """
@@ -91,8 +90,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ctx: FunctionCtx, h_MC: Tensor, weight_VC: Tensor, bias_V: Tensor | None, labels_M: Tensor,
         weights_M: Tensor, rule: tuple[float | None, float, float, bool],
     ) -> Tensor:  # fmt: skip
-        needs_h, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        needs_gradient = needs_h or needs_weight or needs_bias
+        needs_h, needs_weight, needs_bias = needs = ctx.needs_input_grad[:3]
         *rule, is_triton = rule
         softmax_loss = _softmax_loss
         if is_triton:
@@ -107,7 +105,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             rows = slice(start, start + chunk_rows)
             chunk_loss, dlogits_JV = softmax_loss(
                 F.linear(h_MC[rows], weight_VC, bias_V), labels_M[rows], weights_M[rows], rule,
-                needs_gradient=needs_gradient,
+                needs_gradient=any(needs),
             )  # fmt: skip
             loss += chunk_loss
             if needs_bias:
@@ -122,21 +120,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
             elif needs_weight:
                 dweight_VC += dlogits_JV.t() @ h_MC[rows]
         ctx.save_for_backward(dh_MC, dweight_VC, dbias_V)
-        ctx.dtypes = (weight_VC.dtype, None if bias_V is None else bias_V.dtype)
+        ctx.dtypes = h_MC.dtype, weight_VC.dtype, None if bias_V is None else bias_V.dtype
         return loss
 
     @staticmethod
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        dh_MC, dweight_VC, dbias_V = ctx.saved_tensors
-        weight_dtype, bias_dtype = ctx.dtypes
-        return (
-            None if dh_MC is None else dh_MC * grad,
-            None if dweight_VC is None else (dweight_VC * grad).to(weight_dtype),
-            None if dbias_V is None else (dbias_V * grad).to(bias_dtype),
-            None,
-            None,
-            None,
-        )
+        formed = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        grads = (None if x is None else (x * grad).to(dtype) for x, dtype in formed)
+        return *grads, None, None, None
 
 
 def linear_cross_entropy(

@@ -1,7 +1,5 @@
-"""Softmax, loss and gradient of one chunk of logits, in place; the equations are those of
+"""Softmax, loss and gradient of one chunk of logits, in place; equations and letters are those of
 kernels/cross_entropy.py.
-
-Letters: J rows of a chunk, V vocabulary.
 
 One program walks over a row twice: for its maximum and sum, and to put the gradient in the place of
 the logits. Each thread keeps a maximum and a sum of its own, rescaled once per 16 bytes, so nothing
@@ -40,8 +38,7 @@ def _load_logits(row_ptr, offs, inside, softcap):
 
 @triton.jit
 def _softmax_loss_kernel(
-    logits_ptr, labels_ptr, weights_ptr, loss_ptr,
-    V, softcap, z_loss, smoothing,
+    logits_ptr, labels_ptr, weights_ptr, loss_ptr, V, softcap, z_loss, smoothing,
     NEEDS_GRADIENT: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
@@ -94,13 +91,9 @@ def softmax_loss_triton(
     logits_JV: Tensor, labels_J: Tensor, weights_J: Tensor, rule: tuple[float | None, float, float],
     *, needs_gradient: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Loss sum of a chunk (fp32, nats), and the gradient of its logits in their place.
-
-    rule              soft cap, z-loss, label smoothing
-    needs_gradient    False: the logits are left as they are
-    """
-    softcap, z_loss, smoothing = rule
-    J, V = logits_JV.shape
+    """`_softmax_loss` by the kernel: the loss in fp32, the gradient in the place of the logits,
+    which are left as they are where it is not asked for."""
+    (J, V), (softcap, z_loss, smoothing) = logits_JV.shape, rule
     assert logits_JV.is_contiguous()
     launch.check_shape("labels", labels_J, (J,))
     launch.check_shape("weights", weights_J, (J,))

@@ -117,9 +117,7 @@ class Docs:
 
     def doc_of_N(self) -> Tensor:
         """int64 index of the document that each token belongs to."""
-        device = self.cu_seqlens_B1.device
-        lengths_B = torch.tensor(self.lengths, device=device)
-        return torch.repeat_interleave(torch.arange(self.num_docs, device=device), lengths_B)
+        return torch.repeat_interleave(self.cu_seqlens_B1.diff().long())
 
     def last_B(self) -> Tensor:
         """int64 stream row of each document's last token."""
@@ -162,21 +160,16 @@ def _plan_groups(
         starts_B = torch.tensor([*(borders[b] for b in members), *filling])
         column_T = torch.arange(length)
         inside_BT = column_T[None] < lengths_B[:, None]
-        first_slots_B = torch.arange(count) * length
-        slots_N = (first_slots_B[:, None] + column_T)[inside_BT]
+        slots_N = (torch.arange(count)[:, None] * length + column_T)[inside_BT]
         order.append((starts_B[:, None] + column_T)[inside_BT])
         first_B1 = (lengths_B.cumsum(0) - lengths_B)[:, None]
         tokens_BT = torch.where(inside_BT, first_B1 + column_T, first_B1 * (lengths_B > 0)[:, None])
-        is_full = len(slots_N) == tokens_BT.numel()
-        group = Group(
-            num_docs=count,
-            length=length,
-            num_tokens=len(slots_N),
-            slots=slots_N.to(device),
-            tokens=tokens_BT.flatten().to(device),
+        is_full = len(slots_N) == count * length
+        groups.append(Group(
+            num_docs=count, length=length, num_tokens=len(slots_N),
+            slots=slots_N.to(device), tokens=tokens_BT.flatten().to(device),
             lengths_B=None if is_full else lengths_B.clamp(min=1).to(device),
-        )
-        groups.append(group)
+        ))  # fmt: skip
     is_sorted = all(a >= b for a, b in pairwise(lengths))
     return tuple(groups), None if is_sorted else torch.cat(order).to(device)
 
@@ -208,10 +201,8 @@ def _blocks(lengths: tuple[int, ...]) -> Iterator[tuple[int, list[int]]]:
     for b in sorted(range(len(lengths)), key=lambda b: -lengths[b]):
         length = lengths[b] if lengths[b] > LONG else rounded(lengths[b])
         classes.setdefault(length, []).append(b)
-    sizes = list(classes)
-    short = [length for length in sizes if length <= LONG]
-    for length in sizes[: len(sizes) - len(short)]:
-        yield length, classes[length]
+    yield from (block for block in classes.items() if block[0] > LONG)
+    short = [length for length in classes if length <= LONG]
     for first, past in _cheapest([(length, len(classes[length])) for length in short]):
         members = [b for length in short[first:past] for b in classes[length]]
         most = _most(short[first])

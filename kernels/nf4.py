@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.backend import Impl, uses_triton
@@ -73,9 +74,12 @@ def code_table(device: torch.device) -> Tensor:
     return torch.tensor(TABLE, device=device)
 
 
-def _nearest(x: Tensor, table: Tensor) -> Tensor:
-    """Place of the nearest entry of an ascending table."""
-    return torch.bucketize(x, (table[1:] + table[:-1]) / 2)
+def _coded(x_QB: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+    """Places, in an ascending table, of values by the largest magnitude of their row; and that."""
+    scale_Q = x_QB.abs().amax(1)
+    # numerics: a row of zeros has scale 0 and the code of 0
+    unit_QB = x_QB / scale_Q.clamp(min=1e-30)[:, None]
+    return torch.bucketize(unit_QB, (table[1:] + table[:-1]) / 2).to(torch.uint8), scale_Q
 
 
 def nf4_reference(weight_OC: Tensor) -> Tensor:
@@ -87,16 +91,6 @@ def nf4_reference(weight_OC: Tensor) -> Tensor:
     return (table[distance_QBT.abs().argmin(-1)] * scale_Q1).view_as(weight_OC)
 
 
-def _quantise_blocks(weight_OC: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes, two a byte, and the scale of each block in fp32."""
-    blocks_QB = weight_OC.reshape(-1, BLOCK).float()
-    scale_Q = blocks_QB.abs().amax(1)
-    # numerics: a block of zeros has scale 0 and the code of 0
-    codes_QB = _nearest(blocks_QB / scale_Q.clamp(min=1e-30)[:, None], code_table(scale_Q.device))
-    pairs_P2 = codes_QB.to(torch.uint8).view(-1, 2)
-    return pairs_P2[:, 0] << 4 | pairs_P2[:, 1], scale_Q
-
-
 def quantise(weight_OC: Tensor, *, impl: Impl = "auto") -> NF4:
     """A weight in four bits, its scales in eight.
 
@@ -105,23 +99,21 @@ def quantise(weight_OC: Tensor, *, impl: Impl = "auto") -> NF4:
     raises       ValueError: the weight's size is no multiple of 64
     """
     if weight_OC.numel() % BLOCK or not weight_OC.numel():
-        raise ValueError(
-            f"a weight of shape {tuple(weight_OC.shape)} is not made of blocks of {BLOCK}:"
-            " leave it unquantised"
-        )
+        what = f"a weight of shape {tuple(weight_OC.shape)}"
+        raise ValueError(f"{what} is not made of blocks of {BLOCK}: leave it unquantised")
     if uses_triton("nf4", impl, weight_OC):
         from kernels.nf4_triton import quantise_blocks_triton
 
         codes_P, scale_Q = quantise_blocks_triton(weight_OC)
     else:
-        codes_P, scale_Q = _quantise_blocks(weight_OC)
+        blocks_QB = weight_OC.reshape(-1, BLOCK).float()
+        codes_QB, scale_Q = _coded(blocks_QB, code_table(weight_OC.device))
+        high_P, low_P = codes_QB.view(-1, 2).unbind(1)
+        codes_P = high_P << 4 | low_P
     mean, Q = scale_Q.mean(), len(scale_Q)
-    rest_SG = torch.nn.functional.pad(scale_Q - mean, (0, -Q % GROUP)).view(-1, GROUP)
-    maxima_S = rest_SG.abs().amax(1)
-    places_SG = _nearest(
-        rest_SG / maxima_S.clamp(min=1e-30)[:, None], scale_table(weight_OC.device)
-    )
-    scale_codes_Q = places_SG.to(torch.uint8).flatten()[:Q]
+    rest_SG = F.pad(scale_Q - mean, (0, -Q % GROUP)).view(-1, GROUP)
+    places_SG, maxima_S = _coded(rest_SG, scale_table(weight_OC.device))
+    scale_codes_Q = places_SG.flatten()[:Q]
     return NF4(codes_P, scale_codes_Q, maxima_S, mean, weight_OC.shape, weight_OC.dtype)
 
 

@@ -19,9 +19,8 @@ from kernels.nf4 import BLOCK, GROUP, NF4, code_table, scale_table
 
 @triton.jit
 def _nf4_quantise_kernel(
-    weight_ptr, table_ptr, codes_ptr, scale_ptr, Q,
-    BLOCK_Q: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    weight_ptr, table_ptr, codes_ptr, scale_ptr, Q, BLOCK_Q: tl.constexpr, BLOCK: tl.constexpr
+):
     offs_q = tl.program_id(0).to(tl.int64) * BLOCK_Q + tl.arange(0, BLOCK_Q)
     in_q = offs_q < Q
     offs = offs_q[:, None] * BLOCK + tl.arange(0, BLOCK)  # (BLOCK_Q, BLOCK)
@@ -71,15 +70,13 @@ def quantise_blocks_triton(weight_OC: Tensor) -> tuple[Tensor, Tensor]:
 
 def dequantise_triton(weight: NF4) -> Tensor:
     """`dequantise` by the kernel."""
-    scales, device = weight.scale_codes_Q, weight.codes_P.device
-    Q = len(scales)
+    scales, device, Q = weight.scale_codes_Q, weight.codes_P.device, len(weight.scale_codes_Q)
     launch.check_device(device, scales=scales, maxima=weight.maxima_S, mean=weight.mean)
     config = launch.config_of("nf4_dequantise", 0, device)
     weight_OC = torch.empty(weight.shape, dtype=weight.dtype, device=device)
     with torch.cuda.device_of(weight_OC):
         _nf4_dequantise_kernel[(triton.cdiv(Q, config["BLOCK_Q"]),)](
-            weight.codes_P, code_table(device), weight.scale_codes_Q, scale_table(device),
-            weight.maxima_S, weight.mean, weight_OC, Q,
-            BLOCK=BLOCK, GROUP=GROUP, **config,
+            weight.codes_P, code_table(device), scales, scale_table(device), weight.maxima_S,
+            weight.mean, weight_OC, Q, BLOCK=BLOCK, GROUP=GROUP, **config,
         )  # fmt: skip
     return weight_OC

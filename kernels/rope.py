@@ -3,14 +3,12 @@
 Letters: N tokens, H heads, D head width (even), E = D / 2 frequencies.
 
 angles      angle_ne = position_n theta^(-2 e / D)
-forward     (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin), x1 and x2 the two halves of D
+forward     (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin), x1 and x2 the halves of D as in HF
 partial     E < D / 2: only the first 2 E channels turn, the others pass
 backward    the same rotation by the opposite angle
 norm_rope   x is RMSNorm (kernels/norm.py) of each head, in the same pass over the values
 dtypes      angles in fp32, cos and sin rounded to the compute dtype as HF does
 GPU         kernels/rope_triton.py, which reads and writes every value once
-
-source      Su et al. 2021, arXiv:2104.09864; the half-split layout is that of the HF checkpoints
 """
 
 import math
@@ -68,24 +66,22 @@ class _Rope(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, x_NHD: Tensor, cos_sin_2NE: Tensor) -> Tensor:
         ctx.save_for_backward(cos_sin_2NE)
-        return _rotate(x_NHD, cos_sin_2NE[0], cos_sin_2NE[1])
+        return _rotate(x_NHD, *cos_sin_2NE)
 
     @staticmethod
     def backward(ctx: FunctionCtx, grad_NHD: Tensor) -> tuple[Tensor, None]:
-        (cos_sin_2NE,) = ctx.saved_tensors
-        return _rotate(grad_NHD, cos_sin_2NE[0], -cos_sin_2NE[1]), None
+        cos_NE, sin_NE = ctx.saved_tensors[0]
+        return _rotate(grad_NHD, cos_NE, -sin_NE), None
 
 
 def _rotate(x_NHD: Tensor, cos_NE: Tensor, sin_NE: Tensor) -> Tensor:
-    half = cos_NE.shape[-1]
-    turned = 2 * half
-    x1_NHE, x2_NHE = x_NHD[..., :half], x_NHD[..., half:turned]
+    E, y_NHD = cos_NE.shape[-1], torch.empty_like(x_NHD)
+    (x1_NHE, x2_NHE), (y1_NHE, y2_NHE) = ((t[..., :E], t[..., E : 2 * E]) for t in (x_NHD, y_NHD))
     cos_N1E, sin_N1E = cos_NE[:, None], sin_NE[:, None]
-    y_NHD = torch.empty_like(x_NHD)
-    torch.addcmul(x1_NHE * cos_N1E, x2_NHE, sin_N1E, value=-1, out=y_NHD[..., :half])
-    torch.addcmul(x2_NHE * cos_N1E, x1_NHE, sin_N1E, out=y_NHD[..., half:turned])
-    if turned < x_NHD.shape[-1]:
-        y_NHD[..., turned:] = x_NHD[..., turned:]
+    torch.addcmul(x1_NHE * cos_N1E, x2_NHE, sin_N1E, value=-1, out=y1_NHE)
+    torch.addcmul(x2_NHE * cos_N1E, x1_NHE, sin_N1E, out=y2_NHE)
+    if x_NHD.shape[-1] > 2 * E:
+        y_NHD[..., 2 * E :] = x_NHD[..., 2 * E :]
     return y_NHD
 
 
@@ -99,9 +95,9 @@ def rope(x_NHD: Tensor, cos_sin_2NE: Tensor, *, impl: Impl = "auto") -> Tensor:
     source          Su et al. 2021, arXiv:2104.09864
     """
     if uses_triton("rope", impl, x_NHD):
-        from kernels.rope_triton import rope_triton
+        from kernels.rope_triton import RopeTriton
 
-        return rope_triton(x_NHD, cos_sin_2NE, None, (0.0, 0.0))
+        return RopeTriton.apply(x_NHD, cos_sin_2NE, None, (0.0, 0.0))
     return _Rope.apply(x_NHD, cos_sin_2NE)
 
 
@@ -119,8 +115,8 @@ def norm_rope(
     D = x_NHD.shape[-1]
     fits = 2 * cos_sin_2NE.shape[-1] == D <= MAX_HEAD_WIDTH
     if uses_triton("norm_rope", impl, x_NHD, fits=fits):
-        from kernels.rope_triton import rope_triton
+        from kernels.rope_triton import RopeTriton
 
-        return rope_triton(x_NHD, cos_sin_2NE, weight_D, (eps, offset))
+        return RopeTriton.apply(x_NHD, cos_sin_2NE, weight_D, (eps, offset))
     x_NHD = rms_norm(x_NHD, weight_D, eps=eps, offset=offset, impl=impl)
     return rope(x_NHD, cos_sin_2NE, impl=impl)

@@ -23,9 +23,8 @@ from kernels import launch
 
 @triton.jit
 def _rope_kernel(
-    x_ptr, cos_ptr, sin_ptr, y_ptr, weight_ptr, saved_ptr, dweight_ptr,
-    num_rows, num_steps, H, D, E, eps, offset,
-    stride_xn, stride_xh, stride_sn, stride_sh,
+    x_ptr, cos_ptr, sin_ptr, y_ptr, weight_ptr, saved_ptr, dweight_ptr, num_rows, num_steps,
+    H, D, E, eps, offset, stride_xn, stride_xh, stride_sn, stride_sh,
     IS_BACKWARD: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     # backward, x and y are dy and dx, and `saved` is the x that was normed
@@ -116,8 +115,9 @@ def _launch(
     return y_NHD, None if dweight_PD is None else dweight_PD.sum(0).to(weight_D.dtype)
 
 
-class _Rope(torch.autograd.Function):
-    """Keeps the angles, since the gradient is turned back, and with a norm its input and weight."""
+class RopeTriton(torch.autograd.Function):
+    """`rope`, or with a weight and the rule (eps, offset) `norm_rope`. Keeps the angles, since the
+    gradient is turned back, and with a norm its input and weight."""
 
     @staticmethod
     def forward(
@@ -131,15 +131,6 @@ class _Rope(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, dy_NHD: Tensor) -> tuple[Tensor | None, ...]:
-        needs = ctx.needs_input_grad[2]
-        dx_NHD, dweight_D = _launch(
-            dy_NHD, *ctx.saved_tensors, ctx.rule, is_backward=True, needs_dweight=needs
-        )
+        settings = {"rule": ctx.rule, "needs_dweight": ctx.needs_input_grad[2]}
+        dx_NHD, dweight_D = _launch(dy_NHD, *ctx.saved_tensors, **settings, is_backward=True)
         return dx_NHD, None, dweight_D, None
-
-
-def rope_triton(
-    x_NHD: Tensor, cos_sin_2NE: Tensor, weight_D: Tensor | None, rule: tuple[float, float]
-) -> Tensor:
-    """`rope`, or with a weight and the rule (eps, offset) `norm_rope`, by the kernel."""
-    return _Rope.apply(x_NHD, cos_sin_2NE, weight_D, rule)
