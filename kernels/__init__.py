@@ -1,4 +1,1 @@
-"""Ground floor: one file per operation, each with its reference, its CPU path and its public op.
-
-Nothing is imported here, so that `import kernels` costs nothing; this package never imports ftcore.
-"""
+"""Ground floor: nothing is imported here, and nothing of ftcore below."""

@@ -226,15 +226,15 @@ def attention(
 
         return attention_triton(q_NHD, k_NGD, v_NGD, docs, rule)
     streams = (q_NHD, k_NGD, v_NGD)
-    order_N = docs.order_N
+    groups, order_N = docs.walk
     if order_N is not None:
         order_N = torch.cat([order_N, torch.arange(docs.num_tokens, N, device=q_NHD.device)])
         streams = tuple(_Reorder.apply(x_N, order_N, False) for x_N in streams)
     # cost: split, not a slice for each group, whose gradient would be a zeroed stream of its own
-    sizes = [*(group.num_tokens for group in docs.groups), N - docs.num_tokens]
+    sizes = [*(group.num_tokens for group in groups), N - docs.num_tokens]
     parts = zip(*(x_N.split(sizes) for x_N in streams), strict=True)
     outputs, suits_sdpa = [], softcap is None and q_NHD.dtype != torch.float32
-    for part, group in zip(parts, docs.groups, strict=False):
+    for part, group in zip(parts, groups, strict=False):
         attend = _attend_long if group.length > LONG and suits_sdpa else _AttendBlock.apply
         outputs.append(attend(*part, group, rule))
     if sizes[-1]:

@@ -1,9 +1,8 @@
 """python -m kernels.bench [OP ...]: the kernels' times beside torch's, on this machine's GPU.
 
-Ours, the eager path, and the definition under torch.compile; beside them rivals, where a caller has
-some (tests/bench/gpu.py). All are timed in rounds, so that a change of the clock meets all: times
-of the GPU, with a cold cache. "%" is of the ceiling, measured in the same run: a copy's GB/s, or
-the TFLOP/s of a bf16 product of 8192 x 8192 x 8192. A JSON line comes last.
+Ours, the eager path, and the definition under torch.compile; rivals too, where a caller has some
+(tests/bench/gpu.py). All take turns: times of the GPU, with a cold cache. "%" is of the ceiling of
+the same run: a copy's GB/s, or the TFLOP/s of a bf16 product of 8192^3. A JSON line comes last.
 """
 
 import csv
@@ -44,8 +43,8 @@ def times_ms(calls: Mapping[str, Call]) -> dict[str, list[float]]:
         call()
         for i in range(0, len(events), 2):
             flush.zero_()
-            # cost: some 0.5 ms, in which the host gets ahead; its own time is not the kernels'
-            torch.cuda._sleep(10**6)
+            # cost: some 2 ms, in which the host gets ahead; its own time is not the kernels'
+            torch.cuda._sleep(4 * 10**6)
             events[i].record()
             call()
             events[i + 1].record()
@@ -120,18 +119,15 @@ def rows(op: str, limits: Mapping[str, float], rivals: Rivals) -> Iterator[Row]:
 
 def record(lines: list[Row], hardware: str, command: str) -> None:
     """Appends a table to RECORDS.md, and the rows to records.csv beside it."""
-    columns = [column for column in lines[0] if column not in ("p20_us", "p80_us")]
-    table = [columns, ["---"] * len(columns), *([row[key] for key in columns] for row in lines)]
+    table = [[*lines[0]], ["---"] * len(lines[0]), *([*row.values()] for row in lines)]
     with RECORDS.open("a", encoding="utf-8") as file:
         file.write(f"\n## {date.today()}: {hardware}\n\n`{command}`\n\n")
         file.writelines(f"| {' | '.join(map(str, row))} |\n" for row in table)
-    path = RECORDS.with_name("records.csv")
-    is_new = not path.exists()
-    with path.open("a", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, ["date", "hardware", *lines[0]], lineterminator="\n")
-        if is_new:
-            writer.writeheader()
-        writer.writerows({"date": date.today(), "hardware": hardware, **row} for row in lines)
+    with RECORDS.with_name("records.csv").open("a", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        if not file.tell():
+            writer.writerow(["date", "hardware", *lines[0]])
+        writer.writerows([date.today(), hardware, *row.values()] for row in lines)
 
 
 def plot(lines: list[Row], folder: Path, hardware: str) -> None:
@@ -142,9 +138,9 @@ def plot(lines: list[Row], folder: Path, hardware: str) -> None:
     for op in {row["op"]: None for row in lines}:
         mine = [row for row in lines if row["op"] == op]
         names = [f"{row['sizes']}\n{row['mode']}, {row['who']}" for row in mine]
-        colours = ["tab:blue" if row["who"] == "triton" else "lightgrey" for row in mine]
         figure = Figure((9, 1.2 + 0.35 * len(mine)), layout="constrained")
         axes = figure.subplots()
+        colours = ["tab:blue" if row["who"] == "triton" else "lightgrey" for row in mine]
         bars = axes.barh(range(len(mine)), [row["%"] for row in mine], color=colours)
         axes.bar_label(bars, [f"{row['rate']} {row['unit']}" for row in mine], padding=3)
         axes.set_yticks(range(len(mine)), names, fontsize=7)
@@ -155,44 +151,47 @@ def plot(lines: list[Row], folder: Path, hardware: str) -> None:
 
 def neighbours(config: Config) -> Iterator[Config]:
     """Configurations one step away: a size doubled or halved, a stage more or less."""
-    limits = {"num_stages": (1, 5), "num_warps": (1, 32), "PER_SM": (1, 8)}
+    most = {"num_stages": 5, "num_warps": 32, "PER_SM": 8}
     for key, value in config.items():
-        least, most = limits.get(key, (1, 8192))
         steps = (value + 1, value - 1) if key == "num_stages" else (2 * value, value // 2)
-        yield from (config | {key: step} for step in steps if least <= step <= most)
+        yield from (config | {key: step} for step in steps if 1 <= step <= most.get(key, 8192))
 
 
 def tune(op: str, pool: Executor) -> None:
-    """Walks to the fastest configuration near the present one, for each size that is timed."""
+    """One step towards the fastest, for each row that serves sizes of the op: run it again."""
+    served: dict[tuple[str, str, float], list[Sizes]] = {}
     for sizes, (kernel, letter) in product(ops()[op].benches, ops()[op].kernels.items()):
         shape = sizes.get("shape", "")
-        key = kernel, "_".join(filter(None, [arch_of(CUDA), shape]))
-        table = configs()[key] = dict(rows_of(kernel, CUDA, shape))
+        kind = "_".join(filter(None, [arch_of(CUDA), shape]))
+        table = configs()[kernel, kind] = dict(rows_of(kernel, CUDA, shape))
         limit = next(limit for limit in table if sizes[letter] <= limit)
-        for _ in range(2):
-            tried = [table[limit], *neighbours(table[limit])]
-            list(pool.map(partial(_compile, op, sizes, key, limit), tried))
-            times = [time_ms(op, sizes, table, limit, config) for config in tried]
-            best = times.index(min(times))
-            table[limit] = tried[best]
-            print(*key, f"{limit:.0f}: {times[0]:.3f} -> {times[best]:.3f} ms,", tried[best])
-            if best == 0:
-                break
-        torch.cuda.empty_cache()
+        served.setdefault((kernel, kind, limit), []).append(sizes)
+    for (kernel, kind, limit), every in served.items():
+        table, times = configs()[kernel, kind], []
+        tried = [table[limit], *neighbours(table[limit])]
+        list(pool.map(partial(_compile, op, every, (kernel, kind), limit), tried))
+        for config in tried:
+            table[limit] = config
+            times.append(sum(time_ms(op, sizes) for sizes in every))
+        best = times.index(min(times))
+        table[limit] = tried[best]
+        told = f"{limit:.0f}: {times[0]:.3f} -> {times[best]:.3f} ms"
+        print(kernel, kind, told, tried[best], flush=True)
 
 
-def _compile(op: str, sizes: Sizes, key: tuple[str, str], limit: float, config: Config) -> None:
+def _compile(
+    op: str, every: list[Sizes], key: tuple[str, str], limit: float, config: Config
+) -> None:
     """In a process of its own, into the cache that all share."""
     configs()[key] = {limit: config}
-    calls_of(op, sizes, {}, ["triton"])
+    for sizes in every:
+        calls_of(op, sizes, {}, ["triton"])
 
 
-def time_ms(op: str, sizes: Sizes, table: Row, limit: float, config: Config) -> float:
-    """Of all modes together, with this configuration; inf where it does not run."""
-    table[limit] = config
+def time_ms(op: str, sizes: Sizes) -> float:
+    """Of all modes together; inf where the configuration does not run."""
     modes = calls_of(op, sizes, {}, ["triton"]).values()
-    times = [times_ms(calls).get("triton", [math.inf]) for calls in modes]
-    return sum(map(statistics.median, times))
+    return sum(statistics.median(times_ms(calls).get("triton", [math.inf])) for calls in modes)
 
 
 def save_configs() -> None:

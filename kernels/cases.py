@@ -141,18 +141,15 @@ def _there_and_back(weight_OC: Tensor, impl: str = "eager") -> Tensor:
 
 
 GEGLU = partial(geglu, uses_tanh=True), partial(geglu_reference, uses_tanh=True)
-LOSS = partial(_loss, linear_cross_entropy)
-LOSS_REFERENCE = partial(_loss, linear_cross_entropy_reference, bias_V=None)
+LOSSES = linear_cross_entropy, partial(linear_cross_entropy_reference, bias_V=None)
 CALLS = {
     "rms_norm": (rms_norm, rms_norm_reference, None),
-    "rms_norm_frozen": (rms_norm, rms_norm_reference, None),
     "layer_norm": (layer_norm, layer_norm_reference, None),
     "rope": (rope, rope_reference, _angles),
     "norm_rope": (norm_rope, _norm_rope_reference, _angles),
     "swiglu": (swiglu, swiglu_reference, None),
     "geglu": (*GEGLU, None),
-    "cross_entropy": (LOSS, LOSS_REFERENCE, _scored),
-    "cross_entropy_frozen": (LOSS, LOSS_REFERENCE, _scored),
+    "cross_entropy": (*(partial(_loss, op) for op in LOSSES), _scored),
     "lora": (lora_linear, lora_linear_reference, _adapters),
     "attention": (attention, attention_reference, _documents),
     "attention_decode": (attention_decode, attention_decode_reference, _pages),
@@ -174,10 +171,11 @@ def chosen(parser: ArgumentParser, arguments: list[str] | None) -> Namespace:
 def ops() -> dict[str, Op]:
     """All ops by name."""
     tables = tomllib.loads(Path(__file__).with_name("cases.toml").read_text(encoding="utf-8"))
-    for sizes in (sizes for key in ("checks", "benches") for sizes in tables["attention"][key]):
+    for sizes in tables["attention"]["checks"] + tables["attention"]["benches"]:
         if tokens := sizes.pop("packed", 0):
             random, sizes["lengths"] = Random(0), []
             while left := tokens - sum(sizes["lengths"]):
                 sizes["lengths"].append(min(left, random.randint(16, 512)))
         sizes["N"] = sum(sizes["lengths"])
-    return {name: Op(*CALLS[name], **table) for name, table in tables.items()}
+    calls = {name: CALLS[name.removesuffix("_frozen")] for name in tables}
+    return {name: Op(*calls[name], **table) for name, table in tables.items()}

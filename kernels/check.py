@@ -18,10 +18,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kernels.backend import is_interpreted
+from kernels.backend import DTYPES, is_interpreted
 from kernels.cases import Call, Draw, Sizes, chosen, label, ops
 
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+Inputs = Mapping[str, Tensor]
 
 
 class Error(NamedTuple):
@@ -33,9 +33,7 @@ class Error(NamedTuple):
     allowed: float
 
 
-def results(
-    op: Call, inputs: Mapping[str, Tensor], trained: Collection[str]
-) -> dict[str, Tensor]:
+def results(op: Call, inputs: Inputs, trained: Collection[str]) -> dict[str, Tensor]:
     """Output and the gradients of the trained inputs, in float64."""
     given = {name: x.detach().clone().requires_grad_(name in trained) for name, x in inputs.items()}
     y = op(**given)
@@ -49,14 +47,13 @@ def results(
 
 
 def errors(
-    op: Call, reference: Call, inputs: Mapping[str, Tensor], dtype: torch.dtype,
+    op: Call, reference: Call, inputs: Inputs, dtype: torch.dtype,
     trained: Collection[str] | None = None,
 ) -> list[Error]:  # fmt: skip
     """Of the output and the gradients (None: all), for inputs rounded to a dtype."""
     trained = inputs if trained is None else trained
     cast = {name: tensor.to(dtype) for name, tensor in inputs.items()}
-    wide = {name: tensor.double() for name, tensor in inputs.items()}
-    exact = results(reference, wide, trained)
+    exact = results(reference, {name: x.double() for name, x in inputs.items()}, trained)
     plain, mine = (results(call, cast, trained) for call in (reference, op))
     found = []
     for name, true in exact.items():
@@ -109,9 +106,8 @@ def main(arguments: list[str] | None = None) -> int:
     dtypes = DTYPES if is_gpu else DTYPES[1:]  # the interpreter's bf16 is not that of a GPU
     cases = [(op, s, d) for op in options.op for s in ops()[op].checks for d in dtypes]
     columns = (*zip(*cases, strict=True), [options.seeds] * len(cases))
-    broken = 0
+    broken, workers = 0, min(len(cases), os.cpu_count() or 1) if is_gpu else 1
     # cost: on a GPU what takes time is the compiler
-    workers = min(len(cases), os.cpu_count() or 1) if is_gpu else 1
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
         for is_good, line in (pool.map if is_gpu else map)(tried, *columns):
             broken += not is_good

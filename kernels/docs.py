@@ -11,6 +11,7 @@ that a stream has in the layers' products (`rounded`).
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import accumulate, pairwise
 
 import torch
@@ -69,15 +70,11 @@ class Docs:
 
     lengths         tokens of each document, in stream order, each >= 1
     cu_seqlens_B1   int32 (B + 1,): document b is rows cu_seqlens[b] .. cu_seqlens[b + 1] - 1
-    groups          how the CPU path walks the documents
-    order_N         stream rows in the order of the groups (int64), None if that is the stream's
     by_tiling       what `tiles` found, by its arguments; all layers share it
     """
 
     lengths: tuple[int, ...]
     cu_seqlens_B1: Tensor
-    groups: tuple[Group, ...]
-    order_N: Tensor | None
     by_tiling: dict[tuple[int, int, int, int], Tensor] = field(default_factory=dict)
 
     @classmethod
@@ -90,9 +87,13 @@ class Docs:
         if not lengths or min(lengths) < 1:
             raise ValueError(f"document lengths must be >= 1 and at least one, got {lengths}")
         borders = [0, *accumulate(lengths)]
-        groups, order_N = _plan_groups(lengths, borders, device)
-        cu_seqlens_B1 = torch.tensor(borders, dtype=torch.int32, device=device)
-        return cls(lengths, cu_seqlens_B1, groups, order_N)
+        return cls(lengths, torch.tensor(borders, dtype=torch.int32, device=device))
+
+    @cached_property
+    def walk(self) -> tuple[tuple[Group, ...], Tensor | None]:
+        """How the CPU path walks the documents, and the stream's rows in that order (int64), None
+        if it is the stream's."""
+        return _plan_groups(self.lengths, self.cu_seqlens_B1.device)
 
     @property
     def num_docs(self) -> int:
@@ -112,12 +113,15 @@ class Docs:
 
     def positions_N(self) -> Tensor:
         """int64 position of each token inside its document: 0 .. T_b - 1, restarting."""
-        device = self.cu_seqlens_B1.device
-        return torch.cat([torch.arange(length, device=device) for length in self.lengths])
+        row_N = torch.arange(self.num_tokens, device=self.cu_seqlens_B1.device)
+        return row_N - self.first_B()[self.doc_of_N()]
 
     def doc_of_N(self) -> Tensor:
         """int64 index of the document that each token belongs to."""
-        return torch.repeat_interleave(self.cu_seqlens_B1.diff().long())
+        # cost: told the size, a GPU need not be waited for
+        return torch.repeat_interleave(
+            self.cu_seqlens_B1.diff().long(), output_size=self.num_tokens
+        )
 
     def last_B(self) -> Tensor:
         """int64 stream row of each document's last token."""
@@ -148,10 +152,10 @@ class Docs:
 
 
 def _plan_groups(
-    lengths: tuple[int, ...], borders: list[int], device: torch.device | str
+    lengths: tuple[int, ...], device: torch.device
 ) -> tuple[tuple[Group, ...], Tensor | None]:
-    """Documents in blocks, the longest first, and the rows of the stream in that order."""
-    groups, order = [], []
+    """What `Docs.walk` says: documents in blocks, the longest first."""
+    groups, order, borders = [], [], [0, *accumulate(lengths)]
     for length, members in _blocks(lengths):
         # Rows of the block past the last document are filling, as slots past a document's end are.
         count = len(members) if length > LONG else rounded(len(members), steps=2, least=1)

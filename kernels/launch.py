@@ -51,6 +51,7 @@ def rows_of(kernel: str, device: torch.device, shape: str) -> dict[float, Config
     return next(rows for key in kinds if (rows := configs().get((kernel, key))))
 
 
+@cache
 def arch_of(device: torch.device) -> str:
     """Architecture of a GPU, "sm_90" say."""
     if device.type != "cuda":
@@ -60,10 +61,8 @@ def arch_of(device: torch.device) -> str:
 
 
 def num_programs(tasks: int, per_sm: int, device: torch.device) -> int:
-    """Size of a persistent grid: `per_sm` programs for each multiprocessor, or one for each task.
-
-    The interpreter, which has none, counts as one.
-    """
+    """Size of a persistent grid: `per_sm` programs for each multiprocessor, of which the interpreter
+    counts as one, or one for each task."""
     is_gpu = device.type == "cuda"
     sms = torch.cuda.get_device_properties(device).multi_processor_count if is_gpu else 1
     return max(1, min(tasks, per_sm * sms))

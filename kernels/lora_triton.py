@@ -12,9 +12,9 @@ dA and dx   with dropout, from one read of x
 The choice of adapters costs no pass of its own: 0 is put into h and dh as they are written.
 The mask is never stored: 16 bits of Philox decide on each input of the update, from a seed and the
 place of the input, the same in each pass. p is rounded to a multiple of 2^-16, as on a CPU.
-Sums over rows or tiles of O are partial sums in fp32, added in the same order in every run.
+Sums over rows or tiles of O are partial sums in fp32 (operands in fp32 without TF32), added in the
+same order in every run.
 
-dtypes      operands in the compute dtype, accumulated in fp32; fp32 operands without TF32
 source      Philox: Salmon et al. 2011, SC11, whose 7 rounds pass all tests of randomness
 """
 

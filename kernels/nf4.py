@@ -9,8 +9,7 @@ quantise      scale_q = max |w| over block q; code = the entry of `TABLE` neares
 dequantise    w' = TABLE[code] (scale_table[scale code] maximum_s + mean), formed in fp32
 memory        4.127 bits a weight: 4 + 8 / 64 + 32 / (64 256)
 GPU           kernels/nf4_triton.py; the scales are quantised in torch, since they are few
-
-No backward: quantised weights are frozen.
+backward      none: quantised weights are frozen
 
 source        Dettmers et al. 2023, arXiv:2305.14314; the tables and the layout are those that
               bitsandbytes stores
@@ -25,8 +24,7 @@ from torch import Tensor
 
 from kernels.backend import Impl, uses_triton
 
-BLOCK = 64
-GROUP = 256
+BLOCK, GROUP = 64, 256
 TABLE = (
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
     -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0,

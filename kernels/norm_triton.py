@@ -128,10 +128,11 @@ def _launch_bwd(
     dy_NC: Tensor, dsum_NC: Tensor | None, saved: tuple[Tensor, ...], offset: float,
     needs: tuple[bool, bool],
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
-    """dx, and where they are asked for dw and db, in fp32."""
+    """dx, and where they are asked for dw and db."""
     x_NC, weight_C, mean_N, rstd_N = saved
     N, C, device = len(rstd_N), len(weight_C), x_NC.device
-    config = dict(launch.config_of("norm_bwd", C, device))
+    shape = "" if any(needs) else "frozen"
+    config = dict(launch.config_of("norm_bwd", C, device, shape=shape))
     P = launch.num_programs(triton.cdiv(N, config["BLOCK_N"]), config.pop("PER_SM"), device)
     dx_NC = torch.empty_like(x_NC)
     dweight_PC, dbias_PC = (
@@ -144,8 +145,8 @@ def _launch_bwd(
             N, C, offset,
             IS_CENTRED=mean_N is not None, BLOCK_C=triton.next_power_of_2(C), **config,
         )  # fmt: skip
-    dweight_C, dbias_C = (None if x_PC is None else x_PC.sum(0) for x_PC in (dweight_PC, dbias_PC))
-    return dx_NC, dweight_C, dbias_C
+    partial = dweight_PC, dbias_PC
+    return dx_NC, *(None if x_PC is None else x_PC.sum(0).to(weight_C.dtype) for x_PC in partial)
 
 
 class Norm(torch.autograd.Function):
@@ -161,7 +162,7 @@ class Norm(torch.autograd.Function):
     ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
         y_NC, sum_NC, mean_N, rstd_N = _launch_fwd(x_NC, residual_NC, weight_C, bias_C, rule)
         ctx.save_for_backward(sum_NC, weight_C, mean_N, rstd_N)
-        ctx.offset, ctx.bias_dtype = rule[1], None if bias_C is None else bias_C.dtype
+        ctx.offset = rule[1]
         return y_NC if residual_NC is None else (y_NC, sum_NC)
 
     @staticmethod
@@ -170,13 +171,5 @@ class Norm(torch.autograd.Function):
         ctx: FunctionCtx, dy_NC: Tensor, dsum_NC: Tensor | None = None
     ) -> tuple[Tensor | None, ...]:
         needs_dx, needs_dresidual, *needs = ctx.needs_input_grad[:4]
-        dx_NC, dweight_C, dbias_C = _launch_bwd(
-            dy_NC, dsum_NC, ctx.saved_tensors, ctx.offset, needs
-        )
-        return (
-            dx_NC if needs_dx else None,
-            dx_NC if needs_dresidual else None,
-            None if dweight_C is None else dweight_C.to(ctx.saved_tensors[1].dtype),
-            None if dbias_C is None else dbias_C.to(ctx.bias_dtype),
-            None,
-        )
+        dx_NC, *grads = _launch_bwd(dy_NC, dsum_NC, ctx.saved_tensors, ctx.offset, needs)
+        return dx_NC if needs_dx else None, dx_NC if needs_dresidual else None, *grads, None

@@ -49,13 +49,9 @@ def swiglu(gate_NF: Tensor, up_NF: Tensor, *, impl: Impl = "auto") -> Tensor:
 
 
 def geglu(gate_NF: Tensor, up_NF: Tensor, *, uses_tanh: bool, impl: Impl = "auto") -> Tensor:
-    """Gated activation gelu(gate) * up.
+    """Gated activation gelu(gate) * up, of the same arguments as `swiglu`.
 
-    gate_NF, up_NF    compute dtype
     uses_tanh         gelu by its tanh approximation
-    impl              see kernels/backend.py
-    returns           y_NF, compute dtype
-    source            Shazeer 2020, arXiv:2002.05202
     """
     if uses_triton("geglu", impl, gate_NF):
         from kernels.swiglu_triton import Glu

@@ -7,6 +7,7 @@ installed raises ImportError, which the bench tells.
 from collections.abc import Callable
 from functools import cache, partial
 from importlib import import_module
+from inspect import signature
 from typing import Any
 
 import torch
@@ -83,11 +84,10 @@ def varlen(sizes: Any, rest: dict[str, Any], **qkv: Tensor) -> Tensor:
     docs = rest["docs"]
     borders, longest = docs.cu_seqlens_B1, max(docs.lengths)
     args = (*qkv.values(), borders, borders, longest, longest)
-    is_grouped = {"enable_gqa": True} if sizes["H"] != sizes["G"] else {}
-    try:
-        return op(*args, window_size=(-1, 0 if rest["is_causal"] else -1), **is_grouped)
-    except TypeError:  # torch 2.11
-        return op(*args, is_causal=rest["is_causal"], **is_grouped)
+    rule = {"window_size": (-1, 0 if rest["is_causal"] else -1)}
+    if sizes["H"] != sizes["G"] and "enable_gqa" in signature(op).parameters:  # from torch 2.12
+        rule["enable_gqa"] = True
+    return op(*args, **rule)
 
 
 def flex(sizes: Any, rest: dict[str, Any], **qkv: Tensor) -> Tensor:

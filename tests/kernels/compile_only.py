@@ -166,7 +166,8 @@ class Compiled:
         return self.compile
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        options = {k: kwargs.pop(k) for k in ("num_warps", "num_stages") if k in kwargs}
+        launched = ("num_warps", "num_stages", "enable_fp_fusion")
+        options = {name: kwargs.pop(name) for name in launched if name in kwargs}
         values = dict(zip(self.kernel.arg_names, args, strict=False)) | kwargs
         signature, constants, attrs = {}, {}, {}
         for place, param in enumerate(self.kernel.params):
