@@ -54,13 +54,14 @@ def attention_decode(
     scale             factor on the scores; default D ** -0.5
     window            only the last `window` valid slots are seen; None: all of them
     softcap           bounds the scores smoothly to (-softcap, softcap); None: they are not bounded
-    impl              see kernels/backend.py; eagerly, pages are first copied together
+    impl              see kernels/backend.py; "auto" is eager for fp32; eagerly, pages are copied
     returns           o_BHD, compute dtype
     raises            ValueError: what kernels/attention_decode_triton.py does not take, on a GPU
     """
     B, H, D = q_BHD.shape
     scale = D**-0.5 if scale is None else scale
-    if uses_triton("attention_decode", impl, q_BHD, fits=D <= MAX_HEAD_WIDTH):
+    fits = D <= MAX_HEAD_WIDTH and q_BHD.element_size() == 2
+    if uses_triton("attention_decode", impl, q_BHD, fits=fits):
         from kernels.attention_decode_triton import attention_decode_triton
 
         rule = {"scale": scale, "window": window, "softcap": softcap}

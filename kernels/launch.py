@@ -61,8 +61,8 @@ def arch_of(device: torch.device) -> str:
 
 
 def num_programs(tasks: int, per_sm: int, device: torch.device) -> int:
-    """Size of a persistent grid: `per_sm` programs for each multiprocessor, of which the interpreter
-    counts as one, or one for each task."""
+    """Size of a persistent grid: `per_sm` programs for each multiprocessor (the interpreter counts
+    as one), or one for each task."""
     is_gpu = device.type == "cuda"
     sms = torch.cuda.get_device_properties(device).multi_processor_count if is_gpu else 1
     return max(1, min(tasks, per_sm * sms))
