@@ -60,7 +60,7 @@ def attention_decode(
     """
     B, H, D = q_BHD.shape
     scale = D**-0.5 if scale is None else scale
-    fits = D <= MAX_HEAD_WIDTH and q_BHD.element_size() == 2
+    fits = D <= MAX_HEAD_WIDTH and q_BHD.itemsize < 4
     if uses_triton("attention_decode", impl, q_BHD, fits=fits):
         from kernels.attention_decode_triton import attention_decode_triton
 

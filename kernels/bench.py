@@ -138,14 +138,13 @@ def plot(lines: list[Row], folder: Path, hardware: str) -> None:
     for op in {row["op"]: None for row in lines}:
         mine = [row for row in lines if row["op"] == op]
         names = [f"{row['sizes']}\n{row['mode']}, {row['who']}" for row in mine]
-        figure = Figure((9, 1.2 + 0.35 * len(mine)), layout="constrained")
-        axes = figure.subplots()
+        axes = (figure := Figure((9, 1.2 + 0.35 * len(mine)), layout="constrained")).subplots()
         colours = ["tab:blue" if row["who"] == "triton" else "lightgrey" for row in mine]
         bars = axes.barh(range(len(mine)), [row["%"] for row in mine], color=colours)
         axes.bar_label(bars, [f"{row['rate']} {row['unit']}" for row in mine], padding=3)
         axes.set_yticks(range(len(mine)), names, fontsize=7)
-        axes.invert_yaxis()
-        axes.set(xlim=(0, 120), xlabel="% of the ceiling", title=f"{op}, bf16\n{hardware}")
+        axes.set(xlim=(0, 120), ylim=(len(mine), -1), xlabel="% of the ceiling")
+        figure.suptitle(f"{op}, bf16\n{hardware}", fontsize=9)
         figure.savefig(folder / f"{op}.png", dpi=120)
 
 

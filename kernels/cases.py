@@ -91,7 +91,8 @@ class Op:
 def label(sizes: Sizes) -> str:
     """Sizes in a few words; of documents, how many and how long."""
     if lengths := sizes.get("lengths"):
-        sizes = {"docs": f"{len(lengths)} of {min(lengths)}-{max(lengths)}", **sizes}
+        span = "-".join(map(str, sorted({min(lengths), max(lengths)})))
+        sizes = {"docs": f"{len(lengths)} of {span}", **sizes}
     return " ".join(f"{key}={value}" for key, value in sizes.items() if key != "lengths")
 
 

@@ -1,0 +1,69 @@
+"""tests/bench/gpu.py and gpu_rivals.py on a CPU: all that are timed compute the same."""
+
+import pytest
+import torch
+
+from kernels.cases import Draw, ops
+from tests.bench import gpu
+from tests.bench.gpu_rivals import RIVALS
+
+SIZES = {
+    "rms_norm": {"N": 8, "C": 64},
+    "layer_norm": {"N": 8, "C": 64},
+    "lora": {"N": 8, "C": 16, "O": 24, "R": 4},
+    "attention": {"lengths": [16, 16], "N": 32, "H": 4, "G": 2, "D": 16, "is_causal": True},
+}
+TINY = gpu.CONFIG | {
+    "vocab_size": 500, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("op", "rival"),
+    [("rms_norm", "torch"), ("layer_norm", "torch"), ("lora", "peft"), ("attention", "flash")],
+)
+def test_rivals_compute_the_definition(op: str, rival: str) -> None:
+    if rival == "peft":
+        pytest.importorskip("peft", reason="peft is not installed: it is a rival")
+    entry, draw = ops()[op], Draw(torch.bfloat16, "cpu")
+    inputs, rest = entry.drawn(draw, SIZES[op])
+    true = entry.reference(**inputs, **rest)
+    mine = RIVALS[op][rival](sizes=SIZES[op], rest=rest, **inputs)
+    if op == "attention":  # as a batch
+        mine = mine.transpose(1, 2).reshape(true.shape)
+    torch.testing.assert_close(mine, true, rtol=0.02, atol=0.03)
+
+
+def test_a_frozen_linear_is_what_a_lora_linear_adds_to() -> None:
+    inputs, rest = ops()["lora"].drawn(Draw(torch.float32, "cpu"), SIZES["lora"])
+    floor = RIVALS["lora"]["frozen linear"](sizes=SIZES["lora"], rest=rest, **inputs)
+    inputs["b_OR"] = torch.zeros_like(inputs["b_OR"])
+    torch.testing.assert_close(ops()["lora"].reference(**inputs, **rest), floor)
+
+
+def test_all_train_on_the_same_documents(monkeypatch) -> None:
+    """Random models start at the same loss, whose every document counts once."""
+    pytest.importorskip("transformers", reason="transformers is not installed: it is a rival")
+    pytest.importorskip("peft", reason="peft is not installed: it is a rival")
+    monkeypatch.setattr(gpu, "STEP_TOKENS", 600)
+    monkeypatch.setattr(gpu, "NUM_STEPS", 4)
+    rows = list(gpu.end_to_end(TINY, "cpu"))
+    who = ["ours", "ours, eager", "transformers, 16 rows", "transformers, 32 rows"]
+    assert [(row["method"], row["who"]) for row in rows] == [
+        (method, name) for method in ("lora", "full") for name in who
+    ]
+    for row in rows:
+        assert len(row["losses"]) == 4 and row["tokens_per_s"] > 0
+        assert row["losses"][0] == pytest.approx(6.22, abs=0.05)
+    assert rows[0]["losses"] == rows[1]["losses"] and rows[4]["losses"] == rows[5]["losses"]
+
+
+def test_steps_are_full_and_two_thirds_of_a_document_is_scored() -> None:
+    steps = gpu.steps(500)
+    assert len(steps) == gpu.NUM_STEPS
+    for step in steps:
+        assert gpu.STEP_TOKENS - 1024 < sum(map(len, step)) <= gpu.STEP_TOKENS
+        for document in step:
+            assert 32 <= len(document) <= 1024
+            assert document.weights.sum() == len(document) - len(document) // 3 - 1
