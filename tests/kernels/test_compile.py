@@ -46,13 +46,18 @@ SPILLS = {
 
 
 def compile_for(folder: Path, *archs: str) -> list[dict]:
-    """In a process of its own, which does not interpret; the compiler's cache starts empty."""
+    """In processes of their own, which do not interpret; the compiler's cache starts empty."""
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     env["TRITON_CACHE_DIR"] = str(folder)
-    command = [sys.executable, "-m", "tests.kernels.compile_only", *archs]
-    run = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
-    return [json.loads(line) for line in run.stdout.splitlines()]
+    command = [sys.executable, "-m", "tests.kernels.compile_only"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    runs = [subprocess.Popen([*command, arch], cwd=ROOT, env=env, **pipes) for arch in archs]
+    lines = []
+    for run in runs:
+        found, told = run.communicate()
+        assert run.returncode == 0, told
+        lines += found.splitlines()
+    return [json.loads(line) for line in lines]
 
 
 @pytest.fixture(scope="module")
