@@ -1,8 +1,8 @@
 """python -m kernels.bench [OP ...]: the kernels' times beside torch's, on this machine's GPU.
 
-Ours, the eager path, and the definition under torch.compile; rivals too, where a caller has some
-(tests/bench/gpu.py). All take turns: times of the GPU, with a cold cache. "%" is of the ceiling of
-the same run: a copy's GB/s, or the TFLOP/s of a bf16 product of 8192^3. A JSON line comes last.
+Ours, the eager path, the definition under torch.compile, and rivals, in turn: times of the GPU,
+with a cold cache. "%" is of the ceiling of the same run: a copy's GB/s, or the TFLOP/s of a bf16
+product of 8192^3. A JSON line comes last.
 """
 
 import csv
@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from datetime import date
 from functools import partial
+from importlib import import_module
 from importlib.metadata import version
 from itertools import product
 from multiprocessing import get_context
@@ -28,7 +29,7 @@ from kernels.cases import Call, Draw, Sizes, chosen, label, ops
 from kernels.launch import CONFIGS_FILE, Config, arch_of, configs, rows_of
 
 Row = dict[str, Any]
-Rivals = Mapping[str, Call]  # each takes the inputs, and `sizes` and `rest` (see cases.py)
+Rivals = Mapping[str, Call]  # by name; each takes the inputs, and `sizes` and `rest` of cases.py
 RECORDS = Path(__file__).with_name("RECORDS.md")
 ROUNDS, REPEATS = 3, 10
 CUDA = torch.device("cuda")
@@ -174,8 +175,7 @@ def tune(op: str, pool: Executor) -> None:
             times.append(sum(time_ms(op, sizes) for sizes in every))
         best = times.index(min(times))
         table[limit] = tried[best]
-        told = f"{limit:.0f}: {times[0]:.3f} -> {times[best]:.3f} ms"
-        print(kernel, kind, told, tried[best], flush=True)
+        print(kernel, kind, f"{limit:.0f}: {times[0]:.3f} -> {times[best]:.3f} ms", tried[best])
 
 
 def _compile(
@@ -205,12 +205,14 @@ def save_configs() -> None:
     CONFIGS_FILE.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def main(arguments: list[str] | None = None, rivals: Mapping[str, Rivals] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Prints a line for each time, and a JSON line last."""
     parser = ArgumentParser("python -m kernels.bench", description=__doc__)
     parser.add_argument("--record", action="store_true", help="append to kernels/RECORDS.md")
     parser.add_argument("--plot", type=Path, metavar="DIR", help="draw a figure for each op")
     parser.add_argument("--tune", action="store_true", help="first write kernels/configs.toml")
+    words = "a module with RIVALS to time too, by op: tests.bench.gpu_rivals"
+    parser.add_argument("--rivals", type=import_module, metavar="MODULE", help=words)
     options = chosen(parser, arguments)
     if not torch.cuda.is_available():
         parser.error("no GPU, and times of the interpreter say nothing")
@@ -225,9 +227,9 @@ def main(arguments: list[str] | None = None, rivals: Mapping[str, Rivals] | None
         f" copy {limits['GB/s']:.0f} GB/s, product {limits['TFLOP/s']:.0f} TFLOP/s"
     )
     print(hardware)
-    lines = []
+    lines, rivals = [], options.rivals.RIVALS if options.rivals else {}
     for op in options.op:
-        for row in rows(op, limits, (rivals or {}).get(op, {})):
+        for row in rows(op, limits, rivals.get(op, {})):
             lines.append(row)
             print(*row.values(), flush=True)
     if options.record:

@@ -85,7 +85,6 @@ def passes(op: str, device: torch.device, dtype: torch.dtype) -> bool:
 def tried(op: str, sizes: Sizes, dtype: torch.dtype, seeds: int) -> tuple[bool, str]:
     """Whether a case keeps the rule with all seeds, and what to print of it."""
     torch.use_deterministic_algorithms(True, warn_only=True)  # fresh memory is NaN
-    torch.backends.cuda.matmul.allow_tf32 = False
     device = "cuda" if torch.cuda.is_available() else "cpu"
     found = [e for seed in range(seeds) for e in of_case(op, sizes, Draw(dtype, device, seed))]
     is_good = all(error.mine <= error.allowed for error in found)

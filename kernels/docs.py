@@ -118,10 +118,9 @@ class Docs:
 
     def doc_of_N(self) -> Tensor:
         """int64 index of the document that each token belongs to."""
+        lengths_B = self.cu_seqlens_B1.diff().long()
         # cost: told the size, a GPU need not be waited for
-        return torch.repeat_interleave(
-            self.cu_seqlens_B1.diff().long(), output_size=self.num_tokens
-        )
+        return torch.repeat_interleave(lengths_B, output_size=self.num_tokens)
 
     def last_B(self) -> Tensor:
         """int64 stream row of each document's last token."""

@@ -98,12 +98,13 @@ def _lora_dh_db_kernel(
             dy_ptr + offs_n.to(tl.int64)[:, None] * width_o + offs_o, mask=in_n & in_o, other=0.0
         )
         h = tl.load(h_ptr + offs_nr, mask=in_n & in_r, other=0.0)  # (BLOCK_N, BLOCK_R)
+        # cost: the other way round the compiler waits for each product (wgmma serialised)
+        db = tl.dot(tl.trans(dy), h, db, input_precision="ieee")
         dh = tl.dot(dy, sb, input_precision="ieee")
         if adapter_ptr is not None:
             adapter = tl.load(adapter_ptr + offs_n, mask=offs_n < N, other=-1)
             dh = tl.where(adapter[:, None] == owner, dh, 0.0)
         tl.store(dh_ptr + pid_o.to(tl.int64) * N * R + offs_nr, dh, mask=in_n & in_r)
-        db = tl.dot(tl.trans(dy), h, db, input_precision="ieee")
     tl.store(db_ptr + pid_g.to(tl.int64) * width_o * R + offs_or, db, mask=in_or)
 
 

@@ -78,7 +78,6 @@ def dequantise_triton(weight: NF4) -> Tensor:
         _nf4_dequantise_kernel[(triton.cdiv(Q, config["BLOCK_Q"]),)](
             weight.codes_P, code_table(device), scales, scale_table(device), weight.maxima_S,
             weight.mean, weight_OC, Q, BLOCK=BLOCK, GROUP=GROUP, **config,
-            # numerics: each operation is rounded, so that a weight is the same by both paths
-            enable_fp_fusion=False,
+            enable_fp_fusion=False,  # numerics: rounded as by torch, so that weights are equal
         )  # fmt: skip
     return weight_OC

@@ -166,7 +166,7 @@ def main() -> int:
     """1 where a kernel breaks the rule of kernels.check."""
     names = [word for word in sys.argv[1:] if word in RIVALS]
     broken = check.main(names)
-    bench.main(sys.argv[1:], RIVALS)
+    bench.main([*sys.argv[1:], "--rivals", "tests.bench.gpu_rivals"])
     if names:
         return broken
     rows = []

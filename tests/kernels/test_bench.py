@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import sys
 import tomllib
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -68,12 +69,13 @@ def clock(monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(bench, "ProcessPoolExecutor", pool)
 
 
-def test_prints_and_keeps_every_time(clock, capsys, tmp_path) -> None:
+def test_prints_and_keeps_every_time(clock, monkeypatch, capsys, tmp_path) -> None:
     def absent(**_):
         raise ImportError("no such package")
 
     rivals = {"rms_norm": {"torch": lambda x_NC, weight_C, **_: x_NC * weight_C, "other": absent}}
-    assert bench.main(["rms_norm", "nf4", "--record"], rivals) == 0
+    monkeypatch.setitem(sys.modules, "rivals", SimpleNamespace(RIVALS=rivals))
+    assert bench.main(["rms_norm", "nf4", "--record", "--rivals", "rivals"]) == 0
     *lines, last = capsys.readouterr().out.splitlines()
     assert "    rms_norm, other: ImportError: no such package" in lines
     found = json.loads(last)["rows"]
@@ -87,7 +89,7 @@ def test_prints_and_keeps_every_time(clock, capsys, tmp_path) -> None:
     assert (row["unit"], row["x eager"], row["sizes"]) == ("GB/s", 1.0, "N=5 C=8")
     assert row["%"] == pytest.approx(100 * 2 * 5 * 8 * 2 / 2e-3 * 1e-9 / 1e-3, abs=0.1)
     records = (tmp_path / "RECORDS.md").read_text("utf-8")
-    assert "`python -m kernels.bench rms_norm nf4 --record`" in records
+    assert "`python -m kernels.bench rms_norm nf4 --record --rivals rivals`" in records
     assert "| rms_norm | N=5 C=8 | forward | triton | 1000.0 | 2000.0 | 4000.0 |" in records
     with (tmp_path / "records.csv").open(encoding="utf-8") as file:
         assert [row["who"] for row in csv.DictReader(file)] == [row["who"] for row in found]
