@@ -35,7 +35,7 @@ def run(command: Command) -> None:
         raise ConfigError("nothing to evaluate: name a file with --data.test FILE")
     set_threads(config.env.threads)
     reuse_across_steps()
-    device = resolve_device(config.env.device)
+    device = resolve_device(config.env.device, config.env.kernels)
     base, dtype = config.model.path, DTYPES[config.env.precision]
     if path is None:
         loaded = load_model(resolve(base), task=kind.model_task, dtype=dtype)

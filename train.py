@@ -70,7 +70,7 @@ def run(command: Command) -> int:
     # ---- 3 environment: device, what is trained, the plan, the run folder ------------------------
     set_threads(config.env.threads)
     reuse_across_steps()
-    model.to(resolve_device(config.env.device))
+    model.to(resolve_device(config.env.device, config.env.kernels))
     new = loaded.accounting.new if config.model.init == "pretrained" else ()
     print(f"\n{choose_trainable(model, config.peft, generator(seed, 2), new=new)}")
     model.use_kernels(config.env.kernels)

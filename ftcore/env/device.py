@@ -12,10 +12,10 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # glibc's malloc.h
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
-def resolve_device(name: str) -> torch.device:
+def resolve_device(name: str, kernels: str = "auto") -> torch.device:
     """The device of a run.
 
-    raises  ConfigError: no such device on this machine
+    raises  ConfigError: no such device on this machine, or Triton's kernels on a CPU
     """
     try:
         device = torch.device(name)
@@ -23,13 +23,13 @@ def resolve_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"env.device = {name!r}: {reason}; use cpu") from error
+    if kernels == "triton" and device.type == "cpu":
+        raise ConfigError(f"env.kernels = 'triton' on {name}: they need a GPU; use auto")
     return device
 
 
 def set_threads(threads: int) -> None:
     """Threads of one CPU operation; the sum's order, and so the last bit, depends on it."""
-    if threads < 1:
-        raise ConfigError(f"env.threads = {threads}: must be >= 1")
     torch.set_num_threads(threads)
 
 

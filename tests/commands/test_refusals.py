@@ -149,6 +149,11 @@ def test_a_holdout_of_all_rows(refused: Refused, classify: list[str]) -> None:
     assert "data.holdout = 24" in message and "24 rows; hold out fewer" in message
 
 
+def test_triton_without_a_gpu(refused: Refused, classify: list[str]) -> None:
+    message = refused("train", *classify, "--env.kernels", "triton")
+    assert "env.kernels = 'triton' on cpu: they need a GPU; use auto" in message
+
+
 def test_a_document_longer_than_the_positions(
     refused: Refused, classify: list[str], run: Run, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
