@@ -48,8 +48,8 @@ def uses_triton(
 
 @cache
 def _passes(op: str, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether the kernels of an op are right on this device; tried once, and told where not: they
-    may be wrong, or the GPU too old, or triton absent."""
+    """Whether an op's first case of cases.toml passes here; tried once, and told where it does not:
+    kernels may be wrong, the GPU too old, triton absent."""
     from kernels.check import passes
 
     try:

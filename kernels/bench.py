@@ -8,24 +8,22 @@ product of 8192^3. A JSON line comes last.
 import csv
 import json
 import math
-import os
 import statistics
 import sys
 from argparse import ArgumentParser
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import Executor
 from datetime import date
 from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 from itertools import product
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from kernels.cases import Call, Draw, Sizes, chosen, label, ops
+from kernels.cases import Call, Draw, Sizes, chosen, label, ops, workers
 from kernels.launch import CONFIGS_FILE, Config, arch_of, configs, rows_of
 
 Row = dict[str, Any]
@@ -169,7 +167,8 @@ def tune(op: str, pool: Executor) -> None:
     for (kernel, kind, limit), every in served.items():
         table, times = configs()[kernel, kind], []
         tried = [table[limit], *neighbours(table[limit])]
-        list(pool.map(partial(_compile, op, every, (kernel, kind), limit), tried))
+        tables = [table | {limit: config} for config in tried]
+        list(pool.map(partial(_compile, op, every, (kernel, kind)), tables))
         for config in tried:
             table[limit] = config
             times.append(sum(time_ms(op, sizes) for sizes in every))
@@ -178,13 +177,12 @@ def tune(op: str, pool: Executor) -> None:
         print(kernel, kind, f"{limit:.0f}: {times[0]:.3f} -> {times[best]:.3f} ms", tried[best])
 
 
-def _compile(
-    op: str, every: list[Sizes], key: tuple[str, str], limit: float, config: Config
-) -> None:
+def _compile(op: str, every: list[Sizes], key: tuple[str, str], table: Row) -> None:
     """In a process of its own, into the cache that all share."""
-    configs()[key] = {limit: config}
+    configs()[key] = table
     for sizes in every:
         calls_of(op, sizes, {}, ["triton"])
+    torch.cuda.empty_cache()
 
 
 def time_ms(op: str, sizes: Sizes) -> float:
@@ -211,23 +209,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--record", action="store_true", help="append to kernels/RECORDS.md")
     parser.add_argument("--plot", type=Path, metavar="DIR", help="draw a figure for each op")
     parser.add_argument("--tune", action="store_true", help="first write kernels/configs.toml")
-    words = "a module with RIVALS to time too, by op: tests.bench.gpu_rivals"
-    parser.add_argument("--rivals", type=import_module, metavar="MODULE", help=words)
+    parser.add_argument("--rivals", metavar="MODULE", help="its RIVALS are timed too")
     options = chosen(parser, arguments)
     if not torch.cuda.is_available():
         parser.error("no GPU, and times of the interpreter say nothing")
     if options.tune:
-        with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
+        with workers() as pool:
             for op in options.op:
                 tune(op, pool)
                 save_configs()
     limits = ceilings()
-    hardware = (
-        f"{torch.cuda.get_device_name()}, torch {torch.__version__}, Triton {version('triton')};"
-        f" copy {limits['GB/s']:.0f} GB/s, product {limits['TFLOP/s']:.0f} TFLOP/s"
-    )
+    hardware = f"{torch.cuda.get_device_name()}, torch {torch.__version__}, Triton"
+    ceiling = f"copy {limits['GB/s']:.0f} GB/s, product {limits['TFLOP/s']:.0f} TFLOP/s"
+    hardware = f"{hardware} {version('triton')}; {ceiling}"
     print(hardware)
-    lines, rivals = [], options.rivals.RIVALS if options.rivals else {}
+    lines, rivals = [], import_module(options.rivals).RIVALS if options.rivals else {}
     for op in options.op:
         for row in rows(op, limits, rivals.get(op, {})):
             lines.append(row)

@@ -1,12 +1,17 @@
 """Every op at sizes, read from cases.toml: small and odd ones, which check.py tries, and those of
 real models, which bench.py times. Letters are those of the ops' own files."""
 
+import ctypes
 import math
+import os
+import signal
 import tomllib
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache, partial
+from multiprocessing import get_context
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -65,6 +70,7 @@ class Op:
     settings: Mapping[str, float] = field(default_factory=dict)
     modes: Sequence[str] = ("forward", "backward")
     compiles: bool = True
+    widest: int = 4
 
     def drawn(self, draw: Draw, sizes: Sizes) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The inputs, matrices of weights with a gain of one, and the other arguments."""
@@ -123,7 +129,7 @@ def _angles(draw: Draw, sizes: Sizes) -> dict[str, Any]:
 
 def _adapters(draw: Draw, sizes: Sizes) -> dict[str, Any]:
     if not (ranks := sizes.get("adapters")):
-        return {}
+        return {"dropout": sizes.get("dropout", 0.0)}
     owner_R = torch.arange(len(ranks)).repeat_interleave(torch.tensor(ranks)).int()
     adapter_N = draw.below(len(ranks) + 1, sizes["N"]).int() - 1
     return {"choice": (adapter_N, owner_R.to(draw.device))}
@@ -151,7 +157,7 @@ CALLS = {
     "swiglu": (swiglu, swiglu_reference, None),
     "geglu": (*GEGLU, None),
     "cross_entropy": (*(partial(_loss, op) for op in LOSSES), _scored),
-    "lora": (lora_linear, lora_linear_reference, _adapters),
+    "lora": (lora_linear, lambda dropout=0, **x: lora_linear_reference(**x), _adapters),
     "attention": (attention, attention_reference, _documents),
     "attention_decode": (attention_decode, attention_decode_reference, _pages),
     "nf4": (_there_and_back, _there_and_back, None),
@@ -166,6 +172,15 @@ def chosen(parser: ArgumentParser, arguments: list[str] | None) -> Namespace:
         parser.error(f"no op {', '.join(sorted(unknown))}; there are {', '.join(ops())}")
     options.op = options.op or list(ops())
     return options
+
+
+def workers() -> ProcessPoolExecutor:
+    """A process for each core; they are killed with this one."""
+    return ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), _end_with_parent)
+
+
+def _end_with_parent() -> None:
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 @cache

@@ -8,8 +8,8 @@ adapters    Several stand side by side, R the sum of their ranks, and each row o
             them or none: h and dh are kept where the row of A is of that adapter, else they are 0.
 dtypes      x, W, bias, y in the compute dtype; A and B may be wider (fp32 factors over bf16
             weights): they are cast on the way in, their gradients return in their own dtype
-cost        2 N C O + 2 N R (C + O) FLOP forward; the update is added into the output of the frozen
-            product, so no second N x O tensor is written, and dW is formed only where W is trained
+cost        2 N C O + 2 N R (C + O) FLOP forward; one product adds into the output of the other, so
+            no second N x O tensor is written, and dW is formed only where W is trained
 GPU         kernels/lora_triton.py, which never stores the mask and reads dy once for dh and dB
 
 source      Hu et al. 2021, arXiv:2106.09685, eq. 3

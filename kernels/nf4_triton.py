@@ -1,6 +1,4 @@
-"""NF4 on a GPU; the definitions are those of kernels/nf4.py.
-
-Letters: Q blocks of 64 weights, 32 bytes of codes each.
+"""NF4 on a GPU; definitions and letters are those of kernels/nf4.py.
 
 quantise      reads 2 bytes a weight and writes a half; the code is the number of borders between
               neighbours of the table that lie below the weight

@@ -1,6 +1,4 @@
-"""RMSNorm and LayerNorm on a GPU; the equations are those of kernels/norm.py.
-
-Letters: N rows, C width, P programs of the backward pass.
+"""RMSNorm and LayerNorm on a GPU; equations and letters are those of kernels/norm.py.
 
 One program holds whole rows in registers, so that each value is read once and written once:
 forward     reads x (and the residual), writes y (and their sum): 2 (or 4) N C values
@@ -9,7 +7,6 @@ backward    reads dy and x (and the sum's gradient), writes dx: 3 (or 4) N C val
             the same sum in every run. They are left out where the weights are frozen.
 dtypes      fp32 inside; y, the sum and dx are rounded once to the compute dtype; mean and 1 / std
             are kept in fp32 for the backward pass
-sizes       C up to the last row of configs.toml
 """
 
 import torch
@@ -160,6 +157,7 @@ class Norm(torch.autograd.Function):
         ctx: FunctionCtx, x_NC: Tensor, residual_NC: Tensor | None, weight_C: Tensor,
         bias_C: Tensor | None, rule: tuple[float, float, bool],
     ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
+        weight_C, bias_C = (w if w is None else w.contiguous() for w in (weight_C, bias_C))
         y_NC, sum_NC, mean_N, rstd_N = _launch_fwd(x_NC, residual_NC, weight_C, bias_C, rule)
         ctx.save_for_backward(sum_NC, weight_C, mean_N, rstd_N)
         ctx.offset = rule[1]

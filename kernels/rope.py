@@ -94,7 +94,7 @@ def rope(x_NHD: Tensor, cos_sin_2NE: Tensor, *, impl: Impl = "auto") -> Tensor:
     returns         y_NHD, compute dtype
     source          Su et al. 2021, arXiv:2104.09864
     """
-    if uses_triton("rope", impl, x_NHD):
+    if uses_triton("rope", impl, x_NHD, fits=cos_sin_2NE.shape[-1] <= MAX_HEAD_WIDTH):
         from kernels.rope_triton import RopeTriton
 
         return RopeTriton.apply(x_NHD, cos_sin_2NE, None, (0.0, 0.0))

@@ -1,6 +1,4 @@
-"""Rotary position embedding on a GPU; the equations are those of kernels/rope.py.
-
-Letters: N tokens, H heads, D head width, E = D / 2 frequencies or fewer, P programs.
+"""Rotary position embedding on a GPU; equations and letters are those of kernels/rope.py.
 
 A program turns a tile of (token, head) rows, both halves at once, and copies the channels that do
 not turn: it reads and writes N H D values, where eager torch reads and writes about three times as
@@ -94,8 +92,9 @@ def _launch(
         launch.check_shape("weight", weight_D, (D,))
         if 2 * E != D:
             raise ValueError(f"channels that turn = {2 * E}, must be all {D}; pass impl='eager'")
-    x_NHD, saved_NHD = (
-        x if x is None or x.stride(-1) == 1 else x.contiguous() for x in (x_NHD, saved_NHD)
+    x_NHD, saved_NHD, weight_D = (
+        x if x is None or x.stride(-1) == 1 and max(x.stride()) * H < 2**31 else x.contiguous()
+        for x in (x_NHD, saved_NHD, weight_D)
     )
     kernel = "rope" if saved_NHD is None else "norm_rope_bwd"
     config = dict(launch.config_of(kernel, E, x_NHD.device))

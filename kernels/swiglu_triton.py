@@ -1,6 +1,4 @@
-"""SwiGLU and GeGLU on a GPU; the equations are those of kernels/swiglu.py.
-
-Letters: N rows, F width.
+"""SwiGLU and GeGLU on a GPU; equations and letters are those of kernels/swiglu.py.
 
 forward     reads gate and up, writes y: 3 N F values; eager torch writes and reads the activation
             too, 5 N F

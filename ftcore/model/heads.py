@@ -20,10 +20,12 @@ from kernels.dropout import dropout
 ModelTask = Literal["lm", "mlm", "classify", "tag", "trunk"]
 
 
-def _loss(last: Linear, x_MC: Tensor, *scored: Tensor, **more: float) -> tuple[Tensor, Tensor]:
+def _loss(
+    last: Linear, x_MC: Tensor, labels_M: Tensor, weights_M: Tensor, softcap: float | None = None
+) -> tuple[Tensor, Tensor]:
     """Cross-entropy of the rows as (sum, weight), without their logits as a whole."""
-    more = {"bias_V": last.bias, "impl": last.impl, **more}
-    return linear_cross_entropy(x_MC, last.weight, *scored, **more)
+    rule = {"bias_V": last.bias, "softcap": softcap, "impl": last.impl}
+    return linear_cross_entropy(x_MC, last.weight, labels_M, weights_M, **rule)
 
 
 class Transform(nn.Module):

@@ -47,8 +47,7 @@ class Embedding(nn.Embedding):
 
 
 class RMSNorm(nn.Module):
-    """y = (w + offset) x / rms(x); with angles y is turned, and with a residual it is that of the
-    sum, which is returned beside it; see kernels/norm.py and rope.py."""
+    """y = (w + offset) x / rms(x), turned by angles, or of x + residual: y and that sum."""
 
     impl: Impl = "auto"
 
@@ -63,7 +62,7 @@ class RMSNorm(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """y = w (x - mean) / std + b; a residual as in `RMSNorm`; see kernels/norm.py."""
+    """y = w (x - mean) / std + b, or of x + residual: y and that sum."""
 
     impl: Impl = "auto"
 

@@ -24,12 +24,13 @@ import torch
 
 from ftcore.config import PeftConfig
 from ftcore.data.pack import Encoded, collate
+from ftcore.model.heads import Model
 from ftcore.model.load import load_model
 from ftcore.tune.optim import AdamW
 from ftcore.tune.setup import choose_trainable
 from ftcore.tune.task import token_labels
 from kernels import bench, check
-from tests.bench.gpu_rivals import RIVALS
+from kernels.cases import ops
 
 CONFIG = {
     "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "vocab_size": 151936,
@@ -141,12 +142,15 @@ def padded(documents: Step, device: str) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(x).to(device) for name, x in named.items()}
 
 
-def end_to_end(config: dict, device: str) -> Iterator[dict[str, Any]]:
-    """A row for each method and who; one that fails is told."""
+def random_model(config: dict, **drawn: Any) -> Model:
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "config.json").write_text(json.dumps(config))
-        drawn = {"init": "random", "generator": torch.Generator().manual_seed(0)}
-        base = load_model(Path(folder), task="lm", dtype=torch.bfloat16, **drawn).model
+        return load_model(Path(folder), task="lm", dtype=torch.bfloat16, **drawn).model
+
+
+def end_to_end(config: dict, device: str) -> Iterator[dict[str, Any]]:
+    """A row for each method and who; one that fails is told."""
+    base = random_model(config, init="random", generator=torch.Generator().manual_seed(0))
     todo = steps(config["vocab_size"])
     for method in ("lora", "full"):
         makers = {
@@ -164,7 +168,7 @@ def end_to_end(config: dict, device: str) -> Iterator[dict[str, Any]]:
 
 def main() -> int:
     """1 where a kernel breaks the rule of kernels.check."""
-    names = [word for word in sys.argv[1:] if word in RIVALS]
+    names = [word for word in sys.argv[1:] if word in ops()]
     broken = check.main(names)
     bench.main([*sys.argv[1:], "--rivals", "tests.bench.gpu_rivals"])
     if names:

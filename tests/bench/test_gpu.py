@@ -59,6 +59,31 @@ def test_all_train_on_the_same_documents(monkeypatch) -> None:
     assert rows[0]["losses"] == rows[1]["losses"] and rows[4]["losses"] == rows[5]["losses"]
 
 
+def test_ours_runs_as_it_is_asked(monkeypatch) -> None:
+    """On a CPU "auto" is eager, so the losses cannot tell; the model does."""
+    asked = []
+    monkeypatch.setattr(gpu.Model, "use_kernels", lambda model, impl: asked.append(impl))
+    folder = {"init": "random", "generator": torch.Generator().manual_seed(0)}
+    model = gpu.random_model(TINY, **folder)
+    for impl in ("auto", "eager"):
+        gpu.ours(model, "lora", impl, "cpu")
+    assert asked == ["auto", "eager"]
+
+
+def test_names_of_ops_leave_out_the_training(monkeypatch) -> None:
+    called = []
+    monkeypatch.setattr(gpu.check, "main", lambda names: called.append(("check", names)) or 0)
+    monkeypatch.setattr(gpu.bench, "main", lambda words: called.append(("bench", words)))
+    monkeypatch.setattr(gpu, "end_to_end", lambda *_: called.append("end to end") or [])
+    monkeypatch.setattr("sys.argv", ["gpu", "rope", "nf4", "--record"])
+    assert gpu.main() == 0
+    rivals = ["--rivals", "tests.bench.gpu_rivals"]
+    words = ["rope", "nf4", "--record", *rivals]
+    assert called == [("check", ["rope", "nf4"]), ("bench", words)]
+    monkeypatch.setattr("sys.argv", ["gpu"])
+    assert gpu.main() == 0 and called[2:] == [("check", []), ("bench", rivals), "end to end"]
+
+
 def test_steps_are_full_and_two_thirds_of_a_document_is_scored() -> None:
     steps = gpu.steps(500)
     assert len(steps) == gpu.NUM_STEPS

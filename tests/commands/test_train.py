@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from ftcore.data.read import read_rows
+from ftcore.model.heads import Model
 
 Run = Callable[..., tuple[dict[str, Any], str]]
 METHODS = {
@@ -151,6 +152,17 @@ def test_dry_run_prints_the_plan_and_writes_nothing(
     printed = capsys.readouterr().out
     assert "3 steps" in printed and "parameters are trained" in printed and "MiB" in printed
     assert not list(Path().iterdir())
+
+
+def test_a_run_takes_the_kernels_that_it_is_told(
+    classify: list[str], files: dict[str, str], run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = []
+    monkeypatch.setattr(Model, "use_kernels", lambda model, impl: told.append(impl))
+    run("train", *classify, "--env.kernels", "eager")
+    run("eval", "runs/run", "--data.test", files["test"])
+    run("eval", "runs/run", "--data.test", files["test"], "--env.kernels", "auto")
+    assert told == ["eager", "eager", "auto"]
 
 
 def test_a_run_repeats_from_its_configuration(classify: list[str], run: Run) -> None:

@@ -225,6 +225,7 @@ def said(command: list[Any]) -> str:
 def main() -> None:
     """Every case for every architecture among the arguments; `--store` keeps the registers."""
     archs = [int(word) for word in sys.argv[1:] if word != "--store"]
+    assert archs, "name architectures: 80 90 120"
     stand_ins: dict[Any, Compiled] = {}
     for module in MODULES:
         for name in [name for name in vars(module) if name.endswith("_kernel")]:
@@ -253,7 +254,9 @@ def store(lines: list[dict[str, Any]]) -> None:
         with path.open(encoding="utf-8") as file:
             rows = {row["kernel"]: row for row in csv.DictReader(file)}
     found = {f"{x['kernel']} {x['case']} sm_{x['arch']}": x["registers"] for x in lines}
-    kept = {name: rows.get(name, {"kernel": name}) | {version: found[name]} for name in found}
+    mine = {name: rows.get(name, {"kernel": name}) | {version: found[name]} for name in found}
+    archs = {name.rpartition(" ")[2] for name in found}
+    kept = {k: row for k, row in rows.items() if k.rpartition(" ")[2] not in archs} | mine
     columns = sorted({column for row in kept.values() for column in row} - {"kernel"})
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, ["kernel", *columns], lineterminator="\n")

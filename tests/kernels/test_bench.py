@@ -25,9 +25,9 @@ SMALL = {
 
 
 @pytest.fixture
-def clock(monkeypatch, tmp_path) -> None:
+def clock(monkeypatch, tmp_path) -> list:
     """Small sizes on the CPU, where all take the same time. What would be written stands in a
-    folder of the test."""
+    folder of the test. Returns what workers were given."""
     ops = {
         name: dataclasses.replace(cases.ops()[name], benches=sizes)
         for name, sizes in SMALL.items()
@@ -54,19 +54,23 @@ def clock(monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(launch, "configs", lambda: tables)
     monkeypatch.setattr(bench, "configs", lambda: tables)
 
+    given = []
+
     @contextmanager
-    def pool(*_):
-        """Runs here what processes of their own would, and leaves as little behind."""
+    def workers():
+        """Runs here what processes of their own would, which leave nothing behind."""
 
         def run(call, items):
             kept = dict(tables)
+            given.extend(items)
             found = [call(item) for item in items]
             tables.update(kept)
             return found
 
         yield SimpleNamespace(map=run)
 
-    monkeypatch.setattr(bench, "ProcessPoolExecutor", pool)
+    monkeypatch.setattr(bench, "workers", workers)
+    return given
 
 
 def test_prints_and_keeps_every_time(clock, monkeypatch, capsys, tmp_path) -> None:
@@ -114,6 +118,9 @@ def test_tuning_keeps_the_fastest_neighbour_and_the_rest_of_the_file(
     tuned = after["lora_shrink"].pop("interpreter")
     assert tuned["32"]["BLOCK_C"] == 2 * start and after == before
     assert text.startswith("# Block sizes, warps and stages")
+    assert len(clock) == 1 + len(list(bench.neighbours(before["lora_shrink"]["any"]["32"])))
+    assert all(set(table) == {32.0, 64.0, 128.0} for table in clock)
+    assert [table[32.0]["BLOCK_C"] for table in clock].count(2 * start) == 1
 
 
 def test_neighbours_are_one_step_away() -> None:

@@ -1,7 +1,7 @@
 """The kernels compiled for GPUs that are not here: they fit, and use what the GPU has.
 
 Times are for a GPU to tell; this sees what would fail or crawl on one. registers.csv holds what the
-compiler gave each kernel, by its version: `python -m tests.kernels.compile_only --store` writes it.
+compiler gave each kernel, by its version, as `compile_only` stores it (see there).
 """
 
 import csv

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from kernels import backend, check, launch
+from tests.kernels import interpreter
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -85,6 +86,22 @@ def test_auto_on_a_gpu_goes_by_dtype_size_and_device(monkeypatch) -> None:
     assert not backend.uses_triton("op", "auto", wide, fits=False)
     wide.device = "old"
     assert not backend.uses_triton("op", "auto", wide)
+
+
+def test_a_wrong_kernel_fails_its_case(monkeypatch, tmp_path, capsys) -> None:
+    interpreter.require()
+    assert check.passes("swiglu", CPU, torch.float32)
+    change = "(dy * value)", "(dy * value * 1.001)"
+    interpreter.mutate(monkeypatch, tmp_path, "kernels.swiglu_triton", *change)
+    assert not check.passes("swiglu", CPU, torch.float32)
+    assert check.main(["swiglu"]) == 1
+    monkeypatch.setitem(sys.modules, "kernels.swiglu_triton", None)  # it cannot be imported
+    assert check.main(["swiglu", "nf4"]) == 1
+    torch.use_deterministic_algorithms(False)
+    first, second = (out.splitlines() for out in capsys.readouterr().out.split("the largest")[1:])
+    assert [line[:11] for line in first[1:-1]].count("FAIL swiglu") == 2
+    assert "ModuleNotFoundError" in second[1] and second[-2].startswith("ok   nf4")
+    assert second[-1] == '{"broken": 4}'
 
 
 def test_auto_tries_an_op_once_and_tells_where_its_kernels_fail(monkeypatch, caplog) -> None:

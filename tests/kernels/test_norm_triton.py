@@ -117,6 +117,9 @@ def test_strided_rows_and_no_rows(draw) -> None:
     strided_NC = x_NC.t().contiguous().t()
     torch.testing.assert_close(RMS(strided_NC, weight_C, eps=1e-6), true_NC)
     assert RMS(x_NC[:0], weight_C, eps=1e-6).shape == (0, 12)
+    apart_C = draw(24).float()[::2]
+    true_NC = layer_norm(x_NC, apart_C, apart_C.flip(0), eps=1e-6)
+    torch.testing.assert_close(LAYER(x_NC, apart_C, apart_C.flip(0), eps=1e-6), true_NC)
 
 
 def test_refuses_sizes_that_do_not_fit(draw) -> None:
