@@ -48,10 +48,13 @@ def test_norm_rope_is_both_ops(dtype, part, offset, draw, within_budget) -> None
 
 def test_auto_norms_and_turns_at_once_where_the_kernel_can(draw, monkeypatch) -> None:
     seen = []
-    monkeypatch.setattr("kernels.rope.uses_triton", lambda *_, fits=None: seen.append(fits))
+    monkeypatch.setattr("kernels.rope.uses_triton", lambda op, *_, fits: seen.append((op, fits)))
     for D, E in ((8, 4), (8, 2), (256, 128), (258, 129)):
         norm_rope(draw(3, 2, D), draw(D), draw(2, 3, E), eps=1e-6)
-    assert [fit for fit in seen if fit is not None] == [True, False, True, False]
+    assert [fits for op, fits in seen if op == "norm_rope"] == [True, False, True, False]
+    assert [fits for op, fits in seen if op == "rope"] == [True] * 4
+    rope(draw(3, 2, 600), draw(2, 3, 300))
+    assert seen[-1] == ("rope", False)
 
 
 @pytest.mark.parametrize("which", ["angle", "direction"])
