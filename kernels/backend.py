@@ -48,12 +48,12 @@ def uses_triton(
 
 @cache
 def _passes(op: str, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether an op's first case of cases.toml passes here; tried once, and told where it does not:
-    kernels may be wrong, the GPU too old, triton absent."""
+    """Whether an op's first case of cases.toml passes here; tried once, told where it does not."""
     from kernels.check import passes
 
+    gpus = [device] if device.type == "cuda" else []
     try:
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(gpus):
             if passes(op, device, dtype):
                 return True
         reason = "their errors are larger than eager's"
