@@ -160,7 +160,7 @@ class EnvConfig:
     threads: Count = 2
     """CPU cores to use: a share of a training step each, or threads of one operation"""
     kernels: Literal["auto", "eager", "triton"] = "auto"
-    """auto: Triton on a GPU where its kernels pass their test, plain torch elsewhere"""
+    """auto: Triton on a GPU where an op passes its first case, plain torch elsewhere"""
     seed: Natural = 0
     """of data order, initial values and dropout"""
 

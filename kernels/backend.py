@@ -24,8 +24,8 @@ def uses_triton(
     """Whether an op on `x` runs its Triton kernels.
 
     op             its name in kernels/cases.py
-    impl           "auto": Triton on a GPU for some dtypes, where the op's kernels have passed their
-                   test, and eager for everything else; "eager" and "triton": as they say
+    impl           "auto": Triton on a GPU for some dtypes, where the op has passed its first
+                   case, and eager for everything else; "eager" and "triton": as they say
     x              the first tensor of the op
     fits           its sizes are those that the kernels take; unread but by "auto"
     auto_dtypes    those of "auto"
