@@ -25,7 +25,7 @@ def run(command: Command) -> None:
     from ftcore.env.device import DTYPES, resolve_device, reuse_across_steps, set_threads
     from ftcore.evaluate.report import json_line, write_predictions
     from ftcore.evaluate.suite import Suite
-    from ftcore.model.hub import resolve
+    from ftcore.hub import resolve
     from ftcore.model.load import load_model
     from ftcore.tune.artifact import load_artifact, read_labels
     from ftcore.tune.task import TASKS

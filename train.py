@@ -39,7 +39,7 @@ def run(command: Command) -> int:
     from ftcore.env.plan import plan
     from ftcore.env.run import RunFolder
     from ftcore.env.seed import generator
-    from ftcore.model.hub import resolve
+    from ftcore.hub import resolve
     from ftcore.model.load import load_model
     from ftcore.tune.adapter import named_parts
     from ftcore.tune.setup import check_lengths, choose_trainable
@@ -133,6 +133,7 @@ def tune(
         device=device,
         evaluate=(lambda: suite.dev(model, data.dev)) if data.dev.documents else None,
         draw=data.draw,
+        order=data.order(config.data.weights, config.env.seed),
     )
     frozen = frozen_hashes(model)
     if command.resume:

@@ -37,8 +37,8 @@ class Command:
     dry_run: bool  # print the plan and stop
 
 
-def parse(argv: Sequence[str]) -> Command:
-    """Turn the arguments of train.py into a command.
+def parse(argv: Sequence[str], *, script: str = "train.py") -> Command:
+    """Turn the arguments of train.py, or of another script that takes the same, into a command.
 
     raises  ConfigError: unknown task or preset, an unreadable file, values out of range;
             SystemExit 2 from tyro: an unknown or mistyped option, with the nearest names
@@ -47,7 +47,7 @@ def parse(argv: Sequence[str]) -> Command:
     dry_run = "--dry-run" in words
     if dry_run:
         words.remove("--dry-run")
-    resume = _take_value(words, "--resume")
+    resume = take_value(words, "--resume")
     if resume is not None:
         if words:
             raise ConfigError(f"--resume takes no other options, got {' '.join(words)}")
@@ -61,12 +61,12 @@ def parse(argv: Sequence[str]) -> Command:
     if not words or (words[0].startswith("--") and words[0] != "--help"):
         words[:0] = DEFAULT  # no task: options change the default
     if words[0] in ("-h", "--help"):
-        print(f"train.py {{{','.join(RUNS)}}} [options]\n\nEach task has its own --help.")
+        print(f"{script} {{{','.join(RUNS)}}} [options]\n\nEach task has its own --help.")
         raise SystemExit(0)
     task = words.pop(0)
     if task not in RUNS:
         raise ConfigError(f"task {task!r} is unknown: {_nearest(task, RUNS)}")
-    preset, file = _take_value(words, "--preset"), _take_value(words, "--config")
+    preset, file = take_value(words, "--preset"), take_value(words, "--config")
     layers: list[tuple[str, list[str]]] = []
     if preset is not None:
         known = PRESETS.get(task, {})
@@ -79,7 +79,7 @@ def parse(argv: Sequence[str]) -> Command:
         if written_for != task:
             raise ConfigError(f"{file} is for the task {written_for}, not {task}")
         layers.append((file, flags))
-    return _resolve(task, [*layers, ("flag", words)], dry_run=dry_run)
+    return _resolve(task, [*layers, ("flag", words)], dry_run=dry_run, script=script)
 
 
 def parse_evaluation(argv: Sequence[str]) -> Command:
@@ -92,7 +92,7 @@ def parse_evaluation(argv: Sequence[str]) -> Command:
     if not words or words[0].startswith("-"):
         print("eval.py {RUN | MODEL --task TASK} [--data.test FILE ...] [options of train.py]")
         raise SystemExit(0 if words and words[0] in ("-h", "--help") else 2)
-    path, task = words.pop(0), _take_value(words, "--task")
+    path, task = words.pop(0), take_value(words, "--task")
     file = Path(path) / CONFIG_FILE
     if file.is_file():
         written_for, flags = _read_toml(file)
@@ -195,7 +195,7 @@ def _nearest(name: str, known: Collection[str]) -> str:
     return f"{hint}known: {', '.join(known)}"
 
 
-def _take_value(words: list[str], name: str) -> str | None:
+def take_value(words: list[str], name: str) -> str | None:
     """Take `name VALUE` or `name=VALUE` out of the words."""
     for place, word in enumerate(words):
         flag, equals, value = word.partition("=")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
 BASE = "builtin:base"
-Format = Literal["auto", "tsv", "csv", "jsonl", "json", "txt", "conll", "labelled", "tar"]
+Format = Literal["auto", "tsv", "csv", "jsonl", "json", "txt", "conll", "labelled", "tar", "parquet"]
 OverLength = Literal["error", "drop", "cut_right"]
 TrainOn = Literal["all", "assistant", "last"]
 
@@ -43,15 +43,47 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class TextDataConfig:
-    """Plain text; rows with `messages` among it are chats, supervised on their answers."""
+class FilesConfig:
+    """Files, and what is done with their rows before they are tokens."""
 
     train: tuple[str, ...] = ()
-    """text files (.txt, .jsonl, .csv, .tsv, each also .gz)"""
+    """files or globs (.jsonl .json .csv .tsv .txt .conll .tar .parquet, also .gz); FILE.json:KEY"""
     dev: tuple[str, ...] = ()
-    """held-out text"""
+    """rows for choosing the best checkpoint, without them the last; none: `holdout` of train"""
     test: tuple[str, ...] = ()
     """files evaluated once, after training"""
+    format: Format = "auto"
+    """of all files; auto: by their suffixes; labelled: lines of a label, a blank and the text"""
+    columns: tuple[str, ...] = ()
+    """column names, for files without a header line"""
+    on_bad: Literal["stop", "skip"] = "stop"
+    """what a damaged record does; skipped ones are counted and kept in a file"""
+    weights: tuple[Positive, ...] = ()
+    """shares of the training files in what a step reads; none: rows as they are"""
+    holdout: Natural = 0
+    """training rows held out as dev rows when no dev file is given"""
+    group: str = ""
+    """column whose value keeps rows together when some are held out, as near duplicates are"""
+    unicode: Literal["nfc", "nfkc", "off"] = "nfc"
+    """normal form of texts; control characters and white space at ends of lines go as well"""
+    unescape: bool = False
+    """turn HTML entities into characters"""
+    filter: tuple[Literal["repetition", "symbols", "length"], ...] = ()
+    """measures of quality.toml by which training rows are left out; the others are reported"""
+    redact: tuple[Literal["email", "phone", "card"], ...] = ()
+    """personal data that is replaced by its name"""
+    duplicates: Literal["off", "report", "exact", "near"] = "exact"
+    """which duplicates leave the training rows; report: counted only; off: not looked for"""
+    leaks: Literal["report", "drop"] = "drop"
+    """training rows that give dev or test rows away: alike, nearly, or in 13 words"""
+
+
+@dataclass(frozen=True)
+class TextDataConfig(FilesConfig):
+    """Plain text; rows with `messages` among it are chats, supervised on their answers."""
+
+    leaks: Literal["report", "drop"] = "report"
+    """training texts that share 13 words with a held-out one, or are nearly alike"""
     text: str = "text"
     """column of the text in tables and json"""
     max_length: Count = 512
@@ -64,17 +96,9 @@ class MaskedDataConfig(TextDataConfig):
 
 
 @dataclass(frozen=True)
-class ExamplesConfig:
-    """Rows that are examples: their files, and how long they may be."""
+class ExamplesConfig(FilesConfig):
+    """Rows that are examples, and how long they may be."""
 
-    train: tuple[str, ...] = ()
-    """files (.tsv .csv .jsonl .json .conll .tar, each also .gz); FILE.json:KEY; builtin:chat"""
-    dev: tuple[str, ...] = ()
-    """rows for choosing the best checkpoint, without them the last; none: `holdout` of train"""
-    test: tuple[str, ...] = ()
-    """files evaluated once, after training; builtin:chat has three test splits"""
-    holdout: Natural = 0
-    """training rows held out as dev rows when no dev file is given"""
     max_length: Count | None = None
     """tokens, special ones included; None: any length"""
     over_length: OverLength = "error"
@@ -100,17 +124,7 @@ class ChatDataConfig(ExamplesConfig):
 
 
 @dataclass(frozen=True)
-class RowsConfig(ExamplesConfig):
-    """Labelled rows of any kind."""
-
-    format: Format = "auto"
-    """of all files; auto: by their suffixes; labelled: lines of a label, a blank and the text"""
-    columns: tuple[str, ...] = ()
-    """column names, for files without a header line"""
-
-
-@dataclass(frozen=True)
-class TextsConfig(RowsConfig):
+class TextsConfig(ExamplesConfig):
     """Texts or pairs of texts."""
 
     text: str = "text"
@@ -129,6 +143,10 @@ class LabelledDataConfig(TextsConfig):
     """what stands between the labels where a row has several, in json also a list; empty: one"""
     relabel: tuple[str, ...] = ()
     """other names for labels as the files have them: OLD=NEW"""
+    balance: Literal["off", "weights", "over", "under"] = "off"
+    """of the classes in training: weigh rare ones more, repeat their rows, or use fewer of others"""
+    balance_cap: Annotated[float, Limit(">= 1", lambda x: 1 <= x < math.inf)] = 10.0
+    """how often a row may be repeated, what it may weigh, or the ratio of largest to smallest class"""
 
 
 @dataclass(frozen=True)
@@ -140,13 +158,17 @@ class ScoredDataConfig(TextsConfig):
 
 
 @dataclass(frozen=True)
-class TaggedDataConfig(RowsConfig):
+class TaggedDataConfig(ExamplesConfig):
     """Sentences with one tag a word: O, B-TYPE and I-TYPE (BIO or IOB1), or tags of any kind."""
 
     tokens: str = "tokens"
     """column of the words, a list; in CoNLL files the first one"""
     tags: str = "tags"
     """column of their tags, a list; in CoNLL files the last one"""
+    spans: str = ""
+    """column of spans [{start, end, label}] in characters of `text`, in place of words and tags"""
+    text: str = "text"
+    """column of the text that has `spans`"""
 
 
 @dataclass(frozen=True)

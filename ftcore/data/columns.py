@@ -8,7 +8,8 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 from ftcore.data.chat import Message, RowError
@@ -18,12 +19,14 @@ from ftcore.errors import DataError, nearest
 
 @dataclass(frozen=True)
 class Rejected:
-    """A row that is not used: where it stands and why."""
+    """A row that is not used as it is: where it stands, why, and in which step of `prepare`."""
 
     id: str
     file: str
     line: int
-    reason: str
+    reason: str  # equal for rows of one kind, so that it can be counted
+    step: str = "encode"
+    detail: str = ""  # its own: which other row, what text
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class LabelledText:
     label: str | tuple[str, ...] | float
     file: str = ""
     line: int = 0
+    weight: float = 1.0
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -74,6 +78,9 @@ class Chat:
     messages: tuple[Message, ...]
     file: str = ""
     line: int = 0
+
+
+Example = Text | LabelledText | Tagged | Chat
 
 
 @dataclass(frozen=True)
@@ -177,6 +184,37 @@ def tagged(
     return examples(rows, [tokens, tags], example)
 
 
+def spanned(
+    rows: Sequence[Row], *, text: str = "text", spans: str = "spans"
+) -> tuple[list[Tagged], list[Rejected]]:
+    """Sentences from texts with spans [{"start", "end", "label"}] in characters, the end not
+    included. Words end at white space and where a span begins or ends.
+
+    raises    DataError: a column is missing, or does not hold such spans
+    """
+
+    def example(row: Row) -> Tagged:
+        sentence, found = text_of(row, text), row.fields.get(spans) or []
+        try:
+            named = sorted((span["start"], span["end"], str(span["label"])) for span in found)
+            places = [0, *(place for span in named for place in span[:2]), len(sentence)]
+            parts = [sentence[a:b] for a, b in pairwise(places)]
+        except (TypeError, KeyError) as error:
+            problem = f'column {spans!r} must hold [{{"start": 0, "end": 4, "label": ...}}, ...]'
+            raise wrong(row, problem) from error
+        if places != sorted(places) or not all(part.strip() for part in parts[1::2]):
+            raise RowError(f"column {spans!r}: spans overlap, are empty or lie outside the text")
+        words, tags = [], []
+        for number, part in enumerate(parts):
+            label = named[number // 2][2] if number % 2 else None
+            here = part.split()
+            words += here
+            tags += [f"{'I' if n else 'B'}-{label}" if label else "O" for n in range(len(here))]
+        return Tagged(row.id, tuple(words), tuple(tags), row.file, row.line)
+
+    return examples(rows, [text, spans], example)
+
+
 def to_bio(tags: Sequence[str]) -> tuple[str, ...]:
     """IOB1, where B- only parts neighbours of one type, as BIO, where every entity begins with B-.
 
@@ -193,6 +231,19 @@ def examples(
     rows: Sequence[Row], columns: Sequence[str], example: Callable[[Row], Any]
 ) -> tuple[list[Any], list[Rejected]]:
     """The `example` of each row, and the rows of which it makes none: where it raises RowError."""
+    require(rows, *columns)
+    kept, rejected = [], []
+    for row in rows:
+        try:
+            kept.append(example(row))
+        except RowError as error:
+            rejected.append(left_out(row, str(error), "map"))
+    require_some(kept, rejected)
+    return kept, rejected
+
+
+def require(rows: Sequence[Row], *columns: str) -> None:
+    """DataError with the nearest name if no row has one of the columns."""
     for column in columns:
         if not any(column in row.fields for row in rows):
             names = list(rows[0].fields)
@@ -200,14 +251,6 @@ def examples(
                 f"{rows[0].file}: no column {column!r}; its columns are "
                 f"{', '.join(map(repr, names))}{nearest(column, names)}"
             )
-    kept, rejected = [], []
-    for row in rows:
-        try:
-            kept.append(example(row))
-        except RowError as error:
-            rejected.append(left_out(row, str(error)))
-    require_some(kept, rejected)
-    return kept, rejected
 
 
 def text_of(row: Row, column: str) -> str:
@@ -251,9 +294,32 @@ def wrong(row: Row, problem: str) -> DataError:
     return DataError(f"{row.file}:{row.line}: {problem}; the row is {shown}")
 
 
-def left_out(source: Row | Text | LabelledText | Tagged | Chat, reason: str) -> Rejected:
+def left_out(
+    source: Row | Example, reason: str, step: str = "encode", detail: str = ""
+) -> Rejected:
     """What is remembered of a row that is not used as it is."""
-    return Rejected(source.id, source.file, source.line, reason)
+    return Rejected(source.id, source.file, source.line, reason, step, detail)
+
+
+def texts_of(example: Example) -> list[str]:
+    """The texts of an example: one, both of a pair, the words, or the contents of the messages."""
+    if isinstance(example, Chat):
+        return [message["content"] for message in example.messages]
+    if isinstance(example, Tagged):
+        return list(example.words)
+    pair = getattr(example, "pair", None)
+    return [example.text] if pair is None else [example.text, pair]
+
+
+def with_texts(example: Example, texts: Sequence[str]) -> Example:
+    """The example with other texts, as `texts_of` gives them."""
+    if isinstance(example, Chat):
+        both = zip(example.messages, texts, strict=True)
+        return replace(example, messages=tuple({**m, "content": text} for m, text in both))
+    if isinstance(example, Tagged):
+        return replace(example, words=tuple(texts))
+    named = zip(("text", "pair"), texts, strict=False)
+    return replace(example, **dict(named))
 
 
 def require_some(kept: Sequence[Any], rejected: Sequence[Rejected]) -> None:

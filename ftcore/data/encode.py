@@ -42,6 +42,7 @@ class Sentence:
 class Split:
     """Documents of one purpose in the order of their rows, and what was lost on the way."""
 
+    num_rows: int = 0  # that were read
     documents: list[Encoded] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)  # rows that gave none
     cut: list[Rejected] = field(default_factory=list)  # rows cut to the maximum length
@@ -165,7 +166,8 @@ def _labelled(
     else:
         label = np.zeros(len(labels), dtype=np.float32)
         label[labels.indices(example)] = 1.0
-    return Encoded(example.id, ids_T, label, types_T=types_T if types_T.any() else None)
+    types_T = types_T if types_T.any() else None
+    return Encoded(example.id, ids_T, label, example.weight, types_T)
 
 
 def pieces(encoding: Encoding, max_length: int) -> list[np.ndarray]:

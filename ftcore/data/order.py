@@ -6,9 +6,12 @@ epoch may be short; no row is dropped and none is seen twice in an epoch.
 """
 
 import math
+from collections.abc import Callable
 from functools import lru_cache, partial
 
 import numpy as np
+
+Order = Callable[..., np.ndarray]  # takes epoch=N
 
 
 def epoch_order(num_rows: int, *, seed: int, epoch: int) -> np.ndarray:
@@ -22,12 +25,17 @@ def steps_per_epoch(num_rows: int, batch_size: int) -> int:
 
 
 class StepRows:
-    """Row indices (int64) of each optimiser step, counted from 0."""
+    """Row indices (int64) of each optimiser step, counted from 0.
 
-    def __init__(self, num_rows: int, *, batch_size: int, seed: int) -> None:
+    order    the rows of an epoch, by its number; None: a permutation of all, `epoch_order`
+    """
+
+    def __init__(
+        self, num_rows: int, *, batch_size: int, seed: int, order: Order | None = None
+    ) -> None:
         self.batch_size = batch_size
         self.steps_per_epoch = steps_per_epoch(num_rows, batch_size)
-        order = partial(epoch_order, num_rows, seed=seed)
+        order = order or partial(epoch_order, num_rows, seed=seed)
         self._order = lru_cache(maxsize=1)(order)  # the current epoch's permutation is kept
 
     def __call__(self, step: int) -> np.ndarray:

@@ -1,92 +1,41 @@
-"""Files to the documents of one run: read, map columns, encode; every row accounted for.
+"""Files to the documents of one run, in five steps; every row accounted for.
 
-`builtin:chat` stands for the data set that ftcore makes itself.
+    collect    files -> rows -> examples                     read formats columns talk
+    tidy       one normal form; quality; personal data       clean
+    compare    duplicates, what gives held-out rows away     dedup
+    split      rows held out, classes balanced               split
+    encode     examples -> token ids, what is supervised     encode supervise tag mask
 """
 
-import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from functools import cache
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 
-import numpy as np
-
-from ftcore.builtin import chat as builtin_chat
 from ftcore.config import (
     ChatDataConfig,
     LabelledDataConfig,
     MaskedDataConfig,
-    RowsConfig,
     ScoredDataConfig,
     TaggedDataConfig,
     TextDataConfig,
 )
-from ftcore.data import columns, talk
-from ftcore.data.columns import Chat, LabelledText, LabelMap, Rejected, Tagged, Text
+from ftcore.data import clean, columns
+from ftcore.data.collect import DataConfig, Notes, Rows, collect
+from ftcore.data.columns import Chat, Example, LabelMap, Tagged, Text, left_out
+from ftcore.data.compare import clusters, compare
 from ftcore.data.encode import Split, encode_chats, encode_labelled, encode_texts
+from ftcore.data.ledger import Prepared, statistics
 from ftcore.data.mask import Masking, encode_pieces
-from ftcore.data.read import Row, read_rows
+from ftcore.data.read import files_of
+from ftcore.data.split import balanced, held_out, together
 from ftcore.data.tag import encode_tagged
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import ConfigError, DataError
 
-BUILTIN_CHAT = "builtin:chat"
-BUILTIN_TESTS = ("test_values", "test_combinations", "test_wording")
-built_chat = cache(builtin_chat.build)  # its splits are made at once, and asked for one by one
-MESSAGES = "messages"  # the column that tells a chat from plain text
-
-DataConfig = TextDataConfig | ChatDataConfig | RowsConfig
-Example = Text | Chat | LabelledText | Tagged
-
-
-@dataclass
-class Prepared:
-    """What a run trains and is judged on."""
-
-    train: Split = field(default_factory=Split)
-    dev: Split = field(default_factory=Split)
-    tests: dict[str, Split] = field(default_factory=dict)
-    # classes, by index; of a regression the one name of its scores
-    labels: tuple[str, ...] | None = None
-    # what a step makes of a training row: hides some tokens; None: nothing
-    draw: Masking | None = None
-
-    def splits(self) -> list[tuple[str, Split]]:
-        """Every split that has rows, by name."""
-        named = [("train", self.train), ("dev", self.dev), *self.tests.items()]
-        return [(name, split) for name, split in named if split.documents]
-
-    def summary(self) -> str:
-        """Rows and tokens of each split, and what was left out, one line each."""
-        lines = []
-        for name, split in self.splits():
-            tokens = sum(len(document) for document in split.documents)
-            line = f"{name}: {len(split.documents)} rows, {tokens} tokens"
-            for what, found in _losses(split):
-                reasons = Counter(row.reason for row in found)
-                shown = reasons.most_common(5)
-                line += "".join(f"; {what} {n} ({reason})" for reason, n in shown)
-                more = reasons.total() - sum(n for _, n in shown)
-                line += f"; {what} {more} more" if more else ""
-            lines.append(line)
-        return "\n".join(lines)
-
-    def write(self, folder: Path) -> None:
-        """Write rejected.jsonl: every row that was left out or cut, with its place and reason."""
-        lines = [
-            json.dumps({"split": name, "what": what, **asdict(row)}, ensure_ascii=False) + "\n"
-            for name, split in self.splits()
-            for what, found in _losses(split)
-            for row in found
-        ]
-        folder.mkdir(exist_ok=True)
-        (folder / "rejected.jsonl").write_text("".join(lines), "utf-8")
-
-
-def _losses(split: Split) -> list[tuple[str, list[Rejected]]]:
-    """What was lost, by the word for it."""
-    return [("left out", split.rejected), ("cut", split.cut), ("without token", split.untold)]
+MEASURED = 10_000  # training rows whose quality is measured where nothing is filtered
 
 
 def prepare(
@@ -98,114 +47,126 @@ def prepare(
     labels      classes of a model that is only evaluated; None: those of the training rows
     raises      DataError: a file, column, label or row that cannot be used
     """
-    if isinstance(config, RowsConfig) and not config.train and labels is None:
+    is_labelled = not isinstance(config, TextDataConfig | ChatDataConfig)
+    if is_labelled and not config.train and labels is None:
         raise DataError("data.train is empty: name files of labelled rows with --data.train FILE")
-    prepared = Prepared(labels=labels)
+    data, notes = Prepared(labels=labels), {}
     if isinstance(config, MaskedDataConfig):
-        prepared.draw = Masking.of(tokenizer, seed)
-
-    def encoded(examples: list[Example], rejected: Sequence[Rejected] = ()) -> Split:
-        split = _encode(config, examples, tokenizer, prepared.labels)
-        split.rejected[:0] = rejected
-        return split
-
-    def held_out(name: str, paths: Sequence[str]) -> Split:
-        split = encoded(*_map(config, _read(config, paths, name)))
-        if prepared.draw:  # the same tokens are hidden in every run
-            hide = replace(prepared.draw, seed=0)
-            split.documents = [hide(document, 0) for document in split.documents]
-        return split
-
-    if config.train:
-        train, rejected = _map(config, _read(config, config.train, "train"))
-        train, dev = _part(config, train, seed)
+        data.draw = Masking.of(tokenizer, seed)
+    parts = collect(config, notes)
+    for name, part in parts.items():
+        tidy(config, part, name, notes)
+    if "train" in parts:
+        train = parts.pop("train")
+        compare(config, train, parts, notes)
+        dev = hold_out(config, train, seed)
+        parts = {"train": train, **dev, **parts}
+        notes["held out"] = len(dev["dev"].examples) if dev else 0
         if isinstance(config, ScoredDataConfig):
-            prepared.labels = labels or (config.label,)
-        elif isinstance(config, RowsConfig):
-            prepared.labels = labels or columns.label_map(train).names
-        prepared.train = encoded(train, rejected)
-        if dev:
-            prepared.dev = encoded(dev)
-    if config.dev:
-        prepared.dev = held_out("dev", config.dev)
-    prepared.tests = {name: held_out(name, [path]) for name, path in _tests(config.test)}
-    return prepared
+            data.labels = labels or (config.label,)
+        elif is_labelled:
+            data.labels = labels or columns.label_map(train.examples).names
+        balance(config, train, seed, notes)
+    for name, part in parts.items():
+        split = encode(config, part.examples, tokenizer, data.labels)
+        split.rejected[:0], split.num_rows = part.rejected, part.num_rows
+        if data.draw and name != "train":  # the same tokens are hidden in every run
+            split.documents = [replace(data.draw, seed=0)(d, 0) for d in split.documents]
+        data.put(name, split)
+        notes.setdefault("statistics", {})[name] = statistics(split, tokenizer, data.labels)
+    if config.weights:
+        data.runs = source_runs(config, parts["train"].examples, data.train)
+    data.notes = notes
+    return data
 
 
-def _read(config: DataConfig, paths: Sequence[str], split: str) -> list[Row]:
-    if isinstance(config, RowsConfig):
-        return read_rows(paths, format=config.format, columns=config.columns)
-    if isinstance(config, TextDataConfig) or BUILTIN_CHAT not in paths:
-        return read_rows(paths)
-    if len(paths) > 1:
-        raise DataError(f"{BUILTIN_CHAT} cannot be mixed with files: {', '.join(paths)}")
-    made = built_chat()[split]
-    return [Row(d["id"], f"{BUILTIN_CHAT}/{split}", n, d) for n, d in enumerate(made, start=1)]
+def tidy(config: DataConfig, part: Rows, split: str, notes: Notes) -> None:
+    """Texts in one normal form, the same in every split; training rows of low quality left out
+    where that is asked for. Counts of what was found go into the notes."""
+    found, lost = Counter(), {}
+    normal = partial(clean.normalised, form=config.unicode, unescape=config.unescape)
+    every = 1 if config.filter else max(1, len(part.examples) // MEASURED)
+    for index, example in enumerate(part.examples):
+        before = columns.texts_of(example)
+        after = before if config.unicode == "off" else [normal(text) for text in before]
+        if isinstance(example, Tagged):  # a word stays a word
+            after = [new or old for new, old in zip(after, before, strict=True)]
+        found["texts changed"] += after != before
+        for place, text in enumerate(after):
+            found.update(clean.personal(text))
+            after[place] = clean.redacted(text, config.redact)
+        if after != before:
+            part.examples[index] = example = columns.with_texts(example, after)
+        if split == "train" and index % every == 0:
+            found["quality measured"] += 1
+            for rule, value in clean.broken("\n".join(after)):
+                found[f"{rule.group}: {rule.name}"] += 1
+                if rule.group in config.filter:
+                    detail = f"{value:.3g}, allowed {rule.limit}"
+                    reason = f"{rule.group}: {rule.name}"
+                    lost[index] = left_out(example, reason, "filter", detail)
+    notes.setdefault("found", {})[split] = {name: n for name, n in found.items() if n}
+    part.drop(lost)
 
 
-def _map(config: DataConfig, rows: list[Row]) -> tuple[list[Example], list[Rejected]]:
-    """Examples, and the rows that give none."""
-    if isinstance(config, MaskedDataConfig):
-        return columns.texts(rows, text=config.text)
-    if isinstance(config, TextDataConfig):
-        plain = [row for row in rows if MESSAGES not in row.fields]
-        talks = [row for row in rows if MESSAGES in row.fields]
-        mapped = [columns.texts(plain, text=config.text)] if plain else []
-        mapped += [talk.chats(talks)] if talks else []
-        kept, rejected = (sum(lists, []) for lists in zip(*mapped, strict=True))
-        return kept, rejected
-    if isinstance(config, ChatDataConfig):
-        if config.prompt:
-            return talk.answered(rows, prompt=config.prompt, answer=config.answer)
-        roles = _renamed("data.roles", config.roles)
-        return talk.chats(rows, messages=config.messages, keys=config.turn, roles=roles)
-    if isinstance(config, TaggedDataConfig):
-        return columns.tagged(rows, tokens=config.tokens, tags=config.tags)
-    named = {"text": config.text, "pair": config.pair or None, "label": config.label}
-    if isinstance(config, ScoredDataConfig):
-        return columns.labelled(rows, **named, scores=True)
-    kept, rejected = columns.labelled(rows, **named, separator=config.label_separator)
-    names = _renamed("data.relabel", config.relabel)
-    return [_relabelled(example, names, config) for example in kept], rejected
+def hold_out(config: DataConfig, train: Rows, seed: int) -> dict[str, Rows]:
+    """The dev rows that leave training, if any: what is nearly alike or of one group stays on one
+    side, and classes keep their shares."""
+    if config.dev or not config.holdout:
+        return {}
+    groups = [train.groups.get(example.id) for example in train.examples]
+    is_labelled = isinstance(config, LabelledDataConfig)
+    strata = [example.label if is_labelled else "" for example in train.examples]
+    alike = together(clusters(train.examples), groups)
+    is_dev = held_out(strata, alike, config.holdout, seed)
+    sides = [], []
+    for example, side in zip(train.examples, is_dev, strict=True):
+        sides[int(side)].append(example)
+    train.examples = sides[0]
+    return {"dev": Rows(sides[1], [], len(sides[1]))}
 
 
-def _relabelled(
-    example: LabelledText, names: Mapping[str, str], config: LabelledDataConfig
-) -> LabelledText:
-    label = tuple(names.get(name, name) for name in example.names)
-    return replace(example, label=label if config.label_separator else label[0])
+def balance(config: DataConfig, train: Rows, seed: int, notes: Notes) -> None:
+    """Classes balanced in training, with their counts before and after."""
+    if not isinstance(config, LabelledDataConfig) or config.balance == "off":
+        return
+    if config.label_separator:
+        raise ConfigError(f"data.balance = {config.balance}: is for rows of one label; leave it off")
+    before = train.examples
+    train.examples = balanced(before, config.balance, config.balance_cap, seed)
+    sums = [Counter(), Counter()]
+    for found, examples in zip(sums, (before, train.examples), strict=True):
+        for example in examples:
+            found[example.label] += example.weight
+    notes["balance"] = {name: [n, round(sums[1][name], 2)] for name, n in sorted(sums[0].items())}
 
 
-def _renamed(option: str, pairs: Sequence[str]) -> dict[str, str]:
-    """New names by the old ones."""
-    names = dict(pair.partition("=")[::2] for pair in pairs)
-    if "" in names.values():
-        raise ConfigError(f"{option} = {' '.join(pairs)}: must be OLD=NEW each")
-    return names
-
-
-def _part(
-    config: DataConfig, train: list[Example], seed: int
-) -> tuple[list[Example], list[Example]]:
-    """Examples to train on, and those held out: a pure function of (their number, count, seed)."""
-    if isinstance(config, TextDataConfig) or config.dev or not config.holdout:
-        return train, []
-    if config.holdout >= len(train):
-        raise DataError(
-            f"data.holdout = {config.holdout}: train has {len(train)} rows; hold out fewer"
+def source_runs(
+    config: DataConfig, examples: Sequence[Example], train: Split
+) -> list[tuple[int, int]]:
+    """Which of data.train each document is from, as runs of (its number, documents)."""
+    if len(config.weights) != len(config.train):
+        raise ConfigError(
+            f"data.weights has {len(config.weights)} values, data.train {len(config.train)}"
+            " files or globs: give one for each"
         )
-    order = np.random.default_rng([seed, len(train)]).permutation(len(train))
-    held = set(order[: config.holdout].tolist())
-    dev = [example for index, example in enumerate(train) if index in held]
-    return [example for index, example in enumerate(train) if index not in held], dev
+    numbers = {
+        f"{file}:{key}" if key else str(file): number
+        for number, path in enumerate(config.train)
+        for file, key in files_of(Path(path))
+    }
+    source = {example.id: numbers[example.file] for example in examples}
+    found = (source[document.row_id.partition(":")[0]] for document in train.documents)
+    return [(number, sum(1 for _ in run)) for number, run in groupby(found)]
 
 
-def _encode(
+def encode(
     config: DataConfig,
     examples: list[Example],
     tokenizer: Tokenizer,
     labels: tuple[str, ...] | None,
 ) -> Split:
+    """Examples of one split as documents."""
     if isinstance(config, MaskedDataConfig):
         return encode_pieces(examples, tokenizer, max_length=config.max_length)
     if isinstance(config, TextDataConfig):
@@ -236,15 +197,3 @@ def _encode_mixed(config: TextDataConfig, examples: list[Example], tokenizer: To
         split.rejected += answers.rejected
         split.num_bytes = 0
     return split
-
-
-def _tests(paths: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Name and path of each test split: the file's name without endings, or its path if that is
-    taken; the built-in data set has three."""
-    stems = [Path(path).name.split(".")[0] for path in paths]
-    taken = [*stems, "train", "dev", *BUILTIN_TESTS]
-    for stem, path in zip(stems, paths, strict=True):
-        if path == BUILTIN_CHAT:
-            yield from ((name, path) for name in BUILTIN_TESTS)
-        else:
-            yield (stem if taken.count(stem) == 1 else path), path

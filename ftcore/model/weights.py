@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ftcore.errors import ModelError
 from ftcore.model.families.family import Family, matches
-from ftcore.model.hub import BUILTIN
+from ftcore.hub import BUILTIN
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"

@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ftcore.config import LoopConfig, OptimConfig, ScheduleConfig
-from ftcore.data.order import StepRows
+from ftcore.data.order import Order, StepRows
 from ftcore.data.pack import Encoded, collate, pack, split, total_weight
 from ftcore.env.run import RunFolder
 from ftcore.env.seed import seed_noise
@@ -69,10 +69,12 @@ class Loop:
     evaluate: Callable[[], Mapping[str, float]] | None = None
     # what a step makes of a row, a pure function of (row, step)
     draw: Callable[[Encoded, int], Encoded] | None = None
+    order: Order | None = None  # of the rows of an epoch; None: a permutation
     progress: Progress = field(default_factory=Progress)
 
     def __post_init__(self) -> None:
-        self.rows = StepRows(len(self.documents), batch_size=self.optim.batch_size, seed=self.seed)
+        size = {"batch_size": self.optim.batch_size, "seed": self.seed}
+        self.rows = StepRows(len(self.documents), **size, order=self.order)
         self.total_steps = self.loop.num_steps(len(self.documents), self.optim.batch_size)
         self.drawn: tuple[int, list[Encoded]] | None = None
         trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}

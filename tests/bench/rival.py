@@ -45,7 +45,7 @@ from ftcore.env.device import DTYPES, resolve_device, reuse_across_steps, set_th
 from ftcore.env.run import RunFolder
 from ftcore.env.seed import generator
 from ftcore.model.families import family_of
-from ftcore.model.hub import resolve
+from ftcore.hub import resolve
 from ftcore.model.load import CONFIG, load_model, read_object
 from ftcore.tune.checkpoint import Checkpoints
 from ftcore.tune.loop import Loop

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ftcore.data.pack import Encoded
-from ftcore.model.hub import BUILTIN
+from ftcore.hub import BUILTIN
 from tests.bench.compare import main
 from tests.bench.rival import Bench
 

@@ -134,7 +134,7 @@ def test_a_hub_id_without_network(
 def test_a_base_model_without_weights(
     refused: Refused, files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ftcore.model.hub import BUILTIN
+    from ftcore.hub import BUILTIN
 
     bare = tmp_path / "base"
     without = shutil.ignore_patterns("*.safetensors")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ftcore.data.columns import LabelledText, LabelMap, label_map, labelled, texts
+from ftcore.data.columns import LabelledText, LabelMap, label_map, labelled, spanned, texts
 from ftcore.data.read import Row, read_rows
 from ftcore.errors import DataError
 
@@ -124,3 +124,32 @@ def test_real_columns(data_dir):
     labels = label_map(kept)
     assert labels.names == ("0", "1")
     assert sum(labels.indices(e)[0] for e in kept) == 279
+
+
+def test_spans_part_words_and_name_them():
+    text = "Ann Lee's aunt met Bob,Bobby in  New York."
+    named = [("PER", "Ann Lee"), ("PER", "Bob"), ("PER", "Bobby"), ("LOC", "New York")]
+    spans = [
+        {"start": text.index(part), "end": text.index(part) + len(part), "label": label}
+        for label, part in reversed(named)
+    ]
+    spans[1]["start"], spans[1]["end"] = text.index("Bobby"), text.index("Bobby") + 5
+    rows = [Row("1", "a", 1, {"text": text, "spans": spans}), Row("2", "a", 2, {"text": "no one"})]
+    (first, second), rejected = spanned(rows)
+    assert first.words == tuple("Ann Lee 's aunt met Bob , Bobby in New York .".split())
+    assert first.names == tuple("B-PER I-PER O O O B-PER O B-PER O B-LOC I-LOC O".split())
+    assert second.names == ("O", "O") and rejected == []
+
+
+@pytest.mark.parametrize("spans", [[(0, 3), (2, 5)], [(1, 1)], [(4, 99)], [(-3, 2)], [(3, 4)]])
+def test_spans_that_cannot_be_meant_are_rejected(spans):
+    named = [{"start": start, "end": end, "label": "X"} for start, end in spans]
+    rows = [Row("1", "a", 1, {"text": "one two", "spans": named}), Row("2", "a", 2, {"text": "a"})]
+    kept, (lost,) = spanned(rows)
+    assert len(kept) == 1 and "spans overlap, are empty or lie outside the text" in lost.reason
+
+
+def test_spans_of_another_form_are_an_error():
+    rows = [Row("1", "a", 7, {"text": "one two", "spans": [[0, 3, "X"]]})]
+    with pytest.raises(DataError, match="a:7: column 'spans' must hold"):
+        spanned(rows)

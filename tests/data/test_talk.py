@@ -3,12 +3,13 @@
 import pytest
 
 from ftcore.config import ChatDataConfig
-from ftcore.data.prepare import BUILTIN_CHAT, prepare
+from ftcore.data.collect import BUILTIN_CHAT
+from ftcore.data.prepare import prepare
 from ftcore.data.read import Row
 from ftcore.data.talk import answered, chats
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import ConfigError, DataError
-from ftcore.model.hub import resolve
+from ftcore.hub import resolve
 
 USER = {"role": "user", "content": "hi"}
 ANSWER = {"role": "assistant", "content": "hello"}

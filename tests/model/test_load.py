@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ftcore.errors import ModelError
-from ftcore.model import hub
+from ftcore import hub
 from ftcore.model.families.qwen3 import FAMILY
-from ftcore.model.hub import resolve
+from ftcore.hub import resolve
 from ftcore.model.load import CONFIG, load_model, save_model
 from ftcore.model.weights import INDEX, SINGLE
 
@@ -182,7 +182,7 @@ def test_an_empty_model_takes_no_compiler_and_leaves_the_default_dtype() -> None
     """Torch's tracing machinery costs more to import than a small model to load."""
     code = (
         "import sys, torch; from pathlib import Path; from ftcore.model.load import load_model;"
-        "from ftcore.model.hub import resolve;"
+        "from ftcore.hub import resolve;"
         "load_model(resolve('builtin:base'), task='lm', dtype=torch.bfloat16);"
         "assert torch.get_default_dtype() == torch.float32;"
         "sys.exit('sympy' in sys.modules)"

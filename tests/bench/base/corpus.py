@@ -24,7 +24,7 @@ from pydoc_data.topics import topics
 from typing import Any, Literal
 
 from ftcore.data.tokenizer import Tokenizer
-from ftcore.model.hub import resolve
+from ftcore.hub import resolve
 
 from .copying import Source, chat
 from .values import Lexicon, copying_words

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ftcore.errors import ModelError
 
-BUILTIN = {"builtin:base": Path(__file__).parents[1] / "builtin" / "base"}
+BUILTIN = {"builtin:base": Path(__file__).parent / "builtin" / "base"}
 FILES = ("*.safetensors", "*.json", "*.txt", "*.jinja")  # never a pickle
 
 

@@ -1,0 +1,117 @@
+"""Training rows beside each other and beside those held out: duplicates, conflicts, leaks.
+
+What is compared is all of an example's texts; of a chat every turn but the system's, which all rows
+may share, and for leaks and conflicts the user's alone.
+"""
+
+from collections.abc import Hashable, Mapping, Sequence
+
+from ftcore.data import dedup
+from ftcore.data.collect import DataConfig, Notes, Rows
+from ftcore.data.columns import Chat, Example, Rejected, left_out, texts_of
+
+SHOWN = 100  # findings that are noted by name; the rest is counted
+SYSTEM, UNASKED = ("system",), ("system", "assistant")  # roles
+MAX_SHARE = 0.01  # of the rows, that one cluster of near duplicates may hold before it is removed
+
+
+def compare(config: DataConfig, train: Rows, held: Mapping[str, Rows], notes: Notes) -> None:
+    """Finds training rows that repeat others or give a held-out row away, and leaves them out where
+    that is asked for; rows with other labels, tags or answers repeat nothing."""
+    if config.duplicates != "off":
+        notes["conflicts"] = conflicts(train.examples)
+        lost = duplicates(train.examples, near=False)
+        settle("duplicate", config.duplicates != "report", train, lost, notes)
+    if held:
+        lost = leaks(train.examples, held)
+        settle("leak", config.leaks == "drop", train, lost, notes)
+    if config.duplicates != "off":
+        is_dropped = config.duplicates == "near"
+        lost = duplicates(train.examples, near=True, max_share=MAX_SHARE if is_dropped else 1.0)
+        settle("near duplicate", is_dropped, train, lost, notes)
+
+
+def duplicates(
+    examples: Sequence[Example], *, near: bool, max_share: float = 1.0
+) -> dict[int, Rejected]:
+    """Rows, by index, that say what another with the same answer says: exactly, or else nearly."""
+    alike: dict[Hashable, list[int]] = {}
+    for index, example in enumerate(examples):
+        key = None if near and isinstance(example, Chat) else answer(example)
+        alike.setdefault(key, []).append(index)
+    lost = {}
+    for rows in alike.values():
+        if len(rows) == 1:
+            continue
+        texts = [said(examples[row], without=SYSTEM if near else ()) for row in rows]
+        share = max_share * len(examples) / len(rows)
+        for twin in dedup.duplicates(texts, near=near, max_share=share):
+            example, other = examples[rows[twin.row]], examples[rows[twin.twin]]
+            if twin.kind == ("near" if near else "exact"):
+                detail = f"{place(other)}, Jaccard {twin.jaccard:.3f}"
+                reason = "near duplicate" if near else "duplicate"
+                lost[rows[twin.row]] = left_out(example, reason, "compare", detail)
+    return lost
+
+
+def clusters(examples: Sequence[Example]) -> list[int]:
+    """A number for each row, shared by rows that are nearly alike, whatever their labels."""
+    numbers = list(range(len(examples)))
+    for twin in dedup.duplicates([said(example) for example in examples], max_share=1.0):
+        numbers[twin.row] = twin.twin
+    return numbers
+
+
+def conflicts(examples: Sequence[Example]) -> Notes:
+    """Texts that have more than one label, or prompts with more than one answer."""
+    answers: dict[str, dict[Hashable, str]] = {}
+    for example in examples:
+        found = answers.setdefault(dedup.folded(said(example, without=UNASKED)), {})
+        found.setdefault(answer(example), place(example))
+    several = {text: found for text, found in answers.items() if text and len(found) > 1}
+    shown = [[text[:200], *map(list, found.items())] for text, found in several.items()]
+    return {"texts": len(several), "such as": shown[:SHOWN]}
+
+
+def leaks(train: Sequence[Example], held: Mapping[str, Rows]) -> dict[int, Rejected]:
+    """Training rows, by index, that give away a row of another split: the same or nearly the same
+    text with the same label, or 13 words of it."""
+    there = [(example, split) for split, part in held.items() for example in part.examples]
+    mine, theirs = ([said(e, without=UNASKED) for e in es] for es in (train, [e for e, _ in there]))
+    lost = {}
+    for leak in dedup.leaks(mine, theirs):
+        example, (other, split) = train[leak.row], there[leak.held]
+        if isinstance(example, Chat) or leak.kind == "exact" or answer(example) == answer(other):
+            how = leak.words or f"Jaccard {leak.jaccard:.3f}"
+            detail = f"{place(other)}, {how}"
+            lost[leak.row] = left_out(example, f"{leak.kind} in {split}", "compare", detail)
+    return lost
+
+
+def settle(
+    what: str, is_dropped: bool, train: Rows, lost: dict[int, Rejected], notes: Notes
+) -> None:
+    """Rows that were found leave training or are only noted."""
+    shown = [[f"{row.file}:{row.line}", row.reason, row.detail] for row in lost.values()]
+    found = {"rows": len(lost), "left out": is_dropped, "such as": shown[:SHOWN]}
+    notes.setdefault("alike", {})[what] = found
+    if is_dropped:
+        train.drop(lost)
+
+
+def said(example: Example, *, without: Sequence[str] = SYSTEM) -> str:
+    """What is compared: all texts; of a chat those of roles that are not left aside."""
+    if not isinstance(example, Chat):
+        return "\n".join(texts_of(example))
+    return "\n".join(m["content"] for m in example.messages if m["role"] not in without)
+
+
+def answer(example: Example) -> Hashable:
+    """What is to be predicted: a label, tags, or what the assistant says."""
+    if isinstance(example, Chat):
+        return "\n".join(m["content"] for m in example.messages if m["role"] == "assistant")
+    return getattr(example, "label", getattr(example, "names", None))
+
+
+def place(example: Example) -> str:
+    return f"{example.file}:{example.line}"

@@ -1,0 +1,175 @@
+"""What a run trains and is judged on, and the account of it: what became of every row.
+
+    RUN/data/  funnel.json  rejected.jsonl  report.html
+
+`rejected.jsonl` names every row that was left out, cut, or lost a word, with the reason; the rest
+is counts. The page needs no network.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from ftcore.data.columns import Rejected
+from ftcore.data.encode import Split
+from ftcore.data.mask import Masking
+from ftcore.data.order import Order
+from ftcore.data.split import mixed
+from ftcore.data.tokenizer import Tokenizer
+
+STEPS = ("read", "map", "filter", "compare", "split", "encode")  # in which rows can leave
+PERCENTILES = (5, 50, 95, 99, 100)
+BINS = 24  # of a histogram
+PAGE = Path(__file__).with_name("report.html")
+
+
+@dataclass
+class Prepared:
+    """What a run trains and is judged on."""
+
+    train: Split = field(default_factory=Split)
+    dev: Split = field(default_factory=Split)
+    tests: dict[str, Split] = field(default_factory=dict)
+    # classes, by index; of a regression the one name of its scores
+    labels: tuple[str, ...] | None = None
+    # what a step makes of a training row: hides some tokens; None: nothing
+    draw: Masking | None = None
+    # which of data.train the training documents are from: (its number, how many), in their order;
+    # only where its files have weights
+    runs: list[tuple[int, int]] = field(default_factory=list)
+    notes: dict[str, Any] = field(default_factory=dict)  # what was found on the way, as JSON
+
+    def splits(self) -> list[tuple[str, Split]]:
+        """Every split that has rows, by name."""
+        named = [("train", self.train), ("dev", self.dev), *self.tests.items()]
+        return [(name, split) for name, split in named if split.num_rows]
+
+    def put(self, name: str, split: Split) -> None:
+        if name in ("train", "dev"):
+            setattr(self, name, split)
+        else:
+            self.tests[name] = split
+
+    def order(self, weights: tuple[float, ...], seed: int) -> Order | None:
+        """The rows of an epoch where training files have weights; see `mixed`."""
+        if not weights:
+            return None
+        source_B = np.repeat(*np.array(self.runs).T)
+        return partial(mixed, source_B, weights, seed=seed)
+
+    def summary(self) -> str:
+        """What was read and lost, for people: one line for each split, then what else was found."""
+        lines = list(self._sources())
+        for name, split in self.splits():
+            tokens = self.notes["statistics"][name]["tokens"]
+            documents = len(split.documents)
+            line = f"{name}: {split.num_rows} rows, {documents} documents, {tokens} tokens"
+            for what, found in losses(split):
+                reasons = Counter(row.reason for row in found)
+                shown = reasons.most_common(5)
+                line += "".join(f"; {what} {n} ({reason})" for reason, n in shown)
+                more = reasons.total() - sum(n for _, n in shown)
+                line += f"; {what} {more} more" if more else ""
+            lines.append(line)
+        return "\n".join([*lines, *self._findings()])
+
+    def _sources(self) -> Iterator[str]:
+        for split, files in self.notes.get("sources", {}).items():
+            for file, found in files.items():
+                yield f"{split}: {file}: {found['rows']} rows, {found['format']}"
+                yield from (f"    {row}" for row in found.get("first rows", ()))
+
+    def _findings(self) -> Iterator[str]:
+        for name, found in self.notes.get("found", {}).items():
+            kinds = (f"{what} {count}" for what, count in found.items())
+            yield f"{name}: " + ", ".join(kinds) if found else ""
+        for what, found in self.notes.get("alike", {}).items():
+            if found["rows"] and not found["left out"]:
+                yield f"train: {found['rows']} rows with a {what}, kept"
+        if several := self.notes.get("conflicts", {}).get("texts"):
+            yield f"train: {several} texts have several labels or answers"
+
+    def write(self, folder: Path) -> None:
+        """Write the account into a run's data/."""
+        folder.mkdir(parents=True, exist_ok=True)
+        lines = [
+            json.dumps({"split": name, "what": what, **asdict(row)}, ensure_ascii=False) + "\n"
+            for name, split in self.splits()
+            for what, found in losses(split)
+            for row in found
+        ]
+        (folder / "rejected.jsonl").write_text("".join(lines), "utf-8")
+        moved = {"train": self.notes.get("held out", 0)}
+        steps = {name: funnel(split, moved.get(name, 0)) for name, split in self.splits()}
+        account = {**self.notes, "funnel": steps}
+        (folder / "funnel.json").write_text(json.dumps(account, indent=1), "utf-8")
+        write_page(folder)
+
+
+def write_page(folder: Path) -> Path:
+    """The page of a run's data/, made from its funnel.json."""
+    account = json.loads((folder / "funnel.json").read_text("utf-8"))
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    page = environment.from_string(PAGE.read_text("utf-8")).render(account, where=folder)
+    (folder / PAGE.name).write_text(page, "utf-8")
+    return folder / PAGE.name
+
+
+def losses(split: Split) -> list[tuple[str, list[Rejected]]]:
+    """What was lost, by the word for it."""
+    return [("left out", split.rejected), ("cut", split.cut), ("without token", split.untold)]
+
+
+def funnel(split: Split, moved: int) -> list[dict[str, Any]]:
+    """For each step the rows that came in and went on, what left and why, with an example each.
+
+    moved    rows that are held out of this split and make another
+    """
+    steps, rows = [], split.num_rows
+    for step in STEPS:
+        lost = [row for row in split.rejected if row.step == step]
+        reasons = Counter(row.reason for row in lost).most_common()
+        named = {row.reason: f"{row.file}:{row.line} {row.detail[:200]}" for row in reversed(lost)}
+        why = [{"reason": r, "rows": count, "such as": named[r]} for r, count in reasons]
+        number = len({row.id or row.line for row in lost})
+        if step == "split" and moved:
+            number, why = moved, [{"reason": "held out as dev rows", "rows": moved, "such as": ""}]
+        steps.append({"step": step, "in": rows, "out": rows - number, "lost": why})
+        rows -= number
+    return steps
+
+
+def statistics(split: Split, tokenizer: Tokenizer, labels: tuple[str, ...] | None) -> dict:
+    """Lengths, labels, and shares of tokens."""
+    documents = split.documents
+    lengths_B = np.array([len(document) for document in documents])
+    counts, edges = np.histogram(lengths_B, bins=BINS)
+    named = zip(PERCENTILES, np.percentile(lengths_B, PERCENTILES).round().tolist(), strict=True)
+    found = {
+        "documents": len(documents),
+        "tokens": int(lengths_B.sum()),
+        "lengths": {f"p{percent}": int(length) for percent, length in named},
+        "histogram": {"counts": counts.tolist(), "edges": edges.round(1).tolist()},
+    }
+    if isinstance(documents[0].weights, np.ndarray):
+        scored = sum(np.count_nonzero(document.weights) for document in documents)
+        found["scored share"] = round(scored / found["tokens"], 4)
+    elif labels and len(labels) > 1:
+        sums = sum(_one_hot(document.labels, len(labels)) for document in documents)
+        found["labels"] = dict(zip(labels, sums.astype(int).tolist(), strict=True))
+    if "unk_token" in tokenizer.special:
+        id_ = tokenizer.id_of(tokenizer.special["unk_token"])
+        unknown = sum(np.count_nonzero(document.tokens_T == id_) for document in documents)
+        found["unknown share"] = round(unknown / found["tokens"], 6)
+    return found
+
+
+def _one_hot(label: int | np.ndarray, count: int) -> np.ndarray:
+    return label if isinstance(label, np.ndarray) else np.arange(count) == label

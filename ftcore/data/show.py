@@ -1,0 +1,127 @@
+"""What a run reads, as a person sees it: a step's batch, and the way of one row.
+
+In the text of a document, special tokens included, what is supervised is green, or stands between
+double brackets where the output is no terminal.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+
+import numpy as np
+
+from ftcore.config import ChatDataConfig, MaskedDataConfig, Run, TextDataConfig
+from ftcore.data.collect import collect
+from ftcore.data.columns import Example, texts_of
+from ftcore.data.ledger import Prepared
+from ftcore.data.order import StepRows
+from ftcore.data.pack import Encoded, pack, split
+from ftcore.data.tokenizer import Tokenizer
+from ftcore.errors import ConfigError, DataError
+
+COLOURED, PLAIN = ("\x1b[32m", "\x1b[0m"), ("[[", "]]")
+
+
+class Shown:
+    """A run's data, to look at; its files are read once more, for the places of the rows."""
+
+    def __init__(self, run: Path, config: Run, data: Prepared, tokenizer: Tokenizer) -> None:
+        self.run, self.config, self.data, self.tokenizer = run, config, data, tokenizer
+        self.marks = COLOURED if sys.stdout.isatty() else PLAIN
+        self.rows: dict[str, Example] = {
+            e.id: e for part in collect(config.data, {}).values() for e in part.examples
+        }
+        self.steps = StepRows(
+            len(data.train.documents),
+            batch_size=config.optim.batch_size,
+            seed=config.env.seed,
+            order=data.order(config.data.weights, config.env.seed),
+        )
+
+    def step(self, step: int) -> Iterator[str]:
+        """The streams of one optimiser step, counted from 1, as its processes read them."""
+        if step < 1:
+            raise ConfigError(f"--step {step}: steps are counted from 1")
+        documents = [self.data.train.documents[row] for row in self.steps(step - 1)]
+        if self.data.draw:
+            documents = [self.data.draw(document, step - 1) for document in documents]
+        shares = min(self.config.env.threads, self.config.optim.batch_size)
+        for number, share in enumerate(split(list(map(len, documents)), shares)):
+            lengths = [len(documents[i]) for i in share]
+            for stream in pack(lengths, self.config.loop.micro_batch_tokens):
+                tokens = sum(lengths[i] for i in stream)
+                yield f"== step {step}, share {number}: {len(stream)} documents, {tokens} tokens"
+                for i in stream:
+                    yield from self.document(documents[share[i]])
+
+    def document(self, document: Encoded) -> Iterator[str]:
+        """Its border, with its row, positions and weight, and its text."""
+        weight = np.sum(document.weights, dtype=np.float64)
+        where = self.place(document.row_id)
+        yield f"-- {document.row_id} {where}: positions 0 to {len(document) - 1}, weight {weight:g}"
+        yield self.text(document)
+
+    def place(self, row_id: str) -> str:
+        example = self.rows.get(row_id.partition(":")[0])
+        return f"{example.file}:{example.line}" if example else "(its file has changed)"
+
+    def text(self, document: Encoded) -> str:
+        """The document as text, with what is supervised marked."""
+        decode = self.tokenizer.decode
+        if not isinstance(document.weights, np.ndarray):
+            label = document.labels
+            if self.data.labels and isinstance(label, int | np.integer):
+                label = self.data.labels[label]
+            return f"{decode(document.tokens_T, special=True)} -> {label}"
+        ids_T, counts_T = document.tokens_T, document.weights > 0
+        task = type(self.config.data)
+        if task is TextDataConfig or task is ChatDataConfig:  # labels are the next tokens
+            counts_T = np.append(False, counts_T[:-1])
+        shown, pairs = "", zip(ids_T, counts_T, document.labels, strict=True)
+        for counts, run in groupby(pairs, key=itemgetter(1)):
+            run = list(run)
+            text = decode([id_ for id_, _, _ in run], special=True)
+            if counts and task is MaskedDataConfig:
+                text += " <- " + decode([label for _, _, label in run], special=True)
+            elif counts and task is not TextDataConfig and task is not ChatDataConfig:
+                text += " " + " ".join(self.data.labels[label] for _, _, label in run)
+            shown += text.join(self.marks) if counts else text
+        return shown
+
+    def row(self, row_id: str) -> Iterator[str]:
+        """The way of a row, forward to its documents and steps, and back to its place."""
+        matching = [id_ for id_ in self.rows if id_.startswith(row_id)]
+        if len(matching) != 1:
+            raise DataError(
+                f"--row {row_id}: {len(matching)} rows begin so; ids stand in data/rejected.jsonl "
+                "and in what --step prints"
+            )
+        (row_id,) = matching
+        example, place = self.rows[row_id], self.place(row_id)
+        yield f"row {row_id}, {place}"
+        yield from (f"    {text}" for text in texts_of(example))
+        with open(self.run / "data" / "rejected.jsonl", encoding="utf-8") as file:
+            for found in map(json.loads, file):
+                if found["id"] == row_id:
+                    named = itemgetter("split", "what", "step", "reason", "detail")(found)
+                    yield "{}: {} in step {}: {} {}".format(*named)
+                elif found["detail"].partition(",")[0] == place:
+                    named = itemgetter("split", "file", "line", "reason")(found)
+                    yield "{}: {}:{} {} of it".format(*named)
+        for name, part in self.data.splits():
+            for number, document in enumerate(part.documents):
+                if document.row_id.partition(":")[0] == row_id:
+                    yield f"{name}: document {number}"
+                    yield from self.document(document)
+                    if name == "train":
+                        yield self.read_in(number)
+
+    def read_in(self, number: int) -> str:
+        """The steps that read a training document."""
+        rows = len(self.data.train.documents)
+        num_steps = self.config.loop.num_steps(rows, self.config.optim.batch_size)
+        steps = [step + 1 for step in range(num_steps) if number in self.steps(step)]
+        return f"    read in step {', '.join(map(str, steps)) or '(none)'} of {num_steps}"
