@@ -1,0 +1,271 @@
+"""Rows that say the same twice, and rows of training that give away a held-out one.
+
+Letters: N shingles of texts laid end to end, B texts, P pairs of them, H hash functions.
+
+Texts are compared folded: lower case, every run of white space one blank, digits kept. Two texts
+are alike where the Jaccard index J = |a & b| / |a | b| of their sets of shingles is at least 0.8.
+A shingle is a run of 5 words; or of 5 letters where one text has fewer than 20 words, and then the
+other must have fewer than 25. Candidates come from MinHash, and all are verified:
+
+    signature   the least value that each of 128 hash functions takes on a text's shingles
+    candidates  pairs with the same 8 values in a band, and 0.71 of all values equal; a signature
+                is cut into 16 bands of neighbours, and again into 16 of every 16th value
+    found       more than 0.99 of the pairs at J = 0.8 (0.95 by the first 16 bands), none below
+
+In a bucket of a band a text meets the bucket's first text, and `WINDOW` neighbours on each side in
+the order of another band: many rows from one template cost time in proportion to their number.
+
+What is found depends on the texts alone: not on their order, nor on a random generator.
+numerics: J is exact but where two shingles agree in 64 bits: once in 2e19 pairs of shingles.
+cost: about 0.1 us a shingle; 512 bytes a text, all else in chunks that fit a core's cache.
+source: Broder 1997, "On the resemblance and containment of documents"; Bawa, Condie and Ganesan
+2005, "LSH Forest" (neighbours); Brown et al. 2020, arXiv:2005.14165, appendix C (13 words).
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from ftcore.errors import DataError
+
+SIMILAR, LIKELY = 0.8, 0.71  # Jaccard index; its estimate, 2.5 standard errors lower
+SHINGLE = 5  # words or letters
+SHORT, NEARLY_SHORT = 20, 25  # words
+BANDS, ROWS = 16, 8
+WINDOW = 16  # texts
+RUN = 13  # words
+SMALL = 20  # texts: so many may go for one in any data
+CHUNK = 1 << 16  # letters, or values of signatures
+
+
+@dataclass(frozen=True, slots=True)
+class Twin:
+    """A row to remove, and the one that stays for it."""
+
+    row: int
+    twin: int
+    kind: Literal["exact", "near"]
+    jaccard: float
+
+
+@dataclass(frozen=True, slots=True)
+class Leak:
+    """A row of training, and the held-out row that it gives away."""
+
+    row: int
+    held: int
+    kind: Literal["exact", "near", "13 words"]
+    jaccard: float | None = None  # None: only of 13 words, which follow
+    words: str = ""
+
+
+def folded(text: str) -> str:
+    """What is compared."""
+    return " ".join(text.lower().split())
+
+
+def duplicates(texts: Sequence[str], *, near: bool = True, max_share: float = 0.01) -> list[Twin]:
+    """Rows to remove, in order, so that what is left is said once.
+
+    Of equal texts the first row stays. Of texts that are alike the longest stays, of equally long
+    ones the first by code points: in this order each text that is still there removes all that are
+    like it. So a removed row is like the one that stays for it, never only like a removed one.
+
+    near        also remove what is alike
+    max_share   of the different texts, that may go for one
+    raises      DataError: more would go (and more than 20)
+    """
+    forms = [folded(text) for text in texts]
+    rows = _first_rows(forms)
+    named = _ranked(rows)
+    stays: dict[str, tuple[str, float]] = {}  # of each removed text: what stays for it, J
+    for a, b, jaccard in alike(named) if near else ():
+        if named[a] not in stays and named[b] not in stays:
+            stays[named[b]] = named[a], jaccard
+    for kept, count in Counter(kept for kept, _ in stays.values()).most_common(1):
+        if count > max(SMALL, max_share * len(named)):
+            shown = [kept, *(form for form in stays if stays[form][0] == kept)][:3]
+            raise DataError(
+                f"row {rows[kept]} (from 0) is like {count} other texts, {count / len(named):.1%}"
+                f" of all, more than {max_share:.1%}: {', '.join(repr(s[:80]) for s in shown)};"
+                " stop for review: if only equal texts shall go, say data.duplicates exact"
+            )
+    found = []
+    for row, form in enumerate(forms):
+        kept, jaccard = stays.get(form, (form, 1.0))
+        if rows[kept] != row:
+            found.append(Twin(row, rows[kept], "exact" if kept == form else "near", jaccard))
+    return found
+
+
+def leaks(train: Sequence[str], held: Sequence[str]) -> list[Leak]:
+    """Rows of training that give away a held-out one, in order.
+
+    Each is told once, by the strongest of: an equal text; the text most like it; the first run of
+    13 words that both have. Of equal held-out texts the first row is named.
+    """
+    forms = [folded(text) for text in train]
+    rows = _first_rows([folded(text) for text in held])
+    named = _ranked({*forms, *rows})
+    held_B = np.array([form in rows for form in named], dtype=bool)
+    found = {form: Leak(0, row, "exact", 1.0) for form, row in rows.items()}
+    for a, b, jaccard in sorted(alike(named, held_B), key=lambda pair: -pair[2]):
+        shown, form = (named[a], named[b]) if held_B[a] else (named[b], named[a])
+        found.setdefault(form, Leak(0, rows[shown], "near", jaccard))
+    for form, shown, words in _runs([form for form in named if form not in found], _ranked(rows)):
+        found[form] = Leak(0, rows[shown], "13 words", words=words)
+    return [replace(found[form], row=row) for row, form in enumerate(forms) if form in found]
+
+
+def alike(named: Sequence[str], held_B: np.ndarray | None = None) -> list[tuple[int, int, float]]:
+    """Pairs of texts (a, b, J), a < b, that are alike, in order.
+
+    named   folded texts, all different, in the order of `_ranked`
+    held_B  bool: only pairs of which one is held out and the other not
+    """
+    words_B = np.array([form.count(" ") + 1 for form in named], dtype=np.int64)
+    whole_B = np.array([len(form) >= SHINGLE for form in named], dtype=bool)
+    side_B = np.arange(len(named)) if held_B is None else held_B
+    found: list[tuple[int, int, float]] = []
+    for letters in (False, True):
+        chosen_B = whole_B & (words_B < NEARLY_SHORT) if letters else words_B >= SHORT
+        rows_B = np.flatnonzero(chosen_B)
+        some = [named[row] for row in rows_B]
+        pairs_2P = _candidates(_signatures(some, letters), side_B[rows_B])
+        short_P = words_B[rows_B[pairs_2P]].min(0) < SHORT
+        pairs_2P = pairs_2P[:, short_P == letters]
+        told = zip(*rows_B[pairs_2P].tolist(), _jaccard(some, pairs_2P, letters), strict=True)
+        found += [pair for pair in told if pair[2] >= SIMILAR]
+    return sorted(found)
+
+
+def _first_rows(forms: Sequence[str]) -> dict[str, int]:
+    return {form: row for row, form in reversed(list(enumerate(forms)))}
+
+
+def _ranked(forms: Collection[str]) -> list[str]:
+    """Longest first: an order that is not the rows'."""
+    return sorted(forms, key=lambda form: (-len(form), form))
+
+
+def _signatures(texts: Sequence[str], letters: bool) -> np.ndarray:
+    """Signatures (B, H), uint32."""
+    factors_H = _odd(BANDS * ROWS).astype(np.uint32)
+    signature_BH = np.empty((len(texts), len(factors_H)), dtype=np.uint32)
+    for part in _chunks([len(text) for text in texts]):
+        grams_N, counts_B = _grams(texts[part], SHINGLE, letters)
+        grams_N, starts_B = (grams_N >> np.uint64(32)).astype(np.uint32), _starts(counts_B)
+        for h, factor in enumerate(factors_H):
+            signature_BH[part, h] = np.minimum.reduceat(grams_N * factor, starts_B)
+    return signature_BH
+
+
+def _candidates(signature_BH: np.ndarray, side_B: np.ndarray) -> np.ndarray:
+    """Pairs (2, P) of different sides in one bucket, whose estimated J is not far under 0.8."""
+    B, H = signature_BH.shape
+    bands = [slice(first, first + ROWS) for first in range(0, H, ROWS)]
+    bands += [slice(first, None, BANDS) for first in range(BANDS)]
+    keys_AB = [(signature_BH[:, band] * _odd(ROWS)).sum(1) for band in bands]
+    found_P = np.empty(0, dtype=np.int64)  # a B + b
+
+    def likely(a_P: np.ndarray, b_P: np.ndarray) -> Iterator[np.ndarray]:
+        for part in _chunks(np.full(len(a_P), H)):
+            a, b = np.minimum(a_P[part], b_P[part]), np.maximum(a_P[part], b_P[part])
+            kept = (signature_BH[a] == signature_BH[b]).sum(1) >= LIKELY * H
+            kept &= side_B[a] != side_B[b]
+            yield a[kept] * B + b[kept]
+
+    for band, key_B in enumerate(keys_AB):
+        _, first, bucket_B = np.unique(key_B, return_index=True, return_inverse=True)
+        pairs = [found_P, *likely(first[bucket_B], np.arange(B))]
+        order_B = np.lexsort((keys_AB[band - 1], key_B))
+        key_B, at_P = key_B[order_B], np.arange(B)
+        for gap in range(1, WINDOW + 1):
+            at_P = at_P[at_P < B - gap]
+            at_P = at_P[key_B[at_P] == key_B[at_P + gap]]
+            pairs += likely(order_B[at_P], order_B[at_P + gap])
+        # cost: np.unique would put these numbers, far from random, into a hash table: 20 x slower
+        found_P = np.sort(np.concatenate(pairs))
+        found_P = found_P[np.diff(found_P, prepend=-1) > 0]
+    return np.stack(np.divmod(found_P, max(B, 1)))
+
+
+def _jaccard(texts: Sequence[str], pairs_2P: np.ndarray, letters: bool) -> list[float]:
+    """Jaccard index of each pair."""
+    length_B = np.array([len(text) for text in texts], dtype=np.int64)
+    jaccard: list[float] = []
+    for part in _chunks(length_B[pairs_2P].sum(0)):
+        rows, index_2P = np.unique(pairs_2P[:, part], return_inverse=True)
+        grams_N, counts_B = _grams([texts[row] for row in rows], SHINGLE, letters)
+        sets = [{*grams.tolist()} for grams in np.split(grams_N, _starts(counts_B)[1:])]
+        for a, b in index_2P.T.tolist():
+            shared = len(sets[a] & sets[b])
+            jaccard.append(shared / (len(sets[a]) + len(sets[b]) - shared))
+    return jaccard
+
+
+def _runs(train: Sequence[str], held: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+    """Texts of `train`, the first of `held` that has their first common run of words, the run."""
+    train, held = ([form for form in some if form.count(" ") >= RUN - 1] for some in (train, held))
+    parts = [_grams(held[part], RUN, False) for part in _chunks([len(form) for form in held])]
+    if not parts:
+        return
+    known_N, first_N = np.unique(np.concatenate([grams for grams, _ in parts]), return_index=True)
+    owner_N = np.repeat(np.arange(len(held)), np.concatenate([counts for _, counts in parts]))
+    for part in _chunks([len(form) for form in train]):
+        grams_N, counts_B = _grams(train[part], RUN, False)
+        known_at_N = np.minimum(np.searchsorted(known_N, grams_N), len(known_N) - 1)
+        hits = np.flatnonzero(known_N[known_at_N] == grams_N)
+        texts, firsts = np.unique(np.repeat(np.arange(len(counts_B)), counts_B)[hits], True)
+        for text, place in zip(texts, hits[firsts], strict=True):
+            form, start = train[part][text], place - _starts(counts_B)[text]
+            words = " ".join(form.split(" ")[start : start + RUN])
+            yield form, held[owner_N[first_N[known_at_N[place]]]], words
+
+
+def _grams(texts: Sequence[str], size: int, letters: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Hashes (N, uint64) of the runs of `size` letters or words, and how many (B) each text has.
+
+    texts   folded, each of at least `size` letters or words
+    """
+    joined = "".join(texts) if letters else " ".join([*texts, ""])  # every word ends in a blank
+    codes_N = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), "<u4").astype(np.uint64)
+    if letters:
+        units_N, counts_B = _mixed(codes_N), [len(text) for text in texts]
+    else:
+        sizes = np.diff(np.flatnonzero(codes_N == ord(" ")), prepend=-1)
+        place_N = np.arange(len(codes_N)) - np.repeat(_starts(sizes), sizes)
+        codes_N |= place_N.astype(np.uint64) << np.uint64(32)
+        units_N = np.add.reduceat(_mixed(codes_N), _starts(sizes))
+        counts_B = [text.count(" ") + 1 for text in texts]
+    num_runs = len(units_N) - size + 1
+    grams_N = sum(units_N[i : i + num_runs] * factor for i, factor in enumerate(_odd(size)))
+    text_N = np.repeat(np.arange(len(texts)), counts_B)
+    return grams_N[text_N[:num_runs] == text_N[size - 1 :]], np.array(counts_B) - size + 1
+
+
+def _mixed(x_N: np.ndarray) -> np.ndarray:
+    """A permutation of uint64 that looks random. source: splitmix64, Steele et al. 2014."""
+    x_N = (x_N ^ (x_N >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x_N = (x_N ^ (x_N >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x_N ^ (x_N >> np.uint64(31))
+
+
+def _odd(count: int) -> np.ndarray:
+    """Odd factors, uint64."""
+    return _mixed(np.arange(1, count + 1, dtype=np.uint64)) | np.uint64(1)
+
+
+def _starts(counts: np.ndarray) -> np.ndarray:
+    return np.cumsum(counts) - counts
+
+
+def _chunks(sizes: Sequence[int] | np.ndarray) -> Iterator[slice]:
+    """Slices of items of about CHUNK in all, or of one larger item."""
+    ends = np.cumsum(np.asarray(sizes, dtype=np.int64))
+    marks = np.arange(CHUNK, ends[-1] if len(ends) else 0, CHUNK)
+    cuts = np.unique([0, *np.searchsorted(ends, marks), len(ends)])
+    yield from map(slice, cuts[:-1], cuts[1:])
