@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
 BASE = "builtin:base"
-Format = Literal["auto", "tsv", "csv", "jsonl", "json", "txt", "conll", "labelled", "tar", "parquet"]
+Format = Literal[
+    "auto", "tsv", "csv", "jsonl", "json", "txt", "conll", "labelled", "tar", "parquet"
+]  # fmt: skip
 OverLength = Literal["error", "drop", "cut_right"]
 TrainOn = Literal["all", "assistant", "last"]
 

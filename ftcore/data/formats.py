@@ -1,4 +1,4 @@
-"""The file formats, one function each: a file's content to records, damaged ones refused.
+"""The file formats, one function each: a file's content to records.
 
 tsv      one record a line, cells between tabs, no quoting
 csv      as RFC 4180: cells in double quotes may hold commas, quotes ("") and line breaks
@@ -9,6 +9,10 @@ conll    a word a line, its tag last, between tabs or blanks; a blank line ends 
          has "tokens", "tags" and the number of its "document", counted by -DOCSTART- lines
 labelled a label, a blank and the text on each line: "label", "text"
 tar      a text a file, its label the folder it is in: "text", "label", "name"
+parquet  typed columns, read by pyarrow, an optional extra
+
+A damaged record comes with the DataError that tells about it in place of its fields, and what
+follows it is read; DataErrors raised here are those behind which no record can be found.
 """
 
 import csv
@@ -17,44 +21,39 @@ import json
 import re
 import sys
 import tarfile
-from collections import Counter
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
 from ftcore.config import Format
+from ftcore.data.records import ReadReport, Record, checked, decoded
 from ftcore.errors import DataError
 
-SUFFIXED = ("tsv", "csv", "jsonl", "json", "txt", "conll", "tar")
+SUFFIXED = ("tsv", "csv", "jsonl", "json", "txt", "conll", "tar", "parquet")
 SUFFIXES: dict[str, Format] = {f".{name}": name for name in SUFFIXED} | {".ndjson": "jsonl"}
 DOCUMENT = "-DOCSTART-"
 _SPACE = re.compile(r"[ \t\n\r]*")
+_CELL = r'(?:"(?:[^"]++|"")*+"|[^",\r\n]*+)'
+_CSV_LINE = re.compile(rf'(?:{_CELL},)*+(?:{_CELL}[\r\n]*|(?P<open>"(?:[^"]++|"")*+))\Z')
+TOLD_BY = 100  # lines that must be JSON before a file of unknown suffix is taken for it
 
 
-Record = tuple[int, str, Any]  # line, raw text, cells or object
+def told(content: bytes) -> Format | None:
+    """The format that content is of for certain."""
+    if content.startswith(b"PAR1"):
+        return "parquet"
+    text = content.decode("utf-8-sig", "replace").strip()
 
+    def records(value: str) -> Any:
+        try:
+            return json.loads(value)
+        except ValueError:
+            return None
 
-@dataclass
-class ReadReport:
-    """What reading came across: rows and blank lines by file, rows with surplus cells by file."""
-
-    rows: Counter[str] = field(default_factory=Counter)
-    blank_lines: Counter[str] = field(default_factory=Counter)
-    surplus_cells: Counter[str] = field(default_factory=Counter)
-
-
-def decoded(content: bytes, where: str) -> str:
-    """UTF-8 text, without its byte-order mark."""
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        near = content[max(error.start - 20, 0) : error.start + 20]
-        raise DataError(
-            f"{where}:{line}: not UTF-8: byte 0x{content[error.start]:02x} in {near!r}; convert "
-            "the file (for instance: iconv -f latin1 -t utf-8)"
-        ) from error
+    if text.startswith("[") and _are_records(records(text)):
+        return "json"
+    lines = [line for line in text.split("\n") if line.strip()][:TOLD_BY]
+    return "jsonl" if len(lines) > 1 and _are_records([records(line) for line in lines]) else None
 
 
 def _tsv(text: str, file: str, report: ReadReport) -> Iterator[Record]:
@@ -77,23 +76,65 @@ def _lines(
 def _csv(text: str, file: str, report: ReadReport) -> Iterator[Record]:
     lines = list(io.StringIO(text, newline=""))
     before = 0  # lines before the record
+    width = 0  # cells of the first record
     limit = csv.field_size_limit(sys.maxsize)  # a cell may be a whole document
-    reader = csv.reader(lines, strict=True)
     try:
-        for cells in reader:
-            if cells:
-                raw = "".join(lines[before : reader.line_num])
-                yield before + 1, raw.rstrip("\r\n"), cells
-            else:
-                report.blank_lines[file] += 1
-            before = reader.line_num
-    except csv.Error as error:
-        raise DataError(
-            f"{file}:{before + 1}: the record that begins here is not csv: {error}; close every "
-            "quote and double the quotes inside quoted cells"
-        ) from error
+        while before < len(lines):
+            start, reader = before, csv.reader(lines[before:], strict=True)
+            try:
+                for cells in reader:
+                    if cells:
+                        raw = "".join(lines[before : start + reader.line_num])
+                        yield before + 1, raw.rstrip("\r\n"), cells
+                    else:
+                        report.blank_lines[file] += 1
+                    before, width = start + reader.line_num, width or len(cells)
+            except csv.Error as error:
+                if (read := start + reader.line_num) < len(lines):  # the damage is up to there
+                    after = _csv_resumes(lines, read, width)
+                else:
+                    after = _csv_rest(lines, before + 1, width)
+                what = f"{file}:{before + 1}: the record that begins here is not csv: {error}; "
+                mend = "close every quote and double the quotes inside quoted cells"
+                if after is None:
+                    lost = "it cannot be skipped, since no later quote tells where the next begins"
+                    raise DataError(f"{what}{lost}; {mend}") from error
+                problem = DataError(f"{what}it ends with line {after}; {mend}")
+                yield before + 1, "".join(lines[before:after]).rstrip("\r\n"), problem
+                before = after
     finally:
         csv.field_size_limit(limit)
+
+
+def _csv_resumes(lines: Sequence[str], first: int, width: int) -> int | None:
+    """The line, `first` or later, at which records begin again; None where nothing tells it.
+
+    At `first` either a record begins or a quoted cell goes on: both are followed until a quote
+    stands where one of them allows none, which refutes it.
+    """
+    begins = {False: first, True: None}  # whether a quoted cell goes on -> where a record begins
+    inside = {False: False, True: True}  # and whether the line that comes next is in quotes
+    for place in range(first, len(lines)):
+        for guess, is_quoted in tuple(inside.items()):
+            line = _CSV_LINE.match('"' * is_quoted + lines[place])
+            if line is None:
+                del inside[guess]
+                continue
+            inside[guess] = line["open"] is not None
+            if begins[guess] is None and not inside[guess]:
+                begins[guess] = place + 1
+        if not inside:  # this line is damaged as well
+            begins, inside = {False: place + 1, True: None}, {False: False, True: True}
+        elif len(inside) == 1 and begins[guess := next(iter(inside))] is not None:
+            return begins[guess]
+    return _csv_rest(lines, begins[False], width)
+
+
+def _csv_rest(lines: Sequence[str], first: int, width: int) -> int | None:
+    """`first`, if from there on each line is a record without quotes and the last is not cut."""
+    rest = [line for line in lines[first:] if line.strip()]
+    whole = all(line.count(",") == width - 1 > 0 and '"' not in line for line in rest)
+    return first if whole and (not rest or rest[-1].endswith(("\n", "\r"))) else None
 
 
 def _jsonl(text: str, file: str, report: ReadReport) -> Iterator[Record]:
@@ -101,8 +142,9 @@ def _jsonl(text: str, file: str, report: ReadReport) -> Iterator[Record]:
         try:
             value = json.loads(line)
         except ValueError as error:
-            raise _bad_json(file, number, str(error), line) from error
-        yield number, line, _object(value, line, file, number)
+            yield number, line, _bad_json(file, number, error, line)
+        else:
+            yield number, line, _object(value, line, file, number)
 
 
 def _json(text: str, file: str, report: ReadReport) -> Iterator[Record]:
@@ -170,12 +212,12 @@ def _txt(text: str, file: str, report: ReadReport) -> Iterator[Record]:
 
 def _conll(text: str, file: str, report: ReadReport) -> Iterator[Record]:
     words: list[tuple[int, str, list[str]]] = []  # line number, line, its cells
-    document = 0
+    document, problem = 0, None
     for number, line in enumerate([*text.split("\n"), ""], start=1):
         line = line.removesuffix("\r")
         cells = [cell for cell in line.split("\t" if "\t" in line else " ") if cell]
         if len(cells) == 1 and cells != [DOCUMENT]:
-            raise DataError(
+            problem = problem or DataError(
                 f"{file}:{number}: {line!r}: a line is a word, a tab or a blank, and its tag; "
                 "between sentences it is empty"
             )
@@ -184,12 +226,12 @@ def _conll(text: str, file: str, report: ReadReport) -> Iterator[Record]:
             continue
         if words:
             numbers, lines, columns = zip(*words, strict=True)
-            yield numbers[0], "\n".join(lines), {
+            yield numbers[0], "\n".join(lines), problem or {
                 "tokens": [cells[0] for cells in columns],
                 "tags": [cells[-1] for cells in columns],
                 "document": document,
             }
-            words = []
+            words, problem = [], None
         document += bool(cells)
 
 
@@ -199,18 +241,37 @@ def _labelled(text: str, file: str, report: ReadReport) -> Iterator[Record]:
         yield number, line, {"label": label, "text": rest}
 
 
-def tar(content: bytes, file: str) -> Iterator[Record]:
-    """Records of the format tar, numbered as they stand in it; nothing is written to the disk."""
+def _tar(content: bytes, file: str) -> Iterator[Record]:
+    """Files, numbered as they stand in the archive; nothing is written to the disk."""
     try:
         with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
             members = [member for member in archive if member.isfile()]
             for number, member in enumerate(members, start=1):
-                text = decoded(archive.extractfile(member).read(), f"{file}:{member.name}")
+                where = f"{file}:{member.name}"
+                text = decoded(archive.extractfile(member).read(), where)
                 label = PurePosixPath(member.name).parent.name
                 fields = {"text": text, "label": label, "name": member.name}
+                _, _, fields = next(checked([(1, text, fields)], where))
                 yield number, f"{member.name}\n{text}", fields
     except tarfile.TarError as error:
         raise DataError(f"{file}: damaged tar file ({error}); fetch it again") from error
+
+
+def _parquet(content: bytes, file: str) -> Iterator[Record]:
+    """Rows, numbered from 1, of one row group at a time; their raw text is their JSON."""
+    try:
+        from pyarrow import ArrowException, BufferReader
+        from pyarrow.parquet import ParquetFile
+    except ImportError as error:
+        raise DataError(f"{file}: needs pyarrow; install it: pip install pyarrow") from error
+    try:
+        table = ParquetFile(BufferReader(content))
+        groups = (table.read_row_group(index) for index in range(table.num_row_groups))
+        rows = (fields for group in groups for fields in group.to_pylist())
+        for number, fields in enumerate(rows, start=1):
+            yield number, json.dumps(fields, ensure_ascii=False, default=str), fields
+    except (ArrowException, OSError, ValueError) as error:
+        raise DataError(f"{file}: damaged parquet file ({error}); fetch it again") from error
 
 
 READERS: dict[str, Callable[[str, str, ReadReport], Iterator[Record]]] = {
@@ -222,11 +283,16 @@ READERS: dict[str, Callable[[str, str, ReadReport], Iterator[Record]]] = {
     "conll": _conll,
     "labelled": _labelled,
 }
+BINARY: dict[str, Callable[[bytes, str], Iterator[Record]]] = {"tar": _tar, "parquet": _parquet}
 
 
-def _object(value: Any, raw: str, file: str, line: int) -> dict[str, Any] | list[Any]:
+def _are_records(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, dict | list) for item in value)
+
+
+def _object(value: Any, raw: str, file: str, line: int) -> dict[str, Any] | list[Any] | DataError:
     if not isinstance(value, dict | list):
-        raise DataError(
+        return DataError(
             f"{file}:{line}: a record must be a JSON object, this is {type(value).__name__}: "
             f"{str(value)[:80]!r}"
         )
@@ -234,10 +300,10 @@ def _object(value: Any, raw: str, file: str, line: int) -> dict[str, Any] | list
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
-            raise DataError(
+            return DataError(
                 f"{file}:{line}: half of a surrogate pair, {error.object[error.start]!r}, is no "
                 "character; replace the escape in the record"
-            ) from error
+            )
     return value
 
 

@@ -2,9 +2,11 @@
 
 Text is UTF-8; a byte-order mark is dropped. tsv and csv take names of columns from their first
 line, unless they are given: then the file has no such line, and records with more cells than names
-keep the surplus under "_extra". Blank lines hold no record. A damaged record is a DataError.
+keep the surplus under "_extra". Blank lines hold no record. A damaged record is a DataError, or
+left out and kept in the report; a file that is damaged as a whole is an error always.
 """
 
+import glob
 import gzip
 import hashlib
 import zlib
@@ -12,10 +14,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from ftcore.config import Format
-from ftcore.data.formats import READERS, SUFFIXES, ReadReport, Record, decoded, json_under, tar
+from ftcore.data.formats import BINARY, READERS, SUFFIXES, json_under, told
+from ftcore.data.records import Bad, ReadReport, Record, checked, decoded, printable
 from ftcore.errors import DataError, nearest
 
 EXTRA = "_extra"
@@ -40,52 +43,79 @@ def read_rows(
     *,
     format: Format = "auto",
     columns: Sequence[str] = (),
+    on_bad: Literal["stop", "skip"] = "stop",
     report: ReadReport | None = None,
 ) -> list[Row]:
     """Rows of several files, in order.
 
-    paths     files; FILE:KEY of a json file is the array under one key of its object
-    format    auto: by the file's suffix
+    paths     files; a pattern with *, ? or [ stands for those that match, sorted; FILE:KEY of a
+              json file is the array under one key of its object
+    format    auto: by each file's suffix, or else by content that can have one format alone
     columns   names of the cells, for records that are lists and tables without a header line
-    report    is filled with counts
+    on_bad    what a damaged record does: stop by an error, or go into the report and nowhere else
+    report    is filled with counts, damaged records, and by file its format and first rows
     raises    DataError: a file is missing, damaged, empty or of unknown format
     """
     report = report or ReadReport()
     rows: list[Row] = []
     seen: dict[str, int] = {}
-    for path in map(Path, paths):
-        file, before = str(path), len(rows)
-        named, key = path, ""
-        if not path.exists():
-            name, _, key = path.name.partition(":")
-            named = path.parent / name
-        chosen = _format(named) if format == "auto" else format
-        if chosen == "tar":
-            records = tar(_content(named), file)
-        elif key:
-            records = json_under(key, decoded(_content(named), file), file)
+    for path, key in (file for named in paths for file in _files(Path(named))):
+        file, before, left_out = f"{path}:{key}" if key else str(path), len(rows), len(report.bad)
+        content = _content(path)
+        chosen, why = _format(path, content) if format == "auto" else (format, "as named")
+        if chosen in BINARY and not key:
+            records = BINARY[chosen](content, file)
         else:
-            records = READERS[chosen](decoded(_content(named), file), file, report)
+            text = decoded(content, file)
+            found = json_under(key, text, file) if key else READERS[chosen](text, file, report)
+            records = checked(found, file)
         if chosen in TABLES or columns:
             records = _named(records, file, columns, report)
         for line, raw, fields in records:
             if isinstance(fields, list):
-                raise DataError(
+                fields = DataError(
                     f"{file}:{line}: a record must be a JSON object, this is list: {raw[:80]!r}; "
                     "name its cells with data.columns"
                 )
-            rows.append(Row(_row_id(raw, seen), file, line, fields))
+            if not isinstance(fields, DataError):
+                rows.append(Row(_row_id(raw, seen), file, line, fields))
+            elif on_bad == "stop":
+                raise fields
+            else:
+                report.bad.append(Bad(file, line, str(fields), printable(raw)))
         if len(rows) == before:
-            raise DataError(f"{file}: holds no rows")
+            lost = "".join(f"; damaged: {bad.reason}" for bad in report.bad[left_out:][:1])
+            raise DataError(f"{file}: holds no rows{lost}")
         report.rows[file] += len(rows) - before
+        report.formats[file] = f"{chosen}, {why}"
+        report.samples[file] = [row.fields for row in rows[before : before + 3]]
     return rows
 
 
-def _format(path: Path) -> Format:
+def _files(path: Path) -> list[tuple[Path, str]]:
+    """The files that a path stands for, sorted, each with the key after its colon."""
+    if path.exists():
+        return [(path, "")]
+    name, _, key = path.name.partition(":")
+    named = path.parent / name
+    if named.exists() or not glob.has_magic(str(named)):
+        return [(named, key)]
+    found = map(Path, sorted(glob.glob(str(named), recursive=True)))
+    if files := [(file, key) for file in found if file.is_file()]:
+        return files
+    folder = next(parent for parent in named.parents if not glob.has_magic(str(parent)))
+    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+    hint = nearest(named.relative_to(folder).parts[0], names)
+    raise DataError(f"{path}: no file in {folder.absolute()} matches{hint}")
+
+
+def _format(path: Path, content: bytes) -> tuple[Format, str]:
     suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
-    if not suffixes or suffixes[-1] not in SUFFIXES:
-        raise DataError(f"{path}: unknown suffix; name the format, one of {', '.join(KNOWN)}")
-    return SUFFIXES[suffixes[-1]]
+    if suffixes and suffixes[-1] in SUFFIXES:
+        return SUFFIXES[suffixes[-1]], "by its suffix"
+    if found := told(content):
+        return found, "by its content"
+    raise DataError(f"{path}: unknown suffix; name the format, one of {', '.join(KNOWN)}")
 
 
 def _content(path: Path) -> bytes:
@@ -105,6 +135,8 @@ def _named(
 ) -> Iterator[Record]:
     """Cells under their names, which are `columns` or else the first record."""
     names = list(columns) or next(records, (0, "", []))[2]
+    if isinstance(names, DataError):
+        raise names
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
         where = "the names given" if columns else f"{file}: the first line"
@@ -112,23 +144,27 @@ def _named(
             f"{where}: column {repeated[0]!r} occurs twice in {names}; name every column once"
         )
     for line, raw, cells in records:
-        if not isinstance(cells, list):
-            raise DataError(
+        if isinstance(cells, dict):
+            cells = DataError(
                 f"{file}:{line}: column names are for cells, this record names its own fields:"
                 f" {', '.join(cells)}"
             )
-        if len(cells) == len(names):
-            yield line, raw, dict(zip(names, cells, strict=True))
-            continue
-        if len(cells) < len(names) or not columns:
+        elif isinstance(cells, list) and (
+            len(cells) < len(names) or (len(cells) > len(names) and not columns)
+        ):
             source = "are named" if columns else f"stand in the first line ({', '.join(names)})"
-            raise DataError(
+            cells = DataError(
                 f"{file}:{line}: {len(cells)} cells, {len(names)} {source}; mend the line: "
                 f"{raw[:80]!r}; for a file without header, or with ragged lines, name its columns"
             )
-        report.surplus_cells[file] += 1
+        if isinstance(cells, DataError):
+            yield line, raw, cells
+            continue
         fields = dict(zip(names, cells, strict=False))
-        yield line, raw, {**fields, EXTRA: cells[len(names) :]}
+        if surplus := cells[len(names) :]:
+            report.surplus_cells[file] += 1
+            fields[EXTRA] = surplus
+        yield line, raw, fields
 
 
 def _row_id(raw: str, seen: dict[str, int]) -> str:

@@ -132,6 +132,18 @@ def build(template: str | None, special: tuple[str, ...], **named: str | None) -
     return Tokenizer(files, where="test")
 
 
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[str, str | bytes], Path]:
+    """Writes a file of a name and content, and gives its path."""
+
+    def write(name: str, content: str | bytes) -> Path:
+        path = tmp_path / name
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return path
+
+    return write
+
+
 @pytest.fixture(scope="session")
 def base() -> Tokenizer:
     """The built-in tokenizer: byte-level BPE, ChatML."""

@@ -55,16 +55,6 @@ REAL = [
 ]
 
 
-@pytest.fixture
-def write(tmp_path):
-    def write(name: str, content: str | bytes) -> Path:
-        path = tmp_path / name
-        path.write_bytes(content.encode() if isinstance(content, str) else content)
-        return path
-
-    return write
-
-
 def fields(path, **options):
     return [row.fields for row in read_rows([path], **options)]
 
@@ -174,7 +164,7 @@ DAMAGED = [
     ("a.tsv", "x\ty\n1\t2\n1\t2\t3\n", r"a.tsv:3: 3 cells, 2 stand in the first line \(x, y\)"),
     ("a.tsv", "x\ty\n1\n", "a.tsv:2: 1 cells, 2 stand in the first line.*name its columns"),
     ("a.tsv", "x\tx\n1\t2\n", "a.tsv: the first line: column 'x' occurs twice"),
-    ("a.tsv", b"x\n1\ncaf\xe9\n", r"a.tsv:3: not UTF-8: byte 0xe9 in b'x\\n1\\ncaf\\xe9.*iconv"),
+    ("a.tsv", b"x\n1\ncaf\xe9\n", r"a.tsv:3: not UTF-8: byte 0xe9 in b'caf\\xe9'.*iconv"),
     ("a.tsv", "", "a.tsv: holds no rows"),
     ("a.tsv", "x\ty\n", "a.tsv: holds no rows"),
     ("a.txt", "", "a.txt: holds no rows"),
@@ -191,7 +181,7 @@ DAMAGED = [
     ("a.json", "[]", "a.json: holds no rows"),
     ("a.tsv.gz", gzip.compress(b"x\n1\n")[:-9], "a.tsv.gz: damaged gzip file"),
     ("a.tsv.gz", b"x\n1\n", "a.tsv.gz: damaged gzip file"),
-    ("a.parquet", "", "a.parquet: unknown suffix; name the format, one of tsv, csv"),
+    ("a.parquet", "PAR1", "a.parquet: damaged parquet file"),
     ("a.zip.gz", gzip.compress(b""), "a.zip.gz: unknown suffix; name the format, one of tsv, csv"),
     ("a.tar.gz", gzip.compress(b"x" * 600), "a.tar.gz: damaged tar file"),
     ("a.conll", "a O\nb\n", "a.conll:2: 'b': a line is a word, a tab or a blank, and its tag"),
@@ -209,7 +199,7 @@ def test_damage_is_named_with_its_place(write, name, content, message):
 def test_a_missing_file_and_columns_for_jsonl(write, tmp_path):
     with pytest.raises(DataError, match="none.tsv: cannot be read: No such file"):
         read_rows([tmp_path / "none.tsv"])
-    with pytest.raises(DataError, match=": unknown suffix; name the format"):
+    with pytest.raises(DataError, match="cannot be read: Is a directory"):
         read_rows([":train"])
     with pytest.raises(DataError, match="a.jsonl:1: column names are for cells, this record"):
         read_rows([write("a.jsonl", "{}\n")], columns=("x",))

@@ -1,0 +1,227 @@
+"""Cleaning: texts that must change and texts that must not, measures against their definition."""
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from ftcore.data.clean import (
+    MEASURES,
+    broken,
+    mojibake,
+    normalised,
+    personal,
+    quality_rules,
+    redacted,
+)
+from ftcore.data.read import read_rows
+
+ZWNJ, ZWJ, ZWSP = "\u200c", "\u200d", "\u200b"
+FAMILY = f"\U0001f469\u200d\u2764\ufe0f{ZWJ}\U0001f468 \U0001f408{ZWJ}\u2b1b"
+
+NORMAL = [  # text, normalised
+    ("e\u0301 \ufb01", "\xe9 \ufb01"),
+    ("a\r\nb\rc\u2028d\u2029e\x0cf\r\x85g", "a\nb\nc\nd\ne\nf\ng"),
+    ("a \nb\t\r\n\n  c\u3000\n \n\t", "a\nb\n\n  c"),
+    ("\ufeffa\ufeffb\u2060c\xadd", "abcd"),
+    ("a\x00\x08\x1b[0m\x7fb\tc", "a[0mb\tc"),
+    (f"a{ZWSP}b{ZWNJ}c{ZWJ}d", "abcd"),
+    (f"a{ZWSP}{ZWSP} ", "a"),
+    ("e\x08\u0301", "\xe9"),  # dropping a character lets two others join
+]
+KEPT = [
+    "",
+    "plain text, once.\n\n\tdef f(x):  # two blanks\n\t    return x  +  1",
+    "\n  indented",
+    FAMILY,
+    f"\u0645\u06cc{ZWNJ}\u062e\u0648\u0627\u0647\u0645",  # Persian
+    f"\u0915\u094d{ZWJ}\u0937 \u0915\u094d{ZWNJ}\u0937",  # Devanagari
+    f"\u1797{ZWSP}\u17a2",  # Khmer
+    "it\x92s \x93so\x94\x85 and so on\x85",
+    "\xa0a\u2003b \u201cquoted\u201d \u00a0x",
+    "&amp; stays",
+]
+
+
+@pytest.mark.parametrize(("text", "normal"), NORMAL)
+def test_what_changes(text, normal):
+    assert normalised(text) == normal
+
+
+@pytest.mark.parametrize("text", KEPT)
+def test_what_stays(text):
+    assert normalised(text) == text
+
+
+def test_nfkc_and_entities_on_request():
+    assert normalised("\ufb01\u2460 \xa0", form="nfkc") == "fi1"
+    entities = "&lt;b&gt; &#39;&#x41;&nbsp;&eacute; &amp;lt; &amp;amp;#38;gt;"
+    assert normalised(entities, unescape=True) == "<b> 'A\xa0\xe9 < >"
+    left = "AT&T &unknown; ?a=1&copy=2 &amp &notit; #39;"
+    assert normalised(left, unescape=True) == left
+    assert normalised("&amp;unknown;", unescape=True) == "&unknown;"
+    assert normalised("a&#8203;b&#13;&#10;c&nbsp;", unescape=True) == "ab\nc"
+    assert len(normalised("&" + "amp;" * 100_000 + "lt;", unescape=True)) == 1
+
+
+ODD = st.sampled_from(
+    ["&", "amp;", "lt;", "#38;", "&#8203;", "&nbsp;", "\r", "\n", "\x85", " ", "\t", "\x08", "\xad"]
+    + ["\ufeff", ZWSP, ZWNJ, ZWJ, "\u0301", "e", "\u0915", "\u094d", "\u2764", "\ufe0f", "\u1797"]
+    + ["\U0001f469", "\u3000", "\u2028", "\ufdfa", "\u0344", "\u1100", "\u1161"]
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(st.one_of(ODD, st.characters())).map("".join), st.sampled_from(["nfc", "nfkc"]))
+@example(f"\u2764\u0301{ZWSP}{ZWJ}\u2764{ZWJ}{ZWJ}\u2764", "nfc")
+def test_normalising_twice_is_normalising_once(text, form):
+    for unescape in (False, True):
+        once = normalised(text, form=form, unescape=unescape)
+        assert normalised(once, form=form, unescape=unescape) == once
+
+
+@given(st.text(st.sampled_from("ab \t\n\r\x00&;"), max_size=40))
+def test_the_fast_path_of_ascii_changes_nothing(text):
+    assert normalised(text) == normalised(text + "\n\u03b1").removesuffix("\u03b1").rstrip("\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("it\x92s", 1), ("caf\xc3\xa9 \xe2\u20ac\u2122 \xc2\xa0 \xe2\x80\x99", 4), ("\ufffd", 1),
+        ("\xef\xbb\xbfa \xc3\u2013", 2), ("na\xefve \xc2ME \xc3O \u20ac5 \xe2ge \u201cso\u201d", 0),
+    ],
+)  # fmt: skip
+def test_mojibake_is_counted(text, count):
+    assert mojibake(text) == count and normalised(text) == text
+
+
+def test_the_file_and_the_code_name_the_same_measures():
+    rules = quality_rules()
+    assert set(rules) == set(MEASURES) == {"repetition", "symbols", "length"}
+    for group, limits in rules.items():
+        assert set(limits) == set(MEASURES[group]("a b", ["a", "b"]))
+    assert rules["repetition"]["top_3_gram"] == {"max": 0.18}
+    assert broken("", rules) == [("alphabetic_words", 0), ("mean_word", 0), ("stop_words", 0)]
+
+
+def plain(text: str) -> dict[str, float]:
+    """The n-gram measures of repetition, as they are defined."""
+    words, values = text.split(), {}
+    for n in range(2, 11):
+        grams = [" ".join(words[k : k + n]) for k in range(len(words) - n + 1)]
+        top, count = Counter(grams).most_common(1)[0] if grams else ("", 0)
+        seen, place, characters = set(), 0, 0
+        while place < len(grams):
+            if is_again := grams[place] in seen:
+                characters += len(grams[place].replace(" ", ""))
+            seen.add(grams[place])
+            place += n if is_again else 1
+        values |= {f"top_{n}_gram": len(top) * count / len(text)} if n < 5 and count > 1 else {}
+        values |= {f"duplicate_{n}_grams": characters / len(text)} if n > 4 else {}
+    return values
+
+
+@given(st.lists(st.sampled_from(["a", "bb", "ccc"]), min_size=1, max_size=60).map(" ".join))
+def test_repetition_is_measured_as_defined(text):
+    expected, found = plain(text), MEASURES["repetition"](text, text.split())
+    grams = {name: value for name, value in found.items() if "gram" in name}
+    assert grams == {name: pytest.approx(expected.get(name, 0)) for name in grams}
+
+
+GOOD = "The cat sat with me and we talked of the things that have to be done before the rain."
+BREAK = [  # text, the measures that it breaks
+    (GOOD, []),
+    (f"{GOOD}\nis\nis\nis", ["duplicate_lines"]),
+    (f"{GOOD}\n\n{GOOD}\n\n{GOOD}", [
+        "duplicate_lines", "duplicate_lines_characters", "duplicate_paragraphs",
+        "duplicate_paragraphs_characters", "top_4_gram",
+        *(f"duplicate_{n}_grams" for n in range(5, 11)),
+    ]),
+    (f"{GOOD} that be that be that be", ["top_3_gram", "top_4_gram"]),
+    (f"{GOOD} # # #", ["symbols_per_word"]),
+    (f"- {GOOD}", ["bullet_lines"]),
+    (f"{GOOD[:-1]}\u2026", ["ellipsis_lines"]),
+    (f"{GOOD} 1900 , = 1901 , =", ["alphabetic_words"]),
+    (f"{GOOD} a{'1' * 20}", ["digits"]),
+    (GOOD.replace(" ", "   "), ["whitespace"]),
+    (f"{GOOD} https://example.org/a/b/c/d/e", ["urls"]),
+    (f"{GOOD} a{'()[]{}' * 2}", ["brackets"]),
+    ("unimaginably the of antidisestablishmentarianism", ["mean_word"]),
+    ("cats sit with dogs under trees", ["stop_words"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "names"), BREAK)
+def test_rules_and_what_breaks_them(text, names):
+    assert [name for name, _ in broken(text, quality_rules())] == names
+    chosen = {"symbols": quality_rules()["symbols"]}
+    assert set(broken(text, chosen)) <= set(broken(text, quality_rules()))
+
+
+FOUND = {
+    "email": [
+        "mail a.b+c@mail.example.co.uk.", "<x_1@y.io>", "A@B.COM, c", "a@b.org: hello",
+    ],
+    "phone": [
+        "+49 170 1234567", "+1 (555) 123-4567", "call +14155552671.", "(212) 555-0199",
+        "555-123-4567", "1-800-555-0199", "415.555.2671", "020 7946 0958", "0171/1234567",
+        "01 23 45 67 89", "+44 (0)20 7946 0958", "(020) 7946 0958", "+91-98765-43210",
+    ],
+    "card": [
+        "4111 1111 1111 1111", "4111111111111111", "5500-0000-0000-0004", "3782 822463 10005",
+        "(6011111111111117),",
+    ],
+}  # fmt: skip
+NONE = [
+    "2024-01-02", "01-02-2003", "12.05.1999", "2023/05/0123", "12:30:45", "1999-2004", "555-1234",
+    "$1,234,567.89", "1,234,567,890", "10 000 000", "1 000 000 0000", "48/2=24", "20+12345678",
+    "1234567890", "id=9876543210", "x+12345678", "0 1 2 3 4 5 6 7 8 9", "00 00 00 00 00",
+    "3.14159265358979", "192.168.100.200", "100-200-300", "123-45-6789", "1700000000000",
+    "007 1234", "978-3-16-148410-0", "ISBN 9783161484100", "10.1145/3292500.3330701",
+    "4111 1111 1111 1112", "84111111111111111", "4111-1111-1111-1111-2222", "0.4111111111111111",
+    "550e8400-e29b-41d4-a716-446655440000", "x@w.grad.T", "q@k.transpose(1, 2)",
+    "git@github.com:a/b", "@name", "a@b", "a @ b.com",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "text"), [(k, text) for k in FOUND for text in FOUND[k]])
+def test_personal_data_is_found(kind, text):
+    assert personal(f"so {text} and") == {kind: 1}
+    marked = redacted(f"so {text} and", {kind})
+    assert f"[{kind.upper()}]" in marked and not personal(marked)
+    assert redacted(text, set(FOUND) - {kind}) == text
+
+
+@pytest.mark.parametrize("text", NONE)
+def test_what_is_not_personal(text):
+    assert not personal(text) and not personal(f"so {text}, and")
+
+
+def test_several_in_one_text():
+    text = "a@b.org (+49 170 1234567) c@d.org 4111111111111111"
+    assert personal(text) == {"email": 2, "phone": 1, "card": 1}
+    assert redacted(text, ["email", "card"]) == "[EMAIL] (+49 170 1234567) [EMAIL] [CARD]"
+
+
+def test_real_texts(data_dir: Path):
+    """Counts of real dirt: C1 controls, control characters, entities; few personal data."""
+
+    def read(name: str, column: str, **options: object) -> list[str]:
+        return [row.fields[column] for row in read_rows([data_dir / name], **options)]
+
+    imdb = read("imdb/aclImdb_train_5000.tar.gz", "text")
+    assert sum(mojibake(text) > 0 for text in imdb) == 140
+    assert all(mojibake(normalised(text)) == mojibake(text) for text in imdb)
+    assert sum((personal(text) for text in imdb), Counter()) == {"email": 3}
+    cola = read("cola/train.tsv", "d", columns=["a", "b", "c", "d"])
+    changed = [text for text in cola if normalised(text) != text]
+    assert len(changed) == 3 and all("\x08" in text for text in changed)
+    news = read("ag_news/test.csv.gz", "c", columns=["a", "b", "c"])
+    assert sum(bool(re.search("&[a-z]+;", normalised(text))) for text in news) > 100
+    assert not any(re.search("&[lg]t;", normalised(text, unescape=True)) for text in news)
+    for column in ("question", "answer"):
+        assert not any(map(personal, read("gsm8k/train.jsonl.gz", column)))

@@ -1,0 +1,219 @@
+"""Reading on in spite of damage, and files that are many, compressed or of unknown format."""
+
+import csv
+import gzip
+import io
+import json
+import random
+import sys
+import tarfile
+from datetime import date
+from pathlib import Path
+
+import pytest
+
+from ftcore.data.read import ReadReport, read_rows
+from ftcore.errors import DataError
+
+# name, content, rows kept, and of each bad record its line, a part of its reason, its raw text
+SKIPPED = [
+    ("a.jsonl", '{"x": 1}\n{"x": cut\n[1]\n7\n{"x": 2}\n', [{"x": 1}, {"x": 2}], [
+        (2, "not valid JSON", '{"x": cut'), (3, "this is list", "[1]"), (4, "this is int", "7"),
+    ]),
+    ("a.jsonl", b'{"x": "caf\xe9"}\n{"x": "\xc3\xa9"}\n', [{"x": "\xe9"}], [
+        (1, "not UTF-8: byte 0xe9", '{"x": "caf\\xe9"}'),
+    ]),
+    ("a.json", '[{"x": 1},\n 7,\n{"x": "\\ud83d"}]', [{"x": 1}], [
+        (2, "this is int", "7"), (3, "half of a surrogate pair", '{"x": "\\ud83d"}'),
+    ]),
+    ("a.tsv", b"x\ty\n1\t2\n3\n4\t5\t6\n\xff\t7\n8\t9\n",
+     [{"x": "1", "y": "2"}, {"x": "8", "y": "9"}], [
+        (3, "1 cells, 2 stand in", "3"), (4, "3 cells", "4\t5\t6"), (5, "byte 0xff", "\\xff\t7"),
+    ]),
+    ("a.csv", 'x,y\n1,"say "so", yes"\n2,"two\nlines"\n3\n', [{"x": "2", "y": "two\nlines"}], [
+        (2, "it ends with line 2", '1,"say "so", yes"'), (5, "1 cells", "3"),
+    ]),
+    ("a.csv", 'x,y\n1,"ok\nthen "so"\n6,7"\n2,3\n4,"5"\n', [{"x": "2", "y": "3"},
+     {"x": "4", "y": "5"}], [(2, "it ends with line 4", '1,"ok\nthen "so"\n6,7"')]),
+    ("a.csv", 'x,y\n1,"2\n3,4\n5,"6"\n7,"8"\n9,0\n', [{"x": "7", "y": "8"}, {"x": "9", "y": "0"}], [
+        (2, "it ends with line 4", '1,"2\n3,4\n5,"6"'),
+    ]),
+    ("a.csv", 'x,y\n1,"2\n3,4\n\n5,6\n', [{"x": "3", "y": "4"}, {"x": "5", "y": "6"}], [
+        (2, "unexpected end of data; it ends with line 2", '1,"2'),
+    ]),
+    ("a.csv", 'x,y\n1,2\n3,"cut', [{"x": "1", "y": "2"}], [(3, "ends with line 3", '3,"cut')]),
+    ("a.conll", "a O\n\nb O\nc\n\nd O\n",
+     [{"tokens": [word], "tags": ["O"], "document": 0} for word in "ad"],
+     [(3, "'c': a line is a word", "b O\nc")]),
+]  # fmt: skip
+
+WHOLE = [  # damage of the whole file, which nothing skips
+    ("a.tsv.gz", gzip.compress(b"x\n" + b"1\n" * 999)[:-20], "damaged gzip file"),
+    ("a.tsv", b"x\n1\n\0\1\2", "a.tsv:3: NUL bytes: the file is binary"),
+    ("a.tsv", "x\n1\n".encode("utf-16"), "text in utf-16, not UTF-8; .*iconv -f utf-16 -t utf-8"),
+    ("a.tsv", "x\n1\n".encode("utf-32"), "text in utf-32, not UTF-8"),
+    ("a.tsv", "x\n1\n".encode("utf-16-le"), "a.tsv:1: NUL bytes: .* or text in utf-16"),
+    ("a.tsv", "", "a.tsv: holds no rows"),
+    ("a.tsv", "x\ty\n1\n2\n", "holds no rows; damaged: .*a.tsv:2: 1 cells, 2 stand in"),
+    ("a.tsv", b"\xff\ty\n1\t2\n", "a.tsv:1: not UTF-8"),
+    ("a.txt", b"fine\ncaf\xe9", "a.txt: holds no rows; damaged: .*a.txt:2: not UTF-8"),
+    ("a.json", '[{"x": 1},\n{"x": 2', "a.json:2: not valid JSON"),
+    ("a.csv", 'x,y\n1,"2\n3,4\n5,6', "a.csv:2: the record .* cannot be skipped"),
+    ("a.csv", 'x,y\n1,"2\nno comma\n', "a.csv:2: the record .* cannot be skipped"),
+    ("a.csv", 'x\n"1\n2\n', "a.csv:2: the record .* cannot be skipped"),
+    ("a.parquet", "PAR1....PAR1", "a.parquet: damaged parquet file"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "kept", "bad"), SKIPPED)
+@pytest.mark.parametrize("is_gzipped", [False, True])
+def test_bad_records_are_left_out_and_kept_in_the_report(
+    write, name, content, kept, bad, is_gzipped
+):
+    data, report = content.encode() if isinstance(content, str) else content, ReadReport()
+    path = write(f"{name}.gz", gzip.compress(data)) if is_gzipped else write(name, data)
+    rows = read_rows([path], on_bad="skip", report=report)
+    assert [row.fields for row in rows] == kept and report.rows[str(path)] == len(kept)
+    assert [(found.file, found.line, found.raw) for found in report.bad] == [
+        (str(path), line, raw) for line, _, raw in bad
+    ]
+    assert all(part in found.reason for found, (_, part, _) in zip(report.bad, bad, strict=True))
+    with pytest.raises(DataError) as error:
+        read_rows([path])
+    assert str(error.value) == report.bad[0].reason
+
+
+def test_a_damaged_member_of_an_archive(tmp_path):
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as archive:
+        for name, content in (("x/1.txt", b"caf\xe9"), ("x/2.txt", b"fine")):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    report = ReadReport()
+    rows = read_rows([tmp_path / "a.tar.gz"], on_bad="skip", report=report)
+    assert [row.fields["text"] for row in rows] == ["fine"]
+    assert [bad.raw for bad in report.bad] == ["x/1.txt\ncaf\\xe9"]
+    with pytest.raises(DataError, match="a.tar.gz:x/1.txt:1: not UTF-8: byte 0xe9"):
+        read_rows([tmp_path / "a.tar.gz"])
+
+
+@pytest.mark.parametrize(("name", "content", "message"), WHOLE)
+def test_a_file_damaged_as_a_whole_is_never_skipped(write, name, content, message):
+    with pytest.raises(DataError, match=f"(?s){message}"):
+        read_rows([write("fine.tsv", "x\n1\n"), write(name, content)], on_bad="skip")
+
+
+def test_a_lost_quote_changes_no_other_row(write):
+    """The rows read were written as they are, but for the damaged one; neighbours may be lost."""
+    words, skipped = ["one", "a,b", 'say "hi"', "l1\nl2", 'q\nhe, said "no"\nend'], 0
+    for seed in range(600):
+        draw = random.Random(seed)
+        rows = [[str(n), *draw.choices(words, k=2)] for n in range(6)]
+        lines = [["id", "a", "b"], *rows]
+        for line in lines:
+            text = io.StringIO()
+            csv.writer(text, lineterminator="\n").writerow(line)
+            line.append(text.getvalue())
+        written = [line.pop() for line in lines]
+        at = draw.randrange(1, 7)
+        # all but those that open a cell
+        quotes = [n for n, c in enumerate(written[at]) if c == '"' and written[at][n - 1] != ","]
+        if quotes:
+            place = draw.choice(quotes)
+            written[at] = written[at][:place] + written[at][place + 1 :]
+        report = ReadReport()
+        try:
+            found = read_rows([write("a.csv", "".join(written))], on_bad="skip", report=report)
+        except DataError as error:
+            assert "cannot be skipped" in str(error)
+            continue
+        values = [list(row.fields.values()) for row in found]
+        assert all(value in rows for value in values if value[0] != str(at - 1)), seed
+        assert len(values) == 6 or report.bad
+        skipped += bool(report.bad)
+    assert skipped > 200
+
+
+def test_the_raw_text_is_kept_up_to_a_limit_and_long_rows_are_read(write):
+    long, report = "word " * 2_000_000, ReadReport()
+    content = "\n".join(json.dumps({"x": x}) for x in (long, "short")) + f'\n{{"x": "{long}\n'
+    rows = read_rows([write("a.jsonl", content)], on_bad="skip", report=report)
+    assert [len(row.fields["x"]) for row in rows] == [len(long), 5]
+    assert [(bad.line, bad.raw) for bad in report.bad] == [(3, ('{"x": "' + long)[:1000])]
+
+
+def test_patterns_stand_for_the_files_that_match(write, tmp_path):
+    for name in ("b2.tsv", "b10.tsv", "a[1].tsv"):
+        write(name, f"x\n{name}\n")
+    write("c.json", '{"k": [{"x": "k"}]}')
+    (tmp_path / "b3.tsv").mkdir()
+
+    def read(*names: str) -> list[str]:
+        return [row.fields["x"] for row in read_rows([tmp_path / name for name in names])]
+
+    assert read("b*.tsv") == ["b10.tsv", "b2.tsv"]
+    assert read("b?.tsv", "b[0-9][0-9].tsv") == ["b2.tsv", "b10.tsv"]
+    assert read("a[1].tsv") == ["a[1].tsv"] and read("?.json:k") == ["k"]
+    assert read_rows([tmp_path / "?.json:k"])[0].file == f"{tmp_path}/c.json:k"
+    with pytest.raises(DataError, match=rf"no file in {tmp_path} matches; nearest: 'b10.tsv'"):
+        read("b?0.tvs")
+    with pytest.raises(DataError, match=rf"no file in {tmp_path}/none matches$"):
+        read("none/*.tsv")
+
+
+def test_auto_decides_and_the_report_remembers(write):
+    files = {
+        "a.tsv": ("x\n1\n2\n3\n4\n", "tsv, by its suffix"),
+        "b.JSONL.gz": (gzip.compress(b'{"x": 1}\n'), "jsonl, by its suffix"),
+        "c.dump": ('\n {"x": 1}\n{"x": 2}\n', "jsonl, by its content"),
+        "d": ('[{"x": 1}]', "json, by its content"),
+        "e.data": ('["x"]\n["y"]\n', "jsonl, by its content"),
+    }
+    paths, report = [write(name, content) for name, (content, _) in files.items()], ReadReport()
+    read_rows(paths[:4], report=report)
+    read_rows(paths[4:], columns=["x"], report=report)
+    assert report.formats == {
+        str(path): told for path, (_, told) in zip(paths, files.values(), strict=True)
+    }
+    assert report.samples[str(paths[0])] == [{"x": "1"}, {"x": "2"}, {"x": "3"}]
+    assert report.samples[str(paths[4])] == [{"x": "x"}, {"x": "y"}]
+    read_rows([paths[2]], format="jsonl", report=report)
+    assert report.formats[str(paths[2])] == "jsonl, as named"
+    for unsure in ('{"x": [1]}', '{"x": 1}\nword', "1\n2\n", "a\tb\nc\td\n", ""):
+        with pytest.raises(DataError, match="unknown suffix; name the format, one of tsv"):
+            read_rows([write("f.data", unsure)])
+
+
+def test_parquet(tmp_path, write, monkeypatch):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    fields = [
+        {"text": f"caf\xe9 {n}", "turns": [{"role": "user", "n": n}], "day": date(2024, 1, 1 + n)}
+        for n in range(5)
+    ]
+    path, report = tmp_path / "a.parquet", ReadReport()
+    parquet.write_table(pyarrow.Table.from_pylist(fields), path, row_group_size=2)
+    zipped = write("b.parquet.gz", gzip.compress(path.read_bytes()))
+    copy = write("c.dump", path.read_bytes())
+    rows = read_rows([path, zipped, copy], report=report)
+    assert [row.fields for row in rows] == fields * 3
+    assert [row.line for row in rows[:5]] == [1, 2, 3, 4, 5] and len({r.id for r in rows}) == 15
+    assert list(report.formats.values()) == ["parquet, by its suffix"] * 2 + [
+        "parquet, by its content"
+    ]
+    assert [row.id for row in rows[:5]] == [row.id for row in read_rows([copy])]
+    half = write("half.parquet", path.read_bytes()[:-40])
+    with pytest.raises(DataError, match="damaged parquet file"):
+        read_rows([half], on_bad="skip")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(DataError, match="a.parquet: needs pyarrow; install it: pip install"):
+        read_rows([path])
+
+
+def test_real_dirt_is_an_error_or_skipped(data_dir: Path):
+    with pytest.raises(DataError, match="145-8.txt.gz:8548: not UTF-8: byte 0x.*iconv -f latin1"):
+        read_rows([data_dir / "gutenberg" / "*.txt.gz"])
+    report = ReadReport()
+    kept = read_rows([data_dir / "stsb" / "sts-train.tsv"], on_bad="skip", report=report)
+    assert (len(kept), len(report.bad)) == (5749 - 1 - 197, 197)
+    assert all("9 cells, 7 stand in the first line" in bad.reason for bad in report.bad)
