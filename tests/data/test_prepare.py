@@ -39,7 +39,10 @@ def test_text_is_cut_into_documents_and_counted(base: Tokenizer, jsonl: Callable
     assert data.dev.documents == [] and list(data.tests) == [train]  # `train` is taken
     first, *_ = data.summary().splitlines()
     rows, tokens = len(data.train.documents), sum(map(len, data.train.documents))
-    assert first == f"train: {rows} rows, {tokens} tokens; left out 2 (column 'text' is empty)"
+    assert first == (
+        f"train: {rows} rows, {tokens} tokens; left out 2 (column 'text' is empty); cut 1 (more"
+        " than 20 tokens: split)"
+    )
 
 
 def test_chats_among_plain_text_are_supervised_on_their_answers(
@@ -72,7 +75,7 @@ def test_chats_too_long_are_named(base: Tokenizer, jsonl: Callable, tmp_path: Pa
     data.write(tmp_path / "data")
     (record,) = map(json.loads, (tmp_path / "data" / "rejected.jsonl").read_text().splitlines())
     assert (record["split"], record["what"], record["line"]) == ("train", "left out", 2)
-    assert "40 are allowed" in record["reason"]
+    assert record["reason"] == "more than 40 tokens: drop"
     with pytest.raises(DataError, match="chats.jsonl:2: .* tokens, 40 are allowed"):
         prepare(ChatDataConfig(train=(train,), dev=(), test=(), max_length=40), base, seed=0)
 

@@ -97,7 +97,7 @@ def test_the_first_token_of_each_word_is_supervised(bert: Tokenizer) -> None:
     kept = encoded.sentences["s"]
     assert kept.words == WORDS and kept.places_W[kept.places_W >= 0].tolist() == places.tolist()
     assert [r.reason for r in encoded.untold] == ["the word '\\u200d' gives no token"] * 2
-    assert [(r.line, r.reason) for r in encoded.rejected] == [(3, "no word gives a token")]
+    assert [(r.line, r.reason) for r in encoded.rejected] == [(3, "nothing to supervise in it")]
 
 
 def test_long_sentences(bert: Tokenizer) -> None:
@@ -110,7 +110,7 @@ def test_long_sentences(bert: Tokenizer) -> None:
         (short,), places_W = encoded.documents, encoded.sentences["s"].places_W
         assert short.tokens_T.tolist() == [*full.tokens_T[: limit - 1], full.tokens_T[-1]]
         assert short.weights.nonzero()[0].tolist() == places_W[places_W >= 0].tolist()
-        assert [r.reason for r in encoded.cut] == [f"cut from {len(full)} to {limit} tokens"]
+        assert [r.reason for r in encoded.cut] == [f"more than {limit} tokens: cut_right"]
     assert len(places_W) == 4 and places_W[0] == 1
     with pytest.raises(DataError, match=f"f.conll:3: {len(full)} tokens, 4 are allowed"):
         encode_tagged([source], bert, LABELS, max_length=4)
