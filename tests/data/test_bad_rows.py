@@ -1,4 +1,4 @@
-"""Rows as they should not be, from a file to its documents: each is an error, or counted, or fine."""
+"""Rows as they should not be, from a file to its documents: an error, or counted, or fine."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from ftcore.data.prepare import prepare
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import DataError
 
-MEGABYTES = 10
+WORDS = ["word" * 25] * 100_000  # ten megabytes
 USER = {"role": "user", "content": "hi"}
 ANSWER = {"role": "assistant", "content": "hello"}
 GOOD = {"messages": [USER, ANSWER]}
@@ -87,7 +87,7 @@ def test_a_label_that_only_held_out_rows_have_is_an_error(
 
 
 def test_a_chat_of_ten_megabytes_is_left_out(base: Tokenizer, jsonl: Callable) -> None:
-    huge = {**ANSWER, "content": "word " * (MEGABYTES * 200_000)}
+    huge = {**ANSWER, "content": " ".join(WORDS)}
     train = prepare(ChatDataConfig(train=jsonl({"messages": [USER, huge]}, GOOD)), base,
                     seed=0).train  # fmt: skip
     assert len(train.documents) == 1
@@ -96,7 +96,7 @@ def test_a_chat_of_ten_megabytes_is_left_out(base: Tokenizer, jsonl: Callable) -
 
 
 def test_a_text_of_ten_megabytes_is_cut(base: Tokenizer, jsonl: Callable) -> None:
-    rows = [{"text": "word " * (MEGABYTES * 200_000), "label": "yes"}, *labelled("n")]
+    rows = [{"text": " ".join(WORDS), "label": "yes"}, *labelled("n")]
     limits = {"max_length": 16, "over_length": "cut_left"}
     data = prepare(LabelledDataConfig(train=jsonl(*rows), **limits), base, seed=0)
     assert len(data.train.documents[0]) == 16 and len(data.train.documents) == 2
@@ -104,10 +104,9 @@ def test_a_text_of_ten_megabytes_is_cut(base: Tokenizer, jsonl: Callable) -> Non
 
 
 def test_a_sentence_of_ten_megabytes_is_split(base: Tokenizer, jsonl: Callable) -> None:
-    words = ["word" * 25] * (MEGABYTES * 10_000)
-    rows = {"tokens": words, "tags": ["B-x", "O"] * (len(words) // 2)}
+    rows = {"tokens": WORDS, "tags": ["B-x", "O"] * (len(WORDS) // 2)}
     limits = {"max_length": 512, "over_length": "split"}
     train = prepare(TaggedDataConfig(train=jsonl(rows), **limits), base, seed=0).train
     labels = np.concatenate([d.labels[d.weights > 0] for d in train.documents])
-    assert labels.tolist() == [0, 2] * (len(words) // 2)
+    assert labels.tolist() == [0, 2] * (len(WORDS) // 2)
     assert max(map(len, train.documents)) == 512

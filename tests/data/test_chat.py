@@ -77,6 +77,12 @@ def test_system_message_where_the_template_takes_it(families):
             render(turns, families[name])
 
 
+def test_white_space_is_trimmed_on_the_side_of_the_template(families):
+    turns = [{"role": "user", "content": " hi\n"}, {"role": "assistant", "content": "\nfour \n"}]
+    assert contents(turns, families["qwen3"])[1] == "four \n"
+    assert contents(turns, families["llama2"]) == ["hi", "four"]
+
+
 def test_qwen3_cuts_thinking_out_of_earlier_turns(families):
     thought = "<think>\nadd them\n</think>\n\nIt is four."
     turns = [{**TURNS[0]}, {"role": "assistant", "content": thought}, *TURNS[2:]]
@@ -136,7 +142,7 @@ def test_generation_prompt(families):
     assert generation_prompt(families["qwen3"]) == "<|im_start|>assistant\n"
     assert generation_prompt(families["gemma"]) == "<start_of_turn>model\n"
     assert generation_prompt(families["mistral"]) == ""
-    assert "<|assistant|>\n".endswith(generation_prompt(families["phi3"]))
+    assert generation_prompt(families["phi3"]) == "assistant|>\n"  # without what eos begins with
 
 
 def test_transformers_filters_and_tags(build_tokenizer):

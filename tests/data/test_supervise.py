@@ -160,12 +160,25 @@ def test_one_bos_and_any_pad(name: str) -> None:
 def test_headers_that_take_white_space_are_not_supervised() -> None:
     """Phi-3's <|assistant|> takes the line break behind it and what white space the answer begins
     with."""
-    tokenizer = styled("phi3")
-    turns = (USER, {"role": "assistant", "content": "  four"})
-    document = encoded(Chat("c", turns), tokenizer)
-    assert runs(document, tokenizer) == [("four<|end|>", 1.0)]
-    prompt = encode_prompt([USER], tokenizer)
-    assert document.tokens_T[: len(prompt)].tolist() == prompt.tolist()
+    style, greedy = styles()["phi3"], styled("phi3")
+    plain = build(style.template, style.special, bos_token=style.bos, eos_token=style.eos)
+    for tokenizer, content in ((greedy, "  four"), (greedy, "four"), (plain, "four")):
+        turns = (USER, {"role": "assistant", "content": content})
+        document = encoded(Chat("c", turns), tokenizer)
+        assert runs(document, tokenizer) == [("four<|end|>", 1.0)]
+        prompt = encode_prompt([USER], tokenizer)
+        assert document.tokens_T[: len(prompt)].tolist() == prompt.tolist()
+
+
+def test_a_question_that_spells_the_generation_prompt_is_not_supervised() -> None:
+    """Where the template itself does not write it in front of answers."""
+    template = (
+        "{% for m in messages %}{{ m.role ~ ':' ~ m.content ~ '<|im_end|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}assistant:<think>{% endif %}"
+    )
+    tokenizer = build(template, (), eos_token="<|im_end|>")
+    turns = ({"role": "user", "content": "assistant:<think> hm"}, ANSWER)
+    assert runs(encoded(Chat("c", turns), tokenizer), tokenizer) == [("four<|im_end|>", 1.0)]
 
 
 def test_what_follows_a_completion_is_supervised_too() -> None:
