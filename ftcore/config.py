@@ -15,8 +15,8 @@ BASE = "builtin:base"
 Format = Literal[
     "auto", "tsv", "csv", "jsonl", "json", "txt", "conll", "labelled", "tar", "parquet"
 ]  # fmt: skip
-OverLength = Literal["error", "drop", "cut_right"]
-TrainOn = Literal["all", "assistant", "last"]
+OverLength = Literal["error", "drop", "cut_left", "cut_right", "split"]
+TrainOn = Literal["all", "assistant", "last", "completion"]
 
 
 class Limit(NamedTuple):
@@ -89,7 +89,9 @@ class TextDataConfig(FilesConfig):
     text: str = "text"
     """column of the text in tables and json"""
     max_length: Count = 512
-    """tokens of one document; longer ones are cut into several, none is lost"""
+    """tokens of one document; chats among the text may be longer"""
+    over_length: OverLength = "split"
+    """what happens to a longer text; split: it becomes several documents, no token is lost"""
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ class ExamplesConfig(FilesConfig):
     max_length: Count | None = None
     """tokens, special ones included; None: any length"""
     over_length: OverLength = "error"
-    """what happens to a longer row; dropped and cut rows are counted and kept in a file"""
+    """what happens to a longer row (cut_left keeps its end); such rows are counted and listed"""
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,9 @@ class ChatDataConfig(ExamplesConfig):
     answer: str = "answer"
     """column of the answer to `prompt`"""
     train_on: TrainOn = "assistant"
-    """which turns are supervised; the end of a supervised turn always is"""
+    """what is supervised; completion: the last answer and all that the template adds to it"""
+    train_on_end: bool = True
+    """supervise the token that ends a supervised turn, so that the model learns to stop"""
 
 
 @dataclass(frozen=True)

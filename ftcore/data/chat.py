@@ -2,9 +2,10 @@
 
 The text is rendered once, and only that rendering is ever tokenised. Positions are found by further
 renderings with a pair of private-use characters around each content: if taking them out gives back
-the text, they mark the contents exactly. They go around the whole content; if the template trims
-contents, just inside its white space. A template that looks into contents (Qwen3 cuts <think> parts
-out of earlier turns) is asked once per message: what changes when that message alone is replaced?
+the text, they mark the contents exactly. They go around the whole content; where the template trims
+contents, inside of the white space on that side. A template that looks into contents (Qwen3 cuts
+<think> parts out of earlier turns) is asked once per message: what changes when that message alone
+is replaced?
 
 Templates come with models, so they run in jinja2's sandbox, with a limit on size and time. Filters,
 functions and variables are those of transformers.
@@ -35,6 +36,7 @@ MARKERS = (0xF0000, 0x100000, 0xE000)  # first characters of the private-use pla
 
 Span = tuple[int, int]  # start and end, in characters
 Again = Callable[[Sequence[str]], str]  # the text of the chat with other contents
+Trim = Callable[[str], str]  # what a template may do to contents
 
 
 class Message(TypedDict):
@@ -72,8 +74,8 @@ def render(messages: Sequence[Message], tokenizer: Tokenizer) -> Rendering:
 
     contents = [message["content"] for message in messages]
     base = _unused(text + "".join(contents), 2 * len(contents))
-    for is_trimmed in (False, True):
-        spans = _marked_spans(text, contents, base, again, is_trimmed=is_trimmed)
+    for trim in (str, str.rstrip, str.lstrip, str.strip):
+        spans = _marked_spans(text, contents, base, again, trim)
         if spans is not None:
             return Rendering(text, spans)
     places = range(len(contents))
@@ -114,16 +116,17 @@ def render_text(
 
 @lru_cache(maxsize=8)
 def generation_prompt(tokenizer: Tokenizer) -> str:
-    """What the template writes after a user's turn to ask for an answer; "" if it adds nothing."""
+    """What the template writes after a user's turn to ask for an answer, "" if it adds nothing:
+    whatever differs from the text that does not ask, which Phi-3 ends with eos."""
     question: list[Message] = [{"role": "user", "content": "x"}]
     asked = render_text(question, tokenizer)
     prompted = render_text(question, tokenizer, add_generation_prompt=True)
-    return prompted[len(asked) :] if prompted.startswith(asked) else ""
+    return prompted[len(os.path.commonprefix([asked, prompted])) :]
 
 
-def _wrapped(content: str, start: str, end: str, *, is_trimmed: bool) -> str:
-    """A content between markers; `is_trimmed`: its white space outside of them."""
-    core = content.strip() if is_trimmed else content
+def _wrapped(content: str, start: str, end: str, trim: Trim) -> str:
+    """A content between markers, what `trim` takes off outside of them."""
+    core = trim(content)
     lead = content.index(core)
     return content[:lead] + start + core + end + content[lead + len(core) :]
 
@@ -140,13 +143,13 @@ def _unused(text: str, count: int) -> int:
 
 
 def _marked_spans(
-    text: str, contents: Sequence[str], base: int, again: Again, *, is_trimmed: bool
+    text: str, contents: Sequence[str], base: int, again: Again, trim: Trim
 ) -> tuple[Span | None, ...] | None:
     """Spans of all contents by markers, None where these do not come through untouched."""
     pairs = [(chr(base + 2 * i), chr(base + 2 * i + 1)) for i in range(len(contents))]
     both = zip(contents, pairs, strict=True)
     try:
-        marked = again([_wrapped(c, *pair, is_trimmed=is_trimmed) for c, pair in both])
+        marked = again([_wrapped(c, *pair, trim) for c, pair in both])
     except RowError:  # a template that refuses marked contents may accept the plain ones
         return None
     marker = re.compile(f"[{chr(base)}-{chr(base + 2 * len(contents) - 1)}]")

@@ -6,8 +6,9 @@ What counts in a chat is said in supervise.py; in plain text every token counts.
 document, or is rejected with its reason.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
@@ -26,7 +27,7 @@ from ftcore.data.columns import (
 from ftcore.data.pack import Encoded
 from ftcore.data.supervise import find_answers, require_plain, shifted, supervise
 from ftcore.data.tokenizer import Encoding, Tokenizer
-from ftcore.errors import DataError, ModelError
+from ftcore.errors import ConfigError, DataError, ModelError
 
 
 @dataclass(frozen=True)
@@ -45,42 +46,59 @@ class Split:
     num_rows: int = 0  # that were read
     documents: list[Encoded] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)  # rows that gave none
-    cut: list[Rejected] = field(default_factory=list)  # rows cut to the maximum length
+    cut: list[Rejected] = field(default_factory=list)  # rows cut to the maximum length, or split
     untold: list[Rejected] = field(default_factory=list)  # words that gave no token
     chats: list[Chat] = field(default_factory=list)  # conversations behind the documents
     sentences: dict[str, Sentence] = field(default_factory=dict)  # sentences behind, by row id
-    num_bytes: int = 0  # UTF-8 bytes of plain text, for bits per byte; 0 for other data
+    num_bytes: int = 0  # UTF-8 bytes of plain text, for bits per byte; 0: other data, or text cut
 
 
 def encode_texts(
-    texts: Sequence[Text], tokenizer: Tokenizer, *, end: bool, max_length: int | None = None
-) -> Split:
-    """Documents of plain text; one longer than `max_length` tokens becomes several."""
+    texts: Sequence[Text], tokenizer: Tokenizer, *, end: bool, max_length: int | None = None,
+    over_length: OverLength = "split",
+) -> Split:  # fmt: skip
+    """Documents of plain text, `end` with a token that says so; see `admit` for longer ones."""
     if end and tokenizer.end_of_text_id is None:
         raise ModelError(f"{tokenizer.where}: the tokenizer has no token that ends a text")
     last_T = np.array([tokenizer.end_of_text_id] if end else [], dtype=np.int32)
-    split = Split(num_bytes=sum(len(text.text.encode()) for text in texts))
+    split, shorten = Split(), partial(cut, bos_id=tokenizer.bos_id)
     encodings = tokenizer.encode_batch([text.text for text in texts])
     for text, encoding in zip(texts, encodings, strict=True):
         ids_T = np.append(encoding.ids_T, last_T)
-        if len(ids_T) < 2:
-            reason = f"nothing to supervise: the text has {len(ids_T)} token(s)"
-            split.rejected.append(left_out(text, reason))
-            continue
         document = shifted(text.id, ids_T, np.ones(len(ids_T), dtype=np.float32))
-        split.documents += parts(document, max_length) if max_length else [document]
+        if admit(split, text, document, shorten, max_length=max_length, over_length=over_length):
+            split.num_bytes += len(text.text.encode())
     require_some(split.documents, split.rejected)
+    if split.cut and over_length != "split":
+        split.num_bytes = 0
     return split
+
+
+def cut(
+    document: Encoded, max_length: int, over_length: OverLength, *, bos_id: int | None
+) -> list[Encoded]:
+    """What is left of a document that is too long: its first tokens, its last ones behind BOS if it
+    has one, or its `parts`."""
+    if over_length == "split":
+        return parts(document, max_length)
+    if over_length == "cut_right":
+        return [take(document, slice(max_length))]
+    lead = int(document.tokens_T[0] == bos_id)
+    last = take(document, np.r_[:lead, len(document) - max_length + lead : len(document)])
+    last.weights[:lead] = 0  # what followed BOS is gone
+    return [last]
 
 
 def parts(document: Encoded, max_length: int) -> list[Encoded]:
     """A document in parts of at most `max_length` tokens; the last position of a part still
     predicts the first token of the next, so that no supervised token is lost. Row ids become
     "id:0", "id:1", ..."""
-    if len(document) <= max_length:
-        return [document]
-    cuts = [slice(s, s + max_length) for s in range(0, len(document), max_length)]
-    return [replace(take(document, c), row_id=f"{document.row_id}:{n}") for n, c in enumerate(cuts)]
+    starts = range(0, len(document), max_length)
+    return numbered([take(document, slice(s, s + max_length)) for s in starts])
+
+
+def numbered(documents: Sequence[Encoded]) -> list[Encoded]:
+    return [replace(d, row_id=f"{d.row_id}:{n}") for n, d in enumerate(documents)]
 
 
 def encode_prompt(messages: Sequence[Message], tokenizer: Tokenizer) -> np.ndarray:
@@ -98,22 +116,25 @@ def encode_prompt(messages: Sequence[Message], tokenizer: Tokenizer) -> np.ndarr
 
 
 def encode_chats(
-    chats: Sequence[Chat],
-    tokenizer: Tokenizer,
-    *,
-    train_on: TrainOn = "assistant",
-    max_length: int | None = None,
-    over_length: OverLength = "error",
-) -> Split:
+    chats: Sequence[Chat], tokenizer: Tokenizer, *, train_on: TrainOn = "assistant",
+    train_on_end: bool = True, max_length: int | None = None, over_length: OverLength = "error",
+) -> Split:  # fmt: skip
     """Chats, with their answers supervised.
 
     train_on       assistant: messages whose `train` is true, by default all answers;
-                   last: the last of these; all: every token of the chat
-    max_length     tokens; None: no limit
-    over_length    what happens to a longer chat: error, drop, or cut_right (its end is cut off)
-    raises         DataError: a chat is too long (error), or no chat can be used
+                   last: the last of these; completion: all that follows the prompt of the last of
+                   these, which no message may follow; all: every token of the chat
+    train_on_end   supervise the end of a turn with it; False: assistant and last only
+    max_length     tokens; None: no limit; see `admit` for longer chats
+    raises         DataError: a chat is too long (error), or no chat can be used; ConfigError
     """
+    if not train_on_end and train_on in ("all", "completion"):
+        raise ConfigError(
+            f"data.train_on = {train_on} supervises ends of turns too: leave out"
+            " --data.no-train-on-end, or take assistant or last"
+        )
     split, rendered = Split(), []
+    shorten = partial(cut, bos_id=tokenizer.bos_id)
     for chat in chats:
         try:
             rendered.append((chat, *find_answers(chat, tokenizer, train_on=train_on)))
@@ -121,39 +142,48 @@ def encode_chats(
             split.rejected.append(left_out(chat, str(error)))
     encodings = tokenizer.encode_batch([r.text for _, r, _ in rendered], special=False)
     for (chat, rendering, answers), encoding in zip(rendered, encodings, strict=True):
-        document = supervise(chat.id, rendering.text, encoding, answers, tokenizer)
-        short = take(document, slice(max_length))
-        admit(split, chat, document, short, over_length=over_length)
+        document = supervise(
+            chat.id, rendering.text, encoding, answers, tokenizer, train_on_end=train_on_end
+        )
+        if admit(split, chat, document, shorten, max_length=max_length, over_length=over_length):
+            split.chats.append(chat)
     require_some(split.documents, split.rejected)
-    used = {document.row_id for document in split.documents}
-    split.chats = [chat for chat in chats if chat.id in used]
     return split
 
 
 def encode_labelled(
-    examples: Sequence[LabelledText],
-    tokenizer: Tokenizer,
-    labels: LabelMap | None,
-    *,
-    max_length: int | None = None,
-    over_length: OverLength = "error",
-) -> Split:
+    examples: Sequence[LabelledText], tokenizer: Tokenizer, labels: LabelMap | None, *,
+    max_length: int | None = None, over_length: OverLength = "error",
+) -> Split:  # fmt: skip
     """Labelled texts and pairs: a label is the class index, or which of the classes a text has, or
     the score where `labels` is None.
 
-    max_length   tokens; the longer text of a pair loses its end, special tokens stay
-    over_length  see `encode_chats`
+    max_length   tokens; the longer text of a pair is cut, special tokens stay; see `admit`
+    raises       DataError: a label is unknown, a row is too long (error); ConfigError: split
     """
+    if over_length == "split":
+        raise ConfigError(
+            "data.over_length = split: a label is of a whole text, and parts of it would be trained"
+            " and judged as if they were texts: choose cut_left, cut_right or drop"
+        )
     split = Split()
     pairs = tokenizer.encode_pairs([e.text for e in examples], [e.pair for e in examples])
     for example, pair in zip(examples, pairs, strict=True):
-        document = short = _labelled(example, *pair, labels)
-        if max_length is not None and len(document) > max_length:
-            (pair,) = tokenizer.encode_pairs([example.text], [example.pair], max_length=max_length)
-            short = _labelled(example, *pair, labels)
-        admit(split, example, document, short, over_length=over_length)
+        document = _labelled(example, *pair, labels)
+        shorten = partial(_shortened, example=example, tokenizer=tokenizer)
+        admit(split, example, document, shorten, max_length=max_length, over_length=over_length)
     require_some(split.documents, split.rejected)
     return split
+
+
+def _shortened(
+    document: Encoded, max_length: int, over_length: OverLength, *, example: LabelledText,
+    tokenizer: Tokenizer,
+) -> list[Encoded]:  # fmt: skip
+    side = over_length.removeprefix("cut_")
+    texts = [example.text], [example.pair]
+    ((ids_T, types_T),) = tokenizer.encode_pairs(*texts, max_length=max_length, side=side)
+    return [replace(document, tokens_T=ids_T, types_T=types_T if types_T.any() else None)]
 
 
 def _labelled(
@@ -170,9 +200,11 @@ def _labelled(
     return Encoded(example.id, ids_T, label, example.weight, types_T)
 
 
-def pieces(encoding: Encoding, max_length: int) -> list[np.ndarray]:
-    """Places of the tokens of each piece of at most `max_length`: some of the text's own between
-    the special ones that stand around it.
+def pieces(
+    document: Encoded, max_length: int, over_length: OverLength, *, encoding: Encoding
+) -> list[Encoded]:
+    """What is left of a document that is too long: as many as fit of the text's own tokens, the
+    first or the last or all in turn, between the special ones that stand around it.
 
     raises    DataError: the special tokens leave no room
     """
@@ -184,42 +216,40 @@ def pieces(encoding: Encoding, max_length: int) -> list[np.ndarray]:
         raise DataError(
             f"data.max_length = {max_length}: {len(head) + len(tail)} special tokens leave no room"
         )
-    starts = range(first, max(last, first + 1), room)
-    return [np.concatenate([head, np.arange(s, min(s + room, last)), tail]) for s in starts]
+    starts = range(first, last, room)
+    if over_length != "split":
+        starts = [first if over_length == "cut_right" else last - room]
+    runs = [np.arange(start, min(start + room, last)) for start in starts]
+    return [take(document, np.concatenate([head, run, tail])) for run in runs]
 
 
 def take(document: Encoded, places: np.ndarray | slice) -> Encoded:
     """A document of some of the tokens of one, their labels and weights with them."""
-    return Encoded(
-        document.row_id,
-        document.tokens_T[places],
-        document.labels[places],
-        document.weights[places],
-    )
+    kept = (array[places] for array in (document.tokens_T, document.labels, document.weights))
+    return Encoded(document.row_id, *kept)
 
 
 def admit(
-    split: Split,
-    source: Chat | LabelledText | Tagged,
-    document: Encoded,
-    short: Encoded,
-    *,
+    split: Split, source: Text | Chat | LabelledText | Tagged, document: Encoded,
+    shorten: Callable[[Encoded, int, OverLength], list[Encoded]], *, max_length: int | None,
     over_length: OverLength,
-) -> None:
-    """Take in a document, of which `short` is the form cut to length, or deal with its excess."""
-    length, limit = len(document), len(short)
-    if length == limit:
-        split.documents.append(document)
-    elif over_length == "error":
-        raise DataError(
-            f"{source.file}:{source.line}: {length} tokens, {limit} are allowed; raise the maximum "
-            "length, or choose to drop long rows or to cut them on the right"
-        )
-    elif over_length == "drop":
-        split.rejected.append(left_out(source, f"{length} tokens, {limit} are allowed"))
-    elif isinstance(short.weights, np.ndarray) and not short.weights.any():
-        reason = f"nothing to supervise in the first {limit} of {length} tokens"
-        split.rejected.append(left_out(source, reason))
-    else:
-        split.documents.append(short)
-        split.cut.append(left_out(source, f"cut from {length} to {limit} tokens"))
+) -> bool:  # fmt: skip
+    """Take in a document; where it has more than `max_length` tokens what `shorten` makes of it, or
+    nothing (drop), or raise DataError (error). Parts without anything to supervise are left out;
+    what is not taken as it is, is noted. False: nothing was taken."""
+    made, said = [document], []
+    if max_length is not None and len(document) > max_length:
+        if over_length == "error":
+            raise DataError(
+                f"{source.file}:{source.line}: {len(document)} tokens, {max_length} are allowed; "
+                "raise data.max_length, or choose with data.over_length what to do with long rows"
+            )
+        made = [] if over_length == "drop" else shorten(document, max_length, over_length)
+        said = [f"more than {max_length} tokens: {over_length}"]
+    kept = [part for part in made if np.any(part.weights)]
+    if len(kept) < len(made):
+        said.append(f"nothing to supervise in {'some parts' if kept else 'it'}")
+    if said:
+        (split.cut if kept else split.rejected).append(left_out(source, "; ".join(said)))
+    split.documents += kept
+    return bool(kept)

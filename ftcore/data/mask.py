@@ -9,22 +9,28 @@ source  Devlin et al. 2019, arXiv:1810.04805, section 3.1
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 
-from ftcore.data.columns import Text, left_out, require_some
-from ftcore.data.encode import Split, pieces, take
+from ftcore.config import OverLength
+from ftcore.data.columns import Text, require_some
+from ftcore.data.encode import Split, admit, numbered, pieces
 from ftcore.data.pack import Encoded
-from ftcore.data.tokenizer import Tokenizer
+from ftcore.data.tokenizer import Encoding, Tokenizer
 from ftcore.errors import ModelError
 
 SHARE = 0.15  # of a piece's own tokens
 MASKED, RANDOM = 0.8, 0.1  # of these
 
 
-def encode_pieces(texts: Sequence[Text], tokenizer: Tokenizer, *, max_length: int) -> Split:
+def encode_pieces(
+    texts: Sequence[Text], tokenizer: Tokenizer, *, max_length: int,
+    over_length: OverLength = "split",
+) -> Split:  # fmt: skip
     """Texts as documents of at most `max_length` tokens, the special ones around each; labels are
-    the tokens themselves, and those that may be hidden have weight 1. No token is lost.
+    the tokens themselves, and those that may be hidden have weight 1. See `admit` for longer ones.
 
     raises    DataError: no text can be used, or no room is left beside the special tokens
     """
@@ -34,14 +40,15 @@ def encode_pieces(texts: Sequence[Text], tokenizer: Tokenizer, *, max_length: in
         ids_T = encoding.ids_T
         weights_T = (~np.isin(ids_T, special)).astype(np.float32)
         whole = Encoded(text.id, ids_T, ids_T, weights_T)
-        for number, places in enumerate(pieces(encoding, max_length)):
-            piece = replace(take(whole, places), row_id=f"{text.id}:{number}")
-            if piece.weights.any():
-                split.documents.append(piece)
-            else:
-                split.rejected.append(left_out(text, "a piece holds special tokens alone"))
+        shorten = partial(_numbered_pieces, encoding=encoding)
+        admit(split, text, whole, shorten, max_length=max_length, over_length=over_length)
     require_some(split.documents, split.rejected)
     return split
+
+
+def _numbered_pieces(*args: Any, encoding: Encoding) -> list[Encoded]:
+    """With row ids that differ: what is hidden depends on them."""
+    return numbered(pieces(*args, encoding=encoding))
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from ftcore.config import (
     ChatDataConfig,
@@ -167,21 +168,22 @@ def encode(
     labels: tuple[str, ...] | None,
 ) -> Split:
     """Examples of one split as documents."""
-    if isinstance(config, MaskedDataConfig):
-        return encode_pieces(examples, tokenizer, max_length=config.max_length)
-    if isinstance(config, TextDataConfig):
-        return _encode_mixed(config, examples, tokenizer)
     limits = {"max_length": config.max_length, "over_length": config.over_length}
+    if isinstance(config, MaskedDataConfig):
+        return encode_pieces(examples, tokenizer, **limits)
+    if isinstance(config, TextDataConfig):
+        return _encode_mixed(examples, tokenizer, limits)
     if isinstance(config, ChatDataConfig):
-        return encode_chats(examples, tokenizer, train_on=config.train_on, **limits)
+        named = {"train_on": config.train_on, "train_on_end": config.train_on_end}
+        return encode_chats(examples, tokenizer, **named, **limits)
     if isinstance(config, ScoredDataConfig):
         return encode_labelled(examples, tokenizer, None, **limits)
     encode = encode_tagged if isinstance(config, TaggedDataConfig) else encode_labelled
     return encode(examples, tokenizer, LabelMap(labels), **limits)
 
 
-def _encode_mixed(config: TextDataConfig, examples: list[Example], tokenizer: Tokenizer) -> Split:
-    """Plain text, cut into documents of at most `config.max_length` tokens, and chats after it.
+def _encode_mixed(examples: list[Example], tokenizer: Tokenizer, limits: dict[str, Any]) -> Split:
+    """Plain text, in documents within `limits`, and chats after it.
 
     Of a chat the answers alone are supervised, and it is never cut. Beside chats no bits per byte
     are counted, since not every byte is predicted.
@@ -190,7 +192,7 @@ def _encode_mixed(config: TextDataConfig, examples: list[Example], tokenizer: To
     talks = [example for example in examples if isinstance(example, Chat)]
     split = Split()
     if plain:
-        split = encode_texts(plain, tokenizer, end=True, max_length=config.max_length)
+        split = encode_texts(plain, tokenizer, end=True, **limits)
     if talks:
         answers = encode_chats(talks, tokenizer)
         split.documents += answers.documents

@@ -6,15 +6,17 @@ Labels are shifted: labels[t] is token t + 1 and weights[t] says how much predic
 Which tokens count follows from character spans of the chat's one rendering: a token counts if it
 overlaps an answer. An answer begins where generation would begin (after the template's generation
 prompt) and ends with the special token that the template puts right after it, the end of the turn.
+A header that swallows the white space behind it, as Phi-3's tokens do, is no part of an answer.
 """
 
 import re
 from collections.abc import Sequence
+from itertools import accumulate
 
 import numpy as np
 
 from ftcore.config import TrainOn
-from ftcore.data.chat import Message, Rendering, RowError, generation_prompt, render
+from ftcore.data.chat import Message, Rendering, RowError, generation_prompt, render, render_text
 from ftcore.data.columns import Chat
 from ftcore.data.pack import Encoded
 from ftcore.data.tokenizer import Encoding, Tokenizer
@@ -44,52 +46,67 @@ def find_answers(
         roles = ", ".join(message["role"] for message in chat.messages)
         raise RowError(f"nothing to supervise: no message is trained on (roles: {roles})")
     header = generation_prompt(tokenizer)
+    before = list(accumulate((span[1] if span else 0 for span in rendering.spans), max, initial=0))
     answers = []
-    for index in trained[-1:] if train_on == "last" else trained:
+    for index in trained if train_on == "assistant" else trained[-1:]:
         message, span = chat.messages[index], rendering.spans[index]
         if not message["content"].strip():
             raise RowError(f"message {index + 1} is to be trained on but empty")
         if span is None:
             raise RowError(f"message {index + 1} is to be trained on but the template omits it")
-        start = span[0]
-        if message["role"] == "assistant":
-            start = _generation_start(rendering, index, header)
-        answers.append((start, span[1], message.get("weight", 1.0)))
+        start, end = span
+        if train_on == "completion":
+            start, end = _completion(chat.messages, index, rendering.text, tokenizer)
+        elif message["role"] == "assistant":
+            start = _generation_start(rendering.text, before[index], start, header)
+        answers.append((start, end, message.get("weight", 1.0)))
     return rendering, answers
 
 
-def _generation_start(rendering: Rendering, index: int, header: str) -> int:
-    """Where generation of this answer would begin: after the generation prompt, else at the white
-    space before the content. Qwen3's empty <think> part is thus the model's to write."""
-    start = rendering.spans[index][0]
-    before = max((span[1] for span in rendering.spans[:index] if span), default=0)
-    place = rendering.text.rfind(header, before, start) if header else -1
+def _generation_start(text: str, before: int, start: int, header: str) -> int:
+    """Where generation of an answer would begin: after the generation prompt, else at the white
+    space before its content, which starts at `start`; the contents before it end at `before`.
+    Qwen3's empty <think> part is thus the model's to write."""
+    place = text.rfind(header, before, start) if header else -1
     if place >= 0:
         return place + len(header)
-    return before + len(rendering.text[before:start].rstrip())
+    return before + len(text[before:start].rstrip())
+
+
+def _completion(
+    messages: Sequence[Message], index: int, text: str, tokenizer: Tokenizer
+) -> tuple[int, int]:
+    """Span of all that follows the prompt of the last message, trl's completion."""
+    if index + 1 < len(messages):
+        raise RowError(f"message {index + 1} is to be completed, but others follow it")
+    prompt = render_text(messages[:index], tokenizer, add_generation_prompt=True)
+    if not text.startswith(prompt):
+        raise RowError("the chat's text does not begin with its prompt's; take data.train_on last")
+    return len(prompt), len(text)
 
 
 def supervise(
-    row_id: str,
-    text: str,
-    encoding: Encoding,
-    answers: Sequence[tuple[int, int, float]],
-    tokenizer: Tokenizer,
-) -> Encoded:
+    row_id: str, text: str, encoding: Encoding, answers: Sequence[tuple[int, int, float]],
+    tokenizer: Tokenizer, *, train_on_end: bool,
+) -> Encoded:  # fmt: skip
     """The document of a tokenised chat: tokens that overlap an answer count with its weight, and so
-    does the end of its turn, so that the model learns to stop."""
-    starts_T, ends_T = encoding.offsets_T2.T
+    does the end of its turn, so that the model learns to stop, if `train_on_end`."""
+    starts_T, ends_T = encoding.offsets_T2.T  # both in order
     weights_T = np.zeros(len(encoding), dtype=np.float32)
     for start, end, weight in answers:
-        weights_T[(starts_T < end) & (ends_T > start)] = weight
-        weights_T[_end_of_turn(text, encoding, end, tokenizer)] = weight
+        first, past = np.searchsorted(ends_T, start, "right"), np.searchsorted(starts_T, end)
+        if first < past and starts_T[first] < start:
+            first += int(encoding.ids_T[first]) in tokenizer.special_ids
+        weights_T[first:past] = weight
+        if train_on_end:
+            weights_T[_end_of_turn(text, encoding, end, tokenizer)] = weight
     return shifted(row_id, encoding.ids_T, weights_T)
 
 
 def _end_of_turn(text: str, encoding: Encoding, end: int, tokenizer: Tokenizer) -> slice:
     """Tokens of the special token that follows a content; white space may stand before eos."""
     gap_end = _SPACE.match(text, end).end()
-    first, last = np.searchsorted(encoding.offsets_T2[:, 0], (end, gap_end))
+    first, last = np.searchsorted(encoding.offsets_T2[:, 1], (end, gap_end), "right")
     if last < len(encoding):
         id_ = int(encoding.ids_T[last])
         if id_ == tokenizer.eos_id or (id_ in tokenizer.special_ids and gap_end == end):

@@ -3,30 +3,29 @@
 Letters: W words of a sentence, T tokens of its document.
 """
 
+from bisect import bisect_right
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
 from ftcore.config import OverLength
 from ftcore.data.columns import LabelMap, Tagged, left_out, require_some
-from ftcore.data.encode import Sentence, Split, admit, pieces, take
+from ftcore.data.encode import Sentence, Split, admit, pieces
 from ftcore.data.pack import Encoded
 from ftcore.data.supervise import IGNORED
 from ftcore.data.tokenizer import Encoding, Tokenizer
 
 
 def encode_tagged(
-    sentences: Sequence[Tagged],
-    tokenizer: Tokenizer,
-    labels: LabelMap,
-    *,
-    max_length: int | None = None,
-    over_length: OverLength = "error",
-) -> Split:
+    sentences: Sequence[Tagged], tokenizer: Tokenizer, labels: LabelMap, *,
+    max_length: int | None = None, over_length: OverLength = "error",
+) -> Split:  # fmt: skip
     """Sentences, the first token of each word supervised: labels[t] is the tag of token t itself.
 
-    The words are joined by blanks and read like any text. A word without a token of its own stays
-    in its sentence, where it counts as predicted "O"; see `encode_chats` for `over_length`.
+    The words are joined by blanks and read like any text. A word without a token of its own, or
+    that is cut off, stays in its sentence, where it counts as predicted "O". See `admit` for
+    `over_length`; the documents of a sentence that is split have its row id.
     """
     split = Split()
     encodings = tokenizer.encode_batch([" ".join(source.words) for source in sentences])
@@ -34,17 +33,19 @@ def encode_tagged(
         places_W = first_tokens(source.words, encoding)
         for word in np.array(source.words, dtype=object)[places_W < 0]:
             split.untold.append(left_out(source, f"the word {word!r} gives no token"))
-        if places_W.max() < 0:
-            split.rejected.append(left_out(source, "no word gives a token"))
-            continue
+        told_W = np.flatnonzero(places_W >= 0)
         labels_T = np.full(len(encoding), IGNORED, dtype=np.int32)
-        labels_T[places_W[places_W >= 0]] = np.array(labels.indices(source))[places_W >= 0]
+        labels_T[places_W[told_W]] = np.array(labels.indices(source))[told_W]
         weights_T = (labels_T != IGNORED).astype(np.float32)
         document = Encoded(source.id, encoding.ids_T, labels_T, weights_T)
-        kept_T = pieces(encoding, max_length or len(encoding))[0]
-        places_W = np.where(np.isin(places_W, kept_T), places_W, -1)
-        admit(split, source, document, take(document, kept_T), over_length=over_length)
-        split.sentences[source.id] = Sentence(source.words, source.names, places_W)
+        shorten = partial(pieces, encoding=encoding)
+        before = len(split.documents)
+        if admit(split, source, document, shorten, max_length=max_length, over_length=over_length):
+            found = np.flatnonzero(np.concatenate([d.weights for d in split.documents[before:]]))
+            first = len(told_W) - len(found) if over_length == "cut_left" else 0
+            places_W[:] = -1
+            places_W[told_W[first : first + len(found)]] = found
+            split.sentences[source.id] = Sentence(source.words, source.names, places_W)
     require_some(split.documents, split.rejected)
     return split
 
@@ -52,12 +53,13 @@ def encode_tagged(
 def first_tokens(words: Sequence[str], encoding: Encoding) -> np.ndarray:
     """places_W of words joined by blanks: the first token that holds a character of the word and
     is not an earlier word's; -1 where there is none."""
-    starts_T, ends_T = encoding.offsets_T2.T
+    own_T = np.flatnonzero(encoding.offsets_T2[:, 1])  # not the special ones around them: (0, 0)
+    starts, ends = encoding.offsets_T2[own_T].T.tolist()  # both in order
     places, free, start = [], 0, 0
     for word in words:
-        found = np.flatnonzero((starts_T < start + len(word)) & (ends_T > start))
-        found = found[found >= free]
-        places.append(int(found[0]) if len(found) else -1)
-        free = max(free, places[-1] + 1)
+        place = bisect_right(ends, start, lo=free)
+        is_own = place < len(ends) and starts[place] < start + len(word)
+        places.append(own_T[place] if is_own else -1)
+        free = place + 1 if is_own else free
         start += len(word) + 1
     return np.array(places)

@@ -79,9 +79,7 @@ def answered(
     return examples(rows, [*prompt, answer], example)
 
 
-def transcript(
-    text: str, roles: Mapping[str, str], keys: tuple[str, str]
-) -> list[dict[str, str]]:
+def transcript(text: str, roles: Mapping[str, str], keys: tuple[str, str]) -> list[dict[str, str]]:
     """Turns of a transcript; RowError where text stands before the first."""
     marks = "|".join(map(re.escape, roles))
     before, *parts = re.split(rf"^({marks}):", text, flags=re.M)
@@ -101,9 +99,7 @@ def message(
     role = roles.get(said, said) if isinstance(said, str) else said
     if role not in ROLES:
         hint = nearest(str(role), ROLES) or f"; name it with data.roles, as {role}=user"
-        raise wrong(
-            row, f"message {number} has role {role!r}, not one of {', '.join(ROLES)}{hint}"
-        )
+        raise wrong(row, f"message {number} has role {role!r}, not one of {', '.join(ROLES)}{hint}")
     train, weight = turn.get("train", role == "assistant"), turn.get("weight", 1.0)
     if not isinstance(train, bool):
         raise wrong(row, f'message {number}: "train" must be true or false, not {train!r}')

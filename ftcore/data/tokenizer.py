@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tokenizers
@@ -135,10 +135,11 @@ class Tokenizer:
         pairs: Sequence[str | None],
         *,
         max_length: int | None = None,
+        side: Literal["left", "right"] = "right",
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Ids and segment numbers (int32) of many texts, or pairs of texts, with special tokens.
 
-        max_length   tokens, special ones included; the longer text loses tokens at its end until
+        max_length   tokens, special ones included; the longer text loses tokens on one `side` until
                      both fit. None: nothing is cut.
         raises       DataError: the special tokens leave no room
         """
@@ -151,7 +152,7 @@ class Tokenizer:
         inputs = [a if b is None else (a, b) for a, b in zip(texts, pairs, strict=True)]
         for start in range(0, len(inputs), SLAB):
             if max_length is not None:
-                self._fast.enable_truncation(max_length)
+                self._fast.enable_truncation(max_length, direction=side)
             encoded = self._fast.encode_batch_fast(inputs[start : start + SLAB])
             self._fast.no_truncation()
             yield from (self._arrays(fast.ids, fast.type_ids) for fast in encoded)

@@ -170,15 +170,17 @@ def evaluate_tags(model: Model, split: Split, labels: Sequence[str], **limits: A
         chosen_N[scored_M] = logits_MK.argmax(-1)
         for index, chosen_T in zip(indices, chosen_N.split(batch.docs.lengths), strict=True):
             chosen[index] = chosen_T.tolist()
-    metrics, rows = EntityMetrics(), []
+    found: dict[str, list[int]] = {}  # of the documents of each sentence, end to end
     for index, document in enumerate(split.documents):
-        sentence = split.sentences[document.row_id]
+        found.setdefault(document.row_id, []).extend(chosen[index])
+    metrics, rows = EntityMetrics(), []
+    for row_id, sentence in split.sentences.items():
         predicted = [
-            OUTSIDE if place < 0 else labels[chosen[index][place]] for place in sentence.places_W
+            OUTSIDE if place < 0 else labels[found[row_id][place]] for place in sentence.places_W
         ]
         metrics.update(sentence.tags, predicted)
         words = {"tokens": sentence.words, "tags": sentence.tags, "predicted": predicted}
-        rows.append({"row_id": document.row_id, **words})
+        rows.append({"row_id": row_id, **words})
     return {"loss": loss_sum / weight, **metrics.compute()}, metrics, rows
 
 

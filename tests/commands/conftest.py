@@ -12,16 +12,11 @@ import torch
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from ftcore.model.load import load_model, save_model
+from tests.data.templates import styles
 
 SCRIPTS = {name: importlib.import_module(name) for name in ("train", "eval")}
 EXACT = ("--env.threads", "1", "--env.precision", "fp32")
 COLOURS = {"warm": ("red", "orange", "yellow"), "cold": ("blue", "cyan", "navy")}
-CHATML = (
-    "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
 SIZES = {
     "hidden_size": 16,
     "intermediate_size": 24,
@@ -170,7 +165,7 @@ def qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": "<|im_end|>",
         "pad_token": "<|endoftext|>",
-        "chat_template": CHATML,
+        "chat_template": styles()["chatml"].template,
     }
     return _save(tmp_path_factory.mktemp("qwen3"), tokenizer, QWEN3, extra, task="lm")
 

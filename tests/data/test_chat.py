@@ -1,9 +1,10 @@
-"""Rendering and spans, on templates in the manner of six families, against transformers."""
+"""Rendering and spans, on templates in the styles of eight families, against transformers."""
 
 import pytest
 
 from ftcore.data.chat import RowError, generation_prompt, render, render_text
 from ftcore.errors import ModelError
+from tests.data.templates import styles
 
 TURNS = [
     {"role": "user", "content": "What is 2 + 2?"},
@@ -20,7 +21,7 @@ def contents(messages, tokenizer):
 
 def test_spans_hold_the_contents(family):
     name, tokenizer, _ = family
-    trims = name in ("llama3", "gemma")
+    trims = styles()[name].trims
     expected = [m["content"].strip() if trims else m["content"] for m in TURNS]
     assert contents(TURNS, tokenizer) == expected
 
@@ -68,11 +69,18 @@ def test_repeated_and_nested_contents_are_told_apart(family):
 
 def test_system_message_where_the_template_takes_it(families):
     turns = [{"role": "system", "content": "Be brief."}, *TURNS]
-    for name in ("chatml", "qwen3", "llama3", "zephyr"):
-        assert contents(turns, families[name])[0] == "Be brief."
-    for name, said in (("gemma", "System role not supported"), ("mistral", "Only user and ass")):
-        with pytest.raises(RowError, match=said):
+    for name, style in styles().items():
+        if style.system != "refused":
+            assert contents(turns, families[name])[0] == "Be brief."
+            continue
+        with pytest.raises(RowError, match="refuses the messages: .* system"):
             render(turns, families[name])
+
+
+def test_white_space_is_trimmed_on_the_side_of_the_template(families):
+    turns = [{"role": "user", "content": " hi\n"}, {"role": "assistant", "content": "\nfour \n"}]
+    assert contents(turns, families["qwen3"])[1] == "four \n"
+    assert contents(turns, families["llama2"]) == ["hi", "four"]
 
 
 def test_qwen3_cuts_thinking_out_of_earlier_turns(families):
@@ -134,6 +142,7 @@ def test_generation_prompt(families):
     assert generation_prompt(families["qwen3"]) == "<|im_start|>assistant\n"
     assert generation_prompt(families["gemma"]) == "<start_of_turn>model\n"
     assert generation_prompt(families["mistral"]) == ""
+    assert generation_prompt(families["phi3"]) == "assistant|>\n"  # without what eos begins with
 
 
 def test_transformers_filters_and_tags(build_tokenizer):

@@ -1,4 +1,4 @@
-"""Masks from spans, on six template families and on real chats; lengths, rejections, labels."""
+"""Masks from spans, on eight styles of templates and on real chats; rejections, labels."""
 
 import itertools
 import json
@@ -22,6 +22,7 @@ from ftcore.data.pack import Encoded
 from ftcore.data.read import read_rows
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import DataError, ModelError
+from tests.data.templates import styles
 
 TURNS = (
     {"role": "user", "content": "What is 2 + 2?"},
@@ -77,11 +78,11 @@ def weight_of_targets(document):
 def test_answers_and_their_end_are_supervised_and_nothing_else(family):
     name, tokenizer, end = family
     document = encode_chat(CHAT, tokenizer)
-    lead = " " if name == "mistral" else ""
+    lead, tail = styles()[name].lead, styles()[name].tail
     thought = "<think>\n\n</think>\n\n" if name == "qwen3" else ""
     assert supervised(document, tokenizer) == [
-        f"{lead}It is four.{end}",
-        f"{lead}{thought}Still four \U0001f642\n\nin h\u00e9x.{end}",
+        f"{lead}It is four.{tail}{end}",
+        f"{lead}{thought}Still four \U0001f642\n\nin h\u00e9x.{tail}{end}",
     ]
     targets_T, weights_T = document.tokens_T, weight_of_targets(document)
     ends = weights_T[targets_T == tokenizer.id_of(end)]
@@ -89,14 +90,15 @@ def test_answers_and_their_end_are_supervised_and_nothing_else(family):
 
 
 def test_labels_are_the_next_tokens(family):
-    _, tokenizer, _ = family
+    name, tokenizer, _ = family
     document = encode_chat(CHAT, tokenizer)
     assert (document.labels[:-1] == document.tokens_T[1:]).all()
     assert document.weights[-1] == 0
     assert document.tokens_T.dtype == document.labels.dtype == np.int32
     assert document.weights.dtype == np.float32
-    rendered = render(TURNS, tokenizer).text
-    assert tokenizer.decode(document.tokens_T, special=True) == rendered
+    if not styles()[name].greedy:  # a greedy token is decoded without its white space
+        rendered = render(TURNS, tokenizer).text
+        assert tokenizer.decode(document.tokens_T, special=True) == rendered
 
 
 def test_the_prompt_is_what_training_saw_before_the_answer(family):
@@ -139,23 +141,6 @@ def test_trailing_white_space_of_an_answer_is_part_of_it(base):
     turns = (TURNS[0], {"role": "assistant", "content": " four\n"})
     document = encode_chat(Chat("a", turns), base)
     assert supervised(document, base) == [" four\n<|im_end|>"]
-
-
-def test_train_on_and_train_flags(base):
-    assert len(supervised(encode_chat(CHAT, base, train_on="last"), base)) == 1
-    everything = encode_chat(CHAT, base, train_on="all")
-    assert everything.weights.sum() == len(everything) - 1
-    turns = ({**TURNS[0], "train": True}, {**TURNS[1], "train": False}, *TURNS[2:])
-    first, last = supervised(encode_chat(Chat("a", turns), base), base)
-    assert first == "What is 2 + 2?<|im_end|>"
-    assert last.startswith("Still four")
-
-
-def test_weights_of_turns(base):
-    turns = (TURNS[0], {**TURNS[1], "weight": 0.25}, *TURNS[2:])
-    weights = encode_chat(Chat("a", turns), base).weights
-    assert set(weights.tolist()) == {0.0, 0.25, 1.0}
-    assert (weights == 0.25).sum() == len(base.encode("It is four.<|im_end|>"))
 
 
 @pytest.mark.parametrize(
@@ -201,23 +186,6 @@ def test_batches_equal_single_chats(base):
         assert (document.weights == alone.weights).all()
 
 
-def test_chats_that_are_too_long(base):
-    length = len(encode_chat(CHAT, base))
-    short = Chat("s", TURNS[:2])
-    with pytest.raises(DataError, match=f"chat.jsonl:7: {length} tokens, {length - 1} are allowed"):
-        encode_chats([CHAT], base, max_length=length - 1)
-    assert len(encode_chats([CHAT], base, max_length=length).documents) == 1
-    dropped = encode_chats([CHAT, short], base, max_length=length - 1, over_length="drop")
-    assert [d.row_id for d in dropped.documents] == ["s"]
-    assert dropped.rejected[0].reason == f"{length} tokens, {length - 1} are allowed"
-    rows = encode_chats([CHAT], base, max_length=length - 1, over_length="cut_right")
-    assert len(rows.documents[0]) == length - 1
-    assert rows.cut[0].reason == f"cut from {length} to {length - 1} tokens"
-    rows = encode_chats([CHAT, Chat("t", TURNS[1:2])], base, max_length=5, over_length="cut_right")
-    assert rows.rejected[0].reason == f"nothing to supervise in the first 5 of {length} tokens"
-    assert [cut.id for cut in rows.cut] == ["t"]
-
-
 def test_text_with_one_end_token(base):
     document = encode_text("t", "To be, or not to be.", base, end=True)
     assert document.tokens_T[-1] == base.id_of("<|endoftext|>")
@@ -227,7 +195,7 @@ def test_text_with_one_end_token(base):
 
 
 def test_text_without_anything_to_predict(base, build_tokenizer):
-    with pytest.raises(DataError, match=r"the text has 1 token\(s\)"):
+    with pytest.raises(DataError, match="1 x nothing to supervise in it"):
         encode_text("t", "a", base, end=False)
     rows = encode_texts([Text("t", "a", "x.txt", 1), Text("u", "a b")], base, end=False)
     assert [row.id for row in rows.rejected] == ["t"]
@@ -265,19 +233,6 @@ def test_end_of_text_falls_back_to_eos_or_fails(build_tokenizer):
         encode_text("t", "hello world", Tokenizer(files, where="m"), end=True)
 
 
-def test_splitting_loses_no_supervised_token(base):
-    document = encode_text("t", "one two three four five " * 9, base, end=True)
-    for size in (1, 7, len(document) - 1, len(document)):
-        pieces = parts(document, size)
-        assert max(map(len, pieces)) <= size
-        for name in ("tokens_T", "labels", "weights"):
-            joined = np.concatenate([getattr(piece, name) for piece in pieces])
-            assert (joined == getattr(document, name)).all()
-        assert len({piece.row_id for piece in pieces}) == len(pieces)
-    rows = encode_texts([Text("t", "one two three four five " * 9)], base, end=True, max_length=7)
-    assert sum(map(len, rows.documents)) == len(document)
-
-
 def test_labelled_texts_and_pairs(bert):
     single = encode_one(LabelledText("r", "a good film", None, "yes"), bert, PAIRS)
     assert single.labels == 1 and single.types_T is None
@@ -285,22 +240,6 @@ def test_labelled_texts_and_pairs(bert):
     pair = encode_one(LabelledText("r", "a film", "a good film", 3.5), bert, None)
     assert pair.labels == 3.5
     assert pair.types_T.tolist() == [0] * 4 + [1] * 4
-
-
-def test_labelled_rows_that_are_too_long(bert):
-    long = LabelledText("l", "good " * 30, "bad " * 40, "no", "t.tsv", 4)
-    short = LabelledText("s", "good", "bad", "yes", "t.tsv", 5)
-    rows = encode_labelled([long, short], bert, PAIRS, max_length=20, over_length="cut_right")
-    cut = rows.documents[0]
-    assert len(cut) == 20 and cut.labels == 0
-    sep = bert.id_of("[SEP]")
-    assert cut.tokens_T[-1] == sep and (cut.tokens_T == sep).sum() == 2
-    assert rows.cut[0].reason == "cut from 73 to 20 tokens"
-    assert [d.row_id for d in rows.documents] == ["l", "s"]
-    with pytest.raises(DataError, match="t.tsv:4: 73 tokens, 20 are allowed"):
-        encode_labelled([long], bert, PAIRS, max_length=20)
-    with pytest.raises(DataError, match="data.max_length = 3: 3 special tokens leave no room"):
-        encode_labelled([long], bert, PAIRS, max_length=3, over_length="cut_right")
 
 
 def test_a_label_that_training_did_not_have(bert):

@@ -39,7 +39,7 @@ def test_text_is_cut_into_documents_and_counted(base: Tokenizer, jsonl: Callable
     assert data.dev.documents == [] and list(data.tests) == [train]  # `train` is taken
     documents, tokens = len(data.train.documents), sum(map(len, data.train.documents))
     said = f"train: 4 rows, {documents} documents, {tokens} tokens; left out 2 (column 'text' is"
-    assert said in data.summary()
+    assert f"{said} empty); cut 1 (more than 20 tokens: split)" in data.summary()
 
 
 def test_chats_among_plain_text_are_supervised_on_their_answers(
@@ -72,7 +72,7 @@ def test_chats_too_long_are_named(base: Tokenizer, jsonl: Callable, tmp_path: Pa
     data.write(tmp_path / "data")
     (record,) = map(json.loads, (tmp_path / "data" / "rejected.jsonl").read_text().splitlines())
     assert (record["split"], record["what"], record["line"]) == ("train", "left out", 2)
-    assert "40 are allowed" in record["reason"]
+    assert record["reason"] == "more than 40 tokens: drop"
     with pytest.raises(DataError, match="chats.jsonl:2: .* tokens, 40 are allowed"):
         prepare(ChatDataConfig(train=(train,), dev=(), test=(), max_length=40), base, seed=0)
 

@@ -1,17 +1,21 @@
 """Tagged sentences: the first token of each word is supervised, and no word is lost silently."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from ftcore.config import TaggedDataConfig
 from ftcore.data.columns import LabelMap, Tagged, label_map, tagged, to_bio
+from ftcore.data.pack import Encoded, collate
 from ftcore.data.prepare import prepare
 from ftcore.data.read import Row, read_rows
 from ftcore.data.tag import encode_tagged, first_tokens
 from ftcore.data.tokenizer import Encoding, Tokenizer
 from ftcore.errors import DataError
+from ftcore.evaluate.evaluator import evaluate_tags
 
 LABELS = LabelMap(("B-x", "I-x", "O"))
 WORDS = ("Unaffable", "caf\u00e9s", ",", "\u200d", "don't", "O")
@@ -97,7 +101,7 @@ def test_the_first_token_of_each_word_is_supervised(bert: Tokenizer) -> None:
     kept = encoded.sentences["s"]
     assert kept.words == WORDS and kept.places_W[kept.places_W >= 0].tolist() == places.tolist()
     assert [r.reason for r in encoded.untold] == ["the word '\\u200d' gives no token"] * 2
-    assert [(r.line, r.reason) for r in encoded.rejected] == [(3, "no word gives a token")]
+    assert [(r.line, r.reason) for r in encoded.rejected] == [(3, "nothing to supervise in it")]
 
 
 def test_long_sentences(bert: Tokenizer) -> None:
@@ -110,12 +114,66 @@ def test_long_sentences(bert: Tokenizer) -> None:
         (short,), places_W = encoded.documents, encoded.sentences["s"].places_W
         assert short.tokens_T.tolist() == [*full.tokens_T[: limit - 1], full.tokens_T[-1]]
         assert short.weights.nonzero()[0].tolist() == places_W[places_W >= 0].tolist()
-        assert [r.reason for r in encoded.cut] == [f"cut from {len(full)} to {limit} tokens"]
+        assert [r.reason for r in encoded.cut] == [f"more than {limit} tokens: cut_right"]
     assert len(places_W) == 4 and places_W[0] == 1
     with pytest.raises(DataError, match=f"f.conll:3: {len(full)} tokens, 4 are allowed"):
         encode_tagged([source], bert, LABELS, max_length=4)
     with pytest.raises(DataError, match="max_length = 2: 2 special tokens leave no room"):
         encode_tagged([source], bert, LABELS, max_length=2, over_length="cut_right")
+
+
+@pytest.mark.parametrize("over_length", ["cut_left", "split"])
+def test_words_are_scored_once_and_where_they_stand(bert: Tokenizer, over_length: str) -> None:
+    """Also a word of which every token but the first is in another document, or in none."""
+    words = ("one", "\u200d", "unaffable" * 3, "three", "unaffable", "two")
+    source = Tagged("s", words, ("B-x", "O", "I-x", "O", "B-x", "I-x"), "f.conll", 3)
+    full = encode_tagged([source], bert, LABELS).documents[0]
+    for limit in range(3, len(full)):
+        options = {"max_length": limit, "over_length": over_length}
+        encoded = encode_tagged([source], bert, LABELS, **options)
+        documents = encoded.documents
+        assert {len(d) <= limit and d.row_id for d in documents} == {"s"}
+        assert all(d.tokens_T[0] == full.tokens_T[0] for d in documents)
+        assert all(d.tokens_T[-1] == full.tokens_T[-1] for d in documents)
+        tokens, labels, weights = (
+            np.concatenate([getattr(d, name) for d in documents])
+            for name in ("tokens_T", "labels", "weights")
+        )
+        places_W = encoded.sentences["s"].places_W
+        told = places_W[places_W >= 0]
+        assert told.tolist() == weights.nonzero()[0].tolist()
+        expected = np.array(LABELS.indices(source))[places_W >= 0]
+        assert labels[told].tolist() == expected.tolist()
+        firsts = [bert.encode(word, special=False).ids_T[:1].tolist() for word in words]
+        kept = [first for first, place in zip(firsts, places_W, strict=True) if place >= 0]
+        assert tokens[told].tolist() == sum(kept, [])
+        if over_length == "split":
+            assert len(told) == 5 and np.flatnonzero(places_W < 0).tolist() == [1]
+        else:
+            assert tokens[1:-1].tolist() == full.tokens_T[len(full) + 1 - limit : -1].tolist()
+        assert encoded.cut[0].reason.startswith(f"more than {limit} tokens: {over_length}")
+
+
+def test_split_sentences_are_judged_whole(
+    bert: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An entity that goes on in the next document is one; here the model is always right."""
+    source = Tagged("s", ("one", "two", "three"), ("O", "B-x", "I-x"), "f.conll", 3)
+    options = {"max_length": 4, "over_length": "split"}
+    split = encode_tagged([source], bert, LABELS, **options)
+    assert len(split.documents) == 2
+
+    def right(_: object, documents: Sequence[Encoded]) -> Iterator[tuple]:
+        for index in reversed(range(len(documents))):
+            batch = collate([documents[index]])
+            scored_M = batch.weights.nonzero().squeeze(1)
+            logits_MK = torch.eye(len(LABELS))[batch.labels[scored_M]]
+            yield [index], batch, scored_M, logits_MK
+
+    monkeypatch.setattr("ftcore.evaluate.evaluator.token_logits", right)
+    values, metrics, rows = evaluate_tags(None, split, LABELS.names)
+    assert values["f1"] == values["accuracy"] == 1 and metrics.support == {"x": 1}
+    assert rows[0]["predicted"] == ["O", "B-x", "I-x"] and len(rows) == 1
 
 
 def test_prepared_sentences(bert: Tokenizer, tmp_path: Path) -> None:
