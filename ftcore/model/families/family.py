@@ -1,7 +1,6 @@
 """The form of a family: tables of config keys and of tensor names, each read in both directions.
 
-A key table is a dict from a field of the spec to its HF key and default. A default that is a type
-must be in the file, one that is None may be left out.
+A key table is a dict from a field of the spec to its HF key and default (see `read_value`).
 
 A name table is a dict from HF pattern to our pattern; `{i}` stands for the layer number. The HF
 side is written without the prefix of the trunk (`model.`, `bert.`), which some checkpoints leave
@@ -27,20 +26,36 @@ NameTable = Mapping[str, str | tuple[str, ...]]
 KeyTable = Mapping[str, tuple[str, Any]]
 
 KEYS: KeyTable = {
-    "vocab_size": ("vocab_size", int),
-    "hidden_size": ("hidden_size", int),
-    "num_layers": ("num_hidden_layers", int),
-    "num_heads": ("num_attention_heads", int),
+    "vocab_size": ("vocab_size", int), "hidden_size": ("hidden_size", int),
+    "num_layers": ("num_hidden_layers", int), "num_heads": ("num_attention_heads", int),
     "intermediate_size": ("intermediate_size", int),
     "max_positions": ("max_position_embeddings", int),
     "tie_word_embeddings": ("tie_word_embeddings", True),
     "initializer_range": ("initializer_range", 0.02),
+}  # fmt: skip
+PLACES = {  # of our modules in the trunk
+    "trunk": ("embed_tokens", "embed_positions", "embed_types", "embed_norm", "norm"),
+    "trunk.layers.{i}": (
+        "input_layernorm", "attn_output_norm", "post_attention_layernorm", "mlp_output_norm"
+    ),
+    "trunk.layers.{i}.self_attn": ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm"),
+    "trunk.layers.{i}.mlp": ("gate_proj", "up_proj", "down_proj"),
+}  # fmt: skip
+PATHS = {name: f"{place}.{name}" for place, names in PLACES.items() for name in names}
+FUSED = {
+    "qkv_proj": tuple(PATHS[f"{x}_proj"] for x in ("q", "k", "v")),
+    "gate_up_proj": tuple(PATHS[f"{x}_proj"] for x in ("gate", "up")),
 }
 
 
-def nothing(_: object) -> dict[str, Any]:
-    """For a family whose tables say all."""
-    return {}
+def trunk_names(layer: str, **hf_names: str) -> dict[str, str | tuple[str, ...]]:
+    """The name table of a trunk, from what HF calls our modules of `PLACES`, or their matrices that
+    it keeps in one (`FUSED`). The names of what a layer has are written without `layer`."""
+    ours = PATHS | FUSED
+    return {
+        f"{layer}.{hf_name}" if "{i}" in str(ours[name]) else hf_name: ours[name]
+        for name, hf_name in hf_names.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -51,14 +66,14 @@ class Family:
     trunk_prefix: str  # HF prefix of the trunk's tensors, with the dot
     trunk_names: NameTable
     head_names: NameTable
-    ignored: tuple[str, ...]  # HF patterns that a checkpoint may hold and we do not need
     architectures: Mapping[str, str]  # task -> HF class name
     switches: Mapping[str, Any]  # what the family decides of a spec
     keys: KeyTable  # what the spec takes from config.json as it is
     fixed: Mapping[str, Any]  # keys of config.json that can have one value only
     # what a table cannot say: config.json -> fields of the spec (or a ModelError), and back
-    read: Callable[[dict], dict[str, Any]] = nothing
-    write: Callable[[ModelSpec], dict[str, Any]] = nothing
+    read: Callable[[dict], dict[str, Any]] = lambda config: {}
+    write: Callable[[ModelSpec], dict[str, Any]] = lambda spec: {}
+    ignored: tuple[str, ...] = ()  # HF patterns that a checkpoint may hold and we do not need
     tagger: str = ""  # HF name of the token classifier, where it is not the other's
     transposed: tuple[str, ...] = ()  # HF patterns of matrices stored (inputs, outputs)
     fused_by_head: bool = False  # the rows of a fused matrix lie head by head, else part by part
@@ -72,7 +87,7 @@ class Family:
         for key, value in self.fixed.items():
             if config.get(key, value) != value:
                 raise ModelError(f"config.json: {key} = {config[key]!r}: only {value!r} is known")
-        settings = {name: _read(config, *key) for name, key in self.keys.items()}
+        settings = {name: read_value(config, *key) for name, key in self.keys.items()}
         settings |= {**self.switches, **self.read(config)}
         C, H = settings["hidden_size"], settings["num_heads"]
         if settings.get("head_dim") is None:
@@ -159,37 +174,29 @@ def _renamed(name: str, source: str, target: str) -> str | None:
     return found and target.replace("{i}", found.groupdict().get("i", "")) + found["rest"]
 
 
-def read_int(config: dict, key: str, *, default: int | None = None) -> int:
-    """A positive integer of a config.json, bounded so that a hostile file cannot ask for 2^60 rows.
+def read_value(config: dict, key: str, default: Any = int) -> Any:
+    """One value of a config.json, of the default's type.
 
-    raises  ModelError: missing without default, not an integer, or out of [1, 10,000,000]
+    default     what a missing key or null stands for; a type: nothing, it must be there;
+                None: None, and otherwise it is an integer
+    raises      ModelError: missing, of another type, a float that is negative or not finite, an
+                integer out of [1, 10,000,000]: a hostile file cannot ask for 2^60 rows
     """
-    value = default if config.get(key) is None else config[key]
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 10_000_000:
+    value = config.get(key)
+    if value is None and not isinstance(default, type):
+        value = default
+    if isinstance(default, bool):
+        return bool(value)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(default, float) or default is float:
+        if not is_number or not 0 <= value < math.inf:
+            raise ModelError(f"config.json: {key} = {value!r}: must be a finite number >= 0")
+        return float(value)
+    if value is None and default is None:
+        return None
+    if not is_number or isinstance(value, float) or not 1 <= value <= 10_000_000:
         raise ModelError(f"config.json: {key} = {value!r}: must be an integer in [1, 10000000]")
     return value
-
-
-def read_float(config: dict, key: str, *, default: float | None = None) -> float:
-    """A finite number >= 0 of a config.json.
-
-    raises  ModelError: missing without default, not a number, negative or not finite
-    """
-    value = default if config.get(key) is None else config[key]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-        raise ModelError(f"config.json: {key} = {value!r}: must be a finite number >= 0")
-    return float(value)
-
-
-def _read(config: dict, key: str, default: Any) -> Any:
-    """One value, of the default's type; without default, an integer."""
-    if isinstance(default, bool):
-        return default if config.get(key) is None else bool(config[key])
-    if isinstance(default, float):
-        return read_float(config, key, default=default)
-    if default is None and config.get(key) is None:
-        return None
-    return read_int(config, key, default=default if isinstance(default, int) else None)
 
 
 def _divided(key: str, total: int, by_key: str, by: int) -> int:
@@ -198,14 +205,10 @@ def _divided(key: str, total: int, by_key: str, by: int) -> int:
     return total // by
 
 
-LM_HEADS = {"lm": "ForCausalLM", "mlm": "ForMaskedLM"}
-
-
 def architectures(classes: str, lm: str) -> dict[str, str]:
     """HF's classes of a family by task, whose names start with `classes`; `lm` is "lm" or "mlm"."""
-    return {
-        lm: classes + LM_HEADS[lm],
-        "classify": f"{classes}ForSequenceClassification",
-        "tag": f"{classes}ForTokenClassification",
-        "trunk": f"{classes}Model",
-    }
+    heads = {
+        lm: {"lm": "ForCausalLM", "mlm": "ForMaskedLM"}[lm],
+        "classify": "ForSequenceClassification", "tag": "ForTokenClassification", "trunk": "Model",
+    }  # fmt: skip
+    return {task: classes + head for task, head in heads.items()}

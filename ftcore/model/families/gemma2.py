@@ -3,37 +3,30 @@
 source  Gemma team 2024, arXiv:2408.00118; HF layout of `Gemma2ForCausalLM`
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from ftcore.errors import ModelError
 from ftcore.model.families import llama, positions
-from ftcore.model.families.family import architectures, read_float, read_int
-from ftcore.model.families.positions import FULL, WINDOWED, read_rope, write_rope
+from ftcore.model.families.family import architectures, read_value, trunk_names
+from ftcore.model.families.positions import read_rope, write_rope
 from ftcore.model.spec import ModelSpec
 
-LAYER, OURS = llama.LAYER, llama.OURS
-NORMS = {
-    f"{LAYER}.post_attention_layernorm": f"{OURS}.attn_output_norm",
-    f"{LAYER}.pre_feedforward_layernorm": f"{OURS}.post_attention_layernorm",
-    f"{LAYER}.post_feedforward_layernorm": f"{OURS}.mlp_output_norm",
-}
 CAPS = {
     "attention_softcap": ("attn_logit_softcapping", 50.0),
     "logit_softcap": ("final_logit_softcapping", 30.0),
 }
 
 
-def read_gemma(config: dict, default_types: Sequence[str]) -> dict[str, Any]:
-    """What Gemma 2 and 3 share; `default_types` of the layers where the file does not say."""
+def read_gemma(config: dict, period: int) -> dict[str, Any]:
+    """What Gemma 2 and 3 share; the last of each `period` layers sees the whole document."""
     if config.get("use_bidirectional_attention"):
         raise ModelError("config.json: use_bidirectional_attention: only a causal Gemma is known")
-    window = read_int(config, "sliding_window", default=4096)
+    window = read_value(config, "sliding_window", 4096)
     return {
-        "embedding_scale": read_int(config, "hidden_size") ** 0.5,
-        "attention_scale": read_int(config, "query_pre_attn_scalar", default=256) ** -0.5,
-        "windows": positions.read_windows(config, window, default_types),
+        "embedding_scale": read_value(config, "hidden_size") ** 0.5,
+        "attention_scale": read_value(config, "query_pre_attn_scalar", 256) ** -0.5,
+        "windows": positions.read_windows(config, window, period=period, full=period - 1),
     }
 
 
@@ -47,14 +40,10 @@ def write_gemma(spec: ModelSpec) -> dict[str, Any]:
 
 
 def read(config: dict) -> dict[str, Any]:
-    """Every other layer has a window, the first one too."""
-    caps = {
-        name: None if config.get(key, default) is None else read_float(config, key, default=default)
-        for name, (key, default) in CAPS.items()
-    }
-    num_layers = read_int(config, "num_hidden_layers")
-    types = [FULL if index % 2 else WINDOWED for index in range(num_layers)]
-    return read_gemma(config, types) | read_rope(config) | caps
+    """Caps that are null are none; every other layer has a window, the first one too."""
+    present = {name: key for name, key in CAPS.items() if config.get(*key) is not None}
+    caps = {name: read_value(config, *key) for name, key in present.items()}
+    return read_gemma(config, period=2) | read_rope(config) | caps
 
 
 def write(spec: ModelSpec) -> dict[str, Any]:
@@ -66,13 +55,19 @@ def write(spec: ModelSpec) -> dict[str, Any]:
 FAMILY = replace(
     llama.FAMILY,
     name="gemma2",
-    trunk_names=llama.NAMES | NORMS,
     architectures=architectures("Gemma2", "lm"),
-    switches=llama.FAMILY.switches
-    | {"norm_offset": 1.0, "output_norms": True, "mlp": "geglu_tanh"},
-    keys=llama.FAMILY.keys
-    | {"head_dim": ("head_dim", 256), "tie_word_embeddings": ("tie_word_embeddings", True)},
+    trunk_names=llama.NAMES | trunk_names(
+        "layers.{i}", attn_output_norm="post_attention_layernorm",
+        post_attention_layernorm="pre_feedforward_layernorm",
+        mlp_output_norm="post_feedforward_layernorm",
+    ),
+    switches={
+        **llama.FAMILY.switches, "norm_offset": 1.0, "output_norms": True, "mlp": "geglu_tanh"
+    },
+    keys={
+        **llama.FAMILY.keys, "head_dim": ("head_dim", 256),
+        "tie_word_embeddings": ("tie_word_embeddings", True),
+    },
     fixed={"hidden_activation": "gelu_pytorch_tanh", "attention_bias": False},
-    read=read,
-    write=write,
-)
+    read=read, write=write,
+)  # fmt: skip

@@ -8,15 +8,13 @@ source  Radford et al. 2019, Language models are unsupervised multitask learners
 
 from typing import Any
 
-from ftcore.model.families.family import KEYS, Family, architectures, read_int
+from ftcore.model.families.family import KEYS, Family, architectures, read_value, trunk_names
 from ftcore.model.spec import ModelSpec
-
-LAYER, OURS = "h.{i}", "trunk.layers.{i}"
 
 
 def read(config: dict) -> dict[str, Any]:
     """The MLP's width, four times the model's where the file does not say."""
-    return {"intermediate_size": read_int(config, "n_inner", default=4 * config["n_embd"])}
+    return {"intermediate_size": read_value(config, "n_inner", 4 * config["n_embd"])}
 
 
 def write(spec: ModelSpec) -> dict[str, Any]:
@@ -27,48 +25,31 @@ def write(spec: ModelSpec) -> dict[str, Any]:
 
 FAMILY = Family(
     name="gpt2",
-    trunk_prefix="transformer.",
-    trunk_names={
-        "wte": "trunk.embed_tokens",
-        "wpe": "trunk.embed_positions",
-        f"{LAYER}.ln_1": f"{OURS}.input_layernorm",
-        f"{LAYER}.attn.c_attn": tuple(f"{OURS}.self_attn.{x}_proj" for x in "qkv"),
-        f"{LAYER}.attn.c_proj": f"{OURS}.self_attn.o_proj",
-        f"{LAYER}.ln_2": f"{OURS}.post_attention_layernorm",
-        f"{LAYER}.mlp.c_fc": f"{OURS}.mlp.up_proj",
-        f"{LAYER}.mlp.c_proj": f"{OURS}.mlp.down_proj",
-        "ln_f": "trunk.norm",
-    },
-    head_names={"lm_head": "head.lm_head", "score": "head.classifier"},
-    ignored=("*.attn.bias", "*.attn.masked_bias"),
     architectures=architectures("GPT2", "lm") | {"lm": "GPT2LMHeadModel"},
+    trunk_prefix="transformer.",
+    trunk_names=trunk_names(
+        "h.{i}",
+        embed_tokens="wte", embed_positions="wpe", norm="ln_f",
+        input_layernorm="ln_1", qkv_proj="attn.c_attn", o_proj="attn.c_proj",
+        post_attention_layernorm="ln_2", up_proj="mlp.c_fc", down_proj="mlp.c_proj",
+    ),
+    head_names={"lm_head": "head.lm_head", "score": "head.classifier"},
     tagger="classifier",
-    switches={
-        "is_causal": True,
-        "norm": "layer_norm",
-        "norm_first": True,
-        "position": "learned",
-        "mlp": "gelu_tanh",
-        "linear_bias": True,
-        "qkv_bias": True,
-    },
-    keys=KEYS
-    | {
-        "hidden_size": ("n_embd", int),
-        "num_layers": ("n_layer", int),
-        "num_heads": ("n_head", int),
-        "intermediate_size": ("n_inner", None),
-        "max_positions": ("n_positions", int),
-        "norm_eps": ("layer_norm_epsilon", 1e-5),
+    ignored=("*.attn.bias", "*.attn.masked_bias"),
+    transposed=("*.c_attn.weight", "*.c_proj.weight", "*.c_fc.weight"),
+    switches=dict(
+        is_causal=True, norm="layer_norm", norm_first=True, position="learned", mlp="gelu_tanh",
+        linear_bias=True, qkv_bias=True,
+    ),
+    keys=KEYS | {
+        "hidden_size": ("n_embd", int), "num_layers": ("n_layer", int),
+        "num_heads": ("n_head", int), "intermediate_size": ("n_inner", None),
+        "max_positions": ("n_positions", int), "norm_eps": ("layer_norm_epsilon", 1e-5),
         "dropout": ("resid_pdrop", 0.1),
     },
-    fixed={
-        "activation_function": "gelu_new",
-        "scale_attn_weights": True,
-        "scale_attn_by_inverse_layer_idx": False,
-        "add_cross_attention": False,
-    },
-    read=read,
-    write=write,
-    transposed=("*.c_attn.weight", "*.c_proj.weight", "*.c_fc.weight"),
-)
+    fixed=dict(
+        activation_function="gelu_new", scale_attn_weights=True,
+        scale_attn_by_inverse_layer_idx=False, add_cross_attention=False,
+    ),
+    read=read, write=write,
+)  # fmt: skip

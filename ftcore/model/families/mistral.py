@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ftcore.model.families import llama
-from ftcore.model.families.family import architectures, read_int
+from ftcore.model.families.family import architectures, read_value
 from ftcore.model.families.positions import read_rope, write_rope
 from ftcore.model.spec import ModelSpec
 
@@ -16,8 +16,8 @@ def read(config: dict) -> dict[str, Any]:
     """The angles, and one window for all layers: 4096, the first model's, if it is not named."""
     windows: tuple[int, ...] = ()
     if config.get("sliding_window", 4096) is not None:
-        window = read_int(config, "sliding_window", default=4096)
-        windows = (window,) * read_int(config, "num_hidden_layers")
+        window = read_value(config, "sliding_window", 4096)
+        windows = (window,) * read_value(config, "num_hidden_layers")
     return read_rope(config) | {"windows": windows}
 
 
@@ -31,6 +31,5 @@ FAMILY = replace(
     name="mistral",
     architectures=architectures("Mistral", "lm"),
     fixed={"hidden_act": "silu"},
-    read=read,
-    write=write,
-)
+    read=read, write=write,
+)  # fmt: skip

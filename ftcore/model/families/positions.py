@@ -4,15 +4,16 @@ newer   rope_parameters, with one entry per kind of layer where these differ; la
 older   rope_theta and rope_scaling; a period after which one layer sees everything
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 from ftcore.errors import ModelError
-from ftcore.model.families.family import read_float, read_int
+from ftcore.model.families.family import read_value
 from ftcore.model.spec import ModelSpec
 
 WINDOWED, FULL = "sliding_attention", "full_attention"
-BANDS = ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+BANDS = {
+    "low_freq_factor": float, "high_freq_factor": float, "original_max_position_embeddings": int,
+}  # fmt: skip
 
 
 def read_rope(
@@ -30,16 +31,12 @@ def read_rope(
             f"config.json: rope_type = {kind!r}: only default, linear and llama3 are known. Set it"
             " to default, which serves documents up to the length before scaling."
         )
-    theta = read_float(
-        *((rope, "rope_theta") if "rope_theta" in rope else (config, theta_key)),
-        default=default_theta,
-    )
-    settings: dict[str, Any] = {"rope_theta": theta}
+    place = (rope, "rope_theta") if "rope_theta" in rope else (config, theta_key)
+    settings: dict[str, Any] = {"rope_theta": read_value(*place, default_theta)}
     if kind in ("linear", "llama3"):
-        settings["rope_factor"] = read_float(rope, "factor")
+        settings["rope_factor"] = read_value(rope, "factor", float)
     if kind == "llama3":
-        low, high = (read_float(rope, key) for key in BANDS[:2])
-        settings["rope_bands"] = (low, high, read_int(rope, BANDS[2]))
+        settings["rope_bands"] = tuple(read_value(rope, *band) for band in BANDS.items())
     return settings
 
 
@@ -81,17 +78,19 @@ def two_ropes_config(spec: ModelSpec) -> dict[str, Any]:
     return {FULL: rope_config(spec), WINDOWED: local}
 
 
-def read_windows(config: dict, window: int, default_types: Sequence[str]) -> tuple[int, ...]:
+def read_windows(config: dict, window: int, *, period: int, full: int) -> tuple[int, ...]:
     """The window of each layer, 0 for none, by `layer_types`.
 
-    default_types   of files that do not name them
+    period, full    of files without it: of so many layers, which one sees the whole document
     raises          ModelError: another kind of layer, or not one for each
     """
-    types = config.get("layer_types") or default_types
-    if len(types) != len(default_types) or not set(types) <= {WINDOWED, FULL}:
+    num_layers = read_value(config, "num_hidden_layers")
+    usual = [FULL if index % period == full else WINDOWED for index in range(num_layers)]
+    types = config.get("layer_types") or usual
+    if len(types) != num_layers or not set(types) <= {WINDOWED, FULL}:
         raise ModelError(
             f"config.json: layer_types = {types}: must name {WINDOWED} or {FULL} for each of"
-            f" {len(default_types)} layers"
+            f" {num_layers} layers"
         )
     return tuple(window if kind == WINDOWED else 0 for kind in types)
 

@@ -8,13 +8,9 @@ from dataclasses import replace
 from ftcore.model.families import llama
 from ftcore.model.families.family import architectures
 
-LAYER, OURS = llama.LAYER, llama.OURS
-QK_NORM = {f"{LAYER}.self_attn.{x}_norm": f"{OURS}.self_attn.{x}_norm" for x in "qk"}
-
 FAMILY = replace(
     llama.FAMILY,
     name="qwen3",
-    trunk_names=llama.NAMES | QK_NORM,
     architectures=architectures("Qwen3", "lm"),
     switches={**llama.FAMILY.switches, "qk_norm": True},
     keys={**llama.FAMILY.keys, "head_dim": ("head_dim", 128)},
