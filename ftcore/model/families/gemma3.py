@@ -14,8 +14,7 @@ from ftcore.model.spec import ModelSpec
 
 def read(config: dict) -> dict[str, Any]:
     """Both bases of the angles; every sixth layer sees the whole document."""
-    theta, local_theta = ("rope_theta", 1e6), ("rope_local_base_freq", 1e4)
-    ropes = read_two_ropes(config, theta=theta, local_theta=local_theta)
+    ropes = read_two_ropes(config, ("rope_theta", 1e6), ("rope_local_base_freq", 1e4))
     return gemma2.read_gemma(config, read_value(config, "sliding_window_pattern", 6)) | ropes
 
 

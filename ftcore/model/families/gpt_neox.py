@@ -23,7 +23,7 @@ def read(config: dict) -> dict[str, Any]:
     place = (rope, TURNED) if TURNED in rope else (config, "rotary_pct")
     head_dim = config["hidden_size"] // config["num_attention_heads"]
     rope_dim = int(head_dim * read_value(*place, 0.25))
-    return read_rope(config, theta_key="rotary_emb_base") | {"rope_dim": rope_dim}
+    return read_rope(config, ("rotary_emb_base", 1e4)) | {"rope_dim": rope_dim}
 
 
 def write(spec: ModelSpec) -> dict[str, Any]:

@@ -21,9 +21,9 @@ def read(config: dict) -> dict[str, Any]:
     pooling = config.get("classifier_pooling", "cls")
     if pooling not in POOLING:
         raise ModelError(f"config.json: classifier_pooling = {pooling!r}: must be cls or mean")
-    theta, local_theta = ("global_rope_theta", 160000.0), ("local_rope_theta", 10000.0)
+    bases = ("global_rope_theta", 160000.0), ("local_rope_theta", 10000.0)
     return {
-        **positions.read_two_ropes(config, theta=theta, local_theta=local_theta),
+        **positions.read_two_ropes(config, *bases),
         "windows": positions.read_windows(config, window, period=period, full=0),
         "pooling": POOLING[pooling],
     }

@@ -11,18 +11,16 @@ from ftcore.model.families.family import read_value
 from ftcore.model.spec import ModelSpec
 
 WINDOWED, FULL = "sliding_attention", "full_attention"
+Base = tuple[str, float]  # of the angles: the key of older files, and what it is without one
 BANDS = {
     "low_freq_factor": float, "high_freq_factor": float, "original_max_position_embeddings": int,
 }  # fmt: skip
 
 
-def read_rope(
-    config: dict, *, theta_key: str = "rope_theta", default_theta: float = 10000.0
-) -> dict[str, Any]:
+def read_rope(config: dict, theta: Base = ("rope_theta", 1e4)) -> dict[str, Any]:
     """The spec's rope_theta, rope_factor and rope_bands.
 
-    theta_key   where older files keep the base
-    raises      ModelError: a scaling that is not known here, or one with parts missing
+    raises  ModelError: a scaling that is not known here, or one with parts missing
     """
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     kind = rope.get("rope_type", rope.get("type")) if isinstance(rope, dict) else rope
@@ -31,8 +29,8 @@ def read_rope(
             f"config.json: rope_type = {kind!r}: only default, linear and llama3 are known. Set it"
             " to default, which serves documents up to the length before scaling."
         )
-    place = (rope, "rope_theta") if "rope_theta" in rope else (config, theta_key)
-    settings: dict[str, Any] = {"rope_theta": read_value(*place, default_theta)}
+    place = (rope, "rope_theta") if "rope_theta" in rope else (config, theta[0])
+    settings: dict[str, Any] = {"rope_theta": read_value(*place, theta[1])}
     if kind in ("linear", "llama3"):
         settings["rope_factor"] = read_value(rope, "factor", float)
     if kind == "llama3":
@@ -55,18 +53,12 @@ def write_rope(spec: ModelSpec) -> dict[str, Any]:
     return {"rope_parameters": rope_config(spec), "rope_theta": spec.rope_theta}
 
 
-def read_two_ropes(
-    config: dict, *, theta: tuple[str, float], local_theta: tuple[str, float]
-) -> dict[str, Any]:
-    """The same, and local_rope_theta, where layers with a window have a base of their own.
-
-    theta, local_theta      key of older files and default
-    """
+def read_two_ropes(config: dict, theta: Base, local_theta: Base) -> dict[str, Any]:
+    """The same, and local_rope_theta, where layers with a window have a base of their own."""
     parts = config.get("rope_parameters") or {}
-    full = {**config, "rope_parameters": parts.get(FULL)}
+    settings = read_rope({**config, "rope_parameters": parts.get(FULL)}, theta)
     local = {**config, "rope_parameters": parts.get(WINDOWED), "rope_scaling": None}
-    settings = read_rope(full, theta_key=theta[0], default_theta=theta[1])
-    near = read_rope(local, theta_key=local_theta[0], default_theta=local_theta[1])
+    near = read_rope(local, local_theta)
     if len(near) > 1:
         raise ModelError(f"config.json: rope_parameters of {WINDOWED}: only rope_type = 'default'")
     return settings | {"local_rope_theta": near["rope_theta"]}
