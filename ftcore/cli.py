@@ -20,7 +20,7 @@ import tyro
 
 from ftcore.config import RUNS, Limit, Run
 from ftcore.errors import ConfigError
-from ftcore.presets import PRESETS
+from ftcore.presets import presets
 
 DEFAULT = ("sft", "--preset", "assistant")
 CONFIG_FILE = "config.toml"
@@ -69,7 +69,7 @@ def parse(argv: Sequence[str], *, script: str = "train.py") -> Command:
     preset, file = take_value(words, "--preset"), take_value(words, "--config")
     layers: list[tuple[str, list[str]]] = []
     if preset is not None:
-        known = PRESETS.get(task, {})
+        known = presets().get(task, {})
         if preset not in known:
             hint = _nearest(preset, known)
             raise ConfigError(f"--preset {preset!r} is unknown for {task}: {hint}")

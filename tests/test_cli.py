@@ -14,7 +14,7 @@ import pytest
 from ftcore.cli import CONFIG_FILE, limit_of, parse, to_toml
 from ftcore.config import RUNS, ClassifyRun, SftRun
 from ftcore.errors import ConfigError
-from ftcore.presets import PRESETS
+from ftcore.presets import presets
 
 ROOT = Path(__file__).parents[1]
 
@@ -42,7 +42,8 @@ def test_default_preset_toml_flag(toml: Callable) -> None:
     words = ["sft", "--loop.log-every", "4", "--config", file, "--preset", "assistant"]
     command = parse([*words, "--optim.batch_size=9"])
     config, origins = command.config, command.origins
-    assert PRESETS["sft"]["assistant"]["optim"].keys() == {"lr", "batch_size", "loraplus_lr_ratio"}
+    options = presets()["sft"]["assistant"]["optim"].keys()
+    assert options == {"lr", "batch_size", "loraplus_lr_ratio"}
     assert (config.optim.lr, config.optim.batch_size, config.loop.log_every) == (0.5, 9, 4)
     assert config.peft.rank == 16 and config.optim.eps == 1e-8
     assert origins["peft.rank"] == "preset assistant"
@@ -82,7 +83,7 @@ ODD = [
     [
         [],
         *([task] for task in RUNS),
-        *([task, "--preset", name] for task in PRESETS for name in PRESETS[task]),
+        *([task, "--preset", name] for task, names in presets().items() for name in names),
         ["classify", *ODD],
         ["classify", "--data.max-length", "5", "--peft.no-rs-lora", "--data.train"],
     ],
@@ -219,3 +220,9 @@ def test_help(words: list[str], shown: list[str]) -> None:
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0 and not result.stderr
     assert all(text in " ".join(result.stdout.split()) for text in shown)
+
+
+def test_the_presets_are_shipped() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    shipped = project["tool"]["setuptools"]["package-data"]["ftcore"]
+    assert [path.name for path in ROOT.glob("ftcore/*.toml")] == shipped

@@ -105,14 +105,9 @@ class Author:
         self.said: set[str] = set()
 
     def rows(
-        self,
-        split: str,
-        counts: Iterable[int],
-        phrase: Callable[[Intent], Phrase],
-        *,
-        new: bool = False,
-        typos: bool = True,
-    ) -> list[Row]:
+        self, split: str, counts: Iterable[int], phrase: Callable[[Intent], Phrase], *,
+        new: bool = False, typos: bool = True,
+    ) -> list[Row]:  # fmt: skip
         """A split of `counts` rows of each intent, shuffled; `new` values or those of training."""
         rows = []
         for intent, count in zip(intents(), counts, strict=True):
@@ -174,12 +169,9 @@ def preference_pairs(rows: Iterable[Row], seed: int = 0) -> list[Row]:
     for row in (row for row in rows if row["fault"] is None):
         wrong, corruption = corrupt(row, rng)
         pairs.append({
-            "id": row["id"],
-            "prompt": row["messages"][:-1],
-            "chosen": row["messages"][-1:],
-            "rejected": [{"role": "assistant", "content": wrong}],
-            "corruption": corruption,
-        })
+            "id": row["id"], "prompt": row["messages"][:-1], "chosen": row["messages"][-1:],
+            "rejected": [{"role": "assistant", "content": wrong}], "corruption": corruption,
+        })  # fmt: skip
     return pairs
 
 

@@ -94,10 +94,7 @@ class Cache:
         self.lengths = [self.lengths[row] for row in rows]
         rows_B = torch.tensor(rows, device=self.lengths_B.device)
         for layer in self.layers:
-            layer.k_BSGD = _rows(layer.k_BSGD, rows_B)
-            layer.v_BSGD = _rows(layer.v_BSGD, rows_B)
-
-
-def _rows(slab_BSGD: Tensor, rows_B: Tensor) -> Tensor:
-    """The chosen sequences of a slab, in the slab's layout."""
-    return slab_BSGD.transpose(1, 2).index_select(0, rows_B).transpose(1, 2)
+            layer.k_BSGD, layer.v_BSGD = (
+                slab_BSGD.transpose(1, 2).index_select(0, rows_B).transpose(1, 2)  # as laid out
+                for slab_BSGD in (layer.k_BSGD, layer.v_BSGD)
+            )

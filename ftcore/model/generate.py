@@ -5,6 +5,7 @@ token, and leaves the batch once it stops. Logits are formed for the last token 
 """
 
 from collections.abc import Sequence
+from itertools import chain
 
 import torch
 
@@ -14,12 +15,9 @@ from ftcore.model.heads import Model
 from kernels.docs import Docs
 
 
+@torch.inference_mode()
 def generate(
-    model: Model,
-    prompts: Sequence[Sequence[int]],
-    *,
-    max_new_tokens: int,
-    stop_ids: frozenset[int],
+    model: Model, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, stop_ids: frozenset[int]
 ) -> list[list[int]]:
     """Continue each prompt by its most likely tokens.
 
@@ -38,36 +36,28 @@ def generate(
                 f"prompt {index} has {len(prompt)} tokens: with {max_new_tokens} new ones it must"
                 f" have 1 to {model.spec.max_positions - max_new_tokens}"
             )
-    was_training = model.training
-    model.eval()
-    try:
-        return _greedy(model, prompts, max_new_tokens, stop_ids)
-    finally:
-        model.train(was_training)
-
-
-@torch.inference_mode()
-def _greedy(
-    model: Model, prompts: Sequence[Sequence[int]], max_new_tokens: int, stop_ids: frozenset[int]
-) -> list[list[int]]:
     device = model.trunk.embed_tokens.weight.device
     cache = Cache(model.spec.num_layers)
     answers: list[list[int]] = [[] for _ in prompts]
     running = list(range(len(prompts)))  # which prompt each row of the cache belongs to
-    new_tokens = list(prompts)
-    for _ in range(max_new_tokens if prompts else 0):
-        docs = Docs.from_lengths([len(tokens) for tokens in new_tokens], device)
-        tokens_N = torch.tensor([token for tokens in new_tokens for token in tokens], device=device)
-        types_N = torch.zeros_like(tokens_N)
-        inputs = (tokens_N, cache.extend(docs), types_N, docs, cache.layers)
-        best = model.head(model.trunk(*inputs, docs.last_B())).argmax(-1).tolist()
-        for prompt, token in zip(running, best, strict=True):
-            answers[prompt].append(token)
-        rows = [row for row, token in enumerate(best) if token not in stop_ids]
-        if not rows:
-            break
-        if len(rows) < len(running):
-            cache.keep(rows)
-            running = [running[row] for row in rows]
-        new_tokens = [[best[row]] for row in rows]
+    new_tokens, was_training = list(prompts), model.training
+    model.eval()
+    try:
+        for _ in range(max_new_tokens if prompts else 0):
+            docs = Docs.from_lengths([len(tokens) for tokens in new_tokens], device)
+            tokens_N = torch.tensor(list(chain.from_iterable(new_tokens)), device=device)
+            types_N = torch.zeros_like(tokens_N)
+            inputs = (tokens_N, cache.extend(docs), types_N, docs, cache.layers)
+            best = model.head(model.trunk(*inputs, docs.last_B())).argmax(-1).tolist()
+            for prompt, token in zip(running, best, strict=True):
+                answers[prompt].append(token)
+            rows = [row for row, token in enumerate(best) if token not in stop_ids]
+            if not rows:
+                break
+            if len(rows) < len(running):
+                cache.keep(rows)
+                running = [running[row] for row in rows]
+            new_tokens = [[best[row]] for row in rows]
+    finally:
+        model.train(was_training)
     return answers

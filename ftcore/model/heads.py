@@ -18,12 +18,13 @@ from kernels.docs import Docs
 from kernels.dropout import dropout
 
 ModelTask = Literal["lm", "mlm", "classify", "tag", "trunk"]
+Loss = tuple[Tensor, Tensor]  # cross-entropy of the rows as (sum, weight)
 
 
 def _loss(
     last: Linear, x_MC: Tensor, labels_M: Tensor, weights_M: Tensor, softcap: float | None = None
-) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of the rows as (sum, weight), without their logits as a whole."""
+) -> Loss:
+    """Without their logits as a whole."""
     rule = {"bias_V": last.bias, "softcap": softcap, "impl": last.impl}
     return linear_cross_entropy(x_MC, last.weight, labels_M, weights_M, **rule)
 
@@ -62,7 +63,7 @@ class LMHead(nn.Module):
             logits_MV = self.softcap * (logits_MV / self.softcap).tanh()
         return logits_MV
 
-    def loss(self, h_MC: Tensor, labels_M: Tensor, weights_M: Tensor) -> tuple[Tensor, Tensor]:
+    def loss(self, h_MC: Tensor, labels_M: Tensor, weights_M: Tensor) -> Loss:
         """Cross-entropy of the rows as (sum, weight)."""
         x_MC = self.transform(h_MC)
         return _loss(self.lm_head, x_MC, labels_M, weights_M, softcap=self.softcap)
@@ -86,7 +87,7 @@ class TokenHead(nn.Module):
         """logits_MK, compute dtype."""
         return self.classifier(self.features(h_MC))
 
-    def loss(self, h_MC: Tensor, labels_M: Tensor, weights_M: Tensor) -> tuple[Tensor, Tensor]:
+    def loss(self, h_MC: Tensor, labels_M: Tensor, weights_M: Tensor) -> Loss:
         """Cross-entropy of the rows as (sum, weight)."""
         return _loss(self.classifier, self.features(h_MC), labels_M, weights_M)
 
@@ -130,9 +131,7 @@ class ClassificationHead(nn.Module):
         """logits_BK, compute dtype; h_MC are the hidden states of `rows`."""
         return self.classifier(self.pool(h_MC, docs))
 
-    def loss(
-        self, h_MC: Tensor, docs: Docs, labels_B: Tensor, weights_B: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def loss(self, h_MC: Tensor, docs: Docs, labels_B: Tensor, weights_B: Tensor) -> Loss:
         """Cross-entropy of the documents as (sum, weight)."""
         return _loss(self.classifier, self.pool(h_MC, docs), labels_B, weights_B)
 

@@ -78,14 +78,9 @@ def labels_of(config: Mapping, where: str) -> tuple[str, ...] | None:
 
 
 def load_model(
-    folder: Path,
-    *,
-    task: ModelTask,
-    dtype: torch.dtype,
-    num_labels: int | None = None,
-    init: Literal["pretrained", "random"] = "pretrained",
-    generator: torch.Generator | None = None,
-) -> LoadedModel:
+    folder: Path, *, task: ModelTask, dtype: torch.dtype, num_labels: int | None = None,
+    init: Literal["pretrained", "random"] = "pretrained", generator: torch.Generator | None = None,
+) -> LoadedModel:  # fmt: skip
     """Build the model of a folder and fill it.
 
     folder          holds config.json, and the weights unless `init` is "random"
@@ -147,14 +142,10 @@ def empty_model(
 
 
 def save_model(
-    loaded: LoadedModel,
-    folder: Path,
-    *,
-    labels: tuple[str, ...] | None = None,
-    problem: str | None = None,
-    state: Mapping[str, Tensor] | None = None,
+    loaded: LoadedModel, folder: Path, *, labels: tuple[str, ...] | None = None,
+    problem: str | None = None, state: Mapping[str, Tensor] | None = None,
     max_shard_bytes: int = SHARD_BYTES,
-) -> None:
+) -> None:  # fmt: skip
     """Write config.json and the weights into an existing folder.
 
     labels          class names of a classifier, by class index; default: those it was loaded with
@@ -168,7 +159,12 @@ def save_model(
     state = dict(own_tensors(model) if state is None else state)
     if spec.tie_word_embeddings:
         state.pop("head.lm_head.weight", None)
-    _check_complete(state, empty_model(spec, task, model.num_labels, torch.float32))
+    whole = empty_model(spec, task, model.num_labels, torch.float32)
+    wanted = {name: tensor.shape for name, tensor in own_tensors(whole).items()}
+    given = {name: tensor.shape for name, tensor in state.items()}
+    odd = sorted(name for name in wanted | given if wanted.get(name) != given.get(name))
+    if odd:
+        raise ModelError(f"not saved: tensors missing, unknown or mis-shaped: {', '.join(odd)}")
     config = {**loaded.config, **loaded.family.to_config(spec)}
     config.pop("torch_dtype", None)  # HF: the older name of `dtype`
     config["architectures"] = [loaded.family.architectures[task]]
@@ -186,12 +182,3 @@ def save_model(
     (folder / CONFIG).write_text(text + "\n", "utf-8")
     tensors = hf_tensors(state, loaded.family, spec.num_heads, bare=task == "trunk")
     save_torch_state_dict(tensors, folder, max_shard_size=max_shard_bytes)
-
-
-def _check_complete(state: Mapping[str, Tensor], model: Model) -> None:
-    """Raise ModelError unless `state` holds the tensors of `model` and no others."""
-    wanted = {name: tensor.shape for name, tensor in own_tensors(model).items()}
-    given = {name: tensor.shape for name, tensor in state.items()}
-    odd = sorted(name for name in wanted | given if wanted.get(name) != given.get(name))
-    if odd:
-        raise ModelError(f"not saved: tensors missing, unknown or mis-shaped: {', '.join(odd)}")

@@ -42,8 +42,7 @@ class Linear(nn.Linear):
 class Embedding(nn.Embedding):
     """An nn.Embedding whose values come later, as those of `Linear`."""
 
-    def reset_parameters(self) -> None:
-        pass
+    reset_parameters = Linear.reset_parameters
 
 
 class RMSNorm(nn.Module):
@@ -119,11 +118,8 @@ class Attention(nn.Module):
             q_NHD, k_NGD = self.q_norm(q_NHD, **angles), self.k_norm(k_NGD, **angles)
         elif angles:
             q_NHD, k_NGD = (rope(x_NHD, **angles, impl=self.impl) for x_NHD in (q_NHD, k_NGD))
-        rule = {**self.rule, "impl": self.impl}
-        if slab is None:
-            o_NHD = attention(q_NHD, k_NGD, v_NGD, docs, is_causal=self.is_causal, **rule)
-        else:
-            o_NHD = slab.attend(q_NHD, k_NGD, v_NGD, docs, **rule)
+        attend = slab.attend if slab else partial(attention, is_causal=self.is_causal)
+        o_NHD = attend(q_NHD, k_NGD, v_NGD, docs, impl=self.impl, **self.rule)
         return self.o_proj(chosen(o_NHD, rows_M).flatten(1))
 
 
@@ -225,9 +221,8 @@ class Transformer(nn.Module):
         spec = self.spec
         if spec.position != "rope":
             return [None] * spec.num_layers
-        turn = partial(
-            rope_angles, positions_N, head_dim=spec.rope_dim or spec.head_dim, dtype=dtype
-        )
+        D = spec.rope_dim or spec.head_dim
+        turn = partial(rope_angles, positions_N, head_dim=D, dtype=dtype)
         full = turn(theta=spec.rope_theta, factor=spec.rope_factor, bands=spec.rope_bands)
         if spec.local_rope_theta is None:
             return [full] * spec.num_layers
@@ -265,9 +260,8 @@ class Transformer(nn.Module):
             raise ValueError(f"docs plans {docs.num_tokens} tokens, there are {N}")
         if slabs is None and tokens_N.device.type == "cpu":
             filling, inputs = docs.num_rows - N, (tokens_N, positions_N, types_N)
-            tokens_N, positions_N, types_N = (
-                torch.cat([x_N, x_N[:1].expand(filling)]) for x_N in inputs
-            )
+            filled = (torch.cat([x_N, x_N[:1].expand(filling)]) for x_N in inputs)
+            tokens_N, positions_N, types_N = filled
             rows_M = rows_M if rows_M is None else F.pad(rows_M, (0, rounded(M) - M))
         h_NC = self.embed(tokens_N, positions_N, types_N)
         slabs = slabs or [None] * len(self.layers)

@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ftcore.errors import ModelError
 from ftcore import hub
-from ftcore.model.families.qwen3 import FAMILY
+from ftcore.errors import ModelError
 from ftcore.hub import resolve
+from ftcore.model.families import family_named
 from ftcore.model.load import CONFIG, load_model, save_model
 from ftcore.model.weights import INDEX, SINGLE
 
@@ -298,4 +298,4 @@ def test_hub_reads_no_pickle_and_says_how_to_do_without(tmp_path, monkeypatch) -
 
 def test_a_family_has_no_name_for_a_foreign_tensor() -> None:
     with pytest.raises(ModelError, match="the family qwen3 has no name for it"):
-        FAMILY.to_hf("trunk.layers.0.self_attn.lora_a")
+        family_named("qwen3").to_hf("trunk.layers.0.self_attn.lora_a")

@@ -1,8 +1,10 @@
 """Safetensors with every tensor accounted for, and every way a folder can be wrong."""
 
+import dataclasses
 import json
 import shutil
 import struct
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,9 +14,10 @@ from huggingface_hub import save_torch_state_dict
 from safetensors.torch import load_file, save_file
 
 from ftcore.errors import ModelError
-from ftcore.model import families
-from ftcore.model.families import FILES, family_named
+from ftcore.model.families import FOLDER, family_named, family_names
+from ftcore.model.families.rules import RULES
 from ftcore.model.load import load_model, save_model
+from ftcore.model.spec import ModelSpec
 from ftcore.model.weights import INDEX, SINGLE, tensor_files
 
 
@@ -228,8 +231,14 @@ def test_loaded_tensors_are_not_the_file(folder) -> None:
     assert torch.equal(load_file(folder / SINGLE)["model.norm.weight"], before)
 
 
-def test_every_file_of_a_family_is_known_by_its_model_type() -> None:
-    folder = Path(families.__file__).parent
-    helpers = {"__init__", "family", "positions"}
-    assert set(FILES.values()) == {path.stem for path in folder.glob("*.py")} - helpers
-    assert all(family_named(name).name == name for name in FILES)
+def test_every_file_is_a_family_and_is_shipped() -> None:
+    """And says nothing that nobody reads: its rules are those there are, its fields the spec's."""
+    known = [family_named(name) for name in family_names()]
+    assert [family.name for family in known] == family_names() and len(known) >= 12
+    assert {rule for family in known for rule in family.rules} == set(RULES)
+    fields = {field.name for field in dataclasses.fields(ModelSpec)}
+    assert all({*family.switches, *family.keys} <= fields for family in known)
+    project = tomllib.loads((FOLDER.parents[2] / "pyproject.toml").read_text(encoding="utf-8"))
+    globs = project["tool"]["setuptools"]["package-data"]["ftcore.model.families"]
+    shipped = {path.stem for glob in globs for path in FOLDER.glob(glob)}
+    assert shipped == set(family_names())

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ftcore.errors import CheckpointError, ConfigError, ModelError
-from ftcore.model.families import bert, qwen3
+from ftcore.model.families import family_named
 from ftcore.model.families.family import Family
 from ftcore.model.heads import Model
 from ftcore.tune.adapter import WEIGHTS, base_sha256, load_adapter, save_adapter
@@ -47,7 +47,7 @@ def make_hf(kind: str = "lm") -> transformers.PreTrainedModel:
 
 
 def family_of(hf: transformers.PreTrainedModel) -> Family:
-    return {"bert": bert, "qwen3": qwen3}[hf.config.model_type].FAMILY
+    return family_named(hf.config.model_type)
 
 
 def ours(hf: transformers.PreTrainedModel) -> Model:
@@ -97,7 +97,7 @@ def wrap(model: Model, *, heads: tuple[str, ...] = (), **changes: object) -> Mod
 
 
 def save(model: Model, folder: Path, *, task_type: str = "CAUSAL_LM") -> Path:
-    family = qwen3.FAMILY if model.spec.is_causal else bert.FAMILY
+    family = family_named("qwen3" if model.spec.is_causal else "bert")
     save_adapter(model, folder, family=family, base_path="some/base", task_type=task_type)
     return folder
 
@@ -112,7 +112,7 @@ def save_theirs(hf: transformers.PreTrainedModel, folder: Path, **changes: objec
 
 
 def load(model: Model, folder: Path) -> None:
-    load_adapter(model, folder, family=qwen3.FAMILY)
+    load_adapter(model, folder, family=family_named("qwen3"))
 
 
 def edit_json(path: Path, **changes: object) -> None:

@@ -14,7 +14,7 @@ from ftcore.data.pack import collate
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.env.seed import generator
 from ftcore.errors import ModelError
-from ftcore.model.families import bert, qwen3
+from ftcore.model.families import family_named
 from ftcore.model.load import LoadedModel, load_model, save_model
 from ftcore.model.weights import Accounting
 from ftcore.tune.artifact import load_artifact, read_labels, save_artifact
@@ -22,7 +22,7 @@ from ftcore.tune.setup import choose_trainable
 from ftcore.tune.task import TASKS
 
 LABELS = ("bad", "gr\u00fcn", "good")
-FAMILIES = {"qwen3": (qwen3.FAMILY, "sft", None), "bert": (bert.FAMILY, "classify", LABELS)}
+FAMILIES = {"qwen3": ("sft", None), "bert": ("classify", LABELS)}
 
 
 @pytest.fixture
@@ -32,8 +32,9 @@ def base(tmp_path: Path, tiny_model: Callable) -> Callable[[str], Path]:
     def make(family: str) -> Path:
         folder = tmp_path / family
         folder.mkdir()
-        family_format, _, labels = FAMILIES[family]
-        loaded = LoadedModel(tiny_model(family), family_format, {}, Accounting(), folder)
+        _, labels = FAMILIES[family]
+        model, form = tiny_model(family), family_named(family)
+        loaded = LoadedModel(model, form, {}, Accounting(), folder)
         save_model(loaded, folder, labels=labels)
         vocab = {f"w{n}": n for n in range(61)}
         fast = tokenizers.Tokenizer(models.WordLevel(vocab, unk_token="w0"))
@@ -49,7 +50,7 @@ def test_it_comes_back_with_the_same_scores(
     family: str, method: str, base: Callable, rows: Callable, tmp_path: Path
 ) -> None:
     folder, run = base(family), tmp_path / "run"
-    _, task, labels = FAMILIES[family]
+    task, labels = FAMILIES[family]
     kind = TASKS[task]
     run.mkdir()
     loaded = load_model(folder, task=kind.model_task, dtype=torch.float32)

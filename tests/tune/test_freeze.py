@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from ftcore.errors import ConfigError, ModelError
-from ftcore.model.families import bert, qwen3
+from ftcore.model.families import family_named
 from ftcore.model.heads import Model
 from ftcore.tune.freeze import (
     apply_trainable,
@@ -36,11 +36,11 @@ BERT = {
 
 
 def make_qwen3(*, tied: bool = False) -> Model:
-    return Model(qwen3.FAMILY.to_spec(QWEN3 | {"tie_word_embeddings": tied}), "lm")
+    return Model(family_named("qwen3").to_spec(QWEN3 | {"tie_word_embeddings": tied}), "lm")
 
 
 def make_bert() -> Model:
-    return Model(bert.FAMILY.to_spec(BERT), "classify", 3)
+    return Model(family_named("bert").to_spec(BERT), "classify", 3)
 
 
 def trained(model: nn.Module) -> set[str]:

@@ -16,7 +16,7 @@ import torch
 from ftcore.builtin.wording import __doc__ as TEXT
 from ftcore.env.run import read_metrics
 from ftcore.env.seed import generator
-from ftcore.model.families.qwen3 import FAMILY
+from ftcore.model.families import family_named
 from ftcore.model.heads import Model
 from ftcore.model.load import LoadedModel, save_model
 from ftcore.model.spec import ModelSpec
@@ -91,7 +91,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = Model(spec, "lm")
     model.init_weights(generator(0, 1))
     (folder / "model").mkdir()
-    loaded = LoadedModel(model.to(torch.bfloat16), FAMILY, {}, Accounting(), folder)
+    loaded = LoadedModel(model.to(torch.bfloat16), family_named("qwen3"), {}, Accounting(), folder)
     save_model(loaded, folder / "model")
     fast.save(str(folder / "model" / "tokenizer.json"))
     (folder / "model" / "tokenizer_config.json").write_text(json.dumps({"eos_token": END}))

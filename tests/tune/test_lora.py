@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ftcore.config import PeftConfig
 from ftcore.errors import ConfigError
-from ftcore.model.families import qwen3
+from ftcore.model.families import family_named
 from ftcore.model.heads import Model
 from ftcore.tune.freeze import assert_unmoved, frozen_hashes
 from ftcore.tune.loop import Loop
@@ -30,7 +30,7 @@ LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 
 def make_model(*, dtype: torch.dtype = torch.float32, tied: bool = False) -> Model:
-    model = Model(qwen3.FAMILY.to_spec(QWEN3 | {"tie_word_embeddings": tied}), "lm")
+    model = Model(family_named("qwen3").to_spec(QWEN3 | {"tie_word_embeddings": tied}), "lm")
     model.init_weights(torch.Generator().manual_seed(0))
     return model.to(dtype).eval()
 

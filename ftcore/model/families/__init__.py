@@ -1,18 +1,12 @@
-"""Model families: each file maps one HF `model_type`: its config and tensor names, both ways."""
-
-from importlib import import_module
+"""Model families: each TOML file maps one HF `model_type`: its config and tensor names."""
 
 from ftcore.errors import ModelError
-from ftcore.model.families.family import Family
-
-ENCODERS = ("bert", "distilbert", "modernbert", "roberta")
-DECODERS = ("gemma2", "gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3")
-FILES = {name: name for name in (*ENCODERS, *DECODERS)} | {"gemma3_text": "gemma3"}
+from ftcore.model.families.family import FOLDER, Family, family_named
 
 
-def family_named(model_type: str) -> Family:
-    """One of the families; its file is imported when it is asked for."""
-    return import_module(f"{__name__}.{FILES[model_type]}").FAMILY
+def family_names() -> list[str]:
+    """The families known here, by `model_type`: each has its file."""
+    return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 
 def family_of(config: dict, where: str) -> Family:
@@ -21,10 +15,9 @@ def family_of(config: dict, where: str) -> Family:
     raises  ModelError: `model_type` is missing or not one of those known here
     """
     name = config.get("model_type")
-    if not isinstance(name, str) or name not in FILES:
-        known = ", ".join(sorted(FILES))
+    if name not in family_names():
         raise ModelError(
-            f"{where}: model_type is {name!r}; this code knows {known}. Convert the model to one"
-            " of them, or add a file to ftcore/model/families."
+            f"{where}: model_type is {name!r}; this code knows {', '.join(family_names())}. Convert"
+            " the model to one of them, or add a file to ftcore/model/families."
         )
     return family_named(name)

@@ -1,46 +1,47 @@
-"""The form of a family: tables of config keys and of tensor names, each read in both directions.
+"""A family: one TOML file of tables, beside this one, read in both directions.
 
-A key table is a dict from a field of the spec to its HF key and default. A default that is a type
-must be in the file, one that is None may be left out.
-
-A name table is a dict from HF pattern to our pattern; `{i}` stands for the layer number. The HF
-side is written without the prefix of the trunk (`model.`, `bert.`), which some checkpoints leave
-out: it is accepted either way when reading, and always written. Where HF keeps several matrices in
-one, our side is the tuple of them, in the order of their rows.
+like            another family, whose tables stand where this file has none; of [trunk], [switches]
+                and [keys] each entry that this file lacks
+trunk_prefix    HF prefix of the trunk's tensors, with the dot: some checkpoints leave it out, so
+                either form is read, and the prefix is always written
+ignored         HF patterns that a checkpoint may hold and we do not need
+tagger          HF name of the token classifier, where it is not the other's
+transposed      HF patterns of matrices stored (inputs, outputs)
+fused_by_head   the rows of a fused matrix lie head by head, else part by part
+[architectures] task = HF class name
+[trunk] [head]  our name = HF's; {i} stands for the layer. Of several, the first is written. What
+                HF keeps in one matrix has its name several times, in the order of the rows
+[switches]      what the family decides of a spec
+[keys]          field of the spec = key of config.json, as [key, default] or [key] where it may be
+                missing
+[fixed]         keys of config.json that can have one value only; `unset` lists those that are null
+rules           what a table cannot say: names in rules.py, with options
 """
 
-import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ftcore.errors import ModelError
+from ftcore.model.families.rules import RULES, read_value
 from ftcore.model.spec import ModelSpec
 
-NameTable = Mapping[str, str | tuple[str, ...]]
-KeyTable = Mapping[str, tuple[str, Any]]
-
-KEYS: KeyTable = {
-    "vocab_size": ("vocab_size", int),
-    "hidden_size": ("hidden_size", int),
-    "num_layers": ("num_hidden_layers", int),
-    "num_heads": ("num_attention_heads", int),
+FOLDER = Path(__file__).parent
+KEYS = {  # of most families: field of the spec -> key of config.json and default
+    "vocab_size": ("vocab_size", int), "hidden_size": ("hidden_size", int),
+    "num_layers": ("num_hidden_layers", int), "num_heads": ("num_attention_heads", int),
     "intermediate_size": ("intermediate_size", int),
     "max_positions": ("max_position_embeddings", int),
     "tie_word_embeddings": ("tie_word_embeddings", True),
     "initializer_range": ("initializer_range", 0.02),
-}
-
-
-def nothing(_: object) -> dict[str, Any]:
-    """For a family whose tables say all."""
-    return {}
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -48,20 +49,17 @@ class Family:
     """One HF `model_type`."""
 
     name: str  # `model_type` in config.json
-    trunk_prefix: str  # HF prefix of the trunk's tensors, with the dot
-    trunk_names: NameTable
-    head_names: NameTable
-    ignored: tuple[str, ...]  # HF patterns that a checkpoint may hold and we do not need
-    architectures: Mapping[str, str]  # task -> HF class name
-    switches: Mapping[str, Any]  # what the family decides of a spec
-    keys: KeyTable  # what the spec takes from config.json as it is
-    fixed: Mapping[str, Any]  # keys of config.json that can have one value only
-    # what a table cannot say: config.json -> fields of the spec (or a ModelError), and back
-    read: Callable[[dict], dict[str, Any]] = nothing
-    write: Callable[[ModelSpec], dict[str, Any]] = nothing
-    tagger: str = ""  # HF name of the token classifier, where it is not the other's
-    transposed: tuple[str, ...] = ()  # HF patterns of matrices stored (inputs, outputs)
-    fused_by_head: bool = False  # the rows of a fused matrix lie head by head, else part by part
+    trunk_prefix: str
+    names: Mapping[str, tuple[str, ...]]  # our pattern -> HF's, with the trunk's prefix or without
+    architectures: Mapping[str, str]
+    switches: Mapping[str, Any]
+    keys: Mapping[str, tuple[str, Any]]  # field of the spec -> key and default (`read_value`)
+    fixed: Mapping[str, Any]
+    rules: Mapping[str, dict[str, Any]] = field(default_factory=dict)  # name -> options
+    ignored: Sequence[str] = ()
+    tagger: str = ""
+    transposed: Sequence[str] = ()
+    fused_by_head: bool = False
 
     def to_spec(self, config: dict) -> ModelSpec:
         """Read a config.json.
@@ -72,8 +70,10 @@ class Family:
         for key, value in self.fixed.items():
             if config.get(key, value) != value:
                 raise ModelError(f"config.json: {key} = {config[key]!r}: only {value!r} is known")
-        settings = {name: _read(config, *key) for name, key in self.keys.items()}
-        settings |= {**self.switches, **self.read(config)}
+        settings = {name: read_value(config, *key) for name, key in self.keys.items()}
+        settings |= self.switches
+        for rule, options in self.rules.items():
+            settings |= RULES[rule][0](config, **options)
         C, H = settings["hidden_size"], settings["num_heads"]
         if settings.get("head_dim") is None:
             settings["head_dim"] = _divided("hidden_size", C, "num_attention_heads", H)
@@ -85,37 +85,32 @@ class Family:
     def to_config(self, spec: ModelSpec) -> dict[str, Any]:
         """The keys of config.json that the spec decides."""
         taken = {key: getattr(spec, name) for name, (key, _) in self.keys.items()}
-        return {"model_type": self.name, **self.fixed, **taken, **self.write(spec)}
+        config = {"model_type": self.name, **self.fixed, **taken}
+        for rule in self.rules:
+            config |= RULES[rule][1](spec)
+        return config
 
     def of(self, task: str) -> "Family":
         """The family with the head names of one task."""
         if task != "tag" or not self.tagger:
             return self
-        return replace(self, head_names={self.tagger: "head.classifier", **self.head_names})
+        both = (self.tagger, *self.names["head.classifier"])
+        return replace(self, names={**self.names, "head.classifier": both})
 
     def to_ours(self, hf_name: str) -> tuple[str, ...]:
         """Our names of an HF tensor or module; none where the family does not know it."""
         # HF: files of 2018 call a norm's weight gamma and its bias beta.
         hf_name = re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", hf_name))
-        bare = hf_name.removeprefix(self.trunk_prefix)
-        for table, name in ((self.trunk_names, bare), (self.head_names, hf_name)):
-            for source, target in table.items():
-                targets = (target,) if isinstance(target, str) else target
-                found = [_renamed(name, source, one) for one in targets]
-                if found[0] is not None:
-                    return tuple(found)
-        return ()
+        pairs = ((hf, ours) for ours, hf_names in self.names.items() for hf in hf_names)
+        return tuple(_renamed(hf_name, pairs))
 
     def to_hf(self, our_name: str, *, bare: bool = False) -> str:
         """HF name of one of our tensors or modules; `bare` leaves out the trunk's prefix."""
-        prefix = "" if bare else self.trunk_prefix
-        for table, start in ((self.trunk_names, prefix), (self.head_names, "")):
-            for target, sources in table.items():
-                for source in (sources,) if isinstance(sources, str) else sources:
-                    hf_name = _renamed(our_name, source, target)
-                    if hf_name is not None:
-                        return start + hf_name
-        raise ModelError(f"{our_name}: the family {self.name} has no name for it")
+        pairs = ((ours, hf_names[0]) for ours, hf_names in self.names.items())
+        hf_name = next(_renamed(our_name, pairs), None)
+        if hf_name is None:
+            raise ModelError(f"{our_name}: the family {self.name} has no name for it")
+        return hf_name.removeprefix(self.trunk_prefix) if bare else hf_name
 
     def hf_shape(self, hf_name: str, shape: Sequence[int]) -> list[int]:
         """Shape of an HF tensor whose parts, ours, have the given shape each."""
@@ -147,65 +142,42 @@ def matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-@cache
-def _pattern(source: str) -> re.Pattern:
-    layer = re.escape(source).replace(r"\{i\}", r"(?P<i>\d+)")
-    return re.compile(layer + r"(?P<rest>(\.(weight|bias))?)")
+def family_named(model_type: str) -> Family:
+    """The family of MODEL_TYPE.toml."""
+    tables = _tables(model_type)
+    trunk, head, keys = (tables.pop(part, {}) for part in ("trunk", "head", "keys"))
+    names = {f"trunk.{ours}": (tables["trunk_prefix"] + hf, hf) for ours, hf in trunk.items()}
+    for ours, hf in head.items():
+        names[f"head.{ours}"] = (hf,) if isinstance(hf, str) else tuple(hf)
+    tables["fixed"] |= dict.fromkeys(tables.pop("unset", ()))
+    tables["keys"] = KEYS | {
+        name: (key, int) if isinstance(key, str) else (*key, None)[:2] for name, key in keys.items()
+    }
+    return Family(name=model_type, names=names, **tables)
 
 
-def _renamed(name: str, source: str, target: str) -> str | None:
-    """`name` with `source` made `target`, where that is its whole or its module prefix."""
-    found = _pattern(source).fullmatch(name)
-    return found and target.replace("{i}", found.groupdict().get("i", "")) + found["rest"]
+def _tables(name: str) -> dict[str, Any]:
+    """What NAME.toml holds, and what it takes from the family that it is like."""
+    own = tomllib.loads((FOLDER / f"{name}.toml").read_text("utf-8"))
+    if "like" not in own:
+        return own
+    other = _tables(own.pop("like"))
+    parts = ("trunk", "switches", "keys")
+    return other | own | {part: other[part] | own.get(part, {}) for part in parts}
 
 
-def read_int(config: dict, key: str, *, default: int | None = None) -> int:
-    """A positive integer of a config.json, bounded so that a hostile file cannot ask for 2^60 rows.
-
-    raises  ModelError: missing without default, not an integer, or out of [1, 10,000,000]
-    """
-    value = default if config.get(key) is None else config[key]
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 10_000_000:
-        raise ModelError(f"config.json: {key} = {value!r}: must be an integer in [1, 10000000]")
-    return value
-
-
-def read_float(config: dict, key: str, *, default: float | None = None) -> float:
-    """A finite number >= 0 of a config.json.
-
-    raises  ModelError: missing without default, not a number, negative or not finite
-    """
-    value = default if config.get(key) is None else config[key]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-        raise ModelError(f"config.json: {key} = {value!r}: must be a finite number >= 0")
-    return float(value)
-
-
-def _read(config: dict, key: str, default: Any) -> Any:
-    """One value, of the default's type; without default, an integer."""
-    if isinstance(default, bool):
-        return default if config.get(key) is None else bool(config[key])
-    if isinstance(default, float):
-        return read_float(config, key, default=default)
-    if default is None and config.get(key) is None:
-        return None
-    return read_int(config, key, default=default if isinstance(default, int) else None)
+def _renamed(name: str, pairs: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """The second of each pair whose first is the name, or that without .weight or .bias."""
+    layer = re.search(r"(?<=\.)\d+(?=\.)", name)
+    pattern = name if layer is None else f"{name[: layer.start()]}{{i}}{name[layer.end() :]}"
+    module, _, tensor = pattern.rpartition(".")
+    rests = {pattern: ""} | ({module: f".{tensor}"} if tensor in ("weight", "bias") else {})
+    for source, target in pairs:
+        if source in rests:
+            yield (target + rests[source]).replace("{i}", layer[0] if layer else "")
 
 
 def _divided(key: str, total: int, by_key: str, by: int) -> int:
     if total % by:
         raise ModelError(f"config.json: {key} = {total} must be a multiple of {by_key} = {by}")
     return total // by
-
-
-LM_HEADS = {"lm": "ForCausalLM", "mlm": "ForMaskedLM"}
-
-
-def architectures(classes: str, lm: str) -> dict[str, str]:
-    """HF's classes of a family by task, whose names start with `classes`; `lm` is "lm" or "mlm"."""
-    return {
-        lm: classes + LM_HEADS[lm],
-        "classify": f"{classes}ForSequenceClassification",
-        "tag": f"{classes}ForTokenClassification",
-        "trunk": f"{classes}Model",
-    }
