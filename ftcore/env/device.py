@@ -39,18 +39,15 @@ def reuse_across_steps() -> None:
     glibc gives large blocks back to the system at once, and every step pays for their pages anew:
     measured 10 to 20% of a training step on a CPU. Other C libraries are left as they are.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
         mallopt(M_TOP_PAD, 64 * 2**20)
 
 
 def shared_zeros(count: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
-    """A flat tensor; on a CPU, in memory that processes forked later share with this one.
-
-    An anonymous mapping, since /dev/shm is small in containers.
-    """
+    """A flat tensor; on a CPU, in memory that processes forked later share with this one."""
     if torch.device(device).type != "cpu" or not count:
         return torch.zeros(count, dtype=dtype, device=device)
+    # An anonymous mapping, since /dev/shm is small in containers.
     return torch.frombuffer(mmap.mmap(-1, count * dtype.itemsize), dtype=dtype)

@@ -31,22 +31,16 @@ class Plan:
 def plan(model: nn.Module, *, lengths: list[int], num_steps: int) -> Plan:
     """Count what `model` and a run of `num_steps` over documents of these lengths will take.
 
-    Gradients and both moments are fp32; a trained 16-bit tensor has an fp32 master as well. All
-    rows of the embeddings are counted, also those that the data never read and nothing is kept of.
+    Gradients and both moments are fp32; a trained 16-bit tensor has an fp32 master as well. Rows of
+    the embeddings that the data never read, of which nothing is kept, are counted like the others.
     """
-    trained = [p for p in model.parameters() if p.requires_grad]
-    num_trained = sum(p.numel() for p in trained)
-    masters = sum(p.numel() for p in trained if p.element_size() < 4)
-    return Plan(
-        num_rows=len(lengths),
-        num_tokens=sum(lengths),
-        num_steps=num_steps,
-        num_params=sum(p.numel() for p in model.parameters()),
-        num_trained=num_trained,
-        memory_bytes={
-            "weights": sum(p.nbytes for p in model.parameters()),
-            "masters": 4 * masters,
-            "gradients": 4 * num_trained,
-            "moments": 8 * num_trained,
-        },
-    )
+    params = list(model.parameters())
+    trained = [p for p in params if p.requires_grad]
+    num_params, num_trained = (sum(p.numel() for p in some) for some in (params, trained))
+    memory_bytes = {
+        "weights": sum(p.nbytes for p in params),
+        "masters": 4 * sum(p.numel() for p in trained if p.element_size() < 4),
+        "gradients": 4 * num_trained,
+        "moments": 8 * num_trained,
+    }
+    return Plan(len(lengths), sum(lengths), num_steps, num_params, num_trained, memory_bytes)

@@ -37,7 +37,6 @@ class StopFlag:
     def _stop(self, number: int, frame: FrameType | None) -> None:
         if self:
             os._exit(128 + number)
-        self.exit_code = 128 + number
+        self.exit_code, name = 128 + number, signal.Signals(number).name
         # print may be interrupted halfway by this very handler; write cannot.
-        name = signal.Signals(number).name
         os.write(2, f"\n{name}: stopping after this step; once more to leave now\n".encode())

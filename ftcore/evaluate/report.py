@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ftcore.env.files import write_file
 from ftcore.errors import DataError
-from ftcore.evaluate.metrics import ClassificationMetrics
+from ftcore.evaluate.metrics import CLASS_COLUMNS, ClassificationMetrics
 
 MAX_TEXT = 40
 
@@ -45,20 +45,17 @@ def metrics_table(results: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def per_class_table(per_class: Sequence[Mapping[str, Any]], *, max_rows: int = 20) -> str:
-    """The rows of `ClassificationMetrics.per_class`, in label order up to `max_rows` classes.
+    """Rows of CLASS_COLUMNS, in label order up to `max_rows` classes.
 
     Past that the worst come first (lowest F1, then more rows; classes that never occur last) and a
     last line says how many are not shown.
     """
-    names = ("label", "precision", "recall", "f1", "support", "predicted")
-    rows = [[row[name] for name in names] for row in per_class]
-    if len(rows) <= max_rows:
-        return table(names, rows)
-    f1, support, predicted = 3, 4, 5
-    rows.sort(key=lambda row: (row[support] + row[predicted] == 0, row[f1], -row[support]))
-    hidden = len(rows) - max_rows
-    note = f"... {hidden} of {len(rows)} classes not shown: better, or without rows"
-    return f"{table(names, rows[:max_rows])}\n{note}"
+    rows, note = list(per_class), ""
+    if (left := len(rows) - max_rows) > 0:
+        rows.sort(key=lambda r: (r["support"] + r["predicted"] == 0, r["f1"], -r["support"]))
+        note = f"\n... {left} of {len(rows)} classes not shown: better, or without rows"
+    cells = ([row[name] for name in CLASS_COLUMNS] for row in rows[:max_rows])
+    return table(CLASS_COLUMNS, cells) + note
 
 
 def confusion_table(metrics: ClassificationMetrics, *, max_pairs: int = 10) -> str:

@@ -66,32 +66,31 @@ class JsonCommandMetrics:
         self._tally: Counter[str] = Counter()
 
     def update(self, target: str, predicted: str) -> dict[str, bool]:
-        """Count one row; returns its verdicts: json_valid, exact_match, exact_match_object,
+        """Count one row; returns whether it is json_valid, exact_match, exact_match_object and
         intent_correct.
 
         raises          DataError: the target is no command, or its intent is not in the labels
         """
         wanted, given = _command(target, self.intent), parse_object(predicted)
-        target_id = self._target_id(wanted[self.intent])
-        name = given.get(self.intent) if given else None
+        label, name = wanted[self.intent], given and given.get(self.intent)
+        if label not in self._ids:
+            nearest = ", ".join(get_close_matches(label, self._ids, cutoff=0.0))
+            raise DataError(
+                f"target {self.intent} {label!r} is none of the {len(self._ids)} labels (nearest:"
+                f" {nearest}): add it to the labels or mend the row"
+            )
         # A generated intent may be of any JSON type, and a list cannot be looked up.
         predicted_id = self._ids.get(name, OUTSIDE) if isinstance(name, str) else OUTSIDE
         wanted_leaves, given_leaves = _leaves(wanted), _leaves(given or {})
         verdicts = {
-            "json_valid": given is not None,
-            "exact_match": exact_match(target, predicted),
+            "json_valid": given is not None, "exact_match": exact_match(target, predicted),
             "exact_match_object": wanted_leaves == given_leaves,
-            "intent_correct": predicted_id == target_id,
+            "intent_correct": predicted_id == self._ids[label],
         }
-        wanted_slots, given_slots = self._slots(wanted_leaves), self._slots(given_leaves)
-        self.intents.update([target_id], [predicted_id])
+        slots, found = self._slots(wanted_leaves), self._slots(given_leaves)
+        self.intents.update([self._ids[label]], [predicted_id])
         self._tally.update(verdicts)
-        self._tally.update(
-            rows=1,
-            right=len(wanted_slots & given_slots),
-            wanted=len(wanted_slots),
-            given=len(given_slots),
-        )
+        self._tally.update(rows=1, right=len(slots & found), wanted=len(slots), given=len(found))
         return verdicts
 
     def compute(self) -> dict[str, float]:
@@ -107,21 +106,9 @@ class JsonCommandMetrics:
             "slot_f1": _ratio(2 * n["right"], n["given"] + n["wanted"]),
         }
 
-    def _target_id(self, name: str) -> int:
-        if name not in self._ids:
-            nearest = ", ".join(get_close_matches(name, self._ids, cutoff=0.0))
-            raise DataError(
-                f"target {self.intent} {name!r} is none of the {len(self._ids)} labels (nearest:"
-                f" {nearest}): add it to the labels or mend the row"
-            )
-        return self._ids[name]
-
     def _slots(self, leaves: dict[tuple, str]) -> set[tuple[tuple, str]]:
-        return {
-            (path, value)
-            for path, value in leaves.items()
-            if path != (self.intent,) and value not in ("{}", "[]")
-        }
+        slots = leaves.keys() - {(self.intent,)}
+        return {(path, leaves[path]) for path in slots if leaves[path] not in ("{}", "[]")}
 
 
 def _command(target: str, intent: str) -> dict[str, Any]:
