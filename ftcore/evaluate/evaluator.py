@@ -31,7 +31,7 @@ from ftcore.evaluate.metrics import (
 from ftcore.evaluate.text import JsonCommandMetrics, exact_match, intent_labels
 from ftcore.model.generate import generate
 from ftcore.model.heads import Model
-from ftcore.tune.task import Task, hidden
+from ftcore.tune.task import Task, document_logits, hidden
 
 PROMPTS_AT_ONCE = 256
 Counted = ClassificationMetrics | MultiLabelMetrics | EntityMetrics
@@ -58,18 +58,17 @@ def evaluate_loss(model: Model, task: Task, split: Split, **limits: Any) -> dict
     return {"loss": values.pop("nll"), **values}
 
 
-def document_logits(model: Model, documents: Sequence[Encoded], **limits: Any) -> Tensor:
+def all_logits(model: Model, documents: Sequence[Encoded], **limits: Any) -> Tensor:
     """logits_BK of a head that judges whole documents, fp32 on the CPU."""
     logits: dict[int, Tensor] = {}
     for indices, batch in streams(documents, **limits):
-        h_MC = hidden(model, batch, model.head.rows(batch.docs))
-        logits.update(zip(indices, model.head(h_MC, batch.docs).float().cpu(), strict=True))
+        logits.update(zip(indices, document_logits(model, batch).float().cpu(), strict=True))
     return torch.stack([logits[index] for index in range(len(documents))])
 
 
 def evaluate_classes(model: Model, split: Split, labels: Sequence[str], **limits: Any) -> Judged:
     """Predicted class of each document; the loss in nats a document."""
-    logits_BK = document_logits(model, split.documents, **limits)
+    logits_BK = all_logits(model, split.documents, **limits)
     metrics, rows, loss_sum = ClassificationMetrics(labels), [], 0.0
     for document, logits_K in zip(split.documents, logits_BK, strict=True):
         predicted = int(logits_K.argmax())
@@ -85,7 +84,7 @@ def evaluate_classes(model: Model, split: Split, labels: Sequence[str], **limits
 
 def evaluate_label_sets(model: Model, split: Split, labels: Sequence[str], **limits: Any) -> Judged:
     """Predicted labels of each document, those above probability 1/2; the loss in nats a label."""
-    logits_BK = document_logits(model, split.documents, **limits).double()
+    logits_BK = all_logits(model, split.documents, **limits).double()
     has_BK = torch.from_numpy(np.stack([document.labels for document in split.documents])).double()
     loss = F.binary_cross_entropy_with_logits(logits_BK, has_BK).item()
     target_BK, predicted_BK = (has_BK > 0).numpy(), (logits_BK > 0).numpy()
@@ -106,7 +105,7 @@ def evaluate_label_sets(model: Model, split: Split, labels: Sequence[str], **lim
 
 def evaluate_scores(model: Model, split: Split, labels: Sequence[str], **limits: Any) -> Judged:
     """Predicted score of each document; the loss a mean squared error."""
-    (predicted_B,) = document_logits(model, split.documents, **limits).double().numpy().T
+    (predicted_B,) = all_logits(model, split.documents, **limits).double().numpy().T
     target_B = np.array([document.labels for document in split.documents])
     rows = [
         {"row_id": document.row_id, labels[0]: document.labels, "predicted": float(predicted)}

@@ -23,15 +23,9 @@ MODEL, ADAPTER, LABELS = "model", "adapter", "labels.json"
 
 
 def save_artifact(
-    loaded: LoadedModel,
-    tokenizer: Tokenizer,
-    run: Path,
-    *,
-    labels: tuple[str, ...] | None,
-    base: str,
-    kind: TaskKind,
-    problem: str | None = None,
-) -> Path:
+    loaded: LoadedModel, tokenizer: Tokenizer, run: Path, *, labels: tuple[str, ...] | None,
+    base: str, kind: TaskKind, problem: str | None = None,
+) -> Path:  # fmt: skip
     """Write the trained model of a run; returns its folder.
 
     labels      class names of a classifier
@@ -41,13 +35,8 @@ def save_artifact(
     if labels:
         write_file(run / LABELS, json.dumps(labels, ensure_ascii=False) + "\n")
     if lora_layers(loaded.model):
-        save_adapter(
-            loaded.model,
-            run / ADAPTER,
-            family=loaded.family,
-            base_path=base,
-            task_type=kind.peft_type,
-        )
+        names = {"family": loaded.family, "base_path": base, "task_type": kind.peft_type}
+        save_adapter(loaded.model, run / ADAPTER, **names)
         return run / ADAPTER
 
     def write(folder: Path) -> None:
@@ -75,12 +64,9 @@ def load_artifact(run: Path, *, base: str, kind: TaskKind, dtype: torch.dtype) -
         )
     labels = read_labels(run)
     loaded = load_model(
-        resolve(base),
-        task=kind.model_task,
-        dtype=dtype,
-        num_labels=len(labels) if labels else None,
+        resolve(base), task=kind.model_task, dtype=dtype, num_labels=labels and len(labels),
         generator=torch.Generator(),  # draws the head that the adapter then replaces
-    )
+    )  # fmt: skip
     load_adapter(loaded.model, adapter, family=loaded.family)
     loaded.model.eval()
     return loaded

@@ -18,6 +18,7 @@ import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
@@ -97,8 +98,8 @@ def _resolve(model: nn.Module, rule: str) -> set[str]:
 
 def _last_layers(names: Sequence[str], rule: str) -> set[str]:
     """Everything from layer L - K on, in the order of the forward pass."""
-    layers = [int(m[1]) if (m := LAYER.search(n)) else None for n in names]
-    num_layers = 1 + max((i for i in layers if i is not None), default=-1)
+    layers = [int(m[1]) if (m := LAYER.search(n)) else -1 for n in names]
+    num_layers = 1 + max(layers, default=-1)
     count = rule.removeprefix("last:")
     if not count.isdecimal() or not 1 <= int(count) <= num_layers:
         raise ConfigError(f"trainable rule {rule!r}: K must be an integer in [1, {num_layers}]")
@@ -120,33 +121,25 @@ def parameter_table(model: nn.Module) -> str:
         indices = [int(found[1]) for name in names if (found := LAYER.search(name))]
         label = pattern.replace("{}", "{" + _ranges(indices) + "}")
         rows.append((label, shape, f"{numel * len(names):,}", "yes" if trained else "-"))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        f"{name:<{widths[0]}}  {shape:>{widths[1]}}  {values:>{widths[2]}}  {trained}"
-        for name, shape, values, trained in rows
-    ]
+    w = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [f"{row[0]:<{w[0]}}  {row[1]:>{w[1]}}  {row[2]:>{w[2]}}  {row[3]}" for row in rows]
     total = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    share = trained / total if total else 0.0
+    share = trained / max(total, 1)
     return "\n".join([*lines, f"trainable: {trained:,} of {total:,} values ({share:.2%})"])
 
 
 def _ranges(indices: Sequence[int]) -> str:
     """`0-3,5` for [0, 1, 2, 3, 5]."""
-    runs: list[list[int]] = []
-    for i in indices:
-        if runs and i == runs[-1][-1] + 1:
-            runs[-1].append(i)
-        else:
-            runs.append([i])
+    by_offset = groupby(enumerate(indices), lambda pair: pair[1] - pair[0])
+    runs = ([i for _, i in pairs] for _, pairs in by_offset)
     return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
 def tensor_sha256(tensor: Tensor) -> str:
     """Hash of a tensor's dtype, shape and bits."""
     digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    digest.update(flat.view(torch.uint8).numpy())
+    digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
