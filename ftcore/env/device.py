@@ -13,10 +13,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def resolve_device(name: str, kernels: str = "auto") -> torch.device:
-    """The device of a run.
-
-    raises  ConfigError: no such device on this machine, or Triton's kernels on a CPU
-    """
+    """The device of a run. Raises ConfigError: there is none, or Triton's kernels on a CPU."""
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

@@ -3,8 +3,7 @@
     runs/NAME/  lock  run.json  metrics.jsonl  tensorboard/  (and what the other stages add)
 
 `metrics.jsonl` holds one object a line, {"step": 10, "train/loss": 2.5}, without a time stamp:
-equal runs have equal lines, perf/ aside. A value that is not finite is null. TensorBoard carries
-the same names.
+equal runs have equal lines, perf/ aside; null is not finite. TensorBoard carries the same names.
 """
 
 import fcntl
@@ -37,7 +36,6 @@ logger = logging.getLogger(__name__)
 class RunFolder(AbstractContextManager):
     """The one writer of a run folder; `close` it, or use it in a `with`.
 
-    path            made if it does not exist
     resume          continue what is there; then call `trim` with the step that was loaded
     raises          ConfigError: the folder holds another run, or there is nothing to resume
                     CheckpointError: another process writes there, or the disk refuses
@@ -142,8 +140,8 @@ def describe_start() -> dict[str, Any]:
 def _locked(path: Path) -> Iterator[None]:
     """Hold the lock of a file that says who has it; the kernel frees that of a process that dies.
 
-    A pid alone cannot tell a dead writer from a live one on another host or in another container;
-    pid and boot id are written for the message.
+    A pid alone could not tell a dead writer from a live one on another host or in a container; pid
+    and boot id are written for the message.
     """
     with open(path, "ab+", buffering=0) as file:
         file.seek(0)

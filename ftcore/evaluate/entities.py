@@ -34,11 +34,8 @@ def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
 
 
 class EntityMetrics:
-    """Precision, recall and F1 of entities, and accuracy of tags.
-
-    accuracy                share of the words whose tag is right
-    precision, recall, f1   of the entities of all types together
-    """
+    """Precision, recall and F1 of the entities of all types together; accuracy: the share of the
+    words whose tag is right."""
 
     def __init__(self) -> None:
         self.words, self.right_words = 0, 0

@@ -115,55 +115,49 @@ def evaluate_scores(model: Model, split: Split, labels: Sequence[str], **limits:
     return {"loss": loss, **regression_metrics(target_B, predicted_B)}, None, rows
 
 
-def token_logits(
+def token_predictions(
     model: Model, documents: Sequence[Encoded], **limits: Any
-) -> Iterator[tuple[list[int], Batch, Tensor, Tensor]]:
-    """Streams with their documents' indices, scored_M: which tokens are scored, and logits_MV of
-    these, fp32."""
+) -> tuple[Perplexity, list[list[int]]]:
+    """Loss over the scored tokens, and the ids predicted for those of each document, in order."""
+    perplexity, chosen = Perplexity(), {}
     for indices, batch in streams(documents, **limits):
         scored_M = batch.weights.nonzero().squeeze(1)
-        yield indices, batch, scored_M, model.head(hidden(model, batch, scored_M)).float()
+        logits_MV = model.head(hidden(model, batch, scored_M)).float()
+        loss_sum = F.cross_entropy(logits_MV, batch.labels[scored_M], reduction="sum").item()
+        perplexity.update(loss_sum, len(scored_M))
+        counts = [np.count_nonzero(documents[index].weights) for index in indices]
+        parts = logits_MV.argmax(-1).split(counts)
+        chosen |= zip(indices, (ids.tolist() for ids in parts), strict=True)
+    return perplexity, [chosen[index] for index in range(len(documents))]
 
 
 def evaluate_masked(model: Model, split: Split, labels: Sequence[str], **limits: Any) -> Judged:
     """Predicted token at each hidden place; the loss in nats a hidden token. `labels` are the
     vocabulary, by id."""
-    perplexity, hits, rows = Perplexity(), 0, {}
-    for indices, batch, scored_M, logits_MV in token_logits(model, split.documents, **limits):
-        labels_M, chosen_M = batch.labels[scored_M], logits_MV.argmax(-1)
-        loss_sum = F.cross_entropy(logits_MV, labels_M, reduction="sum").item()
-        perplexity.update(loss_sum, len(labels_M))
-        hits += int((chosen_M == labels_M).sum())
-        documents = [split.documents[index] for index in indices]
-        counts = [np.count_nonzero(document.weights) for document in documents]
-        parts = zip(indices, documents, labels_M.split(counts), chosen_M.split(counts), strict=True)
-        for index, document, *truth_and_chosen in parts:
-            wanted, given = ([labels[id_] for id_ in ids.tolist()] for ids in truth_and_chosen)
-            rows[index] = {"row_id": document.row_id, "hidden": wanted, "predicted": given}
+    perplexity, chosen = token_predictions(model, split.documents, **limits)
+    hits, rows = 0, []
+    for document, given in zip(split.documents, chosen, strict=True):
+        wanted = document.labels[document.weights > 0].tolist()
+        hits += sum(a == b for a, b in zip(wanted, given, strict=True))
+        names = {"hidden": [labels[i] for i in wanted], "predicted": [labels[i] for i in given]}
+        rows.append({"row_id": document.row_id, **names})
     values = perplexity.compute()
     values = {"loss": values.pop("nll"), **values, "accuracy": hits / perplexity.weight}
-    return values, None, [rows[index] for index in range(len(rows))]
+    return values, None, rows
 
 
 def evaluate_tags(model: Model, split: Split, labels: Sequence[str], **limits: Any) -> Judged:
     """Predicted tag of each word, OUTSIDE for one without a token; the loss in nats a word that has
     one."""
-    loss_sum, weight, chosen = 0.0, 0, {}
-    for indices, batch, scored_M, logits_MK in token_logits(model, split.documents, **limits):
-        loss_sum += F.cross_entropy(logits_MK, batch.labels[scored_M], reduction="sum").item()
-        weight += len(scored_M)
-        chosen_N = torch.zeros_like(batch.tokens_N)
-        chosen_N[scored_M] = logits_MK.argmax(-1)
-        for index, chosen_T in zip(indices, chosen_N.split(batch.docs.lengths), strict=True):
-            chosen[index] = chosen_T.tolist()
+    perplexity, chosen = token_predictions(model, split.documents, **limits)
     metrics, rows = EntityMetrics(), []
-    for index, document in enumerate(split.documents):
+    for document, ids in zip(split.documents, map(iter, chosen), strict=True):
         sentence = split.sentences[document.row_id]
-        tags = [OUTSIDE if t < 0 else labels[chosen[index][t]] for t in sentence.places_W]
+        tags = [OUTSIDE if place < 0 else labels[next(ids)] for place in sentence.places_W]
         metrics.update(sentence.tags, tags)
         words = {"tokens": sentence.words, "tags": sentence.tags, "predicted": tags}
         rows.append({"row_id": document.row_id, **words})
-    return {"loss": loss_sum / weight, **metrics.compute()}, metrics, rows
+    return {"loss": perplexity.compute()["nll"], **metrics.compute()}, metrics, rows
 
 
 # By HF's `problem_type`, or the task that has none.

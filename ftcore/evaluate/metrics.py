@@ -55,11 +55,9 @@ class ClassificationMetrics:
         return self.counts_KP[:, :-1]
 
     def update(self, target_B: Ids, predicted_B: Ids) -> None:
-        """Count B rows of any integer dtype on any device; a refused batch changes nothing.
+        """Count B rows of any integer dtype on any device: ids 0 ... K-1, predicted also OUTSIDE.
 
-        target_B        ids 0 ... K-1
-        predicted_B     ids 0 ... K-1, or OUTSIDE
-        raises          DataError: sizes differ, not integers, or ids out of range
+        raises          DataError: sizes differ, not integers, or ids out of range; nothing counted
         """
         target_B = self._ids(target_B, "target", lowest=0)
         predicted_B = self._ids(predicted_B, "predicted", lowest=OUTSIDE)
@@ -96,8 +94,7 @@ class ClassificationMetrics:
             return np.zeros(0, dtype=np.int64)
         if ids_B.ndim != 1 or ids_B.dtype.kind not in "iu":
             raise DataError(f"{name} ids are {ids_B.dtype} {ids_B.shape}: must be integers (B,)")
-        wrong = ids_B[(ids_B < lowest) | (ids_B >= len(self.labels))]
-        if len(wrong):
+        if len(wrong := ids_B[(ids_B < lowest) | (ids_B >= len(self.labels))]):
             raise DataError(f"{name} id {wrong[0]}: must be {lowest} ... {len(self.labels) - 1}")
         return ids_B
 
@@ -152,8 +149,7 @@ class MultiLabelMetrics:
 def regression_metrics(target_B: np.ndarray, predicted_B: np.ndarray) -> dict[str, float]:
     """Correlations and errors of scores, float64; a correlation with a constant is NaN.
 
-    pearson     of the values
-    spearman    of their ranks; equal values share the mean of theirs
+    pearson     of the values; spearman: of their ranks, equal values sharing the mean of theirs
     mae, rmse   mean absolute, root mean squared difference, in units of the score
     """
     errors_B = predicted_B - target_B

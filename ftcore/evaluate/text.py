@@ -26,10 +26,8 @@ def exact_match(target: str, predicted: str) -> bool:
 
 
 def parse_object(text: str) -> dict[str, Any] | None:
-    """The JSON object that `text` is, whitespace around it allowed; None for anything else.
-
-    NaN and Infinity are not JSON. Of a repeated name the last value counts.
-    """
+    """The JSON object that `text` is, whitespace around it allowed; None for anything else, NaN and
+    Infinity among it. Of a repeated name the last value counts."""
     try:
         value = json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError):  # the latter: a model that repeats "[" for ever
@@ -47,7 +45,7 @@ class JsonCommandMetrics:
 
     labels                  the intents there are; a generated one that is none of them is OUTSIDE
     intent                  name of the field that holds the intent
-    intents                 the ClassificationMetrics of the intents (per class, confusion)
+    intents                 their ClassificationMetrics (per class, confusion)
 
     json_valid              share of the rows whose answer is one JSON object
     exact_match             share equal as text (see `exact_match`)
@@ -56,7 +54,7 @@ class JsonCommandMetrics:
     slot_precision, slot_recall, slot_f1    right / given, right / wanted, 2 right / (given +
                             wanted), slots of all rows; right: the same value at the same path
 
-    0/0 is NaN, there being nothing to judge; the intent_* metrics keep ClassificationMetrics' rule.
+    0/0 is NaN, there being nothing to judge, but in the intent_* metrics.
     """
 
     def __init__(self, labels: Sequence[str], *, intent: str = "intent") -> None:
@@ -67,10 +65,7 @@ class JsonCommandMetrics:
 
     def update(self, target: str, predicted: str) -> dict[str, bool]:
         """Count one row; returns whether it is json_valid, exact_match, exact_match_object and
-        intent_correct.
-
-        raises          DataError: the target is no command, or its intent is not in the labels
-        """
+        intent_correct. Raises DataError: the target is no command, or its intent no label."""
         wanted, given = _command(target, self.intent), parse_object(predicted)
         label, name = wanted[self.intent], given and given.get(self.intent)
         if label not in self._ids:
@@ -86,7 +81,7 @@ class JsonCommandMetrics:
             "json_valid": given is not None, "exact_match": exact_match(target, predicted),
             "exact_match_object": wanted_leaves == given_leaves,
             "intent_correct": predicted_id == self._ids[label],
-        }
+        }  # fmt: skip
         slots, found = self._slots(wanted_leaves), self._slots(given_leaves)
         self.intents.update([self._ids[label]], [predicted_id])
         self._tally.update(verdicts)
@@ -113,12 +108,12 @@ class JsonCommandMetrics:
 
 def _command(target: str, intent: str) -> dict[str, Any]:
     command = parse_object(target)
-    if command is None or not isinstance(command.get(intent), str):
-        raise DataError(
-            f"target {target[:80]!r} is not a JSON object with a text field {intent!r}: mend the"
-            " row or name the field that holds the intent"
-        )
-    return command
+    if command and isinstance(command.get(intent), str):
+        return command
+    raise DataError(
+        f"target {target[:80]!r} is not a JSON object with a text field {intent!r}: mend the"
+        " row or name the field that holds the intent"
+    )
 
 
 def _leaves(command: dict[str, Any]) -> dict[tuple, str]:

@@ -56,11 +56,8 @@ KNOWN_STARTS = (True, False, "gaussian", "orthogonal", "eva")
 
 
 def base_sha256(model: nn.Module, *, without: Collection[str] = ()) -> str:
-    """Hash of the base weights: the same wrapped or not, merged or not, in bf16, fp32 or float64,
-    since each tensor is rounded to bf16 first.
-
-    without     parameters that the adapter brings itself
-    """
+    """Hash of the base weights but those that the adapter brings: the same wrapped or not, merged
+    or not, in bf16, fp32 or float64, since each tensor is rounded to bf16 first."""
     tensors = model.state_dict()
     plain = {name: tensors[ours] for ours, name in plain_names(model).items()}
     hashes = {n: tensor_sha256(plain[n].to(torch.bfloat16)) for n in plain.keys() - set(without)}
@@ -69,10 +66,8 @@ def base_sha256(model: nn.Module, *, without: Collection[str] = ()) -> str:
 
 
 def named_parts(model: Model, family: Family) -> tuple[Names, Names]:
-    """LoRA layers, and modules that are trained fully.
-
-    raises      ModelError: the model has no LoRA layers, or HF has no name for a trained module
-    """
+    """LoRA layers, and modules that are trained fully. Raises ModelError: the model has none of the
+    former, or HF has no name for one of the latter."""
     adapted = lora_layers(model)
     if not adapted:
         raise ModelError("the model has no LoRA layers: there is no adapter to save")
@@ -165,11 +160,9 @@ def load_adapter(model: Model, folder: Path, *, family: Family) -> LoRAReport:
 
 def _layout(model: nn.Module, layers: Names, extra: Names) -> dict[str, str]:
     """Key of each tensor in the file -> our parameter in the wrapped model."""
-    names = {
-        f"{PREFIX}{hf_name}.{factor}": f"{name}.{ours}"
-        for hf_name, name in layers.items()
-        for factor, ours in FACTORS.items()
-    }
+    names = {}
+    for hf_name, name in layers.items():
+        names |= {f"{PREFIX}{hf_name}.{theirs}": f"{name}.{f}" for theirs, f in FACTORS.items()}
     for hf_name, name in extra.items():
         for attribute, _ in model.get_submodule(name).named_parameters(recurse=False):
             names[f"{PREFIX}{hf_name}.{attribute}"] = f"{name}.{attribute}"
@@ -244,17 +237,13 @@ def _lora_config(
     try:
         if refused:
             raise ConfigError("; ".join(refused))
-        return LoRAConfig(
-            rank=rank, alpha=alpha, targets=tuple(layers), rs_lora=bool(options.get("use_rslora")),
-            dropout=dropout, extra_modules=tuple(extra),
-        )
+        is_rs = bool(options.get("use_rslora"))
+        return LoRAConfig(rank, alpha, tuple(layers), is_rs, dropout, tuple(extra))
     except ConfigError as error:
         raise ModelError(f"{path}: {error}") from error
 
 
-def _account(
-    folder: Path, shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor]
-) -> None:
+def _account(folder: Path, shapes: dict[str, tuple], tensors: Mapping[str, Tensor]) -> None:
     """Refuse a file that does not hold exactly the tensors that its config implies (law 7)."""
     given = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     problems = [f"missing: {key}" for key in shapes.keys() - given.keys()]

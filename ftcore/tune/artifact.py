@@ -28,9 +28,8 @@ def save_artifact(
 ) -> Path:  # fmt: skip
     """Write the trained model of a run; returns its folder.
 
-    labels      class names of a classifier
     base        where the base model came from, for the reader of an adapter to find it
-    problem     what a classifier's outputs mean, for its config.json
+    problem     what the outputs of a classifier mean, whose classes are `labels`: HF's word
     """
     if labels:
         write_file(run / LABELS, json.dumps(labels, ensure_ascii=False) + "\n")
@@ -48,9 +47,8 @@ def save_artifact(
 
 
 def load_artifact(run: Path, *, base: str, kind: TaskKind, dtype: torch.dtype) -> LoadedModel:
-    """The trained model of a finished run; a LoRA run's adapter is put on its base model.
+    """The trained model of a finished run; a LoRA run's adapter is put on its base model, `base`.
 
-    base        where the base model of a LoRA run is
     raises      ModelError: the run has left neither, or its files are damaged
     """
     saved = current(run / MODEL)

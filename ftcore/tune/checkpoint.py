@@ -65,7 +65,7 @@ class Checkpoints:
 
         def write(folder: Path) -> None:
             text = json.dumps({**state, "step": step}, indent=1)
-            (folder / STATE).write_text(text + "\n", encoding="utf-8")
+            (folder / STATE).write_text(text + "\n", "utf-8")
             for group, named in tensors.items():
                 save_file(_savable(group, named), folder / (group + SUFFIX))
 
@@ -79,11 +79,8 @@ class Checkpoints:
         return target
 
     def latest(self) -> Loaded | None:
-        """The newest checkpoint that verifies; None if there never was one.
-
-        Those that were refused are named in warnings.
-        raises          CheckpointError: there are some, and none can be trusted
-        """
+        """The newest checkpoint that verifies; None if there never was one. Those that were refused
+        are named in warnings, and in a CheckpointError where none can be trusted."""
         refused = []
         for step in self.steps():
             try:
@@ -116,10 +113,8 @@ class Checkpoints:
         return self.folder / f"step-{step}"
 
     def _prune(self, saved: int) -> None:
-        """Delete what is not among the last `keep_last`, once the one just saved verifies.
-
-        Folders of later steps are deleted too: they were refused, or the run would be past them.
-        """
+        """Delete what is not among the last `keep_last`, once the one just saved verifies; and
+        later steps: they were refused, or the run would be past them."""
         steps = self.steps()
         kept = [step for step in steps if step <= saved][: self.keep_last]
         if doomed := set(steps) - set(kept):

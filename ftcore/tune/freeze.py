@@ -39,9 +39,8 @@ def match_names(
 ) -> set[str]:
     """The names that are `pattern`, end in it as their last component, or fit it as a glob.
 
-    what        how the error calls the pattern
-    also        words that mean something in this place, for the error to offer
-    raises      ConfigError: nothing matches; the nearest names and all last components are given
+    raises      ConfigError: nothing matches; it calls the pattern `what`, and offers the nearest
+                names, all last components and `also`, words that mean something in this place
     """
     found = {n for n in names if pattern in (n, leaf(n)) or fnmatchcase(n, pattern)}
     if not found:
@@ -59,9 +58,8 @@ def below(name: str, modules: set[str]) -> bool:
 
 
 def apply_trainable(model: nn.Module, rules: Sequence[str]) -> str:
-    """Make exactly the parameters that the rules name trainable, and freeze the others.
+    """Make exactly the parameters that the rules name trainable; returns the parameter_table.
 
-    returns     parameter_table of the result
     raises      ConfigError: no rule, or one that matches nothing; the model is then unchanged
     """
     if not rules:
@@ -107,10 +105,8 @@ def _last_layers(names: Sequence[str], rule: str) -> set[str]:
 
 
 def parameter_table(model: nn.Module) -> str:
-    """Every parameter once, those of equal layers in one row, and the trainable share.
-
-    returns     lines of name, shape of one, number of all values, trainable; the total last
-    """
+    """Lines of name, shape of one, number of all values, trainable; one for parameters of equal
+    layers; the trainable share last."""
     groups: dict[tuple, list[str]] = {}
     for name, p in model.named_parameters():
         shape = " x ".join(map(str, p.shape))
@@ -150,11 +146,7 @@ def frozen_hashes(model: nn.Module) -> dict[str, str]:
 
 
 def assert_unmoved(before: Mapping[str, str], model: nn.Module) -> None:
-    """Prove that the tensors of an earlier `frozen_hashes` still hold the same bits.
-
-    raises  ModelError: a tensor moved or is gone; all of them are named
-    """
+    """Raise ModelError naming the tensors of an earlier `frozen_hashes` whose bits have changed."""
     now = model.state_dict()
-    moved = [n for n, sha in before.items() if n not in now or tensor_sha256(now[n]) != sha]
-    if moved:
+    if moved := [n for n, sha in before.items() if n not in now or tensor_sha256(now[n]) != sha]:
         raise ModelError(f"frozen tensors moved during training: {', '.join(moved)}")

@@ -3,11 +3,10 @@
     A = [A_1; A_2; ..]                             (k R, C) for k adapted parts
     B = B_i in the rows of part i and in the columns of A_i, zero elsewhere
 
-so B A is B_i A_i in the rows of part i: the same update, of rank k R. Its alpha grows so that the
-scale stays. Back, a file of ours is cut along these blocks; in a file of peft's all parts share one
-A, so each gets it with its own rows of B. A part is named `module[i]`, i its place in HF's module.
-
-Letters: R rank of a part, C input width.
+so B A is B_i A_i in the rows of part i: the same update, of rank k R (R of a part, C input width).
+Its alpha grows so that the scale stays. Back, a file of ours is cut along these blocks; in a file
+of peft's all parts share one A, so each gets it with its own rows of B. A part is named
+`module[i]`, i its place in HF's module.
 """
 
 import re
@@ -49,10 +48,8 @@ def cut(key: str) -> tuple[str, str]:
 def join_parts(
     tensors: Mapping[str, Tensor], family: Family, num_heads: int
 ) -> tuple[dict[str, Tensor], Places]:
-    """Tensors as HF's modules have them; and which parts of each fused one are adapted.
-
-    raises  ModelError: some parts of a module are trained fully, others not
-    """
+    """Tensors as HF's modules have them; and which parts of each fused one are adapted. Raises
+    ModelError where some parts of a module are trained fully, others not."""
     groups: dict[str, dict[int, Tensor]] = {}
     for key, tensor in tensors.items():
         place = PART.search(key)
@@ -82,10 +79,8 @@ def join_parts(
 def split_parts(
     tensors: Mapping[str, Tensor], adapted: Places, family: Family, num_heads: int
 ) -> dict[str, Tensor]:
-    """Undoes `join_parts`; a fused module that is not in `adapted` is as peft trains it.
-
-    raises  ModelError: a tensor cannot be cut so
-    """
+    """Undoes `join_parts`; a fused module that is not in `adapted` is as peft trains it. Raises
+    ModelError: a tensor cannot be cut so."""
     split: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
         module, attribute = cut(key)

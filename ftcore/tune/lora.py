@@ -58,7 +58,6 @@ class LoRAConfig:
 class LoRALinear(nn.Module):
     """A frozen `nn.Linear` (kept as `base`, never written to) and its low-rank update.
 
-    base            the wrapped layer
     config          rank, scale and dropout; its names are not read here
     generator       draws A, on the CPU
     enabled         False: the layer is its base, merged or not
@@ -144,9 +143,8 @@ def apply_lora(
         raise ConfigError(f"LoRA target and fully trained at once: {', '.join(both)}: choose one")
     model.requires_grad_(False)
     for name in wrapped:
-        parent, _, attribute = name.rpartition(".")
         layer = LoRALinear(model.get_submodule(name), config, generator)
-        setattr(model.get_submodule(parent), attribute, layer)
+        model.set_submodule(name, layer)
     for name in extra:
         model.get_submodule(name).requires_grad_(True)
     return LoRAReport(config, tuple(wrapped), tuple(name for name in modules if name in extra))
@@ -160,7 +158,7 @@ def _targets(model: nn.Module, patterns: Sequence[str]) -> list[str]:
         if pattern == ALL_LINEAR:
             chosen.update(n for n in linears if not n.startswith("head."))
         else:
-            chosen |= match_names(pattern, linears, what="LoRA target", also=(ALL_LINEAR,))
+            chosen |= match_names(pattern, linears, what="LoRA target", also=[ALL_LINEAR])
     if not chosen:
         raise ConfigError(f"LoRA targets {list(patterns)}: the model has no linear layer to wrap")
     owners = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))

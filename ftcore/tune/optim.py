@@ -14,7 +14,8 @@ the foreach form on a CPU), proven equal to these lines in tests.
 source  Loshchilov and Hutter 2019, arXiv:1711.05101; Hayou et al. 2024, arXiv:2402.12354 (LoRA+)
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from functools import partial
 from itertools import accumulate, pairwise
 
 import torch
@@ -76,7 +77,7 @@ class AdamW:
         self.collect_in(0)
         for name, param in self.params.items():
             self._adopt(name, param)
-            param.register_post_accumulate_grad_hook(self._collector(name))
+            param.register_post_accumulate_grad_hook(partial(self._collect, name))
 
     def _shape(self, name: str) -> torch.Size:
         """Of what is trained of a parameter."""
@@ -113,27 +114,23 @@ class AdamW:
         self.grads = self._named(self.buffers[number])
         self.stale: set[str] = set()  # of these, what still holds the last step's gradient
 
-    def _collector(self, name: str) -> Callable[[Tensor], None]:
-        """Hook that moves a micro-batch's gradient into the buffer and frees it."""
-
-        def hook(param: Tensor) -> None:
-            total, grad = self.grads[name], param.grad
-            assert name in self.stale or total.dtype == self.wide, "a sum would lose bits"
-            if grad.is_sparse:
-                self.zero_unreached([name])
-                # numerics: a token that is read often has a sum of many gradients
-                slots_U, of_N = self.slots[name][grad._indices()[0]].unique(return_inverse=True)
-                sums_UC = total.new_zeros(len(slots_U), *total.shape[1:], dtype=self.wide)
-                sums_UC.index_add_(0, of_N, grad._values().to(self.wide))
-                total.index_add_(0, slots_U, sums_UC.to(total.dtype))
-            elif name in self.stale:  # cost: one pass, where zeroing and a mixed sum take four
-                total.copy_(grad)
-                self.stale.remove(name)
-            else:
-                total += grad
-            param.grad = None
-
-        return hook
+    def _collect(self, name: str, param: Tensor) -> None:
+        """Move the gradient of a micro-batch into the buffer and free it."""
+        total, grad = self.grads[name], param.grad
+        assert name in self.stale or total.dtype == self.wide, "a sum would lose bits"
+        if grad.is_sparse:
+            self.zero_unreached([name])
+            # numerics: a token that is read often has a sum of many gradients
+            slots_U, of_N = self.slots[name][grad._indices()[0]].unique(return_inverse=True)
+            sums_UC = total.new_zeros(len(slots_U), *total.shape[1:], dtype=self.wide)
+            sums_UC.index_add_(0, of_N, grad._values().to(self.wide))
+            total.index_add_(0, slots_U, sums_UC.to(total.dtype))
+        elif name in self.stale:  # cost: one pass, where zeroing and a mixed sum take four
+            total.copy_(grad)
+            self.stale.remove(name)
+        else:
+            total += grad
+        param.grad = None
 
     def zero_grad(self) -> None:
         """Forget the last step's gradients; called once before a step's first micro-batch."""
@@ -206,11 +203,8 @@ class AdamW:
 
     @torch.no_grad()
     def load_state(self, state: Mapping[str, Mapping[str, Tensor]], step_count: int) -> None:
-        """Restore `state()` and round the masters into the parameters.
-
-        raises  CheckpointError: tensors are missing, unknown or mis-shaped, or rows are other ones;
-                nothing was changed
-        """
+        """Restore `state()` and round the masters into the parameters. Raises CheckpointError, with
+        nothing changed: tensors are missing, unknown or mis-shaped, or rows are other ones."""
         saved_rows = {**self.rows, **state.get("rows", {})}
         if any(not torch.equal(rows_L, saved_rows[name]) for name, rows_L in self.rows.items()):
             raise CheckpointError(
@@ -237,5 +231,5 @@ class AdamW:
 
 def _inverse(rows_L: Tensor, count: int) -> Tensor:
     """int64 place in `rows_L` of each of `count` rows; that of another row is 0, and unread."""
-    places = torch.zeros(count, dtype=torch.long, device=rows_L.device)
-    return places.index_copy_(0, rows_L, torch.arange(len(rows_L), device=rows_L.device))
+    places_L = torch.arange(len(rows_L), device=rows_L.device)
+    return rows_L.new_zeros(count).index_copy_(0, rows_L, places_L)

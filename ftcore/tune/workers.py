@@ -7,9 +7,8 @@
 
 Two cores on halves of a step are faster than two threads inside every operation, which wait for
 each other at the end of each. All that a step reads and writes lies in memory that the processes
-share; messages are an act's name, a few numbers and its answer, and no process is ahead by more
-than one act. A step stays a pure function of the state before it; another number of cores gives
-another order of summing, and so other last bits.
+share; messages are an act's name, a few numbers and its answer. A step stays a pure function of the
+state before it; another number of cores sums in another order, and so gives other last bits.
 """
 
 import ctypes
@@ -33,10 +32,8 @@ Share = Callable[[int, int, int], float]
 
 
 class Workers:
-    """`with Workers(count, optimizer, share) as workers:` a step is `compute`, then `apply`.
-
-    count   processes, this one among them; 1: none is started
-    """
+    """`with Workers(count, optimizer, share) as workers:` a step is `compute`, then `apply`, in
+    `count` processes, this one among them."""
 
     def __init__(self, count: int, optimizer: AdamW, share: Share) -> None:
         self.count, self.optimizer, self.share = count, optimizer, share
@@ -67,9 +64,7 @@ class Workers:
 
     def compute(self, step: int) -> tuple[float, float]:
         """Gradient of a step into the optimiser's buffers; returns the loss sum and its L2 norm.
-
-        raises  RuntimeError: a worker has ended; the checkpoints are whole
-        """
+        Raises RuntimeError: a worker has ended; the checkpoints are whole."""
         self.step = step
         loss = sum(self._everywhere("_gradients", step))
         return loss, math.sqrt(sum(self._everywhere("_square_sum")))
