@@ -29,11 +29,8 @@ class Plan:
 
 
 def plan(model: nn.Module, *, lengths: list[int], num_steps: int) -> Plan:
-    """Count what `model` and a run of `num_steps` over documents of these lengths will take.
-
-    Gradients and both moments are fp32; a trained 16-bit tensor has an fp32 master as well. Rows of
-    the embeddings that the data never read, of which nothing is kept, are counted like the others.
-    """
+    """Count what `model` and a run of `num_steps` over documents of these lengths will take: fp32
+    gradients and moments, and masters of 16-bit tensors, also of rows that the data never read."""
     params = list(model.parameters())
     trained = [p for p in params if p.requires_grad]
     num_params, num_trained = (sum(p.numel() for p in some) for some in (params, trained))

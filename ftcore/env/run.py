@@ -18,7 +18,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,8 +33,8 @@ PACKAGES = ("torch", "numpy", "tokenizers", "safetensors", "triton")
 logger = logging.getLogger(__name__)
 
 
-class RunFolder(AbstractContextManager):
-    """The one writer of a run folder; `close` it, or use it in a `with`.
+class RunFolder(ExitStack):
+    """The one writer of a run folder; `close` it (twice does no harm), or use it in a `with`.
 
     resume          continue what is there; then call `trim` with the step that was loaded
     raises          ConfigError: the folder holds another run, or there is nothing to resume
@@ -42,6 +42,7 @@ class RunFolder(AbstractContextManager):
     """
 
     def __init__(self, path: str | Path, *, resume: bool = False) -> None:
+        super().__init__()
         path = self.path = Path(path)
         present = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
         if resume and "run.json" not in present:
@@ -51,13 +52,12 @@ class RunFolder(AbstractContextManager):
         if not resume and begun - {"lock", "run.json"}:
             again = f", or continue this one with --resume {path}" if "run.json" in begun else ""
             raise ConfigError(f"{path} is not empty: name another run folder{again}")
-        files.make_folder(self.path)
-        self._opened = ExitStack()
-        self._opened.enter_context(_locked(self.path / "lock"))
+        files.make_folder(path)
+        self.enter_context(_locked(path / "lock"))
         self._metrics = self._tensorboard = self._purge_step = None
         self._trimmed = not resume
-        files.clean(self.path)
-        starts = json.loads((self.path / "run.json").read_bytes())["starts"] if resume else []
+        files.clean(path)
+        starts = json.loads((path / "run.json").read_bytes())["starts"] if resume else []
         self.dump("run.json", {"starts": [*starts, describe_start()]})
 
     def trim(self, step: int) -> None:
@@ -76,9 +76,9 @@ class RunFolder(AbstractContextManager):
             from torch.utils.tensorboard import SummaryWriter
 
             file = open(self.path / METRICS, "a", encoding="utf-8")  # noqa: SIM115
-            self._metrics = self._opened.enter_context(file)
+            self._metrics = self.enter_context(file)
             writer = SummaryWriter(str(self.path / "tensorboard"), purge_step=self._purge_step)
-            self._tensorboard = self._opened.enter_context(writer)
+            self._tensorboard = self.enter_context(writer)
         numbers = {name: float(value) for name, value in values.items()}
         line = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
         self._metrics.write(json.dumps({"step": step, **line}) + "\n")
@@ -97,18 +97,11 @@ class RunFolder(AbstractContextManager):
             os.fsync(self._metrics.fileno())
             self._tensorboard.flush()
 
-    def close(self) -> None:
-        """Close the metrics and let the next writer in; twice does no harm."""
-        self._opened.close()
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl; a last line that a kill cut short is left out."""
-    lines, texts = [], path.read_bytes().split(b"\n")[:-1] if path.exists() else ()
-    for text in texts:
+    lines = []
+    for text in path.read_bytes().split(b"\n")[:-1] if path.exists() else ():
         try:
             lines.append(json.loads(text))
         except ValueError as error:
@@ -125,8 +118,7 @@ def describe_start() -> dict[str, Any]:
     cpu = re.search(r"model name\s*: (.+)", cpuinfo.read_text() if cpuinfo.exists() else "")
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": sys.argv,
-        "commit": _commit(),
+        "command": sys.argv, "commit": _commit(),
         "versions": {"python": platform.python_version()} | versions,
         "hardware": {
             "host": socket.gethostname(), "system": platform.platform(),
@@ -160,9 +152,10 @@ def _locked(path: Path) -> Iterator[None]:
         holder = {"pid": os.getpid(), "boot_id": boot_id, "host": socket.gethostname()}
         file.truncate(0)
         file.write(json.dumps(holder).encode())
-        yield
-        # Emptied, not deleted: a process that waits on a deleted file would lock nothing.
-        file.truncate(0)
+        try:
+            yield
+        finally:  # Emptied, not deleted: a process that waits on a deleted file would lock nothing.
+            file.truncate(0)
 
 
 def _commit() -> str | None:

@@ -56,9 +56,7 @@ class ClassificationMetrics:
 
     def update(self, target_B: Ids, predicted_B: Ids) -> None:
         """Count B rows of any integer dtype on any device: ids 0 ... K-1, predicted also OUTSIDE.
-
-        raises          DataError: sizes differ, not integers, or ids out of range; nothing counted
-        """
+        Raises DataError, nothing counted: sizes differ, not integers, or ids out of range."""
         target_B = self._ids(target_B, "target", lowest=0)
         predicted_B = self._ids(predicted_B, "predicted", lowest=OUTSIDE)
         if len(target_B) != len(predicted_B):
@@ -67,12 +65,10 @@ class ClassificationMetrics:
         np.add.at(self.counts_KP, (target_B, predicted_B), 1)
 
     def compute(self) -> dict[str, float]:
-        """METRICS, in that order.
+        """METRICS, in that order; accuracy is sum_k hits_k / rows.
 
-        accuracy        sum_k hits_k / rows
         ..._micro       the formulas above on sums over k; all equal the accuracy without OUTSIDE
-        ..._macro       plain mean over the classes that occur, as target or as prediction; one
-                        that never occurs says nothing and is left out
+        ..._macro       plain mean over the classes that occur, as target or as prediction
         ..._weighted    mean over the classes, weighted by support_k
         mcc             (c s - t.p) / sqrt((s^2 - p.p) (s^2 - t.t)) with c hits, s rows, t support,
                         p predictions of the P columns; 0 where the root is 0, as with one class

@@ -74,10 +74,8 @@ def confusion_table(metrics: ClassificationMetrics, *, max_pairs: int = 10) -> s
 
 
 def write_predictions(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
-    """Write one UTF-8 JSON line per row, whole or not at all; returns the number of rows.
-
-    raises          DataError: a row without "row_id"; CheckpointError: the file cannot be written
-    """
+    """Write one UTF-8 JSON line per row, whole or not at all; returns the number of rows. Raises
+    DataError: a row without "row_id"; CheckpointError: the file cannot be written."""
     lines = []
     for row in rows:
         if "row_id" not in row:

@@ -45,12 +45,11 @@ class JsonCommandMetrics:
 
     labels                  the intents there are; a generated one that is none of them is OUTSIDE
     intent                  name of the field that holds the intent
-    intents                 their ClassificationMetrics (per class, confusion)
 
     json_valid              share of the rows whose answer is one JSON object
     exact_match             share equal as text (see `exact_match`)
     exact_match_object      share equal as objects: order of names and spacing are free
-    intent_accuracy, intent_{precision,recall,f1}_macro     of ClassificationMetrics
+    intent_accuracy, intent_{precision,recall,f1}_macro     of `intents`, ClassificationMetrics
     slot_precision, slot_recall, slot_f1    right / given, right / wanted, 2 right / (given +
                             wanted), slots of all rows; right: the same value at the same path
 

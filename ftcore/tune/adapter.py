@@ -28,16 +28,9 @@ from ftcore.errors import ConfigError, ModelError
 from ftcore.model.families.family import Family
 from ftcore.model.heads import Model
 from ftcore.model.load import read_object
+from ftcore.tune import lora
 from ftcore.tune.freeze import tensor_sha256
 from ftcore.tune.fused import PREFIX, A, B, cut, join_parts, part_name, patterns, split_parts, whole
-from ftcore.tune.lora import (
-    LoRAConfig,
-    LoRAReport,
-    apply_lora,
-    lora_layers,
-    plain_names,
-    refuse_wrapped,
-)
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -59,7 +52,7 @@ def base_sha256(model: nn.Module, *, without: Collection[str] = ()) -> str:
     """Hash of the base weights but those that the adapter brings: the same wrapped or not, merged
     or not, in bf16, fp32 or float64, since each tensor is rounded to bf16 first."""
     tensors = model.state_dict()
-    plain = {name: tensors[ours] for ours, name in plain_names(model).items()}
+    plain = {name: tensors[ours] for ours, name in lora.plain_names(model).items()}
     hashes = {n: tensor_sha256(plain[n].to(torch.bfloat16)) for n in plain.keys() - set(without)}
     lines = (f"{name} {sha256}\n" for name, sha256 in sorted(hashes.items()))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
@@ -68,8 +61,7 @@ def base_sha256(model: nn.Module, *, without: Collection[str] = ()) -> str:
 def named_parts(model: Model, family: Family) -> tuple[Names, Names]:
     """LoRA layers, and modules that are trained fully. Raises ModelError: the model has none of the
     former, or HF has no name for one of the latter."""
-    adapted = lora_layers(model)
-    if not adapted:
+    if not (adapted := lora.lora_layers(model)):
         raise ModelError("the model has no LoRA layers: there is no adapter to save")
     # peft saves a module outside LoRA as a whole, so one that owns a trained parameter is taken.
     extra = {
@@ -95,7 +87,7 @@ def save_adapter(
     # HF: safetensors refuses tensors that share memory, so tied ones are written twice.
     tensors = {key: model.get_parameter(n).detach().cpu().clone() for key, n in names.items()}
     tensors, parts = join_parts(tensors, family, model.spec.num_heads)
-    config = next(iter(lora_layers(model).values())).config
+    config = next(iter(lora.lora_layers(model).values())).config
     peft_config = {
         "peft_type": "LORA", "task_type": task_type, "base_model_name_or_path": base_path,
         "r": config.rank,
@@ -120,7 +112,7 @@ def save_adapter(
     write_folder(folder, write)
 
 
-def load_adapter(model: Model, folder: Path, *, family: Family) -> LoRAReport:
+def load_adapter(model: Model, folder: Path, *, family: Family) -> lora.LoRAReport:
     """Wrap a base model and fill it from an adapter folder, ours or peft's.
 
     All is checked before anything is changed: a load that fails leaves the model as it was.
@@ -130,7 +122,7 @@ def load_adapter(model: Model, folder: Path, *, family: Family) -> LoRAReport:
                 CheckpointError: a file is not the one that the folder's manifest lists
                 ConfigError: the model has an adapter already, or ties an adapted matrix
     """
-    refuse_wrapped(model)
+    lora.refuse_wrapped(model)
     folder = current(folder)
     if (folder / MANIFEST).is_file():
         verify_folder(folder)
@@ -151,7 +143,7 @@ def load_adapter(model: Model, folder: Path, *, family: Family) -> LoRAReport:
             f"{folder / ORIGIN}: this adapter was trained on another base model: SHA-256 "
             f"{origin.get('base_sha256')}, here {sha256}. {CONFIG} names the right one"
         )
-    report = apply_lora(model, config, generator=torch.Generator())
+    report = lora.apply_lora(model, config, generator=torch.Generator())
     with torch.no_grad():
         for key, name in names.items():
             model.get_parameter(name).copy_(tensors[key])
@@ -220,7 +212,7 @@ def _held_or_listed(
 
 def _lora_config(
     path: Path, options: dict[str, Any], layers: Iterable[str], extra: Iterable[str]
-) -> LoRAConfig:
+) -> lora.LoRAConfig:
     """Peft's options as ours; one that would change the numbers and is not known is refused."""
     unknown = [key for key in UNKNOWN_OPTIONS if options.get(key)]
     refused = [f"{key} = {options[key]!r} is not known" for key in unknown]
@@ -238,7 +230,7 @@ def _lora_config(
         if refused:
             raise ConfigError("; ".join(refused))
         is_rs = bool(options.get("use_rslora"))
-        return LoRAConfig(rank, alpha, tuple(layers), is_rs, dropout, tuple(extra))
+        return lora.LoRAConfig(rank, alpha, tuple(layers), is_rs, dropout, tuple(extra))
     except ConfigError as error:
         raise ModelError(f"{path}: {error}") from error
 

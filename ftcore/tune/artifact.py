@@ -26,11 +26,8 @@ def save_artifact(
     loaded: LoadedModel, tokenizer: Tokenizer, run: Path, *, labels: tuple[str, ...] | None,
     base: str, kind: TaskKind, problem: str | None = None,
 ) -> Path:  # fmt: skip
-    """Write the trained model of a run; returns its folder.
-
-    base        where the base model came from, for the reader of an adapter to find it
-    problem     what the outputs of a classifier mean, whose classes are `labels`: HF's word
-    """
+    """Write the trained model of a run; returns its folder. An adapter names its `base`; a
+    classifier its `labels` and, in HF's word, the `problem` that its outputs answer."""
     if labels:
         write_file(run / LABELS, json.dumps(labels, ensure_ascii=False) + "\n")
     if lora_layers(loaded.model):
@@ -48,9 +45,7 @@ def save_artifact(
 
 def load_artifact(run: Path, *, base: str, kind: TaskKind, dtype: torch.dtype) -> LoadedModel:
     """The trained model of a finished run; a LoRA run's adapter is put on its base model, `base`.
-
-    raises      ModelError: the run has left neither, or its files are damaged
-    """
+    Raises ModelError: the run has left neither, or its files are damaged."""
     saved = current(run / MODEL)
     if saved.is_dir():
         return load_model(saved, task=kind.model_task, dtype=dtype)

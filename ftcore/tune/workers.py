@@ -26,7 +26,6 @@ import torch
 from ftcore.tune.optim import AdamW
 
 PR_SET_PDEATHSIG = 1  # Linux's prctl.h
-
 # (step, share, shares) -> the share's loss sum, its gradients in the optimiser's buffer.
 Share = Callable[[int, int, int], float]
 
@@ -98,7 +97,6 @@ class Workers:
         return loss
 
     def _square_sum(self) -> float:
-        """Squared norm of this process's part of the step's gradient."""
         return self.optimizer.square_sum(self.parts[self.number])
 
     def _update(self, lr: float, grad_scale: float) -> None:
