@@ -31,11 +31,9 @@ def set_threads(threads: int) -> None:
 
 
 def reuse_across_steps() -> None:
-    """Keep freed memory for the next step; call it before the first one.
-
-    glibc gives large blocks back to the system at once, and every step pays for their pages anew:
-    measured 10 to 20% of a training step on a CPU. Other C libraries are left as they are.
-    """
+    """Keep freed memory for the next step; call it before the first one. glibc gives large blocks
+    back to the system at once, and every step pays for their pages anew: measured 10 to 20% of a
+    training step on a CPU. Other C libraries are left as they are."""
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

@@ -23,8 +23,7 @@ class Plan:
         return (
             f"{self.num_steps} steps; an epoch is {self.num_rows} rows, {self.num_tokens} tokens\n"
             f"{self.num_trained} of {self.num_params} parameters are trained"
-            f" ({self.num_trained / self.num_params:.1%})\n"
-            f"memory for them, MiB: {memory}"
+            f" ({self.num_trained / self.num_params:.1%})\nmemory for them, MiB: {memory}"
         )
 
 

@@ -14,13 +14,12 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class StopFlag:
     """`with StopFlag() as stop:` and then, after each step, `if stop: save, exit stop.exit_code`.
 
-    exit_code       0 until a signal came, then 143 or 130
     A second signal ends the process at once: what was saved before is whole (files.py).
     Handlers belong to the main thread of a process; the old ones are restored on leaving.
     """
 
     def __init__(self) -> None:
-        self.exit_code = 0
+        self.exit_code = 0  # until a signal comes
 
     def __bool__(self) -> bool:
         return self.exit_code != 0

@@ -112,8 +112,7 @@ class MultiLabelMetrics:
 
     subset_accuracy     share of the rows whose labels are all right
     hamming_loss        share of the rows x K decisions that are wrong
-    averages            as in `ClassificationMetrics`, but over all K labels, 0 for one that never
-                        occurs: as scikit-learn has them of indicator matrices
+    averages            over all K labels, 0 for one that never occurs, as scikit-learn has them
     """
 
     def __init__(self, labels: Sequence[str]) -> None:

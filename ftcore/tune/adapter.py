@@ -14,9 +14,8 @@ source  peft docs, "PEFT checkpoint format"; peft 0.21 utils/save_and_load.py
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -133,7 +132,7 @@ def load_adapter(model: Model, folder: Path, *, family: Family) -> lora.LoRARepo
         options |= {"rank_pattern": {}, "alpha_pattern": {}}
     tensors = split_parts(_read_tensors(folder / WEIGHTS), parts, family, model.spec.num_heads)
     layers, extra = _held_or_listed(model, family, options, tensors)
-    config = _lora_config(folder / CONFIG, options, layers.values(), extra.values())
+    config = _lora_config(folder / CONFIG, options, layers, extra)
     names = _layout(model, layers, extra)
     _account(folder, {k: _shape(model, n, config.rank) for k, n in names.items()}, tensors)
     _refuse_untied(folder, model, {name: tensors[key] for key, name in names.items()})
@@ -182,7 +181,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _held_or_listed(
-    model: nn.Module, family: Family, options: dict[str, Any], keys: Collection[str]
+    model: nn.Module, family: Family, options: dict, keys: Collection[str]
 ) -> tuple[Names, Names]:
     """Linear layers that the file adapts, or lists as adapted; and modules that it holds fully, or
     lists by name or parent."""
@@ -210,12 +209,9 @@ def _held_or_listed(
     return layers, extra
 
 
-def _lora_config(
-    path: Path, options: dict[str, Any], layers: Iterable[str], extra: Iterable[str]
-) -> lora.LoRAConfig:
+def _lora_config(path: Path, options: dict, layers: Names, extra: Names) -> lora.LoRAConfig:
     """Peft's options as ours; one that would change the numbers and is not known is refused."""
-    unknown = [key for key in UNKNOWN_OPTIONS if options.get(key)]
-    refused = [f"{key} = {options[key]!r} is not known" for key in unknown]
+    refused = [f"{k} = {options[k]!r} is not known" for k in UNKNOWN_OPTIONS if options.get(k)]
     if options.get("peft_type") != "LORA":
         refused.append(f"peft_type = {options.get('peft_type')!r} must be 'LORA'")
     if options.get("bias", "none") != "none":
@@ -224,13 +220,13 @@ def _lora_config(
         refused.append(f"init_lora_weights = {start!r} changes the base: convert to plain LoRA")
     rank, alpha, dropout = (options.get(key) for key in ("r", "lora_alpha", "lora_dropout"))
     if type(rank) is not int or not {type(alpha), type(dropout)} <= {int, float}:
-        numbers = f"r = {rank!r}, lora_alpha = {alpha!r}, lora_dropout = {dropout!r}"
-        refused.append(f"{numbers} must be numbers")
+        said = f"r = {rank!r}, lora_alpha = {alpha!r}, lora_dropout = {dropout!r}"
+        refused.append(f"{said} must be numbers")
     try:
         if refused:
             raise ConfigError("; ".join(refused))
-        is_rs = bool(options.get("use_rslora"))
-        return lora.LoRAConfig(rank, alpha, tuple(layers), is_rs, dropout, tuple(extra))
+        is_rs, names = bool(options.get("use_rslora")), tuple(extra.values())
+        return lora.LoRAConfig(rank, alpha, tuple(layers.values()), is_rs, dropout, names)
     except ConfigError as error:
         raise ModelError(f"{path}: {error}") from error
 

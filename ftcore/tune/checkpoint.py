@@ -24,9 +24,7 @@ from ftcore.env import files
 from ftcore.errors import CheckpointError, ConfigError
 
 Tensors = Mapping[str, Mapping[str, Tensor]]
-
-STATE = "state.json"
-SUFFIX = ".safetensors"
+STATE, SUFFIX = "state.json", ".safetensors"
 
 logger = logging.getLogger(__name__)
 

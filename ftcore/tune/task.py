@@ -20,8 +20,7 @@ Task = Callable[[Model, Batch], tuple[Tensor, Tensor]]
 
 def hidden(model: Model, batch: Batch, rows_M: Tensor | None) -> Tensor:
     """h_MC, hidden states of these rows of the stream; None: of all."""
-    inputs = (batch.tokens_N, batch.positions_N, batch.types_N, batch.docs)
-    return model.trunk(*inputs, rows_M=rows_M)
+    return model.trunk(batch.tokens_N, batch.positions_N, batch.types_N, batch.docs, rows_M=rows_M)
 
 
 def token_labels(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
