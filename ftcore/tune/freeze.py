@@ -42,13 +42,12 @@ def match_names(
     raises      ConfigError: nothing matches; it calls the pattern `what`, and offers the nearest
                 names, all last components and `also`, words that mean something in this place
     """
-    found = {n for n in names if pattern in (n, leaf(n)) or fnmatchcase(n, pattern)}
-    if not found:
-        known = [*also, *sorted({leaf(n) for n in names if not leaf(n).isdecimal()})]
-        near = get_close_matches(pattern, [*known, *names], n=3)
-        hint = f"; nearest: {', '.join(near)}" if near else ""
-        raise ConfigError(f"{what} {pattern!r} matches nothing{hint}; known: {', '.join(known)}")
-    return found
+    if found := {n for n in names if pattern in (n, leaf(n)) or fnmatchcase(n, pattern)}:
+        return found
+    known = [*also, *sorted({leaf(n) for n in names if not leaf(n).isdecimal()})]
+    near = get_close_matches(pattern, [*known, *names], n=3)
+    hint = f"; nearest: {', '.join(near)}" if near else ""
+    raise ConfigError(f"{what} {pattern!r} matches nothing{hint}; known: {', '.join(known)}")
 
 
 def below(name: str, modules: set[str]) -> bool:
@@ -84,11 +83,10 @@ def _resolve(model: nn.Module, rule: str) -> set[str]:
         "biases": lambda n: leaf(n) == "bias",
     }
     if rule in policies:
-        found = set(filter(policies[rule], names))
-        if not found:
-            hint = "; an LM head tied to them is trained by 'embeddings'" if rule == "head" else ""
-            raise ConfigError(f"trainable rule {rule!r}: the model has no such parameter{hint}")
-        return found
+        if found := set(filter(policies[rule], names)):
+            return found
+        hint = "; an LM head tied to them is trained by 'embeddings'" if rule == "head" else ""
+        raise ConfigError(f"trainable rule {rule!r}: the model has no such parameter{hint}")
     modules = [n for n, _ in model.named_modules() if n]
     matched = match_names(rule, [*modules, *names], what="trainable rule", also=POLICIES)
     return {n for n in names if below(n, matched)}
