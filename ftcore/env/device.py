@@ -13,10 +13,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def resolve_device(name: str, kernels: str = "auto") -> torch.device:
-    """The device of a run.
-
-    raises  ConfigError: no such device on this machine, or Triton's kernels on a CPU
-    """
+    """The device of a run. Raises ConfigError: there is none, or Triton's kernels on a CPU."""
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -34,23 +31,18 @@ def set_threads(threads: int) -> None:
 
 
 def reuse_across_steps() -> None:
-    """Keep freed memory for the next step; call it before the first one.
-
-    glibc gives large blocks back to the system at once, and every step pays for their pages anew:
-    measured 10 to 20% of a training step on a CPU. Other C libraries are left as they are.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
+    """Keep freed memory for the next step; call it before the first one. glibc gives large blocks
+    back to the system at once, and every step pays for their pages anew: measured 10 to 20% of a
+    training step on a CPU. Other C libraries are left as they are."""
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
         mallopt(M_TOP_PAD, 64 * 2**20)
 
 
 def shared_zeros(count: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
-    """A flat tensor; on a CPU, in memory that processes forked later share with this one.
-
-    An anonymous mapping, since /dev/shm is small in containers.
-    """
+    """A flat tensor; on a CPU, in memory that processes forked later share with this one."""
     if torch.device(device).type != "cpu" or not count:
         return torch.zeros(count, dtype=dtype, device=device)
+    # An anonymous mapping, since /dev/shm is small in containers.
     return torch.frombuffer(mmap.mmap(-1, count * dtype.itemsize), dtype=dtype)

@@ -23,30 +23,20 @@ class Plan:
         return (
             f"{self.num_steps} steps; an epoch is {self.num_rows} rows, {self.num_tokens} tokens\n"
             f"{self.num_trained} of {self.num_params} parameters are trained"
-            f" ({self.num_trained / self.num_params:.1%})\n"
-            f"memory for them, MiB: {memory}"
+            f" ({self.num_trained / self.num_params:.1%})\nmemory for them, MiB: {memory}"
         )
 
 
 def plan(model: nn.Module, *, lengths: list[int], num_steps: int) -> Plan:
-    """Count what `model` and a run of `num_steps` over documents of these lengths will take.
-
-    Gradients and both moments are fp32; a trained 16-bit tensor has an fp32 master as well. All
-    rows of the embeddings are counted, also those that the data never read and nothing is kept of.
-    """
-    trained = [p for p in model.parameters() if p.requires_grad]
-    num_trained = sum(p.numel() for p in trained)
-    masters = sum(p.numel() for p in trained if p.element_size() < 4)
-    return Plan(
-        num_rows=len(lengths),
-        num_tokens=sum(lengths),
-        num_steps=num_steps,
-        num_params=sum(p.numel() for p in model.parameters()),
-        num_trained=num_trained,
-        memory_bytes={
-            "weights": sum(p.nbytes for p in model.parameters()),
-            "masters": 4 * masters,
-            "gradients": 4 * num_trained,
-            "moments": 8 * num_trained,
-        },
-    )
+    """Count what `model` and a run of `num_steps` over documents of these lengths will take: fp32
+    gradients and moments, and masters of 16-bit tensors, also of rows that the data never read."""
+    params = list(model.parameters())
+    trained = [p for p in params if p.requires_grad]
+    num_params, num_trained = (sum(p.numel() for p in some) for some in (params, trained))
+    memory_bytes = {
+        "weights": sum(p.nbytes for p in params),
+        "masters": 4 * sum(p.numel() for p in trained if p.element_size() < 4),
+        "gradients": 4 * num_trained,
+        "moments": 8 * num_trained,
+    }
+    return Plan(len(lengths), sum(lengths), num_steps, num_params, num_trained, memory_bytes)

@@ -3,8 +3,7 @@
     runs/NAME/  lock  run.json  metrics.jsonl  tensorboard/  (and what the other stages add)
 
 `metrics.jsonl` holds one object a line, {"step": 10, "train/loss": 2.5}, without a time stamp:
-equal runs have equal lines, perf/ aside. A value that is not finite is null. TensorBoard carries
-the same names.
+equal runs have equal lines, perf/ aside; null is not finite. TensorBoard carries the same names.
 """
 
 import fcntl
@@ -18,8 +17,8 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -34,35 +33,31 @@ PACKAGES = ("torch", "numpy", "tokenizers", "safetensors", "triton")
 logger = logging.getLogger(__name__)
 
 
-class RunFolder(AbstractContextManager):
-    """The one writer of a run folder; `close` it, or use it in a `with`.
+class RunFolder(ExitStack):
+    """The one writer of a run folder; `close` it (twice does no harm), or use it in a `with`.
 
-    path            made if it does not exist
     resume          continue what is there; then call `trim` with the step that was loaded
     raises          ConfigError: the folder holds another run, or there is nothing to resume
                     CheckpointError: another process writes there, or the disk refuses
     """
 
     def __init__(self, path: str | Path, *, resume: bool = False) -> None:
-        self.path = Path(path)
-        present = {entry.name for entry in self.path.iterdir()} if self.path.is_dir() else set()
+        super().__init__()
+        path = self.path = Path(path)
+        present = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
         if resume and "run.json" not in present:
-            raise ConfigError(f"nothing to resume: {self.path} has no run.json")
+            raise ConfigError(f"nothing to resume: {path} has no run.json")
         # A run killed while it began has nothing to lose: lock, run.json, or a part of a file.
         begun = {name for name in present if not name.startswith(files.TEMP)}
         if not resume and begun - {"lock", "run.json"}:
-            again = f", or continue this one with --resume {self.path}"
-            raise ConfigError(
-                f"{self.path} is not empty: name another run folder"
-                + (again if "run.json" in present else "")
-            )
-        files.make_folder(self.path)
-        self._opened = ExitStack()
-        self._opened.callback(_unlock, _lock(self.path / "lock"))
+            again = f", or continue this one with --resume {path}" if "run.json" in begun else ""
+            raise ConfigError(f"{path} is not empty: name another run folder{again}")
+        files.make_folder(path)
+        self.enter_context(_locked(path / "lock"))
         self._metrics = self._tensorboard = self._purge_step = None
         self._trimmed = not resume
-        files.clean(self.path)
-        starts = json.loads((self.path / "run.json").read_bytes())["starts"] if resume else []
+        files.clean(path)
+        starts = json.loads((path / "run.json").read_bytes())["starts"] if resume else []
         self.dump("run.json", {"starts": [*starts, describe_start()]})
 
     def trim(self, step: int) -> None:
@@ -76,7 +71,14 @@ class RunFolder(AbstractContextManager):
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Append the named values of one step to metrics.jsonl and to TensorBoard."""
         if self._metrics is None:
-            self._open()
+            assert self._trimmed, "a resumed run is trimmed before it logs"
+            # cost: 0.3 s of import, and not needed by those who only read a run.
+            from torch.utils.tensorboard import SummaryWriter
+
+            file = open(self.path / METRICS, "a", encoding="utf-8")  # noqa: SIM115
+            self._metrics = self.enter_context(file)
+            writer = SummaryWriter(str(self.path / "tensorboard"), purge_step=self._purge_step)
+            self._tensorboard = self.enter_context(writer)
         numbers = {name: float(value) for name, value in values.items()}
         line = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
         self._metrics.write(json.dumps({"step": step, **line}) + "\n")
@@ -95,35 +97,15 @@ class RunFolder(AbstractContextManager):
             os.fsync(self._metrics.fileno())
             self._tensorboard.flush()
 
-    def close(self) -> None:
-        """Close the metrics and let the next writer in; twice does no harm."""
-        self._opened.close()
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    def _open(self) -> None:
-        assert self._trimmed, "a resumed run is trimmed before it logs"
-        # cost: 0.3 s of import, and not needed by those who only read a run.
-        from torch.utils.tensorboard import SummaryWriter
-
-        file = open(self.path / METRICS, "a", encoding="utf-8")  # noqa: SIM115
-        self._metrics = self._opened.enter_context(file)
-        folder = str(self.path / "tensorboard")
-        writer = SummaryWriter(folder, purge_step=self._purge_step)
-        self._tensorboard = self._opened.enter_context(writer)
-
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl; a last line that a kill cut short is left out."""
-    if not path.exists():
-        return []
     lines = []
-    for number, text in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+    for text in path.read_bytes().split(b"\n")[:-1] if path.exists() else ():
         try:
             lines.append(json.loads(text))
         except ValueError as error:
-            raise DataError(f"{path}, line {number}: {error}; delete that line") from error
+            raise DataError(f"{path}, line {len(lines) + 1}: {error}; delete that line") from error
     return lines
 
 
@@ -136,57 +118,51 @@ def describe_start() -> dict[str, Any]:
     cpu = re.search(r"model name\s*: (.+)", cpuinfo.read_text() if cpuinfo.exists() else "")
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": sys.argv,
-        "commit": _commit(),
+        "command": sys.argv, "commit": _commit(),
         "versions": {"python": platform.python_version()} | versions,
         "hardware": {
-            "host": socket.gethostname(),
-            "system": platform.platform(),
-            "cpu": cpu[1] if cpu else platform.machine(),
-            "cpu_count": os.cpu_count(),
+            "host": socket.gethostname(), "system": platform.platform(),
+            "cpu": cpu[1] if cpu else platform.machine(), "cpu_count": os.cpu_count(),
             "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         },
     }
 
 
-def _lock(path: Path) -> int:
-    """Lock the file and write who holds it; the kernel frees the lock of a process that dies.
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the lock of a file that says who has it; the kernel frees that of a process that dies.
 
-    A pid alone cannot tell a dead writer from a live one on another host or in another container;
-    pid and boot id are written for the message.
+    A pid alone could not tell a dead writer from a live one on another host or in a container; pid
+    and boot id are written for the message.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        holder = os.read(descriptor, 1000).decode(errors="replace")
-        os.close(descriptor)
-        raise CheckpointError(
-            f"{path} is held by another writer ({holder or error}): wait for it, stop it, or name "
-            "another run folder"
-        ) from error
-    if left := os.read(descriptor, 1000).decode(errors="replace"):
-        logger.warning("%s: taken over from a writer that died (%s)", path, left)
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    boot_id = boot.read_text().strip() if boot.exists() else None
-    holder = {"pid": os.getpid(), "boot_id": boot_id, "host": socket.gethostname()}
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, json.dumps(holder).encode(), 0)
-    return descriptor
-
-
-def _unlock(descriptor: int) -> None:
-    # Emptied, not deleted: a process that waits on a deleted file would lock nothing.
-    os.ftruncate(descriptor, 0)
-    os.close(descriptor)
+    with open(path, "ab+", buffering=0) as file:
+        file.seek(0)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = file.read().decode(errors="replace") or error
+            raise CheckpointError(
+                f"{path} is held by another writer ({holder}): wait for it, stop it, or name "
+                "another run folder"
+            ) from error
+        if left := file.read().decode(errors="replace"):
+            logger.warning("%s: taken over from a writer that died (%s)", path, left)
+        boot = Path("/proc/sys/kernel/random/boot_id")
+        boot_id = boot.read_text().strip() if boot.exists() else None
+        holder = {"pid": os.getpid(), "boot_id": boot_id, "host": socket.gethostname()}
+        file.truncate(0)
+        file.write(json.dumps(holder).encode())
+        try:
+            yield
+        finally:  # Emptied, not deleted: a process that waits on a deleted file would lock nothing.
+            file.truncate(0)
 
 
 def _commit() -> str | None:
     """Commit of this code, with -dirty for changed files; None outside a git checkout."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    root = Path(__file__).parents[2]
+    how = {"cwd": Path(__file__).parent, "capture_output": True, "text": True, "check": True}
     try:
-        result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+        return subprocess.run(command, **how).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-    return result.stdout.strip()

@@ -14,13 +14,12 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class StopFlag:
     """`with StopFlag() as stop:` and then, after each step, `if stop: save, exit stop.exit_code`.
 
-    exit_code       0 until a signal came, then 143 or 130
     A second signal ends the process at once: what was saved before is whole (files.py).
     Handlers belong to the main thread of a process; the old ones are restored on leaving.
     """
 
     def __init__(self) -> None:
-        self.exit_code = 0
+        self.exit_code = 0  # until a signal comes
 
     def __bool__(self) -> bool:
         return self.exit_code != 0
@@ -37,7 +36,6 @@ class StopFlag:
     def _stop(self, number: int, frame: FrameType | None) -> None:
         if self:
             os._exit(128 + number)
-        self.exit_code = 128 + number
+        self.exit_code, name = 128 + number, signal.Signals(number).name
         # print may be interrupted halfway by this very handler; write cannot.
-        name = signal.Signals(number).name
         os.write(2, f"\n{name}: stopping after this step; once more to leave now\n".encode())

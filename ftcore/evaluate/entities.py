@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ftcore.evaluate.metrics import by_class
+from ftcore.evaluate.metrics import SCORES, by_class
 
 OUTSIDE = "O"
 
@@ -34,37 +34,28 @@ def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
 
 
 class EntityMetrics:
-    """Precision, recall and F1 of entities, and accuracy of tags.
-
-    accuracy                share of the words whose tag is right
-    precision, recall, f1   of the entities of all types together
-    """
+    """Precision, recall and F1 of the entities of all types together; accuracy: the share of the
+    words whose tag is right."""
 
     def __init__(self) -> None:
         self.words, self.right_words = 0, 0
-        self.hits, self.predicted, self.support = Counter(), Counter(), Counter()
+        self.totals = Counter(), Counter(), Counter()  # hits, predicted and support of each type
 
     def update(self, target: Sequence[str], predicted: Sequence[str]) -> None:
         """Count one sentence."""
         self.words += len(target)
         self.right_words += sum(a == b for a, b in zip(target, predicted, strict=True))
         wanted, given = entities(target), entities(predicted)
-        for counter, found in (
-            (self.hits, wanted & given),
-            (self.predicted, given),
-            (self.support, wanted),
-        ):
+        for counter, found in zip(self.totals, (wanted & given, given, wanted), strict=True):
             counter.update(type_ for type_, _, _ in found)
 
     def compute(self) -> dict[str, float]:
         """The figures named above."""
-        totals = (np.array([c.total()]) for c in (self.hits, self.predicted, self.support))
-        (row,) = by_class(["all"], *totals)
-        scores = {name: row[name] for name in ("precision", "recall", "f1")}
-        return {"accuracy": self.right_words / self.words, **scores}
+        (row,) = by_class(["all"], np.array([[counter.total()] for counter in self.totals]))
+        accuracy = self.right_words / self.words
+        return {"accuracy": accuracy} | {name: row[name] for name in SCORES}
 
     def per_class(self) -> list[dict[str, Any]]:
         """One dict per type, as `ClassificationMetrics.per_class`; support in entities."""
-        types = sorted(self.support | self.predicted)
-        counters = (self.hits, self.predicted, self.support)
-        return by_class(types, *(np.array([c[t] for t in types]) for c in counters))
+        types = sorted(set().union(*self.totals))
+        return by_class(types, np.array([[counter[t] for t in types] for counter in self.totals]))

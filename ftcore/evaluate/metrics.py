@@ -3,8 +3,8 @@
 An accumulator keeps sums only: its memory does not grow with the rows, and any split into batches
 or ranks gives the same counts. Counts are int64; the arithmetic on them is exact or float64.
 
-K classes; P = K + 1 columns of predictions, the last one for predictions outside the label set.
-n_kj is the number of rows of class k predicted as j, and
+K classes; P = K + 1 columns of predictions, the last one for predictions outside the label set;
+n_kj rows of class k predicted as j; totals_3K are hits, predicted and support:
 
     hits_k = n_kk        support_k = sum_j n_kj (P columns)        predicted_k = sum_j n_jk
     precision_k = hits_k / predicted_k            recall_k = hits_k / support_k
@@ -24,9 +24,9 @@ from torch import Tensor
 from ftcore.errors import DataError
 
 OUTSIDE = -1
-AVERAGES = tuple(
-    f"{x}_{a}" for a in ("micro", "macro", "weighted") for x in ("precision", "recall", "f1")
-)
+SCORES = ("precision", "recall", "f1")
+CLASS_COLUMNS = ("label", *SCORES, "support", "predicted")
+AVERAGES = tuple(f"{score}_{mean}" for mean in ("micro", "macro", "weighted") for score in SCORES)
 METRICS = ("accuracy", *AVERAGES, "mcc")
 Ids = Tensor | np.ndarray | Sequence[int]
 
@@ -34,10 +34,9 @@ Ids = Tensor | np.ndarray | Sequence[int]
 class ClassificationMetrics:
     """Accuracy, precision, recall, F1 and Matthews correlation of K exclusive classes.
 
-    A prediction of OUTSIDE (-1: a generated answer that names no known class) is wrong: a false
-    negative of its target and a false positive of no class. It lowers accuracy, recall and F1,
-    never a precision. scikit-learn says the same where such predictions carry one extra label, and
-    precision, recall and F1 are asked of the classes that occur alone.
+    A prediction of OUTSIDE (-1: a generated answer that names no known class) is a false negative
+    of its target and a false positive of no class: it lowers accuracy, recall and F1, never a
+    precision. scikit-learn says the same where such predictions carry a label that is not scored.
 
     labels      names of the classes; ids are positions in it
     counts_KP   int64, row: target, column: prediction; may be summed across ranks in place
@@ -56,12 +55,8 @@ class ClassificationMetrics:
         return self.counts_KP[:, :-1]
 
     def update(self, target_B: Ids, predicted_B: Ids) -> None:
-        """Count B rows of any integer dtype on any device; a refused batch changes nothing.
-
-        target_B        ids 0 ... K-1
-        predicted_B     ids 0 ... K-1, or OUTSIDE
-        raises          DataError: sizes differ, not integers, or ids out of range
-        """
+        """Count B rows of any integer dtype on any device: ids 0 ... K-1, predicted also OUTSIDE.
+        Raises DataError, nothing counted: sizes differ, not integers, or ids out of range."""
         target_B = self._ids(target_B, "target", lowest=0)
         predicted_B = self._ids(predicted_B, "predicted", lowest=OUTSIDE)
         if len(target_B) != len(predicted_B):
@@ -70,27 +65,24 @@ class ClassificationMetrics:
         np.add.at(self.counts_KP, (target_B, predicted_B), 1)
 
     def compute(self) -> dict[str, float]:
-        """METRICS, in that order.
+        """METRICS, in that order; accuracy is sum_k hits_k / rows.
 
-        accuracy        sum_k hits_k / rows
         ..._micro       the formulas above on sums over k; all equal the accuracy without OUTSIDE
-        ..._macro       plain mean over the classes that occur, as target or as prediction; one
-                        that never occurs says nothing and is left out
+        ..._macro       plain mean over the classes that occur, as target or as prediction
         ..._weighted    mean over the classes, weighted by support_k
         mcc             (c s - t.p) / sqrt((s^2 - p.p) (s^2 - t.t)) with c hits, s rows, t support,
                         p predictions of the P columns; 0 where the root is 0, as with one class
         source          Gorodkin 2004, Comput. Biol. Chem. 28, 367-374 (mcc of K classes)
         """
-        totals = hits_K, predicted_K, support_K = self._totals()
-        rows = support_K.sum()
-        if not rows:
+        hits_K, predicted_K, support_K = totals_3K = self._totals()
+        if not (rows := support_K.sum()):
             return dict.fromkeys(METRICS, math.nan)
-        averages = _averages(*totals, counted_K=predicted_K + support_K > 0)
+        averages = _averages(totals_3K, predicted_K + support_K > 0)
         return {"accuracy": float(hits_K.sum() / rows), **averages, "mcc": self._mcc()}
 
     def per_class(self) -> list[dict[str, Any]]:
-        """One dict per class: label, precision, recall, f1, support (rows), predicted (rows)."""
-        return by_class(self.labels, *self._totals())
+        """One dict per class, of CLASS_COLUMNS; support and predicted in rows."""
+        return by_class(self.labels, self._totals())
 
     def _ids(self, ids: Ids, name: str, *, lowest: int) -> np.ndarray:
         ids_B = np.asarray(ids.cpu() if isinstance(ids, Tensor) else ids)
@@ -98,25 +90,21 @@ class ClassificationMetrics:
             return np.zeros(0, dtype=np.int64)
         if ids_B.ndim != 1 or ids_B.dtype.kind not in "iu":
             raise DataError(f"{name} ids are {ids_B.dtype} {ids_B.shape}: must be integers (B,)")
-        wrong = ids_B[(ids_B < lowest) | (ids_B >= len(self.labels))]
-        if len(wrong):
+        if len(wrong := ids_B[(ids_B < lowest) | (ids_B >= len(self.labels))]):
             raise DataError(f"{name} id {wrong[0]}: must be {lowest} ... {len(self.labels) - 1}")
         return ids_B
 
-    def _totals(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """hits_K, predicted_K, support_K."""
-        return self.confusion_KK.diagonal(), self.confusion_KK.sum(0), self.counts_KP.sum(1)
+    def _totals(self) -> np.ndarray:
+        confusion_KK = self.confusion_KK
+        return np.stack([confusion_KK.diagonal(), confusion_KK.sum(0), self.counts_KP.sum(1)])
 
     def _mcc(self) -> float:
         # numerics: Python integers, since rows^2 leaves int64 at 3e9 rows.
         t, p = self.counts_KP.sum(1).tolist(), self.counts_KP.sum(0).tolist()
         rows, hits = sum(t), int(self.confusion_KK.trace())
-        spread_t = rows**2 - sum(map(mul, t, t))
-        spread_p = rows**2 - sum(map(mul, p, p))
-        if spread_t * spread_p == 0:
-            return 0.0
+        spread = (rows**2 - sum(map(mul, t, t))) * (rows**2 - sum(map(mul, p, p)))
         # p is one longer than t: map stops at the shorter, and nothing has OUTSIDE as its target.
-        return (hits * rows - sum(map(mul, t, p))) / math.sqrt(spread_t * spread_p)
+        return (hits * rows - sum(map(mul, t, p))) / math.sqrt(spread) if spread else 0.0
 
 
 class MultiLabelMetrics:
@@ -124,8 +112,7 @@ class MultiLabelMetrics:
 
     subset_accuracy     share of the rows whose labels are all right
     hamming_loss        share of the rows x K decisions that are wrong
-    averages            as in `ClassificationMetrics`, but over all K labels, 0 for one that never
-                        occurs: as scikit-learn has them of indicator matrices
+    averages            over all K labels, 0 for one that never occurs, as scikit-learn has them
     """
 
     def __init__(self, labels: Sequence[str]) -> None:
@@ -139,35 +126,32 @@ class MultiLabelMetrics:
         self.rows += len(target_BK)
         self.right_rows += int((~wrong_BK.any(1)).sum())
         self.wrong += int(wrong_BK.sum())
-        hits_BK = target_BK & predicted_BK
-        self.totals_3K += np.stack([x_BK.sum(0) for x_BK in (hits_BK, predicted_BK, target_BK)])
+        self.totals_3K += np.stack([target_BK & predicted_BK, predicted_BK, target_BK]).sum(1)
 
     def compute(self) -> dict[str, float]:
         """subset_accuracy, hamming_loss and the AVERAGES."""
         return {
             "subset_accuracy": self.right_rows / self.rows,
             "hamming_loss": self.wrong / (self.rows * len(self.labels)),
-            **_averages(*self.totals_3K, counted_K=np.ones(len(self.labels), dtype=bool)),
+            **_averages(self.totals_3K, np.ones(len(self.labels), dtype=bool)),
         }
 
     def per_class(self) -> list[dict[str, Any]]:
         """As `ClassificationMetrics.per_class`."""
-        return by_class(self.labels, *self.totals_3K)
+        return by_class(self.labels, self.totals_3K)
 
 
 def regression_metrics(target_B: np.ndarray, predicted_B: np.ndarray) -> dict[str, float]:
     """Correlations and errors of scores, float64; a correlation with a constant is NaN.
 
-    pearson     of the values
-    spearman    of their ranks; equal values share the mean of theirs
+    pearson     of the values; spearman: of their ranks, equal values sharing the mean of theirs
     mae, rmse   mean absolute, root mean squared difference, in units of the score
     """
     errors_B = predicted_B - target_B
     return {
         "pearson": _correlation(target_B, predicted_B),
         "spearman": _correlation(_ranks(target_B), _ranks(predicted_B)),
-        "mae": float(np.abs(errors_B).mean()),
-        "rmse": math.sqrt(np.square(errors_B).mean()),
+        "mae": float(np.abs(errors_B).mean()), "rmse": math.sqrt(np.square(errors_B).mean()),
     }
 
 
@@ -199,23 +183,18 @@ class Perplexity:
         return result
 
 
-def by_class(
-    labels: Sequence[str], hits_K: np.ndarray, predicted_K: np.ndarray, support_K: np.ndarray
-) -> list[dict[str, Any]]:
-    """One dict per class: label, precision, recall, f1, support and predicted (rows)."""
-    columns = (*_scores(hits_K, predicted_K, support_K), support_K, predicted_K)
-    names = ("label", "precision", "recall", "f1", "support", "predicted")
+def by_class(labels: Sequence[str], totals_3K: np.ndarray) -> list[dict[str, Any]]:
+    """One dict per class, of CLASS_COLUMNS."""
+    _, predicted_K, support_K = totals_3K
+    columns = (*_scores(totals_3K), support_K, predicted_K)
     rows = zip(labels, *(x_K.tolist() for x_K in columns), strict=True)
-    return [dict(zip(names, row, strict=True)) for row in rows]
+    return [dict(zip(CLASS_COLUMNS, row, strict=True)) for row in rows]
 
 
-def _averages(
-    hits_K: np.ndarray, predicted_K: np.ndarray, support_K: np.ndarray, *, counted_K: np.ndarray
-) -> dict[str, float]:
+def _averages(totals_3K: np.ndarray, counted_K: np.ndarray) -> dict[str, float]:
     """AVERAGES; the macro ones over the classes that are counted."""
-    totals = hits_K, predicted_K, support_K
-    scores = _scores(*totals)
-    micro = (x_1[0] for x_1 in _scores(*(x_K.sum(keepdims=True) for x_K in totals)))
+    scores, support_K = _scores(totals_3K), totals_3K[2]
+    micro = (x_1[0] for x_1 in _scores(totals_3K.sum(1, keepdims=True)))
     macro = (x_K[counted_K].mean() for x_K in scores)
     weighted = (x_K @ support_K / max(support_K.sum(), 1) for x_K in scores)
     return dict(zip(AVERAGES, map(float, (*micro, *macro, *weighted)), strict=True))
@@ -232,7 +211,8 @@ def _ranks(x_B: np.ndarray) -> np.ndarray:
     return (np.cumsum(counts) - (counts - 1) / 2)[place_B]
 
 
-def _scores(hits_K: np.ndarray, predicted_K: np.ndarray, support_K: np.ndarray) -> list[np.ndarray]:
+def _scores(totals_3K: np.ndarray) -> list[np.ndarray]:
     """[precision_K, recall_K, f1_K] in float64."""
+    hits_K, predicted_K, support_K = totals_3K
     parts = ((hits_K, predicted_K), (hits_K, support_K), (2 * hits_K, predicted_K + support_K))
     return [np.divide(a_K, b_K, out=np.zeros(len(a_K)), where=b_K > 0) for a_K, b_K in parts]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ftcore.env.files import write_file
 from ftcore.errors import DataError
-from ftcore.evaluate.metrics import ClassificationMetrics
+from ftcore.evaluate.metrics import CLASS_COLUMNS, ClassificationMetrics
 
 MAX_TEXT = 40
 
@@ -27,7 +27,6 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     Text is put on one line and cut at MAX_TEXT characters; floats show four decimals, or four
     significant digits where those would hide the value.
     """
-    rows = list(rows)
     columns = []
     for name, *values in zip(header, *rows, strict=True):
         cells = [name, *map(_cell, values)]
@@ -45,49 +44,38 @@ def metrics_table(results: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def per_class_table(per_class: Sequence[Mapping[str, Any]], *, max_rows: int = 20) -> str:
-    """The rows of `ClassificationMetrics.per_class`, in label order up to `max_rows` classes.
+    """Rows of CLASS_COLUMNS, in label order up to `max_rows` classes.
 
     Past that the worst come first (lowest F1, then more rows; classes that never occur last) and a
     last line says how many are not shown.
     """
-    names = ("label", "precision", "recall", "f1", "support", "predicted")
-    rows = [[row[name] for name in names] for row in per_class]
-    if len(rows) <= max_rows:
-        return table(names, rows)
-    f1, support, predicted = 3, 4, 5
-    rows.sort(key=lambda row: (row[support] + row[predicted] == 0, row[f1], -row[support]))
-    hidden = len(rows) - max_rows
-    note = f"... {hidden} of {len(rows)} classes not shown: better, or without rows"
-    return f"{table(names, rows[:max_rows])}\n{note}"
+    rows, note = list(per_class), ""
+    if (left := len(rows) - max_rows) > 0:
+        rows.sort(key=lambda r: (r["support"] + r["predicted"] == 0, r["f1"], -r["support"]))
+        note = f"\n... {left} of {len(rows)} classes not shown: better, or without rows"
+    cells = ([row[name] for name in CLASS_COLUMNS] for row in rows[:max_rows])
+    return table(CLASS_COLUMNS, cells) + note
 
 
 def confusion_table(metrics: ClassificationMetrics, *, max_pairs: int = 10) -> str:
-    """The most frequent mistakes: target, prediction, rows, and their share of the target's rows.
-
-    A prediction outside the label set reads "(none of the labels)".
-    """
-    wrong_KP = metrics.counts_KP.copy()
+    """The most frequent mistakes: target, prediction, rows, their share of the target's rows."""
+    wrong_KP, support_K = metrics.counts_KP.copy(), metrics.counts_KP.sum(1)
     np.fill_diagonal(wrong_KP, 0)
-    support_K = metrics.counts_KP.sum(1)
+    if not wrong_KP.any():
+        return "no mistakes"
     names = (*metrics.labels, "(none of the labels)")
     pairs = sorted(np.argwhere(wrong_KP).tolist(), key=lambda pair: -wrong_KP[*pair])
-    if not pairs:
-        return "no mistakes"
     rows = [(names[k], names[p], wrong_KP[k, p], wrong_KP[k, p] / support_K[k]) for k, p in pairs]
     text = table(("target", "predicted", "rows", "of target"), rows[:max_pairs])
-    if len(rows) > max_pairs:
-        left = sum(row[2] for row in rows[max_pairs:])
-        text += f"\n... {len(rows) - max_pairs} more pairs not shown, {left} rows in all"
+    if left := rows[max_pairs:]:
+        count = sum(row[2] for row in left)
+        text += f"\n... {len(left)} more pairs not shown, {count} rows in all"
     return text
 
 
 def write_predictions(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
-    """Write one UTF-8 JSON line per row, whole or not at all; returns the number of rows.
-
-    rows            each holds its "row_id"
-    raises          DataError: a row without an id; CheckpointError: the file cannot be written.
-                    Whatever fails, a file that was at `path` before stays as it was
-    """
+    """Write one UTF-8 JSON line per row, whole or not at all; returns the number of rows. Raises
+    DataError: a row without "row_id"; CheckpointError: the file cannot be written."""
     lines = []
     for row in rows:
         if "row_id" not in row:
@@ -99,18 +87,13 @@ def write_predictions(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> in
 
 
 def json_line(result: Mapping[str, Any]) -> str:
-    """`result` as one compact line of ASCII JSON, floats to six significant digits.
-
-    numpy and torch values become plain ones.
-    """
+    """`result` as one compact line of ASCII JSON, floats to six significant digits."""
     return json.dumps(_plain(result, digits=6), allow_nan=False, separators=(",", ":"))
 
 
 def _plain(value: Any, *, digits: int = 17) -> Any:
-    """`value` for JSON: arrays as lists, floats that are not finite as null.
-
-    digits  significant ones of a float; 17 keep every bit
-    """
+    """`value` for JSON: arrays as lists, floats that are not finite as null, others to so many
+    significant digits; 17 keep every bit."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item, digits=digits) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -9,35 +9,18 @@ import torch
 from ftcore.config import Run
 from ftcore.data.prepare import Split
 from ftcore.data.tokenizer import Tokenizer
-from ftcore.evaluate.evaluator import (
-    Judged,
-    evaluate_answers,
-    evaluate_classes,
-    evaluate_label_sets,
-    evaluate_loss,
-    evaluate_masked,
-    evaluate_scores,
-    evaluate_tags,
-)
+from ftcore.evaluate.evaluator import JUDGES, Judged, evaluate_answers, evaluate_loss
 from ftcore.evaluate.metrics import ClassificationMetrics
 from ftcore.evaluate.report import confusion_table, metrics_table, per_class_table
 from ftcore.model.heads import Model
 from ftcore.tune.task import TASKS
 
 Metrics = Mapping[str, Mapping[str, float]]
-# By HF's `problem_type`, or the task that has none.
-JUDGES = {
-    "single_label_classification": evaluate_classes,
-    "multi_label_classification": evaluate_label_sets,
-    "regression": evaluate_scores,
-    "tag": evaluate_tags,
-    "mlm": evaluate_masked,
-}
 # What is shown while it trains, where the task has it.
 SHOWN = (
-    *("loss", "perplexity", "bits_per_byte", "accuracy", "subset_accuracy", "f1_macro"),
-    *("f1", "pearson", "spearman"),
-)
+    "loss", "perplexity", "bits_per_byte", "accuracy", "subset_accuracy", "f1_macro", "f1",
+    "pearson", "spearman",
+)  # fmt: skip
 
 
 @dataclass
@@ -53,10 +36,8 @@ class Results:
 
     def against(self, base: Metrics) -> str:
         """The same for people, each metric beside that of the base model."""
-        tables = [
-            f"{split}\n{metrics_table({'base': base[split], 'tuned': values})}"
-            for split, values in self.metrics.items()
-        ]
+        pairs = {name: {"base": base[name], "tuned": mine} for name, mine in self.metrics.items()}
+        tables = (f"{name}\n{metrics_table(pair)}" for name, pair in pairs.items())
         return "\n\n".join([*tables, *self.tables])
 
     def samples(self, count: int) -> str:
@@ -82,7 +63,7 @@ class Suite:
 
     def dev(self, model: Model, split: Split) -> dict[str, float]:
         """What the loop shows and chooses the best checkpoint by; nothing is generated."""
-        values, _, _ = self._judged(model, split)
+        values = self._judged(model, split)[0]
         return {f"eval/{name}": values[name] for name in SHOWN if name in values}
 
     def tests(self, model: Model, splits: Mapping[str, Split]) -> Results:
@@ -95,13 +76,8 @@ class Suite:
             if isinstance(metrics, ClassificationMetrics):
                 results.tables.append(f"{name}, most confused\n{confusion_table(metrics)}")
             if split.chats:
-                answers, rows = evaluate_answers(
-                    model,
-                    self.tokenizer,
-                    split.chats,
-                    max_new_tokens=self.config.eval.max_new_tokens,
-                    intent_field=self.config.eval.intent_field,
-                )
+                config = self.config.eval
+                answers, rows = evaluate_answers(model, self.tokenizer, split.chats, config)
                 values |= answers
             results.metrics[name] = values
             results.predictions += [{"split": name, **row} for row in rows]
@@ -111,7 +87,6 @@ class Suite:
     def _judged(self, model: Model, split: Split) -> Judged:
         model.eval()
         limits = {"max_tokens": self.config.loop.micro_batch_tokens, "device": self.device}
-        judge = JUDGES.get(self.config.problem or self.task)
-        if judge is not None:
+        if judge := JUDGES.get(self.config.problem or self.task):
             return judge(model, split, self.labels or self.tokenizer.vocabulary, **limits)
         return evaluate_loss(model, TASKS[self.task].loss, split, **limits), None, []

@@ -26,10 +26,8 @@ def exact_match(target: str, predicted: str) -> bool:
 
 
 def parse_object(text: str) -> dict[str, Any] | None:
-    """The JSON object that `text` is, whitespace around it allowed; None for anything else.
-
-    NaN and Infinity are not JSON. Of a repeated name the last value counts.
-    """
+    """The JSON object that `text` is, whitespace around it allowed; None for anything else, NaN and
+    Infinity among it. Of a repeated name the last value counts."""
     try:
         value = json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError):  # the latter: a model that repeats "[" for ever
@@ -47,16 +45,15 @@ class JsonCommandMetrics:
 
     labels                  the intents there are; a generated one that is none of them is OUTSIDE
     intent                  name of the field that holds the intent
-    intents                 the ClassificationMetrics of the intents (per class, confusion)
 
     json_valid              share of the rows whose answer is one JSON object
     exact_match             share equal as text (see `exact_match`)
     exact_match_object      share equal as objects: order of names and spacing are free
-    intent_accuracy, intent_{precision,recall,f1}_macro     of ClassificationMetrics
+    intent_accuracy, intent_{precision,recall,f1}_macro     of `intents`, ClassificationMetrics
     slot_precision, slot_recall, slot_f1    right / given, right / wanted, 2 right / (given +
                             wanted), slots of all rows; right: the same value at the same path
 
-    0/0 is NaN, there being nothing to judge; the intent_* metrics keep ClassificationMetrics' rule.
+    0/0 is NaN, there being nothing to judge, but in the intent_* metrics.
     """
 
     def __init__(self, labels: Sequence[str], *, intent: str = "intent") -> None:
@@ -66,32 +63,28 @@ class JsonCommandMetrics:
         self._tally: Counter[str] = Counter()
 
     def update(self, target: str, predicted: str) -> dict[str, bool]:
-        """Count one row; returns its verdicts: json_valid, exact_match, exact_match_object,
-        intent_correct.
-
-        raises          DataError: the target is no command, or its intent is not in the labels
-        """
+        """Count one row; returns whether it is json_valid, exact_match, exact_match_object and
+        intent_correct. Raises DataError: the target is no command, or its intent no label."""
         wanted, given = _command(target, self.intent), parse_object(predicted)
-        target_id = self._target_id(wanted[self.intent])
-        name = given.get(self.intent) if given else None
+        label, name = wanted[self.intent], given and given.get(self.intent)
+        if label not in self._ids:
+            nearest = ", ".join(get_close_matches(label, self._ids, cutoff=0.0))
+            raise DataError(
+                f"target {self.intent} {label!r} is none of the {len(self._ids)} labels (nearest:"
+                f" {nearest}): add it to the labels or mend the row"
+            )
         # A generated intent may be of any JSON type, and a list cannot be looked up.
         predicted_id = self._ids.get(name, OUTSIDE) if isinstance(name, str) else OUTSIDE
         wanted_leaves, given_leaves = _leaves(wanted), _leaves(given or {})
         verdicts = {
-            "json_valid": given is not None,
-            "exact_match": exact_match(target, predicted),
+            "json_valid": given is not None, "exact_match": exact_match(target, predicted),
             "exact_match_object": wanted_leaves == given_leaves,
-            "intent_correct": predicted_id == target_id,
-        }
-        wanted_slots, given_slots = self._slots(wanted_leaves), self._slots(given_leaves)
-        self.intents.update([target_id], [predicted_id])
+            "intent_correct": predicted_id == self._ids[label],
+        }  # fmt: skip
+        slots, found = self._slots(wanted_leaves), self._slots(given_leaves)
+        self.intents.update([self._ids[label]], [predicted_id])
         self._tally.update(verdicts)
-        self._tally.update(
-            rows=1,
-            right=len(wanted_slots & given_slots),
-            wanted=len(wanted_slots),
-            given=len(given_slots),
-        )
+        self._tally.update(rows=1, right=len(slots & found), wanted=len(slots), given=len(found))
         return verdicts
 
     def compute(self) -> dict[str, float]:
@@ -107,31 +100,19 @@ class JsonCommandMetrics:
             "slot_f1": _ratio(2 * n["right"], n["given"] + n["wanted"]),
         }
 
-    def _target_id(self, name: str) -> int:
-        if name not in self._ids:
-            nearest = ", ".join(get_close_matches(name, self._ids, cutoff=0.0))
-            raise DataError(
-                f"target {self.intent} {name!r} is none of the {len(self._ids)} labels (nearest:"
-                f" {nearest}): add it to the labels or mend the row"
-            )
-        return self._ids[name]
-
     def _slots(self, leaves: dict[tuple, str]) -> set[tuple[tuple, str]]:
-        return {
-            (path, value)
-            for path, value in leaves.items()
-            if path != (self.intent,) and value not in ("{}", "[]")
-        }
+        slots = leaves.keys() - {(self.intent,)}
+        return {(path, leaves[path]) for path in slots if leaves[path] not in ("{}", "[]")}
 
 
 def _command(target: str, intent: str) -> dict[str, Any]:
     command = parse_object(target)
-    if command is None or not isinstance(command.get(intent), str):
-        raise DataError(
-            f"target {target[:80]!r} is not a JSON object with a text field {intent!r}: mend the"
-            " row or name the field that holds the intent"
-        )
-    return command
+    if command and isinstance(command.get(intent), str):
+        return command
+    raise DataError(
+        f"target {target[:80]!r} is not a JSON object with a text field {intent!r}: mend the"
+        " row or name the field that holds the intent"
+    )
 
 
 def _leaves(command: dict[str, Any]) -> dict[tuple, str]:

@@ -14,10 +14,8 @@ source  peft docs, "PEFT checkpoint format"; peft 0.21 utils/save_and_load.py
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -29,56 +27,40 @@ from ftcore.errors import ConfigError, ModelError
 from ftcore.model.families.family import Family
 from ftcore.model.heads import Model
 from ftcore.model.load import read_object
+from ftcore.tune import lora
 from ftcore.tune.freeze import tensor_sha256
 from ftcore.tune.fused import PREFIX, A, B, cut, join_parts, part_name, patterns, split_parts, whole
-from ftcore.tune.lora import (
-    LoRAConfig,
-    LoRAReport,
-    apply_lora,
-    lora_layers,
-    plain_names,
-    refuse_wrapped,
-)
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 ORIGIN = "ftcore_adapter.json"
 FACTORS = {A: "lora_a", B: "lora_b"}
+Names = dict[str, str]  # HF name -> ours
 
 # peft: options that give the same tensors another meaning, or the model other tensors.
 UNKNOWN_OPTIONS = (
-    *("use_dora", "use_qalora", "use_bdlora", "lora_bias"),
-    *("rank_pattern", "alpha_pattern", "layer_replication", "target_parameters"),
-    *("trainable_token_indices", "alora_invocation_tokens", "arrow_config"),
-    *("kasa_config", "monteclora_config", "velora_config"),
-)
+    "use_dora", "use_qalora", "use_bdlora", "lora_bias", "rank_pattern", "alpha_pattern",
+    "layer_replication", "target_parameters", "trainable_token_indices", "alora_invocation_tokens",
+    "arrow_config", "kasa_config", "monteclora_config", "velora_config",
+)  # fmt: skip
 # peft: the other ways to start (pissa, olora, corda, loftq, lora_ga) change the base weights.
 KNOWN_STARTS = (True, False, "gaussian", "orthogonal", "eva")
 
 
 def base_sha256(model: nn.Module, *, without: Collection[str] = ()) -> str:
-    """Hash of the base weights: the same wrapped or not, merged or not, in bf16, fp32 or float64.
-
-    Each tensor is hashed as rounded to bf16, so that the precision it is loaded in does not matter.
-
-    without     parameters that the adapter brings itself
-    """
+    """Hash of the base weights but those that the adapter brings: the same wrapped or not, merged
+    or not, in bf16, fp32 or float64, since each tensor is rounded to bf16 first."""
     tensors = model.state_dict()
-    plain = {name: tensors[ours] for ours, name in plain_names(model).items()}
-    lines = [
-        f"{name} {tensor_sha256(plain[name].to(torch.bfloat16))}\n"
-        for name in sorted(plain.keys() - set(without))
-    ]
+    plain = {name: tensors[ours] for ours, name in lora.plain_names(model).items()}
+    hashes = {n: tensor_sha256(plain[n].to(torch.bfloat16)) for n in plain.keys() - set(without)}
+    lines = (f"{name} {sha256}\n" for name, sha256 in sorted(hashes.items()))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def named_parts(model: Model, family: Family) -> tuple[dict[str, str], dict[str, str]]:
-    """LoRA layers, and modules that are trained fully, ours by HF's names.
-
-    raises      ModelError: the model has no LoRA layers, or HF has no name for a trained module
-    """
-    adapted = lora_layers(model)
-    if not adapted:
+def named_parts(model: Model, family: Family) -> tuple[Names, Names]:
+    """LoRA layers, and modules that are trained fully. Raises ModelError: the model has none of the
+    former, or HF has no name for one of the latter."""
+    if not (adapted := lora.lora_layers(model)):
         raise ModelError("the model has no LoRA layers: there is no adapter to save")
     # peft saves a module outside LoRA as a whole, so one that owns a trained parameter is taken.
     extra = {
@@ -97,28 +79,23 @@ def save_adapter(
     family          of the base model: what HF calls our modules, and keeps as one
     base_path       folder or hub id of the base model, for the reader to find it
     task_type       peft's word for the head: "CAUSAL_LM", "SEQ_CLS", "FEATURE_EXTRACTION"
-    raises          ModelError: see `named_parts`
-                    CheckpointError: the folder cannot be written
+    raises          ModelError: as `named_parts`; CheckpointError: the folder cannot be written
     """
     layers, extra = named_parts(model, family)
     names = _layout(model, layers, extra)
     # HF: safetensors refuses tensors that share memory, so tied ones are written twice.
     tensors = {key: model.get_parameter(n).detach().cpu().clone() for key, n in names.items()}
     tensors, parts = join_parts(tensors, family, model.spec.num_heads)
-    config = next(iter(lora_layers(model).values())).config
+    config = next(iter(lora.lora_layers(model).values())).config
     peft_config = {
-        "peft_type": "LORA",
-        "task_type": task_type,
-        "base_model_name_or_path": base_path,
+        "peft_type": "LORA", "task_type": task_type, "base_model_name_or_path": base_path,
         "r": config.rank,
         "lora_alpha": int(config.alpha) if config.alpha == int(config.alpha) else config.alpha,
-        "use_rslora": config.rs_lora,
-        "lora_dropout": config.dropout,
+        "use_rslora": config.rs_lora, "lora_dropout": config.dropout,
         "target_modules": list(dict.fromkeys(map(whole, layers))),
         "modules_to_save": list(dict.fromkeys(map(whole, extra))) or None,
-        "bias": "none",
-        "inference_mode": True,
-    }
+        "bias": "none", "inference_mode": True,
+    }  # fmt: skip
     origin = {"base_sha256": base_sha256(model, without=names.values()), "scale": config.scale}
     if parts:
         peft_config |= patterns(parts, config)
@@ -134,7 +111,7 @@ def save_adapter(
     write_folder(folder, write)
 
 
-def load_adapter(model: Model, folder: Path, *, family: Family) -> LoRAReport:
+def load_adapter(model: Model, folder: Path, *, family: Family) -> lora.LoRAReport:
     """Wrap a base model and fill it from an adapter folder, ours or peft's.
 
     All is checked before anything is changed: a load that fails leaves the model as it was.
@@ -144,7 +121,7 @@ def load_adapter(model: Model, folder: Path, *, family: Family) -> LoRAReport:
                 CheckpointError: a file is not the one that the folder's manifest lists
                 ConfigError: the model has an adapter already, or ties an adapted matrix
     """
-    refuse_wrapped(model)
+    lora.refuse_wrapped(model)
     folder = current(folder)
     if (folder / MANIFEST).is_file():
         verify_folder(folder)
@@ -153,11 +130,9 @@ def load_adapter(model: Model, folder: Path, *, family: Family) -> LoRAReport:
     parts = origin.get("parts", {})
     if parts:  # then the patterns are those that we write
         options |= {"rank_pattern": {}, "alpha_pattern": {}}
-    tensors = split_parts(_read_tensors(folder), parts, family, model.spec.num_heads)
-    hf_names = _hf_names(model, family)
-    layers = _adapted_layers(model, hf_names, options, tensors)
-    extra = _extra_modules(hf_names, options, tensors, layers)
-    config = _lora_config(folder / CONFIG, options, layers.values(), extra.values())
+    tensors = split_parts(_read_tensors(folder / WEIGHTS), parts, family, model.spec.num_heads)
+    layers, extra = _held_or_listed(model, family, options, tensors)
+    config = _lora_config(folder / CONFIG, options, layers, extra)
     names = _layout(model, layers, extra)
     _account(folder, {k: _shape(model, n, config.rank) for k, n in names.items()}, tensors)
     _refuse_untied(folder, model, {name: tensors[key] for key, name in names.items()})
@@ -167,25 +142,18 @@ def load_adapter(model: Model, folder: Path, *, family: Family) -> LoRAReport:
             f"{folder / ORIGIN}: this adapter was trained on another base model: SHA-256 "
             f"{origin.get('base_sha256')}, here {sha256}. {CONFIG} names the right one"
         )
-    report = apply_lora(model, config, generator=torch.Generator())
+    report = lora.apply_lora(model, config, generator=torch.Generator())
     with torch.no_grad():
         for key, name in names.items():
             model.get_parameter(name).copy_(tensors[key])
     return report
 
 
-def _layout(
-    model: nn.Module, layers: Mapping[str, str], extra: Mapping[str, str]
-) -> dict[str, str]:
-    """Key of each tensor in the file -> our parameter in the wrapped model.
-
-    layers, extra   HF name -> ours, of the adapted layers and of the fully trained modules
-    """
-    names = {
-        f"{PREFIX}{hf_name}.{factor}": f"{name}.{ours}"
-        for hf_name, name in layers.items()
-        for factor, ours in FACTORS.items()
-    }
+def _layout(model: nn.Module, layers: Names, extra: Names) -> dict[str, str]:
+    """Key of each tensor in the file -> our parameter in the wrapped model."""
+    names = {}
+    for hf_name, name in layers.items():
+        names |= {f"{PREFIX}{hf_name}.{theirs}": f"{name}.{f}" for theirs, f in FACTORS.items()}
     for hf_name, name in extra.items():
         for attribute, _ in model.get_submodule(name).named_parameters(recurse=False):
             names[f"{PREFIX}{hf_name}.{attribute}"] = f"{name}.{attribute}"
@@ -200,11 +168,10 @@ def _shape(model: nn.Module, name: str, rank: int) -> tuple[int, ...]:
         return rank, layer.in_features
     if attribute == "lora_b":
         return layer.out_features, rank
-    return tuple(getattr(layer, attribute).shape)
+    return tuple(model.get_parameter(name).shape)
 
 
-def _read_tensors(folder: Path) -> dict[str, Tensor]:
-    path = folder / WEIGHTS
+def _read_tensors(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ModelError(f"{path} is not there. A pickled .bin is never read: convert it")
     try:
@@ -213,61 +180,38 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
         raise ModelError(f"{path}: not a whole safetensors file ({error}): copy it anew") from error
 
 
-def _hf_names(model: nn.Module, family: Family) -> dict[str, str]:
-    """HF name -> ours, of every module that owns parameters and that HF has a name for."""
-    names = {}
-    for name, module in model.named_modules():
-        if next(module.parameters(recurse=False), None) is not None:
-            with suppress(ModelError):
-                names[part_name(family, name)] = name
-    return names
-
-
-def _adapted_layers(
-    model: nn.Module, hf_names: Mapping[str, str], options: dict[str, Any], keys: Collection[str]
-) -> dict[str, str]:
-    """HF name -> ours of the linear layers that the file adapts, or lists as adapted."""
-    targets = options.get("target_modules")
+def _held_or_listed(
+    model: nn.Module, family: Family, options: dict, keys: Collection[str]
+) -> tuple[Names, Names]:
+    """Linear layers that the file adapts, or lists as adapted; and modules that it holds fully, or
+    lists by name or parent."""
+    targets, saved = options.get("target_modules"), options.get("modules_to_save")
     # peft: with one of these, or a regular expression, only the tensors say which layers it is.
     partial = options.get("layers_to_transform") or options.get("exclude_modules")
-    listed = targets if isinstance(targets, list) and not partial else []
-    present = {whole(cut(key)[0]) for key in keys}
-    return {
-        hf_name: name
-        for hf_name, name in hf_names.items()
-        if isinstance(model.get_submodule(name), nn.Linear)
-        and (
-            any(f"{PREFIX}{hf_name}.{factor}" in keys for factor in FACTORS)
-            or whole(hf_name) not in present
-            and any(f".{whole(hf_name)}".endswith(f".{target}") for target in listed)
-        )
-    }
+    targets = targets if isinstance(targets, list) and not partial else []
+    saved = saved if isinstance(saved, list) else []
+    present, owners = {whole(cut(k)[0]) for k in keys}, {k.rpartition(".")[0] for k in keys}
+    layers, extra = {}, {}
+    for name, module in model.named_modules():
+        if next(module.parameters(recurse=False), None) is None:
+            continue
+        try:
+            hf_name = part_name(family, name)
+        except ModelError:  # HF has none for it
+            continue
+        path = f".{whole(hf_name)}"
+        is_held = any(f"{PREFIX}{hf_name}.{factor}" in keys for factor in FACTORS)
+        is_listed = path[1:] not in present and any(path.endswith(f".{t}") for t in targets)
+        if isinstance(module, nn.Linear) and (is_held or is_listed):
+            layers[hf_name] = name
+        elif PREFIX + hf_name in owners or any(f".{m}." in f"{path}." for m in saved):
+            extra[hf_name] = name
+    return layers, extra
 
 
-def _extra_modules(
-    hf_names: Mapping[str, str],
-    options: dict[str, Any],
-    keys: Collection[str],
-    layers: Collection[str],
-) -> dict[str, str]:
-    """HF name -> ours of the modules that the file holds fully, or lists by name or parent."""
-    owners = {key.rpartition(".")[0] for key in keys}
-    saved = options.get("modules_to_save")
-    listed = saved if isinstance(saved, list) else []
-    return {
-        hf_name: name
-        for hf_name, name in hf_names.items()
-        if hf_name not in layers
-        and (PREFIX + hf_name in owners or any(f".{m}." in f".{whole(hf_name)}." for m in listed))
-    }
-
-
-def _lora_config(
-    path: Path, options: dict[str, Any], layers: Iterable[str], extra: Iterable[str]
-) -> LoRAConfig:
+def _lora_config(path: Path, options: dict, layers: Names, extra: Names) -> lora.LoRAConfig:
     """Peft's options as ours; one that would change the numbers and is not known is refused."""
-    unknown = [key for key in UNKNOWN_OPTIONS if options.get(key)]
-    refused = [f"{key} = {options[key]!r} is not known" for key in unknown]
+    refused = [f"{k} = {options[k]!r} is not known" for k in UNKNOWN_OPTIONS if options.get(k)]
     if options.get("peft_type") != "LORA":
         refused.append(f"peft_type = {options.get('peft_type')!r} must be 'LORA'")
     if options.get("bias", "none") != "none":
@@ -276,35 +220,24 @@ def _lora_config(
         refused.append(f"init_lora_weights = {start!r} changes the base: convert to plain LoRA")
     rank, alpha, dropout = (options.get(key) for key in ("r", "lora_alpha", "lora_dropout"))
     if type(rank) is not int or not {type(alpha), type(dropout)} <= {int, float}:
-        refused.append(
-            f"r = {rank!r}, lora_alpha = {alpha!r}, lora_dropout = {dropout!r} must be numbers"
-        )
+        said = f"r = {rank!r}, lora_alpha = {alpha!r}, lora_dropout = {dropout!r}"
+        refused.append(f"{said} must be numbers")
     try:
         if refused:
             raise ConfigError("; ".join(refused))
-        return LoRAConfig(
-            rank=rank,
-            alpha=alpha,
-            targets=tuple(layers),
-            rs_lora=bool(options.get("use_rslora")),
-            dropout=dropout,
-            extra_modules=tuple(extra),
-        )
+        is_rs, names = bool(options.get("use_rslora")), tuple(extra.values())
+        return lora.LoRAConfig(rank, alpha, tuple(layers.values()), is_rs, dropout, names)
     except ConfigError as error:
         raise ModelError(f"{path}: {error}") from error
 
 
-def _account(
-    folder: Path, shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor]
-) -> None:
+def _account(folder: Path, shapes: dict[str, tuple], tensors: Mapping[str, Tensor]) -> None:
     """Refuse a file that does not hold exactly the tensors that its config implies (law 7)."""
-    problems = [f"missing: {key}" for key in shapes.keys() - tensors.keys()]
-    problems += [f"unexpected: {key}" for key in tensors.keys() - shapes.keys()]
-    problems += [
-        f"mis-shaped: {key} is {tuple(tensors[key].shape)}, must be {shapes[key]}"
-        for key in shapes.keys() & tensors.keys()
-        if tuple(tensors[key].shape) != shapes[key]
-    ]
+    given = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    problems = [f"missing: {key}" for key in shapes.keys() - given.keys()]
+    problems += [f"unexpected: {key}" for key in given.keys() - shapes.keys()]
+    misfits = (key for key, shape in shapes.items() if given.get(key, shape) != shape)
+    problems += [f"mis-shaped: {k} is {given[k]}, must be {shapes[k]}" for k in misfits]
     if problems:
         listing = "\n  ".join(sorted(problems))
         raise ModelError(f"{folder / WEIGHTS} does not fit {CONFIG} and this model:\n  {listing}")

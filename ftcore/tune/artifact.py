@@ -23,31 +23,16 @@ MODEL, ADAPTER, LABELS = "model", "adapter", "labels.json"
 
 
 def save_artifact(
-    loaded: LoadedModel,
-    tokenizer: Tokenizer,
-    run: Path,
-    *,
-    labels: tuple[str, ...] | None,
-    base: str,
-    kind: TaskKind,
-    problem: str | None = None,
-) -> Path:
-    """Write the trained model of a run; returns its folder.
-
-    labels      class names of a classifier
-    base        where the base model came from, for the reader of an adapter to find it
-    problem     what a classifier's outputs mean, for its config.json
-    """
+    loaded: LoadedModel, tokenizer: Tokenizer, run: Path, *, labels: tuple[str, ...] | None,
+    base: str, kind: TaskKind, problem: str | None = None,
+) -> Path:  # fmt: skip
+    """Write the trained model of a run; returns its folder. An adapter names its `base`; a
+    classifier its `labels` and, in HF's word, the `problem` that its outputs answer."""
     if labels:
         write_file(run / LABELS, json.dumps(labels, ensure_ascii=False) + "\n")
     if lora_layers(loaded.model):
-        save_adapter(
-            loaded.model,
-            run / ADAPTER,
-            family=loaded.family,
-            base_path=base,
-            task_type=kind.peft_type,
-        )
+        names = {"family": loaded.family, "base_path": base, "task_type": kind.peft_type}
+        save_adapter(loaded.model, run / ADAPTER, **names)
         return run / ADAPTER
 
     def write(folder: Path) -> None:
@@ -59,11 +44,8 @@ def save_artifact(
 
 
 def load_artifact(run: Path, *, base: str, kind: TaskKind, dtype: torch.dtype) -> LoadedModel:
-    """The trained model of a finished run; a LoRA run's adapter is put on its base model.
-
-    base        where the base model of a LoRA run is
-    raises      ModelError: the run has left neither, or its files are damaged
-    """
+    """The trained model of a finished run; a LoRA run's adapter is put on its base model, `base`.
+    Raises ModelError: the run has left neither, or its files are damaged."""
     saved = current(run / MODEL)
     if saved.is_dir():
         return load_model(saved, task=kind.model_task, dtype=dtype)
@@ -75,12 +57,9 @@ def load_artifact(run: Path, *, base: str, kind: TaskKind, dtype: torch.dtype) -
         )
     labels = read_labels(run)
     loaded = load_model(
-        resolve(base),
-        task=kind.model_task,
-        dtype=dtype,
-        num_labels=len(labels) if labels else None,
+        resolve(base), task=kind.model_task, dtype=dtype, num_labels=labels and len(labels),
         generator=torch.Generator(),  # draws the head that the adapter then replaces
-    )
+    )  # fmt: skip
     load_adapter(loaded.model, adapter, family=loaded.family)
     loaded.model.eval()
     return loaded

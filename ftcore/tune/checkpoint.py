@@ -3,12 +3,10 @@
     RUN/checkpoints/step-N/  GROUP.safetensors for each group of tensors, state.json, manifest.json
     RUN/best/                the same files as the step that was marked best
 
-Groups are the caller's: `model` (trained tensors only), `optimizer`, `rng`, ... `state.json` is
-Python's JSON: floats come back bit-equal, NaN and infinities too; keys are strings. Nothing is
-pickled. A folder is written by env.files, so a kill or a full disk costs the one being written, no
-other; it is read only after its hashes agree.
-
-`best` shares its files with that step (hard links): it costs no space and survives pruning.
+Groups are the caller's. `state.json` is Python's JSON: floats come back bit-equal, NaN and
+infinities too; keys are strings. A folder is written by env.files, so a kill or a full disk costs
+the one being written, no other; it is read only after its hashes agree. `best` shares its files
+with that step (hard links): it costs no space and survives pruning.
 """
 
 import json
@@ -26,9 +24,7 @@ from ftcore.env import files
 from ftcore.errors import CheckpointError, ConfigError
 
 Tensors = Mapping[str, Mapping[str, Tensor]]
-
-STATE = "state.json"
-SUFFIX = ".safetensors"
+STATE, SUFFIX = "state.json", ".safetensors"
 
 logger = logging.getLogger(__name__)
 
@@ -52,10 +48,8 @@ class Checkpoints:
     def __init__(self, run: Path, keep_last: int) -> None:
         if keep_last < 1:
             raise ConfigError(f"keep_last = {keep_last}: must be >= 1, or nothing can be resumed")
-        self.folder = run / "checkpoints"
-        self.best_folder = run / "best"
-        self.keep_last = keep_last
-        self.failed_in_a_row = 0
+        self.folder, self.best_folder = run / "checkpoints", run / "best"
+        self.keep_last, self.failed_in_a_row = keep_last, 0
 
     def save(self, step: int, tensors: Tensors, state: Mapping[str, Any]) -> Path:
         """Write `step-N`, replacing one of that name, then prune; on return it is on the disk.
@@ -69,7 +63,7 @@ class Checkpoints:
 
         def write(folder: Path) -> None:
             text = json.dumps({**state, "step": step}, indent=1)
-            (folder / STATE).write_text(text + "\n", encoding="utf-8")
+            (folder / STATE).write_text(text + "\n", "utf-8")
             for group, named in tensors.items():
                 save_file(_savable(group, named), folder / (group + SUFFIX))
 
@@ -83,24 +77,19 @@ class Checkpoints:
         return target
 
     def latest(self) -> Loaded | None:
-        """The newest checkpoint that verifies; None if there never was one.
-
-        Those that were refused are named in warnings.
-        raises          CheckpointError: there are some, and none can be trusted
-        """
+        """The newest checkpoint that verifies; None if there never was one. Those that were refused
+        are named in warnings, and in a CheckpointError where none can be trusted."""
         refused = []
         for step in self.steps():
             try:
                 return load(files.current(self._step_folder(step)))
             except CheckpointError as error:
                 logger.warning("step %d is refused: %s", step, error)
-                refused.append(f"step {step}: {error}")
+                refused.append(f"  step {step}: {error}")
         if refused:
-            raise CheckpointError(
-                f"no checkpoint in {self.folder} can be trusted:\n  "
-                + "\n  ".join(refused)
-                + "\nRestore one from a copy, or start again under another run name"
-            )
+            advice = "Restore one from a copy, or start again under another run name"
+            head = f"no checkpoint in {self.folder} can be trusted:"
+            raise CheckpointError("\n".join([head, *refused, advice]))
         return None
 
     def steps(self) -> list[int]:
@@ -122,13 +111,11 @@ class Checkpoints:
         return self.folder / f"step-{step}"
 
     def _prune(self, saved: int) -> None:
-        """Delete what is not among the last `keep_last`, once the one just saved verifies.
-
-        Folders of later steps are deleted too: they were refused, or the run would be past them.
-        """
-        kept = [step for step in self.steps() if step <= saved][: self.keep_last]
-        doomed = [step for step in self.steps() if step not in kept]
-        if doomed:
+        """Delete what is not among the last `keep_last`, once the one just saved verifies; and
+        later steps: they were refused, or the run would be past them."""
+        steps = self.steps()
+        kept = [step for step in steps if step <= saved][: self.keep_last]
+        if doomed := set(steps) - set(kept):
             files.verify_folder(self._step_folder(saved))
         for step in doomed:
             files.remove(self._step_folder(step))
@@ -139,12 +126,10 @@ def load(folder: Path) -> Loaded:
     names = files.verify_folder(folder)
     if STATE not in names:
         raise CheckpointError(f"{folder} is no checkpoint: its manifest has no {STATE}")
-    state = json.loads((folder / STATE).read_bytes())
-    tensors = {}
-    for name in (name for name in names if name.endswith(SUFFIX)):
+    state, tensors = json.loads((folder / STATE).read_bytes()), {}
+    for file in (folder / name for name in names if name.endswith(SUFFIX)):
         # load_file maps the file: cut or overwritten later, it would end this process by SIGBUS.
-        mapped = load_file(folder / name)
-        tensors[name.removesuffix(SUFFIX)] = {key: mapped[key].clone() for key in mapped}
+        tensors[file.stem] = {key: mapped.clone() for key, mapped in load_file(file).items()}
     return Loaded(folder, state["step"], tensors, state)
 
 
@@ -153,8 +138,7 @@ def _savable(group: str, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
     savable = {name: tensor.detach().contiguous() for name, tensor in named.items()}
     owners: dict[int, str] = {}
     for name, tensor in savable.items():
-        owner = owners.setdefault(tensor.data_ptr(), name) if tensor.numel() else name
-        if owner != name:
+        if tensor.numel() and (owner := owners.setdefault(tensor.data_ptr(), name)) != name:
             raise CheckpointError(
                 f"group {group}: {owner} and {name} share memory and would come back as two "
                 "tensors: save one of them, and tie again after loading"

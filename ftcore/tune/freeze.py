@@ -18,6 +18,7 @@ import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
@@ -38,17 +39,15 @@ def match_names(
 ) -> set[str]:
     """The names that are `pattern`, end in it as their last component, or fit it as a glob.
 
-    what        how the error calls the pattern
-    also        words that mean something in this place, for the error to offer
-    raises      ConfigError: nothing matches; the nearest names and all last components are given
+    raises      ConfigError: nothing matches; it calls the pattern `what`, and offers the nearest
+                names, all last components and `also`, words that mean something in this place
     """
-    found = {n for n in names if pattern in (n, leaf(n)) or fnmatchcase(n, pattern)}
-    if not found:
-        known = [*also, *sorted({leaf(n) for n in names if not leaf(n).isdecimal()})]
-        near = get_close_matches(pattern, [*known, *names], n=3)
-        hint = f"; nearest: {', '.join(near)}" if near else ""
-        raise ConfigError(f"{what} {pattern!r} matches nothing{hint}; known: {', '.join(known)}")
-    return found
+    if found := {n for n in names if pattern in (n, leaf(n)) or fnmatchcase(n, pattern)}:
+        return found
+    known = [*also, *sorted({leaf(n) for n in names if not leaf(n).isdecimal()})]
+    near = get_close_matches(pattern, [*known, *names], n=3)
+    hint = f"; nearest: {', '.join(near)}" if near else ""
+    raise ConfigError(f"{what} {pattern!r} matches nothing{hint}; known: {', '.join(known)}")
 
 
 def below(name: str, modules: set[str]) -> bool:
@@ -58,9 +57,8 @@ def below(name: str, modules: set[str]) -> bool:
 
 
 def apply_trainable(model: nn.Module, rules: Sequence[str]) -> str:
-    """Make exactly the parameters that the rules name trainable, and freeze the others.
+    """Make exactly the parameters that the rules name trainable; returns the parameter_table.
 
-    returns     parameter_table of the result
     raises      ConfigError: no rule, or one that matches nothing; the model is then unchanged
     """
     if not rules:
@@ -85,11 +83,10 @@ def _resolve(model: nn.Module, rule: str) -> set[str]:
         "biases": lambda n: leaf(n) == "bias",
     }
     if rule in policies:
-        found = set(filter(policies[rule], names))
-        if not found:
-            hint = "; an LM head tied to them is trained by 'embeddings'" if rule == "head" else ""
-            raise ConfigError(f"trainable rule {rule!r}: the model has no such parameter{hint}")
-        return found
+        if found := set(filter(policies[rule], names)):
+            return found
+        hint = "; an LM head tied to them is trained by 'embeddings'" if rule == "head" else ""
+        raise ConfigError(f"trainable rule {rule!r}: the model has no such parameter{hint}")
     modules = [n for n, _ in model.named_modules() if n]
     matched = match_names(rule, [*modules, *names], what="trainable rule", also=POLICIES)
     return {n for n in names if below(n, matched)}
@@ -97,8 +94,8 @@ def _resolve(model: nn.Module, rule: str) -> set[str]:
 
 def _last_layers(names: Sequence[str], rule: str) -> set[str]:
     """Everything from layer L - K on, in the order of the forward pass."""
-    layers = [int(m[1]) if (m := LAYER.search(n)) else None for n in names]
-    num_layers = 1 + max((i for i in layers if i is not None), default=-1)
+    layers = [int(m[1]) if (m := LAYER.search(n)) else -1 for n in names]
+    num_layers = 1 + max(layers, default=-1)
     count = rule.removeprefix("last:")
     if not count.isdecimal() or not 1 <= int(count) <= num_layers:
         raise ConfigError(f"trainable rule {rule!r}: K must be an integer in [1, {num_layers}]")
@@ -106,10 +103,8 @@ def _last_layers(names: Sequence[str], rule: str) -> set[str]:
 
 
 def parameter_table(model: nn.Module) -> str:
-    """Every parameter once, those of equal layers in one row, and the trainable share.
-
-    returns     lines of name, shape of one, number of all values, trainable; the total last
-    """
+    """Lines of name, shape of one, number of all values, trainable; one for parameters of equal
+    layers; the trainable share last."""
     groups: dict[tuple, list[str]] = {}
     for name, p in model.named_parameters():
         shape = " x ".join(map(str, p.shape))
@@ -120,33 +115,25 @@ def parameter_table(model: nn.Module) -> str:
         indices = [int(found[1]) for name in names if (found := LAYER.search(name))]
         label = pattern.replace("{}", "{" + _ranges(indices) + "}")
         rows.append((label, shape, f"{numel * len(names):,}", "yes" if trained else "-"))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        f"{name:<{widths[0]}}  {shape:>{widths[1]}}  {values:>{widths[2]}}  {trained}"
-        for name, shape, values, trained in rows
-    ]
+    w = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [f"{row[0]:<{w[0]}}  {row[1]:>{w[1]}}  {row[2]:>{w[2]}}  {row[3]}" for row in rows]
     total = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    share = trained / total if total else 0.0
+    share = trained / max(total, 1)
     return "\n".join([*lines, f"trainable: {trained:,} of {total:,} values ({share:.2%})"])
 
 
 def _ranges(indices: Sequence[int]) -> str:
     """`0-3,5` for [0, 1, 2, 3, 5]."""
-    runs: list[list[int]] = []
-    for i in indices:
-        if runs and i == runs[-1][-1] + 1:
-            runs[-1].append(i)
-        else:
-            runs.append([i])
+    by_offset = groupby(enumerate(indices), lambda pair: pair[1] - pair[0])
+    runs = ([i for _, i in pairs] for _, pairs in by_offset)
     return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
 def tensor_sha256(tensor: Tensor) -> str:
     """Hash of a tensor's dtype, shape and bits."""
     digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    digest.update(flat.view(torch.uint8).numpy())
+    digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
@@ -157,11 +144,7 @@ def frozen_hashes(model: nn.Module) -> dict[str, str]:
 
 
 def assert_unmoved(before: Mapping[str, str], model: nn.Module) -> None:
-    """Prove that the tensors of an earlier `frozen_hashes` still hold the same bits.
-
-    raises  ModelError: a tensor moved or is gone; all of them are named
-    """
+    """Raise ModelError naming the tensors of an earlier `frozen_hashes` whose bits have changed."""
     now = model.state_dict()
-    moved = [n for n, sha in before.items() if n not in now or tensor_sha256(now[n]) != sha]
-    if moved:
+    if moved := [n for n, sha in before.items() if n not in now or tensor_sha256(now[n]) != sha]:
         raise ModelError(f"frozen tensors moved during training: {', '.join(moved)}")

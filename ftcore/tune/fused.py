@@ -3,11 +3,10 @@
     A = [A_1; A_2; ..]                             (k R, C) for k adapted parts
     B = B_i in the rows of part i and in the columns of A_i, zero elsewhere
 
-so B A is B_i A_i in the rows of part i: the same update, of rank k R. Its alpha grows so that the
-scale stays. Back, a file of ours is cut along these blocks; in a file of peft's all parts share one
-A, so each gets it with its own rows of B. A part is named `module[i]`, i its place in HF's module.
-
-Letters: R rank of a part, C input width.
+so B A is B_i A_i in the rows of part i: the same update, of rank k R (R of a part, C input width).
+Its alpha grows so that the scale stays. Back, a file of ours is cut along these blocks; in a file
+of peft's all parts share one A, so each gets it with its own rows of B. A part is named
+`module[i]`, i its place in HF's module.
 """
 
 import re
@@ -24,6 +23,7 @@ from ftcore.tune.lora import LoRAConfig
 PREFIX = "base_model.model."
 A, B = "lora_A.weight", "lora_B.weight"
 PART = re.compile(r"\[(\d+)\]")
+Places = Mapping[str, Sequence[int]]  # which parts of each fused module are adapted
 
 
 def part_name(family: Family, our_name: str) -> str:
@@ -47,11 +47,9 @@ def cut(key: str) -> tuple[str, str]:
 
 def join_parts(
     tensors: Mapping[str, Tensor], family: Family, num_heads: int
-) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
-    """Tensors as HF's modules have them; and which parts of each fused one are adapted.
-
-    raises  ModelError: some parts of a module are trained fully, others not
-    """
+) -> tuple[dict[str, Tensor], Places]:
+    """Tensors as HF's modules have them; and which parts of each fused one are adapted. Raises
+    ModelError where some parts of a module are trained fully, others not."""
     groups: dict[str, dict[int, Tensor]] = {}
     for key, tensor in tensors.items():
         place = PART.search(key)
@@ -59,17 +57,16 @@ def join_parts(
     joined, adapted = {}, {}
     for key, group in groups.items():
         module, attribute = cut(key)
-        group = dict(sorted(group.items()))
-        ours, parts = family.to_ours(module), list(group.values())
+        ours, places = family.to_ours(module), sorted(group)
+        parts = [group[place] for place in places]
         if attribute == A:
             joined[key] = torch.cat(parts)
             if len(ours) > 1:
-                adapted[module] = list(group)
+                adapted[module] = places
         elif attribute == B:
-            rows = dict.fromkeys(range(len(ours)), parts[0].new_zeros(len(parts[0]), 0))
-            rows |= group
-            blocks = torch.block_diag(*rows.values()).split(len(parts[0]))
-            joined[key] = family.join(module, blocks, num_heads)
+            empty = parts[0].new_zeros(len(parts[0]), 0)
+            rows = torch.block_diag(*(group.get(i, empty) for i in range(len(ours))))
+            joined[key] = family.join(module, rows.split(len(empty)), num_heads)
         elif len(parts) < len(ours):
             raise ModelError(
                 f"{module} is one module for peft: train all of {', '.join(ours)} fully, or none"
@@ -80,15 +77,10 @@ def join_parts(
 
 
 def split_parts(
-    tensors: Mapping[str, Tensor],
-    adapted: Mapping[str, Sequence[int]],
-    family: Family,
-    num_heads: int,
+    tensors: Mapping[str, Tensor], adapted: Places, family: Family, num_heads: int
 ) -> dict[str, Tensor]:
-    """Undoes `join_parts`; a fused module that is not in `adapted` is as peft trains it.
-
-    raises  ModelError: a tensor cannot be cut so
-    """
+    """Undoes `join_parts`; a fused module that is not in `adapted` is as peft trains it. Raises
+    ModelError: a tensor cannot be cut so."""
     split: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
         module, attribute = cut(key)
@@ -110,12 +102,12 @@ def split_parts(
                 pieces = family.split(f"{module}.{attribute}", tensor, num_heads)
             split.update(zip(names, pieces, strict=True))
         except (RuntimeError, IndexError, ValueError) as error:
-            parts = len(places)
-            raise ModelError(f"{key} is {list(tensor.shape)}: it holds no {parts} parts") from error
+            what = f"{key} is {list(tensor.shape)}"
+            raise ModelError(f"{what}: it holds no {len(places)} parts") from error
     return split
 
 
-def patterns(adapted: Mapping[str, Sequence[int]], config: LoRAConfig) -> dict[str, Any]:
+def patterns(adapted: Places, config: LoRAConfig) -> dict[str, Any]:
     """peft's rank_pattern and alpha_pattern: fused modules have the rank of all their parts."""
     counts = {module: len(places) for module, places in adapted.items()}
     power = 0.5 if config.rs_lora else 1.0

@@ -183,11 +183,8 @@ class Loop:
         step = self.progress.step
         loss, grad_norm = workers.compute(step)
         rate = learning_rate(
-            step,
-            peak=self.optim.lr,
-            total_steps=self.total_steps,
-            warmup_steps=int(self.schedule.warmup * self.total_steps),
-            shape=self.schedule.shape,
+            step, peak=self.optim.lr, total_steps=self.total_steps,
+            warmup_steps=int(self.schedule.warmup * self.total_steps), shape=self.schedule.shape,
             final=self.schedule.final,
         )
         if math.isfinite(loss) and math.isfinite(grad_norm):
@@ -200,10 +197,8 @@ class Loop:
         documents = self._documents(step)
         num_tokens = sum(len(d) for d in documents)
         return {
-            "train/loss": loss / total_weight(documents),
-            "train/grad_norm": grad_norm,
-            "train/lr": rate,
-            "train/skipped_steps": self.progress.skipped_steps,
+            "train/loss": loss / total_weight(documents), "train/grad_norm": grad_norm,
+            "train/lr": rate, "train/skipped_steps": self.progress.skipped_steps,
             "perf/tokens_per_s": num_tokens / (time.perf_counter() - started),
         }
 

@@ -28,10 +28,7 @@ ALL_LINEAR = "all-linear"
 
 @dataclass(frozen=True)
 class LoRAConfig:
-    """What to wrap, and how.
-
-    raises          ConfigError: a value out of range
-    """
+    """What to wrap, and how. Raises ConfigError on a value out of range."""
 
     rank: int  # R
     alpha: float  # numerator of the scale
@@ -61,7 +58,6 @@ class LoRAConfig:
 class LoRALinear(nn.Module):
     """A frozen `nn.Linear` (kept as `base`, never written to) and its low-rank update.
 
-    base            the wrapped layer
     config          rank, scale and dropout; its names are not read here
     generator       draws A, on the CPU
     enabled         False: the layer is its base, merged or not
@@ -72,15 +68,12 @@ class LoRALinear(nn.Module):
     def __init__(self, base: nn.Linear, config: LoRAConfig, generator: torch.Generator) -> None:
         super().__init__()
         self.base = base.requires_grad_(False)
-        self.config = config
-        self.enabled = True
-        weight_OC = base.weight
-        wide = torch.promote_types(weight_OC.dtype, torch.float32)
+        self.config, self.enabled = config, True
+        device, wide = base.weight.device, torch.promote_types(base.weight.dtype, torch.float32)
         a_RC = torch.empty(config.rank, base.in_features, dtype=wide)
         nn.init.kaiming_uniform_(a_RC, a=math.sqrt(5), generator=generator)
-        b_OR = torch.zeros(base.out_features, config.rank, dtype=wide, device=weight_OC.device)
-        self.lora_a = nn.Parameter(a_RC.to(weight_OC.device))
-        self.lora_b = nn.Parameter(b_OR)
+        b_OR = torch.zeros(base.out_features, config.rank, dtype=wide, device=device)
+        self.lora_a, self.lora_b = nn.Parameter(a_RC.to(device)), nn.Parameter(b_OR)
         self.register_buffer("merged_weight", None, persistent=False)
         self.train(base.training)
 
@@ -99,10 +92,9 @@ class LoRALinear(nn.Module):
     @torch.no_grad()
     def folded_weight(self) -> Tensor:
         """W + scale B A, summed in the factors' dtype and rounded once to the dtype of W."""
-        weight_OC = self.base.weight
-        wide_OC = weight_OC.to(self.lora_a.dtype)
+        wide_OC = self.base.weight.to(self.lora_a.dtype)
         wide_OC = torch.addmm(wide_OC, self.lora_b, self.lora_a, alpha=self.config.scale)
-        return wide_OC.to(weight_OC.dtype)
+        return wide_OC.to(self.base.weight.dtype)
 
     def merge(self) -> None:
         """Answer from one matrix from now on. For evaluation: the factors get no gradient."""
@@ -130,12 +122,9 @@ class LoRAReport:
 
 
 def apply_lora(
-    model: nn.Module,
-    config: LoRAConfig,
-    *,
-    generator: torch.Generator,
+    model: nn.Module, config: LoRAConfig, *, generator: torch.Generator,
     trained_heads: Sequence[str] = (),
-) -> LoRAReport:
+) -> LoRAReport:  # fmt: skip
     """Wrap the targets in place and freeze all but the factors and the fully trained modules.
 
     generator       draws the A of each target, in the order of the model's modules
@@ -150,14 +139,12 @@ def apply_lora(
     extra: set[str] = set()
     for pattern in (*config.extra_modules, *trained_heads):
         extra |= match_names(pattern, modules, what="fully trained module")
-    both = [name for name in wrapped if below(name, extra)]
-    if both:
+    if both := [name for name in wrapped if below(name, extra)]:
         raise ConfigError(f"LoRA target and fully trained at once: {', '.join(both)}: choose one")
     model.requires_grad_(False)
     for name in wrapped:
-        parent, _, attribute = name.rpartition(".")
         layer = LoRALinear(model.get_submodule(name), config, generator)
-        setattr(model.get_submodule(parent), attribute, layer)
+        model.set_submodule(name, layer)
     for name in extra:
         model.get_submodule(name).requires_grad_(True)
     return LoRAReport(config, tuple(wrapped), tuple(name for name in modules if name in extra))
@@ -171,12 +158,11 @@ def _targets(model: nn.Module, patterns: Sequence[str]) -> list[str]:
         if pattern == ALL_LINEAR:
             chosen.update(n for n in linears if not n.startswith("head."))
         else:
-            chosen |= match_names(pattern, linears, what="LoRA target", also=(ALL_LINEAR,))
+            chosen |= match_names(pattern, linears, what="LoRA target", also=[ALL_LINEAR])
     if not chosen:
         raise ConfigError(f"LoRA targets {list(patterns)}: the model has no linear layer to wrap")
     owners = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
-    shared = [n for n in chosen if owners[id(model.get_submodule(n).weight)] > 1]
-    if shared:
+    if shared := [n for n in chosen if owners[id(model.get_submodule(n).weight)] > 1]:
         raise ConfigError(
             f"LoRA target {', '.join(sorted(shared))}: its matrix is tied to another layer's, so "
             "the merged model could not be saved; leave it out, or train it as an extra module"
@@ -197,8 +183,7 @@ def refuse_wrapped(model: nn.Module) -> None:
 
 def plain_names(model: nn.Module) -> dict[str, str]:
     """Name in the model -> name before wrapping, of every saved tensor that is not a factor."""
-    layers = lora_layers(model)
-    names = {}
+    layers, names = lora_layers(model), {}
     for name in model.state_dict():
         owner, _, attribute = name.rpartition(".")
         inner = owner.removesuffix(".base")

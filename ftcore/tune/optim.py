@@ -4,20 +4,18 @@
     p = p (1 - lr wd) - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
 
 A trained tensor in a 16-bit dtype has an fp32 master, which alone is updated; the tensor is its
-rounded copy. Gradients of several micro-batches, and of several processes, are added in fp32, so
-accumulation loses nothing. A wider tensor is its own master, unless only some of its rows are
-trained. Frozen tensors have neither state nor buffer. No weight decay on tensors of fewer than two
-axes (norms and biases), nor on rows of an embedding matrix that the data never read: those stay as
-they are. LoRA+ is a rate of its own for some tensors: B, which starts at zero, bears a higher one
-than A.
-
-What runs is torch's fused kernel (5.6 times faster than the foreach form on a CPU), proven equal to
-these lines in tests.
+rounded copy. Gradients of micro-batches and of processes are added in fp32, so accumulation loses
+nothing. A wider tensor is its own master, unless only some of its rows are trained. No weight decay
+on tensors of fewer than two axes (norms and biases), nor on rows of an embedding matrix that the
+data never read: those stay as they are. LoRA+ is a rate of its own for some tensors: B, which
+starts at zero, bears a higher one than A. What runs is torch's fused kernel (5.6 times faster than
+the foreach form on a CPU), proven equal to these lines in tests.
 
 source  Loshchilov and Hutter 2019, arXiv:1711.05101; Hayou et al. 2024, arXiv:2402.12354 (LoRA+)
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from functools import partial
 from itertools import accumulate, pairwise
 
 import torch
@@ -37,8 +35,7 @@ class AdamW:
     """The optimiser of one run, of the trained parameters by name.
 
     lr_ratios       learning rate of a parameter over that of the run, where it is not 1
-    rows            int64 rows of a matrix, the only ones that have a gradient, which is sparse:
-                    nothing is kept of its other rows
+    rows            int64 rows of a matrix that alone have a gradient, a sparse one, and a state
     accumulates     a process may have several micro-batches a step; if not, gradients keep the
                     dtype of the parameters where all have one; those of `rows` are rounded to it
 
@@ -48,16 +45,10 @@ class AdamW:
     """
 
     def __init__(
-        self,
-        named: Iterable[tuple[str, nn.Parameter]],
-        *,
-        betas: tuple[float, float],
-        eps: float,
-        weight_decay: float,
-        lr_ratios: Mapping[str, float] | None = None,
-        rows: Mapping[str, Tensor] | None = None,
-        accumulates: bool = True,
-    ) -> None:
+        self, named: Iterable[tuple[str, nn.Parameter]], *, betas: tuple[float, float], eps: float,
+        weight_decay: float, lr_ratios: Mapping[str, float] | None = None,
+        rows: Mapping[str, Tensor] | None = None, accumulates: bool = True,
+    ) -> None:  # fmt: skip
         self.betas, self.eps, self.rows, self.step_count = betas, eps, rows or {}, 0
         kinds: dict[Kind, dict[str, nn.Parameter]] = {}
         for name, param in named:
@@ -75,20 +66,18 @@ class AdamW:
         dtypes = {param.dtype for param in self.params.values()}
         self.wide = torch.promote_types(next(iter(dtypes)), torch.float32)
         self.grad_dtype = self.wide if accumulates or len(dtypes) > 1 else next(iter(dtypes))
-        self.flat_master = self._zeros(self.wide)
-        self.flat_exp_avg, self.flat_exp_avg_sq = self._zeros(self.wide), self._zeros(self.wide)
+        flats = [self._zeros(self.wide) for _ in range(3)]
+        self.flat_master, self.flat_exp_avg, self.flat_exp_avg_sq = flats
+        self.masters, self.exp_avg, self.exp_avg_sq = map(self._named, flats)
         narrow = dtypes - {self.wide}
         self.flat_param = self._zeros(*narrow) if narrow else None
-        self.masters = self._named(self.flat_master)
-        self.exp_avg = self._named(self.flat_exp_avg)
-        self.exp_avg_sq = self._named(self.flat_exp_avg_sq)
         self.slots = {n: _inverse(rows_L, len(self.params[n])) for n, rows_L in self.rows.items()}
         self.buffers: list[Tensor] = []
         self.open_buffers(1)
         self.collect_in(0)
         for name, param in self.params.items():
             self._adopt(name, param)
-            param.register_post_accumulate_grad_hook(self._collector(name))
+            param.register_post_accumulate_grad_hook(partial(self._collect, name))
 
     def _shape(self, name: str) -> torch.Size:
         """Of what is trained of a parameter."""
@@ -125,27 +114,23 @@ class AdamW:
         self.grads = self._named(self.buffers[number])
         self.stale: set[str] = set()  # of these, what still holds the last step's gradient
 
-    def _collector(self, name: str) -> Callable[[Tensor], None]:
-        """Hook that moves a micro-batch's gradient into the buffer and frees it."""
-
-        def hook(param: Tensor) -> None:
-            total, grad = self.grads[name], param.grad
-            assert name in self.stale or total.dtype == self.wide, "a sum would lose bits"
-            if grad.is_sparse:
-                self.zero_unreached([name])
-                # numerics: a token that is read often has a sum of many gradients
-                slots_U, of_N = self.slots[name][grad._indices()[0]].unique(return_inverse=True)
-                sums_UC = total.new_zeros(len(slots_U), *total.shape[1:], dtype=self.wide)
-                sums_UC.index_add_(0, of_N, grad._values().to(self.wide))
-                total.index_add_(0, slots_U, sums_UC.to(total.dtype))
-            elif name in self.stale:  # cost: one pass, where zeroing and a mixed sum take four
-                total.copy_(grad)
-                self.stale.remove(name)
-            else:
-                total += grad
-            param.grad = None
-
-        return hook
+    def _collect(self, name: str, param: Tensor) -> None:
+        """Move the gradient of a micro-batch into the buffer and free it."""
+        total, grad = self.grads[name], param.grad
+        assert name in self.stale or total.dtype == self.wide, "a sum would lose bits"
+        if grad.is_sparse:
+            self.zero_unreached([name])
+            # numerics: a token that is read often has a sum of many gradients
+            slots_U, of_N = self.slots[name][grad._indices()[0]].unique(return_inverse=True)
+            sums_UC = total.new_zeros(len(slots_U), *total.shape[1:], dtype=self.wide)
+            sums_UC.index_add_(0, of_N, grad._values().to(self.wide))
+            total.index_add_(0, slots_U, sums_UC.to(total.dtype))
+        elif name in self.stale:  # cost: one pass, where zeroing and a mixed sum take four
+            total.copy_(grad)
+            self.stale.remove(name)
+        else:
+            total += grad
+        param.grad = None
 
     def zero_grad(self) -> None:
         """Forget the last step's gradients; called once before a step's first micro-batch."""
@@ -202,22 +187,14 @@ class AdamW:
     def _update(self, piece: Span, lr: float, weight_decay: float, grad_scale: float) -> None:
         device, values = self.flat_master.device, slice(*piece)
         torch._fused_adamw_(
-            [self.flat_master[values]],
-            [self._gradient(piece)],
-            [self.flat_exp_avg[values]],
-            [self.flat_exp_avg_sq[values]],
-            [],
+            [self.flat_master[values]], [self._gradient(piece)],
+            [self.flat_exp_avg[values]], [self.flat_exp_avg_sq[values]], [],
             [torch.tensor(float(self.step_count), device=device)],
-            lr=lr,
-            beta1=self.betas[0],
-            beta2=self.betas[1],
-            weight_decay=weight_decay,
-            eps=self.eps,
-            amsgrad=False,
-            maximize=False,
+            lr=lr, beta1=self.betas[0], beta2=self.betas[1], weight_decay=weight_decay,
+            eps=self.eps, amsgrad=False, maximize=False,
             # a divisor; cost: with None the gradient is not written back
             grad_scale=None if grad_scale == 1 else torch.tensor(1 / grad_scale, device=device),
-        )
+        )  # fmt: skip
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """Tensors that a resumed run needs: {group: {parameter name: fp32 tensor, or its rows}}."""
@@ -226,11 +203,8 @@ class AdamW:
 
     @torch.no_grad()
     def load_state(self, state: Mapping[str, Mapping[str, Tensor]], step_count: int) -> None:
-        """Restore `state()` and round the masters into the parameters.
-
-        raises  CheckpointError: tensors are missing, unknown or mis-shaped, or rows are other ones;
-                nothing was changed
-        """
+        """Restore `state()` and round the masters into the parameters. Raises CheckpointError, with
+        nothing changed: tensors are missing, unknown or mis-shaped, or rows are other ones."""
         saved_rows = {**self.rows, **state.get("rows", {})}
         if any(not torch.equal(rows_L, saved_rows[name]) for name, rows_L in self.rows.items()):
             raise CheckpointError(
@@ -240,8 +214,7 @@ class AdamW:
         for group, tensors in self.state().items():
             saved = {name: tensor.shape for name, tensor in state.get(group, {}).items()}
             wanted = {name: tensor.shape for name, tensor in tensors.items()}
-            odd = sorted(n for n in saved | wanted if saved.get(n) != wanted.get(n))
-            if odd:
+            if odd := sorted(n for n in saved | wanted if saved.get(n) != wanted.get(n)):
                 raise CheckpointError(
                     f"the checkpoint does not fit what is trained: {len(odd)} tensors of {group}"
                     f" are missing, unknown or mis-shaped, such as {odd[0]}; resume with the"
@@ -258,5 +231,5 @@ class AdamW:
 
 def _inverse(rows_L: Tensor, count: int) -> Tensor:
     """int64 place in `rows_L` of each of `count` rows; that of another row is 0, and unread."""
-    places = torch.zeros(count, dtype=torch.long, device=rows_L.device)
-    return places.index_copy_(0, rows_L, torch.arange(len(rows_L), device=rows_L.device))
+    places_L = torch.arange(len(rows_L), device=rows_L.device)
+    return rows_L.new_zeros(count).index_copy_(0, rows_L, places_L)

@@ -16,11 +16,7 @@ import math
 def learning_rate(
     step: int, *, peak: float, total_steps: int, warmup_steps: int, shape: str, final: float
 ) -> float:
-    """Rate of one step (0-based), in the notation above.
-
-    total_steps     S; warmup_steps, w, must be smaller
-    final           m, in [0, 1]
-    """
+    """Rate of one step, s above: total_steps S, warmup_steps w < S, and final m in [0, 1]."""
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
     done = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))

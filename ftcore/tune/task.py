@@ -20,8 +20,7 @@ Task = Callable[[Model, Batch], tuple[Tensor, Tensor]]
 
 def hidden(model: Model, batch: Batch, rows_M: Tensor | None) -> Tensor:
     """h_MC, hidden states of these rows of the stream; None: of all."""
-    inputs = (batch.tokens_N, batch.positions_N, batch.types_N, batch.docs)
-    return model.trunk(*inputs, rows_M=rows_M)
+    return model.trunk(batch.tokens_N, batch.positions_N, batch.types_N, batch.docs, rows_M=rows_M)
 
 
 def token_labels(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -37,32 +36,28 @@ def classification(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
     """Cross-entropy of each document's class; where it has several, of each class being there or
     not, averaged over the classes."""
     assert isinstance(model.head, ClassificationHead)
-    h_MC = hidden(model, batch, model.head.rows(batch.docs))
     if batch.labels.ndim == 2:
-        logits_BK = at_least_fp32(model.head(h_MC, batch.docs))
-        nll_BK = F.binary_cross_entropy_with_logits(
-            logits_BK, batch.labels.to(logits_BK), reduction="none"
-        )
-        return weighted(nll_BK.mean(1), batch)
+        logits_BK = document_logits(model, batch)
+        has_BK = batch.labels.to(logits_BK)
+        nll_BK = F.binary_cross_entropy_with_logits(logits_BK, has_BK, reduction="none")
+        return (nll_BK.mean(1) * batch.weights).sum(), batch.weights.sum()
+    h_MC = hidden(model, batch, model.head.rows(batch.docs))
     return model.head.loss(h_MC, batch.docs, batch.labels, batch.weights)
 
 
 def regression(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
     """Squared error of each document's score."""
+    scores_B = document_logits(model, batch).squeeze(1)
+    errors_B = scores_B - batch.labels.to(scores_B)
+    return (errors_B.square() * batch.weights).sum(), batch.weights.sum()
+
+
+def document_logits(model: Model, batch: Batch) -> Tensor:
+    """logits_BK of a head that judges whole documents, fp32, or float64 where the model is."""
     assert isinstance(model.head, ClassificationHead)
     h_MC = hidden(model, batch, model.head.rows(batch.docs))
-    scores_B = at_least_fp32(model.head(h_MC, batch.docs)).squeeze(1)
-    return weighted((scores_B - batch.labels.to(scores_B)).square(), batch)
-
-
-def at_least_fp32(logits_BK: Tensor) -> Tensor:
-    """Losses are computed in fp32, or in float64 where the model is."""
+    logits_BK = model.head(h_MC, batch.docs)
     return logits_BK.to(torch.promote_types(logits_BK.dtype, torch.float32))
-
-
-def weighted(losses_B: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Loss sum and weight sum of one loss per document."""
-    return (losses_B * batch.weights).sum(), batch.weights.sum()
 
 
 @dataclass(frozen=True)

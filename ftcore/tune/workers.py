@@ -7,9 +7,8 @@
 
 Two cores on halves of a step are faster than two threads inside every operation, which wait for
 each other at the end of each. All that a step reads and writes lies in memory that the processes
-share; messages are an act's name, a few numbers and its answer, and no process is ahead by more
-than one act. A step stays a pure function of the state before it; another number of cores gives
-another order of summing, and so other last bits.
+share; messages are an act's name, a few numbers and its answer. A step stays a pure function of the
+state before it; another number of cores sums in another order, and so gives other last bits.
 """
 
 import ctypes
@@ -27,16 +26,13 @@ import torch
 from ftcore.tune.optim import AdamW
 
 PR_SET_PDEATHSIG = 1  # Linux's prctl.h
-
 # (step, share, shares) -> the share's loss sum, its gradients in the optimiser's buffer.
 Share = Callable[[int, int, int], float]
 
 
 class Workers:
-    """`with Workers(count, optimizer, share) as workers:` a step is `compute`, then `apply`.
-
-    count   processes, this one among them; 1: none is started
-    """
+    """`with Workers(count, optimizer, share) as workers:` a step is `compute`, then `apply`, in
+    `count` processes, this one among them."""
 
     def __init__(self, count: int, optimizer: AdamW, share: Share) -> None:
         self.count, self.optimizer, self.share = count, optimizer, share
@@ -67,9 +63,7 @@ class Workers:
 
     def compute(self, step: int) -> tuple[float, float]:
         """Gradient of a step into the optimiser's buffers; returns the loss sum and its L2 norm.
-
-        raises  RuntimeError: a worker has ended; the checkpoints are whole
-        """
+        Raises RuntimeError: a worker has ended; the checkpoints are whole."""
         self.step = step
         loss = sum(self._everywhere("_gradients", step))
         return loss, math.sqrt(sum(self._everywhere("_square_sum")))
@@ -103,7 +97,6 @@ class Workers:
         return loss
 
     def _square_sum(self) -> float:
-        """Squared norm of this process's part of the step's gradient."""
         return self.optimizer.square_sum(self.parts[self.number])
 
     def _update(self, lr: float, grad_scale: float) -> None:
