@@ -88,7 +88,7 @@ def rope_parameters(spec: ModelSpec) -> dict[str, Any]:
 
 
 def write_rope(spec: ModelSpec) -> dict[str, Any]:
-    """`rope_theta` at the top is for older readers."""
+    """Undoes `read_rope`; `rope_theta` at the top is for older readers."""
     return {"rope_parameters": rope_parameters(spec), "rope_theta": spec.rope_theta}
 
 
@@ -102,7 +102,7 @@ def read_partial_rope(config: dict) -> Fields:
 
 
 def write_partial_rope(spec: ModelSpec) -> dict[str, Any]:
-    """For older readers too."""
+    """Undoes `read_partial_rope`, for older readers too."""
     turned = spec.rope_dim / spec.head_dim
     rope = rope_parameters(spec) | {TURNED: turned}
     return {"rope_parameters": rope, "rotary_pct": turned, "rotary_emb_base": spec.rope_theta}
@@ -120,6 +120,7 @@ def read_two_ropes(config: dict, base: Base, local_base: Base) -> Fields:
 
 
 def write_two_ropes(spec: ModelSpec) -> dict[str, Any]:
+    """Undoes `read_two_ropes`."""
     local = {"rope_type": "default", "rope_theta": spec.local_rope_theta}
     return {"rope_parameters": {FULL: rope_parameters(spec), WINDOWED: local}}
 
@@ -155,6 +156,7 @@ def read_one_window(config: dict) -> Fields:
 
 
 def write_one_window(spec: ModelSpec) -> dict[str, Any]:
+    """Undoes `read_one_window`."""
     return {"sliding_window": spec.windows[0] if spec.windows else None}
 
 
@@ -172,6 +174,7 @@ def read_gemma(config: dict, period: int, period_key: str | None = None) -> Fiel
 
 
 def write_gemma(spec: ModelSpec) -> dict[str, Any]:
+    """Undoes `read_gemma`."""
     scalar, window = round(spec.attention_scale**-2), max(spec.windows)
     types = layer_types(spec)
     return {"query_pre_attn_scalar": scalar, "sliding_window": window, "layer_types": types}
@@ -184,6 +187,7 @@ def read_soft_caps(config: dict) -> Fields:
 
 
 def write_soft_caps(spec: ModelSpec) -> dict[str, Any]:
+    """Undoes `read_soft_caps`."""
     return {key: getattr(spec, name) for name, (key, _) in CAPS.items()}
 
 
@@ -200,6 +204,7 @@ def read_modernbert(config: dict) -> Fields:
 
 
 def write_modernbert(spec: ModelSpec) -> dict[str, Any]:
+    """Undoes `read_modernbert`."""
     pooling = "cls" if spec.pooling == "first" else "mean"
     width, types = 2 * (max(spec.windows) - 1), layer_types(spec)
     return {"local_attention": width, "layer_types": types, "classifier_pooling": pooling}
@@ -211,6 +216,7 @@ def read_inner_width(config: dict) -> Fields:
 
 
 def write_inner_width(spec: ModelSpec) -> dict[str, Any]:
+    """Undoes `read_inner_width`."""
     is_default = spec.intermediate_size == 4 * spec.hidden_size
     return {"n_inner": None if is_default else spec.intermediate_size}
 
@@ -223,6 +229,7 @@ def read_padded_positions(config: dict) -> Fields:
 
 
 def write_padded_positions(spec: ModelSpec) -> dict[str, Any]:
+    """Undoes `read_padded_positions`."""
     rows = spec.max_positions + spec.position_offset
     return {"pad_token_id": spec.position_offset - 1, "max_position_embeddings": rows}
 
