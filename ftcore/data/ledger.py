@@ -84,7 +84,8 @@ class Prepared:
         for split, files in self.notes.get("sources", {}).items():
             for file, found in files.items():
                 yield f"{split}: {file}: {found['rows']} rows, {found['format']}"
-                yield from (f"    {row}" for row in found.get("first rows", ()))
+                if split == "train":
+                    yield from (f"    {row}" for row in found["first rows"])
 
     def _findings(self) -> Iterator[str]:
         for name, found in self.notes.get("found", {}).items():
@@ -159,7 +160,7 @@ def statistics(split: Split, tokenizer: Tokenizer, labels: tuple[str, ...] | Non
         "histogram": {"counts": counts.tolist(), "edges": edges.round(1).tolist()},
     }
     if isinstance(documents[0].weights, np.ndarray):
-        scored = sum(np.count_nonzero(document.weights) for document in documents)
+        scored = sum(int(np.count_nonzero(document.weights)) for document in documents)
         found["scored share"] = round(scored / found["tokens"], 4)
     elif labels and len(labels) > 1:
         sums = sum(_one_hot(document.labels, len(labels)) for document in documents)

@@ -84,7 +84,7 @@ def prepare(
 def tidy(config: DataConfig, part: Rows, split: str, notes: Notes) -> None:
     """Texts in one normal form, the same in every split; training rows of low quality left out
     where that is asked for. Counts of what was found go into the notes."""
-    found, lost = Counter(), {}
+    found, lost, rules = Counter(), {}, clean.quality_rules()
     normal = partial(clean.normalised, form=config.unicode, unescape=config.unescape)
     every = 1 if config.filter else max(1, len(part.examples) // MEASURED)
     for index, example in enumerate(part.examples):
@@ -95,17 +95,18 @@ def tidy(config: DataConfig, part: Rows, split: str, notes: Notes) -> None:
         found["texts changed"] += after != before
         for place, text in enumerate(after):
             found.update(clean.personal(text))
+            found["mojibake"] += clean.mojibake(text)
             after[place] = clean.redacted(text, config.redact)
         if after != before:
             part.examples[index] = example = columns.with_texts(example, after)
         if split == "train" and index % every == 0:
             found["quality measured"] += 1
-            for rule, value in clean.broken("\n".join(after)):
-                found[f"{rule.group}: {rule.name}"] += 1
-                if rule.group in config.filter:
-                    detail = f"{value:.3g}, allowed {rule.limit}"
-                    reason = f"{rule.group}: {rule.name}"
-                    lost[index] = left_out(example, reason, "filter", detail)
+            for group, limits in rules.items():
+                for name, value in clean.broken("\n".join(after), {group: limits}):
+                    found[f"{group}: {name}"] += 1
+                    if group in config.filter:
+                        detail = f"{value:.3g}, not {limits[name]}"
+                        lost[index] = left_out(example, f"{group}: {name}", "filter", detail)
     notes.setdefault("found", {})[split] = {name: n for name, n in found.items() if n}
     part.drop(lost)
 

@@ -59,7 +59,7 @@ def read_rows(
     report = report or ReadReport()
     rows: list[Row] = []
     seen: dict[str, int] = {}
-    for path, key in (file for named in paths for file in _files(Path(named))):
+    for path, key in (file for named in paths for file in files_of(Path(named))):
         file, before, left_out = f"{path}:{key}" if key else str(path), len(rows), len(report.bad)
         content = _content(path)
         chosen, why = _format(path, content) if format == "auto" else (format, "as named")
@@ -92,7 +92,7 @@ def read_rows(
     return rows
 
 
-def _files(path: Path) -> list[tuple[Path, str]]:
+def files_of(path: Path) -> list[tuple[Path, str]]:
     """The files that a path stands for, sorted, each with the key after its colon."""
     if path.exists():
         return [(path, "")]

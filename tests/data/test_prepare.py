@@ -39,7 +39,7 @@ def test_text_is_cut_into_documents_and_counted(base: Tokenizer, jsonl: Callable
     assert data.dev.documents == [] and list(data.tests) == [train]  # `train` is taken
     documents, tokens = len(data.train.documents), sum(map(len, data.train.documents))
     said = f"train: 4 rows, {documents} documents, {tokens} tokens; left out 2 (column 'text' is"
-    assert f"{said} empty); cut 1 (more than 20 tokens: split)" in data.summary()
+    assert f"{said} empty); cut 1 (more than 20 tokens: split; nothing" in data.summary()
 
 
 def test_chats_among_plain_text_are_supervised_on_their_answers(
