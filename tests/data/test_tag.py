@@ -170,7 +170,7 @@ def test_split_sentences_are_judged_whole(
 
     monkeypatch.setattr("ftcore.evaluate.evaluator.token_predictions", right)
     values, metrics, rows = evaluate_tags(None, split, LABELS.names)
-    assert values["f1"] == values["accuracy"] == 1 and metrics.support == {"x": 1}
+    assert values["f1"] == values["accuracy"] == 1 and metrics.totals[2] == {"x": 1}
     assert rows[0]["predicted"] == ["O", "B-x", "I-x"] and len(rows) == 1
 
 
