@@ -106,7 +106,7 @@ class RowsConfig(ExamplesConfig):
     """Labelled rows of any kind."""
 
     format: Format = "auto"
-    """of all files; auto: by their suffixes; labelled: lines of a label, a blank and the text"""
+    """of all files; auto: by suffix or content; labelled: lines of a label, a blank and the text"""
     columns: tuple[str, ...] = ()
     """column names, for files without a header line"""
 
