@@ -55,7 +55,7 @@ class FilesConfig:
     test: tuple[str, ...] = ()
     """files evaluated once, after training"""
     format: Format = "auto"
-    """of all files; auto: by their suffixes; labelled: lines of a label, a blank and the text"""
+    """of all files; auto: by suffix or content; labelled: lines of a label, a blank and the text"""
     columns: tuple[str, ...] = ()
     """column names, for files without a header line"""
     on_bad: Literal["stop", "skip"] = "stop"

@@ -27,8 +27,7 @@ ELLIPSES = ("...", "\u2026")
 _SHAPED = r"\u0600-\u109f\u1780-\u18af\u1a00-\u1cff\ua800-\uabff\ufb50-\ufdff\ufe70-\ufefc"
 _SHAPED += r"\U00010a00-\U00011fff"
 _PICTURE = r"\u20e3\u2190-\u2bff\ufe0f\U0001f000-\U0001faff"
-# cost: a pattern that begins with a set of characters is searched for 5 to 40 times faster than one
-# that begins by looking behind
+# cost: patterns begin with a set of characters and look behind later, which is found much faster
 _UNSEEN = re.compile(
     r"[\x00-\x08\x0e-\x1f\x7f\xad\u2060\ufeff\u200b-\u200d]"
     r"(?<![\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]\u200b)"
@@ -85,14 +84,14 @@ def quality_rules() -> Rules:
 
 def broken(text: str, rules: Rules) -> list[tuple[str, float]]:
     """Measures of a text that are outside their limits, with their values."""
-    found = []
     words = text.split()
-    for group, limits in rules.items():
-        values = MEASURES[group](text, words)
-        for name, limit in limits.items():
-            if not limit.get("min", -math.inf) <= values[name] <= limit.get("max", math.inf):
-                found.append((name, values[name]))
-    return found
+    values = [MEASURES[group](text, words) for group in rules]
+    return [
+        (name, found[name])
+        for found, limits in zip(values, rules.values(), strict=True)
+        for name, limit in limits.items()
+        if not limit.get("min", -math.inf) <= found[name] <= limit.get("max", math.inf)
+    ]
 
 
 def _repetition(text: str, words: list[str]) -> dict[str, float]:
@@ -100,7 +99,7 @@ def _repetition(text: str, words: list[str]) -> dict[str, float]:
     for name, border in (("lines", r"\n+"), ("paragraphs", r"\n\n+")):
         parts = re.split(border, text.strip())
         again = len(parts) - len(counts := Counter(parts))
-        characters = sum(len(part) * (count - 1) for part, count in counts.items()) if again else 0
+        characters = sum(map(len, parts)) - sum(map(len, counts))
         values[f"duplicate_{name}"] = again / len(parts)
         values[f"duplicate_{name}_characters"] = characters / size
     grams, counts = dict(enumerate(words)), Counter(words)
@@ -147,8 +146,8 @@ def _symbols(text: str, words: list[str]) -> dict[str, float]:
 
 
 def _length(text: str, words: list[str]) -> dict[str, float]:
-    mean = sum(map(len, words)) / max(len(words), 1)
-    return {"mean_word": mean, "stop_words": len(STOP_WORDS.intersection(text.lower().split()))}
+    found = STOP_WORDS.intersection(text.lower().split())
+    return {"mean_word": sum(map(len, words)) / max(len(words), 1), "stop_words": len(found)}
 
 
 MEASURES = {"repetition": _repetition, "symbols": _symbols, "length": _length}

@@ -35,6 +35,9 @@ SKIPPED = [
     ]),
     ("a.csv", 'x,y\n1,"ok\nthen "so"\n6,7"\n2,3\n4,"5"\n', [{"x": "2", "y": "3"},
      {"x": "4", "y": "5"}], [(2, "it ends with line 4", '1,"ok\nthen "so"\n6,7"')]),
+    ("a.csv", 'x,y\n1,"a "b"\n2,"c "d"\n3,"e"\n4,5', [{"x": "3", "y": "e"}, {"x": "4", "y": "5"}], [
+        (2, "it ends with line 3", '1,"a "b"\n2,"c "d"'),
+    ]),
     ("a.csv", 'x,y\n1,"2\n3,4\n5,"6"\n7,"8"\n9,0\n', [{"x": "7", "y": "8"}, {"x": "9", "y": "0"}], [
         (2, "it ends with line 4", '1,"2\n3,4\n5,"6"'),
     ]),
@@ -59,6 +62,7 @@ WHOLE = [  # damage of the whole file, which nothing skips
     ("a.txt", b"fine\ncaf\xe9", "a.txt: holds no rows; damaged: .*a.txt:2: not UTF-8"),
     ("a.json", '[{"x": 1},\n{"x": 2', "a.json:2: not valid JSON"),
     ("a.csv", 'x,y\n1,"2\n3,4\n5,6', "a.csv:2: the record .* cannot be skipped"),
+    ("a.csv", 'x,y\n1,"2\n3,""4\n', "a.csv:2: the record .* cannot be skipped"),
     ("a.csv", 'x,y\n1,"2\nno comma\n', "a.csv:2: the record .* cannot be skipped"),
     ("a.csv", 'x\n"1\n2\n', "a.csv:2: the record .* cannot be skipped"),
     ("a.parquet", "PAR1....PAR1", "a.parquet: damaged parquet file"),
@@ -145,7 +149,8 @@ def test_the_raw_text_is_kept_up_to_a_limit_and_long_rows_are_read(write):
 def test_patterns_stand_for_the_files_that_match(write, tmp_path):
     for name in ("b2.tsv", "b10.tsv", "a[1].tsv"):
         write(name, f"x\n{name}\n")
-    write("c.json", '{"k": [{"x": "k"}]}')
+    for name in ("c.json", "d[2].json"):
+        write(name, '{"k": [{"x": "k"}]}')
     (tmp_path / "b3.tsv").mkdir()
 
     def read(*names: str) -> list[str]:
@@ -153,7 +158,7 @@ def test_patterns_stand_for_the_files_that_match(write, tmp_path):
 
     assert read("b*.tsv") == ["b10.tsv", "b2.tsv"]
     assert read("b?.tsv", "b[0-9][0-9].tsv") == ["b2.tsv", "b10.tsv"]
-    assert read("a[1].tsv") == ["a[1].tsv"] and read("?.json:k") == ["k"]
+    assert read("a[1].tsv") == ["a[1].tsv"] and read("?.json:k", "d[2].json:k") == ["k"] * 2
     assert read_rows([tmp_path / "?.json:k"])[0].file == f"{tmp_path}/c.json:k"
     with pytest.raises(DataError, match=rf"no file in {tmp_path} matches; nearest: 'b10.tsv'"):
         read("b?0.tvs")
