@@ -58,6 +58,8 @@ class FilesConfig:
     """of all files; auto: by suffix or content; labelled: lines of a label, a blank and the text"""
     columns: tuple[str, ...] = ()
     """column names, for files without a header line"""
+    encoding: str = ""
+    """of text files that are not UTF-8, such as latin-1; empty: they are damaged"""
     on_bad: Literal["stop", "skip"] = "stop"
     """what a damaged record does; skipped ones are counted and kept in a file"""
     weights: tuple[Positive, ...] = ()

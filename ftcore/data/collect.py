@@ -6,6 +6,7 @@
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from glob import has_magic
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +60,8 @@ def collect(config: DataConfig, notes: Notes) -> dict[str, Rows]:
 
 def _tests(paths: Sequence[str]) -> Iterator[tuple[str, tuple[str]]]:
     """Name and path of each test split: the file's name without endings, or its path if that is
-    taken; the built-in data set has three."""
-    stems = [Path(path).name.split(".")[0] for path in paths]
+    taken or a pattern; the built-in data set has three."""
+    stems = [path if has_magic(path) else Path(path).name.split(".")[0] for path in paths]
     taken = [*stems, "train", "dev", *BUILTIN_TESTS]
     for stem, path in zip(stems, paths, strict=True):
         if path == BUILTIN_CHAT:
@@ -77,7 +78,8 @@ def _collect(config: DataConfig, paths: Sequence[str], split: str, notes: Notes)
         made, where = built_chat()[split], f"{BUILTIN_CHAT}/{split}"
         rows = [Row(d["id"], where, number, d) for number, d in enumerate(made, start=1)]
     else:
-        named = {"format": config.format, "columns": config.columns, "on_bad": config.on_bad}
+        asked = ("format", "columns", "encoding", "on_bad")
+        named = {name: getattr(config, name) for name in asked}
         rows = read_rows(paths, **named, report=report)
     examples, rejected = _examples(config, rows)
     bad = [Rejected("", b.file, b.line, b.reason, "read", b.raw) for b in report.bad]

@@ -43,6 +43,7 @@ def read_rows(
     *,
     format: Format = "auto",
     columns: Sequence[str] = (),
+    encoding: str = "",
     on_bad: Literal["stop", "skip"] = "stop",
     report: ReadReport | None = None,
 ) -> list[Row]:
@@ -52,6 +53,7 @@ def read_rows(
               json file is the array under one key of its object
     format    auto: by each file's suffix, or else by content that can have one format alone
     columns   names of the cells, for records that are lists and tables without a header line
+    encoding  of text files that are not UTF-8, such as latin-1; empty: they are damaged
     on_bad    what a damaged record does: stop by an error, or go into the report and nowhere else
     report    is filled with counts, damaged records, and by file its format and first rows
     raises    DataError: a file is missing, damaged, empty or of unknown format
@@ -66,7 +68,7 @@ def read_rows(
         if chosen in BINARY and not key:
             records = BINARY[chosen](content, file)
         else:
-            text = decoded(content, file)
+            text = decoded(content, file, encoding)
             found = json_under(key, text, file) if key else READERS[chosen](text, file, report)
             records = checked(found, file)
         if chosen in TABLES or columns:

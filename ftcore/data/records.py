@@ -38,8 +38,9 @@ class ReadReport:
     samples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # first three rows
 
 
-def decoded(content: bytes, where: str) -> str:
-    """UTF-8 text, without its byte-order mark; other bytes as lone surrogates (`checked`)."""
+def decoded(content: bytes, where: str, encoding: str = "") -> str:
+    """UTF-8 text, without its byte-order mark, or else text in `encoding`; without one other bytes
+    are lone surrogates (`checked`)."""
     for name, marks in MARKS.items():
         if content.startswith(marks):
             raise DataError(
@@ -51,7 +52,13 @@ def decoded(content: bytes, where: str) -> str:
             f"{where}:{line}: NUL bytes: the file is binary, compressed (then its name must end in "
             ".gz) or text in utf-16; convert it to text in UTF-8"
         )
-    return content.decode("utf-8-sig", "surrogateescape")
+    try:
+        return content.decode("utf-8-sig", "strict" if encoding else "surrogateescape")
+    except UnicodeDecodeError:
+        try:
+            return content.decode(encoding)
+        except (UnicodeDecodeError, LookupError) as error:
+            raise DataError(f"{where}: not UTF-8, and not {encoding}: {error}") from error
 
 
 def checked(records: Iterable[Record], file: str) -> Iterator[Record]:
