@@ -133,8 +133,7 @@ def encode_chats(
             f"data.train_on = {train_on} supervises ends of turns too: leave out"
             " --data.no-train-on-end, or take assistant or last"
         )
-    split, rendered = Split(), []
-    shorten = partial(cut, bos_id=tokenizer.bos_id)
+    split, rendered, shorten = Split(), [], partial(cut, bos_id=tokenizer.bos_id)
     for chat in chats:
         try:
             rendered.append((chat, *find_answers(chat, tokenizer, train_on=train_on)))

@@ -68,9 +68,7 @@ def _generation_start(text: str, before: int, start: int, header: str) -> int:
     space before its content, which starts at `start`; the contents before it end at `before`.
     Qwen3's empty <think> part is thus the model's to write."""
     place = text.rfind(header, before, start) if header else -1
-    if place >= 0:
-        return place + len(header)
-    return before + len(text[before:start].rstrip())
+    return place + len(header) if place >= 0 else before + len(text[before:start].rstrip())
 
 
 def _completion(

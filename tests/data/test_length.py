@@ -1,5 +1,6 @@
 """Rows that are too long: an error, dropped, cut on either side, or split; each is counted."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from ftcore.config import MaskedDataConfig, OverLength, TextDataConfig
 from ftcore.data.columns import Chat, LabelledText, LabelMap, Text
 from ftcore.data.encode import Split, encode_chats, encode_labelled, encode_texts, parts
 from ftcore.data.mask import encode_pieces
+from ftcore.data.prepare import prepare
 from ftcore.data.supervise import IGNORED
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import ConfigError, DataError
@@ -150,6 +152,14 @@ def test_masked_text_stays_between_its_special_tokens(bert: Tokenizer, over_leng
     assert short.tokens_T.tolist() == [cls, *whole.tokens_T[own], sep]
     assert short.weights.tolist() == [0, *[1] * 7, 0]
     assert reasons(split) == ([], [f"more than 9 tokens: {over_length}"])
+
+
+def test_masked_text_follows_the_run_s_policy(bert: Tokenizer, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(WORDS, "utf-8")
+    limits = {"max_length": 9, "over_length": "cut_right"}
+    data = prepare(MaskedDataConfig(train=(str(tmp_path / "a.txt"),), **limits), bert, seed=0)
+    assert [len(d) for d in data.train.documents] == [9]
+    assert data.summary().endswith("; cut 1 (more than 9 tokens: cut_right)")
 
 
 @pytest.mark.parametrize("over_length", ["cut_left", "cut_right"])
