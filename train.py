@@ -35,10 +35,10 @@ def run(command: Command) -> int:
     from ftcore.data.prepare import prepare
     from ftcore.data.tokenizer import Tokenizer
     from ftcore.env.device import DTYPES, resolve_device, reuse_across_steps, set_threads
-    from ftcore.env.files import write_file
     from ftcore.env.plan import plan
     from ftcore.env.run import RunFolder
     from ftcore.env.seed import generator
+    from ftcore.files import write_file
     from ftcore.model.hub import resolve
     from ftcore.model.load import load_model
     from ftcore.tune.adapter import named_parts

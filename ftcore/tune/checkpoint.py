@@ -5,7 +5,7 @@
 
 Groups are the caller's: `model` (trained tensors only), `optimizer`, `rng`, ... `state.json` is
 Python's JSON: floats come back bit-equal, NaN and infinities too; keys are strings. Nothing is
-pickled. A folder is written by env.files, so a kill or a full disk costs the one being written, no
+pickled. A folder is written by files.py, so a kill or a full disk costs the one being written, no
 other; it is read only after its hashes agree.
 
 `best` shares its files with that step (hard links): it costs no space and survives pruning.
@@ -22,7 +22,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ftcore.env import files
+from ftcore import files
 from ftcore.errors import CheckpointError, ConfigError
 
 Tensors = Mapping[str, Mapping[str, Tensor]]
