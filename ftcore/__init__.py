@@ -3,7 +3,8 @@
 A module imports only from its own line and the lines above it. Below them all stands `kernels`,
 which never imports ftcore; above them all stand the scripts.
 
-    errors config presets cli files    what the user says and is told; files whole or not at all
+    errors config presets cli    what the user says, and what is said back
+    files                        what is written whole or not at all
     builtin                      the embedded default: a tiny base model and chat data made by code
     data                         1 dataset preparation
     model                        2 model initialisation

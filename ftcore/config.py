@@ -56,6 +56,8 @@ class TextDataConfig:
     """column of the text in tables and json"""
     max_length: Count = 512
     """tokens of one document; longer ones are cut into several, none is lost"""
+    cache: Path | None = Path("runs/cache")
+    """folder where tokens are kept for the next run on the same data; None: nowhere"""
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,8 @@ class ExamplesConfig:
     """tokens, special ones included; None: any length"""
     over_length: OverLength = "error"
     """what happens to a longer row; dropped and cut rows are counted and kept in a file"""
+    cache: Path | None = Path("runs/cache")
+    """folder where tokens are kept for the next run on the same data; None: nowhere"""
 
 
 @dataclass(frozen=True)

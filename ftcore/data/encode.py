@@ -42,12 +42,12 @@ class Sentence:
 class Split:
     """Documents of one purpose in the order of their rows, and what was lost on the way."""
 
-    documents: list[Encoded] = field(default_factory=list)
+    documents: Sequence[Encoded] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)  # rows that gave none
     cut: list[Rejected] = field(default_factory=list)  # rows cut to the maximum length
     untold: list[Rejected] = field(default_factory=list)  # words that gave no token
     chats: list[Chat] = field(default_factory=list)  # conversations behind the documents
-    sentences: dict[str, Sentence] = field(default_factory=dict)  # sentences behind, by row id
+    sentences: list[Sentence] = field(default_factory=list)  # sentences behind the documents
     num_bytes: int = 0  # UTF-8 bytes of plain text, for bits per byte; 0 for other data
 
 

@@ -24,6 +24,7 @@ from ftcore.config import (
 )
 from ftcore.data import columns, talk
 from ftcore.data.columns import Chat, LabelledText, LabelMap, Rejected, Tagged, Text
+from ftcore.data.documents import lengths
 from ftcore.data.encode import Split, encode_chats, encode_labelled, encode_texts
 from ftcore.data.mask import Masking, encode_pieces
 from ftcore.data.read import Row, read_rows
@@ -61,7 +62,7 @@ class Prepared:
         """Rows and tokens of each split, and what was left out, one line each."""
         lines = []
         for name, split in self.splits():
-            tokens = sum(len(document) for document in split.documents)
+            tokens = lengths(split.documents).sum()
             line = f"{name}: {len(split.documents)} rows, {tokens} tokens"
             for what, found in _losses(split):
                 reasons = Counter(row.reason for row in found)

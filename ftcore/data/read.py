@@ -55,10 +55,7 @@ def read_rows(
     seen: dict[str, int] = {}
     for path in map(Path, paths):
         file, before = str(path), len(rows)
-        named, key = path, ""
-        if not path.exists():
-            name, _, key = path.name.partition(":")
-            named = path.parent / name
+        named, key = located(path)
         chosen = _format(named) if format == "auto" else format
         if chosen == "tar":
             records = tar(_content(named), file)
@@ -81,6 +78,15 @@ def read_rows(
     return rows
 
 
+def located(name: str | Path) -> tuple[Path, str]:
+    """The file that a user names, and its key in FILE:KEY, empty where none is named."""
+    path = Path(name)
+    if path.exists():
+        return path, ""
+    file, _, key = path.name.partition(":")
+    return path.parent / file, key
+
+
 def _format(path: Path) -> Format:
     suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
     if not suffixes or suffixes[-1] not in SUFFIXES:
@@ -95,9 +101,14 @@ def _content(path: Path) -> bytes:
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{path}: damaged gzip file ({error}); fetch it again") from error
     except OSError as error:
-        names = [] if path.exists() else [file.name for file in path.parent.glob("*")]
-        hint = nearest(path.name, names)
-        raise DataError(f"{path}: cannot be read: {error.strerror}{hint}") from error
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, error: OSError) -> DataError:
+    """Why the file cannot be read, and which one was probably meant."""
+    names = [] if path.exists() else [file.name for file in path.parent.glob("*")]
+    hint = nearest(path.name, names)
+    return DataError(f"{path}: cannot be read: {error.strerror}{hint}")
 
 
 def _named(

@@ -44,7 +44,8 @@ def encode_tagged(
         kept_T = pieces(encoding, max_length or len(encoding))[0]
         places_W = np.where(np.isin(places_W, kept_T), places_W, -1)
         admit(split, source, document, take(document, kept_T), over_length=over_length)
-        split.sentences[source.id] = Sentence(source.words, source.names, places_W)
+        if len(split.documents) > len(split.sentences):  # it was admitted
+            split.sentences.append(Sentence(source.words, source.names, places_W))
     require_some(split.documents, split.rejected)
     return split
 

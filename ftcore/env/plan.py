@@ -1,7 +1,9 @@
 """What a run will do, said before it does it: steps, tokens, trained parameters, memory."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from torch import nn
 
 MIB = 1024**2
@@ -28,7 +30,7 @@ class Plan:
         )
 
 
-def plan(model: nn.Module, *, lengths: list[int], num_steps: int) -> Plan:
+def plan(model: nn.Module, *, lengths: Sequence[int], num_steps: int) -> Plan:
     """Count what `model` and a run of `num_steps` over documents of these lengths will take.
 
     Gradients and both moments are fp32; a trained 16-bit tensor has an fp32 master as well. All
@@ -39,7 +41,7 @@ def plan(model: nn.Module, *, lengths: list[int], num_steps: int) -> Plan:
     masters = sum(p.numel() for p in trained if p.element_size() < 4)
     return Plan(
         num_rows=len(lengths),
-        num_tokens=sum(lengths),
+        num_tokens=int(np.sum(lengths)),
         num_steps=num_steps,
         num_params=sum(p.numel() for p in model.parameters()),
         num_trained=num_trained,

@@ -172,7 +172,7 @@ def evaluate_tags(model: Model, split: Split, labels: Sequence[str], **limits: A
             chosen[index] = chosen_T.tolist()
     metrics, rows = EntityMetrics(), []
     for index, document in enumerate(split.documents):
-        sentence = split.sentences[document.row_id]
+        sentence = split.sentences[index]
         predicted = [
             OUTSIDE if place < 0 else labels[chosen[index][place]] for place in sentence.places_W
         ]
