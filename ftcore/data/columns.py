@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from ftcore.data.chat import Message, RowError
@@ -87,15 +88,20 @@ class LabelMap:
 
     def indices(self, example: LabelledText | Tagged) -> list[int]:
         """Class index of each label or tag; DataError if the training data had no such one."""
-        for name in example.names:
-            if name not in self.names:
-                shown = ", ".join(self.names[:20]) + (", ..." if len(self) > 20 else "")
-                raise DataError(
-                    f"{example.file}:{example.line}: label {name!r} is not among the {len(self)} "
-                    f"labels of the training data ({shown}){nearest(name, self.names)}; "
-                    "correct the row, or add training rows with this label"
-                )
-        return [self.names.index(name) for name in example.names]
+        try:
+            return [self._indices[name] for name in example.names]
+        except KeyError as error:
+            (name,) = error.args
+            shown = ", ".join(self.names[:20]) + (", ..." if len(self) > 20 else "")
+            raise DataError(
+                f"{example.file}:{example.line}: label {name!r} is not among the {len(self)} "
+                f"labels of the training data ({shown}){nearest(name, self.names)}; "
+                "correct the row, or add training rows with this label"
+            ) from None
+
+    @cached_property
+    def _indices(self) -> dict[str, int]:
+        return {name: index for index, name in enumerate(self.names)}
 
 
 def label_map(examples: Sequence[LabelledText | Tagged]) -> LabelMap:

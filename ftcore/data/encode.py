@@ -6,7 +6,8 @@ What counts in a chat is said in supervise.py; in plain text every token counts.
 document, or is rejected with its reason.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -143,20 +144,25 @@ def encode_labelled(
     max_length   tokens; the longer text of a pair loses its end, special tokens stay
     over_length  see `encode_chats`
     """
-    split = Split()
-    pairs = tokenizer.encode_pairs([e.text for e in examples], [e.pair for e in examples])
-    for example, pair in zip(examples, pairs, strict=True):
-        document = short = _labelled(example, *pair, labels)
-        if max_length is not None and len(document) > max_length:
-            (pair,) = tokenizer.encode_pairs([example.text], [example.pair], max_length=max_length)
-            short = _labelled(example, *pair, labels)
+    split, limit = Split(), max_length or math.inf
+
+    def encoded(some: Sequence[LabelledText], max_length: int | None) -> Iterator[Encoded]:
+        texts, seconds = [e.text for e in some], [e.pair for e in some]
+        pairs = tokenizer.encode_pairs(texts, seconds, max_length=max_length)
+        return (_labelled(e, *pair, labels) for e, pair in zip(some, pairs, strict=True))
+
+    documents = list(encoded(examples, None))
+    long = [e for e, d in zip(examples, documents, strict=True) if len(d) > limit]
+    cut = encoded(long, max_length)
+    for example, document in zip(examples, documents, strict=True):
+        short = next(cut) if len(document) > limit else document
         admit(split, example, document, short, over_length=over_length)
     require_some(split.documents, split.rejected)
     return split
 
 
 def _labelled(
-    example: LabelledText, ids_T: np.ndarray, types_T: np.ndarray, labels: LabelMap | None
+    example: LabelledText, ids_T: np.ndarray, types_T: np.ndarray | None, labels: LabelMap | None
 ) -> Encoded:
     if labels is None:
         label = float(example.label)
@@ -165,7 +171,7 @@ def _labelled(
     else:
         label = np.zeros(len(labels), dtype=np.float32)
         label[labels.indices(example)] = 1.0
-    return Encoded(example.id, ids_T, label, types_T=types_T if types_T.any() else None)
+    return Encoded(example.id, ids_T, label, types_T=types_T)
 
 
 def pieces(encoding: Encoding, max_length: int) -> list[np.ndarray]:

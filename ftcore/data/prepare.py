@@ -166,8 +166,9 @@ def _map(config: DataConfig, rows: list[Row]) -> tuple[list[Example], list[Rejec
     if isinstance(config, ScoredDataConfig):
         return columns.labelled(rows, **named, scores=True)
     kept, rejected = columns.labelled(rows, **named, separator=config.label_separator)
-    names = _renamed("data.relabel", config.relabel)
-    return [_relabelled(example, names, config) for example in kept], rejected
+    if names := _renamed("data.relabel", config.relabel):
+        kept = [_relabelled(example, names, config) for example in kept]
+    return kept, rejected
 
 
 def _relabelled(
