@@ -9,11 +9,12 @@ document, or is rejected with its reason.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import tee
 
 import numpy as np
 
 from ftcore.config import OverLength, TrainOn
-from ftcore.data.chat import Message, RowError, render_text
+from ftcore.data.chat import Message, Rendering, RowError, render_text
 from ftcore.data.columns import (
     Chat,
     LabelledText,
@@ -113,16 +114,21 @@ def encode_chats(
     over_length    what happens to a longer chat: error, drop, or cut_right (its end is cut off)
     raises         DataError: a chat is too long (error), or no chat can be used
     """
-    split, rendered = Split(), []
-    for chat in chats:
-        try:
-            rendered.append((chat, *find_answers(chat, tokenizer, train_on=train_on)))
-        except RowError as error:
-            split.rejected.append(left_out(chat, str(error)))
-    encodings = tokenizer.encode_batch([r.text for _, r, _ in rendered], special=False)
-    for (chat, rendering, answers), encoding in zip(rendered, encodings, strict=True):
+    split = Split()
+
+    def rendered() -> Iterator[tuple[Chat, Rendering, list[tuple[int, int, float]]]]:
+        for chat in chats:
+            try:
+                yield chat, *find_answers(chat, tokenizer, train_on=train_on)
+            except RowError as error:
+                split.rejected.append(left_out(chat, str(error)))
+
+    ahead, kept = tee(rendered())
+    encodings = tokenizer.encode_batch((r.text for _, r, _ in ahead), special=False)
+    for (chat, rendering, answers), encoding in zip(kept, encodings, strict=True):
         document = supervise(chat.id, rendering.text, encoding, answers, tokenizer)
-        short = take(document, slice(max_length))
+        is_long = max_length is not None and len(document) > max_length
+        short = take(document, slice(max_length)) if is_long else document
         admit(split, chat, document, short, over_length=over_length)
     require_some(split.documents, split.rejected)
     used = {document.row_id for document in split.documents}

@@ -78,20 +78,22 @@ def supervise(
 ) -> Encoded:
     """The document of a tokenised chat: tokens that overlap an answer count with its weight, and so
     does the end of its turn, so that the model learns to stop."""
-    starts_T, ends_T = encoding.offsets_T2.T
+    starts_T, ends_T = np.ascontiguousarray(encoding.offsets_T2.T)
     weights_T = np.zeros(len(encoding), dtype=np.float32)
     for start, end, weight in answers:
         weights_T[(starts_T < end) & (ends_T > start)] = weight
-        weights_T[_end_of_turn(text, encoding, end, tokenizer)] = weight
+        weights_T[_end_of_turn(text, encoding.ids_T, starts_T, end, tokenizer)] = weight
     return shifted(row_id, encoding.ids_T, weights_T)
 
 
-def _end_of_turn(text: str, encoding: Encoding, end: int, tokenizer: Tokenizer) -> slice:
+def _end_of_turn(
+    text: str, ids_T: np.ndarray, starts_T: np.ndarray, end: int, tokenizer: Tokenizer
+) -> slice:
     """Tokens of the special token that follows a content; white space may stand before eos."""
     gap_end = _SPACE.match(text, end).end()
-    first, last = np.searchsorted(encoding.offsets_T2[:, 0], (end, gap_end))
-    if last < len(encoding):
-        id_ = int(encoding.ids_T[last])
+    first, last = starts_T.searchsorted(end), starts_T.searchsorted(gap_end)
+    if last < len(ids_T):
+        id_ = int(ids_T[last])
         if id_ == tokenizer.eos_id or (id_ in tokenizer.special_ids and gap_end == end):
             return slice(first, last + 1)
     return slice(0)
@@ -99,8 +101,8 @@ def _end_of_turn(text: str, encoding: Encoding, end: int, tokenizer: Tokenizer) 
 
 def shifted(row_id: str, ids_T: np.ndarray, counts_T: np.ndarray) -> Encoded:
     """A document whose token t counts `counts_T[t]`; the first token is never predicted."""
-    labels_T = np.append(ids_T[1:], np.int32(IGNORED))
-    weights_T = np.append(counts_T[1:], np.float32(0))
+    labels_T, weights_T = np.full_like(ids_T, IGNORED), np.zeros_like(counts_T)
+    labels_T[:-1], weights_T[:-1] = ids_T[1:], counts_T[1:]
     return Encoded(row_id, ids_T, labels_T, weights_T)
 
 

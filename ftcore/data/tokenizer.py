@@ -13,11 +13,11 @@ post-processors that trim white space from offsets are told not to.
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import accumulate, chain, pairwise
+from itertools import accumulate, chain, islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +118,7 @@ class Tokenizer:
         """Ids and offsets of one text; see `encode_batch`."""
         return next(self.encode_batch([text], special=special))
 
-    def encode_batch(self, texts: Sequence[str], *, special: bool = True) -> Iterator[Encoding]:
+    def encode_batch(self, texts: Iterable[str], *, special: bool = True) -> Iterator[Encoding]:
         """Ids and offsets of many texts, on all cores.
 
         special   add the model's own special tokens ([CLS] and [SEP], or BOS); False for text that
@@ -238,15 +238,17 @@ class Tokenizer:
         return template
 
 
-def _slabs(encode: Callable, inputs: Sequence) -> Iterator[list[tokenizers.Encoding]]:
-    """Encodings, SLAB at a time: a thread makes the next, on all cores, while these are used."""
+def _slabs(encode: Callable, inputs: Iterable) -> Iterator[list[tokenizers.Encoding]]:
+    """Encodings, SLAB at a time: a thread makes the next, on all cores, while these are used and
+    further inputs are made."""
+    inputs, coming = iter(inputs), None
     with ThreadPoolExecutor(1) as thread:
-        slab = encode(inputs[:SLAB])
-        for start in range(SLAB, len(inputs), SLAB):
-            coming = thread.submit(encode, inputs[start : start + SLAB])
-            yield slab
-            slab = coming.result()
-        yield slab
+        while some := list(islice(inputs, SLAB)):
+            last, coming = coming, thread.submit(encode, some)
+            if last is not None:
+                yield last.result()
+        if coming is not None:
+            yield coming.result()
 
 
 def _arrays(lists: Sequence[list[int]]) -> list[np.ndarray]:
