@@ -27,7 +27,7 @@ class Rejected:
     reason: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Text:
     """A document of plain text."""
 
@@ -37,7 +37,7 @@ class Text:
     line: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class LabelledText:
     """A text, or a pair of texts, with the name of its class, the names of several, or a score."""
 

@@ -8,14 +8,13 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from ftcore.builtin import chat as builtin_chat
 from ftcore.config import (
     ChatDataConfig,
     ExamplesConfig,
@@ -73,8 +72,9 @@ def same(one: Any, two: Any) -> bool:
         return len(one) == len(two) and all(map(same, one, two))
     if isinstance(one, dict):
         return one.keys() == two.keys() and all(same(one[key], two[key]) for key in one)
-    if hasattr(one, "__dict__"):
-        return type(one) is type(two) and same(vars(one), vars(two))
+    if is_dataclass(one):
+        pairs = [[getattr(x, f.name) for f in fields(one)] for x in (one, two)]
+        return type(one) is type(two) and same(*pairs)
     return type(one) is type(two) and one == two
 
 
@@ -285,9 +285,9 @@ def test_what_a_killed_process_left_is_cleaned(
 
 def test_the_built_in_chats(base: Tokenizer, tmp_path: Path) -> None:
     chat = ("builtin:chat",)
-    options = ChatDataConfig(train=chat, test=chat, cache=tmp_path)
-    kept = [store.prepared(options, base, seed=0)[0] for _ in range(2)]
-    train = kept[1].train
-    assert len(train.documents) + len(train.rejected) == len(builtin_chat.build()["train"])
-    one, two = (data.tests["test_wording"].chats for data in kept)
-    assert same(list(one), list(two)) and len(one) > 9
+    options = ChatDataConfig(test=chat, cache=tmp_path)
+    made = prepare(options, base, seed=0)
+    assert list(made.tests) == ["test_values", "test_combinations", "test_wording"]
+    for word in ("kept in", "from"):
+        kept, line = store.prepared(options, base, seed=0)
+        assert same(made, kept) and word in line
