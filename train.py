@@ -20,25 +20,26 @@ from ftcore.errors import CheckpointError, ConfigError, FtcoreError
 NOT_SAVED = 4
 
 if TYPE_CHECKING:
-    from ftcore.data.prepare import Prepared
+    from ftcore.data.ledger import Prepared
     from ftcore.data.tokenizer import Tokenizer
     from ftcore.env.run import RunFolder
     from ftcore.model.load import LoadedModel
 
 
 def run(command: Command) -> int:
-    """Stages 1 to 3: all that can refuse the command, before anything is written.
+    """Stages 1 to 3: all that can refuse the command, before anything but the cache is written.
 
     returns     the exit code
     """
     # Imported here, as in `tune`, so that --help and a mistyped option answer at once.
-    from ftcore.data.prepare import prepare
+    from ftcore.data.documents import lengths
+    from ftcore.data.store import prepared
     from ftcore.data.tokenizer import Tokenizer
     from ftcore.env.device import DTYPES, resolve_device, reuse_across_steps, set_threads
-    from ftcore.env.files import write_file
     from ftcore.env.plan import plan
     from ftcore.env.run import RunFolder
     from ftcore.env.seed import generator
+    from ftcore.files import write_file
     from ftcore.hub import resolve
     from ftcore.model.load import load_model
     from ftcore.tune.adapter import named_parts
@@ -52,8 +53,8 @@ def run(command: Command) -> int:
         raise ConfigError("nothing to train on: name a file with --data.train FILE")
     folder = resolve(config.model.path)
     tokenizer = Tokenizer.load(folder)
-    data = prepare(config.data, tokenizer, seed=seed)
-    print(data.summary())
+    data, origin = prepared(config.data, tokenizer, seed=seed)
+    print(f"{origin}\n{data.summary()}")
 
     # ---- 2 model initialisation: config.json and safetensors -> one transformer ------------------
     loaded = load_model(
@@ -77,9 +78,9 @@ def run(command: Command) -> int:
     if config.peft.method == "lora":
         named_parts(model, loaded.family)  # else the adapter could not be saved in the end
     check_lengths(model.spec, data)
-    lengths = [len(document) for document in data.train.documents]
-    num_steps = config.loop.num_steps(len(lengths), config.optim.batch_size)
-    print(f"\n{plan(model, lengths=lengths, num_steps=num_steps)}")
+    lengths_B = lengths(data.train.documents)
+    num_steps = config.loop.num_steps(len(lengths_B), config.optim.batch_size)
+    print(f"\n{plan(model, lengths=lengths_B, num_steps=num_steps)}")
     if command.dry_run:
         return 0
     name = config.log.name or f"{command.task}-{time.strftime('%Y%m%d-%H%M%S')}"

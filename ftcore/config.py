@@ -80,6 +80,8 @@ class FilesConfig:
     """which duplicates leave the training rows; report: counted only; off: not looked for"""
     leaks: Literal["report", "drop"] = "drop"
     """training rows that give dev or test rows away: alike, nearly, or in 13 words"""
+    cache: Path | None = Path("runs/cache")
+    """folder where tokens are kept for the next run on the same data; None: nowhere"""
 
 
 @dataclass(frozen=True)
@@ -152,9 +154,9 @@ class LabelledDataConfig(TextsConfig):
     relabel: tuple[str, ...] = ()
     """other names for labels as the files have them: OLD=NEW"""
     balance: Literal["off", "weights", "over", "under"] = "off"
-    """of the classes in training: weigh rare ones more, repeat their rows, or use fewer of others"""
+    """of the classes in training: weigh rare ones more, repeat their rows, use fewer of others"""
     balance_cap: Annotated[float, Limit(">= 1", lambda x: 1 <= x < math.inf)] = 10.0
-    """how often a row may be repeated, what it may weigh, or the ratio of largest to smallest class"""
+    """most that a row may weigh, or be repeated, or that the largest class is times the smallest"""
 
 
 @dataclass(frozen=True)

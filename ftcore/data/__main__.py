@@ -16,6 +16,7 @@ from ftcore.data.show import Shown
 from ftcore.data.store import prepared
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import ConfigError, FtcoreError
+from ftcore.files import write_file
 from ftcore.hub import resolve
 
 
@@ -23,12 +24,13 @@ def prepare(words: list[str]) -> None:
     """Stage 1 of a run, into its folder."""
     command = parse(words, script="python -m ftcore.data prepare")
     config = command.config
-    data = prepared(config.data, Tokenizer.load(resolve(config.model.path)), seed=config.env.seed)
+    tokenizer = Tokenizer.load(resolve(config.model.path))
+    data, said = prepared(config.data, tokenizer, seed=config.env.seed)
     name = config.log.name or f"{command.task}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = config.log.dir / name
     data.write(folder / "data")
-    (folder / CONFIG_FILE).write_text(to_toml(command), "utf-8")
-    print(data.summary())
+    write_file(folder / CONFIG_FILE, to_toml(command))
+    print(data.summary(), said, sep="\n")
     print(f"\npage:  {folder / 'data' / 'report.html'}")
     print(f"train: python train.py {command.task} --config {folder / CONFIG_FILE}")
 
@@ -47,7 +49,7 @@ def show(words: list[str]) -> None:
         raise ConfigError("show RUN --step N, or show RUN --row ID")
     config = parse(["--resume", words[0]]).config
     tokenizer = Tokenizer.load(resolve(config.model.path))
-    data = prepared(config.data, tokenizer, seed=config.env.seed)
+    data, _ = prepared(config.data, tokenizer, seed=config.env.seed)
     shown = Shown(Path(words[0]), config, data, tokenizer)
     for line in shown.step(int(step)) if step else shown.row(row):
         print(line)

@@ -15,7 +15,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache, partial
@@ -91,7 +91,7 @@ def render_text(
             f"{tokenizer.where}: the tokenizer has no chat template; put one into "
             "chat_template.jinja, or start from a chat model"
         )
-    template = _compiled(tokenizer.chat_template, tokenizer.where)
+    write = _compiled(tokenizer.chat_template, tokenizer.where)
     variables = {
         **tokenizer.special,
         "messages": [{"role": m["role"], "content": m["content"]} for m in messages],
@@ -101,7 +101,7 @@ def render_text(
     }
     pieces, size, deadline = [], 0, time.monotonic() + MAX_SECONDS
     try:
-        for piece in template.generate(variables):
+        for piece in write(variables):
             pieces.append(piece)
             size += len(piece)
             if size > MAX_CHARACTERS or time.monotonic() > deadline:
@@ -134,7 +134,8 @@ def _wrapped(content: str, start: str, end: str, trim: Trim) -> str:
 def _unused(text: str, count: int) -> int:
     """Code point of the first of `count` private-use characters that the text does not hold."""
     for first in MARKERS:
-        if not any(first <= ord(character) < first + count for character in set(text)):
+        marker = range(first, first + count)
+        if text.isascii() or not any(ord(character) in marker for character in set(text)):
             return first
     raise RowError(
         "the chat holds private-use characters of all three Unicode planes, so its contents cannot "
@@ -195,7 +196,8 @@ class _Generation(Extension):
 
 
 @lru_cache(maxsize=8)
-def _compiled(source: str, where: str) -> jinja2.Template:
+def _compiled(source: str, where: str) -> Callable[[dict], Iterator[str]]:
+    """Variables -> the text in pieces."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
     )
@@ -203,12 +205,19 @@ def _compiled(source: str, where: str) -> jinja2.Template:
     environment.globals["raise_exception"] = _refuse
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     try:
-        return environment.from_string(source)
+        template = environment.from_string(source)
     except jinja2.TemplateSyntaxError as error:
         raise ModelError(
             f"{where}: chat template, line {error.lineno}: {error.message}; mend the template in "
             "chat_template.jinja or tokenizer_config.json"
         ) from error
+    shared = dict(template.globals)  # cost: `generate` would copy them out of two dicts each time
+
+    def write(variables: dict) -> Iterator[str]:
+        context = template.new_context({**shared, **variables}, shared=True)
+        return template.root_render_func(context)
+
+    return write
 
 
 def _refuse(message: str) -> NoReturn:

@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -29,7 +30,7 @@ class Rejected:
     detail: str = ""  # its own: which other row, what text
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Text:
     """A document of plain text."""
 
@@ -39,7 +40,7 @@ class Text:
     line: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class LabelledText:
     """A text, or a pair of texts, with the name of its class, the names of several, or a score."""
 
@@ -94,15 +95,20 @@ class LabelMap:
 
     def indices(self, example: LabelledText | Tagged) -> list[int]:
         """Class index of each label or tag; DataError if the training data had no such one."""
-        for name in example.names:
-            if name not in self.names:
-                shown = ", ".join(self.names[:20]) + (", ..." if len(self) > 20 else "")
-                raise DataError(
-                    f"{example.file}:{example.line}: label {name!r} is not among the {len(self)} "
-                    f"labels of the training data ({shown}){nearest(name, self.names)}; "
-                    "correct the row, or add training rows with this label"
-                )
-        return [self.names.index(name) for name in example.names]
+        try:
+            return [self._indices[name] for name in example.names]
+        except KeyError as error:
+            (name,) = error.args
+            shown = ", ".join(self.names[:20]) + (", ..." if len(self) > 20 else "")
+            raise DataError(
+                f"{example.file}:{example.line}: label {name!r} is not among the {len(self)} "
+                f"labels of the training data ({shown}){nearest(name, self.names)}; "
+                "correct the row, or add training rows with this label"
+            ) from None
+
+    @cached_property
+    def _indices(self) -> dict[str, int]:
+        return {name: index for index, name in enumerate(self.names)}
 
 
 def label_map(examples: Sequence[LabelledText | Tagged]) -> LabelMap:

@@ -9,6 +9,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from ftcore.data import dedup
 from ftcore.data.collect import DataConfig, Notes, Rows
 from ftcore.data.columns import Chat, Example, Rejected, left_out, texts_of
+from ftcore.errors import DataError
 
 SHOWN = 100  # findings that are noted by name; the rest is counted
 SYSTEM, UNASKED = ("system",), ("system", "assistant")  # roles
@@ -95,6 +96,11 @@ def settle(
     shown = [[f"{row.file}:{row.line}", row.reason, row.detail] for row in lost.values()]
     found = {"rows": len(lost), "left out": is_dropped, "such as": shown[:SHOWN]}
     notes.setdefault("alike", {})[what] = found
+    if is_dropped and len(lost) == len(train.examples):
+        raise DataError(
+            f"every training row has a {what}, such as {': '.join(shown[0])}; name other files, or"
+            " keep such rows with data.leaks report"
+        )
     if is_dropped:
         train.drop(lost)
 

@@ -6,14 +6,16 @@ What counts in a chat is said in supervise.py; in plain text every token counts.
 document, or is rejected with its reason.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import tee
 
 import numpy as np
 
 from ftcore.config import OverLength, TrainOn
-from ftcore.data.chat import Message, RowError, render_text
+from ftcore.data.chat import Message, Rendering, RowError, render_text
 from ftcore.data.columns import (
     Chat,
     LabelledText,
@@ -34,6 +36,7 @@ from ftcore.errors import ConfigError, DataError, ModelError
 class Sentence:
     """Words, their tags, and where the first token of each stands (int; -1: it has none)."""
 
+    row_id: str
     words: tuple[str, ...]
     tags: tuple[str, ...]
     places_W: np.ndarray
@@ -44,12 +47,12 @@ class Split:
     """Documents of one purpose in the order of their rows, and what was lost on the way."""
 
     num_rows: int = 0  # that were read
-    documents: list[Encoded] = field(default_factory=list)
+    documents: Sequence[Encoded] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)  # rows that gave none
     cut: list[Rejected] = field(default_factory=list)  # rows cut to the maximum length, or split
     untold: list[Rejected] = field(default_factory=list)  # words that gave no token
     chats: list[Chat] = field(default_factory=list)  # conversations behind the documents
-    sentences: dict[str, Sentence] = field(default_factory=dict)  # sentences behind, by row id
+    sentences: list[Sentence] = field(default_factory=list)  # sentences behind the documents
     num_bytes: int = 0  # UTF-8 bytes of plain text, for bits per byte; 0: other data, or text cut
 
 
@@ -133,14 +136,18 @@ def encode_chats(
             f"data.train_on = {train_on} supervises ends of turns too: leave out"
             " --data.no-train-on-end, or take assistant or last"
         )
-    split, rendered, shorten = Split(), [], partial(cut, bos_id=tokenizer.bos_id)
-    for chat in chats:
-        try:
-            rendered.append((chat, *find_answers(chat, tokenizer, train_on=train_on)))
-        except RowError as error:
-            split.rejected.append(left_out(chat, str(error)))
-    encodings = tokenizer.encode_batch([r.text for _, r, _ in rendered], special=False)
-    for (chat, rendering, answers), encoding in zip(rendered, encodings, strict=True):
+    split, shorten = Split(), partial(cut, bos_id=tokenizer.bos_id)
+
+    def rendered() -> Iterator[tuple[Chat, Rendering, list[tuple[int, int, float]]]]:
+        for chat in chats:
+            try:
+                yield chat, *find_answers(chat, tokenizer, train_on=train_on)
+            except RowError as error:
+                split.rejected.append(left_out(chat, str(error)))
+
+    ahead, kept = tee(rendered())
+    encodings = tokenizer.encode_batch((r.text for _, r, _ in ahead), special=False)
+    for (chat, rendering, answers), encoding in zip(kept, encodings, strict=True):
         document = supervise(
             chat.id, rendering.text, encoding, answers, tokenizer, train_on_end=train_on_end
         )
@@ -165,28 +172,26 @@ def encode_labelled(
             "data.over_length = split: a label is of a whole text, and parts of it would be trained"
             " and judged as if they were texts: choose cut_left, cut_right or drop"
         )
-    split = Split()
-    pairs = tokenizer.encode_pairs([e.text for e in examples], [e.pair for e in examples])
-    for example, pair in zip(examples, pairs, strict=True):
-        document = _labelled(example, *pair, labels)
-        shorten = partial(_shortened, example=example, tokenizer=tokenizer)
-        admit(split, example, document, shorten, max_length=max_length, over_length=over_length)
+    split, side = Split(), over_length.removeprefix("cut_")
+
+    def encoded(some: Sequence[LabelledText], max_length: int | None = None) -> Iterator[Encoded]:
+        texts, seconds = [e.text for e in some], [e.pair for e in some]
+        pairs = tokenizer.encode_pairs(texts, seconds, max_length=max_length, side=side)
+        return (_labelled(e, *pair, labels) for e, pair in zip(some, pairs, strict=True))
+
+    documents = list(encoded(examples))
+    limit = max_length or math.inf
+    long = [e for e, d in zip(examples, documents, strict=True) if len(d) > limit]
+    shortened = encoded(long, max_length)  # each when it is asked for, in turn
+    for example, document in zip(examples, documents, strict=True):
+        admit(split, example, document, lambda *_: [next(shortened)],
+              max_length=max_length, over_length=over_length)  # fmt: skip
     require_some(split.documents, split.rejected)
     return split
 
 
-def _shortened(
-    document: Encoded, max_length: int, over_length: OverLength, *, example: LabelledText,
-    tokenizer: Tokenizer,
-) -> list[Encoded]:  # fmt: skip
-    side = over_length.removeprefix("cut_")
-    texts = [example.text], [example.pair]
-    ((ids_T, types_T),) = tokenizer.encode_pairs(*texts, max_length=max_length, side=side)
-    return [replace(document, tokens_T=ids_T, types_T=types_T if types_T.any() else None)]
-
-
 def _labelled(
-    example: LabelledText, ids_T: np.ndarray, types_T: np.ndarray, labels: LabelMap | None
+    example: LabelledText, ids_T: np.ndarray, types_T: np.ndarray | None, labels: LabelMap | None
 ) -> Encoded:
     if labels is None:
         label = float(example.label)
@@ -195,7 +200,6 @@ def _labelled(
     else:
         label = np.zeros(len(labels), dtype=np.float32)
         label[labels.indices(example)] = 1.0
-    types_T = types_T if types_T.any() else None
     return Encoded(example.id, ids_T, label, example.weight, types_T)
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
+from ftcore import files
 from ftcore.data.columns import Rejected
 from ftcore.data.encode import Split
 from ftcore.data.mask import Masking
@@ -81,8 +82,8 @@ class Prepared:
         return "\n".join([*lines, *self._findings()])
 
     def _sources(self) -> Iterator[str]:
-        for split, files in self.notes.get("sources", {}).items():
-            for file, found in files.items():
+        for split, sources in self.notes.get("sources", {}).items():
+            for file, found in sources.items():
                 yield f"{split}: {file}: {found['rows']} rows, {found['format']}"
                 if split == "train":
                     yield from (f"    {row}" for row in found["first rows"])
@@ -99,18 +100,18 @@ class Prepared:
 
     def write(self, folder: Path) -> None:
         """Write the account into a run's data/."""
-        folder.mkdir(parents=True, exist_ok=True)
+        files.make_folder(folder)
         lines = [
             json.dumps({"split": name, "what": what, **asdict(row)}, ensure_ascii=False) + "\n"
             for name, split in self.splits()
             for what, found in losses(split)
             for row in found
         ]
-        (folder / "rejected.jsonl").write_text("".join(lines), "utf-8")
+        files.write_file(folder / "rejected.jsonl", "".join(lines))
         moved = {"train": self.notes.get("held out", 0)}
         steps = {name: funnel(split, moved.get(name, 0)) for name, split in self.splits()}
         account = {**self.notes, "funnel": steps}
-        (folder / "funnel.json").write_text(json.dumps(account, indent=1), "utf-8")
+        files.write_file(folder / "funnel.json", json.dumps(account, indent=1))
         write_page(folder)
 
 
@@ -119,7 +120,7 @@ def write_page(folder: Path) -> Path:
     account = json.loads((folder / "funnel.json").read_text("utf-8"))
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     page = environment.from_string(PAGE.read_text("utf-8")).render(account, where=folder)
-    (folder / PAGE.name).write_text(page, "utf-8")
+    files.write_file(folder / PAGE.name, page)
     return folder / PAGE.name
 
 
@@ -167,7 +168,7 @@ def statistics(split: Split, tokenizer: Tokenizer, labels: tuple[str, ...] | Non
         found["labels"] = dict(zip(labels, sums.astype(int).tolist(), strict=True))
     if "unk_token" in tokenizer.special:
         id_ = tokenizer.id_of(tokenizer.special["unk_token"])
-        unknown = sum(np.count_nonzero(document.tokens_T == id_) for document in documents)
+        unknown = sum(int((document.tokens_T == id_).sum()) for document in documents)
         found["unknown share"] = round(unknown / found["tokens"], 6)
     return found
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from kernels.docs import Docs
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Encoded:
     """One document."""
 

@@ -75,7 +75,7 @@ def prepare(
             split.documents = [replace(data.draw, seed=0)(d, 0) for d in split.documents]
         data.put(name, split)
         notes.setdefault("statistics", {})[name] = statistics(split, tokenizer, data.labels)
-    if config.weights:
+    if config.weights and "train" in parts:
         data.runs = source_runs(config, parts["train"].examples, data.train)
     data.notes = notes
     return data
@@ -121,6 +121,11 @@ def hold_out(config: DataConfig, train: Rows, seed: int) -> dict[str, Rows]:
     strata = [example.label if is_labelled else "" for example in train.examples]
     alike = together(clusters(train.examples), groups)
     is_dev = held_out(strata, alike, config.holdout, seed)
+    if not is_dev.any():
+        raise DataError(
+            f"data.holdout = {config.holdout}: rows that are nearly alike, or of one data.group, stay"
+            " together, and each such cluster is larger; hold out more, or name a dev file"
+        )
     sides = [], []
     for example, side in zip(train.examples, is_dev, strict=True):
         sides[int(side)].append(example)
@@ -133,7 +138,7 @@ def balance(config: DataConfig, train: Rows, seed: int, notes: Notes) -> None:
     if not isinstance(config, LabelledDataConfig) or config.balance == "off":
         return
     if config.label_separator:
-        raise ConfigError(f"data.balance = {config.balance}: is for rows of one label; leave it off")
+        raise ConfigError(f"data.balance = {config.balance}: is for rows of one label; leave off")
     before = train.examples
     train.examples = balanced(before, config.balance, config.balance_cap, seed)
     sums = [Counter(), Counter()]

@@ -127,9 +127,14 @@ def _content(path: Path) -> bytes:
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{path}: damaged gzip file ({error}); fetch it again") from error
     except OSError as error:
-        names = [] if path.exists() else [file.name for file in path.parent.glob("*")]
-        hint = nearest(path.name, names)
-        raise DataError(f"{path}: cannot be read: {error.strerror}{hint}") from error
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, error: OSError) -> DataError:
+    """Why the file cannot be read, and which one was probably meant."""
+    names = [] if path.exists() else [file.name for file in path.parent.glob("*")]
+    hint = nearest(path.name, names)
+    return DataError(f"{path}: cannot be read: {error.strerror}{hint}")
 
 
 def _named(

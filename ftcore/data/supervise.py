@@ -89,24 +89,26 @@ def supervise(
 ) -> Encoded:  # fmt: skip
     """The document of a tokenised chat: tokens that overlap an answer count with its weight, and so
     does the end of its turn, so that the model learns to stop, if `train_on_end`."""
-    starts_T, ends_T = encoding.offsets_T2.T  # both in order
+    starts_T, ends_T = np.ascontiguousarray(encoding.offsets_T2.T)  # both in order
     weights_T = np.zeros(len(encoding), dtype=np.float32)
     for start, end, weight in answers:
-        first, past = np.searchsorted(ends_T, start, "right"), np.searchsorted(starts_T, end)
+        first, past = ends_T.searchsorted(start, "right"), starts_T.searchsorted(end)
         if first < past and starts_T[first] < start:
             first += int(encoding.ids_T[first]) in tokenizer.special_ids
         weights_T[first:past] = weight
         if train_on_end:
-            weights_T[_end_of_turn(text, encoding, end, tokenizer)] = weight
+            weights_T[_end_of_turn(text, encoding.ids_T, ends_T, end, tokenizer)] = weight
     return shifted(row_id, encoding.ids_T, weights_T)
 
 
-def _end_of_turn(text: str, encoding: Encoding, end: int, tokenizer: Tokenizer) -> slice:
+def _end_of_turn(
+    text: str, ids_T: np.ndarray, ends_T: np.ndarray, end: int, tokenizer: Tokenizer
+) -> slice:
     """Tokens of the special token that follows a content; white space may stand before eos."""
     gap_end = _SPACE.match(text, end).end()
-    first, last = np.searchsorted(encoding.offsets_T2[:, 1], (end, gap_end), "right")
-    if last < len(encoding):
-        id_ = int(encoding.ids_T[last])
+    first, last = ends_T.searchsorted(end, "right"), ends_T.searchsorted(gap_end, "right")
+    if last < len(ids_T):
+        id_ = int(ids_T[last])
         if id_ == tokenizer.eos_id or (id_ in tokenizer.special_ids and gap_end == end):
             return slice(first, last + 1)
     return slice(0)
@@ -114,8 +116,8 @@ def _end_of_turn(text: str, encoding: Encoding, end: int, tokenizer: Tokenizer) 
 
 def shifted(row_id: str, ids_T: np.ndarray, counts_T: np.ndarray) -> Encoded:
     """A document whose token t counts `counts_T[t]`; the first token is never predicted."""
-    labels_T = np.append(ids_T[1:], np.int32(IGNORED))
-    weights_T = np.append(counts_T[1:], np.float32(0))
+    labels_T, weights_T = np.full_like(ids_T, IGNORED), np.zeros_like(counts_T)
+    labels_T[:-1], weights_T[:-1] = ids_T[1:], counts_T[1:]
     return Encoded(row_id, ids_T, labels_T, weights_T)
 
 

@@ -45,7 +45,7 @@ def encode_tagged(
             first = len(told_W) - len(found) if over_length == "cut_left" else 0
             places_W[:] = -1
             places_W[told_W[first : first + len(found)]] = found
-            split.sentences[source.id] = Sentence(source.words, source.names, places_W)
+            split.sentences.append(Sentence(source.id, source.words, source.names, places_W))
     require_some(split.documents, split.rejected)
     return split
 

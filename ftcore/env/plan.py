@@ -1,7 +1,9 @@
 """What a run will do, said before it does it: steps, tokens, trained parameters, memory."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from torch import nn
 
 MIB = 1024**2
@@ -27,7 +29,7 @@ class Plan:
         )
 
 
-def plan(model: nn.Module, *, lengths: list[int], num_steps: int) -> Plan:
+def plan(model: nn.Module, *, lengths: Sequence[int], num_steps: int) -> Plan:
     """Count what `model` and a run of `num_steps` over documents of these lengths will take: fp32
     gradients and moments, and masters of 16-bit tensors, also of rows that the data never read."""
     params = list(model.parameters())
@@ -39,4 +41,5 @@ def plan(model: nn.Module, *, lengths: list[int], num_steps: int) -> Plan:
         "gradients": 4 * num_trained,
         "moments": 8 * num_trained,
     }
-    return Plan(len(lengths), sum(lengths), num_steps, num_params, num_trained, memory_bytes)
+    num_tokens = int(np.sum(lengths))
+    return Plan(len(lengths), num_tokens, num_steps, num_params, num_trained, memory_bytes)

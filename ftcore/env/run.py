@@ -24,7 +24,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ftcore.env import files
+from ftcore import files
 from ftcore.errors import CheckpointError, ConfigError, DataError
 
 METRICS = "metrics.jsonl"

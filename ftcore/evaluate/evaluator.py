@@ -154,12 +154,12 @@ def evaluate_tags(model: Model, split: Split, labels: Sequence[str], **limits: A
     for document, ids in zip(split.documents, chosen, strict=True):
         scored.setdefault(document.row_id, []).extend(ids)
     metrics, rows = EntityMetrics(), []
-    for row_id, sentence in split.sentences.items():
-        ids = iter(scored[row_id])
+    for sentence in split.sentences:
+        ids = iter(scored[sentence.row_id])
         tags = [OUTSIDE if place < 0 else labels[next(ids)] for place in sentence.places_W]
         metrics.update(sentence.tags, tags)
         words = {"tokens": sentence.words, "tags": sentence.tags, "predicted": tags}
-        rows.append({"row_id": row_id, **words})
+        rows.append({"row_id": sentence.row_id, **words})
     return {"loss": perplexity.compute()["nll"], **metrics.compute()}, metrics, rows
 
 

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ftcore.env.files import write_file
 from ftcore.errors import DataError
 from ftcore.evaluate.metrics import CLASS_COLUMNS, ClassificationMetrics
+from ftcore.files import write_file
 
 MAX_TEXT = 40
 

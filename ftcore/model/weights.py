@@ -17,8 +17,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ftcore.errors import ModelError
-from ftcore.model.families.family import Family, matches
 from ftcore.hub import BUILTIN
+from ftcore.model.families.family import Family, matches
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"

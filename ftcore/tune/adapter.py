@@ -22,8 +22,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ftcore.env.files import MANIFEST, current, verify_folder, write_folder
 from ftcore.errors import ConfigError, ModelError
+from ftcore.files import MANIFEST, current, verify_folder, write_folder
 from ftcore.model.families.family import Family
 from ftcore.model.heads import Model
 from ftcore.model.load import read_object

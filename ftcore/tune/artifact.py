@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from ftcore.data.tokenizer import Tokenizer
-from ftcore.env.files import current, write_file, write_folder
 from ftcore.errors import ModelError
+from ftcore.files import current, write_file, write_folder
 from ftcore.hub import resolve
 from ftcore.model.load import LoadedModel, load_model, save_model
 from ftcore.tune.adapter import load_adapter, save_adapter

@@ -4,7 +4,7 @@
     RUN/best/                the same files as the step that was marked best
 
 Groups are the caller's. `state.json` is Python's JSON: floats come back bit-equal, NaN and
-infinities too; keys are strings. A folder is written by env.files, so a kill or a full disk costs
+infinities too; keys are strings. A folder is written by files.py, so a kill or a full disk costs
 the one being written, no other; it is read only after its hashes agree. `best` shares its files
 with that step (hard links): it costs no space and survives pruning.
 """
@@ -20,7 +20,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ftcore.env import files
+from ftcore import files
 from ftcore.errors import CheckpointError, ConfigError
 
 Tensors = Mapping[str, Mapping[str, Tensor]]

@@ -22,6 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ftcore.config import LoopConfig, OptimConfig, ScheduleConfig
+from ftcore.data.documents import lengths, tokens
 from ftcore.data.order import Order, StepRows
 from ftcore.data.pack import Encoded, collate, pack, split, total_weight
 from ftcore.env.run import RunFolder
@@ -78,7 +79,7 @@ class Loop:
         self.total_steps = self.loop.num_steps(len(self.documents), self.optim.batch_size)
         self.drawn: tuple[int, list[Encoded]] | None = None
         trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-        longest = sorted(map(len, self.documents))[-self.optim.batch_size :]
+        longest = np.sort(lengths(self.documents))[-self.optim.batch_size :]
         rows = {}
         if self.draw is None and self.device.type == "cpu":  # what draws may read any row
             rows = rows_read(self.model, self.documents)
@@ -90,7 +91,7 @@ class Loop:
             weight_decay=self.optim.weight_decay,
             lr_ratios={n: self.optim.loraplus_lr_ratio for n in trained if leaf(n) == "lora_b"},
             rows=rows,
-            accumulates=sum(longest) > self.loop.micro_batch_tokens,
+            accumulates=int(longest.sum()) > self.loop.micro_batch_tokens,
         )
 
     def restore(self, loaded: Loaded | None) -> None:
@@ -247,6 +248,6 @@ def rows_read(model: Model, documents: Sequence[Encoded]) -> dict[str, Tensor]:
     if len(owners) > 1 or not weight_VC.requires_grad:
         return {}
     is_read_V = np.zeros(len(weight_VC), dtype=bool)
-    for document in documents:
-        is_read_V[document.tokens_T] = True
+    for ids in tokens(documents):
+        is_read_V[ids] = True
     return {owners[0]: torch.from_numpy(is_read_V.nonzero()[0])}

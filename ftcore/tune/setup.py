@@ -7,6 +7,7 @@ from dataclasses import fields
 import torch
 
 from ftcore.config import PeftConfig
+from ftcore.data.documents import lengths
 from ftcore.data.prepare import Prepared
 from ftcore.errors import ConfigError, DataError
 from ftcore.model.heads import CLASSIFIERS, Model
@@ -51,7 +52,7 @@ def check_lengths(spec: ModelSpec, data: Prepared) -> None:
     if spec.position != "learned":
         return
     for name, split in data.splits():
-        longest = max(split.documents, key=len, default=())
+        longest = split.documents[int(lengths(split.documents).argmax())]
         if len(longest) > spec.max_positions:
             raise DataError(
                 f"{name}: row {longest.row_id} has {len(longest)} tokens, the model takes at most"

@@ -37,15 +37,16 @@ import torch
 from torch import Tensor, nn
 
 from ftcore.cli import Command, parse
+from ftcore.data.ledger import Prepared
 from ftcore.data.order import StepRows
 from ftcore.data.pack import Encoded
-from ftcore.data.prepare import Prepared, prepare
+from ftcore.data.prepare import prepare
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.env.device import DTYPES, resolve_device, reuse_across_steps, set_threads
 from ftcore.env.run import RunFolder
 from ftcore.env.seed import generator
-from ftcore.model.families import family_of
 from ftcore.hub import resolve
+from ftcore.model.families import family_of
 from ftcore.model.load import CONFIG, load_model, read_object
 from ftcore.tune.checkpoint import Checkpoints
 from ftcore.tune.loop import Loop

@@ -143,7 +143,7 @@ def test_hidden_tokens_are_learned(masked: list[str], run: Run) -> None:
     assert held["loss"] == pytest.approx(lowest, rel=1e-5)
 
 
-def test_dry_run_prints_the_plan_and_writes_nothing(
+def test_dry_run_prints_the_plan_and_writes_the_cache_alone(
     classify: list[str], capsys: pytest.CaptureFixture[str], run: Run
 ) -> None:
     import train
@@ -151,7 +151,9 @@ def test_dry_run_prints_the_plan_and_writes_nothing(
     assert train.main([*classify, "--dry-run"]) == 0
     printed = capsys.readouterr().out
     assert "3 steps" in printed and "parameters are trained" in printed and "MiB" in printed
-    assert not list(Path().iterdir())
+    assert [path.name for path in Path("runs").iterdir()] == ["cache"]
+    train.main([*classify, "--dry-run"])
+    assert capsys.readouterr().out == printed.replace("prepared, and kept in", "from")
 
 
 def test_a_run_takes_the_kernels_that_it_is_told(

@@ -70,6 +70,7 @@ def test_held_out_rows_may_lack_a_label(base: Tokenizer, jsonl: Callable) -> Non
         train=jsonl(*labelled("abcabc")),
         dev=jsonl(*labelled("cc"), name="dev"),
         test=jsonl(*labelled("ca"), name="test"),
+        leaks="report",
     )
     data = prepare(config, base, seed=0)
     assert data.labels == ("a", "b", "c")
@@ -83,7 +84,8 @@ def test_a_label_that_only_held_out_rows_have_is_an_error(
     held = {split: jsonl(*labelled("az"), name="held")}
     said = "held.jsonl:2: label 'z' is not among the 3 labels of the training data"
     with pytest.raises(DataError, match=said):
-        prepare(LabelledDataConfig(train=jsonl(*labelled("abc")), **held), base, seed=0)
+        config = LabelledDataConfig(train=jsonl(*labelled("abc")), **held, leaks="report")
+        prepare(config, base, seed=0)
 
 
 def test_a_chat_of_ten_megabytes_is_left_out(base: Tokenizer, jsonl: Callable) -> None:
@@ -100,7 +102,7 @@ def test_a_text_of_ten_megabytes_is_cut(base: Tokenizer, jsonl: Callable) -> Non
     limits = {"max_length": 16, "over_length": "cut_left"}
     data = prepare(LabelledDataConfig(train=jsonl(*rows), **limits), base, seed=0)
     assert len(data.train.documents[0]) == 16 and len(data.train.documents) == 2
-    assert data.summary().endswith("; cut 1 (more than 16 tokens: cut_left)")
+    assert "; cut 1 (more than 16 tokens: cut_left)\n" in data.summary()
 
 
 def test_a_sentence_of_ten_megabytes_is_split(base: Tokenizer, jsonl: Callable) -> None:

@@ -136,8 +136,12 @@ def test_spans_part_words_and_name_them():
     spans[1]["start"], spans[1]["end"] = text.index("Bobby"), text.index("Bobby") + 5
     rows = [Row("1", "a", 1, {"text": text, "spans": spans}), Row("2", "a", 2, {"text": "no one"})]
     (first, second), rejected = spanned(rows)
-    assert first.words == tuple("Ann Lee 's aunt met Bob , Bobby in New York .".split())
-    assert first.names == tuple("B-PER I-PER O O O B-PER O B-PER O B-LOC I-LOC O".split())
+    assert first.words == (
+        *("Ann", "Lee", "'s", "aunt", "met", "Bob", ",", "Bobby", "in", "New", "York", "."),
+    )
+    assert first.names == (
+        *("B-PER", "I-PER", "O", "O", "O", "B-PER", "O", "B-PER", "O", "B-LOC", "I-LOC", "O"),
+    )
     assert second.names == ("O", "O") and rejected == []
 
 

@@ -1,8 +1,7 @@
-"""The account of a run's data: every row in one step of the funnel, on a page that needs nothing."""
+"""The account of a run's data: every row in one step of the funnel, on a page of its own."""
 
 import json
 import re
-from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,8 +13,8 @@ from ftcore.data.prepare import prepare
 from ftcore.data.tokenizer import Tokenizer
 
 ROWS = [
-    *({"text": f"a sentence that tells of {n} green bottles", "label": "ab"[n % 2]} for n in range(8)),
-    {"text": "a sentence that tells of 0 green bottles", "label": "a"},  # a duplicate
+    *({"text": f"a text that tells of {n} green bottles", "label": "ab"[n % 2]} for n in range(8)),
+    {"text": "a text that tells of 0 green bottles", "label": "a"},  # a duplicate
     {"text": "", "label": "a"},
     {"text": "word " * 90, "label": "b"},  # too long, and repetitive
     {"text": "mail me <now> at someone@example.org, or not", "label": "b"},
@@ -59,7 +58,8 @@ def test_what_was_found_is_counted_and_said(data: Prepared) -> None:
     statistics = data.notes["statistics"]["train"]
     lengths = [len(document) for document in data.train.documents]
     assert statistics["tokens"] == sum(lengths) and statistics["lengths"]["p100"] == max(lengths)
-    assert sum(statistics["histogram"]["counts"]) == sum(statistics["labels"].values()) == len(lengths)
+    assert sum(statistics["histogram"]["counts"]) == len(lengths)
+    assert sum(statistics["labels"].values()) == len(lengths)
     before, after = zip(*data.notes["balance"].values(), strict=True)
     assert sum(before) == len(lengths) + 1  # one of them is too long
     assert after[0] == pytest.approx(after[1], abs=0.02)

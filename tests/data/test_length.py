@@ -159,7 +159,7 @@ def test_masked_text_follows_the_run_s_policy(bert: Tokenizer, tmp_path: Path) -
     limits = {"max_length": 9, "over_length": "cut_right"}
     data = prepare(MaskedDataConfig(train=(str(tmp_path / "a.txt"),), **limits), bert, seed=0)
     assert [len(d) for d in data.train.documents] == [9]
-    assert data.summary().endswith("; cut 1 (more than 9 tokens: cut_right)")
+    assert "; cut 1 (more than 9 tokens: cut_right)\n" in data.summary()
 
 
 @pytest.mark.parametrize("over_length", ["cut_left", "cut_right"])

@@ -98,7 +98,7 @@ def test_the_first_token_of_each_word_is_supervised(bert: Tokenizer) -> None:
     assert document.labels[places].tolist() == [0, 1, 2, 2, 0]
     assert set(document.labels[document.weights == 0]) == {-100}
     assert document.weights[0] == document.weights[-1] == 0  # [CLS] and [SEP]
-    kept = encoded.sentences["s"]
+    (kept,) = encoded.sentences
     assert kept.words == WORDS and kept.places_W[kept.places_W >= 0].tolist() == places.tolist()
     assert [r.reason for r in encoded.untold] == ["the word '\\u200d' gives no token"] * 2
     assert [(r.line, r.reason) for r in encoded.rejected] == [(3, "nothing to supervise in it")]
@@ -111,7 +111,7 @@ def test_long_sentences(bert: Tokenizer) -> None:
         encoded = encode_tagged(
             [source], bert, LABELS, max_length=limit, over_length="cut_right"
         )
-        (short,), places_W = encoded.documents, encoded.sentences["s"].places_W
+        (short,), places_W = encoded.documents, encoded.sentences[0].places_W
         assert short.tokens_T.tolist() == [*full.tokens_T[: limit - 1], full.tokens_T[-1]]
         assert short.weights.nonzero()[0].tolist() == places_W[places_W >= 0].tolist()
         assert [r.reason for r in encoded.cut] == [f"more than {limit} tokens: cut_right"]
@@ -139,7 +139,7 @@ def test_words_are_scored_once_and_where_they_stand(bert: Tokenizer, over_length
             np.concatenate([getattr(d, name) for d in documents])
             for name in ("tokens_T", "labels", "weights")
         )
-        places_W = encoded.sentences["s"].places_W
+        places_W = encoded.sentences[0].places_W
         told = places_W[places_W >= 0]
         assert told.tolist() == weights.nonzero()[0].tolist()
         expected = np.array(LABELS.indices(source))[places_W >= 0]
@@ -183,7 +183,10 @@ def test_prepared_sentences(bert: Tokenizer, tmp_path: Path) -> None:
     assert data.labels == ("B-x", "I-x", "O")
     assert len(data.train.documents) == 2 and len(data.dev.documents) == 1
     for split in (data.train, data.dev, data.tests["b"]):
-        assert {d.row_id for d in split.documents} == set(split.sentences)
+        assert [len(s.places_W) for s in split.sentences] == [
+            int((s.places_W < 0).sum() + (d.weights > 0).sum())
+            for s, d in zip(split.sentences, split.documents, strict=True)
+        ]
     text = "without token 1 (the word '\\u200d' gives no token)"
     assert text in data.summary()
     data.write(tmp_path / "data")

@@ -250,7 +250,7 @@ import json, os, random, signal, sys, time
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from ftcore.env import files
+from ftcore import files
 from ftcore.tune.checkpoint import Checkpoints, load
 
 def save_until_killed(pipe, checkpoints, step):

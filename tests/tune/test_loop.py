@@ -292,7 +292,7 @@ def test_failed_saves_end_a_run_when_three_come_in_a_row(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ) -> None:
-    from ftcore.env import files
+    from ftcore import files
 
     write_folder = files.write_folder
 

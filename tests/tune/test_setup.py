@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from ftcore.config import PeftConfig
-from ftcore.data.pack import Encoded
 from ftcore.data.encode import Split
 from ftcore.data.ledger import Prepared
+from ftcore.data.pack import Encoded
 from ftcore.env.seed import generator
 from ftcore.errors import ConfigError, DataError
 from ftcore.model.heads import Model

@@ -9,7 +9,7 @@ so whoever finds NAME finds all of it, whatever killed the writer or the machine
 exists is first renamed to .old-NAME, and deleted when the new one is in place: at every moment one
 of the two is whole, and `current` says which.
 
-One writer at a time: the lock of the run folder (run.py) sees to that.
+One writer at a time: the lock of a run folder (env/run.py) or cache (data/store.py) sees to that.
 """
 
 import errno

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from ftcore.env import files
+from ftcore import files
 from ftcore.errors import CheckpointError
 
-ROOT = Path(files.__file__).parents[2]
+ROOT = Path(files.__file__).parents[1]
 FILES = {"a.bin": b"x" * 5000, "sub/b.txt": b"hello\n", "empty": b""}
 
 
@@ -248,7 +248,7 @@ def test_killed_between_the_renames_the_old_folder_is_found_and_put_back(tmp_pat
 KILLER = """
 import os, signal, sys
 from pathlib import Path
-from ftcore.env import files
+from ftcore import files
 root = Path(sys.argv[1])
 
 def install(content):
