@@ -17,7 +17,7 @@ the order of another band: many rows from one template cost time in proportion t
 
 What is found depends on the texts alone: not on their order, nor on a random generator.
 numerics: J is exact but where two shingles agree in 64 bits: once in 2e19 pairs of shingles.
-cost: about 0.4 us a word of prose; 512 bytes a text, all else in chunks that fit a core's cache.
+cost: about 0.4 us a word of prose; 768 bytes a text, all else in chunks that fit a core's cache.
 source: Broder 1997, "On the resemblance and containment of documents"; Bawa, Condie and Ganesan
 2005, "LSH Forest" (neighbours); Brown et al. 2020, arXiv:2005.14165, appendix C (13 words).
 """
@@ -188,7 +188,7 @@ def _candidates(signature_BH: np.ndarray, side_B: np.ndarray) -> np.ndarray:
             at_P = at_P[at_P < len(order) - gap]
             at_P = at_P[key[at_P] == key[at_P + gap]]
             pairs += likely(order[at_P], order[at_P + gap])
-        # cost: np.unique would put these numbers, far from random, into a hash table: 20 x slower
+        # cost: np.unique would put these numbers, far from random, into a hash table, slower by far
         found_P = np.sort(np.concatenate(pairs))
         found_P = found_P[np.diff(found_P, prepend=-1) > 0]
     return np.stack(np.divmod(found_P, max(B, 1)))
