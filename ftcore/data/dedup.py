@@ -17,7 +17,7 @@ the order of another band: many rows from one template cost time in proportion t
 
 What is found depends on the texts alone: not on their order, nor on a random generator.
 numerics: J is exact but where two shingles agree in 64 bits: once in 2e19 pairs of shingles.
-cost: about 0.1 us a shingle; 512 bytes a text, all else in chunks that fit a core's cache.
+cost: about 0.4 us a word of prose; 768 bytes a text, all else in chunks that fit a core's cache.
 source: Broder 1997, "On the resemblance and containment of documents"; Bawa, Condie and Ganesan
 2005, "LSH Forest" (neighbours); Brown et al. 2020, arXiv:2005.14165, appendix C (13 words).
 """
@@ -179,15 +179,16 @@ def _candidates(signature_BH: np.ndarray, side_B: np.ndarray) -> np.ndarray:
             yield a[kept] * B + b[kept]
 
     for band, key_B in enumerate(keys_AB):
-        _, first, bucket_B = np.unique(key_B, return_index=True, return_inverse=True)
-        pairs = [found_P, *likely(first[bucket_B], np.arange(B))]
-        order_B = np.lexsort((keys_AB[band - 1], key_B))
-        key_B, at_P = key_B[order_B], np.arange(B)
+        _, first, bucket_B, count = np.unique(key_B, True, True, True)
+        shared = np.flatnonzero(count[bucket_B] > 1)
+        pairs = [found_P, *likely(first[bucket_B[shared]], shared)]
+        order = shared[np.lexsort((keys_AB[band - 1][shared], key_B[shared]))]
+        key, at_P = key_B[order], np.arange(len(order))
         for gap in range(1, WINDOW + 1):
-            at_P = at_P[at_P < B - gap]
-            at_P = at_P[key_B[at_P] == key_B[at_P + gap]]
-            pairs += likely(order_B[at_P], order_B[at_P + gap])
-        # cost: np.unique would put these numbers, far from random, into a hash table: 20 x slower
+            at_P = at_P[at_P < len(order) - gap]
+            at_P = at_P[key[at_P] == key[at_P + gap]]
+            pairs += likely(order[at_P], order[at_P + gap])
+        # cost: np.unique would put these numbers, far from random, into a hash table, slower by far
         found_P = np.sort(np.concatenate(pairs))
         found_P = found_P[np.diff(found_P, prepend=-1) > 0]
     return np.stack(np.divmod(found_P, max(B, 1)))
