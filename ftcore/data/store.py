@@ -114,7 +114,8 @@ class Records(Sequence):
     @staticmethod
     def save(records: Sequence[Any], path: Path) -> None:
         """Write what `Records(path, kind)` reads; at least one record."""
-        lines = [json.dumps(record, default=_plain).encode() + b"\n" for record in records]
+        encode = json.JSONEncoder(default=_plain).encode
+        lines = [encode(record).encode() + b"\n" for record in records]
         path.with_suffix(".jsonl").write_bytes(b"".join(lines))
         np.save(path.with_suffix(".npy"), np.cumsum([0, *map(len, lines)]))
 
