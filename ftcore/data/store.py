@@ -32,7 +32,7 @@ from ftcore.data.encode import Split
 from ftcore.data.prepare import BUILTIN_CHAT, DataConfig, Prepared, prepare
 from ftcore.data.read import located, unreadable
 from ftcore.data.tokenizer import Tokenizer
-from ftcore.errors import CheckpointError
+from ftcore.errors import CheckpointError, DataError
 
 CODE = (Path(__file__).parent, Path(builtin.__file__).parent)
 LIBRARIES = ("jinja2", "numpy", "tokenizers")
@@ -69,6 +69,8 @@ def prepared(
                 except CheckpointError as error:
                     why = f"warning: {error}: made anew\n"
             data = make()
+            if key(config, tokenizer, seed=seed, labels=labels) != name:
+                raise DataError("a data file changed while it was read: start again")
             num_tokens = sum(int(documents.lengths(s.documents).sum()) for _, s in data.splits())
             files.write_folder(folder, partial(_save, data), needed_bytes=4 * num_tokens)
             return _load(Prepared, folder), f"{why}data: prepared, and kept in the cache {folder}"
