@@ -34,7 +34,7 @@ from ftcore.data.ledger import Prepared
 from ftcore.data.prepare import prepare
 from ftcore.data.read import files_of, unreadable
 from ftcore.data.tokenizer import Tokenizer
-from ftcore.errors import CheckpointError
+from ftcore.errors import CheckpointError, DataError
 
 CODE = (Path(__file__).parent, Path(builtin.__file__).parent)
 LIBRARIES = ("jinja2", "numpy", "tokenizers")
@@ -71,6 +71,8 @@ def prepared(
                 except CheckpointError as error:
                     why = f"warning: {error}: made anew\n"
             data = make()
+            if key(config, tokenizer, seed=seed, labels=labels) != name:
+                raise DataError("a data file changed while it was read: start again")
             num_tokens = sum(int(documents.lengths(s.documents).sum()) for _, s in data.splits())
             files.write_folder(folder, partial(_save, data), needed_bytes=4 * num_tokens)
             return _load(Prepared, folder), f"{why}data: prepared, and kept in the cache {folder}"
@@ -115,7 +117,8 @@ class Records(Sequence):
     @staticmethod
     def save(records: Sequence[Any], path: Path) -> None:
         """Write what `Records(path, kind)` reads; at least one record."""
-        lines = [json.dumps(record, default=_plain).encode() + b"\n" for record in records]
+        encode = json.JSONEncoder(default=_plain).encode
+        lines = [encode(record).encode() + b"\n" for record in records]
         path.with_suffix(".jsonl").write_bytes(b"".join(lines))
         np.save(path.with_suffix(".npy"), np.cumsum([0, *map(len, lines)]))
 

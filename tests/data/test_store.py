@@ -277,6 +277,22 @@ def test_two_processes_make_it_once(
     assert ["from the cache" in first, "kept in" in second] == [True, True] and one == two == 8
 
 
+def test_a_file_that_changes_while_it_is_read_is_not_kept(
+    base: Tokenizer, config: LabelledDataConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def late(*args: Any, **options: Any) -> Prepared:
+        with open(config.train[0], "a") as file:
+            file.write(json.dumps(ROWS[0]) + "\n")
+        return prepare(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "prepare", late)
+        with pytest.raises(DataError, match="changed while it was read: start again"):
+            store.prepared(config, base, seed=0)
+    assert entries(config.cache) == ["lock"]
+    assert len(store.prepared(config, base, seed=0)[0].train.documents) == len(ROWS)
+
+
 def test_what_a_killed_process_left_is_cleaned(
     base: Tokenizer, config: LabelledDataConfig
 ) -> None:
