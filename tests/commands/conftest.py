@@ -55,9 +55,14 @@ def _rows(count: int, start: int = 0) -> list[tuple[str, str, str, str]]:
     names = [("warm", "cold")[i % 2] for i in range(start, start + count)]
     words = [COLOURS[name][i % 3] for i, name in enumerate(names)]
     return [
-        (f"r{start + i}", f"the {word} thing number {start + i}", f"it is {word}", name)
+        (f"r{start + i}", f"the {word} {_name(start + i)} number {start + i}", f"it is {word}", name)
         for i, (word, name) in enumerate(zip(words, names, strict=True))
     ]
+
+
+def _name(number: int) -> str:
+    """Of a thing: a word of its own, so that texts of one form are not nearly alike."""
+    return "".join("bdfgklmnprst"[number // 12**k % 12] + "aeiou"[number % 5] for k in range(3))
 
 
 def _chats(count: int, start: int = 0) -> list[dict[str, Any]]:

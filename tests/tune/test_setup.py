@@ -87,7 +87,7 @@ def test_a_document_beyond_the_learned_positions_is_refused(tiny_model: Callable
 
     def data(length: int) -> Prepared:
         row = Encoded("row-7", np.zeros(length, dtype=np.int32), 0)
-        return Prepared(Split([]), Split([]), {"held": Split([row])})
+        return Prepared(tests={"held": Split(num_rows=1, documents=[row])})
 
     check_lengths(spec, data(8))
     with pytest.raises(DataError, match="held: row row-7 has 9 tokens, .*--data.max-length 8"):
