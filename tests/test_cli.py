@@ -222,6 +222,22 @@ def test_help(words: list[str], shown: list[str]) -> None:
     assert all(text in " ".join(result.stdout.split()) for text in shown)
 
 
+@pytest.mark.parametrize("task", RUNS)
+def test_every_option_has_a_text_of_its_own(
+    task: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """The comment at its field in ftcore/config.py."""
+    monkeypatch.setenv("COLUMNS", "80")  # one option below the other
+    with pytest.raises(SystemExit):
+        parse([task, "--help"])
+    said = capsys.readouterr().out
+    shown = dict(re.findall(r"--(\w+\.[\w-]+).*\n\W++(?!default:)(.+?)(?:\(default:|\n)", said))
+    sections = [(f.name, f.default) for f in dataclasses.fields(RUNS[task])]
+    options = [f"{name}.{f.name}" for name, values in sections for f in dataclasses.fields(values)]
+    assert [name.replace("-", "_") for name in shown] == options
+    assert len(set(shown.values())) == len(options)
+
+
 def test_the_presets_are_shipped() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
     shipped = project["tool"]["setuptools"]["package-data"]["ftcore"]
