@@ -7,7 +7,6 @@ and names the nearest option for an unknown one. A resolved configuration is wri
 the origin of each value behind it; running from that file repeats the run.
 """
 
-import difflib
 import json
 import tomllib
 from collections.abc import Collection, Iterator, Sequence
@@ -18,7 +17,7 @@ from typing import Any, get_args, get_type_hints
 import tyro
 
 from ftcore.config import RUNS, Limit, Run
-from ftcore.errors import ConfigError
+from ftcore.errors import ConfigError, nearest
 from ftcore.presets import presets
 
 DEFAULT = ("sft", "--preset", "assistant")
@@ -94,11 +93,10 @@ def parse_evaluation(argv: Sequence[str]) -> Command:
         layers = [(str(file), flags), ("flag", words)]
         return _resolve(written_for, layers, resume=Path(path), script="eval.py")
     if task is None:
-        near = difflib.get_close_matches(path, [str(p) for p in Path(path).parent.glob("*")], n=1)
-        hint = f" Did you mean {near[0]}?" if near and not Path(path).exists() else ""
+        beside = [] if Path(path).exists() else map(str, Path(path).parent.glob("*"))
         raise ConfigError(
-            f"{path} is not a run folder (it has no {CONFIG_FILE}).{hint} For a plain model name"
-            f" its task too: --task {{{','.join(RUNS)}}}"
+            f"{path} is not a run folder (it has no {CONFIG_FILE}){nearest(path, list(beside))}. "
+            f"For a plain model name its task too: --task {{{','.join(RUNS)}}}"
         )
     layers = [("path", ["--model.path", path]), ("flag", words)]
     return _resolve(_known("task", task, RUNS), layers, script="eval.py")
@@ -116,11 +114,7 @@ def _resolve(
         for word in layer
         if word.startswith("--")
     }
-    bad = [
-        f"{name} = {value} ({origins.get(name, 'default')}): must be {claim}"
-        for name, value, claim in out_of_range(config)
-    ]
-    if bad:
+    if bad := list(_out_of_range(config, origins)):
         raise ConfigError("\n".join(bad))
     return Command(task, config, origins, resume, dry_run)
 
@@ -176,9 +170,8 @@ def _known(what: str, name: Any, known: Collection[str]) -> str:
     """The name, if it is one of those known."""
     if name in list(known):  # in a TOML it may be a list, which has no hash
         return name
-    close = difflib.get_close_matches(str(name), known, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    raise ConfigError(f"{what} {name!r} is unknown: {hint}known: {', '.join(known)}")
+    hint = nearest(str(name), list(known))
+    raise ConfigError(f"{what} {name!r} is unknown{hint}; known: {', '.join(known)}")
 
 
 def take_value(words: list[str], name: str) -> str | None:
@@ -200,11 +193,11 @@ def limit_of(hint: Any) -> Limit | None:
     return next(filter(None, map(limit_of, get_args(hint))), None)
 
 
-def out_of_range(run: Run) -> Iterator[tuple[str, Any, str]]:
-    """Name, value and limit of each number that cannot be meant."""
+def _out_of_range(run: Run, origins: dict[str, str]) -> Iterator[str]:
+    """What is said of each number that cannot be meant."""
     for section, values in vars(run).items():
         for key, hint in get_type_hints(type(values), include_extras=True).items():
-            value, limit = getattr(values, key), limit_of(hint)
+            name, value, limit = f"{section}.{key}", getattr(values, key), limit_of(hint)
             numbers = value if isinstance(value, tuple) else (value,)
             if limit and value is not None and not all(map(limit.holds, numbers)):
-                yield f"{section}.{key}", value, limit.claim
+                yield f"{name} = {value} ({origins.get(name, 'default')}): must be {limit.claim}"

@@ -140,9 +140,9 @@ def test_a_mistyped_value_ends_with_code_2(words: list[str], capsys: pytest.Capt
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["sfx"], f"task 'sfx' is unknown: did you mean 'sft'? known: {', '.join(RUNS)}"),
-        (["sft", "--preset", "assist"], "sft --preset 'assist' is unknown: did you mean"),
-        (["classify", "--preset=x"], "classify --preset 'x' is unknown: known: small"),
+        (["sfx"], f"task 'sfx' is unknown; nearest: 'sft'; known: {', '.join(RUNS)}"),
+        (["sft", "--preset", "assist"], "sft --preset 'assist' is unknown; nearest: 'assistant'"),
+        (["classify", "--preset=x"], "classify --preset 'x' is unknown; known: small"),
         (["sft", "--config", "/no/such.toml"], "/no/such.toml: [Errno 2] No such file"),
         (["sft", "--config"], "--config needs a value"),
         (["--resume", "/no/run"], "--resume /no/run: has no config.toml; name a folder"),

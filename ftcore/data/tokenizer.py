@@ -29,9 +29,9 @@ SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.j
 BYTE_LEVEL = {
     "GPT2Tokenizer": dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>"),
     "RobertaTokenizer": {
-        **{"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"},
-        **{"cls_token": "<s>", "sep_token": "</s>", "mask_token": "<mask>"},
-    },
+        "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>",
+        "cls_token": "<s>", "sep_token": "</s>", "mask_token": "<mask>",
+    },  # fmt: skip
 }
 END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>")  # chat models end a turn with another token
 SLAB = 1024  # texts tokenised in one call; a library encoding takes some 100 bytes a token
