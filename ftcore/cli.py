@@ -7,8 +7,6 @@ and names the nearest option for an unknown one. A resolved configuration is wri
 the origin of each value behind it; running from that file repeats the run.
 """
 
-import dataclasses
-import difflib
 import json
 import tomllib
 from collections.abc import Collection, Iterator, Sequence
@@ -19,7 +17,7 @@ from typing import Any, get_args, get_type_hints
 import tyro
 
 from ftcore.config import RUNS, Limit, Run
-from ftcore.errors import ConfigError
+from ftcore.errors import ConfigError, nearest
 from ftcore.presets import presets
 
 DEFAULT = ("sft", "--preset", "assistant")
@@ -43,10 +41,8 @@ def parse(argv: Sequence[str], *, script: str = "train.py") -> Command:
     raises  ConfigError: unknown task or preset, an unreadable file, values out of range;
             SystemExit 2 from tyro: an unknown or mistyped option, with the nearest names
     """
-    words = list(argv)
-    dry_run = "--dry-run" in words
-    if dry_run:
-        words.remove("--dry-run")
+    words = [word for word in argv if word != "--dry-run"]
+    dry_run = len(words) < len(argv)
     resume = take_value(words, "--resume")
     if resume is not None:
         if words:
@@ -63,17 +59,13 @@ def parse(argv: Sequence[str], *, script: str = "train.py") -> Command:
     if words[0] in ("-h", "--help"):
         print(f"{script} {{{','.join(RUNS)}}} [options]\n\nEach task has its own --help.")
         raise SystemExit(0)
-    task = words.pop(0)
-    if task not in RUNS:
-        raise ConfigError(f"task {task!r} is unknown: {_nearest(task, RUNS)}")
+    task = _known("task", words.pop(0), RUNS)
     preset, file = take_value(words, "--preset"), take_value(words, "--config")
     layers: list[tuple[str, list[str]]] = []
     if preset is not None:
-        known = presets().get(task, {})
-        if preset not in known:
-            hint = _nearest(preset, known)
-            raise ConfigError(f"--preset {preset!r} is unknown for {task}: {hint}")
-        layers.append((f"preset {preset}", list(_flags(known[preset]))))
+        recipes = presets().get(task, {})
+        recipe = recipes[_known(f"{task} --preset", preset, recipes)]
+        layers.append((f"preset {preset}", list(_flags(recipe))))
     if file is not None:
         written_for, flags = _read_toml(Path(file), task)
         if written_for != task:
@@ -101,26 +93,19 @@ def parse_evaluation(argv: Sequence[str]) -> Command:
         layers = [(str(file), flags), ("flag", words)]
         return _resolve(written_for, layers, resume=Path(path), script="eval.py")
     if task is None:
-        near = difflib.get_close_matches(path, [str(p) for p in Path(path).parent.glob("*")], n=1)
-        hint = f" Did you mean {near[0]}?" if near and not Path(path).exists() else ""
+        beside = [] if Path(path).exists() else map(str, Path(path).parent.glob("*"))
         raise ConfigError(
-            f"{path} is not a run folder (it has no {CONFIG_FILE}).{hint} For a plain model name"
-            f" its task too: --task {{{','.join(RUNS)}}}"
+            f"{path} is not a run folder (it has no {CONFIG_FILE}){nearest(path, list(beside))}. "
+            f"For a plain model name its task too: --task {{{','.join(RUNS)}}}"
         )
-    if task not in RUNS:
-        raise ConfigError(f"task {task!r} is unknown: {_nearest(task, RUNS)}")
     layers = [("path", ["--model.path", path]), ("flag", words)]
-    return _resolve(task, layers, script="eval.py")
+    return _resolve(_known("task", task, RUNS), layers, script="eval.py")
 
 
 def _resolve(
-    task: str,
-    layers: list[tuple[str, list[str]]],
-    *,
-    resume: Path | None = None,
-    dry_run: bool = False,
-    script: str = "train.py",
-) -> Command:
+    task: str, layers: list[tuple[str, list[str]]], *,
+    resume: Path | None = None, dry_run: bool = False, script: str = "train.py",
+) -> Command:  # fmt: skip
     flags = [flag for _, layer in layers for flag in layer]
     config = tyro.cli(RUNS[task], args=flags, prog=f"{script} {task}")
     origins = {
@@ -129,11 +114,7 @@ def _resolve(
         for word in layer
         if word.startswith("--")
     }
-    bad = [
-        f"{name} = {value} ({origins.get(name, 'default')}): must be {claim}"
-        for name, value, claim in out_of_range(config)
-    ]
-    if bad:
+    if bad := list(_out_of_range(config, origins)):
         raise ConfigError("\n".join(bad))
     return Command(task, config, origins, resume, dry_run)
 
@@ -157,9 +138,7 @@ def _read_toml(path: Path, task: str | None = None) -> tuple[str, list[str]]:
         tables = tomllib.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: {error}") from error
-    task = tables.pop("task", task)
-    if task not in list(RUNS):
-        raise ConfigError(f"{path}: task = {task!r}, known: {', '.join(RUNS)}")
+    task = _known(f"{path}: task", tables.pop("task", task), RUNS)
     loose = [key for key, value in tables.items() if not isinstance(value, dict)]
     if loose:
         raise ConfigError(f"{path}: {', '.join(loose)} must stand in a section such as [optim]")
@@ -169,13 +148,11 @@ def _read_toml(path: Path, task: str | None = None) -> tuple[str, list[str]]:
 def to_toml(command: Command) -> str:
     """The resolved configuration, each value with its origin as a comment."""
     lines = [f'task = "{command.task}"']
-    for section in dataclasses.fields(command.config):
-        lines += ["", f"[{section.name}]"]
-        values = getattr(command.config, section.name)
-        for option in dataclasses.fields(values):
-            value = getattr(values, option.name)
-            origin = command.origins.get(f"{section.name}.{option.name}", "default")
-            lines.append(f"{option.name} = {_toml_value(value)}  # {origin}")
+    for section, values in vars(command.config).items():
+        lines += ["", f"[{section}]"]
+        for key, value in vars(values).items():
+            origin = command.origins.get(f"{section}.{key}", "default")
+            lines.append(f"{key} = {_toml_value(value)}  # {origin}")
     return "\n".join(lines) + "\n"
 
 
@@ -189,10 +166,12 @@ def _toml_value(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else repr(value)
 
 
-def _nearest(name: str, known: Collection[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}known: {', '.join(known)}"
+def _known(what: str, name: Any, known: Collection[str]) -> str:
+    """The name, if it is one of those known."""
+    if name in list(known):  # in a TOML it may be a list, which has no hash
+        return name
+    hint = nearest(str(name), list(known))
+    raise ConfigError(f"{what} {name!r} is unknown{hint}; known: {', '.join(known)}")
 
 
 def take_value(words: list[str], name: str) -> str | None:
@@ -214,12 +193,11 @@ def limit_of(hint: Any) -> Limit | None:
     return next(filter(None, map(limit_of, get_args(hint))), None)
 
 
-def out_of_range(run: Run) -> Iterator[tuple[str, Any, str]]:
-    """Name, value and limit of each number that cannot be meant."""
-    for section in dataclasses.fields(run):
-        values = getattr(run, section.name)
+def _out_of_range(run: Run, origins: dict[str, str]) -> Iterator[str]:
+    """What is said of each number that cannot be meant."""
+    for section, values in vars(run).items():
         for key, hint in get_type_hints(type(values), include_extras=True).items():
-            value, limit = getattr(values, key), limit_of(hint)
+            name, value, limit = f"{section}.{key}", getattr(values, key), limit_of(hint)
             numbers = value if isinstance(value, tuple) else (value,)
             if limit and value is not None and not all(map(limit.holds, numbers)):
-                yield f"{section.name}.{key}", value, limit.claim
+                yield f"{name} = {value} ({origins.get(name, 'default')}): must be {limit.claim}"

@@ -1,8 +1,9 @@
 """What the user says: typed sections, and one run class per task that composes its own sections.
 
-The command line is made from these classes (`ftcore/cli.py`); the text under a field is its help.
-Every number has a unit or is a plain ratio; its type says what it may be; no value means
-"inherit".
+The command line is made from these classes (`ftcore/cli.py`). A section's docstring heads its
+options in --help; the comment behind a field, or above it where the line is full, is the option's
+text there. Every number has a unit or is a plain ratio; its type says what it may be; no value
+means "inherit".
 """
 
 import math
@@ -38,64 +39,57 @@ ProperShare = Annotated[float, Limit("in [0, 1)", lambda x: 0 <= x < 1)]
 class ModelConfig:
     """The model to start from."""
 
-    path: str = BASE
-    """model folder in the HF layout, a hub id (owner/name), or builtin:base"""
+    path: str = BASE  # model folder in the HF layout, a hub id (owner/name), or builtin:base
+    # read the weights, or draw them at random from the folder's config.json
     init: Literal["pretrained", "random"] = "pretrained"
-    """read the weights, or draw them at random from the folder's config.json"""
 
 
 @dataclass(frozen=True)
 class FilesConfig:
     """Files, and what is done with their rows before they are tokens."""
 
+    # files or globs (.jsonl .json .csv .tsv .txt .conll .tar .parquet, also .gz); FILE.json:KEY
     train: tuple[str, ...] = ()
-    """files or globs (.jsonl .json .csv .tsv .txt .conll .tar .parquet, also .gz); FILE.json:KEY"""
+    # rows for choosing the best checkpoint, without them the last; none: `holdout` of train
     dev: tuple[str, ...] = ()
-    """rows for choosing the best checkpoint, without them the last; none: `holdout` of train"""
-    test: tuple[str, ...] = ()
-    """files evaluated once, after training"""
+    test: tuple[str, ...] = ()  # files evaluated once, after training
+    # of all files; auto: by suffix or content; labelled: lines of a label, a blank and the text
     format: Format = "auto"
-    """of all files; auto: by suffix or content; labelled: lines of a label, a blank and the text"""
-    columns: tuple[str, ...] = ()
-    """column names, for files without a header line"""
+    columns: tuple[str, ...] = ()  # column names, for files without a header line
+    # of text files that are not UTF-8, such as latin-1; empty: they are damaged
     encoding: str = ""
-    """of text files that are not UTF-8, such as latin-1; empty: they are damaged"""
+    # what a damaged record does; skipped ones are counted and kept in a file
     on_bad: Literal["stop", "skip"] = "stop"
-    """what a damaged record does; skipped ones are counted and kept in a file"""
+    # shares of the training files in what a step reads; none: rows as they are
     weights: tuple[Positive, ...] = ()
-    """shares of the training files in what a step reads; none: rows as they are"""
-    holdout: Natural = 0
-    """training rows held out as dev rows when no dev file is given"""
+    holdout: Natural = 0  # training rows held out as dev rows when no dev file is given
+    # column whose value keeps rows together when some are held out, as near duplicates are
     group: str = ""
-    """column whose value keeps rows together when some are held out, as near duplicates are"""
+    # normal form of texts; control characters and white space at ends of lines go as well
     unicode: Literal["nfc", "nfkc", "off"] = "nfc"
-    """normal form of texts; control characters and white space at ends of lines go as well"""
-    unescape: bool = False
-    """turn HTML entities into characters"""
+    unescape: bool = False  # turn HTML entities into characters
+    # measures of quality.toml by which training rows are left out; the others are reported
     filter: tuple[Literal["repetition", "symbols", "length"], ...] = ()
-    """measures of quality.toml by which training rows are left out; the others are reported"""
+    # personal data that is replaced by its name
     redact: tuple[Literal["email", "phone", "card"], ...] = ()
-    """personal data that is replaced by its name"""
+    # which duplicates leave the training rows; report: counted only; off: not looked for
     duplicates: Literal["off", "report", "exact", "near"] = "exact"
-    """which duplicates leave the training rows; report: counted only; off: not looked for"""
+    # training rows that give dev or test rows away: alike, nearly, or in 13 words
     leaks: Literal["report", "drop"] = "drop"
-    """training rows that give dev or test rows away: alike, nearly, or in 13 words"""
+    # folder where tokens are kept for the next run on the same data; None: nowhere
     cache: Path | None = Path("runs/cache")
-    """folder where tokens are kept for the next run on the same data; None: nowhere"""
 
 
 @dataclass(frozen=True)
 class TextDataConfig(FilesConfig):
     """Plain text; rows with `messages` among it are chats, supervised on their answers."""
 
+    # training texts that share 13 words with a held-out one, or are nearly alike
     leaks: Literal["report", "drop"] = "report"
-    """training texts that share 13 words with a held-out one, or are nearly alike"""
-    text: str = "text"
-    """column of the text in tables and json"""
-    max_length: Count = 512
-    """tokens of one document; chats among the text may be longer"""
+    text: str = "text"  # column of the text in tables and json
+    max_length: Count = 512  # tokens of one document; chats among the text may be longer
+    # what happens to a longer text; split: it becomes several documents, no token is lost
     over_length: OverLength = "split"
-    """what happens to a longer text; split: it becomes several documents, no token is lost"""
 
 
 @dataclass(frozen=True)
@@ -107,170 +101,134 @@ class MaskedDataConfig(TextDataConfig):
 class ExamplesConfig(FilesConfig):
     """Rows that are examples, and how long they may be."""
 
-    max_length: Count | None = None
-    """tokens, special ones included; None: any length"""
+    max_length: Count | None = None  # tokens, special ones included; None: any length
+    # what happens to a longer row (cut_left keeps its end); such rows are counted and listed
     over_length: OverLength = "error"
-    """what happens to a longer row (cut_left keeps its end); such rows are counted and listed"""
 
 
 @dataclass(frozen=True)
 class ChatDataConfig(ExamplesConfig):
     """Conversations: `messages` [{role, content}], or others by the names of their columns."""
 
+    # column of the conversation: a list of turns, or a transcript whose speakers `roles` names
     messages: str = "messages"
-    """column of the conversation: a list of turns, or a transcript whose speakers `roles` names"""
-    turn: tuple[str, str] = ("role", "content")
-    """keys of a turn: its role, its text"""
+    turn: tuple[str, str] = ("role", "content")  # keys of a turn: its role, its text
+    # other names of roles, as the files have them: human=user gpt=assistant
     roles: tuple[str, ...] = ()
-    """other names of roles, as the files have them: human=user gpt=assistant"""
+    # columns of a question, joined by an empty line, in place of `messages`
     prompt: tuple[str, ...] = ()
-    """columns of a question, joined by an empty line, in place of `messages`"""
-    answer: str = "answer"
-    """column of the answer to `prompt`"""
+    answer: str = "answer"  # column of the answer to `prompt`
+    # what is supervised; completion: the last answer and all that the template adds to it
     train_on: TrainOn = "assistant"
-    """what is supervised; completion: the last answer and all that the template adds to it"""
+    # supervise the token that ends a supervised turn, so that the model learns to stop
     train_on_end: bool = True
-    """supervise the token that ends a supervised turn, so that the model learns to stop"""
 
 
 @dataclass(frozen=True)
 class TextsConfig(ExamplesConfig):
     """Texts or pairs of texts."""
 
-    text: str = "text"
-    """column of the text"""
-    pair: str = ""
-    """column of the second text; empty: single texts"""
+    text: str = "text"  # column of the text
+    pair: str = ""  # column of the second text; empty: single texts
 
 
 @dataclass(frozen=True)
 class LabelledDataConfig(TextsConfig):
     """Texts or pairs of texts with one label, or several."""
 
-    label: str = "label"
-    """column of the label"""
+    label: str = "label"  # column of the label
+    # what stands between the labels where a row has several, in json also a list; empty: one
     label_separator: str = ""
-    """what stands between the labels where a row has several, in json also a list; empty: one"""
-    relabel: tuple[str, ...] = ()
-    """other names for labels as the files have them: OLD=NEW"""
+    relabel: tuple[str, ...] = ()  # other names for labels as the files have them: OLD=NEW
+    # of the classes in training: weigh rare ones more, repeat their rows, use fewer of others
     balance: Literal["off", "weights", "over", "under"] = "off"
-    """of the classes in training: weigh rare ones more, repeat their rows, use fewer of others"""
+    # most that a row may weigh, or be repeated, or that the largest class is times the smallest
     balance_cap: Annotated[float, Limit(">= 1", lambda x: 1 <= x < math.inf)] = 10.0
-    """most that a row may weigh, or be repeated, or that the largest class is times the smallest"""
 
 
 @dataclass(frozen=True)
 class ScoredDataConfig(TextsConfig):
     """Texts or pairs of texts with a score."""
 
-    label: str = "score"
-    """column of the score"""
+    label: str = "score"  # column of the score
 
 
 @dataclass(frozen=True)
 class TaggedDataConfig(ExamplesConfig):
     """Sentences with one tag a word: O, B-TYPE and I-TYPE (BIO or IOB1), or tags of any kind."""
 
-    tokens: str = "tokens"
-    """column of the words, a list; in CoNLL files the first one"""
-    tags: str = "tags"
-    """column of their tags, a list; in CoNLL files the last one"""
+    tokens: str = "tokens"  # column of the words, a list; in CoNLL files the first one
+    tags: str = "tags"  # column of their tags, a list; in CoNLL files the last one
+    # column of spans [{start, end, label}] in characters of `text`, in place of words and tags
     spans: str = ""
-    """column of spans [{start, end, label}] in characters of `text`, in place of words and tags"""
-    text: str = "text"
-    """column of the text that has `spans`"""
+    text: str = "text"  # column of the text that has `spans`
 
 
 @dataclass(frozen=True)
 class EnvConfig:
     """Where and how exactly it computes."""
 
-    device: str = "cpu"
-    """cpu, cuda or cuda:N"""
+    device: str = "cpu"  # cpu, cuda or cuda:N
+    # compute dtype; with bf16 whatever is trained has an fp32 master
     precision: Literal["bf16", "fp32"] = "bf16"
-    """compute dtype; with bf16 whatever is trained has an fp32 master"""
+    # CPU cores to use: a share of a training step each, or threads of one operation
     threads: Count = 2
-    """CPU cores to use: a share of a training step each, or threads of one operation"""
+    # auto: Triton on a GPU where an op passes its first case, plain torch elsewhere
     kernels: Literal["auto", "eager", "triton"] = "auto"
-    """auto: Triton on a GPU where an op passes its first case, plain torch elsewhere"""
-    seed: Natural = 0
-    """of data order, initial values and dropout"""
+    seed: Natural = 0  # of data order, initial values and dropout
 
 
 @dataclass(frozen=True)
 class PeftConfig:
     """What is trained."""
 
+    # all tensors, those named by `trainable`, or low-rank updates
     method: Literal["full", "freeze", "lora"] = "full"
-    """all tensors, those named by `trainable`, or low-rank updates"""
+    # freeze: head, last:K, embeddings, norms, biases, all, a name or a glob
     trainable: tuple[str, ...] = ("head",)
-    """freeze: head, last:K, embeddings, norms, biases, all, a name or a glob"""
-    rank: Count = 8
-    """lora: rank of the update"""
-    alpha: Positive = 16.0
-    """lora: the update is scaled by alpha / rank"""
-    dropout: ProperShare = 0.0
-    """lora: dropout on the input of the update"""
+    rank: Count = 8  # lora: rank of the update
+    alpha: Positive = 16.0  # lora: the update is scaled by alpha / rank
+    dropout: ProperShare = 0.0  # lora: dropout on the input of the update
+    # lora: layers by last name (q_proj), glob, or all-linear
     targets: tuple[str, ...] = ("all-linear",)
-    """lora: layers by last name (q_proj), glob, or all-linear"""
-    rs_lora: bool = False
-    """lora: scale by alpha / sqrt(rank)"""
-    extra_modules: tuple[str, ...] = ()
-    """lora: modules that are trained fully beside it"""
+    rs_lora: bool = False  # lora: scale by alpha / sqrt(rank)
+    extra_modules: tuple[str, ...] = ()  # lora: modules that are trained fully beside it
 
 
 @dataclass(frozen=True)
 class OptimConfig:
     """AdamW."""
 
-    lr: Positive = 5e-5
-    """peak learning rate"""
-    batch_size: Count = 32
-    """rows of one optimiser step"""
-    betas: tuple[ProperShare, ProperShare] = (0.9, 0.98)
-    """decay rates of the two moments"""
-    eps: Positive = 1e-8
-    """floor of the denominator"""
-    weight_decay: NotNegative = 0.01
-    """decoupled, on matrices only"""
-    max_grad_norm: Positive = 1.0
-    """clip the global gradient norm to this"""
-    loraplus_lr_ratio: Positive = 1.0
-    """lora: learning rate of B over that of A (LoRA+)"""
+    lr: Positive = 5e-5  # peak learning rate
+    batch_size: Count = 32  # rows of one optimiser step
+    betas: tuple[ProperShare, ProperShare] = (0.9, 0.98)  # decay rates of the two moments
+    eps: Positive = 1e-8  # floor of the denominator
+    weight_decay: NotNegative = 0.01  # decoupled, on matrices only
+    max_grad_norm: Positive = 1.0  # clip the global gradient norm to this
+    loraplus_lr_ratio: Positive = 1.0  # lora: learning rate of B over that of A (LoRA+)
 
 
 @dataclass(frozen=True)
 class ScheduleConfig:
     """Learning rate over the run."""
 
-    shape: Literal["cosine", "linear", "constant"] = "linear"
-    """after the warm-up"""
-    warmup: ProperShare = 0.1
-    """share of the steps that warm up, in [0, 1)"""
-    final: Share = 0.0
-    """share of the peak that is left at the end, in [0, 1]"""
+    shape: Literal["cosine", "linear", "constant"] = "linear"  # after the warm-up
+    warmup: ProperShare = 0.1  # share of the steps that warm up, in [0, 1)
+    final: Share = 0.0  # share of the peak that is left at the end, in [0, 1]
 
 
 @dataclass(frozen=True)
 class LoopConfig:
     """How long, how often."""
 
-    epochs: Positive = 1.0
-    """passes over the training rows"""
-    max_steps: Natural = 0
-    """optimiser steps; 0: as many as the epochs take"""
-    micro_batch_tokens: Count = 8192
-    """token budget of one forward and backward pass"""
-    eval_every: Count = 200
-    """steps between evaluations on the dev rows"""
-    save_every: Count = 200
-    """steps between checkpoints"""
-    log_every: Count = 10
-    """steps between lines of metrics.jsonl"""
-    keep_last: Count = 2
-    """checkpoints kept beside the best one"""
-    patience: Natural = 0
-    """evaluations without a better dev value before it stops early; 0: never"""
+    epochs: Positive = 1.0  # passes over the training rows
+    max_steps: Natural = 0  # optimiser steps; 0: as many as the epochs take
+    micro_batch_tokens: Count = 8192  # token budget of one forward and backward pass
+    eval_every: Count = 200  # steps between evaluations on the dev rows
+    save_every: Count = 200  # steps between checkpoints
+    log_every: Count = 10  # steps between lines of metrics.jsonl
+    keep_last: Count = 2  # checkpoints kept beside the best one
+    patience: Natural = 0  # evaluations without a better dev value before it stops early; 0: never
 
     def num_steps(self, num_rows: int, batch_size: int) -> int:
         """Optimiser steps of a run over `num_rows` training rows."""
@@ -281,22 +239,18 @@ class LoopConfig:
 class EvalConfig:
     """How the model is judged."""
 
-    max_new_tokens: Count = 64
-    """longest generated answer, tokens"""
+    max_new_tokens: Count = 64  # longest generated answer, tokens
+    # field of JSON answers that is scored as a class; empty: answers are plain text
     intent_field: str = ""
-    """field of JSON answers that is scored as a class; empty: answers are plain text"""
-    samples: Natural = 3
-    """answers shown at the end"""
+    samples: Natural = 3  # answers shown at the end
 
 
 @dataclass(frozen=True)
 class LogConfig:
     """Where the run is written down."""
 
-    dir: Path = Path("runs")
-    """folder of all runs"""
-    name: str = ""
-    """folder of this run inside it; empty: the task and the time"""
+    dir: Path = Path("runs")  # folder of all runs
+    name: str = ""  # folder of this run inside it; empty: the task and the time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -312,8 +266,8 @@ class PretrainRun:
     loop: LoopConfig = LoopConfig()
     eval: EvalConfig = EvalConfig()
     log: LogConfig = LogConfig()
+    # HF's `problem_type` of a model that judges whole documents; None: it does not
     problem: ClassVar[str | None] = None
-    """HF's `problem_type` of a model that judges whole documents; None: it does not"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -358,11 +312,7 @@ class TagRun(PretrainRun):
 
 
 RUNS = {
-    "pretrain": PretrainRun,
-    "mlm": MaskedRun,
-    "sft": SftRun,
-    "classify": ClassifyRun,
-    "regress": RegressRun,
-    "tag": TagRun,
-}
+    "pretrain": PretrainRun, "mlm": MaskedRun, "sft": SftRun, "classify": ClassifyRun,
+    "regress": RegressRun, "tag": TagRun,
+}  # fmt: skip
 Run = PretrainRun  # and the tasks made from it

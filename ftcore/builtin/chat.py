@@ -141,13 +141,9 @@ class Author:
                 {"role": "user", "content": text},
                 {"role": "assistant", "content": command(intent.name, slots)},
             ],
-            "intent": intent.name,
-            "slots": slots,
-            "phrasing": phrase.template,
-            "combination": list(phrase.combination),
-            "typo": text != clean,
-            "fault": None,
-        }
+            "intent": intent.name, "slots": slots, "phrasing": phrase.template,
+            "combination": list(phrase.combination), "typo": text != clean, "fault": None,
+        }  # fmt: skip
 
 
 def labelled(rows: Iterable[Row]) -> list[Row]:

@@ -19,22 +19,18 @@ Slots = dict[str, str]
 Spoil = Callable[[str, Slots, Random], str]
 
 FAULTS = {  # per clean row of train: the first two and the last add rows, the others alter one
-    "exact_duplicate": 0.03,
-    "near_duplicate": 0.03,
-    "odd_unicode": 0.03,
-    "wrong_label": 0.02,
+    "exact_duplicate": 0.03, "near_duplicate": 0.03, "odd_unicode": 0.03, "wrong_label": 0.02,
     "empty": 0.01,
-}
+}  # fmt: skip
 NEAR_DUPLICATE_CHARS = 36  # the least length at which one more letter keeps Jaccard above 0.8
-HIDDEN = "\0"
 EMPTIED = ((0,), (1,), (0, 1))  # the request, the answer, both
 
 
-def literal(text: str, slots: Slots) -> str:
-    """The text with its slot values blotted out, character by character."""
+def spots(pattern: str, text: str, slots: Slots) -> list[re.Match[str]]:
+    """Where a pattern matches outside of the slot values."""
     for value in sorted(slots.values(), key=len, reverse=True):
-        text = text.replace(value, HIDDEN * len(value))
-    return text
+        text = text.replace(value, "\0" * len(value))
+    return list(re.finditer(pattern, text))
 
 
 def misspell(word: str, rng: Random) -> str:
@@ -47,7 +43,7 @@ def misspell(word: str, rng: Random) -> str:
 
 def typo(text: str, slots: Slots, rng: Random) -> str:
     """The text with one misspelt word of four letters or more; without such a word, as it is."""
-    words = list(re.finditer(r"[A-Za-z]{4,}", literal(text, slots)))
+    words = spots(r"[A-Za-z]{4,}", text, slots)
     if not words:
         return text
     word = rng.choice(words)
@@ -56,7 +52,7 @@ def typo(text: str, slots: Slots, rng: Random) -> str:
 
 def near_duplicate(text: str, slots: Slots, rng: Random) -> str:
     """One letter doubled, or a smile at the end: at least 0.8 of the 5-letter pieces are shared."""
-    letters = list(re.finditer(r"[A-Za-z]", literal(text, slots)))
+    letters = spots(r"[A-Za-z]", text, slots)
     if len(text) < NEAR_DUPLICATE_CHARS or not letters:
         return text
     at = rng.choice(letters).start()
@@ -65,7 +61,7 @@ def near_duplicate(text: str, slots: Slots, rng: Random) -> str:
 
 def zero_width(text: str, slots: Slots, rng: Random) -> str:
     """A zero-width space inside a word, or a byte order mark at the start."""
-    inside = list(re.finditer(r"(?<=[a-z])(?=[a-z])", literal(text, slots)))
+    inside = spots(r"(?<=[a-z])(?=[a-z])", text, slots)
     if not inside:
         return text
     at = rng.choice(inside).start()
@@ -73,8 +69,10 @@ def zero_width(text: str, slots: Slots, rng: Random) -> str:
 
 
 def swapped(text: str, slots: Slots, rng: Random, *, old: str, new: str) -> str:
-    hidden = literal(text, slots)
-    return "".join(new if seen == old else char for char, seen in zip(text, hidden, strict=True))
+    """Every `old` character a `new` one."""
+    for spot in spots(old, text, slots):
+        text = text[: spot.start()] + new + text[spot.end() :]
+    return text
 
 
 ODD_UNICODE: dict[str, Spoil] = {
@@ -88,45 +86,43 @@ ODD_UNICODE: dict[str, Spoil] = {
 def plant(rows: list[Row], rng: Random) -> list[Row]:
     """The rows with every fault of `FAULTS` planted, shuffled. No row has two; no twin has one."""
     pool = rng.sample(rows, len(rows))
-    altered: dict[str, Row] = {}
-    added: list[Row] = []
+    altered, added = [], []
 
-    def spoiled(spoil: Spoil, fault: dict[str, str]) -> Row:
+    def spoiled(spoil: Spoil, kind: str, **notes: str) -> Row:
         """The next row of the pool that `spoil` changes, changed."""
         for at, row in enumerate(pool):
             request = row["messages"][0]["content"]
             if (changed := spoil(request, row["slots"], rng)) != request:
                 del pool[at]
-                return with_texts(row, {0: changed}, fault)
-        raise AssertionError(f"no row left for {fault}")
+                return damaged(row, {0: changed}, kind, **notes)
+        raise AssertionError(f"no row left for {kind} {notes}")
 
     def count(kind: str) -> range:
         return range(round(FAULTS[kind] * len(rows)))
 
     for _ in count("exact_duplicate"):
         row = pool.pop()
-        added.append({**row, "fault": {"kind": "exact_duplicate", "of": row["id"]}})
+        added.append(damaged(row, {}, "exact_duplicate", of=row["id"]))
     for _ in count("near_duplicate"):
-        row = spoiled(near_duplicate, {"kind": "near_duplicate"})
+        row = spoiled(near_duplicate, "near_duplicate")
         row["fault"]["of"] = row["id"]
         added.append(row)
     for _, form in zip(count("odd_unicode"), cycle(ODD_UNICODE), strict=False):
-        row = spoiled(ODD_UNICODE[form], {"kind": "odd_unicode", "form": form})
-        altered[row["id"]] = row
+        altered.append(spoiled(ODD_UNICODE[form], "odd_unicode", form=form))
     for _ in count("wrong_label"):
         row = pool.pop()
-        wrong = rng.choice([intent.name for intent in intents() if intent.name != row["intent"]])
-        fault = {"kind": "wrong_label", "truth": row["intent"]}
-        row = with_texts(row, {1: command(wrong, row["slots"])}, fault)
-        altered[row["id"]] = {**row, "intent": wrong}
+        truth, wrong = row["intent"], other_intent(row["intent"], rng)
+        row = damaged(row, {1: command(wrong, row["slots"])}, "wrong_label", truth=truth)
+        altered.append({**row, "intent": wrong})
     for _, places in zip(count("empty"), cycle(EMPTIED), strict=False):
         blank = {place: rng.choice(("", " ", "\n")) for place in places}
-        row = with_texts(pool.pop(), blank, {"kind": "empty"})
+        row = damaged(pool.pop(), blank, "empty")
         added.append({**row, "intent": "", "slots": {}} if 1 in blank else row)
 
     for number, row in enumerate(added, len(rows)):
         row["id"] = row_id("train", number)
-    planted = [altered.get(row["id"], row) for row in rows] + added
+    by_id = {row["id"]: row for row in (*rows, *altered)}
+    planted = [*by_id.values(), *added]
     rng.shuffle(planted)
     return planted
 
@@ -135,13 +131,15 @@ def row_id(split: str, number: int) -> str:
     return f"{split}-{number:04d}"
 
 
-def with_texts(row: Row, texts: dict[int, str], fault: dict[str, str]) -> Row:
-    """A copy of the row with the text of some messages replaced."""
-    messages = [
-        {**message, "content": texts.get(at, message["content"])}
-        for at, message in enumerate(row["messages"])
-    ]
-    return {**row, "messages": messages, "fault": fault}
+def damaged(row: Row, texts: dict[int, str], kind: str, **notes: str) -> Row:
+    """A copy of the row with that fault and, by their places, other texts of its messages."""
+    pairs = enumerate(row["messages"])
+    messages = [{**message, "content": texts.get(at, message["content"])} for at, message in pairs]
+    return {**row, "messages": messages, "fault": {"kind": kind, **notes}}
+
+
+def other_intent(intent: str, rng: Random) -> str:
+    return rng.choice([other.name for other in intents() if other.name != intent])
 
 
 def corrupt(row: Row, rng: Random) -> tuple[str, str]:
@@ -162,7 +160,7 @@ def corrupt(row: Row, rng: Random) -> tuple[str, str]:
     kind = rng.choice(kinds)
     key = rng.choice(list(slots)) if slots else ""
     if kind == "wrong_intent":
-        intent = rng.choice([other.name for other in intents() if other.name != intent])
+        intent = other_intent(intent, rng)
     elif kind == "missing_slot":
         del slots[key]
     elif kind == "altered_value":
@@ -171,11 +169,9 @@ def corrupt(row: Row, rng: Random) -> tuple[str, str]:
         other = rng.choice([other for other in slots if slots[other] != slots[key]])
         slots[key], slots[other] = slots[other], slots[key]
     answer = command(intent, slots)
-    return (_broken(answer, rng) if kind == "broken_json" else answer), kind
-
-
-def _broken(answer: str, rng: Random) -> str:
-    return rng.choice((
-        answer[:-1], answer[1:], answer.replace('"', "'"), answer.replace('"', "", 1),
-        answer.replace(":", "", 1), answer.removesuffix('"}') + "}",
-    ))  # fmt: skip
+    if kind == "broken_json":
+        answer = rng.choice((
+            answer[:-1], answer[1:], answer.replace('"', "'"), answer.replace('"', "", 1),
+            answer.replace(":", "", 1), answer.removesuffix('"}') + "}",
+        ))  # fmt: skip
+    return answer, kind

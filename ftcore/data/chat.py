@@ -4,8 +4,7 @@ The text is rendered once, and only that rendering is ever tokenised. Positions 
 renderings with a pair of private-use characters around each content: if taking them out gives back
 the text, they mark the contents exactly. They go around the whole content; where the template trims
 contents, inside of the white space on that side. A template that looks into contents (Qwen3 cuts
-<think> parts out of earlier turns) is asked once per message: what changes when that message alone
-is replaced?
+<think> parts out of earlier turns) is asked once per message: what changes with that message alone?
 
 Templates come with models, so they run in jinja2's sandbox, with a limit on size and time. Filters,
 functions and variables are those of transformers.
@@ -32,9 +31,9 @@ from ftcore.errors import DataError, ModelError
 
 MAX_CHARACTERS = 2**20  # of a rendering
 MAX_SECONDS = 10.0  # of a rendering
-MARKERS = (0xF0000, 0x100000, 0xE000)  # first characters of the private-use planes, in turn
+PRIVATE_USE = (0xF0000, 0x100000, 0xE000)  # the first character of each plane's, in turn
 
-Span = tuple[int, int]  # start and end, in characters
+Span = tuple[int, int] | None  # start and end, in characters; None: left out of the text
 Again = Callable[[Sequence[str]], str]  # the text of the chat with other contents
 Trim = Callable[[str], str]  # what a template may do to contents
 
@@ -50,10 +49,10 @@ class Message(TypedDict):
 
 @dataclass(frozen=True)
 class Rendering:
-    """`text` and, for each message, the span of its content in characters; None: left out."""
+    """`text` and, for each message, the span of its content."""
 
     text: str
-    spans: tuple[Span | None, ...]
+    spans: tuple[Span, ...]
 
 
 class RowError(DataError):
@@ -73,13 +72,14 @@ def render(messages: Sequence[Message], tokenizer: Tokenizer) -> Rendering:
         return render_text([{**m, "content": content} for m, content in pairs], tokenizer)
 
     contents = [message["content"] for message in messages]
-    base = _unused(text + "".join(contents), 2 * len(contents))
+    markers = _unused(text + "".join(contents), 2 * len(contents))
     for trim in (str, str.rstrip, str.lstrip, str.strip):
-        spans = _marked_spans(text, contents, base, again, trim)
+        spans = _marked_spans(text, contents, markers, again, trim)
         if spans is not None:
             return Rendering(text, spans)
     places = range(len(contents))
-    return Rendering(text, tuple(_changed_span(text, contents, base, again, i) for i in places))
+    spans = tuple(_changed_span(text, contents, markers[0], again, at) for at in places)
+    return Rendering(text, spans)
 
 
 def render_text(
@@ -95,10 +95,8 @@ def render_text(
     variables = {
         **tokenizer.special,
         "messages": [{"role": m["role"], "content": m["content"]} for m in messages],
-        "tools": None,
-        "documents": None,
-        "add_generation_prompt": add_generation_prompt,
-    }
+        "tools": None, "documents": None, "add_generation_prompt": add_generation_prompt,
+    }  # fmt: skip
     pieces, size, deadline = [], 0, time.monotonic() + MAX_SECONDS
     try:
         for piece in write(variables):
@@ -124,19 +122,12 @@ def generation_prompt(tokenizer: Tokenizer) -> str:
     return prompted[len(os.path.commonprefix([asked, prompted])) :]
 
 
-def _wrapped(content: str, start: str, end: str, trim: Trim) -> str:
-    """A content between markers, what `trim` takes off outside of them."""
-    core = trim(content)
-    lead = content.index(core)
-    return content[:lead] + start + core + end + content[lead + len(core) :]
-
-
-def _unused(text: str, count: int) -> int:
-    """Code point of the first of `count` private-use characters that the text does not hold."""
-    for first in MARKERS:
-        marker = range(first, first + count)
-        if text.isascii() or not any(ord(character) in marker for character in set(text)):
-            return first
+def _unused(text: str, count: int) -> str:
+    """Private-use characters, in their order, that the text does not hold."""
+    for first in PRIVATE_USE:
+        characters = "".join(map(chr, range(first, first + count)))
+        if text.isascii() or set(text).isdisjoint(characters):
+            return characters
     raise RowError(
         "the chat holds private-use characters of all three Unicode planes, so its contents cannot "
         "be marked; remove those characters"
@@ -144,19 +135,18 @@ def _unused(text: str, count: int) -> int:
 
 
 def _marked_spans(
-    text: str, contents: Sequence[str], base: int, again: Again, trim: Trim
-) -> tuple[Span | None, ...] | None:
+    text: str, contents: Sequence[str], markers: str, again: Again, trim: Trim
+) -> tuple[Span, ...] | None:
     """Spans of all contents by markers, None where these do not come through untouched."""
-    pairs = [(chr(base + 2 * i), chr(base + 2 * i + 1)) for i in range(len(contents))]
+    pairs = list(zip(markers[::2], markers[1::2], strict=True))
     both = zip(contents, pairs, strict=True)
     try:
-        marked = again([_wrapped(c, *pair, trim) for c, pair in both])
+        marked = again([c.replace(trim(c), start + trim(c) + end, 1) for c, (start, end) in both])
     except RowError:  # a template that refuses marked contents may accept the plain ones
         return None
-    marker = re.compile(f"[{chr(base)}-{chr(base + 2 * len(contents) - 1)}]")
-    if marker.sub("", marked) != text:
+    if re.sub(f"[{markers}]", "", marked) != text:
         return None
-    found = list(marker.finditer(marked))
+    found = list(re.finditer(f"[{markers}]", marked))
     places = {match[0]: match.start() - removed for removed, match in enumerate(found)}
     spans = [(places.get(start), places.get(end)) for start, end in pairs]
     if len(places) < len(found) or any((a is None) != (b is None) for a, b in spans):
@@ -164,23 +154,21 @@ def _marked_spans(
     return tuple(None if span == (None, None) else span for span in spans)
 
 
-def _changed_span(
-    text: str, contents: Sequence[str], base: int, again: Again, index: int
-) -> Span | None:
+def _changed_span(text: str, contents: Sequence[str], mark: str, again: Again, at: int) -> Span:
     """Span that changes when one content is replaced, checked to hold text of that content."""
-    other = again([*contents[:index], chr(base), *contents[index + 1 :]])
+    other = again([*contents[:at], mark, *contents[at + 1 :]])
     if other == text:
         return None
     start = len(os.path.commonprefix([text, other]))
     shorter = min(len(text), len(other)) - start
     backwards = [text[::-1][:shorter], other[::-1][:shorter]]
     end = len(text) - len(os.path.commonprefix(backwards))
-    found, content = ("".join(part.split()) for part in (text[start:end], contents[index]))
-    if other.count(chr(base)) != 1 or found not in content:
+    found, content = ("".join(part.split()) for part in (text[start:end], contents[at]))
+    if other.count(mark) != 1 or found not in content:
         raise RowError(
-            f"cannot tell where message {index + 1} lies in the rendered text: the template "
-            f"changes or repeats it ({contents[index][:60]!r} became {text[start:end][:60]!r}); "
-            "use a template that writes contents as they are"
+            f"cannot tell where message {at + 1} lies in the rendered text: the template changes or"
+            f" repeats it ({contents[at][:60]!r} became {text[start:end][:60]!r}); use a template "
+            "that writes contents as they are"
         )
     return start, end
 

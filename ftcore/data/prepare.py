@@ -123,7 +123,7 @@ def hold_out(config: DataConfig, train: Rows, seed: int) -> dict[str, Rows]:
     is_dev = held_out(strata, alike, config.holdout, seed)
     if not is_dev.any():
         raise DataError(
-            f"data.holdout = {config.holdout}: rows that are nearly alike, or of one data.group, stay"
+            f"data.holdout = {config.holdout}: rows nearly alike, or of one data.group, stay"
             " together, and each such cluster is larger; hold out more, or name a dev file"
         )
     sides = [], []

@@ -1,13 +1,12 @@
 """Text to token ids and back, through the `tokenizers` library: one path for training and serving.
 
 A tokenizer folder holds tokenizer.json, or BERT's vocab.txt, or vocab.json and merges.txt of GPT-2
-and RoBERTa; beside it tokenizer_config.json, special_tokens_map.json and chat_template.jinja where
-the model has them. The files are kept as they were read, so `save` writes the same bytes and
-`digest` identifies them.
+and RoBERTa; beside it those of `SETTINGS` that the model has. The files are kept as they were read,
+so `save` writes the same bytes and `digest` identifies them.
 
-Nothing is ever cut or padded: whatever tokenizer.json says about truncation and padding is switched
-off. Offsets count characters of the text, and every character belongs to some token: byte-level
-post-processors that trim white space from offsets are told not to.
+Nothing is ever cut or padded, whatever tokenizer.json says. Offsets count characters of the text,
+and every character belongs to some token: byte-level post-processors that trim white space from
+offsets are told not to.
 """
 
 import hashlib
@@ -27,15 +26,14 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from ftcore.errors import DataError, ModelError
 
-# The first that is there is used.
-VOCABULARIES = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"))
+VOCABULARIES = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"))  # in this order
 SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 BYTE_LEVEL = {
     "GPT2Tokenizer": dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>"),
     "RobertaTokenizer": {
-        **{"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"},
-        **{"cls_token": "<s>", "sep_token": "</s>", "mask_token": "<mask>"},
-    },
+        "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>",
+        "cls_token": "<s>", "sep_token": "</s>", "mask_token": "<mask>",
+    },  # fmt: skip
 }
 END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>")  # chat models end a turn with another token
 SLAB = 1024  # texts tokenised in one call; a library encoding takes some 100 bytes a token
@@ -96,23 +94,21 @@ class Tokenizer:
     @classmethod
     def load(cls, folder: str | Path) -> "Tokenizer":
         """Read a tokenizer folder."""
-        folder = Path(folder)
-        found = [v for v in VOCABULARIES if all((folder / name).is_file() for name in v)]
+        found = [v for v in VOCABULARIES if all(Path(folder, name).is_file() for name in v)]
         if not found:
             raise ModelError(
                 f"{folder}: no tokenizer.json, no vocab.txt, and no vocab.json with merges.txt; "
                 "save the tokenizer there with transformers' save_pretrained, or name the folder "
                 "that holds one"
             )
-        names = [*found[0], *(name for name in SETTINGS if (folder / name).is_file())]
-        return cls({name: (folder / name).read_bytes() for name in names}, where=str(folder))
+        names = [*found[0], *(name for name in SETTINGS if Path(folder, name).is_file())]
+        return cls({name: Path(folder, name).read_bytes() for name in names}, where=str(folder))
 
     def save(self, folder: str | Path) -> None:
         """Write the files as they were read."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        Path(folder).mkdir(parents=True, exist_ok=True)
         for name, content in self.files.items():
-            (folder / name).write_bytes(content)
+            Path(folder, name).write_bytes(content)
 
     def encode(self, text: str, *, special: bool = True) -> Encoding:
         """Ids and offsets of one text; see `encode_batch`."""
@@ -187,14 +183,13 @@ class Tokenizer:
         return ids[1:] if ids[:2] == [self.bos_id] * 2 else ids
 
     def _named_id(self, name: str) -> int | None:
-        if name not in self.special:
-            return None
-        if self._fast.token_to_id(self.special[name]) is None:
+        token = self.special.get(name)
+        if token is not None and self._fast.token_to_id(token) is None:
             raise ModelError(
-                f"{self.where}: tokenizer_config.json names {name} {self.special[name]!r}, which "
-                "the vocabulary does not hold; correct the name or add the token to tokenizer.json"
+                f"{self.where}: tokenizer_config.json names {name} {token!r}, which the vocabulary "
+                "does not hold; correct the name or add the token to tokenizer.json"
             )
-        return self.id_of(self.special[name])
+        return None if token is None else self.id_of(token)
 
     def _settings(self, name: str) -> dict[str, Any]:
         try:
@@ -214,14 +209,69 @@ class Tokenizer:
                     f"{self.where}/tokenizer.json: not a tokenizer ({error}); fetch the file again"
                 ) from error
         elif "vocab.txt" in self.files:
-            fast = _bert(self.files["vocab.txt"].decode("utf-8"), config, self.special, self.where)
+            fast = self._bert(config)
         else:
-            vocab, merges = self._settings("vocab.json"), self.files["merges.txt"].decode("utf-8")
-            fast, standard = _byte_level(vocab, merges, config, self.special, self.where)
-            self.special = {**standard, **self.special}
+            fast = self._byte_level(config)
         fast.no_truncation()
         fast.no_padding()
         fast.post_processor = _untrimmed(fast.post_processor)
+        return fast
+
+    def _bert(self, config: dict[str, Any]) -> tokenizers.Tokenizer:
+        """BERT's WordPiece from vocab.txt, with the defaults of transformers' BertTokenizer."""
+        tokens = self.files["vocab.txt"].decode("utf-8").removesuffix("\n").split("\n")
+        vocab = {token: id_ for id_, token in enumerate(tokens)}
+        named = [self.special.get(f"{n}_token", f"[{n.upper()}]") for n in ("unk", "cls", "sep")]
+        absent = [token for token in named if token not in vocab]
+        if absent:
+            raise ModelError(
+                f"{self.where}/vocab.txt: has no token {', '.join(absent)}; only BERT's WordPiece "
+                "is built from a vocab.txt, other tokenizers need a tokenizer.json"
+            )
+        unk, cls, sep = named
+        fast = tokenizers.Tokenizer(models.WordPiece(vocab, unk_token=unk))
+        fast.normalizer = normalizers.BertNormalizer(
+            clean_text=True, handle_chinese_chars=config.get("tokenize_chinese_chars", True),
+            strip_accents=config.get("strip_accents"), lowercase=config.get("do_lower_case", True),
+        )  # fmt: skip
+        fast.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        fast.post_processor = processors.BertProcessing((sep, vocab[sep]), (cls, vocab[cls]))
+        fast.decoder = decoders.WordPiece(prefix="##")
+        standard = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+        fast.add_special_tokens([token for token in (*named, *standard) if token in vocab])
+        return fast
+
+    def _byte_level(self, config: dict[str, Any]) -> tokenizers.Tokenizer:
+        """Byte-level BPE of GPT-2 or RoBERTa, with the defaults of transformers' tokenizers."""
+        vocab = self._settings("vocab.json")
+        kind = "RobertaTokenizer" if "<s>" in vocab else "GPT2Tokenizer"
+        kind = config.get("tokenizer_class", kind)
+        standard = BYTE_LEVEL.get(kind.removesuffix("Fast"))
+        if standard is None:
+            raise ModelError(
+                f"{self.where}/vocab.json: tokenizer_class = {kind!r}: only GPT-2's and RoBERTa's "
+                "BPE is built from a vocab.json, other tokenizers need a tokenizer.json"
+            )
+        self.special = names = {**standard, **self.special}
+        absent = sorted({token for token in names.values() if token not in vocab})
+        if absent:
+            raise ModelError(f"{self.where}/vocab.json: has no token {', '.join(absent)}")
+        lines = self.files["merges.txt"].decode("utf-8").removesuffix("\n").split("\n")
+        merges = [tuple(line.split(" ")) for line in lines[lines[0].startswith("#version") :]]
+        try:
+            fast = tokenizers.Tokenizer(models.BPE(vocab, merges))
+        except Exception as error:  # the library raises nothing narrower
+            reason = str(error).partition("\n")[0]
+            raise ModelError(
+                f"{self.where}/merges.txt: does not fit vocab.json ({reason}); fetch both again"
+            ) from error
+        prefixed = bool(config.get("add_prefix_space", False))
+        fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefixed)
+        fast.decoder = decoders.ByteLevel()
+        if "cls_token" in names:
+            sep, cls = ((names[n], vocab[names[n]]) for n in ("sep_token", "cls_token"))
+            fast.post_processor = processors.RobertaProcessing(sep, cls, add_prefix_space=prefixed)
+        fast.add_special_tokens(list(dict.fromkeys(names.values())))
         return fast
 
     def _template(self, config: dict[str, Any]) -> str | None:
@@ -257,71 +307,6 @@ def _arrays(lists: Sequence[list[int]]) -> list[np.ndarray]:
     flat_N = np.fromiter(chain.from_iterable(lists), np.int32)
     borders = accumulate(map(len, lists), initial=0)
     return [flat_N[start:end] for start, end in pairwise(borders)]
-
-
-def _bert(
-    vocab_text: str, config: dict[str, Any], special: dict[str, str], where: str
-) -> tokenizers.Tokenizer:
-    """BERT's WordPiece from vocab.txt, with the defaults of transformers' BertTokenizer."""
-    vocab = {token: id_ for id_, token in enumerate(vocab_text.removesuffix("\n").split("\n"))}
-    names = {n: special.get(f"{n}_token", f"[{n.upper()}]") for n in ("unk", "cls", "sep")}
-    absent = [token for token in names.values() if token not in vocab]
-    if absent:
-        raise ModelError(
-            f"{where}/vocab.txt: has no token {', '.join(absent)}; only BERT's WordPiece is built "
-            "from a vocab.txt, other tokenizers need a tokenizer.json"
-        )
-    fast = tokenizers.Tokenizer(models.WordPiece(vocab, unk_token=names["unk"]))
-    fast.normalizer = normalizers.BertNormalizer(
-        clean_text=True,
-        handle_chinese_chars=config.get("tokenize_chinese_chars", True),
-        strip_accents=config.get("strip_accents"),
-        lowercase=config.get("do_lower_case", True),
-    )
-    fast.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    cls, sep = names["cls"], names["sep"]
-    fast.post_processor = processors.BertProcessing((sep, vocab[sep]), (cls, vocab[cls]))
-    fast.decoder = decoders.WordPiece(prefix="##")
-    standard = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-    fast.add_special_tokens([t for t in (*names.values(), *standard) if t in vocab])
-    return fast
-
-
-def _byte_level(
-    vocab: dict[str, int], merges_text: str, config: dict[str, Any], special: dict, where: str
-) -> tuple[tokenizers.Tokenizer, dict[str, str]]:
-    """Byte-level BPE of GPT-2 or RoBERTa, with the defaults of transformers' tokenizers.
-
-    returns    the tokenizer, and its special tokens by their names in tokenizer_config.json
-    """
-    kind = config.get("tokenizer_class", "RobertaTokenizer" if "<s>" in vocab else "GPT2Tokenizer")
-    standard = BYTE_LEVEL.get(kind.removesuffix("Fast"))
-    if standard is None:
-        raise ModelError(
-            f"{where}/vocab.json: tokenizer_class = {kind!r}: only GPT-2's and RoBERTa's BPE is "
-            "built from a vocab.json, other tokenizers need a tokenizer.json"
-        )
-    names = {**standard, **special}
-    absent = sorted({token for token in names.values() if token not in vocab})
-    if absent:
-        raise ModelError(f"{where}/vocab.json: has no token {', '.join(absent)}")
-    lines = merges_text.removesuffix("\n").split("\n")
-    merges = [tuple(line.split(" ")) for line in lines[lines[0].startswith("#version") :]]
-    try:
-        fast = tokenizers.Tokenizer(models.BPE(vocab, merges))
-    except Exception as error:  # the library raises nothing narrower
-        reason = str(error).partition("\n")[0]
-        raise ModelError(
-            f"{where}/merges.txt: does not fit vocab.json ({reason}); fetch both files again"
-        ) from error
-    prefixed = bool(config.get("add_prefix_space", False))
-    fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefixed)
-    fast.decoder = decoders.ByteLevel()
-    if "cls_token" in names:
-        sep, cls = ((names[n], vocab[names[n]]) for n in ("sep_token", "cls_token"))
-        fast.post_processor = processors.RobertaProcessing(sep, cls, add_prefix_space=prefixed)
-    fast.add_special_tokens(list(dict.fromkeys(names.values())))
-    return fast, standard
 
 
 def _untrimmed(processor: processors.PostProcessor | None) -> processors.PostProcessor | None:

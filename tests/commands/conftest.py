@@ -55,8 +55,8 @@ def _rows(count: int, start: int = 0) -> list[tuple[str, str, str, str]]:
     names = [("warm", "cold")[i % 2] for i in range(start, start + count)]
     words = [COLOURS[name][i % 3] for i, name in enumerate(names)]
     return [
-        (f"r{start + i}", f"the {word} {_name(start + i)} number {start + i}", f"it is {word}", name)
-        for i, (word, name) in enumerate(zip(words, names, strict=True))
+        (f"r{i}", f"the {word} {_name(i)} number {i}", f"it is {word}", name)
+        for i, (word, name) in enumerate(zip(words, names, strict=True), start)
     ]
 
 

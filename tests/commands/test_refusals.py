@@ -193,12 +193,12 @@ def test_eval_of_no_run(refused: Refused, run: Run, classify: list[str], bert: P
     assert f"{bert} is not a run folder" in message and "--task" in message
     assert "nothing to evaluate" in refused("eval", str(bert), "--task", "classify")
     message = refused("eval", str(bert), "--task", "clasify")
-    assert "did you mean 'classify'" in message
+    assert "task 'clasify' is unknown; nearest: 'classify'; known:" in message
     words = ("--task", "classify", "--data.test", classify[classify.index("--data.test") + 1])
     assert "names no classes" in refused("eval", str(bert), *words)
 
     run("train", *classify)
-    assert "Did you mean runs/run?" in refused("eval", "runs/rum")
+    assert "; nearest: 'runs/run'." in refused("eval", "runs/rum")
     assert "leave out --task" in refused("eval", "runs/run", "--task", "sft")
     shutil.rmtree("runs/run/model")
     message = refused("eval", "runs/run")
