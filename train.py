@@ -94,12 +94,9 @@ def run(command: Command) -> int:
 
 
 def tune(
-    command: Command,
-    run: "RunFolder",
-    data: "Prepared",
-    loaded: "LoadedModel",
+    command: Command, run: "RunFolder", data: "Prepared", loaded: "LoadedModel",
     tokenizer: "Tokenizer",
-) -> int:
+) -> int:  # fmt: skip
     """Stages 4 to 7, in a run folder that this process holds; returns the exit code."""
     from ftcore.env.device import resolve_device
     from ftcore.evaluate.report import json_line, write_predictions

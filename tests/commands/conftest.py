@@ -16,6 +16,8 @@ from tests.data.templates import styles
 
 SCRIPTS = {name: importlib.import_module(name) for name in ("train", "eval")}
 EXACT = ("--env.threads", "1", "--env.precision", "fp32")
+LOOKS = ("large", "tiny", "round", "flat", "heavy", "old", "plain", "shiny", "broken", "cheap")
+THINGS = ("lamp", "chair", "table", "spoon", "jacket", "bottle", "window", "garden", "pencil")
 COLOURS = {"warm": ("red", "orange", "yellow"), "cold": ("blue", "cyan", "navy")}
 SIZES = {
     "hidden_size": 16,
@@ -47,7 +49,8 @@ def _apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def _texts() -> list[str]:
-    return [*(row[1] + row[2] for row in _rows(40)), *(json.dumps(chat) for chat in _chats(20))]
+    texts = [row[1] + row[2] for row in _rows(40)]
+    return [*LOOKS, *THINGS, *texts, *(json.dumps(chat) for chat in _chats(20))]
 
 
 def _rows(count: int, start: int = 0) -> list[tuple[str, str, str, str]]:
@@ -61,8 +64,8 @@ def _rows(count: int, start: int = 0) -> list[tuple[str, str, str, str]]:
 
 
 def _name(number: int) -> str:
-    """Of a thing: a word of its own, so that texts of one form are not nearly alike."""
-    return "".join("bdfgklmnprst"[number // 12**k % 12] + "aeiou"[number % 5] for k in range(3))
+    """Two words of each row's own, so that texts of one form are not nearly alike."""
+    return f"{LOOKS[number // len(THINGS) % len(LOOKS)]} {THINGS[number % len(THINGS)]}"
 
 
 def _chats(count: int, start: int = 0) -> list[dict[str, Any]]:

@@ -31,6 +31,7 @@ def named(bert: Path, qwen3: Path, files: dict[str, str], run: Run) -> dict[str,
         lines = Path(files[key]).read_text("utf-8").splitlines()
         cells = [line.split("\t") for line in lines]
         # The text stands under both names that the commands use.
+        cells = [[*row[:2], row[1], *row[3:]] for row in cells]
         cells[0][2] = "sentence"
         Path(name).write_text("\n".join("\t".join(row) for row in cells) + "\n", "utf-8")
     scored = Path(files["scored"]).read_text("utf-8").replace("\t", ",")
