@@ -4,6 +4,7 @@ What is compared is all of an example's texts; of a chat every turn but the syst
 may share, and for leaks and conflicts the user's alone.
 """
 
+from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 
 from ftcore.data import dedup
@@ -76,11 +77,15 @@ def conflicts(examples: Sequence[Example]) -> Notes:
 
 def leaks(train: Sequence[Example], held: Mapping[str, Rows]) -> dict[int, Rejected]:
     """Training rows, by index, that give away a row of another split: the same or nearly the same
-    text with the same label, or 13 words of it."""
+    text with the same label, or 13 words of it. A held-out row that a share of MAX_SHARE of them
+    is near to is of their template, and they give nothing of it away."""
     there = [(example, split) for split, part in held.items() for example in part.examples]
     mine, theirs = ([said(e, without=UNASKED) for e in es] for es in (train, [e for e, _ in there]))
-    lost = {}
-    for leak in dedup.leaks(mine, theirs):
+    lost, found = {}, dedup.leaks(mine, theirs)
+    near = Counter(leak.held for leak in found if leak.kind == "near")
+    for leak in found:
+        if leak.kind == "near" and near[leak.held] > max(dedup.SMALL, MAX_SHARE * len(train)):
+            continue
         example, (other, split) = train[leak.row], there[leak.held]
         if isinstance(example, Chat) or leak.kind == "exact" or answer(example) == answer(other):
             how = leak.words or f"Jaccard {leak.jaccard:.3f}"

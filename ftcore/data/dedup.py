@@ -38,6 +38,7 @@ BANDS, ROWS = 16, 8
 WINDOW = 16  # texts
 RUN = 13  # words
 SMALL = 20  # texts: so many may go for one in any data
+COMMON = 0.01  # of the texts of training: a run that more of them have is a template's
 CHUNK = 1 << 16  # letters, or values of signatures
 
 
@@ -209,22 +210,30 @@ def _jaccard(texts: Sequence[str], pairs_2P: np.ndarray, letters: bool) -> list[
 
 
 def _runs(train: Sequence[str], held: Sequence[str]) -> Iterator[tuple[str, str, str]]:
-    """Texts of `train`, the first of `held` that has their first common run of words, the run."""
+    """Texts of `train`, the first of `held` that has their first common run of words, the run; not
+    runs of a template, which more than SMALL texts and a share of COMMON of them have."""
     train, held = ([form for form in some if form.count(" ") >= RUN - 1] for some in (train, held))
     parts = [_grams(held[part], RUN, False) for part in _chunks([len(form) for form in held])]
     if not parts:
         return
     known_N, first_N = np.unique(np.concatenate([grams for grams, _ in parts]), return_index=True)
     owner_N = np.repeat(np.arange(len(held)), np.concatenate([counts for _, counts in parts]))
+    found: list[np.ndarray] = []  # text, word at which a run begins, the run: (3, hits)
     for part in _chunks([len(form) for form in train]):
         grams_N, counts_B = _grams(train[part], RUN, False)
         known_at_N = np.minimum(np.searchsorted(known_N, grams_N), len(known_N) - 1)
         hits = np.flatnonzero(known_N[known_at_N] == grams_N)
-        texts, firsts = np.unique(np.repeat(np.arange(len(counts_B)), counts_B)[hits], True)
-        for text, place in zip(texts, hits[firsts], strict=True):
-            form, start = train[part][text], place - _starts(counts_B)[text]
-            words = " ".join(form.split(" ")[start : start + RUN])
-            yield form, held[owner_N[first_N[known_at_N[place]]]], words
+        texts = np.repeat(np.arange(len(counts_B)), counts_B)[hits]
+        starts = hits - _starts(counts_B)[texts]
+        found.append(np.stack([texts + part.start, starts, known_at_N[hits]]))
+    text_M, start_M, run_M = np.concatenate([np.empty((3, 0), dtype=np.int64), *found], axis=1)
+    pairs = np.unique(np.stack([text_M, run_M]), axis=1)
+    is_rare_N = np.bincount(pairs[1], minlength=len(known_N)) <= max(SMALL, COMMON * len(train))
+    rare_M = np.flatnonzero(is_rare_N[run_M])
+    texts, firsts = np.unique(text_M[rare_M], return_index=True)
+    for text, place in zip(texts, rare_M[firsts], strict=True):
+        words = " ".join(train[text].split(" ")[start_M[place] : start_M[place] + RUN])
+        yield train[text], held[owner_N[first_N[run_M[place]]]], words
 
 
 def _grams(texts: Sequence[str], size: int, letters: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -91,7 +91,8 @@ class Prepared:
     def _findings(self) -> Iterator[str]:
         for name, found in self.notes.get("found", {}).items():
             kinds = (f"{what} {count}" for what, count in found.items())
-            yield f"{name}: " + ", ".join(kinds) if found else ""
+            if found:
+                yield f"{name}: " + ", ".join(kinds)
         for what, found in self.notes.get("alike", {}).items():
             if found["rows"] and not found["left out"]:
                 yield f"train: {found['rows']} rows with a {what}, kept"

@@ -99,6 +99,21 @@ def test_what_gives_a_held_out_row_away_leaves_training_alone() -> None:
     assert left(kept) == ["train1"] and notes["alike"]["leak"]["rows"] == 1
 
 
+def test_what_a_template_says_gives_nothing_away() -> None:
+    asks = "Tell whether the review that stands below these words speaks well of the film or not"
+    train = rows(*((f"{asks}: {' '.join(WORDS[n : n + 20])}", "x") for n in range(40)))
+    test = rows((f"{asks}: {' '.join(WORDS[::-2])}", "x"), split="test")
+    found(LabelledDataConfig(), train, test=test)
+    assert len(train.examples) == 40
+    run = " ".join(WORDS[5:18])
+    test = rows((f"{asks}: {run} {' '.join(WORDS[::-2])}", "x"), split="test")
+    found(LabelledDataConfig(), train, test=test)
+    assert len(train.examples) == 34 and train.rejected[0].detail == f"test.tsv:1, {run}"
+    near = rows(*((f"{LONG} so it ends {n}", "x") for n in range(30)))
+    found(LabelledDataConfig(), near, test=rows((LONG, "x"), split="test"))
+    assert len(near.examples) == 30
+
+
 def test_of_chats_the_questions_leak_and_conflict_and_the_system_does_not_count() -> None:
     system = ("system", LONG)
     asked = ("user", "how many bones has an adult cat")
