@@ -6,6 +6,7 @@
     python -m ftcore.data show RUN --row ID                    where a row went
 """
 
+import signal
 import sys
 import time
 from pathlib import Path
@@ -70,4 +71,5 @@ def main(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # who reads the first lines alone may leave
     sys.exit(main(sys.argv[1:]))

@@ -120,7 +120,7 @@ def write_page(folder: Path) -> Path:
     """The page of a run's data/, made from its funnel.json."""
     account = json.loads((folder / "funnel.json").read_text("utf-8"))
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    page = environment.from_string(PAGE.read_text("utf-8")).render(account, where=folder)
+    page = environment.from_string(PAGE.read_text("utf-8")).render(account, where=folder.parent)
     files.write_file(folder / PAGE.name, page)
     return folder / PAGE.name
 
