@@ -38,7 +38,6 @@ ProperShare = Annotated[float, Limit("in [0, 1)", lambda x: 0 <= x < 1)]
 @dataclass(frozen=True)
 class ModelConfig:
     """The model to start from."""
-
     path: str = BASE  # model folder in the HF layout, a hub id (owner/name), or builtin:base
     # read the weights, or draw them at random from the folder's config.json
     init: Literal["pretrained", "random"] = "pretrained"
@@ -47,7 +46,6 @@ class ModelConfig:
 @dataclass(frozen=True)
 class FilesConfig:
     """Files, and what is done with their rows before they are tokens."""
-
     # files or globs (.jsonl .json .csv .tsv .txt .conll .tar .parquet, also .gz); FILE.json:KEY
     train: tuple[str, ...] = ()
     # rows for choosing the best checkpoint, without them the last; none: `holdout` of train
@@ -56,8 +54,7 @@ class FilesConfig:
     # of all files; auto: by suffix or content; labelled: lines of a label, a blank and the text
     format: Format = "auto"
     columns: tuple[str, ...] = ()  # column names, for files without a header line
-    # of text files that are not UTF-8, such as latin-1; empty: they are damaged
-    encoding: str = ""
+    encoding: str = ""  # of text files that are not UTF-8, such as latin-1; empty: they are damaged
     # what a damaged record does; skipped ones are counted and kept in a file
     on_bad: Literal["stop", "skip"] = "stop"
     # shares of the training files in what a step reads; none: rows as they are
@@ -68,7 +65,7 @@ class FilesConfig:
     # normal form of texts; control characters and white space at ends of lines go as well
     unicode: Literal["nfc", "nfkc", "off"] = "nfc"
     unescape: bool = False  # turn HTML entities into characters
-    # measures of quality.toml by which training rows are left out; the others are reported
+    # groups of measures (quality.toml) by which training rows are left out; others are counted
     filter: tuple[Literal["repetition", "symbols", "length"], ...] = ()
     # personal data that is replaced by its name
     redact: tuple[Literal["email", "phone", "card"], ...] = ()
@@ -83,7 +80,6 @@ class FilesConfig:
 @dataclass(frozen=True)
 class TextDataConfig(FilesConfig):
     """Plain text; rows with `messages` among it are chats, supervised on their answers."""
-
     # training texts that share 13 words with a held-out one, or are nearly alike
     leaks: Literal["report", "drop"] = "report"
     text: str = "text"  # column of the text in tables and json
@@ -96,11 +92,9 @@ class TextDataConfig(FilesConfig):
 class MaskedDataConfig(TextDataConfig):
     """Plain text, of which every step hides some tokens."""
 
-
 @dataclass(frozen=True)
 class ExamplesConfig(FilesConfig):
     """Rows that are examples, and how long they may be."""
-
     max_length: Count | None = None  # tokens, special ones included; None: any length
     # what happens to a longer row (cut_left keeps its end); such rows are counted and listed
     over_length: OverLength = "error"
@@ -109,7 +103,6 @@ class ExamplesConfig(FilesConfig):
 @dataclass(frozen=True)
 class ChatDataConfig(ExamplesConfig):
     """Conversations: `messages` [{role, content}], or others by the names of their columns."""
-
     # column of the conversation: a list of turns, or a transcript whose speakers `roles` names
     messages: str = "messages"
     turn: tuple[str, str] = ("role", "content")  # keys of a turn: its role, its text
@@ -127,7 +120,6 @@ class ChatDataConfig(ExamplesConfig):
 @dataclass(frozen=True)
 class TextsConfig(ExamplesConfig):
     """Texts or pairs of texts."""
-
     text: str = "text"  # column of the text
     pair: str = ""  # column of the second text; empty: single texts
 
@@ -135,7 +127,6 @@ class TextsConfig(ExamplesConfig):
 @dataclass(frozen=True)
 class LabelledDataConfig(TextsConfig):
     """Texts or pairs of texts with one label, or several."""
-
     label: str = "label"  # column of the label
     # what stands between the labels where a row has several, in json also a list; empty: one
     label_separator: str = ""
@@ -149,14 +140,12 @@ class LabelledDataConfig(TextsConfig):
 @dataclass(frozen=True)
 class ScoredDataConfig(TextsConfig):
     """Texts or pairs of texts with a score."""
-
     label: str = "score"  # column of the score
 
 
 @dataclass(frozen=True)
 class TaggedDataConfig(ExamplesConfig):
     """Sentences with one tag a word: O, B-TYPE and I-TYPE (BIO or IOB1), or tags of any kind."""
-
     tokens: str = "tokens"  # column of the words, a list; in CoNLL files the first one
     tags: str = "tags"  # column of their tags, a list; in CoNLL files the last one
     # column of spans [{start, end, label}] in characters of `text`, in place of words and tags
@@ -167,7 +156,6 @@ class TaggedDataConfig(ExamplesConfig):
 @dataclass(frozen=True)
 class EnvConfig:
     """Where and how exactly it computes."""
-
     device: str = "cpu"  # cpu, cuda or cuda:N
     # compute dtype; with bf16 whatever is trained has an fp32 master
     precision: Literal["bf16", "fp32"] = "bf16"
@@ -181,7 +169,6 @@ class EnvConfig:
 @dataclass(frozen=True)
 class PeftConfig:
     """What is trained."""
-
     # all tensors, those named by `trainable`, or low-rank updates
     method: Literal["full", "freeze", "lora"] = "full"
     # freeze: head, last:K, embeddings, norms, biases, all, a name or a glob
@@ -198,7 +185,6 @@ class PeftConfig:
 @dataclass(frozen=True)
 class OptimConfig:
     """AdamW."""
-
     lr: Positive = 5e-5  # peak learning rate
     batch_size: Count = 32  # rows of one optimiser step
     betas: tuple[ProperShare, ProperShare] = (0.9, 0.98)  # decay rates of the two moments
@@ -211,7 +197,6 @@ class OptimConfig:
 @dataclass(frozen=True)
 class ScheduleConfig:
     """Learning rate over the run."""
-
     shape: Literal["cosine", "linear", "constant"] = "linear"  # after the warm-up
     warmup: ProperShare = 0.1  # share of the steps that warm up, in [0, 1)
     final: Share = 0.0  # share of the peak that is left at the end, in [0, 1]
@@ -220,7 +205,6 @@ class ScheduleConfig:
 @dataclass(frozen=True)
 class LoopConfig:
     """How long, how often."""
-
     epochs: Positive = 1.0  # passes over the training rows
     max_steps: Natural = 0  # optimiser steps; 0: as many as the epochs take
     micro_batch_tokens: Count = 8192  # token budget of one forward and backward pass
@@ -238,7 +222,6 @@ class LoopConfig:
 @dataclass(frozen=True)
 class EvalConfig:
     """How the model is judged."""
-
     max_new_tokens: Count = 64  # longest generated answer, tokens
     # field of JSON answers that is scored as a class; empty: answers are plain text
     intent_field: str = ""
@@ -248,7 +231,6 @@ class EvalConfig:
 @dataclass(frozen=True)
 class LogConfig:
     """Where the run is written down."""
-
     dir: Path = Path("runs")  # folder of all runs
     name: str = ""  # folder of this run inside it; empty: the task and the time
 
@@ -256,7 +238,6 @@ class LogConfig:
 @dataclass(frozen=True, kw_only=True)
 class PretrainRun:
     """Next-token training on plain text."""
-
     model: ModelConfig = ModelConfig()
     data: TextDataConfig = TextDataConfig()
     env: EnvConfig = EnvConfig()
@@ -273,14 +254,12 @@ class PretrainRun:
 @dataclass(frozen=True, kw_only=True)
 class MaskedRun(PretrainRun):
     """Masked-language modelling: an encoder learns to fill in hidden tokens of plain text."""
-
     data: MaskedDataConfig = MaskedDataConfig()
 
 
 @dataclass(frozen=True, kw_only=True)
 class SftRun(PretrainRun):
     """Supervised fine-tuning on conversations."""
-
     data: ChatDataConfig = ChatDataConfig()
     peft: PeftConfig = PeftConfig(method="lora")
 
@@ -288,7 +267,6 @@ class SftRun(PretrainRun):
 @dataclass(frozen=True, kw_only=True)
 class ClassifyRun(PretrainRun):
     """Fine-tuning a classifier of texts or pairs of texts, with one label a row or several."""
-
     data: LabelledDataConfig = LabelledDataConfig()
 
     @property
@@ -299,7 +277,6 @@ class ClassifyRun(PretrainRun):
 @dataclass(frozen=True, kw_only=True)
 class RegressRun(PretrainRun):
     """Fine-tuning a model to score texts or pairs of texts."""
-
     data: ScoredDataConfig = ScoredDataConfig()
     problem = "regression"
 
@@ -307,7 +284,6 @@ class RegressRun(PretrainRun):
 @dataclass(frozen=True, kw_only=True)
 class TagRun(PretrainRun):
     """Fine-tuning a tagger of words, such as named entities."""
-
     data: TaggedDataConfig = TaggedDataConfig()
 
 
