@@ -40,7 +40,16 @@ def write_folder(target: Path, write: Callable[[Path], None], *, needed_bytes: i
     with _staged(target, needed_bytes) as temp:
         temp.mkdir()
         write(temp)
-        _seal(temp)
+        # safetensors creates its files with mode 0600; the folder's mode carries the umask.
+        mode, files = temp.stat().st_mode & 0o644, {}
+        for path in sorted(filter(Path.is_file, temp.rglob("*"))):
+            path.chmod(mode)
+            _fsync(path)
+            name = path.relative_to(temp).as_posix()
+            files[name] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+        manifest = {"files": files, "sha256": _digest(files)}
+        (temp / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+        _fsync(temp / MANIFEST)
 
 
 def link_folder(source: Path, target: Path) -> None:
@@ -59,14 +68,12 @@ def link_folder(source: Path, target: Path) -> None:
             except OSError:
                 shutil.copy2(source / name, temp / name)
             _fsync(temp / name)
-        _fsync_folders(temp)
 
 
 def write_file(path: Path, content: bytes | str) -> None:
     """Write or replace one file in a single step; text is UTF-8. Raises CheckpointError."""
     with _staged(path) as temp:
         temp.write_bytes(content.encode() if isinstance(content, str) else content)
-        _fsync(temp)
 
 
 def verify_folder(folder: Path) -> tuple[str, ...]:
@@ -111,10 +118,8 @@ def make_folder(folder: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Delete a file or folder, its manifest first so that no reader takes the half for the whole.
-
-    What the disk refuses to delete stays for the next call.
-    """
+    """Delete a file or folder, its manifest first so that no reader takes the half for the whole;
+    what the disk refuses to delete stays for the next call."""
     with suppress(OSError):
         if path.is_dir():
             (path / MANIFEST).unlink(missing_ok=True)
@@ -142,6 +147,8 @@ def _staged(target: Path, needed_bytes: int = 0) -> Iterator[Path]:
         remove(temp)
         _settle(target)
         yield temp
+        for path in (*filter(Path.is_dir, temp.rglob("*")), temp):
+            _fsync(path)
         if target.is_dir():
             os.rename(target, target.with_name(ASIDE + target.name))
         os.rename(temp, target)
@@ -173,23 +180,6 @@ def _explain(target: Path, temp: Path, needed_bytes: int, error: Exception) -> s
     )
 
 
-def _seal(folder: Path) -> None:
-    """Sync every file, write the manifest last, sync the folders."""
-    # numerics: safetensors creates its files with mode 0600; the folder's mode carries the umask.
-    mode = folder.stat().st_mode & 0o644
-    files = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            path.chmod(mode)
-            _fsync(path)
-            name = path.relative_to(folder).as_posix()
-            files[name] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
-    manifest = {"files": files, "sha256": _digest(files)}
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-    _fsync(folder / MANIFEST)
-    _fsync_folders(folder)
-
-
 def _read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
     """The manifest's files, when its own hash says that it is as it was written."""
     path = folder / MANIFEST
@@ -207,13 +197,6 @@ def _read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
 
 def _digest(files: dict[str, dict[str, Any]]) -> str:
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
-
-
-def _fsync_folders(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        if path.is_dir():
-            _fsync(path)
-    _fsync(folder)
 
 
 def _fsync(path: Path) -> None:

@@ -10,10 +10,7 @@ def family_names() -> list[str]:
 
 
 def family_of(config: dict, where: str) -> Family:
-    """The family of a `config.json`.
-
-    raises  ModelError: `model_type` is missing or not one of those known here
-    """
+    """The family of a `config.json`. Raises ModelError: its `model_type` is not known here."""
     name = config.get("model_type")
     if name not in family_names():
         raise ModelError(

@@ -62,11 +62,8 @@ class Family:
     fused_by_head: bool = False
 
     def to_spec(self, config: dict) -> ModelSpec:
-        """Read a config.json.
-
-        raises  ModelError: a value missing or out of range, sizes that do not fit each other, or a
-                setting that the family does not have
-        """
+        """Read a config.json. Raises ModelError: a value missing or out of range, sizes that do not
+        fit each other, or a setting that the family does not have."""
         for key, value in self.fixed.items():
             if config.get(key, value) != value:
                 raise ModelError(f"config.json: {key} = {config[key]!r}: only {value!r} is known")
@@ -120,8 +117,7 @@ class Family:
     def split(self, hf_name: str, tensor: Tensor, num_heads: int) -> list[Tensor]:
         """Ours of one HF tensor, in the order of `to_ours`."""
         rows = tensor.t() if matches(hf_name, self.transposed) else tensor
-        num_parts = len(self.to_ours(hf_name))
-        if num_parts == 1:
+        if (num_parts := len(self.to_ours(hf_name))) == 1:
             return [rows]
         num_blocks = num_heads if self.fused_by_head else 1
         parts = rows.unflatten(0, (num_blocks, num_parts, -1))

@@ -57,10 +57,8 @@ def read_value(config: dict, key: str, default: Any = int) -> Any:
 
 
 def read_rope(config: dict, base: Base = ("rope_theta", 1e4)) -> Fields:
-    """rope_theta, rope_factor and rope_bands.
-
-    raises  ModelError: a scaling that is not known here, or one with parts missing
-    """
+    """rope_theta, rope_factor and rope_bands. Raises ModelError: a scaling that is not known here,
+    or one with parts missing."""
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     kind = rope.get("rope_type", rope.get("type")) if isinstance(rope, dict) else rope
     if kind not in (None, "default", "linear", "llama3"):
@@ -135,10 +133,8 @@ def read_windows(config: dict, window: int, *, period: int, full: int) -> tuple[
     usual = [FULL if index % period == full else WINDOWED for index in range(num_layers)]
     types = config.get("layer_types") or usual
     if len(types) != num_layers or not set(types) <= {WINDOWED, FULL}:
-        raise ModelError(
-            f"config.json: layer_types = {types}: must name {WINDOWED} or {FULL} for each of"
-            f" {num_layers} layers"
-        )
+        must = f"must name {WINDOWED} or {FULL} for each of {num_layers} layers"
+        raise ModelError(f"config.json: layer_types = {types}: {must}")
     return tuple(window if kind == WINDOWED else 0 for kind in types)
 
 
@@ -175,9 +171,8 @@ def read_gemma(config: dict, period: int, period_key: str | None = None) -> Fiel
 
 def write_gemma(spec: ModelSpec) -> dict[str, Any]:
     """Undoes `read_gemma`."""
-    scalar, window = round(spec.attention_scale**-2), max(spec.windows)
-    types = layer_types(spec)
-    return {"query_pre_attn_scalar": scalar, "sliding_window": window, "layer_types": types}
+    windows = {"sliding_window": max(spec.windows), "layer_types": layer_types(spec)}
+    return {"query_pre_attn_scalar": round(spec.attention_scale**-2), **windows}
 
 
 def read_soft_caps(config: dict) -> Fields:
@@ -196,8 +191,7 @@ def read_modernbert(config: dict) -> Fields:
     period = read_value(config, "global_attn_every_n_layers", 3)
     # HF: half the width on each side, and the token itself
     window = read_value(config, "local_attention", 128) // 2 + 1
-    pooling = config.get("classifier_pooling", "cls")
-    if pooling not in POOLING:
+    if (pooling := config.get("classifier_pooling", "cls")) not in POOLING:
         raise ModelError(f"config.json: classifier_pooling = {pooling!r}: must be cls or mean")
     windows = read_windows(config, window, period=period, full=0)
     return {"windows": windows, "pooling": POOLING[pooling]}
