@@ -29,7 +29,7 @@ from ftcore.model.heads import Model
 from ftcore.model.load import read_object
 from ftcore.tune import lora
 from ftcore.tune.freeze import tensor_sha256
-from ftcore.tune.fused import PREFIX, A, B, cut, join_parts, part_name, patterns, split_parts, whole
+from ftcore.tune.fused import PREFIX, A, B, cut, join_parts, part_name, split_parts, whole
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -52,8 +52,8 @@ def base_sha256(model: nn.Module, *, without: Collection[str] = ()) -> str:
     or not, in bf16, fp32 or float64, since each tensor is rounded to bf16 first."""
     tensors = model.state_dict()
     plain = {name: tensors[ours] for ours, name in lora.plain_names(model).items()}
-    hashes = {n: tensor_sha256(plain[n].to(torch.bfloat16)) for n in plain.keys() - set(without)}
-    lines = (f"{name} {sha256}\n" for name, sha256 in sorted(hashes.items()))
+    names = sorted(plain.keys() - set(without))
+    lines = (f"{name} {tensor_sha256(plain[name].bfloat16())}\n" for name in names)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
@@ -97,8 +97,11 @@ def save_adapter(
         "bias": "none", "inference_mode": True,
     }  # fmt: skip
     origin = {"base_sha256": base_sha256(model, without=names.values()), "scale": config.scale}
-    if parts:
-        peft_config |= patterns(parts, config)
+    if parts:  # peft: a fused module has the rank of all its parts
+        counts = {module: len(places) for module, places in parts.items()}
+        power = 0.5 if config.rs_lora else 1.0
+        peft_config["rank_pattern"] = {m: n * config.rank for m, n in counts.items()}
+        peft_config["alpha_pattern"] = {m: n**power * config.alpha for m, n in counts.items()}
         origin["parts"] = parts
     if family.transposed:
         peft_config["fan_in_fan_out"] = True  # peft: its own value for HF's transposed matrices

@@ -37,11 +37,9 @@ def leaf(name: str) -> str:
 def match_names(
     pattern: str, names: Sequence[str], *, what: str, also: Sequence[str] = ()
 ) -> set[str]:
-    """The names that are `pattern`, end in it as their last component, or fit it as a glob.
-
-    raises      ConfigError: nothing matches; it calls the pattern `what`, and offers the nearest
-                names, all last components and `also`, words that mean something in this place
-    """
+    """The names that are `pattern`, end in it as their last component, or fit it as a glob. Raises
+    ConfigError: nothing matches; it calls the pattern `what`, and offers the nearest names, all
+    last components and `also`, words that mean something in this place."""
     if found := {n for n in names if pattern in (n, leaf(n)) or fnmatchcase(n, pattern)}:
         return found
     known = [*also, *sorted({leaf(n) for n in names if not leaf(n).isdecimal()})]
@@ -58,9 +56,7 @@ def below(name: str, modules: set[str]) -> bool:
 
 def apply_trainable(model: nn.Module, rules: Sequence[str]) -> str:
     """Make exactly the parameters that the rules name trainable; returns the parameter_table.
-
-    raises      ConfigError: no rule, or one that matches nothing; the model is then unchanged
-    """
+    Raises ConfigError: no rule, or one that matches nothing; the model is then unchanged."""
     if not rules:
         raise ConfigError(f"no rule says what to train; known: {', '.join(POLICIES)}, or a pattern")
     chosen = set().union(*(_resolve(model, rule) for rule in rules))
@@ -76,12 +72,11 @@ def _resolve(model: nn.Module, rule: str) -> set[str]:
         return _last_layers(names, rule)
     owners = {n: model.get_submodule(n.rpartition(".")[0]) for n in names}
     policies = {
-        "all": lambda n: True,
-        "head": lambda n: n.startswith("head."),
+        "all": lambda n: True, "head": lambda n: n.startswith("head."),
         "embeddings": lambda n: isinstance(owners[n], nn.Embedding),
         "norms": lambda n: "norm" in leaf(n.rpartition(".")[0]),
         "biases": lambda n: leaf(n) == "bias",
-    }
+    }  # fmt: skip
     if rule in policies:
         if found := set(filter(policies[rule], names)):
             return found

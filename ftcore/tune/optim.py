@@ -35,7 +35,8 @@ class AdamW:
     """The optimiser of one run, of the trained parameters by name.
 
     lr_ratios       learning rate of a parameter over that of the run, where it is not 1
-    rows            int64 rows of a matrix that alone have a gradient, a sparse one, and a state
+    rows            int64 rows of a matrix, ascending, that alone have a gradient, a sparse one, and
+                    a state
     accumulates     a process may have several micro-batches a step; if not, gradients keep the
                     dtype of the parameters where all have one; those of `rows` are rounded to it
 
@@ -71,7 +72,6 @@ class AdamW:
         self.masters, self.exp_avg, self.exp_avg_sq = map(self._named, flats)
         narrow = dtypes - {self.wide}
         self.flat_param = self._zeros(*narrow) if narrow else None
-        self.slots = {n: _inverse(rows_L, len(self.params[n])) for n, rows_L in self.rows.items()}
         self.buffers: list[Tensor] = []
         self.open_buffers(1)
         self.collect_in(0)
@@ -120,8 +120,9 @@ class AdamW:
         assert name in self.stale or total.dtype == self.wide, "a sum would lose bits"
         if grad.is_sparse:
             self.zero_unreached([name])
+            slots_N = torch.searchsorted(self.rows[name], grad._indices()[0])
+            slots_U, of_N = slots_N.unique(return_inverse=True)
             # numerics: a token that is read often has a sum of many gradients
-            slots_U, of_N = self.slots[name][grad._indices()[0]].unique(return_inverse=True)
             sums_UC = total.new_zeros(len(slots_U), *total.shape[1:], dtype=self.wide)
             sums_UC.index_add_(0, of_N, grad._values().to(self.wide))
             total.index_add_(0, slots_U, sums_UC.to(total.dtype))
@@ -227,9 +228,3 @@ class AdamW:
         if self.flat_param is not None:
             self.flat_param.copy_(self.flat_master)
         self._round_rows((0, len(self.flat_master)))
-
-
-def _inverse(rows_L: Tensor, count: int) -> Tensor:
-    """int64 place in `rows_L` of each of `count` rows; that of another row is 0, and unread."""
-    places_L = torch.arange(len(rows_L), device=rows_L.device)
-    return rows_L.new_zeros(count).index_copy_(0, rows_L, places_L)

@@ -25,7 +25,14 @@ def choose_trainable(
     new         parameters that the checkpoint lacked
     raises      ConfigError: a rule or target that matches nothing, or something new is not trained
     """
-    table = _choose(model, config, generator)
+    if config.method == "lora":
+        lora = LoRAConfig(**{f.name: getattr(config, f.name) for f in fields(LoRAConfig)})
+        # A classifier's head is new with the task, so it is always trained.
+        heads = ("head",) if model.task in CLASSIFIERS else ()
+        report = apply_lora(model, lora, generator=generator, trained_heads=heads)
+        table = f"{parameter_table(model)}\n{report}"
+    else:
+        table = apply_trainable(model, ["all"] if config.method == "full" else config.trainable)
     # peft's files have no name for the parts of a tied head
     params = () if config.method == "lora" and model.task == "mlm" else model.named_parameters()
     trained = {name for name, param in params if param.requires_grad}
@@ -35,16 +42,6 @@ def choose_trainable(
             " --peft.method full, or freeze with head among --peft.trainable"
         )
     return table
-
-
-def _choose(model: Model, config: PeftConfig, generator: torch.Generator) -> str:
-    if config.method != "lora":
-        return apply_trainable(model, ["all"] if config.method == "full" else config.trainable)
-    lora = LoRAConfig(**{field.name: getattr(config, field.name) for field in fields(LoRAConfig)})
-    # A classifier's head is new with the task, so it is always trained.
-    heads = ("head",) if model.task in CLASSIFIERS else ()
-    report = apply_lora(model, lora, generator=generator, trained_heads=heads)
-    return f"{parameter_table(model)}\n{report}"
 
 
 def check_lengths(spec: ModelSpec, data: Prepared) -> None:
