@@ -32,10 +32,12 @@ def run(command: Command) -> int:
     returns     the exit code
     """
     # Imported here, as in `tune`, so that --help and a mistyped option answer at once.
+    import torch
+
     from ftcore.data.documents import lengths
     from ftcore.data.store import prepared
     from ftcore.data.tokenizer import Tokenizer
-    from ftcore.env.device import DTYPES, resolve_device, reuse_across_steps, set_threads
+    from ftcore.env.device import DTYPES, resolve_device, reuse_across_steps
     from ftcore.env.plan import plan
     from ftcore.env.run import RunFolder
     from ftcore.env.seed import generator
@@ -69,7 +71,7 @@ def run(command: Command) -> int:
     print(f"\n{folder}: {loaded.accounting}")
 
     # ---- 3 environment: device, what is trained, the plan, the run folder ------------------------
-    set_threads(config.env.threads)
+    torch.set_num_threads(config.env.threads)
     reuse_across_steps()
     model.to(resolve_device(config.env.device, config.env.kernels))
     new = loaded.accounting.new if config.model.init == "pretrained" else ()

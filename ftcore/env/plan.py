@@ -38,8 +38,7 @@ def plan(model: nn.Module, *, lengths: Sequence[int], num_steps: int) -> Plan:
     memory_bytes = {
         "weights": sum(p.nbytes for p in params),
         "masters": 4 * sum(p.numel() for p in trained if p.element_size() < 4),
-        "gradients": 4 * num_trained,
-        "moments": 8 * num_trained,
-    }
+        "gradients": 4 * num_trained, "moments": 8 * num_trained,
+    }  # fmt: skip
     num_tokens = int(np.sum(lengths))
     return Plan(len(lengths), num_tokens, num_steps, num_params, num_trained, memory_bytes)

@@ -1,14 +1,9 @@
-"""SIGTERM and SIGINT become a flag; the loop reads it between two steps, saves and leaves.
-
-Exit codes are the shell's, 128 + signal: 143 for SIGTERM, 130 for SIGINT.
-"""
+"""SIGTERM and SIGINT become a flag; the loop reads it between two steps, saves and leaves."""
 
 import os
 import signal
 from types import FrameType
 from typing import Self
-
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopFlag:
@@ -19,13 +14,14 @@ class StopFlag:
     """
 
     def __init__(self) -> None:
-        self.exit_code = 0  # until a signal comes
+        self.exit_code = 0  # until a signal comes; then the shell's, 128 + signal
 
     def __bool__(self) -> bool:
         return self.exit_code != 0
 
     def __enter__(self) -> Self:
-        self._old = {number: signal.signal(number, self._stop) for number in SIGNALS}
+        numbers = (signal.SIGTERM, signal.SIGINT)
+        self._old = {number: signal.signal(number, self._stop) for number in numbers}
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -53,9 +53,7 @@ def evaluate_loss(model: Model, task: Task, split: Split, **limits: Any) -> dict
     for _, batch in streams(split.documents, **limits):
         loss_sum, weight = task(model, batch)
         perplexity.update(loss_sum.item(), weight.item())
-    perplexity.update(0.0, 0.0, num_bytes=split.num_bytes)
-    values = perplexity.compute()
-    return {"loss": values.pop("nll"), **values}
+    return perplexity.compute(split.num_bytes)
 
 
 def all_logits(model: Model, documents: Sequence[Encoded], **limits: Any) -> Tensor:
@@ -141,9 +139,7 @@ def evaluate_masked(model: Model, split: Split, labels: Sequence[str], **limits:
         hits += sum(a == b for a, b in zip(wanted, given, strict=True))
         names = {"hidden": [labels[i] for i in wanted], "predicted": [labels[i] for i in given]}
         rows.append({"row_id": document.row_id, **names})
-    values = perplexity.compute()
-    values = {"loss": values.pop("nll"), **values, "accuracy": hits / perplexity.weight}
-    return values, None, rows
+    return {**perplexity.compute(), "accuracy": hits / perplexity.weight}, None, rows
 
 
 def evaluate_tags(model: Model, split: Split, labels: Sequence[str], **limits: Any) -> Judged:
@@ -160,7 +156,7 @@ def evaluate_tags(model: Model, split: Split, labels: Sequence[str], **limits: A
         metrics.update(sentence.tags, tags)
         words = {"tokens": sentence.words, "tags": sentence.tags, "predicted": tags}
         rows.append({"row_id": sentence.row_id, **words})
-    return {"loss": perplexity.compute()["nll"], **metrics.compute()}, metrics, rows
+    return {"loss": perplexity.compute()["loss"], **metrics.compute()}, metrics, rows
 
 
 # By HF's `problem_type`, or the task that has none.
@@ -203,10 +199,9 @@ def evaluate_answers(
         }
         for chat, target, text in zip(chats, targets, texts, strict=True)
     ]
-    if not config.intent_field:
+    if not (intent := config.intent_field):
         return {"exact_match": sum(row["exact_match"] for row in rows) / len(rows)}, rows
-    labels = intent_labels(targets, intent=config.intent_field)
-    commands = JsonCommandMetrics(labels, intent=config.intent_field)
+    commands = JsonCommandMetrics(intent_labels(targets, intent=intent), intent=intent)
     for row in rows:
         row.update(commands.update(row["target"], row["predicted"]))
     return commands.compute(), rows
