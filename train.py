@@ -38,7 +38,7 @@ def run(command: Command) -> int:
     from ftcore.data.store import prepared
     from ftcore.data.tokenizer import Tokenizer
     from ftcore.env.device import DTYPES, resolve_device, reuse_across_steps
-    from ftcore.env.plan import plan
+    from ftcore.env.plan import Plan
     from ftcore.env.run import RunFolder
     from ftcore.env.seed import generator
     from ftcore.files import write_file
@@ -82,7 +82,7 @@ def run(command: Command) -> int:
     check_lengths(model.spec, data)
     lengths_B = lengths(data.train.documents)
     num_steps = config.loop.num_steps(len(lengths_B), config.optim.batch_size)
-    print(f"\n{plan(model, lengths=lengths_B, num_steps=num_steps)}")
+    print(f"\n{Plan(model, lengths=lengths_B, num_steps=num_steps)}")
     if command.dry_run:
         return 0
     name = config.log.name or f"{command.task}-{time.strftime('%Y%m%d-%H%M%S')}"

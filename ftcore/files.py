@@ -53,11 +53,8 @@ def write_folder(target: Path, write: Callable[[Path], None], *, needed_bytes: i
 
 
 def link_folder(source: Path, target: Path) -> None:
-    """Give the verified folder `source` a second name that outlives the first, at no cost in space.
-
-    The files are hard links, or copies on a file system without them.
-    raises          CheckpointError: as verify_folder and write_folder
-    """
+    """Give the verified folder `source` a second name that outlives the first, at no cost in space:
+    hard links, or copies on a file system without them. Raises as verify_folder, write_folder."""
     names = verify_folder(source)
     with _staged(target) as temp:
         temp.mkdir()
@@ -77,11 +74,18 @@ def write_file(path: Path, content: bytes | str) -> None:
 
 
 def verify_folder(folder: Path) -> tuple[str, ...]:
-    """Compare every file with the manifest and return their names, relative to the folder.
-
-    raises          CheckpointError: names the first file that is missing, altered or unreadable
-    """
-    files = _read_manifest(folder)
+    """Compare every file with the manifest and return their names, relative to the folder. Raises
+    CheckpointError: names the first file that is missing, altered or unreadable."""
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_bytes())
+        files, digest = manifest["files"], manifest["sha256"]
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing: the folder was not written to its end") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error!r}") from error
+    if digest != _digest(files):
+        raise CheckpointError(f"{path} was altered: its SHA-256 is not the one it holds")
     for name, expected in files.items():
         path = folder / name
         try:
@@ -154,7 +158,13 @@ def _staged(target: Path, needed_bytes: int = 0) -> Iterator[Path]:
         os.rename(temp, target)
         _fsync(target.parent)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(_explain(target, temp, needed_bytes, error)) from error
+        written = sum(path.stat().st_size for path in (temp, *temp.rglob("*")) if path.is_file())
+        disk = next(folder for folder in target.absolute().parents if folder.is_dir())
+        raise CheckpointError(
+            f"cannot write {target}: {error} (at least {max(needed_bytes, written)} bytes needed, "
+            f"{shutil.disk_usage(disk).free} free). What was there before is untouched; free some "
+            f"space, or check the limits and permissions of {disk}"
+        ) from error
     finally:
         _settle(target)
         remove(temp)
@@ -168,31 +178,6 @@ def _settle(target: Path) -> None:
     elif aside.exists():
         with suppress(OSError):  # then `current` finds it, and the next writer tries again
             os.rename(aside, target)
-
-
-def _explain(target: Path, temp: Path, needed_bytes: int, error: Exception) -> str:
-    written = sum(path.stat().st_size for path in (temp, *temp.rglob("*")) if path.is_file())
-    disk = next(folder for folder in target.absolute().parents if folder.is_dir())
-    return (
-        f"cannot write {target}: {error} (at least {max(needed_bytes, written)} bytes needed, "
-        f"{shutil.disk_usage(disk).free} free). What was there before is untouched; free some "
-        f"space, or check the limits and permissions of {disk}"
-    )
-
-
-def _read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
-    """The manifest's files, when its own hash says that it is as it was written."""
-    path = folder / MANIFEST
-    try:
-        manifest = json.loads(path.read_bytes())
-        files, digest = manifest["files"], manifest["sha256"]
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing: the folder was not written to its end") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error!r}") from error
-    if digest != _digest(files):
-        raise CheckpointError(f"{path} was altered: its SHA-256 is not the one it holds")
-    return files
 
 
 def _digest(files: dict[str, dict[str, Any]]) -> str:

@@ -117,9 +117,8 @@ def describe_start() -> dict[str, Any]:
     cpuinfo = Path("/proc/cpuinfo")
     cpu = re.search(r"model name\s*: (.+)", cpuinfo.read_text() if cpuinfo.exists() else "")
     return {
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": sys.argv, "commit": _commit(),
-        "versions": {"python": platform.python_version()} | versions,
+        "time": datetime.now(UTC).isoformat(timespec="seconds"), "command": sys.argv,
+        "commit": _commit(), "versions": {"python": platform.python_version()} | versions,
         "hardware": {
             "host": socket.gethostname(), "system": platform.platform(),
             "cpu": cpu[1] if cpu else platform.machine(), "cpu_count": os.cpu_count(),

@@ -114,22 +114,21 @@ class MultiLabelMetrics:
 
     def __init__(self, labels: Sequence[str]) -> None:
         self.labels = tuple(labels)
-        self.rows, self.right_rows, self.wrong = 0, 0, 0
+        self.rows, self.right_rows = 0, 0
         self.totals_3K = np.zeros((3, len(self.labels)), dtype=np.int64)
 
     def update(self, target_BK: np.ndarray, predicted_BK: np.ndarray) -> None:
         """Count B rows: bool, True where a row has the label."""
-        wrong_BK = target_BK != predicted_BK
         self.rows += len(target_BK)
-        self.right_rows += int((~wrong_BK.any(1)).sum())
-        self.wrong += int(wrong_BK.sum())
+        self.right_rows += int((target_BK == predicted_BK).all(1).sum())
         self.totals_3K += np.stack([target_BK & predicted_BK, predicted_BK, target_BK]).sum(1)
 
     def compute(self) -> dict[str, float]:
         """subset_accuracy, hamming_loss and the AVERAGES."""
+        hits, predicted, support = self.totals_3K.sum(1).tolist()
         return {
             "subset_accuracy": self.right_rows / self.rows,
-            "hamming_loss": self.wrong / (self.rows * len(self.labels)),
+            "hamming_loss": (predicted + support - 2 * hits) / (self.rows * len(self.labels)),
             **_averages(self.totals_3K, np.ones(len(self.labels), dtype=bool)),
         }
 

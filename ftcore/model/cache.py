@@ -62,10 +62,8 @@ class Cache:
         self.is_prefill = True
 
     def extend(self, docs: Docs) -> Tensor:
-        """Make room for a stream that adds to every sequence, in order; returns its positions_N.
-
-        docs    the prompts on the first call, one token per sequence on every later one
-        """
+        """Make room for a stream that adds to every sequence, in order: the prompts on the first
+        call, one token each on every later one. Returns its positions_N."""
         self.is_prefill = not self.lengths
         before = self.lengths or [0] * docs.num_docs
         assert len(before) == docs.num_docs and (self.is_prefill or set(docs.lengths) == {1})

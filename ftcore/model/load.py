@@ -88,17 +88,14 @@ def load_model(
     config = read_object(folder / CONFIG, advice=layout)
     family = family_of(config, str(folder / CONFIG)).of(task)
     if task not in family.architectures:
-        raise ModelError(
-            f"{folder}: {family.name} has no head for the task {task!r}; it has"
-            f" {', '.join(family.architectures)}"
-        )
+        what = f"{folder}: {family.name} has no head for the task {task!r}"
+        raise ModelError(f"{what}; it has {', '.join(family.architectures)}")
     try:
         spec = family.to_spec(config)
     except ModelError as error:
         raise ModelError(f"{folder}/{error}") from None
     if task in CLASSIFIERS and num_labels is None:
-        labels = labels_of(config, str(folder / CONFIG))
-        if labels is None:
+        if (labels := labels_of(config, str(folder / CONFIG))) is None:
             raise ModelError(f"{folder / CONFIG}: names no classes (id2label): it is no classifier")
         num_labels = len(labels)
     model = empty_model(spec, task, num_labels, dtype)

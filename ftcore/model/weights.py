@@ -41,11 +41,9 @@ class Accounting:
 
 
 def tensor_files(folder: Path) -> dict[str, Path]:
-    """HF tensor name -> the file that holds it, from one file or from shards with an index.
-
-    raises  ModelError: no safetensors, a pickled model only, an unreadable header, an index that
-            names other files than bare names or tensors that its files do not hold
-    """
+    """HF tensor name -> the file that holds it, from one file or from shards with an index. Raises
+    ModelError: no safetensors, a pickled model only, an unreadable header, an index that names
+    other files than bare names or tensors that its files do not hold."""
     if (folder / INDEX).is_file():
         try:
             weight_map = dict(json.loads((folder / INDEX).read_text("utf-8"))["weight_map"])
@@ -75,19 +73,15 @@ def _header(file: Path) -> dict[str, tuple[str, list[int]]]:
     try:
         with safe_open(file, framework="pt"), open(file, "rb") as raw:  # the former checks it all
             size = int.from_bytes(raw.read(8), "little")
-            header = json.loads(raw.read(size), object_pairs_hook=_refuse_duplicates)
+            pairs = json.loads(raw.read(size), object_pairs_hook=list)
+        header = {name: dict(part) for name, part in pairs}
+        if len(header) < len(pairs):
+            raise ValueError(f"a name occurs twice in {_some(sorted(name for name, _ in pairs))}")
     except (SafetensorError, OSError, ValueError) as error:
         said = f"{file}: not a whole safetensors file ({error}). Copy or download it again."
         raise ModelError(said) from error
     header.pop("__metadata__", None)
     return {name: (part["dtype"], part["shape"]) for name, part in header.items()}
-
-
-def _refuse_duplicates(pairs: list[tuple[str, object]]) -> dict:
-    names = [name for name, _ in pairs]
-    if len(set(names)) != len(names):
-        raise ValueError(f"a name occurs twice in {_some(sorted(names))}")
-    return dict(pairs)
 
 
 def mapped_tensors(
@@ -178,10 +172,8 @@ def _refuse_untied(ours_of: Mapping[str, tuple[str, ...]], files: Mapping[str, P
         return
     pair = dict(mapped_tensors([name, hf_names[EMBEDDING]], files))
     if not torch.equal(*pair.values()):
-        raise ModelError(
-            f"{files[name]}: {name} differs from the embeddings, which config.json ties it to:"
-            f" set tie_word_embeddings to false, or remove {name}"
-        )
+        what = f"{files[name]}: {name} differs from the embeddings, which config.json ties it to"
+        raise ModelError(f"{what}: set tie_word_embeddings to false, or remove {name}")
 
 
 def _some(names: list[str], most: int = 8) -> str:

@@ -139,12 +139,10 @@ def load_adapter(model: Model, folder: Path, *, family: Family) -> lora.LoRARepo
     names = _layout(model, layers, extra)
     _account(folder, {k: _shape(model, n, config.rank) for k, n in names.items()}, tensors)
     _refuse_untied(folder, model, {name: tensors[key] for key, name in names.items()})
-    sha256 = base_sha256(model, without=names.values()) if origin else None
-    if origin and origin.get("base_sha256") != sha256:  # peft does not record it
-        raise ModelError(
-            f"{folder / ORIGIN}: this adapter was trained on another base model: SHA-256 "
-            f"{origin.get('base_sha256')}, here {sha256}. {CONFIG} names the right one"
-        )
+    ours = base_sha256(model, without=names.values()) if origin else None  # peft records none
+    if (theirs := origin.get("base_sha256")) != ours:
+        what = f"{folder / ORIGIN}: this adapter was trained on another base model"
+        raise ModelError(f"{what}: SHA-256 {theirs}, here {ours}. {CONFIG} names the right one")
     report = lora.apply_lora(model, config, generator=torch.Generator())
     with torch.no_grad():
         for key, name in names.items():

@@ -50,10 +50,8 @@ def load_artifact(run: Path, *, base: str, kind: TaskKind, dtype: torch.dtype) -
     if saved.is_dir():
         return load_model(saved, task=kind.model_task, dtype=dtype)
     if not adapter.is_dir():
-        raise ModelError(
-            f"{run}: has neither {MODEL}/ nor {ADAPTER}/, so the run has not finished; continue it"
-            f" with: python train.py --resume {run}"
-        )
+        what = f"{run}: has neither {MODEL}/ nor {ADAPTER}/, so the run has not finished"
+        raise ModelError(f"{what}; continue it with: python train.py --resume {run}")
     labels = read_labels(run)
     loaded = load_model(
         resolve(base), task=kind.model_task, dtype=dtype, num_labels=labels and len(labels),

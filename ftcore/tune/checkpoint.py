@@ -134,8 +134,6 @@ def _savable(group: str, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
     owners: dict[int, str] = {}
     for name, tensor in savable.items():
         if tensor.numel() and (owner := owners.setdefault(tensor.data_ptr(), name)) != name:
-            raise CheckpointError(
-                f"group {group}: {owner} and {name} share memory and would come back as two "
-                "tensors: save one of them, and tie again after loading"
-            )
+            what = f"group {group}: {owner} and {name} share memory and would come back as two"
+            raise CheckpointError(f"{what} tensors: save one of them, and tie again after loading")
     return savable

@@ -68,8 +68,12 @@ def apply_trainable(model: nn.Module, rules: Sequence[str]) -> str:
 def _resolve(model: nn.Module, rule: str) -> set[str]:
     """Names of the parameters that one rule trains."""
     names = [name for name, _ in model.named_parameters()]
-    if rule.startswith("last:"):
-        return _last_layers(names, rule)
+    if rule.startswith("last:"):  # from layer L - K on, in the order of the forward pass
+        layers = [int(m[1]) if (m := LAYER.search(n)) else -1 for n in names]
+        num_layers, count = 1 + max(layers, default=-1), rule.removeprefix("last:")
+        if not count.isdecimal() or not 1 <= int(count) <= num_layers:
+            raise ConfigError(f"trainable rule {rule!r}: K must be an integer in [1, {num_layers}]")
+        return set(names[layers.index(num_layers - int(count)) :])
     owners = {n: model.get_submodule(n.rpartition(".")[0]) for n in names}
     policies = {
         "all": lambda n: True, "head": lambda n: n.startswith("head."),
@@ -85,16 +89,6 @@ def _resolve(model: nn.Module, rule: str) -> set[str]:
     modules = [n for n, _ in model.named_modules() if n]
     matched = match_names(rule, [*modules, *names], what="trainable rule", also=POLICIES)
     return {n for n in names if below(n, matched)}
-
-
-def _last_layers(names: Sequence[str], rule: str) -> set[str]:
-    """Everything from layer L - K on, in the order of the forward pass."""
-    layers = [int(m[1]) if (m := LAYER.search(n)) else -1 for n in names]
-    num_layers = 1 + max(layers, default=-1)
-    count = rule.removeprefix("last:")
-    if not count.isdecimal() or not 1 <= int(count) <= num_layers:
-        raise ConfigError(f"trainable rule {rule!r}: K must be an integer in [1, {num_layers}]")
-    return set(names[layers.index(num_layers - int(count)) :])
 
 
 def parameter_table(model: nn.Module) -> str:

@@ -124,9 +124,8 @@ class Loop:
                 is_last = step == self.total_steps
                 if step % self.loop.log_every == 0 or is_last or step == 1:
                     self.run.log(step, values)
-                is_best = False
-                if self.evaluate and (step % self.loop.eval_every == 0 or is_last):
-                    is_best = self._evaluate()
+                is_judged = self.evaluate and (step % self.loop.eval_every == 0 or is_last)
+                is_best = bool(is_judged) and self._evaluate()
                 leaves = bool(stop)  # read once: what leaves has saved
                 is_due = step % self.loop.save_every == 0 or is_best or is_last
                 if is_due or leaves or self._is_out_of_patience():

@@ -56,12 +56,8 @@ class LoRAConfig:
 
 
 class LoRALinear(nn.Module):
-    """A frozen `nn.Linear` (kept as `base`, never written to) and its low-rank update.
-
-    config          rank, scale and dropout; its names are not read here
-    generator       draws A, on the CPU
-    enabled         False: the layer is its base, merged or not
-    """
+    """A frozen `nn.Linear` (kept as `base`, never written to) and its low-rank update, whose A the
+    `generator` draws on the CPU. While not `enabled`, the layer is its base, merged or not."""
 
     impl: Impl = "auto"
 

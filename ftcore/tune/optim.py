@@ -208,18 +208,16 @@ class AdamW:
         nothing changed: tensors are missing, unknown or mis-shaped, or rows are other ones."""
         saved_rows = {**self.rows, **state.get("rows", {})}
         if any(not torch.equal(rows_L, saved_rows[name]) for name, rows_L in self.rows.items()):
-            raise CheckpointError(
-                "the training rows hold other tokens than when the checkpoint was written: resume"
-                " with the files that it was trained on"
-            )
+            what = "the training rows hold other tokens than when the checkpoint was written"
+            raise CheckpointError(f"{what}: resume with the files that it was trained on")
         for group, tensors in self.state().items():
             saved = {name: tensor.shape for name, tensor in state.get(group, {}).items()}
             wanted = {name: tensor.shape for name, tensor in tensors.items()}
             if odd := sorted(n for n in saved | wanted if saved.get(n) != wanted.get(n)):
+                what = f"{len(odd)} tensors of {group} are missing, unknown or mis-shaped"
                 raise CheckpointError(
-                    f"the checkpoint does not fit what is trained: {len(odd)} tensors of {group}"
-                    f" are missing, unknown or mis-shaped, such as {odd[0]}; resume with the"
-                    " configuration that wrote it"
+                    f"the checkpoint does not fit what is trained: {what}, such as {odd[0]};"
+                    " resume with the configuration that wrote it"
                 )
         self.step_count = step_count
         for group, tensors in self.state().items():

@@ -37,10 +37,9 @@ def choose_trainable(
     params = () if config.method == "lora" and model.task == "mlm" else model.named_parameters()
     trained = {name for name, param in params if param.requires_grad}
     if left := [name for name in new if name not in trained]:
-        raise ConfigError(
-            f"{', '.join(left)}: not in the checkpoint, so random, and would stay so: use"
-            " --peft.method full, or freeze with head among --peft.trainable"
-        )
+        what = f"{', '.join(left)}: not in the checkpoint, so random, and would stay so"
+        advice = "use --peft.method full, or freeze with head among --peft.trainable"
+        raise ConfigError(f"{what}: {advice}")
     return table
 
 
@@ -50,9 +49,7 @@ def check_lengths(spec: ModelSpec, data: Prepared) -> None:
         return
     for name, split in data.splits():
         longest = split.documents[int(lengths(split.documents).argmax())]
-        if len(longest) > spec.max_positions:
-            raise DataError(
-                f"{name}: row {longest.row_id} has {len(longest)} tokens, the model takes at most"
-                f" {spec.max_positions}: add --data.max-length {spec.max_positions} and"
-                " --data.over-length cut_right (or drop)"
-            )
+        if len(longest) > (most := spec.max_positions):
+            what = f"{name}: row {longest.row_id} has {len(longest)} tokens"
+            advice = f"add --data.max-length {most} and --data.over-length cut_right (or drop)"
+            raise DataError(f"{what}, the model takes at most {most}: {advice}")

@@ -87,10 +87,9 @@ class Workers:
             try:
                 answers.append(pipe.recv())
             except (EOFError, ConnectionResetError):
-                raise RuntimeError(
-                    f"training process {number} of {self.count} ended during step {self.step};"
-                    " where no other message says why, memory ran out: use fewer --env.threads"
-                ) from None
+                what = f"training process {number} of {self.count} ended during step {self.step}"
+                why = "where no other message says why, memory ran out: use fewer --env.threads"
+                raise RuntimeError(f"{what}; {why}") from None
         return answers
 
     def _gradients(self, step: int) -> float:

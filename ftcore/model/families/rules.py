@@ -177,8 +177,7 @@ def write_gemma(spec: ModelSpec) -> dict[str, Any]:
 
 def read_soft_caps(config: dict) -> Fields:
     """Those that are null are none."""
-    present = {name: key for name, key in CAPS.items() if config.get(*key) is not None}
-    return {name: read_value(config, *key) for name, key in present.items()}
+    return {n: read_value(config, *key) for n, key in CAPS.items() if config.get(*key) is not None}
 
 
 def write_soft_caps(spec: ModelSpec) -> dict[str, Any]:
