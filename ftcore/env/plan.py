@@ -5,8 +5,6 @@ from collections.abc import Sequence
 import numpy as np
 from torch import nn
 
-MIB = 1024**2
-
 
 class Plan:
     """Figures of `--dry-run`: what `model` and `num_steps` optimiser steps over documents of these
@@ -31,7 +29,7 @@ class Plan:
         }  # fmt: skip
 
     def __str__(self) -> str:
-        memory = "  ".join(f"{name} {size / MIB:.1f}" for name, size in self.memory_bytes.items())
+        memory = "  ".join(f"{name} {size / 2**20:.1f}" for name, size in self.memory_bytes.items())
         return (
             f"{self.num_steps} steps; an epoch is {self.num_rows} rows, {self.num_tokens} tokens\n"
             f"{self.num_trained} of {self.num_params} parameters are trained"

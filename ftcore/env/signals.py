@@ -8,10 +8,8 @@ from typing import Self
 
 class StopFlag:
     """`with StopFlag() as stop:` and then, after each step, `if stop: save, exit stop.exit_code`.
-
     A second signal ends the process at once: what was saved before is whole (files.py).
-    Handlers belong to the main thread of a process; the old ones are restored on leaving.
-    """
+    Handlers belong to the main thread of a process; the old ones are restored on leaving."""
 
     def __init__(self) -> None:
         self.exit_code = 0  # until a signal comes; then the shell's, 128 + signal

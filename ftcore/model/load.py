@@ -21,7 +21,6 @@ from ftcore.model.spec import ModelSpec
 from ftcore.model.weights import EMBEDDING, HEAD, Accounting, hf_tensors, load_weights
 
 CONFIG = "config.json"
-SHARD_BYTES = 5_000_000_000  # HF: shards of 5 GB
 # A checkpoint of another task lacks these parts of the head.
 PARTS = ("classifier", "pooler", "transform.dense", "transform.norm", "lm_head")
 
@@ -59,8 +58,7 @@ def read_object(path: Path, *, advice: str = "") -> dict[str, Any]:
 def labels_of(config: Mapping, where: str) -> tuple[str, ...] | None:
     """Class names of `id2label`, by class index; None without one. Raises ModelError: the indices
     are not 0 .. K - 1, or two classes share a name."""
-    id2label = config.get("id2label")
-    if id2label is None:
+    if (id2label := config.get("id2label")) is None:
         return None
     try:
         labels = tuple(str(id2label[str(index)]) for index in range(len(id2label)))
@@ -133,7 +131,7 @@ def empty_model(
 def save_model(
     loaded: LoadedModel, folder: Path, *, labels: tuple[str, ...] | None = None,
     problem: str | None = None, state: Mapping[str, Tensor] | None = None,
-    max_shard_bytes: int = SHARD_BYTES,
+    max_shard_bytes: int = 5_000_000_000,  # HF's
 ) -> None:  # fmt: skip
     """Write config.json and the weights into an existing folder.
 

@@ -189,8 +189,7 @@ class Transformer(nn.Module):
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
-        self.spec = spec
-        C = spec.hidden_size
+        self.spec, C = spec, spec.hidden_size
         self.embed_tokens = Embedding(spec.vocab_size, C)
         rows = spec.max_positions + spec.position_offset
         self.embed_positions = Embedding(rows, C) if spec.position == "learned" else None
@@ -245,17 +244,15 @@ class Transformer(nn.Module):
                 f"a document has {max(docs.lengths)} tokens, the model has positions for"
                 f" {self.spec.max_positions}: cut it or split it"
             )
-        N = len(tokens_N)
-        M = N if rows_M is None else len(rows_M)
+        N, M = len(tokens_N), len(tokens_N if rows_M is None else rows_M)
         if docs.num_tokens != N:
             raise ValueError(f"docs plans {docs.num_tokens} tokens, there are {N}")
         if slabs is None and tokens_N.device.type == "cpu":
             # cost: products of few sizes are compiled once. The rows added are copies of the first
             # token that belong to no document, and nobody reads them.
-            tokens_N, positions_N, types_N = (
-                torch.cat([x_N, x_N[:1].expand(docs.num_rows - N)])
-                for x_N in (tokens_N, positions_N, types_N)
-            )
+            filling, inputs = docs.num_rows - N, (tokens_N, positions_N, types_N)
+            filled = (torch.cat([x_N, x_N[:1].expand(filling)]) for x_N in inputs)
+            tokens_N, positions_N, types_N = filled
             rows_M = rows_M if rows_M is None else F.pad(rows_M, (0, rounded(M) - M))
         h_NC = self.embed(tokens_N, positions_N, types_N)
         slabs = slabs or [None] * len(self.layers)

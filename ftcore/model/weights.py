@@ -106,13 +106,13 @@ def load_weights(
     headers = {name: found for file in set(files.values()) for name, found in _header(file).items()}
     wanted = dict(model.named_parameters())  # a shared one once, under the embedding's name
     ours_of = {hf_name: family.to_ours(hf_name) for hf_name in headers}
-    modules = {_module_of(name) for name in wanted}
+    modules = {name.rpartition(".")[0] for name in wanted}
     hf_name_of: dict[str, str] = {}
     ignored, unexpected, misfits = [], [], []
     for hf_name, (dtype, shape) in sorted(headers.items()):
         first = next(iter(ours_of[hf_name]), "")
         if first not in wanted:
-            other_head = first.startswith("head.") and _module_of(first) not in modules
+            other_head = first.startswith("head.") and first.rpartition(".")[0] not in modules
             is_tied = first == HEAD and model.spec.tie_word_embeddings
             is_needless = other_head or is_tied or matches(hf_name, family.ignored)
             (ignored if is_needless else unexpected).append(hf_name)
@@ -125,8 +125,8 @@ def load_weights(
             misfits.append(f"{hf_name} is {dtype}, must be one of {', '.join(FLOATS)}")
         hf_name_of.update(dict.fromkeys(ours_of[hf_name], hf_name))
     absent = [name for name in wanted if name not in hf_name_of]
-    new_modules = set(may_be_new) - {_module_of(name) for name in hf_name_of}
-    new = [name for name in absent if _module_of(name) in new_modules]
+    new_modules = set(may_be_new) - {name.rpartition(".")[0] for name in hf_name_of}
+    new = [name for name in absent if name.rpartition(".")[0] in new_modules]
     # A fused tensor is missing once.
     missing = list(dict.fromkeys(family.to_hf(name) for name in absent if name not in new))
     problems = {"missing": missing, "unexpected": unexpected, "misfit": misfits}
@@ -159,10 +159,6 @@ def hf_tensors(
         is_whole = tensor.untyped_storage().nbytes() == tensor.nbytes
         tensors[hf_name] = tensor if is_whole else tensor.clone()
     return tensors
-
-
-def _module_of(name: str) -> str:
-    return name.rpartition(".")[0]
 
 
 def _refuse_untied(ours_of: Mapping[str, tuple[str, ...]], files: Mapping[str, Path]) -> None:

@@ -115,9 +115,8 @@ def save_adapter(
 
 
 def load_adapter(model: Model, folder: Path, *, family: Family) -> lora.LoRAReport:
-    """Wrap a base model and fill it from an adapter folder, ours or peft's.
-
-    All is checked before anything is changed: a load that fails leaves the model as it was.
+    """Wrap a base model and fill it from an adapter folder, ours or peft's. All is checked before
+    anything is changed: a load that fails leaves the model as it was.
 
     raises      ModelError: unreadable files, an option of peft's that we do not have, another base,
                 and in one message every missing, unexpected or mis-shaped tensor
@@ -133,7 +132,12 @@ def load_adapter(model: Model, folder: Path, *, family: Family) -> lora.LoRARepo
     parts = origin.get("parts", {})
     if parts:  # then the patterns are those that we write
         options |= {"rank_pattern": {}, "alpha_pattern": {}}
-    tensors = split_parts(_read_tensors(folder / WEIGHTS), parts, family, model.spec.num_heads)
+    if not (path := folder / WEIGHTS).is_file():
+        raise ModelError(f"{path} is not there. A pickled .bin is never read: convert it")
+    try:
+        tensors = split_parts(load_file(path), parts, family, model.spec.num_heads)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{path}: not a whole safetensors file ({error}): copy it anew") from error
     layers, extra = _held_or_listed(model, family, options, tensors)
     config = _lora_config(folder / CONFIG, options, layers, extra)
     names = _layout(model, layers, extra)
@@ -170,15 +174,6 @@ def _shape(model: nn.Module, name: str, rank: int) -> tuple[int, ...]:
     if attribute == "lora_b":
         return layer.out_features, rank
     return tuple(model.get_parameter(name).shape)
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise ModelError(f"{path} is not there. A pickled .bin is never read: convert it")
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{path}: not a whole safetensors file ({error}): copy it anew") from error
 
 
 def _held_or_listed(

@@ -35,8 +35,7 @@ class AdamW:
     """The optimiser of one run, of the trained parameters by name.
 
     lr_ratios       learning rate of a parameter over that of the run, where it is not 1
-    rows            int64 rows of a matrix, ascending, that alone have a gradient, a sparse one, and
-                    a state
+    rows            int64, ascending: rows of a matrix that alone have a state and a sparse gradient
     accumulates     a process may have several micro-batches a step; if not, gradients keep the
                     dtype of the parameters where all have one; those of `rows` are rounded to it
 
@@ -51,19 +50,18 @@ class AdamW:
         rows: Mapping[str, Tensor] | None = None, accumulates: bool = True,
     ) -> None:  # fmt: skip
         self.betas, self.eps, self.rows, self.step_count = betas, eps, rows or {}, 0
-        kinds: dict[Kind, dict[str, nn.Parameter]] = {}
-        for name, param in named:
+        params = dict(named)
+        kinds: dict[Kind, list[str]] = {}
+        for name, param in params.items():
             decay = weight_decay if param.dim() >= 2 else 0.0
             kind = (lr_ratios or {}).get(name, 1.0), decay, name in self.rows
-            kinds.setdefault(kind, {})[name] = param
-        self.params = {name: param for members in kinds.values() for name, param in members.items()}
+            kinds.setdefault(kind, []).append(name)
+        self.params = {name: params[name] for names in kinds.values() for name in names}
         assert self.params, "nothing is trained"
         starts = accumulate((self._shape(name).numel() for name in self.params), initial=0)
         self.spans: dict[str, Span] = dict(zip(self.params, pairwise(starts), strict=True))
-        self.kinds = {
-            kind: (self.spans[next(iter(members))][0], self.spans[next(reversed(members))][1])
-            for kind, members in kinds.items()
-        }
+        ends = {kind: (names[0], names[-1]) for kind, names in kinds.items()}
+        self.kinds = {kind: (self.spans[a][0], self.spans[b][1]) for kind, (a, b) in ends.items()}
         dtypes = {param.dtype for param in self.params.values()}
         self.wide = torch.promote_types(next(iter(dtypes)), torch.float32)
         self.grad_dtype = self.wide if accumulates or len(dtypes) > 1 else next(iter(dtypes))

@@ -12,8 +12,7 @@ fused_by_head   the rows of a fused matrix lie head by head, else part by part
 [trunk] [head]  our name = HF's; {i} stands for the layer. Of several, the first is written. What
                 HF keeps in one matrix has its name several times, in the order of the rows
 [switches]      what the family decides of a spec
-[keys]          field of the spec = key of config.json, as [key, default] or [key] where it may be
-                missing
+[keys]          field of the spec = key of config.json, as [key, default], or [key] if optional
 [fixed]         keys of config.json that can have one value only; `unset` lists those that are null
 rules           what a table cannot say: names in rules.py, with options
 """

@@ -124,11 +124,9 @@ def write_two_ropes(spec: ModelSpec) -> dict[str, Any]:
 
 
 def read_windows(config: dict, window: int, *, period: int, full: int) -> tuple[int, ...]:
-    """The window of each layer, 0 for none, by `layer_types`.
-
-    period, full    of files without it: of so many layers, which one sees the whole document
-    raises          ModelError: another kind of layer, or not one for each
-    """
+    """The window of each layer, 0 for none, by `layer_types`; in files without it, of each `period`
+    layers the one numbered `full` sees the whole document. Raises ModelError: another kind of
+    layer, or not one for each."""
     num_layers = read_value(config, "num_hidden_layers")
     usual = [FULL if index % period == full else WINDOWED for index in range(num_layers)]
     types = config.get("layer_types") or usual
