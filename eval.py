@@ -20,9 +20,11 @@ PREDICTIONS = "eval-predictions.jsonl"
 def run(command: Command) -> None:
     """Load what the command names and evaluate it; `command.resume` is a run, or None."""
     # Imported here, so that --help and a mistyped option answer at once.
+    import torch
+
     from ftcore.data.prepare import prepare
     from ftcore.data.tokenizer import Tokenizer
-    from ftcore.env.device import DTYPES, resolve_device, reuse_across_steps, set_threads
+    from ftcore.env.device import DTYPES, resolve_device, reuse_across_steps
     from ftcore.evaluate.report import json_line, write_predictions
     from ftcore.evaluate.suite import Suite
     from ftcore.hub import resolve
@@ -33,7 +35,7 @@ def run(command: Command) -> None:
     config, kind, path = command.config, TASKS[command.task], command.resume
     if not config.data.test:
         raise ConfigError("nothing to evaluate: name a file with --data.test FILE")
-    set_threads(config.env.threads)
+    torch.set_num_threads(config.env.threads)
     reuse_across_steps()
     device = resolve_device(config.env.device, config.env.kernels)
     base, dtype = config.model.path, DTYPES[config.env.precision]

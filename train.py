@@ -32,11 +32,13 @@ def run(command: Command) -> int:
     returns     the exit code
     """
     # Imported here, as in `tune`, so that --help and a mistyped option answer at once.
+    import torch
+
     from ftcore.data.documents import lengths
     from ftcore.data.store import prepared
     from ftcore.data.tokenizer import Tokenizer
-    from ftcore.env.device import DTYPES, resolve_device, reuse_across_steps, set_threads
-    from ftcore.env.plan import plan
+    from ftcore.env.device import DTYPES, resolve_device, reuse_across_steps
+    from ftcore.env.plan import Plan
     from ftcore.env.run import RunFolder
     from ftcore.env.seed import generator
     from ftcore.files import write_file
@@ -69,7 +71,7 @@ def run(command: Command) -> int:
     print(f"\n{folder}: {loaded.accounting}")
 
     # ---- 3 environment: device, what is trained, the plan, the run folder ------------------------
-    set_threads(config.env.threads)
+    torch.set_num_threads(config.env.threads)
     reuse_across_steps()
     model.to(resolve_device(config.env.device, config.env.kernels))
     new = loaded.accounting.new if config.model.init == "pretrained" else ()
@@ -80,7 +82,7 @@ def run(command: Command) -> int:
     check_lengths(model.spec, data)
     lengths_B = lengths(data.train.documents)
     num_steps = config.loop.num_steps(len(lengths_B), config.optim.batch_size)
-    print(f"\n{plan(model, lengths=lengths_B, num_steps=num_steps)}")
+    print(f"\n{Plan(model, lengths=lengths_B, num_steps=num_steps)}")
     if command.dry_run:
         return 0
     name = config.log.name or f"{command.task}-{time.strftime('%Y%m%d-%H%M%S')}"

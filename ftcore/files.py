@@ -40,15 +40,21 @@ def write_folder(target: Path, write: Callable[[Path], None], *, needed_bytes: i
     with _staged(target, needed_bytes) as temp:
         temp.mkdir()
         write(temp)
-        _seal(temp)
+        # safetensors creates its files with mode 0600; the folder's mode carries the umask.
+        mode, files = temp.stat().st_mode & 0o644, {}
+        for path in sorted(filter(Path.is_file, temp.rglob("*"))):
+            path.chmod(mode)
+            _fsync(path)
+            name = path.relative_to(temp).as_posix()
+            files[name] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+        manifest = {"files": files, "sha256": _digest(files)}
+        (temp / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+        _fsync(temp / MANIFEST)
 
 
 def link_folder(source: Path, target: Path) -> None:
-    """Give the verified folder `source` a second name that outlives the first, at no cost in space.
-
-    The files are hard links, or copies on a file system without them.
-    raises          CheckpointError: as verify_folder and write_folder
-    """
+    """Give the verified folder `source` a second name that outlives the first, at no cost in space:
+    hard links, or copies on a file system without them. Raises as verify_folder, write_folder."""
     names = verify_folder(source)
     with _staged(target) as temp:
         temp.mkdir()
@@ -59,22 +65,27 @@ def link_folder(source: Path, target: Path) -> None:
             except OSError:
                 shutil.copy2(source / name, temp / name)
             _fsync(temp / name)
-        _fsync_folders(temp)
 
 
 def write_file(path: Path, content: bytes | str) -> None:
     """Write or replace one file in a single step; text is UTF-8. Raises CheckpointError."""
     with _staged(path) as temp:
         temp.write_bytes(content.encode() if isinstance(content, str) else content)
-        _fsync(temp)
 
 
 def verify_folder(folder: Path) -> tuple[str, ...]:
-    """Compare every file with the manifest and return their names, relative to the folder.
-
-    raises          CheckpointError: names the first file that is missing, altered or unreadable
-    """
-    files = _read_manifest(folder)
+    """Compare every file with the manifest and return their names, relative to the folder. Raises
+    CheckpointError: names the first file that is missing, altered or unreadable."""
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_bytes())
+        files, digest = manifest["files"], manifest["sha256"]
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing: the folder was not written to its end") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error!r}") from error
+    if digest != _digest(files):
+        raise CheckpointError(f"{path} was altered: its SHA-256 is not the one it holds")
     for name, expected in files.items():
         path = folder / name
         try:
@@ -111,10 +122,8 @@ def make_folder(folder: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Delete a file or folder, its manifest first so that no reader takes the half for the whole.
-
-    What the disk refuses to delete stays for the next call.
-    """
+    """Delete a file or folder, its manifest first so that no reader takes the half for the whole;
+    what the disk refuses to delete stays for the next call."""
     with suppress(OSError):
         if path.is_dir():
             (path / MANIFEST).unlink(missing_ok=True)
@@ -142,12 +151,20 @@ def _staged(target: Path, needed_bytes: int = 0) -> Iterator[Path]:
         remove(temp)
         _settle(target)
         yield temp
+        for path in (*filter(Path.is_dir, temp.rglob("*")), temp):
+            _fsync(path)
         if target.is_dir():
             os.rename(target, target.with_name(ASIDE + target.name))
         os.rename(temp, target)
         _fsync(target.parent)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(_explain(target, temp, needed_bytes, error)) from error
+        written = sum(path.stat().st_size for path in (temp, *temp.rglob("*")) if path.is_file())
+        disk = next(folder for folder in target.absolute().parents if folder.is_dir())
+        raise CheckpointError(
+            f"cannot write {target}: {error} (at least {max(needed_bytes, written)} bytes needed, "
+            f"{shutil.disk_usage(disk).free} free). What was there before is untouched; free some "
+            f"space, or check the limits and permissions of {disk}"
+        ) from error
     finally:
         _settle(target)
         remove(temp)
@@ -163,57 +180,8 @@ def _settle(target: Path) -> None:
             os.rename(aside, target)
 
 
-def _explain(target: Path, temp: Path, needed_bytes: int, error: Exception) -> str:
-    written = sum(path.stat().st_size for path in (temp, *temp.rglob("*")) if path.is_file())
-    disk = next(folder for folder in target.absolute().parents if folder.is_dir())
-    return (
-        f"cannot write {target}: {error} (at least {max(needed_bytes, written)} bytes needed, "
-        f"{shutil.disk_usage(disk).free} free). What was there before is untouched; free some "
-        f"space, or check the limits and permissions of {disk}"
-    )
-
-
-def _seal(folder: Path) -> None:
-    """Sync every file, write the manifest last, sync the folders."""
-    # numerics: safetensors creates its files with mode 0600; the folder's mode carries the umask.
-    mode = folder.stat().st_mode & 0o644
-    files = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            path.chmod(mode)
-            _fsync(path)
-            name = path.relative_to(folder).as_posix()
-            files[name] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
-    manifest = {"files": files, "sha256": _digest(files)}
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-    _fsync(folder / MANIFEST)
-    _fsync_folders(folder)
-
-
-def _read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
-    """The manifest's files, when its own hash says that it is as it was written."""
-    path = folder / MANIFEST
-    try:
-        manifest = json.loads(path.read_bytes())
-        files, digest = manifest["files"], manifest["sha256"]
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing: the folder was not written to its end") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error!r}") from error
-    if digest != _digest(files):
-        raise CheckpointError(f"{path} was altered: its SHA-256 is not the one it holds")
-    return files
-
-
 def _digest(files: dict[str, dict[str, Any]]) -> str:
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
-
-
-def _fsync_folders(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        if path.is_dir():
-            _fsync(path)
-    _fsync(folder)
 
 
 def _fsync(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Device, threads, memory and compute dtype, resolved once from what the user says."""
+"""Device, memory and compute dtype, resolved once from what the user says."""
 
 import ctypes
 import mmap
@@ -23,11 +23,6 @@ def resolve_device(name: str, kernels: str = "auto") -> torch.device:
     if kernels == "triton" and device.type == "cpu":
         raise ConfigError(f"env.kernels = 'triton' on {name}: they need a GPU; use auto")
     return device
-
-
-def set_threads(threads: int) -> None:
-    """Threads of one CPU operation; the sum's order, and so the last bit, depends on it."""
-    torch.set_num_threads(threads)
 
 
 def reuse_across_steps() -> None:

@@ -117,9 +117,8 @@ def describe_start() -> dict[str, Any]:
     cpuinfo = Path("/proc/cpuinfo")
     cpu = re.search(r"model name\s*: (.+)", cpuinfo.read_text() if cpuinfo.exists() else "")
     return {
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": sys.argv, "commit": _commit(),
-        "versions": {"python": platform.python_version()} | versions,
+        "time": datetime.now(UTC).isoformat(timespec="seconds"), "command": sys.argv,
+        "commit": _commit(), "versions": {"python": platform.python_version()} | versions,
         "hardware": {
             "host": socket.gethostname(), "system": platform.platform(),
             "cpu": cpu[1] if cpu else platform.machine(), "cpu_count": os.cpu_count(),
@@ -130,11 +129,8 @@ def describe_start() -> dict[str, Any]:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold the lock of a file that says who has it; the kernel frees that of a process that dies.
-
-    A pid alone could not tell a dead writer from a live one on another host or in a container; pid
-    and boot id are written for the message.
-    """
+    """Hold the lock of a file that says who has it; the kernel frees that of a process that dies,
+    where a pid could not tell it from a live one on another host or in a container."""
     with open(path, "ab+", buffering=0) as file:
         file.seek(0)
         try:
@@ -142,8 +138,8 @@ def _locked(path: Path) -> Iterator[None]:
         except OSError as error:
             holder = file.read().decode(errors="replace") or error
             raise CheckpointError(
-                f"{path} is held by another writer ({holder}): wait for it, stop it, or name "
-                "another run folder"
+                f"{path} is held by another writer ({holder}): wait for it, stop it, or name"
+                " another run folder"
             ) from error
         if left := file.read().decode(errors="replace"):
             logger.warning("%s: taken over from a writer that died (%s)", path, left)

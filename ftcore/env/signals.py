@@ -1,31 +1,25 @@
-"""SIGTERM and SIGINT become a flag; the loop reads it between two steps, saves and leaves.
-
-Exit codes are the shell's, 128 + signal: 143 for SIGTERM, 130 for SIGINT.
-"""
+"""SIGTERM and SIGINT become a flag; the loop reads it between two steps, saves and leaves."""
 
 import os
 import signal
 from types import FrameType
 from typing import Self
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
 
 class StopFlag:
     """`with StopFlag() as stop:` and then, after each step, `if stop: save, exit stop.exit_code`.
-
     A second signal ends the process at once: what was saved before is whole (files.py).
-    Handlers belong to the main thread of a process; the old ones are restored on leaving.
-    """
+    Handlers belong to the main thread of a process; the old ones are restored on leaving."""
 
     def __init__(self) -> None:
-        self.exit_code = 0  # until a signal comes
+        self.exit_code = 0  # until a signal comes; then the shell's, 128 + signal
 
     def __bool__(self) -> bool:
         return self.exit_code != 0
 
     def __enter__(self) -> Self:
-        self._old = {number: signal.signal(number, self._stop) for number in SIGNALS}
+        numbers = (signal.SIGTERM, signal.SIGINT)
+        self._old = {number: signal.signal(number, self._stop) for number in numbers}
         return self
 
     def __exit__(self, *exception: object) -> None:

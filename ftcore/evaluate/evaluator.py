@@ -15,7 +15,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ftcore.config import EvalConfig
-from ftcore.data.chat import Message
 from ftcore.data.columns import Chat
 from ftcore.data.encode import encode_prompt
 from ftcore.data.pack import Batch, Encoded, collate, pack
@@ -53,9 +52,7 @@ def evaluate_loss(model: Model, task: Task, split: Split, **limits: Any) -> dict
     for _, batch in streams(split.documents, **limits):
         loss_sum, weight = task(model, batch)
         perplexity.update(loss_sum.item(), weight.item())
-    perplexity.update(0.0, 0.0, num_bytes=split.num_bytes)
-    values = perplexity.compute()
-    return {"loss": values.pop("nll"), **values}
+    return perplexity.compute(split.num_bytes)
 
 
 def all_logits(model: Model, documents: Sequence[Encoded], **limits: Any) -> Tensor:
@@ -92,14 +89,11 @@ def evaluate_label_sets(model: Model, split: Split, labels: Sequence[str], **lim
     metrics.update(target_BK, predicted_BK)
     names = np.array(labels, dtype=object)
     parts = zip(split.documents, target_BK, predicted_BK, logits_BK, strict=True)
-    rows = [
-        {
-            "row_id": document.row_id, "labels": names[target_K].tolist(),
-            "predicted": names[predicted_K].tolist(),
-            "probabilities": [round(p, 6) for p in logits_K.sigmoid().tolist()],
-        }
-        for document, target_K, predicted_K, logits_K in parts
-    ]
+    rows = [{
+        "row_id": document.row_id, "labels": names[target_K].tolist(),
+        "predicted": names[predicted_K].tolist(),
+        "probabilities": [round(p, 6) for p in logits_K.sigmoid().tolist()],
+    } for document, target_K, predicted_K, logits_K in parts]  # fmt: skip
     return {"loss": loss, **metrics.compute()}, metrics, rows
 
 
@@ -141,9 +135,7 @@ def evaluate_masked(model: Model, split: Split, labels: Sequence[str], **limits:
         hits += sum(a == b for a, b in zip(wanted, given, strict=True))
         names = {"hidden": [labels[i] for i in wanted], "predicted": [labels[i] for i in given]}
         rows.append({"row_id": document.row_id, **names})
-    values = perplexity.compute()
-    values = {"loss": values.pop("nll"), **values, "accuracy": hits / perplexity.weight}
-    return values, None, rows
+    return {**perplexity.compute(), "accuracy": hits / perplexity.weight}, None, rows
 
 
 def evaluate_tags(model: Model, split: Split, labels: Sequence[str], **limits: Any) -> Judged:
@@ -160,7 +152,7 @@ def evaluate_tags(model: Model, split: Split, labels: Sequence[str], **limits: A
         metrics.update(sentence.tags, tags)
         words = {"tokens": sentence.words, "tags": sentence.tags, "predicted": tags}
         rows.append({"row_id": sentence.row_id, **words})
-    return {"loss": perplexity.compute()["nll"], **metrics.compute()}, metrics, rows
+    return {"loss": perplexity.compute()["loss"], **metrics.compute()}, metrics, rows
 
 
 # By HF's `problem_type`, or the task that has none.
@@ -173,40 +165,27 @@ JUDGES: Mapping[str, Callable[..., Judged]] = {
 }
 
 
-def answer(
-    model: Model, tokenizer: Tokenizer, chats: Sequence[Sequence[Message]], max_new_tokens: int
-) -> list[str]:
-    """Greedy answer to each conversation that ends in a user turn."""
-    stop_ids = frozenset({tokenizer.eos_id, tokenizer.end_of_text_id} - {None})
-    texts: list[str] = []
-    with tqdm(total=len(chats), unit="answer", leave=False, disable=None) as bar:
-        for start in range(0, len(chats), PROMPTS_AT_ONCE):
-            some = chats[start : start + PROMPTS_AT_ONCE]
-            prompts = [encode_prompt(messages, tokenizer) for messages in some]
-            outputs = generate(model, prompts, max_new_tokens=max_new_tokens, stop_ids=stop_ids)
-            texts += [tokenizer.decode([i for i in ids if i not in stop_ids]) for ids in outputs]
-            bar.update(len(some))
-    return texts
-
-
 def evaluate_answers(
     model: Model, tokenizer: Tokenizer, chats: Sequence[Chat], config: EvalConfig
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Metrics of generated against expected last turns, and one prediction row a chat."""
-    prompts = [chat.messages[:-1] for chat in chats]
-    targets = [chat.messages[-1]["content"] for chat in chats]
-    texts = answer(model, tokenizer, prompts, config.max_new_tokens)
-    rows = [
-        {
-            "row_id": chat.id, "prompt": chat.messages[-2]["content"], "target": target,
-            "predicted": text, "exact_match": exact_match(target, text),
-        }
-        for chat, target, text in zip(chats, targets, texts, strict=True)
-    ]
-    if not config.intent_field:
+    """Metrics of greedy answers against expected last turns, and one prediction row a chat."""
+    stop_ids = frozenset({tokenizer.eos_id, tokenizer.end_of_text_id} - {None})
+    rows: list[dict[str, Any]] = []
+    with tqdm(total=len(chats), unit="answer", leave=False, disable=None) as bar:
+        for start in range(0, len(chats), PROMPTS_AT_ONCE):
+            some = chats[start : start + PROMPTS_AT_ONCE]
+            prompts = [encode_prompt(chat.messages[:-1], tokenizer) for chat in some]
+            limits = {"max_new_tokens": config.max_new_tokens, "stop_ids": stop_ids}
+            for chat, ids in zip(some, generate(model, prompts, **limits), strict=True):
+                said, target = (turn["content"] for turn in chat.messages[-2:])
+                text = tokenizer.decode([i for i in ids if i not in stop_ids])
+                row = {"row_id": chat.id, "prompt": said, "target": target, "predicted": text}
+                rows.append(row | {"exact_match": exact_match(target, text)})
+            bar.update(len(some))
+    if not (intent := config.intent_field):
         return {"exact_match": sum(row["exact_match"] for row in rows) / len(rows)}, rows
-    labels = intent_labels(targets, intent=config.intent_field)
-    commands = JsonCommandMetrics(labels, intent=config.intent_field)
+    labels = intent_labels((row["target"] for row in rows), intent=intent)
+    commands = JsonCommandMetrics(labels, intent=intent)
     for row in rows:
         row.update(commands.update(row["target"], row["predicted"]))
     return commands.compute(), rows

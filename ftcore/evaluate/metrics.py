@@ -108,31 +108,27 @@ class ClassificationMetrics:
 
 
 class MultiLabelMetrics:
-    """Figures of rows that have any number of K labels.
-
-    subset_accuracy     share of the rows whose labels are all right
-    hamming_loss        share of the rows x K decisions that are wrong
-    averages            over all K labels, 0 for one that never occurs, as scikit-learn has them
-    """
+    """Figures of rows that have any number of K labels: subset_accuracy, share of the rows whose
+    labels are all right; hamming_loss, share of the rows x K decisions that are wrong; and averages
+    over all K labels, 0 for one that never occurs, as scikit-learn has them."""
 
     def __init__(self, labels: Sequence[str]) -> None:
         self.labels = tuple(labels)
-        self.rows, self.right_rows, self.wrong = 0, 0, 0
+        self.rows, self.right_rows = 0, 0
         self.totals_3K = np.zeros((3, len(self.labels)), dtype=np.int64)
 
     def update(self, target_BK: np.ndarray, predicted_BK: np.ndarray) -> None:
         """Count B rows: bool, True where a row has the label."""
-        wrong_BK = target_BK != predicted_BK
         self.rows += len(target_BK)
-        self.right_rows += int((~wrong_BK.any(1)).sum())
-        self.wrong += int(wrong_BK.sum())
+        self.right_rows += int((target_BK == predicted_BK).all(1).sum())
         self.totals_3K += np.stack([target_BK & predicted_BK, predicted_BK, target_BK]).sum(1)
 
     def compute(self) -> dict[str, float]:
         """subset_accuracy, hamming_loss and the AVERAGES."""
+        hits, predicted, support = self.totals_3K.sum(1).tolist()
         return {
             "subset_accuracy": self.right_rows / self.rows,
-            "hamming_loss": self.wrong / (self.rows * len(self.labels)),
+            "hamming_loss": (predicted + support - 2 * hits) / (self.rows * len(self.labels)),
             **_averages(self.totals_3K, np.ones(len(self.labels), dtype=bool)),
         }
 
@@ -142,11 +138,9 @@ class MultiLabelMetrics:
 
 
 def regression_metrics(target_B: np.ndarray, predicted_B: np.ndarray) -> dict[str, float]:
-    """Correlations and errors of scores, float64; a correlation with a constant is NaN.
-
-    pearson     of the values; spearman: of their ranks, equal values sharing the mean of theirs
-    mae, rmse   mean absolute, root mean squared difference, in units of the score
-    """
+    """Correlations and errors of scores, float64: pearson of the values, spearman of their ranks,
+    equal values sharing the mean of theirs (NaN with a constant); mae and rmse, mean absolute and
+    root mean squared difference, in units of the score."""
     errors_B = predicted_B - target_B
     return {
         "pearson": _correlation(target_B, predicted_B),
@@ -156,31 +150,29 @@ def regression_metrics(target_B: np.ndarray, predicted_B: np.ndarray) -> dict[st
 
 
 class Perplexity:
-    """Loss of a language model over all tokens, whatever document they are in.
-
-    nll             loss_sum / weight, nats per token; NaN without tokens
-    perplexity      exp(nll); infinite where that leaves float64
-    bits_per_byte   loss_sum / (ln 2 * bytes), only where bytes were given; compares models with
-                    different tokenizers, where every weight is 0 or 1
-    """
+    """Loss of a language model over all tokens, whatever document they are in."""
 
     def __init__(self) -> None:
-        self.loss_sum, self.weight, self.num_bytes = 0.0, 0.0, 0
+        self.loss_sum, self.weight = 0.0, 0.0
 
-    def update(self, loss_sum: float, weight: float, *, num_bytes: int = 0) -> None:
-        """loss_sum in nats over tokens of total `weight`; num_bytes of the text they spell."""
+    def update(self, loss_sum: float, weight: float) -> None:
+        """Add loss_sum, in nats over tokens of total `weight`."""
         self.loss_sum += float(loss_sum)
         self.weight += float(weight)
-        self.num_bytes += num_bytes
 
-    def compute(self) -> dict[str, float]:
-        """nll, perplexity and, where bytes were given, bits_per_byte."""
-        nll = self.loss_sum / self.weight if self.weight else math.nan
+    def compute(self, num_bytes: int = 0) -> dict[str, float]:
+        """The figures of tokens that spell so many bytes, or of an unknown number of them (0).
+
+        loss            loss_sum / weight, nats per token; NaN without tokens
+        perplexity      exp(loss); infinite where that leaves float64
+        bits_per_byte   loss_sum / (ln 2 * num_bytes), only where these are known; compares models
+                        with different tokenizers, where every weight is 0 or 1
+        """
+        loss = self.loss_sum / self.weight if self.weight else math.nan
         # numerics: exp overflows just above 709.7.
-        result = {"nll": nll, "perplexity": math.inf if nll > 709 else math.exp(nll)}
-        if self.num_bytes:
-            result["bits_per_byte"] = self.loss_sum / (math.log(2) * self.num_bytes)
-        return result
+        result = {"loss": loss, "perplexity": math.inf if loss > 709 else math.exp(loss)}
+        bits = {"bits_per_byte": self.loss_sum / (math.log(2) * num_bytes)} if num_bytes else {}
+        return result | bits
 
 
 def by_class(labels: Sequence[str], totals_3K: np.ndarray) -> list[dict[str, Any]]:

@@ -22,11 +22,9 @@ MAX_TEXT = 40
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Aligned columns under `header`; a column of numbers (None: not defined) is right-aligned.
-
-    Text is put on one line and cut at MAX_TEXT characters; floats show four decimals, or four
-    significant digits where those would hide the value.
-    """
+    """Aligned columns under `header`. Text is put on one line and cut at MAX_TEXT characters; None
+    is not defined; floats show four decimals, or four significant digits where those would hide
+    the value."""
     columns = []
     for name, *values in zip(header, *rows, strict=True):
         cells = [name, *map(_cell, values)]
@@ -44,11 +42,8 @@ def metrics_table(results: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def per_class_table(per_class: Sequence[Mapping[str, Any]], *, max_rows: int = 20) -> str:
-    """Rows of CLASS_COLUMNS, in label order up to `max_rows` classes.
-
-    Past that the worst come first (lowest F1, then more rows; classes that never occur last) and a
-    last line says how many are not shown.
-    """
+    """Rows of CLASS_COLUMNS, in label order up to `max_rows` classes. Past that the worst are first
+    (lowest F1, then more rows; classes that never occur last), and a line counts the others."""
     rows, note = list(per_class), ""
     if (left := len(rows) - max_rows) > 0:
         rows.sort(key=lambda r: (r["support"] + r["predicted"] == 0, r["f1"], -r["support"]))
@@ -94,12 +89,12 @@ def json_line(result: Mapping[str, Any]) -> str:
 def _plain(value: Any, *, digits: int = 17) -> Any:
     """`value` for JSON: arrays as lists, floats that are not finite as null, others to so many
     significant digits; 17 keep every bit."""
+    if isinstance(value, np.generic | np.ndarray | Tensor):
+        value = value.tolist()
     if isinstance(value, Mapping):
         return {str(key): _plain(item, digits=digits) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item, digits=digits) for item in value]
-    if isinstance(value, np.generic | np.ndarray | Tensor):
-        return _plain(value.tolist(), digits=digits)
     if not isinstance(value, float):
         return value
     return float(f"{value:.{digits}g}") if math.isfinite(value) else None

@@ -15,7 +15,6 @@ from ftcore.evaluate.report import confusion_table, metrics_table, per_class_tab
 from ftcore.model.heads import Model
 from ftcore.tune.task import TASKS
 
-Metrics = Mapping[str, Mapping[str, float]]
 # What is shown while it trains, where the task has it.
 SHOWN = (
     "loss", "perplexity", "bits_per_byte", "accuracy", "subset_accuracy", "f1_macro", "f1",
@@ -34,7 +33,7 @@ class Results:
     def __str__(self) -> str:
         return "\n\n".join([metrics_table(self.metrics), *self.tables])
 
-    def against(self, base: Metrics) -> str:
+    def against(self, base: Mapping[str, Mapping[str, float]]) -> str:
         """The same for people, each metric beside that of the base model."""
         pairs = {name: {"base": base[name], "tuned": mine} for name, mine in self.metrics.items()}
         tables = (f"{name}\n{metrics_table(pair)}" for name, pair in pairs.items())

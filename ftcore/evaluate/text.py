@@ -14,7 +14,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
-from typing import Any, NoReturn
+from typing import Any
 
 from ftcore.errors import DataError
 from ftcore.evaluate.metrics import OUTSIDE, ClassificationMetrics
@@ -29,7 +29,7 @@ def parse_object(text: str) -> dict[str, Any] | None:
     """The JSON object that `text` is, whitespace around it allowed; None for anything else, NaN and
     Infinity among it. Of a repeated name the last value counts."""
     try:
-        value = json.loads(text, parse_constant=_refuse)
+        value = json.loads(text, parse_constant=int)  # refuses NaN and Infinity
     except (ValueError, RecursionError):  # the latter: a model that repeats "[" for ever
         return None
     return value if isinstance(value, dict) else None
@@ -69,10 +69,8 @@ class JsonCommandMetrics:
         label, name = wanted[self.intent], given and given.get(self.intent)
         if label not in self._ids:
             nearest = ", ".join(get_close_matches(label, self._ids, cutoff=0.0))
-            raise DataError(
-                f"target {self.intent} {label!r} is none of the {len(self._ids)} labels (nearest:"
-                f" {nearest}): add it to the labels or mend the row"
-            )
+            what = f"target {self.intent} {label!r} is none of the {len(self._ids)} labels"
+            raise DataError(f"{what} (nearest: {nearest}): add it to the labels or mend the row")
         # A generated intent may be of any JSON type, and a list cannot be looked up.
         predicted_id = self._ids.get(name, OUTSIDE) if isinstance(name, str) else OUTSIDE
         wanted_leaves, given_leaves = _leaves(wanted), _leaves(given or {})
@@ -109,10 +107,8 @@ def _command(target: str, intent: str) -> dict[str, Any]:
     command = parse_object(target)
     if command and isinstance(command.get(intent), str):
         return command
-    raise DataError(
-        f"target {target[:80]!r} is not a JSON object with a text field {intent!r}: mend the"
-        " row or name the field that holds the intent"
-    )
+    what = f"target {target[:80]!r} is not a JSON object with a text field {intent!r}"
+    raise DataError(f"{what}: mend the row or name the field that holds the intent")
 
 
 def _leaves(command: dict[str, Any]) -> dict[tuple, str]:
@@ -131,7 +127,3 @@ def _leaves(command: dict[str, Any]) -> dict[tuple, str]:
 
 def _ratio(part: int, whole: int) -> float:
     return part / whole if whole else math.nan
-
-
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not JSON")

@@ -3,10 +3,10 @@
 Letters: B sequences, S slots of a slab, G key/value heads, D head width, N new tokens.
 
 The cache is filled by a flat stream of prompts and then grows by one token per sequence and step.
-`Cache` knows where new tokens go; a `LayerSlab` is one layer's view, which the transformer calls.
+`Cache` knows where new tokens go; the transformer calls the `LayerSlab` of each layer.
 
 memory  2 L B S G D values, S doubling with the longest sequence
-layout  (B, G, S, D) in memory, seen as BSGD: the decoding products then need no copy of the cache
+layout  (2, B, G, S, D), seen as 2BSGD: the decoding products then need no copy of the cache
 """
 
 from collections.abc import Sequence
@@ -26,35 +26,24 @@ class LayerSlab:
 
     def __init__(self, plan: "Cache") -> None:
         self.plan = plan
-        self.k_BSGD: Tensor | None = None
-        self.v_BSGD: Tensor | None = None
+        self.kv_2BSGD: Tensor | None = None
 
     def attend(
         self, q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, docs: Docs, **rule: float | None
     ) -> Tensor:
         """Store the new keys and values, return o_NHD; `rule`: scale, window, softcap."""
-        plan = self.plan
-        self.k_BSGD = _stored(self.k_BSGD, k_NGD, plan)
-        self.v_BSGD = _stored(self.v_BSGD, v_NGD, plan)
+        plan, slab_2BSGD = self.plan, self.kv_2BSGD
+        if slab_2BSGD is None or slab_2BSGD.shape[2] < plan.num_slots:
+            B, (G, D) = len(plan.lengths), k_NGD.shape[1:]
+            # Zeros, since an unused slot has weight 0 in the products but must be finite.
+            self.kv_2BSGD = k_NGD.new_zeros(2, B, G, plan.num_slots, D).transpose(2, 3)
+            if slab_2BSGD is not None:
+                self.kv_2BSGD[:, :, : slab_2BSGD.shape[2]] = slab_2BSGD
+        self.kv_2BSGD[:, plan.rows_N, plan.slots_N] = torch.stack([k_NGD, v_NGD])
         if plan.is_prefill:
             return attention(q_NHD, k_NGD, v_NGD, docs, is_causal=True, **rule)
-        longest = max(plan.lengths)
-        return attention_decode(
-            q_NHD, self.k_BSGD[:, :longest], self.v_BSGD[:, :longest], plan.lengths_B, **rule
-        )
-
-
-def _stored(slab_BSGD: Tensor | None, x_NGD: Tensor, plan: "Cache") -> Tensor:
-    """The slab, grown to the plan's slots, with the new rows written into it."""
-    if slab_BSGD is None or slab_BSGD.shape[1] < plan.num_slots:
-        B, (G, D) = len(plan.lengths), x_NGD.shape[1:]
-        # Zeros, since an unused slot has weight 0 in the products but must be finite.
-        grown_BSGD = x_NGD.new_zeros(B, G, plan.num_slots, D).transpose(1, 2)
-        if slab_BSGD is not None:
-            grown_BSGD[:, : slab_BSGD.shape[1]] = slab_BSGD
-        slab_BSGD = grown_BSGD
-    slab_BSGD[plan.rows_N, plan.slots_N] = x_NGD
-    return slab_BSGD
+        k_BSGD, v_BSGD = self.kv_2BSGD[:, :, : max(plan.lengths)]
+        return attention_decode(q_NHD, k_BSGD, v_BSGD, plan.lengths_B, **rule)
 
 
 class Cache:
@@ -73,10 +62,8 @@ class Cache:
         self.is_prefill = True
 
     def extend(self, docs: Docs) -> Tensor:
-        """Make room for a stream that adds to every sequence, in order; returns its positions_N.
-
-        docs    the prompts on the first call, one token per sequence on every later one
-        """
+        """Make room for a stream that adds to every sequence, in order: the prompts on the first
+        call, one token each on every later one. Returns its positions_N."""
         self.is_prefill = not self.lengths
         before = self.lengths or [0] * docs.num_docs
         assert len(before) == docs.num_docs and (self.is_prefill or set(docs.lengths) == {1})
@@ -94,7 +81,5 @@ class Cache:
         self.lengths = [self.lengths[row] for row in rows]
         rows_B = torch.tensor(rows, device=self.lengths_B.device)
         for layer in self.layers:
-            layer.k_BSGD, layer.v_BSGD = (
-                slab_BSGD.transpose(1, 2).index_select(0, rows_B).transpose(1, 2)  # as laid out
-                for slab_BSGD in (layer.k_BSGD, layer.v_BSGD)
-            )
+            kept_2BGSD = layer.kv_2BSGD.transpose(2, 3).index_select(1, rows_B)  # as laid out
+            layer.kv_2BSGD = kept_2BGSD.transpose(2, 3)

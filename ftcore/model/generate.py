@@ -30,12 +30,11 @@ def generate(
     """
     if model.task != "lm":
         raise ModelError("the model has no language-model head: load it with the task 'lm'")
+    most = model.spec.max_positions - max_new_tokens
     for index, prompt in enumerate(prompts):
-        if not 1 <= len(prompt) <= model.spec.max_positions - max_new_tokens:
-            raise ModelError(
-                f"prompt {index} has {len(prompt)} tokens: with {max_new_tokens} new ones it must"
-                f" have 1 to {model.spec.max_positions - max_new_tokens}"
-            )
+        if not 1 <= len(prompt) <= most:
+            must = f"with {max_new_tokens} new ones it must have 1 to {most}"
+            raise ModelError(f"prompt {index} has {len(prompt)} tokens: {must}")
     device = model.trunk.embed_tokens.weight.device
     cache = Cache(model.spec.num_layers)
     answers: list[list[int]] = [[] for _ in prompts]

@@ -1,7 +1,8 @@
 """What sits on the transformer: the (masked) LM head, the tagger and the sequence classifier.
 
 A head never sees rows that are not scored, nor does the last layer compute them: the LM head and
-the tagger get the M selected rows of the stream, the classifier those that it pools.
+the tagger get the M selected rows of the stream, the classifier those that it pools. Logits are in
+the compute dtype; a `loss` does without them as a whole.
 """
 
 from typing import Literal
@@ -24,7 +25,6 @@ Loss = tuple[Tensor, Tensor]  # cross-entropy of the rows as (sum, weight)
 def _loss(
     last: Linear, x_MC: Tensor, labels_M: Tensor, weights_M: Tensor, softcap: float | None = None
 ) -> Loss:
-    """Without their logits as a whole."""
     rule = {"bias_V": last.bias, "softcap": softcap, "impl": last.impl}
     return linear_cross_entropy(x_MC, last.weight, labels_M, weights_M, **rule)
 
@@ -42,13 +42,9 @@ class Transform(nn.Module):
 
 
 class LMHead(nn.Module):
-    """Logits over the vocabulary: of the next token in a decoder, of a masked one in an encoder.
-
-    decoder     z = h W^T
-    encoder     z = transform(h) W^T + b
-
-    W is the embedding matrix where the spec ties them; a soft cap bounds z where the spec has one.
-    """
+    """Logits over the vocabulary: z = h W^T of the next token in a decoder, transform(h) W^T + b of
+    a masked one in an encoder. W is the embedding matrix where the spec ties them; a soft cap
+    bounds z where the spec has one."""
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
@@ -57,16 +53,13 @@ class LMHead(nn.Module):
         self.lm_head = Linear(spec.hidden_size, spec.vocab_size, bias=not spec.is_causal)
 
     def forward(self, h_MC: Tensor) -> Tensor:
-        """logits_MV, compute dtype."""
-        logits_MV = self.lm_head(self.transform(h_MC))
-        if self.softcap is not None:
-            logits_MV = self.softcap * (logits_MV / self.softcap).tanh()
-        return logits_MV
+        """logits_MV."""
+        z_MV, cap = self.lm_head(self.transform(h_MC)), self.softcap
+        return z_MV if cap is None else cap * (z_MV / cap).tanh()
 
     def loss(self, h_MC: Tensor, labels_M: Tensor, weights_M: Tensor) -> Loss:
         """Cross-entropy of the rows as (sum, weight)."""
-        x_MC = self.transform(h_MC)
-        return _loss(self.lm_head, x_MC, labels_M, weights_M, softcap=self.softcap)
+        return _loss(self.lm_head, self.transform(h_MC), labels_M, weights_M, self.softcap)
 
 
 class TokenHead(nn.Module):
@@ -84,7 +77,7 @@ class TokenHead(nn.Module):
         return dropout(self.transform(h_MC), self.dropout, is_training=self.training)
 
     def forward(self, h_MC: Tensor) -> Tensor:
-        """logits_MK, compute dtype."""
+        """logits_MK."""
         return self.classifier(self.features(h_MC))
 
     def loss(self, h_MC: Tensor, labels_M: Tensor, weights_M: Tensor) -> Loss:
@@ -96,17 +89,13 @@ POOLERS = {"tanh": torch.tanh, "relu": torch.relu}
 
 
 class ClassificationHead(nn.Module):
-    """Class scores of each document.
-
-    Encoders pool the first token, or the mean of all, through what the spec's `pooler` names;
-    decoders the last one, which has seen the whole document.
-    """
+    """Class scores of each document. Encoders pool the first token, or the mean of all, through
+    what the spec's `pooler` names; decoders the last one, which has seen the whole document."""
 
     def __init__(self, spec: ModelSpec, num_labels: int) -> None:
         super().__init__()
         C = spec.hidden_size
-        self.pooling = spec.pooling
-        self.dropout = spec.dropout
+        self.pooling, self.dropout = spec.pooling, spec.dropout
         self.activation = POOLERS.get(spec.pooler)
         self.pooler = Linear(C, C) if self.activation else None
         self.transform = Transform(spec) if spec.pooler == "transform" else nn.Identity()
@@ -120,15 +109,13 @@ class ClassificationHead(nn.Module):
 
     def pool(self, h_MC: Tensor, docs: Docs) -> Tensor:
         """pooled_BC, one row per document."""
-        pooled_BC = h_MC
         if self.pooling == "mean":
-            pooled_BC = torch.stack([h_TC.mean(0) for h_TC in h_MC.split(docs.lengths)])
-        if self.pooler is not None:
-            pooled_BC = self.activation(self.pooler(pooled_BC))
+            h_MC = torch.stack([h_TC.mean(0) for h_TC in h_MC.split(docs.lengths)])
+        pooled_BC = self.activation(self.pooler(h_MC)) if self.pooler else h_MC
         return dropout(self.transform(pooled_BC), self.dropout, is_training=self.training)
 
     def forward(self, h_MC: Tensor, docs: Docs) -> Tensor:
-        """logits_BK, compute dtype; h_MC are the hidden states of `rows`."""
+        """logits_BK; h_MC are the hidden states of `rows`."""
         return self.classifier(self.pool(h_MC, docs))
 
     def loss(self, h_MC: Tensor, docs: Docs, labels_B: Tensor, weights_B: Tensor) -> Loss:

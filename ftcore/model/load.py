@@ -18,13 +18,11 @@ from ftcore.model.families import family_of
 from ftcore.model.families.family import Family
 from ftcore.model.heads import CLASSIFIERS, Model, ModelTask, init_module
 from ftcore.model.spec import ModelSpec
-from ftcore.model.weights import Accounting, hf_tensors, load_weights, own_tensors
+from ftcore.model.weights import EMBEDDING, HEAD, Accounting, hf_tensors, load_weights
 
 CONFIG = "config.json"
-SHARD_BYTES = 5_000_000_000  # HF: shards of 5 GB
-# A checkpoint of another task lacks these.
+# A checkpoint of another task lacks these parts of the head.
 PARTS = ("classifier", "pooler", "transform.dense", "transform.norm", "lm_head")
-NEW_HEADS = tuple(f"head.{part}" for part in PARTS)
 
 
 @dataclass(frozen=True)
@@ -44,11 +42,8 @@ class LoadedModel:
 
 
 def read_object(path: Path, *, advice: str = "") -> dict[str, Any]:
-    """The JSON object that a file holds.
-
-    advice  what to do where it is not there
-    raises  ModelError: no such file, or no JSON object in it
-    """
+    """The JSON object that a file holds. Raises ModelError: no such file, with `advice` on what to
+    do about it, or no JSON object in it."""
     try:
         value = json.loads(path.read_text("utf-8"))
     except OSError as error:
@@ -61,12 +56,9 @@ def read_object(path: Path, *, advice: str = "") -> dict[str, Any]:
 
 
 def labels_of(config: Mapping, where: str) -> tuple[str, ...] | None:
-    """Class names of `id2label`, by class index; None without one.
-
-    raises  ModelError: the indices are not 0 .. K - 1, or two classes share a name
-    """
-    id2label = config.get("id2label")
-    if id2label is None:
+    """Class names of `id2label`, by class index; None without one. Raises ModelError: the indices
+    are not 0 .. K - 1, or two classes share a name."""
+    if (id2label := config.get("id2label")) is None:
         return None
     try:
         labels = tuple(str(id2label[str(index)]) for index in range(len(id2label)))
@@ -94,29 +86,26 @@ def load_model(
     config = read_object(folder / CONFIG, advice=layout)
     family = family_of(config, str(folder / CONFIG)).of(task)
     if task not in family.architectures:
-        raise ModelError(
-            f"{folder}: {family.name} has no head for the task {task!r}; it has"
-            f" {', '.join(family.architectures)}"
-        )
+        what = f"{folder}: {family.name} has no head for the task {task!r}"
+        raise ModelError(f"{what}; it has {', '.join(family.architectures)}")
     try:
         spec = family.to_spec(config)
     except ModelError as error:
         raise ModelError(f"{folder}/{error}") from None
     if task in CLASSIFIERS and num_labels is None:
-        labels = labels_of(config, str(folder / CONFIG))
-        if labels is None:
+        if (labels := labels_of(config, str(folder / CONFIG))) is None:
             raise ModelError(f"{folder / CONFIG}: names no classes (id2label): it is no classifier")
         num_labels = len(labels)
     model = empty_model(spec, task, num_labels, dtype)
     if init == "random":
         assert generator is not None, "random weights are drawn from a generator"
         model.init_weights(generator)
-        accounting = Accounting(new=list(own_tensors(model)))
+        accounting = Accounting(new=[name for name, _ in model.named_parameters()])
     else:
         # a folder that names this very task has all of the head
         is_other = family.architectures[task] not in (config.get("architectures") or ())
-        may_be_new = NEW_HEADS if is_other and task != "lm" and generator is not None else ()
-        accounting = load_weights(model, folder, family, may_be_new=may_be_new)
+        parts = PARTS if is_other and task != "lm" and generator is not None else ()
+        accounting = load_weights(model, folder, family, may_be_new={f"head.{p}" for p in parts})
         for name in dict.fromkeys(name.rpartition(".")[0] for name in accounting.new):
             module = model.get_submodule(name)
             if f"{name}.weight" in accounting.new:
@@ -130,9 +119,7 @@ def empty_model(
     spec: ModelSpec, task: ModelTask, num_labels: int | None, dtype: torch.dtype
 ) -> Model:
     """A model without values. No page of its memory is touched before they are written.
-
-    On the meta device the same would import torch's tracing machinery: a second of every start.
-    """
+    On the meta device the same would import torch's tracing machinery: a second of every start."""
     usual = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -144,7 +131,7 @@ def empty_model(
 def save_model(
     loaded: LoadedModel, folder: Path, *, labels: tuple[str, ...] | None = None,
     problem: str | None = None, state: Mapping[str, Tensor] | None = None,
-    max_shard_bytes: int = SHARD_BYTES,
+    max_shard_bytes: int = 5_000_000_000,  # HF's
 ) -> None:  # fmt: skip
     """Write config.json and the weights into an existing folder.
 
@@ -156,19 +143,18 @@ def save_model(
     from huggingface_hub import save_torch_state_dict
 
     model, spec, task = loaded.model, loaded.model.spec, loaded.model.task
-    state = dict(own_tensors(model) if state is None else state)
+    state = dict(model.named_parameters() if state is None else state)
     if spec.tie_word_embeddings:
-        state.pop("head.lm_head.weight", None)
+        state.pop(HEAD, None)
     whole = empty_model(spec, task, model.num_labels, torch.float32)
-    wanted = {name: tensor.shape for name, tensor in own_tensors(whole).items()}
+    wanted = {name: tensor.shape for name, tensor in whole.named_parameters()}
     given = {name: tensor.shape for name, tensor in state.items()}
-    odd = sorted(name for name in wanted | given if wanted.get(name) != given.get(name))
-    if odd:
+    if odd := sorted(name for name in wanted | given if wanted.get(name) != given.get(name)):
         raise ModelError(f"not saved: tensors missing, unknown or mis-shaped: {', '.join(odd)}")
     config = {**loaded.config, **loaded.family.to_config(spec)}
     config.pop("torch_dtype", None)  # HF: the older name of `dtype`
     config["architectures"] = [loaded.family.architectures[task]]
-    config["dtype"] = str(state["trunk.embed_tokens.weight"].dtype).removeprefix("torch.")
+    config["dtype"] = str(state[EMBEDDING].dtype).removeprefix("torch.")
     if task in CLASSIFIERS:
         count = model.num_labels
         labels = labels or loaded.labels or tuple(f"LABEL_{index}" for index in range(count))
@@ -178,7 +164,7 @@ def save_model(
         config["label2id"] = {label: index for index, label in enumerate(labels)}
         if problem is not None:
             config["problem_type"] = problem
-    text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False)
-    (folder / CONFIG).write_text(text + "\n", "utf-8")
+    text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    (folder / CONFIG).write_text(text, "utf-8")
     tensors = hf_tensors(state, loaded.family, spec.num_heads, bare=task == "trunk")
     save_torch_state_dict(tensors, folder, max_shard_size=max_shard_bytes)

@@ -36,8 +36,7 @@ class ModelSpec:
     rope_dim: int = 0  # channels of each head that turn (0: all)
     rope_factor: float = 1.0  # scales the angles, as rope_bands does: kernels/rope.py
     rope_bands: tuple[float, float, int] | None = None
-    # base in layers with a window, whose angles are never scaled; None: the same
-    local_rope_theta: float | None = None
+    local_rope_theta: float | None = None  # base in windowed layers, never scaled; None: the same
     # one number per layer: a token sees those fewer positions away (0: all); empty: all see all
     windows: tuple[int, ...] = ()
     attention_scale: float | None = None  # factor on the scores; None: D ** -0.5
@@ -50,8 +49,7 @@ class ModelSpec:
     embedding_scale: float = 1.0  # factor on the token embeddings
     # normalise the sum of the embeddings; with norm_first the first attention then has no norm
     embedding_norm: bool = False
-    # what a classifier sees of a document: "first" token, "last", or their "mean"
-    pooling: Literal["first", "last", "mean"] = "last"
+    pooling: Literal["first", "last", "mean"] = "last"  # of a document's tokens, for a classifier
     # what an encoder's classifier has before its last map: a dense map with "tanh" or "relu", or
     # the "transform" of the masked-LM head
     pooler: Literal["tanh", "relu", "transform"] | None = None

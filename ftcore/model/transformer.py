@@ -95,11 +95,8 @@ class Attention(nn.Module):
         super().__init__()
         C, H, G, D = spec.hidden_size, spec.num_heads, spec.num_kv_heads, spec.head_dim
         self.head_dim, self.is_causal = D, spec.is_causal
-        self.rule = {
-            "scale": spec.attention_scale,
-            "window": (spec.windows[index] or None) if spec.windows else None,
-            "softcap": spec.attention_softcap,
-        }
+        self.rule = {"scale": spec.attention_scale, "softcap": spec.attention_softcap}
+        self.rule["window"] = (spec.windows[index] or None) if spec.windows else None
         self.q_proj = Linear(C, H * D, bias=spec.qkv_bias)
         self.k_proj = Linear(C, G * D, bias=spec.qkv_bias)
         self.v_proj = Linear(C, G * D, bias=spec.qkv_bias)
@@ -125,10 +122,9 @@ class Attention(nn.Module):
 
 ACTIVATIONS = {"gelu": F.gelu, "gelu_tanh": partial(F.gelu, approximate="tanh")}
 GATED = {
-    "swiglu": swiglu,
-    "geglu": partial(geglu, uses_tanh=False),
+    "swiglu": swiglu, "geglu": partial(geglu, uses_tanh=False),
     "geglu_tanh": partial(geglu, uses_tanh=True),
-}
+}  # fmt: skip
 
 
 class Mlp(nn.Module):
@@ -193,8 +189,7 @@ class Transformer(nn.Module):
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
-        self.spec = spec
-        C = spec.hidden_size
+        self.spec, C = spec, spec.hidden_size
         self.embed_tokens = Embedding(spec.vocab_size, C)
         rows = spec.max_positions + spec.position_offset
         self.embed_positions = Embedding(rows, C) if spec.position == "learned" else None
@@ -233,32 +228,28 @@ class Transformer(nn.Module):
         self, tokens_N: Tensor, positions_N: Tensor, types_N: Tensor, docs: Docs,
         slabs: list[LayerSlab] | None = None, rows_M: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        """Hidden states of every token, or of those that are asked for.
+        """Hidden states of every token, or of those that are asked for: h_MC, compute dtype.
 
         tokens_N        int64 ids in [0, V)
         positions_N     int64, restarting at 0 in every document
         types_N         int64 segment of each token; unread where the family has no segments
-        docs            borders of the documents
         slabs           one per layer while generating (cache.py), else None
         rows_M          int64 rows of the stream; None: all. The last layer computes no others, once
                         they have been attended to
-        returns         h_MC, compute dtype
         raises          ModelError: a document is longer than the learned positions
-                        ValueError: N is not the plan's
-
-        On a CPU the layers see a few more rows, copies of the first token that belong to no
-        document: products of few sizes are compiled once, and nobody reads these rows.
+                        ValueError: N is not the number of tokens that `docs` plans
         """
         if self.embed_positions is not None and max(docs.lengths) > self.spec.max_positions:
             raise ModelError(
                 f"a document has {max(docs.lengths)} tokens, the model has positions for"
                 f" {self.spec.max_positions}: cut it or split it"
             )
-        N = len(tokens_N)
-        M = N if rows_M is None else len(rows_M)
+        N, M = len(tokens_N), len(tokens_N if rows_M is None else rows_M)
         if docs.num_tokens != N:
             raise ValueError(f"docs plans {docs.num_tokens} tokens, there are {N}")
         if slabs is None and tokens_N.device.type == "cpu":
+            # cost: products of few sizes are compiled once. The rows added are copies of the first
+            # token that belong to no document, and nobody reads them.
             filling, inputs = docs.num_rows - N, (tokens_N, positions_N, types_N)
             filled = (torch.cat([x_N, x_N[:1].expand(filling)]) for x_N in inputs)
             tokens_N, positions_N, types_N = filled
@@ -269,5 +260,4 @@ class Transformer(nn.Module):
         asked = [None] * (len(self.layers) - 1) + [rows_M]
         for layer, cos_sin_2NE, slab, rows in zip(self.layers, angles, slabs, asked, strict=True):
             h_NC = layer(h_NC, cos_sin_2NE, docs, slab, rows)
-        h_MC = h_NC[:M]
-        return h_MC if self.norm is None else self.norm(h_MC)
+        return h_NC[:M] if self.norm is None else self.norm(h_NC[:M])

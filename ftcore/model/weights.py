@@ -1,8 +1,7 @@
 """Safetensors in, with every tensor accounted for (law 7). Pickle is never read.
 
-Reading checks names and shapes of all tensors against the model before anything is copied, and
-lists all missing, unexpected and mis-shaped names in one error. Tensors are copied into memory that
-we own, so a file that changes later cannot change or kill a running model.
+Names and shapes are checked before anything is copied; then tensors are copied into memory that we
+own, so a file that changes later cannot change or kill a running model.
 
 source  safetensors format: 8-byte little-endian header length, JSON header, raw tensor data
 """
@@ -36,20 +35,15 @@ class Accounting:
     new: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        text = f"{len(self.loaded)} tensors loaded"
-        if self.ignored:
-            text += f", {len(self.ignored)} not needed ({_some(self.ignored)})"
-        if self.new:
-            text += f", {len(self.new)} new, drawn at random ({_some(self.new)})"
-        return text
+        others = {"not needed": self.ignored, "new, drawn at random": self.new}
+        more = (f", {len(some)} {kind} ({_some(some)})" for kind, some in others.items() if some)
+        return f"{len(self.loaded)} tensors loaded{''.join(more)}"
 
 
 def tensor_files(folder: Path) -> dict[str, Path]:
-    """HF tensor name -> the file that holds it, from one file or from shards with an index.
-
-    raises  ModelError: no safetensors, a pickled model only, an unreadable header, an index that
-            names other files than bare names or tensors that its files do not hold
-    """
+    """HF tensor name -> the file that holds it, from one file or from shards with an index. Raises
+    ModelError: no safetensors, a pickled model only, an unreadable header, an index that names
+    other files than bare names or tensors that its files do not hold."""
     if (folder / INDEX).is_file():
         try:
             weight_map = dict(json.loads((folder / INDEX).read_text("utf-8"))["weight_map"])
@@ -79,20 +73,15 @@ def _header(file: Path) -> dict[str, tuple[str, list[int]]]:
     try:
         with safe_open(file, framework="pt"), open(file, "rb") as raw:  # the former checks it all
             size = int.from_bytes(raw.read(8), "little")
-            header = json.loads(raw.read(size), object_pairs_hook=_refuse_duplicates)
+            pairs = json.loads(raw.read(size), object_pairs_hook=list)
+        header = {name: dict(part) for name, part in pairs}
+        if len(header) < len(pairs):
+            raise ValueError(f"a name occurs twice in {_some(sorted(name for name, _ in pairs))}")
     except (SafetensorError, OSError, ValueError) as error:
-        raise ModelError(
-            f"{file}: not a whole safetensors file ({error}). Copy or download it again."
-        ) from error
+        said = f"{file}: not a whole safetensors file ({error}). Copy or download it again."
+        raise ModelError(said) from error
     header.pop("__metadata__", None)
     return {name: (part["dtype"], part["shape"]) for name, part in header.items()}
-
-
-def _refuse_duplicates(pairs: list[tuple[str, object]]) -> dict:
-    names = [name for name, _ in pairs]
-    if len(set(names)) != len(names):
-        raise ValueError(f"a name occurs twice in {_some(sorted(names))}")
-    return dict(pairs)
 
 
 def mapped_tensors(
@@ -105,7 +94,7 @@ def mapped_tensors(
 
 
 def load_weights(
-    model: nn.Module, folder: Path, family: Family, *, may_be_new: tuple[str, ...] = ()
+    model: nn.Module, folder: Path, family: Family, *, may_be_new: Collection[str] = ()
 ) -> Accounting:
     """Fill `model` from a checkpoint folder; its parameters keep their dtype and device.
 
@@ -115,21 +104,18 @@ def load_weights(
     """
     files = tensor_files(folder)
     headers = {name: found for file in set(files.values()) for name, found in _header(file).items()}
-    wanted = own_tensors(model)
+    wanted = dict(model.named_parameters())  # a shared one once, under the embedding's name
     ours_of = {hf_name: family.to_ours(hf_name) for hf_name in headers}
-    modules = {_module_of(name) for name in wanted}
-    accounting = Accounting()
+    modules = {name.rpartition(".")[0] for name in wanted}
     hf_name_of: dict[str, str] = {}
-    unexpected, misfits = [], []
+    ignored, unexpected, misfits = [], [], []
     for hf_name, (dtype, shape) in sorted(headers.items()):
         first = next(iter(ours_of[hf_name]), "")
         if first not in wanted:
-            other_head = first.startswith("head.") and _module_of(first) not in modules
+            other_head = first.startswith("head.") and first.rpartition(".")[0] not in modules
             is_tied = first == HEAD and model.spec.tie_word_embeddings
-            if other_head or is_tied or matches(hf_name, family.ignored):
-                accounting.ignored.append(hf_name)
-            else:
-                unexpected.append(hf_name)
+            is_needless = other_head or is_tied or matches(hf_name, family.ignored)
+            (ignored if is_needless else unexpected).append(hf_name)
             continue
         if first in hf_name_of:
             unexpected.append(f"{hf_name} beside {hf_name_of[first]}")
@@ -139,15 +125,17 @@ def load_weights(
             misfits.append(f"{hf_name} is {dtype}, must be one of {', '.join(FLOATS)}")
         hf_name_of.update(dict.fromkeys(ours_of[hf_name], hf_name))
     absent = [name for name in wanted if name not in hf_name_of]
-    new_modules = set(may_be_new) - {_module_of(name) for name in hf_name_of}
-    accounting.new = [name for name in absent if _module_of(name) in new_modules]
+    new_modules = set(may_be_new) - {name.rpartition(".")[0] for name in hf_name_of}
+    new = [name for name in absent if name.rpartition(".")[0] in new_modules]
     # A fused tensor is missing once.
-    missing = dict.fromkeys(family.to_hf(name) for name in absent if name not in accounting.new)
-    _raise_if_any(folder, missing=list(missing), unexpected=unexpected, misfit=misfits)
-
+    missing = list(dict.fromkeys(family.to_hf(name) for name in absent if name not in new))
+    problems = {"missing": missing, "unexpected": unexpected, "misfit": misfits}
+    if lines := [f"  {kind}: {_some(names)}" for kind, names in problems.items() if names]:
+        head = f"{folder}: the tensors do not fit the model of config.json"
+        advice = "Check that weights, config and number of labels belong together."
+        raise ModelError("\n".join([head, *lines, advice]))
     if model.spec.tie_word_embeddings:
         _refuse_untied(ours_of, files)
-    accounting.loaded = [name for name in wanted if name in hf_name_of]
     with torch.no_grad():
         for hf_name, tensor in mapped_tensors(dict.fromkeys(hf_name_of.values()), files):
             targets = [wanted[name] for name in ours_of[hf_name]]
@@ -156,7 +144,7 @@ def load_weights(
             parts = family.split(hf_name, tensor, model.spec.num_heads)
             for target, part in zip(targets, parts, strict=True):
                 target.copy_(part)
-    return accounting
+    return Accounting([name for name in wanted if name in hf_name_of], ignored, new)
 
 
 def hf_tensors(
@@ -173,35 +161,15 @@ def hf_tensors(
     return tensors
 
 
-def own_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Our name -> parameter, each shared tensor once (under the embedding's name)."""
-    return dict(model.named_parameters(remove_duplicate=True))
-
-
-def _module_of(name: str) -> str:
-    return name.rpartition(".")[0]
-
-
 def _refuse_untied(ours_of: Mapping[str, tuple[str, ...]], files: Mapping[str, Path]) -> None:
     """Raise ModelError where a tied model's file holds an LM head of its own."""
     hf_names = {ours: hf_name for hf_name, names in ours_of.items() for ours in names}
-    if HEAD not in hf_names:
+    if (name := hf_names.get(HEAD)) is None:
         return
-    name = hf_names[HEAD]
     pair = dict(mapped_tensors([name, hf_names[EMBEDDING]], files))
     if not torch.equal(*pair.values()):
-        raise ModelError(
-            f"{files[name]}: {name} differs from the embeddings, which config.json ties it to:"
-            f" set tie_word_embeddings to false, or remove {name}"
-        )
-
-
-def _raise_if_any(folder: Path, **problems: list[str]) -> None:
-    lines = [f"  {kind}: {_some(names)}" for kind, names in problems.items() if names]
-    if lines:
-        head = f"{folder}: the tensors do not fit the model of config.json"
-        advice = "Check that weights, config and number of labels belong together."
-        raise ModelError("\n".join([head, *lines, advice]))
+        what = f"{files[name]}: {name} differs from the embeddings, which config.json ties it to"
+        raise ModelError(f"{what}: set tie_word_embeddings to false, or remove {name}")
 
 
 def _some(names: list[str], most: int = 8) -> str:

@@ -29,7 +29,7 @@ from ftcore.model.heads import Model
 from ftcore.model.load import read_object
 from ftcore.tune import lora
 from ftcore.tune.freeze import tensor_sha256
-from ftcore.tune.fused import PREFIX, A, B, cut, join_parts, part_name, patterns, split_parts, whole
+from ftcore.tune.fused import PREFIX, A, B, cut, join_parts, part_name, split_parts, whole
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -52,8 +52,8 @@ def base_sha256(model: nn.Module, *, without: Collection[str] = ()) -> str:
     or not, in bf16, fp32 or float64, since each tensor is rounded to bf16 first."""
     tensors = model.state_dict()
     plain = {name: tensors[ours] for ours, name in lora.plain_names(model).items()}
-    hashes = {n: tensor_sha256(plain[n].to(torch.bfloat16)) for n in plain.keys() - set(without)}
-    lines = (f"{name} {sha256}\n" for name, sha256 in sorted(hashes.items()))
+    names = sorted(plain.keys() - set(without))
+    lines = (f"{name} {tensor_sha256(plain[name].bfloat16())}\n" for name in names)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
@@ -97,8 +97,11 @@ def save_adapter(
         "bias": "none", "inference_mode": True,
     }  # fmt: skip
     origin = {"base_sha256": base_sha256(model, without=names.values()), "scale": config.scale}
-    if parts:
-        peft_config |= patterns(parts, config)
+    if parts:  # peft: a fused module has the rank of all its parts
+        counts = {module: len(places) for module, places in parts.items()}
+        power = 0.5 if config.rs_lora else 1.0
+        peft_config["rank_pattern"] = {m: n * config.rank for m, n in counts.items()}
+        peft_config["alpha_pattern"] = {m: n**power * config.alpha for m, n in counts.items()}
         origin["parts"] = parts
     if family.transposed:
         peft_config["fan_in_fan_out"] = True  # peft: its own value for HF's transposed matrices
@@ -112,9 +115,8 @@ def save_adapter(
 
 
 def load_adapter(model: Model, folder: Path, *, family: Family) -> lora.LoRAReport:
-    """Wrap a base model and fill it from an adapter folder, ours or peft's.
-
-    All is checked before anything is changed: a load that fails leaves the model as it was.
+    """Wrap a base model and fill it from an adapter folder, ours or peft's. All is checked before
+    anything is changed: a load that fails leaves the model as it was.
 
     raises      ModelError: unreadable files, an option of peft's that we do not have, another base,
                 and in one message every missing, unexpected or mis-shaped tensor
@@ -130,18 +132,21 @@ def load_adapter(model: Model, folder: Path, *, family: Family) -> lora.LoRARepo
     parts = origin.get("parts", {})
     if parts:  # then the patterns are those that we write
         options |= {"rank_pattern": {}, "alpha_pattern": {}}
-    tensors = split_parts(_read_tensors(folder / WEIGHTS), parts, family, model.spec.num_heads)
+    if not (path := folder / WEIGHTS).is_file():
+        raise ModelError(f"{path} is not there. A pickled .bin is never read: convert it")
+    try:
+        tensors = split_parts(load_file(path), parts, family, model.spec.num_heads)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{path}: not a whole safetensors file ({error}): copy it anew") from error
     layers, extra = _held_or_listed(model, family, options, tensors)
     config = _lora_config(folder / CONFIG, options, layers, extra)
     names = _layout(model, layers, extra)
     _account(folder, {k: _shape(model, n, config.rank) for k, n in names.items()}, tensors)
     _refuse_untied(folder, model, {name: tensors[key] for key, name in names.items()})
-    sha256 = base_sha256(model, without=names.values()) if origin else None
-    if origin and origin.get("base_sha256") != sha256:  # peft does not record it
-        raise ModelError(
-            f"{folder / ORIGIN}: this adapter was trained on another base model: SHA-256 "
-            f"{origin.get('base_sha256')}, here {sha256}. {CONFIG} names the right one"
-        )
+    ours = base_sha256(model, without=names.values()) if origin else None  # peft records none
+    if (theirs := origin.get("base_sha256")) != ours:
+        what = f"{folder / ORIGIN}: this adapter was trained on another base model"
+        raise ModelError(f"{what}: SHA-256 {theirs}, here {ours}. {CONFIG} names the right one")
     report = lora.apply_lora(model, config, generator=torch.Generator())
     with torch.no_grad():
         for key, name in names.items():
@@ -169,15 +174,6 @@ def _shape(model: nn.Module, name: str, rank: int) -> tuple[int, ...]:
     if attribute == "lora_b":
         return layer.out_features, rank
     return tuple(model.get_parameter(name).shape)
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise ModelError(f"{path} is not there. A pickled .bin is never read: convert it")
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{path}: not a whole safetensors file ({error}): copy it anew") from error
 
 
 def _held_or_listed(

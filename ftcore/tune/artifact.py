@@ -46,15 +46,12 @@ def save_artifact(
 def load_artifact(run: Path, *, base: str, kind: TaskKind, dtype: torch.dtype) -> LoadedModel:
     """The trained model of a finished run; a LoRA run's adapter is put on its base model, `base`.
     Raises ModelError: the run has left neither, or its files are damaged."""
-    saved = current(run / MODEL)
+    saved, adapter = current(run / MODEL), current(run / ADAPTER)
     if saved.is_dir():
         return load_model(saved, task=kind.model_task, dtype=dtype)
-    adapter = current(run / ADAPTER)
     if not adapter.is_dir():
-        raise ModelError(
-            f"{run}: has neither {MODEL}/ nor {ADAPTER}/, so the run has not finished; continue it"
-            f" with: python train.py --resume {run}"
-        )
+        what = f"{run}: has neither {MODEL}/ nor {ADAPTER}/, so the run has not finished"
+        raise ModelError(f"{what}; continue it with: python train.py --resume {run}")
     labels = read_labels(run)
     loaded = load_model(
         resolve(base), task=kind.model_task, dtype=dtype, num_labels=labels and len(labels),

@@ -41,9 +41,7 @@ class Loaded:
 
 class Checkpoints:
     """The checkpoints of one run folder: the last `keep_last` of them (at least 1), and the best.
-
-    failed_in_a_row counts the saves that failed since the last good one, for a caller that goes on.
-    """
+    failed_in_a_row counts the saves that failed since the last good one."""
 
     def __init__(self, run: Path, keep_last: int) -> None:
         if keep_last < 1:
@@ -58,23 +56,19 @@ class Checkpoints:
         state           JSON values; "step" is added
         raises          CheckpointError: nothing was saved, and nothing lost
         """
-        target = self._step_folder(step)
         num_bytes = sum(t.nbytes for group in tensors.values() for t in group.values())
 
         def write(folder: Path) -> None:
-            text = json.dumps({**state, "step": step}, indent=1)
-            (folder / STATE).write_text(text + "\n", "utf-8")
+            text = json.dumps({**state, "step": step}, indent=1) + "\n"
+            (folder / STATE).write_text(text, "utf-8")
             for group, named in tensors.items():
                 save_file(_savable(group, named), folder / (group + SUFFIX))
 
-        try:
-            files.write_folder(target, write, needed_bytes=num_bytes)
-            self._prune(step)
-        except CheckpointError:
-            self.failed_in_a_row += 1
-            raise
+        self.failed_in_a_row += 1  # until it is there
+        files.write_folder(self._step_folder(step), write, needed_bytes=num_bytes)
+        self._prune(step)
         self.failed_in_a_row = 0
-        return target
+        return self._step_folder(step)
 
     def latest(self) -> Loaded | None:
         """The newest checkpoint that verifies; None if there never was one. Those that were refused
@@ -86,17 +80,18 @@ class Checkpoints:
             except CheckpointError as error:
                 logger.warning("step %d is refused: %s", step, error)
                 refused.append(f"  step {step}: {error}")
-        if refused:
-            advice = "Restore one from a copy, or start again under another run name"
-            head = f"no checkpoint in {self.folder} can be trusted:"
-            raise CheckpointError("\n".join([head, *refused, advice]))
-        return None
+        if not refused:
+            return None
+        head = f"no checkpoint in {self.folder} can be trusted:"
+        advice = "Restore one from a copy, or start again under another run name"
+        raise CheckpointError("\n".join([head, *refused, advice]))
 
     def steps(self) -> list[int]:
         """The steps that have a folder, newest first, verified or not."""
         entries = self.folder.iterdir() if self.folder.is_dir() else ()
-        names = (re.fullmatch(rf"(?:{re.escape(files.ASIDE)})?step-(\d+)", e.name) for e in entries)
-        return sorted({int(name[1]) for name in names if name}, reverse=True)
+        names = (entry.name.removeprefix(files.ASIDE) for entry in entries)
+        found = (re.fullmatch(r"step-(\d+)", name) for name in names)
+        return sorted({int(step[1]) for step in found if step}, reverse=True)
 
     def mark_best(self, step: int) -> None:
         """Make `best` the verified checkpoint of `step`, or raise CheckpointError and keep it."""
@@ -139,8 +134,6 @@ def _savable(group: str, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
     owners: dict[int, str] = {}
     for name, tensor in savable.items():
         if tensor.numel() and (owner := owners.setdefault(tensor.data_ptr(), name)) != name:
-            raise CheckpointError(
-                f"group {group}: {owner} and {name} share memory and would come back as two "
-                "tensors: save one of them, and tie again after loading"
-            )
+            what = f"group {group}: {owner} and {name} share memory and would come back as two"
+            raise CheckpointError(f"{what} tensors: save one of them, and tie again after loading")
     return savable

@@ -37,11 +37,9 @@ def leaf(name: str) -> str:
 def match_names(
     pattern: str, names: Sequence[str], *, what: str, also: Sequence[str] = ()
 ) -> set[str]:
-    """The names that are `pattern`, end in it as their last component, or fit it as a glob.
-
-    raises      ConfigError: nothing matches; it calls the pattern `what`, and offers the nearest
-                names, all last components and `also`, words that mean something in this place
-    """
+    """The names that are `pattern`, end in it as their last component, or fit it as a glob. Raises
+    ConfigError: nothing matches; it calls the pattern `what`, and offers the nearest names, all
+    last components and `also`, words that mean something in this place."""
     if found := {n for n in names if pattern in (n, leaf(n)) or fnmatchcase(n, pattern)}:
         return found
     known = [*also, *sorted({leaf(n) for n in names if not leaf(n).isdecimal()})]
@@ -58,9 +56,7 @@ def below(name: str, modules: set[str]) -> bool:
 
 def apply_trainable(model: nn.Module, rules: Sequence[str]) -> str:
     """Make exactly the parameters that the rules name trainable; returns the parameter_table.
-
-    raises      ConfigError: no rule, or one that matches nothing; the model is then unchanged
-    """
+    Raises ConfigError: no rule, or one that matches nothing; the model is then unchanged."""
     if not rules:
         raise ConfigError(f"no rule says what to train; known: {', '.join(POLICIES)}, or a pattern")
     chosen = set().union(*(_resolve(model, rule) for rule in rules))
@@ -72,16 +68,19 @@ def apply_trainable(model: nn.Module, rules: Sequence[str]) -> str:
 def _resolve(model: nn.Module, rule: str) -> set[str]:
     """Names of the parameters that one rule trains."""
     names = [name for name, _ in model.named_parameters()]
-    if rule.startswith("last:"):
-        return _last_layers(names, rule)
+    if rule.startswith("last:"):  # from layer L - K on, in the order of the forward pass
+        layers = [int(m[1]) if (m := LAYER.search(n)) else -1 for n in names]
+        num_layers, count = 1 + max(layers, default=-1), rule.removeprefix("last:")
+        if not count.isdecimal() or not 1 <= int(count) <= num_layers:
+            raise ConfigError(f"trainable rule {rule!r}: K must be an integer in [1, {num_layers}]")
+        return set(names[layers.index(num_layers - int(count)) :])
     owners = {n: model.get_submodule(n.rpartition(".")[0]) for n in names}
     policies = {
-        "all": lambda n: True,
-        "head": lambda n: n.startswith("head."),
+        "all": lambda n: True, "head": lambda n: n.startswith("head."),
         "embeddings": lambda n: isinstance(owners[n], nn.Embedding),
         "norms": lambda n: "norm" in leaf(n.rpartition(".")[0]),
         "biases": lambda n: leaf(n) == "bias",
-    }
+    }  # fmt: skip
     if rule in policies:
         if found := set(filter(policies[rule], names)):
             return found
@@ -90,16 +89,6 @@ def _resolve(model: nn.Module, rule: str) -> set[str]:
     modules = [n for n, _ in model.named_modules() if n]
     matched = match_names(rule, [*modules, *names], what="trainable rule", also=POLICIES)
     return {n for n in names if below(n, matched)}
-
-
-def _last_layers(names: Sequence[str], rule: str) -> set[str]:
-    """Everything from layer L - K on, in the order of the forward pass."""
-    layers = [int(m[1]) if (m := LAYER.search(n)) else -1 for n in names]
-    num_layers = 1 + max(layers, default=-1)
-    count = rule.removeprefix("last:")
-    if not count.isdecimal() or not 1 <= int(count) <= num_layers:
-        raise ConfigError(f"trainable rule {rule!r}: K must be an integer in [1, {num_layers}]")
-    return set(names[layers.index(num_layers - int(count)) :])
 
 
 def parameter_table(model: nn.Module) -> str:

@@ -11,14 +11,12 @@ of peft's all parts share one A, so each gets it with its own rows of B. A part 
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ftcore.errors import ModelError
 from ftcore.model.families.family import Family
-from ftcore.tune.lora import LoRAConfig
 
 PREFIX = "base_model.model."
 A, B = "lora_A.weight", "lora_B.weight"
@@ -84,8 +82,7 @@ def split_parts(
     split: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
         module, attribute = cut(key)
-        count = len(family.to_ours(module))
-        if not count:  # a module that the family does not know is reported with the others
+        if not (count := len(family.to_ours(module))):  # the caller reports what nobody knows
             split[key] = tensor
             continue
         places = adapted.get(module, range(count))
@@ -105,13 +102,3 @@ def split_parts(
             what = f"{key} is {list(tensor.shape)}"
             raise ModelError(f"{what}: it holds no {len(places)} parts") from error
     return split
-
-
-def patterns(adapted: Places, config: LoRAConfig) -> dict[str, Any]:
-    """peft's rank_pattern and alpha_pattern: fused modules have the rank of all their parts."""
-    counts = {module: len(places) for module, places in adapted.items()}
-    power = 0.5 if config.rs_lora else 1.0
-    return {
-        "rank_pattern": {module: count * config.rank for module, count in counts.items()},
-        "alpha_pattern": {module: count**power * config.alpha for module, count in counts.items()},
-    }

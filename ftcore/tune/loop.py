@@ -7,8 +7,7 @@
 A step is a pure function of the state before it: its rows come from (seed, step), its dropout
 noise from (seed, step, micro-step), its rate from the step. So a checkpoint needs the trained
 tensors, the optimiser's moments and the step, and a run that was killed and resumed is bit-equal to
-one that was not. A step whose loss or gradient is not finite is not applied; it is counted and its
-rows are named.
+one that was not. A step whose loss or gradient is not finite is not applied; its rows are named.
 """
 
 import math
@@ -74,36 +73,30 @@ class Loop:
     progress: Progress = field(default_factory=Progress)
 
     def __post_init__(self) -> None:
-        size = {"batch_size": self.optim.batch_size, "seed": self.seed}
-        self.rows = StepRows(len(self.documents), **size, order=self.order)
-        self.total_steps = self.loop.num_steps(len(self.documents), self.optim.batch_size)
+        optim, count = self.optim, len(self.documents)
+        self.rows = StepRows(count, batch_size=optim.batch_size, seed=self.seed, order=self.order)
+        self.total_steps = self.loop.num_steps(count, optim.batch_size)
         self.drawn: tuple[int, list[Encoded]] | None = None
         trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-        longest = np.sort(lengths(self.documents))[-self.optim.batch_size :]
+        longest = np.sort(lengths(self.documents))[-optim.batch_size :]
         rows = {}
         if self.draw is None and self.device.type == "cpu":  # what draws may read any row
             rows = rows_read(self.model, self.documents)
             self.model.trunk.embed_tokens.sparse = bool(rows)
         self.optimizer = AdamW(
-            trained.items(),
-            betas=self.optim.betas,
-            eps=self.optim.eps,
-            weight_decay=self.optim.weight_decay,
-            lr_ratios={n: self.optim.loraplus_lr_ratio for n in trained if leaf(n) == "lora_b"},
-            rows=rows,
-            accumulates=int(longest.sum()) > self.loop.micro_batch_tokens,
-        )
+            trained.items(), betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay,
+            lr_ratios={name: optim.loraplus_lr_ratio for name in trained if leaf(name) == "lora_b"},
+            rows=rows, accumulates=int(longest.sum()) > self.loop.micro_batch_tokens,
+        )  # fmt: skip
 
     def restore(self, loaded: Loaded | None) -> None:
         """Continue from a checkpoint of this run, or from its start where it never saved one."""
-        if loaded is None:
-            self.run.trim(-1)
-            return
-        self.progress = Progress(**loaded.state["progress"])
-        self.optimizer.load_state(loaded.tensors, loaded.state["optimizer_steps"])
-        if self.progress.best_step == loaded.step:  # a kill may have come before it was marked
-            self.checkpoints.mark_best(loaded.step)
-        self.run.trim(loaded.step)
+        if loaded is not None:
+            self.progress = Progress(**loaded.state["progress"])
+            self.optimizer.load_state(loaded.tensors, loaded.state["optimizer_steps"])
+            if self.progress.best_step == loaded.step:  # a kill may have come before it was marked
+                self.checkpoints.mark_best(loaded.step)
+        self.run.trim(loaded.step if loaded else -1)
 
     def restore_best(self) -> None:
         """Put the weights of the best evaluation back; without one, keep the last."""
@@ -115,8 +108,11 @@ class Loop:
     def train(self) -> int:
         """Run to the last step, early stop or signal; returns the exit code (0, 4, 130 or 143)."""
         self.model.train()
+        # On a CPU, one process for each of its threads, if a step has rows for them.
+        threads = torch.get_num_threads() if self.device.type == "cpu" else 1
+        count = min(threads, self.optim.batch_size)
         with (
-            self._workers() as workers,
+            Workers(count, self.optimizer, self._share) as workers,
             StopFlag() as stop,
             tqdm(total=self.total_steps, initial=self.progress.step, unit="step") as bar,
         ):
@@ -128,9 +124,8 @@ class Loop:
                 is_last = step == self.total_steps
                 if step % self.loop.log_every == 0 or is_last or step == 1:
                     self.run.log(step, values)
-                is_best = False
-                if self.evaluate and (step % self.loop.eval_every == 0 or is_last):
-                    is_best = self._evaluate()
+                is_judged = self.evaluate and (step % self.loop.eval_every == 0 or is_last)
+                is_best = bool(is_judged) and self._evaluate()
                 leaves = bool(stop)  # read once: what leaves has saved
                 is_due = step % self.loop.save_every == 0 or is_best or is_last
                 if is_due or leaves or self._is_out_of_patience():
@@ -144,11 +139,6 @@ class Loop:
             best, step = self.progress.best_step, self.progress.step
             tqdm.write(f"early stop at step {step}: best was step {best}")
         return 0
-
-    def _workers(self) -> Workers:
-        """On a CPU, one process for each of its threads, if a step has rows for them."""
-        threads = torch.get_num_threads() if self.device.type == "cpu" else 1
-        return Workers(min(threads, self.optim.batch_size), self.optimizer, self._share)
 
     def _is_out_of_patience(self) -> bool:
         return 0 < self.loop.patience <= self.progress.evals_since_best
@@ -165,11 +155,10 @@ class Loop:
     def _share(self, step: int, share: int, shares: int) -> float:
         """Gradients of one share of a step into the optimiser's buffers; returns its loss sum."""
         documents = self._documents(step)
-        weight = total_weight(documents)
+        weight, loss = total_weight(documents), 0.0
         mine = [documents[i] for i in split([len(d) for d in documents], shares)[share]]
         streams = pack([len(d) for d in mine], self.loop.micro_batch_tokens)
         self.optimizer.zero_grad()
-        loss = 0.0
         for micro_step, stream in enumerate(streams):
             seed_noise(self.seed, step, micro_step * shares + share)
             batch = collate([mine[i] for i in stream])
@@ -183,6 +172,7 @@ class Loop:
         started = time.perf_counter()
         step = self.progress.step
         loss, grad_norm = workers.compute(step)
+        documents = self._documents(step)
         rate = learning_rate(
             step, peak=self.optim.lr, total_steps=self.total_steps,
             warmup_steps=int(self.schedule.warmup * self.total_steps), shape=self.schedule.shape,
@@ -193,22 +183,16 @@ class Loop:
             workers.apply(rate, clip)
         else:
             self.progress.skipped_steps += 1
-            self._report_skipped(step, loss, grad_norm)
+            record = {"rows": [document.row_id for document in documents], "loss": str(loss)}
+            path = self.run.dump(f"skipped-step-{step}.json", record)
+            found = f"step {step}: loss {loss}, gradient norm {grad_norm}"
+            tqdm.write(f"{found}: not applied; its rows: {path}")
         self.progress.step += 1
-        documents = self._documents(step)
-        num_tokens = sum(len(d) for d in documents)
         return {
             "train/loss": loss / total_weight(documents), "train/grad_norm": grad_norm,
             "train/lr": rate, "train/skipped_steps": self.progress.skipped_steps,
-            "perf/tokens_per_s": num_tokens / (time.perf_counter() - started),
+            "perf/tokens_per_s": sum(map(len, documents)) / (time.perf_counter() - started),
         }
-
-    def _report_skipped(self, step: int, loss: float, grad_norm: float) -> None:
-        rows = [document.row_id for document in self._documents(step)]
-        path = self.run.dump(f"skipped-step-{step}.json", {"rows": rows, "loss": str(loss)})
-        tqdm.write(
-            f"step {step}: loss {loss}, gradient norm {grad_norm}: not applied; its rows: {path}"
-        )
 
     def _evaluate(self) -> bool:
         """Evaluate; returns whether it is the best so far."""
@@ -219,12 +203,9 @@ class Loop:
         step, progress = self.progress.step, self.progress
         self.run.log(step, values)
         tqdm.write(f"step {step}: " + "  ".join(f"{k} {v:.4f}" for k, v in values.items()))
-        value = values[WATCHED]
-        is_best = value < progress.best
-        if is_best:
+        progress.evals_since_best += 1
+        if is_best := (value := values[WATCHED]) < progress.best:
             progress.best, progress.best_step, progress.evals_since_best = value, step, 0
-        else:
-            progress.evals_since_best += 1
         return is_best
 
     def _save(self, *, is_best: bool) -> None:

@@ -56,12 +56,8 @@ class LoRAConfig:
 
 
 class LoRALinear(nn.Module):
-    """A frozen `nn.Linear` (kept as `base`, never written to) and its low-rank update.
-
-    config          rank, scale and dropout; its names are not read here
-    generator       draws A, on the CPU
-    enabled         False: the layer is its base, merged or not
-    """
+    """A frozen `nn.Linear` (kept as `base`, never written to) and its low-rank update, whose A the
+    `generator` draws on the CPU. While not `enabled`, the layer is its base, merged or not."""
 
     impl: Impl = "auto"
 
@@ -92,9 +88,9 @@ class LoRALinear(nn.Module):
     @torch.no_grad()
     def folded_weight(self) -> Tensor:
         """W + scale B A, summed in the factors' dtype and rounded once to the dtype of W."""
-        wide_OC = self.base.weight.to(self.lora_a.dtype)
-        wide_OC = torch.addmm(wide_OC, self.lora_b, self.lora_a, alpha=self.config.scale)
-        return wide_OC.to(self.base.weight.dtype)
+        a_RC, b_OR, weight_OC = self.lora_a, self.lora_b, self.base.weight
+        wide_OC = torch.addmm(weight_OC.to(a_RC.dtype), b_OR, a_RC, alpha=self.config.scale)
+        return wide_OC.to(weight_OC.dtype)
 
     def merge(self) -> None:
         """Answer from one matrix from now on. For evaluation: the factors get no gradient."""
@@ -136,15 +132,13 @@ def apply_lora(
     refuse_wrapped(model)
     modules = [name for name, _ in model.named_modules() if name]
     wrapped = _targets(model, config.targets)
-    extra: set[str] = set()
-    for pattern in (*config.extra_modules, *trained_heads):
-        extra |= match_names(pattern, modules, what="fully trained module")
+    patterns = (*config.extra_modules, *trained_heads)
+    extra = set().union(*(match_names(p, modules, what="fully trained module") for p in patterns))
     if both := [name for name in wrapped if below(name, extra)]:
         raise ConfigError(f"LoRA target and fully trained at once: {', '.join(both)}: choose one")
     model.requires_grad_(False)
     for name in wrapped:
-        layer = LoRALinear(model.get_submodule(name), config, generator)
-        model.set_submodule(name, layer)
+        model.set_submodule(name, LoRALinear(model.get_submodule(name), config, generator))
     for name in extra:
         model.get_submodule(name).requires_grad_(True)
     return LoRAReport(config, tuple(wrapped), tuple(name for name in modules if name in extra))

@@ -35,7 +35,7 @@ class AdamW:
     """The optimiser of one run, of the trained parameters by name.
 
     lr_ratios       learning rate of a parameter over that of the run, where it is not 1
-    rows            int64 rows of a matrix that alone have a gradient, a sparse one, and a state
+    rows            int64, ascending: rows of a matrix that alone have a state and a sparse gradient
     accumulates     a process may have several micro-batches a step; if not, gradients keep the
                     dtype of the parameters where all have one; those of `rows` are rounded to it
 
@@ -50,19 +50,18 @@ class AdamW:
         rows: Mapping[str, Tensor] | None = None, accumulates: bool = True,
     ) -> None:  # fmt: skip
         self.betas, self.eps, self.rows, self.step_count = betas, eps, rows or {}, 0
-        kinds: dict[Kind, dict[str, nn.Parameter]] = {}
-        for name, param in named:
+        params = dict(named)
+        kinds: dict[Kind, list[str]] = {}
+        for name, param in params.items():
             decay = weight_decay if param.dim() >= 2 else 0.0
             kind = (lr_ratios or {}).get(name, 1.0), decay, name in self.rows
-            kinds.setdefault(kind, {})[name] = param
-        self.params = {name: param for members in kinds.values() for name, param in members.items()}
+            kinds.setdefault(kind, []).append(name)
+        self.params = {name: params[name] for names in kinds.values() for name in names}
         assert self.params, "nothing is trained"
         starts = accumulate((self._shape(name).numel() for name in self.params), initial=0)
         self.spans: dict[str, Span] = dict(zip(self.params, pairwise(starts), strict=True))
-        self.kinds = {
-            kind: (self.spans[next(iter(members))][0], self.spans[next(reversed(members))][1])
-            for kind, members in kinds.items()
-        }
+        ends = {kind: (names[0], names[-1]) for kind, names in kinds.items()}
+        self.kinds = {kind: (self.spans[a][0], self.spans[b][1]) for kind, (a, b) in ends.items()}
         dtypes = {param.dtype for param in self.params.values()}
         self.wide = torch.promote_types(next(iter(dtypes)), torch.float32)
         self.grad_dtype = self.wide if accumulates or len(dtypes) > 1 else next(iter(dtypes))
@@ -71,7 +70,6 @@ class AdamW:
         self.masters, self.exp_avg, self.exp_avg_sq = map(self._named, flats)
         narrow = dtypes - {self.wide}
         self.flat_param = self._zeros(*narrow) if narrow else None
-        self.slots = {n: _inverse(rows_L, len(self.params[n])) for n, rows_L in self.rows.items()}
         self.buffers: list[Tensor] = []
         self.open_buffers(1)
         self.collect_in(0)
@@ -120,8 +118,9 @@ class AdamW:
         assert name in self.stale or total.dtype == self.wide, "a sum would lose bits"
         if grad.is_sparse:
             self.zero_unreached([name])
+            slots_N = torch.searchsorted(self.rows[name], grad._indices()[0])
+            slots_U, of_N = slots_N.unique(return_inverse=True)
             # numerics: a token that is read often has a sum of many gradients
-            slots_U, of_N = self.slots[name][grad._indices()[0]].unique(return_inverse=True)
             sums_UC = total.new_zeros(len(slots_U), *total.shape[1:], dtype=self.wide)
             sums_UC.index_add_(0, of_N, grad._values().to(self.wide))
             total.index_add_(0, slots_U, sums_UC.to(total.dtype))
@@ -207,18 +206,16 @@ class AdamW:
         nothing changed: tensors are missing, unknown or mis-shaped, or rows are other ones."""
         saved_rows = {**self.rows, **state.get("rows", {})}
         if any(not torch.equal(rows_L, saved_rows[name]) for name, rows_L in self.rows.items()):
-            raise CheckpointError(
-                "the training rows hold other tokens than when the checkpoint was written: resume"
-                " with the files that it was trained on"
-            )
+            what = "the training rows hold other tokens than when the checkpoint was written"
+            raise CheckpointError(f"{what}: resume with the files that it was trained on")
         for group, tensors in self.state().items():
             saved = {name: tensor.shape for name, tensor in state.get(group, {}).items()}
             wanted = {name: tensor.shape for name, tensor in tensors.items()}
             if odd := sorted(n for n in saved | wanted if saved.get(n) != wanted.get(n)):
+                what = f"{len(odd)} tensors of {group} are missing, unknown or mis-shaped"
                 raise CheckpointError(
-                    f"the checkpoint does not fit what is trained: {len(odd)} tensors of {group}"
-                    f" are missing, unknown or mis-shaped, such as {odd[0]}; resume with the"
-                    " configuration that wrote it"
+                    f"the checkpoint does not fit what is trained: {what}, such as {odd[0]};"
+                    " resume with the configuration that wrote it"
                 )
         self.step_count = step_count
         for group, tensors in self.state().items():
@@ -227,9 +224,3 @@ class AdamW:
         if self.flat_param is not None:
             self.flat_param.copy_(self.flat_master)
         self._round_rows((0, len(self.flat_master)))
-
-
-def _inverse(rows_L: Tensor, count: int) -> Tensor:
-    """int64 place in `rows_L` of each of `count` rows; that of another row is 0, and unread."""
-    places_L = torch.arange(len(rows_L), device=rows_L.device)
-    return rows_L.new_zeros(count).index_copy_(0, rows_L, places_L)

@@ -25,26 +25,22 @@ def choose_trainable(
     new         parameters that the checkpoint lacked
     raises      ConfigError: a rule or target that matches nothing, or something new is not trained
     """
-    table = _choose(model, config, generator)
+    if config.method == "lora":
+        lora = LoRAConfig(**{f.name: getattr(config, f.name) for f in fields(LoRAConfig)})
+        # A classifier's head is new with the task, so it is always trained.
+        heads = ("head",) if model.task in CLASSIFIERS else ()
+        report = apply_lora(model, lora, generator=generator, trained_heads=heads)
+        table = f"{parameter_table(model)}\n{report}"
+    else:
+        table = apply_trainable(model, ["all"] if config.method == "full" else config.trainable)
     # peft's files have no name for the parts of a tied head
     params = () if config.method == "lora" and model.task == "mlm" else model.named_parameters()
     trained = {name for name, param in params if param.requires_grad}
     if left := [name for name in new if name not in trained]:
-        raise ConfigError(
-            f"{', '.join(left)}: not in the checkpoint, so random, and would stay so: use"
-            " --peft.method full, or freeze with head among --peft.trainable"
-        )
+        what = f"{', '.join(left)}: not in the checkpoint, so random, and would stay so"
+        advice = "use --peft.method full, or freeze with head among --peft.trainable"
+        raise ConfigError(f"{what}: {advice}")
     return table
-
-
-def _choose(model: Model, config: PeftConfig, generator: torch.Generator) -> str:
-    if config.method != "lora":
-        return apply_trainable(model, ["all"] if config.method == "full" else config.trainable)
-    lora = LoRAConfig(**{field.name: getattr(config, field.name) for field in fields(LoRAConfig)})
-    # A classifier's head is new with the task, so it is always trained.
-    heads = ("head",) if model.task in CLASSIFIERS else ()
-    report = apply_lora(model, lora, generator=generator, trained_heads=heads)
-    return f"{parameter_table(model)}\n{report}"
 
 
 def check_lengths(spec: ModelSpec, data: Prepared) -> None:
@@ -53,9 +49,7 @@ def check_lengths(spec: ModelSpec, data: Prepared) -> None:
         return
     for name, split in data.splits():
         longest = split.documents[int(lengths(split.documents).argmax())]
-        if len(longest) > spec.max_positions:
-            raise DataError(
-                f"{name}: row {longest.row_id} has {len(longest)} tokens, the model takes at most"
-                f" {spec.max_positions}: add --data.max-length {spec.max_positions} and"
-                " --data.over-length cut_right (or drop)"
-            )
+        if len(longest) > (most := spec.max_positions):
+            what = f"{name}: row {longest.row_id} has {len(longest)} tokens"
+            advice = f"add --data.max-length {most} and --data.over-length cut_right (or drop)"
+            raise DataError(f"{what}, the model takes at most {most}: {advice}")

@@ -7,8 +7,8 @@
 
 Two cores on halves of a step are faster than two threads inside every operation, which wait for
 each other at the end of each. All that a step reads and writes lies in memory that the processes
-share; messages are an act's name, a few numbers and its answer. A step stays a pure function of the
-state before it; another number of cores sums in another order, and so gives other last bits.
+share; messages are an act's name, a few numbers and its answer. Another number of cores sums in
+another order, and so gives other last bits.
 """
 
 import ctypes
@@ -16,8 +16,8 @@ import math
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from multiprocessing.connection import Connection
 from typing import Self
 
@@ -77,17 +77,19 @@ class Workers:
         for _, pipe in self.crew:
             with suppress(BrokenPipeError):  # recv says so below
                 pipe.send((act, args))
-        # cost: threads that idle between operations would take the cores of the others
-        with threads(1) if self.crew else nullcontext():
+        threads = torch.get_num_threads()
+        try:  # cost: threads that idle between operations would take the cores of the others
+            torch.set_num_threads(1 if self.crew else threads)
             answers = [getattr(self, act)(*args)]
+        finally:
+            torch.set_num_threads(threads)
         for number, (_, pipe) in enumerate(self.crew, 1):
             try:
                 answers.append(pipe.recv())
             except (EOFError, ConnectionResetError):
-                raise RuntimeError(
-                    f"training process {number} of {self.count} ended during step {self.step};"
-                    " where no other message says why, memory ran out: use fewer --env.threads"
-                ) from None
+                what = f"training process {number} of {self.count} ended during step {self.step}"
+                why = "where no other message says why, memory ran out: use fewer --env.threads"
+                raise RuntimeError(f"{what}; {why}") from None
         return answers
 
     def _gradients(self, step: int) -> float:
@@ -119,14 +121,3 @@ class Workers:
             except EOFError:
                 return
             pipe.send(getattr(self, act)(*args))
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """So many threads in every operation, then as many as before."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

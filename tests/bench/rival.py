@@ -42,7 +42,7 @@ from ftcore.data.order import StepRows
 from ftcore.data.pack import Encoded
 from ftcore.data.prepare import prepare
 from ftcore.data.tokenizer import Tokenizer
-from ftcore.env.device import DTYPES, resolve_device, reuse_across_steps, set_threads
+from ftcore.env.device import DTYPES, resolve_device, reuse_across_steps
 from ftcore.env.run import RunFolder
 from ftcore.env.seed import generator
 from ftcore.hub import resolve
@@ -260,7 +260,7 @@ def serve(bench: Bench, said: argparse.Namespace) -> None:
             str(said.warmup + said.repeats * said.steps),
             "--log.dir", str(said.work / "runs"), "--log.name", said.method,
         ])  # fmt: skip
-        set_threads(said.threads)
+        torch.set_num_threads(said.threads)
         config, seed = command.config, command.config.env.seed
         data = prepare(config.data, Tokenizer.load(resolve(config.model.path)), seed=seed)
         documents = data.train.documents

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from ftcore.env.plan import plan
+from ftcore.env.plan import Plan
 
 
 def test_memory_by_component() -> None:
@@ -12,7 +12,7 @@ def test_memory_by_component() -> None:
         "trained": nn.Linear(10, 2, bias=False).to(torch.bfloat16),
         "wide": nn.Linear(5, 1, bias=False),
     })
-    made = plan(model, lengths=[3, 4, 5], num_steps=9)
+    made = Plan(model, lengths=[3, 4, 5], num_steps=9)
     assert (made.num_rows, made.num_tokens, made.num_steps) == (3, 12, 9)
     assert (made.num_params, made.num_trained) == (125, 25)
     assert made.memory_bytes == {
@@ -30,5 +30,5 @@ def test_memory_by_component() -> None:
 def test_a_tied_matrix_is_counted_once() -> None:
     model = nn.ModuleList([nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)])
     model[1].weight = model[0].weight
-    made = plan(model, lengths=[1], num_steps=1)
+    made = Plan(model, lengths=[1], num_steps=1)
     assert made.num_params == 16 and made.memory_bytes["weights"] == 64

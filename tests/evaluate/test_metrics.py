@@ -196,27 +196,27 @@ def test_77_real_intents_with_a_keyword_guess(data_dir: Path) -> None:
 def test_perplexity_weighs_tokens_not_batches() -> None:
     losses_N = np.random.default_rng(0).uniform(0, 8, 1000)
     whole, parts = Perplexity(), Perplexity()
-    whole.update(losses_N.sum(), 1000, num_bytes=4321)
-    for i, part in enumerate(np.split(losses_N, [1, 10, 300])):
-        parts.update(torch.tensor(part.sum()), len(part), num_bytes=4321 if i == 3 else 0)
+    whole.update(losses_N.sum(), 1000)
+    for part in np.split(losses_N, [1, 10, 300]):
+        parts.update(torch.tensor(part.sum()), len(part))
     expected = {
-        "nll": losses_N.mean(),
+        "loss": losses_N.mean(),
         "perplexity": math.exp(losses_N.mean()),
         "bits_per_byte": losses_N.sum() / math.log(2) / 4321,
     }
-    assert whole.compute() == pytest.approx(expected, rel=TOLERANCE)
-    assert parts.compute() == pytest.approx(expected, rel=TOLERANCE)
+    assert whole.compute(4321) == pytest.approx(expected, rel=TOLERANCE)
+    assert parts.compute(4321) == pytest.approx(expected, rel=TOLERANCE)
 
 
 def test_a_uniform_guess_over_bytes_is_eight_bits_per_byte() -> None:
     perplexity = Perplexity()
-    perplexity.update(50 * math.log(256), 50, num_bytes=50)
-    expected = {"nll": math.log(256), "perplexity": 256, "bits_per_byte": 8}
-    assert perplexity.compute() == pytest.approx(expected, rel=TOLERANCE)
+    perplexity.update(50 * math.log(256), 50)
+    expected = {"loss": math.log(256), "perplexity": 256, "bits_per_byte": 8}
+    assert perplexity.compute(50) == pytest.approx(expected, rel=TOLERANCE)
 
 
 def test_perplexity_without_tokens_or_beyond_float64() -> None:
     perplexity = Perplexity()
     assert all(math.isnan(value) for value in perplexity.compute().values())
     perplexity.update(1e6, 10)
-    assert perplexity.compute() == {"nll": 1e5, "perplexity": math.inf}
+    assert perplexity.compute() == {"loss": 1e5, "perplexity": math.inf}

@@ -12,8 +12,7 @@ fused_by_head   the rows of a fused matrix lie head by head, else part by part
 [trunk] [head]  our name = HF's; {i} stands for the layer. Of several, the first is written. What
                 HF keeps in one matrix has its name several times, in the order of the rows
 [switches]      what the family decides of a spec
-[keys]          field of the spec = key of config.json, as [key, default] or [key] where it may be
-                missing
+[keys]          field of the spec = key of config.json, as [key, default], or [key] if optional
 [fixed]         keys of config.json that can have one value only; `unset` lists those that are null
 rules           what a table cannot say: names in rules.py, with options
 """
@@ -62,11 +61,8 @@ class Family:
     fused_by_head: bool = False
 
     def to_spec(self, config: dict) -> ModelSpec:
-        """Read a config.json.
-
-        raises  ModelError: a value missing or out of range, sizes that do not fit each other, or a
-                setting that the family does not have
-        """
+        """Read a config.json. Raises ModelError: a value missing or out of range, sizes that do not
+        fit each other, or a setting that the family does not have."""
         for key, value in self.fixed.items():
             if config.get(key, value) != value:
                 raise ModelError(f"config.json: {key} = {config[key]!r}: only {value!r} is known")
@@ -120,8 +116,7 @@ class Family:
     def split(self, hf_name: str, tensor: Tensor, num_heads: int) -> list[Tensor]:
         """Ours of one HF tensor, in the order of `to_ours`."""
         rows = tensor.t() if matches(hf_name, self.transposed) else tensor
-        num_parts = len(self.to_ours(hf_name))
-        if num_parts == 1:
+        if (num_parts := len(self.to_ours(hf_name))) == 1:
             return [rows]
         num_blocks = num_heads if self.fused_by_head else 1
         parts = rows.unflatten(0, (num_blocks, num_parts, -1))

@@ -57,10 +57,8 @@ def read_value(config: dict, key: str, default: Any = int) -> Any:
 
 
 def read_rope(config: dict, base: Base = ("rope_theta", 1e4)) -> Fields:
-    """rope_theta, rope_factor and rope_bands.
-
-    raises  ModelError: a scaling that is not known here, or one with parts missing
-    """
+    """rope_theta, rope_factor and rope_bands. Raises ModelError: a scaling that is not known here,
+    or one with parts missing."""
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     kind = rope.get("rope_type", rope.get("type")) if isinstance(rope, dict) else rope
     if kind not in (None, "default", "linear", "llama3"):
@@ -126,19 +124,15 @@ def write_two_ropes(spec: ModelSpec) -> dict[str, Any]:
 
 
 def read_windows(config: dict, window: int, *, period: int, full: int) -> tuple[int, ...]:
-    """The window of each layer, 0 for none, by `layer_types`.
-
-    period, full    of files without it: of so many layers, which one sees the whole document
-    raises          ModelError: another kind of layer, or not one for each
-    """
+    """The window of each layer, 0 for none, by `layer_types`; in files without it, of each `period`
+    layers the one numbered `full` sees the whole document. Raises ModelError: another kind of
+    layer, or not one for each."""
     num_layers = read_value(config, "num_hidden_layers")
     usual = [FULL if index % period == full else WINDOWED for index in range(num_layers)]
     types = config.get("layer_types") or usual
     if len(types) != num_layers or not set(types) <= {WINDOWED, FULL}:
-        raise ModelError(
-            f"config.json: layer_types = {types}: must name {WINDOWED} or {FULL} for each of"
-            f" {num_layers} layers"
-        )
+        must = f"must name {WINDOWED} or {FULL} for each of {num_layers} layers"
+        raise ModelError(f"config.json: layer_types = {types}: {must}")
     return tuple(window if kind == WINDOWED else 0 for kind in types)
 
 
@@ -175,15 +169,13 @@ def read_gemma(config: dict, period: int, period_key: str | None = None) -> Fiel
 
 def write_gemma(spec: ModelSpec) -> dict[str, Any]:
     """Undoes `read_gemma`."""
-    scalar, window = round(spec.attention_scale**-2), max(spec.windows)
-    types = layer_types(spec)
-    return {"query_pre_attn_scalar": scalar, "sliding_window": window, "layer_types": types}
+    windows = {"sliding_window": max(spec.windows), "layer_types": layer_types(spec)}
+    return {"query_pre_attn_scalar": round(spec.attention_scale**-2), **windows}
 
 
 def read_soft_caps(config: dict) -> Fields:
     """Those that are null are none."""
-    present = {name: key for name, key in CAPS.items() if config.get(*key) is not None}
-    return {name: read_value(config, *key) for name, key in present.items()}
+    return {n: read_value(config, *key) for n, key in CAPS.items() if config.get(*key) is not None}
 
 
 def write_soft_caps(spec: ModelSpec) -> dict[str, Any]:
@@ -196,8 +188,7 @@ def read_modernbert(config: dict) -> Fields:
     period = read_value(config, "global_attn_every_n_layers", 3)
     # HF: half the width on each side, and the token itself
     window = read_value(config, "local_attention", 128) // 2 + 1
-    pooling = config.get("classifier_pooling", "cls")
-    if pooling not in POOLING:
+    if (pooling := config.get("classifier_pooling", "cls")) not in POOLING:
         raise ModelError(f"config.json: classifier_pooling = {pooling!r}: must be cls or mean")
     windows = read_windows(config, window, period=period, full=0)
     return {"windows": windows, "pooling": POOLING[pooling]}
