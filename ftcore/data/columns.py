@@ -7,27 +7,15 @@ map or the file is wrong (no such column, an unknown role, a score that is no nu
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
 from ftcore.data.chat import Message, RowError
-from ftcore.data.read import Row
+from ftcore.data.read import Rejected, Row
 from ftcore.errors import DataError, nearest
-
-
-@dataclass(frozen=True)
-class Rejected:
-    """A row that is not used as it is: where it stands, why, and in which step of `prepare`."""
-
-    id: str
-    file: str
-    line: int
-    reason: str  # equal for rows of one kind, so that it can be counted
-    step: str = "encode"
-    detail: str = ""  # its own: which other row, what text
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +89,9 @@ class LabelMap:
             (name,) = error.args
             shown = ", ".join(self.names[:20]) + (", ..." if len(self) > 20 else "")
             raise DataError(
-                f"{example.file}:{example.line}: label {name!r} is not among the {len(self)} "
-                f"labels of the training data ({shown}){nearest(name, self.names)}; "
-                "correct the row, or add training rows with this label"
+                f"{place(example)}: label {name!r} is not among the {len(self)} labels of the "
+                f"training data ({shown}){nearest(name, self.names)}; correct the row, or add "
+                "training rows with this label"
             ) from None
 
     @cached_property
@@ -127,9 +115,9 @@ def label_map(examples: Sequence[LabelledText | Tagged]) -> LabelMap:
             "needs at least two; is this the label column?"
         )
     numbers = {name: _number(name) for name in names}
-    if None not in numbers.values():
-        return LabelMap(tuple(sorted(names, key=lambda name: (numbers[name], name))))
-    return LabelMap(tuple(sorted(names)))
+    if None in numbers.values():
+        return LabelMap(tuple(sorted(names)))
+    return LabelMap(tuple(sorted(names, key=lambda name: (numbers[name], name))))
 
 
 def texts(rows: Sequence[Row], *, text: str = "text") -> tuple[list[Text], list[Rejected]]:
@@ -138,29 +126,23 @@ def texts(rows: Sequence[Row], *, text: str = "text") -> tuple[list[Text], list[
 
 
 def labelled(
-    rows: Sequence[Row],
-    *,
-    text: str,
-    label: str,
-    pair: str | None = None,
-    scores: bool = False,
-    separator: str = "",
-) -> tuple[list[LabelledText], list[Rejected]]:
+    rows: Sequence[Row], *, text: str, label: str, pair: str | None = None, scores: bool = False,
+    separator: str = "", relabel: Mapping[str, str] | None = None,
+) -> tuple[list[LabelledText], list[Rejected]]:  # fmt: skip
     """Labelled texts, or pairs, from the columns named.
 
     scores      labels are numbers to predict (regression), not names of classes
     separator   not empty: a row has any number of labels, in a list or with this between them
+    relabel     other names for labels, by those in the file
     raises      DataError: a column is missing, a text is not text, a score is not a number
     """
 
     def example(row: Row) -> LabelledText:
         first = text_of(row, text)
         second = None if pair is None else text_of(row, pair)
-        value = name = _label(row, label, separator)
-        if scores:
-            value = _number(name)
-            if value is None:
-                raise wrong(row, f"column {label!r} must hold a number, not {name!r}")
+        value = name = _label(row, label, separator, relabel or {})
+        if scores and (value := _number(name)) is None:
+            raise wrong(row, f"column {label!r} must hold a number, not {name!r}")
         return LabelledText(row.id, first, second, value, row.file, row.line)
 
     return examples(rows, [text, *([] if pair is None else [pair]), label], example)
@@ -268,7 +250,9 @@ def text_of(row: Row, column: str) -> str:
     return value
 
 
-def _label(row: Row, column: str, separator: str) -> str | tuple[str, ...]:
+def _label(
+    row: Row, column: str, separator: str, relabel: Mapping[str, str]
+) -> str | tuple[str, ...]:
     """The label of a row; with a separator its labels, each once: a row may say it has none."""
     value = row.fields.get(column)
     if value is None or not (separator or str(value).strip()):
@@ -277,14 +261,13 @@ def _label(row: Row, column: str, separator: str) -> str | tuple[str, ...]:
         if not isinstance(value, list | str):
             raise wrong(row, f"column {column!r} must hold a list of labels, or text with them")
         parts = value.split(separator) if isinstance(value, str) else map(str, value)
-        return tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
+        names = (part.strip() for part in parts)
+        return tuple(dict.fromkeys(relabel.get(name, name) for name in names if name))
     if isinstance(value, list | dict):
-        raise wrong(
-            row,
-            f"column {column!r} must hold one label, not {type(value).__name__}; where rows have "
-            "several, give data.label_separator",
-        )
-    return str(value).strip()
+        problem = f"column {column!r} must hold one label, not {type(value).__name__}"
+        raise wrong(row, f"{problem}; where rows have several, give data.label_separator")
+    name = str(value).strip()
+    return relabel.get(name, name)
 
 
 def _number(name: str) -> float | None:
@@ -297,7 +280,11 @@ def _number(name: str) -> float | None:
 
 def wrong(row: Row, problem: str) -> DataError:
     shown = json.dumps(row.fields, ensure_ascii=False, default=str)[:400]
-    return DataError(f"{row.file}:{row.line}: {problem}; the row is {shown}")
+    return DataError(f"{place(row)}: {problem}; the row is {shown}")
+
+
+def place(source: Row | Example) -> str:
+    return f"{source.file}:{source.line}"
 
 
 def left_out(
@@ -324,17 +311,15 @@ def with_texts(example: Example, texts: Sequence[str]) -> Example:
         return replace(example, messages=tuple({**m, "content": text} for m, text in both))
     if isinstance(example, Tagged):
         return replace(example, words=tuple(texts))
-    named = zip(("text", "pair"), texts, strict=False)
-    return replace(example, **dict(named))
+    return replace(example, **dict(zip(("text", "pair"), texts, strict=False)))
 
 
 def require_some(kept: Sequence[Any], rejected: Sequence[Rejected]) -> None:
     """DataError with the reasons if no row is left."""
-    if kept:
-        return
-    reasons = Counter(row.reason for row in rejected).most_common(3)
-    counted = "; ".join(f"{count} x {reason}" for reason, count in reasons)
-    raise DataError(
-        f"{rejected[0].file}: none of the {len(rejected)} rows can be used ({counted}); "
-        f"the first stands in line {rejected[0].line}"
-    )
+    if not kept:
+        reasons = Counter(row.reason for row in rejected).most_common(3)
+        counted = "; ".join(f"{count} x {reason}" for reason, count in reasons)
+        raise DataError(
+            f"{rejected[0].file}: none of the {len(rejected)} rows can be used ({counted}); "
+            f"the first stands in line {rejected[0].line}"
+        )

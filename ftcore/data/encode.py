@@ -51,8 +51,9 @@ class Split:
     rejected: list[Rejected] = field(default_factory=list)  # rows that gave none
     cut: list[Rejected] = field(default_factory=list)  # rows cut to the maximum length, or split
     untold: list[Rejected] = field(default_factory=list)  # words that gave no token
-    chats: list[Chat] = field(default_factory=list)  # conversations behind the documents
-    sentences: list[Sentence] = field(default_factory=list)  # sentences behind the documents
+    # what is behind the documents of a split that a model is judged on
+    chats: list[Chat] = field(default_factory=list)
+    sentences: list[Sentence] = field(default_factory=list)
     num_bytes: int = 0  # UTF-8 bytes of plain text, for bits per byte; 0: other data, or text cut
 
 

@@ -15,27 +15,69 @@ A damaged record comes with the DataError that tells about it in place of its fi
 follows it is read; DataErrors raised here are those behind which no record can be found.
 """
 
+import codecs
 import csv
 import io
 import json
 import re
 import sys
 import tarfile
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import suppress
 from pathlib import PurePosixPath
 from typing import Any
 
 from ftcore.config import Format
-from ftcore.data.records import ReadReport, Record, checked, decoded
 from ftcore.errors import DataError
 
+Record = tuple[int, str, Any]  # line, raw text; cells, object or what is wrong
 SUFFIXED = ("tsv", "csv", "jsonl", "json", "txt", "conll", "tar", "parquet")
 SUFFIXES: dict[str, Format] = {f".{name}": name for name in SUFFIXED} | {".ndjson": "jsonl"}
 DOCUMENT = "-DOCSTART-"
-_SPACE = re.compile(r"[ \t\n\r]*")
-_CELL = r'(?:"(?:[^"]++|"")*+"|[^",\r\n]*+)'
-_CSV_LINE = re.compile(rf'(?:{_CELL},)*+(?:{_CELL}[\r\n]*|(?P<open>"(?:[^"]++|"")*+))\Z')
 TOLD_BY = 100  # lines that must be JSON before a file of unknown suffix is taken for it
+MARKS = {
+    "utf-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
+    "utf-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
+}
+_SPACE = re.compile(r"[ \t\n\r]*")
+
+
+def decoded(content: bytes, where: str, encoding: str = "") -> str:
+    """UTF-8 text, without its byte-order mark, or else text in `encoding`; without one other bytes
+    are lone surrogates (`checked`)."""
+    for name, marks in MARKS.items():
+        if content.startswith(marks):
+            mend = f"convert it: iconv -f {name} -t utf-8"
+            raise DataError(f"{where}: text in {name}, not UTF-8; {mend}")
+    if b"\0" in content:
+        line = content.count(b"\n", 0, content.index(b"\0")) + 1
+        raise DataError(
+            f"{where}:{line}: NUL bytes: the file is binary, compressed (then its name must end in "
+            ".gz) or text in utf-16; convert it to text in UTF-8"
+        )
+    try:
+        return content.decode("utf-8-sig", "strict" if encoding else "surrogateescape")
+    except UnicodeDecodeError:
+        try:
+            return content.decode(encoding)
+        except (UnicodeDecodeError, LookupError) as error:
+            raise DataError(f"{where}: not UTF-8, and not {encoding}: {error}") from error
+
+
+def checked(records: Iterable[Record], file: str) -> Iterator[Record]:
+    """The records, of which those with bytes that are not UTF-8 are damaged."""
+    for line, raw, value in records:
+        try:
+            raw.encode()
+        except UnicodeEncodeError as error:
+            start = error.start
+            near = raw[max(start - 20, 0) : start + 20].encode("utf-8", "surrogateescape")
+            value = DataError(
+                f"{file}:{line + raw.count(chr(10), 0, start)}: not UTF-8: byte "
+                f"0x{ord(raw[start]) - 0xDC00:02x} in {near!r}; convert the file (for instance: "
+                "iconv -f latin1 -t utf-8)"
+            )
+        yield line, raw, value
 
 
 def told(content: bytes) -> Format | None:
@@ -43,115 +85,59 @@ def told(content: bytes) -> Format | None:
     if content.startswith(b"PAR1"):
         return "parquet"
     text = content.decode("utf-8-sig", "replace").strip()
-
-    def records(value: str) -> Any:
-        try:
-            return json.loads(value)
-        except ValueError:
-            return None
-
-    if text.startswith("[") and _are_records(records(text)):
-        return "json"
     lines = [line for line in text.split("\n") if line.strip()][:TOLD_BY]
-    return "jsonl" if len(lines) > 1 and _are_records([records(line) for line in lines]) else None
+    with suppress(ValueError):
+        if _are_records(json.loads(text)):
+            return "json"
+    with suppress(ValueError):
+        if len(lines) > 1 and _are_records([json.loads(line) for line in lines]):
+            return "jsonl"
+    return None
 
 
-def _tsv(text: str, file: str, report: ReadReport) -> Iterator[Record]:
-    for number, line in _lines(text, file, report, blanks=""):
-        yield number, line, line.split("\t")
+def _tsv(text: str, file: str) -> Iterator[Record]:
+    return ((number, line, line.split("\t")) for number, line in _lines(text, blanks=""))
 
 
-def _lines(
-    text: str, file: str, report: ReadReport, blanks: str | None = None
-) -> Iterator[tuple[int, str]]:
+def _lines(text: str, blanks: str | None = None) -> Iterator[tuple[int, str]]:
     """Lines with their numbers, but for those that hold nothing beside `blanks`, white space."""
     for number, line in enumerate(text.removesuffix("\n").split("\n"), start=1):
-        line = line.removesuffix("\r")
-        if line.strip(blanks):
+        if (line := line.removesuffix("\r")).strip(blanks):
             yield number, line
-        else:
-            report.blank_lines[file] += 1
 
 
-def _csv(text: str, file: str, report: ReadReport) -> Iterator[Record]:
+def _csv(text: str, file: str) -> Iterator[Record]:
     lines = list(io.StringIO(text, newline=""))
-    before = 0  # lines before the record
-    width = 0  # cells of the first record
+    reader, before = csv.reader(lines, strict=True), 0  # lines before the record
     limit = csv.field_size_limit(sys.maxsize)  # a cell may be a whole document
     try:
-        while before < len(lines):
-            start, reader = before, csv.reader(lines[before:], strict=True)
-            try:
-                for cells in reader:
-                    if cells:
-                        raw = "".join(lines[before : start + reader.line_num])
-                        yield before + 1, raw.rstrip("\r\n"), cells
-                    else:
-                        report.blank_lines[file] += 1
-                    before, width = start + reader.line_num, width or len(cells)
-            except csv.Error as error:
-                if (read := start + reader.line_num) < len(lines):  # the damage is up to there
-                    after = _csv_resumes(lines, read, width)
-                else:
-                    after = _csv_rest(lines, before + 1, width)
-                what = f"{file}:{before + 1}: the record that begins here is not csv: {error}; "
-                mend = "close every quote and double the quotes inside quoted cells"
-                if after is None:
-                    lost = "it cannot be skipped, since no later quote tells where the next begins"
-                    raise DataError(f"{what}{lost}; {mend}") from error
-                problem = DataError(f"{what}it ends with line {after}; {mend}")
-                yield before + 1, "".join(lines[before:after]).rstrip("\r\n"), problem
-                before = after
+        for cells in reader:
+            if cells:
+                yield before + 1, "".join(lines[before : reader.line_num]).rstrip("\r\n"), cells
+            before = reader.line_num
+    except csv.Error as error:
+        raise DataError(
+            f"{file}:{before + 1}: the record that begins here is not csv: {error}; it cannot be "
+            "skipped, since a broken quote hides where the next begins; close every quote and "
+            "double the quotes inside quoted cells"
+        ) from error
     finally:
         csv.field_size_limit(limit)
 
 
-def _csv_resumes(lines: Sequence[str], first: int, width: int) -> int | None:
-    """The line, `first` or later, at which records begin again; None where nothing tells it.
-
-    At `first` either a record begins or a quoted cell goes on: both are followed until a quote
-    stands where one of them allows none, which refutes it.
-    """
-    begins = {False: first, True: None}  # whether a quoted cell goes on -> where a record begins
-    inside = {False: False, True: True}  # and whether the line that comes next is in quotes
-    for place in range(first, len(lines)):
-        for guess, is_quoted in tuple(inside.items()):
-            line = _CSV_LINE.match('"' * is_quoted + lines[place])
-            if line is None:
-                del inside[guess]
-                continue
-            inside[guess] = line["open"] is not None
-            if begins[guess] is None and not inside[guess]:
-                begins[guess] = place + 1
-        if not inside:  # this line is damaged as well
-            begins, inside = {False: place + 1, True: None}, {False: False, True: True}
-        elif len(inside) == 1 and begins[guess := next(iter(inside))] is not None:
-            return begins[guess]
-    return _csv_rest(lines, begins[False], width)
-
-
-def _csv_rest(lines: Sequence[str], first: int, width: int) -> int | None:
-    """`first`, if from there on each line is a record without quotes and the last is not cut."""
-    rest = [line for line in lines[first:] if line.strip()]
-    whole = all(line.count(",") == width - 1 > 0 and '"' not in line for line in rest)
-    return first if whole and (not rest or rest[-1].endswith(("\n", "\r"))) else None
-
-
-def _jsonl(text: str, file: str, report: ReadReport) -> Iterator[Record]:
-    for number, line in _lines(text, file, report):
+def _jsonl(text: str, file: str) -> Iterator[Record]:
+    for number, line in _lines(text):
         try:
-            value = json.loads(line)
+            value = _object(json.loads(line), line, file, number)
         except ValueError as error:
-            yield number, line, _bad_json(file, number, error, line)
-        else:
-            yield number, line, _object(value, line, file, number)
+            value = _bad_json(error, file, line, line_number=number)
+        yield number, line, value
 
 
-def _json(text: str, file: str, report: ReadReport) -> Iterator[Record]:
+def _json(text: str, file: str) -> Iterator[Record]:
     end = yield from _array(text, file, _skip(text, 0))
     if end < len(text):
-        line = text.count("\n", 0, end) + 1
-        raise _bad_json(file, line, "text after the end of the array", text[end:])
+        raise _bad_json("text after the end of the array", file, text, end)
 
 
 def json_under(key: str, text: str, file: str) -> Iterator[Record]:
@@ -168,8 +154,7 @@ def json_under(key: str, text: str, file: str) -> Iterator[Record]:
             keys.append(str(name))
             place, opening = _skip(text, decode(text, place)[1]), ","
     except json.JSONDecodeError as error:
-        line = text.count("\n", 0, error.pos) + 1
-        raise _bad_json(file, line, error, text[error.pos :]) from error
+        raise _bad_json(error, file, text, error.pos) from error
     raise DataError(f"{file}: no key {key!r} in the file; its keys are {', '.join(keys) or 'none'}")
 
 
@@ -191,12 +176,12 @@ def _array(text: str, file: str, place: int) -> Generator[Record, None, int]:
         try:
             value, end = decode(text, start)
         except ValueError as error:
-            raise _bad_json(file, line, error, text[start:]) from error
+            raise _bad_json(error, file, text, start) from error
         yield line, text[start:end], _object(value, text[start:end], file, line)
         place, opening = _skip(text, end), ","
     if text[place : place + 1] != "]":
         what = f"expected ',' or ']' after the object, found {text[place : place + 20]!r}"
-        raise _bad_json(file, line, what, text[start:])
+        raise _bad_json(what, file, text, start)
     return _skip(text, place + 1)
 
 
@@ -205,12 +190,12 @@ def _skip(text: str, place: int) -> int:
     return _SPACE.match(text, place).end()
 
 
-def _txt(text: str, file: str, report: ReadReport) -> Iterator[Record]:
+def _txt(text: str, file: str) -> Iterator[Record]:
     if text:
         yield 1, text, {"text": text}
 
 
-def _conll(text: str, file: str, report: ReadReport) -> Iterator[Record]:
+def _conll(text: str, file: str) -> Iterator[Record]:
     words: list[tuple[int, str, list[str]]] = []  # line number, line, its cells
     document, problem = 0, None
     for number, line in enumerate([*text.split("\n"), ""], start=1):
@@ -235,8 +220,8 @@ def _conll(text: str, file: str, report: ReadReport) -> Iterator[Record]:
         document += bool(cells)
 
 
-def _labelled(text: str, file: str, report: ReadReport) -> Iterator[Record]:
-    for number, line in _lines(text, file, report):
+def _labelled(text: str, file: str) -> Iterator[Record]:
+    for number, line in _lines(text):
         label, _, rest = line.partition(" ")
         yield number, line, {"label": label, "text": rest}
 
@@ -274,15 +259,10 @@ def _parquet(content: bytes, file: str) -> Iterator[Record]:
         raise DataError(f"{file}: damaged parquet file ({error}); fetch it again") from error
 
 
-READERS: dict[str, Callable[[str, str, ReadReport], Iterator[Record]]] = {
-    "tsv": _tsv,
-    "csv": _csv,
-    "jsonl": _jsonl,
-    "json": _json,
-    "txt": _txt,
-    "conll": _conll,
+READERS: dict[str, Callable[[str, str], Iterator[Record]]] = {
+    "tsv": _tsv, "csv": _csv, "jsonl": _jsonl, "json": _json, "txt": _txt, "conll": _conll,
     "labelled": _labelled,
-}
+}  # fmt: skip
 BINARY: dict[str, Callable[[bytes, str], Iterator[Record]]] = {"tar": _tar, "parquet": _parquet}
 
 
@@ -307,8 +287,12 @@ def _object(value: Any, raw: str, file: str, line: int) -> dict[str, Any] | list
     return value
 
 
-def _bad_json(file: str, line: int, problem: ValueError | str, text: str) -> DataError:
+def _bad_json(
+    problem: ValueError | str, file: str, text: str, place: int = 0, line_number: int = 1
+) -> DataError:
+    """What is wrong with a record at `place` of a text that begins in this line of the file."""
     return DataError(
-        f"{file}:{line}: not valid JSON: {problem}; the record begins {text[:80]!r}; it is cut or "
-        "damaged: mend it, or fetch the file again"
+        f"{file}:{line_number + text.count(chr(10), 0, place)}: not valid JSON: {problem}; the "
+        f"record begins {text[place : place + 80]!r}; it is cut or damaged: mend it, or fetch the "
+        "file again"
     )

