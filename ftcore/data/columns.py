@@ -283,7 +283,7 @@ def wrong(row: Row, problem: str) -> DataError:
     return DataError(f"{place(row)}: {problem}; the row is {shown}")
 
 
-def place(source: Row | Example) -> str:
+def place(source: Row | Rejected | Example) -> str:
     return f"{source.file}:{source.line}"
 
 

@@ -8,7 +8,8 @@ from collections.abc import Hashable, Mapping, Sequence
 
 from ftcore.data import dedup
 from ftcore.data.collect import DataConfig, Notes, Rows
-from ftcore.data.columns import Chat, Example, Rejected, left_out, texts_of
+from ftcore.data.columns import Chat, Example, left_out, place, texts_of
+from ftcore.data.read import Rejected
 from ftcore.errors import DataError
 
 SHOWN = 100  # findings that are noted by name; the rest is counted
@@ -40,18 +41,16 @@ def duplicates(
     for index, example in enumerate(examples):
         key = None if near and isinstance(example, Chat) else answer(example)
         alike.setdefault(key, []).append(index)
-    lost = {}
-    for rows in alike.values():
-        if len(rows) == 1:
-            continue
+    lost, kind = {}, "near" if near else "exact"
+    for rows in (rows for rows in alike.values() if len(rows) > 1):
         texts = [said(examples[row], without=SYSTEM if near else ()) for row in rows]
         share = max_share * len(examples) / len(rows)
         for twin in dedup.duplicates(texts, near=near, max_share=share):
-            example, other = examples[rows[twin.row]], examples[rows[twin.twin]]
-            if twin.kind == ("near" if near else "exact"):
+            if twin.kind == kind:
+                other = examples[rows[twin.twin]]
                 detail = f"{place(other)}, Jaccard {twin.jaccard:.3f}"
                 reason = "near duplicate" if near else "duplicate"
-                lost[rows[twin.row]] = left_out(example, reason, "compare", detail)
+                lost[rows[twin.row]] = left_out(examples[rows[twin.row]], reason, "compare", detail)
     return lost
 
 
@@ -83,8 +82,7 @@ def leaks(train: Sequence[Example], held: Mapping[str, Rows]) -> dict[int, Rejec
     for leak in dedup.leaks(mine, theirs):
         example, (other, split) = train[leak.row], there[leak.held]
         if isinstance(example, Chat) or leak.kind == "exact" or answer(example) == answer(other):
-            how = leak.words or f"Jaccard {leak.jaccard:.3f}"
-            detail = f"{place(other)}, {how}"
+            detail = f"{place(other)}, {leak.words or f'Jaccard {leak.jaccard:.3f}'}"
             lost[leak.row] = left_out(example, f"{leak.kind} in {split}", "compare", detail)
     return lost
 
@@ -93,7 +91,7 @@ def settle(
     what: str, is_dropped: bool, train: Rows, lost: dict[int, Rejected], notes: Notes
 ) -> None:
     """Rows that were found leave training or are only noted."""
-    shown = [[f"{row.file}:{row.line}", row.reason, row.detail] for row in lost.values()]
+    shown = [[place(row), row.reason, row.detail] for row in lost.values()]
     found = {"rows": len(lost), "left out": is_dropped, "such as": shown[:SHOWN]}
     notes.setdefault("alike", {})[what] = found
     if is_dropped and len(lost) == len(train.examples):
@@ -117,7 +115,3 @@ def answer(example: Example) -> Hashable:
     if isinstance(example, Chat):
         return "\n".join(m["content"] for m in example.messages if m["role"] == "assistant")
     return getattr(example, "label", getattr(example, "names", None))
-
-
-def place(example: Example) -> str:
-    return f"{example.file}:{example.line}"

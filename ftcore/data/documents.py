@@ -1,9 +1,8 @@
 """Documents laid end to end in flat arrays, which may be files mapped into memory.
 
-Letters: N tokens of all documents, B documents, K classes.
-
-A million `Encoded` cost Python a million objects; as arrays they are some files, of which a step
-reads the rows it wants. Whatever takes documents takes these or a list.
+Letters: N tokens of all documents, B documents, K classes. A million `Encoded` cost Python a
+million objects; as arrays they are some files, of which a step reads the rows it wants. Whatever
+takes documents takes these or a list.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

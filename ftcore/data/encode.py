@@ -1,9 +1,7 @@
 """Texts, chats and labelled texts to the `Encoded` documents of a `Split`.
 
-Letters: T tokens of a document.
-
-What counts in a chat is said in supervise.py; in plain text every token counts. Every row becomes a
-document, or is rejected with its reason.
+Letters: T tokens of a document, W words of a sentence. What counts in a chat is said in
+supervise.py; in plain text every token does. Every row becomes a document, or is rejected.
 """
 
 import math
@@ -16,17 +14,9 @@ import numpy as np
 
 from ftcore.config import OverLength, TrainOn
 from ftcore.data.chat import Message, Rendering, RowError, render_text
-from ftcore.data.columns import (
-    Chat,
-    LabelledText,
-    LabelMap,
-    Rejected,
-    Tagged,
-    Text,
-    left_out,
-    require_some,
-)
+from ftcore.data.columns import Chat, Example, LabelledText, LabelMap, Text, left_out, require_some
 from ftcore.data.pack import Encoded
+from ftcore.data.read import Rejected
 from ftcore.data.supervise import find_answers, require_plain, shifted, supervise
 from ftcore.data.tokenizer import Encoding, Tokenizer
 from ftcore.errors import ConfigError, DataError, ModelError
@@ -95,13 +85,13 @@ def cut(
 
 def parts(document: Encoded, max_length: int) -> list[Encoded]:
     """A document in parts of at most `max_length` tokens; the last position of a part still
-    predicts the first token of the next, so that no supervised token is lost. Row ids become
-    "id:0", "id:1", ..."""
+    predicts the first token of the next, so that no supervised token is lost."""
     starts = range(0, len(document), max_length)
     return numbered([take(document, slice(s, s + max_length)) for s in starts])
 
 
 def numbered(documents: Sequence[Encoded]) -> list[Encoded]:
+    """The documents with the row ids "id:0", "id:1", ..."""
     return [replace(d, row_id=f"{d.row_id}:{n}") for n, d in enumerate(documents)]
 
 
@@ -149,9 +139,8 @@ def encode_chats(
     ahead, kept = tee(rendered())
     encodings = tokenizer.encode_batch((r.text for _, r, _ in ahead), special=False)
     for (chat, rendering, answers), encoding in zip(kept, encodings, strict=True):
-        document = supervise(
-            chat.id, rendering.text, encoding, answers, tokenizer, train_on_end=train_on_end
-        )
+        named = {"tokenizer": tokenizer, "train_on_end": train_on_end}
+        document = supervise(chat.id, rendering.text, encoding, answers, **named)
         if admit(split, chat, document, shorten, max_length=max_length, over_length=over_length):
             split.chats.append(chat)
     require_some(split.documents, split.rejected)
@@ -212,19 +201,17 @@ def pieces(
 
     raises    DataError: the special tokens leave no room
     """
-    own_T = np.flatnonzero(encoding.offsets_T2[:, 1] > encoding.offsets_T2[:, 0])
+    own_T = np.flatnonzero(np.diff(encoding.offsets_T2)[:, 0])
     first, last = (own_T[0], own_T[-1] + 1) if len(own_T) else (len(encoding), len(encoding))
-    head, tail = np.arange(first), np.arange(last, len(encoding))
-    room = max_length - len(head) - len(tail)
+    special = len(encoding) - (last - first)
+    room = max_length - special
     if room < 1:
-        raise DataError(
-            f"data.max_length = {max_length}: {len(head) + len(tail)} special tokens leave no room"
-        )
+        raise DataError(f"data.max_length = {max_length}: {special} special tokens leave no room")
     starts = range(first, last, room)
     if over_length != "split":
         starts = [first if over_length == "cut_right" else last - room]
-    runs = [np.arange(start, min(start + room, last)) for start in starts]
-    return [take(document, np.concatenate([head, run, tail])) for run in runs]
+    runs = [np.r_[:first, s : min(s + room, last), last : len(encoding)] for s in starts]
+    return [take(document, run) for run in runs]
 
 
 def take(document: Encoded, places: np.ndarray | slice) -> Encoded:
@@ -234,7 +221,7 @@ def take(document: Encoded, places: np.ndarray | slice) -> Encoded:
 
 
 def admit(
-    split: Split, source: Text | Chat | LabelledText | Tagged, document: Encoded,
+    split: Split, source: Example, document: Encoded,
     shorten: Callable[[Encoded, int, OverLength], list[Encoded]], *, max_length: int | None,
     over_length: OverLength,
 ) -> bool:  # fmt: skip

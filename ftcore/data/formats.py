@@ -212,8 +212,7 @@ def _conll(text: str, file: str) -> Iterator[Record]:
         if words:
             numbers, lines, columns = zip(*words, strict=True)
             yield numbers[0], "\n".join(lines), problem or {
-                "tokens": [cells[0] for cells in columns],
-                "tags": [cells[-1] for cells in columns],
+                "tokens": [cells[0] for cells in columns], "tags": [cells[-1] for cells in columns],
                 "document": document,
             }
             words, problem = [], None

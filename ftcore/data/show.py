@@ -15,7 +15,7 @@ import numpy as np
 
 from ftcore.config import ChatDataConfig, MaskedDataConfig, Run, TextDataConfig
 from ftcore.data.collect import collect
-from ftcore.data.columns import Example, texts_of
+from ftcore.data.columns import Example, place, texts_of
 from ftcore.data.ledger import Prepared
 from ftcore.data.order import StepRows
 from ftcore.data.pack import Encoded, pack, split
@@ -31,15 +31,11 @@ class Shown:
     def __init__(self, run: Path, config: Run, data: Prepared, tokenizer: Tokenizer) -> None:
         self.run, self.config, self.data, self.tokenizer = run, config, data, tokenizer
         self.marks = COLOURED if sys.stdout.isatty() else PLAIN
-        self.rows: dict[str, Example] = {
-            e.id: e for part in collect(config.data, {}).values() for e in part.examples
-        }
-        self.steps = StepRows(
-            len(data.train.documents),
-            batch_size=config.optim.batch_size,
-            seed=config.env.seed,
-            order=data.order(config.data.weights, config.env.seed),
-        )
+        parts, seed = collect(config.data, {}).values(), config.env.seed
+        self.rows: dict[str, Example] = {e.id: e for part in parts for e in part.examples}
+        named = {"batch_size": config.optim.batch_size, "seed": seed}
+        order = data.order(config.data.weights, seed)
+        self.steps = StepRows(len(data.train.documents), **named, order=order)
 
     def step(self, step: int) -> Iterator[str]:
         """The streams of one optimiser step, counted from 1, as its processes read them."""
@@ -60,13 +56,10 @@ class Shown:
     def document(self, document: Encoded) -> Iterator[str]:
         """Its border, with its row, positions and weight, and its text."""
         weight = np.sum(document.weights, dtype=np.float64)
-        where = self.place(document.row_id)
+        example = self.rows.get(document.row_id.partition(":")[0])
+        where = place(example) if example else "(its file has changed)"
         yield f"-- {document.row_id} {where}: positions 0 to {len(document) - 1}, weight {weight:g}"
         yield self.text(document)
-
-    def place(self, row_id: str) -> str:
-        example = self.rows.get(row_id.partition(":")[0])
-        return f"{example.file}:{example.line}" if example else "(its file has changed)"
 
     def text(self, document: Encoded) -> str:
         """The document as text, with what is supervised marked."""
@@ -76,18 +69,17 @@ class Shown:
             if self.data.labels and isinstance(label, int | np.integer):
                 label = self.data.labels[label]
             return f"{decode(document.tokens_T, special=True)} -> {label}"
-        ids_T, counts_T = document.tokens_T, document.weights > 0
-        task = type(self.config.data)
-        if task is TextDataConfig or task is ChatDataConfig:  # labels are the next tokens
-            counts_T = np.append(False, counts_T[:-1])
-        shown, pairs = "", zip(ids_T, counts_T, document.labels, strict=True)
-        for counts, run in groupby(pairs, key=itemgetter(1)):
-            run = list(run)
-            text = decode([id_ for id_, _, _ in run], special=True)
+        counts_T, task = document.weights > 0, type(self.config.data)
+        is_shifted = task in (TextDataConfig, ChatDataConfig)  # labels are the next tokens
+        counts_T = np.append(False, counts_T[:-1]) if is_shifted else counts_T
+        shown, triples = "", zip(counts_T, document.tokens_T, document.labels, strict=True)
+        for counts, run in groupby(triples, key=itemgetter(0)):
+            _, ids, labels = zip(*run, strict=True)
+            text = decode(ids, special=True)
             if counts and task is MaskedDataConfig:
-                text += " <- " + decode([label for _, _, label in run], special=True)
-            elif counts and task is not TextDataConfig and task is not ChatDataConfig:
-                text += " " + " ".join(self.data.labels[label] for _, _, label in run)
+                text += " <- " + decode(labels, special=True)
+            elif counts and not is_shifted:
+                text += " " + " ".join(self.data.labels[label] for label in labels)
             shown += text.join(self.marks) if counts else text
         return shown
 
@@ -100,17 +92,15 @@ class Shown:
                 "and in what --step prints"
             )
         (row_id,) = matching
-        example, place = self.rows[row_id], self.place(row_id)
-        yield f"row {row_id}, {place}"
+        example, where = self.rows[row_id], place(self.rows[row_id])
+        yield f"row {row_id}, {where}"
         yield from (f"    {text}" for text in texts_of(example))
         with open(self.run / "data" / "rejected.jsonl", encoding="utf-8") as file:
             for found in map(json.loads, file):
                 if found["id"] == row_id:
-                    named = itemgetter("split", "what", "step", "reason", "detail")(found)
-                    yield "{}: {} in step {}: {} {}".format(*named)
-                elif found["detail"].partition(",")[0] == place:
-                    named = itemgetter("split", "file", "line", "reason")(found)
-                    yield "{}: {}:{} {} of it".format(*named)
+                    yield "{split}: {what} in step {step}: {reason} {detail}".format(**found)
+                elif found["detail"].partition(",")[0] == where:
+                    yield "{split}: {file}:{line} {reason} of it".format(**found)
         for name, part in self.data.splits():
             for number, document in enumerate(part.documents):
                 if document.row_id.partition(":")[0] == row_id:

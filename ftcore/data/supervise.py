@@ -1,8 +1,6 @@
 """What is supervised in a chat: answers as character spans, spans as weights of tokens.
 
-Letters: T tokens of a document.
-
-Labels are shifted: labels[t] is token t + 1 and weights[t] says how much predicting it counts.
+Of a document of T tokens labels[t] is token t + 1, and weights[t] how much predicting it counts.
 Which tokens count follows from character spans of the chat's one rendering: a token counts if it
 overlaps an answer. An answer begins where generation would begin (after the template's generation
 prompt) and ends with the special token that the template puts right after it, the end of the turn.
@@ -38,10 +36,9 @@ def find_answers(
     if train_on == "all":
         return rendering, [(0, len(rendering.text), 1.0)]
     trained = [
-        index
-        for index, message in enumerate(chat.messages)
+        i for i, message in enumerate(chat.messages)
         if message.get("train", message["role"] == "assistant") and message.get("weight", 1.0) > 0
-    ]
+    ]  # fmt: skip
     if not trained:
         roles = ", ".join(message["role"] for message in chat.messages)
         raise RowError(f"nothing to supervise: no message is trained on (roles: {roles})")
@@ -56,7 +53,13 @@ def find_answers(
             raise RowError(f"message {index + 1} is to be trained on but the template omits it")
         start, end = span
         if train_on == "completion":
-            start, end = _completion(chat.messages, index, rendering.text, tokenizer)
+            if index + 1 < len(chat.messages):
+                raise RowError(f"message {index + 1} is to be completed, but others follow it")
+            prompt = render_text(chat.messages[:index], tokenizer, add_generation_prompt=True)
+            if not rendering.text.startswith(prompt):
+                what = "the chat's text does not begin with its prompt's"
+                raise RowError(f"{what}; take data.train_on last")
+            start, end = len(prompt), len(rendering.text)
         elif message["role"] == "assistant":
             start = _generation_start(rendering.text, before[index], start, header)
         answers.append((start, end, message.get("weight", 1.0)))
@@ -69,18 +72,6 @@ def _generation_start(text: str, before: int, start: int, header: str) -> int:
     Qwen3's empty <think> part is thus the model's to write."""
     place = text.rfind(header, before, start) if header else -1
     return place + len(header) if place >= 0 else before + len(text[before:start].rstrip())
-
-
-def _completion(
-    messages: Sequence[Message], index: int, text: str, tokenizer: Tokenizer
-) -> tuple[int, int]:
-    """Span of all that follows the prompt of the last message, trl's completion."""
-    if index + 1 < len(messages):
-        raise RowError(f"message {index + 1} is to be completed, but others follow it")
-    prompt = render_text(messages[:index], tokenizer, add_generation_prompt=True)
-    if not text.startswith(prompt):
-        raise RowError("the chat's text does not begin with its prompt's; take data.train_on last")
-    return len(prompt), len(text)
 
 
 def supervise(
@@ -107,11 +98,9 @@ def _end_of_turn(
     """Tokens of the special token that follows a content; white space may stand before eos."""
     gap_end = _SPACE.match(text, end).end()
     first, last = ends_T.searchsorted(end, "right"), ends_T.searchsorted(gap_end, "right")
-    if last < len(ids_T):
-        id_ = int(ids_T[last])
-        if id_ == tokenizer.eos_id or (id_ in tokenizer.special_ids and gap_end == end):
-            return slice(first, last + 1)
-    return slice(0)
+    id_ = int(ids_T[last]) if last < len(ids_T) else -1
+    is_end = id_ == tokenizer.eos_id or (id_ in tokenizer.special_ids and gap_end == end)
+    return slice(first, last + 1) if is_end else slice(0)
 
 
 def shifted(row_id: str, ids_T: np.ndarray, counts_T: np.ndarray) -> Encoded:
@@ -124,8 +113,7 @@ def shifted(row_id: str, ids_T: np.ndarray, counts_T: np.ndarray) -> Encoded:
 def require_plain(messages: Sequence[Message], tokenizer: Tokenizer) -> None:
     """RowError if a content spells a special token, with which it could forge a turn."""
     for number, message in enumerate(messages, start=1):
-        token = tokenizer.find_special(message["content"])
-        if token is not None:
+        if (token := tokenizer.find_special(message["content"])) is not None:
             raise RowError(
                 f"message {number} holds the special token {token!r}, which would be read as the "
                 "template's own; remove it or write it differently"

@@ -60,6 +60,5 @@ def first_tokens(words: Sequence[str], encoding: Encoding) -> np.ndarray:
         place = bisect_right(ends, start, lo=free)
         is_own = place < len(ends) and starts[place] < start + len(word)
         places.append(own_T[place] if is_own else -1)
-        free = place + 1 if is_own else free
-        start += len(word) + 1
+        free, start = place + 1 if is_own else free, start + len(word) + 1
     return np.array(places)

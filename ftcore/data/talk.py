@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, get_args, get_type_hints
 
 from ftcore.data.chat import Message, RowError
-from ftcore.data.columns import Chat, Rejected, examples, text_of, wrong
-from ftcore.data.read import Row
+from ftcore.data.columns import Chat, examples, text_of, wrong
+from ftcore.data.read import Rejected, Row
 from ftcore.errors import nearest
 
 ROLES = get_args(get_type_hints(Message)["role"])
@@ -22,12 +22,9 @@ UNSUPPORTED = ("tool_calls", "function_call", "reasoning_content", "thinking", "
 
 
 def chats(
-    rows: Sequence[Row],
-    *,
-    messages: str = "messages",
-    keys: tuple[str, str] = ("role", "content"),
+    rows: Sequence[Row], *, messages: str = "messages", keys: tuple[str, str] = ("role", "content"),
     roles: Mapping[str, str] | None = None,
-) -> tuple[list[Chat], list[Rejected]]:
+) -> tuple[list[Chat], list[Rejected]]:  # fmt: skip
     """Chats from a column that holds a list of turns, or a transcript.
 
     A turn may also hold "train" (bool; by default answers are trained on, nothing else) and
@@ -41,13 +38,13 @@ def chats(
 
     def example(row: Row) -> Chat:
         turns = row.fields.get(messages)
-        if turns is None or turns == [] or turns == "":
+        if turns in (None, [], ""):
             raise RowError(f"column {messages!r} holds no messages")
         if isinstance(turns, str) and names:
             turns = transcript(turns, names, keys)
         if not isinstance(turns, list):
-            advice = "; for a transcript name its speakers with data.roles"
-            hint = advice if isinstance(turns, str) else ""
+            is_text = isinstance(turns, str)
+            hint = "; for a transcript name its speakers with data.roles" if is_text else ""
             raise wrong(row, f"column {messages!r} must hold a list of messages{hint}")
         for number, turn in enumerate(turns, start=1):
             for key in UNSUPPORTED:
