@@ -13,7 +13,7 @@ from typing import Any
 from ftcore import config as configs
 from ftcore.builtin import chat as builtin_chat
 from ftcore.data import columns, talk
-from ftcore.data.columns import Example
+from ftcore.data.columns import Example, Mapped
 from ftcore.data.read import ReadReport, Rejected, Row, read_rows
 from ftcore.errors import ConfigError, DataError
 
@@ -79,7 +79,7 @@ def _collect(config: DataConfig, paths: Sequence[str], split: str, notes: Notes)
     return Rows(examples, report.bad + rejected, len(rows) + len(report.bad), groups)
 
 
-def _examples(config: DataConfig, rows: list[Row]) -> tuple[list[Example], list[Rejected]]:
+def _examples(config: DataConfig, rows: list[Row]) -> Mapped[Example]:
     if isinstance(config, configs.MaskedDataConfig):
         return columns.texts(rows, text=config.text)
     if isinstance(config, configs.TextDataConfig):

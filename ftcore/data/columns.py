@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 from ftcore.data.chat import Message, RowError
 from ftcore.data.read import Rejected, Row
@@ -70,6 +70,8 @@ class Chat:
 
 
 Example = Text | LabelledText | Tagged | Chat
+Some = TypeVar("Some", bound=Example)
+Mapped = tuple[list[Some], list[Rejected]]  # what rows become, and those that become nothing
 
 
 @dataclass(frozen=True)
@@ -115,12 +117,11 @@ def label_map(examples: Sequence[LabelledText | Tagged]) -> LabelMap:
             "needs at least two; is this the label column?"
         )
     numbers = {name: _number(name) for name in names}
-    if None in numbers.values():
-        return LabelMap(tuple(sorted(names)))
-    return LabelMap(tuple(sorted(names, key=lambda name: (numbers[name], name))))
+    are_numbers = None not in numbers.values()
+    return LabelMap(tuple(sorted(names, key=lambda name: (are_numbers and numbers[name], name))))
 
 
-def texts(rows: Sequence[Row], *, text: str = "text") -> tuple[list[Text], list[Rejected]]:
+def texts(rows: Sequence[Row], *, text: str = "text") -> Mapped[Text]:
     """Documents of plain text from column `text`."""
     return examples(rows, [text], lambda r: Text(r.id, text_of(r, text), r.file, r.line))
 
@@ -128,29 +129,44 @@ def texts(rows: Sequence[Row], *, text: str = "text") -> tuple[list[Text], list[
 def labelled(
     rows: Sequence[Row], *, text: str, label: str, pair: str | None = None, scores: bool = False,
     separator: str = "", relabel: Mapping[str, str] | None = None,
-) -> tuple[list[LabelledText], list[Rejected]]:  # fmt: skip
+) -> Mapped[LabelledText]:  # fmt: skip
     """Labelled texts, or pairs, from the columns named.
 
     scores      labels are numbers to predict (regression), not names of classes
-    separator   not empty: a row has any number of labels, in a list or with this between them
+    separator   not empty: a row has any number of labels, in a list or with this between them, each
+                once; it may say that it has none
     relabel     other names for labels, by those in the file
     raises      DataError: a column is missing, a text is not text, a score is not a number
     """
 
+    renamed = relabel or {}
+
     def example(row: Row) -> LabelledText:
         first = text_of(row, text)
         second = None if pair is None else text_of(row, pair)
-        value = name = _label(row, label, separator, relabel or {})
-        if scores and (value := _number(name)) is None:
-            raise wrong(row, f"column {label!r} must hold a number, not {name!r}")
+        value = row.fields.get(label)
+        if value is None or not (separator or str(value).strip()):
+            raise RowError(f"column {label!r} holds no label")
+        if separator:
+            if not isinstance(value, list | str):
+                raise wrong(row, f"column {label!r} must hold a list of labels, or text with them")
+            parts = value.split(separator) if isinstance(value, str) else map(str, value)
+            several = (part.strip() for part in parts)
+            value = tuple(dict.fromkeys(renamed.get(name, name) for name in several if name))
+        elif isinstance(value, list | dict):
+            problem = f"column {label!r} must hold one label, not {type(value).__name__}"
+            raise wrong(row, f"{problem}; where rows have several, give data.label_separator")
+        else:
+            name = str(value).strip()
+            value = _number(name) if scores else renamed.get(name, name)
+            if value is None:
+                raise wrong(row, f"column {label!r} must hold a number, not {name!r}")
         return LabelledText(row.id, first, second, value, row.file, row.line)
 
     return examples(rows, [text, *([] if pair is None else [pair]), label], example)
 
 
-def tagged(
-    rows: Sequence[Row], *, tokens: str = "tokens", tags: str = "tags"
-) -> tuple[list[Tagged], list[Rejected]]:
+def tagged(rows: Sequence[Row], *, tokens: str = "tokens", tags: str = "tags") -> Mapped[Tagged]:
     """Sentences from a column of lists of words and one of lists of tags; IOB1 becomes BIO.
 
     raises    DataError: a column is missing, a value is no list of texts, lists differ in length
@@ -172,9 +188,7 @@ def tagged(
     return examples(rows, [tokens, tags], example)
 
 
-def spanned(
-    rows: Sequence[Row], *, text: str = "text", spans: str = "spans"
-) -> tuple[list[Tagged], list[Rejected]]:
+def spanned(rows: Sequence[Row], *, text: str = "text", spans: str = "spans") -> Mapped[Tagged]:
     """Sentences from texts with spans [{"start", "end", "label"}] in characters, the end not
     included. Words end at white space and where a span begins or ends.
 
@@ -193,31 +207,27 @@ def spanned(
         if places != sorted(places) or not all(part.strip() for part in parts[1::2]):
             raise RowError(f"column {spans!r}: spans overlap, are empty or lie outside the text")
         words, tags = [], []
-        for number, part in enumerate(parts):
+        for number, part in enumerate(map(str.split, parts)):
+            words += part
             label = named[number // 2][2] if number % 2 else None
-            here = part.split()
-            words += here
-            tags += [f"{'I' if n else 'B'}-{label}" if label else "O" for n in range(len(here))]
+            tags += [f"{'I' if n else 'B'}-{label}" if label else "O" for n in range(len(part))]
         return Tagged(row.id, tuple(words), tuple(tags), row.file, row.line)
 
     return examples(rows, [text, spans], example)
 
 
 def to_bio(tags: Sequence[str]) -> tuple[str, ...]:
-    """IOB1, where B- only parts neighbours of one type, as BIO, where every entity begins with B-.
-
-    BIO stays as it is, and so do tags that are neither.
-    """
-    before = ["O", *tags[:-1]]
+    """IOB1, where B- only parts neighbours of one type, as BIO, where every entity begins with B-;
+    other tags stay as they are."""
     return tuple(
         "B" + tag[1:] if tag[:2] == "I-" and last[1:] != tag[1:] else tag
-        for last, tag in zip(before, tags, strict=True)
+        for last, tag in pairwise(["O", *tags])
     )
 
 
 def examples(
-    rows: Sequence[Row], columns: Sequence[str], example: Callable[[Row], Any]
-) -> tuple[list[Any], list[Rejected]]:
+    rows: Sequence[Row], columns: Sequence[str], example: Callable[[Row], Some]
+) -> Mapped[Some]:
     """The `example` of each row, and the rows of which it makes none: where it raises RowError."""
     require(rows, *columns)
     kept, rejected = [], []
@@ -248,26 +258,6 @@ def text_of(row: Row, column: str) -> str:
     if not (value or "").strip():
         raise RowError(f"column {column!r} is empty")
     return value
-
-
-def _label(
-    row: Row, column: str, separator: str, relabel: Mapping[str, str]
-) -> str | tuple[str, ...]:
-    """The label of a row; with a separator its labels, each once: a row may say it has none."""
-    value = row.fields.get(column)
-    if value is None or not (separator or str(value).strip()):
-        raise RowError(f"column {column!r} holds no label")
-    if separator:
-        if not isinstance(value, list | str):
-            raise wrong(row, f"column {column!r} must hold a list of labels, or text with them")
-        parts = value.split(separator) if isinstance(value, str) else map(str, value)
-        names = (part.strip() for part in parts)
-        return tuple(dict.fromkeys(relabel.get(name, name) for name in names if name))
-    if isinstance(value, list | dict):
-        problem = f"column {column!r} must hold one label, not {type(value).__name__}"
-        raise wrong(row, f"{problem}; where rows have several, give data.label_separator")
-    name = str(value).strip()
-    return relabel.get(name, name)
 
 
 def _number(name: str) -> float | None:

@@ -12,6 +12,7 @@ from ftcore.data.columns import Chat, Example, left_out, place, texts_of
 from ftcore.data.read import Rejected
 from ftcore.errors import DataError
 
+Lost = dict[int, Rejected]  # by index of the training row
 SHOWN = 100  # findings that are noted by name; the rest is counted
 SYSTEM, UNASKED = ("system",), ("system", "assistant")  # roles
 MAX_SHARE = 0.01  # of the rows, that one cluster of near duplicates may hold before it is removed
@@ -33,10 +34,8 @@ def compare(config: DataConfig, train: Rows, held: Mapping[str, Rows], notes: No
         settle("near duplicate", is_dropped, train, lost, notes)
 
 
-def duplicates(
-    examples: Sequence[Example], *, near: bool, max_share: float = 1.0
-) -> dict[int, Rejected]:
-    """Rows, by index, that say what another with the same answer says: exactly, or else nearly."""
+def duplicates(examples: Sequence[Example], *, near: bool, max_share: float = 1.0) -> Lost:
+    """Rows that say what another with the same answer says: exactly, or else nearly."""
     alike: dict[Hashable, list[int]] = {}
     for index, example in enumerate(examples):
         key = None if near and isinstance(example, Chat) else answer(example)
@@ -73,8 +72,8 @@ def conflicts(examples: Sequence[Example]) -> Notes:
     return {"texts": len(several), "such as": shown[:SHOWN]}
 
 
-def leaks(train: Sequence[Example], held: Mapping[str, Rows]) -> dict[int, Rejected]:
-    """Training rows, by index, that give away a row of another split: the same or nearly the same
+def leaks(train: Sequence[Example], held: Mapping[str, Rows]) -> Lost:
+    """Training rows that give away a row of another split: the same or nearly the same
     text with the same label, or 13 words of it."""
     there = [(example, split) for split, part in held.items() for example in part.examples]
     mine, theirs = ([said(e, without=UNASKED) for e in es] for es in (train, [e for e, _ in there]))
@@ -87,9 +86,7 @@ def leaks(train: Sequence[Example], held: Mapping[str, Rows]) -> dict[int, Rejec
     return lost
 
 
-def settle(
-    what: str, is_dropped: bool, train: Rows, lost: dict[int, Rejected], notes: Notes
-) -> None:
+def settle(what: str, is_dropped: bool, train: Rows, lost: Lost, notes: Notes) -> None:
     """Rows that were found leave training or are only noted."""
     shown = [[place(row), row.reason, row.detail] for row in lost.values()]
     found = {"rows": len(lost), "left out": is_dropped, "such as": shown[:SHOWN]}

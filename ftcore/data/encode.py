@@ -17,7 +17,7 @@ from ftcore.data.chat import Message, Rendering, RowError, render_text
 from ftcore.data.columns import Chat, Example, LabelledText, LabelMap, Text, left_out, require_some
 from ftcore.data.pack import Encoded
 from ftcore.data.read import Rejected
-from ftcore.data.supervise import find_answers, require_plain, shifted, supervise
+from ftcore.data.supervise import Answers, find_answers, require_plain, shifted, supervise
 from ftcore.data.tokenizer import Encoding, Tokenizer
 from ftcore.errors import ConfigError, DataError, ModelError
 
@@ -129,7 +129,7 @@ def encode_chats(
         )
     split, shorten = Split(), partial(cut, bos_id=tokenizer.bos_id)
 
-    def rendered() -> Iterator[tuple[Chat, Rendering, list[tuple[int, int, float]]]]:
+    def rendered() -> Iterator[tuple[Chat, Rendering, Answers]]:
         for chat in chats:
             try:
                 yield chat, *find_answers(chat, tokenizer, train_on=train_on)
@@ -167,7 +167,15 @@ def encode_labelled(
     def encoded(some: Sequence[LabelledText], max_length: int | None = None) -> Iterator[Encoded]:
         texts, seconds = [e.text for e in some], [e.pair for e in some]
         pairs = tokenizer.encode_pairs(texts, seconds, max_length=max_length, side=side)
-        return (_labelled(e, *pair, labels) for e, pair in zip(some, pairs, strict=True))
+        for example, (ids_T, types_T) in zip(some, pairs, strict=True):
+            if labels is None:
+                label = float(example.label)
+            elif isinstance(example.label, str):
+                (label,) = labels.indices(example)
+            else:
+                label = np.zeros(len(labels), dtype=np.float32)
+                label[labels.indices(example)] = 1.0
+            yield Encoded(example.id, ids_T, label, example.weight, types_T)
 
     documents = list(encoded(examples))
     limit = max_length or math.inf
@@ -178,19 +186,6 @@ def encode_labelled(
               max_length=max_length, over_length=over_length)  # fmt: skip
     require_some(split.documents, split.rejected)
     return split
-
-
-def _labelled(
-    example: LabelledText, ids_T: np.ndarray, types_T: np.ndarray | None, labels: LabelMap | None
-) -> Encoded:
-    if labels is None:
-        label = float(example.label)
-    elif isinstance(example.label, str):
-        (label,) = labels.indices(example)
-    else:
-        label = np.zeros(len(labels), dtype=np.float32)
-        label[labels.indices(example)] = 1.0
-    return Encoded(example.id, ids_T, label, example.weight, types_T)
 
 
 def pieces(

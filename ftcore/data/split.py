@@ -12,6 +12,8 @@ import numpy as np
 from ftcore.data.columns import LabelledText
 from ftcore.errors import ConfigError, DataError
 
+Keys = Sequence[Hashable]  # one of each row
+
 
 def apportioned(shares: Mapping[Hashable, float], total: int) -> dict[Hashable, int]:
     """`total` seats by shares: whole quotas first, the rest to the largest remainders."""
@@ -21,7 +23,7 @@ def apportioned(shares: Mapping[Hashable, float], total: int) -> dict[Hashable, 
     return seats | {name: seats[name] + 1 for name in rest[: total - sum(seats.values())]}
 
 
-def together(*keys: Sequence[Hashable]) -> list[int]:
+def together(*keys: Keys) -> list[int]:
     """A number for each row, equal for rows that agree in one of the keys, or through other rows;
     None agrees with nothing."""
     parents = list(range(len(keys[0])))
@@ -39,13 +41,11 @@ def together(*keys: Sequence[Hashable]) -> list[int]:
     return [root(row) for row in range(len(parents))]
 
 
-def held_out(
-    strata: Sequence[Hashable], groups: Sequence[Hashable], count: int, seed: int
-) -> np.ndarray:
+def held_out(strata: Keys, groups: Keys, count: int, seed: int) -> np.ndarray:
     """Which rows are held out (bool): `count`, or a few less where groups are large.
 
-    strata   of each row: a class, of which the rows held out have the share that all have
-    groups   of each row: what must stay on one side
+    strata   classes, of which the rows held out have the share that all have
+    groups   what must stay on one side
     """
     if count >= len(strata):
         raise DataError(f"data.holdout = {count}: train has {len(strata)} rows; hold out fewer")

@@ -19,14 +19,15 @@ from ftcore.data.columns import Chat
 from ftcore.data.pack import Encoded
 from ftcore.data.tokenizer import Encoding, Tokenizer
 
+Answers = Sequence[tuple[int, int, float]]  # start and end in characters, weight
 IGNORED = -100  # label of a position that predicts nothing
 _SPACE = re.compile(r"\s*")
 
 
 def find_answers(
     chat: Chat, tokenizer: Tokenizer, *, train_on: TrainOn
-) -> tuple[Rendering, list[tuple[int, int, float]]]:
-    """A chat's text, and what is supervised in it: start and end in characters, weight.
+) -> tuple[Rendering, Answers]:
+    """A chat's text, and what is supervised in it.
 
     train_on    see `encode_chats`
     raises      RowError: nothing is supervised, or an answer is empty or not in the text
@@ -75,8 +76,8 @@ def _generation_start(text: str, before: int, start: int, header: str) -> int:
 
 
 def supervise(
-    row_id: str, text: str, encoding: Encoding, answers: Sequence[tuple[int, int, float]],
-    tokenizer: Tokenizer, *, train_on_end: bool,
+    row_id: str, text: str, encoding: Encoding, answers: Answers, tokenizer: Tokenizer, *,
+    train_on_end: bool,
 ) -> Encoded:  # fmt: skip
     """The document of a tokenised chat: tokens that overlap an answer count with its weight, and so
     does the end of its turn, so that the model learns to stop, if `train_on_end`."""

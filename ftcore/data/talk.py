@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, get_args, get_type_hints
 
 from ftcore.data.chat import Message, RowError
-from ftcore.data.columns import Chat, examples, text_of, wrong
-from ftcore.data.read import Rejected, Row
+from ftcore.data.columns import Chat, Mapped, examples, text_of, wrong
+from ftcore.data.read import Row
 from ftcore.errors import nearest
 
 ROLES = get_args(get_type_hints(Message)["role"])
@@ -24,7 +24,7 @@ UNSUPPORTED = ("tool_calls", "function_call", "reasoning_content", "thinking", "
 def chats(
     rows: Sequence[Row], *, messages: str = "messages", keys: tuple[str, str] = ("role", "content"),
     roles: Mapping[str, str] | None = None,
-) -> tuple[list[Chat], list[Rejected]]:  # fmt: skip
+) -> Mapped[Chat]:  # fmt: skip
     """Chats from a column that holds a list of turns, or a transcript.
 
     A turn may also hold "train" (bool; by default answers are trained on, nothing else) and
@@ -56,9 +56,7 @@ def chats(
     return examples(rows, [messages], example)
 
 
-def answered(
-    rows: Sequence[Row], *, prompt: Sequence[str], answer: str
-) -> tuple[list[Chat], list[Rejected]]:
+def answered(rows: Sequence[Row], *, prompt: Sequence[str], answer: str) -> Mapped[Chat]:
     """Chats of one question and its answer.
 
     prompt    columns of the question; those after the first may be empty
