@@ -84,14 +84,14 @@ def quality_rules() -> Rules:
 
 def broken(text: str, rules: Rules) -> list[tuple[str, float]]:
     """Measures of a text that are outside their limits, with their values."""
-    words = text.split()
-    values = [MEASURES[group](text, words) for group in rules]
+    words, found = text.split(), {}
+    for group in rules:
+        found |= MEASURES[group](text, words)
     return [
         (name, found[name])
-        for found, limits in zip(values, rules.values(), strict=True)
-        for name, limit in limits.items()
+        for limits in rules.values() for name, limit in limits.items()
         if not limit.get("min", -math.inf) <= found[name] <= limit.get("max", math.inf)
-    ]
+    ]  # fmt: skip
 
 
 def _repetition(text: str, words: list[str]) -> dict[str, float]:
@@ -131,12 +131,13 @@ def _duplicates(grams: Mapping[int, tuple[str, ...]], n: int) -> int:
 def _symbols(text: str, words: list[str]) -> dict[str, float]:
     size, count = max(len(text), 1), max(len(words), 1)
     lines = [line.strip() for line in text.split("\n") if line.strip()]
+    num_lines = max(len(lines), 1)
     marks = max(text.count("#"), sum(map(text.count, ELLIPSES)))
     alphabetic = sum(word.isalpha() or any(map(str.isalpha, word)) for word in words)
     return {
         "symbols_per_word": marks / count,
-        "bullet_lines": sum(line.startswith(BULLETS) for line in lines) / max(len(lines), 1),
-        "ellipsis_lines": sum(line.endswith(ELLIPSES) for line in lines) / max(len(lines), 1),
+        "bullet_lines": sum(line.startswith(BULLETS) for line in lines) / num_lines,
+        "ellipsis_lines": sum(line.endswith(ELLIPSES) for line in lines) / num_lines,
         "alphabetic_words": alphabetic / count, "digits": len(re.findall(r"\d", text)) / size,
         "whitespace": (len(text) - sum(map(len, words))) / size,
         "urls": sum(map(len, _patterns()["url"].findall(text))) / size,

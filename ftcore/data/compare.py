@@ -79,7 +79,7 @@ def leaks(train: Sequence[Example], held: Mapping[str, Rows]) -> Lost:
     mine, theirs = ([said(e, without=UNASKED) for e in es] for es in (train, [e for e, _ in there]))
     lost = {}
     for leak in dedup.leaks(mine, theirs):
-        example, (other, split) = train[leak.row], there[leak.held]
+        example, (other, split) = train[leak.row], there[leak.twin]
         if isinstance(example, Chat) or leak.kind == "exact" or answer(example) == answer(other):
             detail = f"{place(other)}, {leak.words or f'Jaccard {leak.jaccard:.3f}'}"
             lost[leak.row] = left_out(example, f"{leak.kind} in {split}", "compare", detail)

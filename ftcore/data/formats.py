@@ -15,7 +15,6 @@ A damaged record comes with the DataError that tells about it in place of its fi
 follows it is read; DataErrors raised here are those behind which no record can be found.
 """
 
-import codecs
 import csv
 import io
 import json
@@ -35,33 +34,31 @@ SUFFIXED = ("tsv", "csv", "jsonl", "json", "txt", "conll", "tar", "parquet")
 SUFFIXES: dict[str, Format] = {f".{name}": name for name in SUFFIXED} | {".ndjson": "jsonl"}
 DOCUMENT = "-DOCSTART-"
 TOLD_BY = 100  # lines that must be JSON before a file of unknown suffix is taken for it
-MARKS = {
-    "utf-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
-    "utf-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
-}
+MARKED = ("utf-32", "utf-16")  # texts that are told by their byte-order mark
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
 def decoded(content: bytes, where: str, encoding: str = "") -> str:
     """UTF-8 text, without its byte-order mark, or else text in `encoding`; without one other bytes
     are lone surrogates (`checked`)."""
-    for name, marks in MARKS.items():
-        if content.startswith(marks):
+    for name in MARKED:
+        if content.startswith(tuple("\ufeff".encode(name + end) for end in ("-le", "-be"))):
             mend = f"convert it: iconv -f {name} -t utf-8"
             raise DataError(f"{where}: text in {name}, not UTF-8; {mend}")
-    if b"\0" in content:
-        line = content.count(b"\n", 0, content.index(b"\0")) + 1
+    if (place := content.find(b"\0")) >= 0:
+        line = content.count(b"\n", 0, place) + 1
         raise DataError(
             f"{where}:{line}: NUL bytes: the file is binary, compressed (then its name must end in "
             ".gz) or text in utf-16; convert it to text in UTF-8"
         )
+    if not encoding:
+        return content.decode("utf-8-sig", "surrogateescape")
     try:
-        return content.decode("utf-8-sig", "strict" if encoding else "surrogateescape")
-    except UnicodeDecodeError:
-        try:
-            return content.decode(encoding)
-        except (UnicodeDecodeError, LookupError) as error:
-            raise DataError(f"{where}: not UTF-8, and not {encoding}: {error}") from error
+        with suppress(UnicodeDecodeError):
+            return content.decode("utf-8-sig")
+        return content.decode(encoding)
+    except (UnicodeDecodeError, LookupError) as error:
+        raise DataError(f"{where}: not UTF-8, and not {encoding}: {error}") from error
 
 
 def checked(records: Iterable[Record], file: str) -> Iterator[Record]:
@@ -72,11 +69,10 @@ def checked(records: Iterable[Record], file: str) -> Iterator[Record]:
         except UnicodeEncodeError as error:
             start = error.start
             near = raw[max(start - 20, 0) : start + 20].encode("utf-8", "surrogateescape")
-            value = DataError(
-                f"{file}:{line + raw.count(chr(10), 0, start)}: not UTF-8: byte "
-                f"0x{ord(raw[start]) - 0xDC00:02x} in {near!r}; convert the file (for instance: "
-                "iconv -f latin1 -t utf-8)"
-            )
+            what = f"byte 0x{ord(raw[start]) - 0xDC00:02x} in {near!r}"
+            where = f"{file}:{line + raw.count(chr(10), 0, start)}"
+            mend = "convert the file (for instance: iconv -f latin1 -t utf-8)"
+            value = DataError(f"{where}: not UTF-8: {what}; {mend}")
         yield line, raw, value
 
 
@@ -202,10 +198,8 @@ def _conll(text: str, file: str) -> Iterator[Record]:
         line = line.removesuffix("\r")
         cells = [cell for cell in line.split("\t" if "\t" in line else " ") if cell]
         if len(cells) == 1 and cells != [DOCUMENT]:
-            problem = problem or DataError(
-                f"{file}:{number}: {line!r}: a line is a word, a tab or a blank, and its tag; "
-                "between sentences it is empty"
-            )
+            what = "a line is a word, a tab or a blank, and its tag; between sentences it is empty"
+            problem = problem or DataError(f"{file}:{number}: {line!r}: {what}")
         if cells and cells[0] != DOCUMENT:
             words.append((number, line, cells))
             continue
@@ -271,18 +265,14 @@ def _are_records(value: Any) -> bool:
 
 def _object(value: Any, raw: str, file: str, line: int) -> dict[str, Any] | list[Any] | DataError:
     if not isinstance(value, dict | list):
-        return DataError(
-            f"{file}:{line}: a record must be a JSON object, this is {type(value).__name__}: "
-            f"{str(value)[:80]!r}"
-        )
+        what = f"this is {type(value).__name__}: {str(value)[:80]!r}"
+        return DataError(f"{file}:{line}: a record must be a JSON object, {what}")
     if "\\ud" in raw.lower():  # escapes of a pair join into one character, a lone one is none
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
-            return DataError(
-                f"{file}:{line}: half of a surrogate pair, {error.object[error.start]!r}, is no "
-                "character; replace the escape in the record"
-            )
+            what = f"half of a surrogate pair, {error.object[error.start]!r}, is no character"
+            return DataError(f"{file}:{line}: {what}; replace the escape in the record")
     return value
 
 
@@ -290,8 +280,6 @@ def _bad_json(
     problem: ValueError | str, file: str, text: str, place: int = 0, line_number: int = 1
 ) -> DataError:
     """What is wrong with a record at `place` of a text that begins in this line of the file."""
-    return DataError(
-        f"{file}:{line_number + text.count(chr(10), 0, place)}: not valid JSON: {problem}; the "
-        f"record begins {text[place : place + 80]!r}; it is cut or damaged: mend it, or fetch the "
-        "file again"
-    )
+    where = f"{file}:{line_number + text.count(chr(10), 0, place)}"
+    what = f"not valid JSON: {problem}; the record begins {text[place : place + 80]!r}"
+    return DataError(f"{where}: {what}; it is cut or damaged: mend it, or fetch the file again")

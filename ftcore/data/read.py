@@ -11,7 +11,6 @@ import glob
 import gzip
 import hashlib
 import zlib
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,18 +91,16 @@ def read_rows(
             records = _named(records, file, columns)
         for line, raw, fields in records:
             if isinstance(fields, list):
-                fields = DataError(
-                    f"{file}:{line}: a record must be a JSON object, this is list: {raw[:80]!r}; "
-                    "name its cells with data.columns"
-                )
+                problem = f"a record must be a JSON object, this is list: {raw[:80]!r}"
+                fields = DataError(f"{file}:{line}: {problem}; name its cells with data.columns")
             if not isinstance(fields, DataError):
                 rows.append(Row(_row_id(raw, seen), file, line, fields))
             elif on_bad == "stop":
                 raise fields
             else:
                 shown = raw[:MAX_RAW].encode("utf-8", "surrogateescape")
-                shown = shown.decode("utf-8", "backslashreplace")
-                report.bad.append(Rejected("", file, line, str(fields), "read", shown))
+                detail = shown.decode("utf-8", "backslashreplace")
+                report.bad.append(Rejected("", file, line, str(fields), "read", detail))
         if len(rows) == before:
             lost = "".join(f"; damaged: {bad.reason}" for bad in report.bad[left_out:][:1])
             raise DataError(f"{file}: holds no rows{lost}")
@@ -161,27 +158,21 @@ def _named(records: Iterator[Record], file: str, columns: Sequence[str]) -> Iter
     names = list(columns) or next(records, (0, "", []))[2]
     if isinstance(names, DataError):
         raise names
-    repeated = [name for name, count in Counter(names).items() if count > 1]
-    if repeated:
+    if repeated := [name for name in names if names.count(name) > 1]:
         where = "the names given" if columns else f"{file}: the first line"
-        raise DataError(
-            f"{where}: column {repeated[0]!r} occurs twice in {names}; name every column once"
-        )
+        problem = f"column {repeated[0]!r} occurs twice in {names}; name every column once"
+        raise DataError(f"{where}: {problem}")
     for line, raw, cells in records:
         if isinstance(cells, dict):
-            cells = DataError(
-                f"{file}:{line}: column names are for cells, this record names its own fields:"
-                f" {', '.join(cells)}"
-            )
+            problem = f"this record names its own fields: {', '.join(cells)}"
+            cells = DataError(f"{file}:{line}: column names are for cells, {problem}")
         elif isinstance(cells, list):
             surplus = cells[len(names) :]
             if len(cells) < len(names) or (surplus and not columns):
                 source = "are named" if columns else f"stand in the first line ({', '.join(names)})"
-                cells = DataError(
-                    f"{file}:{line}: {len(cells)} cells, {len(names)} {source}; mend the line: "
-                    f"{raw[:80]!r}; for a file without header, or with ragged lines, name its "
-                    "columns"
-                )
+                problem = f"{len(cells)} cells, {len(names)} {source}; mend the line: {raw[:80]!r}"
+                mend = "for a file without header, or with ragged lines, name its columns"
+                cells = DataError(f"{file}:{line}: {problem}; {mend}")
             else:
                 more = {EXTRA: surplus} if surplus else {}
                 cells = dict(zip(names, cells, strict=False)) | more
