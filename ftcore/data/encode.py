@@ -48,17 +48,16 @@ class Split:
 
 
 def encode_texts(
-    texts: Sequence[Text], tokenizer: Tokenizer, *, end: bool, max_length: int | None = None,
+    texts: Sequence[Text], tokenizer: Tokenizer, *, max_length: int | None = None,
     over_length: OverLength = "split",
 ) -> Split:  # fmt: skip
-    """Documents of plain text, `end` with a token that says so; see `admit` for longer ones."""
-    if end and tokenizer.end_of_text_id is None:
+    """Documents of plain text, behind each the token that ends it; see `admit` for longer ones."""
+    if tokenizer.end_of_text_id is None:
         raise ModelError(f"{tokenizer.where}: the tokenizer has no token that ends a text")
-    last_T = np.array([tokenizer.end_of_text_id] if end else [], dtype=np.int32)
     split, shorten = Split(), partial(cut, bos_id=tokenizer.bos_id)
     encodings = tokenizer.encode_batch([text.text for text in texts])
     for text, encoding in zip(texts, encodings, strict=True):
-        ids_T = np.append(encoding.ids_T, last_T)
+        ids_T = np.append(encoding.ids_T, np.int32(tokenizer.end_of_text_id))
         document = shifted(text.id, ids_T, np.ones(len(ids_T), dtype=np.float32))
         if admit(split, text, document, shorten, max_length=max_length, over_length=over_length):
             split.num_bytes += len(text.text.encode())
@@ -72,22 +71,16 @@ def cut(
     document: Encoded, max_length: int, over_length: OverLength, *, bos_id: int | None
 ) -> list[Encoded]:
     """What is left of a document that is too long: its first tokens, its last ones behind BOS if it
-    has one, or its `parts`."""
+    has one, or parts, of which the last position predicts the first token of the next."""
     if over_length == "split":
-        return parts(document, max_length)
+        starts = range(0, len(document), max_length)
+        return numbered([take(document, slice(s, s + max_length)) for s in starts])
     if over_length == "cut_right":
         return [take(document, slice(max_length))]
     lead = int(document.tokens_T[0] == bos_id)
     last = take(document, np.r_[:lead, len(document) - max_length + lead : len(document)])
     last.weights[:lead] = 0  # what followed BOS is gone
     return [last]
-
-
-def parts(document: Encoded, max_length: int) -> list[Encoded]:
-    """A document in parts of at most `max_length` tokens; the last position of a part still
-    predicts the first token of the next, so that no supervised token is lost."""
-    starts = range(0, len(document), max_length)
-    return numbered([take(document, slice(s, s + max_length)) for s in starts])
 
 
 def numbered(documents: Sequence[Encoded]) -> list[Encoded]:
@@ -123,10 +116,8 @@ def encode_chats(
     raises         DataError: a chat is too long (error), or no chat can be used; ConfigError
     """
     if not train_on_end and train_on in ("all", "completion"):
-        raise ConfigError(
-            f"data.train_on = {train_on} supervises ends of turns too: leave out"
-            " --data.no-train-on-end, or take assistant or last"
-        )
+        mend = "leave out --data.no-train-on-end, or take assistant or last"
+        raise ConfigError(f"data.train_on = {train_on} supervises ends of turns too: {mend}")
     split, shorten = Split(), partial(cut, bos_id=tokenizer.bos_id)
 
     def rendered() -> Iterator[tuple[Chat, Rendering, Answers]]:

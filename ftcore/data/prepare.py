@@ -176,7 +176,7 @@ def encode(
     if isinstance(config, configs.TextDataConfig):
         plain = [example for example in examples if isinstance(example, Text)]
         talks = [example for example in examples if isinstance(example, Chat)]
-        split = encode_texts(plain, tokenizer, end=True, **limits) if plain else Split()
+        split = encode_texts(plain, tokenizer, **limits) if plain else Split()
         if talks:
             answers = encode_chats(talks, tokenizer)
             split.documents += answers.documents
