@@ -70,6 +70,7 @@ class Chat:
 
 
 Example = Text | LabelledText | Tagged | Chat
+Source = Row | Rejected | Example
 Some = TypeVar("Some", bound=Example)
 Mapped = tuple[list[Some], list[Rejected]]  # what rows become, and those that become nothing
 
@@ -112,10 +113,8 @@ def label_map(examples: Sequence[LabelledText | Tagged]) -> LabelMap:
     if isinstance(examples[0], Tagged):
         names |= {p + name[1:] for name in names if name[:2] in ("B-", "I-") for p in "BI"}
     if len(names) < 2:
-        raise DataError(
-            f"the training data has {len(names)} different label(s) {sorted(names)}, a classifier "
-            "needs at least two; is this the label column?"
-        )
+        what = f"the training data has {len(names)} different label(s) {sorted(names)}"
+        raise DataError(f"{what}, a classifier needs at least two; is this the label column?")
     numbers = {name: _number(name) for name in names}
     are_numbers = None not in numbers.values()
     return LabelMap(tuple(sorted(names, key=lambda name: (are_numbers and numbers[name], name))))
@@ -173,10 +172,9 @@ def tagged(rows: Sequence[Row], *, tokens: str = "tokens", tags: str = "tags") -
     """
 
     def example(row: Row) -> Tagged:
-        lists = [row.fields.get(column) for column in (tokens, tags)]
+        words, names = lists = [row.fields.get(column) for column in (tokens, tags)]
         if not all(isinstance(x, list) and all(isinstance(y, str) for y in x) for x in lists):
             raise wrong(row, f"columns {tokens!r} and {tags!r} must hold lists of texts")
-        words, names = lists
         if not all(names):
             raise wrong(row, "a tag is empty: write O for a word outside every entity")
         if len(words) != len(names):
@@ -245,10 +243,8 @@ def require(rows: Sequence[Row], *columns: str) -> None:
     for column in columns:
         if not any(column in row.fields for row in rows):
             names = list(rows[0].fields)
-            raise DataError(
-                f"{rows[0].file}: no column {column!r}; its columns are "
-                f"{', '.join(map(repr, names))}{nearest(column, names)}"
-            )
+            shown = ", ".join(map(repr, names)) + nearest(column, names)
+            raise DataError(f"{rows[0].file}: no column {column!r}; its columns are {shown}")
 
 
 def text_of(row: Row, column: str) -> str:
@@ -273,13 +269,11 @@ def wrong(row: Row, problem: str) -> DataError:
     return DataError(f"{place(row)}: {problem}; the row is {shown}")
 
 
-def place(source: Row | Rejected | Example) -> str:
+def place(source: Source) -> str:
     return f"{source.file}:{source.line}"
 
 
-def left_out(
-    source: Row | Example, reason: str, step: str = "encode", detail: str = ""
-) -> Rejected:
+def left_out(source: Source, reason: str, step: str = "encode", detail: str = "") -> Rejected:
     """What is remembered of a row that is not used as it is."""
     return Rejected(source.id, source.file, source.line, reason, step, detail)
 
@@ -309,7 +303,5 @@ def require_some(kept: Sequence[Any], rejected: Sequence[Rejected]) -> None:
     if not kept:
         reasons = Counter(row.reason for row in rejected).most_common(3)
         counted = "; ".join(f"{count} x {reason}" for reason, count in reasons)
-        raise DataError(
-            f"{rejected[0].file}: none of the {len(rejected)} rows can be used ({counted}); "
-            f"the first stands in line {rejected[0].line}"
-        )
+        what = f"none of the {len(rejected)} rows can be used ({counted})"
+        raise DataError(f"{rejected[0].file}: {what}; the first stands in line {rejected[0].line}")

@@ -46,10 +46,10 @@ def duplicates(examples: Sequence[Example], *, near: bool, max_share: float = 1.
         share = max_share * len(examples) / len(rows)
         for twin in dedup.duplicates(texts, near=near, max_share=share):
             if twin.kind == kind:
-                other = examples[rows[twin.twin]]
+                row, other = rows[twin.row], examples[rows[twin.twin]]
                 detail = f"{place(other)}, Jaccard {twin.jaccard:.3f}"
                 reason = "near duplicate" if near else "duplicate"
-                lost[rows[twin.row]] = left_out(examples[rows[twin.row]], reason, "compare", detail)
+                lost[row] = left_out(examples[row], reason, "compare", detail)
     return lost
 
 
@@ -73,8 +73,8 @@ def conflicts(examples: Sequence[Example]) -> Notes:
 
 
 def leaks(train: Sequence[Example], held: Mapping[str, Rows]) -> Lost:
-    """Training rows that give away a row of another split: the same or nearly the same
-    text with the same label, or 13 words of it."""
+    """Training rows that give away a row of another split: the same or nearly the same text with
+    the same label, or 13 words of it."""
     there = [(example, split) for split, part in held.items() for example in part.examples]
     mine, theirs = ([said(e, without=UNASKED) for e in es] for es in (train, [e for e, _ in there]))
     lost = {}
@@ -92,10 +92,8 @@ def settle(what: str, is_dropped: bool, train: Rows, lost: Lost, notes: Notes) -
     found = {"rows": len(lost), "left out": is_dropped, "such as": shown[:SHOWN]}
     notes.setdefault("alike", {})[what] = found
     if is_dropped and len(lost) == len(train.examples):
-        raise DataError(
-            f"every training row has a {what}, such as {': '.join(shown[0])}; name other files, or"
-            " keep such rows with data.leaks report"
-        )
+        problem = f"every training row has a {what}, such as {': '.join(shown[0])}"
+        raise DataError(f"{problem}; name other files, or keep such rows with data.leaks report")
     if is_dropped:
         train.drop(lost)
 

@@ -89,11 +89,9 @@ def numbered(documents: Sequence[Encoded]) -> list[Encoded]:
 
 
 def encode_prompt(messages: Sequence[Message], tokenizer: Tokenizer) -> np.ndarray:
-    """Ids (int32) of a chat that ends where the assistant is to answer.
-
-    They are the ids that `encode_chats` puts before the answer, if that begins with a word: white
-    space at the end is tokenised as if a word followed, and left out where it joins that word.
-    """
+    """Ids (int32) of a chat that ends where the assistant is to answer: those that `encode_chats`
+    puts before the answer, if that begins with a word. White space at the end is tokenised as if a
+    word followed, and left out where it joins that word."""
     require_plain(messages, tokenizer)
     text = render_text(messages, tokenizer, add_generation_prompt=True)
     if not text[-1:].isspace():
@@ -149,10 +147,8 @@ def encode_labelled(
     raises       DataError: a label is unknown, a row is too long (error); ConfigError: split
     """
     if over_length == "split":
-        raise ConfigError(
-            "data.over_length = split: a label is of a whole text, and parts of it would be trained"
-            " and judged as if they were texts: choose cut_left, cut_right or drop"
-        )
+        what = "a label is of a whole text, and parts of it would be judged as if they were texts"
+        raise ConfigError(f"data.over_length = split: {what}: choose cut_left, cut_right or drop")
     split, side = Split(), over_length.removeprefix("cut_")
 
     def encoded(some: Sequence[LabelledText], max_length: int | None = None) -> Iterator[Encoded]:

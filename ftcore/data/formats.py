@@ -34,23 +34,20 @@ SUFFIXED = ("tsv", "csv", "jsonl", "json", "txt", "conll", "tar", "parquet")
 SUFFIXES: dict[str, Format] = {f".{name}": name for name in SUFFIXED} | {".ndjson": "jsonl"}
 DOCUMENT = "-DOCSTART-"
 TOLD_BY = 100  # lines that must be JSON before a file of unknown suffix is taken for it
-MARKED = ("utf-32", "utf-16")  # texts that are told by their byte-order mark
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
 def decoded(content: bytes, where: str, encoding: str = "") -> str:
     """UTF-8 text, without its byte-order mark, or else text in `encoding`; without one other bytes
     are lone surrogates (`checked`)."""
-    for name in MARKED:
+    for name in ("utf-32", "utf-16"):
         if content.startswith(tuple("\ufeff".encode(name + end) for end in ("-le", "-be"))):
             mend = f"convert it: iconv -f {name} -t utf-8"
             raise DataError(f"{where}: text in {name}, not UTF-8; {mend}")
     if (place := content.find(b"\0")) >= 0:
         line = content.count(b"\n", 0, place) + 1
-        raise DataError(
-            f"{where}:{line}: NUL bytes: the file is binary, compressed (then its name must end in "
-            ".gz) or text in utf-16; convert it to text in UTF-8"
-        )
+        what = "binary, compressed (then its name must end in .gz) or text in utf-16"
+        raise DataError(f"{where}:{line}: NUL bytes: the file is {what}; convert it to UTF-8")
     if not encoding:
         return content.decode("utf-8-sig", "surrogateescape")
     try:

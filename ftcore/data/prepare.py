@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import groupby
+from itertools import compress, groupby
 from pathlib import Path
 
 from ftcore import config as configs
@@ -118,13 +118,10 @@ def hold_out(config: DataConfig, train: Rows, seed: int) -> dict[str, Rows]:
     strata = [example.label if is_labelled else "" for example in train.examples]
     is_dev = held_out(strata, together(clusters(train.examples), groups), config.holdout, seed)
     if not is_dev.any():
-        raise DataError(
-            f"data.holdout = {config.holdout}: rows nearly alike, or of one data.group, stay"
-            " together, and each such cluster is larger; hold out more, or name a dev file"
-        )
-    sided = list(zip(train.examples, is_dev, strict=True))
-    train.examples = [example for example, is_held in sided if not is_held]
-    dev = [example for example, is_held in sided if is_held]
+        what = "rows nearly alike, or of one data.group, stay together, and each cluster is larger"
+        mend = "hold out more, or name a dev file"
+        raise DataError(f"data.holdout = {config.holdout}: {what}; {mend}")
+    train.examples, dev = (list(compress(train.examples, side)) for side in (~is_dev, is_dev))
     return {"dev": Rows(dev, [], len(dev))}
 
 
@@ -147,10 +144,8 @@ def source_runs(
 ) -> list[tuple[int, int]]:
     """Which of data.train each document is from, as runs of (its number, documents)."""
     if len(config.weights) != len(config.train):
-        raise ConfigError(
-            f"data.weights has {len(config.weights)} values, data.train {len(config.train)}"
-            " files or globs: give one for each"
-        )
+        what = f"data.weights has {len(config.weights)} values, data.train {len(config.train)}"
+        raise ConfigError(f"{what} files or globs: give one for each")
     numbers = {
         f"{file}:{key}" if key else str(file): number
         for number, path in enumerate(config.train)
@@ -188,6 +183,5 @@ def encode(
         return encode_chats(examples, tokenizer, **named, **limits)
     if isinstance(config, configs.ScoredDataConfig):
         return encode_labelled(examples, tokenizer, None, **limits)
-    is_tagged = isinstance(config, configs.TaggedDataConfig)
-    encode = encode_tagged if is_tagged else encode_labelled
+    encode = encode_tagged if isinstance(config, configs.TaggedDataConfig) else encode_labelled
     return encode(examples, tokenizer, LabelMap(labels), **limits)

@@ -70,8 +70,8 @@ class Shown:
                 label = self.data.labels[label]
             return f"{decode(document.tokens_T, special=True)} -> {label}"
         counts_T, task = document.weights > 0, type(self.config.data)
-        is_shifted = task in (TextDataConfig, ChatDataConfig)  # labels are the next tokens
-        counts_T = np.append(False, counts_T[:-1]) if is_shifted else counts_T
+        if is_shifted := task in (TextDataConfig, ChatDataConfig):  # labels are the next tokens
+            counts_T = np.append(False, counts_T[:-1])
         shown, triples = "", zip(counts_T, document.tokens_T, document.labels, strict=True)
         for counts, run in groupby(triples, key=itemgetter(0)):
             _, ids, labels = zip(*run, strict=True)
@@ -87,10 +87,8 @@ class Shown:
         """The way of a row, forward to its documents and steps, and back to its place."""
         matching = [id_ for id_ in self.rows if id_.startswith(row_id)]
         if len(matching) != 1:
-            raise DataError(
-                f"--row {row_id}: {len(matching)} rows begin so; ids stand in data/rejected.jsonl "
-                "and in what --step prints"
-            )
+            where = "data/rejected.jsonl and in what --step prints"
+            raise DataError(f"--row {row_id}: {len(matching)} rows begin so; ids stand in {where}")
         (row_id,) = matching
         example, where = self.rows[row_id], place(self.rows[row_id])
         yield f"row {row_id}, {where}"
@@ -101,17 +99,13 @@ class Shown:
                     yield "{split}: {what} in step {step}: {reason} {detail}".format(**found)
                 elif found["detail"].partition(",")[0] == where:
                     yield "{split}: {file}:{line} {reason} of it".format(**found)
+        num_documents = len(self.data.train.documents)
+        num_steps = self.config.loop.num_steps(num_documents, self.config.optim.batch_size)
         for name, part in self.data.splits():
             for number, document in enumerate(part.documents):
                 if document.row_id.partition(":")[0] == row_id:
                     yield f"{name}: document {number}"
                     yield from self.document(document)
                     if name == "train":
-                        yield self.read_in(number)
-
-    def read_in(self, number: int) -> str:
-        """The steps that read a training document."""
-        rows = len(self.data.train.documents)
-        num_steps = self.config.loop.num_steps(rows, self.config.optim.batch_size)
-        steps = [step + 1 for step in range(num_steps) if number in self.steps(step)]
-        return f"    read in step {', '.join(map(str, steps)) or '(none)'} of {num_steps}"
+                        steps = (str(n + 1) for n in range(num_steps) if number in self.steps(n))
+                        yield f"    read in step {', '.join(steps) or '(none)'} of {num_steps}"

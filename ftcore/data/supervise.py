@@ -115,7 +115,5 @@ def require_plain(messages: Sequence[Message], tokenizer: Tokenizer) -> None:
     """RowError if a content spells a special token, with which it could forge a turn."""
     for number, message in enumerate(messages, start=1):
         if (token := tokenizer.find_special(message["content"])) is not None:
-            raise RowError(
-                f"message {number} holds the special token {token!r}, which would be read as the "
-                "template's own; remove it or write it differently"
-            )
+            what = f"message {number} holds the special token {token!r}, which would be read as the"
+            raise RowError(f"{what} template's own; remove it or write it differently")
