@@ -9,7 +9,6 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -72,37 +71,25 @@ class Chat:
 Example = Text | LabelledText | Tagged | Chat
 Source = Row | Rejected | Example
 Some = TypeVar("Some", bound=Example)
+Labels = Mapping[str, int]  # class index of each label, in their order
 Mapped = tuple[list[Some], list[Rejected]]  # what rows become, and those that become nothing
 
 
-@dataclass(frozen=True)
-class LabelMap:
-    """Names of the classes in the order of their indices."""
-
-    names: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def indices(self, example: LabelledText | Tagged) -> list[int]:
-        """Class index of each label or tag; DataError if the training data had no such one."""
-        try:
-            return [self._indices[name] for name in example.names]
-        except KeyError as error:
-            (name,) = error.args
-            shown = ", ".join(self.names[:20]) + (", ..." if len(self) > 20 else "")
-            raise DataError(
-                f"{place(example)}: label {name!r} is not among the {len(self)} labels of the "
-                f"training data ({shown}){nearest(name, self.names)}; correct the row, or add "
-                "training rows with this label"
-            ) from None
-
-    @cached_property
-    def _indices(self) -> dict[str, int]:
-        return {name: index for index, name in enumerate(self.names)}
+def indices(labels: Labels, example: LabelledText | Tagged) -> list[int]:
+    """Class index of each label or tag; DataError if the training data had no such one."""
+    try:
+        return [labels[name] for name in example.names]
+    except KeyError as error:
+        (name,), known = error.args, list(labels)
+        shown = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
+        raise DataError(
+            f"{place(example)}: label {name!r} is not among the {len(known)} labels of the "
+            f"training data ({shown}){nearest(name, known)}; correct the row, or add "
+            "training rows with this label"
+        ) from None
 
 
-def label_map(examples: Sequence[LabelledText | Tagged]) -> LabelMap:
+def label_map(examples: Sequence[LabelledText | Tagged]) -> Labels:
     """All labels of the training data: in numeric order if all are numbers, else sorted by name.
 
     Of a type that only begins or only goes on in the training data, both BIO tags are there.
@@ -117,7 +104,8 @@ def label_map(examples: Sequence[LabelledText | Tagged]) -> LabelMap:
         raise DataError(f"{what}, a classifier needs at least two; is this the label column?")
     numbers = {name: _number(name) for name in names}
     are_numbers = None not in numbers.values()
-    return LabelMap(tuple(sorted(names, key=lambda name: (are_numbers and numbers[name], name))))
+    ordered = sorted(names, key=lambda name: (are_numbers and numbers[name], name))
+    return {name: index for index, name in enumerate(ordered)}
 
 
 def texts(rows: Sequence[Row], *, text: str = "text") -> Mapped[Text]:

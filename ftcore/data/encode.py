@@ -13,8 +13,9 @@ from itertools import tee
 import numpy as np
 
 from ftcore.config import OverLength, TrainOn
+from ftcore.data import columns
 from ftcore.data.chat import Message, Rendering, RowError, render_text
-from ftcore.data.columns import Chat, Example, LabelledText, LabelMap, Text, left_out, require_some
+from ftcore.data.columns import Chat, Example, LabelledText, Labels, Text, left_out, require_some
 from ftcore.data.pack import Encoded
 from ftcore.data.read import Rejected
 from ftcore.data.supervise import Answers, find_answers, require_plain, shifted, supervise
@@ -137,7 +138,7 @@ def encode_chats(
 
 
 def encode_labelled(
-    examples: Sequence[LabelledText], tokenizer: Tokenizer, labels: LabelMap | None, *,
+    examples: Sequence[LabelledText], tokenizer: Tokenizer, labels: Labels | None, *,
     max_length: int | None = None, over_length: OverLength = "error",
 ) -> Split:  # fmt: skip
     """Labelled texts and pairs: a label is the class index, or which of the classes a text has, or
@@ -158,10 +159,10 @@ def encode_labelled(
             if labels is None:
                 label = float(example.label)
             elif isinstance(example.label, str):
-                (label,) = labels.indices(example)
+                (label,) = columns.indices(labels, example)
             else:
                 label = np.zeros(len(labels), dtype=np.float32)
-                label[labels.indices(example)] = 1.0
+                label[columns.indices(labels, example)] = 1.0
             yield Encoded(example.id, ids_T, label, example.weight, types_T)
 
     documents = list(encoded(examples))

@@ -79,12 +79,12 @@ def told(content: bytes) -> Format | None:
         return "parquet"
     text = content.decode("utf-8-sig", "replace").strip()
     lines = [line for line in text.split("\n") if line.strip()][:TOLD_BY]
-    with suppress(ValueError):
-        if _are_records(json.loads(text)):
-            return "json"
-    with suppress(ValueError):
-        if len(lines) > 1 and _are_records([json.loads(line) for line in lines]):
-            return "jsonl"
+    joined = f"[{','.join(lines)}]" if len(lines) > 1 else ""
+    for name, array in (("json", text), ("jsonl", joined)):
+        with suppress(ValueError):
+            records = json.loads(array)
+            if isinstance(records, list) and all(isinstance(item, dict | list) for item in records):
+                return name
     return None
 
 
@@ -254,10 +254,6 @@ READERS: dict[str, Callable[[str, str], Iterator[Record]]] = {
     "labelled": _labelled,
 }  # fmt: skip
 BINARY: dict[str, Callable[[bytes, str], Iterator[Record]]] = {"tar": _tar, "parquet": _parquet}
-
-
-def _are_records(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(item, dict | list) for item in value)
 
 
 def _object(value: Any, raw: str, file: str, line: int) -> dict[str, Any] | list[Any] | DataError:

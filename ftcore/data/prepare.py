@@ -17,7 +17,7 @@ from pathlib import Path
 from ftcore import config as configs
 from ftcore.data import clean, columns
 from ftcore.data.collect import DataConfig, Notes, Rows, collect
-from ftcore.data.columns import Chat, Example, LabelMap, Tagged, Text, left_out
+from ftcore.data.columns import Chat, Example, Tagged, Text, left_out
 from ftcore.data.compare import clusters, compare
 from ftcore.data.encode import Split, encode_chats, encode_labelled, encode_texts
 from ftcore.data.ledger import Prepared, statistics
@@ -59,7 +59,7 @@ def prepare(
         if isinstance(config, configs.ScoredDataConfig):
             data.labels = labels or (config.label,)
         elif is_labelled:
-            data.labels = labels or columns.label_map(train.examples).names
+            data.labels = labels or tuple(columns.label_map(train.examples))
         balance(config, train, seed, notes)
     for name, part in parts.items():
         split = encode(config, part.examples, tokenizer, data.labels)
@@ -184,4 +184,4 @@ def encode(
     if isinstance(config, configs.ScoredDataConfig):
         return encode_labelled(examples, tokenizer, None, **limits)
     encode = encode_tagged if isinstance(config, configs.TaggedDataConfig) else encode_labelled
-    return encode(examples, tokenizer, LabelMap(labels), **limits)
+    return encode(examples, tokenizer, {name: n for n, name in enumerate(labels)}, **limits)

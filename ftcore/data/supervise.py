@@ -62,17 +62,13 @@ def find_answers(
                 raise RowError(f"{what}; take data.train_on last")
             start, end = len(prompt), len(rendering.text)
         elif message["role"] == "assistant":
-            start = _generation_start(rendering.text, before[index], start, header)
+            # after the generation prompt, else at the white space before the content: Qwen3's empty
+            # <think> part is thus the model's to write
+            place = rendering.text.rfind(header, before[index], start) if header else -1
+            space = before[index] + len(rendering.text[before[index] : start].rstrip())
+            start = place + len(header) if place >= 0 else space
         answers.append((start, end, message.get("weight", 1.0)))
     return rendering, answers
-
-
-def _generation_start(text: str, before: int, start: int, header: str) -> int:
-    """Where generation of an answer would begin: after the generation prompt, else at the white
-    space before its content, which starts at `start`; the contents before it end at `before`.
-    Qwen3's empty <think> part is thus the model's to write."""
-    place = text.rfind(header, before, start) if header else -1
-    return place + len(header) if place >= 0 else before + len(text[before:start].rstrip())
 
 
 def supervise(
@@ -89,19 +85,13 @@ def supervise(
             first += int(encoding.ids_T[first]) in tokenizer.special_ids
         weights_T[first:past] = weight
         if train_on_end:
-            weights_T[_end_of_turn(text, encoding.ids_T, ends_T, end, tokenizer)] = weight
+            space_end = _SPACE.match(text, end).end()  # white space may stand before eos
+            first, last = ends_T.searchsorted([end, space_end], "right")
+            id_ = int(encoding.ids_T[last]) if last < len(encoding) else -1
+            is_special = id_ in tokenizer.special_ids and space_end == end
+            if is_special or id_ == tokenizer.eos_id:
+                weights_T[first : last + 1] = weight
     return shifted(row_id, encoding.ids_T, weights_T)
-
-
-def _end_of_turn(
-    text: str, ids_T: np.ndarray, ends_T: np.ndarray, end: int, tokenizer: Tokenizer
-) -> slice:
-    """Tokens of the special token that follows a content; white space may stand before eos."""
-    gap_end = _SPACE.match(text, end).end()
-    first, last = ends_T.searchsorted(end, "right"), ends_T.searchsorted(gap_end, "right")
-    id_ = int(ids_T[last]) if last < len(ids_T) else -1
-    is_end = id_ == tokenizer.eos_id or (id_ in tokenizer.special_ids and gap_end == end)
-    return slice(first, last + 1) if is_end else slice(0)
 
 
 def shifted(row_id: str, ids_T: np.ndarray, counts_T: np.ndarray) -> Encoded:

@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 
 from ftcore.config import OverLength
-from ftcore.data.columns import LabelMap, Tagged, left_out, require_some
+from ftcore.data.columns import Labels, Tagged, indices, left_out, require_some
 from ftcore.data.encode import Sentence, Split, admit, pieces
 from ftcore.data.pack import Encoded
 from ftcore.data.supervise import IGNORED
@@ -18,7 +18,7 @@ from ftcore.data.tokenizer import Encoding, Tokenizer
 
 
 def encode_tagged(
-    sentences: Sequence[Tagged], tokenizer: Tokenizer, labels: LabelMap, *,
+    sentences: Sequence[Tagged], tokenizer: Tokenizer, labels: Labels, *,
     max_length: int | None = None, over_length: OverLength = "error",
 ) -> Split:  # fmt: skip
     """Sentences, the first token of each word supervised: labels[t] is the tag of token t itself.
@@ -35,7 +35,7 @@ def encode_tagged(
             split.untold.append(left_out(source, f"the word {word!r} gives no token"))
         told_W = np.flatnonzero(places_W >= 0)
         labels_T = np.full(len(encoding), IGNORED, dtype=np.int32)
-        labels_T[places_W[told_W]] = np.array(labels.indices(source))[told_W]
+        labels_T[places_W[told_W]] = np.array(indices(labels, source))[told_W]
         weights_T = (labels_T != IGNORED).astype(np.float32)
         document = Encoded(source.id, encoding.ids_T, labels_T, weights_T)
         shorten = partial(pieces, encoding=encoding)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ftcore.data.chat import RowError, render
-from ftcore.data.columns import Chat, LabelledText, LabelMap, Text
+from ftcore.data.columns import Chat, LabelledText, Labels, Text
 from ftcore.data.encode import cut, encode_chats, encode_labelled, encode_prompt, encode_texts
 from ftcore.data.pack import Encoded
 from ftcore.data.read import read_rows
@@ -25,7 +25,7 @@ TURNS = (
     {"role": "assistant", "content": "Still four \U0001f642\n\nin h\u00e9x."},
 )
 CHAT = Chat("a", TURNS, "chat.jsonl", 7)
-PAIRS = LabelMap(("no", "yes"))
+PAIRS = {"no": 0, "yes": 1}
 
 
 def encode_chat(chat: Chat, tokenizer: Tokenizer, **options: Any) -> Encoded:
@@ -38,7 +38,7 @@ def encode_text(row_id: str, text: str, tokenizer: Tokenizer) -> Encoded:
     return document
 
 
-def encode_one(example: LabelledText, tokenizer: Tokenizer, labels: LabelMap | None) -> Encoded:
+def encode_one(example: LabelledText, tokenizer: Tokenizer, labels: Labels | None) -> Encoded:
     (document,) = encode_labelled([example], tokenizer, labels).documents
     return document
 

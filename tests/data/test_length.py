@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ftcore.config import MaskedDataConfig, OverLength, TextDataConfig
-from ftcore.data.columns import Chat, LabelledText, LabelMap, Text
+from ftcore.data.columns import Chat, LabelledText, Text
 from ftcore.data.encode import Split, cut, encode_chats, encode_labelled, encode_texts
 from ftcore.data.mask import encode_pieces
 from ftcore.data.prepare import prepare
@@ -23,7 +23,7 @@ TURNS = (
     {"role": "assistant", "content": "Still four \U0001f642\n\nin h\u00e9x."},
 )
 CHAT = Chat("a", TURNS, "chat.jsonl", 7)
-PAIRS = LabelMap(("no", "yes"))
+PAIRS = {"no": 0, "yes": 1}
 WORDS = "one two three four five " * 9
 LONG = LabelledText("l", "good " * 30, "bad " * 40, "no", "t.tsv", 4)
 SHORT = LabelledText("s", "good", "bad", "yes", "t.tsv", 5)
