@@ -1,5 +1,4 @@
 """Files to the examples of a task, split by split; rows that give none are remembered.
-
 `builtin:chat` stands for the data set that ftcore makes itself.
 """
 

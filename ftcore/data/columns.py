@@ -90,12 +90,8 @@ def indices(labels: Labels, example: LabelledText | Tagged) -> list[int]:
 
 
 def label_map(examples: Sequence[LabelledText | Tagged]) -> Labels:
-    """All labels of the training data: in numeric order if all are numbers, else sorted by name.
-
-    Of a type that only begins or only goes on in the training data, both BIO tags are there.
-
-    raises   DataError: fewer than two different labels
-    """
+    """All labels of the training data: in numeric order if all are numbers, else sorted by name; of
+    a type that only begins or only goes on there, both BIO tags. DataError: fewer than two."""
     names = {name for example in examples for name in example.names}
     if isinstance(examples[0], Tagged):
         names |= {p + name[1:] for name in names if name[:2] in ("B-", "I-") for p in "BI"}

@@ -1,10 +1,10 @@
-"""Texts, chats and labelled texts to the `Encoded` documents of a `Split`.
+"""Texts, chats, labelled texts and tagged sentences to the `Encoded` documents of a `Split`.
 
 Letters: T tokens of a document, W words of a sentence. What counts in a chat is said in
 supervise.py; in plain text every token does. Every row becomes a document, or is rejected.
 """
 
-import math
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -15,10 +15,10 @@ import numpy as np
 from ftcore.config import OverLength, TrainOn
 from ftcore.data import columns
 from ftcore.data.chat import Message, Rendering, RowError, render_text
-from ftcore.data.columns import Chat, Example, LabelledText, Labels, Text, left_out, require_some
+from ftcore.data.columns import Chat, Example, LabelledText, Labels, Tagged, Text, left_out
 from ftcore.data.pack import Encoded
 from ftcore.data.read import Rejected
-from ftcore.data.supervise import Answers, find_answers, require_plain, shifted, supervise
+from ftcore.data.supervise import IGNORED, Answers, find_answers, require_plain, shifted, supervise
 from ftcore.data.tokenizer import Encoding, Tokenizer
 from ftcore.errors import ConfigError, DataError, ModelError
 
@@ -62,7 +62,7 @@ def encode_texts(
         document = shifted(text.id, ids_T, np.ones(len(ids_T), dtype=np.float32))
         if admit(split, text, document, shorten, max_length=max_length, over_length=over_length):
             split.num_bytes += len(text.text.encode())
-    require_some(split.documents, split.rejected)
+    columns.require_some(split.documents, split.rejected)
     if split.cut and over_length != "split":
         split.num_bytes = 0
     return split
@@ -133,7 +133,7 @@ def encode_chats(
         document = supervise(chat.id, rendering.text, encoding, answers, **named)
         if admit(split, chat, document, shorten, max_length=max_length, over_length=over_length):
             split.chats.append(chat)
-    require_some(split.documents, split.rejected)
+    columns.require_some(split.documents, split.rejected)
     return split
 
 
@@ -154,8 +154,8 @@ def encode_labelled(
 
     def encoded(some: Sequence[LabelledText], max_length: int | None = None) -> Iterator[Encoded]:
         texts, seconds = [e.text for e in some], [e.pair for e in some]
-        pairs = tokenizer.encode_pairs(texts, seconds, max_length=max_length, side=side)
-        for example, (ids_T, types_T) in zip(some, pairs, strict=True):
+        ids = tokenizer.encode_pairs(texts, seconds, max_length=max_length, side=side)
+        for example, (ids_T, types_T) in zip(some, ids, strict=True):
             if labels is None:
                 label = float(example.label)
             elif isinstance(example.label, str):
@@ -165,25 +165,69 @@ def encode_labelled(
                 label[columns.indices(labels, example)] = 1.0
             yield Encoded(example.id, ids_T, label, example.weight, types_T)
 
-    documents = list(encoded(examples))
-    limit = max_length or math.inf
-    long = [e for e, d in zip(examples, documents, strict=True) if len(d) > limit]
+    pairs = list(zip(examples, encoded(examples), strict=True))
+    long = [example for example, whole in pairs if max_length and len(whole) > max_length]
     shortened = encoded(long, max_length)  # each when it is asked for, in turn
-    for example, document in zip(examples, documents, strict=True):
+    for example, document in pairs:
         admit(split, example, document, lambda *_: [next(shortened)],
               max_length=max_length, over_length=over_length)  # fmt: skip
-    require_some(split.documents, split.rejected)
+    columns.require_some(split.documents, split.rejected)
     return split
+
+
+def encode_tagged(
+    sentences: Sequence[Tagged], tokenizer: Tokenizer, labels: Labels, *,
+    max_length: int | None = None, over_length: OverLength = "error",
+) -> Split:  # fmt: skip
+    """Sentences, the first token of each word supervised: labels[t] is the tag of token t itself.
+
+    The words are joined by blanks and read like any text. A word without a token of its own, or
+    that is cut off, stays in its sentence, where it counts as predicted "O". See `admit` for
+    `over_length`; the documents of a sentence that is split have its row id.
+    """
+    split = Split()
+    encodings = tokenizer.encode_batch([" ".join(source.words) for source in sentences])
+    for source, encoding in zip(sentences, encodings, strict=True):
+        places_W = first_tokens(source.words, encoding)
+        for word in np.array(source.words, dtype=object)[places_W < 0]:
+            split.untold.append(left_out(source, f"the word {word!r} gives no token"))
+        told_W = np.flatnonzero(places_W >= 0)
+        labels_T = np.full(len(encoding), IGNORED, dtype=np.int32)
+        labels_T[places_W[told_W]] = np.array(columns.indices(labels, source))[told_W]
+        weights_T = (labels_T != IGNORED).astype(np.float32)
+        document = Encoded(source.id, encoding.ids_T, labels_T, weights_T)
+        shorten = partial(pieces, encoding=encoding)
+        before = len(split.documents)
+        if admit(split, source, document, shorten, max_length=max_length, over_length=over_length):
+            found = np.flatnonzero(np.concatenate([d.weights for d in split.documents[before:]]))
+            first = len(told_W) - len(found) if over_length == "cut_left" else 0
+            places_W[:] = -1
+            places_W[told_W[first : first + len(found)]] = found
+            split.sentences.append(Sentence(source.id, source.words, source.names, places_W))
+    columns.require_some(split.documents, split.rejected)
+    return split
+
+
+def first_tokens(words: Sequence[str], encoding: Encoding) -> np.ndarray:
+    """places_W of words joined by blanks: the first token that holds a character of the word and
+    is not an earlier word's; -1 where there is none."""
+    own_T = np.flatnonzero(encoding.offsets_T2[:, 1])  # not the special ones around them: (0, 0)
+    starts, ends = encoding.offsets_T2[own_T].T.tolist()  # both in order
+    places, free, start = [], 0, 0
+    for word in words:
+        place = bisect_right(ends, start, lo=free)
+        is_own = place < len(ends) and starts[place] < start + len(word)
+        places.append(own_T[place] if is_own else -1)
+        free, start = place + 1 if is_own else free, start + len(word) + 1
+    return np.array(places)
 
 
 def pieces(
     document: Encoded, max_length: int, over_length: OverLength, *, encoding: Encoding
 ) -> list[Encoded]:
     """What is left of a document that is too long: as many as fit of the text's own tokens, the
-    first or the last or all in turn, between the special ones that stand around it.
-
-    raises    DataError: the special tokens leave no room
-    """
+    first or the last or all in turn, between the special ones that stand around it. DataError:
+    these leave no room."""
     own_T = np.flatnonzero(np.diff(encoding.offsets_T2)[:, 0])
     first, last = (own_T[0], own_T[-1] + 1) if len(own_T) else (len(encoding), len(encoding))
     special = len(encoding) - (last - first)

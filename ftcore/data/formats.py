@@ -123,7 +123,7 @@ def _jsonl(text: str, file: str) -> Iterator[Record]:
         try:
             value = _object(json.loads(line), line, file, number)
         except ValueError as error:
-            value = _bad_json(error, file, line, line_number=number)
+            value = _bad_json(error, file, line, first=number)
         yield number, line, value
 
 
@@ -269,10 +269,8 @@ def _object(value: Any, raw: str, file: str, line: int) -> dict[str, Any] | list
     return value
 
 
-def _bad_json(
-    problem: ValueError | str, file: str, text: str, place: int = 0, line_number: int = 1
-) -> DataError:
-    """What is wrong with a record at `place` of a text that begins in this line of the file."""
-    where = f"{file}:{line_number + text.count(chr(10), 0, place)}"
+def _bad_json(problem: Any, file: str, text: str, place: int = 0, first: int = 1) -> DataError:
+    """What is wrong with a record at `place` of a text whose first line this is in the file."""
+    where = f"{file}:{first + text.count(chr(10), 0, place)}"
     what = f"not valid JSON: {problem}; the record begins {text[place : place + 80]!r}"
     return DataError(f"{where}: {what}; it is cut or damaged: mend it, or fetch the file again")

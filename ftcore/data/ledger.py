@@ -31,6 +31,7 @@ STEPS = ("read", "map", "filter", "compare", "split", "encode")  # in which rows
 PERCENTILES = (5, 50, 95, 99, 100)
 BINS = 24  # of a histogram
 PAGE = Path(__file__).with_name("report.html")
+Names = tuple[str, ...] | None
 
 
 @dataclass
@@ -40,10 +41,8 @@ class Prepared:
     train: Split = field(default_factory=Split)
     dev: Split = field(default_factory=Split)
     tests: dict[str, Split] = field(default_factory=dict)
-    # classes, by index; of a regression the one name of its scores
-    labels: tuple[str, ...] | None = None
-    # what a step makes of a training row: hides some tokens; None: nothing
-    draw: Masking | None = None
+    labels: Names = None  # classes, by index; of a regression the one name of its scores
+    draw: Masking | None = None  # what a step makes of a training row: hides some tokens
     # which of data.train the training documents are from: (its number, how many), in their order;
     # only where its files have weights
     runs: list[tuple[int, int]] = field(default_factory=list)
@@ -98,8 +97,8 @@ class Prepared:
             for name, split in self.splits() for what, found in losses(split) for row in found
         ]  # fmt: skip
         files.write_file(folder / "rejected.jsonl", "".join(lines))
-        moved = {"train": self.notes.get("held out", 0)}
-        steps = {name: funnel(split, moved.get(name, 0)) for name, split in self.splits()}
+        held = self.notes.get("held out", 0)
+        steps = {name: funnel(s, held if name == "train" else 0) for name, s in self.splits()}
         account = json.dumps({**self.notes, "funnel": steps}, indent=1)
         files.write_file(folder / "funnel.json", account)
         write_page(folder)
@@ -138,10 +137,9 @@ def funnel(split: Split, moved: int) -> list[dict[str, Any]]:
     return steps
 
 
-def statistics(split: Split, tokenizer: Tokenizer, labels: tuple[str, ...] | None) -> dict:
+def statistics(split: Split, tokenizer: Tokenizer, labels: Names) -> dict[str, Any]:
     """Lengths, labels, and shares of tokens."""
-    documents = split.documents
-    lengths_B = lengths(documents)
+    documents, lengths_B = split.documents, lengths(split.documents)
     counts, edges = np.histogram(lengths_B, bins=BINS)
     named = zip(PERCENTILES, np.percentile(lengths_B, PERCENTILES).round().tolist(), strict=True)
     found = {

@@ -1,8 +1,8 @@
 """Masked-language modelling: plain text in pieces, and which of their tokens a step hides.
 
-Of a piece's own tokens a share is to be predicted, at least one. Most of these are replaced by the
-mask token, some by a random one, and the rest stay, since text that is read later holds no masks.
-Special tokens are never hidden.
+Of a piece's own tokens, not the special ones, a share is to be predicted, at least one. Most of
+these are replaced by the mask token, some by a random one, and the rest stay, since text that is
+read later holds no masks.
 
 source  Devlin et al. 2019, arXiv:1810.04805, section 3.1
 """

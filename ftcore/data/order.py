@@ -20,10 +20,8 @@ def epoch_order(num_rows: int, *, seed: int, epoch: int) -> np.ndarray:
 
 
 class StepRows:
-    """Row indices (int64) of each optimiser step, counted from 0.
-
-    order    the rows of an epoch, by its number; None: a permutation of all, `epoch_order`
-    """
+    """Row indices (int64) of each optimiser step, counted from 0, of the `order` of an epoch, by
+    its number; None: a permutation of all, `epoch_order`."""
 
     def __init__(
         self, num_rows: int, *, batch_size: int, seed: int, order: Order | None = None

@@ -55,10 +55,7 @@ class Batch:
 
 
 def collate(documents: Sequence[Encoded]) -> Batch:
-    """Lay documents end to end.
-
-    documents   at least one; all of one kind (token task or document task)
-    """
+    """Lay documents end to end: at least one, all of a token task or all of a document task."""
     docs = Docs.from_lengths([len(document) for document in documents])
     types = [np.zeros(len(d), np.int32) if d.types_T is None else d.types_T for d in documents]
     if isinstance(documents[0].weights, np.ndarray):

@@ -4,11 +4,10 @@
     tidy       one normal form; quality; personal data       clean
     compare    duplicates, what gives held-out rows away     dedup
     split      rows held out, classes balanced               split
-    encode     examples -> token ids, what is supervised     encode supervise tag mask
+    encode     examples -> token ids, what is supervised     encode supervise mask
 """
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import compress, groupby
@@ -19,12 +18,11 @@ from ftcore.data import clean, columns
 from ftcore.data.collect import DataConfig, Notes, Rows, collect
 from ftcore.data.columns import Chat, Example, Tagged, Text, left_out
 from ftcore.data.compare import clusters, compare
-from ftcore.data.encode import Split, encode_chats, encode_labelled, encode_texts
-from ftcore.data.ledger import Prepared, statistics
+from ftcore.data.encode import Split, encode_chats, encode_labelled, encode_tagged, encode_texts
+from ftcore.data.ledger import Names, Prepared, statistics
 from ftcore.data.mask import Masking, encode_pieces
 from ftcore.data.read import files_of
 from ftcore.data.split import balanced, held_out, together
-from ftcore.data.tag import encode_tagged
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import ConfigError, DataError
 
@@ -32,7 +30,7 @@ MEASURED = 10_000  # training rows whose quality is measured where nothing is fi
 
 
 def prepare(
-    config: DataConfig, tokenizer: Tokenizer, *, seed: int, labels: tuple[str, ...] | None = None
+    config: DataConfig, tokenizer: Tokenizer, *, seed: int, labels: Names = None
 ) -> Prepared:
     """All splits of a run.
 
@@ -139,9 +137,7 @@ def balance(config: DataConfig, train: Rows, seed: int, notes: Notes) -> None:
     notes["balance"] = {name: [n, round(sums[1][name], 2)] for name, n in sorted(sums[0].items())}
 
 
-def source_runs(
-    config: DataConfig, examples: Sequence[Example], train: Split
-) -> list[tuple[int, int]]:
+def source_runs(config: DataConfig, examples: list[Example], train: Split) -> list[tuple[int, int]]:
     """Which of data.train each document is from, as runs of (its number, documents)."""
     if len(config.weights) != len(config.train):
         what = f"data.weights has {len(config.weights)} values, data.train {len(config.train)}"
@@ -157,14 +153,10 @@ def source_runs(
 
 
 def encode(
-    config: DataConfig, examples: list[Example], tokenizer: Tokenizer,
-    labels: tuple[str, ...] | None,
-) -> Split:  # fmt: skip
-    """Examples of one split as documents.
-
-    Among plain text the chats come last. Of these the answers alone are supervised, and they are
-    never cut; no bits per byte are counted then, since not every byte is predicted.
-    """
+    config: DataConfig, examples: list[Example], tokenizer: Tokenizer, labels: Names
+) -> Split:
+    """Examples of one split as documents. Among plain text the chats come last, their answers alone
+    supervised, and never cut; then no bits per byte are counted, as not every byte is predicted."""
     limits = {"max_length": config.max_length, "over_length": config.over_length}
     if isinstance(config, configs.MaskedDataConfig):
         return encode_pieces(examples, tokenizer, **limits)

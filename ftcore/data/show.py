@@ -1,7 +1,5 @@
-"""What a run reads, as a person sees it: a step's batch, and the way of one row.
-
-In the text of a document, special tokens included, what is supervised is green, or stands between
-double brackets where the output is no terminal.
+"""What a run reads, as a person sees it: a step's batch, and the way of one row. In a document's
+text what is supervised is green, or between double brackets where the output is no terminal.
 """
 
 import json

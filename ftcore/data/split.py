@@ -87,11 +87,8 @@ def balanced(
 
 
 def mixed(source_B: np.ndarray, weights: Sequence[float], *, seed: int, epoch: int) -> np.ndarray:
-    """Rows of one epoch (int64), as many as there are: each source's share is its weight's, its
-    rows come in turn, none a second time before all of them were read.
-
-    source_B   number of each row's source
-    """
+    """Rows of one epoch (int64), as many as there are: the share of each source, whose number is in
+    `source_B`, is its weight's, its rows come in turn, none again before all were read."""
     order, seats = [], apportioned(dict(enumerate(weights)), len(source_B))
     for source, seat in seats.items():
         rows = np.flatnonzero(source_B == source)

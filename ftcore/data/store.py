@@ -29,7 +29,7 @@ from ftcore import builtin, files
 from ftcore.data import documents
 from ftcore.data.collect import BUILTIN_CHAT, DataConfig
 from ftcore.data.encode import Split
-from ftcore.data.ledger import Prepared
+from ftcore.data.ledger import Names, Prepared
 from ftcore.data.prepare import prepare
 from ftcore.data.read import files_of, unreadable
 from ftcore.data.tokenizer import Tokenizer
@@ -54,12 +54,10 @@ def _uncollected() -> Iterator[None]:
 
 @_uncollected()
 def prepared(
-    config: DataConfig, tokenizer: Tokenizer, *, seed: int, labels: tuple[str, ...] | None = None
+    config: DataConfig, tokenizer: Tokenizer, *, seed: int, labels: Names = None
 ) -> tuple[Prepared, str]:
-    """What `prepare` makes, from the cache or into it; and a line that says which.
-
-    A process that wants what another is making waits for it. A cache is read only after its hashes
-    agree, and a damaged one is made anew.
+    """What `prepare` makes, from the cache or into it; and a line that says which. A process that
+    wants what another is making waits for it. A cache whose hashes do not agree is made anew.
 
     raises    as `prepare`; CheckpointError: the cache cannot be written, nothing is left of it
     cost      of finding it: the hashes of the data files and of the cache, some 0.6 s a GB
@@ -87,9 +85,7 @@ def prepared(
         raise CheckpointError(f"{error}; or do without a cache: --data.cache None") from error
 
 
-def key(
-    config: DataConfig, tokenizer: Tokenizer, *, seed: int, labels: tuple[str, ...] | None
-) -> str:
+def key(config: DataConfig, tokenizer: Tokenizer, *, seed: int, labels: Names) -> str:
     """32 hex digits of all that `prepare` depends on; DataError: a data file cannot be read."""
     code = sorted(p for folder in CODE for end in ("py", "toml") for p in folder.glob(f"*.{end}"))
     parts = [(path.name, files.sha256_file(path)) for path in code]

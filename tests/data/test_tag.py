@@ -8,10 +8,10 @@ import pytest
 
 from ftcore.config import TaggedDataConfig
 from ftcore.data.columns import Tagged, indices, label_map, tagged, to_bio
+from ftcore.data.encode import encode_tagged, first_tokens
 from ftcore.data.pack import Encoded
 from ftcore.data.prepare import prepare
 from ftcore.data.read import Row, read_rows
-from ftcore.data.tag import encode_tagged, first_tokens
 from ftcore.data.tokenizer import Encoding, Tokenizer
 from ftcore.errors import DataError
 from ftcore.evaluate.evaluator import evaluate_tags
