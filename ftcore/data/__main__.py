@@ -27,8 +27,7 @@ def prepare(words: list[str]) -> None:
     config = command.config
     tokenizer = Tokenizer.load(resolve(config.model.path))
     data, said = prepared(config.data, tokenizer, seed=config.env.seed)
-    name = config.log.name or f"{command.task}-{time.strftime('%Y%m%d-%H%M%S')}"
-    folder = config.log.dir / name
+    folder = config.log.dir / (config.log.name or time.strftime(f"{command.task}-%Y%m%d-%H%M%S"))
     data.write(folder / "data")
     write_file(folder / CONFIG_FILE, to_toml(command))
     print(data.summary(), said, sep="\n")

@@ -22,23 +22,6 @@ STOP_WORDS = {"the", "be", "to", "of", "and", "that", "have", "with"}
 BULLETS = ("-", "*", "\u2022", "\u2023", "\u25cf", "\u25aa", "\u25e6", "\u2013")
 ELLIPSES = ("...", "\u2026")
 
-# Joiners shape letters from Arabic to Tibetan and join pictures; U+200B parts words from Thai to
-# Khmer; everywhere else nobody sees them.
-_SHAPED = r"\u0600-\u109f\u1780-\u18af\u1a00-\u1cff\ua800-\uabff\ufb50-\ufdff\ufe70-\ufefc"
-_SHAPED += r"\U00010a00-\U00011fff"
-_PICTURE = r"\u20e3\u2190-\u2bff\ufe0f\U0001f000-\U0001faff"
-# cost: patterns begin with a set of characters and look behind later, which is found much faster
-_UNSEEN = re.compile(
-    r"[\x00-\x08\x0e-\x1f\x7f\xad\u2060\ufeff\u200b-\u200d]"
-    r"(?<![\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]\u200b)"
-    rf"(?<![{_SHAPED}][\u200c\u200d])(?!(?<=[{_PICTURE}]\u200d)[{_PICTURE}])"
-)
-_BREAK = re.compile(r"[\r\x0b\x0c\u2028\u2029](?:(?<=\r)[\n\x85])?")
-_TRAILING = re.compile(r"[^\S\n\x85](?<![^\S\n\x85]{2})[^\S\n\x85]*+(?![^\n])")
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
-_ENTITY = re.compile(r"&(?:amp;|#38;)*(#\d{1,7}|#[xX][\da-fA-F]{1,6}|\w{2,31});")
-_EIGHT_DIGITS = re.compile(r"\d(?:[ ().+/-]{0,3}\d){7}")  # the fewest of a phone or card number
-
 
 def normalised(text: str, *, form: Literal["nfc", "nfkc"] = "nfc", unescape: bool = False) -> str:
     """One form for texts that look the same; indentation and blanks within lines stay as they are.
@@ -52,18 +35,18 @@ def normalised(text: str, *, form: Literal["nfc", "nfkc"] = "nfc", unescape: boo
     returns     a text that normalising leaves alone: the steps, each of which may make work for
                 another, are repeated until none changes anything
     """
+    patterns, before = _patterns(), None
     if text.isascii() and not (
-        _CONTROL.search(text)
+        patterns["control"].search(text)
         or " \n" in text or "\t\n" in text or text[-1:].isspace() or (unescape and "&" in text)
     ):  # fmt: skip
         return text
-    before = None
     while text != before:
         before = text
         if unescape:
-            text = _ENTITY.sub(_character, text)
-        text = _BREAK.sub("\n", unicodedata.normalize(form.upper(), text))
-        text = _TRAILING.sub("", _UNSEEN.sub("", text)).rstrip("\n")
+            text = patterns["entity"].sub(_character, text)
+        text = patterns["break"].sub("\n", unicodedata.normalize(form.upper(), text))
+        text = patterns["trailing"].sub("", patterns["unseen"].sub("", text)).rstrip("\n")
     return text
 
 
@@ -84,14 +67,14 @@ def quality_rules() -> Rules:
 
 def broken(text: str, rules: Rules) -> list[tuple[str, float]]:
     """Measures of a text that are outside their limits, with their values."""
-    words = text.split()
-    values = [MEASURES[group](text, words) for group in rules]
+    words, found = text.split(), {}
+    for group in rules:
+        found |= MEASURES[group](text, words)
     return [
         (name, found[name])
-        for found, limits in zip(values, rules.values(), strict=True)
-        for name, limit in limits.items()
+        for limits in rules.values() for name, limit in limits.items()
         if not limit.get("min", -math.inf) <= found[name] <= limit.get("max", math.inf)
-    ]
+    ]  # fmt: skip
 
 
 def _repetition(text: str, words: list[str]) -> dict[str, float]:
@@ -131,14 +114,14 @@ def _duplicates(grams: Mapping[int, tuple[str, ...]], n: int) -> int:
 def _symbols(text: str, words: list[str]) -> dict[str, float]:
     size, count = max(len(text), 1), max(len(words), 1)
     lines = [line.strip() for line in text.split("\n") if line.strip()]
+    num_lines = max(len(lines), 1)
     marks = max(text.count("#"), sum(map(text.count, ELLIPSES)))
     alphabetic = sum(word.isalpha() or any(map(str.isalpha, word)) for word in words)
     return {
         "symbols_per_word": marks / count,
-        "bullet_lines": sum(line.startswith(BULLETS) for line in lines) / max(len(lines), 1),
-        "ellipsis_lines": sum(line.endswith(ELLIPSES) for line in lines) / max(len(lines), 1),
-        "alphabetic_words": alphabetic / count,
-        "digits": len(re.findall(r"\d", text)) / size,
+        "bullet_lines": sum(line.startswith(BULLETS) for line in lines) / num_lines,
+        "ellipsis_lines": sum(line.endswith(ELLIPSES) for line in lines) / num_lines,
+        "alphabetic_words": alphabetic / count, "digits": len(re.findall(r"\d", text)) / size,
         "whitespace": (len(text) - sum(map(len, words))) / size,
         "urls": sum(map(len, _patterns()["url"].findall(text))) / size,
         "brackets": sum(map(text.count, "()[]{}")) / size,
@@ -167,7 +150,7 @@ def redacted(text: str, kinds: Collection[Personal]) -> str:
 
 
 def _found(text: str) -> list[re.Match[str]]:
-    if "@" not in text and not _EIGHT_DIGITS.search(text):
+    if "@" not in text and not _patterns()["eight_digits"].search(text):
         return []
     matches = _patterns()["personal"].finditer(text)
     return [m for m in matches if m.lastgroup != "card" or _luhn(m[0]) % 10 == 0]

@@ -1,38 +1,27 @@
 """Files to the examples of a task, split by split; rows that give none are remembered.
-
 `builtin:chat` stands for the data set that ftcore makes itself.
 """
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from glob import has_magic
 from pathlib import Path
 from typing import Any
 
+from ftcore import config as configs
 from ftcore.builtin import chat as builtin_chat
-from ftcore.config import (
-    ChatDataConfig,
-    ExamplesConfig,
-    LabelledDataConfig,
-    MaskedDataConfig,
-    ScoredDataConfig,
-    TaggedDataConfig,
-    TextDataConfig,
-)
 from ftcore.data import columns, talk
-from ftcore.data.columns import Example, LabelledText, Rejected
-from ftcore.data.read import Row, read_rows
-from ftcore.data.records import ReadReport
+from ftcore.data.columns import Example, Mapped
+from ftcore.data.read import ReadReport, Rejected, Row, read_rows
 from ftcore.errors import ConfigError, DataError
 
 BUILTIN_CHAT = "builtin:chat"
 BUILTIN_TESTS = ("test_values", "test_combinations", "test_wording")
 built_chat = cache(builtin_chat.build)  # its splits are made at once, and asked for one by one
-SHOWN = 160  # characters of a first row
 MESSAGES = "messages"  # the column that tells a chat from plain text
 
-DataConfig = TextDataConfig | ExamplesConfig
+DataConfig = configs.TextDataConfig | configs.ExamplesConfig
 Notes = dict[str, Any]  # what was found, for people: JSON throughout
 
 
@@ -79,57 +68,40 @@ def _collect(config: DataConfig, paths: Sequence[str], split: str, notes: Notes)
         rows = [Row(d["id"], where, number, d) for number, d in enumerate(made, start=1)]
     else:
         asked = ("format", "columns", "encoding", "on_bad")
-        named = {name: getattr(config, name) for name in asked}
-        rows = read_rows(paths, **named, report=report)
+        rows = read_rows(paths, **{name: getattr(config, name) for name in asked}, report=report)
+    notes.setdefault("sources", {})[split] = report.sources
     examples, rejected = _examples(config, rows)
-    bad = [Rejected("", b.file, b.line, b.reason, "read", b.raw) for b in report.bad]
-    notes.setdefault("sources", {})[split] = {
-        file: {
-            "rows": count,
-            "format": report.formats[file],
-            "first rows": [str(fields)[:SHOWN] for fields in report.samples[file]],
-        }
-        for file, count in report.rows.items()
-    }
     groups = {}
     if config.group:
         columns.require(rows, config.group)
         groups = {row.id: row.fields.get(config.group) for row in rows}
-    return Rows(examples, bad + rejected, len(rows) + len(bad), groups)
+    return Rows(examples, report.bad + rejected, len(rows) + len(report.bad), groups)
 
 
-def _examples(config: DataConfig, rows: list[Row]) -> tuple[list[Example], list[Rejected]]:
-    if isinstance(config, MaskedDataConfig):
+def _examples(config: DataConfig, rows: list[Row]) -> Mapped[Example]:
+    if isinstance(config, configs.MaskedDataConfig):
         return columns.texts(rows, text=config.text)
-    if isinstance(config, TextDataConfig):
+    if isinstance(config, configs.TextDataConfig):
         plain = [row for row in rows if MESSAGES not in row.fields]
         talks = [row for row in rows if MESSAGES in row.fields]
         mapped = [columns.texts(plain, text=config.text)] if plain else []
         mapped += [talk.chats(talks)] if talks else []
         kept, rejected = (sum(lists, []) for lists in zip(*mapped, strict=True))
         return kept, rejected
-    if isinstance(config, ChatDataConfig):
+    if isinstance(config, configs.ChatDataConfig):
         if config.prompt:
             return talk.answered(rows, prompt=config.prompt, answer=config.answer)
         roles = _renamed("data.roles", config.roles)
         return talk.chats(rows, messages=config.messages, keys=config.turn, roles=roles)
-    if isinstance(config, TaggedDataConfig) and config.spans:
-        return columns.spanned(rows, text=config.text, spans=config.spans)
-    if isinstance(config, TaggedDataConfig):
+    if isinstance(config, configs.TaggedDataConfig):
+        if config.spans:
+            return columns.spanned(rows, text=config.text, spans=config.spans)
         return columns.tagged(rows, tokens=config.tokens, tags=config.tags)
     named = {"text": config.text, "pair": config.pair or None, "label": config.label}
-    if isinstance(config, ScoredDataConfig):
+    if isinstance(config, configs.ScoredDataConfig):
         return columns.labelled(rows, **named, scores=True)
-    kept, rejected = columns.labelled(rows, **named, separator=config.label_separator)
     names = _renamed("data.relabel", config.relabel)
-    return [_relabelled(example, names, config) for example in kept], rejected
-
-
-def _relabelled(
-    example: LabelledText, names: Mapping[str, str], config: LabelledDataConfig
-) -> LabelledText:
-    label = tuple(names.get(name, name) for name in example.names)
-    return replace(example, label=label if config.label_separator else label[0])
+    return columns.labelled(rows, **named, separator=config.label_separator, relabel=names)
 
 
 def _renamed(option: str, pairs: Sequence[str]) -> dict[str, str]:

@@ -7,27 +7,14 @@ map or the file is wrong (no such column, an unknown role, a score that is no nu
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 from ftcore.data.chat import Message, RowError
-from ftcore.data.read import Row
+from ftcore.data.read import Rejected, Row
 from ftcore.errors import DataError, nearest
-
-
-@dataclass(frozen=True)
-class Rejected:
-    """A row that is not used as it is: where it stands, why, and in which step of `prepare`."""
-
-    id: str
-    file: str
-    line: int
-    reason: str  # equal for rows of one kind, so that it can be counted
-    step: str = "encode"
-    detail: str = ""  # its own: which other row, what text
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,83 +69,79 @@ class Chat:
 
 
 Example = Text | LabelledText | Tagged | Chat
+Source = Row | Rejected | Example
+Some = TypeVar("Some", bound=Example)
+Labels = Mapping[str, int]  # class index of each label, in their order
+Mapped = tuple[list[Some], list[Rejected]]  # what rows become, and those that become nothing
 
 
-@dataclass(frozen=True)
-class LabelMap:
-    """Names of the classes in the order of their indices."""
-
-    names: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def indices(self, example: LabelledText | Tagged) -> list[int]:
-        """Class index of each label or tag; DataError if the training data had no such one."""
-        try:
-            return [self._indices[name] for name in example.names]
-        except KeyError as error:
-            (name,) = error.args
-            shown = ", ".join(self.names[:20]) + (", ..." if len(self) > 20 else "")
-            raise DataError(
-                f"{example.file}:{example.line}: label {name!r} is not among the {len(self)} "
-                f"labels of the training data ({shown}){nearest(name, self.names)}; "
-                "correct the row, or add training rows with this label"
-            ) from None
-
-    @cached_property
-    def _indices(self) -> dict[str, int]:
-        return {name: index for index, name in enumerate(self.names)}
+def indices(labels: Labels, example: LabelledText | Tagged) -> list[int]:
+    """Class index of each label or tag; DataError if the training data had no such one."""
+    try:
+        return [labels[name] for name in example.names]
+    except KeyError as error:
+        (name,), known = error.args, list(labels)
+        shown = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
+        raise DataError(
+            f"{place(example)}: label {name!r} is not among the {len(known)} labels of the "
+            f"training data ({shown}){nearest(name, known)}; correct the row, or add "
+            "training rows with this label"
+        ) from None
 
 
-def label_map(examples: Sequence[LabelledText | Tagged]) -> LabelMap:
-    """All labels of the training data: in numeric order if all are numbers, else sorted by name.
-
-    Of a type that only begins or only goes on in the training data, both BIO tags are there.
-
-    raises   DataError: fewer than two different labels
-    """
+def label_map(examples: Sequence[LabelledText | Tagged]) -> Labels:
+    """All labels of the training data: in numeric order if all are numbers, else sorted by name; of
+    a type that only begins or only goes on there, both BIO tags. DataError: fewer than two."""
     names = {name for example in examples for name in example.names}
     if isinstance(examples[0], Tagged):
         names |= {p + name[1:] for name in names if name[:2] in ("B-", "I-") for p in "BI"}
     if len(names) < 2:
-        raise DataError(
-            f"the training data has {len(names)} different label(s) {sorted(names)}, a classifier "
-            "needs at least two; is this the label column?"
-        )
+        what = f"the training data has {len(names)} different label(s) {sorted(names)}"
+        raise DataError(f"{what}, a classifier needs at least two; is this the label column?")
     numbers = {name: _number(name) for name in names}
-    if None not in numbers.values():
-        return LabelMap(tuple(sorted(names, key=lambda name: (numbers[name], name))))
-    return LabelMap(tuple(sorted(names)))
+    are_numbers = None not in numbers.values()
+    ordered = sorted(names, key=lambda name: (are_numbers and numbers[name], name))
+    return {name: index for index, name in enumerate(ordered)}
 
 
-def texts(rows: Sequence[Row], *, text: str = "text") -> tuple[list[Text], list[Rejected]]:
+def texts(rows: Sequence[Row], *, text: str = "text") -> Mapped[Text]:
     """Documents of plain text from column `text`."""
     return examples(rows, [text], lambda r: Text(r.id, text_of(r, text), r.file, r.line))
 
 
 def labelled(
-    rows: Sequence[Row],
-    *,
-    text: str,
-    label: str,
-    pair: str | None = None,
-    scores: bool = False,
-    separator: str = "",
-) -> tuple[list[LabelledText], list[Rejected]]:
+    rows: Sequence[Row], *, text: str, label: str, pair: str | None = None, scores: bool = False,
+    separator: str = "", relabel: Mapping[str, str] | None = None,
+) -> Mapped[LabelledText]:  # fmt: skip
     """Labelled texts, or pairs, from the columns named.
 
     scores      labels are numbers to predict (regression), not names of classes
-    separator   not empty: a row has any number of labels, in a list or with this between them
+    separator   not empty: a row has any number of labels, in a list or with this between them, each
+                once; it may say that it has none
+    relabel     other names for labels, by those in the file
     raises      DataError: a column is missing, a text is not text, a score is not a number
     """
+
+    renamed = relabel or {}
 
     def example(row: Row) -> LabelledText:
         first = text_of(row, text)
         second = None if pair is None else text_of(row, pair)
-        value = name = _label(row, label, separator)
-        if scores:
-            value = _number(name)
+        value = row.fields.get(label)
+        if value is None or not (separator or str(value).strip()):
+            raise RowError(f"column {label!r} holds no label")
+        if separator:
+            if not isinstance(value, list | str):
+                raise wrong(row, f"column {label!r} must hold a list of labels, or text with them")
+            parts = value.split(separator) if isinstance(value, str) else map(str, value)
+            several = (part.strip() for part in parts)
+            value = tuple(dict.fromkeys(renamed.get(name, name) for name in several if name))
+        elif isinstance(value, list | dict):
+            problem = f"column {label!r} must hold one label, not {type(value).__name__}"
+            raise wrong(row, f"{problem}; where rows have several, give data.label_separator")
+        else:
+            name = str(value).strip()
+            value = _number(name) if scores else renamed.get(name, name)
             if value is None:
                 raise wrong(row, f"column {label!r} must hold a number, not {name!r}")
         return LabelledText(row.id, first, second, value, row.file, row.line)
@@ -166,19 +149,16 @@ def labelled(
     return examples(rows, [text, *([] if pair is None else [pair]), label], example)
 
 
-def tagged(
-    rows: Sequence[Row], *, tokens: str = "tokens", tags: str = "tags"
-) -> tuple[list[Tagged], list[Rejected]]:
+def tagged(rows: Sequence[Row], *, tokens: str = "tokens", tags: str = "tags") -> Mapped[Tagged]:
     """Sentences from a column of lists of words and one of lists of tags; IOB1 becomes BIO.
 
     raises    DataError: a column is missing, a value is no list of texts, lists differ in length
     """
 
     def example(row: Row) -> Tagged:
-        lists = [row.fields.get(column) for column in (tokens, tags)]
+        words, names = lists = [row.fields.get(column) for column in (tokens, tags)]
         if not all(isinstance(x, list) and all(isinstance(y, str) for y in x) for x in lists):
             raise wrong(row, f"columns {tokens!r} and {tags!r} must hold lists of texts")
-        words, names = lists
         if not all(names):
             raise wrong(row, "a tag is empty: write O for a word outside every entity")
         if len(words) != len(names):
@@ -190,9 +170,7 @@ def tagged(
     return examples(rows, [tokens, tags], example)
 
 
-def spanned(
-    rows: Sequence[Row], *, text: str = "text", spans: str = "spans"
-) -> tuple[list[Tagged], list[Rejected]]:
+def spanned(rows: Sequence[Row], *, text: str = "text", spans: str = "spans") -> Mapped[Tagged]:
     """Sentences from texts with spans [{"start", "end", "label"}] in characters, the end not
     included. Words end at white space and where a span begins or ends.
 
@@ -211,31 +189,27 @@ def spanned(
         if places != sorted(places) or not all(part.strip() for part in parts[1::2]):
             raise RowError(f"column {spans!r}: spans overlap, are empty or lie outside the text")
         words, tags = [], []
-        for number, part in enumerate(parts):
+        for number, part in enumerate(map(str.split, parts)):
+            words += part
             label = named[number // 2][2] if number % 2 else None
-            here = part.split()
-            words += here
-            tags += [f"{'I' if n else 'B'}-{label}" if label else "O" for n in range(len(here))]
+            tags += [f"{'I' if n else 'B'}-{label}" if label else "O" for n in range(len(part))]
         return Tagged(row.id, tuple(words), tuple(tags), row.file, row.line)
 
     return examples(rows, [text, spans], example)
 
 
 def to_bio(tags: Sequence[str]) -> tuple[str, ...]:
-    """IOB1, where B- only parts neighbours of one type, as BIO, where every entity begins with B-.
-
-    BIO stays as it is, and so do tags that are neither.
-    """
-    before = ["O", *tags[:-1]]
+    """IOB1, where B- only parts neighbours of one type, as BIO, where every entity begins with B-;
+    other tags stay as they are."""
     return tuple(
         "B" + tag[1:] if tag[:2] == "I-" and last[1:] != tag[1:] else tag
-        for last, tag in zip(before, tags, strict=True)
+        for last, tag in pairwise(["O", *tags])
     )
 
 
 def examples(
-    rows: Sequence[Row], columns: Sequence[str], example: Callable[[Row], Any]
-) -> tuple[list[Any], list[Rejected]]:
+    rows: Sequence[Row], columns: Sequence[str], example: Callable[[Row], Some]
+) -> Mapped[Some]:
     """The `example` of each row, and the rows of which it makes none: where it raises RowError."""
     require(rows, *columns)
     kept, rejected = [], []
@@ -253,10 +227,8 @@ def require(rows: Sequence[Row], *columns: str) -> None:
     for column in columns:
         if not any(column in row.fields for row in rows):
             names = list(rows[0].fields)
-            raise DataError(
-                f"{rows[0].file}: no column {column!r}; its columns are "
-                f"{', '.join(map(repr, names))}{nearest(column, names)}"
-            )
+            shown = ", ".join(map(repr, names)) + nearest(column, names)
+            raise DataError(f"{rows[0].file}: no column {column!r}; its columns are {shown}")
 
 
 def text_of(row: Row, column: str) -> str:
@@ -266,25 +238,6 @@ def text_of(row: Row, column: str) -> str:
     if not (value or "").strip():
         raise RowError(f"column {column!r} is empty")
     return value
-
-
-def _label(row: Row, column: str, separator: str) -> str | tuple[str, ...]:
-    """The label of a row; with a separator its labels, each once: a row may say it has none."""
-    value = row.fields.get(column)
-    if value is None or not (separator or str(value).strip()):
-        raise RowError(f"column {column!r} holds no label")
-    if separator:
-        if not isinstance(value, list | str):
-            raise wrong(row, f"column {column!r} must hold a list of labels, or text with them")
-        parts = value.split(separator) if isinstance(value, str) else map(str, value)
-        return tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
-    if isinstance(value, list | dict):
-        raise wrong(
-            row,
-            f"column {column!r} must hold one label, not {type(value).__name__}; where rows have "
-            "several, give data.label_separator",
-        )
-    return str(value).strip()
 
 
 def _number(name: str) -> float | None:
@@ -297,12 +250,14 @@ def _number(name: str) -> float | None:
 
 def wrong(row: Row, problem: str) -> DataError:
     shown = json.dumps(row.fields, ensure_ascii=False, default=str)[:400]
-    return DataError(f"{row.file}:{row.line}: {problem}; the row is {shown}")
+    return DataError(f"{place(row)}: {problem}; the row is {shown}")
 
 
-def left_out(
-    source: Row | Example, reason: str, step: str = "encode", detail: str = ""
-) -> Rejected:
+def place(source: Source) -> str:
+    return f"{source.file}:{source.line}"
+
+
+def left_out(source: Source, reason: str, step: str = "encode", detail: str = "") -> Rejected:
     """What is remembered of a row that is not used as it is."""
     return Rejected(source.id, source.file, source.line, reason, step, detail)
 
@@ -324,17 +279,13 @@ def with_texts(example: Example, texts: Sequence[str]) -> Example:
         return replace(example, messages=tuple({**m, "content": text} for m, text in both))
     if isinstance(example, Tagged):
         return replace(example, words=tuple(texts))
-    named = zip(("text", "pair"), texts, strict=False)
-    return replace(example, **dict(named))
+    return replace(example, **dict(zip(("text", "pair"), texts, strict=False)))
 
 
 def require_some(kept: Sequence[Any], rejected: Sequence[Rejected]) -> None:
     """DataError with the reasons if no row is left."""
-    if kept:
-        return
-    reasons = Counter(row.reason for row in rejected).most_common(3)
-    counted = "; ".join(f"{count} x {reason}" for reason, count in reasons)
-    raise DataError(
-        f"{rejected[0].file}: none of the {len(rejected)} rows can be used ({counted}); "
-        f"the first stands in line {rejected[0].line}"
-    )
+    if not kept:
+        reasons = Counter(row.reason for row in rejected).most_common(3)
+        counted = "; ".join(f"{count} x {reason}" for reason, count in reasons)
+        what = f"none of the {len(rejected)} rows can be used ({counted})"
+        raise DataError(f"{rejected[0].file}: {what}; the first stands in line {rejected[0].line}")

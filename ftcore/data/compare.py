@@ -9,9 +9,11 @@ from collections.abc import Hashable, Mapping, Sequence
 
 from ftcore.data import dedup
 from ftcore.data.collect import DataConfig, Notes, Rows
-from ftcore.data.columns import Chat, Example, Rejected, left_out, texts_of
+from ftcore.data.columns import Chat, Example, left_out, place, texts_of
+from ftcore.data.read import Rejected
 from ftcore.errors import DataError
 
+Lost = dict[int, Rejected]  # by index of the training row
 SHOWN = 100  # findings that are noted by name; the rest is counted
 SYSTEM, UNASKED = ("system",), ("system", "assistant")  # roles
 MAX_SHARE = 0.01  # of the rows, that one cluster of near duplicates may hold before it is removed
@@ -33,26 +35,22 @@ def compare(config: DataConfig, train: Rows, held: Mapping[str, Rows], notes: No
         settle("near duplicate", is_dropped, train, lost, notes)
 
 
-def duplicates(
-    examples: Sequence[Example], *, near: bool, max_share: float = 1.0
-) -> dict[int, Rejected]:
-    """Rows, by index, that say what another with the same answer says: exactly, or else nearly."""
+def duplicates(examples: Sequence[Example], *, near: bool, max_share: float = 1.0) -> Lost:
+    """Rows that say what another with the same answer says: exactly, or else nearly."""
     alike: dict[Hashable, list[int]] = {}
     for index, example in enumerate(examples):
         key = None if near and isinstance(example, Chat) else answer(example)
         alike.setdefault(key, []).append(index)
-    lost = {}
-    for rows in alike.values():
-        if len(rows) == 1:
-            continue
+    lost, kind = {}, "near" if near else "exact"
+    for rows in (rows for rows in alike.values() if len(rows) > 1):
         texts = [said(examples[row], without=SYSTEM if near else ()) for row in rows]
         share = max_share * len(examples) / len(rows)
         for twin in dedup.duplicates(texts, near=near, max_share=share):
-            example, other = examples[rows[twin.row]], examples[rows[twin.twin]]
-            if twin.kind == ("near" if near else "exact"):
+            if twin.kind == kind:
+                row, other = rows[twin.row], examples[rows[twin.twin]]
                 detail = f"{place(other)}, Jaccard {twin.jaccard:.3f}"
                 reason = "near duplicate" if near else "duplicate"
-                lost[rows[twin.row]] = left_out(example, reason, "compare", detail)
+                lost[row] = left_out(examples[row], reason, "compare", detail)
     return lost
 
 
@@ -75,37 +73,32 @@ def conflicts(examples: Sequence[Example]) -> Notes:
     return {"texts": len(several), "such as": shown[:SHOWN]}
 
 
-def leaks(train: Sequence[Example], held: Mapping[str, Rows]) -> dict[int, Rejected]:
-    """Training rows, by index, that give away a row of another split: the same or nearly the same
-    text with the same label, or 13 words of it. A held-out row that a share of MAX_SHARE of them
-    is near to is of their template, and they give nothing of it away."""
+def leaks(train: Sequence[Example], held: Mapping[str, Rows]) -> Lost:
+    """Training rows that give away a row of another split: the same or nearly the same text with
+    the same label, or 13 words of it. A held-out row that more than a share of MAX_SHARE of them is
+    near to is of their template, and they give nothing of it away."""
     there = [(example, split) for split, part in held.items() for example in part.examples]
     mine, theirs = ([said(e, without=UNASKED) for e in es] for es in (train, [e for e, _ in there]))
     lost, found = {}, dedup.leaks(mine, theirs)
-    near = Counter(leak.held for leak in found if leak.kind == "near")
+    near = Counter(leak.twin for leak in found if leak.kind == "near")
     for leak in found:
-        if leak.kind == "near" and near[leak.held] > max(dedup.SMALL, MAX_SHARE * len(train)):
+        if leak.kind == "near" and near[leak.twin] > max(dedup.SMALL, MAX_SHARE * len(train)):
             continue
-        example, (other, split) = train[leak.row], there[leak.held]
+        example, (other, split) = train[leak.row], there[leak.twin]
         if isinstance(example, Chat) or leak.kind == "exact" or answer(example) == answer(other):
-            how = leak.words or f"Jaccard {leak.jaccard:.3f}"
-            detail = f"{place(other)}, {how}"
+            detail = f"{place(other)}, {leak.words or f'Jaccard {leak.jaccard:.3f}'}"
             lost[leak.row] = left_out(example, f"{leak.kind} in {split}", "compare", detail)
     return lost
 
 
-def settle(
-    what: str, is_dropped: bool, train: Rows, lost: dict[int, Rejected], notes: Notes
-) -> None:
+def settle(what: str, is_dropped: bool, train: Rows, lost: Lost, notes: Notes) -> None:
     """Rows that were found leave training or are only noted."""
-    shown = [[f"{row.file}:{row.line}", row.reason, row.detail] for row in lost.values()]
+    shown = [[place(row), row.reason, row.detail] for row in lost.values()]
     found = {"rows": len(lost), "left out": is_dropped, "such as": shown[:SHOWN]}
     notes.setdefault("alike", {})[what] = found
     if is_dropped and len(lost) == len(train.examples):
-        raise DataError(
-            f"every training row has a {what}, such as {': '.join(shown[0])}; name other files, or"
-            " keep such rows with data.leaks report"
-        )
+        problem = f"every training row has a {what}, such as {': '.join(shown[0])}"
+        raise DataError(f"{problem}; name other files, or keep such rows with data.leaks report")
     if is_dropped:
         train.drop(lost)
 
@@ -122,7 +115,3 @@ def answer(example: Example) -> Hashable:
     if isinstance(example, Chat):
         return "\n".join(m["content"] for m in example.messages if m["role"] == "assistant")
     return getattr(example, "label", getattr(example, "names", None))
-
-
-def place(example: Example) -> str:
-    return f"{example.file}:{example.line}"

@@ -44,20 +44,10 @@ CHUNK = 1 << 16  # letters, or values of signatures
 
 @dataclass(frozen=True, slots=True)
 class Twin:
-    """A row to remove, and the one that stays for it."""
+    """A row to remove, and the one that stays for it or that it gives away."""
 
     row: int
     twin: int
-    kind: Literal["exact", "near"]
-    jaccard: float
-
-
-@dataclass(frozen=True, slots=True)
-class Leak:
-    """A row of training, and the held-out row that it gives away."""
-
-    row: int
-    held: int
     kind: Literal["exact", "near", "13 words"]
     jaccard: float | None = None  # None: only of 13 words, which follow
     words: str = ""
@@ -94,15 +84,14 @@ def duplicates(texts: Sequence[str], *, near: bool = True, max_share: float = 0.
                 f" of all, more than {max_share:.1%}: {', '.join(repr(s[:80]) for s in shown)};"
                 " stop for review: if only equal texts shall go, say data.duplicates exact"
             )
-    found = []
-    for row, form in enumerate(forms):
-        kept, jaccard = stays.get(form, (form, 1.0))
-        if rows[kept] != row:
-            found.append(Twin(row, rows[kept], "exact" if kept == form else "near", jaccard))
-    return found
+    told = ((row, form, *stays.get(form, (form, 1.0))) for row, form in enumerate(forms))
+    return [
+        Twin(row, rows[kept], "exact" if kept == form else "near", jaccard)
+        for row, form, kept, jaccard in told if rows[kept] != row
+    ]  # fmt: skip
 
 
-def leaks(train: Sequence[str], held: Sequence[str]) -> list[Leak]:
+def leaks(train: Sequence[str], held: Sequence[str]) -> list[Twin]:
     """Rows of training that give away a held-out one, in order.
 
     Each is told once, by the strongest of: an equal text; the text most like it; the first run of
@@ -112,12 +101,12 @@ def leaks(train: Sequence[str], held: Sequence[str]) -> list[Leak]:
     rows = _first_rows([folded(text) for text in held])
     named = _ranked({*forms, *rows})
     held_B = np.array([form in rows for form in named], dtype=bool)
-    found = {form: Leak(0, row, "exact", 1.0) for form, row in rows.items()}
+    found = {form: Twin(0, row, "exact", 1.0) for form, row in rows.items()}
     for a, b, jaccard in sorted(alike(named, held_B), key=lambda pair: -pair[2]):
         shown, form = (named[a], named[b]) if held_B[a] else (named[b], named[a])
-        found.setdefault(form, Leak(0, rows[shown], "near", jaccard))
+        found.setdefault(form, Twin(0, rows[shown], "near", jaccard))
     for form, shown, words in _runs([form for form in named if form not in found], _ranked(rows)):
-        found[form] = Leak(0, rows[shown], "13 words", words=words)
+        found[form] = Twin(0, rows[shown], "13 words", words=words)
     return [replace(found[form], row=row) for row, form in enumerate(forms) if form in found]
 
 
@@ -136,8 +125,7 @@ def alike(named: Sequence[str], held_B: np.ndarray | None = None) -> list[tuple[
         rows_B = np.flatnonzero(chosen_B)
         some = [named[row] for row in rows_B]
         pairs_2P = _candidates(_signatures(some, letters), side_B[rows_B])
-        short_P = words_B[rows_B[pairs_2P]].min(0) < SHORT
-        pairs_2P = pairs_2P[:, short_P == letters]
+        pairs_2P = pairs_2P[:, (words_B[rows_B[pairs_2P]].min(0) < SHORT) == letters]
         told = zip(*rows_B[pairs_2P].tolist(), _jaccard(some, pairs_2P, letters), strict=True)
         found += [pair for pair in told if pair[2] >= SIMILAR]
     return sorted(found)
@@ -244,7 +232,7 @@ def _grams(texts: Sequence[str], size: int, letters: bool) -> tuple[np.ndarray, 
     joined = "".join(texts) if letters else " ".join([*texts, ""])  # every word ends in a blank
     codes_N = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), "<u4").astype(np.uint64)
     if letters:
-        units_N, counts_B = _mixed(codes_N), [len(text) for text in texts]
+        units_N, counts_B = _mixed(codes_N), list(map(len, texts))
     else:
         sizes = np.diff(np.flatnonzero(codes_N == ord(" ")), prepend=-1)
         place_N = np.arange(len(codes_N)) - np.repeat(_starts(sizes), sizes)

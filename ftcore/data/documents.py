@@ -1,13 +1,11 @@
 """Documents laid end to end in flat arrays, which may be files mapped into memory.
 
-Letters: N tokens of all documents, B documents, K classes.
-
-A million `Encoded` cost Python a million objects; as arrays they are some files, of which a step
-reads the rows it wants. Whatever takes documents takes these or a list.
+Letters: N tokens of all documents, B documents, K classes. A million `Encoded` cost Python a
+million objects; as arrays they are some files, of which a step reads the rows it wants. Whatever
+takes documents takes these or a list.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -28,14 +26,10 @@ class Documents(Sequence[Encoded]):
     def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
         self.tokens_N, self._borders, self._arrays = arrays["tokens"], arrays["borders"], arrays
         self._by_token = arrays["labels"].dtype == np.int32
+        self.lengths_B = np.diff(self._borders)
 
     def __len__(self) -> int:
         return len(self._borders) - 1
-
-    @cached_property
-    def lengths_B(self) -> np.ndarray:
-        """Tokens of each document (int64)."""
-        return np.diff(self._borders)
 
     def __getitem__(self, index: int | slice) -> Encoded | list[Encoded]:
         if isinstance(index, slice):

@@ -1,12 +1,10 @@
-"""Texts, chats and labelled texts to the `Encoded` documents of a `Split`.
+"""Texts, chats, labelled texts and tagged sentences to the `Encoded` documents of a `Split`.
 
-Letters: T tokens of a document.
-
-What counts in a chat is said in supervise.py; in plain text every token counts. Every row becomes a
-document, or is rejected with its reason.
+Letters: T tokens of a document, W words of a sentence. What counts in a chat is said in
+supervise.py; in plain text every token does. Every row becomes a document, or is rejected.
 """
 
-import math
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -15,19 +13,12 @@ from itertools import tee
 import numpy as np
 
 from ftcore.config import OverLength, TrainOn
+from ftcore.data import columns
 from ftcore.data.chat import Message, Rendering, RowError, render_text
-from ftcore.data.columns import (
-    Chat,
-    LabelledText,
-    LabelMap,
-    Rejected,
-    Tagged,
-    Text,
-    left_out,
-    require_some,
-)
+from ftcore.data.columns import Chat, Example, LabelledText, Labels, Tagged, Text, left_out
 from ftcore.data.pack import Encoded
-from ftcore.data.supervise import find_answers, require_plain, shifted, supervise
+from ftcore.data.read import Rejected
+from ftcore.data.supervise import IGNORED, Answers, find_answers, require_plain, shifted, supervise
 from ftcore.data.tokenizer import Encoding, Tokenizer
 from ftcore.errors import ConfigError, DataError, ModelError
 
@@ -51,27 +42,27 @@ class Split:
     rejected: list[Rejected] = field(default_factory=list)  # rows that gave none
     cut: list[Rejected] = field(default_factory=list)  # rows cut to the maximum length, or split
     untold: list[Rejected] = field(default_factory=list)  # words that gave no token
-    chats: list[Chat] = field(default_factory=list)  # conversations behind the documents
-    sentences: list[Sentence] = field(default_factory=list)  # sentences behind the documents
+    # what is behind the documents of a split that a model is judged on
+    chats: list[Chat] = field(default_factory=list)
+    sentences: list[Sentence] = field(default_factory=list)
     num_bytes: int = 0  # UTF-8 bytes of plain text, for bits per byte; 0: other data, or text cut
 
 
 def encode_texts(
-    texts: Sequence[Text], tokenizer: Tokenizer, *, end: bool, max_length: int | None = None,
+    texts: Sequence[Text], tokenizer: Tokenizer, *, max_length: int | None = None,
     over_length: OverLength = "split",
 ) -> Split:  # fmt: skip
-    """Documents of plain text, `end` with a token that says so; see `admit` for longer ones."""
-    if end and tokenizer.end_of_text_id is None:
+    """Documents of plain text, behind each the token that ends it; see `admit` for longer ones."""
+    if tokenizer.end_of_text_id is None:
         raise ModelError(f"{tokenizer.where}: the tokenizer has no token that ends a text")
-    last_T = np.array([tokenizer.end_of_text_id] if end else [], dtype=np.int32)
     split, shorten = Split(), partial(cut, bos_id=tokenizer.bos_id)
     encodings = tokenizer.encode_batch([text.text for text in texts])
     for text, encoding in zip(texts, encodings, strict=True):
-        ids_T = np.append(encoding.ids_T, last_T)
+        ids_T = np.append(encoding.ids_T, np.int32(tokenizer.end_of_text_id))
         document = shifted(text.id, ids_T, np.ones(len(ids_T), dtype=np.float32))
         if admit(split, text, document, shorten, max_length=max_length, over_length=over_length):
             split.num_bytes += len(text.text.encode())
-    require_some(split.documents, split.rejected)
+    columns.require_some(split.documents, split.rejected)
     if split.cut and over_length != "split":
         split.num_bytes = 0
     return split
@@ -81,9 +72,10 @@ def cut(
     document: Encoded, max_length: int, over_length: OverLength, *, bos_id: int | None
 ) -> list[Encoded]:
     """What is left of a document that is too long: its first tokens, its last ones behind BOS if it
-    has one, or its `parts`."""
+    has one, or parts, of which the last position predicts the first token of the next."""
     if over_length == "split":
-        return parts(document, max_length)
+        starts = range(0, len(document), max_length)
+        return numbered([take(document, slice(s, s + max_length)) for s in starts])
     if over_length == "cut_right":
         return [take(document, slice(max_length))]
     lead = int(document.tokens_T[0] == bos_id)
@@ -92,24 +84,15 @@ def cut(
     return [last]
 
 
-def parts(document: Encoded, max_length: int) -> list[Encoded]:
-    """A document in parts of at most `max_length` tokens; the last position of a part still
-    predicts the first token of the next, so that no supervised token is lost. Row ids become
-    "id:0", "id:1", ..."""
-    starts = range(0, len(document), max_length)
-    return numbered([take(document, slice(s, s + max_length)) for s in starts])
-
-
 def numbered(documents: Sequence[Encoded]) -> list[Encoded]:
+    """The documents with the row ids "id:0", "id:1", ..."""
     return [replace(d, row_id=f"{d.row_id}:{n}") for n, d in enumerate(documents)]
 
 
 def encode_prompt(messages: Sequence[Message], tokenizer: Tokenizer) -> np.ndarray:
-    """Ids (int32) of a chat that ends where the assistant is to answer.
-
-    They are the ids that `encode_chats` puts before the answer, if that begins with a word: white
-    space at the end is tokenised as if a word followed, and left out where it joins that word.
-    """
+    """Ids (int32) of a chat that ends where the assistant is to answer: those that `encode_chats`
+    puts before the answer, if that begins with a word. White space at the end is tokenised as if a
+    word followed, and left out where it joins that word."""
     require_plain(messages, tokenizer)
     text = render_text(messages, tokenizer, add_generation_prompt=True)
     if not text[-1:].isspace():
@@ -132,13 +115,11 @@ def encode_chats(
     raises         DataError: a chat is too long (error), or no chat can be used; ConfigError
     """
     if not train_on_end and train_on in ("all", "completion"):
-        raise ConfigError(
-            f"data.train_on = {train_on} supervises ends of turns too: leave out"
-            " --data.no-train-on-end, or take assistant or last"
-        )
+        mend = "leave out --data.no-train-on-end, or take assistant or last"
+        raise ConfigError(f"data.train_on = {train_on} supervises ends of turns too: {mend}")
     split, shorten = Split(), partial(cut, bos_id=tokenizer.bos_id)
 
-    def rendered() -> Iterator[tuple[Chat, Rendering, list[tuple[int, int, float]]]]:
+    def rendered() -> Iterator[tuple[Chat, Rendering, Answers]]:
         for chat in chats:
             try:
                 yield chat, *find_answers(chat, tokenizer, train_on=train_on)
@@ -148,17 +129,16 @@ def encode_chats(
     ahead, kept = tee(rendered())
     encodings = tokenizer.encode_batch((r.text for _, r, _ in ahead), special=False)
     for (chat, rendering, answers), encoding in zip(kept, encodings, strict=True):
-        document = supervise(
-            chat.id, rendering.text, encoding, answers, tokenizer, train_on_end=train_on_end
-        )
+        named = {"tokenizer": tokenizer, "train_on_end": train_on_end}
+        document = supervise(chat.id, rendering.text, encoding, answers, **named)
         if admit(split, chat, document, shorten, max_length=max_length, over_length=over_length):
             split.chats.append(chat)
-    require_some(split.documents, split.rejected)
+    columns.require_some(split.documents, split.rejected)
     return split
 
 
 def encode_labelled(
-    examples: Sequence[LabelledText], tokenizer: Tokenizer, labels: LabelMap | None, *,
+    examples: Sequence[LabelledText], tokenizer: Tokenizer, labels: Labels | None, *,
     max_length: int | None = None, over_length: OverLength = "error",
 ) -> Split:  # fmt: skip
     """Labelled texts and pairs: a label is the class index, or which of the classes a text has, or
@@ -168,62 +148,97 @@ def encode_labelled(
     raises       DataError: a label is unknown, a row is too long (error); ConfigError: split
     """
     if over_length == "split":
-        raise ConfigError(
-            "data.over_length = split: a label is of a whole text, and parts of it would be trained"
-            " and judged as if they were texts: choose cut_left, cut_right or drop"
-        )
+        what = "a label is of a whole text, and parts of it would be judged as if they were texts"
+        raise ConfigError(f"data.over_length = split: {what}: choose cut_left, cut_right or drop")
     split, side = Split(), over_length.removeprefix("cut_")
 
     def encoded(some: Sequence[LabelledText], max_length: int | None = None) -> Iterator[Encoded]:
         texts, seconds = [e.text for e in some], [e.pair for e in some]
-        pairs = tokenizer.encode_pairs(texts, seconds, max_length=max_length, side=side)
-        return (_labelled(e, *pair, labels) for e, pair in zip(some, pairs, strict=True))
+        ids = tokenizer.encode_pairs(texts, seconds, max_length=max_length, side=side)
+        for example, (ids_T, types_T) in zip(some, ids, strict=True):
+            if labels is None:
+                label = float(example.label)
+            elif isinstance(example.label, str):
+                (label,) = columns.indices(labels, example)
+            else:
+                label = np.zeros(len(labels), dtype=np.float32)
+                label[columns.indices(labels, example)] = 1.0
+            yield Encoded(example.id, ids_T, label, example.weight, types_T)
 
-    documents = list(encoded(examples))
-    limit = max_length or math.inf
-    long = [e for e, d in zip(examples, documents, strict=True) if len(d) > limit]
+    pairs = list(zip(examples, encoded(examples), strict=True))
+    long = [example for example, whole in pairs if max_length and len(whole) > max_length]
     shortened = encoded(long, max_length)  # each when it is asked for, in turn
-    for example, document in zip(examples, documents, strict=True):
+    for example, document in pairs:
         admit(split, example, document, lambda *_: [next(shortened)],
               max_length=max_length, over_length=over_length)  # fmt: skip
-    require_some(split.documents, split.rejected)
+    columns.require_some(split.documents, split.rejected)
     return split
 
 
-def _labelled(
-    example: LabelledText, ids_T: np.ndarray, types_T: np.ndarray | None, labels: LabelMap | None
-) -> Encoded:
-    if labels is None:
-        label = float(example.label)
-    elif isinstance(example.label, str):
-        (label,) = labels.indices(example)
-    else:
-        label = np.zeros(len(labels), dtype=np.float32)
-        label[labels.indices(example)] = 1.0
-    return Encoded(example.id, ids_T, label, example.weight, types_T)
+def encode_tagged(
+    sentences: Sequence[Tagged], tokenizer: Tokenizer, labels: Labels, *,
+    max_length: int | None = None, over_length: OverLength = "error",
+) -> Split:  # fmt: skip
+    """Sentences, the first token of each word supervised: labels[t] is the tag of token t itself.
+
+    The words are joined by blanks and read like any text. A word without a token of its own, or
+    that is cut off, stays in its sentence, where it counts as predicted "O". See `admit` for
+    `over_length`; the documents of a sentence that is split have its row id.
+    """
+    split = Split()
+    encodings = tokenizer.encode_batch([" ".join(source.words) for source in sentences])
+    for source, encoding in zip(sentences, encodings, strict=True):
+        places_W = first_tokens(source.words, encoding)
+        for word in np.array(source.words, dtype=object)[places_W < 0]:
+            split.untold.append(left_out(source, f"the word {word!r} gives no token"))
+        told_W = np.flatnonzero(places_W >= 0)
+        labels_T = np.full(len(encoding), IGNORED, dtype=np.int32)
+        labels_T[places_W[told_W]] = np.array(columns.indices(labels, source))[told_W]
+        weights_T = (labels_T != IGNORED).astype(np.float32)
+        document = Encoded(source.id, encoding.ids_T, labels_T, weights_T)
+        shorten = partial(pieces, encoding=encoding)
+        before = len(split.documents)
+        if admit(split, source, document, shorten, max_length=max_length, over_length=over_length):
+            found = np.flatnonzero(np.concatenate([d.weights for d in split.documents[before:]]))
+            first = len(told_W) - len(found) if over_length == "cut_left" else 0
+            places_W[:] = -1
+            places_W[told_W[first : first + len(found)]] = found
+            split.sentences.append(Sentence(source.id, source.words, source.names, places_W))
+    columns.require_some(split.documents, split.rejected)
+    return split
+
+
+def first_tokens(words: Sequence[str], encoding: Encoding) -> np.ndarray:
+    """places_W of words joined by blanks: the first token that holds a character of the word and
+    is not an earlier word's; -1 where there is none."""
+    own_T = np.flatnonzero(encoding.offsets_T2[:, 1])  # not the special ones around them: (0, 0)
+    starts, ends = encoding.offsets_T2[own_T].T.tolist()  # both in order
+    places, free, start = [], 0, 0
+    for word in words:
+        place = bisect_right(ends, start, lo=free)
+        is_own = place < len(ends) and starts[place] < start + len(word)
+        places.append(own_T[place] if is_own else -1)
+        free, start = place + 1 if is_own else free, start + len(word) + 1
+    return np.array(places)
 
 
 def pieces(
     document: Encoded, max_length: int, over_length: OverLength, *, encoding: Encoding
 ) -> list[Encoded]:
     """What is left of a document that is too long: as many as fit of the text's own tokens, the
-    first or the last or all in turn, between the special ones that stand around it.
-
-    raises    DataError: the special tokens leave no room
-    """
-    own_T = np.flatnonzero(encoding.offsets_T2[:, 1] > encoding.offsets_T2[:, 0])
+    first or the last or all in turn, between the special ones that stand around it. DataError:
+    these leave no room."""
+    own_T = np.flatnonzero(np.diff(encoding.offsets_T2)[:, 0])
     first, last = (own_T[0], own_T[-1] + 1) if len(own_T) else (len(encoding), len(encoding))
-    head, tail = np.arange(first), np.arange(last, len(encoding))
-    room = max_length - len(head) - len(tail)
+    special = len(encoding) - (last - first)
+    room = max_length - special
     if room < 1:
-        raise DataError(
-            f"data.max_length = {max_length}: {len(head) + len(tail)} special tokens leave no room"
-        )
+        raise DataError(f"data.max_length = {max_length}: {special} special tokens leave no room")
     starts = range(first, last, room)
     if over_length != "split":
         starts = [first if over_length == "cut_right" else last - room]
-    runs = [np.arange(start, min(start + room, last)) for start in starts]
-    return [take(document, np.concatenate([head, run, tail])) for run in runs]
+    runs = [np.r_[:first, s : min(s + room, last), last : len(encoding)] for s in starts]
+    return [take(document, run) for run in runs]
 
 
 def take(document: Encoded, places: np.ndarray | slice) -> Encoded:
@@ -233,7 +248,7 @@ def take(document: Encoded, places: np.ndarray | slice) -> Encoded:
 
 
 def admit(
-    split: Split, source: Text | Chat | LabelledText | Tagged, document: Encoded,
+    split: Split, source: Example, document: Encoded,
     shorten: Callable[[Encoded, int, OverLength], list[Encoded]], *, max_length: int | None,
     over_length: OverLength,
 ) -> bool:  # fmt: skip

@@ -21,21 +21,56 @@ import json
 import re
 import sys
 import tarfile
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import suppress
 from pathlib import PurePosixPath
 from typing import Any
 
 from ftcore.config import Format
-from ftcore.data.records import ReadReport, Record, checked, decoded
 from ftcore.errors import DataError
 
+Record = tuple[int, str, Any]  # line, raw text; cells, object or what is wrong
 SUFFIXED = ("tsv", "csv", "jsonl", "json", "txt", "conll", "tar", "parquet")
 SUFFIXES: dict[str, Format] = {f".{name}": name for name in SUFFIXED} | {".ndjson": "jsonl"}
 DOCUMENT = "-DOCSTART-"
-_SPACE = re.compile(r"[ \t\n\r]*")
-_CELL = r'(?:"(?:[^"]++|"")*+"|[^",\r\n]*+)'
-_CSV_LINE = re.compile(rf'(?:{_CELL},)*+(?:{_CELL}[\r\n]*|(?P<open>"(?:[^"]++|"")*+))\Z')
 TOLD_BY = 100  # lines that must be JSON before a file of unknown suffix is taken for it
+_SPACE = re.compile(r"[ \t\n\r]*")
+
+
+def decoded(content: bytes, where: str, encoding: str = "") -> str:
+    """UTF-8 text, without its byte-order mark, or else text in `encoding`; without one other bytes
+    are lone surrogates (`checked`)."""
+    for name in ("utf-32", "utf-16"):
+        if content.startswith(tuple("\ufeff".encode(name + end) for end in ("-le", "-be"))):
+            mend = f"convert it: iconv -f {name} -t utf-8"
+            raise DataError(f"{where}: text in {name}, not UTF-8; {mend}")
+    if (place := content.find(b"\0")) >= 0:
+        line = content.count(b"\n", 0, place) + 1
+        what = "binary, compressed (then its name must end in .gz) or text in utf-16"
+        raise DataError(f"{where}:{line}: NUL bytes: the file is {what}; convert it to UTF-8")
+    if not encoding:
+        return content.decode("utf-8-sig", "surrogateescape")
+    try:
+        with suppress(UnicodeDecodeError):
+            return content.decode("utf-8-sig")
+        return content.decode(encoding)
+    except (UnicodeDecodeError, LookupError) as error:
+        raise DataError(f"{where}: not UTF-8, and not {encoding}: {error}") from error
+
+
+def checked(records: Iterable[Record], file: str) -> Iterator[Record]:
+    """The records, of which those with bytes that are not UTF-8 are damaged."""
+    for line, raw, value in records:
+        try:
+            raw.encode()
+        except UnicodeEncodeError as error:
+            start = error.start
+            near = raw[max(start - 20, 0) : start + 20].encode("utf-8", "surrogateescape")
+            what = f"byte 0x{ord(raw[start]) - 0xDC00:02x} in {near!r}"
+            where = f"{file}:{line + raw.count(chr(10), 0, start)}"
+            mend = "convert the file (for instance: iconv -f latin1 -t utf-8)"
+            value = DataError(f"{where}: not UTF-8: {what}; {mend}")
+        yield line, raw, value
 
 
 def told(content: bytes) -> Format | None:
@@ -43,115 +78,59 @@ def told(content: bytes) -> Format | None:
     if content.startswith(b"PAR1"):
         return "parquet"
     text = content.decode("utf-8-sig", "replace").strip()
-
-    def records(value: str) -> Any:
-        try:
-            return json.loads(value)
-        except ValueError:
-            return None
-
-    if text.startswith("[") and _are_records(records(text)):
-        return "json"
     lines = [line for line in text.split("\n") if line.strip()][:TOLD_BY]
-    return "jsonl" if len(lines) > 1 and _are_records([records(line) for line in lines]) else None
+    joined = f"[{','.join(lines)}]" if len(lines) > 1 else ""
+    for name, array in (("json", text), ("jsonl", joined)):
+        with suppress(ValueError):
+            records = json.loads(array)
+            if isinstance(records, list) and all(isinstance(item, dict | list) for item in records):
+                return name
+    return None
 
 
-def _tsv(text: str, file: str, report: ReadReport) -> Iterator[Record]:
-    for number, line in _lines(text, file, report, blanks=""):
-        yield number, line, line.split("\t")
+def _tsv(text: str, file: str) -> Iterator[Record]:
+    return ((number, line, line.split("\t")) for number, line in _lines(text, blanks=""))
 
 
-def _lines(
-    text: str, file: str, report: ReadReport, blanks: str | None = None
-) -> Iterator[tuple[int, str]]:
+def _lines(text: str, blanks: str | None = None) -> Iterator[tuple[int, str]]:
     """Lines with their numbers, but for those that hold nothing beside `blanks`, white space."""
     for number, line in enumerate(text.removesuffix("\n").split("\n"), start=1):
-        line = line.removesuffix("\r")
-        if line.strip(blanks):
+        if (line := line.removesuffix("\r")).strip(blanks):
             yield number, line
-        else:
-            report.blank_lines[file] += 1
 
 
-def _csv(text: str, file: str, report: ReadReport) -> Iterator[Record]:
+def _csv(text: str, file: str) -> Iterator[Record]:
     lines = list(io.StringIO(text, newline=""))
-    before = 0  # lines before the record
-    width = 0  # cells of the first record
+    reader, before = csv.reader(lines, strict=True), 0  # lines before the record
     limit = csv.field_size_limit(sys.maxsize)  # a cell may be a whole document
     try:
-        while before < len(lines):
-            start, reader = before, csv.reader(lines[before:], strict=True)
-            try:
-                for cells in reader:
-                    if cells:
-                        raw = "".join(lines[before : start + reader.line_num])
-                        yield before + 1, raw.rstrip("\r\n"), cells
-                    else:
-                        report.blank_lines[file] += 1
-                    before, width = start + reader.line_num, width or len(cells)
-            except csv.Error as error:
-                if (read := start + reader.line_num) < len(lines):  # the damage is up to there
-                    after = _csv_resumes(lines, read, width)
-                else:
-                    after = _csv_rest(lines, before + 1, width)
-                what = f"{file}:{before + 1}: the record that begins here is not csv: {error}; "
-                mend = "close every quote and double the quotes inside quoted cells"
-                if after is None:
-                    lost = "it cannot be skipped, since no later quote tells where the next begins"
-                    raise DataError(f"{what}{lost}; {mend}") from error
-                problem = DataError(f"{what}it ends with line {after}; {mend}")
-                yield before + 1, "".join(lines[before:after]).rstrip("\r\n"), problem
-                before = after
+        for cells in reader:
+            if cells:
+                yield before + 1, "".join(lines[before : reader.line_num]).rstrip("\r\n"), cells
+            before = reader.line_num
+    except csv.Error as error:
+        raise DataError(
+            f"{file}:{before + 1}: the record that begins here is not csv: {error}; it cannot be "
+            "skipped, since a broken quote hides where the next begins; close every quote and "
+            "double the quotes inside quoted cells"
+        ) from error
     finally:
         csv.field_size_limit(limit)
 
 
-def _csv_resumes(lines: Sequence[str], first: int, width: int) -> int | None:
-    """The line, `first` or later, at which records begin again; None where nothing tells it.
-
-    At `first` either a record begins or a quoted cell goes on: both are followed until a quote
-    stands where one of them allows none, which refutes it.
-    """
-    begins = {False: first, True: None}  # whether a quoted cell goes on -> where a record begins
-    inside = {False: False, True: True}  # and whether the line that comes next is in quotes
-    for place in range(first, len(lines)):
-        for guess, is_quoted in tuple(inside.items()):
-            line = _CSV_LINE.match('"' * is_quoted + lines[place])
-            if line is None:
-                del inside[guess]
-                continue
-            inside[guess] = line["open"] is not None
-            if begins[guess] is None and not inside[guess]:
-                begins[guess] = place + 1
-        if not inside:  # this line is damaged as well
-            begins, inside = {False: place + 1, True: None}, {False: False, True: True}
-        elif len(inside) == 1 and begins[guess := next(iter(inside))] is not None:
-            return begins[guess]
-    return _csv_rest(lines, begins[False], width)
-
-
-def _csv_rest(lines: Sequence[str], first: int, width: int) -> int | None:
-    """`first`, if from there on each line is a record without quotes and the last is not cut."""
-    rest = [line for line in lines[first:] if line.strip()]
-    whole = all(line.count(",") == width - 1 > 0 and '"' not in line for line in rest)
-    return first if whole and (not rest or rest[-1].endswith(("\n", "\r"))) else None
-
-
-def _jsonl(text: str, file: str, report: ReadReport) -> Iterator[Record]:
-    for number, line in _lines(text, file, report):
+def _jsonl(text: str, file: str) -> Iterator[Record]:
+    for number, line in _lines(text):
         try:
-            value = json.loads(line)
+            value = _object(json.loads(line), line, file, number)
         except ValueError as error:
-            yield number, line, _bad_json(file, number, error, line)
-        else:
-            yield number, line, _object(value, line, file, number)
+            value = _bad_json(error, file, line, first=number)
+        yield number, line, value
 
 
-def _json(text: str, file: str, report: ReadReport) -> Iterator[Record]:
+def _json(text: str, file: str) -> Iterator[Record]:
     end = yield from _array(text, file, _skip(text, 0))
     if end < len(text):
-        line = text.count("\n", 0, end) + 1
-        raise _bad_json(file, line, "text after the end of the array", text[end:])
+        raise _bad_json("text after the end of the array", file, text, end)
 
 
 def json_under(key: str, text: str, file: str) -> Iterator[Record]:
@@ -168,8 +147,7 @@ def json_under(key: str, text: str, file: str) -> Iterator[Record]:
             keys.append(str(name))
             place, opening = _skip(text, decode(text, place)[1]), ","
     except json.JSONDecodeError as error:
-        line = text.count("\n", 0, error.pos) + 1
-        raise _bad_json(file, line, error, text[error.pos :]) from error
+        raise _bad_json(error, file, text, error.pos) from error
     raise DataError(f"{file}: no key {key!r} in the file; its keys are {', '.join(keys) or 'none'}")
 
 
@@ -191,12 +169,12 @@ def _array(text: str, file: str, place: int) -> Generator[Record, None, int]:
         try:
             value, end = decode(text, start)
         except ValueError as error:
-            raise _bad_json(file, line, error, text[start:]) from error
+            raise _bad_json(error, file, text, start) from error
         yield line, text[start:end], _object(value, text[start:end], file, line)
         place, opening = _skip(text, end), ","
     if text[place : place + 1] != "]":
         what = f"expected ',' or ']' after the object, found {text[place : place + 20]!r}"
-        raise _bad_json(file, line, what, text[start:])
+        raise _bad_json(what, file, text, start)
     return _skip(text, place + 1)
 
 
@@ -205,38 +183,35 @@ def _skip(text: str, place: int) -> int:
     return _SPACE.match(text, place).end()
 
 
-def _txt(text: str, file: str, report: ReadReport) -> Iterator[Record]:
+def _txt(text: str, file: str) -> Iterator[Record]:
     if text:
         yield 1, text, {"text": text}
 
 
-def _conll(text: str, file: str, report: ReadReport) -> Iterator[Record]:
+def _conll(text: str, file: str) -> Iterator[Record]:
     words: list[tuple[int, str, list[str]]] = []  # line number, line, its cells
     document, problem = 0, None
     for number, line in enumerate([*text.split("\n"), ""], start=1):
         line = line.removesuffix("\r")
         cells = [cell for cell in line.split("\t" if "\t" in line else " ") if cell]
         if len(cells) == 1 and cells != [DOCUMENT]:
-            problem = problem or DataError(
-                f"{file}:{number}: {line!r}: a line is a word, a tab or a blank, and its tag; "
-                "between sentences it is empty"
-            )
+            what = "a line is a word, a tab or a blank, and its tag; between sentences it is empty"
+            problem = problem or DataError(f"{file}:{number}: {line!r}: {what}")
         if cells and cells[0] != DOCUMENT:
             words.append((number, line, cells))
             continue
         if words:
             numbers, lines, columns = zip(*words, strict=True)
             yield numbers[0], "\n".join(lines), problem or {
-                "tokens": [cells[0] for cells in columns],
-                "tags": [cells[-1] for cells in columns],
+                "tokens": [cells[0] for cells in columns], "tags": [cells[-1] for cells in columns],
                 "document": document,
             }
             words, problem = [], None
         document += bool(cells)
 
 
-def _labelled(text: str, file: str, report: ReadReport) -> Iterator[Record]:
-    for number, line in _lines(text, file, report):
+def _labelled(text: str, file: str) -> Iterator[Record]:
+    for number, line in _lines(text):
         label, _, rest = line.partition(" ")
         yield number, line, {"label": label, "text": rest}
 
@@ -274,41 +249,28 @@ def _parquet(content: bytes, file: str) -> Iterator[Record]:
         raise DataError(f"{file}: damaged parquet file ({error}); fetch it again") from error
 
 
-READERS: dict[str, Callable[[str, str, ReadReport], Iterator[Record]]] = {
-    "tsv": _tsv,
-    "csv": _csv,
-    "jsonl": _jsonl,
-    "json": _json,
-    "txt": _txt,
-    "conll": _conll,
+READERS: dict[str, Callable[[str, str], Iterator[Record]]] = {
+    "tsv": _tsv, "csv": _csv, "jsonl": _jsonl, "json": _json, "txt": _txt, "conll": _conll,
     "labelled": _labelled,
-}
+}  # fmt: skip
 BINARY: dict[str, Callable[[bytes, str], Iterator[Record]]] = {"tar": _tar, "parquet": _parquet}
-
-
-def _are_records(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(item, dict | list) for item in value)
 
 
 def _object(value: Any, raw: str, file: str, line: int) -> dict[str, Any] | list[Any] | DataError:
     if not isinstance(value, dict | list):
-        return DataError(
-            f"{file}:{line}: a record must be a JSON object, this is {type(value).__name__}: "
-            f"{str(value)[:80]!r}"
-        )
+        what = f"this is {type(value).__name__}: {str(value)[:80]!r}"
+        return DataError(f"{file}:{line}: a record must be a JSON object, {what}")
     if "\\ud" in raw.lower():  # escapes of a pair join into one character, a lone one is none
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
-            return DataError(
-                f"{file}:{line}: half of a surrogate pair, {error.object[error.start]!r}, is no "
-                "character; replace the escape in the record"
-            )
+            what = f"half of a surrogate pair, {error.object[error.start]!r}, is no character"
+            return DataError(f"{file}:{line}: {what}; replace the escape in the record")
     return value
 
 
-def _bad_json(file: str, line: int, problem: ValueError | str, text: str) -> DataError:
-    return DataError(
-        f"{file}:{line}: not valid JSON: {problem}; the record begins {text[:80]!r}; it is cut or "
-        "damaged: mend it, or fetch the file again"
-    )
+def _bad_json(problem: Any, file: str, text: str, place: int = 0, first: int = 1) -> DataError:
+    """What is wrong with a record at `place` of a text whose first line this is in the file."""
+    where = f"{file}:{first + text.count(chr(10), 0, place)}"
+    what = f"not valid JSON: {problem}; the record begins {text[place : place + 80]!r}"
+    return DataError(f"{where}: {what}; it is cut or damaged: mend it, or fetch the file again")

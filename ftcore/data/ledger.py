@@ -18,10 +18,12 @@ import jinja2
 import numpy as np
 
 from ftcore import files
-from ftcore.data.columns import Rejected
+from ftcore.data.columns import place
+from ftcore.data.documents import lengths
 from ftcore.data.encode import Split
 from ftcore.data.mask import Masking
 from ftcore.data.order import Order
+from ftcore.data.read import Rejected
 from ftcore.data.split import mixed
 from ftcore.data.tokenizer import Tokenizer
 
@@ -29,6 +31,7 @@ STEPS = ("read", "map", "filter", "compare", "split", "encode")  # in which rows
 PERCENTILES = (5, 50, 95, 99, 100)
 BINS = 24  # of a histogram
 PAGE = Path(__file__).with_name("report.html")
+Names = tuple[str, ...] | None
 
 
 @dataclass
@@ -38,10 +41,8 @@ class Prepared:
     train: Split = field(default_factory=Split)
     dev: Split = field(default_factory=Split)
     tests: dict[str, Split] = field(default_factory=dict)
-    # classes, by index; of a regression the one name of its scores
-    labels: tuple[str, ...] | None = None
-    # what a step makes of a training row: hides some tokens; None: nothing
-    draw: Masking | None = None
+    labels: Names = None  # classes, by index; of a regression the one name of its scores
+    draw: Masking | None = None  # what a step makes of a training row: hides some tokens
     # which of data.train the training documents are from: (its number, how many), in their order;
     # only where its files have weights
     runs: list[tuple[int, int]] = field(default_factory=list)
@@ -52,22 +53,22 @@ class Prepared:
         named = [("train", self.train), ("dev", self.dev), *self.tests.items()]
         return [(name, split) for name, split in named if split.num_rows]
 
-    def put(self, name: str, split: Split) -> None:
-        if name in ("train", "dev"):
-            setattr(self, name, split)
-        else:
-            self.tests[name] = split
-
     def order(self, weights: tuple[float, ...], seed: int) -> Order | None:
         """The rows of an epoch where training files have weights; see `mixed`."""
         if not weights:
             return None
-        source_B = np.repeat(*np.array(self.runs).T)
-        return partial(mixed, source_B, weights, seed=seed)
+        return partial(mixed, np.repeat(*np.array(self.runs).T), weights, seed=seed)
 
     def summary(self) -> str:
         """What was read and lost, for people: one line for each split, then what else was found."""
-        lines = list(self._sources())
+        return "\n".join(self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        for split, sources in self.notes.get("sources", {}).items():
+            for file, found in sources.items():
+                yield f"{split}: {file}: {found['rows']} rows, {found['format']}"
+                if split == "train":
+                    yield from (f"    {row}" for row in found["first rows"])
         for name, split in self.splits():
             tokens = self.notes["statistics"][name]["tokens"]
             documents = len(split.documents)
@@ -78,21 +79,10 @@ class Prepared:
                 line += "".join(f"; {what} {n} ({reason})" for reason, n in shown)
                 more = reasons.total() - sum(n for _, n in shown)
                 line += f"; {what} {more} more" if more else ""
-            lines.append(line)
-        return "\n".join([*lines, *self._findings()])
-
-    def _sources(self) -> Iterator[str]:
-        for split, sources in self.notes.get("sources", {}).items():
-            for file, found in sources.items():
-                yield f"{split}: {file}: {found['rows']} rows, {found['format']}"
-                if split == "train":
-                    yield from (f"    {row}" for row in found["first rows"])
-
-    def _findings(self) -> Iterator[str]:
+            yield line
         for name, found in self.notes.get("found", {}).items():
-            kinds = (f"{what} {count}" for what, count in found.items())
             if found:
-                yield f"{name}: " + ", ".join(kinds)
+                yield f"{name}: " + ", ".join(f"{what} {n}" for what, n in found.items())
         for what, found in self.notes.get("alike", {}).items():
             if found["rows"] and not found["left out"]:
                 yield f"train: {found['rows']} rows with a {what}, kept"
@@ -104,15 +94,13 @@ class Prepared:
         files.make_folder(folder)
         lines = [
             json.dumps({"split": name, "what": what, **asdict(row)}, ensure_ascii=False) + "\n"
-            for name, split in self.splits()
-            for what, found in losses(split)
-            for row in found
-        ]
+            for name, split in self.splits() for what, found in losses(split) for row in found
+        ]  # fmt: skip
         files.write_file(folder / "rejected.jsonl", "".join(lines))
-        moved = {"train": self.notes.get("held out", 0)}
-        steps = {name: funnel(split, moved.get(name, 0)) for name, split in self.splits()}
-        account = {**self.notes, "funnel": steps}
-        files.write_file(folder / "funnel.json", json.dumps(account, indent=1))
+        held = self.notes.get("held out", 0)
+        steps = {name: funnel(s, held if name == "train" else 0) for name, s in self.splits()}
+        account = json.dumps({**self.notes, "funnel": steps}, indent=1)
+        files.write_file(folder / "funnel.json", account)
         write_page(folder)
 
 
@@ -139,7 +127,7 @@ def funnel(split: Split, moved: int) -> list[dict[str, Any]]:
     for step in STEPS:
         lost = [row for row in split.rejected if row.step == step]
         reasons = Counter(row.reason for row in lost).most_common()
-        named = {row.reason: f"{row.file}:{row.line} {row.detail[:200]}" for row in reversed(lost)}
+        named = {row.reason: f"{place(row)} {row.detail[:200]}" for row in reversed(lost)}
         why = [{"reason": r, "rows": count, "such as": named[r]} for r, count in reasons]
         number = len({row.id or row.line for row in lost})
         if step == "split" and moved:
@@ -149,15 +137,13 @@ def funnel(split: Split, moved: int) -> list[dict[str, Any]]:
     return steps
 
 
-def statistics(split: Split, tokenizer: Tokenizer, labels: tuple[str, ...] | None) -> dict:
+def statistics(split: Split, tokenizer: Tokenizer, labels: Names) -> dict[str, Any]:
     """Lengths, labels, and shares of tokens."""
-    documents = split.documents
-    lengths_B = np.array([len(document) for document in documents])
+    documents, lengths_B = split.documents, lengths(split.documents)
     counts, edges = np.histogram(lengths_B, bins=BINS)
     named = zip(PERCENTILES, np.percentile(lengths_B, PERCENTILES).round().tolist(), strict=True)
     found = {
-        "documents": len(documents),
-        "tokens": int(lengths_B.sum()),
+        "documents": len(documents), "tokens": int(lengths_B.sum()),
         "lengths": {f"p{percent}": int(length) for percent, length in named},
         "histogram": {"counts": counts.tolist(), "edges": edges.round(1).tolist()},
     }
@@ -165,14 +151,12 @@ def statistics(split: Split, tokenizer: Tokenizer, labels: tuple[str, ...] | Non
         scored = sum(int(np.count_nonzero(document.weights)) for document in documents)
         found["scored share"] = round(scored / found["tokens"], 4)
     elif labels and len(labels) > 1:
-        sums = sum(_one_hot(document.labels, len(labels)) for document in documents)
-        found["labels"] = dict(zip(labels, sums.astype(int).tolist(), strict=True))
+        all_labels = np.array([document.labels for document in documents])  # (B,) or (B, K)
+        if all_labels.ndim == 1:
+            all_labels = all_labels[:, None] == np.arange(len(labels))
+        found["labels"] = dict(zip(labels, all_labels.sum(0).astype(int).tolist(), strict=True))
     if "unk_token" in tokenizer.special:
         id_ = tokenizer.id_of(tokenizer.special["unk_token"])
         unknown = sum(int((document.tokens_T == id_).sum()) for document in documents)
         found["unknown share"] = round(unknown / found["tokens"], 6)
     return found
-
-
-def _one_hot(label: int | np.ndarray, count: int) -> np.ndarray:
-    return label if isinstance(label, np.ndarray) else np.arange(count) == label

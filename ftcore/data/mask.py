@@ -1,8 +1,8 @@
 """Masked-language modelling: plain text in pieces, and which of their tokens a step hides.
 
-Of a piece's own tokens a share is to be predicted, at least one. Most of these are replaced by the
-mask token, some by a random one, and the rest stay, since text that is read later holds no masks.
-Special tokens are never hidden.
+Of a piece's own tokens, not the special ones, a share is to be predicted, at least one. Most of
+these are replaced by the mask token, some by a random one, and the rest stay, since text that is
+read later holds no masks.
 
 source  Devlin et al. 2019, arXiv:1810.04805, section 3.1
 """
@@ -35,20 +35,18 @@ def encode_pieces(
     raises    DataError: no text can be used, or no room is left beside the special tokens
     """
     split, special = Split(), list(tokenizer.special_ids)
+
+    def shorten(*args: Any, encoding: Encoding) -> list[Encoded]:
+        return numbered(pieces(*args, encoding=encoding))  # what is hidden depends on the row id
+
     encodings = tokenizer.encode_batch([text.text for text in texts])
     for text, encoding in zip(texts, encodings, strict=True):
-        ids_T = encoding.ids_T
-        weights_T = (~np.isin(ids_T, special)).astype(np.float32)
-        whole = Encoded(text.id, ids_T, ids_T, weights_T)
-        shorten = partial(_numbered_pieces, encoding=encoding)
-        admit(split, text, whole, shorten, max_length=max_length, over_length=over_length)
+        weights_T = (~np.isin(encoding.ids_T, special)).astype(np.float32)
+        whole = Encoded(text.id, encoding.ids_T, encoding.ids_T, weights_T)
+        admit(split, text, whole, partial(shorten, encoding=encoding),
+              max_length=max_length, over_length=over_length)  # fmt: skip
     require_some(split.documents, split.rejected)
     return split
-
-
-def _numbered_pieces(*args: Any, encoding: Encoding) -> list[Encoded]:
-    """With row ids that differ: what is hidden depends on them."""
-    return numbered(pieces(*args, encoding=encoding))
 
 
 @dataclass(frozen=True)
@@ -63,10 +61,8 @@ class Masking:
     def of(cls, tokenizer: Tokenizer, seed: int) -> "Masking":
         """The masking of a tokenizer's ids; ModelError if it has no mask token."""
         if "mask_token" not in tokenizer.special:
-            raise ModelError(
-                f"{tokenizer.where}: the tokenizer has no mask token; name an encoder whose"
-                " tokenizer_config.json has a mask_token"
-            )
+            mend = "name an encoder whose tokenizer_config.json has a mask_token"
+            raise ModelError(f"{tokenizer.where}: the tokenizer has no mask token; {mend}")
         ids = np.arange(tokenizer.vocab_size, dtype=np.int32)
         ordinary = ids[~np.isin(ids, list(tokenizer.special_ids))]
         return cls(tokenizer.id_of(tokenizer.special["mask_token"]), ordinary, seed)

@@ -19,22 +19,15 @@ def epoch_order(num_rows: int, *, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(num_rows)
 
 
-def steps_per_epoch(num_rows: int, batch_size: int) -> int:
-    """Optimiser steps that show every row once."""
-    return math.ceil(num_rows / batch_size)
-
-
 class StepRows:
-    """Row indices (int64) of each optimiser step, counted from 0.
-
-    order    the rows of an epoch, by its number; None: a permutation of all, `epoch_order`
-    """
+    """Row indices (int64) of each optimiser step, counted from 0, of the `order` of an epoch, by
+    its number; None: a permutation of all, `epoch_order`."""
 
     def __init__(
         self, num_rows: int, *, batch_size: int, seed: int, order: Order | None = None
     ) -> None:
         self.batch_size = batch_size
-        self.steps_per_epoch = steps_per_epoch(num_rows, batch_size)
+        self.steps_per_epoch = math.ceil(num_rows / batch_size)
         order = order or partial(epoch_order, num_rows, seed=seed)
         self._order = lru_cache(maxsize=1)(order)  # the current epoch's permutation is kept
 

@@ -1,10 +1,8 @@
 """The batch form: documents laid end to end in one flat stream, and how a step is cut into streams.
 
-Letters: N tokens of the stream, B documents, T tokens of one document.
-
-An `Encoded` is one document ready for the model; a `Batch` is what the model sees. Nothing is
-padded: a stream is as long as its documents. A step's documents are cut into micro-batches by
-best-fit decreasing, so that each stream stays within a token budget and few are needed.
+Letters: N tokens of the stream, B documents, T tokens of one document. An `Encoded` is one document
+ready for the model; a `Batch` is what the model sees. Nothing is padded: a stream is as long as its
+documents.
 """
 
 import math
@@ -57,14 +55,9 @@ class Batch:
 
 
 def collate(documents: Sequence[Encoded]) -> Batch:
-    """Lay documents end to end.
-
-    documents   at least one; all of one kind (token task or document task)
-    """
+    """Lay documents end to end: at least one, all of a token task or all of a document task."""
     docs = Docs.from_lengths([len(document) for document in documents])
-    types = [
-        np.zeros(len(d), dtype=np.int32) if d.types_T is None else d.types_T for d in documents
-    ]
+    types = [np.zeros(len(d), np.int32) if d.types_T is None else d.types_T for d in documents]
     if isinstance(documents[0].weights, np.ndarray):
         labels = torch.from_numpy(np.concatenate([d.labels for d in documents])).long()
         weights = torch.from_numpy(np.concatenate([d.weights for d in documents]))
@@ -74,13 +67,10 @@ def collate(documents: Sequence[Encoded]) -> Batch:
         weights = torch.tensor([d.weights for d in documents])
     return Batch(
         tokens_N=torch.from_numpy(np.concatenate([d.tokens_T for d in documents])).long(),
-        positions_N=docs.positions_N(),
-        types_N=torch.from_numpy(np.concatenate(types)).long(),
-        docs=docs,
-        labels=labels,
-        weights=weights.float(),
+        positions_N=docs.positions_N(), types_N=torch.from_numpy(np.concatenate(types)).long(),
+        docs=docs, labels=labels, weights=weights.float(),
         row_ids=tuple(d.row_id for d in documents),
-    )
+    )  # fmt: skip
 
 
 def total_weight(documents: Sequence[Encoded]) -> float:
@@ -94,8 +84,7 @@ def split(lengths: Sequence[int], shares: int) -> list[list[int]]:
 
     returns     shares as lists of indices into `lengths`, in input order; some may be empty
     """
-    dealt: list[list[int]] = [[] for _ in range(shares)]
-    tokens = [0] * shares
+    dealt, tokens = [[] for _ in range(shares)], [0] * shares
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         least = tokens.index(min(tokens))
         dealt[least].append(index)
@@ -114,12 +103,11 @@ def pack(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     streams: list[list[int]] = []
     free: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        fitting = [s for s, room in enumerate(free) if room >= lengths[index]]
-        if fitting:
-            best = min(fitting, key=lambda s: (free[s], s))
-            streams[best].append(index)
-            free[best] -= lengths[index]
-        else:
-            streams.append([index])
-            free.append(max_tokens - lengths[index])
+        fitting = [(room, s) for s, room in enumerate(free) if room >= lengths[index]]
+        _, best = min(fitting, default=(0, len(streams)))
+        if not fitting:
+            streams.append([])
+            free.append(max_tokens)
+        streams[best].append(index)
+        free[best] -= lengths[index]
     return streams

@@ -4,35 +4,25 @@
     tidy       one normal form; quality; personal data       clean
     compare    duplicates, what gives held-out rows away     dedup
     split      rows held out, classes balanced               split
-    encode     examples -> token ids, what is supervised     encode supervise tag mask
+    encode     examples -> token ids, what is supervised     encode supervise mask
 """
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import groupby
+from itertools import compress, groupby
 from pathlib import Path
-from typing import Any
 
-from ftcore.config import (
-    ChatDataConfig,
-    LabelledDataConfig,
-    MaskedDataConfig,
-    ScoredDataConfig,
-    TaggedDataConfig,
-    TextDataConfig,
-)
+from ftcore import config as configs
 from ftcore.data import clean, columns
 from ftcore.data.collect import DataConfig, Notes, Rows, collect
-from ftcore.data.columns import Chat, Example, LabelMap, Tagged, Text, left_out
+from ftcore.data.columns import Chat, Example, Tagged, Text, left_out
 from ftcore.data.compare import clusters, compare
-from ftcore.data.encode import Split, encode_chats, encode_labelled, encode_texts
-from ftcore.data.ledger import Prepared, statistics
+from ftcore.data.encode import Split, encode_chats, encode_labelled, encode_tagged, encode_texts
+from ftcore.data.ledger import Names, Prepared, statistics
 from ftcore.data.mask import Masking, encode_pieces
 from ftcore.data.read import files_of
 from ftcore.data.split import balanced, held_out, together
-from ftcore.data.tag import encode_tagged
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import ConfigError, DataError
 
@@ -40,7 +30,7 @@ MEASURED = 1_000  # training rows whose quality is measured where nothing is fil
 
 
 def prepare(
-    config: DataConfig, tokenizer: Tokenizer, *, seed: int, labels: tuple[str, ...] | None = None
+    config: DataConfig, tokenizer: Tokenizer, *, seed: int, labels: Names = None
 ) -> Prepared:
     """All splits of a run.
 
@@ -48,11 +38,12 @@ def prepare(
     labels      classes of a model that is only evaluated; None: those of the training rows
     raises      DataError: a file, column, label or row that cannot be used
     """
-    is_labelled = not isinstance(config, TextDataConfig | ChatDataConfig)
+    is_labelled = not isinstance(config, configs.TextDataConfig | configs.ChatDataConfig)
     if is_labelled and not config.train and labels is None:
         raise DataError("data.train is empty: name files of labelled rows with --data.train FILE")
-    data, notes = Prepared(labels=labels), {}
-    if isinstance(config, MaskedDataConfig):
+    data = Prepared(labels=labels)
+    notes = data.notes
+    if isinstance(config, configs.MaskedDataConfig):
         data.draw = Masking.of(tokenizer, seed)
     parts = collect(config, notes)
     for name, part in parts.items():
@@ -63,21 +54,25 @@ def prepare(
         dev = hold_out(config, train, seed)
         parts = {"train": train, **dev, **parts}
         notes["held out"] = len(dev["dev"].examples) if dev else 0
-        if isinstance(config, ScoredDataConfig):
+        if isinstance(config, configs.ScoredDataConfig):
             data.labels = labels or (config.label,)
         elif is_labelled:
-            data.labels = labels or columns.label_map(train.examples).names
+            data.labels = labels or tuple(columns.label_map(train.examples))
         balance(config, train, seed, notes)
     for name, part in parts.items():
         split = encode(config, part.examples, tokenizer, data.labels)
         split.rejected[:0], split.num_rows = part.rejected, part.num_rows
-        if data.draw and name != "train":  # the same tokens are hidden in every run
+        if name == "train":  # nobody judges it
+            split.chats, split.sentences = [], []
+        elif data.draw:  # the same tokens are hidden in every run
             split.documents = [replace(data.draw, seed=0)(d, 0) for d in split.documents]
-        data.put(name, split)
+        if name in ("train", "dev"):
+            setattr(data, name, split)
+        else:
+            data.tests[name] = split
         notes.setdefault("statistics", {})[name] = statistics(split, tokenizer, data.labels)
     if config.weights and "train" in parts:
         data.runs = source_runs(config, parts["train"].examples, data.train)
-    data.notes = notes
     return data
 
 
@@ -89,7 +84,7 @@ def tidy(config: DataConfig, part: Rows, split: str, notes: Notes) -> None:
     every = 1 if config.filter else max(1, len(part.examples) // MEASURED)
     for index, example in enumerate(part.examples):
         before = columns.texts_of(example)
-        after = before if config.unicode == "off" else [normal(text) for text in before]
+        after = [text if config.unicode == "off" else normal(text) for text in before]
         if isinstance(example, Tagged):  # a word stays a word
             after = [new or old for new, old in zip(after, before, strict=True)]
         found["texts changed"] += after != before
@@ -118,46 +113,36 @@ def hold_out(config: DataConfig, train: Rows, seed: int) -> dict[str, Rows]:
     if config.dev or not config.holdout:
         return {}
     groups = [train.groups.get(example.id) for example in train.examples]
-    is_labelled = isinstance(config, LabelledDataConfig)
+    is_labelled = isinstance(config, configs.LabelledDataConfig)
     strata = [example.label if is_labelled else "" for example in train.examples]
-    alike = together(clusters(train.examples), groups)
-    is_dev = held_out(strata, alike, config.holdout, seed)
+    is_dev = held_out(strata, together(clusters(train.examples), groups), config.holdout, seed)
     if not is_dev.any():
-        raise DataError(
-            f"data.holdout = {config.holdout}: rows nearly alike, or of one data.group, stay"
-            " together, and each such cluster is larger; hold out more, or name a dev file"
-        )
-    sides = [], []
-    for example, side in zip(train.examples, is_dev, strict=True):
-        sides[int(side)].append(example)
-    train.examples = sides[0]
-    return {"dev": Rows(sides[1], [], len(sides[1]))}
+        what = "rows nearly alike, or of one data.group, stay together, and each cluster is larger"
+        mend = "hold out more, or name a dev file"
+        raise DataError(f"data.holdout = {config.holdout}: {what}; {mend}")
+    train.examples, dev = (list(compress(train.examples, side)) for side in (~is_dev, is_dev))
+    return {"dev": Rows(dev, [], len(dev))}
 
 
 def balance(config: DataConfig, train: Rows, seed: int, notes: Notes) -> None:
     """Classes balanced in training, with their counts before and after."""
-    if not isinstance(config, LabelledDataConfig) or config.balance == "off":
+    if not isinstance(config, configs.LabelledDataConfig) or config.balance == "off":
         return
     if config.label_separator:
         raise ConfigError(f"data.balance = {config.balance}: is for rows of one label; leave off")
-    before = train.examples
+    before, sums = train.examples, [Counter(), Counter()]
     train.examples = balanced(before, config.balance, config.balance_cap, seed)
-    sums = [Counter(), Counter()]
     for found, examples in zip(sums, (before, train.examples), strict=True):
         for example in examples:
             found[example.label] += example.weight
     notes["balance"] = {name: [n, round(sums[1][name], 2)] for name, n in sorted(sums[0].items())}
 
 
-def source_runs(
-    config: DataConfig, examples: Sequence[Example], train: Split
-) -> list[tuple[int, int]]:
+def source_runs(config: DataConfig, examples: list[Example], train: Split) -> list[tuple[int, int]]:
     """Which of data.train each document is from, as runs of (its number, documents)."""
     if len(config.weights) != len(config.train):
-        raise ConfigError(
-            f"data.weights has {len(config.weights)} values, data.train {len(config.train)}"
-            " files or globs: give one for each"
-        )
+        what = f"data.weights has {len(config.weights)} values, data.train {len(config.train)}"
+        raise ConfigError(f"{what} files or globs: give one for each")
     numbers = {
         f"{file}:{key}" if key else str(file): number
         for number, path in enumerate(config.train)
@@ -169,40 +154,27 @@ def source_runs(
 
 
 def encode(
-    config: DataConfig,
-    examples: list[Example],
-    tokenizer: Tokenizer,
-    labels: tuple[str, ...] | None,
+    config: DataConfig, examples: list[Example], tokenizer: Tokenizer, labels: Names
 ) -> Split:
-    """Examples of one split as documents."""
+    """Examples of one split as documents. Among plain text the chats come last, their answers alone
+    supervised, and never cut; then no bits per byte are counted, as not every byte is predicted."""
     limits = {"max_length": config.max_length, "over_length": config.over_length}
-    if isinstance(config, MaskedDataConfig):
+    if isinstance(config, configs.MaskedDataConfig):
         return encode_pieces(examples, tokenizer, **limits)
-    if isinstance(config, TextDataConfig):
-        return _encode_mixed(examples, tokenizer, limits)
-    if isinstance(config, ChatDataConfig):
+    if isinstance(config, configs.TextDataConfig):
+        plain = [example for example in examples if isinstance(example, Text)]
+        talks = [example for example in examples if isinstance(example, Chat)]
+        split = encode_texts(plain, tokenizer, **limits) if plain else Split()
+        if talks:
+            answers = encode_chats(talks, tokenizer)
+            split.documents += answers.documents
+            split.rejected += answers.rejected
+            split.num_bytes = 0
+        return split
+    if isinstance(config, configs.ChatDataConfig):
         named = {"train_on": config.train_on, "train_on_end": config.train_on_end}
         return encode_chats(examples, tokenizer, **named, **limits)
-    if isinstance(config, ScoredDataConfig):
+    if isinstance(config, configs.ScoredDataConfig):
         return encode_labelled(examples, tokenizer, None, **limits)
-    encode = encode_tagged if isinstance(config, TaggedDataConfig) else encode_labelled
-    return encode(examples, tokenizer, LabelMap(labels), **limits)
-
-
-def _encode_mixed(examples: list[Example], tokenizer: Tokenizer, limits: dict[str, Any]) -> Split:
-    """Plain text, in documents within `limits`, and chats after it.
-
-    Of a chat the answers alone are supervised, and it is never cut. Beside chats no bits per byte
-    are counted, since not every byte is predicted.
-    """
-    plain = [example for example in examples if isinstance(example, Text)]
-    talks = [example for example in examples if isinstance(example, Chat)]
-    split = Split()
-    if plain:
-        split = encode_texts(plain, tokenizer, end=True, **limits)
-    if talks:
-        answers = encode_chats(talks, tokenizer)
-        split.documents += answers.documents
-        split.rejected += answers.rejected
-        split.num_bytes = 0
-    return split
+    encode = encode_tagged if isinstance(config, configs.TaggedDataConfig) else encode_labelled
+    return encode(examples, tokenizer, {name: n for n, name in enumerate(labels)}, **limits)

@@ -3,27 +3,28 @@
 Text is UTF-8; a byte-order mark is dropped. tsv and csv take names of columns from their first
 line, unless they are given: then the file has no such line, and records with more cells than names
 keep the surplus under "_extra". Blank lines hold no record. A damaged record is a DataError, or
-left out and kept in the report; a file that is damaged as a whole is an error always.
+left out and kept in the report; a file that is damaged as a whole, or csv whose quotes do not
+match, is an error always.
 """
 
 import glob
 import gzip
 import hashlib
 import zlib
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ftcore.config import Format
-from ftcore.data.formats import BINARY, READERS, SUFFIXES, json_under, told
-from ftcore.data.records import Bad, ReadReport, Record, checked, decoded, printable
+from ftcore.data import formats
+from ftcore.data.formats import BINARY, READERS, SUFFIXES, Record
 from ftcore.errors import DataError, nearest
 
 EXTRA = "_extra"
 TABLES = ("tsv", "csv")
 KNOWN = get_args(Format)[1:]
+MAX_RAW, SHOWN = 1000, 160  # characters that are kept of a damaged record, of a first row
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +39,31 @@ class Row:
     fields: dict[str, Any]  # column -> value; text in tsv, csv and txt
 
 
+@dataclass(frozen=True)
+class Rejected:
+    """A row that is not used as it is: where it stands, why, and in which step of `prepare`."""
+
+    id: str
+    file: str
+    line: int
+    reason: str  # equal for rows of one kind, so that it can be counted
+    step: str = "encode"
+    detail: str = ""  # its own: which other row, what text
+
+
+@dataclass
+class ReadReport:
+    """What reading came across."""
+
+    # by file as its rows name it: "rows", "format" and what told it, "first rows" (three)
+    sources: dict[str, dict[str, Any]] = field(default_factory=dict)
+    bad: list[Rejected] = field(default_factory=list)  # damaged records, bad bytes in them as \xNN
+
+
 def read_rows(
-    paths: Sequence[str | Path],
-    *,
-    format: Format = "auto",
-    columns: Sequence[str] = (),
-    encoding: str = "",
-    on_bad: Literal["stop", "skip"] = "stop",
-    report: ReadReport | None = None,
-) -> list[Row]:
+    paths: Sequence[str | Path], *, format: Format = "auto", columns: Sequence[str] = (),
+    encoding: str = "", on_bad: Literal["stop", "skip"] = "stop", report: ReadReport | None = None,
+) -> list[Row]:  # fmt: skip
     """Rows of several files, in order.
 
     paths     files; a pattern with *, ? or [ stands for those that match, sorted; FILE:KEY of a
@@ -55,12 +72,11 @@ def read_rows(
     columns   names of the cells, for records that are lists and tables without a header line
     encoding  of text files that are not UTF-8, such as latin-1; empty: they are damaged
     on_bad    what a damaged record does: stop by an error, or go into the report and nowhere else
-    report    is filled with counts, damaged records, and by file its format and first rows
     raises    DataError: a file is missing, damaged, empty or of unknown format
     """
     report = report or ReadReport()
     rows: list[Row] = []
-    seen: dict[str, int] = {}
+    seen: dict[bytes, int] = {}
     for path, key in (file for named in paths for file in files_of(Path(named))):
         file, before, left_out = f"{path}:{key}" if key else str(path), len(rows), len(report.bad)
         content = _content(path)
@@ -68,29 +84,30 @@ def read_rows(
         if chosen in BINARY and not key:
             records = BINARY[chosen](content, file)
         else:
-            text = decoded(content, file, encoding)
-            found = json_under(key, text, file) if key else READERS[chosen](text, file, report)
-            records = checked(found, file)
+            text = formats.decoded(content, file, encoding)
+            found = formats.json_under(key, text, file) if key else READERS[chosen](text, file)
+            records = formats.checked(found, file)
         if chosen in TABLES or columns:
-            records = _named(records, file, columns, report)
+            records = _named(records, file, columns)
         for line, raw, fields in records:
             if isinstance(fields, list):
-                fields = DataError(
-                    f"{file}:{line}: a record must be a JSON object, this is list: {raw[:80]!r}; "
-                    "name its cells with data.columns"
-                )
+                problem = f"a record must be a JSON object, this is list: {raw[:80]!r}"
+                fields = DataError(f"{file}:{line}: {problem}; name its cells with data.columns")
             if not isinstance(fields, DataError):
                 rows.append(Row(_row_id(raw, seen), file, line, fields))
             elif on_bad == "stop":
                 raise fields
             else:
-                report.bad.append(Bad(file, line, str(fields), printable(raw)))
+                shown = raw[:MAX_RAW].encode("utf-8", "surrogateescape")
+                detail = shown.decode("utf-8", "backslashreplace")
+                report.bad.append(Rejected("", file, line, str(fields), "read", detail))
         if len(rows) == before:
             lost = "".join(f"; damaged: {bad.reason}" for bad in report.bad[left_out:][:1])
             raise DataError(f"{file}: holds no rows{lost}")
-        report.rows[file] += len(rows) - before
-        report.formats[file] = f"{chosen}, {why}"
-        report.samples[file] = [row.fields for row in rows[before : before + 3]]
+        found = report.sources.setdefault(file, {"rows": 0})
+        found["rows"] += len(rows) - before
+        found["format"] = f"{chosen}, {why}"
+        found["first rows"] = [str(row.fields)[:SHOWN] for row in rows[before : before + 3]]
     return rows
 
 
@@ -115,7 +132,7 @@ def _format(path: Path, content: bytes) -> tuple[Format, str]:
     suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
     if suffixes and suffixes[-1] in SUFFIXES:
         return SUFFIXES[suffixes[-1]], "by its suffix"
-    if found := told(content):
+    if found := formats.told(content):
         return found, "by its content"
     raise DataError(f"{path}: unknown suffix; name the format, one of {', '.join(KNOWN)}")
 
@@ -133,52 +150,39 @@ def _content(path: Path) -> bytes:
 def unreadable(path: Path, error: OSError) -> DataError:
     """Why the file cannot be read, and which one was probably meant."""
     names = [] if path.exists() else [file.name for file in path.parent.glob("*")]
-    hint = nearest(path.name, names)
-    return DataError(f"{path}: cannot be read: {error.strerror}{hint}")
+    return DataError(f"{path}: cannot be read: {error.strerror}{nearest(path.name, names)}")
 
 
-def _named(
-    records: Iterator[Record], file: str, columns: Sequence[str], report: ReadReport
-) -> Iterator[Record]:
+def _named(records: Iterator[Record], file: str, columns: Sequence[str]) -> Iterator[Record]:
     """Cells under their names, which are `columns` or else the first record."""
     names = list(columns) or next(records, (0, "", []))[2]
     if isinstance(names, DataError):
         raise names
-    repeated = [name for name, count in Counter(names).items() if count > 1]
-    if repeated:
+    if repeated := [name for name in names if names.count(name) > 1]:
         where = "the names given" if columns else f"{file}: the first line"
-        raise DataError(
-            f"{where}: column {repeated[0]!r} occurs twice in {names}; name every column once"
-        )
+        problem = f"column {repeated[0]!r} occurs twice in {names}; name every column once"
+        raise DataError(f"{where}: {problem}")
     for line, raw, cells in records:
         if isinstance(cells, dict):
-            cells = DataError(
-                f"{file}:{line}: column names are for cells, this record names its own fields:"
-                f" {', '.join(cells)}"
-            )
-        elif isinstance(cells, list) and (
-            len(cells) < len(names) or (len(cells) > len(names) and not columns)
-        ):
-            source = "are named" if columns else f"stand in the first line ({', '.join(names)})"
-            cells = DataError(
-                f"{file}:{line}: {len(cells)} cells, {len(names)} {source}; mend the line: "
-                f"{raw[:80]!r}; for a file without header, or with ragged lines, name its columns"
-            )
-        if isinstance(cells, DataError):
-            yield line, raw, cells
-            continue
-        fields = dict(zip(names, cells, strict=False))
-        if surplus := cells[len(names) :]:
-            report.surplus_cells[file] += 1
-            fields[EXTRA] = surplus
-        yield line, raw, fields
+            problem = f"this record names its own fields: {', '.join(cells)}"
+            cells = DataError(f"{file}:{line}: column names are for cells, {problem}")
+        elif isinstance(cells, list):
+            surplus = cells[len(names) :]
+            if len(cells) < len(names) or (surplus and not columns):
+                source = "are named" if columns else f"stand in the first line ({', '.join(names)})"
+                problem = f"{len(cells)} cells, {len(names)} {source}; mend the line: {raw[:80]!r}"
+                mend = "for a file without header, or with ragged lines, name its columns"
+                cells = DataError(f"{file}:{line}: {problem}; {mend}")
+            else:
+                more = {EXTRA: surplus} if surplus else {}
+                cells = dict(zip(names, cells, strict=False)) | more
+        yield line, raw, cells
 
 
-def _row_id(raw: str, seen: dict[str, int]) -> str:
+def _row_id(raw: str, seen: dict[bytes, int]) -> str:
     digest = hashlib.sha1(raw.encode())
-    name = digest.hexdigest()
-    number = seen[name] = seen.get(name, -1) + 1  # 0 for the first of equal records
+    key = digest.digest()
+    number = seen[key] = seen.get(key, -1) + 1  # 0 for the first of equal records
     if number:
         digest.update(f"\0{number}".encode())
-        name = digest.hexdigest()
-    return name[:16]
+    return digest.hexdigest()[:16]

@@ -1,7 +1,5 @@
-"""What a run reads, as a person sees it: a step's batch, and the way of one row.
-
-In the text of a document, special tokens included, what is supervised is green, or stands between
-double brackets where the output is no terminal.
+"""What a run reads, as a person sees it: a step's batch, and the way of one row. In a document's
+text what is supervised is green, or between double brackets where the output is no terminal.
 """
 
 import json
@@ -15,7 +13,7 @@ import numpy as np
 
 from ftcore.config import ChatDataConfig, MaskedDataConfig, Run, TextDataConfig
 from ftcore.data.collect import collect
-from ftcore.data.columns import Example, texts_of
+from ftcore.data.columns import Example, place, texts_of
 from ftcore.data.ledger import Prepared
 from ftcore.data.order import StepRows
 from ftcore.data.pack import Encoded, pack, split
@@ -31,15 +29,11 @@ class Shown:
     def __init__(self, run: Path, config: Run, data: Prepared, tokenizer: Tokenizer) -> None:
         self.run, self.config, self.data, self.tokenizer = run, config, data, tokenizer
         self.marks = COLOURED if sys.stdout.isatty() else PLAIN
-        self.rows: dict[str, Example] = {
-            e.id: e for part in collect(config.data, {}).values() for e in part.examples
-        }
-        self.steps = StepRows(
-            len(data.train.documents),
-            batch_size=config.optim.batch_size,
-            seed=config.env.seed,
-            order=data.order(config.data.weights, config.env.seed),
-        )
+        parts, seed = collect(config.data, {}).values(), config.env.seed
+        self.rows: dict[str, Example] = {e.id: e for part in parts for e in part.examples}
+        named = {"batch_size": config.optim.batch_size, "seed": seed}
+        order = data.order(config.data.weights, seed)
+        self.steps = StepRows(len(data.train.documents), **named, order=order)
 
     def step(self, step: int) -> Iterator[str]:
         """The streams of one optimiser step, counted from 1, as its processes read them."""
@@ -60,13 +54,10 @@ class Shown:
     def document(self, document: Encoded) -> Iterator[str]:
         """Its border, with its row, positions and weight, and its text."""
         weight = np.sum(document.weights, dtype=np.float64)
-        where = self.place(document.row_id)
+        example = self.rows.get(document.row_id.partition(":")[0])
+        where = place(example) if example else "(its file has changed)"
         yield f"-- {document.row_id} {where}: positions 0 to {len(document) - 1}, weight {weight:g}"
         yield self.text(document)
-
-    def place(self, row_id: str) -> str:
-        example = self.rows.get(row_id.partition(":")[0])
-        return f"{example.file}:{example.line}" if example else "(its file has changed)"
 
     def text(self, document: Encoded) -> str:
         """The document as text, with what is supervised marked."""
@@ -76,18 +67,17 @@ class Shown:
             if self.data.labels and isinstance(label, int | np.integer):
                 label = self.data.labels[label]
             return f"{decode(document.tokens_T, special=True)} -> {label}"
-        ids_T, counts_T = document.tokens_T, document.weights > 0
-        task = type(self.config.data)
-        if task is TextDataConfig or task is ChatDataConfig:  # labels are the next tokens
+        counts_T, task = document.weights > 0, type(self.config.data)
+        if is_shifted := task in (TextDataConfig, ChatDataConfig):  # labels are the next tokens
             counts_T = np.append(False, counts_T[:-1])
-        shown, pairs = "", zip(ids_T, counts_T, document.labels, strict=True)
-        for counts, run in groupby(pairs, key=itemgetter(1)):
-            run = list(run)
-            text = decode([id_ for id_, _, _ in run], special=True)
+        shown, triples = "", zip(counts_T, document.tokens_T, document.labels, strict=True)
+        for counts, run in groupby(triples, key=itemgetter(0)):
+            _, ids, labels = zip(*run, strict=True)
+            text = decode(ids, special=True)
             if counts and task is MaskedDataConfig:
-                text += " <- " + decode([label for _, _, label in run], special=True)
-            elif counts and task is not TextDataConfig and task is not ChatDataConfig:
-                text += " " + " ".join(self.data.labels[label] for _, _, label in run)
+                text += " <- " + decode(labels, special=True)
+            elif counts and not is_shifted:
+                text += " " + " ".join(self.data.labels[label] for label in labels)
             shown += text.join(self.marks) if counts else text
         return shown
 
@@ -95,33 +85,25 @@ class Shown:
         """The way of a row, forward to its documents and steps, and back to its place."""
         matching = [id_ for id_ in self.rows if id_.startswith(row_id)]
         if len(matching) != 1:
-            raise DataError(
-                f"--row {row_id}: {len(matching)} rows begin so; ids stand in data/rejected.jsonl "
-                "and in what --step prints"
-            )
+            where = "data/rejected.jsonl and in what --step prints"
+            raise DataError(f"--row {row_id}: {len(matching)} rows begin so; ids stand in {where}")
         (row_id,) = matching
-        example, place = self.rows[row_id], self.place(row_id)
-        yield f"row {row_id}, {place}"
+        example, where = self.rows[row_id], place(self.rows[row_id])
+        yield f"row {row_id}, {where}"
         yield from (f"    {text}" for text in texts_of(example))
         with open(self.run / "data" / "rejected.jsonl", encoding="utf-8") as file:
             for found in map(json.loads, file):
                 if found["id"] == row_id:
-                    named = itemgetter("split", "what", "step", "reason", "detail")(found)
-                    yield "{}: {} in step {}: {} {}".format(*named)
-                elif found["detail"].partition(",")[0] == place:
-                    named = itemgetter("split", "file", "line", "reason")(found)
-                    yield "{}: {}:{} {} of it".format(*named)
+                    yield "{split}: {what} in step {step}: {reason} {detail}".format(**found)
+                elif found["detail"].partition(",")[0] == where:
+                    yield "{split}: {file}:{line} {reason} of it".format(**found)
+        num_documents = len(self.data.train.documents)
+        num_steps = self.config.loop.num_steps(num_documents, self.config.optim.batch_size)
         for name, part in self.data.splits():
             for number, document in enumerate(part.documents):
                 if document.row_id.partition(":")[0] == row_id:
                     yield f"{name}: document {number}"
                     yield from self.document(document)
                     if name == "train":
-                        yield self.read_in(number)
-
-    def read_in(self, number: int) -> str:
-        """The steps that read a training document."""
-        rows = len(self.data.train.documents)
-        num_steps = self.config.loop.num_steps(rows, self.config.optim.batch_size)
-        steps = [step + 1 for step in range(num_steps) if number in self.steps(step)]
-        return f"    read in step {', '.join(map(str, steps)) or '(none)'} of {num_steps}"
+                        steps = (str(n + 1) for n in range(num_steps) if number in self.steps(n))
+                        yield f"    read in step {', '.join(steps) or '(none)'} of {num_steps}"

@@ -1,7 +1,5 @@
 """Which rows are held out, how the classes of the others are balanced, and in what share sources
-are read.
-
-Everything here is a pure function of the rows and the seed.
+are read: pure functions of the rows and the seed.
 """
 
 import math
@@ -14,6 +12,8 @@ import numpy as np
 from ftcore.data.columns import LabelledText
 from ftcore.errors import ConfigError, DataError
 
+Keys = Sequence[Hashable]  # one of each row
+
 
 def apportioned(shares: Mapping[Hashable, float], total: int) -> dict[Hashable, int]:
     """`total` seats by shares: whole quotas first, the rest to the largest remainders."""
@@ -23,7 +23,7 @@ def apportioned(shares: Mapping[Hashable, float], total: int) -> dict[Hashable, 
     return seats | {name: seats[name] + 1 for name in rest[: total - sum(seats.values())]}
 
 
-def together(*keys: Sequence[Hashable]) -> list[int]:
+def together(*keys: Keys) -> list[int]:
     """A number for each row, equal for rows that agree in one of the keys, or through other rows;
     None agrees with nothing."""
     parents = list(range(len(keys[0])))
@@ -41,22 +41,17 @@ def together(*keys: Sequence[Hashable]) -> list[int]:
     return [root(row) for row in range(len(parents))]
 
 
-def held_out(
-    strata: Sequence[Hashable], groups: Sequence[Hashable], count: int, seed: int
-) -> np.ndarray:
+def held_out(strata: Keys, groups: Keys, count: int, seed: int) -> np.ndarray:
     """Which rows are held out (bool): `count`, or a few less where groups are large.
 
-    strata   of each row: a class, of which the rows held out have the share that all have
-    groups   of each row: what must stay on one side
+    strata   classes, of which the rows held out have the share that all have
+    groups   what must stay on one side
     """
     if count >= len(strata):
-        raise DataError(
-            f"data.holdout = {count}: train has {len(strata)} rows; hold out fewer"
-        )
+        raise DataError(f"data.holdout = {count}: train has {len(strata)} rows; hold out fewer")
     room = Counter(apportioned(Counter(strata), count))
     members: dict[Hashable, list[int]] = {}
-    order = np.random.default_rng([seed, len(strata)]).permutation(len(strata)).tolist()
-    for row in order:
+    for row in np.random.default_rng([seed, len(strata)]).permutation(len(strata)).tolist():
         members.setdefault(groups[row], []).append(row)
     held = np.zeros(len(strata), dtype=bool)
     for rows in members.values():
@@ -82,29 +77,18 @@ def balanced(
         even = len(examples) / len(counts)
         return [replace(e, weight=min(cap, even / counts[e.label])) for e in examples]
     largest, smallest = max(counts.values()), min(counts.values())
-    goal = {
-        label: min(largest, math.floor(cap * count))
-        if method == "over"
-        else min(count, math.floor(cap * smallest))
-        for label, count in counts.items()
-    }
     random, copies = np.random.default_rng([seed, 1]), np.zeros(len(examples), dtype=int)
     for label, count in counts.items():
         rows = [row for row, example in enumerate(examples) if example.label == label]
-        whole, rest = divmod(goal[label], count)
-        copies[rows] = whole
+        over, under = min(largest, math.floor(cap * count)), min(count, math.floor(cap * smallest))
+        copies[rows], rest = divmod(over if method == "over" else under, count)
         copies[random.permutation(rows)[:rest]] += 1
     return [e for e, times in zip(examples, copies, strict=True) for _ in range(times)]
 
 
-def mixed(
-    source_B: np.ndarray, weights: Sequence[float], *, seed: int, epoch: int
-) -> np.ndarray:
-    """Rows of one epoch (int64), as many as there are: each source's share is its weight's, its
-    rows come in turn, none a second time before all of them were read.
-
-    source_B   number of each row's source
-    """
+def mixed(source_B: np.ndarray, weights: Sequence[float], *, seed: int, epoch: int) -> np.ndarray:
+    """Rows of one epoch (int64), as many as there are: the share of each source, whose number is in
+    `source_B`, is its weight's, its rows come in turn, none again before all were read."""
     order, seats = [], apportioned(dict(enumerate(weights)), len(source_B))
     for source, seat in seats.items():
         rows = np.flatnonzero(source_B == source)
@@ -112,8 +96,8 @@ def mixed(
             raise ConfigError(f"data.weights: no row of training file {source + 1} is left")
         first, last = epoch * seat, (epoch + 1) * seat
         for turn in range(first // len(rows), -(-last // len(rows))):
-            shuffled = rows[np.random.default_rng([seed, source, turn]).permutation(len(rows))]
             begin = turn * len(rows)
+            shuffled = np.random.default_rng([seed, source, turn]).permutation(rows)
             order.append(shuffled[max(first - begin, 0) : last - begin])
     together = np.concatenate(order)
     return together[np.random.default_rng([seed, epoch]).permutation(len(together))]

@@ -1,13 +1,12 @@
 """The token cache: what was prepared, in files, under a key of all that it was made from.
 
     CACHE/lock
-    CACHE/KEY/  manifest.json  fields.json  train/ dev/ tests/0/ ...
-        train/  fields.json  documents/*.npy  chats.jsonl chats.npy (where lines begin)  ...
+    CACHE/KEY/  manifest.json  prepared.json  0/*.npy 1/*.npy ... (documents of `Prepared.splits`)
 
 KEY is a hash of the contents and names of the data files, the options of the data, the tokenizer's
 files, the seed, the labels, the code that prepares and the libraries it calls: whatever changes one
-of them finds another cache, or none. Arrays and texts are mapped into memory and read when they are
-asked for, so that more of them than it holds can train. A cache may be deleted at any time.
+of them finds another cache, or none. Documents are mapped into memory and read when they are asked
+for, so that more of them than it holds can train. A cache may be deleted at any time.
 """
 
 import fcntl
@@ -16,7 +15,7 @@ import hashlib
 import importlib.metadata
 import json
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import is_dataclass, replace
 from functools import cache, partial
@@ -30,7 +29,7 @@ from ftcore import builtin, files
 from ftcore.data import documents
 from ftcore.data.collect import BUILTIN_CHAT, DataConfig
 from ftcore.data.encode import Split
-from ftcore.data.ledger import Prepared
+from ftcore.data.ledger import Names, Prepared
 from ftcore.data.prepare import prepare
 from ftcore.data.read import files_of, unreadable
 from ftcore.data.tokenizer import Tokenizer
@@ -38,51 +37,55 @@ from ftcore.errors import CheckpointError, DataError
 
 CODE = (Path(__file__).parent, Path(builtin.__file__).parent)
 LIBRARIES = ("jinja2", "numpy", "tokenizers")
-FIELDS = "fields.json"
-hints_of = cache(get_type_hints)
+FIELDS = "prepared.json"
 
 
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without Python's search for cycles, which would walk all rows again and again."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+@_uncollected()
 def prepared(
-    config: DataConfig, tokenizer: Tokenizer, *, seed: int, labels: tuple[str, ...] | None = None
+    config: DataConfig, tokenizer: Tokenizer, *, seed: int, labels: Names = None
 ) -> tuple[Prepared, str]:
-    """What `prepare` makes, from the cache or into it; and a line that says which.
-
-    A process that wants what another is making waits for it. A cache is read only after its hashes
-    agree, and a damaged one is made anew.
+    """What `prepare` makes, from the cache or into it; and a line that says which. A process that
+    wants what another is making waits for it. A cache whose hashes do not agree is made anew.
 
     raises    as `prepare`; CheckpointError: the cache cannot be written, nothing is left of it
     cost      of finding it: the hashes of the data files and of the cache, some 0.6 s a GB
     """
-
-    def make() -> Prepared:
-        with _uncollected():
-            return prepare(config, tokenizer, seed=seed, labels=labels)
-
+    wanted = {"seed": seed, "labels": labels}
     if config.cache is None:
-        return make(), "data: prepared, and not kept"
-    name = key(config, tokenizer, seed=seed, labels=labels)
+        return prepare(config, tokenizer, **wanted), "data: prepared, and not kept"
+    name = key(config, tokenizer, **wanted)
     folder, why = config.cache / name, ""
     try:
         with _alone(config.cache, name):
             if folder.is_dir():
                 try:
                     files.verify_folder(folder)
-                    return _load(Prepared, folder), f"data: from the cache {folder}"
+                    return _load(folder), f"data: from the cache {folder}"
                 except CheckpointError as error:
                     why = f"warning: {error}: made anew\n"
-            data = make()
-            if key(config, tokenizer, seed=seed, labels=labels) != name:
+            data = prepare(config, tokenizer, **wanted)
+            if key(config, tokenizer, **wanted) != name:
                 raise DataError("a data file changed while it was read: start again")
             num_tokens = sum(int(documents.lengths(s.documents).sum()) for _, s in data.splits())
             files.write_folder(folder, partial(_save, data), needed_bytes=4 * num_tokens)
-            return _load(Prepared, folder), f"{why}data: prepared, and kept in the cache {folder}"
+            return _load(folder), f"{why}data: prepared, and kept in the cache {folder}"
     except (CheckpointError, OSError) as error:
         raise CheckpointError(f"{error}; or do without a cache: --data.cache None") from error
 
 
-def key(
-    config: DataConfig, tokenizer: Tokenizer, *, seed: int, labels: tuple[str, ...] | None
-) -> str:
+def key(config: DataConfig, tokenizer: Tokenizer, *, seed: int, labels: Names) -> str:
     """32 hex digits of all that `prepare` depends on; DataError: a data file cannot be read."""
     code = sorted(p for folder in CODE for end in ("py", "toml") for p in folder.glob(f"*.{end}"))
     parts = [(path.name, files.sha256_file(path)) for path in code]
@@ -97,93 +100,43 @@ def key(
     return hashlib.sha256(repr((parts, options)).encode()).hexdigest()[:32]
 
 
-class Records(Sequence):
-    """Objects of one type, kept as lines of JSON and made when they are asked for."""
-
-    def __init__(self, path: Path, kind: Any) -> None:
-        self.kind, self.lines = kind, np.memmap(path.with_suffix(".jsonl"), np.uint8, "r")
-        self.borders = np.load(path.with_suffix(".npy"), mmap_mode="r")
-
-    def __len__(self) -> int:
-        return len(self.borders) - 1
-
-    def __getitem__(self, index: int | slice) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(len(self))[index]]
-        row = range(len(self))[index]
-        line = self.lines[self.borders[row] : self.borders[row + 1]].tobytes()
-        return _revived(self.kind, json.loads(line))
-
-    @staticmethod
-    def save(records: Sequence[Any], path: Path) -> None:
-        """Write what `Records(path, kind)` reads; at least one record."""
-        encode = json.JSONEncoder(default=_plain).encode
-        lines = [encode(record).encode() + b"\n" for record in records]
-        path.with_suffix(".jsonl").write_bytes(b"".join(lines))
-        np.save(path.with_suffix(".npy"), np.cumsum([0, *map(len, lines)]))
+def _save(data: Prepared, folder: Path) -> None:
+    (folder / FIELDS).write_text(json.dumps(data, default=_plain))
+    for number, (_, split) in enumerate(data.splits()):
+        (folder / str(number)).mkdir()
+        documents.save(split.documents, folder / str(number))
 
 
-def _save(value: Prepared | Split, folder: Path) -> None:
-    """Every field: documents and lists as arrays, which are left out where empty, else JSON."""
-    folder.mkdir(parents=True, exist_ok=True)
-    plain: dict[str, Any] = {}
-    for name, content in vars(value).items():
-        path = folder / name
-        if isinstance(content, Split):
-            _save(content, path)
-        elif name == "tests":
-            plain[name] = list(content)
-            for number, split in enumerate(content.values()):
-                _save(split, path / str(number))
-        elif name == "documents" and content:
-            path.mkdir()
-            documents.save(content, path)
-        elif isinstance(content, list) and content:
-            Records.save(content, path)
-        elif not isinstance(content, list):
-            plain[name] = content
-    (folder / FIELDS).write_text(json.dumps(plain, default=_plain))
-
-
-def _load(kind: type, folder: Path) -> Any:
-    """The Prepared, or Split, that `_save` wrote."""
-    plain = json.loads((folder / FIELDS).read_bytes())
-    values: dict[str, Any] = {}
-    for name, hint in hints_of(kind).items():
-        path = folder / name
-        if hint is Split:
-            values[name] = _load(Split, path)
-        elif name == "tests":
-            values[name] = {n: _load(Split, path / str(i)) for i, n in enumerate(plain[name])}
-        elif name in plain:
-            values[name] = _revived(hint, plain[name])
-        elif name == "documents":
-            values[name] = documents.load(path) if path.is_dir() else []
-        else:
-            some = path.with_suffix(".npy").is_file()
-            values[name] = Records(path, get_args(hint)[0]) if some else []
-    return kind(**values)
+def _load(folder: Path) -> Prepared:
+    data = _maker(Prepared)(json.loads((folder / FIELDS).read_bytes()))
+    for number, (_, split) in enumerate(data.splits()):
+        split.documents = documents.load(folder / str(number))
+    return data
 
 
 def _plain(value: Any) -> Any:
-    """What JSON has no form for, in one that `_revived` knows."""
+    """What JSON has no form for, in one that `_maker` knows."""
     if isinstance(value, np.ndarray):
         return [value.dtype.str, value.tolist()]
-    return vars(value)  # of a dataclass
+    return vars(value) | ({"documents": []} if isinstance(value, Split) else {})
 
 
-def _revived(hint: Any, value: Any) -> Any:
-    """A value of the type `hint`, whose tuples are of one type, from what JSON made of it."""
+@cache
+def _maker(hint: Any) -> Callable[[Any], Any]:
+    """What makes values of the type `hint`, whose tuples are of one type, from JSON's."""
     kind, args = get_origin(hint), get_args(hint)
     if is_dataclass(hint):
-        return hint(**{name: _revived(hints_of(hint)[name], v) for name, v in value.items()})
+        makers = {name: _maker(part) for name, part in get_type_hints(hint).items()}
+        return lambda value: hint(**{name: makers[name](part) for name, part in value.items()})
     if hint is np.ndarray:
-        return np.array(value[1], dtype=value[0])
+        return lambda value: np.array(value[1], dtype=value[0])
     if kind in (tuple, list):
-        return kind(_revived(args[0], item) for item in value)
-    if kind is UnionType and value is not None:
-        return _revived(args[0], value)
-    return value
+        return lambda value: kind(map(_maker(args[0]), value))
+    if kind is dict:
+        return lambda value: {name: _maker(args[1])(part) for name, part in value.items()}
+    if kind is UnionType:
+        return lambda value: None if value is None else _maker(args[0])(value)
+    return lambda value: value
 
 
 @contextmanager
@@ -195,15 +148,3 @@ def _alone(folder: Path, name: str) -> Iterator[None]:
         for left in folder.glob(f"{files.TEMP}{name}-*"):
             files.remove(left)
         yield
-
-
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """Without Python's search for cycles, which would walk all rows again and again."""
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()

@@ -1,8 +1,6 @@
 """What is supervised in a chat: answers as character spans, spans as weights of tokens.
 
-Letters: T tokens of a document.
-
-Labels are shifted: labels[t] is token t + 1 and weights[t] says how much predicting it counts.
+Of a document of T tokens labels[t] is token t + 1, and weights[t] how much predicting it counts.
 Which tokens count follows from character spans of the chat's one rendering: a token counts if it
 overlaps an answer. An answer begins where generation would begin (after the template's generation
 prompt) and ends with the special token that the template puts right after it, the end of the turn.
@@ -21,14 +19,15 @@ from ftcore.data.columns import Chat
 from ftcore.data.pack import Encoded
 from ftcore.data.tokenizer import Encoding, Tokenizer
 
+Answers = Sequence[tuple[int, int, float]]  # start and end in characters, weight
 IGNORED = -100  # label of a position that predicts nothing
 _SPACE = re.compile(r"\s*")
 
 
 def find_answers(
     chat: Chat, tokenizer: Tokenizer, *, train_on: TrainOn
-) -> tuple[Rendering, list[tuple[int, int, float]]]:
-    """A chat's text, and what is supervised in it: start and end in characters, weight.
+) -> tuple[Rendering, Answers]:
+    """A chat's text, and what is supervised in it.
 
     train_on    see `encode_chats`
     raises      RowError: nothing is supervised, or an answer is empty or not in the text
@@ -38,10 +37,9 @@ def find_answers(
     if train_on == "all":
         return rendering, [(0, len(rendering.text), 1.0)]
     trained = [
-        index
-        for index, message in enumerate(chat.messages)
+        i for i, message in enumerate(chat.messages)
         if message.get("train", message["role"] == "assistant") and message.get("weight", 1.0) > 0
-    ]
+    ]  # fmt: skip
     if not trained:
         roles = ", ".join(message["role"] for message in chat.messages)
         raise RowError(f"nothing to supervise: no message is trained on (roles: {roles})")
@@ -56,36 +54,26 @@ def find_answers(
             raise RowError(f"message {index + 1} is to be trained on but the template omits it")
         start, end = span
         if train_on == "completion":
-            start, end = _completion(chat.messages, index, rendering.text, tokenizer)
+            if index + 1 < len(chat.messages):
+                raise RowError(f"message {index + 1} is to be completed, but others follow it")
+            prompt = render_text(chat.messages[:index], tokenizer, add_generation_prompt=True)
+            if not rendering.text.startswith(prompt):
+                what = "the chat's text does not begin with its prompt's"
+                raise RowError(f"{what}; take data.train_on last")
+            start, end = len(prompt), len(rendering.text)
         elif message["role"] == "assistant":
-            start = _generation_start(rendering.text, before[index], start, header)
+            # after the generation prompt, else at the white space before the content: Qwen3's empty
+            # <think> part is thus the model's to write
+            place = rendering.text.rfind(header, before[index], start) if header else -1
+            space = before[index] + len(rendering.text[before[index] : start].rstrip())
+            start = place + len(header) if place >= 0 else space
         answers.append((start, end, message.get("weight", 1.0)))
     return rendering, answers
 
 
-def _generation_start(text: str, before: int, start: int, header: str) -> int:
-    """Where generation of an answer would begin: after the generation prompt, else at the white
-    space before its content, which starts at `start`; the contents before it end at `before`.
-    Qwen3's empty <think> part is thus the model's to write."""
-    place = text.rfind(header, before, start) if header else -1
-    return place + len(header) if place >= 0 else before + len(text[before:start].rstrip())
-
-
-def _completion(
-    messages: Sequence[Message], index: int, text: str, tokenizer: Tokenizer
-) -> tuple[int, int]:
-    """Span of all that follows the prompt of the last message, trl's completion."""
-    if index + 1 < len(messages):
-        raise RowError(f"message {index + 1} is to be completed, but others follow it")
-    prompt = render_text(messages[:index], tokenizer, add_generation_prompt=True)
-    if not text.startswith(prompt):
-        raise RowError("the chat's text does not begin with its prompt's; take data.train_on last")
-    return len(prompt), len(text)
-
-
 def supervise(
-    row_id: str, text: str, encoding: Encoding, answers: Sequence[tuple[int, int, float]],
-    tokenizer: Tokenizer, *, train_on_end: bool,
+    row_id: str, text: str, encoding: Encoding, answers: Answers, tokenizer: Tokenizer, *,
+    train_on_end: bool,
 ) -> Encoded:  # fmt: skip
     """The document of a tokenised chat: tokens that overlap an answer count with its weight, and so
     does the end of its turn, so that the model learns to stop, if `train_on_end`."""
@@ -97,21 +85,13 @@ def supervise(
             first += int(encoding.ids_T[first]) in tokenizer.special_ids
         weights_T[first:past] = weight
         if train_on_end:
-            weights_T[_end_of_turn(text, encoding.ids_T, ends_T, end, tokenizer)] = weight
+            space_end = _SPACE.match(text, end).end()  # white space may stand before eos
+            first, last = ends_T.searchsorted([end, space_end], "right")
+            id_ = int(encoding.ids_T[last]) if last < len(encoding) else -1
+            is_special = id_ in tokenizer.special_ids and space_end == end
+            if is_special or id_ == tokenizer.eos_id:
+                weights_T[first : last + 1] = weight
     return shifted(row_id, encoding.ids_T, weights_T)
-
-
-def _end_of_turn(
-    text: str, ids_T: np.ndarray, ends_T: np.ndarray, end: int, tokenizer: Tokenizer
-) -> slice:
-    """Tokens of the special token that follows a content; white space may stand before eos."""
-    gap_end = _SPACE.match(text, end).end()
-    first, last = ends_T.searchsorted(end, "right"), ends_T.searchsorted(gap_end, "right")
-    if last < len(ids_T):
-        id_ = int(ids_T[last])
-        if id_ == tokenizer.eos_id or (id_ in tokenizer.special_ids and gap_end == end):
-            return slice(first, last + 1)
-    return slice(0)
 
 
 def shifted(row_id: str, ids_T: np.ndarray, counts_T: np.ndarray) -> Encoded:
@@ -124,9 +104,6 @@ def shifted(row_id: str, ids_T: np.ndarray, counts_T: np.ndarray) -> Encoded:
 def require_plain(messages: Sequence[Message], tokenizer: Tokenizer) -> None:
     """RowError if a content spells a special token, with which it could forge a turn."""
     for number, message in enumerate(messages, start=1):
-        token = tokenizer.find_special(message["content"])
-        if token is not None:
-            raise RowError(
-                f"message {number} holds the special token {token!r}, which would be read as the "
-                "template's own; remove it or write it differently"
-            )
+        if (token := tokenizer.find_special(message["content"])) is not None:
+            what = f"message {number} holds the special token {token!r}, which would be read as the"
+            raise RowError(f"{what} template's own; remove it or write it differently")

@@ -3,8 +3,6 @@
     turns        [{"role": "user", "content": ...}, ...], under these keys or others
     question     one column, or several that are joined by an empty line, and one of the answer
     transcript   text, each turn after the name of its speaker and a colon at the start of a line
-
-As in columns.py, every row becomes an example or a `Rejected` with its reason.
 """
 
 import math
@@ -13,27 +11,24 @@ from collections.abc import Mapping, Sequence
 from typing import Any, get_args, get_type_hints
 
 from ftcore.data.chat import Message, RowError
-from ftcore.data.columns import Chat, Rejected, examples, text_of, wrong
+from ftcore.data.columns import Chat, Mapped, examples, text_of, wrong
 from ftcore.data.read import Row
 from ftcore.errors import nearest
 
+Keys = tuple[str, str]  # of a turn's role and its text
 ROLES = get_args(get_type_hints(Message)["role"])
 UNSUPPORTED = ("tool_calls", "function_call", "reasoning_content", "thinking", "reasoning")
 
 
 def chats(
-    rows: Sequence[Row],
-    *,
-    messages: str = "messages",
-    keys: tuple[str, str] = ("role", "content"),
+    rows: Sequence[Row], *, messages: str = "messages", keys: Keys = ("role", "content"),
     roles: Mapping[str, str] | None = None,
-) -> tuple[list[Chat], list[Rejected]]:
+) -> Mapped[Chat]:  # fmt: skip
     """Chats from a column that holds a list of turns, or a transcript.
 
     A turn may also hold "train" (bool; by default answers are trained on, nothing else) and
     "weight" (number, default 1). Other keys are ignored, but for those that change the text.
 
-    keys      of a turn's role and its text
     roles     what the file calls them -> ours; these names part the turns of a transcript
     raises    DataError: a column is missing, a role is unknown, a value has the wrong type
     """
@@ -41,13 +36,13 @@ def chats(
 
     def example(row: Row) -> Chat:
         turns = row.fields.get(messages)
-        if turns is None or turns == [] or turns == "":
+        if turns in (None, [], ""):
             raise RowError(f"column {messages!r} holds no messages")
         if isinstance(turns, str) and names:
             turns = transcript(turns, names, keys)
         if not isinstance(turns, list):
-            advice = "; for a transcript name its speakers with data.roles"
-            hint = advice if isinstance(turns, str) else ""
+            is_text = isinstance(turns, str)
+            hint = "; for a transcript name its speakers with data.roles" if is_text else ""
             raise wrong(row, f"column {messages!r} must hold a list of messages{hint}")
         for number, turn in enumerate(turns, start=1):
             for key in UNSUPPORTED:
@@ -59,9 +54,7 @@ def chats(
     return examples(rows, [messages], example)
 
 
-def answered(
-    rows: Sequence[Row], *, prompt: Sequence[str], answer: str
-) -> tuple[list[Chat], list[Rejected]]:
+def answered(rows: Sequence[Row], *, prompt: Sequence[str], answer: str) -> Mapped[Chat]:
     """Chats of one question and its answer.
 
     prompt    columns of the question; those after the first may be empty
@@ -79,7 +72,7 @@ def answered(
     return examples(rows, [*prompt, answer], example)
 
 
-def transcript(text: str, roles: Mapping[str, str], keys: tuple[str, str]) -> list[dict[str, str]]:
+def transcript(text: str, roles: Mapping[str, str], keys: Keys) -> list[dict[str, str]]:
     """Turns of a transcript; RowError where text stands before the first."""
     marks = "|".join(map(re.escape, roles))
     before, *parts = re.split(rf"^({marks}):", text, flags=re.M)
@@ -89,9 +82,7 @@ def transcript(text: str, roles: Mapping[str, str], keys: tuple[str, str]) -> li
     return [{keys[0]: speaker, keys[1]: said.strip()} for speaker, said in turns]
 
 
-def message(
-    row: Row, number: int, turn: Any, keys: tuple[str, str], roles: Mapping[str, str]
-) -> Message:
+def message(row: Row, number: int, turn: Any, keys: Keys, roles: Mapping[str, str]) -> Message:
     """A turn as a message; `number` counts the turns of the row from 1."""
     if not isinstance(turn, dict) or not isinstance(turn.get(keys[1]), str):
         raise wrong(row, f'message {number} must be {{"{keys[0]}": ..., "{keys[1]}": text}}')

@@ -52,7 +52,7 @@ def test_a_chat_whose_answer_is_empty_is_left_out(
 ) -> None:
     empty = {"messages": [USER, {**ANSWER, "content": content}]}
     train = prepare(ChatDataConfig(train=jsonl(empty, GOOD)), base, seed=0).train
-    assert len(train.documents) == len(train.chats) == 1
+    assert len(train.documents) == 1
     reason = "message 2 is to be trained on but empty"
     assert [(row.line, row.reason) for row in train.rejected] == [(1, reason)]
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ftcore.data import dedup
-from ftcore.data.dedup import Leak, Twin, alike, duplicates, folded, leaks
+from ftcore.data.dedup import Twin, alike, duplicates, folded, leaks
 from ftcore.errors import DataError
 
 
@@ -192,16 +192,16 @@ def test_leaks_by_kind() -> None:
     train = [run, held[0].upper(), near, " ".join(other), held[0], "a short one of six words."]
     train += [" ".join([*other[:20], *held[3].split()[:12], *other[20:]])]  # 12 words: no leak
     assert leaks(train, held) == [
-        Leak(0, 2, "13 words", words=" ".join(held[2].split()[7:20])),
-        Leak(1, 0, "exact", 1.0),
-        Leak(2, 6, "near", 34 / 35),  # and 34 / 36 to held[1]
-        Leak(4, 0, "exact", 1.0),
-        Leak(5, 4, "near", 20 / 21),
+        Twin(0, 2, "13 words", words=" ".join(held[2].split()[7:20])),
+        Twin(1, 0, "exact", 1.0),
+        Twin(2, 6, "near", 34 / 35),  # and 34 / 36 to held[1]
+        Twin(4, 0, "exact", 1.0),
+        Twin(5, 4, "near", 20 / 21),
     ]
     assert leaks(train, []) == leaks([], held) == []
-    rows = {train[leak.row]: (leak.kind, held[leak.held]) for leak in leaks(train, held)}
+    rows = {train[leak.row]: (leak.kind, held[leak.twin]) for leak in leaks(train, held)}
     train.reverse(), held.reverse()
-    assert rows == {train[leak.row]: (leak.kind, held[leak.held]) for leak in leaks(train, held)}
+    assert rows == {train[leak.row]: (leak.kind, held[leak.twin]) for leak in leaks(train, held)}
 
 
 def test_real_rows(data_dir: Path) -> None:
@@ -212,11 +212,11 @@ def test_real_rows(data_dir: Path) -> None:
     train, test = banking("train"), banking("test")
     assert len(duplicates(train, near=False)) == 4
     found = leaks(train, test)
-    assert len({folded(test[leak.held]) for leak in found if leak.kind == "exact"}) == 7
+    assert len({folded(test[leak.twin]) for leak in found if leak.kind == "exact"}) == 7
     every = duplicates(train)
     assert [twin.kind for twin in every].count("exact") <= 4 < len(every) < 0.02 * len(train)
     pairs = [(train[twin.row], train[twin.twin], twin) for twin in every]
-    pairs += [(train[leak.row], test[leak.held], leak) for leak in found]
+    pairs += [(train[leak.row], test[leak.twin], leak) for leak in found]
     near = [pair for pair in pairs if pair[2].kind == "near"]
     assert len(near) > 150
     assert all(told.jaccard == jaccard(a, b) >= 0.8 for a, b, told in near)

@@ -10,14 +10,8 @@ import numpy as np
 import pytest
 
 from ftcore.data.chat import RowError, render
-from ftcore.data.columns import Chat, LabelledText, LabelMap, Text
-from ftcore.data.encode import (
-    encode_chats,
-    encode_labelled,
-    encode_prompt,
-    encode_texts,
-    parts,
-)
+from ftcore.data.columns import Chat, LabelledText, Labels, Text
+from ftcore.data.encode import cut, encode_chats, encode_labelled, encode_prompt, encode_texts
 from ftcore.data.pack import Encoded
 from ftcore.data.read import read_rows
 from ftcore.data.tokenizer import Tokenizer
@@ -31,7 +25,7 @@ TURNS = (
     {"role": "assistant", "content": "Still four \U0001f642\n\nin h\u00e9x."},
 )
 CHAT = Chat("a", TURNS, "chat.jsonl", 7)
-PAIRS = LabelMap(("no", "yes"))
+PAIRS = {"no": 0, "yes": 1}
 
 
 def encode_chat(chat: Chat, tokenizer: Tokenizer, **options: Any) -> Encoded:
@@ -39,12 +33,12 @@ def encode_chat(chat: Chat, tokenizer: Tokenizer, **options: Any) -> Encoded:
     return document
 
 
-def encode_text(row_id: str, text: str, tokenizer: Tokenizer, *, end: bool) -> Encoded:
-    (document,) = encode_texts([Text(row_id, text)], tokenizer, end=end).documents
+def encode_text(row_id: str, text: str, tokenizer: Tokenizer) -> Encoded:
+    (document,) = encode_texts([Text(row_id, text)], tokenizer).documents
     return document
 
 
-def encode_one(example: LabelledText, tokenizer: Tokenizer, labels: LabelMap | None) -> Encoded:
+def encode_one(example: LabelledText, tokenizer: Tokenizer, labels: Labels | None) -> Encoded:
     (document,) = encode_labelled([example], tokenizer, labels).documents
     return document
 
@@ -187,17 +181,16 @@ def test_batches_equal_single_chats(base):
 
 
 def test_text_with_one_end_token(base):
-    document = encode_text("t", "To be, or not to be.", base, end=True)
+    document = encode_text("t", "To be, or not to be.", base)
     assert document.tokens_T[-1] == base.id_of("<|endoftext|>")
     assert (document.tokens_T == base.id_of("<|endoftext|>")).sum() == 1
     assert document.weights.tolist() == [1.0] * (len(document) - 1) + [0.0]
-    assert len(encode_text("t", "To be, or not to be.", base, end=False)) == len(document) - 1
 
 
 def test_text_without_anything_to_predict(base, build_tokenizer):
     with pytest.raises(DataError, match="1 x nothing to supervise in it"):
-        encode_text("t", "a", base, end=False)
-    rows = encode_texts([Text("t", "a", "x.txt", 1), Text("u", "a b")], base, end=False)
+        encode_text("t", "", base)
+    rows = encode_texts([Text("t", "", "x.txt", 1), Text("u", "a b")], base)
     assert [row.id for row in rows.rejected] == ["t"]
 
 
@@ -215,7 +208,7 @@ def test_bos_comes_from_the_post_processor(families):
     files = {**llama.files, "tokenizer.json": json.dumps(content).encode()}
     tokenizer = Tokenizer(files, where="test")
     for text in ("hi there", "<|begin_of_text|>hi there"):
-        document = encode_text("t", text, tokenizer, end=True)
+        document = encode_text("t", text, tokenizer)
         assert (document.tokens_T == tokenizer.bos_id).tolist().count(True) == 1
     chat = encode_chat(CHAT, tokenizer)
     assert (chat.tokens_T == tokenizer.bos_id).tolist() == [True] + [False] * (len(chat) - 1)
@@ -227,10 +220,10 @@ def test_end_of_text_falls_back_to_eos_or_fails(build_tokenizer):
     content = {"version": "1.0", "model": model, "pre_tokenizer": {"type": "Whitespace"}}
     files = {"tokenizer.json": json.dumps(content).encode()}
     named = {**files, "tokenizer_config.json": b'{"eos_token": "</s>"}'}
-    document = encode_text("t", "hello world", Tokenizer(named, where="m"), end=True)
+    document = encode_text("t", "hello world", Tokenizer(named, where="m"))
     assert document.tokens_T.tolist() == [0, 1, 2]
     with pytest.raises(ModelError, match="no token that ends a text"):
-        encode_text("t", "hello world", Tokenizer(files, where="m"), end=True)
+        encode_text("t", "hello world", Tokenizer(files, where="m"))
 
 
 def test_labelled_texts_and_pairs(bert):
@@ -258,7 +251,7 @@ def test_show(base, bert):
     assert show(labelled, bert) == "[CLS] good [SEP] -> 1"
     several = encode_one(LabelledText("r", "good", None, ("yes", "no")), bert, PAIRS)
     assert show(several, bert) == "[CLS] good [SEP] -> [1. 1.]"
-    first = parts(encode_text("t", "one two three", base, end=False), 2)[0]
+    first = cut(encode_text("t", "one two three", base), 2, "split", bos_id=None)[0]
     assert show(first, base).startswith("o") and show(first, base).endswith("]]")
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from ftcore.config import MaskedDataConfig, OverLength, TextDataConfig
-from ftcore.data.columns import Chat, LabelledText, LabelMap, Text
-from ftcore.data.encode import Split, encode_chats, encode_labelled, encode_texts, parts
+from ftcore.data.columns import Chat, LabelledText, Text
+from ftcore.data.encode import Split, cut, encode_chats, encode_labelled, encode_texts
 from ftcore.data.mask import encode_pieces
 from ftcore.data.prepare import prepare
 from ftcore.data.supervise import IGNORED
@@ -23,7 +23,7 @@ TURNS = (
     {"role": "assistant", "content": "Still four \U0001f642\n\nin h\u00e9x."},
 )
 CHAT = Chat("a", TURNS, "chat.jsonl", 7)
-PAIRS = LabelMap(("no", "yes"))
+PAIRS = {"no": 0, "yes": 1}
 WORDS = "one two three four five " * 9
 LONG = LabelledText("l", "good " * 30, "bad " * 40, "no", "t.tsv", 4)
 SHORT = LabelledText("s", "good", "bad", "yes", "t.tsv", 5)
@@ -102,9 +102,9 @@ def test_split_chats_lose_no_supervised_token(whole: Any, limit: int) -> None:
 
 
 def test_splitting_loses_no_supervised_token(base: Tokenizer) -> None:
-    (document,) = encode_texts([Text("t", WORDS)], base, end=True).documents
+    (document,) = encode_texts([Text("t", WORDS)], base).documents
     for size in (1, 7, len(document) - 1, len(document)):
-        cuts = parts(document, size)
+        cuts = cut(document, size, "split", bos_id=None)
         assert max(map(len, cuts)) <= size
         for name in ("tokens_T", "labels", "weights"):
             joined = np.concatenate([getattr(piece, name) for piece in cuts])
@@ -114,10 +114,10 @@ def test_splitting_loses_no_supervised_token(base: Tokenizer) -> None:
 
 def test_plain_text(base: Tokenizer) -> None:
     texts = [Text("t", WORDS), Text("u", "six seven")]
-    (whole, short) = encode_texts(texts, base, end=True).documents
+    (whole, short) = encode_texts(texts, base).documents
 
     def made(over_length: OverLength) -> tuple[list[list[int]], int]:
-        split = encode_texts(texts, base, end=True, max_length=7, over_length=over_length)
+        split = encode_texts(texts, base, max_length=7, over_length=over_length)
         assert len(split.cut) + len(split.rejected) == 1
         return [d.tokens_T.tolist() for d in split.documents], split.num_bytes
 
@@ -134,8 +134,8 @@ def test_plain_text(base: Tokenizer) -> None:
 
 def test_a_last_part_without_anything_to_predict_is_left_out(base: Tokenizer) -> None:
     """A part of one token, the last, which predicts nothing."""
-    (whole,) = encode_texts([Text("t", WORDS)], base, end=True).documents
-    split = encode_texts([Text("t", WORDS)], base, end=True, max_length=len(whole) - 1)
+    (whole,) = encode_texts([Text("t", WORDS)], base).documents
+    split = encode_texts([Text("t", WORDS)], base, max_length=len(whole) - 1)
     assert [len(d) for d in split.documents] == [len(whole) - 1]
     limit = f"more than {len(whole) - 1} tokens"
     assert reasons(split)[1] == [f"{limit}: split; nothing to supervise in some parts"]

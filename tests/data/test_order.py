@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ftcore.data import order
-from ftcore.data.order import StepRows, epoch_order, steps_per_epoch
+from ftcore.data.order import StepRows, epoch_order
 
 
 def test_an_order_is_a_permutation_that_depends_on_seed_and_epoch_alone() -> None:
@@ -19,7 +19,7 @@ def test_an_order_is_a_permutation_that_depends_on_seed_and_epoch_alone() -> Non
 @pytest.mark.parametrize(("rows", "size"), [(10, 4), (12, 4), (3, 4), (1, 1), (97, 10)])
 def test_every_row_is_seen_once_in_each_epoch(rows: int, size: int) -> None:
     steps = StepRows(rows, batch_size=size, seed=1)
-    num_steps = steps_per_epoch(rows, size)
+    num_steps = steps.steps_per_epoch
     for epoch in range(3):
         batches = [steps(epoch * num_steps + place).tolist() for place in range(num_steps)]
         assert sorted(sum(batches, [])) == list(range(rows))

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -67,8 +68,9 @@ def test_chats_too_long_are_named(base: Tokenizer, jsonl: Callable, tmp_path: Pa
     train = jsonl("chats.jsonl", [chat("yes"), chat("no " * 200), chat("maybe")])
     config = ChatDataConfig(train=(train,), dev=(), test=(), max_length=40, over_length="drop")
     data = prepare(config, base, seed=0)
-    assert len(data.train.documents) == 2
-    assert [c.messages[-1]["content"] for c in data.train.chats] == ["yes", "maybe"]
+    assert len(data.train.documents) == 2 and not data.train.chats  # nobody judges training rows
+    judged = prepare(replace(config, train=(), test=(train,)), base, seed=0).tests["chats"]
+    assert [c.messages[-1]["content"] for c in judged.chats] == ["yes", "maybe"]
     data.write(tmp_path / "data")
     (record,) = map(json.loads, (tmp_path / "data" / "rejected.jsonl").read_text().splitlines())
     assert (record["split"], record["what"], record["line"]) == ("train", "left out", 2)

@@ -200,7 +200,7 @@ def test_a_damaged_cache_is_made_anew(
 ) -> None:
     made, _ = store.prepared(config, base, seed=0)
     folder = next(config.cache.glob("*/manifest.json")).parent
-    path = folder / "train/documents/tokens.npy"
+    path = folder / "0/tokens.npy"
     content = path.read_bytes()
     if how == "no manifest":
         path = folder / "manifest.json"
@@ -211,7 +211,7 @@ def test_a_damaged_cache_is_made_anew(
     again, line = store.prepared(config, base, seed=0)
     assert line.startswith(f"warning: {path} ") and ": made anew\ndata: prepared" in line
     assert same(list(made.tests["rows"].documents), list(again.tests["rows"].documents))
-    assert (folder / "train/documents/tokens.npy").read_bytes() == content
+    assert (folder / "0/tokens.npy").read_bytes() == content
     assert "from the cache" in store.prepared(config, base, seed=0)[1]
     assert entries(config.cache) == [folder.name, "lock"]
 
