@@ -36,21 +36,25 @@ def compare(config: DataConfig, train: Rows, held: Mapping[str, Rows], notes: No
 
 
 def duplicates(examples: Sequence[Example], *, near: bool, max_share: float = 1.0) -> Lost:
-    """Rows that say what another with the same answer says: exactly, or else nearly."""
-    alike: dict[Hashable, list[int]] = {}
-    for index, example in enumerate(examples):
-        key = None if near and isinstance(example, Chat) else answer(example)
-        alike.setdefault(key, []).append(index)
+    """Rows that say what another with the same answer says: exactly, or else nearly. Of chats the
+    whole may be nearly alike, or the question alone to the same answer."""
     lost, kind = {}, "near" if near else "exact"
-    for rows in (rows for rows in alike.values() if len(rows) > 1):
-        texts = [said(examples[row], without=SYSTEM if near else ()) for row in rows]
-        share = max_share * len(examples) / len(rows)
-        for twin in dedup.duplicates(texts, near=near, max_share=share):
-            if twin.kind == kind:
-                row, other = rows[twin.row], examples[rows[twin.twin]]
-                detail = f"{place(other)}, Jaccard {twin.jaccard:.3f}"
-                reason = "near duplicate" if near else "duplicate"
-                lost[row] = left_out(examples[row], reason, "compare", detail)
+    is_chat = near and isinstance(examples[0], Chat)
+    for without in (SYSTEM, UNASKED) if is_chat else (SYSTEM if near else (),):
+        alike: dict[Hashable, list[int]] = {}
+        for index in (index for index in range(len(examples)) if index not in lost):
+            key = None if is_chat else answer(examples[index])
+            alike.setdefault(key, []).append(index)
+        for rows in (rows for rows in alike.values() if len(rows) > 1):
+            texts = [said(examples[row], without=without) for row in rows]
+            share = max_share * len(examples) / len(rows)
+            for twin in dedup.duplicates(texts, near=near, max_share=share):
+                example, other = examples[rows[twin.row]], examples[rows[twin.twin]]
+                is_same = without != UNASKED or answer(example) == answer(other)
+                if twin.kind == kind and is_same:
+                    reason = "near duplicate" if near else "duplicate"
+                    detail = f"{place(other)}, Jaccard {twin.jaccard:.3f}"
+                    lost[rows[twin.row]] = left_out(example, reason, "compare", detail)
     return lost
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pytest
 
 from ftcore.config import ChatDataConfig, LabelledDataConfig, TextDataConfig
-from ftcore.data.collect import Notes, Rows
+from ftcore.data.collect import Notes, Rows, built_chat, collect
 from ftcore.data.columns import Chat, Example, LabelledText, Text
 from ftcore.data.compare import clusters, compare
 from ftcore.errors import DataError
@@ -141,3 +141,17 @@ def test_clusters_join_rows_that_are_nearly_alike() -> None:
     train = rows((LONG, "x"), ("a text", "x"), (NEAR, "y"))
     numbers = clusters(train.examples)
     assert numbers[0] == numbers[2] != numbers[1]
+
+
+def test_planted_duplicates_are_found_and_templates_are_not_gutted() -> None:
+    config = ChatDataConfig(train=("builtin:chat",), duplicates="near")
+    train = collect(config, {})["train"]
+    faults = {row["id"]: row["fault"] for row in built_chat()["train"] if row["fault"]}
+    found(config, train)
+    lost = {row.id: row.reason for row in train.rejected}
+    for kind in ("exact_duplicate", "near_duplicate"):
+        planted = [(id_, fault["of"]) for id_, fault in faults.items() if fault["kind"] == kind]
+        assert len(planted) == 285 and all(lost.keys() & pair for pair in planted)
+    both = {id_ for id_, fault in faults.items() for id_ in (id_, fault.get("of"))}
+    others = [id_ for id_, reason in lost.items() if reason == "near duplicate" and id_ not in both]
+    assert len(others) < 0.02 * train.num_rows  # requests of one template with other values stay
