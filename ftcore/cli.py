@@ -27,7 +27,6 @@ CONFIG_FILE = "config.toml"
 @dataclass(frozen=True)
 class Command:
     """What the user asked for."""
-
     task: str  # key of RUNS
     config: Run  # the resolved sections
     origins: dict[str, str]  # "section.key" -> preset NAME, FILE or flag; absent: the default

@@ -21,7 +21,6 @@ MAX_SLOTS = 3
 @dataclass(frozen=True)
 class Intent:
     """One command of the assistant, and the parts that ask for it."""
-
     name: str
     share: int  # of the training rows
     slots: tuple[str, ...]  # in the order of the JSON command
@@ -34,7 +33,6 @@ class Intent:
 @dataclass(frozen=True)
 class Phrase:
     """A request without its values; `combination` is empty for one that is not made of parts."""
-
     combination: tuple[str, ...]
     template: str
 

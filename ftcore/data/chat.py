@@ -50,7 +50,6 @@ class Message(TypedDict):
 @dataclass(frozen=True)
 class Rendering:
     """`text` and, for each message, the span of its content."""
-
     text: str
     spans: tuple[Span, ...]
 

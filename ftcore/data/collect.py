@@ -28,7 +28,6 @@ Notes = dict[str, Any]  # what was found, for people: JSON throughout
 @dataclass
 class Rows:
     """The examples of one split on their way, and what was lost."""
-
     examples: list[Example]
     rejected: list[Rejected]
     num_rows: int  # that were read

@@ -20,7 +20,6 @@ from ftcore.errors import DataError, nearest
 @dataclass(frozen=True, slots=True)
 class Text:
     """A document of plain text."""
-
     id: str
     text: str
     file: str = ""
@@ -30,7 +29,6 @@ class Text:
 @dataclass(frozen=True, slots=True)
 class LabelledText:
     """A text, or a pair of texts, with the name of its class, the names of several, or a score."""
-
     id: str
     text: str
     pair: str | None
@@ -50,7 +48,6 @@ class LabelledText:
 @dataclass(frozen=True)
 class Tagged:
     """A sentence: its words, and the tag of each, BIO where they name entities."""
-
     id: str
     words: tuple[str, ...]
     names: tuple[str, ...]
@@ -61,7 +58,6 @@ class Tagged:
 @dataclass(frozen=True)
 class Chat:
     """A conversation."""
-
     id: str
     messages: tuple[Message, ...]
     file: str = ""

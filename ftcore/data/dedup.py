@@ -45,7 +45,6 @@ CHUNK = 1 << 16  # letters, or values of signatures
 @dataclass(frozen=True, slots=True)
 class Twin:
     """A row to remove, and the one that stays for it or that it gives away."""
-
     row: int
     twin: int
     kind: Literal["exact", "near", "13 words"]

@@ -26,7 +26,6 @@ from ftcore.errors import ConfigError, DataError, ModelError
 @dataclass(frozen=True)
 class Sentence:
     """Words, their tags, and where the first token of each stands (int; -1: it has none)."""
-
     row_id: str
     words: tuple[str, ...]
     tags: tuple[str, ...]
@@ -36,7 +35,6 @@ class Sentence:
 @dataclass
 class Split:
     """Documents of one purpose in the order of their rows, and what was lost on the way."""
-
     num_rows: int = 0  # that were read
     documents: Sequence[Encoded] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)  # rows that gave none

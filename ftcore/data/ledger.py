@@ -37,7 +37,6 @@ Names = tuple[str, ...] | None
 @dataclass
 class Prepared:
     """What a run trains and is judged on."""
-
     train: Split = field(default_factory=Split)
     dev: Split = field(default_factory=Split)
     tests: dict[str, Split] = field(default_factory=dict)

@@ -52,7 +52,6 @@ def encode_pieces(
 @dataclass(frozen=True)
 class Masking:
     """What a step makes of a document: a pure function of (seed, step, row id)."""
-
     mask_id: int  # what stands for a hidden token
     ordinary: np.ndarray  # ids (int32) that may stand there instead
     seed: int

@@ -19,7 +19,6 @@ from kernels.docs import Docs
 @dataclass(frozen=True, slots=True)
 class Encoded:
     """One document."""
-
     row_id: str  # id of the source row
     tokens_T: np.ndarray  # int32 ids
     # token tasks: int32 (T,), the id that position t is to predict (token t + 1); document tasks:
@@ -36,7 +35,6 @@ class Encoded:
 @dataclass(frozen=True, eq=False)
 class Batch:
     """A flat stream of documents."""
-
     # tokens_N, positions_N, types_N: int64; positions restart at 0 in every document
     tokens_N: Tensor
     positions_N: Tensor

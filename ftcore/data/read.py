@@ -30,7 +30,6 @@ MAX_RAW, SHOWN = 1000, 160  # characters that are kept of a damaged record, of a
 @dataclass(frozen=True, slots=True)
 class Row:
     """One record."""
-
     # 16 hex digits: sha1 of its bytes (and of its number among equal ones), so that a row keeps its
     # id wherever it stands
     id: str
@@ -42,7 +41,6 @@ class Row:
 @dataclass(frozen=True)
 class Rejected:
     """A row that is not used as it is: where it stands, why, and in which step of `prepare`."""
-
     id: str
     file: str
     line: int
@@ -54,7 +52,6 @@ class Rejected:
 @dataclass
 class ReadReport:
     """What reading came across."""
-
     # by file as its rows name it: "rows", "format" and what told it, "first rows" (three)
     sources: dict[str, dict[str, Any]] = field(default_factory=dict)
     bad: list[Rejected] = field(default_factory=list)  # damaged records, bad bytes in them as \xNN

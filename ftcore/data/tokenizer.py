@@ -42,7 +42,6 @@ SLAB = 1024  # texts tokenised in one call; a library encoding takes some 100 by
 @dataclass(frozen=True)
 class Encoding:
     """Token ids of one text: `ids_T`, and `offsets_T2`: first and past-the-end character; int32."""
-
     ids_T: np.ndarray
     offsets_T2: np.ndarray
 
@@ -128,11 +127,7 @@ class Tokenizer:
                 yield Encoding(ids_T, offsets_T.reshape(-1, 2)[-len(ids_T) :])
 
     def encode_pairs(
-        self,
-        texts: Sequence[str],
-        pairs: Sequence[str | None],
-        *,
-        max_length: int | None = None,
+        self, texts: Sequence[str], pairs: Sequence[str | None], *, max_length: int | None = None,
         side: Literal["left", "right"] = "right",
     ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
         """Ids and segment numbers (int32; None: all 0) of many texts, or pairs, special ones too.

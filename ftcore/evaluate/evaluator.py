@@ -158,10 +158,8 @@ def evaluate_tags(model: Model, split: Split, labels: Sequence[str], **limits: A
 # By HF's `problem_type`, or the task that has none.
 JUDGES: Mapping[str, Callable[..., Judged]] = {
     "single_label_classification": evaluate_classes,
-    "multi_label_classification": evaluate_label_sets,
-    "regression": evaluate_scores,
-    "tag": evaluate_tags,
-    "mlm": evaluate_masked,
+    "multi_label_classification": evaluate_label_sets, "regression": evaluate_scores,
+    "tag": evaluate_tags, "mlm": evaluate_masked,
 }
 
 

@@ -25,7 +25,6 @@ SHOWN = (
 @dataclass
 class Results:
     """Metrics by split, prediction rows of all splits, and further tables for people."""
-
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     predictions: list[dict[str, Any]] = field(default_factory=list)
     tables: list[str] = field(default_factory=list)
@@ -53,7 +52,6 @@ class Results:
 @dataclass(frozen=True)
 class Suite:
     """The evaluation of one run."""
-
     task: str  # key of TASKS
     config: Run  # the run's sections
     tokenizer: Tokenizer

@@ -28,7 +28,6 @@ PARTS = ("classifier", "pooler", "transform.dense", "transform.norm", "lm_head")
 @dataclass(frozen=True)
 class LoadedModel:
     """A model and what is needed to save it again."""
-
     model: Model  # on the CPU, in evaluation mode
     family: Family  # its file format
     config: dict  # config.json as read

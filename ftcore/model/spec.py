@@ -11,7 +11,6 @@ from typing import Literal
 @dataclass(frozen=True)
 class ModelSpec:
     """Sizes and switches of one transformer."""
-
     vocab_size: int  # V
     hidden_size: int  # C
     num_layers: int  # L

@@ -29,7 +29,6 @@ FLOATS = ("BF16", "F16", "F32", "F64")
 @dataclass
 class Accounting:
     """What happened to each tensor of a checkpoint and of the model."""
-
     loaded: list[str] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
     new: list[str] = field(default_factory=list)

@@ -32,7 +32,6 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Loaded:
     """A verified checkpoint: CPU tensors in memory of their own, by group and name."""
-
     folder: Path
     step: int
     tensors: dict[str, dict[str, Tensor]]

@@ -43,7 +43,6 @@ WATCHED = "eval/loss"  # lower is better; its best checkpoint is kept and ends t
 @dataclass
 class Progress:
     """What a run must remember beside its tensors; saved as JSON in every checkpoint."""
-
     step: int = 0  # optimiser steps done
     best: float = math.inf  # best value of the watched metric so far, with the step that gave it
     best_step: int = 0
@@ -54,7 +53,6 @@ class Progress:
 @dataclass
 class Loop:
     """One training run."""
-
     model: Model
     task: Task  # the loss
     documents: Sequence[Encoded]  # the rows
@@ -112,8 +110,7 @@ class Loop:
         threads = torch.get_num_threads() if self.device.type == "cpu" else 1
         count = min(threads, self.optim.batch_size)
         with (
-            Workers(count, self.optimizer, self._share) as workers,
-            StopFlag() as stop,
+            Workers(count, self.optimizer, self._share) as workers, StopFlag() as stop,
             tqdm(total=self.total_steps, initial=self.progress.step, unit="step") as bar,
         ):
             while self.progress.step < self.total_steps and not self._is_out_of_patience():

@@ -29,7 +29,6 @@ ALL_LINEAR = "all-linear"
 @dataclass(frozen=True)
 class LoRAConfig:
     """What to wrap, and how. Raises ConfigError on a value out of range."""
-
     rank: int  # R
     alpha: float  # numerator of the scale
     # linear layers: a last name (`q_proj`), a full name, a glob (`trunk.layers.[0-3].*.q_proj`), or
@@ -104,7 +103,6 @@ class LoRALinear(nn.Module):
 @dataclass(frozen=True)
 class LoRAReport:
     """What `apply_lora` did: names of the wrapped layers and of the fully trained modules."""
-
     config: LoRAConfig
     wrapped: tuple[str, ...]
     trained: tuple[str, ...]

@@ -63,7 +63,6 @@ def document_logits(model: Model, batch: Batch) -> Tensor:
 @dataclass(frozen=True)
 class TaskKind:
     """A task of train.py: the head it needs, its loss, and peft's word for it."""
-
     model_task: ModelTask
     loss: Task
     peft_type: str

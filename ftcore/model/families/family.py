@@ -46,7 +46,6 @@ KEYS = {  # of most families: field of the spec -> key of config.json and defaul
 @dataclass(frozen=True)
 class Family:
     """One HF `model_type`."""
-
     name: str  # `model_type` in config.json
     trunk_prefix: str
     names: Mapping[str, tuple[str, ...]]  # our pattern -> HF's, with the trunk's prefix or without

@@ -226,11 +226,9 @@ def write_padded_positions(spec: ModelSpec) -> dict[str, Any]:
 
 
 RULES: dict[str, tuple[Callable[..., Fields], Callable[[ModelSpec], dict[str, Any]]]] = {
-    "rope": (read_rope, write_rope),
-    "partial_rope": (read_partial_rope, write_partial_rope),
+    "rope": (read_rope, write_rope), "partial_rope": (read_partial_rope, write_partial_rope),
     "two_ropes": (read_two_ropes, write_two_ropes),
-    "one_window": (read_one_window, write_one_window),
-    "gemma": (read_gemma, write_gemma),
+    "one_window": (read_one_window, write_one_window), "gemma": (read_gemma, write_gemma),
     "soft_caps": (read_soft_caps, write_soft_caps),
     "modernbert": (read_modernbert, write_modernbert),
     "inner_width": (read_inner_width, write_inner_width),
