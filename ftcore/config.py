@@ -39,8 +39,7 @@ ProperShare = Annotated[float, Limit("in [0, 1)", lambda x: 0 <= x < 1)]
 class ModelConfig:
     """The model to start from."""
     path: str = BASE  # model folder in the HF layout, a hub id (owner/name), or builtin:base
-    # read the weights, or draw them at random from the folder's config.json
-    init: Literal["pretrained", "random"] = "pretrained"
+    init: Literal["pretrained", "random"] = "pretrained"  # read weights, or draw them at random
 
 
 @dataclass(frozen=True)
@@ -48,22 +47,17 @@ class FilesConfig:
     """Files, and what is done with their rows before they are tokens."""
     # files or globs (.jsonl .json .csv .tsv .txt .conll .tar .parquet, also .gz); FILE.json:KEY
     train: tuple[str, ...] = ()
-    # rows for choosing the best checkpoint, without them the last; none: `holdout` of train
-    dev: tuple[str, ...] = ()
+    dev: tuple[str, ...] = ()  # rows that choose the best checkpoint; none: `holdout` of train
     test: tuple[str, ...] = ()  # files evaluated once, after training
     # of all files; auto: by suffix or content; labelled: lines of a label, a blank and the text
     format: Format = "auto"
     columns: tuple[str, ...] = ()  # column names, for files without a header line
     encoding: str = ""  # of text files that are not UTF-8, such as latin-1; empty: they are damaged
-    # what a damaged record does; skipped ones are counted and kept in a file
-    on_bad: Literal["stop", "skip"] = "stop"
-    # shares of the training files in what a step reads; none: rows as they are
-    weights: tuple[Positive, ...] = ()
+    on_bad: Literal["stop", "skip"] = "stop"  # what a damaged record does; skipped ones are kept
+    weights: tuple[Positive, ...] = ()  # shares of training files; none: rows as they are
     holdout: Natural = 0  # training rows held out as dev rows when no dev file is given
-    # column whose value keeps rows together when some are held out, as near duplicates are
-    group: str = ""
-    # normal form of texts; control characters and white space at ends of lines go as well
-    unicode: Literal["nfc", "nfkc", "off"] = "nfc"
+    group: str = ""  # column whose value keeps rows together when some are held out
+    unicode: Literal["nfc", "nfkc", "off"] = "nfc"  # normal form; controls and ends of lines go
     unescape: bool = False  # turn HTML entities into characters
     # groups of measures (quality.toml) by which training rows are left out; others are counted
     filter: tuple[Literal["repetition", "symbols", "length"], ...] = ()
@@ -80,12 +74,10 @@ class FilesConfig:
 @dataclass(frozen=True)
 class TextDataConfig(FilesConfig):
     """Plain text; rows with `messages` among it are chats, supervised on their answers."""
-    # training texts that share 13 words with a held-out one, or are nearly alike
-    leaks: Literal["report", "drop"] = "report"
+    leaks: Literal["report", "drop"] = "report"  # texts that are nearly held-out ones
     text: str = "text"  # column of the text in tables and json
     max_length: Count = 512  # tokens of one document; chats among the text may be longer
-    # what happens to a longer text; split: it becomes several documents, no token is lost
-    over_length: OverLength = "split"
+    over_length: OverLength = "split"  # of longer texts; split: several documents, none lost
 
 
 @dataclass(frozen=True)
@@ -96,25 +88,19 @@ class MaskedDataConfig(TextDataConfig):
 class ExamplesConfig(FilesConfig):
     """Rows that are examples, and how long they may be."""
     max_length: Count | None = None  # tokens, special ones included; None: any length
-    # what happens to a longer row (cut_left keeps its end); such rows are counted and listed
-    over_length: OverLength = "error"
+    over_length: OverLength = "error"  # of longer rows; cut_left keeps the end; all are listed
 
 
 @dataclass(frozen=True)
 class ChatDataConfig(ExamplesConfig):
     """Conversations: `messages` [{role, content}], or others by the names of their columns."""
-    # column of the conversation: a list of turns, or a transcript whose speakers `roles` names
-    messages: str = "messages"
+    messages: str = "messages"  # column of turns, or of a transcript whose speakers `roles` names
     turn: tuple[str, str] = ("role", "content")  # keys of a turn: its role, its text
-    # other names of roles, as the files have them: human=user gpt=assistant
-    roles: tuple[str, ...] = ()
-    # columns of a question, joined by an empty line, in place of `messages`
-    prompt: tuple[str, ...] = ()
+    roles: tuple[str, ...] = ()  # other names of roles in the files: human=user gpt=assistant
+    prompt: tuple[str, ...] = ()  # columns of a question, joined by empty lines; not `messages`
     answer: str = "answer"  # column of the answer to `prompt`
-    # what is supervised; completion: the last answer and all that the template adds to it
-    train_on: TrainOn = "assistant"
-    # supervise the token that ends a supervised turn, so that the model learns to stop
-    train_on_end: bool = True
+    train_on: TrainOn = "assistant"  # completion: the last answer and all the template adds to it
+    train_on_end: bool = True  # supervise the token that ends a turn, so that the model stops
 
 
 @dataclass(frozen=True)
@@ -128,8 +114,7 @@ class TextsConfig(ExamplesConfig):
 class LabelledDataConfig(TextsConfig):
     """Texts or pairs of texts with one label, or several."""
     label: str = "label"  # column of the label
-    # what stands between the labels where a row has several, in json also a list; empty: one
-    label_separator: str = ""
+    label_separator: str = ""  # between the labels of a row that has several; empty: one
     relabel: tuple[str, ...] = ()  # other names for labels as the files have them: OLD=NEW
     # of the classes in training: weigh rare ones more, repeat their rows, use fewer of others
     balance: Literal["off", "weights", "over", "under"] = "off"
@@ -169,15 +154,13 @@ class EnvConfig:
 @dataclass(frozen=True)
 class PeftConfig:
     """What is trained."""
-    # all tensors, those named by `trainable`, or low-rank updates
-    method: Literal["full", "freeze", "lora"] = "full"
+    method: Literal["full", "freeze", "lora"] = "full"  # all, `trainable`, or low-rank updates
     # freeze: head, last:K, embeddings, norms, biases, all, a name or a glob
     trainable: tuple[str, ...] = ("head",)
     rank: Count = 8  # lora: rank of the update
     alpha: Positive = 16.0  # lora: the update is scaled by alpha / rank
     dropout: ProperShare = 0.0  # lora: dropout on the input of the update
-    # lora: layers by last name (q_proj), glob, or all-linear
-    targets: tuple[str, ...] = ("all-linear",)
+    targets: tuple[str, ...] = ("all-linear",)  # lora: layers by last name, glob, or all-linear
     rs_lora: bool = False  # lora: scale by alpha / sqrt(rank)
     extra_modules: tuple[str, ...] = ()  # lora: modules that are trained fully beside it
 
@@ -223,8 +206,7 @@ class LoopConfig:
 class EvalConfig:
     """How the model is judged."""
     max_new_tokens: Count = 64  # longest generated answer, tokens
-    # field of JSON answers that is scored as a class; empty: answers are plain text
-    intent_field: str = ""
+    intent_field: str = ""  # field of JSON answers scored as a class; empty: plain text
     samples: Natural = 3  # answers shown at the end
 
 

@@ -24,10 +24,8 @@ def resolve(path: str) -> Path:
     if folder.is_dir():
         return folder
     if path.startswith(("/", ".", "~")) or path.count("/") != 1 or ":" in path:
-        raise ModelError(
-            f"model.path = {path}: there is no such folder. Pass a folder that holds config.json,"
-            f" {', '.join(BUILTIN)}, or owner/name of the hub."
-        )
+        problem = f"model.path = {path}: there is no such folder. Pass a folder that holds"
+        raise ModelError(f"{problem} config.json, {', '.join(BUILTIN)}, or owner/name of the hub.")
     from huggingface_hub import snapshot_download
 
     try:

@@ -37,10 +37,10 @@ from random import Random
 
 from ftcore.errors import DataError
 
+from . import wording
 from .faults import Row, corrupt, plant, row_id, typo
 from .phrases import Intent, Phrase, command, compose, intents
 from .slots import draw, filled, kinds_of
-from .wording import wording
 
 MIN_SIZE = 2000
 DEV_ROWS = 300

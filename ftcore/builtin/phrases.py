@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from functools import cache
 from random import Random
 
+from . import wording
 from .slots import kinds_of
-from .wording import wording
 
 MAX_SLOTS = 3
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from functools import cache
 from random import Random
 
-from .wording import wording
+from . import wording
 
 SLOT = re.compile(r"\{(?P<key>\w+)(?::(?P<kind>\w+))?\}")  # {key}, or {key:kind} if they differ
 SPLIT_FROM = 40

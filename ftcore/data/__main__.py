@@ -6,6 +6,7 @@
     python -m ftcore.data show RUN --row ID                    where a row went
 """
 
+import json
 import signal
 import sys
 import time
@@ -25,6 +26,8 @@ def prepare(words: list[str]) -> None:
     """Stage 1 of a run, into its folder."""
     command = parse(words, script="python -m ftcore.data prepare")
     config = command.config
+    if not config.data.train:
+        raise ConfigError("nothing to prepare: name a file with --data.train FILE")
     tokenizer = Tokenizer.load(resolve(config.model.path))
     data, said = prepared(config.data, tokenizer, seed=config.env.seed)
     folder = config.log.dir / (config.log.name or time.strftime(f"{command.task}-%Y%m%d-%H%M%S"))
@@ -37,9 +40,9 @@ def prepare(words: list[str]) -> None:
 
 def report(words: list[str]) -> None:
     """The page of a run's data."""
-    if len(words) != 1 or not (folder := Path(words[0]) / "data").is_dir():
+    if len(words) != 1 or not Path(words[0], "data", "funnel.json").is_file():
         raise ConfigError(f"report RUN: {' '.join(words)} is no run folder with a data/")
-    print(write_page(folder))
+    print(write_page(Path(words[0]) / "data"))
 
 
 def show(words: list[str]) -> None:
@@ -50,6 +53,9 @@ def show(words: list[str]) -> None:
     config = parse(["--resume", words[0]]).config
     tokenizer = Tokenizer.load(resolve(config.model.path))
     data, _ = prepared(config.data, tokenizer, seed=config.env.seed)
+    kept = Path(words[0], "data", "funnel.json")
+    if not kept.is_file() or json.loads(kept.read_text("utf-8"))["key"] != data.notes["key"]:
+        print("warning: data or code changed since, the run may differ", file=sys.stderr)
     shown = Shown(Path(words[0]), config, data, tokenizer)
     for line in shown.step(int(step)) if step else shown.row(row):
         print(line)

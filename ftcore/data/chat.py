@@ -86,10 +86,8 @@ def render_text(
 ) -> str:
     """Text of a chat; `add_generation_prompt` ends it where the assistant is to answer."""
     if tokenizer.chat_template is None:
-        raise ModelError(
-            f"{tokenizer.where}: the tokenizer has no chat template; put one into "
-            "chat_template.jinja, or start from a chat model"
-        )
+        problem = f"{tokenizer.where}: the tokenizer has no chat template; put one into "
+        raise ModelError(f"{problem}chat_template.jinja, or start from a chat model")
     write = _compiled(tokenizer.chat_template, tokenizer.where)
     variables = {
         **tokenizer.special,
@@ -102,10 +100,8 @@ def render_text(
             pieces.append(piece)
             size += len(piece)
             if size > MAX_CHARACTERS or time.monotonic() > deadline:
-                raise RowError(
-                    f"the chat template wrote more than {MAX_CHARACTERS} characters or took more "
-                    f"than {MAX_SECONDS:g} s; split the chat"
-                )
+                problem = f"the chat template wrote more than {MAX_CHARACTERS} characters or took"
+                raise RowError(f"{problem} more than {MAX_SECONDS:g} s; split the chat")
     except (jinja2.TemplateError, TypeError, LookupError, ArithmeticError, RecursionError) as error:
         raise RowError(f"the chat template refuses the messages: {error}") from error
     return "".join(pieces)
@@ -127,10 +123,8 @@ def _unused(text: str, count: int) -> str:
         characters = "".join(map(chr, range(first, first + count)))
         if text.isascii() or set(text).isdisjoint(characters):
             return characters
-    raise RowError(
-        "the chat holds private-use characters of all three Unicode planes, so its contents cannot "
-        "be marked; remove those characters"
-    )
+    problem = "the chat holds private-use characters of all three Unicode planes, so its contents"
+    raise RowError(f"{problem} cannot be marked; remove those characters")
 
 
 def _marked_spans(
@@ -194,10 +188,8 @@ def _compiled(source: str, where: str) -> Callable[[dict], Iterator[str]]:
     try:
         template = environment.from_string(source)
     except jinja2.TemplateSyntaxError as error:
-        raise ModelError(
-            f"{where}: chat template, line {error.lineno}: {error.message}; mend the template in "
-            "chat_template.jinja or tokenizer_config.json"
-        ) from error
+        problem = f"{where}: chat template, line {error.lineno}: {error.message}; mend the template"
+        raise ModelError(f"{problem} in chat_template.jinja or tokenizer_config.json") from error
     shared = dict(template.globals)  # cost: `generate` would copy them out of two dicts each time
 
     def write(variables: dict) -> Iterator[str]:

@@ -3,7 +3,7 @@
 """
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from glob import has_magic
 from pathlib import Path
@@ -71,10 +71,11 @@ def _collect(config: DataConfig, paths: Sequence[str], split: str, notes: Notes)
     notes.setdefault("sources", {})[split] = report.sources
     examples, rejected = _examples(config, rows)
     groups = {}
-    if config.group:
+    if config.group and split == "train":
         columns.require(rows, config.group)
-        groups = {row.id: row.fields.get(config.group) for row in rows}
-    return Rows(examples, report.bad + rejected, len(rows) + len(report.bad), groups)
+        groups = {row.id: str(row.fields.get(config.group) or "") for row in rows}
+    bad = [replace(b, reason="damaged", detail=f"{b.reason}; {b.detail}") for b in report.bad]
+    return Rows(examples, bad + rejected, len(rows) + len(bad), groups)
 
 
 def _examples(config: DataConfig, rows: list[Row]) -> Mapped[Example]:

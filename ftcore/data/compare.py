@@ -5,7 +5,7 @@ may share, and for leaks and conflicts the user's alone.
 """
 
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 
 from ftcore.data import dedup
 from ftcore.data.collect import DataConfig, Notes, Rows
@@ -24,46 +24,58 @@ def compare(config: DataConfig, train: Rows, held: Mapping[str, Rows], notes: No
     that is asked for; rows with other labels, tags or answers repeat nothing."""
     if config.duplicates != "off":
         notes["conflicts"] = conflicts(train.examples)
-        lost = duplicates(train.examples, near=False)
-        settle("duplicate", config.duplicates != "report", train, lost, notes)
+        equal = repeated(train.examples)
+        settle("duplicate", config.duplicates != "report", train, equal, notes)
     if held:
-        lost = leaks(train.examples, held)
-        settle("leak", config.leaks == "drop", train, lost, notes)
+        settle("leak", config.leaks == "drop", train, leaks(train.examples, held), notes)
     if config.duplicates != "off":
         is_dropped = config.duplicates == "near"
-        lost = duplicates(train.examples, near=True, max_share=MAX_SHARE if is_dropped else 1.0)
+        known = equal if config.duplicates == "report" else ()
+        lost = nearly_repeated(train.examples, known, MAX_SHARE if is_dropped else 1.0)
         settle("near duplicate", is_dropped, train, lost, notes)
 
 
-def duplicates(examples: Sequence[Example], *, near: bool, max_share: float = 1.0) -> Lost:
-    """Rows that say what another with the same answer says: exactly, or else nearly. Of chats the
-    whole may be nearly alike, or the question alone to the same answer."""
-    lost, kind = {}, "near" if near else "exact"
-    is_chat = near and isinstance(examples[0], Chat)
-    for without in (SYSTEM, UNASKED) if is_chat else (SYSTEM if near else (),):
-        alike: dict[Hashable, list[int]] = {}
-        for index in (index for index in range(len(examples)) if index not in lost):
-            key = None if is_chat else answer(examples[index])
-            alike.setdefault(key, []).append(index)
-        for rows in (rows for rows in alike.values() if len(rows) > 1):
-            texts = [said(examples[row], without=without) for row in rows]
-            share = max_share * len(examples) / len(rows)
-            for twin in dedup.duplicates(texts, near=near, max_share=share):
-                example, other = examples[rows[twin.row]], examples[rows[twin.twin]]
-                is_same = without != UNASKED or answer(example) == answer(other)
-                if twin.kind == kind and is_same:
-                    reason = "near duplicate" if near else "duplicate"
-                    detail = f"{place(other)}, Jaccard {twin.jaccard:.3f}"
-                    lost[rows[twin.row]] = left_out(example, reason, "compare", detail)
+def repeated(examples: Sequence[Example]) -> Lost:
+    """Rows that say what an earlier one says, letter by letter."""
+    first: dict[Hashable, Example] = {}
+    lost = {}
+    for index, example in enumerate(examples):
+        roles = [m["role"] for m in example.messages] if isinstance(example, Chat) else ()
+        other = first.setdefault((answer(example), *roles, *texts_of(example)), example)
+        if other is not example:
+            lost[index] = left_out(example, "duplicate", "compare", place(other))
     return lost
 
 
-def clusters(examples: Sequence[Example]) -> list[int]:
-    """A number for each row, shared by rows that are nearly alike, whatever their labels."""
-    numbers = list(range(len(examples)))
-    for twin in dedup.duplicates([said(example) for example in examples], max_share=1.0):
-        numbers[twin.row] = twin.twin
-    return numbers
+def nearly_repeated(
+    examples: Sequence[Example], known: Collection[int], max_share: float = 1.0
+) -> Lost:
+    """Rows, but those known, that nearly say what another with the same answer says. Of chats the
+    whole may be nearly alike, or the question alone to the same answer."""
+    lost: Lost = {}
+    is_chat = isinstance(examples[0], Chat)
+    for without in (SYSTEM, UNASKED) if is_chat else (SYSTEM,):
+        alike: dict[Hashable, list[int]] = {}
+        for index in (i for i in range(len(examples)) if i not in lost and i not in known):
+            alike.setdefault(None if is_chat else answer(examples[index]), []).append(index)
+        for rows in (rows for rows in alike.values() if len(rows) > 1):
+            texts = [said(examples[row], without=without) for row in rows]
+            share = 1.0 if without == UNASKED else max_share * len(examples) / len(rows)
+            for twin in dedup.duplicates(texts, max_share=share):
+                example, other = examples[rows[twin.row]], examples[rows[twin.twin]]
+                if without != UNASKED or answer(example) == answer(other):
+                    detail = f"{place(other)}, Jaccard {twin.jaccard:.3f}"
+                    lost[rows[twin.row]] = left_out(example, "near duplicate", "compare", detail)
+    return lost
+
+
+def alike_rows(examples: Sequence[Example]) -> list[tuple[int, int]]:
+    """Pairs of rows that are alike or nearly so, whatever their labels; equal ones in a chain."""
+    rows: dict[str, int] = {}
+    forms = [dedup.folded(said(example)) for example in examples]
+    pairs = [(rows.setdefault(form, row), row) for row, form in enumerate(forms)]
+    named = dedup.ranked(rows)
+    return pairs + [(rows[named[a]], rows[named[b]]) for a, b, _ in dedup.alike(named)]
 
 
 def conflicts(examples: Sequence[Example]) -> Notes:

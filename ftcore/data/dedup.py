@@ -70,7 +70,7 @@ def duplicates(texts: Sequence[str], *, near: bool = True, max_share: float = 0.
     """
     forms = [folded(text) for text in texts]
     rows = _first_rows(forms)
-    named = _ranked(rows)
+    named = ranked(rows)
     stays: dict[str, tuple[str, float]] = {}  # of each removed text: what stays for it, J
     for a, b, jaccard in alike(named) if near else ():
         if named[a] not in stays and named[b] not in stays:
@@ -98,13 +98,14 @@ def leaks(train: Sequence[str], held: Sequence[str]) -> list[Twin]:
     """
     forms = [folded(text) for text in train]
     rows = _first_rows([folded(text) for text in held])
-    named = _ranked({*forms, *rows})
+    rows.pop("", None)  # who says nothing gives nothing away
+    named = ranked({*forms, *rows})
     held_B = np.array([form in rows for form in named], dtype=bool)
     found = {form: Twin(0, row, "exact", 1.0) for form, row in rows.items()}
     for a, b, jaccard in sorted(alike(named, held_B), key=lambda pair: -pair[2]):
         shown, form = (named[a], named[b]) if held_B[a] else (named[b], named[a])
         found.setdefault(form, Twin(0, rows[shown], "near", jaccard))
-    for form, shown, words in _runs([form for form in named if form not in found], _ranked(rows)):
+    for form, shown, words in _runs([form for form in named if form not in found], ranked(rows)):
         found[form] = Twin(0, rows[shown], "13 words", words=words)
     return [replace(found[form], row=row) for row, form in enumerate(forms) if form in found]
 
@@ -112,7 +113,7 @@ def leaks(train: Sequence[str], held: Sequence[str]) -> list[Twin]:
 def alike(named: Sequence[str], held_B: np.ndarray | None = None) -> list[tuple[int, int, float]]:
     """Pairs of texts (a, b, J), a < b, that are alike, in order.
 
-    named   folded texts, all different, in the order of `_ranked`
+    named   folded texts, all different, in the order of `ranked`
     held_B  bool: only pairs of which one is held out and the other not
     """
     words_B = np.array([form.count(" ") + 1 for form in named], dtype=np.int64)
@@ -134,7 +135,7 @@ def _first_rows(forms: Sequence[str]) -> dict[str, int]:
     return {form: row for row, form in reversed(list(enumerate(forms)))}
 
 
-def _ranked(forms: Collection[str]) -> list[str]:
+def ranked(forms: Collection[str]) -> list[str]:
     """Longest first: an order that is not the rows'."""
     return sorted(forms, key=lambda form: (-len(form), form))
 

@@ -122,7 +122,7 @@ def _jsonl(text: str, file: str) -> Iterator[Record]:
     for number, line in _lines(text):
         try:
             value = _object(json.loads(line), line, file, number)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             value = _bad_json(error, file, line, first=number)
         yield number, line, value
 

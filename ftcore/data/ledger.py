@@ -72,6 +72,8 @@ class Prepared:
             tokens = self.notes["statistics"][name]["tokens"]
             documents = len(split.documents)
             line = f"{name}: {split.num_rows} rows, {documents} documents, {tokens} tokens"
+            if name == "train" and (held := self.notes.get("held out")):
+                line += f"; held out {held}"
             for what, found in losses(split):
                 reasons = Counter(row.reason for row in found)
                 shown = reasons.most_common(5)
@@ -98,7 +100,8 @@ class Prepared:
         files.write_file(folder / "rejected.jsonl", "".join(lines))
         held = self.notes.get("held out", 0)
         steps = {name: funnel(s, held if name == "train" else 0) for name, s in self.splits()}
-        account = json.dumps({**self.notes, "funnel": steps}, indent=1)
+        kept = {n: Counter(row.reason for row in (*s.cut, *s.untold)) for n, s in self.splits()}
+        account = json.dumps({**self.notes, "funnel": steps, "not_whole": kept}, indent=1)
         files.write_file(folder / "funnel.json", account)
         write_page(folder)
 
@@ -128,9 +131,10 @@ def funnel(split: Split, moved: int) -> list[dict[str, Any]]:
         reasons = Counter(row.reason for row in lost).most_common()
         named = {row.reason: f"{place(row)} {row.detail[:200]}" for row in reversed(lost)}
         why = [{"reason": r, "rows": count, "such as": named[r]} for r, count in reasons]
-        number = len({row.id or row.line for row in lost})
+        number = len({(row.file, row.line) for row in lost})
         if step == "split" and moved:
-            number, why = moved, [{"reason": "held out as dev rows", "rows": moved, "such as": ""}]
+            number += moved
+            why.append({"reason": "held out as dev rows", "rows": moved, "such as": ""})
         steps.append({"step": step, "in": rows, "out": rows - number, "lost": why})
         rows -= number
     return steps

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from ftcore import config as configs
 from ftcore.data import clean, columns
-from ftcore.data.collect import DataConfig, Notes, Rows, collect
+from ftcore.data.collect import BUILTIN_CHAT, DataConfig, Notes, Rows, collect
 from ftcore.data.columns import Chat, Example, Tagged, Text, left_out
-from ftcore.data.compare import clusters, compare
+from ftcore.data.compare import alike_rows, compare, leaks, settle
 from ftcore.data.encode import Split, encode_chats, encode_labelled, encode_tagged, encode_texts
 from ftcore.data.ledger import Names, Prepared, statistics
 from ftcore.data.mask import Masking, encode_pieces
@@ -51,9 +51,11 @@ def prepare(
     if "train" in parts:
         train = parts.pop("train")
         compare(config, train, parts, notes)
-        dev = hold_out(config, train, seed)
+        if dev := hold_out(config, train, seed):
+            notes["held out"] = len(dev["dev"].examples)
+            lost = leaks(train.examples, dev)
+            settle("leak to rows held out", config.leaks == "drop", train, lost, notes)
         parts = {"train": train, **dev, **parts}
-        notes["held out"] = len(dev["dev"].examples) if dev else 0
         if isinstance(config, configs.ScoredDataConfig):
             data.labels = labels or (config.label,)
         elif is_labelled:
@@ -88,17 +90,19 @@ def tidy(config: DataConfig, part: Rows, split: str, notes: Notes) -> None:
         if isinstance(example, Tagged):  # a word stays a word
             after = [new or old for new, old in zip(after, before, strict=True)]
         found["texts changed"] += after != before
-        for place, text in enumerate(after):
-            found.update(clean.personal(text))
-            found["mojibake"] += clean.mojibake(text)
-            if config.redact:
-                after[place] = clean.redacted(text, config.redact)
+        whole = "\n".join(after)
+        found["mojibake"] += clean.mojibake(whole)
+        if kinds := clean.personal(whole):
+            found.update(kinds)
+            after = [clean.redacted(text, config.redact) for text in after]
         if after != before:
             part.examples[index] = example = columns.with_texts(example, after)
+        if not isinstance(example, Chat) and not all(after):
+            lost[index] = left_out(example, "empty, once it is normalised", "filter")
         if split == "train" and index % every == 0:
             found["quality measured"] += 1
             for group, limits in rules.items():
-                for name, value in clean.broken("\n".join(after), {group: limits}):
+                for name, value in clean.broken(whole, {group: limits}):
                     found[f"{group}: {name}"] += 1
                     if group in config.filter:
                         detail = f"{value:.3g}, not {limits[name]}"
@@ -112,10 +116,10 @@ def hold_out(config: DataConfig, train: Rows, seed: int) -> dict[str, Rows]:
     side, and classes keep their shares."""
     if config.dev or not config.holdout:
         return {}
-    groups = [train.groups.get(example.id) for example in train.examples]
+    groups = [train.groups.get(example.id) or None for example in train.examples]
     is_labelled = isinstance(config, configs.LabelledDataConfig)
     strata = [example.label if is_labelled else "" for example in train.examples]
-    is_dev = held_out(strata, together(clusters(train.examples), groups), config.holdout, seed)
+    is_dev = held_out(strata, together(groups, alike_rows(train.examples)), config.holdout, seed)
     if not is_dev.any():
         what = "rows nearly alike, or of one data.group, stay together, and each cluster is larger"
         mend = "hold out more, or name a dev file"
@@ -136,20 +140,25 @@ def balance(config: DataConfig, train: Rows, seed: int, notes: Notes) -> None:
         for example in examples:
             found[example.label] += example.weight
     notes["balance"] = {name: [n, round(sums[1][name], 2)] for name, n in sorted(sums[0].items())}
+    kept = {example.id for example in train.examples}
+    gone = (left_out(e, "left out for balance", "split") for e in before if e.id not in kept)
+    train.rejected += gone
 
 
 def source_runs(config: DataConfig, examples: list[Example], train: Split) -> list[tuple[int, int]]:
     """Which of data.train each document is from, as runs of (its number, documents)."""
-    if len(config.weights) != len(config.train):
+    if len(config.weights) != len(config.train) or BUILTIN_CHAT in config.train:
         what = f"data.weights has {len(config.weights)} values, data.train {len(config.train)}"
-        raise ConfigError(f"{what} files or globs: give one for each")
-    numbers = {
-        f"{file}:{key}" if key else str(file): number
-        for number, path in enumerate(config.train)
-        for file, key in files_of(Path(path))
-    }
+        raise ConfigError(f"{what} files or patterns: give one for each, and files alone")
+    numbers: dict[str, int] = {}
+    for number, path in enumerate(config.train):
+        for file, key in files_of(Path(path)):
+            numbers.setdefault(f"{file}:{key}" if key else str(file), number)
     source = {example.id: numbers[example.file] for example in examples}
-    found = (source[document.row_id.partition(":")[0]] for document in train.documents)
+    found = [source[document.row_id.partition(":")[0]] for document in train.documents]
+    if gone := [path for number, path in enumerate(config.train) if number not in {*found}]:
+        why = "its rows left for the reasons above, or stand in a file named before"
+        raise ConfigError(f"data.weights: no row of {gone[0]} is read: {why}; leave it out")
     return [(number, sum(1 for _ in run)) for number, run in groupby(found)]
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from ftcore.config import ChatDataConfig, MaskedDataConfig, Run, TextDataConfig
 from ftcore.data.collect import collect
-from ftcore.data.columns import Example, place, texts_of
+from ftcore.data.columns import place, texts_of
 from ftcore.data.ledger import Prepared
 from ftcore.data.order import StepRows
 from ftcore.data.pack import Encoded, pack, split
@@ -29,16 +29,21 @@ class Shown:
     def __init__(self, run: Path, config: Run, data: Prepared, tokenizer: Tokenizer) -> None:
         self.run, self.config, self.data, self.tokenizer = run, config, data, tokenizer
         self.marks = COLOURED if sys.stdout.isatty() else PLAIN
-        parts, seed = collect(config.data, {}).values(), config.env.seed
-        self.rows: dict[str, Example] = {e.id: e for part in parts for e in part.examples}
+        parts, seed = [*collect(config.data, {}).values()], config.env.seed
+        # of equal rows the one of train
+        self.rows = {e.id: e for part in reversed(parts) for e in part.examples}
+        num_rows = len(data.train.documents)
         named = {"batch_size": config.optim.batch_size, "seed": seed}
         order = data.order(config.data.weights, seed)
-        self.steps = StepRows(len(data.train.documents), **named, order=order)
+        self.steps = StepRows(num_rows, **named, order=order)
+        self.num_steps = config.loop.num_steps(num_rows, config.optim.batch_size)
+        file = run / "data" / "rejected.jsonl"
+        self.lost = [json.loads(line) for line in file.open()] if file.is_file() else []
 
     def step(self, step: int) -> Iterator[str]:
         """The streams of one optimiser step, counted from 1, as its processes read them."""
-        if step < 1:
-            raise ConfigError(f"--step {step}: steps are counted from 1")
+        if not 1 <= step <= self.num_steps:
+            raise ConfigError(f"--step {step}: steps are counted from 1 to {self.num_steps}")
         documents = [self.data.train.documents[row] for row in self.steps(step - 1)]
         if self.data.draw:
             documents = [self.data.draw(document, step - 1) for document in documents]
@@ -83,27 +88,27 @@ class Shown:
 
     def row(self, row_id: str) -> Iterator[str]:
         """The way of a row, forward to its documents and steps, and back to its place."""
-        matching = [id_ for id_ in self.rows if id_.startswith(row_id)]
+        ids = {*self.rows, *(found["id"] for found in self.lost)}
+        matching = [id_ for id_ in ids if id_.startswith(row_id)]
         if len(matching) != 1:
             where = "data/rejected.jsonl and in what --step prints"
             raise DataError(f"--row {row_id}: {len(matching)} rows begin so; ids stand in {where}")
         (row_id,) = matching
-        example, where = self.rows[row_id], place(self.rows[row_id])
-        yield f"row {row_id}, {where}"
-        yield from (f"    {text}" for text in texts_of(example))
-        with open(self.run / "data" / "rejected.jsonl", encoding="utf-8") as file:
-            for found in map(json.loads, file):
-                if found["id"] == row_id:
-                    yield "{split}: {what} in step {step}: {reason} {detail}".format(**found)
-                elif found["detail"].partition(",")[0] == where:
-                    yield "{split}: {file}:{line} {reason} of it".format(**found)
-        num_documents = len(self.data.train.documents)
-        num_steps = self.config.loop.num_steps(num_documents, self.config.optim.batch_size)
+        example = self.rows.get(row_id)
+        where = place(example) if example else ""
+        yield f"row {row_id}, {where or 'of which no example was made'}"
+        yield from (f"    {text}" for text in (texts_of(example) if example else ()))
+        for found in self.lost:
+            if found["id"] == row_id:
+                said = "{split}: {file}:{line} {what} in step {step}: {reason} {detail}"
+                yield said.format(**found)
+            elif where and f"{found['detail']},".startswith(f"{where},"):
+                yield "{split}: {file}:{line} {reason} of it".format(**found)
         for name, part in self.data.splits():
             for number, document in enumerate(part.documents):
                 if document.row_id.partition(":")[0] == row_id:
                     yield f"{name}: document {number}"
                     yield from self.document(document)
                     if name == "train":
-                        steps = (str(n + 1) for n in range(num_steps) if number in self.steps(n))
-                        yield f"    read in step {', '.join(steps) or '(none)'} of {num_steps}"
+                        steps = [n + 1 for n in range(self.num_steps) if number in self.steps(n)]
+                        yield f"    read in steps {steps} of {self.num_steps}"

@@ -4,13 +4,13 @@ are read: pure functions of the rows and the seed.
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from ftcore.data.columns import LabelledText
-from ftcore.errors import ConfigError, DataError
+from ftcore.errors import DataError
 
 Keys = Sequence[Hashable]  # one of each row
 
@@ -23,21 +23,20 @@ def apportioned(shares: Mapping[Hashable, float], total: int) -> dict[Hashable, 
     return seats | {name: seats[name] + 1 for name in rest[: total - sum(seats.values())]}
 
 
-def together(*keys: Keys) -> list[int]:
-    """A number for each row, equal for rows that agree in one of the keys, or through other rows;
-    None agrees with nothing."""
-    parents = list(range(len(keys[0])))
+def together(groups: Keys, pairs: Iterable[tuple[int, int]]) -> list[int]:
+    """A number for each row, equal for rows of one group, rows of a pair, and those that hang
+    together through others; the group None has one row."""
+    parents = list(range(len(groups)))
 
     def root(row: int) -> int:
         while parents[row] != row:
             parents[row] = row = parents[parents[row]]
         return row
 
-    for key in keys:
-        first: dict[Hashable, int] = {}
-        for row, value in enumerate(key):
-            if value is not None:
-                parents[root(row)] = root(first.setdefault(value, row))
+    first: dict[Hashable, int] = {}
+    named = ((first.setdefault(g, row), row) for row, g in enumerate(groups) if g is not None)
+    for one, other in (*pairs, *named):
+        parents[root(other)] = root(one)
     return [root(row) for row in range(len(parents))]
 
 
@@ -92,8 +91,6 @@ def mixed(source_B: np.ndarray, weights: Sequence[float], *, seed: int, epoch: i
     order, seats = [], apportioned(dict(enumerate(weights)), len(source_B))
     for source, seat in seats.items():
         rows = np.flatnonzero(source_B == source)
-        if not len(rows):
-            raise ConfigError(f"data.weights: no row of training file {source + 1} is left")
         first, last = epoch * seat, (epoch + 1) * seat
         for turn in range(first // len(rows), -(-last // len(rows))):
             begin = turn * len(rows)

@@ -63,9 +63,11 @@ def prepared(
     cost      of finding it: the hashes of the data files and of the cache, some 0.6 s a GB
     """
     wanted = {"seed": seed, "labels": labels}
-    if config.cache is None:
-        return prepare(config, tokenizer, **wanted), "data: prepared, and not kept"
     name = key(config, tokenizer, **wanted)
+    if config.cache is None:
+        data = prepare(config, tokenizer, **wanted)
+        data.notes["key"] = name
+        return data, "data: prepared, and not kept"
     folder, why = config.cache / name, ""
     try:
         with _alone(config.cache, name):
@@ -78,6 +80,7 @@ def prepared(
             data = prepare(config, tokenizer, **wanted)
             if key(config, tokenizer, **wanted) != name:
                 raise DataError("a data file changed while it was read: start again")
+            data.notes["key"] = name
             num_tokens = sum(int(documents.lengths(s.documents).sum()) for _, s in data.splits())
             files.write_folder(folder, partial(_save, data), needed_bytes=4 * num_tokens)
             return _load(folder), f"{why}data: prepared, and kept in the cache {folder}"
@@ -87,7 +90,7 @@ def prepared(
 
 def key(config: DataConfig, tokenizer: Tokenizer, *, seed: int, labels: Names) -> str:
     """32 hex digits of all that `prepare` depends on; DataError: a data file cannot be read."""
-    code = sorted(p for folder in CODE for end in ("py", "toml") for p in folder.glob(f"*.{end}"))
+    code = sorted(p for folder in CODE for end in ("py", "toml") for p in folder.rglob(f"*.{end}"))
     parts = [(path.name, files.sha256_file(path)) for path in code]
     named = {*map(str, (*config.train, *config.dev, *config.test))} - {BUILTIN_CHAT}
     for path, _ in (file for name in sorted(named) for file in files_of(Path(name))):

@@ -137,10 +137,8 @@ def _locked(path: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             holder = file.read().decode(errors="replace") or error
-            raise CheckpointError(
-                f"{path} is held by another writer ({holder}): wait for it, stop it, or name"
-                " another run folder"
-            ) from error
+            problem = f"{path} is held by another writer ({holder}): wait for it, stop it, or name"
+            raise CheckpointError(f"{problem} another run folder") from error
         if left := file.read().decode(errors="replace"):
             logger.warning("%s: taken over from a writer that died (%s)", path, left)
         boot = Path("/proc/sys/kernel/random/boot_id")

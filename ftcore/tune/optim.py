@@ -213,10 +213,8 @@ class AdamW:
             wanted = {name: tensor.shape for name, tensor in tensors.items()}
             if odd := sorted(n for n in saved | wanted if saved.get(n) != wanted.get(n)):
                 what = f"{len(odd)} tensors of {group} are missing, unknown or mis-shaped"
-                raise CheckpointError(
-                    f"the checkpoint does not fit what is trained: {what}, such as {odd[0]};"
-                    " resume with the configuration that wrote it"
-                )
+                problem = f"the checkpoint does not fit what is trained: {what}, such as {odd[0]};"
+                raise CheckpointError(f"{problem} resume with the configuration that wrote it")
         self.step_count = step_count
         for group, tensors in self.state().items():
             for name, tensor in tensors.items():

@@ -11,11 +11,11 @@ from random import Random
 
 import pytest
 
+from ftcore.builtin import wording
 from ftcore.builtin.chat import build, labelled, main, preference_pairs, shares
 from ftcore.builtin.faults import FAULTS, Row, misspell
 from ftcore.builtin.phrases import command, intents
 from ftcore.builtin.slots import MAX_WORDS, SLOT, draw, is_new
-from ftcore.builtin.wording import wording
 from ftcore.errors import DataError
 
 SIZE = 9500

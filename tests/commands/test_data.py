@@ -55,7 +55,7 @@ def test_a_step_is_shown_as_it_was_read(options, run: Run, capsys, monkeypatch) 
     assert said.count('[[{"intent": "paint", "colour": ') == 4 and "<|im_end|>]]" in said
     (first,) = re.findall(rf"^-- {shown[0]} (\S+):", said, re.M)
     traced = say(capsys, "show", "runs/it", "--row", shown[0][:12])
-    assert f"row {shown[0]}, {first}" in traced and "read in step 3 of 3" in traced
+    assert f"row {shown[0]}, {first}" in traced and "read in steps [3] of 3" in traced
 
 
 def test_a_row_that_left_is_traced_to_the_one_that_stayed(options, run: Run, capsys) -> None:
@@ -65,7 +65,7 @@ def test_a_row_that_left_is_traced_to_the_one_that_stayed(options, run: Run, cap
     run("train", *options, "--data.train", "twice.jsonl", "--loop.max-steps", "1")
     rejected = Path("runs/it/data/rejected.jsonl").read_text().splitlines()
     (lost,) = map(json.loads, rejected)
-    assert lost["line"] == len(lines) + 1 and lost["detail"].startswith("twice.jsonl:3,")
+    assert lost["line"] == len(lines) + 1 and lost["detail"] == "twice.jsonl:3"
     gone = say(capsys, "show", "runs/it", "--row", lost["id"])
     assert "left out in step compare: duplicate twice.jsonl:3" in gone and "document" not in gone
     stays = say(capsys, "show", "runs/it", "--row", read_rows(["twice.jsonl"])[2].id)
@@ -84,7 +84,7 @@ def test_the_page_is_made_anew(options, capsys) -> None:
     ("words", "message"),
     [
         (["show", "runs/it"], "show RUN --step N, or show RUN --row ID"),
-        (["show", "runs/it", "--step", "0"], "steps are counted from 1"),
+        (["show", "runs/it", "--step", "0"], "steps are counted from 1 to "),
         (["show", "runs/it", "--step", "two"], "show RUN --step N"),
         (["show", "runs/it", "--row", "zz"], "--row zz: 0 rows begin so"),
         (["show", "runs/none", "--step", "1"], "has no config.toml"),

@@ -9,7 +9,7 @@ import pytest
 
 from ftcore.config import RUNS
 from ftcore.data.collect import Rows, collect
-from ftcore.data.compare import answer, conflicts, duplicates, leaks, said
+from ftcore.data.compare import answer, conflicts, leaks, repeated, said
 from ftcore.data.dedup import folded
 from ftcore.data.read import read_rows
 
@@ -58,8 +58,8 @@ def test_duplicates_and_leaks_are_those_that_a_dictionary_finds(name: str, data_
     train, *held = splits(name, data_dir)
     first: dict[tuple[str, Any], int] = {}
     for row, example in enumerate(train.examples):
-        first.setdefault((folded(said(example)), answer(example)), row)
-    lost = duplicates(train.examples, near=False)
+        first.setdefault((said(example), answer(example)), row)
+    lost = repeated(train.examples)
     assert set(lost) == set(range(len(train.examples))) - set(first.values())
     texts = {folded(said(example)) for part in held for example in part.examples}
     rows = {row for row, e in enumerate(train.examples) if folded(said(e)) in texts}

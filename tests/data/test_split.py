@@ -7,7 +7,7 @@ import pytest
 
 from ftcore.data.columns import LabelledText
 from ftcore.data.split import apportioned, balanced, held_out, mixed, together
-from ftcore.errors import ConfigError, DataError
+from ftcore.errors import DataError
 
 
 def rows(**counts: int) -> list[LabelledText]:
@@ -43,8 +43,8 @@ def test_more_rows_than_there_are_cannot_be_held_out() -> None:
 
 
 def test_rows_are_together_through_either_key_and_through_others() -> None:
-    clusters, groups = [0, 1, 1, 3, 4, 5], ["x", "x", None, None, "y", "y"]
-    numbers = together(clusters, groups)
+    groups, pairs = ["x", "x", None, None, "y", "y"], [(1, 2), (3, 3)]
+    numbers = together(groups, pairs)
     assert numbers[0] == numbers[1] == numbers[2] and numbers[4] == numbers[5]
     assert len(set(numbers)) == 3
 
@@ -80,8 +80,3 @@ def test_sources_are_read_in_the_shares_of_their_weights() -> None:
     assert times[:20].tolist() == [1] * 20 and times[20:].tolist() == [16] * 5
     again = mixed(source_B, (1.0, 4.0), seed=3, epoch=2)
     assert again.tolist() == epochs[2].tolist() != epochs[1].tolist()
-
-
-def test_a_source_without_rows_cannot_have_a_weight() -> None:
-    with pytest.raises(ConfigError, match="no row of training file 2 is left"):
-        mixed(np.zeros(4, dtype=int), (1.0, 1.0), seed=0, epoch=0)
