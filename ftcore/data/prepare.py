@@ -141,8 +141,7 @@ def balance(config: DataConfig, train: Rows, seed: int, notes: Notes) -> None:
             found[example.label] += example.weight
     notes["balance"] = {name: [n, round(sums[1][name], 2)] for name, n in sorted(sums[0].items())}
     kept = {example.id for example in train.examples}
-    gone = (left_out(e, "left out for balance", "split") for e in before if e.id not in kept)
-    train.rejected += gone
+    train.rejected += [left_out(e, "balance", "split") for e in before if e.id not in kept]
 
 
 def source_runs(config: DataConfig, examples: list[Example], train: Split) -> list[tuple[int, int]]:

@@ -30,8 +30,7 @@ class Shown:
         self.run, self.config, self.data, self.tokenizer = run, config, data, tokenizer
         self.marks = COLOURED if sys.stdout.isatty() else PLAIN
         parts, seed = [*collect(config.data, {}).values()], config.env.seed
-        # of equal rows the one of train
-        self.rows = {e.id: e for part in reversed(parts) for e in part.examples}
+        self.rows = {e.id: e for part in reversed(parts) for e in part.examples}  # train's stay
         num_rows = len(data.train.documents)
         named = {"batch_size": config.optim.batch_size, "seed": seed}
         order = data.order(config.data.weights, seed)

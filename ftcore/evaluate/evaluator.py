@@ -149,6 +149,7 @@ def evaluate_tags(model: Model, split: Split, labels: Sequence[str], **limits: A
     for sentence in split.sentences:
         ids = iter(scored[sentence.row_id])
         tags = [OUTSIDE if place < 0 else labels[next(ids)] for place in sentence.places_W]
+        assert next(ids, None) is None, "each word with a token is scored once"
         metrics.update(sentence.tags, tags)
         words = {"tokens": sentence.words, "tags": sentence.tags, "predicted": tags}
         rows.append({"row_id": sentence.row_id, **words})

@@ -39,7 +39,8 @@ class LayerSlab:
             self.kv_2BSGD = k_NGD.new_zeros(2, B, G, plan.num_slots, D).transpose(2, 3)
             if slab_2BSGD is not None:
                 self.kv_2BSGD[:, :, : slab_2BSGD.shape[2]] = slab_2BSGD
-        self.kv_2BSGD[:, plan.rows_N, plan.slots_N] = torch.stack([k_NGD, v_NGD])
+        for slab_BSGD, new_NGD in zip(self.kv_2BSGD, (k_NGD, v_NGD), strict=True):
+            slab_BSGD[plan.rows_N, plan.slots_N] = new_NGD
         if plan.is_prefill:
             return attention(q_NHD, k_NGD, v_NGD, docs, is_causal=True, **rule)
         k_BSGD, v_BSGD = self.kv_2BSGD[:, :, : max(plan.lengths)]

@@ -73,13 +73,12 @@ def _header(file: Path) -> dict[str, tuple[str, list[int]]]:
         with safe_open(file, framework="pt"), open(file, "rb") as raw:  # the former checks it all
             size = int.from_bytes(raw.read(8), "little")
             pairs = json.loads(raw.read(size), object_pairs_hook=list)
-        header = {name: dict(part) for name, part in pairs}
-        if len(header) < len(pairs):
+        header = {name: dict(part) for name, part in pairs if name != "__metadata__"}
+        if len({name for name, _ in pairs}) < len(pairs):
             raise ValueError(f"a name occurs twice in {_some(sorted(name for name, _ in pairs))}")
     except (SafetensorError, OSError, ValueError) as error:
         said = f"{file}: not a whole safetensors file ({error}). Copy or download it again."
         raise ModelError(said) from error
-    header.pop("__metadata__", None)
     return {name: (part["dtype"], part["shape"]) for name, part in header.items()}
 
 

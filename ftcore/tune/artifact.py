@@ -54,7 +54,7 @@ def load_artifact(run: Path, *, base: str, kind: TaskKind, dtype: torch.dtype) -
         raise ModelError(f"{what}; continue it with: python train.py --resume {run}")
     labels = read_labels(run)
     loaded = load_model(
-        resolve(base), task=kind.model_task, dtype=dtype, num_labels=labels and len(labels),
+        resolve(base), task=kind.model_task, dtype=dtype, num_labels=len(labels or ()) or None,
         generator=torch.Generator(),  # draws the head that the adapter then replaces
     )  # fmt: skip
     load_adapter(loaded.model, adapter, family=loaded.family)

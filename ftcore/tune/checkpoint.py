@@ -109,7 +109,8 @@ class Checkpoints:
         later steps: they were refused, or the run would be past them."""
         steps = self.steps()
         kept = [step for step in steps if step <= saved][: self.keep_last]
-        if doomed := set(steps) - set(kept):
+        doomed = [step for step in steps if step not in kept]  # the newest first
+        if doomed:
             files.verify_folder(self._step_folder(saved))
         for step in doomed:
             files.remove(self._step_folder(step))

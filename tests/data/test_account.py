@@ -52,9 +52,9 @@ def test_rows_that_are_left_out_for_balance_are_told(base: Tokenizer, jsonl) -> 
     rows = [{**row, "label": "a" if n < 3 else "b"} for n, row in enumerate(labelled(20))]
     train = (jsonl("a.jsonl", rows),)
     data = prepare(LabelledDataConfig(train=train, balance="under", balance_cap=1.0), base, seed=0)
-    assert Counter(row.reason for row in data.train.rejected) == {"left out for balance": 14}
+    assert Counter(row.reason for row in data.train.rejected) == {"balance": 14}
     assert funnel(data.train, 0)[-1]["out"] == len(data.train.documents) == 6
-    assert "left out 14 (left out for balance)" in data.summary()
+    assert "left out 14 (balance)" in data.summary()
 
 
 def test_damaged_records_of_several_files_are_counted_each(base: Tokenizer, tmp_path: Path) -> None:

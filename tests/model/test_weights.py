@@ -151,6 +151,15 @@ def test_duplicated_name(folder) -> None:
     assert "a name occurs twice in a" in message or "not a whole safetensors file" in message
 
 
+def test_metadata_may_be_null(folder) -> None:
+    raw = (folder / SINGLE).read_bytes()
+    size = struct.unpack("<Q", raw[:8])[0]
+    header = json.loads(raw[8 : 8 + size]) | {"__metadata__": None}
+    text = json.dumps(header).encode()
+    (folder / SINGLE).write_bytes(struct.pack("<Q", len(text)) + text + raw[8 + size :])
+    assert tensor_files(folder).keys() == header.keys() - {"__metadata__"}
+
+
 def test_pickle_is_named_but_not_read(folder) -> None:
     (folder / SINGLE).unlink()
     (folder / "pytorch_model.bin").write_bytes(b"\x80\x04")
