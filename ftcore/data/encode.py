@@ -262,7 +262,7 @@ def admit(
             )
         made = [] if over_length == "drop" else shorten(document, max_length, over_length)
         said = [f"more than {max_length} tokens: {over_length}"]
-    kept = [part for part in made if np.any(part.weights)]
+    kept = [d for d in made if (d.weights if isinstance(d.weights, float) else d.weights.any())]
     if len(kept) < len(made):
         said.append(f"nothing to supervise in {'some parts' if kept else 'it'}")
     if said:
