@@ -30,7 +30,7 @@ def compare(config: DataConfig, train: Rows, held: Mapping[str, Rows], notes: No
         settle("leak", config.leaks == "drop", train, leaks(train.examples, held), notes)
     if config.duplicates != "off":
         is_dropped = config.duplicates == "near"
-        known = equal if config.duplicates == "report" else ()
+        known = {row.id for row in equal.values()}
         lost = nearly_repeated(train.examples, known, MAX_SHARE if is_dropped else 1.0)
         settle("near duplicate", is_dropped, train, lost, notes)
 
@@ -48,16 +48,17 @@ def repeated(examples: Sequence[Example]) -> Lost:
 
 
 def nearly_repeated(
-    examples: Sequence[Example], known: Collection[int], max_share: float = 1.0
+    examples: Sequence[Example], known: Collection[str], max_share: float = 1.0
 ) -> Lost:
-    """Rows, but those known, that nearly say what another with the same answer says. Of chats the
-    whole may be nearly alike, or the question alone to the same answer."""
+    """Rows, but those known by id, that nearly say what another with the same answer says. Of chats
+    the whole may be nearly alike, or the question alone to the same answer."""
     lost: Lost = {}
     is_chat = isinstance(examples[0], Chat)
     for without in (SYSTEM, UNASKED) if is_chat else (SYSTEM,):
         alike: dict[Hashable, list[int]] = {}
-        for index in (i for i in range(len(examples)) if i not in lost and i not in known):
-            alike.setdefault(None if is_chat else answer(examples[index]), []).append(index)
+        for index, example in enumerate(examples):
+            if index not in lost and example.id not in known:
+                alike.setdefault(None if is_chat else answer(example), []).append(index)
         for rows in (rows for rows in alike.values() if len(rows) > 1):
             texts = [said(examples[row], without=without) for row in rows]
             share = 1.0 if without == UNASKED else max_share * len(examples) / len(rows)

@@ -33,8 +33,7 @@ class Shown:
         self.rows = {e.id: e for part in reversed(parts) for e in part.examples}  # train's stay
         num_rows = len(data.train.documents)
         named = {"batch_size": config.optim.batch_size, "seed": seed}
-        order = data.order(config.data.weights, seed)
-        self.steps = StepRows(num_rows, **named, order=order)
+        self.steps = StepRows(num_rows, **named, order=data.order(config.data.weights, seed))
         self.num_steps = config.loop.num_steps(num_rows, config.optim.batch_size)
         file = run / "data" / "rejected.jsonl"
         self.lost = [json.loads(line) for line in file.open()] if file.is_file() else []

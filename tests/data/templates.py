@@ -13,6 +13,12 @@ from ftcore.data.tokenizer import Tokenizer
 
 BASE = Path(__file__).parents[2] / "ftcore" / "builtin" / "base"
 MERGES = ("\u2581 t", "h e", "\u2581t he", "\u2581 \u2581", "o u", "f ou", "fou r", "\u2581 four")
+TURNS = (
+    {"role": "user", "content": "What is 2 + 2?"},
+    {"role": "assistant", "content": "It is four."},
+    {"role": "user", "content": "And in h\u00e9x \U0001f642?"},
+    {"role": "assistant", "content": "Still four \U0001f642\n\nin h\u00e9x."},
+)
 
 
 @dataclass(frozen=True)

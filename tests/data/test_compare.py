@@ -131,6 +131,15 @@ def test_of_chats_the_questions_leak_and_conflict_and_the_system_does_not_count(
     assert notes["alike"]["near duplicate"]["rows"] == 0
 
 
+def test_what_is_only_reported_is_not_confused_by_rows_that_leak() -> None:
+    train = rows(("A text", "x"), ("other", "x"), ("other", "x"), (LONG, "x"), (NEAR, "x"))
+    notes = found(LabelledDataConfig(duplicates="report"), train, test=rows(("a text", "x")))
+    assert left(train) == [f"train{n}" for n in (2, 3, 4, 5)]
+    alike = notes["alike"]
+    assert (alike["duplicate"]["rows"], alike["near duplicate"]["rows"]) == (1, 1)
+    assert alike["near duplicate"]["such as"][0][0] == "train.tsv:5"
+
+
 def test_plain_text_that_shares_words_with_held_out_text_stays_and_is_told() -> None:
     train, dev = rows(LONG, "something else"), rows(NEAR, split="dev")
     notes = found(TextDataConfig(), train, dev=dev)

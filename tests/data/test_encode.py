@@ -16,14 +16,8 @@ from ftcore.data.pack import Encoded
 from ftcore.data.read import read_rows
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import DataError, ModelError
-from tests.data.templates import styles
+from tests.data.templates import TURNS, styles
 
-TURNS = (
-    {"role": "user", "content": "What is 2 + 2?"},
-    {"role": "assistant", "content": "It is four."},
-    {"role": "user", "content": "And in h\u00e9x \U0001f642?"},
-    {"role": "assistant", "content": "Still four \U0001f642\n\nin h\u00e9x."},
-)
 CHAT = Chat("a", TURNS, "chat.jsonl", 7)
 PAIRS = {"no": 0, "yes": 1}
 

@@ -14,14 +14,8 @@ from ftcore.data.prepare import prepare
 from ftcore.data.supervise import IGNORED
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import ConfigError, DataError
-from tests.data.templates import styled
+from tests.data.templates import TURNS, styled
 
-TURNS = (
-    {"role": "user", "content": "What is 2 + 2?"},
-    {"role": "assistant", "content": "It is four."},
-    {"role": "user", "content": "And in h\u00e9x \U0001f642?"},
-    {"role": "assistant", "content": "Still four \U0001f642\n\nin h\u00e9x."},
-)
 CHAT = Chat("a", TURNS, "chat.jsonl", 7)
 PAIRS = {"no": 0, "yes": 1}
 WORDS = "one two three four five " * 9
