@@ -16,7 +16,6 @@ from ftcore.errors import ConfigError, FtcoreError
 
 PREDICTIONS = "eval-predictions.jsonl"
 
-
 def run(command: Command) -> None:
     """Load what the command names and evaluate it; `command.resume` is a run, or None."""
     # Imported here, so that --help and a mistyped option answer at once.
@@ -69,7 +68,6 @@ def run(command: Command) -> None:
         print(f"predictions: {file}, {write_predictions(file, results.predictions)} rows")
     print(json_line({"model": str(path or base), "task": command.task, "results": results.metrics}))
 
-
 def main(argv: list[str]) -> int:
     """Parse, run, and turn what a user can mend into one message."""
     try:
@@ -78,7 +76,6 @@ def main(argv: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
-
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

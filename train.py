@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from ftcore.env.run import RunFolder
     from ftcore.model.load import LoadedModel
 
-
 def run(command: Command) -> int:
     """Stages 1 to 3: all that can refuse the command, before anything but the cache is written.
 
@@ -93,7 +92,6 @@ def run(command: Command) -> int:
         data.write(path / "data")
         print(f"\nrun folder: {path}")
         return tune(command, run_folder, data, loaded, tokenizer)
-
 
 def tune(
     command: Command, run: "RunFolder", data: "Prepared", loaded: "LoadedModel",
@@ -174,7 +172,6 @@ def tune(
     print(json_line(summary))
     return 0
 
-
 def main(argv: list[str]) -> int:
     """Parse, run, and turn what a user can mend into one message."""
     try:
@@ -185,7 +182,6 @@ def main(argv: list[str]) -> int:
     except FtcoreError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -23,7 +23,6 @@ from ftcore.presets import presets
 DEFAULT = ("sft", "--preset", "assistant")
 CONFIG_FILE = "config.toml"
 
-
 @dataclass(frozen=True)
 class Command:
     """What the user asked for."""
@@ -32,7 +31,6 @@ class Command:
     origins: dict[str, str]  # "section.key" -> preset NAME, FILE or flag; absent: the default
     resume: Path | None  # run folder to continue, or None
     dry_run: bool  # print the plan and stop
-
 
 def parse(argv: Sequence[str], *, script: str = "train.py") -> Command:
     """Turn the arguments of train.py, or of another script that takes the same, into a command.
@@ -72,7 +70,6 @@ def parse(argv: Sequence[str], *, script: str = "train.py") -> Command:
         layers.append((file, flags))
     return _resolve(task, [*layers, ("flag", words)], dry_run=dry_run, script=script)
 
-
 def parse_evaluation(argv: Sequence[str]) -> Command:
     """Turn the arguments of eval.py into a command: a run folder, or a model with --task.
 
@@ -100,7 +97,6 @@ def parse_evaluation(argv: Sequence[str]) -> Command:
     layers = [("path", ["--model.path", path]), ("flag", words)]
     return _resolve(_known("task", task, RUNS), layers, script="eval.py")
 
-
 def _resolve(
     task: str, layers: list[tuple[str, list[str]]], *,
     resume: Path | None = None, dry_run: bool = False, script: str = "train.py",
@@ -117,7 +113,6 @@ def _resolve(
         raise ConfigError("\n".join(bad))
     return Command(task, config, origins, resume, dry_run)
 
-
 def _flags(sections: dict[str, Any]) -> Iterator[str]:
     """Nested tables as the flags a user would type."""
     for section, values in sections.items():
@@ -129,7 +124,6 @@ def _flags(sections: dict[str, Any]) -> Iterator[str]:
                 yield from (name, *map(str, value)) if len(value) != 1 else [f"{name}={value[0]}"]
             else:
                 yield f"{name}={value}"  # one word, so that the value may begin with a minus sign
-
 
 def _read_toml(path: Path, task: str | None = None) -> tuple[str, list[str]]:
     """The task that the file names, or else the one given, and its values as flags."""
@@ -143,7 +137,6 @@ def _read_toml(path: Path, task: str | None = None) -> tuple[str, list[str]]:
         raise ConfigError(f"{path}: {', '.join(loose)} must stand in a section such as [optim]")
     return task, list(_flags(tables))
 
-
 def to_toml(command: Command) -> str:
     """The resolved configuration, each value with its origin as a comment."""
     lines = [f'task = "{command.task}"']
@@ -154,7 +147,6 @@ def to_toml(command: Command) -> str:
             lines.append(f"{key} = {_toml_value(value)}  # {origin}")
     return "\n".join(lines) + "\n"
 
-
 def _toml_value(value: Any) -> str:
     if isinstance(value, tuple | list):
         return "[" + ", ".join(map(_toml_value, value)) + "]"
@@ -164,14 +156,12 @@ def _toml_value(value: Any) -> str:
         return '"None"'  # the word that the flag takes
     return str(value).lower() if isinstance(value, bool) else repr(value)
 
-
 def _known(what: str, name: Any, known: Collection[str]) -> str:
     """The name, if it is one of those known."""
     if name in list(known):  # in a TOML it may be a list, which has no hash
         return name
     hint = nearest(str(name), list(known))
     raise ConfigError(f"{what} {name!r} is unknown{hint}; known: {', '.join(known)}")
-
 
 def take_value(words: list[str], name: str) -> str | None:
     """Take `name VALUE` or `name=VALUE` out of the words."""
@@ -184,13 +174,11 @@ def take_value(words: list[str], name: str) -> str | None:
             return value if equals else words.pop(place)
     return None
 
-
 def limit_of(hint: Any) -> Limit | None:
     """The limit in an option's type; it may be that of the numbers of a tuple."""
     if isinstance(hint, Limit):
         return hint
     return next(filter(None, map(limit_of, get_args(hint))), None)
-
 
 def _out_of_range(run: Run, origins: dict[str, str]) -> Iterator[str]:
     """What is said of each number that cannot be meant."""

@@ -19,13 +19,11 @@ Format = Literal[
 OverLength = Literal["error", "drop", "cut_left", "cut_right", "split"]
 TrainOn = Literal["all", "assistant", "last", "completion"]
 
-
 class Limit(NamedTuple):
     """What a number must be, in words and in code; nothing holds for nan."""
 
     claim: str
     holds: Callable[[float], bool]
-
 
 Natural = Annotated[int, Limit(">= 0", lambda n: n >= 0)]
 Count = Annotated[int, Limit(">= 1", lambda n: n >= 1)]
@@ -34,13 +32,11 @@ Positive = Annotated[float, Limit("> 0", lambda x: 0 < x < math.inf)]
 Share = Annotated[float, Limit("in [0, 1]", lambda x: 0 <= x <= 1)]
 ProperShare = Annotated[float, Limit("in [0, 1)", lambda x: 0 <= x < 1)]
 
-
 @dataclass(frozen=True)
 class ModelConfig:
     """The model to start from."""
     path: str = BASE  # model folder in the HF layout, a hub id (owner/name), or builtin:base
     init: Literal["pretrained", "random"] = "pretrained"  # read weights, or draw them at random
-
 
 @dataclass(frozen=True)
 class FilesConfig:
@@ -70,7 +66,6 @@ class FilesConfig:
     # folder where tokens are kept for the next run on the same data; None: nowhere
     cache: Path | None = Path("runs/cache")
 
-
 @dataclass(frozen=True)
 class TextDataConfig(FilesConfig):
     """Plain text; rows with `messages` among it are chats, supervised on their answers."""
@@ -78,7 +73,6 @@ class TextDataConfig(FilesConfig):
     text: str = "text"  # column of the text in tables and json
     max_length: Count = 512  # tokens of one document; chats among the text may be longer
     over_length: OverLength = "split"  # of longer texts; split: several documents, none lost
-
 
 @dataclass(frozen=True)
 class MaskedDataConfig(TextDataConfig):
@@ -89,7 +83,6 @@ class ExamplesConfig(FilesConfig):
     """Rows that are examples, and how long they may be."""
     max_length: Count | None = None  # tokens, special ones included; None: any length
     over_length: OverLength = "error"  # of longer rows; cut_left keeps the end; all are listed
-
 
 @dataclass(frozen=True)
 class ChatDataConfig(ExamplesConfig):
@@ -102,13 +95,11 @@ class ChatDataConfig(ExamplesConfig):
     train_on: TrainOn = "assistant"  # completion: the last answer and all the template adds to it
     train_on_end: bool = True  # supervise the token that ends a turn, so that the model stops
 
-
 @dataclass(frozen=True)
 class TextsConfig(ExamplesConfig):
     """Texts or pairs of texts."""
     text: str = "text"  # column of the text
     pair: str = ""  # column of the second text; empty: single texts
-
 
 @dataclass(frozen=True)
 class LabelledDataConfig(TextsConfig):
@@ -121,12 +112,10 @@ class LabelledDataConfig(TextsConfig):
     # most that a row may weigh, or be repeated, or that the largest class is times the smallest
     balance_cap: Annotated[float, Limit(">= 1", lambda x: 1 <= x < math.inf)] = 10.0
 
-
 @dataclass(frozen=True)
 class ScoredDataConfig(TextsConfig):
     """Texts or pairs of texts with a score."""
     label: str = "score"  # column of the score
-
 
 @dataclass(frozen=True)
 class TaggedDataConfig(ExamplesConfig):
@@ -136,7 +125,6 @@ class TaggedDataConfig(ExamplesConfig):
     # column of spans [{start, end, label}] in characters of `text`, in place of words and tags
     spans: str = ""
     text: str = "text"  # column of the text that has `spans`
-
 
 @dataclass(frozen=True)
 class EnvConfig:
@@ -149,7 +137,6 @@ class EnvConfig:
     # auto: Triton on a GPU where an op passes its first case, plain torch elsewhere
     kernels: Literal["auto", "eager", "triton"] = "auto"
     seed: Natural = 0  # of data order, initial values and dropout
-
 
 @dataclass(frozen=True)
 class PeftConfig:
@@ -164,7 +151,6 @@ class PeftConfig:
     rs_lora: bool = False  # lora: scale by alpha / sqrt(rank)
     extra_modules: tuple[str, ...] = ()  # lora: modules that are trained fully beside it
 
-
 @dataclass(frozen=True)
 class OptimConfig:
     """AdamW."""
@@ -176,14 +162,12 @@ class OptimConfig:
     max_grad_norm: Positive = 1.0  # clip the global gradient norm to this
     loraplus_lr_ratio: Positive = 1.0  # lora: learning rate of B over that of A (LoRA+)
 
-
 @dataclass(frozen=True)
 class ScheduleConfig:
     """Learning rate over the run."""
     shape: Literal["cosine", "linear", "constant"] = "linear"  # after the warm-up
     warmup: ProperShare = 0.1  # share of the steps that warm up, in [0, 1)
     final: Share = 0.0  # share of the peak that is left at the end, in [0, 1]
-
 
 @dataclass(frozen=True)
 class LoopConfig:
@@ -201,7 +185,6 @@ class LoopConfig:
         """Optimiser steps of a run over `num_rows` training rows."""
         return self.max_steps or math.ceil(self.epochs * math.ceil(num_rows / batch_size))
 
-
 @dataclass(frozen=True)
 class EvalConfig:
     """How the model is judged."""
@@ -209,13 +192,11 @@ class EvalConfig:
     intent_field: str = ""  # field of JSON answers scored as a class; empty: plain text
     samples: Natural = 3  # answers shown at the end
 
-
 @dataclass(frozen=True)
 class LogConfig:
     """Where the run is written down."""
     dir: Path = Path("runs")  # folder of all runs
     name: str = ""  # folder of this run inside it; empty: the task and the time
-
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainRun:
@@ -232,19 +213,16 @@ class PretrainRun:
     # HF's `problem_type` of a model that judges whole documents; None: it does not
     problem: ClassVar[str | None] = None
 
-
 @dataclass(frozen=True, kw_only=True)
 class MaskedRun(PretrainRun):
     """Masked-language modelling: an encoder learns to fill in hidden tokens of plain text."""
     data: MaskedDataConfig = MaskedDataConfig()
-
 
 @dataclass(frozen=True, kw_only=True)
 class SftRun(PretrainRun):
     """Supervised fine-tuning on conversations."""
     data: ChatDataConfig = ChatDataConfig()
     peft: PeftConfig = PeftConfig(method="lora")
-
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifyRun(PretrainRun):
@@ -255,19 +233,16 @@ class ClassifyRun(PretrainRun):
     def problem(self) -> str:
         return f"{'multi' if self.data.label_separator else 'single'}_label_classification"
 
-
 @dataclass(frozen=True, kw_only=True)
 class RegressRun(PretrainRun):
     """Fine-tuning a model to score texts or pairs of texts."""
     data: ScoredDataConfig = ScoredDataConfig()
     problem = "regression"
 
-
 @dataclass(frozen=True, kw_only=True)
 class TagRun(PretrainRun):
     """Fine-tuning a tagger of words, such as named entities."""
     data: TaggedDataConfig = TaggedDataConfig()
-
 
 RUNS = {
     "pretrain": PretrainRun, "mlm": MaskedRun, "sft": SftRun, "classify": ClassifyRun,

@@ -7,26 +7,20 @@ and the top-level scripts print the message alone, without a traceback.
 from collections.abc import Sequence
 from difflib import get_close_matches
 
-
 class FtcoreError(ValueError):
     """Base of every error caused by input: a value, a constraint, a remedy."""
-
 
 class ConfigError(FtcoreError):
     """An option is unknown, mistyped or contradicts another."""
 
-
 class DataError(FtcoreError):
     """A data file cannot be read as asked, or holds rows that cannot be used."""
-
 
 class ModelError(FtcoreError):
     """A model folder is incomplete, damaged or of an unknown family."""
 
-
 class CheckpointError(FtcoreError):
     """A checkpoint cannot be written, or none of those found can be trusted."""
-
 
 def nearest(name: str, known: Sequence[str]) -> str:
     """The end of a message about an unknown name: which one was probably meant, if any."""

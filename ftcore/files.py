@@ -30,7 +30,6 @@ MANIFEST = "manifest.json"
 TEMP = ".tmp-"
 ASIDE = ".old-"
 
-
 def write_folder(target: Path, write: Callable[[Path], None], *, needed_bytes: int = 0) -> None:
     """Make the folder `target` of the files that `write(folder)` puts into the folder it is given.
 
@@ -51,7 +50,6 @@ def write_folder(target: Path, write: Callable[[Path], None], *, needed_bytes: i
         (temp / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
         _fsync(temp / MANIFEST)
 
-
 def link_folder(source: Path, target: Path) -> None:
     """Give the verified folder `source` a second name that outlives the first, at no cost in space:
     hard links, or copies on a file system without them. Raises as verify_folder, write_folder."""
@@ -66,12 +64,10 @@ def link_folder(source: Path, target: Path) -> None:
                 shutil.copy2(source / name, temp / name)
             _fsync(temp / name)
 
-
 def write_file(path: Path, content: bytes | str) -> None:
     """Write or replace one file in a single step; text is UTF-8. Raises CheckpointError."""
     with _staged(path) as temp:
         temp.write_bytes(content.encode() if isinstance(content, str) else content)
-
 
 def verify_folder(folder: Path) -> tuple[str, ...]:
     """Compare every file with the manifest and return their names, relative to the folder. Raises
@@ -100,18 +96,15 @@ def verify_folder(folder: Path) -> tuple[str, ...]:
             raise CheckpointError(f"{path} was altered: its SHA-256 is not the one in {MANIFEST}")
     return tuple(files)
 
-
 def sha256_file(path: Path) -> str:
     """SHA-256 of the file's bytes, as 64 hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
-
 def current(folder: Path) -> Path:
     """`folder`, or what it was about to replace when its writer was killed between two renames."""
     aside = folder.with_name(ASIDE + folder.name)
     return aside if aside.exists() and not folder.exists() else folder
-
 
 def make_folder(folder: Path) -> None:
     """Make a folder and its parents, each of them known to the disk before the next."""
@@ -119,7 +112,6 @@ def make_folder(folder: Path) -> None:
         make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
         _fsync(folder.parent)
-
 
 def remove(path: Path) -> None:
     """Delete a file or folder, its manifest first so that no reader takes the half for the whole;
@@ -131,14 +123,12 @@ def remove(path: Path) -> None:
         else:
             path.unlink(missing_ok=True)
 
-
 def clean(folder: Path) -> None:
     """Finish or undo what killed writers left anywhere in `folder`; only its one writer may ask."""
     for temp in list(folder.rglob(TEMP + "*")):
         remove(temp)
     for aside in list(folder.rglob(ASIDE + "*")):
         _settle(aside.with_name(aside.name.removeprefix(ASIDE)))
-
 
 @contextmanager
 def _staged(target: Path, needed_bytes: int = 0) -> Iterator[Path]:
@@ -169,7 +159,6 @@ def _staged(target: Path, needed_bytes: int = 0) -> Iterator[Path]:
         _settle(target)
         remove(temp)
 
-
 def _settle(target: Path) -> None:
     """End an interrupted replacement: the new folder if it is in place, else the old one again."""
     aside = target.with_name(ASIDE + target.name)
@@ -179,10 +168,8 @@ def _settle(target: Path) -> None:
         with suppress(OSError):  # then `current` finds it, and the next writer tries again
             os.rename(aside, target)
 
-
 def _digest(files: dict[str, dict[str, Any]]) -> str:
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
-
 
 def _fsync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)

@@ -12,7 +12,6 @@ from ftcore.errors import ModelError
 BUILTIN = {"builtin:base": Path(__file__).parent / "builtin" / "base"}
 FILES = ("*.safetensors", "*.json", "*.txt", "*.jinja")  # never a pickle
 
-
 def resolve(path: str) -> Path:
     """The folder of a model.
 

@@ -4,7 +4,6 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-
 def presets() -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
     """Those of presets.toml: task -> name -> section -> option -> value."""
     return tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))

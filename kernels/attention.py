@@ -33,7 +33,6 @@ from kernels.backend import Impl, uses_triton
 from kernels.docs import LONG, Docs, Group
 from kernels.launch import MAX_HEAD_WIDTH
 
-
 def attention_reference(
     q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, docs: Docs, *, is_causal: bool, scale: float,
     window: int | None = None, softcap: float | None = None,
@@ -53,7 +52,6 @@ def attention_reference(
     scores_HNN = scores_HNN.masked_fill(~allowed_NN, float("-inf"))
     return torch.einsum("hnm,mhd->nhd", scores_HNN.softmax(-1), v_NHD)
 
-
 class _Reorder(torch.autograd.Function):
     """Row order_N[i] of x becomes row i, or the inverse; each is the other's gradient, without the
     sums of index_add."""
@@ -69,7 +67,6 @@ class _Reorder(torch.autograd.Function):
     @staticmethod
     def backward(ctx: FunctionCtx, grad_N: Tensor) -> tuple[Tensor, None, None]:
         return _Reorder.apply(grad_N, *ctx.saved_tensors, not ctx.is_inverse), None, None
-
 
 @dataclass(frozen=True)
 class Rule:
@@ -104,7 +101,6 @@ class Rule:
         hidden_B1TT = past_B11T | far_11TT
         hidden_B1TT.diagonal(dim1=2, dim2=3).fill_(False)
         return hidden_B1TT
-
 
 class _AttendBlock(torch.autograd.Function):
     """The documents of a group as one block; its steps are those at the head of this file.
@@ -153,11 +149,9 @@ class _AttendBlock(torch.autograd.Function):
         dk_PTD = torch.bmm(ds_PZT.transpose(1, 2), q_PZD).mul_(ctx.rule.scale)
         return *(_to_stream(x, group) for x in (dq_PZD, dk_PTD, dv_PTD)), None, None
 
-
 def _scaled_bmm(a: Tensor, b: Tensor, scale: float) -> Tensor:
     """scale a b; cost: the product's code scales on the way, a pass over the result would not."""
     return torch.baddbmm(a.new_zeros(()), a, b, beta=0, alpha=scale)
-
 
 def _to_block(x_NHD: Tensor, group: Group, G: int, *, is_gradient: bool = False) -> Tensor:
     """The group's rows as (P, Z, D), R = 1 for keys and values; a gradient's filling is zero."""
@@ -170,13 +164,11 @@ def _to_block(x_NHD: Tensor, group: Group, G: int, *, is_gradient: bool = False)
         block_nD = x_nD.index_select(0, block_rows)
     return block_nD.view(B * G, -1, D)
 
-
 def _to_stream(x_PZD: Tensor, group: Group) -> Tensor:
     """Undoes `_to_block`; what stands in the filling is dropped."""
     D = x_PZD.shape[-1]
     H = x_PZD.numel() // (group.num_docs * group.length * D)
     return x_PZD.view(-1, D).index_select(0, group.rows_of(H)[1]).view(-1, H, D)
-
 
 def _attend_long(q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, group: Group, rule: Rule) -> Tensor:
     """Documents of one length through torch's fused attention."""
@@ -193,7 +185,6 @@ def _attend_long(q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, group: Group, rule
         enable_gqa=q_NHD.shape[1] != k_NGD.shape[1],
     )
     return o_BHTD.transpose(1, 2).flatten(0, 1)
-
 
 def attention(
     q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, docs: Docs, *, is_causal: bool,

@@ -17,7 +17,6 @@ from torch import Tensor
 from kernels.backend import Impl, uses_triton
 from kernels.launch import MAX_HEAD_WIDTH
 
-
 def attention_decode_reference(
     q_BHD: Tensor, k_PSGD: Tensor, v_PSGD: Tensor, lengths_B: Tensor, *, scale: float,
     pages_BJ: Tensor | None = None, window: int | None = None, softcap: float | None = None,
@@ -36,7 +35,6 @@ def attention_decode_reference(
             scores_HS = softcap * (scores_HS / softcap).tanh()
         outputs.append(torch.einsum("hs,shd->hd", scores_HS.softmax(-1), v_SHD))
     return torch.stack(outputs)
-
 
 def attention_decode(
     q_BHD: Tensor, k_PSGD: Tensor, v_PSGD: Tensor, lengths_B: Tensor, *,

@@ -20,7 +20,6 @@ from kernels.cross_entropy_triton import tanh
 # What registers hold of shares and of heads; slots of a page that is all of a sequence, at most.
 MAX_SPLITS, MAX_ROWS, SLAB = 64, 32, 1 << 30
 
-
 @triton.jit(do_not_specialize=["capacity"])
 def _attention_decode_kernel(
     q_ptr, k_ptr, v_ptr, lengths_ptr, pages_ptr, o_ptr, lse_ptr, capacity, factor, squash, window,
@@ -69,7 +68,6 @@ def _attention_decode_kernel(
     tl.store(lse_ptr + part, row_max + tl.log2(row_sum), mask=in_r)
     tl.store(o_ptr + part * D + offs_d, acc / row_sum, mask=in_r & in_d)
 
-
 @triton.jit
 def _attention_decode_sum_kernel(o_ptr, lse_ptr, y_ptr, D: tl.constexpr, X: tl.constexpr):
     """One head's o from those of its shares; grid (B H)."""
@@ -80,7 +78,6 @@ def _attention_decode_sum_kernel(o_ptr, lse_ptr, y_ptr, D: tl.constexpr, X: tl.c
     o = tl.load(o_ptr + part * D + offs_d, mask=(weight > 0) & (offs_d < D), other=0.0)
     y = tl.sum(o * weight, 0) / tl.sum(weight)
     tl.store(y_ptr + head * D + offs_d, y.to(y_ptr.dtype.element_ty), mask=offs_d < D)
-
 
 def attention_decode_triton(
     q_BHD: Tensor, k_PSGD: Tensor, v_PSGD: Tensor, lengths_B: Tensor, pages_BJ: Tensor | None,

@@ -37,7 +37,6 @@ def _width(D: int) -> int:
     """The width of a tile of D columns; a dot needs 16."""
     return max(16, triton.next_power_of_2(D))
 
-
 @triton.jit
 def _load_rows(source, row, past, D: tl.constexpr, BLOCK: tl.constexpr, IS_EDGE: tl.constexpr):
     """BLOCK rows of one head from `row` on; at an edge, the last one again from row `past` on.
@@ -60,7 +59,6 @@ def _load_rows(source, row, past, D: tl.constexpr, BLOCK: tl.constexpr, IS_EDGE:
         rows = desc.load([row, column])
     return rows
 
-
 @triton.jit
 def _store_rows(ptr, rows, row, stride, past, D: tl.constexpr, BLOCK: tl.constexpr):
     """BLOCK rows of one head from `row` on; drops what stands past width D or row `past`."""
@@ -68,7 +66,6 @@ def _store_rows(ptr, rows, row, stride, past, D: tl.constexpr, BLOCK: tl.constex
     ptrs = ptr + tl.cast(row, tl.int64) * stride + (offs_r[:, None] * stride + offs_d[None, :])
     mask = (row + offs_r < past)[:, None] & (offs_d < D)[None, :]
     tl.store(ptrs, rows.to(ptr.dtype.element_ty), mask=mask)
-
 
 @triton.jit
 def _sees(offs_q, offs_k, inside, window, IS_CAUSAL: tl.constexpr):
@@ -79,14 +76,12 @@ def _sees(offs_q, offs_k, inside, window, IS_CAUSAL: tl.constexpr):
         inside = inside & (tl.abs(offs_q - offs_k) < window)
     return inside
 
-
 @triton.jit
 def _load_tile(tiles_ptr):
     """This program's first row, and the rest of its line of the table that `Docs.tiles` made."""
     ptr = tiles_ptr + tl.program_id(0) * 6
     past, first, whole = tl.load(ptr + 1), tl.load(ptr + 2), tl.load(ptr + 3)
     return tl.load(ptr), (past, first, whole, tl.load(ptr + 4), tl.load(ptr + 5))
-
 
 @triton.jit
 def _fwd_steps(
@@ -120,7 +115,6 @@ def _fwd_steps(
         row_max = new_max
     return acc, row_max, row_sum
 
-
 @triton.jit(do_not_specialize=["N"])
 def _attention_fwd_kernel(
     q_ptr, k_ptr, v_ptr, o_ptr, lse_ptr, tiles_ptr, k_desc, v_desc,
@@ -149,7 +143,6 @@ def _attention_fwd_kernel(
     o, stride_on = acc / row_sum[:, None], tl.num_programs(1) * D
     _store_rows(o_ptr + head * D, o, row, stride_on, past, D, BLOCK_M)
 
-
 @triton.jit
 def _dq_steps(
     dq, q, do, lse, delta, k_source, v_source, offs_m, tile, factor, squash, window,
@@ -177,7 +170,6 @@ def _dq_steps(
             ds *= 1 - s * s
         dq = tl.dot(ds.to(k.dtype), k, dq, input_precision="ieee")
     return dq
-
 
 @triton.jit(do_not_specialize=["N"])
 def _attention_bwd_dq_kernel(
@@ -209,7 +201,6 @@ def _attention_bwd_dq_kernel(
         )  # fmt: skip
     _store_rows(dq_ptr + head * D, dq * scale, row, H * D, past, D, BLOCK_M)
 
-
 @triton.jit
 def _load_stats(stats_ptr, row, past, BLOCK: tl.constexpr, IS_EDGE: tl.constexpr):
     """lse and delta of BLOCK rows of one head, as `_load_rows` loads them."""
@@ -221,7 +212,6 @@ def _load_stats(stats_ptr, row, past, BLOCK: tl.constexpr, IS_EDGE: tl.constexpr
     # cost: a sum keeps the load as it is; loaded apart or split, each thread would load the words
     # that it needs, and that other threads need too, one by one
     return tl.sum(tl.where(part == 0, pairs, 0.0), 1), tl.sum(tl.where(part == 1, pairs, 0.0), 1)
-
 
 @triton.jit
 def _dkv_steps(
@@ -253,7 +243,6 @@ def _dkv_steps(
         dk = tl.dot(ds.to(q.dtype), q, dk, input_precision="ieee")
     return dk, dv
 
-
 @triton.jit(do_not_specialize=["N"])
 def _attention_bwd_dkv_kernel(
     q_ptr, k_ptr, v_ptr, do_ptr, stats_ptr, dk_ptr, dv_ptr, tiles_ptr, q_desc, do_desc,
@@ -281,13 +270,11 @@ def _attention_bwd_dkv_kernel(
     _store_rows(dk_ptr + key_head * D, dk * scale, row, stride_dn, past, D, BLOCK_N)
     _store_rows(dv_ptr + key_head * D, dv, row, stride_dn, past, D, BLOCK_N)
 
-
 KERNELS = {
     "fwd": _attention_fwd_kernel,
     "dq": _attention_bwd_dq_kernel,
     "dkv": _attention_bwd_dkv_kernel,
 }
-
 
 def _launch(name: str, tensors: list[Tensor], docs: Docs, rule: Rule, **numbers: float) -> None:
     """Runs a kernel over the tiles of `docs`; its tensors begin with q, k and v."""
@@ -311,7 +298,6 @@ def _launch(name: str, tensors: list[Tensor], docs: Docs, rule: Rule, **numbers:
             GROUP=H // G, IS_CAUSAL=rule.is_causal, D=D, **config,
         )  # fmt: skip
 
-
 def _shape(q_NHD: Tensor, docs: Docs) -> str:
     """The kind of shape that the rows of configs.toml know."""
     if q_NHD.device.type == "cpu":
@@ -320,7 +306,6 @@ def _shape(q_NHD: Tensor, docs: Docs) -> str:
         return "fp32"
     squares = sum(length * length for length in docs.lengths)
     return "short" if squares < SHORT * docs.num_tokens else ""
-
 
 def _descriptor(x: Tensor, rows: int) -> TensorDescriptor | None:
     """For TMA, of tiles of `rows` rows of one head; None where x or its GPU does not suit."""
@@ -331,20 +316,17 @@ def _descriptor(x: Tensor, rows: int) -> TensorDescriptor | None:
         return None
     return TensorDescriptor(x, [N, heads * D], [x.stride(0), 1], [rows, D])
 
-
 def _packed(x_NHD: Tensor) -> Tensor:
     """x itself where its heads lie side by side, as in a part of a fused projection; or a copy."""
     _, H, D = x_NHD.shape
     is_packed = x_NHD.stride()[1:] == (D, 1) and x_NHD.stride(0) >= H * D
     return x_NHD if is_packed else x_NHD.contiguous()
 
-
 def _stream(x_NHD: Tensor, docs: Docs) -> Tensor:
     """A stream of x's shape for a kernel to fill; zero past the documents."""
     y_NHD = torch.empty(x_NHD.shape, dtype=x_NHD.dtype, device=x_NHD.device)
     y_NHD[docs.num_tokens :].zero_()
     return y_NHD
-
 
 class _Attention(torch.autograd.Function):
     """The op; p is formed anew in backward."""
@@ -374,7 +356,6 @@ class _Attention(torch.autograd.Function):
         if any(ctx.needs_input_grad[1:3]):
             _launch("dkv", [*kept, do_NHD, stats_HN2, dk_NGD, dv_NGD], **settings)
         return dq_NHD, dk_NGD, dv_NGD, None, None
-
 
 def attention_triton(q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, docs: Docs, rule: Rule) -> Tensor:
     """`attention` by the kernels, and their ValueErrors; those of all paths are raised there."""

@@ -16,7 +16,6 @@ Impl = Literal["auto", "eager", "triton"]
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
-
 def uses_triton(
     op: str, impl: Impl, x: Tensor, *, fits: bool = True,
     auto_dtypes: tuple[torch.dtype, ...] = DTYPES,
@@ -45,7 +44,6 @@ def uses_triton(
         raise ValueError(f"impl = 'triton' on {x.device}: kernels need a GPU; pass 'eager'")
     return True
 
-
 @cache
 def _passes(op: str, device: torch.device, dtype: torch.dtype) -> bool:
     """Whether an op's first case of cases.toml passes here; tried once, told where it does not."""
@@ -63,7 +61,6 @@ def _passes(op: str, device: torch.device, dtype: torch.dtype) -> bool:
         "%s in %s runs eagerly on %s, its kernels failed their test: %s", op, dtype, device, reason
     )
     return False
-
 
 def is_interpreted() -> bool:
     """Whether kernels run in Triton's CPU interpreter, which is how tests run them."""

@@ -32,7 +32,6 @@ RECORDS = Path(__file__).with_name("RECORDS.md")
 ROUNDS, REPEATS = 3, 10
 CUDA = torch.device("cuda")
 
-
 def times_ms(calls: Mapping[str, Call]) -> dict[str, list[float]]:
     """GPU times of each call, ascending."""
     found: dict[str, list[float]] = {name: [] for name in calls}
@@ -51,7 +50,6 @@ def times_ms(calls: Mapping[str, Call]) -> dict[str, list[float]]:
         found[name] += (a.elapsed_time(b) for a, b in zip(events[::2], events[1::2], strict=True))
     return {name: sorted(times) for name, times in found.items()}
 
-
 def ceilings() -> dict[str, float]:
     """A copy of 1 GiB, in GB/s, and a product, in TFLOP/s."""
     source = torch.empty(2**29, dtype=torch.bfloat16, device=CUDA)
@@ -59,7 +57,6 @@ def ceilings() -> dict[str, float]:
     found = times_ms({"GB/s": partial(torch.empty_like(source).copy_, source), "mm": lambda: a @ a})
     copy_ms, product_ms = map(statistics.median, found.values())
     return {"GB/s": 2**31 / copy_ms * 1e-6, "TFLOP/s": 2 * 8192**3 / product_ms * 1e-9}
-
 
 def calls_of(
     op: str, sizes: Sizes, rivals: Rivals, names: Sequence[str] = ()
@@ -83,7 +80,6 @@ def calls_of(
             print(f"    {op}, {name}: {type(error).__name__}: {str(error).strip()[:160]}")
     return found
 
-
 def timed(call: Call, mode: str, wrt: list[torch.Tensor]) -> Call:
     """The forward pass, the backward pass, or both."""
     if mode == "forward":
@@ -93,7 +89,6 @@ def timed(call: Call, mode: str, wrt: list[torch.Tensor]) -> Call:
     if mode == "both":
         return lambda: grad(call(), grad_outputs=dy)
     return lambda: grad(y, grad_outputs=dy, retain_graph=True)
-
 
 def rows(op: str, limits: Mapping[str, float], rivals: Rivals) -> Iterator[Row]:
     """One for each size, mode and who."""
@@ -115,7 +110,6 @@ def rows(op: str, limits: Mapping[str, float], rivals: Rivals) -> Iterator[Row]:
                 }  # fmt: skip
         torch.cuda.empty_cache()
 
-
 def record(lines: list[Row], hardware: str, command: str) -> None:
     """Appends a table to RECORDS.md, and the rows to records.csv beside it."""
     table = [[*lines[0]], ["---"] * len(lines[0]), *([*row.values()] for row in lines)]
@@ -127,7 +121,6 @@ def record(lines: list[Row], hardware: str, command: str) -> None:
         if not file.tell():
             writer.writerow(["date", "hardware", *lines[0]])
         writer.writerows([date.today(), hardware, *row.values()] for row in lines)
-
 
 def plot(lines: list[Row], folder: Path, hardware: str) -> None:
     """A figure for each op: % of the ceiling."""
@@ -146,14 +139,12 @@ def plot(lines: list[Row], folder: Path, hardware: str) -> None:
         figure.suptitle(f"{op}, bf16\n{hardware}", fontsize=9)
         figure.savefig(folder / f"{op}.png", dpi=120)
 
-
 def neighbours(config: Config) -> Iterator[Config]:
     """Configurations one step away: a size doubled or halved, a stage more or less."""
     most = {"num_stages": 5, "num_warps": 32, "PER_SM": 8}
     for key, value in config.items():
         steps = (value + 1, value - 1) if key == "num_stages" else (2 * value, value // 2)
         yield from (config | {key: step} for step in steps if 1 <= step <= most.get(key, 8192))
-
 
 def tune(op: str, pool: Executor) -> None:
     """One step towards the fastest, for each row that serves sizes of the op: run it again."""
@@ -176,7 +167,6 @@ def tune(op: str, pool: Executor) -> None:
         table[limit] = tried[best]
         print(kernel, kind, f"{limit:.0f}: {times[0]:.3f} -> {times[best]:.3f} ms", tried[best])
 
-
 def _compile(op: str, every: list[Sizes], key: tuple[str, str], table: Row) -> None:
     """In a process of its own, into the cache that all share."""
     configs()[key] = table
@@ -184,12 +174,10 @@ def _compile(op: str, every: list[Sizes], key: tuple[str, str], table: Row) -> N
         calls_of(op, sizes, {}, ["triton"])
     torch.cuda.empty_cache()
 
-
 def time_ms(op: str, sizes: Sizes) -> float:
     """Of all modes together; inf where the configuration does not run."""
     modes = calls_of(op, sizes, {}, ["triton"]).values()
     return sum(statistics.median(times_ms(calls).get("triton", [math.inf])) for calls in modes)
-
 
 def save_configs() -> None:
     """Writes configs.toml anew, below its comment."""
@@ -201,7 +189,6 @@ def save_configs() -> None:
             words = ", ".join(f"{key} = {value}" for key, value in config.items())
             lines.append(f"{limit:.0f} = {{ {words} }}")
     CONFIGS_FILE.write_text("\n".join(lines) + "\n", encoding="utf-8")
-
 
 def main(arguments: list[str] | None = None) -> int:
     """Prints a line for each time, and a JSON line last."""
@@ -234,7 +221,6 @@ def main(arguments: list[str] | None = None) -> int:
         plot(lines, options.plot, hardware)
     print(json.dumps({"hardware": hardware, "rows": lines}))
     return 0
-
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -32,7 +32,6 @@ from kernels.swiglu import geglu, geglu_reference, swiglu, swiglu_reference
 Sizes = dict[str, Any]
 Call = Callable[..., Tensor]
 
-
 class Draw:
     """Normal values of one dtype on one device, the same for a seed."""
 
@@ -47,7 +46,6 @@ class Draw:
     def below(self, limit: int, *shape: int) -> Tensor:
         """int64 values in [0, limit)."""
         return torch.randint(limit, shape, generator=self.generator, device=self.device)
-
 
 @dataclass(frozen=True)
 class Op:
@@ -93,7 +91,6 @@ class Op:
         letters, *parts = self.flop if self.flop[0] else self.values
         return tuple(part * math.prod(sizes[letter] for letter in letters) for part in parts)
 
-
 def label(sizes: Sizes) -> str:
     """Sizes in a few words; of documents, how many and how long."""
     if lengths := sizes.get("lengths"):
@@ -101,12 +98,10 @@ def label(sizes: Sizes) -> str:
         sizes = {"docs": f"{len(lengths)} of {span}", **sizes}
     return " ".join(f"{key}={value}" for key, value in sizes.items() if key != "lengths")
 
-
 def _documents(draw: Draw, sizes: Sizes) -> dict[str, Any]:
     rule = {key: sizes[key] for key in ("is_causal", "window", "softcap") if key in sizes}
     docs = Docs.from_lengths(sizes["lengths"], draw.device)
     return {"docs": docs, "scale": sizes["D"] ** -0.5, **rule}
-
 
 def _pages(draw: Draw, sizes: Sizes) -> dict[str, Any]:
     """Sequences of the most tokens, one less and so on, their pages scattered."""
@@ -116,16 +111,13 @@ def _pages(draw: Draw, sizes: Sizes) -> dict[str, Any]:
     pages = {"lengths_B": lengths_B, "pages_BJ": pages_P.view(B, J).int()}
     return {"scale": sizes["D"] ** -0.5, **pages}
 
-
 def _scored(draw: Draw, sizes: Sizes) -> dict[str, Any]:
     labels_M, weights_M = draw.below(sizes["V"], sizes["M"]), draw.below(2, sizes["M"]).float()
     return {"labels_M": labels_M, "weights_M": weights_M, "softcap": sizes.get("cap")}
 
-
 def _angles(draw: Draw, sizes: Sizes) -> dict[str, Any]:
     turn = {"head_dim": sizes["E"] * 2, "theta": 1e4, "dtype": draw.dtype}
     return {"cos_sin_2NE": rope_angles(torch.arange(sizes["N"], device=draw.device), **turn)}
-
 
 def _adapters(draw: Draw, sizes: Sizes) -> dict[str, Any]:
     if not (ranks := sizes.get("adapters")):
@@ -134,18 +126,14 @@ def _adapters(draw: Draw, sizes: Sizes) -> dict[str, Any]:
     adapter_N = draw.below(len(ranks) + 1, sizes["N"]).int() - 1
     return {"choice": (adapter_N, owner_R.to(draw.device))}
 
-
 def _loss(op: Callable[..., tuple[Tensor, Tensor]], **given: Any) -> Tensor:
     return op(given.pop("h_MC"), given.pop("weight_VC"), **given)[0]
-
 
 def _norm_rope_reference(*, cos_sin_2NE: Tensor, x_NHD: Tensor, **norm: Any) -> Tensor:
     return rope_reference(rms_norm_reference(x_NHD, norm.pop("weight_D"), **norm), cos_sin_2NE)
 
-
 def _there_and_back(weight_OC: Tensor, impl: str = "eager") -> Tensor:
     return dequantise(quantise(weight_OC, impl=impl), impl=impl)
-
 
 GEGLU = partial(geglu, uses_tanh=True), partial(geglu_reference, uses_tanh=True)
 LOSSES = linear_cross_entropy, partial(linear_cross_entropy_reference, bias_V=None)
@@ -163,7 +151,6 @@ CALLS = {
     "nf4": (_there_and_back, _there_and_back, None),
 }
 
-
 def chosen(parser: ArgumentParser, arguments: list[str] | None) -> Namespace:
     """What was typed, with the names of ops as `op`, checked."""
     parser.add_argument("op", nargs="*", help=f"of {', '.join(ops())}; none: all of them")
@@ -173,15 +160,12 @@ def chosen(parser: ArgumentParser, arguments: list[str] | None) -> Namespace:
     options.op = options.op or list(ops())
     return options
 
-
 def workers() -> ProcessPoolExecutor:
     """A process for each core; they are killed with this one."""
     return ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), _end_with_parent)
 
-
 def _end_with_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-
 
 @cache
 def ops() -> dict[str, Op]:

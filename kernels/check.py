@@ -21,7 +21,6 @@ from kernels.cases import Call, Draw, Sizes, chosen, label, ops, workers
 
 Inputs = Mapping[str, Tensor]
 
-
 class Error(NamedTuple):
     """Largest error of a result: the op's, the definition's in its dtype, and that allowed."""
 
@@ -29,7 +28,6 @@ class Error(NamedTuple):
     mine: float
     plain: float
     allowed: float
-
 
 def results(op: Call, inputs: Inputs, trained: Collection[str]) -> dict[str, Tensor]:
     """Output and the gradients of the trained inputs, in float64."""
@@ -42,7 +40,6 @@ def results(op: Call, inputs: Inputs, trained: Collection[str]) -> dict[str, Ten
         grads = torch.autograd.grad(y, [given[name] for name in trained], dy)
         found |= {f"d{name}": grad.double() for name, grad in zip(trained, grads, strict=True)}
     return found
-
 
 def errors(
     op: Call, reference: Call, inputs: Inputs, dtype: torch.dtype, trained: Collection[str]
@@ -58,7 +55,6 @@ def errors(
         found.append(Error(name, error, eager, (2 if name == "y" else 3) * eager + floor))
     return found
 
-
 def of_case(op: str, sizes: Sizes, draw: Draw) -> list[Error]:
     """`errors` of the kernels of an op."""
     entry = ops()[op]
@@ -72,11 +68,9 @@ def of_case(op: str, sizes: Sizes, draw: Draw) -> list[Error]:
     mine = partial(entry.call, impl="triton", **rest)
     return errors(mine, reference, inputs, draw.dtype, entry.trained())
 
-
 def passes(op: str, device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the first case of an op keeps the rule; what "auto" asks once."""
     return all(e.mine <= e.allowed for e in of_case(op, ops()[op].checks[0], Draw(dtype, device)))
-
 
 def tried(op: str, sizes: Sizes, dtype: torch.dtype) -> tuple[bool, str]:
     """Whether a case keeps the rule with three seeds, and what to print of it."""
@@ -90,7 +84,6 @@ def tried(op: str, sizes: Sizes, dtype: torch.dtype) -> tuple[bool, str]:
     worst = {e.name: e for e in sorted(found, key=lambda e: e.mine / e.allowed)}
     told = (f"{e.name} {e.mine:.1e} ({e.plain:.1e})" for e in worst.values())
     return is_good, " ".join(["ok  " if is_good else "FAIL", op, label(sizes), f"{dtype}:", *told])
-
 
 def main(arguments: list[str] | None = None) -> int:
     """Prints a line for each case, and a JSON line last; 1 where a kernel breaks the rule."""
@@ -109,7 +102,6 @@ def main(arguments: list[str] | None = None) -> int:
             print(line, flush=True)
     print(json.dumps({"broken": broken}))
     return int(broken > 0)
-
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -29,7 +29,6 @@ from kernels.docs import rounded
 CHUNK_ROWS = 2048
 TRITON_CHUNK_ROWS = 4096  # cost: each chunk adds the whole of dW, and its logits are half as wide
 
-
 def linear_cross_entropy_reference(
     h_MC: Tensor, weight_VC: Tensor, labels_M: Tensor, weights_M: Tensor, bias_V: Tensor | None, *,
     softcap: float | None = None, z_loss: float = 0.0, label_smoothing: float = 0.0,
@@ -41,7 +40,6 @@ def linear_cross_entropy_reference(
     nll_M = F.cross_entropy(logits_MV, labels_M, reduction="none", label_smoothing=label_smoothing)
     loss_M = nll_M + z_loss * logits_MV.logsumexp(-1).square()
     return (loss_M * weights_M).sum(), weights_M.sum()
-
 
 def _softmax_loss(
     logits_JV: Tensor, labels_J: Tensor, weights_J: Tensor, rule: tuple[float | None, float, float],
@@ -77,7 +75,6 @@ def _softmax_loss(
     if slope_JV is not None:
         dlogits_JV *= slope_JV
     return loss, dlogits_JV
-
 
 class _LinearCrossEntropy(torch.autograd.Function):
     """Forms the gradients chunk by chunk in forward; backward multiplies by the scalar gradient.
@@ -128,7 +125,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
         formed = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         grads = (None if x is None else (x * grad).to(dtype) for x, dtype in formed)
         return *grads, None, None, None
-
 
 def linear_cross_entropy(
     h_MC: Tensor, weight_VC: Tensor, labels_M: Tensor, weights_M: Tensor, *,

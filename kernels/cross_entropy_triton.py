@@ -16,7 +16,6 @@ from torch import Tensor
 
 from kernels import launch
 
-
 @triton.jit
 def tanh(x):
     e = tl.exp(-2 * tl.abs(x))
@@ -26,7 +25,6 @@ def tanh(x):
     near = 1 + s * (-1 / 3 + s * (2 / 15 + s * (-17 / 315 + s * (62 / 2835 - s * 0.008863235529))))
     return tl.where(s < 0.09, x * near, tl.where(x < 0, -far, far))
 
-
 @triton.jit
 def _load_logits(row_ptr, offs, inside, softcap):
     """Logits in fp32, capped; -inf outside of the row."""
@@ -34,7 +32,6 @@ def _load_logits(row_ptr, offs, inside, softcap):
     if softcap is not None:
         z = softcap * tanh(z / softcap)
     return tl.where(inside, z, float("-inf"))
-
 
 @triton.jit
 def _softmax_loss_kernel(
@@ -85,7 +82,6 @@ def _softmax_loss_kernel(
             if softcap is not None:
                 dz *= 1 - (z / softcap) * (z / softcap)
             tl.store(row_ptr + start + offs_v, dz.to(logits_ptr.dtype.element_ty), mask=inside)
-
 
 def softmax_loss_triton(
     logits_JV: Tensor, labels_J: Tensor, weights_J: Tensor, rule: tuple[float | None, float, float],

@@ -21,13 +21,11 @@ LONG = 512  # tokens; longer documents share a block with those of their very le
 BLOCK_COST = 6144  # scores of a head that take as long as one more block
 BLOCK_SCORES = 2**16  # of a head, in a block of several documents: more would leave the cache
 
-
 def rounded(count: int, *, steps: int = 8, least: int = 8) -> int:
     """`count` up to one of `steps` sizes in every octave, which are `least` apart or more."""
     octave = 1 << max(count - 1, 1).bit_length() - 1
     grain = max(octave // steps, least)
     return -(-count // grain) * grain
-
 
 @dataclass(frozen=True, eq=False)
 class Group:
@@ -62,7 +60,6 @@ class Group:
             to_stream = (first_of_N1 + head_H) * self.length + (self.slots % self.length)[:, None]
             self.by_heads[H] = to_block.flatten(), to_stream.flatten()
         return self.by_heads[H]
-
 
 @dataclass(frozen=True, eq=False)
 class Docs:
@@ -149,7 +146,6 @@ class Docs:
             return self
         return Docs.from_lengths(self.lengths, device)
 
-
 def _plan_groups(
     lengths: tuple[int, ...], device: torch.device
 ) -> tuple[tuple[Group, ...], Tensor | None]:
@@ -176,7 +172,6 @@ def _plan_groups(
     is_sorted = all(a >= b for a, b in pairwise(lengths))
     return tuple(groups), None if is_sorted else torch.cat(order).to(device)
 
-
 def _plan_tiles(
     lengths: tuple[int, ...], rows: int, columns: int, back: int, ahead: int
 ) -> Tensor:
@@ -197,7 +192,6 @@ def _plan_tiles(
     table = torch.stack([row, past, first, whole, edge, stop], dim=1)
     return table[(stop - first).argsort(descending=True, stable=True)].int()
 
-
 def _blocks(lengths: tuple[int, ...]) -> Iterator[tuple[int, list[int]]]:
     """Blocks as their length and their documents, in descending order of both."""
     classes: dict[int, list[int]] = {}
@@ -212,14 +206,12 @@ def _blocks(lengths: tuple[int, ...]) -> Iterator[tuple[int, list[int]]]:
         for start in range(0, len(members), most):
             yield rounded(lengths[members[start]]), members[start : start + most]
 
-
 def _most(length: int) -> int:
     """Documents of a block of this length: one of the numbers that blocks are filled up to."""
     most = max(1, BLOCK_SCORES // length**2)
     while rounded(most, steps=2, least=1) > most:
         most -= 1
     return most
-
 
 def _cheapest(classes: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """Which neighbours among classes of (length, documents), the longest first, share blocks.

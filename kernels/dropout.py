@@ -15,11 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-
 def dropout_reference(x: Tensor, keep: Tensor, p: float) -> Tensor:
     """The definition, for a given `keep`. In float64 it is the oracle."""
     return x * keep / (1 - p)
-
 
 def draw_keep(x: Tensor, p: float) -> Tensor:
     """1 for each value of `x` that is kept and 0 for the others, in the dtype of x."""
@@ -28,7 +26,6 @@ def draw_keep(x: Tensor, p: float) -> Tensor:
     dropped = min(round(p * 2**16), 2**16 - 1)  # of the 2^16 values of a short
     # cost: a comparison into bool, and then a product with it, take three times as long
     return torch.ge(shorts, dropped - 2**15, out=torch.empty_like(x))
-
 
 class _Dropout(torch.autograd.Function):
     @staticmethod
@@ -42,7 +39,6 @@ class _Dropout(torch.autograd.Function):
     def backward(ctx: FunctionCtx, dy: Tensor) -> tuple[Tensor, None]:
         (keep,) = ctx.saved_tensors
         return (dy * keep).mul_(ctx.scale), None
-
 
 def dropout(x: Tensor, p: float, *, is_training: bool) -> Tensor:
     """Dropout of single values.

@@ -19,7 +19,6 @@ CONFIGS_FILE = Path(__file__).with_name("configs.toml")
 # What the kernels take at most; above it "auto" is eager.
 MAX_HEAD_WIDTH, MAX_NORM_WIDTH, MAX_RANK = 256, 16384, 128
 
-
 @cache
 def configs() -> dict[tuple[str, str], dict[float, Config]]:
     """The rows of configs.toml: (kernel, class) -> largest size -> arguments, smallest first."""
@@ -29,7 +28,6 @@ def configs() -> dict[tuple[str, str], dict[float, Config]]:
         for kernel, kinds in tables.items()
         for kind, rows in kinds.items()
     }
-
 
 def config_of(kernel: str, size: int, device: torch.device, *, shape: str = "") -> Config:
     """Block sizes, warps and stages of a kernel.
@@ -43,13 +41,11 @@ def config_of(kernel: str, size: int, device: torch.device, *, shape: str = "") 
             return arguments
     raise ValueError(f"{kernel}: size {size}, at most {limit:.0f}; pass impl='eager'")
 
-
 def rows_of(kernel: str, device: torch.device, shape: str) -> dict[float, Config]:
     """The rows of the first class that there is, from the narrowest on."""
     kind = arch_of(device)
     kinds = (f"{kind}_{shape}", f"any_{shape}", kind, "any")
     return next(rows for key in kinds if (rows := configs().get((kernel, key))))
-
 
 @cache
 def arch_of(device: torch.device) -> str:
@@ -59,7 +55,6 @@ def arch_of(device: torch.device) -> str:
     major, minor = torch.cuda.get_device_capability(device)
     return f"sm_{major}{minor}"
 
-
 def num_programs(tasks: int, per_sm: int, device: torch.device) -> int:
     """Size of a persistent grid: `per_sm` programs for each multiprocessor (the interpreter counts
     as one), or one for each task."""
@@ -67,25 +62,21 @@ def num_programs(tasks: int, per_sm: int, device: torch.device) -> int:
     sms = torch.cuda.get_device_properties(device).multi_processor_count if is_gpu else 1
     return max(1, min(tasks, per_sm * sms))
 
-
 def check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
     """raises  ValueError: `tensor` has another shape."""
     if tensor.shape != shape:
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}, must be {tuple(shape)}")
-
 
 def check_at_most(name: str, value: int, limit: int) -> None:
     """raises  ValueError: `value` is above what the kernel supports."""
     if value > limit:
         raise ValueError(f"{name} = {value}: the kernel takes at most {limit}; pass impl='eager'")
 
-
 def check_device(device: torch.device, **tensors: Tensor | None) -> None:
     """raises  ValueError: one of the tensors lies on another device."""
     for name, tensor in tensors.items():
         if tensor is not None and tensor.device != device:
             raise ValueError(f"{name} is on {tensor.device}, must be on {device}; move it there")
-
 
 def check_dtype(dtype: torch.dtype, **tensors: Tensor | None) -> None:
     """raises  ValueError: one of the tensors has another dtype."""

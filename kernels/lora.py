@@ -26,14 +26,12 @@ from kernels.launch import MAX_RANK, check_device, check_dtype, check_shape
 
 Choice = tuple[Tensor, Tensor]
 
-
 def chosen(h_NR: Tensor, choice: Choice | list[Tensor] | None) -> Tensor:
     """h, written over by 0 where the row of A is not of the adapter that the row of x chooses."""
     if choice:
         adapter_N, owner_R = choice
         h_NR.masked_fill_(adapter_N[:, None] != owner_R, 0)
     return h_NR
-
 
 def lora_linear_reference(
     x_NC: Tensor, weight_OC: Tensor, a_RC: Tensor, b_OR: Tensor, *, bias_O: Tensor | None = None,
@@ -45,7 +43,6 @@ def lora_linear_reference(
     if bias_O is not None:
         y_NO = y_NO + bias_O
     return y_NO + (scale * h_NR).to(x_NC.dtype) @ b_OR.to(x_NC.dtype).T
-
 
 class _LoRALinear(torch.autograd.Function):
     """One node for both maps: they read x once more in the backward pass, and add into one dx.
@@ -90,7 +87,6 @@ class _LoRALinear(torch.autograd.Function):
         if needs_dbias:
             dbias_O = dy_NO.sum(0)
         return dx_NC, dw_OC, da_RC, db_OR, dbias_O, None
-
 
 def lora_linear(
     x_NC: Tensor, weight_OC: Tensor, a_RC: Tensor, b_OR: Tensor, *, bias_O: Tensor | None = None,

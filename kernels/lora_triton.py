@@ -29,7 +29,6 @@ from kernels.lora import Choice, chosen
 
 FUSED_RANK = 32
 
-
 @triton.jit
 def _is_kept(seed, offs_n, first_c, dropped, BLOCK_C: tl.constexpr):
     """Of a tile of inputs (BLOCK_N, BLOCK_C); `first_c` is a multiple of 8."""
@@ -41,7 +40,6 @@ def _is_kept(seed, offs_n, first_c, dropped, BLOCK_C: tl.constexpr):
     words = tl.join(tl.join(w0, w1), tl.join(w2, w3))  # (BLOCK_N, BLOCK_C // 8, 2, 2)
     shorts = tl.join(words & 0xFFFF, words >> 16).to(tl.int32)
     return tl.reshape(shorts, [offs_n.shape[0], BLOCK_C]) >= dropped
-
 
 @triton.jit
 def _lora_shrink_kernel(
@@ -72,7 +70,6 @@ def _lora_shrink_kernel(
         h = tl.where(adapter[:, None] == owner, h, 0.0)
     h = (h * keep_scale).to(h_ptr.dtype.element_ty)
     tl.store(h_ptr + offs_n.to(tl.int64)[:, None] * R + offs_r, h, mask=inside)
-
 
 @triton.jit
 def _lora_dh_db_kernel(
@@ -107,7 +104,6 @@ def _lora_dh_db_kernel(
         tl.store(dh_ptr + pid_o.to(tl.int64) * N * R + offs_nr, dh, mask=in_n & in_r)
     tl.store(db_ptr + pid_g.to(tl.int64) * width_o * R + offs_or, db, mask=in_or)
 
-
 @triton.jit
 def _lora_drop_bwd_kernel(
     x_ptr, dh_ptr, a_ptr, seed_ptr, dx_ptr, da_ptr,
@@ -138,16 +134,13 @@ def _lora_drop_bwd_kernel(
             tl.store(dx_ptr + offs_nc, dx.to(dx_ptr.dtype.element_ty), mask=in_n & in_c)
     tl.store(da_ptr + pid_g.to(tl.int64) * R * C + offs_rc, da * keep_scale, mask=in_rc)
 
-
 def _drop_rule(dropout: float) -> tuple[int, float]:
     """Of the 2^16 values of 16 bits those that drop an input, and the factor on the others."""
     dropped = min(round(dropout * 2**16), 2**16 - 1)
     return dropped, 2**16 / (2**16 - dropped)
 
-
 def _block_r(R: int) -> int:
     return max(16, triton.next_power_of_2(R))  # 16: the least width of a product
-
 
 def _groups(
     row_tiles: int, column_tiles: int, per_sm: int, device: torch.device
@@ -156,7 +149,6 @@ def _groups(
     wanted = launch.num_programs(row_tiles * column_tiles, per_sm, device) // column_tiles
     tiles_per_group = triton.cdiv(row_tiles, max(1, wanted))
     return triton.cdiv(row_tiles, max(1, tiles_per_group)), tiles_per_group
-
 
 def _launch_shrink(
     x_NC: Tensor, a_RC: Tensor, seed: Tensor | None, dropout: float, choice: list[Tensor]
@@ -170,7 +162,6 @@ def _launch_shrink(
             BLOCK_R=_block_r(R), **config,
         )  # fmt: skip
     return h_NR
-
 
 def _launch_dh_db(
     dy_NO: Tensor, sb_OR: Tensor, h_NR: Tensor, choice: list[Tensor]
@@ -191,7 +182,6 @@ def _launch_dh_db(
         )  # fmt: skip
     return dh_PNR.sum(0).to(dy_NO.dtype), db_GOR.sum(0)
 
-
 def _launch_drop_bwd(
     x_NC: Tensor, dh_NR: Tensor, a_RC: Tensor, seed: Tensor, dx_NC: Tensor | None, dropout: float
 ) -> Tensor:
@@ -209,7 +199,6 @@ def _launch_drop_bwd(
             BLOCK_R=_block_r(R), **config,
         )  # fmt: skip
     return da_GRC.sum(0)
-
 
 class LoRALinear(torch.autograd.Function):
     """`lora_linear` by the kernels. Keeps x, h, the seed of the mask and the choice of adapters.

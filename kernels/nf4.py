@@ -32,7 +32,6 @@ TABLE = (
     0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
 )  # fmt: skip
 
-
 @dataclass(frozen=True)
 class NF4:
     """A quantised weight.
@@ -51,7 +50,6 @@ class NF4:
     shape: torch.Size
     dtype: torch.dtype
 
-
 @cache
 def scale_table(device: torch.device) -> Tensor:
     """The 256 values of a scale: seven powers of ten, each halved once more than the one below it.
@@ -65,12 +63,10 @@ def scale_table(device: torch.device) -> Tensor:
         values += [*means, *(-mean for mean in means)]
     return torch.tensor(sorted(values), device=device)
 
-
 @cache
 def code_table(device: torch.device) -> Tensor:
     """`TABLE` on a device."""
     return torch.tensor(TABLE, device=device)
-
 
 def _coded(x_QB: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
     """Places, in an ascending table, of values by the largest magnitude of their row; and that."""
@@ -79,7 +75,6 @@ def _coded(x_QB: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
     unit_QB = x_QB / scale_Q.clamp(min=1e-30)[:, None]
     return torch.bucketize(unit_QB, (table[1:] + table[:-1]) / 2).to(torch.uint8), scale_Q
 
-
 def nf4_reference(weight_OC: Tensor) -> Tensor:
     """The definition: the weight as it is after both ways, with exact scales."""
     blocks_QB = weight_OC.reshape(-1, BLOCK)
@@ -87,7 +82,6 @@ def nf4_reference(weight_OC: Tensor) -> Tensor:
     table = torch.tensor(TABLE, dtype=weight_OC.dtype, device=weight_OC.device)
     distance_QBT = (blocks_QB / scale_Q1.clamp(min=1e-30))[..., None] - table
     return (table[distance_QBT.abs().argmin(-1)] * scale_Q1).view_as(weight_OC)
-
 
 def quantise(weight_OC: Tensor, *, impl: Impl = "auto") -> NF4:
     """A weight in four bits, its scales in eight.
@@ -113,7 +107,6 @@ def quantise(weight_OC: Tensor, *, impl: Impl = "auto") -> NF4:
     places_SG, maxima_S = _coded(rest_SG, scale_table(weight_OC.device))
     scale_codes_Q = places_SG.flatten()[:Q]
     return NF4(codes_P, scale_codes_Q, maxima_S, mean, weight_OC.shape, weight_OC.dtype)
-
 
 def dequantise(weight: NF4, *, impl: Impl = "auto") -> Tensor:
     """The weight again, in its own dtype, as near as four bits come."""

@@ -14,7 +14,6 @@ from torch import Tensor
 from kernels import launch
 from kernels.nf4 import BLOCK, GROUP, NF4, code_table, scale_table
 
-
 @triton.jit
 def _nf4_quantise_kernel(
     weight_ptr, table_ptr, codes_ptr, scale_ptr, Q, BLOCK_Q: tl.constexpr, BLOCK: tl.constexpr
@@ -34,7 +33,6 @@ def _nf4_quantise_kernel(
     offs = offs_q[:, None] * (BLOCK // 2) + tl.arange(0, BLOCK // 2)
     tl.store(codes_ptr + offs, (high << 4 | low).to(tl.uint8), mask=in_q[:, None])
 
-
 @triton.jit
 def _nf4_dequantise_kernel(
     codes_ptr, table_ptr, scale_codes_ptr, scale_table_ptr, maxima_ptr, mean_ptr, weight_ptr, Q,
@@ -52,7 +50,6 @@ def _nf4_dequantise_kernel(
     offs = offs_q[:, None] * BLOCK + tl.arange(0, BLOCK)
     tl.store(weight_ptr + offs, weight.to(weight_ptr.dtype.element_ty), mask=in_q[:, None])
 
-
 def quantise_blocks_triton(weight_OC: Tensor) -> tuple[Tensor, Tensor]:
     """Codes, two a byte, and the scale of each block in fp32."""
     Q, device = weight_OC.numel() // BLOCK, weight_OC.device
@@ -64,7 +61,6 @@ def quantise_blocks_triton(weight_OC: Tensor) -> tuple[Tensor, Tensor]:
             weight_OC.contiguous(), code_table(device), codes_P, scale_Q, Q, BLOCK=BLOCK, **config
         )
     return codes_P, scale_Q
-
 
 def dequantise_triton(weight: NF4) -> Tensor:
     """`dequantise` by the kernel."""

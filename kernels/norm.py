@@ -20,7 +20,6 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from kernels.backend import Impl, uses_triton
 from kernels.launch import MAX_NORM_WIDTH
 
-
 def rms_norm_reference(
     x_NC: Tensor, weight_C: Tensor, *, eps: float, offset: float = 0.0
 ) -> Tensor:
@@ -28,7 +27,6 @@ def rms_norm_reference(
     wide_NC = x_NC if x_NC.dtype == torch.float64 else x_NC.float()
     rstd_N1 = (wide_NC.square().mean(-1, keepdim=True) + eps).rsqrt()
     return (weight_C + offset) * (wide_NC * rstd_N1).to(x_NC.dtype)
-
 
 def layer_norm_reference(
     x_NC: Tensor, weight_C: Tensor, bias_C: Tensor | None, *, eps: float
@@ -40,10 +38,8 @@ def layer_norm_reference(
     scaled_NC = weight_C * (centred_NC * rstd_N1).to(x_NC.dtype)
     return scaled_NC if bias_C is None else scaled_NC + bias_C
 
-
 def _sum_rows(x_NC: Tensor) -> Tensor:
     return x_NC.reshape(-1, x_NC.shape[-1]).sum(0)
-
 
 class _RMSNorm(torch.autograd.Function):
     """Keeps x and rstd. torch's own, on a CPU, is a chain of some 20 operations in both passes: in
@@ -80,7 +76,6 @@ class _RMSNorm(torch.autograd.Function):
             dx_NC = g_NC.addcmul_(xhat_NC, mean_N1, value=-1).mul_(rstd_N1).to(x_NC.dtype)
         return dx_NC, dweight_C, None, None
 
-
 def rms_norm(
     x_NC: Tensor, weight_C: Tensor, *, eps: float, offset: float = 0.0,
     residual_NC: Tensor | None = None, impl: Impl = "auto",
@@ -105,12 +100,10 @@ def rms_norm(
     sum_NC = x_NC + residual_NC
     return _RMSNorm.apply(sum_NC, weight_C, eps, offset), sum_NC
 
-
 def _fit(x_NC: Tensor, wide: torch.dtype) -> Tensor:
     """Values beside a wide weight: a CPU reads 16-bit ones and computes wide; a GPU wants one dtype
     for both."""
     return x_NC if x_NC.device.type == "cpu" else x_NC.to(wide)
-
 
 class _LayerNorm(torch.autograd.Function):
     """torch's layer norm, its backward in fp32 or wider: torch's own sums dw and db in the dtype of
@@ -147,7 +140,6 @@ class _LayerNorm(torch.autograd.Function):
             grads[1:] = _sum_rows((x_NC - mean_N1) * rstd_N1 * dy_NC), _sum_rows(dy_NC)
         grads = (g.to(weight_C.dtype) if n else None for g, n in zip(grads, needed, strict=True))
         return *grads, None
-
 
 def layer_norm(
     x_NC: Tensor, weight_C: Tensor, bias_C: Tensor | None, *, eps: float,

@@ -17,7 +17,6 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from kernels import launch
 
-
 @triton.jit
 def _norm_fwd_kernel(
     x_ptr, residual_ptr, weight_ptr, bias_ptr, y_ptr, sum_ptr, mean_ptr, rstd_ptr,
@@ -47,7 +46,6 @@ def _norm_fwd_kernel(
     if bias_ptr is not None:
         y += tl.load(bias_ptr + offs_c, mask=in_c, other=0.0).to(tl.float32)
     tl.store(y_ptr + offs, y.to(y_ptr.dtype.element_ty), mask=inside)
-
 
 @triton.jit
 def _norm_bwd_kernel(
@@ -89,7 +87,6 @@ def _norm_bwd_kernel(
     if dbias_ptr is not None:
         tl.store(dbias_ptr + pid * C + offs_c, tl.sum(dbias, 0), mask=in_c)
 
-
 def _launch_fwd(
     x_NC: Tensor, residual_NC: Tensor | None, weight_C: Tensor, bias_C: Tensor | None,
     rule: tuple[float, float, bool],
@@ -120,7 +117,6 @@ def _launch_fwd(
         )  # fmt: skip
     return y_NC, sum_NC, mean_N, rstd_N
 
-
 def _launch_bwd(
     dy_NC: Tensor, dsum_NC: Tensor | None, saved: tuple[Tensor, ...], offset: float,
     needs: tuple[bool, bool],
@@ -144,7 +140,6 @@ def _launch_bwd(
         )  # fmt: skip
     partial = dweight_PC, dbias_PC
     return dx_NC, *(None if x_PC is None else x_PC.sum(0).to(weight_C.dtype) for x_PC in partial)
-
 
 class Norm(torch.autograd.Function):
     """`rms_norm` and `layer_norm` by the kernels; with a residual, two outputs.

@@ -21,7 +21,6 @@ from kernels.backend import Impl, uses_triton
 from kernels.launch import MAX_HEAD_WIDTH
 from kernels.norm import rms_norm
 
-
 def rope_angles(
     positions_N: Tensor, *, head_dim: int, theta: float, dtype: torch.dtype, factor: float = 1.0,
     bands: tuple[float, float, int] | None = None,
@@ -50,7 +49,6 @@ def rope_angles(
     angles_NE = positions_N[:, None].float() * frequencies_E
     return torch.stack([angles_NE.cos(), angles_NE.sin()]).to(dtype)
 
-
 def rope_reference(x_NHD: Tensor, cos_sin_2NE: Tensor) -> Tensor:
     """The definition. In float64 it is the oracle."""
     E = cos_sin_2NE.shape[-1]
@@ -58,7 +56,6 @@ def rope_reference(x_NHD: Tensor, cos_sin_2NE: Tensor) -> Tensor:
     cos_N1E, sin_N1E = cos_sin_2NE[0][:, None], cos_sin_2NE[1][:, None]
     y1_NHE, y2_NHE = x1_NHE * cos_N1E - x2_NHE * sin_N1E, x2_NHE * cos_N1E + x1_NHE * sin_N1E
     return torch.cat([y1_NHE, y2_NHE, passed], dim=-1)
-
 
 class _Rope(torch.autograd.Function):
     """Keeps only the angles: the gradient is the inverse rotation of the output's gradient."""
@@ -73,7 +70,6 @@ class _Rope(torch.autograd.Function):
         cos_NE, sin_NE = ctx.saved_tensors[0]
         return _rotate(grad_NHD, cos_NE, -sin_NE), None
 
-
 def _rotate(x_NHD: Tensor, cos_NE: Tensor, sin_NE: Tensor) -> Tensor:
     E, y_NHD = cos_NE.shape[-1], torch.empty_like(x_NHD)
     (x1_NHE, x2_NHE), (y1_NHE, y2_NHE) = ((t[..., :E], t[..., E : 2 * E]) for t in (x_NHD, y_NHD))
@@ -83,7 +79,6 @@ def _rotate(x_NHD: Tensor, cos_NE: Tensor, sin_NE: Tensor) -> Tensor:
     if x_NHD.shape[-1] > 2 * E:
         y_NHD[..., 2 * E :] = x_NHD[..., 2 * E :]
     return y_NHD
-
 
 def rope(x_NHD: Tensor, cos_sin_2NE: Tensor, *, impl: Impl = "auto") -> Tensor:
     """Turn queries or keys by their positions.
@@ -99,7 +94,6 @@ def rope(x_NHD: Tensor, cos_sin_2NE: Tensor, *, impl: Impl = "auto") -> Tensor:
 
         return RopeTriton.apply(x_NHD, cos_sin_2NE, None, (0.0, 0.0))
     return _Rope.apply(x_NHD, cos_sin_2NE)
-
 
 def norm_rope(
     x_NHD: Tensor, weight_D: Tensor, cos_sin_2NE: Tensor, *, eps: float, offset: float = 0.0,

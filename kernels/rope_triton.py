@@ -18,7 +18,6 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from kernels import launch
 
-
 @triton.jit
 def _rope_kernel(
     x_ptr, cos_ptr, sin_ptr, y_ptr, weight_ptr, saved_ptr, dweight_ptr, num_rows, num_steps,
@@ -77,7 +76,6 @@ def _rope_kernel(
         tl.store(dweight_ptr + pid * D + offs_e, tl.sum(dweight1, 0), mask=in_e)
         tl.store(dweight_ptr + pid * D + E + offs_e, tl.sum(dweight2, 0), mask=in_e)
 
-
 def _launch(
     x_NHD: Tensor, cos_sin_2NE: Tensor, weight_D: Tensor | None, saved_NHD: Tensor | None,
     rule: tuple[float, float], *, is_backward: bool, needs_dweight: bool = False,
@@ -112,7 +110,6 @@ def _launch(
             BLOCK_P=triton.next_power_of_2(D - 2 * E) if D > 2 * E else 0, **config,
         )  # fmt: skip
     return y_NHD, None if dweight_PD is None else dweight_PD.sum(0).to(weight_D.dtype)
-
 
 class RopeTriton(torch.autograd.Function):
     """`rope`, or with a weight and the rule (eps, offset) `norm_rope`. Keeps the angles, since the

@@ -19,11 +19,9 @@ from torch import Tensor
 
 from kernels.backend import Impl, uses_triton
 
-
 def swiglu_reference(gate_NF: Tensor, up_NF: Tensor) -> Tensor:
     """The definition. In float64 it is the oracle."""
     return gate_NF * torch.sigmoid(gate_NF) * up_NF
-
 
 def geglu_reference(gate_NF: Tensor, up_NF: Tensor, *, uses_tanh: bool) -> Tensor:
     """The definition. In float64 it is the oracle."""
@@ -31,7 +29,6 @@ def geglu_reference(gate_NF: Tensor, up_NF: Tensor, *, uses_tanh: bool) -> Tenso
         z_NF = math.sqrt(2 / math.pi) * (gate_NF + 0.044715 * gate_NF**3)
         return gate_NF * (0.5 * (1 + z_NF.tanh())) * up_NF
     return gate_NF * (0.5 * (1 + torch.erf(gate_NF / math.sqrt(2)))) * up_NF
-
 
 def swiglu(gate_NF: Tensor, up_NF: Tensor, *, impl: Impl = "auto") -> Tensor:
     """Gated activation silu(gate) * up.
@@ -46,7 +43,6 @@ def swiglu(gate_NF: Tensor, up_NF: Tensor, *, impl: Impl = "auto") -> Tensor:
 
         return Glu.apply(gate_NF, up_NF, "silu")
     return F.silu(gate_NF) * up_NF
-
 
 def geglu(gate_NF: Tensor, up_NF: Tensor, *, uses_tanh: bool, impl: Impl = "auto") -> Tensor:
     """Gated activation gelu(gate) * up, of the same arguments as `swiglu`.

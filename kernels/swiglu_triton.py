@@ -15,7 +15,6 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from kernels import launch
 
-
 @triton.jit
 def _activation(z, KIND: tl.constexpr):
     """act(z) and act'(z)."""
@@ -33,7 +32,6 @@ def _activation(z, KIND: tl.constexpr):
         density = cdf * tl.sigmoid(-u2) * 1.5957691216057308 * (1 + 3 * 0.044715 * z * z)
     return z * cdf, cdf + z * density
 
-
 @triton.jit
 def _glu_fwd_kernel(gate_ptr, up_ptr, y_ptr, size, KIND: tl.constexpr, BLOCK: tl.constexpr):
     offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -42,7 +40,6 @@ def _glu_fwd_kernel(gate_ptr, up_ptr, y_ptr, size, KIND: tl.constexpr, BLOCK: tl
     up = tl.load(up_ptr + offs, mask=inside, other=0.0).to(tl.float32)
     y = _activation(gate, KIND)[0] * up
     tl.store(y_ptr + offs, y.to(y_ptr.dtype.element_ty), mask=inside)
-
 
 @triton.jit
 def _glu_bwd_kernel(
@@ -58,14 +55,12 @@ def _glu_bwd_kernel(
     tl.store(dgate_ptr + offs, (dy * up * slope).to(dtype), mask=inside)
     tl.store(dup_ptr + offs, (dy * value).to(dtype), mask=inside)
 
-
 def _launch_fwd(gate_NF: Tensor, up_NF: Tensor, kind: str) -> Tensor:
     config, y_NF = launch.config_of("glu_fwd", 0, gate_NF.device), torch.empty_like(gate_NF)
     grid = triton.cdiv(size := gate_NF.numel(), config["BLOCK"])
     with torch.cuda.device_of(gate_NF):
         _glu_fwd_kernel[(grid,)](gate_NF, up_NF, y_NF, size, KIND=kind, **config)
     return y_NF
-
 
 def _launch_bwd(dy_NF: Tensor, gate_NF: Tensor, up_NF: Tensor, kind: str) -> tuple[Tensor, Tensor]:
     config = launch.config_of("glu_bwd", 0, gate_NF.device)
@@ -74,7 +69,6 @@ def _launch_bwd(dy_NF: Tensor, gate_NF: Tensor, up_NF: Tensor, kind: str) -> tup
     with torch.cuda.device_of(gate_NF):
         _glu_bwd_kernel[(grid,)](dy_NF, gate_NF, up_NF, *grads, size, KIND=kind, **config)
     return grads
-
 
 class Glu(torch.autograd.Function):
     """act(gate) up by the kernels; `kind` is "silu", "gelu" or "gelu_tanh"."""

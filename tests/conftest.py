@@ -11,12 +11,10 @@ os.environ["TRITON_INTERPRET"] = "1"
 
 MAX_THREADS = 1  # cost: threads that wait for each other on busy cores are several times slower
 
-
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(MAX_THREADS)
     # of the interpreter's own code, once for every loop of a kernel
     config.addinivalue_line("filterwarnings", "ignore:Conversion of an array with ndim > 0")
-
 
 @pytest.fixture(scope="session")
 def data_dir() -> Path:

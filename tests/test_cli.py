@@ -18,7 +18,6 @@ from ftcore.presets import presets
 
 ROOT = Path(__file__).parents[1]
 
-
 @pytest.fixture
 def toml(tmp_path: Path) -> Callable[[str], str]:
     """Text -> the path of a file that holds it."""
@@ -30,12 +29,10 @@ def toml(tmp_path: Path) -> Callable[[str], str]:
 
     return write
 
-
 def refused(*words: str) -> str:
     with pytest.raises(ConfigError) as caught:
         parse(words)
     return str(caught.value)
-
 
 def test_default_preset_toml_flag(toml: Callable) -> None:
     file = toml("[optim]\nlr = 0.5\nbatch_size = 7\n[loop]\nlog_every = 3\n")
@@ -57,18 +54,15 @@ def test_default_preset_toml_flag(toml: Callable) -> None:
     ):  # fmt: skip
         assert line in text.splitlines()
 
-
 def test_nothing_typed_is_the_default_job() -> None:
     assert parse([]) == parse(["sft", "--preset", "assistant"])
     command = parse(["--optim.lr", "1", "--dry-run"])  # options alone change the default job
     assert command.dry_run and command.config.peft.rank == 16 and command.config.optim.lr == 1
 
-
 @pytest.mark.parametrize("task", RUNS)
 def test_a_task_alone_is_its_defaults(task: str) -> None:
     command = parse([task])
     assert command.config == RUNS[task]() and command.origins == {} and command.resume is None
-
 
 ODD = [
     *("--data.text=-x", "--data.train", "a b.tsv", "c=d.tsv", "--data.label", 'say "\\ no"'),
@@ -76,7 +70,6 @@ ODD = [
     *("--optim.betas", "0.5", "1e-3", "--optim.lr", "1e-7", "--log.dir", "gr\u00fcn/x # y"),
     *("--log.name", "", "--peft.trainable", "last:2", "--data.pair=None", "--data.holdout", "3"),
 ]
-
 
 @pytest.mark.parametrize(
     "words",
@@ -99,7 +92,6 @@ def test_a_resolved_configuration_comes_back_from_its_toml(
     assert tomllib.loads(text)["task"] == command.task
     assert len(again.origins) == text.count(" # ") - text.count(" # y")
 
-
 def test_odd_values_are_what_was_typed() -> None:
     config = parse(["classify", *ODD]).config
     assert isinstance(config, ClassifyRun)
@@ -109,14 +101,12 @@ def test_odd_values_are_what_was_typed() -> None:
     assert config.data.pair == "None" and config.log.dir == Path("gr\u00fcn/x # y")
     assert parse(["classify", "--peft.rs-lora", "--peft.no-rs-lora"]).config.peft.rs_lora is False
 
-
 def test_a_toml_switches_a_preset_value_off_again(toml: Callable) -> None:
     file = toml("task = 'sft'\n[peft]\nrs_lora = false\n[data]\ndev = []\nmax_length = 'None'\n")
     command = parse(["sft", "--config", file, "--peft.rs-lora"])
     assert command.config.peft.rs_lora is True and command.config.data.dev == ()
     assert command.origins["peft.rs_lora"] == "flag" and command.origins["data.dev"] == file
     assert parse(["sft", "--config", file]).origins["peft.rs_lora"] == file
-
 
 @pytest.mark.parametrize("by_file", [False, True])
 def test_an_unknown_key_shows_the_nearest_name(
@@ -129,13 +119,11 @@ def test_an_unknown_key_shows_the_nearest_name(
     assert caught.value.code == 2
     assert "--optim.weight-decay FLOAT" in said.err + said.out
 
-
 @pytest.mark.parametrize("words", [["--optim.lr", "fast"], ["--peft.method", "lorra"], ["--x"]])
 def test_a_mistyped_value_ends_with_code_2(words: list[str], capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as caught:
         parse(["sft", *words])
     assert caught.value.code == 2 and words[0] in capsys.readouterr().err
-
 
 @pytest.mark.parametrize(
     ("words", "message"),
@@ -152,7 +140,6 @@ def test_a_mistyped_value_ends_with_code_2(words: list[str], capsys: pytest.Capt
 def test_what_cannot_be_meant_is_said(words: list[str], message: str) -> None:
     assert refused(*words).startswith(message)
 
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -165,7 +152,6 @@ def test_a_toml_that_cannot_be_meant_is_said(text: str, message: str, toml: Call
     file = toml(text)
     assert refused("sft", "--config", file).startswith(file + message)
 
-
 def test_numbers_out_of_range_are_said_all_at_once(toml: Callable) -> None:
     file = toml("[optim]\nbetas = [0.9, 1.0]\n")
     said = refused("sft", "--config", file, "--optim.lr", "-1", "--schedule.warmup", "nan")
@@ -174,7 +160,6 @@ def test_numbers_out_of_range_are_said_all_at_once(toml: Callable) -> None:
         f"optim.betas = (0.9, 1.0) ({file}): must be in [0, 1)",
         "schedule.warmup = nan (flag): must be in [0, 1)",
     ]
-
 
 @pytest.mark.parametrize("task", RUNS)
 def test_every_number_has_a_limit(task: str) -> None:
@@ -185,7 +170,6 @@ def test_every_number_has_a_limit(task: str) -> None:
         assert all(limit_of(hints[key]) for key in numbers)
         assert numbers or section.name in ("model", "data", "log")
 
-
 def test_a_run_is_resumed_from_its_own_configuration(tmp_path: Path) -> None:
     (tmp_path / CONFIG_FILE).write_text(to_toml(parse(["sft", "--peft.rank", "5"])), "utf-8")
     command = parse(["--resume", str(tmp_path)])
@@ -193,12 +177,10 @@ def test_a_run_is_resumed_from_its_own_configuration(tmp_path: Path) -> None:
     assert command.resume == tmp_path and not command.dry_run
     assert parse([f"--resume={tmp_path}", "--dry-run"]).dry_run
 
-
 @pytest.mark.parametrize("damage", ["[optim", 'task = "sfx"', ""])
 def test_a_damaged_configuration_is_not_resumed(damage: str, tmp_path: Path) -> None:
     (tmp_path / CONFIG_FILE).write_text(damage, "utf-8")
     assert refused("--resume", str(tmp_path)).startswith(f"{tmp_path / CONFIG_FILE}: ")
-
 
 def test_parsing_needs_no_torch() -> None:
     code = (
@@ -206,7 +188,6 @@ def test_parsing_needs_no_torch() -> None:
         "to_toml(parse(['sft', '--preset', 'assistant'])); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
-
 
 @pytest.mark.parametrize(
     ("words", "shown"),
@@ -220,7 +201,6 @@ def test_help(words: list[str], shown: list[str]) -> None:
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0 and not result.stderr
     assert all(text in " ".join(result.stdout.split()) for text in shown)
-
 
 @pytest.mark.parametrize("task", RUNS)
 def test_every_option_has_a_text_of_its_own(
@@ -236,7 +216,6 @@ def test_every_option_has_a_text_of_its_own(
     options = [f"{name}.{f.name}" for name, values in sections for f in dataclasses.fields(values)]
     assert [name.replace("-", "_") for name in shown] == options
     assert len(set(shown.values())) == len(options)
-
 
 def test_the_presets_are_shipped() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))

@@ -19,7 +19,6 @@ from ftcore.errors import CheckpointError
 ROOT = Path(files.__file__).parents[1]
 FILES = {"a.bin": b"x" * 5000, "sub/b.txt": b"hello\n", "empty": b""}
 
-
 def fill(content: dict[str, bytes]) -> Callable[[Path], None]:
     def write(folder: Path) -> None:
         for name, data in content.items():
@@ -28,14 +27,11 @@ def fill(content: dict[str, bytes]) -> Callable[[Path], None]:
 
     return write
 
-
 def residue(folder: Path) -> list[Path]:
     return [path for path in folder.rglob(".*") if path.name.startswith((".tmp-", ".old-"))]
 
-
 def content_of(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in files.verify_folder(folder)}
-
 
 def test_a_folder_comes_back_as_it_was_written(tmp_path: Path) -> None:
     files.write_folder(tmp_path / "deep" / "x", fill(FILES))
@@ -45,14 +41,12 @@ def test_a_folder_comes_back_as_it_was_written(tmp_path: Path) -> None:
     assert manifest["files"]["empty"]["sha256"].startswith("e3b0c44298fc1c14")
     assert not residue(tmp_path)
 
-
 def test_a_folder_is_replaced_without_leftovers_of_the_old(tmp_path: Path) -> None:
     files.write_folder(tmp_path / "x", fill(FILES))
     files.write_folder(tmp_path / "x", fill({"a.bin": b"new"}))
     assert content_of(tmp_path / "x") == {"a.bin": b"new"}
     assert sorted(os.listdir(tmp_path / "x")) == ["a.bin", "manifest.json"]
     assert not residue(tmp_path)
-
 
 @pytest.mark.parametrize("umask, mode", [(0o022, 0o644), (0o077, 0o600), (0o027, 0o640)])
 def test_the_mode_of_files_follows_the_umask(tmp_path: Path, umask: int, mode: int) -> None:
@@ -65,7 +59,6 @@ def test_the_mode_of_files_follows_the_umask(tmp_path: Path, umask: int, mode: i
     finally:
         os.umask(before)
     assert (tmp_path / "x" / "private").stat().st_mode & 0o777 == mode
-
 
 @pytest.mark.parametrize("replace", [False, True])
 def test_everything_is_synced_before_the_rename_and_the_parent_after(
@@ -83,7 +76,6 @@ def test_everything_is_synced_before_the_rename_and_the_parent_after(
     assert synced[3:] == [f"{temp}/manifest.json", f"{temp}/sub", temp, "."]
     aside = [("rename", "x -> .old-x")] if replace else []
     assert calls[6:] == [*aside, ("rename", f"{temp} -> x"), ("fsync", ".")]
-
 
 def record_calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     """Calls of fsync and rename; names start at the temporary folder, "." is its parent."""
@@ -107,7 +99,6 @@ def record_calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     monkeypatch.setattr(os, "rename", recorded_rename)
     return calls
 
-
 def test_one_changed_bit_in_any_file_is_found_and_named(tmp_path: Path) -> None:
     target = tmp_path / "x"
     files.write_folder(target, fill(FILES))
@@ -122,7 +113,6 @@ def test_one_changed_bit_in_any_file_is_found_and_named(tmp_path: Path) -> None:
         (target / name).write_bytes(whole)
     files.verify_folder(target)
 
-
 @pytest.mark.parametrize("name", ["a.bin", "sub/b.txt", "manifest.json"])
 def test_missing_and_cut_files_are_named(tmp_path: Path, name: str) -> None:
     files.write_folder(tmp_path / "x", fill(FILES))
@@ -134,7 +124,6 @@ def test_missing_and_cut_files_are_named(tmp_path: Path, name: str) -> None:
     with pytest.raises(CheckpointError, match=f"{name} is missing"):
         files.verify_folder(tmp_path / "x")
 
-
 def test_a_limit_on_file_size_leaves_the_old_folder_and_nothing_else(tmp_path: Path) -> None:
     files.write_folder(tmp_path / "x", fill({"a.bin": b"old"}))
     # Python ignores SIGXFSZ, so that the write fails with EFBIG; no root needed.
@@ -145,7 +134,6 @@ def test_a_limit_on_file_size_leaves_the_old_folder_and_nothing_else(tmp_path: P
     assert content_of(tmp_path / "x") == {"a.bin": b"old"}
     assert not residue(tmp_path)
 
-
 @contextmanager
 def file_size_limit(num_bytes: int) -> Iterator[None]:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -154,7 +142,6 @@ def file_size_limit(num_bytes: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
 
 def test_free_space_is_asked_for_before_anything_is_written(tmp_path: Path) -> None:
     def write(folder: Path) -> None:
@@ -166,7 +153,6 @@ def test_free_space_is_asked_for_before_anything_is_written(tmp_path: Path) -> N
     free = int(str(caught.value).split(" bytes needed, ")[1].split()[0])
     assert abs(free - shutil.disk_usage(tmp_path).free) < 5 * 10**9
     assert not residue(tmp_path)
-
 
 @pytest.mark.parametrize("replace", [False, True])
 def test_a_full_disk_at_any_call_loses_nothing(
@@ -197,7 +183,6 @@ def test_a_full_disk_at_any_call_loses_nothing(
     assert outcomes[-2:] == ["new", "written"]
     assert set(outcomes[:-2]) == {"old" if replace else "none"} and len(outcomes) >= 14
 
-
 def fail_at_call(patch: pytest.MonkeyPatch, failing: int) -> None:
     """The call of that number among mkdir, write, fsync and rename meets a full disk, once."""
     calls = iter(range(10**6))
@@ -215,7 +200,6 @@ def fail_at_call(patch: pytest.MonkeyPatch, failing: int) -> None:
     for name in ("mkdir", "write_bytes", "write_text"):
         patch.setattr(Path, name, limited(getattr(Path, name)))
 
-
 def test_a_bug_in_the_writer_is_not_dressed_up_and_leaves_nothing(tmp_path: Path) -> None:
     def write(folder: Path) -> None:
         (folder / "half").write_text("half")
@@ -225,12 +209,10 @@ def test_a_bug_in_the_writer_is_not_dressed_up_and_leaves_nothing(tmp_path: Path
         files.write_folder(tmp_path / "x", write)
     assert os.listdir(tmp_path) == []
 
-
 def test_a_parent_that_is_a_file_is_an_error_with_its_name(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="cannot write .*file/x"):
         files.write_folder(tmp_path / "file" / "x", fill(FILES))
-
 
 def test_killed_between_the_renames_the_old_folder_is_found_and_put_back(tmp_path: Path) -> None:
     target = tmp_path / "x"
@@ -242,7 +224,6 @@ def test_killed_between_the_renames_the_old_folder_is_found_and_put_back(tmp_pat
     files.clean(tmp_path)
     assert files.current(target) == target and content_of(target) == FILES
     assert os.listdir(tmp_path) == ["x"]
-
 
 # A child of each round dies at its first, second, ... call, while it replaces two folders.
 KILLER = """
@@ -289,7 +270,6 @@ for call in range(1000):
         break
 """
 
-
 def test_killed_at_any_call_of_a_replacement_one_of_the_two_is_whole(tmp_path: Path) -> None:
     command = [sys.executable, "-c", KILLER, str(tmp_path)]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
@@ -297,7 +277,6 @@ def test_killed_at_any_call_of_a_replacement_one_of_the_two_is_whole(tmp_path: P
     found = result.stdout.splitlines()
     assert found == sorted(found, reverse=True) and len(found) >= 25
     assert set(found) == {"old old", "new old", "new new"}
-
 
 def test_what_cannot_be_deleted_is_no_longer_taken_for_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -310,7 +289,6 @@ def test_what_cannot_be_deleted_is_no_longer_taken_for_whole(
     files.remove(tmp_path / "x")
     with pytest.raises(CheckpointError, match="manifest.json is missing"):
         files.verify_folder(tmp_path / "x")
-
 
 def test_a_link_outlives_its_source_and_damage_is_not_linked(tmp_path: Path) -> None:
     source, link = tmp_path / "x", tmp_path / "best"
@@ -326,7 +304,6 @@ def test_a_link_outlives_its_source_and_damage_is_not_linked(tmp_path: Path) -> 
         files.link_folder(source, link)
     assert content_of(link) == FILES
 
-
 def test_without_hard_links_the_files_are_copied(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -337,7 +314,6 @@ def test_without_hard_links_the_files_are_copied(
     monkeypatch.setattr(os, "link", refuse)
     files.link_folder(tmp_path / "x", tmp_path / "best")
     assert content_of(tmp_path / "best") == FILES
-
 
 def test_write_file_replaces_in_one_step(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "f.txt"

@@ -34,24 +34,19 @@ KEYWORDS = {"allow_pickle", "trust_remote_code"}
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
-
 def files(area: str) -> list[Path]:
     if area == "scripts":
         return [ROOT / name for name in SCRIPTS if (ROOT / name).exists()]
     return sorted((ROOT / area).rglob("*.py"))
 
-
 PRODUCT = [path for area in ("ftcore", "kernels", "scripts") for path in files(area)]
 ALL = [*PRODUCT, *files("tests")]
-
 
 def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
 
-
 def name(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
-
 
 def imports(source: ast.AST, package: str) -> Iterator[str]:
     """Dotted names that a module of `package` imports, at any depth, relative ones resolved."""
@@ -63,7 +58,6 @@ def imports(source: ast.AST, package: str) -> Iterator[str]:
             base = ".".join([*parts, *filter(None, [node.module])])
             yield from (f"{base}.{alias.name}" for alias in node.names)
 
-
 def rank(module: str) -> float:
     """Height of a module in the house; nan for what stands outside."""
     top, _, rest = module.partition(".")
@@ -73,10 +67,8 @@ def rank(module: str) -> float:
         return math.inf
     return 0 if top == "kernels" else math.nan
 
-
 def upward(source: ast.AST, module: str, package: str) -> list[str]:
     return [f"{module} imports {i}" for i in imports(source, package) if rank(i) > rank(module)]
-
 
 def functions(source: ast.AST) -> Iterator[Function]:
     """Functions and methods; those inside other functions are left out."""
@@ -86,11 +78,9 @@ def functions(source: ast.AST) -> Iterator[Function]:
         elif not isinstance(node, ast.Lambda):
             yield from functions(node)
 
-
 def is_triton(function: Function) -> bool:
     """Compiled by Triton, which reads a kernel's pointers and sizes without annotations."""
     return any("triton.jit" in ast.unparse(decorator) for decorator in function.decorator_list)
-
 
 def signature_faults(function: Function) -> list[str]:
     a = function.args
@@ -110,7 +100,6 @@ def signature_faults(function: Function) -> list[str]:
         faults.append(f"{lines} lines, at most {max_lines}")
     return [f"{function.name}: {fault}" for fault in faults]
 
-
 def forbidden(source: ast.AST) -> list[str]:
     """Ways to run code that comes with data: pickle in all its clothes, eval, remote code."""
     found = [i for i in imports(source, "") if i.partition(".")[0] in UNPICKLERS]
@@ -124,19 +113,16 @@ def forbidden(source: ast.AST) -> list[str]:
             found.append(node.arg)
     return found
 
-
 def test_the_docstring_orders_what_is_there() -> None:
     there = {p.stem for p in (ROOT / "ftcore").iterdir() if p.suffix == ".py" or files(name(p))}
     assert set(RANK) == there - {"__init__"}
     assert [len(names) for names in LAYERS] == [len(set(names)) for names in LAYERS]
-
 
 def test_the_readme_maps_the_stages_in_the_same_order() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     table = re.findall(r"^\| (\d .*?) +\| `ftcore/(\w+)/` +\|", text, re.M)
     stages = re.findall(r"^ {4}(\w+) +(\d .*)$", ftcore.__doc__ or "", re.M)
     assert stages and [(stage, folder) for folder, stage in stages] == table
-
 
 def test_imports_point_down() -> None:
     found = []
@@ -147,7 +133,6 @@ def test_imports_point_down() -> None:
             continue
         found += upward(tree(path), ".".join(parts), ".".join(parts[:-1]))
     assert not found, "\n".join(found)
-
 
 @pytest.mark.parametrize(
     ("module", "code"),
@@ -164,11 +149,9 @@ def test_imports_point_down() -> None:
 def test_an_upward_import_is_seen(module: str, code: str) -> None:
     assert len(upward(ast.parse(code), module, module.rpartition(".")[0])) == 1
 
-
 def test_a_downward_or_level_import_is_allowed() -> None:
     for code in ("import torch, kernels.docs", "from .order import x", "from .. import errors"):
         assert not upward(ast.parse(code), "ftcore.data.pack", "ftcore.data")
-
 
 def test_top_level_is_fixed() -> None:
     assert not [entry for entry in sorted(TOP) if not (ROOT / entry).exists()]
@@ -179,17 +162,14 @@ def test_top_level_is_fixed() -> None:
     entries = {line.partition("/")[0] for line in tracked.stdout.splitlines()}
     assert {entry for entry in entries if not entry.startswith(".")} <= TOP
 
-
 @pytest.mark.parametrize("area", MAX_FILE_LINES)
 def test_sizes(area: str) -> None:
     lines = {name(path): len(path.read_text("utf-8").splitlines()) for path in files(area)}
     assert not {file: n for file, n in lines.items() if n > MAX_FILE_LINES[area]}
     assert sum(lines.values()) <= MAX_TOTAL_LINES.get(area, math.inf)
 
-
 def test_ascii_only() -> None:
     assert not [name(path) for path in ALL if not path.read_bytes().isascii()]
-
 
 def test_signatures() -> None:
     faults = [
@@ -200,11 +180,9 @@ def test_signatures() -> None:
     ]
     assert not faults, "\n".join(faults)
 
-
 def test_code_never_comes_with_data() -> None:
     found = {name(path): forbidden(tree(path)) for path in PRODUCT}
     assert not {file: what for file, what in found.items() if what}
-
 
 @pytest.mark.parametrize(
     "code",
@@ -221,7 +199,6 @@ def test_code_never_comes_with_data() -> None:
 def test_forbidden_code_is_seen(code: str) -> None:
     assert len(forbidden(ast.parse(code))) == 1
     assert not forbidden(ast.parse("model.eval(); eval: int; np.load(path); f(pickle)"))
-
 
 def test_help_needs_no_torch() -> None:
     code = "import sys, kernels, ftcore.cli; sys.exit('torch' in sys.modules)"

@@ -10,12 +10,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-
 @cache
 def wording(name: str, folder: Path = Path(__file__).parent / "words") -> dict[str, Any]:
     """The table of NAME.toml, each list of it a tuple of strings."""
     return _with_tuples(tomllib.loads((folder / f"{name}.toml").read_text(encoding="utf-8")))
-
 
 def _with_tuples(value: Any) -> Any:
     if isinstance(value, dict):

@@ -48,7 +48,6 @@ TEST_ROWS_PER_INTENT = 16
 TYPO_RATE = 0.12
 CASES = {"as is": 0.4, "lower": 0.25, "capital": 0.35}  # of a request, its values included
 
-
 def build(seed: int = 0, size: int = 9500) -> dict[str, list[Row]]:
     """The five splits by name; the same seed and size give the same rows.
 
@@ -90,12 +89,10 @@ def build(seed: int = 0, size: int = 9500) -> dict[str, list[Row]]:
         "test_wording": author.rows("test_wording", evenly, reworded, new=True, typos=False),
     }
 
-
 def shares(size: int) -> list[int]:
     """Rows of each intent in a split of about that size with the imbalance of train."""
     total = sum(intent.share for intent in intents())
     return [round(size * intent.share / total) for intent in intents()]
-
 
 class Author:
     """Writes rows from phrases and never says the same thing twice."""
@@ -145,14 +142,12 @@ class Author:
             "combination": list(phrase.combination), "typo": text != clean, "fault": None,
         }  # fmt: skip
 
-
 def labelled(rows: Iterable[Row]) -> list[Row]:
     """The requests for classification by intent: {"id", "text", "label"}."""
     return [
         {"id": row["id"], "text": row["messages"][0]["content"], "label": row["intent"]}
         for row in rows
     ]
-
 
 def preference_pairs(rows: Iterable[Row], seed: int = 0) -> list[Row]:
     """The right command against a corrupted one, for every row without a fault.
@@ -169,7 +164,6 @@ def preference_pairs(rows: Iterable[Row], seed: int = 0) -> list[Row]:
             "rejected": [{"role": "assistant", "content": wrong}], "corruption": corruption,
         })  # fmt: skip
     return pairs
-
 
 def main() -> None:
     """Write chat/, labelled/ and pairs/ with SPLIT.jsonl in each."""
@@ -189,7 +183,6 @@ def main() -> None:
         faults = Counter(row["fault"]["kind"] for row in rows if row["fault"])
         noted = ", ".join(f"{count} {kind}" for kind, count in sorted(faults.items()))
         print(f"{split}: {len(rows)} rows" + (f" ({noted})" if noted else ""))
-
 
 if __name__ == "__main__":
     main()

@@ -25,13 +25,11 @@ FAULTS = {  # per clean row of train: the first two and the last add rows, the o
 NEAR_DUPLICATE_CHARS = 36  # the least length at which one more letter keeps Jaccard above 0.8
 EMPTIED = ((0,), (1,), (0, 1))  # the request, the answer, both
 
-
 def spots(pattern: str, text: str, slots: Slots) -> list[re.Match[str]]:
     """Where a pattern matches outside of the slot values."""
     for value in sorted(slots.values(), key=len, reverse=True):
         text = text.replace(value, "\0" * len(value))
     return list(re.finditer(pattern, text))
-
 
 def misspell(word: str, rng: Random) -> str:
     """Double, drop or swap a letter; the result always differs and is never empty."""
@@ -39,7 +37,6 @@ def misspell(word: str, rng: Random) -> str:
     doubled, dropped = word[: at + 1] + word[at:], word[:at] + word[at + 1 :]
     swapped = word[:at] + word[at : at + 2][::-1] + word[at + 2 :]
     return rng.choice([form for form in (doubled, dropped, swapped) if form not in ("", word)])
-
 
 def typo(text: str, slots: Slots, rng: Random) -> str:
     """The text with one misspelt word of four letters or more; without such a word, as it is."""
@@ -49,7 +46,6 @@ def typo(text: str, slots: Slots, rng: Random) -> str:
     word = rng.choice(words)
     return text[: word.start()] + misspell(word[0], rng) + text[word.end() :]
 
-
 def near_duplicate(text: str, slots: Slots, rng: Random) -> str:
     """One letter doubled, or a smile at the end: at least 0.8 of the 5-letter pieces are shared."""
     letters = spots(r"[A-Za-z]", text, slots)
@@ -57,7 +53,6 @@ def near_duplicate(text: str, slots: Slots, rng: Random) -> str:
         return text
     at = rng.choice(letters).start()
     return rng.choice((text[: at + 1] + text[at:], f"{text} :)"))
-
 
 def zero_width(text: str, slots: Slots, rng: Random) -> str:
     """A zero-width space inside a word, or a byte order mark at the start."""
@@ -67,13 +62,11 @@ def zero_width(text: str, slots: Slots, rng: Random) -> str:
     at = rng.choice(inside).start()
     return rng.choice((f"{text[:at]}\u200b{text[at:]}", f"\ufeff{text}"))
 
-
 def swapped(text: str, slots: Slots, rng: Random, *, old: str, new: str) -> str:
     """Every `old` character a `new` one."""
     for spot in spots(old, text, slots):
         text = text[: spot.start()] + new + text[spot.end() :]
     return text
-
 
 ODD_UNICODE: dict[str, Spoil] = {
     "no_break_space": partial(swapped, old=" ", new="\u00a0"),
@@ -81,7 +74,6 @@ ODD_UNICODE: dict[str, Spoil] = {
     "zero_width": zero_width,
     "loose_accent": lambda text, slots, rng: unicodedata.normalize("NFD", text),
 }
-
 
 def plant(rows: list[Row], rng: Random) -> list[Row]:
     """The rows with every fault of `FAULTS` planted, shuffled. No row has two; no twin has one."""
@@ -126,10 +118,8 @@ def plant(rows: list[Row], rng: Random) -> list[Row]:
     rng.shuffle(planted)
     return planted
 
-
 def row_id(split: str, number: int) -> str:
     return f"{split}-{number:04d}"
-
 
 def damaged(row: Row, texts: dict[int, str], kind: str, **notes: str) -> Row:
     """A copy of the row with that fault and, by their places, other texts of its messages."""
@@ -137,10 +127,8 @@ def damaged(row: Row, texts: dict[int, str], kind: str, **notes: str) -> Row:
     messages = [{**message, "content": texts.get(at, message["content"])} for at, message in pairs]
     return {**row, "messages": messages, "fault": {"kind": kind, **notes}}
 
-
 def other_intent(intent: str, rng: Random) -> str:
     return rng.choice([other.name for other in intents() if other.name != intent])
-
 
 def corrupt(row: Row, rng: Random) -> tuple[str, str]:
     """A wrong answer to the row's request, and the name of what is wrong with it.

@@ -17,7 +17,6 @@ from .slots import kinds_of
 
 MAX_SLOTS = 3
 
-
 @dataclass(frozen=True)
 class Intent:
     """One command of the assistant, and the parts that ask for it."""
@@ -29,24 +28,20 @@ class Intent:
     clauses: tuple[str, ...]
     required: tuple[str, ...] = ()  # slots that need a clause where the core lacks them
 
-
 @dataclass(frozen=True)
 class Phrase:
     """A request without its values; `combination` is empty for one that is not made of parts."""
     combination: tuple[str, ...]
     template: str
 
-
 @cache
 def intents() -> tuple[Intent, ...]:
     """The intents of words/intents.toml, the most frequent first."""
     return tuple(Intent(name, **parts) for name, parts in wording("intents")["intents"].items())
 
-
 def command(intent: str, slots: dict[str, str]) -> str:
     """The assistant's answer: one JSON object, the intent first."""
     return json.dumps({"intent": intent, **slots}, ensure_ascii=False)
-
 
 def is_held_back(intent: Intent, combination: Sequence[str]) -> bool:
     """Whether training never shows this combination: one in four, and never a core alone.
@@ -57,14 +52,12 @@ def is_held_back(intent: Intent, combination: Sequence[str]) -> bool:
     parts += tuple(f"{clause}," for clause in intent.clauses)
     return len(combination) > 1 and sum(map(parts.index, combination)) % 4 == 0
 
-
 def compose(intent: Intent, rng: Random, *, new: bool) -> Phrase:
     """A request of known combinations, or of those held back from training."""
     while True:
         combination = _combine(intent, rng)
         if is_held_back(intent, combination) == new:
             return Phrase(combination, _dress(intent, combination, rng))
-
 
 def _combine(intent: Intent, rng: Random) -> tuple[str, ...]:
     """A core and a clause for each of the slots drawn; a front clause ends with a comma."""
@@ -83,7 +76,6 @@ def _combine(intent: Intent, rng: Random) -> tuple[str, ...]:
     if wanted and wanted[0] in wording("intents")["front"] and rng.random() < 0.25:
         return (f"{clauses[0]},", core, *clauses[1:])
     return (core, *clauses)
-
 
 def _dress(intent: Intent, combination: Sequence[str], rng: Random) -> str:
     """The combination with a greeting, a polite opening, a tail and a mark, all optional."""

@@ -19,28 +19,23 @@ SLOT = re.compile(r"\{(?P<key>\w+)(?::(?P<kind>\w+))?\}")  # {key}, or {key:kind
 SPLIT_FROM = 40
 MAX_WORDS = 4
 
-
 def kinds_of(template: str) -> dict[str, str]:
     """The slots of a template in order of appearance, each with the kind of its value."""
     return {slot["key"]: slot["kind"] or slot["key"] for slot in SLOT.finditer(template)}
-
 
 def filled(template: str, values: Mapping[str, str]) -> str:
     """The template with each slot replaced by its value."""
     return SLOT.sub(lambda slot: values[slot["key"]], template)
 
-
 def is_new(text: str) -> bool:
     """Whether a value is held back from training: one in four is."""
     return zlib.crc32(unicodedata.normalize("NFC", text).casefold().encode()) % 4 == 0
-
 
 @cache
 def forms(kind: str, new: bool) -> tuple[str, ...]:
     """The forms of a kind; of a long list only those of one side."""
     every = wording("slots")[kind]
     return tuple(form for form in every if len(every) < SPLIT_FROM or is_new(form) == new)
-
 
 def draw(kind: str, rng: Random, *, new: bool) -> str:
     """A value of that kind, `MAX_WORDS` words at most, from the training side or the new one."""

@@ -21,7 +21,6 @@ from ftcore.errors import ConfigError, FtcoreError
 from ftcore.files import write_file
 from ftcore.hub import resolve
 
-
 def prepare(words: list[str]) -> None:
     """Stage 1 of a run, into its folder."""
     command = parse(words, script="python -m ftcore.data prepare")
@@ -37,13 +36,11 @@ def prepare(words: list[str]) -> None:
     print(f"\npage:  {folder / 'data' / 'report.html'}")
     print(f"train: python train.py {command.task} --config {folder / CONFIG_FILE}")
 
-
 def report(words: list[str]) -> None:
     """The page of a run's data."""
     if len(words) != 1 or not Path(words[0], "data", "funnel.json").is_file():
         raise ConfigError(f"report RUN: {' '.join(words)} is no run folder with a data/")
     print(write_page(Path(words[0]) / "data"))
-
 
 def show(words: list[str]) -> None:
     """A step's batch, or the way of a row."""
@@ -60,7 +57,6 @@ def show(words: list[str]) -> None:
     for line in shown.step(int(step)) if step else shown.row(row):
         print(line)
 
-
 def main(words: list[str]) -> int:
     """Run a command; what a user can mend is one message."""
     commands = {"prepare": prepare, "report": report, "show": show}
@@ -73,7 +69,6 @@ def main(words: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
-
 
 if __name__ == "__main__":
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # who reads the first lines alone may leave

@@ -37,7 +37,6 @@ Span = tuple[int, int] | None  # start and end, in characters; None: left out of
 Again = Callable[[Sequence[str]], str]  # the text of the chat with other contents
 Trim = Callable[[str], str]  # what a template may do to contents
 
-
 class Message(TypedDict):
     """One turn; `train` and `weight` matter to supervision only, never to the text."""
 
@@ -46,17 +45,14 @@ class Message(TypedDict):
     train: NotRequired[bool]
     weight: NotRequired[float]
 
-
 @dataclass(frozen=True)
 class Rendering:
     """`text` and, for each message, the span of its content."""
     text: str
     spans: tuple[Span, ...]
 
-
 class RowError(DataError):
     """One row cannot be used; whoever works through many rows rejects it and counts it."""
-
 
 def render(messages: Sequence[Message], tokenizer: Tokenizer) -> Rendering:
     """Text of a chat and the span of each message's content.
@@ -79,7 +75,6 @@ def render(messages: Sequence[Message], tokenizer: Tokenizer) -> Rendering:
     places = range(len(contents))
     spans = tuple(_changed_span(text, contents, markers[0], again, at) for at in places)
     return Rendering(text, spans)
-
 
 def render_text(
     messages: Sequence[Message], tokenizer: Tokenizer, *, add_generation_prompt: bool = False
@@ -106,7 +101,6 @@ def render_text(
         raise RowError(f"the chat template refuses the messages: {error}") from error
     return "".join(pieces)
 
-
 @lru_cache(maxsize=8)
 def generation_prompt(tokenizer: Tokenizer) -> str:
     """What the template writes after a user's turn to ask for an answer, "" if it adds nothing:
@@ -116,7 +110,6 @@ def generation_prompt(tokenizer: Tokenizer) -> str:
     prompted = render_text(question, tokenizer, add_generation_prompt=True)
     return prompted[len(os.path.commonprefix([asked, prompted])) :]
 
-
 def _unused(text: str, count: int) -> str:
     """Private-use characters, in their order, that the text does not hold."""
     for first in PRIVATE_USE:
@@ -125,7 +118,6 @@ def _unused(text: str, count: int) -> str:
             return characters
     problem = "the chat holds private-use characters of all three Unicode planes, so its contents"
     raise RowError(f"{problem} cannot be marked; remove those characters")
-
 
 def _marked_spans(
     text: str, contents: Sequence[str], markers: str, again: Again, trim: Trim
@@ -146,7 +138,6 @@ def _marked_spans(
         return None  # a marker repeated or cut off
     return tuple(None if span == (None, None) else span for span in spans)
 
-
 def _changed_span(text: str, contents: Sequence[str], mark: str, again: Again, at: int) -> Span:
     """Span that changes when one content is replaced, checked to hold text of that content."""
     other = again([*contents[:at], mark, *contents[at + 1 :]])
@@ -165,7 +156,6 @@ def _changed_span(text: str, contents: Sequence[str], mark: str, again: Again, a
         )
     return start, end
 
-
 class _Generation(Extension):
     """HF: {% generation %} marks answers for transformers; here its body is plain text."""
 
@@ -174,7 +164,6 @@ class _Generation(Extension):
     def parse(self, parser: Parser) -> list[nodes.Node]:
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
 
 @lru_cache(maxsize=8)
 def _compiled(source: str, where: str) -> Callable[[dict], Iterator[str]]:
@@ -197,7 +186,6 @@ def _compiled(source: str, where: str) -> Callable[[dict], Iterator[str]]:
         return template.root_render_func(context)
 
     return write
-
 
 def _refuse(message: str) -> NoReturn:
     raise jinja2.TemplateError(message)

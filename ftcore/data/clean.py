@@ -22,7 +22,6 @@ STOP_WORDS = {"the", "be", "to", "of", "and", "that", "have", "with"}
 BULLETS = ("-", "*", "\u2022", "\u2023", "\u25cf", "\u25aa", "\u25e6", "\u2013")
 ELLIPSES = ("...", "\u2026")
 
-
 def normalised(text: str, *, form: Literal["nfc", "nfkc"] = "nfc", unescape: bool = False) -> str:
     """One form for texts that look the same; indentation and blanks within lines stay as they are.
 
@@ -49,21 +48,17 @@ def normalised(text: str, *, form: Literal["nfc", "nfkc"] = "nfc", unescape: boo
         text = patterns["trailing"].sub("", patterns["unseen"].sub("", text)).rstrip("\n")
     return text
 
-
 def _character(entity: re.Match[str]) -> str:
     is_known = entity[1][0] == "#" or f"{entity[1]};" in html5
     return html_unescape(f"&{entity[1]};") if is_known else f"&{entity[1]};"
-
 
 def mojibake(text: str) -> int:
     """How many characters were lost to a wrong encoding, as far as that can be seen."""
     return 0 if text.isascii() else len(_patterns()["mojibake"].findall(text))
 
-
 def quality_rules() -> Rules:
     """The limits of quality.toml, in the groups repetition, symbols and length."""
     return _table()["rules"]
-
 
 def broken(text: str, rules: Rules) -> list[tuple[str, float]]:
     """Measures of a text that are outside their limits, with their values."""
@@ -75,7 +70,6 @@ def broken(text: str, rules: Rules) -> list[tuple[str, float]]:
         for limits in rules.values() for name, limit in limits.items()
         if not limit.get("min", -math.inf) <= found[name] <= limit.get("max", math.inf)
     ]  # fmt: skip
-
 
 def _repetition(text: str, words: list[str]) -> dict[str, float]:
     values, size = {}, max(len(text), 1)
@@ -99,7 +93,6 @@ def _repetition(text: str, words: list[str]) -> dict[str, float]:
             values[f"duplicate_{n}_grams"] = _duplicates(grams, n) / size
     return values
 
-
 def _duplicates(grams: Mapping[int, tuple[str, ...]], n: int) -> int:
     """Characters of the n-grams that stand earlier too, from left to right, without overlap."""
     seen, end, characters = set(), 0, 0
@@ -109,7 +102,6 @@ def _duplicates(grams: Mapping[int, tuple[str, ...]], n: int) -> int:
         elif place >= end:
             seen.add(gram)
     return characters
-
 
 def _symbols(text: str, words: list[str]) -> dict[str, float]:
     size, count = max(len(text), 1), max(len(words), 1)
@@ -127,19 +119,15 @@ def _symbols(text: str, words: list[str]) -> dict[str, float]:
         "brackets": sum(map(text.count, "()[]{}")) / size,
     }
 
-
 def _length(text: str, words: list[str]) -> dict[str, float]:
     found = STOP_WORDS.intersection(text.lower().split())
     return {"mean_word": sum(map(len, words)) / max(len(words), 1), "stop_words": len(found)}
 
-
 MEASURES = {"repetition": _repetition, "symbols": _symbols, "length": _length}
-
 
 def personal(text: str) -> Counter[str]:
     """How many e-mail addresses, phone numbers and card numbers a text holds, by kind."""
     return Counter(found.lastgroup for found in _found(text))
-
 
 def redacted(text: str, kinds: Collection[Personal]) -> str:
     """The text with [EMAIL], [PHONE] or [CARD] in place of personal data of these kinds."""
@@ -148,19 +136,16 @@ def redacted(text: str, kinds: Collection[Personal]) -> str:
             text = f"{text[: found.start()]}[{found.lastgroup.upper()}]{text[found.end() :]}"
     return text
 
-
 def _found(text: str) -> list[re.Match[str]]:
     if "@" not in text and not _patterns()["eight_digits"].search(text):
         return []
     matches = _patterns()["personal"].finditer(text)
     return [m for m in matches if m.lastgroup != "card" or _luhn(m[0]) % 10 == 0]
 
-
 def _luhn(number: str) -> int:
     """The sum of its digits, every second from the right doubled and its own digits added."""
     digits = [int(c) for c in reversed(number) if c.isdigit()]
     return sum(digits[::2]) + sum(sum(divmod(2 * digit, 10)) for digit in digits[1::2])
-
 
 @cache
 def _patterns() -> dict[str, re.Pattern[str]]:
@@ -168,7 +153,6 @@ def _patterns() -> dict[str, re.Pattern[str]]:
     kinds = "|".join(f"(?P<{kind}>{pattern})" for kind, pattern in table["personal"].items())
     patterns = {name: re.compile(pattern, re.X) for name, pattern in table["patterns"].items()}
     return patterns | {"personal": re.compile(kinds, re.X | re.A | re.I)}
-
 
 def _table() -> dict[str, Any]:
     return tomllib.loads((Path(__file__).parent / "quality.toml").read_text("utf-8"))

@@ -24,7 +24,6 @@ MESSAGES = "messages"  # the column that tells a chat from plain text
 DataConfig = configs.TextDataConfig | configs.ExamplesConfig
 Notes = dict[str, Any]  # what was found, for people: JSON throughout
 
-
 @dataclass
 class Rows:
     """The examples of one split on their way, and what was lost."""
@@ -39,12 +38,10 @@ class Rows:
         self.examples = [e for index, e in enumerate(self.examples) if index not in lost]
         columns.require_some(self.examples, self.rejected)
 
-
 def collect(config: DataConfig, notes: Notes) -> dict[str, Rows]:
     """Every split that has files: train, dev, and each test file under its name."""
     named = [("train", config.train), ("dev", config.dev), *_tests(config.test)]
     return {name: _collect(config, paths, name, notes) for name, paths in named if paths}
-
 
 def _tests(paths: Sequence[str]) -> Iterator[tuple[str, tuple[str]]]:
     """Name and path of each test split: the file's name without endings, or its path if that is
@@ -56,7 +53,6 @@ def _tests(paths: Sequence[str]) -> Iterator[tuple[str, tuple[str]]]:
             yield from ((name, (path,)) for name in BUILTIN_TESTS)
         else:
             yield (stem if taken.count(stem) == 1 else path), (path,)
-
 
 def _collect(config: DataConfig, paths: Sequence[str], split: str, notes: Notes) -> Rows:
     report = ReadReport()
@@ -76,7 +72,6 @@ def _collect(config: DataConfig, paths: Sequence[str], split: str, notes: Notes)
         groups = {row.id: str(row.fields.get(config.group) or "") for row in rows}
     bad = [replace(b, reason="damaged", detail=f"{b.reason}; {b.detail}") for b in report.bad]
     return Rows(examples, bad + rejected, len(rows) + len(bad), groups)
-
 
 def _examples(config: DataConfig, rows: list[Row]) -> Mapped[Example]:
     if isinstance(config, configs.MaskedDataConfig):
@@ -102,7 +97,6 @@ def _examples(config: DataConfig, rows: list[Row]) -> Mapped[Example]:
         return columns.labelled(rows, **named, scores=True)
     names = _renamed("data.relabel", config.relabel)
     return columns.labelled(rows, **named, separator=config.label_separator, relabel=names)
-
 
 def _renamed(option: str, pairs: Sequence[str]) -> dict[str, str]:
     """New names by the old ones."""

@@ -16,7 +16,6 @@ from ftcore.data.chat import Message, RowError
 from ftcore.data.read import Rejected, Row
 from ftcore.errors import DataError, nearest
 
-
 @dataclass(frozen=True, slots=True)
 class Text:
     """A document of plain text."""
@@ -24,7 +23,6 @@ class Text:
     text: str
     file: str = ""
     line: int = 0
-
 
 @dataclass(frozen=True, slots=True)
 class LabelledText:
@@ -44,7 +42,6 @@ class LabelledText:
             return self.label
         return (self.label,) if isinstance(self.label, str) else ()
 
-
 @dataclass(frozen=True)
 class Tagged:
     """A sentence: its words, and the tag of each, BIO where they name entities."""
@@ -54,7 +51,6 @@ class Tagged:
     file: str = ""
     line: int = 0
 
-
 @dataclass(frozen=True)
 class Chat:
     """A conversation."""
@@ -63,13 +59,11 @@ class Chat:
     file: str = ""
     line: int = 0
 
-
 Example = Text | LabelledText | Tagged | Chat
 Source = Row | Rejected | Example
 Some = TypeVar("Some", bound=Example)
 Labels = Mapping[str, int]  # class index of each label, in their order
 Mapped = tuple[list[Some], list[Rejected]]  # what rows become, and those that become nothing
-
 
 def indices(labels: Labels, example: LabelledText | Tagged) -> list[int]:
     """Class index of each label or tag; DataError if the training data had no such one."""
@@ -83,7 +77,6 @@ def indices(labels: Labels, example: LabelledText | Tagged) -> list[int]:
             f"training data ({shown}){nearest(name, known)}; correct the row, or add "
             "training rows with this label"
         ) from None
-
 
 def label_map(examples: Sequence[LabelledText | Tagged]) -> Labels:
     """All labels of the training data: in numeric order if all are numbers, else sorted by name; of
@@ -99,11 +92,9 @@ def label_map(examples: Sequence[LabelledText | Tagged]) -> Labels:
     ordered = sorted(names, key=lambda name: (are_numbers and numbers[name], name))
     return {name: index for index, name in enumerate(ordered)}
 
-
 def texts(rows: Sequence[Row], *, text: str = "text") -> Mapped[Text]:
     """Documents of plain text from column `text`."""
     return examples(rows, [text], lambda r: Text(r.id, text_of(r, text), r.file, r.line))
-
 
 def labelled(
     rows: Sequence[Row], *, text: str, label: str, pair: str | None = None, scores: bool = False,
@@ -144,7 +135,6 @@ def labelled(
 
     return examples(rows, [text, *([] if pair is None else [pair]), label], example)
 
-
 def tagged(rows: Sequence[Row], *, tokens: str = "tokens", tags: str = "tags") -> Mapped[Tagged]:
     """Sentences from a column of lists of words and one of lists of tags; IOB1 becomes BIO.
 
@@ -164,7 +154,6 @@ def tagged(rows: Sequence[Row], *, tokens: str = "tokens", tags: str = "tags") -
         return Tagged(row.id, tuple(words), to_bio(names), row.file, row.line)
 
     return examples(rows, [tokens, tags], example)
-
 
 def spanned(rows: Sequence[Row], *, text: str = "text", spans: str = "spans") -> Mapped[Tagged]:
     """Sentences from texts with spans [{"start", "end", "label"}] in characters, the end not
@@ -193,7 +182,6 @@ def spanned(rows: Sequence[Row], *, text: str = "text", spans: str = "spans") ->
 
     return examples(rows, [text, spans], example)
 
-
 def to_bio(tags: Sequence[str]) -> tuple[str, ...]:
     """IOB1, where B- only parts neighbours of one type, as BIO, where every entity begins with B-;
     other tags stay as they are."""
@@ -201,7 +189,6 @@ def to_bio(tags: Sequence[str]) -> tuple[str, ...]:
         "B" + tag[1:] if tag[:2] == "I-" and last[1:] != tag[1:] else tag
         for last, tag in pairwise(["O", *tags])
     )
-
 
 def examples(
     rows: Sequence[Row], columns: Sequence[str], example: Callable[[Row], Some]
@@ -217,7 +204,6 @@ def examples(
     require_some(kept, rejected)
     return kept, rejected
 
-
 def require(rows: Sequence[Row], *columns: str) -> None:
     """DataError with the nearest name if no row has one of the columns."""
     for column in columns:
@@ -225,7 +211,6 @@ def require(rows: Sequence[Row], *columns: str) -> None:
             names = list(rows[0].fields)
             shown = ", ".join(map(repr, names)) + nearest(column, names)
             raise DataError(f"{rows[0].file}: no column {column!r}; its columns are {shown}")
-
 
 def text_of(row: Row, column: str) -> str:
     value = row.fields.get(column)
@@ -235,7 +220,6 @@ def text_of(row: Row, column: str) -> str:
         raise RowError(f"column {column!r} is empty")
     return value
 
-
 def _number(name: str) -> float | None:
     try:
         value = float(name)
@@ -243,20 +227,16 @@ def _number(name: str) -> float | None:
         return None
     return value if math.isfinite(value) else None
 
-
 def wrong(row: Row, problem: str) -> DataError:
     shown = json.dumps(row.fields, ensure_ascii=False, default=str)[:400]
     return DataError(f"{place(row)}: {problem}; the row is {shown}")
 
-
 def place(source: Source) -> str:
     return f"{source.file}:{source.line}"
-
 
 def left_out(source: Source, reason: str, step: str = "encode", detail: str = "") -> Rejected:
     """What is remembered of a row that is not used as it is."""
     return Rejected(source.id, source.file, source.line, reason, step, detail)
-
 
 def texts_of(example: Example) -> list[str]:
     """The texts of an example: one, both of a pair, the words, or the contents of the messages."""
@@ -267,7 +247,6 @@ def texts_of(example: Example) -> list[str]:
     pair = getattr(example, "pair", None)
     return [example.text] if pair is None else [example.text, pair]
 
-
 def with_texts(example: Example, texts: Sequence[str]) -> Example:
     """The example with other texts, as `texts_of` gives them."""
     if isinstance(example, Chat):
@@ -276,7 +255,6 @@ def with_texts(example: Example, texts: Sequence[str]) -> Example:
     if isinstance(example, Tagged):
         return replace(example, words=tuple(texts))
     return replace(example, **dict(zip(("text", "pair"), texts, strict=False)))
-
 
 def require_some(kept: Sequence[Any], rejected: Sequence[Rejected]) -> None:
     """DataError with the reasons if no row is left."""

@@ -18,7 +18,6 @@ SHOWN = 100  # findings that are noted by name; the rest is counted
 SYSTEM, UNASKED = ("system",), ("system", "assistant")  # roles
 MAX_SHARE = 0.01  # of the rows, that one cluster of near duplicates may hold before it is removed
 
-
 def compare(config: DataConfig, train: Rows, held: Mapping[str, Rows], notes: Notes) -> None:
     """Finds training rows that repeat others or give a held-out row away, and leaves them out where
     that is asked for; rows with other labels, tags or answers repeat nothing."""
@@ -34,7 +33,6 @@ def compare(config: DataConfig, train: Rows, held: Mapping[str, Rows], notes: No
         lost = nearly_repeated(train.examples, known, MAX_SHARE if is_dropped else 1.0)
         settle("near duplicate", is_dropped, train, lost, notes)
 
-
 def repeated(examples: Sequence[Example]) -> Lost:
     """Rows that say what an earlier one says, letter by letter."""
     first: dict[Hashable, Example] = {}
@@ -45,7 +43,6 @@ def repeated(examples: Sequence[Example]) -> Lost:
         if other is not example:
             lost[index] = left_out(example, "duplicate", "compare", place(other))
     return lost
-
 
 def nearly_repeated(
     examples: Sequence[Example], known: Collection[str], max_share: float = 1.0
@@ -69,7 +66,6 @@ def nearly_repeated(
                     lost[rows[twin.row]] = left_out(example, "near duplicate", "compare", detail)
     return lost
 
-
 def alike_rows(examples: Sequence[Example]) -> list[tuple[int, int]]:
     """Pairs of rows that are alike or nearly so, whatever their labels; equal ones in a chain."""
     rows: dict[str, int] = {}
@@ -77,7 +73,6 @@ def alike_rows(examples: Sequence[Example]) -> list[tuple[int, int]]:
     pairs = [(rows.setdefault(form, row), row) for row, form in enumerate(forms)]
     named = dedup.ranked(rows)
     return pairs + [(rows[named[a]], rows[named[b]]) for a, b, _ in dedup.alike(named)]
-
 
 def conflicts(examples: Sequence[Example]) -> Notes:
     """Texts that have more than one label, or prompts with more than one answer."""
@@ -88,7 +83,6 @@ def conflicts(examples: Sequence[Example]) -> Notes:
     several = {text: found for text, found in answers.items() if text and len(found) > 1}
     shown = [[text[:200], *map(list, found.items())] for text, found in several.items()]
     return {"texts": len(several), "such as": shown[:SHOWN]}
-
 
 def leaks(train: Sequence[Example], held: Mapping[str, Rows]) -> Lost:
     """Training rows that give away a row of another split: the same or nearly the same text with
@@ -107,7 +101,6 @@ def leaks(train: Sequence[Example], held: Mapping[str, Rows]) -> Lost:
             lost[leak.row] = left_out(example, f"{leak.kind} in {split}", "compare", detail)
     return lost
 
-
 def settle(what: str, is_dropped: bool, train: Rows, lost: Lost, notes: Notes) -> None:
     """Rows that were found leave training or are only noted."""
     shown = [[place(row), row.reason, row.detail] for row in lost.values()]
@@ -119,13 +112,11 @@ def settle(what: str, is_dropped: bool, train: Rows, lost: Lost, notes: Notes) -
     if is_dropped:
         train.drop(lost)
 
-
 def said(example: Example, *, without: Sequence[str] = SYSTEM) -> str:
     """What is compared: all texts; of a chat those of roles that are not left aside."""
     if not isinstance(example, Chat):
         return "\n".join(texts_of(example))
     return "\n".join(m["content"] for m in example.messages if m["role"] not in without)
-
 
 def answer(example: Example) -> Hashable:
     """What is to be predicted: a label, tags, or what the assistant says."""

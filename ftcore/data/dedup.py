@@ -41,7 +41,6 @@ SMALL = 20  # texts: so many may go for one in any data
 COMMON = 0.01  # of the texts of training: a run that more of them have is a template's
 CHUNK = 1 << 16  # letters, or values of signatures
 
-
 @dataclass(frozen=True, slots=True)
 class Twin:
     """A row to remove, and the one that stays for it or that it gives away."""
@@ -51,11 +50,9 @@ class Twin:
     jaccard: float | None = None  # None: only of 13 words, which follow
     words: str = ""
 
-
 def folded(text: str) -> str:
     """What is compared."""
     return " ".join(text.lower().split())
-
 
 def duplicates(texts: Sequence[str], *, near: bool = True, max_share: float = 0.01) -> list[Twin]:
     """Rows to remove, in order, so that what is left is said once.
@@ -89,7 +86,6 @@ def duplicates(texts: Sequence[str], *, near: bool = True, max_share: float = 0.
         for row, form, kept, jaccard in told if rows[kept] != row
     ]  # fmt: skip
 
-
 def leaks(train: Sequence[str], held: Sequence[str]) -> list[Twin]:
     """Rows of training that give away a held-out one, in order.
 
@@ -108,7 +104,6 @@ def leaks(train: Sequence[str], held: Sequence[str]) -> list[Twin]:
     for form, shown, words in _runs([form for form in named if form not in found], ranked(rows)):
         found[form] = Twin(0, rows[shown], "13 words", words=words)
     return [replace(found[form], row=row) for row, form in enumerate(forms) if form in found]
-
 
 def alike(named: Sequence[str], held_B: np.ndarray | None = None) -> list[tuple[int, int, float]]:
     """Pairs of texts (a, b, J), a < b, that are alike, in order.
@@ -130,15 +125,12 @@ def alike(named: Sequence[str], held_B: np.ndarray | None = None) -> list[tuple[
         found += [pair for pair in told if pair[2] >= SIMILAR]
     return sorted(found)
 
-
 def _first_rows(forms: Sequence[str]) -> dict[str, int]:
     return {form: row for row, form in reversed(list(enumerate(forms)))}
-
 
 def ranked(forms: Collection[str]) -> list[str]:
     """Longest first: an order that is not the rows'."""
     return sorted(forms, key=lambda form: (-len(form), form))
-
 
 def _signatures(texts: Sequence[str], letters: bool) -> np.ndarray:
     """Signatures (B, H), uint32."""
@@ -150,7 +142,6 @@ def _signatures(texts: Sequence[str], letters: bool) -> np.ndarray:
         for h, factor in enumerate(factors_H):
             signature_BH[part, h] = np.minimum.reduceat(grams_N * factor, starts_B)
     return signature_BH
-
 
 def _candidates(signature_BH: np.ndarray, side_B: np.ndarray) -> np.ndarray:
     """Pairs (2, P) of different sides in one bucket, whose estimated J is not far under 0.8."""
@@ -182,7 +173,6 @@ def _candidates(signature_BH: np.ndarray, side_B: np.ndarray) -> np.ndarray:
         found_P = found_P[np.diff(found_P, prepend=-1) > 0]
     return np.stack(np.divmod(found_P, max(B, 1)))
 
-
 def _jaccard(texts: Sequence[str], pairs_2P: np.ndarray, letters: bool) -> list[float]:
     """Jaccard index of each pair."""
     length_B = np.array([len(text) for text in texts], dtype=np.int64)
@@ -195,7 +185,6 @@ def _jaccard(texts: Sequence[str], pairs_2P: np.ndarray, letters: bool) -> list[
             shared = len(sets[a] & sets[b])
             jaccard.append(shared / (len(sets[a]) + len(sets[b]) - shared))
     return jaccard
-
 
 def _runs(train: Sequence[str], held: Sequence[str]) -> Iterator[tuple[str, str, str]]:
     """Texts of `train`, the first of `held` that has their first common run of words, the run; not
@@ -223,7 +212,6 @@ def _runs(train: Sequence[str], held: Sequence[str]) -> Iterator[tuple[str, str,
         words = " ".join(train[text].split(" ")[start_M[place] : start_M[place] + RUN])
         yield train[text], held[owner_N[first_N[run_M[place]]]], words
 
-
 def _grams(texts: Sequence[str], size: int, letters: bool) -> tuple[np.ndarray, np.ndarray]:
     """Hashes (N, uint64) of the runs of `size` letters or words, and how many (B) each text has.
 
@@ -244,22 +232,18 @@ def _grams(texts: Sequence[str], size: int, letters: bool) -> tuple[np.ndarray, 
     text_N = np.repeat(np.arange(len(texts)), counts_B)
     return grams_N[text_N[:num_runs] == text_N[size - 1 :]], np.array(counts_B) - size + 1
 
-
 def _mixed(x_N: np.ndarray) -> np.ndarray:
     """A permutation of uint64 that looks random. source: splitmix64, Steele et al. 2014."""
     x_N = (x_N ^ (x_N >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x_N = (x_N ^ (x_N >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x_N ^ (x_N >> np.uint64(31))
 
-
 def _odd(count: int) -> np.ndarray:
     """Odd factors, uint64."""
     return _mixed(np.arange(1, count + 1, dtype=np.uint64)) | np.uint64(1)
 
-
 def _starts(counts: np.ndarray) -> np.ndarray:
     return np.cumsum(counts) - counts
-
 
 def _chunks(sizes: Sequence[int] | np.ndarray) -> Iterator[slice]:
     """Slices of items of about CHUNK in all, or of one larger item."""

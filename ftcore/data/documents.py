@@ -14,7 +14,6 @@ from ftcore.data.pack import Encoded
 
 BLOCK = 1 << 20  # tokens looked at in one go
 
-
 class Documents(Sequence[Encoded]):
     """Documents of one split, each made an `Encoded` when it is asked for.
 
@@ -47,13 +46,11 @@ class Documents(Sequence[Encoded]):
         row_id = self._arrays["row_ids"][row].decode()
         return Encoded(row_id, self.tokens_N[span], labels, weights, types_T)
 
-
 def lengths(documents: Sequence[Encoded]) -> np.ndarray:
     """Tokens of each document (int64)."""
     if isinstance(documents, Documents):
         return documents.lengths_B
     return np.fromiter(map(len, documents), np.int64, len(documents))
-
 
 def tokens(documents: Sequence[Encoded]) -> Iterator[np.ndarray]:
     """The ids of all documents, some at a time."""
@@ -61,7 +58,6 @@ def tokens(documents: Sequence[Encoded]) -> Iterator[np.ndarray]:
         return (document.tokens_T for document in documents)
     tokens_N = documents.tokens_N
     return (tokens_N[start : start + BLOCK] for start in range(0, len(tokens_N), BLOCK))
-
 
 def save(documents: Sequence[Encoded], folder: Path) -> None:
     """Write the arrays of at least one document, one by one, as NAME.npy."""
@@ -80,13 +76,11 @@ def save(documents: Sequence[Encoded], folder: Path) -> None:
         types = [np.zeros(len(d), bool) if d.types_T is None else d.types_T for d in documents]
         write("types", _compact(np.concatenate(types)))
 
-
 def load(folder: Path) -> Documents:
     """The documents that `save` wrote, their arrays mapped."""
     arrays = {path.stem: np.load(path, mmap_mode="r") for path in folder.glob("*.npy")}
     # cost: a slice of numpy's own class for mapped arrays is several times slower
     return Documents({name: array.view(np.ndarray) for name, array in arrays.items()})
-
 
 def _compact(values: np.ndarray) -> np.ndarray:
     """One byte each where all are 0 or 1."""

@@ -22,7 +22,6 @@ from ftcore.data.supervise import IGNORED, Answers, find_answers, require_plain,
 from ftcore.data.tokenizer import Encoding, Tokenizer
 from ftcore.errors import ConfigError, DataError, ModelError
 
-
 @dataclass(frozen=True)
 class Sentence:
     """Words, their tags, and where the first token of each stands (int; -1: it has none)."""
@@ -30,7 +29,6 @@ class Sentence:
     words: tuple[str, ...]
     tags: tuple[str, ...]
     places_W: np.ndarray
-
 
 @dataclass
 class Split:
@@ -44,7 +42,6 @@ class Split:
     chats: list[Chat] = field(default_factory=list)
     sentences: list[Sentence] = field(default_factory=list)
     num_bytes: int = 0  # UTF-8 bytes of plain text, for bits per byte; 0: other data, or text cut
-
 
 def encode_texts(
     texts: Sequence[Text], tokenizer: Tokenizer, *, max_length: int | None = None,
@@ -65,7 +62,6 @@ def encode_texts(
         split.num_bytes = 0
     return split
 
-
 def cut(
     document: Encoded, max_length: int, over_length: OverLength, *, bos_id: int | None
 ) -> list[Encoded]:
@@ -81,11 +77,9 @@ def cut(
     last.weights[:lead] = 0  # what followed BOS is gone
     return [last]
 
-
 def numbered(documents: Sequence[Encoded]) -> list[Encoded]:
     """The documents with the row ids "id:0", "id:1", ..."""
     return [replace(d, row_id=f"{d.row_id}:{n}") for n, d in enumerate(documents)]
-
 
 def encode_prompt(messages: Sequence[Message], tokenizer: Tokenizer) -> np.ndarray:
     """Ids (int32) of a chat that ends where the assistant is to answer: those that `encode_chats`
@@ -97,7 +91,6 @@ def encode_prompt(messages: Sequence[Message], tokenizer: Tokenizer) -> np.ndarr
         return tokenizer.encode(text, special=False).ids_T
     encoding = tokenizer.encode(text + "x", special=False)
     return encoding.ids_T[encoding.offsets_T2[:, 1] <= len(text)]
-
 
 def encode_chats(
     chats: Sequence[Chat], tokenizer: Tokenizer, *, train_on: TrainOn = "assistant",
@@ -133,7 +126,6 @@ def encode_chats(
             split.chats.append(chat)
     columns.require_some(split.documents, split.rejected)
     return split
-
 
 def encode_labelled(
     examples: Sequence[LabelledText], tokenizer: Tokenizer, labels: Labels | None, *,
@@ -172,7 +164,6 @@ def encode_labelled(
     columns.require_some(split.documents, split.rejected)
     return split
 
-
 def encode_tagged(
     sentences: Sequence[Tagged], tokenizer: Tokenizer, labels: Labels, *,
     max_length: int | None = None, over_length: OverLength = "error",
@@ -205,7 +196,6 @@ def encode_tagged(
     columns.require_some(split.documents, split.rejected)
     return split
 
-
 def first_tokens(words: Sequence[str], encoding: Encoding) -> np.ndarray:
     """places_W of words joined by blanks: the first token that holds a character of the word and
     is not an earlier word's; -1 where there is none."""
@@ -218,7 +208,6 @@ def first_tokens(words: Sequence[str], encoding: Encoding) -> np.ndarray:
         places.append(own_T[place] if is_own else -1)
         free, start = place + 1 if is_own else free, start + len(word) + 1
     return np.array(places)
-
 
 def pieces(
     document: Encoded, max_length: int, over_length: OverLength, *, encoding: Encoding
@@ -238,12 +227,10 @@ def pieces(
     runs = [np.r_[:first, s : min(s + room, last), last : len(encoding)] for s in starts]
     return [take(document, run) for run in runs]
 
-
 def take(document: Encoded, places: np.ndarray | slice) -> Encoded:
     """A document of some of the tokens of one, their labels and weights with them."""
     kept = (array[places] for array in (document.tokens_T, document.labels, document.weights))
     return Encoded(document.row_id, *kept)
-
 
 def admit(
     split: Split, source: Example, document: Encoded,

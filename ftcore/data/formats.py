@@ -36,7 +36,6 @@ DOCUMENT = "-DOCSTART-"
 TOLD_BY = 100  # lines that must be JSON before a file of unknown suffix is taken for it
 _SPACE = re.compile(r"[ \t\n\r]*")
 
-
 def decoded(content: bytes, where: str, encoding: str = "") -> str:
     """UTF-8 text, without its byte-order mark, or else text in `encoding`; without one other bytes
     are lone surrogates (`checked`)."""
@@ -57,7 +56,6 @@ def decoded(content: bytes, where: str, encoding: str = "") -> str:
     except (UnicodeDecodeError, LookupError) as error:
         raise DataError(f"{where}: not UTF-8, and not {encoding}: {error}") from error
 
-
 def checked(records: Iterable[Record], file: str) -> Iterator[Record]:
     """The records, of which those with bytes that are not UTF-8 are damaged."""
     for line, raw, value in records:
@@ -71,7 +69,6 @@ def checked(records: Iterable[Record], file: str) -> Iterator[Record]:
             mend = "convert the file (for instance: iconv -f latin1 -t utf-8)"
             value = DataError(f"{where}: not UTF-8: {what}; {mend}")
         yield line, raw, value
-
 
 def told(content: bytes) -> Format | None:
     """The format that content is of for certain."""
@@ -87,17 +84,14 @@ def told(content: bytes) -> Format | None:
                 return name
     return None
 
-
 def _tsv(text: str, file: str) -> Iterator[Record]:
     return ((number, line, line.split("\t")) for number, line in _lines(text, blanks=""))
-
 
 def _lines(text: str, blanks: str | None = None) -> Iterator[tuple[int, str]]:
     """Lines with their numbers, but for those that hold nothing beside `blanks`, white space."""
     for number, line in enumerate(text.removesuffix("\n").split("\n"), start=1):
         if (line := line.removesuffix("\r")).strip(blanks):
             yield number, line
-
 
 def _csv(text: str, file: str) -> Iterator[Record]:
     lines = list(io.StringIO(text, newline=""))
@@ -117,7 +111,6 @@ def _csv(text: str, file: str) -> Iterator[Record]:
     finally:
         csv.field_size_limit(limit)
 
-
 def _jsonl(text: str, file: str) -> Iterator[Record]:
     for number, line in _lines(text):
         try:
@@ -126,12 +119,10 @@ def _jsonl(text: str, file: str) -> Iterator[Record]:
             value = _bad_json(error, file, line, first=number)
         yield number, line, value
 
-
 def _json(text: str, file: str) -> Iterator[Record]:
     end = yield from _array(text, file, _skip(text, 0))
     if end < len(text):
         raise _bad_json("text after the end of the array", file, text, end)
-
 
 def json_under(key: str, text: str, file: str) -> Iterator[Record]:
     """Records of the array under one key of the object that a json file holds."""
@@ -149,7 +140,6 @@ def json_under(key: str, text: str, file: str) -> Iterator[Record]:
     except json.JSONDecodeError as error:
         raise _bad_json(error, file, text, error.pos) from error
     raise DataError(f"{file}: no key {key!r} in the file; its keys are {', '.join(keys) or 'none'}")
-
 
 def _array(text: str, file: str, place: int) -> Generator[Record, None, int]:
     """Items of the array at `place`, each with its own line; returns what follows the array."""
@@ -177,16 +167,13 @@ def _array(text: str, file: str, place: int) -> Generator[Record, None, int]:
         raise _bad_json(what, file, text, start)
     return _skip(text, place + 1)
 
-
 def _skip(text: str, place: int) -> int:
     """The first place from this one on that holds no white space."""
     return _SPACE.match(text, place).end()
 
-
 def _txt(text: str, file: str) -> Iterator[Record]:
     if text:
         yield 1, text, {"text": text}
-
 
 def _conll(text: str, file: str) -> Iterator[Record]:
     words: list[tuple[int, str, list[str]]] = []  # line number, line, its cells
@@ -209,12 +196,10 @@ def _conll(text: str, file: str) -> Iterator[Record]:
             words, problem = [], None
         document += bool(cells)
 
-
 def _labelled(text: str, file: str) -> Iterator[Record]:
     for number, line in _lines(text):
         label, _, rest = line.partition(" ")
         yield number, line, {"label": label, "text": rest}
-
 
 def _tar(content: bytes, file: str) -> Iterator[Record]:
     """Files, numbered as they stand in the archive; nothing is written to the disk."""
@@ -230,7 +215,6 @@ def _tar(content: bytes, file: str) -> Iterator[Record]:
                 yield number, f"{member.name}\n{text}", fields
     except tarfile.TarError as error:
         raise DataError(f"{file}: damaged tar file ({error}); fetch it again") from error
-
 
 def _parquet(content: bytes, file: str) -> Iterator[Record]:
     """Rows, numbered from 1, of one row group at a time; their raw text is their JSON."""
@@ -248,13 +232,11 @@ def _parquet(content: bytes, file: str) -> Iterator[Record]:
     except (ArrowException, OSError, ValueError) as error:
         raise DataError(f"{file}: damaged parquet file ({error}); fetch it again") from error
 
-
 READERS: dict[str, Callable[[str, str], Iterator[Record]]] = {
     "tsv": _tsv, "csv": _csv, "jsonl": _jsonl, "json": _json, "txt": _txt, "conll": _conll,
     "labelled": _labelled,
 }  # fmt: skip
 BINARY: dict[str, Callable[[bytes, str], Iterator[Record]]] = {"tar": _tar, "parquet": _parquet}
-
 
 def _object(value: Any, raw: str, file: str, line: int) -> dict[str, Any] | list[Any] | DataError:
     if not isinstance(value, dict | list):
@@ -267,7 +249,6 @@ def _object(value: Any, raw: str, file: str, line: int) -> dict[str, Any] | list
             what = f"half of a surrogate pair, {error.object[error.start]!r}, is no character"
             return DataError(f"{file}:{line}: {what}; replace the escape in the record")
     return value
-
 
 def _bad_json(problem: Any, file: str, text: str, place: int = 0, first: int = 1) -> DataError:
     """What is wrong with a record at `place` of a text whose first line this is in the file."""

@@ -33,7 +33,6 @@ BINS = 24  # of a histogram
 PAGE = Path(__file__).with_name("report.html")
 Names = tuple[str, ...] | None
 
-
 @dataclass
 class Prepared:
     """What a run trains and is judged on."""
@@ -105,7 +104,6 @@ class Prepared:
         files.write_file(folder / "funnel.json", account)
         write_page(folder)
 
-
 def write_page(folder: Path) -> Path:
     """The page of a run's data/, made from its funnel.json."""
     account = json.loads((folder / "funnel.json").read_text("utf-8"))
@@ -114,11 +112,9 @@ def write_page(folder: Path) -> Path:
     files.write_file(folder / PAGE.name, page)
     return folder / PAGE.name
 
-
 def losses(split: Split) -> list[tuple[str, list[Rejected]]]:
     """What was lost, by the word for it."""
     return [("left out", split.rejected), ("cut", split.cut), ("without token", split.untold)]
-
 
 def funnel(split: Split, moved: int) -> list[dict[str, Any]]:
     """For each step the rows that came in and went on, what left and why, with an example each.
@@ -138,7 +134,6 @@ def funnel(split: Split, moved: int) -> list[dict[str, Any]]:
         steps.append({"step": step, "in": rows, "out": rows - number, "lost": why})
         rows -= number
     return steps
-
 
 def statistics(split: Split, tokenizer: Tokenizer, labels: Names) -> dict[str, Any]:
     """Lengths, labels, and shares of tokens."""

@@ -24,7 +24,6 @@ from ftcore.errors import ModelError
 SHARE = 0.15  # of a piece's own tokens
 MASKED, RANDOM = 0.8, 0.1  # of these
 
-
 def encode_pieces(
     texts: Sequence[Text], tokenizer: Tokenizer, *, max_length: int,
     over_length: OverLength = "split",
@@ -47,7 +46,6 @@ def encode_pieces(
               max_length=max_length, over_length=over_length)  # fmt: skip
     require_some(split.documents, split.rejected)
     return split
-
 
 @dataclass(frozen=True)
 class Masking:

@@ -13,11 +13,9 @@ import numpy as np
 
 Order = Callable[..., np.ndarray]  # takes epoch=N
 
-
 def epoch_order(num_rows: int, *, seed: int, epoch: int) -> np.ndarray:
     """Permutation of range(num_rows) for one epoch (int64)."""
     return np.random.default_rng([seed, epoch]).permutation(num_rows)
-
 
 class StepRows:
     """Row indices (int64) of each optimiser step, counted from 0, of the `order` of an epoch, by

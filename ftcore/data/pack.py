@@ -15,7 +15,6 @@ from torch import Tensor
 
 from kernels.docs import Docs
 
-
 @dataclass(frozen=True, slots=True)
 class Encoded:
     """One document."""
@@ -30,7 +29,6 @@ class Encoded:
 
     def __len__(self) -> int:
         return len(self.tokens_T)
-
 
 @dataclass(frozen=True, eq=False)
 class Batch:
@@ -51,7 +49,6 @@ class Batch:
         names = {field.name for field in fields(self)} - {"row_ids"}
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
-
 def collate(documents: Sequence[Encoded]) -> Batch:
     """Lay documents end to end: at least one, all of a token task or all of a document task."""
     docs = Docs.from_lengths([len(document) for document in documents])
@@ -70,11 +67,9 @@ def collate(documents: Sequence[Encoded]) -> Batch:
         row_ids=tuple(d.row_id for d in documents),
     )  # fmt: skip
 
-
 def total_weight(documents: Sequence[Encoded]) -> float:
     """What a step's loss sum is divided by."""
     return math.fsum(float(np.sum(d.weights, dtype=np.float64)) for d in documents)
-
 
 def split(lengths: Sequence[int], shares: int) -> list[list[int]]:
     """Deal documents into shares of about equally many tokens: the longest first, each to the share
@@ -88,7 +83,6 @@ def split(lengths: Sequence[int], shares: int) -> list[list[int]]:
         dealt[least].append(index)
         tokens[least] += lengths[index]
     return [sorted(share) for share in dealt]
-
 
 def pack(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     """Cut documents into streams of at most `max_tokens` by best-fit decreasing.

@@ -28,7 +28,6 @@ from ftcore.errors import ConfigError, DataError
 
 MEASURED = 1_000  # training rows whose quality is measured where nothing is filtered
 
-
 def prepare(
     config: DataConfig, tokenizer: Tokenizer, *, seed: int, labels: Names = None
 ) -> Prepared:
@@ -77,7 +76,6 @@ def prepare(
         data.runs = source_runs(config, parts["train"].examples, data.train)
     return data
 
-
 def tidy(config: DataConfig, part: Rows, split: str, notes: Notes) -> None:
     """Texts in one normal form, the same in every split; training rows of low quality left out
     where that is asked for. Counts of what was found go into the notes."""
@@ -110,7 +108,6 @@ def tidy(config: DataConfig, part: Rows, split: str, notes: Notes) -> None:
     notes.setdefault("found", {})[split] = {name: n for name, n in found.items() if n}
     part.drop(lost)
 
-
 def hold_out(config: DataConfig, train: Rows, seed: int) -> dict[str, Rows]:
     """The dev rows that leave training, if any: what is nearly alike or of one group stays on one
     side, and classes keep their shares."""
@@ -127,7 +124,6 @@ def hold_out(config: DataConfig, train: Rows, seed: int) -> dict[str, Rows]:
     train.examples, dev = (list(compress(train.examples, side)) for side in (~is_dev, is_dev))
     return {"dev": Rows(dev, [], len(dev))}
 
-
 def balance(config: DataConfig, train: Rows, seed: int, notes: Notes) -> None:
     """Classes balanced in training, with their counts before and after."""
     if not isinstance(config, configs.LabelledDataConfig) or config.balance == "off":
@@ -142,7 +138,6 @@ def balance(config: DataConfig, train: Rows, seed: int, notes: Notes) -> None:
     notes["balance"] = {name: [n, round(sums[1][name], 2)] for name, n in sorted(sums[0].items())}
     kept = {example.id for example in train.examples}
     train.rejected += [left_out(e, "balance", "split") for e in before if e.id not in kept]
-
 
 def source_runs(config: DataConfig, examples: list[Example], train: Split) -> list[tuple[int, int]]:
     """Which of data.train each document is from, as runs of (its number, documents)."""
@@ -159,7 +154,6 @@ def source_runs(config: DataConfig, examples: list[Example], train: Split) -> li
         why = "its rows left for the reasons above, or stand in a file named before"
         raise ConfigError(f"data.weights: no row of {gone[0]} is read: {why}; leave it out")
     return [(number, sum(1 for _ in run)) for number, run in groupby(found)]
-
 
 def encode(
     config: DataConfig, examples: list[Example], tokenizer: Tokenizer, labels: Names

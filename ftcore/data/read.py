@@ -26,7 +26,6 @@ TABLES = ("tsv", "csv")
 KNOWN = get_args(Format)[1:]
 MAX_RAW, SHOWN = 1000, 160  # characters that are kept of a damaged record, of a first row
 
-
 @dataclass(frozen=True, slots=True)
 class Row:
     """One record."""
@@ -36,7 +35,6 @@ class Row:
     file: str  # as given; line: where the record begins, from 1
     line: int
     fields: dict[str, Any]  # column -> value; text in tsv, csv and txt
-
 
 @dataclass(frozen=True)
 class Rejected:
@@ -48,14 +46,12 @@ class Rejected:
     step: str = "encode"
     detail: str = ""  # its own: which other row, what text
 
-
 @dataclass
 class ReadReport:
     """What reading came across."""
     # by file as its rows name it: "rows", "format" and what told it, "first rows" (three)
     sources: dict[str, dict[str, Any]] = field(default_factory=dict)
     bad: list[Rejected] = field(default_factory=list)  # damaged records, bad bytes in them as \xNN
-
 
 def read_rows(
     paths: Sequence[str | Path], *, format: Format = "auto", columns: Sequence[str] = (),
@@ -107,7 +103,6 @@ def read_rows(
         found["first rows"] = [str(row.fields)[:SHOWN] for row in rows[before : before + 3]]
     return rows
 
-
 def files_of(path: Path) -> list[tuple[Path, str]]:
     """The files that a path stands for, sorted, each with the key after its colon."""
     if path.exists():
@@ -124,7 +119,6 @@ def files_of(path: Path) -> list[tuple[Path, str]]:
     hint = nearest(named.relative_to(folder).parts[0], names)
     raise DataError(f"{path}: no file in {folder.absolute()} matches{hint}")
 
-
 def _format(path: Path, content: bytes) -> tuple[Format, str]:
     suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
     if suffixes and suffixes[-1] in SUFFIXES:
@@ -132,7 +126,6 @@ def _format(path: Path, content: bytes) -> tuple[Format, str]:
     if found := formats.told(content):
         return found, "by its content"
     raise DataError(f"{path}: unknown suffix; name the format, one of {', '.join(KNOWN)}")
-
 
 def _content(path: Path) -> bytes:
     try:
@@ -143,12 +136,10 @@ def _content(path: Path) -> bytes:
     except OSError as error:
         raise unreadable(path, error) from error
 
-
 def unreadable(path: Path, error: OSError) -> DataError:
     """Why the file cannot be read, and which one was probably meant."""
     names = [] if path.exists() else [file.name for file in path.parent.glob("*")]
     return DataError(f"{path}: cannot be read: {error.strerror}{nearest(path.name, names)}")
-
 
 def _named(records: Iterator[Record], file: str, columns: Sequence[str]) -> Iterator[Record]:
     """Cells under their names, which are `columns` or else the first record."""
@@ -174,7 +165,6 @@ def _named(records: Iterator[Record], file: str, columns: Sequence[str]) -> Iter
                 more = {EXTRA: surplus} if surplus else {}
                 cells = dict(zip(names, cells, strict=False)) | more
         yield line, raw, cells
-
 
 def _row_id(raw: str, seen: dict[bytes, int]) -> str:
     digest = hashlib.sha1(raw.encode())

@@ -22,7 +22,6 @@ from ftcore.errors import ConfigError, DataError
 
 COLOURED, PLAIN = ("\x1b[32m", "\x1b[0m"), ("[[", "]]")
 
-
 class Shown:
     """A run's data, to look at; its files are read once more, for the places of the rows."""
 

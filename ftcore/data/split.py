@@ -14,14 +14,12 @@ from ftcore.errors import DataError
 
 Keys = Sequence[Hashable]  # one of each row
 
-
 def apportioned(shares: Mapping[Hashable, float], total: int) -> dict[Hashable, int]:
     """`total` seats by shares: whole quotas first, the rest to the largest remainders."""
     quotas = {name: total * share / sum(shares.values()) for name, share in shares.items()}
     seats = {name: int(quota) for name, quota in quotas.items()}
     rest = sorted(quotas, key=lambda name: seats[name] - quotas[name])
     return seats | {name: seats[name] + 1 for name in rest[: total - sum(seats.values())]}
-
 
 def together(groups: Keys, pairs: Iterable[tuple[int, int]]) -> list[int]:
     """A number for each row, equal for rows of one group, rows of a pair, and those that hang
@@ -38,7 +36,6 @@ def together(groups: Keys, pairs: Iterable[tuple[int, int]]) -> list[int]:
     for one, other in (*pairs, *named):
         parents[root(other)] = root(one)
     return [root(row) for row in range(len(parents))]
-
 
 def held_out(strata: Keys, groups: Keys, count: int, seed: int) -> np.ndarray:
     """Which rows are held out (bool): `count`, or a few less where groups are large.
@@ -59,7 +56,6 @@ def held_out(strata: Keys, groups: Keys, count: int, seed: int) -> np.ndarray:
             room -= wanted
             held[rows] = True
     return held
-
 
 def balanced(
     examples: Sequence[LabelledText], method: str, cap: float, seed: int
@@ -83,7 +79,6 @@ def balanced(
         copies[rows], rest = divmod(over if method == "over" else under, count)
         copies[random.permutation(rows)[:rest]] += 1
     return [e for e, times in zip(examples, copies, strict=True) for _ in range(times)]
-
 
 def mixed(source_B: np.ndarray, weights: Sequence[float], *, seed: int, epoch: int) -> np.ndarray:
     """Rows of one epoch (int64), as many as there are: the share of each source, whose number is in

@@ -39,7 +39,6 @@ CODE = (Path(__file__).parent, Path(builtin.__file__).parent)
 LIBRARIES = ("jinja2", "numpy", "tokenizers")
 FIELDS = "prepared.json"
 
-
 @contextmanager
 def _uncollected() -> Iterator[None]:
     """Without Python's search for cycles, which would walk all rows again and again."""
@@ -50,7 +49,6 @@ def _uncollected() -> Iterator[None]:
     finally:
         if was:
             gc.enable()
-
 
 @_uncollected()
 def prepared(
@@ -87,7 +85,6 @@ def prepared(
     except (CheckpointError, OSError) as error:
         raise CheckpointError(f"{error}; or do without a cache: --data.cache None") from error
 
-
 def key(config: DataConfig, tokenizer: Tokenizer, *, seed: int, labels: Names) -> str:
     """32 hex digits of all that `prepare` depends on; DataError: a data file cannot be read."""
     code = sorted(p for folder in CODE for end in ("py", "toml") for p in folder.rglob(f"*.{end}"))
@@ -102,13 +99,11 @@ def key(config: DataConfig, tokenizer: Tokenizer, *, seed: int, labels: Names) -
     options = (replace(config, cache=None), tokenizer.digest, seed, labels, versions)
     return hashlib.sha256(repr((parts, options)).encode()).hexdigest()[:32]
 
-
 def _save(data: Prepared, folder: Path) -> None:
     (folder / FIELDS).write_text(json.dumps(data, default=_plain))
     for number, (_, split) in enumerate(data.splits()):
         (folder / str(number)).mkdir()
         documents.save(split.documents, folder / str(number))
-
 
 def _load(folder: Path) -> Prepared:
     data = _maker(Prepared)(json.loads((folder / FIELDS).read_bytes()))
@@ -116,13 +111,11 @@ def _load(folder: Path) -> Prepared:
         split.documents = documents.load(folder / str(number))
     return data
 
-
 def _plain(value: Any) -> Any:
     """What JSON has no form for, in one that `_maker` knows."""
     if isinstance(value, np.ndarray):
         return [value.dtype.str, value.tolist()]
     return vars(value) | ({"documents": []} if isinstance(value, Split) else {})
-
 
 @cache
 def _maker(hint: Any) -> Callable[[Any], Any]:
@@ -140,7 +133,6 @@ def _maker(hint: Any) -> Callable[[Any], Any]:
     if kind is UnionType:
         return lambda value: None if value is None else _maker(args[0])(value)
     return lambda value: value
-
 
 @contextmanager
 def _alone(folder: Path, name: str) -> Iterator[None]:

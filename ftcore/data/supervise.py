@@ -23,7 +23,6 @@ Answers = Sequence[tuple[int, int, float]]  # start and end in characters, weigh
 IGNORED = -100  # label of a position that predicts nothing
 _SPACE = re.compile(r"\s*")
 
-
 def find_answers(
     chat: Chat, tokenizer: Tokenizer, *, train_on: TrainOn
 ) -> tuple[Rendering, Answers]:
@@ -70,7 +69,6 @@ def find_answers(
         answers.append((start, end, message.get("weight", 1.0)))
     return rendering, answers
 
-
 def supervise(
     row_id: str, text: str, encoding: Encoding, answers: Answers, tokenizer: Tokenizer, *,
     train_on_end: bool,
@@ -93,13 +91,11 @@ def supervise(
                 weights_T[first : last + 1] = weight
     return shifted(row_id, encoding.ids_T, weights_T)
 
-
 def shifted(row_id: str, ids_T: np.ndarray, counts_T: np.ndarray) -> Encoded:
     """A document whose token t counts `counts_T[t]`; the first token is never predicted."""
     labels_T, weights_T = np.full_like(ids_T, IGNORED), np.zeros_like(counts_T)
     labels_T[:-1], weights_T[:-1] = ids_T[1:], counts_T[1:]
     return Encoded(row_id, ids_T, labels_T, weights_T)
-
 
 def require_plain(messages: Sequence[Message], tokenizer: Tokenizer) -> None:
     """RowError if a content spells a special token, with which it could forge a turn."""

@@ -19,7 +19,6 @@ Keys = tuple[str, str]  # of a turn's role and its text
 ROLES = get_args(get_type_hints(Message)["role"])
 UNSUPPORTED = ("tool_calls", "function_call", "reasoning_content", "thinking", "reasoning")
 
-
 def chats(
     rows: Sequence[Row], *, messages: str = "messages", keys: Keys = ("role", "content"),
     roles: Mapping[str, str] | None = None,
@@ -53,7 +52,6 @@ def chats(
 
     return examples(rows, [messages], example)
 
-
 def answered(rows: Sequence[Row], *, prompt: Sequence[str], answer: str) -> Mapped[Chat]:
     """Chats of one question and its answer.
 
@@ -71,7 +69,6 @@ def answered(rows: Sequence[Row], *, prompt: Sequence[str], answer: str) -> Mapp
 
     return examples(rows, [*prompt, answer], example)
 
-
 def transcript(text: str, roles: Mapping[str, str], keys: Keys) -> list[dict[str, str]]:
     """Turns of a transcript; RowError where text stands before the first."""
     marks = "|".join(map(re.escape, roles))
@@ -80,7 +77,6 @@ def transcript(text: str, roles: Mapping[str, str], keys: Keys) -> list[dict[str
         raise RowError(f"the transcript does not begin with one of {', '.join(roles)}")
     turns = zip(parts[::2], parts[1::2], strict=True)
     return [{keys[0]: speaker, keys[1]: said.strip()} for speaker, said in turns]
-
 
 def message(row: Row, number: int, turn: Any, keys: Keys, roles: Mapping[str, str]) -> Message:
     """A turn as a message; `number` counts the turns of the row from 1."""

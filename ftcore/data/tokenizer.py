@@ -38,7 +38,6 @@ BYTE_LEVEL = {
 END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>")  # chat models end a turn with another token
 SLAB = 1024  # texts tokenised in one call; a library encoding takes some 100 bytes a token
 
-
 @dataclass(frozen=True)
 class Encoding:
     """Token ids of one text: `ids_T`, and `offsets_T2`: first and past-the-end character; int32."""
@@ -47,7 +46,6 @@ class Encoding:
 
     def __len__(self) -> int:
         return len(self.ids_T)
-
 
 class Tokenizer:
     """A vocabulary with its special tokens and chat template.
@@ -283,7 +281,6 @@ class Tokenizer:
             return named["default"]
         return template
 
-
 def _slabs(encode: Callable, inputs: Iterable) -> Iterator[list[tokenizers.Encoding]]:
     """Encodings, SLAB at a time: a thread makes the next, on all cores, while these are used and
     further inputs are made."""
@@ -296,13 +293,11 @@ def _slabs(encode: Callable, inputs: Iterable) -> Iterator[list[tokenizers.Encod
         if coming is not None:
             yield coming.result()
 
-
 def _arrays(lists: Sequence[list[int]]) -> list[np.ndarray]:
     """Each list as int32, a view of one array of all: making many costs several times more."""
     flat_N = np.fromiter(chain.from_iterable(lists), np.int32)
     borders = accumulate(map(len, lists), initial=0)
     return [flat_N[start:end] for start, end in pairwise(borders)]
-
 
 def _untrimmed(processor: processors.PostProcessor | None) -> processors.PostProcessor | None:
     """The post-processor, told to leave white space in offsets: every character has its token."""

@@ -11,7 +11,6 @@ from ftcore.errors import ConfigError
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # glibc's malloc.h
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
-
 def resolve_device(name: str, kernels: str = "auto") -> torch.device:
     """The device of a run. Raises ConfigError: there is none, or Triton's kernels on a CPU."""
     try:
@@ -24,7 +23,6 @@ def resolve_device(name: str, kernels: str = "auto") -> torch.device:
         raise ConfigError(f"env.kernels = 'triton' on {name}: they need a GPU; use auto")
     return device
 
-
 def reuse_across_steps() -> None:
     """Keep freed memory for the next step; call it before the first one. glibc gives large blocks
     back to the system at once, and every step pays for their pages anew: measured 10 to 20% of a
@@ -33,7 +31,6 @@ def reuse_across_steps() -> None:
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
         mallopt(M_TOP_PAD, 64 * 2**20)
-
 
 def shared_zeros(count: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
     """A flat tensor; on a CPU, in memory that processes forked later share with this one."""

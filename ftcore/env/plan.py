@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import numpy as np
 from torch import nn
 
-
 class Plan:
     """Figures of `--dry-run`: what `model` and `num_steps` optimiser steps over documents of these
     lengths will take.

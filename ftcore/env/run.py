@@ -32,7 +32,6 @@ PACKAGES = ("torch", "numpy", "tokenizers", "safetensors", "triton")
 
 logger = logging.getLogger(__name__)
 
-
 class RunFolder(ExitStack):
     """The one writer of a run folder; `close` it (twice does no harm), or use it in a `with`.
 
@@ -97,7 +96,6 @@ class RunFolder(ExitStack):
             os.fsync(self._metrics.fileno())
             self._tensorboard.flush()
 
-
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl; a last line that a kill cut short is left out."""
     lines = []
@@ -107,7 +105,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except ValueError as error:
             raise DataError(f"{path}, line {len(lines) + 1}: {error}; delete that line") from error
     return lines
-
 
 def describe_start() -> dict[str, Any]:
     """Versions, hardware, commit, time and command line of this process."""
@@ -125,7 +122,6 @@ def describe_start() -> dict[str, Any]:
             "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         },
     }
-
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
@@ -150,7 +146,6 @@ def _locked(path: Path) -> Iterator[None]:
             yield
         finally:  # Emptied, not deleted: a process that waits on a deleted file would lock nothing.
             file.truncate(0)
-
 
 def _commit() -> str | None:
     """Commit of this code, with -dirty for changed files; None outside a git checkout."""

@@ -7,18 +7,15 @@ which is re-seeded from (seed, step, micro-step) before each micro-batch.
 import numpy as np
 import torch
 
-
 def derived(seed: int, *key: int) -> int:
     """A 63-bit seed for one purpose: a hash of the run's seed and the key."""
     # numerics: zeros at the end do not change the hash, so the key's length goes in.
     entropy = [seed, len(key), *key]
     return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]) >> 1
 
-
 def generator(seed: int, *key: int) -> torch.Generator:
     """A CPU generator for one purpose."""
     return torch.Generator().manual_seed(derived(seed, *key))
-
 
 def seed_noise(seed: int, step: int, micro_step: int) -> None:
     """Seed torch's global generators for the dropout of one micro-batch."""

@@ -5,7 +5,6 @@ import signal
 from types import FrameType
 from typing import Self
 
-
 class StopFlag:
     """`with StopFlag() as stop:` and then, after each step, `if stop: save, exit stop.exit_code`.
     A second signal ends the process at once: what was saved before is whole (files.py).

@@ -15,7 +15,6 @@ from ftcore.evaluate.metrics import SCORES, by_class
 
 OUTSIDE = "O"
 
-
 def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
     """Type, first word and last word of each entity of one sentence."""
     found, first = set(), 0
@@ -31,7 +30,6 @@ def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
             first = place
         last_mark, last_type = mark, type_
     return found
-
 
 class EntityMetrics:
     """Precision, recall and F1 of the entities of all types together; accuracy: the share of the

@@ -37,14 +37,12 @@ Counted = ClassificationMetrics | MultiLabelMetrics | EntityMetrics
 # Loss and metrics; what counted them, where it has tables; prediction rows.
 Judged = tuple[dict[str, float], Counted | None, list[dict[str, Any]]]
 
-
 def streams(
     documents: Sequence[Encoded], *, max_tokens: int, device: torch.device
 ) -> Iterator[tuple[list[int], Batch]]:
     """Documents as batches of at most `max_tokens`, each with its documents' indices."""
     for indices in pack(list(map(len, documents)), max_tokens):
         yield indices, collate([documents[i] for i in indices]).to(device)
-
 
 def evaluate_loss(model: Model, task: Task, split: Split, **limits: Any) -> dict[str, float]:
     """Token-weighted loss and perplexity; bits per byte where the text's bytes are known."""
@@ -54,14 +52,12 @@ def evaluate_loss(model: Model, task: Task, split: Split, **limits: Any) -> dict
         perplexity.update(loss_sum.item(), weight.item())
     return perplexity.compute(split.num_bytes)
 
-
 def all_logits(model: Model, documents: Sequence[Encoded], **limits: Any) -> Tensor:
     """logits_BK of a head that judges whole documents, fp32 on the CPU."""
     logits: dict[int, Tensor] = {}
     for indices, batch in streams(documents, **limits):
         logits.update(zip(indices, document_logits(model, batch).float().cpu(), strict=True))
     return torch.stack([logits[index] for index in range(len(documents))])
-
 
 def evaluate_classes(model: Model, split: Split, labels: Sequence[str], **limits: Any) -> Judged:
     """Predicted class of each document; the loss in nats a document."""
@@ -77,7 +73,6 @@ def evaluate_classes(model: Model, split: Split, labels: Sequence[str], **limits
             "probabilities": [round(p, 6) for p in logits_K.softmax(-1).tolist()],
         })
     return {"loss": loss_sum / len(rows), **metrics.compute()}, metrics, rows
-
 
 def evaluate_label_sets(model: Model, split: Split, labels: Sequence[str], **limits: Any) -> Judged:
     """Predicted labels of each document, those above probability 1/2; the loss in nats a label."""
@@ -96,7 +91,6 @@ def evaluate_label_sets(model: Model, split: Split, labels: Sequence[str], **lim
     } for document, target_K, predicted_K, logits_K in parts]  # fmt: skip
     return {"loss": loss, **metrics.compute()}, metrics, rows
 
-
 def evaluate_scores(model: Model, split: Split, labels: Sequence[str], **limits: Any) -> Judged:
     """Predicted score of each document; the loss a mean squared error."""
     (predicted_B,) = all_logits(model, split.documents, **limits).double().numpy().T
@@ -107,7 +101,6 @@ def evaluate_scores(model: Model, split: Split, labels: Sequence[str], **limits:
     ]
     loss = float(np.square(predicted_B - target_B).mean())
     return {"loss": loss, **regression_metrics(target_B, predicted_B)}, None, rows
-
 
 def token_predictions(
     model: Model, documents: Sequence[Encoded], **limits: Any
@@ -124,7 +117,6 @@ def token_predictions(
         chosen |= zip(indices, (ids.tolist() for ids in parts), strict=True)
     return perplexity, [chosen[index] for index in range(len(documents))]
 
-
 def evaluate_masked(model: Model, split: Split, labels: Sequence[str], **limits: Any) -> Judged:
     """Predicted token at each hidden place; the loss in nats a hidden token. `labels` are the
     vocabulary, by id."""
@@ -136,7 +128,6 @@ def evaluate_masked(model: Model, split: Split, labels: Sequence[str], **limits:
         names = {"hidden": [labels[i] for i in wanted], "predicted": [labels[i] for i in given]}
         rows.append({"row_id": document.row_id, **names})
     return {**perplexity.compute(), "accuracy": hits / perplexity.weight}, None, rows
-
 
 def evaluate_tags(model: Model, split: Split, labels: Sequence[str], **limits: Any) -> Judged:
     """Predicted tag of each word, OUTSIDE for one without a token; the loss in nats a word that has
@@ -155,14 +146,12 @@ def evaluate_tags(model: Model, split: Split, labels: Sequence[str], **limits: A
         rows.append({"row_id": sentence.row_id, **words})
     return {"loss": perplexity.compute()["loss"], **metrics.compute()}, metrics, rows
 
-
 # By HF's `problem_type`, or the task that has none.
 JUDGES: Mapping[str, Callable[..., Judged]] = {
     "single_label_classification": evaluate_classes,
     "multi_label_classification": evaluate_label_sets, "regression": evaluate_scores,
     "tag": evaluate_tags, "mlm": evaluate_masked,
 }
-
 
 def evaluate_answers(
     model: Model, tokenizer: Tokenizer, chats: Sequence[Chat], config: EvalConfig

@@ -30,7 +30,6 @@ AVERAGES = tuple(f"{score}_{mean}" for mean in ("micro", "macro", "weighted") fo
 METRICS = ("accuracy", *AVERAGES, "mcc")
 Ids = Tensor | np.ndarray | Sequence[int]
 
-
 class ClassificationMetrics:
     """Accuracy, precision, recall, F1 and Matthews correlation of K exclusive classes.
 
@@ -106,7 +105,6 @@ class ClassificationMetrics:
         # p is one longer than t: map stops at the shorter, and nothing has OUTSIDE as its target.
         return (hits * rows - sum(map(mul, t, p))) / math.sqrt(spread) if spread else 0.0
 
-
 class MultiLabelMetrics:
     """Figures of rows that have any number of K labels: subset_accuracy, share of the rows whose
     labels are all right; hamming_loss, share of the rows x K decisions that are wrong; and averages
@@ -136,7 +134,6 @@ class MultiLabelMetrics:
         """As `ClassificationMetrics.per_class`."""
         return by_class(self.labels, self.totals_3K)
 
-
 def regression_metrics(target_B: np.ndarray, predicted_B: np.ndarray) -> dict[str, float]:
     """Correlations and errors of scores, float64: pearson of the values, spearman of their ranks,
     equal values sharing the mean of theirs (NaN with a constant); mae and rmse, mean absolute and
@@ -147,7 +144,6 @@ def regression_metrics(target_B: np.ndarray, predicted_B: np.ndarray) -> dict[st
         "spearman": _correlation(_ranks(target_B), _ranks(predicted_B)),
         "mae": float(np.abs(errors_B).mean()), "rmse": math.sqrt(np.square(errors_B).mean()),
     }
-
 
 class Perplexity:
     """Loss of a language model over all tokens, whatever document they are in."""
@@ -174,14 +170,12 @@ class Perplexity:
         bits = {"bits_per_byte": self.loss_sum / (math.log(2) * num_bytes)} if num_bytes else {}
         return result | bits
 
-
 def by_class(labels: Sequence[str], totals_3K: np.ndarray) -> list[dict[str, Any]]:
     """One dict per class, of CLASS_COLUMNS."""
     _, predicted_K, support_K = totals_3K
     columns = (*_scores(totals_3K), support_K, predicted_K)
     rows = zip(labels, *(x_K.tolist() for x_K in columns), strict=True)
     return [dict(zip(CLASS_COLUMNS, row, strict=True)) for row in rows]
-
 
 def _averages(totals_3K: np.ndarray, counted_K: np.ndarray) -> dict[str, float]:
     """AVERAGES; the macro ones over the classes that are counted."""
@@ -191,17 +185,14 @@ def _averages(totals_3K: np.ndarray, counted_K: np.ndarray) -> dict[str, float]:
     weighted = (x_K @ support_K / max(support_K.sum(), 1) for x_K in scores)
     return dict(zip(AVERAGES, map(float, (*micro, *macro, *weighted)), strict=True))
 
-
 def _correlation(x_B: np.ndarray, y_B: np.ndarray) -> float:
     x_B, y_B = x_B - x_B.mean(), y_B - y_B.mean()
     spread = math.sqrt((x_B @ x_B) * (y_B @ y_B))
     return float(x_B @ y_B) / spread if spread else math.nan
 
-
 def _ranks(x_B: np.ndarray) -> np.ndarray:
     _, place_B, counts = np.unique(x_B, return_inverse=True, return_counts=True)
     return (np.cumsum(counts) - (counts - 1) / 2)[place_B]
-
 
 def _scores(totals_3K: np.ndarray) -> list[np.ndarray]:
     """[precision_K, recall_K, f1_K] in float64."""

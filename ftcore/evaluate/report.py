@@ -20,7 +20,6 @@ from ftcore.files import write_file
 
 MAX_TEXT = 40
 
-
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """Aligned columns under `header`. Text is put on one line and cut at MAX_TEXT characters; None
     is not defined; floats show four decimals, or four significant digits where those would hide
@@ -33,13 +32,11 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
         columns.append([cell.rjust(width) if is_number else cell.ljust(width) for cell in cells])
     return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))
 
-
 def metrics_table(results: Mapping[str, Mapping[str, float]]) -> str:
     """One line per metric, one column per result ({"base": {...}, "tuned": {...}})."""
     names = dict.fromkeys(name for metrics in results.values() for name in metrics)
     rows = ([name, *(metrics.get(name) for metrics in results.values())] for name in names)
     return table(["metric", *results], rows)
-
 
 def per_class_table(per_class: Sequence[Mapping[str, Any]], *, max_rows: int = 20) -> str:
     """Rows of CLASS_COLUMNS, in label order up to `max_rows` classes. Past that the worst are first
@@ -50,7 +47,6 @@ def per_class_table(per_class: Sequence[Mapping[str, Any]], *, max_rows: int = 2
         note = f"\n... {left} of {len(rows)} classes not shown: better, or without rows"
     cells = ([row[name] for name in CLASS_COLUMNS] for row in rows[:max_rows])
     return table(CLASS_COLUMNS, cells) + note
-
 
 def confusion_table(metrics: ClassificationMetrics, *, max_pairs: int = 10) -> str:
     """The most frequent mistakes: target, prediction, rows, their share of the target's rows."""
@@ -67,7 +63,6 @@ def confusion_table(metrics: ClassificationMetrics, *, max_pairs: int = 10) -> s
         text += f"\n... {len(left)} more pairs not shown, {count} rows in all"
     return text
 
-
 def write_predictions(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
     """Write one UTF-8 JSON line per row, whole or not at all; returns the number of rows. Raises
     DataError: a row without "row_id"; CheckpointError: the file cannot be written."""
@@ -80,11 +75,9 @@ def write_predictions(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> in
     write_file(Path(path), "".join(lines).encode("utf-8", "backslashreplace"))
     return len(lines)
 
-
 def json_line(result: Mapping[str, Any]) -> str:
     """`result` as one compact line of ASCII JSON, floats to six significant digits."""
     return json.dumps(_plain(result, digits=6), allow_nan=False, separators=(",", ":"))
-
 
 def _plain(value: Any, *, digits: int = 17) -> Any:
     """`value` for JSON: arrays as lists, floats that are not finite as null, others to so many
@@ -98,7 +91,6 @@ def _plain(value: Any, *, digits: int = 17) -> Any:
     if not isinstance(value, float):
         return value
     return float(f"{value:.{digits}g}") if math.isfinite(value) else None
-
 
 def _cell(value: Any) -> str:
     if value is None or (isinstance(value, Real) and math.isnan(value)):

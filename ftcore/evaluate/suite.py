@@ -21,7 +21,6 @@ SHOWN = (
     "pearson", "spearman",
 )  # fmt: skip
 
-
 @dataclass
 class Results:
     """Metrics by split, prediction rows of all splits, and further tables for people."""
@@ -47,7 +46,6 @@ class Results:
             + ("" if row["exact_match"] else f"  (expected: {row['target']})\n")
             for row in chosen
         )
-
 
 @dataclass(frozen=True)
 class Suite:

@@ -19,11 +19,9 @@ from typing import Any
 from ftcore.errors import DataError
 from ftcore.evaluate.metrics import OUTSIDE, ClassificationMetrics
 
-
 def exact_match(target: str, predicted: str) -> bool:
     """Equal character by character, surrounding whitespace stripped and nothing else done."""
     return target.strip() == predicted.strip()
-
 
 def parse_object(text: str) -> dict[str, Any] | None:
     """The JSON object that `text` is, whitespace around it allowed; None for anything else, NaN and
@@ -34,11 +32,9 @@ def parse_object(text: str) -> dict[str, Any] | None:
         return None
     return value if isinstance(value, dict) else None
 
-
 def intent_labels(targets: Iterable[str], *, intent: str = "intent") -> list[str]:
     """The distinct intents of `targets`, sorted. Raises DataError on one that is no command."""
     return sorted({_command(target, intent)[intent] for target in targets})
-
 
 class JsonCommandMetrics:
     """How well generated commands match the wanted ones.
@@ -102,14 +98,12 @@ class JsonCommandMetrics:
         slots = leaves.keys() - {(self.intent,)}
         return {(path, leaves[path]) for path in slots if leaves[path] not in ("{}", "[]")}
 
-
 def _command(target: str, intent: str) -> dict[str, Any]:
     command = parse_object(target)
     if command and isinstance(command.get(intent), str):
         return command
     what = f"target {target[:80]!r} is not a JSON object with a text field {intent!r}"
     raise DataError(f"{what}: mend the row or name the field that holds the intent")
-
 
 def _leaves(command: dict[str, Any]) -> dict[tuple, str]:
     """{path: JSON text}; an empty object or list is a leaf too, so equal leaves, equal objects."""
@@ -123,7 +117,6 @@ def _leaves(command: dict[str, Any]) -> dict[tuple, str]:
         else:
             leaves[path] = json.dumps(value)
     return leaves
-
 
 def _ratio(part: int, whole: int) -> float:
     return part / whole if whole else math.nan

@@ -20,7 +20,6 @@ from kernels.docs import Docs
 
 FIRST_SLOTS = 64
 
-
 class LayerSlab:
     """Keys and values of one layer, and the attention over them."""
 
@@ -45,7 +44,6 @@ class LayerSlab:
             return attention(q_NHD, k_NGD, v_NGD, docs, is_causal=True, **rule)
         k_BSGD, v_BSGD = self.kv_2BSGD[:, :, : max(plan.lengths)]
         return attention_decode(q_NHD, k_BSGD, v_BSGD, plan.lengths_B, **rule)
-
 
 class Cache:
     """Where the tokens of B sequences lie in the slabs of every layer.

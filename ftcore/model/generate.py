@@ -14,7 +14,6 @@ from ftcore.model.cache import Cache
 from ftcore.model.heads import Model
 from kernels.docs import Docs
 
-
 @torch.inference_mode()
 def generate(
     model: Model, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, stop_ids: frozenset[int]

@@ -21,13 +21,11 @@ from kernels.dropout import dropout
 ModelTask = Literal["lm", "mlm", "classify", "tag", "trunk"]
 Loss = tuple[Tensor, Tensor]  # cross-entropy of the rows as (sum, weight)
 
-
 def _loss(
     last: Linear, x_MC: Tensor, labels_M: Tensor, weights_M: Tensor, softcap: float | None = None
 ) -> Loss:
     rule = {"bias_V": last.bias, "softcap": softcap, "impl": last.impl}
     return linear_cross_entropy(x_MC, last.weight, labels_M, weights_M, **rule)
-
 
 class Transform(nn.Module):
     """What an encoder's masked-LM head does before its vocabulary: norm(gelu(dense(h)))."""
@@ -39,7 +37,6 @@ class Transform(nn.Module):
 
     def forward(self, h_MC: Tensor) -> Tensor:
         return self.norm(F.gelu(self.dense(h_MC)))
-
 
 class LMHead(nn.Module):
     """Logits over the vocabulary: z = h W^T of the next token in a decoder, transform(h) W^T + b of
@@ -60,7 +57,6 @@ class LMHead(nn.Module):
     def loss(self, h_MC: Tensor, labels_M: Tensor, weights_M: Tensor) -> Loss:
         """Cross-entropy of the rows as (sum, weight)."""
         return _loss(self.lm_head, self.transform(h_MC), labels_M, weights_M, self.softcap)
-
 
 class TokenHead(nn.Module):
     """Class scores of each of M tokens; in an encoder that pools through the `transform` of its
@@ -84,9 +80,7 @@ class TokenHead(nn.Module):
         """Cross-entropy of the rows as (sum, weight)."""
         return _loss(self.classifier, self.features(h_MC), labels_M, weights_M)
 
-
 POOLERS = {"tanh": torch.tanh, "relu": torch.relu}
-
 
 class ClassificationHead(nn.Module):
     """Class scores of each document. Encoders pool the first token, or the mean of all, through
@@ -122,9 +116,7 @@ class ClassificationHead(nn.Module):
         """Cross-entropy of the documents as (sum, weight)."""
         return _loss(self.classifier, self.pool(h_MC, docs), labels_B, weights_B)
 
-
 CLASSIFIERS = {"classify": ClassificationHead, "tag": TokenHead}
-
 
 class Model(nn.Module):
     """A transformer and the head of its task.
@@ -155,7 +147,6 @@ class Model(nn.Module):
         """How every operation runs from now on: see kernels/backend.py."""
         for module in self.modules():
             module.impl = impl
-
 
 def init_module(module: nn.Module, std: float, generator: torch.Generator) -> None:
     """Draw the parameters that `module` itself owns."""

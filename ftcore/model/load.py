@@ -24,7 +24,6 @@ CONFIG = "config.json"
 # A checkpoint of another task lacks these parts of the head.
 PARTS = ("classifier", "pooler", "transform.dense", "transform.norm", "lm_head")
 
-
 @dataclass(frozen=True)
 class LoadedModel:
     """A model and what is needed to save it again."""
@@ -39,7 +38,6 @@ class LoadedModel:
         """Class names of a saved classifier, by class index; None where config.json has none."""
         return labels_of(self.config, str(self.folder / CONFIG))
 
-
 def read_object(path: Path, *, advice: str = "") -> dict[str, Any]:
     """The JSON object that a file holds. Raises ModelError: no such file, with `advice` on what to
     do about it, or no JSON object in it."""
@@ -53,7 +51,6 @@ def read_object(path: Path, *, advice: str = "") -> dict[str, Any]:
         raise ModelError(f"{path}: holds {type(value).__name__}, must be a JSON object")
     return value
 
-
 def labels_of(config: Mapping, where: str) -> tuple[str, ...] | None:
     """Class names of `id2label`, by class index; None without one. Raises ModelError: the indices
     are not 0 .. K - 1, or two classes share a name."""
@@ -66,7 +63,6 @@ def labels_of(config: Mapping, where: str) -> tuple[str, ...] | None:
     if not labels or len(set(labels)) != len(labels):
         raise ModelError(f"{where}: id2label = {id2label}: must name classes 0 .. K - 1, each once")
     return labels
-
 
 def load_model(
     folder: Path, *, task: ModelTask, dtype: torch.dtype, num_labels: int | None = None,
@@ -113,7 +109,6 @@ def load_model(
                 torch.nn.init.zeros_(module.bias)
     return LoadedModel(model.eval(), family, config, accounting, folder)
 
-
 def empty_model(
     spec: ModelSpec, task: ModelTask, num_labels: int | None, dtype: torch.dtype
 ) -> Model:
@@ -125,7 +120,6 @@ def empty_model(
         return Model(spec, task, num_labels)
     finally:
         torch.set_default_dtype(usual)
-
 
 def save_model(
     loaded: LoadedModel, folder: Path, *, labels: tuple[str, ...] | None = None,

@@ -7,7 +7,6 @@ transformer reads nothing but the spec. Every switch is a plain value with one m
 from dataclasses import dataclass
 from typing import Literal
 
-
 @dataclass(frozen=True)
 class ModelSpec:
     """Sizes and switches of one transformer."""

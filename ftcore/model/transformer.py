@@ -29,7 +29,6 @@ from kernels.norm import layer_norm, rms_norm
 from kernels.rope import norm_rope, rope, rope_angles
 from kernels.swiglu import geglu, swiglu
 
-
 class Linear(nn.Linear):
     """An nn.Linear whose values come later: from a checkpoint, or from `Model.init_weights`."""
 
@@ -38,12 +37,10 @@ class Linear(nn.Linear):
     def reset_parameters(self) -> None:
         pass
 
-
 class Embedding(nn.Embedding):
     """An nn.Embedding whose values come later, as those of `Linear`."""
 
     reset_parameters = Linear.reset_parameters
-
 
 class RMSNorm(nn.Module):
     """y = (w + offset) x / rms(x), turned by angles, or of x + residual: y and that sum."""
@@ -59,7 +56,6 @@ class RMSNorm(nn.Module):
         op, rule = norm_rope if "cos_sin_2NE" in more else rms_norm, {"offset": self.offset, **more}
         return op(x_NC, self.weight, eps=self.eps, impl=self.impl, **rule)
 
-
 class LayerNorm(nn.Module):
     """y = w (x - mean) / std + b, or of x + residual: y and that sum."""
 
@@ -74,17 +70,14 @@ class LayerNorm(nn.Module):
     def forward(self, x_NC: Tensor, **more: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         return layer_norm(x_NC, self.weight, self.bias, eps=self.eps, impl=self.impl, **more)
 
-
 def norm(spec: ModelSpec) -> nn.Module:
     """A norm over the model's width, of the spec's kind."""
     kind = RMSNorm if spec.norm == "rms_norm" else LayerNorm
     return kind(spec.hidden_size, spec)
 
-
 def chosen(x_N: Tensor, rows_M: Tensor | None) -> Tensor:
     """These rows of the stream; None: all."""
     return x_N if rows_M is None else x_N.index_select(0, rows_M)
-
 
 class Attention(nn.Module):
     """Grouped-query self-attention over the stream's documents, in layer `index` of the model."""
@@ -119,13 +112,11 @@ class Attention(nn.Module):
         o_NHD = attend(q_NHD, k_NGD, v_NGD, docs, impl=self.impl, **self.rule)
         return self.o_proj(chosen(o_NHD, rows_M).flatten(1))
 
-
 ACTIVATIONS = {"gelu": F.gelu, "gelu_tanh": partial(F.gelu, approximate="tanh")}
 GATED = {
     "swiglu": swiglu, "geglu": partial(geglu, uses_tanh=False),
     "geglu_tanh": partial(geglu, uses_tanh=True),
 }  # fmt: skip
-
 
 class Mlp(nn.Module):
     """Feed-forward layer: down(act(gate) up) or down(act(up))."""
@@ -145,7 +136,6 @@ class Mlp(nn.Module):
         if self.gate_proj is None:
             return self.down_proj(ACTIVATIONS[self.kind](up_NF))
         return self.down_proj(GATED[self.kind](self.gate_proj(x_NC), up_NF, impl=self.impl))
-
 
 class Block(nn.Module):
     """One layer: attention and MLP, each with its norms and its residual sum."""
@@ -182,7 +172,6 @@ class Block(nn.Module):
 
     def _drop(self, x_NC: Tensor) -> Tensor:
         return dropout(x_NC, self.dropout, is_training=self.training)
-
 
 class Transformer(nn.Module):
     """Embeddings, L blocks and the final norm: tokens in, hidden states out."""

@@ -25,7 +25,6 @@ PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 EMBEDDING, HEAD = "trunk.embed_tokens.weight", "head.lm_head.weight"
 FLOATS = ("BF16", "F16", "F32", "F64")
 
-
 @dataclass
 class Accounting:
     """What happened to each tensor of a checkpoint and of the model."""
@@ -37,7 +36,6 @@ class Accounting:
         others = {"not needed": self.ignored, "new, drawn at random": self.new}
         more = (f", {len(some)} {kind} ({_some(some)})" for kind, some in others.items() if some)
         return f"{len(self.loaded)} tensors loaded{''.join(more)}"
-
 
 def tensor_files(folder: Path) -> dict[str, Path]:
     """HF tensor name -> the file that holds it, from one file or from shards with an index. Raises
@@ -66,7 +64,6 @@ def tensor_files(folder: Path) -> dict[str, Path]:
         raise ModelError(f"{folder / INDEX}: index and shards differ in {_some(odd)}")
     return found
 
-
 def _header(file: Path) -> dict[str, tuple[str, list[int]]]:
     """Tensor name -> dtype and shape of one safetensors file; duplicate names are refused."""
     try:
@@ -81,7 +78,6 @@ def _header(file: Path) -> dict[str, tuple[str, list[int]]]:
         raise ModelError(said) from error
     return {name: (part["dtype"], part["shape"]) for name, part in header.items()}
 
-
 def mapped_tensors(
     names: Collection[str], files: Mapping[str, Path]
 ) -> Iterator[tuple[str, Tensor]]:
@@ -89,7 +85,6 @@ def mapped_tensors(
     for file in {files[name]: None for name in names}:
         with safe_open(file, framework="pt") as handle:
             yield from ((name, handle.get_tensor(name)) for name in names if files[name] == file)
-
 
 def load_weights(
     model: nn.Module, folder: Path, family: Family, *, may_be_new: Collection[str] = ()
@@ -144,7 +139,6 @@ def load_weights(
                 target.copy_(part)
     return Accounting([name for name in wanted if name in hf_name_of], ignored, new)
 
-
 def hf_tensors(
     state: Mapping[str, Tensor], family: Family, num_heads: int, *, bare: bool
 ) -> dict[str, Tensor]:
@@ -158,7 +152,6 @@ def hf_tensors(
         tensors[hf_name] = tensor if is_whole else tensor.clone()
     return tensors
 
-
 def _refuse_untied(ours_of: Mapping[str, tuple[str, ...]], files: Mapping[str, Path]) -> None:
     """Raise ModelError where a tied model's file holds an LM head of its own."""
     hf_names = {ours: hf_name for hf_name, names in ours_of.items() for ours in names}
@@ -168,7 +161,6 @@ def _refuse_untied(ours_of: Mapping[str, tuple[str, ...]], files: Mapping[str, P
     if not torch.equal(*pair.values()):
         what = f"{files[name]}: {name} differs from the embeddings, which config.json ties it to"
         raise ModelError(f"{what}: set tie_word_embeddings to false, or remove {name}")
-
 
 def _some(names: list[str], most: int = 8) -> str:
     """The names, or the first of them and how many more."""

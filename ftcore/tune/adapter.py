@@ -46,7 +46,6 @@ UNKNOWN_OPTIONS = (
 # peft: the other ways to start (pissa, olora, corda, loftq, lora_ga) change the base weights.
 KNOWN_STARTS = (True, False, "gaussian", "orthogonal", "eva")
 
-
 def base_sha256(model: nn.Module, *, without: Collection[str] = ()) -> str:
     """Hash of the base weights but those that the adapter brings: the same wrapped or not, merged
     or not, in bf16, fp32 or float64, since each tensor is rounded to bf16 first."""
@@ -55,7 +54,6 @@ def base_sha256(model: nn.Module, *, without: Collection[str] = ()) -> str:
     names = sorted(plain.keys() - set(without))
     lines = (f"{name} {tensor_sha256(plain[name].bfloat16())}\n" for name in names)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
-
 
 def named_parts(model: Model, family: Family) -> tuple[Names, Names]:
     """LoRA layers, and modules that are trained fully. Raises ModelError: the model has none of the
@@ -69,7 +67,6 @@ def named_parts(model: Model, family: Family) -> tuple[Names, Names]:
         if name not in adapted and any(p.requires_grad for p in module.parameters(recurse=False))
     }
     return {part_name(family, name): name for name in adapted}, extra
-
 
 def save_adapter(
     model: Model, folder: Path, *, family: Family, base_path: str, task_type: str
@@ -113,7 +110,6 @@ def save_adapter(
 
     write_folder(folder, write)
 
-
 def load_adapter(model: Model, folder: Path, *, family: Family) -> lora.LoRAReport:
     """Wrap a base model and fill it from an adapter folder, ours or peft's. All is checked before
     anything is changed: a load that fails leaves the model as it was.
@@ -153,7 +149,6 @@ def load_adapter(model: Model, folder: Path, *, family: Family) -> lora.LoRARepo
             model.get_parameter(name).copy_(tensors[key])
     return report
 
-
 def _layout(model: nn.Module, layers: Names, extra: Names) -> dict[str, str]:
     """Key of each tensor in the file -> our parameter in the wrapped model."""
     names = {}
@@ -164,7 +159,6 @@ def _layout(model: nn.Module, layers: Names, extra: Names) -> dict[str, str]:
             names[f"{PREFIX}{hf_name}.{attribute}"] = f"{name}.{attribute}"
     return names
 
-
 def _shape(model: nn.Module, name: str, rank: int) -> tuple[int, ...]:
     """Shape of a parameter of the wrapped model, read off the model before it is wrapped."""
     owner, _, attribute = name.rpartition(".")
@@ -174,7 +168,6 @@ def _shape(model: nn.Module, name: str, rank: int) -> tuple[int, ...]:
     if attribute == "lora_b":
         return layer.out_features, rank
     return tuple(model.get_parameter(name).shape)
-
 
 def _held_or_listed(
     model: nn.Module, family: Family, options: dict, keys: Collection[str]
@@ -204,7 +197,6 @@ def _held_or_listed(
             extra[hf_name] = name
     return layers, extra
 
-
 def _lora_config(path: Path, options: dict, layers: Names, extra: Names) -> lora.LoRAConfig:
     """Peft's options as ours; one that would change the numbers and is not known is refused."""
     refused = [f"{k} = {options[k]!r} is not known" for k in UNKNOWN_OPTIONS if options.get(k)]
@@ -226,7 +218,6 @@ def _lora_config(path: Path, options: dict, layers: Names, extra: Names) -> lora
     except ConfigError as error:
         raise ModelError(f"{path}: {error}") from error
 
-
 def _account(folder: Path, shapes: dict[str, tuple], tensors: Mapping[str, Tensor]) -> None:
     """Refuse a file that does not hold exactly the tensors that its config implies (law 7)."""
     given = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
@@ -237,7 +228,6 @@ def _account(folder: Path, shapes: dict[str, tuple], tensors: Mapping[str, Tenso
     if problems:
         listing = "\n  ".join(sorted(problems))
         raise ModelError(f"{folder / WEIGHTS} does not fit {CONFIG} and this model:\n  {listing}")
-
 
 def _refuse_untied(folder: Path, model: nn.Module, incoming: Mapping[str, Tensor]) -> None:
     """Refuse different values for the two names of one tied matrix."""

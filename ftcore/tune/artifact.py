@@ -21,7 +21,6 @@ from ftcore.tune.task import TaskKind
 
 MODEL, ADAPTER, LABELS = "model", "adapter", "labels.json"
 
-
 def save_artifact(
     loaded: LoadedModel, tokenizer: Tokenizer, run: Path, *, labels: tuple[str, ...] | None,
     base: str, kind: TaskKind, problem: str | None = None,
@@ -42,7 +41,6 @@ def save_artifact(
     write_folder(run / MODEL, write)
     return run / MODEL
 
-
 def load_artifact(run: Path, *, base: str, kind: TaskKind, dtype: torch.dtype) -> LoadedModel:
     """The trained model of a finished run; a LoRA run's adapter is put on its base model, `base`.
     Raises ModelError: the run has left neither, or its files are damaged."""
@@ -60,7 +58,6 @@ def load_artifact(run: Path, *, base: str, kind: TaskKind, dtype: torch.dtype) -
     load_adapter(loaded.model, adapter, family=loaded.family)
     loaded.model.eval()
     return loaded
-
 
 def read_labels(run: Path) -> tuple[str, ...] | None:
     """Class names that a run wrote, or None."""

@@ -28,7 +28,6 @@ STATE, SUFFIX = "state.json", ".safetensors"
 
 logger = logging.getLogger(__name__)
 
-
 @dataclass(frozen=True)
 class Loaded:
     """A verified checkpoint: CPU tensors in memory of their own, by group and name."""
@@ -36,7 +35,6 @@ class Loaded:
     step: int
     tensors: dict[str, dict[str, Tensor]]
     state: dict[str, Any]
-
 
 class Checkpoints:
     """The checkpoints of one run folder: the last `keep_last` of them (at least 1), and the best.
@@ -115,7 +113,6 @@ class Checkpoints:
         for step in doomed:
             files.remove(self._step_folder(step))
 
-
 def load(folder: Path) -> Loaded:
     """Verify and read one checkpoint folder. Raises CheckpointError: names the file at fault."""
     names = files.verify_folder(folder)
@@ -126,7 +123,6 @@ def load(folder: Path) -> Loaded:
         # load_file maps the file: cut or overwritten later, it would end this process by SIGBUS.
         tensors[file.stem] = {key: mapped.clone() for key, mapped in load_file(file).items()}
     return Loaded(folder, state["step"], tensors, state)
-
 
 def _savable(group: str, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Detached and contiguous; tied tensors would come back apart, and are refused."""

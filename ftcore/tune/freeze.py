@@ -28,11 +28,9 @@ from ftcore.errors import ConfigError, ModelError
 POLICIES = ("all", "head", "last:K", "embeddings", "norms", "biases")
 LAYER = re.compile(r"(?<=\blayers\.)(\d+)(?=\.)")
 
-
 def leaf(name: str) -> str:
     """Last component of a dotted name."""
     return name.rpartition(".")[2]
-
 
 def match_names(
     pattern: str, names: Sequence[str], *, what: str, also: Sequence[str] = ()
@@ -47,12 +45,10 @@ def match_names(
     hint = f"; nearest: {', '.join(near)}" if near else ""
     raise ConfigError(f"{what} {pattern!r} matches nothing{hint}; known: {', '.join(known)}")
 
-
 def below(name: str, modules: set[str]) -> bool:
     """Whether a parameter or module is one of `modules` or lies under one of them."""
     parts = name.split(".")
     return any(".".join(parts[:end]) in modules for end in range(1, len(parts) + 1))
-
 
 def apply_trainable(model: nn.Module, rules: Sequence[str]) -> str:
     """Make exactly the parameters that the rules name trainable; returns the parameter_table.
@@ -63,7 +59,6 @@ def apply_trainable(model: nn.Module, rules: Sequence[str]) -> str:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in chosen)
     return parameter_table(model)
-
 
 def _resolve(model: nn.Module, rule: str) -> set[str]:
     """Names of the parameters that one rule trains."""
@@ -90,7 +85,6 @@ def _resolve(model: nn.Module, rule: str) -> set[str]:
     matched = match_names(rule, [*modules, *names], what="trainable rule", also=POLICIES)
     return {n for n in names if below(n, matched)}
 
-
 def parameter_table(model: nn.Module) -> str:
     """Lines of name, shape of one, number of all values, trainable; one for parameters of equal
     layers; the trainable share last."""
@@ -111,13 +105,11 @@ def parameter_table(model: nn.Module) -> str:
     share = trained / max(total, 1)
     return "\n".join([*lines, f"trainable: {trained:,} of {total:,} values ({share:.2%})"])
 
-
 def _ranges(indices: Sequence[int]) -> str:
     """`0-3,5` for [0, 1, 2, 3, 5]."""
     by_offset = groupby(enumerate(indices), lambda pair: pair[1] - pair[0])
     runs = ([i for _, i in pairs] for _, pairs in by_offset)
     return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
-
 
 def tensor_sha256(tensor: Tensor) -> str:
     """Hash of a tensor's dtype, shape and bits."""
@@ -125,12 +117,10 @@ def tensor_sha256(tensor: Tensor) -> str:
     digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
-
 def frozen_hashes(model: nn.Module) -> dict[str, str]:
     """sha256 of every tensor that training must not move: frozen parameters and saved buffers."""
     tensors = model.state_dict(keep_vars=True)
     return {name: tensor_sha256(t) for name, t in tensors.items() if not t.requires_grad}
-
 
 def assert_unmoved(before: Mapping[str, str], model: nn.Module) -> None:
     """Raise ModelError naming the tensors of an earlier `frozen_hashes` whose bits have changed."""

@@ -23,25 +23,21 @@ A, B = "lora_A.weight", "lora_B.weight"
 PART = re.compile(r"\[(\d+)\]")
 Places = Mapping[str, Sequence[int]]  # which parts of each fused module are adapted
 
-
 def part_name(family: Family, our_name: str) -> str:
     """HF name of a module of ours, with its place in it where HF keeps several in one."""
     hf_name = family.to_hf(our_name)
     parts = family.to_ours(hf_name)
     return f"{hf_name}[{parts.index(our_name)}]" if len(parts) > 1 else hf_name
 
-
 def whole(name: str) -> str:
     """The module of a part, or of a key that names one."""
     return PART.sub("", name)
-
 
 def cut(key: str) -> tuple[str, str]:
     """Module or part, and attribute, of a tensor of an adapter file."""
     name = key.removeprefix(PREFIX)
     attribute = next((f for f in (A, B) if name.endswith(f".{f}")), name.rpartition(".")[2])
     return name.removesuffix(f".{attribute}"), attribute
-
 
 def join_parts(
     tensors: Mapping[str, Tensor], family: Family, num_heads: int
@@ -72,7 +68,6 @@ def join_parts(
         else:
             joined[key] = family.join(f"{module}.{attribute}", parts, num_heads)
     return {key: tensor.contiguous() for key, tensor in joined.items()}, adapted
-
 
 def split_parts(
     tensors: Mapping[str, Tensor], adapted: Places, family: Family, num_heads: int

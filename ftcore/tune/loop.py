@@ -39,7 +39,6 @@ from ftcore.tune.workers import Workers
 MAX_FAILED_SAVES = 3
 WATCHED = "eval/loss"  # lower is better; its best checkpoint is kept and ends the run
 
-
 @dataclass
 class Progress:
     """What a run must remember beside its tensors; saved as JSON in every checkpoint."""
@@ -48,7 +47,6 @@ class Progress:
     best_step: int = 0
     evals_since_best: int = 0  # evaluations since then, for early stopping
     skipped_steps: int = 0  # steps that were not finite and not applied
-
 
 @dataclass
 class Loop:
@@ -215,7 +213,6 @@ class Loop:
                 self.checkpoints.mark_best(self.progress.step)
         except CheckpointError as error:
             tqdm.write(f"step {self.progress.step}: not saved: {error}")
-
 
 def rows_read(model: Model, documents: Sequence[Encoded]) -> dict[str, Tensor]:
     """int64 rows of the token embeddings that the documents read, by the matrix's name; none where

@@ -25,7 +25,6 @@ from kernels.lora import lora_linear
 
 ALL_LINEAR = "all-linear"
 
-
 @dataclass(frozen=True)
 class LoRAConfig:
     """What to wrap, and how. Raises ConfigError on a value out of range."""
@@ -52,7 +51,6 @@ class LoRAConfig:
     def scale(self) -> float:
         """Factor of the update."""
         return self.alpha / (math.sqrt(self.rank) if self.rs_lora else self.rank)
-
 
 class LoRALinear(nn.Module):
     """A frozen `nn.Linear` (kept as `base`, never written to) and its low-rank update, whose A the
@@ -99,7 +97,6 @@ class LoRALinear(nn.Module):
         """Back to base and update. Exact, since merging never writes to the base."""
         self.merged_weight = None
 
-
 @dataclass(frozen=True)
 class LoRAReport:
     """What `apply_lora` did: names of the wrapped layers and of the fully trained modules."""
@@ -113,7 +110,6 @@ class LoRAReport:
         extra = f"; fully trained: {', '.join(self.trained)}" if self.trained else ""
         c = self.config
         return f"LoRA rank {c.rank}, alpha {c.alpha:g}, scale {c.scale:g} on {layers}{extra}"
-
 
 def apply_lora(
     model: nn.Module, config: LoRAConfig, *, generator: torch.Generator,
@@ -141,7 +137,6 @@ def apply_lora(
         model.get_submodule(name).requires_grad_(True)
     return LoRAReport(config, tuple(wrapped), tuple(name for name in modules if name in extra))
 
-
 def _targets(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     """Names of the linear layers that the patterns choose, in the order of the model."""
     linears = [n for n, module in model.named_modules() if isinstance(module, nn.Linear) and n]
@@ -161,17 +156,14 @@ def _targets(model: nn.Module, patterns: Sequence[str]) -> list[str]:
         )
     return [name for name in linears if name in chosen]
 
-
 def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
     """The wrapped layers by name, to merge, unmerge or switch them."""
     return {n: module for n, module in model.named_modules() if isinstance(module, LoRALinear)}
-
 
 def refuse_wrapped(model: nn.Module) -> None:
     """Raise ConfigError where the model has LoRA layers."""
     if lora_layers(model):
         raise ConfigError("the model has LoRA layers already: load the base model anew")
-
 
 def plain_names(model: nn.Module) -> dict[str, str]:
     """Name in the model -> name before wrapping, of every saved tensor that is not a factor."""

@@ -30,7 +30,6 @@ Kind = tuple[float, float, bool]
 # Values of a flat tensor in one operation: what a core's cache holds between two; a GPU wants many.
 PIECES = {"cpu": 2**19, "cuda": 2**26}
 
-
 class AdamW:
     """The optimiser of one run, of the trained parameters by name.
 

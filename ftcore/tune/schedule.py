@@ -12,7 +12,6 @@ source  cosine: Loshchilov and Hutter 2017, arXiv:1608.03983
 
 import math
 
-
 def learning_rate(
     step: int, *, peak: float, total_steps: int, warmup_steps: int, shape: str, final: float
 ) -> float:

@@ -15,7 +15,6 @@ from ftcore.model.spec import ModelSpec
 from ftcore.tune.freeze import apply_trainable, parameter_table
 from ftcore.tune.lora import LoRAConfig, apply_lora
 
-
 def choose_trainable(
     model: Model, config: PeftConfig, generator: torch.Generator, *, new: Sequence[str] = ()
 ) -> str:
@@ -41,7 +40,6 @@ def choose_trainable(
         advice = "use --peft.method full, or freeze with head among --peft.trainable"
         raise ConfigError(f"{what}: {advice}")
     return table
-
 
 def check_lengths(spec: ModelSpec, data: Prepared) -> None:
     """Raise DataError where a document is longer than the model's learned positions reach."""

@@ -17,11 +17,9 @@ from ftcore.model.heads import ClassificationHead, LMHead, Model, ModelTask, Tok
 # Loss sum (fp32 scalar; nats, or squared units of a score) and weight sum (fp32).
 Task = Callable[[Model, Batch], tuple[Tensor, Tensor]]
 
-
 def hidden(model: Model, batch: Batch, rows_M: Tensor | None) -> Tensor:
     """h_MC, hidden states of these rows of the stream; None: of all."""
     return model.trunk(batch.tokens_N, batch.positions_N, batch.types_N, batch.docs, rows_M=rows_M)
-
 
 def token_labels(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
     """Cross-entropy of a label per token, on the positions that are supervised: the next token, a
@@ -30,7 +28,6 @@ def token_labels(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
     scored_M = batch.weights.nonzero().squeeze(1)
     h_MC = hidden(model, batch, scored_M)
     return model.head.loss(h_MC, batch.labels[scored_M], batch.weights[scored_M])
-
 
 def classification(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
     """Cross-entropy of each document's class; where it has several, of each class being there or
@@ -44,13 +41,11 @@ def classification(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
     h_MC = hidden(model, batch, model.head.rows(batch.docs))
     return model.head.loss(h_MC, batch.docs, batch.labels, batch.weights)
 
-
 def regression(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
     """Squared error of each document's score."""
     scores_B = document_logits(model, batch).squeeze(1)
     errors_B = scores_B - batch.labels.to(scores_B)
     return (errors_B.square() * batch.weights).sum(), batch.weights.sum()
-
 
 def document_logits(model: Model, batch: Batch) -> Tensor:
     """logits_BK of a head that judges whole documents, fp32, or float64 where the model is."""
@@ -59,14 +54,12 @@ def document_logits(model: Model, batch: Batch) -> Tensor:
     logits_BK = model.head(h_MC, batch.docs)
     return logits_BK.to(torch.promote_types(logits_BK.dtype, torch.float32))
 
-
 @dataclass(frozen=True)
 class TaskKind:
     """A task of train.py: the head it needs, its loss, and peft's word for it."""
     model_task: ModelTask
     loss: Task
     peft_type: str
-
 
 TASKS: Mapping[str, TaskKind] = {
     "pretrain": TaskKind("lm", token_labels, "CAUSAL_LM"),

@@ -29,7 +29,6 @@ PR_SET_PDEATHSIG = 1  # Linux's prctl.h
 # (step, share, shares) -> the share's loss sum, its gradients in the optimiser's buffer.
 Share = Callable[[int, int, int], float]
 
-
 class Workers:
     """`with Workers(count, optimizer, share) as workers:` a step is `compute`, then `apply`, in
     `count` processes, this one among them."""

@@ -17,7 +17,6 @@ from tests.bench.compare import main
 from tests.bench.rival import Bench
 from tests.bench.sst2 import model_folder, padded
 
-
 def words(said: argparse.Namespace) -> list[str]:
     return [
         "classify", "--model.path", model_folder(),
@@ -26,14 +25,12 @@ def words(said: argparse.Namespace) -> list[str]:
         "--optim.lr", "1e-3" if said.method == "lora" else "5e-5",
     ]  # fmt: skip
 
-
 def model(folder: Path, labels: int | None, options: dict[str, Any]) -> nn.Module:
     import transformers
 
     return transformers.AutoModelForSequenceClassification.from_pretrained(
         folder, num_labels=labels, attention_probs_dropout_prob=0.0, **options
     )
-
 
 BENCH = Bench(
     name="classify",

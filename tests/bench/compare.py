@@ -18,7 +18,6 @@ from tests.bench.rival import MODES, Bench, Side, serve
 
 MEMORY_BAR, FLOOR_BAR = 0.7, 0.65
 
-
 def fastest(bench: Bench, said: argparse.Namespace) -> tuple[dict, dict[str, float]]:
     """Words of their best form, and the seconds that each form took for the probe's rows."""
     seconds: dict[str, float] = {}
@@ -30,7 +29,6 @@ def fastest(bench: Bench, said: argparse.Namespace) -> tuple[dict, dict[str, flo
             seconds[", ".join(words.values())] = side.steps(said.probe)["seconds"]
         forms[", ".join(words.values())] = words
     return forms[min(seconds, key=seconds.get)], seconds
-
 
 def compare(bench: Bench, said: argparse.Namespace) -> dict[str, Any]:
     """Both sides and the floor in turns."""
@@ -50,7 +48,6 @@ def compare(bench: Bench, said: argparse.Namespace) -> dict[str, Any]:
     found = told(rounds, bench.unit, bench.bars[said.method])
     losses = {name: first[name]["loss"] for name in ("ours", "theirs")}  # nearly equal, if all is
     return found | {"theirs_is": best, "probe": probe, "first_loss": losses}
-
 
 def told(rounds: Sequence[Mapping[str, Any]], unit: str, bar: float) -> dict[str, Any]:
     """What the turns of `ours`, `theirs` and `floor` come to: medians over the rounds."""
@@ -89,11 +86,9 @@ def told(rounds: Sequence[Mapping[str, Any]], unit: str, bar: float) -> dict[str
     found["of_floor"] = against(found["ours"]["of_floor"], FLOOR_BAR)
     return found
 
-
 def against(value: float, bar: float, *, at_most: bool = False) -> dict[str, Any]:
     """A figure, the bar it is held against, and whether it meets that."""
     return {"value": value, "bar": bar, "met": value <= bar if at_most else value >= bar}
-
 
 def shown(method: str, unit: str, found: Mapping[str, Any]) -> str:
     """The table of one method, for people."""
@@ -111,7 +106,6 @@ def shown(method: str, unit: str, found: Mapping[str, Any]) -> str:
         f" memory (bar {memory['bar']}); theirs: {', '.join(found['theirs_is'].values())}"
     )
     return "\n".join(lines)
-
 
 def main(bench: Bench, *, steps: int, batch: int) -> None:
     """The command line of one bench: the comparison, or one side of it.

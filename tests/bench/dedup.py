@@ -34,7 +34,6 @@ BAR = 5.0
 PEAK_MIB = 1024
 Pairs = set[tuple[str, str]]
 
-
 def paragraphs(folder: Path) -> list[str]:
     """Of every book, in its own encoding."""
     found = []
@@ -43,7 +42,6 @@ def paragraphs(folder: Path) -> list[str]:
         text = content.decode("latin1" if path.name.endswith("-8.txt.gz") else "utf-8-sig")
         found += [part for part in re.split(r"\r?\n\s*\r?\n", text) if part.strip()]
     return found
-
 
 def shingled(forms: Iterable[str]) -> Iterator[tuple[bool, dict[str, list[str]]]]:
     """Texts that are compared by words, then those by letters, each with its shingles."""
@@ -58,7 +56,6 @@ def shingled(forms: Iterable[str]) -> Iterator[tuple[bool, dict[str, list[str]]]
     yield False, by_words
     yield True, by_letters
 
-
 def verified(pairs: Iterable[tuple[str, str]], shingles: dict[str, Any], letters: bool) -> Pairs:
     """Those that are alike."""
     found = set()
@@ -68,7 +65,6 @@ def verified(pairs: Iterable[tuple[str, str]], shingles: dict[str, Any], letters
         if short == letters and (shared := len(a & b)) / (len(a) + len(b) - shared) >= SIMILAR:
             found.add(tuple(sorted(pair, key=lambda form: (-len(form), form))))
     return found
-
 
 def every_pair(forms: Iterable[str]) -> Pairs:
     """All that are alike, by a prefix filter."""
@@ -86,7 +82,6 @@ def every_pair(forms: Iterable[str]) -> Pairs:
                 seen[shingle].append(form)
         found |= verified(pairs, sets, letters)
     return found
-
 
 def datasketch_pairs(forms: Iterable[str]) -> Pairs:
     """What the package finds, by its batch interface and its fastest hash functions."""
@@ -109,7 +104,6 @@ def datasketch_pairs(forms: Iterable[str]) -> Pairs:
         found |= verified(pairs, shingles, letters)
     return found
 
-
 def datasketch_duplicates(texts: Sequence[str]) -> set[str]:
     """Folded texts that have to go, for equal ones or for a star's middle."""
     gone: set[str] = set()
@@ -118,14 +112,11 @@ def datasketch_duplicates(texts: Sequence[str]) -> set[str]:
             gone.add(other)
     return gone
 
-
 def our_pairs(forms: Iterable[str]) -> Pairs:
     named = sorted(forms, key=lambda form: (-len(form), form))
     return {(named[a], named[b]) for a, b, _ in alike(named)}
 
-
 SIDES = {"ours": (duplicates, our_pairs), "theirs": (datasketch_duplicates, datasketch_pairs)}
-
 
 def serve(side: str, folder: Path, recall: bool) -> dict[str, float]:
     """Be one side, once."""
@@ -141,7 +132,6 @@ def serve(side: str, folder: Path, recall: bool) -> dict[str, float]:
         every, found = every_pair(forms), pairs(forms)
         told |= {"pairs": len(every), "found": len(found & every), "wrong": len(found - every)}
     return told
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.dedup")
@@ -179,7 +169,6 @@ def main() -> None:
     told["peak"] = {"met": told["ours"]["peak_mib"] <= PEAK_MIB, "bar_mib": PEAK_MIB}
     print(f"ours is {value:.1f} times as fast (bar {BAR})")
     print(json.dumps({"dedup": told}))
-
 
 if __name__ == "__main__":
     main()

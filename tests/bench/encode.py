@@ -39,7 +39,6 @@ MARKED = (
     "{% else %}{{ message['content'] + '<|im_end|>' }}{% endif %}{{ '\\n' }}{% endfor %}"
 )
 
-
 def write_files(data: Path, work: Path) -> None:
     packed = (data / "sst2_glue" / "train.tsv.gz").read_bytes()
     (work / "sst2.tsv").write_bytes(gzip.decompress(packed))
@@ -52,12 +51,10 @@ def write_files(data: Path, work: Path) -> None:
     lines = (json.dumps({"messages": chat}) + "\n" for chat in kept)
     (work / "chat.jsonl").write_text("".join(lines), "utf-8")
 
-
 def spent() -> tuple[float, float]:
     """Seconds on the clock, and of all cores by this process and its children."""
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return time.perf_counter(), sum(usage.ru_utime + usage.ru_stime for usage in usages)
-
 
 def ours(case: str, work: Path, cache: Path) -> dict[str, Any]:
     import numpy as np
@@ -84,7 +81,6 @@ def ours(case: str, work: Path, cache: Path) -> dict[str, Any]:
         "tokens": len(documents.tokens_N),
         "supervised": int(sum(np.sum(document.weights) for document in documents)),
     }
-
 
 def theirs(case: str, work: Path, cache: Path, num_proc: int | None) -> dict[str, Any]:
     import datasets
@@ -130,9 +126,7 @@ def theirs(case: str, work: Path, cache: Path, num_proc: int | None) -> dict[str
         "supervised": supervised,
     }
 
-
 SIDES = {"ours": None, "theirs": None, "theirs, 2 processes": 2}
-
 
 def turn(side: str, case: str, work: Path) -> dict[str, Any]:
     """What one process of a side tells."""
@@ -140,7 +134,6 @@ def turn(side: str, case: str, work: Path) -> dict[str, Any]:
     command = [sys.executable, "-m", "tests.bench.encode", *words]
     ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(ended.stdout.splitlines()[-1])
-
 
 def told(case: str, rounds: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
     """Medians of each side, and by how much ours is faster than the better of theirs."""
@@ -153,7 +146,6 @@ def told(case: str, rounds: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
         ours, *others = found[name].values()
         found[f"ratio_{name}"] = min(others) / ours
     return found | {"bar": BAR, "met": found["ratio_seconds"] >= BAR}
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.encode")
@@ -184,7 +176,6 @@ def main() -> None:
                 print(f"  {side:22}{wall:7.2f} s {cpu:7.2f} s of all cores")
             print(f"  {found[case]['ratio_seconds']:.2f}x (bar {BAR})")
     print(json.dumps({"encode": found, "cores": len(os.sched_getaffinity(0))}))
-
 
 if __name__ == "__main__":
     main()

@@ -14,7 +14,6 @@ import torch
 from ftcore.model.spec import ModelSpec
 from ftcore.model.transformer import GATED
 
-
 class Product(NamedTuple):
     """(rows, inner) x (inner, cols), `batch` of them; "t" in `kind`: an operand lies transposed."""
 
@@ -27,7 +26,6 @@ class Product(NamedTuple):
     @property
     def flops(self) -> int:
         return 2 * self.batch * self.rows * self.inner * self.cols
-
 
 def linear_products(
     N: int, ins: int, outs: int, *, passes_back: bool, trained: bool = False, R: int = 0
@@ -51,7 +49,6 @@ def linear_products(
             found.append(Product(1, N, R, ins, "nn"))
     return found
 
-
 def attention_products(lengths: Iterable[int], H: int, D: int) -> Counter[Product]:
     """Scores and their use: two products forward, four backward; documents of one length at once.
 
@@ -63,7 +60,6 @@ def attention_products(lengths: Iterable[int], H: int, D: int) -> Counter[Produc
         found[Product(count * H, T, T, D, "nn")] += 2  # o, and dq = ds k
         found[Product(count * H, T, T, D, "tn")] += 2  # dv = p^T do, and dk = ds^T q
     return found
-
 
 def step_products(
     spec: ModelSpec, lengths: Sequence[int], scored: int, *, labels: int | None, R: int
@@ -93,7 +89,6 @@ def step_products(
         for outs in (C, labels) if spec.pooler else (labels,):
             found.update(linear_products(B, C, outs, passes_back=True, trained=True))
     return found
-
 
 def seconds_of(products: Mapping[Product, int]) -> float:
     """Time of the products alone, each once untimed before."""

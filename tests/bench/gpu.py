@@ -43,7 +43,6 @@ CONFIG = {
 STEP_TOKENS, NUM_STEPS, WARM_UP = 16384, 9, 3
 Step = list[Encoded]
 
-
 def steps(vocabulary: int) -> list[Step]:
     """Documents of 32 to 1024 tokens (median 180), two thirds of each scored, some 16384 a step."""
     random = np.random.default_rng(0)
@@ -59,7 +58,6 @@ def steps(vocabulary: int) -> list[Step]:
         made[-1].append(Encoded(str(length), ids_T, labels_T, weights_T))
     return made[:NUM_STEPS]
 
-
 def measured(run: Callable[[Step], float], todo: list[Step], device: str) -> dict[str, Any]:
     """Tokens per second (median after the warm-up), peak memory in GiB, and the losses."""
     is_gpu, rates, losses = device == "cuda", [], []
@@ -73,7 +71,6 @@ def measured(run: Callable[[Step], float], todo: list[Step], device: str) -> dic
     peak = torch.cuda.max_memory_allocated() / 2**30 if is_gpu else 0.0
     rate = statistics.median(rates[WARM_UP:])
     return {"tokens_per_s": round(rate), "peak_gib": round(peak, 2), "losses": losses}
-
 
 def ours(base: torch.nn.Module, method: str, impl: str, device: str) -> Callable[[Step], float]:
     """A step of our training loop, on one stream."""
@@ -95,7 +92,6 @@ def ours(base: torch.nn.Module, method: str, impl: str, device: str) -> Callable
         return loss.item() / weight.item()
 
     return run
-
 
 def theirs(config: dict, method: str, rows: int, device: str) -> Callable[[Step], float]:
     """A step of transformers, in micro-batches of `rows` documents."""
@@ -130,7 +126,6 @@ def theirs(config: dict, method: str, rows: int, device: str) -> Callable[[Step]
 
     return run
 
-
 def padded(documents: Step, device: str) -> dict[str, torch.Tensor]:
     shape = len(documents), max(map(len, documents))
     ids, labels, mask = np.zeros(shape, int), np.full(shape, -100), np.zeros(shape, int)
@@ -141,12 +136,10 @@ def padded(documents: Step, device: str) -> dict[str, torch.Tensor]:
     named = {"input_ids": ids, "attention_mask": mask, "labels": labels}
     return {name: torch.from_numpy(x).to(device) for name, x in named.items()}
 
-
 def random_model(config: dict, **drawn: Any) -> Model:
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "config.json").write_text(json.dumps(config))
         return load_model(Path(folder), task="lm", dtype=torch.bfloat16, **drawn).model
-
 
 def end_to_end(config: dict, device: str) -> Iterator[dict[str, Any]]:
     """A row for each method and who; one that fails is told."""
@@ -164,7 +157,6 @@ def end_to_end(config: dict, device: str) -> Iterator[dict[str, Any]]:
                 yield {"method": method, "who": who, **measured(make(), todo, device)}
             except Exception as error:  # a rival that is absent, or out of memory
                 print(f"    {method} {who}: {type(error).__name__}: {str(error)[:300]}", flush=True)
-
 
 def main() -> int:
     """1 where a kernel breaks the rule of kernels.check."""
@@ -185,7 +177,6 @@ def main() -> int:
             ratios[method] = round(rates[method, "ours"] / max(rivals), 2)
     print(json.dumps({"broken": broken, "end_to_end": rows, "ratio": ratios}))
     return broken
-
 
 if __name__ == "__main__":
     sys.exit(main())

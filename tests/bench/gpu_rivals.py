@@ -16,46 +16,37 @@ from torch import Tensor
 
 from kernels.docs import Docs
 
-
 def liger(op: str, *args: Any, **kwargs: Any) -> Tensor:
     module = import_module("liger_kernel.transformers.functional")
     return getattr(module, f"liger_{op}")(*args, **kwargs)
 
-
 def torch_rms_norm(x_NC: Tensor, weight_C: Tensor, **_: Any) -> Tensor:
     return F.rms_norm(x_NC, weight_C.shape, weight_C, 1e-6)
 
-
 def torch_layer_norm(x_NC: Tensor, weight_C: Tensor, bias_C: Tensor, **_: Any) -> Tensor:
     return F.layer_norm(x_NC, weight_C.shape, weight_C, bias_C, 1e-6)
-
 
 def liger_norm(kind: str, sizes: Any, rest: Any, **inputs: Tensor) -> Tensor:
     # in_place would write into the gradient that all share
     more = {"in_place": False} if kind == "rms_norm" else {}
     return liger(kind, *inputs.values(), 1e-6, **more)
 
-
 def liger_glu(kind: str, sizes: Any, rest: Any, **inputs: Tensor) -> Tensor:
     return liger(kind, *inputs.values())
-
 
 def liger_loss(h_MC: Tensor, weight_VC: Tensor, rest: dict[str, Any], **_: Any) -> Tensor:
     found = liger("fused_linear_cross_entropy", h_MC, weight_VC, rest["labels_M"], reduction="sum")
     return found[0] if isinstance(found, tuple) else found
 
-
 def frozen_linear(x_NC: Tensor, weight_OC: Tensor, **_: Any) -> Tensor:
     """The floor of a LoRA linear: the product that it adds to."""
     return F.linear(x_NC, weight_OC.detach())
-
 
 def peft_lora(x_NC: Tensor, weight_OC: Tensor, a_RC: Tensor, b_OR: Tensor, **_: Any) -> Tensor:
     layer = peft_layer(len(a_RC), *weight_OC.shape)
     names = ("base_layer.weight", "lora_A.default.weight", "lora_B.default.weight")
     tensors = dict(zip(names, (weight_OC.detach(), a_RC, b_OR), strict=True))
     return torch.func.functional_call(layer, tensors, (x_NC,))
-
 
 @cache
 def peft_layer(rank: int, width_o: int, width_c: int) -> torch.nn.Module:
@@ -68,7 +59,6 @@ def peft_layer(rank: int, width_o: int, width_c: int) -> torch.nn.Module:
         made = layer.Linear(base, "default", r=rank, lora_alpha=2 * rank)
     return made.to(torch.bfloat16)
 
-
 def sdpa(backend: str, sizes: Any, rest: dict[str, Any], **qkv: Tensor) -> Tensor:
     """Of documents that are equally long, as a batch."""
     attention = import_module("torch.nn.attention")
@@ -77,7 +67,6 @@ def sdpa(backend: str, sizes: Any, rest: dict[str, Any], **qkv: Tensor) -> Tenso
     with attention.sdpa_kernel(getattr(attention.SDPBackend, f"{backend}_ATTENTION")):
         batch = (x.unflatten(0, (-1, length)).transpose(1, 2) for x in qkv.values())
         return F.scaled_dot_product_attention(*batch, **rule)
-
 
 def varlen(sizes: Any, rest: dict[str, Any], **qkv: Tensor) -> Tensor:
     op = import_module("torch.nn.attention.varlen").varlen_attn
@@ -89,14 +78,12 @@ def varlen(sizes: Any, rest: dict[str, Any], **qkv: Tensor) -> Tensor:
         rule["enable_gqa"] = True
     return op(*args, **rule)
 
-
 def flex(sizes: Any, rest: dict[str, Any], **qkv: Tensor) -> Tensor:
     if len(set(rest["docs"].lengths)) == 1:
         raise ValueError("timed for packed documents alone, as its compiler takes long")
     attend, mask = flex_of(rest["docs"], rest["is_causal"])
     batch = (x.transpose(0, 1)[None] for x in qkv.values())
     return attend(*batch, block_mask=mask, enable_gqa=sizes["H"] != sizes["G"])
-
 
 @cache
 def flex_of(docs: Docs, is_causal: bool) -> tuple[Callable[..., Tensor], Any]:
@@ -109,7 +96,6 @@ def flex_of(docs: Docs, is_causal: bool) -> tuple[Callable[..., Tensor], Any]:
 
     mask = module.create_block_mask(sees, None, None, N, N, device=docs.cu_seqlens_B1.device)
     return torch.compile(module.flex_attention), mask
-
 
 RIVALS = {
     "rms_norm": {"torch": torch_rms_norm, "liger": partial(liger_norm, "rms_norm")},

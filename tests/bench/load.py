@@ -31,7 +31,6 @@ TOKENS = tuple(range(100, 116))
 SHOWN = 64  # logits that the sides are compared by
 Side = dict[str, Any]
 
-
 def ours(folder: Path, task: str, precision: str) -> Side:
     """Times of this process, in s, and logits of the last token, or of the classes."""
     started = time.perf_counter()
@@ -60,7 +59,6 @@ def ours(folder: Path, task: str, precision: str) -> Side:
         logits = model.head(h_MC, batch.docs) if task == "classify" else model.head(h_MC)
     return times(started, imported, loaded) | {"logits": logits[-1, :SHOWN].tolist()}
 
-
 def theirs(folder: Path, task: str, precision: str) -> Side:
     """As `ours`."""
     started = time.perf_counter()
@@ -79,14 +77,11 @@ def theirs(folder: Path, task: str, precision: str) -> Side:
     logits = logits.flatten(0, -2)
     return times(started, imported, loaded) | {"logits": logits[-1, :SHOWN].tolist()}
 
-
 def times(started: float, imported: float, loaded: float) -> Side:
     done = time.perf_counter()
     return {"import": imported - started, "load": loaded - imported, "logits_s": done - loaded}
 
-
 SIDES = {"ours": ours, "theirs": theirs}
-
 
 def timed(side: str, folder: Path, task: str, said: argparse.Namespace) -> Side:
     """What a fresh process tells, with `process`: seconds until it had its logits."""
@@ -101,7 +96,6 @@ def timed(side: str, folder: Path, task: str, said: argparse.Namespace) -> Side:
     if process.returncode:
         raise RuntimeError(f"{side} died with exit code {process.returncode}: see above")
     return json.loads(line) | {"process": seconds}
-
 
 def told(rounds: Sequence[tuple[Side, Side]]) -> dict[str, Any]:
     """Medians over the rounds of ours and theirs."""
@@ -118,16 +112,13 @@ def told(rounds: Sequence[tuple[Side, Side]]) -> dict[str, Any]:
         }
     return found
 
-
 def span(side: Side, name: str) -> float:
     return side["load"] + side["logits_s"] if name == "folder" else side["process"]
-
 
 def apart(pair: tuple[Side, Side]) -> float:
     """Largest difference of the logits, over the largest logit."""
     ours, theirs = (side["logits"] for side in pair)
     return max(abs(a - b) for a, b in zip(ours, theirs, strict=True)) / max(map(abs, theirs))
-
 
 def serve(said: argparse.Namespace) -> None:
     """Be one side, once."""
@@ -136,7 +127,6 @@ def serve(said: argparse.Namespace) -> None:
     status = Path("/proc/self/status").read_text()
     peak = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
     print(json.dumps(found | {"peak_mib": int(peak.split()[1]) / 1024}), flush=True)
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.load")
@@ -177,7 +167,6 @@ def main() -> None:
             ratios = found[name]["ratios"]
             print(", ".join(f"{key} {r['value']:.2f}x (bar {BAR})" for key, r in ratios.items()))
     print(json.dumps({"load": found, "threads": said.threads, "precision": said.precision}))
-
 
 if __name__ == "__main__":
     main()

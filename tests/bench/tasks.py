@@ -32,11 +32,9 @@ from tests.bench.sst2 import model_folder
 Values = dict[str, dict[str, float]]  # metrics by test split
 Figures = dict[str, float]
 
-
 def first(values: Values, run: Path) -> Figures:
     """The metrics of the first test file."""
     return next(iter(values.values()))
-
 
 def of_class_1(values: Values, run: Path) -> Figures:
     """Accuracy, and F1 of the class "1", from the predictions."""
@@ -45,12 +43,10 @@ def of_class_1(values: Values, run: Path) -> Figures:
     said = sum(pair.count("1") for pair in pairs)
     return {**first(values, run), "f1": 2 * pairs.count(("1", "1")) / said}
 
-
 def in_and_out(values: Values, run: Path) -> Figures:
     """CLINC150: accuracy in scope, recall of what is out of scope."""
     inside, outside = values.values()
     return {"accuracy": inside["accuracy"], "oos_recall": outside["accuracy"]}
-
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
     content = path.read_bytes()
@@ -59,11 +55,9 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
         return list(csv.DictReader(io.StringIO(text, newline="")))
     return json.loads(text) if text.startswith("[") else list(map(json.loads, text.splitlines()))
 
-
 def write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     path.write_text("".join(lines), "utf-8")
-
 
 def news(data: Path, made: Path) -> None:
     """One form for three files; training texts that stand in the test file are left out."""
@@ -82,10 +76,8 @@ def news(data: Path, made: Path) -> None:
         {"text": text, "label": label} for text, label in rows if folded(text) not in known
     ))  # fmt: skip
 
-
 def folded(text: str) -> str:
     return " ".join(text.lower().split())
-
 
 def wikigold(data: Path, made: Path) -> None:
     """Documents in their order: 100 to train on, 20 to choose by, 25 to report."""
@@ -94,7 +86,6 @@ def wikigold(data: Path, made: Path) -> None:
     cuts = {"train": documents[:100], "dev": documents[100:120], "test": documents[120:]}
     for name, some in cuts.items():
         (made / f"{name}.conll").write_text("".join(some), "utf-8")
-
 
 def entity_kinds(data: Path, made: Path) -> None:
     """Several labels a row: which kinds of entity a sentence of Wikigold names."""
@@ -109,7 +100,6 @@ def entity_kinds(data: Path, made: Path) -> None:
             }
             for words in parts
         ))  # fmt: skip
-
 
 def entailment(data: Path, made: Path) -> None:
     """RTE, too small to learn from alone, with the pairs of SNLI's dev file as two classes; every
@@ -128,7 +118,6 @@ def entailment(data: Path, made: Path) -> None:
             {"sentence1": one, "sentence2": two, "label": label} for one, two, label in rows
         ))  # fmt: skip
 
-
 def teacher(data: Path, made: Path) -> None:
     """Both files; every tenth row to report, the one after it to choose by."""
     files = sorted((data / "gpteacher").glob("*.json.gz"))
@@ -136,14 +125,12 @@ def teacher(data: Path, made: Path) -> None:
     for name, kept in (("test", (0,)), ("dev", (1,)), ("train", range(2, 10))):
         write(made / f"{name}.jsonl", (row for n, row in enumerate(rows) if n % 10 in kept))
 
-
 FIGURES = {function.__name__: function for function in (first, of_class_1, in_and_out)}
 MAKERS = {
     function.__name__: function
     for function in (news, wikigold, entity_kinds, entailment, teacher)
 }
 RECIPES = tomllib.loads((Path(__file__).parent / "tasks.toml").read_text("utf-8"))
-
 
 def run(name: str, data: Path, runs: Path, *, device: str, threads: int, seed: int) -> None:
     """Train, evaluate, and leave the figures in figures.json of the run."""
@@ -173,7 +160,6 @@ def run(name: str, data: Path, runs: Path, *, device: str, threads: int, seed: i
     figures |= {"seconds": seconds, "device": device}
     (path / "figures.json").write_text(json.dumps(figures), "utf-8")
 
-
 def bits_before(tests: list[str], model: str) -> Values:
     """The figures of the model that the run began with."""
     out = io.StringIO()
@@ -181,7 +167,6 @@ def bits_before(tests: list[str], model: str) -> Values:
         code = eval_script.main([model, "--task", "pretrain", *tests])
     assert code == 0, "eval.py failed"
     return json.loads(out.getvalue().splitlines()[-1])["results"]
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.tasks")
@@ -206,7 +191,6 @@ def main() -> None:
             floor = f"  (floor: {recipe['floor']})" if "floor" in recipe else ""
             print(f"{name:14}{shown}{floor}  {found[name]['seconds']:.0f} s")
     print(json.dumps({"tasks": found}))
-
 
 if __name__ == "__main__":
     main()

@@ -25,34 +25,28 @@ ODD = [
     "",
 ]
 
-
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
     return Tokenizer.from_file(str(BASE / "tokenizer.json"))
 
-
 @pytest.fixture(scope="module")
 def copies() -> list[str]:
     return [text_of(document) for document in made("copy", "train", 0, 5000)]
-
 
 def test_every_kind_that_a_frame_names_exists() -> None:
     assert copying_words()["codas"][:4] == ("", "", "", "b")
     for frame in copying_words()["frames"]:
         assert kinds_of(frame) and all(hasattr(Draw, kind) for kind in kinds_of(frame).values())
 
-
 def test_a_copy_document_depends_on_split_seed_and_index_alone(copies: list[str]) -> None:
     assert [text_of(document) for document in made("copy", "train", 0, 50)] == copies[:50]
     assert text_of({"messages": chat("copy", lexicon(), 49)}) == copies[49]
     assert text_of(next(made("copy", "train", 1, 1))) != copies[0]
 
-
 def test_copy_documents_are_distinct_within_and_across_splits(copies: list[str]) -> None:
     assert len(set(copies)) >= 0.999 * len(copies)
     heldout = {text_of(document) for document in made("copy", "heldout", 0, 1000)}
     assert len(heldout & set(copies)) <= 1
-
 
 def test_the_library_is_split_by_file() -> None:
     train = {document["id"] for document in documents("train", copies=3, echoes=1)}
@@ -65,14 +59,12 @@ def test_the_library_is_split_by_file() -> None:
     assert not any("/test/" in name or "site-packages" in name for name in train | heldout)
     assert split_of("argparse.py") == split_of("argparse.py")
 
-
 def test_copy_documents_are_whole_chat_turns(copies: list[str]) -> None:
     for text in copies:
         turns = TURN.findall(text)
         rebuilt = "".join(f"<|im_start|>{role}\n{said}<|im_end|>\n" for role, said in turns)
         assert rebuilt == text
         assert turns[-1][0] == "assistant" and all(said for _, said in turns)
-
 
 def test_echoes_are_repeated_and_distinct() -> None:
     train = made("echo", "train", 0, 1000)
@@ -83,7 +75,6 @@ def test_echoes_are_repeated_and_distinct() -> None:
     shared = {doc["messages"][0]["content"] for doc in heldout} & {asked for asked, _ in said}
     # Python seeds 257 and 2^40 + 257 give one stream; the committed base saw that echo.
     assert len(shared) <= 1
-
 
 def test_values_of_json_answers_stand_in_the_prompt(copies: list[str]) -> None:
     checked = 0
@@ -104,12 +95,10 @@ def test_values_of_json_answers_stand_in_the_prompt(copies: list[str]) -> None:
             checked += 1
     assert checked > 2000
 
-
 def test_round_trip(tokenizer: Tokenizer, copies: list[str]) -> None:
     for text in [*ODD, *copies[:300]]:
         ids = tokenizer.encode(text).ids
         assert tokenizer.decode(ids, skip_special_tokens=False) == text
-
 
 def test_vocabulary(tokenizer: Tokenizer, copies: list[str]) -> None:
     assert tokenizer.get_vocab_size() == VOCAB_SIZE == len(set(tokenizer.get_vocab().values()))
@@ -118,13 +107,11 @@ def test_vocabulary(tokenizer: Tokenizer, copies: list[str]) -> None:
     assert tokenizer.encode(" 7:30 x4471").tokens[1:5] == ["7", ":", "3", "0"]
     assert not any(re.search(r"\d.|.\d", token) for token in tokenizer.get_vocab())
 
-
 def test_a_word_keeps_its_pieces_after_a_space(tokenizer: Tokenizer, copies: list[str]) -> None:
     for word in {word for text in copies[:500] for word in re.findall(r"[a-zA-Z]+", text)}:
         spaced = "".join(f"|{piece}" for piece in tokenizer.encode(f" {word}").tokens)
         bare = "".join(f"|{piece}" for piece in tokenizer.encode(word).tokens)
         assert spaced.replace("|\u0120|", "|\u0120").replace("\u0120", "") == bare
-
 
 def test_training_is_deterministic_and_saves_a_loadable_file(tmp_path: Path) -> None:
     texts = [text_of(document) for document in islice(documents("train", copies=0, echoes=0), 150)]
@@ -135,7 +122,6 @@ def test_training_is_deterministic_and_saves_a_loadable_file(tmp_path: Path) -> 
     trained.save(file)
     loaded = Tokenizer.from_file(file)
     assert loaded.encode(texts[0]).ids == trained.encode(texts[0]).ids
-
 
 def test_transformers_reads_the_base_folder(tokenizer: Tokenizer, copies: list[str]) -> None:
     transformers = pytest.importorskip("transformers", reason="the oracle is transformers")

@@ -14,7 +14,6 @@ from tests.bench.load import told as told_of_load
 from tests.bench.rival import grouped, peak_mib
 from tests.bench.sft import chat, padded
 
-
 def turns(ours: float, theirs: float, floor: float, rows: int = 10) -> dict[str, Any]:
     common = {"rows": rows, "tokens": 40, "peak_mib": 500.0, "rows_mib": 100.0}
     trains = {"trained": 7, "loss": 0.5, "padded_tokens": 50}
@@ -23,7 +22,6 @@ def turns(ours: float, theirs: float, floor: float, rows: int = 10) -> dict[str,
         "theirs": {**common, **trains, "seconds": theirs, "cpu_s": 3.0},
         "floor": {**common, "seconds": floor, "flops": 2e9},
     }
-
 
 def test_figures_are_medians_of_ratios_between_neighbours() -> None:
     # The machine was slow in the second round and slower in the third: ratios 1.5, 2, 4.
@@ -39,29 +37,24 @@ def test_figures_are_medians_of_ratios_between_neighbours() -> None:
     assert found["floor"]["gflop_per_s"] == 2
     assert told(rounds, "tokens", 2.0)["ours"]["tokens_per_s"] == 10
 
-
 def test_different_rows_are_refused() -> None:
     odd = turns(1, 1, 1)
     odd["theirs"]["rows"] = 9
     with pytest.raises(AssertionError, match="different rows"):
         told([odd], "rows", 1.0)
 
-
 def test_a_bar_is_met_from_its_own_side() -> None:
     assert against(2.0, 2.0)["met"] and against(2.1, 2.0)["met"] and not against(1.9, 2.0)["met"]
     assert against(1.9, 2.0, at_most=True)["met"] and not against(2.1, 2.0, at_most=True)["met"]
 
-
 def documents(lengths: list[int]) -> list[Encoded]:
     return [Encoded(str(i), np.arange(n, dtype=np.int32), 0) for i, n in enumerate(lengths)]
-
 
 def test_their_batches_hold_the_same_documents_by_length() -> None:
     rows = documents([5, 1, 9, 2, 8, 3, 7, 4])
     batches = grouped([rows[:4], rows[4:]], 4, random.Random(0))
     lengths = sorted([len(document) for document in batch] for batch in batches)
     assert lengths == [[1, 2, 3, 4], [5, 7, 8, 9]]
-
 
 def test_hf_scores_the_tokens_that_we_score() -> None:
     tokens_T = np.array([11, 12, 13, 14], dtype=np.int32)
@@ -72,24 +65,20 @@ def test_hf_scores_the_tokens_that_we_score() -> None:
     assert batch["input_ids"].tolist() == [[11, 12, 13, 14], [11, 12, 0, 0]]
     assert torch.equal(batch["attention_mask"].sum(1), torch.tensor([4, 2]))
 
-
 def test_a_question_becomes_a_chat() -> None:
     assert chat({"question": "1 + 1?", "answer": "2"})["messages"] == [
         {"role": "user", "content": "1 + 1?"},
         {"role": "assistant", "content": "2"},
     ]
 
-
 def test_peak_memory_is_the_high_water_mark() -> None:
     assert peak_mib("VmPeak:\t  900 kB\nVmHWM:\t  2048 kB\nVmRSS:\t  1024 kB\n") == 2.0
-
 
 def loaded(load: float, process: float) -> dict[str, Any]:
     return {
         "import": 1.0, "load": load, "logits_s": 0.5, "process": process, "peak_mib": 9.0,
         "logits": [load, -4.0],
     }  # fmt: skip
-
 
 def test_loading_is_told_with_and_without_the_imports() -> None:
     rounds = [(loaded(0.5, 2), loaded(2.5, 4)), (loaded(0.5, 2), loaded(1.5, 8))]

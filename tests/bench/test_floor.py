@@ -20,7 +20,6 @@ C, F, H, D, V = 8, 20, 2, 4, 50
 LAYER = C * C * 4 + 2 * C * F  # values of one layer's matrices
 ATTENTION = 2 * H * D * sum(length**2 for length in LENGTHS)  # FLOP of one of its products
 
-
 def spec(*, is_causal: bool) -> ModelSpec:
     return ModelSpec(
         vocab_size=V, hidden_size=C, num_layers=2, intermediate_size=F, num_heads=H, num_kv_heads=H,
@@ -28,10 +27,8 @@ def spec(*, is_causal: bool) -> ModelSpec:
         norm_first=is_causal, position="learned", mlp="gelu", pooler=None if is_causal else "tanh",
     )  # fmt: skip
 
-
 def flops(products: Counter[Product]) -> int:
     return sum(product.flops * count for product, count in products.items())
-
 
 def test_a_linear_layer_costs_what_torch_counts() -> None:
     x_NC = torch.zeros(13, C, requires_grad=True)
@@ -41,13 +38,11 @@ def test_a_linear_layer_costs_what_torch_counts() -> None:
     found = linear_products(13, C, F, passes_back=True, trained=True)
     assert flops(Counter(found)) == counter.get_total_flops()
 
-
 def test_full_fine_tuning_of_a_classifier() -> None:
     found = step_products(spec(is_causal=False), LENGTHS, 0, labels=3, R=0)
     layers = 2 * (3 * 2 * 13 * LAYER + 6 * ATTENTION)
     head = 3 * 2 * len(LENGTHS) * (C * C + 3 * C)  # one row per document
     assert flops(found) == layers + head
-
 
 def test_lora_forms_no_gradient_of_frozen_matrices_nor_below_the_first_layer() -> None:
     R, scored = 2, 6
@@ -60,12 +55,10 @@ def test_lora_forms_no_gradient_of_frozen_matrices_nor_below_the_first_layer() -
     assert flops(found) == frozen + factors + head
     assert Product(1, V, scored, C, "tn") not in found  # the head is frozen
 
-
 def test_documents_of_one_length_share_their_products() -> None:
     found = attention_products(LENGTHS, H, D)
     assert {(p.batch, p.rows if p.kind == "nt" else p.inner) for p in found} == {(H, 3), (2 * H, 5)}
     assert flops(found) == 6 * ATTENTION
-
 
 @pytest.mark.parametrize("kind", ["nn", "nt", "tn"])
 @pytest.mark.parametrize("batch", [1, 3])

@@ -18,7 +18,6 @@ TINY = gpu.CONFIG | {
     "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
 }  # fmt: skip
 
-
 @pytest.mark.parametrize(
     ("op", "rival"),
     [("rms_norm", "torch"), ("layer_norm", "torch"), ("lora", "peft"), ("attention", "flash")],
@@ -34,13 +33,11 @@ def test_rivals_compute_the_definition(op: str, rival: str) -> None:
         mine = mine.transpose(1, 2).reshape(true.shape)
     torch.testing.assert_close(mine, true, rtol=0.02, atol=0.03)
 
-
 def test_a_frozen_linear_is_what_a_lora_linear_adds_to() -> None:
     inputs, rest = ops()["lora"].drawn(Draw(torch.float32, "cpu"), SIZES["lora"])
     floor = RIVALS["lora"]["frozen linear"](sizes=SIZES["lora"], rest=rest, **inputs)
     inputs["b_OR"] = torch.zeros_like(inputs["b_OR"])
     torch.testing.assert_close(ops()["lora"].reference(**inputs, **rest), floor)
-
 
 def test_all_train_on_the_same_documents(monkeypatch) -> None:
     """Random models start at the same loss, whose every document counts once."""
@@ -58,7 +55,6 @@ def test_all_train_on_the_same_documents(monkeypatch) -> None:
         assert row["losses"][0] == pytest.approx(6.22, abs=0.05)
     assert rows[0]["losses"] == rows[1]["losses"] and rows[4]["losses"] == rows[5]["losses"]
 
-
 def test_ours_runs_as_it_is_asked(monkeypatch) -> None:
     """On a CPU "auto" is eager, so the losses cannot tell; the model does."""
     asked = []
@@ -68,7 +64,6 @@ def test_ours_runs_as_it_is_asked(monkeypatch) -> None:
     for impl in ("auto", "eager"):
         gpu.ours(model, "lora", impl, "cpu")
     assert asked == ["auto", "eager"]
-
 
 def test_names_of_ops_leave_out_the_training(monkeypatch) -> None:
     called = []
@@ -82,7 +77,6 @@ def test_names_of_ops_leave_out_the_training(monkeypatch) -> None:
     assert called == [("check", ["rope", "nf4"]), ("bench", words)]
     monkeypatch.setattr("sys.argv", ["gpu"])
     assert gpu.main() == 0 and called[2:] == [("check", []), ("bench", rivals), "end to end"]
-
 
 def test_steps_are_full_and_two_thirds_of_a_document_is_scored() -> None:
     steps = gpu.steps(500)

@@ -7,12 +7,10 @@ from scipy import stats
 from ftcore.errors import DataError
 from tests.bench.significance import bootstrap_difference, bootstrap_mean, mcnemar_midp
 
-
 def paired(only_a: int, only_b: int, both: int = 0) -> tuple[list[int], list[int]]:
     """0/1 per row of two systems with these disagreements."""
     a = [1] * only_a + [0] * only_b + [1] * both
     return a, [1 - x for x in a[: only_a + only_b]] + [1] * both
-
 
 def test_interval_is_scipys_percentile_bootstrap() -> None:
     values_B = np.random.default_rng(3).gamma(2.0, size=200)
@@ -27,14 +25,12 @@ def test_interval_is_scipys_percentile_bootstrap() -> None:
     assert ours.low == pytest.approx(theirs.low, abs=0.1 * error)
     assert ours.high == pytest.approx(theirs.high, abs=0.1 * error)
 
-
 def test_interval_of_0_1_values_has_binomial_ends() -> None:
     right_B = [1] * 80 + [0] * 20
     interval = bootstrap_mean(right_B, seed=0)
     low, high = stats.binom(100, 0.8).ppf([0.025, 0.975]) / 100
     assert interval.mean == 0.8
     assert abs(interval.low - low) <= 0.01 and abs(interval.high - high) <= 0.01
-
 
 def test_same_seed_same_interval_in_any_block_size() -> None:
     values_B = np.random.default_rng(0).normal(size=3000)
@@ -45,14 +41,12 @@ def test_same_seed_same_interval_in_any_block_size() -> None:
     one_by_one = [values_B[rng.integers(0, 3000, 3000)].mean() for _ in range(777)]
     assert first[1:] == pytest.approx(np.quantile(one_by_one, [0.025, 0.975]), abs=1e-12)
 
-
 def test_coverage_is_near_its_level() -> None:
     rng = np.random.default_rng(5)
     samples_SB = rng.exponential(size=(300, 100))
     intervals = [bootstrap_mean(values_B, seed=0, resamples=500) for values_B in samples_SB]
     covered = sum(low <= 1.0 <= high for _, low, high in intervals) / 300
     assert 0.88 <= covered <= 0.98
-
 
 def test_pairs_sharpen_a_difference() -> None:
     rng = np.random.default_rng(0)
@@ -64,7 +58,6 @@ def test_pairs_sharpen_a_difference() -> None:
     shuffled = bootstrap_difference(a_B, rng.permutation(b_B), seed=0)
     assert shuffled.low < 0 < shuffled.high
 
-
 @pytest.mark.parametrize(
     ("only_a", "only_b", "published"),
     # Fagerland et al. 2013: Bentur et al. (airway hyper-responsiveness), and hand-worked values.
@@ -73,7 +66,6 @@ def test_pairs_sharpen_a_difference() -> None:
 def test_mcnemar_known_values(only_a: int, only_b: int, published: float) -> None:
     assert mcnemar_midp(*paired(only_a, only_b, both=9)) == published
     assert mcnemar_midp(*paired(only_b, only_a, both=2)) == published
-
 
 @pytest.mark.parametrize(
     ("only_a", "only_b"), [(3, 11), (40, 61), (25, 25), (900, 1100), (0, 2000)]
@@ -84,7 +76,6 @@ def test_mcnemar_equals_scipys_binomial(only_a: int, only_b: int) -> None:
     as_extreme = stats.binom(n, 0.5).pmf(m) * (1 if only_a == only_b else 2)
     expected = exact - as_extreme / 2
     assert mcnemar_midp(*paired(only_a, only_b)) == pytest.approx(expected, rel=1e-9, abs=1e-15)
-
 
 def test_bad_values() -> None:
     for values in ([], [1.0, np.nan], [[1.0]]):

@@ -10,7 +10,6 @@ from ftcore.data.read import read_rows
 
 from .tasks import FIGURES, MAKERS, RECIPES
 
-
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_is_a_command(name: str, data_dir: Path) -> None:
     recipe = RECIPES[name]
@@ -23,7 +22,6 @@ def test_a_recipe_is_a_command(name: str, data_dir: Path) -> None:
     assert config.data.test and (config.data.dev or config.data.holdout)
     assert recipe.get("figures", "first") in FIGURES and recipe["report"]
     assert any(file.startswith("made/") for file in files) == (recipe.get("make") in MAKERS)
-
 
 @pytest.mark.parametrize(
     ("maker", "counts"),

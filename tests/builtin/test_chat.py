@@ -22,40 +22,31 @@ SIZE = 9500
 TESTS = ("test_values", "test_combinations", "test_wording")
 BY_NAME = {intent.name: intent for intent in intents()}
 
-
 @pytest.fixture(scope="module")
 def splits() -> dict[str, list[Row]]:
     return build(seed=0, size=SIZE)
 
-
 def request_of(row: Row) -> str:
     return row["messages"][0]["content"]
-
 
 def answer_of(row: Row) -> str:
     return row["messages"][1]["content"]
 
-
 def gist(text: str) -> str:
     return re.sub(r"\W", "", text).casefold()
-
 
 def values(rows: list[Row]) -> set[str]:
     return {value.casefold() for row in rows for value in row["slots"].values()}
 
-
 def clean(rows: list[Row]) -> list[Row]:
     return [row for row in rows if row["fault"] is None]
-
 
 def faulty(rows: list[Row], kind: str) -> list[Row]:
     return [row for row in rows if row["fault"] and row["fault"]["kind"] == kind]
 
-
 def pieces(text: str) -> set[str]:
     """Runs of five characters, as near-duplicate detection compares them."""
     return {text[at : at + 5] for at in range(len(text) - 4)}
-
 
 def test_sizes_and_ids(splits):
     assert {name: len(rows) for name, rows in splits.items()} == {
@@ -69,7 +60,6 @@ def test_sizes_and_ids(splits):
     assert len(set(ids)) == len(ids)
     assert all(row["id"].startswith(f"{name}-") for name, rows in splits.items() for row in rows)
 
-
 def test_the_answer_is_the_command_with_values_copied_in_the_order_of_the_intent(splits):
     for row in (row for rows in splits.values() for row in clean(rows)):
         assert [message["role"] for message in row["messages"]] == ["user", "assistant"]
@@ -82,18 +72,15 @@ def test_the_answer_is_the_command_with_values_copied_in_the_order_of_the_intent
         assert len(row["slots"]) <= 3
         assert all(len(value.split()) <= MAX_WORDS for value in row["slots"].values())
 
-
 def test_a_request_without_a_typo_is_its_phrasing_with_the_values_filled_in(splits):
     for row in (row for rows in splits.values() for row in clean(rows) if not row["typo"]):
         filled = SLOT.sub(lambda part, row=row: row["slots"][part["key"]], row["phrasing"])
         assert request_of(row).casefold() == filled.casefold()
 
-
 def test_typos_are_frequent_and_hand_written_wording_has_none(splits):
     for name in ("train", "dev", "test_values", "test_combinations"):
         assert 0.06 < sum(row["typo"] for row in splits[name]) / len(splits[name]) < 0.18
     assert not any(row["typo"] for row in splits["test_wording"])
-
 
 def test_every_planted_fault_is_recorded_and_only_train_has_any(splits):
     counts = Counter(row["fault"]["kind"] for row in splits["train"] if row["fault"])
@@ -101,7 +88,6 @@ def test_every_planted_fault_is_recorded_and_only_train_has_any(splits):
     assert counts == {kind: round(rate * base) for kind, rate in FAULTS.items()}
     for name in ("dev", *TESTS):
         assert clean(splits[name]) == splits[name]
-
 
 def test_duplicates_name_a_clean_twin(splits):
     twins = {row["id"]: row for row in clean(splits["train"])}
@@ -116,7 +102,6 @@ def test_duplicates_name_a_clean_twin(splits):
         assert len(ours & theirs) / len(ours | theirs) >= 0.8
         assert all(value in request_of(row) for value in row["slots"].values())
 
-
 def test_odd_unicode_is_mended_by_plain_normalisation(splits):
     odd = str.maketrans({"\u00a0": " ", "\u2019": "'", "\u200b": None, "\ufeff": None})
     rows = faulty(splits["train"], "odd_unicode")
@@ -130,7 +115,6 @@ def test_odd_unicode_is_mended_by_plain_normalisation(splits):
         if row["fault"]["form"] != "loose_accent":
             assert all(value in request_of(row) for value in row["slots"].values())
 
-
 def test_wrong_labels_keep_the_truth_beside_them(splits):
     rows = faulty(splits["train"], "wrong_label")
     for row in rows:
@@ -138,7 +122,6 @@ def test_wrong_labels_keep_the_truth_beside_them(splits):
         core_slots = {key for part in row["combination"] for key in re.findall(r"{(\w+)", part)}
         assert core_slots <= set(BY_NAME[row["fault"]["truth"]].slots)
     assert {row["fault"]["truth"] for row in rows} > {"play_music"}
-
 
 def test_empty_rows_lack_the_request_the_answer_or_both(splits):
     blanks = Counter(
@@ -148,7 +131,6 @@ def test_empty_rows_lack_the_request_the_answer_or_both(splits):
     assert set(blanks) == {(True, False), (False, True), (True, True)}
     others = [row for row in splits["train"] if (row["fault"] or {}).get("kind") != "empty"]
     assert all(request_of(row).strip() and answer_of(row).strip() for row in others)
-
 
 def test_imbalance_is_twenty_to_one_in_train_and_none_in_the_test_splits(splits):
     truth = Counter(
@@ -162,7 +144,6 @@ def test_imbalance_is_twenty_to_one_in_train_and_none_in_the_test_splits(splits)
     for name in TESTS:
         assert set(Counter(row["intent"] for row in splits[name]).values()) == {16}
 
-
 def test_thousands_are_distinct(splits):
     rows = clean(splits["train"])
     assert len({gist(request_of(row)) for row in rows}) == len(rows) > 4500
@@ -170,13 +151,11 @@ def test_thousands_are_distinct(splits):
     assert len({tuple(row["combination"]) for row in rows}) > 1000
     assert len(values(rows)) > 3000
 
-
 def test_no_request_is_in_two_splits(splits):
     said = {name: {gist(request_of(row)) for row in rows} for name, rows in splits.items()}
     for name in said:
         for other in said.keys() - {name}:
             assert not said[name] & said[other] - {""}
-
 
 def test_no_value_of_a_test_split_is_in_train_and_dev_has_values_of_its_side(splits):
     seen = values(splits["train"]) | values(splits["dev"])
@@ -184,7 +163,6 @@ def test_no_value_of_a_test_split_is_in_train_and_dev_has_values_of_its_side(spl
     for name in TESTS:
         assert not values(splits[name]) & seen
         assert all(map(is_new, values(splits[name])))
-
 
 def test_new_names_are_made_of_new_words(splits):
     def names(rows: list[Row]) -> set[str]:
@@ -195,7 +173,6 @@ def test_new_names_are_made_of_new_words(splits):
     for name in TESTS:
         assert len(names(splits[name])) > 10
         assert names(splits[name]) & names(clean(splits["train"])) <= everyday
-
 
 def test_combinations_are_known_in_one_split_and_unseen_in_the_other(splits):
     trained = {(row["intent"], tuple(row["combination"])) for row in clean(splits["train"])}
@@ -209,7 +186,6 @@ def test_combinations_are_known_in_one_split_and_unseen_in_the_other(splits):
         assert {(row["intent"], part) for part in row["combination"]} <= parts
         assert len(row["combination"]) > 1
 
-
 def test_train_shows_every_core_and_every_clause(splits):
     for intent in intents():
         rows = [row for row in clean(splits["train"]) if row["intent"] == intent.name]
@@ -217,7 +193,6 @@ def test_train_shows_every_core_and_every_clause(splits):
         assert shown == {*intent.commands, *intent.statements, *intent.clauses}
         known = Counter(part for row in rows for part in row["combination"])
         assert min(known.values()) >= 2, intent.name
-
 
 def test_new_wording_holds_no_core_of_train(splits):
     requests = wording("test_wording")
@@ -233,7 +208,6 @@ def test_new_wording_holds_no_core_of_train(splits):
                 assert not any(map(pattern.search, templates)), (name, core)
     assert {row["phrasing"] for row in splits["test_wording"]} <= set(sum(requests.values(), ()))
 
-
 def test_every_slot_of_a_phrase_is_one_of_its_intent_and_can_be_drawn():
     for intent in intents():
         templates = intent.commands + intent.statements + intent.clauses
@@ -244,7 +218,6 @@ def test_every_slot_of_a_phrase_is_one_of_its_intent_and_can_be_drawn():
                 value = draw(slot["kind"] or slot["key"], Random(0), new=new)
                 assert is_new(value) == new and value == value.strip() and "{" not in value
 
-
 def test_same_seed_same_rows_in_any_process_and_other_seeds_differ(splits):
     assert build(seed=1, size=SIZE)["train"] != splits["train"]
     code = "import json; from ftcore.builtin.chat import build; print(json.dumps(build(0, 9500)))"
@@ -254,7 +227,6 @@ def test_same_seed_same_rows_in_any_process_and_other_seeds_differ(splits):
     ).stdout
     assert json.loads(output) == splits
 
-
 def test_small_sets_keep_every_intent_and_too_small_ones_are_refused():
     for seed in range(2):
         small = build(seed, size=2000)
@@ -263,13 +235,11 @@ def test_small_sets_keep_every_intent_and_too_small_ones_are_refused():
     with pytest.raises(DataError, match="size = 1999: the chat data set needs at least 2000 rows"):
         build(size=1999)
 
-
 def test_labelled_rows_are_text_and_intent(splits):
     rows = labelled(splits["train"])
     assert len(rows) == len(splits["train"])
     for row, source in zip(rows, splits["train"], strict=True):
         assert row == {"id": source["id"], "text": request_of(source), "label": source["intent"]}
-
 
 def broken(answer: str) -> bool:
     try:
@@ -277,7 +247,6 @@ def broken(answer: str) -> bool:
     except json.JSONDecodeError:
         return True
     return False
-
 
 def slots_altered(corruption: str, right: dict[str, str], wrong: dict[str, str]) -> bool:
     if corruption == "wrong_intent":
@@ -289,7 +258,6 @@ def slots_altered(corruption: str, right: dict[str, str], wrong: dict[str, str])
         first, second = differing
         return (wrong[first], wrong[second]) == (right[second], right[first])
     return corruption == "altered_value" and right.keys() == wrong.keys() and len(differing) == 1
-
 
 def test_pairs_are_right_against_wrong_as_they_say(splits):
     rows = {row["id"]: row for row in splits["train"]}
@@ -310,19 +278,16 @@ def test_pairs_are_right_against_wrong_as_they_say(splits):
     assert pairs == preference_pairs(splits["train"], seed=3)
     assert pairs != preference_pairs(splits["train"], seed=4)
 
-
 @pytest.mark.parametrize("word", ["a", "aa", "aaa", "7:30", "ab"])
 def test_a_misspelt_word_differs(word):
     rng = Random(0)
     assert all(misspell(word, rng) not in ("", word) for _ in range(50))
-
 
 def test_command_keeps_unicode_and_escapes_quotes():
     assert command("play_music", {"title": "Dear Zo\u00eb"}) == (
         '{"intent": "play_music", "title": "Dear Zo\u00eb"}'
     )
     assert json.loads(command("translate", {"text": 'say "no"'}))["text"] == 'say "no"'
-
 
 def test_the_command_writes_files_that_come_back_as_they_were(
     splits, tmp_path, monkeypatch, capsys
@@ -338,7 +303,6 @@ def test_the_command_writes_files_that_come_back_as_they_were(
             raw = (tmp_path / "new" / "folder" / form / f"{name}.jsonl").read_bytes()
             assert raw.endswith(b"\n") and b"\r" not in raw
             assert [json.loads(line) for line in raw.split(b"\n")[:-1]] == records
-
 
 def test_a_folder_that_cannot_be_made_is_one_clear_error(tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("")

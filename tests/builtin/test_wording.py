@@ -12,12 +12,10 @@ from ftcore.builtin.slots import kinds_of
 BUILTIN = Path(ftcore.builtin.__file__).parent
 NAMES = sorted(path.stem for path in BUILTIN.glob("words/*.toml"))
 
-
 def lists(table: dict) -> list[tuple[str, ...]]:
     """Every list of a table, inner tables included."""
     inner = [lists(value) for value in table.values() if isinstance(value, dict)]
     return [value for value in table.values() if isinstance(value, tuple)] + sum(inner, [])
-
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_file_says_what_it_holds_and_its_lists_are_tuples_of_strings(name: str) -> None:
@@ -29,7 +27,6 @@ def test_a_file_says_what_it_holds_and_its_lists_are_tuples_of_strings(name: str
         assert isinstance(entry, str) and entry == " ".join(entry.split(" "))
         assert "\n" not in entry and entry.count("{") == entry.count("}")
 
-
 def test_a_list_is_an_array_or_a_string_divided_by_commas() -> None:
     assert wording("slots")["half"] == ("am", "pm")
     assert wording("slots")["month"][-1] == "december"  # after a line break
@@ -37,12 +34,10 @@ def test_a_list_is_an_array_or_a_string_divided_by_commas() -> None:
     assert wording("intents")["intents"]["translate"]["share"] == 8
     assert "".join(wording("slots")["first"]).isascii() is False
 
-
 def test_every_kind_that_is_named_exists() -> None:
     grammar = wording("slots")
     for form in (form for forms in grammar.values() for form in forms):
         assert kinds_of(form).keys() <= grammar.keys(), form
-
 
 def test_the_data_files_are_shipped() -> None:
     project = tomllib.loads((BUILTIN.parents[1] / "pyproject.toml").read_text(encoding="utf-8"))

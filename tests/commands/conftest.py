@@ -38,7 +38,6 @@ QWEN3 = {
 }
 BERT = {**SIZES, "model_type": "bert", "type_vocab_size": 2, "hidden_dropout_prob": 0.0}
 
-
 @pytest.fixture(autouse=True)
 def _apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Each test writes into a folder of its own, and leaves torch's threads as they were."""
@@ -47,11 +46,9 @@ def _apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     torch.set_num_threads(threads)
 
-
 def _texts() -> list[str]:
     texts = [row[1] + row[2] for row in _rows(40)]
     return [*LOOKS, *THINGS, *texts, *(json.dumps(chat) for chat in _chats(20))]
-
 
 def _rows(count: int, start: int = 0) -> list[tuple[str, str, str, str]]:
     """id, text, second text, label."""
@@ -62,11 +59,9 @@ def _rows(count: int, start: int = 0) -> list[tuple[str, str, str, str]]:
         for i, (word, name) in enumerate(zip(words, names, strict=True), start)
     ]
 
-
 def _name(number: int) -> str:
     """Two words of each row's own, so that texts of one form are not nearly alike."""
     return f"{LOOKS[number // len(THINGS) % len(LOOKS)]} {THINGS[number % len(THINGS)]}"
-
 
 def _chats(count: int, start: int = 0) -> list[dict[str, Any]]:
     return [
@@ -79,23 +74,19 @@ def _chats(count: int, start: int = 0) -> list[dict[str, Any]]:
         for i, colour in ((i, ("red", "blue")[i % 2]) for i in range(start, start + count))
     ]
 
-
 def _tsv(path: Path, rows: Sequence[Sequence[str]]) -> str:
     lines = ["\t".join(row) for row in [("id", "text", "pair", "label"), *rows]]
     path.write_text("\n".join(lines) + "\n", "utf-8")
     return str(path)
 
-
 def _scored(count: int, start: int = 0) -> list[tuple[str, str, str, str]]:
     """The same rows with a score for a label: warm colours have high ones."""
     return [(*row[:3], str(4.5 if row[3] == "warm" else 0.25)) for row in _rows(count, start)]
-
 
 def _several(count: int, start: int = 0) -> list[tuple[str, str, str, str]]:
     """The same rows with up to two labels: warm, and red or blue."""
     label = {"orange": "warm", "yellow": "warm", "red": "warm,bright", "blue": "bright"}
     return [(*row[:3], label.get(row[1].split()[1], "")) for row in _rows(count, start)]
-
 
 def _conll(path: Path, count: int, start: int = 0) -> str:
     """The same texts, a word a line: the colour is an entity of the label's type."""
@@ -108,11 +99,9 @@ def _conll(path: Path, count: int, start: int = 0) -> str:
     path.write_text("\n".join(sentences), "utf-8")
     return str(path)
 
-
 def _jsonl(path: Path, rows: Sequence[dict[str, Any]]) -> str:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     return str(path)
-
 
 @pytest.fixture(scope="session")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
@@ -137,7 +126,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "held": str(folder / "held.txt"),
     }
 
-
 def _save(
     folder: Path, tokenizer: tokenizers.Tokenizer, config: dict, extra: dict, *, task: str
 ) -> Path:
@@ -154,7 +142,6 @@ def _save(
     )
     save_model(loaded, folder)
     return folder
-
 
 @pytest.fixture(scope="session")
 def qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -177,18 +164,15 @@ def qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     return _save(tmp_path_factory.mktemp("qwen3"), tokenizer, QWEN3, extra, task="lm")
 
-
 @pytest.fixture(scope="session")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An encoder of random weights with a word-piece tokenizer."""
     return _bert(tmp_path_factory.mktemp("bert"), (), task="trunk")
 
-
 @pytest.fixture(scope="session")
 def masked_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with a mask token and a head for it."""
     return _bert(tmp_path_factory.mktemp("masked_bert"), ("mask_token",), task="mlm")
-
 
 def _bert(folder: Path, more: tuple[str, ...], *, task: str) -> Path:
     names = ("pad_token", "unk_token", "cls_token", "sep_token", *more)
@@ -207,7 +191,6 @@ def _bert(folder: Path, more: tuple[str, ...], *, task: str) -> Path:
     extra = {"tokenizer_class": "BertTokenizer", **dict(zip(names, special, strict=True))}
     return _save(folder, tokenizer, BERT, extra, task=task)
 
-
 @pytest.fixture
 def classify(bert: Path, files: dict[str, str]) -> list[str]:
     """The words of a short run of train.py that learns a class."""
@@ -217,13 +200,11 @@ def classify(bert: Path, files: dict[str, str]) -> list[str]:
         *("--optim.lr", "1e-2", "--optim.batch-size", "8", "--loop.epochs", "1", *EXACT),
     ]
 
-
 @pytest.fixture
 def several(classify: list[str], files: dict[str, str]) -> list[str]:
     """The words of a short run of train.py that learns several labels a row."""
     data = ("--data.train", files["several"], "--data.test", files["several_test"])
     return [*classify, *data, "--data.label-separator", ","]
-
 
 @pytest.fixture
 def scored(classify: list[str], files: dict[str, str]) -> list[str]:
@@ -231,13 +212,11 @@ def scored(classify: list[str], files: dict[str, str]) -> list[str]:
     data = ("--data.train", files["scored"], "--data.test", files["scored_test"])
     return ["regress", *classify[1:], *data, "--data.label", "label"]
 
-
 @pytest.fixture
 def tags(classify: list[str], files: dict[str, str]) -> list[str]:
     """The words of a short run of train.py that learns tags."""
     data = ("--data.train", files["tags"], "--data.test", files["tags_test"])
     return ["tag", *classify[1:], *data]
-
 
 @pytest.fixture
 def sft(qwen3: Path, files: dict[str, str]) -> list[str]:
@@ -249,7 +228,6 @@ def sft(qwen3: Path, files: dict[str, str]) -> list[str]:
         *("--optim.lr", "1e-2", "--optim.batch-size", "8", "--loop.epochs", "1", *EXACT),
     ]
 
-
 @pytest.fixture
 def pretrain(qwen3: Path, files: dict[str, str]) -> list[str]:
     """The words of a short run of train.py that learns to continue text."""
@@ -260,7 +238,6 @@ def pretrain(qwen3: Path, files: dict[str, str]) -> list[str]:
         *("--optim.lr", "1e-2", "--optim.batch-size", "8", "--loop.max-steps", "4", *EXACT),
     ]
 
-
 @pytest.fixture
 def masked(masked_bert: Path, files: dict[str, str]) -> list[str]:
     """The words of a short run of train.py that learns to fill in hidden tokens."""
@@ -269,7 +246,6 @@ def masked(masked_bert: Path, files: dict[str, str]) -> list[str]:
         *("--data.train", files["text"], "--data.dev", files["held"], "--data.test", files["held"]),
         *("--optim.lr", "1e-2", "--optim.batch-size", "8", "--loop.epochs", "2", *EXACT),
     ]
-
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[dict[str, Any], str]]:
@@ -283,7 +259,6 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[dict[str, Any
         return json.loads(printed.splitlines()[-1]), printed
 
     return call
-
 
 @pytest.fixture
 def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:

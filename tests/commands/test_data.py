@@ -12,18 +12,15 @@ from ftcore.data.read import read_rows
 
 Run = Callable[..., tuple[dict, str]]
 
-
 def say(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     assert main(list(words)) == 0
     return capsys.readouterr().out
-
 
 @pytest.fixture
 def options(qwen3: Path, files: dict[str, str]) -> list[str]:
     named = {"model.path": qwen3, "data.train": files["chat"], "optim.batch-size": 4}
     named |= {"env.threads": 2, "log.name": "it"}
     return ["sft", *(f"--{name}={value}" for name, value in named.items())]
-
 
 def test_what_is_prepared_is_what_is_trained_on(options, run: Run, capsys) -> None:
     said = say(capsys, "prepare", *options)
@@ -32,7 +29,6 @@ def test_what_is_prepared_is_what_is_trained_on(options, run: Run, capsys) -> No
     run("train", "sft", "--config", config, "--log.name", "trained", "--loop.max-steps", "3")
     prepared, trained = (Path(f"runs/{name}/data/funnel.json") for name in ("it", "trained"))
     assert json.loads(prepared.read_text()) == json.loads(trained.read_text())
-
 
 def test_a_step_is_shown_as_it_was_read(options, run: Run, capsys, monkeypatch) -> None:
     read: list[tuple[str, ...]] = []
@@ -57,7 +53,6 @@ def test_a_step_is_shown_as_it_was_read(options, run: Run, capsys, monkeypatch) 
     traced = say(capsys, "show", "runs/it", "--row", shown[0][:12])
     assert f"row {shown[0]}, {first}" in traced and "read in steps [3] of 3" in traced
 
-
 def test_a_row_that_left_is_traced_to_the_one_that_stayed(options, run: Run, capsys) -> None:
     (train,) = (word.partition("=")[2] for word in options if word.startswith("--data.train"))
     lines = Path(train).read_text().splitlines()
@@ -71,14 +66,12 @@ def test_a_row_that_left_is_traced_to_the_one_that_stayed(options, run: Run, cap
     stays = say(capsys, "show", "runs/it", "--row", read_rows(["twice.jsonl"])[2].id)
     assert f"twice.jsonl:{len(lines) + 1} duplicate of it" in stays and "train: document" in stays
 
-
 def test_the_page_is_made_anew(options, capsys) -> None:
     say(capsys, "prepare", *options)
     page = Path("runs/it/data/report.html")
     before = page.read_text()
     page.unlink()
     assert say(capsys, "report", "runs/it").strip() == str(page) and page.read_text() == before
-
 
 @pytest.mark.parametrize(
     ("words", "message"),

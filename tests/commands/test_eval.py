@@ -20,10 +20,8 @@ Run = Callable[..., tuple[dict[str, Any], str]]
 NAMES = {"several": "classify", "scored": "regress", "tags": "tag", "masked": "mlm"}  # of tasks
 TEXTS = ["the red thing number 1", "it is navy, isn't it?", "x"]
 
-
 def lines(path: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in Path(path).read_text("utf-8").splitlines()]
-
 
 @pytest.mark.parametrize("method", ["full", "lora"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -42,7 +40,6 @@ def test_a_classifier_gets_its_own_figures(
     assert len(lines("runs/run/eval-predictions.jsonl")) == 7
     assert len(lines("runs/run/predictions.jsonl")) == 10
 
-
 @pytest.mark.parametrize("method", ["full", "lora"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_an_assistant_gets_its_own_figures(
@@ -53,7 +50,6 @@ def test_an_assistant_gets_its_own_figures(
     found, _ = run("eval", "runs/run")
     assert found["results"] == trained["tuned"]
     assert lines("runs/run/eval-predictions.jsonl") == lines("runs/run/predictions.jsonl")
-
 
 def test_the_best_checkpoint_is_what_is_saved(
     classify: list[str], files: dict[str, str], run: Run
@@ -74,7 +70,6 @@ def test_the_best_checkpoint_is_what_is_saved(
     found, _ = run("eval", "runs/run")
     assert found["results"] == trained["tuned"]
 
-
 def test_a_masked_model_gets_its_own_figures(masked: list[str], run: Run) -> None:
     """Of the same hidden tokens, whatever the seed of the training and the size of the streams."""
     trained, _ = run("train", *masked, "--env.seed", "5")
@@ -83,7 +78,6 @@ def test_a_masked_model_gets_its_own_figures(masked: list[str], run: Run) -> Non
     words = ("--data.test", masked[masked.index("--data.test") + 1], "--data.max-length", "32")
     plain, _ = run("eval", "runs/run/model", "--task", "mlm", *words, "--env.precision", "fp32")
     assert plain["results"]["held"] == pytest.approx(trained["tuned"]["held"], rel=1e-5)
-
 
 def test_masked_figures_are_those_of_transformers(
     masked: list[str], files: dict[str, str], run: Run
@@ -113,7 +107,6 @@ def test_masked_figures_are_those_of_transformers(
     assert sum(hits) > 10
     assert lines("runs/run/eval-predictions.jsonl") == rows
 
-
 def test_pretrained_text_model(pretrain: list[str], files: dict[str, str], run: Run) -> None:
     trained, _ = run("train", *pretrain)
     found, _ = run("eval", "runs/run")
@@ -121,14 +114,12 @@ def test_pretrained_text_model(pretrain: list[str], files: dict[str, str], run: 
     other, _ = run("eval", "runs/run", "--data.test", files["text"])
     assert other["results"]["text"]["bits_per_byte"] > 0
 
-
 def test_a_plain_model_folder(classify: list[str], files: dict[str, str], run: Run) -> None:
     trained, _ = run("train", *classify)
     words = ("--data.test", files["test"], "--env.precision", "fp32", "--env.threads", "1")
     found, _ = run("eval", "runs/run/model", "--task", "classify", *words)
     assert found["results"] == trained["tuned"] and found["model"] == "runs/run/model"
     assert len(lines("eval-predictions.jsonl")) == 10
-
 
 @pytest.mark.parametrize("kind", ["several", "scored", "tags"])
 def test_other_document_tasks_get_their_own_figures(
@@ -147,7 +138,6 @@ def test_other_document_tasks_get_their_own_figures(
     plain = ("runs/run/model", "--task", "classify", "--data.test", files[kind + "_test"])
     assert "/config.json: problem_type = " in refused("eval", *plain)
 
-
 def test_words_beyond_the_cut_are_predicted_to_be_outside(tags: list[str], run: Run) -> None:
     trained, _ = run("train", *tags, "--loop.epochs", "10")
     words = ("--data.max-length", "5", "--data.over-length", "cut_right")
@@ -158,7 +148,6 @@ def test_words_beyond_the_cut_are_predicted_to_be_outside(tags: list[str], run: 
     assert {tag for row in rows for tag in row["predicted"][4:]} == {"O"}
     assert found["results"]["tags_test"]["recall"] < trained["tuned"]["tags_test"]["recall"]
 
-
 def test_a_base_model_gets_the_figures_it_had_before(
     sft: list[str], qwen3: Path, files: dict[str, str], run: Run
 ) -> None:
@@ -166,7 +155,6 @@ def test_a_base_model_gets_the_figures_it_had_before(
     words = sft[sft.index("--data.test") :]
     found, _ = run("eval", str(qwen3), "--task", "sft", *words)
     assert found["results"] == trained["base"]
-
 
 @pytest.mark.parametrize("kind", ["classify", "tags", "sft"])
 def test_figures_do_not_depend_on_batches(
@@ -191,13 +179,11 @@ def test_figures_do_not_depend_on_batches(
             assert probabilities == pytest.approx(first_row.get("probabilities", []), abs=2e-6)
             assert row == {name: first_row[name] for name in row}
 
-
 def hidden(loaded: LoadedModel, ids: Sequence[int]) -> tuple[torch.Tensor, Docs]:
     docs = Docs.from_lengths([len(ids)])
     tokens_N = torch.tensor(ids)
     zeros_N = torch.zeros_like(tokens_N)
     return loaded.model.trunk(tokens_N, torch.arange(len(ids)), zeros_N, docs), docs
-
 
 @pytest.mark.parametrize("method", ["full", "lora"])
 @pytest.mark.parametrize("kind", [*NAMES, "classify", "tags-qwen3", "sft"])

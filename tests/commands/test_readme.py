@@ -23,7 +23,6 @@ LEARN = "classify --model.path {DIR} --data.train a.tsv --data.test b.tsv"
 SHORT = ("--loop.max-steps", "2", "--eval.max-new-tokens", "4", "--env.threads", "1")
 Run = Callable[..., tuple[dict[str, Any], str]]
 
-
 @pytest.fixture
 def named(bert: Path, qwen3: Path, files: dict[str, str], run: Run) -> dict[str, str]:
     """Makes the files and the run that README.md names; returns its other names' meaning."""
@@ -42,25 +41,21 @@ def named(bert: Path, qwen3: Path, files: dict[str, str], run: Run) -> dict[str,
     shutil.copy(files["chat_test"], "dev.jsonl")
     return {"DIR_OR_HUB_ID": str(qwen3), "DIR": str(bert)}
 
-
 def test_the_first_screen_is_two_commands() -> None:
     first, second = (block.strip() for block in BLOCKS[:2])
     assert first == f"{INSTALL}. && .venv/bin/python train.py"
     assert second == f"{INSTALL}'.[test]' && .venv/bin/pytest"
-
 
 def test_the_test_command_collects() -> None:
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0 and "tests/commands/test_readme.py" in result.stdout
 
-
 def test_the_first_command(files: dict[str, str], run: Run) -> None:
     few = ("--loop.max-steps", "10", "--data.test", files["chat_test"])
     summary, printed = run("train", *SHORT, *few)
     assert summary["steps"] == 10 and "next:" in printed
     assert summary["tuned"]["chat_test"]["loss"] < summary["base"]["chat_test"]["loss"]
-
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_command(command: str, named: dict[str, str], files: dict[str, str], run: Run) -> None:
@@ -98,7 +93,6 @@ def test_command(command: str, named: dict[str, str], files: dict[str, str], run
         summary, _ = run("train", *words, *small, *SHORT)
         assert summary["steps"] == 2
 
-
 def assert_runs_or_asks_for_a_gpu(words: list[str], environment: dict[str, str]) -> None:
     """Kernels are checked in Triton's interpreter too; times are those of a GPU alone."""
     pytest.importorskip("triton", reason="triton is not installed: its kernels cannot run")
@@ -111,7 +105,6 @@ def assert_runs_or_asks_for_a_gpu(words: list[str], environment: dict[str, str])
     else:
         assert result.returncode == 0, result.stderr
         assert json.loads(result.stdout.splitlines()[-1]) == {"broken": 0}
-
 
 def test_there_are_commands() -> None:
     assert len(COMMANDS) >= 8

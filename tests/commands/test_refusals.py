@@ -15,19 +15,16 @@ ROOT = Path(__file__).parents[2]
 Refused = Callable[..., str]
 Run = Callable[..., tuple[dict[str, Any], str]]
 
-
 @pytest.fixture
 def broken(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the encoder, to be damaged."""
     return Path(shutil.copytree(bert, tmp_path_factory.mktemp("broken") / "model"))
-
 
 def test_a_missing_column(refused: Refused, classify: list[str], files: dict[str, str]) -> None:
     message = refused("train", *classify, "--data.text", "txet")
     assert f"{files['train']}: no column 'txet'" in message and "nearest: 'text'" in message
     message = refused("train", *classify, "--data.label", "lable")
     assert "no column 'lable'" in message and "nearest: 'label'" in message
-
 
 def test_an_unknown_label(
     refused: Refused, classify: list[str], tmp_path_factory: pytest.TempPathFactory
@@ -38,7 +35,6 @@ def test_an_unknown_label(
     assert f"{file}:2: label 'warn'" in message and "cold, warm" in message
     assert "nearest: 'warm'" in message and "correct the row" in message
 
-
 def test_nothing_to_supervise(
     refused: Refused, sft: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -47,7 +43,6 @@ def test_nothing_to_supervise(
     message = refused("train", *sft, "--data.train", str(file))
     assert f"{file}: none of the 1 rows can be used" in message
     assert "nothing to supervise" in message and "line 1" in message
-
 
 def test_files_that_cannot_be_what_is_asked(
     refused: Refused,
@@ -67,13 +62,11 @@ def test_files_that_cannot_be_what_is_asked(
     message = refused("train", *masked, "--model.path", str(qwen3))
     assert "the tokenizer has no mask token; name an encoder" in message
 
-
 def test_truncated_weights(refused: Refused, classify: list[str], broken: Path) -> None:
     file = broken / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
     message = refused("train", *classify, "--model.path", str(broken))
     assert f"{file}: not a whole safetensors file" in message and "download it again" in message
-
 
 def test_foreign_weights(
     refused: Refused, classify: list[str], broken: Path, qwen3: Path
@@ -84,12 +77,10 @@ def test_foreign_weights(
     assert "missing: " in message and "unexpected: " in message
     assert "word_embeddings" in message and "self_attn.k_proj" in message
 
-
 def test_an_unknown_family(refused: Refused, classify: list[str], broken: Path) -> None:
     (broken / "config.json").write_text('{"model_type": "qwen4"}')
     message = refused("train", *classify, "--model.path", str(broken))
     assert "model_type is 'qwen4'" in message and "knows bert, " in message
-
 
 @pytest.mark.parametrize("script", ["train", "eval"])
 def test_a_wrong_option(script: str, refused: Refused, classify: list[str], bert: Path) -> None:
@@ -99,24 +90,20 @@ def test_a_wrong_option(script: str, refused: Refused, classify: list[str], bert
     message = refused(script, *words, "--optim.batch-sise", "4")
     assert "--optim.batch-size" in message
 
-
 def test_a_missing_file(refused: Refused, classify: list[str], files: dict[str, str]) -> None:
     typo = files["train"].replace("train.tsv", "tarin.tsv")
     message = refused("train", *classify, "--data.train", typo)
     assert f"{typo}: cannot be read" in message and "No such file" in message
     assert "train.tsv" in message.replace(typo, "")
 
-
 @pytest.mark.parametrize("task", ["pretrain", "sft", "classify"])
 def test_no_data(task: str, refused: Refused, qwen3: Path) -> None:
     message = refused("train", task, "--model.path", str(qwen3))
     assert message == "error: nothing to train on: name a file with --data.train FILE\n"
 
-
 def test_a_missing_model(refused: Refused, classify: list[str]) -> None:
     message = refused("train", *classify, "--model.path", "./nothing/here")
     assert "./nothing/here: there is no such folder" in message and "Pass a folder" in message
-
 
 def test_a_hub_id_without_network(
     refused: Refused, classify: list[str], monkeypatch: pytest.MonkeyPatch
@@ -130,7 +117,6 @@ def test_a_hub_id_without_network(
     message = refused("train", *classify, "--model.path", "someone/some-model")
     assert "someone/some-model" in message and "Offline: pass a folder" in message
 
-
 def test_a_base_model_without_weights(
     refused: Refused, files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,16 +129,13 @@ def test_a_base_model_without_weights(
     message = refused("train", "sft", "--data.train", files["chat"])
     assert "git checkout" in message and "model.safetensors" in message
 
-
 def test_a_holdout_of_all_rows(refused: Refused, classify: list[str]) -> None:
     message = refused("train", *classify, "--data.holdout", "24")
     assert "data.holdout = 24" in message and "24 rows; hold out fewer" in message
 
-
 def test_triton_without_a_gpu(refused: Refused, classify: list[str]) -> None:
     message = refused("train", *classify, "--env.kernels", "triton")
     assert "env.kernels = 'triton' on cpu: they need a GPU; use auto" in message
-
 
 def test_a_document_longer_than_the_positions(
     refused: Refused, classify: list[str], run: Run, tmp_path_factory: pytest.TempPathFactory
@@ -165,14 +148,12 @@ def test_a_document_longer_than_the_positions(
     run("train", *words, "--data.max-length", "64", "--data.over-length", "cut_right")
     assert '"what": "cut"' in Path("runs/run/data/rejected.jsonl").read_text()
 
-
 def test_a_rule_that_matches_nothing(refused: Refused, classify: list[str]) -> None:
     words = ("--peft.method", "freeze", "--peft.trainable", "pooller")
     assert "pooller" in refused("train", *classify, *words)
     assert "q_porj" in refused(
         "train", *classify, "--peft.method", "lora", "--peft.targets", "q_porj"
     )
-
 
 def test_a_run_folder_in_use(refused: Refused, classify: list[str]) -> None:
     folder = Path("runs/run")
@@ -183,10 +164,8 @@ def test_a_run_folder_in_use(refused: Refused, classify: list[str]) -> None:
     (folder / "run.json").write_text("{}")
     assert "--resume runs/run" in refused("train", *classify)
 
-
 def test_resume_of_nothing(refused: Refused) -> None:
     assert "has no config.toml" in refused("train", "--resume", "runs/none")
-
 
 def test_eval_of_no_run(refused: Refused, run: Run, classify: list[str], bert: Path) -> None:
     message = refused("eval", str(bert))
@@ -204,7 +183,6 @@ def test_eval_of_no_run(refused: Refused, run: Run, classify: list[str], bert: P
     message = refused("eval", "runs/run")
     assert "has not finished" in message and "train.py --resume runs/run" in message
 
-
 DISK_IS_FULL = """
 import resource, signal, sys
 import train
@@ -217,7 +195,6 @@ def save_then_fill(self, *args):
 Checkpoints.save = save_then_fill
 sys.exit(train.main(sys.argv[1:]))
 """
-
 
 def test_a_full_disk_during_a_save(classify: list[str], run: Run) -> None:
     words = [*classify, "--loop.save-every", "1", "--loop.max-steps", "12"]
@@ -236,7 +213,6 @@ def test_a_full_disk_during_a_save(classify: list[str], run: Run) -> None:
     assert resumed["tuned"] == whole["tuned"] and resumed["steps"] == 12
     weights = [Path(f"runs/{name}/model/model.safetensors") for name in ("run", "whole")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
-
 
 def test_an_adapter_that_could_not_be_saved(
     refused: Refused, masked_bert: Path, files: dict[str, str]

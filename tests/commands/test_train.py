@@ -20,14 +20,11 @@ METHODS = {
     "lora": ["--peft.method", "lora", "--peft.rank", "2"],
 }
 
-
 def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
-
 def logged(name: str) -> list[float]:
     return [line[name] for line in lines(Path("runs/run/metrics.jsonl")) if name in line]
-
 
 @pytest.mark.parametrize("method", METHODS)
 def test_classify(method: str, classify: list[str], files: dict[str, str], run: Run) -> None:
@@ -51,12 +48,10 @@ def test_classify(method: str, classify: list[str], files: dict[str, str], run: 
     right = sum(row["label"] == row["predicted"] for row in rows)
     assert right / 10 == summary["tuned"]["test"]["accuracy"]
 
-
 def test_a_classifier_learns_pairs(classify: list[str], run: Run) -> None:
     summary, _ = run("train", *classify, "--data.pair", "pair", "--loop.epochs", "20")
     assert logged("train/loss")[-1] < 0.5 * logged("train/loss")[0]
     assert summary["tuned"]["test"]["accuracy"] == 1
-
 
 def test_several_labels_are_learned(several: list[str], run: Run) -> None:
     summary, printed = run("train", *several, "--data.holdout", "4", "--loop.epochs", "20")
@@ -71,7 +66,6 @@ def test_several_labels_are_learned(several: list[str], run: Run) -> None:
     assert ["bright", "warm"] in [row["labels"] for row in rows] and len(rows) == 10
     assert [] in [row["labels"] for row in rows]
 
-
 def test_scores_are_learned(scored: list[str], run: Run) -> None:
     summary, printed = run("train", *scored, "--data.holdout", "4", "--loop.epochs", "40")
     test = summary["tuned"]["scored_test"]
@@ -82,7 +76,6 @@ def test_scores_are_learned(scored: list[str], run: Run) -> None:
     assert {row["label"] for row in rows} == {4.5, 0.25} and len(rows) == 10
     mae = sum(abs(row["label"] - row["predicted"]) for row in rows) / 10
     assert mae == pytest.approx(test["mae"], rel=1e-5)
-
 
 @pytest.mark.parametrize("family", ["bert", "qwen3"])
 def test_tags_are_learned(
@@ -100,11 +93,9 @@ def test_tags_are_learned(
     assert right / len(pairs) == pytest.approx(test["accuracy"], rel=1e-5)
     assert all(len(row["tokens"]) == len(row["tags"]) for row in rows) and len(rows) == 10
 
-
 def test_a_decoder_classifies(classify: list[str], qwen3: Path, run: Run) -> None:
     summary, _ = run("train", *classify, "--model.path", str(qwen3), *METHODS["lora"])
     assert set(summary["tuned"]) == {"test"}
-
 
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_sft(method: str, sft: list[str], files: dict[str, str], run: Run) -> None:
@@ -118,7 +109,6 @@ def test_sft(method: str, sft: list[str], files: dict[str, str], run: Run) -> No
     assert math.isclose(logged("eval/loss")[-1], tuned["loss"], rel_tol=1e-5)
     assert math.isclose(logged("eval/perplexity")[-1], math.exp(tuned["loss"]), rel_tol=1e-5)
 
-
 def test_pretrain_from_random(pretrain: list[str], files: dict[str, str], run: Run) -> None:
     summary, _ = run("train", *pretrain)
     held = summary["tuned"]["held"]
@@ -130,7 +120,6 @@ def test_pretrain_from_random(pretrain: list[str], files: dict[str, str], run: R
     assert logged("train/loss")[-1] < logged("train/loss")[0]
     assert not Path("runs/run/predictions.jsonl").exists()
 
-
 def test_hidden_tokens_are_learned(masked: list[str], run: Run) -> None:
     summary, _ = run("train", *masked, "--loop.epochs", "20")
     held = summary["tuned"]["held"]
@@ -141,7 +130,6 @@ def test_hidden_tokens_are_learned(masked: list[str], run: Run) -> None:
     assert logged("eval/accuracy") and logged("eval/perplexity")
     lowest = min(logged("eval/loss"))
     assert held["loss"] == pytest.approx(lowest, rel=1e-5)
-
 
 def test_dry_run_prints_the_plan_and_writes_the_cache_alone(
     classify: list[str], capsys: pytest.CaptureFixture[str], run: Run
@@ -155,7 +143,6 @@ def test_dry_run_prints_the_plan_and_writes_the_cache_alone(
     train.main([*classify, "--dry-run"])
     assert capsys.readouterr().out == printed.replace("prepared, and kept in", "from")
 
-
 def test_a_run_takes_the_kernels_that_it_is_told(
     classify: list[str], files: dict[str, str], run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,7 +153,6 @@ def test_a_run_takes_the_kernels_that_it_is_told(
     run("eval", "runs/run", "--data.test", files["test"], "--env.kernels", "auto")
     assert told == ["eager", "eager", "auto"]
 
-
 def test_a_run_repeats_from_its_configuration(classify: list[str], run: Run) -> None:
     first, _ = run("train", *classify)
     words = ["classify", "--config", "runs/run/config.toml", "--log.name", "again"]
@@ -175,7 +161,6 @@ def test_a_run_repeats_from_its_configuration(classify: list[str], run: Run) -> 
     weights = [Path(f"runs/{name}/model/model.safetensors") for name in ("run", "again")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
-
 def test_test_files_of_one_name_stay_apart(
     classify: list[str], files: dict[str, str], run: Run
 ) -> None:
@@ -183,7 +168,6 @@ def test_test_files_of_one_name_stay_apart(
     summary, _ = run("train", *classify, "--data.test", files["test"], "test.tsv")
     assert set(summary["tuned"]) == {files["test"], "test.tsv"}
     assert len(lines(Path("runs/run/predictions.jsonl"))) == 17
-
 
 def test_an_unforeseen_error_shows_where(
     classify: list[str], monkeypatch: pytest.MonkeyPatch

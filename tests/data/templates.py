@@ -20,7 +20,6 @@ TURNS = (
     {"role": "assistant", "content": "Still four \U0001f642\n\nin h\u00e9x."},
 )
 
-
 @dataclass(frozen=True)
 class Style:
     """One template and its tokens; the fields are explained in templates.toml."""
@@ -36,12 +35,10 @@ class Style:
     trims: bool = False
     system: str = "own"
 
-
 @cache
 def styles() -> dict[str, Style]:
     tables = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
     return {name: Style(**table) for name, table in tables.items()}
-
 
 def finished(fast: tokenizers.Tokenizer, template: str | None, **named: str | None) -> Tokenizer:
     config = {name: token for name, token in named.items() if token is not None}
@@ -51,13 +48,11 @@ def finished(fast: tokenizers.Tokenizer, template: str | None, **named: str | No
     }
     return Tokenizer(files, where="test")
 
-
 def build(template: str | None, special: tuple[str, ...], **named: str | None) -> Tokenizer:
     """The base tokenizer with further special tokens, names for some, and a template."""
     fast = tokenizers.Tokenizer.from_file(str(BASE / "tokenizer.json"))
     fast.add_special_tokens(list(special))
     return finished(fast, template, **named)
-
 
 @cache
 def styled(name: str, *, kind: str = "bytes", pad: str | None = None) -> Tokenizer:
@@ -77,7 +72,6 @@ def styled(name: str, *, kind: str = "bytes", pad: str | None = None) -> Tokeniz
     return finished(
         fast, style.template, bos_token=style.bos, eos_token=style.eos, pad_token=pad or style.eos
     )
-
 
 def _pieces() -> tokenizers.Tokenizer:
     merges = [tuple(merge.split(" ")) for merge in MERGES]

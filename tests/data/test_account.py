@@ -16,7 +16,6 @@ from ftcore.errors import ConfigError, DataError
 
 RUN = " ".join(f"shared{n}" for n in range(20))
 
-
 @pytest.fixture
 def jsonl(tmp_path: Path) -> Callable[[str, Sequence[dict]], str]:
     def write(name: str, rows: Sequence[dict]) -> str:
@@ -25,18 +24,15 @@ def jsonl(tmp_path: Path) -> Callable[[str, Sequence[dict]], str]:
 
     return write
 
-
 def labelled(count: int, start: int = 0) -> list[dict]:
     rows = range(start, start + count)
     return [{"text": f"{n}th word{n} of row{n * 7}", "label": "ab"[n % 2]} for n in rows]
-
 
 def test_a_text_that_is_empty_once_it_is_normalised_leaves(base: Tokenizer, jsonl) -> None:
     train = jsonl("a.jsonl", [*labelled(4), {"text": "\u200b", "label": "a"}])
     data = prepare(LabelledDataConfig(train=(train,)), base, seed=0)
     (lost,) = data.train.rejected
     assert lost.line == 5 and lost.reason == "empty, once it is normalised"
-
 
 def test_chats_in_which_no_user_speaks_give_nothing_away(base: Tokenizer, jsonl) -> None:
     def said(text: str) -> dict:
@@ -47,7 +43,6 @@ def test_chats_in_which_no_user_speaks_give_nothing_away(base: Tokenizer, jsonl)
     data = prepare(ChatDataConfig(train=(train,), dev=(dev,)), base, seed=0)
     assert len(data.train.documents) == 5
 
-
 def test_rows_that_are_left_out_for_balance_are_told(base: Tokenizer, jsonl) -> None:
     rows = [{**row, "label": "a" if n < 3 else "b"} for n, row in enumerate(labelled(20))]
     train = (jsonl("a.jsonl", rows),)
@@ -55,7 +50,6 @@ def test_rows_that_are_left_out_for_balance_are_told(base: Tokenizer, jsonl) -> 
     assert Counter(row.reason for row in data.train.rejected) == {"balance": 14}
     assert funnel(data.train, 0)[-1]["out"] == len(data.train.documents) == 6
     assert "left out 14 (balance)" in data.summary()
-
 
 def test_damaged_records_of_several_files_are_counted_each(base: Tokenizer, tmp_path: Path) -> None:
     good = json.dumps({"text": "a b", "label": "x"}), json.dumps({"text": "c d", "label": "y"})
@@ -67,7 +61,6 @@ def test_damaged_records_of_several_files_are_counted_each(base: Tokenizer, tmp_
     assert (read["in"], read["out"], encode["out"]) == (4, 2, 2)
     assert [(why["reason"], why["rows"]) for why in read["lost"]] == [("damaged", 2)]
 
-
 def test_what_is_held_out_is_not_given_away_by_what_stays(base: Tokenizer, jsonl) -> None:
     rows = [{"text": f"{n} {n * 3} {RUN} {n * 5}", "label": "a"} for n in range(4)]
     train = (jsonl("a.jsonl", [*rows, *labelled(40)]),)
@@ -75,7 +68,6 @@ def test_what_is_held_out_is_not_given_away_by_what_stays(base: Tokenizer, jsonl
     shared = [sum(len(d) > 40 for d in split.documents) for split in (data.train, data.dev)]
     assert 0 in shared, "rows that share 13 words stand on both sides"
     assert "held out 20" in data.summary()
-
 
 @pytest.mark.parametrize(
     ("options", "message"),
@@ -89,11 +81,9 @@ def test_weights_that_cannot_be_meant(options, message, base: Tokenizer, jsonl) 
     with pytest.raises(ConfigError, match=message):
         prepare(LabelledDataConfig(train=train, **options), base, seed=0)
 
-
 def test_weights_are_for_files(base: Tokenizer) -> None:
     with pytest.raises(ConfigError, match="files alone"):
         prepare(ChatDataConfig(train=("builtin:chat",), weights=(1.0,)), base, seed=0)
-
 
 def test_groups_may_be_lists_and_are_asked_of_train_alone(base: Tokenizer, jsonl) -> None:
     rows = [{**row, "of": [n // 4]} for n, row in enumerate(labelled(24))]
@@ -102,12 +92,10 @@ def test_groups_may_be_lists_and_are_asked_of_train_alone(base: Tokenizer, jsonl
     held = {document.row_id for document in data.dev.documents}
     assert len(held) == 8 and len(data.tests["t"].documents) == 3
 
-
 def test_a_line_of_many_brackets_is_damaged(base: Tokenizer, jsonl, tmp_path: Path) -> None:
     (tmp_path / "deep.jsonl").write_text("[" * 200_000 + "\n", "utf-8")
     with pytest.raises(DataError, match="deep.jsonl:1"):
         prepare(LabelledDataConfig(train=(str(tmp_path / "deep.jsonl"),)), base, seed=0)
-
 
 def test_the_words_of_the_built_in_chats_are_part_of_the_key() -> None:
     names = {path.name for folder in store.CODE for path in folder.rglob("*.toml")}

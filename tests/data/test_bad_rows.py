@@ -18,7 +18,6 @@ USER = {"role": "user", "content": "hi"}
 ANSWER = {"role": "assistant", "content": "hello"}
 GOOD = {"messages": [USER, ANSWER]}
 
-
 @pytest.fixture
 def jsonl(tmp_path: Path) -> Callable[..., tuple[str]]:
     """Rows -> the path of a file that holds them."""
@@ -30,21 +29,17 @@ def jsonl(tmp_path: Path) -> Callable[..., tuple[str]]:
 
     return write
 
-
 def labelled(names: str) -> list[dict[str, str]]:
     return [{"text": f"row {n}", "label": name} for n, name in enumerate(names)]
 
-
 def classes(split: Any) -> Sequence[int]:
     return [document.labels for document in split.documents]
-
 
 def test_an_unknown_role_is_an_error_that_says_where(base: Tokenizer, jsonl: Callable) -> None:
     bad = {"messages": [{**USER, "role": "human"}, ANSWER]}
     said = r"rows.jsonl:2: message 1 has role 'human'.*data.roles, as human=user; the row is {"
     with pytest.raises(DataError, match=said):
         prepare(ChatDataConfig(train=jsonl(GOOD, bad)), base, seed=0)
-
 
 @pytest.mark.parametrize("content", ["", " \n", "\u3000"])
 def test_a_chat_whose_answer_is_empty_is_left_out(
@@ -56,13 +51,11 @@ def test_a_chat_whose_answer_is_empty_is_left_out(
     reason = "message 2 is to be trained on but empty"
     assert [(row.line, row.reason) for row in train.rejected] == [(1, reason)]
 
-
 def test_an_empty_answer_that_is_not_trained_on_stays(base: Tokenizer, jsonl: Callable) -> None:
     empty = {**ANSWER, "content": "", "train": False}
     train = prepare(ChatDataConfig(train=jsonl({"messages": [USER, empty, USER, ANSWER]})), base,
                     seed=0).train  # fmt: skip
     assert not train.rejected and len(train.documents) == 1
-
 
 def test_held_out_rows_may_lack_a_label(base: Tokenizer, jsonl: Callable) -> None:
     """Classes are those of the training rows, by the same index everywhere."""
@@ -76,7 +69,6 @@ def test_held_out_rows_may_lack_a_label(base: Tokenizer, jsonl: Callable) -> Non
     assert data.labels == ("a", "b", "c")
     assert (classes(data.dev), classes(data.tests["test"])) == ([2, 2], [2, 0])
 
-
 @pytest.mark.parametrize("split", ["dev", "test"])
 def test_a_label_that_only_held_out_rows_have_is_an_error(
     split: str, base: Tokenizer, jsonl: Callable
@@ -87,7 +79,6 @@ def test_a_label_that_only_held_out_rows_have_is_an_error(
         config = LabelledDataConfig(train=jsonl(*labelled("abc")), **held, leaks="report")
         prepare(config, base, seed=0)
 
-
 def test_a_chat_of_ten_megabytes_is_left_out(base: Tokenizer, jsonl: Callable) -> None:
     huge = {**ANSWER, "content": " ".join(WORDS)}
     train = prepare(ChatDataConfig(train=jsonl({"messages": [USER, huge]}, GOOD)), base,
@@ -96,14 +87,12 @@ def test_a_chat_of_ten_megabytes_is_left_out(base: Tokenizer, jsonl: Callable) -
     (row,) = train.rejected
     assert "wrote more than 1048576 characters" in row.reason and "split the chat" in row.reason
 
-
 def test_a_text_of_ten_megabytes_is_cut(base: Tokenizer, jsonl: Callable) -> None:
     rows = [{"text": " ".join(WORDS), "label": "yes"}, *labelled("n")]
     limits = {"max_length": 16, "over_length": "cut_left"}
     data = prepare(LabelledDataConfig(train=jsonl(*rows), **limits), base, seed=0)
     assert len(data.train.documents[0]) == 16 and len(data.train.documents) == 2
     assert "; cut 1 (more than 16 tokens: cut_left)\n" in data.summary()
-
 
 def test_a_sentence_of_ten_megabytes_is_split(base: Tokenizer, jsonl: Callable) -> None:
     rows = {"tokens": WORDS, "tags": ["B-x", "O"] * (len(WORDS) // 2)}

@@ -13,18 +13,15 @@ TURNS = [
     {"role": "assistant", "content": "four\n\nStill four. \n"},
 ]
 
-
 def contents(messages, tokenizer):
     rendering = render(messages, tokenizer)
     return [span and rendering.text[slice(*span)] for span in rendering.spans]
-
 
 def test_spans_hold_the_contents(family):
     name, tokenizer, _ = family
     trims = styles()[name].trims
     expected = [m["content"].strip() if trims else m["content"] for m in TURNS]
     assert contents(TURNS, tokenizer) == expected
-
 
 def test_text_equals_transformers(family):
     pytest.importorskip("transformers")
@@ -39,7 +36,6 @@ def test_text_equals_transformers(family):
             **tokenizer.special,
         )
         assert render_text(TURNS[:3], tokenizer, add_generation_prompt=prompt) == expected[0]
-
 
 @pytest.mark.parametrize("prompt", [False, True])
 def test_text_and_ids_equal_apply_chat_template(family, prompt, tmp_path):
@@ -57,7 +53,6 @@ def test_text_and_ids_equal_apply_chat_template(family, prompt, tmp_path):
     ]
     assert tokenizer.encode(text, special=False).ids_T.tolist() == ids
 
-
 def test_repeated_and_nested_contents_are_told_apart(family):
     _, tokenizer, _ = family
     turns = [{"role": role, "content": "user"} for role in ("user", "assistant") * 3]
@@ -65,7 +60,6 @@ def test_repeated_and_nested_contents_are_told_apart(family):
     spans = rendering.spans
     assert [rendering.text[start:end] for start, end in spans] == ["user"] * 6
     assert all(a[1] <= b[0] for a, b in zip(spans, spans[1:], strict=False))
-
 
 def test_system_message_where_the_template_takes_it(families):
     turns = [{"role": "system", "content": "Be brief."}, *TURNS]
@@ -76,12 +70,10 @@ def test_system_message_where_the_template_takes_it(families):
         with pytest.raises(RowError, match="refuses the messages: .* system"):
             render(turns, families[name])
 
-
 def test_white_space_is_trimmed_on_the_side_of_the_template(families):
     turns = [{"role": "user", "content": " hi\n"}, {"role": "assistant", "content": "\nfour \n"}]
     assert contents(turns, families["qwen3"])[1] == "four \n"
     assert contents(turns, families["llama2"]) == ["hi", "four"]
-
 
 def test_qwen3_cuts_thinking_out_of_earlier_turns(families):
     thought = "<think>\nadd them\n</think>\n\nIt is four."
@@ -92,13 +84,11 @@ def test_qwen3_cuts_thinking_out_of_earlier_turns(families):
     last = contents(turns[:2], families["qwen3"])[1]
     assert last == "add them\n</think>\n\nIt is four."
 
-
 def test_a_template_may_leave_a_message_out(build_tokenizer):
     template = "{% for m in messages if m.role != 'system' %}{{ m.content }};{% endfor %}"
     tokenizer = build_tokenizer(template, ())
     turns = [{"role": "system", "content": "x"}, {"role": "user", "content": "x"}]
     assert render(turns, tokenizer).spans == (None, (0, 1))
-
 
 @pytest.mark.parametrize(
     ("expression", "expected"),
@@ -108,7 +98,6 @@ def test_a_template_may_change_a_content(build_tokenizer, expression, expected):
     template = "{% for m in messages %}" + f"hel<{{{{ {expression} }}}}>the" + "{% endfor %}"
     found = contents([{"role": "user", "content": "hello  there"}], build_tokenizer(template, ()))
     assert found == [expected or "hello  there"]
-
 
 @pytest.mark.parametrize(
     "template",
@@ -124,26 +113,22 @@ def test_a_content_that_cannot_be_found_is_an_error(build_tokenizer, template):
     with pytest.raises(RowError, match="message 1 lies in the rendered text.*'hello' became"):
         render([{"role": "user", "content": "hello"}], build_tokenizer(template, ()))
 
-
 def test_private_use_characters_in_contents(base):
     turns = [{"role": "user", "content": "\U000f0000icon\U000f0001"}]
     assert contents(turns, base) == ["\U000f0000icon\U000f0001"]
     with pytest.raises(RowError, match="all three Unicode planes"):
         render([{"role": "user", "content": "\U000f0000\U00100000\ue000"}], base)
 
-
 def test_the_character_after_the_markers_is_text(build_tokenizer):
     template = "{% set c = messages[0].content %}{{ 'short' if c | length == 1 else c }}"
     turns = [{"role": "user", "content": "\U000f0002icon"}]  # two characters mark one content
     assert contents(turns, build_tokenizer(template, ())) == ["\U000f0002icon"]
-
 
 def test_generation_prompt(families):
     assert generation_prompt(families["qwen3"]) == "<|im_start|>assistant\n"
     assert generation_prompt(families["gemma"]) == "<start_of_turn>model\n"
     assert generation_prompt(families["mistral"]) == ""
     assert generation_prompt(families["phi3"]) == "assistant|>\n"  # without what eos begins with
-
 
 def test_transformers_filters_and_tags(build_tokenizer):
     template = (
@@ -155,7 +140,6 @@ def test_transformers_filters_and_tags(build_tokenizer):
     text = render_text([{"role": "user", "content": "hi"}] * 2, build_tokenizer(template, ()))
     assert text == '{"a": "h\u00e9<"}hi!4TrueTrue'
 
-
 def test_hostile_templates(build_tokenizer):
     question = [{"role": "user", "content": "hi"}]
     escape = "{{ ''.__class__.__mro__[1].__subclasses__() }}"
@@ -164,7 +148,6 @@ def test_hostile_templates(build_tokenizer):
     endless = "{% for i in range(9999) %}{% for j in range(9999) %}xxxxxxx{% endfor %}{% endfor %}"
     with pytest.raises(RowError, match="more than 1048576 characters"):
         render(question, build_tokenizer(endless, ()))
-
 
 def test_broken_and_missing_templates(build_tokenizer):
     question = [{"role": "user", "content": "hi"}]

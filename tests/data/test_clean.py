@@ -46,16 +46,13 @@ KEPT = [
     "&amp; stays",
 ]
 
-
 @pytest.mark.parametrize(("text", "normal"), NORMAL)
 def test_what_changes(text, normal):
     assert normalised(text) == normal
 
-
 @pytest.mark.parametrize("text", KEPT)
 def test_what_stays(text):
     assert normalised(text) == text
-
 
 def test_nfkc_and_entities_on_request():
     assert normalised("\ufb01\u2460 \xa0", form="nfkc") == "fi1"
@@ -67,13 +64,11 @@ def test_nfkc_and_entities_on_request():
     assert normalised("a&#8203;b&#13;&#10;c&nbsp;", unescape=True) == "ab\nc"
     assert len(normalised("&" + "amp;" * 100_000 + "lt;", unescape=True)) == 1
 
-
 ODD = st.sampled_from(
     ["&", "amp;", "lt;", "#38;", "&#8203;", "&nbsp;", "\r", "\n", "\x85", " ", "\t", "\x08", "\xad"]
     + ["\ufeff", ZWSP, ZWNJ, ZWJ, "\u0301", "e", "\u0915", "\u094d", "\u2764", "\ufe0f", "\u1797"]
     + ["\U0001f469", "\u3000", "\u2028", "\ufdfa", "\u0344", "\u1100", "\u1161"]
 )
-
 
 @settings(max_examples=400, deadline=None)
 @given(st.lists(st.one_of(ODD, st.characters())).map("".join), st.sampled_from(["nfc", "nfkc"]))
@@ -83,11 +78,9 @@ def test_normalising_twice_is_normalising_once(text, form):
         once = normalised(text, form=form, unescape=unescape)
         assert normalised(once, form=form, unescape=unescape) == once
 
-
 @given(st.text(st.sampled_from("ab \t\n\r\x00&;"), max_size=40))
 def test_the_fast_path_of_ascii_changes_nothing(text):
     assert normalised(text) == normalised(text + "\n\u03b1").removesuffix("\u03b1").rstrip("\n")
-
 
 @pytest.mark.parametrize(
     ("text", "count"),
@@ -99,7 +92,6 @@ def test_the_fast_path_of_ascii_changes_nothing(text):
 def test_mojibake_is_counted(text, count):
     assert mojibake(text) == count and normalised(text) == text
 
-
 def test_the_file_and_the_code_name_the_same_measures():
     rules = quality_rules()
     assert set(rules) == set(MEASURES) == {"repetition", "symbols", "length"}
@@ -107,7 +99,6 @@ def test_the_file_and_the_code_name_the_same_measures():
         assert set(limits) == set(MEASURES[group]("a b", ["a", "b"]))
     assert rules["repetition"]["top_3_gram"] == {"max": 0.18}
     assert broken("", rules) == [("alphabetic_words", 0), ("mean_word", 0), ("stop_words", 0)]
-
 
 def plain(text: str) -> dict[str, float]:
     """The n-gram measures of repetition, as they are defined."""
@@ -125,14 +116,12 @@ def plain(text: str) -> dict[str, float]:
         values |= {f"duplicate_{n}_grams": characters / len(text)} if n > 4 else {}
     return values
 
-
 @given(st.lists(st.sampled_from(["a", "bb", "ccc"]), min_size=1, max_size=60).map(" ".join))
 @example("a " * 20)
 def test_repetition_is_measured_as_defined(text):
     expected, found = plain(text), MEASURES["repetition"](text, text.split())
     grams = {name: value for name, value in found.items() if "gram" in name}
     assert grams == {name: pytest.approx(expected.get(name, 0)) for name in grams}
-
 
 GOOD = "The cat sat with me and we talked of the things that have to be done before the rain."
 BREAK = [  # text, the measures that it breaks
@@ -156,13 +145,11 @@ BREAK = [  # text, the measures that it breaks
     ("cats sit with dogs under trees", ["stop_words"]),
 ]  # fmt: skip
 
-
 @pytest.mark.parametrize(("text", "names"), BREAK)
 def test_rules_and_what_breaks_them(text, names):
     assert [name for name, _ in broken(text, quality_rules())] == names
     chosen = {"symbols": quality_rules()["symbols"]}
     assert set(broken(text, chosen)) <= set(broken(text, quality_rules()))
-
 
 FOUND = {
     "email": [
@@ -189,7 +176,6 @@ NONE = [
     "git@github.com:a/b", "@name", "a@b", "a @ b.com",
 ]  # fmt: skip
 
-
 @pytest.mark.parametrize(("kind", "text"), [(k, text) for k in FOUND for text in FOUND[k]])
 def test_personal_data_is_found(kind, text):
     assert personal(f"so {text} and") == {kind: 1}
@@ -197,17 +183,14 @@ def test_personal_data_is_found(kind, text):
     assert f"[{kind.upper()}]" in marked and not personal(marked)
     assert redacted(text, set(FOUND) - {kind}) == text
 
-
 @pytest.mark.parametrize("text", NONE)
 def test_what_is_not_personal(text):
     assert not personal(text) and not personal(f"so {text}, and")
-
 
 def test_several_in_one_text():
     text = "ann@b.org (+49 170 1234567) c@d.org 4111111111111111"
     assert personal(text) == {"email": 2, "phone": 1, "card": 1}
     assert redacted(text, ["email", "card"]) == "[EMAIL] (+49 170 1234567) [EMAIL] [CARD]"
-
 
 def test_real_texts(data_dir: Path):
     """Counts of real dirt: C1 controls, control characters, entities; few personal data."""

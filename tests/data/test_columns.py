@@ -6,14 +6,11 @@ from ftcore.data.columns import LabelledText, indices, label_map, labelled, span
 from ftcore.data.read import Row, read_rows
 from ftcore.errors import DataError
 
-
 def rows(*fields):
     return [Row(f"id{n}", "f.jsonl", n, dict(f)) for n, f in enumerate(fields, start=1)]
 
-
 def examples(*labels):
     return [LabelledText(str(n), "text", None, label) for n, label in enumerate(labels)]
-
 
 def test_labelled_text_and_pairs():
     source = rows({"a": "one", "b": "two", "y": 1}, {"a": "three", "b": "four", "y": " x "})
@@ -25,7 +22,6 @@ def test_labelled_text_and_pairs():
     assert (kept[1].file, kept[1].line, rejected) == ("f.jsonl", 2, [])
     pairs, _ = labelled(source, text="a", pair="b", label="y")
     assert [e.pair for e in pairs] == ["two", "four"]
-
 
 def test_rows_without_text_or_label_are_rejected_with_reasons():
     source = rows(
@@ -47,14 +43,12 @@ def test_rows_without_text_or_label_are_rejected_with_reasons():
     with pytest.raises(DataError, match="f.jsonl: none of the 2 rows .*1 x column 'a' is empty"):
         labelled(source[1:3], text="a", pair="b", label="y")
 
-
 def test_scores():
     kept, _ = labelled(rows({"a": "one", "y": "3.25"}), text="a", label="y", scores=True)
     assert kept[0].label == 3.25
     for value in ("high", "nan", "inf"):
         with pytest.raises(DataError, match=f"f.jsonl:1: column 'y' must hold a number, .*{value}"):
             labelled(rows({"a": "one", "y": value}), text="a", label="y", scores=True)
-
 
 def test_a_missing_column_shows_those_that_exist():
     source = rows({"sentence": "one", "label": "x"})
@@ -66,20 +60,17 @@ def test_a_missing_column_shows_those_that_exist():
     with pytest.raises(DataError, match="f.jsonl: no column 'text'"):
         texts(source)
 
-
 def test_wrong_types_show_the_row():
     with pytest.raises(DataError, match='f.jsonl:1: column .a. must hold text, not int; .*{"a": 7'):
         labelled(rows({"a": 7, "y": "x"}), text="a", label="y")
     with pytest.raises(DataError, match="must hold one label, not list; .*label_separator"):
         labelled(rows({"a": "one", "y": ["x"]}), text="a", label="y")
 
-
 def test_label_order():
     assert tuple(label_map(examples("10", "9", "-1", "2.5"))) == ("-1", "2.5", "9", "10")
     assert tuple(label_map(examples("b", "a", "10", "9"))) == ("10", "9", "a", "b")
     with pytest.raises(DataError, match=r"1 different label\(s\) \['a'\]"):
         label_map(examples("a", "a"))
-
 
 def test_a_label_that_training_did_not_have():
     labels = {"negative": 0, "positive": 1}
@@ -91,7 +82,6 @@ def test_a_label_that_training_did_not_have():
         "positive); nearest: 'positive'; correct the row, or add training rows with this label"
     )
     assert [indices(labels, e) for e in examples("positive", "negative")] == [[1], [0]]
-
 
 def test_several_labels_a_row():
     values = [["b", " a ", "b"], [], "", "c;a; ", None, ["7", 7]]
@@ -108,12 +98,10 @@ def test_several_labels_a_row():
     with pytest.raises(DataError, match="dev.tsv:17: label 'x' is not among the 4 labels"):
         indices(labels, odd)
 
-
 def test_texts():
     kept, rejected = texts(rows({"text": "one"}, {"text": "\n"}))
     assert [(t.id, t.text) for t in kept] == [("id1", "one")]
     assert [r.reason for r in rejected] == ["column 'text' is empty"]
-
 
 def test_real_columns(data_dir):
     source = read_rows([data_dir / "banking77" / "train.csv"])
@@ -124,7 +112,6 @@ def test_real_columns(data_dir):
     labels = label_map(kept)
     assert tuple(labels) == ("0", "1")
     assert sum(indices(labels, e)[0] for e in kept) == 279
-
 
 def test_spans_part_words_and_name_them():
     text = "Ann Lee's aunt met Bob,Bobby in  New York."
@@ -144,14 +131,12 @@ def test_spans_part_words_and_name_them():
     )
     assert second.names == ("O", "O") and rejected == []
 
-
 @pytest.mark.parametrize("spans", [[(0, 3), (2, 5)], [(1, 1)], [(4, 99)], [(-3, 2)], [(3, 4)]])
 def test_spans_that_cannot_be_meant_are_rejected(spans):
     named = [{"start": start, "end": end, "label": "X"} for start, end in spans]
     rows = [Row("1", "a", 1, {"text": "one two", "spans": named}), Row("2", "a", 2, {"text": "a"})]
     kept, (lost,) = spanned(rows)
     assert len(kept) == 1 and "spans overlap, are empty or lie outside the text" in lost.reason
-
 
 def test_spans_of_another_form_are_an_error():
     rows = [Row("1", "a", 7, {"text": "one two", "spans": [[0, 3, "X"]]})]

@@ -14,7 +14,6 @@ WORDS = [f"word{n}" for n in range(60)]
 LONG = " ".join(WORDS)
 NEAR = " ".join([*WORDS[:59], "other"])  # 55 of 57 runs of 5 words are shared
 
-
 def rows(*examples: tuple[str, str] | str, split: str = "train") -> Rows:
     made: list[Example] = []
     for number, example in enumerate(examples, start=1):
@@ -25,21 +24,17 @@ def rows(*examples: tuple[str, str] | str, split: str = "train") -> Rows:
             made.append(LabelledText(f"{split}{number}", example[0], None, example[1], **named))
     return Rows(made, [], len(made))
 
-
 def chat(row: str, *turns: tuple[str, str]) -> Chat:
     messages = tuple({"role": role, "content": content} for role, content in turns)
     return Chat(row, messages, "chats.jsonl", int(row))
 
-
 def left(part: Rows) -> list[str]:
     return [example.id for example in part.examples]
-
 
 def found(config: LabelledDataConfig, train: Rows, **held: Rows) -> Notes:
     notes: Notes = {}
     compare(config, train, held, notes)
     return notes
-
 
 @pytest.mark.parametrize(
     ("duplicates", "wanted"),
@@ -63,14 +58,12 @@ def test_equal_rows_of_one_label_leave_the_others_are_told(
     assert (near["rows"], near["left out"]) == (1, False)
     assert near["such as"] == [["train.tsv:5", "near duplicate", "train.tsv:4, Jaccard 0.965"]]
 
-
 def test_near_duplicates_leave_on_request_each_with_its_twin() -> None:
     train = rows((LONG, "x"), (NEAR, "x"), (NEAR + " more", "y"))
     found(LabelledDataConfig(duplicates="near"), train)
     assert len(train.examples) == 2 and {e.label for e in train.examples} == {"x", "y"}
     (lost,) = train.rejected
     assert lost.reason == "near duplicate" and "Jaccard 0.9" in lost.detail
-
 
 def test_one_large_cluster_stops_for_review_where_it_would_leave() -> None:
     made = [(" ".join([*WORDS, f"end{n}"]), "x") for n in range(30)]
@@ -79,7 +72,6 @@ def test_one_large_cluster_stops_for_review_where_it_would_leave() -> None:
     train = rows(*made)
     notes = found(LabelledDataConfig(), train)
     assert len(train.examples) == 30 and notes["alike"]["near duplicate"]["rows"] == 29
-
 
 def test_what_gives_a_held_out_row_away_leaves_training_alone() -> None:
     run = " ".join(WORDS[20:33])
@@ -98,7 +90,6 @@ def test_what_gives_a_held_out_row_away_leaves_training_alone() -> None:
     notes = found(LabelledDataConfig(leaks="report"), kept, test=test)
     assert left(kept) == ["train1"] and notes["alike"]["leak"]["rows"] == 1
 
-
 def test_what_a_template_says_gives_nothing_away() -> None:
     asks = "Tell whether the review that stands below these words speaks well of the film or not"
     train = rows(*((f"{asks}: {' '.join(WORDS[n : n + 20])}", "x") for n in range(40)))
@@ -112,7 +103,6 @@ def test_what_a_template_says_gives_nothing_away() -> None:
     near = rows(*((f"{LONG} so it ends {n}", "x") for n in range(30)))
     found(LabelledDataConfig(), near, test=rows((LONG, "x"), split="test"))
     assert len(near.examples) == 30
-
 
 def test_of_chats_the_questions_leak_and_conflict_and_the_system_does_not_count() -> None:
     system = ("system", LONG)
@@ -130,7 +120,6 @@ def test_of_chats_the_questions_leak_and_conflict_and_the_system_does_not_count(
     assert notes["alike"]["leak"]["rows"] == 2
     assert notes["alike"]["near duplicate"]["rows"] == 0
 
-
 def test_what_is_only_reported_is_not_confused_by_rows_that_leak() -> None:
     train = rows(("A text", "x"), ("other", "x"), ("other", "x"), (LONG, "x"), (NEAR, "x"))
     notes = found(LabelledDataConfig(duplicates="report"), train, test=rows(("a text", "x")))
@@ -139,17 +128,14 @@ def test_what_is_only_reported_is_not_confused_by_rows_that_leak() -> None:
     assert (alike["duplicate"]["rows"], alike["near duplicate"]["rows"]) == (1, 1)
     assert alike["near duplicate"]["such as"][0][0] == "train.tsv:5"
 
-
 def test_plain_text_that_shares_words_with_held_out_text_stays_and_is_told() -> None:
     train, dev = rows(LONG, "something else"), rows(NEAR, split="dev")
     notes = found(TextDataConfig(), train, dev=dev)
     assert len(train.examples) == 2 and notes["alike"]["leak"]["rows"] == 1
 
-
 def test_clusters_join_rows_that_are_nearly_alike() -> None:
     train = rows((LONG, "x"), ("a text", "x"), (NEAR, "y"))
     assert alike_rows(train.examples) == [(0, 0), (1, 1), (2, 2), (0, 2)]
-
 
 def test_planted_duplicates_are_found_and_templates_are_not_gutted() -> None:
     config = ChatDataConfig(train=("builtin:chat",), duplicates="near")

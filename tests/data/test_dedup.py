@@ -15,7 +15,6 @@ from ftcore.data import dedup
 from ftcore.data.dedup import Twin, alike, duplicates, folded, leaks
 from ftcore.errors import DataError
 
-
 def jaccard(a: str, b: str) -> float:
     """By the words of the module's docstring; 0 where two texts are not compared."""
     a, b = folded(a), folded(b)
@@ -29,10 +28,8 @@ def jaccard(a: str, b: str) -> float:
     x, y = ({tuple(side[i : i + 5]) for i in range(len(side) - 4)} for side in sides)
     return len(x & y) / max(len(x | y), 1)
 
-
 def sentence(rng: random.Random, words: int) -> list[str]:
     return [f"{rng.choice('abcdefgh')}{rng.randrange(10**4)}" for _ in range(words)]
-
 
 def planted(seed: int, pairs: int) -> list[str]:
     """Texts of 3 to 120 words, each with a copy in which some words are changed, added or lost."""
@@ -47,10 +44,8 @@ def planted(seed: int, pairs: int) -> list[str]:
         texts += [" ".join(words), " ".join(copy or words)]
     return texts
 
-
 def ranked(texts: list[str]) -> list[str]:
     return sorted({folded(text) for text in texts}, key=lambda form: (-len(form), form))
-
 
 def test_planted_pairs_are_found_and_no_others() -> None:
     named = ranked(planted(0, 4000))
@@ -66,7 +61,6 @@ def test_planted_pairs_are_found_and_no_others() -> None:
     for (a, b), similar in found.items():
         assert similar == jaccard(named[a], named[b]) >= 0.8
 
-
 def test_borderline_pairs_are_found_as_often_as_the_bands_promise() -> None:
     rng, texts = random.Random(1), []
     for _ in range(1500):  # 45 shingles, of which 5 are others: J = 40 / 50
@@ -79,9 +73,7 @@ def test_borderline_pairs_are_found_as_often_as_the_bands_promise() -> None:
     assert estimate_P.mean() == pytest.approx(0.8, abs=0.004)
     assert estimate_P.std() == pytest.approx((0.8 * 0.2 / 128) ** 0.5, rel=0.1)
 
-
 WORDS = st.lists(st.sampled_from(["aa", "b", "Cc\td", "\xe9", "7", "\ud800", "x"]), max_size=30)
-
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(WORDS.map(" ".join), max_size=12), st.randoms(use_true_random=False))
@@ -97,7 +89,6 @@ def test_small_sets_are_exact_in_any_order(texts: list[str], rng: random.Random)
     shuffled = rng.sample(texts, len(texts))
     again = duplicates(shuffled)
     assert removed == {folded(shuffled[twin.row]): folded(shuffled[twin.twin]) for twin in again}
-
 
 @pytest.mark.parametrize("chunk", [1, 1 << 9])
 def test_rows_order_and_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
@@ -120,7 +111,6 @@ def test_rows_order_and_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch, c
     for seed in range(2):
         assert told(random.Random(seed).sample(range(len(texts)), len(texts))) == first
 
-
 def test_a_star_has_no_chains() -> None:
     words = [f"w{i}" for i in range(10, 70)]
     steps = [" ".join(words[i : 50 + i]) for i in (0, 3, 6)]  # each is like the next one only
@@ -138,7 +128,6 @@ def test_a_star_has_no_chains() -> None:
         Twin(3, 0, "exact", 1.0),
     ]
 
-
 def test_digits_and_lengths_decide() -> None:
     sums = [f"what is {n} plus {n + 1}" for n in (17, 42)]
     assert duplicates(sums) == [] == duplicates(["", "abcd", "abce", "a"]) == duplicates([])
@@ -147,7 +136,6 @@ def test_digits_and_lengths_decide() -> None:
     for num_words, longer, like in ((18, 19, 1), (19, 20, 1), (19, 25, 0), (23, 24, 1)):
         pair = [" ".join(words[:num_words]), " ".join(words[:longer])]
         assert len(duplicates(pair)) == like == (jaccard(*pair) >= 0.8)
-
 
 def test_a_large_cluster_stops_for_review() -> None:
     rng = random.Random(0)
@@ -164,7 +152,6 @@ def test_a_large_cluster_stops_for_review() -> None:
     assert len(duplicates(texts, max_share=0.1)) == 99
     assert len(duplicates(texts[:921])) == 20  # too few to ask
 
-
 def test_rows_from_a_template_meet_a_bounded_number_of_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -180,7 +167,6 @@ def test_rows_from_a_template_meet_a_bounded_number_of_others(
     monkeypatch.setattr(dedup, "_chunks", counted)
     dedup._candidates(signature_BH, np.arange(len(signature_BH)))
     assert sum(compared) <= 3000 * (1 + 2 * dedup.BANDS * (dedup.WINDOW + 1)) < 3000 * 2999 / 2
-
 
 def test_leaks_by_kind() -> None:
     rng = random.Random(5)
@@ -202,7 +188,6 @@ def test_leaks_by_kind() -> None:
     rows = {train[leak.row]: (leak.kind, held[leak.twin]) for leak in leaks(train, held)}
     train.reverse(), held.reverse()
     assert rows == {train[leak.row]: (leak.kind, held[leak.twin]) for leak in leaks(train, held)}
-
 
 def test_real_rows(data_dir: Path) -> None:
     def banking(split: str) -> list[str]:

@@ -21,21 +21,17 @@ from tests.data.templates import TURNS, styles
 CHAT = Chat("a", TURNS, "chat.jsonl", 7)
 PAIRS = {"no": 0, "yes": 1}
 
-
 def encode_chat(chat: Chat, tokenizer: Tokenizer, **options: Any) -> Encoded:
     (document,) = encode_chats([chat], tokenizer, **options).documents
     return document
-
 
 def encode_text(row_id: str, text: str, tokenizer: Tokenizer) -> Encoded:
     (document,) = encode_texts([Text(row_id, text)], tokenizer).documents
     return document
 
-
 def encode_one(example: LabelledText, tokenizer: Tokenizer, labels: Labels | None) -> Encoded:
     (document,) = encode_labelled([example], tokenizer, labels).documents
     return document
-
 
 def show(document: Encoded, tokenizer: Tokenizer) -> str:
     """A document as text, special tokens included, with supervised runs between double brackets."""
@@ -51,17 +47,14 @@ def show(document: Encoded, tokenizer: Tokenizer) -> str:
         shown += f"[[{text}]]" if counts else text
     return shown
 
-
 def supervised(document, tokenizer):
     """The text of every supervised run."""
     shown = show(document, tokenizer)
     return [piece.split("]]")[0] for piece in shown.split("[[")[1:]]
 
-
 def weight_of_targets(document):
     """Weight of each token as a target; the first token never is one."""
     return np.append(np.float32(0), document.weights[:-1])
-
 
 def test_answers_and_their_end_are_supervised_and_nothing_else(family):
     name, tokenizer, end = family
@@ -76,7 +69,6 @@ def test_answers_and_their_end_are_supervised_and_nothing_else(family):
     ends = weights_T[targets_T == tokenizer.id_of(end)]
     assert ends.sum() == 2  # once for each answer, never for a question
 
-
 def test_labels_are_the_next_tokens(family):
     name, tokenizer, _ = family
     document = encode_chat(CHAT, tokenizer)
@@ -88,7 +80,6 @@ def test_labels_are_the_next_tokens(family):
         rendered = render(TURNS, tokenizer).text
         assert tokenizer.decode(document.tokens_T, special=True) == rendered
 
-
 def test_the_prompt_is_what_training_saw_before_the_answer(family):
     _, tokenizer, _ = family
     for answer in ("It is four.", "4", "\u00e9"):  # " It" is one token, " 4" are two
@@ -97,7 +88,6 @@ def test_the_prompt_is_what_training_saw_before_the_answer(family):
         first = int(np.flatnonzero(weight_of_targets(document))[0])
         prompt = encode_prompt(turns[:-1], tokenizer)
         assert document.tokens_T[:first].tolist() == prompt.tolist()
-
 
 def test_a_prompt_that_ends_in_a_space_leaves_it_to_the_answer(build_tokenizer):
     template = (
@@ -111,12 +101,10 @@ def test_a_prompt_that_ends_in_a_space_leaves_it_to_the_answer(build_tokenizer):
     assert document.tokens_T[: len(prompt)].tolist() == prompt.tolist()
     assert tokenizer.decode(prompt).endswith("assistant:")
 
-
 def test_end_of_turn_after_white_space(build_tokenizer):
     template = "{% for m in messages %}{{ m.role + ': ' + m.content + ' </s>' }}{% endfor %}"
     tokenizer = build_tokenizer(template, ("</s>",), eos_token="</s>")
     assert supervised(encode_chat(CHAT, tokenizer), tokenizer)[0] == " It is four. </s>"
-
 
 def test_the_next_header_is_no_end_of_turn(build_tokenizer):
     template = "{% for m in messages %}{{ '<|u|>' + m.content + '\\n' }}{% endfor %}"
@@ -124,12 +112,10 @@ def test_the_next_header_is_no_end_of_turn(build_tokenizer):
     turns = (*TURNS, TURNS[0])
     assert supervised(encode_chat(Chat("a", turns), tokenizer), tokenizer)[0] == "It is four."
 
-
 def test_trailing_white_space_of_an_answer_is_part_of_it(base):
     turns = (TURNS[0], {"role": "assistant", "content": " four\n"})
     document = encode_chat(Chat("a", turns), base)
     assert supervised(document, base) == [" four\n<|im_end|>"]
-
 
 @pytest.mark.parametrize(
     ("turns", "reason"),
@@ -151,17 +137,14 @@ def test_rows_that_cannot_be_used(base, turns, reason):
     with pytest.raises(DataError, match="none of the 2 rows can be used .*2 x .*line 9"):
         encode_chats([bad, bad], base)
 
-
 def test_an_omitted_answer_is_rejected(build_tokenizer):
     template = "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
     with pytest.raises(DataError, match="message 2 is to be trained on but the template omits it"):
         encode_chat(CHAT, build_tokenizer(template, ()))
 
-
 def test_a_special_token_in_a_prompt_is_refused(base):
     with pytest.raises(RowError, match="message 1 holds the special token '<|endoftext|>'"):
         encode_prompt([{"role": "user", "content": "<|endoftext|>"}], base)
-
 
 def test_batches_equal_single_chats(base):
     chats = [Chat("short", TURNS[:2]), Chat("long", TURNS)]
@@ -173,20 +156,17 @@ def test_batches_equal_single_chats(base):
         assert (document.tokens_T == alone.tokens_T).all()
         assert (document.weights == alone.weights).all()
 
-
 def test_text_with_one_end_token(base):
     document = encode_text("t", "To be, or not to be.", base)
     assert document.tokens_T[-1] == base.id_of("<|endoftext|>")
     assert (document.tokens_T == base.id_of("<|endoftext|>")).sum() == 1
     assert document.weights.tolist() == [1.0] * (len(document) - 1) + [0.0]
 
-
 def test_text_without_anything_to_predict(base, build_tokenizer):
     with pytest.raises(DataError, match="1 x nothing to supervise in it"):
         encode_text("t", "", base)
     rows = encode_texts([Text("t", "", "x.txt", 1), Text("u", "a b")], base)
     assert [row.id for row in rows.rejected] == ["t"]
-
 
 def test_bos_comes_from_the_post_processor(families):
     llama = families["llama3"]
@@ -207,7 +187,6 @@ def test_bos_comes_from_the_post_processor(families):
     chat = encode_chat(CHAT, tokenizer)
     assert (chat.tokens_T == tokenizer.bos_id).tolist() == [True] + [False] * (len(chat) - 1)
 
-
 def test_end_of_text_falls_back_to_eos_or_fails(build_tokenizer):
     vocab = {"hello": 0, "world": 1, "</s>": 2}
     model = {"type": "WordLevel", "vocab": vocab, "unk_token": "</s>"}
@@ -219,7 +198,6 @@ def test_end_of_text_falls_back_to_eos_or_fails(build_tokenizer):
     with pytest.raises(ModelError, match="no token that ends a text"):
         encode_text("t", "hello world", Tokenizer(files, where="m"))
 
-
 def test_labelled_texts_and_pairs(bert):
     single = encode_one(LabelledText("r", "a good film", None, "yes"), bert, PAIRS)
     assert single.labels == 1 and single.types_T is None
@@ -228,12 +206,10 @@ def test_labelled_texts_and_pairs(bert):
     assert pair.labels == 3.5
     assert pair.types_T.tolist() == [0] * 4 + [1] * 4
 
-
 def test_a_label_that_training_did_not_have(bert):
     example = LabelledText("r", "good", None, "yess", "dev.tsv", 17)
     with pytest.raises(DataError, match="dev.tsv:17: label 'yess' .*nearest: 'yes'"):
         encode_labelled([example], bert, PAIRS)
-
 
 def test_show(base, bert):
     document = encode_chat(Chat("a", TURNS[:2]), base)
@@ -247,7 +223,6 @@ def test_show(base, bert):
     assert show(several, bert) == "[CLS] good [SEP] -> [1. 1.]"
     first = cut(encode_text("t", "one two three", base), 2, "split", bos_id=None)[0]
     assert show(first, base).startswith("o") and show(first, base).endswith("]]")
-
 
 def test_real_chats_supervise_exactly_the_answers(data_dir, base):
     rows = read_rows([data_dir / "gsm8k" / "test.jsonl"])

@@ -21,7 +21,6 @@ ROWS = [
     {"text": "what the test asks", "label": "a"},
 ]
 
-
 @pytest.fixture
 def data(tmp_path: Path, bert: Tokenizer) -> Prepared:
     train, test = tmp_path / "rows.jsonl", tmp_path / "test.jsonl"
@@ -33,7 +32,6 @@ def data(tmp_path: Path, bert: Tokenizer) -> Prepared:
         balance="weights", redact=("email",), holdout=2,
     )  # fmt: skip
     return prepare(config, bert, seed=0)
-
 
 def test_every_row_is_in_one_step_of_the_funnel(data: Prepared, tmp_path: Path) -> None:
     data.write(tmp_path / "data")
@@ -50,7 +48,6 @@ def test_every_row_is_in_one_step_of_the_funnel(data: Prepared, tmp_path: Path) 
     rejected = (tmp_path / "data" / "rejected.jsonl").read_text().splitlines()
     assert len(rejected) == 5 and "no json" in rejected[0]
 
-
 def test_what_was_found_is_counted_and_said(data: Prepared) -> None:
     said = data.summary()
     assert "rows.jsonl: 13 rows, jsonl, by its suffix" in said and "'label': 'a'}" in said
@@ -64,7 +61,6 @@ def test_what_was_found_is_counted_and_said(data: Prepared) -> None:
     assert sum(before) == len(lengths) + 1  # one of them is too long
     assert after[0] == pytest.approx(after[1], abs=0.02)
 
-
 class Tags(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
@@ -73,7 +69,6 @@ class Tags(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list) -> None:
         self.links += [tag] if tag in ("script", "link", "img", "iframe") else []
         self.links += [name for name, _ in attrs if name in ("src", "href")]
-
 
 def test_the_page_needs_no_network_and_shows_text_as_text(data: Prepared, tmp_path: Path) -> None:
     data.notes["conflicts"]["such as"] = [["<script>alert(1)</script>", ["a", "x:1"], ["b", "x:2"]]]
@@ -86,7 +81,6 @@ def test_the_page_needs_no_network_and_shows_text_as_text(data: Prepared, tmp_pa
     assert page.count("<rect") == 3 * 24  # a histogram for each split
     (tmp_path / "data" / "report.html").unlink()
     assert write_page(tmp_path / "data").read_text() == page
-
 
 def test_a_weight_for_each_source_chooses_what_an_epoch_reads(
     tmp_path: Path, bert: Tokenizer

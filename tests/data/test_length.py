@@ -22,21 +22,17 @@ WORDS = "one two three four five " * 9
 LONG = LabelledText("l", "good " * 30, "bad " * 40, "no", "t.tsv", 4)
 SHORT = LabelledText("s", "good", "bad", "yes", "t.tsv", 5)
 
-
 def reasons(split: Split) -> tuple[list[str], list[str]]:
     """Of rows that were left out, and of those that were cut."""
     return [row.reason for row in split.rejected], [row.reason for row in split.cut]
-
 
 def chats(over_length: OverLength, max_length: int, *more: Chat) -> Split:
     limits = {"max_length": max_length, "over_length": over_length}
     return encode_chats([CHAT, *more], styled("llama3"), **limits)
 
-
 def targets(*documents: Any) -> list[int]:
     """Ids of the supervised tokens."""
     return np.concatenate([d.labels[d.weights > 0] for d in documents]).tolist()
-
 
 @pytest.fixture(scope="module")
 def whole() -> Any:
@@ -44,7 +40,6 @@ def whole() -> Any:
     (document,) = encode_chats([CHAT], styled("llama3")).documents
     assert document.tokens_T[0] == styled("llama3").bos_id
     return document
-
 
 def test_long_chats_are_errors_or_dropped(whole: Any) -> None:
     limit = len(whole) - 1
@@ -55,7 +50,6 @@ def test_long_chats_are_errors_or_dropped(whole: Any) -> None:
     assert [d.row_id for d in dropped.documents] == [chat.id for chat in dropped.chats] == ["s"]
     assert reasons(dropped) == ([f"more than {limit} tokens: drop"], [])
 
-
 def test_chats_cut_on_the_right(whole: Any) -> None:
     split = chats("cut_right", 30)
     (short,) = split.documents
@@ -64,7 +58,6 @@ def test_chats_cut_on_the_right(whole: Any) -> None:
     assert reasons(split) == ([], ["more than 30 tokens: cut_right"])
     with pytest.raises(DataError, match="more than 5 tokens: cut_right; nothing to supervise in i"):
         chats("cut_right", 5)
-
 
 @pytest.mark.parametrize("limit", [3, 8, 30, 60])
 def test_chats_cut_on_the_left_keep_their_bos(whole: Any, limit: int) -> None:
@@ -82,7 +75,6 @@ def test_chats_cut_on_the_left_keep_their_bos(whole: Any, limit: int) -> None:
     assert bare.tokens_T.tolist() == full.tokens_T[-limit:].tolist()
     assert bare.weights.tolist() == full.weights[-limit:].tolist()
 
-
 @pytest.mark.parametrize("limit", [1, 3, 10, 50])
 def test_split_chats_lose_no_supervised_token(whole: Any, limit: int) -> None:
     split = chats("split", limit, Chat("s", TURNS[:2]))
@@ -94,7 +86,6 @@ def test_split_chats_lose_no_supervised_token(whole: Any, limit: int) -> None:
     without = "; nothing to supervise in some parts" if limit < 50 else ""
     assert split.cut[0].reason == f"more than {limit} tokens: split{without}"
 
-
 def test_splitting_loses_no_supervised_token(base: Tokenizer) -> None:
     (document,) = encode_texts([Text("t", WORDS)], base).documents
     for size in (1, 7, len(document) - 1, len(document)):
@@ -104,7 +95,6 @@ def test_splitting_loses_no_supervised_token(base: Tokenizer) -> None:
             joined = np.concatenate([getattr(piece, name) for piece in cuts])
             assert (joined == getattr(document, name)).all()
         assert len({piece.row_id for piece in cuts}) == len(cuts)
-
 
 def test_plain_text(base: Tokenizer) -> None:
     texts = [Text("t", WORDS), Text("u", "six seven")]
@@ -125,7 +115,6 @@ def test_plain_text(base: Tokenizer) -> None:
     with pytest.raises(DataError, match="tokens, 7 are allowed; raise data.max_length, or choose"):
         made("error")
 
-
 def test_a_last_part_without_anything_to_predict_is_left_out(base: Tokenizer) -> None:
     """A part of one token, the last, which predicts nothing."""
     (whole,) = encode_texts([Text("t", WORDS)], base).documents
@@ -134,7 +123,6 @@ def test_a_last_part_without_anything_to_predict_is_left_out(base: Tokenizer) ->
     limit = f"more than {len(whole) - 1} tokens"
     assert reasons(split)[1] == [f"{limit}: split; nothing to supervise in some parts"]
     assert targets(*split.documents) == targets(whole)
-
 
 @pytest.mark.parametrize("over_length", ["cut_left", "cut_right"])
 def test_masked_text_stays_between_its_special_tokens(bert: Tokenizer, over_length: str) -> None:
@@ -147,14 +135,12 @@ def test_masked_text_stays_between_its_special_tokens(bert: Tokenizer, over_leng
     assert short.weights.tolist() == [0, *[1] * 7, 0]
     assert reasons(split) == ([], [f"more than 9 tokens: {over_length}"])
 
-
 def test_masked_text_follows_the_run_s_policy(bert: Tokenizer, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(WORDS, "utf-8")
     limits = {"max_length": 9, "over_length": "cut_right"}
     data = prepare(MaskedDataConfig(train=(str(tmp_path / "a.txt"),), **limits), bert, seed=0)
     assert [len(d) for d in data.train.documents] == [9]
     assert "; cut 1 (more than 9 tokens: cut_right)\n" in data.summary()
-
 
 @pytest.mark.parametrize("over_length", ["cut_left", "cut_right"])
 def test_pairs_are_cut_between_their_special_tokens(bert: Tokenizer, over_length: str) -> None:
@@ -170,7 +156,6 @@ def test_pairs_are_cut_between_their_special_tokens(bert: Tokenizer, over_length
     assert reasons(rows) == ([], [f"more than 19 tokens: {over_length}"])
     assert [d.row_id for d in rows.documents] == ["l", "s"]
 
-
 def test_labelled_rows_that_are_too_long(bert: Tokenizer) -> None:
     with pytest.raises(DataError, match="t.tsv:4: 73 tokens, 20 are allowed"):
         encode_labelled([LONG], bert, PAIRS, max_length=20)
@@ -181,10 +166,8 @@ def test_labelled_rows_that_are_too_long(bert: Tokenizer) -> None:
     with pytest.raises(ConfigError, match="split: a label is of a whole text.*choose cut_left"):
         encode_labelled([SHORT], bert, PAIRS, max_length=20, over_length="split")
 
-
 def test_text_is_split_unless_told_otherwise() -> None:
     assert TextDataConfig().over_length == MaskedDataConfig().over_length == "split"
-
 
 def test_targets_after_bos_are_gone(whole: Any) -> None:
     """Where every token counts, the one behind BOS is not that of the whole chat."""

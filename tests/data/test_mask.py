@@ -15,13 +15,11 @@ from ftcore.errors import DataError, ModelError
 
 LONG = "The unaffable reader counts his [MASK] tokens, one by one, and loses none of them. " * 3
 
-
 def row(length: int, name: str = "r") -> Encoded:
     tokens_T = np.arange(200, 200 + length, dtype=np.int32)
     weights_T = np.ones(length, dtype=np.float32)
     weights_T[[0, -1]] = 0
     return Encoded(name, tokens_T, tokens_T, weights_T)
-
 
 @pytest.mark.parametrize("max_length", [3, 7, 20, 1000])
 def test_pieces_hold_every_token_once(bert: Tokenizer, max_length: int) -> None:
@@ -43,7 +41,6 @@ def test_pieces_hold_every_token_once(bert: Tokenizer, max_length: int) -> None:
     with pytest.raises(DataError, match="data.max_length = 2: 2 special tokens leave no room"):
         encode_pieces([Text("a", LONG)], bert, max_length=2)
 
-
 def test_hiding_is_a_function_of_seed_step_and_row(bert: Tokenizer) -> None:
     hide = Masking.of(bert, seed=3)
     first = hide(row(60), 7)
@@ -51,7 +48,6 @@ def test_hiding_is_a_function_of_seed_step_and_row(bert: Tokenizer) -> None:
     assert (first.tokens_T == again.tokens_T).all() and (first.weights == again.weights).all()
     for other in (hide(row(60), 8), hide(row(60, "s"), 7), Masking.of(bert, seed=4)(row(60), 7)):
         assert (other.weights != first.weights).any()
-
 
 def test_shares(bert: Tokenizer) -> None:
     hide, document = Masking.of(bert, seed=0), row(102)
@@ -71,17 +67,14 @@ def test_shares(bert: Tokenizer) -> None:
     short = hide(row(3), 0)
     assert short.weights.tolist() == [0, 1, 0]
 
-
 def test_random_tokens_are_ordinary_ones(bert: Tokenizer) -> None:
     made = Masking.of(bert, seed=0)
     assert not set(made.ordinary.tolist()) & bert.special_ids
     assert len(made.ordinary) == bert.vocab_size - len(bert.special_ids)
 
-
 def test_a_decoder_has_no_mask(base: Tokenizer) -> None:
     with pytest.raises(ModelError, match="the tokenizer has no mask token; name an encoder"):
         Masking.of(base, seed=0)
-
 
 def test_held_out_text_is_hidden_once_and_for_all(bert: Tokenizer, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(LONG, "utf-8")

@@ -6,7 +6,6 @@ import pytest
 from ftcore.data import order
 from ftcore.data.order import StepRows, epoch_order
 
-
 def test_an_order_is_a_permutation_that_depends_on_seed_and_epoch_alone() -> None:
     first = epoch_order(100, seed=3, epoch=5)
     np.random.default_rng(9).random(7)
@@ -14,7 +13,6 @@ def test_an_order_is_a_permutation_that_depends_on_seed_and_epoch_alone() -> Non
     assert sorted(first.tolist()) == list(range(100))
     orders = {tuple(epoch_order(100, seed=s, epoch=e)) for s in range(4) for e in range(4)}
     assert len(orders) == 16
-
 
 @pytest.mark.parametrize(("rows", "size"), [(10, 4), (12, 4), (3, 4), (1, 1), (97, 10)])
 def test_every_row_is_seen_once_in_each_epoch(rows: int, size: int) -> None:
@@ -26,7 +24,6 @@ def test_every_row_is_seen_once_in_each_epoch(rows: int, size: int) -> None:
         assert [len(batch) for batch in batches[:-1]] == [size] * (num_steps - 1)
         assert len(batches[-1]) == (rows % size or size)  # short, but never dropped
         assert sum(batches, []) == epoch_order(rows, seed=1, epoch=epoch).tolist()
-
 
 def test_a_late_step_replays_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []

@@ -8,7 +8,6 @@ import torch
 
 from ftcore.data.pack import Encoded, collate, pack, split
 
-
 @pytest.mark.parametrize("budget", [1, 7, 64, 512, 10**6])
 @pytest.mark.parametrize("seed", range(4))
 def test_no_document_is_lost_and_no_stream_is_over_budget(budget: int, seed: int) -> None:
@@ -25,12 +24,10 @@ def test_no_document_is_lost_and_no_stream_is_over_budget(budget: int, seed: int
     sums = sorted(sum(lengths[index] for index in stream) for stream in streams)
     assert len(sums) < 2 or sums[0] + sums[1] > budget
 
-
 def test_a_packing_worked_by_hand() -> None:
     # 6, then 5 in a new one; 4 fills the first, 3 and 2 the second; 1 needs a third.
     assert pack([3, 6, 1, 5, 4, 2], 10) == [[1, 4], [3, 0, 5], [2]]
     assert pack([5, 5, 5], 10) == [[0, 1], [2]] and pack([11], 10) == [[0]] and pack([], 10) == []
-
 
 def test_a_split_worked_by_hand() -> None:
     # 9 | 7; 5 to the second (7 < 9), 4 to the first (9 < 12), 1 to the second (12 < 13).
@@ -38,18 +35,15 @@ def test_a_split_worked_by_hand() -> None:
     assert split([3, 2], 3) == [[0], [1], []]
     assert split([2, 8, 2], 1) == [[0, 1, 2]]
 
-
 def test_packing_is_deterministic() -> None:
     lengths = [random.Random(n).randint(1, 9) for n in range(100)]
     assert pack(lengths, 20) == pack(list(lengths), 20) == pack(tuple(lengths), 20)
-
 
 def document(row: str, length: int, types: bool = False) -> Encoded:
     tokens_T = np.arange(length, dtype=np.int32) + 10 * length
     weights_T = np.full(length, 0.5, dtype=np.float32)
     types_T = np.ones(length, dtype=np.int32) if types else None
     return Encoded(row, tokens_T, tokens_T + 1, weights_T, types_T)
-
 
 def test_a_stream_of_token_rows() -> None:
     batch = collate([document("a", 3), document("b", 2, types=True)])
@@ -62,7 +56,6 @@ def test_a_stream_of_token_rows() -> None:
     ids = (batch.tokens_N, batch.positions_N, batch.types_N, batch.labels)
     assert {t.dtype for t in ids} == {torch.int64} and batch.weights.dtype == torch.float32
 
-
 def test_a_stream_of_labelled_rows() -> None:
     tokens_T = np.arange(3, dtype=np.int32)
     classes = collate([Encoded("a", tokens_T, 2, 0.5), Encoded("b", tokens_T, 0)])
@@ -70,7 +63,6 @@ def test_a_stream_of_labelled_rows() -> None:
     assert classes.weights.tolist() == [0.5, 1.0] and classes.weights.dtype == torch.float32
     scores = collate([Encoded("a", tokens_T, 2.5)])
     assert scores.labels.tolist() == [2.5] and scores.labels.dtype == torch.float32
-
 
 def test_a_batch_moves_whole() -> None:
     moved = collate([document("a", 3)]).to("meta")

@@ -12,7 +12,6 @@ from ftcore.data.prepare import prepare
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import DataError
 
-
 @pytest.fixture
 def jsonl(tmp_path: Path) -> Callable[[str, Sequence[dict]], str]:
     """(name, rows) -> the path of a file that holds them."""
@@ -24,10 +23,8 @@ def jsonl(tmp_path: Path) -> Callable[[str, Sequence[dict]], str]:
 
     return write
 
-
 def labelled(count: int) -> list[dict]:
     return [{"text": f"row number {n}", "label": "abc"[n % 3]} for n in range(count)]
-
 
 def test_text_is_cut_into_documents_and_counted(base: Tokenizer, jsonl: Callable) -> None:
     texts = ["gr\u00fcn " * 30, "", "two words", "   "]
@@ -41,7 +38,6 @@ def test_text_is_cut_into_documents_and_counted(base: Tokenizer, jsonl: Callable
     documents, tokens = len(data.train.documents), sum(map(len, data.train.documents))
     said = f"train: 4 rows, {documents} documents, {tokens} tokens; left out 2 (column 'text' is"
     assert f"{said} empty); cut 1 (more than 20 tokens: split; nothing" in data.summary()
-
 
 def test_chats_among_plain_text_are_supervised_on_their_answers(
     base: Tokenizer, jsonl: Callable
@@ -58,7 +54,6 @@ def test_chats_among_plain_text_are_supervised_on_their_answers(
     alone = jsonl("chats.jsonl", rows[1:])
     (document,) = prepare(TextDataConfig(train=(alone,)), base, seed=0).train.documents
     assert document.tokens_T.tolist() == chat.tokens_T.tolist()
-
 
 def test_chats_too_long_are_named(base: Tokenizer, jsonl: Callable, tmp_path: Path) -> None:
     def chat(answer: str) -> dict:
@@ -78,7 +73,6 @@ def test_chats_too_long_are_named(base: Tokenizer, jsonl: Callable, tmp_path: Pa
     with pytest.raises(DataError, match="chats.jsonl:2: .* tokens, 40 are allowed"):
         prepare(ChatDataConfig(train=(train,), dev=(), test=(), max_length=40), base, seed=0)
 
-
 def test_held_out_rows_leave_training_and_are_the_same_each_time(
     base: Tokenizer, jsonl: Callable
 ) -> None:
@@ -92,13 +86,11 @@ def test_held_out_rows_leave_training_and_are_the_same_each_time(
     assert data.labels == ("a", "b", "c")
     assert {row.labels for row in data.train.documents} == {0, 1, 2}
 
-
 def test_no_row_is_held_out_where_a_dev_file_is_given(base: Tokenizer, jsonl: Callable) -> None:
     train, dev = jsonl("rows.jsonl", labelled(12)), jsonl("dev.jsonl", labelled(4))
     config = LabelledDataConfig(train=(train,), dev=(dev,), holdout=5, leaks="report")
     data = prepare(config, base, seed=0)
     assert (len(data.train.documents), len(data.dev.documents)) == (12, 4)
-
 
 def test_files_of_one_name_stay_apart(base: Tokenizer, jsonl: Callable, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
@@ -106,7 +98,6 @@ def test_files_of_one_name_stay_apart(base: Tokenizer, jsonl: Callable, tmp_path
     train = jsonl("rows.jsonl", labelled(12))
     data = prepare(LabelledDataConfig(train=(train,), test=paths), base, seed=0)
     assert list(data.tests) == [paths[0], paths[1], "b"]
-
 
 @pytest.mark.parametrize(
     ("options", "message"),
@@ -128,12 +119,10 @@ def test_what_cannot_be_used_is_said(
     with pytest.raises(DataError, match=message.replace("(", r"\(")):
         prepare(LabelledDataConfig(**options), base, seed=0)
 
-
 def test_a_model_that_is_only_evaluated_brings_its_labels(base: Tokenizer, jsonl: Callable) -> None:
     config = LabelledDataConfig(test=(jsonl("test.jsonl", labelled(6)),))
     data = prepare(config, base, seed=0, labels=("c", "b", "a"))
     assert [row.labels for row in data.tests["test"].documents] == [2, 1, 0] * 2
-
 
 def test_labels_take_other_names(base: Tokenizer, jsonl: Callable) -> None:
     train = jsonl("rows.jsonl", labelled(6))
@@ -144,13 +133,11 @@ def test_labels_take_other_names(base: Tokenizer, jsonl: Callable) -> None:
     config = LabelledDataConfig(train=(train,), relabel=("a=World",), label_separator=",")
     assert prepare(config, base, seed=0).labels == ("World", "b", "c")
 
-
 def test_scores_have_one_label_that_names_them(base: Tokenizer, jsonl: Callable) -> None:
     train = jsonl("scored.jsonl", [{"text": f"row {n}", "points": n / 4} for n in range(6)])
     data = prepare(ScoredDataConfig(train=(train,), label="points"), base, seed=0)
     assert data.labels == ("points",)
     assert [row.labels for row in data.train.documents] == [n / 4 for n in range(6)]
-
 
 def test_several_labels_become_a_vector(base: Tokenizer, jsonl: Callable) -> None:
     labels = [["a"], [], ["c", "a"]]
@@ -159,12 +146,10 @@ def test_several_labels_become_a_vector(base: Tokenizer, jsonl: Callable) -> Non
     assert data.labels == ("a", "c")
     assert [row.labels.tolist() for row in data.train.documents] == [[1, 0], [0, 0], [1, 1]]
 
-
 def test_built_in_data_is_not_mixed_with_files(base: Tokenizer, jsonl: Callable) -> None:
     train = ("builtin:chat", jsonl("rows.jsonl", labelled(3)))
     with pytest.raises(DataError, match="builtin:chat cannot be mixed with files"):
         prepare(ChatDataConfig(train=train, dev=(), test=()), base, seed=0)
-
 
 @pytest.mark.parametrize("unicode", ["off", "nfc"])
 def test_personal_data_is_replaced_whatever_the_form(

@@ -54,10 +54,8 @@ REAL = [
     ("tinyshakespeare/input.txt", {}, 1),
 ]
 
-
 def fields(path, **options):
     return [row.fields for row in read_rows([path], **options)]
-
 
 @pytest.mark.parametrize(("file", "options", "count"), REAL, ids=[file for file, _, _ in REAL])
 def test_real_files_have_their_rows(data_dir, file, options, count):
@@ -65,7 +63,6 @@ def test_real_files_have_their_rows(data_dir, file, options, count):
     assert len(rows) == count
     assert len({row.id for row in rows}) == count
     assert all(set(row.fields) - {EXTRA} == set(rows[0].fields) - {EXTRA} for row in rows)
-
 
 def test_real_dirt(data_dir):
     names = ("train.tsv", "dev.tsv", "msr_paraphrase_test.txt")
@@ -78,12 +75,10 @@ def test_real_dirt(data_dir):
     assert banking[-1].line == 10017 and any("\n" in row.fields["text"] for row in banking)
     assert len({row.fields["category"] for row in banking}) == 77
 
-
 def test_several_files_in_order(write):
     rows = read_rows([write("a.tsv", "x\ty\n1\t2\n"), write("b.jsonl", '{"x": 3}\n')])
     assert [row.fields for row in rows] == [{"x": "1", "y": "2"}, {"x": 3}]
     assert [(Path(row.file).name, row.line) for row in rows] == [("a.tsv", 2), ("b.jsonl", 1)]
-
 
 def test_every_format_plain_and_gzipped(write):
     contents = {
@@ -97,7 +92,6 @@ def test_every_format_plain_and_gzipped(write):
         assert fields(write(f"{name}.gz", gzip.compress(content.encode()))) == [{"x": '"one'}]
     assert fields(write("a.txt", "one\n\ntwo\n")) == [{"text": "one\n\ntwo\n"}]
 
-
 def test_tsv_takes_cells_as_they_are(write):
     content = "\ufeffid\ttext\r\n1\t\"unbalanced, \u2028 \x85 \x0b \x1c\r\n2\t  spaces \r\n"
     assert [row["text"] for row in fields(write("a.tsv", content))] == [
@@ -105,13 +99,11 @@ def test_tsv_takes_cells_as_they_are(write):
         "  spaces ",
     ]
 
-
 def test_csv_cells_over_several_lines(write):
     path = write("a.csv", '\ufeffx,y\r\n"one\ntwo, ""three""",4\r\n\r\n5,6\r\n')
     rows = read_rows([path])
     assert [row.fields["x"] for row in rows] == ['one\ntwo, "three"', "5"]
     assert [row.line for row in rows] == [2, 5]
-
 
 def test_csv_cells_may_be_long_and_the_global_limit_stays(write):
     long = "word " * 50_000
@@ -122,11 +114,9 @@ def test_csv_cells_may_be_long_and_the_global_limit_stays(write):
     finally:
         csv.field_size_limit(default)
 
-
 def test_json_objects_know_their_lines(write):
     rows = read_rows([write("a.json", '\n[ {"x": 1},\n {"x":\n 2}, {"x": 3} ]\n')])
     assert [(row.line, row.fields["x"]) for row in rows] == [(2, 1), (3, 2), (4, 3)]
-
 
 def test_ids_depend_on_the_record_alone(write):
     first = read_rows([write("a.tsv", "x\n1\n2\n1\n")])
@@ -135,13 +125,11 @@ def test_ids_depend_on_the_record_alone(write):
     assert first[2].id not in (first[0].id, first[1].id)
     assert all(len(row.id) == 16 and int(row.id, 16) >= 0 for row in first)
 
-
 def test_blank_lines_are_no_rows(write):
     path, report = write("a.jsonl", '\n{"x": 1}\n \n'), ReadReport()
     rows = read_rows([path, path], report=report)
     assert [(row.line, row.fields) for row in rows] == [(2, {"x": 1})] * 2
     assert report.sources[str(path)]["rows"] == 2
-
 
 def test_declared_columns(write):
     path = write("a.tsv", "1\t2\n3\t4\t5\t6\n")
@@ -154,7 +142,6 @@ def test_declared_columns(write):
         read_rows([path], columns=("x", "y", "z"))
     with pytest.raises(DataError, match="column 'x' occurs twice"):
         read_rows([path], columns=("x", "x"))
-
 
 DAMAGED = [
     ("a.tsv", "x\ty\n1\t2\n1\t2\t3\n", r"a.tsv:3: 3 cells, 2 stand in the first line \(x, y\)"),
@@ -185,12 +172,10 @@ DAMAGED = [
     ("a.json", "[[1, 2]]", "a.json:1: a record must be a JSON object, this is list: ..1, 2"),
 ]
 
-
 @pytest.mark.parametrize(("name", "content", "message"), DAMAGED)
 def test_damage_is_named_with_its_place(write, name, content, message):
     with pytest.raises(DataError, match=f"(?s){message}"):
         read_rows([write(name, content)])
-
 
 def test_a_missing_file_and_columns_for_jsonl(write, tmp_path):
     with pytest.raises(DataError, match="none.tsv: cannot be read: No such file"):
@@ -200,10 +185,8 @@ def test_a_missing_file_and_columns_for_jsonl(write, tmp_path):
     with pytest.raises(DataError, match="a.jsonl:1: column names are for cells, this record"):
         read_rows([write("a.jsonl", "{}\n")], columns=("x",))
 
-
 def test_a_whole_surrogate_pair_is_text(write):
     assert fields(write("a.jsonl", '{"x": "\\ud83d\\ude42"}\n')) == [{"x": "\U0001f642"}]
-
 
 def test_arrays_under_a_key(write):
     content = '{"odd": {"x": [1]},\n "train": [\n["one", "a"],\n["two", "b", 3]],"y":[]}'
@@ -221,7 +204,6 @@ def test_arrays_under_a_key(write):
     with pytest.raises(DataError, match="cut.json:x:2: not valid JSON"):
         read_rows([f"{write('cut.json', '{' + chr(10) + 'x: 1')}:x"])
 
-
 def test_conll_sentences(write):
     content = "-DOCSTART- -X- O\n\na\tO\r\n\u2028 b\tB-x\n\t\n\nc NN  I-y\n-DOCSTART- O\nd O"
     rows = read_rows([write("a.conll", content)])
@@ -230,7 +212,6 @@ def test_conll_sentences(write):
         (7, {"tokens": ["c"], "tags": ["I-y"], "document": 1}),
         (9, {"tokens": ["d"], "tags": ["O"], "document": 2}),
     ]
-
 
 def test_labelled_lines_and_folders(write, tmp_path):
     lines = read_rows([write("a.train", "4 a  fine \n\n0 \n")], format="labelled")

@@ -52,7 +52,6 @@ WHOLE = [  # damage of the whole file, which nothing skips
     ("a.parquet", "PAR1....PAR1", "a.parquet: damaged parquet file"),
 ]
 
-
 @pytest.mark.parametrize(("name", "content", "kept", "bad"), SKIPPED)
 @pytest.mark.parametrize("is_gzipped", [False, True])
 def test_bad_records_are_left_out_and_kept_in_the_report(
@@ -70,7 +69,6 @@ def test_bad_records_are_left_out_and_kept_in_the_report(
         read_rows([path])
     assert str(error.value) == report.bad[0].reason
 
-
 def test_a_damaged_member_of_an_archive(tmp_path):
     with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as archive:
         for name, content in (("x/1.txt", b"caf\xe9"), ("x/2.txt", b"fine")):
@@ -84,12 +82,10 @@ def test_a_damaged_member_of_an_archive(tmp_path):
     with pytest.raises(DataError, match="a.tar.gz:x/1.txt:1: not UTF-8: byte 0xe9"):
         read_rows([tmp_path / "a.tar.gz"])
 
-
 @pytest.mark.parametrize(("name", "content", "message"), WHOLE)
 def test_a_file_damaged_as_a_whole_is_never_skipped(write, name, content, message):
     with pytest.raises(DataError, match=f"(?s){message}"):
         read_rows([write("fine.tsv", "x\n1\n"), write(name, content)], on_bad="skip")
-
 
 def test_a_lost_quote_changes_no_other_row(write):
     """The rows read were written as they are, but for the damaged one, or an error tells of it."""
@@ -121,14 +117,12 @@ def test_a_lost_quote_changes_no_other_row(write):
         assert len(values) == 6 or report.bad
     assert stopped > 100
 
-
 def test_the_raw_text_is_kept_up_to_a_limit_and_long_rows_are_read(write):
     long, report = "word " * 2_000_000, ReadReport()
     content = "\n".join(json.dumps({"x": x}) for x in (long, "short")) + f'\n{{"x": "{long}\n'
     rows = read_rows([write("a.jsonl", content)], on_bad="skip", report=report)
     assert [len(row.fields["x"]) for row in rows] == [len(long), 5]
     assert [(bad.line, bad.detail) for bad in report.bad] == [(3, ('{"x": "' + long)[:1000])]
-
 
 def test_patterns_stand_for_the_files_that_match(write, tmp_path):
     for name in ("b2.tsv", "b10.tsv", "a[1].tsv"):
@@ -148,7 +142,6 @@ def test_patterns_stand_for_the_files_that_match(write, tmp_path):
         read("b?0.tvs")
     with pytest.raises(DataError, match=rf"no file in {tmp_path}/none matches$"):
         read("none/*.tsv")
-
 
 def test_auto_decides_and_the_report_remembers(write):
     files = {
@@ -170,7 +163,6 @@ def test_auto_decides_and_the_report_remembers(write):
     for unsure in ('{"x": [1]}', '{"x": 1}\nword', "1\n2\n", "a\tb\nc\td\n", ""):
         with pytest.raises(DataError, match="unknown suffix; name the format, one of tsv"):
             read_rows([write("f.data", unsure)])
-
 
 def test_parquet(tmp_path, write, monkeypatch):
     pyarrow = pytest.importorskip("pyarrow")
@@ -196,7 +188,6 @@ def test_parquet(tmp_path, write, monkeypatch):
     with pytest.raises(DataError, match="a.parquet: needs pyarrow; install it: pip install"):
         read_rows([path])
 
-
 def test_real_dirt_is_an_error_or_skipped(data_dir: Path):
     with pytest.raises(DataError, match="145-8.txt.gz:8548: not UTF-8: byte 0x.*iconv -f latin1"):
         read_rows([data_dir / "gutenberg" / "*.txt.gz"])
@@ -204,7 +195,6 @@ def test_real_dirt_is_an_error_or_skipped(data_dir: Path):
     kept = read_rows([data_dir / "stsb" / "sts-train.tsv"], on_bad="skip", report=report)
     assert (len(kept), len(report.bad)) == (5749 - 1 - 197, 197)
     assert all("9 cells, 7 stand in the first line" in bad.reason for bad in report.bad)
-
 
 def test_other_encodings_are_read_where_they_are_named(write):
     text = "x\tcaf\xe9\n"

@@ -15,7 +15,6 @@ from ftcore.data.read import read_rows
 
 SETS = tomllib.loads(Path(__file__).with_name("real_sets.toml").read_text())
 
-
 def splits(name: str, data_dir: Path) -> list[Rows]:
     """The files of a set, or each pattern of them, as a test split of its own."""
     told = SETS[name]
@@ -25,7 +24,6 @@ def splits(name: str, data_dir: Path) -> list[Rows]:
         collect(kind(train=(str(data_dir / file),), **options), {}) for file in told["files"]
     ]
     return [part["train"] for part in found]
-
 
 @pytest.mark.parametrize("name", SETS)
 def test_a_real_set_has_the_counts_of_its_readme(name: str, data_dir: Path) -> None:
@@ -40,7 +38,6 @@ def test_a_real_set_has_the_counts_of_its_readme(name: str, data_dir: Path) -> N
     assert several == told["conflicts"]
     assert [len({*texts[0]} & {*other}) for other in texts[1:]] == told["overlap"]
 
-
 def found_conflicts(part: Rows) -> int:
     """Texts with several labels, as `compare` finds them and as a dictionary does."""
     answers: dict[str, set[Hashable]] = {}
@@ -51,7 +48,6 @@ def found_conflicts(part: Rows) -> int:
         assert count == sum(len(found) > 1 for found in answers.values())
         return count
     return 0
-
 
 @pytest.mark.parametrize("name", ["banking77", "cola", "stsb", "clinc150", "ner_wnut17"])
 def test_duplicates_and_leaks_are_those_that_a_dictionary_finds(name: str, data_dir: Path) -> None:
@@ -67,7 +63,6 @@ def test_duplicates_and_leaks_are_those_that_a_dictionary_finds(name: str, data_
     found = leaks(train.examples, named)
     assert {row for row, why in found.items() if why.reason.startswith("exact")} == rows
     assert len(rows) >= sum(SETS[name]["overlap"])
-
 
 def test_trees_of_messages_and_rows_of_rewards_are_read(data_dir: Path) -> None:
     trees = read_rows([data_dir / "oasst_sample/en_100_tree.jsonl"])

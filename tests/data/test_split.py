@@ -9,18 +9,15 @@ from ftcore.data.columns import LabelledText
 from ftcore.data.split import apportioned, balanced, held_out, mixed, together
 from ftcore.errors import DataError
 
-
 def rows(**counts: int) -> list[LabelledText]:
     labels = [label for label, count in counts.items() for _ in range(count)]
     return [LabelledText(f"{n}", f"text {n}", None, label) for n, label in enumerate(labels)]
-
 
 def test_seats_are_apportioned_by_largest_remainders() -> None:
     assert apportioned({"a": 5, "b": 3, "c": 2}, 4) == {"a": 2, "b": 1, "c": 1}
     assert apportioned({"a": 1, "b": 1, "c": 1}, 4) == {"a": 2, "b": 1, "c": 1}
     shares = {n: float(n) for n in range(1, 20)}
     assert sum(apportioned(shares, 1234).values()) == 1234
-
 
 def test_classes_keep_their_shares_among_the_rows_held_out() -> None:
     strata = ["a"] * 60 + ["b"] * 30 + ["c"] * 10
@@ -29,18 +26,15 @@ def test_classes_keep_their_shares_among_the_rows_held_out() -> None:
     assert (held == held_out(strata, range(100), 20, seed=0)).all()
     assert (held != held_out(strata, range(100), 20, seed=1)).any()
 
-
 def test_groups_never_straddle() -> None:
     groups = [n // 3 for n in range(90)]
     held = held_out(["all"] * 90, groups, 31, seed=4)
     assert held.sum() == 30  # 31 is no multiple of 3
     assert all(len(set(held[3 * g : 3 * g + 3])) == 1 for g in range(30))
 
-
 def test_more_rows_than_there_are_cannot_be_held_out() -> None:
     with pytest.raises(DataError, match="data.holdout = 9: train has 9 rows; hold out fewer"):
         held_out(["x"] * 9, range(9), 9, seed=0)
-
 
 def test_rows_are_together_through_either_key_and_through_others() -> None:
     groups, pairs = ["x", "x", None, None, "y", "y"], [(1, 2), (3, 3)]
@@ -48,13 +42,11 @@ def test_rows_are_together_through_either_key_and_through_others() -> None:
     assert numbers[0] == numbers[1] == numbers[2] and numbers[4] == numbers[5]
     assert len(set(numbers)) == 3
 
-
 def test_weights_are_inverse_to_the_class_and_capped() -> None:
     found = {e.label: e.weight for e in balanced(rows(a=90, b=9, c=1), "weights", 5.0, seed=0)}
     assert found == pytest.approx({"a": 100 / 3 / 90, "b": 100 / 3 / 9, "c": 5.0})
     even = balanced(rows(a=30, b=10), "weights", 10.0, seed=0)
     assert sum(e.weight for e in even) == pytest.approx(40)
-
 
 @pytest.mark.parametrize(
     ("method", "cap", "wanted"),
@@ -70,7 +62,6 @@ def test_rows_are_repeated_or_left_out_up_to_the_cap(method, cap, wanted) -> Non
     assert Counter(e.label for e in found) == wanted
     copies = Counter(e.id for e in found if e.label == "b").values()
     assert max(copies) - min(copies) <= 1  # no row is a favourite
-
 
 def test_sources_are_read_in_the_shares_of_their_weights() -> None:
     source_B = np.array([0] * 20 + [1] * 5)

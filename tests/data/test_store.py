@@ -54,18 +54,15 @@ CASES: dict[str, ExamplesConfig | TextDataConfig] = {
     "masked": MaskedDataConfig(max_length=6),
 }
 
-
 @pytest.fixture
 def file(tmp_path: Path) -> str:
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in ROWS), "utf-8")
     return str(path)
 
-
 @pytest.fixture
 def config(file: str, tmp_path: Path) -> LabelledDataConfig:
     return LabelledDataConfig(train=(file,), test=(file,), cache=tmp_path / "cache", **AS_THEY_ARE)
-
 
 def same(one: Any, two: Any) -> bool:
     """Equal and of equal types; lists and what stands for them are alike."""
@@ -80,10 +77,8 @@ def same(one: Any, two: Any) -> bool:
         return type(one) is type(two) and same(*pairs)
     return type(one) is type(two) and one == two
 
-
 def entries(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
-
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_cache_gives_back_what_was_prepared(
@@ -105,7 +100,6 @@ def test_the_cache_gives_back_what_was_prepared(
     assert both[0] == both[1] and b"left out" in both[0]
     assert store.prepared(replace(options, cache=None), tokenizer, seed=3)[1].endswith("not kept")
 
-
 def test_documents_are_a_sequence(tmp_path: Path) -> None:
     arange = np.arange(5, dtype=np.int32)
     rows = [
@@ -125,13 +119,11 @@ def test_documents_are_a_sequence(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="read-only"):
         documents[0].tokens_T[0] = 7
 
-
 @dataclass
 class Reported(Prepared):
     """With what a further stage may tell."""
 
     funnel: dict[str, Any] = field(default_factory=dict)
-
 
 def test_any_field_of_prepared_data_is_kept(
     base: Tokenizer, config: LabelledDataConfig, monkeypatch: pytest.MonkeyPatch
@@ -142,7 +134,6 @@ def test_any_field_of_prepared_data_is_kept(
     monkeypatch.setattr(store, "Prepared", Reported)
     monkeypatch.setattr(store, "prepare", lambda *args, **options: data)
     assert same(data, store.prepared(config, base, seed=0)[0])
-
 
 def test_a_change_of_anything_is_another_key(
     base: Tokenizer, bert: Tokenizer, config: LabelledDataConfig, file: str, tmp_path: Path,
@@ -183,7 +174,6 @@ def test_a_change_of_anything_is_another_key(
     assert len({first, *found}) == 1 + len(found) == 17
     assert first == key()
 
-
 def test_a_file_named_by_its_key_and_one_that_is_not_there(
     base: Tokenizer, config: LabelledDataConfig, tmp_path: Path
 ) -> None:
@@ -193,7 +183,6 @@ def test_a_file_named_by_its_key_and_one_that_is_not_there(
         assert "kept in" in store.prepared(options, base, seed=0)[1]
     with pytest.raises(DataError, match=r"rosw\.jsonl: cannot be read.*nearest: 'rows.jsonl'"):
         store.prepared(replace(config, dev=(f"{tmp_path}/rosw.jsonl",)), base, seed=0)
-
 
 @pytest.mark.parametrize("how", ["a flipped bit", "a shorter file", "no manifest"])
 def test_a_damaged_cache_is_made_anew(
@@ -215,7 +204,6 @@ def test_a_damaged_cache_is_made_anew(
     assert (folder / "0/tokens.npy").read_bytes() == content
     assert "from the cache" in store.prepared(config, base, seed=0)[1]
     assert entries(config.cache) == [folder.name, "lock"]
-
 
 def test_a_full_disk(
     base: Tokenizer, config: LabelledDataConfig, monkeypatch: pytest.MonkeyPatch
@@ -252,7 +240,6 @@ prepared(config, Tokenizer.load({str(ROOT / "ftcore/builtin/base")!r}), seed=0)
     assert "--data.cache None" in last and entries(config.cache) == ["lock"]
     assert "kept in" in store.prepared(config, base, seed=0)[1]
 
-
 def test_two_processes_make_it_once(
     base: Tokenizer, config: LabelledDataConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -277,7 +264,6 @@ def test_two_processes_make_it_once(
     (first, one), (second, two) = sorted((lines.get(), lines.get()))  # by what they say
     assert ["from the cache" in first, "kept in" in second] == [True, True] and one == two == 8
 
-
 def test_a_file_that_changes_while_it_is_read_is_not_kept(
     base: Tokenizer, config: LabelledDataConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -293,7 +279,6 @@ def test_a_file_that_changes_while_it_is_read_is_not_kept(
     assert entries(config.cache) == ["lock"]
     assert len(store.prepared(config, base, seed=0)[0].train.documents) == len(ROWS)
 
-
 def test_what_a_killed_process_left_is_cleaned(
     base: Tokenizer, config: LabelledDataConfig
 ) -> None:
@@ -302,7 +287,6 @@ def test_what_a_killed_process_left_is_cleaned(
         (config.cache / left / "train").mkdir(parents=True)
     store.prepared(config, base, seed=0)
     assert entries(config.cache) == [".tmp-other-1", name, "lock"]
-
 
 def test_the_built_in_chats(base: Tokenizer, tmp_path: Path) -> None:
     chat = ("builtin:chat",)

@@ -36,12 +36,10 @@ BITS = (
 )
 few = settings(max_examples=40, deadline=None, derandomize=True, database=None)
 
-
 def said(tokenizer: Tokenizer) -> st.SearchStrategy[str]:
     """Contents without special tokens, which are refused."""
     texts = st.lists(st.sampled_from(BITS), max_size=7).map("".join)
     return texts.filter(lambda text: tokenizer.find_special(text) is None)
-
 
 @st.composite
 def chats(draw: Callable, style: Style, tokenizer: Tokenizer) -> Chat:
@@ -57,11 +55,9 @@ def chats(draw: Callable, style: Style, tokenizer: Tokenizer) -> Chat:
         turns.append({"role": "assistant", "content": answer, "train": train, "weight": weight})
     return Chat("c", tuple(turns), "chats.jsonl", 1)
 
-
 def encoded(chat: Chat, tokenizer: Tokenizer, **options: object) -> Encoded:
     (document,) = encode_chats([chat], tokenizer, **options).documents
     return document
-
 
 def runs(document: Encoded, tokenizer: Tokenizer) -> list[tuple[str, float]]:
     """Text and weight of every supervised run of tokens of one weight."""
@@ -70,7 +66,6 @@ def runs(document: Encoded, tokenizer: Tokenizer) -> list[tuple[str, float]]:
         if weight:
             found.append((tokenizer.decode([id_ for id_, _ in run], special=True), weight))
     return found
-
 
 def answers(chat: Chat, name: str, *, end: bool = True) -> list[tuple[str, float]]:
     """The same by what templates.toml says of the style, without rendering or tokens."""
@@ -87,7 +82,6 @@ def answers(chat: Chat, name: str, *, end: bool = True) -> list[tuple[str, float
         found.append((text, message["weight"]))
     return found
 
-
 def check(found: list[tuple[str, float]], wanted: list[tuple[str, float]], kind: str) -> None:
     """Equal, but for what a token brings along: a header's line break where white space follows it,
     and the blank that pieces begin with behind a special token."""
@@ -96,7 +90,6 @@ def check(found: list[tuple[str, float]], wanted: list[tuple[str, float]], kind:
         assert text.endswith(answer)
         brought = {"", "\n" if answer[0].isspace() else "", " " if kind == "pieces" else ""}
         assert text.removesuffix(answer) in brought
-
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", sorted(styles()))
@@ -113,7 +106,6 @@ def test_answers_and_their_ends_and_nothing_else(name: str, kind: str) -> None:
         check(runs(endless, tokenizer), answers(chat, name, end=False), kind)
 
     holds()
-
 
 @pytest.mark.parametrize("name", sorted(styles()))
 def test_a_completion_is_all_behind_the_prompt(name: str) -> None:
@@ -135,7 +127,6 @@ def test_a_completion_is_all_behind_the_prompt(name: str) -> None:
 
     holds()
 
-
 @pytest.mark.parametrize("name", sorted(styles()))
 def test_one_bos_and_any_pad(name: str) -> None:
     style, tokenizer = styles()[name], styled(name)
@@ -156,7 +147,6 @@ def test_one_bos_and_any_pad(name: str) -> None:
 
     holds()
 
-
 def test_headers_that_take_white_space_are_not_supervised() -> None:
     """Phi-3's <|assistant|> takes the line break behind it and what white space the answer begins
     with."""
@@ -169,7 +159,6 @@ def test_headers_that_take_white_space_are_not_supervised() -> None:
         prompt = encode_prompt([USER], tokenizer)
         assert document.tokens_T[: len(prompt)].tolist() == prompt.tolist()
 
-
 def test_a_question_that_spells_the_generation_prompt_is_not_supervised() -> None:
     """Where the template itself does not write it in front of answers."""
     template = (
@@ -179,7 +168,6 @@ def test_a_question_that_spells_the_generation_prompt_is_not_supervised() -> Non
     tokenizer = build(template, (), eos_token="<|im_end|>")
     turns = ({"role": "user", "content": "assistant:<think> hm"}, ANSWER)
     assert runs(encoded(Chat("c", turns), tokenizer), tokenizer) == [("four<|im_end|>", 1.0)]
-
 
 def test_what_follows_a_completion_is_supervised_too() -> None:
     turns = (USER, ANSWER)
@@ -191,7 +179,6 @@ def test_what_follows_a_completion_is_supervised_too() -> None:
         "phi3": "four<|end|><|endoftext|>",
         "llama2": " four </s>",
     }
-
 
 def test_completions_of_prompts_and_answers_in_columns(tmp_path: Path) -> None:
     rows = [{"q": "two and two?", "a": "four"}, {"q": "two and one?", "a": " "}]
@@ -205,7 +192,6 @@ def test_completions_of_prompts_and_answers_in_columns(tmp_path: Path) -> None:
         found += [text for document in split.documents for text, _ in runs(document, tokenizer)]
     assert found == ["four</s>", "four</s>\n", "four"]
 
-
 def test_a_template_whose_prompt_is_no_beginning_has_no_completions() -> None:
     template = (
         "{{ messages | length }}{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
@@ -214,7 +200,6 @@ def test_a_template_whose_prompt_is_no_beginning_has_no_completions() -> None:
     with pytest.raises(DataError, match="does not begin with its prompt's; take data.train_on las"):
         encoded(FINE, tokenizer, train_on="completion")
     assert runs(encoded(FINE, tokenizer), tokenizer) == [("four<|im_end|>", 1.0)]
-
 
 @pytest.mark.parametrize("train_on", ["all", "completion"])
 def test_ends_cannot_be_left_out_of_what_holds_them(train_on: TrainOn) -> None:

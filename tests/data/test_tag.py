@@ -20,14 +20,11 @@ from ftcore.evaluate.metrics import Perplexity
 LABELS = {"B-x": 0, "I-x": 1, "O": 2}
 WORDS = ("Unaffable", "caf\u00e9s", ",", "\u200d", "don't", "O")
 
-
 def rows(*fields: dict) -> list[Row]:
     return [Row(f"id{n}", "f.jsonl", n, dict(f)) for n, f in enumerate(fields, start=1)]
 
-
 def sentence(words: tuple[str, ...], tag: str = "O") -> Tagged:
     return Tagged("s", words, (tag,) * len(words), "f.conll", 3)
-
 
 @pytest.mark.parametrize(
     ("given", "bio"),
@@ -43,7 +40,6 @@ def test_iob1_becomes_bio(given: str, bio: str) -> None:
     assert to_bio(given.split()) == tuple(bio.split())
     assert to_bio(to_bio(given.split())) == to_bio(given.split())
 
-
 def test_columns_of_words_and_tags() -> None:
     good = {"w": ["a", "b"], "t": ["I-x", "O"]}
     kept, rejected = tagged(rows(good, {"w": [], "t": []}), tokens="w", tags="t")
@@ -58,11 +54,9 @@ def test_columns_of_words_and_tags() -> None:
         with pytest.raises(DataError, match=f"f.jsonl:2: {message}"):
             tagged(rows(good, bad), tokens="w", tags="t")
 
-
 def test_both_tags_of_a_type_are_labels() -> None:
     kept = [sentence(("a", "b"), "B-x"), sentence(("c",), "I-y"), sentence(("d",))]
     assert tuple(label_map(kept)) == ("B-x", "B-y", "I-x", "I-y", "O")
-
 
 @pytest.mark.parametrize("kind", ["bert", "base"])
 def test_first_tokens_against_words_read_alone(kind: str, request: pytest.FixtureRequest) -> None:
@@ -80,7 +74,6 @@ def test_first_tokens_against_words_read_alone(kind: str, request: pytest.Fixtur
         if place >= 0:
             assert encoding.ids_T[place : place + len(alone)].tolist() == alone.tolist()
 
-
 def test_a_token_belongs_to_one_word() -> None:
     """Tokens [ab c][d][ e]: the second word's own first token is its second."""
     offsets_T2 = np.array([(0, 0), (0, 4), (4, 5), (5, 7), (0, 0)])
@@ -88,7 +81,6 @@ def test_a_token_belongs_to_one_word() -> None:
     assert first_tokens(("ab", "cd", "e"), encoding).tolist() == [1, 2, 3]
     merged = Encoding(encoding.ids_T[:3], np.array([(0, 0), (0, 5), (5, 7)]))
     assert first_tokens(("ab", "cd", "e"), merged).tolist() == [1, -1, 2]
-
 
 def test_the_first_token_of_each_word_is_supervised(bert: Tokenizer) -> None:
     source = Tagged("s", WORDS, ("B-x", "I-x", "O", "B-x", "O", "B-x"), "f.conll", 3)
@@ -102,7 +94,6 @@ def test_the_first_token_of_each_word_is_supervised(bert: Tokenizer) -> None:
     assert kept.words == WORDS and kept.places_W[kept.places_W >= 0].tolist() == places.tolist()
     assert [r.reason for r in encoded.untold] == ["the word '\\u200d' gives no token"] * 2
     assert [(r.line, r.reason) for r in encoded.rejected] == [(3, "nothing to supervise in it")]
-
 
 def test_long_sentences(bert: Tokenizer) -> None:
     source = sentence(("one", "unaffable", "two", "three"))
@@ -120,7 +111,6 @@ def test_long_sentences(bert: Tokenizer) -> None:
         encode_tagged([source], bert, LABELS, max_length=4)
     with pytest.raises(DataError, match="max_length = 2: 2 special tokens leave no room"):
         encode_tagged([source], bert, LABELS, max_length=2, over_length="cut_right")
-
 
 @pytest.mark.parametrize("over_length", ["cut_left", "split"])
 def test_words_are_scored_once_and_where_they_stand(bert: Tokenizer, over_length: str) -> None:
@@ -153,7 +143,6 @@ def test_words_are_scored_once_and_where_they_stand(bert: Tokenizer, over_length
             assert tokens[1:-1].tolist() == full.tokens_T[len(full) + 1 - limit : -1].tolist()
         assert encoded.cut[0].reason.startswith(f"more than {limit} tokens: {over_length}")
 
-
 def test_split_sentences_are_judged_whole(
     bert: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,7 +161,6 @@ def test_split_sentences_are_judged_whole(
     values, metrics, rows = evaluate_tags(None, split, list(LABELS))
     assert values["f1"] == values["accuracy"] == 1 and metrics.totals[2] == {"x": 1}
     assert rows[0]["predicted"] == ["O", "B-x", "I-x"] and len(rows) == 1
-
 
 def test_prepared_sentences(bert: Tokenizer, tmp_path: Path) -> None:
     (tmp_path / "a.conll").write_text("a B-x\n\u200d O\n\nb O\n\nc I-x\n", "utf-8")
@@ -193,9 +181,7 @@ def test_prepared_sentences(bert: Tokenizer, tmp_path: Path) -> None:
     data.write(tmp_path / "data")
     assert '"what": "without token"' in (tmp_path / "data" / "rejected.jsonl").read_text("utf-8")
 
-
 REAL = ["ner_wnut17/wnut17train.conll", "ner_wikigold/wikigold.conll.txt"]
-
 
 @pytest.mark.parametrize("name", REAL)
 def test_real_sentences(name: str, data_dir: Path, bert: Tokenizer, base: Tokenizer) -> None:
@@ -209,7 +195,6 @@ def test_real_sentences(name: str, data_dir: Path, bert: Tokenizer, base: Tokeni
         encoded = encode_tagged(kept, tokenizer, labels)
         supervised = sum(int(d.weights.sum()) for d in encoded.documents)
         assert supervised + len(encoded.untold) == words and len(encoded.untold) < 20
-
 
 def test_more_reasons_than_fit_are_counted(bert: Tokenizer, tmp_path: Path) -> None:
     lost = [chr(0x200B + n) for n in range(5)] + ["\u2060", "\ufeff"]

@@ -15,14 +15,11 @@ USER = {"role": "user", "content": "hi"}
 ANSWER = {"role": "assistant", "content": "hello"}
 SPEAKERS = {"User 1": "user", "User 2": "assistant"}
 
-
 def rows(*fields):
     return [Row(f"id{n}", "f.jsonl", n, dict(f)) for n, f in enumerate(fields, start=1)]
 
-
 def said(chat):
     return [(m["role"], m["content"], m["train"]) for m in chat.messages]
-
 
 def test_chats_fill_in_what_is_trained():
     system = {"role": "system", "content": ""}
@@ -32,7 +29,6 @@ def test_chats_fill_in_what_is_trained():
     turns = [{**USER, "train": True, "name": "x"}, {**ANSWER, "train": False, "weight": 2}]
     kept, _ = chats(rows({"dialog": turns}), messages="dialog")
     assert [(m["train"], m["weight"]) for m in kept[0].messages] == [(True, 1.0), (False, 2.0)]
-
 
 def test_chats_without_messages_or_with_tools_are_rejected():
     call = {**ANSWER, "tool_calls": [{"name": "f"}]}
@@ -49,7 +45,6 @@ def test_chats_without_messages_or_with_tools_are_rejected():
         "column 'messages' holds no messages",
         "message 2 holds 'tool_calls', which is not supported",
     ]
-
 
 @pytest.mark.parametrize(
     ("turns", "message"),
@@ -73,7 +68,6 @@ def test_bad_messages_are_errors_that_print_the_row(turns, message):
         chats(rows({"messages": [USER, ANSWER]}, {"messages": turns}))
     assert 'the row is {"messages": ' in str(error.value)
 
-
 def test_turns_under_other_keys_and_roles():
     turns = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello", "train": False}]
     source = rows({"conversations": turns})
@@ -84,7 +78,6 @@ def test_turns_under_other_keys_and_roles():
         chats(source, messages="conversations")
     with pytest.raises(DataError, match="f.jsonl: no column 'messages'"):
         chats(source)
-
 
 def test_transcripts():
     texts = (
@@ -105,7 +98,6 @@ def test_transcripts():
     begins = "the transcript does not begin with one of User 1, User 2"
     assert [r.reason for r in rejected] == [begins, begins, "column 'messages' holds no messages"]
 
-
 def test_questions_with_answers():
     source = rows(
         {"q": "Sum?", "input": "1 2", "a": "3"},
@@ -122,7 +114,6 @@ def test_questions_with_answers():
         answered(source, prompt=("q",), answer="answer")
     with pytest.raises(DataError, match="f.jsonl:1: column 'input' must hold text, not int"):
         answered(rows({"q": "a", "input": 3, "a": "b"}), prompt=("q", "input"), answer="a")
-
 
 def test_real_chats(data_dir):
     tokenizer = Tokenizer.load(resolve("builtin:base"))
@@ -147,7 +138,6 @@ def test_real_chats(data_dir):
         (split,) = prepare(config, tokenizer, seed=0).tests.values()
         assert len(split.documents) + len(split.rejected) == number, name
         assert len(split.rejected) <= 0.01 * number, [row.reason for row in split.rejected]
-
 
 def test_rows_held_out_of_chats_and_names_that_are_no_pairs():
     tokenizer = Tokenizer.load(resolve("builtin:base"))

@@ -19,12 +19,10 @@ TEXTS = [
     "don't stop " * 40,
 ]
 
-
 @pytest.fixture(scope="module")
 def reference(bert_folder):
     transformers = pytest.importorskip("transformers")
     return transformers.AutoTokenizer.from_pretrained(bert_folder)
-
 
 def changed(tokenizer, **content):
     """The same tokenizer with parts of its tokenizer.json replaced."""
@@ -32,16 +30,13 @@ def changed(tokenizer, **content):
     files = {**tokenizer.files, "tokenizer.json": json.dumps(parts).encode()}
     return Tokenizer(files, where="test")
 
-
 def encode_pair(tokenizer, text, pair=None, **options):
     (encoded,) = written_out(tokenizer.encode_pairs([text], [pair], **options))
     return encoded
 
-
 def written_out(encoded):
     """With zeros for the segments of those that have none."""
     return [(ids, np.zeros_like(ids) if types is None else types) for ids, types in encoded]
-
 
 def test_cutting_pairs_changes_nothing_else(bert, monkeypatch):
     """While pairs are asked for one by one, and in every slab."""
@@ -52,14 +47,12 @@ def test_cutting_pairs_changes_nothing_else(bert, monkeypatch):
     assert len(next(bert.encode_pairs(["word " * 50], [None]))[0]) == 52
     assert [len(ids) for ids, _ in short] == [7] * 4
 
-
 def test_truncation_and_padding_of_the_file_are_off(bert, bert_folder):
     stored = json.loads((bert_folder / "tokenizer.json").read_text())
     assert stored["truncation"]["max_length"] == 128 and stored["padding"] is not None
     assert len(bert.encode("word " * 500)) == 502
     assert len(bert.encode("word")) == 3
     assert len(encode_pair(bert, "word " * 200, "word " * 200)[0]) == 403
-
 
 @pytest.mark.parametrize("max_length", [None, 5, 16, 17])
 def test_ids_and_types_equal_transformers(bert, reference, max_length):
@@ -69,7 +62,6 @@ def test_ids_and_types_equal_transformers(bert, reference, max_length):
             ids, types = encode_pair(bert, text, pair, max_length=max_length)
             assert ids.tolist() == expected["input_ids"]
             assert types.tolist() == expected["token_type_ids"]
-
 
 def test_vocab_txt_gives_the_tokenizer_of_tokenizer_json(bert, bert_folder, tmp_path):
     shutil.copy(bert_folder / "vocab.txt", tmp_path)
@@ -83,7 +75,6 @@ def test_vocab_txt_gives_the_tokenizer_of_tokenizer_json(bert, bert_folder, tmp_
     cased = Tokenizer.load(tmp_path)
     assert cased.encode("Hello").ids_T.tolist() == [101, 100, 102]  # [UNK]: no capitals in it
 
-
 def test_pairs_in_a_batch_equal_single_pairs(bert):
     pairs = [None, "a pair", None, "another"]
     batch = written_out(bert.encode_pairs(TEXTS[:4], pairs))
@@ -91,7 +82,6 @@ def test_pairs_in_a_batch_equal_single_pairs(bert):
         alone = encode_pair(bert, text, pair)
         assert (ids == alone[0]).all() and (types == alone[1]).all()
         assert ids.dtype == types.dtype == np.int32
-
 
 def test_saved_files_are_the_same_and_transformers_reads_them(base, bert_folder, tmp_path):
     transformers = pytest.importorskip("transformers")
@@ -110,12 +100,10 @@ def test_saved_files_are_the_same_and_transformers_reads_them(base, bert_folder,
     ids = Tokenizer.load(tmp_path / "copy").encode(TEXTS[0]).ids_T.tolist()
     assert other(TEXTS[0])["input_ids"] == ids
 
-
 BYTE_LEVEL = {
     "GPT2Tokenizer": ["<|endoftext|>"],
     "RobertaTokenizer": ["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
 }
-
 
 @pytest.fixture
 def byte_level_folder(base, tmp_path):
@@ -134,7 +122,6 @@ def byte_level_folder(base, tmp_path):
         return tmp_path
 
     return make
-
 
 @pytest.mark.parametrize("settings", [None, {}, {"add_prefix_space": True}])
 @pytest.mark.parametrize("kind", BYTE_LEVEL)
@@ -156,7 +143,6 @@ def test_vocab_json_and_merges(kind, settings, byte_level_folder):
     tokenizer.save(folder / "copy")
     assert Tokenizer.load(folder / "copy").digest == tokenizer.digest
 
-
 def test_other_byte_level_tokenizers_are_refused(byte_level_folder):
     folder = byte_level_folder("GPT2Tokenizer", {"tokenizer_class": "Qwen2Tokenizer"})
     with pytest.raises(ModelError, match="'Qwen2Tokenizer': only GPT-2's and RoBERTa's BPE is bui"):
@@ -170,14 +156,12 @@ def test_other_byte_level_tokenizers_are_refused(byte_level_folder):
         with pytest.raises(ModelError, match="merges.txt: does not fit vocab.json .*fetch both"):
             Tokenizer.load(folder)
 
-
 def test_digest_tells_files_apart(base):
     template = {**base.files, "chat_template.jinja": b"{{ messages }}"}
     changed_template = Tokenizer(template, where="test")
     assert changed_template.chat_template == "{{ messages }}"
     assert changed_template.digest != base.digest
     assert Tokenizer(base.files, where="elsewhere").digest == base.digest
-
 
 @pytest.mark.parametrize("trimmed", [False, True])
 def test_offsets_cover_every_character(base, trimmed):
@@ -192,7 +176,6 @@ def test_offsets_cover_every_character(base, trimmed):
         covered.update(range(start, end))
     assert covered == set(range(len(text)))
 
-
 def test_special_tokens(base, bert):
     assert base.special_tokens == ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
     assert base.special_ids == {0, 1, 2}
@@ -203,7 +186,6 @@ def test_special_tokens(base, bert):
     assert base.find_special("a <|im_end b") is None
     with pytest.raises(ModelError, match="the vocabulary has no token '<x>'"):
         base.id_of("<x>")
-
 
 def test_at_most_one_bos(families):
     llama = families["llama3"]
@@ -227,7 +209,6 @@ def test_at_most_one_bos(families):
         assert (short == tokenizer.bos_id).tolist()[:2] == [True, False]
     assert tokenizer.encode("hi", special=False).ids_T[0] != tokenizer.bos_id
 
-
 def test_named_templates(base):
     named = [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]
     files = {**base.files, "tokenizer_config.json": json.dumps({"chat_template": named}).encode()}
@@ -236,7 +217,6 @@ def test_named_templates(base):
     with pytest.raises(ModelError, match=r"chat templates \['tool_use'\], none of them 'default'"):
         Tokenizer(files, where="test")
 
-
 def test_special_tokens_written_as_objects(base):
     eos = {"content": "<|im_end|>", "lstrip": False, "special": True}
     files = {
@@ -244,7 +224,6 @@ def test_special_tokens_written_as_objects(base):
         "special_tokens_map.json": json.dumps({"eos_token": eos}).encode(),
     }
     assert Tokenizer(files, where="test").eos_id == 2
-
 
 @pytest.mark.parametrize(
     ("files", "message"),
@@ -260,7 +239,6 @@ def test_damaged_folders(tmp_path, files, message):
         (tmp_path / name).write_bytes(content)
     with pytest.raises(ModelError, match=message):
         Tokenizer.load(tmp_path)
-
 
 @pytest.mark.parametrize(
     ("config", "message"),

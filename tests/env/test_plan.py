@@ -5,7 +5,6 @@ from torch import nn
 
 from ftcore.env.plan import Plan
 
-
 def test_memory_by_component() -> None:
     model = nn.ModuleDict({
         "frozen": nn.Linear(10, 10, bias=False).requires_grad_(False).to(torch.bfloat16),
@@ -25,7 +24,6 @@ def test_memory_by_component() -> None:
         "9 steps; an epoch is 3 rows, 12 tokens",
         "25 of 125 parameters are trained (20.0%)",
     ]
-
 
 def test_a_tied_matrix_is_counted_once() -> None:
     model = nn.ModuleList([nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)])

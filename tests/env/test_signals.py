@@ -27,13 +27,11 @@ with StopFlag() as stop:
 sys.exit(stop.exit_code)
 """
 
-
 def start(pace: str) -> subprocess.Popen[str]:
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     child = subprocess.Popen([sys.executable, "-c", CHILD, pace], cwd=ROOT, text=True, **pipes)
     assert child.stdout.readline() == "ready\n"
     return child
-
 
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_lets_the_step_end_and_sets_the_exit_code(number: int, code: int) -> None:
@@ -43,7 +41,6 @@ def test_a_signal_lets_the_step_end_and_sets_the_exit_code(number: int, code: in
     assert out == "saving\nsaved\n" and child.returncode == code
     assert signal.Signals(number).name in err and "Traceback" not in err
 
-
 @pytest.mark.parametrize("second, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_second_signal_leaves_at_once(second: int, code: int) -> None:
     child = start("slow")
@@ -52,7 +49,6 @@ def test_a_second_signal_leaves_at_once(second: int, code: int) -> None:
     child.send_signal(second)
     out, _ = child.communicate(timeout=30)
     assert out == "" and child.returncode == code
-
 
 def test_the_old_handlers_are_restored() -> None:
     def mine(number: int, frame: object) -> None: ...
@@ -66,7 +62,6 @@ def test_the_old_handlers_are_restored() -> None:
         assert signal.getsignal(signal.SIGINT) is before[1]
     finally:
         signal.signal(signal.SIGTERM, before[0])
-
 
 def test_without_a_signal_the_exit_code_is_zero() -> None:
     with StopFlag() as stop:

@@ -15,16 +15,13 @@ from ftcore.evaluate.metrics import METRICS, OUTSIDE, ClassificationMetrics, Per
 TOLERANCE = 1e-12
 pytestmark = pytest.mark.filterwarnings("ignore:A single label was found")
 
-
 def names_of(num_labels: int) -> list[str]:
     return [f"class {k}" for k in range(num_labels)]
-
 
 def counted(num_labels: int, target: list[int], predicted: list[int]) -> ClassificationMetrics:
     metrics = ClassificationMetrics(names_of(num_labels))
     metrics.update(target, predicted)
     return metrics
-
 
 def sklearn_metrics(target_B: np.ndarray, predicted_B: np.ndarray) -> dict[str, float]:
     """What scikit-learn says: labels restricted to the real classes that occur."""
@@ -40,7 +37,6 @@ def sklearn_metrics(target_B: np.ndarray, predicted_B: np.ndarray) -> dict[str, 
             f"f1_{average}": f1,
         }
     return result | {"mcc": sk.matthews_corrcoef(target_B, predicted_B)}
-
 
 def assert_equals_sklearn(num_labels: int, target: list[int], predicted: list[int]) -> None:
     target_B, predicted_B = np.array(target), np.array(predicted)
@@ -65,7 +61,6 @@ def assert_equals_sklearn(num_labels: int, target: list[int], predicted: list[in
         )
         assert row["predicted"] == (predicted_B == k).sum()
 
-
 @pytest.mark.parametrize("seed", range(40))
 def test_random_labels_equal_sklearn(seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -77,7 +72,6 @@ def test_random_labels_equal_sklearn(seed: int) -> None:
     if seed % 2:
         predicted_B[rng.random(rows) < 0.2] = OUTSIDE
     assert_equals_sklearn(num_labels, target_B.tolist(), predicted_B.tolist())
-
 
 @pytest.mark.parametrize(
     ("num_labels", "target", "predicted"),
@@ -103,7 +97,6 @@ def test_edge_cases_equal_sklearn(num_labels: int, target: list[int], predicted:
     else:
         assert_equals_sklearn(num_labels, target, predicted)
 
-
 def test_outside_is_a_miss_of_its_class_and_a_hit_on_no_precision() -> None:
     metrics = counted(2, [0, 0, 1, 1], [0, OUTSIDE, 1, 1])
     first, second = metrics.per_class()
@@ -114,12 +107,10 @@ def test_outside_is_a_miss_of_its_class_and_a_hit_on_no_precision() -> None:
     assert result["accuracy"] == result["recall_micro"] == 0.75
     assert metrics.counts_KP.tolist() == [[1, 0, 1], [0, 2, 0]]
 
-
 def test_macro_is_sklearns_own_default_over_the_classes_that_occur() -> None:
     target, predicted = [0, 1, 2, 2, 0], [0, 2, 2, 2, 1]
     expected = sk.f1_score(target, predicted, average="macro")
     assert counted(9, target, predicted).compute()["f1_macro"] == pytest.approx(expected, abs=1e-15)
-
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64, 1000])
 def test_any_split_gives_identical_results(batch_size: int) -> None:
@@ -133,19 +124,16 @@ def test_any_split_gives_identical_results(batch_size: int) -> None:
     np.testing.assert_array_equal(parts.counts_KP, whole.counts_KP)
     assert parts.compute() == whole.compute()
 
-
 def test_counts_beyond_int64_squares_stay_exact() -> None:
     small, large = (counted(2, [0, 0, 0, 1, 1], [0, 0, 1, 1, 0]) for _ in range(2))
     large.counts_KP *= 10**17
     assert large.compute() == pytest.approx(small.compute(), abs=TOLERANCE)
-
 
 def test_no_rows_is_nan_and_an_empty_batch_is_nothing() -> None:
     metrics = ClassificationMetrics(["a", "b"])
     metrics.update([], torch.empty(0, dtype=torch.long))
     assert all(math.isnan(value) for value in metrics.compute().values())
     assert metrics.per_class()[0]["f1"] == 0.0
-
 
 @pytest.mark.parametrize(
     ("target", "predicted", "message"),
@@ -165,12 +153,10 @@ def test_a_refused_batch_changes_nothing(target: list, predicted: list, message:
         metrics.update(target, predicted)
     assert metrics.counts_KP.tolist() == [[0, 1, 0], [0, 0, 0]]
 
-
 def test_bad_label_sets() -> None:
     for labels in ([], ["a", "a"]):
         with pytest.raises(DataError, match="must be distinct, at least one"):
             ClassificationMetrics(labels)
-
 
 def test_77_real_intents_with_a_keyword_guess(data_dir: Path) -> None:
     """Banking77's test file: a crude classifier leaves many classes never predicted."""
@@ -192,7 +178,6 @@ def test_77_real_intents_with_a_keyword_guess(data_dir: Path) -> None:
     expected = sklearn_metrics(target_B, predicted_B)
     assert metrics.compute() == pytest.approx(expected, rel=0, abs=TOLERANCE)
 
-
 def test_perplexity_weighs_tokens_not_batches() -> None:
     losses_N = np.random.default_rng(0).uniform(0, 8, 1000)
     whole, parts = Perplexity(), Perplexity()
@@ -207,13 +192,11 @@ def test_perplexity_weighs_tokens_not_batches() -> None:
     assert whole.compute(4321) == pytest.approx(expected, rel=TOLERANCE)
     assert parts.compute(4321) == pytest.approx(expected, rel=TOLERANCE)
 
-
 def test_a_uniform_guess_over_bytes_is_eight_bits_per_byte() -> None:
     perplexity = Perplexity()
     perplexity.update(50 * math.log(256), 50)
     expected = {"loss": math.log(256), "perplexity": 256, "bits_per_byte": 8}
     assert perplexity.compute(50) == pytest.approx(expected, rel=TOLERANCE)
-
 
 def test_perplexity_without_tokens_or_beyond_float64() -> None:
     perplexity = Perplexity()

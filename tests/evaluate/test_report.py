@@ -20,7 +20,6 @@ from ftcore.evaluate.report import (
     write_predictions,
 )
 
-
 def test_table_lines_up() -> None:
     text = table(["name", "rows", "score"], [["a", 5, 0.5], ["longer name", 1234, None]])
     assert text.split("\n") == [
@@ -28,7 +27,6 @@ def test_table_lines_up() -> None:
         "a               5  0.5000",
         "longer name  1234       -",
     ]
-
 
 def test_cells_stay_on_their_line_and_readable() -> None:
     values = [0.0, 1e-7, 123456.789, 3e9, math.inf, math.nan, np.float32(0.25), np.int64(7)]
@@ -39,7 +37,6 @@ def test_cells_stay_on_their_line_and_readable() -> None:
     assert table(["text"], [["two\nlines\tand a tab"]]).split("\n")[1] == "two lines and a tab"
     assert table(["text"], [["x" * 99]]).split("\n")[1] == "x" * 37 + "..."
 
-
 def test_metrics_table_has_a_column_per_result() -> None:
     text = metrics_table({"base": {"f1": 0.25, "nll": 3.0}, "tuned": {"f1": 1.0, "rows": 10}})
     assert [line.split() for line in text.split("\n")] == [
@@ -49,7 +46,6 @@ def test_metrics_table_has_a_column_per_result() -> None:
         ["rows", "-", "10"],
     ]
 
-
 def ladder(num_labels: int) -> ClassificationMetrics:
     """Class k has k + 1 rows, all right but one, which is taken for class 0."""
     metrics = ClassificationMetrics([f"c{k:02}" for k in range(num_labels)])
@@ -57,11 +53,9 @@ def ladder(num_labels: int) -> ClassificationMetrics:
         metrics.update([k] * (k + 1), [0] + [k] * k)
     return metrics
 
-
 def test_per_class_in_label_order_while_it_fits() -> None:
     lines = per_class_table(ladder(20).per_class()).split("\n")
     assert [line.split()[0] for line in lines] == ["label", *(f"c{k:02}" for k in range(20))]
-
 
 def test_per_class_worst_first_when_it_does_not_fit() -> None:
     rows = ladder(30).per_class()
@@ -70,7 +64,6 @@ def test_per_class_worst_first_when_it_does_not_fit() -> None:
     shown = [line.split()[0] for line in lines[1:-1]]
     assert shown == [row["label"] for row in sorted(rows, key=lambda row: row["f1"])][:20]
     assert lines[-1] == "... 11 of 31 classes not shown: better, or without rows"
-
 
 def test_confusion_table_counts_pairs_and_what_it_hides() -> None:
     metrics = ClassificationMetrics(["cat", "dog", "eel"])
@@ -84,12 +77,10 @@ def test_confusion_table_counts_pairs_and_what_it_hides() -> None:
     assert len(confusion_table(metrics).split("\n")) == 5
     assert metrics.confusion_KK.trace() == 1
 
-
 def test_confusion_table_without_mistakes() -> None:
     metrics = ClassificationMetrics(["a", "b"])
     metrics.update([0, 1], [0, 1])
     assert confusion_table(metrics) == "no mistakes"
-
 
 def test_predictions_come_back_equal(tmp_path: Path) -> None:
     path = tmp_path / "predictions.jsonl"
@@ -100,12 +91,10 @@ def test_predictions_come_back_equal(tmp_path: Path) -> None:
     assert [json.loads(line) for line in text.rstrip("\n").split("\n")] == rows
     assert "caf\u00e9" in text
 
-
 def test_predictions_hold_plain_values(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     write_predictions(path, [{"row_id": "a", "loss": np.float32("nan"), "p_K": torch.ones(2)}])
     assert path.read_text(encoding="utf-8") == '{"row_id": "a", "loss": null, "p_K": [1.0, 1.0]}\n'
-
 
 def test_a_failure_midway_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "predictions.jsonl"
@@ -125,7 +114,6 @@ def test_a_failure_midway_leaves_the_old_file_and_nothing_else(tmp_path: Path) -
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
-
 def test_a_full_disk_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "predictions.jsonl"
     write_predictions(path, [{"row_id": "old"}])
@@ -139,12 +127,10 @@ def test_a_full_disk_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.Monk
     assert path.read_text(encoding="utf-8") == '{"row_id": "old"}\n'
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
-
 def test_a_path_that_cannot_be_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder", encoding="utf-8")
     with pytest.raises(CheckpointError, match="cannot write .*p.jsonl"):
         write_predictions(tmp_path / "file" / "p.jsonl", [{"row_id": "a"}])
-
 
 def test_json_line_is_one_strict_line() -> None:
     result = {

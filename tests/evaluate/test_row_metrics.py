@@ -14,7 +14,6 @@ from ftcore.evaluate.metrics import AVERAGES, MultiLabelMetrics, regression_metr
 
 TOLERANCE = 1e-12
 
-
 def sklearn_says(target_BK: np.ndarray, predicted_BK: np.ndarray) -> dict[str, float]:
     result = {
         "subset_accuracy": sk.accuracy_score(target_BK, predicted_BK),
@@ -27,7 +26,6 @@ def sklearn_says(target_BK: np.ndarray, predicted_BK: np.ndarray) -> dict[str, f
         names = ("precision", "recall", "f1")
         result |= {f"{x}_{average}": y for x, y in zip(names, scores[:3], strict=True)}
     return result
-
 
 @pytest.mark.parametrize("seed", range(20))
 def test_several_labels_equal_sklearn(seed: int) -> None:
@@ -48,7 +46,6 @@ def test_several_labels_equal_sklearn(seed: int) -> None:
     assert [row["support"] for row in metrics.per_class()] == target_BK.sum(0).tolist()
     assert [row["predicted"] for row in metrics.per_class()] == predicted_BK.sum(0).tolist()
 
-
 @pytest.mark.parametrize("step", [0.0, 0.5, 2.0])  # 0.5 and 2.0: many equal values
 @pytest.mark.parametrize("seed", range(5))
 def test_scores_equal_scipy_and_sklearn(seed: int, step: float) -> None:
@@ -68,19 +65,16 @@ def test_scores_equal_scipy_and_sklearn(seed: int, step: float) -> None:
         abs=TOLERANCE,
     )
 
-
 def test_a_constant_has_no_correlation() -> None:
     values = regression_metrics(np.array([1.0, 2.0]), np.array([3.0, 3.0]))
     assert np.isnan(values["pearson"]) and np.isnan(values["spearman"])
     assert values["mae"] == 1.5
-
 
 TAGS = {
     "BIO": ["O", "O", "B-x", "I-x", "B-y", "I-y"],
     "IOBES": ["O", "B-x", "I-x", "E-x", "S-x", "S-y", "E-y", "I-y"],
     "odd": ["O", "B", "I", "B-x", "I-x-z", "I-x", "O-x", ".", "NN", "VB", "E", "S-", "."],
 }
-
 
 @pytest.mark.parametrize("seed", range(60))
 @pytest.mark.parametrize("scheme", TAGS)
@@ -110,7 +104,6 @@ def test_entities_equal_seqeval(scheme: str, seed: int) -> None:
             [found["precision"], found["recall"], found["f1-score"]], rel=0, abs=TOLERANCE
         )
         assert row["support"] == found["support"]
-
 
 def test_entities_by_hand() -> None:
     assert entities(["B-x", "I-x", "B-x", "O", "I-y", "I-x"]) == {

@@ -12,13 +12,11 @@ from ftcore.evaluate.text import JsonCommandMetrics, exact_match, intent_labels,
 LABELS = ["play_music", "set_alarm", "weather"]
 ALARM = '{"intent": "set_alarm", "slots": {"time": "7:30", "days": ["sat", "sun"]}}'
 
-
 def scored(*pairs: tuple[str, str], **options: str) -> dict[str, float]:
     metrics = JsonCommandMetrics(LABELS, **options)
     for target, predicted in pairs:
         metrics.update(target, predicted)
     return metrics.compute()
-
 
 @pytest.mark.parametrize(
     ("target", "predicted", "expected"),
@@ -33,7 +31,6 @@ def scored(*pairs: tuple[str, str], **options: str) -> dict[str, float]:
 )
 def test_exact_match_strips_the_ends_only(target: str, predicted: str, expected: bool) -> None:
     assert exact_match(target, predicted) is expected
-
 
 @pytest.mark.parametrize(
     "text",
@@ -57,24 +54,20 @@ def test_not_one_json_object(text: str) -> None:
     assert parse_object(text) is None
     assert parse_object(text) is None
 
-
 def test_one_json_object() -> None:
     assert parse_object(f"  {ALARM}\n")["intent"] == "set_alarm"
     assert parse_object("{}") == {}
-
 
 def test_a_right_answer_scores_one_everywhere() -> None:
     targets = [ALARM, '{"intent": "weather"}', '{"intent": "play_music", "slots": {}}']
     result = scored(*zip(targets, targets, strict=True))
     assert set(result.values()) == {1.0}
 
-
 def test_order_and_spacing_matter_as_text_not_as_object() -> None:
     command = json.loads(ALARM)
     turned = json.dumps(dict(reversed(command.items())), indent=1)
     result = scored((ALARM, turned))
     assert (result["exact_match"], result["exact_match_object"], result["slot_f1"]) == (0, 1, 1)
-
 
 @pytest.mark.parametrize(
     ("wanted", "given"),
@@ -84,7 +77,6 @@ def test_values_of_other_json_types_differ(wanted: str, given: str) -> None:
     template = '{"intent": "weather", "x": %s}'
     assert scored((template % wanted, template % given))["exact_match_object"] == 0
     assert scored((template % wanted, template % wanted))["exact_match_object"] == 1
-
 
 def test_slots_by_hand() -> None:
     # wanted 3 + 1 + 0 slots, given 4 + 0 + 1, right 2 (time and the first day)
@@ -99,11 +91,9 @@ def test_slots_by_hand() -> None:
     assert result["json_valid"] == pytest.approx(2 / 3)
     assert result["intent_accuracy"] == pytest.approx(1 / 3)
 
-
 def test_list_order_counts_and_a_swapped_list_has_no_right_item() -> None:
     swapped = ALARM.replace('["sat", "sun"]', '["sun", "sat"]')
     assert scored((ALARM, swapped))["slot_recall"] == pytest.approx(1 / 3)
-
 
 def test_intents_equal_sklearn_with_unknown_and_unusable_ones() -> None:
     answers = [
@@ -123,13 +113,11 @@ def test_intents_equal_sklearn_with_unknown_and_unusable_ones() -> None:
     assert result["intent_accuracy"] == 2 / 8
     assert result["json_valid"] == 7 / 8
 
-
 def test_the_intent_field_has_any_name_and_is_no_slot() -> None:
     row = '{"action": "weather", "city": "Rome"}'
     other = '{"action": "set_alarm", "city": "Rome"}'
     result = scored((row, other), intent="action")
     assert (result["intent_accuracy"], result["slot_f1"]) == (0, 1)
-
 
 def test_verdicts_of_a_row() -> None:
     metrics = JsonCommandMetrics(LABELS)
@@ -143,18 +131,15 @@ def test_verdicts_of_a_row() -> None:
         "intent_correct": True,
     }
 
-
 def test_nothing_to_judge_is_nan() -> None:
     assert all(math.isnan(value) for value in scored().values())
     result = scored(('{"intent": "weather"}', '{"intent": "weather"}'))
     assert result["exact_match"] == 1
     assert all(math.isnan(result[f"slot_{x}"]) for x in ("precision", "recall", "f1"))
 
-
 def test_an_answer_nested_deeper_than_pythons_stack_is_scored() -> None:
     deep = '{"intent": "weather", "x": ' + "[" * 900 + "]" * 900 + "}"
     assert scored((ALARM, deep))["json_valid"] == 1
-
 
 def test_bad_targets() -> None:
     metrics = JsonCommandMetrics(LABELS)
@@ -164,7 +149,6 @@ def test_bad_targets() -> None:
     with pytest.raises(DataError, match=r"'wether' is none of the 3 labels \(nearest: weather"):
         metrics.update('{"intent": "wether"}', ALARM)
     assert math.isnan(metrics.compute()["json_valid"])
-
 
 def test_intent_labels() -> None:
     assert intent_labels([ALARM, '{"intent": "a"}', ALARM]) == ["a", "set_alarm"]

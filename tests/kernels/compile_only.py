@@ -66,10 +66,8 @@ ATTENTION = [
     ((8, 2, 64), {}, torch.float32, (80,)),
 ]
 
-
 def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
-
 
 def attention_cases(arch: int) -> Iterator[tuple[str, Callable[[], object]]]:
     """Name and launches of each, over two documents."""
@@ -90,7 +88,6 @@ def attention_cases(arch: int) -> Iterator[tuple[str, Callable[[], object]]]:
             yield name, partial(run, "fwd", [q, k, v, q, lse])
             yield name, partial(run, "dq", [q, k, v, q, q, lse, stats, q], scale=D**-0.5)
             yield name, partial(run, "dkv", [q, k, v, q, stats, k, v], scale=D**-0.5)
-
 
 def cases() -> Iterator[tuple[str, Callable[[], object]]]:
     """Name and launch of each, at the shapes of an 8B model with 8192 tokens."""
@@ -141,7 +138,6 @@ def cases() -> Iterator[tuple[str, Callable[[], object]]]:
     yield "4096 x 14336", partial(nf4_triton.quantise_blocks_triton, empty(4096, 14336))
     yield from decode_cases()
 
-
 def decode_cases() -> Iterator[tuple[str, Callable[[], object]]]:
     """8 key heads and caches of 4096 slots: slabs, and pages of 16, 100 and 128 slots."""
     decode = attention_decode_triton.attention_decode_triton
@@ -153,7 +149,6 @@ def decode_cases() -> Iterator[tuple[str, Callable[[], object]]]:
         args = empty(4, H, D), cache, cache, empty(4, dtype=torch.int64), pages_BJ
         settings = {"scale": D**-0.5, "window": window, "softcap": window and 50.0}
         yield f"{D}, pages of {S}", partial(decode, *args, **settings)
-
 
 class Compiled:
     """Stands for a kernel: a launch compiles it for `arch` and prints what is found."""
@@ -216,11 +211,9 @@ class Compiled:
         self.lines.append(line)
         print(json.dumps(line), flush=True)
 
-
 def said(command: list[Any]) -> str:
     run = subprocess.run(command, capture_output=True, text=True, check=True)
     return run.stdout + run.stderr
-
 
 def main() -> None:
     """Every case for every architecture among the arguments; `--store` keeps the registers."""
@@ -244,7 +237,6 @@ def main() -> None:
     if "--store" in sys.argv:
         store([line for stand_in in stand_ins.values() for line in stand_in.lines])
 
-
 def store(lines: list[dict[str, Any]]) -> None:
     """The column of this Triton in registers.csv."""
     path = Path(__file__).with_name("registers.csv")
@@ -262,7 +254,6 @@ def store(lines: list[dict[str, Any]]) -> None:
         writer = csv.DictWriter(file, ["kernel", *columns], lineterminator="\n")
         writer.writeheader()
         writer.writerows(kept[name] for name in sorted(kept))
-
 
 if __name__ == "__main__":
     main()

@@ -11,17 +11,14 @@ from kernels.check import errors
 
 Op = Callable[..., Tensor]
 
-
 def _within_budget(op: Op, reference: Op, inputs: Mapping[str, Tensor], dtype: torch.dtype) -> bool:
     found = errors(op, reference, inputs, dtype, inputs)
     return all(error.mine <= error.allowed for error in found)
-
 
 @pytest.fixture
 def within_budget() -> Callable[[Op, Op, Mapping[str, Tensor], torch.dtype], bool]:
     """Whether (op, reference, inputs, dtype) keeps the pass rule."""
     return _within_budget
-
 
 @pytest.fixture
 def draw() -> Callable[..., Tensor]:
@@ -32,7 +29,6 @@ def draw() -> Callable[..., Tensor]:
         return torch.randn(shape, generator=generator, dtype=torch.float64)
 
     return normal
-
 
 @pytest.fixture
 def adapters() -> Callable[..., dict[str, Any]]:
@@ -47,7 +43,6 @@ def adapters() -> Callable[..., dict[str, Any]]:
         return {"scale": scale_R, "choice": (adapter_N, owner_R)}
 
     return arguments
-
 
 @pytest.fixture
 def poisoned() -> Iterator[None]:

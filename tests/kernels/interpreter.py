@@ -17,12 +17,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-
 def require() -> None:
     """For the head of a test module: skips it where triton is not installed."""
     pytest.importorskip("triton", reason="triton is not installed: its kernels cannot run")
     _make_bf16_right()
-
 
 def mutate(monkeypatch: pytest.MonkeyPatch, folder: Path, module: str, old: str, new: str) -> None:
     """Puts `new` for the one `old` in the source of a kernels module, for one test."""
@@ -37,18 +35,15 @@ def mutate(monkeypatch: pytest.MonkeyPatch, folder: Path, module: str, old: str,
     monkeypatch.setitem(sys.modules, module, loaded)
     spec.loader.exec_module(loaded)
 
-
 def widen(bits: np.ndarray) -> np.ndarray:
     """bf16 bits as fp32."""
     return (bits.astype(np.uint32) << 16).view(np.float32)
-
 
 def narrow(values: np.ndarray) -> np.ndarray:
     """fp32 as bf16 bits, to nearest even; NaN stays NaN."""
     bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
     rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
     return np.where(np.isnan(values), 0x7FC0, rounded).astype(np.uint16)
-
 
 @cache
 def _make_bf16_right() -> None:

@@ -24,7 +24,6 @@ MIXED, HEADS = SHAPES[5]
 # Among the lengths of MIXED are some below, some equal to and some above 66.
 RULES = [{}, {"window": 3}, {"window": 66, "softcap": 2.0}]
 
-
 @pytest.fixture
 def make(draw: Callable[..., Tensor]) -> Callable[..., dict[str, Tensor]]:
     def inputs(lengths: list[int], heads: tuple[int, int, int]) -> dict[str, Tensor]:
@@ -37,7 +36,6 @@ def make(draw: Callable[..., Tensor]) -> Callable[..., dict[str, Tensor]]:
 
     return inputs
 
-
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("is_causal", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -46,7 +44,6 @@ def test_error_budget(lengths, heads, dtype, is_causal, rule, make, within_budge
     settings = {"docs": Docs.from_lengths(lengths), "is_causal": is_causal, "scale": 0.3, **rule}
     op, reference = partial(attention, **settings), partial(attention_reference, **settings)
     assert within_budget(op, reference, make(lengths, heads), dtype)
-
 
 @pytest.mark.parametrize(
     "change",
@@ -67,7 +64,6 @@ def test_error_budget_sees_a_mutant(change, make, within_budget) -> None:
     mutant = partial(attention, **settings | change)
     assert not within_budget(mutant, reference, make(MIXED, HEADS), torch.float32)
 
-
 @pytest.mark.parametrize("rule", [{}, {"window": 2, "softcap": 1.5}])
 @pytest.mark.parametrize("is_causal", [True, False])
 @pytest.mark.parametrize("op", [attention, attention_reference])
@@ -79,7 +75,6 @@ def test_gradcheck(op: Callable[..., Tensor], is_causal: bool, rule, make) -> No
     call = partial(op, docs=docs, is_causal=is_causal, scale=0.7, **rule)
     assert torch.autograd.gradcheck(call, tensors, fast_mode=True)
 
-
 def test_default_scale_and_non_contiguous_inputs(make) -> None:
     docs = Docs.from_lengths(MIXED)
     q_NHD, k_NGD, v_NGD = make(MIXED, HEADS).values()
@@ -88,7 +83,6 @@ def test_default_scale_and_non_contiguous_inputs(make) -> None:
     assert not parts[0].is_contiguous()
     true = attention_reference(q_NHD, k_NGD, v_NGD, docs, is_causal=True, scale=8**-0.5)
     torch.testing.assert_close(attention(*parts, docs, is_causal=True), true)
-
 
 @pytest.mark.parametrize("is_causal", [True, False])
 def test_documents_do_not_see_each_other(is_causal: bool, make) -> None:
@@ -105,7 +99,6 @@ def test_documents_do_not_see_each_other(is_causal: bool, make) -> None:
         assert torch.equal(before[~inside], after[~inside])
         assert not torch.equal(before[inside], after[inside])
 
-
 @pytest.mark.parametrize("is_causal", [True, False])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_what_is_not_finite_stays_in_its_document(value: float, is_causal: bool, make) -> None:
@@ -120,7 +113,6 @@ def test_what_is_not_finite_stays_in_its_document(value: float, is_causal: bool,
         assert all(tensor[2:].isfinite().all() for tensor in found)
         assert not all(tensor[:2].isfinite().all() for tensor in found)
 
-
 def test_one_plan_serves_several_rules(make) -> None:
     """Its masks are kept by rule."""
     tensors, docs = make([7, 20, 3], (4, 2, 8)), Docs.from_lengths([7, 20, 3])
@@ -129,7 +121,6 @@ def test_one_plan_serves_several_rules(make) -> None:
         torch.testing.assert_close(
             attention(**tensors, **rule), attention_reference(**tensors, **rule)
         )
-
 
 @pytest.mark.parametrize("lengths", [MIXED, [3, 66, 7], [66, 7, 3]])
 def test_rows_past_the_documents_are_zero_and_change_nothing(lengths: list[int], make) -> None:
@@ -146,7 +137,6 @@ def test_rows_past_the_documents_are_zero_and_change_nothing(lengths: list[int],
         found[form] = [o_NHD.detach(), *torch.autograd.grad(loss, leaves)]
     for mine, true in zip(found["long"], found["short"], strict=True):
         assert torch.equal(mine[:N], true) and not mine[N:].any()
-
 
 def test_refuses_sizes_that_do_not_fit(make) -> None:
     tensors = make([4], (4, 2, 8))

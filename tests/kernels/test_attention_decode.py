@@ -15,9 +15,7 @@ SHAPES = [
     ([123, 6, 42], 130, (6, 3, 5)),
 ]
 
-
 RULES = [{}, {"window": 5}, {"softcap": 0.7}, {"window": 40, "softcap": 2.0}]
-
 
 def errors(
     op: Callable[..., Tensor],
@@ -34,7 +32,6 @@ def errors(
     mine = op(*cast, lengths_B, scale=0.3, **rule).double()
     return (mine - true).abs().max(), (plain - true).abs().max(), true.square().mean().sqrt()
 
-
 @pytest.fixture
 def make(draw: Callable[..., Tensor]) -> Callable[..., list[Tensor]]:
     def inputs(num: int, slots: int, heads: tuple[int, int, int]) -> list[Tensor]:
@@ -43,7 +40,6 @@ def make(draw: Callable[..., Tensor]) -> Callable[..., list[Tensor]]:
 
     return inputs
 
-
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("lengths", "slots", "heads"), SHAPES)
@@ -51,7 +47,6 @@ def test_error_budget(lengths, slots, heads, dtype, rule, make) -> None:
     tensors = make(len(lengths), slots, heads)
     mine, plain, rms = errors(attention_decode, tensors, lengths, dtype, **rule)
     assert mine <= 2 * plain + torch.finfo(dtype).eps * rms
-
 
 @pytest.mark.parametrize(
     ("extra", "factor", "change"),
@@ -72,7 +67,6 @@ def test_error_budget_sees_a_mutant(extra: int, factor: float, change, make) -> 
     mine, plain, rms = errors(mutant, make(3, slots, heads), lengths, torch.float32, **RULES[-1])
     assert mine > 2 * plain + torch.finfo(torch.float32).eps * rms
 
-
 def test_unused_slots_have_no_effect_and_layout_is_free(make) -> None:
     lengths, slots, heads = SHAPES[2]
     q_BHD, k_BSGD, v_BSGD = make(3, slots, heads)
@@ -85,7 +79,6 @@ def test_unused_slots_have_no_effect_and_layout_is_free(make) -> None:
     slabs = [slab.transpose(1, 2).contiguous().transpose(1, 2) for slab in (k_BSGD, v_BSGD)]
     assert not slabs[0].is_contiguous()
     torch.testing.assert_close(attention_decode(q_BHD, *slabs, lengths_B), before)
-
 
 def test_pages_in_any_order_are_their_slabs(make) -> None:
     lengths, (q_BHD, k_BSGD, v_BSGD) = torch.tensor([24, 1, 9]), make(3, 24, (6, 3, 5))

@@ -27,7 +27,6 @@ SHAPES = [
 ]
 RULES = [{}, {"window": 5}, {"softcap": 0.7}, {"window": 40, "softcap": 2.0}]
 
-
 @pytest.fixture
 def make(draw: Callable[..., Tensor]) -> Callable[..., dict[str, Tensor]]:
     """Inputs whose unused slots, pages and entries of the table are not to be read."""
@@ -53,11 +52,9 @@ def make(draw: Callable[..., Tensor]) -> Callable[..., dict[str, Tensor]]:
 
     return inputs
 
-
 def cast(inputs: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
     is_float = {name: x is not None and x.is_floating_point() for name, x in inputs.items()}
     return {name: x.to(dtype) if is_float[name] else x for name, x in inputs.items()}
-
 
 def keeps_budget(inputs: dict[str, Tensor], dtype: torch.dtype, change=None, **rule) -> bool:
     rule = {"scale": 0.3, **rule}
@@ -68,12 +65,10 @@ def keeps_budget(inputs: dict[str, Tensor], dtype: torch.dtype, change=None, **r
     budget = 2 * (plain - true).abs().max() + torch.finfo(dtype).eps * true.square().mean().sqrt()
     return bool((mine.double() - true).abs().max() <= budget)
 
-
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_error_budget(shape, rule, make, poisoned) -> None:
     assert keeps_budget(make(*shape), torch.float32, **rule)
-
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("shape", SHAPES)
@@ -81,12 +76,10 @@ def test_error_budget_of_short_dtypes(shape, dtype, make, poisoned) -> None:
     for rule in (RULES[0], RULES[3]):
         assert keeps_budget(make(*shape), dtype, **rule)
 
-
 @pytest.mark.parametrize("programs", [1, 3, 64])
 def test_any_number_of_splits(programs, make, poisoned, monkeypatch) -> None:
     monkeypatch.setattr(module.launch, "num_programs", lambda *_: programs)
     assert keeps_budget(make([150, 1], 16, 10, (2, 1, 200)), torch.float32)
-
 
 @pytest.mark.parametrize(
     "change", [{"scale": 0.301}, {"window": 39}, {"window": None}, {"softcap": 2.01}],
@@ -94,7 +87,6 @@ def test_any_number_of_splits(programs, make, poisoned, monkeypatch) -> None:
 )  # fmt: skip
 def test_error_budget_sees_other_settings(change, make) -> None:
     assert not keeps_budget(make(*SHAPES[2]), torch.float32, change, **RULES[3])
-
 
 MUTANTS = {
     "length": ("offs_s < length)", "offs_s < length - 1)"),
@@ -111,14 +103,12 @@ MUTANTS = {
     "soft cap": ("(softcap or scale)", "scale"),
 }
 
-
 @pytest.mark.parametrize("name", MUTANTS)
 def test_error_budget_sees_a_mutant(name, make, monkeypatch, tmp_path) -> None:
     inputs, rule = make(*SHAPES[3]), {"window": 140, "softcap": 2.0}
     assert keeps_budget(inputs, torch.float32, **rule)
     interpreter.mutate(monkeypatch, tmp_path, module.__name__, *MUTANTS[name])
     assert not keeps_budget(inputs, torch.float32, **rule)
-
 
 def test_layout_is_free_and_nothing_is_copied(make, monkeypatch) -> None:
     """Also what the cache of ftcore hands over: the first slots of slabs laid out (B, G, S, D)."""
@@ -137,18 +127,15 @@ def test_layout_is_free_and_nothing_is_copied(make, monkeypatch) -> None:
     attention_decode(**strided, impl="triton")
     assert launched[0][1] is strided["k_PSGD"] and launched[0][2] is strided["v_PSGD"]
 
-
 def test_a_page_table_of_any_stride(make) -> None:
     inputs = cast(make(*SHAPES[3]), torch.float32)
     true = attention_decode(**inputs, impl="triton")
     pages_BJ = inputs["pages_BJ"].t().contiguous().t()
     assert torch.equal(attention_decode(**inputs | {"pages_BJ": pages_BJ}, impl="triton"), true)
 
-
 def test_no_sequences(make) -> None:
     inputs = {name: x[:0] for name, x in make([1], 16, 1, (2, 1, 8)).items()}
     assert attention_decode(**cast(inputs, torch.float32), impl="triton").shape == (0, 2, 8)
-
 
 def test_refuses_what_no_kernel_takes(make) -> None:
     def refuse(match: str, **change: Tensor) -> None:

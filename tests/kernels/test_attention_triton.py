@@ -29,19 +29,16 @@ SHAPES = [
 MIXED, HEADS = [3, 66, 1, 42], (2, 1, 16)
 RULES = [{}, {"window": 3}, {"window": 20, "softcap": 2.0}]
 
-
 def make(lengths: list[int], heads: tuple[int, int, int], draw) -> dict[str, torch.Tensor]:
     (H, G, D), N = heads, sum(lengths)
     k_NGD, v_NGD = draw(N, G, D, seed=1), draw(N, G, D, seed=2)
     return {"q_NHD": draw(N, H, D), "k_NGD": k_NGD, "v_NGD": v_NGD}
-
 
 def keeps_budget(lengths, heads, dtype, draw, within_budget, change=None, **rule) -> bool:
     settings = {"docs": Docs.from_lengths(lengths), "scale": 0.3, **rule}
     op = partial(ATTENTION, **settings | (change or {}))
     reference = partial(attention_reference, **settings)
     return within_budget(op, reference, make(lengths, heads, draw), dtype)
-
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("is_causal", [True, False])
@@ -50,7 +47,6 @@ def test_error_budget(lengths, heads, is_causal, rule, draw, within_budget, pois
     rule = {"is_causal": is_causal, **rule}
     assert keeps_budget(lengths, heads, torch.float32, draw, within_budget, **rule)
 
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("is_causal", [True, False])
 def test_error_budget_of_short_dtypes(is_causal, dtype, draw, within_budget, poisoned) -> None:
@@ -58,11 +54,9 @@ def test_error_budget_of_short_dtypes(is_causal, dtype, draw, within_budget, poi
         rule = {"is_causal": is_causal, **rule}
         assert keeps_budget(MIXED, HEADS, dtype, draw, within_budget, **rule)
 
-
 def test_a_wide_soft_cap_keeps_the_digits_of_small_scores(draw, within_budget) -> None:
     rule = {"is_causal": True, "softcap": 50.0}
     assert keeps_budget([40], (1, 1, 16), torch.float32, draw, within_budget, **rule)
-
 
 @pytest.mark.parametrize(
     "change",
@@ -73,7 +67,6 @@ def test_error_budget_sees_other_settings(change, draw, within_budget) -> None:
     rule = {"is_causal": False, **RULES[2]}
     fails = not keeps_budget(MIXED, HEADS, torch.float32, draw, within_budget, change, **rule)
     assert fails
-
 
 MUTANTS = {
     "diagonal": ("offs_q >= offs_k", "offs_q > offs_k"),
@@ -91,14 +84,12 @@ MUTANTS = {
     "group": ("key_head * GROUP + GROUP)", "key_head * GROUP + 1)"),
 }  # fmt: skip
 
-
 @pytest.mark.parametrize("name", MUTANTS)
 def test_error_budget_sees_a_mutant(name, draw, within_budget, monkeypatch, tmp_path) -> None:
     interpreter.mutate(monkeypatch, tmp_path, module.__name__, *MUTANTS[name])
     is_causal = name != "document's end"
     rule = {"is_causal": is_causal, "window": 20}
     assert not keeps_budget(MIXED, HEADS, torch.float32, draw, within_budget, **rule)
-
 
 def test_parts_of_a_fused_projection_and_the_default_scale(draw) -> None:
     """They are read where they lie; heads that do not lie side by side are copied."""
@@ -111,7 +102,6 @@ def test_parts_of_a_fused_projection_and_the_default_scale(draw) -> None:
     for streams in (parts, strided):
         torch.testing.assert_close(ATTENTION(*streams, docs, is_causal=True), true)
 
-
 def test_what_is_not_finite_stays_in_its_document(draw) -> None:
     docs = Docs.from_lengths(MIXED)
     for name in ("q_NHD", "k_NGD", "v_NGD"):
@@ -122,7 +112,6 @@ def test_what_is_not_finite_stays_in_its_document(draw) -> None:
         assert o_NHD[3:69].isnan().any()
         for found in (o_NHD, *torch.autograd.grad(o_NHD.sum(), leaves)):
             assert found[:3].isfinite().all() and found[69:].isfinite().all()
-
 
 def test_rows_past_the_documents_are_zero_and_change_nothing(draw, poisoned) -> None:
     docs = Docs.from_lengths([30, 11, 32])
@@ -137,7 +126,6 @@ def test_rows_past_the_documents_are_zero_and_change_nothing(draw, poisoned) -> 
         found.append([o_NHD, *torch.autograd.grad(o_NHD.sum(), leaves)])
     for true, mine in zip(*found, strict=True):
         assert torch.equal(mine[:N], true) and not mine[N:].any()
-
 
 def test_tiles_hold_what_rows_see() -> None:
     """Against the definition, by counting; and the longest tile comes first."""
@@ -160,7 +148,6 @@ def test_tiles_hold_what_rows_see() -> None:
         assert sorted(rows) == row_N.tolist()
         work = table[:, 5] - table[:, 2]
         assert work.equal(work.sort(descending=True).values)
-
 
 def test_refuses_what_no_kernel_takes(draw) -> None:
     def refuse(match: str, change: dict | None = None, **rule) -> None:

@@ -23,7 +23,6 @@ SMALL = {
     "lora": [{"N": 5, "C": 8, "O": 8, "R": 2}],
 }
 
-
 @pytest.fixture
 def clock(monkeypatch, tmp_path) -> list:
     """Small sizes on the CPU, where all take the same time. What would be written stands in a
@@ -72,7 +71,6 @@ def clock(monkeypatch, tmp_path) -> list:
     monkeypatch.setattr(bench, "workers", workers)
     return given
 
-
 def test_prints_and_keeps_every_time(clock, monkeypatch, capsys, tmp_path) -> None:
     def absent(**_):
         raise ImportError("no such package")
@@ -98,7 +96,6 @@ def test_prints_and_keeps_every_time(clock, monkeypatch, capsys, tmp_path) -> No
     with (tmp_path / "records.csv").open(encoding="utf-8") as file:
         assert [row["who"] for row in csv.DictReader(file)] == [row["who"] for row in found]
 
-
 def test_tuning_keeps_the_fastest_neighbour_and_the_rest_of_the_file(
     clock, monkeypatch, tmp_path
 ) -> None:
@@ -122,19 +119,16 @@ def test_tuning_keeps_the_fastest_neighbour_and_the_rest_of_the_file(
     assert all(set(table) == {32.0, 64.0, 128.0} for table in clock)
     assert [table[32.0]["BLOCK_C"] for table in clock].count(2 * start) == 1
 
-
 def test_neighbours_are_one_step_away() -> None:
     config = {"BLOCK_N": 1, "num_warps": 32, "num_stages": 1}
     assert list(bench.neighbours(config)) == [
         config | {"BLOCK_N": 2}, config | {"num_warps": 16}, config | {"num_stages": 2}
     ]  # fmt: skip
 
-
 def test_plots_every_op(clock, tmp_path) -> None:
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     bench.main(["rms_norm", "nf4", "--plot", str(tmp_path / "plots")])
     assert {path.name for path in (tmp_path / "plots").iterdir()} == {"rms_norm.png", "nf4.png"}
-
 
 def test_says_that_there_is_no_gpu(monkeypatch, capsys) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

@@ -46,7 +46,6 @@ SPILLS = {
     "_attention_bwd_dkv_kernel 8:2 128 sm_100": 360,
 }
 
-
 def compile_for(folder: Path, *archs: str) -> list[dict]:
     """In processes of their own, which do not interpret; the compiler's cache starts empty."""
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
@@ -61,15 +60,12 @@ def compile_for(folder: Path, *archs: str) -> list[dict]:
         lines += found.splitlines()
     return [json.loads(line) for line in lines]
 
-
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     return compile_for(tmp_path_factory.mktemp("triton"), "80", "90", "120")
 
-
 def name_of(found: dict) -> str:
     return f"{found['kernel']} {found['case']} sm_{found['arch']}"
-
 
 def faults(compiled: list[dict]) -> Iterator[str]:
     for found in compiled:
@@ -91,7 +87,6 @@ def faults(compiled: list[dict]) -> Iterator[str]:
             if not found[f"wide_{side}"] and NARROW.get(kernel) != side:
                 yield f"{name}: no {side} of 16 bytes"
 
-
 def drifts(compiled: list[dict], table: dict[str, int]) -> Iterator[str]:
     """Kernels whose registers are more than 5 % from the table's."""
     for found in compiled:
@@ -99,14 +94,12 @@ def drifts(compiled: list[dict], table: dict[str, int]) -> Iterator[str]:
         if abs(mine - (stored := table.get(name, 0))) > 0.05 * stored:
             yield f"{name}: {mine} registers, {stored} in registers.csv"
 
-
 def test_all_kernels_fit_all_architectures(compiled: list[dict]) -> None:
     assert not (found := list(faults(compiled))), "\n".join(found)
     sources = [path.read_text("utf-8") for path in (ROOT / "kernels").glob("*_triton.py")]
     defined = {name for text in sources for name in re.findall(r"^def (\w+_kernel)\(", text, re.M)}
     assert {found["kernel"] for found in compiled} == defined
     assert {found["arch"] for found in compiled} == {80, 90, 120}
-
 
 def test_registers_are_those_of_the_table(compiled: list[dict]) -> None:
     version = ".".join(triton.__version__.split(".")[:2])
@@ -116,7 +109,6 @@ def test_registers_are_those_of_the_table(compiled: list[dict]) -> None:
         pytest.skip(f"registers.csv has no column for Triton {version}")
     found = list(drifts(compiled, {row["kernel"]: int(row[version] or 0) for row in rows}))
     assert not found, "\n".join(found)
-
 
 def test_faults_are_seen(compiled: list[dict]) -> None:
     attention = compiled[0]
@@ -129,7 +121,6 @@ def test_faults_are_seen(compiled: list[dict]) -> None:
     table = {name_of(other): other["registers"]}
     assert not list(drifts([other], table))
     assert len(list(drifts([other | {"registers": 1.1 * other["registers"]}], table))) == 1
-
 
 @pytest.mark.slow
 def test_all_kernels_fit_the_other_architectures(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ from kernels.cross_entropy import linear_cross_entropy, linear_cross_entropy_ref
 
 SIZES = [(1, 1, 2), (7, 5, 3), (42, 6, 123), (33, 16, 431)]  # rows, width, classes
 
-
 @pytest.fixture
 def make(draw: Callable[..., Tensor]) -> Callable[..., dict[str, Tensor]]:
     def inputs(M: int, C: int, V: int) -> dict[str, Tensor]:
@@ -21,13 +20,11 @@ def make(draw: Callable[..., Tensor]) -> Callable[..., dict[str, Tensor]]:
 
     return inputs
 
-
 def targets(M: int, V: int) -> tuple[Tensor, Tensor]:
     """Labels, and weights among which are zeros and fractions."""
     generator = torch.Generator().manual_seed(M)
     labels_M = torch.randint(0, V, (M,), generator=generator)
     return labels_M, torch.tensor([1.0, 0.0, 0.25]).repeat(M)[:M]
-
 
 RULES = [
     {},
@@ -36,7 +33,6 @@ RULES = [
     {"label_smoothing": 0.2},
     {"softcap": 1.5, "z_loss": 0.1, "label_smoothing": 0.1},
 ]
-
 
 def ops(
     M: int, V: int, rule: dict[str, float], factor: float = 1.0, **change: float
@@ -54,7 +50,6 @@ def ops(
 
     return op, reference
 
-
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("chunk", [5, 2048])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -64,7 +59,6 @@ def test_error_budget(sizes, dtype, chunk, rule, make, within_budget, monkeypatc
     op, reference = ops(sizes[0], sizes[2], rule)
     assert within_budget(op, reference, make(*sizes), dtype)
 
-
 @pytest.mark.parametrize(
     "change",
     [{"factor": 1.0001}, {"softcap": 1.5015}, {"z_loss": 0.1001}, {"label_smoothing": 0.1001}],
@@ -73,14 +67,12 @@ def test_error_budget_sees_a_mutant(change, make, within_budget) -> None:
     mutant, reference = ops(42, 123, RULES[-1], **change)
     assert not within_budget(mutant, reference, make(42, 6, 123), torch.float32)
 
-
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("which", [0, 1])
 def test_gradcheck(which: int, rule: dict[str, float], make, monkeypatch) -> None:
     monkeypatch.setattr(cross_entropy, "CHUNK_ROWS", 3)
     tensors = [tensor.requires_grad_() for tensor in make(7, 5, 3).values()]
     assert torch.autograd.gradcheck(ops(7, 3, rule)[which], tensors)
-
 
 @pytest.mark.parametrize("rule", RULES)
 def test_equals_torch_in_float64(rule: dict[str, float], make) -> None:
@@ -99,7 +91,6 @@ def test_equals_torch_in_float64(rule: dict[str, float], make) -> None:
     for found, grad in zip(torch.autograd.grad(mine, tensors), wanted, strict=True):
         torch.testing.assert_close(found, grad, rtol=1e-11, atol=1e-12)
 
-
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
@@ -114,7 +105,6 @@ def test_refuses_what_is_out_of_range(rule: dict[str, float], message: str, make
     with pytest.raises(ValueError, match=message):
         ops(7, 3, rule)[0](**make(7, 5, 3))
 
-
 def test_sum_and_weight(make) -> None:
     inputs = make(7, 5, 3)
     labels_M, weights_M = targets(7, 3)
@@ -122,7 +112,6 @@ def test_sum_and_weight(make) -> None:
     nll_M = -(inputs["h_MC"] @ inputs["weight_VC"].T).log_softmax(-1)[range(7), labels_M]
     torch.testing.assert_close(loss, (nll_M * weights_M).sum())
     assert weight == 1.0 * 3 + 0.25 * 2
-
 
 def test_forms_only_the_gradients_asked_for(make) -> None:
     inputs = make(7, 5, 3)
@@ -132,7 +121,6 @@ def test_forms_only_the_gradients_asked_for(make) -> None:
     dh_MC, dweight_VC, dbias_V = loss.grad_fn.saved_tensors
     assert dh_MC is not None and dweight_VC is None and dbias_V is None
 
-
 def test_forms_no_gradient_without_grad_mode(make, monkeypatch) -> None:
     inputs = {name: tensor.requires_grad_() for name, tensor in make(7, 5, 3).items()}
     monkeypatch.setattr(torch.Tensor, "scatter_add_", None)  # the first step of the gradients
@@ -141,7 +129,6 @@ def test_forms_no_gradient_without_grad_mode(make, monkeypatch) -> None:
         linear_cross_entropy(inputs["h_MC"], inputs["weight_VC"], labels_M, weights_M)
     with pytest.raises(TypeError):
         linear_cross_entropy(inputs["h_MC"], inputs["weight_VC"], labels_M, weights_M)
-
 
 def test_no_rows_weigh_nothing(make) -> None:
     inputs = make(7, 5, 3)

@@ -13,10 +13,8 @@ interpreter.require()
 SIZES = [(1, 1, 2), (7, 5, 3), (11, 6, 123), (4, 16, 4099)]  # rows, width, classes
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
-
 def make(M: int, C: int, V: int, draw) -> dict[str, torch.Tensor]:
     return {"h_MC": draw(M, C), "weight_VC": draw(V, C) / C**0.5, "bias_V": draw(V)}
-
 
 RULES = [
     {},
@@ -24,7 +22,6 @@ RULES = [
     {"z_loss": 0.01, "label_smoothing": 0.2},
     {"softcap": 1.5, "z_loss": 0.1, "label_smoothing": 0.4},
 ]
-
 
 def ops(M: int, V: int, rule: dict[str, float]):
     generator = torch.Generator().manual_seed(M)
@@ -41,7 +38,6 @@ def ops(M: int, V: int, rule: dict[str, float]):
 
     return op, reference
 
-
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("sizes", SIZES)
@@ -51,7 +47,6 @@ def test_error_budget(sizes, dtype, rule, draw, within_budget, poisoned, monkeyp
     monkeypatch.setitem(launch.configs(), ("softmax_loss", "any"), rows)
     pair = ops(sizes[0], sizes[2], rule)
     assert within_budget(*pair, make(*sizes, draw), dtype)
-
 
 @pytest.mark.parametrize(
     ("old", "new"),
@@ -74,7 +69,6 @@ def test_error_budget_sees_a_mutant(old, new, draw, within_budget, monkeypatch, 
     monkeypatch.setitem(launch.configs(), ("softmax_loss", "any"), {10**6: {"LANES": 8}})
     assert not within_budget(*ops(7, 123, RULES[-1]), make(7, 6, 123, draw), torch.float32)
 
-
 @pytest.mark.parametrize("large", [3e4, -3e4])
 def test_large_logits_neither_overflow_nor_vanish(large: float, draw) -> None:
     from kernels.cross_entropy_triton import softmax_loss_triton
@@ -89,14 +83,12 @@ def test_large_logits_neither_overflow_nor_vanish(large: float, draw) -> None:
     torch.testing.assert_close(mine.double(), loss.detach(), rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(dlogits_JV.double(), wanted.grad, rtol=1e-3, atol=1e-3)
 
-
 def test_a_label_outside_the_vocabulary_makes_the_loss_nan(draw) -> None:
     inputs = make(3, 4, 5, draw)
     for label in (-100, 5):
         labels_M = torch.tensor([0, label, 1])
         tensors = inputs["h_MC"].float(), inputs["weight_VC"].float(), labels_M, torch.ones(3)
         assert linear_cross_entropy(*tensors, impl="triton")[0].isnan()
-
 
 def test_frozen_head_and_no_grad_form_no_more_than_is_asked_for(draw) -> None:
     inputs = {name: tensor.float() for name, tensor in make(7, 5, 3, draw).items()}
@@ -110,7 +102,6 @@ def test_frozen_head_and_no_grad_form_no_more_than_is_asked_for(draw) -> None:
     torch.testing.assert_close(mine, true)
     none = linear_cross_entropy(h_MC[:0], args[1], labels_M[:0], weights_M[:0], impl="triton")
     assert none[0] == none[1] == 0
-
 
 def test_refuses_sizes_that_do_not_fit(draw) -> None:
     from kernels.cross_entropy_triton import softmax_loss_triton

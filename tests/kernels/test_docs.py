@@ -9,7 +9,6 @@ import torch
 
 from kernels.docs import BLOCK_COST, BLOCK_SCORES, LONG, Docs, _cheapest, _most, rounded
 
-
 def test_borders_and_positions() -> None:
     docs = Docs.from_lengths([2, 1, 3])
     assert docs.cu_seqlens_B1.tolist() == [0, 2, 3, 6]
@@ -20,19 +19,16 @@ def test_borders_and_positions() -> None:
     assert docs.last_B().tolist() == [1, 2, 5]
     assert (docs.num_docs, docs.num_tokens) == (3, 6)
 
-
 @pytest.mark.parametrize("lengths", [[], [3, 0], [-1]])
 def test_refuses_empty_documents(lengths: list[int]) -> None:
     with pytest.raises(ValueError, match="document lengths must be >= 1"):
         Docs.from_lengths(lengths)
-
 
 def test_equal_lengths_are_one_block() -> None:
     docs = Docs.from_lengths([16, 16, 16])
     ((group,), order_N) = docs.walk
     assert (group.num_docs, group.length, group.num_tokens) == (3, 16, 48)
     assert group.lengths_B is None and group.slots.equal(group.tokens) and order_N is None
-
 
 def test_documents_of_about_one_length_share_a_block() -> None:
     docs = Docs.from_lengths([2, 9, 1])
@@ -45,7 +41,6 @@ def test_documents_of_about_one_length_share_a_block() -> None:
     assert to_block[to_stream].tolist() == list(range(24))
     rows = [range(9), [9, 10], [11]]  # then the first of each as the filling
     assert group.tokens.tolist() == sum(([*row, *[row[0]] * (16 - len(row))] for row in rows), [])
-
 
 def test_long_documents_and_short_ones() -> None:
     """Above LONG, blocks are of one length, not rounded; a stream in their order needs no other."""
@@ -64,7 +59,6 @@ def test_long_documents_and_short_ones() -> None:
     assert order_N.tolist() == sum(map(list, rows), [])
     assert Docs.from_lengths(sorted(lengths, reverse=True)).walk[1] is None
 
-
 @pytest.mark.parametrize("length", range(8, LONG + 1, 24))
 def test_a_block_stays_in_the_cache(length: int) -> None:
     docs = Docs.from_lengths([length] * 70)
@@ -73,7 +67,6 @@ def test_a_block_stays_in_the_cache(length: int) -> None:
         assert group.num_docs * group.length**2 <= BLOCK_SCORES or group.num_docs == 1
     full = docs.walk[0][:-1]  # none of these has a document of filling
     assert all(group.num_docs * length == group.num_tokens for group in full)
-
 
 @pytest.mark.parametrize("seed", range(20))
 def test_no_other_cut_of_the_classes_is_cheaper(seed: int) -> None:
@@ -93,7 +86,6 @@ def test_no_other_cut_of_the_classes_is_cheaper(seed: int) -> None:
     assert [run for pair in found for run in pair][1:-1:2] == [first for first, _ in found[1:]]
     assert cost([first for first, _ in found[1:]]) == min(map(cost, ways))
 
-
 def test_sizes_are_rounded_up_to_few() -> None:
     assert [rounded(n) for n in (1, 8, 9, 64, 65, 128, 129, 300, 512)] == [
         8, 8, 16, 64, 72, 128, 144, 320, 512,
@@ -103,7 +95,6 @@ def test_sizes_are_rounded_up_to_few() -> None:
     assert len({size for size in sizes if 256 < size <= 512}) == 8
     assert [rounded(n, steps=2, least=1) for n in range(1, 10)] == [1, 2, 3, 4, 6, 6, 8, 8, 12]
     assert Docs.from_lengths([250, 20]).num_rows == rounded(270) == 288
-
 
 def test_a_block_has_one_of_few_numbers_of_documents() -> None:
     """What is filling reads the group's first token, and nothing reads it."""

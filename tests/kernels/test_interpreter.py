@@ -20,7 +20,6 @@ OPS = {
     "round": lambda a, b: (a.float() * 1.37).to(a.dtype),
 }
 
-
 @triton.jit
 def _apply_kernel(a_ptr, b_ptr, y_ptr, sum_ptr, max_ptr, dot_ptr, OP: tl.constexpr):
     offs = tl.arange(0, 64)
@@ -44,7 +43,6 @@ def _apply_kernel(a_ptr, b_ptr, y_ptr, sum_ptr, max_ptr, dot_ptr, OP: tl.constex
     square = tl.dot(a.reshape(8, 8), b.reshape(8, 8))
     tl.store(dot_ptr + offs, square.reshape(64))
 
-
 @pytest.mark.parametrize("name", OPS)
 def test_bf16_is_that_of_torch(name: str, draw) -> None:
     a, b = draw(64).bfloat16(), draw(64, seed=1).bfloat16()
@@ -54,7 +52,6 @@ def test_bf16_is_that_of_torch(name: str, draw) -> None:
     assert wide[64] == pytest.approx(a.float().sum().item(), rel=1e-2)
     assert wide[65] == a.float().max()
     torch.testing.assert_close(wide[:64].view(8, 8), a.view(8, 8).float() @ b.view(8, 8).float())
-
 
 def test_nan_stays_nan_and_infinity_infinity() -> None:
     values = torch.tensor([float("nan"), float("inf"), -float("inf"), 3.4e38, 1.0, -0.0])

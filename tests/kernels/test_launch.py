@@ -14,11 +14,9 @@ from tests.kernels import interpreter
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 
-
 def test_auto_is_eager_on_a_cpu() -> None:
     x = torch.ones(1)
     assert not backend.uses_triton("op", "auto", x) and not backend.uses_triton("op", "eager", x)
-
 
 def test_refuses_what_cannot_run(monkeypatch) -> None:
     with pytest.raises(ValueError, match="impl = 'cuda': must be 'auto', 'eager' or 'triton'"):
@@ -31,7 +29,6 @@ def test_refuses_what_cannot_run(monkeypatch) -> None:
     monkeypatch.setattr(backend, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="triton is not installed; install it or pass 'eager'"):
         backend.uses_triton("op", "triton", torch.ones(1))
-
 
 def test_the_smallest_row_that_is_large_enough_serves(monkeypatch) -> None:
     one, two, three = ({"BLOCK": value} for value in (1, 2, 3))
@@ -46,7 +43,6 @@ def test_the_smallest_row_that_is_large_enough_serves(monkeypatch) -> None:
     assert launch.config_of("op", 9, CPU) is three
     assert launch.config_of("op", 9, CPU, shape="short") is two
     assert launch.config_of("op", 9, CPU, shape="fp32") is one
-
 
 def test_checks_name_value_limit_and_remedy() -> None:
     x = torch.ones(2, 3)
@@ -63,7 +59,6 @@ def test_checks_name_value_limit_and_remedy() -> None:
     with pytest.raises(ValueError, match="x is torch.float16, must be torch.float32; cast it"):
         launch.check_dtype(torch.float32, x=x.half())
 
-
 def test_ops_are_imported_without_triton() -> None:
     code = "import sys; sys.modules['triton'] = None\nimport kernels.backend, kernels.launch"
     ops = ", ".join(
@@ -71,7 +66,6 @@ def test_ops_are_imported_without_triton() -> None:
     )
     command = [sys.executable, "-c", f"{code}, {ops}"]
     assert subprocess.run(command, cwd=ROOT, check=False).returncode == 0
-
 
 def test_auto_on_a_gpu_goes_by_dtype_size_and_device(monkeypatch) -> None:
     """Told by a stand-in for a tensor of a GPU, since there may be none."""
@@ -87,7 +81,6 @@ def test_auto_on_a_gpu_goes_by_dtype_size_and_device(monkeypatch) -> None:
     wide.device = "old"
     assert not backend.uses_triton("op", "auto", wide)
 
-
 def test_a_wrong_kernel_fails_its_case(monkeypatch, tmp_path, capsys) -> None:
     interpreter.require()
     assert check.passes("swiglu", CPU, torch.float32)
@@ -102,7 +95,6 @@ def test_a_wrong_kernel_fails_its_case(monkeypatch, tmp_path, capsys) -> None:
     assert [line[:11] for line in first[1:-1]].count("FAIL swiglu") == 2
     assert "ModuleNotFoundError" in second[1] and second[-2].startswith("ok   nf4")
     assert second[-1] == '{"broken": 4}'
-
 
 def test_auto_tries_an_op_once_and_tells_where_its_kernels_fail(monkeypatch, caplog) -> None:
     tried, results = [], iter([True, False, RuntimeError("no such instruction")])

@@ -13,7 +13,6 @@ from kernels.lora import lora_linear, lora_linear_reference
 
 NAMES = ("x_NC", "weight_OC", "a_RC", "b_OR", "bias_O")
 
-
 def make_inputs(n: int, c: int, o: int, r: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(n + c + o + r)
     shapes = {"x_NC": (n, c), "weight_OC": (o, c), "a_RC": (r, c), "b_OR": (o, r), "bias_O": (o,)}
@@ -21,7 +20,6 @@ def make_inputs(n: int, c: int, o: int, r: int) -> dict[str, Tensor]:
         name: torch.randn(shape, generator=generator, dtype=torch.float64) / shape[-1] ** 0.5
         for name, shape in shapes.items()
     }
-
 
 def run(
     op: Callable[..., Tensor], inputs: dict[str, Tensor], scale: float | Tensor
@@ -32,7 +30,6 @@ def run(
     weights_NO = torch.linspace(-1, 1, y_NO.numel()).view_as(y_NO)
     (y_NO * weights_NO.to(y_NO.dtype)).sum().backward()
     return [y_NO.detach().double(), *(leaf.grad.double() for leaf in leaves.values())]
-
 
 def within_budget(op: Callable[..., Tensor], dtype: torch.dtype, sizes: tuple[int, ...]) -> bool:
     """At most 2x (value) and 3x (gradients) the error of the definition in the same dtype."""
@@ -47,22 +44,18 @@ def within_budget(op: Callable[..., Tensor], dtype: torch.dtype, sizes: tuple[in
         for true, plain, mine, factor in errors
     )
 
-
 SIZES = [(1, 1, 1, 1), (5, 7, 3, 2), (42, 123, 6, 4), (64, 32, 48, 8), (0, 8, 4, 2)]
-
 
 @pytest.mark.parametrize("sizes", SIZES[:-1])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_error_budget(dtype: torch.dtype, sizes: tuple[int, ...]) -> None:
     assert within_budget(lora_linear, dtype, sizes)
 
-
 def test_error_budget_sees_a_wrong_scale() -> None:
     def mutant(*, scale: float, **inputs: Tensor) -> Tensor:
         return lora_linear(**inputs, scale=scale * 1.001)
 
     assert not within_budget(mutant, torch.float32, (64, 32, 48, 8))
-
 
 @pytest.mark.parametrize("sizes", SIZES)
 def test_equals_the_definition_in_float64(sizes: tuple[int, ...]) -> None:
@@ -72,7 +65,6 @@ def test_equals_the_definition_in_float64(sizes: tuple[int, ...]) -> None:
     ):
         torch.testing.assert_close(ours, true, rtol=1e-12, atol=1e-13)
 
-
 @pytest.mark.parametrize("op", [lora_linear, lora_linear_reference])
 def test_gradcheck(op: Callable[..., Tensor]) -> None:
     tensors = [tensor.requires_grad_() for tensor in make_inputs(4, 5, 3, 2).values()]
@@ -81,7 +73,6 @@ def test_gradcheck(op: Callable[..., Tensor]) -> None:
         return op(**dict(zip(NAMES, args, strict=True)), scale=1.5)
 
     assert torch.autograd.gradcheck(call, tensors)
-
 
 def test_frozen_weight_gets_no_gradient_and_inputs_stay() -> None:
     inputs = make_inputs(6, 8, 4, 2)
@@ -93,7 +84,6 @@ def test_frozen_weight_gets_no_gradient_and_inputs_stay() -> None:
     assert all(inputs[name].grad is not None for name in ("x_NC", "a_RC", "b_OR"))
     assert all(torch.equal(inputs[name], kept[name]) for name in inputs)
 
-
 def test_wide_factors_keep_their_dtype() -> None:
     inputs = {name: tensor.bfloat16() for name, tensor in make_inputs(6, 8, 4, 2).items()}
     inputs["a_RC"] = inputs["a_RC"].float().requires_grad_()
@@ -103,7 +93,6 @@ def test_wide_factors_keep_their_dtype() -> None:
     assert y_NO.dtype == torch.bfloat16
     assert inputs["a_RC"].grad.dtype == inputs["b_OR"].grad.dtype == torch.float32
 
-
 def test_non_contiguous_inputs() -> None:
     inputs = make_inputs(6, 8, 4, 2)
     strided = {name: t.t().contiguous().t() if t.ndim == 2 else t for name, t in inputs.items()}
@@ -111,7 +100,6 @@ def test_non_contiguous_inputs() -> None:
     torch.testing.assert_close(
         lora_linear(**strided, scale=1.0), lora_linear(**inputs, scale=1.0), rtol=1e-12, atol=1e-13
     )
-
 
 def test_dropout_drops_and_rescales_the_update_alone() -> None:
     """With A = B = 1 the update shows drop(x) itself."""
@@ -125,7 +113,6 @@ def test_dropout_drops_and_rescales_the_update_alone() -> None:
     assert abs(kept.float().mean().item() - (1 - p)) < 0.01
     base_NC = lora_linear(x_NC, eye, eye, torch.zeros_like(eye), scale=3.0, dropout=p)
     assert torch.equal(base_NC, x_NC)
-
 
 def test_gradients_with_dropout_are_those_of_the_mask() -> None:
     inputs = make_inputs(9, 8, 5, 3)
@@ -141,9 +128,7 @@ def test_gradients_with_dropout_are_those_of_the_mask() -> None:
     for mine, true in zip(ours, run(composed, inputs, 0.7), strict=True):
         torch.testing.assert_close(mine, true, rtol=1e-12, atol=1e-13)
 
-
 RANKS = (3, 8, 4, 5)
-
 
 @pytest.mark.parametrize("op", [lora_linear, lora_linear_reference])
 def test_rows_that_choose_an_adapter_are_as_with_it_alone(op, adapters) -> None:
@@ -174,7 +159,6 @@ def test_rows_that_choose_an_adapter_are_as_with_it_alone(op, adapters) -> None:
     assert (adapter_N == -1).any() and not (adapter_N == 2).any()
     assert not leaves["a_RC"].grad[owner_R == 2].any()
 
-
 def test_rows_of_no_adapter_are_the_frozen_map_to_the_bit(adapters) -> None:
     inputs = {name: tensor.float() for name, tensor in make_inputs(42, 123, 61, 20).items()}
     for name in ("a_RC", "b_OR"):
@@ -188,7 +172,6 @@ def test_rows_of_no_adapter_are_the_frozen_map_to_the_bit(adapters) -> None:
     y_NO[none_N].sum().backward()
     assert not inputs["a_RC"].grad.any() and not inputs["b_OR"].grad.any()
 
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_error_budget_of_several_adapters(dtype, adapters, within_budget) -> None:
     inputs, rule = make_inputs(42, 12, 6, sum(RANKS)), adapters(42, RANKS)
@@ -201,7 +184,6 @@ def test_error_budget_of_several_adapters(dtype, adapters, within_budget) -> Non
         partial(op, scale=1.0),
     ):
         assert not within_budget(mutant, reference, inputs, dtype)
-
 
 def test_gradients_of_several_adapters_with_dropout(adapters) -> None:
     inputs, rule = make_inputs(42, 12, 6, sum(RANKS)), adapters(42, RANKS)
@@ -219,7 +201,6 @@ def test_gradients_of_several_adapters_with_dropout(adapters) -> None:
     torch.manual_seed(3)
     for mine, true in zip(ours, run(composed, inputs, rule["scale"]), strict=True):
         torch.testing.assert_close(mine, true, rtol=1e-12, atol=1e-13)
-
 
 @pytest.mark.parametrize("impl", ["eager", "triton"])
 def test_refuses_a_choice_that_does_not_fit(impl: str) -> None:

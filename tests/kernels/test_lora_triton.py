@@ -18,7 +18,6 @@ REFERENCE = partial(lora_linear_reference, scale=2.0)
 SIZES = [(1, 1, 1, 1), (5, 7, 3, 2), (42, 123, 6, 4), (70, 33, 49, 16), (23, 24, 10, 40)]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
-
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch) -> None:
     """So that small inputs have several tiles in every direction, and several groups."""
@@ -29,7 +28,6 @@ def small_blocks(monkeypatch) -> None:
     }.items():
         monkeypatch.setitem(launch.configs(), (kernel, "any"), {128: blocks})
 
-
 def make(n: int, c: int, o: int, r: int, draw) -> dict[str, torch.Tensor]:
     shapes = {"x_NC": (n, c), "weight_OC": (o, c), "a_RC": (r, c), "b_OR": (o, r), "bias_O": (o,)}
     return {
@@ -37,23 +35,19 @@ def make(n: int, c: int, o: int, r: int, draw) -> dict[str, torch.Tensor]:
         for seed, (name, shape) in enumerate(shapes.items())
     }
 
-
 def seeded(x_NC, *args, dropout: float, **kwargs) -> torch.Tensor:
     torch.manual_seed(3)
     return lora_linear(x_NC, *args, dropout=dropout, impl="triton", **kwargs)
-
 
 def mask_of(n: int, c: int, p: float) -> torch.Tensor:
     """keep / (1 - p) as the update shows it for x = 1, A = B = 1 and W = 0."""
     eye = torch.eye(c)
     return seeded(torch.ones(n, c), torch.zeros_like(eye), eye, eye, scale=1.0, dropout=p)
 
-
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("sizes", SIZES)
 def test_error_budget(sizes, dtype, draw, within_budget, poisoned) -> None:
     assert within_budget(OP, REFERENCE, make(*sizes, draw), dtype)
-
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_error_budget_with_dropout(dtype, draw, within_budget, poisoned) -> None:
@@ -66,7 +60,6 @@ def test_error_budget_with_dropout(dtype, draw, within_budget, poisoned) -> None
 
     op = partial(seeded, scale=2.0, dropout=0.25)
     assert within_budget(op, composed, make(42, 123, 6, 4, draw), dtype)
-
 
 @pytest.mark.parametrize(
     ("dropout", "old", "new"),
@@ -91,7 +84,6 @@ def test_error_budget_sees_a_mutant(
     op = partial(seeded, scale=2.0, dropout=dropout)
     assert not within_budget(op, composed, make(70, 33, 49, 4, draw), torch.float32)
 
-
 def chosen_by(rule: dict, keep_NC: torch.Tensor | float = 1.0):
     """The definition, with the inputs of the update kept by a mask."""
     (adapter_N, owner_R), scale_R = rule["choice"], rule["scale"]
@@ -103,7 +95,6 @@ def chosen_by(rule: dict, keep_NC: torch.Tensor | float = 1.0):
         return F.linear(x_NC, weight_OC, bias_O) + h_NR @ (b_OR * scale_R).to(dtype).T
 
     return composed
-
 
 @pytest.mark.parametrize("p", [0.0, 0.25])
 @pytest.mark.parametrize("ranks", [(3, 8, 4, 5), (1, 20, 3, 16)])
@@ -117,7 +108,6 @@ def test_error_budget_of_several_adapters(
     if not p:
         assert within_budget(op, partial(lora_linear_reference, **rule), inputs, dtype)
 
-
 def test_unchosen_adapters_and_rows_of_none_get_nothing(draw, adapters, poisoned) -> None:
     rule = adapters(42, (3, 8, 4, 5))
     adapter_N, owner_R = rule["choice"]
@@ -130,7 +120,6 @@ def test_unchosen_adapters_and_rows_of_none_get_nothing(draw, adapters, poisoned
     y_NO[(adapter_N == -1) | (adapter_N == 3)].sum().backward()
     for grad_R in (inputs["a_RC"].grad.abs().sum(1), inputs["b_OR"].grad.abs().sum(0)):
         assert torch.equal(grad_R != 0, owner_R == 3)
-
 
 @pytest.mark.parametrize(
     ("ranks", "p", "old", "new"),
@@ -151,7 +140,6 @@ def test_error_budget_of_several_adapters_sees_a_mutant(
     op = partial(seeded, **rule, dropout=p)
     assert not within_budget(op, reference, inputs, torch.float32)
 
-
 def philox(seed: int, rows: int, columns: int) -> np.ndarray:
     """The shorts that decide on each input, in numpy (Salmon et al. 2011: Philox 4x32-7)."""
     column, row = np.meshgrid(np.arange(-(-columns // 8)), np.arange(rows))
@@ -166,7 +154,6 @@ def philox(seed: int, rows: int, columns: int) -> np.ndarray:
     shorts = np.stack([order & np.uint64(0xFFFF), order >> np.uint64(16)], -1)
     return shorts.reshape(rows, -1)[:, :columns]
 
-
 def test_the_mask_is_that_of_philox() -> None:
     torch.manual_seed(3)
     shorts = philox(torch.randint(2**63 - 1, (1,)).item(), 37, 42)
@@ -174,7 +161,6 @@ def test_the_mask_is_that_of_philox() -> None:
     keep_NC = mask_of(37, 42, 0.3).numpy()
     assert ((shorts >= dropped) == (keep_NC != 0)).all()
     assert np.allclose(keep_NC[keep_NC != 0], 2**16 / (2**16 - dropped))
-
 
 def test_a_share_of_p_is_dropped() -> None:
     torch.manual_seed(3)
@@ -184,7 +170,6 @@ def test_a_share_of_p_is_dropped() -> None:
         assert abs(dropped.mean() - p) < 4 * (p * (1 - p) / 1e6) ** 0.5 + 2**-16
         assert (dropped[:, 1:] & dropped[:, :-1]).mean() == pytest.approx(p * p, abs=4 * p / 1000)
 
-
 def test_frozen_weight_gets_no_gradient_and_wide_factors_keep_their_dtype(draw) -> None:
     inputs = {name: tensor.bfloat16() for name, tensor in make(6, 8, 4, 2, draw).items()}
     factors = [inputs[name].float().requires_grad_() for name in ("a_RC", "b_OR")]
@@ -192,7 +177,6 @@ def test_frozen_weight_gets_no_gradient_and_wide_factors_keep_their_dtype(draw) 
     y_NO.sum().backward()
     assert y_NO.dtype == torch.bfloat16 and inputs["weight_OC"].grad is None
     assert factors[0].grad.dtype == factors[1].grad.dtype == torch.float32
-
 
 def test_strided_inputs_and_no_rows(draw) -> None:
     inputs = {name: tensor.float() for name, tensor in make(6, 8, 4, 2, draw).items()}
@@ -202,7 +186,6 @@ def test_strided_inputs_and_no_rows(draw) -> None:
     inputs["a_RC"].requires_grad_()
     OP(**inputs, dropout=0.5).sum().backward()
     assert not inputs["a_RC"].grad.any()
-
 
 def test_refuses_what_does_not_fit(draw) -> None:
     inputs = {name: tensor.float() for name, tensor in make(6, 8, 4, 129, draw).items()}

@@ -12,11 +12,9 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 SHAPES = [(1, 64), (6, 128), (43, 320), (300, 64)]  # 43 x 5 blocks: a group that is not full
 CPU = torch.device("cpu")
 
-
 @pytest.fixture
 def triton_here() -> None:
     interpreter.require()
-
 
 def test_the_table_is_that_of_the_normal_distribution() -> None:
     """Quantiles of the middles of equal shares, 8 of them above zero and 7 below (appendix E)."""
@@ -27,12 +25,10 @@ def test_the_table_is_that_of_the_normal_distribution() -> None:
     values = torch.cat([above, torch.zeros(1), below]).sort().values
     torch.testing.assert_close(values / values.max(), torch.tensor(TABLE), rtol=0, atol=2e-6)
 
-
 def test_the_table_of_scales_has_256_places_over_seven_powers_of_ten() -> None:
     table = scale_table(CPU)
     assert len(table.unique()) == len(table) == 256 and table.equal(table.sort().values)
     assert table[-1] == 1 and table.abs().sort().values[1] == pytest.approx(0.55e-6)
-
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_near_the_definition_with_exact_scales(shape, draw) -> None:
@@ -49,25 +45,21 @@ def test_near_the_definition_with_exact_scales(shape, draw) -> None:
     )
     assert within.all()
 
-
 def test_values_of_the_table_come_back() -> None:
     weight_OC = torch.tensor(TABLE).repeat(8).view(2, 64) * 0.5
     assert torch.equal(dequantise(quantise(weight_OC)), weight_OC)
     zeros_OC = torch.zeros(2, 64)
     assert torch.equal(dequantise(quantise(zeros_OC)), zeros_OC)
 
-
 def test_two_codes_a_byte_the_first_one_high() -> None:
     weight_OC = torch.zeros(1, 64)
     weight_OC[0, :3] = torch.tensor([1.0, -1.0, TABLE[9]])
     assert quantise(weight_OC).codes_P[:2].tolist() == [15 << 4 | 0, 9 << 4 | 7]
 
-
 def test_refuses_what_is_not_made_of_blocks() -> None:
     for shape in ((3, 63), (0, 64)):
         with pytest.raises(ValueError, match=r"is not made of blocks of 64: leave it unquantised"):
             quantise(torch.zeros(shape))
-
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
@@ -78,7 +70,6 @@ def test_kernels_give_the_same_bits(shape, dtype, draw, triton_here, poisoned) -
     for name in ("codes_P", "scale_codes_Q", "maxima_S", "mean"):
         assert torch.equal(getattr(mine, name), getattr(true, name)), name
     assert torch.equal(dequantise(mine, impl="triton"), dequantise(true))
-
 
 @pytest.mark.parametrize(
     ("old", "new"),

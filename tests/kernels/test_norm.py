@@ -18,11 +18,9 @@ OPS = {
 }
 SHAPES = [(33,), (1, 2), (6, 42), (123, 7), (5, 3, 33), (64, 431)]
 
-
 def make(name: str, shape: tuple[int, ...], draw) -> dict[str, torch.Tensor]:
     inputs = {"x_NC": 2 * draw(*shape) + 0.5, "weight_C": 1 + 0.1 * draw(shape[-1])}
     return inputs | ({"bias_C": draw(shape[-1], seed=1)} if name == "layer_norm" else {})
-
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", SHAPES)
@@ -31,13 +29,11 @@ def test_error_budget(name, shape, dtype, draw, within_budget) -> None:
     op, reference = (partial(function, eps=1e-6) for function in OPS[name])
     assert within_budget(op, reference, make(name, shape, draw), dtype)
 
-
 @pytest.mark.parametrize("name", OPS)
 def test_error_budget_sees_a_wrong_eps(name, draw, within_budget) -> None:
     op, reference = OPS[name]
     mutant, reference = partial(op, eps=1e-3), partial(reference, eps=1e-6)
     assert not within_budget(mutant, reference, make(name, (6, 42), draw), torch.float32)
-
 
 def test_offset_is_added_before_rounding() -> None:
     """1 + w in bf16 would round a gain of 3 thousandths away."""
@@ -47,12 +43,10 @@ def test_offset_is_added_before_rounding() -> None:
     assert torch.equal(rms_norm(x_NC, weight_C, eps=0.0, offset=1.0), true_NC)
     assert not torch.equal(rms_norm(x_NC, weight_C + 1, eps=0.0), true_NC)
 
-
 @pytest.mark.parametrize("name", OPS)
 def test_gradcheck(name, draw) -> None:
     inputs = [tensor.requires_grad_() for tensor in make(name, (3, 5), draw).values()]
     assert torch.autograd.gradcheck(partial(OPS[name][1], eps=1e-6), inputs)
-
 
 @pytest.mark.parametrize("name", OPS)
 def test_non_contiguous_rows(name, draw) -> None:
@@ -61,13 +55,11 @@ def test_non_contiguous_rows(name, draw) -> None:
     inputs["x_NC"] = inputs["x_NC"].t().contiguous().t()
     torch.testing.assert_close(op(**inputs, eps=1e-6), reference(**inputs, eps=1e-6))
 
-
 @pytest.mark.parametrize("name", OPS)
 def test_bf16_gradients_over_many_rows(name, draw, within_budget) -> None:
     """A sum over rows that is kept in bf16 stops growing after some 256 of them."""
     op, reference = (partial(function, eps=1e-6) for function in OPS[name])
     assert within_budget(op, reference, make(name, (2048, 16), draw), torch.bfloat16)
-
 
 def test_statistics_of_bf16_rows_are_wide() -> None:
     """Squares of 300 sum beyond what bf16 can count: the mean must be formed in fp32."""

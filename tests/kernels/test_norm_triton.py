@@ -29,14 +29,12 @@ ADD_OPS = {
 SHAPES = [(1, 2), (6, 42), (300, 7), (5, 3, 33), (37, 431)]  # 300: several tiles a program
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
-
 def make(name: str, shape: tuple[int, ...], draw) -> dict[str, torch.Tensor]:
     inputs = {"x_NC": 2 * draw(*shape) + 0.5, "weight_C": 1 + 0.1 * draw(shape[-1])}
     if name.startswith("add"):
         inputs["residual_NC"] = draw(*shape, seed=2)
     has_bias = name in ("layer_norm", "add_layer_norm")
     return inputs | ({"bias_C": draw(shape[-1], seed=1)} if has_bias else {})
-
 
 def add_ops(name: str, impl: str = "triton"):
     """Both outputs as one, so that both gradients arrive."""
@@ -51,7 +49,6 @@ def add_ops(name: str, impl: str = "triton"):
 
     return mine, true
 
-
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", OPS)
@@ -59,19 +56,16 @@ def test_error_budget(name, shape, dtype, draw, within_budget, poisoned) -> None
     op, reference = (partial(function, eps=1e-6) for function in OPS[name])
     assert within_budget(op, reference, make(name, shape, draw), dtype)
 
-
 @pytest.mark.parametrize("impl", ["triton", "eager"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", ADD_OPS)
 def test_error_budget_with_a_residual(name, dtype, impl, draw, within_budget, poisoned) -> None:
     assert within_budget(*add_ops(name, impl), make(name, (37, 42), draw), dtype)
 
-
 @pytest.mark.parametrize("name", OPS)
 def test_bf16_gradients_over_many_rows(name, draw, within_budget) -> None:
     op, reference = (partial(function, eps=1e-6) for function in OPS[name])
     assert within_budget(op, reference, make(name, (1024, 16), draw), torch.bfloat16)
-
 
 @pytest.mark.parametrize(
     ("old", "new"),
@@ -88,7 +82,6 @@ def test_error_budget_sees_a_mutant(old, new, draw, within_budget, monkeypatch, 
     op, reference = (partial(function, eps=1e-2) for function in OPS["layer_norm"])
     assert not within_budget(op, reference, make("layer_norm", (300, 7), draw), torch.float32)
 
-
 def test_error_budget_sees_a_lost_gradient_of_the_sum(
     draw, within_budget, monkeypatch, tmp_path
 ) -> None:
@@ -97,7 +90,6 @@ def test_error_budget_sees_a_lost_gradient_of_the_sum(
     )
     inputs = make("add_rms_norm", (6, 42), draw)
     assert not within_budget(*add_ops("add_rms_norm"), inputs, torch.float32)
-
 
 def test_frozen_weights_get_no_partial_sums(draw, monkeypatch) -> None:
     from kernels import norm_triton
@@ -110,7 +102,6 @@ def test_frozen_weights_get_no_partial_sums(draw, monkeypatch) -> None:
     rms_norm(x_NC, draw(42).float(), eps=1e-6, impl="triton").sum().backward()
     assert needs == [[False, False]]
 
-
 def test_strided_rows_and_no_rows(draw) -> None:
     x_NC, weight_C = draw(8, 12).float(), draw(12).float()
     true_NC = rms_norm(x_NC, weight_C, eps=1e-6)
@@ -120,7 +111,6 @@ def test_strided_rows_and_no_rows(draw) -> None:
     apart_C = draw(24).float()[::2]
     true_NC = layer_norm(x_NC, apart_C, apart_C.flip(0), eps=1e-6)
     torch.testing.assert_close(LAYER(x_NC, apart_C, apart_C.flip(0), eps=1e-6), true_NC)
-
 
 def test_refuses_sizes_that_do_not_fit(draw) -> None:
     x_NC = draw(2, 12).float()

@@ -10,12 +10,10 @@ from kernels.rope import norm_rope, rope, rope_angles, rope_reference
 
 SHAPES = [(1, 1, 2), (7, 3, 6), (123, 4, 64)]
 
-
 def angles(shape: tuple[int, int, int], dtype: torch.dtype, part: float = 1.0) -> torch.Tensor:
     positions_N = torch.arange(shape[0]) * 3
     turned = max(2, int(part * shape[2]) // 2 * 2)
     return rope_angles(positions_N, head_dim=turned, theta=1e4, dtype=dtype)
-
 
 @pytest.mark.parametrize("part", [1.0, 0.25])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -28,7 +26,6 @@ def test_error_budget(shape, dtype, part, draw, within_budget) -> None:
 
     ops = partial(with_angles, rope), partial(with_angles, rope_reference)
     assert within_budget(*ops, {"x_NHD": draw(*shape)}, dtype)
-
 
 @pytest.mark.parametrize("offset", [0.0, 1.0])
 @pytest.mark.parametrize("part", [1.0, 0.25])
@@ -45,7 +42,6 @@ def test_norm_rope_is_both_ops(dtype, part, offset, draw, within_budget) -> None
     inputs = {name: tensor.to(dtype) for name, tensor in inputs.items()}
     assert torch.equal(op(**inputs), composed(rms_norm, rope, **inputs))
 
-
 def test_auto_norms_and_turns_at_once_where_the_kernel_can(draw, monkeypatch) -> None:
     seen = []
     monkeypatch.setattr("kernels.rope.uses_triton", lambda op, *_, fits: seen.append((op, fits)))
@@ -55,7 +51,6 @@ def test_auto_norms_and_turns_at_once_where_the_kernel_can(draw, monkeypatch) ->
     assert [fits for op, fits in seen if op == "rope"] == [True] * 4
     rope(draw(3, 2, 600), draw(2, 3, 300))
     assert seen[-1] == ("rope", False)
-
 
 @pytest.mark.parametrize("which", ["angle", "direction"])
 def test_error_budget_sees_a_mutant(which, draw, within_budget) -> None:
@@ -69,7 +64,6 @@ def test_error_budget_sees_a_mutant(which, draw, within_budget) -> None:
     reference = lambda x_NHD: rope_reference(x_NHD, right.to(x_NHD.dtype))  # noqa: E731
     assert not within_budget(mutant, reference, {"x_NHD": draw(7, 3, 6)}, torch.float32)
 
-
 @pytest.mark.parametrize("part", [1.0, 0.5])
 @pytest.mark.parametrize("op", [rope, rope_reference])
 def test_gradcheck(op, part, draw) -> None:
@@ -77,13 +71,11 @@ def test_gradcheck(op, part, draw) -> None:
     cos_sin_2NE = angles((5, 2, 4), torch.float64, part)
     assert torch.autograd.gradcheck(lambda x: op(x, cos_sin_2NE), [x_NHD])
 
-
 def test_the_first_channels_turn_and_the_others_pass(draw) -> None:
     x_NHD = draw(7, 2, 12)
     y_NHD = rope(x_NHD, angles((7, 2, 4), torch.float64))
     assert torch.equal(y_NHD[..., 4:], x_NHD[..., 4:])
     assert torch.equal(y_NHD[..., :4], rope(x_NHD[..., :4], angles((7, 2, 4), torch.float64)))
-
 
 def test_scores_depend_on_distance_alone(draw) -> None:
     q_NHD, k_NHD = draw(2, 1, 8)[:1], draw(2, 1, 8)[1:]
@@ -97,7 +89,6 @@ def test_scores_depend_on_distance_alone(draw) -> None:
 
     torch.testing.assert_close(score(9, 4), score(5, 0), rtol=1e-5, atol=1e-5)
     assert abs(score(9, 4) - score(9, 0)) > 1e-2
-
 
 @pytest.mark.parametrize(
     ("settings", "hf"),

@@ -16,14 +16,12 @@ pytestmark = pytest.mark.filterwarnings("ignore:(divide by zero|invalid value)")
 SHAPES = [(1, 1, 2), (7, 3, 6), (5, 4, 200), (42, 6, 64), (37, 5, 24)]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
-
 class Form(NamedTuple):
     """`norm_rope` where there is an eps, else `rope`."""
 
     part: float = 1.0
     eps: float | None = None
     offset: float = 0.0
-
 
 FORMS = {
     "all": Form(),
@@ -32,7 +30,6 @@ FORMS = {
     "normed_offset": Form(eps=1e-6, offset=1.0),
     "normed_exact": Form(eps=0.0),
 }
-
 
 def ops(form: str, shape: tuple[int, int, int], dtype: torch.dtype):
     part, eps, offset = FORMS[form]
@@ -52,13 +49,11 @@ def ops(form: str, shape: tuple[int, int, int], dtype: torch.dtype):
 
     return mine, true
 
-
 def make(form: str, shape: tuple[int, int, int], draw) -> dict[str, torch.Tensor]:
     x = {"x_NHD": draw(*shape)}
     if FORMS[form].eps is None:
         return x
     return x | {"weight_D": 1 - FORMS[form].offset + 0.1 * draw(shape[2])}
-
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -66,12 +61,10 @@ def make(form: str, shape: tuple[int, int, int], draw) -> dict[str, torch.Tensor
 def test_error_budget(shape, dtype, form, draw, within_budget, poisoned) -> None:
     assert within_budget(*ops(form, shape, dtype), make(form, shape, draw), dtype)
 
-
 def test_bf16_gradients_over_many_rows(draw, within_budget) -> None:
     shape = (512, 4, 16)
     inputs = make("normed", shape, draw)
     assert within_budget(*ops("normed", shape, torch.bfloat16), inputs, torch.bfloat16)
-
 
 @pytest.mark.parametrize(
     ("form", "old", "new"),
@@ -100,7 +93,6 @@ def test_error_budget_sees_a_mutant(
     inputs = make(form, SHAPES[-1], draw)
     assert not within_budget(*ops(form, SHAPES[-1], torch.float32), inputs, torch.float32)
 
-
 @pytest.mark.parametrize("form", ["all", "normed"])
 def test_strided_heads_and_no_rows(form, draw) -> None:
     fused_NHD, shape = draw(7, 5, 8).float(), (7, 2, 8)
@@ -125,7 +117,6 @@ def test_strided_heads_and_no_rows(form, draw) -> None:
     grads = torch.autograd.grad(y_NHD.sum(), [none_NHD, *weights.values()])
     assert y_NHD.shape == (0, 2, 8) and not any(grad.any() for grad in grads)
 
-
 def test_a_frozen_weight_gets_no_partial_sums(draw, monkeypatch) -> None:
     from kernels import rope_triton
 
@@ -141,7 +132,6 @@ def test_a_frozen_weight_gets_no_partial_sums(draw, monkeypatch) -> None:
     op(x_NHD.requires_grad_(), weight_D).sum().backward()
     assert asked == [None, False] and weight_D.grad is None
 
-
 def test_refuses_sizes_that_do_not_fit(draw, monkeypatch) -> None:
     monkeypatch.setattr("kernels.rope_triton._rope_kernel", None)  # refused before it is launched
     x_NHD = draw(3, 2, 4).float()
@@ -149,7 +139,6 @@ def test_refuses_sizes_that_do_not_fit(draw, monkeypatch) -> None:
         rope(x_NHD, draw(2, 5, 2).float(), impl="triton")
     with pytest.raises(ValueError, match="channels that turn = 6: the kernel takes at most 4"):
         rope(x_NHD, draw(2, 3, 3).float(), impl="triton")
-
 
 @pytest.mark.parametrize(
     ("D", "weight", "cos_sin", "message"),
@@ -166,7 +155,6 @@ def test_norm_rope_refuses_sizes_that_do_not_fit(D, weight, cos_sin, message, mo
     args = torch.ones(3, 2, D), torch.ones(weight), torch.ones(cos_sin)
     with pytest.raises(ValueError, match=message):
         norm_rope(*args, eps=1e-6, impl="triton")
-
 
 def test_norm_rope_refuses_a_weight_elsewhere() -> None:
     weight_D = torch.ones(4, device="meta")

@@ -13,14 +13,12 @@ OPS = {
     "geglu_tanh": (partial(geglu, uses_tanh=True), partial(geglu_reference, uses_tanh=True)),
 }
 
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(1, 1), (6, 42), (123, 431)])
 @pytest.mark.parametrize("name", OPS)
 def test_error_budget(name, shape, dtype, draw, within_budget) -> None:
     inputs = {"gate_NF": 3 * draw(*shape), "up_NF": draw(*shape, seed=1)}
     assert within_budget(*OPS[name], inputs, dtype)
-
 
 @pytest.mark.parametrize("name", OPS)
 def test_error_budget_sees_a_mutant(name, draw, within_budget) -> None:
@@ -31,7 +29,6 @@ def test_error_budget_sees_a_mutant(name, draw, within_budget) -> None:
     others = [other for other, _ in OPS.values() if other is not op]
     for mutant in (swapped, scaled, *others):
         assert not within_budget(mutant, reference, inputs, torch.float32)
-
 
 @pytest.mark.parametrize("name", OPS)
 def test_gradcheck(name, draw) -> None:

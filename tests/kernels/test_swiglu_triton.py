@@ -18,14 +18,12 @@ OPS = {
 }
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
-
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(1, 1), (6, 42), (123, 43)])
 @pytest.mark.parametrize("name", OPS)
 def test_error_budget(name, shape, dtype, draw, within_budget, poisoned) -> None:
     inputs = {"gate_NF": 3 * draw(*shape), "up_NF": draw(*shape, seed=1)}
     assert within_budget(*OPS[name], inputs, dtype)
-
 
 @pytest.mark.parametrize(
     ("name", "old", "new"),
@@ -45,12 +43,10 @@ def test_error_budget_sees_a_mutant(
     inputs = {"gate_NF": draw(6, 42), "up_NF": draw(6, 42, seed=1)}
     assert not within_budget(*OPS[name], inputs, torch.float32)
 
-
 def test_strided_inputs_and_no_rows(draw) -> None:
     gate_NF, up_NF = draw(6, 16).float().split(8, dim=1)
     torch.testing.assert_close(OPS["swiglu"][0](gate_NF, up_NF), swiglu(gate_NF, up_NF))
     assert OPS["swiglu"][0](gate_NF[:0], up_NF[:0]).shape == (0, 8)
-
 
 def test_refuses_what_does_not_fit(draw) -> None:
     with pytest.raises(ValueError, match=r"up has shape \(3, 4\), must be \(3, 5\)"):

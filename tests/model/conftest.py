@@ -80,11 +80,9 @@ AUTO = {
     "tag": "AutoModelForTokenClassification",
 }
 
-
 def _task(kind: str) -> str:
     task = kind.split("-")[1].removesuffix("_untied")
     return "lm" if task in ("tied", "untied") else task
-
 
 def _build(kind: str) -> torch.nn.Module:
     """The model, in evaluation mode, with every tensor away from its initial constant."""
@@ -109,18 +107,15 @@ def _build(kind: str) -> torch.nn.Module:
                 parameter.sub_(0.8)
     return model
 
-
 @pytest.fixture(params=KINDS)
 def kind(request: pytest.FixtureRequest) -> str:
     """Every kind in turn; a test that names its own kinds overrides this."""
     return request.param
 
-
 @pytest.fixture(params=[kind for kind in KINDS if _task(kind) == "lm"])
 def lm_kind(request: pytest.FixtureRequest) -> str:
     """Every kind with a head for the next token."""
     return request.param
-
 
 @pytest.fixture(scope="session")
 def hf(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Any, Path]]:
@@ -137,19 +132,16 @@ def hf(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Any, P
 
     return get
 
-
 @pytest.fixture
 def task_of_kind() -> Callable[[str], str]:
     """kind -> the task to load it for."""
     return _task
-
 
 @pytest.fixture
 def auto_class() -> Callable[[str], Any]:
     """kind -> the class of transformers that loads it."""
     transformers = pytest.importorskip("transformers")
     return lambda kind: getattr(transformers, AUTO[_task(kind)])
-
 
 @pytest.fixture
 def documents() -> Callable[..., list[list[int]]]:

@@ -18,7 +18,6 @@ from kernels.docs import Docs
 # and out of order, and documents beyond the length where torch's fused attention takes over.
 STREAMS = [[8, 8, 8], [2, 5, 1], [1, 130, 3, 65, 65, 64, 600, 130, 2]]
 
-
 def layer_states(model: Model, tokens: list[list[int]], types: list[list[int]]) -> list[Tensor]:
     """[embeddings, layer 1, .., layer L (after the final norm), head] of a packed stream."""
     docs = Docs.from_lengths([len(document) for document in tokens])
@@ -41,7 +40,6 @@ def layer_states(model: Model, tokens: list[list[int]], types: list[list[int]]) 
             states.append(model.head(h_NC))
     return states
 
-
 def hf_layer_states(model, tokens: list[list[int]], types: list[list[int]]) -> list[Tensor]:
     """The same of a transformers model, one document at a time."""
     documents = []
@@ -55,7 +53,6 @@ def hf_layer_states(model, tokens: list[list[int]], types: list[list[int]]) -> l
             states.append(out.logits if out.logits.ndim == 2 else out.logits[0])
         documents.append(states)
     return [torch.cat(states) for states in zip(*documents, strict=True)]
-
 
 @pytest.mark.parametrize("lengths", STREAMS, ids=["equal", "short", "mixed"])
 def test_every_layer_equals_transformers(
@@ -74,7 +71,6 @@ def test_every_layer_equals_transformers(
         assert (mine - true).abs().max() <= 1e-5, f"layer {layer}"
         record_property(f"layer {layer}", float((mine - true).abs().max()))
 
-
 @pytest.mark.parametrize("kind", ["bert-trunk", "qwen3-tied"])
 def test_parity_sees_a_mutant(kind, hf, documents, task_of_kind) -> None:
     """The bound is tight enough for one norm's eps or one position to matter."""
@@ -86,7 +82,6 @@ def test_parity_sees_a_mutant(kind, hf, documents, task_of_kind) -> None:
     ours, theirs = layer_states(model, tokens, types), hf_layer_states(oracle, tokens, types)
     errors = [(mine - true).abs().max() for mine, true in zip(ours, theirs, strict=True)]
     assert errors[0] <= 1e-5 and errors[1] <= 1e-5 < errors[2]
-
 
 @pytest.mark.parametrize(
     ("kind", "change"),
@@ -137,7 +132,6 @@ def test_parity_sees_each_switch(kind, change, hf, documents, task_of_kind) -> N
     ]
     assert errors[0] <= 1e-5 < errors[1]
 
-
 @pytest.mark.parametrize("kind", ["gemma2-tied", "bert-mlm", "distilbert-mlm_untied"])
 def test_the_head_gives_the_loss_of_its_logits(kind, hf, task_of_kind) -> None:
     model = load_model(hf(kind)[1], task=task_of_kind(kind), dtype=torch.float32).model
@@ -149,7 +143,6 @@ def test_the_head_gives_the_loss_of_its_logits(kind, hf, task_of_kind) -> None:
     torch.testing.assert_close(loss, (nll_M * weights_M).sum())
     torch.testing.assert_close(grad, torch.autograd.grad((nll_M * weights_M).sum(), h_MC)[0])
     assert weight == weights_M.sum()
-
 
 @pytest.mark.parametrize("name", ["gemma3_text", "modernbert"])
 def test_windows_of_files_that_do_not_list_them(name) -> None:
@@ -180,7 +173,6 @@ def test_windows_of_files_that_do_not_list_them(name) -> None:
     assert spec.rope_factor == full.get("factor", 1.0)
     assert spec.local_rope_theta == theirs.rope_parameters["sliding_attention"]["rope_theta"] == 2e4
 
-
 @pytest.mark.parametrize("kind", ["bert-trunk", "qwen3-tied", "gemma2-tied", "modernbert-mlm"])
 def test_other_documents_change_no_bit(kind, hf, documents, task_of_kind) -> None:
     _, folder = hf(kind)
@@ -195,7 +187,6 @@ def test_other_documents_change_no_bit(kind, hf, documents, task_of_kind) -> Non
         after = layer_states(model, mixed, types)[-1]
         assert torch.equal(before[doc_N != changed], after[doc_N != changed])
         assert not torch.equal(before[doc_N == changed], after[doc_N == changed])
-
 
 def test_the_last_layer_computes_what_is_asked_for(kind, hf, documents, task_of_kind) -> None:
     """The same values and gradients as when all rows are computed; its MLP sees no others."""
@@ -216,7 +207,6 @@ def test_the_last_layer_computes_what_is_asked_for(kind, hf, documents, task_of_
     torch.testing.assert_close(*found, rtol=1e-9, atol=1e-12)
     assert seen == [16, 8]  # rounded up
 
-
 def test_a_stream_must_have_the_tokens_that_are_planned(hf) -> None:
     """Not cut, not filled: on a CPU the trunk adds rows of its own."""
     trunk = load_model(hf("qwen3-tied")[1], task="lm", dtype=torch.float32).model.trunk
@@ -225,7 +215,6 @@ def test_a_stream_must_have_the_tokens_that_are_planned(hf) -> None:
         tokens_N = torch.zeros(count, dtype=torch.long)
         with pytest.raises(ValueError, match=f"docs plans 9 tokens, there are {count}"):
             trunk(tokens_N, tokens_N, tokens_N, docs)
-
 
 def test_a_real_bert_embeds_real_sentences(data_dir) -> None:
     """Mean-pooled embeddings of 100 sentences; the stream is packed, transformers' is not."""
@@ -255,7 +244,6 @@ def test_a_real_bert_embeds_real_sentences(data_dir) -> None:
     ours, theirs = (torch.nn.functional.normalize(e_BC) for e_BC in (ours, theirs))
     assert (ours - theirs).abs().max() <= 1e-5
 
-
 def test_config_survives_both_ways(kind, hf) -> None:
     _, folder = hf(kind)
     config = json.loads((folder / "config.json").read_text())
@@ -267,7 +255,6 @@ def test_config_survives_both_ways(kind, hf) -> None:
     rewritten = {key: written[key] for key in written if key in config}
     assert rewritten == {key: config[key] for key in rewritten}
 
-
 def test_rope_theta_of_older_and_newer_files(hf) -> None:
     config = json.loads((hf("qwen3-tied")[1] / "config.json").read_text())
     config["rope_parameters"] = {"rope_type": "default", "rope_theta": 5e5}
@@ -275,7 +262,6 @@ def test_rope_theta_of_older_and_newer_files(hf) -> None:
     del config["rope_parameters"]
     config |= {"rope_theta": 1e6, "rope_scaling": None}
     assert family_named("qwen3").to_spec(config).rope_theta == 1e6
-
 
 @pytest.mark.parametrize(
     ("kind", "change", "message"),
@@ -332,7 +318,6 @@ def test_refuses_what_a_family_does_not_have(kind, change, message, hf) -> None:
     config = json.loads((hf(kind)[1] / "config.json").read_text()) | change
     with pytest.raises(ModelError, match=message):
         family_of(config, "config.json").to_spec(config)
-
 
 @pytest.mark.parametrize(("kind", "most"), [("bert-trunk", 640), ("roberta-trunk", 638)])
 def test_document_longer_than_the_positions(kind, most, hf, documents) -> None:

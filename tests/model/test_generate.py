@@ -13,11 +13,9 @@ from kernels.docs import Docs
 NEVER: frozenset[int] = frozenset()
 LENGTHS = [5, 1, 62, 130, 3]  # 62 outgrows the first slots while decoding
 
-
 @pytest.fixture
 def model(hf) -> Model:
     return load_model(hf("qwen3-untied")[1], task="lm", dtype=torch.float32).model
-
 
 def hf_greedy(oracle, prompt: list[int], num: int) -> list[int]:
     ids = torch.tensor([prompt])
@@ -25,7 +23,6 @@ def hf_greedy(oracle, prompt: list[int], num: int) -> list[int]:
         ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=num
     )
     return out[0, len(prompt) :].tolist()
-
 
 def test_32_tokens_equal_transformers(lm_kind, hf, documents) -> None:
     oracle, folder = hf(lm_kind)
@@ -35,7 +32,6 @@ def test_32_tokens_equal_transformers(lm_kind, hf, documents) -> None:
     assert ours == [hf_greedy(oracle, prompt, 32) for prompt in prompts]
     some = 3 if lm_kind.endswith("untied") else 1  # not one token for ever
     assert len({token for answer in ours for token in answer}) > some
-
 
 def test_stopped_sequences_leave_and_change_nothing(model, documents) -> None:
     prompts = documents(LENGTHS)
@@ -50,20 +46,17 @@ def test_stopped_sequences_leave_and_change_nothing(model, documents) -> None:
     assert stopped == [cut(answer) for answer in free]
     assert len({len(answer) for answer in stopped}) > 1
 
-
 def test_all_may_stop_at_one_step(model, documents) -> None:
     (prompt,) = documents([5])
     (answer,) = generate(model, [prompt], max_new_tokens=4, stop_ids=NEVER)
     stops = frozenset(answer[:1])
     assert generate(model, [prompt] * 3, max_new_tokens=4, stop_ids=stops) == [answer[:1]] * 3
 
-
 def test_a_batch_equals_its_prompts_alone(model, documents) -> None:
     prompts = documents(LENGTHS)
     together = generate(model, prompts, max_new_tokens=8, stop_ids=NEVER)
     alone = [generate(model, [p], max_new_tokens=8, stop_ids=NEVER)[0] for p in prompts]
     assert together == alone
-
 
 def test_cached_logits_are_those_of_the_whole_document(model, documents) -> None:
     """Step by step over the cache, rows dropped and slots grown on the way."""
@@ -89,13 +82,11 @@ def test_cached_logits_are_those_of_the_whole_document(model, documents) -> None
     assert cache.num_slots == 2 * FIRST_SLOTS and cache.lengths == [69, 69]
     assert all(slab.kv_2BSGD.shape == (2, 2, 128, 2, 16) for slab in cache.layers)
 
-
 def test_head_sees_one_row_per_sequence(model, documents) -> None:
     seen = []
     model.head.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[0]))
     generate(model, documents(LENGTHS), max_new_tokens=3, stop_ids=NEVER)
     assert seen == [5, 5, 5]
-
 
 @pytest.mark.parametrize("training", [True, False])
 def test_mode_is_restored(training, model) -> None:
@@ -104,11 +95,9 @@ def test_mode_is_restored(training, model) -> None:
     assert model.training is training
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
 
-
 def test_nothing_to_do(model) -> None:
     assert generate(model, [], max_new_tokens=4, stop_ids=NEVER) == []
     assert generate(model, [[1]], max_new_tokens=0, stop_ids=NEVER) == [[]]
-
 
 def test_refuses_prompts_and_models(model, hf) -> None:
     with pytest.raises(ModelError, match="prompt 1 has 0 tokens: with 4 new ones it must have 1"):

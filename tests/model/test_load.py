@@ -16,10 +16,8 @@ from ftcore.model.families import family_named
 from ftcore.model.load import CONFIG, load_model, save_model
 from ftcore.model.weights import INDEX, SINGLE
 
-
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
 
 def same(ours: torch.nn.Module, other: torch.nn.Module) -> bool:
     """Whether two models have the same tensors, bit by bit and in the same dtype."""
@@ -28,7 +26,6 @@ def same(ours: torch.nn.Module, other: torch.nn.Module) -> bool:
         mine[name].dtype == theirs[name].dtype and torch.equal(mine[name], theirs[name])
         for name in mine
     )
-
 
 @pytest.mark.parametrize("shard_bytes", [5_000_000_000, 9_000])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -40,7 +37,6 @@ def test_load_save_load_is_bit_equal(kind, dtype, shard_bytes, hf, task_of_kind,
     again = load_model(tmp_path, task=task_of_kind(kind), dtype=dtype)
     assert same(loaded.model, again.model)
     assert again.model.spec == loaded.model.spec and again.labels == loaded.labels
-
 
 def test_transformers_loads_what_we_save(kind, hf, task_of_kind, auto_class, tmp_path) -> None:
     oracle, folder = hf(kind)
@@ -56,7 +52,6 @@ def test_transformers_loads_what_we_save(kind, hf, task_of_kind, auto_class, tmp
     before, after = oracle.config.to_dict(), theirs.config.to_dict()
     assert {k for k in before if before[k] != after.get(k)} <= {"architectures", "_name_or_path"}
 
-
 def test_a_masked_lm_becomes_a_classifier(hf) -> None:
     """Its own head is not needed, and only what a classifier adds is new."""
     for variant in ("bert", "roberta", "distilbert"):
@@ -70,7 +65,6 @@ def test_a_masked_lm_becomes_a_classifier(hf) -> None:
         parts = [f"head.{m}.{p}" for m in ("pooler", "classifier") for p in ("weight", "bias")]
         assert sorted(loaded.accounting.new) == sorted(parts)
         assert len(loaded.accounting.ignored) >= 5
-
 
 @pytest.mark.parametrize("kind", ["bert-trunk", "bert-classify"])
 def test_another_checkpoint_becomes_a_masked_lm(kind, hf) -> None:
@@ -86,7 +80,6 @@ def test_another_checkpoint_becomes_a_masked_lm(kind, hf) -> None:
     with pytest.raises(ModelError, match="missing: cls.predictions"):
         load_model(folder, task="mlm", dtype=torch.float32)
 
-
 def test_a_masked_lm_must_have_all_of_its_head(hf, tmp_path) -> None:
     """A folder that says it is one is damaged where a part of the head is not there."""
     tensors = load_file(hf("bert-mlm")[1] / SINGLE)
@@ -95,7 +88,6 @@ def test_a_masked_lm_must_have_all_of_its_head(hf, tmp_path) -> None:
         save_file({k: v for k, v in tensors.items() if k != lost}, tmp_path / SINGLE)
         with pytest.raises(ModelError, match=f"missing: {lost}"):
             load_model(tmp_path, task="mlm", dtype=torch.float32, generator=generator())
-
 
 def test_a_classifier_keeps_its_labels(hf, tmp_path) -> None:
     loaded = load_model(hf("bert-classify")[1], task="classify", dtype=torch.float32)
@@ -106,7 +98,6 @@ def test_a_classifier_keeps_its_labels(hf, tmp_path) -> None:
     assert again.config["label2id"] == {"a": 0, "b": 1, "c": 2}
     with pytest.raises(ModelError, match="2 labels for 3 classes: a, b"):
         save_model(loaded, tmp_path, labels=("a", "b"))
-
 
 def test_more_than_ten_labels_keep_their_order(hf, tmp_path) -> None:
     """JSON sorts "10" before "2"."""
@@ -120,7 +111,6 @@ def test_more_than_ten_labels_keep_their_order(hf, tmp_path) -> None:
     )
     save_model(loaded, tmp_path, labels=labels)
     assert load_model(tmp_path, task="classify", dtype=torch.float32).labels == labels
-
 
 def test_new_heads_are_drawn_from_the_generator(hf) -> None:
     folder = hf("bert-trunk")[1]
@@ -140,11 +130,9 @@ def test_new_heads_are_drawn_from_the_generator(hf) -> None:
     with pytest.raises(ModelError, match="names no classes .id2label.: it is no classifier"):
         load_model(folder, task="classify", dtype=torch.float32, generator=generator())
 
-
 def test_another_number_of_labels_is_an_error(hf) -> None:
     with pytest.raises(ModelError, match=r"classifier.weight is \[3, 32\], must be \[5, 32\]"):
         load_model(hf("bert-classify")[1], task="classify", dtype=torch.float32, num_labels=5)
-
 
 @pytest.mark.parametrize("kind", ["bert-classify", "qwen3-tied", "qwen3-untied"])
 def test_random_weights_are_a_function_of_the_generator(kind, hf, task_of_kind, tmp_path) -> None:
@@ -171,12 +159,10 @@ def test_random_weights_are_a_function_of_the_generator(kind, hf, task_of_kind, 
             is_norm_weight = "norm" in name and name.endswith("weight")
             assert torch.equal(parameter, torch.full_like(parameter, float(is_norm_weight))), name
 
-
 def test_ties_are_one_tensor(hf) -> None:
     for kind, tied in (("qwen3-tied", True), ("qwen3-untied", False)):
         model = load_model(hf(kind)[1], task="lm", dtype=torch.float32).model
         assert (model.head.lm_head.weight is model.trunk.embed_tokens.weight) == tied
-
 
 def test_an_empty_model_takes_no_compiler_and_leaves_the_default_dtype() -> None:
     """Torch's tracing machinery costs more to import than a small model to load."""
@@ -189,7 +175,6 @@ def test_an_empty_model_takes_no_compiler_and_leaves_the_default_dtype() -> None
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
-
 def test_saves_a_given_state(hf, tmp_path) -> None:
     """As merged LoRA weights come: our names, the tied matrix under both of its names."""
     loaded = load_model(hf("qwen3-tied")[1], task="lm", dtype=torch.float32)
@@ -198,7 +183,6 @@ def test_saves_a_given_state(hf, tmp_path) -> None:
     save_model(loaded, tmp_path, state=state)
     again = load_model(tmp_path, task="lm", dtype=torch.float32).model.state_dict()
     assert all(torch.equal(again[name], state[name]) for name in again)
-
 
 def test_refuses_to_save_an_incomplete_state(hf, tmp_path) -> None:
     loaded = load_model(hf("qwen3-tied")[1], task="lm", dtype=torch.float32)
@@ -214,7 +198,6 @@ def test_refuses_to_save_an_incomplete_state(hf, tmp_path) -> None:
     )
     assert not list(tmp_path.iterdir())
 
-
 def test_config_keeps_unknown_keys_and_has_one_dtype(hf, tmp_path) -> None:
     source = tmp_path / "source"
     source.mkdir()
@@ -229,7 +212,6 @@ def test_config_keeps_unknown_keys_and_has_one_dtype(hf, tmp_path) -> None:
     assert written["eos_token_id"] == 5 and written["an_unknown_key"] == [1]
     assert written["dtype"] == "bfloat16" and "torch_dtype" not in written
     assert written["architectures"] == ["Qwen3ForCausalLM"]
-
 
 @pytest.mark.parametrize(
     ("text", "message"),
@@ -251,7 +233,6 @@ def test_refuses_a_config(text, message, tmp_path) -> None:
         load_model(tmp_path, task="lm", dtype=torch.float32)
     assert str(tmp_path) in str(error.value)
 
-
 @pytest.mark.parametrize("labels", [{}, {"0": "a", "2": "b"}, {"0": "a", "1": "a"}, ["a"], 3])
 def test_refuses_labels(labels, hf, tmp_path) -> None:
     config = json.loads((hf("bert-classify")[1] / CONFIG).read_text()) | {"id2label": labels}
@@ -259,14 +240,12 @@ def test_refuses_labels(labels, hf, tmp_path) -> None:
     with pytest.raises(ModelError, match="must name classes 0 .. K - 1, each once"):
         load_model(tmp_path, task="classify", dtype=torch.float32)
 
-
 def test_resolve_names_of_models(tmp_path, monkeypatch) -> None:
     assert resolve(str(tmp_path)) == tmp_path
     assert resolve("builtin:base").name == "base"
     for path in (str(tmp_path / "none"), "a/b/c", "one", "builtin:other", "./a"):
         with pytest.raises(ModelError, match="there is no such folder. Pass a folder that holds"):
             resolve(path)
-
 
 def test_hub_reads_no_pickle_and_says_how_to_do_without(tmp_path, monkeypatch) -> None:
     huggingface_hub = pytest.importorskip("huggingface_hub")
@@ -294,7 +273,6 @@ def test_hub_reads_no_pickle_and_says_how_to_do_without(tmp_path, monkeypatch) -
         " host). Offline: pass a folder that holds the model's config.json, *.safetensors and"
         " tokenizer files."
     )
-
 
 def test_a_family_has_no_name_for_a_foreign_tensor() -> None:
     with pytest.raises(ModelError, match="the family qwen3 has no name for it"):

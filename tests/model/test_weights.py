@@ -20,12 +20,10 @@ from ftcore.model.load import load_model, save_model
 from ftcore.model.spec import ModelSpec
 from ftcore.model.weights import INDEX, SINGLE, tensor_files
 
-
 @pytest.fixture
 def folder(hf, tmp_path) -> Path:
     """A copy of the untied decoder that a test may damage."""
     return Path(shutil.copytree(hf("qwen3-untied")[1], tmp_path / "model"))
-
 
 @pytest.fixture
 def edit(folder) -> Callable[..., None]:
@@ -38,13 +36,11 @@ def edit(folder) -> Callable[..., None]:
 
     return rewrite
 
-
 def refuse(folder: Path, task: str = "lm", **settings) -> str:
     """The message of the error that loading raises."""
     with pytest.raises(ModelError) as error:
         load_model(folder, task=task, dtype=torch.float32, **settings)
     return str(error.value)
-
 
 def test_all_misfits_in_one_message(folder, edit) -> None:
     edit(
@@ -64,11 +60,9 @@ def test_all_misfits_in_one_message(folder, edit) -> None:
     assert "model.layers.2.mlp.up_proj.weight is I8, must be one of BF16" in message
     assert message.endswith("Check that weights, config and number of labels belong together.")
 
-
 def test_a_tensor_under_two_names(folder, edit) -> None:
     edit(add={"norm.weight": torch.zeros(32)})
     assert "unexpected: norm.weight beside model.norm.weight" in refuse(folder)
-
 
 def test_names_with_and_without_the_prefix(hf, folder) -> None:
     tensors = load_file(folder / SINGLE)
@@ -77,7 +71,6 @@ def test_names_with_and_without_the_prefix(hf, folder) -> None:
     ours = load_model(folder, task="lm", dtype=torch.float32).model.state_dict()
     true = load_model(hf("qwen3-untied")[1], task="lm", dtype=torch.float32).model.state_dict()
     assert all(torch.equal(ours[name], true[name]) for name in true)
-
 
 def test_fused_rows_and_transposed_matrices() -> None:
     """By hand: 2 heads of width 2, so 12 fused rows, numbered by their place on disk."""
@@ -104,7 +97,6 @@ def test_fused_rows_and_transposed_matrices() -> None:
         assert torch.equal(family.join(f"{name}.bias", bias, 2), rows_12)
         assert family.hf_shape(f"{name}.weight", [4, 4]) == list(stored.shape)
 
-
 def test_a_fused_tensor_is_missing_or_mis_shaped_once(hf, tmp_path) -> None:
     folder = Path(shutil.copytree(hf("gpt2-tied")[1], tmp_path / "model"))
     tensors = load_file(folder / SINGLE)
@@ -114,7 +106,6 @@ def test_a_fused_tensor_is_missing_or_mis_shaped_once(hf, tmp_path) -> None:
     message = refuse(folder)
     assert "missing: transformer.h.1.attn.c_attn.weight\n" in message
     assert "transformer.h.0.attn.c_attn.weight is [96, 32], must be [32, 96]\n" in message
-
 
 def test_norms_of_older_files(hf, tmp_path) -> None:
     folder = Path(shutil.copytree(hf("bert-mlm")[1], tmp_path / "model"))
@@ -128,7 +119,6 @@ def test_norms_of_older_files(hf, tmp_path) -> None:
     true = load_model(hf("bert-mlm")[1], task="mlm", dtype=torch.float32).model.state_dict()
     assert all(torch.equal(ours[name], true[name]) for name in true)
 
-
 @pytest.mark.parametrize("cut", [4, 100, -1])
 def test_truncated_file(folder, cut) -> None:
     raw = (folder / SINGLE).read_bytes()
@@ -137,11 +127,9 @@ def test_truncated_file(folder, cut) -> None:
     assert str(folder / SINGLE) in message and "not a whole safetensors file" in message
     assert message.endswith("Copy or download it again.")
 
-
 def test_foreign_file(folder) -> None:
     (folder / SINGLE).write_bytes(b"PK\x03\x04" + bytes(2000))
     assert "not a whole safetensors file" in refuse(folder)
-
 
 def test_duplicated_name(folder) -> None:
     entry = '"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
@@ -149,7 +137,6 @@ def test_duplicated_name(folder) -> None:
     (folder / SINGLE).write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
     message = refuse(folder)
     assert "a name occurs twice in a" in message or "not a whole safetensors file" in message
-
 
 def test_metadata_may_be_null(folder) -> None:
     raw = (folder / SINGLE).read_bytes()
@@ -159,7 +146,6 @@ def test_metadata_may_be_null(folder) -> None:
     (folder / SINGLE).write_bytes(struct.pack("<Q", len(text)) + text + raw[8 + size :])
     assert tensor_files(folder).keys() == header.keys() - {"__metadata__"}
 
-
 def test_pickle_is_named_but_not_read(folder) -> None:
     (folder / SINGLE).unlink()
     (folder / "pytorch_model.bin").write_bytes(b"\x80\x04")
@@ -167,28 +153,23 @@ def test_pickle_is_named_but_not_read(folder) -> None:
     assert f"neither {SINGLE} nor {INDEX} is there" in message
     assert message.endswith("It holds pytorch_model.bin: convert to safetensors.")
 
-
 @pytest.mark.parametrize("file", ["../model.safetensors", "/etc/passwd", 3])
 def test_index_that_leaves_the_folder(folder, file) -> None:
     (folder / INDEX).write_text(json.dumps({"weight_map": {"lm_head.weight": file}}))
     assert "must be a bare file name" in refuse(folder)
-
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": 3}'])
 def test_unreadable_index(folder, text) -> None:
     (folder / INDEX).write_text(text)
     assert "no readable weight_map" in refuse(folder)
 
-
 def test_index_and_shards_differ(folder) -> None:
     (folder / INDEX).write_text(json.dumps({"weight_map": {"lm_head.weight": SINGLE, "x": SINGLE}}))
     assert "index and shards differ in" in refuse(folder)
 
-
 def test_missing_shard(folder) -> None:
     (folder / INDEX).write_text(json.dumps({"weight_map": {"x": "model-00009.safetensors"}}))
     assert "model-00009.safetensors: not a whole safetensors file" in refuse(folder)
-
 
 def test_a_tied_copy_may_stay_only_where_it_is_equal(hf, tmp_path) -> None:
     """A head that differs from the embeddings would be lost in a model that ties them."""
@@ -201,7 +182,6 @@ def test_a_tied_copy_may_stay_only_where_it_is_equal(hf, tmp_path) -> None:
     save_file(tensors | {"lm_head.weight": embedding + 1}, folder / SINGLE)
     assert "lm_head.weight differs from the embeddings" in refuse(folder)
 
-
 def test_parts_of_a_new_head_are_not_new(hf, tmp_path) -> None:
     """A head is new as a whole or not at all; a bias that has no place is not dropped."""
     generator = torch.Generator().manual_seed(0)
@@ -212,7 +192,6 @@ def test_parts_of_a_new_head_are_not_new(hf, tmp_path) -> None:
     folder = Path(shutil.copytree(hf("qwen3-classify")[1], tmp_path / "qwen3"))
     save_file(load_file(folder / SINGLE) | {"score.bias": torch.zeros(3)}, folder / SINGLE)
     assert "unexpected: score.bias" in refuse(folder, "classify")
-
 
 def test_shards_hold_what_one_file_holds(tmp_path) -> None:
     tensors = {name: torch.full((4,), float(i)) for i, name in enumerate("abcde")}
@@ -226,7 +205,6 @@ def test_shards_hold_what_one_file_holds(tmp_path) -> None:
     ]
     assert all(torch.equal(load_file(files[name])[name], tensors[name]) for name in tensors)
 
-
 def test_loaded_tensors_are_not_the_file(folder) -> None:
     """Writing into the file of a loaded model changes nothing in it."""
     loaded = load_model(folder, task="lm", dtype=torch.float32)
@@ -238,7 +216,6 @@ def test_loaded_tensors_are_not_the_file(folder) -> None:
     save_model(loaded, folder)
     assert torch.equal(loaded.model.trunk.norm.weight, before)
     assert torch.equal(load_file(folder / SINGLE)["model.norm.weight"], before)
-
 
 def test_every_file_is_a_family_and_is_shipped() -> None:
     """And says nothing that nobody reads: its rules are those there are, its fields the spec's."""

@@ -35,7 +35,6 @@ BERT = ModelSpec(
 )  # fmt: skip
 HIDE = Masking(mask_id=60, ordinary=np.arange(60, dtype=np.int32), seed=7)
 
-
 @pytest.fixture
 def tiny_model() -> Callable[..., Model]:
     """(family, dtype, dropout) -> a random model of that family, with its head, in train mode.
@@ -57,7 +56,6 @@ def tiny_model() -> Callable[..., Model]:
         return model.to(dtype).train()
 
     return make
-
 
 @pytest.fixture
 def rows() -> Callable[..., list[Encoded]]:
@@ -81,7 +79,6 @@ def rows() -> Callable[..., list[Encoded]]:
         return made
 
     return make
-
 
 @pytest.fixture
 def make_loop(tmp_path: Path, tiny_model: Callable, rows: Callable) -> Callable[..., Loop]:

@@ -33,7 +33,6 @@ QWEN3 = SIZES | {"num_key_value_heads": 1, "head_dim": 8, "pad_token_id": 0}
 DOCS = ([3, 11, 7, 42, 5], [8, 1, 30])
 UP_PROJ = "base_model.model.model.layers.1.mlp.up_proj"
 
-
 def make_hf(kind: str = "lm") -> transformers.PreTrainedModel:
     """A tiny random transformers model: lm, tied (an lm with tied embeddings), qwen3 or bert."""
     torch.manual_seed(0)
@@ -45,10 +44,8 @@ def make_hf(kind: str = "lm") -> transformers.PreTrainedModel:
         return transformers.Qwen3ForSequenceClassification(settings).eval()
     return transformers.Qwen3ForCausalLM(settings).eval()
 
-
 def family_of(hf: transformers.PreTrainedModel) -> Family:
     return family_named(hf.config.model_type)
-
 
 def ours(hf: transformers.PreTrainedModel) -> Model:
     """The same model, written here."""
@@ -62,7 +59,6 @@ def ours(hf: transformers.PreTrainedModel) -> Model:
                 model.get_parameter(ours_name).copy_(part)
     return model
 
-
 def logits(model: Model) -> Tensor:
     docs = Docs.from_lengths([len(ids) for ids in DOCS])
     positions_N = torch.cat([torch.arange(len(ids)) for ids in DOCS])
@@ -72,13 +68,11 @@ def logits(model: Model) -> Tensor:
         return model.head(model.trunk(*inputs))
     return model.head(model.trunk(*inputs, rows_M=model.head.rows(docs)), docs)
 
-
 @torch.no_grad()
 def hf_logits(model: torch.nn.Module) -> Tensor:
     """The same rows from transformers, one document at a time."""
     rows = [model(input_ids=torch.tensor([ids])).logits.squeeze(0) for ids in DOCS]
     return torch.cat(rows) if rows[0].ndim == 2 else torch.stack(rows)
-
 
 def tune(model: torch.nn.Module) -> None:
     """Move every trainable parameter, as training would."""
@@ -88,19 +82,16 @@ def tune(model: torch.nn.Module) -> None:
             if parameter.requires_grad:
                 parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
 
-
 def wrap(model: Model, *, heads: tuple[str, ...] = (), **changes: object) -> Model:
     config = LoRAConfig(**({"rank": 4, "alpha": 8.0, "targets": ("all-linear",)} | changes))
     apply_lora(model, config, generator=torch.Generator().manual_seed(1), trained_heads=heads)
     tune(model)
     return model
 
-
 def save(model: Model, folder: Path, *, task_type: str = "CAUSAL_LM") -> Path:
     family = family_named("qwen3" if model.spec.is_causal else "bert")
     save_adapter(model, folder, family=family, base_path="some/base", task_type=task_type)
     return folder
-
 
 def save_theirs(hf: transformers.PreTrainedModel, folder: Path, **changes: object) -> Tensor:
     """An adapter made by peft; the logits that it gives there."""
@@ -110,17 +101,13 @@ def save_theirs(hf: transformers.PreTrainedModel, folder: Path, **changes: objec
     wrapped.save_pretrained(folder)
     return hf_logits(wrapped)
 
-
 def load(model: Model, folder: Path) -> None:
     load_adapter(model, folder, family=family_named("qwen3"))
-
 
 def edit_json(path: Path, **changes: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
-
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
-
 
 @pytest.mark.parametrize(
     ("kind", "changes"),
@@ -150,7 +137,6 @@ def test_ours_in_peft_and_back(tmp_path: Path, kind: str, changes: dict) -> None
         theirs = peft.PeftModel.from_pretrained(hf, folder).eval()
     torch.testing.assert_close(logits(model), hf_logits(theirs), **CLOSE)
 
-
 @pytest.mark.parametrize(
     ("kind", "changes"),
     [
@@ -170,7 +156,6 @@ def test_theirs_in_ours(tmp_path: Path, kind: str, changes: dict) -> None:
     assert (logits(model) - expected).abs().max() > 0.1
     load_adapter(model, tmp_path, family=family)
     torch.testing.assert_close(logits(model), expected, **CLOSE)
-
 
 def test_config_is_what_peft_and_vllm_read(tmp_path: Path) -> None:
     folder = save(wrap(ours(make_hf()), targets=("v_proj",)), tmp_path / "adapter")
@@ -195,28 +180,22 @@ def test_config_is_what_peft_and_vllm_read(tmp_path: Path) -> None:
         for factor in "AB"
     }
 
-
 def drop_a_tensor(tensors: dict[str, Tensor]) -> None:
     del tensors[f"{UP_PROJ}.lora_B.weight"]
-
 
 def drop_a_layer(tensors: dict[str, Tensor]) -> None:
     del tensors[f"{UP_PROJ}.lora_A.weight"], tensors[f"{UP_PROJ}.lora_B.weight"]
 
-
 def add_a_tensor(tensors: dict[str, Tensor]) -> None:
     tensors["base_model.model.model.layers.9.mlp.up_proj.lora_A.weight"] = torch.ones(4, 16)
 
-
 def reshape_a_tensor(tensors: dict[str, Tensor]) -> None:
     tensors[f"{UP_PROJ}.lora_A.weight"] = torch.ones(5, 16)
-
 
 def break_several(tensors: dict[str, Tensor]) -> None:
     for change in (reshape_a_tensor, add_a_tensor):
         change(tensors)
     del tensors["base_model.model.model.layers.0.mlp.up_proj.lora_A.weight"]
-
 
 @pytest.mark.parametrize(
     ("change", "message"),
@@ -237,7 +216,6 @@ def test_every_tensor_is_accounted_for(tmp_path: Path, change: Callable, message
     save_file(tensors, tmp_path / WEIGHTS)
     assert_refused(model, tmp_path, message)
 
-
 def assert_refused(model: Model, folder: Path, message: str) -> None:
     """Loading fails with this message and leaves the model as it was."""
     model.requires_grad_(False)
@@ -245,7 +223,6 @@ def assert_refused(model: Model, folder: Path, message: str) -> None:
     with pytest.raises(ModelError, match=message):
         load(model, folder)
     assert frozen_hashes(model) == before and not lora_layers(model)
-
 
 @pytest.mark.parametrize(
     ("changes", "message"),
@@ -265,7 +242,6 @@ def test_options_that_we_do_not_have(tmp_path: Path, changes: dict, message: str
     edit_json(tmp_path / "adapter_config.json", **changes)
     assert_refused(model, tmp_path, message)
 
-
 def test_damaged_files(tmp_path: Path) -> None:
     hf = make_hf()
     model = ours(hf)
@@ -279,7 +255,6 @@ def test_damaged_files(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("[1]")
     assert_refused(model, tmp_path, "must be a JSON object")
 
-
 def test_our_folder_is_whole_or_refused(tmp_path: Path) -> None:
     hf = make_hf()
     folder = save(wrap(ours(hf)), tmp_path / "adapter")
@@ -288,7 +263,6 @@ def test_our_folder_is_whole_or_refused(tmp_path: Path) -> None:
         load(ours(hf), folder)
     save(wrap(ours(hf)), folder)
     load(ours(hf), folder)
-
 
 def test_another_base_is_refused(tmp_path: Path) -> None:
     hf = make_hf()
@@ -302,7 +276,6 @@ def test_another_base_is_refused(tmp_path: Path) -> None:
         other.trunk.layers[0].mlp.up_proj.weight[0, 0] += 0.01
     assert_refused(other, folder, "trained on another base model")
 
-
 def test_base_hash_does_not_depend_on_precision_or_wrapping() -> None:
     hf = make_hf()
     model = ours(hf)
@@ -315,7 +288,6 @@ def test_base_hash_does_not_depend_on_precision_or_wrapping() -> None:
     assert base_sha256(model) == digest
     assert base_sha256(ours(make_hf("tied"))) != digest
 
-
 def test_an_adapter_of_a_bf16_base_loads_in_fp32(tmp_path: Path) -> None:
     hf = make_hf()
     model = wrap(ours(hf).bfloat16())
@@ -324,13 +296,11 @@ def test_an_adapter_of_a_bf16_base_loads_in_fp32(tmp_path: Path) -> None:
     load(wide, folder)
     torch.testing.assert_close(logits(wide), logits(model).float(), rtol=0.05, atol=0.05)
 
-
 def test_tied_matrices_stay_tied(tmp_path: Path) -> None:
     hf = make_hf("tied")
     model = ours(hf)
     save_theirs(hf, tmp_path, modules_to_save=["embed_tokens"])
     assert_refused(model, tmp_path, "trains trunk.embed_tokens.weight apart from head.lm_head")
-
 
 def test_saving_and_loading_need_the_right_model(tmp_path: Path) -> None:
     hf = make_hf()

@@ -24,7 +24,6 @@ from ftcore.tune.task import TASKS
 LABELS = ("bad", "gr\u00fcn", "good")
 FAMILIES = {"qwen3": ("sft", None), "bert": ("classify", LABELS)}
 
-
 @pytest.fixture
 def base(tmp_path: Path, tiny_model: Callable) -> Callable[[str], Path]:
     """Family -> a model folder with its tokenizer."""
@@ -42,7 +41,6 @@ def base(tmp_path: Path, tiny_model: Callable) -> Callable[[str], Path]:
         return folder
 
     return make
-
 
 @pytest.mark.parametrize("method", ["full", "freeze", "lora"])
 @pytest.mark.parametrize("family", FAMILIES)
@@ -81,7 +79,6 @@ def test_it_comes_back_with_the_same_scores(
         config = json.loads((path / "adapter_config.json").read_text())
         assert config["base_model_name_or_path"] == str(folder)
         assert config["task_type"] == {"sft": "CAUSAL_LM", "classify": "SEQ_CLS"}[task]
-
 
 def test_an_artifact_is_replaced_whole(base: Callable, tmp_path: Path) -> None:
     """A run that was killed while it wrote its model writes it again."""

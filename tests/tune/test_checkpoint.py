@@ -21,7 +21,6 @@ from ftcore.tune.checkpoint import Checkpoints, load
 
 ROOT = Path(checkpoint.__file__).parents[2]
 
-
 def tensors_of(step: int, size: int = 50) -> dict[str, dict[str, Tensor]]:
     generator = torch.Generator().manual_seed(step)
     weight_CC = torch.randn(size, size, generator=generator)
@@ -30,16 +29,13 @@ def tensors_of(step: int, size: int = 50) -> dict[str, dict[str, Tensor]]:
         "optimizer": {"exp_avg.0.q_proj.weight": weight_CC, "step": torch.tensor(step)},
     }
 
-
 def save_all(checkpoints: Checkpoints, *steps: int) -> None:
     for step in steps:
         checkpoints.save(step, tensors_of(step), {"epoch": 0})
 
-
 def assert_is(loaded: checkpoint.Loaded | None, step: int) -> None:
     assert loaded is not None and loaded.step == step
     assert_equal(loaded.tensors, tensors_of(step))
-
 
 def assert_equal(got: dict[str, dict[str, Tensor]], want: dict[str, dict[str, Tensor]]) -> None:
     assert {group: set(named) for group, named in got.items()} == {
@@ -51,7 +47,6 @@ def assert_equal(got: dict[str, dict[str, Tensor]], want: dict[str, dict[str, Te
             assert other.dtype == tensor.dtype and other.shape == tensor.shape
             bits = [t.detach().contiguous().reshape(-1).view(torch.uint8) for t in (other, tensor)]
             assert torch.equal(*bits), name
-
 
 def test_tensors_and_state_come_back_bit_equal(tmp_path: Path) -> None:
     odd = torch.tensor([math.nan, -0.0, math.inf, 1e-45, 1 / 3])
@@ -78,14 +73,12 @@ def test_tensors_and_state_come_back_bit_equal(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert (loaded.folder / "model.safetensors").stat().st_mode & 0o400
 
-
 def test_loaded_tensors_do_not_hang_on_the_file(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep_last=1)
     save_all(checkpoints, 1)
     loaded = checkpoints.latest()
     os.truncate(loaded.folder / "optimizer.safetensors", 0)  # a mapped tensor would now be SIGBUS
     assert_is(loaded, 1)
-
 
 def test_tied_tensors_are_refused_and_slices_of_one_buffer_are_not(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep_last=1)
@@ -96,16 +89,13 @@ def test_tied_tensors_are_refused_and_slices_of_one_buffer_are_not(tmp_path: Pat
         checkpoints.save(2, tied, {})
     assert os.listdir(tmp_path / "checkpoints") == ["step-1"]
 
-
 def test_no_checkpoint_is_none(tmp_path: Path) -> None:
     assert Checkpoints(tmp_path, keep_last=1).latest() is None
     assert Checkpoints(tmp_path, keep_last=1).best() is None
     with pytest.raises(ConfigError, match="keep_last = 0: must be >= 1"):
         Checkpoints(tmp_path, keep_last=0)
 
-
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json", "manifest.json")
-
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_flipped_byte_falls_back_aloud(
@@ -122,7 +112,6 @@ def test_a_flipped_byte_falls_back_aloud(
     (record,) = caplog.records
     assert f"step 10 is refused: {path}" in record.message
 
-
 def test_when_none_is_good_the_run_does_not_start_from_zero(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep_last=3)
     save_all(checkpoints, 5, 10)
@@ -132,7 +121,6 @@ def test_when_none_is_good_the_run_does_not_start_from_zero(tmp_path: Path) -> N
         checkpoints.latest()
     assert "step-10/manifest.json is missing" in str(caught.value)
     assert "step-5/model.safetensors is missing" in str(caught.value)
-
 
 def test_the_last_ones_and_the_best_are_kept(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep_last=2)
@@ -144,7 +132,6 @@ def test_the_last_ones_and_the_best_are_kept(tmp_path: Path) -> None:
     checkpoints.mark_best(10)
     assert_is(load(checkpoints.best()), 10)
     assert_is(checkpoints.latest(), 9_000)
-
 
 def test_nothing_is_deleted_before_the_new_one_verifies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -162,7 +149,6 @@ def test_nothing_is_deleted_before_the_new_one_verifies(
         save_all(checkpoints, 2)
     assert_is(checkpoints.latest(), 1)
 
-
 def test_after_a_fall_back_the_refused_step_cannot_push_out_the_good_ones(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep_last=1)
     save_all(checkpoints, 20)
@@ -170,7 +156,6 @@ def test_after_a_fall_back_the_refused_step_cannot_push_out_the_good_ones(tmp_pa
     (tmp_path / "checkpoints" / "step-30" / "state.json").write_text("{}")
     save_all(checkpoints, 21)
     assert checkpoints.steps() == [21]
-
 
 def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep_last=2)
@@ -183,14 +168,12 @@ def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
     (tmp_path / "checkpoints" / "step-2").rename(tmp_path / "checkpoints" / ".old-step-2")
     assert_is(checkpoints.latest(), 2)
 
-
 def test_a_prune_that_was_killed_is_finished_by_the_next(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep_last=2)
     save_all(checkpoints, 1, 2)
     (tmp_path / "checkpoints" / "step-1" / "manifest.json").unlink()
     save_all(checkpoints, 3)
     assert checkpoints.steps() == [3, 2]
-
 
 def test_a_failed_save_is_counted_and_costs_nothing(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep_last=1)
@@ -208,7 +191,6 @@ def test_a_failed_save_is_counted_and_costs_nothing(tmp_path: Path) -> None:
     assert_is(checkpoints.latest(), 1)
     save_all(checkpoints, 4)
     assert checkpoints.failed_in_a_row == 0
-
 
 def test_a_full_disk_at_each_write_leaves_the_old_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -242,7 +224,6 @@ def test_a_full_disk_at_each_write_leaves_the_old_one(
         assert_is(checkpoints.latest(), 1)
     assert number_of_calls == 10
     assert_is(checkpoints.latest(), 2)
-
 
 # Forks savers from one warm process, kills each at a random moment, and checks what it left.
 KILLER = """
@@ -289,7 +270,6 @@ for _ in range(100):
     promised["saved"] = loaded.step
 print(json.dumps({"step": promised["saved"], "during": during}))
 """
-
 
 def test_one_hundred_kills_during_saves_never_cost_a_saved_step(tmp_path: Path) -> None:
     command = [sys.executable, "-c", KILLER, str(tmp_path)]

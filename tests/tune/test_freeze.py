@@ -34,18 +34,14 @@ BERT = {
     "max_position_embeddings": 32,
 }
 
-
 def make_qwen3(*, tied: bool = False) -> Model:
     return Model(family_named("qwen3").to_spec(QWEN3 | {"tie_word_embeddings": tied}), "lm")
-
 
 def make_bert() -> Model:
     return Model(family_named("bert").to_spec(BERT), "classify", 3)
 
-
 def trained(model: nn.Module) -> set[str]:
     return {name for name, p in model.named_parameters() if p.requires_grad}
-
 
 def test_all_and_head() -> None:
     model = make_qwen3()
@@ -53,7 +49,6 @@ def test_all_and_head() -> None:
     assert trained(model) == dict(model.named_parameters()).keys()
     apply_trainable(model, ["head"])
     assert trained(model) == {"head.lm_head.weight"}
-
 
 def test_last_layers_and_what_follows() -> None:
     model = make_qwen3(tied=True)
@@ -68,7 +63,6 @@ def test_last_layers_and_what_follows() -> None:
         *("head.pooler.weight", "head.pooler.bias"),
         *("head.classifier.weight", "head.classifier.bias"),
     }
-
 
 def test_embeddings_norms_biases() -> None:
     model = make_bert()
@@ -87,14 +81,12 @@ def test_embeddings_norms_biases() -> None:
     apply_trainable(model, ["norms"])
     assert "trunk.layers.0.self_attn.q_norm.weight" in trained(model)
 
-
 def test_patterns_train_the_union() -> None:
     model = make_qwen3()
     apply_trainable(model, ["trunk.layers.[01].mlp", "v_proj", "trunk.norm.weight"])
     mlp = {f"trunk.layers.{i}.mlp.{p}_proj.weight" for i in (0, 1) for p in ("gate", "up", "down")}
     values = {f"trunk.layers.{i}.self_attn.v_proj.weight" for i in range(3)}
     assert trained(model) == mlp | values | {"trunk.norm.weight"}
-
 
 @pytest.mark.parametrize(
     ("rule", "message"),
@@ -116,11 +108,9 @@ def test_a_rule_without_effect_is_an_error_and_changes_nothing(rule: str, messag
         apply_trainable(model, ["norms", rule])
     assert trained(model) == before
 
-
 def test_no_rule_is_an_error() -> None:
     with pytest.raises(ConfigError, match="no rule says what to train; known: all, head"):
         apply_trainable(make_qwen3(), [])
-
 
 def test_table_groups_equal_layers_and_counts_tied_weights_once() -> None:
     model = make_qwen3(tied=True)
@@ -134,7 +124,6 @@ def test_table_groups_equal_layers_and_counts_tied_weights_once() -> None:
     total = sum(p.numel() for p in model.parameters())
     assert table.splitlines()[-1] == f"trainable: 528 of {total:,} values ({528 / total:.2%})"
     assert table == parameter_table(model)
-
 
 def test_proof_of_freezing() -> None:
     model = make_qwen3()
@@ -152,7 +141,6 @@ def test_proof_of_freezing() -> None:
         model.trunk.embed_tokens.weight[0, 0] = -0.0
     with pytest.raises(ModelError, match="embed_tokens.weight, trunk.layers.1.mlp.up_proj.weight$"):
         assert_unmoved(before, model)
-
 
 def test_hash_is_of_bits_shape_and_dtype() -> None:
     tensor = torch.arange(6.0).view(2, 3)

@@ -30,11 +30,9 @@ FUSED = {"gpt2": "c_attn", "gpt_neox": "query_key_value", "modernbert": "Wqkv"}
 DOCS = ([3, 11, 7, 42, 5], [8, 1, 30])
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
-
 @pytest.fixture(params=OWN)
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
-
 
 @pytest.fixture
 def make(tmp_path: Path, name: str) -> Callable[[], tuple[transformers.PreTrainedModel, Model]]:
@@ -58,14 +56,12 @@ def make(tmp_path: Path, name: str) -> Callable[[], tuple[transformers.PreTraine
 
     return build
 
-
 def tune(model: torch.nn.Module) -> None:
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for _, parameter in sorted(model.named_parameters()):
             if parameter.requires_grad:
                 parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
-
 
 @torch.no_grad()
 def logits(model: Model) -> Tensor:
@@ -76,12 +72,10 @@ def logits(model: Model) -> Tensor:
         return model.head(model.trunk(*inputs))
     return model.head(model.trunk(*inputs, rows_M=model.head.rows(docs)), docs)
 
-
 @torch.no_grad()
 def hf_logits(model: torch.nn.Module) -> Tensor:
     rows = [model(input_ids=torch.tensor([ids])).logits.squeeze(0) for ids in DOCS]
     return torch.cat(rows) if rows[0].ndim == 2 else torch.stack(rows)
-
 
 def save(model: Model, name: str, folder: Path, **changes: object) -> Path:
     """Wrap, move and save the model."""
@@ -92,7 +86,6 @@ def save(model: Model, name: str, folder: Path, **changes: object) -> Path:
     task_type = "SEQ_CLS" if name == "modernbert" else "CAUSAL_LM"
     save_adapter(model, folder, family=family_named(name), base_path="base", task_type=task_type)
     return folder
-
 
 @pytest.mark.parametrize(
     "changes",
@@ -122,7 +115,6 @@ def test_ours_in_peft_and_back(name, changes, make, tmp_path) -> None:
         theirs = peft.PeftModel.from_pretrained(hf, folder).eval()
     torch.testing.assert_close(logits(model), hf_logits(theirs), **CLOSE)
 
-
 @pytest.mark.parametrize("targets", ["all-linear", "fused"])
 def test_theirs_in_ours_and_back(name, targets, make, tmp_path) -> None:
     """One A for all parts; once ours, each part has its own, and peft still reads it."""
@@ -145,7 +137,6 @@ def test_theirs_in_ours_and_back(name, targets, make, tmp_path) -> None:
     assert (moved - expected).abs().max() > 0.03
     torch.testing.assert_close(logits(model), moved, **CLOSE)
 
-
 def test_ranks_add_up_and_the_scale_stays(name, make, tmp_path) -> None:
     folder = save(make()[1], name, tmp_path / "adapter", targets=("q_proj", "v_proj"))
     config = json.loads((folder / "adapter_config.json").read_text())
@@ -156,7 +147,6 @@ def test_ranks_add_up_and_the_scale_stays(name, make, tmp_path) -> None:
     factors = {k: t for k, t in load_file(folder / WEIGHTS).items() if "lora" in k}
     shapes = {key.split(".")[-2]: tuple(tensor.shape) for key, tensor in factors.items()}
     assert shapes == {"lora_A": (6, 16), "lora_B": (48, 6)}
-
 
 def test_refusals(name, make, tmp_path) -> None:
     with pytest.raises(ModelError, match=f"{FUSED[name]} is one module for peft: train all of tru"):
@@ -175,7 +165,6 @@ def test_refusals(name, make, tmp_path) -> None:
     with pytest.raises(ModelError, match=r"missing: .*\[0\].lora_A.weight"):
         load_adapter(model, tmp_path, family=family_named(name))
     assert not lora_layers(model)
-
 
 @pytest.mark.parametrize("places", [[0, 7], [0, 1, 2, 2, 2]])
 def test_parts_that_are_not_there_are_refused(name, places, make, tmp_path) -> None:

@@ -34,7 +34,6 @@ LENGTHS = [9, 1, 14]
 NUM_STEPS = 4
 pytestmark = pytest.mark.filterwarnings("ignore:(divide by zero|invalid value|All-NaN)")
 
-
 def make(family: str, dtype: torch.dtype = torch.float32) -> Model:
     model = Model(family_named(family).to_spec(FAMILIES[family]), "lm")
     model.init_weights(torch.Generator().manual_seed(0))
@@ -42,7 +41,6 @@ def make(family: str, dtype: torch.dtype = torch.float32) -> Model:
         for p in model.parameters():
             p *= 5  # at the usual scale, such small models have no scores worth a softmax
     return model.to(dtype)
-
 
 def trace(family: str, dtype: torch.dtype, *, with_lora: bool) -> list[float]:
     """The loss of each step."""
@@ -67,7 +65,6 @@ def trace(family: str, dtype: torch.dtype, *, with_lora: bool) -> list[float]:
         losses.append(loss.item() / weight.item())
     return losses
 
-
 def swap_in(monkeypatch: pytest.MonkeyPatch, op: str) -> list[str]:
     """The kernels of one op, and plain torch for all others; returns the ops that are asked for."""
     asked = []
@@ -80,10 +77,8 @@ def swap_in(monkeypatch: pytest.MonkeyPatch, op: str) -> list[str]:
         monkeypatch.setattr(f"kernels.{module}.uses_triton", uses_triton)
     return asked
 
-
 def distance(losses: Sequence[float], true: Sequence[float]) -> float:
     return max(abs(a - b) for a, b in zip(losses, true, strict=True))
-
 
 @pytest.mark.parametrize(("family", "op"), [(f, op) for f, ops in OPS.items() for op in ops])
 def test_losses_stay_those_of_plain_torch(family, op, monkeypatch) -> None:
@@ -96,7 +91,6 @@ def test_losses_stay_those_of_plain_torch(family, op, monkeypatch) -> None:
     floor = torch.finfo(torch.float32).eps * max(true)
     assert distance(mine, true) <= 3 * distance(plain, true) + floor
 
-
 def test_losses_see_a_mutant(monkeypatch, tmp_path) -> None:
     true = trace("qwen3", torch.float64, with_lora=False)
     plain = trace("qwen3", torch.float32, with_lora=False)
@@ -105,7 +99,6 @@ def test_losses_see_a_mutant(monkeypatch, tmp_path) -> None:
     interpreter.mutate(monkeypatch, tmp_path, module, "(dy * value)", "(dy * value * 1.001)")
     mine = trace("qwen3", torch.float32, with_lora=False)
     assert distance(mine, true) > 3 * distance(plain, true) + 1e-6
-
 
 def test_a_model_runs_as_it_is_told(monkeypatch) -> None:
     """Text too, whose steps are those of attention over a cache."""

@@ -65,7 +65,6 @@ shutil.copytree(f"{folder}/whole", f"{folder}/again")
 assert fork(["--resume", f"{folder}/again"], 0) == 0
 """
 
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder and text files."""
@@ -102,7 +101,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / f"{name}.jsonl").write_text("".join(lines))
     return folder
 
-
 def arguments(folder: Path) -> list[str]:
     """All that is typed, but for the name of the run."""
     return [
@@ -114,11 +112,9 @@ def arguments(folder: Path) -> list[str]:
         *("--log.dir", str(folder), "--log.name"),
     ]
 
-
 def start(*words: str) -> subprocess.Popen[str]:
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen([sys.executable, "train.py", *words], cwd=ROOT, **pipes)
-
 
 def result(run: Path) -> tuple[dict[str, bytes], list[dict]]:
     """What a finished run leaves: bytes of the adapter and the best checkpoint, and its metrics."""
@@ -129,7 +125,6 @@ def result(run: Path) -> tuple[dict[str, bytes], list[dict]]:
     }
     lines = read_metrics(run / "metrics.jsonl")
     return files, [{k: v for k, v in line.items() if k[:5] != "perf/"} for line in lines]
-
 
 @pytest.fixture(scope="module")
 def undisturbed(folder: Path) -> tuple[dict[str, bytes], list[dict]]:
@@ -144,18 +139,15 @@ def undisturbed(folder: Path) -> tuple[dict[str, bytes], list[dict]]:
     assert lines[-1]["step"] == STEPS and "adapter/adapter_model.safetensors" in files
     return files, lines
 
-
 def test_a_run_killed_again_and_again_leaves_the_same_files(
     folder: Path, undisturbed: tuple
 ) -> None:
     assert result(folder / "killed") == undisturbed
 
-
 def test_a_finished_run_that_is_resumed_has_nothing_to_do(folder: Path, undisturbed: tuple) -> None:
     assert result(folder / "again") == undisturbed
     kept = [(folder / name / "config.toml").read_bytes() for name in ("whole", "again")]
     assert kept[0] == kept[1], "resuming rewrote where the values came from"
-
 
 def test_a_run_that_is_told_to_stop_says_how_to_go_on(folder: Path, undisturbed: tuple) -> None:
     run = folder / "stopped"

@@ -28,7 +28,6 @@ SETUPS = {
     "hidden tokens": {"family": "masked"},
 }
 
-
 def tensors(loop: Loop) -> dict[str, Tensor]:
     """All that a run has computed: the model's tensors and the optimiser's."""
     found = {name: tensor.detach().clone() for name, tensor in loop.model.state_dict().items()}
@@ -36,11 +35,9 @@ def tensors(loop: Loop) -> dict[str, Tensor]:
         found |= {f"{group}/{name}": tensor.detach().clone() for name, tensor in named.items()}
     return found
 
-
 def metrics(loop: Loop) -> list[dict[str, Any]]:
     lines = read_metrics(loop.run.path / "metrics.jsonl")
     return [{k: v for k, v in line.items() if not k.startswith("perf/")} for line in lines]
-
 
 def stop_at(loop: Loop, step: int, monkeypatch: pytest.MonkeyPatch) -> int:
     """Train as if a signal had come during step `step`."""
@@ -60,7 +57,6 @@ def stop_at(loop: Loop, step: int, monkeypatch: pytest.MonkeyPatch) -> int:
         patch.setattr("ftcore.tune.loop.StopFlag", Stop)
         return loop.train()
 
-
 def dying(loop: Loop, step: int) -> Callable[..., tuple[Tensor, Tensor]]:
     """The loop's task, ending the process (so to say) in the middle of step `step`."""
     compute = loop.task
@@ -72,13 +68,11 @@ def dying(loop: Loop, step: int) -> Callable[..., tuple[Tensor, Tensor]]:
 
     return task
 
-
 def assert_same_run(loop: Loop, other: tuple[dict[str, Tensor], list[dict[str, Any]]]) -> None:
     ours, (theirs, lines) = tensors(loop), other
     assert ours.keys() == theirs.keys()
     assert not [name for name in ours if not torch.equal(ours[name], theirs[name])]
     assert metrics(loop) == lines
-
 
 @pytest.mark.parametrize("setup", SETUPS)
 def test_a_run_resumed_anywhere_is_bit_equal(
@@ -97,7 +91,6 @@ def test_a_run_resumed_anywhere_is_bit_equal(
         loop = make_loop(f"stopped-{step}", **options, resume=True)
         assert loop.progress.step == step and loop.train() == 0
         assert_same_run(loop, whole)
-
 
 def test_a_step_hides_what_its_number_says(make_loop: Callable[..., Loop]) -> None:
     """Each epoch anew, and the same whatever the streams are cut to."""
@@ -121,7 +114,6 @@ def test_a_step_hides_what_its_number_says(make_loop: Callable[..., Loop]) -> No
         by_row.setdefault(key.split()[1], set()).add(str(made))
     assert max(map(len, by_row.values())) > 1
 
-
 def test_a_run_resumed_twice_after_kills_is_bit_equal(make_loop: Callable[..., Loop]) -> None:
     """A kill falls between two saves: steps are done again, and their lines are written once."""
     options = {"dropout": 0.1, "peft": LORA, "save_every": 3}
@@ -137,7 +129,6 @@ def test_a_run_resumed_twice_after_kills_is_bit_equal(make_loop: Callable[..., L
         assert loop.progress.step == resumes_at
     assert loop.train() == 0
     assert_same_run(loop, whole)
-
 
 def test_steps_are_cut_into_micro_batches_and_the_cut_changes_nothing_else(
     make_loop: Callable[..., Loop],
@@ -155,7 +146,6 @@ def test_steps_are_cut_into_micro_batches_and_the_cut_changes_nothing_else(
         assert line["train/loss"] == pytest.approx(other["train/loss"], rel=1e-4)
         assert line["train/grad_norm"] == pytest.approx(third["train/grad_norm"], rel=1e-4)
 
-
 def test_loss_and_gradient_are_means_over_the_weight_of_the_step(
     make_loop: Callable[..., Loop], tiny_model: Callable
 ) -> None:
@@ -169,7 +159,6 @@ def test_loss_and_gradient_are_means_over_the_weight_of_the_step(
     assert line["train/grad_norm"] == pytest.approx(norm.item(), rel=1e-5)
     assert line["train/lr"] == pytest.approx(1e-2)  # a run of one step has no warm-up
 
-
 def test_the_gradient_is_clipped_to_its_global_norm(make_loop: Callable[..., Loop]) -> None:
     loop = make_loop("clipped", max_steps=1)
     loop.optim = type(loop.optim)(lr=1e-2, batch_size=4, max_grad_norm=0.01)
@@ -177,7 +166,6 @@ def test_the_gradient_is_clipped_to_its_global_norm(make_loop: Callable[..., Loo
     norm = math.sqrt(sum((m / 0.1).square().sum().item() for m in loop.optimizer.exp_avg.values()))
     assert metrics(loop)[0]["train/grad_norm"] > 0.1
     assert norm == pytest.approx(0.01, rel=1e-3)
-
 
 @pytest.mark.parametrize("fault", ["loss", "gradient", "both"])
 def test_a_step_that_is_not_finite_is_not_applied(
@@ -208,7 +196,6 @@ def test_a_step_that_is_not_finite_is_not_applied(
     assert sorted(record["rows"]) == sorted(f"row-{row}" for row in loop.rows(2))
     assert "step 2: loss" in (said := capsys.readouterr().out) and "not applied" in said
 
-
 @pytest.fixture
 def falling() -> Callable[[list[float]], Callable[[], dict[str, float]]]:
     """Values of the watched metric, one for each evaluation."""
@@ -218,7 +205,6 @@ def falling() -> Callable[[list[float]], Callable[[], dict[str, float]]]:
         return lambda: {"eval/loss": next(left)}
 
     return make
-
 
 def test_patience_ends_a_run_and_the_best_weights_come_back(
     make_loop: Callable[..., Loop], falling: Callable
@@ -241,7 +227,6 @@ def test_patience_ends_a_run_and_the_best_weights_come_back(
     loop.restore_best()
     assert all(torch.equal(p, best.tensors["master"][n]) for n, p in loop.model.named_parameters())
 
-
 def test_an_evaluation_that_betters_the_best_restores_patience(
     make_loop: Callable[..., Loop], falling: Callable
 ) -> None:
@@ -250,7 +235,6 @@ def test_an_evaluation_that_betters_the_best_restores_patience(
     loop.train()
     assert loop.progress.step == 12 and loop.progress.best_step == 10
     assert load(loop.checkpoints.best()).step == 10
-
 
 def test_the_model_is_evaluated_in_eval_mode_and_trained_in_train_mode(
     make_loop: Callable[..., Loop],
@@ -264,7 +248,6 @@ def test_the_model_is_evaluated_in_eval_mode_and_trained_in_train_mode(
     loop = make_loop("modes", evaluate=evaluate, eval_every=5, dropout=0.1)
     loop.train()
     assert modes == [(False, False)] * 3 and loop.model.training  # steps 5, 10 and the last
-
 
 def test_a_kill_between_the_save_and_the_mark_does_not_lose_the_best(
     make_loop: Callable[..., Loop], falling: Callable, monkeypatch: pytest.MonkeyPatch
@@ -282,7 +265,6 @@ def test_a_kill_between_the_save_and_the_mark_does_not_lose_the_best(
     loop = make_loop("killed", evaluate=falling([5.0] * 4), eval_every=2, resume=True)
     assert loop.train() == 0
     assert load(loop.checkpoints.best()).step == loop.progress.best_step == 4
-
 
 @pytest.mark.parametrize(("failing", "code"), [({4}, 0), ({4, 6}, 0), ({4, 6, 8}, 4)])
 def test_failed_saves_end_a_run_when_three_come_in_a_row(
@@ -309,14 +291,12 @@ def test_failed_saves_end_a_run_when_three_come_in_a_row(
     assert all(f"step {step}: not saved: cannot write" in said for step in failing)
     assert loop.checkpoints.latest().step == (12 if code == 0 else 2)
 
-
 def test_a_stop_saves_the_step_that_was_done(
     make_loop: Callable[..., Loop], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loop = make_loop("stopped", save_every=3)
     assert stop_at(loop, 5, monkeypatch) == 143
     assert loop.checkpoints.steps() == [5, 3]
-
 
 @pytest.mark.parametrize("method", ["lora", "freeze"])
 def test_frozen_tensors_do_not_move(method: str, make_loop: Callable[..., Loop]) -> None:
@@ -328,7 +308,6 @@ def test_frozen_tensors_do_not_move(method: str, make_loop: Callable[..., Loop])
     assert_unmoved(frozen, loop.model)
     moved = {n for n, p in loop.model.named_parameters() if not torch.equal(p, before[n])}
     assert moved == trained == set(loop.optimizer.masters) and frozen
-
 
 def test_another_configuration_is_not_resumed(
     make_loop: Callable[..., Loop], monkeypatch: pytest.MonkeyPatch

@@ -28,20 +28,16 @@ QWEN3 = {
 }
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
-
 def make_model(*, dtype: torch.dtype = torch.float32, tied: bool = False) -> Model:
     model = Model(family_named("qwen3").to_spec(QWEN3 | {"tie_word_embeddings": tied}), "lm")
     model.init_weights(torch.Generator().manual_seed(0))
     return model.to(dtype).eval()
 
-
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(1)
 
-
 def config(**changes: object) -> LoRAConfig:
     return LoRAConfig(**({"rank": 4, "alpha": 8.0, "targets": ("all-linear",)} | changes))
-
 
 def logits(model: Model) -> Tensor:
     docs = Docs.from_lengths([5, 3])
@@ -49,14 +45,12 @@ def logits(model: Model) -> Tensor:
     tokens_N = (positions_N * 7 + 3) % 50
     return model.head(model.trunk(tokens_N, positions_N, torch.zeros_like(tokens_N), docs))
 
-
 def disturb(model: Model) -> None:
     """Give every B values, as training would."""
     source = generator()
     with torch.no_grad():
         for layer in lora_layers(model).values():
             layer.lora_b.normal_(std=0.5, generator=source)
-
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_fresh_adapter_changes_no_logit(dtype: torch.dtype) -> None:
@@ -69,7 +63,6 @@ def test_a_fresh_adapter_changes_no_logit(dtype: torch.dtype) -> None:
     for layer in lora_layers(model).values():
         layer.enabled = False
     assert torch.equal(logits(model), base)
-
 
 def test_targets_by_name_pattern_and_all() -> None:
     report = apply_lora(make_model(), config(), generator=generator())
@@ -85,7 +78,6 @@ def test_targets_by_name_pattern_and_all() -> None:
     )
     assert tuple(lora_layers(model)) == report.wrapped
     assert str(report) == "LoRA rank 4, alpha 8, scale 2 on q_proj x 3, v_proj x 2, up_proj x 1"
-
 
 def test_only_factors_and_extra_modules_are_trained() -> None:
     model = make_model()
@@ -111,7 +103,6 @@ def test_only_factors_and_extra_modules_are_trained() -> None:
     assert moved == expected
     assert len(optimizer.state) == len(expected)
 
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -132,7 +123,6 @@ def test_refused_choices_leave_the_model_alone(changes: dict, message: str) -> N
     assert {name: p.requires_grad for name, p in model.named_parameters()} == before
     assert not lora_layers(model)
 
-
 @pytest.mark.parametrize(
     "changes",
     [{"rank": 0}, {"alpha": 0.0}, {"alpha": math.nan}, {"dropout": 1.0}, {"targets": ()}],
@@ -141,13 +131,11 @@ def test_values_out_of_range(changes: dict) -> None:
     with pytest.raises(ConfigError, match=next(iter(changes))):
         config(**changes)
 
-
 def test_a_second_adapter_is_refused() -> None:
     model = make_model()
     apply_lora(model, config(), generator=generator())
     with pytest.raises(ConfigError, match="has LoRA layers already"):
         apply_lora(model, config(), generator=generator())
-
 
 def test_scale_of_both_kinds() -> None:
     assert config().scale == 2.0
@@ -159,7 +147,6 @@ def test_scale_of_both_kinds() -> None:
     x_NC = torch.randn(5, 16, generator=generator())
     expected_NO = x_NC @ (layer.base.weight + 8 / math.sqrt(4) * layer.lora_b @ layer.lora_a).T
     torch.testing.assert_close(layer(x_NC), expected_NO)
-
 
 def test_start_is_a_function_of_the_generator() -> None:
     states = []
@@ -176,7 +163,6 @@ def test_start_is_a_function_of_the_generator() -> None:
     bound = 1 / math.sqrt(24)
     assert 0.9 * bound < a_RC.abs().max() <= bound
     assert not states[0]["trunk.layers.0.mlp.down_proj.lora_b"].any()
-
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_merge_rounds_once_and_unmerge_restores_the_bits(dtype: torch.dtype) -> None:
@@ -204,7 +190,6 @@ def test_merge_rounds_once_and_unmerge_restores_the_bits(dtype: torch.dtype) -> 
     assert torch.equal(logits(model), before)
     assert_unmoved(hashes, model)
 
-
 def test_merged_layer_switches_off_and_refuses_training() -> None:
     model = make_model()
     base = logits(model)
@@ -218,7 +203,6 @@ def test_merged_layer_switches_off_and_refuses_training() -> None:
         layer.enabled = True
     with pytest.raises(AssertionError, match="unmerge before training"):
         logits(model.train())
-
 
 def test_merged_state_fits_the_unwrapped_model() -> None:
     model = make_model()
@@ -234,7 +218,6 @@ def test_merged_state_fits_the_unwrapped_model() -> None:
         layer.merge()
     assert torch.equal(logits(plain), logits(model))
 
-
 def test_dropout_acts_in_training_only() -> None:
     model = make_model()
     apply_lora(model, config(dropout=0.5), generator=generator())
@@ -242,7 +225,6 @@ def test_dropout_acts_in_training_only() -> None:
     assert torch.equal(logits(model), logits(model))
     model.train()
     assert not torch.equal(logits(model), logits(model))
-
 
 def test_lora_plus_moves_b_farther_and_nothing_else(make_loop: Callable[..., Loop]) -> None:
     """In the first step A has no gradient, since B is zero: weight decay alone moves it."""

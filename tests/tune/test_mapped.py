@@ -51,7 +51,6 @@ after = [resident("RssAnon"), resident("RssFile")]
 print(json.dumps({"anonymous": after[0] - before[0], "mapped": after[1] - before[1]}))
 """
 
-
 @pytest.mark.parametrize("family", ["qwen3", "bert"])
 def test_a_run_over_mapped_rows_is_bit_equal(
     family: str, make_loop: Callable, rows: Callable, tmp_path: Path
@@ -70,7 +69,6 @@ def test_a_run_over_mapped_rows_is_bit_equal(
         lines = read_metrics(loop.run.path / "metrics.jsonl")
         logged.append([[line["train/loss"], line["train/grad_norm"]] for line in lines])
     assert logged[0] == logged[1] and len(logged[0]) == 12
-
 
 def test_much_data_needs_little_memory(tmp_path: Path) -> None:
     tokens_N = np.random.default_rng(0).integers(0, 61, LENGTH * COUNT, dtype=np.int32)

@@ -14,7 +14,6 @@ from ftcore.tune.optim import AdamW, Span
 SHAPES = {"weight": (7, 5), "bias": (5,), "conv": (3, 2, 2), "one": (1, 1)}
 OPTIONS = {"betas": (0.9, 0.98), "eps": 1e-6, "weight_decay": 0.1}
 
-
 class ReadableAdamW(AdamW):
     """The same, its update written out as at the head of optim.py."""
 
@@ -28,31 +27,25 @@ class ReadableAdamW(AdamW):
         denominator = (v / (1 - beta2**step)).sqrt_().add_(self.eps)
         p.addcdiv_(m, denominator, value=-lr / (1 - beta1**step))
 
-
 def parameters(dtype: torch.dtype = torch.float32) -> dict[str, nn.Parameter]:
     draw = torch.Generator().manual_seed(0)
     return {n: nn.Parameter(torch.randn(s, generator=draw).to(dtype)) for n, s in SHAPES.items()}
-
 
 def gradients(step: int) -> dict[str, Tensor]:
     draw = torch.Generator().manual_seed(step)
     return {n: torch.randn(s, generator=draw) * 10.0 ** (step % 5 - 3) for n, s in SHAPES.items()}
 
-
 def whole(optimizer: AdamW) -> Span:
     (part,) = optimizer.parts(1)
     return part
 
-
 def norm_of(optimizer: AdamW) -> float:
     return math.sqrt(optimizer.square_sum(whole(optimizer)))
-
 
 def backward(params: dict[str, nn.Parameter], grads: dict[str, Tensor]) -> None:
     """Give each parameter its gradient the way a loss would."""
     products = [params[name] * grad.to(params[name].dtype) for name, grad in grads.items()]
     sum(product.sum() for product in products).backward()
-
 
 @pytest.mark.parametrize("kind", [ReadableAdamW, AdamW])
 def test_it_is_the_adamw_of_torch(kind: type[AdamW]) -> None:
@@ -79,7 +72,6 @@ def test_it_is_the_adamw_of_torch(kind: type[AdamW]) -> None:
         # Measured: at most 2 units in the last place after 20 steps.
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-6, atol=1e-7)
 
-
 def test_the_fused_kernel_is_the_readable_form() -> None:
     fast, readable = parameters(), parameters()
     optimizers = [AdamW(fast.items(), **OPTIONS), ReadableAdamW(readable.items(), **OPTIONS)]
@@ -94,7 +86,6 @@ def test_the_fused_kernel_is_the_readable_form() -> None:
             torch.testing.assert_close(fused[group][name], plain[group][name], rtol=1e-6, atol=1e-7)
     assert norm_of(optimizers[0]) == norm_of(optimizers[1])
 
-
 def test_a_first_step_worked_by_hand() -> None:
     # m = 0.1 g, v = 0.02 g^2; both corrections undo the factors, so the step is lr g / (|g| + eps).
     params = {"matrix": nn.Parameter(torch.full((1, 1), 2.0)), "norm": nn.Parameter(torch.ones(1))}
@@ -103,7 +94,6 @@ def test_a_first_step_worked_by_hand() -> None:
     optimizer.step(0.1, whole(optimizer))
     assert params["matrix"].item() == pytest.approx(2.0 * (1 - 0.1 * 0.5) - 0.1)
     assert params["norm"].item() == pytest.approx(1.0 + 0.1)  # one axis: no decay
-
 
 def test_a_rate_of_its_own() -> None:
     """LoRA+: the step and the decay of `matrix` are three times those of the same values beside."""
@@ -114,7 +104,6 @@ def test_a_rate_of_its_own() -> None:
     optimizer.step(0.1, whole(optimizer))
     assert params["matrix"].item() == pytest.approx(2.0 * (1 - 0.3 * 0.5) - 0.3)
     assert params["other"].item() == pytest.approx(2.0 * (1 - 0.1 * 0.5) - 0.1)
-
 
 def test_gradients_add_up_over_micro_batches_and_are_scaled_once() -> None:
     params = parameters()
@@ -129,7 +118,6 @@ def test_gradients_add_up_over_micro_batches_and_are_scaled_once() -> None:
     assert norm_of(optimizer) == pytest.approx(norm, rel=1e-6)
     optimizer.step(0.0, whole(optimizer), grad_scale=0.25)
     torch.testing.assert_close(optimizer.exp_avg["weight"], 0.1 * 0.25 * total["weight"])
-
 
 def test_small_updates_of_a_bf16_tensor_are_not_lost() -> None:
     # bf16 keeps 8 bits: 1 - 1e-4 rounds back to 1. The fp32 master moves 100 times by 1e-4.
@@ -147,7 +135,6 @@ def test_small_updates_of_a_bf16_tensor_are_not_lost() -> None:
     assert master.flatten().tolist() == pytest.approx([0.99] * 16, rel=1e-5)
     assert torch.equal(rounded, torch.full((4, 4), 0.99, dtype=torch.bfloat16))
 
-
 def test_micro_batches_of_a_bf16_tensor_add_up_in_fp32() -> None:
     params = {"weight": nn.Parameter(torch.ones(2, 2, dtype=torch.bfloat16))}
     optimizer = AdamW(params.items(), **OPTIONS)
@@ -155,7 +142,6 @@ def test_micro_batches_of_a_bf16_tensor_add_up_in_fp32() -> None:
         backward(params, {"weight": torch.full((2, 2), grad)})
     assert optimizer.grads["weight"].dtype == torch.float32
     assert torch.equal(optimizer.grads["weight"], torch.full((2, 2), 264.0))
-
 
 def test_one_micro_batch_keeps_the_dtype_of_a_bf16_tensor() -> None:
     """The same steps bit for bit; a second micro-batch is refused, since it would lose bits."""
@@ -176,7 +162,6 @@ def test_one_micro_batch_keeps_the_dtype_of_a_bf16_tensor() -> None:
     with pytest.raises(AssertionError, match="a sum would lose bits"):
         backward(others, gradients(9))
 
-
 def test_gradients_of_several_processes_are_added_in_fp32() -> None:
     params = {"weight": nn.Parameter(torch.ones(2, 2, dtype=torch.bfloat16))}
     optimizer = AdamW(params.items(), **OPTIONS, accumulates=False)
@@ -187,7 +172,6 @@ def test_gradients_of_several_processes_are_added_in_fp32() -> None:
         backward(params, {"weight": torch.full((2, 2), grad)})
     assert norm_of(optimizer) == 2 * 258.0
 
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_wide_tensor_is_its_own_master(dtype: torch.dtype) -> None:
     params = parameters(dtype)
@@ -196,7 +180,6 @@ def test_a_wide_tensor_is_its_own_master(dtype: torch.dtype) -> None:
     optimizer.flat_master.zero_()
     assert not any(param.any() for param in params.values())
     assert {t.dtype for group in optimizer.state().values() for t in group.values()} == {dtype}
-
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_state_goes_round_bit_equal(dtype: torch.dtype) -> None:
@@ -222,7 +205,6 @@ def test_state_goes_round_bit_equal(dtype: torch.dtype) -> None:
         assert torch.equal(params[name], resumed[name])
         assert all(torch.equal(state[g][name], resumed_state[g][name]) for g in state)
 
-
 @pytest.mark.parametrize("fault", ["missing", "unknown", "shape", "group"])
 def test_a_state_that_does_not_fit_changes_nothing(fault: str) -> None:
     optimizer = AdamW(parameters().items(), **OPTIONS)
@@ -242,7 +224,6 @@ def test_a_state_that_does_not_fit_changes_nothing(fault: str) -> None:
         optimizer.load_state(state, 9)
     assert optimizer.step_count == 0
     assert all(torch.equal(optimizer.params[name], p) for name, p in parameters().items())
-
 
 @pytest.mark.parametrize("count", [1, 2, 3, 9])
 def test_parts_make_the_same_step(count: int) -> None:
@@ -265,7 +246,6 @@ def test_parts_make_the_same_step(count: int) -> None:
         assert torch.equal(alone[name], together[name])
         assert all(torch.equal(state[group][name], other[group][name]) for group in state)
 
-
 def test_buffers_of_processes_that_are_gone_are_not_summed() -> None:
     params = {"weight": nn.Parameter(torch.ones(2, 2))}
     optimizer = AdamW(params.items(), **OPTIONS)
@@ -275,7 +255,6 @@ def test_buffers_of_processes_that_are_gone_are_not_summed() -> None:
             buffer.fill_(1.0)
         assert norm_of(optimizer) == 2.0 * count
 
-
 def test_a_row_read_often_has_its_gradients_summed_in_fp32() -> None:
     params = {"embed": nn.Parameter(torch.ones(3, 2, dtype=torch.bfloat16))}
     rows = {"embed": torch.tensor([0, 2])}
@@ -284,7 +263,6 @@ def test_a_row_read_often_has_its_gradients_summed_in_fp32() -> None:
     x_NC = F.embedding(torch.tensor([2] * 300), params["embed"], sparse=True)
     x_NC.sum().backward()  # in bf16, 256 + 1 = 256
     assert optimizer.grads["embed"].tolist() == [[0, 0], [300, 300]]
-
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rows_with_a_sparse_gradient_are_trained_as_the_whole_is(dtype: torch.dtype) -> None:
@@ -312,7 +290,6 @@ def test_rows_with_a_sparse_gradient_are_trained_as_the_whole_is(dtype: torch.dt
     for group, named in sparse.items():
         assert torch.equal(named["embed"], dense[group]["embed"][rows_L])
 
-
 def test_rows_of_other_data_are_refused() -> None:
     """As many, but others: their places would be taken for those of the first."""
     first, second = (
@@ -322,7 +299,6 @@ def test_rows_of_other_data_are_refused() -> None:
     with pytest.raises(CheckpointError, match="hold other tokens.*the files that it was trained"):
         second.load_state(first.state(), 4)
     assert second.step_count == 0
-
 
 def test_the_norm_of_a_long_gradient() -> None:
     """In one sum over few fp32 lanes, 30 M values would lose 0.2 %."""

@@ -8,12 +8,10 @@ from ftcore.tune.schedule import learning_rate
 
 RUN = {"peak": 8.0, "total_steps": 12, "warmup_steps": 4, "final": 0.25}
 
-
 @pytest.mark.parametrize("shape", ["cosine", "linear", "constant"])
 def test_the_warm_up_rises_from_the_first_step_to_the_peak(shape: str) -> None:
     rates = [learning_rate(step, shape=shape, **RUN) for step in range(5)]
     assert rates == [2.0, 4.0, 6.0, 8.0, 8.0]
-
 
 @pytest.mark.parametrize(
     ("shape", "step", "rate"),
@@ -33,7 +31,6 @@ def test_the_warm_up_rises_from_the_first_step_to_the_peak(shape: str) -> None:
 def test_after_the_warm_up(shape: str, step: int, rate: float) -> None:
     assert learning_rate(step, shape=shape, **RUN) == pytest.approx(rate, rel=1e-12)
 
-
 def test_without_warm_up_it_starts_at_the_peak_and_falls_at_each_step() -> None:
     for shape in ("cosine", "linear"):
         rates = [
@@ -42,7 +39,6 @@ def test_without_warm_up_it_starts_at_the_peak_and_falls_at_each_step() -> None:
         ]
         assert rates[0] == 1.0 and rates == sorted(set(rates), reverse=True)
         assert 0 < rates[-1] < 0.03  # the last step is not wasted
-
 
 def test_a_run_of_one_step() -> None:
     rate = learning_rate(0, peak=3.0, total_steps=1, warmup_steps=0, shape="cosine", final=0.0)

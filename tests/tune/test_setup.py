@@ -16,23 +16,19 @@ from ftcore.errors import ConfigError, DataError
 from ftcore.model.heads import Model
 from ftcore.tune.setup import check_lengths, choose_trainable
 
-
 def trained(model: Model, config: PeftConfig, seed: int = 0) -> set[str]:
     choose_trainable(model, config, generator(seed, 2))
     return {name for name, param in model.named_parameters() if param.requires_grad}
 
-
 def test_full_trains_all(tiny_model: Callable) -> None:
     model = tiny_model("qwen3")
     assert trained(model, PeftConfig()) == {name for name, _ in model.named_parameters()}
-
 
 def test_freeze_trains_what_is_named(tiny_model: Callable) -> None:
     names = trained(tiny_model("bert"), PeftConfig(method="freeze", trainable=("head",)))
     assert names == {f"head.{m}.{p}" for m in ("pooler", "classifier") for p in ("weight", "bias")}
     with pytest.raises(ConfigError, match="hed"):
         trained(tiny_model("bert"), PeftConfig(method="freeze", trainable=("hed",)))
-
 
 def test_lora_trains_its_factors_and_the_new_head_of_a_classifier(tiny_model: Callable) -> None:
     names = trained(tiny_model("qwen3"), PeftConfig(method="lora", targets=("q_proj",)))
@@ -42,7 +38,6 @@ def test_lora_trains_its_factors_and_the_new_head_of_a_classifier(tiny_model: Ca
     assert {n for n in names if "lora" not in n} == {
         f"head.{m}.{p}" for m in ("pooler", "classifier") for p in ("weight", "bias")
     }
-
 
 @pytest.mark.parametrize(
     "config",
@@ -60,7 +55,6 @@ def test_what_the_checkpoint_lacked_must_be_trained(
         choose_trainable(model, config, generator(0, 2), new=new)
     choose_trainable(tiny_model("qwen3"), PeftConfig(), generator(0, 2), new=new)
 
-
 def test_every_option_reaches_the_layers(tiny_model: Callable) -> None:
     model = tiny_model("qwen3")
     config = PeftConfig(
@@ -72,7 +66,6 @@ def test_every_option_reaches_the_layers(tiny_model: Callable) -> None:
     assert layer.lora_a.shape[0] == 4 and layer.config.scale == 6.0 / 2
     assert layer.config.dropout == 0.25
 
-
 def test_the_factors_are_drawn_from_the_seed(tiny_model: Callable) -> None:
     drawn = []
     for seed in (0, 0, 1):
@@ -80,7 +73,6 @@ def test_the_factors_are_drawn_from_the_seed(tiny_model: Callable) -> None:
         trained(model, PeftConfig(method="lora"), seed)
         drawn.append(model.trunk.layers[0].mlp.up_proj.lora_a)
     assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
-
 
 def test_a_document_beyond_the_learned_positions_is_refused(tiny_model: Callable) -> None:
     spec = replace(tiny_model("bert").spec, max_positions=8)

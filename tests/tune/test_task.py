@@ -22,14 +22,12 @@ KINDS = {
     "several labels": ("bert", classification, lambda n: np.float32([n == 0, n < 2, n == 1])),
 }
 
-
 def change(kind: str, documents: list[Encoded]) -> tuple[Task, list[Encoded]]:
     """The loss of a kind, and documents with labels for it."""
     _, loss, labels = KINDS[kind]
     if labels is not None:
         documents = [replace(d, labels=labels(d.labels)) for d in documents]
     return loss, documents
-
 
 @pytest.fixture
 def gradient(tiny_model: Callable, rows: Callable) -> Callable[..., dict[str, Tensor]]:
@@ -49,7 +47,6 @@ def gradient(tiny_model: Callable, rows: Callable) -> Callable[..., dict[str, Te
         return optimizer.grads
 
     return compute
-
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
 @pytest.mark.parametrize("kind", KINDS)
@@ -72,7 +69,6 @@ def test_any_split_of_a_step_gives_the_same_gradient(
             error = (grad - whole[name]).norm() / whole[name].norm()
             assert error <= bound, (name, split, error)
 
-
 def test_the_mean_of_micro_batch_means_is_something_else(
     gradient: Callable, tiny_model: Callable, rows: Callable
 ) -> None:
@@ -85,7 +81,6 @@ def test_the_mean_of_micro_batch_means_is_something_else(
     right = gradient("next token", torch.float32, [list(range(9))])[name]
     assert (model.get_parameter(name).grad - right).norm() / right.norm() > 1e-2
 
-
 def test_language_modelling_is_weighted_cross_entropy(tiny_model: Callable, rows: Callable) -> None:
     model, batch = tiny_model("qwen3"), collate(rows("qwen3", 5))
     loss, weight = token_labels(model, batch)
@@ -94,7 +89,6 @@ def test_language_modelling_is_weighted_cross_entropy(tiny_model: Callable, rows
     assert (batch.weights == 0).any()
     torch.testing.assert_close(loss, (nll_N * batch.weights).sum(), rtol=1e-5, atol=0)
     assert weight.item() == batch.weights.sum().item()
-
 
 def test_rows_of_weight_zero_never_reach_the_head(
     tiny_model: Callable, rows: Callable, monkeypatch: pytest.MonkeyPatch
@@ -113,7 +107,6 @@ def test_rows_of_weight_zero_never_reach_the_head(
         token_labels(tiny_model(family), batch)
         assert seen.pop() == int((batch.weights > 0).sum()) < batch.docs.num_tokens and not seen
 
-
 def test_classification_is_weighted_cross_entropy(tiny_model: Callable, rows: Callable) -> None:
     model, batch = tiny_model("bert"), collate(rows("bert", 5))
     loss, weight = classification(model, batch)
@@ -122,7 +115,6 @@ def test_classification_is_weighted_cross_entropy(tiny_model: Callable, rows: Ca
     nll_B = F.cross_entropy(logits_BK, batch.labels, reduction="none")
     torch.testing.assert_close(loss, (nll_B * batch.weights).sum(), rtol=1e-5, atol=0)
     assert weight.item() == batch.weights.sum().item() != 5
-
 
 def test_several_labels_are_weighted_binary_cross_entropy(
     tiny_model: Callable, rows: Callable
@@ -138,7 +130,6 @@ def test_several_labels_are_weighted_binary_cross_entropy(
     torch.testing.assert_close(total, (nll_BK.mean(1) * batch.weights).sum(), rtol=1e-5, atol=0)
     assert weight.item() == batch.weights.sum().item() != 5
 
-
 def test_regression_is_weighted_squared_error(tiny_model: Callable, rows: Callable) -> None:
     model = tiny_model("bert", num_labels=1)
     batch = collate([replace(row, labels=row.labels - 0.75) for row in rows("bert", 5)])
@@ -148,7 +139,6 @@ def test_regression_is_weighted_squared_error(tiny_model: Callable, rows: Callab
     expected = (errors_B.double() ** 2 * batch.weights).sum().float()
     torch.testing.assert_close(total, expected, rtol=1e-5, atol=0)
     assert weight.item() == batch.weights.sum().item()
-
 
 def test_each_task_has_the_head_that_its_loss_asserts(tiny_model: Callable, rows: Callable) -> None:
     for name, kind in TASKS.items():

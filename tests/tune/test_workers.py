@@ -19,13 +19,11 @@ from ftcore.tune.task import Task
 
 LORA = PeftConfig(method="lora", rank=3, alpha=6.0, dropout=0.2, extra_modules=("trunk.norm",))
 
-
 @pytest.fixture
 def cores() -> Iterator[Callable[[int], None]]:
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
-
 
 def trained(loop: Loop) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
     """Run to the end; the trained parameters and what was logged."""
@@ -34,7 +32,6 @@ def trained(loop: Loop) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
     lines = read_metrics(loop.run.path / "metrics.jsonl")
     lines = [{k: v for k, v in line.items() if not k.startswith("perf/")} for line in lines]
     return {name: param.detach().clone() for name, param in loop.optimizer.params.items()}, lines
-
 
 @pytest.mark.parametrize("family", ["qwen3", "bert"])
 @pytest.mark.parametrize("count", [2, 3, 9])  # four rows a step: some of nine would have none
@@ -51,7 +48,6 @@ def test_cores_share_a_step_and_change_rounding_alone(
         torch.testing.assert_close(together[name], alone[name], rtol=1e-6, atol=1e-7)
     for line, other in zip(lines, others, strict=True):
         assert line == pytest.approx(other, rel=1e-6)
-
 
 def test_a_step_that_is_not_finite_is_skipped_by_all(
     make_loop: Callable[..., Loop], cores: Callable
@@ -77,7 +73,6 @@ def test_a_step_that_is_not_finite_is_skipped_by_all(
     for name in alone:
         torch.testing.assert_close(together[name], alone[name], rtol=1e-6, atol=1e-7)
 
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_run_on_two_cores_is_resumed_bit_equal(
     dtype: torch.dtype, make_loop: Callable[..., Loop], cores: Callable
@@ -102,7 +97,6 @@ def test_a_run_on_two_cores_is_resumed_bit_equal(
     again, others = trained(loop)
     assert not [name for name in whole if not torch.equal(whole[name], again[name])]
     assert lines == others
-
 
 def test_a_worker_that_is_gone_ends_the_run_with_a_reason(
     make_loop: Callable[..., Loop], cores: Callable

@@ -3,11 +3,9 @@
 from ftcore.errors import ModelError
 from ftcore.model.families.family import FOLDER, Family, family_named
 
-
 def family_names() -> list[str]:
     """The families known here, by `model_type`: each has its file."""
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
-
 
 def family_of(config: dict, where: str) -> Family:
     """The family of a `config.json`. Raises ModelError: its `model_type` is not known here."""

@@ -42,7 +42,6 @@ KEYS = {  # of most families: field of the spec -> key of config.json and defaul
     "initializer_range": ("initializer_range", 0.02),
 }  # fmt: skip
 
-
 @dataclass(frozen=True)
 class Family:
     """One HF `model_type`."""
@@ -130,11 +129,9 @@ class Family:
             rows = torch.stack(blocks, dim=1).flatten(0, 2)
         return rows.t() if matches(hf_name, self.transposed) else rows
 
-
 def matches(name: str, patterns: Sequence[str]) -> bool:
     """Whether the name fits one of the globs."""
     return any(fnmatchcase(name, pattern) for pattern in patterns)
-
 
 def family_named(model_type: str) -> Family:
     """The family of MODEL_TYPE.toml."""
@@ -149,7 +146,6 @@ def family_named(model_type: str) -> Family:
     }
     return Family(name=model_type, names=names, **tables)
 
-
 def _tables(name: str) -> dict[str, Any]:
     """What NAME.toml holds, and what it takes from the family that it is like."""
     own = tomllib.loads((FOLDER / f"{name}.toml").read_text("utf-8"))
@@ -158,7 +154,6 @@ def _tables(name: str) -> dict[str, Any]:
     other = _tables(own.pop("like"))
     parts = ("trunk", "switches", "keys")
     return other | own | {part: other[part] | own.get(part, {}) for part in parts}
-
 
 def _renamed(name: str, pairs: Iterable[tuple[str, str]]) -> Iterator[str]:
     """The second of each pair whose first is the name, or that without .weight or .bias."""
@@ -169,7 +164,6 @@ def _renamed(name: str, pairs: Iterable[tuple[str, str]]) -> Iterator[str]:
     for source, target in pairs:
         if source in rests:
             yield (target + rests[source]).replace("{i}", layer[0] if layer else "")
-
 
 def _divided(key: str, total: int, by_key: str, by: int) -> int:
     if total % by:

@@ -30,7 +30,6 @@ CAPS = {
 }
 POOLING = {"cls": "first", "mean": "mean"}
 
-
 def read_value(config: dict, key: str, default: Any = int) -> Any:
     """One value of a config.json, of the default's type.
 
@@ -55,7 +54,6 @@ def read_value(config: dict, key: str, default: Any = int) -> Any:
         raise ModelError(f"config.json: {key} = {value!r}: must be an integer in [1, 10000000]")
     return value
 
-
 def read_rope(config: dict, base: Base = ("rope_theta", 1e4)) -> Fields:
     """rope_theta, rope_factor and rope_bands. Raises ModelError: a scaling that is not known here,
     or one with parts missing."""
@@ -74,7 +72,6 @@ def read_rope(config: dict, base: Base = ("rope_theta", 1e4)) -> Fields:
         fields["rope_bands"] = tuple(read_value(rope, *band) for band in BANDS.items())
     return fields
 
-
 def rope_parameters(spec: ModelSpec) -> dict[str, Any]:
     """Those of the layers that see the whole document."""
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": spec.rope_theta}
@@ -84,11 +81,9 @@ def rope_parameters(spec: ModelSpec) -> dict[str, Any]:
         rope |= {"rope_type": "llama3", **dict(zip(BANDS, spec.rope_bands, strict=True))}
     return rope
 
-
 def write_rope(spec: ModelSpec) -> dict[str, Any]:
     """Undoes `read_rope`; `rope_theta` at the top is for older readers."""
     return {"rope_parameters": rope_parameters(spec), "rope_theta": spec.rope_theta}
-
 
 def read_partial_rope(config: dict) -> Fields:
     """The angles, and how many channels of a head they turn."""
@@ -98,13 +93,11 @@ def read_partial_rope(config: dict) -> Fields:
     rope_dim = int(head_dim * read_value(*place, 0.25))
     return read_rope(config, ("rotary_emb_base", 1e4)) | {"rope_dim": rope_dim}
 
-
 def write_partial_rope(spec: ModelSpec) -> dict[str, Any]:
     """Undoes `read_partial_rope`, for older readers too."""
     turned = spec.rope_dim / spec.head_dim
     rope = rope_parameters(spec) | {TURNED: turned}
     return {"rope_parameters": rope, "rotary_pct": turned, "rotary_emb_base": spec.rope_theta}
-
 
 def read_two_ropes(config: dict, base: Base, local_base: Base) -> Fields:
     """The angles, and local_rope_theta, the base of layers with a window."""
@@ -116,12 +109,10 @@ def read_two_ropes(config: dict, base: Base, local_base: Base) -> Fields:
         raise ModelError(f"config.json: rope_parameters of {WINDOWED}: only rope_type = 'default'")
     return fields | {"local_rope_theta": near["rope_theta"]}
 
-
 def write_two_ropes(spec: ModelSpec) -> dict[str, Any]:
     """Undoes `read_two_ropes`."""
     local = {"rope_type": "default", "rope_theta": spec.local_rope_theta}
     return {"rope_parameters": {FULL: rope_parameters(spec), WINDOWED: local}}
-
 
 def read_windows(config: dict, window: int, *, period: int, full: int) -> tuple[int, ...]:
     """The window of each layer, 0 for none, by `layer_types`; in files without it, of each `period`
@@ -135,11 +126,9 @@ def read_windows(config: dict, window: int, *, period: int, full: int) -> tuple[
         raise ModelError(f"config.json: layer_types = {types}: {must}")
     return tuple(window if kind == WINDOWED else 0 for kind in types)
 
-
 def layer_types(spec: ModelSpec) -> list[str]:
     """Undoes `read_windows`."""
     return [WINDOWED if window else FULL for window in spec.windows]
-
 
 def read_one_window(config: dict) -> Fields:
     """The same window in all layers, or null: 4096, the first Mistral's, if it is not named."""
@@ -148,11 +137,9 @@ def read_one_window(config: dict) -> Fields:
     window = read_value(config, "sliding_window", 4096)
     return {"windows": (window,) * read_value(config, "num_hidden_layers")}
 
-
 def write_one_window(spec: ModelSpec) -> dict[str, Any]:
     """Undoes `read_one_window`."""
     return {"sliding_window": spec.windows[0] if spec.windows else None}
-
 
 def read_gemma(config: dict, period: int, period_key: str | None = None) -> Fields:
     """Scales of embeddings and scores, and windows: none in the last layer of each period."""
@@ -166,22 +153,18 @@ def read_gemma(config: dict, period: int, period_key: str | None = None) -> Fiel
         "windows": read_windows(config, window, period=period, full=period - 1),
     }
 
-
 def write_gemma(spec: ModelSpec) -> dict[str, Any]:
     """Undoes `read_gemma`."""
     windows = {"sliding_window": max(spec.windows), "layer_types": layer_types(spec)}
     return {"query_pre_attn_scalar": round(spec.attention_scale**-2), **windows}
 
-
 def read_soft_caps(config: dict) -> Fields:
     """Those that are null are none."""
     return {n: read_value(config, *key) for n, key in CAPS.items() if config.get(*key) is not None}
 
-
 def write_soft_caps(spec: ModelSpec) -> dict[str, Any]:
     """Undoes `read_soft_caps`."""
     return {key: getattr(spec, name) for name, (key, _) in CAPS.items()}
-
 
 def read_modernbert(config: dict) -> Fields:
     """Windows, none in the first layer of each period, and what a classifier pools."""
@@ -193,24 +176,20 @@ def read_modernbert(config: dict) -> Fields:
     windows = read_windows(config, window, period=period, full=0)
     return {"windows": windows, "pooling": POOLING[pooling]}
 
-
 def write_modernbert(spec: ModelSpec) -> dict[str, Any]:
     """Undoes `read_modernbert`."""
     pooling = "cls" if spec.pooling == "first" else "mean"
     width, types = 2 * (max(spec.windows) - 1), layer_types(spec)
     return {"local_attention": width, "layer_types": types, "classifier_pooling": pooling}
 
-
 def read_inner_width(config: dict) -> Fields:
     """The MLP's width, four times the model's where the file does not say."""
     return {"intermediate_size": read_value(config, "n_inner", 4 * config["n_embd"])}
-
 
 def write_inner_width(spec: ModelSpec) -> dict[str, Any]:
     """Undoes `read_inner_width`."""
     is_default = spec.intermediate_size == 4 * spec.hidden_size
     return {"n_inner": None if is_default else spec.intermediate_size}
-
 
 def read_padded_positions(config: dict) -> Fields:
     """The rows of the positions up to `pad_token_id` are no token's."""
@@ -218,12 +197,10 @@ def read_padded_positions(config: dict) -> Fields:
     rows = read_value(config, "max_position_embeddings")
     return {"position_offset": offset, "max_positions": rows - offset}
 
-
 def write_padded_positions(spec: ModelSpec) -> dict[str, Any]:
     """Undoes `read_padded_positions`."""
     rows = spec.max_positions + spec.position_offset
     return {"pad_token_id": spec.position_offset - 1, "max_position_embeddings": rows}
-
 
 RULES: dict[str, tuple[Callable[..., Fields], Callable[[ModelSpec], dict[str, Any]]]] = {
     "rope": (read_rope, write_rope), "partial_rope": (read_partial_rope, write_partial_rope),

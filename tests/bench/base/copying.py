@@ -21,20 +21,16 @@ Turns = list[tuple[str, str]]
 Messages = list[dict[str, str]]
 Source = Literal["copy", "echo"]
 
-
 def dump(fields: dict[str, object]) -> str:
     return json.dumps(fields, ensure_ascii=False)
-
 
 def quoted(draw: Draw, text: str) -> str:
     mark = draw.pick(('"', "'", "`", ""))
     return f"{mark}{text}{mark}"
 
-
 def listed(names: Sequence[str]) -> str:
     """`a`, `a and b`, `a, b and c`."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
 
 def aside(draw: Draw) -> str:
     """A sentence that holds nothing asked for."""
@@ -42,7 +38,6 @@ def aside(draw: Draw) -> str:
         return f"{draw.pick(draw.lexicon.prose)}."
     opening = draw.pick(("By the way,", "I saw", "Nobody knows", "Thanks for", "Sorry about"))
     return f"{opening} {draw.phrase()}."
-
 
 def state(draw: Draw, fields: dict[str, str]) -> str:
     """The fields as a sentence, a list or an assignment, in one style for the whole text."""
@@ -55,7 +50,6 @@ def state(draw: Draw, fields: dict[str, str]) -> str:
     text = draw.pick((", ", ", ", "; ", "\n", " and ", ". ")).join(parts)
     return text + draw.pick((".", ".", ""))
 
-
 def around(draw: Draw, request: str, text: str) -> str:
     """The request before or after the text that it is about, now and then with an aside."""
     if draw.chance(0.25):
@@ -63,14 +57,12 @@ def around(draw: Draw, request: str, text: str) -> str:
     gap = draw.pick(("\n", " ", "\n\n"))
     return f"{request}{gap}{text}" if draw.chance(0.6) else f"{text}{gap}{request}"
 
-
 def repeat(draw: Draw) -> Turns:
     lines = [draw.pick(draw.lexicon.prose) if draw.chance(0.3) else draw.value()]
     lines += [draw.value() for _ in range(draw.pick((0, 0, 1, 1, 2, 3)))]
     text = draw.pick(("\n", ", ", " ")).join(lines)
     request = draw.pick(("Repeat exactly:", "Say this again:", "Copy:", "Write this:", "Echo"))
     return [("user", f"{request} {text}"), ("assistant", text)]
-
 
 def ask_field(draw: Draw) -> Turns:
     fields = draw.fields(draw.between(2, 6))
@@ -82,7 +74,6 @@ def ask_field(draw: Draw) -> Turns:
         turns += [("user", wording.format(key)), ("assistant", fields[key])]
     return turns
 
-
 def answer_json(draw: Draw, text: str, fields: dict[str, str]) -> Turns:
     """Ask for some of the fields by key, in an order of its own; the answer keeps that order."""
     keys = draw.shuffled(fields)[: draw.between(1, len(fields))]
@@ -92,7 +83,6 @@ def answer_json(draw: Draw, text: str, fields: dict[str, str]) -> Turns:
         return [("system", request), ("user", text), ("assistant", answer)]
     return [("user", around(draw, request, text)), ("assistant", answer)]
 
-
 def stated_json(draw: Draw) -> Turns:
     fields = draw.fields(draw.between(1, 5))
     text = state(draw, fields)
@@ -100,7 +90,6 @@ def stated_json(draw: Draw) -> Turns:
         request = draw.pick(("As JSON:", "Write all of this as JSON.", "To JSON."))
         return [("user", around(draw, request, text)), ("assistant", dump(fields))]
     return answer_json(draw, text, fields)
-
 
 def framed_json(draw: Draw) -> Turns:
     fields: dict[str, str] = {}
@@ -111,7 +100,6 @@ def framed_json(draw: Draw) -> Turns:
             fields |= drawn
             sentences.append(filled(frame, drawn))
     return answer_json(draw, " ".join(sentences), fields)
-
 
 def cued_json(draw: Draw) -> Turns:
     """Rules give a key to each cue word and a name to each opening; utterances follow."""
@@ -133,7 +121,6 @@ def cued_json(draw: Draw) -> Turns:
         answer = {outer: name_of[opening], **({inner: filled} if nested else filled)}
         turns += [("user", f"{polite}{opening} {spans}"), ("assistant", dump(answer))]
     return turns
-
 
 def event_json(draw: Draw) -> Turns:
     """What happened, with some of its details in any order; the answer's order is the event's."""
@@ -157,7 +144,6 @@ def event_json(draw: Draw) -> Turns:
     slots = {slot: values[slot] for slot in event["slots"] if slot in values}
     return [("user", filled(template, values)), ("assistant", dump({"event": name, **slots}))]
 
-
 def with_a_typo(draw: Draw, template: str) -> str:
     """The template with one of its own words misspelt, where one has four letters or more."""
     words = template.split(" ")
@@ -166,7 +152,6 @@ def with_a_typo(draw: Draw, template: str) -> str:
         at = draw.pick(places)
         words[at] = draw.misspelt(words[at])
     return " ".join(words)
-
 
 def lookup(draw: Draw) -> Turns:
     keys = draw.shuffled("abcdefghijklmnpqrstuvwxyz")[: draw.between(3, 8)]
@@ -177,14 +162,12 @@ def lookup(draw: Draw) -> Turns:
     request = draw.pick(("what is {}?", "{} = ?", "find {}", "value of {}?")).format(key)
     return [("user", f"{text}; {request}"), ("assistant", table[key])]
 
-
 def choose(draw: Draw) -> Turns:
     options = list(dict.fromkeys(draw.value() for _ in range(draw.between(3, 5))))
     right = draw.pick(options)
     text = draw.pick(("Then {} came up again.", "I think it was {}.", "We found {} there.", "{}!"))
     question = f"Which of these occurs: {', '.join(draw.shuffled(options))}?"
     return [("user", f"{aside(draw)} {text.format(right)} {question}"), ("assistant", right)]
-
 
 def neighbour(draw: Draw) -> Turns:
     words = list(dict.fromkeys(draw.word() for _ in range(draw.between(5, 12))))
@@ -199,13 +182,11 @@ def neighbour(draw: Draw) -> Turns:
     ))
     return [("user", around(draw, question, " ".join(words))), ("assistant", answer)]
 
-
 def spell(draw: Draw) -> Turns:
     words = [draw.pick((draw.word, draw.invented))() for _ in range(draw.between(1, 4))]
     mark = draw.pick((" ", "-", ", "))
     answer = "\n".join(mark.join(word) for word in words)
     return [("user", f"Spell with {mark!r}: {' '.join(words)}"), ("assistant", answer)]
-
 
 def substitute(draw: Draw) -> Turns:
     old, new = draw.phrase(), draw.value()
@@ -214,19 +195,16 @@ def substitute(draw: Draw) -> Turns:
     request = f"Put {quoted(draw, new)} in place of {quoted(draw, old)}:"
     return [("user", f"{request} {text.format(old)}"), ("assistant", text.format(new))]
 
-
 TASKS: tuple[Callable[[Draw], Turns], ...] = (
     *[event_json] * 30, *[framed_json] * 5, *[cued_json] * 5, *[stated_json] * 4,
     *[ask_field] * 3, *[repeat] * 3,
     lookup, choose, neighbour, spell, substitute,
 )
 
-
 def echo(draw: Draw) -> Turns:
     """Scraps of words without order or sense: nothing but copying predicts their repetition."""
     text = "".join(draw.scrap() for _ in range(draw.between(4, 24))).strip()
     return [("user", text), ("assistant", text)]
-
 
 def chat(source: Source, lexicon: Lexicon, seed: int) -> Messages:
     """An echo, or a copy task drawn at random; it ends with an assistant's turn."""

@@ -36,12 +36,10 @@ HELDOUT_PER_MILLE = 20
 SKIPPED = {"test", "tests", "idle_test", "site-packages", "encodings", "pydoc_data", "__pycache__"}
 SKIPPED_PREFIXES = ("_sysconfigdata", "config-", "lib-dynload")
 
-
 def split_of(path: str) -> Split:
     """The split of a library file, by its path relative to the library folder."""
     digest = hashlib.sha256(path.encode()).digest()
     return "heldout" if int.from_bytes(digest[:8]) % 1000 < HELDOUT_PER_MILLE else "train"
-
 
 @cache
 def library_documents() -> tuple[dict[str, str], ...]:
@@ -62,7 +60,6 @@ def library_documents() -> tuple[dict[str, str], ...]:
             documents.append({"id": name.as_posix(), "text": text, "source": "source"})
     return tuple(documents)
 
-
 def docstrings(source: str) -> Iterator[str]:
     """The docstrings of a module, each one headed by the name of what it describes."""
     try:
@@ -75,7 +72,6 @@ def docstrings(source: str) -> Iterator[str]:
             if text and len(text) >= 40:
                 heading = "" if isinstance(node, ast.Module) else f"{node.name}\n\n"
                 yield heading + inspect.cleandoc(text)
-
 
 @cache
 def lexicon() -> Lexicon:
@@ -91,7 +87,6 @@ def lexicon() -> Lexicon:
     words = [word for word in words if word not in cues]
     return Lexicon(words, identifiers, prose, built_in_tokens())
 
-
 @cache
 def built_in_tokens() -> list[str]:
     """Every token of the built-in vocabulary that is text, a bare space apart."""
@@ -99,12 +94,10 @@ def built_in_tokens() -> list[str]:
     texts = (tokenizer.decode([token]) for token in range(tokenizer.vocab_size))
     return [text for text in texts if text.strip() and text.isprintable() and "\ufffd" not in text]
 
-
 def often(items: Iterable[str], least: int) -> list[str]:
     """The items that occur at least so often, sorted; none longer than 90 characters."""
     counts = Counter(item for item in items if len(item) <= 90)
     return sorted(item for item, count in counts.items() if count >= least)
-
 
 def documents(
     split: Split, *, seed: int = 0, copies: int = 130_000, echoes: int = 65_000, every: int = 1
@@ -118,7 +111,6 @@ def documents(
     yield from made("copy", split, seed, copies)
     yield from made("echo", split, seed, echoes)
 
-
 def made(source: Source, split: Split, seed: int, count: int) -> Iterator[dict[str, Any]]:
     """The first `count` chats of a source; each is a pure function of (split, seed, index)."""
     for index in range(count):
@@ -126,7 +118,6 @@ def made(source: Source, split: Split, seed: int, count: int) -> Iterator[dict[s
         number = (seed << 41) + ((split == "heldout") << 64) + index
         name = f"{source}/{split}/{seed}/{index}"
         yield {"id": name, "messages": chat(source, lexicon(), number), "source": source}
-
 
 def main() -> None:
     """Write train.jsonl and heldout.jsonl, and the parts of the latter that RECORDS names."""
@@ -146,7 +137,6 @@ def main() -> None:
         with (folder / f"{name}.jsonl").open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         print(folder / f"{name}.jsonl")
-
 
 if __name__ == "__main__":
     main()

@@ -31,14 +31,12 @@ COPIES = 45_000  # copy tasks in the training text: about 40% of its characters
 SPACED_WORDS = r" ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 BARE_WORDS = SPACED_WORDS.replace(" ?", "")
 
-
 def text_of(document: dict[str, Any]) -> str:
     """A document of the corpus as plain text, chats as the template of base/ renders them."""
     if "text" in document:
         return document["text"]
     turns = document["messages"]
     return "".join(f"<|im_start|>{t['role']}\n{t['content']}<|im_end|>\n" for t in turns)
-
 
 def assemble(vocab: dict[str, int], merges: Sequence[tuple[str, str]], pattern: str) -> Tokenizer:
     """A tokenizer of these pieces; `pattern` cuts text into the words that merges stay inside."""
@@ -51,7 +49,6 @@ def assemble(vocab: dict[str, int], merges: Sequence[tuple[str, str]], pattern: 
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
     return tokenizer
-
 
 def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
     """Learn merges inside words, then give the commonest first pieces a form with a space before.
@@ -74,7 +71,6 @@ def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
         vocab[SPACE + piece] = len(vocab)
     return assemble(vocab, merges, SPACED_WORDS)
 
-
 def spaced_pieces(bare: Tokenizer, texts: Sequence[str]) -> list[str]:
     """Pieces that follow a single space, the most frequent first; digits are left out."""
     counts: Counter[str] = Counter()
@@ -86,7 +82,6 @@ def spaced_pieces(bare: Tokenizer, texts: Sequence[str]) -> list[str]:
         for piece, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
         if not piece.isdigit() and piece[0] != SPACE and piece not in SPECIAL_TOKENS
     ]
-
 
 if __name__ == "__main__":
     corpus = [doc for doc in documents("train", copies=COPIES) if doc["source"] != "echo"]

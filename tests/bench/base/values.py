@@ -23,11 +23,9 @@ ACCENTS = {
 ACCENTS |= {"o": "\u00f3\u00f6\u00f4\u00f5", "u": "\u00fc\u00fa", "c": "\u00e7"}
 LETTERS = "ABCDEFGHKLMNPQRSTUVWXYZ"
 
-
 def copying_words() -> dict[str, Any]:
     """The word lists of copying.toml."""
     return wording("copying", Path(__file__).parent)
-
 
 @dataclass(frozen=True)
 class Lexicon:
@@ -37,7 +35,6 @@ class Lexicon:
     identifiers: Sequence[str]
     prose: Sequence[str]
     tokens: Sequence[str]
-
 
 class Draw:
     """One random stream and the value generators over it."""
@@ -228,7 +225,6 @@ class Draw:
 
     def fields(self, count: int) -> dict[str, str]:
         return {key: self.value() for key in self.keys(count)}
-
 
 VALUES: tuple[Callable[[Draw], str], ...] = (
     *[Draw.phrase] * 6,
