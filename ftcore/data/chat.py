@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache, partial
+from itertools import accumulate, islice
 from typing import Literal, NoReturn, NotRequired, TypedDict
 
 import jinja2
@@ -89,17 +90,16 @@ def render_text(
         "messages": [{"role": m["role"], "content": m["content"]} for m in messages],
         "tools": None, "documents": None, "add_generation_prompt": add_generation_prompt,
     }  # fmt: skip
-    pieces, size, deadline = [], 0, time.monotonic() + MAX_SECONDS
+    text, pieces, deadline = "", write(variables), time.monotonic() + MAX_SECONDS
     try:
-        for piece in write(variables):
-            pieces.append(piece)
-            size += len(piece)
-            if size > MAX_CHARACTERS or time.monotonic() > deadline:
+        while some := list(islice(pieces, 64)):
+            text += "".join(some)
+            if len(text) > MAX_CHARACTERS or time.monotonic() > deadline:
                 problem = f"the chat template wrote more than {MAX_CHARACTERS} characters or took"
                 raise RowError(f"{problem} more than {MAX_SECONDS:g} s; split the chat")
     except (jinja2.TemplateError, TypeError, LookupError, ArithmeticError, RecursionError) as error:
         raise RowError(f"the chat template refuses the messages: {error}") from error
-    return "".join(pieces)
+    return text
 
 @lru_cache(maxsize=8)
 def generation_prompt(tokenizer: Tokenizer) -> str:
@@ -129,12 +129,12 @@ def _marked_spans(
         marked = again([c.replace(trim(c), start + trim(c) + end, 1) for c, (start, end) in both])
     except RowError:  # a template that refuses marked contents may accept the plain ones
         return None
-    if re.sub(f"[{markers}]", "", marked) != text:
+    parts = re.split(f"([{markers}])", marked)  # text and markers in turn
+    if "".join(parts[::2]) != text:
         return None
-    found = list(re.finditer(f"[{markers}]", marked))
-    places = {match[0]: match.start() - removed for removed, match in enumerate(found)}
+    places = dict(zip(parts[1::2], accumulate(map(len, parts[::2])), strict=False))
     spans = [(places.get(start), places.get(end)) for start, end in pairs]
-    if len(places) < len(found) or any((a is None) != (b is None) for a, b in spans):
+    if 2 * len(places) + 1 < len(parts) or any((a is None) != (b is None) for a, b in spans):
         return None  # a marker repeated or cut off
     return tuple(None if span == (None, None) else span for span in spans)
 

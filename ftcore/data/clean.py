@@ -54,21 +54,20 @@ def _character(entity: re.Match[str]) -> str:
 
 def mojibake(text: str) -> int:
     """How many characters were lost to a wrong encoding, as far as that can be seen."""
-    return 0 if text.isascii() else len(_patterns()["mojibake"].findall(text))
+    return len(_patterns()["mojibake"].findall(text))
 
 def quality_rules() -> Rules:
     """The limits of quality.toml, in the groups repetition, symbols and length."""
     return _table()["rules"]
 
-def broken(text: str, rules: Rules) -> list[tuple[str, float]]:
-    """Measures of a text that are outside their limits, with their values."""
-    words, found = text.split(), {}
-    for group in rules:
-        found |= MEASURES[group](text, words)
+def broken(text: str, rules: Rules) -> list[tuple[str, str, float]]:
+    """Measures of a text that are outside their limits: group, name and value."""
+    words = text.split()
+    found = {group: MEASURES[group](text, words) for group in rules}
     return [
-        (name, found[name])
-        for limits in rules.values() for name, limit in limits.items()
-        if not limit.get("min", -math.inf) <= found[name] <= limit.get("max", math.inf)
+        (group, name, found[group][name])
+        for group, limits in rules.items() for name, limit in limits.items()
+        if not limit.get("min", -math.inf) <= found[group][name] <= limit.get("max", math.inf)
     ]  # fmt: skip
 
 def _repetition(text: str, words: list[str]) -> dict[str, float]:
@@ -84,9 +83,9 @@ def _repetition(text: str, words: list[str]) -> dict[str, float]:
         # cost: an n-gram stands twice only where both of the next shorter ones in it do
         twice = {place for place, gram in grams.items() if counts[gram] > 1}
         grams = {p: tuple(words[p : p + n]) for p in grams if p in twice and p + 1 in twice}
-        counts = Counter(grams.values())
+        counts = Counter(grams.values()) if grams else {}
         if n < 5:
-            top, count = counts.most_common(1)[0] if grams else ((), 0)
+            top, count = counts.most_common(1)[0] if counts else ((), 0)
             count *= count > 1
             values[f"top_{n}_gram"] = count * len(" ".join(top)) / size
         else:
@@ -125,9 +124,9 @@ def _length(text: str, words: list[str]) -> dict[str, float]:
 
 MEASURES = {"repetition": _repetition, "symbols": _symbols, "length": _length}
 
-def personal(text: str) -> Counter[str]:
-    """How many e-mail addresses, phone numbers and card numbers a text holds, by kind."""
-    return Counter(found.lastgroup for found in _found(text))
+def personal(text: str) -> list[str]:
+    """The kinds of the e-mail addresses, phone numbers and card numbers that a text holds."""
+    return [found.lastgroup for found in _found(text)]
 
 def redacted(text: str, kinds: Collection[Personal]) -> str:
     """The text with [EMAIL], [PHONE] or [CARD] in place of personal data of these kinds."""

@@ -10,22 +10,20 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from ftcore.data.chat import Message, RowError
 from ftcore.data.read import Rejected, Row
 from ftcore.errors import DataError, nearest
 
-@dataclass(frozen=True, slots=True)
-class Text:
+class Text(NamedTuple):
     """A document of plain text."""
     id: str
     text: str
     file: str = ""
     line: int = 0
 
-@dataclass(frozen=True, slots=True)
-class LabelledText:
+class LabelledText(NamedTuple):
     """A text, or a pair of texts, with the name of its class, the names of several, or a score."""
     id: str
     text: str
@@ -240,12 +238,13 @@ def left_out(source: Source, reason: str, step: str = "encode", detail: str = ""
 
 def texts_of(example: Example) -> list[str]:
     """The texts of an example: one, both of a pair, the words, or the contents of the messages."""
-    if isinstance(example, Chat):
-        return [message["content"] for message in example.messages]
+    if isinstance(example, Text):
+        return [example.text]
+    if isinstance(example, LabelledText):
+        return [example.text] if example.pair is None else [example.text, example.pair]
     if isinstance(example, Tagged):
         return list(example.words)
-    pair = getattr(example, "pair", None)
-    return [example.text] if pair is None else [example.text, pair]
+    return [message["content"] for message in example.messages]
 
 def with_texts(example: Example, texts: Sequence[str]) -> Example:
     """The example with other texts, as `texts_of` gives them."""
@@ -254,7 +253,7 @@ def with_texts(example: Example, texts: Sequence[str]) -> Example:
         return replace(example, messages=tuple({**m, "content": text} for m, text in both))
     if isinstance(example, Tagged):
         return replace(example, words=tuple(texts))
-    return replace(example, **dict(zip(("text", "pair"), texts, strict=False)))
+    return example._replace(**dict(zip(("text", "pair"), texts, strict=False)))
 
 def require_some(kept: Sequence[Any], rejected: Sequence[Rejected]) -> None:
     """DataError with the reasons if no row is left."""

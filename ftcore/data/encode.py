@@ -149,7 +149,8 @@ def encode_labelled(
             if labels is None:
                 label = float(example.label)
             elif isinstance(example.label, str):
-                (label,) = columns.indices(labels, example)
+                label = labels.get(example.label)
+                label = columns.indices(labels, example)[0] if label is None else label
             else:
                 label = np.zeros(len(labels), dtype=np.float32)
                 label[columns.indices(labels, example)] = 1.0
@@ -240,7 +241,7 @@ def admit(
     """Take in a document; where it has more than `max_length` tokens what `shorten` makes of it, or
     nothing (drop), or raise DataError (error). Parts without anything to supervise are left out;
     what is not taken as it is, is noted. False: nothing was taken."""
-    made, said = [document], []
+    weights, made, said = document.weights, [document], []
     if max_length is not None and len(document) > max_length:
         if over_length == "error":
             raise DataError(
@@ -249,6 +250,9 @@ def admit(
             )
         made = [] if over_length == "drop" else shorten(document, max_length, over_length)
         said = [f"more than {max_length} tokens: {over_length}"]
+    elif weights if isinstance(weights, float) else weights.any():
+        split.documents.append(document)
+        return True
     kept = [d for d in made if (d.weights if isinstance(d.weights, float) else d.weights.any())]
     if len(kept) < len(made):
         said.append(f"nothing to supervise in {'some parts' if kept else 'it'}")

@@ -56,6 +56,13 @@ def decoded(content: bytes, where: str, encoding: str = "") -> str:
     except (UnicodeDecodeError, LookupError) as error:
         raise DataError(f"{where}: not UTF-8, and not {encoding}: {error}") from error
 
+def is_utf8(text: str) -> bool:
+    """Whether it has no lone surrogates: of the text as a whole that is soon told."""
+    try:
+        return bool(text.encode()) or not text
+    except UnicodeEncodeError:
+        return False
+
 def checked(records: Iterable[Record], file: str) -> Iterator[Record]:
     """The records, of which those with bytes that are not UTF-8 are damaged."""
     for line, raw, value in records:

@@ -146,8 +146,8 @@ def statistics(split: Split, tokenizer: Tokenizer, labels: Names) -> dict[str, A
         "histogram": {"counts": counts.tolist(), "edges": edges.round(1).tolist()},
     }
     if isinstance(documents[0].weights, np.ndarray):
-        scored = sum(int(np.count_nonzero(document.weights)) for document in documents)
-        found["scored share"] = round(scored / found["tokens"], 4)
+        scored = np.count_nonzero(np.concatenate([document.weights for document in documents]))
+        found["scored share"] = round(int(scored) / found["tokens"], 4)
     elif labels and len(labels) > 1:
         all_labels = np.array([document.labels for document in documents])  # (B,) or (B, K)
         if all_labels.ndim == 1:
@@ -155,6 +155,6 @@ def statistics(split: Split, tokenizer: Tokenizer, labels: Names) -> dict[str, A
         found["labels"] = dict(zip(labels, all_labels.sum(0).astype(int).tolist(), strict=True))
     if "unk_token" in tokenizer.special:
         id_ = tokenizer.id_of(tokenizer.special["unk_token"])
-        unknown = sum(int((document.tokens_T == id_).sum()) for document in documents)
-        found["unknown share"] = round(unknown / found["tokens"], 6)
+        unknown = np.concatenate([document.tokens_T for document in documents]) == id_
+        found["unknown share"] = round(float(unknown.mean()), 6)
     return found

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from ftcore.config import Format
 from ftcore.data import formats
@@ -26,8 +26,7 @@ TABLES = ("tsv", "csv")
 KNOWN = get_args(Format)[1:]
 MAX_RAW, SHOWN = 1000, 160  # characters that are kept of a damaged record, of a first row
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):  # cost: made in a third of the time that a frozen dataclass takes
     """One record."""
     # 16 hex digits: sha1 of its bytes (and of its number among equal ones), so that a row keeps its
     # id wherever it stands
@@ -69,7 +68,7 @@ def read_rows(
     """
     report = report or ReadReport()
     rows: list[Row] = []
-    seen: dict[bytes, int] = {}
+    seen: dict[str, int] = {}
     for path, key in (file for named in paths for file in files_of(Path(named))):
         file, before, left_out = f"{path}:{key}" if key else str(path), len(rows), len(report.bad)
         content = _content(path)
@@ -79,7 +78,7 @@ def read_rows(
         else:
             text = formats.decoded(content, file, encoding)
             found = formats.json_under(key, text, file) if key else READERS[chosen](text, file)
-            records = formats.checked(found, file)
+            records = found if formats.is_utf8(text) else formats.checked(found, file)
         if chosen in TABLES or columns:
             records = _named(records, file, columns)
         for line, raw, fields in records:
@@ -154,22 +153,23 @@ def _named(records: Iterator[Record], file: str, columns: Sequence[str]) -> Iter
         if isinstance(cells, dict):
             problem = f"this record names its own fields: {', '.join(cells)}"
             cells = DataError(f"{file}:{line}: column names are for cells, {problem}")
+        elif isinstance(cells, list) and len(cells) == len(names):
+            cells = dict(zip(names, cells, strict=True))
         elif isinstance(cells, list):
-            surplus = cells[len(names) :]
-            if len(cells) < len(names) or (surplus and not columns):
+            if len(cells) < len(names) or not columns:
                 source = "are named" if columns else f"stand in the first line ({', '.join(names)})"
                 problem = f"{len(cells)} cells, {len(names)} {source}; mend the line: {raw[:80]!r}"
                 mend = "for a file without header, or with ragged lines, name its columns"
                 cells = DataError(f"{file}:{line}: {problem}; {mend}")
             else:
-                more = {EXTRA: surplus} if surplus else {}
-                cells = dict(zip(names, cells, strict=False)) | more
+                cells = dict(zip(names, cells, strict=False)) | {EXTRA: cells[len(names) :]}
         yield line, raw, cells
 
-def _row_id(raw: str, seen: dict[bytes, int]) -> str:
+def _row_id(raw: str, seen: dict[str, int]) -> str:
     digest = hashlib.sha1(raw.encode())
-    key = digest.digest()
-    number = seen[key] = seen.get(key, -1) + 1  # 0 for the first of equal records
+    id_ = digest.hexdigest()
+    number = seen[id_] = seen.get(id_, -1) + 1  # 0 for the first of equal records
     if number:
         digest.update(f"\0{number}".encode())
-    return digest.hexdigest()[:16]
+        id_ = digest.hexdigest()
+    return id_[:16]

@@ -5,7 +5,6 @@ are read: pure functions of the rows and the seed.
 import math
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -70,7 +69,7 @@ def balanced(
     counts = Counter(example.label for example in examples)
     if method == "weights":
         even = len(examples) / len(counts)
-        return [replace(e, weight=min(cap, even / counts[e.label])) for e in examples]
+        return [e._replace(weight=min(cap, even / counts[e.label])) for e in examples]
     largest, smallest = max(counts.values()), min(counts.values())
     random, copies = np.random.default_rng([seed, 1]), np.zeros(len(examples), dtype=int)
     for label, count in counts.items():

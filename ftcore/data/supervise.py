@@ -93,8 +93,9 @@ def supervise(
 
 def shifted(row_id: str, ids_T: np.ndarray, counts_T: np.ndarray) -> Encoded:
     """A document whose token t counts `counts_T[t]`; the first token is never predicted."""
-    labels_T, weights_T = np.full_like(ids_T, IGNORED), np.zeros_like(counts_T)
+    labels_T, weights_T = ids_T.copy(), counts_T.copy()
     labels_T[:-1], weights_T[:-1] = ids_T[1:], counts_T[1:]
+    labels_T[-1:], weights_T[-1:] = IGNORED, 0
     return Encoded(row_id, ids_T, labels_T, weights_T)
 
 def require_plain(messages: Sequence[Message], tokenizer: Tokenizer) -> None:

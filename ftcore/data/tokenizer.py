@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import accumulate, chain, islice, pairwise
+from itertools import accumulate, chain, islice, pairwise, repeat
 from pathlib import Path
 from typing import Any, Literal
 
@@ -144,8 +144,12 @@ class Tokenizer:
             fast = tokenizers.Tokenizer.from_str(fast.to_str())  # the first stays as it is
             fast.enable_truncation(max_length, direction=side)
         inputs = [a if b is None else (a, b) for a, b in zip(texts, pairs, strict=True)]
+        is_typed = any(pair is not None for pair in pairs) or any(fast.encode("a").type_ids)
         for slab in _slabs(fast.encode_batch_fast, inputs):
             ids = _arrays([self._once(fast.ids) for fast in slab])
+            if not is_typed:  # cost: the library would make a list of zeros for each
+                yield from zip(ids, repeat(None))
+                continue
             types = [fast.type_ids for fast in slab]
             for ids_T, types_T, numbers in zip(ids, _arrays(types), types, strict=True):
                 yield ids_T, types_T[-len(ids_T) :] if any(numbers) else None

@@ -98,7 +98,9 @@ def test_the_file_and_the_code_name_the_same_measures():
     for group, limits in rules.items():
         assert set(limits) == set(MEASURES[group]("a b", ["a", "b"]))
     assert rules["repetition"]["top_3_gram"] == {"max": 0.18}
-    assert broken("", rules) == [("alphabetic_words", 0), ("mean_word", 0), ("stop_words", 0)]
+    assert broken("", rules) == [
+        ("symbols", "alphabetic_words", 0), ("length", "mean_word", 0), ("length", "stop_words", 0),
+    ]  # fmt: skip
 
 def plain(text: str) -> dict[str, float]:
     """The n-gram measures of repetition, as they are defined."""
@@ -147,7 +149,7 @@ BREAK = [  # text, the measures that it breaks
 
 @pytest.mark.parametrize(("text", "names"), BREAK)
 def test_rules_and_what_breaks_them(text, names):
-    assert [name for name, _ in broken(text, quality_rules())] == names
+    assert [name for _, name, _ in broken(text, quality_rules())] == names
     chosen = {"symbols": quality_rules()["symbols"]}
     assert set(broken(text, chosen)) <= set(broken(text, quality_rules()))
 
@@ -178,7 +180,7 @@ NONE = [
 
 @pytest.mark.parametrize(("kind", "text"), [(k, text) for k in FOUND for text in FOUND[k]])
 def test_personal_data_is_found(kind, text):
-    assert personal(f"so {text} and") == {kind: 1}
+    assert personal(f"so {text} and") == [kind]
     marked = redacted(f"so {text} and", {kind})
     assert f"[{kind.upper()}]" in marked and not personal(marked)
     assert redacted(text, set(FOUND) - {kind}) == text
@@ -189,7 +191,7 @@ def test_what_is_not_personal(text):
 
 def test_several_in_one_text():
     text = "ann@b.org (+49 170 1234567) c@d.org 4111111111111111"
-    assert personal(text) == {"email": 2, "phone": 1, "card": 1}
+    assert Counter(personal(text)) == {"email": 2, "phone": 1, "card": 1}
     assert redacted(text, ["email", "card"]) == "[EMAIL] (+49 170 1234567) [EMAIL] [CARD]"
 
 def test_real_texts(data_dir: Path):
@@ -201,7 +203,7 @@ def test_real_texts(data_dir: Path):
     imdb = read("imdb/aclImdb_train_5000.tar.gz", "text")
     assert sum(mojibake(text) > 0 for text in imdb) == 140
     assert all(mojibake(normalised(text)) == mojibake(text) for text in imdb)
-    assert sum((personal(text) for text in imdb), Counter()) == {"email": 3}
+    assert [kind for text in imdb for kind in personal(text)] == ["email"] * 3
     cola = read("cola/train.tsv", "d", columns=["a", "b", "c", "d"])
     changed = [text for text in cola if normalised(text) != text]
     assert len(changed) == 3 and all("\x08" in text for text in changed)
