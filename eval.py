@@ -23,7 +23,8 @@ def run(command: Command) -> None:
 
     from ftcore.data.prepare import prepare
     from ftcore.data.tokenizer import Tokenizer
-    from ftcore.env.device import DTYPES, resolve_device, reuse_across_steps
+    from ftcore.env.device import resolve_device, reuse_across_steps
+    from ftcore.env.precision import PRECISIONS
     from ftcore.evaluate.report import json_line, write_predictions
     from ftcore.evaluate.suite import Suite
     from ftcore.hub import resolve
@@ -37,13 +38,14 @@ def run(command: Command) -> None:
     torch.set_num_threads(config.env.threads)
     reuse_across_steps()
     device = resolve_device(config.env.device, config.env.kernels)
-    base, dtype = config.model.path, DTYPES[config.env.precision]
+    base, (dtype, products) = config.model.path, PRECISIONS[config.env.precision]
     if path is None:
         loaded = load_model(resolve(base), task=kind.model_task, dtype=dtype)
     else:
         loaded = load_artifact(path, base=base, kind=kind, dtype=dtype)
     model = loaded.model.to(device)
     model.use_kernels(config.env.kernels)
+    model.compute_in(products)
     print(f"{path or base}: {loaded.accounting}")
 
     labels = (path and read_labels(path)) or loaded.labels

@@ -36,8 +36,9 @@ def run(command: Command) -> int:
     from ftcore.data.documents import lengths
     from ftcore.data.store import prepared
     from ftcore.data.tokenizer import Tokenizer
-    from ftcore.env.device import DTYPES, resolve_device, reuse_across_steps
+    from ftcore.env.device import resolve_device, reuse_across_steps
     from ftcore.env.plan import Plan
+    from ftcore.env.precision import PRECISIONS
     from ftcore.env.run import RunFolder
     from ftcore.env.seed import generator
     from ftcore.files import write_file
@@ -58,10 +59,11 @@ def run(command: Command) -> int:
     print(f"{origin}\n{data.summary()}")
 
     # ---- 2 model initialisation: config.json and safetensors -> one transformer ------------------
+    weights, products = PRECISIONS[config.env.precision]
     loaded = load_model(
         folder,
         task=TASKS[command.task].model_task,
-        dtype=DTYPES[config.env.precision],
+        dtype=weights,
         num_labels=len(data.labels) if data.labels else None,
         init=config.model.init,
         generator=generator(seed, 1),
@@ -76,6 +78,7 @@ def run(command: Command) -> int:
     new = loaded.accounting.new if config.model.init == "pretrained" else ()
     print(f"\n{choose_trainable(model, config.peft, generator(seed, 2), new=new)}")
     model.use_kernels(config.env.kernels)
+    model.compute_in(products)
     if config.peft.method == "lora":
         named_parts(model, loaded.family)  # else the adapter could not be saved in the end
     check_lengths(model.spec, data)
@@ -133,6 +136,7 @@ def tune(
         draw=data.draw,
         order=data.order(config.data.weights, config.env.seed),
     )
+    run.dump("groups.json", loop.optimizer.groups())
     frozen = frozen_hashes(model)
     if command.resume:
         loop.restore(loop.checkpoints.latest())

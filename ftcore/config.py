@@ -130,8 +130,9 @@ class TaggedDataConfig(ExamplesConfig):
 class EnvConfig:
     """Where and how exactly it computes."""
     device: str = "cpu"  # cpu, cuda or cuda:N
-    # compute dtype; with bf16 whatever is trained has an fp32 master
-    precision: Literal["bf16", "fp32"] = "bf16"
+    # bf16, fp16: weights and products in it, and an fp32 master of all that is trained; fp16 has a
+    # dynamic loss scale too; bf16-autocast: fp32 weights, products in bf16
+    precision: Literal["bf16", "bf16-autocast", "fp16", "fp32"] = "bf16"
     # CPU cores to use: a share of a training step each, or threads of one operation
     threads: Count = 2
     # auto: Triton on a GPU where an op passes its first case, plain torch elsewhere
@@ -161,12 +162,18 @@ class OptimConfig:
     weight_decay: NotNegative = 0.01  # decoupled, on matrices only
     max_grad_norm: Positive = 1.0  # clip the global gradient norm to this
     loraplus_lr_ratio: Positive = 1.0  # lora: learning rate of B over that of A (LoRA+)
+    head_lr_ratio: Positive = 1.0  # learning rate of the head over that of the run
+    embedding_lr_ratio: Positive = 1.0  # the same of token, position and segment embeddings
+    layer_lr_decay: Share = 1.0  # factor on it from each layer to the one below, embeddings too
+    ema: ProperShare = 0.0  # decay of an average of what is trained, used in its place; 0: none
 
 @dataclass(frozen=True)
 class ScheduleConfig:
     """Learning rate over the run."""
-    shape: Literal["cosine", "linear", "constant"] = "linear"  # after the warm-up
+    # after the warm-up; wsd: the peak, and a linear decay at the end
+    shape: Literal["cosine", "linear", "constant", "wsd"] = "linear"
     warmup: ProperShare = 0.1  # share of the steps that warm up, in [0, 1)
+    decay: ProperShare = 0.2  # wsd: share of the steps in which it decays, in [0, 1)
     final: Share = 0.0  # share of the peak that is left at the end, in [0, 1]
 
 @dataclass(frozen=True)
@@ -179,6 +186,7 @@ class LoopConfig:
     save_every: Count = 200  # steps between checkpoints
     log_every: Count = 10  # steps between lines of metrics.jsonl
     keep_last: Count = 2  # checkpoints kept beside the best one
+    max_skipped: Natural = 20  # steps in a row that may be not finite before the run stops
     patience: Natural = 0  # evaluations without a better dev value before it stops early; 0: never
 
     def num_steps(self, num_rows: int, batch_size: int) -> int:

@@ -1,4 +1,4 @@
-"""Device, memory and compute dtype, resolved once from what the user says."""
+"""Device and memory, resolved once from what the user says."""
 
 import ctypes
 import mmap
@@ -9,7 +9,6 @@ from torch import Tensor
 from ftcore.errors import ConfigError
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # glibc's malloc.h
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 def resolve_device(name: str, kernels: str = "auto") -> torch.device:
     """The device of a run. Raises ConfigError: there is none, or Triton's kernels on a CPU."""

@@ -24,8 +24,9 @@ Loss = tuple[Tensor, Tensor]  # cross-entropy of the rows as (sum, weight)
 def _loss(
     last: Linear, x_MC: Tensor, labels_M: Tensor, weights_M: Tensor, softcap: float | None = None
 ) -> Loss:
-    rule = {"bias_V": last.bias, "softcap": softcap, "impl": last.impl}
-    return linear_cross_entropy(x_MC, last.weight, labels_M, weights_M, **rule)
+    x_MC, weight_VC, bias_V = last.cast(x_MC)
+    rule = {"bias_V": bias_V, "softcap": softcap, "impl": last.impl}
+    return linear_cross_entropy(x_MC, weight_VC, labels_M, weights_M, **rule)
 
 class Transform(nn.Module):
     """What an encoder's masked-LM head does before its vocabulary: norm(gelu(dense(h)))."""
@@ -147,6 +148,12 @@ class Model(nn.Module):
         """How every operation runs from now on: see kernels/backend.py."""
         for module in self.modules():
             module.impl = impl
+
+    def compute_in(self, dtype: torch.dtype | None) -> None:
+        """The dtype of every matrix product and of attention from now on: autocast, written out.
+        The stream between them, norms and losses stay in that of the weights; None: all does."""
+        for module in self.modules():
+            module.compute = dtype
 
 def init_module(module: nn.Module, std: float, generator: torch.Generator) -> None:
     """Draw the parameters that `module` itself owns."""

@@ -13,10 +13,12 @@ HF Llama layout; the families map other names onto them.
 """
 
 from functools import partial
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ftcore.errors import ModelError
 from ftcore.model.cache import LayerSlab
@@ -33,9 +35,19 @@ class Linear(nn.Linear):
     """An nn.Linear whose values come later: from a checkpoint, or from `Model.init_weights`."""
 
     impl: Impl = "auto"  # of the loss, where it is the last map
+    compute: torch.dtype | None = None  # of the product, see `Model.compute_in`
 
     def reset_parameters(self) -> None:
         pass
+
+    def forward(self, x_NC: Tensor) -> Tensor:
+        return F.linear(*self.cast(x_NC))
+
+    def cast(self, x_NC: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """x, weight and bias in the dtype of the product; gradients return in their own."""
+        dtype = self.compute or self.weight.dtype
+        bias_O = None if self.bias is None else self.bias.to(dtype)
+        return x_NC.to(dtype), self.weight.to(dtype), bias_O
 
 class Embedding(nn.Embedding):
     """An nn.Embedding whose values come later, as those of `Linear`."""
@@ -158,7 +170,7 @@ class Block(nn.Module):
     ) -> Tensor:  # fmt: skip
         """h_MC: all rows are attended to, and those of `rows_M` (None: all) are computed."""
         x_NC = self.input_layernorm(h_NC) if self.norm_first else h_NC
-        attended_MC = self.self_attn(x_NC, cos_sin_2NE, docs, slab, rows_M)
+        attended_MC = self.self_attn(x_NC, cos_sin_2NE, docs, slab, rows_M).to(h_NC.dtype)
         h_MC = chosen(h_NC, rows_M)
         if not self.norm_first:
             h_MC = self.input_layernorm(h_MC + self._drop(attended_MC))
@@ -175,6 +187,8 @@ class Block(nn.Module):
 
 class Transformer(nn.Module):
     """Embeddings, L blocks and the final norm: tokens in, hidden states out."""
+
+    compute: torch.dtype | None = None  # of its linear maps, see `Model.compute_in`
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
@@ -243,7 +257,7 @@ class Transformer(nn.Module):
             rows_M = rows_M if rows_M is None else F.pad(rows_M, (0, rounded(M) - M))
         h_NC = self.embed(tokens_N, positions_N, types_N)
         slabs = slabs or [None] * len(self.layers)
-        angles = self.angles(positions_N, h_NC.dtype)
+        angles = self.angles(positions_N, self.compute or h_NC.dtype)
         asked = [None] * (len(self.layers) - 1) + [rows_M]
         for layer, cos_sin_2NE, slab, rows in zip(self.layers, angles, slabs, asked, strict=True):
             h_NC = layer(h_NC, cos_sin_2NE, docs, slab, rows)

@@ -7,7 +7,8 @@
 A step is a pure function of the state before it: its rows come from (seed, step), its dropout
 noise from (seed, step, micro-step), its rate from the step. So a checkpoint needs the trained
 tensors, the optimiser's moments and the step, and a run that was killed and resumed is bit-equal to
-one that was not. A step whose loss or gradient is not finite is not applied; its rows are named.
+one that was not. A step whose loss or gradient is not finite is not applied; its rows are named,
+but where the loss scale of fp16 finds its height. Too many in a row end the run.
 """
 
 import math
@@ -24,14 +25,15 @@ from ftcore.config import LoopConfig, OptimConfig, ScheduleConfig
 from ftcore.data.documents import lengths, tokens
 from ftcore.data.order import Order, StepRows
 from ftcore.data.pack import Encoded, collate, pack, split, total_weight
+from ftcore.env.precision import LossScale
 from ftcore.env.run import RunFolder
 from ftcore.env.seed import seed_noise
 from ftcore.env.signals import StopFlag
-from ftcore.errors import CheckpointError
+from ftcore.errors import CheckpointError, TrainingError
 from ftcore.model.heads import Model
 from ftcore.tune.checkpoint import Checkpoints, Loaded, load
-from ftcore.tune.freeze import leaf
-from ftcore.tune.optim import AdamW
+from ftcore.tune.groups import lr_ratios
+from ftcore.tune.optim import AdamW, label
 from ftcore.tune.schedule import learning_rate
 from ftcore.tune.task import Task
 from ftcore.tune.workers import Workers
@@ -47,6 +49,7 @@ class Progress:
     best_step: int = 0
     evals_since_best: int = 0  # evaluations since then, for early stopping
     skipped_steps: int = 0  # steps that were not finite and not applied
+    skipped_in_a_row: int = 0  # the last of them, but for those whose loss scale was too high
 
 @dataclass
 class Loop:
@@ -73,6 +76,8 @@ class Loop:
         self.rows = StepRows(count, batch_size=optim.batch_size, seed=self.seed, order=self.order)
         self.total_steps = self.loop.num_steps(count, optim.batch_size)
         self.drawn: tuple[int, list[Encoded]] | None = None
+        dtypes = {param.dtype for param in self.model.parameters()}
+        self.scale = LossScale() if torch.float16 in dtypes else None
         trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         longest = np.sort(lengths(self.documents))[-optim.batch_size :]
         rows = {}
@@ -81,25 +86,29 @@ class Loop:
             self.model.trunk.embed_tokens.sparse = bool(rows)
         self.optimizer = AdamW(
             trained.items(), betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay,
-            lr_ratios={name: optim.loraplus_lr_ratio for name in trained if leaf(name) == "lora_b"},
-            rows=rows, accumulates=int(longest.sum()) > self.loop.micro_batch_tokens,
+            lr_ratios=lr_ratios(self.model, optim), rows=rows, ema=optim.ema,
+            accumulates=int(longest.sum()) > self.loop.micro_batch_tokens,
         )  # fmt: skip
 
     def restore(self, loaded: Loaded | None) -> None:
         """Continue from a checkpoint of this run, or from its start where it never saved one."""
         if loaded is not None:
             self.progress = Progress(**loaded.state["progress"])
+            if self.scale:
+                self.scale = LossScale(**loaded.state["loss_scale"])
             self.optimizer.load_state(loaded.tensors, loaded.state["optimizer_steps"])
             if self.progress.best_step == loaded.step:  # a kill may have come before it was marked
                 self.checkpoints.mark_best(loaded.step)
         self.run.trim(loaded.step if loaded else -1)
 
     def restore_best(self) -> None:
-        """Put the weights of the best evaluation back; without one, keep the last."""
+        """Put the weights of the best evaluation back; without one, keep the last. Of a run with an
+        average of its weights they are that."""
         folder = self.checkpoints.best()
         if folder is not None and self.progress.best_step != self.progress.step:
             best = load(folder)
             self.optimizer.load_state(best.tensors, best.state["optimizer_steps"])
+        self.optimizer.swap_average()
 
     def train(self) -> int:
         """Run to the last step, early stop or signal; returns the exit code (0, 4, 130 or 143)."""
@@ -122,9 +131,12 @@ class Loop:
                 is_judged = self.evaluate and (step % self.loop.eval_every == 0 or is_last)
                 is_best = bool(is_judged) and self._evaluate()
                 leaves = bool(stop)  # read once: what leaves has saved
-                is_due = step % self.loop.save_every == 0 or is_best or is_last
+                is_stuck = self.progress.skipped_in_a_row > self.loop.max_skipped
+                is_due = step % self.loop.save_every == 0 or is_best or is_last or is_stuck
                 if is_due or leaves or self._is_out_of_patience():
                     self._save(is_best=is_best)
+                if is_stuck:
+                    raise TrainingError(self._no_way_on())
                 if self.checkpoints.failed_in_a_row >= MAX_FAILED_SAVES:
                     return 4
                 if leaves:
@@ -147,8 +159,15 @@ class Loop:
             self.drawn = (step, documents)
         return self.drawn[1]
 
-    def _share(self, step: int, share: int, shares: int) -> float:
-        """Gradients of one share of a step into the optimiser's buffers; returns its loss sum."""
+    def _no_way_on(self) -> str:
+        what = f"{self.progress.skipped_in_a_row} steps in a row were not finite, up to step"
+        where = f"their rows are named in {self.run.path}/skipped-step-N.json"
+        mend = "lower optim.lr, take env.precision bf16 or fp32, or mend the rows"
+        return f"{what} {self.progress.step}: {where}; {mend}"
+
+    def _share(self, step: int, share: int, shares: int, loss_scale: float = 1.0) -> float:
+        """Gradients of one share of a step, times `loss_scale`, into the optimiser's buffers;
+        returns its loss sum."""
         documents = self._documents(step)
         weight, loss = total_weight(documents), 0.0
         mine = [documents[i] for i in split([len(d) for d in documents], shares)[share]]
@@ -158,7 +177,7 @@ class Loop:
             seed_noise(self.seed, step, micro_step * shares + share)
             batch = collate([mine[i] for i in stream])
             loss_sum, _ = self.task(self.model, batch.to(self.device))
-            (loss_sum / weight).backward()
+            (loss_sum * (loss_scale / weight)).backward()
             loss += loss_sum.item()
         return loss
 
@@ -166,34 +185,47 @@ class Loop:
         """One optimiser step; returns what is logged of it."""
         started = time.perf_counter()
         step = self.progress.step
-        loss, grad_norm = workers.compute(step)
+        scale = self.scale.value if self.scale else 1.0
+        loss, grad_norms = workers.compute(step, scale)
+        grad_norm = math.hypot(*grad_norms)
         documents = self._documents(step)
         rate = learning_rate(
             step, peak=self.optim.lr, total_steps=self.total_steps,
             warmup_steps=int(self.schedule.warmup * self.total_steps), shape=self.schedule.shape,
-            final=self.schedule.final,
+            final=self.schedule.final, decay_steps=int(self.schedule.decay * self.total_steps),
         )
-        if math.isfinite(loss) and math.isfinite(grad_norm):
+        is_finite = math.isfinite(loss) and math.isfinite(grad_norm)
+        if self.scale:
+            self.scale.update(is_finite)
+        if is_finite:
+            self.progress.skipped_in_a_row = 0
             clip = min(1.0, self.optim.max_grad_norm / (grad_norm + 1e-6))
-            workers.apply(rate, clip)
+            workers.apply(rate, clip / scale)
         else:
             self.progress.skipped_steps += 1
+        if not is_finite and (scale == 1 or not math.isfinite(loss)):  # else the scale was too high
+            self.progress.skipped_in_a_row += 1
             record = {"rows": [document.row_id for document in documents], "loss": str(loss)}
             path = self.run.dump(f"skipped-step-{step}.json", record)
             found = f"step {step}: loss {loss}, gradient norm {grad_norm}"
             tqdm.write(f"{found}: not applied; its rows: {path}")
         self.progress.step += 1
+        groups = zip(self.optimizer.kinds, grad_norms, strict=True) if len(grad_norms) > 1 else ()
         return {
             "train/loss": loss / total_weight(documents), "train/grad_norm": grad_norm,
             "train/lr": rate, "train/skipped_steps": self.progress.skipped_steps,
+            **{f"train/grad_norm/{label(kind)}": norm for kind, norm in groups},
+            **({"train/loss_scale": scale} if self.scale else {}),
             "perf/tokens_per_s": sum(map(len, documents)) / (time.perf_counter() - started),
         }
 
     def _evaluate(self) -> bool:
         """Evaluate; returns whether it is the best so far."""
         self.model.eval()
+        self.optimizer.swap_average()
         with torch.no_grad():
             values = self.evaluate()
+        self.optimizer.swap_average()
         self.model.train()
         step, progress = self.progress.step, self.progress
         self.run.log(step, values)
@@ -207,6 +239,7 @@ class Loop:
         """Write a checkpoint; a failed one is reported, and the run goes on."""
         self.run.sync()
         state = {"progress": vars(self.progress), "optimizer_steps": self.optimizer.step_count}
+        state |= {"loss_scale": vars(self.scale)} if self.scale else {}
         try:
             self.checkpoints.save(self.progress.step, self.optimizer.state(), state)
             if is_best:

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ftcore.errors import ConfigError
+from ftcore.model.transformer import Linear
 from ftcore.tune.freeze import below, leaf, match_names
 from kernels.backend import Impl
 from kernels.lora import lora_linear
@@ -53,12 +54,12 @@ class LoRAConfig:
         return self.alpha / (math.sqrt(self.rank) if self.rs_lora else self.rank)
 
 class LoRALinear(nn.Module):
-    """A frozen `nn.Linear` (kept as `base`, never written to) and its low-rank update, whose A the
+    """A frozen `Linear` (kept as `base`, never written to) and its low-rank update, whose A the
     `generator` draws on the CPU. While not `enabled`, the layer is its base, merged or not."""
 
     impl: Impl = "auto"
 
-    def __init__(self, base: nn.Linear, config: LoRAConfig, generator: torch.Generator) -> None:
+    def __init__(self, base: Linear, config: LoRAConfig, generator: torch.Generator) -> None:
         super().__init__()
         self.base = base.requires_grad_(False)
         self.config, self.enabled = config, True
@@ -73,11 +74,12 @@ class LoRALinear(nn.Module):
     def forward(self, x_NC: Tensor) -> Tensor:
         if not self.enabled:
             return self.base(x_NC)
+        x_NC, weight_OC, bias_O = self.base.cast(x_NC)
         if self.merged_weight is not None:
             assert not self.training, "unmerge before training: merged factors get no gradient"
-            return F.linear(x_NC, self.merged_weight, self.base.bias)
+            return F.linear(x_NC, self.merged_weight.to(x_NC.dtype), bias_O)
         return lora_linear(
-            x_NC, self.base.weight, self.lora_a, self.lora_b, bias_O=self.base.bias,
+            x_NC, weight_OC, self.lora_a, self.lora_b, bias_O=bias_O,
             scale=self.config.scale, dropout=self.config.dropout if self.training else 0.0,
             impl=self.impl,
         )  # fmt: skip

@@ -1,17 +1,17 @@
-"""AdamW over fp32 masters, with gradients that accumulate in fp32.
+"""AdamW over fp32 masters, with gradients that accumulate in fp32, and an average of the weights.
 
     m = b1 m + (1 - b1) g            v = b2 v + (1 - b2) g^2
     p = p (1 - lr wd) - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
+    a = d a + (1 - d) p              d = min(ema, t / (9 + t)), so that the start is soon forgotten
 
 A trained tensor in a 16-bit dtype has an fp32 master, which alone is updated; the tensor is its
 rounded copy. Gradients of micro-batches and of processes are added in fp32, so accumulation loses
 nothing. A wider tensor is its own master, unless only some of its rows are trained. No weight decay
 on tensors of fewer than two axes (norms and biases), nor on rows of an embedding matrix that the
-data never read: those stay as they are. LoRA+ is a rate of its own for some tensors: B, which
-starts at zero, bears a higher one than A. What runs is torch's fused kernel (5.6 times faster than
-the foreach form on a CPU), proven equal to these lines in tests.
+data never read: those stay as they are. Rates of parameters: groups.py. What runs is torch's fused
+kernel (5.6 times faster than the foreach form on a CPU), proven equal to these lines in tests.
 
-source  Loshchilov and Hutter 2019, arXiv:1711.05101; Hayou et al. 2024, arXiv:2402.12354 (LoRA+)
+source  Loshchilov and Hutter 2019, arXiv:1711.05101
 """
 
 from collections.abc import Iterable, Mapping
@@ -30,25 +30,32 @@ Kind = tuple[float, float, bool]
 # Values of a flat tensor in one operation: what a core's cache holds between two; a GPU wants many.
 PIECES = {"cpu": 2**19, "cuda": 2**26}
 
+def label(kind: Kind) -> str:
+    """Its name in files and metrics."""
+    return f"lr_{kind[0]:g}_decay_{kind[1]:g}{'_rows' if kind[2] else ''}"
+
 class AdamW:
     """The optimiser of one run, of the trained parameters by name.
 
     lr_ratios       learning rate of a parameter over that of the run, where it is not 1
+    ema             of the average `a`; 0: there is none
     rows            int64, ascending: rows of a matrix that alone have a state and a sparse gradient
     accumulates     a process may have several micro-batches a step; if not, gradients keep the
                     dtype of the parameters where all have one; those of `rows` are rounded to it
 
-    Masters, both averages, 16-bit parameters and the gradients of each process are flat tensors,
-    which processes forked later share; `masters`, `exp_avg` and `exp_avg_sq` are views of these by
-    name, and `grads` of the buffer that this process collects its gradients in.
+    Masters, averages, 16-bit parameters and the gradients of each process are flat tensors, which
+    processes forked later share; the groups of `state` are views of these by name, and so is
+    `grads` of the buffer that this process collects its gradients in. `kinds` are parameters of one
+    rate and decay, side by side.
     """
 
     def __init__(
         self, named: Iterable[tuple[str, nn.Parameter]], *, betas: tuple[float, float], eps: float,
         weight_decay: float, lr_ratios: Mapping[str, float] | None = None,
-        rows: Mapping[str, Tensor] | None = None, accumulates: bool = True,
+        rows: Mapping[str, Tensor] | None = None, accumulates: bool = True, ema: float = 0.0,
     ) -> None:  # fmt: skip
         self.betas, self.eps, self.rows, self.step_count = betas, eps, rows or {}, 0
+        self.ema = ema
         params = dict(named)
         kinds: dict[Kind, list[str]] = {}
         for name, param in params.items():
@@ -74,6 +81,8 @@ class AdamW:
         self.collect_in(0)
         for name, param in self.params.items():
             self._adopt(name, param)
+        self.flat_average = self._zeros(self.wide).copy_(self.flat_master) if ema else None
+        for name, param in self.params.items():
             param.register_post_accumulate_grad_hook(partial(self._collect, name))
 
     def _shape(self, name: str) -> torch.Size:
@@ -159,21 +168,29 @@ class AdamW:
             total = total + other.to(self.wide)
         return total
 
-    def square_sum(self, part: Span) -> float:
-        """Squared L2 norm of a part of the step's gradient."""
+    def square_sums(self, part: Span) -> list[float]:
+        """Squared L2 norm of a part of the step's gradient, of each kind."""
+        spans = self.kinds.values()
+        return [self._square_sum((max(a, part[0]), min(b, part[1]))) for a, b in spans]
+
+    def _square_sum(self, span: Span) -> float:
         # numerics: a sum adds in pairs; a norm, in few fp32 lanes, loses 0.5 % of 60 M values
-        sums = [self._gradient(piece).square().sum() for piece in self._pieces(part)]
+        sums = [self._gradient(piece).square().sum() for piece in self._pieces(span)]
         return torch.stack(sums).double().sum().item() if sums else 0.0
 
     @torch.no_grad()
     def step(self, lr: float, part: Span, *, grad_scale: float = 1.0) -> None:
         """Apply a part of the step's gradient times `grad_scale` (the clipping factor)."""
         self.step_count += 1
+        decay = min(self.ema, self.step_count / (9 + self.step_count))
         for (ratio, weight_decay, has_rows), (start, past) in self.kinds.items():
             for piece in self._pieces((max(start, part[0]), min(past, part[1]))):
                 self._update(piece, lr * ratio, weight_decay, grad_scale)
+                values = slice(*piece)
+                if self.ema:
+                    self.flat_average[values].lerp_(self.flat_master[values], 1 - decay)
                 if not has_rows and self.flat_param is not None:
-                    self.flat_param[slice(*piece)] = self.flat_master[slice(*piece)]
+                    self.flat_param[values] = self.flat_master[values]
         self._round_rows(part)
 
     def _round_rows(self, part: Span) -> None:
@@ -194,9 +211,32 @@ class AdamW:
             grad_scale=None if grad_scale == 1 else torch.tensor(1 / grad_scale, device=device),
         )  # fmt: skip
 
+    @torch.no_grad()
+    def swap_average(self) -> None:
+        """Exchange what is trained and its average; twice gives every bit back."""
+        if self.ema:
+            kept = self.flat_master.clone()
+            self.flat_master.copy_(self.flat_average)
+            self.flat_average.copy_(kept)
+            self._round_all()
+
+    def _round_all(self) -> None:
+        """The masters into the parameters."""
+        if self.flat_param is not None:
+            self.flat_param.copy_(self.flat_master)
+        self._round_rows((0, len(self.flat_master)))
+
+    def groups(self) -> dict[str, list[str]]:
+        """Names of the parameters of each kind."""
+        return {
+            label(kind): [name for name, (first, _) in self.spans.items() if start <= first < past]
+            for kind, (start, past) in self.kinds.items()
+        }
+
     def state(self) -> dict[str, dict[str, Tensor]]:
         """Tensors that a resumed run needs: {group: {parameter name: fp32 tensor, or its rows}}."""
         groups = {"master": self.masters, "exp_avg": self.exp_avg, "exp_avg_sq": self.exp_avg_sq}
+        groups |= {"average": self._named(self.flat_average)} if self.ema else {}
         return groups | ({"rows": self.rows} if self.rows else {})
 
     @torch.no_grad()
@@ -218,6 +258,4 @@ class AdamW:
         for group, tensors in self.state().items():
             for name, tensor in tensors.items():
                 tensor.copy_(state[group][name])
-        if self.flat_param is not None:
-            self.flat_param.copy_(self.flat_master)
-        self._round_rows((0, len(self.flat_master)))
+        self._round_all()

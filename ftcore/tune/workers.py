@@ -19,15 +19,16 @@ import signal
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from multiprocessing.connection import Connection
-from typing import Self
+from typing import Any, Self
 
 import torch
 
 from ftcore.tune.optim import AdamW
 
 PR_SET_PDEATHSIG = 1  # Linux's prctl.h
-# (step, share, shares) -> the share's loss sum, its gradients in the optimiser's buffer.
-Share = Callable[[int, int, int], float]
+# (step, share, shares, factor of the loss) -> the share's loss sum without the factor; in the
+# optimiser's buffer the gradients with it.
+Share = Callable[[int, int, int, float], float]
 
 class Workers:
     """`with Workers(count, optimizer, share) as workers:` a step is `compute`, then `apply`, in
@@ -60,18 +61,20 @@ class Workers:
             pipe.close()
         self.crew.clear()
 
-    def compute(self, step: int) -> tuple[float, float]:
-        """Gradient of a step into the optimiser's buffers; returns the loss sum and its L2 norm.
+    def compute(self, step: int, loss_scale: float = 1.0) -> tuple[float, list[float]]:
+        """Gradient of a step times `loss_scale` into the optimiser's buffers; returns the loss sum
+        and the gradient's L2 norm, of each of the optimiser's kinds, both without that factor.
         Raises RuntimeError: a worker has ended; the checkpoints are whole."""
         self.step = step
-        loss = sum(self._everywhere("_gradients", step))
-        return loss, math.sqrt(sum(self._everywhere("_square_sum")))
+        loss = sum(self._everywhere("_gradients", step, loss_scale))
+        squares = map(math.fsum, zip(*self._everywhere("_square_sums"), strict=True))
+        return loss, [math.sqrt(square) / loss_scale for square in squares]
 
     def apply(self, lr: float, grad_scale: float) -> None:
         """Update the parameters by the gradient times `grad_scale`; raises as `compute`."""
         self._everywhere("_update", lr, grad_scale)
 
-    def _everywhere(self, act: str, *args: float) -> list[float]:
+    def _everywhere(self, act: str, *args: float) -> list[Any]:
         """What every process answers, in the order of their numbers; each waits for all."""
         for _, pipe in self.crew:
             with suppress(BrokenPipeError):  # recv says so below
@@ -91,14 +94,14 @@ class Workers:
                 raise RuntimeError(f"{what}; {why}") from None
         return answers
 
-    def _gradients(self, step: int) -> float:
+    def _gradients(self, step: int, loss_scale: float) -> float:
         """Those of this process's share into its buffer; returns its loss sum."""
-        loss = self.share(step, self.number, self.count)
+        loss = self.share(step, self.number, self.count, loss_scale)
         self.optimizer.zero_unreached()
         return loss
 
-    def _square_sum(self) -> float:
-        return self.optimizer.square_sum(self.parts[self.number])
+    def _square_sums(self) -> list[float]:
+        return self.optimizer.square_sums(self.parts[self.number])
 
     def _update(self, lr: float, grad_scale: float) -> None:
         self.optimizer.step(lr, self.parts[self.number], grad_scale=grad_scale)

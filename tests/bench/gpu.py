@@ -87,7 +87,7 @@ def ours(base: torch.nn.Module, method: str, impl: str, device: str) -> Callable
         optimiser.zero_grad()
         loss, weight = token_labels(model, batch)
         (loss / weight).backward()
-        optimiser.square_sum(part)
+        optimiser.square_sums(part)
         optimiser.step(1e-4, part)
         return loss.item() / weight.item()
 

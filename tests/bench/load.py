@@ -38,7 +38,7 @@ def ours(folder: Path, task: str, precision: str) -> Side:
     import torch
 
     from ftcore.data.pack import Encoded, collate
-    from ftcore.env.device import DTYPES
+    from ftcore.env.precision import PRECISIONS
     from ftcore.env.seed import generator
     from ftcore.model.load import load_model
 
@@ -46,7 +46,7 @@ def ours(folder: Path, task: str, precision: str) -> Side:
     model = load_model(
         folder,
         task=task,
-        dtype=DTYPES[precision],
+        dtype=PRECISIONS[precision][0],
         num_labels=2 if task == "classify" else None,
         generator=generator(0, 1),
     ).model

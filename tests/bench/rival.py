@@ -42,7 +42,8 @@ from ftcore.data.order import StepRows
 from ftcore.data.pack import Encoded
 from ftcore.data.prepare import prepare
 from ftcore.data.tokenizer import Tokenizer
-from ftcore.env.device import DTYPES, resolve_device, reuse_across_steps
+from ftcore.env.device import resolve_device, reuse_across_steps
+from ftcore.env.precision import PRECISIONS
 from ftcore.env.run import RunFolder
 from ftcore.env.seed import generator
 from ftcore.hub import resolve
@@ -107,7 +108,7 @@ def ours(
     loaded = load_model(
         resolve(config.model.path),
         task=TASKS[command.task].model_task,
-        dtype=DTYPES[config.env.precision],
+        dtype=PRECISIONS[config.env.precision][0],
         num_labels=len(data.labels) if data.labels else None,
         init=config.model.init,
         generator=generator(seed, 1),

@@ -85,6 +85,8 @@ def make_loop(tmp_path: Path, tiny_model: Callable, rows: Callable) -> Callable[
     """A Loop on a tiny model; call it again with `resume=True` for what a new process would make.
 
     family, dtype, dropout, peft    the model, and what of it is trained
+    compute                         of its matrix products
+    optim                           options of the optimiser
     count                           training rows, 4 of them a step
     """
     loops: list[Loop] = []
@@ -98,7 +100,8 @@ def make_loop(tmp_path: Path, tiny_model: Callable, rows: Callable) -> Callable[
         dropout: float = 0.0,
         peft: PeftConfig | None = None,
         count: int = 18,
-        loraplus_lr_ratio: float = 1.0,
+        compute: torch.dtype | None = None,
+        optim: dict[str, Any] | None = None,
         evaluate: Callable[[], dict[str, float]] | None = None,
         **loop: Any,
     ) -> Loop:
@@ -107,12 +110,13 @@ def make_loop(tmp_path: Path, tiny_model: Callable, rows: Callable) -> Callable[
         torch.manual_seed(1234 + len(name))  # what is left over in the generator must not matter
         model = tiny_model(family, dtype=dtype, dropout=dropout)
         choose_trainable(model, peft or PeftConfig(), generator(0, 2))
+        model.compute_in(compute)
         settings = {"max_steps": 12, "micro_batch_tokens": 50, "log_every": 1, "save_every": 100}
         made = Loop(
             model,
             classification if family == "bert" else token_labels,
             rows(family, count),
-            optim=OptimConfig(lr=1e-2, batch_size=4, loraplus_lr_ratio=loraplus_lr_ratio),
+            optim=OptimConfig(**({"lr": 1e-2, "batch_size": 4} | (optim or {}))),
             schedule=ScheduleConfig(shape="cosine", warmup=0.25, final=0.1),
             loop=LoopConfig(**(settings | loop)),
             run=RunFolder(tmp_path / name, resume=resume),

@@ -26,6 +26,8 @@ SETUPS = {
     "full, bf16": {"dtype": torch.bfloat16},
     "bert, full": {"family": "bert"},
     "hidden tokens": {"family": "masked"},
+    "lora, fp16, average": {"peft": LORA, "dtype": torch.float16, "optim": {"ema": 0.9}},
+    "full, autocast, average": {"compute": torch.bfloat16, "optim": {"ema": 0.5}},
 }
 
 def tensors(loop: Loop) -> dict[str, Tensor]:

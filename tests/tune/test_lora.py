@@ -231,7 +231,7 @@ def test_lora_plus_moves_b_farther_and_nothing_else(make_loop: Callable[..., Loo
     peft = PeftConfig(method="lora", rank=3, extra_modules=("trunk.norm",))
     moves = {}
     for ratio in (1.0, 4.0):
-        loop = make_loop(f"{ratio}", peft=peft, loraplus_lr_ratio=ratio, max_steps=1)
+        loop = make_loop(f"{ratio}", peft=peft, optim={"loraplus_lr_ratio": ratio}, max_steps=1)
         params = loop.optimizer.params
         start = {name: param.detach().clone() for name, param in params.items()}
         loop.train()

@@ -40,7 +40,7 @@ def whole(optimizer: AdamW) -> Span:
     return part
 
 def norm_of(optimizer: AdamW) -> float:
-    return math.sqrt(optimizer.square_sum(whole(optimizer)))
+    return math.sqrt(sum(optimizer.square_sums(whole(optimizer))))
 
 def backward(params: dict[str, nn.Parameter], grads: dict[str, Tensor]) -> None:
     """Give each parameter its gradient the way a loss would."""
@@ -152,7 +152,7 @@ def test_one_micro_batch_keeps_the_dtype_of_a_bf16_tensor() -> None:
         for step in range(4):
             optimizer.zero_grad()
             backward(params, gradients(step))
-            square = optimizer.square_sum(whole(optimizer))
+            square = sum(optimizer.square_sums(whole(optimizer)))
             optimizer.step(1e-2, whole(optimizer), grad_scale=0.5)
         runs.append((params, optimizer, square))
     (params, wide, square), (others, narrow, other) = runs
@@ -235,7 +235,7 @@ def test_parts_make_the_same_step(count: int) -> None:
         parts = optimizer.parts(cut)
         assert len(parts) == cut and all(a[1] == b[0] for a, b in pairwise(parts))
         backward(params, gradients(1))
-        squares = [optimizer.square_sum(part) for part in parts]
+        squares = [sum(optimizer.square_sums(part)) for part in parts]
         for part in parts:
             optimizer.step_count = 0  # that of each process
             optimizer.step(1e-2, part, grad_scale=0.5)

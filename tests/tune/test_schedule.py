@@ -24,12 +24,21 @@ def test_the_warm_up_rises_from_the_first_step_to_the_peak(shape: str) -> None:
         ("cosine", 8, 5.0),
         ("cosine", 12, 2.0),
         ("constant", 11, 8.0),
+        ("wsd", 8, 8.0),  # the last three steps decay
+        ("wsd", 9, 8.0),
+        ("wsd", 10, 6.0),
+        ("wsd", 11, 4.0),
+        ("wsd", 12, 2.0),
         ("linear", 1000, 2.0),  # never below the end
         ("cosine", 1000, 2.0),
     ],
 )
 def test_after_the_warm_up(shape: str, step: int, rate: float) -> None:
-    assert learning_rate(step, shape=shape, **RUN) == pytest.approx(rate, rel=1e-12)
+    assert learning_rate(step, shape=shape, decay_steps=3, **RUN) == pytest.approx(rate, rel=1e-12)
+
+def test_a_decay_begins_after_the_warm_up() -> None:
+    rates = [learning_rate(step, shape="wsd", decay_steps=11, **RUN) for step in range(5)]
+    assert rates == [2.0, 4.0, 6.0, 8.0, 8.0]
 
 def test_without_warm_up_it_starts_at_the_peak_and_falls_at_each_step() -> None:
     for shape in ("cosine", "linear"):
