@@ -13,12 +13,10 @@ HF Llama layout; the families map other names onto them.
 """
 
 from functools import partial
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ftcore.errors import ModelError
 from ftcore.model.cache import LayerSlab
