@@ -2,6 +2,8 @@
 
     python train.py                                     LoRA chat fine-tuning of the built-in model
     python train.py TASK --help                         every option with its unit and default
+    python train.py TASK ... --dry-run                  what the run will do and take
+    python train.py TASK ... --verify                   what must not change its result, tried
     python train.py --help                              the tasks
     python train.py --resume runs/NAME                  continue a run that was stopped
 
@@ -47,6 +49,7 @@ def run(command: Command) -> int:
     from ftcore.tune.adapter import named_parts
     from ftcore.tune.setup import check_lengths, choose_trainable
     from ftcore.tune.task import TASKS
+    from ftcore.verify import verify
 
     config, seed = command.config, command.config.env.seed
 
@@ -85,7 +88,9 @@ def run(command: Command) -> int:
     lengths_B = lengths(data.train.documents)
     num_steps = config.loop.num_steps(len(lengths_B), config.optim.batch_size)
     print(f"\n{Plan(model, lengths=lengths_B, num_steps=num_steps)}")
-    if command.dry_run:
+    if command.only == "--verify":
+        print(f"\n{verify(config, TASKS[command.task], loaded, tokenizer, data)}")
+    if command.only:
         return 0
     name = config.log.name or f"{command.task}-{time.strftime('%Y%m%d-%H%M%S')}"
     path = command.resume or config.log.dir / name

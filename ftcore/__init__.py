@@ -12,4 +12,5 @@ which never imports ftcore; above them all stand the scripts.
     env                          3 environment
     tune                         4 partial and full fine-tuning
     evaluate                     5 evaluation
+    verify                       the invariance suite, on the user's own model and data
 """

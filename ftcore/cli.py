@@ -22,6 +22,7 @@ from ftcore.presets import presets
 
 DEFAULT = ("sft", "--preset", "assistant")
 CONFIG_FILE = "config.toml"
+ONLY = ("--dry-run", "--verify")  # print the plan, or try the invariances, and stop
 
 @dataclass(frozen=True)
 class Command:
@@ -30,7 +31,7 @@ class Command:
     config: Run  # the resolved sections
     origins: dict[str, str]  # "section.key" -> preset NAME, FILE or flag; absent: the default
     resume: Path | None  # run folder to continue, or None
-    dry_run: bool  # print the plan and stop
+    only: str  # word of ONLY, or empty
 
 def parse(argv: Sequence[str], *, script: str = "train.py") -> Command:
     """Turn the arguments of train.py, or of another script that takes the same, into a command.
@@ -38,8 +39,10 @@ def parse(argv: Sequence[str], *, script: str = "train.py") -> Command:
     raises  ConfigError: unknown task or preset, an unreadable file, values out of range;
             SystemExit 2 from tyro: an unknown or mistyped option, with the nearest names
     """
-    words = [word for word in argv if word != "--dry-run"]
-    dry_run = len(words) < len(argv)
+    words = [word for word in argv if word not in ONLY]
+    if len(asked := [word for word in argv if word in ONLY]) > 1:
+        raise ConfigError(f"{' '.join(asked)}: give one of them, once")
+    only = "".join(asked)
     resume = take_value(words, "--resume")
     if resume is not None:
         if words:
@@ -50,7 +53,7 @@ def parse(argv: Sequence[str], *, script: str = "train.py") -> Command:
                 f"--resume {resume}: has no {CONFIG_FILE}; name a folder that train.py made"
             )
         task, flags = _read_toml(file)
-        return _resolve(task, [(str(file), flags)], resume=Path(resume), dry_run=dry_run)
+        return _resolve(task, [(str(file), flags)], resume=Path(resume), only=only)
     if not words or (words[0].startswith("--") and words[0] != "--help"):
         words[:0] = DEFAULT  # no task: options change the default
     if words[0] in ("-h", "--help"):
@@ -68,7 +71,7 @@ def parse(argv: Sequence[str], *, script: str = "train.py") -> Command:
         if written_for != task:
             raise ConfigError(f"{file} is for the task {written_for}, not {task}")
         layers.append((file, flags))
-    return _resolve(task, [*layers, ("flag", words)], dry_run=dry_run, script=script)
+    return _resolve(task, [*layers, ("flag", words)], only=only, script=script)
 
 def parse_evaluation(argv: Sequence[str]) -> Command:
     """Turn the arguments of eval.py into a command: a run folder, or a model with --task.
@@ -99,7 +102,7 @@ def parse_evaluation(argv: Sequence[str]) -> Command:
 
 def _resolve(
     task: str, layers: list[tuple[str, list[str]]], *,
-    resume: Path | None = None, dry_run: bool = False, script: str = "train.py",
+    resume: Path | None = None, only: str = "", script: str = "train.py",
 ) -> Command:  # fmt: skip
     flags = [flag for _, layer in layers for flag in layer]
     config = tyro.cli(RUNS[task], args=flags, prog=f"{script} {task}")
@@ -111,7 +114,7 @@ def _resolve(
     }
     if bad := list(_out_of_range(config, origins)):
         raise ConfigError("\n".join(bad))
-    return Command(task, config, origins, resume, dry_run)
+    return Command(task, config, origins, resume, only)
 
 def _flags(sections: dict[str, Any]) -> Iterator[str]:
     """Nested tables as the flags a user would type."""

@@ -57,7 +57,8 @@ def test_default_preset_toml_flag(toml: Callable) -> None:
 def test_nothing_typed_is_the_default_job() -> None:
     assert parse([]) == parse(["sft", "--preset", "assistant"])
     command = parse(["--optim.lr", "1", "--dry-run"])  # options alone change the default job
-    assert command.dry_run and command.config.peft.rank == 16 and command.config.optim.lr == 1
+    assert command.only == "--dry-run" and command.config.optim.lr == 1
+    assert command.config.peft.rank == 16
 
 @pytest.mark.parametrize("task", RUNS)
 def test_a_task_alone_is_its_defaults(task: str) -> None:
@@ -174,8 +175,8 @@ def test_a_run_is_resumed_from_its_own_configuration(tmp_path: Path) -> None:
     (tmp_path / CONFIG_FILE).write_text(to_toml(parse(["sft", "--peft.rank", "5"])), "utf-8")
     command = parse(["--resume", str(tmp_path)])
     assert isinstance(command.config, SftRun) and command.config.peft.rank == 5
-    assert command.resume == tmp_path and not command.dry_run
-    assert parse([f"--resume={tmp_path}", "--dry-run"]).dry_run
+    assert command.resume == tmp_path and not command.only
+    assert parse([f"--resume={tmp_path}", "--dry-run"]).only
 
 @pytest.mark.parametrize("damage", ["[optim", 'task = "sfx"', ""])
 def test_a_damaged_configuration_is_not_resumed(damage: str, tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ class Loop:
         threads = torch.get_num_threads() if self.device.type == "cpu" else 1
         count = min(threads, self.optim.batch_size)
         with (
-            Workers(count, self.optimizer, self._share) as workers, StopFlag() as stop,
+            Workers(count, self.optimizer, self.share) as workers, StopFlag() as stop,
             tqdm(total=self.total_steps, initial=self.progress.step, unit="step") as bar,
         ):
             while self.progress.step < self.total_steps and not self._is_out_of_patience():
@@ -165,7 +165,7 @@ class Loop:
         mend = "lower optim.lr, take env.precision bf16 or fp32, or mend the rows"
         return f"{what} {self.progress.step}: {where}; {mend}"
 
-    def _share(self, step: int, share: int, shares: int, loss_scale: float = 1.0) -> float:
+    def share(self, step: int, share: int, shares: int, loss_scale: float = 1.0) -> float:
         """Gradients of one share of a step, times `loss_scale`, into the optimiser's buffers;
         returns its loss sum."""
         documents = self._documents(step)

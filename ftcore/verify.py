@@ -1,0 +1,155 @@
+"""The invariance suite: what must not change a result, tried on the user's own model and data.
+
+    python train.py TASK ... --verify
+
+Some training rows, the model that is about to be trained, in fp32: every claim is measured, and one
+that does not hold is an error. Only temporary files are written.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ftcore.config import Run
+from ftcore.data.encode import encode_prompt
+from ftcore.data.ledger import Prepared
+from ftcore.data.pack import Encoded, collate
+from ftcore.data.tokenizer import Tokenizer
+from ftcore.env.run import RunFolder
+from ftcore.errors import ModelError
+from ftcore.evaluate.report import table
+from ftcore.model.load import LoadedModel
+from ftcore.tune.artifact import load_artifact, save_artifact
+from ftcore.tune.checkpoint import Checkpoints, load
+from ftcore.tune.loop import Loop
+from ftcore.tune.lora import lora_layers
+from ftcore.tune.task import TaskKind, document_logits, hidden
+from ftcore.tune.workers import Workers
+
+TOKENS = 2048  # of the rows that it is tried on, together; two rows at least, 16 at most
+STEPS = 4  # of the runs that are compared
+NEAR, EXACT = 1e-5, 0.0  # relative distances: what sums in another order may cost in fp32, and none
+Claim = tuple[str, float, float]  # what must not change a result, how far it did, how far it may
+
+class Verifier:
+    """A loaded model, prepared data, and the claims about them."""
+
+    def __init__(
+        self, config: Run, kind: TaskKind, loaded: LoadedModel, tokenizer: Tokenizer,
+        data: Prepared, work: Path,
+    ) -> None:  # fmt: skip
+        self.config, self.kind, self.loaded, self.tokenizer = config, kind, loaded, tokenizer
+        self.data, self.work, self.model = data, work, loaded.model.float().eval()
+        self.device = self.model.trunk.embed_tokens.weight.device
+        self.documents: list[Encoded] = []
+        for document in data.train.documents[:16]:
+            if len(self.documents) < 2 or sum(map(len, self.documents)) + len(document) <= TOKENS:
+                self.documents.append(data.draw(document, 0) if data.draw else document)
+        self.first = self.model
+
+    def loop(
+        self, name: str, *, steps: int = 1, tokens: int = 8 * TOKENS, resume: bool = False
+    ) -> Loop:
+        """A run from the first weights; in one step it takes all rows, in several half of them."""
+        self.model = deepcopy(self.first)
+        size = len(self.documents) if steps == 1 else max(1, len(self.documents) // 2)
+        limits = {"micro_batch_tokens": tokens, "max_steps": steps, "save_every": STEPS // 2}
+        run = RunFolder(self.work / name, resume=resume)
+        return Loop(
+            self.model, self.kind.loss, self.documents, schedule=self.config.schedule,
+            optim=replace(self.config.optim, batch_size=size), run=run,
+            loop=replace(self.config.loop, **limits), checkpoints=Checkpoints(run.path, 2),
+            seed=self.config.env.seed, device=self.device,
+        )  # fmt: skip
+
+    def gradient(self, name: str, processes: int = 1, **options: Any) -> Tensor:
+        """Of one step over all rows."""
+        loop = self.loop(name, **options)
+        with loop.run, Workers(processes, loop.optimizer, loop.share) as workers:
+            workers.compute(0)
+            return sum(buffer.double() for buffer in loop.optimizer.buffers)
+
+    def trained(self, *, resume: bool) -> dict[str, Tensor]:
+        """Weights after STEPS steps, or after the second half of them in another run."""
+        loop = self.loop("run", steps=STEPS, resume=resume)
+        with loop.run:
+            if resume:
+                loop.restore(load(loop.run.path / "checkpoints" / f"step-{STEPS // 2}"))
+            loop.train()
+        self.model.eval()
+        return {key: param.detach().clone() for key, param in self.model.named_parameters()}
+
+    @torch.no_grad()
+    def outputs(self, documents: list[Encoded]) -> Tensor:
+        """What the head says of the rows, side by side."""
+        batch = collate(documents).to(self.device)
+        if self.model.task == "classify":
+            return document_logits(self.model, batch)
+        scored_M = batch.weights.nonzero().squeeze(1)
+        return self.model.head(hidden(self.model, batch, scored_M)).float()
+
+    def claims(self) -> Iterator[Claim]:
+        """Those that concern this model, each when it is asked for."""
+        together = self.outputs(self.documents)
+        alone = torch.cat([self.outputs([document]) for document in self.documents])
+        yield "a row alone, or packed with others", apart(together, alone), NEAR
+        whole = self.gradient("whole")
+        rows = self.gradient("rows", tokens=1)
+        yield "one micro-batch, or a row in each", apart(whole, rows), NEAR
+        if self.device.type == "cpu":
+            yield "one process, or two", apart(whole, self.gradient("two", processes=2)), NEAR
+        else:
+            self.model.use_kernels("eager")
+            yield "Triton's kernels, or torch", apart(whole, self.gradient("eager")), 1e-3
+            self.model.use_kernels(self.config.env.kernels)
+        once, twice = self.trained(resume=False), self.trained(resume=True)
+        most = max(apart(once[name], twice[name]) for name in once)
+        yield f"{STEPS} steps, or resumed after {STEPS // 2}", most, EXACT
+        last = self.outputs(self.documents)
+        layers = lora_layers(self.model).values()
+        for layer in layers:
+            layer.merge()
+        if layers:
+            merged = self.outputs(self.documents)
+            yield "updates beside the matrices, or merged", apart(last, merged), NEAR
+        for layer in layers:
+            layer.unmerge()
+        yield from self.claims_of_files(last)
+
+    def claims_of_files(self, last: Tensor) -> Iterator[Claim]:
+        """What is saved is what was trained, and it is asked in tokens that it was trained on."""
+        words = {"labels": self.data.labels, "problem": self.config.problem}
+        which = {"base": self.config.model.path, "kind": self.kind}
+        made = replace(self.loaded, model=self.model)
+        save_artifact(made, self.tokenizer, self.work, **which, **words)
+        self.model = load_artifact(self.work, **which, dtype=torch.float32).model.to(self.device)
+        yield "in memory, or saved and loaded", apart(last, self.outputs(self.documents)), EXACT
+        judged = [split for _, split in self.data.splits() if split.chats]
+        read = {d.row_id: d.tokens_T.tolist() for split in judged for d in split.documents}
+        odd = total = 0
+        for chat in (chat for split in judged for chat in split.chats[:16] if chat.id in read):
+            prompt = encode_prompt(chat.messages[:-1], self.tokenizer).tolist()
+            odd, total = odd + (read[chat.id][: len(prompt)] != prompt), total + 1
+        if total:
+            yield f"prompts of {total} chats, or training's", odd / total, EXACT
+
+def apart(one: Tensor, other: Tensor) -> float:
+    """Distance of two tensors over the length of the first."""
+    return ((one.double() - other.double()).norm() / one.double().norm().clamp(min=1e-30)).item()
+
+def verify(*what: Any) -> str:
+    """The claims as a table; `what` is that of Verifier but for the folder. ModelError: one does
+    not hold."""
+    with tempfile.TemporaryDirectory() as work:
+        claims = list(Verifier(*what, Path(work)).claims())
+    rows = [(*claim, "holds" if claim[1] <= claim[2] else "DOES NOT HOLD") for claim in claims]
+    told = table(("what must not change a result", "apart", "at most", ""), rows)
+    if broken := [name for name, distance, most in claims if not distance <= most]:
+        raise ModelError(f"{told}\n\nverify: {'; '.join(broken)}: does not hold; train no further")
+    return told
