@@ -22,6 +22,9 @@ class ModelError(FtcoreError):
 class CheckpointError(FtcoreError):
     """A checkpoint cannot be written, or none of those found can be trusted."""
 
+class PeerError(FtcoreError):
+    """Another process of the same run ended before this one."""
+
 def nearest(name: str, known: Sequence[str]) -> str:
     """The end of a message about an unknown name: which one was probably meant, if any."""
     near = get_close_matches(name, known, n=1, cutoff=0.5)

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ftcore.env.device import shared_zeros
+from ftcore.env.distributed import World
 from ftcore.errors import CheckpointError
 
 Span = tuple[int, int]  # first and past of some values of a flat tensor
@@ -218,6 +219,18 @@ class AdamW:
         for group, tensors in self.state().items():
             for name, tensor in tensors.items():
                 tensor.copy_(state[group][name])
+        self._round()
+
+    def follow_first(self, world: World) -> None:
+        """Take over the state of the first process of the world."""
+        self.step_count = int(world.gather(self.step_count)[0])
+        for flat in (self.flat_master, self.flat_exp_avg, self.flat_exp_avg_sq):
+            world.tell(flat)
+        self._round()
+
+    @torch.no_grad()
+    def _round(self) -> None:
+        """The masters into the parameters."""
         if self.flat_param is not None:
             self.flat_param.copy_(self.flat_master)
         self._round_rows((0, len(self.flat_master)))
