@@ -116,7 +116,7 @@ def test_two_processes_are_one(classify: list[str], sft: list[str], run: Run) ->
     classify = [*classify, *STEADY, *KEPT]
     drops = ("--peft.dropout", "0.2", "--optim.batch-size", "5", "--loop.epochs", "2", *STEADY)
     small = ("--loop.micro-batch-tokens", "120", "--loop.eval-every", "3", "--loop.patience", "2")
-    chat = [*sft, *drops, *small, *KEPT]
+    chat = [*sft, *drops, *small, *KEPT, "--eval.max-new-tokens", "1"]
     run("train", *named(classify, "one"))
     # The noise of dropout is that of a share: here the other one is a forked process's.
     run("train", *named(chat, "chat", "--env.threads", "2"))
