@@ -8,28 +8,31 @@
     python train.py --resume runs/NAME                  continue a run that was stopped
 
 Exit codes: 0 done; 2 what was asked must be mended; 3 a file of the run cannot be written or
-trusted; 4 checkpoints cannot be saved; 130 and 143 stopped by a signal, after saving.
+trusted; 4 checkpoints cannot be saved; 5 another process of the run, under torchrun, ended; 130 and
+143 stopped by a signal, after saving.
 """
 
 import json
 import sys
 import time
+from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ftcore.cli import CONFIG_FILE, Command, parse, to_toml
-from ftcore.errors import CheckpointError, ConfigError, FtcoreError
-
-NOT_SAVED = 4
+from ftcore.errors import CheckpointError, ConfigError, FtcoreError, PeerError, SaveError
 
 if TYPE_CHECKING:
     from ftcore.data.ledger import Prepared
     from ftcore.data.tokenizer import Tokenizer
+    from ftcore.env.distributed import World
     from ftcore.env.run import RunFolder
     from ftcore.model.load import LoadedModel
 
-def run(command: Command) -> int:
+def run(command: Command, world: "World") -> int:
     """Stages 1 to 3: all that can refuse the command, before anything but the cache is written.
 
+    world       the processes of the run, of which the first alone has its folder
     returns     the exit code
     """
     # Imported here, as in `tune`, so that --help and a mistyped option answer at once.
@@ -75,9 +78,9 @@ def run(command: Command) -> int:
     print(f"\n{folder}: {loaded.accounting}")
 
     # ---- 3 environment: device, what is trained, the plan, the run folder ------------------------
-    torch.set_num_threads(config.env.threads)
+    torch.set_num_threads(max(1, config.env.threads // world.local_size))
     reuse_across_steps()
-    model.to(resolve_device(config.env.device, config.env.kernels))
+    model.to(resolve_device(world.device, config.env.kernels))
     new = loaded.accounting.new if config.model.init == "pretrained" else ()
     print(f"\n{choose_trainable(model, config.peft, generator(seed, 2), new=new)}")
     model.use_kernels(config.env.kernels)
@@ -94,19 +97,20 @@ def run(command: Command) -> int:
         return 0
     name = config.log.name or f"{command.task}-{time.strftime('%Y%m%d-%H%M%S')}"
     path = command.resume or config.log.dir / name
-    with RunFolder(path, resume=command.resume is not None) as run_folder:
-        if command.resume is None:  # a resumed run keeps the origins that its file names
-            write_file(path / CONFIG_FILE, to_toml(command))
-        data.write(path / "data")
+    resumes = command.resume is not None
+    with RunFolder(path, resume=resumes) if world.is_first else nullcontext() as run_folder:
+        if run_folder:
+            if not resumes:  # a resumed run keeps the origins that its file names
+                write_file(path / CONFIG_FILE, to_toml(command))
+            data.write(path / "data")
         print(f"\nrun folder: {path}")
-        return tune(command, run_folder, data, loaded, tokenizer)
+        return tune(command, path, run_folder, data, loaded, tokenizer, world)
 
 def tune(
-    command: Command, run: "RunFolder", data: "Prepared", loaded: "LoadedModel",
-    tokenizer: "Tokenizer",
+    command: Command, path: Path, run: "RunFolder | None", data: "Prepared",
+    loaded: "LoadedModel", tokenizer: "Tokenizer", world: "World",
 ) -> int:  # fmt: skip
-    """Stages 4 to 7, in a run folder that this process holds; returns the exit code."""
-    from ftcore.env.device import resolve_device
+    """Stages 4 to 7, in the run folder that the first process holds; returns the exit code."""
     from ftcore.evaluate.report import json_line, write_predictions
     from ftcore.evaluate.suite import Suite
     from ftcore.tune.artifact import save_artifact
@@ -115,43 +119,32 @@ def tune(
     from ftcore.tune.loop import Loop
     from ftcore.tune.task import TASKS
 
-    config, kind, model, path = command.config, TASKS[command.task], loaded.model, run.path
+    config, kind, model = command.config, TASKS[command.task], loaded.model
     started = time.perf_counter()
 
     # ---- 4 fine-tuning: the loop, and what the base model could do before it ---------------------
-    device = resolve_device(config.env.device)
+    device = model.trunk.embed_tokens.weight.device
     suite = Suite(command.task, config, tokenizer, data.labels, device)
     base, base_file = None, path / "base.json"
-    if command.task == "sft" and data.tests:
+    if command.task == "sft" and data.tests and world.is_first:
         if not base_file.is_file():
             run.dump(base_file.name, suite.tests(model, data.tests).metrics)
         base = json.loads(base_file.read_text("utf-8"))
     loop = Loop(
-        model,
-        kind.loss,
-        data.train.documents,
-        optim=config.optim,
-        schedule=config.schedule,
-        loop=config.loop,
-        run=run,
-        checkpoints=Checkpoints(path, config.loop.keep_last),
-        seed=config.env.seed,
-        device=device,
+        model, kind.loss, data.train.documents, optim=config.optim, schedule=config.schedule,
+        loop=config.loop, run=run, checkpoints=Checkpoints(path, config.loop.keep_last),
+        seed=config.env.seed, device=device, world=world, draw=data.draw,
         evaluate=(lambda: suite.dev(model, data.dev)) if data.dev.documents else None,
-        draw=data.draw,
         order=data.order(config.data.weights, config.env.seed),
-    )
-    run.dump("groups.json", loop.optimizer.groups())
+    )  # fmt: skip
+    if run:
+        run.dump("groups.json", loop.optimizer.groups())
     frozen = frozen_hashes(model)
     if command.resume:
-        loop.restore(loop.checkpoints.latest())
+        loop.restore(loop.checkpoints.latest() if world.is_first else None)
     code = loop.train()
-    if code == NOT_SAVED:
-        print(
-            "error: stopped, since checkpoints cannot be saved; mend that, then continue with:"
-            f" python train.py --resume {path}",
-            file=sys.stderr,
-        )
+    if not world.is_first:
+        return 0  # whatever it is: torchrun would end the first, which is still at work
     if code:
         return code
     loop.restore_best()
@@ -184,13 +177,14 @@ def tune(
 def main(argv: list[str]) -> int:
     """Parse, run, and turn what a user can mend into one message."""
     try:
-        return run(parse(argv))
-    except CheckpointError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 3
+        command = parse(argv)
+        from ftcore.env.distributed import joined
+
+        with joined(command.config.env.device) as world:
+            return run(command, world)
     except FtcoreError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return {CheckpointError: 3, SaveError: 4, PeerError: 5}.get(type(error), 2)
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

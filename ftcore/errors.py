@@ -22,8 +22,14 @@ class ModelError(FtcoreError):
 class CheckpointError(FtcoreError):
     """A checkpoint cannot be written, or none of those found can be trusted."""
 
+class SaveError(FtcoreError):
+    """A run stopped, since its checkpoints cannot be written."""
+
 class TrainingError(FtcoreError):
     """A run cannot go on: its steps are not finite."""
+
+class PeerError(FtcoreError):
+    """Another process of the same run ended before this one."""
 
 def nearest(name: str, known: Sequence[str]) -> str:
     """The end of a message about an unknown name: which one was probably meant, if any."""

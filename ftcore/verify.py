@@ -21,6 +21,7 @@ from ftcore.data.encode import encode_prompt
 from ftcore.data.ledger import Prepared
 from ftcore.data.pack import Encoded, collate
 from ftcore.data.tokenizer import Tokenizer
+from ftcore.env.distributed import World
 from ftcore.env.run import RunFolder
 from ftcore.errors import ModelError
 from ftcore.evaluate.report import table
@@ -71,7 +72,7 @@ class Verifier:
     def gradient(self, name: str, processes: int = 1, **options: Any) -> Tensor:
         """Of one step over all rows."""
         loop = self.loop(name, **options)
-        with loop.run, Workers(processes, loop.optimizer, loop.share) as workers:
+        with loop.run, Workers(processes, loop.optimizer, loop.share, World()) as workers:
             workers.compute(0)
             return sum(buffer.double() for buffer in loop.optimizer.buffers)
 

@@ -9,6 +9,9 @@ noise from (seed, step, micro-step), its rate from the step. So a checkpoint nee
 tensors, the optimiser's moments and the step, and a run that was killed and resumed is bit-equal to
 one that was not. A step whose loss or gradient is not finite is not applied; its rows are named,
 but where the loss scale of fp16 finds its height. Too many in a row end the run.
+
+Under torchrun every process of the `world` runs this loop, and they agree on each turn it takes:
+stops, best evaluations, failed saves. The first alone evaluates, logs and saves.
 """
 
 import math
@@ -25,11 +28,12 @@ from ftcore.config import LoopConfig, OptimConfig, ScheduleConfig
 from ftcore.data.documents import lengths, tokens
 from ftcore.data.order import Order, StepRows
 from ftcore.data.pack import Encoded, collate, pack, split, total_weight
+from ftcore.env.distributed import World
 from ftcore.env.precision import LossScale
 from ftcore.env.run import RunFolder
 from ftcore.env.seed import seed_noise
 from ftcore.env.signals import StopFlag
-from ftcore.errors import CheckpointError, TrainingError
+from ftcore.errors import CheckpointError, SaveError, TrainingError
 from ftcore.model.heads import Model
 from ftcore.tune.checkpoint import Checkpoints, Loaded, load
 from ftcore.tune.groups import lr_ratios
@@ -60,7 +64,7 @@ class Loop:
     optim: OptimConfig
     schedule: ScheduleConfig
     loop: LoopConfig
-    run: RunFolder
+    run: RunFolder | None  # of the first process of the world
     checkpoints: Checkpoints
     seed: int  # of data order and noise
     device: torch.device  # of the batches
@@ -69,10 +73,12 @@ class Loop:
     # what a step makes of a row, a pure function of (row, step)
     draw: Callable[[Encoded, int], Encoded] | None = None
     order: Order | None = None  # of the rows of an epoch; None: a permutation
+    world: World = World()
     progress: Progress = field(default_factory=Progress)
 
     def __post_init__(self) -> None:
         optim, count = self.optim, len(self.documents)
+        self.run_path = self.run and self.run.path
         self.rows = StepRows(count, batch_size=optim.batch_size, seed=self.seed, order=self.order)
         self.total_steps = self.loop.num_steps(count, optim.batch_size)
         self.drawn: tuple[int, list[Encoded]] | None = None
@@ -87,11 +93,12 @@ class Loop:
         self.optimizer = AdamW(
             trained.items(), betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay,
             lr_ratios=lr_ratios(self.model, optim), rows=rows, ema=optim.ema,
-            accumulates=int(longest.sum()) > self.loop.micro_batch_tokens,
+            accumulates=int(longest.sum()) > self.loop.micro_batch_tokens or self.world.size > 1,
         )  # fmt: skip
 
     def restore(self, loaded: Loaded | None) -> None:
-        """Continue from a checkpoint of this run, or from its start where it never saved one."""
+        """Continue from a checkpoint of this run, or from its start where it never saved one. The
+        first process of the world alone is given one; the others follow it."""
         if loaded is not None:
             self.progress = Progress(**loaded.state["progress"])
             if self.scale:
@@ -99,7 +106,12 @@ class Loop:
             self.optimizer.load_state(loaded.tensors, loaded.state["optimizer_steps"])
             if self.progress.best_step == loaded.step:  # a kill may have come before it was marked
                 self.checkpoints.mark_best(loaded.step)
-        self.run.trim(loaded.step if loaded else -1)
+        if self.run:
+            self.run.trim(loaded.step if loaded else -1)
+        for part in filter(None, (self.progress, self.scale)):
+            for name, value in vars(part).items():
+                setattr(part, name, type(value)(self.world.gather(value)[0]))
+        self.optimizer.follow_first(self.world)
 
     def restore_best(self) -> None:
         """Put the weights of the best evaluation back; without one, keep the last. Of a run with an
@@ -111,14 +123,16 @@ class Loop:
         self.optimizer.swap_average()
 
     def train(self) -> int:
-        """Run to the last step, early stop or signal; returns the exit code (0, 4, 130 or 143)."""
+        """Run to the last step, early stop or signal; returns the exit code (0, 130 or 143).
+        Raises SaveError, TrainingError, PeerError: it cannot go on."""
         self.model.train()
         # On a CPU, one process for each of its threads, if a step has rows for them.
-        threads = torch.get_num_threads() if self.device.type == "cpu" else 1
-        count = min(threads, self.optim.batch_size)
+        forks = self.device.type == "cpu" and self.world.size == 1
+        count = min(torch.get_num_threads(), self.optim.batch_size) if forks else 1
+        start = self.progress.step
         with (
-            Workers(count, self.optimizer, self.share) as workers, StopFlag() as stop,
-            tqdm(total=self.total_steps, initial=self.progress.step, unit="step") as bar,
+            Workers(count, self.optimizer, self.share, self.world) as workers, StopFlag() as stop,
+            tqdm(total=self.total_steps, initial=start, unit="step", disable=not self.run) as bar,
         ):
             while self.progress.step < self.total_steps and not self._is_out_of_patience():
                 values = self._step(workers)
@@ -126,22 +140,24 @@ class Loop:
                 bar.set_postfix(loss=f"{values['train/loss']:.3f}", refresh=False)
                 step = self.progress.step
                 is_last = step == self.total_steps
-                if step % self.loop.log_every == 0 or is_last or step == 1:
+                if self.run and (step % self.loop.log_every == 0 or is_last or step == 1):
                     self.run.log(step, values)
                 is_judged = self.evaluate and (step % self.loop.eval_every == 0 or is_last)
                 is_best = bool(is_judged) and self._evaluate()
-                leaves = bool(stop)  # read once: what leaves has saved
+                # read once: what leaves has saved
+                exit_code = int(max(self.world.gather(stop.exit_code if stop else 0)))
                 is_stuck = self.progress.skipped_in_a_row > self.loop.max_skipped
                 is_due = step % self.loop.save_every == 0 or is_best or is_last or is_stuck
-                if is_due or leaves or self._is_out_of_patience():
+                if is_due or exit_code or self._is_out_of_patience():
                     self._save(is_best=is_best)
                 if is_stuck:
                     raise TrainingError(self._no_way_on())
                 if self.checkpoints.failed_in_a_row >= MAX_FAILED_SAVES:
-                    return 4
-                if leaves:
-                    tqdm.write(f"stopped after step {step}; continue with --resume {self.run.path}")
-                    return stop.exit_code
+                    what = "stopped, since checkpoints cannot be saved: mend that, then continue"
+                    raise SaveError(f"{what} with: python train.py --resume {self.run_path}")
+                if exit_code:
+                    tqdm.write(f"stopped after step {step}; continue with --resume {self.run_path}")
+                    return exit_code
         if self._is_out_of_patience():
             best, step = self.progress.best_step, self.progress.step
             tqdm.write(f"early stop at step {step}: best was step {best}")
@@ -161,7 +177,7 @@ class Loop:
 
     def _no_way_on(self) -> str:
         what = f"{self.progress.skipped_in_a_row} steps in a row were not finite, up to step"
-        where = f"their rows are named in {self.run.path}/skipped-step-N.json"
+        where = f"their rows are named in {self.run_path}/skipped-step-N.json"
         mend = "lower optim.lr, take env.precision bf16 or fp32, or mend the rows"
         return f"{what} {self.progress.step}: {where}; {mend}"
 
@@ -206,7 +222,7 @@ class Loop:
         if not is_finite and (scale == 1 or not math.isfinite(loss)):  # else the scale was too high
             self.progress.skipped_in_a_row += 1
             record = {"rows": [document.row_id for document in documents], "loss": str(loss)}
-            path = self.run.dump(f"skipped-step-{step}.json", record)
+            path = self.run and self.run.dump(f"skipped-step-{step}.json", record)
             found = f"step {step}: loss {loss}, gradient norm {grad_norm}"
             tqdm.write(f"{found}: not applied; its rows: {path}")
         self.progress.step += 1
@@ -220,32 +236,37 @@ class Loop:
         }
 
     def _evaluate(self) -> bool:
-        """Evaluate; returns whether it is the best so far."""
-        self.model.eval()
-        self.optimizer.swap_average()
-        with torch.no_grad():
-            values = self.evaluate()
-        self.optimizer.swap_average()
-        self.model.train()
-        step, progress = self.progress.step, self.progress
-        self.run.log(step, values)
-        tqdm.write(f"step {step}: " + "  ".join(f"{k} {v:.4f}" for k, v in values.items()))
+        """Evaluate in the first process; returns whether it is the best so far, to all."""
+        step, progress, value = self.progress.step, self.progress, 0.0
+        if self.run:
+            self.model.eval()
+            self.optimizer.swap_average()
+            with torch.no_grad():
+                values = self.evaluate()
+            self.optimizer.swap_average()
+            self.model.train()
+            self.run.log(step, values)
+            tqdm.write(f"step {step}: " + "  ".join(f"{k} {v:.4f}" for k, v in values.items()))
+            value = values[WATCHED]
         progress.evals_since_best += 1
-        if is_best := (value := values[WATCHED]) < progress.best:
+        if is_best := (value := self.world.gather(value)[0]) < progress.best:
             progress.best, progress.best_step, progress.evals_since_best = value, step, 0
         return is_best
 
     def _save(self, *, is_best: bool) -> None:
-        """Write a checkpoint; a failed one is reported, and the run goes on."""
-        self.run.sync()
+        """Write a checkpoint; a failed one is reported, and the run goes on. All wait for it."""
         state = {"progress": vars(self.progress), "optimizer_steps": self.optimizer.step_count}
         state |= {"loss_scale": vars(self.scale)} if self.scale else {}
         try:
-            self.checkpoints.save(self.progress.step, self.optimizer.state(), state)
-            if is_best:
-                self.checkpoints.mark_best(self.progress.step)
+            if self.run:
+                self.run.sync()
+                self.checkpoints.save(self.progress.step, self.optimizer.state(), state)
+                if is_best:
+                    self.checkpoints.mark_best(self.progress.step)
         except CheckpointError as error:
             tqdm.write(f"step {self.progress.step}: not saved: {error}")
+        failed = self.world.gather(self.checkpoints.failed_in_a_row)
+        self.checkpoints.failed_in_a_row = int(failed[0])
 
 def rows_read(model: Model, documents: Sequence[Encoded]) -> dict[str, Tensor]:
     """int64 rows of the token embeddings that the documents read, by the matrix's name; none where

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ftcore.env.device import shared_zeros
+from ftcore.env.distributed import World
 from ftcore.errors import CheckpointError
 
 Span = tuple[int, int]  # first and past of some values of a flat tensor
@@ -211,7 +212,6 @@ class AdamW:
             grad_scale=None if grad_scale == 1 else torch.tensor(1 / grad_scale, device=device),
         )  # fmt: skip
 
-    @torch.no_grad()
     def swap_average(self) -> None:
         """Exchange what is trained and its average; twice gives every bit back."""
         if self.ema:
@@ -220,6 +220,7 @@ class AdamW:
             self.flat_average.copy_(kept)
             self._round_all()
 
+    @torch.no_grad()
     def _round_all(self) -> None:
         """The masters into the parameters."""
         if self.flat_param is not None:
@@ -239,7 +240,6 @@ class AdamW:
         groups |= {"average": self._named(self.flat_average)} if self.ema else {}
         return groups | ({"rows": self.rows} if self.rows else {})
 
-    @torch.no_grad()
     def load_state(self, state: Mapping[str, Mapping[str, Tensor]], step_count: int) -> None:
         """Restore `state()` and round the masters into the parameters. Raises CheckpointError, with
         nothing changed: tensors are missing, unknown or mis-shaped, or rows are other ones."""
@@ -258,4 +258,12 @@ class AdamW:
         for group, tensors in self.state().items():
             for name, tensor in tensors.items():
                 tensor.copy_(state[group][name])
+        self._round_all()
+
+    def follow_first(self, world: World) -> None:
+        """Take over the state of the first process of the world."""
+        self.step_count = int(world.gather(self.step_count)[0])
+        flats = self.flat_master, self.flat_exp_avg, self.flat_exp_avg_sq, self.flat_average
+        for flat in flats if self.ema else flats[:3]:
+            world.tell(flat)
         self._round_all()

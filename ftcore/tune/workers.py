@@ -1,9 +1,13 @@
-"""Data parallel training on the cores of one machine: forked processes, a share of the step each.
+"""Data parallel training: a share of each step for processes that are forked, one for each core of
+this machine, or that torchrun started, on one machine or several.
 
     each process    its share of the rows -> gradients in its buffer
                     its part of the parameters: the sum of all buffers, its squared norm
                     the parent alone: the norm, and whether and how far to step
                     its part of the parameters: the optimiser's update
+
+A process that torchrun started forks none: the sum over all of them is made in its own buffer, and
+it updates all parameters, by the same bits as the others.
 
 Two cores on halves of a step are faster than two threads inside every operation, which wait for
 each other at the end of each. All that a step reads and writes lies in memory that the processes
@@ -23,6 +27,7 @@ from typing import Any, Self
 
 import torch
 
+from ftcore.env.distributed import World
 from ftcore.tune.optim import AdamW
 
 PR_SET_PDEATHSIG = 1  # Linux's prctl.h
@@ -32,10 +37,11 @@ Share = Callable[[int, int, int, float], float]
 
 class Workers:
     """`with Workers(count, optimizer, share) as workers:` a step is `compute`, then `apply`, in
-    `count` processes, this one among them."""
+    `count` processes, this one among them, or with one in each of the `world`."""
 
-    def __init__(self, count: int, optimizer: AdamW, share: Share) -> None:
-        self.count, self.optimizer, self.share = count, optimizer, share
+    def __init__(self, count: int, optimizer: AdamW, share: Share, world: World) -> None:
+        assert count == 1 or world.size == 1
+        self.count, self.optimizer, self.share, self.world = count, optimizer, share, world
         self.number = 0  # of this process
         self.parts = optimizer.parts(count)
         self.crew: list[tuple[multiprocessing.Process, Connection]] = []
@@ -64,9 +70,10 @@ class Workers:
     def compute(self, step: int, loss_scale: float = 1.0) -> tuple[float, list[float]]:
         """Gradient of a step times `loss_scale` into the optimiser's buffers; returns the loss sum
         and the gradient's L2 norm, of each of the optimiser's kinds, both without that factor.
-        Raises RuntimeError: a worker has ended; the checkpoints are whole."""
+        Raises RuntimeError, PeerError: a process has ended; the checkpoints are whole."""
         self.step = step
-        loss = sum(self._everywhere("_gradients", step, loss_scale))
+        loss = sum(self.world.gather(sum(self._everywhere("_gradients", step, loss_scale))))
+        self.world.add(self.optimizer.buffers[0])
         squares = map(math.fsum, zip(*self._everywhere("_square_sums"), strict=True))
         return loss, [math.sqrt(square) / loss_scale for square in squares]
 
@@ -96,7 +103,8 @@ class Workers:
 
     def _gradients(self, step: int, loss_scale: float) -> float:
         """Those of this process's share into its buffer; returns its loss sum."""
-        loss = self.share(step, self.number, self.count, loss_scale)
+        number, count = self.world.rank + self.number, self.world.size * self.count
+        loss = self.share(step, number, count, loss_scale)
         self.optimizer.zero_unreached()
         return loss
 

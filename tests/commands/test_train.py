@@ -175,7 +175,11 @@ def test_an_unforeseen_error_shows_where(
     import train
 
     for error in (KeyboardInterrupt, ZeroDivisionError):
-        monkeypatch.setattr(train, "run", lambda command, error=error: (_ for _ in ()).throw(error))
+
+        def failing(*args: object, error: type[BaseException] = error) -> int:
+            raise error
+
+        monkeypatch.setattr(train, "run", failing)
         with pytest.raises(error):
             train.main(classify)
 

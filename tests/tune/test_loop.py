@@ -13,7 +13,7 @@ from torch import Tensor
 from ftcore.config import PeftConfig
 from ftcore.data.pack import Batch, collate
 from ftcore.env.run import read_metrics
-from ftcore.errors import CheckpointError
+from ftcore.errors import CheckpointError, SaveError
 from ftcore.model.heads import Model
 from ftcore.tune.checkpoint import Checkpoints, load
 from ftcore.tune.freeze import assert_unmoved, frozen_hashes
@@ -225,10 +225,10 @@ def test_a_kill_between_the_save_and_the_mark_does_not_lose_the_best(
     assert loop.train() == 0
     assert load(loop.checkpoints.best()).step == loop.progress.best_step == 4
 
-@pytest.mark.parametrize(("failing", "code"), [({4}, 0), ({4, 6}, 0), ({4, 6, 8}, 4)])
+@pytest.mark.parametrize(("failing", "ends"), [({4}, False), ({4, 6}, False), ({4, 6, 8}, True)])
 def test_failed_saves_end_a_run_when_three_come_in_a_row(
     failing: set[int],
-    code: int,
+    ends: bool,
     make_loop: Callable[..., Loop],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
@@ -244,11 +244,15 @@ def test_failed_saves_end_a_run_when_three_come_in_a_row(
 
     monkeypatch.setattr(files, "write_folder", full_disk)
     loop = make_loop("full", save_every=2)
-    assert loop.train() == code
-    assert loop.progress.step == (12 if code == 0 else 8)
+    if ends:
+        with pytest.raises(SaveError, match=r"cannot be saved.* --resume .*/full"):
+            loop.train()
+    else:
+        assert loop.train() == 0
+    assert loop.progress.step == (8 if ends else 12)
     said = capsys.readouterr().out
     assert all(f"step {step}: not saved: cannot write" in said for step in failing)
-    assert loop.checkpoints.latest().step == (12 if code == 0 else 2)
+    assert loop.checkpoints.latest().step == (2 if ends else 12)
 
 def test_a_stop_saves_the_step_that_was_done(
     make_loop: Callable[..., Loop], monkeypatch: pytest.MonkeyPatch
