@@ -22,7 +22,8 @@ from typing import Any, Literal
 
 import numpy as np
 import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import processors
+from tokenizers.implementations import BertWordPieceTokenizer, ByteLevelBPETokenizer
 
 from ftcore.errors import DataError, ModelError
 
@@ -216,27 +217,19 @@ class Tokenizer:
 
     def _bert(self, config: dict[str, Any]) -> tokenizers.Tokenizer:
         """BERT's WordPiece from vocab.txt, with the defaults of transformers' BertTokenizer."""
-        tokens = self.files["vocab.txt"].decode("utf-8").removesuffix("\n").split("\n")
-        vocab = {token: id_ for id_, token in enumerate(tokens)}
-        named = [self.special.get(f"{n}_token", f"[{n.upper()}]") for n in ("unk", "cls", "sep")]
-        absent = [token for token in named if token not in vocab]
-        if absent:
+        vocab = {token: id_ for id_, token in enumerate(self._lines("vocab.txt"))}
+        named = {f"{n}_token": f"[{n.upper()}]" for n in ("unk", "cls", "sep")}
+        named = {name: self.special.get(name, token) for name, token in named.items()}
+        if absent := [token for token in named.values() if token not in vocab]:
             raise ModelError(
                 f"{self.where}/vocab.txt: has no token {', '.join(absent)}; only BERT's WordPiece "
                 "is built from a vocab.txt, other tokenizers need a tokenizer.json"
             )
-        unk, cls, sep = named
-        fast = tokenizers.Tokenizer(models.WordPiece(vocab, unk_token=unk))
-        fast.normalizer = normalizers.BertNormalizer(
-            clean_text=True, handle_chinese_chars=config.get("tokenize_chinese_chars", True),
+        built = BertWordPieceTokenizer(
+            vocab, **named, handle_chinese_chars=config.get("tokenize_chinese_chars", True),
             strip_accents=config.get("strip_accents"), lowercase=config.get("do_lower_case", True),
         )  # fmt: skip
-        fast.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        fast.post_processor = processors.BertProcessing((sep, vocab[sep]), (cls, vocab[cls]))
-        fast.decoder = decoders.WordPiece(prefix="##")
-        standard = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-        fast.add_special_tokens([token for token in (*named, *standard) if token in vocab])
-        return fast
+        return tokenizers.Tokenizer.from_str(built.to_str())
 
     def _byte_level(self, config: dict[str, Any]) -> tokenizers.Tokenizer:
         """Byte-level BPE of GPT-2 or RoBERTa, with the defaults of transformers' tokenizers."""
@@ -250,26 +243,27 @@ class Tokenizer:
                 "BPE is built from a vocab.json, other tokenizers need a tokenizer.json"
             )
         self.special = names = {**standard, **self.special}
-        absent = sorted({token for token in names.values() if token not in vocab})
-        if absent:
+        if absent := sorted({token for token in names.values() if token not in vocab}):
             raise ModelError(f"{self.where}/vocab.json: has no token {', '.join(absent)}")
-        lines = self.files["merges.txt"].decode("utf-8").removesuffix("\n").split("\n")
+        lines = self._lines("merges.txt")
         merges = [tuple(line.split(" ")) for line in lines[lines[0].startswith("#version") :]]
+        prefixed = bool(config.get("add_prefix_space", False))
         try:
-            fast = tokenizers.Tokenizer(models.BPE(vocab, merges))
+            built = ByteLevelBPETokenizer(vocab, merges, add_prefix_space=prefixed)
         except Exception as error:  # the library raises nothing narrower
             reason = str(error).partition("\n")[0]
             raise ModelError(
                 f"{self.where}/merges.txt: does not fit vocab.json ({reason}); fetch both again"
             ) from error
-        prefixed = bool(config.get("add_prefix_space", False))
-        fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefixed)
-        fast.decoder = decoders.ByteLevel()
+        fast = tokenizers.Tokenizer.from_str(built.to_str())
         if "cls_token" in names:
             sep, cls = ((names[n], vocab[names[n]]) for n in ("sep_token", "cls_token"))
             fast.post_processor = processors.RobertaProcessing(sep, cls, add_prefix_space=prefixed)
         fast.add_special_tokens(list(dict.fromkeys(names.values())))
         return fast
+
+    def _lines(self, name: str) -> list[str]:
+        return self.files[name].decode("utf-8").removesuffix("\n").split("\n")
 
     def _template(self, config: dict[str, Any]) -> str | None:
         if "chat_template.jinja" in self.files:
