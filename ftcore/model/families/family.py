@@ -73,6 +73,8 @@ class Family:
             settings["head_dim"] = _divided("hidden_size", C, "num_attention_heads", H)
         if settings.get("num_kv_heads") is None:
             settings["num_kv_heads"] = H
+        if settings["intermediate_size"] is None:
+            settings["intermediate_size"] = 4 * C
         _divided("num_attention_heads", H, "num_key_value_heads", settings["num_kv_heads"])
         return ModelSpec(**settings)
 

@@ -182,15 +182,6 @@ def write_modernbert(spec: ModelSpec) -> dict[str, Any]:
     width, types = 2 * (max(spec.windows) - 1), layer_types(spec)
     return {"local_attention": width, "layer_types": types, "classifier_pooling": pooling}
 
-def read_inner_width(config: dict) -> Fields:
-    """The MLP's width, four times the model's where the file does not say."""
-    return {"intermediate_size": read_value(config, "n_inner", 4 * config["n_embd"])}
-
-def write_inner_width(spec: ModelSpec) -> dict[str, Any]:
-    """Undoes `read_inner_width`."""
-    is_default = spec.intermediate_size == 4 * spec.hidden_size
-    return {"n_inner": None if is_default else spec.intermediate_size}
-
 def read_padded_positions(config: dict) -> Fields:
     """The rows of the positions up to `pad_token_id` are no token's."""
     offset = read_value(config, "pad_token_id", 1) + 1
@@ -208,6 +199,5 @@ RULES: dict[str, tuple[Callable[..., Fields], Callable[[ModelSpec], dict[str, An
     "one_window": (read_one_window, write_one_window), "gemma": (read_gemma, write_gemma),
     "soft_caps": (read_soft_caps, write_soft_caps),
     "modernbert": (read_modernbert, write_modernbert),
-    "inner_width": (read_inner_width, write_inner_width),
     "padded_positions": (read_padded_positions, write_padded_positions),
 }
