@@ -1,7 +1,7 @@
 """What the tables of a family cannot say: rules, each from config.json to the spec and back.
 
 A rule is a pair of functions: one reads a config.json, with the options that the family's file
-gives, and returns fields of the spec; the other returns the keys of config.json that undo it.
+gives, and returns fields of the spec; the other, write_NAME, undoes read_NAME: it returns the keys.
 
 Rotary angles and windows are read as newer and older files write them:
 
@@ -110,7 +110,6 @@ def read_two_ropes(config: dict, base: Base, local_base: Base) -> Fields:
     return fields | {"local_rope_theta": near["rope_theta"]}
 
 def write_two_ropes(spec: ModelSpec) -> dict[str, Any]:
-    """Undoes `read_two_ropes`."""
     local = {"rope_type": "default", "rope_theta": spec.local_rope_theta}
     return {"rope_parameters": {FULL: rope_parameters(spec), WINDOWED: local}}
 
@@ -138,7 +137,6 @@ def read_one_window(config: dict) -> Fields:
     return {"windows": (window,) * read_value(config, "num_hidden_layers")}
 
 def write_one_window(spec: ModelSpec) -> dict[str, Any]:
-    """Undoes `read_one_window`."""
     return {"sliding_window": spec.windows[0] if spec.windows else None}
 
 def read_gemma(config: dict, period: int, period_key: str | None = None) -> Fields:
@@ -154,7 +152,6 @@ def read_gemma(config: dict, period: int, period_key: str | None = None) -> Fiel
     }
 
 def write_gemma(spec: ModelSpec) -> dict[str, Any]:
-    """Undoes `read_gemma`."""
     windows = {"sliding_window": max(spec.windows), "layer_types": layer_types(spec)}
     return {"query_pre_attn_scalar": round(spec.attention_scale**-2), **windows}
 
@@ -163,7 +160,6 @@ def read_soft_caps(config: dict) -> Fields:
     return {n: read_value(config, *key) for n, key in CAPS.items() if config.get(*key) is not None}
 
 def write_soft_caps(spec: ModelSpec) -> dict[str, Any]:
-    """Undoes `read_soft_caps`."""
     return {key: getattr(spec, name) for name, (key, _) in CAPS.items()}
 
 def read_modernbert(config: dict) -> Fields:
@@ -177,7 +173,6 @@ def read_modernbert(config: dict) -> Fields:
     return {"windows": windows, "pooling": POOLING[pooling]}
 
 def write_modernbert(spec: ModelSpec) -> dict[str, Any]:
-    """Undoes `read_modernbert`."""
     pooling = "cls" if spec.pooling == "first" else "mean"
     width, types = 2 * (max(spec.windows) - 1), layer_types(spec)
     return {"local_attention": width, "layer_types": types, "classifier_pooling": pooling}
@@ -189,7 +184,6 @@ def read_padded_positions(config: dict) -> Fields:
     return {"position_offset": offset, "max_positions": rows - offset}
 
 def write_padded_positions(spec: ModelSpec) -> dict[str, Any]:
-    """Undoes `read_padded_positions`."""
     rows = spec.max_positions + spec.position_offset
     return {"pad_token_id": spec.position_offset - 1, "max_position_embeddings": rows}
 
