@@ -94,11 +94,9 @@ class Tokenizer:
         """Read a tokenizer folder."""
         found = [v for v in VOCABULARIES if all(Path(folder, name).is_file() for name in v)]
         if not found:
-            raise ModelError(
-                f"{folder}: no tokenizer.json, no vocab.txt, and no vocab.json with merges.txt; "
-                "save the tokenizer there with transformers' save_pretrained, or name the folder "
-                "that holds one"
-            )
+            what = f"{folder}: no tokenizer.json, no vocab.txt, and no vocab.json with merges.txt"
+            mend = "name a folder that holds one, as transformers' save_pretrained writes it"
+            raise ModelError(f"{what}; {mend}")
         names = [*found[0], *(name for name in SETTINGS if Path(folder, name).is_file())]
         return cls({name: Path(folder, name).read_bytes() for name in names}, where=str(folder))
 
@@ -139,9 +137,8 @@ class Tokenizer:
         if max_length is not None:
             special = fast.num_special_tokens_to_add(any(pair is not None for pair in pairs))
             if special >= max_length:
-                raise DataError(
-                    f"data.max_length = {max_length}: {special} special tokens leave no room"
-                )
+                what = f"data.max_length = {max_length}"
+                raise DataError(f"{what}: {special} special tokens leave no room")
             fast = tokenizers.Tokenizer.from_str(fast.to_str())  # the first stays as it is
             fast.enable_truncation(max_length, direction=side)
         inputs = [a if b is None else (a, b) for a, b in zip(texts, pairs, strict=True)]
@@ -183,19 +180,23 @@ class Tokenizer:
     def _named_id(self, name: str) -> int | None:
         token = self.special.get(name)
         if token is not None and self._fast.token_to_id(token) is None:
-            raise ModelError(
-                f"{self.where}: tokenizer_config.json names {name} {token!r}, which the vocabulary "
-                "does not hold; correct the name or add the token to tokenizer.json"
-            )
+            problem = f"names {name} {token!r}, which the vocabulary does not hold; correct it"
+            raise self._wrong("tokenizer_config.json", f"{problem}, or add it to tokenizer.json")
         return None if token is None else self.id_of(token)
+
+    def _wrong(self, file: str, problem: str) -> ModelError:
+        return ModelError(f"{self.where}/{file}: {problem}")
+
+    def _lines(self, name: str) -> list[str]:
+        return self.files[name].decode("utf-8").removesuffix("\n").split("\n")
 
     def _settings(self, name: str) -> dict[str, Any]:
         try:
             settings = json.loads(self.files.get(name, b"{}"))
         except ValueError as error:
-            raise ModelError(f"{self.where}/{name}: not valid JSON: {error}") from error
+            raise self._wrong(name, f"not valid JSON: {error}") from error
         if not isinstance(settings, dict):
-            raise ModelError(f"{self.where}/{name}: must hold a JSON object")
+            raise self._wrong(name, "must hold a JSON object")
         return settings
 
     def _vocabulary(self, config: dict[str, Any]) -> tokenizers.Tokenizer:
@@ -203,9 +204,8 @@ class Tokenizer:
             try:
                 fast = tokenizers.Tokenizer.from_buffer(self.files["tokenizer.json"])
             except Exception as error:  # the library raises nothing narrower
-                raise ModelError(
-                    f"{self.where}/tokenizer.json: not a tokenizer ({error}); fetch the file again"
-                ) from error
+                problem = f"not a tokenizer ({error}); fetch the file again"
+                raise self._wrong("tokenizer.json", problem) from error
         elif "vocab.txt" in self.files:
             fast = self._bert(config)
         else:
@@ -221,10 +221,8 @@ class Tokenizer:
         named = {f"{n}_token": f"[{n.upper()}]" for n in ("unk", "cls", "sep")}
         named = {name: self.special.get(name, token) for name, token in named.items()}
         if absent := [token for token in named.values() if token not in vocab]:
-            raise ModelError(
-                f"{self.where}/vocab.txt: has no token {', '.join(absent)}; only BERT's WordPiece "
-                "is built from a vocab.txt, other tokenizers need a tokenizer.json"
-            )
+            problem = f"has no token {', '.join(absent)}; only BERT's WordPiece is built from"
+            raise self._wrong("vocab.txt", f"{problem} it, other tokenizers need a tokenizer.json")
         built = BertWordPieceTokenizer(
             vocab, **named, handle_chinese_chars=config.get("tokenize_chinese_chars", True),
             strip_accents=config.get("strip_accents"), lowercase=config.get("do_lower_case", True),
@@ -234,17 +232,14 @@ class Tokenizer:
     def _byte_level(self, config: dict[str, Any]) -> tokenizers.Tokenizer:
         """Byte-level BPE of GPT-2 or RoBERTa, with the defaults of transformers' tokenizers."""
         vocab = self._settings("vocab.json")
-        kind = "RobertaTokenizer" if "<s>" in vocab else "GPT2Tokenizer"
-        kind = config.get("tokenizer_class", kind)
-        standard = BYTE_LEVEL.get(kind.removesuffix("Fast"))
-        if standard is None:
-            raise ModelError(
-                f"{self.where}/vocab.json: tokenizer_class = {kind!r}: only GPT-2's and RoBERTa's "
-                "BPE is built from a vocab.json, other tokenizers need a tokenizer.json"
-            )
+        usual = "RobertaTokenizer" if "<s>" in vocab else "GPT2Tokenizer"
+        kind = config.get("tokenizer_class", usual)
+        if (standard := BYTE_LEVEL.get(kind.removesuffix("Fast"))) is None:
+            problem = f"tokenizer_class = {kind!r}: only GPT-2's and RoBERTa's BPE is built from"
+            raise self._wrong("vocab.json", f"{problem} it, other tokenizers need a tokenizer.json")
         self.special = names = {**standard, **self.special}
         if absent := sorted({token for token in names.values() if token not in vocab}):
-            raise ModelError(f"{self.where}/vocab.json: has no token {', '.join(absent)}")
+            raise self._wrong("vocab.json", f"has no token {', '.join(absent)}")
         lines = self._lines("merges.txt")
         merges = [tuple(line.split(" ")) for line in lines[lines[0].startswith("#version") :]]
         prefixed = bool(config.get("add_prefix_space", False))
@@ -252,18 +247,13 @@ class Tokenizer:
             built = ByteLevelBPETokenizer(vocab, merges, add_prefix_space=prefixed)
         except Exception as error:  # the library raises nothing narrower
             reason = str(error).partition("\n")[0]
-            raise ModelError(
-                f"{self.where}/merges.txt: does not fit vocab.json ({reason}); fetch both again"
-            ) from error
+            problem = f"does not fit vocab.json ({reason}); fetch both again"
+            raise self._wrong("merges.txt", problem) from error
         fast = tokenizers.Tokenizer.from_str(built.to_str())
         if "cls_token" in names:
             sep, cls = ((names[n], vocab[names[n]]) for n in ("sep_token", "cls_token"))
             fast.post_processor = processors.RobertaProcessing(sep, cls, add_prefix_space=prefixed)
-        fast.add_special_tokens(list(dict.fromkeys(names.values())))
         return fast
-
-    def _lines(self, name: str) -> list[str]:
-        return self.files[name].decode("utf-8").removesuffix("\n").split("\n")
 
     def _template(self, config: dict[str, Any]) -> str | None:
         if "chat_template.jinja" in self.files:
@@ -272,10 +262,9 @@ class Tokenizer:
         if isinstance(template, list):  # HF: several templates by name
             named = {entry["name"]: entry["template"] for entry in template}
             if "default" not in named:
-                raise ModelError(
-                    f"{self.where}/tokenizer_config.json: chat templates {sorted(named)}, none of "
-                    "them 'default'; put the one to use into chat_template.jinja"
-                )
+                problem = f"chat templates {sorted(named)}, none of them 'default'; put the one"
+                mend = "to use into chat_template.jinja"
+                raise self._wrong("tokenizer_config.json", f"{problem} {mend}")
             return named["default"]
         return template
 
