@@ -148,13 +148,8 @@ def to_toml(command: Command) -> str:
     return "\n".join(lines) + "\n"
 
 def _toml_value(value: Any) -> str:
-    if isinstance(value, tuple | list):
-        return "[" + ", ".join(map(_toml_value, value)) + "]"
-    if isinstance(value, str | Path):
-        return json.dumps(str(value), ensure_ascii=False)
-    if value is None:
-        return '"None"'  # the word that the flag takes
-    return str(value).lower() if isinstance(value, bool) else repr(value)
+    """As JSON, which for finite numbers, texts and lists is TOML; for none the word of the flag."""
+    return json.dumps("None" if value is None else value, ensure_ascii=False, default=str)
 
 def _known(what: str, name: Any, known: Collection[str]) -> str:
     """The name, if it is one of those known."""
