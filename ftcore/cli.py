@@ -46,9 +46,8 @@ def parse(argv: Sequence[str], *, script: str = "train.py") -> Command:
             raise ConfigError(f"--resume takes no other options, got {' '.join(words)}")
         file = Path(resume) / CONFIG_FILE
         if not file.is_file():
-            raise ConfigError(
-                f"--resume {resume}: has no {CONFIG_FILE}; name a folder that train.py made"
-            )
+            mend = "name a folder that train.py made"
+            raise ConfigError(f"--resume {resume}: has no {CONFIG_FILE}; {mend}")
         task, flags = _read_toml(file)
         return _resolve(task, [(str(file), flags)], resume=Path(resume), dry_run=dry_run)
     if not words or (words[0].startswith("--") and words[0] != "--help"):
@@ -89,11 +88,10 @@ def parse_evaluation(argv: Sequence[str]) -> Command:
         layers = [(str(file), flags), ("flag", words)]
         return _resolve(written_for, layers, resume=Path(path), script="eval.py")
     if task is None:
-        beside = [] if Path(path).exists() else map(str, Path(path).parent.glob("*"))
-        raise ConfigError(
-            f"{path} is not a run folder (it has no {CONFIG_FILE}){nearest(path, list(beside))}. "
-            f"For a plain model name its task too: --task {{{','.join(RUNS)}}}"
-        )
+        beside = [] if Path(path).exists() else [*map(str, Path(path).parent.glob("*"))]
+        what = f"{path} is not a run folder (it has no {CONFIG_FILE}){nearest(path, beside)}"
+        mend = f"For a plain model name its task too: --task {{{','.join(RUNS)}}}"
+        raise ConfigError(f"{what}. {mend}")
     layers = [("path", ["--model.path", path]), ("flag", words)]
     return _resolve(_known("task", task, RUNS), layers, script="eval.py")
 

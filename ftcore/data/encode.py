@@ -244,10 +244,9 @@ def admit(
     weights, made, said = document.weights, [document], []
     if max_length is not None and len(document) > max_length:
         if over_length == "error":
-            raise DataError(
-                f"{source.file}:{source.line}: {len(document)} tokens, {max_length} are allowed; "
-                "raise data.max_length, or choose with data.over_length what to do with long rows"
-            )
+            what = f"{columns.place(source)}: {len(document)} tokens, {max_length} are allowed"
+            mend = "raise data.max_length, or choose by data.over_length what becomes of long rows"
+            raise DataError(f"{what}; {mend}")
         made = [] if over_length == "drop" else shorten(document, max_length, over_length)
         said = [f"more than {max_length} tokens: {over_length}"]
     elif weights if isinstance(weights, float) else weights.any():

@@ -60,10 +60,9 @@ def read_rope(config: dict, base: Base = ("rope_theta", 1e4)) -> Fields:
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     kind = rope.get("rope_type", rope.get("type")) if isinstance(rope, dict) else rope
     if kind not in (None, "default", "linear", "llama3"):
-        raise ModelError(
-            f"config.json: rope_type = {kind!r}: only default, linear and llama3 are known. Set it"
-            " to default, which serves documents up to the length before scaling."
-        )
+        what = f"config.json: rope_type = {kind!r}: only default, linear and llama3 are known"
+        mend = "Set it to default, which serves documents up to the length before scaling"
+        raise ModelError(f"{what}. {mend}.")
     place = (rope, "rope_theta") if "rope_theta" in rope else (config, base[0])
     fields: Fields = {"rope_theta": read_value(*place, base[1])}
     if kind in ("linear", "llama3"):
