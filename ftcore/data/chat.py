@@ -73,9 +73,8 @@ def render(messages: Sequence[Message], tokenizer: Tokenizer) -> Rendering:
         spans = _marked_spans(text, contents, markers, again, trim)
         if spans is not None:
             return Rendering(text, spans)
-    places = range(len(contents))
-    spans = tuple(_changed_span(text, contents, markers[0], again, at) for at in places)
-    return Rendering(text, spans)
+    changed = partial(_changed_span, text, contents, markers[0], again)
+    return Rendering(text, tuple(map(changed, range(len(contents)))))
 
 def render_text(
     messages: Sequence[Message], tokenizer: Tokenizer, *, add_generation_prompt: bool = False
