@@ -179,8 +179,7 @@ def spanned(rows: Sequence[Row], *, text: str = "text", spans: str = "spans") ->
     return examples(rows, [text, spans], example)
 
 def to_bio(tags: Sequence[str]) -> tuple[str, ...]:
-    """IOB1, where B- only parts neighbours of one type, as BIO, where every entity begins with B-;
-    other tags stay as they are."""
+    """IOB1 (B- only parts neighbours of one type) as BIO (B- begins every entity); others stay."""
     return tuple(
         "B" + tag[1:] if tag[:2] == "I-" and last[1:] != tag[1:] else tag
         for last, tag in pairwise(["O", *tags])

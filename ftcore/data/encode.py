@@ -213,9 +213,8 @@ def first_tokens(words: Sequence[str], encoding: Encoding) -> np.ndarray:
 def pieces(
     document: Encoded, max_length: int, over_length: OverLength, *, encoding: Encoding
 ) -> list[Encoded]:
-    """What is left of a document that is too long: as many as fit of the text's own tokens, the
-    first or the last or all in turn, between the special ones that stand around it. DataError:
-    these leave no room."""
+    """What is left of a document that is too long: as many of the text's own tokens as fit, first,
+    last or all in turn, between the special ones around it. DataError: these leave no room."""
     own_T = np.flatnonzero(np.diff(encoding.offsets_T2)[:, 0])
     first, last = (own_T[0], own_T[-1] + 1) if len(own_T) else (len(encoding), len(encoding))
     special = len(encoding) - (last - first)

@@ -5,8 +5,7 @@ and RoBERTa; beside it those of `SETTINGS` that the model has. The files are kep
 so `save` writes the same bytes and `digest` identifies them.
 
 Nothing is ever cut or padded, whatever tokenizer.json says. Offsets count characters of the text,
-and every character belongs to some token: byte-level post-processors that trim white space from
-offsets are told not to.
+and every character belongs to some token: post-processors may not trim white space from offsets.
 """
 
 import hashlib
@@ -113,9 +112,8 @@ class Tokenizer:
     def encode_batch(self, texts: Iterable[str], *, special: bool = True) -> Iterator[Encoding]:
         """Ids and offsets of many texts, on all cores.
 
-        special   add the model's own special tokens ([CLS] and [SEP], or BOS); False for text that
-                  carries them already, as a rendered chat does. A text that starts with BOS gets
-                  no second one.
+        special   add the model's own ([CLS] and [SEP], or BOS, of which no text gets a second);
+                  False for text that carries them already, as a rendered chat does
         """
         for slab in _slabs(partial(self._fast.encode_batch, add_special_tokens=special), texts):
             ids = _arrays([self._once(fast.ids) for fast in slab])
@@ -269,8 +267,7 @@ class Tokenizer:
         return template
 
 def _slabs(encode: Callable, inputs: Iterable) -> Iterator[list[tokenizers.Encoding]]:
-    """Encodings, SLAB at a time: a thread makes the next, on all cores, while these are used and
-    further inputs are made."""
+    """Encodings, SLAB at a time: a thread makes the next, on all cores, while these are used."""
     inputs, coming = iter(inputs), None
     with ThreadPoolExecutor(1) as thread:
         while some := list(islice(inputs, SLAB)):

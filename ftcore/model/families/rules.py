@@ -55,8 +55,7 @@ def read_value(config: dict, key: str, default: Any = int) -> Any:
     return value
 
 def read_rope(config: dict, base: Base = ("rope_theta", 1e4)) -> Fields:
-    """rope_theta, rope_factor and rope_bands. Raises ModelError: a scaling that is not known here,
-    or one with parts missing."""
+    """rope_theta, rope_factor, rope_bands. Raises ModelError: an unknown or incomplete scaling."""
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     kind = rope.get("rope_type", rope.get("type")) if isinstance(rope, dict) else rope
     if kind not in (None, "default", "linear", "llama3"):
@@ -114,8 +113,7 @@ def write_two_ropes(spec: ModelSpec) -> dict[str, Any]:
 
 def read_windows(config: dict, window: int, *, period: int, full: int) -> tuple[int, ...]:
     """The window of each layer, 0 for none, by `layer_types`; in files without it, of each `period`
-    layers the one numbered `full` sees the whole document. Raises ModelError: another kind of
-    layer, or not one for each."""
+    layers the one numbered `full` sees all. Raises ModelError: other kinds, or not one for each."""
     num_layers = read_value(config, "num_hidden_layers")
     usual = [FULL if index % period == full else WINDOWED for index in range(num_layers)]
     types = config.get("layer_types") or usual
