@@ -24,21 +24,20 @@ BANDS = {
     "low_freq_factor": float, "high_freq_factor": float, "original_max_position_embeddings": int,
 }  # fmt: skip
 TURNED = "partial_rotary_factor"
-CAPS = {
-    "attention_softcap": ("attn_logit_softcapping", 50.0),
-    "logit_softcap": ("final_logit_softcapping", 30.0),
-}
 POOLING = {"cls": "first", "mean": "mean"}
 
-def read_value(config: dict, key: str, default: Any = int) -> Any:
+def read_value(config: dict, key: str, default: Any = int, null_is_none: bool = False) -> Any:
     """One value of a config.json, of the default's type.
 
     default     what a missing key or null stands for; a type: nothing, it must be there;
                 None: None, and otherwise it is an integer
+    null_is_none    null is None, whatever stands for a missing key
     raises      ModelError: missing, of another type, a float that is negative or not finite, an
                 integer out of [1, 10,000,000]: a hostile file cannot ask for 2^60 rows
     """
     value = config.get(key)
+    if null_is_none and key in config and value is None:
+        return None
     if value is None and not isinstance(default, type):
         value = default
     if isinstance(default, bool):
@@ -152,13 +151,6 @@ def write_gemma(spec: ModelSpec) -> dict[str, Any]:
     windows = {"sliding_window": max(spec.windows), "layer_types": layer_types(spec)}
     return {"query_pre_attn_scalar": round(spec.attention_scale**-2), **windows}
 
-def read_soft_caps(config: dict) -> Fields:
-    """Those that are null are none."""
-    return {n: read_value(config, *key) for n, key in CAPS.items() if config.get(*key) is not None}
-
-def write_soft_caps(spec: ModelSpec) -> dict[str, Any]:
-    return {key: getattr(spec, name) for name, (key, _) in CAPS.items()}
-
 def read_modernbert(config: dict) -> Fields:
     """Windows, none in the first layer of each period, and what a classifier pools."""
     period = read_value(config, "global_attn_every_n_layers", 3)
@@ -188,7 +180,6 @@ RULES: dict[str, tuple[Callable[..., Fields], Callable[[ModelSpec], dict[str, An
     "rope": (read_rope, write_rope), "partial_rope": (read_partial_rope, write_partial_rope),
     "two_ropes": (read_two_ropes, write_two_ropes),
     "one_window": (read_one_window, write_one_window), "gemma": (read_gemma, write_gemma),
-    "soft_caps": (read_soft_caps, write_soft_caps),
     "modernbert": (read_modernbert, write_modernbert),
     "padded_positions": (read_padded_positions, write_padded_positions),
 }
