@@ -49,9 +49,8 @@ def parse(argv: Sequence[str], *, script: str = "train.py") -> Command:
             raise ConfigError(f"--resume takes no other options, got {' '.join(words)}")
         file = Path(resume) / CONFIG_FILE
         if not file.is_file():
-            raise ConfigError(
-                f"--resume {resume}: has no {CONFIG_FILE}; name a folder that train.py made"
-            )
+            mend = "name a folder that train.py made"
+            raise ConfigError(f"--resume {resume}: has no {CONFIG_FILE}; {mend}")
         task, flags = _read_toml(file)
         return _resolve(task, [(str(file), flags)], resume=Path(resume), only=only)
     if not words or (words[0].startswith("--") and words[0] != "--help"):
@@ -92,11 +91,10 @@ def parse_evaluation(argv: Sequence[str]) -> Command:
         layers = [(str(file), flags), ("flag", words)]
         return _resolve(written_for, layers, resume=Path(path), script="eval.py")
     if task is None:
-        beside = [] if Path(path).exists() else map(str, Path(path).parent.glob("*"))
-        raise ConfigError(
-            f"{path} is not a run folder (it has no {CONFIG_FILE}){nearest(path, list(beside))}. "
-            f"For a plain model name its task too: --task {{{','.join(RUNS)}}}"
-        )
+        beside = [] if Path(path).exists() else [*map(str, Path(path).parent.glob("*"))]
+        what = f"{path} is not a run folder (it has no {CONFIG_FILE}){nearest(path, beside)}"
+        mend = f"For a plain model name its task too: --task {{{','.join(RUNS)}}}"
+        raise ConfigError(f"{what}. {mend}")
     layers = [("path", ["--model.path", path]), ("flag", words)]
     return _resolve(_known("task", task, RUNS), layers, script="eval.py")
 
@@ -151,13 +149,8 @@ def to_toml(command: Command) -> str:
     return "\n".join(lines) + "\n"
 
 def _toml_value(value: Any) -> str:
-    if isinstance(value, tuple | list):
-        return "[" + ", ".join(map(_toml_value, value)) + "]"
-    if isinstance(value, str | Path):
-        return json.dumps(str(value), ensure_ascii=False)
-    if value is None:
-        return '"None"'  # the word that the flag takes
-    return str(value).lower() if isinstance(value, bool) else repr(value)
+    """As JSON, which for finite numbers, texts and lists is TOML; for none the word of the flag."""
+    return json.dumps("None" if value is None else value, ensure_ascii=False, default=str)
 
 def _known(what: str, name: Any, known: Collection[str]) -> str:
     """The name, if it is one of those known."""

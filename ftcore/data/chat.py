@@ -73,9 +73,8 @@ def render(messages: Sequence[Message], tokenizer: Tokenizer) -> Rendering:
         spans = _marked_spans(text, contents, markers, again, trim)
         if spans is not None:
             return Rendering(text, spans)
-    places = range(len(contents))
-    spans = tuple(_changed_span(text, contents, markers[0], again, at) for at in places)
-    return Rendering(text, spans)
+    changed = partial(_changed_span, text, contents, markers[0], again)
+    return Rendering(text, tuple(map(changed, range(len(contents)))))
 
 def render_text(
     messages: Sequence[Message], tokenizer: Tokenizer, *, add_generation_prompt: bool = False
@@ -149,11 +148,9 @@ def _changed_span(text: str, contents: Sequence[str], mark: str, again: Again, a
     end = len(text) - len(os.path.commonprefix(backwards))
     found, content = ("".join(part.split()) for part in (text[start:end], contents[at]))
     if other.count(mark) != 1 or found not in content:
-        raise RowError(
-            f"cannot tell where message {at + 1} lies in the rendered text: the template changes or"
-            f" repeats it ({contents[at][:60]!r} became {text[start:end][:60]!r}); use a template "
-            "that writes contents as they are"
-        )
+        what = f"cannot tell where message {at + 1} lies in the rendered text: the template changes"
+        became = f"{contents[at][:60]!r} became {text[start:end][:60]!r}"
+        raise RowError(f"{what} or repeats it ({became}); use one that writes contents as they are")
     return start, end
 
 class _Generation(Extension):

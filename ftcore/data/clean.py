@@ -31,8 +31,7 @@ def normalised(text: str, *, form: Literal["nfc", "nfkc"] = "nfc", unescape: boo
     Windows-1252, and what it stood for would be lost. `mojibake` counts them.
 
     unescape    HTML entities that end in ";" become characters, those that thereby arise as well
-    returns     a text that normalising leaves alone: the steps, each of which may make work for
-                another, are repeated until none changes anything
+    returns     a text that normalising leaves alone: its steps are repeated until none changes it
     """
     patterns, before = _patterns(), None
     if text.isascii() and not (

@@ -70,11 +70,9 @@ def indices(labels: Labels, example: LabelledText | Tagged) -> list[int]:
     except KeyError as error:
         (name,), known = error.args, list(labels)
         shown = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
-        raise DataError(
-            f"{place(example)}: label {name!r} is not among the {len(known)} labels of the "
-            f"training data ({shown}){nearest(name, known)}; correct the row, or add "
-            "training rows with this label"
-        ) from None
+        what = f"{place(example)}: label {name!r} is not among the {len(known)} labels of the"
+        mend = "correct the row, or add training rows with this label"
+        raise DataError(f"{what} training data ({shown}){nearest(name, known)}; {mend}") from None
 
 def label_map(examples: Sequence[LabelledText | Tagged]) -> Labels:
     """All labels of the training data: in numeric order if all are numbers, else sorted by name; of
@@ -181,8 +179,7 @@ def spanned(rows: Sequence[Row], *, text: str = "text", spans: str = "spans") ->
     return examples(rows, [text, spans], example)
 
 def to_bio(tags: Sequence[str]) -> tuple[str, ...]:
-    """IOB1, where B- only parts neighbours of one type, as BIO, where every entity begins with B-;
-    other tags stay as they are."""
+    """IOB1 (B- only parts neighbours of one type) as BIO (B- begins every entity); others stay."""
     return tuple(
         "B" + tag[1:] if tag[:2] == "I-" and last[1:] != tag[1:] else tag
         for last, tag in pairwise(["O", *tags])

@@ -213,9 +213,8 @@ def first_tokens(words: Sequence[str], encoding: Encoding) -> np.ndarray:
 def pieces(
     document: Encoded, max_length: int, over_length: OverLength, *, encoding: Encoding
 ) -> list[Encoded]:
-    """What is left of a document that is too long: as many as fit of the text's own tokens, the
-    first or the last or all in turn, between the special ones that stand around it. DataError:
-    these leave no room."""
+    """What is left of a document that is too long: as many of the text's own tokens as fit, first,
+    last or all in turn, between the special ones around it. DataError: these leave no room."""
     own_T = np.flatnonzero(np.diff(encoding.offsets_T2)[:, 0])
     first, last = (own_T[0], own_T[-1] + 1) if len(own_T) else (len(encoding), len(encoding))
     special = len(encoding) - (last - first)
@@ -244,10 +243,9 @@ def admit(
     weights, made, said = document.weights, [document], []
     if max_length is not None and len(document) > max_length:
         if over_length == "error":
-            raise DataError(
-                f"{source.file}:{source.line}: {len(document)} tokens, {max_length} are allowed; "
-                "raise data.max_length, or choose with data.over_length what to do with long rows"
-            )
+            what = f"{columns.place(source)}: {len(document)} tokens, {max_length} are allowed"
+            mend = "raise data.max_length, or choose by data.over_length what becomes of long rows"
+            raise DataError(f"{what}; {mend}")
         made = [] if over_length == "drop" else shorten(document, max_length, over_length)
         said = [f"more than {max_length} tokens: {over_length}"]
     elif weights if isinstance(weights, float) else weights.any():

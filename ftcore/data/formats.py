@@ -110,11 +110,10 @@ def _csv(text: str, file: str) -> Iterator[Record]:
                 yield before + 1, "".join(lines[before : reader.line_num]).rstrip("\r\n"), cells
             before = reader.line_num
     except csv.Error as error:
-        raise DataError(
-            f"{file}:{before + 1}: the record that begins here is not csv: {error}; it cannot be "
-            "skipped, since a broken quote hides where the next begins; close every quote and "
-            "double the quotes inside quoted cells"
-        ) from error
+        what = f"{file}:{before + 1}: the record that begins here is not csv: {error}"
+        why = "it cannot be skipped, since a broken quote hides where the next begins"
+        mend = "close every quote and double the quotes inside quoted cells"
+        raise DataError(f"{what}; {why}; {mend}") from error
     finally:
         csv.field_size_limit(limit)
 
@@ -151,11 +150,9 @@ def json_under(key: str, text: str, file: str) -> Iterator[Record]:
 def _array(text: str, file: str, place: int) -> Generator[Record, None, int]:
     """Items of the array at `place`, each with its own line; returns what follows the array."""
     if text[place : place + 1] != "[":
-        raise DataError(
-            f"{file}: a json file must hold one array of objects, this begins with "
-            f"{text[place : place + 20]!r}; for one object a line name the format jsonl, for an "
-            "object of arrays one of its keys: FILE:KEY"
-        )
+        what = f"{file}: a json file must hold one array of objects, this begins with"
+        mend = "for one object a line name jsonl, for an object of arrays one of its keys: FILE:KEY"
+        raise DataError(f"{what} {text[place : place + 20]!r}; {mend}")
     decode, opening = json.JSONDecoder().raw_decode, "["
     line, start = 1, 0  # of the item being read
     while text[place : place + 1] == opening:

@@ -1,16 +1,13 @@
 """Masked-language modelling: plain text in pieces, and which of their tokens a step hides.
 
 Of a piece's own tokens, not the special ones, a share is to be predicted, at least one. Most of
-these are replaced by the mask token, some by a random one, and the rest stay, since text that is
-read later holds no masks.
+these become the mask token, some a random one, and the rest stay: later texts hold no masks.
 
 source  Devlin et al. 2019, arXiv:1810.04805, section 3.1
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -18,7 +15,7 @@ from ftcore.config import OverLength
 from ftcore.data.columns import Text, require_some
 from ftcore.data.encode import Split, admit, numbered, pieces
 from ftcore.data.pack import Encoded
-from ftcore.data.tokenizer import Encoding, Tokenizer
+from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import ModelError
 
 SHARE = 0.15  # of a piece's own tokens
@@ -34,15 +31,12 @@ def encode_pieces(
     raises    DataError: no text can be used, or no room is left beside the special tokens
     """
     split, special = Split(), list(tokenizer.special_ids)
-
-    def shorten(*args: Any, encoding: Encoding) -> list[Encoded]:
-        return numbered(pieces(*args, encoding=encoding))  # what is hidden depends on the row id
-
     encodings = tokenizer.encode_batch([text.text for text in texts])
     for text, encoding in zip(texts, encodings, strict=True):
         weights_T = (~np.isin(encoding.ids_T, special)).astype(np.float32)
         whole = Encoded(text.id, encoding.ids_T, encoding.ids_T, weights_T)
-        admit(split, text, whole, partial(shorten, encoding=encoding),
+        # numbered, as what is hidden depends on the row id
+        admit(split, text, whole, lambda *args, e=encoding: numbered(pieces(*args, encoding=e)),
               max_length=max_length, over_length=over_length)  # fmt: skip
     require_some(split.documents, split.rejected)
     return split

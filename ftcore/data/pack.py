@@ -1,8 +1,7 @@
 """The batch form: documents laid end to end in one flat stream, and how a step is cut into streams.
 
 Letters: N tokens of the stream, B documents, T tokens of one document. An `Encoded` is one document
-ready for the model; a `Batch` is what the model sees. Nothing is padded: a stream is as long as its
-documents.
+ready for the model; a `Batch` is what the model sees. Nothing is padded.
 """
 
 import math
@@ -72,8 +71,7 @@ def total_weight(documents: Sequence[Encoded]) -> float:
     return math.fsum(float(np.sum(d.weights, dtype=np.float64)) for d in documents)
 
 def split(lengths: Sequence[int], shares: int) -> list[list[int]]:
-    """Deal documents into shares of about equally many tokens: the longest first, each to the share
-    that has least.
+    """Shares of about equally many tokens: the longest document first, each to the lightest share.
 
     returns     shares as lists of indices into `lengths`, in input order; some may be empty
     """

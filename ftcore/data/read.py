@@ -3,8 +3,7 @@
 Text is UTF-8; a byte-order mark is dropped. tsv and csv take names of columns from their first
 line, unless they are given: then the file has no such line, and records with more cells than names
 keep the surplus under "_extra". Blank lines hold no record. A damaged record is a DataError, or
-left out and kept in the report; a file that is damaged as a whole, or csv whose quotes do not
-match, is an error always.
+left out and kept in the report; a damaged file, or csv whose quotes do not match, is an error.
 """
 
 import glob

@@ -42,13 +42,11 @@ FIELDS = "prepared.json"
 @contextmanager
 def _uncollected() -> Iterator[None]:
     """Without Python's search for cycles, which would walk all rows again and again."""
-    was = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if was:
-            gc.enable()
+        gc.enable()
 
 @_uncollected()
 def prepared(

@@ -5,8 +5,7 @@ and RoBERTa; beside it those of `SETTINGS` that the model has. The files are kep
 so `save` writes the same bytes and `digest` identifies them.
 
 Nothing is ever cut or padded, whatever tokenizer.json says. Offsets count characters of the text,
-and every character belongs to some token: byte-level post-processors that trim white space from
-offsets are told not to.
+and every character belongs to some token: post-processors may not trim white space from offsets.
 """
 
 import hashlib
@@ -22,7 +21,8 @@ from typing import Any, Literal
 
 import numpy as np
 import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import processors
+from tokenizers.implementations import BertWordPieceTokenizer, ByteLevelBPETokenizer
 
 from ftcore.errors import DataError, ModelError
 
@@ -93,11 +93,9 @@ class Tokenizer:
         """Read a tokenizer folder."""
         found = [v for v in VOCABULARIES if all(Path(folder, name).is_file() for name in v)]
         if not found:
-            raise ModelError(
-                f"{folder}: no tokenizer.json, no vocab.txt, and no vocab.json with merges.txt; "
-                "save the tokenizer there with transformers' save_pretrained, or name the folder "
-                "that holds one"
-            )
+            what = f"{folder}: no tokenizer.json, no vocab.txt, and no vocab.json with merges.txt"
+            mend = "name a folder that holds one, as transformers' save_pretrained writes it"
+            raise ModelError(f"{what}; {mend}")
         names = [*found[0], *(name for name in SETTINGS if Path(folder, name).is_file())]
         return cls({name: Path(folder, name).read_bytes() for name in names}, where=str(folder))
 
@@ -114,9 +112,8 @@ class Tokenizer:
     def encode_batch(self, texts: Iterable[str], *, special: bool = True) -> Iterator[Encoding]:
         """Ids and offsets of many texts, on all cores.
 
-        special   add the model's own special tokens ([CLS] and [SEP], or BOS); False for text that
-                  carries them already, as a rendered chat does. A text that starts with BOS gets
-                  no second one.
+        special   add the model's own ([CLS] and [SEP], or BOS, of which no text gets a second);
+                  False for text that carries them already, as a rendered chat does
         """
         for slab in _slabs(partial(self._fast.encode_batch, add_special_tokens=special), texts):
             ids = _arrays([self._once(fast.ids) for fast in slab])
@@ -138,9 +135,8 @@ class Tokenizer:
         if max_length is not None:
             special = fast.num_special_tokens_to_add(any(pair is not None for pair in pairs))
             if special >= max_length:
-                raise DataError(
-                    f"data.max_length = {max_length}: {special} special tokens leave no room"
-                )
+                what = f"data.max_length = {max_length}"
+                raise DataError(f"{what}: {special} special tokens leave no room")
             fast = tokenizers.Tokenizer.from_str(fast.to_str())  # the first stays as it is
             fast.enable_truncation(max_length, direction=side)
         inputs = [a if b is None else (a, b) for a, b in zip(texts, pairs, strict=True)]
@@ -182,19 +178,23 @@ class Tokenizer:
     def _named_id(self, name: str) -> int | None:
         token = self.special.get(name)
         if token is not None and self._fast.token_to_id(token) is None:
-            raise ModelError(
-                f"{self.where}: tokenizer_config.json names {name} {token!r}, which the vocabulary "
-                "does not hold; correct the name or add the token to tokenizer.json"
-            )
+            problem = f"names {name} {token!r}, which the vocabulary does not hold; correct it"
+            raise self._wrong("tokenizer_config.json", f"{problem}, or add it to tokenizer.json")
         return None if token is None else self.id_of(token)
+
+    def _wrong(self, file: str, problem: str) -> ModelError:
+        return ModelError(f"{self.where}/{file}: {problem}")
+
+    def _lines(self, name: str) -> list[str]:
+        return self.files[name].decode("utf-8").removesuffix("\n").split("\n")
 
     def _settings(self, name: str) -> dict[str, Any]:
         try:
             settings = json.loads(self.files.get(name, b"{}"))
         except ValueError as error:
-            raise ModelError(f"{self.where}/{name}: not valid JSON: {error}") from error
+            raise self._wrong(name, f"not valid JSON: {error}") from error
         if not isinstance(settings, dict):
-            raise ModelError(f"{self.where}/{name}: must hold a JSON object")
+            raise self._wrong(name, "must hold a JSON object")
         return settings
 
     def _vocabulary(self, config: dict[str, Any]) -> tokenizers.Tokenizer:
@@ -202,9 +202,8 @@ class Tokenizer:
             try:
                 fast = tokenizers.Tokenizer.from_buffer(self.files["tokenizer.json"])
             except Exception as error:  # the library raises nothing narrower
-                raise ModelError(
-                    f"{self.where}/tokenizer.json: not a tokenizer ({error}); fetch the file again"
-                ) from error
+                problem = f"not a tokenizer ({error}); fetch the file again"
+                raise self._wrong("tokenizer.json", problem) from error
         elif "vocab.txt" in self.files:
             fast = self._bert(config)
         else:
@@ -216,59 +215,42 @@ class Tokenizer:
 
     def _bert(self, config: dict[str, Any]) -> tokenizers.Tokenizer:
         """BERT's WordPiece from vocab.txt, with the defaults of transformers' BertTokenizer."""
-        tokens = self.files["vocab.txt"].decode("utf-8").removesuffix("\n").split("\n")
-        vocab = {token: id_ for id_, token in enumerate(tokens)}
-        named = [self.special.get(f"{n}_token", f"[{n.upper()}]") for n in ("unk", "cls", "sep")]
-        absent = [token for token in named if token not in vocab]
-        if absent:
-            raise ModelError(
-                f"{self.where}/vocab.txt: has no token {', '.join(absent)}; only BERT's WordPiece "
-                "is built from a vocab.txt, other tokenizers need a tokenizer.json"
-            )
-        unk, cls, sep = named
-        fast = tokenizers.Tokenizer(models.WordPiece(vocab, unk_token=unk))
-        fast.normalizer = normalizers.BertNormalizer(
-            clean_text=True, handle_chinese_chars=config.get("tokenize_chinese_chars", True),
+        vocab = {token: id_ for id_, token in enumerate(self._lines("vocab.txt"))}
+        named = {f"{n}_token": f"[{n.upper()}]" for n in ("unk", "cls", "sep")}
+        named = {name: self.special.get(name, token) for name, token in named.items()}
+        if absent := [token for token in named.values() if token not in vocab]:
+            problem = f"has no token {', '.join(absent)}; only BERT's WordPiece is built from"
+            raise self._wrong("vocab.txt", f"{problem} it, other tokenizers need a tokenizer.json")
+        built = BertWordPieceTokenizer(
+            vocab, **named, handle_chinese_chars=config.get("tokenize_chinese_chars", True),
             strip_accents=config.get("strip_accents"), lowercase=config.get("do_lower_case", True),
         )  # fmt: skip
-        fast.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        fast.post_processor = processors.BertProcessing((sep, vocab[sep]), (cls, vocab[cls]))
-        fast.decoder = decoders.WordPiece(prefix="##")
-        standard = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-        fast.add_special_tokens([token for token in (*named, *standard) if token in vocab])
-        return fast
+        return tokenizers.Tokenizer.from_str(built.to_str())
 
     def _byte_level(self, config: dict[str, Any]) -> tokenizers.Tokenizer:
         """Byte-level BPE of GPT-2 or RoBERTa, with the defaults of transformers' tokenizers."""
         vocab = self._settings("vocab.json")
-        kind = "RobertaTokenizer" if "<s>" in vocab else "GPT2Tokenizer"
-        kind = config.get("tokenizer_class", kind)
-        standard = BYTE_LEVEL.get(kind.removesuffix("Fast"))
-        if standard is None:
-            raise ModelError(
-                f"{self.where}/vocab.json: tokenizer_class = {kind!r}: only GPT-2's and RoBERTa's "
-                "BPE is built from a vocab.json, other tokenizers need a tokenizer.json"
-            )
+        usual = "RobertaTokenizer" if "<s>" in vocab else "GPT2Tokenizer"
+        kind = config.get("tokenizer_class", usual)
+        if (standard := BYTE_LEVEL.get(kind.removesuffix("Fast"))) is None:
+            problem = f"tokenizer_class = {kind!r}: only GPT-2's and RoBERTa's BPE is built from"
+            raise self._wrong("vocab.json", f"{problem} it, other tokenizers need a tokenizer.json")
         self.special = names = {**standard, **self.special}
-        absent = sorted({token for token in names.values() if token not in vocab})
-        if absent:
-            raise ModelError(f"{self.where}/vocab.json: has no token {', '.join(absent)}")
-        lines = self.files["merges.txt"].decode("utf-8").removesuffix("\n").split("\n")
+        if absent := sorted({token for token in names.values() if token not in vocab}):
+            raise self._wrong("vocab.json", f"has no token {', '.join(absent)}")
+        lines = self._lines("merges.txt")
         merges = [tuple(line.split(" ")) for line in lines[lines[0].startswith("#version") :]]
+        prefixed = bool(config.get("add_prefix_space", False))
         try:
-            fast = tokenizers.Tokenizer(models.BPE(vocab, merges))
+            built = ByteLevelBPETokenizer(vocab, merges, add_prefix_space=prefixed)
         except Exception as error:  # the library raises nothing narrower
             reason = str(error).partition("\n")[0]
-            raise ModelError(
-                f"{self.where}/merges.txt: does not fit vocab.json ({reason}); fetch both again"
-            ) from error
-        prefixed = bool(config.get("add_prefix_space", False))
-        fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefixed)
-        fast.decoder = decoders.ByteLevel()
+            problem = f"does not fit vocab.json ({reason}); fetch both again"
+            raise self._wrong("merges.txt", problem) from error
+        fast = tokenizers.Tokenizer.from_str(built.to_str())
         if "cls_token" in names:
             sep, cls = ((names[n], vocab[names[n]]) for n in ("sep_token", "cls_token"))
             fast.post_processor = processors.RobertaProcessing(sep, cls, add_prefix_space=prefixed)
-        fast.add_special_tokens(list(dict.fromkeys(names.values())))
         return fast
 
     def _template(self, config: dict[str, Any]) -> str | None:
@@ -278,16 +260,14 @@ class Tokenizer:
         if isinstance(template, list):  # HF: several templates by name
             named = {entry["name"]: entry["template"] for entry in template}
             if "default" not in named:
-                raise ModelError(
-                    f"{self.where}/tokenizer_config.json: chat templates {sorted(named)}, none of "
-                    "them 'default'; put the one to use into chat_template.jinja"
-                )
+                problem = f"chat templates {sorted(named)}, none of them 'default'; put the one"
+                mend = "to use into chat_template.jinja"
+                raise self._wrong("tokenizer_config.json", f"{problem} {mend}")
             return named["default"]
         return template
 
 def _slabs(encode: Callable, inputs: Iterable) -> Iterator[list[tokenizers.Encoding]]:
-    """Encodings, SLAB at a time: a thread makes the next, on all cores, while these are used and
-    further inputs are made."""
+    """Encodings, SLAB at a time: a thread makes the next, on all cores, while these are used."""
     inputs, coming = iter(inputs), None
     with ThreadPoolExecutor(1) as thread:
         while some := list(islice(inputs, SLAB)):

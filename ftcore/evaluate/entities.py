@@ -32,8 +32,7 @@ def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
     return found
 
 class EntityMetrics:
-    """Precision, recall and F1 of the entities of all types together; accuracy: the share of the
-    words whose tag is right."""
+    """Precision, recall and F1 of entities of all types together; accuracy: share of right tags."""
 
     def __init__(self) -> None:
         self.words, self.right_words = 0, 0

@@ -118,8 +118,7 @@ def token_predictions(
     return perplexity, [chosen[index] for index in range(len(documents))]
 
 def evaluate_masked(model: Model, split: Split, labels: Sequence[str], **limits: Any) -> Judged:
-    """Predicted token at each hidden place; the loss in nats a hidden token. `labels` are the
-    vocabulary, by id."""
+    """Predicted token of `labels`, the vocabulary, at each hidden place; loss in nats a place."""
     perplexity, chosen = token_predictions(model, split.documents, **limits)
     hits, rows = 0, []
     for document, given in zip(split.documents, chosen, strict=True):
@@ -130,8 +129,7 @@ def evaluate_masked(model: Model, split: Split, labels: Sequence[str], **limits:
     return {**perplexity.compute(), "accuracy": hits / perplexity.weight}, None, rows
 
 def evaluate_tags(model: Model, split: Split, labels: Sequence[str], **limits: Any) -> Judged:
-    """Predicted tag of each word, OUTSIDE for one without a token; the loss in nats a word that has
-    one."""
+    """Predicted tag of each word, OUTSIDE for one without a token; loss in nats a word with one."""
     perplexity, chosen = token_predictions(model, split.documents, **limits)
     scored: dict[str, list[int]] = {}  # of the documents of each sentence, end to end
     for document, ids in zip(split.documents, chosen, strict=True):

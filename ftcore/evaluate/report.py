@@ -22,8 +22,7 @@ MAX_TEXT = 40
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """Aligned columns under `header`. Text is put on one line and cut at MAX_TEXT characters; None
-    is not defined; floats show four decimals, or four significant digits where those would hide
-    the value."""
+    is not defined; floats show four decimals, or four significant digits where those hide it."""
     columns = []
     for name, *values in zip(header, *rows, strict=True):
         cells = [name, *map(_cell, values)]

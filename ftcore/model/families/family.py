@@ -12,7 +12,8 @@ fused_by_head   the rows of a fused matrix lie head by head, else part by part
 [trunk] [head]  our name = HF's; {i} stands for the layer. Of several, the first is written. What
                 HF keeps in one matrix has its name several times, in the order of the rows
 [switches]      what the family decides of a spec
-[keys]          field of the spec = key of config.json, as [key, default], or [key] if optional
+[keys]          field of the spec = key of config.json, as [key, default], or [key] if optional, or
+                [key, default, true] where null is none
 [fixed]         keys of config.json that can have one value only; `unset` lists those that are null
 rules           what a table cannot say: names in rules.py, with options
 """
@@ -50,7 +51,7 @@ class Family:
     names: Mapping[str, tuple[str, ...]]  # our pattern -> HF's, with the trunk's prefix or without
     architectures: Mapping[str, str]
     switches: Mapping[str, Any]
-    keys: Mapping[str, tuple[str, Any]]  # field of the spec -> key and default (`read_value`)
+    keys: Mapping[str, tuple[Any, ...]]  # field of the spec -> what `read_value` takes
     fixed: Mapping[str, Any]
     rules: Mapping[str, dict[str, Any]] = field(default_factory=dict)  # name -> options
     ignored: Sequence[str] = ()
@@ -73,12 +74,14 @@ class Family:
             settings["head_dim"] = _divided("hidden_size", C, "num_attention_heads", H)
         if settings.get("num_kv_heads") is None:
             settings["num_kv_heads"] = H
+        if settings["intermediate_size"] is None:
+            settings["intermediate_size"] = 4 * C
         _divided("num_attention_heads", H, "num_key_value_heads", settings["num_kv_heads"])
         return ModelSpec(**settings)
 
     def to_config(self, spec: ModelSpec) -> dict[str, Any]:
         """The keys of config.json that the spec decides."""
-        taken = {key: getattr(spec, name) for name, (key, _) in self.keys.items()}
+        taken = {key: getattr(spec, name) for name, (key, *_) in self.keys.items()}
         config = {"model_type": self.name, **self.fixed, **taken}
         for rule in self.rules:
             config |= RULES[rule][1](spec)
@@ -142,7 +145,8 @@ def family_named(model_type: str) -> Family:
         names[f"head.{ours}"] = (hf,) if isinstance(hf, str) else tuple(hf)
     tables["fixed"] |= dict.fromkeys(tables.pop("unset", ()))
     tables["keys"] = KEYS | {
-        name: (key, int) if isinstance(key, str) else (*key, None)[:2] for name, key in keys.items()
+        name: (key, int) if isinstance(key, str) else (key[0], *(key[1:] or [None]))
+        for name, key in keys.items()
     }
     return Family(name=model_type, names=names, **tables)
 

@@ -1,7 +1,7 @@
 """What the tables of a family cannot say: rules, each from config.json to the spec and back.
 
 A rule is a pair of functions: one reads a config.json, with the options that the family's file
-gives, and returns fields of the spec; the other returns the keys of config.json that undo it.
+gives, and returns fields of the spec; the other, write_NAME, undoes read_NAME: it returns the keys.
 
 Rotary angles and windows are read as newer and older files write them:
 
@@ -24,21 +24,20 @@ BANDS = {
     "low_freq_factor": float, "high_freq_factor": float, "original_max_position_embeddings": int,
 }  # fmt: skip
 TURNED = "partial_rotary_factor"
-CAPS = {
-    "attention_softcap": ("attn_logit_softcapping", 50.0),
-    "logit_softcap": ("final_logit_softcapping", 30.0),
-}
 POOLING = {"cls": "first", "mean": "mean"}
 
-def read_value(config: dict, key: str, default: Any = int) -> Any:
+def read_value(config: dict, key: str, default: Any = int, null_is_none: bool = False) -> Any:
     """One value of a config.json, of the default's type.
 
     default     what a missing key or null stands for; a type: nothing, it must be there;
                 None: None, and otherwise it is an integer
+    null_is_none    null is None, whatever stands for a missing key
     raises      ModelError: missing, of another type, a float that is negative or not finite, an
                 integer out of [1, 10,000,000]: a hostile file cannot ask for 2^60 rows
     """
     value = config.get(key)
+    if null_is_none and key in config and value is None:
+        return None
     if value is None and not isinstance(default, type):
         value = default
     if isinstance(default, bool):
@@ -55,15 +54,13 @@ def read_value(config: dict, key: str, default: Any = int) -> Any:
     return value
 
 def read_rope(config: dict, base: Base = ("rope_theta", 1e4)) -> Fields:
-    """rope_theta, rope_factor and rope_bands. Raises ModelError: a scaling that is not known here,
-    or one with parts missing."""
+    """rope_theta, rope_factor, rope_bands. Raises ModelError: an unknown or incomplete scaling."""
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     kind = rope.get("rope_type", rope.get("type")) if isinstance(rope, dict) else rope
     if kind not in (None, "default", "linear", "llama3"):
-        raise ModelError(
-            f"config.json: rope_type = {kind!r}: only default, linear and llama3 are known. Set it"
-            " to default, which serves documents up to the length before scaling."
-        )
+        what = f"config.json: rope_type = {kind!r}: only default, linear and llama3 are known"
+        mend = "Set it to default, which serves documents up to the length before scaling"
+        raise ModelError(f"{what}. {mend}.")
     place = (rope, "rope_theta") if "rope_theta" in rope else (config, base[0])
     fields: Fields = {"rope_theta": read_value(*place, base[1])}
     if kind in ("linear", "llama3"):
@@ -110,14 +107,12 @@ def read_two_ropes(config: dict, base: Base, local_base: Base) -> Fields:
     return fields | {"local_rope_theta": near["rope_theta"]}
 
 def write_two_ropes(spec: ModelSpec) -> dict[str, Any]:
-    """Undoes `read_two_ropes`."""
     local = {"rope_type": "default", "rope_theta": spec.local_rope_theta}
     return {"rope_parameters": {FULL: rope_parameters(spec), WINDOWED: local}}
 
 def read_windows(config: dict, window: int, *, period: int, full: int) -> tuple[int, ...]:
     """The window of each layer, 0 for none, by `layer_types`; in files without it, of each `period`
-    layers the one numbered `full` sees the whole document. Raises ModelError: another kind of
-    layer, or not one for each."""
+    layers the one numbered `full` sees all. Raises ModelError: other kinds, or not one for each."""
     num_layers = read_value(config, "num_hidden_layers")
     usual = [FULL if index % period == full else WINDOWED for index in range(num_layers)]
     types = config.get("layer_types") or usual
@@ -138,7 +133,6 @@ def read_one_window(config: dict) -> Fields:
     return {"windows": (window,) * read_value(config, "num_hidden_layers")}
 
 def write_one_window(spec: ModelSpec) -> dict[str, Any]:
-    """Undoes `read_one_window`."""
     return {"sliding_window": spec.windows[0] if spec.windows else None}
 
 def read_gemma(config: dict, period: int, period_key: str | None = None) -> Fields:
@@ -154,17 +148,8 @@ def read_gemma(config: dict, period: int, period_key: str | None = None) -> Fiel
     }
 
 def write_gemma(spec: ModelSpec) -> dict[str, Any]:
-    """Undoes `read_gemma`."""
     windows = {"sliding_window": max(spec.windows), "layer_types": layer_types(spec)}
     return {"query_pre_attn_scalar": round(spec.attention_scale**-2), **windows}
-
-def read_soft_caps(config: dict) -> Fields:
-    """Those that are null are none."""
-    return {n: read_value(config, *key) for n, key in CAPS.items() if config.get(*key) is not None}
-
-def write_soft_caps(spec: ModelSpec) -> dict[str, Any]:
-    """Undoes `read_soft_caps`."""
-    return {key: getattr(spec, name) for name, (key, _) in CAPS.items()}
 
 def read_modernbert(config: dict) -> Fields:
     """Windows, none in the first layer of each period, and what a classifier pools."""
@@ -177,19 +162,9 @@ def read_modernbert(config: dict) -> Fields:
     return {"windows": windows, "pooling": POOLING[pooling]}
 
 def write_modernbert(spec: ModelSpec) -> dict[str, Any]:
-    """Undoes `read_modernbert`."""
     pooling = "cls" if spec.pooling == "first" else "mean"
     width, types = 2 * (max(spec.windows) - 1), layer_types(spec)
     return {"local_attention": width, "layer_types": types, "classifier_pooling": pooling}
-
-def read_inner_width(config: dict) -> Fields:
-    """The MLP's width, four times the model's where the file does not say."""
-    return {"intermediate_size": read_value(config, "n_inner", 4 * config["n_embd"])}
-
-def write_inner_width(spec: ModelSpec) -> dict[str, Any]:
-    """Undoes `read_inner_width`."""
-    is_default = spec.intermediate_size == 4 * spec.hidden_size
-    return {"n_inner": None if is_default else spec.intermediate_size}
 
 def read_padded_positions(config: dict) -> Fields:
     """The rows of the positions up to `pad_token_id` are no token's."""
@@ -198,7 +173,6 @@ def read_padded_positions(config: dict) -> Fields:
     return {"position_offset": offset, "max_positions": rows - offset}
 
 def write_padded_positions(spec: ModelSpec) -> dict[str, Any]:
-    """Undoes `read_padded_positions`."""
     rows = spec.max_positions + spec.position_offset
     return {"pad_token_id": spec.position_offset - 1, "max_position_embeddings": rows}
 
@@ -206,8 +180,6 @@ RULES: dict[str, tuple[Callable[..., Fields], Callable[[ModelSpec], dict[str, An
     "rope": (read_rope, write_rope), "partial_rope": (read_partial_rope, write_partial_rope),
     "two_ropes": (read_two_ropes, write_two_ropes),
     "one_window": (read_one_window, write_one_window), "gemma": (read_gemma, write_gemma),
-    "soft_caps": (read_soft_caps, write_soft_caps),
     "modernbert": (read_modernbert, write_modernbert),
-    "inner_width": (read_inner_width, write_inner_width),
     "padded_positions": (read_padded_positions, write_padded_positions),
 }
