@@ -99,6 +99,7 @@ def tune(
 ) -> int:  # fmt: skip
     """Stages 4 to 7, in a run folder that this process holds; returns the exit code."""
     from ftcore.env.device import resolve_device
+    from ftcore.evaluate.certificate import certificate_line, certify
     from ftcore.evaluate.report import json_line, write_predictions
     from ftcore.evaluate.suite import Suite
     from ftcore.tune.artifact import save_artifact
@@ -158,6 +159,10 @@ def tune(
     # ---- 6 deployment: what other programs load --------------------------------------------------
     words = {"labels": data.labels, "problem": config.problem, "base": config.model.path}
     artifact = save_artifact(loaded, tokenizer, path, kind=kind, **words)
+    if config.peft.method == "lora":
+        proof = certify(model, next(iter(data.tests.values()), data.dev), suite)
+        run.dump("certificate.json", proof)
+        print(certificate_line(proof))
 
     # ---- 7 monitoring: where it is written down, and what to do next -----------------------------
     seconds = round(time.perf_counter() - started, 1)
