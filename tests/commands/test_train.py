@@ -190,11 +190,7 @@ def test_an_adapter_comes_with_its_merge_certificate(
     assert "merge: " in printed and f"on {proof['rows']} held-out rows" in printed
     assert 0 < proof["lost"] < 1e-3 and 0 < proof["max_difference"] < 1e-4  # in fp32
     (test,) = summary["tuned"].values()
-    unmerged, merged = proof["loss"]["unmerged"], proof["loss"]["merged"]
-    assert unmerged == pytest.approx(test["loss"], rel=1e-4)
-    assert merged == pytest.approx(unmerged, rel=1e-4)
-    assert len(proof["layers"]) == 14 - 2 * (kind not in ("sft",))
-    if kind == "scored":
-        assert proof["mean_kl"] is proof["changed"] is None
-    else:
+    assert proof["loss"] == pytest.approx([test["loss"]] * 2, rel=1e-4)
+    assert ("mean_kl" in proof) == (kind != "scored")
+    if kind != "scored":
         assert abs(proof["mean_kl"]) < 1e-6 and proof["changed"] < 0.05
