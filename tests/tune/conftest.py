@@ -85,6 +85,7 @@ def make_loop(tmp_path: Path, tiny_model: Callable, rows: Callable) -> Callable[
     """A Loop on a tiny model; call it again with `resume=True` for what a new process would make.
 
     family, dtype, dropout, peft    the model, and what of it is trained
+    wrap                            decides on the latter in place of `peft`
     count                           training rows, 4 of them a step
     """
     loops: list[Loop] = []
@@ -97,6 +98,7 @@ def make_loop(tmp_path: Path, tiny_model: Callable, rows: Callable) -> Callable[
         dtype: torch.dtype = torch.float32,
         dropout: float = 0.0,
         peft: PeftConfig | None = None,
+        wrap: Callable[[Model], object] | None = None,
         count: int = 18,
         loraplus_lr_ratio: float = 1.0,
         evaluate: Callable[[], dict[str, float]] | None = None,
@@ -106,7 +108,10 @@ def make_loop(tmp_path: Path, tiny_model: Callable, rows: Callable) -> Callable[
             loops.pop().run.close()
         torch.manual_seed(1234 + len(name))  # what is left over in the generator must not matter
         model = tiny_model(family, dtype=dtype, dropout=dropout)
-        choose_trainable(model, peft or PeftConfig(), generator(0, 2))
+        if wrap is None:
+            choose_trainable(model, peft or PeftConfig(), generator(0, 2))
+        else:
+            wrap(model)
         settings = {"max_steps": 12, "micro_batch_tokens": 50, "log_every": 1, "save_every": 100}
         made = Loop(
             model,
