@@ -3,8 +3,8 @@
     adapter_config.json         what is wrapped and how
     adapter_model.safetensors   base_model.model.<HF module>.lora_A.weight (R, C), .lora_B.weight
                                 (O, R); fully trained modules as base_model.model.<HF parameter>
-    ftcore_adapter.json         hash of the base that the adapter was trained on, and the adapted
-                                parts of fused modules; peft ignores it
+    ftcore_adapter.json         hash of the base that the adapter was trained on, how that was
+                                quantised, and the adapted parts of fused modules; peft ignores it
 
 so peft and vLLM load what we save, and we load what peft saves. Modules that HF keeps as one are
 joined and cut at the border of the file (fused.py); inside, `hf_name` may be that of a part.
@@ -30,6 +30,7 @@ from ftcore.model.load import read_object
 from ftcore.tune import lora
 from ftcore.tune.freeze import tensor_sha256
 from ftcore.tune.fused import PREFIX, A, B, cut, join_parts, part_name, split_parts, whole
+from ftcore.tune.quant import NF4Linear, quantise_frozen, quantised_layers
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -49,14 +50,14 @@ KNOWN_STARTS = (True, False, "gaussian", "orthogonal", "eva")
 
 def base_sha256(model: nn.Module, *, without: Collection[str] = ()) -> str:
     """Hash of the base weights but those that the adapter brings: the same wrapped or not, merged
-    or not, in bf16, fp32 or float64, since each tensor is rounded to bf16 first."""
-    plain = {
-        f"{name}.{attribute}": param
-        for name, module in lora.plain_modules(model).items()
-        for attribute, param in module.named_parameters(recurse=False)
-    }
-    names = sorted(plain.keys() - set(without))
-    lines = (f"{name} {tensor_sha256(plain[name].bfloat16())}\n" for name in names)
+    or not, quantised or not, in bf16, fp32 or float64: each tensor is rounded to bf16 first."""
+    digests = {}
+    for name, module in lora.plain_modules(model).items():
+        for attribute, param in module.named_parameters(recurse=False):
+            digests[f"{name}.{attribute}"] = tensor_sha256(param.bfloat16())
+        if isinstance(module, NF4Linear):
+            digests[f"{name}.weight"] = module.sha256
+    lines = (f"{name} {digests[name]}\n" for name in sorted(digests.keys() - set(without)))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 def named_parts(model: Model, family: Family, adapter: str = lora.DEFAULT) -> tuple[Names, Names]:
@@ -102,6 +103,8 @@ def save_adapter(
         "bias": "none", "inference_mode": True,
     }  # fmt: skip
     origin = {"base_sha256": base_sha256(model, without=names.values()), "scale": config.scale}
+    if quantised_layers(model):
+        origin["quantize"] = "nf4"
     if parts:  # peft: a fused module has the rank of all its parts
         counts = {module: len(places) for module, places in parts.items()}
         power = 0.5 if config.rs_lora else 1.0
@@ -121,8 +124,8 @@ def save_adapter(
 def load_adapter(
     model: Model, folder: Path, *, family: Family, name: str = lora.DEFAULT
 ) -> lora.LoRAReport:
-    """Wrap a base model and fill it from an adapter folder, ours or peft's. All is checked before
-    anything is changed: a load that fails leaves the model as it was.
+    """Wrap a base model and fill it from an adapter folder, ours or peft's; quantise it first where
+    the adapter was trained so. A load that fails leaves the model as it was.
 
     name            of the adapter, beside those that the model has; it is then the one that answers
     raises      ModelError: unreadable files, an option of peft's that we do not have, another base,
@@ -154,7 +157,14 @@ def load_adapter(
     if (theirs := origin.get("base_sha256")) != ours:
         what = f"{folder / ORIGIN}: this adapter was trained on another base model"
         raise ModelError(f"{what}: SHA-256 {theirs}, here {ours}. {CONFIG} names the right one")
+    wants_nf4, has_nf4 = "quantize" in origin, bool(quantised_layers(model))
+    if origin and wants_nf4 != has_nf4 and (has_nf4 or lora.lora_layers(model)):
+        kinds = ("not in NF4", "in NF4")
+        what = f"{folder / ORIGIN}: the adapter was trained on a base {kinds[wants_nf4]}, this one"
+        raise ModelError(f"{what} is {kinds[has_nf4]}: load it on a base model of its own")
     report = lora.apply_lora(model, config, generator=torch.Generator(), name=name)
+    if wants_nf4:
+        quantise_frozen(model)
     with torch.no_grad():
         for ours, tensor in incoming.items():
             model.get_parameter(ours).copy_(tensor)
@@ -185,7 +195,7 @@ def _held_or_listed(
     present, owners = {whole(cut(k)[0]) for k in keys}, {k.rpartition(".")[0] for k in keys}
     layers, extra = {}, {}
     for name, module in lora.plain_modules(model).items():
-        if next(module.parameters(recurse=False), None) is None:
+        if not isinstance(module, nn.Linear) and not list(module.parameters(recurse=False)):
             continue
         try:
             hf_name = part_name(family, name)

@@ -26,8 +26,10 @@ from torch import Tensor, nn
 from ftcore.errors import ConfigError
 from ftcore.model.heads import Model
 from ftcore.tune.freeze import below, leaf, match_names
+from ftcore.tune.quant import NF4Linear
 from kernels.backend import Impl
 from kernels.lora import lora_linear
+from kernels.nf4 import NF4
 
 ALL_LINEAR, DEFAULT = "all-linear", "default"
 
@@ -92,6 +94,11 @@ class LoRALinear(nn.Module):
             return None
         return self.adapters[self.active]
 
+    @property
+    def frozen_weight(self) -> Tensor | NF4:
+        """The matrix of the base as it is kept."""
+        return self.base.nf4 if isinstance(self.base, NF4Linear) else self.base.weight
+
     def forward(self, x_NC: Tensor) -> Tensor:
         if self.mix is not None:
             return self._mixed(x_NC, *self.mix)
@@ -101,7 +108,7 @@ class LoRALinear(nn.Module):
             assert not self.training, "unmerge before training: merged factors get no gradient"
             return F.linear(x_NC, self.merged_weight, self.base.bias)
         return lora_linear(
-            x_NC, self.base.weight, own.lora_a, own.lora_b, bias_O=self.base.bias,
+            x_NC, self.frozen_weight, own.lora_a, own.lora_b, bias_O=self.base.bias,
             scale=own.config.scale, dropout=own.config.dropout if self.training else 0.0,
             impl=self.impl,
         )  # fmt: skip
@@ -118,7 +125,7 @@ class LoRALinear(nn.Module):
         owner_R = torch.cat([place_N.new_full((len(f.lora_a),), i) for i, f in own])
         place_N = F.pad(place_N, (0, len(x_NC) - len(place_N)), value=-1)
         return lora_linear(
-            x_NC, self.base.weight, a_RC, b_OR, bias_O=self.base.bias, scale=scale_R,
+            x_NC, self.frozen_weight, a_RC, b_OR, bias_O=self.base.bias, scale=scale_R,
             choice=(place_N, owner_R), impl=self.impl,
         )  # fmt: skip
 
