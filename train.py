@@ -111,6 +111,7 @@ def tune(
     loaded: "LoadedModel", tokenizer: "Tokenizer", world: "World",
 ) -> int:  # fmt: skip
     """Stages 4 to 7, in the run folder that the first process holds; returns the exit code."""
+    from ftcore.evaluate.certificate import certificate_line, certify
     from ftcore.evaluate.report import json_line, write_predictions
     from ftcore.evaluate.suite import Suite
     from ftcore.tune.artifact import save_artifact
@@ -160,16 +161,17 @@ def tune(
     # ---- 6 deployment: what other programs load --------------------------------------------------
     words = {"labels": data.labels, "problem": config.problem, "base": config.model.path}
     artifact = save_artifact(loaded, tokenizer, path, kind=kind, **words)
+    if config.peft.method == "lora":
+        proof = certify(model, next(iter(data.tests.values()), data.dev), suite)
+        print(certificate_line(proof), run.dump("certificate.json", proof), sep="; in ")
 
     # ---- 7 monitoring: where it is written down, and what to do next -----------------------------
+    summary = {"run": str(path), "task": command.task, "steps": loop.progress.step}
     seconds = round(time.perf_counter() - started, 1)
-    steps = loop.progress.step
-    summary = {"run": str(path), "task": command.task, "steps": steps, "seconds": seconds}
-    summary |= {"base": base, "tuned": results.metrics}
+    summary |= {"seconds": seconds, "base": base, "tuned": results.metrics}
     run.dump("eval.json", summary)
     print(results.samples(config.eval.samples))
-    print(f"saved:  {artifact}")
-    print(f"curves: tensorboard --logdir {path / 'tensorboard'}")
+    print(f"saved:  {artifact}\ncurves: tensorboard --logdir {path / 'tensorboard'}")
     print(f"next:   python eval.py {path} --data.test FILE")
     print(json_line(summary))
     return 0

@@ -151,6 +151,8 @@ class PeftConfig:
     targets: tuple[str, ...] = ("all-linear",)  # lora: layers by last name, glob, or all-linear
     rs_lora: bool = False  # lora: scale by alpha / sqrt(rank)
     extra_modules: tuple[str, ...] = ()  # lora: modules that are trained fully beside it
+    # lora: how frozen matrices are kept; nf4: 4.13 bits a weight, dequantised as they are used
+    quantize: Literal["none", "nf4"] = "none"
 
 @dataclass(frozen=True)
 class OptimConfig:

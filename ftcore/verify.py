@@ -48,6 +48,7 @@ class Verifier:
         self.config, self.kind, self.loaded, self.tokenizer = config, kind, loaded, tokenizer
         self.data, self.work, self.model = data, work, loaded.model.float().eval()
         self.device = self.model.trunk.embed_tokens.weight.device
+        self.model.compute_in(torch.float32)
         self.documents: list[Encoded] = []
         for document in data.train.documents[:16]:
             if len(self.documents) < 2 or sum(map(len, self.documents)) + len(document) <= TOKENS:

@@ -9,7 +9,8 @@ quantise      scale_q = max |w| over block q; code = the entry of `TABLE` neares
 dequantise    w' = TABLE[code] (scale_table[scale code] maximum_s + mean), formed in fp32
 memory        4.127 bits a weight: 4 + 8 / 64 + 32 / (64 256)
 GPU           kernels/nf4_triton.py; the scales are quantised in torch, since they are few
-backward      none: quantised weights are frozen
+linear        y = x W'^T + bias, dx = dy W'; W' is formed anew in both passes and never kept
+backward      none of W: quantised weights are frozen
 
 source        Dettmers et al. 2023, arXiv:2305.14314; the tables and the layout are those that
               bitsandbytes stores
@@ -21,6 +22,7 @@ from functools import cache
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 
 from kernels.backend import Impl, uses_triton
 
@@ -120,3 +122,31 @@ def dequantise(weight: NF4, *, impl: Impl = "auto") -> Tensor:
     codes_P2 = torch.stack([weight.codes_P >> 4, weight.codes_P & 15], 1)
     values_QB = code_table(device)[codes_P2.long()].view(-1, BLOCK) * scale_Q[:, None]
     return values_QB.to(weight.dtype).view(weight.shape)
+
+def dense(weight: Tensor | NF4, impl: Impl) -> Tensor:
+    """The weight as a matrix, quantised or not."""
+    return dequantise(weight, impl=impl) if isinstance(weight, NF4) else weight
+
+class _NF4Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, x_NC: Tensor, weight: NF4, bias_O: Tensor | None, impl: Impl
+    ) -> Tensor:
+        ctx.weight, ctx.impl = weight, impl
+        return F.linear(x_NC, dequantise(weight, impl=impl), bias_O)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, dy_NO: Tensor) -> tuple[Tensor | None, ...]:
+        needs_dx, _, needs_dbias, _ = ctx.needs_input_grad
+        dx_NC = dy_NO @ dequantise(ctx.weight, impl=ctx.impl) if needs_dx else None
+        return dx_NC, None, dy_NO.sum(0) if needs_dbias else None, None
+
+def nf4_linear(
+    x_NC: Tensor, weight: NF4, bias_O: Tensor | None = None, *, impl: Impl = "auto"
+) -> Tensor:
+    """y_NO = x W'^T + bias, by a frozen quantised weight, which both passes dequantise.
+
+    x_NC, bias_O    dtype of the weight
+    impl            see kernels/backend.py
+    """
+    return _NF4Linear.apply(x_NC, weight, bias_O, impl)

@@ -29,7 +29,7 @@ from ftcore.evaluate.metrics import (
 )
 from ftcore.evaluate.text import JsonCommandMetrics, exact_match, intent_labels
 from ftcore.model.generate import generate
-from ftcore.model.heads import Model
+from ftcore.model.heads import ClassificationHead, Model
 from ftcore.tune.task import Task, document_logits, hidden
 
 PROMPTS_AT_ONCE = 256
@@ -53,11 +53,17 @@ def evaluate_loss(model: Model, task: Task, split: Split, **limits: Any) -> dict
     return perplexity.compute(split.num_bytes)
 
 def all_logits(model: Model, documents: Sequence[Encoded], **limits: Any) -> Tensor:
-    """logits_BK of a head that judges whole documents, fp32 on the CPU."""
+    """logits_BK of a head that judges whole documents, or logits_MK of one of tokens at the scored
+    ones, in their order; fp32 on the CPU."""
     logits: dict[int, Tensor] = {}
     for indices, batch in streams(documents, **limits):
-        logits.update(zip(indices, document_logits(model, batch).float().cpu(), strict=True))
-    return torch.stack([logits[index] for index in range(len(documents))])
+        if isinstance(model.head, ClassificationHead):
+            logits_MK, counts = document_logits(model, batch), [1] * len(indices)
+        else:
+            logits_MK = model.head(hidden(model, batch, batch.weights.nonzero().squeeze(1)))
+            counts = [np.count_nonzero(documents[index].weights) for index in indices]
+        logits.update(zip(indices, logits_MK.float().cpu().split(counts), strict=True))
+    return torch.cat([logits[index] for index in range(len(documents))])
 
 def evaluate_classes(model: Model, split: Split, labels: Sequence[str], **limits: Any) -> Judged:
     """Predicted class of each document; the loss in nats a document."""

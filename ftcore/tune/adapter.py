@@ -3,8 +3,8 @@
     adapter_config.json         what is wrapped and how
     adapter_model.safetensors   base_model.model.<HF module>.lora_A.weight (R, C), .lora_B.weight
                                 (O, R); fully trained modules as base_model.model.<HF parameter>
-    ftcore_adapter.json         hash of the base that the adapter was trained on, and the adapted
-                                parts of fused modules; peft ignores it
+    ftcore_adapter.json         hash of the base that the adapter was trained on, how that was
+                                quantised, and the adapted parts of fused modules; peft ignores it
 
 so peft and vLLM load what we save, and we load what peft saves. Modules that HF keeps as one are
 joined and cut at the border of the file (fused.py); inside, `hf_name` may be that of a part.
@@ -30,12 +30,14 @@ from ftcore.model.load import read_object
 from ftcore.tune import lora
 from ftcore.tune.freeze import tensor_sha256
 from ftcore.tune.fused import PREFIX, A, B, cut, join_parts, part_name, split_parts, whole
+from ftcore.tune.quant import NF4Linear, quantise_frozen, quantised_layers
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 ORIGIN = "ftcore_adapter.json"
-FACTORS = {A: "lora_a", B: "lora_b"}
 Names = dict[str, str]  # HF name -> ours
+# Key in the file -> parameter in the wrapped model, and its shape.
+Layout = dict[str, tuple[str, tuple[int, ...]]]
 
 # peft: options that give the same tensors another meaning, or the model other tensors.
 UNKNOWN_OPTIONS = (
@@ -48,42 +50,49 @@ KNOWN_STARTS = (True, False, "gaussian", "orthogonal", "eva")
 
 def base_sha256(model: nn.Module, *, without: Collection[str] = ()) -> str:
     """Hash of the base weights but those that the adapter brings: the same wrapped or not, merged
-    or not, in bf16, fp32 or float64, since each tensor is rounded to bf16 first."""
-    tensors = model.state_dict()
-    plain = {name: tensors[ours] for ours, name in lora.plain_names(model).items()}
-    names = sorted(plain.keys() - set(without))
-    lines = (f"{name} {tensor_sha256(plain[name].bfloat16())}\n" for name in names)
+    or not, quantised or not, in bf16, fp32 or float64: each tensor is rounded to bf16 first."""
+    digests = {}
+    for name, module in lora.plain_modules(model).items():
+        for attribute, param in module.named_parameters(recurse=False):
+            digests[f"{name}.{attribute}"] = tensor_sha256(param.bfloat16())
+        if isinstance(module, NF4Linear):
+            digests[f"{name}.weight"] = module.sha256
+    lines = (f"{name} {digests[name]}\n" for name in sorted(digests.keys() - set(without)))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
-def named_parts(model: Model, family: Family) -> tuple[Names, Names]:
-    """LoRA layers, and modules that are trained fully. Raises ModelError: the model has none of the
-    former, or HF has no name for one of the latter."""
-    if not (adapted := lora.lora_layers(model)):
-        raise ModelError("the model has no LoRA layers: there is no adapter to save")
+def named_parts(model: Model, family: Family, adapter: str = lora.DEFAULT) -> tuple[Names, Names]:
+    """Layers of an adapter, and modules that are trained fully. Raises ModelError: the model has
+    none of the former, or HF has no name for one of the latter."""
+    layers = lora.lora_layers(model).items()
+    if not (adapted := [name for name, layer in layers if adapter in layer.adapters]):
+        raise ModelError(f"the model has no LoRA layers of {adapter!r}: no adapter to save")
     # peft saves a module outside LoRA as a whole, so one that owns a trained parameter is taken.
     extra = {
         part_name(family, name): name
-        for name, module in model.named_modules()
-        if name not in adapted and any(p.requires_grad for p in module.parameters(recurse=False))
+        for name, module in lora.plain_modules(model).items()
+        if any(p.requires_grad for p in module.parameters(recurse=False))
     }
     return {part_name(family, name): name for name in adapted}, extra
 
 def save_adapter(
-    model: Model, folder: Path, *, family: Family, base_path: str, task_type: str
-) -> None:
-    """Write the factors and every fully trained module; the folder appears whole or not at all.
+    model: Model, folder: Path, *, family: Family, base_path: str, task_type: str,
+    name: str = lora.DEFAULT,
+) -> None:  # fmt: skip
+    """Write the factors of an adapter, by its `name`, and every fully trained module; the folder
+    appears whole or not at all.
 
     family          of the base model: what HF calls our modules, and keeps as one
     base_path       folder or hub id of the base model, for the reader to find it
     task_type       peft's word for the head: "CAUSAL_LM", "SEQ_CLS", "FEATURE_EXTRACTION"
     raises          ModelError: as `named_parts`; CheckpointError: the folder cannot be written
     """
-    layers, extra = named_parts(model, family)
-    names = _layout(model, layers, extra)
+    layers, extra = named_parts(model, family, name)
+    config = model.get_submodule(next(iter(layers.values()))).adapters[name].config
+    layout = _layout(model, layers, extra, name, config.rank)
+    names = {key: ours for key, (ours, _) in layout.items()}
     # HF: safetensors refuses tensors that share memory, so tied ones are written twice.
     tensors = {key: model.get_parameter(n).detach().cpu().clone() for key, n in names.items()}
     tensors, parts = join_parts(tensors, family, model.spec.num_heads)
-    config = next(iter(lora.lora_layers(model).values())).config
     peft_config = {
         "peft_type": "LORA", "task_type": task_type, "base_model_name_or_path": base_path,
         "r": config.rank,
@@ -94,6 +103,8 @@ def save_adapter(
         "bias": "none", "inference_mode": True,
     }  # fmt: skip
     origin = {"base_sha256": base_sha256(model, without=names.values()), "scale": config.scale}
+    if quantised_layers(model):
+        origin["quantize"] = "nf4"
     if parts:  # peft: a fused module has the rank of all its parts
         counts = {module: len(places) for module, places in parts.items()}
         power = 0.5 if config.rs_lora else 1.0
@@ -110,16 +121,18 @@ def save_adapter(
 
     write_folder(folder, write)
 
-def load_adapter(model: Model, folder: Path, *, family: Family) -> lora.LoRAReport:
-    """Wrap a base model and fill it from an adapter folder, ours or peft's. All is checked before
-    anything is changed: a load that fails leaves the model as it was.
+def load_adapter(
+    model: Model, folder: Path, *, family: Family, name: str = lora.DEFAULT
+) -> lora.LoRAReport:
+    """Wrap a base model and fill it from an adapter folder, ours or peft's; quantise it first where
+    the adapter was trained so. A load that fails leaves the model as it was.
 
+    name            of the adapter, beside those that the model has; it is then the one that answers
     raises      ModelError: unreadable files, an option of peft's that we do not have, another base,
                 and in one message every missing, unexpected or mis-shaped tensor
                 CheckpointError: a file is not the one that the folder's manifest lists
-                ConfigError: the model has an adapter already, or ties an adapted matrix
+                ConfigError: as `apply_lora`
     """
-    lora.refuse_wrapped(model)
     folder = current(folder)
     if (folder / MANIFEST).is_file():
         verify_folder(folder)
@@ -136,38 +149,38 @@ def load_adapter(model: Model, folder: Path, *, family: Family) -> lora.LoRARepo
         raise ModelError(f"{path}: not a whole safetensors file ({error}): copy it anew") from error
     layers, extra = _held_or_listed(model, family, options, tensors)
     config = _lora_config(folder / CONFIG, options, layers, extra)
-    names = _layout(model, layers, extra)
-    _account(folder, {k: _shape(model, n, config.rank) for k, n in names.items()}, tensors)
-    _refuse_untied(folder, model, {name: tensors[key] for key, name in names.items()})
-    ours = base_sha256(model, without=names.values()) if origin else None  # peft records none
+    layout = _layout(model, layers, extra, name, config.rank)
+    _account(folder, {key: shape for key, (_, shape) in layout.items()}, tensors)
+    incoming = {ours: tensors[key] for key, (ours, _) in layout.items()}
+    _refuse_untied(folder, model, incoming)
+    ours = base_sha256(model, without=incoming) if origin else None  # peft records none
     if (theirs := origin.get("base_sha256")) != ours:
         what = f"{folder / ORIGIN}: this adapter was trained on another base model"
         raise ModelError(f"{what}: SHA-256 {theirs}, here {ours}. {CONFIG} names the right one")
-    report = lora.apply_lora(model, config, generator=torch.Generator())
+    wants_nf4, has_nf4 = "quantize" in origin, bool(quantised_layers(model))
+    if origin and wants_nf4 != has_nf4 and (has_nf4 or lora.lora_layers(model)):
+        kinds = ("not in NF4", "in NF4")
+        what = f"{folder / ORIGIN}: the adapter was trained on a base {kinds[wants_nf4]}, this one"
+        raise ModelError(f"{what} is {kinds[has_nf4]}: load it on a base model of its own")
+    report = lora.apply_lora(model, config, generator=torch.Generator(), name=name)
+    if wants_nf4:
+        quantise_frozen(model)
     with torch.no_grad():
-        for key, name in names.items():
-            model.get_parameter(name).copy_(tensors[key])
+        for ours, tensor in incoming.items():
+            model.get_parameter(ours).copy_(tensor)
     return report
 
-def _layout(model: nn.Module, layers: Names, extra: Names) -> dict[str, str]:
-    """Key of each tensor in the file -> our parameter in the wrapped model."""
-    names = {}
+def _layout(model: nn.Module, layers: Names, extra: Names, adapter: str, rank: int) -> Layout:
+    """What the file of an adapter holds; the model may be wrapped or not."""
+    plain, layout = lora.plain_modules(model), {}
     for hf_name, name in layers.items():
-        names |= {f"{PREFIX}{hf_name}.{theirs}": f"{name}.{f}" for theirs, f in FACTORS.items()}
+        linear, ours = plain[name], f"{name}.adapters.{adapter}"
+        layout[f"{PREFIX}{hf_name}.{A}"] = f"{ours}.lora_a", (rank, linear.in_features)
+        layout[f"{PREFIX}{hf_name}.{B}"] = f"{ours}.lora_b", (linear.out_features, rank)
     for hf_name, name in extra.items():
-        for attribute, _ in model.get_submodule(name).named_parameters(recurse=False):
-            names[f"{PREFIX}{hf_name}.{attribute}"] = f"{name}.{attribute}"
-    return names
-
-def _shape(model: nn.Module, name: str, rank: int) -> tuple[int, ...]:
-    """Shape of a parameter of the wrapped model, read off the model before it is wrapped."""
-    owner, _, attribute = name.rpartition(".")
-    layer = model.get_submodule(owner)
-    if attribute == "lora_a":
-        return rank, layer.in_features
-    if attribute == "lora_b":
-        return layer.out_features, rank
-    return tuple(model.get_parameter(name).shape)
+        for attribute, p in plain[name].named_parameters(recurse=False):
+            layout[f"{PREFIX}{hf_name}.{attribute}"] = f"{name}.{attribute}", tuple(p.shape)
+    return layout
 
 def _held_or_listed(
     model: nn.Module, family: Family, options: dict, keys: Collection[str]
@@ -181,15 +194,15 @@ def _held_or_listed(
     saved = saved if isinstance(saved, list) else []
     present, owners = {whole(cut(k)[0]) for k in keys}, {k.rpartition(".")[0] for k in keys}
     layers, extra = {}, {}
-    for name, module in model.named_modules():
-        if next(module.parameters(recurse=False), None) is None:
+    for name, module in lora.plain_modules(model).items():
+        if not isinstance(module, nn.Linear) and not list(module.parameters(recurse=False)):
             continue
         try:
             hf_name = part_name(family, name)
         except ModelError:  # HF has none for it
             continue
         path = f".{whole(hf_name)}"
-        is_held = any(f"{PREFIX}{hf_name}.{factor}" in keys for factor in FACTORS)
+        is_held = any(f"{PREFIX}{hf_name}.{factor}" in keys for factor in (A, B))
         is_listed = path[1:] not in present and any(path.endswith(f".{t}") for t in targets)
         if isinstance(module, nn.Linear) and (is_held or is_listed):
             layers[hf_name] = name

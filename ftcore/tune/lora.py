@@ -1,30 +1,36 @@
-"""LoRA on any linear layer, chosen by name: wrap, merge, switch off.
+"""LoRA on any linear layer, chosen by name: wrap, merge, switch off, hold several adapters.
 
     y = x W^T + bias + scale (drop(x) A^T) B^T,    scale = alpha / R, or alpha / sqrt(R) (rsLoRA)
 
-Letters: N rows, C input width, O output width, R rank. B starts at zero, so that a fresh adapter
-changes no logit. The factors are fp32 over a bf16 or fp32 base (float64 over float64).
+Letters: N rows, M of them that the last layer is asked for, B documents, C input width, O output
+width, R rank. B starts at zero, so that a fresh adapter changes no logit. The factors are fp32 over
+a bf16 or fp32 base (float64 over float64).
 
 source  Hu et al. 2021, arXiv:2106.09685; Kalajdzievski 2023, arXiv:2312.03732 (rsLoRA);
         A starts as in the peft package: uniform in +-1 / sqrt(C)
 """
 
 import math
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import signature
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ftcore.errors import ConfigError
+from ftcore.model.heads import Model
 from ftcore.model.transformer import Linear
 from ftcore.tune.freeze import below, leaf, match_names
 from kernels.backend import Impl
 from kernels.lora import lora_linear
 
-ALL_LINEAR = "all-linear"
+ALL_LINEAR, DEFAULT = "all-linear", "default"
 
 @dataclass(frozen=True)
 class LoRAConfig:
@@ -53,43 +59,80 @@ class LoRAConfig:
         """Factor of the update."""
         return self.alpha / (math.sqrt(self.rank) if self.rs_lora else self.rank)
 
-class LoRALinear(nn.Module):
-    """A frozen `Linear` (kept as `base`, never written to) and its low-rank update, whose A the
-    `generator` draws on the CPU. While not `enabled`, the layer is its base, merged or not."""
-
-    impl: Impl = "auto"
+class Factors(nn.Module):
+    """One adapter of a layer; its A is drawn by the `generator` on the CPU."""
 
     def __init__(self, base: Linear, config: LoRAConfig, generator: torch.Generator) -> None:
         super().__init__()
-        self.base = base.requires_grad_(False)
-        self.config, self.enabled = config, True
+        self.config = config
         device, wide = base.weight.device, torch.promote_types(base.weight.dtype, torch.float32)
         a_RC = torch.empty(config.rank, base.in_features, dtype=wide)
         nn.init.kaiming_uniform_(a_RC, a=math.sqrt(5), generator=generator)
         b_OR = torch.zeros(base.out_features, config.rank, dtype=wide, device=device)
         self.lora_a, self.lora_b = nn.Parameter(a_RC.to(device)), nn.Parameter(b_OR)
+
+class LoRALinear(nn.Module):
+    """A frozen `Linear` (kept as `base`, never written to) and its adapters by name, of which
+    the `active` one answers; where it is None, or not of this layer, the base does."""
+
+    impl: Impl = "auto"
+
+    def __init__(self, base: Linear) -> None:
+        super().__init__()
+        self.base, self.adapters = base.requires_grad_(False), nn.ModuleDict()
+        self.active: str | None = None
+        # Of `mixed`: names, and which of them each row takes; they answer in place of `active`.
+        self.mix: tuple[Sequence[str], Tensor] | None = None
         self.register_buffer("merged_weight", None, persistent=False)
         self.train(base.training)
 
+    @property
+    def factors(self) -> Factors | None:
+        """Those of the active adapter; None where the base answers."""
+        if self.active not in self.adapters:
+            return None
+        return self.adapters[self.active]
+
     def forward(self, x_NC: Tensor) -> Tensor:
-        if not self.enabled:
+        if self.mix is not None:
+            return self._mixed(x_NC, *self.mix)
+        if (own := self.factors) is None:
             return self.base(x_NC)
         x_NC, weight_OC, bias_O = self.base.cast(x_NC)
         if self.merged_weight is not None:
             assert not self.training, "unmerge before training: merged factors get no gradient"
             return F.linear(x_NC, self.merged_weight.to(x_NC.dtype), bias_O)
         return lora_linear(
-            x_NC, weight_OC, self.lora_a, self.lora_b, bias_O=bias_O,
-            scale=self.config.scale, dropout=self.config.dropout if self.training else 0.0,
+            x_NC, weight_OC, own.lora_a, own.lora_b, bias_O=bias_O,
+            scale=own.config.scale, dropout=own.config.dropout if self.training else 0.0,
             impl=self.impl,
+        )  # fmt: skip
+
+    def _mixed(self, x_NC: Tensor, names: Sequence[str], place_N: Tensor) -> Tensor:
+        """Each row by the adapter at its place in `names` (int32), by the base at -1."""
+        assert not self.training, "a mix of adapters is for evaluation"
+        assert len(x_NC) >= len(place_N), "rows of the stream, behind them some that nobody reads"
+        own = [(i, self.adapters[n]) for i, n in enumerate(names) if n in self.adapters]
+        if not own:
+            return self.base(x_NC)
+        a_RC, b_OR = torch.cat([f.lora_a for _, f in own]), torch.cat([f.lora_b for _, f in own], 1)
+        scale_R = torch.cat([f.lora_a.new_full((len(f.lora_a),), f.config.scale) for _, f in own])
+        owner_R = torch.cat([place_N.new_full((len(f.lora_a),), i) for i, f in own])
+        place_N = F.pad(place_N, (0, len(x_NC) - len(place_N)), value=-1)
+        x_NC, weight_OC, bias_O = self.base.cast(x_NC)
+        return lora_linear(
+            x_NC, weight_OC, a_RC, b_OR, bias_O=bias_O, scale=scale_R,
+            choice=(place_N, owner_R), impl=self.impl,
         )  # fmt: skip
 
     @torch.no_grad()
     def folded_weight(self) -> Tensor:
         """W + scale B A, summed in the factors' dtype and rounded once to the dtype of W."""
-        a_RC, b_OR, weight_OC = self.lora_a, self.lora_b, self.base.weight
-        wide_OC = torch.addmm(weight_OC.to(a_RC.dtype), b_OR, a_RC, alpha=self.config.scale)
-        return wide_OC.to(weight_OC.dtype)
+        weight_OC, own = self.base.weight, self.factors
+        if own is None:
+            return weight_OC
+        wide_OC = weight_OC.to(own.lora_a.dtype)
+        return torch.addmm(wide_OC, own.lora_b, own.lora_a, alpha=own.config.scale).to(weight_OC)
 
     def merge(self) -> None:
         """Answer from one matrix from now on. For evaluation: the factors get no gradient."""
@@ -115,33 +158,44 @@ class LoRAReport:
 
 def apply_lora(
     model: nn.Module, config: LoRAConfig, *, generator: torch.Generator,
-    trained_heads: Sequence[str] = (),
+    trained_heads: Sequence[str] = (), name: str = DEFAULT,
 ) -> LoRAReport:  # fmt: skip
     """Wrap the targets in place and freeze all but the factors and the fully trained modules.
 
     generator       draws the A of each target, in the order of the model's modules
     trained_heads   fully trained modules beside `config.extra_modules`: heads that are new
+    name            of the adapter, among several; it is then the one that answers
     raises          ConfigError: a name that matches nothing, a layer that is both wrapped and fully
-                    trained or whose matrix is shared with another layer, a model already wrapped;
-                    the model is then unchanged
+                    trained or whose matrix is shared with another layer, a second adapter of one
+                    name, or where any has fully trained modules; the model is then unchanged
     """
-    refuse_wrapped(model)
-    modules = [name for name, _ in model.named_modules() if name]
+    plain, layers = plain_modules(model), lora_layers(model)
+    if any(name in layer.adapters for layer in layers.values()):
+        raise ConfigError(f"the model has an adapter {name!r} already: name this one otherwise")
+    modules = [n for n in plain if n]
     wrapped = _targets(model, config.targets)
     patterns = (*config.extra_modules, *trained_heads)
     extra = set().union(*(match_names(p, modules, what="fully trained module") for p in patterns))
-    if both := [name for name in wrapped if below(name, extra)]:
+    if both := [n for n in wrapped if below(n, extra)]:
         raise ConfigError(f"LoRA target and fully trained at once: {', '.join(both)}: choose one")
+    has_more = any(p.requires_grad for m in plain.values() for p in m.parameters(recurse=False))
+    if layers and (extra or has_more):
+        what = "an adapter with fully trained modules changes the base of the others"
+        raise ConfigError(f"{what}: hold it alone, in a model of its own")
     model.requires_grad_(False)
-    for name in wrapped:
-        model.set_submodule(name, LoRALinear(model.get_submodule(name), config, generator))
-    for name in extra:
-        model.get_submodule(name).requires_grad_(True)
-    return LoRAReport(config, tuple(wrapped), tuple(name for name in modules if name in extra))
+    for n in wrapped:
+        if n not in layers:
+            model.set_submodule(n, LoRALinear(plain[n]))
+        model.get_submodule(n).adapters[name] = Factors(plain[n], config, generator)
+    for n in extra:
+        plain[n].requires_grad_(True)
+    use(model, name)
+    return LoRAReport(config, tuple(wrapped), tuple(n for n in modules if n in extra))
 
 def _targets(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     """Names of the linear layers that the patterns choose, in the order of the model."""
-    linears = [n for n, module in model.named_modules() if isinstance(module, nn.Linear) and n]
+    plain = plain_modules(model)
+    linears = [n for n, module in plain.items() if isinstance(module, nn.Linear) and n]
     chosen: set[str] = set()
     for pattern in patterns:
         if pattern == ALL_LINEAR:
@@ -151,7 +205,7 @@ def _targets(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     if not chosen:
         raise ConfigError(f"LoRA targets {list(patterns)}: the model has no linear layer to wrap")
     owners = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
-    if shared := [n for n in chosen if owners[id(model.get_submodule(n).weight)] > 1]:
+    if shared := [n for n in chosen if owners[id(plain[n].weight)] > 1]:
         raise ConfigError(
             f"LoRA target {', '.join(sorted(shared))}: its matrix is tied to another layer's, so "
             "the merged model could not be saved; leave it out, or train it as an extra module"
@@ -162,17 +216,69 @@ def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
     """The wrapped layers by name, to merge, unmerge or switch them."""
     return {n: module for n, module in model.named_modules() if isinstance(module, LoRALinear)}
 
-def refuse_wrapped(model: nn.Module) -> None:
-    """Raise ConfigError where the model has LoRA layers."""
-    if lora_layers(model):
-        raise ConfigError("the model has LoRA layers already: load the base model anew")
+def plain_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules by their names before wrapping: of a wrapped layer its base."""
+    layers = lora_layers(model)
+    outer = [(n, m) for n, m in model.named_modules() if not below(n.rpartition(".")[0], layers)]
+    return {name: layers[name].base if name in layers else module for name, module in outer}
 
-def plain_names(model: nn.Module) -> dict[str, str]:
-    """Name in the model -> name before wrapping, of every saved tensor that is not a factor."""
-    layers, names = lora_layers(model), {}
-    for name in model.state_dict():
-        owner, _, attribute = name.rpartition(".")
-        inner = owner.removesuffix(".base")
-        if owner not in layers:
-            names[name] = f"{inner}.{attribute}" if inner in layers else name
-    return names
+def use(model: nn.Module, name: str) -> None:
+    """Answer by this adapter from now on, unmerged, and train no other. Raises ConfigError: none
+    has the name."""
+    for layer in _layers_with(model, [name]).values():
+        layer.unmerge()
+        layer.active = name
+        for other, factors in layer.adapters.items():
+            factors.requires_grad_(other == name)
+
+@contextmanager
+def disabled(model: nn.Module) -> Iterator[None]:
+    """Within it the base answers, with the modules that are trained fully as they are."""
+    layers = lora_layers(model).values()
+    before = [layer.active for layer in layers]
+    try:
+        for layer in layers:
+            layer.active = None
+        yield
+    finally:
+        for layer, name in zip(layers, before, strict=True):
+            layer.active = name
+
+@contextmanager
+def mixed(model: Model, names_B: Sequence[str | None]) -> Iterator[None]:
+    """Within it, document b of every stream that the trunk reads is answered by the adapter
+    names_B[b], by the base where that is None. For evaluation. Raises ConfigError: an unknown name;
+    and, when the trunk is called, ValueError: another number of documents."""
+    names = [name for name in dict.fromkeys(names_B) if name is not None]
+    layers = _layers_with(model, names)
+    place_B = torch.tensor([-1 if n is None else names.index(n) for n in names_B]).int()
+    # once the last layer has attended to all rows, it computes those that are asked for
+    last = rf"trunk\.layers\.{model.spec.num_layers - 1}"
+    late = re.compile(rf"head\.|{last}\.(self_attn\.o_proj|mlp\.)")
+
+    def spread(trunk: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        call = signature(trunk.forward).bind(*args, **kwargs).arguments
+        docs, rows_M = call["docs"], call.get("rows_M")
+        if docs.num_docs != len(names_B):
+            raise ValueError(f"{docs.num_docs} documents, but adapters for {len(names_B)}")
+        of_N = place_B.to(docs.cu_seqlens_B1.device)[docs.doc_of_N()]
+        of_M = of_N if rows_M is None else of_N[rows_M]
+        for name, layer in layers.items():
+            layer.mix = names, of_M if late.match(name) else of_N
+
+    hook = model.trunk.register_forward_pre_hook(spread, with_kwargs=True)
+    try:
+        yield
+    finally:
+        hook.remove()
+        for layer in layers.values():
+            layer.mix = None
+
+def _layers_with(model: nn.Module, names: Sequence[str]) -> dict[str, LoRALinear]:
+    """All wrapped layers. Raises ConfigError: none of them has an adapter of one of the names."""
+    layers = lora_layers(model)
+    known = {name for layer in layers.values() for name in layer.adapters}
+    if odd := [name for name in names if name not in known]:
+        there = ", ".join(sorted(known)) or "none"
+        raise ConfigError(f"the model has no adapter {odd[0]!r}; it has: {there}")
+    return layers

@@ -14,6 +14,7 @@ from ftcore.model.heads import CLASSIFIERS, Model
 from ftcore.model.spec import ModelSpec
 from ftcore.tune.freeze import apply_trainable, parameter_table
 from ftcore.tune.lora import LoRAConfig, apply_lora
+from ftcore.tune.quant import quantise_frozen
 
 def choose_trainable(
     model: Model, config: PeftConfig, generator: torch.Generator, *, new: Sequence[str] = ()
@@ -24,12 +25,16 @@ def choose_trainable(
     new         parameters that the checkpoint lacked
     raises      ConfigError: a rule or target that matches nothing, or something new is not trained
     """
+    if config.quantize != "none" and config.method != "lora":
+        raise ConfigError("peft.quantize is for frozen matrices: use --peft.method lora with it")
     if config.method == "lora":
         lora = LoRAConfig(**{f.name: getattr(config, f.name) for f in fields(LoRAConfig)})
         # A classifier's head is new with the task, so it is always trained.
         heads = ("head",) if model.task in CLASSIFIERS else ()
         report = apply_lora(model, lora, generator=generator, trained_heads=heads)
         table = f"{parameter_table(model)}\n{report}"
+        if config.quantize == "nf4":
+            table += f"\n{quantise_frozen(model)}"
     else:
         table = apply_trainable(model, ["all"] if config.method == "full" else config.trainable)
     # peft's files have no name for the parts of a tied head

@@ -183,3 +183,18 @@ def test_an_unforeseen_error_shows_where(
         with pytest.raises(error):
             train.main(classify)
 
+
+@pytest.mark.parametrize("kind", ["sft", "classify", "several", "scored", "tags", "masked"])
+def test_an_adapter_comes_with_its_merge_certificate(
+    kind: str, request: pytest.FixtureRequest, run: Run
+) -> None:
+    words = (*request.getfixturevalue(kind), *METHODS["lora"])
+    summary, printed = run("train", *words)
+    proof = json.loads(Path("runs/run/certificate.json").read_text())
+    assert "merge: " in printed and f"on {proof['rows']} held-out rows" in printed
+    assert 0 < proof["lost"] < 1e-3 and 0 < proof["max_difference"] < 1e-4  # in fp32
+    (test,) = summary["tuned"].values()
+    assert proof["loss"] == pytest.approx([test["loss"]] * 2, rel=1e-4)
+    assert ("mean_kl" in proof) == (kind != "scored")
+    if kind != "scored":
+        assert abs(proof["mean_kl"]) < 1e-6 and proof["changed"] < 0.05

@@ -4,8 +4,18 @@ from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from kernels.nf4 import BLOCK, TABLE, dequantise, nf4_reference, quantise, scale_table
+from kernels.lora import lora_linear
+from kernels.nf4 import (
+    BLOCK,
+    TABLE,
+    dequantise,
+    nf4_linear,
+    nf4_reference,
+    quantise,
+    scale_table,
+)
 from tests.kernels import interpreter
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -87,3 +97,35 @@ def test_a_mutant_is_seen(old, new, draw, triton_here, monkeypatch, tmp_path) ->
         partial(dequantise, impl=i)(quantise(weight_OC, impl=i)) for i in ("triton", "eager")
     ]
     assert not torch.equal(*round_trip)
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("impl", ["eager", "triton"])
+def test_linear_maps_over_codes_are_those_over_the_matrix(dtype, impl, draw, triton_here) -> None:
+    """Outputs and gradients, bit by bit; with LoRA beside it too."""
+    weight = quantise(draw(64, 48).to(dtype))
+    bias_O, x_NC, dy_NO = draw(64).to(dtype), draw(21, 48).to(dtype), draw(21, 64).to(dtype)
+    a_RC, b_OR = draw(4, 48).float(), draw(64, 4).float()
+
+    def gradients(function, *inputs) -> list[torch.Tensor]:
+        leaves = [x.detach().requires_grad_() for x in inputs]
+        y_NO = function(*leaves)
+        return [y_NO, *torch.autograd.grad(y_NO, leaves, dy_NO)]
+
+    dense_OC = dequantise(weight)
+    pairs = [
+        (
+            gradients(lambda x, bias: nf4_linear(x, weight, bias, impl=impl), x_NC, bias_O),
+            gradients(lambda x, bias: F.linear(x, dense_OC, bias), x_NC, bias_O),
+        ),
+        tuple(
+            gradients(
+                lambda x, a, b, bias, w=w: lora_linear(
+                    x, w, a, b, bias_O=bias, scale=2.0, impl=impl
+                ),
+                *(x_NC, a_RC, b_OR, bias_O),
+            )
+            for w in (weight, dense_OC)
+        ),
+    ]
+    for mine, true in pairs:
+        assert len(mine) == len(true) and all(map(torch.equal, mine, true))

@@ -87,6 +87,7 @@ def make_loop(tmp_path: Path, tiny_model: Callable, rows: Callable) -> Callable[
     family, dtype, dropout, peft    the model, and what of it is trained
     compute                         of its matrix products
     optim                           options of the optimiser
+    wrap                            decides on the latter in place of `peft`
     count                           training rows, 4 of them a step
     """
     loops: list[Loop] = []
@@ -99,6 +100,7 @@ def make_loop(tmp_path: Path, tiny_model: Callable, rows: Callable) -> Callable[
         dtype: torch.dtype = torch.float32,
         dropout: float = 0.0,
         peft: PeftConfig | None = None,
+        wrap: Callable[[Model], object] | None = None,
         count: int = 18,
         compute: torch.dtype | None = None,
         optim: dict[str, Any] | None = None,
@@ -109,7 +111,10 @@ def make_loop(tmp_path: Path, tiny_model: Callable, rows: Callable) -> Callable[
             loops.pop().run.close()
         torch.manual_seed(1234 + len(name))  # what is left over in the generator must not matter
         model = tiny_model(family, dtype=dtype, dropout=dropout)
-        choose_trainable(model, peft or PeftConfig(), generator(0, 2))
+        if wrap is None:
+            choose_trainable(model, peft or PeftConfig(), generator(0, 2))
+        else:
+            wrap(model)
         model.compute_in(compute)
         settings = {"max_steps": 12, "micro_batch_tokens": 50, "log_every": 1, "save_every": 100}
         made = Loop(

@@ -308,5 +308,5 @@ def test_saving_and_loading_need_the_right_model(tmp_path: Path) -> None:
         save(ours(hf), tmp_path / "adapter")
     model = wrap(ours(hf))
     folder = save(model, tmp_path / "adapter")
-    with pytest.raises(ConfigError, match="has LoRA layers already"):
+    with pytest.raises(ConfigError, match="has an adapter 'default' already"):
         load(model, folder)

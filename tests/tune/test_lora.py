@@ -13,7 +13,7 @@ from ftcore.model.families import family_named
 from ftcore.model.heads import Model
 from ftcore.tune.freeze import assert_unmoved, frozen_hashes
 from ftcore.tune.loop import Loop
-from ftcore.tune.lora import LoRAConfig, apply_lora, lora_layers, plain_names
+from ftcore.tune.lora import LoRAConfig, apply_lora, disabled, lora_layers, plain_modules
 from kernels.docs import Docs
 
 QWEN3 = {
@@ -50,7 +50,7 @@ def disturb(model: Model) -> None:
     source = generator()
     with torch.no_grad():
         for layer in lora_layers(model).values():
-            layer.lora_b.normal_(std=0.5, generator=source)
+            layer.factors.lora_b.normal_(std=0.5, generator=source)
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_fresh_adapter_changes_no_logit(dtype: torch.dtype) -> None:
@@ -60,9 +60,9 @@ def test_a_fresh_adapter_changes_no_logit(dtype: torch.dtype) -> None:
     assert torch.equal(logits(model), base)
     disturb(model)
     assert not torch.equal(logits(model), base)
-    for layer in lora_layers(model).values():
-        layer.enabled = False
-    assert torch.equal(logits(model), base)
+    with disabled(model):
+        assert torch.equal(logits(model), base)
+    assert not torch.equal(logits(model), base)
 
 def test_targets_by_name_pattern_and_all() -> None:
     report = apply_lora(make_model(), config(), generator=generator())
@@ -89,7 +89,7 @@ def test_only_factors_and_extra_modules_are_trained() -> None:
     )
     norms = tuple(f"trunk.layers.{i}.input_layernorm" for i in range(3))
     assert report.trained == (*norms, "head.lm_head")
-    factors = {f"{name}.lora_{f}" for name in report.wrapped for f in "ab"}
+    factors = {f"{name}.adapters.default.lora_{f}" for name in report.wrapped for f in "ab"}
     expected = factors | {f"{name}.weight" for name in report.trained}
     assert {n for n, p in model.named_parameters() if p.requires_grad} == expected
     before = frozen_hashes(model)
@@ -134,7 +134,7 @@ def test_values_out_of_range(changes: dict) -> None:
 def test_a_second_adapter_is_refused() -> None:
     model = make_model()
     apply_lora(model, config(), generator=generator())
-    with pytest.raises(ConfigError, match="has LoRA layers already"):
+    with pytest.raises(ConfigError, match="has an adapter 'default' already"):
         apply_lora(model, config(), generator=generator())
 
 def test_scale_of_both_kinds() -> None:
@@ -145,7 +145,8 @@ def test_scale_of_both_kinds() -> None:
     disturb(model)
     layer = model.trunk.layers[0].self_attn.v_proj
     x_NC = torch.randn(5, 16, generator=generator())
-    expected_NO = x_NC @ (layer.base.weight + 8 / math.sqrt(4) * layer.lora_b @ layer.lora_a).T
+    own = layer.factors
+    expected_NO = x_NC @ (layer.base.weight + 8 / math.sqrt(4) * own.lora_b @ own.lora_a).T
     torch.testing.assert_close(layer(x_NC), expected_NO)
 
 def test_start_is_a_function_of_the_generator() -> None:
@@ -156,13 +157,13 @@ def test_start_is_a_function_of_the_generator() -> None:
         apply_lora(model, config(), generator=torch.Generator().manual_seed(seed))
         states.append({n: p for n, p in model.named_parameters() if "lora_" in n})
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
-    name = "trunk.layers.0.mlp.down_proj.lora_a"
+    name = "trunk.layers.0.mlp.down_proj.adapters.default.lora_a"
     assert not torch.equal(states[0][name], states[2][name])
     a_RC = states[0][name]
     assert a_RC.dtype == torch.float32 and a_RC.shape == (4, 24)
     bound = 1 / math.sqrt(24)
     assert 0.9 * bound < a_RC.abs().max() <= bound
-    assert not states[0]["trunk.layers.0.mlp.down_proj.lora_b"].any()
+    assert not states[0]["trunk.layers.0.mlp.down_proj.adapters.default.lora_b"].any()
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_merge_rounds_once_and_unmerge_restores_the_bits(dtype: torch.dtype) -> None:
@@ -174,7 +175,8 @@ def test_merge_rounds_once_and_unmerge_restores_the_bits(dtype: torch.dtype) -> 
         layer.merge()
     layer = model.trunk.layers[1].mlp.up_proj
     weight_OC, a_RC, b_OR = (
-        p.detach().double() for p in (layer.base.weight, layer.lora_a, layer.lora_b)
+        p.detach().double()
+        for p in (layer.base.weight, layer.factors.lora_a, layer.factors.lora_b)
     )
     exact_OC = weight_OC + 2 * b_OR @ a_RC
     terms_OC = weight_OC.abs() + 2 * b_OR.abs() @ a_RC.abs()
@@ -197,10 +199,8 @@ def test_merged_layer_switches_off_and_refuses_training() -> None:
     disturb(model)
     for layer in lora_layers(model).values():
         layer.merge()
-        layer.enabled = False
-    assert torch.equal(logits(model), base)
-    for layer in lora_layers(model).values():
-        layer.enabled = True
+    with disabled(model):
+        assert torch.equal(logits(model), base)
     with pytest.raises(AssertionError, match="unmerge before training"):
         logits(model.train())
 
@@ -209,8 +209,12 @@ def test_merged_state_fits_the_unwrapped_model() -> None:
     apply_lora(model, config(extra_modules=("trunk.norm",)), generator=generator())
     disturb(model)
     plain = make_model()
-    layers, state = lora_layers(model), model.state_dict()
-    merged = {name: state[ours] for ours, name in plain_names(model).items()}
+    layers = lora_layers(model)
+    merged = {
+        f"{name}.{attribute}": parameter
+        for name, module in plain_modules(model).items()
+        for attribute, parameter in module.named_parameters(recurse=False)
+    }
     merged |= {f"{name}.weight": layer.folded_weight() for name, layer in layers.items()}
     plain.load_state_dict(merged, strict=True)
     torch.testing.assert_close(logits(plain), logits(model), rtol=1e-4, atol=1e-5)

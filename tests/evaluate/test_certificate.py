@@ -1,0 +1,83 @@
+"""The merge certificate: figures by hand, on a model, and of a run."""
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from ftcore.data.encode import Split
+from ftcore.data.pack import Encoded
+from ftcore.evaluate import certificate
+from ftcore.evaluate.certificate import certificate_line, certify, rounding
+from ftcore.model.transformer import Linear
+from ftcore.tune.lora import Factors, LoRAConfig, LoRALinear
+
+def make_layer(dtype: torch.dtype, std: float) -> LoRALinear:
+    generator = torch.Generator().manual_seed(1)
+    base = Linear(48, 32, bias=False)
+    torch.nn.init.normal_(base.weight, generator=generator)
+    layer = LoRALinear(base.to(dtype))
+    layer.adapters["default"] = Factors(layer.base, LoRAConfig(4, 8.0, ("x",)), generator)
+    layer.active = "default"
+    torch.nn.init.normal_(layer.factors.lora_b, std=std, generator=generator)
+    return layer
+
+def judged(
+    monkeypatch: pytest.MonkeyPatch, before: torch.Tensor, after: torch.Tensor, problem: str | None
+) -> dict:
+    """The certificate of a model that gives these logits."""
+    layer = make_layer(torch.float32, 1.0)
+    pair, sums = iter((before, after)), {"loss": 1.0}
+    monkeypatch.setattr(certificate, "all_logits", lambda *a, **k: next(pair))
+    monkeypatch.setattr(certificate, "evaluate_loss", lambda *a, **k: sums)
+    config = SimpleNamespace(loop=SimpleNamespace(micro_batch_tokens=1), problem=problem)
+    suite = SimpleNamespace(config=config, device=None, task="classify")
+    rows = [Encoded("r", np.zeros(3, np.int32), 0)] * len(before)
+    return certify(torch.nn.ModuleList([layer]), Split(documents=rows), suite)
+
+def test_differences_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.tensor([[2.0, 0.0], [0.0, 0.1], [1.0, 1.0]])
+    after = torch.tensor([[2.0, 0.5], [0.1, 0.0], [1.0, 1.0]])
+    kls = []
+    for a, b in zip(before.tolist(), after.tolist(), strict=True):
+        p, q = ([math.exp(x) / sum(map(math.exp, xs)) for x in xs] for xs in (a, b))
+        kls.append(sum(x * math.log(x / y) for x, y in zip(p, q, strict=True)))
+    found = judged(monkeypatch, before, after, None)
+    assert found["max_difference"] == 0.5 and found["changed"] == pytest.approx(1 / 3)
+    assert found["mean_kl"] == pytest.approx(sum(kls) / 3, rel=1e-6)
+    found = judged(monkeypatch, before, after, "regression")
+    assert found["max_difference"] == 0.5 and not {"mean_kl", "changed"} & found.keys()
+
+def test_each_of_several_labels_is_a_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, after = torch.tensor([[2.0, -0.1]]), torch.tensor([[1.5, 0.1]])
+    kls = []
+    for a, b in zip(before[0].tolist(), after[0].tolist(), strict=True):
+        p, q = 1 / (1 + math.exp(-a)), 1 / (1 + math.exp(-b))
+        kls.append(p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q)))
+    found = judged(monkeypatch, before, after, "multi_label_classification")
+    assert found["changed"] == 0.5 and found["mean_kl"] == pytest.approx(sum(kls) / 2, rel=1e-6)
+
+def test_what_rounding_loses_grows_as_the_update_shrinks() -> None:
+    """In bf16 an update far below half a unit of W is lost altogether, in fp32 nearly nothing."""
+    shares = []
+    for std in (1.0, 1e-2, 1e-5):
+        layer = make_layer(torch.bfloat16, std)
+        lost, update = rounding(layer)
+        exact_OC = 2 * layer.factors.lora_b.double() @ layer.factors.lora_a.double()
+        assert update == pytest.approx(exact_OC.norm().item())
+        shares.append(lost / update)
+    assert shares[0] < 0.05 < shares[1] < 1 and shares[2] == pytest.approx(1, abs=1e-2)
+    lost, update = rounding(make_layer(torch.float32, 1.0))
+    assert 0 < lost / update < 1e-6
+
+def test_the_line_says_what_there_is() -> None:
+    proof = {"lost": 0.0125, "rows": 0}
+    assert certificate_line(proof) == "merge: 1.25% of the update is lost to rounding"
+    proof |= {"max_difference": 0.5, "rows": 7, "loss": [1.0, 1.5]}
+    assert certificate_line(proof).endswith(
+        "on 7 held-out rows loss 1.0000 -> 1.5000, logits differ by 5.0e-01 at most"
+    )
+    line = certificate_line(proof | {"mean_kl": 1e-5, "changed": 0.25})
+    assert line.endswith("at most, mean KL 1.0e-05, arg-max changed 25.00%")

@@ -1,0 +1,180 @@
+"""Several adapters on one model: switched, off, a mix by document; against each alone and peft."""
+
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from torch import Tensor
+
+from ftcore.errors import ConfigError, ModelError
+from ftcore.model.cache import Cache
+from ftcore.model.families import family_named
+from ftcore.model.heads import Model
+from ftcore.tune.adapter import base_sha256, load_adapter, save_adapter
+from ftcore.tune.lora import LoRAConfig, apply_lora, disabled, lora_layers, mixed, use
+from kernels.docs import Docs
+from tests.tune.test_adapter import DOCS, hf_logits, logits, make_hf, ours, save_theirs
+
+# Another rank, scale and set of layers each.
+SETTINGS = {
+    "one": {"r": 4, "lora_alpha": 6, "target_modules": "all-linear"},
+    "two": {"r": 3, "lora_alpha": 9, "target_modules": ["q_proj", "o_proj", "down_proj"]},
+    "three": {"r": 2, "lora_alpha": 1, "target_modules": ["v_proj", "up_proj"]},
+}
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+STREAM = [[3, 11, 7, 42, 5], [8, 1, 30], [2], [9, 9, 4, 17, 23, 6, 8], [14, 3, 3]]
+MIX = ["two", None, "one", "two", "three"]
+
+@pytest.fixture
+def folders(tmp_path: Path) -> dict[str, Path]:
+    """Adapters of the same base, made by peft."""
+    for seed, (name, settings) in enumerate(SETTINGS.items()):
+        hf = make_hf()
+        torch.manual_seed(seed)
+        save_theirs(hf, tmp_path / name, **settings)
+    return {name: tmp_path / name for name in SETTINGS}
+
+@pytest.fixture
+def model(folders: dict[str, Path]) -> Model:
+    """All of them on one model."""
+    made = ours(make_hf())
+    for name, folder in folders.items():
+        load_adapter(made, folder, family=family_named("qwen3"), name=name)
+    return made
+
+def alone(folder: Path) -> Model:
+    made = ours(make_hf())
+    load_adapter(made, folder, family=family_named("qwen3"))
+    return made
+
+def stream_logits(model: Model, docs: list[list[int]], rows: list[int] | None = None) -> Tensor:
+    plan = Docs.from_lengths([len(ids) for ids in docs])
+    tokens_N = torch.cat([torch.tensor(ids) for ids in docs])
+    rows_M = None if rows is None else torch.tensor(rows)
+    inputs = tokens_N, plan.positions_N(), torch.zeros_like(tokens_N), plan
+    return model.head(model.trunk(*inputs, rows_M=rows_M))
+
+def test_each_answers_as_alone_and_as_in_peft(model: Model, folders: dict[str, Path]) -> None:
+    base = logits(ours(make_hf()))
+    theirs = peft.PeftModel.from_pretrained(make_hf(), folders["one"], adapter_name="one").eval()
+    for name in ("two", "three"):
+        theirs.load_adapter(folders[name], name)
+    for name in (*SETTINGS, "one"):
+        use(model, name)
+        theirs.set_adapter(name)
+        assert torch.equal(logits(model), logits(alone(folders[name])))
+        torch.testing.assert_close(logits(model), hf_logits(theirs), rtol=1e-4, atol=1e-5)
+        trained = {n for n, p in model.named_parameters() if p.requires_grad}
+        assert trained and all(f".adapters.{name}.lora_" in n for n in trained)
+        with disabled(model):
+            assert torch.equal(logits(model), base)
+        assert not torch.equal(logits(model), base)
+
+def test_switching_leaves_no_merged_matrix(model: Model, folders: dict[str, Path]) -> None:
+    use(model, "two")
+    for layer in lora_layers(model).values():
+        layer.merge()
+    torch.testing.assert_close(logits(model), logits(alone(folders["two"])), **CLOSE)
+    use(model, "three")
+    assert torch.equal(logits(model), logits(alone(folders["three"])))
+
+@pytest.mark.parametrize("rows", [None, [4, 7, 8, 15, 18], [18, 2, 10, 0, 9, 9, 13, 5, 17, 16, 11]])
+def test_a_mix_equals_each_document_alone(
+    rows: list[int] | None, model: Model, folders: dict[str, Path]
+) -> None:
+    """Also for some rows of the stream, which are all that the last layer computes."""
+    parts = []
+    for ids, name in zip(STREAM, MIX, strict=True):
+        lone = ours(make_hf()) if name is None else alone(folders[name])
+        parts.append(stream_logits(lone, [ids]))
+    expected = torch.cat(parts)
+    with mixed(model, MIX):
+        found = stream_logits(model, STREAM, rows)
+    torch.testing.assert_close(found, expected if rows is None else expected[rows], **CLOSE)
+    assert not torch.allclose(found, stream_logits(model, STREAM, rows), rtol=1e-2, atol=1e-2)
+    use(model, "one")  # as before
+    assert torch.equal(logits(model), logits(alone(folders["one"])))
+
+def test_a_mix_is_that_of_peft(model: Model, folders: dict[str, Path]) -> None:
+    theirs = peft.PeftModel.from_pretrained(make_hf(), folders["one"], adapter_name="one").eval()
+    theirs.load_adapter(folders["two"], "two")
+    same = [[3, 11, 7, 42], [8, 1, 30, 5], [2, 2, 9, 17]]
+    with torch.no_grad():
+        names = ["two", "__base__", "one"]
+        expected = theirs(input_ids=torch.tensor(same), adapter_names=names).logits
+    with mixed(model, ["two", None, "one"]):
+        found = stream_logits(model, same)
+    torch.testing.assert_close(found.view_as(expected), expected, rtol=1e-4, atol=1e-5)
+
+def test_a_mix_while_generating(model: Model) -> None:
+    """Prompts, then one token of each at a time over the cache: as the whole stream at once."""
+    prompts, new = [ids[:1] if len(ids) == 1 else ids[:-1] for ids in STREAM], [5, 6, 7, 8, 9]
+    whole = [[*prompt, token] for prompt, token in zip(prompts, new, strict=True)]
+    ends = Docs.from_lengths([len(ids) for ids in whole]).last_B().tolist()
+    cache = Cache(model.spec.num_layers)
+    with mixed(model, MIX), torch.no_grad():
+        expected = stream_logits(model, whole, ends)
+        for tokens in (prompts, [[token] for token in new]):
+            docs = Docs.from_lengths([len(ids) for ids in tokens])
+            tokens_N = torch.tensor(sum(tokens, []))
+            types_N = torch.zeros_like(tokens_N)
+            inputs = tokens_N, cache.extend(docs), types_N, docs, cache.layers
+            found = model.head(model.trunk(*inputs, docs.last_B()))
+    torch.testing.assert_close(found, expected, **CLOSE)
+
+@pytest.mark.parametrize("head", [False, True])
+def test_a_mix_of_a_classifier(head: bool) -> None:
+    """It reads one row of each document; its own layers, where they are wrapped, one a document."""
+    targets = ("all-linear", "head.*") if head else ("all-linear",)
+    model = ours(make_hf("bert"))
+    for seed, name in enumerate("ab"):
+        config = LoRAConfig(2, 4.0, targets)
+        apply_lora(model, config, generator=torch.Generator().manual_seed(seed), name=name)
+        for layer in lora_layers(model).values():
+            torch.nn.init.normal_(layer.factors.lora_b, generator=torch.Generator().manual_seed(9))
+    expected = []
+    for index, name in enumerate("ba"):
+        use(model, name)
+        expected.append(logits(model)[index])
+    with mixed(model, ["b", "a"]):
+        torch.testing.assert_close(logits(model), torch.stack(expected), **CLOSE)
+
+def test_the_one_named_is_saved(
+    model: Model, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    family = family_named("qwen3")
+    digest = base_sha256(ours(make_hf()))
+    assert base_sha256(model) == digest
+    for name in SETTINGS:
+        words = {"family": family, "base_path": "b", "task_type": "CAUSAL_LM", "name": name}
+        save_adapter(model, tmp_path / "saved" / name, **words)
+        again = alone(tmp_path / "saved" / name)
+        assert torch.equal(logits(again), logits(alone(folders[name])))
+    with pytest.raises(ModelError, match="no LoRA layers of 'four'"):
+        save_adapter(model, tmp_path / "x", family=family, base_path="b", task_type="", name="four")
+
+def test_what_cannot_be_is_refused(
+    model: Model, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    family = family_named("qwen3")
+    with pytest.raises(ConfigError, match="has an adapter 'one' already: name this one otherwise"):
+        load_adapter(model, folders["one"], family=family, name="one")
+    with pytest.raises(ConfigError, match="no adapter 'four'; it has: one, three, two"):
+        use(model, "four")
+    with pytest.raises(ConfigError, match="no adapter 'four'"), mixed(model, ["one", "four"]):
+        pass
+    with mixed(model, ["one"]), pytest.raises(ValueError, match="2 documents, but adapters for 1"):
+        logits(model)
+    with mixed(model, ["one"] * len(DOCS)), pytest.raises(AssertionError, match="for evaluation"):
+        logits(model.train())
+    model.eval()
+    save_theirs(make_hf(), tmp_path / "full", modules_to_save=["norm"])
+    other = ours(make_hf())
+    load_adapter(other, tmp_path / "full", family=family)
+    for made, folder in ((model, tmp_path / "full"), (other, folders["one"])):
+        before = set(lora_layers(made)), {n: p.requires_grad for n, p in made.named_parameters()}
+        with pytest.raises(ConfigError, match="changes the base of the others: hold it alone"):
+            load_adapter(made, folder, family=family, name="more")
+        after = set(lora_layers(made)), {n: p.requires_grad for n, p in made.named_parameters()}
+        assert before == after
