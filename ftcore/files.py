@@ -7,9 +7,8 @@ A folder is made beside its place, sealed, and renamed:
 
 so whoever finds NAME finds all of it, whatever killed the writer or the machine. A folder that
 exists is first renamed to .old-NAME, and deleted when the new one is in place: at every moment one
-of the two is whole, and `current` says which.
-
-One writer at a time: the lock of a run folder (env/run.py) or cache (data/store.py) sees to that.
+of the two is whole, and `current` says which. One writer at a time: the lock of a run folder
+(env/run.py) or cache (data/store.py) sees to that.
 """
 
 import errno
@@ -31,11 +30,8 @@ TEMP = ".tmp-"
 ASIDE = ".old-"
 
 def write_folder(target: Path, write: Callable[[Path], None], *, needed_bytes: int = 0) -> None:
-    """Make the folder `target` of the files that `write(folder)` puts into the folder it is given.
-
-    needed_bytes    if known: checked against the free space before anything is written
-    raises          CheckpointError: cause, bytes needed and free; an old `target` is untouched
-    """
+    """Make the folder `target` of the files that `write` puts into the folder it is given, where
+    `needed_bytes` are free. CheckpointError: cause, bytes needed and free; an old one stays."""
     with _staged(target, needed_bytes) as temp:
         temp.mkdir()
         write(temp)

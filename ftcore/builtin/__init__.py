@@ -1,8 +1,7 @@
 """The embedded default: a tiny pre-trained base model and a chat data set made by code.
 
-The words and phrases of the data are in the TOML files of words/: there a list is an array of
-strings, or one string divided by commas in which line breaks count as spaces. The order of a list
-decides what a random draw gives.
+Its wording is in the TOML files of words/: a list there is an array of strings, or one string with
+commas, line breaks counting as spaces. The order of a list decides what a random draw gives.
 """
 
 import tomllib

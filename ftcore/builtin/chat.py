@@ -49,16 +49,12 @@ TYPO_RATE = 0.12
 CASES = {"as is": 0.4, "lower": 0.25, "capital": 0.35}  # of a request, its values included
 
 def build(seed: int = 0, size: int = 9500) -> dict[str, list[Row]]:
-    """The five splits by name; the same seed and size give the same rows.
-
-    size      rows of train before duplicates and empty rows are added to them
-    raises    DataError: size < 2000, where some parts of the rarest intent would be missing
-    """
+    """The five splits by name, the same for the same seed and size: rows of train before duplicates
+    and empty rows are added. DataError: size < 2000, where the rarest intent would lack parts."""
     if size < MIN_SIZE:
         raise DataError(f"size = {size}: the chat data set needs at least {MIN_SIZE} rows of train")
     author = Author(seed)
     rng = author.rng
-
     known = partial(compose, rng=rng, new=False)
 
     def repeated(intent: Intent) -> Phrase:
@@ -107,8 +103,7 @@ class Author:
     ) -> list[Row]:  # fmt: skip
         """A split of `counts` rows of each intent, shuffled; `new` values or those of training."""
         rows = []
-        for intent, count in zip(intents(), counts, strict=True):
-            left = count
+        for intent, left in zip(intents(), counts, strict=True):
             while left:
                 row = self.row(intent, phrase(intent), new=new, typos=typos)
                 gist = re.sub(r"\W", "", row["messages"][0]["content"]).casefold()
@@ -122,8 +117,7 @@ class Author:
     def row(self, intent: Intent, phrase: Phrase, *, new: bool, typos: bool) -> Row:
         """One request with its answer, all but the id."""
         template = phrase.template
-        kinds = kinds_of(template)
-        values = {key: draw(kind, self.rng, new=new) for key, kind in kinds.items()}
+        values = {key: draw(kind, self.rng, new=new) for key, kind in kinds_of(template).items()}
         (case,) = self.rng.choices(list(CASES), list(CASES.values()))
         if case == "lower":
             template = template.lower()
@@ -145,16 +139,12 @@ class Author:
 def labelled(rows: Iterable[Row]) -> list[Row]:
     """The requests for classification by intent: {"id", "text", "label"}."""
     return [
-        {"id": row["id"], "text": row["messages"][0]["content"], "label": row["intent"]}
-        for row in rows
+        {"id": r["id"], "text": r["messages"][0]["content"], "label": r["intent"]} for r in rows
     ]
 
 def preference_pairs(rows: Iterable[Row], seed: int = 0) -> list[Row]:
-    """The right command against a corrupted one, for every row without a fault.
-
-    returns   {"id", "prompt", "chosen", "rejected", "corruption"}; the middle three are messages,
-              the corruptions are listed in `faults.corrupt`
-    """
+    """The right command against a corrupted one, for every row without a fault: {"id", "prompt",
+    "chosen", "rejected", "corruption"}, the middle three messages, the last from `corrupt`."""
     rng = Random(seed)
     pairs = []
     for row in (row for row in rows if row["fault"] is None):

@@ -131,14 +131,9 @@ def other_intent(intent: str, rng: Random) -> str:
     return rng.choice([other.name for other in intents() if other.name != intent])
 
 def corrupt(row: Row, rng: Random) -> tuple[str, str]:
-    """A wrong answer to the row's request, and the name of what is wrong with it.
-
-    wrong_intent   another intent, the same slots
-    missing_slot   one slot left out
-    altered_value  one value misspelt
-    swapped_slots  two different values in each other's place
-    broken_json    not JSON: a brace, quote or colon missing, or single quotes
-    """
+    """A wrong answer to the row's request, and the name of what is wrong with it: wrong_intent,
+    missing_slot, altered_value (misspelt), swapped_slots (two different values) or broken_json (a
+    brace, quote or colon missing, or single quotes)."""
     intent, slots = row["intent"], dict(row["slots"])
     kinds = ["wrong_intent", "broken_json"]
     if slots:

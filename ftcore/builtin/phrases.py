@@ -44,10 +44,8 @@ def command(intent: str, slots: dict[str, str]) -> str:
     return json.dumps({"intent": intent, **slots}, ensure_ascii=False)
 
 def is_held_back(intent: Intent, combination: Sequence[str]) -> bool:
-    """Whether training never shows this combination: one in four, and never a core alone.
-
-    Counting through the parts, instead of drawing lots, leaves every part in other combinations.
-    """
+    """Whether training never shows this combination: one in four, and never a core alone; counting
+    through the parts, instead of drawing lots, leaves every part in other combinations."""
     parts = intent.commands + intent.statements + intent.clauses
     parts += tuple(f"{clause}," for clause in intent.clauses)
     return len(combination) > 1 and sum(map(parts.index, combination)) % 4 == 0
@@ -83,8 +81,7 @@ def _dress(intent: Intent, combination: Sequence[str], rng: Random) -> str:
     core, *clauses = combination[len(front) :]
     said = wording("intents")
     opening = [rng.choice(said["greetings"])] if rng.random() < 0.25 else []
-    polite = []
-    asks = core.split()[0] in said["question_words"]
+    polite, asks = [], core.split()[0] in said["question_words"]
     if core in intent.commands and rng.random() < 0.5:
         polite = [rng.choice(said["polite_orders"] + said["polite_questions"])]
         asks = asks or polite[0] in said["polite_questions"]

@@ -6,8 +6,7 @@ the text, they mark the contents exactly. They go around the whole content; wher
 contents, inside of the white space on that side. A template that looks into contents (Qwen3 cuts
 <think> parts out of earlier turns) is asked once per message: what changes with that message alone?
 
-Templates come with models, so they run in jinja2's sandbox, with a limit on size and time. Filters,
-functions and variables are those of transformers.
+Templates run in jinja2's sandbox, with a limit on size and time, and what transformers gives them.
 """
 
 import json
@@ -30,8 +29,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import DataError, ModelError
 
-MAX_CHARACTERS = 2**20  # of a rendering
-MAX_SECONDS = 10.0  # of a rendering
+MAX_CHARACTERS, MAX_SECONDS = 2**20, 10.0  # of a rendering
 PRIVATE_USE = (0xF0000, 0x100000, 0xE000)  # the first character of each plane's, in turn
 
 Span = tuple[int, int] | None  # start and end, in characters; None: left out of the text
@@ -40,7 +38,6 @@ Trim = Callable[[str], str]  # what a template may do to contents
 
 class Message(TypedDict):
     """One turn; `train` and `weight` matter to supervision only, never to the text."""
-
     role: Literal["system", "user", "assistant", "tool"]
     content: str
     train: NotRequired[bool]
@@ -56,11 +53,8 @@ class RowError(DataError):
     """One row cannot be used; whoever works through many rows rejects it and counts it."""
 
 def render(messages: Sequence[Message], tokenizer: Tokenizer) -> Rendering:
-    """Text of a chat and the span of each message's content.
-
-    raises    RowError: the template refuses the messages, or changes a content so that it cannot be
-              found; ModelError: no template, or one that does not compile
-    """
+    """Text of a chat and the span of each content. RowError: the template refuses the messages, or
+    changes a content beyond finding; ModelError: no template, or one that does not compile."""
     text = render_text(messages, tokenizer)
 
     def again(contents: Sequence[str]) -> str:

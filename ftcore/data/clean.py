@@ -28,11 +28,8 @@ def normalised(text: str, *, form: Literal["nfc", "nfkc"] = "nfc", unescape: boo
     Line breaks of all kinds, form feeds too, become "\\n"; white space at the ends of lines and of
     the text, controls, soft hyphens and zero-width characters that do nothing are dropped. C1
     characters stay, U+0085 too but after "\\r": in 10,000 IMDB reviews each is a byte of
-    Windows-1252, and what it stood for would be lost. `mojibake` counts them.
-
-    unescape    HTML entities that end in ";" become characters, those that thereby arise as well
-    returns     a text that normalising leaves alone: its steps are repeated until none changes it
-    """
+    Windows-1252, and what it stood for would be lost. `mojibake` counts them. With `unescape` HTML
+    entities that end in ";" become characters. Steps are repeated until none changes the text."""
     patterns, before = _patterns(), None
     if text.isascii() and not (
         patterns["control"].search(text)

@@ -1,6 +1,4 @@
-"""Files to the examples of a task, split by split; rows that give none are remembered.
-`builtin:chat` stands for the data set that ftcore makes itself.
-"""
+"""Files to the examples of a task, split by split; rows that give none are remembered."""
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,7 +14,7 @@ from ftcore.data.columns import Example, Mapped
 from ftcore.data.read import ReadReport, Rejected, Row, read_rows
 from ftcore.errors import ConfigError, DataError
 
-BUILTIN_CHAT = "builtin:chat"
+BUILTIN_CHAT = "builtin:chat"  # stands for the data set that ftcore makes itself
 BUILTIN_TESTS = ("test_values", "test_combinations", "test_wording")
 built_chat = cache(builtin_chat.build)  # its splits are made at once, and asked for one by one
 MESSAGES = "messages"  # the column that tells a chat from plain text
@@ -81,8 +79,7 @@ def _examples(config: DataConfig, rows: list[Row]) -> Mapped[Example]:
         talks = [row for row in rows if MESSAGES in row.fields]
         mapped = [columns.texts(plain, text=config.text)] if plain else []
         mapped += [talk.chats(talks)] if talks else []
-        kept, rejected = (sum(lists, []) for lists in zip(*mapped, strict=True))
-        return kept, rejected
+        return tuple(sum(lists, []) for lists in zip(*mapped, strict=True))
     if isinstance(config, configs.ChatDataConfig):
         if config.prompt:
             return talk.answered(rows, prompt=config.prompt, answer=config.answer)

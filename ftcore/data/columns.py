@@ -71,8 +71,8 @@ def indices(labels: Labels, example: LabelledText | Tagged) -> list[int]:
         (name,), known = error.args, list(labels)
         shown = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
         what = f"{place(example)}: label {name!r} is not among the {len(known)} labels of the"
-        mend = "correct the row, or add training rows with this label"
-        raise DataError(f"{what} training data ({shown}){nearest(name, known)}; {mend}") from None
+        mend = f"{nearest(name, known)}; correct the row, or add training rows with this label"
+        raise DataError(f"{what} training data ({shown}){mend}") from None
 
 def label_map(examples: Sequence[LabelledText | Tagged]) -> Labels:
     """All labels of the training data: in numeric order if all are numbers, else sorted by name; of
@@ -99,12 +99,10 @@ def labelled(
     """Labelled texts, or pairs, from the columns named.
 
     scores      labels are numbers to predict (regression), not names of classes
-    separator   not empty: a row has any number of labels, in a list or with this between them, each
-                once; it may say that it has none
+    separator   not empty: a row has any number of labels, or none, listed or with this between them
     relabel     other names for labels, by those in the file
     raises      DataError: a column is missing, a text is not text, a score is not a number
     """
-
     renamed = relabel or {}
 
     def example(row: Row) -> LabelledText:
@@ -132,10 +130,8 @@ def labelled(
     return examples(rows, [text, *([] if pair is None else [pair]), label], example)
 
 def tagged(rows: Sequence[Row], *, tokens: str = "tokens", tags: str = "tags") -> Mapped[Tagged]:
-    """Sentences from a column of lists of words and one of lists of tags; IOB1 becomes BIO.
-
-    raises    DataError: a column is missing, a value is no list of texts, lists differ in length
-    """
+    """Sentences from a column of lists of words and one of lists of tags; IOB1 becomes BIO. Raises
+    DataError: a column is missing, a value is no list of texts, lists differ in length."""
 
     def example(row: Row) -> Tagged:
         words, names = lists = [row.fields.get(column) for column in (tokens, tags)]
@@ -153,10 +149,8 @@ def tagged(rows: Sequence[Row], *, tokens: str = "tokens", tags: str = "tags") -
 
 def spanned(rows: Sequence[Row], *, text: str = "text", spans: str = "spans") -> Mapped[Tagged]:
     """Sentences from texts with spans [{"start", "end", "label"}] in characters, the end not
-    included. Words end at white space and where a span begins or ends.
-
-    raises    DataError: a column is missing, or does not hold such spans
-    """
+    included. Words end at white space and where a span begins or ends. Raises DataError: a column
+    is missing, or does not hold such spans."""
 
     def example(row: Row) -> Tagged:
         sentence, found = text_of(row, text), row.fields.get(spans) or []

@@ -35,8 +35,7 @@ def compare(config: DataConfig, train: Rows, held: Mapping[str, Rows], notes: No
 
 def repeated(examples: Sequence[Example]) -> Lost:
     """Rows that say what an earlier one says, letter by letter."""
-    first: dict[Hashable, Example] = {}
-    lost = {}
+    first, lost = {}, {}
     for index, example in enumerate(examples):
         roles = [m["role"] for m in example.messages] if isinstance(example, Chat) else ()
         other = first.setdefault((answer(example), *roles, *texts_of(example)), example)

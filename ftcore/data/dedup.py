@@ -1,7 +1,6 @@
 """Rows that say the same twice, and rows of training that give away a held-out one.
 
 Letters: N shingles of texts laid end to end, B texts, P pairs of them, H hash functions.
-
 Texts are compared folded: lower case, every run of white space one blank, digits kept. Two texts
 are alike where the Jaccard index J = |a & b| / |a | b| of their sets of shingles is at least 0.8.
 A shingle is a run of 5 words; or of 5 letters where one text has fewer than 20 words, and then the
@@ -14,7 +13,6 @@ other must have fewer than 25. Candidates come from MinHash, and all are verifie
 
 In a bucket of a band a text meets the bucket's first text, and `WINDOW` neighbours on each side in
 the order of another band: many rows from one template cost time in proportion to their number.
-
 What is found depends on the texts alone: not on their order, nor on a random generator.
 numerics: J is exact but where two shingles agree in 64 bits: once in 2e19 pairs of shingles.
 cost: about 0.4 us a word of prose; 768 bytes a text, all else in chunks that fit a core's cache.
@@ -57,14 +55,10 @@ def folded(text: str) -> str:
 def duplicates(texts: Sequence[str], *, near: bool = True, max_share: float = 0.01) -> list[Twin]:
     """Rows to remove, in order, so that what is left is said once.
 
-    Of equal texts the first row stays. Of texts that are alike the longest stays, of equally long
-    ones the first by code points: in this order each text that is still there removes all that are
+    Of equal texts the first row stays. Of texts that are alike (`near`) the longest stays, of those
+    equally long the first by code points: in this order each text still there removes all that are
     like it. So a removed row is like the one that stays for it, never only like a removed one.
-
-    near        also remove what is alike
-    max_share   of the different texts, that may go for one
-    raises      DataError: more would go (and more than 20)
-    """
+    DataError: more than `max_share` of the different texts, and more than 20, would go for one."""
     forms = [folded(text) for text in texts]
     rows = _first_rows(forms)
     named = ranked(rows)
@@ -86,11 +80,9 @@ def duplicates(texts: Sequence[str], *, near: bool = True, max_share: float = 0.
     ]  # fmt: skip
 
 def leaks(train: Sequence[str], held: Sequence[str]) -> list[Twin]:
-    """Rows of training that give away a held-out one, in order.
-
-    Each is told once, by the strongest of: an equal text; the text most like it; the first run of
-    13 words that both have. Of equal held-out texts the first row is named.
-    """
+    """Rows of training that give away a held-out one, in order. Each is told once, by the strongest
+    of: an equal text; the text most like it; the first run of 13 words that both have. Of equal
+    held-out texts the first row is named."""
     forms = [folded(text) for text in train]
     rows = _first_rows([folded(text) for text in held])
     rows.pop("", None)  # who says nothing gives nothing away
@@ -105,18 +97,14 @@ def leaks(train: Sequence[str], held: Sequence[str]) -> list[Twin]:
     return [replace(found[form], row=row) for row, form in enumerate(forms) if form in found]
 
 def alike(named: Sequence[str], held_B: np.ndarray | None = None) -> list[tuple[int, int, float]]:
-    """Pairs of texts (a, b, J), a < b, that are alike, in order.
-
-    named   folded texts, all different, in the order of `ranked`
-    held_B  bool: only pairs of which one is held out and the other not
-    """
+    """Pairs (a, b, J), a < b, of the `named` texts that are alike, in order. These are folded, all
+    different, and `ranked`. held_B (bool): only pairs of which one is held out, the other not."""
     words_B = np.array([form.count(" ") + 1 for form in named], dtype=np.int64)
     whole_B = np.array([len(form) >= SHINGLE for form in named], dtype=bool)
     side_B = np.arange(len(named)) if held_B is None else held_B
     found: list[tuple[int, int, float]] = []
     for letters in (False, True):
-        chosen_B = whole_B & (words_B < NEARLY_SHORT) if letters else words_B >= SHORT
-        rows_B = np.flatnonzero(chosen_B)
+        rows_B = np.flatnonzero(whole_B & (words_B < NEARLY_SHORT) if letters else words_B >= SHORT)
         some = [named[row] for row in rows_B]
         pairs_2P = _candidates(_signatures(some, letters), side_B[rows_B])
         pairs_2P = pairs_2P[:, (words_B[rows_B[pairs_2P]].min(0) < SHORT) == letters]
@@ -212,10 +200,8 @@ def _runs(train: Sequence[str], held: Sequence[str]) -> Iterator[tuple[str, str,
         yield train[text], held[owner_N[first_N[run_M[place]]]], words
 
 def _grams(texts: Sequence[str], size: int, letters: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Hashes (N, uint64) of the runs of `size` letters or words, and how many (B) each text has.
-
-    texts   folded, each of at least `size` letters or words
-    """
+    """Hashes (N, uint64) of the runs of `size` letters or words, and how many (B) each text has;
+    texts are folded, each of at least `size` letters or words."""
     joined = "".join(texts) if letters else " ".join([*texts, ""])  # every word ends in a blank
     codes_N = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), "<u4").astype(np.uint64)
     if letters:

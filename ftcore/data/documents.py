@@ -1,8 +1,7 @@
 """Documents laid end to end in flat arrays, which may be files mapped into memory.
 
 Letters: N tokens of all documents, B documents, K classes. A million `Encoded` cost Python a
-million objects; as arrays they are some files, of which a step reads the rows it wants. Whatever
-takes documents takes these or a list.
+million objects; as arrays they are some files, of which a step reads its rows. A list does as well.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

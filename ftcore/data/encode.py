@@ -38,9 +38,8 @@ class Split:
     rejected: list[Rejected] = field(default_factory=list)  # rows that gave none
     cut: list[Rejected] = field(default_factory=list)  # rows cut to the maximum length, or split
     untold: list[Rejected] = field(default_factory=list)  # words that gave no token
-    # what is behind the documents of a split that a model is judged on
-    chats: list[Chat] = field(default_factory=list)
-    sentences: list[Sentence] = field(default_factory=list)
+    chats: list[Chat] = field(default_factory=list)  # of the documents, where a model is judged
+    sentences: list[Sentence] = field(default_factory=list)  # likewise
     num_bytes: int = 0  # UTF-8 bytes of plain text, for bits per byte; 0: other data, or text cut
 
 def encode_texts(
@@ -132,11 +131,8 @@ def encode_labelled(
     max_length: int | None = None, over_length: OverLength = "error",
 ) -> Split:  # fmt: skip
     """Labelled texts and pairs: a label is the class index, or which of the classes a text has, or
-    the score where `labels` is None.
-
-    max_length   tokens; the longer text of a pair is cut, special tokens stay; see `admit`
-    raises       DataError: a label is unknown, a row is too long (error); ConfigError: split
-    """
+    the score where `labels` is None. Of pairs the longer text is cut, special tokens stay; see
+    `admit`. DataError: a label is unknown, a row is too long (error); ConfigError: split."""
     if over_length == "split":
         what = "a label is of a whole text, and parts of it would be judged as if they were texts"
         raise ConfigError(f"data.over_length = split: {what}: choose cut_left, cut_right or drop")
@@ -149,8 +145,7 @@ def encode_labelled(
             if labels is None:
                 label = float(example.label)
             elif isinstance(example.label, str):
-                label = labels.get(example.label)
-                label = columns.indices(labels, example)[0] if label is None else label
+                (label,) = columns.indices(labels, example)
             else:
                 label = np.zeros(len(labels), dtype=np.float32)
                 label[columns.indices(labels, example)] = 1.0
@@ -170,11 +165,9 @@ def encode_tagged(
     max_length: int | None = None, over_length: OverLength = "error",
 ) -> Split:  # fmt: skip
     """Sentences, the first token of each word supervised: labels[t] is the tag of token t itself.
-
     The words are joined by blanks and read like any text. A word without a token of its own, or
     that is cut off, stays in its sentence, where it counts as predicted "O". See `admit` for
-    `over_length`; the documents of a sentence that is split have its row id.
-    """
+    `over_length`; the documents of a sentence that is split have its row id."""
     split = Split()
     encodings = tokenizer.encode_batch([" ".join(source.words) for source in sentences])
     for source, encoding in zip(sentences, encodings, strict=True):
@@ -244,8 +237,7 @@ def admit(
     if max_length is not None and len(document) > max_length:
         if over_length == "error":
             what = f"{columns.place(source)}: {len(document)} tokens, {max_length} are allowed"
-            mend = "raise data.max_length, or choose by data.over_length what becomes of long rows"
-            raise DataError(f"{what}; {mend}")
+            raise DataError(f"{what}; raise data.max_length, or choose data.over_length for it")
         made = [] if over_length == "drop" else shorten(document, max_length, over_length)
         said = [f"more than {max_length} tokens: {over_length}"]
     elif weights if isinstance(weights, float) else weights.any():

@@ -41,8 +41,7 @@ def decoded(content: bytes, where: str, encoding: str = "") -> str:
     are lone surrogates (`checked`)."""
     for name in ("utf-32", "utf-16"):
         if content.startswith(tuple("\ufeff".encode(name + end) for end in ("-le", "-be"))):
-            mend = f"convert it: iconv -f {name} -t utf-8"
-            raise DataError(f"{where}: text in {name}, not UTF-8; {mend}")
+            raise DataError(f"{where}: text in {name}, not UTF-8; use iconv -f {name} -t utf-8")
     if (place := content.find(b"\0")) >= 0:
         line = content.count(b"\n", 0, place) + 1
         what = "binary, compressed (then its name must end in .gz) or text in utf-16"
@@ -73,8 +72,7 @@ def checked(records: Iterable[Record], file: str) -> Iterator[Record]:
             near = raw[max(start - 20, 0) : start + 20].encode("utf-8", "surrogateescape")
             what = f"byte 0x{ord(raw[start]) - 0xDC00:02x} in {near!r}"
             where = f"{file}:{line + raw.count(chr(10), 0, start)}"
-            mend = "convert the file (for instance: iconv -f latin1 -t utf-8)"
-            value = DataError(f"{where}: not UTF-8: {what}; {mend}")
+            value = DataError(f"{where}: not UTF-8: {what}; use, say, iconv -f latin1 -t utf-8")
         yield line, raw, value
 
 def told(content: bytes) -> Format | None:
@@ -112,8 +110,7 @@ def _csv(text: str, file: str) -> Iterator[Record]:
     except csv.Error as error:
         what = f"{file}:{before + 1}: the record that begins here is not csv: {error}"
         why = "it cannot be skipped, since a broken quote hides where the next begins"
-        mend = "close every quote and double the quotes inside quoted cells"
-        raise DataError(f"{what}; {why}; {mend}") from error
+        raise DataError(f"{what}; {why}; close every quote, double those inside cells") from error
     finally:
         csv.field_size_limit(limit)
 

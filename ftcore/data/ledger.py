@@ -1,9 +1,8 @@
 """What a run trains and is judged on, and the account of it: what became of every row.
 
-    RUN/data/  funnel.json  rejected.jsonl  report.html
+    RUN/data/  funnel.json  rejected.jsonl  report.html (which needs no network)
 
-`rejected.jsonl` names every row that was left out, cut, or lost a word, with the reason; the rest
-is counts. The page needs no network.
+`rejected.jsonl` names every row that was left out, cut or lost a word, and why; the rest is counts.
 """
 
 import json
@@ -41,9 +40,7 @@ class Prepared:
     tests: dict[str, Split] = field(default_factory=dict)
     labels: Names = None  # classes, by index; of a regression the one name of its scores
     draw: Masking | None = None  # what a step makes of a training row: hides some tokens
-    # which of data.train the training documents are from: (its number, how many), in their order;
-    # only where its files have weights
-    runs: list[tuple[int, int]] = field(default_factory=list)
+    runs: list[tuple[int, int]] = field(default_factory=list)  # `source_runs`, with data.weights
     notes: dict[str, Any] = field(default_factory=dict)  # what was found on the way, as JSON
 
     def splits(self) -> list[tuple[str, Split]]:
@@ -117,10 +114,8 @@ def losses(split: Split) -> list[tuple[str, list[Rejected]]]:
     return [("left out", split.rejected), ("cut", split.cut), ("without token", split.untold)]
 
 def funnel(split: Split, moved: int) -> list[dict[str, Any]]:
-    """For each step the rows that came in and went on, what left and why, with an example each.
-
-    moved    rows that are held out of this split and make another
-    """
+    """For each step the rows that came in and went on, what left and why, with an example each;
+    `moved` rows are held out of this split and make another."""
     steps, rows = [], split.num_rows
     for step in STEPS:
         lost = [row for row in split.rejected if row.step == step]

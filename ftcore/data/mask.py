@@ -2,8 +2,7 @@
 
 Of a piece's own tokens, not the special ones, a share is to be predicted, at least one. Most of
 these become the mask token, some a random one, and the rest stay: later texts hold no masks.
-
-source  Devlin et al. 2019, arXiv:1810.04805, section 3.1
+source: Devlin et al. 2019, arXiv:1810.04805, section 3.1
 """
 
 from collections.abc import Sequence
@@ -27,9 +26,7 @@ def encode_pieces(
 ) -> Split:  # fmt: skip
     """Texts as documents of at most `max_length` tokens, the special ones around each; labels are
     the tokens themselves, and those that may be hidden have weight 1. See `admit` for longer ones.
-
-    raises    DataError: no text can be used, or no room is left beside the special tokens
-    """
+    Raises DataError: no text can be used, or no room is left beside the special tokens."""
     split, special = Split(), list(tokenizer.special_ids)
     encodings = tokenizer.encode_batch([text.text for text in texts])
     for text, encoding in zip(texts, encodings, strict=True):

@@ -22,8 +22,7 @@ class Encoded:
     # token tasks: int32 (T,), the id that position t is to predict (token t + 1); document tasks:
     # class index, or score, or float32 (K,), 1 for each class it has
     labels: np.ndarray | int | float
-    # token tasks: float32 (T,), 0 = not scored; document tasks: float
-    weights: np.ndarray | float = 1.0
+    weights: np.ndarray | float = 1.0  # token tasks: float32 (T,), 0 = not scored; others: float
     types_T: np.ndarray | None = None  # int32 segment of each token, None for all zero
 
     def __len__(self) -> int:
@@ -32,15 +31,12 @@ class Encoded:
 @dataclass(frozen=True, eq=False)
 class Batch:
     """A flat stream of documents."""
-    # tokens_N, positions_N, types_N: int64; positions restart at 0 in every document
-    tokens_N: Tensor
-    positions_N: Tensor
+    tokens_N: Tensor  # int64, as the next two
+    positions_N: Tensor  # restart at 0 in every document
     types_N: Tensor
     docs: Docs  # borders of the documents
-    # labels, weights: (N,) for token tasks, (B,) for document tasks, (B, K) labels where they have
-    # several; weights fp32
-    labels: Tensor
-    weights: Tensor
+    labels: Tensor  # (N,) for token tasks, (B,) for document tasks, (B, K) where they have several
+    weights: Tensor  # (N,) or (B,), fp32
     row_ids: tuple[str, ...]  # source row of each document
 
     def to(self, device: torch.device | str) -> "Batch":
@@ -72,9 +68,7 @@ def total_weight(documents: Sequence[Encoded]) -> float:
 
 def split(lengths: Sequence[int], shares: int) -> list[list[int]]:
     """Shares of about equally many tokens: the longest document first, each to the lightest share.
-
-    returns     shares as lists of indices into `lengths`, in input order; some may be empty
-    """
+    They are lists of indices into `lengths`, in input order; some may be empty."""
     dealt, tokens = [[] for _ in range(shares)], [0] * shares
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         least = tokens.index(min(tokens))
@@ -83,15 +77,10 @@ def split(lengths: Sequence[int], shares: int) -> list[list[int]]:
     return [sorted(share) for share in dealt]
 
 def pack(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Cut documents into streams of at most `max_tokens` by best-fit decreasing.
-
-    lengths     tokens of each document
-    max_tokens  budget of one stream; a longer document gets a stream of its own
-    returns     streams as lists of indices into `lengths`, the longest document of each first
-    cost        O(n log n) for n documents and a scan over the open streams for each
-    """
-    streams: list[list[int]] = []
-    free: list[int] = []
+    """Cut documents into streams of at most `max_tokens` by best-fit decreasing; a longer document
+    gets a stream of its own. They are lists of indices into `lengths`, the longest of each first.
+    Costs O(n log n) for n documents, and for each a scan over the open streams."""
+    streams, free = [], []
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         fitting = [(room, s) for s, room in enumerate(free) if room >= lengths[index]]
         _, best = min(fitting, default=(0, len(streams)))

@@ -31,12 +31,9 @@ MEASURED = 500  # training rows whose quality is measured where nothing is filte
 def prepare(
     config: DataConfig, tokenizer: Tokenizer, *, seed: int, labels: Names = None
 ) -> Prepared:
-    """All splits of a run.
-
-    seed        chooses the rows held out of training, and the tokens that a step hides
-    labels      classes of a model that is only evaluated; None: those of the training rows
-    raises      DataError: a file, column, label or row that cannot be used
-    """
+    """All splits of a run. `seed` chooses the rows held out of training and the tokens that a step
+    hides; `labels` are the classes of a model that is only evaluated, None: those of the training
+    rows. Raises DataError: a file, column, label or row that cannot be used."""
     is_labelled = not isinstance(config, configs.TextDataConfig | configs.ChatDataConfig)
     if is_labelled and not config.train and labels is None:
         raise DataError("data.train is empty: name files of labelled rows with --data.train FILE")
@@ -120,8 +117,7 @@ def hold_out(config: DataConfig, train: Rows, seed: int) -> dict[str, Rows]:
     is_dev = held_out(strata, together(groups, alike_rows(train.examples)), config.holdout, seed)
     if not is_dev.any():
         what = "rows nearly alike, or of one data.group, stay together, and each cluster is larger"
-        mend = "hold out more, or name a dev file"
-        raise DataError(f"data.holdout = {config.holdout}: {what}; {mend}")
+        raise DataError(f"data.holdout = {config.holdout}: {what}; hold out more, or set data.dev")
     train.examples, dev = (list(compress(train.examples, side)) for side in (~is_dev, is_dev))
     return {"dev": Rows(dev, [], len(dev))}
 

@@ -27,9 +27,7 @@ MAX_RAW, SHOWN = 1000, 160  # characters that are kept of a damaged record, of a
 
 class Row(NamedTuple):  # cost: made in a third of the time that a frozen dataclass takes
     """One record."""
-    # 16 hex digits: sha1 of its bytes (and of its number among equal ones), so that a row keeps its
-    # id wherever it stands
-    id: str
+    id: str  # 16 hex digits: sha1 of its bytes (and number among equal ones), wherever it stands
     file: str  # as given; line: where the record begins, from 1
     line: int
     fields: dict[str, Any]  # column -> value; text in tsv, csv and txt
@@ -66,8 +64,7 @@ def read_rows(
     raises    DataError: a file is missing, damaged, empty or of unknown format
     """
     report = report or ReadReport()
-    rows: list[Row] = []
-    seen: dict[str, int] = {}
+    rows, seen = [], {}
     for path, key in (file for named in paths for file in files_of(Path(named))):
         file, before, left_out = f"{path}:{key}" if key else str(path), len(rows), len(report.bad)
         content = _content(path)
@@ -154,14 +151,13 @@ def _named(records: Iterator[Record], file: str, columns: Sequence[str]) -> Iter
             cells = DataError(f"{file}:{line}: column names are for cells, {problem}")
         elif isinstance(cells, list) and len(cells) == len(names):
             cells = dict(zip(names, cells, strict=True))
+        elif isinstance(cells, list) and len(cells) > len(names) and columns:
+            cells = dict(zip(names, cells, strict=False)) | {EXTRA: cells[len(names) :]}
         elif isinstance(cells, list):
-            if len(cells) < len(names) or not columns:
-                source = "are named" if columns else f"stand in the first line ({', '.join(names)})"
-                problem = f"{len(cells)} cells, {len(names)} {source}; mend the line: {raw[:80]!r}"
-                mend = "for a file without header, or with ragged lines, name its columns"
-                cells = DataError(f"{file}:{line}: {problem}; {mend}")
-            else:
-                cells = dict(zip(names, cells, strict=False)) | {EXTRA: cells[len(names) :]}
+            source = "are named" if columns else f"stand in the first line ({', '.join(names)})"
+            problem = f"{len(cells)} cells, {len(names)} {source}; mend the line: {raw[:80]!r}"
+            mend = "for a file without header, or with ragged lines, name its columns"
+            cells = DataError(f"{file}:{line}: {problem}; {mend}")
         yield line, raw, cells
 
 def _row_id(raw: str, seen: dict[str, int]) -> str:

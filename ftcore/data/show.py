@@ -1,6 +1,4 @@
-"""What a run reads, as a person sees it: a step's batch, and the way of one row. In a document's
-text what is supervised is green, or between double brackets where the output is no terminal.
-"""
+"""What a run reads, as a person sees it: a step's batch, and the way of one row."""
 
 import json
 import sys
@@ -20,7 +18,7 @@ from ftcore.data.pack import Encoded, pack, split
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import ConfigError, DataError
 
-COLOURED, PLAIN = ("\x1b[32m", "\x1b[0m"), ("[[", "]]")
+COLOURED, PLAIN = ("\x1b[32m", "\x1b[0m"), ("[[", "]]")  # around what is supervised in a text
 
 class Shown:
     """A run's data, to look at; its files are read once more, for the places of the rows."""

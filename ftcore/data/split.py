@@ -1,6 +1,4 @@
-"""Which rows are held out, how the classes of the others are balanced, and in what share sources
-are read: pure functions of the rows and the seed.
-"""
+"""Rows held out, classes balanced, shares of sources: pure functions of the rows and the seed."""
 
 import math
 from collections import Counter
@@ -37,11 +35,8 @@ def together(groups: Keys, pairs: Iterable[tuple[int, int]]) -> list[int]:
     return [root(row) for row in range(len(parents))]
 
 def held_out(strata: Keys, groups: Keys, count: int, seed: int) -> np.ndarray:
-    """Which rows are held out (bool): `count`, or a few less where groups are large.
-
-    strata   classes, of which the rows held out have the share that all have
-    groups   what must stay on one side
-    """
+    """Which rows are held out (bool): `count`, or a few less where groups, which stay on one side,
+    are large; of each stratum, a class, they have the share that all rows have."""
     if count >= len(strata):
         raise DataError(f"data.holdout = {count}: train has {len(strata)} rows; hold out fewer")
     room = Counter(apportioned(Counter(strata), count))

@@ -4,9 +4,8 @@
     CACHE/KEY/  manifest.json  prepared.json  0/*.npy 1/*.npy ... (documents of `Prepared.splits`)
 
 KEY is a hash of the contents and names of the data files, the options of the data, the tokenizer's
-files, the seed, the labels, the code that prepares and the libraries it calls: whatever changes one
-of them finds another cache, or none. Documents are mapped into memory and read when they are asked
-for, so that more of them than it holds can train. A cache may be deleted at any time.
+files, the seed, the labels, the code that prepares and the libraries it calls. Documents are mapped
+into memory, so that more of them than it holds can train. A cache may be deleted at any time.
 """
 
 import fcntl
@@ -54,10 +53,8 @@ def prepared(
 ) -> tuple[Prepared, str]:
     """What `prepare` makes, from the cache or into it; and a line that says which. A process that
     wants what another is making waits for it. A cache whose hashes do not agree is made anew.
-
-    raises    as `prepare`; CheckpointError: the cache cannot be written, nothing is left of it
-    cost      of finding it: the hashes of the data files and of the cache, some 0.6 s a GB
-    """
+    Raises as `prepare`; CheckpointError: it cannot be written, and nothing is left of it. Finding
+    it costs the hashes of the data files and of the cache, some 0.6 s a GB."""
     wanted = {"seed": seed, "labels": labels}
     name = key(config, tokenizer, **wanted)
     if config.cache is None:

@@ -1,9 +1,8 @@
 """What is supervised in a chat: answers as character spans, spans as weights of tokens.
 
-Of a document of T tokens labels[t] is token t + 1, and weights[t] how much predicting it counts.
-Which tokens count follows from character spans of the chat's one rendering: a token counts if it
-overlaps an answer. An answer begins where generation would begin (after the template's generation
-prompt) and ends with the special token that the template puts right after it, the end of the turn.
+Of a document of T tokens labels[t] is token t + 1, and weights[t] how much predicting it counts. A
+token counts if it overlaps an answer, which begins where generation would begin (after the
+template's generation prompt) and ends with the special token right after it, the end of the turn.
 A header that swallows the white space behind it, as Phi-3's tokens do, is no part of an answer.
 """
 
@@ -26,11 +25,8 @@ _SPACE = re.compile(r"\s*")
 def find_answers(
     chat: Chat, tokenizer: Tokenizer, *, train_on: TrainOn
 ) -> tuple[Rendering, Answers]:
-    """A chat's text, and what is supervised in it.
-
-    train_on    see `encode_chats`
-    raises      RowError: nothing is supervised, or an answer is empty or not in the text
-    """
+    """A chat's text, and what is supervised in it (`train_on`: see `encode_chats`). RowError:
+    nothing is supervised, or an answer is empty or not in the text."""
     require_plain(chat.messages, tokenizer)
     rendering = render(chat.messages, tokenizer)
     if train_on == "all":
@@ -57,8 +53,7 @@ def find_answers(
                 raise RowError(f"message {index + 1} is to be completed, but others follow it")
             prompt = render_text(chat.messages[:index], tokenizer, add_generation_prompt=True)
             if not rendering.text.startswith(prompt):
-                what = "the chat's text does not begin with its prompt's"
-                raise RowError(f"{what}; take data.train_on last")
+                raise RowError("its text does not begin with its prompt's; take data.train_on last")
             start, end = len(prompt), len(rendering.text)
         elif message["role"] == "assistant":
             # after the generation prompt, else at the white space before the content: Qwen3's empty

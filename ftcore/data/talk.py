@@ -23,10 +23,9 @@ def chats(
     rows: Sequence[Row], *, messages: str = "messages", keys: Keys = ("role", "content"),
     roles: Mapping[str, str] | None = None,
 ) -> Mapped[Chat]:  # fmt: skip
-    """Chats from a column that holds a list of turns, or a transcript.
-
-    A turn may also hold "train" (bool; by default answers are trained on, nothing else) and
-    "weight" (number, default 1). Other keys are ignored, but for those that change the text.
+    """Chats from a column that holds a list of turns, or a transcript. A turn may also hold "train"
+    (bool; by default answers are trained on, nothing else) and "weight" (number, default 1); other
+    keys are ignored, but for those that change the text.
 
     roles     what the file calls them -> ours; these names part the turns of a transcript
     raises    DataError: a column is missing, a role is unknown, a value has the wrong type
@@ -53,11 +52,8 @@ def chats(
     return examples(rows, [messages], example)
 
 def answered(rows: Sequence[Row], *, prompt: Sequence[str], answer: str) -> Mapped[Chat]:
-    """Chats of one question and its answer.
-
-    prompt    columns of the question; those after the first may be empty
-    raises    DataError: a column is missing, a value is not text
-    """
+    """Chats of one question and its answer; columns of `prompt` after the first may be empty.
+    Raises DataError: a column is missing, a value is not text."""
 
     def example(row: Row) -> Chat:
         first, *others = prompt

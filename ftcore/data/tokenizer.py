@@ -52,7 +52,6 @@ class Tokenizer:
 
     files           the files of a tokenizer folder, name -> bytes
     where           folder named in error messages
-
     vocab_size      one more than the largest id
     special         names of tokenizer_config.json -> token, as "eos_token" -> "</s>"
     special_ids     ids of special tokens: never part of ordinary text
@@ -64,8 +63,7 @@ class Tokenizer:
     """
 
     def __init__(self, files: Mapping[str, bytes], *, where: str) -> None:
-        self.files = dict(files)
-        self.where = where
+        self.files, self.where = dict(files), where
         config = self._settings("tokenizer_config.json")
         named = self._settings("special_tokens_map.json") | config
         self.special = {
@@ -81,8 +79,7 @@ class Tokenizer:
         self.special_tokens = tuple(added[id_].content for id_ in sorted(self.special_ids))
         self._any_special = re.compile("|".join(map(re.escape, self.special_tokens)) or "(?!)")
         self.vocab_size = max(self._fast.get_vocab().values()) + 1
-        self.bos_id = self._named_id("bos_token")
-        self.eos_id = self._named_id("eos_token")
+        self.bos_id, self.eos_id = self._named_id("bos_token"), self._named_id("eos_token")
         ends = [token for token in END_OF_TEXT if token in self.special_tokens]
         self.end_of_text_id = self.id_of(ends[0]) if ends else self.eos_id
         self.chat_template = self._template(config)
@@ -94,8 +91,7 @@ class Tokenizer:
         found = [v for v in VOCABULARIES if all(Path(folder, name).is_file() for name in v)]
         if not found:
             what = f"{folder}: no tokenizer.json, no vocab.txt, and no vocab.json with merges.txt"
-            mend = "name a folder that holds one, as transformers' save_pretrained writes it"
-            raise ModelError(f"{what}; {mend}")
+            raise ModelError(f"{what}; name a folder that has one, as save_pretrained writes it")
         names = [*found[0], *(name for name in SETTINGS if Path(folder, name).is_file())]
         return cls({name: Path(folder, name).read_bytes() for name in names}, where=str(folder))
 
@@ -110,11 +106,8 @@ class Tokenizer:
         return next(self.encode_batch([text], special=special))
 
     def encode_batch(self, texts: Iterable[str], *, special: bool = True) -> Iterator[Encoding]:
-        """Ids and offsets of many texts, on all cores.
-
-        special   add the model's own ([CLS] and [SEP], or BOS, of which no text gets a second);
-                  False for text that carries them already, as a rendered chat does
-        """
+        """Ids and offsets of many texts, on all cores. `special` adds the model's own tokens ([CLS]
+        and [SEP], or BOS, of which no text gets a second); not to a rendered chat: it has them."""
         for slab in _slabs(partial(self._fast.encode_batch, add_special_tokens=special), texts):
             ids = _arrays([self._once(fast.ids) for fast in slab])
             offsets = _arrays([[*chain.from_iterable(fast.offsets)] for fast in slab])
@@ -126,11 +119,8 @@ class Tokenizer:
         side: Literal["left", "right"] = "right",
     ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
         """Ids and segment numbers (int32; None: all 0) of many texts, or pairs, special ones too.
-
-        max_length   tokens, special ones included; the longer text loses tokens on one `side` until
-                     both fit. None: nothing is cut.
-        raises       DataError: the special tokens leave no room
-        """
+        Of more than `max_length` tokens in all the longer text loses those on one `side` until both
+        fit. Raises DataError: the special tokens leave no room."""
         fast = self._fast
         if max_length is not None:
             special = fast.num_special_tokens_to_add(any(pair is not None for pair in pairs))
@@ -260,9 +250,8 @@ class Tokenizer:
         if isinstance(template, list):  # HF: several templates by name
             named = {entry["name"]: entry["template"] for entry in template}
             if "default" not in named:
-                problem = f"chat templates {sorted(named)}, none of them 'default'; put the one"
-                mend = "to use into chat_template.jinja"
-                raise self._wrong("tokenizer_config.json", f"{problem} {mend}")
+                problem = f"chat templates {sorted(named)}, none of them 'default'; put one"
+                raise self._wrong("tokenizer_config.json", f"{problem} into chat_template.jinja")
             return named["default"]
         return template
 
@@ -285,8 +274,7 @@ def _arrays(lists: Sequence[list[int]]) -> list[np.ndarray]:
 
 def _untrimmed(processor: processors.PostProcessor | None) -> processors.PostProcessor | None:
     """The post-processor, told to leave white space in offsets: every character has its token."""
-    parts = processor if isinstance(processor, processors.Sequence) else [processor]
-    for part in parts:
+    for part in processor if isinstance(processor, processors.Sequence) else [processor]:
         if hasattr(part, "trim_offsets"):
             part.trim_offsets = False
     return processor

@@ -33,12 +33,9 @@ PACKAGES = ("torch", "numpy", "tokenizers", "safetensors", "triton")
 logger = logging.getLogger(__name__)
 
 class RunFolder(ExitStack):
-    """The one writer of a run folder; `close` it (twice does no harm), or use it in a `with`.
-
-    resume          continue what is there; then call `trim` with the step that was loaded
-    raises          ConfigError: the folder holds another run, or there is nothing to resume
-                    CheckpointError: another process writes there, or the disk refuses
-    """
+    """The one writer of a run folder; `close` it (twice does no harm), or use it in a `with`. After
+    `resume` call `trim` with the step that was loaded. ConfigError: it holds another run, or there
+    is nothing to resume; CheckpointError: another process writes there, or the disk refuses."""
 
     def __init__(self, path: str | Path, *, resume: bool = False) -> None:
         super().__init__()

@@ -49,8 +49,7 @@ class EntityMetrics:
     def compute(self) -> dict[str, float]:
         """The figures named above."""
         (row,) = by_class(["all"], np.array([[counter.total()] for counter in self.totals]))
-        accuracy = self.right_words / self.words
-        return {"accuracy": accuracy} | {name: row[name] for name in SCORES}
+        return {"accuracy": self.right_words / self.words} | {name: row[name] for name in SCORES}
 
     def per_class(self) -> list[dict[str, Any]]:
         """One dict per type, as `ClassificationMetrics.per_class`; support in entities."""

@@ -60,8 +60,7 @@ class ClassificationMetrics:
         predicted_B = self._ids(predicted_B, "predicted", lowest=OUTSIDE)
         if len(target_B) != len(predicted_B):
             raise DataError(f"{len(target_B)} targets, {len(predicted_B)} predictions: must agree")
-        # OUTSIDE is index -1: the last of the P columns.
-        np.add.at(self.counts_KP, (target_B, predicted_B), 1)
+        np.add.at(self.counts_KP, (target_B, predicted_B), 1)  # OUTSIDE is -1: the last column
 
     def compute(self) -> dict[str, float]:
         """METRICS, in that order; accuracy is sum_k hits_k / rows.

@@ -58,8 +58,7 @@ def confusion_table(metrics: ClassificationMetrics, *, max_pairs: int = 10) -> s
     rows = [(names[k], names[p], wrong_KP[k, p], wrong_KP[k, p] / support_K[k]) for k, p in pairs]
     text = table(("target", "predicted", "rows", "of target"), rows[:max_pairs])
     if left := rows[max_pairs:]:
-        count = sum(row[2] for row in left)
-        text += f"\n... {len(left)} more pairs not shown, {count} rows in all"
+        text += f"\n... {len(left)} more pairs not shown, {sum(row[2] for row in left)} rows in all"
     return text
 
 def write_predictions(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
@@ -79,8 +78,7 @@ def json_line(result: Mapping[str, Any]) -> str:
     return json.dumps(_plain(result, digits=6), allow_nan=False, separators=(",", ":"))
 
 def _plain(value: Any, *, digits: int = 17) -> Any:
-    """`value` for JSON: arrays as lists, floats that are not finite as null, others to so many
-    significant digits; 17 keep every bit."""
+    """`value` for JSON: arrays as lists, floats not finite as null, others to `digits`; 17: all."""
     if isinstance(value, np.generic | np.ndarray | Tensor):
         value = value.tolist()
     if isinstance(value, Mapping):

@@ -15,8 +15,7 @@ from ftcore.evaluate.report import confusion_table, metrics_table, per_class_tab
 from ftcore.model.heads import Model
 from ftcore.tune.task import TASKS
 
-# What is shown while it trains, where the task has it.
-SHOWN = (
+SHOWN = (  # while it trains, where the task has it
     "loss", "perplexity", "bits_per_byte", "accuracy", "subset_accuracy", "f1_macro", "f1",
     "pearson", "spearman",
 )  # fmt: skip

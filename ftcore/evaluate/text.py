@@ -41,7 +41,6 @@ class JsonCommandMetrics:
 
     labels                  the intents there are; a generated one that is none of them is OUTSIDE
     intent                  name of the field that holds the intent
-
     json_valid              share of the rows whose answer is one JSON object
     exact_match             share equal as text (see `exact_match`)
     exact_match_object      share equal as objects: order of names and spacing are free

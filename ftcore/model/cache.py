@@ -1,9 +1,7 @@
 """The key/value cache of greedy decoding: one contiguous slab per layer.
 
-Letters: B sequences, S slots of a slab, G key/value heads, D head width, N new tokens.
-
-The cache is filled by a flat stream of prompts and then grows by one token per sequence and step.
-`Cache` knows where new tokens go; the transformer calls the `LayerSlab` of each layer.
+Letters: B sequences, S slots of a slab, G key/value heads, D head width, N new tokens. A cache is
+filled by a flat stream of prompts and then grows by one token per sequence and step.
 
 memory  2 L B S G D values, S doubling with the longest sequence
 layout  (2, B, G, S, D), seen as 2BSGD: the decoding products then need no copy of the cache
@@ -49,8 +47,7 @@ class Cache:
     """Where the tokens of B sequences lie in the slabs of every layer.
 
     layers              one slab per layer, for `Transformer.forward`
-    lengths             tokens of each sequence so far, those of the current call included
-    lengths_B           the same on the device (int64)
+    lengths, lengths_B  tokens of each sequence, the current call's too; on the device (int64)
     rows_N, slots_N     sequence and slot of each token of the current call (int64)
     """
 

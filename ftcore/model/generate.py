@@ -18,14 +18,11 @@ from kernels.docs import Docs
 def generate(
     model: Model, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, stop_ids: frozenset[int]
 ) -> list[list[int]]:
-    """Continue each prompt by its most likely tokens.
+    """Continue each prompt by its most likely tokens, `max_new_tokens` at most.
 
-    prompts             token ids, each at least one
-    max_new_tokens      at most so many are added
-    stop_ids            ids that end a sequence
-    returns             the new ids of each prompt; a stop id, where one came, is the last
-    raises              ModelError: no LM head, an empty prompt, one that outgrows the positions
-    memory              that of the cache (cache.py), for all prompts at once
+    returns     the new ids of each prompt; a stop id, where one came, is the last
+    raises      ModelError: no LM head, an empty prompt, one that outgrows the positions
+    memory      that of the cache (cache.py), for all prompts at once
     """
     if model.task != "lm":
         raise ModelError("the model has no language-model head: load it with the task 'lm'")

@@ -68,10 +68,8 @@ def load_model(
     folder: Path, *, task: ModelTask, dtype: torch.dtype, num_labels: int | None = None,
     init: Literal["pretrained", "random"] = "pretrained", generator: torch.Generator | None = None,
 ) -> LoadedModel:  # fmt: skip
-    """Build the model of a folder and fill it.
+    """Build the model of a folder, with the head of a task (heads.py), and fill it.
 
-    folder          holds config.json, and the weights unless `init` is "random"
-    task            which head (heads.py)
     num_labels      classes of "classify" and "tag"; default: as many as config.json names
     init            "random" draws every tensor from `generator` and reads config.json alone
     generator       draws what the checkpoint lacks of a head, but for "lm"; None: that is an error

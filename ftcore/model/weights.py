@@ -2,8 +2,7 @@
 
 Names and shapes are checked before anything is copied; then tensors are copied into memory that we
 own, so a file that changes later cannot change or kill a running model.
-
-source  safetensors format: 8-byte little-endian header length, JSON header, raw tensor data
+source: safetensors format, 8-byte little-endian header length, JSON header, raw tensor data
 """
 
 import json
@@ -89,12 +88,9 @@ def mapped_tensors(
 def load_weights(
     model: nn.Module, folder: Path, family: Family, *, may_be_new: Collection[str] = ()
 ) -> Accounting:
-    """Fill `model` from a checkpoint folder; its parameters keep their dtype and device.
-
-    may_be_new  modules, by our names, that a checkpoint may lack as a whole, such as a new head;
-                their tensors keep the values they have, and are listed
-    raises      ModelError: every missing, unexpected and mis-shaped tensor, in one message
-    """
+    """Fill `model` from a checkpoint folder; its parameters keep their dtype and device. Modules of
+    `may_be_new`, by our names, may be absent as a whole, such as a new head: they keep their values
+    and are listed. ModelError: all missing, unexpected and mis-shaped tensors, in one message."""
     files = tensor_files(folder)
     headers = {name: found for file in set(files.values()) for name, found in _header(file).items()}
     wanted = dict(model.named_parameters())  # a shared one once, under the embedding's name

@@ -11,6 +11,5 @@ def family_of(config: dict, where: str) -> Family:
     """The family of a `config.json`. Raises ModelError: its `model_type` is not known here."""
     if (name := config.get("model_type")) not in family_names():
         what = f"{where}: model_type is {name!r}; this code knows {', '.join(family_names())}"
-        mend = "Convert the model to one of them, or add a file to ftcore/model/families"
-        raise ModelError(f"{what}. {mend}.")
+        raise ModelError(f"{what}. Convert it to one of these, or add it to ftcore/model/families.")
     return family_named(name)

@@ -72,10 +72,8 @@ class Family:
         C, H = settings["hidden_size"], settings["num_heads"]
         if settings.get("head_dim") is None:
             settings["head_dim"] = _divided("hidden_size", C, "num_attention_heads", H)
-        if settings.get("num_kv_heads") is None:
-            settings["num_kv_heads"] = H
-        if settings["intermediate_size"] is None:
-            settings["intermediate_size"] = 4 * C
+        settings["num_kv_heads"] = settings.get("num_kv_heads") or H
+        settings["intermediate_size"] = settings["intermediate_size"] or 4 * C
         _divided("num_attention_heads", H, "num_key_value_heads", settings["num_kv_heads"])
         return ModelSpec(**settings)
 

@@ -3,10 +3,8 @@
 A rule is a pair of functions: one reads a config.json, with the options that the family's file
 gives, and returns fields of the spec; the other, write_NAME, undoes read_NAME: it returns the keys.
 
-Rotary angles and windows are read as newer and older files write them:
-
-newer   rope_parameters, with one entry per kind of layer where these differ; layer_types
-older   rope_theta and rope_scaling; a period after which one layer sees everything
+Rotary angles and windows are read as newer files write them (rope_parameters, with one entry per
+kind of layer where these differ; layer_types) and older ones (rope_theta, rope_scaling; a period).
 """
 
 import math
@@ -29,8 +27,7 @@ POOLING = {"cls": "first", "mean": "mean"}
 def read_value(config: dict, key: str, default: Any = int, null_is_none: bool = False) -> Any:
     """One value of a config.json, of the default's type.
 
-    default     what a missing key or null stands for; a type: nothing, it must be there;
-                None: None, and otherwise it is an integer
+    default     what a missing key or null stands for; a type: nothing; None: None or an integer
     null_is_none    null is None, whatever stands for a missing key
     raises      ModelError: missing, of another type, a float that is negative or not finite, an
                 integer out of [1, 10,000,000]: a hostile file cannot ask for 2^60 rows
@@ -59,8 +56,7 @@ def read_rope(config: dict, base: Base = ("rope_theta", 1e4)) -> Fields:
     kind = rope.get("rope_type", rope.get("type")) if isinstance(rope, dict) else rope
     if kind not in (None, "default", "linear", "llama3"):
         what = f"config.json: rope_type = {kind!r}: only default, linear and llama3 are known"
-        mend = "Set it to default, which serves documents up to the length before scaling"
-        raise ModelError(f"{what}. {mend}.")
+        raise ModelError(f"{what}. Set it to default: it serves up to the length before scaling.")
     place = (rope, "rope_theta") if "rope_theta" in rope else (config, base[0])
     fields: Fields = {"rope_theta": read_value(*place, base[1])}
     if kind in ("linear", "llama3"):
@@ -154,8 +150,7 @@ def write_gemma(spec: ModelSpec) -> dict[str, Any]:
 def read_modernbert(config: dict) -> Fields:
     """Windows, none in the first layer of each period, and what a classifier pools."""
     period = read_value(config, "global_attn_every_n_layers", 3)
-    # HF: half the width on each side, and the token itself
-    window = read_value(config, "local_attention", 128) // 2 + 1
+    window = read_value(config, "local_attention", 128) // 2 + 1  # HF: half a side, and itself
     if (pooling := config.get("classifier_pooling", "cls")) not in POOLING:
         raise ModelError(f"config.json: classifier_pooling = {pooling!r}: must be cls or mean")
     windows = read_windows(config, window, period=period, full=0)
