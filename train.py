@@ -102,7 +102,7 @@ def run(command: Command, world: "World") -> int:
         if run_folder:
             if not resumes:  # a resumed run keeps the origins that its file names
                 write_file(path / CONFIG_FILE, to_toml(command))
-            data.write(path / "data")
+            data.write(path / "data", resumes=resumes)
         print(f"\nrun folder: {path}")
         return tune(command, path, run_folder, data, loaded, tokenizer, world)
 

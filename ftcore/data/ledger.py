@@ -5,6 +5,7 @@
 `rejected.jsonl` names every row that was left out, cut or lost a word, and why; the rest is counts.
 """
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -18,17 +19,19 @@ import numpy as np
 
 from ftcore import files
 from ftcore.data.columns import place
-from ftcore.data.documents import lengths
+from ftcore.data.documents import lengths, tokens
 from ftcore.data.encode import Split
 from ftcore.data.mask import Masking
 from ftcore.data.order import Order
 from ftcore.data.read import Rejected
 from ftcore.data.split import mixed
 from ftcore.data.tokenizer import Tokenizer
+from ftcore.errors import DataError
 
 STEPS = ("read", "map", "filter", "compare", "split", "encode")  # in which rows can leave
 PERCENTILES = (5, 50, 95, 99, 100)
 BINS = 24  # of a histogram
+FUNNEL = "funnel.json"
 PAGE = Path(__file__).with_name("report.html")
 Names = tuple[str, ...] | None
 
@@ -86,8 +89,17 @@ class Prepared:
         if several := self.notes.get("conflicts", {}).get("texts"):
             yield f"train: {several} texts have several labels or answers"
 
-    def write(self, folder: Path) -> None:
-        """Write the account into a run's data/."""
+    def write(self, folder: Path, *, resumes: bool = False) -> None:
+        """Write the account into a run's data/. Raises DataError: the run that is resumed began
+        with other training rows."""
+        digest = hashlib.sha256()
+        for ids in tokens(self.train.documents):
+            digest.update(ids)
+        self.notes["train sha256"] = digest.hexdigest()
+        kept = read_account(folder) if resumes and (folder / FUNNEL).is_file() else self.notes
+        if kept["train sha256"] != digest.hexdigest():
+            what = "the training rows are not those that the run began with"
+            raise DataError(f"{folder}: {what}; restore the files, or begin another run")
         files.make_folder(folder)
         lines = [
             json.dumps({"split": name, "what": what, **asdict(row)}, ensure_ascii=False) + "\n"
@@ -98,12 +110,16 @@ class Prepared:
         steps = {name: funnel(s, held if name == "train" else 0) for name, s in self.splits()}
         kept = {n: Counter(row.reason for row in (*s.cut, *s.untold)) for n, s in self.splits()}
         account = json.dumps({**self.notes, "funnel": steps, "not_whole": kept}, indent=1)
-        files.write_file(folder / "funnel.json", account)
+        files.write_file(folder / FUNNEL, account)
         write_page(folder)
+
+def read_account(folder: Path) -> dict[str, Any]:
+    """funnel.json of a run's data/."""
+    return json.loads((folder / FUNNEL).read_text("utf-8"))
 
 def write_page(folder: Path) -> Path:
     """The page of a run's data/, made from its funnel.json."""
-    account = json.loads((folder / "funnel.json").read_text("utf-8"))
+    account = read_account(folder)
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     page = environment.from_string(PAGE.read_text("utf-8")).render(account, where=folder.parent)
     files.write_file(folder / PAGE.name, page)

@@ -32,8 +32,8 @@ def certify(model: Model, split: Split, suite: Suite) -> dict[str, Any]:
     lost, update = np.square([rounding(layer) for layer in layers]).sum(0) ** 0.5
     documents = split.documents[:MOST_ROWS]
     scored = np.cumsum([np.count_nonzero(document.weights) for document in documents])
-    documents = documents[: max(1, np.count_nonzero(scored <= MOST_SCORED))]
-    proof = {"lost": float(lost / update) if update else 0.0, "rows": len(documents)}
+    rows = Split(documents=documents[: max(1, np.count_nonzero(scored <= MOST_SCORED))])
+    proof = {"lost": float(lost / update) if update else 0.0, "rows": len(rows.documents)}
     if not documents:
         return proof
     limits = {"max_tokens": suite.config.loop.micro_batch_tokens, "device": suite.device}
@@ -41,8 +41,7 @@ def certify(model: Model, split: Split, suite: Suite) -> dict[str, Any]:
     for change in (LoRALinear.unmerge, LoRALinear.merge):
         for layer in layers:
             change(layer)
-        logits.append(all_logits(model, documents, **limits))
-        rows = Split(documents=documents)
+        logits.append(all_logits(model, rows.documents, **limits))
         losses.append(evaluate_loss(model, TASKS[suite.task].loss, rows, **limits)["loss"])
     for layer in layers:
         layer.unmerge()
@@ -58,9 +57,9 @@ def certify(model: Model, split: Split, suite: Suite) -> dict[str, Any]:
 
 def rounding(layer: LoRALinear) -> tuple[float, float]:
     """Norms of what merging a layer loses, and of its update."""
-    weight_OC, own = layer.base.weight.double(), layer.factors
+    own = layer.factors
     update_OC = own.config.scale * own.lora_b.double() @ own.lora_a.double()
-    lost_OC = layer.folded_weight().double() - (weight_OC + update_OC)
+    lost_OC = layer.folded_weight().double() - (layer.base.weight.double() + update_OC)
     return lost_OC.norm().item(), update_OC.norm().item()
 
 def certificate_line(proof: dict[str, Any]) -> str:

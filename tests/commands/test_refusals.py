@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests.commands.conftest import SCRIPTS
+
 ROOT = Path(__file__).parents[2]
 Refused = Callable[..., str]
 Run = Callable[..., tuple[dict[str, Any], str]]
@@ -163,6 +165,27 @@ def test_a_run_folder_in_use(refused: Refused, classify: list[str]) -> None:
     assert "runs/run is not empty" in message and "--resume runs/run" not in message
     (folder / "run.json").write_text("{}")
     assert "--resume runs/run" in refused("train", *classify)
+
+def test_resume_with_a_data_file_that_was_cut(
+    classify: list[str], files: dict[str, str], run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is lost: with the file as it was the run goes on."""
+    whole, file = Path(files["train"]).read_text(), Path("cut.tsv")
+    file.write_text(whole)
+    run("train", *classify, "--data.train", str(file), "--loop.save-every", "1")
+    kept = {p: p.read_bytes() for p in Path("runs/run").rglob("*") if p.is_file()}
+    shutil.rmtree("runs/run/checkpoints/step-3")
+    for text in ("".join(whole.splitlines(keepends=True)[:-9]), whole.replace("orange", "yellow")):
+        file.write_text(text)
+        assert SCRIPTS["train"].main(["--resume", "runs/run"]) == 2
+        message = capsys.readouterr().err
+        assert "the training rows are not those that the run began with" in message
+    file.write_text(whole)
+    summary, _ = run("train", "--resume", "runs/run")
+    assert summary["steps"] == 3
+    for name in ("model/model.safetensors", "predictions.jsonl", "best/manifest.json"):
+        path = Path("runs/run", name)
+        assert path not in kept or path.read_bytes() == kept[path]
 
 def test_resume_of_nothing(refused: Refused) -> None:
     assert "has no config.toml" in refused("train", "--resume", "runs/none")
