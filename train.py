@@ -33,7 +33,6 @@ def run(command: Command) -> int:
     # Imported here, as in `tune`, so that --help and a mistyped option answer at once.
     import torch
 
-    from ftcore.data.documents import lengths
     from ftcore.data.store import prepared
     from ftcore.data.tokenizer import Tokenizer
     from ftcore.env.device import DTYPES, resolve_device, reuse_across_steps
@@ -72,16 +71,19 @@ def run(command: Command) -> int:
     # ---- 3 environment: device, what is trained, the plan, the run folder ------------------------
     torch.set_num_threads(config.env.threads)
     reuse_across_steps()
-    model.to(resolve_device(config.env.device, config.env.kernels))
+    device = resolve_device(config.env.device, config.env.kernels)
+    model.to(device)
     new = loaded.accounting.new if config.model.init == "pretrained" else ()
     print(f"\n{choose_trainable(model, config.peft, generator(seed, 2), new=new)}")
     model.use_kernels(config.env.kernels)
     if config.peft.method == "lora":
         named_parts(model, loaded.family)  # else the adapter could not be saved in the end
     check_lengths(model.spec, data)
-    lengths_B = lengths(data.train.documents)
-    num_steps = config.loop.num_steps(len(lengths_B), config.optim.batch_size)
-    print(f"\n{Plan(model, lengths=lengths_B, num_steps=num_steps)}")
+    model.trunk.recompute = config.env.recompute
+    plan = Plan.of(config, model, data.train.documents)
+    if command.dry_run:
+        plan.count(model, TASKS[command.task].loss, data.draw)
+    print(f"\n{plan}")
     if command.dry_run:
         return 0
     name = config.log.name or f"{command.task}-{time.strftime('%Y%m%d-%H%M%S')}"
