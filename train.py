@@ -38,7 +38,6 @@ def run(command: Command, world: "World") -> int:
     # Imported here, as in `tune`, so that --help and a mistyped option answer at once.
     import torch
 
-    from ftcore.data.documents import lengths
     from ftcore.data.store import prepared
     from ftcore.data.tokenizer import Tokenizer
     from ftcore.env.device import resolve_device, reuse_across_steps
@@ -88,9 +87,11 @@ def run(command: Command, world: "World") -> int:
     if config.peft.method == "lora":
         named_parts(model, loaded.family)  # else the adapter could not be saved in the end
     check_lengths(model.spec, data)
-    lengths_B = lengths(data.train.documents)
-    num_steps = config.loop.num_steps(len(lengths_B), config.optim.batch_size)
-    print(f"\n{Plan(model, lengths=lengths_B, num_steps=num_steps)}")
+    model.trunk.recompute = config.env.recompute
+    plan = Plan.of(config, model, data.train.documents)
+    if command.only == "--dry-run":
+        plan.count(model, TASKS[command.task].loss, data.draw)
+    print(f"\n{plan}")
     if command.only == "--verify":
         print(f"\n{verify(config, TASKS[command.task], loaded, tokenizer, data)}")
     if command.only:

@@ -18,6 +18,7 @@ Format = Literal[
 ]  # fmt: skip
 OverLength = Literal["error", "drop", "cut_left", "cut_right", "split"]
 TrainOn = Literal["all", "assistant", "last", "completion"]
+Recompute = Literal["none", "selective", "all"]
 
 class Limit(NamedTuple):
     """What a number must be, in words and in code; nothing holds for nan."""
@@ -137,6 +138,9 @@ class EnvConfig:
     threads: Count = 2
     # auto: Triton on a GPU where an op passes its first case, plain torch elsewhere
     kernels: Literal["auto", "eager", "triton"] = "auto"
+    # layers that the backward pass computes again, not to keep what it needs of them (activation
+    # checkpointing; selective: every second one): less memory, more time, the same gradients
+    recompute: Recompute = "none"
     seed: Natural = 0  # of data order, initial values and dropout
 
 @dataclass(frozen=True)

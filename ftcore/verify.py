@@ -70,9 +70,10 @@ class Verifier:
             seed=self.config.env.seed, device=self.device,
         )  # fmt: skip
 
-    def gradient(self, name: str, processes: int = 1, **options: Any) -> Tensor:
-        """Of one step over all rows."""
+    def gradient(self, name: str, processes: int = 1, again: str = "", **options: Any) -> Tensor:
+        """Of one step over all rows; `again`: with noise, and these layers computed again."""
         loop = self.loop(name, **options)
+        self.model.train(bool(again)).trunk.recompute = again or "none"
         with loop.run, Workers(processes, loop.optimizer, loop.share, World()) as workers:
             workers.compute(0)
             return sum(buffer.double() for buffer in loop.optimizer.buffers)
@@ -104,6 +105,8 @@ class Verifier:
         whole = self.gradient("whole")
         rows = self.gradient("rows", tokens=1)
         yield "one micro-batch, or a row in each", apart(whole, rows), NEAR
+        kept, again = (self.gradient(word, again=word) for word in ("none", "all"))
+        yield "activations kept, or computed again", apart(kept, again), EXACT
         if self.device.type == "cpu":
             yield "one process, or two", apart(whole, self.gradient("two", processes=2)), NEAR
         else:

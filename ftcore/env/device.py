@@ -2,6 +2,8 @@
 
 import ctypes
 import mmap
+import os
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -21,6 +23,14 @@ def resolve_device(name: str, kernels: str = "auto") -> torch.device:
     if kernels == "triton" and device.type == "cpu":
         raise ConfigError(f"env.kernels = 'triton' on {name}: they need a GPU; use auto")
     return device
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that a run may take: all of a GPU's, or what Linux says is available."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    with suppress(OSError), open("/proc/meminfo") as file:
+        return 1024 * next(int(line.split()[1]) for line in file if line.startswith("MemAvailable"))
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 def reuse_across_steps() -> None:
     """Keep freed memory for the next step; call it before the first one. glibc gives large blocks

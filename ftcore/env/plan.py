@@ -1,36 +1,131 @@
-"""What a run will do, said before it does it: steps, tokens, trained parameters, memory."""
+"""What a run will do, said before it does it: steps, tokens, trained parameters, memory.
 
-from collections.abc import Sequence
+The memory of a step is counted, not estimated: its forward and backward passes run on tensors that
+have sizes and no values, so all that autograd saves and all that operations make is seen.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import get_args
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from ftcore.config import Recompute, Run
+from ftcore.data.documents import lengths
+from ftcore.data.pack import Batch, Encoded, collate, pack, split
+from ftcore.env.device import free_bytes
+from ftcore.model.heads import Model
+from kernels.meter import Meter, heap_bytes
+
+MIB = 2**20
+LINEAR_TOKENS = 4096  # from here on memory grows with the tokens: chunks of logits are full
+Loss = Callable[[Model, Batch], tuple[Tensor, Tensor]]
+
+def step_bytes(model: Model, loss: Loss, documents: Sequence[Encoded]) -> dict[str, int]:
+    """Memory of forward and backward over one micro-batch, gradients taken away as they come.
+
+    returns     activations: what the trunk keeps for its backward pass; logits: the most that the
+                loss adds; workspace: what the backward pass needs beyond both, and on a CPU holes
+    """
+    device, trained, meter = model.trunk.embed_tokens.weight.device, model.training, Meter()
+    batch, marks = collate(documents).to(device), []
+    batch.docs.walk  # noqa: B018  # planned by values, and kept
+    with ExitStack() as undo:
+        undo.callback(model.train, trained)
+        for param in filter(lambda p: p.requires_grad, model.parameters()):
+            hook = param.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
+            undo.callback(hook.remove)
+        hook = model.trunk.register_forward_hook(lambda *_: marks.append(meter.live))
+        undo.callback(hook.remove)
+        model.train()
+        undo.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        undo.enter_context(meter)
+        loss_sum, _ = loss(model, batch)
+        marks.append(meter.peak)
+        loss_sum.backward()
+    activations, forward = marks[0], max(marks)
+    most = heap_bytes(meter.events) if device.type == "cpu" else meter.peak
+    parts = {"activations": activations, "logits": forward - activations}
+    return parts | {"workspace": max(most, forward) - forward}
 
 class Plan:
-    """Figures of `--dry-run`: what `model` and `num_steps` optimiser steps over documents of these
-    lengths will take.
+    """Figures of a run: what `model` and `num_steps` optimiser steps over rows of these lengths
+    will take.
 
+    shares                      processes that a step is split between, each with its gradients
+    accumulates                 whether a process may have several micro-batches a step
     num_rows, num_tokens        of one epoch
     num_params, num_trained     parameters
-    memory_bytes                by component, activations not included: fp32 gradients and moments,
-                                and masters of 16-bit tensors, also of rows that the data never read
+    memory_bytes                by component: what a run holds from start to end, also for rows of
+                                embeddings that the data never read, which need none; after
+                                `count`, what a step adds to it
     """
 
-    def __init__(self, model: nn.Module, *, lengths: Sequence[int], num_steps: int) -> None:
+    def __init__(
+        self, model: nn.Module, *, lengths: Sequence[int], num_steps: int, shares: int = 1,
+        accumulates: bool = True, has_average: bool = False,
+    ) -> None:  # fmt: skip
         self.num_rows, self.num_tokens = len(lengths), int(np.sum(lengths))
-        self.num_steps = num_steps
+        self.num_steps, self.shares, self.more = num_steps, shares, ""
         params = list(model.parameters())
         trained = [p for p in params if p.requires_grad]
         self.num_params, self.num_trained = (sum(p.numel() for p in x) for x in (params, trained))
+        widths = {4} if accumulates else {p.element_size() for p in trained}
         self.memory_bytes = {
-            "weights": sum(p.nbytes for p in params),
+            "weights": sum(t.nbytes for t in (*params, *model.buffers())),
             "masters": 4 * sum(p.numel() for p in trained if p.element_size() < 4),
-            "gradients": 4 * self.num_trained, "moments": 8 * self.num_trained,
-        }  # fmt: skip
+            "gradients": shares * max(widths) * self.num_trained,
+            "moments": 8 * self.num_trained,
+        } | ({"average": 4 * self.num_trained} if has_average else {})  # fmt: skip
+
+    @classmethod
+    def of(cls, config: Run, model: Model, documents: Sequence[Encoded]) -> "Plan":
+        """The plan of a run on the model's device, with the heaviest micro-batch of it: the first
+        one of a step that has the longest rows."""
+        lengths_B, size = lengths(documents), config.optim.batch_size
+        budget, is_cpu = config.loop.micro_batch_tokens, config.env.device == "cpu"
+        longest = np.argsort(-lengths_B, kind="stable")[:size]
+        plan = cls(
+            model, lengths=lengths_B, num_steps=config.loop.num_steps(len(lengths_B), size),
+            shares=min(config.env.threads, size) if is_cpu else 1,
+            accumulates=int(lengths_B[longest].sum()) > budget, has_average=config.optim.ema > 0,
+        )  # fmt: skip
+        mine = longest[split(lengths_B[longest], plan.shares)[0]]
+        plan.heaviest = [documents[int(mine[i])] for i in pack(lengths_B[mine], budget)[0]]
+        return plan
+
+    def count(
+        self, model: Model, loss: Loss, draw: Callable[[Encoded, int], Encoded] | None = None
+    ) -> None:
+        """Add what such micro-batches take, one in each process, and the largest ones that the
+        device has memory for, by what is computed again."""
+        documents = [draw(d, 0) for d in self.heaviest] if draw else self.heaviest
+        model.use_kernels("eager")  # Triton's want values; so a GPU needs less than is said
+        weight = model.trunk.embed_tokens.weight
+        fixed, room = sum(self.memory_bytes.values()), free_bytes(weight.device)
+        room += self.memory_bytes["weights"] if weight.device.type == "cpu" else 0
+        step = step_bytes(model, loss, documents).items()
+        self.memory_bytes |= {name: self.shares * size for name, size in step}
+        tokens, chosen, most = sum(map(len, documents)), model.trunk.recompute, []
+        many = [*documents] * -(-LINEAR_TOKENS // tokens)
+        for model.trunk.recompute in get_args(Recompute):
+            per_token = sum(step_bytes(model, loss, many).values()) / sum(map(len, many))
+            fits = max(0, int((room - fixed) / self.shares / per_token))
+            most.append(f"{model.trunk.recompute} {fits:,}")
+        model.trunk.recompute = chosen
+        peak = sum(self.memory_bytes.values())
+        self.more = (
+            f"\npredicted peak with micro-batches of {tokens:,} tokens: {peak / MIB:,.1f} MiB of"
+            f" {room / MIB:,.1f}\nlargest micro-batches that fit, tokens, by env.recompute:"
+            f" {', '.join(most)}"
+        )
 
     def __str__(self) -> str:
-        memory = "  ".join(f"{name} {size / 2**20:.1f}" for name, size in self.memory_bytes.items())
+        memory = "  ".join(f"{name} {size / MIB:.1f}" for name, size in self.memory_bytes.items())
         return (
             f"{self.num_steps} steps; an epoch is {self.num_rows} rows, {self.num_tokens} tokens\n"
             f"{self.num_trained} of {self.num_params} parameters are trained"
-            f" ({self.num_trained / self.num_params:.1%})\nmemory for them, MiB: {memory}"
+            f" ({self.num_trained / self.num_params:.1%})\nmemory, MiB: {memory}{self.more}"
         )

@@ -1,9 +1,33 @@
-"""The plan's figures, counted by hand on a model of two tensors."""
+"""The plan's figures: by hand on a model of two tensors, and a step's as it happens."""
 
+import re
+
+import numpy as np
+import pytest
 import torch
 from torch import nn
 
-from ftcore.env.plan import Plan
+from ftcore.config import EnvConfig, LoopConfig, OptimConfig, PretrainRun
+from ftcore.data.pack import Encoded, collate
+from ftcore.env.plan import Plan, step_bytes
+from ftcore.model.heads import Model
+from ftcore.model.spec import ModelSpec
+from ftcore.tune.task import token_labels
+from kernels.meter import Meter, heap_bytes
+
+def tiny(dropout: float) -> Model:
+    spec = ModelSpec(
+        vocab_size=61, hidden_size=16, num_layers=3, intermediate_size=24, num_heads=2,
+        num_kv_heads=1, head_dim=8, max_positions=64, is_causal=True, norm="rms_norm",
+        norm_eps=1e-6, norm_first=True, position="rope", mlp="swiglu", dropout=dropout,
+    )  # fmt: skip
+    model = Model(spec, "lm")
+    model.init_weights(torch.Generator().manual_seed(0))
+    return model.eval()
+
+def document(length: int) -> Encoded:
+    ids_T = np.arange(length, dtype=np.int32)
+    return Encoded(str(length), ids_T, ids_T, (ids_T > 2).astype(np.float32))
 
 def test_memory_by_component() -> None:
     model = nn.ModuleDict({
@@ -30,3 +54,73 @@ def test_a_tied_matrix_is_counted_once() -> None:
     model[1].weight = model[0].weight
     made = Plan(model, lengths=[1], num_steps=1)
     assert made.num_params == 16 and made.memory_bytes["weights"] == 64
+
+def test_gradients_of_each_process_keep_16_bits_where_they_are_not_summed() -> None:
+    model = nn.Linear(10, 2, bias=False).to(torch.bfloat16)
+    made = Plan(model, lengths=[1], num_steps=1, shares=3, accumulates=False)
+    assert made.memory_bytes["gradients"] == 3 * 2 * 20
+
+def test_a_meter_sees_what_lives_and_no_views() -> None:
+    weight = torch.ones(64, 4)
+    with Meter() as meter:
+        kept = weight.t() * 2
+        assert meter.live == 1024
+        kept.t().relu()
+    assert (meter.live, meter.peak) == (1024, 2048)
+    assert [size for _, size in meter.events] == [1024, 1024, -1024]
+    del kept
+    assert meter.live == 0
+
+def test_a_free_block_serves_smaller_ones_alone() -> None:
+    big, small = 2**20, 2**19
+    again = [(1, big), (2, big), (1, -big), (3, big)]  # as many bytes, but not those around them
+    assert heap_bytes(again) > 3 * big
+    assert heap_bytes([(1, big), (2, big), (1, -big), (3, small), (4, small // 2)]) < 2.1 * big
+    assert heap_bytes([(1, big), (1, -big), (2, big // 2), (2, -big // 2)]) < 1.1 * big
+
+@pytest.mark.parametrize("recompute", ["none", "selective", "all"])
+def test_a_step_is_counted_as_it_happens(recompute: str) -> None:
+    """Bytes that autograd keeps of a real forward pass, and the most that both passes have."""
+    model = tiny(0.1)
+    model.trunk.recompute = recompute
+    documents = [document(24)] * 4
+    parts = step_bytes(model, token_labels, documents)
+    assert not model.training and all(p.grad is None for p in model.parameters())
+    batch, marks = collate(documents), []
+    batch.docs.walk  # noqa: B018
+    hook = model.trunk.register_forward_hook(lambda *_: marks.append(meter.live))
+    for param in model.parameters():
+        param.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
+    model.train()
+    with Meter() as meter:
+        loss, _ = token_labels(model, batch)
+        loss.backward()
+    hook.remove()
+    # real scalars and the rows that are scored stand beside what is counted
+    assert parts["activations"] == pytest.approx(marks[0], rel=0.02)
+    assert sum(parts.values()) >= meter.peak * 0.98
+    assert parts["activations"] + parts["logits"] <= meter.peak * 1.02
+
+def test_the_heaviest_micro_batch_is_counted_and_the_largest_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = tiny(0.0)
+    documents = [document(length) for length in (3, 20, 9, 24, 16, 30)]
+    env, optim = EnvConfig(threads=2), OptimConfig(batch_size=4)
+    config = PretrainRun(env=env, optim=optim, loop=LoopConfig(micro_batch_tokens=40))
+    made = Plan.of(config, model, documents)
+    # of the rows of 30, 24, 20 and 16 the first share has 30 and 16, which are two streams
+    assert list(map(len, made.heaviest)) == [30] and made.shares == 2
+    fixed = sum(made.memory_bytes.values())
+    monkeypatch.setattr("ftcore.env.plan.free_bytes", lambda device: 2**26)
+    monkeypatch.setattr("ftcore.env.plan.LINEAR_TOKENS", 512)
+    made.count(model, token_labels)
+    step = sum(step_bytes(model, token_labels, made.heaviest).values())
+    assert sum(made.memory_bytes.values()) == fixed + 2 * step
+    assert "micro-batches of 30 tokens" in str(made) and model.trunk.recompute == "none"
+    most = re.search(r"none ([\d,]+), selective ([\d,]+), all ([\d,]+)$", str(made))
+    none, selective, whole = (int(number.replace(",", "")) for number in most.groups())
+    assert 512 < none < selective < whole
+    many = [document(32)] * (none // 32)
+    took = sum(step_bytes(model, token_labels, many).values())
+    assert 0.7 * 2**25 < took < 1.05 * 2**25  # some of a step does not grow with its tokens
