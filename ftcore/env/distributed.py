@@ -15,8 +15,7 @@ from torch import Tensor, distributed
 
 from ftcore.errors import ConfigError, PeerError
 
-# Of one exchange: the first may judge for hours. Where one dies, torchrun ends the others.
-TIMEOUT = timedelta(days=1)
+TIMEOUT = timedelta(days=1)  # the first may judge for hours; where one dies, torchrun ends all
 
 @dataclass(frozen=True)
 class World:

@@ -1,10 +1,8 @@
 """Precision: the dtypes behind its name, and the loss scale that fp16 needs.
 
 fp16 has no values below 6e-8, where many gradients lie. So the loss is multiplied by s, and with it
-every gradient; the optimiser, in fp32, divides by s again:
-
-    not finite                       the step is not applied;  s = s / 2, at least 1
-    2000 finite steps in a row       s = 2 s
+every gradient; the optimiser, in fp32, divides by s again. A step that is not finite is not applied
+and halves s, to 1 at least; 2000 finite steps in a row double it.
 
 source  Micikevicius et al. 2018, arXiv:1710.03740
 """

@@ -37,14 +37,13 @@ class Loaded:
     state: dict[str, Any]
 
 class Checkpoints:
-    """The checkpoints of one run folder: the last `keep_last` of them (at least 1), and the best.
-    failed_in_a_row counts the saves that failed since the last good one."""
+    """The checkpoints of a run folder: the last `keep_last` of them (at least 1), and the best."""
 
     def __init__(self, run: Path, keep_last: int) -> None:
         if keep_last < 1:
             raise ConfigError(f"keep_last = {keep_last}: must be >= 1, or nothing can be resumed")
         self.folder, self.best_folder = run / "checkpoints", run / "best"
-        self.keep_last, self.failed_in_a_row = keep_last, 0
+        self.keep_last, self.failed_in_a_row = keep_last, 0  # saves since the last good one
 
     def save(self, step: int, tensors: Tensors, state: Mapping[str, Any]) -> Path:
         """Write `step-N`, replacing one of that name, then prune; on return it is on the disk.
@@ -86,8 +85,7 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """The steps that have a folder, newest first, verified or not."""
         entries = self.folder.iterdir() if self.folder.is_dir() else ()
-        names = (entry.name.removeprefix(files.ASIDE) for entry in entries)
-        found = (re.fullmatch(r"step-(\d+)", name) for name in names)
+        found = (re.fullmatch(r"step-(\d+)", e.name.removeprefix(files.ASIDE)) for e in entries)
         return sorted({int(step[1]) for step in found if step}, reverse=True)
 
     def mark_best(self, step: int) -> None:

@@ -26,8 +26,7 @@ from ftcore.env.distributed import World
 from ftcore.errors import CheckpointError
 
 Span = tuple[int, int]  # first and past of some values of a flat tensor
-# Learning rate over that of the run; weight decay; whether only some rows are trained.
-Kind = tuple[float, float, bool]
+Kind = tuple[float, float, bool]  # rate over that of the run; weight decay; only some rows trained
 # Values of a flat tensor in one operation: what a core's cache holds between two; a GPU wants many.
 PIECES = {"cpu": 2**19, "cuda": 2**26}
 
@@ -45,9 +44,8 @@ class AdamW:
                     dtype of the parameters where all have one; those of `rows` are rounded to it
 
     Masters, averages, 16-bit parameters and the gradients of each process are flat tensors, which
-    processes forked later share; the groups of `state` are views of these by name, and so is
-    `grads` of the buffer that this process collects its gradients in. `kinds` are parameters of one
-    rate and decay, side by side.
+    processes forked later share; the groups of `state` are views of these by name, as is `grads` of
+    this process's buffer. `kinds` are parameters of one rate and decay, side by side.
     """
 
     def __init__(
@@ -82,9 +80,8 @@ class AdamW:
         self.collect_in(0)
         for name, param in self.params.items():
             self._adopt(name, param)
-        self.flat_average = self._zeros(self.wide).copy_(self.flat_master) if ema else None
-        for name, param in self.params.items():
             param.register_post_accumulate_grad_hook(partial(self._collect, name))
+        self.flat_average = self._zeros(self.wide).copy_(self.flat_master) if ema else None
 
     def _shape(self, name: str) -> torch.Size:
         """Of what is trained of a parameter."""

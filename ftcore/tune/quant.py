@@ -36,8 +36,7 @@ class NF4Linear(Linear):
 
     def cast(self, x_NC: Tensor) -> tuple[Tensor, NF4, Tensor | None]:
         dtype = self.compute or self.dtype
-        bias_O = None if self.bias is None else self.bias.to(dtype)
-        return x_NC.to(dtype), self.nf4(dtype), bias_O
+        return x_NC.to(dtype), self.nf4(dtype), None if self.bias is None else self.bias.to(dtype)
 
     def forward(self, x_NC: Tensor) -> Tensor:
         return nf4_linear(*self.cast(x_NC), impl=self.impl)
