@@ -34,9 +34,8 @@ class Command:
     only: str  # word of ONLY, or empty
 
 def parse(argv: Sequence[str], *, script: str = "train.py") -> Command:
-    """Turn the arguments of train.py, or of another script that takes the same, into a command.
-    Raises ConfigError: unknown task or preset, an unreadable file, values out of range; SystemExit
-    2 from tyro: an unknown or mistyped option, with the nearest names."""
+    """Turn the arguments of train.py, or of a script that takes the same, into a command. Raises
+    ConfigError: unknown task or preset, unreadable file, values out of range; tyro SystemExit 2."""
     words = [word for word in argv if word not in ONLY]
     if len(asked := [word for word in argv if word in ONLY]) > 1:
         raise ConfigError(f"{' '.join(asked)}: give one of them, once")

@@ -1,10 +1,6 @@
-"""The invariance suite: what must not change a result, tried on the user's own model and data.
-
-    python train.py TASK ... --verify
-
-Some training rows, the model that is about to be trained, in fp32: every claim is measured, and one
-that does not hold is an error. Only temporary files are written.
-"""
+"""The invariance suite, `train.py TASK ... --verify`: what must not change a result, tried on some
+training rows and the model that is about to be trained, in fp32. Every claim is measured, and one
+that does not hold is an error. Only temporary files are written."""
 
 import tempfile
 from collections.abc import Iterator

@@ -6,8 +6,7 @@
     ftcore_adapter.json         hash of the base that the adapter was trained on, how that was
                                 quantised, and the adapted parts of fused modules; peft ignores it
 
-Modules that HF keeps as one are joined and cut at the border of the file (fused.py); inside,
-`hf_name` may be that of a part.
+Modules that HF keeps as one are cut at the file's border (fused.py): `hf_name` may be of a part.
 
 source  peft docs, "PEFT checkpoint format"; peft 0.21 utils/save_and_load.py
 """
@@ -42,8 +41,7 @@ UNKNOWN_OPTIONS = (
     "layer_replication", "target_parameters", "trainable_token_indices", "alora_invocation_tokens",
     "arrow_config", "kasa_config", "monteclora_config", "velora_config",
 )  # fmt: skip
-# peft: the other ways to start (pissa, olora, corda, loftq, lora_ga) change the base weights.
-KNOWN_STARTS = (True, False, "gaussian", "orthogonal", "eva")
+KNOWN_STARTS = (True, False, "gaussian", "orthogonal", "eva")  # peft: others change the base
 
 def base_sha256(model: nn.Module, *, without: Collection[str] = ()) -> str:
     """Hash of the base weights but those that the adapter brings: the same wrapped or not, merged
@@ -58,8 +56,7 @@ def base_sha256(model: nn.Module, *, without: Collection[str] = ()) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 def named_parts(model: Model, family: Family, adapter: str = lora.DEFAULT) -> tuple[Names, Names]:
-    """Layers of an adapter, and modules that are trained fully. Raises ModelError: the model has
-    none of the former, or HF has no name for one of the latter."""
+    """Layers of an adapter; fully trained modules. ModelError: no layers, or one has no HF name."""
     layers = lora.lora_layers(model).items()
     if not (adapted := [name for name, layer in layers if adapter in layer.adapters]):
         raise ModelError(f"the model has no LoRA layers of {adapter!r}: no adapter to save")
@@ -77,11 +74,9 @@ def save_adapter(
 ) -> None:  # fmt: skip
     """Write an adapter's factors and every fully trained module; the folder appears whole or not.
 
-    family          of the base model: what HF calls our modules, and keeps as one
-    base_path       folder or hub id of the base model, for the reader to find it
-    task_type       peft's word for the head: "CAUSAL_LM", "SEQ_CLS", "FEATURE_EXTRACTION"
-    raises          ModelError: as `named_parts`; CheckpointError: the folder cannot be written
-    """
+    `base_path` is the folder or hub id of the base model, for the reader to find it; `task_type`
+    peft's word for the head: "CAUSAL_LM", "SEQ_CLS", "FEATURE_EXTRACTION". Raises ModelError: as
+    `named_parts`; CheckpointError: the folder cannot be written."""
     layers, extra = named_parts(model, family, name)
     config = model.get_submodule(next(iter(layers.values()))).adapters[name].config
     names = {k: n for k, (n, _) in _layout(model, layers, extra, name, config.rank).items()}
@@ -95,6 +90,7 @@ def save_adapter(
         "target_modules": list(dict.fromkeys(map(whole, layers))),
         "modules_to_save": list(dict.fromkeys(map(whole, extra))) or None,
         "bias": "none", "inference_mode": True,
+        **({"fan_in_fan_out": True} if family.transposed else {}),  # HF's matrices are
     }  # fmt: skip
     origin = {"base_sha256": base_sha256(model, without=names.values()), "scale": config.scale}
     origin |= {"quantize": "nf4"} if quantised_layers(model) else {}
@@ -104,8 +100,6 @@ def save_adapter(
         peft_config["rank_pattern"] = {m: n * config.rank for m, n in counts.items()}
         peft_config["alpha_pattern"] = {m: n**power * config.alpha for m, n in counts.items()}
         origin["parts"] = parts
-    if family.transposed:
-        peft_config["fan_in_fan_out"] = True  # peft: its own value for HF's transposed matrices
 
     def write(temp: Path) -> None:
         save_file(tensors, temp / WEIGHTS, metadata={"format": "pt"})
@@ -116,13 +110,10 @@ def save_adapter(
 
 def load_adapter(model: Model, folder: Path, *, family: Family, name: str = lora.DEFAULT) -> None:
     """Wrap a base model and fill it from an adapter folder, ours or peft's; quantise it first where
-    the adapter was trained so. A load that fails leaves the model as it was.
-
-    name    of the adapter, beside those that the model has; it is then the one that answers
-    raises  ModelError: unreadable files, an option of peft's that we do not have, another base, and
-            in one message every missing, unexpected or mis-shaped tensor; CheckpointError: a file
-            is not the one that the folder's manifest lists; ConfigError: as `apply_lora`
-    """
+    the adapter was trained so. The one called `name` then answers; a load that fails changes
+    nothing. Raises ModelError: unreadable files, an option of peft's that we do not have, another
+    base, and in one message every missing, unexpected or mis-shaped tensor; CheckpointError: a file
+    is not the one that the folder's manifest lists; ConfigError: as `apply_lora`."""
     folder = current(folder)
     if (folder / MANIFEST).is_file():
         verify_folder(folder)
@@ -236,5 +227,4 @@ def _refuse_untied(folder: Path, model: nn.Module, incoming: Mapping[str, Tensor
         for other in (n for n, p in parameters.items() if p is parameters[name]):
             if other not in incoming or not torch.equal(incoming[name], incoming[other]):
                 what = f"{folder / WEIGHTS}: trains {name} apart from {other}, tied in this model"
-                how = "untie the base model (tie_word_embeddings = false) and save it anew"
-                raise ModelError(f"{what}; {how}")
+                raise ModelError(f"{what}: untie its base (tie_word_embeddings = false), save anew")

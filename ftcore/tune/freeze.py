@@ -8,8 +8,6 @@ embeddings      token, position and segment matrices
 norms           modules with "norm" in their name
 biases          every bias (BitFit: Ben Zaken et al. 2021, arXiv:2106.10199)
 anything else   a name or glob: `q_proj`, `trunk.layers.[0-3].*`, `*.mlp`; a module: all below it
-
-Several rules train the union. A rule that matches nothing is an error.
 """
 
 import hashlib
@@ -49,7 +47,7 @@ def below(name: str, modules: set[str]) -> bool:
     return any(".".join(parts[:end]) in modules for end in range(1, len(parts) + 1))
 
 def apply_trainable(model: nn.Module, rules: Sequence[str]) -> str:
-    """Make exactly the parameters that the rules name trainable; returns the parameter_table.
+    """Make exactly what any of the rules names trainable; returns the parameter_table.
     Raises ConfigError: no rule, or one that matches nothing; the model is then unchanged."""
     if not rules:
         raise ConfigError(f"no rule says what to train; known: {', '.join(POLICIES)}, or a pattern")

@@ -67,8 +67,7 @@ def join_parts(tensors: Tensors, family: Family, num_heads: int) -> tuple[Tensor
     return {key: tensor.contiguous() for key, tensor in joined.items()}, adapted
 
 def split_parts(tensors: Tensors, adapted: Places, family: Family, num_heads: int) -> Tensors:
-    """Undoes `join_parts`; a fused module that is not in `adapted` is as peft trains it. Raises
-    ModelError: a tensor cannot be cut so."""
+    """Undoes `join_parts`; a module not in `adapted` is as peft's. ModelError: it has no parts."""
     split: Tensors = {}
     for key, tensor in tensors.items():
         module, attribute = cut(key)

@@ -94,8 +94,7 @@ class Loop:
         )  # fmt: skip
 
     def restore(self, loaded: Loaded | None) -> None:
-        """Continue from a checkpoint, or from the start without one; all follow the first process,
-        which alone is given it."""
+        """Continue from a checkpoint, if there is one, as the first process, which alone has it."""
         if loaded is not None:
             self.progress = Progress(**loaded.state["progress"])
             if self.scale:
@@ -140,14 +139,16 @@ class Loop:
                     self.run.log(step, values)
                 is_judged = self.evaluate and (step % self.loop.eval_every == 0 or is_last)
                 is_best = bool(is_judged) and self._evaluate()
-                # read once: what leaves has saved
-                exit_code = int(max(self.world.gather(stop.exit_code if stop else 0)))
+                exit_code = int(max(self.world.gather(stop.exit_code if stop else 0)))  # read once
                 is_stuck = self.progress.skipped_in_a_row > self.loop.max_skipped
                 is_due = step % self.loop.save_every == 0 or is_best or is_last or is_stuck
                 if is_due or exit_code or self._is_out_of_patience():
                     self._save(is_best=is_best)
                 if is_stuck:
-                    raise TrainingError(self._no_way_on())
+                    what = f"{self.progress.skipped_in_a_row} steps in a row were not finite, up to"
+                    where = f"their rows are named in {self.run_path}/skipped-step-N.json"
+                    mend = "lower optim.lr, take env.precision bf16 or fp32, or mend the rows"
+                    raise TrainingError(f"{what} step {step}: {where}; {mend}")
                 if self.checkpoints.failed_in_a_row >= MAX_FAILED_SAVES:
                     what = "stopped, since checkpoints cannot be saved: mend that, then continue"
                     raise SaveError(f"{what} with: python train.py --resume {self.run_path}")
@@ -168,12 +169,6 @@ class Loop:
             rows = (self.documents[row] for row in self.rows(step))
             self.drawn = step, [self.draw(row, step) if self.draw else row for row in rows]
         return self.drawn[1]
-
-    def _no_way_on(self) -> str:
-        what = f"{self.progress.skipped_in_a_row} steps in a row were not finite, up to step"
-        where = f"their rows are named in {self.run_path}/skipped-step-N.json"
-        mend = "lower optim.lr, take env.precision bf16 or fp32, or mend the rows"
-        return f"{what} {self.progress.step}: {where}; {mend}"
 
     def share(self, step: int, share: int, shares: int, loss_scale: float = 1.0) -> float:
         """Gradients of a share of a step times `loss_scale` into a buffer; returns its loss sum."""
@@ -260,8 +255,7 @@ class Loop:
         self.checkpoints.failed_in_a_row = int(failed[0])
 
 def rows_read(model: Model, documents: Sequence[Encoded]) -> dict[str, Tensor]:
-    """int64 rows of the token embeddings that the documents read, by the matrix's name; none where
-    it is frozen, or the head's as well."""
+    """int64 rows of token embeddings that are read, by the matrix; none if it is frozen or tied."""
     weight_VC = model.trunk.embed_tokens.weight
     owners = [n for n, p in model.named_parameters(remove_duplicate=False) if p is weight_VC]
     if len(owners) > 1 or not weight_VC.requires_grad:

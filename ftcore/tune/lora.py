@@ -2,9 +2,8 @@
 
     y = x W^T + bias + scale (drop(x) A^T) B^T,    scale = alpha / R, or alpha / sqrt(R) (rsLoRA)
 
-Letters: N rows, M of them that the last layer is asked for, B documents, C input width, O output
-width, R rank. B starts at zero, so that a fresh adapter changes no logit. The factors are fp32 over
-a bf16 or fp32 base (float64 over float64).
+Letters: N rows, M of them asked of the last layer, B documents, C input and O output width, R rank.
+B starts at zero: a fresh adapter changes no logit. Factors are fp32, or float64 over float64.
 
 source  Hu et al. 2021, arXiv:2106.09685; Kalajdzievski 2023, arXiv:2312.03732 (rsLoRA);
         A starts as in the peft package: uniform in +-1 / sqrt(C)
@@ -145,7 +144,7 @@ def apply_lora(
     model: nn.Module, config: LoRAConfig, *, generator: torch.Generator,
     trained_heads: Sequence[str] = (), name: str = DEFAULT,
 ) -> str:  # fmt: skip
-    """Wrap the targets, freeze all but the factors and fully trained modules; returns it in words.
+    """Wrap the targets and freeze all but the factors and fully trained modules; says so in words.
 
     generator       draws the A of each target, in the order of the model's modules
     trained_heads   fully trained modules beside `config.extra_modules`: heads that are new
@@ -191,8 +190,7 @@ def _targets(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     owners = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
     if shared := [n for n in chosen if owners[id(plain[n].weight)] > 1]:
         what = f"LoRA target {', '.join(sorted(shared))}: its matrix is tied to another layer's, so"
-        how = "leave it out, or train it as an extra module"
-        raise ConfigError(f"{what} the merged model could not be saved; {how}")
+        raise ConfigError(f"{what} merging could not be saved: leave it out, or train it fully")
     return [name for name in linears if name in chosen]
 
 def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
@@ -229,8 +227,7 @@ def disabled(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def mixed(model: Model, names_B: Sequence[str | None]) -> Iterator[None]:
     """Within it, document b of every stream is answered by adapter names_B[b], None: the base; for
-    evaluation. Raises ConfigError: unknown name; the trunk ValueError: other number of documents.
-    """
+    evaluation. Raises ConfigError: unknown name; in the trunk ValueError: not B documents."""
     names = [name for name in dict.fromkeys(names_B) if name is not None]
     layers = _layers_with(model, names)
     place_B = torch.tensor([-1 if n is None else names.index(n) for n in names_B]).int()

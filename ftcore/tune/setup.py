@@ -18,9 +18,8 @@ from ftcore.tune.quant import quantise_frozen
 def choose_trainable(
     model: Model, config: PeftConfig, generator: torch.Generator, *, new: Sequence[str] = ()
 ) -> str:
-    """Freeze, wrap, or leave; returns the table of parameters. The generator draws LoRA's factors;
-    `new` are parameters that the checkpoint lacked. Raises ConfigError: a rule or target that
-    matches nothing, or something new is not trained."""
+    """Freeze, wrap by drawn factors, or leave; returns the table of parameters. Raises ConfigError:
+    a rule or target matches nothing, or of `new`, which the checkpoint lacked, some stay frozen."""
     if config.quantize != "none" and config.method != "lora":
         raise ConfigError("peft.quantize is for frozen matrices: use --peft.method lora with it")
     if config.method == "lora":

@@ -1,7 +1,5 @@
-"""What a task does with a batch: its loss as (sum, weight), over the scored rows alone.
-
-Rows of weight 0 never reach the head (law 2); the loop alone divides, by a step's weight (law 3).
-"""
+"""What a task does with a batch: its loss as (sum, weight), over the scored rows, which alone reach
+the head (law 2). No task divides (law 3): the loop does once, by the weight of the whole step."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
