@@ -24,7 +24,6 @@ class LossScale:
     finite_steps: int = 0  # since it changed last
 
     def update(self, is_finite: bool) -> None:
-
         self.finite_steps = self.finite_steps + 1 if is_finite else 0
         if not is_finite:
             self.value = max(1.0, self.value / 2)

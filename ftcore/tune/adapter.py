@@ -90,7 +90,7 @@ def save_adapter(
         "target_modules": list(dict.fromkeys(map(whole, layers))),
         "modules_to_save": list(dict.fromkeys(map(whole, extra))) or None,
         "bias": "none", "inference_mode": True,
-        **({"fan_in_fan_out": True} if family.transposed else {}),  # HF's matrices are
+        **({"fan_in_fan_out": True} if family.transposed else {}),  # as HF's matrices
     }  # fmt: skip
     origin = {"base_sha256": base_sha256(model, without=names.values()), "scale": config.scale}
     origin |= {"quantize": "nf4"} if quantised_layers(model) else {}

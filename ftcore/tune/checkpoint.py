@@ -46,8 +46,8 @@ class Checkpoints:
 
     def save(self, step: int, tensors: Tensors, state: Mapping[str, Any]) -> Path:
         """Write `step-N`, replacing one of that name, then prune; on return it is on the disk. Of
-        `tensors`, {group: {name: tensor}}, no two may share memory; to `state`, JSON values, "step"
-        is added. Raises CheckpointError: nothing was saved, and nothing lost."""
+        `tensors`, {group: {name: tensor}} of any dtype and device, no two may share memory; to
+        `state`, JSON values, "step" is added. CheckpointError: nothing was saved, nothing lost."""
         num_bytes = sum(t.nbytes for group in tensors.values() for t in group.values())
 
         def write(folder: Path) -> None:

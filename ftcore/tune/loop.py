@@ -139,7 +139,8 @@ class Loop:
                     self.run.log(step, values)
                 is_judged = self.evaluate and (step % self.loop.eval_every == 0 or is_last)
                 is_best = bool(is_judged) and self._evaluate()
-                exit_code = int(max(self.world.gather(stop.exit_code if stop else 0)))  # read once
+                # read once: what leaves has saved
+                exit_code = int(max(self.world.gather(stop.exit_code if stop else 0)))
                 is_stuck = self.progress.skipped_in_a_row > self.loop.max_skipped
                 is_due = step % self.loop.save_every == 0 or is_best or is_last or is_stuck
                 if is_due or exit_code or self._is_out_of_patience():
@@ -255,7 +256,7 @@ class Loop:
         self.checkpoints.failed_in_a_row = int(failed[0])
 
 def rows_read(model: Model, documents: Sequence[Encoded]) -> dict[str, Tensor]:
-    """int64 rows of token embeddings that are read, by the matrix; none if it is frozen or tied."""
+    """int64 rows of token embeddings that are read, by matrix name; none if frozen or tied."""
     weight_VC = model.trunk.embed_tokens.weight
     owners = [n for n, p in model.named_parameters(remove_duplicate=False) if p is weight_VC]
     if len(owners) > 1 or not weight_VC.requires_grad:

@@ -138,8 +138,6 @@ class LoRALinear(nn.Module):
         """Back to base and update. Exact, since merging never writes to the base."""
         self.merged_weight = None
 
-
-
 def apply_lora(
     model: nn.Module, config: LoRAConfig, *, generator: torch.Generator,
     trained_heads: Sequence[str] = (), name: str = DEFAULT,
@@ -258,5 +256,6 @@ def _layers_with(model: nn.Module, names: Sequence[str]) -> dict[str, LoRALinear
     layers = lora_layers(model)
     known = {name for layer in layers.values() for name in layer.adapters}
     if odd := [name for name in names if name not in known]:
-        raise ConfigError(f"no adapter {odd[0]!r}; it has: {', '.join(sorted(known)) or 'none'}")
+        there = ", ".join(sorted(known)) or "none"
+        raise ConfigError(f"the model has no adapter {odd[0]!r}; it has: {there}")
     return layers

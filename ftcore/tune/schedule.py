@@ -9,7 +9,7 @@
 s is the 0-based step, S the steps of the run, w the warm-up steps, m the final share of the peak,
 d the steps of the decay, which never reaches into the warm-up.
 
-source  Loshchilov and Hutter 2017, arXiv:1608.03983; Hu et al. 2024, arXiv:2404.06395
+source  Loshchilov and Hutter 2017, arXiv:1608.03983 (cosine); Hu et al. 2024, arXiv:2404.06395
 """
 
 import math

@@ -36,7 +36,7 @@ def choose_trainable(
     trained = {name for name, param in params if param.requires_grad}
     if left := [name for name in new if name not in trained]:
         what = f"{', '.join(left)}: not in the checkpoint, so random, and would stay so"
-        raise ConfigError(f"{what}: use --peft.method full, or freeze with --peft.trainable head")
+        raise ConfigError(f"{what}: use --peft.method full, or head among --peft.trainable")
     return table
 
 def check_lengths(spec: ModelSpec, data: Prepared) -> None:
