@@ -34,23 +34,18 @@ class Command:
     only: str  # word of ONLY, or empty
 
 def parse(argv: Sequence[str], *, script: str = "train.py") -> Command:
-    """Turn the arguments of train.py, or of another script that takes the same, into a command.
-
-    raises  ConfigError: unknown task or preset, an unreadable file, values out of range;
-            SystemExit 2 from tyro: an unknown or mistyped option, with the nearest names
-    """
+    """Turn the arguments of train.py, or of a script that takes the same, into a command. Raises
+    ConfigError: unknown task or preset, unreadable file, values out of range; tyro SystemExit 2."""
     words = [word for word in argv if word not in ONLY]
     if len(asked := [word for word in argv if word in ONLY]) > 1:
         raise ConfigError(f"{' '.join(asked)}: give one of them, once")
     only = "".join(asked)
-    resume = take_value(words, "--resume")
-    if resume is not None:
+    if (resume := take_value(words, "--resume")) is not None:
         if words:
             raise ConfigError(f"--resume takes no other options, got {' '.join(words)}")
         file = Path(resume) / CONFIG_FILE
         if not file.is_file():
-            mend = "name a folder that train.py made"
-            raise ConfigError(f"--resume {resume}: has no {CONFIG_FILE}; {mend}")
+            raise ConfigError(f"--resume {resume}: has no {CONFIG_FILE}; name a folder of train.py")
         task, flags = _read_toml(file)
         return _resolve(task, [(str(file), flags)], resume=Path(resume), only=only)
     if not words or (words[0].startswith("--") and words[0] != "--help"):
@@ -73,11 +68,8 @@ def parse(argv: Sequence[str], *, script: str = "train.py") -> Command:
     return _resolve(task, [*layers, ("flag", words)], only=only, script=script)
 
 def parse_evaluation(argv: Sequence[str]) -> Command:
-    """Turn the arguments of eval.py into a command: a run folder, or a model with --task.
-
-    returns     `resume` is the run folder; None for a model, which then is model.path
-    raises      as `parse`
-    """
+    """Turn the arguments of eval.py into a command: `resume` is the run folder; None for a model
+    with --task, which then is model.path. Raises as `parse`."""
     words = list(argv)
     if not words or words[0].startswith("-"):
         print("eval.py {RUN | MODEL --task TASK} [--data.test FILE ...] [options of train.py]")
@@ -133,8 +125,7 @@ def _read_toml(path: Path, task: str | None = None) -> tuple[str, list[str]]:
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: {error}") from error
     task = _known(f"{path}: task", tables.pop("task", task), RUNS)
-    loose = [key for key, value in tables.items() if not isinstance(value, dict)]
-    if loose:
+    if loose := [key for key, value in tables.items() if not isinstance(value, dict)]:
         raise ConfigError(f"{path}: {', '.join(loose)} must stand in a section such as [optim]")
     return task, list(_flags(tables))
 
@@ -145,12 +136,10 @@ def to_toml(command: Command) -> str:
         lines += ["", f"[{section}]"]
         for key, value in vars(values).items():
             origin = command.origins.get(f"{section}.{key}", "default")
-            lines.append(f"{key} = {_toml_value(value)}  # {origin}")
+            # JSON of finite numbers, texts and lists is TOML; for none the word of the flag
+            text = json.dumps("None" if value is None else value, ensure_ascii=False, default=str)
+            lines.append(f"{key} = {text}  # {origin}")
     return "\n".join(lines) + "\n"
-
-def _toml_value(value: Any) -> str:
-    """As JSON, which for finite numbers, texts and lists is TOML; for none the word of the flag."""
-    return json.dumps("None" if value is None else value, ensure_ascii=False, default=str)
 
 def _known(what: str, name: Any, known: Collection[str]) -> str:
     """The name, if it is one of those known."""

@@ -1,8 +1,5 @@
-"""Errors that a user can cause. Each message says what is wrong, where, and how to mend it.
-
-`assert` is kept for our own invariants; everything that bad input can reach raises one of these,
-and the top-level scripts print the message alone, without a traceback.
-"""
+"""Errors that a user can cause: each message says what is wrong, where, and how to mend it. The
+scripts print it alone, without a traceback; `assert` is kept for our own invariants."""
 
 from collections.abc import Sequence
 from difflib import get_close_matches

@@ -1,10 +1,6 @@
-"""The invariance suite: what must not change a result, tried on the user's own model and data.
-
-    python train.py TASK ... --verify
-
-Some training rows, the model that is about to be trained, in fp32: every claim is measured, and one
-that does not hold is an error. Only temporary files are written.
-"""
+"""The invariance suite, `train.py TASK ... --verify`: what must not change a result, tried on some
+training rows and the model that is about to be trained, in fp32. Every claim is measured, and one
+that does not hold is an error. Only temporary files are written."""
 
 import tempfile
 from collections.abc import Iterator
@@ -99,9 +95,8 @@ class Verifier:
 
     def claims(self) -> Iterator[Claim]:
         """Those that concern this model, each when it is asked for."""
-        together = self.outputs(self.documents)
         alone = torch.cat([self.outputs([document]) for document in self.documents])
-        yield "a row alone, or packed with others", apart(together, alone), NEAR
+        yield "a row alone, or packed with others", apart(self.outputs(self.documents), alone), NEAR
         whole = self.gradient("whole")
         rows = self.gradient("rows", tokens=1)
         yield "one micro-batch, or a row in each", apart(whole, rows), NEAR
@@ -117,14 +112,13 @@ class Verifier:
         most = max(apart(once[name], twice[name]) for name in once)
         yield f"{STEPS} steps, or resumed after {STEPS // 2}", most, EXACT
         last = self.outputs(self.documents)
-        layers = lora_layers(self.model).values()
-        for layer in layers:
-            layer.merge()
-        if layers:
+        if layers := lora_layers(self.model).values():
+            for layer in layers:
+                layer.merge()
             merged = self.outputs(self.documents)
             yield "updates beside the matrices, or merged", apart(last, merged), NEAR
-        for layer in layers:
-            layer.unmerge()
+            for layer in layers:
+                layer.unmerge()
         yield from self.claims_of_files(last)
 
     def claims_of_files(self, last: Tensor) -> Iterator[Claim]:
@@ -137,20 +131,18 @@ class Verifier:
         yield "in memory, or saved and loaded", apart(last, self.outputs(self.documents)), EXACT
         judged = [split for _, split in self.data.splits() if split.chats]
         read = {d.row_id: d.tokens_T.tolist() for split in judged for d in split.documents}
-        odd = total = 0
-        for chat in (chat for split in judged for chat in split.chats[:16] if chat.id in read):
-            prompt = encode_prompt(chat.messages[:-1], self.tokenizer).tolist()
-            odd, total = odd + (read[chat.id][: len(prompt)] != prompt), total + 1
-        if total:
-            yield f"prompts of {total} chats, or training's", odd / total, EXACT
+        chats = [chat for split in judged for chat in split.chats[:16] if chat.id in read]
+        prompts = [encode_prompt(chat.messages[:-1], self.tokenizer).tolist() for chat in chats]
+        odd = [read[c.id][: len(p)] != p for c, p in zip(chats, prompts, strict=True)]
+        if odd:
+            yield f"prompts of {len(odd)} chats, or training's", sum(odd) / len(odd), EXACT
 
 def apart(one: Tensor, other: Tensor) -> float:
     """Distance of two tensors over the length of the first."""
     return ((one.double() - other.double()).norm() / one.double().norm().clamp(min=1e-30)).item()
 
 def verify(*what: Any) -> str:
-    """The claims as a table; `what` is that of Verifier but for the folder. ModelError: one does
-    not hold."""
+    """The claims as a table; `what` goes to Verifier. Raises ModelError: one does not hold."""
     with tempfile.TemporaryDirectory() as work:
         claims = list(Verifier(*what, Path(work)).claims())
     rows = [(*claim, "holds" if claim[1] <= claim[2] else "DOES NOT HOLD") for claim in claims]

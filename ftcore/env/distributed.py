@@ -1,8 +1,6 @@
-"""The processes of one run that torchrun started, on one machine or several.
-
-Each has all rows and the whole command, and computes its share of every step; the first alone
-writes, judges and speaks. A plain start is a world of one, in which nothing is sent.
-"""
+"""The processes of one run that torchrun started, on one machine or several. Each has all rows and
+the whole command, and computes its share of every step; the first alone writes, judges and speaks.
+A plain start is a world of one, in which nothing is sent."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -15,8 +13,7 @@ from torch import Tensor, distributed
 
 from ftcore.errors import ConfigError, PeerError
 
-# Of one exchange: the first may judge for hours. Where one dies, torchrun ends the others.
-TIMEOUT = timedelta(days=1)
+TIMEOUT = timedelta(days=1)  # the first may judge for hours; where one dies, torchrun ends all
 
 @dataclass(frozen=True)
 class World:

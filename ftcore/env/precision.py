@@ -1,12 +1,9 @@
 """Precision: the dtypes behind its name, and the loss scale that fp16 needs.
 
 fp16 has no values below 6e-8, where many gradients lie. So the loss is multiplied by s, and with it
-every gradient; the optimiser, in fp32, divides by s again:
-
-    not finite                       the step is not applied;  s = s / 2, at least 1
-    2000 finite steps in a row       s = 2 s
-
-source  Micikevicius et al. 2018, arXiv:1710.03740
+every gradient; the optimiser, in fp32, divides by s again. A step that is not finite is not applied
+and halves s, to 1 at least; 2000 finite steps in a row double it (Micikevicius et al. 2018,
+arXiv:1710.03740).
 """
 
 from dataclasses import dataclass
@@ -27,7 +24,6 @@ class LossScale:
     finite_steps: int = 0  # since it changed last
 
     def update(self, is_finite: bool) -> None:
-        """Follow a step."""
         self.finite_steps = self.finite_steps + 1 if is_finite else 0
         if not is_finite:
             self.value = max(1.0, self.value / 2)

@@ -1,4 +1,4 @@
-"""Adapters on disk, in the peft package's format both ways.
+"""Adapters on disk in the peft package's format: peft and vLLM load ours, and we what peft saves.
 
     adapter_config.json         what is wrapped and how
     adapter_model.safetensors   base_model.model.<HF module>.lora_A.weight (R, C), .lora_B.weight
@@ -6,8 +6,7 @@
     ftcore_adapter.json         hash of the base that the adapter was trained on, how that was
                                 quantised, and the adapted parts of fused modules; peft ignores it
 
-so peft and vLLM load what we save, and we load what peft saves. Modules that HF keeps as one are
-joined and cut at the border of the file (fused.py); inside, `hf_name` may be that of a part.
+Modules that HF keeps as one are cut at the file's border (fused.py): `hf_name` may be of a part.
 
 source  peft docs, "PEFT checkpoint format"; peft 0.21 utils/save_and_load.py
 """
@@ -32,12 +31,9 @@ from ftcore.tune.freeze import tensor_sha256
 from ftcore.tune.fused import PREFIX, A, B, cut, join_parts, part_name, split_parts, whole
 from ftcore.tune.quant import NF4Linear, quantise_frozen, quantised_layers
 
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
-ORIGIN = "ftcore_adapter.json"
+CONFIG, WEIGHTS, ORIGIN = "adapter_config.json", "adapter_model.safetensors", "ftcore_adapter.json"
 Names = dict[str, str]  # HF name -> ours
-# Key in the file -> parameter in the wrapped model, and its shape.
-Layout = dict[str, tuple[str, tuple[int, ...]]]
+Layout = dict[str, tuple[str, tuple[int, ...]]]  # key in the file -> our parameter, its shape
 
 # peft: options that give the same tensors another meaning, or the model other tensors.
 UNKNOWN_OPTIONS = (
@@ -45,8 +41,7 @@ UNKNOWN_OPTIONS = (
     "layer_replication", "target_parameters", "trainable_token_indices", "alora_invocation_tokens",
     "arrow_config", "kasa_config", "monteclora_config", "velora_config",
 )  # fmt: skip
-# peft: the other ways to start (pissa, olora, corda, loftq, lora_ga) change the base weights.
-KNOWN_STARTS = (True, False, "gaussian", "orthogonal", "eva")
+KNOWN_STARTS = (True, False, "gaussian", "orthogonal", "eva")  # peft: others change the base
 
 def base_sha256(model: nn.Module, *, without: Collection[str] = ()) -> str:
     """Hash of the base weights but those that the adapter brings: the same wrapped or not, merged
@@ -61,8 +56,7 @@ def base_sha256(model: nn.Module, *, without: Collection[str] = ()) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 def named_parts(model: Model, family: Family, adapter: str = lora.DEFAULT) -> tuple[Names, Names]:
-    """Layers of an adapter, and modules that are trained fully. Raises ModelError: the model has
-    none of the former, or HF has no name for one of the latter."""
+    """Layers of an adapter; fully trained modules. ModelError: no layers, or one has no HF name."""
     layers = lora.lora_layers(model).items()
     if not (adapted := [name for name, layer in layers if adapter in layer.adapters]):
         raise ModelError(f"the model has no LoRA layers of {adapter!r}: no adapter to save")
@@ -78,41 +72,34 @@ def save_adapter(
     model: Model, folder: Path, *, family: Family, base_path: str, task_type: str,
     name: str = lora.DEFAULT,
 ) -> None:  # fmt: skip
-    """Write the factors of an adapter, by its `name`, and every fully trained module; the folder
-    appears whole or not at all.
+    """Write an adapter's factors and every fully trained module; the folder appears whole or not.
 
-    family          of the base model: what HF calls our modules, and keeps as one
-    base_path       folder or hub id of the base model, for the reader to find it
-    task_type       peft's word for the head: "CAUSAL_LM", "SEQ_CLS", "FEATURE_EXTRACTION"
-    raises          ModelError: as `named_parts`; CheckpointError: the folder cannot be written
-    """
+    `base_path` is the folder or hub id of the base model, for the reader to find it; `task_type`
+    peft's word for the head: "CAUSAL_LM", "SEQ_CLS", "FEATURE_EXTRACTION". Raises ModelError: as
+    `named_parts`; CheckpointError: the folder cannot be written."""
     layers, extra = named_parts(model, family, name)
     config = model.get_submodule(next(iter(layers.values()))).adapters[name].config
-    layout = _layout(model, layers, extra, name, config.rank)
-    names = {key: ours for key, (ours, _) in layout.items()}
+    names = {k: n for k, (n, _) in _layout(model, layers, extra, name, config.rank).items()}
     # HF: safetensors refuses tensors that share memory, so tied ones are written twice.
     tensors = {key: model.get_parameter(n).detach().cpu().clone() for key, n in names.items()}
     tensors, parts = join_parts(tensors, family, model.spec.num_heads)
     peft_config = {
         "peft_type": "LORA", "task_type": task_type, "base_model_name_or_path": base_path,
-        "r": config.rank,
+        "r": config.rank, "use_rslora": config.rs_lora, "lora_dropout": config.dropout,
         "lora_alpha": int(config.alpha) if config.alpha == int(config.alpha) else config.alpha,
-        "use_rslora": config.rs_lora, "lora_dropout": config.dropout,
         "target_modules": list(dict.fromkeys(map(whole, layers))),
         "modules_to_save": list(dict.fromkeys(map(whole, extra))) or None,
         "bias": "none", "inference_mode": True,
+        **({"fan_in_fan_out": True} if family.transposed else {}),  # as HF's matrices
     }  # fmt: skip
     origin = {"base_sha256": base_sha256(model, without=names.values()), "scale": config.scale}
-    if quantised_layers(model):
-        origin["quantize"] = "nf4"
+    origin |= {"quantize": "nf4"} if quantised_layers(model) else {}
     if parts:  # peft: a fused module has the rank of all its parts
         counts = {module: len(places) for module, places in parts.items()}
         power = 0.5 if config.rs_lora else 1.0
         peft_config["rank_pattern"] = {m: n * config.rank for m, n in counts.items()}
         peft_config["alpha_pattern"] = {m: n**power * config.alpha for m, n in counts.items()}
         origin["parts"] = parts
-    if family.transposed:
-        peft_config["fan_in_fan_out"] = True  # peft: its own value for HF's transposed matrices
 
     def write(temp: Path) -> None:
         save_file(tensors, temp / WEIGHTS, metadata={"format": "pt"})
@@ -121,26 +108,19 @@ def save_adapter(
 
     write_folder(folder, write)
 
-def load_adapter(
-    model: Model, folder: Path, *, family: Family, name: str = lora.DEFAULT
-) -> lora.LoRAReport:
+def load_adapter(model: Model, folder: Path, *, family: Family, name: str = lora.DEFAULT) -> None:
     """Wrap a base model and fill it from an adapter folder, ours or peft's; quantise it first where
-    the adapter was trained so. A load that fails leaves the model as it was.
-
-    name            of the adapter, beside those that the model has; it is then the one that answers
-    raises      ModelError: unreadable files, an option of peft's that we do not have, another base,
-                and in one message every missing, unexpected or mis-shaped tensor
-                CheckpointError: a file is not the one that the folder's manifest lists
-                ConfigError: as `apply_lora`
-    """
+    the adapter was trained so. The one called `name` then answers; a load that fails changes
+    nothing. Raises ModelError: unreadable files, an option of peft's that we do not have, another
+    base, and in one message every missing, unexpected or mis-shaped tensor; CheckpointError: a file
+    is not the one that the folder's manifest lists; ConfigError: as `apply_lora`."""
     folder = current(folder)
     if (folder / MANIFEST).is_file():
         verify_folder(folder)
     options = read_object(folder / CONFIG)
     origin = read_object(folder / ORIGIN) if (folder / ORIGIN).is_file() else {}
     parts = origin.get("parts", {})
-    if parts:  # then the patterns are those that we write
-        options |= {"rank_pattern": {}, "alpha_pattern": {}}
+    options |= {"rank_pattern": {}, "alpha_pattern": {}} if parts else {}  # those that we write
     if not (path := folder / WEIGHTS).is_file():
         raise ModelError(f"{path} is not there. A pickled .bin is never read: convert it")
     try:
@@ -162,13 +142,12 @@ def load_adapter(
         kinds = ("not in NF4", "in NF4")
         what = f"{folder / ORIGIN}: the adapter was trained on a base {kinds[wants_nf4]}, this one"
         raise ModelError(f"{what} is {kinds[has_nf4]}: load it on a base model of its own")
-    report = lora.apply_lora(model, config, generator=torch.Generator(), name=name)
+    lora.apply_lora(model, config, generator=torch.Generator(), name=name)
     if wants_nf4:
         quantise_frozen(model)
     with torch.no_grad():
         for ours, tensor in incoming.items():
             model.get_parameter(ours).copy_(tensor)
-    return report
 
 def _layout(model: nn.Module, layers: Names, extra: Names, adapter: str, rank: int) -> Layout:
     """What the file of an adapter holds; the model may be wrapped or not."""
@@ -185,8 +164,7 @@ def _layout(model: nn.Module, layers: Names, extra: Names, adapter: str, rank: i
 def _held_or_listed(
     model: nn.Module, family: Family, options: dict, keys: Collection[str]
 ) -> tuple[Names, Names]:
-    """Linear layers that the file adapts, or lists as adapted; and modules that it holds fully, or
-    lists by name or parent."""
+    """Linear layers that the file adapts or lists; modules that it holds fully, or lists."""
     targets, saved = options.get("target_modules"), options.get("modules_to_save")
     # peft: with one of these, or a regular expression, only the tensors say which layers it is.
     partial = options.get("layers_to_transform") or options.get("exclude_modules")
@@ -248,7 +226,5 @@ def _refuse_untied(folder: Path, model: nn.Module, incoming: Mapping[str, Tensor
     for name in incoming.keys() & parameters.keys():
         for other in (n for n, p in parameters.items() if p is parameters[name]):
             if other not in incoming or not torch.equal(incoming[name], incoming[other]):
-                raise ModelError(
-                    f"{folder / WEIGHTS}: trains {name} apart from {other}, but this model ties "
-                    "them; untie the base model (tie_word_embeddings = false) and save it anew"
-                )
+                what = f"{folder / WEIGHTS}: trains {name} apart from {other}, tied in this model"
+                raise ModelError(f"{what}: untie its base (tie_word_embeddings = false), save anew")

@@ -31,28 +31,23 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Loaded:
     """A verified checkpoint: CPU tensors in memory of their own, by group and name."""
-    folder: Path
     step: int
     tensors: dict[str, dict[str, Tensor]]
     state: dict[str, Any]
 
 class Checkpoints:
-    """The checkpoints of one run folder: the last `keep_last` of them (at least 1), and the best.
-    failed_in_a_row counts the saves that failed since the last good one."""
+    """The checkpoints of a run folder: the last `keep_last` of them (at least 1), and the best."""
 
     def __init__(self, run: Path, keep_last: int) -> None:
         if keep_last < 1:
             raise ConfigError(f"keep_last = {keep_last}: must be >= 1, or nothing can be resumed")
         self.folder, self.best_folder = run / "checkpoints", run / "best"
-        self.keep_last, self.failed_in_a_row = keep_last, 0
+        self.keep_last, self.failed_in_a_row = keep_last, 0  # saves since the last good one
 
     def save(self, step: int, tensors: Tensors, state: Mapping[str, Any]) -> Path:
-        """Write `step-N`, replacing one of that name, then prune; on return it is on the disk.
-
-        tensors         {group: {name: tensor}}; any dtype and device; no two may share memory
-        state           JSON values; "step" is added
-        raises          CheckpointError: nothing was saved, and nothing lost
-        """
+        """Write `step-N`, replacing one of that name, then prune; on return it is on the disk. Of
+        `tensors`, {group: {name: tensor}} of any dtype and device, no two may share memory; to
+        `state`, JSON values, "step" is added. CheckpointError: nothing was saved, nothing lost."""
         num_bytes = sum(t.nbytes for group in tensors.values() for t in group.values())
 
         def write(folder: Path) -> None:
@@ -86,8 +81,7 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """The steps that have a folder, newest first, verified or not."""
         entries = self.folder.iterdir() if self.folder.is_dir() else ()
-        names = (entry.name.removeprefix(files.ASIDE) for entry in entries)
-        found = (re.fullmatch(r"step-(\d+)", name) for name in names)
+        found = (re.fullmatch(r"step-(\d+)", e.name.removeprefix(files.ASIDE)) for e in entries)
         return sorted({int(step[1]) for step in found if step}, reverse=True)
 
     def mark_best(self, step: int) -> None:
@@ -107,8 +101,7 @@ class Checkpoints:
         later steps: they were refused, or the run would be past them."""
         steps = self.steps()
         kept = [step for step in steps if step <= saved][: self.keep_last]
-        doomed = [step for step in steps if step not in kept]  # the newest first
-        if doomed:
+        if doomed := [step for step in steps if step not in kept]:  # the newest first
             files.verify_folder(self._step_folder(saved))
         for step in doomed:
             files.remove(self._step_folder(step))
@@ -122,7 +115,7 @@ def load(folder: Path) -> Loaded:
     for file in (folder / name for name in names if name.endswith(SUFFIX)):
         # load_file maps the file: cut or overwritten later, it would end this process by SIGBUS.
         tensors[file.stem] = {key: mapped.clone() for key, mapped in load_file(file).items()}
-    return Loaded(folder, state["step"], tensors, state)
+    return Loaded(state["step"], tensors, state)
 
 def _savable(group: str, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Detached and contiguous; tied tensors would come back apart, and are refused."""

@@ -7,10 +7,7 @@ last:K          the last K of the model's `layers` and all that follows: final n
 embeddings      token, position and segment matrices
 norms           modules with "norm" in their name
 biases          every bias (BitFit: Ben Zaken et al. 2021, arXiv:2106.10199)
-anything else   a name or glob: `q_proj`, `trunk.layers.[0-3].*`, `*.mlp`; a module stands for all
-                the parameters below it
-
-Several rules train the union. A rule that matches nothing is an error.
+anything else   a name or glob: `q_proj`, `trunk.layers.[0-3].*`, `*.mlp`; a module: all below it
 """
 
 import hashlib
@@ -35,9 +32,8 @@ def leaf(name: str) -> str:
 def match_names(
     pattern: str, names: Sequence[str], *, what: str, also: Sequence[str] = ()
 ) -> set[str]:
-    """The names that are `pattern`, end in it as their last component, or fit it as a glob. Raises
-    ConfigError: nothing matches; it calls the pattern `what`, and offers the nearest names, all
-    last components and `also`, words that mean something in this place."""
+    """The names that are `pattern`, have it as last component, or fit it as a glob. Raises
+    ConfigError that calls it `what`, with the nearest names, last components and words `also`."""
     if found := {n for n in names if pattern in (n, leaf(n)) or fnmatchcase(n, pattern)}:
         return found
     known = [*also, *sorted({leaf(n) for n in names if not leaf(n).isdecimal()})]
@@ -51,7 +47,7 @@ def below(name: str, modules: set[str]) -> bool:
     return any(".".join(parts[:end]) in modules for end in range(1, len(parts) + 1))
 
 def apply_trainable(model: nn.Module, rules: Sequence[str]) -> str:
-    """Make exactly the parameters that the rules name trainable; returns the parameter_table.
+    """Make exactly what any of the rules names trainable; returns the parameter_table.
     Raises ConfigError: no rule, or one that matches nothing; the model is then unchanged."""
     if not rules:
         raise ConfigError(f"no rule says what to train; known: {', '.join(POLICIES)}, or a pattern")
@@ -86,8 +82,7 @@ def _resolve(model: nn.Module, rule: str) -> set[str]:
     return {n for n in names if below(n, matched)}
 
 def parameter_table(model: nn.Module) -> str:
-    """Lines of name, shape of one, number of all values, trainable; one for parameters of equal
-    layers; the trainable share last."""
+    """Name, shape of one, values of all, trainable; equal layers in one line; the share last."""
     groups: dict[tuple, list[str]] = {}
     for name, p in model.named_parameters():
         shape = " x ".join(map(str, p.shape))

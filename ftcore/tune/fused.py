@@ -3,10 +3,9 @@
     A = [A_1; A_2; ..]                             (k R, C) for k adapted parts
     B = B_i in the rows of part i and in the columns of A_i, zero elsewhere
 
-so B A is B_i A_i in the rows of part i: the same update, of rank k R (R of a part, C input width).
-Its alpha grows so that the scale stays. Back, a file of ours is cut along these blocks; in a file
-of peft's all parts share one A, so each gets it with its own rows of B. A part is named
-`module[i]`, i its place in HF's module.
+so B A is B_i A_i in the rows of part i: the same update, of rank k R (R of a part, C input width);
+alpha grows so that the scale stays. Back, a file of ours is cut along these blocks; in one of
+peft's all parts share one A, so each gets it with its rows of B. `module[i]` is part i of HF's.
 """
 
 import re
@@ -21,6 +20,7 @@ from ftcore.model.families.family import Family
 PREFIX = "base_model.model."
 A, B = "lora_A.weight", "lora_B.weight"
 PART = re.compile(r"\[(\d+)\]")
+Tensors = dict[str, Tensor]
 Places = Mapping[str, Sequence[int]]  # which parts of each fused module are adapted
 
 def part_name(family: Family, our_name: str) -> str:
@@ -39,9 +39,7 @@ def cut(key: str) -> tuple[str, str]:
     attribute = next((f for f in (A, B) if name.endswith(f".{f}")), name.rpartition(".")[2])
     return name.removesuffix(f".{attribute}"), attribute
 
-def join_parts(
-    tensors: Mapping[str, Tensor], family: Family, num_heads: int
-) -> tuple[dict[str, Tensor], Places]:
+def join_parts(tensors: Tensors, family: Family, num_heads: int) -> tuple[Tensors, Places]:
     """Tensors as HF's modules have them; and which parts of each fused one are adapted. Raises
     ModelError where some parts of a module are trained fully, others not."""
     groups: dict[str, dict[int, Tensor]] = {}
@@ -62,19 +60,15 @@ def join_parts(
             rows = torch.block_diag(*(group.get(i, empty) for i in range(len(ours))))
             joined[key] = family.join(module, rows.split(len(empty)), num_heads)
         elif len(parts) < len(ours):
-            raise ModelError(
-                f"{module} is one module for peft: train all of {', '.join(ours)} fully, or none"
-            )
+            what = f"{module} is one module for peft"
+            raise ModelError(f"{what}: train all of {', '.join(ours)} fully, or none")
         else:
             joined[key] = family.join(f"{module}.{attribute}", parts, num_heads)
     return {key: tensor.contiguous() for key, tensor in joined.items()}, adapted
 
-def split_parts(
-    tensors: Mapping[str, Tensor], adapted: Places, family: Family, num_heads: int
-) -> dict[str, Tensor]:
-    """Undoes `join_parts`; a fused module that is not in `adapted` is as peft trains it. Raises
-    ModelError: a tensor cannot be cut so."""
-    split: dict[str, Tensor] = {}
+def split_parts(tensors: Tensors, adapted: Places, family: Family, num_heads: int) -> Tensors:
+    """Undoes `join_parts`; a module not in `adapted` is as peft's. ModelError: it has no parts."""
+    split: Tensors = {}
     for key, tensor in tensors.items():
         module, attribute = cut(key)
         if not (count := len(family.to_ours(module))):  # the caller reports what nobody knows
@@ -94,6 +88,6 @@ def split_parts(
                 pieces = family.split(f"{module}.{attribute}", tensor, num_heads)
             split.update(zip(names, pieces, strict=True))
         except (RuntimeError, IndexError, ValueError) as error:
-            what = f"{key} is {list(tensor.shape)}"
-            raise ModelError(f"{what}: it holds no {len(places)} parts") from error
+            what = f"{key} is {list(tensor.shape)}: it holds no {len(places)} parts"
+            raise ModelError(what) from error
     return split

@@ -8,8 +8,7 @@
 L layers. What stands behind the layers, such as the last norm, has 1; a head that is tied to the
 embeddings is one of them. Whether weights decay follows from the shape (optim.py).
 
-source  Howard and Ruder 2018, arXiv:1801.06146 (rates by layer); Hayou et al. 2024,
-        arXiv:2402.12354 (LoRA+)
+source  Howard and Ruder 2018, arXiv:1801.06146; Hayou et al. 2024, arXiv:2402.12354 (LoRA+)
 """
 
 from torch import nn

@@ -6,9 +6,9 @@
 
 A step is a pure function of the state before it: its rows come from (seed, step), its dropout
 noise from (seed, step, micro-step), its rate from the step. So a checkpoint needs the trained
-tensors, the optimiser's moments and the step, and a run that was killed and resumed is bit-equal to
-one that was not. A step whose loss or gradient is not finite is not applied; its rows are named,
-but where the loss scale of fp16 finds its height. Too many in a row end the run.
+tensors, the optimiser's moments and the step, and a resumed run is bit-equal to one never killed.
+A step whose loss or gradient is not finite is not applied; its rows are named, but where the loss
+scale of fp16 finds its height. Too many in a row end the run.
 
 Under torchrun every process of the `world` runs this loop, and they agree on each turn it takes:
 stops, best evaluations, failed saves. The first alone evaluates, logs and saves.
@@ -68,10 +68,8 @@ class Loop:
     checkpoints: Checkpoints
     seed: int  # of data order and noise
     device: torch.device  # of the batches
-    # called with the model in eval mode; returns eval/<metric> values
-    evaluate: Callable[[], Mapping[str, float]] | None = None
-    # what a step makes of a row, a pure function of (row, step)
-    draw: Callable[[Encoded, int], Encoded] | None = None
+    evaluate: Callable[[], Mapping[str, float]] | None = None  # in eval mode; returns eval/<metric>
+    draw: Callable[[Encoded, int], Encoded] | None = None  # (row, step) -> row; a pure function
     order: Order | None = None  # of the rows of an epoch; None: a permutation
     world: World = World()
     progress: Progress = field(default_factory=Progress)
@@ -82,14 +80,13 @@ class Loop:
         self.rows = StepRows(count, batch_size=optim.batch_size, seed=self.seed, order=self.order)
         self.total_steps = self.loop.num_steps(count, optim.batch_size)
         self.drawn: tuple[int, list[Encoded]] | None = None
-        dtypes = {param.dtype for param in self.model.parameters()}
-        self.scale = LossScale() if torch.float16 in dtypes else None
+        is_fp16 = any(param.dtype == torch.float16 for param in self.model.parameters())
+        self.scale = LossScale() if is_fp16 else None
         trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         longest = np.sort(lengths(self.documents))[-optim.batch_size :]
-        rows = {}
-        if self.draw is None and self.device.type == "cpu":  # what draws may read any row
-            rows = rows_read(self.model, self.documents)
-            self.model.trunk.embed_tokens.sparse = bool(rows)
+        is_fixed = self.draw is None and self.device.type == "cpu"  # what draws may read any row
+        rows = rows_read(self.model, self.documents) if is_fixed else {}
+        self.model.trunk.embed_tokens.sparse = bool(rows)
         self.optimizer = AdamW(
             trained.items(), betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay,
             lr_ratios=lr_ratios(self.model, optim), rows=rows, ema=optim.ema,
@@ -97,8 +94,7 @@ class Loop:
         )  # fmt: skip
 
     def restore(self, loaded: Loaded | None) -> None:
-        """Continue from a checkpoint of this run, or from its start where it never saved one. The
-        first process of the world alone is given one; the others follow it."""
+        """Continue from a checkpoint, if there is one, as the first process, which alone has it."""
         if loaded is not None:
             self.progress = Progress(**loaded.state["progress"])
             if self.scale:
@@ -114,8 +110,7 @@ class Loop:
         self.optimizer.follow_first(self.world)
 
     def restore_best(self) -> None:
-        """Put the weights of the best evaluation back; without one, keep the last. Of a run with an
-        average of its weights they are that."""
+        """Put the weights, or their average, of the best evaluation back; without one, the last."""
         folder = self.checkpoints.best()
         if folder is not None and self.progress.best_step != self.progress.step:
             best = load(folder)
@@ -151,7 +146,10 @@ class Loop:
                 if is_due or exit_code or self._is_out_of_patience():
                     self._save(is_best=is_best)
                 if is_stuck:
-                    raise TrainingError(self._no_way_on())
+                    what = f"{self.progress.skipped_in_a_row} steps in a row were not finite, up to"
+                    where = f"their rows are named in {self.run_path}/skipped-step-N.json"
+                    mend = "lower optim.lr, take env.precision bf16 or fp32, or mend the rows"
+                    raise TrainingError(f"{what} step {step}: {where}; {mend}")
                 if self.checkpoints.failed_in_a_row >= MAX_FAILED_SAVES:
                     what = "stopped, since checkpoints cannot be saved: mend that, then continue"
                     raise SaveError(f"{what} with: python train.py --resume {self.run_path}")
@@ -169,21 +167,12 @@ class Loop:
     def _documents(self, step: int) -> list[Encoded]:
         """The rows of a step; those of the last one asked for are kept."""
         if self.drawn is None or self.drawn[0] != step:
-            documents = [self.documents[row] for row in self.rows(step)]
-            if self.draw is not None:
-                documents = [self.draw(document, step) for document in documents]
-            self.drawn = (step, documents)
+            rows = (self.documents[row] for row in self.rows(step))
+            self.drawn = step, [self.draw(row, step) if self.draw else row for row in rows]
         return self.drawn[1]
 
-    def _no_way_on(self) -> str:
-        what = f"{self.progress.skipped_in_a_row} steps in a row were not finite, up to step"
-        where = f"their rows are named in {self.run_path}/skipped-step-N.json"
-        mend = "lower optim.lr, take env.precision bf16 or fp32, or mend the rows"
-        return f"{what} {self.progress.step}: {where}; {mend}"
-
     def share(self, step: int, share: int, shares: int, loss_scale: float = 1.0) -> float:
-        """Gradients of one share of a step, times `loss_scale`, into the optimiser's buffers;
-        returns its loss sum."""
+        """Gradients of a share of a step times `loss_scale` into a buffer; returns its loss sum."""
         documents = self._documents(step)
         weight, loss = total_weight(documents), 0.0
         mine = [documents[i] for i in split([len(d) for d in documents], shares)[share]]
@@ -191,16 +180,14 @@ class Loop:
         self.optimizer.zero_grad()
         for micro_step, stream in enumerate(streams):
             seed_noise(self.seed, step, micro_step * shares + share)
-            batch = collate([mine[i] for i in stream])
-            loss_sum, _ = self.task(self.model, batch.to(self.device))
+            loss_sum, _ = self.task(self.model, collate([mine[i] for i in stream]).to(self.device))
             (loss_sum * (loss_scale / weight)).backward()
             loss += loss_sum.item()
         return loss
 
     def _step(self, workers: Workers) -> dict[str, float]:
         """One optimiser step; returns what is logged of it."""
-        started = time.perf_counter()
-        step = self.progress.step
+        started, step = time.perf_counter(), self.progress.step
         scale = self.scale.value if self.scale else 1.0
         loss, grad_norms = workers.compute(step, scale)
         grad_norm = math.hypot(*grad_norms)
@@ -269,11 +256,9 @@ class Loop:
         self.checkpoints.failed_in_a_row = int(failed[0])
 
 def rows_read(model: Model, documents: Sequence[Encoded]) -> dict[str, Tensor]:
-    """int64 rows of the token embeddings that the documents read, by the matrix's name; none where
-    it is frozen, or the head's as well."""
+    """int64 rows of token embeddings that are read, by matrix name; none if frozen or tied."""
     weight_VC = model.trunk.embed_tokens.weight
-    named = model.named_parameters(remove_duplicate=False)
-    owners = [name for name, param in named if param is weight_VC]
+    owners = [n for n, p in model.named_parameters(remove_duplicate=False) if p is weight_VC]
     if len(owners) > 1 or not weight_VC.requires_grad:
         return {}
     is_read_V = np.zeros(len(weight_VC), dtype=bool)

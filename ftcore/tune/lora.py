@@ -2,9 +2,8 @@
 
     y = x W^T + bias + scale (drop(x) A^T) B^T,    scale = alpha / R, or alpha / sqrt(R) (rsLoRA)
 
-Letters: N rows, M of them that the last layer is asked for, B documents, C input width, O output
-width, R rank. B starts at zero, so that a fresh adapter changes no logit. The factors are fp32 over
-a bf16 or fp32 base (float64 over float64).
+Letters: N rows, M of them asked of the last layer, B documents, C input and O output width, R rank.
+B starts at zero: a fresh adapter changes no logit. Factors are fp32, or float64 over float64.
 
 source  Hu et al. 2021, arXiv:2106.09685; Kalajdzievski 2023, arXiv:2312.03732 (rsLoRA);
         A starts as in the peft package: uniform in +-1 / sqrt(C)
@@ -16,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from inspect import signature
 from typing import Any
 
@@ -37,9 +37,7 @@ class LoRAConfig:
     """What to wrap, and how. Raises ConfigError on a value out of range."""
     rank: int  # R
     alpha: float  # numerator of the scale
-    # linear layers: a last name (`q_proj`), a full name, a glob (`trunk.layers.[0-3].*.q_proj`), or
-    # `all-linear`: all of them but the head's
-    targets: tuple[str, ...]
+    targets: tuple[str, ...]  # linears: last or full name, glob; all-linear: all but the head's
     rs_lora: bool = False  # scale = alpha / sqrt(rank) instead of alpha / rank
     dropout: float = 0.0  # probability on the input of the update while training, in [0, 1)
     extra_modules: tuple[str, ...] = ()  # modules trained fully, by the same kinds of name
@@ -56,7 +54,6 @@ class LoRAConfig:
 
     @property
     def scale(self) -> float:
-        """Factor of the update."""
         return self.alpha / (math.sqrt(self.rank) if self.rs_lora else self.rank)
 
 class Factors(nn.Module):
@@ -81,8 +78,7 @@ class LoRALinear(nn.Module):
         super().__init__()
         self.base, self.adapters = base.requires_grad_(False), nn.ModuleDict()
         self.active: str | None = None
-        # Of `mixed`: names, and which of them each row takes; they answer in place of `active`.
-        self.mix: tuple[Sequence[str], Tensor] | None = None
+        self.mix: tuple[Sequence[str], Tensor] | None = None  # arguments of `_mixed`
         self.register_buffer("merged_weight", None, persistent=False)
         self.train(base.training)
 
@@ -142,25 +138,11 @@ class LoRALinear(nn.Module):
         """Back to base and update. Exact, since merging never writes to the base."""
         self.merged_weight = None
 
-@dataclass(frozen=True)
-class LoRAReport:
-    """What `apply_lora` did: names of the wrapped layers and of the fully trained modules."""
-    config: LoRAConfig
-    wrapped: tuple[str, ...]
-    trained: tuple[str, ...]
-
-    def __str__(self) -> str:
-        counts = Counter(map(leaf, self.wrapped))
-        layers = ", ".join(f"{name} x {count}" for name, count in counts.items())
-        extra = f"; fully trained: {', '.join(self.trained)}" if self.trained else ""
-        c = self.config
-        return f"LoRA rank {c.rank}, alpha {c.alpha:g}, scale {c.scale:g} on {layers}{extra}"
-
 def apply_lora(
     model: nn.Module, config: LoRAConfig, *, generator: torch.Generator,
     trained_heads: Sequence[str] = (), name: str = DEFAULT,
-) -> LoRAReport:  # fmt: skip
-    """Wrap the targets in place and freeze all but the factors and the fully trained modules.
+) -> str:  # fmt: skip
+    """Wrap the targets and freeze all but the factors and fully trained modules; says so in words.
 
     generator       draws the A of each target, in the order of the model's modules
     trained_heads   fully trained modules beside `config.extra_modules`: heads that are new
@@ -180,8 +162,7 @@ def apply_lora(
         raise ConfigError(f"LoRA target and fully trained at once: {', '.join(both)}: choose one")
     has_more = any(p.requires_grad for m in plain.values() for p in m.parameters(recurse=False))
     if layers and (extra or has_more):
-        what = "an adapter with fully trained modules changes the base of the others"
-        raise ConfigError(f"{what}: hold it alone, in a model of its own")
+        raise ConfigError("full training of modules changes the base of the others: hold it alone")
     model.requires_grad_(False)
     for n in wrapped:
         if n not in layers:
@@ -190,26 +171,24 @@ def apply_lora(
     for n in extra:
         plain[n].requires_grad_(True)
     use(model, name)
-    return LoRAReport(config, tuple(wrapped), tuple(n for n in modules if n in extra))
+    kinds = ", ".join(f"{kind} x {count}" for kind, count in Counter(map(leaf, wrapped)).items())
+    said = f"LoRA rank {config.rank}, alpha {config.alpha:g}, scale {config.scale:g} on {kinds}"
+    trained = ", ".join(n for n in modules if n in extra)
+    return f"{said}; fully trained: {trained}" if trained else said
 
 def _targets(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     """Names of the linear layers that the patterns choose, in the order of the model."""
     plain = plain_modules(model)
     linears = [n for n, module in plain.items() if isinstance(module, nn.Linear) and n]
-    chosen: set[str] = set()
-    for pattern in patterns:
-        if pattern == ALL_LINEAR:
-            chosen.update(n for n in linears if not n.startswith("head."))
-        else:
-            chosen |= match_names(pattern, linears, what="LoRA target", also=[ALL_LINEAR])
+    body = {n for n in linears if not n.startswith("head.")}
+    find = partial(match_names, names=linears, what="LoRA target", also=[ALL_LINEAR])
+    chosen = set().union(*(body if p == ALL_LINEAR else find(p) for p in patterns))
     if not chosen:
         raise ConfigError(f"LoRA targets {list(patterns)}: the model has no linear layer to wrap")
     owners = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
     if shared := [n for n in chosen if owners[id(plain[n].weight)] > 1]:
-        raise ConfigError(
-            f"LoRA target {', '.join(sorted(shared))}: its matrix is tied to another layer's, so "
-            "the merged model could not be saved; leave it out, or train it as an extra module"
-        )
+        what = f"LoRA target {', '.join(sorted(shared))}: its matrix is tied to another layer's, so"
+        raise ConfigError(f"{what} merging could not be saved: leave it out, or train it fully")
     return [name for name in linears if name in chosen]
 
 def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
@@ -223,8 +202,7 @@ def plain_modules(model: nn.Module) -> dict[str, nn.Module]:
     return {name: layers[name].base if name in layers else module for name, module in outer}
 
 def use(model: nn.Module, name: str) -> None:
-    """Answer by this adapter from now on, unmerged, and train no other. Raises ConfigError: none
-    has the name."""
+    """Answer by this adapter, unmerged, and train no other. Raises ConfigError: there is none."""
     for layer in _layers_with(model, [name]).values():
         layer.unmerge()
         layer.active = name
@@ -246,9 +224,8 @@ def disabled(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def mixed(model: Model, names_B: Sequence[str | None]) -> Iterator[None]:
-    """Within it, document b of every stream that the trunk reads is answered by the adapter
-    names_B[b], by the base where that is None. For evaluation. Raises ConfigError: an unknown name;
-    and, when the trunk is called, ValueError: another number of documents."""
+    """Within it, document b of every stream is answered by adapter names_B[b], None: the base; for
+    evaluation. Raises ConfigError: unknown name; in the trunk ValueError: not B documents."""
     names = [name for name in dict.fromkeys(names_B) if name is not None]
     layers = _layers_with(model, names)
     place_B = torch.tensor([-1 if n is None else names.index(n) for n in names_B]).int()

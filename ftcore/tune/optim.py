@@ -7,9 +7,8 @@
 A trained tensor in a 16-bit dtype has an fp32 master, which alone is updated; the tensor is its
 rounded copy. Gradients of micro-batches and of processes are added in fp32, so accumulation loses
 nothing. A wider tensor is its own master, unless only some of its rows are trained. No weight decay
-on tensors of fewer than two axes (norms and biases), nor on rows of an embedding matrix that the
-data never read: those stay as they are. Rates of parameters: groups.py. What runs is torch's fused
-kernel (5.6 times faster than the foreach form on a CPU), proven equal to these lines in tests.
+on tensors of fewer than two axes (norms and biases); embedding rows that are never read stay as
+they are. Torch's fused kernel (5.6 times as fast as foreach on a CPU) equals these lines in tests.
 
 source  Loshchilov and Hutter 2019, arXiv:1711.05101
 """
@@ -26,8 +25,7 @@ from ftcore.env.distributed import World
 from ftcore.errors import CheckpointError
 
 Span = tuple[int, int]  # first and past of some values of a flat tensor
-# Learning rate over that of the run; weight decay; whether only some rows are trained.
-Kind = tuple[float, float, bool]
+Kind = tuple[float, float, bool]  # rate over that of the run; weight decay; only some rows trained
 # Values of a flat tensor in one operation: what a core's cache holds between two; a GPU wants many.
 PIECES = {"cpu": 2**19, "cuda": 2**26}
 
@@ -45,9 +43,8 @@ class AdamW:
                     dtype of the parameters where all have one; those of `rows` are rounded to it
 
     Masters, averages, 16-bit parameters and the gradients of each process are flat tensors, which
-    processes forked later share; the groups of `state` are views of these by name, and so is
-    `grads` of the buffer that this process collects its gradients in. `kinds` are parameters of one
-    rate and decay, side by side.
+    processes forked later share; the groups of `state` are views of these by name, as is `grads` of
+    this process's buffer. `kinds` are parameters of one rate and decay, side by side.
     """
 
     def __init__(
@@ -67,8 +64,7 @@ class AdamW:
         assert self.params, "nothing is trained"
         starts = accumulate((self._shape(name).numel() for name in self.params), initial=0)
         self.spans: dict[str, Span] = dict(zip(self.params, pairwise(starts), strict=True))
-        ends = {kind: (names[0], names[-1]) for kind, names in kinds.items()}
-        self.kinds = {kind: (self.spans[a][0], self.spans[b][1]) for kind, (a, b) in ends.items()}
+        self.kinds = {k: (self.spans[n[0]][0], self.spans[n[-1]][1]) for k, n in kinds.items()}
         dtypes = {param.dtype for param in self.params.values()}
         self.wide = torch.promote_types(next(iter(dtypes)), torch.float32)
         self.grad_dtype = self.wide if accumulates or len(dtypes) > 1 else next(iter(dtypes))
@@ -82,9 +78,8 @@ class AdamW:
         self.collect_in(0)
         for name, param in self.params.items():
             self._adopt(name, param)
-        self.flat_average = self._zeros(self.wide).copy_(self.flat_master) if ema else None
-        for name, param in self.params.items():
             param.register_post_accumulate_grad_hook(partial(self._collect, name))
+        self.flat_average = self._zeros(self.wide).copy_(self.flat_master) if ema else None
 
     def _shape(self, name: str) -> torch.Size:
         """Of what is trained of a parameter."""
@@ -171,13 +166,10 @@ class AdamW:
 
     def square_sums(self, part: Span) -> list[float]:
         """Squared L2 norm of a part of the step's gradient, of each kind."""
-        spans = self.kinds.values()
-        return [self._square_sum((max(a, part[0]), min(b, part[1]))) for a, b in spans]
-
-    def _square_sum(self, span: Span) -> float:
+        spans = [(max(a, part[0]), min(b, part[1])) for a, b in self.kinds.values()]
         # numerics: a sum adds in pairs; a norm, in few fp32 lanes, loses 0.5 % of 60 M values
-        sums = [self._gradient(piece).square().sum() for piece in self._pieces(span)]
-        return torch.stack(sums).double().sum().item() if sums else 0.0
+        sums = ([self._gradient(p).square().sum() for p in self._pieces(span)] for span in spans)
+        return [torch.stack(each).double().sum().item() if each else 0.0 for each in sums]
 
     @torch.no_grad()
     def step(self, lr: float, part: Span, *, grad_scale: float = 1.0) -> None:

@@ -1,7 +1,5 @@
-"""Frozen matrices in four bits (QLoRA): what is trained beside them sees the dequantised ones.
-
-source  Dettmers et al. 2023, arXiv:2305.14314
-"""
+"""Frozen matrices in four bits (QLoRA: Dettmers et al. 2023, arXiv:2305.14314): what is trained
+beside them sees the dequantised ones."""
 
 import torch
 from torch import Tensor, nn
@@ -36,19 +34,16 @@ class NF4Linear(Linear):
 
     def cast(self, x_NC: Tensor) -> tuple[Tensor, NF4, Tensor | None]:
         dtype = self.compute or self.dtype
-        bias_O = None if self.bias is None else self.bias.to(dtype)
-        return x_NC.to(dtype), self.nf4(dtype), bias_O
+        return x_NC.to(dtype), self.nf4(dtype), None if self.bias is None else self.bias.to(dtype)
 
     def forward(self, x_NC: Tensor) -> Tensor:
         return nf4_linear(*self.cast(x_NC), impl=self.impl)
 
 def quantised_layers(model: nn.Module) -> list[NF4Linear]:
-    """The layers whose matrices are in NF4."""
     return [module for module in model.modules() if isinstance(module, NF4Linear)]
 
 def quantise_frozen(model: nn.Module) -> str:
-    """Put the frozen linear layers of the trunk in NF4, but for those whose size is no multiple of
-    a block; returns what was done, in words."""
+    """Put the trunk's frozen linears in NF4, if of whole blocks; returns what was done in words."""
     linears = [(n, m) for n, m in model.trunk.named_modules() if isinstance(m, nn.Linear)]
     frozen = [(n, m) for n, m in linears if not m.weight.requires_grad]
     for name, linear in frozen:

@@ -1,5 +1,4 @@
-"""Decides what is trained: everything, what the rules name, or low-rank updates; and whether the
-data fits the model, before anything is written."""
+"""What is trained: all, what rules name, or low-rank updates; and whether the data fits a model."""
 
 from collections.abc import Sequence
 from dataclasses import fields
@@ -19,18 +18,13 @@ from ftcore.tune.quant import quantise_frozen
 def choose_trainable(
     model: Model, config: PeftConfig, generator: torch.Generator, *, new: Sequence[str] = ()
 ) -> str:
-    """Freeze, wrap, or leave; returns the table of parameters.
-
-    generator   draws the LoRA factors
-    new         parameters that the checkpoint lacked
-    raises      ConfigError: a rule or target that matches nothing, or something new is not trained
-    """
+    """Freeze, wrap by drawn factors, or leave; returns the table of parameters. Raises ConfigError:
+    a rule or target matches nothing, or of `new`, which the checkpoint lacked, some stay frozen."""
     if config.quantize != "none" and config.method != "lora":
         raise ConfigError("peft.quantize is for frozen matrices: use --peft.method lora with it")
     if config.method == "lora":
         lora = LoRAConfig(**{f.name: getattr(config, f.name) for f in fields(LoRAConfig)})
-        # A classifier's head is new with the task, so it is always trained.
-        heads = ("head",) if model.task in CLASSIFIERS else ()
+        heads = ("head",) if model.task in CLASSIFIERS else ()  # new with the task, so trained
         report = apply_lora(model, lora, generator=generator, trained_heads=heads)
         table = f"{parameter_table(model)}\n{report}"
         if config.quantize == "nf4":
@@ -42,8 +36,7 @@ def choose_trainable(
     trained = {name for name, param in params if param.requires_grad}
     if left := [name for name in new if name not in trained]:
         what = f"{', '.join(left)}: not in the checkpoint, so random, and would stay so"
-        advice = "use --peft.method full, or freeze with head among --peft.trainable"
-        raise ConfigError(f"{what}: {advice}")
+        raise ConfigError(f"{what}: use --peft.method full, or head among --peft.trainable")
     return table
 
 def check_lengths(spec: ModelSpec, data: Prepared) -> None:

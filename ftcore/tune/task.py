@@ -1,8 +1,5 @@
-"""What a task does with a batch: its loss as (sum, weight), over the scored rows alone.
-
-Rows of weight 0 never reach the head (law 2), and no task divides (law 3): the loop divides once,
-by the weight of the whole optimiser step.
-"""
+"""What a task does with a batch: its loss as (sum, weight), over the scored rows, which alone reach
+the head (law 2). No task divides (law 3): the loop does once, by the weight of the whole step."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,16 +19,14 @@ def hidden(model: Model, batch: Batch, rows_M: Tensor | None) -> Tensor:
     return model.trunk(batch.tokens_N, batch.positions_N, batch.types_N, batch.docs, rows_M=rows_M)
 
 def token_labels(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of a label per token, on the positions that are supervised: the next token, a
-    masked one, or the token's tag."""
+    """Cross-entropy of a label per scored token: the next token, a masked one, or its tag."""
     assert isinstance(model.head, LMHead | TokenHead)
     scored_M = batch.weights.nonzero().squeeze(1)
     h_MC = hidden(model, batch, scored_M)
     return model.head.loss(h_MC, batch.labels[scored_M], batch.weights[scored_M])
 
 def classification(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of each document's class; where it has several, of each class being there or
-    not, averaged over the classes."""
+    """Cross-entropy of a document's class; of several, of each being there or not, their mean."""
     assert isinstance(model.head, ClassificationHead)
     if batch.labels.ndim == 2:
         logits_BK = document_logits(model, batch)
@@ -50,8 +45,7 @@ def regression(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
 def document_logits(model: Model, batch: Batch) -> Tensor:
     """logits_BK of a head that judges whole documents, fp32, or float64 where the model is."""
     assert isinstance(model.head, ClassificationHead)
-    h_MC = hidden(model, batch, model.head.rows(batch.docs))
-    logits_BK = model.head(h_MC, batch.docs)
+    logits_BK = model.head(hidden(model, batch, model.head.rows(batch.docs)), batch.docs)
     return logits_BK.to(torch.promote_types(logits_BK.dtype, torch.float32))
 
 @dataclass(frozen=True)

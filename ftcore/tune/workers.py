@@ -1,18 +1,15 @@
-"""Data parallel training: a share of each step for processes that are forked, one for each core of
-this machine, or that torchrun started, on one machine or several.
+"""Data parallel training: a share of each step for processes, forked for each core or torchrun's.
 
     each process    its share of the rows -> gradients in its buffer
                     its part of the parameters: the sum of all buffers, its squared norm
                     the parent alone: the norm, and whether and how far to step
                     its part of the parameters: the optimiser's update
 
-A process that torchrun started forks none: the sum over all of them is made in its own buffer, and
-it updates all parameters, by the same bits as the others.
+Processes of torchrun's fork none: each sums over all in its buffer and updates all, bit-equally.
 
-Two cores on halves of a step are faster than two threads inside every operation, which wait for
-each other at the end of each. All that a step reads and writes lies in memory that the processes
-share; messages are an act's name, a few numbers and its answer. Another number of cores sums in
-another order, and so gives other last bits.
+Two cores on halves of a step are faster than two threads, which wait for each other at the end of
+every operation. What a step reads and writes lies in shared memory; messages are an act's name, a
+few numbers and its answer. Another number of cores sums in another order: other last bits.
 """
 
 import ctypes
@@ -31,8 +28,7 @@ from ftcore.env.distributed import World
 from ftcore.tune.optim import AdamW
 
 PR_SET_PDEATHSIG = 1  # Linux's prctl.h
-# (step, share, shares, factor of the loss) -> the share's loss sum without the factor; in the
-# optimiser's buffer the gradients with it.
+# (step, share, shares, factor of the loss) -> its loss sum without the factor; gradients have it.
 Share = Callable[[int, int, int, float], float]
 
 class Workers:
@@ -68,9 +64,8 @@ class Workers:
         self.crew.clear()
 
     def compute(self, step: int, loss_scale: float = 1.0) -> tuple[float, list[float]]:
-        """Gradient of a step times `loss_scale` into the optimiser's buffers; returns the loss sum
-        and the gradient's L2 norm, of each of the optimiser's kinds, both without that factor.
-        Raises RuntimeError, PeerError: a process has ended; the checkpoints are whole."""
+        """Gradient of a step times `loss_scale` into the buffers; returns the loss sum and L2 norm
+        of each kind, without that factor. Raises RuntimeError, PeerError: a process has ended."""
         self.step = step
         loss = sum(self.world.gather(sum(self._everywhere("_gradients", step, loss_scale))))
         self.world.add(self.optimizer.buffers[0])
