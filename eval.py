@@ -11,10 +11,34 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from ftcore.cli import Command, parse_evaluation
-from ftcore.errors import ConfigError, FtcoreError
+from ftcore.cli import CONFIG_FILE, Command, known, read_toml, resolved, take_value
+from ftcore.config import RUNS
+from ftcore.errors import ConfigError, FtcoreError, nearest
 
 PREDICTIONS = "eval-predictions.jsonl"
+
+def parse(argv: list[str]) -> Command:
+    """The arguments as a command: `resume` is the run folder; None for a model
+    with --task, which then is model.path. Raises as that of train.py."""
+    words = [*argv]
+    if not words or words[0].startswith("-"):
+        print("eval.py {RUN | MODEL --task TASK} [--data.test FILE ...] [options of train.py]")
+        raise SystemExit(0 if words and words[0] in ("-h", "--help") else 2)
+    path, task = words.pop(0), take_value(words, "--task")
+    file = Path(path) / CONFIG_FILE
+    if file.is_file():
+        written_for, flags = read_toml(file)
+        if task not in (None, written_for):
+            raise ConfigError(f"{path} is a run of the task {written_for}: leave out --task {task}")
+        layers = [(str(file), flags), ("flag", words)]
+        return resolved(written_for, layers, resume=Path(path), script="eval.py")
+    if task is None:
+        beside = [] if Path(path).exists() else [*map(str, Path(path).parent.glob("*"))]
+        what = f"{path} is not a run folder (it has no {CONFIG_FILE}){nearest(path, beside)}"
+        mend = f"For a plain model name its task too: --task {{{','.join(RUNS)}}}"
+        raise ConfigError(f"{what}. {mend}")
+    layers = [("path", ["--model.path", path]), ("flag", words)]
+    return resolved(known("task", task, RUNS), layers, script="eval.py")
 
 def run(command: Command) -> None:
     """Load what the command names and evaluate it; `command.resume` is a run, or None."""
@@ -73,7 +97,7 @@ def run(command: Command) -> None:
 def main(argv: list[str]) -> int:
     """Parse, run, and turn what a user can mend into one message."""
     try:
-        run(parse_evaluation(argv))
+        run(parse(argv))
     except FtcoreError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

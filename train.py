@@ -88,7 +88,7 @@ def run(command: Command, world: "World") -> int:
         named_parts(model, loaded.family)  # else the adapter could not be saved in the end
     check_lengths(model.spec, data)
     model.trunk.recompute = config.env.recompute
-    plan = Plan.of(config, model, data.train.documents)
+    plan = Plan(config, model, data.train.documents)
     if command.only == "--dry-run":
         plan.count(model, TASKS[command.task].loss, data.draw)
     print(f"\n{plan}")

@@ -3,7 +3,7 @@
 A module imports only from its own line and the lines above it. Below them all stands `kernels`,
 which never imports ftcore; above them all stand the scripts.
 
-    errors config presets cli    what the user says, and what is said back
+    errors config cli            what the user says, and what is said back
     hub                          from a name of a model to its folder
     files                        what is written whole or not at all
     builtin                      the embedded default: a tiny base model and chat data made by code

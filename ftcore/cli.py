@@ -18,7 +18,6 @@ import tyro
 
 from ftcore.config import RUNS, Limit, Run
 from ftcore.errors import ConfigError, nearest
-from ftcore.presets import presets
 
 DEFAULT = ("sft", "--preset", "assistant")
 CONFIG_FILE = "config.toml"
@@ -46,51 +45,32 @@ def parse(argv: Sequence[str], *, script: str = "train.py") -> Command:
         file = Path(resume) / CONFIG_FILE
         if not file.is_file():
             raise ConfigError(f"--resume {resume}: has no {CONFIG_FILE}; name a folder of train.py")
-        task, flags = _read_toml(file)
-        return _resolve(task, [(str(file), flags)], resume=Path(resume), only=only)
+        task, flags = read_toml(file)
+        return resolved(task, [(str(file), flags)], resume=Path(resume), only=only)
     if not words or (words[0].startswith("--") and words[0] != "--help"):
         words[:0] = DEFAULT  # no task: options change the default
     if words[0] in ("-h", "--help"):
         print(f"{script} {{{','.join(RUNS)}}} [options]\n\nEach task has its own --help.")
         raise SystemExit(0)
-    task = _known("task", words.pop(0), RUNS)
+    task = known("task", words.pop(0), RUNS)
     preset, file = take_value(words, "--preset"), take_value(words, "--config")
     layers: list[tuple[str, list[str]]] = []
     if preset is not None:
         recipes = presets().get(task, {})
-        recipe = recipes[_known(f"{task} --preset", preset, recipes)]
+        recipe = recipes[known(f"{task} --preset", preset, recipes)]
         layers.append((f"preset {preset}", list(_flags(recipe))))
     if file is not None:
-        written_for, flags = _read_toml(Path(file), task)
+        written_for, flags = read_toml(Path(file), task)
         if written_for != task:
             raise ConfigError(f"{file} is for the task {written_for}, not {task}")
         layers.append((file, flags))
-    return _resolve(task, [*layers, ("flag", words)], only=only, script=script)
+    return resolved(task, [*layers, ("flag", words)], only=only, script=script)
 
-def parse_evaluation(argv: Sequence[str]) -> Command:
-    """Turn the arguments of eval.py into a command: `resume` is the run folder; None for a model
-    with --task, which then is model.path. Raises as `parse`."""
-    words = list(argv)
-    if not words or words[0].startswith("-"):
-        print("eval.py {RUN | MODEL --task TASK} [--data.test FILE ...] [options of train.py]")
-        raise SystemExit(0 if words and words[0] in ("-h", "--help") else 2)
-    path, task = words.pop(0), take_value(words, "--task")
-    file = Path(path) / CONFIG_FILE
-    if file.is_file():
-        written_for, flags = _read_toml(file)
-        if task not in (None, written_for):
-            raise ConfigError(f"{path} is a run of the task {written_for}: leave out --task {task}")
-        layers = [(str(file), flags), ("flag", words)]
-        return _resolve(written_for, layers, resume=Path(path), script="eval.py")
-    if task is None:
-        beside = [] if Path(path).exists() else [*map(str, Path(path).parent.glob("*"))]
-        what = f"{path} is not a run folder (it has no {CONFIG_FILE}){nearest(path, beside)}"
-        mend = f"For a plain model name its task too: --task {{{','.join(RUNS)}}}"
-        raise ConfigError(f"{what}. {mend}")
-    layers = [("path", ["--model.path", path]), ("flag", words)]
-    return _resolve(_known("task", task, RUNS), layers, script="eval.py")
+def presets() -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
+    """Those of presets.toml: task -> name -> section -> option -> value."""
+    return tomllib.loads(Path(__file__).with_name("presets.toml").read_text("utf-8"))
 
-def _resolve(
+def resolved(
     task: str, layers: list[tuple[str, list[str]]], *,
     resume: Path | None = None, only: str = "", script: str = "train.py",
 ) -> Command:  # fmt: skip
@@ -118,13 +98,13 @@ def _flags(sections: dict[str, Any]) -> Iterator[str]:
             else:
                 yield f"{name}={value}"  # one word, so that the value may begin with a minus sign
 
-def _read_toml(path: Path, task: str | None = None) -> tuple[str, list[str]]:
+def read_toml(path: Path, task: str | None = None) -> tuple[str, list[str]]:
     """The task that the file names, or else the one given, and its values as flags."""
     try:
         tables = tomllib.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: {error}") from error
-    task = _known(f"{path}: task", tables.pop("task", task), RUNS)
+    task = known(f"{path}: task", tables.pop("task", task), RUNS)
     if loose := [key for key, value in tables.items() if not isinstance(value, dict)]:
         raise ConfigError(f"{path}: {', '.join(loose)} must stand in a section such as [optim]")
     return task, list(_flags(tables))
@@ -141,7 +121,7 @@ def to_toml(command: Command) -> str:
             lines.append(f"{key} = {text}  # {origin}")
     return "\n".join(lines) + "\n"
 
-def _known(what: str, name: Any, known: Collection[str]) -> str:
+def known(what: str, name: Any, known: Collection[str]) -> str:
     """The name, if it is one of those known."""
     if name in list(known):  # in a TOML it may be a list, which has no hash
         return name

@@ -58,14 +58,11 @@ class FilesConfig:
     unescape: bool = False  # turn HTML entities into characters
     # groups of measures (quality.toml) by which training rows are left out; others are counted
     filter: tuple[Literal["repetition", "symbols", "length"], ...] = ()
-    # personal data that is replaced by its name
-    redact: tuple[Literal["email", "phone", "card"], ...] = ()
+    redact: tuple[Literal["email", "phone", "card"], ...] = ()  # what is replaced by its name
     # which duplicates leave the training rows; report: counted only; off: not looked for
     duplicates: Literal["off", "report", "exact", "near"] = "exact"
-    # training rows that give dev or test rows away: alike, nearly, or in 13 words
-    leaks: Literal["report", "drop"] = "drop"
-    # folder where tokens are kept for the next run on the same data; None: nowhere
-    cache: Path | None = Path("runs/cache")
+    leaks: Literal["report", "drop"] = "drop"  # rows that give held-out ones away, as in 13 words
+    cache: Path | None = Path("runs/cache")  # where tokens are kept for the next run; None: nowhere
 
 @dataclass(frozen=True)
 class TextDataConfig(FilesConfig):
@@ -123,8 +120,7 @@ class TaggedDataConfig(ExamplesConfig):
     """Sentences with one tag a word: O, B-TYPE and I-TYPE (BIO or IOB1), or tags of any kind."""
     tokens: str = "tokens"  # column of the words, a list; in CoNLL files the first one
     tags: str = "tags"  # column of their tags, a list; in CoNLL files the last one
-    # column of spans [{start, end, label}] in characters of `text`, in place of words and tags
-    spans: str = ""
+    spans: str = ""  # column of [{start, end, label}] in characters of `text`, in place of both
     text: str = "text"  # column of the text that has `spans`
 
 @dataclass(frozen=True)
@@ -134,12 +130,10 @@ class EnvConfig:
     # bf16, fp16: weights and products in it, and an fp32 master of all that is trained; fp16 has a
     # dynamic loss scale too; bf16-autocast: fp32 weights, products in bf16
     precision: Literal["bf16", "bf16-autocast", "fp16", "fp32"] = "bf16"
-    # CPU cores to use: a share of a training step each, or threads of one operation
-    threads: Count = 2
+    threads: Count = 2  # CPU cores: a share of a training step each, or threads of one operation
     # auto: Triton on a GPU where an op passes its first case, plain torch elsewhere
     kernels: Literal["auto", "eager", "triton"] = "auto"
-    # layers that the backward pass computes again, not to keep what it needs of them (activation
-    # checkpointing; selective: every second one): less memory, more time, the same gradients
+    # layers computed again in the backward pass (activation checkpointing): less memory, more time
     recompute: Recompute = "none"
     seed: Natural = 0  # of data order, initial values and dropout
 
@@ -176,8 +170,7 @@ class OptimConfig:
 @dataclass(frozen=True)
 class ScheduleConfig:
     """Learning rate over the run."""
-    # after the warm-up; wsd: the peak, and a linear decay at the end
-    shape: Literal["cosine", "linear", "constant", "wsd"] = "linear"
+    shape: Literal["cosine", "linear", "constant", "wsd"] = "linear"  # wsd: peak, then a decay
     warmup: ProperShare = 0.1  # share of the steps that warm up, in [0, 1)
     decay: ProperShare = 0.2  # wsd: share of the steps in which it decays, in [0, 1)
     final: Share = 0.0  # share of the peak that is left at the end, in [0, 1]

@@ -101,7 +101,7 @@ def rms_norm(
     return _RMSNorm.apply(sum_NC, weight_C, eps, offset), sum_NC
 
 def _fit(x_NC: Tensor, wide: torch.dtype) -> Tensor:
-    """Values beside a wide weight: a CPU reads 16-bit ones and computes wide, a GPU wants both so."""
+    """Values beside a wide weight: a CPU reads 16-bit ones as they are, a GPU wants one dtype."""
     return x_NC if x_NC.device.type == "cpu" else x_NC.to(wide)
 
 class _LayerNorm(torch.autograd.Function):

@@ -11,10 +11,9 @@ from typing import get_type_hints
 
 import pytest
 
-from ftcore.cli import CONFIG_FILE, limit_of, parse, to_toml
+from ftcore.cli import CONFIG_FILE, limit_of, parse, presets, to_toml
 from ftcore.config import RUNS, ClassifyRun, SftRun
 from ftcore.errors import ConfigError
-from ftcore.presets import presets
 
 ROOT = Path(__file__).parents[1]
 

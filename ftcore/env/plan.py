@@ -51,50 +51,37 @@ def step_bytes(model: Model, loss: Loss, documents: Sequence[Encoded]) -> dict[s
     return parts | {"workspace": max(most, forward) - forward}
 
 class Plan:
-    """Figures of a run: what `model` and `num_steps` optimiser steps over rows of these lengths
-    will take.
+    """Figures of a run, its model on its device.
 
-    shares                      processes that a step is split between, each with its gradients
-    accumulates                 whether a process may have several micro-batches a step
     num_rows, num_tokens        of one epoch
     num_params, num_trained     parameters
+    shares, heaviest            processes that a step is split between; documents of the heaviest
+                                micro-batch: the first one of a step that has the longest rows
     memory_bytes                by component: what a run holds from start to end, also for rows of
                                 embeddings that the data never read, which need none; after
                                 `count`, what a step adds to it
     """
 
-    def __init__(
-        self, model: nn.Module, *, lengths: Sequence[int], num_steps: int, shares: int = 1,
-        accumulates: bool = True, has_average: bool = False,
-    ) -> None:  # fmt: skip
-        self.num_rows, self.num_tokens = len(lengths), int(np.sum(lengths))
-        self.num_steps, self.shares, self.more = num_steps, shares, ""
+    def __init__(self, config: Run, model: nn.Module, documents: Sequence[Encoded]) -> None:
+        lengths_B, size = lengths(documents), config.optim.batch_size
+        self.num_rows, self.num_tokens, self.more = len(lengths_B), int(lengths_B.sum()), ""
+        self.num_steps = config.loop.num_steps(self.num_rows, size)
+        self.shares = min(config.env.threads, size) if config.env.device == "cpu" else 1
+        longest = np.argsort(-lengths_B, kind="stable")[:size]
+        budget = config.loop.micro_batch_tokens
+        mine = longest[split(lengths_B[longest], self.shares)[0]]
+        self.heaviest = [documents[int(mine[i])] for i in pack(lengths_B[mine], budget)[0]]
         params = list(model.parameters())
         trained = [p for p in params if p.requires_grad]
         self.num_params, self.num_trained = (sum(p.numel() for p in x) for x in (params, trained))
+        accumulates = lengths_B[longest].sum() > budget
         widths = {4} if accumulates else {p.element_size() for p in trained}
         self.memory_bytes = {
             "weights": sum(t.nbytes for t in (*params, *model.buffers())),
             "masters": 4 * sum(p.numel() for p in trained if p.element_size() < 4),
-            "gradients": shares * max(widths) * self.num_trained,
+            "gradients": self.shares * max(widths) * self.num_trained,
             "moments": 8 * self.num_trained,
-        } | ({"average": 4 * self.num_trained} if has_average else {})  # fmt: skip
-
-    @classmethod
-    def of(cls, config: Run, model: Model, documents: Sequence[Encoded]) -> "Plan":
-        """The plan of a run on the model's device, with the heaviest micro-batch of it: the first
-        one of a step that has the longest rows."""
-        lengths_B, size = lengths(documents), config.optim.batch_size
-        budget, is_cpu = config.loop.micro_batch_tokens, config.env.device == "cpu"
-        longest = np.argsort(-lengths_B, kind="stable")[:size]
-        plan = cls(
-            model, lengths=lengths_B, num_steps=config.loop.num_steps(len(lengths_B), size),
-            shares=min(config.env.threads, size) if is_cpu else 1,
-            accumulates=int(lengths_B[longest].sum()) > budget, has_average=config.optim.ema > 0,
-        )  # fmt: skip
-        mine = longest[split(lengths_B[longest], plan.shares)[0]]
-        plan.heaviest = [documents[int(mine[i])] for i in pack(lengths_B[mine], budget)[0]]
-        return plan
+        } | ({"average": 4 * self.num_trained} if config.optim.ema else {})  # fmt: skip
 
     def count(
         self, model: Model, loss: Loss, draw: Callable[[Encoded, int], Encoded] | None = None

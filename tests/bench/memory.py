@@ -72,7 +72,7 @@ def serve(said: argparse.Namespace) -> dict[str, float]:
     choose_trainable(loaded.model, config.peft, generator(0, 2))
     loaded.model.trunk.recompute = config.env.recompute
     if said.predict:
-        plan = Plan.of(config, loaded.model, documents)
+        plan = Plan(config, loaded.model, documents)
         started = time.perf_counter()
         plan.count(loaded.model, loss)
         seconds = time.perf_counter() - started

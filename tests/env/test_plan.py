@@ -1,6 +1,7 @@
 """The plan's figures: by hand on a model of two tensors, and a step's as it happens."""
 
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,13 +30,18 @@ def document(length: int) -> Encoded:
     ids_T = np.arange(length, dtype=np.int32)
     return Encoded(str(length), ids_T, ids_T, (ids_T > 2).astype(np.float32))
 
+def run_of(threads: int = 1, tokens: int = 40, **optim: Any) -> PretrainRun:
+    loop = LoopConfig(micro_batch_tokens=tokens, epochs=9)
+    return PretrainRun(env=EnvConfig(threads=threads), optim=OptimConfig(**optim), loop=loop)
+
 def test_memory_by_component() -> None:
     model = nn.ModuleDict({
         "frozen": nn.Linear(10, 10, bias=False).requires_grad_(False).to(torch.bfloat16),
         "trained": nn.Linear(10, 2, bias=False).to(torch.bfloat16),
         "wide": nn.Linear(5, 1, bias=False),
     })
-    made = Plan(model, lengths=[3, 4, 5], num_steps=9)
+    documents = [document(length) for length in (3, 4, 5)]
+    made = Plan(run_of(tokens=11), model, documents)
     assert (made.num_rows, made.num_tokens, made.num_steps) == (3, 12, 9)
     assert (made.num_params, made.num_trained) == (125, 25)
     assert made.memory_bytes == {
@@ -44,6 +50,8 @@ def test_memory_by_component() -> None:
         "gradients": 100,
         "moments": 200,
     }
+    averaged = Plan(run_of(tokens=11, ema=0.9), model, documents).memory_bytes
+    assert averaged == made.memory_bytes | {"average": 100}
     assert str(made).splitlines()[:2] == [
         "9 steps; an epoch is 3 rows, 12 tokens",
         "25 of 125 parameters are trained (20.0%)",
@@ -52,12 +60,12 @@ def test_memory_by_component() -> None:
 def test_a_tied_matrix_is_counted_once() -> None:
     model = nn.ModuleList([nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)])
     model[1].weight = model[0].weight
-    made = Plan(model, lengths=[1], num_steps=1)
+    made = Plan(run_of(), model, [document(1)])
     assert made.num_params == 16 and made.memory_bytes["weights"] == 64
 
 def test_gradients_of_each_process_keep_16_bits_where_they_are_not_summed() -> None:
     model = nn.Linear(10, 2, bias=False).to(torch.bfloat16)
-    made = Plan(model, lengths=[1], num_steps=1, shares=3, accumulates=False)
+    made = Plan(run_of(threads=3), model, [document(9)] * 4)
     assert made.memory_bytes["gradients"] == 3 * 2 * 20
 
 def test_a_meter_sees_what_lives_and_no_views() -> None:
@@ -106,9 +114,7 @@ def test_the_heaviest_micro_batch_is_counted_and_the_largest_told(
 ) -> None:
     model = tiny(0.0)
     documents = [document(length) for length in (3, 20, 9, 24, 16, 30)]
-    env, optim = EnvConfig(threads=2), OptimConfig(batch_size=4)
-    config = PretrainRun(env=env, optim=optim, loop=LoopConfig(micro_batch_tokens=40))
-    made = Plan.of(config, model, documents)
+    made = Plan(run_of(threads=2, batch_size=4), model, documents)
     # of the rows of 30, 24, 20 and 16 the first share has 30 and 16, which are two streams
     assert list(map(len, made.heaviest)) == [30] and made.shares == 2
     fixed = sum(made.memory_bytes.values())
