@@ -132,13 +132,18 @@ def test_hidden_tokens_are_learned(masked: list[str], run: Run) -> None:
     assert held["loss"] == pytest.approx(lowest, rel=1e-5)
 
 def test_dry_run_prints_the_plan_and_writes_the_cache_alone(
-    classify: list[str], capsys: pytest.CaptureFixture[str], run: Run
+    classify: list[str],
+    capsys: pytest.CaptureFixture[str],
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     import train
 
+    monkeypatch.setattr("ftcore.env.plan.free_bytes", lambda device: 2**30)
     assert train.main([*classify, "--dry-run"]) == 0
     printed = capsys.readouterr().out
     assert "3 steps" in printed and "parameters are trained" in printed and "MiB" in printed
+    assert "activations" in printed and "largest micro-batches that fit" in printed
     assert [path.name for path in Path("runs").iterdir()] == ["cache"]
     train.main([*classify, "--dry-run"])
     again, before = capsys.readouterr().out, printed.replace("prepared, and kept in", "from")
