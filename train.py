@@ -112,7 +112,7 @@ def tune(
     loaded: "LoadedModel", tokenizer: "Tokenizer", world: "World",
 ) -> int:  # fmt: skip
     """Stages 4 to 7, in the run folder that the first process holds; returns the exit code."""
-    from ftcore.evaluate.certificate import certificate_line, certify
+    from ftcore.evaluate.certificate import certify
     from ftcore.evaluate.report import json_line, write_predictions
     from ftcore.evaluate.suite import Suite
     from ftcore.tune.artifact import save_artifact
@@ -164,7 +164,7 @@ def tune(
     artifact = save_artifact(loaded, tokenizer, path, kind=kind, **words)
     if config.peft.method == "lora":
         proof = certify(model, next(iter(data.tests.values()), data.dev), suite)
-        print(certificate_line(proof), run.dump("certificate.json", proof), sep="; in ")
+        print(f"merged: {json_line(proof)} in {run.dump('certificate.json', proof)}")
 
     # ---- 7 monitoring: where it is written down, and what to do next -----------------------------
     summary = {"run": str(path), "task": command.task, "steps": loop.progress.step}

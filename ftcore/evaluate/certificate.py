@@ -61,14 +61,3 @@ def rounding(layer: LoRALinear) -> tuple[float, float]:
     update_OC = own.config.scale * own.lora_b.double() @ own.lora_a.double()
     lost_OC = layer.folded_weight().double() - (layer.base.weight.double() + update_OC)
     return lost_OC.norm().item(), update_OC.norm().item()
-
-def certificate_line(proof: dict[str, Any]) -> str:
-    """A certificate for people."""
-    said = f"merge: {proof['lost']:.2%} of the update is lost to rounding"
-    if "loss" in proof:
-        before, after = proof["loss"]
-        said += f"; on {proof['rows']} held-out rows loss {before:.4f} -> {after:.4f}, logits"
-        said += f" differ by {proof['max_difference']:.1e} at most"
-    if "mean_kl" in proof:
-        said += f", mean KL {proof['mean_kl']:.1e}, arg-max changed {proof['changed']:.2%}"
-    return said

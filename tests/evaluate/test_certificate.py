@@ -10,7 +10,7 @@ import torch
 from ftcore.data.encode import Split
 from ftcore.data.pack import Encoded
 from ftcore.evaluate import certificate
-from ftcore.evaluate.certificate import certificate_line, certify, rounding
+from ftcore.evaluate.certificate import certify, rounding
 from ftcore.model.transformer import Linear
 from ftcore.tune.lora import Factors, LoRAConfig, LoRALinear
 
@@ -71,13 +71,3 @@ def test_what_rounding_loses_grows_as_the_update_shrinks() -> None:
     assert shares[0] < 0.05 < shares[1] < 1 and shares[2] == pytest.approx(1, abs=1e-2)
     lost, update = rounding(make_layer(torch.float32, 1.0))
     assert 0 < lost / update < 1e-6
-
-def test_the_line_says_what_there_is() -> None:
-    proof = {"lost": 0.0125, "rows": 0}
-    assert certificate_line(proof) == "merge: 1.25% of the update is lost to rounding"
-    proof |= {"max_difference": 0.5, "rows": 7, "loss": [1.0, 1.5]}
-    assert certificate_line(proof).endswith(
-        "on 7 held-out rows loss 1.0000 -> 1.5000, logits differ by 5.0e-01 at most"
-    )
-    line = certificate_line(proof | {"mean_kl": 1e-5, "changed": 0.25})
-    assert line.endswith("at most, mean KL 1.0e-05, arg-max changed 25.00%")
