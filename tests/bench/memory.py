@@ -41,8 +41,9 @@ def serve(said: argparse.Namespace) -> dict[str, float]:
 
     from ftcore.cli import parse
     from ftcore.data.pack import Encoded
-    from ftcore.env.device import DTYPES, reuse_across_steps
+    from ftcore.env.device import reuse_across_steps
     from ftcore.env.plan import Plan
+    from ftcore.env.precision import PRECISIONS
     from ftcore.env.run import RunFolder
     from ftcore.env.seed import generator
     from ftcore.model.load import load_model
@@ -64,7 +65,7 @@ def serve(said: argparse.Namespace) -> dict[str, float]:
     loss = TASKS["pretrain"].loss
     torch.set_num_threads(1)
     before = held("VmRSS")
-    dtype = DTYPES[config.env.precision]
+    dtype = PRECISIONS[config.env.precision][0]
     loaded = load_model(
         said.folder, task="lm", dtype=dtype, init="random", generator=generator(0, 1)
     )
