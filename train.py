@@ -58,13 +58,15 @@ def run(command: Command, world: "World") -> int:
     # ---- 1 dataset preparation: files -> token ids and what is supervised ------------------------
     if not config.data.train:
         raise ConfigError("nothing to train on: name a file with --data.train FILE")
+    if config.model.init == "random" and config.peft.method == "lora":
+        raise ConfigError("peft.method = 'lora' over random weights, which are not kept: use full")
     folder = resolve(config.model.path)
     tokenizer = Tokenizer.load(folder)
     data, origin = prepared(config.data, tokenizer, seed=seed)
     print(f"{origin}\n{data.summary()}")
 
     # ---- 2 model initialisation: config.json and safetensors -> one transformer ------------------
-    weights, products = PRECISIONS[config.env.precision]
+    weights, products = PRECISIONS["fp32" if command.only == "--verify" else config.env.precision]
     loaded = load_model(
         folder,
         task=TASKS[command.task].model_task,
@@ -162,15 +164,15 @@ def tune(
     # ---- 6 deployment: what other programs load --------------------------------------------------
     words = {"labels": data.labels, "problem": config.problem, "base": config.model.path}
     artifact = save_artifact(loaded, tokenizer, path, kind=kind, **words)
-    if config.peft.method == "lora":
-        proof = certify(model, next(iter(data.tests.values()), data.dev), suite)
-        print(f"merged: {json_line(proof)} in {run.dump('certificate.json', proof)}")
 
     # ---- 7 monitoring: where it is written down, and what to do next -----------------------------
     summary = {"run": str(path), "task": command.task, "steps": loop.progress.step}
     seconds = round(time.perf_counter() - started, 1)
     summary |= {"seconds": seconds, "base": base, "tuned": results.metrics}
     run.dump("eval.json", summary)
+    if config.peft.method == "lora":
+        proof = certify(model, next(iter(data.tests.values()), data.dev), suite)
+        print(f"merged: {json_line(proof)} in {run.dump('certificate.json', proof)}")
     print(results.samples(config.eval.samples))
     print(f"saved:  {artifact}\ncurves: tensorboard --logdir {path / 'tensorboard'}")
     print(f"next:   python eval.py {path} --data.test FILE")

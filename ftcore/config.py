@@ -133,8 +133,7 @@ class EnvConfig:
     threads: Count = 2  # CPU cores: a share of a training step each, or threads of one operation
     # auto: Triton on a GPU where an op passes its first case, plain torch elsewhere
     kernels: Literal["auto", "eager", "triton"] = "auto"
-    # layers computed again in the backward pass (activation checkpointing): less memory, more time
-    recompute: Recompute = "none"
+    recompute: Recompute = "none"  # layers (activation checkpointing): less memory, more time
     seed: Natural = 0  # of data order, initial values and dropout
 
 @dataclass(frozen=True)
@@ -149,8 +148,7 @@ class PeftConfig:
     targets: tuple[str, ...] = ("all-linear",)  # lora: layers by last name, glob, or all-linear
     rs_lora: bool = False  # lora: scale by alpha / sqrt(rank)
     extra_modules: tuple[str, ...] = ()  # lora: modules that are trained fully beside it
-    # lora: how frozen matrices are kept; nf4: 4.13 bits a weight, dequantised as they are used
-    quantize: Literal["none", "nf4"] = "none"
+    quantize: Literal["none", "nf4"] = "none"  # lora: frozen matrices; nf4: 4.13 bits a weight
 
 @dataclass(frozen=True)
 class OptimConfig:

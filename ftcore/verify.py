@@ -1,6 +1,6 @@
 """The invariance suite, `train.py TASK ... --verify`: what must not change a result, tried on some
-training rows and the model that is about to be trained, in fp32. Every claim is measured, and one
-that does not hold is an error. Only temporary files are written."""
+training rows and the model that is about to be trained, read in fp32. Every claim is measured, and
+one that does not hold is an error. Only temporary files are written."""
 
 import tempfile
 from collections.abc import Iterator
@@ -42,20 +42,18 @@ class Verifier:
         data: Prepared, work: Path,
     ) -> None:  # fmt: skip
         self.config, self.kind, self.loaded, self.tokenizer = config, kind, loaded, tokenizer
-        self.data, self.work, self.model = data, work, loaded.model.float().eval()
+        self.data, self.work, self.model = data, work, loaded.model.eval()
         self.device = self.model.trunk.embed_tokens.weight.device
-        self.model.compute_in(torch.float32)
         self.documents: list[Encoded] = []
         for document in data.train.documents[:16]:
             if len(self.documents) < 2 or sum(map(len, self.documents)) + len(document) <= TOKENS:
                 self.documents.append(data.draw(document, 0) if data.draw else document)
-        self.first = self.model
 
     def loop(
         self, name: str, *, steps: int = 1, tokens: int = 8 * TOKENS, resume: bool = False
     ) -> Loop:
         """A run from the first weights; in one step it takes all rows, in several half of them."""
-        self.model = deepcopy(self.first)
+        self.model = deepcopy(self.loaded.model)
         size = len(self.documents) if steps == 1 else max(1, len(self.documents) // 2)
         limits = {"micro_batch_tokens": tokens, "max_steps": steps, "save_every": STEPS // 2}
         run = RunFolder(self.work / name, resume=resume)
@@ -105,9 +103,9 @@ class Verifier:
         if self.device.type == "cpu":
             yield "one process, or two", apart(whole, self.gradient("two", processes=2)), NEAR
         else:
-            self.model.use_kernels("eager")
+            self.loaded.model.use_kernels("eager")
             yield "Triton's kernels, or torch", apart(whole, self.gradient("eager")), 1e-3
-            self.model.use_kernels(self.config.env.kernels)
+            self.loaded.model.use_kernels(self.config.env.kernels)
         once, twice = self.trained(resume=False), self.trained(resume=True)
         most = max(apart(once[name], twice[name]) for name in once)
         yield f"{STEPS} steps, or resumed after {STEPS // 2}", most, EXACT
@@ -128,6 +126,7 @@ class Verifier:
         made = replace(self.loaded, model=self.model)
         save_artifact(made, self.tokenizer, self.work, **which, **words)
         self.model = load_artifact(self.work, **which, dtype=torch.float32).model.to(self.device)
+        self.model.use_kernels(self.config.env.kernels)
         yield "in memory, or saved and loaded", apart(last, self.outputs(self.documents)), EXACT
         judged = [split for _, split in self.data.splits() if split.chats]
         read = {d.row_id: d.tokens_T.tolist() for split in judged for d in split.documents}

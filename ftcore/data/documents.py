@@ -4,6 +4,7 @@ Letters: N tokens of all documents, B documents, K classes. A million `Encoded` 
 million objects; as arrays they are some files, of which a step reads its rows. A list does as well.
 """
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -57,6 +58,16 @@ def tokens(documents: Sequence[Encoded]) -> Iterator[np.ndarray]:
         return (document.tokens_T for document in documents)
     tokens_N = documents.tokens_N
     return (tokens_N[start : start + BLOCK] for start in range(0, len(tokens_N), BLOCK))
+
+def digest(documents: Sequence[Encoded]) -> str:
+    """SHA-256 of tokens, borders, labels and weights; a list has another than its arrays."""
+    sha = hashlib.sha256()
+    parts = (part for d in documents for part in (d.tokens_T, d.labels, d.weights, d.types_T))
+    if isinstance(documents, Documents):
+        parts = (array for _, array in sorted(documents._arrays.items()))
+    for part in map(np.asarray, parts):
+        sha.update(f"{part.dtype} {part.shape} ".encode() + part.tobytes())
+    return sha.hexdigest()
 
 def save(documents: Sequence[Encoded], folder: Path) -> None:
     """Write the arrays of at least one document, one by one, as NAME.npy."""

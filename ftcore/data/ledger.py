@@ -5,7 +5,6 @@
 `rejected.jsonl` names every row that was left out, cut or lost a word, and why; the rest is counts.
 """
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ import numpy as np
 
 from ftcore import files
 from ftcore.data.columns import place
-from ftcore.data.documents import lengths, tokens
+from ftcore.data.documents import digest, lengths
 from ftcore.data.encode import Split
 from ftcore.data.mask import Masking
 from ftcore.data.order import Order
@@ -90,14 +89,10 @@ class Prepared:
             yield f"train: {several} texts have several labels or answers"
 
     def write(self, folder: Path, *, resumes: bool = False) -> None:
-        """Write the account into a run's data/. Raises DataError: the run that is resumed began
-        with other training rows."""
-        digest = hashlib.sha256()
-        for ids in tokens(self.train.documents):
-            digest.update(ids)
-        self.notes["train sha256"] = digest.hexdigest()
-        kept = read_account(folder) if resumes and (folder / FUNNEL).is_file() else self.notes
-        if kept["train sha256"] != digest.hexdigest():
+        """Write the account into a run's data/. Raises DataError: it began with other rows."""
+        self.notes["train sha256"] = now = digest(self.train.documents)
+        kept = read_account(folder) if resumes and (folder / FUNNEL).is_file() else {}
+        if kept.get("train sha256", now) != now:
             what = "the training rows are not those that the run began with"
             raise DataError(f"{folder}: {what}; restore the files, or begin another run")
         files.make_folder(folder)

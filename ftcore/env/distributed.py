@@ -70,6 +70,8 @@ def joined(device: str) -> Iterator[World]:
     world = World(device, int(env["RANK"]), size, int(env["LOCAL_WORLD_SIZE"]))
     if not world.is_first:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    yield world
-    world.gather(0)  # the others wait until the first is done
-    distributed.destroy_process_group()
+    try:
+        yield world
+        world.gather(0)  # the others wait until the first is done
+    finally:
+        distributed.destroy_process_group()

@@ -93,8 +93,8 @@ class Plan:
         weight = model.trunk.embed_tokens.weight
         fixed, room = sum(self.memory_bytes.values()), free_bytes(weight.device)
         room += self.memory_bytes["weights"] if weight.device.type == "cpu" else 0
-        step = step_bytes(model, loss, documents).items()
-        self.memory_bytes |= {name: self.shares * size for name, size in step}
+        step = step_bytes(model, loss, documents)
+        self.memory_bytes |= {name: self.shares * size for name, size in step.items()}
         tokens, chosen, most = sum(map(len, documents)), model.trunk.recompute, []
         many = [*documents] * -(-LINEAR_TOKENS // tokens)
         for model.trunk.recompute in get_args(Recompute):

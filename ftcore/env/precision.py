@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-# env.precision: dtype of the weights, and of matrix products where that is another.
-PRECISIONS = {
+PRECISIONS = {  # dtype of the weights, and of matrix products where that is another
     "bf16": (torch.bfloat16, None), "bf16-autocast": (torch.float32, torch.bfloat16),
     "fp16": (torch.float16, None), "fp32": (torch.float32, None),
 }  # fmt: skip

@@ -21,7 +21,7 @@ from ftcore.model.heads import Model
 from ftcore.tune.lora import LoRALinear, lora_layers
 from ftcore.tune.task import TASKS
 
-MOST_ROWS, MOST_SCORED = 256, 2048  # so that it takes seconds
+MOST_ROWS, MOST_SCORED, MOST_LOGITS = 256, 2048, 2**25  # so that it takes seconds and 1 GB
 
 @torch.inference_mode()
 def certify(model: Model, split: Split, suite: Suite) -> dict[str, Any]:
@@ -30,9 +30,10 @@ def certify(model: Model, split: Split, suite: Suite) -> dict[str, Any]:
     model.eval()
     layers = [layer for layer in lora_layers(model).values() if layer.factors]
     lost, update = np.square([rounding(layer) for layer in layers]).sum(0) ** 0.5
-    documents = split.documents[:MOST_ROWS]
+    documents = sorted(split.documents[:MOST_ROWS], key=len)
     scored = np.cumsum([np.count_nonzero(document.weights) for document in documents])
-    rows = Split(documents=documents[: max(1, np.count_nonzero(scored <= MOST_SCORED))])
+    most = min(MOST_SCORED, MOST_LOGITS // model.spec.vocab_size)
+    rows = Split(documents=documents[: max(1, np.count_nonzero(scored <= most))])
     proof = {"lost": float(lost / update) if update else 0.0, "rows": len(rows.documents)}
     if not documents:
         return proof

@@ -175,7 +175,9 @@ def test_resume_with_a_data_file_that_was_cut(
     run("train", *classify, "--data.train", str(file), "--loop.save-every", "1")
     kept = {p: p.read_bytes() for p in Path("runs/run").rglob("*") if p.is_file()}
     shutil.rmtree("runs/run/checkpoints/step-3")
-    for text in ("".join(whole.splitlines(keepends=True)[:-9]), whole.replace("orange", "yellow")):
+    lines = whole.splitlines(keepends=True)
+    relabelled = [lines[0], *(line.replace("warm\n", "cold\n") for line in lines[1:5]), *lines[5:]]
+    for text in ("".join(lines[:-9]), whole.replace("orange", "yellow"), "".join(relabelled)):
         file.write_text(text)
         assert SCRIPTS["train"].main(["--resume", "runs/run"]) == 2
         message = capsys.readouterr().err
@@ -186,6 +188,12 @@ def test_resume_with_a_data_file_that_was_cut(
     for name in ("model/model.safetensors", "predictions.jsonl", "best/manifest.json"):
         path = Path("runs/run", name)
         assert path not in kept or path.read_bytes() == kept[path]
+
+def test_low_rank_updates_of_weights_that_are_not_kept(
+    refused: Refused, classify: list[str]
+) -> None:
+    words = [*classify, "--model.init", "random", "--peft.method", "lora"]
+    assert "over random weights, which are not kept: use full" in refused("train", *words)
 
 def test_resume_of_nothing(refused: Refused) -> None:
     assert "has no config.toml" in refused("train", "--resume", "runs/none")

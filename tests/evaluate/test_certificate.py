@@ -35,7 +35,14 @@ def judged(
     config = SimpleNamespace(loop=SimpleNamespace(micro_batch_tokens=1), problem=problem)
     suite = SimpleNamespace(config=config, device=None, task="classify")
     rows = [Encoded("r", np.zeros(3, np.int32), 0)] * len(before)
-    return certify(torch.nn.ModuleList([layer]), Split(documents=rows), suite)
+    model = torch.nn.ModuleList([layer])
+    model.spec = SimpleNamespace(vocab_size=2)
+    return certify(model, Split(documents=rows), suite)
+
+def test_logits_of_a_large_vocabulary_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(certificate, "MOST_LOGITS", 4)  # two rows of two
+    logits = torch.tensor([[2.0, 0.0], [0.0, 0.1], [1.0, 1.0]])
+    assert judged(monkeypatch, logits, logits, None)["rows"] == 2
 
 def test_differences_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     before = torch.tensor([[2.0, 0.0], [0.0, 0.1], [1.0, 1.0]])

@@ -24,7 +24,7 @@ def test_rates_of_an_encoder_with_a_head(tiny_model: Callable) -> None:
     assert ratios["trunk.embed_types.weight"] == 3.0 / 8
     assert ratios["trunk.layers.0.self_attn.q_proj.weight"] == 1 / 4
     assert ratios["trunk.layers.1.mlp.up_proj.bias"] == 1 / 2
-    assert ratios["trunk.embed_norm.weight"] == 1.0  # no part of a layer
+    assert ratios["trunk.embed_norm.weight"] == 3.0 / 8
 
 def test_rates_of_a_decoder_with_low_rank_updates(tiny_model: Callable) -> None:
     model = tiny_model("qwen3")
