@@ -54,6 +54,7 @@ from ftcore.tune.loop import Loop
 from ftcore.tune.schedule import learning_rate
 from ftcore.tune.setup import check_lengths, choose_trainable
 from ftcore.tune.task import TASKS
+from ftcore.tune.workers import Workers
 from tests.bench.floor import seconds_of, step_products
 
 MODES = {"full": ("bf16", "autocast"), "lora": ("bf16", "autocast", "autocast-frozen-bf16")}
@@ -131,7 +132,9 @@ def ours(
         draw=data.draw,
     )
     loaded.model.train()
-    workers = life.enter_context(loop._workers())  # as in a run, for all its steps
+    count = min(torch.get_num_threads(), config.optim.batch_size)
+    crew = Workers(count, loop.optimizer, loop.share, loop.world)
+    workers = life.enter_context(crew)  # as in a run, for all its steps
 
     def turn(steps: Steps) -> dict[str, Any]:
         before = of_workers()
