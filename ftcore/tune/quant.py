@@ -12,7 +12,7 @@ CODES = ("codes_P", "scale_codes_Q", "maxima_S", "mean")
 
 class NF4Linear(Linear):
     """A frozen linear map whose matrix is kept in NF4, made from its bf16 rounding, so that the
-    codes are the same in every precision; `sha256` is that of the rounding."""
+    codes are the same from bf16 and fp32 weights; `sha256` is that of the rounding."""
 
     def __init__(self, base: Linear) -> None:
         nn.Module.__init__(self)
