@@ -49,6 +49,7 @@ def run(command: Command) -> None:
     from ftcore.data.tokenizer import Tokenizer
     from ftcore.env.device import resolve_device, reuse_across_steps
     from ftcore.env.precision import PRECISIONS
+    from ftcore.env.seed import use_deterministic
     from ftcore.evaluate.report import json_line, write_predictions
     from ftcore.evaluate.suite import Suite
     from ftcore.hub import resolve
@@ -61,6 +62,7 @@ def run(command: Command) -> None:
         raise ConfigError("nothing to evaluate: name a file with --data.test FILE")
     torch.set_num_threads(config.env.threads)
     reuse_across_steps()
+    use_deterministic(config.env.deterministic)
     device = resolve_device(config.env.device, config.env.kernels)
     base, (dtype, products) = config.model.path, PRECISIONS[config.env.precision]
     if path is None:

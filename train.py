@@ -44,7 +44,7 @@ def run(command: Command, world: "World") -> int:
     from ftcore.env.plan import Plan
     from ftcore.env.precision import PRECISIONS
     from ftcore.env.run import RunFolder
-    from ftcore.env.seed import generator
+    from ftcore.env.seed import generator, use_deterministic
     from ftcore.files import write_file
     from ftcore.hub import resolve
     from ftcore.model.load import load_model
@@ -81,6 +81,7 @@ def run(command: Command, world: "World") -> int:
     # ---- 3 environment: device, what is trained, the plan, the run folder ------------------------
     torch.set_num_threads(max(1, config.env.threads // world.local_size))
     reuse_across_steps()
+    use_deterministic(config.env.deterministic)
     model.to(resolve_device(world.device, config.env.kernels))
     new = loaded.accounting.new if config.model.init == "pretrained" else ()
     print(f"\n{choose_trainable(model, config.peft, generator(seed, 2), new=new)}")

@@ -134,6 +134,7 @@ class EnvConfig:
     # auto: Triton on a GPU where an op passes its first case, plain torch elsewhere
     kernels: Literal["auto", "eager", "triton"] = "auto"
     recompute: Recompute = "none"  # layers (activation checkpointing): less memory, more time
+    deterministic: bool = True  # the same bits each time; what that costs here, --verify tells
     seed: Natural = 0  # of data order, initial values and dropout
 
 @dataclass(frozen=True)
@@ -183,7 +184,11 @@ class LoopConfig:
     save_every: Count = 200  # steps between checkpoints
     log_every: Count = 10  # steps between lines of metrics.jsonl
     keep_last: Count = 2  # checkpoints kept beside the best one
-    max_skipped: Natural = 20  # steps in a row that may be not finite before the run stops
+    # a loss so many standard deviations above those before it is not applied; 0: any finite one is
+    max_deviation: NotNegative = 0.0
+    max_skipped: Natural = 20  # steps in a row that may be not applied before the run stops
+    # gradual unfreezing: the head alone, a layer more each so many steps, the last first; 0: all
+    unfreeze_every: Natural = 0
     patience: Natural = 0  # evaluations without a better dev value before it stops early; 0: never
 
     def num_steps(self, num_rows: int, batch_size: int) -> int:

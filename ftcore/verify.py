@@ -3,6 +3,7 @@ training rows and the model that is about to be trained, read in fp32. Every cla
 one that does not hold is an error. Only temporary files are written."""
 
 import tempfile
+import time
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import replace
@@ -19,6 +20,7 @@ from ftcore.data.pack import Encoded, collate
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.env.distributed import World
 from ftcore.env.run import RunFolder
+from ftcore.env.seed import use_deterministic
 from ftcore.errors import ModelError
 from ftcore.evaluate.report import table
 from ftcore.model.load import LoadedModel
@@ -44,6 +46,7 @@ class Verifier:
         self.config, self.kind, self.loaded, self.tokenizer = config, kind, loaded, tokenizer
         self.data, self.work, self.model = data, work, loaded.model.eval()
         self.device = self.model.trunk.embed_tokens.weight.device
+        self.exact = EXACT if config.env.deterministic else NEAR
         self.documents: list[Encoded] = []
         for document in data.train.documents[:16]:
             if len(self.documents) < 2 or sum(map(len, self.documents)) + len(document) <= TOKENS:
@@ -72,6 +75,17 @@ class Verifier:
             workers.compute(0)
             return sum(buffer.double() for buffer in loop.optimizer.buffers)
 
+    def cost(self) -> float:
+        """Time of a step with deterministic operations over that of one with any."""
+        seconds: dict[bool, list[float]] = {True: [], False: []}
+        for wanted in (True, False) * 3:
+            use_deterministic(wanted)
+            started = time.perf_counter()
+            self.gradient("timed")
+            seconds[wanted].append(time.perf_counter() - started)
+        use_deterministic(self.config.env.deterministic)
+        return min(seconds[True]) / min(seconds[False])
+
     def trained(self, *, resume: bool) -> dict[str, Tensor]:
         """Weights after STEPS steps, or after the second half of them in another run."""
         loop = self.loop("run", steps=STEPS, resume=resume)
@@ -95,11 +109,12 @@ class Verifier:
         """Those that concern this model, each when it is asked for."""
         alone = torch.cat([self.outputs([document]) for document in self.documents])
         yield "a row alone, or packed with others", apart(self.outputs(self.documents), alone), NEAR
-        whole = self.gradient("whole")
+        whole, again = self.gradient("whole"), self.gradient("again")
+        yield "a step, or the same once more", apart(whole, again), self.exact
         rows = self.gradient("rows", tokens=1)
         yield "one micro-batch, or a row in each", apart(whole, rows), NEAR
         kept, again = (self.gradient(word, again=word) for word in ("none", "all"))
-        yield "activations kept, or computed again", apart(kept, again), EXACT
+        yield "activations kept, or computed again", apart(kept, again), self.exact
         if self.device.type == "cpu":
             yield "one process, or two", apart(whole, self.gradient("two", processes=2)), NEAR
         else:
@@ -108,7 +123,7 @@ class Verifier:
             self.loaded.model.use_kernels(self.config.env.kernels)
         once, twice = self.trained(resume=False), self.trained(resume=True)
         most = max(apart(once[name], twice[name]) for name in once)
-        yield f"{STEPS} steps, or resumed after {STEPS // 2}", most, EXACT
+        yield f"{STEPS} steps, or resumed after {STEPS // 2}", most, self.exact
         last = self.outputs(self.documents)
         if layers := lora_layers(self.model).values():
             for layer in layers:
@@ -143,9 +158,10 @@ def apart(one: Tensor, other: Tensor) -> float:
 def verify(*what: Any) -> str:
     """The claims as a table; `what` goes to Verifier. Raises ModelError: one does not hold."""
     with tempfile.TemporaryDirectory() as work:
-        claims = list(Verifier(*what, Path(work)).claims())
+        verifier = Verifier(*what, Path(work))
+        claims, cost = list(verifier.claims()), verifier.cost()
     rows = [(*claim, "holds" if claim[1] <= claim[2] else "DOES NOT HOLD") for claim in claims]
     told = table(("what must not change a result", "apart", "at most", ""), rows)
     if broken := [name for name, distance, most in claims if not distance <= most]:
         raise ModelError(f"{told}\n\nverify: {'; '.join(broken)}: does not hold; train no further")
-    return told
+    return f"{told}\ndeterministic operations: a step takes {cost:.2f} times as long as with any"

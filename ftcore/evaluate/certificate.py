@@ -2,7 +2,7 @@
 
     lost            ||rounded - exact|| / ||scale B A|| over all layers, exact = W + scale B A in
                     float64: the share of the update that the dtype of W cannot hold
-    loss            merged and unmerged, of some held-out rows
+    loss, ...       and what else is watched in training, unmerged and merged, of held-out rows
     max_difference  of their logits at the scored tokens, or of the scored documents
     mean_kl         KL(unmerged || merged), nats; of several labels, each is a choice of its own
     changed         share of the arg-max that change
@@ -15,11 +15,10 @@ import torch
 import torch.nn.functional as F
 
 from ftcore.data.encode import Split
-from ftcore.evaluate.evaluator import all_logits, evaluate_loss
+from ftcore.evaluate.evaluator import all_logits
 from ftcore.evaluate.suite import Suite
 from ftcore.model.heads import Model
 from ftcore.tune.lora import LoRALinear, lora_layers
-from ftcore.tune.task import TASKS
 
 MOST_ROWS, MOST_SCORED, MOST_LOGITS = 256, 2048, 2**25  # so that it takes seconds and 1 GB
 
@@ -33,20 +32,23 @@ def certify(model: Model, split: Split, suite: Suite) -> dict[str, Any]:
     documents = sorted(split.documents[:MOST_ROWS], key=len)
     scored = np.cumsum([np.count_nonzero(document.weights) for document in documents])
     most = min(MOST_SCORED, MOST_LOGITS // model.spec.vocab_size)
-    rows = Split(documents=documents[: max(1, np.count_nonzero(scored <= most))])
+    few = documents[: max(1, np.count_nonzero(scored <= most))]
+    cut = {document.row_id for document in split.documents} - {d.row_id for d in few}
+    rows = Split(documents=few, sentences=[s for s in split.sentences if s.row_id not in cut])
     proof = {"lost": float(lost / update) if update else 0.0, "rows": len(rows.documents)}
     if not documents:
         return proof
     limits = {"max_tokens": suite.config.loop.micro_batch_tokens, "device": suite.device}
-    losses, logits = [], []
+    values, logits = [], []
     for change in (LoRALinear.unmerge, LoRALinear.merge):
         for layer in layers:
             change(layer)
         logits.append(all_logits(model, rows.documents, **limits))
-        losses.append(evaluate_loss(model, TASKS[suite.task].loss, rows, **limits)["loss"])
+        values.append(suite.dev(model, rows))
     for layer in layers:
         layer.unmerge()
-    proof |= {"loss": losses, "max_difference": (logits[1] - logits[0]).abs().max().item()}
+    proof |= {key.removeprefix("eval/"): [each[key] for each in values] for key in values[0]}
+    proof["max_difference"] = (logits[1] - logits[0]).abs().max().item()
     if suite.config.problem == "regression":
         return proof
     if suite.config.problem == "multi_label_classification":

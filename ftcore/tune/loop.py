@@ -7,8 +7,9 @@
 A step is a pure function of the state before it: its rows come from (seed, step), its dropout
 noise from (seed, step, micro-step), its rate from the step. So a checkpoint needs the trained
 tensors, the optimiser's moments and the step, and a resumed run is bit-equal to one never killed.
-A step whose loss or gradient is not finite is not applied; its rows are named, but where the loss
-scale of fp16 finds its height. Too many in a row end the run.
+A step whose loss or gradient is not finite is not applied, nor, if asked for, one whose loss lies
+far above those before it. Its rows and the first bad gradient are named, but where the loss scale
+of fp16 finds its height. Too many in a row end the run.
 
 Under torchrun every process of the `world` runs this loop, and they agree on each turn it takes:
 stops, best evaluations, failed saves. The first alone evaluates, logs and saves.
@@ -36,13 +37,14 @@ from ftcore.env.signals import StopFlag
 from ftcore.errors import CheckpointError, SaveError, TrainingError
 from ftcore.model.heads import Model
 from ftcore.tune.checkpoint import Checkpoints, Loaded, load
-from ftcore.tune.groups import lr_ratios
+from ftcore.tune.groups import lr_ratios, starts
 from ftcore.tune.optim import AdamW, label
 from ftcore.tune.schedule import learning_rate
 from ftcore.tune.task import Task
 from ftcore.tune.workers import Workers
 
 MAX_FAILED_SAVES = 3
+MEMORY = 50  # steps over which the mean and spread of the loss reach; half of them give the first
 WATCHED = "eval/loss"  # lower is better; its best checkpoint is kept and ends the run
 
 @dataclass
@@ -52,8 +54,23 @@ class Progress:
     best: float = math.inf  # best value of the watched metric so far, with the step that gave it
     best_step: int = 0
     evals_since_best: int = 0  # evaluations since then, for early stopping
-    skipped_steps: int = 0  # steps that were not finite and not applied
+    skipped_steps: int = 0  # steps that were not applied
     skipped_in_a_row: int = 0  # the last of them, but for those whose loss scale was too high
+    loss_mean: float = 0.0  # of the applied steps, the last ones weighing most
+    loss_variance: float = 0.0  # around it
+
+    def deviation(self, loss: float) -> float:
+        """How far a loss lies above the mean, in standard deviations; 0 in the first steps."""
+        if self.step - self.skipped_steps < MEMORY // 2:
+            return 0.0
+        return (loss - self.loss_mean) / math.sqrt(max(self.loss_variance, 1e-12))
+
+    def remember(self, loss: float) -> None:
+        """Take the loss of an applied step into mean and variance."""
+        share = 1 / min(MEMORY, 1 + self.step - self.skipped_steps)
+        distance = loss - self.loss_mean
+        self.loss_mean += share * distance
+        self.loss_variance = (1 - share) * (self.loss_variance + share * distance**2)
 
 @dataclass
 class Loop:
@@ -90,6 +107,7 @@ class Loop:
         self.optimizer = AdamW(
             trained.items(), betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay,
             lr_ratios=lr_ratios(self.model, optim), rows=rows, ema=optim.ema,
+            starts=starts(self.model, self.loop.unfreeze_every),
             accumulates=int(longest.sum()) > self.loop.micro_batch_tokens or self.world.size > 1,
         )  # fmt: skip
 
@@ -146,8 +164,8 @@ class Loop:
                 if is_due or exit_code or self._is_out_of_patience():
                     self._save(is_best=is_best)
                 if is_stuck:
-                    what = f"{self.progress.skipped_in_a_row} steps in a row were not finite, up to"
-                    where = f"their rows are named in {self.run_path}/skipped-step-N.json"
+                    what = f"{self.progress.skipped_in_a_row} steps in a row were not applied, to"
+                    where = f"what they had is in {self.run_path}/skipped-step-N.json"
                     mend = "lower optim.lr, take env.precision bf16 or fp32, or mend the rows"
                     raise TrainingError(f"{what} step {step}: {where}; {mend}")
                 if self.checkpoints.failed_in_a_row >= MAX_FAILED_SAVES:
@@ -192,6 +210,7 @@ class Loop:
         loss, grad_norms = workers.compute(step, scale)
         grad_norm = math.hypot(*grad_norms)
         documents = self._documents(step)
+        mean_loss, progress = loss / total_weight(documents), self.progress
         rate = learning_rate(
             step, peak=self.optim.lr, total_steps=self.total_steps,
             warmup_steps=int(self.schedule.warmup * self.total_steps), shape=self.schedule.shape,
@@ -200,23 +219,29 @@ class Loop:
         is_finite = math.isfinite(loss) and math.isfinite(grad_norm)
         if self.scale:
             self.scale.update(is_finite)
-        if is_finite:
-            self.progress.skipped_in_a_row = 0
+        deviation = progress.deviation(mean_loss) if is_finite else math.nan
+        is_applied = is_finite and not 0 < self.loop.max_deviation < deviation
+        if is_applied:
+            progress.remember(mean_loss)
+            progress.skipped_in_a_row = 0
             clip = min(1.0, self.optim.max_grad_norm / (grad_norm + 1e-6))
             workers.apply(rate, clip / scale)
         else:
-            self.progress.skipped_steps += 1
-        if not is_finite and (scale == 1 or not math.isfinite(loss)):  # else the scale was too high
-            self.progress.skipped_in_a_row += 1
-            record = {"rows": [document.row_id for document in documents], "loss": str(loss)}
-            path = self.run and self.run.dump(f"skipped-step-{step}.json", record)
-            found = f"step {step}: loss {loss}, gradient norm {grad_norm}"
-            tqdm.write(f"{found}: not applied; its rows: {path}")
-        self.progress.step += 1
+            progress.skipped_steps += 1
+        is_fault = is_finite or scale == 1 or not math.isfinite(loss)  # else the scale was too high
+        if is_fault and not is_applied:
+            progress.skipped_in_a_row += 1
+            record = {"rows": [document.row_id for document in documents], "loss": str(mean_loss)}
+            record |= {"bad gradient": self.optimizer.first_not_finite(), "norm": str(grad_norm)}
+            path = self.run and self.run.dump(f"skipped-step-{step + 1}.json", record)
+            found = f"step {step + 1}: loss {mean_loss:g}, gradient norm {grad_norm:g}"
+            show = f"python -m ftcore.data show {self.run_path} --step {step + 1}"
+            tqdm.write(f"{found}: not applied; noted in {path}; its text: {show}")
+        progress.step += 1
         groups = zip(self.optimizer.kinds, grad_norms, strict=True) if len(grad_norms) > 1 else ()
         return {
-            "train/loss": loss / total_weight(documents), "train/grad_norm": grad_norm,
-            "train/lr": rate, "train/skipped_steps": self.progress.skipped_steps,
+            "train/loss": mean_loss, "train/grad_norm": grad_norm, "train/lr": rate,
+            "train/loss_deviation": deviation, "train/skipped_steps": progress.skipped_steps,
             **{f"train/grad_norm/{label(kind)}": norm for kind, norm in groups},
             **({"train/loss_scale": scale} if self.scale else {}),
             "perf/tokens_per_s": sum(map(len, documents)) / (time.perf_counter() - started),

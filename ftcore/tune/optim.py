@@ -25,19 +25,23 @@ from ftcore.env.distributed import World
 from ftcore.errors import CheckpointError
 
 Span = tuple[int, int]  # first and past of some values of a flat tensor
-Kind = tuple[float, float, bool]  # rate over that of the run; weight decay; only some rows trained
+# Rate over that of the run; weight decay; only some rows trained; steps before it joins them.
+Kind = tuple[float, float, bool, int]
 # Values of a flat tensor in one operation: what a core's cache holds between two; a GPU wants many.
 PIECES = {"cpu": 2**19, "cuda": 2**26}
 
 def label(kind: Kind) -> str:
     """Its name in files and metrics."""
-    return f"lr_{kind[0]:g}_decay_{kind[1]:g}{'_rows' if kind[2] else ''}"
+    after = f"_after_{kind[3]}" if kind[3] else ""
+    return f"lr_{kind[0]:g}_decay_{kind[1]:g}{'_rows' if kind[2] else ''}{after}"
 
 class AdamW:
     """The optimiser of one run, of the trained parameters by name.
 
     lr_ratios       learning rate of a parameter over that of the run, where it is not 1
     ema             of the average `a`; 0: there is none
+    starts          steps of the run before a parameter is trained, where it is not so from the
+                    first on; until then it has no gradient, and its t counts from there
     rows            int64, ascending: rows of a matrix that alone have a state and a sparse gradient
     accumulates     a process may have several micro-batches a step; if not, gradients keep the
                     dtype of the parameters where all have one; those of `rows` are rounded to it
@@ -51,6 +55,7 @@ class AdamW:
         self, named: Iterable[tuple[str, nn.Parameter]], *, betas: tuple[float, float], eps: float,
         weight_decay: float, lr_ratios: Mapping[str, float] | None = None,
         rows: Mapping[str, Tensor] | None = None, accumulates: bool = True, ema: float = 0.0,
+        starts: Mapping[str, int] | None = None,
     ) -> None:  # fmt: skip
         self.betas, self.eps, self.rows, self.step_count = betas, eps, rows or {}, 0
         self.ema = ema
@@ -58,12 +63,13 @@ class AdamW:
         kinds: dict[Kind, list[str]] = {}
         for name, param in params.items():
             decay = weight_decay if param.dim() >= 2 else 0.0
-            kind = (lr_ratios or {}).get(name, 1.0), decay, name in self.rows
+            ratio, start = (lr_ratios or {}).get(name, 1.0), (starts or {}).get(name, 0)
+            kind = ratio, decay, name in self.rows, start
             kinds.setdefault(kind, []).append(name)
         self.params = {name: params[name] for names in kinds.values() for name in names}
         assert self.params, "nothing is trained"
-        starts = accumulate((self._shape(name).numel() for name in self.params), initial=0)
-        self.spans: dict[str, Span] = dict(zip(self.params, pairwise(starts), strict=True))
+        firsts = accumulate((self._shape(name).numel() for name in self.params), initial=0)
+        self.spans: dict[str, Span] = dict(zip(self.params, pairwise(firsts), strict=True))
         self.kinds = {k: (self.spans[n[0]][0], self.spans[n[-1]][1]) for k, n in kinds.items()}
         dtypes = {param.dtype for param in self.params.values()}
         self.wide = torch.promote_types(next(iter(dtypes)), torch.float32)
@@ -136,8 +142,13 @@ class AdamW:
         param.grad = None
 
     def zero_grad(self) -> None:
-        """Forget the last step's gradients; called once before a step's first micro-batch."""
+        """Forget the last step's gradients, and let parameters join whose start this step is; called
+        once before a step's first micro-batch."""
         self.stale = set(self.grads)
+        for (*_, steps), (start, past) in self.kinds.items():
+            for name, param in self.params.items() if steps else ():
+                if start <= self.spans[name][0] < past:
+                    param.requires_grad_(self.step_count >= steps)
 
     def zero_unreached(self, names: Iterable[str] | None = None) -> None:
         """Zeros for the tensors that this step's loss did not reach, of these or of all."""
@@ -176,9 +187,11 @@ class AdamW:
         """Apply a part of the step's gradient times `grad_scale` (the clipping factor)."""
         self.step_count += 1
         decay = min(self.ema, self.step_count / (9 + self.step_count))
-        for (ratio, weight_decay, has_rows), (start, past) in self.kinds.items():
+        for (ratio, weight_decay, has_rows, before), (start, past) in self.kinds.items():
+            if self.step_count <= before:
+                continue
             for piece in self._pieces((max(start, part[0]), min(past, part[1]))):
-                self._update(piece, lr * ratio, weight_decay, grad_scale)
+                self._update(piece, self.step_count - before, lr * ratio, weight_decay, grad_scale)
                 values = slice(*piece)
                 if self.ema:
                     self.flat_average[values].lerp_(self.flat_master[values], 1 - decay)
@@ -192,12 +205,14 @@ class AdamW:
                 param = self.params[name]
                 param.index_copy_(0, rows_L, self.masters[name].to(param.dtype))
 
-    def _update(self, piece: Span, lr: float, weight_decay: float, grad_scale: float) -> None:
+    def _update(
+        self, piece: Span, step: int, lr: float, weight_decay: float, grad_scale: float
+    ) -> None:
         device, values = self.flat_master.device, slice(*piece)
         torch._fused_adamw_(
             [self.flat_master[values]], [self._gradient(piece)],
             [self.flat_exp_avg[values]], [self.flat_exp_avg_sq[values]], [],
-            [torch.tensor(float(self.step_count), device=device)],
+            [torch.tensor(float(step), device=device)],
             lr=lr, beta1=self.betas[0], beta2=self.betas[1], weight_decay=weight_decay,
             eps=self.eps, amsgrad=False, maximize=False,
             # a divisor; cost: with None the gradient is not written back
@@ -218,6 +233,13 @@ class AdamW:
         if self.flat_param is not None:
             self.flat_param.copy_(self.flat_master)
         self._round_rows((0, len(self.flat_master)))
+
+    def first_not_finite(self) -> str | None:
+        """Name of the first parameter whose gradient is not; None: there is none."""
+        for name, span in self.spans.items():
+            if not all(self._gradient(piece).isfinite().all() for piece in self._pieces(span)):
+                return name
+        return None
 
     def groups(self) -> dict[str, list[str]]:
         """Names of the parameters of each kind."""

@@ -203,5 +203,7 @@ def test_an_adapter_comes_with_its_merge_certificate(
     (test,) = summary["tuned"].values()
     assert proof["loss"] == pytest.approx([test["loss"]] * 2, rel=1e-4)
     assert ("mean_kl" in proof) == (kind != "scored")
+    metric = {"several": "f1_macro", "scored": "pearson", "sft": "perplexity"}.get(kind, "accuracy")
+    assert proof[metric] == pytest.approx([test[metric]] * 2, rel=1e-3)
     if kind != "scored":
         assert abs(proof["mean_kl"]) < 1e-6 and proof["changed"] < 0.05

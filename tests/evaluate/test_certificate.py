@@ -29,11 +29,11 @@ def judged(
 ) -> dict:
     """The certificate of a model that gives these logits."""
     layer = make_layer(torch.float32, 1.0)
-    pair, sums = iter((before, after)), {"loss": 1.0}
+    pair = iter((before, after))
     monkeypatch.setattr(certificate, "all_logits", lambda *a, **k: next(pair))
-    monkeypatch.setattr(certificate, "evaluate_loss", lambda *a, **k: sums)
     config = SimpleNamespace(loop=SimpleNamespace(micro_batch_tokens=1), problem=problem)
-    suite = SimpleNamespace(config=config, device=None, task="classify")
+    values = iter(({"eval/loss": 1.0, "eval/f1": 0.5}, {"eval/loss": 1.5, "eval/f1": 0.25}))
+    suite = SimpleNamespace(config=config, device=None, dev=lambda *a: next(values))
     rows = [Encoded("r", np.zeros(3, np.int32), 0)] * len(before)
     model = torch.nn.ModuleList([layer])
     model.spec = SimpleNamespace(vocab_size=2)
@@ -53,6 +53,7 @@ def test_differences_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
         kls.append(sum(x * math.log(x / y) for x, y in zip(p, q, strict=True)))
     found = judged(monkeypatch, before, after, None)
     assert found["max_difference"] == 0.5 and found["changed"] == pytest.approx(1 / 3)
+    assert found["loss"] == [1.0, 1.5] and found["f1"] == [0.5, 0.25]
     assert found["mean_kl"] == pytest.approx(sum(kls) / 3, rel=1e-6)
     found = judged(monkeypatch, before, after, "regression")
     assert found["max_difference"] == 0.5 and not {"mean_kl", "changed"} & found.keys()

@@ -9,7 +9,7 @@ import torch
 from ftcore.config import OptimConfig, PeftConfig
 from ftcore.env.run import read_metrics
 from ftcore.env.seed import generator
-from ftcore.tune.groups import lr_ratios
+from ftcore.tune.groups import lr_ratios, starts
 from ftcore.tune.loop import Loop
 from ftcore.tune.setup import choose_trainable
 
@@ -110,3 +110,31 @@ def test_evaluations_see_the_average_and_training_goes_on_without_it(
     assert any(not torch.equal(seen[3][name], seen[1][name]) for name in average)
     loop.restore_best()  # the evaluation of step 3
     assert all(torch.equal(seen[2][n], p) for n, p in loop.model.named_parameters())
+
+def test_layers_join_one_by_one_and_begin_as_a_run_of_their_own(
+    make_loop: Callable[..., Loop],
+) -> None:
+    """Bit-equal until their turn; then AdamW's first step, which is the rate, is theirs."""
+    optim = {"weight_decay": 0.0, "lr": 1e-4, "eps": 1e-12, "max_grad_norm": 1e9}
+    loop = make_loop("gradual", family="bert", optim=optim, max_steps=9, unfreeze_every=2)
+    begins = starts(loop.model, 2)
+    assert begins["head.classifier.weight"] == 0 and begins["trunk.embed_tokens.weight"] == 6
+    assert begins["trunk.layers.1.mlp.up_proj.bias"] == 2
+    assert "lr_1_decay_0_after_4" in loop.optimizer.groups()
+    step = 0
+
+    def checked(*args: object, **more: object) -> None:
+        nonlocal step
+        before = {name: param.clone() for name, param in loop.model.named_parameters()}
+        apply(*args, **more)
+        for name, param in loop.model.named_parameters():
+            assert param.requires_grad == (begins[name] <= step), (step, name)
+            moved = (param - before[name]).abs().max().item()
+            expected = args[0] if step == begins[name] else moved
+            assert moved == pytest.approx(expected, rel=2e-2), (step, name)
+            assert bool(moved) == (begins[name] <= step), (step, name)
+        step += 1
+
+    apply, loop.optimizer.step = loop.optimizer.step, checked
+    loop.train()
+    assert step == 9

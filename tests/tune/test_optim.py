@@ -17,8 +17,10 @@ OPTIONS = {"betas": (0.9, 0.98), "eps": 1e-6, "weight_decay": 0.1}
 class ReadableAdamW(AdamW):
     """The same, its update written out as at the head of optim.py."""
 
-    def _update(self, piece: Span, lr: float, weight_decay: float, grad_scale: float) -> None:
-        values, (beta1, beta2), step = slice(*piece), self.betas, self.step_count
+    def _update(
+        self, piece: Span, step: int, lr: float, weight_decay: float, grad_scale: float
+    ) -> None:
+        values, (beta1, beta2) = slice(*piece), self.betas
         p, m, v = (t[values] for t in (self.flat_master, self.flat_exp_avg, self.flat_exp_avg_sq))
         g = self._gradient(piece).mul_(grad_scale)
         p.mul_(1 - lr * weight_decay)
