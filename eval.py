@@ -3,17 +3,24 @@
     python eval.py runs/NAME                            the test files of its configuration
     python eval.py runs/NAME --data.test FILE           another file
     python eval.py MODEL --task classify --data.test FILE
+    python eval.py runs/NAME --against runs/OTHER       both on the same rows: do they differ?
 
-A table for people, predictions as jsonl, and one JSON line last.
+Tables for people, each figure with its interval; predictions as jsonl; one JSON line last. Every
+time that test rows are judged is noted in the run: who looks often, chooses by them.
 """
 
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ftcore.cli import CONFIG_FILE, Command, known, read_toml, resolved, take_value
 from ftcore.config import RUNS
 from ftcore.errors import ConfigError, FtcoreError, nearest
+
+if TYPE_CHECKING:
+    from ftcore.evaluate.suite import Results, Suite
 
 PREDICTIONS = "eval-predictions.jsonl"
 
@@ -40,17 +47,17 @@ def parse(argv: list[str]) -> Command:
     layers = [("path", ["--model.path", path]), ("flag", words)]
     return resolved(known("task", task, RUNS), layers, script="eval.py")
 
-def run(command: Command) -> None:
+def judge(command: Command) -> "tuple[Suite, Results]":
     """Load what the command names and evaluate it; `command.resume` is a run, or None."""
     # Imported here, so that --help and a mistyped option answer at once.
     import torch
 
     from ftcore.data.prepare import prepare
+    from ftcore.data.store import prepared
     from ftcore.data.tokenizer import Tokenizer
     from ftcore.env.device import resolve_device, reuse_across_steps
     from ftcore.env.precision import PRECISIONS
     from ftcore.env.seed import use_deterministic
-    from ftcore.evaluate.report import json_line, write_predictions
     from ftcore.evaluate.suite import Suite
     from ftcore.hub import resolve
     from ftcore.model.load import load_model
@@ -89,17 +96,47 @@ def run(command: Command) -> None:
     data = prepare(held_out, tokenizer, seed=config.env.seed, labels=labels)
     print(data.summary())
 
-    results = Suite(command.task, config, tokenizer, labels, device).tests(model, data.tests)
+    suite = Suite(command.task, config, tokenizer, labels, device)
+    results = suite.tests(model, data.tests)
     print(f"\n{results}\n")
+    if path and config.data.train and command.origins.get("data.test") == "flag":
+        own = parse([str(path)]).config  # whose training rows these test rows were not held out of
+        train = prepared(own.data, tokenizer, seed=own.env.seed)[0].train.documents
+        for name, split in data.tests.items():
+            known_rows = suite.leaked(split, train)
+            kinds = ", ".join(f"{n} {kind}" for kind, n in Counter(known_rows.values()).items())
+            print(f"{name}, rows known from training: {kinds or 'none'}")
+            if known_rows:
+                print(f"{results.without(name, known_rows)}\n")
+    return suite, results
+
+def run(words: list[str]) -> None:
+    """Judge what the words name, beside another where they say so."""
+    other = take_value(words, "--against")
+    command = parse(words)
+    from ftcore.evaluate.report import json_line, note_opening, write_predictions
+
+    _, results = judge(command)
+    path, summary = command.resume, {"model": words[0], "task": command.task}
+    summary |= {"results": results.metrics, "intervals": results.intervals}
     if results.predictions:
         file = (path or Path()) / PREDICTIONS
         print(f"predictions: {file}, {write_predictions(file, results.predictions)} rows")
-    print(json_line({"model": str(path or base), "task": command.task, "results": results.metrics}))
+    if other:
+        theirs = parse([other, *words[1:]])
+        if theirs.config.data.test != command.config.data.test:
+            theirs = parse([other, *words[1:], "--data.test", *command.config.data.test])
+        told, summary["against"] = results.compared(judge(theirs)[1])
+        print(f"{words[0]} against {other}\n\n{told}\n")
+    if path:
+        count = note_opening(path, command.config.data.test, results.metrics)
+        print(f"test rows of {path} were judged {count} times so far (openings.jsonl)")
+    print(json_line(summary))
 
 def main(argv: list[str]) -> int:
     """Parse, run, and turn what a user can mend into one message."""
     try:
-        run(parse(argv))
+        run([*argv])
     except FtcoreError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -116,7 +116,7 @@ def tune(
 ) -> int:  # fmt: skip
     """Stages 4 to 7, in the run folder that the first process holds; returns the exit code."""
     from ftcore.evaluate.certificate import certify
-    from ftcore.evaluate.report import json_line, write_predictions
+    from ftcore.evaluate.report import json_line, note_opening, write_predictions
     from ftcore.evaluate.suite import Suite
     from ftcore.tune.artifact import save_artifact
     from ftcore.tune.checkpoint import Checkpoints
@@ -159,6 +159,10 @@ def tune(
     results = suite.tests(model, data.tests)
     if data.tests:
         print(f"\n{results.against(base) if base else results}")
+    if data.dev.documents and command.task in ("classify", "regress", "sft", "pretrain"):
+        print(f"\n{suite.gap(model, data.train.documents, data.dev)}")
+    if data.tests:
+        note_opening(path, config.data.test, results.metrics)
     if results.predictions:
         write_predictions(path / "predictions.jsonl", results.predictions)
 
@@ -170,6 +174,7 @@ def tune(
     summary = {"run": str(path), "task": command.task, "steps": loop.progress.step}
     seconds = round(time.perf_counter() - started, 1)
     summary |= {"seconds": seconds, "base": base, "tuned": results.metrics}
+    summary["intervals"] = results.intervals
     run.dump("eval.json", summary)
     if config.peft.method == "lora":
         proof = certify(model, next(iter(data.tests.values()), data.dev), suite)

@@ -24,7 +24,8 @@ def use_deterministic(wanted: bool) -> None:
     before the first on a GPU, whose library of matrix products then keeps memory for it."""
     if wanted:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(wanted, warn_only=True)
+    # cost: torch.use_deterministic_algorithms imports its compiler, 152 MiB, to tell it too
+    torch._C._set_deterministic_algorithms(wanted, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # everything made is written
 
 def seed_noise(seed: int, step: int, micro_step: int) -> None:

@@ -5,6 +5,7 @@ begins where a mark or a change of type says so, whatever stood before, and is r
 its first and its last word are.
 """
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -31,25 +32,29 @@ def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
         last_mark, last_type = mark, type_
     return found
 
+def entity_figures(counts_5: Sequence[int]) -> dict[str, float]:
+    """Precision, recall and F1 of entities of all types together, and accuracy, the share of right
+    tags; of the counts that `EntityMetrics.update` returns, summed over sentences."""
+    words, right, *totals = counts_5
+    (row,) = by_class(["all"], np.array(totals)[:, None])
+    accuracy = {"accuracy": float(right / words) if words else math.nan}
+    return accuracy | {name: row[name] for name in SCORES}
+
 class EntityMetrics:
-    """Precision, recall and F1 of entities of all types together; accuracy: share of right tags."""
+    """Figures of entities of each type."""
 
     def __init__(self) -> None:
-        self.words, self.right_words = 0, 0
         self.totals = Counter(), Counter(), Counter()  # hits, predicted and support of each type
 
-    def update(self, target: Sequence[str], predicted: Sequence[str]) -> None:
-        """Count one sentence."""
-        self.words += len(target)
-        self.right_words += sum(a == b for a, b in zip(target, predicted, strict=True))
+    def update(self, target: Sequence[str], predicted: Sequence[str]) -> tuple[int, ...]:
+        """Count one sentence; returns its words, right tags, and entities right, predicted and in
+        the target."""
+        right = sum(a == b for a, b in zip(target, predicted, strict=True))
         wanted, given = entities(target), entities(predicted)
-        for counter, found in zip(self.totals, (wanted & given, given, wanted), strict=True):
-            counter.update(type_ for type_, _, _ in found)
-
-    def compute(self) -> dict[str, float]:
-        """The figures named above."""
-        (row,) = by_class(["all"], np.array([[counter.total()] for counter in self.totals]))
-        return {"accuracy": self.right_words / self.words} | {name: row[name] for name in SCORES}
+        found = wanted & given, given, wanted
+        for counter, some in zip(self.totals, found, strict=True):
+            counter.update(type_ for type_, _, _ in some)
+        return len(target), right, *map(len, found)
 
     def per_class(self) -> list[dict[str, Any]]:
         """One dict per type, as `ClassificationMetrics.per_class`; support in entities."""

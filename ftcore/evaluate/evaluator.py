@@ -1,11 +1,13 @@
-"""Runs a model over held-out documents and feeds the metrics.
+"""Runs a model over held-out documents: what it says of each row, and the metrics of any rows.
 
-The figures do not depend on how documents are cut into batches: sums are taken over rows, in Python
-floats, and every document is read alone inside its stream. The caller puts the model in evaluation
-mode and switches gradients off; `limits` are what `streams` takes beside the documents.
+The figures do not depend on how documents are cut into batches: what a row adds is kept by row, and
+every document is read alone inside its stream. The caller puts the model in evaluation mode and
+switches gradients off; `limits` are what `streams` takes beside the documents.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,22 +22,36 @@ from ftcore.data.encode import encode_prompt
 from ftcore.data.pack import Batch, Encoded, collate, pack
 from ftcore.data.prepare import Split
 from ftcore.data.tokenizer import Tokenizer
-from ftcore.evaluate.entities import OUTSIDE, EntityMetrics
+from ftcore.evaluate.entities import OUTSIDE, EntityMetrics, entity_figures
 from ftcore.evaluate.metrics import (
     ClassificationMetrics,
     MultiLabelMetrics,
     Perplexity,
     regression_metrics,
 )
+from ftcore.evaluate.significance import Figures
 from ftcore.evaluate.text import JsonCommandMetrics, exact_match, intent_labels
 from ftcore.model.generate import generate
 from ftcore.model.heads import ClassificationHead, Model
-from ftcore.tune.task import Task, document_logits, hidden
+from ftcore.tune.task import document_logits, hidden
 
 PROMPTS_AT_ONCE = 256
-Counted = ClassificationMetrics | MultiLabelMetrics | EntityMetrics
-# Loss and metrics; what counted them, where it has tables; prediction rows.
-Judged = tuple[dict[str, float], Counted | None, list[dict[str, Any]]]
+MOST_LOGITS = 2**25  # of tokens at once
+
+@dataclass
+class Judged:
+    """What a model says of B rows: documents, sentences or chats."""
+    row_ids: Sequence[str]
+    figures: Figures  # metrics of some rows, by their indices
+    rows: list[dict[str, Any]] = field(default_factory=list)  # predictions
+    counted: ClassificationMetrics | MultiLabelMetrics | EntityMetrics | None = None
+    right_B: np.ndarray | None = None  # bool: whether a row is right, where it can be
+    more: dict[str, float] = field(default_factory=dict)  # metrics that only all rows have
+
+    @cached_property
+    def values(self) -> dict[str, float]:
+        """The metrics of all rows."""
+        return {**self.figures(np.arange(len(self.row_ids))), **self.more}
 
 def streams(
     documents: Sequence[Encoded], *, max_tokens: int, device: torch.device
@@ -43,14 +59,6 @@ def streams(
     """Documents as batches of at most `max_tokens`, each with its documents' indices."""
     for indices in pack(list(map(len, documents)), max_tokens):
         yield indices, collate([documents[i] for i in indices]).to(device)
-
-def evaluate_loss(model: Model, task: Task, split: Split, **limits: Any) -> dict[str, float]:
-    """Token-weighted loss and perplexity; bits per byte where the text's bytes are known."""
-    perplexity = Perplexity()
-    for _, batch in streams(split.documents, **limits):
-        loss_sum, weight = task(model, batch)
-        perplexity.update(loss_sum.item(), weight.item())
-    return perplexity.compute(split.num_bytes)
 
 def all_logits(model: Model, documents: Sequence[Encoded], **limits: Any) -> Tensor:
     """logits_BK of a head that judges whole documents, or logits_MK of one of tokens at the scored
@@ -67,35 +75,52 @@ def all_logits(model: Model, documents: Sequence[Encoded], **limits: Any) -> Ten
 
 def evaluate_classes(model: Model, split: Split, labels: Sequence[str], **limits: Any) -> Judged:
     """Predicted class of each document; the loss in nats a document."""
-    logits_BK = all_logits(model, split.documents, **limits)
-    metrics, rows, loss_sum = ClassificationMetrics(labels), [], 0.0
-    for document, logits_K in zip(split.documents, logits_BK, strict=True):
-        predicted = int(logits_K.argmax())
-        loss_sum -= float(logits_K.log_softmax(-1)[document.labels])
-        metrics.update([document.labels], [predicted])
-        rows.append({
-            "row_id": document.row_id, "label": labels[document.labels],
-            "predicted": labels[predicted],
-            "probabilities": [round(p, 6) for p in logits_K.softmax(-1).tolist()],
-        })
-    return {"loss": loss_sum / len(rows), **metrics.compute()}, metrics, rows
+    log_p_BK = all_logits(model, split.documents, **limits).double().log_softmax(-1).numpy()
+    target_B = np.array([document.labels for document in split.documents])
+    predicted_B = log_p_BK.argmax(1)
+    nll_B = -log_p_BK[np.arange(len(target_B)), target_B]
+    rows = [{
+        "row_id": document.row_id, "label": labels[target], "predicted": labels[predicted],
+        "probabilities": probabilities,
+    } for document, target, predicted, probabilities in zip(
+        split.documents, target_B, predicted_B, np.exp(log_p_BK).round(6).tolist(), strict=True
+    )]  # fmt: skip
+
+    def counts(rows_M: np.ndarray) -> ClassificationMetrics:
+        metrics = ClassificationMetrics(labels)
+        metrics.update(target_B[rows_M], predicted_B[rows_M])
+        return metrics
+
+    def figures(rows_M: np.ndarray) -> dict[str, float]:
+        return {"loss": float(nll_B[rows_M].mean()), **counts(rows_M).compute()}
+
+    row_ids = [document.row_id for document in split.documents]
+    return Judged(row_ids, figures, rows, counts(np.arange(len(rows))), target_B == predicted_B)
 
 def evaluate_label_sets(model: Model, split: Split, labels: Sequence[str], **limits: Any) -> Judged:
     """Predicted labels of each document, those above probability 1/2; the loss in nats a label."""
     logits_BK = all_logits(model, split.documents, **limits).double()
     has_BK = torch.from_numpy(np.stack([document.labels for document in split.documents])).double()
-    loss = F.binary_cross_entropy_with_logits(logits_BK, has_BK).item()
-    target_BK, predicted_BK = (has_BK > 0).numpy(), (logits_BK > 0).numpy()
-    metrics = MultiLabelMetrics(labels)
-    metrics.update(target_BK, predicted_BK)
-    names = np.array(labels, dtype=object)
+    losses = F.binary_cross_entropy_with_logits(logits_BK, has_BK, reduction="none")
+    loss_B, target_BK, predicted_BK = losses.mean(1).numpy(), has_BK.numpy() > 0, logits_BK > 0
+    predicted_BK, names = predicted_BK.numpy(), np.array(labels, dtype=object)
     parts = zip(split.documents, target_BK, predicted_BK, logits_BK, strict=True)
     rows = [{
         "row_id": document.row_id, "labels": names[target_K].tolist(),
         "predicted": names[predicted_K].tolist(),
         "probabilities": [round(p, 6) for p in logits_K.sigmoid().tolist()],
     } for document, target_K, predicted_K, logits_K in parts]  # fmt: skip
-    return {"loss": loss, **metrics.compute()}, metrics, rows
+
+    def counts(rows_M: np.ndarray) -> MultiLabelMetrics:
+        metrics = MultiLabelMetrics(labels)
+        metrics.update(target_BK[rows_M], predicted_BK[rows_M])
+        return metrics
+
+    def figures(rows_M: np.ndarray) -> dict[str, float]:
+        return {"loss": float(loss_B[rows_M].mean()), **counts(rows_M).compute()}
+
+    row_ids, right_B = [row["row_id"] for row in rows], (target_BK == predicted_BK).all(1)
+    return Judged(row_ids, figures, rows, counts(np.arange(len(rows))), right_B)
 
 def evaluate_scores(model: Model, split: Split, labels: Sequence[str], **limits: Any) -> Judged:
     """Predicted score of each document; the loss a mean squared error."""
@@ -105,62 +130,103 @@ def evaluate_scores(model: Model, split: Split, labels: Sequence[str], **limits:
         {"row_id": document.row_id, labels[0]: document.labels, "predicted": float(predicted)}
         for document, predicted in zip(split.documents, predicted_B, strict=True)
     ]
-    loss = float(np.square(predicted_B - target_B).mean())
-    return {"loss": loss, **regression_metrics(target_B, predicted_B)}, None, rows
 
-def token_predictions(
+    def figures(rows_M: np.ndarray) -> dict[str, float]:
+        target_M, predicted_M = target_B[rows_M], predicted_B[rows_M]
+        loss = float(np.square(predicted_M - target_M).mean())
+        return {"loss": loss, **regression_metrics(target_M, predicted_M)}
+
+    return Judged([row["row_id"] for row in rows], figures, rows)
+
+def scored_tokens(
     model: Model, documents: Sequence[Encoded], **limits: Any
-) -> tuple[Perplexity, list[list[int]]]:
-    """Loss over the scored tokens, and the ids predicted for those of each document, in order."""
-    perplexity, chosen = Perplexity(), {}
+) -> tuple[np.ndarray, list[list[int]]]:
+    """Of each document sums_B2, its weighted loss in nats and its weight, and the ids predicted at
+    its scored tokens."""
+    sums_B2, chosen = np.zeros((len(documents), 2)), {}
     for indices, batch in streams(documents, **limits):
         scored_M = batch.weights.nonzero().squeeze(1)
-        logits_MV = model.head(hidden(model, batch, scored_M)).float()
-        loss_sum = F.cross_entropy(logits_MV, batch.labels[scored_M], reduction="sum").item()
-        perplexity.update(loss_sum, len(scored_M))
+        h_MC, losses, best = hidden(model, batch, scored_M), [], []
+        size = max(1, MOST_LOGITS // model.spec.vocab_size)
+        for h_PC, labels_P in zip(h_MC.split(size), batch.labels[scored_M].split(size), strict=True):
+            logits_PV = model.head(h_PC).float()
+            losses.append(F.cross_entropy(logits_PV, labels_P, reduction="none"))
+            best.append(logits_PV.argmax(-1))
+        weights_M = batch.weights[scored_M].cpu().double()
+        losses_M, counts = torch.cat(losses).cpu().double() * weights_M, []
         counts = [np.count_nonzero(documents[index].weights) for index in indices]
-        parts = logits_MV.argmax(-1).split(counts)
-        chosen |= zip(indices, (ids.tolist() for ids in parts), strict=True)
-    return perplexity, [chosen[index] for index in range(len(documents))]
+        for column, values_M in enumerate((losses_M, weights_M)):
+            sums_B2[indices, column] = [part.sum() for part in values_M.split(counts)]
+        chosen |= zip(indices, (ids.tolist() for ids in torch.cat(best).split(counts)), strict=True)
+    return sums_B2, [chosen[index] for index in range(len(documents))]
+
+def perplexity(sums_2: np.ndarray, num_bytes: int = 0) -> dict[str, float]:
+    """Of a loss sum and its weight."""
+    figures = Perplexity()
+    figures.update(*sums_2[:2])
+    return figures.compute(num_bytes)
+
+def evaluate_language(model: Model, split: Split, labels: Sequence[str], **limits: Any) -> Judged:
+    """Token-weighted loss and perplexity; bits per byte where the text's bytes are known."""
+    sums_B2, _ = scored_tokens(model, split.documents, **limits)
+    row_ids, whole = [document.row_id for document in split.documents], sums_B2.sum(0)
+    more = perplexity(whole, split.num_bytes) if split.num_bytes else {}
+    return Judged(row_ids, lambda rows_M: perplexity(sums_B2[rows_M].sum(0)), more=more)
 
 def evaluate_masked(model: Model, split: Split, labels: Sequence[str], **limits: Any) -> Judged:
     """Predicted token of `labels`, the vocabulary, at each hidden place; loss in nats a place."""
-    perplexity, chosen = token_predictions(model, split.documents, **limits)
-    hits, rows = 0, []
+    sums_B2, chosen = scored_tokens(model, split.documents, **limits)
+    hits, rows = [], []
     for document, given in zip(split.documents, chosen, strict=True):
         wanted = document.labels[document.weights > 0].tolist()
-        hits += sum(a == b for a, b in zip(wanted, given, strict=True))
+        hits.append(sum(a == b for a, b in zip(wanted, given, strict=True)))
         names = {"hidden": [labels[i] for i in wanted], "predicted": [labels[i] for i in given]}
         rows.append({"row_id": document.row_id, **names})
-    return {**perplexity.compute(), "accuracy": hits / perplexity.weight}, None, rows
+    sums_B3 = np.column_stack([sums_B2, hits])
+
+    def figures(rows_M: np.ndarray) -> dict[str, float]:
+        sums_3 = sums_B3[rows_M].sum(0)
+        return {**perplexity(sums_3), "accuracy": float(sums_3[2] / sums_3[1])}
+
+    return Judged([row["row_id"] for row in rows], figures, rows)
 
 def evaluate_tags(model: Model, split: Split, labels: Sequence[str], **limits: Any) -> Judged:
     """Predicted tag of each word, OUTSIDE for one without a token; loss in nats a word with one."""
-    perplexity, chosen = token_predictions(model, split.documents, **limits)
+    sums_B2, chosen = scored_tokens(model, split.documents, **limits)
     scored: dict[str, list[int]] = {}  # of the documents of each sentence, end to end
-    for document, ids in zip(split.documents, chosen, strict=True):
+    losses: dict[str, np.ndarray] = {}
+    for document, ids, sums_2 in zip(split.documents, chosen, sums_B2, strict=True):
         scored.setdefault(document.row_id, []).extend(ids)
-    metrics, rows = EntityMetrics(), []
+        losses[document.row_id] = losses.get(document.row_id, 0) + sums_2
+    metrics, rows, sums = EntityMetrics(), [], []
     for sentence in split.sentences:
         ids = iter(scored[sentence.row_id])
         tags = [OUTSIDE if place < 0 else labels[next(ids)] for place in sentence.places_W]
         assert next(ids, None) is None, "each word with a token is scored once"
-        metrics.update(sentence.tags, tags)
+        sums.append([*losses[sentence.row_id], *metrics.update(sentence.tags, tags)])
         words = {"tokens": sentence.words, "tags": sentence.tags, "predicted": tags}
         rows.append({"row_id": sentence.row_id, **words})
-    return {"loss": perplexity.compute()["loss"], **metrics.compute()}, metrics, rows
+    sums_BS = np.array(sums).reshape(-1, 7)
+
+    def figures(rows_M: np.ndarray) -> dict[str, float]:
+        sums_S = sums_BS[rows_M].sum(0)
+        return {"loss": perplexity(sums_S)["loss"], **entity_figures(sums_S[2:])}
+
+    right_B = np.array([row["tags"] == tuple(row["predicted"]) for row in rows], dtype=bool)
+    return Judged([row["row_id"] for row in rows], figures, rows, metrics, right_B)
 
 # By HF's `problem_type`, or the task that has none.
 JUDGES: Mapping[str, Callable[..., Judged]] = {
     "single_label_classification": evaluate_classes,
     "multi_label_classification": evaluate_label_sets, "regression": evaluate_scores,
-    "tag": evaluate_tags, "mlm": evaluate_masked,
-}
+    "tag": evaluate_tags, "mlm": evaluate_masked, "sft": evaluate_language,
+    "pretrain": evaluate_language,
+}  # fmt: skip
 
 def evaluate_answers(
     model: Model, tokenizer: Tokenizer, chats: Sequence[Chat], config: EvalConfig
-) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Metrics of greedy answers against expected last turns, and one prediction row a chat."""
+) -> Judged:
+    """Greedy answers against expected last turns, a row of each chat."""
     stop_ids = frozenset({tokenizer.eos_id, tokenizer.end_of_text_id} - {None})
     rows: list[dict[str, Any]] = []
     with tqdm(total=len(chats), unit="answer", leave=False, disable=None) as bar:
@@ -174,10 +240,19 @@ def evaluate_answers(
                 row = {"row_id": chat.id, "prompt": said, "target": target, "predicted": text}
                 rows.append(row | {"exact_match": exact_match(target, text)})
             bar.update(len(some))
-    if not (intent := config.intent_field):
-        return {"exact_match": sum(row["exact_match"] for row in rows) / len(rows)}, rows
-    labels = intent_labels((row["target"] for row in rows), intent=intent)
-    commands = JsonCommandMetrics(labels, intent=intent)
-    for row in rows:
-        row.update(commands.update(row["target"], row["predicted"]))
-    return commands.compute(), rows
+    verdicts, commands = ["exact_match"], None
+    if intent := config.intent_field:
+        labels = intent_labels((row["target"] for row in rows), intent=intent)
+        commands = JsonCommandMetrics(labels, intent=intent)
+        for row in rows:
+            row.update(told := commands.update(row["target"], row["predicted"]))
+        verdicts = [*told]
+    is_so_BS = np.array([[row[name] for name in verdicts] for row in rows], dtype=bool)
+
+    def figures(rows_M: np.ndarray) -> dict[str, float]:
+        shares = dict(zip(verdicts, is_so_BS[rows_M].mean(0).tolist(), strict=True))
+        return {name.replace("_correct", "_accuracy"): share for name, share in shares.items()}
+
+    more = commands.compute() if commands else {}
+    right_B = is_so_BS[:, verdicts.index("exact_match")]
+    return Judged([row["row_id"] for row in rows], figures, rows, right_B=right_B, more=more)

@@ -6,6 +6,7 @@ In JSON a float that is not finite is null, since NaN and Infinity are not JSON.
 
 import json
 import math
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
@@ -47,16 +48,23 @@ def per_class_table(per_class: Sequence[Mapping[str, Any]], *, max_rows: int = 2
     cells = ([row[name] for name in CLASS_COLUMNS] for row in rows[:max_rows])
     return table(CLASS_COLUMNS, cells) + note
 
-def confusion_table(metrics: ClassificationMetrics, *, max_pairs: int = 10) -> str:
-    """The most frequent mistakes: target, prediction, rows, their share of the target's rows."""
+def confusion_table(
+    metrics: ClassificationMetrics, texts: Mapping[tuple[str, str], str], *, max_pairs: int = 10
+) -> str:
+    """The most frequent mistakes: target, prediction, rows, their share of the target's rows, and
+    the text of one, from `texts` by target and prediction."""
     wrong_KP, support_K = metrics.counts_KP.copy(), metrics.counts_KP.sum(1)
     np.fill_diagonal(wrong_KP, 0)
     if not wrong_KP.any():
         return "no mistakes"
     names = (*metrics.labels, "(none of the labels)")
     pairs = sorted(np.argwhere(wrong_KP).tolist(), key=lambda pair: -wrong_KP[*pair])
-    rows = [(names[k], names[p], wrong_KP[k, p], wrong_KP[k, p] / support_K[k]) for k, p in pairs]
-    text = table(("target", "predicted", "rows", "of target"), rows[:max_pairs])
+    rows = [
+        (names[k], names[p], wrong_KP[k, p], wrong_KP[k, p] / support_K[k],
+         texts.get((names[k], names[p]), ""))
+        for k, p in pairs
+    ]  # fmt: skip
+    text = table(("target", "predicted", "rows", "of target", "such as"), rows[:max_pairs])
     if left := rows[max_pairs:]:
         text += f"\n... {len(left)} more pairs not shown, {sum(row[2] for row in left)} rows in all"
     return text
@@ -72,6 +80,14 @@ def write_predictions(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> in
     # Half a surrogate pair has no UTF-8 form, but its escape is JSON.
     write_file(Path(path), "".join(lines).encode("utf-8", "backslashreplace"))
     return len(lines)
+
+def note_opening(run: Path, files: Sequence[str], metrics: Mapping[str, Any]) -> int:
+    """Add to RUN/openings.jsonl that test rows were judged; returns how often by now."""
+    file, line = run / "openings.jsonl", {"time": round(time.time()), "files": [*map(str, files)]}
+    with file.open("a+", encoding="utf-8") as lines:
+        lines.write(json.dumps(line | {"metrics": _plain(metrics)}) + "\n")
+        lines.seek(0)
+        return sum(1 for _ in lines)
 
 def json_line(result: Mapping[str, Any]) -> str:
     """`result` as one compact line of ASCII JSON, floats to six significant digits."""

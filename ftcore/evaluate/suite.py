@@ -1,40 +1,98 @@
 """What is measured for the task at hand: a few figures while it trains, everything at the end."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 from ftcore.config import Run
+from ftcore.data.columns import Text
+from ftcore.data.compare import alike_rows
+from ftcore.data.dedup import leaks
+from ftcore.data.pack import Encoded
 from ftcore.data.prepare import Split
+from ftcore.data.split import together
 from ftcore.data.tokenizer import Tokenizer
-from ftcore.evaluate.evaluator import JUDGES, Judged, evaluate_answers, evaluate_loss
+from ftcore.errors import DataError
+from ftcore.evaluate import significance
+from ftcore.evaluate.evaluator import JUDGES, Judged, evaluate_answers
 from ftcore.evaluate.metrics import ClassificationMetrics
-from ftcore.evaluate.report import confusion_table, metrics_table, per_class_table
+from ftcore.evaluate.report import confusion_table, metrics_table, per_class_table, table
 from ftcore.model.heads import Model
-from ftcore.tune.task import TASKS
 
 SHOWN = (  # while it trains, where the task has it
     "loss", "perplexity", "bits_per_byte", "accuracy", "subset_accuracy", "f1_macro", "f1",
     "pearson", "spearman",
 )  # fmt: skip
+SLICES = 3  # of documents by length, with about as many in each
 
 @dataclass
 class Results:
-    """Metrics by split, prediction rows of all splits, and further tables for people."""
+    """Of each split what a model says of its rows, the metrics and how far they may be off."""
+    seed: int
+    judged: dict[str, list[Judged]] = field(default_factory=dict)
+    clusters: dict[str, Mapping[str, int]] = field(default_factory=dict)  # row id -> its cluster
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+    intervals: dict[str, dict[str, tuple[float, float]]] = field(default_factory=dict)
     predictions: list[dict[str, Any]] = field(default_factory=list)
-    tables: list[str] = field(default_factory=list)
+    tables: list[str] = field(default_factory=list)  # further ones for people
 
     def __str__(self) -> str:
-        return "\n\n".join([metrics_table(self.metrics), *self.tables])
+        return self.against({})
 
     def against(self, base: Mapping[str, Mapping[str, float]]) -> str:
-        """The same for people, each metric beside that of the base model."""
-        pairs = {name: {"base": base[name], "tuned": mine} for name, mine in self.metrics.items()}
-        tables = (f"{name}\n{metrics_table(pair)}" for name, pair in pairs.items())
-        return "\n\n".join([*tables, *self.tables])
+        """For people, each metric with its interval, beside that of the base model if there is."""
+        told = []
+        for name, mine in self.metrics.items():
+            ends = [dict(zip(mine, [None] * len(mine), strict=True)) for _ in range(2)]
+            for metric, both in self.intervals[name].items():
+                ends[0][metric], ends[1][metric] = both
+            columns = {"base": base[name], "tuned": mine} if name in base else {"value": mine}
+            shown = metrics_table({**columns, "low": ends[0], "high": ends[1]})
+            told.append(f"{name}, with 95% intervals\n{shown}")
+        return "\n\n".join([*told, *self.tables])
+
+    def compared(self, other: "Results") -> tuple[str, dict[str, dict[str, Any]]]:
+        """Both models on the same rows, paired, for people and by split and metric."""
+        found: dict[str, dict[str, Any]] = {}
+        told = []
+        for name, mine in self.judged.items():
+            found[name] = {}
+            ids = [[each.row_ids for each in judged] for judged in (mine, other.judged[name])]
+            if ids[0] != ids[1]:
+                what = f"{name}: {len(ids[0][0])} and {len(ids[1][0])} rows, or others"
+                raise DataError(f"{what}: both models must read, and keep, the same test rows")
+            for one, two in zip(mine, other.judged[name], strict=True):
+                clusters_B = clusters_of(one.row_ids, self.clusters[name])
+                found[name] |= significance.compare(
+                    one.figures, two.figures, clusters_B, seed=self.seed
+                )
+                if one.right_B is not None:
+                    p = significance.mcnemar(one.right_B, two.right_B)
+                    found[name]["mcnemar"] = {"p": p}
+            rows = [(
+                metric, self.metrics[name].get(metric), other.metrics[name].get(metric),
+                *(each.get(key) for key in ("difference", "low", "high", "p")),
+                "too small to tell" if each.get("low", 0) <= 0 <= each.get("high", 0) else "differs",
+            ) for metric, each in found[name].items() if metric != "mcnemar"]  # fmt: skip
+            head = ("metric", "this", "other", "difference", "low", "high", "p", "")
+            told.append(f"{name}, paired\n{table(head, rows)}")
+            if proof := found[name].get("mcnemar"):
+                told.append(f"rows that one alone has right: McNemar mid-p {proof['p']:.4g}")
+        return "\n\n".join(told), found
+
+    def without(self, name: str, row_ids: Collection[str]) -> str:
+        """The metrics of a split, beside those of its rows that are not among these."""
+        told = []
+        for judged in self.judged[name]:
+            roots = [row_id.partition(":")[0] in row_ids for row_id in judged.row_ids]
+            kept_M = np.flatnonzero(~np.array(roots))
+            rest = judged.figures(kept_M) if len(kept_M) else {}
+            pair = {"all rows": judged.figures(np.arange(len(roots))), "without": rest}
+            told.append(f"{metrics_table(pair)}\n{len(kept_M)} of {len(roots)} rows are left")
+        return "\n\n".join(told)
 
     def samples(self, count: int) -> str:
         """Some answers, evenly spaced over the splits; empty where nothing was generated."""
@@ -57,30 +115,91 @@ class Suite:
 
     def dev(self, model: Model, split: Split) -> dict[str, float]:
         """What the loop shows and chooses the best checkpoint by; nothing is generated."""
-        values = self._judged(model, split)[0]
+        values = self._judged(model, split).values
         return {f"eval/{name}": values[name] for name in SHOWN if name in values}
 
     def tests(self, model: Model, splits: Mapping[str, Split]) -> Results:
         """Loss of every split; classes or generated answers where the task has them."""
-        results = Results()
+        results = Results(self.config.env.seed)
         for name, split in splits.items():
-            values, metrics, rows = self._judged(model, split)
-            if metrics is not None:
-                results.tables.append(f"{name}, by class\n{per_class_table(metrics.per_class())}")
-            if isinstance(metrics, ClassificationMetrics):
-                results.tables.append(f"{name}, most confused\n{confusion_table(metrics)}")
+            each = [self._judged(model, split)]
             if split.chats:
                 config = self.config.eval
-                answers, rows = evaluate_answers(model, self.tokenizer, split.chats, config)
-                values |= answers
-            results.metrics[name] = values
-            results.predictions += [{"split": name, **row} for row in rows]
+                each.append(evaluate_answers(model, self.tokenizer, split.chats, config))
+            results.judged[name] = each
+            results.clusters[name] = clusters = self.clusters(split)
+            results.metrics[name], results.intervals[name] = {}, {}
+            for judged in each:
+                rows_B = clusters_of(judged.row_ids, clusters)
+                found = significance.intervals(judged.figures, rows_B, seed=results.seed)
+                results.metrics[name] |= judged.values
+                results.intervals[name] |= found
+            self._tell(results, name, split, each[0])
+            results.predictions += [{"split": name, **row} for row in each[-1].rows]
         return results
+
+    def gap(self, model: Model, train: Sequence[Encoded], dev: Split) -> str:
+        """How much better the model is on rows that it was trained on, as many as the others."""
+        rows = Split(documents=train[: len(dev.documents)])
+        one, two = self._judged(model, dev), self._judged(model, rows)
+        clusters = [
+            clusters_of(each.row_ids, self.clusters(split))
+            for each, split in ((one, dev), (two, rows))
+        ]
+        found = significance.compare(one.figures, two.figures, *clusters, seed=self.config.env.seed)
+        shown = [name for name in SHOWN if name in found]
+        cells = ((name, two.values[name], one.values[name], *found[name].values()) for name in shown)
+        head = ("metric", "train", "dev", "difference", "low", "high", "p")
+        return f"over-fitting, {len(rows.documents)} rows each\n{table(head, cells)}"
+
+    def leaked(self, split: Split, train: Sequence[Encoded]) -> dict[str, str]:
+        """By row id, why a row of the split is known from training: the same text, nearly the same,
+        or 13 words of it."""
+        mine, theirs = self._texts(split.documents), self._texts(train)
+        names, found = list(mine), leaks(list(mine.values()), list(theirs.values()))
+        return {names[twin.row]: twin.kind for twin in found}
+
+    def clusters(self, split: Split) -> dict[str, int]:
+        """A number for each row id, the same for rows of nearly the same text."""
+        texts = self._texts(split.documents)
+        pairs = alike_rows([Text(row_id, text) for row_id, text in texts.items()])
+        return dict(zip(texts, together([None] * len(texts), pairs), strict=True))
+
+    def _texts(self, documents: Sequence[Encoded]) -> dict[str, str]:
+        """The text of each row, by its id."""
+        texts: dict[str, str] = {}
+        for document in documents:
+            row_id, text = document.row_id.partition(":")[0], self.tokenizer.decode(document.tokens_T)
+            texts[row_id] = texts.get(row_id, "") + text
+        return texts
+
+    def _tell(self, results: Results, name: str, split: Split, judged: Judged) -> None:
+        """Tables of classes and of documents by length."""
+        metrics = judged.counted
+        if metrics is not None:
+            results.tables.append(f"{name}, by class\n{per_class_table(metrics.per_class())}")
+        if isinstance(metrics, ClassificationMetrics):
+            texts = self._texts(split.documents)
+            shown = {(row["label"], row["predicted"]): texts[row["row_id"]] for row in judged.rows}
+            results.tables.append(f"{name}, most confused\n{confusion_table(metrics, shown)}")
+        lengths = {document.row_id: len(document) for document in split.documents}
+        lengths_B = np.array([lengths[row_id] for row_id in judged.row_ids])
+        shown = [metric for metric in SHOWN if metric in judged.figures(np.arange(1))]
+        rows = []
+        for part_M in np.array_split(np.argsort(lengths_B, kind="stable"), SLICES):
+            if len(part_M):
+                of, values = lengths_B[part_M], judged.figures(part_M)
+                rows.append((f"{of[0]} to {of[-1]}", len(part_M), *(values[m] for m in shown)))
+        told = table(("tokens", "rows", *shown), rows)
+        results.tables.append(f"{name}, by length\n{told}")
 
     @torch.inference_mode()
     def _judged(self, model: Model, split: Split) -> Judged:
         model.eval()
         limits = {"max_tokens": self.config.loop.micro_batch_tokens, "device": self.device}
-        if judge := JUDGES.get(self.config.problem or self.task):
-            return judge(model, split, self.labels or self.tokenizer.vocabulary, **limits)
-        return evaluate_loss(model, TASKS[self.task].loss, split, **limits), None, []
+        judge = JUDGES[self.config.problem or self.task]
+        return judge(model, split, self.labels or self.tokenizer.vocabulary, **limits)
+
+def clusters_of(row_ids: Sequence[str], clusters: Mapping[str, int]) -> np.ndarray:
+    """The cluster (int) of each row; parts of one row are in its cluster."""
+    return np.array([clusters[row_id.partition(":")[0]] for row_id in row_ids])

@@ -15,7 +15,6 @@ from ftcore.data.read import Row, read_rows
 from ftcore.data.tokenizer import Encoding, Tokenizer
 from ftcore.errors import DataError
 from ftcore.evaluate.evaluator import evaluate_tags
-from ftcore.evaluate.metrics import Perplexity
 
 LABELS = {"B-x": 0, "I-x": 1, "O": 2}
 WORDS = ("Unaffable", "caf\u00e9s", ",", "\u200d", "don't", "O")
@@ -152,15 +151,16 @@ def test_split_sentences_are_judged_whole(
     split = encode_tagged([source], bert, LABELS, **options)
     assert len(split.documents) == 2
 
-    def right(_: object, documents: Sequence[Encoded]) -> tuple[Perplexity, list[list[int]]]:
-        perplexity = Perplexity()
-        perplexity.update(1.0, 3)
-        return perplexity, [d.labels[d.weights > 0].tolist() for d in documents]
+    def right(_: object, documents: Sequence[Encoded]) -> tuple[np.ndarray, list[list[int]]]:
+        sums_B2 = np.array([[0.5, 2.0], [0.25, 1.0]])
+        return sums_B2, [d.labels[d.weights > 0].tolist() for d in documents]
 
-    monkeypatch.setattr("ftcore.evaluate.evaluator.token_predictions", right)
-    values, metrics, rows = evaluate_tags(None, split, list(LABELS))
-    assert values["f1"] == values["accuracy"] == 1 and metrics.totals[2] == {"x": 1}
-    assert rows[0]["predicted"] == ["O", "B-x", "I-x"] and len(rows) == 1
+    monkeypatch.setattr("ftcore.evaluate.evaluator.scored_tokens", right)
+    judged = evaluate_tags(None, split, list(LABELS))
+    assert judged.values["f1"] == judged.values["accuracy"] == 1
+    assert judged.values["loss"] == 0.25 and judged.right_B.tolist() == [True]
+    assert judged.counted.totals[2] == {"x": 1} and len(judged.rows) == 1
+    assert judged.rows[0]["predicted"] == ["O", "B-x", "I-x"]
 
 def test_prepared_sentences(bert: Tokenizer, tmp_path: Path) -> None:
     (tmp_path / "a.conll").write_text("a B-x\n\u200d O\n\nb O\n\nc I-x\n", "utf-8")

@@ -68,19 +68,19 @@ def test_per_class_worst_first_when_it_does_not_fit() -> None:
 def test_confusion_table_counts_pairs_and_what_it_hides() -> None:
     metrics = ClassificationMetrics(["cat", "dog", "eel"])
     metrics.update([0, 0, 0, 0, 1, 2, 2], [1, 1, 0, 2, 0, OUTSIDE, OUTSIDE])
-    lines = confusion_table(metrics, max_pairs=2).split("\n")
+    lines = confusion_table(metrics, {("cat", "dog"): "it barks"}, max_pairs=2).split("\n")
     assert [line.split() for line in lines[1:3]] == [
-        ["cat", "dog", "2", "0.5000"],
+        ["cat", "dog", "2", "0.5000", "it", "barks"],
         ["eel", "(none", "of", "the", "labels)", "2", "1.0000"],
     ]
     assert lines[3] == "... 2 more pairs not shown, 2 rows in all"
-    assert len(confusion_table(metrics).split("\n")) == 5
+    assert len(confusion_table(metrics, {}).split("\n")) == 5
     assert metrics.confusion_KK.trace() == 1
 
 def test_confusion_table_without_mistakes() -> None:
     metrics = ClassificationMetrics(["a", "b"])
     metrics.update([0, 1], [0, 1])
-    assert confusion_table(metrics) == "no mistakes"
+    assert confusion_table(metrics, {}) == "no mistakes"
 
 def test_predictions_come_back_equal(tmp_path: Path) -> None:
     path = tmp_path / "predictions.jsonl"
