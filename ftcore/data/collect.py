@@ -9,7 +9,7 @@ from typing import Any
 
 from ftcore import config as configs
 from ftcore.builtin import chat as builtin_chat
-from ftcore.data import columns, talk
+from ftcore.data import columns
 from ftcore.data.columns import Example, Mapped
 from ftcore.data.read import ReadReport, Rejected, Row, read_rows
 from ftcore.errors import ConfigError, DataError
@@ -78,13 +78,13 @@ def _examples(config: DataConfig, rows: list[Row]) -> Mapped[Example]:
         plain = [row for row in rows if MESSAGES not in row.fields]
         talks = [row for row in rows if MESSAGES in row.fields]
         mapped = [columns.texts(plain, text=config.text)] if plain else []
-        mapped += [talk.chats(talks)] if talks else []
+        mapped += [columns.chats(talks)] if talks else []
         return tuple(sum(lists, []) for lists in zip(*mapped, strict=True))
     if isinstance(config, configs.ChatDataConfig):
         if config.prompt:
-            return talk.answered(rows, prompt=config.prompt, answer=config.answer)
+            return columns.answered(rows, prompt=config.prompt, answer=config.answer)
         roles = _renamed("data.roles", config.roles)
-        return talk.chats(rows, messages=config.messages, keys=config.turn, roles=roles)
+        return columns.chats(rows, messages=config.messages, keys=config.turn, roles=roles)
     if isinstance(config, configs.TaggedDataConfig):
         if config.spans:
             return columns.spanned(rows, text=config.text, spans=config.spans)

@@ -19,11 +19,9 @@ import numpy as np
 from ftcore import files
 from ftcore.data.columns import place
 from ftcore.data.documents import digest, lengths
-from ftcore.data.encode import Split
-from ftcore.data.mask import Masking
-from ftcore.data.order import Order
+from ftcore.data.encode import Masking, Names, Split
+from ftcore.data.pack import Order, mixed
 from ftcore.data.read import Rejected
-from ftcore.data.split import mixed
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import DataError
 
@@ -32,7 +30,6 @@ PERCENTILES = (5, 50, 95, 99, 100)
 BINS = 24  # of a histogram
 FUNNEL = "funnel.json"
 PAGE = Path(__file__).with_name("report.html")
-Names = tuple[str, ...] | None
 
 @dataclass
 class Prepared:

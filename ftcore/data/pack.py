@@ -1,18 +1,26 @@
-"""The batch form: documents laid end to end in one flat stream, and how a step is cut into streams.
+"""The batch form: documents laid end to end in one flat stream; and what each step reads.
 
 Letters: N tokens of the stream, B documents, T tokens of one document. An `Encoded` is one document
 ready for the model; a `Batch` is what the model sees. Nothing is padded.
+
+Order is a pure function of (seed, epoch, step): resuming replays nothing. Step s of a run over n
+rows with b rows a step reads rows [j b, (j + 1) b) of the permutation of its epoch, where epoch =
+s // k, j = s % k and k = ceil(n / b) steps make an epoch. The last step of an epoch may be short;
+no row is dropped and none is seen twice in an epoch.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from kernels.docs import Docs
+
+Order = Callable[..., np.ndarray]  # takes epoch=N
 
 @dataclass(slots=True)  # cost: a frozen one is made at half the speed
 class Encoded:
@@ -90,3 +98,44 @@ def pack(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
         streams[best].append(index)
         free[best] -= lengths[index]
     return streams
+
+def epoch_order(num_rows: int, *, seed: int, epoch: int) -> np.ndarray:
+    """Permutation of range(num_rows) for one epoch (int64)."""
+    return np.random.default_rng([seed, epoch]).permutation(num_rows)
+
+class StepRows:
+    """Row indices (int64) of each optimiser step, counted from 0, of the `order` of an epoch, by
+    its number; None: a permutation of all, `epoch_order`."""
+
+    def __init__(
+        self, num_rows: int, *, batch_size: int, seed: int, order: Order | None = None
+    ) -> None:
+        self.batch_size = batch_size
+        self.steps_per_epoch = math.ceil(num_rows / batch_size)
+        order = order or partial(epoch_order, num_rows, seed=seed)
+        self._order = lru_cache(maxsize=1)(order)  # the current epoch's permutation is kept
+
+    def __call__(self, step: int) -> np.ndarray:
+        epoch, place = divmod(step, self.steps_per_epoch)
+        return self._order(epoch=epoch)[place * self.batch_size : (place + 1) * self.batch_size]
+
+def apportioned(shares: Mapping[Hashable, float], total: int) -> dict[Hashable, int]:
+    """`total` seats by shares: whole quotas first, the rest to the largest remainders."""
+    quotas = {name: total * share / sum(shares.values()) for name, share in shares.items()}
+    seats = {name: int(quota) for name, quota in quotas.items()}
+    rest = sorted(quotas, key=lambda name: seats[name] - quotas[name])
+    return seats | {name: seats[name] + 1 for name in rest[: total - sum(seats.values())]}
+
+def mixed(source_B: np.ndarray, weights: Sequence[float], *, seed: int, epoch: int) -> np.ndarray:
+    """Rows of one epoch (int64), as many as there are: the share of each source, whose number is in
+    `source_B`, is its weight's, its rows come in turn, none again before all were read."""
+    order, seats = [], apportioned(dict(enumerate(weights)), len(source_B))
+    for source, seat in seats.items():
+        rows = np.flatnonzero(source_B == source)
+        first, last = epoch * seat, (epoch + 1) * seat
+        for turn in range(first // len(rows), -(-last // len(rows))):
+            begin = turn * len(rows)
+            shuffled = np.random.default_rng([seed, source, turn]).permutation(rows)
+            order.append(shuffled[max(first - begin, 0) : last - begin])
+    together = np.concatenate(order)
+    return together[np.random.default_rng([seed, epoch]).permutation(len(together))]

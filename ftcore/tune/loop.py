@@ -26,8 +26,7 @@ from tqdm import tqdm
 
 from ftcore.config import LoopConfig, OptimConfig, ScheduleConfig
 from ftcore.data.documents import lengths, tokens
-from ftcore.data.order import Order, StepRows
-from ftcore.data.pack import Encoded, collate, pack, split, total_weight
+from ftcore.data.pack import Encoded, Order, StepRows, collate, pack, split, total_weight
 from ftcore.env.distributed import World
 from ftcore.env.precision import LossScale
 from ftcore.env.run import RunFolder

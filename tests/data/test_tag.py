@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ftcore.config import TaggedDataConfig
+from ftcore.config import ExamplesConfig, TaggedDataConfig
 from ftcore.data.columns import Tagged, indices, label_map, tagged, to_bio
 from ftcore.data.encode import encode_tagged, first_tokens
 from ftcore.data.pack import Encoded
@@ -84,7 +84,7 @@ def test_a_token_belongs_to_one_word() -> None:
 
 def test_the_first_token_of_each_word_is_supervised(bert: Tokenizer) -> None:
     source = Tagged("s", WORDS, ("B-x", "I-x", "O", "B-x", "O", "B-x"), "f.conll", 3)
-    encoded = encode_tagged([source, sentence(("\u200d",))], bert, LABELS)
+    encoded = encode_tagged([source, sentence(("\u200d",))], bert, LABELS, ExamplesConfig())
     (document,) = encoded.documents
     places = document.weights.nonzero()[0]
     assert document.labels[places].tolist() == [0, 1, 2, 2, 0]
@@ -97,30 +97,29 @@ def test_the_first_token_of_each_word_is_supervised(bert: Tokenizer) -> None:
 
 def test_long_sentences(bert: Tokenizer) -> None:
     source = sentence(("one", "unaffable", "two", "three"))
-    full = encode_tagged([source], bert, LABELS).documents[0]
+    full = encode_tagged([source], bert, LABELS, ExamplesConfig()).documents[0]
     for limit in range(4, len(full)):
-        encoded = encode_tagged(
-            [source], bert, LABELS, max_length=limit, over_length="cut_right"
-        )
+        config = ExamplesConfig(max_length=limit, over_length="cut_right")
+        encoded = encode_tagged([source], bert, LABELS, config)
         (short,), places_W = encoded.documents, encoded.sentences[0].places_W
         assert short.tokens_T.tolist() == [*full.tokens_T[: limit - 1], full.tokens_T[-1]]
         assert short.weights.nonzero()[0].tolist() == places_W[places_W >= 0].tolist()
         assert [r.reason for r in encoded.cut] == [f"more than {limit} tokens: cut_right"]
     assert len(places_W) == 4 and places_W[0] == 1
     with pytest.raises(DataError, match=f"f.conll:3: {len(full)} tokens, 4 are allowed"):
-        encode_tagged([source], bert, LABELS, max_length=4)
+        encode_tagged([source], bert, LABELS, ExamplesConfig(max_length=4))
     with pytest.raises(DataError, match="max_length = 2: 2 special tokens leave no room"):
-        encode_tagged([source], bert, LABELS, max_length=2, over_length="cut_right")
+        encode_tagged([source], bert, LABELS, ExamplesConfig(max_length=2, over_length="cut_right"))
 
 @pytest.mark.parametrize("over_length", ["cut_left", "split"])
 def test_words_are_scored_once_and_where_they_stand(bert: Tokenizer, over_length: str) -> None:
     """Also a word of which every token but the first is in another document, or in none."""
     words = ("one", "\u200d", "unaffable" * 3, "three", "unaffable", "two")
     source = Tagged("s", words, ("B-x", "O", "I-x", "O", "B-x", "I-x"), "f.conll", 3)
-    full = encode_tagged([source], bert, LABELS).documents[0]
+    full = encode_tagged([source], bert, LABELS, ExamplesConfig()).documents[0]
     for limit in range(3, len(full)):
         options = {"max_length": limit, "over_length": over_length}
-        encoded = encode_tagged([source], bert, LABELS, **options)
+        encoded = encode_tagged([source], bert, LABELS, ExamplesConfig(**options))
         documents = encoded.documents
         assert {len(d) <= limit and d.row_id for d in documents} == {"s"}
         assert all(d.tokens_T[0] == full.tokens_T[0] for d in documents)
@@ -149,7 +148,7 @@ def test_split_sentences_are_judged_whole(
     """An entity that goes on in the next document is one; here the model is always right."""
     source = Tagged("s", ("one", "two", "three"), ("O", "B-x", "I-x"), "f.conll", 3)
     options = {"max_length": 4, "over_length": "split"}
-    split = encode_tagged([source], bert, LABELS, **options)
+    split = encode_tagged([source], bert, LABELS, ExamplesConfig(**options))
     assert len(split.documents) == 2
 
     def right(_: object, documents: Sequence[Encoded]) -> tuple[Perplexity, list[list[int]]]:
@@ -192,7 +191,7 @@ def test_real_sentences(name: str, data_dir: Path, bert: Tokenizer, base: Tokeni
     labels = label_map(kept)
     assert len(labels) == 1 + 2 * (6 if "wnut" in name else 4) and not rejected
     for tokenizer in (bert, base):
-        encoded = encode_tagged(kept, tokenizer, labels)
+        encoded = encode_tagged(kept, tokenizer, labels, ExamplesConfig())
         supervised = sum(int(d.weights.sum()) for d in encoded.documents)
         assert supervised + len(encoded.untold) == words and len(encoded.untold) < 20
 

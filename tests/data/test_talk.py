@@ -4,9 +4,9 @@ import pytest
 
 from ftcore.config import ChatDataConfig
 from ftcore.data.collect import BUILTIN_CHAT
+from ftcore.data.columns import answered, chats
 from ftcore.data.prepare import prepare
 from ftcore.data.read import Row
-from ftcore.data.talk import answered, chats
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import ConfigError, DataError
 from ftcore.hub import resolve
