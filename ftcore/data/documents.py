@@ -65,7 +65,7 @@ def digest(documents: Sequence[Encoded]) -> str:
     parts = (part for d in documents for part in (d.tokens_T, d.labels, d.weights, d.types_T))
     if isinstance(documents, Documents):
         parts = (array for _, array in sorted(documents._arrays.items()))
-    for part in map(np.asarray, parts):
+    for part in (np.asarray(part) for part in parts if part is not None):
         sha.update(f"{part.dtype} {part.shape} ".encode() + part.tobytes())
     return sha.hexdigest()
 

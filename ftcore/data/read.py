@@ -57,7 +57,7 @@ def read_rows(
 
     paths     files; a pattern with *, ? or [ stands for those that match, sorted; FILE:KEY of a
               json file is the array under one key of its object
-    format    auto: by each file's suffix, or else by content that can have one format alone
+    format    auto: by each file's suffix
     columns   names of the cells, for records that are lists and tables without a header line
     encoding  of text files that are not UTF-8, such as latin-1; empty: they are damaged
     on_bad    what a damaged record does: stop by an error, or go into the report and nowhere else
@@ -68,13 +68,13 @@ def read_rows(
     for path, key in (file for named in paths for file in files_of(Path(named))):
         file, before, left_out = f"{path}:{key}" if key else str(path), len(rows), len(report.bad)
         content = _content(path)
-        chosen, why = _format(path, content) if format == "auto" else (format, "as named")
+        chosen = _format(path) if format == "auto" else format
         if chosen in BINARY and not key:
             records = BINARY[chosen](content, file)
         else:
             text = formats.decoded(content, file, encoding)
-            found = formats.json_under(key, text, file) if key else READERS[chosen](text, file)
-            records = found if formats.is_utf8(text) else formats.checked(found, file)
+            found = READERS["json"](text, file, key) if key else READERS[chosen](text, file)
+            records = formats.checked(found, file)
         if chosen in TABLES or columns:
             records = _named(records, file, columns)
         for line, raw, fields in records:
@@ -94,7 +94,7 @@ def read_rows(
             raise DataError(f"{file}: holds no rows{lost}")
         found = report.sources.setdefault(file, {"rows": 0})
         found["rows"] += len(rows) - before
-        found["format"] = f"{chosen}, {why}"
+        found["format"] = f"{chosen}, {'by its suffix' if format == 'auto' else 'as named'}"
         found["first rows"] = [str(row.fields)[:SHOWN] for row in rows[before : before + 3]]
     return rows
 
@@ -114,13 +114,11 @@ def files_of(path: Path) -> list[tuple[Path, str]]:
     hint = nearest(named.relative_to(folder).parts[0], names)
     raise DataError(f"{path}: no file in {folder.absolute()} matches{hint}")
 
-def _format(path: Path, content: bytes) -> tuple[Format, str]:
-    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
-    if suffixes and suffixes[-1] in SUFFIXES:
-        return SUFFIXES[suffixes[-1]], "by its suffix"
-    if found := formats.told(content):
-        return found, "by its content"
-    raise DataError(f"{path}: unknown suffix; name the format, one of {', '.join(KNOWN)}")
+def _format(path: Path) -> Format:
+    suffix = Path(path.name.lower().removesuffix(".gz")).suffix
+    if suffix not in SUFFIXES:
+        raise DataError(f"{path}: unknown suffix; name the format, one of {', '.join(KNOWN)}")
+    return SUFFIXES[suffix]
 
 def _content(path: Path) -> bytes:
     try:
