@@ -19,10 +19,10 @@ import numpy as np
 
 from ftcore.cli import CONFIG_FILE, parse, take_value, to_toml
 from ftcore.config import ChatDataConfig, MaskedDataConfig, TextDataConfig
-from ftcore.data.collect import collect
 from ftcore.data.columns import place, texts_of
 from ftcore.data.ledger import read_account, write_page
 from ftcore.data.pack import Encoded, StepRows, pack, split
+from ftcore.data.read import collect
 from ftcore.data.store import prepared
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import ConfigError, DataError, FtcoreError

@@ -16,10 +16,9 @@ from ftcore import config as configs
 from ftcore.config import OverLength
 from ftcore.data import columns
 from ftcore.data.chat import IGNORED, Answers, Rendering, find_answers, shifted, supervise
-from ftcore.data.collect import DataConfig
-from ftcore.data.columns import Chat, Example, LabelledText, Labels, RowError, Tagged, Text
+from ftcore.data.columns import Chat, DataConfig, Example, LabelledText, Labels, RowError, Tagged
+from ftcore.data.formats import Rejected
 from ftcore.data.pack import Encoded
-from ftcore.data.read import Rejected
 from ftcore.data.tokenizer import Encoding, Tokenizer
 from ftcore.errors import ConfigError, DataError, ModelError
 
@@ -55,7 +54,7 @@ def encode(
     if isinstance(config, configs.MaskedDataConfig):
         return encode_pieces(examples, tokenizer, config)
     if isinstance(config, configs.TextDataConfig):
-        plain = [example for example in examples if isinstance(example, Text)]
+        plain = [example for example in examples if isinstance(example, columns.Text)]
         talks = [example for example in examples if isinstance(example, Chat)]
         split = encode_texts(plain, tokenizer, config) if plain else Split()
         if talks:
@@ -71,7 +70,7 @@ def encode(
     encode = encode_tagged if isinstance(config, configs.TaggedDataConfig) else encode_labelled
     return encode(examples, tokenizer, {name: n for n, name in enumerate(labels)}, config)
 
-def encode_texts(texts: Sequence[Text], tokenizer: Tokenizer, config: DataConfig) -> Split:
+def encode_texts(texts: Sequence[columns.Text], tokenizer: Tokenizer, config: DataConfig) -> Split:
     """Documents of plain text, behind each the token that ends it; see `admit` for longer ones."""
     if tokenizer.end_of_text_id is None:
         raise ModelError(f"{tokenizer.where}: the tokenizer has no token that ends a text")
@@ -201,7 +200,7 @@ def encode_tagged(
     columns.require_some(split.documents, split.rejected)
     return split
 
-def encode_pieces(texts: Sequence[Text], tokenizer: Tokenizer, config: DataConfig) -> Split:
+def encode_pieces(texts: Sequence[columns.Text], tokenizer: Tokenizer, config: DataConfig) -> Split:
     """Texts as documents of at most `max_length` tokens, the special ones around each; labels are
     the tokens themselves, and those that may be hidden have weight 1. See `admit` for longer ones.
     Raises DataError: no text can be used, or no room is left beside the special tokens."""

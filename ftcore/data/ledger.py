@@ -20,8 +20,8 @@ from ftcore import files
 from ftcore.data.columns import place
 from ftcore.data.documents import digest, lengths
 from ftcore.data.encode import Masking, Names, Split
+from ftcore.data.formats import Rejected
 from ftcore.data.pack import Order, mixed
-from ftcore.data.read import Rejected
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import DataError
 

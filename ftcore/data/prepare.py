@@ -19,13 +19,12 @@ import numpy as np
 
 from ftcore import config as configs
 from ftcore.data import clean, columns
-from ftcore.data.collect import BUILTIN_CHAT, DataConfig, Notes, Rows, collect
-from ftcore.data.columns import Chat, Example, LabelledText, Tagged, left_out
+from ftcore.data.columns import Chat, DataConfig, Example, LabelledText, Tagged, left_out
 from ftcore.data.compare import alike_rows, compare, leaks, settle
 from ftcore.data.encode import Masking, Names, Split, encode
 from ftcore.data.ledger import Prepared, statistics
 from ftcore.data.pack import apportioned
-from ftcore.data.read import files_of
+from ftcore.data.read import BUILTIN_CHAT, Notes, Rows, collect, files_of
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import ConfigError, DataError
 

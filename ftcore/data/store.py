@@ -26,11 +26,11 @@ import numpy as np
 
 from ftcore import builtin, files
 from ftcore.data import documents
-from ftcore.data.collect import BUILTIN_CHAT, DataConfig
+from ftcore.data.columns import DataConfig
 from ftcore.data.encode import Split
 from ftcore.data.ledger import Names, Prepared
 from ftcore.data.prepare import prepare
-from ftcore.data.read import files_of, unreadable
+from ftcore.data.read import BUILTIN_CHAT, files_of, unreadable
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import CheckpointError, DataError
 

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from ftcore.config import ExamplesConfig, TaggedDataConfig
-from ftcore.data.columns import Tagged, indices, label_map, tagged, to_bio
+from ftcore.data.columns import Tagged, examples, indices, label_map, to_bio
 from ftcore.data.encode import encode_tagged, first_tokens
+from ftcore.data.formats import Row
 from ftcore.data.pack import Encoded
 from ftcore.data.prepare import prepare
-from ftcore.data.read import Row, read_rows
+from ftcore.data.read import read_rows
 from ftcore.data.tokenizer import Encoding, Tokenizer
 from ftcore.errors import DataError
 from ftcore.evaluate.evaluator import evaluate_tags
@@ -42,7 +43,8 @@ def test_iob1_becomes_bio(given: str, bio: str) -> None:
 
 def test_columns_of_words_and_tags() -> None:
     good = {"w": ["a", "b"], "t": ["I-x", "O"]}
-    kept, rejected = tagged(rows(good, {"w": [], "t": []}), tokens="w", tags="t")
+    config = TaggedDataConfig(tokens="w", tags="t")
+    kept, rejected = examples(rows(good, {"w": [], "t": []}), config)
     assert [(s.words, s.names) for s in kept] == [(("a", "b"), ("B-x", "O"))]
     assert [(r.line, r.reason) for r in rejected] == [(2, "column 'w' holds no words")]
     for bad, message in (
@@ -52,7 +54,7 @@ def test_columns_of_words_and_tags() -> None:
         ({"w": ["a"], "t": [""]}, "a tag is empty: write O"),
     ):
         with pytest.raises(DataError, match=f"f.jsonl:2: {message}"):
-            tagged(rows(good, bad), tokens="w", tags="t")
+            examples(rows(good, bad), config)
 
 def test_both_tags_of_a_type_are_labels() -> None:
     kept = [sentence(("a", "b"), "B-x"), sentence(("c",), "I-y"), sentence(("d",))]
@@ -184,7 +186,7 @@ REAL = ["ner_wnut17/wnut17train.conll", "ner_wikigold/wikigold.conll.txt"]
 
 @pytest.mark.parametrize("name", REAL)
 def test_real_sentences(name: str, data_dir: Path, bert: Tokenizer, base: Tokenizer) -> None:
-    kept, rejected = tagged(read_rows([data_dir / name], format="conll"))
+    kept, rejected = examples(read_rows([data_dir / name], format="conll"), TaggedDataConfig())
     begins = sum(tag[:2] == "B-" for s in kept for tag in s.names)
     words = sum(len(s.words) for s in kept)
     assert (begins, words) == ((1975, 62730) if "wnut" in name else (3558, 39152 - 145))
