@@ -18,10 +18,9 @@ import numpy as np
 
 from ftcore import files
 from ftcore.data.columns import place
-from ftcore.data.documents import digest, lengths
 from ftcore.data.encode import Masking, Names, Split
 from ftcore.data.formats import Rejected
-from ftcore.data.pack import Order, mixed
+from ftcore.data.pack import Order, digest, lengths, mixed
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import DataError
 

@@ -79,7 +79,7 @@ def prepare(
 def tidy(config: DataConfig, part: Rows, split: str, notes: Notes) -> None:
     """Texts in one normal form, the same in every split; training rows of low quality left out
     where that is asked for. Counts of what was found go into the notes."""
-    found, lost, rules = Counter(), {}, clean.quality_rules()
+    found, lost = Counter(), {}
     normal = partial(clean.normalised, form=config.unicode, unescape=config.unescape)
     every = 1 if config.filter else max(1, len(part.examples) // MEASURED)
     for index, example in enumerate(part.examples):
@@ -101,10 +101,10 @@ def tidy(config: DataConfig, part: Rows, split: str, notes: Notes) -> None:
             lost[index] = left_out(example, "empty, once it is normalised", "filter")
         if split == "train" and index % every == 0:
             found["quality measured"] += 1
-            for group, name, value in clean.broken(whole, rules):
+            for group, name, value, limit in clean.broken(whole):
                 found[f"{group}: {name}"] += 1
                 if group in config.filter:
-                    detail = f"{value:.3g}, not {rules[group][name]}"
+                    detail = f"{value:.3g}, not {limit}"
                     lost[index] = left_out(example, f"{group}: {name}", "filter", detail)
     notes.setdefault("found", {})[split] = {name: n for name, n in found.items() if n}
     part.drop(lost)
