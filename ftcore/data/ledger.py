@@ -7,7 +7,6 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -54,14 +53,12 @@ class Prepared:
 
     def summary(self) -> str:
         """What was read and lost, for people: one line for each split, then what else was found."""
-        return "\n".join(self._lines())
-
-    def _lines(self) -> Iterator[str]:
+        lines = []
         for split, sources in self.notes.get("sources", {}).items():
             for file, found in sources.items():
-                yield f"{split}: {file}: {found['rows']} rows, {found['format']}"
+                lines.append(f"{split}: {file}: {found['rows']} rows, {found['format']}")
                 if split == "train":
-                    yield from (f"    {row}" for row in found["first rows"])
+                    lines += (f"    {row}" for row in found["first rows"])
         for name, split in self.splits():
             tokens = self.notes["statistics"][name]["tokens"]
             documents = len(split.documents)
@@ -74,15 +71,16 @@ class Prepared:
                 line += "".join(f"; {what} {n} ({reason})" for reason, n in shown)
                 more = reasons.total() - sum(n for _, n in shown)
                 line += f"; {what} {more} more" if more else ""
-            yield line
+            lines.append(line)
         for name, found in self.notes.get("found", {}).items():
             if found:
-                yield f"{name}: " + ", ".join(f"{what} {n}" for what, n in found.items())
+                lines.append(f"{name}: " + ", ".join(f"{what} {n}" for what, n in found.items()))
         for what, found in self.notes.get("alike", {}).items():
             if found["rows"] and not found["left out"]:
-                yield f"train: {found['rows']} rows with a {what}, kept"
+                lines.append(f"train: {found['rows']} rows with a {what}, kept")
         if several := self.notes.get("conflicts", {}).get("texts"):
-            yield f"train: {several} texts have several labels or answers"
+            lines.append(f"train: {several} texts have several labels or answers")
+        return "\n".join(lines)
 
     def write(self, folder: Path, *, resumes: bool = False) -> None:
         """Write the account into a run's data/. Raises DataError: it began with other rows."""

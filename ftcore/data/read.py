@@ -1,10 +1,10 @@
 """Files to rows, and these to the examples of each split; nothing guessed, nothing lost.
 
-Files have the formats of formats.py, each also as .gz.
-Text is UTF-8; a byte-order mark is dropped. tsv and csv take names of columns from their first
-line, unless they are given: then the file has no such line, and records with more cells than names
-keep the surplus under "_extra". Blank lines hold no record. A damaged record is a DataError, or
-left out and kept in the report; a damaged file, or csv whose quotes do not match, is an error.
+Files have the formats of formats.py, each also as .gz. Text is UTF-8; a byte-order mark is dropped.
+tsv and csv take names of columns from their first line, unless they are given: then the file has no
+such line, and records with more cells than names keep the surplus under "_extra". Blank lines hold
+no record. A damaged record is a DataError, or left out and kept in the report; a damaged file, or
+csv whose quotes do not match, is an error.
 """
 
 import glob
@@ -26,7 +26,6 @@ from ftcore.errors import DataError, nearest
 
 EXTRA = "_extra"
 TABLES = ("tsv", "csv")
-KNOWN = get_args(Format)[1:]
 BUILTIN_CHAT = "builtin:chat"  # stands for the data set that ftcore makes itself
 BUILTIN_TESTS = ("test_values", "test_combinations", "test_wording")
 built_chat = cache(builtin_chat.build)  # its splits are made at once, and asked for one by one
@@ -71,7 +70,7 @@ def _tests(paths: Sequence[str]) -> Iterator[tuple[str, tuple[str]]]:
             yield (stem if taken.count(stem) == 1 else path), (path,)
 
 def _collect(config: DataConfig, paths: Sequence[str], split: str, notes: Notes) -> Rows:
-    report = ReadReport()
+    report, groups = ReadReport(), {}
     if BUILTIN_CHAT in paths:
         if len(paths) > 1:
             raise DataError(f"{BUILTIN_CHAT} cannot be mixed with files: {', '.join(paths)}")
@@ -82,7 +81,6 @@ def _collect(config: DataConfig, paths: Sequence[str], split: str, notes: Notes)
         rows = read_rows(paths, **{name: getattr(config, name) for name in asked}, report=report)
     notes.setdefault("sources", {})[split] = report.sources
     kept, rejected = examples(rows, config)
-    groups = {}
     if config.group and split == "train":
         require(rows, config.group)
         groups = {row.id: str(row.fields.get(config.group) or "") for row in rows}
@@ -157,7 +155,8 @@ def files_of(path: Path) -> list[tuple[Path, str]]:
 def _format(path: Path) -> Format:
     suffix = Path(path.name.lower().removesuffix(".gz")).suffix
     if suffix not in SUFFIXES:
-        raise DataError(f"{path}: unknown suffix; name the format, one of {', '.join(KNOWN)}")
+        known = ", ".join(get_args(Format)[1:])
+        raise DataError(f"{path}: unknown suffix; name the format, one of {known}")
     return SUFFIXES[suffix]
 
 def _content(path: Path) -> bytes:
