@@ -46,7 +46,7 @@ class FilesConfig:
     train: tuple[str, ...] = ()
     dev: tuple[str, ...] = ()  # rows that choose the best checkpoint; none: `holdout` of train
     test: tuple[str, ...] = ()  # files evaluated once, after training
-    # of all files; auto: by suffix or content; labelled: lines of a label, a blank and the text
+    # of all files; auto: by suffix; labelled: lines of a label, a blank and the text
     format: Format = "auto"
     columns: tuple[str, ...] = ()  # column names, for files without a header line
     encoding: str = ""  # of text files that are not UTF-8, such as latin-1; empty: they are damaged

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ftcore.config import Run
-from ftcore.data.encode import encode_prompt
+from ftcore.data.chat import encode_prompt
 from ftcore.data.ledger import Prepared
 from ftcore.data.pack import Encoded, collate
 from ftcore.data.tokenizer import Tokenizer

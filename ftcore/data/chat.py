@@ -1,12 +1,17 @@
-"""Chat messages to text through the model's own template, and where each message lies in it.
+"""Chats to text through the model's own template, where each message lies in it, what is learned.
 
 The text is rendered once, and only that rendering is ever tokenised. Positions are found by further
 renderings with a pair of private-use characters around each content: if taking them out gives back
 the text, they mark the contents exactly. They go around the whole content; where the template trims
 contents, inside of the white space on that side. A template that looks into contents (Qwen3 cuts
 <think> parts out of earlier turns) is asked once per message: what changes with that message alone?
-
 Templates run in jinja2's sandbox, with a limit on size and time, and what transformers gives them.
+
+Answers are such spans, and become weights of tokens: of a document of T tokens labels[t] is token
+t + 1, and weights[t] how much predicting it counts. A token counts if it overlaps an answer, which
+begins where generation would begin (after the template's generation prompt) and ends with the
+special token right after it, the end of the turn. A header that swallows the white space behind it,
+as Phi-3's tokens do, is no part of an answer.
 """
 
 import json
@@ -18,16 +23,20 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache, partial
 from itertools import accumulate, islice
-from typing import Literal, NoReturn, NotRequired, TypedDict
+from typing import NoReturn
 
 import jinja2
+import numpy as np
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from ftcore.data.tokenizer import Tokenizer
-from ftcore.errors import DataError, ModelError
+from ftcore.config import TrainOn
+from ftcore.data.columns import Chat, Message, RowError
+from ftcore.data.pack import Encoded
+from ftcore.data.tokenizer import Encoding, Tokenizer
+from ftcore.errors import ModelError
 
 MAX_CHARACTERS, MAX_SECONDS = 2**20, 10.0  # of a rendering
 PRIVATE_USE = (0xF0000, 0x100000, 0xE000)  # the first character of each plane's, in turn
@@ -35,22 +44,15 @@ PRIVATE_USE = (0xF0000, 0x100000, 0xE000)  # the first character of each plane's
 Span = tuple[int, int] | None  # start and end, in characters; None: left out of the text
 Again = Callable[[Sequence[str]], str]  # the text of the chat with other contents
 Trim = Callable[[str], str]  # what a template may do to contents
-
-class Message(TypedDict):
-    """One turn; `train` and `weight` matter to supervision only, never to the text."""
-    role: Literal["system", "user", "assistant", "tool"]
-    content: str
-    train: NotRequired[bool]
-    weight: NotRequired[float]
+Answers = Sequence[tuple[int, int, float]]  # start and end in characters, weight
+IGNORED = -100  # label of a position that predicts nothing
+_SPACE = re.compile(r"\s*")
 
 @dataclass(frozen=True)
 class Rendering:
     """`text` and, for each message, the span of its content."""
     text: str
     spans: tuple[Span, ...]
-
-class RowError(DataError):
-    """One row cannot be used; whoever works through many rows rejects it and counts it."""
 
 def render(messages: Sequence[Message], tokenizer: Tokenizer) -> Rendering:
     """Text of a chat and the span of each content. RowError: the template refuses the messages, or
@@ -180,3 +182,90 @@ def _compiled(source: str, where: str) -> Callable[[dict], Iterator[str]]:
 
 def _refuse(message: str) -> NoReturn:
     raise jinja2.TemplateError(message)
+
+def encode_prompt(messages: Sequence[Message], tokenizer: Tokenizer) -> np.ndarray:
+    """Ids (int32) of a chat that ends where the assistant is to answer: those that `encode_chats`
+    puts before the answer, if that begins with a word. White space at the end is tokenised as if a
+    word followed, and left out where it joins that word."""
+    require_plain(messages, tokenizer)
+    text = render_text(messages, tokenizer, add_generation_prompt=True)
+    if not text[-1:].isspace():
+        return tokenizer.encode(text, special=False).ids_T
+    encoding = tokenizer.encode(text + "x", special=False)
+    return encoding.ids_T[encoding.offsets_T2[:, 1] <= len(text)]
+
+def find_answers(chat: Chat, tokenizer: Tokenizer, train_on: TrainOn) -> tuple[Rendering, Answers]:
+    """A chat's text, and what is supervised in it (`train_on`: see `encode_chats`). RowError:
+    nothing is supervised, or an answer is empty or not in the text."""
+    require_plain(chat.messages, tokenizer)
+    rendering = render(chat.messages, tokenizer)
+    if train_on == "all":
+        return rendering, [(0, len(rendering.text), 1.0)]
+    trained = [
+        i for i, message in enumerate(chat.messages)
+        if message.get("train", message["role"] == "assistant") and message.get("weight", 1.0) > 0
+    ]  # fmt: skip
+    if not trained:
+        roles = ", ".join(message["role"] for message in chat.messages)
+        raise RowError(f"nothing to supervise: no message is trained on (roles: {roles})")
+    header = generation_prompt(tokenizer)
+    before = list(accumulate((span[1] if span else 0 for span in rendering.spans), max, initial=0))
+    answers = []
+    for index in trained if train_on == "assistant" else trained[-1:]:
+        message, span = chat.messages[index], rendering.spans[index]
+        if not message["content"].strip():
+            raise RowError(f"message {index + 1} is to be trained on but empty")
+        if span is None:
+            raise RowError(f"message {index + 1} is to be trained on but the template omits it")
+        start, end = span
+        if train_on == "completion":
+            if index + 1 < len(chat.messages):
+                raise RowError(f"message {index + 1} is to be completed, but others follow it")
+            prompt = render_text(chat.messages[:index], tokenizer, add_generation_prompt=True)
+            if not rendering.text.startswith(prompt):
+                raise RowError("its text does not begin with its prompt's; take data.train_on last")
+            start, end = len(prompt), len(rendering.text)
+        elif message["role"] == "assistant":
+            # after the generation prompt, else at the white space before the content: Qwen3's empty
+            # <think> part is thus the model's to write
+            place = rendering.text.rfind(header, before[index], start) if header else -1
+            space = before[index] + len(rendering.text[before[index] : start].rstrip())
+            start = place + len(header) if place >= 0 else space
+        answers.append((start, end, message.get("weight", 1.0)))
+    return rendering, answers
+
+def supervise(
+    row_id: str, text: str, encoding: Encoding, answers: Answers, tokenizer: Tokenizer,
+    train_on_end: bool,
+) -> Encoded:  # fmt: skip
+    """The document of a tokenised chat: tokens that overlap an answer count with its weight, and so
+    does the end of its turn, so that the model learns to stop, if `train_on_end`."""
+    starts_T, ends_T = np.ascontiguousarray(encoding.offsets_T2.T)  # both in order
+    weights_T = np.zeros(len(encoding), dtype=np.float32)
+    for start, end, weight in answers:
+        first, past = ends_T.searchsorted(start, "right"), starts_T.searchsorted(end)
+        if first < past and starts_T[first] < start:
+            first += int(encoding.ids_T[first]) in tokenizer.special_ids
+        weights_T[first:past] = weight
+        if train_on_end:
+            space_end = _SPACE.match(text, end).end()  # white space may stand before eos
+            first, last = ends_T.searchsorted([end, space_end], "right")
+            id_ = int(encoding.ids_T[last]) if last < len(encoding) else -1
+            is_special = id_ in tokenizer.special_ids and space_end == end
+            if is_special or id_ == tokenizer.eos_id:
+                weights_T[first : last + 1] = weight
+    return shifted(row_id, encoding.ids_T, weights_T)
+
+def shifted(row_id: str, ids_T: np.ndarray, counts_T: np.ndarray) -> Encoded:
+    """A document whose token t counts `counts_T[t]`; the first token is never predicted."""
+    labels_T, weights_T = ids_T.copy(), counts_T.copy()
+    labels_T[:-1], weights_T[:-1] = ids_T[1:], counts_T[1:]
+    labels_T[-1:], weights_T[-1:] = IGNORED, 0
+    return Encoded(row_id, ids_T, labels_T, weights_T)
+
+def require_plain(messages: Sequence[Message], tokenizer: Tokenizer) -> None:
+    """RowError if a content spells a special token, with which it could forge a turn."""
+    for number, message in enumerate(messages, start=1):
+        if (token := tokenizer.find_special(message["content"])) is not None:
+            what = f"message {number} holds the special token {token!r}, which would be read as the"
+            raise RowError(f"{what} template's own; remove it or write it differently")

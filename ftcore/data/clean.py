@@ -16,7 +16,6 @@ from html.entities import html5
 from pathlib import Path
 from typing import Any, Literal
 
-Rules = Mapping[str, Mapping[str, Mapping[str, float]]]  # group -> measure -> min, max
 Personal = Literal["email", "phone", "card"]
 STOP_WORDS = {"the", "be", "to", "of", "and", "that", "have", "with"}
 BULLETS = ("-", "*", "\u2022", "\u2023", "\u25cf", "\u25aa", "\u25e6", "\u2013")
@@ -52,17 +51,14 @@ def mojibake(text: str) -> int:
     """How many characters were lost to a wrong encoding, as far as that can be seen."""
     return len(_patterns()["mojibake"].findall(text))
 
-def quality_rules() -> Rules:
-    """The limits of quality.toml, in the groups repetition, symbols and length."""
-    return _table()["rules"]
-
-def broken(text: str, rules: Rules) -> list[tuple[str, str, float]]:
-    """Measures of a text that are outside their limits: group, name and value."""
+def broken(text: str) -> list[tuple[str, str, float, dict[str, float]]]:
+    """Measures of a text that are outside their limits in quality.toml, in the groups repetition,
+    symbols and length: group, name, value, and the limit, "min", "max" or both."""
     words = text.split()
-    found = {group: MEASURES[group](text, words) for group in rules}
+    found = {group: measure(text, words) for group, measure in MEASURES.items()}
     return [
-        (group, name, found[group][name])
-        for group, limits in rules.items() for name, limit in limits.items()
+        (group, name, found[group][name], limit)
+        for group, limits in _table()["rules"].items() for name, limit in limits.items()
         if not limit.get("min", -math.inf) <= found[group][name] <= limit.get("max", math.inf)
     ]  # fmt: skip
 
@@ -149,5 +145,6 @@ def _patterns() -> dict[str, re.Pattern[str]]:
     patterns = {name: re.compile(pattern, re.X) for name, pattern in table["patterns"].items()}
     return patterns | {"personal": re.compile(kinds, re.X | re.A | re.I)}
 
+@cache
 def _table() -> dict[str, Any]:
     return tomllib.loads((Path(__file__).parent / "quality.toml").read_text("utf-8"))

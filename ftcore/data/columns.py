@@ -1,20 +1,28 @@
-"""Rows to examples through a column map: plain text, labelled text, tags; and the label map.
+"""Rows to examples through a column map: plain text, labelled text, tags, chats; the label map.
 
+A chat is a list of turns [{"role": "user", "content": ...}, ...], under these keys or others; or a
+question, one column or several that are joined by an empty line, and the column of its answer; or a
+transcript, text with each turn after the name of its speaker and a colon at the start of a line.
 Every row becomes an example or a `Rejected` with its reason; none disappears. What shows that the
 map or the file is wrong (no such column, an unknown role, a score that is no number) is an error.
 """
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import pairwise
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, NotRequired, TypedDict, TypeVar, get_args
 
-from ftcore.data.chat import Message, RowError
-from ftcore.data.read import Rejected, Row
-from ftcore.errors import DataError, nearest
+from ftcore import config as configs
+from ftcore.data.formats import Rejected, Row
+from ftcore.errors import ConfigError, DataError, nearest
+
+class RowError(DataError):
+    """One row cannot be used; whoever works through many rows rejects it and counts it."""
 
 class Text(NamedTuple):
     """A document of plain text."""
@@ -49,6 +57,15 @@ class Tagged:
     file: str = ""
     line: int = 0
 
+Role = Literal["system", "user", "assistant", "tool"]
+
+class Message(TypedDict):
+    """One turn; `train` and `weight` matter to supervision only, never to the text."""
+    role: Role
+    content: str
+    train: NotRequired[bool]
+    weight: NotRequired[float]
+
 @dataclass(frozen=True)
 class Chat:
     """A conversation."""
@@ -61,7 +78,11 @@ Example = Text | LabelledText | Tagged | Chat
 Source = Row | Rejected | Example
 Some = TypeVar("Some", bound=Example)
 Labels = Mapping[str, int]  # class index of each label, in their order
-Mapped = tuple[list[Some], list[Rejected]]  # what rows become, and those that become nothing
+Keys = tuple[str, str]  # of a turn's role and its text
+Mapped = tuple[list[Example], list[Rejected]]  # what rows become, and those that become nothing
+DataConfig = configs.TextDataConfig | configs.ExamplesConfig
+ROLES = get_args(Role)
+UNSUPPORTED = ("tool_calls", "function_call", "reasoning_content", "thinking", "reasoning")
 
 def indices(labels: Labels, example: LabelledText | Tagged) -> list[int]:
     """Class index of each label or tag; DataError if the training data had no such one."""
@@ -88,89 +109,95 @@ def label_map(examples: Sequence[LabelledText | Tagged]) -> Labels:
     ordered = sorted(names, key=lambda name: (are_numbers and numbers[name], name))
     return {name: index for index, name in enumerate(ordered)}
 
-def texts(rows: Sequence[Row], *, text: str = "text") -> Mapped[Text]:
-    """Documents of plain text from column `text`."""
-    return examples(rows, [text], lambda r: Text(r.id, text_of(r, text), r.file, r.line))
+def examples(rows: Sequence[Row], config: DataConfig) -> Mapped:
+    """What the columns named in `config` make of the rows, and those of which they make nothing.
+    Among plain text, rows with `messages` are chats, and come last. DataError: a column is missing,
+    or a value is of another kind than the task's; ConfigError: an option is no pair of names."""
+    if isinstance(config, configs.ChatDataConfig):
+        if config.prompt:
+            return mapped(rows, answered, config, *config.prompt, config.answer)
+        return mapped(rows, conversation, config, config.messages)
+    if isinstance(config, configs.TaggedDataConfig):
+        if config.spans:
+            return mapped(rows, spanned, config, config.text, config.spans)
+        return mapped(rows, tagged, config, config.tokens, config.tags)
+    if isinstance(config, configs.TextsConfig):
+        named = filter(None, (config.text, config.pair, config.label))
+        return mapped(rows, labelled, config, *named)
+    chats, is_masked = configs.ChatDataConfig(), isinstance(config, configs.MaskedDataConfig)
+    talks = [row for row in rows if chats.messages in row.fields and not is_masked]
+    texts = [row for row in rows if is_masked or chats.messages not in row.fields]
+    found = [mapped(texts, plain, config, config.text)] if texts else []
+    found += [mapped(talks, conversation, chats, chats.messages)] if talks else []
+    return tuple(sum(lists, []) for lists in zip(*found, strict=True))
+
+def mapped(
+    rows: Sequence[Row], example: Callable[[Row, Any], Some], config: Any, *columns: str
+) -> tuple[list[Some], list[Rejected]]:
+    """The `example` of each row, and the rows of which it makes none: where it raises RowError."""
+    require(rows, *columns)
+    kept, rejected = [], []
+    for row in rows:
+        try:
+            kept.append(example(row, config))
+        except RowError as error:
+            rejected.append(left_out(row, str(error), "map"))
+    require_some(kept, rejected)
+    return kept, rejected
+
+@cache
+def renamed(option: str, pairs: tuple[str, ...]) -> dict[str, str]:
+    """New names by the old ones."""
+    names = dict(pair.partition("=")[::2] for pair in pairs)
+    if "" in names.values():
+        raise ConfigError(f"{option} = {' '.join(pairs)}: must be OLD=NEW each")
+    return names
+
+def plain(row: Row, config: configs.TextDataConfig) -> Text:
+    return Text(row.id, text_of(row, config.text), row.file, row.line)
 
 def labelled(
-    rows: Sequence[Row], *, text: str, label: str, pair: str | None = None, scores: bool = False,
-    separator: str = "", relabel: Mapping[str, str] | None = None,
-) -> Mapped[LabelledText]:  # fmt: skip
-    """Labelled texts, or pairs, from the columns named.
+    row: Row, config: configs.LabelledDataConfig | configs.ScoredDataConfig
+) -> LabelledText:
+    """A text or pair with its label, its score, or, where there is a separator, any number of
+    labels, or none, listed or with this between them."""
+    first = text_of(row, config.text)
+    second = text_of(row, config.pair) if config.pair else None
+    column, is_scored = config.label, isinstance(config, configs.ScoredDataConfig)
+    separator = "" if is_scored else config.label_separator
+    names = {} if is_scored else renamed("data.relabel", config.relabel)
+    value = row.fields.get(column)
+    if value is None or not (separator or str(value).strip()):
+        raise RowError(f"column {column!r} holds no label")
+    if separator:
+        if not isinstance(value, list | str):
+            raise wrong(row, f"column {column!r} must hold a list of labels, or text with them")
+        parts = value.split(separator) if isinstance(value, str) else map(str, value)
+        several = (part.strip() for part in parts)
+        value = tuple(dict.fromkeys(names.get(name, name) for name in several if name))
+    elif isinstance(value, list | dict):
+        problem = f"column {column!r} must hold one label, not {type(value).__name__}"
+        raise wrong(row, f"{problem}; where rows have several, give data.label_separator")
+    else:
+        name = str(value).strip()
+        value = _number(name) if is_scored else names.get(name, name)
+        if value is None:
+            raise wrong(row, f"column {column!r} must hold a number, not {name!r}")
+    return LabelledText(row.id, first, second, value, row.file, row.line)
 
-    scores      labels are numbers to predict (regression), not names of classes
-    separator   not empty: a row has any number of labels, or none, listed or with this between them
-    relabel     other names for labels, by those in the file
-    raises      DataError: a column is missing, a text is not text, a score is not a number
-    """
-    renamed = relabel or {}
-
-    def example(row: Row) -> LabelledText:
-        first = text_of(row, text)
-        second = None if pair is None else text_of(row, pair)
-        value = row.fields.get(label)
-        if value is None or not (separator or str(value).strip()):
-            raise RowError(f"column {label!r} holds no label")
-        if separator:
-            if not isinstance(value, list | str):
-                raise wrong(row, f"column {label!r} must hold a list of labels, or text with them")
-            parts = value.split(separator) if isinstance(value, str) else map(str, value)
-            several = (part.strip() for part in parts)
-            value = tuple(dict.fromkeys(renamed.get(name, name) for name in several if name))
-        elif isinstance(value, list | dict):
-            problem = f"column {label!r} must hold one label, not {type(value).__name__}"
-            raise wrong(row, f"{problem}; where rows have several, give data.label_separator")
-        else:
-            name = str(value).strip()
-            value = _number(name) if scores else renamed.get(name, name)
-            if value is None:
-                raise wrong(row, f"column {label!r} must hold a number, not {name!r}")
-        return LabelledText(row.id, first, second, value, row.file, row.line)
-
-    return examples(rows, [text, *([] if pair is None else [pair]), label], example)
-
-def tagged(rows: Sequence[Row], *, tokens: str = "tokens", tags: str = "tags") -> Mapped[Tagged]:
-    """Sentences from a column of lists of words and one of lists of tags; IOB1 becomes BIO. Raises
-    DataError: a column is missing, a value is no list of texts, lists differ in length."""
-
-    def example(row: Row) -> Tagged:
-        words, names = lists = [row.fields.get(column) for column in (tokens, tags)]
-        if not all(isinstance(x, list) and all(isinstance(y, str) for y in x) for x in lists):
-            raise wrong(row, f"columns {tokens!r} and {tags!r} must hold lists of texts")
-        if not all(names):
-            raise wrong(row, "a tag is empty: write O for a word outside every entity")
-        if len(words) != len(names):
-            raise wrong(row, f"{len(words)} words have {len(names)} tags: must be one each")
-        if not words:
-            raise RowError(f"column {tokens!r} holds no words")
-        return Tagged(row.id, tuple(words), to_bio(names), row.file, row.line)
-
-    return examples(rows, [tokens, tags], example)
-
-def spanned(rows: Sequence[Row], *, text: str = "text", spans: str = "spans") -> Mapped[Tagged]:
-    """Sentences from texts with spans [{"start", "end", "label"}] in characters, the end not
-    included. Words end at white space and where a span begins or ends. Raises DataError: a column
-    is missing, or does not hold such spans."""
-
-    def example(row: Row) -> Tagged:
-        sentence, found = text_of(row, text), row.fields.get(spans) or []
-        try:
-            named = sorted((span["start"], span["end"], str(span["label"])) for span in found)
-            places = [0, *(place for span in named for place in span[:2]), len(sentence)]
-            parts = [sentence[a:b] for a, b in pairwise(places)]
-        except (TypeError, KeyError) as error:
-            problem = f'column {spans!r} must hold [{{"start": 0, "end": 4, "label": ...}}, ...]'
-            raise wrong(row, problem) from error
-        if places != sorted(places) or not all(part.strip() for part in parts[1::2]):
-            raise RowError(f"column {spans!r}: spans overlap, are empty or lie outside the text")
-        words, tags = [], []
-        for number, part in enumerate(map(str.split, parts)):
-            words += part
-            label = named[number // 2][2] if number % 2 else None
-            tags += [f"{'I' if n else 'B'}-{label}" if label else "O" for n in range(len(part))]
-        return Tagged(row.id, tuple(words), tuple(tags), row.file, row.line)
-
-    return examples(rows, [text, spans], example)
+def tagged(row: Row, config: configs.TaggedDataConfig) -> Tagged:
+    """A sentence from a list of words and one of as many tags; IOB1 becomes BIO."""
+    words, tags = lists = [row.fields.get(column) for column in (config.tokens, config.tags)]
+    if not all(isinstance(x, list) and all(isinstance(y, str) for y in x) for x in lists):
+        columns = f"columns {config.tokens!r} and {config.tags!r}"
+        raise wrong(row, f"{columns} must hold lists of texts")
+    if not all(tags):
+        raise wrong(row, "a tag is empty: write O for a word outside every entity")
+    if len(words) != len(tags):
+        raise wrong(row, f"{len(words)} words have {len(tags)} tags: must be one each")
+    if not words:
+        raise RowError(f"column {config.tokens!r} holds no words")
+    return Tagged(row.id, tuple(words), to_bio(tags), row.file, row.line)
 
 def to_bio(tags: Sequence[str]) -> tuple[str, ...]:
     """IOB1 (B- only parts neighbours of one type) as BIO (B- begins every entity); others stay."""
@@ -179,19 +206,83 @@ def to_bio(tags: Sequence[str]) -> tuple[str, ...]:
         for last, tag in pairwise(["O", *tags])
     )
 
-def examples(
-    rows: Sequence[Row], columns: Sequence[str], example: Callable[[Row], Some]
-) -> Mapped[Some]:
-    """The `example` of each row, and the rows of which it makes none: where it raises RowError."""
-    require(rows, *columns)
-    kept, rejected = [], []
-    for row in rows:
-        try:
-            kept.append(example(row))
-        except RowError as error:
-            rejected.append(left_out(row, str(error), "map"))
-    require_some(kept, rejected)
-    return kept, rejected
+def spanned(row: Row, config: configs.TaggedDataConfig) -> Tagged:
+    """A sentence from a text with spans [{"start", "end", "label"}] in characters, the end not
+    included. Words end at white space and where a span begins or ends."""
+    column, sentence = config.spans, text_of(row, config.text)
+    try:
+        found = row.fields.get(column) or []
+        named = sorted((span["start"], span["end"], str(span["label"])) for span in found)
+        places = [0, *(place for span in named for place in span[:2]), len(sentence)]
+        parts = [sentence[a:b] for a, b in pairwise(places)]
+    except (TypeError, KeyError) as error:
+        problem = f'column {column!r} must hold [{{"start": 0, "end": 4, "label": ...}}, ...]'
+        raise wrong(row, problem) from error
+    if places != sorted(places) or not all(part.strip() for part in parts[1::2]):
+        raise RowError(f"column {column!r}: spans overlap, are empty or lie outside the text")
+    words, tags = [], []
+    for number, part in enumerate(map(str.split, parts)):
+        words += part
+        label = named[number // 2][2] if number % 2 else None
+        tags += [f"{'I' if n else 'B'}-{label}" if label else "O" for n in range(len(part))]
+    return Tagged(row.id, tuple(words), tuple(tags), row.file, row.line)
+
+def answered(row: Row, config: configs.ChatDataConfig) -> Chat:
+    """One question and its answer; columns of the question after the first may be empty."""
+    first, *others = config.prompt
+    asked = [text_of(row, first)]
+    asked += [text_of(row, name) for name in others if row.fields.get(name) not in (None, "")]
+    question = Message(role="user", content="\n\n".join(asked), train=False, weight=1.0)
+    answer = text_of(row, config.answer)
+    reply = Message(role="assistant", content=answer, train=True, weight=1.0)
+    return Chat(row.id, (question, reply), row.file, row.line)
+
+def conversation(row: Row, config: configs.ChatDataConfig) -> Chat:
+    """A list of turns, or a transcript, whose speakers `roles` names. A turn may also hold "train"
+    (bool; by default answers are trained on, nothing else) and "weight" (number, default 1); other
+    keys are ignored, but for those that change the text."""
+    column, roles = config.messages, renamed("data.roles", config.roles)
+    turns = row.fields.get(column)
+    if turns in (None, [], ""):
+        raise RowError(f"column {column!r} holds no messages")
+    if isinstance(turns, str) and roles:
+        turns = transcript(turns, roles, config.turn)
+    if not isinstance(turns, list):
+        is_text = isinstance(turns, str)
+        hint = "; for a transcript name its speakers with data.roles" if is_text else ""
+        raise wrong(row, f"column {column!r} must hold a list of messages{hint}")
+    for number, turn in enumerate(turns, start=1):
+        for key in UNSUPPORTED:
+            if isinstance(turn, dict) and turn.get(key):
+                raise RowError(f"message {number} holds {key!r}, which is not supported")
+    numbered = enumerate(turns, start=1)
+    checked = tuple(message(row, number, turn, config.turn, roles) for number, turn in numbered)
+    return Chat(row.id, checked, row.file, row.line)
+
+def transcript(text: str, roles: Mapping[str, str], keys: Keys) -> list[dict[str, str]]:
+    """Turns of a transcript; RowError where text stands before the first."""
+    marks = "|".join(map(re.escape, roles))
+    before, *parts = re.split(rf"^({marks}):", text, flags=re.M)
+    if before.strip() or not parts:
+        raise RowError(f"the transcript does not begin with one of {', '.join(roles)}")
+    turns = zip(parts[::2], parts[1::2], strict=True)
+    return [{keys[0]: speaker, keys[1]: said.strip()} for speaker, said in turns]
+
+def message(row: Row, number: int, turn: Any, keys: Keys, roles: Mapping[str, str]) -> Message:
+    """A turn as a message; `number` counts the turns of the row from 1."""
+    if not isinstance(turn, dict) or not isinstance(turn.get(keys[1]), str):
+        raise wrong(row, f'message {number} must be {{"{keys[0]}": ..., "{keys[1]}": text}}')
+    said = turn.get(keys[0])
+    role = roles.get(said, said) if isinstance(said, str) else said
+    if role not in ROLES:
+        hint = nearest(str(role), ROLES) or f"; name it with data.roles, as {role}=user"
+        raise wrong(row, f"message {number} has role {role!r}, not one of {', '.join(ROLES)}{hint}")
+    train, weight = turn.get("train", role == "assistant"), turn.get("weight", 1.0)
+    if not isinstance(train, bool):
+        raise wrong(row, f'message {number}: "train" must be true or false, not {train!r}')
+    if type(weight) not in (int, float) or not 0 <= weight < math.inf:
+        raise wrong(row, f'message {number}: "weight" must be a number >= 0, not {weight!r}')
+    return Message(role=role, content=turn[keys[1]], train=train, weight=float(weight))
 
 def require(rows: Sequence[Row], *columns: str) -> None:
     """DataError with the nearest name if no row has one of the columns."""

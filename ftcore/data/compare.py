@@ -8,9 +8,9 @@ from collections import Counter
 from collections.abc import Collection, Hashable, Mapping, Sequence
 
 from ftcore.data import dedup
-from ftcore.data.collect import DataConfig, Notes, Rows
-from ftcore.data.columns import Chat, Example, left_out, place, texts_of
-from ftcore.data.read import Rejected
+from ftcore.data.columns import Chat, DataConfig, Example, left_out, place, texts_of
+from ftcore.data.formats import Rejected
+from ftcore.data.read import Notes, Rows
 from ftcore.errors import DataError
 
 Lost = dict[int, Rejected]  # by index of the training row

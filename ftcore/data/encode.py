@@ -1,7 +1,7 @@
 """Texts, chats, labelled texts and tagged sentences to the `Encoded` documents of a `Split`.
 
-Letters: T tokens of a document, W words of a sentence. What counts in a chat is said in
-supervise.py; in plain text every token does. Every row becomes a document, or is rejected.
+Letters: T tokens of a document, W words of a sentence. What counts in a chat is said in chat.py; in
+plain text every token does. Every row becomes a document, or is rejected.
 """
 
 from bisect import bisect_right
@@ -12,15 +12,19 @@ from itertools import tee
 
 import numpy as np
 
-from ftcore.config import OverLength, TrainOn
+from ftcore import config as configs
+from ftcore.config import OverLength
 from ftcore.data import columns
-from ftcore.data.chat import Message, Rendering, RowError, render_text
-from ftcore.data.columns import Chat, Example, LabelledText, Labels, Tagged, Text, left_out
+from ftcore.data.chat import IGNORED, Answers, Rendering, find_answers, shifted, supervise
+from ftcore.data.columns import Chat, DataConfig, Example, LabelledText, Labels, RowError, Tagged
+from ftcore.data.formats import Rejected
 from ftcore.data.pack import Encoded
-from ftcore.data.read import Rejected
-from ftcore.data.supervise import IGNORED, Answers, find_answers, require_plain, shifted, supervise
 from ftcore.data.tokenizer import Encoding, Tokenizer
 from ftcore.errors import ConfigError, DataError, ModelError
+
+Names = tuple[str, ...] | None  # of classes, by index
+SHARE = 0.15  # of a piece's own tokens, that a step hides
+MASKED, RANDOM = 0.8, 0.1  # of these
 
 @dataclass(frozen=True)
 class Sentence:
@@ -42,10 +46,31 @@ class Split:
     sentences: list[Sentence] = field(default_factory=list)  # likewise
     num_bytes: int = 0  # UTF-8 bytes of plain text, for bits per byte; 0: other data, or text cut
 
-def encode_texts(
-    texts: Sequence[Text], tokenizer: Tokenizer, *, max_length: int | None = None,
-    over_length: OverLength = "split",
-) -> Split:  # fmt: skip
+def encode(
+    config: DataConfig, examples: Sequence[Example], tokenizer: Tokenizer, labels: Names
+) -> Split:
+    """Examples of one split as documents. Among plain text the chats come last, their answers alone
+    supervised, and never cut; then no bits per byte are counted, as not every byte is predicted."""
+    if isinstance(config, configs.MaskedDataConfig):
+        return encode_pieces(examples, tokenizer, config)
+    if isinstance(config, configs.TextDataConfig):
+        plain = [example for example in examples if isinstance(example, columns.Text)]
+        talks = [example for example in examples if isinstance(example, Chat)]
+        split = encode_texts(plain, tokenizer, config) if plain else Split()
+        if talks:
+            answers = encode_chats(talks, tokenizer, configs.ChatDataConfig())
+            split.documents += answers.documents
+            split.rejected += answers.rejected
+            split.num_bytes = 0
+        return split
+    if isinstance(config, configs.ChatDataConfig):
+        return encode_chats(examples, tokenizer, config)
+    if isinstance(config, configs.ScoredDataConfig):
+        return encode_labelled(examples, tokenizer, None, config)
+    encode = encode_tagged if isinstance(config, configs.TaggedDataConfig) else encode_labelled
+    return encode(examples, tokenizer, {name: n for n, name in enumerate(labels)}, config)
+
+def encode_texts(texts: Sequence[columns.Text], tokenizer: Tokenizer, config: DataConfig) -> Split:
     """Documents of plain text, behind each the token that ends it; see `admit` for longer ones."""
     if tokenizer.end_of_text_id is None:
         raise ModelError(f"{tokenizer.where}: the tokenizer has no token that ends a text")
@@ -54,10 +79,10 @@ def encode_texts(
     for text, encoding in zip(texts, encodings, strict=True):
         ids_T = np.append(encoding.ids_T, np.int32(tokenizer.end_of_text_id))
         document = shifted(text.id, ids_T, np.ones(len(ids_T), dtype=np.float32))
-        if admit(split, text, document, shorten, max_length=max_length, over_length=over_length):
+        if admit(split, text, document, shorten, config):
             split.num_bytes += len(text.text.encode())
     columns.require_some(split.documents, split.rejected)
-    if split.cut and over_length != "split":
+    if split.cut and config.over_length != "split":
         split.num_bytes = 0
     return split
 
@@ -80,30 +105,18 @@ def numbered(documents: Sequence[Encoded]) -> list[Encoded]:
     """The documents with the row ids "id:0", "id:1", ..."""
     return [replace(d, row_id=f"{d.row_id}:{n}") for n, d in enumerate(documents)]
 
-def encode_prompt(messages: Sequence[Message], tokenizer: Tokenizer) -> np.ndarray:
-    """Ids (int32) of a chat that ends where the assistant is to answer: those that `encode_chats`
-    puts before the answer, if that begins with a word. White space at the end is tokenised as if a
-    word followed, and left out where it joins that word."""
-    require_plain(messages, tokenizer)
-    text = render_text(messages, tokenizer, add_generation_prompt=True)
-    if not text[-1:].isspace():
-        return tokenizer.encode(text, special=False).ids_T
-    encoding = tokenizer.encode(text + "x", special=False)
-    return encoding.ids_T[encoding.offsets_T2[:, 1] <= len(text)]
-
 def encode_chats(
-    chats: Sequence[Chat], tokenizer: Tokenizer, *, train_on: TrainOn = "assistant",
-    train_on_end: bool = True, max_length: int | None = None, over_length: OverLength = "error",
-) -> Split:  # fmt: skip
+    chats: Sequence[Chat], tokenizer: Tokenizer, config: configs.ChatDataConfig
+) -> Split:
     """Chats, with their answers supervised.
 
     train_on       assistant: messages whose `train` is true, by default all answers;
                    last: the last of these; completion: all that follows the prompt of the last of
                    these, which no message may follow; all: every token of the chat
     train_on_end   supervise the end of a turn with it; False: assistant and last only
-    max_length     tokens; None: no limit; see `admit` for longer chats
     raises         DataError: a chat is too long (error), or no chat can be used; ConfigError
     """
+    train_on, train_on_end = config.train_on, config.train_on_end
     if not train_on_end and train_on in ("all", "completion"):
         mend = "leave out --data.no-train-on-end, or take assistant or last"
         raise ConfigError(f"data.train_on = {train_on} supervises ends of turns too: {mend}")
@@ -112,31 +125,30 @@ def encode_chats(
     def rendered() -> Iterator[tuple[Chat, Rendering, Answers]]:
         for chat in chats:
             try:
-                yield chat, *find_answers(chat, tokenizer, train_on=train_on)
+                yield chat, *find_answers(chat, tokenizer, train_on)
             except RowError as error:
-                split.rejected.append(left_out(chat, str(error)))
+                split.rejected.append(columns.left_out(chat, str(error)))
 
     ahead, kept = tee(rendered())
     encodings = tokenizer.encode_batch((r.text for _, r, _ in ahead), special=False)
     for (chat, rendering, answers), encoding in zip(kept, encodings, strict=True):
-        named = {"tokenizer": tokenizer, "train_on_end": train_on_end}
-        document = supervise(chat.id, rendering.text, encoding, answers, **named)
-        if admit(split, chat, document, shorten, max_length=max_length, over_length=over_length):
+        document = supervise(chat.id, rendering.text, encoding, answers, tokenizer, train_on_end)
+        if admit(split, chat, document, shorten, config):
             split.chats.append(chat)
     columns.require_some(split.documents, split.rejected)
     return split
 
 def encode_labelled(
-    examples: Sequence[LabelledText], tokenizer: Tokenizer, labels: Labels | None, *,
-    max_length: int | None = None, over_length: OverLength = "error",
+    examples: Sequence[LabelledText], tokenizer: Tokenizer, labels: Labels | None,
+    config: DataConfig,
 ) -> Split:  # fmt: skip
     """Labelled texts and pairs: a label is the class index, or which of the classes a text has, or
     the score where `labels` is None. Of pairs the longer text is cut, special tokens stay; see
     `admit`. DataError: a label is unknown, a row is too long (error); ConfigError: split."""
-    if over_length == "split":
+    if config.over_length == "split":
         what = "a label is of a whole text, and parts of it would be judged as if they were texts"
         raise ConfigError(f"data.over_length = split: {what}: choose cut_left, cut_right or drop")
-    split, side = Split(), over_length.removeprefix("cut_")
+    split, side, limit = Split(), config.over_length.removeprefix("cut_"), config.max_length
 
     def encoded(some: Sequence[LabelledText], max_length: int | None = None) -> Iterator[Encoded]:
         texts, seconds = [e.text for e in some], [e.pair for e in some]
@@ -152,18 +164,16 @@ def encode_labelled(
             yield Encoded(example.id, ids_T, label, example.weight, types_T)
 
     pairs = list(zip(examples, encoded(examples), strict=True))
-    long = [example for example, whole in pairs if max_length and len(whole) > max_length]
-    shortened = encoded(long, max_length)  # each when it is asked for, in turn
+    long = [example for example, whole in pairs if limit and len(whole) > limit]
+    shortened = encoded(long, limit)  # each when it is asked for, in turn
     for example, document in pairs:
-        admit(split, example, document, lambda *_: [next(shortened)],
-              max_length=max_length, over_length=over_length)  # fmt: skip
+        admit(split, example, document, lambda *_: [next(shortened)], config)
     columns.require_some(split.documents, split.rejected)
     return split
 
 def encode_tagged(
-    sentences: Sequence[Tagged], tokenizer: Tokenizer, labels: Labels, *,
-    max_length: int | None = None, over_length: OverLength = "error",
-) -> Split:  # fmt: skip
+    sentences: Sequence[Tagged], tokenizer: Tokenizer, labels: Labels, config: DataConfig
+) -> Split:
     """Sentences, the first token of each word supervised: labels[t] is the tag of token t itself.
     The words are joined by blanks and read like any text. A word without a token of its own, or
     that is cut off, stays in its sentence, where it counts as predicted "O". See `admit` for
@@ -173,7 +183,7 @@ def encode_tagged(
     for source, encoding in zip(sentences, encodings, strict=True):
         places_W = first_tokens(source.words, encoding)
         for word in np.array(source.words, dtype=object)[places_W < 0]:
-            split.untold.append(left_out(source, f"the word {word!r} gives no token"))
+            split.untold.append(columns.left_out(source, f"the word {word!r} gives no token"))
         told_W = np.flatnonzero(places_W >= 0)
         labels_T = np.full(len(encoding), IGNORED, dtype=np.int32)
         labels_T[places_W[told_W]] = np.array(columns.indices(labels, source))[told_W]
@@ -181,12 +191,26 @@ def encode_tagged(
         document = Encoded(source.id, encoding.ids_T, labels_T, weights_T)
         shorten = partial(pieces, encoding=encoding)
         before = len(split.documents)
-        if admit(split, source, document, shorten, max_length=max_length, over_length=over_length):
+        if admit(split, source, document, shorten, config):
             found = np.flatnonzero(np.concatenate([d.weights for d in split.documents[before:]]))
-            first = len(told_W) - len(found) if over_length == "cut_left" else 0
+            first = len(told_W) - len(found) if config.over_length == "cut_left" else 0
             places_W[:] = -1
             places_W[told_W[first : first + len(found)]] = found
             split.sentences.append(Sentence(source.id, source.words, source.names, places_W))
+    columns.require_some(split.documents, split.rejected)
+    return split
+
+def encode_pieces(texts: Sequence[columns.Text], tokenizer: Tokenizer, config: DataConfig) -> Split:
+    """Texts as documents of at most `max_length` tokens, the special ones around each; labels are
+    the tokens themselves, and those that may be hidden have weight 1. See `admit` for longer ones.
+    Raises DataError: no text can be used, or no room is left beside the special tokens."""
+    split, special = Split(), list(tokenizer.special_ids)
+    encodings = tokenizer.encode_batch([text.text for text in texts])
+    for text, encoding in zip(texts, encodings, strict=True):
+        weights_T = (~np.isin(encoding.ids_T, special)).astype(np.float32)
+        whole = Encoded(text.id, encoding.ids_T, encoding.ids_T, weights_T)
+        # numbered, as what is hidden depends on the row id
+        admit(split, text, whole, lambda *a, e=encoding: numbered(pieces(*a, encoding=e)), config)
     columns.require_some(split.documents, split.rejected)
     return split
 
@@ -227,26 +251,58 @@ def take(document: Encoded, places: np.ndarray | slice) -> Encoded:
 
 def admit(
     split: Split, source: Example, document: Encoded,
-    shorten: Callable[[Encoded, int, OverLength], list[Encoded]], *, max_length: int | None,
-    over_length: OverLength,
+    shorten: Callable[[Encoded, int, OverLength], list[Encoded]], config: DataConfig,
 ) -> bool:  # fmt: skip
     """Take in a document; where it has more than `max_length` tokens what `shorten` makes of it, or
     nothing (drop), or raise DataError (error). Parts without anything to supervise are left out;
     what is not taken as it is, is noted. False: nothing was taken."""
-    weights, made, said = document.weights, [document], []
-    if max_length is not None and len(document) > max_length:
-        if over_length == "error":
-            what = f"{columns.place(source)}: {len(document)} tokens, {max_length} are allowed"
+    limit, made, said = config.max_length, [document], []
+    if limit is not None and len(document) > limit:
+        if config.over_length == "error":
+            what = f"{columns.place(source)}: {len(document)} tokens, {limit} are allowed"
             raise DataError(f"{what}; raise data.max_length, or choose data.over_length for it")
-        made = [] if over_length == "drop" else shorten(document, max_length, over_length)
-        said = [f"more than {max_length} tokens: {over_length}"]
-    elif weights if isinstance(weights, float) else weights.any():
-        split.documents.append(document)
-        return True
-    kept = [d for d in made if (d.weights if isinstance(d.weights, float) else d.weights.any())]
+        is_dropped = config.over_length == "drop"
+        made = [] if is_dropped else shorten(document, limit, config.over_length)
+        said = [f"more than {limit} tokens: {config.over_length}"]
+    kept = [part for part in made if np.any(part.weights)]
     if len(kept) < len(made):
         said.append(f"nothing to supervise in {'some parts' if kept else 'it'}")
     if said:
-        (split.cut if kept else split.rejected).append(left_out(source, "; ".join(said)))
+        (split.cut if kept else split.rejected).append(columns.left_out(source, "; ".join(said)))
     split.documents += kept
     return bool(kept)
+
+@dataclass(frozen=True)
+class Masking:
+    """Masked-language modelling: what a step makes of a document, by (seed, step, row id) alone.
+
+    Of a piece's own tokens, not the special ones, a share is to be predicted, at least one. Most of
+    these become the mask token, some a random one, and the rest stay: later texts hold no masks.
+    source: Devlin et al. 2019, arXiv:1810.04805, section 3.1
+    """
+    mask_id: int  # what stands for a hidden token
+    ordinary: np.ndarray  # ids (int32) that may stand there instead
+    seed: int
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, seed: int) -> "Masking":
+        """The masking of a tokenizer's ids; ModelError if it has no mask token."""
+        if "mask_token" not in tokenizer.special:
+            mend = "name an encoder whose tokenizer_config.json has a mask_token"
+            raise ModelError(f"{tokenizer.where}: the tokenizer has no mask token; {mend}")
+        ids = np.arange(tokenizer.vocab_size, dtype=np.int32)
+        ordinary = ids[~np.isin(ids, list(tokenizer.special_ids))]
+        return cls(tokenizer.id_of(tokenizer.special["mask_token"]), ordinary, seed)
+
+    def __call__(self, document: Encoded, step: int) -> Encoded:
+        """The document with some tokens hidden; these alone keep their weight."""
+        random = np.random.default_rng([self.seed, step, *document.row_id.encode()])
+        own_T = np.flatnonzero(document.weights)
+        hidden_M = random.permutation(own_T)[: max(1, round(SHARE * len(own_T)))]
+        chance_M = random.random(len(hidden_M))
+        tokens_T, weights_T = document.tokens_T.copy(), np.zeros_like(document.weights)
+        tokens_T[hidden_M[chance_M < MASKED]] = self.mask_id
+        swapped = hidden_M[(chance_M >= MASKED) & (chance_M < MASKED + RANDOM)]
+        tokens_T[swapped] = random.choice(self.ordinary, len(swapped))
+        weights_T[hidden_M] = 1.0
+        return replace(document, tokens_T=tokens_T, weights=weights_T)

@@ -7,7 +7,6 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,12 +17,9 @@ import numpy as np
 
 from ftcore import files
 from ftcore.data.columns import place
-from ftcore.data.documents import digest, lengths
-from ftcore.data.encode import Split
-from ftcore.data.mask import Masking
-from ftcore.data.order import Order
-from ftcore.data.read import Rejected
-from ftcore.data.split import mixed
+from ftcore.data.encode import Masking, Names, Split
+from ftcore.data.formats import Rejected
+from ftcore.data.pack import Order, digest, lengths, mixed
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import DataError
 
@@ -32,7 +28,6 @@ PERCENTILES = (5, 50, 95, 99, 100)
 BINS = 24  # of a histogram
 FUNNEL = "funnel.json"
 PAGE = Path(__file__).with_name("report.html")
-Names = tuple[str, ...] | None
 
 @dataclass
 class Prepared:
@@ -58,14 +53,12 @@ class Prepared:
 
     def summary(self) -> str:
         """What was read and lost, for people: one line for each split, then what else was found."""
-        return "\n".join(self._lines())
-
-    def _lines(self) -> Iterator[str]:
+        lines = []
         for split, sources in self.notes.get("sources", {}).items():
             for file, found in sources.items():
-                yield f"{split}: {file}: {found['rows']} rows, {found['format']}"
+                lines.append(f"{split}: {file}: {found['rows']} rows, {found['format']}")
                 if split == "train":
-                    yield from (f"    {row}" for row in found["first rows"])
+                    lines += (f"    {row}" for row in found["first rows"])
         for name, split in self.splits():
             tokens = self.notes["statistics"][name]["tokens"]
             documents = len(split.documents)
@@ -78,15 +71,16 @@ class Prepared:
                 line += "".join(f"; {what} {n} ({reason})" for reason, n in shown)
                 more = reasons.total() - sum(n for _, n in shown)
                 line += f"; {what} {more} more" if more else ""
-            yield line
+            lines.append(line)
         for name, found in self.notes.get("found", {}).items():
             if found:
-                yield f"{name}: " + ", ".join(f"{what} {n}" for what, n in found.items())
+                lines.append(f"{name}: " + ", ".join(f"{what} {n}" for what, n in found.items()))
         for what, found in self.notes.get("alike", {}).items():
             if found["rows"] and not found["left out"]:
-                yield f"train: {found['rows']} rows with a {what}, kept"
+                lines.append(f"train: {found['rows']} rows with a {what}, kept")
         if several := self.notes.get("conflicts", {}).get("texts"):
-            yield f"train: {several} texts have several labels or answers"
+            lines.append(f"train: {several} texts have several labels or answers")
+        return "\n".join(lines)
 
     def write(self, folder: Path, *, resumes: bool = False) -> None:
         """Write the account into a run's data/. Raises DataError: it began with other rows."""

@@ -1,18 +1,30 @@
-"""The batch form: documents laid end to end in one flat stream, and how a step is cut into streams.
+"""Documents in flat arrays, on the disk and as the streams that the model sees; what a step reads.
 
-Letters: N tokens of the stream, B documents, T tokens of one document. An `Encoded` is one document
-ready for the model; a `Batch` is what the model sees. Nothing is padded.
+Letters: N tokens of all documents, B documents, T tokens of one, K classes. An `Encoded` is one
+document ready for the model; many are a list, or `Documents`; a `Batch` is what the model sees.
+Nothing is padded.
+
+Order is a pure function of (seed, epoch, step): resuming replays nothing. Step s of a run over n
+rows with b rows a step reads rows [j b, (j + 1) b) of the permutation of its epoch, where epoch =
+s // k, j = s % k and k = ceil(n / b) steps make an epoch. The last step of an epoch may be short;
+no row is dropped and none is seen twice in an epoch.
 """
 
+import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache, partial
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from kernels.docs import Docs
+
+BLOCK = 1 << 20  # tokens looked at in one go
+Order = Callable[..., np.ndarray]  # takes epoch=N
 
 @dataclass(slots=True)  # cost: a frozen one is made at half the speed
 class Encoded:
@@ -27,6 +39,90 @@ class Encoded:
 
     def __len__(self) -> int:
         return len(self.tokens_T)
+
+class Documents(Sequence[Encoded]):
+    """Documents of one split laid end to end in flat arrays, which may be files mapped into memory,
+    each made an `Encoded` when it is asked for: a million of these cost Python a million objects.
+
+    arrays     borders (B + 1,) int64; row_ids (B,) UTF-8; tokens (N,) int32; where any is not 0,
+               types (N,); of token tasks labels (N,) int32 and weights (N,); of document tasks
+               labels (B,) or (B, K), never int32, and weights (B,). Types and weights may be bool.
+    """
+
+    def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
+        self.tokens_N, self._borders, self._arrays = arrays["tokens"], arrays["borders"], arrays
+        self._by_token = arrays["labels"].dtype == np.int32
+        self.lengths_B = np.diff(self._borders)
+
+    def __len__(self) -> int:
+        return len(self._borders) - 1
+
+    def __getitem__(self, index: int | slice) -> Encoded | list[Encoded]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(len(self))[index]]
+        row = range(len(self))[index]
+        span = slice(self._borders[row], self._borders[row + 1])
+        labels, weights = (self._arrays[name] for name in ("labels", "weights"))
+        if self._by_token:
+            labels, weights = labels[span], weights[span].astype(np.float32)
+        else:
+            labels, weights = labels[row], float(weights[row])
+            labels = labels if labels.ndim else labels.item()
+        types_T = self._arrays["types"][span].astype(np.int32) if "types" in self._arrays else None
+        types_T = types_T if types_T is not None and types_T.any() else None
+        row_id = self._arrays["row_ids"][row].decode()
+        return Encoded(row_id, self.tokens_N[span], labels, weights, types_T)
+
+def lengths(documents: Sequence[Encoded]) -> np.ndarray:
+    """Tokens of each document (int64)."""
+    if isinstance(documents, Documents):
+        return documents.lengths_B
+    return np.fromiter(map(len, documents), np.int64, len(documents))
+
+def tokens(documents: Sequence[Encoded]) -> Iterator[np.ndarray]:
+    """The ids of all documents, some at a time."""
+    if not isinstance(documents, Documents):
+        return (document.tokens_T for document in documents)
+    tokens_N = documents.tokens_N
+    return (tokens_N[start : start + BLOCK] for start in range(0, len(tokens_N), BLOCK))
+
+def digest(documents: Sequence[Encoded]) -> str:
+    """SHA-256 of tokens, borders, labels and weights; a list has another than its arrays."""
+    sha = hashlib.sha256()
+    parts = (part for d in documents for part in (d.tokens_T, d.labels, d.weights, d.types_T))
+    if isinstance(documents, Documents):
+        parts = (array for _, array in sorted(documents._arrays.items()))
+    for part in (np.asarray(part) for part in parts if part is not None):
+        sha.update(f"{part.dtype} {part.shape} ".encode() + part.tobytes())
+    return sha.hexdigest()
+
+def save(documents: Sequence[Encoded], folder: Path) -> None:
+    """Write the arrays of at least one document, one by one, as NAME.npy."""
+
+    def write(name: str, values: np.ndarray) -> None:
+        np.save(folder / f"{name}.npy", values)
+
+    write("borders", np.cumsum([0, *map(len, documents)]))
+    write("row_ids", np.array([document.row_id.encode() for document in documents]))
+    write("tokens", np.concatenate([document.tokens_T for document in documents]))
+    labels, weights = ([getattr(d, name) for d in documents] for name in ("labels", "weights"))
+    by_token = isinstance(weights[0], np.ndarray)
+    write("labels", np.concatenate(labels, dtype=np.int32) if by_token else np.array(labels))
+    write("weights", _compact(np.concatenate(weights) if by_token else np.array(weights)))
+    if any(document.types_T is not None for document in documents):
+        types = [np.zeros(len(d), bool) if d.types_T is None else d.types_T for d in documents]
+        write("types", _compact(np.concatenate(types)))
+
+def load(folder: Path) -> Documents:
+    """The documents that `save` wrote, their arrays mapped."""
+    arrays = {path.stem: np.load(path, mmap_mode="r") for path in folder.glob("*.npy")}
+    # cost: a slice of numpy's own class for mapped arrays is several times slower
+    return Documents({name: array.view(np.ndarray) for name, array in arrays.items()})
+
+def _compact(values: np.ndarray) -> np.ndarray:
+    """One byte each where all are 0 or 1."""
+    bools = values.astype(bool)
+    return bools if (bools == values).all() else values
 
 @dataclass(frozen=True, eq=False)
 class Batch:
@@ -90,3 +186,44 @@ def pack(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
         streams[best].append(index)
         free[best] -= lengths[index]
     return streams
+
+def epoch_order(num_rows: int, *, seed: int, epoch: int) -> np.ndarray:
+    """Permutation of range(num_rows) for one epoch (int64)."""
+    return np.random.default_rng([seed, epoch]).permutation(num_rows)
+
+class StepRows:
+    """Row indices (int64) of each optimiser step, counted from 0, of the `order` of an epoch, by
+    its number; None: a permutation of all, `epoch_order`."""
+
+    def __init__(
+        self, num_rows: int, *, batch_size: int, seed: int, order: Order | None = None
+    ) -> None:
+        self.batch_size = batch_size
+        self.steps_per_epoch = math.ceil(num_rows / batch_size)
+        order = order or partial(epoch_order, num_rows, seed=seed)
+        self._order = lru_cache(maxsize=1)(order)  # the current epoch's permutation is kept
+
+    def __call__(self, step: int) -> np.ndarray:
+        epoch, place = divmod(step, self.steps_per_epoch)
+        return self._order(epoch=epoch)[place * self.batch_size : (place + 1) * self.batch_size]
+
+def apportioned(shares: Mapping[Hashable, float], total: int) -> dict[Hashable, int]:
+    """`total` seats by shares: whole quotas first, the rest to the largest remainders."""
+    quotas = {name: total * share / sum(shares.values()) for name, share in shares.items()}
+    seats = {name: int(quota) for name, quota in quotas.items()}
+    rest = sorted(quotas, key=lambda name: seats[name] - quotas[name])
+    return seats | {name: seats[name] + 1 for name in rest[: total - sum(seats.values())]}
+
+def mixed(source_B: np.ndarray, weights: Sequence[float], *, seed: int, epoch: int) -> np.ndarray:
+    """Rows of one epoch (int64), as many as there are: the share of each source, whose number is in
+    `source_B`, is its weight's, its rows come in turn, none again before all were read."""
+    order, seats = [], apportioned(dict(enumerate(weights)), len(source_B))
+    for source, seat in seats.items():
+        rows = np.flatnonzero(source_B == source)
+        first, last = epoch * seat, (epoch + 1) * seat
+        for turn in range(first // len(rows), -(-last // len(rows))):
+            begin = turn * len(rows)
+            shuffled = np.random.default_rng([seed, source, turn]).permutation(rows)
+            order.append(shuffled[max(first - begin, 0) : last - begin])
+    together = np.concatenate(order)
+    return together[np.random.default_rng([seed, epoch]).permutation(len(together))]

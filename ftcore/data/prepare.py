@@ -1,31 +1,34 @@
 """Files to the documents of one run, in five steps; every row accounted for.
 
-    collect    files -> rows -> examples                     read formats columns talk
+    collect    files -> rows -> examples                     read formats columns
     tidy       one normal form; quality; personal data       clean
     compare    duplicates, what gives held-out rows away     dedup
-    split      rows held out, classes balanced               split
-    encode     examples -> token ids, what is supervised     encode supervise mask
+    split      rows held out, classes balanced
+    encode     examples -> token ids, what is supervised     chat
 """
 
+import math
 from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import compress, groupby
 from pathlib import Path
 
+import numpy as np
+
 from ftcore import config as configs
 from ftcore.data import clean, columns
-from ftcore.data.collect import BUILTIN_CHAT, DataConfig, Notes, Rows, collect
-from ftcore.data.columns import Chat, Example, Tagged, Text, left_out
+from ftcore.data.columns import Chat, DataConfig, Example, LabelledText, Tagged, left_out
 from ftcore.data.compare import alike_rows, compare, leaks, settle
-from ftcore.data.encode import Split, encode_chats, encode_labelled, encode_tagged, encode_texts
-from ftcore.data.ledger import Names, Prepared, statistics
-from ftcore.data.mask import Masking, encode_pieces
-from ftcore.data.read import files_of
-from ftcore.data.split import balanced, held_out, together
+from ftcore.data.encode import Masking, Names, Split, encode
+from ftcore.data.ledger import Prepared, statistics
+from ftcore.data.pack import apportioned
+from ftcore.data.read import BUILTIN_CHAT, Notes, Rows, collect, files_of
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import ConfigError, DataError
 
+Keys = Sequence[Hashable]  # one of each row
 MEASURED = 500  # training rows whose quality is measured where nothing is filtered
 
 def prepare(
@@ -76,7 +79,7 @@ def prepare(
 def tidy(config: DataConfig, part: Rows, split: str, notes: Notes) -> None:
     """Texts in one normal form, the same in every split; training rows of low quality left out
     where that is asked for. Counts of what was found go into the notes."""
-    found, lost, rules = Counter(), {}, clean.quality_rules()
+    found, lost = Counter(), {}
     normal = partial(clean.normalised, form=config.unicode, unescape=config.unescape)
     every = 1 if config.filter else max(1, len(part.examples) // MEASURED)
     for index, example in enumerate(part.examples):
@@ -98,10 +101,10 @@ def tidy(config: DataConfig, part: Rows, split: str, notes: Notes) -> None:
             lost[index] = left_out(example, "empty, once it is normalised", "filter")
         if split == "train" and index % every == 0:
             found["quality measured"] += 1
-            for group, name, value in clean.broken(whole, rules):
+            for group, name, value, limit in clean.broken(whole):
                 found[f"{group}: {name}"] += 1
                 if group in config.filter:
-                    detail = f"{value:.3g}, not {rules[group][name]}"
+                    detail = f"{value:.3g}, not {limit}"
                     lost[index] = left_out(example, f"{group}: {name}", "filter", detail)
     notes.setdefault("found", {})[split] = {name: n for name, n in found.items() if n}
     part.drop(lost)
@@ -121,6 +124,39 @@ def hold_out(config: DataConfig, train: Rows, seed: int) -> dict[str, Rows]:
     train.examples, dev = (list(compress(train.examples, side)) for side in (~is_dev, is_dev))
     return {"dev": Rows(dev, [], len(dev))}
 
+def together(groups: Keys, pairs: Iterable[tuple[int, int]]) -> list[int]:
+    """A number for each row, equal for rows of one group, rows of a pair, and those that hang
+    together through others; the group None has one row."""
+    parents = list(range(len(groups)))
+
+    def root(row: int) -> int:
+        while parents[row] != row:
+            parents[row] = row = parents[parents[row]]
+        return row
+
+    first: dict[Hashable, int] = {}
+    named = ((first.setdefault(g, row), row) for row, g in enumerate(groups) if g is not None)
+    for one, other in (*pairs, *named):
+        parents[root(other)] = root(one)
+    return [root(row) for row in range(len(parents))]
+
+def held_out(strata: Keys, groups: Keys, count: int, seed: int) -> np.ndarray:
+    """Which rows are held out (bool): `count`, or a few less where groups, which stay on one side,
+    are large; of each stratum, a class, they have the share that all rows have."""
+    if count >= len(strata):
+        raise DataError(f"data.holdout = {count}: train has {len(strata)} rows; hold out fewer")
+    room = Counter(apportioned(Counter(strata), count))
+    members: dict[Hashable, list[int]] = {}
+    for row in np.random.default_rng([seed, len(strata)]).permutation(len(strata)).tolist():
+        members.setdefault(groups[row], []).append(row)
+    held = np.zeros(len(strata), dtype=bool)
+    for rows in members.values():
+        wanted = Counter(strata[row] for row in rows)
+        if wanted <= room:
+            room -= wanted
+            held[rows] = True
+    return held
+
 def balance(config: DataConfig, train: Rows, seed: int, notes: Notes) -> None:
     """Classes balanced in training, with their counts before and after."""
     if not isinstance(config, configs.LabelledDataConfig) or config.balance == "off":
@@ -135,6 +171,29 @@ def balance(config: DataConfig, train: Rows, seed: int, notes: Notes) -> None:
     notes["balance"] = {name: [n, round(sums[1][name], 2)] for name, n in sorted(sums[0].items())}
     kept = {example.id for example in train.examples}
     train.rejected += [left_out(e, "balance", "split") for e in before if e.id not in kept]
+
+def balanced(
+    examples: Sequence[LabelledText], method: str, cap: float, seed: int
+) -> list[LabelledText]:
+    """Examples of one label each, their classes balanced.
+
+    weights   an example of a class weighs in inverse proportion to the class, at most `cap`, and
+              the mean over all rows is 1 where the cap does not bite
+    over      rows are repeated, at most `cap` times in all, up to the size of the largest class
+    under     no class keeps more than `cap` times the rows of the smallest
+    """
+    counts = Counter(example.label for example in examples)
+    if method == "weights":
+        even = len(examples) / len(counts)
+        return [e._replace(weight=min(cap, even / counts[e.label])) for e in examples]
+    largest, smallest = max(counts.values()), min(counts.values())
+    random, copies = np.random.default_rng([seed, 1]), np.zeros(len(examples), dtype=int)
+    for label, count in counts.items():
+        rows = [row for row, example in enumerate(examples) if example.label == label]
+        over, under = min(largest, math.floor(cap * count)), min(count, math.floor(cap * smallest))
+        copies[rows], rest = divmod(over if method == "over" else under, count)
+        copies[random.permutation(rows)[:rest]] += 1
+    return [e for e, times in zip(examples, copies, strict=True) for _ in range(times)]
 
 def source_runs(config: DataConfig, examples: list[Example], train: Split) -> list[tuple[int, int]]:
     """Which of data.train each document is from, as runs of (its number, documents)."""
@@ -151,29 +210,3 @@ def source_runs(config: DataConfig, examples: list[Example], train: Split) -> li
         why = "its rows left for the reasons above, or stand in a file named before"
         raise ConfigError(f"data.weights: no row of {gone[0]} is read: {why}; leave it out")
     return [(number, sum(1 for _ in run)) for number, run in groupby(found)]
-
-def encode(
-    config: DataConfig, examples: list[Example], tokenizer: Tokenizer, labels: Names
-) -> Split:
-    """Examples of one split as documents. Among plain text the chats come last, their answers alone
-    supervised, and never cut; then no bits per byte are counted, as not every byte is predicted."""
-    limits = {"max_length": config.max_length, "over_length": config.over_length}
-    if isinstance(config, configs.MaskedDataConfig):
-        return encode_pieces(examples, tokenizer, **limits)
-    if isinstance(config, configs.TextDataConfig):
-        plain = [example for example in examples if isinstance(example, Text)]
-        talks = [example for example in examples if isinstance(example, Chat)]
-        split = encode_texts(plain, tokenizer, **limits) if plain else Split()
-        if talks:
-            answers = encode_chats(talks, tokenizer)
-            split.documents += answers.documents
-            split.rejected += answers.rejected
-            split.num_bytes = 0
-        return split
-    if isinstance(config, configs.ChatDataConfig):
-        named = {"train_on": config.train_on, "train_on_end": config.train_on_end}
-        return encode_chats(examples, tokenizer, **named, **limits)
-    if isinstance(config, configs.ScoredDataConfig):
-        return encode_labelled(examples, tokenizer, None, **limits)
-    encode = encode_tagged if isinstance(config, configs.TaggedDataConfig) else encode_labelled
-    return encode(examples, tokenizer, {name: n for n, name in enumerate(labels)}, **limits)

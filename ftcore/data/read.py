@@ -1,46 +1,36 @@
-"""Files to rows, in the formats of formats.py, each also as .gz; nothing guessed, nothing lost.
+"""Files to rows, and these to the examples of each split; nothing guessed, nothing lost.
 
-Text is UTF-8; a byte-order mark is dropped. tsv and csv take names of columns from their first
-line, unless they are given: then the file has no such line, and records with more cells than names
-keep the surplus under "_extra". Blank lines hold no record. A damaged record is a DataError, or
-left out and kept in the report; a damaged file, or csv whose quotes do not match, is an error.
+Files have the formats of formats.py, each also as .gz. Text is UTF-8; a byte-order mark is dropped.
+tsv and csv take names of columns from their first line, unless they are given: then the file has no
+such line, and records with more cells than names keep the surplus under "_extra". Blank lines hold
+no record. A damaged record is a DataError, or left out and kept in the report; a damaged file, or
+csv whose quotes do not match, is an error.
 """
 
 import glob
 import gzip
 import hashlib
 import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
+from ftcore.builtin import chat as builtin_chat
 from ftcore.config import Format
 from ftcore.data import formats
-from ftcore.data.formats import BINARY, READERS, SUFFIXES, Record
+from ftcore.data.columns import DataConfig, Example, examples, require, require_some
+from ftcore.data.formats import BINARY, READERS, SUFFIXES, Record, Rejected, Row
 from ftcore.errors import DataError, nearest
 
 EXTRA = "_extra"
 TABLES = ("tsv", "csv")
-KNOWN = get_args(Format)[1:]
+BUILTIN_CHAT = "builtin:chat"  # stands for the data set that ftcore makes itself
+BUILTIN_TESTS = ("test_values", "test_combinations", "test_wording")
+built_chat = cache(builtin_chat.build)  # its splits are made at once, and asked for one by one
+Notes = dict[str, Any]  # what was found, for people: JSON throughout
 MAX_RAW, SHOWN = 1000, 160  # characters that are kept of a damaged record, of a first row
-
-class Row(NamedTuple):  # cost: made in a third of the time that a frozen dataclass takes
-    """One record."""
-    id: str  # 16 hex digits: sha1 of its bytes (and number among equal ones), wherever it stands
-    file: str  # as given; line: where the record begins, from 1
-    line: int
-    fields: dict[str, Any]  # column -> value; text in tsv, csv and txt
-
-@dataclass(frozen=True)
-class Rejected:
-    """A row that is not used as it is: where it stands, why, and in which step of `prepare`."""
-    id: str
-    file: str
-    line: int
-    reason: str  # equal for rows of one kind, so that it can be counted
-    step: str = "encode"
-    detail: str = ""  # its own: which other row, what text
 
 @dataclass
 class ReadReport:
@@ -48,6 +38,54 @@ class ReadReport:
     # by file as its rows name it: "rows", "format" and what told it, "first rows" (three)
     sources: dict[str, dict[str, Any]] = field(default_factory=dict)
     bad: list[Rejected] = field(default_factory=list)  # damaged records, bad bytes in them as \xNN
+
+@dataclass
+class Rows:
+    """The examples of one split on their way, and what was lost."""
+    examples: list[Example]
+    rejected: list[Rejected]
+    num_rows: int  # that were read
+    groups: dict[str, Hashable] = field(default_factory=dict)  # row id -> value of data.group
+
+    def drop(self, lost: Mapping[int, Rejected]) -> None:
+        """Leave out examples, by index."""
+        self.rejected += lost.values()
+        self.examples = [e for index, e in enumerate(self.examples) if index not in lost]
+        require_some(self.examples, self.rejected)
+
+def collect(config: DataConfig, notes: Notes) -> dict[str, Rows]:
+    """Every split that has files: train, dev, and each test file under its name."""
+    named = [("train", config.train), ("dev", config.dev), *_tests(config.test)]
+    return {name: _collect(config, paths, name, notes) for name, paths in named if paths}
+
+def _tests(paths: Sequence[str]) -> Iterator[tuple[str, tuple[str]]]:
+    """Name and path of each test split: the file's name without endings, or its path if that is
+    taken or a pattern; the built-in data set has three."""
+    stems = [path if glob.has_magic(path) else Path(path).name.split(".")[0] for path in paths]
+    taken = [*stems, "train", "dev", *BUILTIN_TESTS]
+    for stem, path in zip(stems, paths, strict=True):
+        if path == BUILTIN_CHAT:
+            yield from ((name, (path,)) for name in BUILTIN_TESTS)
+        else:
+            yield (stem if taken.count(stem) == 1 else path), (path,)
+
+def _collect(config: DataConfig, paths: Sequence[str], split: str, notes: Notes) -> Rows:
+    report, groups = ReadReport(), {}
+    if BUILTIN_CHAT in paths:
+        if len(paths) > 1:
+            raise DataError(f"{BUILTIN_CHAT} cannot be mixed with files: {', '.join(paths)}")
+        made, where = built_chat()[split], f"{BUILTIN_CHAT}/{split}"
+        rows = [Row(d["id"], where, number, d) for number, d in enumerate(made, start=1)]
+    else:
+        asked = ("format", "columns", "encoding", "on_bad")
+        rows = read_rows(paths, **{name: getattr(config, name) for name in asked}, report=report)
+    notes.setdefault("sources", {})[split] = report.sources
+    kept, rejected = examples(rows, config)
+    if config.group and split == "train":
+        require(rows, config.group)
+        groups = {row.id: str(row.fields.get(config.group) or "") for row in rows}
+    bad = [replace(b, reason="damaged", detail=f"{b.reason}; {b.detail}") for b in report.bad]
+    return Rows(kept, bad + rejected, len(rows) + len(bad), groups)
 
 def read_rows(
     paths: Sequence[str | Path], *, format: Format = "auto", columns: Sequence[str] = (),
@@ -57,7 +95,7 @@ def read_rows(
 
     paths     files; a pattern with *, ? or [ stands for those that match, sorted; FILE:KEY of a
               json file is the array under one key of its object
-    format    auto: by each file's suffix, or else by content that can have one format alone
+    format    auto: by each file's suffix
     columns   names of the cells, for records that are lists and tables without a header line
     encoding  of text files that are not UTF-8, such as latin-1; empty: they are damaged
     on_bad    what a damaged record does: stop by an error, or go into the report and nowhere else
@@ -68,13 +106,13 @@ def read_rows(
     for path, key in (file for named in paths for file in files_of(Path(named))):
         file, before, left_out = f"{path}:{key}" if key else str(path), len(rows), len(report.bad)
         content = _content(path)
-        chosen, why = _format(path, content) if format == "auto" else (format, "as named")
+        chosen = _format(path) if format == "auto" else format
         if chosen in BINARY and not key:
             records = BINARY[chosen](content, file)
         else:
             text = formats.decoded(content, file, encoding)
-            found = formats.json_under(key, text, file) if key else READERS[chosen](text, file)
-            records = found if formats.is_utf8(text) else formats.checked(found, file)
+            found = READERS["json"](text, file, key) if key else READERS[chosen](text, file)
+            records = formats.checked(found, file)
         if chosen in TABLES or columns:
             records = _named(records, file, columns)
         for line, raw, fields in records:
@@ -94,7 +132,7 @@ def read_rows(
             raise DataError(f"{file}: holds no rows{lost}")
         found = report.sources.setdefault(file, {"rows": 0})
         found["rows"] += len(rows) - before
-        found["format"] = f"{chosen}, {why}"
+        found["format"] = f"{chosen}, {'by its suffix' if format == 'auto' else 'as named'}"
         found["first rows"] = [str(row.fields)[:SHOWN] for row in rows[before : before + 3]]
     return rows
 
@@ -114,13 +152,12 @@ def files_of(path: Path) -> list[tuple[Path, str]]:
     hint = nearest(named.relative_to(folder).parts[0], names)
     raise DataError(f"{path}: no file in {folder.absolute()} matches{hint}")
 
-def _format(path: Path, content: bytes) -> tuple[Format, str]:
-    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
-    if suffixes and suffixes[-1] in SUFFIXES:
-        return SUFFIXES[suffixes[-1]], "by its suffix"
-    if found := formats.told(content):
-        return found, "by its content"
-    raise DataError(f"{path}: unknown suffix; name the format, one of {', '.join(KNOWN)}")
+def _format(path: Path) -> Format:
+    suffix = Path(path.name.lower().removesuffix(".gz")).suffix
+    if suffix not in SUFFIXES:
+        known = ", ".join(get_args(Format)[1:])
+        raise DataError(f"{path}: unknown suffix; name the format, one of {known}")
+    return SUFFIXES[suffix]
 
 def _content(path: Path) -> bytes:
     try:

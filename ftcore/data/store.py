@@ -25,12 +25,12 @@ from typing import Any, get_args, get_origin, get_type_hints
 import numpy as np
 
 from ftcore import builtin, files
-from ftcore.data import documents
-from ftcore.data.collect import BUILTIN_CHAT, DataConfig
+from ftcore.data import pack
+from ftcore.data.columns import DataConfig
 from ftcore.data.encode import Split
 from ftcore.data.ledger import Names, Prepared
 from ftcore.data.prepare import prepare
-from ftcore.data.read import files_of, unreadable
+from ftcore.data.read import BUILTIN_CHAT, files_of, unreadable
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import CheckpointError, DataError
 
@@ -74,7 +74,7 @@ def prepared(
             if key(config, tokenizer, **wanted) != name:
                 raise DataError("a data file changed while it was read: start again")
             data.notes["key"] = name
-            num_tokens = sum(int(documents.lengths(s.documents).sum()) for _, s in data.splits())
+            num_tokens = sum(int(pack.lengths(s.documents).sum()) for _, s in data.splits())
             files.write_folder(folder, partial(_save, data), needed_bytes=4 * num_tokens)
             return _load(folder), f"{why}data: prepared, and kept in the cache {folder}"
     except (CheckpointError, OSError) as error:
@@ -98,12 +98,12 @@ def _save(data: Prepared, folder: Path) -> None:
     (folder / FIELDS).write_text(json.dumps(data, default=_plain))
     for number, (_, split) in enumerate(data.splits()):
         (folder / str(number)).mkdir()
-        documents.save(split.documents, folder / str(number))
+        pack.save(split.documents, folder / str(number))
 
 def _load(folder: Path) -> Prepared:
     data = _maker(Prepared)(json.loads((folder / FIELDS).read_bytes()))
     for number, (_, split) in enumerate(data.splits()):
-        split.documents = documents.load(folder / str(number))
+        split.documents = pack.load(folder / str(number))
     return data
 
 def _plain(value: Any) -> Any:

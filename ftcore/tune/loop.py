@@ -26,9 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ftcore.config import LoopConfig, OptimConfig, ScheduleConfig
-from ftcore.data.documents import lengths, tokens
-from ftcore.data.order import Order, StepRows
-from ftcore.data.pack import Encoded, collate, pack, split, total_weight
+from ftcore.data.pack import Encoded, StepRows, collate, lengths, pack, split, tokens, total_weight
 from ftcore.env.distributed import World
 from ftcore.env.precision import LossScale
 from ftcore.env.run import RunFolder
@@ -87,7 +85,7 @@ class Loop:
     device: torch.device  # of the batches
     evaluate: Callable[[], Mapping[str, float]] | None = None  # in eval mode; returns eval/<metric>
     draw: Callable[[Encoded, int], Encoded] | None = None  # (row, step) -> row; a pure function
-    order: Order | None = None  # of the rows of an epoch; None: a permutation
+    order: Callable[..., np.ndarray] | None = None  # epoch=N -> its rows; None: a permutation
     world: World = World()
     progress: Progress = field(default_factory=Progress)
 

@@ -6,7 +6,7 @@ from dataclasses import fields
 import torch
 
 from ftcore.config import PeftConfig
-from ftcore.data.documents import lengths
+from ftcore.data.pack import lengths
 from ftcore.data.prepare import Prepared
 from ftcore.errors import ConfigError, DataError
 from ftcore.model.heads import CLASSIFIERS, Model

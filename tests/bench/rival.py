@@ -38,8 +38,7 @@ from torch import Tensor, nn
 
 from ftcore.cli import Command, parse
 from ftcore.data.ledger import Prepared
-from ftcore.data.order import StepRows
-from ftcore.data.pack import Encoded
+from ftcore.data.pack import Encoded, StepRows
 from ftcore.data.prepare import prepare
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.env.device import resolve_device, reuse_across_steps

@@ -2,7 +2,8 @@
 
 import pytest
 
-from ftcore.data.chat import RowError, generation_prompt, render, render_text
+from ftcore.data.chat import generation_prompt, render, render_text
+from ftcore.data.columns import RowError
 from ftcore.errors import ModelError
 from tests.data.templates import styles
 

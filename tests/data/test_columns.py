@@ -2,25 +2,27 @@
 
 import pytest
 
-from ftcore.data.columns import LabelledText, indices, label_map, labelled, spanned, texts
-from ftcore.data.read import Row, read_rows
+from ftcore.config import LabelledDataConfig, ScoredDataConfig, TaggedDataConfig, TextDataConfig
+from ftcore.data.columns import LabelledText, examples, indices, label_map
+from ftcore.data.formats import Row
+from ftcore.data.read import read_rows
 from ftcore.errors import DataError
 
 def rows(*fields):
     return [Row(f"id{n}", "f.jsonl", n, dict(f)) for n, f in enumerate(fields, start=1)]
 
-def examples(*labels):
+def made(*labels):
     return [LabelledText(str(n), "text", None, label) for n, label in enumerate(labels)]
 
 def test_labelled_text_and_pairs():
     source = rows({"a": "one", "b": "two", "y": 1}, {"a": "three", "b": "four", "y": " x "})
-    kept, rejected = labelled(source, text="a", label="y")
+    kept, rejected = examples(source, LabelledDataConfig(text="a", label="y"))
     assert [(e.id, e.text, e.pair, e.label) for e in kept] == [
         ("id1", "one", None, "1"),
         ("id2", "three", None, "x"),
     ]
     assert (kept[1].file, kept[1].line, rejected) == ("f.jsonl", 2, [])
-    pairs, _ = labelled(source, text="a", pair="b", label="y")
+    pairs, _ = examples(source, LabelledDataConfig(text="a", pair="b", label="y"))
     assert [e.pair for e in pairs] == ["two", "four"]
 
 def test_rows_without_text_or_label_are_rejected_with_reasons():
@@ -32,7 +34,7 @@ def test_rows_without_text_or_label_are_rejected_with_reasons():
         {"a": "one", "b": "two", "y": None},
         {"a": "one", "b": "two"},
     )
-    kept, rejected = labelled(source, text="a", pair="b", label="y")
+    kept, rejected = examples(source, LabelledDataConfig(text="a", pair="b", label="y"))
     assert [e.id for e in kept] == ["id1"]
     assert [(r.id, r.line) for r in rejected] == [(f"id{n}", n) for n in range(2, 7)]
     assert [r.reason for r in rejected] == [
@@ -41,36 +43,36 @@ def test_rows_without_text_or_label_are_rejected_with_reasons():
         *["column 'y' holds no label"] * 3,
     ]
     with pytest.raises(DataError, match="f.jsonl: none of the 2 rows .*1 x column 'a' is empty"):
-        labelled(source[1:3], text="a", pair="b", label="y")
+        examples(source[1:3], LabelledDataConfig(text="a", pair="b", label="y"))
 
 def test_scores():
-    kept, _ = labelled(rows({"a": "one", "y": "3.25"}), text="a", label="y", scores=True)
+    kept, _ = examples(rows({"a": "one", "y": "3.25"}), ScoredDataConfig(text="a", label="y"))
     assert kept[0].label == 3.25
     for value in ("high", "nan", "inf"):
         with pytest.raises(DataError, match=f"f.jsonl:1: column 'y' must hold a number, .*{value}"):
-            labelled(rows({"a": "one", "y": value}), text="a", label="y", scores=True)
+            examples(rows({"a": "one", "y": value}), ScoredDataConfig(text="a", label="y"))
 
 def test_a_missing_column_shows_those_that_exist():
     source = rows({"sentence": "one", "label": "x"})
     with pytest.raises(DataError) as error:
-        labelled(source, text="sentense", label="label")
+        examples(source, LabelledDataConfig(text="sentense", label="label"))
     assert str(error.value) == (
         "f.jsonl: no column 'sentense'; its columns are 'sentence', 'label'; nearest: 'sentence'"
     )
     with pytest.raises(DataError, match="f.jsonl: no column 'text'"):
-        texts(source)
+        examples(source, TextDataConfig())
 
 def test_wrong_types_show_the_row():
     with pytest.raises(DataError, match='f.jsonl:1: column .a. must hold text, not int; .*{"a": 7'):
-        labelled(rows({"a": 7, "y": "x"}), text="a", label="y")
+        examples(rows({"a": 7, "y": "x"}), LabelledDataConfig(text="a", label="y"))
     with pytest.raises(DataError, match="must hold one label, not list; .*label_separator"):
-        labelled(rows({"a": "one", "y": ["x"]}), text="a", label="y")
+        examples(rows({"a": "one", "y": ["x"]}), LabelledDataConfig(text="a", label="y"))
 
 def test_label_order():
-    assert tuple(label_map(examples("10", "9", "-1", "2.5"))) == ("-1", "2.5", "9", "10")
-    assert tuple(label_map(examples("b", "a", "10", "9"))) == ("10", "9", "a", "b")
+    assert tuple(label_map(made("10", "9", "-1", "2.5"))) == ("-1", "2.5", "9", "10")
+    assert tuple(label_map(made("b", "a", "10", "9"))) == ("10", "9", "a", "b")
     with pytest.raises(DataError, match=r"1 different label\(s\) \['a'\]"):
-        label_map(examples("a", "a"))
+        label_map(made("a", "a"))
 
 def test_a_label_that_training_did_not_have():
     labels = {"negative": 0, "positive": 1}
@@ -81,34 +83,36 @@ def test_a_label_that_training_did_not_have():
         "dev.tsv:17: label 'positve' is not among the 2 labels of the training data (negative, "
         "positive); nearest: 'positive'; correct the row, or add training rows with this label"
     )
-    assert [indices(labels, e) for e in examples("positive", "negative")] == [[1], [0]]
+    assert [indices(labels, e) for e in made("positive", "negative")] == [[1], [0]]
 
 def test_several_labels_a_row():
     values = [["b", " a ", "b"], [], "", "c;a; ", None, ["7", 7]]
     source = rows(*({"a": "one", "y": value} for value in values))
-    kept, rejected = labelled(source, text="a", label="y", separator=";")
+    config = LabelledDataConfig(text="a", label="y", label_separator=";")
+    kept, rejected = examples(source, config)
     assert [e.label for e in kept] == [("b", "a"), (), (), ("c", "a"), ("7",)]
     assert [(r.line, r.reason) for r in rejected] == [(5, "column 'y' holds no label")]
     labels = label_map(kept)
     assert tuple(labels) == ("7", "a", "b", "c")
     assert [indices(labels, e) for e in kept] == [[2, 1], [], [], [3, 1], [0]]
     with pytest.raises(DataError, match="f.jsonl:1: column 'y' must hold a list of labels, or"):
-        labelled(rows({"a": "one", "y": 3}), text="a", label="y", separator=";")
+        examples(rows({"a": "one", "y": 3}), config)
     odd = LabelledText("i", "text", None, ("a", "x"), "dev.tsv", 17)
     with pytest.raises(DataError, match="dev.tsv:17: label 'x' is not among the 4 labels"):
         indices(labels, odd)
 
 def test_texts():
-    kept, rejected = texts(rows({"text": "one"}, {"text": "\n"}))
+    kept, rejected = examples(rows({"text": "one"}, {"text": "\n"}), TextDataConfig())
     assert [(t.id, t.text) for t in kept] == [("id1", "one")]
     assert [r.reason for r in rejected] == ["column 'text' is empty"]
 
 def test_real_columns(data_dir):
     source = read_rows([data_dir / "banking77" / "train.csv"])
-    kept, rejected = labelled(source, text="text", label="category")
+    kept, rejected = examples(source, LabelledDataConfig(text="text", label="category"))
     assert (len(kept), len(rejected), len(label_map(kept))) == (10003, 0, 77)
     source = read_rows([data_dir / "mrpc" / "dev.tsv"])
-    kept, _ = labelled(source, text="#1 String", pair="#2 String", label="Quality")
+    config = LabelledDataConfig(text="#1 String", pair="#2 String", label="Quality")
+    kept, _ = examples(source, config)
     labels = label_map(kept)
     assert tuple(labels) == ("0", "1")
     assert sum(indices(labels, e)[0] for e in kept) == 279
@@ -122,7 +126,7 @@ def test_spans_part_words_and_name_them():
     ]
     spans[1]["start"], spans[1]["end"] = text.index("Bobby"), text.index("Bobby") + 5
     rows = [Row("1", "a", 1, {"text": text, "spans": spans}), Row("2", "a", 2, {"text": "no one"})]
-    (first, second), rejected = spanned(rows)
+    (first, second), rejected = examples(rows, TaggedDataConfig(spans="spans"))
     assert first.words == (
         *("Ann", "Lee", "'s", "aunt", "met", "Bob", ",", "Bobby", "in", "New", "York", "."),
     )
@@ -135,10 +139,10 @@ def test_spans_part_words_and_name_them():
 def test_spans_that_cannot_be_meant_are_rejected(spans):
     named = [{"start": start, "end": end, "label": "X"} for start, end in spans]
     rows = [Row("1", "a", 1, {"text": "one two", "spans": named}), Row("2", "a", 2, {"text": "a"})]
-    kept, (lost,) = spanned(rows)
+    kept, (lost,) = examples(rows, TaggedDataConfig(spans="spans"))
     assert len(kept) == 1 and "spans overlap, are empty or lie outside the text" in lost.reason
 
 def test_spans_of_another_form_are_an_error():
     rows = [Row("1", "a", 7, {"text": "one two", "spans": [[0, 3, "X"]]})]
     with pytest.raises(DataError, match="a:7: column 'spans' must hold"):
-        spanned(rows)
+        examples(rows, TaggedDataConfig(spans="spans"))

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import pytest
 
 from ftcore.config import ChatDataConfig, LabelledDataConfig, TextDataConfig
-from ftcore.data.collect import Notes, Rows, built_chat, collect
 from ftcore.data.columns import Chat, Example, LabelledText, Text
 from ftcore.data.compare import alike_rows, compare
+from ftcore.data.read import Notes, Rows, built_chat, collect
 from ftcore.errors import DataError
 
 WORDS = [f"word{n}" for n in range(60)]

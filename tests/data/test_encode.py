@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ftcore.data.chat import RowError, render
-from ftcore.data.columns import Chat, LabelledText, Labels, Text
-from ftcore.data.encode import cut, encode_chats, encode_labelled, encode_prompt, encode_texts
+from ftcore.config import ChatDataConfig, ExamplesConfig
+from ftcore.data.chat import encode_prompt, render
+from ftcore.data.columns import Chat, LabelledText, Labels, RowError, Text
+from ftcore.data.encode import cut, encode_chats, encode_labelled, encode_texts
 from ftcore.data.pack import Encoded
 from ftcore.data.read import read_rows
 from ftcore.data.tokenizer import Tokenizer
@@ -22,15 +23,15 @@ CHAT = Chat("a", TURNS, "chat.jsonl", 7)
 PAIRS = {"no": 0, "yes": 1}
 
 def encode_chat(chat: Chat, tokenizer: Tokenizer, **options: Any) -> Encoded:
-    (document,) = encode_chats([chat], tokenizer, **options).documents
+    (document,) = encode_chats([chat], tokenizer, ChatDataConfig(**options)).documents
     return document
 
 def encode_text(row_id: str, text: str, tokenizer: Tokenizer) -> Encoded:
-    (document,) = encode_texts([Text(row_id, text)], tokenizer).documents
+    (document,) = encode_texts([Text(row_id, text)], tokenizer, ExamplesConfig()).documents
     return document
 
 def encode_one(example: LabelledText, tokenizer: Tokenizer, labels: Labels | None) -> Encoded:
-    (document,) = encode_labelled([example], tokenizer, labels).documents
+    (document,) = encode_labelled([example], tokenizer, labels, ExamplesConfig()).documents
     return document
 
 def show(document: Encoded, tokenizer: Tokenizer) -> str:
@@ -129,13 +130,13 @@ def test_trailing_white_space_of_an_answer_is_part_of_it(base):
 )
 def test_rows_that_cannot_be_used(base, turns, reason):
     bad = Chat("b", turns, "chat.jsonl", 9)
-    rows = encode_chats([CHAT, bad], base)
+    rows = encode_chats([CHAT, bad], base, ChatDataConfig())
     assert [document.row_id for document in rows.documents] == ["a"]
     (rejected,) = rows.rejected
     assert (rejected.id, rejected.file, rejected.line) == ("b", "chat.jsonl", 9)
     assert re.match(reason, rejected.reason)
     with pytest.raises(DataError, match="none of the 2 rows can be used .*2 x .*line 9"):
-        encode_chats([bad, bad], base)
+        encode_chats([bad, bad], base, ChatDataConfig())
 
 def test_an_omitted_answer_is_rejected(build_tokenizer):
     template = "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
@@ -148,7 +149,7 @@ def test_a_special_token_in_a_prompt_is_refused(base):
 
 def test_batches_equal_single_chats(base):
     chats = [Chat("short", TURNS[:2]), Chat("long", TURNS)]
-    rows = encode_chats(chats * 700, base)
+    rows = encode_chats(chats * 700, base, ChatDataConfig())
     assert len(rows.documents) == 1400
     for chat, document in zip(chats, rows.documents[-2:], strict=True):
         alone = encode_chat(chat, base)
@@ -165,7 +166,7 @@ def test_text_with_one_end_token(base):
 def test_text_without_anything_to_predict(base, build_tokenizer):
     with pytest.raises(DataError, match="1 x nothing to supervise in it"):
         encode_text("t", "", base)
-    rows = encode_texts([Text("t", "", "x.txt", 1), Text("u", "a b")], base)
+    rows = encode_texts([Text("t", "", "x.txt", 1), Text("u", "a b")], base, ExamplesConfig())
     assert [row.id for row in rows.rejected] == ["t"]
 
 def test_bos_comes_from_the_post_processor(families):
@@ -209,7 +210,7 @@ def test_labelled_texts_and_pairs(bert):
 def test_a_label_that_training_did_not_have(bert):
     example = LabelledText("r", "good", None, "yess", "dev.tsv", 17)
     with pytest.raises(DataError, match="dev.tsv:17: label 'yess' .*nearest: 'yes'"):
-        encode_labelled([example], bert, PAIRS)
+        encode_labelled([example], bert, PAIRS, ExamplesConfig())
 
 def test_show(base, bert):
     document = encode_chat(Chat("a", TURNS[:2]), base)
@@ -236,7 +237,7 @@ def test_real_chats_supervise_exactly_the_answers(data_dir, base):
         )
         for row in rows
     ]
-    encoded = encode_chats(chats, base)
+    encoded = encode_chats(chats, base, ChatDataConfig())
     assert len(encoded.documents) == 1319
     for chat, document in zip(chats, encoded.documents, strict=True):
         answer = chat.messages[1]["content"] + "<|im_end|>"

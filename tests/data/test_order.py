@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from ftcore.data import order
-from ftcore.data.order import StepRows, epoch_order
+from ftcore.data import pack
+from ftcore.data.pack import StepRows, epoch_order
 
 def test_an_order_is_a_permutation_that_depends_on_seed_and_epoch_alone() -> None:
     first = epoch_order(100, seed=3, epoch=5)
@@ -32,7 +32,7 @@ def test_a_late_step_replays_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         calls.append(epoch)
         return epoch_order(num_rows, seed=seed, epoch=epoch)
 
-    monkeypatch.setattr(order, "epoch_order", counted)
+    monkeypatch.setattr(pack, "epoch_order", counted)
     steps = StepRows(10, batch_size=3, seed=0)
     resumed = steps(10**6).tolist()
     assert calls == [250_000]

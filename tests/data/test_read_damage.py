@@ -147,22 +147,17 @@ def test_auto_decides_and_the_report_remembers(write):
     files = {
         "a.tsv": ("x\n1\n2\n3\n4\n", "tsv, by its suffix"),
         "b.JSONL.gz": (gzip.compress(b'{"x": 1}\n'), "jsonl, by its suffix"),
-        "c.dump": ('\n {"x": 1}\n{"x": 2}\n', "jsonl, by its content"),
-        "d": ('[{"x": 1}]', "json, by its content"),
-        "e.data": ('["x"]\n["y"]\n', "jsonl, by its content"),
     }
     paths, report = [write(name, content) for name, (content, _) in files.items()], ReadReport()
-    read_rows(paths[:4], report=report)
-    read_rows(paths[4:], columns=["x"], report=report)
+    read_rows(paths, report=report)
     found = [report.sources[str(path)] for path in paths]
     assert [source["format"] for source in found] == [told for _, told in files.values()]
     assert found[0]["first rows"] == ["{'x': '1'}", "{'x': '2'}", "{'x': '3'}"]
-    assert found[4]["first rows"] == ["{'x': 'x'}", "{'x': 'y'}"]
-    read_rows([paths[2]], format="jsonl", report=report)
-    assert found[2]["format"] == "jsonl, as named" and found[2]["rows"] == 4
-    for unsure in ('{"x": [1]}', '{"x": 1}\nword', "1\n2\n", "a\tb\nc\td\n", ""):
+    read_rows([paths[1]], format="jsonl", report=report)
+    assert found[1]["format"] == "jsonl, as named" and found[1]["rows"] == 2
+    for name in ("f.data", "f"):
         with pytest.raises(DataError, match="unknown suffix; name the format, one of tsv"):
-            read_rows([write("f.data", unsure)])
+            read_rows([write(name, '{"x": 1}\n{"x": 2}\n')])
 
 def test_parquet(tmp_path, write, monkeypatch):
     pyarrow = pytest.importorskip("pyarrow")
@@ -174,13 +169,10 @@ def test_parquet(tmp_path, write, monkeypatch):
     path, report = tmp_path / "a.parquet", ReadReport()
     parquet.write_table(pyarrow.Table.from_pylist(fields), path, row_group_size=2)
     zipped = write("b.parquet.gz", gzip.compress(path.read_bytes()))
-    copy = write("c.dump", path.read_bytes())
-    rows = read_rows([path, zipped, copy], report=report)
-    assert [row.fields for row in rows] == fields * 3
-    assert [row.line for row in rows[:5]] == [1, 2, 3, 4, 5] and len({r.id for r in rows}) == 15
-    told = [source["format"].partition(", by its ")[2] for source in report.sources.values()]
-    assert told == ["suffix", "suffix", "content"]
-    assert [row.id for row in rows[:5]] == [row.id for row in read_rows([copy])]
+    rows = read_rows([path, zipped], report=report)
+    assert [row.fields for row in rows] == fields * 2
+    assert [row.line for row in rows[:5]] == [1, 2, 3, 4, 5] and len({r.id for r in rows}) == 10
+    assert [row.id for row in rows[:5]] == [row.id for row in read_rows([zipped])]
     half = write("half.parquet", path.read_bytes()[:-40])
     with pytest.raises(DataError, match="damaged parquet file"):
         read_rows([half], on_bad="skip")

@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 
 from ftcore.config import RUNS
-from ftcore.data.collect import Rows, collect
 from ftcore.data.compare import answer, conflicts, leaks, repeated, said
 from ftcore.data.dedup import folded
-from ftcore.data.read import read_rows
+from ftcore.data.read import Rows, collect, read_rows
 
 SETS = tomllib.loads(Path(__file__).with_name("real_sets.toml").read_text())
 

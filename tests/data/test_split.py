@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from ftcore.data.columns import LabelledText
-from ftcore.data.split import apportioned, balanced, held_out, mixed, together
+from ftcore.data.pack import apportioned, mixed
+from ftcore.data.prepare import balanced, held_out, together
 from ftcore.errors import DataError
 
 def rows(**counts: int) -> list[LabelledText]:

@@ -1,6 +1,7 @@
 """The token cache: what comes back, when it is another, and what stays of it when it fails."""
 
 import errno
+import hashlib
 import json
 import multiprocessing
 import os
@@ -25,10 +26,9 @@ from ftcore.config import (
     TextDataConfig,
 )
 from ftcore.data import store
-from ftcore.data.documents import Documents, lengths, load, save, tokens
 from ftcore.data.encode import Split
 from ftcore.data.ledger import Prepared
-from ftcore.data.pack import Encoded
+from ftcore.data.pack import Documents, Encoded, digest, lengths, load, save, tokens
 from ftcore.data.prepare import prepare
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import CheckpointError, DataError
@@ -53,6 +53,13 @@ CASES: dict[str, ExamplesConfig | TextDataConfig] = {
     "text": TextDataConfig(max_length=6),
     "masked": MaskedDataConfig(max_length=6),
 }
+
+def test_a_digest_is_of_values_not_of_places_in_memory() -> None:
+    """None stands at another address in every process."""
+    tokens_T, sha = np.arange(3, dtype=np.int32), hashlib.sha256()
+    for part in (tokens_T, np.asarray(1), np.asarray(1.0)):
+        sha.update(f"{part.dtype} {part.shape} ".encode() + part.tobytes())
+    assert digest([Encoded("a", tokens_T, 1)]) == sha.hexdigest()
 
 @pytest.fixture
 def file(tmp_path: Path) -> str:

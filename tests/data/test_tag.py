@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ftcore.config import TaggedDataConfig
-from ftcore.data.columns import Tagged, indices, label_map, tagged, to_bio
+from ftcore.config import ExamplesConfig, TaggedDataConfig
+from ftcore.data.columns import Tagged, examples, indices, label_map, to_bio
 from ftcore.data.encode import encode_tagged, first_tokens
+from ftcore.data.formats import Row
 from ftcore.data.pack import Encoded
 from ftcore.data.prepare import prepare
-from ftcore.data.read import Row, read_rows
+from ftcore.data.read import read_rows
 from ftcore.data.tokenizer import Encoding, Tokenizer
 from ftcore.errors import DataError
 from ftcore.evaluate.evaluator import evaluate_tags
@@ -41,7 +42,8 @@ def test_iob1_becomes_bio(given: str, bio: str) -> None:
 
 def test_columns_of_words_and_tags() -> None:
     good = {"w": ["a", "b"], "t": ["I-x", "O"]}
-    kept, rejected = tagged(rows(good, {"w": [], "t": []}), tokens="w", tags="t")
+    config = TaggedDataConfig(tokens="w", tags="t")
+    kept, rejected = examples(rows(good, {"w": [], "t": []}), config)
     assert [(s.words, s.names) for s in kept] == [(("a", "b"), ("B-x", "O"))]
     assert [(r.line, r.reason) for r in rejected] == [(2, "column 'w' holds no words")]
     for bad, message in (
@@ -51,7 +53,7 @@ def test_columns_of_words_and_tags() -> None:
         ({"w": ["a"], "t": [""]}, "a tag is empty: write O"),
     ):
         with pytest.raises(DataError, match=f"f.jsonl:2: {message}"):
-            tagged(rows(good, bad), tokens="w", tags="t")
+            examples(rows(good, bad), config)
 
 def test_both_tags_of_a_type_are_labels() -> None:
     kept = [sentence(("a", "b"), "B-x"), sentence(("c",), "I-y"), sentence(("d",))]
@@ -83,7 +85,7 @@ def test_a_token_belongs_to_one_word() -> None:
 
 def test_the_first_token_of_each_word_is_supervised(bert: Tokenizer) -> None:
     source = Tagged("s", WORDS, ("B-x", "I-x", "O", "B-x", "O", "B-x"), "f.conll", 3)
-    encoded = encode_tagged([source, sentence(("\u200d",))], bert, LABELS)
+    encoded = encode_tagged([source, sentence(("\u200d",))], bert, LABELS, ExamplesConfig())
     (document,) = encoded.documents
     places = document.weights.nonzero()[0]
     assert document.labels[places].tolist() == [0, 1, 2, 2, 0]
@@ -96,30 +98,29 @@ def test_the_first_token_of_each_word_is_supervised(bert: Tokenizer) -> None:
 
 def test_long_sentences(bert: Tokenizer) -> None:
     source = sentence(("one", "unaffable", "two", "three"))
-    full = encode_tagged([source], bert, LABELS).documents[0]
+    full = encode_tagged([source], bert, LABELS, ExamplesConfig()).documents[0]
     for limit in range(4, len(full)):
-        encoded = encode_tagged(
-            [source], bert, LABELS, max_length=limit, over_length="cut_right"
-        )
+        config = ExamplesConfig(max_length=limit, over_length="cut_right")
+        encoded = encode_tagged([source], bert, LABELS, config)
         (short,), places_W = encoded.documents, encoded.sentences[0].places_W
         assert short.tokens_T.tolist() == [*full.tokens_T[: limit - 1], full.tokens_T[-1]]
         assert short.weights.nonzero()[0].tolist() == places_W[places_W >= 0].tolist()
         assert [r.reason for r in encoded.cut] == [f"more than {limit} tokens: cut_right"]
     assert len(places_W) == 4 and places_W[0] == 1
     with pytest.raises(DataError, match=f"f.conll:3: {len(full)} tokens, 4 are allowed"):
-        encode_tagged([source], bert, LABELS, max_length=4)
+        encode_tagged([source], bert, LABELS, ExamplesConfig(max_length=4))
     with pytest.raises(DataError, match="max_length = 2: 2 special tokens leave no room"):
-        encode_tagged([source], bert, LABELS, max_length=2, over_length="cut_right")
+        encode_tagged([source], bert, LABELS, ExamplesConfig(max_length=2, over_length="cut_right"))
 
 @pytest.mark.parametrize("over_length", ["cut_left", "split"])
 def test_words_are_scored_once_and_where_they_stand(bert: Tokenizer, over_length: str) -> None:
     """Also a word of which every token but the first is in another document, or in none."""
     words = ("one", "\u200d", "unaffable" * 3, "three", "unaffable", "two")
     source = Tagged("s", words, ("B-x", "O", "I-x", "O", "B-x", "I-x"), "f.conll", 3)
-    full = encode_tagged([source], bert, LABELS).documents[0]
+    full = encode_tagged([source], bert, LABELS, ExamplesConfig()).documents[0]
     for limit in range(3, len(full)):
         options = {"max_length": limit, "over_length": over_length}
-        encoded = encode_tagged([source], bert, LABELS, **options)
+        encoded = encode_tagged([source], bert, LABELS, ExamplesConfig(**options))
         documents = encoded.documents
         assert {len(d) <= limit and d.row_id for d in documents} == {"s"}
         assert all(d.tokens_T[0] == full.tokens_T[0] for d in documents)
@@ -148,7 +149,7 @@ def test_split_sentences_are_judged_whole(
     """An entity that goes on in the next document is one; here the model is always right."""
     source = Tagged("s", ("one", "two", "three"), ("O", "B-x", "I-x"), "f.conll", 3)
     options = {"max_length": 4, "over_length": "split"}
-    split = encode_tagged([source], bert, LABELS, **options)
+    split = encode_tagged([source], bert, LABELS, ExamplesConfig(**options))
     assert len(split.documents) == 2
 
     def right(_: object, documents: Sequence[Encoded]) -> tuple[np.ndarray, list[list[int]]]:
@@ -185,14 +186,14 @@ REAL = ["ner_wnut17/wnut17train.conll", "ner_wikigold/wikigold.conll.txt"]
 
 @pytest.mark.parametrize("name", REAL)
 def test_real_sentences(name: str, data_dir: Path, bert: Tokenizer, base: Tokenizer) -> None:
-    kept, rejected = tagged(read_rows([data_dir / name], format="conll"))
+    kept, rejected = examples(read_rows([data_dir / name], format="conll"), TaggedDataConfig())
     begins = sum(tag[:2] == "B-" for s in kept for tag in s.names)
     words = sum(len(s.words) for s in kept)
     assert (begins, words) == ((1975, 62730) if "wnut" in name else (3558, 39152 - 145))
     labels = label_map(kept)
     assert len(labels) == 1 + 2 * (6 if "wnut" in name else 4) and not rejected
     for tokenizer in (bert, base):
-        encoded = encode_tagged(kept, tokenizer, labels)
+        encoded = encode_tagged(kept, tokenizer, labels, ExamplesConfig())
         supervised = sum(int(d.weights.sum()) for d in encoded.documents)
         assert supervised + len(encoded.untold) == words and len(encoded.untold) < 20
 

@@ -3,17 +3,17 @@
 import pytest
 
 from ftcore.config import ChatDataConfig
-from ftcore.data.collect import BUILTIN_CHAT
+from ftcore.data.columns import examples
+from ftcore.data.formats import Row
 from ftcore.data.prepare import prepare
-from ftcore.data.read import Row
-from ftcore.data.talk import answered, chats
+from ftcore.data.read import BUILTIN_CHAT
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import ConfigError, DataError
 from ftcore.hub import resolve
 
 USER = {"role": "user", "content": "hi"}
 ANSWER = {"role": "assistant", "content": "hello"}
-SPEAKERS = {"User 1": "user", "User 2": "assistant"}
+SPEAKERS = ("User 1=user", "User 2=assistant")
 
 def rows(*fields):
     return [Row(f"id{n}", "f.jsonl", n, dict(f)) for n, f in enumerate(fields, start=1)]
@@ -23,11 +23,11 @@ def said(chat):
 
 def test_chats_fill_in_what_is_trained():
     system = {"role": "system", "content": ""}
-    kept, _ = chats(rows({"messages": [system, USER, ANSWER]}))
+    kept, _ = examples(rows({"messages": [system, USER, ANSWER]}), ChatDataConfig())
     assert kept[0].messages[2] == {**ANSWER, "train": True, "weight": 1.0}
     assert [m["train"] for m in kept[0].messages] == [False, False, True]
     turns = [{**USER, "train": True, "name": "x"}, {**ANSWER, "train": False, "weight": 2}]
-    kept, _ = chats(rows({"dialog": turns}), messages="dialog")
+    kept, _ = examples(rows({"dialog": turns}), ChatDataConfig(messages="dialog"))
     assert [(m["train"], m["weight"]) for m in kept[0].messages] == [(True, 1.0), (False, 2.0)]
 
 def test_chats_without_messages_or_with_tools_are_rejected():
@@ -38,7 +38,7 @@ def test_chats_without_messages_or_with_tools_are_rejected():
         {"messages": None},
         {"messages": [USER, call]},
     )
-    kept, rejected = chats(source)
+    kept, rejected = examples(source, ChatDataConfig())
     assert len(kept) == 1
     assert [r.reason for r in rejected] == [
         "column 'messages' holds no messages",
@@ -65,19 +65,19 @@ def test_chats_without_messages_or_with_tools_are_rejected():
 )
 def test_bad_messages_are_errors_that_print_the_row(turns, message):
     with pytest.raises(DataError, match=f"f.jsonl:2: {message}") as error:
-        chats(rows({"messages": [USER, ANSWER]}, {"messages": turns}))
+        examples(rows({"messages": [USER, ANSWER]}, {"messages": turns}), ChatDataConfig())
     assert 'the row is {"messages": ' in str(error.value)
 
 def test_turns_under_other_keys_and_roles():
     turns = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello", "train": False}]
     source = rows({"conversations": turns})
-    options = {"messages": "conversations", "keys": ("from", "value")}
-    kept, _ = chats(source, **options, roles={"human": "user", "gpt": "assistant"})
+    options = {"messages": "conversations", "turn": ("from", "value")}
+    kept, _ = examples(source, ChatDataConfig(**options, roles=("human=user", "gpt=assistant")))
     assert said(kept[0]) == [("user", "hi", False), ("assistant", "hello", False)]
     with pytest.raises(DataError, match='message 1 must be {"role": ..., "content": text}'):
-        chats(source, messages="conversations")
+        examples(source, ChatDataConfig(messages="conversations"))
     with pytest.raises(DataError, match="f.jsonl: no column 'messages'"):
-        chats(source)
+        examples(source, ChatDataConfig())
 
 def test_transcripts():
     texts = (
@@ -87,7 +87,8 @@ def test_transcripts():
         "nobody: speaks",
         "",
     )
-    kept, rejected = chats(rows(*({"messages": text} for text in texts)), roles=SPEAKERS)
+    source = rows(*({"messages": text} for text in texts))
+    kept, rejected = examples(source, ChatDataConfig(roles=SPEAKERS))
     assert said(kept[0]) == [
         ("user", "Hi!", False),
         ("assistant", "How: are you?\n\nStill here?", True),
@@ -106,14 +107,15 @@ def test_questions_with_answers():
         {"q": "", "input": "x", "a": "y"},
         {"q": "x", "input": "", "a": " "},
     )
-    kept, rejected = answered(source, prompt=("q", "input"), answer="a")
+    config = ChatDataConfig(prompt=("q", "input"), answer="a")
+    kept, rejected = examples(source, config)
     assert said(kept[0]) == [("user", "Sum?\n\n1 2", False), ("assistant", "3", True)]
     assert [chat.messages[0]["content"] for chat in kept[1:]] == ["Say hi.", "Say ho."]
     assert [r.reason for r in rejected] == ["column 'q' is empty", "column 'a' is empty"]
     with pytest.raises(DataError, match="no column 'answer'; its columns are 'q', 'input', 'a'"):
-        answered(source, prompt=("q",), answer="answer")
+        examples(source, ChatDataConfig(prompt=("q",), answer="answer"))
     with pytest.raises(DataError, match="f.jsonl:1: column 'input' must hold text, not int"):
-        answered(rows({"q": "a", "input": 3, "a": "b"}), prompt=("q", "input"), answer="a")
+        examples(rows({"q": "a", "input": 3, "a": "b"}), config)
 
 def test_real_chats(data_dir):
     tokenizer = Tokenizer.load(resolve("builtin:base"))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ftcore.config import LoopConfig, OptimConfig, PeftConfig, ScheduleConfig
-from ftcore.data.mask import Masking
+from ftcore.data.encode import Masking
 from ftcore.data.pack import Encoded
 from ftcore.env.run import RunFolder
 from ftcore.env.seed import generator

@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ftcore.data.documents import load, save
-from ftcore.data.pack import Encoded
+from ftcore.data.pack import Encoded, load, save
 from ftcore.env.run import read_metrics
 from ftcore.tune.loop import rows_read
 
@@ -24,7 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 import torch
 from ftcore.config import LoopConfig, OptimConfig, ScheduleConfig
-from ftcore.data.documents import load
+from ftcore.data.pack import load
 from ftcore.env.run import RunFolder
 from ftcore.env.seed import generator
 from ftcore.model.heads import Model
