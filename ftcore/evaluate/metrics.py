@@ -27,11 +27,11 @@ OUTSIDE = -1
 SCORES = ("precision", "recall", "f1")
 CLASS_COLUMNS = ("label", *SCORES, "support", "predicted")
 AVERAGES = tuple(f"{score}_{mean}" for mean in ("micro", "macro", "weighted") for score in SCORES)
-METRICS = ("accuracy", *AVERAGES, "mcc")
+METRICS = ("accuracy", "balanced_accuracy", *AVERAGES, "mcc", "kappa")
 Ids = Tensor | np.ndarray | Sequence[int]
 
 class ClassificationMetrics:
-    """Accuracy, precision, recall, F1 and Matthews correlation of K exclusive classes.
+    """Accuracy, precision, recall, F1, Matthews correlation, Cohen's kappa of K exclusive classes.
 
     A prediction of OUTSIDE (-1: a generated answer that names no known class) is a false negative
     of its target and a false positive of no class: it lowers accuracy, recall and F1, never a
@@ -63,20 +63,28 @@ class ClassificationMetrics:
         np.add.at(self.counts_KP, (target_B, predicted_B), 1)  # OUTSIDE is -1: the last column
 
     def compute(self) -> dict[str, float]:
-        """METRICS, in that order; accuracy is sum_k hits_k / rows.
+        """METRICS, in that order; accuracy is sum_k hits_k / rows, balanced_accuracy the mean of
+        recall_k over the classes that have rows.
 
         ..._micro       the formulas above on sums over k; all equal the accuracy without OUTSIDE
         ..._macro       plain mean over the classes that occur, as target or as prediction
         ..._weighted    mean over the classes, weighted by support_k
         mcc             (c s - t.p) / sqrt((s^2 - p.p) (s^2 - t.t)) with c hits, s rows, t support,
                         p predictions of the P columns; 0 where the root is 0, as with one class
-        source          Gorodkin 2004, Comput. Biol. Chem. 28, 367-374 (mcc of K classes)
+        kappa           (c s - t.p) / (s^2 - t.p), the accuracy beyond chance; 0 where 0/0: one
+                        class in all targets and predictions
+        sources         Gorodkin 2004, Comput. Biol. Chem. 28, 367-374 (mcc of K classes); Cohen
+                        1960, Educ. Psychol. Meas. 20, 37-46 (kappa)
         """
         hits_K, predicted_K, support_K = totals_3K = self._totals()
         if not (rows := support_K.sum()):
             return dict.fromkeys(METRICS, math.nan)
         averages = _averages(totals_3K, predicted_K + support_K > 0)
-        return {"accuracy": float(hits_K.sum() / rows), **averages, "mcc": self._mcc()}
+        recall_K = _scores(totals_3K)[1][support_K > 0]
+        return {
+            "accuracy": float(hits_K.sum() / rows), "balanced_accuracy": float(recall_K.mean()),
+            **averages, **self._agreement(),
+        }  # fmt: skip
 
     def per_class(self) -> list[dict[str, Any]]:
         """One dict per class, of CLASS_COLUMNS; support and predicted in rows."""
@@ -96,13 +104,16 @@ class ClassificationMetrics:
         confusion_KK = self.confusion_KK
         return np.stack([confusion_KK.diagonal(), confusion_KK.sum(0), self.counts_KP.sum(1)])
 
-    def _mcc(self) -> float:
+    def _agreement(self) -> dict[str, float]:
         # numerics: Python integers, since rows^2 leaves int64 at 3e9 rows.
         t, p = self.counts_KP.sum(1).tolist(), self.counts_KP.sum(0).tolist()
         rows, hits = sum(t), int(self.confusion_KK.trace())
         spread = (rows**2 - sum(map(mul, t, t))) * (rows**2 - sum(map(mul, p, p)))
         # p is one longer than t: map stops at the shorter, and nothing has OUTSIDE as its target.
-        return (hits * rows - sum(map(mul, t, p))) / math.sqrt(spread) if spread else 0.0
+        chance = sum(map(mul, t, p))
+        beyond, most = hits * rows - chance, rows**2 - chance
+        mcc = beyond / math.sqrt(spread) if spread else 0.0
+        return {"mcc": mcc, "kappa": beyond / most if most else 0.0}
 
 class MultiLabelMetrics:
     """Figures of rows that have any number of K labels: subset_accuracy, share of the rows whose
@@ -136,12 +147,15 @@ class MultiLabelMetrics:
 def regression_metrics(target_B: np.ndarray, predicted_B: np.ndarray) -> dict[str, float]:
     """Correlations and errors of scores, float64: pearson of the values, spearman of their ranks,
     equal values sharing the mean of theirs (NaN with a constant); mae and rmse, mean absolute and
-    root mean squared difference, in units of the score."""
+    root mean squared difference, in units of the score; r2, the share of the targets' variance
+    that is explained: 1 - squared errors / squared differences from their mean (NaN: constant)."""
     errors_B = predicted_B - target_B
+    spread = np.square(target_B - target_B.mean()).sum() if np.ptp(target_B) else math.nan
     return {
         "pearson": _correlation(target_B, predicted_B),
         "spearman": _correlation(_ranks(target_B), _ranks(predicted_B)),
         "mae": float(np.abs(errors_B).mean()), "rmse": math.sqrt(np.square(errors_B).mean()),
+        "r2": float(1 - np.square(errors_B).sum() / spread),
     }
 
 class Perplexity:

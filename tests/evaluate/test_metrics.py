@@ -13,7 +13,11 @@ from ftcore.errors import DataError
 from ftcore.evaluate.metrics import METRICS, OUTSIDE, ClassificationMetrics, Perplexity
 
 TOLERANCE = 1e-12
-pytestmark = pytest.mark.filterwarnings("ignore:A single label was found")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:A single label was found"),
+    pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true"),
+    pytest.mark.filterwarnings("ignore:.*have only one label in common"),
+]
 
 def names_of(num_labels: int) -> list[str]:
     return [f"class {k}" for k in range(num_labels)]
@@ -36,7 +40,14 @@ def sklearn_metrics(target_B: np.ndarray, predicted_B: np.ndarray) -> dict[str, 
             f"recall_{average}": recall,
             f"f1_{average}": f1,
         }
-    return result | {"mcc": sk.matthews_corrcoef(target_B, predicted_B)}
+    return result | sklearn_agreement(target_B, predicted_B)
+
+def sklearn_agreement(target_B: np.ndarray, predicted_B: np.ndarray) -> dict[str, float]:
+    return {
+        "balanced_accuracy": sk.balanced_accuracy_score(target_B, predicted_B),
+        "mcc": sk.matthews_corrcoef(target_B, predicted_B),
+        "kappa": sk.cohen_kappa_score(target_B, predicted_B, replace_undefined_by=0.0),
+    }
 
 def assert_equals_sklearn(num_labels: int, target: list[int], predicted: list[int]) -> None:
     target_B, predicted_B = np.array(target), np.array(predicted)
@@ -72,6 +83,25 @@ def test_random_labels_equal_sklearn(seed: int) -> None:
     if seed % 2:
         predicted_B[rng.random(rows) < 0.2] = OUTSIDE
     assert_equals_sklearn(num_labels, target_B.tolist(), predicted_B.tolist())
+
+def test_hundreds_of_small_samples_equal_sklearn() -> None:
+    """So small that classes are missing, targets are of one class, or all is OUTSIDE."""
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        num_labels, rows = rng.integers(1, 5), rng.integers(1, 8)
+        target_B = rng.integers(0, num_labels, rows)
+        predicted_B = rng.integers(OUTSIDE, num_labels, rows)
+        values = counted(num_labels, target_B, predicted_B).compute()
+        for name, expected in sklearn_agreement(target_B, predicted_B).items():
+            assert values[name] == pytest.approx(expected, rel=0, abs=TOLERANCE)
+
+def test_agreement_by_hand() -> None:
+    """6 of 10 right; by chance (7 * 5 + 3 * 4) / 100 of it; one answer is OUTSIDE."""
+    target, predicted = [0] * 7 + [1] * 3, [0] * 4 + [1] * 2 + [OUTSIDE] + [1] * 2 + [0]
+    values = counted(2, target, predicted).compute()
+    assert values["kappa"] == pytest.approx((60 - 47) / (100 - 47), abs=1e-15)
+    assert values["balanced_accuracy"] == pytest.approx((4 / 7 + 2 / 3) / 2, abs=1e-15)
+    assert counted(2, [1, 1], [1, 1]).compute()["kappa"] == 0.0
 
 @pytest.mark.parametrize(
     ("num_labels", "target", "predicted"),

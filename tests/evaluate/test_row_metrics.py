@@ -60,6 +60,7 @@ def test_scores_equal_scipy_and_sklearn(seed: int, step: float) -> None:
             "spearman": stats.spearmanr(target_B, predicted_B).statistic,
             "mae": sk.mean_absolute_error(target_B, predicted_B),
             "rmse": sk.root_mean_squared_error(target_B, predicted_B),
+            "r2": sk.r2_score(target_B, predicted_B),
         },
         rel=0,
         abs=TOLERANCE,
@@ -68,7 +69,9 @@ def test_scores_equal_scipy_and_sklearn(seed: int, step: float) -> None:
 def test_a_constant_has_no_correlation() -> None:
     values = regression_metrics(np.array([1.0, 2.0]), np.array([3.0, 3.0]))
     assert np.isnan(values["pearson"]) and np.isnan(values["spearman"])
-    assert values["mae"] == 1.5
+    assert values["mae"] == 1.5 and values["r2"] == pytest.approx(-9)
+    # The mean of three times 0.1 is not 0.1.
+    assert np.isnan(regression_metrics(np.full(3, 0.1), np.array([1.0, 2.0, 4.0]))["r2"])
 
 TAGS = {
     "BIO": ["O", "O", "B-x", "I-x", "B-y", "I-y"],
