@@ -29,6 +29,7 @@ from ftcore.evaluate.metrics import (
     Perplexity,
     regression_metrics,
 )
+from ftcore.evaluate.probabilities import label_probability_metrics, probability_metrics
 from ftcore.evaluate.significance import Figures
 from ftcore.evaluate.text import JsonCommandMetrics, exact_match, intent_labels
 from ftcore.model.generate import generate
@@ -95,7 +96,9 @@ def evaluate_classes(model: Model, split: Split, labels: Sequence[str], **limits
         return {"loss": float(nll_B[rows_M].mean()), **counts(rows_M).compute()}
 
     row_ids = [document.row_id for document in split.documents]
-    return Judged(row_ids, figures, rows, counts(np.arange(len(rows))), target_B == predicted_B)
+    more = probability_metrics(target_B, np.exp(log_p_BK))
+    counted, right_B = counts(np.arange(len(rows))), target_B == predicted_B
+    return Judged(row_ids, figures, rows, counted, right_B, more)
 
 def evaluate_label_sets(model: Model, split: Split, labels: Sequence[str], **limits: Any) -> Judged:
     """Predicted labels of each document, those above probability 1/2; the loss in nats a label."""
@@ -120,7 +123,8 @@ def evaluate_label_sets(model: Model, split: Split, labels: Sequence[str], **lim
         return {"loss": float(loss_B[rows_M].mean()), **counts(rows_M).compute()}
 
     row_ids, right_B = [row["row_id"] for row in rows], (target_BK == predicted_BK).all(1)
-    return Judged(row_ids, figures, rows, counts(np.arange(len(rows))), right_B)
+    more = label_probability_metrics(target_BK, logits_BK.sigmoid().numpy())
+    return Judged(row_ids, figures, rows, counts(np.arange(len(rows))), right_B, more)
 
 def evaluate_scores(model: Model, split: Split, labels: Sequence[str], **limits: Any) -> Judged:
     """Predicted score of each document; the loss a mean squared error."""

@@ -199,9 +199,10 @@ def _averages(totals_3K: np.ndarray, counted_K: np.ndarray) -> dict[str, float]:
     return dict(zip(AVERAGES, map(float, (*micro, *macro, *weighted)), strict=True))
 
 def _correlation(x_B: np.ndarray, y_B: np.ndarray) -> float:
+    if not (np.ptp(x_B) and np.ptp(y_B)):
+        return math.nan
     x_B, y_B = x_B - x_B.mean(), y_B - y_B.mean()
-    spread = math.sqrt((x_B @ x_B) * (y_B @ y_B))
-    return float(x_B @ y_B) / spread if spread else math.nan
+    return float(x_B @ y_B) / math.sqrt((x_B @ x_B) * (y_B @ y_B))
 
 def _ranks(x_B: np.ndarray) -> np.ndarray:
     _, place_B, counts = np.unique(x_B, return_inverse=True, return_counts=True)

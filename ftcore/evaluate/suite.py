@@ -12,8 +12,7 @@ from ftcore.data.columns import Text
 from ftcore.data.compare import alike_rows
 from ftcore.data.dedup import leaks
 from ftcore.data.pack import Encoded
-from ftcore.data.prepare import Split
-from ftcore.data.split import together
+from ftcore.data.prepare import Split, together
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import DataError
 from ftcore.evaluate import significance

@@ -31,7 +31,8 @@ def test_a_classifier_gets_its_own_figures(
     words = ["--peft.method", method, "--env.precision", precision]
     trained, _ = run("train", *classify, *words)
     found, printed = run("eval", "runs/run")
-    assert found == {"model": "runs/run", "task": "classify", "results": trained["tuned"]}
+    words = {"model": "runs/run", "task": "classify", "results": trained["tuned"]}
+    assert found == {**words, "intervals": trained["intervals"]}
     assert lines("runs/run/eval-predictions.jsonl") == lines("runs/run/predictions.jsonl")
     assert "test, by class" in printed and "train:" not in printed
 
