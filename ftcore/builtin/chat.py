@@ -35,24 +35,16 @@ from functools import partial
 from pathlib import Path
 from random import Random
 
-from ftcore.errors import DataError
-
-from . import wording
 from .faults import Row, corrupt, plant, row_id, typo
-from .phrases import Intent, Phrase, command, compose, intents
-from .slots import draw, filled, kinds_of
+from .phrases import Intent, Phrase, command, compose, draw, filled, intents, kinds_of, wording
 
-MIN_SIZE = 2000
-DEV_ROWS = 300
+TRAIN_ROWS, DEV_ROWS = 9500, 300  # of train before duplicates and empty rows are added
 TEST_ROWS_PER_INTENT = 16
 TYPO_RATE = 0.12
 CASES = {"as is": 0.4, "lower": 0.25, "capital": 0.35}  # of a request, its values included
 
-def build(seed: int = 0, size: int = 9500) -> dict[str, list[Row]]:
-    """The five splits by name, the same for the same seed and size: rows of train before duplicates
-    and empty rows are added. DataError: size < 2000, where the rarest intent would lack parts."""
-    if size < MIN_SIZE:
-        raise DataError(f"size = {size}: the chat data set needs at least {MIN_SIZE} rows of train")
+def build(seed: int = 0) -> dict[str, list[Row]]:
+    """The five splits by name, the same for the same seed."""
     author = Author(seed)
     rng = author.rng
     known = partial(compose, rng=rng, new=False)
@@ -69,7 +61,7 @@ def build(seed: int = 0, size: int = 9500) -> dict[str, list[Row]]:
     def reworded(intent: Intent) -> Phrase:
         return Phrase((), rng.choice(wording("test_wording")[intent.name]))
 
-    train = plant(author.rows("train", shares(size), known), rng)
+    train = plant(author.rows("train", shares(TRAIN_ROWS), known), rng)
     parts: dict[str, set[str]] = {intent.name: set() for intent in intents()}
     said: dict[str, list[Phrase]] = {intent.name: [] for intent in intents()}
     for row in train:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ftcore.builtin.slots import __doc__ as TEXT
+from ftcore.builtin.phrases import __doc__ as TEXT
 from ftcore.env.run import read_metrics
 from ftcore.env.seed import generator
 from ftcore.model.families import family_named
