@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from ftcore.errors import ModelError
-from ftcore.model.families import family_of
-from ftcore.model.families.family import Family
+from ftcore.model.families import Family, family_of
 from ftcore.model.heads import CLASSIFIERS, Model, ModelTask, init_module
 from ftcore.model.spec import ModelSpec
 from ftcore.model.weights import EMBEDDING, HEAD, Accounting, hf_tensors, load_weights
@@ -77,7 +76,7 @@ def load_model(
     """
     layout = ". A model folder holds config.json and model.safetensors in HF layout."
     config = read_object(folder / CONFIG, advice=layout)
-    family = family_of(config, str(folder / CONFIG)).of(task)
+    family = family_of(config, str(folder / CONFIG), task)
     if task not in family.architectures:
         what = f"{folder}: {family.name} has no head for the task {task!r}"
         raise ModelError(f"{what}; it has {', '.join(family.architectures)}")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ftcore.errors import ModelError
 from ftcore.hub import BUILTIN
-from ftcore.model.families.family import Family, matches
+from ftcore.model.families import Family, matches
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"

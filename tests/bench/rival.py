@@ -84,7 +84,7 @@ def floor(
     """The side `floor`."""
     task = TASKS[command.task].model_task
     config = read_object(resolve(command.config.model.path) / CONFIG)
-    spec = family_of(config, "config.json").of(task).to_spec(config)
+    spec = family_of(config, "config.json", task).to_spec(config)
     rank = command.config.peft.rank if said.method == "lora" else 0
     labels = len(data.labels) if data.labels else None
     reuse_across_steps()
