@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ftcore.errors import ModelError
 from ftcore.model.families import family_named, family_of
-from ftcore.model.heads import ClassificationHead, Model
+from ftcore.model.heads import Model
 from ftcore.model.load import load_model
 from kernels.docs import Docs
 
@@ -33,7 +33,7 @@ def layer_states(model: Model, tokens: list[list[int]], types: list[list[int]]) 
     with torch.no_grad():
         h_NC = model.trunk(tokens_N, docs.positions_N(), types_N, docs)
         states[-1] = h_NC
-        if isinstance(model.head, ClassificationHead):
+        if model.task == "classify":
             rows_B = model.head.rows(docs)
             states.append(model.head(h_NC if rows_B is None else h_NC[rows_B], docs))
         elif model.head is not None:
