@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ftcore.model.spec import ModelSpec
-from ftcore.model.transformer import LayerNorm, Linear, RMSNorm, Transformer, norm
+from ftcore.model.transformer import Linear, Norm, Transformer
 from kernels.backend import Impl
 from kernels.cross_entropy import linear_cross_entropy
 from kernels.docs import Docs
@@ -28,7 +28,7 @@ class Transform(nn.Module):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.dense = Linear(spec.hidden_size, spec.hidden_size, bias=spec.linear_bias)
-        self.norm = norm(spec)
+        self.norm = Norm(spec)
 
     def forward(self, h_MC: Tensor) -> Tensor:
         return self.norm(F.gelu(self.dense(h_MC)))
@@ -127,7 +127,7 @@ def init_module(module: nn.Module, std: float, generator: torch.Generator) -> No
     """Draw the parameters that `module` itself owns."""
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=std, generator=generator)
-    if isinstance(module, RMSNorm | LayerNorm):
+    if isinstance(module, Norm):
         nn.init.constant_(module.weight, 1 - module.offset)
     if getattr(module, "bias", None) is not None:
         nn.init.zeros_(module.bias)
