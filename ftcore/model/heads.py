@@ -5,10 +5,10 @@ the tagger get the M selected rows of the stream, the classifier those that it p
 the compute dtype; a `loss` does without them as a whole.
 """
 
+from collections import OrderedDict
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ftcore.model.spec import ModelSpec
@@ -22,16 +22,10 @@ ModelTask = Literal["lm", "mlm", "classify", "tag", "trunk"]
 CLASSIFIERS = ("classify", "tag")
 POOLERS = {"tanh": torch.tanh, "relu": torch.relu}
 
-class Transform(nn.Module):
+def masked_transform(spec: ModelSpec) -> nn.Module:
     """What an encoder's masked-LM head does before its vocabulary: norm(gelu(dense(h)))."""
-
-    def __init__(self, spec: ModelSpec) -> None:
-        super().__init__()
-        self.dense = Linear(spec.hidden_size, spec.hidden_size, bias=spec.linear_bias)
-        self.norm = Norm(spec)
-
-    def forward(self, h_MC: Tensor) -> Tensor:
-        return self.norm(F.gelu(self.dense(h_MC)))
+    dense = Linear(spec.hidden_size, spec.hidden_size, bias=spec.linear_bias)
+    return nn.Sequential(OrderedDict(dense=dense, gelu=nn.GELU(), norm=Norm(spec)))
 
 class Head(nn.Module):
     """Scores from hidden states: a last linear map over the `features` of each row.
@@ -51,7 +45,7 @@ class Head(nn.Module):
         self.activation = POOLERS.get(spec.pooler) if task == "classify" else None
         self.pooler = Linear(C, C) if self.activation else None
         has_transform = spec.pooler == "transform" if self.is_classifier else not spec.is_causal
-        self.transform = Transform(spec) if has_transform else nn.Identity()
+        self.transform = masked_transform(spec) if has_transform else nn.Identity()
         self.dropout = spec.dropout if self.is_classifier else 0.0
         self.softcap = None if self.is_classifier else spec.logit_softcap
         if self.is_classifier:

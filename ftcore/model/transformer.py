@@ -219,10 +219,8 @@ class Transformer(nn.Module):
         D = spec.rope_dim or spec.head_dim
         turn = partial(rope_angles, positions_N, head_dim=D, dtype=dtype)
         full = turn(theta=spec.rope_theta, factor=spec.rope_factor, bands=spec.rope_bands)
-        if spec.local_rope_theta is None:
-            return [full] * spec.num_layers
-        local = turn(theta=spec.local_rope_theta)
-        return [local if window else full for window in spec.windows]
+        local = full if spec.local_rope_theta is None else turn(theta=spec.local_rope_theta)
+        return [local if window else full for window in spec.windows or [0] * spec.num_layers]
 
     def forward(
         self, tokens_N: Tensor, positions_N: Tensor, types_N: Tensor, docs: Docs,
