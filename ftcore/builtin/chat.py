@@ -35,6 +35,9 @@ from functools import partial
 from pathlib import Path
 from random import Random
 
+from ftcore.errors import CheckpointError
+from ftcore.files import write_file
+
 from .faults import Row, corrupt, plant, row_id, typo
 from .phrases import Intent, Phrase, command, compose, draw, filled, intents, kinds_of, wording
 
@@ -155,13 +158,11 @@ def main() -> None:
     for split, rows in build().items():
         forms = {"chat": rows, "labelled": labelled(rows), "pairs": preference_pairs(rows)}
         for form, records in forms.items():
-            path = folder / form / f"{split}.jsonl"
             lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
             try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text("".join(lines), encoding="utf-8", newline="\n")
-            except OSError as error:
-                parser.error(f"cannot write {path}: {error}")
+                write_file(folder / form / f"{split}.jsonl", "".join(lines))
+            except CheckpointError as error:
+                parser.error(str(error))
         faults = Counter(row["fault"]["kind"] for row in rows if row["fault"])
         noted = ", ".join(f"{count} {kind}" for kind, count in sorted(faults.items()))
         print(f"{split}: {len(rows)} rows" + (f" ({noted})" if noted else ""))

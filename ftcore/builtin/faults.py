@@ -93,12 +93,9 @@ def plant(rows: list[Row], rng: Random) -> list[Row]:
         return range(round(FAULTS[kind] * len(rows)))
 
     for _ in count("exact_duplicate"):
-        row = pool.pop()
-        added.append(damaged(row, {}, "exact_duplicate", of=row["id"]))
+        added.append(damaged(pool.pop(), {}, "exact_duplicate"))
     for _ in count("near_duplicate"):
-        row = spoiled(near_duplicate, "near_duplicate")
-        row["fault"]["of"] = row["id"]
-        added.append(row)
+        added.append(spoiled(near_duplicate, "near_duplicate"))
     for _, form in zip(count("odd_unicode"), cycle(ODD_UNICODE), strict=False):
         altered.append(spoiled(ODD_UNICODE[form], "odd_unicode", form=form))
     for _ in count("wrong_label"):
@@ -112,6 +109,8 @@ def plant(rows: list[Row], rng: Random) -> list[Row]:
         added.append({**row, "intent": "", "slots": {}} if 1 in blank else row)
 
     for number, row in enumerate(added, len(rows)):
+        if row["fault"]["kind"].endswith("duplicate"):
+            row["fault"]["of"] = row["id"]
         row["id"] = row_id("train", number)
     by_id = {row["id"]: row for row in (*rows, *altered)}
     planted = [*by_id.values(), *added]

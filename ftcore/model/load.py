@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ftcore.errors import ModelError
 from ftcore.hub import BUILTIN
-from ftcore.model.families import Family, family_of, matches
+from ftcore.model.families import Family, family_named, matches
 from ftcore.model.heads import CLASSIFIERS, Model, ModelTask, init_module
 from ftcore.model.spec import ModelSpec
 
@@ -96,7 +96,7 @@ def load_model(
     """
     layout = ". A model folder holds config.json and model.safetensors in HF layout."
     config = read_object(folder / CONFIG, advice=layout)
-    family = family_of(config, str(folder / CONFIG), task)
+    family = family_named(config.get("model_type"), task, where=str(folder / CONFIG))
     if task not in family.architectures:
         what = f"{folder}: {family.name} has no head for the task {task!r}"
         raise ModelError(f"{what}; it has {', '.join(family.architectures)}")

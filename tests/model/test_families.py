@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ftcore.errors import ModelError
-from ftcore.model.families import family_named, family_of
+from ftcore.model.families import family_named
 from ftcore.model.heads import Model
 from ftcore.model.load import load_model
 from kernels.docs import Docs
@@ -247,7 +247,7 @@ def test_a_real_bert_embeds_real_sentences(data_dir) -> None:
 def test_config_survives_both_ways(kind, hf) -> None:
     _, folder = hf(kind)
     config = json.loads((folder / "config.json").read_text())
-    family = family_of(config, "config.json", "trunk")
+    family = family_named(config["model_type"])
     spec = family.to_spec(config)
     written = family.to_config(spec)
     assert family.to_spec(config | written) == spec
@@ -317,7 +317,7 @@ def test_rope_theta_of_older_and_newer_files(hf) -> None:
 def test_refuses_what_a_family_does_not_have(kind, change, message, hf) -> None:
     config = json.loads((hf(kind)[1] / "config.json").read_text()) | change
     with pytest.raises(ModelError, match=message):
-        family_of(config, "config.json", "trunk").to_spec(config)
+        family_named(config["model_type"]).to_spec(config)
 
 @pytest.mark.parametrize(("kind", "most"), [("bert-trunk", 640), ("roberta-trunk", 638)])
 def test_document_longer_than_the_positions(kind, most, hf, documents) -> None:

@@ -233,15 +233,12 @@ def family_names() -> list[str]:
     """The families known here, by `model_type`: each has its file."""
     return sorted(path.stem for path in FOLDER.glob("[!_]*.toml"))
 
-def family_of(config: dict, where: str, task: str) -> Family:
-    """The family of a `config.json`. Raises ModelError: its `model_type` is not known here."""
-    if (name := config.get("model_type")) not in family_names():
-        what = f"{where}: model_type is {name!r}; this code knows {', '.join(family_names())}"
+def family_named(model_type: str, task: str = "", *, where: str = "config.json") -> Family:
+    """The family of MODEL_TYPE.toml, with its names for the head of one task. Raises ModelError: it
+    is not known here; `where` it was named."""
+    if model_type not in family_names():
+        what = f"{where}: model_type is {model_type!r}; this code knows {', '.join(family_names())}"
         raise ModelError(f"{what}. Convert it to one of these, or add it to ftcore/model/families.")
-    return family_named(name, task)
-
-def family_named(model_type: str, task: str = "") -> Family:
-    """The family of MODEL_TYPE.toml, with its names for the head of one task."""
     tables = _tables(model_type)
     trunk, head, keys, tagger = (tables.pop(p, {}) for p in ("trunk", "head", "keys", "tagger"))
     names = {f"trunk.{ours}": (tables["trunk_prefix"] + hf, hf) for ours, hf in trunk.items()}
