@@ -11,8 +11,17 @@ from random import Random
 
 import pytest
 
-from ftcore.builtin.chat import TRAIN_ROWS, build, labelled, main, preference_pairs, shares
-from ftcore.builtin.faults import FAULTS, Row, misspell
+from ftcore.builtin.chat import (
+    FAULTS,
+    TRAIN_ROWS,
+    Row,
+    build,
+    labelled,
+    main,
+    misspell,
+    preference_pairs,
+    shares,
+)
 from ftcore.builtin.phrases import MAX_WORDS, SLOT, command, draw, intents, is_new, wording
 
 TESTS = ("test_values", "test_combinations", "test_wording")
