@@ -33,7 +33,6 @@ import argparse
 import json
 import re
 import unicodedata
-from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import cycle
@@ -305,9 +304,7 @@ def main() -> None:
                 write_file(folder / form / f"{split}.jsonl", "".join(lines))
             except CheckpointError as error:
                 parser.error(str(error))
-        faults = Counter(row["fault"]["kind"] for row in rows if row["fault"])
-        noted = ", ".join(f"{count} {kind}" for kind, count in sorted(faults.items()))
-        print(f"{split}: {len(rows)} rows" + (f" ({noted})" if noted else ""))
+        print(f"{split}: {len(rows)} rows")
 
 if __name__ == "__main__":
     main()

@@ -30,9 +30,9 @@ def masked_transform(spec: ModelSpec) -> nn.Module:
 class Head(nn.Module):
     """Scores from hidden states: a last linear map over the `features` of each row.
 
-    lm_head      over the vocabulary: of the next token in a decoder; of a hidden one, behind the
-                 transform, in an encoder. Its matrix is the embeddings' where the spec ties them,
-                 and a soft cap bounds its scores where the spec has one
+    lm_head      over the vocabulary: of the next token in a decoder ("lm"); of a hidden one, behind
+                 the transform, in an encoder ("mlm"). Its matrix is the embeddings' where the spec
+                 ties them, and a soft cap bounds its scores where the spec has one
     classifier   over the classes of each token ("tag") or document ("classify"). Encoders pool the
                  first token, or the mean of all, through what the spec's `pooler` names; decoders
                  the last one, which has seen the whole document
@@ -86,12 +86,7 @@ class Head(nn.Module):
         return linear_cross_entropy(x_MC, weight_VC, labels_M, weights_M, **rule)
 
 class Model(nn.Module):
-    """A transformer and the head of its task.
-
-    task        "lm": LM head; "mlm": masked-LM head; "classify": scores of each document; "tag":
-                scores of each token; "trunk": no head
-    num_labels  scores of a classifier; otherwise unread
-    """
+    """A transformer and the head of its task, none for "trunk"; a classifier has `num_labels`."""
 
     def __init__(self, spec: ModelSpec, task: ModelTask, num_labels: int | None = None) -> None:
         super().__init__()
