@@ -1,21 +1,76 @@
-"""What people say to an assistant: phrases made of an intent's parts (words/intents.toml).
+"""What people say to an assistant: phrases made of an intent's parts, and values for their slots.
 
 A request is  greeting + (front clause) + polite opening + core + clauses + tail + mark.  A core is
 a command ("wake me up at {time}"), which may follow "could you", or a statement ("I have to get up
 at {time}"). A clause holds one slot that the core lacks. The core with its clauses, in their order
 and place, is the request's combination; one combination in four is held back from training.
+
+The value of a slot is of a kind, a list of forms, in which `{kind}` stands for a form of that kind.
+A value belongs to the training rows or to the new ones by a hash of its text (`is_new`), so the two
+never meet, whatever the seed. Long lists (names, cities, things: from `SPLIT_FROM` entries on) are
+parted word by word as well: a new name is made of words that no training name has shown.
+
+The wording is in the TOML files of words/: a list there is an array of strings, or one string with
+commas, line breaks counting as spaces. The order of a list decides what a random draw gives.
 """
 
 import json
-from collections.abc import Sequence
+import re
+import tomllib
+import unicodedata
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from random import Random
+from typing import Any
 
-from . import wording
-from .slots import kinds_of
-
+SLOT = re.compile(r"\{(?P<key>\w+)(?::(?P<kind>\w+))?\}")  # {key}, or {key:kind} if they differ
+SPLIT_FROM = 40
+MAX_WORDS = 4
 MAX_SLOTS = 3
+
+@cache
+def wording(name: str, folder: Path = Path(__file__).parent / "words") -> dict[str, Any]:
+    """The table of NAME.toml, each list of it a tuple of strings."""
+    return _with_tuples(tomllib.loads((folder / f"{name}.toml").read_text(encoding="utf-8")))
+
+def _with_tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _with_tuples(inner) for key, inner in value.items()}
+    if isinstance(value, str):
+        return tuple(" ".join(entry.split()) for entry in value.split(","))
+    return tuple(value) if isinstance(value, list) else value
+
+def kinds_of(template: str) -> dict[str, str]:
+    """The slots of a template in order of appearance, each with the kind of its value."""
+    return {slot["key"]: slot["kind"] or slot["key"] for slot in SLOT.finditer(template)}
+
+def filled(template: str, values: Mapping[str, str]) -> str:
+    """The template with each slot replaced by its value."""
+    return SLOT.sub(lambda slot: values[slot["key"]], template)
+
+def is_new(text: str) -> bool:
+    """Whether a value is held back from training: one in four is."""
+    return zlib.crc32(unicodedata.normalize("NFC", text).casefold().encode()) % 4 == 0
+
+@cache
+def forms(kind: str, new: bool) -> tuple[str, ...]:
+    """The forms of a kind; of a long list only those of one side."""
+    every = wording("slots")[kind]
+    return tuple(form for form in every if len(every) < SPLIT_FROM or is_new(form) == new)
+
+def draw(kind: str, rng: Random, *, new: bool) -> str:
+    """A value of that kind, `MAX_WORDS` words at most, from the training side or the new one."""
+
+    def expand(kind: str) -> str:
+        return SLOT.sub(lambda part: expand(part["key"]), rng.choice(forms(kind, new)))
+
+    while True:
+        value = expand(kind)
+        if is_new(value) == new and len(value.split()) <= MAX_WORDS:
+            return value
 
 @dataclass(frozen=True)
 class Intent:

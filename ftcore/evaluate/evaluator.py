@@ -33,7 +33,7 @@ from ftcore.evaluate.probabilities import label_probability_metrics, probability
 from ftcore.evaluate.significance import Figures
 from ftcore.evaluate.text import JsonCommandMetrics, exact_match, intent_labels
 from ftcore.model.generate import generate
-from ftcore.model.heads import ClassificationHead, Model
+from ftcore.model.heads import Model
 from ftcore.tune.task import document_logits, hidden
 
 PROMPTS_AT_ONCE = 256
@@ -66,7 +66,7 @@ def all_logits(model: Model, documents: Sequence[Encoded], **limits: Any) -> Ten
     ones, in their order; fp32 on the CPU."""
     logits: dict[int, Tensor] = {}
     for indices, batch in streams(documents, **limits):
-        if isinstance(model.head, ClassificationHead):
+        if model.task == "classify":
             logits_MK, counts = document_logits(model, batch), [1] * len(indices)
         else:
             logits_MK = model.head(hidden(model, batch, batch.weights.nonzero().squeeze(1)))

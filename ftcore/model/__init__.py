@@ -1,1 +1,1 @@
-"""Stage 2, model initialisation: spec -> transformer -> heads -> families -> weights -> load."""
+"""Stage 2, model initialisation: spec -> transformer -> heads -> families -> load -> generate."""

@@ -2,17 +2,85 @@
 
 Prompts of any lengths are read as one flat stream; then every sequence grows by its most likely
 token, and leaves the batch once it stops. Logits are formed for the last token of each alone.
+Letters: B sequences, S slots of a slab, G key/value heads, D head width, N new tokens.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import chain
 
 import torch
+from torch import Tensor
 
 from ftcore.errors import ModelError
-from ftcore.model.cache import Cache
 from ftcore.model.heads import Model
+from kernels.attention import attention
+from kernels.attention_decode import attention_decode
 from kernels.docs import Docs
+
+FIRST_SLOTS = 64
+
+class Cache:
+    """Keys and values of B sequences, one contiguous slab per layer: filled by a flat stream of
+    prompts, they grow by one token per sequence and step.
+
+    attends             the attention of each layer over its slab, for `Transformer.forward`
+    lengths, lengths_B  tokens of each sequence, the current call's too; on the device (int64)
+    rows_N, slots_N     sequence and slot of each token of the current call (int64)
+    memory              2 L B S G D values, S doubling with the longest sequence
+    layout              (2, B, G, S, D), seen as 2BSGD: the decoding products then need no copy
+    """
+
+    def __init__(self, num_layers: int) -> None:
+        self.slabs: list[Tensor | None] = [None] * num_layers
+        self.attends = [partial(self._attend, layer) for layer in range(num_layers)]
+        self.lengths: list[int] = []
+        self.num_slots = FIRST_SLOTS
+        self.is_prefill = True
+
+    def extend(self, docs: Docs) -> Tensor:
+        """Make room for a stream that adds to every sequence, in order: the prompts on the first
+        call, one token each on every later one. Returns its positions_N."""
+        self.is_prefill = not self.lengths
+        before = self.lengths or [0] * docs.num_docs
+        assert len(before) == docs.num_docs and (self.is_prefill or set(docs.lengths) == {1})
+        self.lengths = [old + new for old, new in zip(before, docs.lengths, strict=True)]
+        device = docs.cu_seqlens_B1.device
+        self.lengths_B = torch.tensor(self.lengths, device=device)
+        while self.num_slots < max(self.lengths):
+            self.num_slots *= 2
+        self.rows_N = docs.doc_of_N()
+        self.slots_N = docs.positions_N() if self.is_prefill else self.lengths_B - 1
+        return self.slots_N
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Forget every sequence but these, which are renumbered in the order given."""
+        self.lengths = [self.lengths[row] for row in rows]
+        rows_B = torch.tensor(rows, device=self.lengths_B.device)
+        for layer, slab_2BSGD in enumerate(self.slabs):
+            kept_2BGSD = slab_2BSGD.transpose(2, 3).index_select(1, rows_B)  # as laid out
+            self.slabs[layer] = kept_2BGSD.transpose(2, 3)
+
+    def _attend(
+        self, layer: int, q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, docs: Docs,
+        **rule: float | None,
+    ) -> Tensor:  # fmt: skip
+        """Store the new keys and values, return o_NHD; `rule`: scale, window, softcap."""
+        slab_2BSGD = self.slabs[layer]
+        num_slots = 0 if slab_2BSGD is None else slab_2BSGD.shape[2]
+        if num_slots < self.num_slots:
+            B, (G, D) = len(self.lengths), k_NGD.shape[1:]
+            # Zeros, since an unused slot has weight 0 in the products but must be finite.
+            larger_2BSGD = k_NGD.new_zeros(2, B, G, self.num_slots, D).transpose(2, 3)
+            if slab_2BSGD is not None:
+                larger_2BSGD[:, :, :num_slots] = slab_2BSGD
+            slab_2BSGD = self.slabs[layer] = larger_2BSGD
+        for slab_BSGD, new_NGD in zip(slab_2BSGD, (k_NGD, v_NGD), strict=True):
+            slab_BSGD[self.rows_N, self.slots_N] = new_NGD
+        if self.is_prefill:
+            return attention(q_NHD, k_NGD, v_NGD, docs, is_causal=True, **rule)
+        k_BSGD, v_BSGD = slab_2BSGD[:, :, : max(self.lengths)]
+        return attention_decode(q_NHD, k_BSGD, v_BSGD, self.lengths_B, **rule)
 
 @torch.inference_mode()
 def generate(
@@ -22,7 +90,7 @@ def generate(
 
     returns     the new ids of each prompt; a stop id, where one came, is the last
     raises      ModelError: no LM head, an empty prompt, one that outgrows the positions
-    memory      that of the cache (cache.py), for all prompts at once
+    memory      that of the cache, for all prompts at once
     """
     if model.task != "lm":
         raise ModelError("the model has no language-model head: load it with the task 'lm'")
@@ -42,7 +110,7 @@ def generate(
             docs = Docs.from_lengths([len(tokens) for tokens in new_tokens], device)
             tokens_N = torch.tensor(list(chain.from_iterable(new_tokens)), device=device)
             types_N = torch.zeros_like(tokens_N)
-            inputs = (tokens_N, cache.extend(docs), types_N, docs, cache.layers)
+            inputs = (tokens_N, cache.extend(docs), types_N, docs, cache.attends)
             best = model.head(model.trunk(*inputs, docs.last_B())).argmax(-1).tolist()
             for prompt, token in zip(running, best, strict=True):
                 answers[prompt].append(token)

@@ -1,28 +1,47 @@
-"""A model folder in HF layout, in and out: config.json and safetensors.
+"""A model folder in HF layout, in and out: config.json and safetensors. Pickle is never read.
 
-load -> save -> load is bit-equal, and transformers loads what is saved. Unknown keys of config.json
-are kept, so that a model leaves as it came but for what was trained.
+Every tensor is accounted for (law 7): names and shapes are checked before anything is copied; then
+tensors are copied into memory that we own, so a file that changes later cannot change or kill a
+running model. load -> save -> load is bit-equal, and transformers loads what is saved. Unknown keys
+of config.json are kept, so that a model leaves as it came but for what was trained.
+
+source: safetensors format, 8-byte little-endian header length, JSON header, raw tensor data
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ftcore.errors import ModelError
-from ftcore.model.families import family_of
-from ftcore.model.families.family import Family
+from ftcore.hub import BUILTIN
+from ftcore.model.families import Family, family_named, matches
 from ftcore.model.heads import CLASSIFIERS, Model, ModelTask, init_module
 from ftcore.model.spec import ModelSpec
-from ftcore.model.weights import EMBEDDING, HEAD, Accounting, hf_tensors, load_weights
 
-CONFIG = "config.json"
-# A checkpoint of another task lacks these parts of the head.
-PARTS = ("classifier", "pooler", "transform.dense", "transform.norm", "lm_head")
+CONFIG, INDEX, SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
+PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+EMBEDDING, HEAD = "trunk.embed_tokens.weight", "head.lm_head.weight"
+FLOATS = ("BF16", "F16", "F32", "F64")
+
+Stored = Mapping[str, tuple[Path, str, list[int]]]  # HF name -> file, dtype and shape of a tensor
+
+@dataclass
+class Accounting:
+    """What happened to each tensor of a checkpoint and of the model."""
+    loaded: list[str] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)
+    new: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        others = {"not needed": self.ignored, "new, drawn at random": self.new}
+        more = (f", {len(some)} {kind} ({_some(some)})" for kind, some in others.items() if some)
+        return f"{len(self.loaded)} tensors loaded{''.join(more)}"
 
 @dataclass(frozen=True)
 class LoadedModel:
@@ -77,7 +96,7 @@ def load_model(
     """
     layout = ". A model folder holds config.json and model.safetensors in HF layout."
     config = read_object(folder / CONFIG, advice=layout)
-    family = family_of(config, str(folder / CONFIG)).of(task)
+    family = family_named(config.get("model_type"), task, where=str(folder / CONFIG))
     if task not in family.architectures:
         what = f"{folder}: {family.name} has no head for the task {task!r}"
         raise ModelError(f"{what}; it has {', '.join(family.architectures)}")
@@ -97,8 +116,8 @@ def load_model(
     else:
         # a folder that names this very task has all of the head
         is_other = family.architectures[task] not in (config.get("architectures") or ())
-        parts = PARTS if is_other and task != "lm" and generator is not None else ()
-        accounting = load_weights(model, folder, family, may_be_new={f"head.{p}" for p in parts})
+        may_be_new = is_other and task != "lm" and generator is not None
+        accounting = load_weights(model, folder, family, head_may_be_new=may_be_new)
         for name in dict.fromkeys(name.rpartition(".")[0] for name in accounting.new):
             module = model.get_submodule(name)
             if f"{name}.weight" in accounting.new:
@@ -157,5 +176,115 @@ def save_model(
             config["problem_type"] = problem
     text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     (folder / CONFIG).write_text(text, "utf-8")
-    tensors = hf_tensors(state, loaded.family, spec.num_heads, bare=task == "trunk")
+    tensors, is_bare = {}, task == "trunk"
+    for hf_name in dict.fromkeys(loaded.family.to_hf(name, bare=is_bare) for name in state):
+        parts = [state[name].detach().cpu() for name in loaded.family.to_ours(hf_name)]
+        tensor = loaded.family.join(hf_name, parts, spec.num_heads).contiguous()
+        # HF: its writer refuses a view of a larger storage, which a trained parameter may be
+        is_whole = tensor.untyped_storage().nbytes() == tensor.nbytes
+        tensors[hf_name] = tensor if is_whole else tensor.clone()
     save_torch_state_dict(tensors, folder, max_shard_size=max_shard_bytes)
+
+def load_weights(
+    model: Model, folder: Path, family: Family, *, head_may_be_new: bool = False
+) -> Accounting:
+    """Fill `model` from a checkpoint folder; its parameters keep their dtype and device. A module
+    of a head that may be new may be absent as a whole: it keeps its values and is listed.
+    ModelError: all missing, unexpected and mis-shaped tensors, in one message."""
+    stored = stored_tensors(folder)
+    wanted = dict(model.named_parameters())  # a shared one once, under the embedding's name
+    ours_of = {hf_name: family.to_ours(hf_name) for hf_name in stored}
+    modules = {name.rpartition(".")[0] for name in wanted}
+    hf_name_of: dict[str, str] = {}
+    ignored, unexpected, misfits = [], [], []
+    for hf_name, (_, dtype, shape) in sorted(stored.items()):
+        first = next(iter(ours_of[hf_name]), "")
+        if first not in wanted:
+            other_head = first.startswith("head.") and first.rpartition(".")[0] not in modules
+            is_tied = first == HEAD and model.spec.tie_word_embeddings
+            is_needless = other_head or is_tied or matches(hf_name, family.ignored)
+            (ignored if is_needless else unexpected).append(hf_name)
+            continue
+        if first in hf_name_of:
+            unexpected.append(f"{hf_name} beside {hf_name_of[first]}")
+        elif shape != (fitting := family.hf_shape(hf_name, wanted[first].shape)):
+            misfits.append(f"{hf_name} is {shape}, must be {fitting}")
+        elif dtype not in FLOATS:
+            misfits.append(f"{hf_name} is {dtype}, must be one of {', '.join(FLOATS)}")
+        hf_name_of.update(dict.fromkeys(ours_of[hf_name], hf_name))
+    absent = [name for name in wanted if name not in hf_name_of]
+    whole = modules - {name.rpartition(".")[0] for name in hf_name_of} if head_may_be_new else set()
+    new = [n for n in absent if n.startswith("head.") and n.rpartition(".")[0] in whole]
+    # A fused tensor is missing once.
+    missing = list(dict.fromkeys(family.to_hf(name) for name in absent if name not in new))
+    problems = {"missing": missing, "unexpected": unexpected, "misfit": misfits}
+    if lines := [f"  {kind}: {_some(names)}" for kind, names in problems.items() if names]:
+        head = f"{folder}: the tensors do not fit the model of config.json"
+        advice = "Check that weights, config and number of labels belong together."
+        raise ModelError("\n".join([head, *lines, advice]))
+    copies = [name for name in ignored if HEAD in ours_of[name]]
+    for name in copies if model.spec.tie_word_embeddings else ():
+        pair = dict(_mapped([name, hf_name_of[EMBEDDING]], stored))
+        if not torch.equal(*pair.values()):
+            what = f"{folder}: {name} differs from the embeddings, which config.json ties it to"
+            raise ModelError(f"{what}: set tie_word_embeddings to false, or remove {name}")
+    with torch.no_grad():
+        for hf_name, tensor in _mapped(dict.fromkeys(hf_name_of.values()), stored):
+            targets = [wanted[name] for name in ours_of[hf_name]]
+            if matches(hf_name, family.transposed):  # cost: in the dtype first, half the time
+                tensor = tensor.to(targets[0].dtype)
+            parts = family.split(hf_name, tensor, model.spec.num_heads)
+            for target, part in zip(targets, parts, strict=True):
+                target.copy_(part)
+    return Accounting([name for name in wanted if name in hf_name_of], ignored, new)
+
+def stored_tensors(folder: Path) -> Stored:
+    """What is in one file, or in shards with an index. Raises ModelError: no safetensors, a pickled
+    model only, an unreadable header, an index that names other files than bare names or tensors
+    that its files do not hold."""
+    if (folder / INDEX).is_file():
+        if not isinstance(weight_map := read_object(folder / INDEX).get("weight_map"), dict):
+            raise ModelError(f"{folder / INDEX}: weight_map = {weight_map}: must be an object")
+        for name, file in weight_map.items():
+            if not isinstance(file, str) or Path(file).name != file:
+                raise ModelError(f"{folder / INDEX}: {name} -> {file!r} must be a bare file name")
+        files = [folder / name for name in sorted(set(weight_map.values()))]
+    elif (folder / SINGLE).is_file():
+        weight_map, files = None, [folder / SINGLE]
+    else:
+        pickled = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLED)
+        hint = f" It holds {', '.join(pickled)}: convert to safetensors." if pickled else ""
+        if folder in BUILTIN.values():
+            hint = " It comes with this repository: get it back with git checkout."
+        raise ModelError(f"{folder}: neither {SINGLE} nor {INDEX} is there.{hint}")
+    found = {name: tensor for file in files for name, tensor in _header(file).items()}
+    if weight_map is not None and set(weight_map) != set(found):
+        odd = sorted(set(weight_map) ^ set(found))
+        raise ModelError(f"{folder / INDEX}: index and shards differ in {_some(odd)}")
+    return found
+
+def _header(file: Path) -> Stored:
+    """What one file holds; a name that occurs twice is refused."""
+    try:
+        with safe_open(file, framework="pt"), open(file, "rb") as raw:  # the former checks it all
+            size = int.from_bytes(raw.read(8), "little")
+            pairs = json.loads(raw.read(size), object_pairs_hook=list)
+        header = {name: dict(part) for name, part in pairs if name != "__metadata__"}
+        if len({name for name, _ in pairs}) < len(pairs):
+            raise ValueError(f"a name occurs twice in {_some(sorted(name for name, _ in pairs))}")
+    except (SafetensorError, OSError, ValueError) as error:
+        said = f"{file}: not a whole safetensors file ({error}). Copy or download it again."
+        raise ModelError(said) from error
+    return {name: (file, part["dtype"], part["shape"]) for name, part in header.items()}
+
+def _mapped(names: Collection[str], stored: Stored) -> Iterator[tuple[str, Tensor]]:
+    """The named tensors, each a view of its file, to be read at once and then let go."""
+    for file in dict.fromkeys(stored[name][0] for name in names):
+        with safe_open(file, framework="pt") as handle:
+            held = (name for name in names if stored[name][0] == file)
+            yield from ((name, handle.get_tensor(name)) for name in held)
+
+def _some(names: list[str], most: int = 8) -> str:
+    """The names, or the first of them and how many more."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -12,6 +12,7 @@ Read bottom-up: Norm, Attention, Mlp, Block, Transformer. Sub-module names are t
 HF Llama layout; the families map other names onto them.
 """
 
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -20,7 +21,6 @@ from torch import Tensor, nn
 
 from ftcore.config import Recompute
 from ftcore.errors import ModelError
-from ftcore.model.cache import LayerSlab
 from ftcore.model.spec import ModelSpec
 from kernels.attention import attention
 from kernels.backend import Impl
@@ -30,6 +30,9 @@ from kernels.norm import layer_norm, rms_norm
 from kernels.recompute import computed_again
 from kernels.rope import norm_rope, rope, rope_angles
 from kernels.swiglu import geglu, swiglu
+
+# (q_NHD, k_NGD, v_NGD, docs, scale, window, softcap) to o_NHD, of one layer while generating
+Attend = Callable[..., Tensor]
 
 class Linear(nn.Linear):
     """An nn.Linear whose values come later: from a checkpoint, or from `Model.init_weights`."""
@@ -54,38 +57,26 @@ class Embedding(nn.Embedding):
 
     reset_parameters = Linear.reset_parameters
 
-class RMSNorm(nn.Module):
-    """y = (w + offset) x / rms(x), turned by angles, or of x + residual: y and that sum."""
+class Norm(nn.Module):
+    """y = (w + offset) x / rms(x) (RMSNorm) or w (x - mean) / std + b (LayerNorm), whichever the
+    spec names; of x + residual: y and that sum. RMSNorm also turns y by angles."""
 
     impl: Impl = "auto"
 
-    def __init__(self, width: int, spec: ModelSpec) -> None:
+    def __init__(self, spec: ModelSpec, width: int | None = None) -> None:
         super().__init__()
+        width, self.is_rms = width or spec.hidden_size, spec.norm == "rms_norm"
         self.eps, self.offset = spec.norm_eps, spec.norm_offset
         self.weight = nn.Parameter(torch.full((width,), 1 - self.offset))
+        has_bias = spec.norm_bias and not self.is_rms
+        self.bias = nn.Parameter(torch.zeros(width)) if has_bias else None
 
     def forward(self, x_NC: Tensor, **more: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        op, rule = norm_rope if "cos_sin_2NE" in more else rms_norm, {"offset": self.offset, **more}
-        return op(x_NC, self.weight, eps=self.eps, impl=self.impl, **rule)
-
-class LayerNorm(nn.Module):
-    """y = w (x - mean) / std + b, or of x + residual: y and that sum."""
-
-    impl: Impl = "auto"
-
-    def __init__(self, width: int, spec: ModelSpec) -> None:
-        super().__init__()
-        self.eps, self.offset = spec.norm_eps, 0.0
-        self.weight = nn.Parameter(torch.ones(width))
-        self.bias = nn.Parameter(torch.zeros(width)) if spec.norm_bias else None
-
-    def forward(self, x_NC: Tensor, **more: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        return layer_norm(x_NC, self.weight, self.bias, eps=self.eps, impl=self.impl, **more)
-
-def norm(spec: ModelSpec) -> nn.Module:
-    """A norm over the model's width, of the spec's kind."""
-    kind = RMSNorm if spec.norm == "rms_norm" else LayerNorm
-    return kind(spec.hidden_size, spec)
+        more |= {"eps": self.eps, "impl": self.impl}
+        if not self.is_rms:
+            return layer_norm(x_NC, self.weight, self.bias, **more)
+        op = norm_rope if "cos_sin_2NE" in more else rms_norm
+        return op(x_NC, self.weight, offset=self.offset, **more)
 
 def chosen(x_N: Tensor, rows_M: Tensor | None) -> Tensor:
     """These rows of the stream; None: all."""
@@ -106,11 +97,11 @@ class Attention(nn.Module):
         self.k_proj = Linear(C, G * D, bias=spec.qkv_bias)
         self.v_proj = Linear(C, G * D, bias=spec.qkv_bias)
         self.o_proj = Linear(H * D, C, bias=spec.linear_bias)
-        self.q_norm = RMSNorm(D, spec) if spec.qk_norm else None
-        self.k_norm = RMSNorm(D, spec) if spec.qk_norm else None
+        self.q_norm = Norm(spec, D) if spec.qk_norm else None
+        self.k_norm = Norm(spec, D) if spec.qk_norm else None
 
     def forward(
-        self, x_NC: Tensor, cos_sin_2NE: Tensor | None, docs: Docs, slab: LayerSlab | None,
+        self, x_NC: Tensor, cos_sin_2NE: Tensor | None, docs: Docs, attend: Attend | None,
         rows_M: Tensor | None,
     ) -> Tensor:  # fmt: skip
         projections = self.q_proj, self.k_proj, self.v_proj
@@ -120,7 +111,7 @@ class Attention(nn.Module):
             q_NHD, k_NGD = self.q_norm(q_NHD, **angles), self.k_norm(k_NGD, **angles)
         elif angles:
             q_NHD, k_NGD = (rope(x_NHD, **angles, impl=self.impl) for x_NHD in (q_NHD, k_NGD))
-        attend = slab.attend if slab else partial(attention, is_causal=self.is_causal)
+        attend = attend or partial(attention, is_causal=self.is_causal)
         o_NHD = attend(q_NHD, k_NGD, v_NGD, docs, impl=self.impl, **self.rule)
         return self.o_proj(chosen(o_NHD, rows_M).flatten(1))
 
@@ -159,18 +150,18 @@ class Block(nn.Module):
         self.self_attn = Attention(spec, index)
         self.mlp = Mlp(spec)
         is_normed = spec.norm_first and spec.embedding_norm and index == 0
-        self.input_layernorm = nn.Identity() if is_normed else norm(spec)
-        self.attn_output_norm = norm(spec) if spec.output_norms else nn.Identity()
-        self.post_attention_layernorm = norm(spec)
-        self.mlp_output_norm = norm(spec) if spec.output_norms else nn.Identity()
+        self.input_layernorm = nn.Identity() if is_normed else Norm(spec)
+        self.attn_output_norm = Norm(spec) if spec.output_norms else nn.Identity()
+        self.post_attention_layernorm = Norm(spec)
+        self.mlp_output_norm = Norm(spec) if spec.output_norms else nn.Identity()
 
     def forward(
-        self, h_NC: Tensor, cos_sin_2NE: Tensor | None, docs: Docs, slab: LayerSlab | None,
+        self, h_NC: Tensor, cos_sin_2NE: Tensor | None, docs: Docs, attend: Attend | None,
         rows_M: Tensor | None,
     ) -> Tensor:  # fmt: skip
         """h_MC: all rows are attended to, and those of `rows_M` (None: all) are computed."""
         x_NC = self.input_layernorm(h_NC) if self.norm_first else h_NC
-        attended_MC = self.self_attn(x_NC, cos_sin_2NE, docs, slab, rows_M).to(h_NC.dtype)
+        attended_MC = self.self_attn(x_NC, cos_sin_2NE, docs, attend, rows_M).to(h_NC.dtype)
         h_MC = chosen(h_NC, rows_M)
         if not self.norm_first:
             h_MC = self.input_layernorm(h_MC + self._drop(attended_MC))
@@ -203,9 +194,9 @@ class Transformer(nn.Module):
         rows = spec.max_positions + spec.position_offset
         self.embed_positions = Embedding(rows, C) if spec.position == "learned" else None
         self.embed_types = Embedding(spec.num_types, C) if spec.num_types else None
-        self.embed_norm = norm(spec) if spec.embedding_norm else None
+        self.embed_norm = Norm(spec) if spec.embedding_norm else None
         self.layers = nn.ModuleList(Block(spec, index) for index in range(spec.num_layers))
-        self.norm = norm(spec) if spec.norm_first else None
+        self.norm = Norm(spec) if spec.norm_first else None
 
     def embed(self, tokens_N: Tensor, positions_N: Tensor, types_N: Tensor) -> Tensor:
         """Sum of the token, position and segment embeddings that the family has."""
@@ -228,21 +219,19 @@ class Transformer(nn.Module):
         D = spec.rope_dim or spec.head_dim
         turn = partial(rope_angles, positions_N, head_dim=D, dtype=dtype)
         full = turn(theta=spec.rope_theta, factor=spec.rope_factor, bands=spec.rope_bands)
-        if spec.local_rope_theta is None:
-            return [full] * spec.num_layers
-        local = turn(theta=spec.local_rope_theta)
-        return [local if window else full for window in spec.windows]
+        local = full if spec.local_rope_theta is None else turn(theta=spec.local_rope_theta)
+        return [local if window else full for window in spec.windows or [0] * spec.num_layers]
 
     def forward(
         self, tokens_N: Tensor, positions_N: Tensor, types_N: Tensor, docs: Docs,
-        slabs: list[LayerSlab] | None = None, rows_M: Tensor | None = None,
+        attends: Sequence[Attend] | None = None, rows_M: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """Hidden states of every token, or of those that are asked for: h_MC, compute dtype.
 
         tokens_N        int64 ids in [0, V)
         positions_N     int64, restarting at 0 in every document
         types_N         int64 segment of each token; unread where the family has no segments
-        slabs           one per layer while generating (cache.py), else None
+        attends         one per layer while generating (generate.py), else None
         rows_M          int64 rows of the stream; None: all. The last layer computes no others, once
                         they have been attended to
         raises          ModelError: a document is longer than the learned positions
@@ -254,7 +243,7 @@ class Transformer(nn.Module):
         N, M = len(tokens_N), len(tokens_N if rows_M is None else rows_M)
         if docs.num_tokens != N:
             raise ValueError(f"docs plans {docs.num_tokens} tokens, there are {N}")
-        if slabs is None and tokens_N.device.type == "cpu":
+        if attends is None and tokens_N.device.type == "cpu":
             # cost: products of few sizes are compiled once. The rows added are copies of the first
             # token that belong to no document, and nobody reads them.
             filling, inputs = docs.num_rows - N, (tokens_N, positions_N, types_N)
@@ -262,16 +251,11 @@ class Transformer(nn.Module):
             tokens_N, positions_N, types_N = filled
             rows_M = rows_M if rows_M is None else F.pad(rows_M, (0, rounded(M) - M))
         h_NC = self.embed(tokens_N, positions_N, types_N)
-        slabs = slabs or [None] * len(self.layers)
-        angles = self.angles(positions_N, self.compute or h_NC.dtype)
-        asked = [None] * (len(self.layers) - 1) + [rows_M]
         L, is_training = len(self.layers), self.training and torch.is_grad_enabled()
         again = {"none": (), "selective": range(L - 2, -1, -2), "all": range(L)}[self.recompute]
-        settings = zip(self.layers, angles, slabs, asked, strict=True)
-        for index, (layer, cos_sin_2NE, slab, rows) in enumerate(settings):
-            inputs = h_NC, cos_sin_2NE, docs, slab, rows
-            if is_training and index in again:
-                h_NC = computed_again(layer, *inputs)
-            else:
-                h_NC = layer(*inputs)
+        angles = self.angles(positions_N, self.compute or h_NC.dtype)
+        asked, attends = [None] * (L - 1) + [rows_M], attends or [None] * L
+        for index, layer in enumerate(self.layers):
+            run = partial(computed_again, layer) if is_training and index in again else layer
+            h_NC = run(h_NC, angles[index], docs, attends[index], asked[index])
         return h_NC[:M] if self.norm is None else self.norm(h_NC[:M])

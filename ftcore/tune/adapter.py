@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ftcore.errors import ConfigError, ModelError
 from ftcore.files import MANIFEST, current, verify_folder, write_folder
-from ftcore.model.families.family import Family
+from ftcore.model.families import Family
 from ftcore.model.heads import Model
 from ftcore.model.load import read_object
 from ftcore.tune import lora

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ftcore.errors import ModelError
-from ftcore.model.families.family import Family
+from ftcore.model.families import Family
 
 PREFIX = "base_model.model."
 A, B = "lora_A.weight", "lora_B.weight"

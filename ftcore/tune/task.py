@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ftcore.data.pack import Batch
-from ftcore.model.heads import ClassificationHead, LMHead, Model, ModelTask, TokenHead
+from ftcore.model.heads import Model, ModelTask
 
 # Loss sum (fp32 scalar; nats, or squared units of a score) and weight sum (fp32).
 Task = Callable[[Model, Batch], tuple[Tensor, Tensor]]
@@ -20,21 +20,19 @@ def hidden(model: Model, batch: Batch, rows_M: Tensor | None) -> Tensor:
 
 def token_labels(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
     """Cross-entropy of a label per scored token: the next token, a masked one, or its tag."""
-    assert isinstance(model.head, LMHead | TokenHead)
     scored_M = batch.weights.nonzero().squeeze(1)
     h_MC = hidden(model, batch, scored_M)
     return model.head.loss(h_MC, batch.labels[scored_M], batch.weights[scored_M])
 
 def classification(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
     """Cross-entropy of a document's class; of several, of each being there or not, their mean."""
-    assert isinstance(model.head, ClassificationHead)
     if batch.labels.ndim == 2:
         logits_BK = document_logits(model, batch)
         has_BK = batch.labels.to(logits_BK)
         nll_BK = F.binary_cross_entropy_with_logits(logits_BK, has_BK, reduction="none")
         return (nll_BK.mean(1) * batch.weights).sum(), batch.weights.sum()
     h_MC = hidden(model, batch, model.head.rows(batch.docs))
-    return model.head.loss(h_MC, batch.docs, batch.labels, batch.weights)
+    return model.head.loss(h_MC, batch.labels, batch.weights, batch.docs)
 
 def regression(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
     """Squared error of each document's score."""
@@ -44,7 +42,6 @@ def regression(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
 
 def document_logits(model: Model, batch: Batch) -> Tensor:
     """logits_BK of a head that judges whole documents, fp32, or float64 where the model is."""
-    assert isinstance(model.head, ClassificationHead)
     logits_BK = model.head(hidden(model, batch, model.head.rows(batch.docs)), batch.docs)
     return logits_BK.to(torch.promote_types(logits_BK.dtype, torch.float32))
 

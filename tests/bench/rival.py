@@ -46,7 +46,7 @@ from ftcore.env.precision import PRECISIONS
 from ftcore.env.run import RunFolder
 from ftcore.env.seed import generator
 from ftcore.hub import resolve
-from ftcore.model.families import family_of
+from ftcore.model.families import family_named
 from ftcore.model.load import CONFIG, load_model, read_object
 from ftcore.tune.checkpoint import Checkpoints
 from ftcore.tune.loop import Loop
@@ -83,7 +83,7 @@ def floor(
     """The side `floor`."""
     task = TASKS[command.task].model_task
     config = read_object(resolve(command.config.model.path) / CONFIG)
-    spec = family_of(config, "config.json").of(task).to_spec(config)
+    spec = family_named(config["model_type"], task).to_spec(config)
     rank = command.config.peft.rank if said.method == "lora" else 0
     labels = len(data.labels) if data.labels else None
     reuse_across_steps()

@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Tokenizer
 
 import ftcore.builtin
-from ftcore.builtin.slots import kinds_of
+from ftcore.builtin.phrases import kinds_of
 from tests.bench.base.copying import chat
 from tests.bench.base.corpus import documents, lexicon, made, split_of
 from tests.bench.base.tokenizer import SPECIAL_TOKENS, VOCAB_SIZE, text_of, train_tokenizer

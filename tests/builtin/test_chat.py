@@ -11,20 +11,25 @@ from random import Random
 
 import pytest
 
-from ftcore.builtin import wording
-from ftcore.builtin.chat import build, labelled, main, preference_pairs, shares
-from ftcore.builtin.faults import FAULTS, Row, misspell
-from ftcore.builtin.phrases import command, intents
-from ftcore.builtin.slots import MAX_WORDS, SLOT, draw, is_new
-from ftcore.errors import DataError
+from ftcore.builtin.chat import (
+    FAULTS,
+    TRAIN_ROWS,
+    Row,
+    build,
+    labelled,
+    main,
+    misspell,
+    preference_pairs,
+    shares,
+)
+from ftcore.builtin.phrases import MAX_WORDS, SLOT, command, draw, intents, is_new, wording
 
-SIZE = 9500
 TESTS = ("test_values", "test_combinations", "test_wording")
 BY_NAME = {intent.name: intent for intent in intents()}
 
 @pytest.fixture(scope="module")
 def splits() -> dict[str, list[Row]]:
-    return build(seed=0, size=SIZE)
+    return build(seed=0)
 
 def request_of(row: Row) -> str:
     return row["messages"][0]["content"]
@@ -50,7 +55,7 @@ def pieces(text: str) -> set[str]:
 
 def test_sizes_and_ids(splits):
     assert {name: len(rows) for name, rows in splits.items()} == {
-        "train": sum(shares(SIZE)) + 7 * SIZE // 100,
+        "train": sum(shares(TRAIN_ROWS)) + 7 * TRAIN_ROWS // 100,
         "dev": sum(shares(300)),
         "test_values": 256,
         "test_combinations": 256,
@@ -84,7 +89,7 @@ def test_typos_are_frequent_and_hand_written_wording_has_none(splits):
 
 def test_every_planted_fault_is_recorded_and_only_train_has_any(splits):
     counts = Counter(row["fault"]["kind"] for row in splits["train"] if row["fault"])
-    base = sum(shares(SIZE))
+    base = sum(shares(TRAIN_ROWS))
     assert counts == {kind: round(rate * base) for kind, rate in FAULTS.items()}
     for name in ("dev", *TESTS):
         assert clean(splits[name]) == splits[name]
@@ -138,7 +143,7 @@ def test_imbalance_is_twenty_to_one_in_train_and_none_in_the_test_splits(splits)
         for row in splits["train"]
         if (row["fault"] or {}).get("kind") not in ("exact_duplicate", "near_duplicate", "empty")
     )
-    assert [truth[intent.name] for intent in intents()] == shares(SIZE)
+    assert [truth[intent.name] for intent in intents()] == shares(TRAIN_ROWS)
     assert max(truth.values()) / min(truth.values()) == pytest.approx(20, abs=0.5)
     assert min(truth.values()) >= 60
     for name in TESTS:
@@ -219,21 +224,13 @@ def test_every_slot_of_a_phrase_is_one_of_its_intent_and_can_be_drawn():
                 assert is_new(value) == new and value == value.strip() and "{" not in value
 
 def test_same_seed_same_rows_in_any_process_and_other_seeds_differ(splits):
-    assert build(seed=1, size=SIZE)["train"] != splits["train"]
-    code = "import json; from ftcore.builtin.chat import build; print(json.dumps(build(0, 9500)))"
+    assert build(seed=1)["train"] != splits["train"]
+    code = "import json; from ftcore.builtin.chat import build; print(json.dumps(build(0)))"
     environment = {**os.environ, "PYTHONHASHSEED": "7"}
     output = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, check=True, text=True
     ).stdout
     assert json.loads(output) == splits
-
-def test_small_sets_keep_every_intent_and_too_small_ones_are_refused():
-    for seed in range(2):
-        small = build(seed, size=2000)
-        assert {row["intent"] for row in clean(small["train"])} == set(BY_NAME)
-        assert len(small["test_combinations"]) == 256
-    with pytest.raises(DataError, match="size = 1999: the chat data set needs at least 2000 rows"):
-        build(size=1999)
 
 def test_labelled_rows_are_text_and_intent(splits):
     rows = labelled(splits["train"])
@@ -295,8 +292,8 @@ def test_the_command_writes_files_that_come_back_as_they_were(
     monkeypatch.setattr(sys, "argv", ["chat", str(tmp_path / "new" / "folder")])
     main()
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("train: 10172") and "190 wrong_label" in lines[0]
-    assert lines[1:] == ["dev: 306 rows", *(f"{name}: 256 rows" for name in TESTS)]
+    counts = {"train": 10172, "dev": 306} | dict.fromkeys(TESTS, 256)
+    assert lines == [f"{name}: {count} rows" for name, count in counts.items()]
     for name, rows in splits.items():
         forms = {"chat": rows, "labelled": labelled(rows), "pairs": preference_pairs(rows)}
         for form, records in forms.items():

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 import ftcore.builtin
-from ftcore.builtin import wording
-from ftcore.builtin.slots import kinds_of
+from ftcore.builtin.phrases import kinds_of, wording
 
 BUILTIN = Path(ftcore.builtin.__file__).parent
 NAMES = sorted(path.stem for path in BUILTIN.glob("words/*.toml"))

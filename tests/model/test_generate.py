@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from ftcore.errors import ModelError
-from ftcore.model.cache import FIRST_SLOTS, Cache
-from ftcore.model.generate import generate
+from ftcore.model.generate import FIRST_SLOTS, Cache, generate
 from ftcore.model.heads import Model
 from ftcore.model.load import load_model
 from kernels.docs import Docs
@@ -68,7 +67,7 @@ def test_cached_logits_are_those_of_the_whole_document(model, documents) -> None
         while done <= 69:
             docs = Docs.from_lengths([len(tokens) for tokens in step])
             tokens_N = torch.tensor(sum(step, []))
-            h_NC = model.trunk(tokens_N, cache.extend(docs), tokens_N, docs, cache.layers)
+            h_NC = model.trunk(tokens_N, cache.extend(docs), tokens_N, docs, cache.attends)
             for row, h_C in zip(running, h_NC[docs.last_B()], strict=True):
                 whole = Docs.from_lengths([done])
                 ids_N = torch.tensor(rows[row][:done])
@@ -80,7 +79,7 @@ def test_cached_logits_are_those_of_the_whole_document(model, documents) -> None
             step = [[rows[row][done]] for row in running]
             done += 1
     assert cache.num_slots == 2 * FIRST_SLOTS and cache.lengths == [69, 69]
-    assert all(slab.kv_2BSGD.shape == (2, 2, 128, 2, 16) for slab in cache.layers)
+    assert all(slab.shape == (2, 2, 128, 2, 16) for slab in cache.slabs)
 
 def test_head_sees_one_row_per_sequence(model, documents) -> None:
     seen = []

@@ -13,8 +13,7 @@ from ftcore import hub
 from ftcore.errors import ModelError
 from ftcore.hub import resolve
 from ftcore.model.families import family_named
-from ftcore.model.load import CONFIG, load_model, save_model
-from ftcore.model.weights import INDEX, SINGLE
+from ftcore.model.load import CONFIG, INDEX, SINGLE, load_model, save_model
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)

@@ -14,11 +14,9 @@ from huggingface_hub import save_torch_state_dict
 from safetensors.torch import load_file, save_file
 
 from ftcore.errors import ModelError
-from ftcore.model.families import FOLDER, family_named, family_names
-from ftcore.model.families.rules import RULES
-from ftcore.model.load import load_model, save_model
+from ftcore.model.families import FOLDER, RULES, family_named, family_names
+from ftcore.model.load import INDEX, SINGLE, load_model, save_model, stored_tensors
 from ftcore.model.spec import ModelSpec
-from ftcore.model.weights import INDEX, SINGLE, tensor_files
 
 @pytest.fixture
 def folder(hf, tmp_path) -> Path:
@@ -144,7 +142,7 @@ def test_metadata_may_be_null(folder) -> None:
     header = json.loads(raw[8 : 8 + size]) | {"__metadata__": None}
     text = json.dumps(header).encode()
     (folder / SINGLE).write_bytes(struct.pack("<Q", len(text)) + text + raw[8 + size :])
-    assert tensor_files(folder).keys() == header.keys() - {"__metadata__"}
+    assert stored_tensors(folder).keys() == header.keys() - {"__metadata__"}
 
 def test_pickle_is_named_but_not_read(folder) -> None:
     (folder / SINGLE).unlink()
@@ -158,10 +156,18 @@ def test_index_that_leaves_the_folder(folder, file) -> None:
     (folder / INDEX).write_text(json.dumps({"weight_map": {"lm_head.weight": file}}))
     assert "must be a bare file name" in refuse(folder)
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": 3}'])
-def test_unreadable_index(folder, text) -> None:
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not valid JSON"),
+        ("[]", "holds list, must be a JSON object"),
+        ("{}", "weight_map = None: must be an object"),
+        ('{"weight_map": 3}', "weight_map = 3: must be an object"),
+    ],
+)
+def test_unreadable_index(folder, text, message) -> None:
     (folder / INDEX).write_text(text)
-    assert "no readable weight_map" in refuse(folder)
+    assert f"{folder / INDEX}: {message}" in refuse(folder)
 
 def test_index_and_shards_differ(folder) -> None:
     (folder / INDEX).write_text(json.dumps({"weight_map": {"lm_head.weight": SINGLE, "x": SINGLE}}))
@@ -198,7 +204,7 @@ def test_shards_hold_what_one_file_holds(tmp_path) -> None:
     save_torch_state_dict(tensors, tmp_path, max_shard_size=33)  # two tensors of 16 bytes each
     index = json.loads((tmp_path / INDEX).read_text())
     assert index["metadata"]["total_size"] == 5 * 16
-    files = tensor_files(tmp_path)
+    files = {name: file for name, (file, *_) in stored_tensors(tmp_path).items()}
     assert {path.name for path in files.values()} == set(index["weight_map"].values())
     assert sorted(set(index["weight_map"].values())) == [
         f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)
@@ -221,10 +227,10 @@ def test_every_file_is_a_family_and_is_shipped() -> None:
     """And says nothing that nobody reads: its rules are those there are, its fields the spec's."""
     known = [family_named(name) for name in family_names()]
     assert [family.name for family in known] == family_names() and len(known) >= 12
-    assert {rule for family in known for rule in family.rules} == set(RULES)
+    assert {rule for family in known for rule in family.rules} == RULES.keys()
     fields = {field.name for field in dataclasses.fields(ModelSpec)}
     assert all({*family.switches, *family.keys} <= fields for family in known)
     project = tomllib.loads((FOLDER.parents[2] / "pyproject.toml").read_text(encoding="utf-8"))
     globs = project["tool"]["setuptools"]["package-data"]["ftcore.model.families"]
     shipped = {path.stem for glob in globs for path in FOLDER.glob(glob)}
-    assert shipped == set(family_names())
+    assert shipped == {*family_names(), "_common"}

@@ -14,8 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ftcore.errors import CheckpointError, ConfigError, ModelError
-from ftcore.model.families import family_named
-from ftcore.model.families.family import Family
+from ftcore.model.families import Family, family_named
 from ftcore.model.heads import Model
 from ftcore.tune.adapter import WEIGHTS, base_sha256, load_adapter, save_adapter
 from ftcore.tune.freeze import frozen_hashes

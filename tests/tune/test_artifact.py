@@ -15,8 +15,7 @@ from ftcore.data.tokenizer import Tokenizer
 from ftcore.env.seed import generator
 from ftcore.errors import ModelError
 from ftcore.model.families import family_named
-from ftcore.model.load import LoadedModel, load_model, save_model
-from ftcore.model.weights import Accounting
+from ftcore.model.load import Accounting, LoadedModel, load_model, save_model
 from ftcore.tune.artifact import load_artifact, read_labels, save_artifact
 from ftcore.tune.setup import choose_trainable
 from ftcore.tune.task import TASKS

@@ -13,14 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from ftcore.builtin.slots import __doc__ as TEXT
+from ftcore.builtin.phrases import __doc__ as TEXT
 from ftcore.env.run import read_metrics
 from ftcore.env.seed import generator
 from ftcore.model.families import family_named
 from ftcore.model.heads import Model
-from ftcore.model.load import LoadedModel, save_model
+from ftcore.model.load import Accounting, LoadedModel, save_model
 from ftcore.model.spec import ModelSpec
-from ftcore.model.weights import Accounting
 from ftcore.tune import loop
 
 ROOT = Path(loop.__file__).parents[2]

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ftcore.errors import ConfigError, ModelError
-from ftcore.model.cache import Cache
 from ftcore.model.families import family_named
+from ftcore.model.generate import Cache
 from ftcore.model.heads import Model
 from ftcore.tune.adapter import base_sha256, load_adapter, save_adapter
 from ftcore.tune.lora import LoRAConfig, apply_lora, disabled, lora_layers, mixed, use
@@ -119,7 +119,7 @@ def test_a_mix_while_generating(model: Model) -> None:
             docs = Docs.from_lengths([len(ids) for ids in tokens])
             tokens_N = torch.tensor(sum(tokens, []))
             types_N = torch.zeros_like(tokens_N)
-            inputs = tokens_N, cache.extend(docs), types_N, docs, cache.layers
+            inputs = tokens_N, cache.extend(docs), types_N, docs, cache.attends
             found = model.head(model.trunk(*inputs, docs.last_B()))
     torch.testing.assert_close(found, expected, **CLOSE)
 

@@ -1,15 +1,278 @@
-"""Model families: each TOML file maps one HF `model_type`: its config and tensor names."""
+"""Model families: one TOML file of tables for each HF `model_type`, beside this one.
+
+like            another family, whose tables stand where this file has none; of [trunk], [switches]
+                and [keys] each entry that this file lacks
+trunk_prefix    HF prefix of the trunk's tensors, with the dot: some checkpoints leave it out, so
+                either form is read, and the prefix is always written
+ignored         HF patterns that a checkpoint may hold and we do not need
+tagger          HF name of the token classifier, where it is not the other's
+transposed      HF patterns of matrices stored (inputs, outputs)
+fused_by_head   the rows of a fused matrix lie head by head, else part by part
+[architectures] task = HF class name
+[trunk] [head]  our name = HF's; {i} stands for the layer. Of several, the first is written. What
+                HF keeps in one matrix has its name several times, in the order of the rows
+[switches]      what the family decides of a spec
+[keys]          field of the spec = key of config.json, as [key, default], or [key] if optional, or
+                [key, default, true] where null is none
+[fixed]         keys of config.json that can have one value only; `unset` lists those that are null
+rules           what a table cannot say: functions from config.json to fields of the spec, with
+                their options. What they read is kept in config.json as it was read
+
+Rotary angles and windows are read as newer files write them (rope_parameters, with one entry per
+kind of layer where these differ; layer_types) and older ones (rope_theta, rope_scaling; a period).
+"""
+
+import math
+import re
+import tomllib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from ftcore.errors import ModelError
-from ftcore.model.families.family import FOLDER, Family, family_named
+from ftcore.model.spec import ModelSpec
+
+FOLDER = Path(__file__).parent
+Fields = dict[str, Any]  # of the spec
+Older = tuple[str, float]  # the key of older files for a number, and what it is without one
+
+WINDOWED, FULL = "sliding_attention", "full_attention"
+BANDS = {
+    "low_freq_factor": float, "high_freq_factor": float, "original_max_position_embeddings": int,
+}  # fmt: skip
+TURNED = "partial_rotary_factor"
+POOLING = {"cls": "first", "mean": "mean"}
+
+def read_value(config: dict, key: str, default: Any = int, null_is_none: bool = False) -> Any:
+    """One value of a config.json, of the default's type.
+
+    default     what a missing key or null stands for; a type: nothing; None: None or an integer
+    null_is_none    null is None, whatever stands for a missing key
+    raises      ModelError: missing, of another type, a float that is negative or not finite, an
+                integer out of [1, 10,000,000]: a hostile file cannot ask for 2^60 rows
+    """
+    value = config.get(key)
+    if value is None:
+        if default is None or (null_is_none and key in config):
+            return None
+        value = None if isinstance(default, type) else default
+    if isinstance(default, bool):
+        return bool(value)
+    if isinstance(default, float) or default is float:
+        if type(value) not in (int, float) or not 0 <= value < math.inf:
+            raise ModelError(f"config.json: {key} = {value!r}: must be a finite number >= 0")
+        return float(value)
+    if type(value) is not int or not 1 <= value <= 10_000_000:
+        raise ModelError(f"config.json: {key} = {value!r}: must be an integer in [1, 10000000]")
+    return value
+
+def read_rope(
+    config: dict, base: Older = ("rope_theta", 1e4), turned: Older | None = None
+) -> Fields:
+    """rope_theta, rope_factor, rope_bands; rope_dim where a share of each head is `turned`. Raises
+    ModelError: an unknown or incomplete scaling."""
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    kind = rope.get("rope_type", rope.get("type")) if isinstance(rope, dict) else rope
+    if kind not in (None, "default", "linear", "llama3"):
+        what = f"config.json: rope_type = {kind!r}: only default, linear and llama3 are known"
+        raise ModelError(f"{what}. Set it to default: it serves up to the length before scaling.")
+    rope = {"rope_theta": config.get(base[0]), **rope}
+    fields: Fields = {"rope_theta": read_value(rope, "rope_theta", base[1])}
+    if kind in ("linear", "llama3"):
+        fields["rope_factor"] = read_value(rope, "factor", float)
+    if kind == "llama3":
+        fields["rope_bands"] = tuple(read_value(rope, *band) for band in BANDS.items())
+    if turned is not None:
+        share = read_value({TURNED: config.get(turned[0]), **rope}, TURNED, turned[1])
+        fields["rope_dim"] = int(config["hidden_size"] // config["num_attention_heads"] * share)
+    return fields
+
+def read_two_ropes(config: dict, base: Older, local_base: Older) -> Fields:
+    """The angles, and local_rope_theta, the base of layers with a window."""
+    parts = config.get("rope_parameters") or {}
+    fields = read_rope({**config, "rope_parameters": parts.get(FULL)}, base)
+    local = {**config, "rope_parameters": parts.get(WINDOWED), "rope_scaling": None}
+    near = read_rope(local, local_base)
+    if len(near) > 1:
+        raise ModelError(f"config.json: rope_parameters of {WINDOWED}: only rope_type = 'default'")
+    return fields | {"local_rope_theta": near["rope_theta"]}
+
+def read_windows(
+    config: dict, key: str = "sliding_window", default: int = 4096, *, has_both_sides: bool = False,
+    period: int = 0, period_key: str | None = None, full: int = -1,
+) -> Fields:  # fmt: skip
+    """The window of each layer, 0 for none, by `layer_types`; in files without it, of each `period`
+    layers the one numbered `full` sees all. Raises ModelError: other kinds, or not one for each."""
+    if config.get(key, default) is None:
+        return {"windows": ()}
+    window, num_layers = read_value(config, key, default), read_value(config, "num_hidden_layers")
+    if has_both_sides:
+        window = window // 2 + 1  # HF: half a side, and itself
+    if period_key is not None:
+        period = read_value(config, period_key, period)
+    usual = [WINDOWED] * num_layers
+    for index in range(full % period, num_layers, period) if period else ():
+        usual[index] = FULL
+    types = config.get("layer_types") or usual
+    if len(types) != num_layers or not set(types) <= {WINDOWED, FULL}:
+        must = f"must name {WINDOWED} or {FULL} for each of {num_layers} layers"
+        raise ModelError(f"config.json: layer_types = {types}: {must}")
+    return {"windows": tuple(window if kind == WINDOWED else 0 for kind in types)}
+
+def read_gemma(config: dict) -> Fields:
+    """Scales of embeddings and scores."""
+    if config.get("use_bidirectional_attention"):
+        raise ModelError("config.json: use_bidirectional_attention: only a causal Gemma is known")
+    scale = read_value(config, "query_pre_attn_scalar", 256) ** -0.5
+    return {"embedding_scale": read_value(config, "hidden_size") ** 0.5, "attention_scale": scale}
+
+def read_pooling(config: dict) -> Fields:
+    """What of a document's tokens a classifier gets."""
+    if (pooling := config.get("classifier_pooling", "cls")) not in POOLING:
+        raise ModelError(f"config.json: classifier_pooling = {pooling!r}: must be cls or mean")
+    return {"pooling": POOLING[pooling]}
+
+def read_padded_positions(config: dict) -> Fields:
+    """The rows of the positions up to `pad_token_id` are no token's."""
+    offset = read_value(config, "pad_token_id", 1) + 1
+    rows = read_value(config, "max_position_embeddings")
+    return {"position_offset": offset, "max_positions": rows - offset}
+
+RULES: Mapping[str, Callable[..., Fields]] = {
+    "rope": read_rope, "two_ropes": read_two_ropes, "windows": read_windows,
+    "gemma": read_gemma, "pooling": read_pooling, "padded_positions": read_padded_positions,
+}  # fmt: skip
+
+@dataclass(frozen=True)
+class Family:
+    """One HF `model_type`."""
+    name: str  # `model_type` in config.json
+    trunk_prefix: str
+    names: Mapping[str, tuple[str, ...]]  # our pattern -> HF's, with the trunk's prefix or without
+    architectures: Mapping[str, str]
+    switches: Mapping[str, Any]
+    keys: Mapping[str, tuple[Any, ...]]  # field of the spec -> what `read_value` takes
+    fixed: Mapping[str, Any]
+    rules: Mapping[str, dict[str, Any]] = field(default_factory=dict)  # name -> options
+    ignored: Sequence[str] = ()
+    transposed: Sequence[str] = ()
+    fused_by_head: bool = False
+
+    def to_spec(self, config: dict) -> ModelSpec:
+        """Read a config.json. Raises ModelError: a value missing or out of range, sizes that do not
+        fit each other, or a setting that the family does not have."""
+        for key, value in self.fixed.items():
+            if config.get(key, value) != value:
+                raise ModelError(f"config.json: {key} = {config[key]!r}: only {value!r} is known")
+        settings = {name: read_value(config, *key) for name, key in self.keys.items()}
+        settings |= self.switches
+        for rule, options in self.rules.items():
+            settings |= RULES[rule](config, **options)
+        C, H = settings["hidden_size"], settings["num_heads"]
+        if settings.get("head_dim") is None:
+            settings["head_dim"] = _divided("hidden_size", C, "num_attention_heads", H)
+        settings["num_kv_heads"] = settings.get("num_kv_heads") or H
+        settings["intermediate_size"] = settings["intermediate_size"] or 4 * C
+        _divided("num_attention_heads", H, "num_key_value_heads", settings["num_kv_heads"])
+        return ModelSpec(**settings)
+
+    def to_config(self, spec: ModelSpec) -> dict[str, Any]:
+        """The keys of config.json that the tables name; what only rules read is not among them."""
+        values = vars(spec) | {"max_positions": spec.max_positions + spec.position_offset}
+        taken = {key: values[name] for name, (key, *_) in self.keys.items()}
+        return {"model_type": self.name, **self.fixed, **taken}
+
+    def to_ours(self, hf_name: str) -> tuple[str, ...]:
+        """Our names of an HF tensor or module; none where the family does not know it."""
+        # HF: files of 2018 call a norm's weight gamma and its bias beta.
+        hf_name = re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", hf_name))
+        pairs = ((hf, ours) for ours, hf_names in self.names.items() for hf in hf_names)
+        return tuple(_renamed(hf_name, pairs))
+
+    def to_hf(self, our_name: str, *, bare: bool = False) -> str:
+        """HF name of one of our tensors or modules; `bare` leaves out the trunk's prefix."""
+        pairs = ((ours, hf_names[0]) for ours, hf_names in self.names.items())
+        hf_name = next(_renamed(our_name, pairs), None)
+        if hf_name is None:
+            raise ModelError(f"{our_name}: the family {self.name} has no name for it")
+        return hf_name.removeprefix(self.trunk_prefix) if bare else hf_name
+
+    def hf_shape(self, hf_name: str, shape: Sequence[int]) -> list[int]:
+        """Shape of an HF tensor whose parts, ours, have the given shape each."""
+        whole = [shape[0] * len(self.to_ours(hf_name)), *shape[1:]]
+        return whole[::-1] if matches(hf_name, self.transposed) else whole
+
+    def split(self, hf_name: str, tensor: Tensor, num_heads: int) -> list[Tensor]:
+        """Ours of one HF tensor, in the order of `to_ours`."""
+        rows = tensor.t() if matches(hf_name, self.transposed) else tensor
+        if (num_parts := len(self.to_ours(hf_name))) == 1:
+            return [rows]
+        num_blocks = num_heads if self.fused_by_head else 1
+        parts = rows.unflatten(0, (num_blocks, num_parts, -1))
+        return [part.flatten(0, 1) for part in parts.unbind(1)]
+
+    def join(self, hf_name: str, parts: Sequence[Tensor], num_heads: int) -> Tensor:
+        """The HF tensor of ours; undoes `split`."""
+        rows = parts[0]
+        if len(parts) > 1:
+            num_blocks = num_heads if self.fused_by_head else 1
+            blocks = [part.unflatten(0, (num_blocks, -1)) for part in parts]
+            rows = torch.stack(blocks, dim=1).flatten(0, 2)
+        return rows.t() if matches(hf_name, self.transposed) else rows
+
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    """Whether the name fits one of the globs."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 def family_names() -> list[str]:
     """The families known here, by `model_type`: each has its file."""
-    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+    return sorted(path.stem for path in FOLDER.glob("[!_]*.toml"))
 
-def family_of(config: dict, where: str) -> Family:
-    """The family of a `config.json`. Raises ModelError: its `model_type` is not known here."""
-    if (name := config.get("model_type")) not in family_names():
-        what = f"{where}: model_type is {name!r}; this code knows {', '.join(family_names())}"
+def family_named(model_type: str, task: str = "", *, where: str = "config.json") -> Family:
+    """The family of MODEL_TYPE.toml, with its names for the head of one task. Raises ModelError: it
+    is not known here; `where` it was named."""
+    if model_type not in family_names():
+        what = f"{where}: model_type is {model_type!r}; this code knows {', '.join(family_names())}"
         raise ModelError(f"{what}. Convert it to one of these, or add it to ftcore/model/families.")
-    return family_named(name)
+    tables = _tables(model_type)
+    trunk, head, keys, tagger = (tables.pop(p, {}) for p in ("trunk", "head", "keys", "tagger"))
+    names = {f"trunk.{ours}": (tables["trunk_prefix"] + hf, hf) for ours, hf in trunk.items()}
+    for ours, hf in head.items():
+        names[f"head.{ours}"] = (hf,) if isinstance(hf, str) else tuple(hf)
+    if tagger and task == "tag":
+        names["head.classifier"] = (tagger, *names["head.classifier"])
+    tables["fixed"] |= dict.fromkeys(tables.pop("unset", ()))
+    tables["keys"] = {
+        name: (key, int) if isinstance(key, str) else (key[0], *(key[1:] or [None]))
+        for name, key in keys.items()
+    }
+    return Family(name=model_type, names=names, **tables)
+
+def _tables(name: str) -> dict[str, Any]:
+    """What NAME.toml holds, and what it takes from the family that it is like."""
+    own = tomllib.loads((FOLDER / f"{name}.toml").read_text("utf-8"))
+    if "like" not in own:
+        return own
+    other = _tables(own.pop("like"))
+    parts = ("trunk", "switches", "keys")
+    return other | own | {part: other.get(part, {}) | own.get(part, {}) for part in parts}
+
+def _renamed(name: str, pairs: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """The second of each pair whose first is the name, or that without .weight or .bias."""
+    layer = re.search(r"(?<=\.)\d+(?=\.)", name)
+    pattern = name if layer is None else f"{name[: layer.start()]}{{i}}{name[layer.end() :]}"
+    module, _, tensor = pattern.rpartition(".")
+    rests = {pattern: ""} | ({module: f".{tensor}"} if tensor in ("weight", "bias") else {})
+    for source, target in pairs:
+        if source in rests:
+            yield (target + rests[source]).replace("{i}", layer[0] if layer else "")
+
+def _divided(key: str, total: int, by_key: str, by: int) -> int:
+    if total % by:
+        raise ModelError(f"config.json: {key} = {total} must be a multiple of {by_key} = {by}")
+    return total // by
