@@ -47,8 +47,7 @@ def run(command: Command) -> None:
 
     from ftcore.data.prepare import prepare
     from ftcore.data.tokenizer import Tokenizer
-    from ftcore.env.device import resolve_device, reuse_across_steps
-    from ftcore.env.precision import PRECISIONS
+    from ftcore.env.compute import PRECISIONS, resolve_device, reuse_across_steps
     from ftcore.evaluate.report import json_line, write_predictions
     from ftcore.evaluate.suite import Suite
     from ftcore.hub import resolve

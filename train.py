@@ -40,11 +40,9 @@ def run(command: Command, world: "World") -> int:
 
     from ftcore.data.store import prepared
     from ftcore.data.tokenizer import Tokenizer
-    from ftcore.env.device import resolve_device, reuse_across_steps
+    from ftcore.env.compute import PRECISIONS, generator, resolve_device, reuse_across_steps
     from ftcore.env.plan import Plan
-    from ftcore.env.precision import PRECISIONS
     from ftcore.env.run import RunFolder
-    from ftcore.env.seed import generator
     from ftcore.files import write_file
     from ftcore.hub import resolve
     from ftcore.model.load import load_model

@@ -31,6 +31,7 @@ import torch
 from ftcore import verify
 from ftcore.config import PeftConfig
 from ftcore.data.pack import collate
+from ftcore.evaluate import evaluator
 from ftcore.model import transformer
 from ftcore.tune import loop as loops
 from ftcore.tune.loop import Loop
@@ -129,7 +130,7 @@ def other(*args: Any, **more: Any) -> Any:
 load_state, folded_weight = AdamW.load_state, LoRALinear.folded_weight
 load_artifact, encode_prompt = verify.load_artifact, verify.encode_prompt
 FAULTS = {
-    "a row alone": (verify, "collate", one_document),
+    "a row alone": (evaluator, "collate", one_document),
     "one micro-batch": (loops, "collate", heavier),
     "activations": (transformer, "computed_again", lambda layer, x, *rest: layer(x * 1.001, *rest)),
     "one process": (loops, "split", half),

@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from ftcore.config import Recompute, Run
 from ftcore.data.documents import lengths
 from ftcore.data.pack import Batch, Encoded, collate, pack, split
-from ftcore.env.device import free_bytes
+from ftcore.env.compute import free_bytes
 from ftcore.model.heads import Model
 from kernels.meter import Meter, heap_bytes
 

@@ -20,7 +20,7 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor, nn
 
-from ftcore.env.device import shared_zeros
+from ftcore.env.compute import shared_zeros
 from ftcore.env.distributed import World
 from ftcore.errors import CheckpointError
 

@@ -1,15 +1,31 @@
-"""Device and memory, resolved once from what the user says."""
+"""Where and how exactly a run computes: device and memory, precision, seeds.
+
+fp16 has no values below 6e-8, where many gradients lie. So the loss is multiplied by s, and with it
+every gradient; the optimiser, in fp32, divides by s again. A step that is not finite is not applied
+and halves s, to 1 at least; 2000 finite steps in a row double it (Micikevicius et al. 2018,
+arXiv:1710.03740).
+
+Every stream of random numbers has a key: (seed, what for). So resuming needs no saved generator.
+Dropout draws from torch's global one, re-seeded from (seed, step, micro-step) each micro-batch.
+"""
 
 import ctypes
 import mmap
 import os
 from contextlib import suppress
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ftcore.errors import ConfigError
 
+PRECISIONS = {  # dtype of the weights, and of matrix products where that is another
+    "bf16": (torch.bfloat16, None), "bf16-autocast": (torch.float32, torch.bfloat16),
+    "fp16": (torch.float16, None), "fp32": (torch.float32, None),
+}  # fmt: skip
+GROWTH_STEPS = 2000
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # glibc's malloc.h
 
 def resolve_device(name: str, kernels: str = "auto") -> torch.device:
@@ -47,3 +63,30 @@ def shared_zeros(count: int, dtype: torch.dtype, device: torch.device | str = "c
         return torch.zeros(count, dtype=dtype, device=device)
     # An anonymous mapping, since /dev/shm is small in containers.
     return torch.frombuffer(mmap.mmap(-1, count * dtype.itemsize), dtype=dtype)
+
+@dataclass
+class LossScale:
+    """The factor of the loss of a step; its fields are its state."""
+    value: float = 2.0**16
+    finite_steps: int = 0  # since it changed last
+
+    def update(self, is_finite: bool) -> None:
+        self.finite_steps = self.finite_steps + 1 if is_finite else 0
+        if not is_finite:
+            self.value = max(1.0, self.value / 2)
+        elif self.finite_steps == GROWTH_STEPS:
+            self.value, self.finite_steps = 2 * self.value, 0
+
+def derived(seed: int, *key: int) -> int:
+    """A 63-bit seed for one purpose: a hash of the run's seed and the key."""
+    # numerics: zeros at the end do not change the hash, so the key's length goes in.
+    entropy = [seed, len(key), *key]
+    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]) >> 1
+
+def generator(seed: int, *key: int) -> torch.Generator:
+    """A CPU generator for one purpose."""
+    return torch.Generator().manual_seed(derived(seed, *key))
+
+def seed_noise(seed: int, step: int, micro_step: int) -> None:
+    """Seed torch's global generators for the dropout of one micro-batch."""
+    torch.manual_seed(derived(seed, step, micro_step))
