@@ -50,7 +50,7 @@ class RunFolder(ExitStack):
             raise ConfigError(f"{path} is not empty: name another run folder{again}")
         files.make_folder(path)
         self.enter_context(_locked(path / "lock"))
-        self._metrics = self._tensorboard = self._purge_step = None
+        self._tensorboard = self._purge_step = None
         self._trimmed = not resume
         files.clean(path)
         starts = json.loads((path / "run.json").read_bytes())["starts"] if resume else []
@@ -58,7 +58,7 @@ class RunFolder(ExitStack):
 
     def trim(self, step: int) -> None:
         """Forget the metrics after `step`, which will be logged again; -1 forgets all of them."""
-        assert self._metrics is None, "trim before the first log"
+        assert self._tensorboard is None, "trim before the first log"
         path = self.path / METRICS
         kept = [line for line in read_metrics(path) if line["step"] <= step]
         files.write_file(path, "".join(json.dumps(line) + "\n" for line in kept))
@@ -66,19 +66,17 @@ class RunFolder(ExitStack):
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Append the named values of one step to metrics.jsonl and to TensorBoard."""
-        if self._metrics is None:
+        if self._tensorboard is None:
             assert self._trimmed, "a resumed run is trimmed before it logs"
             # cost: 0.3 s of import, and not needed by those who only read a run.
             from torch.utils.tensorboard import SummaryWriter
 
-            file = open(self.path / METRICS, "a", encoding="utf-8")  # noqa: SIM115
-            self._metrics = self.enter_context(file)
             writer = SummaryWriter(str(self.path / "tensorboard"), purge_step=self._purge_step)
             self._tensorboard = self.enter_context(writer)
         numbers = {name: float(value) for name, value in values.items()}
         line = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
-        self._metrics.write(json.dumps({"step": step, **line}) + "\n")
-        self._metrics.flush()
+        with open(self.path / METRICS, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **line}) + "\n")
         for name, value in numbers.items():
             self._tensorboard.add_scalar(name, value, step)
 
@@ -89,8 +87,8 @@ class RunFolder(ExitStack):
 
     def sync(self) -> None:
         """Put the metrics on the disk: before a checkpoint, which must not outlive its lines."""
-        if self._metrics is not None:
-            os.fsync(self._metrics.fileno())
+        if self._tensorboard is not None:
+            files.fsync(self.path / METRICS)
             self._tensorboard.flush()
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
