@@ -109,16 +109,9 @@ class Verifier:
         if layers := lora_layers(self.model).values():
             for layer in layers:
                 layer.merge()
-            merged = self.outputs()
-            yield "updates beside the matrices, or merged", apart(last, merged), NEAR
-            for layer in layers:
-                layer.unmerge()
-        yield from self.claims_of_files(last)
-
-    def claims_of_files(self, last: Tensor) -> Iterator[Claim]:
-        """What is saved is what was trained, and it is asked in tokens that it was trained on."""
-        words = {"labels": self.data.labels, "problem": self.config.problem}
+            yield "updates beside the matrices, or merged", apart(last, self.outputs()), NEAR
         which = {"base": self.config.model.path, "kind": self.kind}
+        words = {"labels": self.data.labels, "problem": self.config.problem}
         made = replace(self.loaded, model=self.model)
         save_artifact(made, self.tokenizer, self.work, **which, **words)
         self.model = load_artifact(self.work, **which, dtype=torch.float32).model.to(self.device)

@@ -40,13 +40,12 @@ class RunFolder(ExitStack):
     def __init__(self, path: str | Path, *, resume: bool = False) -> None:
         super().__init__()
         path = self.path = Path(path)
-        present = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
+        # A run killed while it began has nothing to lose: lock, run.json, or a part of a file.
+        present = {p.name for p in path.glob("*") if not p.name.startswith(files.TEMP)}
         if resume and "run.json" not in present:
             raise ConfigError(f"nothing to resume: {path} has no run.json")
-        # A run killed while it began has nothing to lose: lock, run.json, or a part of a file.
-        begun = {name for name in present if not name.startswith(files.TEMP)}
-        if not resume and begun - {"lock", "run.json"}:
-            again = f", or continue this one with --resume {path}" if "run.json" in begun else ""
+        if not resume and present - {"lock", "run.json"}:
+            again = f", or continue this one with --resume {path}" if "run.json" in present else ""
             raise ConfigError(f"{path} is not empty: name another run folder{again}")
         files.make_folder(path)
         self.enter_context(_locked(path / "lock"))
