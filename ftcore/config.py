@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, NamedTuple, dataclass_transform
 
-BASE = "builtin:base"
 Format = Literal[
     "auto", "tsv", "csv", "jsonl", "json", "txt", "conll", "labelled", "tar", "parquet"
 ]  # fmt: skip
@@ -42,7 +41,7 @@ class Section:
 
 class ModelConfig(Section):
     """The model to start from."""
-    path: str = BASE  # model folder in the HF layout, a hub id (owner/name), or builtin:base
+    path: str = "builtin:base"  # model folder in the HF layout, a hub id (owner/name), or builtin:base
     init: Literal["pretrained", "random"] = "pretrained"  # read weights, or draw them at random
 
 class FilesConfig(Section):
