@@ -41,7 +41,7 @@ class Section:
 
 class ModelConfig(Section):
     """The model to start from."""
-    path: str = "builtin:base"  # model folder in the HF layout, a hub id (owner/name), or builtin:base
+    path: str = "builtin:base"  # that, a model folder in the HF layout, or a hub id (owner/name)
     init: Literal["pretrained", "random"] = "pretrained"  # read weights, or draw them at random
 
 class FilesConfig(Section):
