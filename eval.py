@@ -55,9 +55,12 @@ def judge(command: Command) -> "tuple[Suite, Results]":
     from ftcore.data.prepare import prepare
     from ftcore.data.store import prepared
     from ftcore.data.tokenizer import Tokenizer
-    from ftcore.env.device import resolve_device, reuse_across_steps
-    from ftcore.env.precision import PRECISIONS
-    from ftcore.env.seed import use_deterministic
+    from ftcore.env.compute import (
+        PRECISIONS,
+        resolve_device,
+        reuse_across_steps,
+        use_deterministic,
+    )
     from ftcore.evaluate.suite import Suite
     from ftcore.hub import resolve
     from ftcore.model.load import load_model

@@ -40,11 +40,15 @@ def run(command: Command, world: "World") -> int:
 
     from ftcore.data.store import prepared
     from ftcore.data.tokenizer import Tokenizer
-    from ftcore.env.device import resolve_device, reuse_across_steps
+    from ftcore.env.compute import (
+        PRECISIONS,
+        generator,
+        resolve_device,
+        reuse_across_steps,
+        use_deterministic,
+    )
     from ftcore.env.plan import Plan
-    from ftcore.env.precision import PRECISIONS
     from ftcore.env.run import RunFolder
-    from ftcore.env.seed import generator, use_deterministic
     from ftcore.files import write_file
     from ftcore.hub import resolve
     from ftcore.model.load import load_model
@@ -53,7 +57,7 @@ def run(command: Command, world: "World") -> int:
     from ftcore.tune.task import TASKS
     from ftcore.verify import verify
 
-    config, seed = command.config, command.config.env.seed
+    config, seed, kind = command.config, command.config.env.seed, TASKS[command.task]
 
     # ---- 1 dataset preparation: files -> token ids and what is supervised ------------------------
     if not config.data.train:
@@ -68,13 +72,9 @@ def run(command: Command, world: "World") -> int:
     # ---- 2 model initialisation: config.json and safetensors -> one transformer ------------------
     weights, products = PRECISIONS["fp32" if command.only == "--verify" else config.env.precision]
     loaded = load_model(
-        folder,
-        task=TASKS[command.task].model_task,
-        dtype=weights,
-        num_labels=len(data.labels) if data.labels else None,
-        init=config.model.init,
-        generator=generator(seed, 1),
-    )
+        folder, task=kind.model_task, dtype=weights, num_labels=len(data.labels or ()) or None,
+        init=config.model.init, generator=generator(seed, 1),
+    )  # fmt: skip
     model = loaded.model
     print(f"\n{folder}: {loaded.accounting}")
 
@@ -93,15 +93,14 @@ def run(command: Command, world: "World") -> int:
     model.trunk.recompute = config.env.recompute
     plan = Plan(config, model, data.train.documents)
     if command.only == "--dry-run":
-        plan.count(model, TASKS[command.task].loss, data.draw)
+        plan.count(model, kind.loss, data.draw)
     print(f"\n{plan}")
     if command.only == "--verify":
-        print(f"\n{verify(config, TASKS[command.task], loaded, tokenizer, data)}")
+        print(f"\n{verify(config, kind, loaded, tokenizer, data)}")
     if command.only:
         return 0
     name = config.log.name or f"{command.task}-{time.strftime('%Y%m%d-%H%M%S')}"
-    path = command.resume or config.log.dir / name
-    resumes = command.resume is not None
+    path, resumes = command.resume or config.log.dir / name, command.resume is not None
     with RunFolder(path, resume=resumes) if world.is_first else nullcontext() as run_folder:
         if run_folder:
             if not resumes:  # a resumed run keeps the origins that its file names
@@ -171,10 +170,11 @@ def tune(
     artifact = save_artifact(loaded, tokenizer, path, kind=kind, **words)
 
     # ---- 7 monitoring: where it is written down, and what to do next -----------------------------
-    summary = {"run": str(path), "task": command.task, "steps": loop.progress.step}
-    seconds = round(time.perf_counter() - started, 1)
-    summary |= {"seconds": seconds, "base": base, "tuned": results.metrics}
-    summary["intervals"] = results.intervals
+    summary = {
+        "run": str(path), "task": command.task, "steps": loop.progress.step,
+        "seconds": round(time.perf_counter() - started, 1), "base": base, "tuned": results.metrics,
+        "intervals": results.intervals,
+    }  # fmt: skip
     run.dump("eval.json", summary)
     if config.peft.method == "lora":
         proof = certify(model, next(iter(data.tests.values()), data.dev), suite)

@@ -10,9 +10,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple, dataclass_transform
 
-BASE = "builtin:base"
 Format = Literal[
     "auto", "tsv", "csv", "jsonl", "json", "txt", "conll", "labelled", "tar", "parquet"
 ]  # fmt: skip
@@ -33,14 +32,19 @@ Positive = Annotated[float, Limit("> 0", lambda x: 0 < x < math.inf)]
 Share = Annotated[float, Limit("in [0, 1]", lambda x: 0 <= x <= 1)]
 ProperShare = Annotated[float, Limit("in [0, 1)", lambda x: 0 <= x < 1)]
 
-@dataclass(frozen=True)
-class ModelConfig:
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+class Section:
+    """What is made from it is a frozen dataclass, whose fields are given by name."""
+
+    def __init_subclass__(cls) -> None:
+        dataclass(frozen=True, kw_only=True)(cls)
+
+class ModelConfig(Section):
     """The model to start from."""
-    path: str = BASE  # model folder in the HF layout, a hub id (owner/name), or builtin:base
+    path: str = "builtin:base"  # that, a model folder in the HF layout, or a hub id (owner/name)
     init: Literal["pretrained", "random"] = "pretrained"  # read weights, or draw them at random
 
-@dataclass(frozen=True)
-class FilesConfig:
+class FilesConfig(Section):
     """Files, and what is done with their rows before they are tokens."""
     # files or globs (.jsonl .json .csv .tsv .txt .conll .tar .parquet, also .gz); FILE.json:KEY
     train: tuple[str, ...] = ()
@@ -64,7 +68,6 @@ class FilesConfig:
     leaks: Literal["report", "drop"] = "drop"  # rows that give held-out ones away, as in 13 words
     cache: Path | None = Path("runs/cache")  # where tokens are kept for the next run; None: nowhere
 
-@dataclass(frozen=True)
 class TextDataConfig(FilesConfig):
     """Plain text; rows with `messages` among it are chats, supervised on their answers."""
     leaks: Literal["report", "drop"] = "report"  # texts that are nearly held-out ones
@@ -72,17 +75,14 @@ class TextDataConfig(FilesConfig):
     max_length: Count = 512  # tokens of one document; chats among the text may be longer
     over_length: OverLength = "split"  # of longer texts; split: several documents, none lost
 
-@dataclass(frozen=True)
 class MaskedDataConfig(TextDataConfig):
     """Plain text, of which every step hides some tokens."""
 
-@dataclass(frozen=True)
 class ExamplesConfig(FilesConfig):
     """Rows that are examples, and how long they may be."""
     max_length: Count | None = None  # tokens, special ones included; None: any length
     over_length: OverLength = "error"  # of longer rows; cut_left keeps the end; all are listed
 
-@dataclass(frozen=True)
 class ChatDataConfig(ExamplesConfig):
     """Conversations: `messages` [{role, content}], or others by the names of their columns."""
     messages: str = "messages"  # column of turns, or of a transcript whose speakers `roles` names
@@ -93,13 +93,11 @@ class ChatDataConfig(ExamplesConfig):
     train_on: TrainOn = "assistant"  # completion: the last answer and all the template adds to it
     train_on_end: bool = True  # supervise the token that ends a turn, so that the model stops
 
-@dataclass(frozen=True)
 class TextsConfig(ExamplesConfig):
     """Texts or pairs of texts."""
     text: str = "text"  # column of the text
     pair: str = ""  # column of the second text; empty: single texts
 
-@dataclass(frozen=True)
 class LabelledDataConfig(TextsConfig):
     """Texts or pairs of texts with one label, or several."""
     label: str = "label"  # column of the label
@@ -110,12 +108,10 @@ class LabelledDataConfig(TextsConfig):
     # most that a row may weigh, or be repeated, or that the largest class is times the smallest
     balance_cap: Annotated[float, Limit(">= 1", lambda x: 1 <= x < math.inf)] = 10.0
 
-@dataclass(frozen=True)
 class ScoredDataConfig(TextsConfig):
     """Texts or pairs of texts with a score."""
     label: str = "score"  # column of the score
 
-@dataclass(frozen=True)
 class TaggedDataConfig(ExamplesConfig):
     """Sentences with one tag a word: O, B-TYPE and I-TYPE (BIO or IOB1), or tags of any kind."""
     tokens: str = "tokens"  # column of the words, a list; in CoNLL files the first one
@@ -123,8 +119,7 @@ class TaggedDataConfig(ExamplesConfig):
     spans: str = ""  # column of [{start, end, label}] in characters of `text`, in place of both
     text: str = "text"  # column of the text that has `spans`
 
-@dataclass(frozen=True)
-class EnvConfig:
+class EnvConfig(Section):
     """Where and how exactly it computes."""
     device: str = "cpu"  # cpu, cuda or cuda:N
     # bf16, fp16: weights and products in it, and an fp32 master of all that is trained; fp16 has a
@@ -137,8 +132,7 @@ class EnvConfig:
     deterministic: bool = True  # the same bits each time; what that costs here, --verify tells
     seed: Natural = 0  # of data order, initial values and dropout
 
-@dataclass(frozen=True)
-class PeftConfig:
+class PeftConfig(Section):
     """What is trained."""
     method: Literal["full", "freeze", "lora"] = "full"  # all, `trainable`, or low-rank updates
     # freeze: head, last:K, embeddings, norms, biases, all, a name or a glob
@@ -151,8 +145,7 @@ class PeftConfig:
     extra_modules: tuple[str, ...] = ()  # lora: modules that are trained fully beside it
     quantize: Literal["none", "nf4"] = "none"  # lora: frozen matrices; nf4: 4.13 bits a weight
 
-@dataclass(frozen=True)
-class OptimConfig:
+class OptimConfig(Section):
     """AdamW."""
     lr: Positive = 5e-5  # peak learning rate
     batch_size: Count = 32  # rows of one optimiser step
@@ -166,16 +159,14 @@ class OptimConfig:
     layer_lr_decay: Share = 1.0  # factor on it from each layer to the one below, embeddings too
     ema: ProperShare = 0.0  # decay of an average of what is trained, used in its place; 0: none
 
-@dataclass(frozen=True)
-class ScheduleConfig:
+class ScheduleConfig(Section):
     """Learning rate over the run."""
     shape: Literal["cosine", "linear", "constant", "wsd"] = "linear"  # wsd: peak, then a decay
     warmup: ProperShare = 0.1  # share of the steps that warm up, in [0, 1)
     decay: ProperShare = 0.2  # wsd: share of the steps in which it decays, in [0, 1)
     final: Share = 0.0  # share of the peak that is left at the end, in [0, 1]
 
-@dataclass(frozen=True)
-class LoopConfig:
+class LoopConfig(Section):
     """How long, how often."""
     epochs: Positive = 1.0  # passes over the training rows
     max_steps: Natural = 0  # optimiser steps; 0: as many as the epochs take
@@ -195,21 +186,18 @@ class LoopConfig:
         """Optimiser steps of a run over `num_rows` training rows."""
         return self.max_steps or math.ceil(self.epochs * math.ceil(num_rows / batch_size))
 
-@dataclass(frozen=True)
-class EvalConfig:
+class EvalConfig(Section):
     """How the model is judged."""
     max_new_tokens: Count = 64  # longest generated answer, tokens
     intent_field: str = ""  # field of JSON answers scored as a class; empty: plain text
     samples: Natural = 3  # answers shown at the end
 
-@dataclass(frozen=True)
-class LogConfig:
+class LogConfig(Section):
     """Where the run is written down."""
     dir: Path = Path("runs")  # folder of all runs
     name: str = ""  # folder of this run inside it; empty: the task and the time
 
-@dataclass(frozen=True, kw_only=True)
-class PretrainRun:
+class PretrainRun(Section):
     """Next-token training on plain text."""
     model: ModelConfig = ModelConfig()
     data: TextDataConfig = TextDataConfig()
@@ -223,18 +211,15 @@ class PretrainRun:
     # HF's `problem_type` of a model that judges whole documents; None: it does not
     problem: ClassVar[str | None] = None
 
-@dataclass(frozen=True, kw_only=True)
 class MaskedRun(PretrainRun):
     """Masked-language modelling: an encoder learns to fill in hidden tokens of plain text."""
     data: MaskedDataConfig = MaskedDataConfig()
 
-@dataclass(frozen=True, kw_only=True)
 class SftRun(PretrainRun):
     """Supervised fine-tuning on conversations."""
     data: ChatDataConfig = ChatDataConfig()
     peft: PeftConfig = PeftConfig(method="lora")
 
-@dataclass(frozen=True, kw_only=True)
 class ClassifyRun(PretrainRun):
     """Fine-tuning a classifier of texts or pairs of texts, with one label a row or several."""
     data: LabelledDataConfig = LabelledDataConfig()
@@ -243,13 +228,11 @@ class ClassifyRun(PretrainRun):
     def problem(self) -> str:
         return f"{'multi' if self.data.label_separator else 'single'}_label_classification"
 
-@dataclass(frozen=True, kw_only=True)
 class RegressRun(PretrainRun):
     """Fine-tuning a model to score texts or pairs of texts."""
     data: ScoredDataConfig = ScoredDataConfig()
     problem = "regression"
 
-@dataclass(frozen=True, kw_only=True)
 class TagRun(PretrainRun):
     """Fine-tuning a tagger of words, such as named entities."""
     data: TaggedDataConfig = TaggedDataConfig()

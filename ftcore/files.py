@@ -39,12 +39,12 @@ def write_folder(target: Path, write: Callable[[Path], None], *, needed_bytes: i
         mode, files = temp.stat().st_mode & 0o644, {}
         for path in sorted(filter(Path.is_file, temp.rglob("*"))):
             path.chmod(mode)
-            _fsync(path)
+            fsync(path)
             name = path.relative_to(temp).as_posix()
             files[name] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
         manifest = {"files": files, "sha256": _digest(files)}
         (temp / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-        _fsync(temp / MANIFEST)
+        fsync(temp / MANIFEST)
 
 def link_folder(source: Path, target: Path) -> None:
     """Give the verified folder `source` a second name that outlives the first, at no cost in space:
@@ -58,7 +58,7 @@ def link_folder(source: Path, target: Path) -> None:
                 os.link(source / name, temp / name)
             except OSError:
                 shutil.copy2(source / name, temp / name)
-            _fsync(temp / name)
+            fsync(temp / name)
 
 def write_file(path: Path, content: bytes | str) -> None:
     """Write or replace one file in a single step; text is UTF-8. Raises CheckpointError."""
@@ -69,28 +69,20 @@ def verify_folder(folder: Path) -> tuple[str, ...]:
     """Compare every file with the manifest and return their names, relative to the folder. Raises
     CheckpointError: names the first file that is missing, altered or unreadable."""
     path = folder / MANIFEST
+    altered = f"was altered: its SHA-256 is not the one in {MANIFEST}"
     try:
-        manifest = json.loads(path.read_bytes())
-        files, digest = manifest["files"], manifest["sha256"]
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing: the folder was not written to its end") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        manifest = json.loads(path.read_text("utf-8"))
+        if _digest(manifest["files"]) != manifest["sha256"]:
+            raise CheckpointError(f"{path} {altered}")
+        for name, expected in manifest["files"].items():
+            path = folder / name
+            if sha256_file(path) != expected["sha256"]:
+                raise CheckpointError(f"{path} {altered}")
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing: lost, or never written to the end") from error
+    except (OSError, UnicodeError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} cannot be read: {error!r}") from error
-    if digest != _digest(files):
-        raise CheckpointError(f"{path} was altered: its SHA-256 is not the one it holds")
-    for name, expected in files.items():
-        path = folder / name
-        try:
-            size, digest = path.stat().st_size, sha256_file(path)
-        except FileNotFoundError:
-            raise CheckpointError(f"{path} is missing, though {MANIFEST} lists it") from None
-        except OSError as error:
-            raise CheckpointError(f"{path} cannot be read: {error}") from error
-        if size != expected["bytes"]:
-            raise CheckpointError(f"{path} has {size} bytes, {MANIFEST} says {expected['bytes']}")
-        if digest != expected["sha256"]:
-            raise CheckpointError(f"{path} was altered: its SHA-256 is not the one in {MANIFEST}")
-    return tuple(files)
+    return tuple(manifest["files"])
 
 def sha256_file(path: Path) -> str:
     """SHA-256 of the file's bytes, as 64 hexadecimal digits."""
@@ -107,7 +99,7 @@ def make_folder(folder: Path) -> None:
     if not folder.is_dir():
         make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
-        _fsync(folder.parent)
+        fsync(folder.parent)
 
 def remove(path: Path) -> None:
     """Delete a file or folder, its manifest first so that no reader takes the half for the whole;
@@ -138,11 +130,11 @@ def _staged(target: Path, needed_bytes: int = 0) -> Iterator[Path]:
         _settle(target)
         yield temp
         for path in (*filter(Path.is_dir, temp.rglob("*")), temp):
-            _fsync(path)
+            fsync(path)
         if target.is_dir():
             os.rename(target, target.with_name(ASIDE + target.name))
         os.rename(temp, target)
-        _fsync(target.parent)
+        fsync(target.parent)
     except (OSError, SafetensorError) as error:
         written = sum(path.stat().st_size for path in (temp, *temp.rglob("*")) if path.is_file())
         disk = next(folder for folder in target.absolute().parents if folder.is_dir())
@@ -167,7 +159,8 @@ def _settle(target: Path) -> None:
 def _digest(files: dict[str, dict[str, Any]]) -> str:
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Put a file or folder on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -16,22 +16,24 @@ from torch import Tensor
 from ftcore.config import Run
 from ftcore.data.chat import encode_prompt
 from ftcore.data.ledger import Prepared
-from ftcore.data.pack import Encoded, collate
+from ftcore.data.pack import Encoded
 from ftcore.data.tokenizer import Tokenizer
+from ftcore.env.compute import use_deterministic
 from ftcore.env.distributed import World
 from ftcore.env.run import RunFolder
-from ftcore.env.seed import use_deterministic
 from ftcore.errors import ModelError
+from ftcore.evaluate.evaluator import all_logits
 from ftcore.evaluate.report import table
 from ftcore.model.load import LoadedModel
 from ftcore.tune.artifact import load_artifact, save_artifact
 from ftcore.tune.checkpoint import Checkpoints, load
 from ftcore.tune.loop import Loop
 from ftcore.tune.lora import lora_layers
-from ftcore.tune.task import TaskKind, document_logits, hidden
+from ftcore.tune.task import TaskKind
 from ftcore.tune.workers import Workers
 
 TOKENS = 2048  # of the rows that it is tried on, together; two rows at least, 16 at most
+ALL = 8 * TOKENS  # side by side
 STEPS = 4  # of the runs that are compared
 NEAR, EXACT = 1e-5, 0.0  # relative distances: what sums in another order may cost in fp32, and none
 Claim = tuple[str, float, float]  # what must not change a result, how far it did, how far it may
@@ -52,9 +54,7 @@ class Verifier:
             if len(self.documents) < 2 or sum(map(len, self.documents)) + len(document) <= TOKENS:
                 self.documents.append(data.draw(document, 0) if data.draw else document)
 
-    def loop(
-        self, name: str, *, steps: int = 1, tokens: int = 8 * TOKENS, resume: bool = False
-    ) -> Loop:
+    def loop(self, name: str, *, steps: int = 1, tokens: int = ALL, resume: bool = False) -> Loop:
         """A run from the first weights; in one step it takes all rows, in several half of them."""
         self.model = deepcopy(self.loaded.model)
         size = len(self.documents) if steps == 1 else max(1, len(self.documents) // 2)
@@ -97,18 +97,14 @@ class Verifier:
         return {key: param.detach().clone() for key, param in self.model.named_parameters()}
 
     @torch.no_grad()
-    def outputs(self, documents: list[Encoded]) -> Tensor:
-        """What the head says of the rows, side by side."""
-        batch = collate(documents).to(self.device)
-        if self.model.task == "classify":
-            return document_logits(self.model, batch)
-        scored_M = batch.weights.nonzero().squeeze(1)
-        return self.model.head(hidden(self.model, batch, scored_M)).float()
+    def outputs(self, tokens: int = ALL) -> Tensor:
+        """What the head says of the rows, so many tokens of them side by side."""
+        return all_logits(self.model, self.documents, max_tokens=tokens, device=self.device)
 
     def claims(self) -> Iterator[Claim]:
         """Those that concern this model, each when it is asked for."""
-        alone = torch.cat([self.outputs([document]) for document in self.documents])
-        yield "a row alone, or packed with others", apart(self.outputs(self.documents), alone), NEAR
+        alone = self.outputs(tokens=1)
+        yield "a row alone, or packed with others", apart(self.outputs(), alone), NEAR
         whole, again = self.gradient("whole"), self.gradient("again")
         yield "a step, or the same once more", apart(whole, again), self.exact
         rows = self.gradient("rows", tokens=1)
@@ -124,25 +120,18 @@ class Verifier:
         once, twice = self.trained(resume=False), self.trained(resume=True)
         most = max(apart(once[name], twice[name]) for name in once)
         yield f"{STEPS} steps, or resumed after {STEPS // 2}", most, self.exact
-        last = self.outputs(self.documents)
+        last = self.outputs()
         if layers := lora_layers(self.model).values():
             for layer in layers:
                 layer.merge()
-            merged = self.outputs(self.documents)
-            yield "updates beside the matrices, or merged", apart(last, merged), NEAR
-            for layer in layers:
-                layer.unmerge()
-        yield from self.claims_of_files(last)
-
-    def claims_of_files(self, last: Tensor) -> Iterator[Claim]:
-        """What is saved is what was trained, and it is asked in tokens that it was trained on."""
-        words = {"labels": self.data.labels, "problem": self.config.problem}
+            yield "updates beside the matrices, or merged", apart(last, self.outputs()), NEAR
         which = {"base": self.config.model.path, "kind": self.kind}
+        words = {"labels": self.data.labels, "problem": self.config.problem}
         made = replace(self.loaded, model=self.model)
         save_artifact(made, self.tokenizer, self.work, **which, **words)
         self.model = load_artifact(self.work, **which, dtype=torch.float32).model.to(self.device)
         self.model.use_kernels(self.config.env.kernels)
-        yield "in memory, or saved and loaded", apart(last, self.outputs(self.documents)), EXACT
+        yield "in memory, or saved and loaded", apart(last, self.outputs()), EXACT
         judged = [split for _, split in self.data.splits() if split.chats]
         read = {d.row_id: d.tokens_T.tolist() for split in judged for d in split.documents}
         chats = [chat for split in judged for chat in split.chats[:16] if chat.id in read]

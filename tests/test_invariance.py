@@ -31,6 +31,7 @@ import torch
 from ftcore import verify
 from ftcore.config import PeftConfig
 from ftcore.data.pack import collate
+from ftcore.evaluate import evaluator
 from ftcore.model import transformer
 from ftcore.tune import loop as loops
 from ftcore.tune.loop import Loop
@@ -135,7 +136,7 @@ def unlike(verifier: verify.Verifier, name: str, *args: Any, **more: Any) -> tor
 gradient = verify.Verifier.gradient
 FAULTS = {
     "a step, or the same": (verify.Verifier, "gradient", unlike),
-    "a row alone": (verify, "collate", one_document),
+    "a row alone": (evaluator, "collate", one_document),
     "one micro-batch": (loops, "collate", heavier),
     "activations": (transformer, "computed_again", lambda layer, x, *rest: layer(x * 1.001, *rest)),
     "one process": (loops, "split", half),

@@ -1,1 +1,1 @@
-"""Stage 3, environment: what a run stands on: device, precision, seed, plan, run, signals."""
+"""Stage 3, environment: what a run stands on: device, precision, seeds, processes, plan, run."""

@@ -1,4 +1,4 @@
-"""What a run will do, said before it does it: steps, tokens, trained parameters, memory.
+"""What a run will do, said before it does it: steps, tokens, memory.
 
 The memory of a step is counted, not estimated: its forward and backward passes run on tensors that
 have sizes and no values, so all that autograd saves and all that operations make is seen.
@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ftcore.config import Recompute, Run
 from ftcore.data.pack import Batch, Encoded, collate, lengths, pack, split
-from ftcore.env.device import free_bytes
+from ftcore.env.compute import free_bytes
 from ftcore.model.heads import Model
 from kernels.meter import Meter, heap_bytes
 
@@ -52,35 +52,32 @@ def step_bytes(model: Model, loss: Loss, documents: Sequence[Encoded]) -> dict[s
 class Plan:
     """Figures of a run, its model on its device.
 
-    num_rows, num_tokens        of one epoch
-    num_params, num_trained     parameters
-    shares, heaviest            processes that a step is split between; documents of the heaviest
-                                micro-batch: the first one of a step that has the longest rows
-    memory_bytes                by component: what a run holds from start to end, also for rows of
-                                embeddings that the data never read, which need none; after
-                                `count`, what a step adds to it
+    shares          processes that a step is split between
+    heaviest        documents of the first micro-batch of a step that has the longest rows
+    memory_bytes    by component: what a run holds from start to end, also for rows of embeddings
+                    that the data never read, which need none; after `count`, what a step adds
     """
 
     def __init__(self, config: Run, model: nn.Module, documents: Sequence[Encoded]) -> None:
         lengths_B, size = lengths(documents), config.optim.batch_size
-        self.num_rows, self.num_tokens, self.more = len(lengths_B), int(lengths_B.sum()), ""
-        self.num_steps = config.loop.num_steps(self.num_rows, size)
+        steps, rows = config.loop.num_steps(len(lengths_B), size), len(lengths_B)
+        self.work = f"{steps} steps; an epoch is {rows} rows, {lengths_B.sum()} tokens"
+        self.more = ""
         self.shares = min(config.env.threads, size) if config.env.device == "cpu" else 1
         longest = np.argsort(-lengths_B, kind="stable")[:size]
         budget = config.loop.micro_batch_tokens
         mine = longest[split(lengths_B[longest], self.shares)[0]]
         self.heaviest = [documents[int(mine[i])] for i in pack(lengths_B[mine], budget)[0]]
-        params = list(model.parameters())
-        trained = [p for p in params if p.requires_grad]
-        self.num_params, self.num_trained = (sum(p.numel() for p in x) for x in (params, trained))
+        trained = [p for p in model.parameters() if p.requires_grad]
+        count = sum(p.numel() for p in trained)
         accumulates = lengths_B[longest].sum() > budget
         widths = {4} if accumulates else {p.element_size() for p in trained}
         self.memory_bytes = {
-            "weights": sum(t.nbytes for t in (*params, *model.buffers())),
+            "weights": sum(t.nbytes for t in (*model.parameters(), *model.buffers())),
             "masters": 4 * sum(p.numel() for p in trained if p.element_size() < 4),
-            "gradients": self.shares * max(widths) * self.num_trained,
-            "moments": 8 * self.num_trained,
-        } | ({"average": 4 * self.num_trained} if config.optim.ema else {})  # fmt: skip
+            "gradients": self.shares * max(widths) * count,
+            "moments": 8 * count,
+        } | ({"average": 4 * count} if config.optim.ema else {})  # fmt: skip
 
     def count(
         self, model: Model, loss: Loss, draw: Callable[[Encoded, int], Encoded] | None = None
@@ -110,8 +107,4 @@ class Plan:
 
     def __str__(self) -> str:
         memory = "  ".join(f"{name} {size / MIB:.1f}" for name, size in self.memory_bytes.items())
-        return (
-            f"{self.num_steps} steps; an epoch is {self.num_rows} rows, {self.num_tokens} tokens\n"
-            f"{self.num_trained} of {self.num_params} parameters are trained"
-            f" ({self.num_trained / self.num_params:.1%})\nmemory, MiB: {memory}{self.more}"
-        )
+        return f"{self.work}\nmemory, MiB: {memory}{self.more}"

@@ -1,4 +1,4 @@
-"""The run folder: one writer, what it ran on, and its metrics under one set of names.
+"""The run folder: one writer, what it ran on, its metrics under one set of names; how a run stops.
 
     runs/NAME/  lock  run.json  metrics.jsonl  tensorboard/  (and what the other stages add)
 
@@ -9,11 +9,12 @@ equal runs have equal lines, perf/ aside; null is not finite. TensorBoard carrie
 import fcntl
 import importlib.metadata
 import json
-import logging
 import math
 import os
 import platform
 import re
+import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -22,15 +23,14 @@ from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, Self
 
 from ftcore import files
 from ftcore.errors import CheckpointError, ConfigError, DataError
 
 METRICS = "metrics.jsonl"
 PACKAGES = ("torch", "numpy", "tokenizers", "safetensors", "triton")
-
-logger = logging.getLogger(__name__)
 
 class RunFolder(ExitStack):
     """The one writer of a run folder; `close` it (twice does no harm), or use it in a `with`. After
@@ -40,17 +40,16 @@ class RunFolder(ExitStack):
     def __init__(self, path: str | Path, *, resume: bool = False) -> None:
         super().__init__()
         path = self.path = Path(path)
-        present = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
+        # A run killed while it began has nothing to lose: lock, run.json, or a part of a file.
+        present = {p.name for p in path.glob("*") if not p.name.startswith(files.TEMP)}
         if resume and "run.json" not in present:
             raise ConfigError(f"nothing to resume: {path} has no run.json")
-        # A run killed while it began has nothing to lose: lock, run.json, or a part of a file.
-        begun = {name for name in present if not name.startswith(files.TEMP)}
-        if not resume and begun - {"lock", "run.json"}:
-            again = f", or continue this one with --resume {path}" if "run.json" in begun else ""
+        if not resume and present - {"lock", "run.json"}:
+            again = f", or continue this one with --resume {path}" if "run.json" in present else ""
             raise ConfigError(f"{path} is not empty: name another run folder{again}")
         files.make_folder(path)
         self.enter_context(_locked(path / "lock"))
-        self._metrics = self._tensorboard = self._purge_step = None
+        self._tensorboard = self._purge_step = None
         self._trimmed = not resume
         files.clean(path)
         starts = json.loads((path / "run.json").read_bytes())["starts"] if resume else []
@@ -58,7 +57,7 @@ class RunFolder(ExitStack):
 
     def trim(self, step: int) -> None:
         """Forget the metrics after `step`, which will be logged again; -1 forgets all of them."""
-        assert self._metrics is None, "trim before the first log"
+        assert self._tensorboard is None, "trim before the first log"
         path = self.path / METRICS
         kept = [line for line in read_metrics(path) if line["step"] <= step]
         files.write_file(path, "".join(json.dumps(line) + "\n" for line in kept))
@@ -66,19 +65,17 @@ class RunFolder(ExitStack):
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Append the named values of one step to metrics.jsonl and to TensorBoard."""
-        if self._metrics is None:
+        if self._tensorboard is None:
             assert self._trimmed, "a resumed run is trimmed before it logs"
             # cost: 0.3 s of import, and not needed by those who only read a run.
             from torch.utils.tensorboard import SummaryWriter
 
-            file = open(self.path / METRICS, "a", encoding="utf-8")  # noqa: SIM115
-            self._metrics = self.enter_context(file)
             writer = SummaryWriter(str(self.path / "tensorboard"), purge_step=self._purge_step)
             self._tensorboard = self.enter_context(writer)
         numbers = {name: float(value) for name, value in values.items()}
         line = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
-        self._metrics.write(json.dumps({"step": step, **line}) + "\n")
-        self._metrics.flush()
+        with open(self.path / METRICS, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **line}) + "\n")
         for name, value in numbers.items():
             self._tensorboard.add_scalar(name, value, step)
 
@@ -89,8 +86,8 @@ class RunFolder(ExitStack):
 
     def sync(self) -> None:
         """Put the metrics on the disk: before a checkpoint, which must not outlive its lines."""
-        if self._metrics is not None:
-            os.fsync(self._metrics.fileno())
+        if self._tensorboard is not None:
+            files.fsync(self.path / METRICS)
             self._tensorboard.flush()
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -104,15 +101,18 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return lines
 
 def describe_start() -> dict[str, Any]:
-    """Versions, hardware, commit, time and command line of this process."""
+    """Versions, hardware, commit (-dirty: with changes; None: no checkout), time, command line."""
     import torch
 
     versions = {name: importlib.metadata.version(name) for name in PACKAGES if find_spec(name)}
     cpuinfo = Path("/proc/cpuinfo")
     cpu = re.search(r"model name\s*: (.+)", cpuinfo.read_text() if cpuinfo.exists() else "")
+    git = f"git -C {shlex.quote(str(Path(__file__).parent))} describe --always --dirty"
+    failed, commit = subprocess.getstatusoutput(f"{git} --abbrev=40 --exclude='*' 2>/dev/null")
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"), "command": sys.argv,
-        "commit": _commit(), "versions": {"python": platform.python_version()} | versions,
+        "commit": None if failed else commit,
+        "versions": {"python": platform.python_version()} | versions,
         "hardware": {
             "host": socket.gethostname(), "system": platform.platform(),
             "cpu": cpu[1] if cpu else platform.machine(), "cpu_count": os.cpu_count(),
@@ -129,26 +129,37 @@ def _locked(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            holder = file.read().decode(errors="replace") or error
-            problem = f"{path} is held by another writer ({holder}): wait for it, stop it, or name"
-            raise CheckpointError(f"{problem} another run folder") from error
-        if left := file.read().decode(errors="replace"):
-            logger.warning("%s: taken over from a writer that died (%s)", path, left)
+            problem = f"{path} is held by another writer ({file.read().decode() or error})"
+            mend = "wait for it, stop it, or name another run folder"
+            raise CheckpointError(f"{problem}: {mend}") from error
         boot = Path("/proc/sys/kernel/random/boot_id")
         boot_id = boot.read_text().strip() if boot.exists() else None
         holder = {"pid": os.getpid(), "boot_id": boot_id, "host": socket.gethostname()}
         file.truncate(0)
         file.write(json.dumps(holder).encode())
-        try:
-            yield
-        finally:  # Emptied, not deleted: a process that waits on a deleted file would lock nothing.
-            file.truncate(0)
+        yield
 
-def _commit() -> str | None:
-    """Commit of this code, with -dirty for changed files; None outside a git checkout."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    how = {"cwd": Path(__file__).parent, "capture_output": True, "text": True, "check": True}
-    try:
-        return subprocess.run(command, **how).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
+class StopFlag:
+    """SIGTERM and SIGINT as an exit code: `with StopFlag() as stop:`, and after each step, where
+    `stop.exit_code` is not 0, save and leave with it. A second signal ends the process at once:
+    what was saved before is whole (files.py). Handlers belong to the main thread of a process; the
+    old ones are restored on leaving."""
+
+    exit_code = 0  # until a signal comes; then the shell's, 128 + signal
+
+    def __enter__(self) -> Self:
+        numbers = (signal.SIGTERM, signal.SIGINT)
+        self._old = {number: signal.signal(number, self._stop) for number in numbers}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._old.items():
+            # A handler that Python did not install reads as None and cannot be put back.
+            signal.signal(number, handler or signal.SIG_DFL)
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        if self.exit_code:
+            os._exit(128 + number)
+        self.exit_code, name = 128 + number, signal.Signals(number).name
+        # print may be interrupted halfway by this very handler; write cannot.
+        os.write(2, f"\n{name}: stopping after this step; once more to leave now\n".encode())

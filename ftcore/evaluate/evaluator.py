@@ -152,12 +152,12 @@ def scored_tokens(
         scored_M = batch.weights.nonzero().squeeze(1)
         h_MC, losses, best = hidden(model, batch, scored_M), [], []
         size = max(1, MOST_LOGITS // model.spec.vocab_size)
-        for h_PC, labels_P in zip(h_MC.split(size), batch.labels[scored_M].split(size), strict=True):
+        labels_M, weights_M = batch.labels[scored_M], batch.weights[scored_M].cpu().double()
+        for h_PC, labels_P in zip(h_MC.split(size), labels_M.split(size), strict=True):
             logits_PV = model.head(h_PC).float()
             losses.append(F.cross_entropy(logits_PV, labels_P, reduction="none"))
             best.append(logits_PV.argmax(-1))
-        weights_M = batch.weights[scored_M].cpu().double()
-        losses_M, counts = torch.cat(losses).cpu().double() * weights_M, []
+        losses_M = torch.cat(losses).cpu().double() * weights_M
         counts = [np.count_nonzero(documents[index].weights) for index in indices]
         for column, values_M in enumerate((losses_M, weights_M)):
             sums_B2[indices, column] = [part.sum() for part in values_M.split(counts)]

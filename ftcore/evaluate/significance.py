@@ -12,8 +12,8 @@ narrow. A draw takes C clusters with replacement; what a metric does over R draw
 
 A metric that is not defined on some draws (NaN) is left out of these.
 
-source  Efron 1979, Ann. Statist. 7, 1-26; Berg-Kirkpatrick et al. 2012, D12-1091 (paired); Fagerland
-        et al. 2013, BMC Med. Res. Methodol. 13:91 (mid-p)
+source  Efron 1979, Ann. Statist. 7, 1-26; Berg-Kirkpatrick et al. 2012, ACL D12-1091 (paired);
+        Fagerland et al. 2013, BMC Med. Res. Methodol. 13:91 (mid-p)
 """
 
 import math

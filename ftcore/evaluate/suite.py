@@ -45,52 +45,47 @@ class Results:
         """For people, each metric with its interval, beside that of the base model if there is."""
         told = []
         for name, mine in self.metrics.items():
-            ends = [dict(zip(mine, [None] * len(mine), strict=True)) for _ in range(2)]
-            for metric, both in self.intervals[name].items():
-                ends[0][metric], ends[1][metric] = both
+            found = self.intervals[name].items()
+            low, high = ({metric: ends[side] for metric, ends in found} for side in (0, 1))
             columns = {"base": base[name], "tuned": mine} if name in base else {"value": mine}
-            shown = metrics_table({**columns, "low": ends[0], "high": ends[1]})
+            shown = metrics_table({**columns, "low": low, "high": high})
             told.append(f"{name}, with 95% intervals\n{shown}")
         return "\n\n".join([*told, *self.tables])
 
     def compared(self, other: "Results") -> tuple[str, dict[str, dict[str, Any]]]:
         """Both models on the same rows, paired, for people and by split and metric."""
-        found: dict[str, dict[str, Any]] = {}
-        told = []
+        found: dict[str, dict[str, Any]] = {name: {} for name in self.judged}
+        told, head = [], ("metric", "this", "other", "difference", "low", "high", "p", "")
         for name, mine in self.judged.items():
-            found[name] = {}
             ids = [[each.row_ids for each in judged] for judged in (mine, other.judged[name])]
             if ids[0] != ids[1]:
                 what = f"{name}: {len(ids[0][0])} and {len(ids[1][0])} rows, or others"
                 raise DataError(f"{what}: both models must read, and keep, the same test rows")
             for one, two in zip(mine, other.judged[name], strict=True):
                 clusters_B = clusters_of(one.row_ids, self.clusters[name])
-                found[name] |= significance.compare(
-                    one.figures, two.figures, clusters_B, seed=self.seed
-                )
-                if one.right_B is not None:
-                    p = significance.mcnemar(one.right_B, two.right_B)
-                    found[name]["mcnemar"] = {"p": p}
-            rows = [(
-                metric, self.metrics[name].get(metric), other.metrics[name].get(metric),
-                *(each.get(key) for key in ("difference", "low", "high", "p")),
-                "too small to tell" if each.get("low", 0) <= 0 <= each.get("high", 0) else "differs",
-            ) for metric, each in found[name].items() if metric != "mcnemar"]  # fmt: skip
-            head = ("metric", "this", "other", "difference", "low", "high", "p", "")
-            told.append(f"{name}, paired\n{table(head, rows)}")
-            if proof := found[name].get("mcnemar"):
-                told.append(f"rows that one alone has right: McNemar mid-p {proof['p']:.4g}")
+                pair = one.figures, two.figures
+                found[name] |= significance.compare(*pair, clusters_B, seed=self.seed)
+            cells = (
+                (metric, self.metrics[name][metric], other.metrics[name][metric], *each.values(),
+                 "too small to tell" if each["low"] <= 0 <= each["high"] else "differs")
+                for metric, each in found[name].items()
+            )  # fmt: skip
+            told.append(f"{name}, paired\n{table(head, cells)}")
+            if one.right_B is not None:
+                p = significance.mcnemar(one.right_B, two.right_B)
+                found[name]["mcnemar"] = {"p": p}
+                told.append(f"rows that one alone has right: McNemar mid-p {p:.4g}")
         return "\n\n".join(told), found
 
     def without(self, name: str, row_ids: Collection[str]) -> str:
         """The metrics of a split, beside those of its rows that are not among these."""
         told = []
         for judged in self.judged[name]:
-            roots = [row_id.partition(":")[0] in row_ids for row_id in judged.row_ids]
-            kept_M = np.flatnonzero(~np.array(roots))
+            is_left_B = ~np.array([root_of(row_id) in row_ids for row_id in judged.row_ids])
+            kept_M = np.flatnonzero(is_left_B)
             rest = judged.figures(kept_M) if len(kept_M) else {}
-            pair = {"all rows": judged.figures(np.arange(len(roots))), "without": rest}
-            told.append(f"{metrics_table(pair)}\n{len(kept_M)} of {len(roots)} rows are left")
+            pair = {"all rows": judged.figures(np.arange(len(is_left_B))), "without": rest}
+            told.append(f"{metrics_table(pair)}\n{len(kept_M)} of {len(is_left_B)} rows are left")
         return "\n\n".join(told)
 
     def samples(self, count: int) -> str:
@@ -141,13 +136,11 @@ class Suite:
         """How much better the model is on rows that it was trained on, as many as the others."""
         rows = Split(documents=train[: len(dev.documents)])
         one, two = self._judged(model, dev), self._judged(model, rows)
-        clusters = [
-            clusters_of(each.row_ids, self.clusters(split))
-            for each, split in ((one, dev), (two, rows))
-        ]
+        pairs = (one, dev), (two, rows)
+        clusters = (clusters_of(each.row_ids, self.clusters(split)) for each, split in pairs)
         found = significance.compare(one.figures, two.figures, *clusters, seed=self.config.env.seed)
         shown = [name for name in SHOWN if name in found]
-        cells = ((name, two.values[name], one.values[name], *found[name].values()) for name in shown)
+        cells = ((n, two.values[n], one.values[n], *found[n].values()) for n in shown)
         head = ("metric", "train", "dev", "difference", "low", "high", "p")
         return f"over-fitting, {len(rows.documents)} rows each\n{table(head, cells)}"
 
@@ -168,8 +161,8 @@ class Suite:
         """The text of each row, by its id."""
         texts: dict[str, str] = {}
         for document in documents:
-            row_id, text = document.row_id.partition(":")[0], self.tokenizer.decode(document.tokens_T)
-            texts[row_id] = texts.get(row_id, "") + text
+            root, text = root_of(document.row_id), self.tokenizer.decode(document.tokens_T)
+            texts[root] = texts.get(root, "") + text
         return texts
 
     def _tell(self, results: Results, name: str, split: Split, judged: Judged) -> None:
@@ -201,4 +194,8 @@ class Suite:
 
 def clusters_of(row_ids: Sequence[str], clusters: Mapping[str, int]) -> np.ndarray:
     """The cluster (int) of each row; parts of one row are in its cluster."""
-    return np.array([clusters[row_id.partition(":")[0]] for row_id in row_ids])
+    return np.array([clusters[root_of(row_id)] for row_id in row_ids])
+
+def root_of(row_id: str) -> str:
+    """The id of the row that a document is a part of."""
+    return row_id.partition(":")[0]

@@ -27,11 +27,9 @@ from tqdm import tqdm
 
 from ftcore.config import LoopConfig, OptimConfig, ScheduleConfig
 from ftcore.data.pack import Encoded, StepRows, collate, lengths, pack, split, tokens, total_weight
+from ftcore.env.compute import LossScale, seed_noise
 from ftcore.env.distributed import World
-from ftcore.env.precision import LossScale
-from ftcore.env.run import RunFolder
-from ftcore.env.seed import seed_noise
-from ftcore.env.signals import StopFlag
+from ftcore.env.run import RunFolder, StopFlag
 from ftcore.errors import CheckpointError, SaveError, TrainingError
 from ftcore.model.heads import Model
 from ftcore.tune.checkpoint import Checkpoints, Loaded, load
@@ -156,7 +154,7 @@ class Loop:
                 is_judged = self.evaluate and (step % self.loop.eval_every == 0 or is_last)
                 is_best = bool(is_judged) and self._evaluate()
                 # read once: what leaves has saved
-                exit_code = int(max(self.world.gather(stop.exit_code if stop else 0)))
+                exit_code = int(max(self.world.gather(stop.exit_code)))
                 is_stuck = self.progress.skipped_in_a_row > self.loop.max_skipped
                 is_due = step % self.loop.save_every == 0 or is_best or is_last or is_stuck
                 if is_due or exit_code or self._is_out_of_patience():

@@ -20,7 +20,7 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor, nn
 
-from ftcore.env.device import shared_zeros
+from ftcore.env.compute import shared_zeros
 from ftcore.env.distributed import World
 from ftcore.errors import CheckpointError
 
@@ -142,7 +142,7 @@ class AdamW:
         param.grad = None
 
     def zero_grad(self) -> None:
-        """Forget the last step's gradients, and let parameters join whose start this step is; called
+        """Forget the last step's gradients, let parameters join whose start this step is; called
         once before a step's first micro-batch."""
         self.stale = set(self.grads)
         for (*_, steps), (start, past) in self.kinds.items():

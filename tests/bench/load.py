@@ -38,8 +38,7 @@ def ours(folder: Path, task: str, precision: str) -> Side:
     import torch
 
     from ftcore.data.pack import Encoded, collate
-    from ftcore.env.precision import PRECISIONS
-    from ftcore.env.seed import generator
+    from ftcore.env.compute import PRECISIONS, generator
     from ftcore.model.load import load_model
 
     imported = time.perf_counter()

@@ -41,11 +41,9 @@ def serve(said: argparse.Namespace) -> dict[str, float]:
 
     from ftcore.cli import parse
     from ftcore.data.pack import Encoded
-    from ftcore.env.device import reuse_across_steps
+    from ftcore.env.compute import PRECISIONS, generator, reuse_across_steps
     from ftcore.env.plan import Plan
-    from ftcore.env.precision import PRECISIONS
     from ftcore.env.run import RunFolder
-    from ftcore.env.seed import generator
     from ftcore.model.load import load_model
     from ftcore.tune.checkpoint import Checkpoints
     from ftcore.tune.loop import Loop

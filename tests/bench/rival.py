@@ -41,10 +41,8 @@ from ftcore.data.ledger import Prepared
 from ftcore.data.pack import Encoded, StepRows
 from ftcore.data.prepare import prepare
 from ftcore.data.tokenizer import Tokenizer
-from ftcore.env.device import resolve_device, reuse_across_steps
-from ftcore.env.precision import PRECISIONS
+from ftcore.env.compute import PRECISIONS, generator, resolve_device, reuse_across_steps
 from ftcore.env.run import RunFolder
-from ftcore.env.seed import generator
 from ftcore.hub import resolve
 from ftcore.model.families import family_named
 from ftcore.model.load import CONFIG, load_model, read_object

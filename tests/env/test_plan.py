@@ -42,8 +42,6 @@ def test_memory_by_component() -> None:
     })
     documents = [document(length) for length in (3, 4, 5)]
     made = Plan(run_of(tokens=11), model, documents)
-    assert (made.num_rows, made.num_tokens, made.num_steps) == (3, 12, 9)
-    assert (made.num_params, made.num_trained) == (125, 25)
     assert made.memory_bytes == {
         "weights": 200 + 40 + 20,
         "masters": 80,  # the bf16 tensor's; the fp32 one is its own
@@ -52,16 +50,13 @@ def test_memory_by_component() -> None:
     }
     averaged = Plan(run_of(tokens=11, ema=0.9), model, documents).memory_bytes
     assert averaged == made.memory_bytes | {"average": 100}
-    assert str(made).splitlines()[:2] == [
-        "9 steps; an epoch is 3 rows, 12 tokens",
-        "25 of 125 parameters are trained (20.0%)",
-    ]
+    assert str(made).startswith("9 steps; an epoch is 3 rows, 12 tokens\nmemory, MiB: weights 0.0 ")
 
 def test_a_tied_matrix_is_counted_once() -> None:
     model = nn.ModuleList([nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)])
     model[1].weight = model[0].weight
     made = Plan(run_of(), model, [document(1)])
-    assert made.num_params == 16 and made.memory_bytes["weights"] == 64
+    assert made.memory_bytes["weights"] == made.memory_bytes["gradients"] == 64
 
 def test_gradients_of_each_process_keep_16_bits_where_they_are_not_summed() -> None:
     model = nn.Linear(10, 2, bias=False).to(torch.bfloat16)

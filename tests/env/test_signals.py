@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from ftcore.env import signals
-from ftcore.env.signals import StopFlag
+from ftcore.env import run
+from ftcore.env.run import StopFlag
 
-ROOT = Path(signals.__file__).parents[2]
+ROOT = Path(run.__file__).parents[2]
 
 CHILD = """
 import sys, time
-from ftcore.env.signals import StopFlag
+from ftcore.env.run import StopFlag
 with StopFlag() as stop:
     print("ready", flush=True)
-    while not stop:
+    while not stop.exit_code:
         time.sleep(0.001)
     print("saving", flush=True)
     if sys.argv[1] == "slow":
@@ -57,7 +57,7 @@ def test_the_old_handlers_are_restored() -> None:
     try:
         with StopFlag() as stop:
             os.kill(os.getpid(), signal.SIGTERM)
-            assert stop and stop.exit_code == 143
+            assert stop.exit_code == 143
         assert signal.getsignal(signal.SIGTERM) is mine
         assert signal.getsignal(signal.SIGINT) is before[1]
     finally:
@@ -66,4 +66,4 @@ def test_the_old_handlers_are_restored() -> None:
 def test_without_a_signal_the_exit_code_is_zero() -> None:
     with StopFlag() as stop:
         pass
-    assert not stop and stop.exit_code == 0
+    assert stop.exit_code == 0

@@ -12,8 +12,8 @@ import torch
 from ftcore.config import LoopConfig, OptimConfig, PeftConfig, ScheduleConfig
 from ftcore.data.encode import Masking
 from ftcore.data.pack import Encoded
+from ftcore.env.compute import generator
 from ftcore.env.run import RunFolder
-from ftcore.env.seed import generator
 from ftcore.model.heads import Model
 from ftcore.model.spec import ModelSpec
 from ftcore.tune.checkpoint import Checkpoints

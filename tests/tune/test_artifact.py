@@ -12,7 +12,7 @@ from tokenizers import models
 from ftcore.config import PeftConfig
 from ftcore.data.pack import collate
 from ftcore.data.tokenizer import Tokenizer
-from ftcore.env.seed import generator
+from ftcore.env.compute import generator
 from ftcore.errors import ModelError
 from ftcore.model.families import family_named
 from ftcore.model.load import Accounting, LoadedModel, load_model, save_model

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from ftcore.config import OptimConfig, PeftConfig
+from ftcore.env.compute import generator
 from ftcore.env.run import read_metrics
-from ftcore.env.seed import generator
 from ftcore.tune.groups import lr_ratios, starts
 from ftcore.tune.loop import Loop
 from ftcore.tune.setup import choose_trainable

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from ftcore.builtin.phrases import __doc__ as TEXT
+from ftcore.env.compute import generator
 from ftcore.env.run import read_metrics
-from ftcore.env.seed import generator
 from ftcore.model.families import family_named
 from ftcore.model.heads import Model
 from ftcore.model.load import Accounting, LoadedModel, save_model

@@ -37,15 +37,14 @@ def stop_at(loop: Loop, step: int, monkeypatch: pytest.MonkeyPatch) -> int:
     """Train as if a signal had come during step `step`."""
 
     class Stop:
-        exit_code = 143
-
         def __enter__(self) -> "Stop":
             return self
 
         def __exit__(self, *exception: object) -> None: ...
 
-        def __bool__(self) -> bool:
-            return loop.progress.step >= step
+        @property
+        def exit_code(self) -> int:
+            return 143 if loop.progress.step >= step else 0
 
     with monkeypatch.context() as patch:
         patch.setattr("ftcore.tune.loop.StopFlag", Stop)

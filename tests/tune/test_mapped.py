@@ -25,7 +25,7 @@ import torch
 from ftcore.config import LoopConfig, OptimConfig, ScheduleConfig
 from ftcore.data.pack import load
 from ftcore.env.run import RunFolder
-from ftcore.env.seed import generator
+from ftcore.env.compute import generator
 from ftcore.model.heads import Model
 from ftcore.tune.checkpoint import Checkpoints
 from ftcore.tune.loop import Loop

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from ftcore.config import PeftConfig
 from ftcore.data.pack import collate
-from ftcore.env.precision import GROWTH_STEPS, LossScale
+from ftcore.env.compute import GROWTH_STEPS, LossScale, generator
 from ftcore.env.run import read_metrics
-from ftcore.env.seed import generator
 from ftcore.errors import TrainingError
 from ftcore.tune.loop import Loop
 from ftcore.tune.setup import choose_trainable

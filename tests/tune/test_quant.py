@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ftcore.config import PeftConfig
-from ftcore.env.seed import generator
+from ftcore.env.compute import generator
 from ftcore.errors import ConfigError, ModelError
 from ftcore.model.families import family_named
 from ftcore.model.heads import Model

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ftcore.config import PeftConfig
 from ftcore.data.pack import Encoded, collate
-from ftcore.env.seed import generator
+from ftcore.env.compute import generator
 from ftcore.model.heads import Model
 from ftcore.tune.loop import Loop
 from ftcore.tune.setup import choose_trainable

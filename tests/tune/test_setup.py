@@ -11,7 +11,7 @@ from ftcore.config import PeftConfig
 from ftcore.data.encode import Split
 from ftcore.data.ledger import Prepared
 from ftcore.data.pack import Encoded
-from ftcore.env.seed import generator
+from ftcore.env.compute import generator
 from ftcore.errors import ConfigError, DataError
 from ftcore.model.heads import Model
 from ftcore.tune.setup import check_lengths, choose_trainable

@@ -2,7 +2,7 @@
 
 import torch
 
-from ftcore.env.seed import derived, generator, seed_noise
+from ftcore.env.compute import derived, generator, seed_noise
 
 def test_keys_of_any_length_have_seeds_of_their_own() -> None:
     keys = [(), (0,), (1,), (2,), (0, 0), (1, 0), (0, 1), (1, 1), (1, 0, 0), (2, 0)]

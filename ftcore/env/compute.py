@@ -1,0 +1,101 @@
+"""Where and how exactly a run computes: device and memory, precision, seeds.
+
+fp16 has no values below 6e-8, where many gradients lie. So the loss is multiplied by s, and with it
+every gradient; the optimiser, in fp32, divides by s again. A step that is not finite is not applied
+and halves s, to 1 at least; 2000 finite steps in a row double it (Micikevicius et al. 2018,
+arXiv:1710.03740).
+
+Every stream of random numbers has a key: (seed, what for). So resuming needs no saved generator.
+Dropout draws from torch's global one, re-seeded from (seed, step, micro-step) each micro-batch.
+"""
+
+import ctypes
+import mmap
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ftcore.errors import ConfigError
+
+PRECISIONS = {  # dtype of the weights, and of matrix products where that is another
+    "bf16": (torch.bfloat16, None), "bf16-autocast": (torch.float32, torch.bfloat16),
+    "fp16": (torch.float16, None), "fp32": (torch.float32, None),
+}  # fmt: skip
+GROWTH_STEPS = 2000
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # glibc's malloc.h
+
+def resolve_device(name: str, kernels: str = "auto") -> torch.device:
+    """The device of a run. Raises ConfigError: there is none, or Triton's kernels on a CPU."""
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"env.device = {name!r}: {reason}; use cpu") from error
+    if kernels == "triton" and device.type == "cpu":
+        raise ConfigError(f"env.kernels = 'triton' on {name}: they need a GPU; use auto")
+    return device
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that a run may take: all of a GPU's, or what Linux says is available."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    with suppress(OSError), open("/proc/meminfo") as file:
+        return 1024 * next(int(line.split()[1]) for line in file if line.startswith("MemAvailable"))
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+def reuse_across_steps() -> None:
+    """Keep freed memory for the next step; call it before the first one. glibc gives large blocks
+    back to the system at once, and every step pays for their pages anew: measured 10 to 20% of a
+    training step on a CPU. Other C libraries are left as they are."""
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(M_TOP_PAD, 64 * 2**20)
+
+def shared_zeros(count: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
+    """A flat tensor; on a CPU, in memory that processes forked later share with this one."""
+    if torch.device(device).type != "cpu" or not count:
+        return torch.zeros(count, dtype=dtype, device=device)
+    # An anonymous mapping, since /dev/shm is small in containers.
+    return torch.frombuffer(mmap.mmap(-1, count * dtype.itemsize), dtype=dtype)
+
+@dataclass
+class LossScale:
+    """The factor of the loss of a step; its fields are its state."""
+    value: float = 2.0**16
+    finite_steps: int = 0  # since it changed last
+
+    def update(self, is_finite: bool) -> None:
+        self.finite_steps = self.finite_steps + 1 if is_finite else 0
+        if not is_finite:
+            self.value = max(1.0, self.value / 2)
+        elif self.finite_steps == GROWTH_STEPS:
+            self.value, self.finite_steps = 2 * self.value, 0
+
+def derived(seed: int, *key: int) -> int:
+    """A 63-bit seed for one purpose: a hash of the run's seed and the key."""
+    # numerics: zeros at the end do not change the hash, so the key's length goes in.
+    entropy = [seed, len(key), *key]
+    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]) >> 1
+
+def generator(seed: int, *key: int) -> torch.Generator:
+    """A CPU generator for one purpose."""
+    return torch.Generator().manual_seed(derived(seed, *key))
+
+def seed_noise(seed: int, step: int, micro_step: int) -> None:
+    """Seed torch's global generators for the dropout of one micro-batch."""
+    torch.manual_seed(derived(seed, step, micro_step))
+
+def use_deterministic(wanted: bool) -> None:
+    """Only operations that give the same bits each time; torch warns where it has none. To be said
+    before the first on a GPU, whose library of matrix products then keeps memory for it."""
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # cost: torch.use_deterministic_algorithms imports its compiler, 152 MiB, to tell it too
+    torch._C._set_deterministic_algorithms(wanted, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # everything made is written
