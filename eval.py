@@ -4,6 +4,8 @@
     python eval.py runs/NAME --data.test FILE           another file
     python eval.py MODEL --task classify --data.test FILE
     python eval.py runs/NAME --against runs/OTHER       both on the same rows: do they differ?
+    python eval.py report runs/NAME                     its page, report.html, made anew
+    python eval.py diff runs/NAME runs/OTHER            what was asked and read, where they part
 
 Tables for people, each figure with its interval; predictions as jsonl; one JSON line last. Every
 time that test rows are judged is noted in the run: who looks often, chooses by them.
@@ -55,12 +57,7 @@ def judge(command: Command) -> "tuple[Suite, Results]":
     from ftcore.data.prepare import prepare
     from ftcore.data.store import prepared
     from ftcore.data.tokenizer import Tokenizer
-    from ftcore.env.compute import (
-        PRECISIONS,
-        resolve_device,
-        reuse_across_steps,
-        use_deterministic,
-    )
+    from ftcore.env import compute
     from ftcore.evaluate.suite import Suite
     from ftcore.hub import resolve
     from ftcore.model.load import load_model
@@ -71,10 +68,10 @@ def judge(command: Command) -> "tuple[Suite, Results]":
     if not config.data.test:
         raise ConfigError("nothing to evaluate: name a file with --data.test FILE")
     torch.set_num_threads(config.env.threads)
-    reuse_across_steps()
-    use_deterministic(config.env.deterministic)
-    device = resolve_device(config.env.device, config.env.kernels)
-    base, (dtype, products) = config.model.path, PRECISIONS[config.env.precision]
+    compute.reuse_across_steps()
+    compute.use_deterministic(config.env.deterministic)
+    device = compute.resolve_device(config.env.device, config.env.kernels)
+    base, (dtype, products) = config.model.path, compute.PRECISIONS[config.env.precision]
     if path is None:
         loaded = load_model(resolve(base), task=kind.model_task, dtype=dtype)
     else:
@@ -139,7 +136,16 @@ def run(words: list[str]) -> None:
 def main(argv: list[str]) -> int:
     """Parse, run, and turn what a user can mend into one message."""
     try:
-        run([*argv])
+        if argv[:1] == ["report"] and len(argv) == 2:
+            from ftcore.evaluate.runs import write_page
+
+            print(write_page(Path(argv[1])))
+        elif argv[:1] == ["diff"] and len(argv) == 3:
+            from ftcore.evaluate.runs import differences
+
+            print(*differences(*map(Path, argv[1:])), sep="\n")
+        else:
+            run([*argv])
     except FtcoreError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -40,13 +40,7 @@ def run(command: Command, world: "World") -> int:
 
     from ftcore.data.store import prepared
     from ftcore.data.tokenizer import Tokenizer
-    from ftcore.env.compute import (
-        PRECISIONS,
-        generator,
-        resolve_device,
-        reuse_across_steps,
-        use_deterministic,
-    )
+    from ftcore.env import compute
     from ftcore.env.plan import Plan
     from ftcore.env.run import RunFolder
     from ftcore.files import write_file
@@ -70,21 +64,22 @@ def run(command: Command, world: "World") -> int:
     print(f"{origin}\n{data.summary()}")
 
     # ---- 2 model initialisation: config.json and safetensors -> one transformer ------------------
-    weights, products = PRECISIONS["fp32" if command.only == "--verify" else config.env.precision]
+    precision = "fp32" if command.only == "--verify" else config.env.precision
+    weights, products = compute.PRECISIONS[precision]
     loaded = load_model(
         folder, task=kind.model_task, dtype=weights, num_labels=len(data.labels or ()) or None,
-        init=config.model.init, generator=generator(seed, 1),
+        init=config.model.init, generator=compute.generator(seed, 1),
     )  # fmt: skip
     model = loaded.model
     print(f"\n{folder}: {loaded.accounting}")
 
     # ---- 3 environment: device, what is trained, the plan, the run folder ------------------------
     torch.set_num_threads(max(1, config.env.threads // world.local_size))
-    reuse_across_steps()
-    use_deterministic(config.env.deterministic)
-    model.to(resolve_device(world.device, config.env.kernels))
+    compute.reuse_across_steps()
+    compute.use_deterministic(config.env.deterministic)
+    model.to(compute.resolve_device(world.device, config.env.kernels))
     new = loaded.accounting.new if config.model.init == "pretrained" else ()
-    print(f"\n{choose_trainable(model, config.peft, generator(seed, 2), new=new)}")
+    print(f"\n{choose_trainable(model, config.peft, compute.generator(seed, 2), new=new)}")
     model.use_kernels(config.env.kernels)
     model.compute_in(products)
     if config.peft.method == "lora":
@@ -106,6 +101,7 @@ def run(command: Command, world: "World") -> int:
             if not resumes:  # a resumed run keeps the origins that its file names
                 write_file(path / CONFIG_FILE, to_toml(command))
             data.write(path / "data", resumes=resumes)
+            run_folder.dump("plan.json", plan.memory_bytes)
         print(f"\nrun folder: {path}")
         return tune(command, path, run_folder, data, loaded, tokenizer, world)
 
@@ -116,6 +112,7 @@ def tune(
     """Stages 4 to 7, in the run folder that the first process holds; returns the exit code."""
     from ftcore.evaluate.certificate import certify
     from ftcore.evaluate.report import json_line, note_opening, write_predictions
+    from ftcore.evaluate.runs import write_page
     from ftcore.evaluate.suite import Suite
     from ftcore.tune.artifact import save_artifact
     from ftcore.tune.checkpoint import Checkpoints
@@ -132,7 +129,9 @@ def tune(
     base, base_file = None, path / "base.json"
     if command.task == "sft" and data.tests and world.is_first:
         if not base_file.is_file():
-            run.dump(base_file.name, suite.tests(model, data.tests).metrics)
+            before = suite.tests(model, data.tests)
+            run.dump(base_file.name, before.metrics)
+            write_predictions(path / "base-predictions.jsonl", before.predictions)
         base = json.loads(base_file.read_text("utf-8"))
     loop = Loop(
         model, kind.loss, data.train.documents, optim=config.optim, schedule=config.schedule,
@@ -158,12 +157,10 @@ def tune(
     results = suite.tests(model, data.tests)
     if data.tests:
         print(f"\n{results.against(base) if base else results}")
-    if data.dev.documents and command.task in ("classify", "regress", "sft", "pretrain"):
-        print(f"\n{suite.gap(model, data.train.documents, data.dev)}")
-    if data.tests:
         note_opening(path, config.data.test, results.metrics)
-    if results.predictions:
         write_predictions(path / "predictions.jsonl", results.predictions)
+    if gap := suite.gap(model, data.train.documents, data.dev):
+        print(f"\n{gap}")
 
     # ---- 6 deployment: what other programs load --------------------------------------------------
     words = {"labels": data.labels, "problem": config.problem, "base": config.model.path}
@@ -180,7 +177,8 @@ def tune(
         proof = certify(model, next(iter(data.tests.values()), data.dev), suite)
         print(f"merged: {json_line(proof)} in {run.dump('certificate.json', proof)}")
     print(results.samples(config.eval.samples))
-    print(f"saved:  {artifact}\ncurves: tensorboard --logdir {path / 'tensorboard'}")
+    print(f"saved:  {artifact}\npage:   {write_page(path)}")
+    print(f"curves: tensorboard --logdir {path / 'tensorboard'}")
     print(f"next:   python eval.py {path} --data.test FILE")
     print(json_line(summary))
     return 0

@@ -12,6 +12,7 @@ Dropout draws from torch's global one, re-seeded from (seed, step, micro-step) e
 import ctypes
 import mmap
 import os
+import resource
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -47,6 +48,12 @@ def free_bytes(device: torch.device) -> int:
     with suppress(OSError), open("/proc/meminfo") as file:
         return 1024 * next(int(line.split()[1]) for line in file if line.startswith("MemAvailable"))
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+def peak_bytes(device: torch.device) -> int:
+    """The most memory that this process has held: on a GPU in tensors, else in all."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 def reuse_across_steps() -> None:
     """Keep freed memory for the next step; call it before the first one. glibc gives large blocks

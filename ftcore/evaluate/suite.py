@@ -133,7 +133,10 @@ class Suite:
         return results
 
     def gap(self, model: Model, train: Sequence[Encoded], dev: Split) -> str:
-        """How much better the model is on rows that it was trained on, as many as the others."""
+        """How much better the model is on rows that it was trained on, as many as the others; empty
+        without dev rows, or where training rows are not judged: tags, hidden tokens."""
+        if not dev.documents or self.task in ("tag", "mlm"):
+            return ""
         rows = Split(documents=train[: len(dev.documents)])
         one, two = self._judged(model, dev), self._judged(model, rows)
         pairs = (one, dev), (two, rows)

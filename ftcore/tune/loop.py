@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from ftcore.config import LoopConfig, OptimConfig, ScheduleConfig
 from ftcore.data.pack import Encoded, StepRows, collate, lengths, pack, split, tokens, total_weight
-from ftcore.env.compute import LossScale, seed_noise
+from ftcore.env.compute import LossScale, peak_bytes, seed_noise
 from ftcore.env.distributed import World
 from ftcore.env.run import RunFolder, StopFlag
 from ftcore.errors import CheckpointError, SaveError, TrainingError
@@ -241,6 +241,7 @@ class Loop:
             **{f"train/grad_norm/{label(kind)}": norm for kind, norm in groups},
             **({"train/loss_scale": scale} if self.scale else {}),
             "perf/tokens_per_s": sum(map(len, documents)) / (time.perf_counter() - started),
+            "perf/peak_mem_gib": peak_bytes(self.device) / 2**30,
         }
 
     def _evaluate(self) -> bool:

@@ -27,7 +27,7 @@ def test_every_figure_lies_in_its_interval(
     assert ("over-fitting, " in printed) == has_gap
 
 def test_two_models_on_the_same_rows(
-    classify: list[str], files: dict[str, str], run: Run, refused: Callable
+    classify: list[str], files: dict[str, str], run: Run, refused: Callable, tmp_path: Path
 ) -> None:
     run("train", *classify, "--loop.epochs", "12")
     run("train", *classify, "--loop.max-steps", "1", "--log.name", "short")
@@ -47,9 +47,13 @@ def test_two_models_on_the_same_rows(
     run("train", *words, "--log.name", "untested", "--loop.max-steps", "1")
     found, _ = run("eval", "runs/run", "--against", "runs/untested")
     assert found["against"].keys() == {"test"}
-    words = ("--data.max-length", "5", "--data.over-length", "drop", "--log.name", "cut")
+    words = ("--data.max-length", "9", "--data.over-length", "drop", "--log.name", "cut")
     run("train", *classify, *words, "--loop.max-steps", "1")
-    said = refused("eval", "runs/run", "--against", "runs/cut")
+    longer = tmp_path / "longer.tsv"
+    lines_of = Path(files["test"]).read_text("utf-8")
+    longer.write_text(lines_of + "r999\tthe red lamp and the blue one\tit is both\twarm\n", "utf-8")
+    words = ("--data.test", str(longer), "--against", "runs/cut")
+    said = refused("eval", "runs/run", *words)
     assert "both models must read, and keep, the same test rows" in said
 
 def test_rows_known_from_training_are_counted_and_left_out(
