@@ -4,6 +4,7 @@
     python eval.py runs/NAME --data.test FILE           another file
     python eval.py MODEL --task classify --data.test FILE
     python eval.py runs/NAME --against runs/OTHER       both on the same rows: do they differ?
+    python eval.py {MODEL | URL} --on TASK.toml         prompts and choices (ftcore/evaluate/tasks.py)
     python eval.py report runs/NAME                     its page, report.html, made anew
     python eval.py diff runs/NAME runs/OTHER            what was asked and read, where they part
 
@@ -22,7 +23,8 @@ from ftcore.config import RUNS
 from ftcore.errors import ConfigError, FtcoreError, nearest
 
 if TYPE_CHECKING:
-    from ftcore.evaluate.suite import Results, Suite
+    from ftcore.evaluate.suite import Results
+    from ftcore.model.load import LoadedModel
 
 PREDICTIONS = "eval-predictions.jsonl"
 
@@ -31,7 +33,7 @@ def parse(argv: list[str]) -> Command:
     with --task, which then is model.path. Raises as that of train.py."""
     words = [*argv]
     if not words or words[0].startswith("-"):
-        print("eval.py {RUN | MODEL --task TASK} [--data.test FILE ...] [options of train.py]")
+        print(__doc__)
         raise SystemExit(0 if words and words[0] in ("-h", "--help") else 2)
     path, task = words.pop(0), take_value(words, "--task")
     file = Path(path) / CONFIG_FILE
@@ -49,24 +51,18 @@ def parse(argv: list[str]) -> Command:
     layers = [("path", ["--model.path", path]), ("flag", words)]
     return resolved(known("task", task, RUNS), layers, script="eval.py")
 
-def judge(command: Command) -> "tuple[Suite, Results]":
-    """Load what the command names and evaluate it; `command.resume` is a run, or None."""
+def opened(command: Command) -> "LoadedModel":
+    """The model that the command names, on its device; `command.resume` is a run, or None."""
     # Imported here, so that --help and a mistyped option answer at once.
     import torch
 
-    from ftcore.data.prepare import prepare
-    from ftcore.data.store import prepared
-    from ftcore.data.tokenizer import Tokenizer
     from ftcore.env import compute
-    from ftcore.evaluate.suite import Suite
     from ftcore.hub import resolve
     from ftcore.model.load import load_model
-    from ftcore.tune.artifact import load_artifact, read_labels
+    from ftcore.tune.artifact import load_artifact
     from ftcore.tune.task import TASKS
 
     config, kind, path = command.config, TASKS[command.task], command.resume
-    if not config.data.test:
-        raise ConfigError("nothing to evaluate: name a file with --data.test FILE")
     torch.set_num_threads(config.env.threads)
     compute.reuse_across_steps()
     compute.use_deterministic(config.env.deterministic)
@@ -76,11 +72,23 @@ def judge(command: Command) -> "tuple[Suite, Results]":
         loaded = load_model(resolve(base), task=kind.model_task, dtype=dtype)
     else:
         loaded = load_artifact(path, base=base, kind=kind, dtype=dtype)
-    model = loaded.model.to(device)
-    model.use_kernels(config.env.kernels)
-    model.compute_in(products)
+    loaded.model.to(device).use_kernels(config.env.kernels)
+    loaded.model.compute_in(products)
     print(f"{path or base}: {loaded.accounting}")
+    return loaded
 
+def judge(command: Command) -> "Results":
+    """What the model says of the test rows, printed and returned."""
+    if not command.config.data.test:
+        raise ConfigError("nothing to evaluate: name a file with --data.test FILE")
+    from ftcore.data.prepare import prepare
+    from ftcore.data.store import prepared
+    from ftcore.data.tokenizer import Tokenizer
+    from ftcore.evaluate.suite import Suite
+    from ftcore.tune.artifact import read_labels
+
+    config, path, loaded = command.config, command.resume, opened(command)
+    base, seed, device = config.model.path, config.env.seed, loaded.model.device
     labels = (path and read_labels(path)) or loaded.labels
     said = config.problem if path else loaded.config.get("problem_type")
     if config.problem and said not in (None, config.problem):
@@ -93,11 +101,10 @@ def judge(command: Command) -> "tuple[Suite, Results]":
         raise ConfigError(f"{base}: gives {len(labels)} scores a row, regress is for one")
     tokenizer = Tokenizer.load(loaded.folder)
     held_out = replace(config.data, train=(), dev=())
-    data = prepare(held_out, tokenizer, seed=config.env.seed, labels=labels)
+    data = prepare(held_out, tokenizer, seed=seed, labels=labels)
     print(data.summary())
-
     suite = Suite(command.task, config, tokenizer, labels, device)
-    results = suite.tests(model, data.tests)
+    results = suite.tests(loaded.model, data.tests)
     print(f"\n{results}\n")
     if path and config.data.train and command.origins.get("data.test") == "flag":
         own = parse([str(path)]).config  # whose training rows these test rows were not held out of
@@ -108,25 +115,47 @@ def judge(command: Command) -> "tuple[Suite, Results]":
             print(f"{name}, rows known from training: {kinds or 'none'}")
             if known_rows:
                 print(f"{results.without(name, known_rows)}\n")
-    return suite, results
+    return results
+
+def judge_on(words: list[str], file: Path) -> "Results":
+    """What a model, or a server by its URL, says to the prompts of a task's file."""
+    from ftcore.data.tokenizer import Tokenizer
+    from ftcore.evaluate.suite import Results, clusters
+    from ftcore.evaluate.tasks import EvalTask, Local, Remote, judge_task
+
+    task, name = EvalTask.load(file), take_value(words, "--name")
+    if words[0].startswith(("http://", "https://")):
+        answerer = Remote(words[0].rstrip("/"), name or "default")
+    else:
+        command = parse([*words, *(() if "--task" in words else ("--task", "sft"))])
+        loaded, most = opened(command), command.config.loop.micro_batch_tokens
+        limits = {"max_tokens": most, "device": loaded.model.device}
+        answerer = Local(loaded.model, Tokenizer.load(loaded.folder), limits)
+    judged, asked = judge_task(task, answerer)
+    results = Results(seed=0)
+    results.add(file.stem, [judged], clusters(asked))
+    print(f"\n{results}\n")
+    return results
 
 def run(words: list[str]) -> None:
     """Judge what the words name, beside another where they say so."""
-    other = take_value(words, "--against")
-    command = parse(words)
+    other, on = take_value(words, "--against"), take_value(words, "--on")
+    command = parse(words) if not on else None
     from ftcore.evaluate.report import json_line, note_opening, write_predictions
 
-    _, results = judge(command)
-    path, summary = command.resume, {"model": words[0], "task": command.task}
+    results = judge(command) if command else judge_on([*words], Path(on))
+    path, summary = command and command.resume, {"model": words[0]}
+    summary |= {"task": command.task} if command else {"on": on}
     summary |= {"results": results.metrics, "intervals": results.intervals}
     if results.predictions:
         file = (path or Path()) / PREDICTIONS
         print(f"predictions: {file}, {write_predictions(file, results.predictions)} rows")
     if other:
-        theirs = parse([other, *words[1:]])
-        if theirs.config.data.test != command.config.data.test:
-            theirs = parse([other, *words[1:], "--data.test", *command.config.data.test])
-        told, summary["against"] = results.compared(judge(theirs)[1])
+        flags = [other, *words[1:]]
+        if command and parse(flags).config.data.test != command.config.data.test:
+            flags += ["--data.test", *command.config.data.test]
+        theirs = judge(parse(flags)) if command else judge_on(flags, Path(on))
+        told, summary["against"] = results.compared(theirs)
         print(f"{words[0]} against {other}\n\n{told}\n")
     if path:
         count = note_opening(path, command.config.data.test, results.metrics)

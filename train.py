@@ -124,7 +124,7 @@ def tune(
     started = time.perf_counter()
 
     # ---- 4 fine-tuning: the loop, and what the base model could do before it ---------------------
-    device = model.trunk.embed_tokens.weight.device
+    device = model.device
     suite = Suite(command.task, config, tokenizer, data.labels, device)
     base, base_file = None, path / "base.json"
     if command.task == "sft" and data.tests and world.is_first:

@@ -47,7 +47,7 @@ class Verifier:
     ) -> None:  # fmt: skip
         self.config, self.kind, self.loaded, self.tokenizer = config, kind, loaded, tokenizer
         self.data, self.work, self.model = data, work, loaded.model.eval()
-        self.device = self.model.trunk.embed_tokens.weight.device
+        self.device = self.model.device
         self.exact = EXACT if config.env.deterministic else NEAR
         self.documents: list[Encoded] = []
         for document in data.train.documents[:16]:

@@ -28,7 +28,7 @@ def step_bytes(model: Model, loss: Loss, documents: Sequence[Encoded]) -> dict[s
     returns     activations: what the trunk keeps for its backward pass; logits: the most that the
                 loss adds; workspace: what the backward pass needs beyond both, and on a CPU holes
     """
-    device, trained, meter = model.trunk.embed_tokens.weight.device, model.training, Meter()
+    device, trained, meter = model.device, model.training, Meter()
     batch, marks = collate(documents).to(device), []
     batch.docs.walk  # noqa: B018  # planned by values, and kept
     with ExitStack() as undo:

@@ -29,9 +29,10 @@ from ftcore.evaluate.metrics import (
     Perplexity,
     regression_metrics,
 )
+from ftcore.evaluate.overlap import bleu, bleu_counts, chrf, chrf_counts, rouge_l, token_f1
 from ftcore.evaluate.probabilities import label_probability_metrics, probability_metrics
 from ftcore.evaluate.significance import Figures
-from ftcore.evaluate.text import JsonCommandMetrics, exact_match, intent_labels
+from ftcore.evaluate.text import JsonCommandMetrics, exact_match, intent_labels, parse_object
 from ftcore.model.generate import generate
 from ftcore.model.heads import Model
 from ftcore.tune.task import document_logits, hidden
@@ -227,6 +228,22 @@ JUDGES: Mapping[str, Callable[..., Judged]] = {
     "pretrain": evaluate_language,
 }  # fmt: skip
 
+def text_figures(targets: Sequence[str], predicted: Sequence[str]) -> Figures:
+    """Of free text: means of exact_match, json_valid, token_f1 and rouge_l; bleu and chrf."""
+    pairs = list(zip(targets, predicted, strict=True))
+    each = (exact_match, lambda _, said: parse_object(said) is not None, token_f1, rouge_l)
+    means_BS = np.array([[float(measure(*pair)) for measure in each] for pair in pairs])
+    counts = ([count(*pair) for pair in pairs] for count in (bleu_counts, chrf_counts))
+    bleu_BS, chrf_BS = map(np.stack, counts)
+
+    def figures(rows_M: np.ndarray) -> dict[str, float]:
+        names = ("exact_match", "json_valid", "token_f1", "rouge_l")
+        found = dict(zip(names, means_BS[rows_M].mean(0).tolist(), strict=True))
+        sums = bleu(bleu_BS[rows_M].sum(0)), chrf(chrf_BS[rows_M].sum(0))
+        return found | {"bleu": sums[0], "chrf": sums[1]}
+
+    return figures
+
 def evaluate_answers(
     model: Model, tokenizer: Tokenizer, chats: Sequence[Chat], config: EvalConfig
 ) -> Judged:
@@ -244,19 +261,18 @@ def evaluate_answers(
                 row = {"row_id": chat.id, "prompt": said, "target": target, "predicted": text}
                 rows.append(row | {"exact_match": exact_match(target, text)})
             bar.update(len(some))
-    verdicts, commands = ["exact_match"], None
-    if intent := config.intent_field:
-        labels = intent_labels((row["target"] for row in rows), intent=intent)
-        commands = JsonCommandMetrics(labels, intent=intent)
-        for row in rows:
-            row.update(told := commands.update(row["target"], row["predicted"]))
-        verdicts = [*told]
-    is_so_BS = np.array([[row[name] for name in verdicts] for row in rows], dtype=bool)
+    ids, right_B = [row["row_id"] for row in rows], np.array([row["exact_match"] for row in rows])
+    if not (intent := config.intent_field):
+        targets, answers = ([row[key] for row in rows] for key in ("target", "predicted"))
+        return Judged(ids, text_figures(targets, answers), rows, right_B=right_B)
+    labels = intent_labels((row["target"] for row in rows), intent=intent)
+    commands = JsonCommandMetrics(labels, intent=intent)
+    for row in rows:
+        row.update(told := commands.update(row["target"], row["predicted"]))
+    is_so_BS = np.array([[row[name] for name in told] for row in rows])
 
     def figures(rows_M: np.ndarray) -> dict[str, float]:
-        shares = dict(zip(verdicts, is_so_BS[rows_M].mean(0).tolist(), strict=True))
+        shares = dict(zip(told, is_so_BS[rows_M].mean(0).tolist(), strict=True))
         return {name.replace("_correct", "_accuracy"): share for name, share in shares.items()}
 
-    more = commands.compute() if commands else {}
-    right_B = is_so_BS[:, verdicts.index("exact_match")]
-    return Judged([row["row_id"] for row in rows], figures, rows, right_B=right_B, more=more)
+    return Judged(ids, figures, rows, right_B=right_B, more=commands.compute())

@@ -38,6 +38,16 @@ class Results:
     predictions: list[dict[str, Any]] = field(default_factory=list)
     tables: list[str] = field(default_factory=list)  # further ones for people
 
+    def add(self, name: str, judged: list[Judged], clusters: Mapping[str, int]) -> None:
+        """Take in a split: what its rows are judged by, and which of them are alike."""
+        self.judged[name], self.clusters[name] = judged, clusters
+        self.metrics[name], self.intervals[name] = {}, {}
+        for each in judged:
+            rows_B = clusters_of(each.row_ids, clusters)
+            self.metrics[name] |= each.values
+            self.intervals[name] |= significance.intervals(each.figures, rows_B, seed=self.seed)
+        self.predictions += [{"split": name, **row} for row in judged[-1].rows]
+
     def __str__(self) -> str:
         return self.against({})
 
@@ -120,16 +130,8 @@ class Suite:
             if split.chats:
                 config = self.config.eval
                 each.append(evaluate_answers(model, self.tokenizer, split.chats, config))
-            results.judged[name] = each
-            results.clusters[name] = clusters = self.clusters(split)
-            results.metrics[name], results.intervals[name] = {}, {}
-            for judged in each:
-                rows_B = clusters_of(judged.row_ids, clusters)
-                found = significance.intervals(judged.figures, rows_B, seed=results.seed)
-                results.metrics[name] |= judged.values
-                results.intervals[name] |= found
+            results.add(name, each, clusters(self._texts(split.documents)))
             self._tell(results, name, split, each[0])
-            results.predictions += [{"split": name, **row} for row in each[-1].rows]
         return results
 
     def gap(self, model: Model, train: Sequence[Encoded], dev: Split) -> str:
@@ -140,8 +142,11 @@ class Suite:
         rows = Split(documents=train[: len(dev.documents)])
         one, two = self._judged(model, dev), self._judged(model, rows)
         pairs = (one, dev), (two, rows)
-        clusters = (clusters_of(each.row_ids, self.clusters(split)) for each, split in pairs)
-        found = significance.compare(one.figures, two.figures, *clusters, seed=self.config.env.seed)
+        alike = [
+            clusters_of(each.row_ids, clusters(self._texts(split.documents)))
+            for each, split in pairs
+        ]
+        found = significance.compare(one.figures, two.figures, *alike, seed=self.config.env.seed)
         shown = [name for name in SHOWN if name in found]
         cells = ((n, two.values[n], one.values[n], *found[n].values()) for n in shown)
         head = ("metric", "train", "dev", "difference", "low", "high", "p")
@@ -153,12 +158,6 @@ class Suite:
         mine, theirs = self._texts(split.documents), self._texts(train)
         names, found = list(mine), leaks(list(mine.values()), list(theirs.values()))
         return {names[twin.row]: twin.kind for twin in found}
-
-    def clusters(self, split: Split) -> dict[str, int]:
-        """A number for each row id, the same for rows of nearly the same text."""
-        texts = self._texts(split.documents)
-        pairs = alike_rows([Text(row_id, text) for row_id, text in texts.items()])
-        return dict(zip(texts, together([None] * len(texts), pairs), strict=True))
 
     def _texts(self, documents: Sequence[Encoded]) -> dict[str, str]:
         """The text of each row, by its id."""
@@ -194,6 +193,11 @@ class Suite:
         limits = {"max_tokens": self.config.loop.micro_batch_tokens, "device": self.device}
         judge = JUDGES[self.config.problem or self.task]
         return judge(model, split, self.labels or self.tokenizer.vocabulary, **limits)
+
+def clusters(texts: Mapping[str, str]) -> dict[str, int]:
+    """A number for each row, by its id, the same for rows of nearly the same text."""
+    pairs = alike_rows([Text(row_id, text) for row_id, text in texts.items()])
+    return dict(zip(texts, together([None] * len(texts), pairs), strict=True))
 
 def clusters_of(row_ids: Sequence[str], clusters: Mapping[str, int]) -> np.ndarray:
     """The cluster (int) of each row; parts of one row are in its cluster."""

@@ -99,7 +99,7 @@ def generate(
         if not 1 <= len(prompt) <= most:
             must = f"with {max_new_tokens} new ones it must have 1 to {most}"
             raise ModelError(f"prompt {index} has {len(prompt)} tokens: {must}")
-    device = model.trunk.embed_tokens.weight.device
+    device = model.device
     cache = Cache(model.spec.num_layers)
     answers: list[list[int]] = [[] for _ in prompts]
     running = list(range(len(prompts)))  # which prompt each row of the cache belongs to

@@ -101,6 +101,11 @@ class Model(nn.Module):
         for module in self.modules():
             init_module(module, self.spec.initializer_range, generator)
 
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return self.trunk.embed_tokens.weight.device
+
     def use_kernels(self, impl: Impl) -> None:
         """How every operation runs from now on: see kernels/backend.py."""
         for module in self.modules():

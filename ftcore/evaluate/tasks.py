@@ -1,0 +1,220 @@
+"""A task in a TOML file: prompts made from rows, and a model that answers or chooses.
+
+    data = ["test.jsonl"]               files, in any format of train.py
+    prompt = "{{question}}\\nAnswer:"    Jinja over the columns of a row
+    target = "{{answer}}"               the answer; of choices the text of one, or its place from 0
+    choices = ["{{a}}", "{{b}}"]        the likeliest is taken; or the name of a column of lists
+    shots = 2                           rows of `shots_from` before each prompt, with their answers
+    shots_from = ["train.jsonl"]
+    chat = true                         a prompt is a user's turn, in the model's own template
+    max_new_tokens = 64
+    stop = ["\\n\\n"]                     texts that end an answer, and are not part of it
+
+Only `data`, `prompt` and `target` are needed. Answers are greedy. The model is one of ours or, by
+its URL, any server that speaks OpenAI's API; a choice there needs `echo` and `logprobs`.
+"""
+
+import json
+import tomllib
+import urllib.request
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import torch
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tqdm import tqdm
+
+from ftcore.data.chat import encode_prompt, shifted
+from ftcore.data.read import Row, read_rows
+from ftcore.data.tokenizer import Tokenizer
+from ftcore.errors import ConfigError, DataError, nearest
+from ftcore.evaluate.evaluator import PROMPTS_AT_ONCE, Judged, scored_tokens, text_figures
+from ftcore.evaluate.text import exact_match
+from ftcore.model.generate import generate
+from ftcore.model.heads import Model
+
+TIMEOUT, AT_ONCE = 600, 8  # seconds for an answer of a server; requests in flight
+
+@dataclass(frozen=True)
+class EvalTask:
+    """What a task's file says."""
+    data: Sequence[str]
+    prompt: str
+    target: str
+    choices: Sequence[str] | str = ()
+    shots: int = 0
+    shots_from: Sequence[str] = ()
+    chat: bool = False
+    max_new_tokens: int = 64
+    stop: Sequence[str] = ()
+
+    @classmethod
+    def load(cls, path: Path) -> "EvalTask":
+        """Raises ConfigError: no such file, an unknown key, or one that is missing."""
+        try:
+            values = tomllib.loads(path.read_text("utf-8"))
+            if odd := [key for key in values if key not in cls.__dataclass_fields__]:
+                raise ConfigError(f"{path}: unknown key {odd[0]!r}{nearest(odd[0], values)}")
+            return cls(**values)
+        except (OSError, ValueError, TypeError) as error:
+            raise ConfigError(f"{path}: {error}") from error
+
+@dataclass(frozen=True)
+class Local:
+    """A model in this process; in `pairs` the second text continues the first."""
+    model: Model
+    tokenizer: Tokenizer
+    limits: dict[str, Any]  # of `streams`
+
+    def answers(self, prompts: Sequence[str], task: EvalTask) -> list[str]:
+        tokenizer = self.tokenizer
+        stop_ids = frozenset({tokenizer.eos_id, tokenizer.end_of_text_id} - {None})
+        turns = ([{"role": "user", "content": prompt}] for prompt in prompts)
+        if task.chat:
+            ids = [encode_prompt(turn, tokenizer) for turn in turns]
+        else:
+            ids = [encoding.ids_T for encoding in tokenizer.encode_batch(prompts)]
+        found: list[str] = []
+        for start in tqdm(range(0, len(ids), PROMPTS_AT_ONCE), unit="batch", disable=None):
+            some, most = ids[start : start + PROMPTS_AT_ONCE], task.max_new_tokens
+            made = generate(self.model, some, max_new_tokens=most, stop_ids=stop_ids)
+            found += [tokenizer.decode([i for i in answer if i not in stop_ids]) for answer in made]
+        return found
+
+    @torch.inference_mode()
+    def log_likelihoods(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
+        encodings = self.tokenizer.encode_batch([prompt + text for prompt, text in pairs])
+        documents = []
+        for number, ((prompt, _), encoding) in enumerate(zip(pairs, encodings, strict=True)):
+            counts_T = encoding.offsets_T2[:, 1] > len(prompt.rstrip())
+            documents.append(shifted(str(number), encoding.ids_T, counts_T.astype(np.float32)))
+        sums_B2, _ = scored_tokens(self.model, documents, **self.limits)
+        return (-sums_B2[:, 0]).tolist()
+
+@dataclass(frozen=True)
+class Remote:
+    """A model behind a URL that ends in /v1, by its name there."""
+    url: str
+    name: str
+
+    def answers(self, prompts: Sequence[str], task: EvalTask) -> list[str]:
+        more = {"max_tokens": task.max_new_tokens} | ({"stop": task.stop} if task.stop else {})
+        if not task.chat:
+            told = self._asked("completions", [{"prompt": p, **more} for p in prompts])
+            return [each["text"] for each in told]
+        turns = ([{"role": "user", "content": prompt}] for prompt in prompts)
+        told = self._asked("chat/completions", [{"messages": turn, **more} for turn in turns])
+        return [each["message"]["content"] for each in told]
+
+    def log_likelihoods(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
+        more = {"max_tokens": 1, "echo": True, "logprobs": 1}
+        told = self._asked("completions", [{"prompt": p + text, **more} for p, text in pairs])
+        sums = []
+        for (prompt, text), each in zip(pairs, told, strict=True):
+            found = each["logprobs"]
+            ends = [*found["text_offset"][1:], None]
+            inside = range(len(prompt.rstrip()) + 1, len(prompt + text) + 1)
+            both = zip(ends, found["token_logprobs"], strict=True)
+            sums.append(sum(logprob for end, logprob in both if end in inside))
+        return sums
+
+    def _asked(self, route: str, bodies: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The first choice of each answer. Raises DataError: the server gives none."""
+
+        def one(body: dict[str, Any]) -> dict[str, Any]:
+            words = json.dumps({"model": self.name, "temperature": 0, **body}).encode()
+            request = urllib.request.Request(f"{self.url}/{route}", words)
+            request.add_header("Content-Type", "application/json")
+            try:
+                with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
+                    return json.load(answer)["choices"][0]
+            except (OSError, ValueError, LookupError) as error:
+                said = error.read(300).decode(errors="replace") if hasattr(error, "read") else ""
+                what = f"{self.url}/{route}: {error} {said}"
+                raise DataError(f"{what}; is the server up, and is its URL with /v1?") from error
+
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            return list(tqdm(pool.map(one, bodies), total=len(bodies), unit="row", disable=None))
+
+def judge_task(task: EvalTask, answerer: Local | Remote) -> tuple[Judged, dict[str, str]]:
+    """The figures, and what is asked by row id. Raises DataError: a file or row is of no use."""
+    rows, lead = read_rows(task.data), ""
+    for row in read_rows(task.shots_from)[: task.shots] if task.shots else ():
+        lead += f"{written(task.prompt, row)}{_expected(task, row)[0]}\n\n"
+    asked, told = [written(task.prompt, row) for row in rows], [_expected(task, r) for r in rows]
+    prompts, ids = [lead + text for text in asked], [row.id for row in rows]
+    judge = _judge_choices if task.choices else _judge_answers
+    return judge(task, answerer, ids, prompts, told), dict(zip(ids, asked, strict=True))
+
+def _judge_answers(
+    task: EvalTask, answerer: Local | Remote, ids: list[str], prompts: list[str],
+    told: list[tuple[str, list[str]]],
+) -> Judged:  # fmt: skip
+    answers = [cut(answer, task.stop) for answer in answerer.answers(prompts, task)]
+    targets, names = [target for target, _ in told], ("row_id", "prompt", "target", "predicted")
+    right = [exact_match(*pair) for pair in zip(targets, answers, strict=True)]
+    parts = zip(ids, prompts, targets, answers, right, strict=True)
+    rows = [dict(zip((*names, "exact_match"), each, strict=True)) for each in parts]
+    return Judged(ids, text_figures(targets, answers), rows, right_B=np.array(right))
+
+def _judge_choices(
+    task: EvalTask, answerer: Local | Remote, ids: list[str], prompts: list[str],
+    told: list[tuple[str, list[str]]],
+) -> Judged:  # fmt: skip
+    """By the likeliest choice, and by the likeliest for each of its bytes."""
+    pairs = [(p, text) for p, (_, texts) in zip(prompts, told, strict=True) for text in texts]
+    scores, right, rows = iter(answerer.log_likelihoods(pairs)), [], []
+    for row_id, prompt, (target, texts) in zip(ids, prompts, told, strict=True):
+        own = {text: next(scores) for text in texts}
+        best = max(own, key=own.__getitem__)
+        dense = max(own, key=lambda text: own[text] / max(len(text.encode()), 1))
+        right.append([best == target, dense == target])
+        row = {"row_id": row_id, "asked": prompt, "target": target, "predicted": best}
+        rows.append(row | {"log_likelihoods": [*own.values()]})
+    right_B2 = np.array(right)
+
+    def figures(rows_M: np.ndarray) -> dict[str, float]:
+        shares = right_B2[rows_M].mean(0).tolist()
+        return dict(zip(("accuracy", "accuracy_by_byte"), shares, strict=True))
+
+    return Judged(ids, figures, rows, right_B=right_B2[:, 0])
+
+def _expected(task: EvalTask, row: Row) -> tuple[str, list[str]]:
+    """What is expected of a row, and its choices."""
+    target = written(task.target, row)
+    if not task.choices:
+        return target, []
+    listed = row.fields.get(task.choices) if isinstance(task.choices, str) else None
+    texts = listed if listed is not None else [written(each, row) for each in task.choices]
+    if not isinstance(texts, list) or len(texts) < 2:
+        raise DataError(f"{row.file}:{row.line}: {task.choices!r} must give two choices or more")
+    named = [text for text in texts if text.strip() == target.strip()]
+    if not named and target.isdecimal() and int(target) < len(texts):
+        named = [texts[int(target)]]
+    if not named:
+        raise DataError(f"{row.file}:{row.line}: target {target!r} is none of {texts}")
+    return named[0], texts
+
+def written(template: str, row: Row) -> str:
+    """A template over the columns of a row. Raises DataError: it names one that is not there."""
+    try:
+        return _compiled(template).render(row.fields)
+    except jinja2.TemplateError as error:
+        columns = ", ".join(row.fields)
+        raise DataError(f"{row.file}:{row.line}: {error}; its columns are {columns}") from error
+
+def cut(answer: str, stop: Sequence[str]) -> str:
+    """The answer before the first of the texts that end it."""
+    ends = [place for text in stop if (place := answer.find(text)) >= 0]
+    return answer[: min(ends, default=len(answer))]
+
+@cache
+def _compiled(template: str) -> jinja2.Template:
+    options = {"undefined": jinja2.StrictUndefined, "keep_trailing_newline": True}
+    return ImmutableSandboxedEnvironment(**options).from_string(template)
