@@ -4,7 +4,7 @@
     python eval.py runs/NAME --data.test FILE           another file
     python eval.py MODEL --task classify --data.test FILE
     python eval.py runs/NAME --against runs/OTHER       both on the same rows: do they differ?
-    python eval.py {MODEL | URL} --on TASK.toml         prompts and choices (ftcore/evaluate/tasks.py)
+    python eval.py {MODEL | URL} --on TASK.toml         prompts, choices: ftcore/evaluate/tasks.py
     python eval.py report runs/NAME                     its page, report.html, made anew
     python eval.py diff runs/NAME runs/OTHER            what was asked and read, where they part
 

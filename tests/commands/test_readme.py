@@ -41,6 +41,10 @@ def named(bert: Path, qwen3: Path, files: dict[str, str], run: Run) -> dict[str,
     shutil.copy(files["tags"], "a.conll")
     shutil.copy(files["chat"], "chat.jsonl")
     shutil.copy(files["chat_test"], "dev.jsonl")
+    (task,) = (block for block in BLOCKS if block.startswith("data = "))
+    Path("task.toml").write_text(task, "utf-8")
+    row = {"question": "what is red", "answer": "warm", "options": ["warm", "cold"]}
+    Path("questions.jsonl").write_text(json.dumps(row) + "\n", "utf-8")
     return {"DIR_OR_HUB_ID": str(qwen3), "DIR": str(bert)}
 
 def test_the_first_screen_is_two_commands() -> None:
@@ -80,8 +84,12 @@ def test_command(command: str, named: dict[str, str], files: dict[str, str], run
         subprocess.run([sys.executable, "-m", *words], env=environment, check=True)
         assert list(Path("made").rglob("*.jsonl"))
         return
-    if "runs/NAME" in words:
-        run("train", *LEARN.format(**named).split(), "--log.name", "NAME", *SHORT)
+    for name in ("NAME", "OTHER"):
+        if f"runs/{name}" in words:
+            run("train", *LEARN.format(**named).split(), "--log.name", name, *SHORT)
+    if {"report", "diff"} & {*words}:
+        assert importlib.import_module("eval").main(words) == 0
+        return
     if "--help" in words:
         with pytest.raises(SystemExit) as left:
             run("train", *words)
@@ -91,7 +99,8 @@ def test_command(command: str, named: dict[str, str], files: dict[str, str], run
         assert [path.name for path in Path("runs").iterdir()] == ["cache"]
     elif script == "eval.py" or "--resume" in words:
         summary, _ = run(script.removesuffix(".py"), *words)
-        assert (summary.get("results") or summary["tuned"])["b"]["accuracy"] >= 0
+        ((name, figures),) = (summary.get("results") or summary["tuned"]).items()
+        assert name == ("task" if "--on" in words else "b") and figures["accuracy"] >= 0
     else:
         corpus = ("--data.train", files["text"], "--data.dev", files["held"])
         small = corpus if "pretrain" in words else ()
