@@ -6,7 +6,7 @@ switches gradients off; `limits` are what `streams` takes beside the documents.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -26,7 +26,7 @@ from ftcore.evaluate.entities import OUTSIDE, EntityMetrics, entity_figures
 from ftcore.evaluate.metrics import (
     ClassificationMetrics,
     MultiLabelMetrics,
-    Perplexity,
+    perplexity,
     regression_metrics,
 )
 from ftcore.evaluate.overlap import bleu, bleu_counts, chrf, chrf_counts, rouge_l, token_f1
@@ -165,18 +165,12 @@ def scored_tokens(
         chosen |= zip(indices, (ids.tolist() for ids in torch.cat(best).split(counts)), strict=True)
     return sums_B2, [chosen[index] for index in range(len(documents))]
 
-def perplexity(sums_2: np.ndarray, num_bytes: int = 0) -> dict[str, float]:
-    """Of a loss sum and its weight."""
-    figures = Perplexity()
-    figures.update(*sums_2[:2])
-    return figures.compute(num_bytes)
-
 def evaluate_language(model: Model, split: Split, labels: Sequence[str], **limits: Any) -> Judged:
     """Token-weighted loss and perplexity; bits per byte where the text's bytes are known."""
     sums_B2, _ = scored_tokens(model, split.documents, **limits)
-    row_ids, whole = [document.row_id for document in split.documents], sums_B2.sum(0)
-    more = perplexity(whole, split.num_bytes) if split.num_bytes else {}
-    return Judged(row_ids, lambda rows_M: perplexity(sums_B2[rows_M].sum(0)), more=more)
+    row_ids = [document.row_id for document in split.documents]
+    more = perplexity(*sums_B2.sum(0), split.num_bytes) if split.num_bytes else {}
+    return Judged(row_ids, lambda rows_M: perplexity(*sums_B2[rows_M].sum(0)), more=more)
 
 def evaluate_masked(model: Model, split: Split, labels: Sequence[str], **limits: Any) -> Judged:
     """Predicted token of `labels`, the vocabulary, at each hidden place; loss in nats a place."""
@@ -191,7 +185,7 @@ def evaluate_masked(model: Model, split: Split, labels: Sequence[str], **limits:
 
     def figures(rows_M: np.ndarray) -> dict[str, float]:
         sums_3 = sums_B3[rows_M].sum(0)
-        return {**perplexity(sums_3), "accuracy": float(sums_3[2] / sums_3[1])}
+        return {**perplexity(*sums_3[:2]), "accuracy": float(sums_3[2] / sums_3[1])}
 
     return Judged([row["row_id"] for row in rows], figures, rows)
 
@@ -215,7 +209,7 @@ def evaluate_tags(model: Model, split: Split, labels: Sequence[str], **limits: A
 
     def figures(rows_M: np.ndarray) -> dict[str, float]:
         sums_S = sums_BS[rows_M].sum(0)
-        return {"loss": perplexity(sums_S)["loss"], **entity_figures(sums_S[2:])}
+        return {"loss": perplexity(*sums_S[:2])["loss"], **entity_figures(sums_S[2:])}
 
     right_B = np.array([row["tags"] == tuple(row["predicted"]) for row in rows], dtype=bool)
     return Judged([row["row_id"] for row in rows], figures, rows, metrics, right_B)
@@ -244,27 +238,42 @@ def text_figures(targets: Sequence[str], predicted: Sequence[str]) -> Figures:
 
     return figures
 
+def answered(rows: list[dict[str, Any]]) -> Judged:
+    """Rows with a "target" and what was "predicted", as free text; each gets its "exact_match"."""
+    for row in rows:
+        row["exact_match"] = exact_match(row["target"], row["predicted"])
+    ids, targets, answers, right = (
+        [row[key] for row in rows] for key in ("row_id", "target", "predicted", "exact_match")
+    )
+    return Judged(ids, text_figures(targets, answers), rows, right_B=np.array(right))
+
+def greedy(
+    model: Model, tokenizer: Tokenizer, prompts: Sequence[np.ndarray], max_new_tokens: int
+) -> list[str]:
+    """The likeliest continuation of each prompt (ids), as text."""
+    stop_ids, said = frozenset({tokenizer.eos_id, tokenizer.end_of_text_id} - {None}), []
+    limits = {"max_new_tokens": max_new_tokens, "stop_ids": stop_ids}
+    with tqdm(total=len(prompts), unit="answer", leave=False, disable=None) as bar:
+        for start in range(0, len(prompts), PROMPTS_AT_ONCE):
+            made = generate(model, prompts[start : start + PROMPTS_AT_ONCE], **limits)
+            said += [tokenizer.decode([i for i in ids if i not in stop_ids]) for ids in made]
+            bar.update(len(made))
+    return said
+
 def evaluate_answers(
     model: Model, tokenizer: Tokenizer, chats: Sequence[Chat], config: EvalConfig
 ) -> Judged:
     """Greedy answers against expected last turns, a row of each chat."""
-    stop_ids = frozenset({tokenizer.eos_id, tokenizer.end_of_text_id} - {None})
-    rows: list[dict[str, Any]] = []
-    with tqdm(total=len(chats), unit="answer", leave=False, disable=None) as bar:
-        for start in range(0, len(chats), PROMPTS_AT_ONCE):
-            some = chats[start : start + PROMPTS_AT_ONCE]
-            prompts = [encode_prompt(chat.messages[:-1], tokenizer) for chat in some]
-            limits = {"max_new_tokens": config.max_new_tokens, "stop_ids": stop_ids}
-            for chat, ids in zip(some, generate(model, prompts, **limits), strict=True):
-                said, target = (turn["content"] for turn in chat.messages[-2:])
-                text = tokenizer.decode([i for i in ids if i not in stop_ids])
-                row = {"row_id": chat.id, "prompt": said, "target": target, "predicted": text}
-                rows.append(row | {"exact_match": exact_match(target, text)})
-            bar.update(len(some))
-    ids, right_B = [row["row_id"] for row in rows], np.array([row["exact_match"] for row in rows])
+    prompts = [encode_prompt(chat.messages[:-1], tokenizer) for chat in chats]
+    rows = []
+    answers = greedy(model, tokenizer, prompts, config.max_new_tokens)
+    for chat, answer in zip(chats, answers, strict=True):
+        asked, target = (turn["content"] for turn in chat.messages[-2:])
+        named = {"row_id": chat.id, "prompt": asked, "target": target, "predicted": answer}
+        rows.append(named)
+    judged = answered(rows)
     if not (intent := config.intent_field):
-        targets, answers = ([row[key] for row in rows] for key in ("target", "predicted"))
-        return Judged(ids, text_figures(targets, answers), rows, right_B=right_B)
+        return judged
     labels = intent_labels((row["target"] for row in rows), intent=intent)
     commands = JsonCommandMetrics(labels, intent=intent)
     for row in rows:
@@ -275,4 +284,4 @@ def evaluate_answers(
         shares = dict(zip(told, is_so_BS[rows_M].mean(0).tolist(), strict=True))
         return {name.replace("_correct", "_accuracy"): share for name, share in shares.items()}
 
-    return Judged(ids, figures, rows, right_B=right_B, more=commands.compute())
+    return replace(judged, figures=figures, more=commands.compute())

@@ -158,30 +158,19 @@ def regression_metrics(target_B: np.ndarray, predicted_B: np.ndarray) -> dict[st
         "r2": float(1 - np.square(errors_B).sum() / spread),
     }
 
-class Perplexity:
-    """Loss of a language model over all tokens, whatever document they are in."""
+def perplexity(loss_sum: float, weight: float, num_bytes: int = 0) -> dict[str, float]:
+    """Of a loss in nats over tokens of total `weight`, which spell so many bytes; 0: unknown.
 
-    def __init__(self) -> None:
-        self.loss_sum, self.weight = 0.0, 0.0
-
-    def update(self, loss_sum: float, weight: float) -> None:
-        """Add loss_sum, in nats over tokens of total `weight`."""
-        self.loss_sum += float(loss_sum)
-        self.weight += float(weight)
-
-    def compute(self, num_bytes: int = 0) -> dict[str, float]:
-        """The figures of tokens that spell so many bytes, or of an unknown number of them (0).
-
-        loss            loss_sum / weight, nats per token; NaN without tokens
-        perplexity      exp(loss); infinite where that leaves float64
-        bits_per_byte   loss_sum / (ln 2 * num_bytes), only where these are known; compares models
-                        with different tokenizers, where every weight is 0 or 1
-        """
-        loss = self.loss_sum / self.weight if self.weight else math.nan
-        # numerics: exp overflows just above 709.7.
-        result = {"loss": loss, "perplexity": math.inf if loss > 709 else math.exp(loss)}
-        bits = {"bits_per_byte": self.loss_sum / (math.log(2) * num_bytes)} if num_bytes else {}
-        return result | bits
+    loss            loss_sum / weight, nats per token; NaN without tokens
+    perplexity      exp(loss); infinite where that leaves float64
+    bits_per_byte   loss_sum / (ln 2 * num_bytes), only where these are known; compares models with
+                    different tokenizers, where every weight is 0 or 1
+    """
+    loss = float(loss_sum / weight) if weight else math.nan
+    # numerics: exp overflows just above 709.7.
+    result = {"loss": loss, "perplexity": math.inf if loss > 709 else math.exp(loss)}
+    bits = {"bits_per_byte": float(loss_sum / (math.log(2) * num_bytes))} if num_bytes else {}
+    return result | bits
 
 def by_class(labels: Sequence[str], totals_3K: np.ndarray) -> list[dict[str, Any]]:
     """One dict per class, of CLASS_COLUMNS."""

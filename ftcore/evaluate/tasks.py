@@ -34,9 +34,7 @@ from ftcore.data.chat import encode_prompt, shifted
 from ftcore.data.read import Row, read_rows
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import ConfigError, DataError, nearest
-from ftcore.evaluate.evaluator import PROMPTS_AT_ONCE, Judged, scored_tokens, text_figures
-from ftcore.evaluate.text import exact_match
-from ftcore.model.generate import generate
+from ftcore.evaluate.evaluator import Judged, answered, greedy, scored_tokens
 from ftcore.model.heads import Model
 
 TIMEOUT, AT_ONCE = 600, 8  # seconds for an answer of a server; requests in flight
@@ -73,19 +71,11 @@ class Local:
     limits: dict[str, Any]  # of `streams`
 
     def answers(self, prompts: Sequence[str], task: EvalTask) -> list[str]:
-        tokenizer = self.tokenizer
-        stop_ids = frozenset({tokenizer.eos_id, tokenizer.end_of_text_id} - {None})
         turns = ([{"role": "user", "content": prompt}] for prompt in prompts)
-        if task.chat:
-            ids = [encode_prompt(turn, tokenizer) for turn in turns]
-        else:
-            ids = [encoding.ids_T for encoding in tokenizer.encode_batch(prompts)]
-        found: list[str] = []
-        for start in tqdm(range(0, len(ids), PROMPTS_AT_ONCE), unit="batch", disable=None):
-            some, most = ids[start : start + PROMPTS_AT_ONCE], task.max_new_tokens
-            made = generate(self.model, some, max_new_tokens=most, stop_ids=stop_ids)
-            found += [tokenizer.decode([i for i in answer if i not in stop_ids]) for answer in made]
-        return found
+        ids = [encode_prompt(turn, self.tokenizer) for turn in turns] if task.chat else [
+            encoding.ids_T for encoding in self.tokenizer.encode_batch(prompts)
+        ]  # fmt: skip
+        return greedy(self.model, self.tokenizer, ids, task.max_new_tokens)
 
     @torch.inference_mode()
     def log_likelihoods(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
@@ -147,59 +137,55 @@ def judge_task(task: EvalTask, answerer: Local | Remote) -> tuple[Judged, dict[s
     rows, lead = read_rows(task.data), ""
     for row in read_rows(task.shots_from)[: task.shots] if task.shots else ():
         lead += f"{written(task.prompt, row)}{_expected(task, row)[0]}\n\n"
-    asked, told = [written(task.prompt, row) for row in rows], [_expected(task, r) for r in rows]
-    prompts, ids = [lead + text for text in asked], [row.id for row in rows]
-    judge = _judge_choices if task.choices else _judge_answers
-    return judge(task, answerer, ids, prompts, told), dict(zip(ids, asked, strict=True))
-
-def _judge_answers(
-    task: EvalTask, answerer: Local | Remote, ids: list[str], prompts: list[str],
-    told: list[tuple[str, list[str]]],
-) -> Judged:  # fmt: skip
-    answers = [cut(answer, task.stop) for answer in answerer.answers(prompts, task)]
-    targets, names = [target for target, _ in told], ("row_id", "prompt", "target", "predicted")
-    right = [exact_match(*pair) for pair in zip(targets, answers, strict=True)]
-    parts = zip(ids, prompts, targets, answers, right, strict=True)
-    rows = [dict(zip((*names, "exact_match"), each, strict=True)) for each in parts]
-    return Judged(ids, text_figures(targets, answers), rows, right_B=np.array(right))
+    asked, told = {row.id: written(task.prompt, row) for row in rows}, []
+    choices_B = []
+    for row in rows:
+        target, choices = _expected(task, row)
+        told.append({"row_id": row.id, "prompt": lead + asked[row.id], "target": target})
+        choices_B.append(choices)
+    if task.choices:
+        return _judge_choices(told, choices_B, answerer), asked
+    answers = answerer.answers([each["prompt"] for each in told], task)
+    for each, answer in zip(told, answers, strict=True):
+        each["predicted"] = cut(answer, task.stop)
+    return answered(told), asked
 
 def _judge_choices(
-    task: EvalTask, answerer: Local | Remote, ids: list[str], prompts: list[str],
-    told: list[tuple[str, list[str]]],
-) -> Judged:  # fmt: skip
+    told: list[dict[str, Any]], choices_B: list[list[str]], answerer: Local | Remote
+) -> Judged:
     """By the likeliest choice, and by the likeliest for each of its bytes."""
-    pairs = [(p, text) for p, (_, texts) in zip(prompts, told, strict=True) for text in texts]
-    scores, right, rows = iter(answerer.log_likelihoods(pairs)), [], []
-    for row_id, prompt, (target, texts) in zip(ids, prompts, told, strict=True):
-        own = {text: next(scores) for text in texts}
+    both = zip(told, choices_B, strict=True)
+    pairs = [(each["prompt"], choice) for each, choices in both for choice in choices]
+    scores, right = iter(answerer.log_likelihoods(pairs)), []
+    for each, choices in zip(told, choices_B, strict=True):
+        own = {choice: next(scores) for choice in choices}
         best = max(own, key=own.__getitem__)
-        dense = max(own, key=lambda text: own[text] / max(len(text.encode()), 1))
-        right.append([best == target, dense == target])
-        row = {"row_id": row_id, "asked": prompt, "target": target, "predicted": best}
-        rows.append(row | {"log_likelihoods": [*own.values()]})
+        dense = max(own, key=lambda choice: own[choice] / max(len(choice.encode()), 1))
+        right.append([best == each["target"], dense == each["target"]])
+        each |= {"predicted": best, "log_likelihoods": [*own.values()]}
     right_B2 = np.array(right)
 
     def figures(rows_M: np.ndarray) -> dict[str, float]:
         shares = right_B2[rows_M].mean(0).tolist()
         return dict(zip(("accuracy", "accuracy_by_byte"), shares, strict=True))
 
-    return Judged(ids, figures, rows, right_B=right_B2[:, 0])
+    return Judged([each["row_id"] for each in told], figures, told, right_B=right_B2[:, 0])
 
 def _expected(task: EvalTask, row: Row) -> tuple[str, list[str]]:
     """What is expected of a row, and its choices."""
-    target = written(task.target, row)
-    if not task.choices:
+    target, listed, where = written(task.target, row), task.choices, f"{row.file}:{row.line}"
+    if not listed:
         return target, []
-    listed = row.fields.get(task.choices) if isinstance(task.choices, str) else None
-    texts = listed if listed is not None else [written(each, row) for each in task.choices]
-    if not isinstance(texts, list) or len(texts) < 2:
-        raise DataError(f"{row.file}:{row.line}: {task.choices!r} must give two choices or more")
-    named = [text for text in texts if text.strip() == target.strip()]
-    if not named and target.isdecimal() and int(target) < len(texts):
-        named = [texts[int(target)]]
+    by_name = isinstance(listed, str)
+    choices = row.fields.get(listed) if by_name else [written(each, row) for each in listed]
+    if not isinstance(choices, list) or len(choices) < 2:
+        raise DataError(f"{where}: {listed!r} must give two choices or more")
+    named = [choice for choice in choices if choice.strip() == target.strip()]
+    if not named and target.isdecimal() and int(target) < len(choices):
+        named = [choices[int(target)]]
     if not named:
-        raise DataError(f"{row.file}:{row.line}: target {target!r} is none of {texts}")
-    return named[0], texts
+        raise DataError(f"{where}: target {target!r} is none of {choices}")
+    return named[0], choices
 
 def written(template: str, row: Row) -> str:
     """A template over the columns of a row. Raises DataError: it names one that is not there."""

@@ -137,7 +137,7 @@ def test_here_and_behind_a_url(
         assert mine == theirs
     if "choices" in more:
         lead = "make thing :red\n\npaint it :red\n\n" if "shots" in more else ""
-        assert rows[0]["asked"] == lead + "make thing :"
+        assert rows[0]["prompt"] == lead + "make thing :"
         assert rows[1]["target"] == ("blue" if more["choices"] == "all" else "red")  # place 1
 
 def test_two_models_on_one_task(

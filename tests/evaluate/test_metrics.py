@@ -10,7 +10,7 @@ import torch
 from sklearn import metrics as sk
 
 from ftcore.errors import DataError
-from ftcore.evaluate.metrics import METRICS, OUTSIDE, ClassificationMetrics, Perplexity
+from ftcore.evaluate.metrics import METRICS, OUTSIDE, ClassificationMetrics, perplexity
 
 TOLERANCE = 1e-12
 pytestmark = [
@@ -208,28 +208,19 @@ def test_77_real_intents_with_a_keyword_guess(data_dir: Path) -> None:
     expected = sklearn_metrics(target_B, predicted_B)
     assert metrics.compute() == pytest.approx(expected, rel=0, abs=TOLERANCE)
 
-def test_perplexity_weighs_tokens_not_batches() -> None:
+def test_perplexity_weighs_tokens() -> None:
     losses_N = np.random.default_rng(0).uniform(0, 8, 1000)
-    whole, parts = Perplexity(), Perplexity()
-    whole.update(losses_N.sum(), 1000)
-    for part in np.split(losses_N, [1, 10, 300]):
-        parts.update(torch.tensor(part.sum()), len(part))
     expected = {
         "loss": losses_N.mean(),
         "perplexity": math.exp(losses_N.mean()),
         "bits_per_byte": losses_N.sum() / math.log(2) / 4321,
     }
-    assert whole.compute(4321) == pytest.approx(expected, rel=TOLERANCE)
-    assert parts.compute(4321) == pytest.approx(expected, rel=TOLERANCE)
+    assert perplexity(losses_N.sum(), 1000, 4321) == pytest.approx(expected, rel=TOLERANCE)
 
 def test_a_uniform_guess_over_bytes_is_eight_bits_per_byte() -> None:
-    perplexity = Perplexity()
-    perplexity.update(50 * math.log(256), 50)
     expected = {"loss": math.log(256), "perplexity": 256, "bits_per_byte": 8}
-    assert perplexity.compute(50) == pytest.approx(expected, rel=TOLERANCE)
+    assert perplexity(50 * math.log(256), 50, 50) == pytest.approx(expected, rel=TOLERANCE)
 
 def test_perplexity_without_tokens_or_beyond_float64() -> None:
-    perplexity = Perplexity()
-    assert all(math.isnan(value) for value in perplexity.compute().values())
-    perplexity.update(1e6, 10)
-    assert perplexity.compute() == {"loss": 1e5, "perplexity": math.inf}
+    assert all(math.isnan(value) for value in perplexity(0.0, 0).values())
+    assert perplexity(1e6, 10) == {"loss": 1e5, "perplexity": math.inf}
