@@ -127,7 +127,8 @@ def tune(
     device = model.device
     suite = Suite(command.task, config, tokenizer, data.labels, device)
     base, base_file = None, path / "base.json"
-    if command.task == "sft" and data.tests and world.is_first:
+    compares = config.eval.probe or (command.task == "sft" and data.tests)
+    if compares and kind.model_task == "lm" and world.is_first:
         if not base_file.is_file():
             before = suite.tests(model, data.tests)
             run.dump(base_file.name, before.metrics)
@@ -158,6 +159,7 @@ def tune(
     if data.tests:
         print(f"\n{results.against(base) if base else results}")
         note_opening(path, config.data.test, results.metrics)
+    if results.predictions:
         write_predictions(path / "predictions.jsonl", results.predictions)
     if gap := suite.gap(model, data.train.documents, data.dev):
         print(f"\n{gap}")
@@ -167,12 +169,12 @@ def tune(
     artifact = save_artifact(loaded, tokenizer, path, kind=kind, **words)
 
     # ---- 7 monitoring: where it is written down, and what to do next -----------------------------
-    summary = {
-        "run": str(path), "task": command.task, "steps": loop.progress.step,
-        "seconds": round(time.perf_counter() - started, 1), "base": base, "tuned": results.metrics,
-        "intervals": results.intervals,
-    }  # fmt: skip
+    seconds = round(time.perf_counter() - started, 1)
+    summary = {"run": str(path), "task": command.task, "steps": loop.progress.step, "base": base}
+    summary |= {"seconds": seconds, "tuned": results.metrics, "intervals": results.intervals}
     run.dump("eval.json", summary)
+    told = results.metrics, results.predictions, data.labels
+    run.show(loop.progress.step, to_toml(command), *told)
     if config.peft.method == "lora":
         proof = certify(model, next(iter(data.tests.values()), data.dev), suite)
         print(f"merged: {json_line(proof)} in {run.dump('certificate.json', proof)}")

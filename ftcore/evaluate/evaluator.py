@@ -5,6 +5,7 @@ every document is read alone inside its stream. The caller puts the model in eva
 switches gradients off; `limits` are what `streams` takes beside the documents.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -22,6 +23,7 @@ from ftcore.data.columns import Chat
 from ftcore.data.pack import Batch, Encoded, collate, pack
 from ftcore.data.prepare import Split
 from ftcore.data.tokenizer import Tokenizer
+from ftcore.errors import ModelError
 from ftcore.evaluate.entities import OUTSIDE, EntityMetrics, entity_figures
 from ftcore.evaluate.metrics import (
     ClassificationMetrics,
@@ -30,7 +32,11 @@ from ftcore.evaluate.metrics import (
     regression_metrics,
 )
 from ftcore.evaluate.overlap import bleu, bleu_counts, chrf, chrf_counts, rouge_l, token_f1
-from ftcore.evaluate.probabilities import label_probability_metrics, probability_metrics
+from ftcore.evaluate.probabilities import (
+    label_probability_metrics,
+    probability_metrics,
+    temperature,
+)
 from ftcore.evaluate.significance import Figures
 from ftcore.evaluate.text import JsonCommandMetrics, exact_match, intent_labels, parse_object
 from ftcore.model.generate import generate
@@ -73,7 +79,14 @@ def all_logits(model: Model, documents: Sequence[Encoded], **limits: Any) -> Ten
             logits_MK = model.head(hidden(model, batch, batch.weights.nonzero().squeeze(1)))
             counts = [np.count_nonzero(documents[index].weights) for index in indices]
         logits.update(zip(indices, logits_MK.float().cpu().split(counts), strict=True))
+    require_finite(documents, [logits[index].sum() for index in range(len(documents))])
     return torch.cat([logits[index] for index in range(len(documents))])
+
+def require_finite(documents: Sequence[Encoded], values_B: Sequence[Tensor | float]) -> None:
+    """ModelError that names the first document whose value is not finite."""
+    if odd := [d.row_id for d, x in zip(documents, values_B, strict=True) if not math.isfinite(x)]:
+        what = f"row {odd[0]}, one of {len(odd)}: what the model says of it is not finite"
+        raise ModelError(f"{what}: its weights are damaged, or env.precision fp32 is needed")
 
 def evaluate_classes(model: Model, split: Split, labels: Sequence[str], **limits: Any) -> Judged:
     """Predicted class of each document; the loss in nats a document."""
@@ -98,6 +111,7 @@ def evaluate_classes(model: Model, split: Split, labels: Sequence[str], **limits
 
     row_ids = [document.row_id for document in split.documents]
     more = probability_metrics(target_B, np.exp(log_p_BK))
+    more["temperature"] = temperature(target_B, log_p_BK)
     counted, right_B = counts(np.arange(len(rows))), target_B == predicted_B
     return Judged(row_ids, figures, rows, counted, right_B, more)
 
@@ -163,6 +177,7 @@ def scored_tokens(
         for column, values_M in enumerate((losses_M, weights_M)):
             sums_B2[indices, column] = [part.sum() for part in values_M.split(counts)]
         chosen |= zip(indices, (ids.tolist() for ids in torch.cat(best).split(counts)), strict=True)
+    require_finite(documents, sums_B2[:, 0])
     return sums_B2, [chosen[index] for index in range(len(documents))]
 
 def evaluate_language(model: Model, split: Split, labels: Sequence[str], **limits: Any) -> Judged:

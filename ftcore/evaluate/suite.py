@@ -7,23 +7,26 @@ from typing import Any
 import numpy as np
 import torch
 
-from ftcore.config import Run
-from ftcore.data.columns import Text
+from ftcore.config import Run, TextDataConfig
+from ftcore.data.columns import Text, examples
 from ftcore.data.compare import alike_rows
 from ftcore.data.dedup import leaks
+from ftcore.data.encode import encode_texts
 from ftcore.data.pack import Encoded
 from ftcore.data.prepare import Split, together
+from ftcore.data.read import read_rows
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import DataError
 from ftcore.evaluate import significance
 from ftcore.evaluate.evaluator import JUDGES, Judged, evaluate_answers
 from ftcore.evaluate.metrics import ClassificationMetrics
+from ftcore.evaluate.probabilities import threshold_table
 from ftcore.evaluate.report import confusion_table, metrics_table, per_class_table, table
 from ftcore.model.heads import Model
 
 SHOWN = (  # while it trains, where the task has it
     "loss", "perplexity", "bits_per_byte", "accuracy", "subset_accuracy", "f1_macro", "f1",
-    "pearson", "spearman",
+    "pearson", "spearman", "temperature",
 )  # fmt: skip
 SLICES = 3  # of documents by length, with about as many in each
 
@@ -132,6 +135,12 @@ class Suite:
                 each.append(evaluate_answers(model, self.tokenizer, split.chats, config))
             results.add(name, each, clusters(self._texts(split.documents)))
             self._tell(results, name, split, each[0])
+        if model.task == "lm" and self.config.eval.probe:
+            config = TextDataConfig(max_length=model.spec.max_positions, over_length="split")
+            texts, _ = examples(read_rows(self.config.eval.probe), config)
+            probe = encode_texts(texts, self.tokenizer, config)
+            alike = clusters(self._texts(probe.documents))
+            results.add("probe", [self._judged(model, probe)], alike)
         return results
 
     def gap(self, model: Model, train: Sequence[Encoded], dev: Split) -> str:
@@ -176,6 +185,11 @@ class Suite:
             texts = self._texts(split.documents)
             shown = {(row["label"], row["predicted"]): texts[row["row_id"]] for row in judged.rows}
             results.tables.append(f"{name}, most confused\n{confusion_table(metrics, shown)}")
+        if self.labels and len(self.labels) == 2 and isinstance(metrics, ClassificationMetrics):
+            is_one_B = np.array([row["label"] == self.labels[1] for row in judged.rows])
+            found = threshold_table(is_one_B, [row["probabilities"][1] for row in judged.rows])
+            told = table(found[0], [each.values() for each in found])
+            results.tables.append(f"{name}, thresholds of {self.labels[1]}\n{told}")
         lengths = {document.row_id: len(document) for document in split.documents}
         lengths_B = np.array([lengths[row_id] for row_id in judged.row_ids])
         shown = [metric for metric in SHOWN if metric in judged.figures(np.arange(1))]

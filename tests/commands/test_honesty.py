@@ -83,3 +83,38 @@ def test_every_look_at_the_test_rows_is_noted(classify: list[str], run: Run) -> 
     _, printed = run("eval", "runs/run")
     assert "test rows of runs/run were judged 2 times so far" in printed
     assert len(lines("runs/run/openings.jsonl")) == 2
+
+def test_what_a_model_forgets_is_seen(sft: list[str], files: dict[str, str], run: Run) -> None:
+    found, printed = run("train", *sft, "--eval.probe", files["held"], "--loop.epochs", "4")
+    before, after = found["base"]["probe"], found["tuned"]["probe"]
+    assert before["bits_per_byte"] > 0 and before["loss"] != after["loss"]
+    shown = printed[printed.index("probe, with") :].splitlines()[1].split()
+    assert shown == ["metric", "base", "tuned", "low", "high"]
+    found, _ = run("eval", "runs/run")
+    assert found["results"]["probe"] == after
+
+def test_scores_that_are_not_finite_name_their_row(
+    classify: list[str], sft: list[str], run: Run, refused: Callable
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    for words, name in ((classify, "class"), ([*sft, "--peft.method", "full"], "chat")):
+        run("train", *words, "--log.name", name)
+        file = Path("runs") / name / "model" / "model.safetensors"
+        tensors = load_file(file)
+        key = next(key for key in tensors if "norm" in key.lower() and key.endswith("weight"))
+        tensors[key][0] = float("nan")
+        save_file(tensors, file, metadata={"format": "pt"})
+        (file.parent / "manifest.json").unlink(missing_ok=True)
+        said = refused("eval", f"runs/{name}")
+        assert "what the model says of it is not finite" in said and "row " in said
+
+def test_tensorboard_has_the_end_of_a_run(classify: list[str], run: Run) -> None:
+    found, _ = run("train", *classify)
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator("runs/run/tensorboard").Reload()
+    tags = board.Tags()
+    value = board.Scalars("test/test/accuracy")[0].value
+    assert value == pytest.approx(found["tuned"]["test"]["accuracy"])
+    assert {"test/warm", "test/cold", "config/text_summary"} <= {*tags["tensors"]}

@@ -37,7 +37,7 @@ def test_classify(method: str, classify: list[str], files: dict[str, str], run: 
 
     names = {name for line in lines(Path("runs/run/metrics.jsonl")) for name in line}
     dev = {name for name in names if name.startswith("eval/")}
-    assert dev == {"eval/loss", "eval/accuracy", "eval/f1_macro"}
+    assert dev == {"eval/loss", "eval/accuracy", "eval/f1_macro", "eval/temperature"}
     saved = "adapter" if method == "lora" else "model"
     assert (Path("runs/run") / saved / "manifest.json").is_file()
     kept = json.loads(Path("runs/run/eval.json").read_text())
