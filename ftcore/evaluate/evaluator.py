@@ -24,27 +24,15 @@ from ftcore.data.pack import Batch, Encoded, collate, pack
 from ftcore.data.prepare import Split
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import ModelError
-from ftcore.evaluate.entities import OUTSIDE, EntityMetrics, entity_figures
-from ftcore.evaluate.metrics import (
-    ClassificationMetrics,
-    MultiLabelMetrics,
-    perplexity,
-    regression_metrics,
-)
-from ftcore.evaluate.overlap import bleu, bleu_counts, chrf, chrf_counts, rouge_l, token_f1
-from ftcore.evaluate.probabilities import (
-    label_probability_metrics,
-    probability_metrics,
-    temperature,
-)
+from ftcore.evaluate import entities, metrics, overlap, probabilities, text
 from ftcore.evaluate.significance import Figures
-from ftcore.evaluate.text import JsonCommandMetrics, exact_match, intent_labels, parse_object
 from ftcore.model.generate import generate
 from ftcore.model.heads import Model
 from ftcore.tune.task import document_logits, hidden
 
 PROMPTS_AT_ONCE = 256
 MOST_LOGITS = 2**25  # of tokens at once
+Counted = metrics.ClassificationMetrics | metrics.MultiLabelMetrics | entities.EntityMetrics
 
 @dataclass
 class Judged:
@@ -52,7 +40,7 @@ class Judged:
     row_ids: Sequence[str]
     figures: Figures  # metrics of some rows, by their indices
     rows: list[dict[str, Any]] = field(default_factory=list)  # predictions
-    counted: ClassificationMetrics | MultiLabelMetrics | EntityMetrics | None = None
+    counted: Counted | None = None
     right_B: np.ndarray | None = None  # bool: whether a row is right, where it can be
     more: dict[str, float] = field(default_factory=dict)  # metrics that only all rows have
 
@@ -101,17 +89,17 @@ def evaluate_classes(model: Model, split: Split, labels: Sequence[str], **limits
         split.documents, target_B, predicted_B, np.exp(log_p_BK).round(6).tolist(), strict=True
     )]  # fmt: skip
 
-    def counts(rows_M: np.ndarray) -> ClassificationMetrics:
-        metrics = ClassificationMetrics(labels)
-        metrics.update(target_B[rows_M], predicted_B[rows_M])
-        return metrics
+    def counts(rows_M: np.ndarray) -> metrics.ClassificationMetrics:
+        counted = metrics.ClassificationMetrics(labels)
+        counted.update(target_B[rows_M], predicted_B[rows_M])
+        return counted
 
     def figures(rows_M: np.ndarray) -> dict[str, float]:
         return {"loss": float(nll_B[rows_M].mean()), **counts(rows_M).compute()}
 
-    row_ids = [document.row_id for document in split.documents]
-    more = probability_metrics(target_B, np.exp(log_p_BK))
-    more["temperature"] = temperature(target_B, log_p_BK)
+    row_ids = [row["row_id"] for row in rows]
+    more = probabilities.probability_metrics(target_B, np.exp(log_p_BK))
+    more["temperature"] = probabilities.temperature(target_B, log_p_BK)
     counted, right_B = counts(np.arange(len(rows))), target_B == predicted_B
     return Judged(row_ids, figures, rows, counted, right_B, more)
 
@@ -129,16 +117,16 @@ def evaluate_label_sets(model: Model, split: Split, labels: Sequence[str], **lim
         "probabilities": [round(p, 6) for p in logits_K.sigmoid().tolist()],
     } for document, target_K, predicted_K, logits_K in parts]  # fmt: skip
 
-    def counts(rows_M: np.ndarray) -> MultiLabelMetrics:
-        metrics = MultiLabelMetrics(labels)
-        metrics.update(target_BK[rows_M], predicted_BK[rows_M])
-        return metrics
+    def counts(rows_M: np.ndarray) -> metrics.MultiLabelMetrics:
+        counted = metrics.MultiLabelMetrics(labels)
+        counted.update(target_BK[rows_M], predicted_BK[rows_M])
+        return counted
 
     def figures(rows_M: np.ndarray) -> dict[str, float]:
         return {"loss": float(loss_B[rows_M].mean()), **counts(rows_M).compute()}
 
     row_ids, right_B = [row["row_id"] for row in rows], (target_BK == predicted_BK).all(1)
-    more = label_probability_metrics(target_BK, logits_BK.sigmoid().numpy())
+    more = probabilities.label_probability_metrics(target_BK, logits_BK.sigmoid().numpy())
     return Judged(row_ids, figures, rows, counts(np.arange(len(rows))), right_B, more)
 
 def evaluate_scores(model: Model, split: Split, labels: Sequence[str], **limits: Any) -> Judged:
@@ -153,7 +141,7 @@ def evaluate_scores(model: Model, split: Split, labels: Sequence[str], **limits:
     def figures(rows_M: np.ndarray) -> dict[str, float]:
         target_M, predicted_M = target_B[rows_M], predicted_B[rows_M]
         loss = float(np.square(predicted_M - target_M).mean())
-        return {"loss": loss, **regression_metrics(target_M, predicted_M)}
+        return {"loss": loss, **metrics.regression_metrics(target_M, predicted_M)}
 
     return Judged([row["row_id"] for row in rows], figures, rows)
 
@@ -184,8 +172,8 @@ def evaluate_language(model: Model, split: Split, labels: Sequence[str], **limit
     """Token-weighted loss and perplexity; bits per byte where the text's bytes are known."""
     sums_B2, _ = scored_tokens(model, split.documents, **limits)
     row_ids = [document.row_id for document in split.documents]
-    more = perplexity(*sums_B2.sum(0), split.num_bytes) if split.num_bytes else {}
-    return Judged(row_ids, lambda rows_M: perplexity(*sums_B2[rows_M].sum(0)), more=more)
+    more = metrics.perplexity(*sums_B2.sum(0), split.num_bytes) if split.num_bytes else {}
+    return Judged(row_ids, lambda rows_M: metrics.perplexity(*sums_B2[rows_M].sum(0)), more=more)
 
 def evaluate_masked(model: Model, split: Split, labels: Sequence[str], **limits: Any) -> Judged:
     """Predicted token of `labels`, the vocabulary, at each hidden place; loss in nats a place."""
@@ -200,34 +188,35 @@ def evaluate_masked(model: Model, split: Split, labels: Sequence[str], **limits:
 
     def figures(rows_M: np.ndarray) -> dict[str, float]:
         sums_3 = sums_B3[rows_M].sum(0)
-        return {**perplexity(*sums_3[:2]), "accuracy": float(sums_3[2] / sums_3[1])}
+        return {**metrics.perplexity(*sums_3[:2]), "accuracy": float(sums_3[2] / sums_3[1])}
 
     return Judged([row["row_id"] for row in rows], figures, rows)
 
 def evaluate_tags(model: Model, split: Split, labels: Sequence[str], **limits: Any) -> Judged:
-    """Predicted tag of each word, OUTSIDE for one without a token; loss in nats a word with one."""
+    """Predicted tag of each word, O for one without a token; loss in nats a word with one."""
     sums_B2, chosen = scored_tokens(model, split.documents, **limits)
     scored: dict[str, list[int]] = {}  # of the documents of each sentence, end to end
     losses: dict[str, np.ndarray] = {}
     for document, ids, sums_2 in zip(split.documents, chosen, sums_B2, strict=True):
         scored.setdefault(document.row_id, []).extend(ids)
         losses[document.row_id] = losses.get(document.row_id, 0) + sums_2
-    metrics, rows, sums = EntityMetrics(), [], []
+    counted, rows, sums = entities.EntityMetrics(), [], []
     for sentence in split.sentences:
         ids = iter(scored[sentence.row_id])
-        tags = [OUTSIDE if place < 0 else labels[next(ids)] for place in sentence.places_W]
+        tags = [entities.OUTSIDE if place < 0 else labels[next(ids)] for place in sentence.places_W]
         assert next(ids, None) is None, "each word with a token is scored once"
-        sums.append([*losses[sentence.row_id], *metrics.update(sentence.tags, tags)])
+        sums.append([*losses[sentence.row_id], *counted.update(sentence.tags, tags)])
         words = {"tokens": sentence.words, "tags": sentence.tags, "predicted": tags}
         rows.append({"row_id": sentence.row_id, **words})
     sums_BS = np.array(sums).reshape(-1, 7)
 
     def figures(rows_M: np.ndarray) -> dict[str, float]:
         sums_S = sums_BS[rows_M].sum(0)
-        return {"loss": perplexity(*sums_S[:2])["loss"], **entity_figures(sums_S[2:])}
+        loss = metrics.perplexity(*sums_S[:2])["loss"]
+        return {"loss": loss, **entities.entity_figures(sums_S[2:])}
 
     right_B = np.array([row["tags"] == tuple(row["predicted"]) for row in rows], dtype=bool)
-    return Judged([row["row_id"] for row in rows], figures, rows, metrics, right_B)
+    return Judged([row["row_id"] for row in rows], figures, rows, counted, right_B)
 
 # By HF's `problem_type`, or the task that has none.
 JUDGES: Mapping[str, Callable[..., Judged]] = {
@@ -237,30 +226,14 @@ JUDGES: Mapping[str, Callable[..., Judged]] = {
     "pretrain": evaluate_language,
 }  # fmt: skip
 
-def text_figures(targets: Sequence[str], predicted: Sequence[str]) -> Figures:
-    """Of free text: means of exact_match, json_valid, token_f1 and rouge_l; bleu and chrf."""
-    pairs = list(zip(targets, predicted, strict=True))
-    each = (exact_match, lambda _, said: parse_object(said) is not None, token_f1, rouge_l)
-    means_BS = np.array([[float(measure(*pair)) for measure in each] for pair in pairs])
-    counts = ([count(*pair) for pair in pairs] for count in (bleu_counts, chrf_counts))
-    bleu_BS, chrf_BS = map(np.stack, counts)
-
-    def figures(rows_M: np.ndarray) -> dict[str, float]:
-        names = ("exact_match", "json_valid", "token_f1", "rouge_l")
-        found = dict(zip(names, means_BS[rows_M].mean(0).tolist(), strict=True))
-        sums = bleu(bleu_BS[rows_M].sum(0)), chrf(chrf_BS[rows_M].sum(0))
-        return found | {"bleu": sums[0], "chrf": sums[1]}
-
-    return figures
-
 def answered(rows: list[dict[str, Any]]) -> Judged:
     """Rows with a "target" and what was "predicted", as free text; each gets its "exact_match"."""
     for row in rows:
-        row["exact_match"] = exact_match(row["target"], row["predicted"])
+        row["exact_match"] = text.exact_match(row["target"], row["predicted"])
     ids, targets, answers, right = (
         [row[key] for row in rows] for key in ("row_id", "target", "predicted", "exact_match")
     )
-    return Judged(ids, text_figures(targets, answers), rows, right_B=np.array(right))
+    return Judged(ids, overlap.text_figures(targets, answers), rows, right_B=np.array(right))
 
 def greedy(
     model: Model, tokenizer: Tokenizer, prompts: Sequence[np.ndarray], max_new_tokens: int
@@ -289,8 +262,8 @@ def evaluate_answers(
     judged = answered(rows)
     if not (intent := config.intent_field):
         return judged
-    labels = intent_labels((row["target"] for row in rows), intent=intent)
-    commands = JsonCommandMetrics(labels, intent=intent)
+    labels = text.intent_labels((row["target"] for row in rows), intent=intent)
+    commands = text.JsonCommandMetrics(labels, intent=intent)
     for row in rows:
         row.update(told := commands.update(row["target"], row["predicted"]))
     is_so_BS = np.array([[row[name] for name in told] for row in rows])

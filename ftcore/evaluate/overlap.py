@@ -20,6 +20,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from ftcore.errors import DataError
+from ftcore.evaluate.significance import Figures
+from ftcore.evaluate.text import exact_match, parse_object
 
 BLEU_SIGNATURE = "nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:ftcore-0.1.0"
 CHRF_SIGNATURE = "nrefs:1|case:mixed|eff:yes|nc:6|nw:0|space:no|version:ftcore-0.1.0"
@@ -107,3 +109,19 @@ def _parts(counts_S: np.ndarray, *sizes: int) -> list[np.ndarray]:
         what = f"counts of shape {counts_S.shape}: must be ({sum(sizes)},)"
         raise DataError(f"{what}, the counts of the rows added up")
     return np.split(counts_S, np.cumsum(sizes)[:-1])
+
+def text_figures(targets: Sequence[str], predicted: Sequence[str]) -> Figures:
+    """Of free text: means of exact_match, json_valid, token_f1 and rouge_l; bleu and chrf."""
+    pairs = list(zip(targets, predicted, strict=True))
+    each = (exact_match, lambda _, said: parse_object(said) is not None, token_f1, rouge_l)
+    means_BS = np.array([[float(measure(*pair)) for measure in each] for pair in pairs])
+    counts = ([count(*pair) for pair in pairs] for count in (bleu_counts, chrf_counts))
+    bleu_BS, chrf_BS = map(np.stack, counts)
+
+    def figures(rows_M: np.ndarray) -> dict[str, float]:
+        names = ("exact_match", "json_valid", "token_f1", "rouge_l")
+        found = dict(zip(names, means_BS[rows_M].mean(0).tolist(), strict=True))
+        sums = bleu(bleu_BS[rows_M].sum(0)), chrf(chrf_BS[rows_M].sum(0))
+        return found | {"bleu": sums[0], "chrf": sums[1]}
+
+    return figures
