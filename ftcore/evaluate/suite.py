@@ -8,22 +8,16 @@ import numpy as np
 import torch
 
 from ftcore.config import Run, TextDataConfig
-from ftcore.data.columns import Text, examples
-from ftcore.data.compare import alike_rows
-from ftcore.data.dedup import leaks
-from ftcore.data.encode import encode_texts
+from ftcore.data import columns, compare, dedup, encode, prepare, read
+from ftcore.data.encode import Split
 from ftcore.data.pack import Encoded
-from ftcore.data.prepare import Split, together
-from ftcore.data.read import read_rows
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import DataError
-from ftcore.evaluate import significance
+from ftcore.evaluate import probabilities, report, significance
 from ftcore.evaluate.evaluator import JUDGES, Judged, evaluate_answers
 from ftcore.evaluate.metrics import ClassificationMetrics
-from ftcore.evaluate.probabilities import threshold_table
-from ftcore.evaluate.report import confusion_table, metrics_table, per_class_table, table
+from ftcore.evaluate.report import table
 from ftcore.model.heads import Model
-
 SHOWN = (  # while it trains, where the task has it
     "loss", "perplexity", "bits_per_byte", "accuracy", "subset_accuracy", "f1_macro", "f1",
     "pearson", "spearman", "temperature",
@@ -61,7 +55,7 @@ class Results:
             found = self.intervals[name].items()
             low, high = ({metric: ends[side] for metric, ends in found} for side in (0, 1))
             columns = {"base": base[name], "tuned": mine} if name in base else {"value": mine}
-            shown = metrics_table({**columns, "low": low, "high": high})
+            shown = report.metrics_table({**columns, "low": low, "high": high})
             told.append(f"{name}, with 95% intervals\n{shown}")
         return "\n\n".join([*told, *self.tables])
 
@@ -94,11 +88,11 @@ class Results:
         """The metrics of a split, beside those of its rows that are not among these."""
         told = []
         for judged in self.judged[name]:
-            is_left_B = ~np.array([root_of(row_id) in row_ids for row_id in judged.row_ids])
-            kept_M = np.flatnonzero(is_left_B)
+            is_left_B = [root_of(row_id) not in row_ids for row_id in judged.row_ids]
+            kept_M, all_B = np.flatnonzero(is_left_B), np.arange(len(is_left_B))
             rest = judged.figures(kept_M) if len(kept_M) else {}
-            pair = {"all rows": judged.figures(np.arange(len(is_left_B))), "without": rest}
-            told.append(f"{metrics_table(pair)}\n{len(kept_M)} of {len(is_left_B)} rows are left")
+            shown = report.metrics_table({"all rows": judged.figures(all_B), "without": rest})
+            told.append(f"{shown}\n{len(kept_M)} of {len(all_B)} rows are left")
         return "\n\n".join(told)
 
     def samples(self, count: int) -> str:
@@ -137,8 +131,8 @@ class Suite:
             self._tell(results, name, split, each[0])
         if model.task == "lm" and self.config.eval.probe:
             config = TextDataConfig(max_length=model.spec.max_positions, over_length="split")
-            texts, _ = examples(read_rows(self.config.eval.probe), config)
-            probe = encode_texts(texts, self.tokenizer, config)
+            texts, _ = columns.examples(read.read_rows(self.config.eval.probe), config)
+            probe = encode.encode_texts(texts, self.tokenizer, config)
             alike = clusters(self._texts(probe.documents))
             results.add("probe", [self._judged(model, probe)], alike)
         return results
@@ -165,7 +159,7 @@ class Suite:
         """By row id, why a row of the split is known from training: the same text, nearly the same,
         or 13 words of it."""
         mine, theirs = self._texts(split.documents), self._texts(train)
-        names, found = list(mine), leaks(list(mine.values()), list(theirs.values()))
+        names, found = list(mine), dedup.leaks(list(mine.values()), list(theirs.values()))
         return {names[twin.row]: twin.kind for twin in found}
 
     def _texts(self, documents: Sequence[Encoded]) -> dict[str, str]:
@@ -179,27 +173,31 @@ class Suite:
     def _tell(self, results: Results, name: str, split: Split, judged: Judged) -> None:
         """Tables of classes and of documents by length."""
         metrics = judged.counted
+
+        def tell(what: str, shown: str) -> None:
+            results.tables.append(f"{name}, {what}\n{shown}")
+
         if metrics is not None:
-            results.tables.append(f"{name}, by class\n{per_class_table(metrics.per_class())}")
+            tell("by class", report.per_class_table(metrics.per_class()))
         if isinstance(metrics, ClassificationMetrics):
             texts = self._texts(split.documents)
             shown = {(row["label"], row["predicted"]): texts[row["row_id"]] for row in judged.rows}
-            results.tables.append(f"{name}, most confused\n{confusion_table(metrics, shown)}")
-        if self.labels and len(self.labels) == 2 and isinstance(metrics, ClassificationMetrics):
-            is_one_B = np.array([row["label"] == self.labels[1] for row in judged.rows])
-            found = threshold_table(is_one_B, [row["probabilities"][1] for row in judged.rows])
-            told = table(found[0], [each.values() for each in found])
-            results.tables.append(f"{name}, thresholds of {self.labels[1]}\n{told}")
+            tell("most confused", report.confusion_table(metrics, shown))
+            if len(self.labels) == 2:
+                is_one_B = np.array([row["label"] == self.labels[1] for row in judged.rows])
+                score_B = [row["probabilities"][1] for row in judged.rows]
+                found = probabilities.threshold_table(is_one_B, score_B)
+                shown = table(found[0], [each.values() for each in found])
+                tell(f"thresholds of {self.labels[1]}", shown)
         lengths = {document.row_id: len(document) for document in split.documents}
         lengths_B = np.array([lengths[row_id] for row_id in judged.row_ids])
-        shown = [metric for metric in SHOWN if metric in judged.figures(np.arange(1))]
+        names = [metric for metric in SHOWN if metric in judged.figures(np.arange(1))]
         rows = []
         for part_M in np.array_split(np.argsort(lengths_B, kind="stable"), SLICES):
             if len(part_M):
                 of, values = lengths_B[part_M], judged.figures(part_M)
-                rows.append((f"{of[0]} to {of[-1]}", len(part_M), *(values[m] for m in shown)))
-        told = table(("tokens", "rows", *shown), rows)
-        results.tables.append(f"{name}, by length\n{told}")
+                rows.append((f"{of[0]} to {of[-1]}", len(part_M), *(values[n] for n in names)))
+        tell("by length", table(("tokens", "rows", *names), rows))
 
     @torch.inference_mode()
     def _judged(self, model: Model, split: Split) -> Judged:
@@ -210,8 +208,8 @@ class Suite:
 
 def clusters(texts: Mapping[str, str]) -> dict[str, int]:
     """A number for each row, by its id, the same for rows of nearly the same text."""
-    pairs = alike_rows([Text(row_id, text) for row_id, text in texts.items()])
-    return dict(zip(texts, together([None] * len(texts), pairs), strict=True))
+    pairs = compare.alike_rows([columns.Text(row_id, text) for row_id, text in texts.items()])
+    return dict(zip(texts, prepare.together([None] * len(texts), pairs), strict=True))
 
 def clusters_of(row_ids: Sequence[str], clusters: Mapping[str, int]) -> np.ndarray:
     """The cluster (int) of each row; parts of one row are in its cluster."""
