@@ -18,6 +18,7 @@ from ftcore.evaluate.evaluator import JUDGES, Judged, evaluate_answers
 from ftcore.evaluate.metrics import ClassificationMetrics
 from ftcore.evaluate.report import table
 from ftcore.model.heads import Model
+
 SHOWN = (  # while it trains, where the task has it
     "loss", "perplexity", "bits_per_byte", "accuracy", "subset_accuracy", "f1_macro", "f1",
     "pearson", "spearman", "temperature",
