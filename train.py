@@ -118,7 +118,6 @@ def tune(
     from ftcore.evaluate.report import json_line, note_opening, write_predictions
     from ftcore.evaluate.suite import Suite
     from ftcore.tune.artifact import save_artifact
-    from ftcore.tune.checkpoint import Checkpoints
     from ftcore.tune.freeze import assert_unmoved, frozen_hashes
     from ftcore.tune.loop import Loop
     from ftcore.tune.task import TASKS
@@ -135,9 +134,7 @@ def tune(
             run.dump(base_file.name, suite.tests(model, data.tests).metrics)
         base = json.loads(base_file.read_text("utf-8"))
     loop = Loop(
-        model, kind.loss, data.train.documents, optim=config.optim, schedule=config.schedule,
-        loop=config.loop, run=run, checkpoints=Checkpoints(path, config.loop.keep_last),
-        seed=config.env.seed, device=device, world=world, draw=data.draw,
+        model, kind.loss, data.train.documents, config, path, run, world=world, draw=data.draw,
         evaluate=(lambda: suite.dev(model, data.dev)) if data.dev.documents else None,
         order=data.order(config.data.weights, config.env.seed),
     )  # fmt: skip

@@ -26,7 +26,7 @@ from ftcore.evaluate.evaluator import all_logits
 from ftcore.evaluate.report import table
 from ftcore.model.load import LoadedModel
 from ftcore.tune.artifact import load_artifact, save_artifact
-from ftcore.tune.checkpoint import Checkpoints, load
+from ftcore.tune.checkpoint import load
 from ftcore.tune.loop import Loop
 from ftcore.tune.lora import lora_layers
 from ftcore.tune.task import TaskKind
@@ -59,13 +59,12 @@ class Verifier:
         self.model = deepcopy(self.loaded.model)
         size = len(self.documents) if steps == 1 else max(1, len(self.documents) // 2)
         limits = {"micro_batch_tokens": tokens, "max_steps": steps, "save_every": STEPS // 2}
-        run = RunFolder(self.work / name, resume=resume)
-        return Loop(
-            self.model, self.kind.loss, self.documents, schedule=self.config.schedule,
-            optim=replace(self.config.optim, batch_size=size), run=run,
-            loop=replace(self.config.loop, **limits), checkpoints=Checkpoints(run.path, 2),
-            seed=self.config.env.seed, device=self.device,
+        config = replace(
+            self.config, optim=replace(self.config.optim, batch_size=size),
+            loop=replace(self.config.loop, **limits, keep_last=2),
         )  # fmt: skip
+        run = RunFolder(self.work / name, resume=resume)
+        return Loop(self.model, self.kind.loss, self.documents, config, run.path, run)
 
     def gradient(self, name: str, processes: int = 1, again: str = "", **options: Any) -> Tensor:
         """Of one step over all rows; `again`: with noise, and these layers computed again."""

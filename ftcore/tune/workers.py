@@ -12,7 +12,6 @@ every operation. What a step reads and writes lies in shared memory; messages ar
 few numbers and its answer. Another number of cores sums in another order: other last bits.
 """
 
-import ctypes
 import math
 import multiprocessing
 import os
@@ -27,7 +26,6 @@ import torch
 from ftcore.env.distributed import World
 from ftcore.tune.optim import AdamW
 
-PR_SET_PDEATHSIG = 1  # Linux's prctl.h
 # (step, share, shares, factor of the loss) -> its loss sum without the factor; gradients have it.
 Share = Callable[[int, int, int, float], float]
 
@@ -113,16 +111,12 @@ class Workers:
         """A worker's life: until the parent closes the pipe or is gone."""
         for handled in (signal.SIGINT, signal.SIGTERM):  # the parent decides when to stop
             signal.signal(handled, signal.SIG_IGN)
-        if prctl := getattr(ctypes.CDLL(None), "prctl", None):
-            prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         for first, past in ((3, pipe.fileno()), (pipe.fileno() + 1, os.sysconf("SC_OPEN_MAX"))):
             os.closerange(first, past)  # the parent's ends of pipes, and the lock of its run
         torch.set_num_threads(1)
         self.number = number
         self.optimizer.collect_in(number)
-        while True:
-            try:
+        with suppress(EOFError, ConnectionError):
+            while True:
                 act, args = pipe.recv()
-            except EOFError:
-                return
-            pipe.send(getattr(self, act)(*args))
+                pipe.send(getattr(self, act)(*args))

@@ -9,8 +9,8 @@ import torch
 from ftcore.config import OptimConfig, PeftConfig
 from ftcore.env.compute import generator
 from ftcore.env.run import read_metrics
-from ftcore.tune.groups import lr_ratios, starts
 from ftcore.tune.loop import Loop
+from ftcore.tune.rates import lr_ratios, starts
 from ftcore.tune.setup import choose_trainable
 
 RATIOS = {
@@ -47,7 +47,7 @@ def test_a_step_moves_each_group_by_its_own_rate(make_loop: Callable[..., Loop])
     before = {name: param.clone() for name, param in loop.model.named_parameters()}
     loop.train()
     after = dict(loop.model.named_parameters())
-    for name, ratio in lr_ratios(loop.model, loop.optim).items():
+    for name, ratio in lr_ratios(loop.model, loop.config.optim).items():
         moved = (after[name] - before[name]).abs().max().item()
         assert moved == pytest.approx(1e-4 * ratio, rel=1e-2), name
 
