@@ -13,6 +13,7 @@ source  peft docs, "PEFT checkpoint format"; peft 0.21 utils/save_and_load.py
 
 import hashlib
 import json
+import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -21,7 +22,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ftcore.errors import ConfigError, ModelError
+from ftcore.config import PeftConfig
+from ftcore.errors import ModelError
 from ftcore.files import MANIFEST, current, verify_folder, write_folder
 from ftcore.model.families import Family
 from ftcore.model.heads import Model
@@ -29,7 +31,6 @@ from ftcore.model.load import read_object
 from ftcore.tune import lora
 from ftcore.tune.freeze import tensor_sha256
 from ftcore.tune.fused import PREFIX, A, B, cut, join_parts, part_name, split_parts, whole
-from ftcore.tune.quant import NF4Linear, quantise_frozen, quantised_layers
 
 CONFIG, WEIGHTS, ORIGIN = "adapter_config.json", "adapter_model.safetensors", "ftcore_adapter.json"
 Names = dict[str, str]  # HF name -> ours
@@ -50,7 +51,7 @@ def base_sha256(model: nn.Module, *, without: Collection[str] = ()) -> str:
     for name, module in lora.plain_modules(model).items():
         for attribute, param in module.named_parameters(recurse=False):
             digests[f"{name}.{attribute}"] = tensor_sha256(param.bfloat16())
-        if isinstance(module, NF4Linear):
+        if isinstance(module, lora.NF4Linear):
             digests[f"{name}.weight"] = module.sha256
     lines = (f"{name} {digests[name]}\n" for name in sorted(digests.keys() - set(without)))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
@@ -93,7 +94,7 @@ def save_adapter(
         **({"fan_in_fan_out": True} if family.transposed else {}),  # as HF's matrices
     }  # fmt: skip
     origin = {"base_sha256": base_sha256(model, without=names.values()), "scale": config.scale}
-    origin |= {"quantize": "nf4"} if quantised_layers(model) else {}
+    origin |= {"quantize": "nf4"} if lora.quantised_layers(model) else {}
     if parts:  # peft: a fused module has the rank of all its parts
         counts = {module: len(places) for module, places in parts.items()}
         power = 0.5 if config.rs_lora else 1.0
@@ -137,14 +138,14 @@ def load_adapter(model: Model, folder: Path, *, family: Family, name: str = lora
     if (theirs := origin.get("base_sha256")) != ours:
         what = f"{folder / ORIGIN}: this adapter was trained on another base model"
         raise ModelError(f"{what}: SHA-256 {theirs}, here {ours}. {CONFIG} names the right one")
-    wants_nf4, has_nf4 = "quantize" in origin, bool(quantised_layers(model))
+    wants_nf4, has_nf4 = "quantize" in origin, bool(lora.quantised_layers(model))
     if origin and wants_nf4 != has_nf4 and (has_nf4 or lora.lora_layers(model)):
         kinds = ("not in NF4", "in NF4")
         what = f"{folder / ORIGIN}: the adapter was trained on a base {kinds[wants_nf4]}, this one"
         raise ModelError(f"{what} is {kinds[has_nf4]}: load it on a base model of its own")
     lora.apply_lora(model, config, generator=torch.Generator(), name=name)
     if wants_nf4:
-        quantise_frozen(model)
+        lora.quantise_frozen(model)
     with torch.no_grad():
         for ours, tensor in incoming.items():
             model.get_parameter(ours).copy_(tensor)
@@ -188,7 +189,7 @@ def _held_or_listed(
             extra[hf_name] = name
     return layers, extra
 
-def _lora_config(path: Path, options: dict, layers: Names, extra: Names) -> lora.LoRAConfig:
+def _lora_config(path: Path, options: dict, layers: Names, extra: Names) -> PeftConfig:
     """Peft's options as ours; one that would change the numbers and is not known is refused."""
     refused = [f"{k} = {options[k]!r} is not known" for k in UNKNOWN_OPTIONS if options.get(k)]
     if options.get("peft_type") != "LORA":
@@ -198,16 +199,16 @@ def _lora_config(path: Path, options: dict, layers: Names, extra: Names) -> lora
     if (start := options.get("init_lora_weights", True)) not in KNOWN_STARTS:
         refused.append(f"init_lora_weights = {start!r} changes the base: convert to plain LoRA")
     rank, alpha, dropout = (options.get(key) for key in ("r", "lora_alpha", "lora_dropout"))
-    if type(rank) is not int or not {type(alpha), type(dropout)} <= {int, float}:
+    are_numbers = type(rank) is int and {type(alpha), type(dropout)} <= {int, float}
+    if not are_numbers or rank < 1 or not 0 < alpha < math.inf or not 0 <= dropout < 1:
         said = f"r = {rank!r}, lora_alpha = {alpha!r}, lora_dropout = {dropout!r}"
-        refused.append(f"{said} must be numbers")
-    try:
-        if refused:
-            raise ConfigError("; ".join(refused))
-        is_rs, names = bool(options.get("use_rslora")), tuple(extra.values())
-        return lora.LoRAConfig(rank, alpha, tuple(layers.values()), is_rs, dropout, names)
-    except ConfigError as error:
-        raise ModelError(f"{path}: {error}") from error
+        refused.append(f"{said} must be numbers: from 1 on, above 0, in [0, 1)")
+    if refused:
+        raise ModelError(f"{path}: {'; '.join(refused)}")
+    return PeftConfig(
+        method="lora", rank=rank, alpha=alpha, dropout=dropout, targets=tuple(layers.values()),
+        rs_lora=bool(options.get("use_rslora")), extra_modules=tuple(extra.values()),
+    )  # fmt: skip
 
 def _account(folder: Path, shapes: dict[str, tuple], tensors: Mapping[str, Tensor]) -> None:
     """Refuse a file that does not hold exactly the tensors that its config implies (law 7)."""

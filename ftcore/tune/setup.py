@@ -1,7 +1,6 @@
 """What is trained: all, what rules name, or low-rank updates; and whether the data fits a model."""
 
 from collections.abc import Sequence
-from dataclasses import fields
 
 import torch
 
@@ -12,8 +11,7 @@ from ftcore.errors import ConfigError, DataError
 from ftcore.model.heads import CLASSIFIERS, Model
 from ftcore.model.spec import ModelSpec
 from ftcore.tune.freeze import apply_trainable, parameter_table
-from ftcore.tune.lora import LoRAConfig, apply_lora
-from ftcore.tune.quant import quantise_frozen
+from ftcore.tune.lora import apply_lora, quantise_frozen
 
 def choose_trainable(
     model: Model, config: PeftConfig, generator: torch.Generator, *, new: Sequence[str] = ()
@@ -23,9 +21,8 @@ def choose_trainable(
     if config.quantize != "none" and config.method != "lora":
         raise ConfigError("peft.quantize is for frozen matrices: use --peft.method lora with it")
     if config.method == "lora":
-        lora = LoRAConfig(**{f.name: getattr(config, f.name) for f in fields(LoRAConfig)})
         heads = ("head",) if model.task in CLASSIFIERS else ()  # new with the task, so trained
-        report = apply_lora(model, lora, generator=generator, trained_heads=heads)
+        report = apply_lora(model, config, generator=generator, trained_heads=heads)
         table = f"{parameter_table(model)}\n{report}"
         if config.quantize == "nf4":
             table += f"\n{quantise_frozen(model)}"

@@ -12,12 +12,13 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ftcore.config import PeftConfig
 from ftcore.errors import ModelError
 from ftcore.model.families import family_named
 from ftcore.model.heads import Model
 from ftcore.model.load import load_model
 from ftcore.tune.adapter import ORIGIN, WEIGHTS, load_adapter, save_adapter
-from ftcore.tune.lora import LoRAConfig, apply_lora, lora_layers
+from ftcore.tune.lora import apply_lora, lora_layers
 from kernels.docs import Docs
 
 SIZES = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -79,7 +80,7 @@ def hf_logits(model: torch.nn.Module) -> Tensor:
 
 def save(model: Model, name: str, folder: Path, **changes: object) -> Path:
     """Wrap, move and save the model."""
-    config = LoRAConfig(**({"rank": 3, "alpha": 4.0, "targets": ("all-linear",)} | changes))
+    config = PeftConfig(**({"rank": 3, "alpha": 4.0, "targets": ("all-linear",)} | changes))
     heads = ("head",) if name == "modernbert" else ()
     apply_lora(model, config, generator=torch.Generator().manual_seed(1), trained_heads=heads)
     tune(model)
