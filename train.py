@@ -40,21 +40,14 @@ def run(command: Command, world: "World") -> int:
 
     from ftcore.data.store import prepared
     from ftcore.data.tokenizer import Tokenizer
-    from ftcore.env.compute import (
-        PRECISIONS,
-        generator,
-        resolve_device,
-        reuse_across_steps,
-        use_deterministic,
-    )
+    from ftcore.env import compute
     from ftcore.env.plan import Plan
     from ftcore.env.run import RunFolder
     from ftcore.files import write_file
     from ftcore.hub import resolve
     from ftcore.model.load import load_model
     from ftcore.tune.adapter import named_parts
-    from ftcore.tune.setup import check_lengths, choose_trainable
-    from ftcore.tune.task import TASKS
+    from ftcore.tune.task import TASKS, check_lengths, choose_trainable
     from ftcore.verify import verify
 
     config, seed, kind = command.config, command.config.env.seed, TASKS[command.task]
@@ -70,21 +63,22 @@ def run(command: Command, world: "World") -> int:
     print(f"{origin}\n{data.summary()}")
 
     # ---- 2 model initialisation: config.json and safetensors -> one transformer ------------------
-    weights, products = PRECISIONS["fp32" if command.only == "--verify" else config.env.precision]
+    precision = "fp32" if command.only == "--verify" else config.env.precision
+    weights, products = compute.PRECISIONS[precision]
     loaded = load_model(
         folder, task=kind.model_task, dtype=weights, num_labels=len(data.labels or ()) or None,
-        init=config.model.init, generator=generator(seed, 1),
+        init=config.model.init, generator=compute.generator(seed, 1),
     )  # fmt: skip
     model = loaded.model
     print(f"\n{folder}: {loaded.accounting}")
 
     # ---- 3 environment: device, what is trained, the plan, the run folder ------------------------
     torch.set_num_threads(max(1, config.env.threads // world.local_size))
-    reuse_across_steps()
-    use_deterministic(config.env.deterministic)
-    model.to(resolve_device(world.device, config.env.kernels))
+    compute.reuse_across_steps()
+    compute.use_deterministic(config.env.deterministic)
+    model.to(compute.resolve_device(world.device, config.env.kernels))
     new = loaded.accounting.new if config.model.init == "pretrained" else ()
-    print(f"\n{choose_trainable(model, config.peft, generator(seed, 2), new=new)}")
+    print(f"\n{choose_trainable(model, config.peft, compute.generator(seed, 2), new=new)}")
     model.use_kernels(config.env.kernels)
     model.compute_in(products)
     if config.peft.method == "lora":
@@ -163,8 +157,7 @@ def tune(
         write_predictions(path / "predictions.jsonl", results.predictions)
 
     # ---- 6 deployment: what other programs load --------------------------------------------------
-    words = {"labels": data.labels, "problem": config.problem, "base": config.model.path}
-    artifact = save_artifact(loaded, tokenizer, path, kind=kind, **words)
+    artifact = save_artifact(loaded, tokenizer, path, config, kind, data.labels)
 
     # ---- 7 monitoring: where it is written down, and what to do next -----------------------------
     summary = {

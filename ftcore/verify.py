@@ -124,11 +124,11 @@ class Verifier:
             for layer in layers:
                 layer.merge()
             yield "updates beside the matrices, or merged", apart(last, self.outputs()), NEAR
-        which = {"base": self.config.model.path, "kind": self.kind}
-        words = {"labels": self.data.labels, "problem": self.config.problem}
-        made = replace(self.loaded, model=self.model)
-        save_artifact(made, self.tokenizer, self.work, **which, **words)
-        self.model = load_artifact(self.work, **which, dtype=torch.float32).model.to(self.device)
+        made, kind = replace(self.loaded, model=self.model), self.kind
+        save_artifact(made, self.tokenizer, self.work, self.config, kind, self.data.labels)
+        base = self.config.model.path
+        again = load_artifact(self.work, base=base, kind=kind, dtype=torch.float32)
+        self.model = again.model.to(self.device)
         self.model.use_kernels(self.config.env.kernels)
         yield "in memory, or saved and loaded", apart(last, self.outputs()), EXACT
         judged = [split for _, split in self.data.splits() if split.chats]

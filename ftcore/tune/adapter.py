@@ -6,7 +6,14 @@
     ftcore_adapter.json         hash of the base that the adapter was trained on, how that was
                                 quantised, and the adapted parts of fused modules; peft ignores it
 
-Modules that HF keeps as one are cut at the file's border (fused.py): `hf_name` may be of a part.
+Of modules that HF keeps as one and we keep apart, each part has factors of its own. HF's has
+
+    A = [A_1; A_2; ..]                             (k R, C) for k adapted parts
+    B = B_i in the rows of part i and in the columns of A_i, zero elsewhere
+
+so B A is B_i A_i in the rows of part i: the same update, of rank k R (R of a part, C input width);
+alpha grows so that the scale stays. Back, a file of ours is cut along these blocks; in one of
+peft's all parts share one A, so each gets it with its rows of B. `module[i]` is part i of HF's.
 
 source  peft docs, "PEFT checkpoint format"; peft 0.21 utils/save_and_load.py
 """
@@ -14,7 +21,8 @@ source  peft docs, "PEFT checkpoint format"; peft 0.21 utils/save_and_load.py
 import hashlib
 import json
 import math
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -30,10 +38,13 @@ from ftcore.model.heads import Model
 from ftcore.model.load import read_object
 from ftcore.tune import lora
 from ftcore.tune.freeze import tensor_sha256
-from ftcore.tune.fused import PREFIX, A, B, cut, join_parts, part_name, split_parts, whole
 
 CONFIG, WEIGHTS, ORIGIN = "adapter_config.json", "adapter_model.safetensors", "ftcore_adapter.json"
-Names = dict[str, str]  # HF name -> ours
+PREFIX, A, B = "base_model.model.", "lora_A.weight", "lora_B.weight"
+PART = re.compile(r"\[(\d+)\]")
+Tensors = dict[str, Tensor]
+Places = Mapping[str, Sequence[int]]  # which parts of each fused module are adapted
+Names = dict[str, str]  # HF name, perhaps of a part -> ours
 Layout = dict[str, tuple[str, tuple[int, ...]]]  # key in the file -> our parameter, its shape
 
 # peft: options that give the same tensors another meaning, or the model other tensors.
@@ -229,3 +240,72 @@ def _refuse_untied(folder: Path, model: nn.Module, incoming: Mapping[str, Tensor
             if other not in incoming or not torch.equal(incoming[name], incoming[other]):
                 what = f"{folder / WEIGHTS}: trains {name} apart from {other}, tied in this model"
                 raise ModelError(f"{what}: untie its base (tie_word_embeddings = false), save anew")
+
+def part_name(family: Family, our_name: str) -> str:
+    """HF name of a module of ours, with its place in it where HF keeps several in one."""
+    hf_name = family.to_hf(our_name)
+    parts = family.to_ours(hf_name)
+    return f"{hf_name}[{parts.index(our_name)}]" if len(parts) > 1 else hf_name
+
+def whole(name: str) -> str:
+    """The module of a part, or of a key that names one."""
+    return PART.sub("", name)
+
+def cut(key: str) -> tuple[str, str]:
+    """Module or part, and attribute, of a tensor of an adapter file."""
+    name = key.removeprefix(PREFIX)
+    attribute = next((f for f in (A, B) if name.endswith(f".{f}")), name.rpartition(".")[2])
+    return name.removesuffix(f".{attribute}"), attribute
+
+def join_parts(tensors: Tensors, family: Family, num_heads: int) -> tuple[Tensors, Places]:
+    """Tensors as HF's modules have them; and which parts of each fused one are adapted. Raises
+    ModelError where some parts of a module are trained fully, others not."""
+    groups: dict[str, dict[int, Tensor]] = {}
+    for key, tensor in tensors.items():
+        place = PART.search(key)
+        groups.setdefault(whole(key), {})[int(place[1]) if place else 0] = tensor
+    joined, adapted = {}, {}
+    for key, group in groups.items():
+        module, attribute = cut(key)
+        ours, places = family.to_ours(module), sorted(group)
+        parts = [group[place] for place in places]
+        if attribute == A:
+            joined[key] = torch.cat(parts)
+            if len(ours) > 1:
+                adapted[module] = places
+        elif attribute == B:
+            empty = parts[0].new_zeros(len(parts[0]), 0)
+            rows = torch.block_diag(*(group.get(i, empty) for i in range(len(ours))))
+            joined[key] = family.join(module, rows.split(len(empty)), num_heads)
+        elif len(parts) < len(ours):
+            what = f"{module} is one module for peft"
+            raise ModelError(f"{what}: train all of {', '.join(ours)} fully, or none")
+        else:
+            joined[key] = family.join(f"{module}.{attribute}", parts, num_heads)
+    return {key: tensor.contiguous() for key, tensor in joined.items()}, adapted
+
+def split_parts(tensors: Tensors, adapted: Places, family: Family, num_heads: int) -> Tensors:
+    """Undoes `join_parts`; a module not in `adapted` is as peft's. ModelError: it has no parts."""
+    split: Tensors = {}
+    for key, tensor in tensors.items():
+        module, attribute = cut(key)
+        if not (count := len(family.to_ours(module))):  # the caller reports what nobody knows
+            split[key] = tensor
+            continue
+        places = adapted.get(module, range(count))
+        names = [f"{PREFIX}{module}[{i}].{attribute}" for i in places] if count > 1 else [key]
+        try:
+            if attribute == A:
+                pieces = tensor.chunk(len(places)) if module in adapted else [tensor] * count
+            elif attribute == B:
+                rows = family.split(module, tensor, num_heads)
+                pieces = [rows[place] for place in places]
+                if module in adapted:
+                    pieces = [part.chunk(len(places), dim=1)[i] for i, part in enumerate(pieces)]
+            else:
+                pieces = family.split(f"{module}.{attribute}", tensor, num_heads)
+            split.update(zip(names, pieces, strict=True))
+        except (RuntimeError, IndexError, ValueError) as error:
+            what = f"{key} is {list(tensor.shape)}: it holds no {len(places)} parts"
+            raise ModelError(what) from error
+    return split

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from ftcore.config import Run
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import ModelError
 from ftcore.files import current, write_file, write_folder
@@ -22,20 +23,20 @@ from ftcore.tune.task import TaskKind
 MODEL, ADAPTER, LABELS = "model", "adapter", "labels.json"
 
 def save_artifact(
-    loaded: LoadedModel, tokenizer: Tokenizer, run: Path, *, labels: tuple[str, ...] | None,
-    base: str, kind: TaskKind, problem: str | None = None,
+    loaded: LoadedModel, tokenizer: Tokenizer, run: Path, config: Run, kind: TaskKind,
+    labels: tuple[str, ...] | None,
 ) -> Path:  # fmt: skip
-    """Write the trained model of a run; returns its folder. An adapter names its `base`; a
-    classifier its `labels` and, in HF's word, the `problem` that its outputs answer."""
+    """Write the trained model of a run; returns its folder. An adapter names its base; a classifier
+    its `labels` and, in HF's word, the problem that its outputs answer."""
     if labels:
         write_file(run / LABELS, json.dumps(labels, ensure_ascii=False) + "\n")
     if lora_layers(loaded.model):
-        names = {"family": loaded.family, "base_path": base, "task_type": kind.peft_type}
-        save_adapter(loaded.model, run / ADAPTER, **names)
+        base = {"family": loaded.family, "base_path": config.model.path}
+        save_adapter(loaded.model, run / ADAPTER, **base, task_type=kind.peft_type)
         return run / ADAPTER
 
     def write(folder: Path) -> None:
-        save_model(loaded, folder, labels=labels, problem=problem)
+        save_model(loaded, folder, labels=labels, problem=config.problem)
         tokenizer.save(folder)
 
     write_folder(run / MODEL, write)

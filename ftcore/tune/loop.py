@@ -19,6 +19,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -89,7 +90,7 @@ class Loop:
         self.checkpoints, self.seed = Checkpoints(self.path, loop.keep_last), self.config.env.seed
         self.rows = StepRows(count, batch_size=optim.batch_size, seed=self.seed, order=self.order)
         self.total_steps = loop.num_steps(count, optim.batch_size)
-        self.drawn: tuple[int, list[Encoded]] | None = None
+        self.documents_of = lru_cache(maxsize=1)(self._documents)  # all shares of a step ask
         is_fp16 = any(param.dtype == torch.float16 for param in self.model.parameters())
         self.scale = LossScale() if is_fp16 else None
         trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
@@ -175,15 +176,13 @@ class Loop:
         return 0 < self.config.loop.patience <= self.progress.evals_since_best
 
     def _documents(self, step: int) -> list[Encoded]:
-        """The rows of a step; those of the last one asked for are kept."""
-        if self.drawn is None or self.drawn[0] != step:
-            rows = (self.documents[row] for row in self.rows(step))
-            self.drawn = step, [self.draw(row, step) if self.draw else row for row in rows]
-        return self.drawn[1]
+        """The rows of a step."""
+        rows = [self.documents[row] for row in self.rows(step)]
+        return [self.draw(row, step) for row in rows] if self.draw else rows
 
     def share(self, step: int, share: int, shares: int, loss_scale: float = 1.0) -> float:
         """Gradients of a share of a step times `loss_scale` into a buffer; returns its loss sum."""
-        documents = self._documents(step)
+        documents = self.documents_of(step)
         weight, loss = total_weight(documents), 0.0
         mine = [documents[i] for i in split([len(d) for d in documents], shares)[share]]
         streams = pack([len(d) for d in mine], self.config.loop.micro_batch_tokens)
@@ -201,7 +200,7 @@ class Loop:
         scale = self.scale.value if self.scale else 1.0
         loss, grad_norms = workers.compute(step, scale)
         grad_norm = math.hypot(*grad_norms)
-        documents = self._documents(step)
+        documents = self.documents_of(step)
         mean_loss, progress = loss / total_weight(documents), self.progress
         optim, schedule = self.config.optim, self.config.schedule
         rate = rates.learning_rate(step, self.total_steps, optim.lr, schedule)

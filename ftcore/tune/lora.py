@@ -119,25 +119,23 @@ class LoRALinear(nn.Module):
         self.merged_weight = None
 
 def apply_lora(
-    model: nn.Module, config: PeftConfig, *, generator: torch.Generator,
-    trained_heads: Sequence[str] = (), name: str = DEFAULT,
-) -> str:  # fmt: skip
+    model: nn.Module, config: PeftConfig, *, generator: torch.Generator, name: str = DEFAULT
+) -> str:
     """Wrap the targets and freeze all but the factors and fully trained modules; says so in words.
 
-    generator       draws the A of each target, in the order of the model's modules
-    trained_heads   fully trained modules beside `config.extra_modules`: heads that are new
-    name            of the adapter, among several; it is then the one that answers
-    raises          ConfigError: a name that matches nothing, a layer that is both wrapped and fully
-                    trained or whose matrix is shared with another layer, a second adapter of one
-                    name, or where any has fully trained modules; the model is then unchanged
+    generator   draws the A of each target, in the order of the model's modules
+    name        of the adapter, among several; it is then the one that answers
+    raises      ConfigError: a name that matches nothing, a layer that is both wrapped and fully
+                trained or whose matrix is shared with another layer, a second adapter of one
+                name, or where any has fully trained modules; the model is then unchanged
     """
     plain, layers = plain_modules(model), lora_layers(model)
     if any(name in layer.adapters for layer in layers.values()):
         raise ConfigError(f"the model has an adapter {name!r} already: name this one otherwise")
     modules = [n for n in plain if n]
     wrapped = _targets(model, config.targets)
-    patterns = (*config.extra_modules, *trained_heads)
-    extra = set().union(*(match_names(p, modules, what="fully trained module") for p in patterns))
+    find = partial(match_names, names=modules, what="fully trained module")
+    extra = set().union(*map(find, config.extra_modules))
     if both := [n for n in wrapped if below(n, extra)]:
         raise ConfigError(f"LoRA target and fully trained at once: {', '.join(both)}: choose one")
     has_more = any(p.requires_grad for m in plain.values() for p in m.parameters(recurse=False))

@@ -27,8 +27,7 @@ from ftcore.data.pack import Encoded, collate
 from ftcore.model.heads import Model
 from ftcore.model.load import load_model
 from ftcore.tune.optim import AdamW
-from ftcore.tune.setup import choose_trainable
-from ftcore.tune.task import token_labels
+from ftcore.tune.task import choose_trainable, token_labels
 from kernels import bench, check
 from kernels.cases import ops
 

@@ -46,8 +46,7 @@ def serve(said: argparse.Namespace) -> dict[str, float]:
     from ftcore.env.run import RunFolder
     from ftcore.model.load import load_model
     from ftcore.tune.loop import Loop
-    from ftcore.tune.setup import choose_trainable
-    from ftcore.tune.task import TASKS
+    from ftcore.tune.task import TASKS, choose_trainable
 
     size = said.tokens // ROW_TOKENS
     words = ["pretrain", "--model.init", "random", "--env.threads", "1", "--peft.dropout", "0.05"]

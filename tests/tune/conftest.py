@@ -24,8 +24,7 @@ from ftcore.env.run import RunFolder
 from ftcore.model.heads import Model
 from ftcore.model.spec import ModelSpec
 from ftcore.tune.loop import Loop
-from ftcore.tune.setup import choose_trainable
-from ftcore.tune.task import classification, token_labels
+from ftcore.tune.task import choose_trainable, classification, token_labels
 
 QWEN3 = ModelSpec(
     vocab_size=61, hidden_size=16, num_layers=2, intermediate_size=24, num_heads=2, num_kv_heads=1,

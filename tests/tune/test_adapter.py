@@ -82,9 +82,9 @@ def tune(model: torch.nn.Module) -> None:
             if parameter.requires_grad:
                 parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
 
-def wrap(model: Model, *, heads: tuple[str, ...] = (), **changes: object) -> Model:
-    config = PeftConfig(**({"rank": 4, "alpha": 8.0, "targets": ("all-linear",)} | changes))
-    apply_lora(model, config, generator=torch.Generator().manual_seed(1), trained_heads=heads)
+def wrap(model: Model, **changes: object) -> Model:
+    config = PeftConfig(**({"rank": 4, "alpha": 8.0} | changes))
+    apply_lora(model, config, generator=torch.Generator().manual_seed(1))
     tune(model)
     return model
 
@@ -116,8 +116,8 @@ CLOSE = {"rtol": 1e-4, "atol": 1e-5}
         ("lm", {"rs_lora": True, "alpha": 3.5, "dropout": 0.1}),
         ("lm", {"targets": ("*.1.*_proj", "q_proj"), "extra_modules": ("trunk.norm",)}),
         ("tied", {"extra_modules": ("embed_tokens",)}),
-        ("qwen3", {"heads": ("head",)}),
-        ("bert", {"heads": ("head",)}),
+        ("qwen3", {"extra_modules": ("head",)}),
+        ("bert", {"extra_modules": ("head",)}),
     ],
 )
 def test_ours_in_peft_and_back(tmp_path: Path, kind: str, changes: dict) -> None:

@@ -80,9 +80,9 @@ def hf_logits(model: torch.nn.Module) -> Tensor:
 
 def save(model: Model, name: str, folder: Path, **changes: object) -> Path:
     """Wrap, move and save the model."""
-    config = PeftConfig(**({"rank": 3, "alpha": 4.0, "targets": ("all-linear",)} | changes))
-    heads = ("head",) if name == "modernbert" else ()
-    apply_lora(model, config, generator=torch.Generator().manual_seed(1), trained_heads=heads)
+    extra = (*changes.pop("extra_modules", ()), *(["head"] if name == "modernbert" else []))
+    config = PeftConfig(rank=3, alpha=4.0, extra_modules=extra, **changes)
+    apply_lora(model, config, generator=torch.Generator().manual_seed(1))
     tune(model)
     task_type = "SEQ_CLS" if name == "modernbert" else "CAUSAL_LM"
     save_adapter(model, folder, family=family_named(name), base_path="base", task_type=task_type)

@@ -11,7 +11,7 @@ from ftcore.env.compute import generator
 from ftcore.env.run import read_metrics
 from ftcore.tune.loop import Loop
 from ftcore.tune.rates import lr_ratios, starts
-from ftcore.tune.setup import choose_trainable
+from ftcore.tune.task import choose_trainable
 
 RATIOS = {
     "head_lr_ratio": 8.0, "embedding_lr_ratio": 3.0, "layer_lr_decay": 0.5,

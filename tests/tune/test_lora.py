@@ -82,9 +82,8 @@ def test_only_factors_and_extra_modules_are_trained() -> None:
     model = make_model()
     report = apply_lora(
         model,
-        config(targets=("q_proj",), extra_modules=("*.input_layernorm",)),
+        config(targets=("q_proj",), extra_modules=("*.input_layernorm", "head.lm_head")),
         generator=generator(),
-        trained_heads=("head.lm_head",),
     )
     trained = (*(f"trunk.layers.{i}.input_layernorm" for i in range(3)), "head.lm_head")
     assert report.endswith(f"on q_proj x 3; fully trained: {', '.join(trained)}")

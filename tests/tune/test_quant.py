@@ -23,7 +23,7 @@ from ftcore.tune.lora import (
     quantised_layers,
     use,
 )
-from ftcore.tune.setup import choose_trainable
+from ftcore.tune.task import choose_trainable
 from kernels.nf4 import dequantise, quantise
 from tests.tune.conftest import QWEN3
 from tests.tune.test_adapter import logits, tune
