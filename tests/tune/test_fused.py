@@ -158,12 +158,12 @@ def test_refusals(name, make, tmp_path) -> None:
     tensors = load_file(tmp_path / WEIGHTS)
     key = next(key for key in tensors if key.endswith("lora_B.weight"))
     save_file(tensors | {key: torch.zeros(47, 3)}, tmp_path / WEIGHTS)
-    with pytest.raises(ModelError, match=r"lora_B.weight is \[47, 3\]: it holds no 3 parts"):
+    with pytest.raises(ModelError, match=r"lora_B.weight is \(47, 3\), must be \(48, 3\)"):
         load_adapter(model, tmp_path, family=family_named(name))
     owner = key.removesuffix("lora_B.weight")
     kept = {key: tensor for key, tensor in tensors.items() if not key.startswith(owner)}
     save_file(kept, tmp_path / WEIGHTS)
-    with pytest.raises(ModelError, match=r"missing: .*\[0\].lora_A.weight"):
+    with pytest.raises(ModelError, match=r"missing: .*\.lora_A.weight"):
         load_adapter(model, tmp_path, family=family_named(name))
     assert not lora_layers(model)
 
@@ -174,5 +174,5 @@ def test_parts_that_are_not_there_are_refused(name, places, make, tmp_path) -> N
     origin = json.loads((folder / ORIGIN).read_text())
     origin["parts"] = {module: places for module in origin["parts"]}
     (folder / ORIGIN).write_text(json.dumps(origin))
-    with pytest.raises(ModelError, match=rf"holds no {len(places)} parts"):
+    with pytest.raises(ModelError, match=rf"has no parts \[{places[0]}, "):
         load_adapter(make()[1], folder, family=family_named(name))
