@@ -64,7 +64,7 @@ def judge(command: Command) -> "tuple[Suite, Results]":
     from ftcore.evaluate.suite import Suite
     from ftcore.hub import resolve
     from ftcore.model.load import load_model
-    from ftcore.tune.artifact import load_artifact, read_labels
+    from ftcore.tune.adapter import load_artifact, read_labels
     from ftcore.tune.task import TASKS
 
     config, kind, path = command.config, TASKS[command.task], command.resume

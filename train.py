@@ -111,7 +111,7 @@ def tune(
     from ftcore.evaluate.certificate import certify
     from ftcore.evaluate.report import json_line, note_opening, write_predictions
     from ftcore.evaluate.suite import Suite
-    from ftcore.tune.artifact import save_artifact
+    from ftcore.tune.adapter import save_artifact
     from ftcore.tune.freeze import assert_unmoved, frozen_hashes
     from ftcore.tune.loop import Loop
     from ftcore.tune.task import TASKS

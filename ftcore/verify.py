@@ -25,7 +25,7 @@ from ftcore.errors import ModelError
 from ftcore.evaluate.evaluator import all_logits
 from ftcore.evaluate.report import table
 from ftcore.model.load import LoadedModel
-from ftcore.tune.artifact import load_artifact, save_artifact
+from ftcore.tune.adapter import load_artifact, save_artifact
 from ftcore.tune.checkpoint import load
 from ftcore.tune.loop import Loop
 from ftcore.tune.lora import lora_layers

@@ -1,4 +1,9 @@
-"""Adapters on disk in the peft package's format: peft and vLLM load ours, and we what peft saves.
+"""What a finished run leaves for others: an HF model folder, or an adapter in the peft package's
+format: peft and vLLM load ours, and we what peft saves.
+
+    RUN/model/          config.json, model.safetensors, tokenizer files     full and partial
+    RUN/adapter/        peft's files; base model and tokenizer stay where they were     LoRA
+    RUN/labels.json     class names, for classifiers
 
     adapter_config.json         what is wrapped and how
     adapter_model.safetensors   base_model.model.<HF module>.lora_A.weight (R, C), .lora_B.weight
@@ -29,15 +34,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ftcore.config import PeftConfig
+from ftcore import files
+from ftcore.config import PeftConfig, Run
+from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import ModelError
-from ftcore.files import MANIFEST, current, verify_folder, write_folder
+from ftcore.hub import resolve
 from ftcore.model.families import Family
 from ftcore.model.heads import Model
-from ftcore.model.load import read_object
+from ftcore.model.load import LoadedModel, load_model, read_object, save_model
 from ftcore.tune import lora
 from ftcore.tune.freeze import tensor_sha256
+from ftcore.tune.task import TaskKind
 
+MODEL, ADAPTER, LABELS = "model", "adapter", "labels.json"
 CONFIG, WEIGHTS, ORIGIN = "adapter_config.json", "adapter_model.safetensors", "ftcore_adapter.json"
 PREFIX, A, B = "base_model.model.", "lora_A.weight", "lora_B.weight"
 Places = Mapping[str, Sequence[int]]  # which parts of fused modules are adapted
@@ -141,7 +150,7 @@ def save_adapter(
         (temp / CONFIG).write_text(json.dumps(peft_config, indent=2) + "\n", "utf-8")
         (temp / ORIGIN).write_text(json.dumps(origin, indent=2) + "\n", "utf-8")
 
-    write_folder(folder, write)
+    files.write_folder(folder, write)
 
 def load_adapter(model: Model, folder: Path, *, family: Family, name: str = lora.DEFAULT) -> None:
     """Wrap a base model and fill it from an adapter folder, ours or peft's; quantise it first where
@@ -149,9 +158,9 @@ def load_adapter(model: Model, folder: Path, *, family: Family, name: str = lora
     nothing. Raises ModelError: unreadable files, an option of peft's that we do not have, another
     base, and in one message every missing, unexpected or mis-shaped tensor; CheckpointError: a file
     is not the one that the folder's manifest lists; ConfigError: as `apply_lora`."""
-    folder = current(folder)
-    if (folder / MANIFEST).is_file():
-        verify_folder(folder)
+    folder = files.current(folder)
+    if (folder / files.MANIFEST).is_file():
+        files.verify_folder(folder)
     options = read_object(folder / CONFIG)
     origin = read_object(folder / ORIGIN) if (folder / ORIGIN).is_file() else {}
     adapted = origin.get("parts", {})  # of fused modules; of peft's all parts, by one A
@@ -168,11 +177,11 @@ def load_adapter(model: Model, folder: Path, *, family: Family, name: str = lora
     num_heads, incoming = model.spec.num_heads, {}
     for module, parts in layers.items():
         count = len(parts) if module in adapted else 1
-        all_A = tensors[f"{PREFIX}{module}.{A}"].chunk(count)
+        parts_A = tensors[f"{PREFIX}{module}.{A}"].chunk(count)
         rows = family.split(module, tensors[f"{PREFIX}{module}.{B}"], num_heads)
         for index, (place, part) in enumerate(parts.items()):
             own = index % count
-            incoming[f"{part}.adapters.{name}.lora_a"] = all_A[own]
+            incoming[f"{part}.adapters.{name}.lora_a"] = parts_A[own]
             incoming[f"{part}.adapters.{name}.lora_b"] = rows[place].chunk(count, dim=1)[own]
     for key, names in _trained_fully(model, extra).items():
         pieces = family.split(key, tensors[PREFIX + key], num_heads)
@@ -282,3 +291,46 @@ def _refuse_untied(folder: Path, model: nn.Module, incoming: Mapping[str, Tensor
             if other not in incoming or not torch.equal(incoming[name], incoming[other]):
                 what = f"{folder / WEIGHTS}: trains {name} apart from {other}, tied in this model"
                 raise ModelError(f"{what}: untie its base (tie_word_embeddings = false), save anew")
+
+def save_artifact(
+    loaded: LoadedModel, tokenizer: Tokenizer, run: Path, config: Run, kind: TaskKind,
+    labels: tuple[str, ...] | None,
+) -> Path:  # fmt: skip
+    """Write the trained model of a run; returns its folder. An adapter names its base; a classifier
+    its `labels` and, in HF's word, the problem that its outputs answer."""
+    if labels:
+        files.write_file(run / LABELS, json.dumps(labels, ensure_ascii=False) + "\n")
+    if lora.lora_layers(loaded.model):
+        base = {"family": loaded.family, "base_path": config.model.path}
+        save_adapter(loaded.model, run / ADAPTER, **base, task_type=kind.peft_type)
+        return run / ADAPTER
+
+    def write(folder: Path) -> None:
+        save_model(loaded, folder, labels=labels, problem=config.problem)
+        tokenizer.save(folder)
+
+    files.write_folder(run / MODEL, write)
+    return run / MODEL
+
+def load_artifact(run: Path, *, base: str, kind: TaskKind, dtype: torch.dtype) -> LoadedModel:
+    """The trained model of a finished run; a LoRA run's adapter is put on its base model, `base`.
+    Raises ModelError: the run has left neither, or its files are damaged."""
+    saved, adapter = files.current(run / MODEL), files.current(run / ADAPTER)
+    if saved.is_dir():
+        return load_model(saved, task=kind.model_task, dtype=dtype)
+    if not adapter.is_dir():
+        what = f"{run}: has neither {MODEL}/ nor {ADAPTER}/, so the run has not finished"
+        raise ModelError(f"{what}; continue it with: python train.py --resume {run}")
+    labels = read_labels(run)
+    loaded = load_model(
+        resolve(base), task=kind.model_task, dtype=dtype, num_labels=len(labels or ()) or None,
+        generator=torch.Generator(),  # draws the head that the adapter then replaces
+    )  # fmt: skip
+    load_adapter(loaded.model, adapter, family=loaded.family)
+    loaded.model.eval()
+    return loaded
+
+def read_labels(run: Path) -> tuple[str, ...] | None:
+    """Class names that a run wrote, or None."""
+    path = run / LABELS
+    return tuple(json.loads(path.read_text("utf-8"))) if path.is_file() else None

@@ -190,14 +190,13 @@ def use(model: nn.Module, name: str) -> None:
 @contextmanager
 def disabled(model: nn.Module) -> Iterator[None]:
     """Within it the base answers, with the modules that are trained fully as they are."""
-    layers = lora_layers(model).values()
-    before = [layer.active for layer in layers]
+    before = {layer: layer.active for layer in lora_layers(model).values()}
     try:
-        for layer in layers:
+        for layer in before:
             layer.active = None
         yield
     finally:
-        for layer, name in zip(layers, before, strict=True):
+        for layer, name in before.items():
             layer.active = name
 
 @contextmanager

@@ -16,7 +16,7 @@ from ftcore.env.compute import generator
 from ftcore.errors import ModelError
 from ftcore.model.families import family_named
 from ftcore.model.load import Accounting, LoadedModel, load_model, save_model
-from ftcore.tune.artifact import load_artifact, read_labels, save_artifact
+from ftcore.tune.adapter import load_artifact, read_labels, save_artifact
 from ftcore.tune.task import TASKS, choose_trainable
 
 LABELS = ("bad", "gr\u00fcn", "good")
