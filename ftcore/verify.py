@@ -19,7 +19,6 @@ from ftcore.data.ledger import Prepared
 from ftcore.data.pack import Encoded
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.env.compute import use_deterministic
-from ftcore.env.distributed import World
 from ftcore.env.run import RunFolder
 from ftcore.errors import ModelError
 from ftcore.evaluate.evaluator import all_logits
@@ -70,7 +69,7 @@ class Verifier:
         """Of one step over all rows; `again`: with noise, and these layers computed again."""
         loop = self.loop(name, **options)
         self.model.train(bool(again)).trunk.recompute = again or "none"
-        with loop.run, Workers(processes, loop.optimizer, loop.share, World()) as workers:
+        with loop.run, Workers(processes, loop.optimizer, loop.share, loop.world) as workers:
             workers.compute(0)
             return sum(buffer.double() for buffer in loop.optimizer.buffers)
 

@@ -79,9 +79,7 @@ class AdamW:
         self.masters = self._named(self.flats["master"])
         narrow = dtypes - {self.wide}
         self.flat_param = self._zeros(*narrow) if narrow else None
-        self.buffers: list[Tensor] = []
         self.open_buffers(1)
-        self.collect_in(0)
         for name, param in self.params.items():
             self._adopt(name, param)
             param.register_post_accumulate_grad_hook(partial(self._collect, name))
@@ -109,9 +107,9 @@ class AdamW:
             param.data = self.flat_param[slice(*self.spans[name])].view(param.shape).copy_(param)
 
     def open_buffers(self, count: int) -> None:
-        """Gradients of so many processes, whose sum a step applies."""
-        del self.buffers[count:]
-        self.buffers += [self._zeros(self.grad_dtype) for _ in range(count - len(self.buffers))]
+        """Gradients of so many processes, whose sum a step applies; this one has the first."""
+        self.buffers = [self._zeros(self.grad_dtype) for _ in range(count)]
+        self.collect_in(0)
 
     def collect_in(self, number: int) -> None:
         """The buffer that this process collects its gradients in."""
