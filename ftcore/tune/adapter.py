@@ -27,6 +27,7 @@ import hashlib
 import json
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import torch
@@ -93,13 +94,9 @@ def _by_hf(family: Family, names: Iterable[str], *, skips: bool = False) -> Part
     """Modules of ours by that of HF's. ModelError: one has no HF name, unless those are skipped."""
     found: Parts = {}
     for name in names:
-        try:
+        with suppress(ModelError) if skips else nullcontext():
             module = family.to_hf(name)
-        except ModelError:
-            if not skips:
-                raise
-            continue
-        found.setdefault(module, {})[family.to_ours(module).index(name)] = name
+            found.setdefault(module, {})[family.to_ours(module).index(name)] = name
     return {module: dict(sorted(parts.items())) for module, parts in found.items()}
 
 def _names(found: Parts) -> tuple[str, ...]:

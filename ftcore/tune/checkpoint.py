@@ -42,7 +42,7 @@ class Checkpoints:
         self.folder, self.best_folder = run / "checkpoints", run / "best"
         self.keep_last, self.failed_in_a_row = keep_last, 0  # saves since the last good one
 
-    def save(self, step: int, tensors: Tensors, state: Mapping[str, Any]) -> Path:
+    def save(self, step: int, tensors: Tensors, state: Mapping[str, Any]) -> None:
         """Write `step-N`, replacing one of that name, then prune; on return it is on the disk. Of
         `tensors`, {group: {name: tensor}}, contiguous, no two may share memory; to
         `state`, JSON values, "step" is added. CheckpointError: nothing was saved, nothing lost."""
@@ -58,7 +58,6 @@ class Checkpoints:
         files.write_folder(self._step_folder(step), write, needed_bytes=num_bytes)
         self._prune(step)
         self.failed_in_a_row = 0
-        return self._step_folder(step)
 
     def latest(self) -> Loaded | None:
         """The newest checkpoint that verifies; None if there never was one. Those that were refused

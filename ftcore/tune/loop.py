@@ -91,16 +91,16 @@ class Loop:
         self.rows = StepRows(count, batch_size=optim.batch_size, seed=self.seed, order=self.order)
         self.total_steps = loop.num_steps(count, optim.batch_size)
         self.documents_of = lru_cache(maxsize=1)(self._documents)  # all shares of a step ask
-        is_fp16 = any(param.dtype == torch.float16 for param in self.model.parameters())
-        self.scale = LossScale() if is_fp16 else None
+        dtypes = {param.dtype for param in self.model.parameters()}
+        self.scale = LossScale() if torch.float16 in dtypes else None
         trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         longest = np.sort(lengths(self.documents))[-optim.batch_size :]
         is_fixed = self.draw is None and self.device.type == "cpu"  # what draws may read any row
         rows = rows_read(self.model, self.documents) if is_fixed else {}
         self.model.trunk.embed_tokens.sparse = bool(rows)
         self.optimizer = AdamW(
-            trained.items(), optim, lr_ratios=rates.lr_ratios(self.model, optim), rows=rows,
-            starts=rates.starts(self.model, loop.unfreeze_every),
+            trained.items(), optim, rows=rows,
+            rates=rates.of_parameters(self.model, optim, loop.unfreeze_every),
             accumulates=int(longest.sum()) > loop.micro_batch_tokens or self.world.size > 1,
         )  # fmt: skip
 

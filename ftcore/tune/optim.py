@@ -41,9 +41,9 @@ class AdamW:
     """The optimiser of one run, of the trained parameters by name.
 
     config          its moments, weight decay and average
-    lr_ratios       learning rate of a parameter over that of the run, where it is not 1
-    starts          steps of the run before a parameter is trained, where it is not so from the
-                    first on; until then it has no gradient, and its t counts from there
+    rates           learning rate of a parameter over that of the run, and the steps of the run
+                    before it is trained, where they are not 1 and 0; until then it has no gradient,
+                    and its t counts from there
     rows            int64, ascending: rows of a matrix that alone have a state and a sparse gradient
     accumulates     a process may have several micro-batches a step; if not, gradients keep the
                     dtype of the parameters where all have one; those of `rows` are rounded to it
@@ -55,14 +55,14 @@ class AdamW:
 
     def __init__(
         self, named: Iterable[tuple[str, nn.Parameter]], config: OptimConfig, *,
-        lr_ratios: Mapping[str, float] | None = None, starts: Mapping[str, int] | None = None,
+        rates: Mapping[str, tuple[float, int]] | None = None,
         rows: Mapping[str, Tensor] | None = None, accumulates: bool = True,
     ) -> None:  # fmt: skip
         self.config, self.rows, self.step_count = config, rows or {}, 0
         params, self.kinds = dict(named), defaultdict(list)
         for name, param in params.items():
             decay = config.weight_decay if param.dim() >= 2 else 0.0
-            ratio, start = (lr_ratios or {}).get(name, 1.0), (starts or {}).get(name, 0)
+            ratio, start = (rates or {}).get(name, (1.0, 0))
             self.kinds[ratio, decay, name in self.rows, start].append(name)
         self.params = {name: params[name] for names in self.kinds.values() for name in names}
         assert self.params, "nothing is trained"

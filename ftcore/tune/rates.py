@@ -43,27 +43,20 @@ def learning_rate(step: int, total_steps: int, peak: float, config: ScheduleConf
         return peak * (1 - (1 - config.final) * done)
     return peak * (config.final + (1 - config.final) * (1 + math.cos(math.pi * done)) / 2)
 
-def lr_ratios(model: Model, config: OptimConfig) -> dict[str, float]:
-    """By name, of all that is trained."""
-    ratios = {}
-    for name, depth in depths(model).items():
-        ratios[name] = config.head_lr_ratio if name.startswith("head.") else 1.0
-        if name.startswith("trunk.embed_"):
-            ratios[name] = config.embedding_lr_ratio
-        ratios[name] *= config.layer_lr_decay**depth
-        if leaf(name) == "lora_b":
-            ratios[name] *= config.loraplus_lr_ratio
-    return ratios
-
-def starts(model: Model, every: int) -> dict[str, int]:
-    """By name the steps before each is trained; `every` is n above, 0: all from the first on."""
-    return {name: depth * every for name, depth in depths(model).items()}
-
-def depths(model: Model) -> dict[str, int]:
-    """How many layers down each trained parameter stands, by name: L - l, L + 1 or 0, as above."""
+def of_parameters(
+    model: Model, config: OptimConfig, unfreeze_every: int = 0
+) -> dict[str, tuple[float, int]]:
+    """By name, of all that is trained: rate over that of the run, and the steps before it has one;
+    `unfreeze_every` is n above, 0: all from the first on."""
     num_layers, found = len(model.trunk.layers), {}
     for name in (name for name, param in model.named_parameters() if param.requires_grad):
-        layer = LAYER.search(name)
-        embeds = name.startswith("trunk.embed_")
-        found[name] = num_layers - int(layer[1]) if layer else (num_layers + 1) * embeds
+        layer, embeds = LAYER.search(name), name.startswith("trunk.embed_")
+        depth = num_layers - int(layer[1]) if layer else (num_layers + 1) * embeds
+        ratio = config.head_lr_ratio if name.startswith("head.") else 1.0
+        if embeds:
+            ratio = config.embedding_lr_ratio
+        ratio *= config.layer_lr_decay**depth
+        if leaf(name) == "lora_b":
+            ratio *= config.loraplus_lr_ratio
+        found[name] = ratio, depth * unfreeze_every
     return found
