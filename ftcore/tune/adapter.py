@@ -170,18 +170,27 @@ def load_adapter(model: Model, folder: Path, *, family: Family, name: str = lora
         raise ModelError(f"{path}: not a whole safetensors file ({error}): copy it anew") from error
     layers, extra = _held_or_listed(model, family, options, tensors, adapted)
     config = _lora_config(folder / CONFIG, options, layers, extra)
-    _account(folder, _shapes(model, family, layers, extra, config.rank, adapted), tensors)
-    num_heads, incoming = model.spec.num_heads, {}
+    trained, plain, shapes = _trained_fully(model, extra), lora.plain_modules(model), {}
+    for module, parts in layers.items():
+        linear = plain[next(iter(parts.values()))]
+        rank = config.rank * (len(parts) if module in adapted else 1)
+        out_features = linear.out_features * len(family.to_ours(module))
+        shapes[f"{PREFIX}{module}.{A}"] = rank, linear.in_features
+        shapes[f"{PREFIX}{module}.{B}"] = out_features, rank
+    for key, names in trained.items():
+        shapes[PREFIX + key] = tuple(family.hf_shape(key, model.get_parameter(names[0]).shape))
+    _account(folder, shapes, tensors)
+    incoming = {}
     for module, parts in layers.items():
         count = len(parts) if module in adapted else 1
         parts_A = tensors[f"{PREFIX}{module}.{A}"].chunk(count)
-        rows = family.split(module, tensors[f"{PREFIX}{module}.{B}"], num_heads)
+        rows = family.split(module, tensors[f"{PREFIX}{module}.{B}"], model.spec.num_heads)
         for index, (place, part) in enumerate(parts.items()):
             own = index % count
             incoming[f"{part}.adapters.{name}.lora_a"] = parts_A[own]
             incoming[f"{part}.adapters.{name}.lora_b"] = rows[place].chunk(count, dim=1)[own]
-    for key, names in _trained_fully(model, extra).items():
-        pieces = family.split(key, tensors[PREFIX + key], num_heads)
+    for key, names in trained.items():
+        pieces = family.split(key, tensors[PREFIX + key], model.spec.num_heads)
         incoming.update(zip(names, pieces, strict=True))
     _refuse_untied(folder, model, incoming)
     ours = base_sha256(model, without=_names(extra)) if origin else None  # peft records none
@@ -207,20 +216,6 @@ def _trained_fully(model: nn.Module, extra: Parts) -> dict[str, list[str]]:
         for module, parts in extra.items()
         for attribute in dict(model.get_submodule(parts[0]).named_parameters(recurse=False))
     }
-
-def _shapes(
-    model: nn.Module, family: Family, layers: Parts, extra: Parts, rank: int, adapted: Places
-) -> dict[str, tuple[int, ...]]:
-    """Of all that the file of an adapter holds."""
-    plain, shapes = lora.plain_modules(model), {}
-    for module, parts in layers.items():
-        linear, own = plain[next(iter(parts.values()))], len(parts) if module in adapted else 1
-        out_features = linear.out_features * len(family.to_ours(module))
-        shapes[f"{PREFIX}{module}.{A}"] = own * rank, linear.in_features
-        shapes[f"{PREFIX}{module}.{B}"] = out_features, own * rank
-    for key, names in _trained_fully(model, extra).items():
-        shapes[PREFIX + key] = tuple(family.hf_shape(key, model.get_parameter(names[0]).shape))
-    return shapes
 
 def _held_or_listed(
     model: nn.Module, family: Family, options: dict, keys: Collection[str], adapted: Places

@@ -34,9 +34,9 @@ from ftcore.env.distributed import World
 from ftcore.env.run import RunFolder, StopFlag
 from ftcore.errors import CheckpointError, SaveError, TrainingError
 from ftcore.model.heads import Model
-from ftcore.tune import rates
 from ftcore.tune.checkpoint import Checkpoints, Loaded, load
-from ftcore.tune.optim import AdamW, label
+from ftcore.tune.freeze import rates_of
+from ftcore.tune.optim import AdamW, label, learning_rate
 from ftcore.tune.task import Task
 from ftcore.tune.workers import Workers
 
@@ -100,7 +100,7 @@ class Loop:
         self.model.trunk.embed_tokens.sparse = bool(rows)
         self.optimizer = AdamW(
             trained.items(), optim, rows=rows,
-            rates=rates.of_parameters(self.model, optim, loop.unfreeze_every),
+            rates=rates_of(self.model, optim, loop.unfreeze_every),
             accumulates=int(longest.sum()) > loop.micro_batch_tokens or self.world.size > 1,
         )  # fmt: skip
 
@@ -203,7 +203,7 @@ class Loop:
         documents = self.documents_of(step)
         mean_loss, progress = loss / total_weight(documents), self.progress
         optim, schedule = self.config.optim, self.config.schedule
-        rate = rates.learning_rate(step, self.total_steps, optim.lr, schedule)
+        rate = learning_rate(step, self.total_steps, optim.lr, schedule)
         is_finite = math.isfinite(loss) and math.isfinite(grad_norm)
         if self.scale:
             self.scale.update(is_finite)

@@ -10,9 +10,22 @@ nothing. A wider tensor is its own master, unless only some of its rows are trai
 on tensors of fewer than two axes (norms and biases); embedding rows that are never read stay as
 they are. Torch's fused kernel (5.6 times as fast as foreach on a CPU) equals these lines in tests.
 
-source  Loshchilov and Hutter 2019, arXiv:1711.05101
+The rate is a pure function of the step: linear warm-up, then one of these shapes.
+
+    warm-up    lr (s + 1) / w                                   s < w
+    cosine     lr (m + (1 - m) (1 + cos(pi x)) / 2)             x = (s - w) / (S - w)
+    linear     lr (1 - (1 - m) x)
+    constant   lr
+    wsd        lr, stable, then decay, over the last d steps lr (1 - (1 - m) (s - (S - d)) / d)
+
+s is the 0-based step, S the steps of the run, w those of the warm-up, d those of the decay, which
+never reaches into the warm-up; m the final share of the peak.
+
+source  Loshchilov and Hutter 2019, arXiv:1711.05101 (AdamW), 2017, arXiv:1608.03983 (cosine); Hu et
+        al. 2024, arXiv:2404.06395 (wsd)
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
@@ -21,16 +34,31 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor, nn
 
-from ftcore.config import OptimConfig
+from ftcore.config import OptimConfig, ScheduleConfig
 from ftcore.env.compute import shared_zeros
 from ftcore.env.distributed import World
 from ftcore.errors import CheckpointError
+from ftcore.tune.freeze import Rates
 
 Span = tuple[int, int]  # first and past of some values of a flat tensor
 # Rate over that of the run; weight decay; only some rows trained; steps before it joins them.
 Kind = tuple[float, float, bool, int]
 # Values of a flat tensor in one operation: what a core's cache holds between two; a GPU wants many.
 PIECES = {"cpu": 2**19, "cuda": 2**26}
+
+def learning_rate(step: int, total_steps: int, peak: float, config: ScheduleConfig) -> float:
+    """Rate of step s of S, a pure function of these."""
+    warmup_steps, decay_steps = (int(x * total_steps) for x in (config.warmup, config.decay))
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    if config.shape == "wsd":
+        warmup_steps = max(warmup_steps, total_steps - decay_steps)
+    done = min(1.0, max(0, step - warmup_steps) / max(1, total_steps - warmup_steps))
+    if config.shape == "constant":
+        return peak
+    if config.shape in ("linear", "wsd"):
+        return peak * (1 - (1 - config.final) * done)
+    return peak * (config.final + (1 - config.final) * (1 + math.cos(math.pi * done)) / 2)
 
 def label(kind: Kind) -> str:
     """Its name in files and metrics."""
@@ -55,8 +83,8 @@ class AdamW:
 
     def __init__(
         self, named: Iterable[tuple[str, nn.Parameter]], config: OptimConfig, *,
-        rates: Mapping[str, tuple[float, int]] | None = None,
-        rows: Mapping[str, Tensor] | None = None, accumulates: bool = True,
+        rates: Rates | None = None, rows: Mapping[str, Tensor] | None = None,
+        accumulates: bool = True,
     ) -> None:  # fmt: skip
         self.config, self.rows, self.step_count = config, rows or {}, 0
         params, self.kinds = dict(named), defaultdict(list)

@@ -47,7 +47,7 @@ from ftcore.hub import resolve
 from ftcore.model.families import family_named
 from ftcore.model.load import CONFIG, load_model, read_object
 from ftcore.tune.loop import Loop
-from ftcore.tune.rates import learning_rate
+from ftcore.tune.optim import learning_rate
 from ftcore.tune.task import TASKS, check_lengths, choose_trainable
 from ftcore.tune.workers import Workers
 from tests.bench.floor import seconds_of, step_products

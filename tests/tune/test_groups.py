@@ -10,8 +10,8 @@ from ftcore.config import OptimConfig, PeftConfig
 from ftcore.env.compute import generator
 from ftcore.env.run import read_metrics
 from ftcore.model.heads import Model
+from ftcore.tune.freeze import rates_of
 from ftcore.tune.loop import Loop
-from ftcore.tune.rates import of_parameters
 from ftcore.tune.task import choose_trainable
 
 RATIOS = {
@@ -20,7 +20,7 @@ RATIOS = {
 }  # fmt: skip
 
 def lr_ratios(model: Model, config: OptimConfig) -> dict[str, float]:
-    return {name: ratio for name, (ratio, _) in of_parameters(model, config).items()}
+    return {name: ratio for name, (ratio, _) in rates_of(model, config).items()}
 
 def test_rates_of_an_encoder_with_a_head(tiny_model: Callable) -> None:
     ratios = lr_ratios(tiny_model("bert"), OptimConfig(**RATIOS))
@@ -121,7 +121,7 @@ def test_layers_join_one_by_one_and_begin_as_a_run_of_their_own(
     """Bit-equal until their turn; then AdamW's first step, which is the rate, is theirs."""
     optim = {"weight_decay": 0.0, "lr": 1e-4, "eps": 1e-12, "max_grad_norm": 1e9}
     loop = make_loop("gradual", family="bert", optim=optim, max_steps=9, unfreeze_every=2)
-    rates = of_parameters(loop.model, loop.config.optim, unfreeze_every=2)
+    rates = rates_of(loop.model, loop.config.optim, unfreeze_every=2)
     begins = {name: start for name, (_, start) in rates.items()}
     assert begins["head.classifier.weight"] == 0 and begins["trunk.embed_tokens.weight"] == 6
     assert begins["trunk.layers.1.mlp.up_proj.bias"] == 2

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from ftcore.config import ScheduleConfig
-from ftcore.tune.rates import learning_rate
+from ftcore.tune.optim import learning_rate
 
 def rate_of(step: int, shape: str, decay: float = 0.25) -> float:
     """Of 12 steps, 4 of which warm up to 8; a quarter of that is left in the end."""
