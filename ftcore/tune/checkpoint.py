@@ -44,8 +44,8 @@ class Checkpoints:
 
     def save(self, step: int, tensors: Tensors, state: Mapping[str, Any]) -> None:
         """Write `step-N`, replacing one of that name, then prune; on return it is on the disk. Of
-        `tensors`, {group: {name: tensor}}, contiguous, no two may share memory; to
-        `state`, JSON values, "step" is added. CheckpointError: nothing was saved, nothing lost."""
+        `tensors`, {group: {name: tensor}}, contiguous, no two may share memory; to `state`, JSON
+        values, "step" is added. CheckpointError: nothing was saved, nothing lost."""
         num_bytes = sum(t.nbytes for group in tensors.values() for t in group.values())
 
         def write(folder: Path) -> None:
@@ -106,8 +106,6 @@ class Checkpoints:
 def load(folder: Path) -> Loaded:
     """Verify and read one checkpoint folder. Raises CheckpointError: names the file at fault."""
     names = files.verify_folder(folder)
-    if STATE not in names:
-        raise CheckpointError(f"{folder} is no checkpoint: its manifest has no {STATE}")
     state, tensors = json.loads((folder / STATE).read_bytes()), {}
     for file in (folder / name for name in names if name.endswith(SUFFIX)):
         # load_file maps the file: cut or overwritten later, it would end this process by SIGBUS.
