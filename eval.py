@@ -59,7 +59,7 @@ def opened(command: Command) -> "LoadedModel":
     from ftcore.env import compute
     from ftcore.hub import resolve
     from ftcore.model.load import load_model
-    from ftcore.tune.artifact import load_artifact
+    from ftcore.tune.adapter import load_artifact
     from ftcore.tune.task import TASKS
 
     config, kind, path = command.config, TASKS[command.task], command.resume
@@ -85,7 +85,7 @@ def judge(command: Command) -> "Results":
     from ftcore.data.store import prepared
     from ftcore.data.tokenizer import Tokenizer
     from ftcore.evaluate.suite import Suite
-    from ftcore.tune.artifact import read_labels
+    from ftcore.tune.adapter import read_labels
 
     config, path, loaded = command.config, command.resume, opened(command)
     base, seed, device = config.model.path, config.env.seed, loaded.model.device

@@ -47,8 +47,7 @@ def run(command: Command, world: "World") -> int:
     from ftcore.hub import resolve
     from ftcore.model.load import load_model
     from ftcore.tune.adapter import named_parts
-    from ftcore.tune.setup import check_lengths, choose_trainable
-    from ftcore.tune.task import TASKS
+    from ftcore.tune.task import TASKS, check_lengths, choose_trainable
     from ftcore.verify import verify
 
     config, seed, kind = command.config, command.config.env.seed, TASKS[command.task]
@@ -114,8 +113,7 @@ def tune(
     from ftcore.evaluate.report import json_line, note_opening, write_predictions
     from ftcore.evaluate.runs import write_page
     from ftcore.evaluate.suite import Suite
-    from ftcore.tune.artifact import save_artifact
-    from ftcore.tune.checkpoint import Checkpoints
+    from ftcore.tune.adapter import save_artifact
     from ftcore.tune.freeze import assert_unmoved, frozen_hashes
     from ftcore.tune.loop import Loop
     from ftcore.tune.task import TASKS
@@ -135,9 +133,7 @@ def tune(
             write_predictions(path / "base-predictions.jsonl", before.predictions)
         base = json.loads(base_file.read_text("utf-8"))
     loop = Loop(
-        model, kind.loss, data.train.documents, optim=config.optim, schedule=config.schedule,
-        loop=config.loop, run=run, checkpoints=Checkpoints(path, config.loop.keep_last),
-        seed=config.env.seed, device=device, world=world, draw=data.draw,
+        model, kind.loss, data.train.documents, config, path, run, world=world, draw=data.draw,
         evaluate=(lambda: suite.dev(model, data.dev)) if data.dev.documents else None,
         order=data.order(config.data.weights, config.env.seed),
     )  # fmt: skip
@@ -165,8 +161,7 @@ def tune(
         print(f"\n{gap}")
 
     # ---- 6 deployment: what other programs load --------------------------------------------------
-    words = {"labels": data.labels, "problem": config.problem, "base": config.model.path}
-    artifact = save_artifact(loaded, tokenizer, path, kind=kind, **words)
+    artifact = save_artifact(loaded, tokenizer, path, config, kind, data.labels)
 
     # ---- 7 monitoring: where it is written down, and what to do next -----------------------------
     seconds = round(time.perf_counter() - started, 1)

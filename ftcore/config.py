@@ -145,6 +145,11 @@ class PeftConfig(Section):
     extra_modules: tuple[str, ...] = ()  # lora: modules that are trained fully beside it
     quantize: Literal["none", "nf4"] = "none"  # lora: frozen matrices; nf4: 4.13 bits a weight
 
+    @property
+    def scale(self) -> float:
+        """Of the update."""
+        return self.alpha / (math.sqrt(self.rank) if self.rs_lora else self.rank)
+
 class OptimConfig(Section):
     """AdamW."""
     lr: Positive = 5e-5  # peak learning rate

@@ -19,14 +19,13 @@ from ftcore.data.ledger import Prepared
 from ftcore.data.pack import Encoded
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.env.compute import use_deterministic
-from ftcore.env.distributed import World
 from ftcore.env.run import RunFolder
 from ftcore.errors import ModelError
 from ftcore.evaluate.evaluator import all_logits
 from ftcore.evaluate.report import table
 from ftcore.model.load import LoadedModel
-from ftcore.tune.artifact import load_artifact, save_artifact
-from ftcore.tune.checkpoint import Checkpoints, load
+from ftcore.tune.adapter import load_artifact, save_artifact
+from ftcore.tune.checkpoint import load
 from ftcore.tune.loop import Loop
 from ftcore.tune.lora import lora_layers
 from ftcore.tune.task import TaskKind
@@ -59,19 +58,18 @@ class Verifier:
         self.model = deepcopy(self.loaded.model)
         size = len(self.documents) if steps == 1 else max(1, len(self.documents) // 2)
         limits = {"micro_batch_tokens": tokens, "max_steps": steps, "save_every": STEPS // 2}
-        run = RunFolder(self.work / name, resume=resume)
-        return Loop(
-            self.model, self.kind.loss, self.documents, schedule=self.config.schedule,
-            optim=replace(self.config.optim, batch_size=size), run=run,
-            loop=replace(self.config.loop, **limits), checkpoints=Checkpoints(run.path, 2),
-            seed=self.config.env.seed, device=self.device,
+        config = replace(
+            self.config, optim=replace(self.config.optim, batch_size=size),
+            loop=replace(self.config.loop, **limits, keep_last=2),
         )  # fmt: skip
+        run = RunFolder(self.work / name, resume=resume)
+        return Loop(self.model, self.kind.loss, self.documents, config, run.path, run)
 
     def gradient(self, name: str, processes: int = 1, again: str = "", **options: Any) -> Tensor:
         """Of one step over all rows; `again`: with noise, and these layers computed again."""
         loop = self.loop(name, **options)
         self.model.train(bool(again)).trunk.recompute = again or "none"
-        with loop.run, Workers(processes, loop.optimizer, loop.share, World()) as workers:
+        with loop.run, Workers(processes, loop.optimizer, loop.share, loop.world) as workers:
             workers.compute(0)
             return sum(buffer.double() for buffer in loop.optimizer.buffers)
 
@@ -125,11 +123,11 @@ class Verifier:
             for layer in layers:
                 layer.merge()
             yield "updates beside the matrices, or merged", apart(last, self.outputs()), NEAR
-        which = {"base": self.config.model.path, "kind": self.kind}
-        words = {"labels": self.data.labels, "problem": self.config.problem}
-        made = replace(self.loaded, model=self.model)
-        save_artifact(made, self.tokenizer, self.work, **which, **words)
-        self.model = load_artifact(self.work, **which, dtype=torch.float32).model.to(self.device)
+        made, kind = replace(self.loaded, model=self.model), self.kind
+        save_artifact(made, self.tokenizer, self.work, self.config, kind, self.data.labels)
+        base = self.config.model.path
+        again = load_artifact(self.work, base=base, kind=kind, dtype=torch.float32)
+        self.model = again.model.to(self.device)
         self.model.use_kernels(self.config.env.kernels)
         yield "in memory, or saved and loaded", apart(last, self.outputs()), EXACT
         judged = [split for _, split in self.data.splits() if split.chats]

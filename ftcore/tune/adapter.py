@@ -1,4 +1,9 @@
-"""Adapters on disk in the peft package's format: peft and vLLM load ours, and we what peft saves.
+"""What a finished run leaves for others: an HF model folder, or an adapter in the peft package's
+format: peft and vLLM load ours, and we what peft saves.
+
+    RUN/model/          config.json, model.safetensors, tokenizer files     full and partial
+    RUN/adapter/        peft's files; base model and tokenizer stay where they were     LoRA
+    RUN/labels.json     class names, for classifiers
 
     adapter_config.json         what is wrapped and how
     adapter_model.safetensors   base_model.model.<HF module>.lora_A.weight (R, C), .lora_B.weight
@@ -6,14 +11,23 @@
     ftcore_adapter.json         hash of the base that the adapter was trained on, how that was
                                 quantised, and the adapted parts of fused modules; peft ignores it
 
-Modules that HF keeps as one are cut at the file's border (fused.py): `hf_name` may be of a part.
+Of modules that HF keeps as one and we keep apart, each part has factors of its own. HF's has
+
+    A = [A_1; A_2; ..]                             (k R, C) for k adapted parts
+    B = B_i in the rows of part i and in the columns of A_i, zero elsewhere
+
+so B A is B_i A_i in the rows of part i: the same update, of rank k R (R of a part, C input width);
+alpha grows so that the scale stays. Back, a file of ours is cut along these blocks; in one of
+peft's all parts share one A, so each gets it with its rows of B.
 
 source  peft docs, "PEFT checkpoint format"; peft 0.21 utils/save_and_load.py
 """
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import torch
@@ -21,19 +35,23 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ftcore.errors import ConfigError, ModelError
-from ftcore.files import MANIFEST, current, verify_folder, write_folder
+from ftcore import files
+from ftcore.config import PeftConfig, Run
+from ftcore.data.tokenizer import Tokenizer
+from ftcore.errors import ModelError
+from ftcore.hub import resolve
 from ftcore.model.families import Family
 from ftcore.model.heads import Model
-from ftcore.model.load import read_object
+from ftcore.model.load import LoadedModel, load_model, read_object, save_model
 from ftcore.tune import lora
 from ftcore.tune.freeze import tensor_sha256
-from ftcore.tune.fused import PREFIX, A, B, cut, join_parts, part_name, split_parts, whole
-from ftcore.tune.quant import NF4Linear, quantise_frozen, quantised_layers
+from ftcore.tune.task import TaskKind
 
+MODEL, ADAPTER, LABELS = "model", "adapter", "labels.json"
 CONFIG, WEIGHTS, ORIGIN = "adapter_config.json", "adapter_model.safetensors", "ftcore_adapter.json"
-Names = dict[str, str]  # HF name -> ours
-Layout = dict[str, tuple[str, tuple[int, ...]]]  # key in the file -> our parameter, its shape
+PREFIX, A, B = "base_model.model.", "lora_A.weight", "lora_B.weight"
+Places = Mapping[str, Sequence[int]]  # which parts of fused modules are adapted
+Parts = dict[str, dict[int, str]]  # HF module -> ours that are in it, or some of them, by place
 
 # peft: options that give the same tensors another meaning, or the model other tensors.
 UNKNOWN_OPTIONS = (
@@ -44,29 +62,45 @@ UNKNOWN_OPTIONS = (
 KNOWN_STARTS = (True, False, "gaussian", "orthogonal", "eva")  # peft: others change the base
 
 def base_sha256(model: nn.Module, *, without: Collection[str] = ()) -> str:
-    """Hash of the base weights but those that the adapter brings: the same wrapped or not, merged
-    or not, quantised or not, in bf16, fp32 or float64: each tensor is rounded to bf16 first."""
+    """Hash of the base weights but for modules that the adapter brings: the same wrapped or not,
+    merged or not, quantised or not, in bf16, fp32 or float64: each is rounded to bf16 first."""
     digests = {}
     for name, module in lora.plain_modules(model).items():
         for attribute, param in module.named_parameters(recurse=False):
-            digests[f"{name}.{attribute}"] = tensor_sha256(param.bfloat16())
-        if isinstance(module, NF4Linear):
+            if name not in without:
+                digests[f"{name}.{attribute}"] = tensor_sha256(param.bfloat16())
+        if isinstance(module, lora.NF4Linear):
             digests[f"{name}.weight"] = module.sha256
-    lines = (f"{name} {digests[name]}\n" for name in sorted(digests.keys() - set(without)))
+    lines = (f"{name} {digests[name]}\n" for name in sorted(digests))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
-def named_parts(model: Model, family: Family, adapter: str = lora.DEFAULT) -> tuple[Names, Names]:
-    """Layers of an adapter; fully trained modules. ModelError: no layers, or one has no HF name."""
+def named_parts(model: Model, family: Family, adapter: str = lora.DEFAULT) -> tuple[Parts, Parts]:
+    """Layers of an adapter; fully trained modules. Raises ModelError: no layers, one has no HF
+    name, or of those that HF keeps as one, some are trained fully and others not."""
     layers = lora.lora_layers(model).items()
     if not (adapted := [name for name, layer in layers if adapter in layer.adapters]):
         raise ModelError(f"the model has no LoRA layers of {adapter!r}: no adapter to save")
     # peft saves a module outside LoRA as a whole, so one that owns a trained parameter is taken.
-    extra = {
-        part_name(family, name): name
-        for name, module in lora.plain_modules(model).items()
-        if any(p.requires_grad for p in module.parameters(recurse=False))
-    }
-    return {part_name(family, name): name for name in adapted}, extra
+    plain = lora.plain_modules(model).items()
+    owners = [n for n, m in plain if any(p.requires_grad for p in m.parameters(recurse=False))]
+    extra = _by_hf(family, owners)
+    for module, parts in extra.items():
+        if len(parts) < len(ours := family.to_ours(module)):
+            what = f"{module} is one module for peft"
+            raise ModelError(f"{what}: train all of {', '.join(ours)} fully, or none")
+    return _by_hf(family, adapted), extra
+
+def _by_hf(family: Family, names: Iterable[str], *, skips: bool = False) -> Parts:
+    """Modules of ours by that of HF's. ModelError: one has no HF name, unless those are skipped."""
+    found: Parts = {}
+    for name in names:
+        with suppress(ModelError) if skips else nullcontext():
+            module = family.to_hf(name)
+            found.setdefault(module, {})[family.to_ours(module).index(name)] = name
+    return {module: dict(sorted(parts.items())) for module, parts in found.items()}
+
+def _names(found: Parts) -> tuple[str, ...]:
+    return tuple(part for parts in found.values() for part in parts.values())
 
 def save_adapter(
     model: Model, folder: Path, *, family: Family, base_path: str, task_type: str,
@@ -78,35 +112,42 @@ def save_adapter(
     peft's word for the head: "CAUSAL_LM", "SEQ_CLS", "FEATURE_EXTRACTION". Raises ModelError: as
     `named_parts`; CheckpointError: the folder cannot be written."""
     layers, extra = named_parts(model, family, name)
-    config = model.get_submodule(next(iter(layers.values()))).adapters[name].config
-    names = {k: n for k, (n, _) in _layout(model, layers, extra, name, config.rank).items()}
+    num_heads, tensors = model.spec.num_heads, {}
+    for module, parts in layers.items():
+        own = {i: model.get_submodule(f"{part}.adapters.{name}") for i, part in parts.items()}
+        first, count = next(iter(own.values())), len(family.to_ours(module))
+        config, empty = first.config, first.lora_b[:, :0]
+        b_OR = torch.block_diag(*(own[i].lora_b if i in own else empty for i in range(count)))
+        tensors[f"{PREFIX}{module}.{A}"] = torch.cat([factors.lora_a for factors in own.values()])
+        tensors[f"{PREFIX}{module}.{B}"] = family.join(module, b_OR.split(len(empty)), num_heads)
+    for key, names in _trained_fully(model, extra).items():
+        tensors[PREFIX + key] = family.join(key, [*map(model.get_parameter, names)], num_heads)
     # HF: safetensors refuses tensors that share memory, so tied ones are written twice.
-    tensors = {key: model.get_parameter(n).detach().cpu().clone() for key, n in names.items()}
-    tensors, parts = join_parts(tensors, family, model.spec.num_heads)
+    whole = {"memory_format": torch.contiguous_format}
+    tensors = {key: tensor.detach().cpu().clone(**whole) for key, tensor in tensors.items()}
     peft_config = {
         "peft_type": "LORA", "task_type": task_type, "base_model_name_or_path": base_path,
         "r": config.rank, "use_rslora": config.rs_lora, "lora_dropout": config.dropout,
         "lora_alpha": int(config.alpha) if config.alpha == int(config.alpha) else config.alpha,
-        "target_modules": list(dict.fromkeys(map(whole, layers))),
-        "modules_to_save": list(dict.fromkeys(map(whole, extra))) or None,
+        "target_modules": list(layers), "modules_to_save": list(extra) or None,
         "bias": "none", "inference_mode": True,
         **({"fan_in_fan_out": True} if family.transposed else {}),  # as HF's matrices
     }  # fmt: skip
-    origin = {"base_sha256": base_sha256(model, without=names.values()), "scale": config.scale}
-    origin |= {"quantize": "nf4"} if quantised_layers(model) else {}
-    if parts:  # peft: a fused module has the rank of all its parts
-        counts = {module: len(places) for module, places in parts.items()}
+    origin = {"base_sha256": base_sha256(model, without=_names(extra)), "scale": config.scale}
+    origin |= {"quantize": "nf4"} if lora.quantised_layers(model) else {}
+    if adapted := {m: [*parts] for m, parts in layers.items() if len(family.to_ours(m)) > 1}:
+        # peft: a fused module has the rank of all its parts
         power = 0.5 if config.rs_lora else 1.0
-        peft_config["rank_pattern"] = {m: n * config.rank for m, n in counts.items()}
-        peft_config["alpha_pattern"] = {m: n**power * config.alpha for m, n in counts.items()}
-        origin["parts"] = parts
+        peft_config["rank_pattern"] = {m: len(p) * config.rank for m, p in adapted.items()}
+        peft_config["alpha_pattern"] = {m: len(p)**power * config.alpha for m, p in adapted.items()}
+        origin["parts"] = adapted
 
     def write(temp: Path) -> None:
         save_file(tensors, temp / WEIGHTS, metadata={"format": "pt"})
         (temp / CONFIG).write_text(json.dumps(peft_config, indent=2) + "\n", "utf-8")
         (temp / ORIGIN).write_text(json.dumps(origin, indent=2) + "\n", "utf-8")
 
-    write_folder(folder, write)
+    files.write_folder(folder, write)
 
 def load_adapter(model: Model, folder: Path, *, family: Family, name: str = lora.DEFAULT) -> None:
     """Wrap a base model and fill it from an adapter folder, ours or peft's; quantise it first where
@@ -114,81 +155,95 @@ def load_adapter(model: Model, folder: Path, *, family: Family, name: str = lora
     nothing. Raises ModelError: unreadable files, an option of peft's that we do not have, another
     base, and in one message every missing, unexpected or mis-shaped tensor; CheckpointError: a file
     is not the one that the folder's manifest lists; ConfigError: as `apply_lora`."""
-    folder = current(folder)
-    if (folder / MANIFEST).is_file():
-        verify_folder(folder)
+    folder = files.current(folder)
+    if (folder / files.MANIFEST).is_file():
+        files.verify_folder(folder)
     options = read_object(folder / CONFIG)
     origin = read_object(folder / ORIGIN) if (folder / ORIGIN).is_file() else {}
-    parts = origin.get("parts", {})
-    options |= {"rank_pattern": {}, "alpha_pattern": {}} if parts else {}  # those that we write
+    adapted = origin.get("parts", {})  # of fused modules; of peft's all parts, by one A
+    options |= {"rank_pattern": {}, "alpha_pattern": {}} if adapted else {}  # those that we write
     if not (path := folder / WEIGHTS).is_file():
         raise ModelError(f"{path} is not there. A pickled .bin is never read: convert it")
     try:
-        tensors = split_parts(load_file(path), parts, family, model.spec.num_heads)
+        tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{path}: not a whole safetensors file ({error}): copy it anew") from error
-    layers, extra = _held_or_listed(model, family, options, tensors)
+    layers, extra = _held_or_listed(model, family, options, tensors, adapted)
     config = _lora_config(folder / CONFIG, options, layers, extra)
-    layout = _layout(model, layers, extra, name, config.rank)
-    _account(folder, {key: shape for key, (_, shape) in layout.items()}, tensors)
-    incoming = {ours: tensors[key] for key, (ours, _) in layout.items()}
+    trained, plain, shapes = _trained_fully(model, extra), lora.plain_modules(model), {}
+    for module, parts in layers.items():
+        linear = plain[next(iter(parts.values()))]
+        rank = config.rank * (len(parts) if module in adapted else 1)
+        out_features = linear.out_features * len(family.to_ours(module))
+        shapes[f"{PREFIX}{module}.{A}"] = rank, linear.in_features
+        shapes[f"{PREFIX}{module}.{B}"] = out_features, rank
+    for key, names in trained.items():
+        shapes[PREFIX + key] = tuple(family.hf_shape(key, model.get_parameter(names[0]).shape))
+    _account(folder, shapes, tensors)
+    incoming = {}
+    for module, parts in layers.items():
+        count = len(parts) if module in adapted else 1
+        parts_A = tensors[f"{PREFIX}{module}.{A}"].chunk(count)
+        rows = family.split(module, tensors[f"{PREFIX}{module}.{B}"], model.spec.num_heads)
+        for index, (place, part) in enumerate(parts.items()):
+            own = index % count
+            incoming[f"{part}.adapters.{name}.lora_a"] = parts_A[own]
+            incoming[f"{part}.adapters.{name}.lora_b"] = rows[place].chunk(count, dim=1)[own]
+    for key, names in trained.items():
+        pieces = family.split(key, tensors[PREFIX + key], model.spec.num_heads)
+        incoming.update(zip(names, pieces, strict=True))
     _refuse_untied(folder, model, incoming)
-    ours = base_sha256(model, without=incoming) if origin else None  # peft records none
+    ours = base_sha256(model, without=_names(extra)) if origin else None  # peft records none
     if (theirs := origin.get("base_sha256")) != ours:
         what = f"{folder / ORIGIN}: this adapter was trained on another base model"
         raise ModelError(f"{what}: SHA-256 {theirs}, here {ours}. {CONFIG} names the right one")
-    wants_nf4, has_nf4 = "quantize" in origin, bool(quantised_layers(model))
+    wants_nf4, has_nf4 = "quantize" in origin, bool(lora.quantised_layers(model))
     if origin and wants_nf4 != has_nf4 and (has_nf4 or lora.lora_layers(model)):
         kinds = ("not in NF4", "in NF4")
         what = f"{folder / ORIGIN}: the adapter was trained on a base {kinds[wants_nf4]}, this one"
         raise ModelError(f"{what} is {kinds[has_nf4]}: load it on a base model of its own")
     lora.apply_lora(model, config, generator=torch.Generator(), name=name)
     if wants_nf4:
-        quantise_frozen(model)
+        lora.quantise_frozen(model)
     with torch.no_grad():
         for ours, tensor in incoming.items():
             model.get_parameter(ours).copy_(tensor)
 
-def _layout(model: nn.Module, layers: Names, extra: Names, adapter: str, rank: int) -> Layout:
-    """What the file of an adapter holds; the model may be wrapped or not."""
-    plain, layout = lora.plain_modules(model), {}
-    for hf_name, name in layers.items():
-        linear, ours = plain[name], f"{name}.adapters.{adapter}"
-        layout[f"{PREFIX}{hf_name}.{A}"] = f"{ours}.lora_a", (rank, linear.in_features)
-        layout[f"{PREFIX}{hf_name}.{B}"] = f"{ours}.lora_b", (linear.out_features, rank)
-    for hf_name, name in extra.items():
-        for attribute, p in plain[name].named_parameters(recurse=False):
-            layout[f"{PREFIX}{hf_name}.{attribute}"] = f"{name}.{attribute}", tuple(p.shape)
-    return layout
+def _trained_fully(model: nn.Module, extra: Parts) -> dict[str, list[str]]:
+    """HF name of each tensor of such modules -> names of our parameters in it."""
+    return {
+        f"{module}.{attribute}": [f"{part}.{attribute}" for part in parts.values()]
+        for module, parts in extra.items()
+        for attribute in dict(model.get_submodule(parts[0]).named_parameters(recurse=False))
+    }
 
 def _held_or_listed(
-    model: nn.Module, family: Family, options: dict, keys: Collection[str]
-) -> tuple[Names, Names]:
+    model: nn.Module, family: Family, options: dict, keys: Collection[str], adapted: Places
+) -> tuple[Parts, Parts]:
     """Linear layers that the file adapts or lists; modules that it holds fully, or lists."""
     targets, saved = options.get("target_modules"), options.get("modules_to_save")
     # peft: with one of these, or a regular expression, only the tensors say which layers it is.
     partial = options.get("layers_to_transform") or options.get("exclude_modules")
     targets = targets if isinstance(targets, list) and not partial else []
     saved = saved if isinstance(saved, list) else []
-    present, owners = {whole(cut(k)[0]) for k in keys}, {k.rpartition(".")[0] for k in keys}
-    layers, extra = {}, {}
-    for name, module in lora.plain_modules(model).items():
-        if not isinstance(module, nn.Linear) and not list(module.parameters(recurse=False)):
-            continue
-        try:
-            hf_name = part_name(family, name)
-        except ModelError:  # HF has none for it
-            continue
-        path = f".{whole(hf_name)}"
-        is_held = any(f"{PREFIX}{hf_name}.{factor}" in keys for factor in (A, B))
-        is_listed = path[1:] not in present and any(path.endswith(f".{t}") for t in targets)
-        if isinstance(module, nn.Linear) and (is_held or is_listed):
-            layers[hf_name] = name
-        elif PREFIX + hf_name in owners or any(f".{m}." in f"{path}." for m in saved):
-            extra[hf_name] = name
+    owners = {key.removeprefix(PREFIX).rpartition(".")[0] for key in keys}
+    plain, layers, extra = lora.plain_modules(model), {}, {}
+    linears = {name for name, module in plain.items() if isinstance(module, nn.Linear)}
+    owning = [n for n, m in plain.items() if n in linears or list(m.parameters(recurse=False))]
+    for module, parts in _by_hf(family, owning, skips=True).items():
+        path, is_owner = f".{module}", module in owners
+        is_held = f"{module}.lora_A" in owners or f"{module}.lora_B" in owners
+        is_listed = not is_owner and any(path.endswith(f".{target}") for target in targets)
+        if linears.issuperset(parts.values()) and (is_held or is_listed):
+            places = adapted.get(module, [*parts])
+            layers[module] = {place: part for place, part in parts.items() if place in places}
+            if [*layers[module]] != places:
+                raise ModelError(f"{ORIGIN}: {module} has no parts {places}")
+        elif is_owner or any(f".{m}." in f"{path}." for m in saved):
+            extra[module] = parts
     return layers, extra
 
-def _lora_config(path: Path, options: dict, layers: Names, extra: Names) -> lora.LoRAConfig:
+def _lora_config(path: Path, options: dict, layers: Parts, extra: Parts) -> PeftConfig:
     """Peft's options as ours; one that would change the numbers and is not known is refused."""
     refused = [f"{k} = {options[k]!r} is not known" for k in UNKNOWN_OPTIONS if options.get(k)]
     if options.get("peft_type") != "LORA":
@@ -198,16 +253,16 @@ def _lora_config(path: Path, options: dict, layers: Names, extra: Names) -> lora
     if (start := options.get("init_lora_weights", True)) not in KNOWN_STARTS:
         refused.append(f"init_lora_weights = {start!r} changes the base: convert to plain LoRA")
     rank, alpha, dropout = (options.get(key) for key in ("r", "lora_alpha", "lora_dropout"))
-    if type(rank) is not int or not {type(alpha), type(dropout)} <= {int, float}:
+    are_numbers = type(rank) is int and {type(alpha), type(dropout)} <= {int, float}
+    if not are_numbers or rank < 1 or not 0 < alpha < math.inf or not 0 <= dropout < 1:
         said = f"r = {rank!r}, lora_alpha = {alpha!r}, lora_dropout = {dropout!r}"
-        refused.append(f"{said} must be numbers")
-    try:
-        if refused:
-            raise ConfigError("; ".join(refused))
-        is_rs, names = bool(options.get("use_rslora")), tuple(extra.values())
-        return lora.LoRAConfig(rank, alpha, tuple(layers.values()), is_rs, dropout, names)
-    except ConfigError as error:
-        raise ModelError(f"{path}: {error}") from error
+        refused.append(f"{said} must be numbers: from 1 on, above 0, in [0, 1)")
+    if refused:
+        raise ModelError(f"{path}: {'; '.join(refused)}")
+    return PeftConfig(
+        method="lora", rank=rank, alpha=alpha, dropout=dropout, targets=_names(layers),
+        rs_lora=bool(options.get("use_rslora")), extra_modules=_names(extra),
+    )  # fmt: skip
 
 def _account(folder: Path, shapes: dict[str, tuple], tensors: Mapping[str, Tensor]) -> None:
     """Refuse a file that does not hold exactly the tensors that its config implies (law 7)."""
@@ -228,3 +283,46 @@ def _refuse_untied(folder: Path, model: nn.Module, incoming: Mapping[str, Tensor
             if other not in incoming or not torch.equal(incoming[name], incoming[other]):
                 what = f"{folder / WEIGHTS}: trains {name} apart from {other}, tied in this model"
                 raise ModelError(f"{what}: untie its base (tie_word_embeddings = false), save anew")
+
+def save_artifact(
+    loaded: LoadedModel, tokenizer: Tokenizer, run: Path, config: Run, kind: TaskKind,
+    labels: tuple[str, ...] | None,
+) -> Path:  # fmt: skip
+    """Write the trained model of a run; returns its folder. An adapter names its base; a classifier
+    its `labels` and, in HF's word, the problem that its outputs answer."""
+    if labels:
+        files.write_file(run / LABELS, json.dumps(labels, ensure_ascii=False) + "\n")
+    if lora.lora_layers(loaded.model):
+        base = {"family": loaded.family, "base_path": config.model.path}
+        save_adapter(loaded.model, run / ADAPTER, **base, task_type=kind.peft_type)
+        return run / ADAPTER
+
+    def write(folder: Path) -> None:
+        save_model(loaded, folder, labels=labels, problem=config.problem)
+        tokenizer.save(folder)
+
+    files.write_folder(run / MODEL, write)
+    return run / MODEL
+
+def load_artifact(run: Path, *, base: str, kind: TaskKind, dtype: torch.dtype) -> LoadedModel:
+    """The trained model of a finished run; a LoRA run's adapter is put on its base model, `base`.
+    Raises ModelError: the run has left neither, or its files are damaged."""
+    saved, adapter = files.current(run / MODEL), files.current(run / ADAPTER)
+    if saved.is_dir():
+        return load_model(saved, task=kind.model_task, dtype=dtype)
+    if not adapter.is_dir():
+        what = f"{run}: has neither {MODEL}/ nor {ADAPTER}/, so the run has not finished"
+        raise ModelError(f"{what}; continue it with: python train.py --resume {run}")
+    labels = read_labels(run)
+    loaded = load_model(
+        resolve(base), task=kind.model_task, dtype=dtype, num_labels=len(labels or ()) or None,
+        generator=torch.Generator(),  # draws the head that the adapter then replaces
+    )  # fmt: skip
+    load_adapter(loaded.model, adapter, family=loaded.family)
+    loaded.model.eval()
+    return loaded
+
+def read_labels(run: Path) -> tuple[str, ...] | None:
+    """Class names that a run wrote, or None."""
+    path = run / LABELS
+    return tuple(json.loads(path.read_text("utf-8"))) if path.is_file() else None

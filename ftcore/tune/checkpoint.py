@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ftcore import files
-from ftcore.errors import CheckpointError, ConfigError
+from ftcore.errors import CheckpointError
 
 Tensors = Mapping[str, Mapping[str, Tensor]]
 STATE, SUFFIX = "state.json", ".safetensors"
@@ -39,28 +39,25 @@ class Checkpoints:
     """The checkpoints of a run folder: the last `keep_last` of them (at least 1), and the best."""
 
     def __init__(self, run: Path, keep_last: int) -> None:
-        if keep_last < 1:
-            raise ConfigError(f"keep_last = {keep_last}: must be >= 1, or nothing can be resumed")
         self.folder, self.best_folder = run / "checkpoints", run / "best"
         self.keep_last, self.failed_in_a_row = keep_last, 0  # saves since the last good one
 
-    def save(self, step: int, tensors: Tensors, state: Mapping[str, Any]) -> Path:
+    def save(self, step: int, tensors: Tensors, state: Mapping[str, Any]) -> None:
         """Write `step-N`, replacing one of that name, then prune; on return it is on the disk. Of
-        `tensors`, {group: {name: tensor}} of any dtype and device, no two may share memory; to
-        `state`, JSON values, "step" is added. CheckpointError: nothing was saved, nothing lost."""
+        `tensors`, {group: {name: tensor}}, contiguous, no two may share memory; to `state`, JSON
+        values, "step" is added. CheckpointError: nothing was saved, nothing lost."""
         num_bytes = sum(t.nbytes for group in tensors.values() for t in group.values())
 
         def write(folder: Path) -> None:
             text = json.dumps({**state, "step": step}, indent=1) + "\n"
             (folder / STATE).write_text(text, "utf-8")
             for group, named in tensors.items():
-                save_file(_savable(group, named), folder / (group + SUFFIX))
+                save_file(dict(named), folder / (group + SUFFIX))
 
         self.failed_in_a_row += 1  # until it is there
         files.write_folder(self._step_folder(step), write, needed_bytes=num_bytes)
         self._prune(step)
         self.failed_in_a_row = 0
-        return self._step_folder(step)
 
     def latest(self) -> Loaded | None:
         """The newest checkpoint that verifies; None if there never was one. Those that were refused
@@ -109,20 +106,8 @@ class Checkpoints:
 def load(folder: Path) -> Loaded:
     """Verify and read one checkpoint folder. Raises CheckpointError: names the file at fault."""
     names = files.verify_folder(folder)
-    if STATE not in names:
-        raise CheckpointError(f"{folder} is no checkpoint: its manifest has no {STATE}")
     state, tensors = json.loads((folder / STATE).read_bytes()), {}
     for file in (folder / name for name in names if name.endswith(SUFFIX)):
         # load_file maps the file: cut or overwritten later, it would end this process by SIGBUS.
         tensors[file.stem] = {key: mapped.clone() for key, mapped in load_file(file).items()}
     return Loaded(state["step"], tensors, state)
-
-def _savable(group: str, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Detached and contiguous; tied tensors would come back apart, and are refused."""
-    savable = {name: tensor.detach().contiguous() for name, tensor in named.items()}
-    owners: dict[int, str] = {}
-    for name, tensor in savable.items():
-        if tensor.numel() and (owner := owners.setdefault(tensor.data_ptr(), name)) != name:
-            what = f"group {group}: {owner} and {name} share memory and would come back as two"
-            raise CheckpointError(f"{what} tensors: save one of them, and tie again after loading")
-    return savable

@@ -1,4 +1,4 @@
-"""What is trained: named policies and patterns, the table of parameters, the proof of freezing.
+"""What is trained, by policies and patterns; at which rates; the table and the proof of it.
 
 rule            trains
 all             everything
@@ -8,6 +8,20 @@ embeddings      token, position and segment matrices
 norms           modules with "norm" in their name
 biases          every bias (BitFit: Ben Zaken et al. 2021, arXiv:2106.10199)
 anything else   a name or glob: `q_proj`, `trunk.layers.[0-3].*`, `*.mlp`; a module: all below it
+
+learning rate over that of the run, where L layers are counted from 0:
+
+head                      head_lr_ratio
+embeddings, their norm    embedding_lr_ratio * layer_lr_decay ** (L + 1)
+layer l                   layer_lr_decay ** (L - l)
+B of a low-rank update    loraplus_lr_ratio, times that of its layer
+
+What stands behind the layers, such as the last norm, has 1; a tied head is an embedding. Gradual
+unfreezing: what stands behind is trained from the first step on, layer l after (L - l) n steps,
+embeddings after (L + 1) n, whatever of these is trained at all.
+
+source  Howard and Ruder 2018, arXiv:1801.06146 (decay over layers, gradual unfreezing); Hayou et
+        al. 2024, arXiv:2402.12354 (LoRA+)
 """
 
 import hashlib
@@ -20,9 +34,12 @@ from itertools import groupby
 import torch
 from torch import Tensor, nn
 
+from ftcore.config import OptimConfig
 from ftcore.errors import ConfigError, ModelError
+from ftcore.model.heads import Model
 
 POLICIES = ("all", "head", "last:K", "embeddings", "norms", "biases")
+Rates = dict[str, tuple[float, int]]  # name -> over that of the run; steps before it has one
 LAYER = re.compile(r"(?<=\blayers\.)(\d+)(?=\.)")
 
 def leaf(name: str) -> str:
@@ -80,6 +97,21 @@ def _resolve(model: nn.Module, rule: str) -> set[str]:
     modules = [n for n, _ in model.named_modules() if n]
     matched = match_names(rule, [*modules, *names], what="trainable rule", also=POLICIES)
     return {n for n in names if below(n, matched)}
+
+def rates_of(model: Model, config: OptimConfig, unfreeze_every: int = 0) -> Rates:
+    """Of all that is trained; `unfreeze_every` is n above, 0: all from the first step on."""
+    num_layers, found = len(model.trunk.layers), {}
+    for name in (name for name, param in model.named_parameters() if param.requires_grad):
+        layer, embeds = LAYER.search(name), name.startswith("trunk.embed_")
+        depth = num_layers - int(layer[1]) if layer else (num_layers + 1) * embeds
+        ratio = config.head_lr_ratio if name.startswith("head.") else 1.0
+        if embeds:
+            ratio = config.embedding_lr_ratio
+        ratio *= config.layer_lr_decay**depth
+        if leaf(name) == "lora_b":
+            ratio *= config.loraplus_lr_ratio
+        found[name] = ratio, depth * unfreeze_every
+    return found
 
 def parameter_table(model: nn.Module) -> str:
     """Name, shape of one, values of all, trainable; equal layers in one line; the share last."""

@@ -19,13 +19,15 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ftcore.config import LoopConfig, OptimConfig, ScheduleConfig
+from ftcore.config import Run
 from ftcore.data.pack import Encoded, StepRows, collate, lengths, pack, split, tokens, total_weight
 from ftcore.env.compute import LossScale, peak_bytes, seed_noise
 from ftcore.env.distributed import World
@@ -33,9 +35,8 @@ from ftcore.env.run import RunFolder, StopFlag
 from ftcore.errors import CheckpointError, SaveError, TrainingError
 from ftcore.model.heads import Model
 from ftcore.tune.checkpoint import Checkpoints, Loaded, load
-from ftcore.tune.groups import lr_ratios, starts
-from ftcore.tune.optim import AdamW, label
-from ftcore.tune.schedule import learning_rate
+from ftcore.tune.freeze import rates_of
+from ftcore.tune.optim import AdamW, label, learning_rate
 from ftcore.tune.task import Task
 from ftcore.tune.workers import Workers
 
@@ -74,13 +75,9 @@ class Loop:
     model: Model
     task: Task  # the loss
     documents: Sequence[Encoded]  # the rows
-    optim: OptimConfig
-    schedule: ScheduleConfig
-    loop: LoopConfig
-    run: RunFolder | None  # of the first process of the world
-    checkpoints: Checkpoints
-    seed: int  # of data order and noise
-    device: torch.device  # of the batches
+    config: Run
+    path: Path  # the run folder
+    run: RunFolder | None  # its writer, in the first process of the world
     evaluate: Callable[[], Mapping[str, float]] | None = None  # in eval mode; returns eval/<metric>
     draw: Callable[[Encoded, int], Encoded] | None = None  # (row, step) -> row; a pure function
     order: Callable[..., np.ndarray] | None = None  # epoch=N -> its rows; None: a permutation
@@ -88,23 +85,23 @@ class Loop:
     progress: Progress = field(default_factory=Progress)
 
     def __post_init__(self) -> None:
-        optim, count = self.optim, len(self.documents)
-        self.run_path = self.run and self.run.path
+        optim, loop, count = self.config.optim, self.config.loop, len(self.documents)
+        self.device = self.model.trunk.embed_tokens.weight.device
+        self.checkpoints, self.seed = Checkpoints(self.path, loop.keep_last), self.config.env.seed
         self.rows = StepRows(count, batch_size=optim.batch_size, seed=self.seed, order=self.order)
-        self.total_steps = self.loop.num_steps(count, optim.batch_size)
-        self.drawn: tuple[int, list[Encoded]] | None = None
-        is_fp16 = any(param.dtype == torch.float16 for param in self.model.parameters())
-        self.scale = LossScale() if is_fp16 else None
+        self.total_steps = loop.num_steps(count, optim.batch_size)
+        self.documents_of = lru_cache(maxsize=1)(self._documents)  # all shares of a step ask
+        dtypes = {param.dtype for param in self.model.parameters()}
+        self.scale = LossScale() if torch.float16 in dtypes else None
         trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         longest = np.sort(lengths(self.documents))[-optim.batch_size :]
         is_fixed = self.draw is None and self.device.type == "cpu"  # what draws may read any row
         rows = rows_read(self.model, self.documents) if is_fixed else {}
         self.model.trunk.embed_tokens.sparse = bool(rows)
         self.optimizer = AdamW(
-            trained.items(), betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay,
-            lr_ratios=lr_ratios(self.model, optim), rows=rows, ema=optim.ema,
-            starts=starts(self.model, self.loop.unfreeze_every),
-            accumulates=int(longest.sum()) > self.loop.micro_batch_tokens or self.world.size > 1,
+            trained.items(), optim, rows=rows,
+            rates=rates_of(self.model, optim, loop.unfreeze_every),
+            accumulates=int(longest.sum()) > loop.micro_batch_tokens or self.world.size > 1,
         )  # fmt: skip
 
     def restore(self, loaded: Loaded | None) -> None:
@@ -137,8 +134,8 @@ class Loop:
         self.model.train()
         # On a CPU, one process for each of its threads, if a step has rows for them.
         forks = self.device.type == "cpu" and self.world.size == 1
-        count = min(torch.get_num_threads(), self.optim.batch_size) if forks else 1
-        start = self.progress.step
+        count = min(torch.get_num_threads(), self.config.optim.batch_size) if forks else 1
+        start, options = self.progress.step, self.config.loop
         with (
             Workers(count, self.optimizer, self.share, self.world) as workers, StopFlag() as stop,
             tqdm(total=self.total_steps, initial=start, unit="step", disable=not self.run) as bar,
@@ -149,26 +146,26 @@ class Loop:
                 bar.set_postfix(loss=f"{values['train/loss']:.3f}", refresh=False)
                 step = self.progress.step
                 is_last = step == self.total_steps
-                if self.run and (step % self.loop.log_every == 0 or is_last or step == 1):
+                if self.run and (step % options.log_every == 0 or is_last or step == 1):
                     self.run.log(step, values)
-                is_judged = self.evaluate and (step % self.loop.eval_every == 0 or is_last)
+                is_judged = self.evaluate and (step % options.eval_every == 0 or is_last)
                 is_best = bool(is_judged) and self._evaluate()
                 # read once: what leaves has saved
                 exit_code = int(max(self.world.gather(stop.exit_code)))
-                is_stuck = self.progress.skipped_in_a_row > self.loop.max_skipped
-                is_due = step % self.loop.save_every == 0 or is_best or is_last or is_stuck
+                is_stuck = self.progress.skipped_in_a_row > options.max_skipped
+                is_due = step % options.save_every == 0 or is_best or is_last or is_stuck
                 if is_due or exit_code or self._is_out_of_patience():
                     self._save(is_best=is_best)
                 if is_stuck:
                     what = f"{self.progress.skipped_in_a_row} steps in a row were not applied, to"
-                    where = f"what they had is in {self.run_path}/skipped-step-N.json"
+                    where = f"what they had is in {self.path}/skipped-step-N.json"
                     mend = "lower optim.lr, take env.precision bf16 or fp32, or mend the rows"
                     raise TrainingError(f"{what} step {step}: {where}; {mend}")
                 if self.checkpoints.failed_in_a_row >= MAX_FAILED_SAVES:
                     what = "stopped, since checkpoints cannot be saved: mend that, then continue"
-                    raise SaveError(f"{what} with: python train.py --resume {self.run_path}")
+                    raise SaveError(f"{what} with: python train.py --resume {self.path}")
                 if exit_code:
-                    tqdm.write(f"stopped after step {step}; continue with --resume {self.run_path}")
+                    tqdm.write(f"stopped after step {step}; continue with --resume {self.path}")
                     return exit_code
         if self._is_out_of_patience():
             best, step = self.progress.best_step, self.progress.step
@@ -176,21 +173,19 @@ class Loop:
         return 0
 
     def _is_out_of_patience(self) -> bool:
-        return 0 < self.loop.patience <= self.progress.evals_since_best
+        return 0 < self.config.loop.patience <= self.progress.evals_since_best
 
     def _documents(self, step: int) -> list[Encoded]:
-        """The rows of a step; those of the last one asked for are kept."""
-        if self.drawn is None or self.drawn[0] != step:
-            rows = (self.documents[row] for row in self.rows(step))
-            self.drawn = step, [self.draw(row, step) if self.draw else row for row in rows]
-        return self.drawn[1]
+        """The rows of a step."""
+        rows = [self.documents[row] for row in self.rows(step)]
+        return [self.draw(row, step) for row in rows] if self.draw else rows
 
     def share(self, step: int, share: int, shares: int, loss_scale: float = 1.0) -> float:
         """Gradients of a share of a step times `loss_scale` into a buffer; returns its loss sum."""
-        documents = self._documents(step)
+        documents = self.documents_of(step)
         weight, loss = total_weight(documents), 0.0
         mine = [documents[i] for i in split([len(d) for d in documents], shares)[share]]
-        streams = pack([len(d) for d in mine], self.loop.micro_batch_tokens)
+        streams = pack([len(d) for d in mine], self.config.loop.micro_batch_tokens)
         self.optimizer.zero_grad()
         for micro_step, stream in enumerate(streams):
             seed_noise(self.seed, step, micro_step * shares + share)
@@ -205,22 +200,19 @@ class Loop:
         scale = self.scale.value if self.scale else 1.0
         loss, grad_norms = workers.compute(step, scale)
         grad_norm = math.hypot(*grad_norms)
-        documents = self._documents(step)
+        documents = self.documents_of(step)
         mean_loss, progress = loss / total_weight(documents), self.progress
-        rate = learning_rate(
-            step, peak=self.optim.lr, total_steps=self.total_steps,
-            warmup_steps=int(self.schedule.warmup * self.total_steps), shape=self.schedule.shape,
-            final=self.schedule.final, decay_steps=int(self.schedule.decay * self.total_steps),
-        )
+        optim, schedule = self.config.optim, self.config.schedule
+        rate = learning_rate(step, self.total_steps, optim.lr, schedule)
         is_finite = math.isfinite(loss) and math.isfinite(grad_norm)
         if self.scale:
             self.scale.update(is_finite)
         deviation = progress.deviation(mean_loss) if is_finite else math.nan
-        is_applied = is_finite and not 0 < self.loop.max_deviation < deviation
+        is_applied = is_finite and not 0 < self.config.loop.max_deviation < deviation
         if is_applied:
             progress.remember(mean_loss)
             progress.skipped_in_a_row = 0
-            clip = min(1.0, self.optim.max_grad_norm / (grad_norm + 1e-6))
+            clip = min(1.0, optim.max_grad_norm / (grad_norm + 1e-6))
             workers.apply(rate, clip / scale)
         else:
             progress.skipped_steps += 1
@@ -231,7 +223,7 @@ class Loop:
             record |= {"bad gradient": self.optimizer.first_not_finite(), "norm": str(grad_norm)}
             path = self.run and self.run.dump(f"skipped-step-{step + 1}.json", record)
             found = f"step {step + 1}: loss {mean_loss:g}, gradient norm {grad_norm:g}"
-            show = f"python -m ftcore.data show {self.run_path} --step {step + 1}"
+            show = f"python -m ftcore.data show {self.path} --step {step + 1}"
             tqdm.write(f"{found}: not applied; noted in {path}; its text: {show}")
         progress.step += 1
         groups = zip(self.optimizer.kinds, grad_norms, strict=True) if len(grad_norms) > 1 else ()

@@ -1,4 +1,5 @@
-"""LoRA on any linear layer, chosen by name: wrap, merge, switch off, hold several adapters.
+"""LoRA on any linear layer, chosen by name: wrap, merge, switch off, hold several adapters; and
+frozen matrices in four bits, whose dequantised values those that are trained see (QLoRA).
 
     y = x W^T + bias + scale (drop(x) A^T) B^T,    scale = alpha / R, or alpha / sqrt(R) (rsLoRA)
 
@@ -6,7 +7,8 @@ Letters: N rows, M of them asked of the last layer, B documents, C input and O o
 B starts at zero: a fresh adapter changes no logit. Factors are fp32, or float64 over float64.
 
 source  Hu et al. 2021, arXiv:2106.09685; Kalajdzievski 2023, arXiv:2312.03732 (rsLoRA);
-        A starts as in the peft package: uniform in +-1 / sqrt(C)
+        Dettmers et al. 2023, arXiv:2305.14314 (QLoRA); A starts as in the peft package: uniform
+        in +-1 / sqrt(C)
 """
 
 import math
@@ -14,7 +16,6 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from inspect import signature
 from typing import Any
@@ -23,43 +24,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ftcore.config import PeftConfig
 from ftcore.errors import ConfigError
 from ftcore.model.heads import Model
 from ftcore.model.transformer import Linear
-from ftcore.tune.freeze import below, leaf, match_names
+from ftcore.tune.freeze import below, leaf, match_names, tensor_sha256
 from kernels.backend import Impl
 from kernels.lora import lora_linear
+from kernels.nf4 import BLOCK, NF4, dequantise, nf4_linear, quantise
 
 ALL_LINEAR, DEFAULT = "all-linear", "default"
-
-@dataclass(frozen=True)
-class LoRAConfig:
-    """What to wrap, and how. Raises ConfigError on a value out of range."""
-    rank: int  # R
-    alpha: float  # numerator of the scale
-    targets: tuple[str, ...]  # linears: last or full name, glob; all-linear: all but the head's
-    rs_lora: bool = False  # scale = alpha / sqrt(rank) instead of alpha / rank
-    dropout: float = 0.0  # probability on the input of the update while training, in [0, 1)
-    extra_modules: tuple[str, ...] = ()  # modules trained fully, by the same kinds of name
-
-    def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ConfigError(f"LoRA rank = {self.rank}: must be at least 1")
-        if not 0 < self.alpha < math.inf:
-            raise ConfigError(f"LoRA alpha = {self.alpha}: must be a finite number above 0")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"LoRA dropout = {self.dropout}: must be in [0, 1)")
-        if not self.targets:
-            raise ConfigError(f"LoRA has no targets: name linear layers, or {ALL_LINEAR!r}")
-
-    @property
-    def scale(self) -> float:
-        return self.alpha / (math.sqrt(self.rank) if self.rs_lora else self.rank)
+CODES = ("codes_P", "scale_codes_Q", "maxima_S", "mean")  # of an NF4 matrix
 
 class Factors(nn.Module):
     """One adapter of a layer; its A is drawn by the `generator` on the CPU."""
 
-    def __init__(self, base: Linear, config: LoRAConfig, generator: torch.Generator) -> None:
+    def __init__(self, base: Linear, config: PeftConfig, generator: torch.Generator) -> None:
         super().__init__()
         self.config = config
         device, wide = base.weight.device, torch.promote_types(base.weight.dtype, torch.float32)
@@ -139,25 +119,23 @@ class LoRALinear(nn.Module):
         self.merged_weight = None
 
 def apply_lora(
-    model: nn.Module, config: LoRAConfig, *, generator: torch.Generator,
-    trained_heads: Sequence[str] = (), name: str = DEFAULT,
-) -> str:  # fmt: skip
+    model: nn.Module, config: PeftConfig, *, generator: torch.Generator, name: str = DEFAULT
+) -> str:
     """Wrap the targets and freeze all but the factors and fully trained modules; says so in words.
 
-    generator       draws the A of each target, in the order of the model's modules
-    trained_heads   fully trained modules beside `config.extra_modules`: heads that are new
-    name            of the adapter, among several; it is then the one that answers
-    raises          ConfigError: a name that matches nothing, a layer that is both wrapped and fully
-                    trained or whose matrix is shared with another layer, a second adapter of one
-                    name, or where any has fully trained modules; the model is then unchanged
+    generator   draws the A of each target, in the order of the model's modules
+    name        of the adapter, among several; it is then the one that answers
+    raises      ConfigError: a name that matches nothing, a layer that is both wrapped and fully
+                trained or whose matrix is shared with another layer, a second adapter of one
+                name, or where any has fully trained modules; the model is then unchanged
     """
     plain, layers = plain_modules(model), lora_layers(model)
     if any(name in layer.adapters for layer in layers.values()):
         raise ConfigError(f"the model has an adapter {name!r} already: name this one otherwise")
     modules = [n for n in plain if n]
     wrapped = _targets(model, config.targets)
-    patterns = (*config.extra_modules, *trained_heads)
-    extra = set().union(*(match_names(p, modules, what="fully trained module") for p in patterns))
+    find = partial(match_names, names=modules, what="fully trained module")
+    extra = set().union(*map(find, config.extra_modules))
     if both := [n for n in wrapped if below(n, extra)]:
         raise ConfigError(f"LoRA target and fully trained at once: {', '.join(both)}: choose one")
     has_more = any(p.requires_grad for m in plain.values() for p in m.parameters(recurse=False))
@@ -184,7 +162,7 @@ def _targets(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     find = partial(match_names, names=linears, what="LoRA target", also=[ALL_LINEAR])
     chosen = set().union(*(body if p == ALL_LINEAR else find(p) for p in patterns))
     if not chosen:
-        raise ConfigError(f"LoRA targets {list(patterns)}: the model has no linear layer to wrap")
+        raise ConfigError(f"LoRA targets {list(patterns)}: no linear layer, try {ALL_LINEAR!r}")
     owners = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
     if shared := [n for n in chosen if owners[id(plain[n].weight)] > 1]:
         what = f"LoRA target {', '.join(sorted(shared))}: its matrix is tied to another layer's, so"
@@ -212,14 +190,13 @@ def use(model: nn.Module, name: str) -> None:
 @contextmanager
 def disabled(model: nn.Module) -> Iterator[None]:
     """Within it the base answers, with the modules that are trained fully as they are."""
-    layers = lora_layers(model).values()
-    before = [layer.active for layer in layers]
+    before = {layer: layer.active for layer in lora_layers(model).values()}
     try:
-        for layer in layers:
+        for layer in before:
             layer.active = None
         yield
     finally:
-        for layer, name in zip(layers, before, strict=True):
+        for layer, name in before.items():
             layer.active = name
 
 @contextmanager
@@ -259,3 +236,48 @@ def _layers_with(model: nn.Module, names: Sequence[str]) -> dict[str, LoRALinear
         there = ", ".join(sorted(known)) or "none"
         raise ConfigError(f"the model has no adapter {odd[0]!r}; it has: {there}")
     return layers
+
+class NF4Linear(Linear):
+    """A frozen linear map whose matrix is kept in NF4, made from its bf16 rounding, so that the
+    codes are the same from bf16 and fp32 weights; `sha256` is that of the rounding."""
+
+    def __init__(self, base: Linear) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = base.in_features, base.out_features
+        self.bias, rounded_OC = base.bias, base.weight.detach().bfloat16()
+        self.sha256, whole = tensor_sha256(rounded_OC), quantise(rounded_OC)
+        self.shape, self.dtype = whole.shape, base.weight.dtype
+        for name in CODES:
+            self.register_buffer(name, getattr(whole, name))
+
+    def nf4(self, dtype: torch.dtype) -> NF4:
+        """The matrix, whose values are formed in `dtype` where they are needed."""
+        return NF4(*(getattr(self, name) for name in CODES), self.shape, dtype)
+
+    @property
+    def weight(self) -> Tensor:
+        """The dequantised matrix, formed anew."""
+        return dequantise(self.nf4(self.dtype), impl=self.impl)
+
+    def cast(self, x_NC: Tensor) -> tuple[Tensor, NF4, Tensor | None]:
+        dtype = self.compute or self.dtype
+        return x_NC.to(dtype), self.nf4(dtype), None if self.bias is None else self.bias.to(dtype)
+
+    def forward(self, x_NC: Tensor) -> Tensor:
+        return nf4_linear(*self.cast(x_NC), impl=self.impl)
+
+def quantised_layers(model: nn.Module) -> list[NF4Linear]:
+    return [module for module in model.modules() if isinstance(module, NF4Linear)]
+
+def quantise_frozen(model: nn.Module) -> str:
+    """Put the trunk's frozen linears in NF4, if of whole blocks; returns what was done in words."""
+    linears = [(n, m) for n, m in model.trunk.named_modules() if isinstance(m, nn.Linear)]
+    frozen = [(n, m) for n, m in linears if not m.weight.requires_grad]
+    for name, linear in frozen:
+        if not isinstance(linear, NF4Linear) and linear.weight.numel() % BLOCK == 0:
+            model.trunk.set_submodule(name, NF4Linear(linear))
+    done = quantised_layers(model)
+    count = sum(layer.shape.numel() for layer in done)
+    bits = 8 * sum(buffer.nbytes for layer in done for buffer in layer.buffers()) / max(count, 1)
+    left = f"; {len(frozen) - len(done)} of other sizes stay as they are"
+    return f"NF4: {len(done)} matrices, {count:,} values of {bits:.2f} bits{left}"

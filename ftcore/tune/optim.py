@@ -10,25 +10,55 @@ nothing. A wider tensor is its own master, unless only some of its rows are trai
 on tensors of fewer than two axes (norms and biases); embedding rows that are never read stay as
 they are. Torch's fused kernel (5.6 times as fast as foreach on a CPU) equals these lines in tests.
 
-source  Loshchilov and Hutter 2019, arXiv:1711.05101
+The rate is a pure function of the step: linear warm-up, then one of these shapes.
+
+    warm-up    lr (s + 1) / w                                   s < w
+    cosine     lr (m + (1 - m) (1 + cos(pi x)) / 2)             x = (s - w) / (S - w)
+    linear     lr (1 - (1 - m) x)
+    constant   lr
+    wsd        lr, stable, then decay, over the last d steps lr (1 - (1 - m) (s - (S - d)) / d)
+
+s is the 0-based step, S the steps of the run, w those of the warm-up, d those of the decay, which
+never reaches into the warm-up; m the final share of the peak.
+
+source  Loshchilov and Hutter 2019, arXiv:1711.05101 (AdamW), 2017, arXiv:1608.03983 (cosine); Hu et
+        al. 2024, arXiv:2404.06395 (wsd)
 """
 
-from collections.abc import Iterable, Mapping
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor, nn
 
+from ftcore.config import OptimConfig, ScheduleConfig
 from ftcore.env.compute import shared_zeros
 from ftcore.env.distributed import World
 from ftcore.errors import CheckpointError
+from ftcore.tune.freeze import Rates
 
 Span = tuple[int, int]  # first and past of some values of a flat tensor
 # Rate over that of the run; weight decay; only some rows trained; steps before it joins them.
 Kind = tuple[float, float, bool, int]
 # Values of a flat tensor in one operation: what a core's cache holds between two; a GPU wants many.
 PIECES = {"cpu": 2**19, "cuda": 2**26}
+
+def learning_rate(step: int, total_steps: int, peak: float, config: ScheduleConfig) -> float:
+    """Rate of step s of S, a pure function of these."""
+    warmup_steps, decay_steps = (int(x * total_steps) for x in (config.warmup, config.decay))
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    if config.shape == "wsd":
+        warmup_steps = max(warmup_steps, total_steps - decay_steps)
+    done = min(1.0, max(0, step - warmup_steps) / max(1, total_steps - warmup_steps))
+    if config.shape == "constant":
+        return peak
+    if config.shape in ("linear", "wsd"):
+        return peak * (1 - (1 - config.final) * done)
+    return peak * (config.final + (1 - config.final) * (1 + math.cos(math.pi * done)) / 2)
 
 def label(kind: Kind) -> str:
     """Its name in files and metrics."""
@@ -38,59 +68,51 @@ def label(kind: Kind) -> str:
 class AdamW:
     """The optimiser of one run, of the trained parameters by name.
 
-    lr_ratios       learning rate of a parameter over that of the run, where it is not 1
-    ema             of the average `a`; 0: there is none
-    starts          steps of the run before a parameter is trained, where it is not so from the
-                    first on; until then it has no gradient, and its t counts from there
+    config          its moments, weight decay and average
+    rates           learning rate of a parameter over that of the run, and the steps of the run
+                    before it is trained, where they are not 1 and 0; until then it has no gradient,
+                    and its t counts from there
     rows            int64, ascending: rows of a matrix that alone have a state and a sparse gradient
     accumulates     a process may have several micro-batches a step; if not, gradients keep the
                     dtype of the parameters where all have one; those of `rows` are rounded to it
 
-    Masters, averages, 16-bit parameters and the gradients of each process are flat tensors, which
-    processes forked later share; the groups of `state` are views of these by name, as is `grads` of
-    this process's buffer. `kinds` are parameters of one rate and decay, side by side.
+    Masters, moments and average (`flats`), 16-bit parameters and the gradients of each process are
+    flat tensors, which processes forked later share; the groups of `state` are views of these by
+    name, as is `grads` of this process's buffer. Parameters of one of the `kinds` lie side by side.
     """
 
     def __init__(
-        self, named: Iterable[tuple[str, nn.Parameter]], *, betas: tuple[float, float], eps: float,
-        weight_decay: float, lr_ratios: Mapping[str, float] | None = None,
-        rows: Mapping[str, Tensor] | None = None, accumulates: bool = True, ema: float = 0.0,
-        starts: Mapping[str, int] | None = None,
+        self, named: Iterable[tuple[str, nn.Parameter]], config: OptimConfig, *,
+        rates: Rates | None = None, rows: Mapping[str, Tensor] | None = None,
+        accumulates: bool = True,
     ) -> None:  # fmt: skip
-        self.betas, self.eps, self.rows, self.step_count = betas, eps, rows or {}, 0
-        self.ema = ema
-        params = dict(named)
-        kinds: dict[Kind, list[str]] = {}
+        self.config, self.rows, self.step_count = config, rows or {}, 0
+        params, self.kinds = dict(named), defaultdict(list)
         for name, param in params.items():
-            decay = weight_decay if param.dim() >= 2 else 0.0
-            ratio, start = (lr_ratios or {}).get(name, 1.0), (starts or {}).get(name, 0)
-            kind = ratio, decay, name in self.rows, start
-            kinds.setdefault(kind, []).append(name)
-        self.params = {name: params[name] for names in kinds.values() for name in names}
+            decay = config.weight_decay if param.dim() >= 2 else 0.0
+            ratio, start = (rates or {}).get(name, (1.0, 0))
+            self.kinds[ratio, decay, name in self.rows, start].append(name)
+        self.params = {name: params[name] for names in self.kinds.values() for name in names}
         assert self.params, "nothing is trained"
-        firsts = accumulate((self._shape(name).numel() for name in self.params), initial=0)
+        self.shapes = {name: param.shape for name, param in self.params.items()}
+        for name, rows_L in self.rows.items():
+            self.shapes[name] = torch.Size((len(rows_L), *self.shapes[name][1:]))
+        firsts = accumulate((shape.numel() for shape in self.shapes.values()), initial=0)
         self.spans: dict[str, Span] = dict(zip(self.params, pairwise(firsts), strict=True))
-        self.kinds = {k: (self.spans[n[0]][0], self.spans[n[-1]][1]) for k, n in kinds.items()}
         dtypes = {param.dtype for param in self.params.values()}
         self.wide = torch.promote_types(next(iter(dtypes)), torch.float32)
         self.grad_dtype = self.wide if accumulates or len(dtypes) > 1 else next(iter(dtypes))
-        flats = [self._zeros(self.wide) for _ in range(3)]
-        self.flat_master, self.flat_exp_avg, self.flat_exp_avg_sq = flats
-        self.masters, self.exp_avg, self.exp_avg_sq = map(self._named, flats)
+        groups = ("master", "exp_avg", "exp_avg_sq", *(["average"] if config.ema else []))
+        self.flats = {group: self._zeros(self.wide) for group in groups}
+        self.masters = self._named(self.flats["master"])
         narrow = dtypes - {self.wide}
         self.flat_param = self._zeros(*narrow) if narrow else None
-        self.buffers: list[Tensor] = []
         self.open_buffers(1)
-        self.collect_in(0)
         for name, param in self.params.items():
             self._adopt(name, param)
             param.register_post_accumulate_grad_hook(partial(self._collect, name))
-        self.flat_average = self._zeros(self.wide).copy_(self.flat_master) if ema else None
-
-    def _shape(self, name: str) -> torch.Size:
-        """Of what is trained of a parameter."""
-        shape = self.params[name].shape
-        return torch.Size((len(self.rows[name]), *shape[1:])) if name in self.rows else shape
+        if config.ema:
+            self.flats["average"].copy_(self.flats["master"])
 
     def _zeros(self, dtype: torch.dtype) -> Tensor:
         """A flat tensor of what is trained."""
@@ -98,7 +120,7 @@ class AdamW:
         return shared_zeros(next(reversed(self.spans.values()))[1], dtype, device)
 
     def _named(self, flat: Tensor) -> dict[str, Tensor]:
-        return {n: flat[slice(*span)].view(self._shape(n)) for n, span in self.spans.items()}
+        return {n: flat[slice(*span)].view(self.shapes[n]) for n, span in self.spans.items()}
 
     @torch.no_grad()
     def _adopt(self, name: str, param: nn.Parameter) -> None:
@@ -113,9 +135,9 @@ class AdamW:
             param.data = self.flat_param[slice(*self.spans[name])].view(param.shape).copy_(param)
 
     def open_buffers(self, count: int) -> None:
-        """Gradients of so many processes, whose sum a step applies."""
-        del self.buffers[count:]
-        self.buffers += [self._zeros(self.grad_dtype) for _ in range(count - len(self.buffers))]
+        """Gradients of so many processes, whose sum a step applies; this one has the first."""
+        self.buffers = [self._zeros(self.grad_dtype) for _ in range(count)]
+        self.collect_in(0)
 
     def collect_in(self, number: int) -> None:
         """The buffer that this process collects its gradients in."""
@@ -127,7 +149,8 @@ class AdamW:
         total, grad = self.grads[name], param.grad
         assert name in self.stale or total.dtype == self.wide, "a sum would lose bits"
         if grad.is_sparse:
-            self.zero_unreached([name])
+            if name in self.stale:
+                total.zero_()
             slots_N = torch.searchsorted(self.rows[name], grad._indices()[0])
             slots_U, of_N = slots_N.unique(return_inverse=True)
             # numerics: a token that is read often has a sum of many gradients
@@ -136,25 +159,23 @@ class AdamW:
             total.index_add_(0, slots_U, sums_UC.to(total.dtype))
         elif name in self.stale:  # cost: one pass, where zeroing and a mixed sum take four
             total.copy_(grad)
-            self.stale.remove(name)
         else:
             total += grad
+        self.stale.discard(name)
         param.grad = None
 
     def zero_grad(self) -> None:
         """Forget the last step's gradients, let parameters join whose start this step is; called
         once before a step's first micro-batch."""
         self.stale = set(self.grads)
-        for (*_, steps), (start, past) in self.kinds.items():
-            for name, param in self.params.items() if steps else ():
-                if start <= self.spans[name][0] < past:
-                    param.requires_grad_(self.step_count >= steps)
+        for (*_, before), names in self.kinds.items():
+            for name in names:
+                self.params[name].requires_grad_(self.step_count >= before)
 
-    def zero_unreached(self, names: Iterable[str] | None = None) -> None:
-        """Zeros for the tensors that this step's loss did not reach, of these or of all."""
-        for name in self.stale.intersection(self.params if names is None else names):
-            self.grads[name].zero_()
-            self.stale.remove(name)
+    def zero_unreached(self) -> None:
+        """Zeros for the tensors that this step's loss did not reach."""
+        while self.stale:
+            self.grads[self.stale.pop()].zero_()
 
     def parts(self, count: int) -> list[Span]:
         """The flat tensors in `count` parts of about equal size, cut between parameters."""
@@ -164,39 +185,41 @@ class AdamW:
 
     def _pieces(self, span: Span) -> list[Span]:
         """What a span is worked through in."""
-        size = PIECES[self.flat_master.device.type]
+        size = PIECES[self.flats["master"].device.type]
         return [(start, min(start + size, span[1])) for start in range(*span, size)]
+
+    def _work(self, part: Span) -> Iterator[tuple[Kind, list[Span]]]:
+        """The pieces of a part that are of each kind."""
+        for kind, names in self.kinds.items():
+            start, past = self.spans[names[0]][0], self.spans[names[-1]][1]
+            yield kind, self._pieces((max(start, part[0]), min(past, part[1])))
 
     def _gradient(self, piece: Span) -> Tensor:
         """A piece of the gradient of the whole step: the sum over all processes, in their order."""
-        total, *others = (buffer[slice(*piece)] for buffer in self.buffers)
-        total = total.to(self.wide)
-        for other in others:  # cost: a sum of two dtypes takes longer than a cast and a sum
-            total = total + other.to(self.wide)
-        return total
+        # cost: a sum of two dtypes takes longer than a cast and a sum
+        first, *others = (buffer[slice(*piece)].to(self.wide) for buffer in self.buffers)
+        return sum(others, start=first)
 
     def square_sums(self, part: Span) -> list[float]:
         """Squared L2 norm of a part of the step's gradient, of each kind."""
-        spans = [(max(a, part[0]), min(b, part[1])) for a, b in self.kinds.values()]
         # numerics: a sum adds in pairs; a norm, in few fp32 lanes, loses 0.5 % of 60 M values
-        sums = ([self._gradient(p).square().sum() for p in self._pieces(span)] for span in spans)
-        return [torch.stack(each).double().sum().item() if each else 0.0 for each in sums]
+        work = ([self._gradient(p).square().sum() for p in ps] for _, ps in self._work(part))
+        return [torch.stack(each).double().sum().item() if each else 0.0 for each in work]
 
     @torch.no_grad()
     def step(self, lr: float, part: Span, *, grad_scale: float = 1.0) -> None:
         """Apply a part of the step's gradient times `grad_scale` (the clipping factor)."""
         self.step_count += 1
-        decay = min(self.ema, self.step_count / (9 + self.step_count))
-        for (ratio, weight_decay, has_rows, before), (start, past) in self.kinds.items():
-            if self.step_count <= before:
-                continue
-            for piece in self._pieces((max(start, part[0]), min(past, part[1]))):
+        decay = min(self.config.ema, self.step_count / (9 + self.step_count))
+        for (ratio, weight_decay, has_rows, before), pieces in self._work(part):
+            for piece in pieces if self.step_count > before else ():
                 self._update(piece, self.step_count - before, lr * ratio, weight_decay, grad_scale)
                 values = slice(*piece)
-                if self.ema:
-                    self.flat_average[values].lerp_(self.flat_master[values], 1 - decay)
+                master = self.flats["master"][values]
+                if self.config.ema:
+                    self.flats["average"][values].lerp_(master, 1 - decay)
                 if not has_rows and self.flat_param is not None:
-                    self.flat_param[values] = self.flat_master[values]
+                    self.flat_param[values] = master
         self._round_rows(part)
 
     def _round_rows(self, part: Span) -> None:
@@ -208,31 +231,32 @@ class AdamW:
     def _update(
         self, piece: Span, step: int, lr: float, weight_decay: float, grad_scale: float
     ) -> None:
-        device, values = self.flat_master.device, slice(*piece)
+        groups = ("master", "exp_avg", "exp_avg_sq")
+        master, exp_avg, exp_avg_sq = (self.flats[group][slice(*piece)] for group in groups)
+        device, (beta1, beta2) = master.device, self.config.betas
         torch._fused_adamw_(
-            [self.flat_master[values]], [self._gradient(piece)],
-            [self.flat_exp_avg[values]], [self.flat_exp_avg_sq[values]], [],
-            [torch.tensor(float(step), device=device)],
-            lr=lr, beta1=self.betas[0], beta2=self.betas[1], weight_decay=weight_decay,
-            eps=self.eps, amsgrad=False, maximize=False,
+            [master], [self._gradient(piece)], [exp_avg], [exp_avg_sq], [],
+            [torch.tensor(float(step), device=device)], lr=lr, beta1=beta1, beta2=beta2,
+            weight_decay=weight_decay, eps=self.config.eps, amsgrad=False, maximize=False,
             # a divisor; cost: with None the gradient is not written back
             grad_scale=None if grad_scale == 1 else torch.tensor(1 / grad_scale, device=device),
         )  # fmt: skip
 
     def swap_average(self) -> None:
         """Exchange what is trained and its average; twice gives every bit back."""
-        if self.ema:
-            kept = self.flat_master.clone()
-            self.flat_master.copy_(self.flat_average)
-            self.flat_average.copy_(kept)
+        if self.config.ema:
+            master, average = self.flats["master"], self.flats["average"]
+            kept = master.clone()
+            master.copy_(average)
+            average.copy_(kept)
             self._round_all()
 
     @torch.no_grad()
     def _round_all(self) -> None:
         """The masters into the parameters."""
         if self.flat_param is not None:
-            self.flat_param.copy_(self.flat_master)
-        self._round_rows((0, len(self.flat_master)))
+            self.flat_param.copy_(self.flats["master"])
+        self._round_rows((0, len(self.flats["master"])))
 
     def first_not_finite(self) -> str | None:
         """Name of the first parameter whose gradient is not; None: there is none."""
@@ -243,15 +267,11 @@ class AdamW:
 
     def groups(self) -> dict[str, list[str]]:
         """Names of the parameters of each kind."""
-        return {
-            label(kind): [name for name, (first, _) in self.spans.items() if start <= first < past]
-            for kind, (start, past) in self.kinds.items()
-        }
+        return {label(kind): names for kind, names in self.kinds.items()}
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """Tensors that a resumed run needs: {group: {parameter name: fp32 tensor, or its rows}}."""
-        groups = {"master": self.masters, "exp_avg": self.exp_avg, "exp_avg_sq": self.exp_avg_sq}
-        groups |= {"average": self._named(self.flat_average)} if self.ema else {}
+        groups = {group: self._named(flat) for group, flat in self.flats.items()}
         return groups | ({"rows": self.rows} if self.rows else {})
 
     def load_state(self, state: Mapping[str, Mapping[str, Tensor]], step_count: int) -> None:
@@ -277,7 +297,6 @@ class AdamW:
     def follow_first(self, world: World) -> None:
         """Take over the state of the first process of the world."""
         self.step_count = int(world.gather(self.step_count)[0])
-        flats = self.flat_master, self.flat_exp_avg, self.flat_exp_avg_sq, self.flat_average
-        for flat in flats if self.ema else flats[:3]:
+        for flat in self.flats.values():
             world.tell(flat)
         self._round_all()

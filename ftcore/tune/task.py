@@ -1,15 +1,24 @@
-"""What a task does with a batch: its loss as (sum, weight), over the scored rows, which alone reach
-the head (law 2). No task divides (law 3): the loop does once, by the weight of the whole step."""
+"""A task: which head it needs, what of the model is trained for it, whether its data fits.
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+Its loss is (sum, weight), over the scored rows, which alone reach the head (law 2). No task divides
+(law 3): the loop does once, by the weight of the whole step.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ftcore.data.pack import Batch
-from ftcore.model.heads import Model, ModelTask
+from ftcore.config import PeftConfig
+from ftcore.data.ledger import Prepared
+from ftcore.data.pack import Batch, lengths
+from ftcore.errors import ConfigError, DataError
+from ftcore.model.heads import CLASSIFIERS, Model, ModelTask
+from ftcore.model.spec import ModelSpec
+from ftcore.tune.freeze import apply_trainable, parameter_table
+from ftcore.tune.lora import apply_lora, quantise_frozen
 
 # Loss sum (fp32 scalar; nats, or squared units of a score) and weight sum (fp32).
 Task = Callable[[Model, Batch], tuple[Tensor, Tensor]]
@@ -60,3 +69,38 @@ TASKS: Mapping[str, TaskKind] = {
     "regress": TaskKind("classify", regression, "SEQ_CLS"),
     "tag": TaskKind("tag", token_labels, "TOKEN_CLS"),
 }
+
+def choose_trainable(
+    model: Model, config: PeftConfig, generator: torch.Generator, *, new: Sequence[str] = ()
+) -> str:
+    """Freeze, wrap by drawn factors, or leave; returns the table of parameters. Raises ConfigError:
+    a rule or target matches nothing, or of `new`, which the checkpoint lacked, some stay frozen."""
+    if config.quantize != "none" and config.method != "lora":
+        raise ConfigError("peft.quantize is for frozen matrices: use --peft.method lora with it")
+    if config.method == "lora":
+        if model.task in CLASSIFIERS:  # its head is new with the task, so trained
+            config = replace(config, extra_modules=(*config.extra_modules, "head"))
+        report = apply_lora(model, config, generator=generator)
+        table = f"{parameter_table(model)}\n{report}"
+        if config.quantize == "nf4":
+            table += f"\n{quantise_frozen(model)}"
+    else:
+        table = apply_trainable(model, ["all"] if config.method == "full" else config.trainable)
+    # peft's files have no name for the parts of a tied head
+    params = () if config.method == "lora" and model.task == "mlm" else model.named_parameters()
+    trained = {name for name, param in params if param.requires_grad}
+    if left := [name for name in new if name not in trained]:
+        what = f"{', '.join(left)}: not in the checkpoint, so random, and would stay so"
+        raise ConfigError(f"{what}: use --peft.method full, or head among --peft.trainable")
+    return table
+
+def check_lengths(spec: ModelSpec, data: Prepared) -> None:
+    """Raise DataError where a document is longer than the model's learned positions reach."""
+    if spec.position != "learned":
+        return
+    for name, split in data.splits():
+        longest = split.documents[int(lengths(split.documents).argmax())]
+        if len(longest) > (most := spec.max_positions):
+            what = f"{name}: row {longest.row_id} has {len(longest)} tokens"
+            advice = f"add --data.max-length {most} and --data.over-length cut_right (or drop)"
+            raise DataError(f"{what}, the model takes at most {most}: {advice}")

@@ -12,7 +12,6 @@ every operation. What a step reads and writes lies in shared memory; messages ar
 few numbers and its answer. Another number of cores sums in another order: other last bits.
 """
 
-import ctypes
 import math
 import multiprocessing
 import os
@@ -20,48 +19,37 @@ import signal
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from multiprocessing.connection import Connection
-from typing import Any, Self
+from typing import Any
 
 import torch
 
 from ftcore.env.distributed import World
 from ftcore.tune.optim import AdamW
 
-PR_SET_PDEATHSIG = 1  # Linux's prctl.h
 # (step, share, shares, factor of the loss) -> its loss sum without the factor; gradients have it.
 Share = Callable[[int, int, int, float], float]
 
-class Workers:
-    """`with Workers(count, optimizer, share) as workers:` a step is `compute`, then `apply`, in
-    `count` processes, this one among them, or with one in each of the `world`."""
+class Workers(ExitStack):
+    """`with Workers(count, optimizer, share, world) as workers:` a step is `compute`, then `apply`,
+    in `count` processes, this one among them, or with one in each of the `world`."""
 
     def __init__(self, count: int, optimizer: AdamW, share: Share, world: World) -> None:
         assert count == 1 or world.size == 1
+        super().__init__()
         self.count, self.optimizer, self.share, self.world = count, optimizer, share, world
         self.number = 0  # of this process
         self.parts = optimizer.parts(count)
-        self.crew: list[tuple[multiprocessing.Process, Connection]] = []
-
-    def __enter__(self) -> Self:
+        self.pipes: list[Connection] = []  # to the others
+        optimizer.open_buffers(count)
         fork = multiprocessing.get_context("fork")
-        self.optimizer.open_buffers(self.count)
-        with ExitStack() as undo:
-            undo.push(self.__exit__)
-            for number in range(1, self.count):
-                ours, theirs = fork.Pipe()
-                process = fork.Process(target=self._work, args=(number, theirs), daemon=True)
-                process.start()
-                self.crew.append((process, ours))
-                theirs.close()
-            undo.pop_all()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for process, pipe in self.crew:
-            process.kill()
-            process.join()
-            pipe.close()
-        self.crew.clear()
+        for number in range(1, count):
+            ours, theirs = fork.Pipe()
+            process = fork.Process(target=self._work, args=(number, theirs), daemon=True)
+            process.start()
+            for end in (ours.close, process.join, process.kill):  # the last one first
+                self.callback(end)
+            self.pipes.append(ours)
+            theirs.close()
 
     def compute(self, step: int, loss_scale: float = 1.0) -> tuple[float, list[float]]:
         """Gradient of a step times `loss_scale` into the buffers; returns the loss sum and L2 norm
@@ -78,16 +66,16 @@ class Workers:
 
     def _everywhere(self, act: str, *args: float) -> list[Any]:
         """What every process answers, in the order of their numbers; each waits for all."""
-        for _, pipe in self.crew:
+        for pipe in self.pipes:
             with suppress(BrokenPipeError):  # recv says so below
                 pipe.send((act, args))
         threads = torch.get_num_threads()
         try:  # cost: threads that idle between operations would take the cores of the others
-            torch.set_num_threads(1 if self.crew else threads)
+            torch.set_num_threads(1 if self.pipes else threads)
             answers = [getattr(self, act)(*args)]
         finally:
             torch.set_num_threads(threads)
-        for number, (_, pipe) in enumerate(self.crew, 1):
+        for number, pipe in enumerate(self.pipes, 1):
             try:
                 answers.append(pipe.recv())
             except (EOFError, ConnectionResetError):
@@ -113,16 +101,12 @@ class Workers:
         """A worker's life: until the parent closes the pipe or is gone."""
         for handled in (signal.SIGINT, signal.SIGTERM):  # the parent decides when to stop
             signal.signal(handled, signal.SIG_IGN)
-        if prctl := getattr(ctypes.CDLL(None), "prctl", None):
-            prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         for first, past in ((3, pipe.fileno()), (pipe.fileno() + 1, os.sysconf("SC_OPEN_MAX"))):
             os.closerange(first, past)  # the parent's ends of pipes, and the lock of its run
         torch.set_num_threads(1)
         self.number = number
         self.optimizer.collect_in(number)
-        while True:
-            try:
+        with suppress(EOFError, ConnectionError):
+            while True:
                 act, args = pipe.recv()
-            except EOFError:
-                return
-            pipe.send(getattr(self, act)(*args))
+                pipe.send(getattr(self, act)(*args))

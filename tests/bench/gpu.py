@@ -22,13 +22,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from ftcore.config import PeftConfig
+from ftcore.config import OptimConfig, PeftConfig
 from ftcore.data.pack import Encoded, collate
 from ftcore.model.heads import Model
 from ftcore.model.load import load_model
 from ftcore.tune.optim import AdamW
-from ftcore.tune.setup import choose_trainable
-from ftcore.tune.task import token_labels
+from ftcore.tune.task import choose_trainable, token_labels
 from kernels import bench, check
 from kernels.cases import ops
 
@@ -79,7 +78,7 @@ def ours(base: torch.nn.Module, method: str, impl: str, device: str) -> Callable
     choose_trainable(model, peft, torch.Generator().manual_seed(1))
     model.use_kernels(impl)
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    optimiser = AdamW(trained, betas=(0.9, 0.98), eps=1e-8, weight_decay=0.01)
+    optimiser = AdamW(trained, OptimConfig())
     (part,) = optimiser.parts(1)
 
     def run(step: Step) -> float:

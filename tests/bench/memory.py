@@ -45,10 +45,8 @@ def serve(said: argparse.Namespace) -> dict[str, float]:
     from ftcore.env.plan import Plan
     from ftcore.env.run import RunFolder
     from ftcore.model.load import load_model
-    from ftcore.tune.checkpoint import Checkpoints
     from ftcore.tune.loop import Loop
-    from ftcore.tune.setup import choose_trainable
-    from ftcore.tune.task import TASKS
+    from ftcore.tune.task import TASKS, choose_trainable
 
     size = said.tokens // ROW_TOKENS
     words = ["pretrain", "--model.init", "random", "--env.threads", "1", "--peft.dropout", "0.05"]
@@ -78,11 +76,7 @@ def serve(said: argparse.Namespace) -> dict[str, float]:
         parts = {name: size / 2**20 for name, size in plan.memory_bytes.items()}
         return {"predicted_mib": sum(parts.values()), "counting_s": seconds, "parts_mib": parts}
     with RunFolder(said.folder / "run") as run:
-        loop = Loop(
-            loaded.model, loss, documents, optim=config.optim, schedule=config.schedule,
-            loop=config.loop, run=run, checkpoints=Checkpoints(run.path, 1), seed=0,
-            device=torch.device("cpu"),
-        )  # fmt: skip
+        loop = Loop(loaded.model, loss, documents, config, run.path, run)
         steps: list[float] = []
         task, clock = loop.task, time.process_time
         loop.task = lambda *args: (steps.append(clock()), task(*args))[1]

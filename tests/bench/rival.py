@@ -41,16 +41,14 @@ from ftcore.data.ledger import Prepared
 from ftcore.data.pack import Encoded, StepRows
 from ftcore.data.prepare import prepare
 from ftcore.data.tokenizer import Tokenizer
-from ftcore.env.compute import PRECISIONS, generator, resolve_device, reuse_across_steps
+from ftcore.env.compute import PRECISIONS, generator, reuse_across_steps
 from ftcore.env.run import RunFolder
 from ftcore.hub import resolve
 from ftcore.model.families import family_named
 from ftcore.model.load import CONFIG, load_model, read_object
-from ftcore.tune.checkpoint import Checkpoints
 from ftcore.tune.loop import Loop
-from ftcore.tune.schedule import learning_rate
-from ftcore.tune.setup import check_lengths, choose_trainable
-from ftcore.tune.task import TASKS
+from ftcore.tune.optim import learning_rate
+from ftcore.tune.task import TASKS, check_lengths, choose_trainable
 from ftcore.tune.workers import Workers
 from tests.bench.floor import seconds_of, step_products
 
@@ -119,13 +117,9 @@ def ours(
         loaded.model,
         TASKS[command.task].loss,
         data.train.documents,
-        optim=config.optim,
-        schedule=config.schedule,
-        loop=config.loop,
-        run=RunFolder(path),
-        checkpoints=Checkpoints(path, config.loop.keep_last),
-        seed=seed,
-        device=resolve_device(config.env.device),
+        config,
+        path,
+        RunFolder(path),
         draw=data.draw,
     )
     loaded.model.train()
@@ -168,14 +162,7 @@ def theirs(
     ]
     adamw = torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
     total, schedule = config.loop.max_steps, config.schedule
-    rate = partial(
-        learning_rate,
-        peak=1.0,
-        total_steps=total,
-        warmup_steps=int(schedule.warmup * total),
-        shape=schedule.shape,
-        final=schedule.final,
-    )
+    rate = partial(learning_rate, total_steps=total, peak=1.0, config=schedule)
     rates = torch.optim.lr_scheduler.LambdaLR(adamw, rate)
     rng = random.Random(config.env.seed)
 

@@ -12,7 +12,7 @@ from ftcore.config import MaskedDataConfig
 from ftcore.data.prepare import prepare
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.model.load import LoadedModel
-from ftcore.tune.artifact import load_artifact
+from ftcore.tune.adapter import load_artifact
 from ftcore.tune.task import TASKS
 from kernels.docs import Docs
 

@@ -9,17 +9,22 @@ import numpy as np
 import pytest
 import torch
 
-from ftcore.config import LoopConfig, OptimConfig, PeftConfig, ScheduleConfig
+from ftcore.config import (
+    EnvConfig,
+    LoopConfig,
+    OptimConfig,
+    PeftConfig,
+    PretrainRun,
+    ScheduleConfig,
+)
 from ftcore.data.encode import Masking
 from ftcore.data.pack import Encoded
 from ftcore.env.compute import generator
 from ftcore.env.run import RunFolder
 from ftcore.model.heads import Model
 from ftcore.model.spec import ModelSpec
-from ftcore.tune.checkpoint import Checkpoints
 from ftcore.tune.loop import Loop
-from ftcore.tune.setup import choose_trainable
-from ftcore.tune.task import classification, token_labels
+from ftcore.tune.task import choose_trainable, classification, token_labels
 
 QWEN3 = ModelSpec(
     vocab_size=61, hidden_size=16, num_layers=2, intermediate_size=24, num_heads=2, num_kv_heads=1,
@@ -121,13 +126,14 @@ def make_loop(tmp_path: Path, tiny_model: Callable, rows: Callable) -> Callable[
             model,
             classification if family == "bert" else token_labels,
             rows(family, count),
-            optim=OptimConfig(**({"lr": 1e-2, "batch_size": 4} | (optim or {}))),
-            schedule=ScheduleConfig(shape="cosine", warmup=0.25, final=0.1),
-            loop=LoopConfig(**(settings | loop)),
-            run=RunFolder(tmp_path / name, resume=resume),
-            checkpoints=Checkpoints(tmp_path / name, keep_last=2),
-            seed=7,
-            device=torch.device("cpu"),
+            PretrainRun(
+                optim=OptimConfig(**({"lr": 1e-2, "batch_size": 4} | (optim or {}))),
+                schedule=ScheduleConfig(shape="cosine", warmup=0.25, final=0.1),
+                loop=LoopConfig(**(settings | loop)),
+                env=EnvConfig(seed=7),
+            ),
+            tmp_path / name,
+            RunFolder(tmp_path / name, resume=resume),
             evaluate=evaluate,
             draw=HIDE if family == "masked" else None,
         )

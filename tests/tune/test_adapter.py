@@ -13,12 +13,13 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ftcore.config import PeftConfig
 from ftcore.errors import CheckpointError, ConfigError, ModelError
 from ftcore.model.families import Family, family_named
 from ftcore.model.heads import Model
 from ftcore.tune.adapter import WEIGHTS, base_sha256, load_adapter, save_adapter
 from ftcore.tune.freeze import frozen_hashes
-from ftcore.tune.lora import LoRAConfig, apply_lora, lora_layers
+from ftcore.tune.lora import apply_lora, lora_layers
 from kernels.docs import Docs
 
 SIZES = {
@@ -81,9 +82,9 @@ def tune(model: torch.nn.Module) -> None:
             if parameter.requires_grad:
                 parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
 
-def wrap(model: Model, *, heads: tuple[str, ...] = (), **changes: object) -> Model:
-    config = LoRAConfig(**({"rank": 4, "alpha": 8.0, "targets": ("all-linear",)} | changes))
-    apply_lora(model, config, generator=torch.Generator().manual_seed(1), trained_heads=heads)
+def wrap(model: Model, **changes: object) -> Model:
+    config = PeftConfig(**({"rank": 4, "alpha": 8.0} | changes))
+    apply_lora(model, config, generator=torch.Generator().manual_seed(1))
     tune(model)
     return model
 
@@ -115,8 +116,8 @@ CLOSE = {"rtol": 1e-4, "atol": 1e-5}
         ("lm", {"rs_lora": True, "alpha": 3.5, "dropout": 0.1}),
         ("lm", {"targets": ("*.1.*_proj", "q_proj"), "extra_modules": ("trunk.norm",)}),
         ("tied", {"extra_modules": ("embed_tokens",)}),
-        ("qwen3", {"heads": ("head",)}),
-        ("bert", {"heads": ("head",)}),
+        ("qwen3", {"extra_modules": ("head",)}),
+        ("bert", {"extra_modules": ("head",)}),
     ],
 )
 def test_ours_in_peft_and_back(tmp_path: Path, kind: str, changes: dict) -> None:
@@ -231,7 +232,7 @@ def assert_refused(model: Model, folder: Path, message: str) -> None:
         ({"bias": "lora_only"}, "bias = 'lora_only' must be 'none'"),
         ({"init_lora_weights": "pissa"}, "'pissa' changes the base: convert to plain LoRA"),
         ({"r": "4"}, "r = '4', lora_alpha = 6, lora_dropout = 0.0 must be numbers"),
-        ({"lora_dropout": 1.5}, r"LoRA dropout = 1.5: must be in \[0, 1\)"),
+        ({"lora_dropout": 1.5}, r"lora_dropout = 1.5 must be numbers: .*, in \[0, 1\)"),
     ],
 )
 def test_options_that_we_do_not_have(tmp_path: Path, changes: dict, message: str) -> None:

@@ -9,16 +9,15 @@ import tokenizers
 import torch
 from tokenizers import models
 
-from ftcore.config import PeftConfig
+from ftcore.config import RUNS, ModelConfig, PeftConfig
 from ftcore.data.pack import collate
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.env.compute import generator
 from ftcore.errors import ModelError
 from ftcore.model.families import family_named
 from ftcore.model.load import Accounting, LoadedModel, load_model, save_model
-from ftcore.tune.artifact import load_artifact, read_labels, save_artifact
-from ftcore.tune.setup import choose_trainable
-from ftcore.tune.task import TASKS
+from ftcore.tune.adapter import load_artifact, read_labels, save_artifact
+from ftcore.tune.task import TASKS, choose_trainable
 
 LABELS = ("bad", "gr\u00fcn", "good")
 FAMILIES = {"qwen3": ("sft", None), "bert": ("classify", LABELS)}
@@ -48,7 +47,7 @@ def test_it_comes_back_with_the_same_scores(
 ) -> None:
     folder, run = base(family), tmp_path / "run"
     task, labels = FAMILIES[family]
-    kind = TASKS[task]
+    kind, config = TASKS[task], RUNS[task](model=ModelConfig(path=str(folder)))
     run.mkdir()
     loaded = load_model(folder, task=kind.model_task, dtype=torch.float32)
     choose_trainable(
@@ -61,7 +60,7 @@ def test_it_comes_back_with_the_same_scores(
     tokenizer = Tokenizer.load(folder)
     with pytest.raises(ModelError, match="has not finished; continue it with: python train.py"):
         load_artifact(run, base=str(folder), kind=kind, dtype=torch.float32)
-    path = save_artifact(loaded, tokenizer, run, labels=labels, base=str(folder), kind=kind)
+    path = save_artifact(loaded, tokenizer, run, config, kind, labels)
     assert path == run / ("adapter" if method == "lora" else "model")
     again = load_artifact(run, base=str(folder), kind=kind, dtype=torch.float32)
     batch = collate(rows(family, 3))
@@ -75,9 +74,9 @@ def test_it_comes_back_with_the_same_scores(
     if method != "lora":
         assert Tokenizer.load(path).digest == tokenizer.digest and again.labels == labels
     else:
-        config = json.loads((path / "adapter_config.json").read_text())
-        assert config["base_model_name_or_path"] == str(folder)
-        assert config["task_type"] == {"sft": "CAUSAL_LM", "classify": "SEQ_CLS"}[task]
+        written = json.loads((path / "adapter_config.json").read_text())
+        assert written["base_model_name_or_path"] == str(folder)
+        assert written["task_type"] == {"sft": "CAUSAL_LM", "classify": "SEQ_CLS"}[task]
 
 def test_an_artifact_is_replaced_whole(base: Callable, tmp_path: Path) -> None:
     """A run that was killed while it wrote its model writes it again."""
@@ -86,9 +85,7 @@ def test_an_artifact_is_replaced_whole(base: Callable, tmp_path: Path) -> None:
     run.mkdir()
     loaded = load_model(folder, task="lm", dtype=torch.float32)
     for _ in range(2):
-        save_artifact(
-            loaded, Tokenizer.load(folder), run, labels=None, base=str(folder), kind=kind
-        )
+        save_artifact(loaded, Tokenizer.load(folder), run, RUNS["pretrain"](), kind, None)
     assert [entry.name for entry in run.iterdir()] == ["model"]
     (run / "model").rename(run / ".old-model")  # killed between the two renames
     load_artifact(run, base=str(folder), kind=kind, dtype=torch.float32)

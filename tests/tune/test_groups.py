@@ -9,14 +9,18 @@ import torch
 from ftcore.config import OptimConfig, PeftConfig
 from ftcore.env.compute import generator
 from ftcore.env.run import read_metrics
-from ftcore.tune.groups import lr_ratios, starts
+from ftcore.model.heads import Model
+from ftcore.tune.freeze import rates_of
 from ftcore.tune.loop import Loop
-from ftcore.tune.setup import choose_trainable
+from ftcore.tune.task import choose_trainable
 
 RATIOS = {
     "head_lr_ratio": 8.0, "embedding_lr_ratio": 3.0, "layer_lr_decay": 0.5,
     "loraplus_lr_ratio": 16.0,
 }  # fmt: skip
+
+def lr_ratios(model: Model, config: OptimConfig) -> dict[str, float]:
+    return {name: ratio for name, (ratio, _) in rates_of(model, config).items()}
 
 def test_rates_of_an_encoder_with_a_head(tiny_model: Callable) -> None:
     ratios = lr_ratios(tiny_model("bert"), OptimConfig(**RATIOS))
@@ -47,7 +51,7 @@ def test_a_step_moves_each_group_by_its_own_rate(make_loop: Callable[..., Loop])
     before = {name: param.clone() for name, param in loop.model.named_parameters()}
     loop.train()
     after = dict(loop.model.named_parameters())
-    for name, ratio in lr_ratios(loop.model, loop.optim).items():
+    for name, ratio in lr_ratios(loop.model, loop.config.optim).items():
         moved = (after[name] - before[name]).abs().max().item()
         assert moved == pytest.approx(1e-4 * ratio, rel=1e-2), name
 
@@ -117,7 +121,8 @@ def test_layers_join_one_by_one_and_begin_as_a_run_of_their_own(
     """Bit-equal until their turn; then AdamW's first step, which is the rate, is theirs."""
     optim = {"weight_decay": 0.0, "lr": 1e-4, "eps": 1e-12, "max_grad_norm": 1e9}
     loop = make_loop("gradual", family="bert", optim=optim, max_steps=9, unfreeze_every=2)
-    begins = starts(loop.model, 2)
+    rates = rates_of(loop.model, loop.config.optim, unfreeze_every=2)
+    begins = {name: start for name, (_, start) in rates.items()}
     assert begins["head.classifier.weight"] == 0 and begins["trunk.embed_tokens.weight"] == 6
     assert begins["trunk.layers.1.mlp.up_proj.bias"] == 2
     assert "lr_1_decay_0_after_4" in loop.optimizer.groups()

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 import pytest
 import torch
 
+from ftcore.config import PeftConfig
 from ftcore.model.families import family_named
 from ftcore.model.generate import generate
 from ftcore.model.heads import Model
-from ftcore.tune.lora import LoRAConfig, apply_lora
+from ftcore.tune.lora import apply_lora
 from kernels.docs import Docs
 from tests.kernels import interpreter
 
@@ -46,7 +47,7 @@ def trace(family: str, dtype: torch.dtype, *, with_lora: bool) -> list[float]:
     """The loss of each step."""
     model = make(family, dtype)
     if with_lora:
-        config = LoRAConfig(rank=3, alpha=6.0, targets=("all-linear",))
+        config = PeftConfig(rank=3, alpha=6.0, targets=("all-linear",))
         apply_lora(model, config, generator=torch.Generator().manual_seed(1))
         model.to(dtype)
     trained = [p for p in model.parameters() if p.requires_grad]

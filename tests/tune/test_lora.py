@@ -13,7 +13,7 @@ from ftcore.model.families import family_named
 from ftcore.model.heads import Model
 from ftcore.tune.freeze import assert_unmoved, frozen_hashes
 from ftcore.tune.loop import Loop
-from ftcore.tune.lora import LoRAConfig, apply_lora, disabled, lora_layers, plain_modules
+from ftcore.tune.lora import apply_lora, disabled, lora_layers, plain_modules
 from kernels.docs import Docs
 
 QWEN3 = {
@@ -36,8 +36,8 @@ def make_model(*, dtype: torch.dtype = torch.float32, tied: bool = False) -> Mod
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(1)
 
-def config(**changes: object) -> LoRAConfig:
-    return LoRAConfig(**({"rank": 4, "alpha": 8.0, "targets": ("all-linear",)} | changes))
+def config(**changes: object) -> PeftConfig:
+    return PeftConfig(**({"rank": 4, "alpha": 8.0, "targets": ("all-linear",)} | changes))
 
 def logits(model: Model) -> Tensor:
     docs = Docs.from_lengths([5, 3])
@@ -82,9 +82,8 @@ def test_only_factors_and_extra_modules_are_trained() -> None:
     model = make_model()
     report = apply_lora(
         model,
-        config(targets=("q_proj",), extra_modules=("*.input_layernorm",)),
+        config(targets=("q_proj",), extra_modules=("*.input_layernorm", "head.lm_head")),
         generator=generator(),
-        trained_heads=("head.lm_head",),
     )
     trained = (*(f"trunk.layers.{i}.input_layernorm" for i in range(3)), "head.lm_head")
     assert report.endswith(f"on q_proj x 3; fully trained: {', '.join(trained)}")
@@ -111,6 +110,7 @@ def test_only_factors_and_extra_modules_are_trained() -> None:
         ({"targets": ("embed_tokens",)}, "'embed_tokens' matches nothing"),
         ({"extra_modules": ("normm",)}, "fully trained module 'normm' matches nothing; nearest: n"),
         ({"extra_modules": ("*.mlp",)}, "LoRA target and fully trained at once: trunk.layers.0"),
+        ({"targets": ()}, "LoRA targets \\[\\]: no linear layer, try 'all-linear'"),
         ({"targets": ("lm_head",)}, "LoRA target head.lm_head: its matrix is tied"),
     ],
 )
@@ -121,14 +121,6 @@ def test_refused_choices_leave_the_model_alone(changes: dict, message: str) -> N
         apply_lora(model, config(**changes), generator=generator())
     assert {name: p.requires_grad for name, p in model.named_parameters()} == before
     assert not lora_layers(model)
-
-@pytest.mark.parametrize(
-    "changes",
-    [{"rank": 0}, {"alpha": 0.0}, {"alpha": math.nan}, {"dropout": 1.0}, {"targets": ()}],
-)
-def test_values_out_of_range(changes: dict) -> None:
-    with pytest.raises(ConfigError, match=next(iter(changes))):
-        config(**changes)
 
 def test_a_second_adapter_is_refused() -> None:
     model = make_model()

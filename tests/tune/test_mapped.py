@@ -22,12 +22,11 @@ import json, re, sys
 from dataclasses import replace
 from pathlib import Path
 import torch
-from ftcore.config import LoopConfig, OptimConfig, ScheduleConfig
+from ftcore.config import LoopConfig, OptimConfig, PretrainRun
 from ftcore.data.pack import load
 from ftcore.env.run import RunFolder
 from ftcore.env.compute import generator
 from ftcore.model.heads import Model
-from ftcore.tune.checkpoint import Checkpoints
 from ftcore.tune.loop import Loop
 from ftcore.tune.task import token_labels
 from tests.tune.conftest import QWEN3
@@ -41,9 +40,11 @@ model = Model(replace(QWEN3, max_positions=1024, tie_word_embeddings=False), "lm
 model.init_weights(generator(0, 1))
 before = [resident("RssAnon"), resident("RssFile")]
 loop = Loop(
-    model, token_labels, load(rows), optim=OptimConfig(batch_size=4), schedule=ScheduleConfig(),
-    loop=LoopConfig(max_steps=12, micro_batch_tokens=2000), run=RunFolder(run),
-    checkpoints=Checkpoints(run, 1), seed=0, device=torch.device("cpu"),
+    model, token_labels, load(rows),
+    PretrainRun(
+        optim=OptimConfig(batch_size=4), loop=LoopConfig(max_steps=12, micro_batch_tokens=2000)
+    ),
+    run, RunFolder(run),
 )
 loop.train()
 after = [resident("RssAnon"), resident("RssFile")]

@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ftcore.config import OptimConfig
 from ftcore.errors import CheckpointError
 from ftcore.tune.optim import AdamW, Span
 
 SHAPES = {"weight": (7, 5), "bias": (5,), "conv": (3, 2, 2), "one": (1, 1)}
-OPTIONS = {"betas": (0.9, 0.98), "eps": 1e-6, "weight_decay": 0.1}
+OPTIONS = OptimConfig(eps=1e-6, weight_decay=0.1)
 
 class ReadableAdamW(AdamW):
     """The same, its update written out as at the head of optim.py."""
@@ -20,13 +21,13 @@ class ReadableAdamW(AdamW):
     def _update(
         self, piece: Span, step: int, lr: float, weight_decay: float, grad_scale: float
     ) -> None:
-        values, (beta1, beta2) = slice(*piece), self.betas
-        p, m, v = (t[values] for t in (self.flat_master, self.flat_exp_avg, self.flat_exp_avg_sq))
+        (beta1, beta2), eps = self.config.betas, self.config.eps
+        p, m, v = (flat[slice(*piece)] for flat in self.flats.values())
         g = self._gradient(piece).mul_(grad_scale)
         p.mul_(1 - lr * weight_decay)
         m.lerp_(g, 1 - beta1)
         v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
-        denominator = (v / (1 - beta2**step)).sqrt_().add_(self.eps)
+        denominator = (v / (1 - beta2**step)).sqrt_().add_(eps)
         p.addcdiv_(m, denominator, value=-lr / (1 - beta1**step))
 
 def parameters(dtype: torch.dtype = torch.float32) -> dict[str, nn.Parameter]:
@@ -52,13 +53,13 @@ def backward(params: dict[str, nn.Parameter], grads: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize("kind", [ReadableAdamW, AdamW])
 def test_it_is_the_adamw_of_torch(kind: type[AdamW]) -> None:
     ours, theirs = parameters(), parameters()
-    optimizer = kind(ours.items(), **OPTIONS)
-    plain = {"betas": OPTIONS["betas"], "eps": OPTIONS["eps"]}
+    optimizer = kind(ours.items(), OPTIONS)
     matrices = [p for p in theirs.values() if p.dim() >= 2]
     vectors = [p for p in theirs.values() if p.dim() < 2]
     oracle = torch.optim.AdamW(
         [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}],
-        **plain,
+        betas=OPTIONS.betas,
+        eps=OPTIONS.eps,
     )
     for step in range(20):
         lr = 1e-2 / (step + 1)
@@ -76,7 +77,7 @@ def test_it_is_the_adamw_of_torch(kind: type[AdamW]) -> None:
 
 def test_the_fused_kernel_is_the_readable_form() -> None:
     fast, readable = parameters(), parameters()
-    optimizers = [AdamW(fast.items(), **OPTIONS), ReadableAdamW(readable.items(), **OPTIONS)]
+    optimizers = [AdamW(fast.items(), OPTIONS), ReadableAdamW(readable.items(), OPTIONS)]
     for step in range(20):
         for optimizer in optimizers:
             optimizer.zero_grad()
@@ -91,7 +92,7 @@ def test_the_fused_kernel_is_the_readable_form() -> None:
 def test_a_first_step_worked_by_hand() -> None:
     # m = 0.1 g, v = 0.02 g^2; both corrections undo the factors, so the step is lr g / (|g| + eps).
     params = {"matrix": nn.Parameter(torch.full((1, 1), 2.0)), "norm": nn.Parameter(torch.ones(1))}
-    optimizer = AdamW(params.items(), betas=(0.9, 0.98), eps=0.0, weight_decay=0.5)
+    optimizer = AdamW(params.items(), OptimConfig(eps=0.0, weight_decay=0.5))
     backward(params, {"matrix": torch.full((1, 1), 3.0), "norm": torch.full((1,), -3.0)})
     optimizer.step(0.1, whole(optimizer))
     assert params["matrix"].item() == pytest.approx(2.0 * (1 - 0.1 * 0.5) - 0.1)
@@ -100,8 +101,8 @@ def test_a_first_step_worked_by_hand() -> None:
 def test_a_rate_of_its_own() -> None:
     """LoRA+: the step and the decay of `matrix` are three times those of the same values beside."""
     params = {name: nn.Parameter(torch.full((1, 1), 2.0)) for name in ("matrix", "other")}
-    options = {"betas": (0.9, 0.98), "eps": 0.0, "weight_decay": 0.5}
-    optimizer = AdamW(params.items(), **options, lr_ratios={"matrix": 3.0})
+    config = OptimConfig(eps=0.0, weight_decay=0.5)
+    optimizer = AdamW(params.items(), config, rates={"matrix": (3.0, 0)})
     backward(params, {name: torch.full((1, 1), 4.0) for name in params})
     optimizer.step(0.1, whole(optimizer))
     assert params["matrix"].item() == pytest.approx(2.0 * (1 - 0.3 * 0.5) - 0.3)
@@ -109,7 +110,7 @@ def test_a_rate_of_its_own() -> None:
 
 def test_gradients_add_up_over_micro_batches_and_are_scaled_once() -> None:
     params = parameters()
-    optimizer = AdamW(params.items(), **OPTIONS)
+    optimizer = AdamW(params.items(), OPTIONS)
     for step in (0, 1, 2):
         backward(params, gradients(step))
     assert all(param.grad is None for param in params.values())
@@ -119,14 +120,14 @@ def test_gradients_add_up_over_micro_batches_and_are_scaled_once() -> None:
     norm = torch.cat([grad.flatten() for grad in total.values()]).norm().item()
     assert norm_of(optimizer) == pytest.approx(norm, rel=1e-6)
     optimizer.step(0.0, whole(optimizer), grad_scale=0.25)
-    torch.testing.assert_close(optimizer.exp_avg["weight"], 0.1 * 0.25 * total["weight"])
+    torch.testing.assert_close(optimizer.state()["exp_avg"]["weight"], 0.1 * 0.25 * total["weight"])
 
 def test_small_updates_of_a_bf16_tensor_are_not_lost() -> None:
     # bf16 keeps 8 bits: 1 - 1e-4 rounds back to 1. The fp32 master moves 100 times by 1e-4.
     ends = {}
     for dtype in (torch.bfloat16, torch.float32):
         params = {"weight": nn.Parameter(torch.ones(4, 4, dtype=dtype))}
-        optimizer = AdamW(params.items(), betas=(0.9, 0.98), eps=0.0, weight_decay=0.0)
+        optimizer = AdamW(params.items(), OptimConfig(eps=0.0, weight_decay=0.0))
         for _ in range(100):
             optimizer.zero_grad()
             backward(params, {"weight": torch.ones(4, 4)})
@@ -139,7 +140,7 @@ def test_small_updates_of_a_bf16_tensor_are_not_lost() -> None:
 
 def test_micro_batches_of_a_bf16_tensor_add_up_in_fp32() -> None:
     params = {"weight": nn.Parameter(torch.ones(2, 2, dtype=torch.bfloat16))}
-    optimizer = AdamW(params.items(), **OPTIONS)
+    optimizer = AdamW(params.items(), OPTIONS)
     for grad in (256.0, *[1.0] * 8):  # in bf16, 256 + 1 = 256
         backward(params, {"weight": torch.full((2, 2), grad)})
     assert optimizer.grads["weight"].dtype == torch.float32
@@ -150,7 +151,7 @@ def test_one_micro_batch_keeps_the_dtype_of_a_bf16_tensor() -> None:
     runs = []
     for accumulates in (True, False):
         params = parameters(torch.bfloat16)
-        optimizer = AdamW(params.items(), **OPTIONS, accumulates=accumulates)
+        optimizer = AdamW(params.items(), OPTIONS, accumulates=accumulates)
         for step in range(4):
             optimizer.zero_grad()
             backward(params, gradients(step))
@@ -166,7 +167,7 @@ def test_one_micro_batch_keeps_the_dtype_of_a_bf16_tensor() -> None:
 
 def test_gradients_of_several_processes_are_added_in_fp32() -> None:
     params = {"weight": nn.Parameter(torch.ones(2, 2, dtype=torch.bfloat16))}
-    optimizer = AdamW(params.items(), **OPTIONS, accumulates=False)
+    optimizer = AdamW(params.items(), OPTIONS, accumulates=False)
     optimizer.open_buffers(3)
     for number, grad in enumerate((256.0, 1.0, 1.0)):  # in bf16, 256 + 1 = 256
         optimizer.collect_in(number)
@@ -177,9 +178,9 @@ def test_gradients_of_several_processes_are_added_in_fp32() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_wide_tensor_is_its_own_master(dtype: torch.dtype) -> None:
     params = parameters(dtype)
-    optimizer = AdamW(params.items(), **OPTIONS)
+    optimizer = AdamW(params.items(), OPTIONS)
     assert optimizer.flat_param is None
-    optimizer.flat_master.zero_()
+    optimizer.flats["master"].zero_()
     assert not any(param.any() for param in params.values())
     assert {t.dtype for group in optimizer.state().values() for t in group.values()} == {dtype}
 
@@ -188,7 +189,7 @@ def test_state_goes_round_bit_equal(dtype: torch.dtype) -> None:
     runs = []
     for stops in (False, True):
         params = parameters(dtype)
-        optimizer = AdamW(params.items(), **OPTIONS)
+        optimizer = AdamW(params.items(), OPTIONS)
         for step in range(6):
             if stops and step == 3:
                 saved = {
@@ -196,7 +197,7 @@ def test_state_goes_round_bit_equal(dtype: torch.dtype) -> None:
                     for group, named in optimizer.state().items()
                 }
                 params = {n: nn.Parameter(torch.zeros_like(p)) for n, p in params.items()}
-                optimizer = AdamW(params.items(), **OPTIONS)
+                optimizer = AdamW(params.items(), OPTIONS)
                 optimizer.load_state(saved, 3)
             optimizer.zero_grad()
             backward(params, gradients(step))
@@ -209,7 +210,7 @@ def test_state_goes_round_bit_equal(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("fault", ["missing", "unknown", "shape", "group"])
 def test_a_state_that_does_not_fit_changes_nothing(fault: str) -> None:
-    optimizer = AdamW(parameters().items(), **OPTIONS)
+    optimizer = AdamW(parameters().items(), OPTIONS)
     state = {
         group: {name: tensor.detach() + 1 for name, tensor in named.items()}
         for group, named in optimizer.state().items()
@@ -233,7 +234,7 @@ def test_parts_make_the_same_step(count: int) -> None:
     ends = []
     for cut in (1, count):
         params = parameters(torch.bfloat16)
-        optimizer = AdamW(params.items(), **OPTIONS, lr_ratios={"conv": 4.0})
+        optimizer = AdamW(params.items(), OPTIONS, rates={"conv": (4.0, 0)})
         parts = optimizer.parts(cut)
         assert len(parts) == cut and all(a[1] == b[0] for a, b in pairwise(parts))
         backward(params, gradients(1))
@@ -250,7 +251,7 @@ def test_parts_make_the_same_step(count: int) -> None:
 
 def test_buffers_of_processes_that_are_gone_are_not_summed() -> None:
     params = {"weight": nn.Parameter(torch.ones(2, 2))}
-    optimizer = AdamW(params.items(), **OPTIONS)
+    optimizer = AdamW(params.items(), OPTIONS)
     for count in (2, 1):
         optimizer.open_buffers(count)
         for buffer in optimizer.buffers:
@@ -260,7 +261,7 @@ def test_buffers_of_processes_that_are_gone_are_not_summed() -> None:
 def test_a_row_read_often_has_its_gradients_summed_in_fp32() -> None:
     params = {"embed": nn.Parameter(torch.ones(3, 2, dtype=torch.bfloat16))}
     rows = {"embed": torch.tensor([0, 2])}
-    optimizer = AdamW(params.items(), **OPTIONS, rows=rows, accumulates=False)
+    optimizer = AdamW(params.items(), OPTIONS, rows=rows, accumulates=False)
     optimizer.zero_grad()
     x_NC = F.embedding(torch.tensor([2] * 300), params["embed"], sparse=True)
     x_NC.sum().backward()  # in bf16, 256 + 1 = 256
@@ -274,7 +275,7 @@ def test_rows_with_a_sparse_gradient_are_trained_as_the_whole_is(dtype: torch.dt
         draw = torch.Generator().manual_seed(0)
         params = {"embed": nn.Parameter(torch.randn(7, 3, generator=draw).to(dtype))}
         rows = {"embed": rows_L} if is_sparse else None
-        optimizer = AdamW(params.items(), **OPTIONS, rows=rows)
+        optimizer = AdamW(params.items(), OPTIONS, rows=rows)
         start = params["embed"].detach().clone()
         for step, reads in enumerate([[1, 5, 1], [2], [], [5, 5]]):
             optimizer.zero_grad()
@@ -295,7 +296,7 @@ def test_rows_with_a_sparse_gradient_are_trained_as_the_whole_is(dtype: torch.dt
 def test_rows_of_other_data_are_refused() -> None:
     """As many, but others: their places would be taken for those of the first."""
     first, second = (
-        AdamW([("embed", nn.Parameter(torch.ones(7, 3)))], **OPTIONS, rows={"embed": rows_L})
+        AdamW([("embed", nn.Parameter(torch.ones(7, 3)))], OPTIONS, rows={"embed": rows_L})
         for rows_L in (torch.tensor([1, 2, 5]), torch.tensor([1, 3, 5]))
     )
     with pytest.raises(CheckpointError, match="hold other tokens.*the files that it was trained"):
@@ -304,6 +305,6 @@ def test_rows_of_other_data_are_refused() -> None:
 
 def test_the_norm_of_a_long_gradient() -> None:
     """In one sum over few fp32 lanes, 30 M values would lose 0.2 %."""
-    optimizer = AdamW([("one", nn.Parameter(torch.ones(30_000_000)))], **OPTIONS)
+    optimizer = AdamW([("one", nn.Parameter(torch.ones(30_000_000)))], OPTIONS)
     optimizer.buffers[0].fill_(0.1)
     assert norm_of(optimizer) == pytest.approx(0.1 * 30_000_000**0.5, rel=2e-5)

@@ -15,8 +15,7 @@ from ftcore.env.compute import GROWTH_STEPS, LossScale, generator
 from ftcore.env.run import read_metrics
 from ftcore.errors import TrainingError
 from ftcore.tune.loop import Loop
-from ftcore.tune.setup import choose_trainable
-from ftcore.tune.task import classification, token_labels
+from ftcore.tune.task import choose_trainable, classification, token_labels
 
 TASKS = {"qwen3": token_labels, "bert": classification}
 LORA = PeftConfig(method="lora", rank=3, alpha=6.0)

@@ -15,9 +15,15 @@ from ftcore.model.families import family_named
 from ftcore.model.heads import Model
 from ftcore.tune.adapter import ORIGIN, base_sha256, load_adapter, save_adapter
 from ftcore.tune.freeze import assert_unmoved, frozen_hashes
-from ftcore.tune.lora import lora_layers, plain_modules, use
-from ftcore.tune.quant import NF4Linear, quantise_frozen, quantised_layers
-from ftcore.tune.setup import choose_trainable
+from ftcore.tune.lora import (
+    NF4Linear,
+    lora_layers,
+    plain_modules,
+    quantise_frozen,
+    quantised_layers,
+    use,
+)
+from ftcore.tune.task import choose_trainable
 from kernels.nf4 import dequantise, quantise
 from tests.tune.conftest import QWEN3
 from tests.tune.test_adapter import logits, tune

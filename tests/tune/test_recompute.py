@@ -11,8 +11,7 @@ from ftcore.data.pack import Encoded, collate
 from ftcore.env.compute import generator
 from ftcore.model.heads import Model
 from ftcore.tune.loop import Loop
-from ftcore.tune.setup import choose_trainable
-from ftcore.tune.task import classification, token_labels
+from ftcore.tune.task import choose_trainable, classification, token_labels
 from kernels.meter import Meter
 
 PEFT = {

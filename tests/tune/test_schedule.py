@@ -4,13 +4,17 @@ import math
 
 import pytest
 
-from ftcore.tune.schedule import learning_rate
+from ftcore.config import ScheduleConfig
+from ftcore.tune.optim import learning_rate
 
-RUN = {"peak": 8.0, "total_steps": 12, "warmup_steps": 4, "final": 0.25}
+def rate_of(step: int, shape: str, decay: float = 0.25) -> float:
+    """Of 12 steps, 4 of which warm up to 8; a quarter of that is left in the end."""
+    config = ScheduleConfig(shape=shape, warmup=4 / 12, decay=decay, final=0.25)
+    return learning_rate(step, 12, 8.0, config)
 
 @pytest.mark.parametrize("shape", ["cosine", "linear", "constant"])
 def test_the_warm_up_rises_from_the_first_step_to_the_peak(shape: str) -> None:
-    rates = [learning_rate(step, shape=shape, **RUN) for step in range(5)]
+    rates = [rate_of(step, shape) for step in range(5)]
     assert rates == [2.0, 4.0, 6.0, 8.0, 8.0]
 
 @pytest.mark.parametrize(
@@ -34,21 +38,18 @@ def test_the_warm_up_rises_from_the_first_step_to_the_peak(shape: str) -> None:
     ],
 )
 def test_after_the_warm_up(shape: str, step: int, rate: float) -> None:
-    assert learning_rate(step, shape=shape, decay_steps=3, **RUN) == pytest.approx(rate, rel=1e-12)
+    assert rate_of(step, shape) == pytest.approx(rate, rel=1e-12)
 
 def test_a_decay_begins_after_the_warm_up() -> None:
-    rates = [learning_rate(step, shape="wsd", decay_steps=11, **RUN) for step in range(5)]
+    rates = [rate_of(step, "wsd", decay=11 / 12) for step in range(5)]
     assert rates == [2.0, 4.0, 6.0, 8.0, 8.0]
 
 def test_without_warm_up_it_starts_at_the_peak_and_falls_at_each_step() -> None:
     for shape in ("cosine", "linear"):
-        rates = [
-            learning_rate(s, peak=1.0, total_steps=50, warmup_steps=0, shape=shape, final=0.0)
-            for s in range(50)
-        ]
+        config = ScheduleConfig(shape=shape, warmup=0.0, final=0.0)
+        rates = [learning_rate(step, 50, 1.0, config) for step in range(50)]
         assert rates[0] == 1.0 and rates == sorted(set(rates), reverse=True)
         assert 0 < rates[-1] < 0.03  # the last step is not wasted
 
 def test_a_run_of_one_step() -> None:
-    rate = learning_rate(0, peak=3.0, total_steps=1, warmup_steps=0, shape="cosine", final=0.0)
-    assert rate == 3.0
+    assert learning_rate(0, 1, 3.0, ScheduleConfig(shape="cosine")) == 3.0

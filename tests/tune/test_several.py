@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from ftcore.config import PeftConfig
 from ftcore.errors import ConfigError, ModelError
 from ftcore.model.families import family_named
 from ftcore.model.generate import Cache
 from ftcore.model.heads import Model
 from ftcore.tune.adapter import base_sha256, load_adapter, save_adapter
-from ftcore.tune.lora import LoRAConfig, apply_lora, disabled, lora_layers, mixed, use
+from ftcore.tune.lora import apply_lora, disabled, lora_layers, mixed, use
 from kernels.docs import Docs
 from tests.tune.test_adapter import DOCS, hf_logits, logits, make_hf, ours, save_theirs
 
@@ -129,7 +130,7 @@ def test_a_mix_of_a_classifier(head: bool) -> None:
     targets = ("all-linear", "head.*") if head else ("all-linear",)
     model = ours(make_hf("bert"))
     for seed, name in enumerate("ab"):
-        config = LoRAConfig(2, 4.0, targets)
+        config = PeftConfig(rank=2, alpha=4.0, targets=targets)
         apply_lora(model, config, generator=torch.Generator().manual_seed(seed), name=name)
         for layer in lora_layers(model).values():
             torch.nn.init.normal_(layer.factors.lora_b, generator=torch.Generator().manual_seed(9))

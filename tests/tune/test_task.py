@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ftcore.config import OptimConfig
 from ftcore.data.pack import Encoded, collate, pack
 from ftcore.tune.optim import AdamW
 from ftcore.tune.task import TASKS, Task, classification, regression, token_labels
@@ -37,9 +38,7 @@ def gradient(tiny_model: Callable, rows: Callable) -> Callable[..., dict[str, Te
         family = KINDS[kind][0]
         model = tiny_model(family, dtype=dtype)
         loss, documents = change(kind, rows(family, 9))
-        optimizer = AdamW(
-            model.named_parameters(), betas=(0.9, 0.98), eps=1e-8, weight_decay=0.0
-        )
+        optimizer = AdamW(model.named_parameters(), OptimConfig())
         batches = [collate([documents[index] for index in stream]) for stream in streams]
         weight = sum(batch.weights.double().sum().item() for batch in batches)
         for batch in batches:
