@@ -152,8 +152,8 @@ def tune(
 
     # ---- 5 evaluation: base against tuned, on rows never trained on ------------------------------
     results = suite.tests(model, data.tests)
-    if data.tests:
-        print(f"\n{results.against(base) if base else results}")
+    if results.metrics:
+        print(f"\n{results.against(base or {})}")
         note_opening(path, config.data.test, results.metrics)
     if results.predictions:
         write_predictions(path / "predictions.jsonl", results.predictions)
