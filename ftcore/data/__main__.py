@@ -19,7 +19,7 @@ import numpy as np
 
 from ftcore.cli import CONFIG_FILE, parse, take_value, to_toml
 from ftcore.config import ChatDataConfig, MaskedDataConfig, TextDataConfig
-from ftcore.data.columns import place, texts_of
+from ftcore.data.columns import place
 from ftcore.data.ledger import read_account, write_page
 from ftcore.data.pack import Encoded, StepRows, pack, split
 from ftcore.data.read import collect
@@ -138,7 +138,7 @@ class Shown:
         example = self.rows.get(row_id)
         where = place(example) if example else ""
         yield f"row {row_id}, {where or 'of which no example was made'}"
-        yield from (f"    {text}" for text in (texts_of(example) if example else ()))
+        yield from (f"    {text}" for text in (example.texts if example else ()))
         for found in self.lost:
             if found["id"] == row_id:
                 said = "{split}: {file}:{line} {what} in step {step}: {reason} {detail}"

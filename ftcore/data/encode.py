@@ -16,7 +16,7 @@ from ftcore import config as configs
 from ftcore.config import OverLength
 from ftcore.data import columns
 from ftcore.data.chat import IGNORED, Answers, Rendering, find_answers, shifted, supervise
-from ftcore.data.columns import Chat, DataConfig, Example, LabelledText, Labels, RowError, Tagged
+from ftcore.data.columns import Chat, DataConfig, Example, Labels, RowError, Text
 from ftcore.data.formats import Rejected
 from ftcore.data.pack import Encoded
 from ftcore.data.tokenizer import Encoding, Tokenizer
@@ -54,7 +54,7 @@ def encode(
     if isinstance(config, configs.MaskedDataConfig):
         return encode_pieces(examples, tokenizer, config)
     if isinstance(config, configs.TextDataConfig):
-        plain = [example for example in examples if isinstance(example, columns.Text)]
+        plain = [example for example in examples if isinstance(example, Text)]
         talks = [example for example in examples if isinstance(example, Chat)]
         split = encode_texts(plain, tokenizer, config) if plain else Split()
         if talks:
@@ -70,17 +70,17 @@ def encode(
     encode = encode_tagged if isinstance(config, configs.TaggedDataConfig) else encode_labelled
     return encode(examples, tokenizer, {name: n for n, name in enumerate(labels)}, config)
 
-def encode_texts(texts: Sequence[columns.Text], tokenizer: Tokenizer, config: DataConfig) -> Split:
+def encode_texts(texts: Sequence[Text], tokenizer: Tokenizer, config: DataConfig) -> Split:
     """Documents of plain text, behind each the token that ends it; see `admit` for longer ones."""
     if tokenizer.end_of_text_id is None:
         raise ModelError(f"{tokenizer.where}: the tokenizer has no token that ends a text")
     split, shorten = Split(), partial(cut, bos_id=tokenizer.bos_id)
-    encodings = tokenizer.encode_batch([text.text for text in texts])
+    encodings = tokenizer.encode_batch([text.texts[0] for text in texts])
     for text, encoding in zip(texts, encodings, strict=True):
         ids_T = np.append(encoding.ids_T, np.int32(tokenizer.end_of_text_id))
         document = shifted(text.id, ids_T, np.ones(len(ids_T), dtype=np.float32))
         if admit(split, text, document, shorten, config):
-            split.num_bytes += len(text.text.encode())
+            split.num_bytes += len(text.texts[0].encode())
     columns.require_some(split.documents, split.rejected)
     if split.cut and config.over_length != "split":
         split.num_bytes = 0
@@ -139,9 +139,8 @@ def encode_chats(
     return split
 
 def encode_labelled(
-    examples: Sequence[LabelledText], tokenizer: Tokenizer, labels: Labels | None,
-    config: DataConfig,
-) -> Split:  # fmt: skip
+    examples: Sequence[Text], tokenizer: Tokenizer, labels: Labels | None, config: DataConfig
+) -> Split:
     """Labelled texts and pairs: a label is the class index, or which of the classes a text has, or
     the score where `labels` is None. Of pairs the longer text is cut, special tokens stay; see
     `admit`. DataError: a label is unknown, a row is too long (error); ConfigError: split."""
@@ -150,13 +149,13 @@ def encode_labelled(
         raise ConfigError(f"data.over_length = split: {what}: choose cut_left, cut_right or drop")
     split, side, limit = Split(), config.over_length.removeprefix("cut_"), config.max_length
 
-    def encoded(some: Sequence[LabelledText], max_length: int | None = None) -> Iterator[Encoded]:
-        texts, seconds = [e.text for e in some], [e.pair for e in some]
-        ids = tokenizer.encode_pairs(texts, seconds, max_length=max_length, side=side)
+    def encoded(some: Sequence[Text], max_length: int | None = None) -> Iterator[Encoded]:
+        texts = [example.texts for example in some]
+        ids = tokenizer.encode_pairs(texts, max_length=max_length, side=side)
         for example, (ids_T, types_T) in zip(some, ids, strict=True):
             if labels is None:
-                label = float(example.label)
-            elif isinstance(example.label, str):
+                label = float(example.target)
+            elif isinstance(example.target, str):
                 (label,) = columns.indices(labels, example)
             else:
                 label = np.zeros(len(labels), dtype=np.float32)
@@ -172,17 +171,17 @@ def encode_labelled(
     return split
 
 def encode_tagged(
-    sentences: Sequence[Tagged], tokenizer: Tokenizer, labels: Labels, config: DataConfig
+    sentences: Sequence[Text], tokenizer: Tokenizer, labels: Labels, config: DataConfig
 ) -> Split:
     """Sentences, the first token of each word supervised: labels[t] is the tag of token t itself.
     The words are joined by blanks and read like any text. A word without a token of its own, or
     that is cut off, stays in its sentence, where it counts as predicted "O". See `admit` for
     `over_length`; the documents of a sentence that is split have its row id."""
     split = Split()
-    encodings = tokenizer.encode_batch([" ".join(source.words) for source in sentences])
+    encodings = tokenizer.encode_batch([" ".join(source.texts) for source in sentences])
     for source, encoding in zip(sentences, encodings, strict=True):
-        places_W = first_tokens(source.words, encoding)
-        for word in np.array(source.words, dtype=object)[places_W < 0]:
+        places_W = first_tokens(source.texts, encoding)
+        for word in np.array(source.texts, dtype=object)[places_W < 0]:
             split.untold.append(columns.left_out(source, f"the word {word!r} gives no token"))
         told_W = np.flatnonzero(places_W >= 0)
         labels_T = np.full(len(encoding), IGNORED, dtype=np.int32)
@@ -196,16 +195,16 @@ def encode_tagged(
             first = len(told_W) - len(found) if config.over_length == "cut_left" else 0
             places_W[:] = -1
             places_W[told_W[first : first + len(found)]] = found
-            split.sentences.append(Sentence(source.id, source.words, source.names, places_W))
+            split.sentences.append(Sentence(source.id, source.texts, source.target, places_W))
     columns.require_some(split.documents, split.rejected)
     return split
 
-def encode_pieces(texts: Sequence[columns.Text], tokenizer: Tokenizer, config: DataConfig) -> Split:
+def encode_pieces(texts: Sequence[Text], tokenizer: Tokenizer, config: DataConfig) -> Split:
     """Texts as documents of at most `max_length` tokens, the special ones around each; labels are
     the tokens themselves, and those that may be hidden have weight 1. See `admit` for longer ones.
     Raises DataError: no text can be used, or no room is left beside the special tokens."""
     split, special = Split(), list(tokenizer.special_ids)
-    encodings = tokenizer.encode_batch([text.text for text in texts])
+    encodings = tokenizer.encode_batch([text.texts[0] for text in texts])
     for text, encoding in zip(texts, encodings, strict=True):
         weights_T = (~np.isin(encoding.ids_T, special)).astype(np.float32)
         whole = Encoded(text.id, encoding.ids_T, encoding.ids_T, weights_T)

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from ftcore import config as configs
-from ftcore.data import clean, columns
-from ftcore.data.columns import Chat, DataConfig, Example, LabelledText, Tagged, left_out
+from ftcore.data import clean
+from ftcore.data.columns import Chat, DataConfig, Example, Text, label_map, left_out
 from ftcore.data.compare import alike_rows, compare, leaks, settle
 from ftcore.data.encode import Masking, Names, Split, encode
 from ftcore.data.ledger import Prepared, statistics
@@ -58,7 +58,8 @@ def prepare(
         if isinstance(config, configs.ScoredDataConfig):
             data.labels = labels or (config.label,)
         elif is_labelled:
-            data.labels = labels or tuple(columns.label_map(train.examples))
+            are_tags = isinstance(config, configs.TaggedDataConfig)
+            data.labels = labels or tuple(label_map(train.examples, are_tags=are_tags))
         balance(config, train, seed, notes)
     for name, part in parts.items():
         split = encode(config, part.examples, tokenizer, data.labels)
@@ -83,10 +84,10 @@ def tidy(config: DataConfig, part: Rows, split: str, notes: Notes) -> None:
     normal = partial(clean.normalised, form=config.unicode, unescape=config.unescape)
     every = 1 if config.filter else max(1, len(part.examples) // MEASURED)
     for index, example in enumerate(part.examples):
-        before = columns.texts_of(example)
-        after = before if config.unicode == "off" else [*map(normal, before)]
-        if isinstance(example, Tagged):  # a word stays a word
-            after = [new or old for new, old in zip(after, before, strict=True)]
+        before = example.texts
+        after = before if config.unicode == "off" else tuple(map(normal, before))
+        if isinstance(config, configs.TaggedDataConfig):  # a word stays a word
+            after = tuple(new or old for new, old in zip(after, before, strict=True))
         if after is not before:
             found["texts changed"] += after != before
         whole = "\n".join(after)
@@ -94,9 +95,9 @@ def tidy(config: DataConfig, part: Rows, split: str, notes: Notes) -> None:
             found["mojibake"] += clean.mojibake(whole)
         if kinds := clean.personal(whole):
             found.update(kinds)
-            after = [clean.redacted(text, config.redact) for text in after]
+            after = tuple(clean.redacted(text, config.redact) for text in after)
         if after != before:
-            part.examples[index] = example = columns.with_texts(example, after)
+            part.examples[index] = example = example.with_texts(after)
         if not isinstance(example, Chat) and not all(after):
             lost[index] = left_out(example, "empty, once it is normalised", "filter")
         if split == "train" and index % every == 0:
@@ -116,7 +117,7 @@ def hold_out(config: DataConfig, train: Rows, seed: int) -> dict[str, Rows]:
         return {}
     groups = [train.groups.get(example.id) or None for example in train.examples]
     is_labelled = isinstance(config, configs.LabelledDataConfig)
-    strata = [example.label if is_labelled else "" for example in train.examples]
+    strata = [example.target if is_labelled else "" for example in train.examples]
     is_dev = held_out(strata, together(groups, alike_rows(train.examples)), config.holdout, seed)
     if not is_dev.any():
         what = "rows nearly alike, or of one data.group, stay together, and each cluster is larger"
@@ -167,14 +168,12 @@ def balance(config: DataConfig, train: Rows, seed: int, notes: Notes) -> None:
     train.examples = balanced(before, config.balance, config.balance_cap, seed)
     for found, examples in zip(sums, (before, train.examples), strict=True):
         for example in examples:
-            found[example.label] += example.weight
+            found[example.target] += example.weight
     notes["balance"] = {name: [n, round(sums[1][name], 2)] for name, n in sorted(sums[0].items())}
     kept = {example.id for example in train.examples}
     train.rejected += [left_out(e, "balance", "split") for e in before if e.id not in kept]
 
-def balanced(
-    examples: Sequence[LabelledText], method: str, cap: float, seed: int
-) -> list[LabelledText]:
+def balanced(examples: Sequence[Text], method: str, cap: float, seed: int) -> list[Text]:
     """Examples of one label each, their classes balanced.
 
     weights   an example of a class weighs in inverse proportion to the class, at most `cap`, and
@@ -182,14 +181,14 @@ def balanced(
     over      rows are repeated, at most `cap` times in all, up to the size of the largest class
     under     no class keeps more than `cap` times the rows of the smallest
     """
-    counts = Counter(example.label for example in examples)
+    counts = Counter(example.target for example in examples)
     if method == "weights":
         even = len(examples) / len(counts)
-        return [e._replace(weight=min(cap, even / counts[e.label])) for e in examples]
+        return [e._replace(weight=min(cap, even / counts[e.target])) for e in examples]
     largest, smallest = max(counts.values()), min(counts.values())
     random, copies = np.random.default_rng([seed, 1]), np.zeros(len(examples), dtype=int)
     for label, count in counts.items():
-        rows = [row for row, example in enumerate(examples) if example.label == label]
+        rows = [row for row, example in enumerate(examples) if example.target == label]
         over, under = min(largest, math.floor(cap * count)), min(count, math.floor(cap * smallest))
         copies[rows], rest = divmod(over if method == "over" else under, count)
         copies[random.permutation(rows)[:rest]] += 1

@@ -115,22 +115,22 @@ class Tokenizer:
                 yield Encoding(ids_T, offsets_T.reshape(-1, 2)[-len(ids_T) :])
 
     def encode_pairs(
-        self, texts: Sequence[str], pairs: Sequence[str | None], *, max_length: int | None = None,
+        self, texts: Sequence[tuple[str, ...]], *, max_length: int | None = None,
         side: Literal["left", "right"] = "right",
     ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
         """Ids and segment numbers (int32; None: all 0) of many texts, or pairs, special ones too.
         Of more than `max_length` tokens in all the longer text loses those on one `side` until both
         fit. Raises DataError: the special tokens leave no room."""
-        fast = self._fast
+        fast, are_pairs = self._fast, any(len(some) > 1 for some in texts)
         if max_length is not None:
-            special = fast.num_special_tokens_to_add(any(pair is not None for pair in pairs))
+            special = fast.num_special_tokens_to_add(are_pairs)
             if special >= max_length:
                 what = f"data.max_length = {max_length}"
                 raise DataError(f"{what}: {special} special tokens leave no room")
             fast = tokenizers.Tokenizer.from_str(fast.to_str())  # the first stays as it is
             fast.enable_truncation(max_length, direction=side)
-        inputs = [a if b is None else (a, b) for a, b in zip(texts, pairs, strict=True)]
-        is_typed = any(pair is not None for pair in pairs) or any(fast.encode("a").type_ids)
+        inputs = [some if len(some) > 1 else some[0] for some in texts]
+        is_typed = are_pairs or any(fast.encode("a").type_ids)
         for slab in _slabs(fast.encode_batch_fast, inputs):
             ids = _arrays([self._once(fast.ids) for fast in slab])
             if not is_typed:  # cost: the library would make a list of zeros for each

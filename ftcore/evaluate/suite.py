@@ -149,12 +149,12 @@ class Suite:
         or 13 words of it."""
         mine, theirs = self._texts(split.documents), self._texts(train)
         names, found = list(mine), leaks(list(mine.values()), list(theirs.values()))
-        return {names[twin.row]: twin.kind for twin in found}
+        return {names[row]: kind for row, (_, kind, _) in found.items()}
 
     def clusters(self, split: Split) -> dict[str, int]:
         """A number for each row id, the same for rows of nearly the same text."""
         texts = self._texts(split.documents)
-        pairs = alike_rows([Text(row_id, text) for row_id, text in texts.items()])
+        pairs = alike_rows([Text(row_id, (text,)) for row_id, text in texts.items()])
         return dict(zip(texts, together([None] * len(texts), pairs), strict=True))
 
     def _texts(self, documents: Sequence[Encoded]) -> dict[str, str]:

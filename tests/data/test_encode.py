@@ -11,7 +11,7 @@ import pytest
 
 from ftcore.config import ChatDataConfig, ExamplesConfig
 from ftcore.data.chat import encode_prompt, render
-from ftcore.data.columns import Chat, LabelledText, Labels, RowError, Text
+from ftcore.data.columns import Chat, Labels, RowError, Text
 from ftcore.data.encode import cut, encode_chats, encode_labelled, encode_texts
 from ftcore.data.pack import Encoded
 from ftcore.data.read import read_rows
@@ -27,10 +27,10 @@ def encode_chat(chat: Chat, tokenizer: Tokenizer, **options: Any) -> Encoded:
     return document
 
 def encode_text(row_id: str, text: str, tokenizer: Tokenizer) -> Encoded:
-    (document,) = encode_texts([Text(row_id, text)], tokenizer, ExamplesConfig()).documents
+    (document,) = encode_texts([Text(row_id, (text,))], tokenizer, ExamplesConfig()).documents
     return document
 
-def encode_one(example: LabelledText, tokenizer: Tokenizer, labels: Labels | None) -> Encoded:
+def encode_one(example: Text, tokenizer: Tokenizer, labels: Labels | None) -> Encoded:
     (document,) = encode_labelled([example], tokenizer, labels, ExamplesConfig()).documents
     return document
 
@@ -166,7 +166,8 @@ def test_text_with_one_end_token(base):
 def test_text_without_anything_to_predict(base, build_tokenizer):
     with pytest.raises(DataError, match="1 x nothing to supervise in it"):
         encode_text("t", "", base)
-    rows = encode_texts([Text("t", "", "x.txt", 1), Text("u", "a b")], base, ExamplesConfig())
+    texts = [Text("t", ("",), None, "x.txt", 1), Text("u", ("a b",))]
+    rows = encode_texts(texts, base, ExamplesConfig())
     assert [row.id for row in rows.rejected] == ["t"]
 
 def test_bos_comes_from_the_post_processor(families):
@@ -200,15 +201,15 @@ def test_end_of_text_falls_back_to_eos_or_fails(build_tokenizer):
         encode_text("t", "hello world", Tokenizer(files, where="m"))
 
 def test_labelled_texts_and_pairs(bert):
-    single = encode_one(LabelledText("r", "a good film", None, "yes"), bert, PAIRS)
+    single = encode_one(Text("r", ("a good film",), "yes"), bert, PAIRS)
     assert single.labels == 1 and single.types_T is None
     assert bert.decode(single.tokens_T, special=True) == "[CLS] a good film [SEP]"
-    pair = encode_one(LabelledText("r", "a film", "a good film", 3.5), bert, None)
+    pair = encode_one(Text("r", ("a film", "a good film"), 3.5), bert, None)
     assert pair.labels == 3.5
     assert pair.types_T.tolist() == [0] * 4 + [1] * 4
 
 def test_a_label_that_training_did_not_have(bert):
-    example = LabelledText("r", "good", None, "yess", "dev.tsv", 17)
+    example = Text("r", ("good",), "yess", "dev.tsv", 17)
     with pytest.raises(DataError, match="dev.tsv:17: label 'yess' .*nearest: 'yes'"):
         encode_labelled([example], bert, PAIRS, ExamplesConfig())
 
@@ -218,9 +219,9 @@ def test_show(base, bert):
         "<|im_start|>user\nWhat is 2 + 2?<|im_end|>\n"
         "<|im_start|>assistant\n[[It is four.<|im_end|>]]\n"
     )
-    labelled = encode_one(LabelledText("r", "good", None, "yes"), bert, PAIRS)
+    labelled = encode_one(Text("r", ("good",), "yes"), bert, PAIRS)
     assert show(labelled, bert) == "[CLS] good [SEP] -> 1"
-    several = encode_one(LabelledText("r", "good", None, ("yes", "no")), bert, PAIRS)
+    several = encode_one(Text("r", ("good",), ("yes", "no")), bert, PAIRS)
     assert show(several, bert) == "[CLS] good [SEP] -> [1. 1.]"
     first = cut(encode_text("t", "one two three", base), 2, "split", bos_id=None)[0]
     assert show(first, base).startswith("o") and show(first, base).endswith("]]")

@@ -14,7 +14,7 @@ from ftcore.config import (
     TextDataConfig,
 )
 from ftcore.data.chat import IGNORED
-from ftcore.data.columns import Chat, LabelledText, Text
+from ftcore.data.columns import Chat, Text
 from ftcore.data.encode import (
     Split,
     cut,
@@ -31,8 +31,8 @@ from tests.data.templates import TURNS, styled
 CHAT = Chat("a", TURNS, "chat.jsonl", 7)
 PAIRS = {"no": 0, "yes": 1}
 WORDS = "one two three four five " * 9
-LONG = LabelledText("l", "good " * 30, "bad " * 40, "no", "t.tsv", 4)
-SHORT = LabelledText("s", "good", "bad", "yes", "t.tsv", 5)
+LONG = Text("l", ("good " * 30, "bad " * 40), "no", "t.tsv", 4)
+SHORT = Text("s", ("good", "bad"), "yes", "t.tsv", 5)
 
 def reasons(split: Split) -> tuple[list[str], list[str]]:
     """Of rows that were left out, and of those that were cut."""
@@ -98,7 +98,7 @@ def test_split_chats_lose_no_supervised_token(whole: Any, limit: int) -> None:
     assert split.cut[0].reason == f"more than {limit} tokens: split{without}"
 
 def test_splitting_loses_no_supervised_token(base: Tokenizer) -> None:
-    (document,) = encode_texts([Text("t", WORDS)], base, ExamplesConfig()).documents
+    (document,) = encode_texts([Text("t", (WORDS,))], base, ExamplesConfig()).documents
     for size in (1, 7, len(document) - 1, len(document)):
         cuts = cut(document, size, "split", bos_id=None)
         assert max(map(len, cuts)) <= size
@@ -108,7 +108,7 @@ def test_splitting_loses_no_supervised_token(base: Tokenizer) -> None:
         assert len({piece.row_id for piece in cuts}) == len(cuts)
 
 def test_plain_text(base: Tokenizer) -> None:
-    texts = [Text("t", WORDS), Text("u", "six seven")]
+    texts = [Text("t", (WORDS,)), Text("u", ("six seven",))]
     (whole, short) = encode_texts(texts, base, ExamplesConfig()).documents
 
     def made(over_length: OverLength) -> tuple[list[list[int]], int]:
@@ -128,8 +128,8 @@ def test_plain_text(base: Tokenizer) -> None:
 
 def test_a_last_part_without_anything_to_predict_is_left_out(base: Tokenizer) -> None:
     """A part of one token, the last, which predicts nothing."""
-    (whole,) = encode_texts([Text("t", WORDS)], base, ExamplesConfig()).documents
-    split = encode_texts([Text("t", WORDS)], base, TextDataConfig(max_length=len(whole) - 1))
+    (whole,) = encode_texts([Text("t", (WORDS,))], base, ExamplesConfig()).documents
+    split = encode_texts([Text("t", (WORDS,))], base, TextDataConfig(max_length=len(whole) - 1))
     assert [len(d) for d in split.documents] == [len(whole) - 1]
     limit = f"more than {len(whole) - 1} tokens"
     assert reasons(split)[1] == [f"{limit}: split; nothing to supervise in some parts"]
@@ -137,9 +137,10 @@ def test_a_last_part_without_anything_to_predict_is_left_out(base: Tokenizer) ->
 
 @pytest.mark.parametrize("over_length", ["cut_left", "cut_right"])
 def test_masked_text_stays_between_its_special_tokens(bert: Tokenizer, over_length: str) -> None:
-    (whole,) = encode_pieces([Text("t", WORDS)], bert, MaskedDataConfig(max_length=100)).documents
+    text = Text("t", (WORDS,))
+    (whole,) = encode_pieces([text], bert, MaskedDataConfig(max_length=100)).documents
     config = MaskedDataConfig(max_length=9, over_length=over_length)
-    split = encode_pieces([Text("t", WORDS)], bert, config)
+    split = encode_pieces([text], bert, config)
     (short,) = split.documents
     own = slice(-8, -1) if over_length == "cut_left" else slice(1, 8)
     cls, *_, sep = whole.tokens_T.tolist()
@@ -156,7 +157,7 @@ def test_masked_text_follows_the_run_s_policy(bert: Tokenizer, tmp_path: Path) -
 
 @pytest.mark.parametrize("over_length", ["cut_left", "cut_right"])
 def test_pairs_are_cut_between_their_special_tokens(bert: Tokenizer, over_length: str) -> None:
-    long = LabelledText("l", "a b c " * 10, "d e f " * 13, "no", "t.tsv", 4)
+    long = Text("l", ("a b c " * 10, "d e f " * 13), "no", "t.tsv", 4)
     config = ExamplesConfig(max_length=19, over_length=over_length)
     rows = encode_labelled([long, SHORT], bert, PAIRS, config)
     first, second = ("b c " + "a b c " * 2, "e f " + "d e f " * 2)

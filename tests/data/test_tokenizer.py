@@ -31,7 +31,8 @@ def changed(tokenizer, **content):
     return Tokenizer(files, where="test")
 
 def encode_pair(tokenizer, text, pair=None, **options):
-    (encoded,) = written_out(tokenizer.encode_pairs([text], [pair], **options))
+    texts = (text,) if pair is None else (text, pair)
+    (encoded,) = written_out(tokenizer.encode_pairs([texts], **options))
     return encoded
 
 def written_out(encoded):
@@ -41,10 +42,10 @@ def written_out(encoded):
 def test_cutting_pairs_changes_nothing_else(bert, monkeypatch):
     """While pairs are asked for one by one, and in every slab."""
     monkeypatch.setattr("ftcore.data.tokenizer.SLAB", 2)
-    short = bert.encode_pairs(["word " * 50] * 5, [None] * 5, max_length=7)
+    short = bert.encode_pairs([("word " * 50,)] * 5, max_length=7)
     assert len(next(short)[0]) == 7
     assert len(bert.encode("word " * 50)) == 52
-    assert len(next(bert.encode_pairs(["word " * 50], [None]))[0]) == 52
+    assert len(next(bert.encode_pairs([("word " * 50,)]))[0]) == 52
     assert [len(ids) for ids, _ in short] == [7] * 4
 
 def test_truncation_and_padding_of_the_file_are_off(bert, bert_folder):
@@ -77,7 +78,8 @@ def test_vocab_txt_gives_the_tokenizer_of_tokenizer_json(bert, bert_folder, tmp_
 
 def test_pairs_in_a_batch_equal_single_pairs(bert):
     pairs = [None, "a pair", None, "another"]
-    batch = written_out(bert.encode_pairs(TEXTS[:4], pairs))
+    texts = [(text, pair) if pair else (text,) for text, pair in zip(TEXTS, pairs, strict=False)]
+    batch = written_out(bert.encode_pairs(texts))
     for text, pair, (ids, types) in zip(TEXTS, pairs, batch, strict=False):
         alone = encode_pair(bert, text, pair)
         assert (ids == alone[0]).all() and (types == alone[1]).all()
