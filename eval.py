@@ -52,8 +52,7 @@ def judge(command: Command) -> "tuple[Suite, Results]":
     # Imported here, so that --help and a mistyped option answer at once.
     import torch
 
-    from ftcore.data.prepare import prepare
-    from ftcore.data.store import prepared
+    from ftcore.data.prepare import prepare, prepared
     from ftcore.data.tokenizer import Tokenizer
     from ftcore.env.compute import (
         PRECISIONS,

@@ -20,10 +20,10 @@ import numpy as np
 from ftcore.cli import CONFIG_FILE, parse, take_value, to_toml
 from ftcore.config import ChatDataConfig, MaskedDataConfig, TextDataConfig
 from ftcore.data.columns import place
-from ftcore.data.ledger import read_account, write_page
 from ftcore.data.pack import Encoded, StepRows, pack, split
+from ftcore.data.prepare import prepared
 from ftcore.data.read import collect
-from ftcore.data.store import prepared
+from ftcore.data.store import read_account, write_page
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import ConfigError, DataError, FtcoreError
 from ftcore.files import write_file

@@ -92,7 +92,7 @@ def indices(labels: Labels, example: Text) -> list[int]:
         mend = f"{nearest(name, known)}; correct the row, or add training rows with this label"
         raise DataError(f"{what} training data ({shown}){mend}") from None
 
-def label_map(examples: Sequence[Text], *, are_tags: bool = False) -> Labels:
+def label_map(examples: Sequence[Text], *, are_tags: bool = False) -> tuple[str, ...]:
     """All labels of the training data: in numeric order if all are numbers, else sorted by name; of
     a type that only begins or only goes on there, both BIO tags. DataError: fewer than two."""
     names = {name for example in examples for name in names_of(example)}
@@ -103,8 +103,7 @@ def label_map(examples: Sequence[Text], *, are_tags: bool = False) -> Labels:
         raise DataError(f"{what}, a classifier needs at least two; is this the label column?")
     numbers = {name: _number(name) for name in names}
     are_numbers = None not in numbers.values()
-    ordered = sorted(names, key=lambda name: (are_numbers and numbers[name], name))
-    return {name: index for index, name in enumerate(ordered)}
+    return tuple(sorted(names, key=lambda name: (are_numbers and numbers[name], name)))
 
 def examples(rows: Sequence[Row], config: DataConfig) -> Mapped:
     """What the columns named in `config` make of the rows, and those of which they make nothing.
@@ -245,10 +244,6 @@ def conversation(row: Row, config: configs.ChatDataConfig) -> Chat:
         is_text = isinstance(turns, str)
         hint = "; for a transcript name its speakers with data.roles" if is_text else ""
         raise wrong(row, f"column {column!r} must hold a list of messages{hint}")
-    for number, turn in enumerate(turns, start=1):
-        for key in UNSUPPORTED:
-            if isinstance(turn, dict) and turn.get(key):
-                raise RowError(f"message {number} holds {key!r}, which is not supported")
     numbered = enumerate(turns, start=1)
     checked = tuple(message(row, number, turn, config.turn, roles) for number, turn in numbered)
     return Chat(row.id, checked, row.file, row.line)
@@ -264,6 +259,9 @@ def transcript(text: str, roles: Mapping[str, str], keys: Keys) -> list[dict[str
 
 def message(row: Row, number: int, turn: Any, keys: Keys, roles: Mapping[str, str]) -> Message:
     """A turn as a message; `number` counts the turns of the row from 1."""
+    for key in UNSUPPORTED:
+        if isinstance(turn, dict) and turn.get(key):
+            raise RowError(f"message {number} holds {key!r}, which is not supported")
     if not isinstance(turn, dict) or not isinstance(turn.get(keys[1]), str):
         raise wrong(row, f'message {number} must be {{"{keys[0]}": ..., "{keys[1]}": text}}')
     said = turn.get(keys[0])
@@ -312,10 +310,13 @@ def left_out(source: Source, reason: str, step: str = "encode", detail: str = ""
     """What is remembered of a row that is not used as it is."""
     return Rejected(source.id, source.file, source.line, reason, step, detail)
 
+def reasons(rejected: Iterable[Rejected]) -> list[tuple[str, int]]:
+    """Why rows were lost, and how many: the most frequent reason first."""
+    return Counter(row.reason for row in rejected).most_common()
+
 def require_some(kept: Sequence[Any], rejected: Sequence[Rejected]) -> None:
     """DataError with the reasons if no row is left."""
     if not kept:
-        reasons = Counter(row.reason for row in rejected).most_common(3)
-        counted = "; ".join(f"{count} x {reason}" for reason, count in reasons)
+        counted = "; ".join(f"{count} x {reason}" for reason, count in reasons(rejected)[:3])
         what = f"none of the {len(rejected)} rows can be used ({counted})"
         raise DataError(f"{rejected[0].file}: {what}; the first stands in line {rejected[0].line}")

@@ -7,9 +7,11 @@
     encode     examples -> token ids, what is supervised     chat
 """
 
+import gc
 import math
 from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import compress, groupby
@@ -18,18 +20,61 @@ from pathlib import Path
 import numpy as np
 
 from ftcore import config as configs
-from ftcore.data import clean
+from ftcore import files
+from ftcore.data import clean, store
 from ftcore.data.columns import Chat, DataConfig, Example, Text, label_map, left_out
 from ftcore.data.compare import alike_rows, compare, leaks, settle
 from ftcore.data.encode import Masking, Names, Split, encode
-from ftcore.data.ledger import Prepared, statistics
-from ftcore.data.pack import apportioned
+from ftcore.data.pack import apportioned, lengths
 from ftcore.data.read import BUILTIN_CHAT, Notes, Rows, collect, files_of
+from ftcore.data.store import Prepared, statistics
 from ftcore.data.tokenizer import Tokenizer
-from ftcore.errors import ConfigError, DataError
+from ftcore.errors import CheckpointError, ConfigError, DataError
 
 Keys = Sequence[Hashable]  # one of each row
 MEASURED = 500  # training rows whose quality is measured where nothing is filtered
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without Python's search for cycles, which would walk all rows again and again."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+@_uncollected()
+def prepared(
+    config: DataConfig, tokenizer: Tokenizer, *, seed: int, labels: Names = None
+) -> tuple[Prepared, str]:
+    """What `prepare` makes, from the cache or into it; and a line that says which. A process that
+    wants what another is making waits for it. A cache whose hashes do not agree is made anew.
+    Raises as `prepare`; CheckpointError: it cannot be written, and nothing is left of it. Finding
+    it costs the hashes of the data files and of the cache, some 0.6 s a GB."""
+    wanted = {"seed": seed, "labels": labels}
+    name = store.key(config, tokenizer, **wanted)
+    if config.cache is None:
+        data = prepare(config, tokenizer, **wanted)
+        data.notes["key"] = name
+        return data, "data: prepared, and not kept"
+    folder, why = config.cache / name, ""
+    try:
+        with store.alone(config.cache, name):
+            if folder.is_dir():
+                try:
+                    files.verify_folder(folder)
+                    return store.load(folder), f"data: from the cache {folder}"
+                except CheckpointError as error:
+                    why = f"warning: {error}: made anew\n"
+            data = prepare(config, tokenizer, **wanted)
+            if store.key(config, tokenizer, **wanted) != name:
+                raise DataError("a data file changed while it was read: start again")
+            data.notes["key"] = name
+            num_tokens = sum(int(lengths(s.documents).sum()) for _, s in data.splits())
+            files.write_folder(folder, partial(store.save, data), needed_bytes=4 * num_tokens)
+            return store.load(folder), f"{why}data: prepared, and kept in the cache {folder}"
+    except (CheckpointError, OSError) as error:
+        raise CheckpointError(f"{error}; or do without a cache: --data.cache None") from error
 
 def prepare(
     config: DataConfig, tokenizer: Tokenizer, *, seed: int, labels: Names = None
@@ -59,7 +104,7 @@ def prepare(
             data.labels = labels or (config.label,)
         elif is_labelled:
             are_tags = isinstance(config, configs.TaggedDataConfig)
-            data.labels = labels or tuple(label_map(train.examples, are_tags=are_tags))
+            data.labels = labels or label_map(train.examples, are_tags=are_tags)
         balance(config, train, seed, notes)
     for name, part in parts.items():
         split = encode(config, part.examples, tokenizer, data.labels)

@@ -79,7 +79,8 @@ class Tokenizer:
         self.special_tokens = tuple(added[id_].content for id_ in sorted(self.special_ids))
         self._any_special = re.compile("|".join(map(re.escape, self.special_tokens)) or "(?!)")
         self.vocab_size = max(self._fast.get_vocab().values()) + 1
-        self.bos_id, self.eos_id = self._named_id("bos_token"), self._named_id("eos_token")
+        named = (self.special.get(name) for name in ("bos_token", "eos_token"))
+        self.bos_id, self.eos_id = (None if token is None else self.id_of(token) for token in named)
         ends = [token for token in END_OF_TEXT if token in self.special_tokens]
         self.end_of_text_id = self.id_of(ends[0]) if ends else self.eos_id
         self.chat_template = self._template(config)
@@ -158,19 +159,13 @@ class Tokenizer:
         """Id of a token given by its exact text."""
         id_ = self._fast.token_to_id(token)
         if id_ is None:
-            raise ModelError(f"{self.where}: the vocabulary has no token {token!r}")
+            mend = "correct it in tokenizer_config.json, or add it to tokenizer.json"
+            raise ModelError(f"{self.where}: the vocabulary has no token {token!r}; {mend}")
         return id_
 
     def _once(self, ids: list[int]) -> list[int]:
         """Without the first of two BOS."""
         return ids[1:] if ids[:2] == [self.bos_id] * 2 else ids
-
-    def _named_id(self, name: str) -> int | None:
-        token = self.special.get(name)
-        if token is not None and self._fast.token_to_id(token) is None:
-            problem = f"names {name} {token!r}, which the vocabulary does not hold; correct it"
-            raise self._wrong("tokenizer_config.json", f"{problem}, or add it to tokenizer.json")
-        return None if token is None else self.id_of(token)
 
     def _wrong(self, file: str, problem: str) -> ModelError:
         return ModelError(f"{self.where}/{file}: {problem}")

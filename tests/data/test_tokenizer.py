@@ -245,7 +245,7 @@ def test_damaged_folders(tmp_path, files, message):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (b'{"eos_token": "</s>"}', "names eos_token '</s>', which the vocabulary does not hold"),
+        (b'{"eos_token": "</s>"}', "no token '</s>'; correct it in tokenizer_config.json, or add"),
         (b'{"eos_token": ', "tokenizer_config.json: not valid JSON"),
         (b"[]", "tokenizer_config.json: must hold a JSON object"),
     ],
