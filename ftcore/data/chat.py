@@ -129,9 +129,8 @@ def _changed_span(text: str, contents: Sequence[str], mark: str, again: Again, a
     end = len(text) - len(os.path.commonprefix(backwards))
     found, content = ("".join(part.split()) for part in (text[start:end], contents[at]))
     if other.count(mark) != 1 or found not in content:
-        what = f"cannot tell where message {at + 1} lies in the rendered text: the template changes"
-        became = f"{contents[at][:60]!r} became {text[start:end][:60]!r}"
-        raise RowError(f"{what} or repeats it ({became}); use one that writes contents as they are")
+        what = f"cannot see where message {at + 1} lies in the rendered text: {contents[at][:50]!r}"
+        raise RowError(f"{what} became {text[start:end][:50]!r}; use a template that keeps texts")
     return start, end
 
 class _Generation(Extension):

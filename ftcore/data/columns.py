@@ -142,11 +142,11 @@ def mapped(
     return kept, rejected
 
 @cache
-def renamed(option: str, pairs: tuple[str, ...]) -> dict[str, str]:
-    """New names by the old ones."""
+def role_names(pairs: tuple[str, ...]) -> dict[str, str]:
+    """Roles by their names in the files, of data.roles."""
     names = dict(pair.partition("=")[::2] for pair in pairs)
     if "" in names.values():
-        raise ConfigError(f"{option} = {' '.join(pairs)}: must be OLD=NEW each")
+        raise ConfigError(f"data.roles = {' '.join(pairs)}: must be OLD=NEW each")
     return names
 
 def plain(row: Row, config: configs.TextDataConfig) -> Text:
@@ -158,7 +158,6 @@ def labelled(row: Row, config: configs.LabelledDataConfig | configs.ScoredDataCo
     texts = tuple(text_of(row, column) for column in (config.text, config.pair) if column)
     column, is_scored = config.label, isinstance(config, configs.ScoredDataConfig)
     separator = "" if is_scored else config.label_separator
-    names = {} if is_scored else renamed("data.relabel", config.relabel)
     value = row.fields.get(column)
     if value is None or not (separator or str(value).strip()):
         raise RowError(f"column {column!r} holds no label")
@@ -166,14 +165,13 @@ def labelled(row: Row, config: configs.LabelledDataConfig | configs.ScoredDataCo
         if not isinstance(value, list | str):
             raise wrong(row, f"column {column!r} must hold a list of labels, or text with them")
         parts = value.split(separator) if isinstance(value, str) else map(str, value)
-        several = (part.strip() for part in parts)
-        value = tuple(dict.fromkeys(names.get(name, name) for name in several if name))
+        value = tuple(dict.fromkeys(name for part in parts if (name := part.strip())))
     elif isinstance(value, list | dict):
         problem = f"column {column!r} must hold one label, not {type(value).__name__}"
         raise wrong(row, f"{problem}; where rows have several, give data.label_separator")
     else:
         name = str(value).strip()
-        value = _number(name) if is_scored else names.get(name, name)
+        value = _number(name) if is_scored else name
         if value is None:
             raise wrong(row, f"column {column!r} must hold a number, not {name!r}")
     return Text(row.id, texts, value, row.file, row.line)
@@ -182,8 +180,7 @@ def tagged(row: Row, config: configs.TaggedDataConfig) -> Text:
     """A sentence from a list of words and one of as many tags; IOB1 becomes BIO."""
     words, tags = lists = [row.fields.get(column) for column in (config.tokens, config.tags)]
     if not all(isinstance(x, list) and all(isinstance(y, str) for y in x) for x in lists):
-        columns = f"columns {config.tokens!r} and {config.tags!r}"
-        raise wrong(row, f"{columns} must hold lists of texts")
+        raise wrong(row, f"columns {config.tokens!r} and {config.tags!r} must hold lists of texts")
     if not all(tags):
         raise wrong(row, "a tag is empty: write O for a word outside every entity")
     if len(words) != len(tags):
@@ -234,7 +231,7 @@ def conversation(row: Row, config: configs.ChatDataConfig) -> Chat:
     """A list of turns, or a transcript, whose speakers `roles` names. A turn may also hold "train"
     (bool; by default answers are trained on, nothing else) and "weight" (number, default 1); other
     keys are ignored, but for those that change the text."""
-    column, roles = config.messages, renamed("data.roles", config.roles)
+    column, roles = config.messages, role_names(config.roles)
     turns = row.fields.get(column)
     if turns in (None, [], ""):
         raise RowError(f"column {column!r} holds no messages")

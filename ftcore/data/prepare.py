@@ -10,8 +10,7 @@
 import gc
 import math
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import compress, groupby
@@ -34,16 +33,6 @@ from ftcore.errors import CheckpointError, ConfigError, DataError
 Keys = Sequence[Hashable]  # one of each row
 MEASURED = 500  # training rows whose quality is measured where nothing is filtered
 
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """Without Python's search for cycles, which would walk all rows again and again."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-
-@_uncollected()
 def prepared(
     config: DataConfig, tokenizer: Tokenizer, *, seed: int, labels: Names = None
 ) -> tuple[Prepared, str]:
@@ -52,13 +41,14 @@ def prepared(
     Raises as `prepare`; CheckpointError: it cannot be written, and nothing is left of it. Finding
     it costs the hashes of the data files and of the cache, some 0.6 s a GB."""
     wanted = {"seed": seed, "labels": labels}
-    name = store.key(config, tokenizer, **wanted)
-    if config.cache is None:
-        data = prepare(config, tokenizer, **wanted)
-        data.notes["key"] = name
-        return data, "data: prepared, and not kept"
-    folder, why = config.cache / name, ""
+    name, why = store.key(config, tokenizer, **wanted), ""
+    gc.disable()  # cost: Python's search for cycles would walk all rows again and again
     try:
+        if config.cache is None:
+            data = prepare(config, tokenizer, **wanted)
+            data.notes["key"] = name
+            return data, "data: prepared, and not kept"
+        folder = config.cache / name
         with store.alone(config.cache, name):
             if folder.is_dir():
                 try:
@@ -75,6 +65,8 @@ def prepared(
             return store.load(folder), f"{why}data: prepared, and kept in the cache {folder}"
     except (CheckpointError, OSError) as error:
         raise CheckpointError(f"{error}; or do without a cache: --data.cache None") from error
+    finally:
+        gc.enable()
 
 def prepare(
     config: DataConfig, tokenizer: Tokenizer, *, seed: int, labels: Names = None

@@ -46,7 +46,7 @@ AS_THEY_ARE = {"duplicates": "report", "leaks": "report"}  # each file is both t
 CASES: dict[str, ExamplesConfig | TextDataConfig] = {
     "classes": LabelledDataConfig(),
     "pairs": LabelledDataConfig(pair="pair", max_length=9, over_length="cut_right"),
-    "several": LabelledDataConfig(label="several", label_separator="/", relabel=("ab=b", "a=c")),
+    "several": LabelledDataConfig(label="several", label_separator="/"),
     "scores": ScoredDataConfig(),
     "tags": TaggedDataConfig(),
     "chats": ChatDataConfig(holdout=2),
