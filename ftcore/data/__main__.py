@@ -129,12 +129,9 @@ class Shown:
 
     def row(self, row_id: str) -> Iterator[str]:
         """The way of a row, forward to its documents and steps, and back to its place."""
-        ids = {*self.rows, *(found["id"] for found in self.lost)}
-        matching = [id_ for id_ in ids if id_.startswith(row_id)]
-        if len(matching) != 1:
+        if row_id not in {*self.rows, *(found["id"] for found in self.lost)}:
             where = "data/rejected.jsonl and in what --step prints"
-            raise DataError(f"--row {row_id}: {len(matching)} rows begin so; ids stand in {where}")
-        (row_id,) = matching
+            raise DataError(f"--row {row_id}: no such row; ids stand in {where}")
         example = self.rows.get(row_id)
         where = place(example) if example else ""
         yield f"row {row_id}, {where or 'of which no example was made'}"

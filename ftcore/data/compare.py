@@ -65,13 +65,25 @@ def nearly_repeated(
                     lost[rows[row]] = left_out(example, "near duplicate", "compare", detail)
     return lost
 
-def alike_rows(examples: Sequence[Example]) -> list[tuple[int, int]]:
-    """Pairs of rows that are alike or nearly so, whatever their labels; equal ones in a chain."""
+def clusters(examples: Sequence[Example], groups: Sequence[Hashable] = ()) -> list[int]:
+    """A number for each row, the same for rows that are alike or nearly so, whatever their labels,
+    for those of one group (None: of none), and for what hangs together through others."""
+    parents = list(range(len(examples)))
+
+    def root(row: int) -> int:
+        while parents[row] != row:
+            parents[row] = row = parents[parents[row]]
+        return row
+
     rows: dict[str, int] = {}
     forms = [dedup.folded(said(example)) for example in examples]
     pairs = [(rows.setdefault(form, row), row) for row, form in enumerate(forms)]
-    named = dedup.ranked(rows)
-    return pairs + [(rows[named[a]], rows[named[b]]) for a, b, _ in dedup.alike(named)]
+    named, first = dedup.ranked(rows), {}
+    pairs += [(rows[named[a]], rows[named[b]]) for a, b, _ in dedup.alike(named)]
+    pairs += [(first.setdefault(g, row), row) for row, g in enumerate(groups) if g is not None]
+    for one, other in pairs:
+        parents[root(other)] = root(one)
+    return [root(row) for row in range(len(examples))]
 
 def conflicts(examples: Sequence[Example]) -> Notes:
     """Texts that have more than one label, or prompts with more than one answer."""

@@ -10,7 +10,7 @@
 import gc
 import math
 from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import compress, groupby
@@ -22,7 +22,7 @@ from ftcore import config as configs
 from ftcore import files
 from ftcore.data import clean, store
 from ftcore.data.columns import Chat, DataConfig, Example, Text, label_map, left_out
-from ftcore.data.compare import alike_rows, compare, leaks, settle
+from ftcore.data.compare import clusters, compare, leaks, settle
 from ftcore.data.encode import Masking, Names, Split, encode
 from ftcore.data.pack import apportioned, lengths
 from ftcore.data.read import BUILTIN_CHAT, Notes, Rows, collect, files_of
@@ -125,8 +125,7 @@ def tidy(config: DataConfig, part: Rows, split: str, notes: Notes) -> None:
         after = before if config.unicode == "off" else tuple(map(normal, before))
         if isinstance(config, configs.TaggedDataConfig):  # a word stays a word
             after = tuple(new or old for new, old in zip(after, before, strict=True))
-        if after is not before:
-            found["texts changed"] += after != before
+        found["texts changed"] += after != before
         whole = "\n".join(after)
         if not whole.isascii():
             found["mojibake"] += clean.mojibake(whole)
@@ -155,28 +154,12 @@ def hold_out(config: DataConfig, train: Rows, seed: int) -> dict[str, Rows]:
     groups = [train.groups.get(example.id) or None for example in train.examples]
     is_labelled = isinstance(config, configs.LabelledDataConfig)
     strata = [example.target if is_labelled else "" for example in train.examples]
-    is_dev = held_out(strata, together(groups, alike_rows(train.examples)), config.holdout, seed)
+    is_dev = held_out(strata, clusters(train.examples, groups), config.holdout, seed)
     if not is_dev.any():
         what = "rows nearly alike, or of one data.group, stay together, and each cluster is larger"
         raise DataError(f"data.holdout = {config.holdout}: {what}; hold out more, or set data.dev")
     train.examples, dev = (list(compress(train.examples, side)) for side in (~is_dev, is_dev))
     return {"dev": Rows(dev, [], len(dev))}
-
-def together(groups: Keys, pairs: Iterable[tuple[int, int]]) -> list[int]:
-    """A number for each row, equal for rows of one group, rows of a pair, and those that hang
-    together through others; the group None has one row."""
-    parents = list(range(len(groups)))
-
-    def root(row: int) -> int:
-        while parents[row] != row:
-            parents[row] = row = parents[parents[row]]
-        return row
-
-    first: dict[Hashable, int] = {}
-    named = ((first.setdefault(g, row), row) for row, g in enumerate(groups) if g is not None)
-    for one, other in (*pairs, *named):
-        parents[root(other)] = root(one)
-    return [root(row) for row in range(len(parents))]
 
 def held_out(strata: Keys, groups: Keys, count: int, seed: int) -> np.ndarray:
     """Which rows are held out (bool): `count`, or a few less where groups, which stay on one side,

@@ -11,6 +11,7 @@ and every character belongs to some token: post-processors may not trim white sp
 import hashlib
 import json
 import re
+import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,13 +29,6 @@ from ftcore.errors import DataError, ModelError
 
 VOCABULARIES = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"))  # in this order
 SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
-BYTE_LEVEL = {
-    "GPT2Tokenizer": dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>"),
-    "RobertaTokenizer": {
-        "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>",
-        "cls_token": "<s>", "sep_token": "</s>", "mask_token": "<mask>",
-    },  # fmt: skip
-}
 END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>")  # chat models end a turn with another token
 SLAB = 1024  # texts tokenised in one call; a library encoding takes some 100 bytes a token
 
@@ -217,7 +211,8 @@ class Tokenizer:
         vocab = self._settings("vocab.json")
         usual = "RobertaTokenizer" if "<s>" in vocab else "GPT2Tokenizer"
         kind = config.get("tokenizer_class", usual)
-        if (standard := BYTE_LEVEL.get(kind.removesuffix("Fast"))) is None:
+        tokens = tomllib.loads(Path(__file__).with_name("tokenizers.toml").read_text("utf-8"))
+        if (standard := tokens.get(kind.removesuffix("Fast"))) is None:
             problem = f"tokenizer_class = {kind!r}: only GPT-2's and RoBERTa's BPE is built from"
             raise self._wrong("vocab.json", f"{problem} it, other tokenizers need a tokenizer.json")
         self.special = names = {**standard, **self.special}

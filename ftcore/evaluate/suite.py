@@ -9,10 +9,10 @@ import torch
 
 from ftcore.config import Run
 from ftcore.data.columns import Text
-from ftcore.data.compare import alike_rows
+from ftcore.data.compare import clusters
 from ftcore.data.dedup import leaks
 from ftcore.data.pack import Encoded
-from ftcore.data.prepare import Split, together
+from ftcore.data.prepare import Split
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import DataError
 from ftcore.evaluate import significance
@@ -154,8 +154,8 @@ class Suite:
     def clusters(self, split: Split) -> dict[str, int]:
         """A number for each row id, the same for rows of nearly the same text."""
         texts = self._texts(split.documents)
-        pairs = alike_rows([Text(row_id, (text,)) for row_id, text in texts.items()])
-        return dict(zip(texts, together([None] * len(texts), pairs), strict=True))
+        rows = [Text(row_id, (text,)) for row_id, text in texts.items()]
+        return dict(zip(texts, clusters(rows), strict=True))
 
     def _texts(self, documents: Sequence[Encoded]) -> dict[str, str]:
         """The text of each row, by its id."""

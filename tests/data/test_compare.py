@@ -6,7 +6,7 @@ import pytest
 
 from ftcore.config import ChatDataConfig, LabelledDataConfig, TextDataConfig
 from ftcore.data.columns import Chat, Example, Text
-from ftcore.data.compare import alike_rows, compare
+from ftcore.data.compare import clusters, compare
 from ftcore.data.read import Notes, Rows, built_chat, collect
 from ftcore.errors import DataError
 
@@ -133,7 +133,7 @@ def test_plain_text_that_shares_words_with_held_out_text_stays_and_is_told() -> 
 
 def test_clusters_join_rows_that_are_nearly_alike() -> None:
     train = rows((LONG, "x"), ("a text", "x"), (NEAR, "y"))
-    assert alike_rows(train.examples) == [(0, 0), (1, 1), (2, 2), (0, 2)]
+    assert clusters(train.examples) == [0, 1, 0]
 
 def test_planted_duplicates_are_found_and_templates_are_not_gutted() -> None:
     config = ChatDataConfig(train=("builtin:chat",), duplicates="near")

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from ftcore.data.columns import Text
+from ftcore.data.compare import clusters
 from ftcore.data.pack import apportioned, mixed
-from ftcore.data.prepare import balanced, held_out, together
+from ftcore.data.prepare import balanced, held_out
 from ftcore.errors import DataError
 
 def rows(**counts: int) -> list[Text]:
@@ -38,8 +39,8 @@ def test_more_rows_than_there_are_cannot_be_held_out() -> None:
         held_out(["x"] * 9, range(9), 9, seed=0)
 
 def test_rows_are_together_through_either_key_and_through_others() -> None:
-    groups, pairs = ["x", "x", None, None, "y", "y"], [(1, 2), (3, 3)]
-    numbers = together(groups, pairs)
+    groups, texts = ["x", "x", None, None, "y", "y"], ["one", "two", "Two ", "four", "five", "six"]
+    numbers = clusters([Text(text, (text,)) for text in texts], groups)
     assert numbers[0] == numbers[1] == numbers[2] and numbers[4] == numbers[5]
     assert len(set(numbers)) == 3
 
