@@ -42,7 +42,6 @@ PRIVATE_USE = "".join(map(chr, range(0xF0000, 0xF8000)))  # half a plane of them
 
 Span = tuple[int, int] | None  # start and end, in characters; None: left out of the text
 Again = Callable[[Sequence[str]], str]  # the text of the chat with other contents
-Trim = Callable[[str], str]  # what a template may do to contents
 Answers = Sequence[tuple[int, int, float]]  # start and end in characters, weight
 IGNORED = -100  # label of a position that predicts nothing
 _SPACE = re.compile(r"\s*")
@@ -100,7 +99,7 @@ def generation_prompt(tokenizer: Tokenizer) -> str:
     return prompted[len(os.path.commonprefix([asked, prompted])) :]
 
 def _marked_spans(
-    text: str, contents: Sequence[str], markers: str, again: Again, trim: Trim
+    text: str, contents: Sequence[str], markers: str, again: Again, trim: Callable[[str], str]
 ) -> tuple[Span, ...] | None:
     """Spans of all contents by markers, None where these do not come through untouched."""
     pairs = list(zip(markers[::2], markers[1::2], strict=True))

@@ -58,11 +58,11 @@ def nearly_repeated(
         for rows in (rows for rows in alike.values() if len(rows) > 1):
             texts = [said(examples[row], without=without) for row in rows]
             share = 1.0 if without == UNASKED else max_share * len(examples) / len(rows)
-            for row, twin, jaccard in dedup.duplicates(texts, max_share=share):
-                example, other = examples[rows[row]], examples[rows[twin]]
+            for gone, stays, jaccard in dedup.duplicates(texts, max_share=share):
+                example, other = examples[rows[gone]], examples[rows[stays]]
                 if without != UNASKED or example.target == other.target:
                     detail = f"{place(other)}, Jaccard {jaccard:.3f}"
-                    lost[rows[row]] = left_out(example, "near duplicate", "compare", detail)
+                    lost[rows[gone]] = left_out(example, "near duplicate", "compare", detail)
     return lost
 
 def clusters(examples: Sequence[Example], groups: Sequence[Hashable] = ()) -> list[int]:

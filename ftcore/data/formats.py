@@ -25,14 +25,13 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from ftcore.config import Format
 from ftcore.errors import DataError
 
 Record = tuple[int, str, Any]  # line, raw text; cells, object or what is wrong
-SUFFIXED = ("tsv", "csv", "jsonl", "json", "txt", "conll", "tar", "parquet")
-SUFFIXES: dict[str, Format] = {f".{name}": name for name in SUFFIXED} | {".ndjson": "jsonl"}
+SUFFIXES = {f".{name}": name for name in get_args(Format)[1:]} | {".ndjson": "jsonl"}
 DOCUMENT = "-DOCSTART-"
 _SPACE = re.compile(r"[ \t\n\r]*")
 

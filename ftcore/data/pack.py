@@ -111,20 +111,16 @@ def laid_out(documents: Sequence[Encoded]) -> Iterator[tuple[str, np.ndarray]]:
 def save(documents: Sequence[Encoded], folder: Path) -> None:
     """Write the arrays of at least one document, one by one, as NAME.npy."""
     for name, values in laid_out(documents):
+        if name in ("weights", "types") and np.isin(values, (0, 1)).all():
+            values = values.astype(bool)  # one byte each
         if name != "types" or values.any():
-            is_compact = name in ("weights", "types")
-            np.save(folder / f"{name}.npy", _compact(values) if is_compact else values)
+            np.save(folder / f"{name}.npy", values)
 
 def load(folder: Path) -> Documents:
     """The documents that `save` wrote, their arrays mapped."""
     arrays = {path.stem: np.load(path, mmap_mode="r") for path in folder.glob("*.npy")}
     # cost: a slice of numpy's own class for mapped arrays is several times slower
     return Documents({name: array.view(np.ndarray) for name, array in arrays.items()})
-
-def _compact(values: np.ndarray) -> np.ndarray:
-    """One byte each where all are 0 or 1."""
-    bools = values.astype(bool)
-    return bools if (bools == values).all() else values
 
 @dataclass(frozen=True, eq=False)
 class Batch:

@@ -142,10 +142,7 @@ def files_of(path: Path) -> list[tuple[Path, str]]:
     found = map(Path, sorted(glob.glob(str(named), recursive=True)))
     if files := [(file, key) for file in found if file.is_file()]:
         return files
-    folder = next(parent for parent in named.parents if not glob.has_magic(str(parent)))
-    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
-    hint = nearest(named.relative_to(folder).parts[0], names)
-    raise DataError(f"{path}: no file in {folder.absolute()} matches{hint}")
+    raise DataError(f"{path}: no file matches the pattern, as seen from {Path.cwd()}")
 
 def _format(path: Path) -> Format:
     suffix = Path(path.name.lower().removesuffix(".gz")).suffix

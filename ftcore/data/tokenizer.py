@@ -238,11 +238,7 @@ class Tokenizer:
             return self.files["chat_template.jinja"].decode("utf-8")
         template = config.get("chat_template")
         if isinstance(template, list):  # HF: several templates by name
-            named = {entry["name"]: entry["template"] for entry in template}
-            if "default" not in named:
-                problem = f"chat templates {sorted(named)}, none of them 'default'; put one"
-                raise self._wrong("tokenizer_config.json", f"{problem} into chat_template.jinja")
-            return named["default"]
+            return {entry["name"]: entry["template"] for entry in template}.get("default")
         return template
 
 def _slabs(encode: Callable, inputs: Iterable) -> Iterator[list[tokenizers.Encoding]]:

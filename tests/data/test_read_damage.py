@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import random
+import re
 import sys
 import tarfile
 from datetime import date
@@ -140,10 +141,9 @@ def test_patterns_stand_for_the_files_that_match(write, tmp_path):
     assert read("b?.tsv", "b[0-9][0-9].tsv") == ["b2.tsv", "b10.tsv"]
     assert read("a[1].tsv") == ["a[1].tsv"] and read("?.json:k", "d[2].json:k") == ["k"] * 2
     assert read_rows([tmp_path / "?.json:k"])[0].file == f"{tmp_path}/c.json:k"
-    with pytest.raises(DataError, match=rf"no file in {tmp_path} matches; nearest: 'b10.tsv'"):
-        read("b?0.tvs")
-    with pytest.raises(DataError, match=rf"no file in {tmp_path}/none matches$"):
-        read("none/*.tsv")
+    for pattern in ("b?0.tvs", "none/*.tsv"):
+        with pytest.raises(DataError, match=re.escape(f"{tmp_path}/{pattern}: no file matches")):
+            read(pattern)
 
 def test_auto_decides_and_the_report_remembers(write):
     files = {
