@@ -38,7 +38,7 @@ from ftcore.data.tokenizer import Encoding, Tokenizer
 from ftcore.errors import ModelError
 
 MAX_CHARACTERS, MAX_SECONDS = 2**20, 10.0  # of a rendering
-PRIVATE_USE = "".join(map(chr, range(0xF0000, 0xF8000)))  # half a plane of them
+PRIVATE_USE = range(0xF0000, 0x110000)  # characters that no text means anything by
 
 Span = tuple[int, int] | None  # start and end, in characters; None: left out of the text
 Again = Callable[[Sequence[str]], str]  # the text of the chat with other contents
@@ -57,7 +57,8 @@ def render(messages: Sequence[Message], tokenizer: Tokenizer) -> tuple[str, tupl
 
     contents = [message["content"] for message in messages]
     used = text + "".join(contents)
-    markers = "".join(islice((c for c in PRIVATE_USE if c not in used), 2 * len(contents)))
+    unused = (character for character in map(chr, PRIVATE_USE) if character not in used)
+    markers = "".join(islice(unused, 2 * len(contents)))
     for trim in (str, str.rstrip, str.lstrip, str.strip):
         spans = _marked_spans(text, contents, markers, again, trim)
         if spans is not None:
