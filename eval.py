@@ -81,8 +81,7 @@ def judge(command: Command) -> "Results":
     """What the model says of the test rows, printed and returned."""
     if not command.config.data.test:
         raise ConfigError("nothing to evaluate: name a file with --data.test FILE")
-    from ftcore.data.prepare import prepare
-    from ftcore.data.store import prepared
+    from ftcore.data.prepare import prepare, prepared
     from ftcore.data.tokenizer import Tokenizer
     from ftcore.evaluate.suite import Suite
     from ftcore.tune.adapter import read_labels

@@ -23,7 +23,7 @@ from ftcore.cli import CONFIG_FILE, Command, parse, to_toml
 from ftcore.errors import CheckpointError, ConfigError, FtcoreError, PeerError, SaveError
 
 if TYPE_CHECKING:
-    from ftcore.data.ledger import Prepared
+    from ftcore.data.store import Prepared
     from ftcore.data.tokenizer import Tokenizer
     from ftcore.env.distributed import World
     from ftcore.env.run import RunFolder
@@ -38,7 +38,7 @@ def run(command: Command, world: "World") -> int:
     # Imported here, as in `tune`, so that --help and a mistyped option answer at once.
     import torch
 
-    from ftcore.data.store import prepared
+    from ftcore.data.prepare import prepared
     from ftcore.data.tokenizer import Tokenizer
     from ftcore.env import compute
     from ftcore.env.plan import Plan

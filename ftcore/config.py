@@ -102,7 +102,6 @@ class LabelledDataConfig(TextsConfig):
     """Texts or pairs of texts with one label, or several."""
     label: str = "label"  # column of the label
     label_separator: str = ""  # between the labels of a row that has several; empty: one
-    relabel: tuple[str, ...] = ()  # other names for labels as the files have them: OLD=NEW
     # of the classes in training: weigh rare ones more, repeat their rows, use fewer of others
     balance: Literal["off", "weights", "over", "under"] = "off"
     # most that a row may weigh, or be repeated, or that the largest class is times the smallest

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ftcore.config import Run
 from ftcore.data.chat import encode_prompt
-from ftcore.data.ledger import Prepared
 from ftcore.data.pack import Encoded
+from ftcore.data.store import Prepared
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.env.compute import use_deterministic
 from ftcore.env.run import RunFolder

@@ -19,11 +19,11 @@ import numpy as np
 
 from ftcore.cli import CONFIG_FILE, parse, take_value, to_toml
 from ftcore.config import ChatDataConfig, MaskedDataConfig, TextDataConfig
-from ftcore.data.columns import place, texts_of
-from ftcore.data.ledger import read_account, write_page
+from ftcore.data.columns import place
 from ftcore.data.pack import Encoded, StepRows, pack, split
+from ftcore.data.prepare import prepared
 from ftcore.data.read import collect
-from ftcore.data.store import prepared
+from ftcore.data.store import read_account, write_page
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import ConfigError, DataError, FtcoreError
 from ftcore.files import write_file
@@ -129,16 +129,13 @@ class Shown:
 
     def row(self, row_id: str) -> Iterator[str]:
         """The way of a row, forward to its documents and steps, and back to its place."""
-        ids = {*self.rows, *(found["id"] for found in self.lost)}
-        matching = [id_ for id_ in ids if id_.startswith(row_id)]
-        if len(matching) != 1:
+        if row_id not in {*self.rows, *(found["id"] for found in self.lost)}:
             where = "data/rejected.jsonl and in what --step prints"
-            raise DataError(f"--row {row_id}: {len(matching)} rows begin so; ids stand in {where}")
-        (row_id,) = matching
+            raise DataError(f"--row {row_id}: no such row; ids stand in {where}")
         example = self.rows.get(row_id)
         where = place(example) if example else ""
         yield f"row {row_id}, {where or 'of which no example was made'}"
-        yield from (f"    {text}" for text in (texts_of(example) if example else ()))
+        yield from (f"    {text}" for text in (example.texts if example else ()))
         for found in self.lost:
             if found["id"] == row_id:
                 said = "{split}: {file}:{line} {what} in step {step}: {reason} {detail}"

@@ -19,7 +19,6 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache, partial
 from itertools import accumulate, islice
@@ -39,22 +38,15 @@ from ftcore.data.tokenizer import Encoding, Tokenizer
 from ftcore.errors import ModelError
 
 MAX_CHARACTERS, MAX_SECONDS = 2**20, 10.0  # of a rendering
-PRIVATE_USE = (0xF0000, 0x100000, 0xE000)  # the first character of each plane's, in turn
+PRIVATE_USE = range(0xF0000, 0x110000)  # characters that no text means anything by
 
 Span = tuple[int, int] | None  # start and end, in characters; None: left out of the text
 Again = Callable[[Sequence[str]], str]  # the text of the chat with other contents
-Trim = Callable[[str], str]  # what a template may do to contents
 Answers = Sequence[tuple[int, int, float]]  # start and end in characters, weight
 IGNORED = -100  # label of a position that predicts nothing
 _SPACE = re.compile(r"\s*")
 
-@dataclass(frozen=True)
-class Rendering:
-    """`text` and, for each message, the span of its content."""
-    text: str
-    spans: tuple[Span, ...]
-
-def render(messages: Sequence[Message], tokenizer: Tokenizer) -> Rendering:
+def render(messages: Sequence[Message], tokenizer: Tokenizer) -> tuple[str, tuple[Span, ...]]:
     """Text of a chat and the span of each content. RowError: the template refuses the messages, or
     changes a content beyond finding; ModelError: no template, or one that does not compile."""
     text = render_text(messages, tokenizer)
@@ -64,13 +56,15 @@ def render(messages: Sequence[Message], tokenizer: Tokenizer) -> Rendering:
         return render_text([{**m, "content": content} for m, content in pairs], tokenizer)
 
     contents = [message["content"] for message in messages]
-    markers = _unused(text + "".join(contents), 2 * len(contents))
+    used = text + "".join(contents)
+    unused = (character for character in map(chr, PRIVATE_USE) if character not in used)
+    markers = "".join(islice(unused, 2 * len(contents)))
     for trim in (str, str.rstrip, str.lstrip, str.strip):
         spans = _marked_spans(text, contents, markers, again, trim)
         if spans is not None:
-            return Rendering(text, spans)
+            return text, spans
     changed = partial(_changed_span, text, contents, markers[0], again)
-    return Rendering(text, tuple(map(changed, range(len(contents)))))
+    return text, tuple(map(changed, range(len(contents))))
 
 def render_text(
     messages: Sequence[Message], tokenizer: Tokenizer, *, add_generation_prompt: bool = False
@@ -105,17 +99,8 @@ def generation_prompt(tokenizer: Tokenizer) -> str:
     prompted = render_text(question, tokenizer, add_generation_prompt=True)
     return prompted[len(os.path.commonprefix([asked, prompted])) :]
 
-def _unused(text: str, count: int) -> str:
-    """Private-use characters, in their order, that the text does not hold."""
-    for first in PRIVATE_USE:
-        characters = "".join(map(chr, range(first, first + count)))
-        if text.isascii() or set(text).isdisjoint(characters):
-            return characters
-    problem = "the chat holds private-use characters of all three Unicode planes, so its contents"
-    raise RowError(f"{problem} cannot be marked; remove those characters")
-
 def _marked_spans(
-    text: str, contents: Sequence[str], markers: str, again: Again, trim: Trim
+    text: str, contents: Sequence[str], markers: str, again: Again, trim: Callable[[str], str]
 ) -> tuple[Span, ...] | None:
     """Spans of all contents by markers, None where these do not come through untouched."""
     pairs = list(zip(markers[::2], markers[1::2], strict=True))
@@ -144,9 +129,8 @@ def _changed_span(text: str, contents: Sequence[str], mark: str, again: Again, a
     end = len(text) - len(os.path.commonprefix(backwards))
     found, content = ("".join(part.split()) for part in (text[start:end], contents[at]))
     if other.count(mark) != 1 or found not in content:
-        what = f"cannot tell where message {at + 1} lies in the rendered text: the template changes"
-        became = f"{contents[at][:60]!r} became {text[start:end][:60]!r}"
-        raise RowError(f"{what} or repeats it ({became}); use one that writes contents as they are")
+        what = f"cannot see where message {at + 1} lies in the rendered text: {contents[at][:50]!r}"
+        raise RowError(f"{what} became {text[start:end][:50]!r}; use a template that keeps texts")
     return start, end
 
 class _Generation(Extension):
@@ -184,8 +168,8 @@ def _refuse(message: str) -> NoReturn:
     raise jinja2.TemplateError(message)
 
 def encode_prompt(messages: Sequence[Message], tokenizer: Tokenizer) -> np.ndarray:
-    """Ids (int32) of a chat that ends where the assistant is to answer: those that `encode_chats`
-    puts before the answer, if that begins with a word. White space at the end is tokenised as if a
+    """Ids (int32) of a chat that ends where the assistant is to answer: those that `encode` puts
+    before the answer, if that begins with a word. White space at the end is tokenised as if a
     word followed, and left out where it joins that word."""
     require_plain(messages, tokenizer)
     text = render_text(messages, tokenizer, add_generation_prompt=True)
@@ -194,13 +178,13 @@ def encode_prompt(messages: Sequence[Message], tokenizer: Tokenizer) -> np.ndarr
     encoding = tokenizer.encode(text + "x", special=False)
     return encoding.ids_T[encoding.offsets_T2[:, 1] <= len(text)]
 
-def find_answers(chat: Chat, tokenizer: Tokenizer, train_on: TrainOn) -> tuple[Rendering, Answers]:
-    """A chat's text, and what is supervised in it (`train_on`: see `encode_chats`). RowError:
+def find_answers(chat: Chat, tokenizer: Tokenizer, train_on: TrainOn) -> tuple[str, Answers]:
+    """A chat's text, and what is supervised in it (`train_on`: see encode.py). RowError:
     nothing is supervised, or an answer is empty or not in the text."""
     require_plain(chat.messages, tokenizer)
-    rendering = render(chat.messages, tokenizer)
+    text, spans = render(chat.messages, tokenizer)
     if train_on == "all":
-        return rendering, [(0, len(rendering.text), 1.0)]
+        return text, [(0, len(text), 1.0)]
     trained = [
         i for i, message in enumerate(chat.messages)
         if message.get("train", message["role"] == "assistant") and message.get("weight", 1.0) > 0
@@ -209,10 +193,10 @@ def find_answers(chat: Chat, tokenizer: Tokenizer, train_on: TrainOn) -> tuple[R
         roles = ", ".join(message["role"] for message in chat.messages)
         raise RowError(f"nothing to supervise: no message is trained on (roles: {roles})")
     header = generation_prompt(tokenizer)
-    before = list(accumulate((span[1] if span else 0 for span in rendering.spans), max, initial=0))
+    before = list(accumulate((span[1] if span else 0 for span in spans), max, initial=0))
     answers = []
     for index in trained if train_on == "assistant" else trained[-1:]:
-        message, span = chat.messages[index], rendering.spans[index]
+        message, span = chat.messages[index], spans[index]
         if not message["content"].strip():
             raise RowError(f"message {index + 1} is to be trained on but empty")
         if span is None:
@@ -222,17 +206,17 @@ def find_answers(chat: Chat, tokenizer: Tokenizer, train_on: TrainOn) -> tuple[R
             if index + 1 < len(chat.messages):
                 raise RowError(f"message {index + 1} is to be completed, but others follow it")
             prompt = render_text(chat.messages[:index], tokenizer, add_generation_prompt=True)
-            if not rendering.text.startswith(prompt):
+            if not text.startswith(prompt):
                 raise RowError("its text does not begin with its prompt's; take data.train_on last")
-            start, end = len(prompt), len(rendering.text)
+            start, end = len(prompt), len(text)
         elif message["role"] == "assistant":
             # after the generation prompt, else at the white space before the content: Qwen3's empty
             # <think> part is thus the model's to write
-            place = rendering.text.rfind(header, before[index], start) if header else -1
-            space = before[index] + len(rendering.text[before[index] : start].rstrip())
+            place = text.rfind(header, before[index], start) if header else -1
+            space = before[index] + len(text[before[index] : start].rstrip())
             start = place + len(header) if place >= 0 else space
         answers.append((start, end, message.get("weight", 1.0)))
-    return rendering, answers
+    return text, answers
 
 def supervise(
     row_id: str, text: str, encoding: Encoding, answers: Answers, tokenizer: Tokenizer,

@@ -17,9 +17,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 Personal = Literal["email", "phone", "card"]
-STOP_WORDS = {"the", "be", "to", "of", "and", "that", "have", "with"}
-BULLETS = ("-", "*", "\u2022", "\u2023", "\u25cf", "\u25aa", "\u25e6", "\u2013")
-ELLIPSES = ("...", "\u2026")
 
 def normalised(text: str, *, form: Literal["nfc", "nfkc"] = "nfc", unescape: bool = False) -> str:
     """One form for texts that look the same; indentation and blanks within lines stay as they are.
@@ -98,12 +95,13 @@ def _symbols(text: str, words: list[str]) -> dict[str, float]:
     size, count = max(len(text), 1), max(len(words), 1)
     lines = [line.strip() for line in text.split("\n") if line.strip()]
     num_lines = max(len(lines), 1)
-    marks = max(text.count("#"), sum(map(text.count, ELLIPSES)))
+    bullets, ellipses = (tuple(_table()["marks"][name]) for name in ("bullets", "ellipses"))
+    marks = max(text.count("#"), sum(map(text.count, ellipses)))
     alphabetic = sum(word.isalpha() or any(map(str.isalpha, word)) for word in words)
     return {
         "symbols_per_word": marks / count,
-        "bullet_lines": sum(line.startswith(BULLETS) for line in lines) / num_lines,
-        "ellipsis_lines": sum(line.endswith(ELLIPSES) for line in lines) / num_lines,
+        "bullet_lines": sum(line.startswith(bullets) for line in lines) / num_lines,
+        "ellipsis_lines": sum(line.endswith(ellipses) for line in lines) / num_lines,
         "alphabetic_words": alphabetic / count, "digits": len(re.findall(r"\d", text)) / size,
         "whitespace": (len(text) - sum(map(len, words))) / size,
         "urls": sum(map(len, _patterns()["url"].findall(text))) / size,
@@ -111,7 +109,7 @@ def _symbols(text: str, words: list[str]) -> dict[str, float]:
     }
 
 def _length(text: str, words: list[str]) -> dict[str, float]:
-    found = STOP_WORDS.intersection(text.lower().split())
+    found = {*text.lower().split()}.intersection(_table()["marks"]["stop_words"])
     return {"mean_word": sum(map(len, words)) / max(len(words), 1), "stop_words": len(found)}
 
 MEASURES = {"repetition": _repetition, "symbols": _symbols, "length": _length}

@@ -11,11 +11,11 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple, NotRequired, TypedDict, TypeVar, get_args
+from typing import Any, Literal, NamedTuple, NotRequired, TypedDict, get_args
 
 from ftcore import config as configs
 from ftcore.data.formats import Rejected, Row
@@ -25,37 +25,18 @@ class RowError(DataError):
     """One row cannot be used; whoever works through many rows rejects it and counts it."""
 
 class Text(NamedTuple):
-    """A document of plain text."""
+    """One text, a pair, or a sentence, and what is to be predicted of it."""
     id: str
-    text: str
-    file: str = ""
-    line: int = 0
-
-class LabelledText(NamedTuple):
-    """A text, or a pair of texts, with the name of its class, the names of several, or a score."""
-    id: str
-    text: str
-    pair: str | None
-    label: str | tuple[str, ...] | float
+    texts: tuple[str, ...]  # the text; both of a pair; the words of a sentence
+    # the name of its class, the names of several, its score; the tag of each word, BIO where they
+    # name entities; None: a document of plain text
+    target: str | tuple[str, ...] | float | None = None
     file: str = ""
     line: int = 0
     weight: float = 1.0
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of its classes; none for a score."""
-        if isinstance(self.label, tuple):
-            return self.label
-        return (self.label,) if isinstance(self.label, str) else ()
-
-@dataclass(frozen=True)
-class Tagged:
-    """A sentence: its words, and the tag of each, BIO where they name entities."""
-    id: str
-    words: tuple[str, ...]
-    names: tuple[str, ...]
-    file: str = ""
-    line: int = 0
+    def with_texts(self, texts: Iterable[str]) -> "Text":
+        return self._replace(texts=tuple(texts))
 
 Role = Literal["system", "user", "assistant", "tool"]
 
@@ -74,9 +55,21 @@ class Chat:
     file: str = ""
     line: int = 0
 
-Example = Text | LabelledText | Tagged | Chat
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return tuple(message["content"] for message in self.messages)
+
+    @property
+    def target(self) -> str:
+        """What the assistant says."""
+        return "\n".join(m["content"] for m in self.messages if m["role"] == "assistant")
+
+    def with_texts(self, texts: Iterable[str]) -> "Chat":
+        both = zip(self.messages, texts, strict=True)
+        return replace(self, messages=tuple({**m, "content": text} for m, text in both))
+
+Example = Text | Chat
 Source = Row | Rejected | Example
-Some = TypeVar("Some", bound=Example)
 Labels = Mapping[str, int]  # class index of each label, in their order
 Keys = tuple[str, str]  # of a turn's role and its text
 Mapped = tuple[list[Example], list[Rejected]]  # what rows become, and those that become nothing
@@ -84,10 +77,14 @@ DataConfig = configs.TextDataConfig | configs.ExamplesConfig
 ROLES = get_args(Role)
 UNSUPPORTED = ("tool_calls", "function_call", "reasoning_content", "thinking", "reasoning")
 
-def indices(labels: Labels, example: LabelledText | Tagged) -> list[int]:
+def names_of(example: Text) -> tuple[str, ...]:
+    """Names of its classes, or its tags."""
+    return (example.target,) if isinstance(example.target, str) else example.target
+
+def indices(labels: Labels, example: Text) -> list[int]:
     """Class index of each label or tag; DataError if the training data had no such one."""
     try:
-        return [labels[name] for name in example.names]
+        return [labels[name] for name in names_of(example)]
     except KeyError as error:
         (name,), known = error.args, list(labels)
         shown = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
@@ -95,19 +92,18 @@ def indices(labels: Labels, example: LabelledText | Tagged) -> list[int]:
         mend = f"{nearest(name, known)}; correct the row, or add training rows with this label"
         raise DataError(f"{what} training data ({shown}){mend}") from None
 
-def label_map(examples: Sequence[LabelledText | Tagged]) -> Labels:
+def label_map(examples: Sequence[Text], *, are_tags: bool = False) -> tuple[str, ...]:
     """All labels of the training data: in numeric order if all are numbers, else sorted by name; of
     a type that only begins or only goes on there, both BIO tags. DataError: fewer than two."""
-    names = {name for example in examples for name in example.names}
-    if isinstance(examples[0], Tagged):
+    names = {name for example in examples for name in names_of(example)}
+    if are_tags:
         names |= {p + name[1:] for name in names if name[:2] in ("B-", "I-") for p in "BI"}
     if len(names) < 2:
         what = f"the training data has {len(names)} different label(s) {sorted(names)}"
         raise DataError(f"{what}, a classifier needs at least two; is this the label column?")
     numbers = {name: _number(name) for name in names}
     are_numbers = None not in numbers.values()
-    ordered = sorted(names, key=lambda name: (are_numbers and numbers[name], name))
-    return {name: index for index, name in enumerate(ordered)}
+    return tuple(sorted(names, key=lambda name: (are_numbers and numbers[name], name)))
 
 def examples(rows: Sequence[Row], config: DataConfig) -> Mapped:
     """What the columns named in `config` make of the rows, and those of which they make nothing.
@@ -132,8 +128,8 @@ def examples(rows: Sequence[Row], config: DataConfig) -> Mapped:
     return tuple(sum(lists, []) for lists in zip(*found, strict=True))
 
 def mapped(
-    rows: Sequence[Row], example: Callable[[Row, Any], Some], config: Any, *columns: str
-) -> tuple[list[Some], list[Rejected]]:
+    rows: Sequence[Row], example: Callable[[Row, Any], Example], config: Any, *columns: str
+) -> Mapped:
     """The `example` of each row, and the rows of which it makes none: where it raises RowError."""
     require(rows, *columns)
     kept, rejected = [], []
@@ -146,26 +142,22 @@ def mapped(
     return kept, rejected
 
 @cache
-def renamed(option: str, pairs: tuple[str, ...]) -> dict[str, str]:
-    """New names by the old ones."""
+def role_names(pairs: tuple[str, ...]) -> dict[str, str]:
+    """Roles by their names in the files, of data.roles."""
     names = dict(pair.partition("=")[::2] for pair in pairs)
     if "" in names.values():
-        raise ConfigError(f"{option} = {' '.join(pairs)}: must be OLD=NEW each")
+        raise ConfigError(f"data.roles = {' '.join(pairs)}: must be OLD=NEW each")
     return names
 
 def plain(row: Row, config: configs.TextDataConfig) -> Text:
-    return Text(row.id, text_of(row, config.text), row.file, row.line)
+    return Text(row.id, (text_of(row, config.text),), None, row.file, row.line)
 
-def labelled(
-    row: Row, config: configs.LabelledDataConfig | configs.ScoredDataConfig
-) -> LabelledText:
+def labelled(row: Row, config: configs.LabelledDataConfig | configs.ScoredDataConfig) -> Text:
     """A text or pair with its label, its score, or, where there is a separator, any number of
     labels, or none, listed or with this between them."""
-    first = text_of(row, config.text)
-    second = text_of(row, config.pair) if config.pair else None
+    texts = tuple(text_of(row, column) for column in (config.text, config.pair) if column)
     column, is_scored = config.label, isinstance(config, configs.ScoredDataConfig)
     separator = "" if is_scored else config.label_separator
-    names = {} if is_scored else renamed("data.relabel", config.relabel)
     value = row.fields.get(column)
     if value is None or not (separator or str(value).strip()):
         raise RowError(f"column {column!r} holds no label")
@@ -173,31 +165,29 @@ def labelled(
         if not isinstance(value, list | str):
             raise wrong(row, f"column {column!r} must hold a list of labels, or text with them")
         parts = value.split(separator) if isinstance(value, str) else map(str, value)
-        several = (part.strip() for part in parts)
-        value = tuple(dict.fromkeys(names.get(name, name) for name in several if name))
+        value = tuple(dict.fromkeys(name for part in parts if (name := part.strip())))
     elif isinstance(value, list | dict):
         problem = f"column {column!r} must hold one label, not {type(value).__name__}"
         raise wrong(row, f"{problem}; where rows have several, give data.label_separator")
     else:
         name = str(value).strip()
-        value = _number(name) if is_scored else names.get(name, name)
+        value = _number(name) if is_scored else name
         if value is None:
             raise wrong(row, f"column {column!r} must hold a number, not {name!r}")
-    return LabelledText(row.id, first, second, value, row.file, row.line)
+    return Text(row.id, texts, value, row.file, row.line)
 
-def tagged(row: Row, config: configs.TaggedDataConfig) -> Tagged:
+def tagged(row: Row, config: configs.TaggedDataConfig) -> Text:
     """A sentence from a list of words and one of as many tags; IOB1 becomes BIO."""
     words, tags = lists = [row.fields.get(column) for column in (config.tokens, config.tags)]
     if not all(isinstance(x, list) and all(isinstance(y, str) for y in x) for x in lists):
-        columns = f"columns {config.tokens!r} and {config.tags!r}"
-        raise wrong(row, f"{columns} must hold lists of texts")
+        raise wrong(row, f"columns {config.tokens!r} and {config.tags!r} must hold lists of texts")
     if not all(tags):
         raise wrong(row, "a tag is empty: write O for a word outside every entity")
     if len(words) != len(tags):
         raise wrong(row, f"{len(words)} words have {len(tags)} tags: must be one each")
     if not words:
         raise RowError(f"column {config.tokens!r} holds no words")
-    return Tagged(row.id, tuple(words), to_bio(tags), row.file, row.line)
+    return Text(row.id, tuple(words), to_bio(tags), row.file, row.line)
 
 def to_bio(tags: Sequence[str]) -> tuple[str, ...]:
     """IOB1 (B- only parts neighbours of one type) as BIO (B- begins every entity); others stay."""
@@ -206,7 +196,7 @@ def to_bio(tags: Sequence[str]) -> tuple[str, ...]:
         for last, tag in pairwise(["O", *tags])
     )
 
-def spanned(row: Row, config: configs.TaggedDataConfig) -> Tagged:
+def spanned(row: Row, config: configs.TaggedDataConfig) -> Text:
     """A sentence from a text with spans [{"start", "end", "label"}] in characters, the end not
     included. Words end at white space and where a span begins or ends."""
     column, sentence = config.spans, text_of(row, config.text)
@@ -225,7 +215,7 @@ def spanned(row: Row, config: configs.TaggedDataConfig) -> Tagged:
         words += part
         label = named[number // 2][2] if number % 2 else None
         tags += [f"{'I' if n else 'B'}-{label}" if label else "O" for n in range(len(part))]
-    return Tagged(row.id, tuple(words), tuple(tags), row.file, row.line)
+    return Text(row.id, tuple(words), tuple(tags), row.file, row.line)
 
 def answered(row: Row, config: configs.ChatDataConfig) -> Chat:
     """One question and its answer; columns of the question after the first may be empty."""
@@ -241,7 +231,7 @@ def conversation(row: Row, config: configs.ChatDataConfig) -> Chat:
     """A list of turns, or a transcript, whose speakers `roles` names. A turn may also hold "train"
     (bool; by default answers are trained on, nothing else) and "weight" (number, default 1); other
     keys are ignored, but for those that change the text."""
-    column, roles = config.messages, renamed("data.roles", config.roles)
+    column, roles = config.messages, role_names(config.roles)
     turns = row.fields.get(column)
     if turns in (None, [], ""):
         raise RowError(f"column {column!r} holds no messages")
@@ -251,10 +241,6 @@ def conversation(row: Row, config: configs.ChatDataConfig) -> Chat:
         is_text = isinstance(turns, str)
         hint = "; for a transcript name its speakers with data.roles" if is_text else ""
         raise wrong(row, f"column {column!r} must hold a list of messages{hint}")
-    for number, turn in enumerate(turns, start=1):
-        for key in UNSUPPORTED:
-            if isinstance(turn, dict) and turn.get(key):
-                raise RowError(f"message {number} holds {key!r}, which is not supported")
     numbered = enumerate(turns, start=1)
     checked = tuple(message(row, number, turn, config.turn, roles) for number, turn in numbered)
     return Chat(row.id, checked, row.file, row.line)
@@ -270,6 +256,9 @@ def transcript(text: str, roles: Mapping[str, str], keys: Keys) -> list[dict[str
 
 def message(row: Row, number: int, turn: Any, keys: Keys, roles: Mapping[str, str]) -> Message:
     """A turn as a message; `number` counts the turns of the row from 1."""
+    for key in UNSUPPORTED:
+        if isinstance(turn, dict) and turn.get(key):
+            raise RowError(f"message {number} holds {key!r}, which is not supported")
     if not isinstance(turn, dict) or not isinstance(turn.get(keys[1]), str):
         raise wrong(row, f'message {number} must be {{"{keys[0]}": ..., "{keys[1]}": text}}')
     said = turn.get(keys[0])
@@ -318,29 +307,13 @@ def left_out(source: Source, reason: str, step: str = "encode", detail: str = ""
     """What is remembered of a row that is not used as it is."""
     return Rejected(source.id, source.file, source.line, reason, step, detail)
 
-def texts_of(example: Example) -> list[str]:
-    """The texts of an example: one, both of a pair, the words, or the contents of the messages."""
-    if isinstance(example, Text):
-        return [example.text]
-    if isinstance(example, LabelledText):
-        return [example.text] if example.pair is None else [example.text, example.pair]
-    if isinstance(example, Tagged):
-        return list(example.words)
-    return [message["content"] for message in example.messages]
-
-def with_texts(example: Example, texts: Sequence[str]) -> Example:
-    """The example with other texts, as `texts_of` gives them."""
-    if isinstance(example, Chat):
-        both = zip(example.messages, texts, strict=True)
-        return replace(example, messages=tuple({**m, "content": text} for m, text in both))
-    if isinstance(example, Tagged):
-        return replace(example, words=tuple(texts))
-    return example._replace(**dict(zip(("text", "pair"), texts, strict=False)))
+def reasons(rejected: Iterable[Rejected]) -> list[tuple[str, int]]:
+    """Why rows were lost, and how many: the most frequent reason first."""
+    return Counter(row.reason for row in rejected).most_common()
 
 def require_some(kept: Sequence[Any], rejected: Sequence[Rejected]) -> None:
     """DataError with the reasons if no row is left."""
     if not kept:
-        reasons = Counter(row.reason for row in rejected).most_common(3)
-        counted = "; ".join(f"{count} x {reason}" for reason, count in reasons)
+        counted = "; ".join(f"{count} x {reason}" for reason, count in reasons(rejected)[:3])
         what = f"none of the {len(rejected)} rows can be used ({counted})"
         raise DataError(f"{rejected[0].file}: {what}; the first stands in line {rejected[0].line}")

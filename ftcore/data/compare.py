@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Collection, Hashable, Mapping, Sequence
 
 from ftcore.data import dedup
-from ftcore.data.columns import Chat, DataConfig, Example, left_out, place, texts_of
+from ftcore.data.columns import Chat, DataConfig, Example, left_out, place
 from ftcore.data.formats import Rejected
 from ftcore.data.read import Notes, Rows
 from ftcore.errors import DataError
@@ -38,7 +38,7 @@ def repeated(examples: Sequence[Example]) -> Lost:
     first, lost = {}, {}
     for index, example in enumerate(examples):
         roles = [m["role"] for m in example.messages] if isinstance(example, Chat) else ()
-        other = first.setdefault((answer(example), *roles, *texts_of(example)), example)
+        other = first.setdefault((example.target, *roles, *example.texts), example)
         if other is not example:
             lost[index] = left_out(example, "duplicate", "compare", place(other))
     return lost
@@ -54,31 +54,43 @@ def nearly_repeated(
         alike: dict[Hashable, list[int]] = {}
         for index, example in enumerate(examples):
             if index not in lost and example.id not in known:
-                alike.setdefault(None if is_chat else answer(example), []).append(index)
+                alike.setdefault(None if is_chat else example.target, []).append(index)
         for rows in (rows for rows in alike.values() if len(rows) > 1):
             texts = [said(examples[row], without=without) for row in rows]
             share = 1.0 if without == UNASKED else max_share * len(examples) / len(rows)
-            for twin in dedup.duplicates(texts, max_share=share):
-                example, other = examples[rows[twin.row]], examples[rows[twin.twin]]
-                if without != UNASKED or answer(example) == answer(other):
-                    detail = f"{place(other)}, Jaccard {twin.jaccard:.3f}"
-                    lost[rows[twin.row]] = left_out(example, "near duplicate", "compare", detail)
+            for gone, stays, jaccard in dedup.duplicates(texts, max_share=share):
+                example, other = examples[rows[gone]], examples[rows[stays]]
+                if without != UNASKED or example.target == other.target:
+                    detail = f"{place(other)}, Jaccard {jaccard:.3f}"
+                    lost[rows[gone]] = left_out(example, "near duplicate", "compare", detail)
     return lost
 
-def alike_rows(examples: Sequence[Example]) -> list[tuple[int, int]]:
-    """Pairs of rows that are alike or nearly so, whatever their labels; equal ones in a chain."""
+def clusters(examples: Sequence[Example], groups: Sequence[Hashable] = ()) -> list[int]:
+    """A number for each row, the same for rows that are alike or nearly so, whatever their labels,
+    for those of one group (None: of none), and for what hangs together through others."""
+    parents = list(range(len(examples)))
+
+    def root(row: int) -> int:
+        while parents[row] != row:
+            parents[row] = row = parents[parents[row]]
+        return row
+
     rows: dict[str, int] = {}
     forms = [dedup.folded(said(example)) for example in examples]
     pairs = [(rows.setdefault(form, row), row) for row, form in enumerate(forms)]
-    named = dedup.ranked(rows)
-    return pairs + [(rows[named[a]], rows[named[b]]) for a, b, _ in dedup.alike(named)]
+    named, first = dedup.ranked(rows), {}
+    pairs += [(rows[named[a]], rows[named[b]]) for a, b, _ in dedup.alike(named)]
+    pairs += [(first.setdefault(g, row), row) for row, g in enumerate(groups) if g is not None]
+    for one, other in pairs:
+        parents[root(other)] = root(one)
+    return [root(row) for row in range(len(examples))]
 
 def conflicts(examples: Sequence[Example]) -> Notes:
     """Texts that have more than one label, or prompts with more than one answer."""
     answers: dict[str, dict[Hashable, str]] = {}
     for example in examples:
         found = answers.setdefault(dedup.folded(said(example, without=UNASKED)), {})
-        found.setdefault(answer(example), place(example))
+        found.setdefault(example.target, place(example))
     several = {text: found for text, found in answers.items() if text and len(found) > 1}
     shown = [[text[:200], *map(list, found.items())] for text, found in several.items()]
     return {"texts": len(several), "such as": shown[:SHOWN]}
@@ -90,14 +102,14 @@ def leaks(train: Sequence[Example], held: Mapping[str, Rows]) -> Lost:
     there = [(example, split) for split, part in held.items() for example in part.examples]
     mine, theirs = ([said(e, without=UNASKED) for e in es] for es in (train, [e for e, _ in there]))
     lost, found = {}, dedup.leaks(mine, theirs)
-    near = Counter(leak.twin for leak in found if leak.kind == "near")
-    for leak in found:
-        if leak.kind == "near" and near[leak.twin] > max(dedup.SMALL, MAX_SHARE * len(train)):
+    near = Counter(twin for twin, kind, _ in found.values() if kind == "near")
+    for row, (twin, kind, by) in found.items():
+        if kind == "near" and near[twin] > max(dedup.SMALL, MAX_SHARE * len(train)):
             continue
-        example, (other, split) = train[leak.row], there[leak.twin]
-        if isinstance(example, Chat) or leak.kind == "exact" or answer(example) == answer(other):
-            detail = f"{place(other)}, {leak.words or f'Jaccard {leak.jaccard:.3f}'}"
-            lost[leak.row] = left_out(example, f"{leak.kind} in {split}", "compare", detail)
+        example, (other, split) = train[row], there[twin]
+        if isinstance(example, Chat) or kind == "exact" or example.target == other.target:
+            detail = f"{place(other)}, {by}"
+            lost[row] = left_out(example, f"{kind} in {split}", "compare", detail)
     return lost
 
 def settle(what: str, is_dropped: bool, train: Rows, lost: Lost, notes: Notes) -> None:
@@ -114,11 +126,5 @@ def settle(what: str, is_dropped: bool, train: Rows, lost: Lost, notes: Notes) -
 def said(example: Example, *, without: Sequence[str] = SYSTEM) -> str:
     """What is compared: all texts; of a chat those of roles that are not left aside."""
     if not isinstance(example, Chat):
-        return "\n".join(texts_of(example))
+        return "\n".join(example.texts)
     return "\n".join(m["content"] for m in example.messages if m["role"] not in without)
-
-def answer(example: Example) -> Hashable:
-    """What is to be predicted: a label, tags, or what the assistant says."""
-    if isinstance(example, Chat):
-        return "\n".join(m["content"] for m in example.messages if m["role"] == "assistant")
-    return getattr(example, "label", getattr(example, "names", None))

@@ -22,8 +22,6 @@ source: Broder 1997, "On the resemblance and containment of documents"; Bawa, Co
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 
@@ -39,31 +37,23 @@ SMALL = 20  # texts: so many may go for one in any data
 COMMON = 0.01  # of the texts of training: a run that more of them have is a template's
 CHUNK = 1 << 16  # letters, or values of signatures
 
-@dataclass(frozen=True, slots=True)
-class Twin:
-    """A row to remove, and the one that stays for it or that it gives away."""
-    row: int
-    twin: int
-    kind: Literal["exact", "near", "13 words"]
-    jaccard: float | None = None  # None: only of 13 words, which follow
-    words: str = ""
-
 def folded(text: str) -> str:
     """What is compared."""
     return " ".join(text.lower().split())
 
-def duplicates(texts: Sequence[str], *, near: bool = True, max_share: float = 0.01) -> list[Twin]:
-    """Rows to remove, in order, so that what is left is said once.
+def duplicates(texts: Sequence[str], *, max_share: float = 0.01) -> list[tuple[int, int, float]]:
+    """Rows to remove, in order, so that what is left is said once: (row, the one that stays for it,
+    their J).
 
-    Of equal texts the first row stays. Of texts that are alike (`near`) the longest stays, of those
-    equally long the first by code points: in this order each text still there removes all that are
-    like it. So a removed row is like the one that stays for it, never only like a removed one.
+    Of equal texts the first row stays. Of texts that are alike the longest stays, of those equally
+    long the first by code points: in this order each text still there removes all that are like it.
+    So a removed row is like the one that stays for it, never only like a removed one.
     DataError: more than `max_share` of the different texts, and more than 20, would go for one."""
     forms = [folded(text) for text in texts]
     rows = _first_rows(forms)
     named = ranked(rows)
     stays: dict[str, tuple[str, float]] = {}  # of each removed text: what stays for it, J
-    for a, b, jaccard in alike(named) if near else ():
+    for a, b, jaccard in alike(named):
         if named[a] not in stays and named[b] not in stays:
             stays[named[b]] = named[a], jaccard
     for kept, count in Counter(kept for kept, _ in stays.values()).most_common(1):
@@ -73,28 +63,25 @@ def duplicates(texts: Sequence[str], *, near: bool = True, max_share: float = 0.
             what = f"row {rows[kept]} (from 0) is like {count} other texts, {share}"
             mend = "stop for review: if only equal texts shall go, say data.duplicates exact"
             raise DataError(f"{what}: {', '.join(repr(s[:80]) for s in shown)}; {mend}")
-    told = ((row, form, *stays.get(form, (form, 1.0))) for row, form in enumerate(forms))
-    return [
-        Twin(row, rows[kept], "exact" if kept == form else "near", jaccard)
-        for row, form, kept, jaccard in told if rows[kept] != row
-    ]  # fmt: skip
+    told = ((row, *stays.get(form, (form, 1.0))) for row, form in enumerate(forms))
+    return [(row, rows[kept], jaccard) for row, kept, jaccard in told if rows[kept] != row]
 
-def leaks(train: Sequence[str], held: Sequence[str]) -> list[Twin]:
-    """Rows of training that give away a held-out one, in order. Each is told once, by the strongest
-    of: an equal text; the text most like it; the first run of 13 words that both have. Of equal
-    held-out texts the first row is named."""
+def leaks(train: Sequence[str], held: Sequence[str]) -> dict[int, tuple[int, str, str]]:
+    """Rows of training that give away a held-out one, in order: (this, "exact", "near" or "13
+    words", by what). Each is told once, by the strongest of: an equal text; the text most like it;
+    the first run of 13 words that both have. Of equal held-out texts the first row is named."""
     forms = [folded(text) for text in train]
     rows = _first_rows([folded(text) for text in held])
     rows.pop("", None)  # who says nothing gives nothing away
     named = ranked({*forms, *rows})
     held_B = np.array([form in rows for form in named], dtype=bool)
-    found = {form: Twin(0, row, "exact", 1.0) for form, row in rows.items()}
+    found = {form: (row, "exact", "Jaccard 1.000") for form, row in rows.items()}
     for a, b, jaccard in sorted(alike(named, held_B), key=lambda pair: -pair[2]):
         shown, form = (named[a], named[b]) if held_B[a] else (named[b], named[a])
-        found.setdefault(form, Twin(0, rows[shown], "near", jaccard))
+        found.setdefault(form, (rows[shown], "near", f"Jaccard {jaccard:.3f}"))
     for form, shown, words in _runs([form for form in named if form not in found], ranked(rows)):
-        found[form] = Twin(0, rows[shown], "13 words", words=words)
-    return [replace(found[form], row=row) for row, form in enumerate(forms) if form in found]
+        found[form] = rows[shown], "13 words", words
+    return {row: found[form] for row, form in enumerate(forms) if form in found}
 
 def alike(named: Sequence[str], held_B: np.ndarray | None = None) -> list[tuple[int, int, float]]:
     """Pairs (a, b, J), a < b, of the `named` texts that are alike, in order. These are folded, all

@@ -15,8 +15,8 @@ import numpy as np
 from ftcore import config as configs
 from ftcore.config import OverLength
 from ftcore.data import columns
-from ftcore.data.chat import IGNORED, Answers, Rendering, find_answers, shifted, supervise
-from ftcore.data.columns import Chat, DataConfig, Example, LabelledText, Labels, RowError, Tagged
+from ftcore.data.chat import IGNORED, Answers, find_answers, shifted, supervise
+from ftcore.data.columns import Chat, DataConfig, Example, Labels, RowError, Text
 from ftcore.data.formats import Rejected
 from ftcore.data.pack import Encoded
 from ftcore.data.tokenizer import Encoding, Tokenizer
@@ -47,44 +47,41 @@ class Split:
     num_bytes: int = 0  # UTF-8 bytes of plain text, for bits per byte; 0: other data, or text cut
 
 def encode(
-    config: DataConfig, examples: Sequence[Example], tokenizer: Tokenizer, labels: Names
+    config: DataConfig, examples: Sequence[Example], tokenizer: Tokenizer, labels: Names = None
 ) -> Split:
-    """Examples of one split as documents. Among plain text the chats come last, their answers alone
-    supervised, and never cut; then no bits per byte are counted, as not every byte is predicted."""
+    """Examples of one split as documents; `labels` of what has classes. Among plain text the chats
+    come last, their answers alone supervised, and never cut; then no bits per byte are counted, as
+    not every byte is predicted. See `admit` for rows that are too long. DataError: none is left."""
+    split = Split()
     if isinstance(config, configs.MaskedDataConfig):
-        return encode_pieces(examples, tokenizer, config)
-    if isinstance(config, configs.TextDataConfig):
-        plain = [example for example in examples if isinstance(example, columns.Text)]
-        talks = [example for example in examples if isinstance(example, Chat)]
-        split = encode_texts(plain, tokenizer, config) if plain else Split()
-        if talks:
-            answers = encode_chats(talks, tokenizer, configs.ChatDataConfig())
-            split.documents += answers.documents
-            split.rejected += answers.rejected
-            split.num_bytes = 0
-        return split
-    if isinstance(config, configs.ChatDataConfig):
-        return encode_chats(examples, tokenizer, config)
-    if isinstance(config, configs.ScoredDataConfig):
-        return encode_labelled(examples, tokenizer, None, config)
-    encode = encode_tagged if isinstance(config, configs.TaggedDataConfig) else encode_labelled
-    return encode(examples, tokenizer, {name: n for n, name in enumerate(labels)}, config)
+        _pieces(split, examples, tokenizer, config)
+    elif isinstance(config, configs.TextDataConfig):
+        if plain := [example for example in examples if isinstance(example, Text)]:
+            _texts(split, plain, tokenizer, config)
+        if talks := [example for example in examples if isinstance(example, Chat)]:
+            _chats(split, talks, tokenizer, configs.ChatDataConfig())
+            split.chats, split.num_bytes = [], 0
+    elif isinstance(config, configs.ChatDataConfig):
+        _chats(split, examples, tokenizer, config)
+    else:
+        make = _tagged if isinstance(config, configs.TaggedDataConfig) else _labelled
+        make(split, examples, tokenizer, config, {n: index for index, n in enumerate(labels or ())})
+    columns.require_some(split.documents, split.rejected)
+    return split
 
-def encode_texts(texts: Sequence[columns.Text], tokenizer: Tokenizer, config: DataConfig) -> Split:
-    """Documents of plain text, behind each the token that ends it; see `admit` for longer ones."""
+def _texts(split: Split, texts: Sequence[Text], tokenizer: Tokenizer, config: DataConfig) -> None:
+    """Documents of plain text, behind each the token that ends it."""
     if tokenizer.end_of_text_id is None:
         raise ModelError(f"{tokenizer.where}: the tokenizer has no token that ends a text")
-    split, shorten = Split(), partial(cut, bos_id=tokenizer.bos_id)
-    encodings = tokenizer.encode_batch([text.text for text in texts])
+    shorten = partial(cut, bos_id=tokenizer.bos_id)
+    encodings = tokenizer.encode_batch([text.texts[0] for text in texts])
     for text, encoding in zip(texts, encodings, strict=True):
         ids_T = np.append(encoding.ids_T, np.int32(tokenizer.end_of_text_id))
         document = shifted(text.id, ids_T, np.ones(len(ids_T), dtype=np.float32))
         if admit(split, text, document, shorten, config):
-            split.num_bytes += len(text.text.encode())
-    columns.require_some(split.documents, split.rejected)
+            split.num_bytes += len(text.texts[0].encode())
     if split.cut and config.over_length != "split":
         split.num_bytes = 0
-    return split
 
 def cut(
     document: Encoded, max_length: int, over_length: OverLength, *, bos_id: int | None
@@ -105,24 +102,24 @@ def numbered(documents: Sequence[Encoded]) -> list[Encoded]:
     """The documents with the row ids "id:0", "id:1", ..."""
     return [replace(d, row_id=f"{d.row_id}:{n}") for n, d in enumerate(documents)]
 
-def encode_chats(
-    chats: Sequence[Chat], tokenizer: Tokenizer, config: configs.ChatDataConfig
-) -> Split:
+def _chats(
+    split: Split, chats: Sequence[Chat], tokenizer: Tokenizer, config: configs.ChatDataConfig
+) -> None:
     """Chats, with their answers supervised.
 
     train_on       assistant: messages whose `train` is true, by default all answers;
                    last: the last of these; completion: all that follows the prompt of the last of
                    these, which no message may follow; all: every token of the chat
     train_on_end   supervise the end of a turn with it; False: assistant and last only
-    raises         DataError: a chat is too long (error), or no chat can be used; ConfigError
+    raises         ConfigError: the two contradict each other
     """
     train_on, train_on_end = config.train_on, config.train_on_end
     if not train_on_end and train_on in ("all", "completion"):
         mend = "leave out --data.no-train-on-end, or take assistant or last"
         raise ConfigError(f"data.train_on = {train_on} supervises ends of turns too: {mend}")
-    split, shorten = Split(), partial(cut, bos_id=tokenizer.bos_id)
+    shorten = partial(cut, bos_id=tokenizer.bos_id)
 
-    def rendered() -> Iterator[tuple[Chat, Rendering, Answers]]:
+    def rendered() -> Iterator[tuple[Chat, str, Answers]]:
         for chat in chats:
             try:
                 yield chat, *find_answers(chat, tokenizer, train_on)
@@ -130,35 +127,30 @@ def encode_chats(
                 split.rejected.append(columns.left_out(chat, str(error)))
 
     ahead, kept = tee(rendered())
-    encodings = tokenizer.encode_batch((r.text for _, r, _ in ahead), special=False)
-    for (chat, rendering, answers), encoding in zip(kept, encodings, strict=True):
-        document = supervise(chat.id, rendering.text, encoding, answers, tokenizer, train_on_end)
+    encodings = tokenizer.encode_batch((text for _, text, _ in ahead), special=False)
+    for (chat, text, answers), encoding in zip(kept, encodings, strict=True):
+        document = supervise(chat.id, text, encoding, answers, tokenizer, train_on_end)
         if admit(split, chat, document, shorten, config):
             split.chats.append(chat)
-    columns.require_some(split.documents, split.rejected)
-    return split
 
-def encode_labelled(
-    examples: Sequence[LabelledText], tokenizer: Tokenizer, labels: Labels | None,
-    config: DataConfig,
-) -> Split:  # fmt: skip
-    """Labelled texts and pairs: a label is the class index, or which of the classes a text has, or
-    the score where `labels` is None. Of pairs the longer text is cut, special tokens stay; see
-    `admit`. DataError: a label is unknown, a row is too long (error); ConfigError: split."""
+def _labelled(
+    split: Split, examples: Sequence[Text], tokenizer: Tokenizer, config: DataConfig, labels: Labels
+) -> None:
+    """Labelled texts and pairs: a label is the class index, which of the classes a text has, or its
+    score. Of pairs the longer text is cut, special tokens stay. DataError: a label is unknown."""
     if config.over_length == "split":
         what = "a label is of a whole text, and parts of it would be judged as if they were texts"
         raise ConfigError(f"data.over_length = split: {what}: choose cut_left, cut_right or drop")
-    split, side, limit = Split(), config.over_length.removeprefix("cut_"), config.max_length
+    side, limit = config.over_length.removeprefix("cut_"), config.max_length
 
-    def encoded(some: Sequence[LabelledText], max_length: int | None = None) -> Iterator[Encoded]:
-        texts, seconds = [e.text for e in some], [e.pair for e in some]
-        ids = tokenizer.encode_pairs(texts, seconds, max_length=max_length, side=side)
+    def encoded(some: Sequence[Text], max_length: int | None = None) -> Iterator[Encoded]:
+        texts = [example.texts for example in some]
+        ids = tokenizer.encode_pairs(texts, max_length=max_length, side=side)
         for example, (ids_T, types_T) in zip(some, ids, strict=True):
-            if labels is None:
-                label = float(example.label)
-            elif isinstance(example.label, str):
+            label = example.target
+            if isinstance(label, str):
                 (label,) = columns.indices(labels, example)
-            else:
+            elif isinstance(label, tuple):
                 label = np.zeros(len(labels), dtype=np.float32)
                 label[columns.indices(labels, example)] = 1.0
             yield Encoded(example.id, ids_T, label, example.weight, types_T)
@@ -168,21 +160,18 @@ def encode_labelled(
     shortened = encoded(long, limit)  # each when it is asked for, in turn
     for example, document in pairs:
         admit(split, example, document, lambda *_: [next(shortened)], config)
-    columns.require_some(split.documents, split.rejected)
-    return split
 
-def encode_tagged(
-    sentences: Sequence[Tagged], tokenizer: Tokenizer, labels: Labels, config: DataConfig
-) -> Split:
+def _tagged(
+    split: Split, examples: Sequence[Text], tokenizer: Tokenizer, config: DataConfig, labels: Labels
+) -> None:
     """Sentences, the first token of each word supervised: labels[t] is the tag of token t itself.
     The words are joined by blanks and read like any text. A word without a token of its own, or
-    that is cut off, stays in its sentence, where it counts as predicted "O". See `admit` for
-    `over_length`; the documents of a sentence that is split have its row id."""
-    split = Split()
-    encodings = tokenizer.encode_batch([" ".join(source.words) for source in sentences])
-    for source, encoding in zip(sentences, encodings, strict=True):
-        places_W = first_tokens(source.words, encoding)
-        for word in np.array(source.words, dtype=object)[places_W < 0]:
+    that is cut off, stays in its sentence, where it counts as predicted "O". The documents of a
+    sentence that is split have its row id."""
+    encodings = tokenizer.encode_batch([" ".join(source.texts) for source in examples])
+    for source, encoding in zip(examples, encodings, strict=True):
+        places_W = first_tokens(source.texts, encoding)
+        for word in np.array(source.texts, dtype=object)[places_W < 0]:
             split.untold.append(columns.left_out(source, f"the word {word!r} gives no token"))
         told_W = np.flatnonzero(places_W >= 0)
         labels_T = np.full(len(encoding), IGNORED, dtype=np.int32)
@@ -196,23 +185,19 @@ def encode_tagged(
             first = len(told_W) - len(found) if config.over_length == "cut_left" else 0
             places_W[:] = -1
             places_W[told_W[first : first + len(found)]] = found
-            split.sentences.append(Sentence(source.id, source.words, source.names, places_W))
-    columns.require_some(split.documents, split.rejected)
-    return split
+            split.sentences.append(Sentence(source.id, source.texts, source.target, places_W))
 
-def encode_pieces(texts: Sequence[columns.Text], tokenizer: Tokenizer, config: DataConfig) -> Split:
+def _pieces(split: Split, texts: Sequence[Text], tokenizer: Tokenizer, config: DataConfig) -> None:
     """Texts as documents of at most `max_length` tokens, the special ones around each; labels are
-    the tokens themselves, and those that may be hidden have weight 1. See `admit` for longer ones.
-    Raises DataError: no text can be used, or no room is left beside the special tokens."""
-    split, special = Split(), list(tokenizer.special_ids)
-    encodings = tokenizer.encode_batch([text.text for text in texts])
+    the tokens themselves, and those that may be hidden have weight 1. Raises DataError: no room is
+    left beside the special tokens."""
+    special = list(tokenizer.special_ids)
+    encodings = tokenizer.encode_batch([text.texts[0] for text in texts])
     for text, encoding in zip(texts, encodings, strict=True):
         weights_T = (~np.isin(encoding.ids_T, special)).astype(np.float32)
         whole = Encoded(text.id, encoding.ids_T, encoding.ids_T, weights_T)
         # numbered, as what is hidden depends on the row id
         admit(split, text, whole, lambda *a, e=encoding: numbered(pieces(*a, encoding=e)), config)
-    columns.require_some(split.documents, split.rejected)
-    return split
 
 def first_tokens(words: Sequence[str], encoding: Encoding) -> np.ndarray:
     """places_W of words joined by blanks: the first token that holds a character of the word and

@@ -25,14 +25,13 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from ftcore.config import Format
 from ftcore.errors import DataError
 
 Record = tuple[int, str, Any]  # line, raw text; cells, object or what is wrong
-SUFFIXED = ("tsv", "csv", "jsonl", "json", "txt", "conll", "tar", "parquet")
-SUFFIXES: dict[str, Format] = {f".{name}": name for name in SUFFIXED} | {".ndjson": "jsonl"}
+SUFFIXES = {f".{name}": name for name in get_args(Format)[1:]} | {".ndjson": "jsonl"}
 DOCUMENT = "-DOCSTART-"
 _SPACE = re.compile(r"[ \t\n\r]*")
 
@@ -104,9 +103,8 @@ def _csv(text: str, file: str) -> Iterator[Record]:
                 yield before + 1, "".join(lines[before : reader.line_num]).rstrip("\r\n"), cells
             before = reader.line_num
     except csv.Error as error:
-        what = f"{file}:{before + 1}: the record that begins here is not csv: {error}"
-        why = "it cannot be skipped, since a broken quote hides where the next begins"
-        raise DataError(f"{what}; {why}; close every quote, double those inside cells") from error
+        what = f"{file}:{before + 1}: the record that begins here is not csv and cannot be skipped"
+        raise DataError(f"{what}: {error}; close every quote, double those inside cells") from error
     finally:
         csv.field_size_limit(limit)
 
@@ -135,9 +133,8 @@ def _json(text: str, file: str, key: str = "") -> Iterator[Record]:
                 what = f"no key {key!r} in the file; its keys are {', '.join(keys) or 'none'}"
                 raise DataError(f"{file}: {what}")
         if text[place : place + 1] != "[":
-            what = f"{file}: a json file must hold one array of objects, this begins with"
-            mend = "for one object a line name jsonl, for arrays of an object one of its keys"
-            raise DataError(f"{what} {text[place : place + 20]!r}; {mend}: FILE:KEY")
+            what = f"{file}: a json file must hold one array, this has {text[place : place + 20]!r}"
+            raise DataError(f"{what}; name jsonl for an object a line, FILE:KEY for an array of it")
         opening = "["
         while text[place : place + 1] == opening:
             place = _skip(text, place + 1)

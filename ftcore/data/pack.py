@@ -96,33 +96,31 @@ def digest(documents: Sequence[Encoded]) -> str:
         sha.update(f"{part.dtype} {part.shape} ".encode() + part.tobytes())
     return sha.hexdigest()
 
-def save(documents: Sequence[Encoded], folder: Path) -> None:
-    """Write the arrays of at least one document, one by one, as NAME.npy."""
-
-    def write(name: str, values: np.ndarray) -> None:
-        np.save(folder / f"{name}.npy", values)
-
-    write("borders", np.cumsum([0, *map(len, documents)]))
-    write("row_ids", np.array([document.row_id.encode() for document in documents]))
-    write("tokens", np.concatenate([document.tokens_T for document in documents]))
+def laid_out(documents: Sequence[Encoded]) -> Iterator[tuple[str, np.ndarray]]:
+    """The arrays of at least one document, each made when it is asked for."""
+    yield "borders", np.cumsum([0, *map(len, documents)])
+    yield "row_ids", np.array([document.row_id.encode() for document in documents])
+    yield "tokens", np.concatenate([document.tokens_T for document in documents])
     labels, weights = ([getattr(d, name) for d in documents] for name in ("labels", "weights"))
     by_token = isinstance(weights[0], np.ndarray)
-    write("labels", np.concatenate(labels, dtype=np.int32) if by_token else np.array(labels))
-    write("weights", _compact(np.concatenate(weights) if by_token else np.array(weights)))
-    if any(document.types_T is not None for document in documents):
-        types = [np.zeros(len(d), bool) if d.types_T is None else d.types_T for d in documents]
-        write("types", _compact(np.concatenate(types)))
+    yield "labels", np.concatenate(labels, dtype=np.int32) if by_token else np.array(labels)
+    yield "weights", np.concatenate(weights) if by_token else np.array(weights)
+    types = [np.zeros(len(d), bool) if d.types_T is None else d.types_T for d in documents]
+    yield "types", np.concatenate(types)
+
+def save(documents: Sequence[Encoded], folder: Path) -> None:
+    """Write the arrays of at least one document, one by one, as NAME.npy."""
+    for name, values in laid_out(documents):
+        if name in ("weights", "types") and np.isin(values, (0, 1)).all():
+            values = values.astype(bool)  # one byte each
+        if name != "types" or values.any():
+            np.save(folder / f"{name}.npy", values)
 
 def load(folder: Path) -> Documents:
     """The documents that `save` wrote, their arrays mapped."""
     arrays = {path.stem: np.load(path, mmap_mode="r") for path in folder.glob("*.npy")}
     # cost: a slice of numpy's own class for mapped arrays is several times slower
     return Documents({name: array.view(np.ndarray) for name, array in arrays.items()})
-
-def _compact(values: np.ndarray) -> np.ndarray:
-    """One byte each where all are 0 or 1."""
-    bools = values.astype(bool)
-    return bools if (bools == values).all() else values
 
 @dataclass(frozen=True, eq=False)
 class Batch:
@@ -142,20 +140,13 @@ class Batch:
 
 def collate(documents: Sequence[Encoded]) -> Batch:
     """Lay documents end to end: at least one, all of a token task or all of a document task."""
-    docs = Docs.from_lengths([len(document) for document in documents])
-    types = [np.zeros(len(d), np.int32) if d.types_T is None else d.types_T for d in documents]
-    if isinstance(documents[0].weights, np.ndarray):
-        labels = torch.from_numpy(np.concatenate([d.labels for d in documents])).long()
-        weights = torch.from_numpy(np.concatenate([d.weights for d in documents]))
-    else:
-        labels = torch.from_numpy(np.array([d.labels for d in documents]))
-        labels = labels.float() if labels.is_floating_point() else labels
-        weights = torch.tensor([d.weights for d in documents])
+    flat = {name: torch.from_numpy(a) for name, a in laid_out(documents) if name != "row_ids"}
+    docs, labels = Docs.from_lengths(list(map(len, documents))), flat["labels"]
     return Batch(
-        tokens_N=torch.from_numpy(np.concatenate([d.tokens_T for d in documents])).long(),
-        positions_N=docs.positions_N(), types_N=torch.from_numpy(np.concatenate(types)).long(),
-        docs=docs, labels=labels, weights=weights.float(),
-        row_ids=tuple(d.row_id for d in documents),
+        tokens_N=flat["tokens"].long(), positions_N=docs.positions_N(), docs=docs,
+        types_N=flat["types"].long(), weights=flat["weights"].float(),
+        labels=labels.float() if labels.is_floating_point() else labels.long(),
+        row_ids=tuple(document.row_id for document in documents),
     )  # fmt: skip
 
 def total_weight(documents: Sequence[Encoded]) -> float:

@@ -7,9 +7,10 @@
     encode     examples -> token ids, what is supervised     chat
 """
 
+import gc
 import math
 from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import compress, groupby
@@ -18,18 +19,54 @@ from pathlib import Path
 import numpy as np
 
 from ftcore import config as configs
-from ftcore.data import clean, columns
-from ftcore.data.columns import Chat, DataConfig, Example, LabelledText, Tagged, left_out
-from ftcore.data.compare import alike_rows, compare, leaks, settle
+from ftcore import files
+from ftcore.data import clean, store
+from ftcore.data.columns import Chat, DataConfig, Example, Text, label_map, left_out
+from ftcore.data.compare import clusters, compare, leaks, settle
 from ftcore.data.encode import Masking, Names, Split, encode
-from ftcore.data.ledger import Prepared, statistics
-from ftcore.data.pack import apportioned
+from ftcore.data.pack import apportioned, lengths
 from ftcore.data.read import BUILTIN_CHAT, Notes, Rows, collect, files_of
+from ftcore.data.store import Prepared, statistics
 from ftcore.data.tokenizer import Tokenizer
-from ftcore.errors import ConfigError, DataError
+from ftcore.errors import CheckpointError, ConfigError, DataError
 
 Keys = Sequence[Hashable]  # one of each row
 MEASURED = 500  # training rows whose quality is measured where nothing is filtered
+
+def prepared(
+    config: DataConfig, tokenizer: Tokenizer, *, seed: int, labels: Names = None
+) -> tuple[Prepared, str]:
+    """What `prepare` makes, from the cache or into it; and a line that says which. A process that
+    wants what another is making waits for it. A cache whose hashes do not agree is made anew.
+    Raises as `prepare`; CheckpointError: it cannot be written, and nothing is left of it. Finding
+    it costs the hashes of the data files and of the cache, some 0.6 s a GB."""
+    wanted = {"seed": seed, "labels": labels}
+    name, why = store.key(config, tokenizer, **wanted), ""
+    gc.disable()  # cost: Python's search for cycles would walk all rows again and again
+    try:
+        if config.cache is None:
+            data = prepare(config, tokenizer, **wanted)
+            data.notes["key"] = name
+            return data, "data: prepared, and not kept"
+        folder = config.cache / name
+        with store.alone(config.cache, name):
+            if folder.is_dir():
+                try:
+                    files.verify_folder(folder)
+                    return store.load(folder), f"data: from the cache {folder}"
+                except CheckpointError as error:
+                    why = f"warning: {error}: made anew\n"
+            data = prepare(config, tokenizer, **wanted)
+            if store.key(config, tokenizer, **wanted) != name:
+                raise DataError("a data file changed while it was read: start again")
+            data.notes["key"] = name
+            num_tokens = sum(int(lengths(s.documents).sum()) for _, s in data.splits())
+            files.write_folder(folder, partial(store.save, data), needed_bytes=4 * num_tokens)
+            return store.load(folder), f"{why}data: prepared, and kept in the cache {folder}"
+    except (CheckpointError, OSError) as error:
+        raise CheckpointError(f"{error}; or do without a cache: --data.cache None") from error
+    finally:
+        gc.enable()
 
 def prepare(
     config: DataConfig, tokenizer: Tokenizer, *, seed: int, labels: Names = None
@@ -58,7 +95,8 @@ def prepare(
         if isinstance(config, configs.ScoredDataConfig):
             data.labels = labels or (config.label,)
         elif is_labelled:
-            data.labels = labels or tuple(columns.label_map(train.examples))
+            are_tags = isinstance(config, configs.TaggedDataConfig)
+            data.labels = labels or label_map(train.examples, are_tags=are_tags)
         balance(config, train, seed, notes)
     for name, part in parts.items():
         split = encode(config, part.examples, tokenizer, data.labels)
@@ -83,20 +121,19 @@ def tidy(config: DataConfig, part: Rows, split: str, notes: Notes) -> None:
     normal = partial(clean.normalised, form=config.unicode, unescape=config.unescape)
     every = 1 if config.filter else max(1, len(part.examples) // MEASURED)
     for index, example in enumerate(part.examples):
-        before = columns.texts_of(example)
-        after = before if config.unicode == "off" else [*map(normal, before)]
-        if isinstance(example, Tagged):  # a word stays a word
-            after = [new or old for new, old in zip(after, before, strict=True)]
-        if after is not before:
-            found["texts changed"] += after != before
+        before = example.texts
+        after = before if config.unicode == "off" else tuple(map(normal, before))
+        if isinstance(config, configs.TaggedDataConfig):  # a word stays a word
+            after = tuple(new or old for new, old in zip(after, before, strict=True))
+        found["texts changed"] += after != before
         whole = "\n".join(after)
         if not whole.isascii():
             found["mojibake"] += clean.mojibake(whole)
         if kinds := clean.personal(whole):
             found.update(kinds)
-            after = [clean.redacted(text, config.redact) for text in after]
+            after = tuple(clean.redacted(text, config.redact) for text in after)
         if after != before:
-            part.examples[index] = example = columns.with_texts(example, after)
+            part.examples[index] = example = example.with_texts(after)
         if not isinstance(example, Chat) and not all(after):
             lost[index] = left_out(example, "empty, once it is normalised", "filter")
         if split == "train" and index % every == 0:
@@ -116,29 +153,13 @@ def hold_out(config: DataConfig, train: Rows, seed: int) -> dict[str, Rows]:
         return {}
     groups = [train.groups.get(example.id) or None for example in train.examples]
     is_labelled = isinstance(config, configs.LabelledDataConfig)
-    strata = [example.label if is_labelled else "" for example in train.examples]
-    is_dev = held_out(strata, together(groups, alike_rows(train.examples)), config.holdout, seed)
+    strata = [example.target if is_labelled else "" for example in train.examples]
+    is_dev = held_out(strata, clusters(train.examples, groups), config.holdout, seed)
     if not is_dev.any():
         what = "rows nearly alike, or of one data.group, stay together, and each cluster is larger"
         raise DataError(f"data.holdout = {config.holdout}: {what}; hold out more, or set data.dev")
     train.examples, dev = (list(compress(train.examples, side)) for side in (~is_dev, is_dev))
     return {"dev": Rows(dev, [], len(dev))}
-
-def together(groups: Keys, pairs: Iterable[tuple[int, int]]) -> list[int]:
-    """A number for each row, equal for rows of one group, rows of a pair, and those that hang
-    together through others; the group None has one row."""
-    parents = list(range(len(groups)))
-
-    def root(row: int) -> int:
-        while parents[row] != row:
-            parents[row] = row = parents[parents[row]]
-        return row
-
-    first: dict[Hashable, int] = {}
-    named = ((first.setdefault(g, row), row) for row, g in enumerate(groups) if g is not None)
-    for one, other in (*pairs, *named):
-        parents[root(other)] = root(one)
-    return [root(row) for row in range(len(parents))]
 
 def held_out(strata: Keys, groups: Keys, count: int, seed: int) -> np.ndarray:
     """Which rows are held out (bool): `count`, or a few less where groups, which stay on one side,
@@ -167,14 +188,12 @@ def balance(config: DataConfig, train: Rows, seed: int, notes: Notes) -> None:
     train.examples = balanced(before, config.balance, config.balance_cap, seed)
     for found, examples in zip(sums, (before, train.examples), strict=True):
         for example in examples:
-            found[example.label] += example.weight
+            found[example.target] += example.weight
     notes["balance"] = {name: [n, round(sums[1][name], 2)] for name, n in sorted(sums[0].items())}
     kept = {example.id for example in train.examples}
     train.rejected += [left_out(e, "balance", "split") for e in before if e.id not in kept]
 
-def balanced(
-    examples: Sequence[LabelledText], method: str, cap: float, seed: int
-) -> list[LabelledText]:
+def balanced(examples: Sequence[Text], method: str, cap: float, seed: int) -> list[Text]:
     """Examples of one label each, their classes balanced.
 
     weights   an example of a class weighs in inverse proportion to the class, at most `cap`, and
@@ -182,14 +201,14 @@ def balanced(
     over      rows are repeated, at most `cap` times in all, up to the size of the largest class
     under     no class keeps more than `cap` times the rows of the smallest
     """
-    counts = Counter(example.label for example in examples)
+    counts = Counter(example.target for example in examples)
     if method == "weights":
         even = len(examples) / len(counts)
-        return [e._replace(weight=min(cap, even / counts[e.label])) for e in examples]
+        return [e._replace(weight=min(cap, even / counts[e.target])) for e in examples]
     largest, smallest = max(counts.values()), min(counts.values())
     random, copies = np.random.default_rng([seed, 1]), np.zeros(len(examples), dtype=int)
     for label, count in counts.items():
-        rows = [row for row, example in enumerate(examples) if example.label == label]
+        rows = [row for row, example in enumerate(examples) if example.target == label]
         over, under = min(largest, math.floor(cap * count)), min(count, math.floor(cap * smallest))
         copies[rows], rest = divmod(over if method == "over" else under, count)
         copies[random.permutation(rows)[:rest]] += 1

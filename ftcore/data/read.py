@@ -12,10 +12,10 @@ import gzip
 import hashlib
 import zlib
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from ftcore.builtin import chat as builtin_chat
 from ftcore.config import Format
@@ -31,13 +31,6 @@ BUILTIN_TESTS = ("test_values", "test_combinations", "test_wording")
 built_chat = cache(builtin_chat.build)  # its splits are made at once, and asked for one by one
 Notes = dict[str, Any]  # what was found, for people: JSON throughout
 MAX_RAW, SHOWN = 1000, 160  # characters that are kept of a damaged record, of a first row
-
-@dataclass
-class ReadReport:
-    """What reading came across."""
-    # by file as its rows name it: "rows", "format" and what told it, "first rows" (three)
-    sources: dict[str, dict[str, Any]] = field(default_factory=dict)
-    bad: list[Rejected] = field(default_factory=list)  # damaged records, bad bytes in them as \xNN
 
 @dataclass
 class Rows:
@@ -70,26 +63,27 @@ def _tests(paths: Sequence[str]) -> Iterator[tuple[str, tuple[str]]]:
             yield (stem if taken.count(stem) == 1 else path), (path,)
 
 def _collect(config: DataConfig, paths: Sequence[str], split: str, notes: Notes) -> Rows:
-    report, groups = ReadReport(), {}
+    damaged, groups = [], {}
+    sources = notes.setdefault("sources", {}).setdefault(split, {})
     if BUILTIN_CHAT in paths:
         if len(paths) > 1:
             raise DataError(f"{BUILTIN_CHAT} cannot be mixed with files: {', '.join(paths)}")
         made, where = built_chat()[split], f"{BUILTIN_CHAT}/{split}"
         rows = [Row(d["id"], where, number, d) for number, d in enumerate(made, start=1)]
     else:
-        asked = ("format", "columns", "encoding", "on_bad")
-        rows = read_rows(paths, **{name: getattr(config, name) for name in asked}, report=report)
-    notes.setdefault("sources", {})[split] = report.sources
+        asked = {name: getattr(config, name) for name in ("format", "columns", "encoding")}
+        skipped = damaged if config.on_bad == "skip" else None
+        rows = read_rows(paths, **asked, damaged=skipped, sources=sources)
     kept, rejected = examples(rows, config)
     if config.group and split == "train":
         require(rows, config.group)
         groups = {row.id: str(row.fields.get(config.group) or "") for row in rows}
-    bad = [replace(b, reason="damaged", detail=f"{b.reason}; {b.detail}") for b in report.bad]
-    return Rows(kept, bad + rejected, len(rows) + len(bad), groups)
+    return Rows(kept, damaged + rejected, len(rows) + len(damaged), groups)
 
 def read_rows(
     paths: Sequence[str | Path], *, format: Format = "auto", columns: Sequence[str] = (),
-    encoding: str = "", on_bad: Literal["stop", "skip"] = "stop", report: ReadReport | None = None,
+    encoding: str = "", damaged: list[Rejected] | None = None,
+    sources: dict[str, dict[str, Any]] | None = None,
 ) -> list[Row]:  # fmt: skip
     """Rows of several files, in order.
 
@@ -98,13 +92,14 @@ def read_rows(
     format    auto: by each file's suffix
     columns   names of the cells, for records that are lists and tables without a header line
     encoding  of text files that are not UTF-8, such as latin-1; empty: they are damaged
-    on_bad    what a damaged record does: stop by an error, or go into the report and nowhere else
+    damaged   takes damaged records, bad bytes in them as \\xNN; None: they are errors
+    sources   takes of each file, as its rows name it, "rows", "format" and what told it, and the
+              three "first rows"
     raises    DataError: a file is missing, damaged, empty or of unknown format
     """
-    report = report or ReadReport()
-    rows, seen = [], {}
+    rows, seen, sources = [], {}, {} if sources is None else sources
     for path, key in (file for named in paths for file in files_of(Path(named))):
-        file, before, left_out = f"{path}:{key}" if key else str(path), len(rows), len(report.bad)
+        file, before, lost = f"{path}:{key}" if key else str(path), len(rows), ""
         content = _content(path)
         chosen = _format(path) if format == "auto" else format
         if chosen in BINARY and not key:
@@ -121,16 +116,16 @@ def read_rows(
                 fields = DataError(f"{file}:{line}: {problem}; name its cells with data.columns")
             if not isinstance(fields, DataError):
                 rows.append(Row(_row_id(raw, seen), file, line, fields))
-            elif on_bad == "stop":
+            elif damaged is None:
                 raise fields
             else:
                 shown = raw[:MAX_RAW].encode("utf-8", "surrogateescape")
-                detail = shown.decode("utf-8", "backslashreplace")
-                report.bad.append(Rejected("", file, line, str(fields), "read", detail))
+                detail = f"{fields}; {shown.decode('utf-8', 'backslashreplace')}"
+                damaged.append(Rejected("", file, line, "damaged", "read", detail))
+                lost = lost or f"; damaged: {fields}"
         if len(rows) == before:
-            lost = "".join(f"; damaged: {bad.reason}" for bad in report.bad[left_out:][:1])
             raise DataError(f"{file}: holds no rows{lost}")
-        found = report.sources.setdefault(file, {"rows": 0})
+        found = sources.setdefault(file, {"rows": 0})
         found["rows"] += len(rows) - before
         found["format"] = f"{chosen}, {'by its suffix' if format == 'auto' else 'as named'}"
         found["first rows"] = [str(row.fields)[:SHOWN] for row in rows[before : before + 3]]
@@ -147,10 +142,7 @@ def files_of(path: Path) -> list[tuple[Path, str]]:
     found = map(Path, sorted(glob.glob(str(named), recursive=True)))
     if files := [(file, key) for file in found if file.is_file()]:
         return files
-    folder = next(parent for parent in named.parents if not glob.has_magic(str(parent)))
-    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
-    hint = nearest(named.relative_to(folder).parts[0], names)
-    raise DataError(f"{path}: no file in {folder.absolute()} matches{hint}")
+    raise DataError(f"{path}: no file matches the pattern, as seen from {Path.cwd()}")
 
 def _format(path: Path) -> Format:
     suffix = Path(path.name.lower().removesuffix(".gz")).suffix
@@ -179,9 +171,8 @@ def _named(records: Iterator[Record], file: str, columns: Sequence[str]) -> Iter
     if isinstance(names, DataError):
         raise names
     if repeated := [name for name in names if names.count(name) > 1]:
-        where = "the names given" if columns else f"{file}: the first line"
-        problem = f"column {repeated[0]!r} occurs twice in {names}; name every column once"
-        raise DataError(f"{where}: {problem}")
+        what = f"{file}: column {repeated[0]!r} occurs twice in {names}"
+        raise DataError(f"{what}; name every column once, with data.columns")
     for line, raw, cells in records:
         if isinstance(cells, dict):
             problem = f"this record names its own fields: {', '.join(cells)}"

@@ -1,84 +1,155 @@
-"""The token cache: what was prepared, in files, under a key of all that it was made from.
+"""What a run trains and is judged on, and what is kept of it: its account, a cache of its tokens.
 
+    RUN/data/   funnel.json  rejected.jsonl  report.html (which needs no network)
     CACHE/lock
     CACHE/KEY/  manifest.json  prepared.json  0/*.npy 1/*.npy ... (documents of `Prepared.splits`)
 
+`rejected.jsonl` names every row that was left out, cut or lost a word, and why; the rest is counts.
 KEY is a hash of the contents and names of the data files, the options of the data, the tokenizer's
 files, the seed, the labels, the code that prepares and the libraries it calls. Documents are mapped
 into memory, so that more of them than it holds can train. A cache may be deleted at any time.
 """
 
 import fcntl
-import gc
 import hashlib
 import importlib.metadata
 import json
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import is_dataclass, replace
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
+import jinja2
 import numpy as np
 
 from ftcore import builtin, files
 from ftcore.data import pack
-from ftcore.data.columns import DataConfig
-from ftcore.data.encode import Split
-from ftcore.data.ledger import Names, Prepared
-from ftcore.data.prepare import prepare
+from ftcore.data.columns import DataConfig, place, reasons
+from ftcore.data.encode import Masking, Names, Split
+from ftcore.data.formats import Rejected
 from ftcore.data.read import BUILTIN_CHAT, files_of, unreadable
 from ftcore.data.tokenizer import Tokenizer
-from ftcore.errors import CheckpointError, DataError
+from ftcore.errors import DataError
 
-CODE = (Path(__file__).parent, Path(builtin.__file__).parent)
+HERE = Path(__file__).parent
+CODE = (HERE, Path(builtin.__file__).parent)
 LIBRARIES = ("jinja2", "numpy", "tokenizers")
-FIELDS = "prepared.json"
+FIELDS, FUNNEL, PAGE = "prepared.json", "funnel.json", "report.html"
+STEPS = ("read", "map", "filter", "compare", "split", "encode")  # in which rows can leave
+PERCENTILES = (5, 50, 95, 99, 100)
+BINS = 24  # of a histogram
 
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """Without Python's search for cycles, which would walk all rows again and again."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
+@dataclass
+class Prepared:
+    """What a run trains and is judged on."""
+    train: Split = field(default_factory=Split)
+    dev: Split = field(default_factory=Split)
+    tests: dict[str, Split] = field(default_factory=dict)
+    labels: Names = None  # classes, by index; of a regression the one name of its scores
+    draw: Masking | None = None  # what a step makes of a training row: hides some tokens
+    runs: list[tuple[int, int]] = field(default_factory=list)  # `source_runs`, with data.weights
+    notes: dict[str, Any] = field(default_factory=dict)  # what was found on the way, as JSON
 
-@_uncollected()
-def prepared(
-    config: DataConfig, tokenizer: Tokenizer, *, seed: int, labels: Names = None
-) -> tuple[Prepared, str]:
-    """What `prepare` makes, from the cache or into it; and a line that says which. A process that
-    wants what another is making waits for it. A cache whose hashes do not agree is made anew.
-    Raises as `prepare`; CheckpointError: it cannot be written, and nothing is left of it. Finding
-    it costs the hashes of the data files and of the cache, some 0.6 s a GB."""
-    wanted = {"seed": seed, "labels": labels}
-    name = key(config, tokenizer, **wanted)
-    if config.cache is None:
-        data = prepare(config, tokenizer, **wanted)
-        data.notes["key"] = name
-        return data, "data: prepared, and not kept"
-    folder, why = config.cache / name, ""
-    try:
-        with _alone(config.cache, name):
-            if folder.is_dir():
-                try:
-                    files.verify_folder(folder)
-                    return _load(folder), f"data: from the cache {folder}"
-                except CheckpointError as error:
-                    why = f"warning: {error}: made anew\n"
-            data = prepare(config, tokenizer, **wanted)
-            if key(config, tokenizer, **wanted) != name:
-                raise DataError("a data file changed while it was read: start again")
-            data.notes["key"] = name
-            num_tokens = sum(int(pack.lengths(s.documents).sum()) for _, s in data.splits())
-            files.write_folder(folder, partial(_save, data), needed_bytes=4 * num_tokens)
-            return _load(folder), f"{why}data: prepared, and kept in the cache {folder}"
-    except (CheckpointError, OSError) as error:
-        raise CheckpointError(f"{error}; or do without a cache: --data.cache None") from error
+    def splits(self) -> list[tuple[str, Split]]:
+        """Every split that has rows, by name."""
+        named = [("train", self.train), ("dev", self.dev), *self.tests.items()]
+        return [(name, split) for name, split in named if split.num_rows]
+
+    def order(self, weights: tuple[float, ...], seed: int) -> pack.Order | None:
+        """The rows of an epoch where training files have weights; see `pack.mixed`."""
+        if not weights:
+            return None
+        return partial(pack.mixed, np.repeat(*np.array(self.runs).T), weights, seed=seed)
+
+    def summary(self) -> str:
+        """What was read and lost, for people: one line for each split, then what else was found."""
+        found = {"notes": self.notes, "splits": self.splits()}
+        return rendered("summary.txt", **found, losses=losses, reasons=reasons).rstrip("\n")
+
+    def write(self, folder: Path, *, resumes: bool = False) -> None:
+        """Write the account into a run's data/. Raises DataError: it began with other rows."""
+        self.notes["train sha256"] = now = pack.digest(self.train.documents)
+        kept = read_account(folder) if resumes and (folder / FUNNEL).is_file() else {}
+        if kept.get("train sha256", now) != now:
+            what = "the training rows are not those that the run began with"
+            raise DataError(f"{folder}: {what}; restore the files, or begin another run")
+        files.make_folder(folder)
+        lines = [
+            json.dumps({"split": name, "what": what, **asdict(row)}, ensure_ascii=False) + "\n"
+            for name, split in self.splits() for what, found in losses(split) for row in found
+        ]  # fmt: skip
+        files.write_file(folder / "rejected.jsonl", "".join(lines))
+        held = self.notes.get("held out", 0)
+        steps = {name: funnel(s, held if name == "train" else 0) for name, s in self.splits()}
+        kept = {name: dict(reasons((*s.cut, *s.untold))) for name, s in self.splits()}
+        account = json.dumps({**self.notes, "funnel": steps, "not_whole": kept}, indent=1)
+        files.write_file(folder / FUNNEL, account)
+        write_page(folder)
+
+def read_account(folder: Path) -> dict[str, Any]:
+    """funnel.json of a run's data/."""
+    return json.loads((folder / FUNNEL).read_text("utf-8"))
+
+def write_page(folder: Path) -> Path:
+    """The page of a run's data/, made from its funnel.json."""
+    page = rendered(PAGE, **read_account(folder), where=folder.parent)
+    files.write_file(folder / PAGE, page)
+    return folder / PAGE
+
+def rendered(template: str, **values: Any) -> str:
+    """A page or text made by a template of this folder."""
+    loader, escape = jinja2.FileSystemLoader(HERE), jinja2.select_autoescape()
+    shape = {"trim_blocks": True, "lstrip_blocks": True}
+    environment = jinja2.Environment(loader=loader, autoescape=escape, **shape)
+    return environment.get_template(template).render(**values)
+
+def losses(split: Split) -> list[tuple[str, list[Rejected]]]:
+    """What was lost, by the word for it."""
+    return [("left out", split.rejected), ("cut", split.cut), ("without token", split.untold)]
+
+def funnel(split: Split, moved: int) -> list[dict[str, Any]]:
+    """For each step the rows that came in and went on, what left and why, with an example each;
+    `moved` rows are held out of this split and make another."""
+    steps, rows = [], split.num_rows
+    for step in STEPS:
+        lost = [row for row in split.rejected if row.step == step]
+        named = {row.reason: f"{place(row)} {row.detail[:200]}" for row in reversed(lost)}
+        why = [{"reason": r, "rows": count, "such as": named[r]} for r, count in reasons(lost)]
+        number = len({(row.file, row.line) for row in lost})
+        if step == "split" and moved:
+            number += moved
+            why.append({"reason": "held out as dev rows", "rows": moved, "such as": ""})
+        steps.append({"step": step, "in": rows, "out": rows - number, "lost": why})
+        rows -= number
+    return steps
+
+def statistics(split: Split, tokenizer: Tokenizer, labels: Names) -> dict[str, Any]:
+    """Lengths, labels, and shares of tokens."""
+    documents, lengths_B = split.documents, pack.lengths(split.documents)
+    counts, edges = np.histogram(lengths_B, bins=BINS)
+    named = zip(PERCENTILES, np.percentile(lengths_B, PERCENTILES).round().tolist(), strict=True)
+    found = {
+        "documents": len(documents), "tokens": int(lengths_B.sum()),
+        "lengths": {f"p{percent}": int(length) for percent, length in named},
+        "histogram": {"counts": counts.tolist(), "edges": edges.round(1).tolist()},
+    }
+    if isinstance(documents[0].weights, np.ndarray):
+        scored = np.count_nonzero(np.concatenate([document.weights for document in documents]))
+        found["scored share"] = round(int(scored) / found["tokens"], 4)
+    elif labels and len(labels) > 1:
+        all_labels = np.array([document.labels for document in documents])  # (B,) or (B, K)
+        if all_labels.ndim == 1:
+            all_labels = all_labels[:, None] == np.arange(len(labels))
+        found["labels"] = dict(zip(labels, all_labels.sum(0).astype(int).tolist(), strict=True))
+    if "unk_token" in tokenizer.special:
+        id_ = tokenizer.id_of(tokenizer.special["unk_token"])
+        unknown = np.concatenate([document.tokens_T for document in documents]) == id_
+        found["unknown share"] = round(float(unknown.mean()), 6)
+    return found
 
 def key(config: DataConfig, tokenizer: Tokenizer, *, seed: int, labels: Names) -> str:
     """32 hex digits of all that `prepare` depends on; DataError: a data file cannot be read."""
@@ -94,13 +165,13 @@ def key(config: DataConfig, tokenizer: Tokenizer, *, seed: int, labels: Names) -
     options = (replace(config, cache=None), tokenizer.digest, seed, labels, versions)
     return hashlib.sha256(repr((parts, options)).encode()).hexdigest()[:32]
 
-def _save(data: Prepared, folder: Path) -> None:
+def save(data: Prepared, folder: Path) -> None:
     (folder / FIELDS).write_text(json.dumps(data, default=_plain))
     for number, (_, split) in enumerate(data.splits()):
         (folder / str(number)).mkdir()
         pack.save(split.documents, folder / str(number))
 
-def _load(folder: Path) -> Prepared:
+def load(folder: Path) -> Prepared:
     data = _maker(Prepared)(json.loads((folder / FIELDS).read_bytes()))
     for number, (_, split) in enumerate(data.splits()):
         split.documents = pack.load(folder / str(number))
@@ -130,7 +201,7 @@ def _maker(hint: Any) -> Callable[[Any], Any]:
     return lambda value: value
 
 @contextmanager
-def _alone(folder: Path, name: str) -> Iterator[None]:
+def alone(folder: Path, name: str) -> Iterator[None]:
     """Hold the lock of one cache in `folder`, and clean up after who died with it."""
     files.make_folder(folder)
     with open(folder / "lock", "a") as file:

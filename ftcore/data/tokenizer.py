@@ -11,6 +11,7 @@ and every character belongs to some token: post-processors may not trim white sp
 import hashlib
 import json
 import re
+import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,13 +29,6 @@ from ftcore.errors import DataError, ModelError
 
 VOCABULARIES = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"))  # in this order
 SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
-BYTE_LEVEL = {
-    "GPT2Tokenizer": dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>"),
-    "RobertaTokenizer": {
-        "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>",
-        "cls_token": "<s>", "sep_token": "</s>", "mask_token": "<mask>",
-    },  # fmt: skip
-}
 END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>")  # chat models end a turn with another token
 SLAB = 1024  # texts tokenised in one call; a library encoding takes some 100 bytes a token
 
@@ -79,7 +73,8 @@ class Tokenizer:
         self.special_tokens = tuple(added[id_].content for id_ in sorted(self.special_ids))
         self._any_special = re.compile("|".join(map(re.escape, self.special_tokens)) or "(?!)")
         self.vocab_size = max(self._fast.get_vocab().values()) + 1
-        self.bos_id, self.eos_id = self._named_id("bos_token"), self._named_id("eos_token")
+        named = (self.special.get(name) for name in ("bos_token", "eos_token"))
+        self.bos_id, self.eos_id = (None if token is None else self.id_of(token) for token in named)
         ends = [token for token in END_OF_TEXT if token in self.special_tokens]
         self.end_of_text_id = self.id_of(ends[0]) if ends else self.eos_id
         self.chat_template = self._template(config)
@@ -115,22 +110,22 @@ class Tokenizer:
                 yield Encoding(ids_T, offsets_T.reshape(-1, 2)[-len(ids_T) :])
 
     def encode_pairs(
-        self, texts: Sequence[str], pairs: Sequence[str | None], *, max_length: int | None = None,
+        self, texts: Sequence[tuple[str, ...]], *, max_length: int | None = None,
         side: Literal["left", "right"] = "right",
     ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
         """Ids and segment numbers (int32; None: all 0) of many texts, or pairs, special ones too.
         Of more than `max_length` tokens in all the longer text loses those on one `side` until both
         fit. Raises DataError: the special tokens leave no room."""
-        fast = self._fast
+        fast, are_pairs = self._fast, any(len(some) > 1 for some in texts)
         if max_length is not None:
-            special = fast.num_special_tokens_to_add(any(pair is not None for pair in pairs))
+            special = fast.num_special_tokens_to_add(are_pairs)
             if special >= max_length:
                 what = f"data.max_length = {max_length}"
                 raise DataError(f"{what}: {special} special tokens leave no room")
             fast = tokenizers.Tokenizer.from_str(fast.to_str())  # the first stays as it is
             fast.enable_truncation(max_length, direction=side)
-        inputs = [a if b is None else (a, b) for a, b in zip(texts, pairs, strict=True)]
-        is_typed = any(pair is not None for pair in pairs) or any(fast.encode("a").type_ids)
+        inputs = [some if len(some) > 1 else some[0] for some in texts]
+        is_typed = are_pairs or any(fast.encode("a").type_ids)
         for slab in _slabs(fast.encode_batch_fast, inputs):
             ids = _arrays([self._once(fast.ids) for fast in slab])
             if not is_typed:  # cost: the library would make a list of zeros for each
@@ -158,19 +153,13 @@ class Tokenizer:
         """Id of a token given by its exact text."""
         id_ = self._fast.token_to_id(token)
         if id_ is None:
-            raise ModelError(f"{self.where}: the vocabulary has no token {token!r}")
+            mend = "correct it in tokenizer_config.json, or add it to tokenizer.json"
+            raise ModelError(f"{self.where}: the vocabulary has no token {token!r}; {mend}")
         return id_
 
     def _once(self, ids: list[int]) -> list[int]:
         """Without the first of two BOS."""
         return ids[1:] if ids[:2] == [self.bos_id] * 2 else ids
-
-    def _named_id(self, name: str) -> int | None:
-        token = self.special.get(name)
-        if token is not None and self._fast.token_to_id(token) is None:
-            problem = f"names {name} {token!r}, which the vocabulary does not hold; correct it"
-            raise self._wrong("tokenizer_config.json", f"{problem}, or add it to tokenizer.json")
-        return None if token is None else self.id_of(token)
 
     def _wrong(self, file: str, problem: str) -> ModelError:
         return ModelError(f"{self.where}/{file}: {problem}")
@@ -222,7 +211,8 @@ class Tokenizer:
         vocab = self._settings("vocab.json")
         usual = "RobertaTokenizer" if "<s>" in vocab else "GPT2Tokenizer"
         kind = config.get("tokenizer_class", usual)
-        if (standard := BYTE_LEVEL.get(kind.removesuffix("Fast"))) is None:
+        tokens = tomllib.loads(Path(__file__).with_name("tokenizers.toml").read_text("utf-8"))
+        if (standard := tokens.get(kind.removesuffix("Fast"))) is None:
             problem = f"tokenizer_class = {kind!r}: only GPT-2's and RoBERTa's BPE is built from"
             raise self._wrong("vocab.json", f"{problem} it, other tokenizers need a tokenizer.json")
         self.special = names = {**standard, **self.special}
@@ -248,11 +238,7 @@ class Tokenizer:
             return self.files["chat_template.jinja"].decode("utf-8")
         template = config.get("chat_template")
         if isinstance(template, list):  # HF: several templates by name
-            named = {entry["name"]: entry["template"] for entry in template}
-            if "default" not in named:
-                problem = f"chat templates {sorted(named)}, none of them 'default'; put one"
-                raise self._wrong("tokenizer_config.json", f"{problem} into chat_template.jinja")
-            return named["default"]
+            return {entry["name"]: entry["template"] for entry in template}.get("default")
         return template
 
 def _slabs(encode: Callable, inputs: Iterable) -> Iterator[list[tokenizers.Encoding]]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from ftcore import files
 from ftcore.cli import CONFIG_FILE
-from ftcore.data import ledger
+from ftcore.data import store
 from ftcore.env.run import METRICS, read_metrics
 from ftcore.errors import ConfigError
 from ftcore.evaluate.metrics import ClassificationMetrics
@@ -36,7 +36,7 @@ def read_run(folder: Path) -> Run:
     for name in ("run", "plan", "eval", "base", "certificate"):
         file = folder / f"{name}.json"
         run[name] = json.loads(file.read_bytes()) if file.is_file() else {}
-    run["data"] = ledger.read_account(folder / "data")
+    run["data"] = store.read_account(folder / "data")
     for name in ("predictions", "base-predictions", "openings"):
         file = folder / f"{name}.jsonl"
         run[name] = [*map(json.loads, file.read_bytes().splitlines())] if file.is_file() else []
@@ -49,7 +49,7 @@ def read_run(folder: Path) -> Run:
 def write_page(folder: Path) -> Path:
     """RUN/report.html, which needs no other file and no network."""
     run = read_run(folder)
-    loader = jinja2.FileSystemLoader([PAGE.parent, ledger.PAGE.parent])
+    loader = jinja2.FileSystemLoader([PAGE.parent, store.PAGE.parent])
     options = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True, "loader": loader}
     curves = [found for names in CURVES if (found := curve(run["metrics"], names))]
     shown = {**run["data"], **run, "where": folder, "curves": curves, **judged(run)}

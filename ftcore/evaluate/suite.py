@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ftcore.config import Run, TextDataConfig
-from ftcore.data import columns, compare, dedup, encode, prepare, read
+from ftcore.data import columns, compare, dedup, encode, read
 from ftcore.data.encode import Split
 from ftcore.data.pack import Encoded
 from ftcore.data.tokenizer import Tokenizer
@@ -133,7 +133,7 @@ class Suite:
         if model.task == "lm" and self.config.eval.probe:
             config = TextDataConfig(max_length=model.spec.max_positions, over_length="split")
             texts, _ = columns.examples(read.read_rows(self.config.eval.probe), config)
-            probe = encode.encode_texts(texts, self.tokenizer, config)
+            probe = encode.encode(config, texts, self.tokenizer)
             alike = clusters(self._texts(probe.documents))
             results.add("probe", [self._judged(model, probe)], alike)
         return results
@@ -161,7 +161,7 @@ class Suite:
         or 13 words of it."""
         mine, theirs = self._texts(split.documents), self._texts(train)
         names, found = list(mine), dedup.leaks(list(mine.values()), list(theirs.values()))
-        return {names[twin.row]: twin.kind for twin in found}
+        return {names[row]: kind for row, (_, kind, _) in found.items()}
 
     def _texts(self, documents: Sequence[Encoded]) -> dict[str, str]:
         """The text of each row, by its id."""
@@ -209,8 +209,8 @@ class Suite:
 
 def clusters(texts: Mapping[str, str]) -> dict[str, int]:
     """A number for each row, by its id, the same for rows of nearly the same text."""
-    pairs = compare.alike_rows([columns.Text(row_id, text) for row_id, text in texts.items()])
-    return dict(zip(texts, prepare.together([None] * len(texts), pairs), strict=True))
+    rows = [columns.Text(row_id, (text,)) for row_id, text in texts.items()]
+    return dict(zip(texts, compare.clusters(rows), strict=True))
 
 def clusters_of(row_ids: Sequence[str], clusters: Mapping[str, int]) -> np.ndarray:
     """The cluster (int) of each row; parts of one row are in its cluster."""

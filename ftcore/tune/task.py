@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ftcore.config import PeftConfig
-from ftcore.data.ledger import Prepared
 from ftcore.data.pack import Batch, lengths
+from ftcore.data.store import Prepared
 from ftcore.errors import ConfigError, DataError
 from ftcore.model.heads import CLASSIFIERS, Model, ModelTask
 from ftcore.model.spec import ModelSpec

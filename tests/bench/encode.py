@@ -60,7 +60,7 @@ def ours(case: str, work: Path, cache: Path) -> dict[str, Any]:
     import numpy as np
 
     from ftcore.config import ChatDataConfig, LabelledDataConfig
-    from ftcore.data.store import prepared
+    from ftcore.data.prepare import prepared
     from ftcore.data.tokenizer import Tokenizer
 
     named = {"cache": cache, "duplicates": "off", "unicode": "off"}

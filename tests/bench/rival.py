@@ -37,9 +37,9 @@ import torch
 from torch import Tensor, nn
 
 from ftcore.cli import Command, parse
-from ftcore.data.ledger import Prepared
 from ftcore.data.pack import Encoded, StepRows
 from ftcore.data.prepare import prepare
+from ftcore.data.store import Prepared
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.env.compute import PRECISIONS, generator, reuse_across_steps
 from ftcore.env.run import RunFolder

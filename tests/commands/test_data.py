@@ -50,7 +50,7 @@ def test_a_step_is_shown_as_it_was_read(options, run: Run, capsys, monkeypatch) 
         assert row not in (other for step in (0, 1) for other in read[step])
     assert said.count('[[{"intent": "paint", "colour": ') == 4 and "<|im_end|>]]" in said
     (first,) = re.findall(rf"^-- {shown[0]} (\S+):", said, re.M)
-    traced = say(capsys, "show", "runs/it", "--row", shown[0][:12])
+    traced = say(capsys, "show", "runs/it", "--row", shown[0])
     assert f"row {shown[0]}, {first}" in traced and "read in steps [3] of 3" in traced
 
 def test_a_row_that_left_is_traced_to_the_one_that_stayed(options, run: Run, capsys) -> None:
@@ -79,7 +79,7 @@ def test_the_page_is_made_anew(options, capsys) -> None:
         (["show", "runs/it"], "show RUN --step N, or show RUN --row ID"),
         (["show", "runs/it", "--step", "0"], "steps are counted from 1 to "),
         (["show", "runs/it", "--step", "two"], "show RUN --step N"),
-        (["show", "runs/it", "--row", "zz"], "--row zz: 0 rows begin so"),
+        (["show", "runs/it", "--row", "zz"], "--row zz: no such row; ids stand in"),
         (["show", "runs/none", "--step", "1"], "has no config.toml"),
         (["report", "runs/none"], "runs/none is no run folder"),
     ],

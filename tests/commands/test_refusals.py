@@ -48,7 +48,6 @@ def test_nothing_to_supervise(
 
 def test_files_that_cannot_be_what_is_asked(
     refused: Refused,
-    classify: list[str],
     tags: list[str],
     scored: list[str],
     masked: list[str],
@@ -59,8 +58,6 @@ def test_files_that_cannot_be_what_is_asked(
     assert "no column 'tokens'; its columns are 'id', 'text'" in message
     message = refused("train", *scored, "--data.train", files["train"])
     assert f"{files['train']}:2: column 'label' must hold a number, not 'warm'" in message
-    message = refused("train", *classify, "--data.relabel", "warm")
-    assert "data.relabel = warm: must be OLD=NEW each" in message
     message = refused("train", *masked, "--model.path", str(qwen3))
     assert "the tokenizer has no mask token; name an encoder" in message
 

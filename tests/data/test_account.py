@@ -9,8 +9,8 @@ import pytest
 
 from ftcore.config import ChatDataConfig, LabelledDataConfig
 from ftcore.data import store
-from ftcore.data.ledger import funnel
 from ftcore.data.prepare import prepare
+from ftcore.data.store import funnel
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import ConfigError, DataError
 

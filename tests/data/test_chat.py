@@ -15,8 +15,8 @@ TURNS = [
 ]
 
 def contents(messages, tokenizer):
-    rendering = render(messages, tokenizer)
-    return [span and rendering.text[slice(*span)] for span in rendering.spans]
+    text, spans = render(messages, tokenizer)
+    return [span and text[slice(*span)] for span in spans]
 
 def test_spans_hold_the_contents(family):
     name, tokenizer, _ = family
@@ -57,9 +57,8 @@ def test_text_and_ids_equal_apply_chat_template(family, prompt, tmp_path):
 def test_repeated_and_nested_contents_are_told_apart(family):
     _, tokenizer, _ = family
     turns = [{"role": role, "content": "user"} for role in ("user", "assistant") * 3]
-    rendering = render(turns, tokenizer)
-    spans = rendering.spans
-    assert [rendering.text[start:end] for start, end in spans] == ["user"] * 6
+    text, spans = render(turns, tokenizer)
+    assert [text[start:end] for start, end in spans] == ["user"] * 6
     assert all(a[1] <= b[0] for a, b in zip(spans, spans[1:], strict=False))
 
 def test_system_message_where_the_template_takes_it(families):
@@ -79,8 +78,8 @@ def test_white_space_is_trimmed_on_the_side_of_the_template(families):
 def test_qwen3_cuts_thinking_out_of_earlier_turns(families):
     thought = "<think>\nadd them\n</think>\n\nIt is four."
     turns = [{**TURNS[0]}, {"role": "assistant", "content": thought}, *TURNS[2:]]
-    rendering = render(turns, families["qwen3"])
-    assert "add them" not in rendering.text
+    text, _ = render(turns, families["qwen3"])
+    assert "add them" not in text
     assert contents(turns, families["qwen3"])[1] == "It is four."
     last = contents(turns[:2], families["qwen3"])[1]
     assert last == "add them\n</think>\n\nIt is four."
@@ -89,7 +88,7 @@ def test_a_template_may_leave_a_message_out(build_tokenizer):
     template = "{% for m in messages if m.role != 'system' %}{{ m.content }};{% endfor %}"
     tokenizer = build_tokenizer(template, ())
     turns = [{"role": "system", "content": "x"}, {"role": "user", "content": "x"}]
-    assert render(turns, tokenizer).spans == (None, (0, 1))
+    assert render(turns, tokenizer)[1] == (None, (0, 1))
 
 @pytest.mark.parametrize(
     ("expression", "expected"),
@@ -115,10 +114,8 @@ def test_a_content_that_cannot_be_found_is_an_error(build_tokenizer, template):
         render([{"role": "user", "content": "hello"}], build_tokenizer(template, ()))
 
 def test_private_use_characters_in_contents(base):
-    turns = [{"role": "user", "content": "\U000f0000icon\U000f0001"}]
-    assert contents(turns, base) == ["\U000f0000icon\U000f0001"]
-    with pytest.raises(RowError, match="all three Unicode planes"):
-        render([{"role": "user", "content": "\U000f0000\U00100000\ue000"}], base)
+    for content in ("\U000f0000icon\U000f0001", "\U000f0001\U00100000\U000f0003\ue000"):
+        assert contents([{"role": "user", "content": content}], base) == [content]
 
 def test_the_character_after_the_markers_is_text(build_tokenizer):
     template = "{% set c = messages[0].content %}{{ 'short' if c | length == 1 else c }}"

@@ -3,7 +3,7 @@
 import pytest
 
 from ftcore.config import LabelledDataConfig, ScoredDataConfig, TaggedDataConfig, TextDataConfig
-from ftcore.data.columns import LabelledText, examples, indices, label_map
+from ftcore.data.columns import Text, examples, indices, label_map
 from ftcore.data.formats import Row
 from ftcore.data.read import read_rows
 from ftcore.errors import DataError
@@ -12,18 +12,18 @@ def rows(*fields):
     return [Row(f"id{n}", "f.jsonl", n, dict(f)) for n, f in enumerate(fields, start=1)]
 
 def made(*labels):
-    return [LabelledText(str(n), "text", None, label) for n, label in enumerate(labels)]
+    return [Text(str(n), ("text",), label) for n, label in enumerate(labels)]
 
 def test_labelled_text_and_pairs():
     source = rows({"a": "one", "b": "two", "y": 1}, {"a": "three", "b": "four", "y": " x "})
     kept, rejected = examples(source, LabelledDataConfig(text="a", label="y"))
-    assert [(e.id, e.text, e.pair, e.label) for e in kept] == [
-        ("id1", "one", None, "1"),
-        ("id2", "three", None, "x"),
+    assert [(e.id, e.texts, e.target) for e in kept] == [
+        ("id1", ("one",), "1"),
+        ("id2", ("three",), "x"),
     ]
     assert (kept[1].file, kept[1].line, rejected) == ("f.jsonl", 2, [])
     pairs, _ = examples(source, LabelledDataConfig(text="a", pair="b", label="y"))
-    assert [e.pair for e in pairs] == ["two", "four"]
+    assert [e.texts for e in pairs] == [("one", "two"), ("three", "four")]
 
 def test_rows_without_text_or_label_are_rejected_with_reasons():
     source = rows(
@@ -47,7 +47,7 @@ def test_rows_without_text_or_label_are_rejected_with_reasons():
 
 def test_scores():
     kept, _ = examples(rows({"a": "one", "y": "3.25"}), ScoredDataConfig(text="a", label="y"))
-    assert kept[0].label == 3.25
+    assert kept[0].target == 3.25
     for value in ("high", "nan", "inf"):
         with pytest.raises(DataError, match=f"f.jsonl:1: column 'y' must hold a number, .*{value}"):
             examples(rows({"a": "one", "y": value}), ScoredDataConfig(text="a", label="y"))
@@ -69,14 +69,14 @@ def test_wrong_types_show_the_row():
         examples(rows({"a": "one", "y": ["x"]}), LabelledDataConfig(text="a", label="y"))
 
 def test_label_order():
-    assert tuple(label_map(made("10", "9", "-1", "2.5"))) == ("-1", "2.5", "9", "10")
-    assert tuple(label_map(made("b", "a", "10", "9"))) == ("10", "9", "a", "b")
+    assert label_map(made("10", "9", "-1", "2.5")) == ("-1", "2.5", "9", "10")
+    assert label_map(made("b", "a", "10", "9")) == ("10", "9", "a", "b")
     with pytest.raises(DataError, match=r"1 different label\(s\) \['a'\]"):
         label_map(made("a", "a"))
 
 def test_a_label_that_training_did_not_have():
     labels = {"negative": 0, "positive": 1}
-    example = LabelledText("i", "text", None, "positve", "dev.tsv", 17)
+    example = Text("i", ("text",), "positve", "dev.tsv", 17)
     with pytest.raises(DataError) as error:
         indices(labels, example)
     assert str(error.value) == (
@@ -90,20 +90,20 @@ def test_several_labels_a_row():
     source = rows(*({"a": "one", "y": value} for value in values))
     config = LabelledDataConfig(text="a", label="y", label_separator=";")
     kept, rejected = examples(source, config)
-    assert [e.label for e in kept] == [("b", "a"), (), (), ("c", "a"), ("7",)]
+    assert [e.target for e in kept] == [("b", "a"), (), (), ("c", "a"), ("7",)]
     assert [(r.line, r.reason) for r in rejected] == [(5, "column 'y' holds no label")]
-    labels = label_map(kept)
-    assert tuple(labels) == ("7", "a", "b", "c")
+    assert label_map(kept) == ("7", "a", "b", "c")
+    labels = {name: index for index, name in enumerate(label_map(kept))}
     assert [indices(labels, e) for e in kept] == [[2, 1], [], [], [3, 1], [0]]
     with pytest.raises(DataError, match="f.jsonl:1: column 'y' must hold a list of labels, or"):
         examples(rows({"a": "one", "y": 3}), config)
-    odd = LabelledText("i", "text", None, ("a", "x"), "dev.tsv", 17)
+    odd = Text("i", ("text",), ("a", "x"), "dev.tsv", 17)
     with pytest.raises(DataError, match="dev.tsv:17: label 'x' is not among the 4 labels"):
         indices(labels, odd)
 
 def test_texts():
     kept, rejected = examples(rows({"text": "one"}, {"text": "\n"}), TextDataConfig())
-    assert [(t.id, t.text) for t in kept] == [("id1", "one")]
+    assert [(t.id, t.texts, t.target) for t in kept] == [("id1", ("one",), None)]
     assert [r.reason for r in rejected] == ["column 'text' is empty"]
 
 def test_real_columns(data_dir):
@@ -113,9 +113,8 @@ def test_real_columns(data_dir):
     source = read_rows([data_dir / "mrpc" / "dev.tsv"])
     config = LabelledDataConfig(text="#1 String", pair="#2 String", label="Quality")
     kept, _ = examples(source, config)
-    labels = label_map(kept)
-    assert tuple(labels) == ("0", "1")
-    assert sum(indices(labels, e)[0] for e in kept) == 279
+    assert label_map(kept) == ("0", "1")
+    assert sum(indices({"0": 0, "1": 1}, e)[0] for e in kept) == 279
 
 def test_spans_part_words_and_name_them():
     text = "Ann Lee's aunt met Bob,Bobby in  New York."
@@ -127,13 +126,13 @@ def test_spans_part_words_and_name_them():
     spans[1]["start"], spans[1]["end"] = text.index("Bobby"), text.index("Bobby") + 5
     rows = [Row("1", "a", 1, {"text": text, "spans": spans}), Row("2", "a", 2, {"text": "no one"})]
     (first, second), rejected = examples(rows, TaggedDataConfig(spans="spans"))
-    assert first.words == (
+    assert first.texts == (
         *("Ann", "Lee", "'s", "aunt", "met", "Bob", ",", "Bobby", "in", "New", "York", "."),
     )
-    assert first.names == (
+    assert first.target == (
         *("B-PER", "I-PER", "O", "O", "O", "B-PER", "O", "B-PER", "O", "B-LOC", "I-LOC", "O"),
     )
-    assert second.names == ("O", "O") and rejected == []
+    assert second.target == ("O", "O") and rejected == []
 
 @pytest.mark.parametrize("spans", [[(0, 3), (2, 5)], [(1, 1)], [(4, 99)], [(-3, 2)], [(3, 4)]])
 def test_spans_that_cannot_be_meant_are_rejected(spans):

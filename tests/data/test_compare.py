@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import pytest
 
 from ftcore.config import ChatDataConfig, LabelledDataConfig, TextDataConfig
-from ftcore.data.columns import Chat, Example, LabelledText, Text
-from ftcore.data.compare import alike_rows, compare
+from ftcore.data.columns import Chat, Example, Text
+from ftcore.data.compare import clusters, compare
 from ftcore.data.read import Notes, Rows, built_chat, collect
 from ftcore.errors import DataError
 
@@ -18,10 +18,8 @@ def rows(*examples: tuple[str, str] | str, split: str = "train") -> Rows:
     made: list[Example] = []
     for number, example in enumerate(examples, start=1):
         named = {"file": f"{split}.tsv", "line": number}
-        if isinstance(example, str):
-            made.append(Text(f"{split}{number}", example, **named))
-        else:
-            made.append(LabelledText(f"{split}{number}", example[0], None, example[1], **named))
+        text, target = (example, None) if isinstance(example, str) else example
+        made.append(Text(f"{split}{number}", (text,), target, **named))
     return Rows(made, [], len(made))
 
 def chat(row: str, *turns: tuple[str, str]) -> Chat:
@@ -61,7 +59,7 @@ def test_equal_rows_of_one_label_leave_the_others_are_told(
 def test_near_duplicates_leave_on_request_each_with_its_twin() -> None:
     train = rows((LONG, "x"), (NEAR, "x"), (NEAR + " more", "y"))
     found(LabelledDataConfig(duplicates="near"), train)
-    assert len(train.examples) == 2 and {e.label for e in train.examples} == {"x", "y"}
+    assert len(train.examples) == 2 and {e.target for e in train.examples} == {"x", "y"}
     (lost,) = train.rejected
     assert lost.reason == "near duplicate" and "Jaccard 0.9" in lost.detail
 
@@ -135,7 +133,7 @@ def test_plain_text_that_shares_words_with_held_out_text_stays_and_is_told() -> 
 
 def test_clusters_join_rows_that_are_nearly_alike() -> None:
     train = rows((LONG, "x"), ("a text", "x"), (NEAR, "y"))
-    assert alike_rows(train.examples) == [(0, 0), (1, 1), (2, 2), (0, 2)]
+    assert clusters(train.examples) == [0, 1, 0]
 
 def test_planted_duplicates_are_found_and_templates_are_not_gutted() -> None:
     config = ChatDataConfig(train=("builtin:chat",), duplicates="near")

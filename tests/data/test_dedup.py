@@ -1,7 +1,6 @@
 """Duplicates against all pairs, one by one; every order of rows; real data; leaks."""
 
 import csv
-import gzip
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ftcore.data import dedup
-from ftcore.data.dedup import Twin, alike, duplicates, folded, leaks
+from ftcore.data.dedup import alike, duplicates, folded, leaks
 from ftcore.errors import DataError
 
 def jaccard(a: str, b: str) -> float:
@@ -81,32 +80,30 @@ def test_small_sets_are_exact_in_any_order(texts: list[str], rng: random.Random)
     named = ranked(texts)
     for a, b, similar in alike(named):
         assert a < b and similar == jaccard(named[a], named[b]) >= 0.8
-    removed = {folded(texts[twin.row]): folded(texts[twin.twin]) for twin in duplicates(texts)}
-    rows = {twin.row for twin in duplicates(texts)}
+    removed = {folded(texts[row]): folded(texts[twin]) for row, twin, _ in duplicates(texts)}
+    rows = {row for row, *_ in duplicates(texts)}
     assert {folded(texts[row]) for row in range(len(texts)) if row not in rows} == {
         form for form in named if removed.get(form, form) == form
     }
     shuffled = rng.sample(texts, len(texts))
     again = duplicates(shuffled)
-    assert removed == {folded(shuffled[twin.row]): folded(shuffled[twin.twin]) for twin in again}
+    assert removed == {folded(shuffled[row]): folded(shuffled[twin]) for row, twin, _ in again}
 
 @pytest.mark.parametrize("chunk", [1, 1 << 9])
 def test_rows_order_and_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
     texts = planted(2, 150)
     texts += [text.upper() for text in texts[::7]]
 
-    def told(order: list[int]) -> set[tuple[str, str, str, float]]:
+    def told(order: list[int]) -> set[tuple[str, str, float]]:
         mixed = [texts[i] for i in order]
         twins = duplicates(mixed)
-        rows = [twin.row for twin in twins]
-        assert rows == sorted(set(rows)) and not {twin.twin for twin in twins} & set(rows)
-        return {
-            (folded(mixed[t.row]), folded(mixed[t.twin]), t.kind, t.jaccard) for t in twins
-        }  # fmt: skip
+        rows = [row for row, *_ in twins]
+        assert rows == sorted(set(rows)) and not {twin for _, twin, _ in twins} & set(rows)
+        return {(folded(mixed[row]), folded(mixed[twin]), near) for row, twin, near in twins}
 
     first = told(list(range(len(texts))))
-    assert {kind for *_, kind, _ in first} == {"exact", "near"}
-    assert all(near == jaccard(a, b) for a, b, kind, near in first if kind == "near")
+    assert {a == b for a, b, _ in first} == {True, False}
+    assert all(near == (a == b or jaccard(a, b)) for a, b, near in first)
     monkeypatch.setattr(dedup, "CHUNK", chunk)
     for seed in range(2):
         assert told(random.Random(seed).sample(range(len(texts)), len(texts))) == first
@@ -117,16 +114,13 @@ def test_a_star_has_no_chains() -> None:
     assert jaccard(steps[0], steps[1]) == 43 / 49 >= 0.8 > jaccard(steps[0], steps[2])
     steps[1] += " and more"  # the longest: both others are like it
     assert duplicates(["x", *steps, steps[0].title()]) == [
-        Twin(1, 2, "near", jaccard(steps[0], steps[1])),
-        Twin(3, 2, "near", jaccard(steps[2], steps[1])),
-        Twin(4, 2, "near", jaccard(steps[0], steps[1])),
+        (1, 2, jaccard(steps[0], steps[1])),
+        (3, 2, jaccard(steps[2], steps[1])),
+        (4, 2, jaccard(steps[0], steps[1])),
     ]
     steps[1], steps[0] = steps[1].removesuffix(" and more"), steps[0] + " z"
-    assert [(t.row, t.twin) for t in duplicates(steps)] == [(1, 0)]  # 2 is like 1 alone: it stays
-    assert duplicates(["A  b", "c", "a b", " a\nB"], near=False) == [
-        Twin(2, 0, "exact", 1.0),
-        Twin(3, 0, "exact", 1.0),
-    ]
+    assert [pair[:2] for pair in duplicates(steps)] == [(1, 0)]  # 2 is like 1 alone: it stays
+    assert duplicates(["A  b", "c", "a b", " a\nB"]) == [(2, 0, 1.0), (3, 0, 1.0)]
 
 def test_digits_and_lengths_decide() -> None:
     sums = [f"what is {n} plus {n + 1}" for n in (17, 42)]
@@ -148,7 +142,6 @@ def test_a_large_cluster_stops_for_review() -> None:
         + ", ".join(repr(f"{stem} {n}") for n in (10, 11, 12))
         + "; stop for review: if only equal texts shall go, say data.duplicates exact"
     )
-    assert duplicates(texts, near=False) == []
     assert len(duplicates(texts, max_share=0.1)) == 99
     assert len(duplicates(texts[:921])) == 20  # too few to ask
 
@@ -177,17 +170,22 @@ def test_leaks_by_kind() -> None:
     run = " ".join([*other[:20], *held[2].split()[7:20], *other[20:]])
     train = [run, held[0].upper(), near, " ".join(other), held[0], "a short one of six words."]
     train += [" ".join([*other[:20], *held[3].split()[:12], *other[20:]])]  # 12 words: no leak
-    assert leaks(train, held) == [
-        Twin(0, 2, "13 words", words=" ".join(held[2].split()[7:20])),
-        Twin(1, 0, "exact", 1.0),
-        Twin(2, 6, "near", 34 / 35),  # and 34 / 36 to held[1]
-        Twin(4, 0, "exact", 1.0),
-        Twin(5, 4, "near", 20 / 21),
-    ]
-    assert leaks(train, []) == leaks([], held) == []
-    rows = {train[leak.row]: (leak.kind, held[leak.twin]) for leak in leaks(train, held)}
+    assert leaks(train, held) == {
+        0: (2, "13 words", " ".join(held[2].split()[7:20])),
+        1: (0, "exact", "Jaccard 1.000"),
+        2: (6, "near", f"Jaccard {34 / 35:.3f}"),  # and 34 / 36 to held[1]
+        4: (0, "exact", "Jaccard 1.000"),
+        5: (4, "near", f"Jaccard {20 / 21:.3f}"),
+    }
+    assert leaks(train, []) == leaks([], held) == {}
+
+    def told() -> dict[str, tuple[str, str]]:
+        found = leaks(train, held).items()
+        return {train[row]: (kind, held[twin]) for row, (twin, kind, _) in found}
+
+    rows = told()
     train.reverse(), held.reverse()
-    assert rows == {train[leak.row]: (leak.kind, held[leak.twin]) for leak in leaks(train, held)}
+    assert rows == told()
 
 def test_real_rows(data_dir: Path) -> None:
     def banking(split: str) -> list[str]:
@@ -195,16 +193,14 @@ def test_real_rows(data_dir: Path) -> None:
             return [row["text"] for row in csv.DictReader(file)]
 
     train, test = banking("train"), banking("test")
-    assert len(duplicates(train, near=False)) == 4
     found = leaks(train, test)
-    assert len({folded(test[leak.twin]) for leak in found if leak.kind == "exact"}) == 7
-    every = duplicates(train)
-    assert [twin.kind for twin in every].count("exact") <= 4 < len(every) < 0.02 * len(train)
-    pairs = [(train[twin.row], train[twin.twin], twin) for twin in every]
-    pairs += [(train[leak.row], test[leak.twin], leak) for leak in found]
-    near = [pair for pair in pairs if pair[2].kind == "near"]
-    assert len(near) > 150
-    assert all(told.jaccard == jaccard(a, b) >= 0.8 for a, b, told in near)
-    content = gzip.decompress((data_dir / "sst2_glue" / "train.tsv.gz").read_bytes()).decode()
-    sentences = [line.split("\t")[0] for line in content.splitlines()[1:]]
-    assert len(duplicates(sentences, near=False)) == 371
+    assert len({folded(test[twin]) for twin, kind, _ in found.values() if kind == "exact"}) == 7
+    every = [(train[row], train[twin], similar) for row, twin, similar in duplicates(train)]
+    near = [pair for pair in every if folded(pair[0]) != folded(pair[1])]
+    assert len(every) - len(near) <= 4 < len(every) < 0.02 * len(train)
+    given = [(row, twin, by) for row, (twin, kind, by) in found.items() if kind == "near"]
+    assert len(near) + len(given) > 150
+    assert all(similar == jaccard(a, b) >= 0.8 for a, b, similar in near)
+    for row, twin, by in given:
+        similar = jaccard(train[row], test[twin])
+        assert similar >= 0.8 and by == f"Jaccard {similar:.3f}"

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ftcore.config import ChatDataConfig, ExamplesConfig
+from ftcore.config import ChatDataConfig, LabelledDataConfig, ScoredDataConfig, TextDataConfig
 from ftcore.data.chat import encode_prompt, render
-from ftcore.data.columns import Chat, LabelledText, Labels, RowError, Text
-from ftcore.data.encode import cut, encode_chats, encode_labelled, encode_texts
+from ftcore.data.columns import Chat, RowError, Text
+from ftcore.data.encode import Names, cut, encode
 from ftcore.data.pack import Encoded
 from ftcore.data.read import read_rows
 from ftcore.data.tokenizer import Tokenizer
@@ -20,18 +20,19 @@ from ftcore.errors import DataError, ModelError
 from tests.data.templates import TURNS, styles
 
 CHAT = Chat("a", TURNS, "chat.jsonl", 7)
-PAIRS = {"no": 0, "yes": 1}
+PAIRS = ("no", "yes")
 
 def encode_chat(chat: Chat, tokenizer: Tokenizer, **options: Any) -> Encoded:
-    (document,) = encode_chats([chat], tokenizer, ChatDataConfig(**options)).documents
+    (document,) = encode(ChatDataConfig(**options), [chat], tokenizer).documents
     return document
 
 def encode_text(row_id: str, text: str, tokenizer: Tokenizer) -> Encoded:
-    (document,) = encode_texts([Text(row_id, text)], tokenizer, ExamplesConfig()).documents
+    (document,) = encode(TextDataConfig(), [Text(row_id, (text,))], tokenizer).documents
     return document
 
-def encode_one(example: LabelledText, tokenizer: Tokenizer, labels: Labels | None) -> Encoded:
-    (document,) = encode_labelled([example], tokenizer, labels, ExamplesConfig()).documents
+def encode_one(example: Text, tokenizer: Tokenizer, labels: Names) -> Encoded:
+    config = ScoredDataConfig() if labels is None else LabelledDataConfig()
+    (document,) = encode(config, [example], tokenizer, labels).documents
     return document
 
 def show(document: Encoded, tokenizer: Tokenizer) -> str:
@@ -78,7 +79,7 @@ def test_labels_are_the_next_tokens(family):
     assert document.tokens_T.dtype == document.labels.dtype == np.int32
     assert document.weights.dtype == np.float32
     if not styles()[name].greedy:  # a greedy token is decoded without its white space
-        rendered = render(TURNS, tokenizer).text
+        rendered, _ = render(TURNS, tokenizer)
         assert tokenizer.decode(document.tokens_T, special=True) == rendered
 
 def test_the_prompt_is_what_training_saw_before_the_answer(family):
@@ -130,13 +131,13 @@ def test_trailing_white_space_of_an_answer_is_part_of_it(base):
 )
 def test_rows_that_cannot_be_used(base, turns, reason):
     bad = Chat("b", turns, "chat.jsonl", 9)
-    rows = encode_chats([CHAT, bad], base, ChatDataConfig())
+    rows = encode(ChatDataConfig(), [CHAT, bad], base)
     assert [document.row_id for document in rows.documents] == ["a"]
     (rejected,) = rows.rejected
     assert (rejected.id, rejected.file, rejected.line) == ("b", "chat.jsonl", 9)
     assert re.match(reason, rejected.reason)
     with pytest.raises(DataError, match="none of the 2 rows can be used .*2 x .*line 9"):
-        encode_chats([bad, bad], base, ChatDataConfig())
+        encode(ChatDataConfig(), [bad, bad], base)
 
 def test_an_omitted_answer_is_rejected(build_tokenizer):
     template = "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
@@ -149,7 +150,7 @@ def test_a_special_token_in_a_prompt_is_refused(base):
 
 def test_batches_equal_single_chats(base):
     chats = [Chat("short", TURNS[:2]), Chat("long", TURNS)]
-    rows = encode_chats(chats * 700, base, ChatDataConfig())
+    rows = encode(ChatDataConfig(), chats * 700, base)
     assert len(rows.documents) == 1400
     for chat, document in zip(chats, rows.documents[-2:], strict=True):
         alone = encode_chat(chat, base)
@@ -166,7 +167,8 @@ def test_text_with_one_end_token(base):
 def test_text_without_anything_to_predict(base, build_tokenizer):
     with pytest.raises(DataError, match="1 x nothing to supervise in it"):
         encode_text("t", "", base)
-    rows = encode_texts([Text("t", "", "x.txt", 1), Text("u", "a b")], base, ExamplesConfig())
+    texts = [Text("t", ("",), None, "x.txt", 1), Text("u", ("a b",))]
+    rows = encode(TextDataConfig(), texts, base)
     assert [row.id for row in rows.rejected] == ["t"]
 
 def test_bos_comes_from_the_post_processor(families):
@@ -200,17 +202,17 @@ def test_end_of_text_falls_back_to_eos_or_fails(build_tokenizer):
         encode_text("t", "hello world", Tokenizer(files, where="m"))
 
 def test_labelled_texts_and_pairs(bert):
-    single = encode_one(LabelledText("r", "a good film", None, "yes"), bert, PAIRS)
+    single = encode_one(Text("r", ("a good film",), "yes"), bert, PAIRS)
     assert single.labels == 1 and single.types_T is None
     assert bert.decode(single.tokens_T, special=True) == "[CLS] a good film [SEP]"
-    pair = encode_one(LabelledText("r", "a film", "a good film", 3.5), bert, None)
+    pair = encode_one(Text("r", ("a film", "a good film"), 3.5), bert, None)
     assert pair.labels == 3.5
     assert pair.types_T.tolist() == [0] * 4 + [1] * 4
 
 def test_a_label_that_training_did_not_have(bert):
-    example = LabelledText("r", "good", None, "yess", "dev.tsv", 17)
+    example = Text("r", ("good",), "yess", "dev.tsv", 17)
     with pytest.raises(DataError, match="dev.tsv:17: label 'yess' .*nearest: 'yes'"):
-        encode_labelled([example], bert, PAIRS, ExamplesConfig())
+        encode(LabelledDataConfig(), [example], bert, PAIRS)
 
 def test_show(base, bert):
     document = encode_chat(Chat("a", TURNS[:2]), base)
@@ -218,9 +220,9 @@ def test_show(base, bert):
         "<|im_start|>user\nWhat is 2 + 2?<|im_end|>\n"
         "<|im_start|>assistant\n[[It is four.<|im_end|>]]\n"
     )
-    labelled = encode_one(LabelledText("r", "good", None, "yes"), bert, PAIRS)
+    labelled = encode_one(Text("r", ("good",), "yes"), bert, PAIRS)
     assert show(labelled, bert) == "[CLS] good [SEP] -> 1"
-    several = encode_one(LabelledText("r", "good", None, ("yes", "no")), bert, PAIRS)
+    several = encode_one(Text("r", ("good",), ("yes", "no")), bert, PAIRS)
     assert show(several, bert) == "[CLS] good [SEP] -> [1. 1.]"
     first = cut(encode_text("t", "one two three", base), 2, "split", bos_id=None)[0]
     assert show(first, base).startswith("o") and show(first, base).endswith("]]")
@@ -237,7 +239,7 @@ def test_real_chats_supervise_exactly_the_answers(data_dir, base):
         )
         for row in rows
     ]
-    encoded = encode_chats(chats, base, ChatDataConfig())
+    encoded = encode(ChatDataConfig(), chats, base)
     assert len(encoded.documents) == 1319
     for chat, document in zip(chats, encoded.documents, strict=True):
         answer = chat.messages[1]["content"] + "<|im_end|>"

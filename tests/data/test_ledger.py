@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from ftcore.config import LabelledDataConfig
-from ftcore.data.ledger import Prepared, write_page
 from ftcore.data.prepare import prepare
+from ftcore.data.store import Prepared, write_page
 from ftcore.data.tokenizer import Tokenizer
 
 ROWS = [

@@ -8,31 +8,24 @@ import pytest
 
 from ftcore.config import (
     ChatDataConfig,
-    ExamplesConfig,
+    LabelledDataConfig,
     MaskedDataConfig,
     OverLength,
     TextDataConfig,
 )
 from ftcore.data.chat import IGNORED
-from ftcore.data.columns import Chat, LabelledText, Text
-from ftcore.data.encode import (
-    Split,
-    cut,
-    encode_chats,
-    encode_labelled,
-    encode_pieces,
-    encode_texts,
-)
+from ftcore.data.columns import Chat, Text
+from ftcore.data.encode import Split, cut, encode
 from ftcore.data.prepare import prepare
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import ConfigError, DataError
 from tests.data.templates import TURNS, styled
 
 CHAT = Chat("a", TURNS, "chat.jsonl", 7)
-PAIRS = {"no": 0, "yes": 1}
+PAIRS = ("no", "yes")
 WORDS = "one two three four five " * 9
-LONG = LabelledText("l", "good " * 30, "bad " * 40, "no", "t.tsv", 4)
-SHORT = LabelledText("s", "good", "bad", "yes", "t.tsv", 5)
+LONG = Text("l", ("good " * 30, "bad " * 40), "no", "t.tsv", 4)
+SHORT = Text("s", ("good", "bad"), "yes", "t.tsv", 5)
 
 def reasons(split: Split) -> tuple[list[str], list[str]]:
     """Of rows that were left out, and of those that were cut."""
@@ -40,7 +33,7 @@ def reasons(split: Split) -> tuple[list[str], list[str]]:
 
 def chats(over_length: OverLength, max_length: int, *more: Chat) -> Split:
     limits = {"max_length": max_length, "over_length": over_length}
-    return encode_chats([CHAT, *more], styled("llama3"), ChatDataConfig(**limits))
+    return encode(ChatDataConfig(**limits), [CHAT, *more], styled("llama3"))
 
 def targets(*documents: Any) -> list[int]:
     """Ids of the supervised tokens."""
@@ -49,7 +42,7 @@ def targets(*documents: Any) -> list[int]:
 @pytest.fixture(scope="module")
 def whole() -> Any:
     """The chat that is too long below, as it is; its first token is BOS."""
-    (document,) = encode_chats([CHAT], styled("llama3"), ChatDataConfig()).documents
+    (document,) = encode(ChatDataConfig(), [CHAT], styled("llama3")).documents
     assert document.tokens_T[0] == styled("llama3").bos_id
     return document
 
@@ -81,8 +74,8 @@ def test_chats_cut_on_the_left_keep_their_bos(whole: Any, limit: int) -> None:
     assert targets(short) == whole.labels[last][whole.weights[last] > 0].tolist()
     assert reasons(split) == ([], [f"more than {limit} tokens: cut_left"])
     config = ChatDataConfig(max_length=limit, over_length="cut_left")
-    (bare,) = encode_chats([CHAT], styled("chatml"), config).documents
-    (full,) = encode_chats([CHAT], styled("chatml"), ChatDataConfig()).documents
+    (bare,) = encode(config, [CHAT], styled("chatml")).documents
+    (full,) = encode(ChatDataConfig(), [CHAT], styled("chatml")).documents
     assert bare.tokens_T.tolist() == full.tokens_T[-limit:].tolist()
     assert bare.weights.tolist() == full.weights[-limit:].tolist()
 
@@ -98,7 +91,7 @@ def test_split_chats_lose_no_supervised_token(whole: Any, limit: int) -> None:
     assert split.cut[0].reason == f"more than {limit} tokens: split{without}"
 
 def test_splitting_loses_no_supervised_token(base: Tokenizer) -> None:
-    (document,) = encode_texts([Text("t", WORDS)], base, ExamplesConfig()).documents
+    (document,) = encode(TextDataConfig(), [Text("t", (WORDS,))], base).documents
     for size in (1, 7, len(document) - 1, len(document)):
         cuts = cut(document, size, "split", bos_id=None)
         assert max(map(len, cuts)) <= size
@@ -108,11 +101,11 @@ def test_splitting_loses_no_supervised_token(base: Tokenizer) -> None:
         assert len({piece.row_id for piece in cuts}) == len(cuts)
 
 def test_plain_text(base: Tokenizer) -> None:
-    texts = [Text("t", WORDS), Text("u", "six seven")]
-    (whole, short) = encode_texts(texts, base, ExamplesConfig()).documents
+    texts = [Text("t", (WORDS,)), Text("u", ("six seven",))]
+    (whole, short) = encode(TextDataConfig(), texts, base).documents
 
     def made(over_length: OverLength) -> tuple[list[list[int]], int]:
-        split = encode_texts(texts, base, TextDataConfig(max_length=7, over_length=over_length))
+        split = encode(TextDataConfig(max_length=7, over_length=over_length), texts, base)
         assert len(split.cut) + len(split.rejected) == 1
         return [d.tokens_T.tolist() for d in split.documents], split.num_bytes
 
@@ -128,8 +121,8 @@ def test_plain_text(base: Tokenizer) -> None:
 
 def test_a_last_part_without_anything_to_predict_is_left_out(base: Tokenizer) -> None:
     """A part of one token, the last, which predicts nothing."""
-    (whole,) = encode_texts([Text("t", WORDS)], base, ExamplesConfig()).documents
-    split = encode_texts([Text("t", WORDS)], base, TextDataConfig(max_length=len(whole) - 1))
+    (whole,) = encode(TextDataConfig(), [Text("t", (WORDS,))], base).documents
+    split = encode(TextDataConfig(max_length=len(whole) - 1), [Text("t", (WORDS,))], base)
     assert [len(d) for d in split.documents] == [len(whole) - 1]
     limit = f"more than {len(whole) - 1} tokens"
     assert reasons(split)[1] == [f"{limit}: split; nothing to supervise in some parts"]
@@ -137,9 +130,10 @@ def test_a_last_part_without_anything_to_predict_is_left_out(base: Tokenizer) ->
 
 @pytest.mark.parametrize("over_length", ["cut_left", "cut_right"])
 def test_masked_text_stays_between_its_special_tokens(bert: Tokenizer, over_length: str) -> None:
-    (whole,) = encode_pieces([Text("t", WORDS)], bert, MaskedDataConfig(max_length=100)).documents
+    text = Text("t", (WORDS,))
+    (whole,) = encode(MaskedDataConfig(max_length=100), [text], bert).documents
     config = MaskedDataConfig(max_length=9, over_length=over_length)
-    split = encode_pieces([Text("t", WORDS)], bert, config)
+    split = encode(config, [text], bert)
     (short,) = split.documents
     own = slice(-8, -1) if over_length == "cut_left" else slice(1, 8)
     cls, *_, sep = whole.tokens_T.tolist()
@@ -156,9 +150,9 @@ def test_masked_text_follows_the_run_s_policy(bert: Tokenizer, tmp_path: Path) -
 
 @pytest.mark.parametrize("over_length", ["cut_left", "cut_right"])
 def test_pairs_are_cut_between_their_special_tokens(bert: Tokenizer, over_length: str) -> None:
-    long = LabelledText("l", "a b c " * 10, "d e f " * 13, "no", "t.tsv", 4)
-    config = ExamplesConfig(max_length=19, over_length=over_length)
-    rows = encode_labelled([long, SHORT], bert, PAIRS, config)
+    long = Text("l", ("a b c " * 10, "d e f " * 13), "no", "t.tsv", 4)
+    config = LabelledDataConfig(max_length=19, over_length=over_length)
+    rows = encode(config, [long, SHORT], bert, PAIRS)
     first, second = ("b c " + "a b c " * 2, "e f " + "d e f " * 2)
     if over_length == "cut_right":
         first, second = "a b c " * 2 + "a b ", "d e f " * 2 + "d e "
@@ -171,14 +165,14 @@ def test_pairs_are_cut_between_their_special_tokens(bert: Tokenizer, over_length
 
 def test_labelled_rows_that_are_too_long(bert: Tokenizer) -> None:
     with pytest.raises(DataError, match="t.tsv:4: 73 tokens, 20 are allowed"):
-        encode_labelled([LONG], bert, PAIRS, ExamplesConfig(max_length=20))
+        encode(LabelledDataConfig(max_length=20), [LONG], bert, PAIRS)
     with pytest.raises(DataError, match="data.max_length = 3: 3 special tokens leave no room"):
-        encode_labelled([LONG], bert, PAIRS, ExamplesConfig(max_length=3, over_length="cut_right"))
-    config = ExamplesConfig(max_length=20, over_length="drop")
-    dropped = encode_labelled([LONG, SHORT], bert, PAIRS, config)
+        encode(LabelledDataConfig(max_length=3, over_length="cut_right"), [LONG], bert, PAIRS)
+    config = LabelledDataConfig(max_length=20, over_length="drop")
+    dropped = encode(config, [LONG, SHORT], bert, PAIRS)
     assert [d.row_id for d in dropped.documents] == ["s"]
     with pytest.raises(ConfigError, match="split: a label is of a whole text.*choose cut_left"):
-        encode_labelled([SHORT], bert, PAIRS, ExamplesConfig(max_length=20, over_length="split"))
+        encode(LabelledDataConfig(max_length=20, over_length="split"), [SHORT], bert, PAIRS)
 
 def test_text_is_split_unless_told_otherwise() -> None:
     assert TextDataConfig().over_length == MaskedDataConfig().over_length == "split"
@@ -187,6 +181,6 @@ def test_targets_after_bos_are_gone(whole: Any) -> None:
     """Where every token counts, the one behind BOS is not that of the whole chat."""
     tokenizer = styled("llama3")
     options = {"train_on": "all", "max_length": 9, "over_length": "cut_left"}
-    (short,) = encode_chats([CHAT], tokenizer, ChatDataConfig(**options)).documents
+    (short,) = encode(ChatDataConfig(**options), [CHAT], tokenizer).documents
     assert short.weights.tolist() == [0, *[1] * 7, 0] and short.labels[-1] == IGNORED
     assert targets(short) == short.tokens_T[2:].tolist()

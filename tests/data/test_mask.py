@@ -7,7 +7,7 @@ import pytest
 
 from ftcore.config import MaskedDataConfig
 from ftcore.data.columns import Text
-from ftcore.data.encode import Masking, encode_pieces
+from ftcore.data.encode import Masking, encode
 from ftcore.data.pack import Encoded
 from ftcore.data.prepare import prepare
 from ftcore.data.tokenizer import Tokenizer
@@ -24,7 +24,7 @@ def row(length: int, name: str = "r") -> Encoded:
 @pytest.mark.parametrize("max_length", [3, 7, 20, 1000])
 def test_pieces_hold_every_token_once(bert: Tokenizer, max_length: int) -> None:
     config = MaskedDataConfig(max_length=max_length)
-    encoded = encode_pieces([Text("a", LONG), Text("b", "x")], bert, config)
+    encoded = encode(config, [Text("a", (LONG,)), Text("b", ("x",))], bert)
     alone = bert.encode(LONG).ids_T.tolist()
     pieces = [d.tokens_T.tolist() for d in encoded.documents if d.row_id[0] == "a"]
     assert all(p[0] == alone[0] and p[-1] == alone[-1] for p in pieces)
@@ -40,7 +40,7 @@ def test_pieces_hold_every_token_once(bert: Tokenizer, max_length: int) -> None:
         assert (document.weights == ~special).all() and (document.labels == document.tokens_T).all()
     assert len({d.row_id for d in encoded.documents}) == len(encoded.documents)
     with pytest.raises(DataError, match="data.max_length = 2: 2 special tokens leave no room"):
-        encode_pieces([Text("a", LONG)], bert, MaskedDataConfig(max_length=2))
+        encode(MaskedDataConfig(max_length=2), [Text("a", (LONG,))], bert)
 
 def test_hiding_is_a_function_of_seed_step_and_row(bert: Tokenizer) -> None:
     hide = Masking.of(bert, seed=3)

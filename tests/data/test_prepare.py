@@ -124,15 +124,6 @@ def test_a_model_that_is_only_evaluated_brings_its_labels(base: Tokenizer, jsonl
     data = prepare(config, base, seed=0, labels=("c", "b", "a"))
     assert [row.labels for row in data.tests["test"].documents] == [2, 1, 0] * 2
 
-def test_labels_take_other_names(base: Tokenizer, jsonl: Callable) -> None:
-    train = jsonl("rows.jsonl", labelled(6))
-    config = LabelledDataConfig(train=(train,), relabel=("a=World", "c=b"))
-    data = prepare(config, base, seed=0)
-    assert data.labels == ("World", "b")
-    assert [row.labels for row in data.train.documents] == [0, 1, 1] * 2
-    config = LabelledDataConfig(train=(train,), relabel=("a=World",), label_separator=",")
-    assert prepare(config, base, seed=0).labels == ("World", "b", "c")
-
 def test_scores_have_one_label_that_names_them(base: Tokenizer, jsonl: Callable) -> None:
     train = jsonl("scored.jsonl", [{"text": f"row {n}", "points": n / 4} for n in range(6)])
     data = prepare(ScoredDataConfig(train=(train,), label="points"), base, seed=0)

@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import random
+import re
 import sys
 import tarfile
 from datetime import date
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ftcore.data.read import ReadReport, read_rows
+from ftcore.data.read import read_rows
 from ftcore.errors import DataError
 
 # name, content, rows kept, and of each bad record its line, a part of its reason, its raw text
@@ -48,7 +49,7 @@ WHOLE = [  # damage of the whole file, which nothing skips
     ("a.txt", b"fine\ncaf\xe9", "a.txt: holds no rows; damaged: .*a.txt:2: not UTF-8"),
     ("a.json", '[{"x": 1},\n{"x": 2', "a.json:2: not valid JSON"),
     ("a.csv", 'x,y\n1,2\n3,"say "so", yes"\n4,5\n', "a.csv:3: the record .* cannot be skipped"),
-    ("a.csv", 'x,y\n1,"2\n3,4\n5,6', "a.csv:2: .*: unexpected end of data; .* cannot be skipped"),
+    ("a.csv", 'x,y\n1,"2\n3,4\n5,6', "a.csv:2: .* cannot be skipped: unexpected end of data"),
     ("a.parquet", "PAR1....PAR1", "a.parquet: damaged parquet file"),
 ]
 
@@ -57,17 +58,16 @@ WHOLE = [  # damage of the whole file, which nothing skips
 def test_bad_records_are_left_out_and_kept_in_the_report(
     write, name, content, kept, bad, is_gzipped
 ):
-    data, report = content.encode() if isinstance(content, str) else content, ReadReport()
+    data, damaged, sources = content.encode() if isinstance(content, str) else content, [], {}
     path = write(f"{name}.gz", gzip.compress(data)) if is_gzipped else write(name, data)
-    rows = read_rows([path], on_bad="skip", report=report)
-    assert [row.fields for row in rows] == kept and report.sources[str(path)]["rows"] == len(kept)
-    assert [(found.file, found.line, found.detail) for found in report.bad] == [
-        (str(path), line, raw) for line, _, raw in bad
-    ]
-    assert all(part in found.reason for found, (_, part, _) in zip(report.bad, bad, strict=True))
+    rows = read_rows([path], damaged=damaged, sources=sources)
+    assert [row.fields for row in rows] == kept and sources[str(path)]["rows"] == len(kept)
+    for found, (line, part, raw) in zip(damaged, bad, strict=True):
+        assert (found.file, found.line, found.reason) == (str(path), line, "damaged")
+        assert part in found.detail and found.detail.endswith(f"; {raw}")
     with pytest.raises(DataError) as error:
         read_rows([path])
-    assert str(error.value) == report.bad[0].reason
+    assert damaged[0].detail == f"{error.value}; {bad[0][2]}"
 
 def test_a_damaged_member_of_an_archive(tmp_path):
     with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as archive:
@@ -75,17 +75,19 @@ def test_a_damaged_member_of_an_archive(tmp_path):
             info = tarfile.TarInfo(name)
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
-    report = ReadReport()
-    rows = read_rows([tmp_path / "a.tar.gz"], on_bad="skip", report=report)
+    damaged = []
+    rows = read_rows([tmp_path / "a.tar.gz"], damaged=damaged)
     assert [row.fields["text"] for row in rows] == ["fine"]
-    assert [bad.detail for bad in report.bad] == ["x/1.txt\ncaf\\xe9"]
+    assert [bad.detail.partition("; ")[2] for bad in damaged] == [
+        "use, say, iconv -f latin1 -t utf-8; x/1.txt\ncaf\\xe9"
+    ]
     with pytest.raises(DataError, match="a.tar.gz:x/1.txt:1: not UTF-8: byte 0xe9"):
         read_rows([tmp_path / "a.tar.gz"])
 
 @pytest.mark.parametrize(("name", "content", "message"), WHOLE)
 def test_a_file_damaged_as_a_whole_is_never_skipped(write, name, content, message):
     with pytest.raises(DataError, match=f"(?s){message}"):
-        read_rows([write("fine.tsv", "x\n1\n"), write(name, content)], on_bad="skip")
+        read_rows([write("fine.tsv", "x\n1\n"), write(name, content)], damaged=[])
 
 def test_a_lost_quote_changes_no_other_row(write):
     """The rows read were written as they are, but for the damaged one, or an error tells of it."""
@@ -105,24 +107,25 @@ def test_a_lost_quote_changes_no_other_row(write):
         if quotes:
             place = draw.choice(quotes)
             written[at] = written[at][:place] + written[at][place + 1 :]
-        report = ReadReport()
+        damaged = []
         try:
-            found = read_rows([write("a.csv", "".join(written))], on_bad="skip", report=report)
+            found = read_rows([write("a.csv", "".join(written))], damaged=damaged)
         except DataError as error:
             assert "cannot be skipped" in str(error)
             stopped += 1
             continue
         values = [list(row.fields.values()) for row in found]
         assert all(value in rows for value in values if value[0] != str(at - 1)), seed
-        assert len(values) == 6 or report.bad
+        assert len(values) == 6 or damaged
     assert stopped > 100
 
 def test_the_raw_text_is_kept_up_to_a_limit_and_long_rows_are_read(write):
-    long, report = "word " * 2_000_000, ReadReport()
+    long, damaged = "word " * 2_000_000, []
     content = "\n".join(json.dumps({"x": x}) for x in (long, "short")) + f'\n{{"x": "{long}\n'
-    rows = read_rows([write("a.jsonl", content)], on_bad="skip", report=report)
+    rows = read_rows([write("a.jsonl", content)], damaged=damaged)
     assert [len(row.fields["x"]) for row in rows] == [len(long), 5]
-    assert [(bad.line, bad.detail) for bad in report.bad] == [(3, ('{"x": "' + long)[:1000])]
+    (lost,) = damaged
+    assert lost.line == 3 and lost.detail.endswith("; " + ('{"x": "' + long)[:1000])
 
 def test_patterns_stand_for_the_files_that_match(write, tmp_path):
     for name in ("b2.tsv", "b10.tsv", "a[1].tsv"):
@@ -138,22 +141,21 @@ def test_patterns_stand_for_the_files_that_match(write, tmp_path):
     assert read("b?.tsv", "b[0-9][0-9].tsv") == ["b2.tsv", "b10.tsv"]
     assert read("a[1].tsv") == ["a[1].tsv"] and read("?.json:k", "d[2].json:k") == ["k"] * 2
     assert read_rows([tmp_path / "?.json:k"])[0].file == f"{tmp_path}/c.json:k"
-    with pytest.raises(DataError, match=rf"no file in {tmp_path} matches; nearest: 'b10.tsv'"):
-        read("b?0.tvs")
-    with pytest.raises(DataError, match=rf"no file in {tmp_path}/none matches$"):
-        read("none/*.tsv")
+    for pattern in ("b?0.tvs", "none/*.tsv"):
+        with pytest.raises(DataError, match=re.escape(f"{tmp_path}/{pattern}: no file matches")):
+            read(pattern)
 
 def test_auto_decides_and_the_report_remembers(write):
     files = {
         "a.tsv": ("x\n1\n2\n3\n4\n", "tsv, by its suffix"),
         "b.JSONL.gz": (gzip.compress(b'{"x": 1}\n'), "jsonl, by its suffix"),
     }
-    paths, report = [write(name, content) for name, (content, _) in files.items()], ReadReport()
-    read_rows(paths, report=report)
-    found = [report.sources[str(path)] for path in paths]
+    paths, sources = [write(name, content) for name, (content, _) in files.items()], {}
+    read_rows(paths, sources=sources)
+    found = [sources[str(path)] for path in paths]
     assert [source["format"] for source in found] == [told for _, told in files.values()]
     assert found[0]["first rows"] == ["{'x': '1'}", "{'x': '2'}", "{'x': '3'}"]
-    read_rows([paths[1]], format="jsonl", report=report)
+    read_rows([paths[1]], format="jsonl", sources=sources)
     assert found[1]["format"] == "jsonl, as named" and found[1]["rows"] == 2
     for name in ("f.data", "f"):
         with pytest.raises(DataError, match="unknown suffix; name the format, one of tsv"):
@@ -166,16 +168,16 @@ def test_parquet(tmp_path, write, monkeypatch):
         {"text": f"caf\xe9 {n}", "turns": [{"role": "user", "n": n}], "day": date(2024, 1, 1 + n)}
         for n in range(5)
     ]
-    path, report = tmp_path / "a.parquet", ReadReport()
+    path = tmp_path / "a.parquet"
     parquet.write_table(pyarrow.Table.from_pylist(fields), path, row_group_size=2)
     zipped = write("b.parquet.gz", gzip.compress(path.read_bytes()))
-    rows = read_rows([path, zipped], report=report)
+    rows = read_rows([path, zipped])
     assert [row.fields for row in rows] == fields * 2
     assert [row.line for row in rows[:5]] == [1, 2, 3, 4, 5] and len({r.id for r in rows}) == 10
     assert [row.id for row in rows[:5]] == [row.id for row in read_rows([zipped])]
     half = write("half.parquet", path.read_bytes()[:-40])
     with pytest.raises(DataError, match="damaged parquet file"):
-        read_rows([half], on_bad="skip")
+        read_rows([half], damaged=[])
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(DataError, match="a.parquet: needs pyarrow; install it: pip install"):
         read_rows([path])
@@ -183,10 +185,10 @@ def test_parquet(tmp_path, write, monkeypatch):
 def test_real_dirt_is_an_error_or_skipped(data_dir: Path):
     with pytest.raises(DataError, match="145-8.txt.gz:8548: not UTF-8: byte 0x.*iconv -f latin1"):
         read_rows([data_dir / "gutenberg" / "*.txt.gz"])
-    report = ReadReport()
-    kept = read_rows([data_dir / "stsb" / "sts-train.tsv"], on_bad="skip", report=report)
-    assert (len(kept), len(report.bad)) == (5749 - 1 - 197, 197)
-    assert all("9 cells, 7 stand in the first line" in bad.reason for bad in report.bad)
+    damaged = []
+    kept = read_rows([data_dir / "stsb" / "sts-train.tsv"], damaged=damaged)
+    assert (len(kept), len(damaged)) == (5749 - 1 - 197, 197)
+    assert all("9 cells, 7 stand in the first line" in bad.detail for bad in damaged)
 
 def test_other_encodings_are_read_where_they_are_named(write):
     text = "x\tcaf\xe9\n"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ftcore.config import RUNS
-from ftcore.data.compare import answer, conflicts, leaks, repeated, said
+from ftcore.data.compare import conflicts, leaks, repeated, said
 from ftcore.data.dedup import folded
 from ftcore.data.read import Rows, collect, read_rows
 
@@ -41,7 +41,7 @@ def found_conflicts(part: Rows) -> int:
     """Texts with several labels, as `compare` finds them and as a dictionary does."""
     answers: dict[str, set[Hashable]] = {}
     for example in part.examples:
-        answers.setdefault(folded(said(example, without=())), set()).add(answer(example))
+        answers.setdefault(folded(said(example, without=())), set()).add(example.target)
     if not hasattr(part.examples[0], "messages"):
         count = conflicts(part.examples)["texts"]
         assert count == sum(len(found) > 1 for found in answers.values())
@@ -53,7 +53,7 @@ def test_duplicates_and_leaks_are_those_that_a_dictionary_finds(name: str, data_
     train, *held = splits(name, data_dir)
     first: dict[tuple[str, Any], int] = {}
     for row, example in enumerate(train.examples):
-        first.setdefault((said(example), answer(example)), row)
+        first.setdefault((said(example), example.target), row)
     lost = repeated(train.examples)
     assert set(lost) == set(range(len(train.examples))) - set(first.values())
     texts = {folded(said(example)) for part in held for example in part.examples}

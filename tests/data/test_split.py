@@ -5,14 +5,15 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from ftcore.data.columns import LabelledText
+from ftcore.data.columns import Text
+from ftcore.data.compare import clusters
 from ftcore.data.pack import apportioned, mixed
-from ftcore.data.prepare import balanced, held_out, together
+from ftcore.data.prepare import balanced, held_out
 from ftcore.errors import DataError
 
-def rows(**counts: int) -> list[LabelledText]:
+def rows(**counts: int) -> list[Text]:
     labels = [label for label, count in counts.items() for _ in range(count)]
-    return [LabelledText(f"{n}", f"text {n}", None, label) for n, label in enumerate(labels)]
+    return [Text(f"{n}", (f"text {n}",), label) for n, label in enumerate(labels)]
 
 def test_seats_are_apportioned_by_largest_remainders() -> None:
     assert apportioned({"a": 5, "b": 3, "c": 2}, 4) == {"a": 2, "b": 1, "c": 1}
@@ -38,13 +39,13 @@ def test_more_rows_than_there_are_cannot_be_held_out() -> None:
         held_out(["x"] * 9, range(9), 9, seed=0)
 
 def test_rows_are_together_through_either_key_and_through_others() -> None:
-    groups, pairs = ["x", "x", None, None, "y", "y"], [(1, 2), (3, 3)]
-    numbers = together(groups, pairs)
+    groups, texts = ["x", "x", None, None, "y", "y"], ["one", "two", "Two ", "four", "five", "six"]
+    numbers = clusters([Text(text, (text,)) for text in texts], groups)
     assert numbers[0] == numbers[1] == numbers[2] and numbers[4] == numbers[5]
     assert len(set(numbers)) == 3
 
 def test_weights_are_inverse_to_the_class_and_capped() -> None:
-    found = {e.label: e.weight for e in balanced(rows(a=90, b=9, c=1), "weights", 5.0, seed=0)}
+    found = {e.target: e.weight for e in balanced(rows(a=90, b=9, c=1), "weights", 5.0, seed=0)}
     assert found == pytest.approx({"a": 100 / 3 / 90, "b": 100 / 3 / 9, "c": 5.0})
     even = balanced(rows(a=30, b=10), "weights", 10.0, seed=0)
     assert sum(e.weight for e in even) == pytest.approx(40)
@@ -60,8 +61,8 @@ def test_weights_are_inverse_to_the_class_and_capped() -> None:
 )
 def test_rows_are_repeated_or_left_out_up_to_the_cap(method, cap, wanted) -> None:
     found = balanced(rows(a=90, b=9, c=1), method, cap, seed=0)
-    assert Counter(e.label for e in found) == wanted
-    copies = Counter(e.id for e in found if e.label == "b").values()
+    assert Counter(e.target for e in found) == wanted
+    copies = Counter(e.id for e in found if e.target == "b").values()
     assert max(copies) - min(copies) <= 1  # no row is a favourite
 
 def test_sources_are_read_in_the_shares_of_their_weights() -> None:

@@ -27,9 +27,9 @@ from ftcore.config import (
 )
 from ftcore.data import store
 from ftcore.data.encode import Split
-from ftcore.data.ledger import Prepared
 from ftcore.data.pack import Documents, Encoded, digest, lengths, load, save, tokens
-from ftcore.data.prepare import prepare
+from ftcore.data.prepare import prepare, prepared
+from ftcore.data.store import Prepared
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import CheckpointError, DataError
 
@@ -46,7 +46,7 @@ AS_THEY_ARE = {"duplicates": "report", "leaks": "report"}  # each file is both t
 CASES: dict[str, ExamplesConfig | TextDataConfig] = {
     "classes": LabelledDataConfig(),
     "pairs": LabelledDataConfig(pair="pair", max_length=9, over_length="cut_right"),
-    "several": LabelledDataConfig(label="several", label_separator="/", relabel=("ab=b", "a=c")),
+    "several": LabelledDataConfig(label="several", label_separator="/"),
     "scores": ScoredDataConfig(),
     "tags": TaggedDataConfig(),
     "chats": ChatDataConfig(holdout=2),
@@ -96,7 +96,7 @@ def test_the_cache_gives_back_what_was_prepared(
     options = replace(CASES[case], **named, **AS_THEY_ARE)
     made = prepare(options, tokenizer, seed=3)
     for word in ("prepared, and kept in", "from"):
-        kept, line = store.prepared(options, tokenizer, seed=3)
+        kept, line = prepared(options, tokenizer, seed=3)
         assert line == f"data: {word} the cache {tmp_path}/cache/{entries(options.cache)[0]}"
         made.notes["key"] = kept.notes["key"]
         assert same(made, kept) and made.summary() == kept.summary()
@@ -105,7 +105,7 @@ def test_the_cache_gives_back_what_was_prepared(
         data.write(tmp_path / folder)
     both = [(tmp_path / folder / "rejected.jsonl").read_bytes() for folder in ("one", "two")]
     assert both[0] == both[1] and b"left out" in both[0]
-    assert store.prepared(replace(options, cache=None), tokenizer, seed=3)[1].endswith("not kept")
+    assert prepared(replace(options, cache=None), tokenizer, seed=3)[1].endswith("not kept")
 
 def test_documents_are_a_sequence(tmp_path: Path) -> None:
     arange = np.arange(5, dtype=np.int32)
@@ -139,8 +139,8 @@ def test_any_field_of_prepared_data_is_kept(
     funnel = {"rows": 3, "by reason": {"short": [1, 2.5, None]}}
     data = Reported(dev=Split(num_bytes=7), tests=tests, labels=(), funnel=funnel)
     monkeypatch.setattr(store, "Prepared", Reported)
-    monkeypatch.setattr(store, "prepare", lambda *args, **options: data)
-    assert same(data, store.prepared(config, base, seed=0)[0])
+    monkeypatch.setattr("ftcore.data.prepare.prepare", lambda *args, **options: data)
+    assert same(data, prepared(config, base, seed=0)[0])
 
 def test_a_change_of_anything_is_another_key(
     base: Tokenizer, bert: Tokenizer, config: LabelledDataConfig, file: str, tmp_path: Path,
@@ -187,15 +187,15 @@ def test_a_file_named_by_its_key_and_one_that_is_not_there(
     (tmp_path / "all.json").write_text(json.dumps({"rows": ROWS, "other": ROWS[:4]}))
     for name in ("rows", "other"):
         options = replace(config, train=(f"{tmp_path}/all.json:{name}",), test=())
-        assert "kept in" in store.prepared(options, base, seed=0)[1]
+        assert "kept in" in prepared(options, base, seed=0)[1]
     with pytest.raises(DataError, match=r"rosw\.jsonl: cannot be read.*nearest: 'rows.jsonl'"):
-        store.prepared(replace(config, dev=(f"{tmp_path}/rosw.jsonl",)), base, seed=0)
+        prepared(replace(config, dev=(f"{tmp_path}/rosw.jsonl",)), base, seed=0)
 
 @pytest.mark.parametrize("how", ["a flipped bit", "a shorter file", "no manifest"])
 def test_a_damaged_cache_is_made_anew(
     how: str, base: Tokenizer, config: LabelledDataConfig
 ) -> None:
-    made, _ = store.prepared(config, base, seed=0)
+    made, _ = prepared(config, base, seed=0)
     folder = next(config.cache.glob("*/manifest.json")).parent
     path = folder / "0/tokens.npy"
     content = path.read_bytes()
@@ -205,11 +205,11 @@ def test_a_damaged_cache_is_made_anew(
     else:
         flipped = content[:-9] + bytes([content[-9] ^ 1]) + content[-8:]
         path.write_bytes(flipped if how == "a flipped bit" else content[:-4])
-    again, line = store.prepared(config, base, seed=0)
+    again, line = prepared(config, base, seed=0)
     assert line.startswith(f"warning: {path} ") and ": made anew\ndata: prepared" in line
     assert same(list(made.tests["rows"].documents), list(again.tests["rows"].documents))
     assert (folder / "0/tokens.npy").read_bytes() == content
-    assert "from the cache" in store.prepared(config, base, seed=0)[1]
+    assert "from the cache" in prepared(config, base, seed=0)[1]
     assert entries(config.cache) == [folder.name, "lock"]
 
 def test_a_full_disk(
@@ -221,20 +221,20 @@ def test_a_full_disk(
     with monkeypatch.context() as patch:
         patch.setattr(np, "save", full)
         with pytest.raises(CheckpointError) as error:
-            store.prepared(config, base, seed=0)
+            prepared(config, base, seed=0)
     claim = rf"cannot write {config.cache}/\w+: .*No space left.*at least \d+ bytes needed, \d+ "
     assert re.search(claim, str(error.value)) and "--data.cache None" in str(error.value)
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(9, 9, 0))
         with pytest.raises(CheckpointError, match=r"at least [1-9]\d+ bytes needed, 0 free"):
-            store.prepared(config, base, seed=0)
+            prepared(config, base, seed=0)
     assert entries(config.cache) == ["lock"]
 
     script = f"""
 import resource, sys
 from pathlib import Path
 from ftcore.config import LabelledDataConfig
-from ftcore.data.store import prepared
+from ftcore.data.prepare import prepared
 from ftcore.data.tokenizer import Tokenizer
 config = LabelledDataConfig(train=({config.train[0]!r},), cache=Path({str(config.cache)!r}))
 resource.setrlimit(resource.RLIMIT_FSIZE, (250, 250))
@@ -245,7 +245,7 @@ prepared(config, Tokenizer.load({str(ROOT / "ftcore/builtin/base")!r}), seed=0)
     last = ended.stderr.splitlines()[-1]
     assert ended.returncode == 1 and "CheckpointError: cannot write" in last, ended.stderr
     assert "--data.cache None" in last and entries(config.cache) == ["lock"]
-    assert "kept in" in store.prepared(config, base, seed=0)[1]
+    assert "kept in" in prepared(config, base, seed=0)[1]
 
 def test_two_processes_make_it_once(
     base: Tokenizer, config: LabelledDataConfig, monkeypatch: pytest.MonkeyPatch
@@ -259,13 +259,13 @@ def test_two_processes_make_it_once(
         return prepare(*args, **options)
 
     def work() -> None:
-        data, line = store.prepared(config, base, seed=0)
+        data, line = prepared(config, base, seed=0)
         lines.put((line, len(data.train.documents)))
 
     others = [fork.Process(target=lambda: begun.wait() and work())]
     others[0].start()
     waiting = others[0]
-    monkeypatch.setattr(store, "prepare", slowly)
+    monkeypatch.setattr("ftcore.data.prepare.prepare", slowly)
     work()
     waiting.join()
     (first, one), (second, two) = sorted((lines.get(), lines.get()))  # by what they say
@@ -280,11 +280,11 @@ def test_a_file_that_changes_while_it_is_read_is_not_kept(
         return prepare(*args, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(store, "prepare", late)
+        patch.setattr("ftcore.data.prepare.prepare", late)
         with pytest.raises(DataError, match="changed while it was read: start again"):
-            store.prepared(config, base, seed=0)
+            prepared(config, base, seed=0)
     assert entries(config.cache) == ["lock"]
-    assert len(store.prepared(config, base, seed=0)[0].train.documents) == len(ROWS)
+    assert len(prepared(config, base, seed=0)[0].train.documents) == len(ROWS)
 
 def test_what_a_killed_process_left_is_cleaned(
     base: Tokenizer, config: LabelledDataConfig
@@ -292,7 +292,7 @@ def test_what_a_killed_process_left_is_cleaned(
     name = store.key(config, base, seed=0, labels=None)
     for left in (f".tmp-{name}-1", ".tmp-other-1"):
         (config.cache / left / "train").mkdir(parents=True)
-    store.prepared(config, base, seed=0)
+    prepared(config, base, seed=0)
     assert entries(config.cache) == [".tmp-other-1", name, "lock"]
 
 def test_the_built_in_chats(base: Tokenizer, tmp_path: Path) -> None:
@@ -301,6 +301,6 @@ def test_the_built_in_chats(base: Tokenizer, tmp_path: Path) -> None:
     made = prepare(options, base, seed=0)
     assert list(made.tests) == ["test_values", "test_combinations", "test_wording"]
     for word in ("kept in", "from"):
-        kept, line = store.prepared(options, base, seed=0)
+        kept, line = prepared(options, base, seed=0)
         made.notes["key"] = kept.notes["key"]
         assert same(made, kept) and word in line

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from ftcore.config import ChatDataConfig, TrainOn
 from ftcore.data.chat import encode_prompt, render_text
 from ftcore.data.columns import Chat, Message
-from ftcore.data.encode import encode_chats
+from ftcore.data.encode import encode
 from ftcore.data.pack import Encoded
 from ftcore.data.prepare import prepare
 from ftcore.data.tokenizer import Tokenizer
@@ -56,7 +56,7 @@ def chats(draw: Callable, style: Style, tokenizer: Tokenizer) -> Chat:
     return Chat("c", tuple(turns), "chats.jsonl", 1)
 
 def encoded(chat: Chat, tokenizer: Tokenizer, **options: object) -> Encoded:
-    (document,) = encode_chats([chat], tokenizer, ChatDataConfig(**options)).documents
+    (document,) = encode(ChatDataConfig(**options), [chat], tokenizer).documents
     return document
 
 def runs(document: Encoded, tokenizer: Tokenizer) -> list[tuple[str, float]]:
@@ -117,7 +117,7 @@ def test_a_completion_is_all_behind_the_prompt(name: str) -> None:
         *before, last = chat.messages
         if not last["train"]:
             config = ChatDataConfig(train_on="completion")
-            (row,) = encode_chats([chat, FINE], tokenizer, config).rejected
+            (row,) = encode(config, [chat, FINE], tokenizer).rejected
             assert re.fullmatch(r"message \d is to be completed, but others follow it", row.reason)
             return
         prompt = render_text(before, tokenizer, add_generation_prompt=True)

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ftcore.config import ExamplesConfig, TaggedDataConfig
-from ftcore.data.columns import Tagged, examples, indices, label_map, to_bio
-from ftcore.data.encode import encode_tagged, first_tokens
+from ftcore.config import TaggedDataConfig
+from ftcore.data.columns import Text, examples, indices, label_map, to_bio
+from ftcore.data.encode import encode, first_tokens
 from ftcore.data.formats import Row
 from ftcore.data.pack import Encoded
 from ftcore.data.prepare import prepare
@@ -23,8 +23,8 @@ WORDS = ("Unaffable", "caf\u00e9s", ",", "\u200d", "don't", "O")
 def rows(*fields: dict) -> list[Row]:
     return [Row(f"id{n}", "f.jsonl", n, dict(f)) for n, f in enumerate(fields, start=1)]
 
-def sentence(words: tuple[str, ...], tag: str = "O") -> Tagged:
-    return Tagged("s", words, (tag,) * len(words), "f.conll", 3)
+def sentence(words: tuple[str, ...], tag: str = "O") -> Text:
+    return Text("s", words, (tag,) * len(words), "f.conll", 3)
 
 @pytest.mark.parametrize(
     ("given", "bio"),
@@ -44,7 +44,7 @@ def test_columns_of_words_and_tags() -> None:
     good = {"w": ["a", "b"], "t": ["I-x", "O"]}
     config = TaggedDataConfig(tokens="w", tags="t")
     kept, rejected = examples(rows(good, {"w": [], "t": []}), config)
-    assert [(s.words, s.names) for s in kept] == [(("a", "b"), ("B-x", "O"))]
+    assert [(s.texts, s.target) for s in kept] == [(("a", "b"), ("B-x", "O"))]
     assert [(r.line, r.reason) for r in rejected] == [(2, "column 'w' holds no words")]
     for bad, message in (
         ({"w": "a b", "t": ["O", "O"]}, "columns 'w' and 't' must hold lists of texts"),
@@ -57,7 +57,7 @@ def test_columns_of_words_and_tags() -> None:
 
 def test_both_tags_of_a_type_are_labels() -> None:
     kept = [sentence(("a", "b"), "B-x"), sentence(("c",), "I-y"), sentence(("d",))]
-    assert tuple(label_map(kept)) == ("B-x", "B-y", "I-x", "I-y", "O")
+    assert label_map(kept, are_tags=True) == ("B-x", "B-y", "I-x", "I-y", "O")
 
 @pytest.mark.parametrize("kind", ["bert", "base"])
 def test_first_tokens_against_words_read_alone(kind: str, request: pytest.FixtureRequest) -> None:
@@ -84,8 +84,8 @@ def test_a_token_belongs_to_one_word() -> None:
     assert first_tokens(("ab", "cd", "e"), merged).tolist() == [1, -1, 2]
 
 def test_the_first_token_of_each_word_is_supervised(bert: Tokenizer) -> None:
-    source = Tagged("s", WORDS, ("B-x", "I-x", "O", "B-x", "O", "B-x"), "f.conll", 3)
-    encoded = encode_tagged([source, sentence(("\u200d",))], bert, LABELS, ExamplesConfig())
+    source = Text("s", WORDS, ("B-x", "I-x", "O", "B-x", "O", "B-x"), "f.conll", 3)
+    encoded = encode(TaggedDataConfig(), [source, sentence(("\u200d",))], bert, LABELS)
     (document,) = encoded.documents
     places = document.weights.nonzero()[0]
     assert document.labels[places].tolist() == [0, 1, 2, 2, 0]
@@ -98,29 +98,29 @@ def test_the_first_token_of_each_word_is_supervised(bert: Tokenizer) -> None:
 
 def test_long_sentences(bert: Tokenizer) -> None:
     source = sentence(("one", "unaffable", "two", "three"))
-    full = encode_tagged([source], bert, LABELS, ExamplesConfig()).documents[0]
+    full = encode(TaggedDataConfig(), [source], bert, LABELS).documents[0]
     for limit in range(4, len(full)):
-        config = ExamplesConfig(max_length=limit, over_length="cut_right")
-        encoded = encode_tagged([source], bert, LABELS, config)
+        config = TaggedDataConfig(max_length=limit, over_length="cut_right")
+        encoded = encode(config, [source], bert, LABELS)
         (short,), places_W = encoded.documents, encoded.sentences[0].places_W
         assert short.tokens_T.tolist() == [*full.tokens_T[: limit - 1], full.tokens_T[-1]]
         assert short.weights.nonzero()[0].tolist() == places_W[places_W >= 0].tolist()
         assert [r.reason for r in encoded.cut] == [f"more than {limit} tokens: cut_right"]
     assert len(places_W) == 4 and places_W[0] == 1
     with pytest.raises(DataError, match=f"f.conll:3: {len(full)} tokens, 4 are allowed"):
-        encode_tagged([source], bert, LABELS, ExamplesConfig(max_length=4))
+        encode(TaggedDataConfig(max_length=4), [source], bert, LABELS)
     with pytest.raises(DataError, match="max_length = 2: 2 special tokens leave no room"):
-        encode_tagged([source], bert, LABELS, ExamplesConfig(max_length=2, over_length="cut_right"))
+        encode(TaggedDataConfig(max_length=2, over_length="cut_right"), [source], bert, LABELS)
 
 @pytest.mark.parametrize("over_length", ["cut_left", "split"])
 def test_words_are_scored_once_and_where_they_stand(bert: Tokenizer, over_length: str) -> None:
     """Also a word of which every token but the first is in another document, or in none."""
     words = ("one", "\u200d", "unaffable" * 3, "three", "unaffable", "two")
-    source = Tagged("s", words, ("B-x", "O", "I-x", "O", "B-x", "I-x"), "f.conll", 3)
-    full = encode_tagged([source], bert, LABELS, ExamplesConfig()).documents[0]
+    source = Text("s", words, ("B-x", "O", "I-x", "O", "B-x", "I-x"), "f.conll", 3)
+    full = encode(TaggedDataConfig(), [source], bert, LABELS).documents[0]
     for limit in range(3, len(full)):
         options = {"max_length": limit, "over_length": over_length}
-        encoded = encode_tagged([source], bert, LABELS, ExamplesConfig(**options))
+        encoded = encode(TaggedDataConfig(**options), [source], bert, LABELS)
         documents = encoded.documents
         assert {len(d) <= limit and d.row_id for d in documents} == {"s"}
         assert all(d.tokens_T[0] == full.tokens_T[0] for d in documents)
@@ -147,9 +147,9 @@ def test_split_sentences_are_judged_whole(
     bert: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An entity that goes on in the next document is one; here the model is always right."""
-    source = Tagged("s", ("one", "two", "three"), ("O", "B-x", "I-x"), "f.conll", 3)
+    source = Text("s", ("one", "two", "three"), ("O", "B-x", "I-x"), "f.conll", 3)
     options = {"max_length": 4, "over_length": "split"}
-    split = encode_tagged([source], bert, LABELS, ExamplesConfig(**options))
+    split = encode(TaggedDataConfig(**options), [source], bert, LABELS)
     assert len(split.documents) == 2
 
     def right(_: object, documents: Sequence[Encoded]) -> tuple[np.ndarray, list[list[int]]]:
@@ -187,13 +187,13 @@ REAL = ["ner_wnut17/wnut17train.conll", "ner_wikigold/wikigold.conll.txt"]
 @pytest.mark.parametrize("name", REAL)
 def test_real_sentences(name: str, data_dir: Path, bert: Tokenizer, base: Tokenizer) -> None:
     kept, rejected = examples(read_rows([data_dir / name], format="conll"), TaggedDataConfig())
-    begins = sum(tag[:2] == "B-" for s in kept for tag in s.names)
-    words = sum(len(s.words) for s in kept)
+    begins = sum(tag[:2] == "B-" for s in kept for tag in s.target)
+    words = sum(len(s.texts) for s in kept)
     assert (begins, words) == ((1975, 62730) if "wnut" in name else (3558, 39152 - 145))
-    labels = label_map(kept)
+    labels = label_map(kept, are_tags=True)
     assert len(labels) == 1 + 2 * (6 if "wnut" in name else 4) and not rejected
     for tokenizer in (bert, base):
-        encoded = encode_tagged(kept, tokenizer, labels, ExamplesConfig())
+        encoded = encode(TaggedDataConfig(), kept, tokenizer, labels)
         supervised = sum(int(d.weights.sum()) for d in encoded.documents)
         assert supervised + len(encoded.untold) == words and len(encoded.untold) < 20
 

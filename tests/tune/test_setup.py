@@ -9,8 +9,8 @@ import torch
 
 from ftcore.config import PeftConfig
 from ftcore.data.encode import Split
-from ftcore.data.ledger import Prepared
 from ftcore.data.pack import Encoded
+from ftcore.data.store import Prepared
 from ftcore.env.compute import generator
 from ftcore.errors import ConfigError, DataError
 from ftcore.model.heads import Model
