@@ -100,9 +100,9 @@ def write_page(folder: Path) -> Path:
     files.write_file(folder / PAGE, page)
     return folder / PAGE
 
-def rendered(template: str, **values: Any) -> str:
-    """A page or text made by a template of this folder."""
-    loader, escape = jinja2.FileSystemLoader(HERE), jinja2.select_autoescape()
+def rendered(template: str, folder: Path = HERE, /, **values: Any) -> str:
+    """A page or text made by a template of the folder, or of this one, which it may extend."""
+    loader, escape = jinja2.FileSystemLoader([folder, HERE]), jinja2.select_autoescape()
     shape = {"trim_blocks": True, "lstrip_blocks": True}
     environment = jinja2.Environment(loader=loader, autoescape=escape, **shape)
     return environment.get_template(template).render(**values)

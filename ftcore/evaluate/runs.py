@@ -8,7 +8,6 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 
 from ftcore import files
@@ -19,7 +18,6 @@ from ftcore.errors import ConfigError
 from ftcore.evaluate.metrics import ClassificationMetrics
 from ftcore.evaluate.probabilities import reliability
 
-PAGE = Path(__file__).with_name("run.html")
 WIDTH, HEIGHT, POINTS = 600, 150, 300  # of a curve, in units of its drawing and in points
 CURVES = (  # the metrics drawn together
     ("train/loss", "eval/loss"), ("train/grad_norm",), ("train/lr",), ("train/loss_deviation",),
@@ -49,11 +47,9 @@ def read_run(folder: Path) -> Run:
 def write_page(folder: Path) -> Path:
     """RUN/report.html, which needs no other file and no network."""
     run = read_run(folder)
-    loader = jinja2.FileSystemLoader([PAGE.parent, store.PAGE.parent])
-    options = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True, "loader": loader}
     curves = [found for names in CURVES if (found := curve(run["metrics"], names))]
     shown = {**run["data"], **run, "where": folder, "curves": curves, **judged(run)}
-    page = jinja2.Environment(**options).get_template(PAGE.name).render(shown)
+    page = store.rendered("run.html", Path(__file__).parent, **shown)
     files.write_file(folder / "report.html", page)
     return folder / "report.html"
 

@@ -34,8 +34,9 @@ from ftcore.data.chat import encode_prompt, shifted
 from ftcore.data.read import Row, read_rows
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import ConfigError, DataError, nearest
-from ftcore.evaluate.evaluator import Judged, answered, greedy, scored_tokens
+from ftcore.evaluate.evaluator import Judged, answered, greedy, streams
 from ftcore.model.heads import Model
+from ftcore.tune.task import hidden
 
 TIMEOUT, AT_ONCE = 600, 8  # seconds for an answer of a server; requests in flight
 
@@ -79,13 +80,27 @@ class Local:
 
     @torch.inference_mode()
     def log_likelihoods(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
-        encodings = self.tokenizer.encode_batch([prompt + text for prompt, text in pairs])
-        documents = []
-        for number, ((prompt, _), encoding) in enumerate(zip(pairs, encodings, strict=True)):
-            counts_T = encoding.offsets_T2[:, 1] > len(prompt.rstrip())
-            documents.append(shifted(str(number), encoding.ids_T, counts_T.astype(np.float32)))
-        sums_B2, _ = scored_tokens(self.model, documents, **self.limits)
-        return (-sums_B2[:, 0]).tolist()
+        """Choices that differ in their last token alone are read off one document."""
+        encodings = [*self.tokenizer.encode_batch([prompt + text for prompt, text in pairs])]
+        groups: dict[bytes, list[int]] = {}
+        for number, encoding in enumerate(encodings):
+            groups.setdefault(encoding.ids_T[:-1].tobytes(), []).append(number)
+        owners, documents, chosen = [*groups.values()], [], []
+        sums = np.zeros(len(pairs))
+        for first, *_ in owners:
+            counts_T = encodings[first].offsets_T2[:, 1] > len(pairs[first][0].rstrip())
+            ids_T, weights_T = encodings[first].ids_T, counts_T.astype(np.float32)
+            documents.append(shifted(str(first), ids_T, weights_T))
+            chosen.append(counts_T)
+        for indices, batch in streams(documents, **self.limits):
+            h_MC = hidden(self.model, batch, batch.weights.nonzero().squeeze(1))
+            counts = [np.count_nonzero(documents[index].weights) for index in indices]
+            for index, h_TC in zip(indices, h_MC.split(counts), strict=True):
+                log_p_TV = self.model.head(h_TC).float().log_softmax(-1).cpu()
+                for number in owners[index]:
+                    ids = torch.from_numpy(encodings[number].ids_T[chosen[index]]).long()
+                    sums[number] = log_p_TV.gather(1, ids[:, None]).sum().item()
+        return sums.tolist()
 
 @dataclass(frozen=True)
 class Remote:
