@@ -165,11 +165,11 @@ def main(argv: list[str]) -> int:
     """Parse, run, and turn what a user can mend into one message."""
     try:
         if argv[:1] == ["report"] and len(argv) == 2:
-            from ftcore.evaluate.runs import write_page
+            from ftcore.evaluate.report import write_page
 
             print(write_page(Path(argv[1])))
         elif argv[:1] == ["diff"] and len(argv) == 3:
-            from ftcore.evaluate.runs import differences
+            from ftcore.evaluate.report import differences
 
             print(*differences(*map(Path, argv[1:])), sep="\n")
         else:

@@ -110,8 +110,7 @@ def tune(
 ) -> int:  # fmt: skip
     """Stages 4 to 7, in the run folder that the first process holds; returns the exit code."""
     from ftcore.evaluate.certificate import certify
-    from ftcore.evaluate.report import json_line, note_opening, write_predictions
-    from ftcore.evaluate.runs import write_page
+    from ftcore.evaluate.report import json_line, note_opening, write_page, write_predictions
     from ftcore.evaluate.suite import Suite
     from ftcore.tune.adapter import save_artifact
     from ftcore.tune.freeze import assert_unmoved, frozen_hashes

@@ -24,7 +24,7 @@ from ftcore.data.pack import Batch, Encoded, collate, pack
 from ftcore.data.prepare import Split
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import ModelError
-from ftcore.evaluate import entities, metrics, overlap, probabilities, text
+from ftcore.evaluate import metrics, probabilities, text
 from ftcore.evaluate.significance import Figures
 from ftcore.model.generate import generate
 from ftcore.model.heads import Model
@@ -32,7 +32,7 @@ from ftcore.tune.task import document_logits, hidden
 
 PROMPTS_AT_ONCE = 256
 MOST_LOGITS = 2**25  # of tokens at once
-Counted = metrics.ClassificationMetrics | metrics.MultiLabelMetrics | entities.EntityMetrics
+Counted = metrics.ClassificationMetrics | metrics.MultiLabelMetrics | metrics.EntityMetrics
 
 @dataclass
 class Judged:
@@ -200,10 +200,11 @@ def evaluate_tags(model: Model, split: Split, labels: Sequence[str], **limits: A
     for document, ids, sums_2 in zip(split.documents, chosen, sums_B2, strict=True):
         scored.setdefault(document.row_id, []).extend(ids)
         losses[document.row_id] = losses.get(document.row_id, 0) + sums_2
-    counted, rows, sums = entities.EntityMetrics(), [], []
+    counted, rows, sums = metrics.EntityMetrics(), [], []
     for sentence in split.sentences:
         ids = iter(scored[sentence.row_id])
-        tags = [entities.OUTSIDE if place < 0 else labels[next(ids)] for place in sentence.places_W]
+        places, no = sentence.places_W, metrics.NO_ENTITY
+        tags = [no if place < 0 else labels[next(ids)] for place in places]
         assert next(ids, None) is None, "each word with a token is scored once"
         sums.append([*losses[sentence.row_id], *counted.update(sentence.tags, tags)])
         words = {"tokens": sentence.words, "tags": sentence.tags, "predicted": tags}
@@ -213,7 +214,7 @@ def evaluate_tags(model: Model, split: Split, labels: Sequence[str], **limits: A
     def figures(rows_M: np.ndarray) -> dict[str, float]:
         sums_S = sums_BS[rows_M].sum(0)
         loss = metrics.perplexity(*sums_S[:2])["loss"]
-        return {"loss": loss, **entities.entity_figures(sums_S[2:])}
+        return {"loss": loss, **metrics.entity_figures(sums_S[2:])}
 
     right_B = np.array([row["tags"] == tuple(row["predicted"]) for row in rows], dtype=bool)
     return Judged([row["row_id"] for row in rows], figures, rows, counted, right_B)
@@ -233,7 +234,7 @@ def answered(rows: list[dict[str, Any]]) -> Judged:
     ids, targets, answers, right = (
         [row[key] for row in rows] for key in ("row_id", "target", "predicted", "exact_match")
     )
-    return Judged(ids, overlap.text_figures(targets, answers), rows, right_B=np.array(right))
+    return Judged(ids, text.text_figures(targets, answers), rows, right_B=np.array(right))
 
 def greedy(
     model: Model, tokenizer: Tokenizer, prompts: Sequence[np.ndarray], max_new_tokens: int

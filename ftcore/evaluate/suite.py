@@ -17,6 +17,7 @@ from ftcore.evaluate import probabilities, report, significance
 from ftcore.evaluate.evaluator import JUDGES, Judged, evaluate_answers
 from ftcore.evaluate.metrics import ClassificationMetrics
 from ftcore.evaluate.report import table
+from ftcore.evaluate.text import BLEU_SIGNATURE, CHRF_SIGNATURE
 from ftcore.model.heads import Model
 
 SHOWN = (  # while it trains, where the task has it
@@ -57,7 +58,8 @@ class Results:
             low, high = ({metric: ends[side] for metric, ends in found} for side in (0, 1))
             columns = {"base": base[name], "tuned": mine} if name in base else {"value": mine}
             shown = report.metrics_table({**columns, "low": low, "high": high})
-            told.append(f"{name}, with 95% intervals\n{shown}")
+            made = f"\n{BLEU_SIGNATURE}\n{CHRF_SIGNATURE}" if "bleu" in mine else ""
+            told.append(f"{name}, with 95% intervals\n{shown}{made}")
         return "\n\n".join([*told, *self.tables])
 
     def compared(self, other: "Results") -> tuple[str, dict[str, dict[str, Any]]]:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ftcore.data.read import read_rows
 from ftcore.errors import DataError
-from ftcore.evaluate.overlap import (
+from ftcore.evaluate.text import (
     BLEU_SIGNATURE,
     CHRF_SIGNATURE,
     bleu,

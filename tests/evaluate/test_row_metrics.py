@@ -9,8 +9,14 @@ import pytest
 from scipy import stats
 from sklearn import metrics as sk
 
-from ftcore.evaluate.entities import EntityMetrics, entities, entity_figures
-from ftcore.evaluate.metrics import AVERAGES, MultiLabelMetrics, regression_metrics
+from ftcore.evaluate.metrics import (
+    AVERAGES,
+    EntityMetrics,
+    MultiLabelMetrics,
+    entities,
+    entity_figures,
+    regression_metrics,
+)
 
 TOLERANCE = 1e-12
 
