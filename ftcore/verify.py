@@ -18,8 +18,7 @@ from ftcore.data.chat import encode_prompt
 from ftcore.data.ledger import Prepared
 from ftcore.data.pack import Encoded
 from ftcore.data.tokenizer import Tokenizer
-from ftcore.env.compute import use_deterministic
-from ftcore.env.distributed import World
+from ftcore.env.compute import World, use_deterministic
 from ftcore.env.run import RunFolder
 from ftcore.errors import ModelError
 from ftcore.evaluate.evaluator import all_logits

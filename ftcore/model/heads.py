@@ -11,8 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ftcore.model.spec import ModelSpec
-from ftcore.model.transformer import Linear, Norm, Transformer
+from ftcore.model.transformer import Linear, ModelSpec, Norm, Transformer
 from kernels.backend import Impl
 from kernels.cross_entropy import linear_cross_entropy
 from kernels.docs import Docs

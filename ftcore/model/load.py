@@ -22,7 +22,7 @@ from ftcore.errors import ModelError
 from ftcore.hub import BUILTIN
 from ftcore.model.families import Family, family_named, matches
 from ftcore.model.heads import CLASSIFIERS, Model, ModelTask, init_module
-from ftcore.model.spec import ModelSpec
+from ftcore.model.transformer import ModelSpec
 
 CONFIG, INDEX, SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")

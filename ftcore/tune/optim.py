@@ -20,8 +20,7 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor, nn
 
-from ftcore.env.compute import shared_zeros
-from ftcore.env.distributed import World
+from ftcore.env.compute import World, shared_zeros
 from ftcore.errors import CheckpointError
 
 Span = tuple[int, int]  # first and past of some values of a flat tensor

@@ -10,7 +10,7 @@ from ftcore.data.pack import lengths
 from ftcore.data.prepare import Prepared
 from ftcore.errors import ConfigError, DataError
 from ftcore.model.heads import CLASSIFIERS, Model
-from ftcore.model.spec import ModelSpec
+from ftcore.model.transformer import ModelSpec
 from ftcore.tune.freeze import apply_trainable, parameter_table
 from ftcore.tune.lora import LoRAConfig, apply_lora
 from ftcore.tune.quant import quantise_frozen

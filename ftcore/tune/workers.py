@@ -24,7 +24,7 @@ from typing import Any, Self
 
 import torch
 
-from ftcore.env.distributed import World
+from ftcore.env.compute import World
 from ftcore.tune.optim import AdamW
 
 PR_SET_PDEATHSIG = 1  # Linux's prctl.h

@@ -15,7 +15,7 @@ from ftcore.data.pack import Encoded
 from ftcore.env.compute import generator
 from ftcore.env.run import RunFolder
 from ftcore.model.heads import Model
-from ftcore.model.spec import ModelSpec
+from ftcore.model.transformer import ModelSpec
 from ftcore.tune.checkpoint import Checkpoints
 from ftcore.tune.loop import Loop
 from ftcore.tune.setup import choose_trainable

@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 
 from ftcore.errors import ModelError
-from ftcore.model.spec import ModelSpec
+from ftcore.model.transformer import ModelSpec
 
 FOLDER = Path(__file__).parent
 Fields = dict[str, Any]  # of the spec
