@@ -52,8 +52,7 @@ class RunFolder(ExitStack):
             raise ConfigError(f"{path} is not empty: name another run folder{again}")
         files.make_folder(path)
         self.enter_context(_locked(path / "lock"))
-        self._tensorboard = self._purge_step = None
-        self._trimmed = not resume
+        self._tensorboard, self._purge = None, None if resume else {}
         files.clean(path)
         starts = json.loads((path / "run.json").read_bytes())["starts"] if resume else []
         self.dump("run.json", {"starts": [*starts, describe_start()]})
@@ -64,16 +63,16 @@ class RunFolder(ExitStack):
         path = self.path / METRICS
         kept = [line for line in read_metrics(path) if line["step"] <= step]
         files.write_file(path, "".join(json.dumps(line) + "\n" for line in kept))
-        self._trimmed, self._purge_step = True, step + 1
+        self._purge = {"purge_step": step + 1}
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Append the named values of one step to metrics.jsonl and to TensorBoard."""
         if self._tensorboard is None:
-            assert self._trimmed, "a resumed run is trimmed before it logs"
+            assert self._purge is not None, "a resumed run is trimmed before it logs"
             # cost: 0.3 s of import, and not needed by those who only read a run.
             from torch.utils.tensorboard import SummaryWriter
 
-            writer = SummaryWriter(str(self.path / "tensorboard"), purge_step=self._purge_step)
+            writer = SummaryWriter(str(self.path / "tensorboard"), **self._purge)
             self._tensorboard = self.enter_context(writer)
         numbers = {name: float(value) for name, value in values.items()}
         line = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
@@ -163,7 +162,7 @@ def _locked(path: Path) -> Iterator[None]:
         file.write(json.dumps(holder).encode())
         yield
 
-class StopFlag:
+class StopFlag(ExitStack):
     """SIGTERM and SIGINT as an exit code: `with StopFlag() as stop:`, and after each step, where
     `stop.exit_code` is not 0, save and leave with it. A second signal ends the process at once:
     what was saved before is whole (files.py). Handlers belong to the main thread of a process; the
@@ -172,14 +171,11 @@ class StopFlag:
     exit_code = 0  # until a signal comes; then the shell's, 128 + signal
 
     def __enter__(self) -> Self:
-        numbers = (signal.SIGTERM, signal.SIGINT)
-        self._old = {number: signal.signal(number, self._stop) for number in numbers}
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._old.items():
+        for number in (signal.SIGTERM, signal.SIGINT):
             # A handler that Python did not install reads as None and cannot be put back.
-            signal.signal(number, handler or signal.SIG_DFL)
+            old = signal.signal(number, self._stop) or signal.SIG_DFL
+            self.callback(signal.signal, number, old)
+        return self
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         if self.exit_code:

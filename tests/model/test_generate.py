@@ -79,7 +79,7 @@ def test_cached_logits_are_those_of_the_whole_document(model, documents) -> None
             step = [[rows[row][done]] for row in running]
             done += 1
     assert cache.num_slots == 2 * FIRST_SLOTS and cache.lengths == [69, 69]
-    assert all(slab.shape == (2, 2, 128, 2, 16) for slab in cache.slabs)
+    assert all(slab.shape == (2, 2, 2, 128, 16) for slab in cache.slabs)
 
 def test_head_sees_one_row_per_sequence(model, documents) -> None:
     seen = []
