@@ -52,8 +52,7 @@ class ModelSpec:
     norm_eps: float  # added to the variance
     norm_first: bool  # normalise a sub-layer's input (True, with a final norm) or the sum after it
     position: Literal["rope", "learned"]
-    # gated (gate, up, down): "swiglu", "geglu", "geglu_tanh"; plain (up, down): "gelu", "gelu_tanh"
-    mlp: Literal["swiglu", "geglu", "geglu_tanh", "gelu", "gelu_tanh"]
+    mlp: Literal["swiglu", "geglu", "geglu_tanh", "gelu", "gelu_tanh"]  # the first three are gated
     norm_offset: float = 0.0  # added to the weight of an RMSNorm
     norm_bias: bool = True  # bias of a layer norm
     output_norms: bool = False  # with norm_first: normalise a sub-layer's output before the sum too
@@ -64,8 +63,7 @@ class ModelSpec:
     rope_factor: float = 1.0  # scales the angles, as rope_bands does: kernels/rope.py
     rope_bands: tuple[float, float, int] | None = None
     local_rope_theta: float | None = None  # base in windowed layers, never scaled; None: the same
-    # one number per layer: a token sees those fewer positions away (0: all); empty: all see all
-    windows: tuple[int, ...] = ()
+    windows: tuple[int, ...] = ()  # by layer: a token sees those fewer positions away; 0, (): all
     attention_scale: float | None = None  # factor on the scores; None: D ** -0.5
     attention_softcap: float | None = None  # smooth bound of the scores
     logit_softcap: float | None = None  # smooth bound of the LM head's logits
@@ -74,11 +72,9 @@ class ModelSpec:
     qkv_bias: bool = False  # biases on q_proj, k_proj, v_proj
     num_types: int = 0  # segment embeddings (0: none)
     embedding_scale: float = 1.0  # factor on the token embeddings
-    # normalise the sum of the embeddings; with norm_first the first attention then has no norm
-    embedding_norm: bool = False
+    embedding_norm: bool = False  # of their sum; with norm_first the first attention then has none
     pooling: Literal["first", "last", "mean"] = "last"  # of a document's tokens, for a classifier
-    # what an encoder's classifier has before its last map: a dense map with "tanh" or "relu", or
-    # the "transform" of the masked-LM head
+    # before an encoder's last map over classes: a dense map and this, or the masked-LM "transform"
     pooler: Literal["tanh", "relu", "transform"] | None = None
     tie_word_embeddings: bool = False  # the LM head is the embedding matrix
     dropout: float = 0.0  # probability on embeddings and sub-layer outputs while training
@@ -128,10 +124,6 @@ class Norm(nn.Module):
         op = norm_rope if "cos_sin_2NE" in more else rms_norm
         return op(x_NC, self.weight, offset=self.offset, **more)
 
-def chosen(x_N: Tensor, rows_M: Tensor | None) -> Tensor:
-    """These rows of the stream; None: all."""
-    return x_N if rows_M is None else x_N.index_select(0, rows_M)
-
 class Attention(nn.Module):
     """Grouped-query self-attention over the stream's documents, in layer `index` of the model."""
 
@@ -163,7 +155,8 @@ class Attention(nn.Module):
             q_NHD, k_NGD = (rope(x_NHD, **angles, impl=self.impl) for x_NHD in (q_NHD, k_NGD))
         attend = attend or partial(attention, is_causal=self.is_causal)
         o_NHD = attend(q_NHD, k_NGD, v_NGD, docs, impl=self.impl, **self.rule)
-        return self.o_proj(chosen(o_NHD, rows_M).flatten(1))
+        o_MHD = o_NHD if rows_M is None else o_NHD.index_select(0, rows_M)
+        return self.o_proj(o_MHD.flatten(1))
 
 ACTIVATIONS = {"gelu": F.gelu, "gelu_tanh": partial(F.gelu, approximate="tanh")}
 GATED = {
@@ -212,7 +205,7 @@ class Block(nn.Module):
         """h_MC: all rows are attended to, and those of `rows_M` (None: all) are computed."""
         x_NC = self.input_layernorm(h_NC) if self.norm_first else h_NC
         attended_MC = self.self_attn(x_NC, cos_sin_2NE, docs, attend, rows_M).to(h_NC.dtype)
-        h_MC = chosen(h_NC, rows_M)
+        h_MC = h_NC if rows_M is None else h_NC.index_select(0, rows_M)
         if not self.norm_first:
             h_MC = self.input_layernorm(h_MC + self._drop(attended_MC))
             return self.post_attention_layernorm(h_MC + self._drop(self.mlp(h_MC)))
