@@ -67,17 +67,16 @@ def build(seed: int = 0) -> dict[str, list[Row]]:
     written = partial(written_rows, rng=rng, said=set())
 
     def recombined(intent: Intent) -> Phrase:
+        parts = {part for phrase in phrases[intent.name] for part in phrase.combination}
         while True:
             phrase = compose(intent, rng, new=True)
-            if parts[intent.name].issuperset(phrase.combination):
+            if parts.issuperset(phrase.combination):
                 return phrase
 
     train = plant(written("train", shares(TRAIN_ROWS), known), rng)
-    parts: dict[str, set[str]] = {intent.name: set() for intent in intents()}
     phrases: dict[str, list[Phrase]] = {intent.name: [] for intent in intents()}
     for row in train:
         if row["fault"] is None and row["slots"]:
-            parts[row["intent"]].update(row["combination"])
             phrases[row["intent"]].append(Phrase(tuple(row["combination"]), row["phrasing"]))
     tests = partial(written, counts=[TEST_ROWS_PER_INTENT] * len(intents()), new=True)
     new = wording("test_wording")
@@ -157,8 +156,7 @@ def typo(text: str, slots: Slots, rng: Random) -> str:
 
 def near_duplicate(text: str, slots: Slots, rng: Random) -> str:
     """One letter doubled, or a smile at the end: at least 0.8 of the 5-letter pieces are shared."""
-    letters = spots(r"[A-Za-z]", text, slots)
-    if len(text) < NEAR_DUPLICATE_CHARS or not letters:
+    if len(text) < NEAR_DUPLICATE_CHARS or not (letters := spots(r"[A-Za-z]", text, slots)):
         return text
     at = rng.choice(letters).start()
     return rng.choice((text[: at + 1] + text[at:], f"{text} :)"))
@@ -239,14 +237,11 @@ def preference_pairs(rows: Iterable[Row], seed: int = 0) -> list[Row]:
     """The right command against a corrupted one, for every row without a fault: {"id", "prompt",
     "chosen", "rejected", "corruption"}, the middle three messages, the last from `corrupt`."""
     rng = Random(seed)
-    pairs = []
-    for row in (row for row in rows if row["fault"] is None):
-        wrong, corruption = corrupt(row, rng)
-        pairs.append({
-            "id": row["id"], "prompt": row["messages"][:-1], "chosen": row["messages"][-1:],
-            "rejected": [{"role": "assistant", "content": wrong}], "corruption": corruption,
-        })  # fmt: skip
-    return pairs
+    wrongs = ((row, *corrupt(row, rng)) for row in rows if row["fault"] is None)
+    return [{
+        "id": row["id"], "prompt": row["messages"][:-1], "chosen": row["messages"][-1:],
+        "rejected": [{"role": "assistant", "content": wrong}], "corruption": corruption,
+    } for row, wrong, corruption in wrongs]  # fmt: skip
 
 def other_intent(intent: str, rng: Random) -> str:
     return rng.choice([other.name for other in intents() if other.name != intent])

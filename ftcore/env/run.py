@@ -15,7 +15,6 @@ import platform
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +22,6 @@ from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
-from types import FrameType
 from typing import Any, Self
 
 import numpy as np
@@ -137,7 +135,7 @@ def describe_start() -> dict[str, Any]:
         "commit": None if failed else commit,
         "versions": {"python": platform.python_version()} | versions,
         "hardware": {
-            "host": socket.gethostname(), "system": platform.platform(),
+            "host": platform.node(), "system": platform.platform(),
             "cpu": cpu[1] if cpu else platform.machine(), "cpu_count": os.cpu_count(),
             "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         },
@@ -157,7 +155,7 @@ def _locked(path: Path) -> Iterator[None]:
             raise CheckpointError(f"{problem}: {mend}") from error
         boot = Path("/proc/sys/kernel/random/boot_id")
         boot_id = boot.read_text().strip() if boot.exists() else None
-        holder = {"pid": os.getpid(), "boot_id": boot_id, "host": socket.gethostname()}
+        holder = {"pid": os.getpid(), "boot_id": boot_id, "host": platform.node()}
         file.truncate(0)
         file.write(json.dumps(holder).encode())
         yield
@@ -177,7 +175,7 @@ class StopFlag(ExitStack):
             self.callback(signal.signal, number, old)
         return self
 
-    def _stop(self, number: int, frame: FrameType | None) -> None:
+    def _stop(self, number: int, frame: object) -> None:
         if self.exit_code:
             os._exit(128 + number)
         self.exit_code, name = 128 + number, signal.Signals(number).name

@@ -95,28 +95,24 @@ def generate(
         if not 1 <= len(prompt) <= most:
             must = f"with {max_new_tokens} new ones it must have 1 to {most}"
             raise ModelError(f"prompt {index} has {len(prompt)} tokens: {must}")
-    device = model.device
-    cache = Cache(model.spec.num_layers)
+    assert not model.training, "dropout would decide: model.eval() before generating"
+    device, cache = model.device, Cache(model.spec.num_layers)
     answers: list[list[int]] = [[] for _ in prompts]
     running = list(range(len(prompts)))  # which prompt each row of the cache belongs to
-    new_tokens, was_training = list(prompts), model.training
-    model.eval()
-    try:
-        for _ in range(max_new_tokens if prompts else 0):
-            docs = Docs.from_lengths([len(tokens) for tokens in new_tokens], device)
-            tokens_N = torch.tensor(list(chain.from_iterable(new_tokens)), device=device)
-            types_N = torch.zeros_like(tokens_N)
-            inputs = (tokens_N, cache.extend(docs), types_N, docs, cache.attends)
-            best = model.head(model.trunk(*inputs, docs.last_B())).argmax(-1).tolist()
-            for prompt, token in zip(running, best, strict=True):
-                answers[prompt].append(token)
-            rows = [row for row, token in enumerate(best) if token not in stop_ids]
-            if not rows:
-                break
-            if len(rows) < len(running):
-                cache.keep(rows)
-                running = [running[row] for row in rows]
-            new_tokens = [[best[row]] for row in rows]
-    finally:
-        model.train(was_training)
+    new_tokens = list(prompts)
+    for _ in range(max_new_tokens if prompts else 0):
+        docs = Docs.from_lengths([len(tokens) for tokens in new_tokens], device)
+        tokens_N = torch.tensor(list(chain.from_iterable(new_tokens)), device=device)
+        types_N = torch.zeros_like(tokens_N)
+        inputs = (tokens_N, cache.extend(docs), types_N, docs, cache.attends)
+        best = model.head(model.trunk(*inputs, docs.last_B())).argmax(-1).tolist()
+        for prompt, token in zip(running, best, strict=True):
+            answers[prompt].append(token)
+        rows = [row for row, token in enumerate(best) if token not in stop_ids]
+        if not rows:
+            break
+        if len(rows) < len(running):
+            cache.keep(rows)
+            running = [running[row] for row in rows]
+        new_tokens = [[best[row]] for row in rows]
     return answers

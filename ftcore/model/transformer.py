@@ -73,7 +73,7 @@ class ModelSpec:
     num_types: int = 0  # segment embeddings (0: none)
     embedding_scale: float = 1.0  # factor on the token embeddings
     embedding_norm: bool = False  # of their sum; with norm_first the first attention then has none
-    pooling: Literal["first", "last", "mean"] = "last"  # of a document's tokens, for a classifier
+    pooling: Literal["cls", "last", "mean"] = "last"  # of a document's tokens, for a classifier
     # before an encoder's last map over classes: a dense map and this, or the masked-LM "transform"
     pooler: Literal["tanh", "relu", "transform"] | None = None
     tie_word_embeddings: bool = False  # the LM head is the embedding matrix
