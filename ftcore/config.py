@@ -121,10 +121,12 @@ class TaggedDataConfig(ExamplesConfig):
 class EnvConfig(Section):
     """Where and how exactly it computes."""
     device: str = "cpu"  # cpu, cuda or cuda:N
-    # of weights and products, of what is trained an fp32 master; autocast: of products, not weights
+    # bf16, fp16: weights and products in it, and an fp32 master of all that is trained; fp16 has a
+    # dynamic loss scale too; bf16-autocast: fp32 weights, products in bf16
     precision: Literal["bf16", "bf16-autocast", "fp16", "fp32"] = "bf16"
     threads: Count = 2  # CPU cores: a share of a training step each, or threads of one operation
-    kernels: Literal["auto", "eager", "triton"] = "auto"  # auto: Triton on a GPU if an op is right
+    # auto: Triton on a GPU where an op passes its first case, plain torch elsewhere
+    kernels: Literal["auto", "eager", "triton"] = "auto"
     recompute: Recompute = "none"  # layers (activation checkpointing): less memory, more time
     deterministic: bool = True  # the same bits each time; what that costs here, --verify tells
     seed: Natural = 0  # of data order, initial values and dropout

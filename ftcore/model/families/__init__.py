@@ -253,9 +253,7 @@ def family_named(model_type: str, task: str = "", *, where: str = "config.json")
 def _tables(name: str) -> dict[str, Any]:
     """What NAME.toml holds, and what it takes from the family that it is like."""
     own = tomllib.loads((FOLDER / f"{name}.toml").read_text("utf-8"))
-    if "like" not in own:
-        return own
-    other = _tables(own.pop("like"))
+    other = _tables(own.pop("like")) if "like" in own else {}
     parts = ("trunk", "switches", "keys")
     return other | own | {part: other.get(part, {}) | own.get(part, {}) for part in parts}
 
