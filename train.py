@@ -25,7 +25,7 @@ from ftcore.errors import CheckpointError, ConfigError, FtcoreError, PeerError, 
 if TYPE_CHECKING:
     from ftcore.data.store import Prepared
     from ftcore.data.tokenizer import Tokenizer
-    from ftcore.env.distributed import World
+    from ftcore.env.compute import World
     from ftcore.env.run import RunFolder
     from ftcore.model.load import LoadedModel
 
@@ -183,7 +183,7 @@ def main(argv: list[str]) -> int:
     """Parse, run, and turn what a user can mend into one message."""
     try:
         command = parse(argv)
-        from ftcore.env.distributed import joined
+        from ftcore.env.compute import joined
 
         with joined(command.config.env.device) as world:
             return run(command, world)

@@ -50,8 +50,7 @@ class FilesConfig(Section):
     train: tuple[str, ...] = ()
     dev: tuple[str, ...] = ()  # rows that choose the best checkpoint; none: `holdout` of train
     test: tuple[str, ...] = ()  # files evaluated once, after training
-    # of all files; auto: by suffix; labelled: lines of a label, a blank and the text
-    format: Format = "auto"
+    format: Format = "auto"  # auto: by suffix; labelled: lines of a label, a blank and the text
     columns: tuple[str, ...] = ()  # column names, for files without a header line
     encoding: str = ""  # of text files that are not UTF-8, such as latin-1; empty: they are damaged
     on_bad: Literal["stop", "skip"] = "stop"  # what a damaged record does; skipped ones are kept
@@ -182,8 +181,7 @@ class LoopConfig(Section):
     # a loss so many standard deviations above those before it is not applied; 0: any finite one is
     max_deviation: NotNegative = 0.0
     max_skipped: Natural = 20  # steps in a row that may be not applied before the run stops
-    # gradual unfreezing: the head alone, a layer more each so many steps, the last first; 0: all
-    unfreeze_every: Natural = 0
+    unfreeze_every: Natural = 0  # steps until each further layer is trained, from the head; 0: all
     patience: Natural = 0  # evaluations without a better dev value before it stops early; 0: never
 
     def num_steps(self, num_rows: int, batch_size: int) -> int:
@@ -213,8 +211,7 @@ class PretrainRun(Section):
     loop: LoopConfig = LoopConfig()
     eval: EvalConfig = EvalConfig()
     log: LogConfig = LogConfig()
-    # HF's `problem_type` of a model that judges whole documents; None: it does not
-    problem: ClassVar[str | None] = None
+    problem: ClassVar[str | None] = None  # HF's `problem_type`, where documents are judged
 
 class MaskedRun(PretrainRun):
     """Masked-language modelling: an encoder learns to fill in hidden tokens of plain text."""

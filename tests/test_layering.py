@@ -138,7 +138,7 @@ def test_imports_point_down() -> None:
     ("module", "code"),
     [
         ("kernels.rope", "import ftcore.errors"),
-        ("kernels.rope", "def f():\n    from ftcore.model import spec"),
+        ("kernels.rope", "def f():\n    from ftcore.model import heads"),
         ("ftcore.data.pack", "from ftcore.tune.loop import Loop"),
         ("ftcore.data.pack", "from ftcore import tune"),
         ("ftcore.data.pack", "from ..tune import loop"),

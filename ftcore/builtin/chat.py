@@ -35,7 +35,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable
 from functools import partial
-from itertools import cycle
+from itertools import cycle, islice
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -62,33 +62,30 @@ EMPTIED = ((0,), (1,), (0, 1))  # the request, the answer, both
 
 def build(seed: int = 0) -> dict[str, list[Row]]:
     """The five splits by name, the same for the same seed."""
-    author = Author(seed)
-    rng = author.rng
+    rng = Random(seed)
     known = partial(compose, rng=rng, new=False)
+    written = partial(written_rows, rng=rng, said=set())
 
     def recombined(intent: Intent) -> Phrase:
+        parts = {part for phrase in phrases[intent.name] for part in phrase.combination}
         while True:
             phrase = compose(intent, rng, new=True)
-            if parts[intent.name].issuperset(phrase.combination):
+            if parts.issuperset(phrase.combination):
                 return phrase
 
-    train = plant(author.rows("train", shares(TRAIN_ROWS), known), rng)
-    parts: dict[str, set[str]] = {intent.name: set() for intent in intents()}
-    said: dict[str, list[Phrase]] = {intent.name: [] for intent in intents()}
+    train = plant(written("train", shares(TRAIN_ROWS), known), rng)
+    phrases: dict[str, list[Phrase]] = {intent.name: [] for intent in intents()}
     for row in train:
         if row["fault"] is None and row["slots"]:
-            parts[row["intent"]].update(row["combination"])
-            said[row["intent"]].append(Phrase(tuple(row["combination"]), row["phrasing"]))
-    tests = partial(author.rows, counts=[TEST_ROWS_PER_INTENT] * len(intents()), new=True)
-    reworded = wording("test_wording")
+            phrases[row["intent"]].append(Phrase(tuple(row["combination"]), row["phrasing"]))
+    tests = partial(written, counts=[TEST_ROWS_PER_INTENT] * len(intents()), new=True)
+    new = wording("test_wording")
     return {
         "train": train,
-        "dev": author.rows("dev", shares(DEV_ROWS), known),
-        "test_values": tests("test_values", phrase=lambda i: rng.choice(said[i.name])),
-        "test_combinations": tests("test_combinations", phrase=recombined),
-        "test_wording": tests(
-            "test_wording", phrase=lambda i: Phrase((), rng.choice(reworded[i.name])), typos=False
-        ),
+        "dev": written("dev", shares(DEV_ROWS), known),
+        "test_values": tests("test_values", of=lambda i: rng.choice(phrases[i.name])),
+        "test_combinations": tests("test_combinations", of=recombined),
+        "test_wording": tests("test_wording", of=lambda i: Phrase((), rng.choice(new[i.name]))),
     }
 
 def shares(size: int) -> list[int]:
@@ -96,51 +93,46 @@ def shares(size: int) -> list[int]:
     total = sum(intent.share for intent in intents())
     return [round(size * intent.share / total) for intent in intents()]
 
-class Author:
-    """Writes rows from phrases and never says the same thing twice."""
+def written_rows(
+    split: str, counts: Iterable[int], of: Callable[[Intent], Phrase], *, rng: Random,
+    said: set[str], new: bool = False,
+) -> list[Row]:  # fmt: skip
+    """A split of `counts` rows of each intent, from the phrases `of` it, shuffled; `new` values or
+    those of training. No request is among those `said`, and all are after it."""
+    rows = []
+    for intent, left in zip(intents(), counts, strict=True):
+        while left:
+            row = written_row(intent, of(intent), rng, new=new)
+            gist = re.sub(r"\W", "", row["messages"][0]["content"]).casefold()
+            if gist not in said:
+                said.add(gist)
+                rows.append(row)
+                left -= 1
+    rng.shuffle(rows)
+    return [{"id": f"{split}-{number:04d}", **row} for number, row in enumerate(rows)]
 
-    def __init__(self, seed: int) -> None:
-        self.rng = Random(seed)
-        self.said: set[str] = set()
-
-    def rows(
-        self, split: str, counts: Iterable[int], phrase: Callable[[Intent], Phrase], *,
-        new: bool = False, typos: bool = True,
-    ) -> list[Row]:  # fmt: skip
-        """A split of `counts` rows of each intent, shuffled; `new` values or those of training."""
-        rows = []
-        for intent, left in zip(intents(), counts, strict=True):
-            while left:
-                row = self.row(intent, phrase(intent), new=new, typos=typos)
-                gist = re.sub(r"\W", "", row["messages"][0]["content"]).casefold()
-                if gist not in self.said:
-                    self.said.add(gist)
-                    rows.append(row)
-                    left -= 1
-        self.rng.shuffle(rows)
-        return [{"id": f"{split}-{number:04d}", **row} for number, row in enumerate(rows)]
-
-    def row(self, intent: Intent, phrase: Phrase, *, new: bool, typos: bool) -> Row:
-        """One request with its answer, all but the id."""
-        template = phrase.template
-        values = {key: draw(kind, self.rng, new=new) for key, kind in kinds_of(template).items()}
-        (case,) = self.rng.choices(list(CASES), list(CASES.values()))
-        if case == "lower":
-            template = template.lower()
-            values = {key: value.lower() for key, value in values.items()}
-        elif case == "capital" and not template.startswith("{"):
-            template = template[0].upper() + template[1:]
-        slots = {key: values[key] for key in intent.slots if key in values}
-        clean = filled(template, values)
-        text = typo(clean, slots, self.rng) if typos and self.rng.random() < TYPO_RATE else clean
-        return {
-            "messages": [
-                {"role": "user", "content": text},
-                {"role": "assistant", "content": command(intent.name, slots)},
-            ],
-            "intent": intent.name, "slots": slots, "phrasing": phrase.template,
-            "combination": list(phrase.combination), "typo": text != clean, "fault": None,
-        }  # fmt: skip
+def written_row(intent: Intent, phrase: Phrase, rng: Random, *, new: bool) -> Row:
+    """One request with its answer, all but the id; wording by hand, not of parts, has no typos."""
+    template = phrase.template
+    values = {key: draw(kind, rng, new=new) for key, kind in kinds_of(template).items()}
+    (case,) = rng.choices(list(CASES), list(CASES.values()))
+    if case == "lower":
+        template = template.lower()
+        values = {key: value.lower() for key, value in values.items()}
+    elif case == "capital" and not template.startswith("{"):
+        template = template[0].upper() + template[1:]
+    slots = {key: values[key] for key in intent.slots if key in values}
+    clean = text = filled(template, values)
+    if phrase.combination and rng.random() < TYPO_RATE:
+        text = typo(clean, slots, rng)
+    return {
+        "messages": [
+            {"role": "user", "content": text},
+            {"role": "assistant", "content": command(intent.name, slots)},
+        ],
+        "intent": intent.name, "slots": slots, "phrasing": phrase.template,
+        "combination": list(phrase.combination), "typo": text != clean, "fault": None,
+    }  # fmt: skip
 
 def spots(pattern: str, text: str, slots: Slots) -> list[re.Match[str]]:
     """Where a pattern matches outside of the slot values."""
@@ -157,24 +149,21 @@ def misspell(word: str, rng: Random) -> str:
 
 def typo(text: str, slots: Slots, rng: Random) -> str:
     """The text with one misspelt word of four letters or more; without such a word, as it is."""
-    words = spots(r"[A-Za-z]{4,}", text, slots)
-    if not words:
+    if not (words := spots(r"[A-Za-z]{4,}", text, slots)):
         return text
     word = rng.choice(words)
     return text[: word.start()] + misspell(word[0], rng) + text[word.end() :]
 
 def near_duplicate(text: str, slots: Slots, rng: Random) -> str:
     """One letter doubled, or a smile at the end: at least 0.8 of the 5-letter pieces are shared."""
-    letters = spots(r"[A-Za-z]", text, slots)
-    if len(text) < NEAR_DUPLICATE_CHARS or not letters:
+    if len(text) < NEAR_DUPLICATE_CHARS or not (letters := spots(r"[A-Za-z]", text, slots)):
         return text
     at = rng.choice(letters).start()
     return rng.choice((text[: at + 1] + text[at:], f"{text} :)"))
 
 def zero_width(text: str, slots: Slots, rng: Random) -> str:
     """A zero-width space inside a word, or a byte order mark at the start."""
-    inside = spots(r"(?<=[a-z])(?=[a-z])", text, slots)
-    if not inside:
+    if not (inside := spots(r"(?<=[a-z])(?=[a-z])", text, slots)):
         return text
     at = rng.choice(inside).start()
     return rng.choice((f"{text[:at]}\u200b{text[at:]}", f"\ufeff{text}"))
@@ -206,21 +195,19 @@ def plant(rows: list[Row], rng: Random) -> list[Row]:
                 return damaged(row, {0: changed}, kind, **notes)
         raise AssertionError(f"no row left for {kind} {notes}")
 
-    def count(kind: str) -> range:
-        return range(round(FAULTS[kind] * len(rows)))
-
-    for _ in count("exact_duplicate"):
+    count = {kind: round(share * len(rows)) for kind, share in FAULTS.items()}
+    for _ in range(count["exact_duplicate"]):
         added.append(damaged(pool.pop(), {}, "exact_duplicate"))
-    for _ in count("near_duplicate"):
+    for _ in range(count["near_duplicate"]):
         added.append(spoiled(near_duplicate, "near_duplicate"))
-    for _, form in zip(count("odd_unicode"), cycle(ODD_UNICODE), strict=False):
+    for form in islice(cycle(ODD_UNICODE), count["odd_unicode"]):
         altered.append(spoiled(ODD_UNICODE[form], "odd_unicode", form=form))
-    for _ in count("wrong_label"):
+    for _ in range(count["wrong_label"]):
         row = pool.pop()
         truth, wrong = row["intent"], other_intent(row["intent"], rng)
         row = damaged(row, {1: command(wrong, row["slots"])}, "wrong_label", truth=truth)
         altered.append({**row, "intent": wrong})
-    for _, places in zip(count("empty"), cycle(EMPTIED), strict=False):
+    for places in islice(cycle(EMPTIED), count["empty"]):
         blank = {place: rng.choice(("", " ", "\n")) for place in places}
         row = damaged(pool.pop(), blank, "empty")
         added.append({**row, "intent": "", "slots": {}} if 1 in blank else row)
@@ -250,14 +237,11 @@ def preference_pairs(rows: Iterable[Row], seed: int = 0) -> list[Row]:
     """The right command against a corrupted one, for every row without a fault: {"id", "prompt",
     "chosen", "rejected", "corruption"}, the middle three messages, the last from `corrupt`."""
     rng = Random(seed)
-    pairs = []
-    for row in (row for row in rows if row["fault"] is None):
-        wrong, corruption = corrupt(row, rng)
-        pairs.append({
-            "id": row["id"], "prompt": row["messages"][:-1], "chosen": row["messages"][-1:],
-            "rejected": [{"role": "assistant", "content": wrong}], "corruption": corruption,
-        })  # fmt: skip
-    return pairs
+    wrongs = ((row, *corrupt(row, rng)) for row in rows if row["fault"] is None)
+    return [{
+        "id": row["id"], "prompt": row["messages"][:-1], "chosen": row["messages"][-1:],
+        "rejected": [{"role": "assistant", "content": wrong}], "corruption": corruption,
+    } for row, wrong, corruption in wrongs]  # fmt: skip
 
 def other_intent(intent: str, rng: Random) -> str:
     return rng.choice([other.name for other in intents() if other.name != intent])

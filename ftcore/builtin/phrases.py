@@ -10,8 +10,7 @@ A value belongs to the training rows or to the new ones by a hash of its text (`
 never meet, whatever the seed. Long lists (names, cities, things: from `SPLIT_FROM` entries on) are
 parted word by word as well: a new name is made of words that no training name has shown.
 
-The wording is in the TOML files of words/: a list there is an array of strings, or one string with
-commas, line breaks counting as spaces. The order of a list decides what a random draw gives.
+The wording is in the TOML files of words/. The order of a list decides what a random draw gives.
 """
 
 import json
@@ -20,11 +19,10 @@ import tomllib
 import unicodedata
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 SLOT = re.compile(r"\{(?P<key>\w+)(?::(?P<kind>\w+))?\}")  # {key}, or {key:kind} if they differ
 SPLIT_FROM = 40
@@ -33,15 +31,8 @@ MAX_SLOTS = 3
 
 @cache
 def wording(name: str, folder: Path = Path(__file__).parent / "words") -> dict[str, Any]:
-    """The table of NAME.toml, each list of it a tuple of strings."""
-    return _with_tuples(tomllib.loads((folder / f"{name}.toml").read_text(encoding="utf-8")))
-
-def _with_tuples(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _with_tuples(inner) for key, inner in value.items()}
-    if isinstance(value, str):
-        return tuple(" ".join(entry.split()) for entry in value.split(","))
-    return tuple(value) if isinstance(value, list) else value
+    """The table of NAME.toml."""
+    return tomllib.loads((folder / f"{name}.toml").read_text(encoding="utf-8"))
 
 def kinds_of(template: str) -> dict[str, str]:
     """The slots of a template in order of appearance, each with the kind of its value."""
@@ -72,19 +63,17 @@ def draw(kind: str, rng: Random, *, new: bool) -> str:
         if is_new(value) == new and len(value.split()) <= MAX_WORDS:
             return value
 
-@dataclass(frozen=True)
-class Intent:
+class Intent(NamedTuple):
     """One command of the assistant, and the parts that ask for it."""
     name: str
     share: int  # of the training rows
-    slots: tuple[str, ...]  # in the order of the JSON command
-    commands: tuple[str, ...]
-    statements: tuple[str, ...]
-    clauses: tuple[str, ...]
-    required: tuple[str, ...] = ()  # slots that need a clause where the core lacks them
+    slots: list[str]  # in the order of the JSON command
+    commands: list[str]
+    statements: list[str]
+    clauses: list[str]
+    required: Sequence[str] = ()  # slots that need a clause where the core lacks them
 
-@dataclass(frozen=True)
-class Phrase:
+class Phrase(NamedTuple):
     """A request without its values; `combination` is empty for one that is not made of parts."""
     combination: tuple[str, ...]
     template: str
@@ -101,8 +90,8 @@ def command(intent: str, slots: dict[str, str]) -> str:
 def is_held_back(intent: Intent, combination: Sequence[str]) -> bool:
     """Whether training never shows this combination: one in four, and never a core alone; counting
     through the parts, instead of drawing lots, leaves every part in other combinations."""
-    parts = intent.commands + intent.statements + intent.clauses
-    parts += tuple(f"{clause}," for clause in intent.clauses)
+    fronts = [f"{clause}," for clause in intent.clauses]
+    parts = intent.commands + intent.statements + intent.clauses + fronts
     return len(combination) > 1 and sum(map(parts.index, combination)) % 4 == 0
 
 def compose(intent: Intent, rng: Random, *, new: bool) -> Phrase:

@@ -15,7 +15,6 @@ import platform
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +22,6 @@ from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
-from types import FrameType
 from typing import Any, Self
 
 import numpy as np
@@ -52,8 +50,7 @@ class RunFolder(ExitStack):
             raise ConfigError(f"{path} is not empty: name another run folder{again}")
         files.make_folder(path)
         self.enter_context(_locked(path / "lock"))
-        self._tensorboard = self._purge_step = None
-        self._trimmed = not resume
+        self._tensorboard, self._purge = None, None if resume else {}
         files.clean(path)
         starts = json.loads((path / "run.json").read_bytes())["starts"] if resume else []
         self.dump("run.json", {"starts": [*starts, describe_start()]})
@@ -64,16 +61,16 @@ class RunFolder(ExitStack):
         path = self.path / METRICS
         kept = [line for line in read_metrics(path) if line["step"] <= step]
         files.write_file(path, "".join(json.dumps(line) + "\n" for line in kept))
-        self._trimmed, self._purge_step = True, step + 1
+        self._purge = {"purge_step": step + 1}
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Append the named values of one step to metrics.jsonl and to TensorBoard."""
         if self._tensorboard is None:
-            assert self._trimmed, "a resumed run is trimmed before it logs"
+            assert self._purge is not None, "a resumed run is trimmed before it logs"
             # cost: 0.3 s of import, and not needed by those who only read a run.
             from torch.utils.tensorboard import SummaryWriter
 
-            writer = SummaryWriter(str(self.path / "tensorboard"), purge_step=self._purge_step)
+            writer = SummaryWriter(str(self.path / "tensorboard"), **self._purge)
             self._tensorboard = self.enter_context(writer)
         numbers = {name: float(value) for name, value in values.items()}
         line = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
@@ -138,7 +135,7 @@ def describe_start() -> dict[str, Any]:
         "commit": None if failed else commit,
         "versions": {"python": platform.python_version()} | versions,
         "hardware": {
-            "host": socket.gethostname(), "system": platform.platform(),
+            "host": platform.node(), "system": platform.platform(),
             "cpu": cpu[1] if cpu else platform.machine(), "cpu_count": os.cpu_count(),
             "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         },
@@ -158,12 +155,12 @@ def _locked(path: Path) -> Iterator[None]:
             raise CheckpointError(f"{problem}: {mend}") from error
         boot = Path("/proc/sys/kernel/random/boot_id")
         boot_id = boot.read_text().strip() if boot.exists() else None
-        holder = {"pid": os.getpid(), "boot_id": boot_id, "host": socket.gethostname()}
+        holder = {"pid": os.getpid(), "boot_id": boot_id, "host": platform.node()}
         file.truncate(0)
         file.write(json.dumps(holder).encode())
         yield
 
-class StopFlag:
+class StopFlag(ExitStack):
     """SIGTERM and SIGINT as an exit code: `with StopFlag() as stop:`, and after each step, where
     `stop.exit_code` is not 0, save and leave with it. A second signal ends the process at once:
     what was saved before is whole (files.py). Handlers belong to the main thread of a process; the
@@ -172,16 +169,13 @@ class StopFlag:
     exit_code = 0  # until a signal comes; then the shell's, 128 + signal
 
     def __enter__(self) -> Self:
-        numbers = (signal.SIGTERM, signal.SIGINT)
-        self._old = {number: signal.signal(number, self._stop) for number in numbers}
+        for number in (signal.SIGTERM, signal.SIGINT):
+            # A handler that Python did not install reads as None and cannot be put back.
+            old = signal.signal(number, self._stop) or signal.SIG_DFL
+            self.callback(signal.signal, number, old)
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._old.items():
-            # A handler that Python did not install reads as None and cannot be put back.
-            signal.signal(number, handler or signal.SIG_DFL)
-
-    def _stop(self, number: int, frame: FrameType | None) -> None:
+    def _stop(self, number: int, frame: object) -> None:
         if self.exit_code:
             os._exit(128 + number)
         self.exit_code, name = 128 + number, signal.Signals(number).name

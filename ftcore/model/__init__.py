@@ -1,1 +1,1 @@
-"""Stage 2, model initialisation: spec -> transformer -> heads -> families -> load -> generate."""
+"""Stage 2, model initialisation: transformer -> heads -> families -> load -> generate."""

@@ -10,6 +10,7 @@ from functools import partial
 from itertools import chain
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ftcore.errors import ModelError
@@ -28,7 +29,7 @@ class Cache:
     lengths, lengths_B  tokens of each sequence, the current call's too; on the device (int64)
     rows_N, slots_N     sequence and slot of each token of the current call (int64)
     memory              2 L B S G D values, S doubling with the longest sequence
-    layout              (2, B, G, S, D), seen as 2BSGD: the decoding products then need no copy
+    layout              2BGSD, whose products in decoding need no copy
     """
 
     def __init__(self, num_layers: int) -> None:
@@ -57,26 +58,21 @@ class Cache:
         """Forget every sequence but these, which are renumbered in the order given."""
         self.lengths = [self.lengths[row] for row in rows]
         rows_B = torch.tensor(rows, device=self.lengths_B.device)
-        for layer, slab_2BSGD in enumerate(self.slabs):
-            kept_2BGSD = slab_2BSGD.transpose(2, 3).index_select(1, rows_B)  # as laid out
-            self.slabs[layer] = kept_2BGSD.transpose(2, 3)
+        self.slabs = [slab_2BGSD.index_select(1, rows_B) for slab_2BGSD in self.slabs]
 
     def _attend(
         self, layer: int, q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, docs: Docs,
         **rule: float | None,
     ) -> Tensor:  # fmt: skip
         """Store the new keys and values, return o_NHD; `rule`: scale, window, softcap."""
-        slab_2BSGD = self.slabs[layer]
-        num_slots = 0 if slab_2BSGD is None else slab_2BSGD.shape[2]
-        if num_slots < self.num_slots:
-            B, (G, D) = len(self.lengths), k_NGD.shape[1:]
+        B, (G, D), slab_2BGSD = len(self.lengths), k_NGD.shape[1:], self.slabs[layer]
+        if slab_2BGSD is None:
+            slab_2BGSD = k_NGD.new_zeros(2, B, G, 0, D)
+        if more := self.num_slots - slab_2BGSD.shape[3]:
             # Zeros, since an unused slot has weight 0 in the products but must be finite.
-            larger_2BSGD = k_NGD.new_zeros(2, B, G, self.num_slots, D).transpose(2, 3)
-            if slab_2BSGD is not None:
-                larger_2BSGD[:, :, :num_slots] = slab_2BSGD
-            slab_2BSGD = self.slabs[layer] = larger_2BSGD
-        for slab_BSGD, new_NGD in zip(slab_2BSGD, (k_NGD, v_NGD), strict=True):
-            slab_BSGD[self.rows_N, self.slots_N] = new_NGD
+            slab_2BGSD = self.slabs[layer] = F.pad(slab_2BGSD, (0, 0, 0, more))
+        slab_2BSGD = slab_2BGSD.transpose(2, 3)
+        slab_2BSGD[:, self.rows_N, self.slots_N] = torch.stack((k_NGD, v_NGD))
         if self.is_prefill:
             return attention(q_NHD, k_NGD, v_NGD, docs, is_causal=True, **rule)
         k_BSGD, v_BSGD = slab_2BSGD[:, :, : max(self.lengths)]
@@ -99,28 +95,24 @@ def generate(
         if not 1 <= len(prompt) <= most:
             must = f"with {max_new_tokens} new ones it must have 1 to {most}"
             raise ModelError(f"prompt {index} has {len(prompt)} tokens: {must}")
-    device = model.device
-    cache = Cache(model.spec.num_layers)
+    assert not model.training, "dropout would decide: model.eval() before generating"
+    device, cache = model.device, Cache(model.spec.num_layers)
     answers: list[list[int]] = [[] for _ in prompts]
     running = list(range(len(prompts)))  # which prompt each row of the cache belongs to
-    new_tokens, was_training = list(prompts), model.training
-    model.eval()
-    try:
-        for _ in range(max_new_tokens if prompts else 0):
-            docs = Docs.from_lengths([len(tokens) for tokens in new_tokens], device)
-            tokens_N = torch.tensor(list(chain.from_iterable(new_tokens)), device=device)
-            types_N = torch.zeros_like(tokens_N)
-            inputs = (tokens_N, cache.extend(docs), types_N, docs, cache.attends)
-            best = model.head(model.trunk(*inputs, docs.last_B())).argmax(-1).tolist()
-            for prompt, token in zip(running, best, strict=True):
-                answers[prompt].append(token)
-            rows = [row for row, token in enumerate(best) if token not in stop_ids]
-            if not rows:
-                break
-            if len(rows) < len(running):
-                cache.keep(rows)
-                running = [running[row] for row in rows]
-            new_tokens = [[best[row]] for row in rows]
-    finally:
-        model.train(was_training)
+    new_tokens = list(prompts)
+    for _ in range(max_new_tokens if prompts else 0):
+        docs = Docs.from_lengths([len(tokens) for tokens in new_tokens], device)
+        tokens_N = torch.tensor(list(chain.from_iterable(new_tokens)), device=device)
+        types_N = torch.zeros_like(tokens_N)
+        inputs = (tokens_N, cache.extend(docs), types_N, docs, cache.attends)
+        best = model.head(model.trunk(*inputs, docs.last_B())).argmax(-1).tolist()
+        for prompt, token in zip(running, best, strict=True):
+            answers[prompt].append(token)
+        rows = [row for row, token in enumerate(best) if token not in stop_ids]
+        if not rows:
+            break
+        if len(rows) < len(running):
+            cache.keep(rows)
+            running = [running[row] for row in rows]
+        new_tokens = [[best[row]] for row in rows]
     return answers

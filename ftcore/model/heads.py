@@ -11,8 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ftcore.model.spec import ModelSpec
-from ftcore.model.transformer import Linear, Norm, Transformer
+from ftcore.model.transformer import Linear, ModelSpec, Norm, Transformer
 from kernels.backend import Impl
 from kernels.cross_entropy import linear_cross_entropy
 from kernels.docs import Docs
@@ -22,17 +21,12 @@ ModelTask = Literal["lm", "mlm", "classify", "tag", "trunk"]
 CLASSIFIERS = ("classify", "tag")
 POOLERS = {"tanh": torch.tanh, "relu": torch.relu}
 
-def masked_transform(spec: ModelSpec) -> nn.Module:
-    """What an encoder's masked-LM head does before its vocabulary: norm(gelu(dense(h)))."""
-    dense = Linear(spec.hidden_size, spec.hidden_size, bias=spec.linear_bias)
-    return nn.Sequential(OrderedDict(dense=dense, gelu=nn.GELU(), norm=Norm(spec)))
-
 class Head(nn.Module):
     """Scores from hidden states: a last linear map over the `features` of each row.
 
     lm_head      over the vocabulary: of the next token in a decoder ("lm"); of a hidden one, behind
-                 the transform, in an encoder ("mlm"). Its matrix is the embeddings' where the spec
-                 ties them, and a soft cap bounds its scores where the spec has one
+                 the transform, norm(gelu(dense(h))), in an encoder ("mlm"). Its matrix is the
+                 embeddings' where the spec ties them, a soft cap bounds its scores where it has one
     classifier   over the classes of each token ("tag") or document ("classify"). Encoders pool the
                  first token, or the mean of all, through what the spec's `pooler` names; decoders
                  the last one, which has seen the whole document
@@ -45,7 +39,10 @@ class Head(nn.Module):
         self.activation = POOLERS.get(spec.pooler) if task == "classify" else None
         self.pooler = Linear(C, C) if self.activation else None
         has_transform = spec.pooler == "transform" if self.is_classifier else not spec.is_causal
-        self.transform = masked_transform(spec) if has_transform else nn.Identity()
+        self.transform = nn.Sequential()
+        if has_transform:
+            dense, norm = Linear(C, C, bias=spec.linear_bias), Norm(spec)
+            self.transform = nn.Sequential(OrderedDict(dense=dense, gelu=nn.GELU(), norm=norm))
         self.dropout = spec.dropout if self.is_classifier else 0.0
         self.softcap = None if self.is_classifier else spec.logit_softcap
         if self.is_classifier:

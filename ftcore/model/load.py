@@ -22,7 +22,7 @@ from ftcore.errors import ModelError
 from ftcore.hub import BUILTIN
 from ftcore.model.families import Family, family_named, matches
 from ftcore.model.heads import CLASSIFIERS, Model, ModelTask, init_module
-from ftcore.model.spec import ModelSpec
+from ftcore.model.transformer import ModelSpec
 
 CONFIG, INDEX, SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
@@ -51,11 +51,7 @@ class LoadedModel:
     config: dict  # config.json as read
     accounting: Accounting  # what happened to each tensor
     folder: Path  # where it was read from
-
-    @property
-    def labels(self) -> tuple[str, ...] | None:
-        """Class names of a saved classifier, by class index; None where config.json has none."""
-        return labels_of(self.config, str(self.folder / CONFIG))
+    labels: tuple[str, ...] | None = None  # of a classifier's classes, where config.json decided
 
 def read_object(path: Path, *, advice: str = "") -> dict[str, Any]:
     """The JSON object that a file holds. Raises ModelError: no such file, with `advice` on what to
@@ -70,17 +66,17 @@ def read_object(path: Path, *, advice: str = "") -> dict[str, Any]:
         raise ModelError(f"{path}: holds {type(value).__name__}, must be a JSON object")
     return value
 
-def labels_of(config: Mapping, where: str) -> tuple[str, ...] | None:
-    """Class names of `id2label`, by class index; None without one. Raises ModelError: the indices
-    are not 0 .. K - 1, or two classes share a name."""
-    if (id2label := config.get("id2label")) is None:
-        return None
+def labels_of(config: Mapping, where: Path) -> tuple[str, ...]:
+    """Class names of `id2label`, by class index. Raises ModelError: there is none, its indices are
+    not 0 .. K - 1, or two classes share a name."""
+    id2label = config.get("id2label")
     try:
         labels = tuple(str(id2label[str(index)]) for index in range(len(id2label)))
     except (KeyError, TypeError):
         labels = ()
     if not labels or len(set(labels)) != len(labels):
-        raise ModelError(f"{where}: id2label = {id2label}: must name classes 0 .. K - 1, each once")
+        must = "must name a classifier's classes 0 .. K - 1, each once"
+        raise ModelError(f"{where}: id2label = {id2label}: {must}")
     return labels
 
 def load_model(
@@ -104,10 +100,8 @@ def load_model(
         spec = family.to_spec(config)
     except ModelError as error:
         raise ModelError(f"{folder}/{error}") from None
-    if task in CLASSIFIERS and num_labels is None:
-        if (labels := labels_of(config, str(folder / CONFIG))) is None:
-            raise ModelError(f"{folder / CONFIG}: names no classes (id2label): it is no classifier")
-        num_labels = len(labels)
+    labels = labels_of(config, folder / CONFIG) if task in CLASSIFIERS and not num_labels else None
+    num_labels = len(labels) if labels else num_labels
     model = empty_model(spec, task, num_labels, dtype)
     if init == "random":
         assert generator is not None, "random weights are drawn from a generator"
@@ -124,7 +118,7 @@ def load_model(
                 init_module(module, spec.initializer_range, generator)
             else:  # it is that of the embeddings
                 torch.nn.init.zeros_(module.bias)
-    return LoadedModel(model.eval(), family, config, accounting, folder)
+    return LoadedModel(model.eval(), family, config, accounting, folder, labels)
 
 def empty_model(
     spec: ModelSpec, task: ModelTask, num_labels: int | None, dtype: torch.dtype

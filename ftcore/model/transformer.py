@@ -8,12 +8,15 @@ norm_last (BERT family)     h = norm(h + attn(h));  h = norm(h + mlp(h));  out =
 is_parallel (GPT-NeoX)      h = h + attn(norm(h)) + mlp(norm(h));  out = norm(h)
 output_norms (Gemma)        h = h + norm(attn(norm(h)));  h = h + norm(mlp(norm(h)));  out = norm(h)
 
+A family (families/) turns a `config.json` into a `ModelSpec` and back; the rest reads that alone.
 Read bottom-up: Norm, Attention, Mlp, Block, Transformer. Sub-module names are those of the
 HF Llama layout; the families map other names onto them.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +24,6 @@ from torch import Tensor, nn
 
 from ftcore.config import Recompute
 from ftcore.errors import ModelError
-from ftcore.model.spec import ModelSpec
 from kernels.attention import attention
 from kernels.backend import Impl
 from kernels.docs import Docs, rounded
@@ -33,6 +35,50 @@ from kernels.swiglu import geglu, swiglu
 
 # (q_NHD, k_NGD, v_NGD, docs, scale, window, softcap) to o_NHD, of one layer while generating
 Attend = Callable[..., Tensor]
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Sizes and switches of one transformer."""
+    vocab_size: int  # V
+    hidden_size: int  # C
+    num_layers: int  # L
+    intermediate_size: int  # F
+    num_heads: int  # H
+    num_kv_heads: int  # G, of which H is a multiple
+    head_dim: int  # D
+    max_positions: int  # longest document in tokens that the positions are made for
+    is_causal: bool  # decoder (True) or encoder (False)
+    norm: Literal["rms_norm", "layer_norm"]
+    norm_eps: float  # added to the variance
+    norm_first: bool  # normalise a sub-layer's input (True, with a final norm) or the sum after it
+    position: Literal["rope", "learned"]
+    mlp: Literal["swiglu", "geglu", "geglu_tanh", "gelu", "gelu_tanh"]  # the first three are gated
+    norm_offset: float = 0.0  # added to the weight of an RMSNorm
+    norm_bias: bool = True  # bias of a layer norm
+    output_norms: bool = False  # with norm_first: normalise a sub-layer's output before the sum too
+    is_parallel: bool = False  # with norm_first: attention and MLP read the same state
+    position_offset: int = 0  # row of the learned positions that the first token takes
+    rope_theta: float = 10000.0  # base of the rotary angles
+    rope_dim: int = 0  # channels of each head that turn (0: all)
+    rope_factor: float = 1.0  # scales the angles, as rope_bands does: kernels/rope.py
+    rope_bands: tuple[float, float, int] | None = None
+    local_rope_theta: float | None = None  # base in windowed layers, never scaled; None: the same
+    windows: tuple[int, ...] = ()  # by layer: a token sees those fewer positions away; 0, (): all
+    attention_scale: float | None = None  # factor on the scores; None: D ** -0.5
+    attention_softcap: float | None = None  # smooth bound of the scores
+    logit_softcap: float | None = None  # smooth bound of the LM head's logits
+    qk_norm: bool = False  # RMSNorm on each head's queries and keys
+    linear_bias: bool = False  # biases on the MLP's linear maps and on o_proj
+    qkv_bias: bool = False  # biases on q_proj, k_proj, v_proj
+    num_types: int = 0  # segment embeddings (0: none)
+    embedding_scale: float = 1.0  # factor on the token embeddings
+    embedding_norm: bool = False  # of their sum; with norm_first the first attention then has none
+    pooling: Literal["cls", "last", "mean"] = "last"  # of a document's tokens, for a classifier
+    # before an encoder's last map over classes: a dense map and this, or the masked-LM "transform"
+    pooler: Literal["tanh", "relu", "transform"] | None = None
+    tie_word_embeddings: bool = False  # the LM head is the embedding matrix
+    dropout: float = 0.0  # probability on embeddings and sub-layer outputs while training
+    initializer_range: float = 0.02
 
 class Linear(nn.Linear):
     """An nn.Linear whose values come later: from a checkpoint, or from `Model.init_weights`."""
@@ -78,10 +124,6 @@ class Norm(nn.Module):
         op = norm_rope if "cos_sin_2NE" in more else rms_norm
         return op(x_NC, self.weight, offset=self.offset, **more)
 
-def chosen(x_N: Tensor, rows_M: Tensor | None) -> Tensor:
-    """These rows of the stream; None: all."""
-    return x_N if rows_M is None else x_N.index_select(0, rows_M)
-
 class Attention(nn.Module):
     """Grouped-query self-attention over the stream's documents, in layer `index` of the model."""
 
@@ -113,7 +155,8 @@ class Attention(nn.Module):
             q_NHD, k_NGD = (rope(x_NHD, **angles, impl=self.impl) for x_NHD in (q_NHD, k_NGD))
         attend = attend or partial(attention, is_causal=self.is_causal)
         o_NHD = attend(q_NHD, k_NGD, v_NGD, docs, impl=self.impl, **self.rule)
-        return self.o_proj(chosen(o_NHD, rows_M).flatten(1))
+        o_MHD = o_NHD if rows_M is None else o_NHD.index_select(0, rows_M)
+        return self.o_proj(o_MHD.flatten(1))
 
 ACTIVATIONS = {"gelu": F.gelu, "gelu_tanh": partial(F.gelu, approximate="tanh")}
 GATED = {
@@ -162,7 +205,7 @@ class Block(nn.Module):
         """h_MC: all rows are attended to, and those of `rows_M` (None: all) are computed."""
         x_NC = self.input_layernorm(h_NC) if self.norm_first else h_NC
         attended_MC = self.self_attn(x_NC, cos_sin_2NE, docs, attend, rows_M).to(h_NC.dtype)
-        h_MC = chosen(h_NC, rows_M)
+        h_MC = h_NC if rows_M is None else h_NC.index_select(0, rows_M)
         if not self.norm_first:
             h_MC = self.input_layernorm(h_MC + self._drop(attended_MC))
             return self.post_attention_layernorm(h_MC + self._drop(self.mlp(h_MC)))

@@ -29,8 +29,7 @@ from tqdm import tqdm
 
 from ftcore.config import Run
 from ftcore.data.pack import Encoded, StepRows, collate, lengths, pack, split, tokens, total_weight
-from ftcore.env.compute import LossScale, peak_bytes, seed_noise
-from ftcore.env.distributed import World
+from ftcore.env.compute import LossScale, World, peak_bytes, seed_noise
 from ftcore.env.run import RunFolder, StopFlag
 from ftcore.errors import CheckpointError, SaveError, TrainingError
 from ftcore.model.heads import Model

@@ -35,8 +35,7 @@ import torch
 from torch import Tensor, nn
 
 from ftcore.config import OptimConfig, ScheduleConfig
-from ftcore.env.compute import shared_zeros
-from ftcore.env.distributed import World
+from ftcore.env.compute import World, shared_zeros
 from ftcore.errors import CheckpointError
 from ftcore.tune.freeze import Rates
 

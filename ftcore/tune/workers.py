@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from ftcore.env.distributed import World
+from ftcore.env.compute import World
 from ftcore.tune.optim import AdamW
 
 # (step, share, shares, factor of the loss) -> its loss sum without the factor; gradients have it.

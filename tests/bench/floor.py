@@ -11,8 +11,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from ftcore.model.spec import ModelSpec
-from ftcore.model.transformer import GATED
+from ftcore.model.transformer import GATED, ModelSpec
 
 class Product(NamedTuple):
     """(rows, inner) x (inner, cols), `batch` of them; "t" in `kind`: an operand lies transposed."""

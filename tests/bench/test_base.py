@@ -34,7 +34,7 @@ def copies() -> list[str]:
     return [text_of(document) for document in made("copy", "train", 0, 5000)]
 
 def test_every_kind_that_a_frame_names_exists() -> None:
-    assert copying_words()["codas"][:4] == ("", "", "", "b")
+    assert copying_words()["codas"][:4] == ["", "", "", "b"]
     for frame in copying_words()["frames"]:
         assert kinds_of(frame) and all(hasattr(Draw, kind) for kind in kinds_of(frame).values())
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ftcore.model.spec import ModelSpec
+from ftcore.model.transformer import ModelSpec
 from tests.bench.floor import (
     Product,
     attention_products,

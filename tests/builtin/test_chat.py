@@ -211,7 +211,7 @@ def test_new_wording_holds_no_core_of_train(splits):
             if intent.name == name or len(SLOT.sub("", core).split()) > 2:
                 pattern = re.compile(rf"\b{words}(?!\w)", re.IGNORECASE)
                 assert not any(map(pattern.search, templates)), (name, core)
-    assert {row["phrasing"] for row in splits["test_wording"]} <= set(sum(requests.values(), ()))
+    assert {row["phrasing"] for row in splits["test_wording"]} <= set(sum(requests.values(), []))
 
 def test_every_slot_of_a_phrase_is_one_of_its_intent_and_can_be_drawn():
     for intent in intents():

@@ -29,7 +29,7 @@ RANKS = """
 import json, os, signal, sys
 from contextlib import nullcontext
 import train
-from ftcore.env import distributed
+from ftcore.env import compute
 from ftcore.errors import CheckpointError
 from ftcore.tune.checkpoint import Checkpoints
 from ftcore.tune.loop import Loop
@@ -38,9 +38,9 @@ def refuse(*args):
     raise CheckpointError("the disk is full")
 
 rank, step, save, codes = int(os.environ["RANK"]), Loop._step, Checkpoints.save, []
-started = distributed.joined("cpu")
+started = compute.joined("cpu")
 world = started.__enter__()
-distributed.joined = lambda device: nullcontext(world)  # once for all commands
+compute.joined = lambda device: nullcontext(world)  # once for all commands
 for disturbed, words in json.loads(sys.argv[1]):
     seen = []
     def disturbed_step(self, workers):

@@ -202,7 +202,7 @@ def test_eval_of_no_run(refused: Refused, run: Run, classify: list[str], bert: P
     message = refused("eval", str(bert), "--task", "clasify")
     assert "task 'clasify' is unknown; nearest: 'classify'; known:" in message
     words = ("--task", "classify", "--data.test", classify[classify.index("--data.test") + 1])
-    assert "names no classes" in refused("eval", str(bert), *words)
+    assert "must name a classifier's classes" in refused("eval", str(bert), *words)
 
     run("train", *classify)
     assert "; nearest: 'runs/run'." in refused("eval", "runs/rum")

@@ -12,7 +12,7 @@ from ftcore.config import EnvConfig, LoopConfig, OptimConfig, PretrainRun
 from ftcore.data.pack import Encoded, collate
 from ftcore.env.plan import Plan, step_bytes
 from ftcore.model.heads import Model
-from ftcore.model.spec import ModelSpec
+from ftcore.model.transformer import ModelSpec
 from ftcore.tune.task import token_labels
 from kernels.meter import Meter, heap_bytes
 

@@ -111,7 +111,7 @@ def test_parity_sees_a_mutant(kind, hf, documents, task_of_kind) -> None:
         ("modernbert-mlm", {"local_rope_theta": 1.1e4}),
         ("modernbert-mlm", {"mlp": "geglu_tanh"}),
         ("modernbert-classify", {"pooling": "mean"}),
-        ("modernbert_mean-classify", {"pooling": "first"}),
+        ("modernbert_mean-classify", {"pooling": "cls"}),
     ],
 )
 def test_parity_sees_each_switch(kind, change, hf, documents, task_of_kind) -> None:

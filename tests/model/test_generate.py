@@ -79,7 +79,7 @@ def test_cached_logits_are_those_of_the_whole_document(model, documents) -> None
             step = [[rows[row][done]] for row in running]
             done += 1
     assert cache.num_slots == 2 * FIRST_SLOTS and cache.lengths == [69, 69]
-    assert all(slab.shape == (2, 2, 128, 2, 16) for slab in cache.slabs)
+    assert all(slab.shape == (2, 2, 2, 128, 16) for slab in cache.slabs)
 
 def test_head_sees_one_row_per_sequence(model, documents) -> None:
     seen = []
@@ -87,12 +87,12 @@ def test_head_sees_one_row_per_sequence(model, documents) -> None:
     generate(model, documents(LENGTHS), max_new_tokens=3, stop_ids=NEVER)
     assert seen == [5, 5, 5]
 
-@pytest.mark.parametrize("training", [True, False])
-def test_mode_is_restored(training, model) -> None:
-    model.train(training)
+def test_parameters_are_left_alone_and_dropout_does_not_decide(model) -> None:
     generate(model, [[1, 2]], max_new_tokens=2, stop_ids=NEVER)
-    assert model.training is training
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
+    model.train()
+    with pytest.raises(AssertionError, match="model.eval.. before generating"):
+        generate(model, [[1, 2]], max_new_tokens=2, stop_ids=NEVER)
 
 def test_nothing_to_do(model) -> None:
     assert generate(model, [], max_new_tokens=4, stop_ids=NEVER) == []

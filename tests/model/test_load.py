@@ -126,7 +126,7 @@ def test_new_heads_are_drawn_from_the_generator(hf) -> None:
     assert first.head.classifier.weight.std() > 0.05 and not first.head.classifier.bias.any()
     with pytest.raises(ModelError, match="missing: classifier.weight, classifier.bias"):
         load_model(folder, task="classify", dtype=torch.float32, num_labels=2)
-    with pytest.raises(ModelError, match="names no classes .id2label.: it is no classifier"):
+    with pytest.raises(ModelError, match="id2label = None: must name a classifier's classes"):
         load_model(folder, task="classify", dtype=torch.float32, generator=generator())
 
 def test_another_number_of_labels_is_an_error(hf) -> None:
@@ -236,7 +236,7 @@ def test_refuses_a_config(text, message, tmp_path) -> None:
 def test_refuses_labels(labels, hf, tmp_path) -> None:
     config = json.loads((hf("bert-classify")[1] / CONFIG).read_text()) | {"id2label": labels}
     (tmp_path / CONFIG).write_text(json.dumps(config))
-    with pytest.raises(ModelError, match="must name classes 0 .. K - 1, each once"):
+    with pytest.raises(ModelError, match="must name a classifier's classes 0 .. K - 1, each once"):
         load_model(tmp_path, task="classify", dtype=torch.float32)
 
 def test_resolve_names_of_models(tmp_path, monkeypatch) -> None:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from ftcore.errors import ModelError
 from ftcore.model.families import FOLDER, RULES, family_named, family_names
 from ftcore.model.load import INDEX, SINGLE, load_model, save_model, stored_tensors
-from ftcore.model.spec import ModelSpec
+from ftcore.model.transformer import ModelSpec
 
 @pytest.fixture
 def folder(hf, tmp_path) -> Path:

@@ -22,7 +22,7 @@ from ftcore.data.pack import Encoded
 from ftcore.env.compute import generator
 from ftcore.env.run import RunFolder
 from ftcore.model.heads import Model
-from ftcore.model.spec import ModelSpec
+from ftcore.model.transformer import ModelSpec
 from ftcore.tune.loop import Loop
 from ftcore.tune.task import choose_trainable, classification, token_labels
 
@@ -35,7 +35,7 @@ BERT = ModelSpec(
     vocab_size=61, hidden_size=16, num_layers=2, intermediate_size=24, num_heads=2, num_kv_heads=2,
     head_dim=8, max_positions=64, is_causal=False, norm="layer_norm", norm_eps=1e-12,
     norm_first=False, position="learned", mlp="gelu", linear_bias=True, qkv_bias=True, num_types=2,
-    embedding_norm=True, pooling="first", pooler="tanh", tie_word_embeddings=True,
+    embedding_norm=True, pooling="cls", pooler="tanh", tie_word_embeddings=True,
     initializer_range=0.2,
 )  # fmt: skip
 HIDE = Masking(mask_id=60, ordinary=np.arange(60, dtype=np.int32), seed=7)

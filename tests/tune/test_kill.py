@@ -19,7 +19,7 @@ from ftcore.env.run import read_metrics
 from ftcore.model.families import family_named
 from ftcore.model.heads import Model
 from ftcore.model.load import Accounting, LoadedModel, save_model
-from ftcore.model.spec import ModelSpec
+from ftcore.model.transformer import ModelSpec
 from ftcore.tune import loop
 
 ROOT = Path(loop.__file__).parents[2]

@@ -35,18 +35,14 @@ import torch
 from torch import Tensor
 
 from ftcore.errors import ModelError
-from ftcore.model.spec import ModelSpec
+from ftcore.model.transformer import ModelSpec
 
 FOLDER = Path(__file__).parent
 Fields = dict[str, Any]  # of the spec
 Older = tuple[str, float]  # the key of older files for a number, and what it is without one
 
 WINDOWED, FULL = "sliding_attention", "full_attention"
-BANDS = {
-    "low_freq_factor": float, "high_freq_factor": float, "original_max_position_embeddings": int,
-}  # fmt: skip
 TURNED = "partial_rotary_factor"
-POOLING = {"cls": "first", "mean": "mean"}
 
 def read_value(config: dict, key: str, default: Any = int, null_is_none: bool = False) -> Any:
     """One value of a config.json, of the default's type.
@@ -86,7 +82,8 @@ def read_rope(
     if kind in ("linear", "llama3"):
         fields["rope_factor"] = read_value(rope, "factor", float)
     if kind == "llama3":
-        fields["rope_bands"] = tuple(read_value(rope, *band) for band in BANDS.items())
+        low, high = (read_value(rope, f"{end}_freq_factor", float) for end in ("low", "high"))
+        fields["rope_bands"] = low, high, read_value(rope, "original_max_position_embeddings")
     if turned is not None:
         share = read_value({TURNED: config.get(turned[0]), **rope}, TURNED, turned[1])
         fields["rope_dim"] = int(config["hidden_size"] // config["num_attention_heads"] * share)
@@ -133,9 +130,9 @@ def read_gemma(config: dict) -> Fields:
 
 def read_pooling(config: dict) -> Fields:
     """What of a document's tokens a classifier gets."""
-    if (pooling := config.get("classifier_pooling", "cls")) not in POOLING:
+    if (pooling := config.get("classifier_pooling", "cls")) not in ("cls", "mean"):
         raise ModelError(f"config.json: classifier_pooling = {pooling!r}: must be cls or mean")
-    return {"pooling": POOLING[pooling]}
+    return {"pooling": pooling}
 
 def read_padded_positions(config: dict) -> Fields:
     """The rows of the positions up to `pad_token_id` are no token's."""
@@ -256,9 +253,7 @@ def family_named(model_type: str, task: str = "", *, where: str = "config.json")
 def _tables(name: str) -> dict[str, Any]:
     """What NAME.toml holds, and what it takes from the family that it is like."""
     own = tomllib.loads((FOLDER / f"{name}.toml").read_text("utf-8"))
-    if "like" not in own:
-        return own
-    other = _tables(own.pop("like"))
+    other = _tables(own.pop("like")) if "like" in own else {}
     parts = ("trunk", "switches", "keys")
     return other | own | {part: other.get(part, {}) | own.get(part, {}) for part in parts}
 
