@@ -94,8 +94,7 @@ def judge(command: Command) -> "Results":
         raise ConfigError(
             f"{base}/config.json: problem_type = {said!r}, not {config.problem!r}: scores are for"
             " --task regress, classes for --task classify, several classes a row for that with"
-            " --data.label-separator"
-        )
+            " --data.label-separator")
     if config.problem == "regression" and len(labels) != 1:
         raise ConfigError(f"{base}: gives {len(labels)} scores a row, regress is for one")
     tokenizer = Tokenizer.load(loaded.folder)

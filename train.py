@@ -67,8 +67,7 @@ def run(command: Command, world: "World") -> int:
     weights, products = compute.PRECISIONS[precision]
     loaded = load_model(
         folder, task=kind.model_task, dtype=weights, num_labels=len(data.labels or ()) or None,
-        init=config.model.init, generator=compute.generator(seed, 1),
-    )  # fmt: skip
+        init=config.model.init, generator=compute.generator(seed, 1))
     model = loaded.model
     print(f"\n{folder}: {loaded.accounting}")
 
@@ -104,10 +103,8 @@ def run(command: Command, world: "World") -> int:
         print(f"\nrun folder: {path}")
         return tune(command, path, run_folder, data, loaded, tokenizer, world)
 
-def tune(
-    command: Command, path: Path, run: "RunFolder | None", data: "Prepared",
-    loaded: "LoadedModel", tokenizer: "Tokenizer", world: "World",
-) -> int:  # fmt: skip
+def tune(command: Command, path: Path, run: "RunFolder | None", data: "Prepared",
+         loaded: "LoadedModel", tokenizer: "Tokenizer", world: "World") -> int:
     """Stages 4 to 7, in the run folder that the first process holds; returns the exit code."""
     from ftcore.evaluate.certificate import certify
     from ftcore.evaluate.report import json_line, note_opening, write_page, write_predictions
@@ -134,8 +131,7 @@ def tune(
     loop = Loop(
         model, kind.loss, data.train.documents, config, path, run, world=world, draw=data.draw,
         evaluate=(lambda: suite.dev(model, data.dev)) if data.dev.documents else None,
-        order=data.order(config.data.weights, config.env.seed),
-    )  # fmt: skip
+        order=data.order(config.data.weights, config.env.seed))
     if run:
         run.dump("groups.json", loop.optimizer.groups())
     frozen = frozen_hashes(model)

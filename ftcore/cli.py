@@ -70,10 +70,8 @@ def presets() -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
     """Those of presets.toml: task -> name -> section -> option -> value."""
     return tomllib.loads(Path(__file__).with_name("presets.toml").read_text("utf-8"))
 
-def resolved(
-    task: str, layers: list[tuple[str, list[str]]], *,
-    resume: Path | None = None, only: str = "", script: str = "train.py",
-) -> Command:  # fmt: skip
+def resolved(task: str, layers: list[tuple[str, list[str]]], *, resume: Path | None = None,
+             only: str = "", script: str = "train.py") -> Command:
     flags = [flag for _, layer in layers for flag in layer]
     config = tyro.cli(RUNS[task], args=flags, prog=f"{script} {task}")
     origins = {

@@ -141,8 +141,7 @@ def _staged(target: Path, needed_bytes: int = 0) -> Iterator[Path]:
         raise CheckpointError(
             f"cannot write {target}: {error} (at least {max(needed_bytes, written)} bytes needed, "
             f"{shutil.disk_usage(disk).free} free). What was there before is untouched; free some "
-            f"space, or check the limits and permissions of {disk}"
-        ) from error
+            f"space, or check the limits and permissions of {disk}") from error
     finally:
         _settle(target)
         remove(temp)

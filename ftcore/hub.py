@@ -24,5 +24,4 @@ def resolve(path: str) -> Path:
         raise ModelError(
             f"model.path = {path}: there is no such folder, and nothing from the hub ({reason})."
             " Pass a folder that holds the model's config.json, *.safetensors and tokenizer files,"
-            f" {', '.join(BUILTIN)}, or owner/name of the hub."
-        ) from error
+            f" {', '.join(BUILTIN)}, or owner/name of the hub.") from error

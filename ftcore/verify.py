@@ -40,10 +40,8 @@ Claim = tuple[str, float, float]  # what must not change a result, how far it di
 class Verifier:
     """A loaded model, prepared data, and the claims about them."""
 
-    def __init__(
-        self, config: Run, kind: TaskKind, loaded: LoadedModel, tokenizer: Tokenizer,
-        data: Prepared, work: Path,
-    ) -> None:  # fmt: skip
+    def __init__(self, config: Run, kind: TaskKind, loaded: LoadedModel, tokenizer: Tokenizer,
+                 data: Prepared, work: Path) -> None:
         self.config, self.kind, self.loaded, self.tokenizer = config, kind, loaded, tokenizer
         self.data, self.work, self.model = data, work, loaded.model.eval()
         self.device = self.model.device
@@ -58,10 +56,8 @@ class Verifier:
         self.model = deepcopy(self.loaded.model)
         size = len(self.documents) if steps == 1 else max(1, len(self.documents) // 2)
         limits = {"micro_batch_tokens": tokens, "max_steps": steps, "save_every": STEPS // 2}
-        config = replace(
-            self.config, optim=replace(self.config.optim, batch_size=size),
-            loop=replace(self.config.loop, **limits, keep_last=2),
-        )  # fmt: skip
+        config = replace(self.config, optim=replace(self.config.optim, batch_size=size),
+                         loop=replace(self.config.loop, **limits, keep_last=2))
         run = RunFolder(self.work / name, resume=resume)
         return Loop(self.model, self.kind.loss, self.documents, config, run.path, run)
 

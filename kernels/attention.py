@@ -33,10 +33,9 @@ from kernels.backend import Impl, uses_triton
 from kernels.docs import LONG, Docs, Group
 from kernels.launch import MAX_HEAD_WIDTH
 
-def attention_reference(
-    q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, docs: Docs, *, is_causal: bool, scale: float,
-    window: int | None = None, softcap: float | None = None,
-) -> Tensor:  # fmt: skip
+def attention_reference(q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, docs: Docs, *, is_causal: bool,
+                        scale: float, window: int | None = None,
+                        softcap: float | None = None) -> Tensor:
     """The definition, over one N x N mask. In float64 it is the oracle."""
     heads_per_group = q_NHD.shape[1] // k_NGD.shape[1]
     k_NHD, v_NHD = (x.repeat_interleave(heads_per_group, dim=1) for x in (k_NGD, v_NGD))
@@ -111,9 +110,8 @@ class _AttendBlock(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: FunctionCtx, q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, group: Group, rule: Rule,
-    ) -> Tensor:  # fmt: skip
+    def forward(ctx: FunctionCtx, q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, group: Group,
+                rule: Rule) -> Tensor:
         B, T, G = group.num_docs, group.length, k_NGD.shape[1]
         q_PZD, k_PTD, v_PTD = (_to_block(x_N, group, G) for x_N in (q_NHD, k_NGD, v_NGD))
         scores_PZT = _scaled_bmm(q_PZD, k_PTD.transpose(1, 2), rule.scale)
@@ -174,23 +172,19 @@ def _attend_long(q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, group: Group, rule
     """Documents of one length through torch's fused attention."""
     blocks_BHTD = (
         x_N.view(group.num_docs, group.length, *x_N.shape[1:]).transpose(1, 2)
-        for x_N in (q_NHD, k_NGD, v_NGD)
-    )
+        for x_N in (q_NHD, k_NGD, v_NGD))
     is_windowed = rule.window is not None and rule.window < group.length
     o_BHTD = F.scaled_dot_product_attention(
         *blocks_BHTD,
         attn_mask=~rule.hidden(group, q_NHD.device) if is_windowed else None,
         is_causal=rule.is_causal and not is_windowed,
         scale=rule.scale,
-        enable_gqa=q_NHD.shape[1] != k_NGD.shape[1],
-    )
+        enable_gqa=q_NHD.shape[1] != k_NGD.shape[1])
     return o_BHTD.transpose(1, 2).flatten(0, 1)
 
-def attention(
-    q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, docs: Docs, *, is_causal: bool,
-    scale: float | None = None, window: int | None = None, softcap: float | None = None,
-    impl: Impl = "auto",
-) -> Tensor:  # fmt: skip
+def attention(q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, docs: Docs, *, is_causal: bool,
+              scale: float | None = None, window: int | None = None, softcap: float | None = None,
+              impl: Impl = "auto") -> Tensor:
     """Self-attention inside each document of a flat stream.
 
     q_NHD           queries, compute dtype

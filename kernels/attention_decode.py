@@ -17,10 +17,9 @@ from torch import Tensor
 from kernels.backend import Impl, uses_triton
 from kernels.launch import MAX_HEAD_WIDTH
 
-def attention_decode_reference(
-    q_BHD: Tensor, k_PSGD: Tensor, v_PSGD: Tensor, lengths_B: Tensor, *, scale: float,
-    pages_BJ: Tensor | None = None, window: int | None = None, softcap: float | None = None,
-) -> Tensor:  # fmt: skip
+def attention_decode_reference(q_BHD: Tensor, k_PSGD: Tensor, v_PSGD: Tensor, lengths_B: Tensor, *,
+                               scale: float, pages_BJ: Tensor | None = None,
+                               window: int | None = None, softcap: float | None = None) -> Tensor:
     """The definition, one sequence at a time. In float64 it is the oracle."""
     outputs = []
     S, heads_per_group = k_PSGD.shape[1], q_BHD.shape[1] // k_PSGD.shape[2]
@@ -36,11 +35,10 @@ def attention_decode_reference(
         outputs.append(torch.einsum("hs,shd->hd", scores_HS.softmax(-1), v_SHD))
     return torch.stack(outputs)
 
-def attention_decode(
-    q_BHD: Tensor, k_PSGD: Tensor, v_PSGD: Tensor, lengths_B: Tensor, *,
-    pages_BJ: Tensor | None = None, scale: float | None = None, window: int | None = None,
-    softcap: float | None = None, impl: Impl = "auto",
-) -> Tensor:  # fmt: skip
+def attention_decode(q_BHD: Tensor, k_PSGD: Tensor, v_PSGD: Tensor, lengths_B: Tensor, *,
+                     pages_BJ: Tensor | None = None, scale: float | None = None,
+                     window: int | None = None, softcap: float | None = None,
+                     impl: Impl = "auto") -> Tensor:
     """One decoding step of attention over a cache.
 
     q_BHD             one query per sequence, compute dtype

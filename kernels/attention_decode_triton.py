@@ -79,10 +79,9 @@ def _attention_decode_sum_kernel(o_ptr, lse_ptr, y_ptr, D: tl.constexpr, X: tl.c
     y = tl.sum(o * weight, 0) / tl.sum(weight)
     tl.store(y_ptr + head * D + offs_d, y.to(y_ptr.dtype.element_ty), mask=offs_d < D)
 
-def attention_decode_triton(
-    q_BHD: Tensor, k_PSGD: Tensor, v_PSGD: Tensor, lengths_B: Tensor, pages_BJ: Tensor | None,
-    *, scale: float, window: int | None, softcap: float | None,
-) -> Tensor:  # fmt: skip
+def attention_decode_triton(q_BHD: Tensor, k_PSGD: Tensor, v_PSGD: Tensor, lengths_B: Tensor,
+                            pages_BJ: Tensor | None, *, scale: float, window: int | None,
+                            softcap: float | None) -> Tensor:
     """`attention_decode` by the kernels, and its ValueErrors; unseen slots may hold anything."""
     (B, H, D), (P, S, G, _), device = q_BHD.shape, k_PSGD.shape, q_BHD.device
     launch.check_at_most("head width", D, launch.MAX_HEAD_WIDTH)
@@ -112,7 +111,6 @@ def attention_decode_triton(
             q_BHD.contiguous(), k_PSGD, v_PSGD, lengths_B.contiguous(), pages_BJ, o_BHXD, lse_BHX1,
             capacity, LOG2_E * (softcap or scale), None if softcap is None else scale / softcap,
             window, *k_PSGD.stride(), *v_PSGD.stride(),
-            R=R, S=page_size, D=D, BLOCK_R=block_r, **config,
-        )  # fmt: skip
+            R=R, S=page_size, D=D, BLOCK_R=block_r, **config)
         _attention_decode_sum_kernel[(B * H,)](o_BHXD, lse_BHX1, y_BHD, D=D, X=X)
     return y_BHD

@@ -84,10 +84,9 @@ def _load_tile(tiles_ptr):
     return tl.load(ptr), (past, first, whole, tl.load(ptr + 4), tl.load(ptr + 5))
 
 @triton.jit
-def _fwd_steps(
-    acc, row_max, row_sum, q, k_source, v_source, offs_m, tile, factor, squash, window,
-    IS_CAUSAL: tl.constexpr, D: tl.constexpr, BLOCK_N: tl.constexpr, IS_EDGE: tl.constexpr,
-):  # fmt: skip
+def _fwd_steps(acc, row_max, row_sum, q, k_source, v_source, offs_m, tile, factor, squash, window,
+               IS_CAUSAL: tl.constexpr, D: tl.constexpr, BLOCK_N: tl.constexpr,
+               IS_EDGE: tl.constexpr):
     """Softmax and its product with v, taken on over the keys of the whole steps or the edges."""
     past, first, whole, edge, stop = tile
     begin, end = (first, stop - (edge - whole)) if IS_EDGE else (whole, edge)
@@ -116,11 +115,10 @@ def _fwd_steps(
     return acc, row_max, row_sum
 
 @triton.jit(do_not_specialize=["N"])
-def _attention_fwd_kernel(
-    q_ptr, k_ptr, v_ptr, o_ptr, lse_ptr, tiles_ptr, k_desc, v_desc,
-    N, stride_qn, stride_kn, stride_vn, factor, squash, window, GROUP: tl.constexpr,
-    IS_CAUSAL: tl.constexpr, D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
+def _attention_fwd_kernel(q_ptr, k_ptr, v_ptr, o_ptr, lse_ptr, tiles_ptr, k_desc, v_desc, N,
+                          stride_qn, stride_kn, stride_vn, factor, squash, window,
+                          GROUP: tl.constexpr, IS_CAUSAL: tl.constexpr, D: tl.constexpr,
+                          BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
     """o and lse of BLOCK_M queries of one document and head; grid (tiles, H)."""
     row, tile = _load_tile(tiles_ptr)
     past, head = tile[0], tl.program_id(1)
@@ -133,10 +131,9 @@ def _attention_fwd_kernel(
     row_max = tl.full([BLOCK_M], float("-inf"), dtype=tl.float32)
     row_sum = tl.zeros([BLOCK_M], dtype=tl.float32)
     for is_edge in tl.static_range(2):
-        acc, row_max, row_sum = _fwd_steps(
-            acc, row_max, row_sum, q, k_source, v_source, offs_m, tile,
-            factor, squash, window, IS_CAUSAL, D, BLOCK_N, is_edge,
-        )  # fmt: skip
+        acc, row_max, row_sum = _fwd_steps(acc, row_max, row_sum, q, k_source, v_source, offs_m,
+                                           tile, factor, squash, window, IS_CAUSAL, D, BLOCK_N,
+                                           is_edge)
 
     rows = tl.cast(head, tl.int64) * N + offs_m
     tl.store(lse_ptr + rows, row_max + tl.log2(row_sum), mask=offs_m < past)
@@ -144,10 +141,9 @@ def _attention_fwd_kernel(
     _store_rows(o_ptr + head * D, o, row, stride_on, past, D, BLOCK_M)
 
 @triton.jit
-def _dq_steps(
-    dq, q, do, lse, delta, k_source, v_source, offs_m, tile, factor, squash, window,
-    IS_CAUSAL: tl.constexpr, D: tl.constexpr, BLOCK_N: tl.constexpr, IS_EDGE: tl.constexpr,
-):  # fmt: skip
+def _dq_steps(dq, q, do, lse, delta, k_source, v_source, offs_m, tile, factor, squash, window,
+              IS_CAUSAL: tl.constexpr, D: tl.constexpr, BLOCK_N: tl.constexpr,
+              IS_EDGE: tl.constexpr):
     """Adds ds k over the keys of the whole steps or the edges."""
     past, first, whole, edge, stop = tile
     begin, end = (first, stop - (edge - whole)) if IS_EDGE else (whole, edge)
@@ -172,11 +168,10 @@ def _dq_steps(
     return dq
 
 @triton.jit(do_not_specialize=["N"])
-def _attention_bwd_dq_kernel(
-    q_ptr, k_ptr, v_ptr, o_ptr, do_ptr, lse_ptr, stats_ptr, dq_ptr, tiles_ptr, k_desc, v_desc,
-    N, stride_qn, stride_kn, stride_vn, factor, squash, window, scale, GROUP: tl.constexpr,
-    IS_CAUSAL: tl.constexpr, D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
+def _attention_bwd_dq_kernel(q_ptr, k_ptr, v_ptr, o_ptr, do_ptr, lse_ptr, stats_ptr, dq_ptr,
+                             tiles_ptr, k_desc, v_desc, N, stride_qn, stride_kn, stride_vn, factor,
+                             squash, window, scale, GROUP: tl.constexpr, IS_CAUSAL: tl.constexpr,
+                             D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
     """dq of BLOCK_M queries of one document and head, and their lse and delta; grid (tiles, H)."""
     row, tile = _load_tile(tiles_ptr)
     past, head, H = tile[0], tl.program_id(1), tl.num_programs(1)
@@ -195,10 +190,8 @@ def _attention_bwd_dq_kernel(
 
     dq = tl.zeros([BLOCK_M, _width(D)], dtype=tl.float32)
     for is_edge in tl.static_range(2):
-        dq = _dq_steps(
-            dq, q, do, lse, delta, k_source, v_source, offs_m, tile,
-            factor, squash, window, IS_CAUSAL, D, BLOCK_N, is_edge,
-        )  # fmt: skip
+        dq = _dq_steps(dq, q, do, lse, delta, k_source, v_source, offs_m, tile, factor, squash,
+                       window, IS_CAUSAL, D, BLOCK_N, is_edge)
     _store_rows(dq_ptr + head * D, dq * scale, row, H * D, past, D, BLOCK_M)
 
 @triton.jit
@@ -214,10 +207,9 @@ def _load_stats(stats_ptr, row, past, BLOCK: tl.constexpr, IS_EDGE: tl.constexpr
     return tl.sum(tl.where(part == 0, pairs, 0.0), 1), tl.sum(tl.where(part == 1, pairs, 0.0), 1)
 
 @triton.jit
-def _dkv_steps(
-    dk, dv, k, v, q_source, do_source, stats_ptr, offs_n, tile, factor, squash, window,
-    IS_CAUSAL: tl.constexpr, D: tl.constexpr, BLOCK_M: tl.constexpr, IS_EDGE: tl.constexpr,
-):  # fmt: skip
+def _dkv_steps(dk, dv, k, v, q_source, do_source, stats_ptr, offs_n, tile, factor, squash, window,
+               IS_CAUSAL: tl.constexpr, D: tl.constexpr, BLOCK_M: tl.constexpr,
+               IS_EDGE: tl.constexpr):
     """Adds ds^T q and p^T do over the queries of the whole steps or the edges; s is transposed."""
     past, first, whole, edge, stop = tile
     begin, end = (first, stop - (edge - whole)) if IS_EDGE else (whole, edge)
@@ -244,11 +236,10 @@ def _dkv_steps(
     return dk, dv
 
 @triton.jit(do_not_specialize=["N"])
-def _attention_bwd_dkv_kernel(
-    q_ptr, k_ptr, v_ptr, do_ptr, stats_ptr, dk_ptr, dv_ptr, tiles_ptr, q_desc, do_desc,
-    N, stride_qn, stride_kn, stride_vn, factor, squash, window, scale, GROUP: tl.constexpr,
-    IS_CAUSAL: tl.constexpr, D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
+def _attention_bwd_dkv_kernel(q_ptr, k_ptr, v_ptr, do_ptr, stats_ptr, dk_ptr, dv_ptr, tiles_ptr,
+                              q_desc, do_desc, N, stride_qn, stride_kn, stride_vn, factor, squash,
+                              window, scale, GROUP: tl.constexpr, IS_CAUSAL: tl.constexpr,
+                              D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
     """dk and dv of BLOCK_N keys of one document and key head; grid (tiles, G)."""
     row, tile = _load_tile(tiles_ptr)
     past, key_head, stride_dn = tile[0], tl.program_id(1), tl.num_programs(1) * D
@@ -263,10 +254,8 @@ def _attention_bwd_dkv_kernel(
         do_source = (do_ptr, do_desc, stride_dn * GROUP, head * D)
         head_stats_ptr = stats_ptr + tl.cast(head, tl.int64) * N * 2
         for is_edge in tl.static_range(2):
-            dk, dv = _dkv_steps(
-                dk, dv, k, v, q_source, do_source, head_stats_ptr, offs_n, tile,
-                factor, squash, window, IS_CAUSAL, D, BLOCK_M, is_edge,
-            )  # fmt: skip
+            dk, dv = _dkv_steps(dk, dv, k, v, q_source, do_source, head_stats_ptr, offs_n, tile,
+                                factor, squash, window, IS_CAUSAL, D, BLOCK_M, is_edge)
     _store_rows(dk_ptr + key_head * D, dk * scale, row, stride_dn, past, D, BLOCK_N)
     _store_rows(dv_ptr + key_head * D, dv, row, stride_dn, past, D, BLOCK_N)
 
@@ -293,10 +282,9 @@ def _launch(name: str, tensors: list[Tensor], docs: Docs, rule: Rule, **numbers:
     squash = None if rule.softcap is None else rule.scale / rule.softcap
     factor = LOG2_E * (rule.scale if rule.softcap is None else rule.softcap)
     with torch.cuda.device_of(q_NHD):
-        KERNELS[name][len(tiles), heads](
-            *tensors, tiles, *descs, N, *strides, factor, squash, rule.window, **numbers,
-            GROUP=H // G, IS_CAUSAL=rule.is_causal, D=D, **config,
-        )  # fmt: skip
+        KERNELS[name][len(tiles), heads](*tensors, tiles, *descs, N, *strides, factor, squash,
+                                         rule.window, **numbers, GROUP=H // G,
+                                         IS_CAUSAL=rule.is_causal, D=D, **config)
 
 def _shape(q_NHD: Tensor, docs: Docs) -> str:
     """The kind of shape that the rows of configs.toml know."""
@@ -332,9 +320,8 @@ class _Attention(torch.autograd.Function):
     """The op; p is formed anew in backward."""
 
     @staticmethod
-    def forward(
-        ctx: FunctionCtx, q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, docs: Docs, rule: Rule
-    ) -> Tensor:
+    def forward(ctx: FunctionCtx, q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, docs: Docs,
+                rule: Rule) -> Tensor:
         q_NHD, k_NGD, v_NGD = _packed(q_NHD), _packed(k_NGD), _packed(v_NGD)
         o_NHD = _stream(q_NHD, docs)
         lse_HN = q_NHD.new_empty(q_NHD.shape[1], len(q_NHD), dtype=torch.float32)

@@ -16,10 +16,8 @@ Impl = Literal["auto", "eager", "triton"]
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
-def uses_triton(
-    op: str, impl: Impl, x: Tensor, *, fits: bool = True,
-    auto_dtypes: tuple[torch.dtype, ...] = DTYPES,
-) -> bool:  # fmt: skip
+def uses_triton(op: str, impl: Impl, x: Tensor, *, fits: bool = True,
+                auto_dtypes: tuple[torch.dtype, ...] = DTYPES) -> bool:
     """Whether an op on `x` runs its Triton kernels.
 
     op             its name in kernels/cases.py
@@ -58,8 +56,7 @@ def _passes(op: str, device: torch.device, dtype: torch.dtype) -> bool:
     except Exception as error:  # compiler and driver have many
         reason = f"{type(error).__name__}: {error}"
     logging.getLogger(__name__).warning(
-        "%s in %s runs eagerly on %s, its kernels failed their test: %s", op, dtype, device, reason
-    )
+        "%s in %s runs eagerly on %s, its kernels failed their test: %s", op, dtype, device, reason)
     return False
 
 def is_interpreted() -> bool:

@@ -58,9 +58,8 @@ def ceilings() -> dict[str, float]:
     copy_ms, product_ms = map(statistics.median, found.values())
     return {"GB/s": 2**31 / copy_ms * 1e-6, "TFLOP/s": 2 * 8192**3 / product_ms * 1e-9}
 
-def calls_of(
-    op: str, sizes: Sizes, rivals: Rivals, names: Sequence[str] = ()
-) -> dict[str, dict[str, Call]]:
+def calls_of(op: str, sizes: Sizes, rivals: Rivals,
+             names: Sequence[str] = ()) -> dict[str, dict[str, Call]]:
     """mode -> who (of `names`, if any) -> what is timed; who cannot run is told, and left out."""
     entry = ops()[op]
     inputs, rest = entry.drawn(Draw(torch.bfloat16, CUDA), sizes)

@@ -41,9 +41,8 @@ def results(op: Call, inputs: Inputs, trained: Collection[str]) -> dict[str, Ten
         found |= {f"d{name}": grad.double() for name, grad in zip(trained, grads, strict=True)}
     return found
 
-def errors(
-    op: Call, reference: Call, inputs: Inputs, dtype: torch.dtype, trained: Collection[str]
-) -> list[Error]:
+def errors(op: Call, reference: Call, inputs: Inputs, dtype: torch.dtype,
+           trained: Collection[str]) -> list[Error]:
     """Of the output and the gradients of the trained inputs, which are rounded to a dtype."""
     cast = {name: tensor.to(dtype) for name, tensor in inputs.items()}
     exact = results(reference, {name: x.double() for name, x in inputs.items()}, trained)

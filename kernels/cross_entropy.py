@@ -41,10 +41,9 @@ def linear_cross_entropy_reference(
     loss_M = nll_M + z_loss * logits_MV.logsumexp(-1).square()
     return (loss_M * weights_M).sum(), weights_M.sum()
 
-def _softmax_loss(
-    logits_JV: Tensor, labels_J: Tensor, weights_J: Tensor, rule: tuple[float | None, float, float],
-    *, needs_gradient: bool,
-) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+def _softmax_loss(logits_JV: Tensor, labels_J: Tensor, weights_J: Tensor,
+                  rule: tuple[float | None, float, float], *,
+                  needs_gradient: bool) -> tuple[Tensor, Tensor | None]:
     """Loss sum of a chunk (nats), and the gradient of its logits if it is asked for, both wide.
 
     rule    soft cap, z-loss, label smoothing
@@ -83,10 +82,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: FunctionCtx, h_MC: Tensor, weight_VC: Tensor, bias_V: Tensor | None, labels_M: Tensor,
-        weights_M: Tensor, rule: tuple[float | None, float, float, bool],
-    ) -> Tensor:  # fmt: skip
+    def forward(ctx: FunctionCtx, h_MC: Tensor, weight_VC: Tensor, bias_V: Tensor | None,
+                labels_M: Tensor, weights_M: Tensor,
+                rule: tuple[float | None, float, float, bool]) -> Tensor:
         needs_h, needs_weight, needs_bias = needs = ctx.needs_input_grad[:3]
         *rule, is_triton = rule
         softmax_loss = _softmax_loss
@@ -100,10 +98,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         dbias_V = torch.zeros_like(bias_V, dtype=wide) if needs_bias else None
         for start in range(0, h_MC.shape[0], chunk_rows):
             rows = slice(start, start + chunk_rows)
-            chunk_loss, dlogits_JV = softmax_loss(
-                F.linear(h_MC[rows], weight_VC, bias_V), labels_M[rows], weights_M[rows], rule,
-                needs_gradient=any(needs),
-            )  # fmt: skip
+            chunk_loss, dlogits_JV = softmax_loss(F.linear(h_MC[rows], weight_VC, bias_V),
+                                                  labels_M[rows], weights_M[rows], rule,
+                                                  needs_gradient=any(needs))
             loss += chunk_loss
             if needs_bias:
                 dbias_V += dlogits_JV.sum(0, dtype=wide)
@@ -126,11 +123,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grads = (None if x is None else (x * grad).to(dtype) for x, dtype in formed)
         return *grads, None, None, None
 
-def linear_cross_entropy(
-    h_MC: Tensor, weight_VC: Tensor, labels_M: Tensor, weights_M: Tensor, *,
-    bias_V: Tensor | None = None, softcap: float | None = None, z_loss: float = 0.0,
-    label_smoothing: float = 0.0, impl: Impl = "auto",
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+def linear_cross_entropy(h_MC: Tensor, weight_VC: Tensor, labels_M: Tensor, weights_M: Tensor, *,
+                         bias_V: Tensor | None = None, softcap: float | None = None,
+                         z_loss: float = 0.0, label_smoothing: float = 0.0,
+                         impl: Impl = "auto") -> tuple[Tensor, Tensor]:
     """Weighted cross-entropy of a linear classifier, as (sum, weight).
 
     h_MC          rows that are scored, compute dtype

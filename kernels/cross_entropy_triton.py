@@ -34,10 +34,9 @@ def _load_logits(row_ptr, offs, inside, softcap):
     return tl.where(inside, z, float("-inf"))
 
 @triton.jit
-def _softmax_loss_kernel(
-    logits_ptr, labels_ptr, weights_ptr, loss_ptr, V, softcap, z_loss, smoothing,
-    NEEDS_GRADIENT: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr,
-):  # fmt: skip
+def _softmax_loss_kernel(logits_ptr, labels_ptr, weights_ptr, loss_ptr, V, softcap, z_loss,
+                         smoothing, NEEDS_GRADIENT: tl.constexpr, LANES: tl.constexpr,
+                         WIDTH: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     row_ptr = logits_ptr + row * V
     label = tl.load(labels_ptr + row)
@@ -83,10 +82,9 @@ def _softmax_loss_kernel(
                 dz *= 1 - (z / softcap) * (z / softcap)
             tl.store(row_ptr + start + offs_v, dz.to(logits_ptr.dtype.element_ty), mask=inside)
 
-def softmax_loss_triton(
-    logits_JV: Tensor, labels_J: Tensor, weights_J: Tensor, rule: tuple[float | None, float, float],
-    *, needs_gradient: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+def softmax_loss_triton(logits_JV: Tensor, labels_J: Tensor, weights_J: Tensor,
+                        rule: tuple[float | None, float, float], *,
+                        needs_gradient: bool) -> tuple[Tensor, Tensor]:
     """`_softmax_loss` by the kernel: the loss in fp32, the gradient in the place of the logits,
     which are left as they are where it is not asked for."""
     (J, V), (softcap, z_loss, smoothing) = logits_JV.shape, rule
@@ -100,6 +98,5 @@ def softmax_loss_triton(
             logits_JV, labels_J.contiguous(), weights_J.contiguous(), loss_J,
             V, softcap, z_loss or None, smoothing or None,
             NEEDS_GRADIENT=needs_gradient, WIDTH=16 // logits_JV.element_size(),
-            **launch.config_of("softmax_loss", V, logits_JV.device),
-        )  # fmt: skip
+            **launch.config_of("softmax_loss", V, logits_JV.device))
     return loss_J.sum(), logits_JV

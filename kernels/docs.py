@@ -146,9 +146,8 @@ class Docs:
             return self
         return Docs.from_lengths(self.lengths, device)
 
-def _plan_groups(
-    lengths: tuple[int, ...], device: torch.device
-) -> tuple[tuple[Group, ...], Tensor | None]:
+def _plan_groups(lengths: tuple[int, ...],
+                 device: torch.device) -> tuple[tuple[Group, ...], Tensor | None]:
     """What `Docs.walk` says: documents in blocks, the longest first."""
     groups, order, borders = [], [], [0, *accumulate(lengths)]
     for length, members in _blocks(lengths):
@@ -167,14 +166,11 @@ def _plan_groups(
         groups.append(Group(
             num_docs=count, length=length, num_tokens=len(slots_N),
             slots=slots_N.to(device), tokens=tokens_BT.flatten().to(device),
-            lengths_B=None if is_full else lengths_B.clamp(min=1).to(device),
-        ))  # fmt: skip
+            lengths_B=None if is_full else lengths_B.clamp(min=1).to(device)))
     is_sorted = all(a >= b for a, b in pairwise(lengths))
     return tuple(groups), None if is_sorted else torch.cat(order).to(device)
 
-def _plan_tiles(
-    lengths: tuple[int, ...], rows: int, columns: int, back: int, ahead: int
-) -> Tensor:
+def _plan_tiles(lengths: tuple[int, ...], rows: int, columns: int, back: int, ahead: int) -> Tensor:
     """The table of `Docs.tiles`, on the CPU."""
     lengths_B = torch.tensor(lengths)
     counts_B = (lengths_B + rows - 1) // rows

@@ -34,10 +34,9 @@ def chosen(h_NR: Tensor, choice: Choice | list[Tensor] | None) -> Tensor:
         h_NR.masked_fill_(adapter_N[:, None] != owner_R, 0)
     return h_NR
 
-def lora_linear_reference(
-    x_NC: Tensor, weight_OC: Tensor, a_RC: Tensor, b_OR: Tensor, *, bias_O: Tensor | None = None,
-    scale: float | Tensor, choice: Choice | None = None,
-) -> Tensor:  # fmt: skip
+def lora_linear_reference(x_NC: Tensor, weight_OC: Tensor, a_RC: Tensor, b_OR: Tensor, *,
+                          bias_O: Tensor | None = None, scale: float | Tensor,
+                          choice: Choice | None = None) -> Tensor:
     """The definition, without dropout. In float64 it is the oracle."""
     h_NR = chosen(x_NC @ a_RC.to(x_NC.dtype).T, choice)
     y_NO = x_NC @ weight_OC.T
@@ -57,10 +56,9 @@ class _LoRALinear(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: FunctionCtx, x_NC: Tensor, weight: Tensor | NF4, a_RC: Tensor, b_OR: Tensor,
-        bias_O: Tensor | None, rule: tuple[float | Tensor, Tensor | None, Choice | None, Impl],
-    ) -> Tensor:  # fmt: skip
+    def forward(ctx: FunctionCtx, x_NC: Tensor, weight: Tensor | NF4, a_RC: Tensor, b_OR: Tensor,
+                bias_O: Tensor | None,
+                rule: tuple[float | Tensor, Tensor | None, Choice | None, Impl]) -> Tensor:
         scale, keep_NC, choice, ctx.impl = rule
         ctx.scale, ctx.dtypes = scale, (a_RC.dtype, b_OR.dtype)
         a_RC, sb_OR = a_RC.to(x_NC.dtype), (b_OR * scale).to(x_NC.dtype)
@@ -94,11 +92,9 @@ class _LoRALinear(torch.autograd.Function):
             dbias_O = dy_NO.sum(0)
         return dx_NC, dw_OC, da_RC, db_OR, dbias_O, None
 
-def lora_linear(
-    x_NC: Tensor, weight_OC: Tensor | NF4, a_RC: Tensor, b_OR: Tensor, *, scale: float | Tensor,
-    bias_O: Tensor | None = None, dropout: float = 0.0, choice: Choice | None = None,
-    impl: Impl = "auto",
-) -> Tensor:  # fmt: skip
+def lora_linear(x_NC: Tensor, weight_OC: Tensor | NF4, a_RC: Tensor, b_OR: Tensor, *,
+                scale: float | Tensor, bias_O: Tensor | None = None, dropout: float = 0.0,
+                choice: Choice | None = None, impl: Impl = "auto") -> Tensor:
     """Frozen linear map plus a low-rank update: y = x W^T + bias + scale (drop(x) A^T) B^T.
 
     x_NC            activations, compute dtype; two axes, as everywhere in the flat stream

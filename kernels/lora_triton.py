@@ -44,11 +44,9 @@ def _is_kept(seed, offs_n, first_c, dropped, BLOCK_C: tl.constexpr):
     return tl.reshape(shorts, [offs_n.shape[0], BLOCK_C]) >= dropped
 
 @triton.jit
-def _lora_shrink_kernel(
-    x_ptr, a_ptr, seed_ptr, adapter_ptr, owner_ptr, h_ptr,
-    N, C, R, dropped, keep_scale,
-    BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr,
-):  # fmt: skip
+def _lora_shrink_kernel(x_ptr, a_ptr, seed_ptr, adapter_ptr, owner_ptr, h_ptr, N, C, R, dropped,
+                        keep_scale, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
+                        BLOCK_R: tl.constexpr):
     offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     offs_r = tl.arange(0, BLOCK_R)
     x_row_ptr = x_ptr + offs_n.to(tl.int64)[:, None] * C
@@ -74,11 +72,9 @@ def _lora_shrink_kernel(
     tl.store(h_ptr + offs_n.to(tl.int64)[:, None] * R + offs_r, h, mask=inside)
 
 @triton.jit
-def _lora_dh_db_kernel(
-    dy_ptr, sb_ptr, h_ptr, adapter_ptr, owner_ptr, dh_ptr, db_ptr,
-    N, width_o, R, tiles_per_group,
-    BLOCK_N: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_R: tl.constexpr,
-):  # fmt: skip
+def _lora_dh_db_kernel(dy_ptr, sb_ptr, h_ptr, adapter_ptr, owner_ptr, dh_ptr, db_ptr, N, width_o, R,
+                       tiles_per_group, BLOCK_N: tl.constexpr, BLOCK_O: tl.constexpr,
+                       BLOCK_R: tl.constexpr):
     pid_o, pid_g = tl.program_id(0), tl.program_id(1)
     offs_o = pid_o * BLOCK_O + tl.arange(0, BLOCK_O)
     offs_r = tl.arange(0, BLOCK_R)
@@ -107,11 +103,9 @@ def _lora_dh_db_kernel(
     tl.store(db_ptr + pid_g.to(tl.int64) * width_o * R + offs_or, db, mask=in_or)
 
 @triton.jit
-def _lora_drop_bwd_kernel(
-    x_ptr, dh_ptr, a_ptr, seed_ptr, dx_ptr, da_ptr,
-    N, C, R, dropped, keep_scale, tiles_per_group,
-    BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr,
-):  # fmt: skip
+def _lora_drop_bwd_kernel(x_ptr, dh_ptr, a_ptr, seed_ptr, dx_ptr, da_ptr, N, C, R, dropped,
+                          keep_scale, tiles_per_group, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
+                          BLOCK_R: tl.constexpr):
     first_c, pid_g = tl.program_id(0) * BLOCK_C, tl.program_id(1)
     offs_c = first_c + tl.arange(0, BLOCK_C)
     offs_r = tl.arange(0, BLOCK_R)
@@ -144,30 +138,26 @@ def _drop_rule(dropout: float) -> tuple[int, float]:
 def _block_r(R: int) -> int:
     return max(16, triton.next_power_of_2(R))  # 16: the least width of a product
 
-def _groups(
-    row_tiles: int, column_tiles: int, per_sm: int, device: torch.device
-) -> tuple[int, int]:
+def _groups(row_tiles: int, column_tiles: int, per_sm: int,
+            device: torch.device) -> tuple[int, int]:
     """Groups of row tiles, and tiles in each, so that all groups' programs fill the GPU."""
     wanted = launch.num_programs(row_tiles * column_tiles, per_sm, device) // column_tiles
     tiles_per_group = triton.cdiv(row_tiles, max(1, wanted))
     return triton.cdiv(row_tiles, max(1, tiles_per_group)), tiles_per_group
 
-def _launch_shrink(
-    x_NC: Tensor, a_RC: Tensor, seed: Tensor | None, dropout: float, choice: list[Tensor]
-) -> Tensor:
+def _launch_shrink(x_NC: Tensor, a_RC: Tensor, seed: Tensor | None, dropout: float,
+                   choice: list[Tensor]) -> Tensor:
     (N, C), R = x_NC.shape, len(a_RC)
     config = launch.config_of("lora_shrink", R, x_NC.device)
     h_NR = torch.empty(N, R, dtype=x_NC.dtype, device=x_NC.device)
     with torch.cuda.device_of(x_NC):
         _lora_shrink_kernel[(triton.cdiv(N, config["BLOCK_N"]),)](
             x_NC, a_RC, seed, *(choice or (None, None)), h_NR, N, C, R, *_drop_rule(dropout),
-            BLOCK_R=_block_r(R), **config,
-        )  # fmt: skip
+            BLOCK_R=_block_r(R), **config)
     return h_NR
 
-def _launch_dh_db(
-    dy_NO: Tensor, sb_OR: Tensor, h_NR: Tensor, choice: list[Tensor]
-) -> tuple[Tensor, Tensor]:
+def _launch_dh_db(dy_NO: Tensor, sb_OR: Tensor, h_NR: Tensor,
+                  choice: list[Tensor]) -> tuple[Tensor, Tensor]:
     """dh in the compute dtype, and dB / scale in fp32."""
     (N, width_o), R, device = dy_NO.shape, h_NR.shape[1], dy_NO.device
     config = dict(launch.config_of("lora_dh_db", R, device))
@@ -177,16 +167,12 @@ def _launch_dh_db(
     dh_PNR = torch.empty(P, N, R, dtype=torch.float32, device=device)
     db_GOR = torch.empty(G, width_o, R, dtype=torch.float32, device=device)
     with torch.cuda.device_of(dy_NO):
-        _lora_dh_db_kernel[(P, G)](
-            dy_NO, sb_OR, h_NR, *(choice or (None, None)), dh_PNR, db_GOR,
-            N, width_o, R, tiles_per_group,
-            BLOCK_R=_block_r(R), **config,
-        )  # fmt: skip
+        _lora_dh_db_kernel[(P, G)](dy_NO, sb_OR, h_NR, *(choice or (None, None)), dh_PNR, db_GOR, N,
+                                   width_o, R, tiles_per_group, BLOCK_R=_block_r(R), **config)
     return dh_PNR.sum(0).to(dy_NO.dtype), db_GOR.sum(0)
 
-def _launch_drop_bwd(
-    x_NC: Tensor, dh_NR: Tensor, a_RC: Tensor, seed: Tensor, dx_NC: Tensor | None, dropout: float
-) -> Tensor:
+def _launch_drop_bwd(x_NC: Tensor, dh_NR: Tensor, a_RC: Tensor, seed: Tensor, dx_NC: Tensor | None,
+                     dropout: float) -> Tensor:
     """dA in fp32; the update's share of dx goes to `dx_NC`."""
     (N, C), R, device = x_NC.shape, len(a_RC), x_NC.device
     config = dict(launch.config_of("lora_drop_bwd", R, device))
@@ -195,11 +181,9 @@ def _launch_drop_bwd(
     G, tiles_per_group = _groups(row_tiles, column_tiles, config.pop("PER_SM"), device)
     da_GRC = torch.empty(G, R, C, dtype=torch.float32, device=device)
     with torch.cuda.device_of(x_NC):
-        _lora_drop_bwd_kernel[(column_tiles, G)](
-            x_NC, dh_NR, a_RC, seed, dx_NC, da_GRC,
-            N, C, R, *_drop_rule(dropout), tiles_per_group,
-            BLOCK_R=_block_r(R), **config,
-        )  # fmt: skip
+        _lora_drop_bwd_kernel[(column_tiles, G)](x_NC, dh_NR, a_RC, seed, dx_NC, da_GRC, N, C, R,
+                                                 *_drop_rule(dropout), tiles_per_group,
+                                                 BLOCK_R=_block_r(R), **config)
     return da_GRC.sum(0)
 
 class LoRALinear(torch.autograd.Function):
@@ -210,10 +194,9 @@ class LoRALinear(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: FunctionCtx, x_NC: Tensor, weight: Tensor | NF4, a_RC: Tensor, b_OR: Tensor,
-        bias_O: Tensor | None, rule: tuple[float | Tensor, float, Choice | None, Impl],
-    ) -> Tensor:  # fmt: skip
+    def forward(ctx: FunctionCtx, x_NC: Tensor, weight: Tensor | NF4, a_RC: Tensor, b_OR: Tensor,
+                bias_O: Tensor | None,
+                rule: tuple[float | Tensor, float, Choice | None, Impl]) -> Tensor:
         scale, dropout, choice, ctx.impl = rule
         weight_OC = dense(weight, ctx.impl)
         (_, C), width_o, R = x_NC.shape, len(weight_OC), len(a_RC)
@@ -261,5 +244,4 @@ class LoRALinear(torch.autograd.Function):
             da_RC.to(ctx.dtypes[0]),
             (db_OR * scale).to(ctx.dtypes[1]),
             dy_NO.sum(0) if needs_dbias else None,
-            None,
-        )
+            None)

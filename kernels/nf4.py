@@ -27,12 +27,10 @@ from torch.autograd.function import FunctionCtx
 from kernels.backend import Impl, uses_triton
 
 BLOCK, GROUP = 64, 256
-TABLE = (
-    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
-    -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0,
-    0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
-    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
-)  # fmt: skip
+TABLE = (-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
+         -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
+         0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941,
+         0.7229568362236023, 1.0)
 
 @dataclass(frozen=True)
 class NF4:
@@ -129,9 +127,8 @@ def dense(weight: Tensor | NF4, impl: Impl) -> Tensor:
 
 class _NF4Linear(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: FunctionCtx, x_NC: Tensor, weight: NF4, bias_O: Tensor | None, impl: Impl
-    ) -> Tensor:
+    def forward(ctx: FunctionCtx, x_NC: Tensor, weight: NF4, bias_O: Tensor | None,
+                impl: Impl) -> Tensor:
         ctx.weight, ctx.impl = weight, impl
         return F.linear(x_NC, dequantise(weight, impl=impl), bias_O)
 
@@ -141,9 +138,8 @@ class _NF4Linear(torch.autograd.Function):
         dx_NC = dy_NO @ dequantise(ctx.weight, impl=ctx.impl) if needs_dx else None
         return dx_NC, None, dy_NO.sum(0) if needs_dbias else None, None
 
-def nf4_linear(
-    x_NC: Tensor, weight: NF4, bias_O: Tensor | None = None, *, impl: Impl = "auto"
-) -> Tensor:
+def nf4_linear(x_NC: Tensor, weight: NF4, bias_O: Tensor | None = None, *,
+               impl: Impl = "auto") -> Tensor:
     """y_NO = x W'^T + bias, by a frozen quantised weight, which both passes dequantise.
 
     x_NC, bias_O    dtype of the weight

@@ -15,9 +15,8 @@ from kernels import launch
 from kernels.nf4 import BLOCK, GROUP, NF4, code_table, scale_table
 
 @triton.jit
-def _nf4_quantise_kernel(
-    weight_ptr, table_ptr, codes_ptr, scale_ptr, Q, BLOCK_Q: tl.constexpr, BLOCK: tl.constexpr
-):
+def _nf4_quantise_kernel(weight_ptr, table_ptr, codes_ptr, scale_ptr, Q, BLOCK_Q: tl.constexpr,
+                         BLOCK: tl.constexpr):
     offs_q = tl.program_id(0).to(tl.int64) * BLOCK_Q + tl.arange(0, BLOCK_Q)
     in_q = offs_q < Q
     offs = offs_q[:, None] * BLOCK + tl.arange(0, BLOCK)  # (BLOCK_Q, BLOCK)
@@ -34,10 +33,9 @@ def _nf4_quantise_kernel(
     tl.store(codes_ptr + offs, (high << 4 | low).to(tl.uint8), mask=in_q[:, None])
 
 @triton.jit
-def _nf4_dequantise_kernel(
-    codes_ptr, table_ptr, scale_codes_ptr, scale_table_ptr, maxima_ptr, mean_ptr, weight_ptr, Q,
-    BLOCK_Q: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr,
-):  # fmt: skip
+def _nf4_dequantise_kernel(codes_ptr, table_ptr, scale_codes_ptr, scale_table_ptr, maxima_ptr,
+                           mean_ptr, weight_ptr, Q, BLOCK_Q: tl.constexpr, BLOCK: tl.constexpr,
+                           GROUP: tl.constexpr):
     offs_q = tl.program_id(0).to(tl.int64) * BLOCK_Q + tl.arange(0, BLOCK_Q)
     in_q = offs_q < Q
     scale_code = tl.load(scale_codes_ptr + offs_q, mask=in_q, other=0).to(tl.int32)
@@ -58,8 +56,7 @@ def quantise_blocks_triton(weight_OC: Tensor) -> tuple[Tensor, Tensor]:
     scale_Q = torch.empty(Q, dtype=torch.float32, device=device)
     with torch.cuda.device_of(weight_OC):
         _nf4_quantise_kernel[(triton.cdiv(Q, config["BLOCK_Q"]),)](
-            weight_OC.contiguous(), code_table(device), codes_P, scale_Q, Q, BLOCK=BLOCK, **config
-        )
+            weight_OC.contiguous(), code_table(device), codes_P, scale_Q, Q, BLOCK=BLOCK, **config)
     return codes_P, scale_Q
 
 def dequantise_triton(weight: NF4) -> Tensor:

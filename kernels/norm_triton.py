@@ -18,11 +18,9 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from kernels import launch
 
 @triton.jit
-def _norm_fwd_kernel(
-    x_ptr, residual_ptr, weight_ptr, bias_ptr, y_ptr, sum_ptr, mean_ptr, rstd_ptr,
-    N, C, eps, offset,
-    IS_CENTRED: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
+def _norm_fwd_kernel(x_ptr, residual_ptr, weight_ptr, bias_ptr, y_ptr, sum_ptr, mean_ptr, rstd_ptr,
+                     N, C, eps, offset, IS_CENTRED: tl.constexpr, BLOCK_N: tl.constexpr,
+                     BLOCK_C: tl.constexpr):
     offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     offs_c = tl.arange(0, BLOCK_C)
     in_n, in_c = offs_n < N, offs_c < C
@@ -48,11 +46,9 @@ def _norm_fwd_kernel(
     tl.store(y_ptr + offs, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 @triton.jit
-def _norm_bwd_kernel(
-    dy_ptr, x_ptr, weight_ptr, mean_ptr, rstd_ptr, dsum_ptr, dx_ptr, dweight_ptr, dbias_ptr,
-    N, C, offset,
-    IS_CENTRED: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
+def _norm_bwd_kernel(dy_ptr, x_ptr, weight_ptr, mean_ptr, rstd_ptr, dsum_ptr, dx_ptr, dweight_ptr,
+                     dbias_ptr, N, C, offset, IS_CENTRED: tl.constexpr, BLOCK_N: tl.constexpr,
+                     BLOCK_C: tl.constexpr):
     pid = tl.program_id(0)
     offs_c = tl.arange(0, BLOCK_C)
     in_c = offs_c < C
@@ -87,10 +83,8 @@ def _norm_bwd_kernel(
     if dbias_ptr is not None:
         tl.store(dbias_ptr + pid * C + offs_c, tl.sum(dbias, 0), mask=in_c)
 
-def _launch_fwd(
-    x_NC: Tensor, residual_NC: Tensor | None, weight_C: Tensor, bias_C: Tensor | None,
-    rule: tuple[float, float, bool],
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:  # fmt: skip
+def _launch_fwd(x_NC: Tensor, residual_NC: Tensor | None, weight_C: Tensor, bias_C: Tensor | None,
+                rule: tuple[float, float, bool]) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
     """y, x (plus the residual), the means where they are taken away, and 1 / std."""
     eps, offset, is_centred = rule
     C = weight_C.numel()
@@ -113,14 +107,11 @@ def _launch_fwd(
         _norm_fwd_kernel[(triton.cdiv(N, config["BLOCK_N"]),)](
             x_NC, residual_NC, weight_C, bias_C, y_NC, sum_NC, mean_N, rstd_N,
             N, C, eps, offset,
-            IS_CENTRED=is_centred, BLOCK_C=triton.next_power_of_2(C), **config,
-        )  # fmt: skip
+            IS_CENTRED=is_centred, BLOCK_C=triton.next_power_of_2(C), **config)
     return y_NC, sum_NC, mean_N, rstd_N
 
-def _launch_bwd(
-    dy_NC: Tensor, dsum_NC: Tensor | None, saved: tuple[Tensor, ...], offset: float,
-    needs: tuple[bool, bool],
-) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
+def _launch_bwd(dy_NC: Tensor, dsum_NC: Tensor | None, saved: tuple[Tensor, ...], offset: float,
+                needs: tuple[bool, bool]) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """dx, and where they are asked for dw and db."""
     x_NC, weight_C, mean_N, rstd_N = saved
     N, C, device = len(rstd_N), len(weight_C), x_NC.device
@@ -129,15 +120,13 @@ def _launch_bwd(
     P = launch.num_programs(triton.cdiv(N, config["BLOCK_N"]), config.pop("PER_SM"), device)
     dx_NC = torch.empty_like(x_NC)
     dweight_PC, dbias_PC = (
-        torch.empty(P, C, dtype=torch.float32, device=device) if need else None for need in needs
-    )
+        torch.empty(P, C, dtype=torch.float32, device=device) if need else None for need in needs)
     with torch.cuda.device_of(x_NC):
         _norm_bwd_kernel[(P,)](
             dy_NC.contiguous(), x_NC, weight_C, mean_N, rstd_N,
             None if dsum_NC is None else dsum_NC.contiguous(), dx_NC, dweight_PC, dbias_PC,
             N, C, offset,
-            IS_CENTRED=mean_N is not None, BLOCK_C=triton.next_power_of_2(C), **config,
-        )  # fmt: skip
+            IS_CENTRED=mean_N is not None, BLOCK_C=triton.next_power_of_2(C), **config)
     partial = dweight_PC, dbias_PC
     return dx_NC, *(None if x_PC is None else x_PC.sum(0).to(weight_C.dtype) for x_PC in partial)
 
@@ -148,10 +137,9 @@ class Norm(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: FunctionCtx, x_NC: Tensor, residual_NC: Tensor | None, weight_C: Tensor,
-        bias_C: Tensor | None, rule: tuple[float, float, bool],
-    ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
+    def forward(ctx: FunctionCtx, x_NC: Tensor, residual_NC: Tensor | None, weight_C: Tensor,
+                bias_C: Tensor | None,
+                rule: tuple[float, float, bool]) -> Tensor | tuple[Tensor, Tensor]:
         weight_C, bias_C = (w if w is None else w.contiguous() for w in (weight_C, bias_C))
         y_NC, sum_NC, mean_N, rstd_N = _launch_fwd(x_NC, residual_NC, weight_C, bias_C, rule)
         ctx.save_for_backward(sum_NC, weight_C, mean_N, rstd_N)
@@ -160,9 +148,8 @@ class Norm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(
-        ctx: FunctionCtx, dy_NC: Tensor, dsum_NC: Tensor | None = None
-    ) -> tuple[Tensor | None, ...]:
+    def backward(ctx: FunctionCtx, dy_NC: Tensor,
+                 dsum_NC: Tensor | None = None) -> tuple[Tensor | None, ...]:
         needs_dx, needs_dresidual, *needs = ctx.needs_input_grad[:4]
         dx_NC, *grads = _launch_bwd(dy_NC, dsum_NC, ctx.saved_tensors, ctx.offset, needs)
         return dx_NC if needs_dx else None, dx_NC if needs_dresidual else None, *grads, None

@@ -21,10 +21,8 @@ from kernels.backend import Impl, uses_triton
 from kernels.launch import MAX_HEAD_WIDTH
 from kernels.norm import rms_norm
 
-def rope_angles(
-    positions_N: Tensor, *, head_dim: int, theta: float, dtype: torch.dtype, factor: float = 1.0,
-    bands: tuple[float, float, int] | None = None,
-) -> Tensor:  # fmt: skip
+def rope_angles(positions_N: Tensor, *, head_dim: int, theta: float, dtype: torch.dtype,
+                factor: float = 1.0, bands: tuple[float, float, int] | None = None) -> Tensor:
     """cos and sin of every position, stacked.
 
     head_dim    channels that turn: all of a head, or the first of them
@@ -95,10 +93,8 @@ def rope(x_NHD: Tensor, cos_sin_2NE: Tensor, *, impl: Impl = "auto") -> Tensor:
         return RopeTriton.apply(x_NHD, cos_sin_2NE, None, (0.0, 0.0))
     return _Rope.apply(x_NHD, cos_sin_2NE)
 
-def norm_rope(
-    x_NHD: Tensor, weight_D: Tensor, cos_sin_2NE: Tensor, *, eps: float, offset: float = 0.0,
-    impl: Impl = "auto",
-) -> Tensor:  # fmt: skip
+def norm_rope(x_NHD: Tensor, weight_D: Tensor, cos_sin_2NE: Tensor, *, eps: float,
+              offset: float = 0.0, impl: Impl = "auto") -> Tensor:
     """`rms_norm` of each head, then `rope`.
 
     weight_D    of the norm, as are eps and offset; same dtype

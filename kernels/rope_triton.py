@@ -19,11 +19,10 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from kernels import launch
 
 @triton.jit
-def _rope_kernel(
-    x_ptr, cos_ptr, sin_ptr, y_ptr, weight_ptr, saved_ptr, dweight_ptr, num_rows, num_steps,
-    H, D, E, eps, offset, stride_xn, stride_xh, stride_sn, stride_sh,
-    IS_BACKWARD: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_P: tl.constexpr,
-):  # fmt: skip
+def _rope_kernel(x_ptr, cos_ptr, sin_ptr, y_ptr, weight_ptr, saved_ptr, dweight_ptr, num_rows,
+                 num_steps, H, D, E, eps, offset, stride_xn, stride_xh, stride_sn, stride_sh,
+                 IS_BACKWARD: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_E: tl.constexpr,
+                 BLOCK_P: tl.constexpr):
     # backward, x and y are dy and dx, and `saved` is the x that was normed
     pid = tl.program_id(0)
     offs_e = tl.arange(0, BLOCK_E)
@@ -76,10 +75,9 @@ def _rope_kernel(
         tl.store(dweight_ptr + pid * D + offs_e, tl.sum(dweight1, 0), mask=in_e)
         tl.store(dweight_ptr + pid * D + E + offs_e, tl.sum(dweight2, 0), mask=in_e)
 
-def _launch(
-    x_NHD: Tensor, cos_sin_2NE: Tensor, weight_D: Tensor | None, saved_NHD: Tensor | None,
-    rule: tuple[float, float], *, is_backward: bool, needs_dweight: bool = False,
-) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+def _launch(x_NHD: Tensor, cos_sin_2NE: Tensor, weight_D: Tensor | None, saved_NHD: Tensor | None,
+            rule: tuple[float, float], *, is_backward: bool,
+            needs_dweight: bool = False) -> tuple[Tensor, Tensor | None]:
     """y or dx, and where it is asked for dw."""
     N, H, D = x_NHD.shape
     E = cos_sin_2NE.shape[-1]
@@ -92,8 +90,7 @@ def _launch(
             raise ValueError(f"channels that turn = {2 * E}, must be all {D}; pass impl='eager'")
     x_NHD, saved_NHD, weight_D = (
         x if x is None or x.stride(-1) == 1 and max(x.stride()) * H < 2**31 else x.contiguous()
-        for x in (x_NHD, saved_NHD, weight_D)
-    )
+        for x in (x_NHD, saved_NHD, weight_D))
     kernel = "rope" if saved_NHD is None else "norm_rope_bwd"
     config = dict(launch.config_of(kernel, E, x_NHD.device))
     tiles = triton.cdiv(N * H, config["BLOCK_R"])
@@ -107,8 +104,7 @@ def _launch(
             N * H, triton.cdiv(tiles, P), H, D, E, *rule,
             *x_NHD.stride()[:2], *(0, 0) if saved_NHD is None else saved_NHD.stride()[:2],
             IS_BACKWARD=is_backward, BLOCK_E=triton.next_power_of_2(E),
-            BLOCK_P=triton.next_power_of_2(D - 2 * E) if D > 2 * E else 0, **config,
-        )  # fmt: skip
+            BLOCK_P=triton.next_power_of_2(D - 2 * E) if D > 2 * E else 0, **config)
     return y_NHD, None if dweight_PD is None else dweight_PD.sum(0).to(weight_D.dtype)
 
 class RopeTriton(torch.autograd.Function):
@@ -116,10 +112,8 @@ class RopeTriton(torch.autograd.Function):
     gradient is turned back, and with a norm its input and weight."""
 
     @staticmethod
-    def forward(
-        ctx: FunctionCtx, x_NHD: Tensor, cos_sin_2NE: Tensor, weight_D: Tensor | None,
-        rule: tuple[float, float],
-    ) -> Tensor:  # fmt: skip
+    def forward(ctx: FunctionCtx, x_NHD: Tensor, cos_sin_2NE: Tensor, weight_D: Tensor | None,
+                rule: tuple[float, float]) -> Tensor:
         ctx.save_for_backward(cos_sin_2NE, weight_D, None if weight_D is None else x_NHD)
         ctx.rule = rule
         return _launch(x_NHD, cos_sin_2NE, weight_D, None, rule, is_backward=False)[0]

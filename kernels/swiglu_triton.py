@@ -42,9 +42,8 @@ def _glu_fwd_kernel(gate_ptr, up_ptr, y_ptr, size, KIND: tl.constexpr, BLOCK: tl
     tl.store(y_ptr + offs, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 @triton.jit
-def _glu_bwd_kernel(
-    dy_ptr, gate_ptr, up_ptr, dgate_ptr, dup_ptr, size, KIND: tl.constexpr, BLOCK: tl.constexpr
-):  # fmt: skip
+def _glu_bwd_kernel(dy_ptr, gate_ptr, up_ptr, dgate_ptr, dup_ptr, size, KIND: tl.constexpr,
+                    BLOCK: tl.constexpr):
     offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = offs < size
     dy = tl.load(dy_ptr + offs, mask=inside, other=0.0).to(tl.float32)

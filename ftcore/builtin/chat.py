@@ -93,10 +93,8 @@ def shares(size: int) -> list[int]:
     total = sum(intent.share for intent in intents())
     return [round(size * intent.share / total) for intent in intents()]
 
-def written_rows(
-    split: str, counts: Iterable[int], of: Callable[[Intent], Phrase], *, rng: Random,
-    said: set[str], new: bool = False,
-) -> list[Row]:  # fmt: skip
+def written_rows(split: str, counts: Iterable[int], of: Callable[[Intent], Phrase], *, rng: Random,
+                 said: set[str], new: bool = False) -> list[Row]:
     """A split of `counts` rows of each intent, from the phrases `of` it, shuffled; `new` values or
     those of training. No request is among those `said`, and all are after it."""
     rows = []
@@ -269,10 +267,9 @@ def corrupt(row: Row, rng: Random) -> tuple[str, str]:
         slots[key], slots[other] = slots[other], slots[key]
     answer = command(intent, slots)
     if kind == "broken_json":
-        answer = rng.choice((
-            answer[:-1], answer[1:], answer.replace('"', "'"), answer.replace('"', "", 1),
-            answer.replace(":", "", 1), answer.removesuffix('"}') + "}",
-        ))  # fmt: skip
+        answer = rng.choice((answer[:-1], answer[1:], answer.replace('"', "'"),
+                             answer.replace('"', "", 1), answer.replace(":", "", 1),
+                             answer.removesuffix('"}') + "}"))
     return answer, kind
 
 def main() -> None:

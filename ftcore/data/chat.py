@@ -66,9 +66,8 @@ def render(messages: Sequence[Message], tokenizer: Tokenizer) -> tuple[str, tupl
     changed = partial(_changed_span, text, contents, markers[0], again)
     return text, tuple(map(changed, range(len(contents))))
 
-def render_text(
-    messages: Sequence[Message], tokenizer: Tokenizer, *, add_generation_prompt: bool = False
-) -> str:
+def render_text(messages: Sequence[Message], tokenizer: Tokenizer, *,
+                add_generation_prompt: bool = False) -> str:
     """Text of a chat; `add_generation_prompt` ends it where the assistant is to answer."""
     if tokenizer.chat_template is None:
         problem = f"{tokenizer.where}: the tokenizer has no chat template; put one into "
@@ -99,9 +98,8 @@ def generation_prompt(tokenizer: Tokenizer) -> str:
     prompted = render_text(question, tokenizer, add_generation_prompt=True)
     return prompted[len(os.path.commonprefix([asked, prompted])) :]
 
-def _marked_spans(
-    text: str, contents: Sequence[str], markers: str, again: Again, trim: Callable[[str], str]
-) -> tuple[Span, ...] | None:
+def _marked_spans(text: str, contents: Sequence[str], markers: str, again: Again,
+                  trim: Callable[[str], str]) -> tuple[Span, ...] | None:
     """Spans of all contents by markers, None where these do not come through untouched."""
     pairs = list(zip(markers[::2], markers[1::2], strict=True))
     both = zip(contents, pairs, strict=True)
@@ -145,9 +143,8 @@ class _Generation(Extension):
 @lru_cache(maxsize=8)
 def _compiled(source: str, where: str) -> Callable[[dict], Iterator[str]]:
     """Variables -> the text in pieces."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-    )
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True,
+                                                extensions=[_Generation, loopcontrols])
     environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)
     environment.globals["raise_exception"] = _refuse
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
@@ -218,10 +215,8 @@ def find_answers(chat: Chat, tokenizer: Tokenizer, train_on: TrainOn) -> tuple[s
         answers.append((start, end, message.get("weight", 1.0)))
     return text, answers
 
-def supervise(
-    row_id: str, text: str, encoding: Encoding, answers: Answers, tokenizer: Tokenizer,
-    train_on_end: bool,
-) -> Encoded:  # fmt: skip
+def supervise(row_id: str, text: str, encoding: Encoding, answers: Answers, tokenizer: Tokenizer,
+              train_on_end: bool) -> Encoded:
     """The document of a tokenised chat: tokens that overlap an answer count with its weight, and so
     does the end of its turn, so that the model learns to stop, if `train_on_end`."""
     starts_T, ends_T = np.ascontiguousarray(encoding.offsets_T2.T)  # both in order

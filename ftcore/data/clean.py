@@ -29,8 +29,7 @@ def normalised(text: str, *, form: Literal["nfc", "nfkc"] = "nfc", unescape: boo
     patterns, before = _patterns(), None
     if text.isascii() and not (
         patterns["control"].search(text)
-        or " \n" in text or "\t\n" in text or text[-1:].isspace() or (unescape and "&" in text)
-    ):  # fmt: skip
+        or " \n" in text or "\t\n" in text or text[-1:].isspace() or (unescape and "&" in text)):
         return text
     while text != before:
         before = text

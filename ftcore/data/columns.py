@@ -127,9 +127,8 @@ def examples(rows: Sequence[Row], config: DataConfig) -> Mapped:
     found += [mapped(talks, conversation, chats, chats.messages)] if talks else []
     return tuple(sum(lists, []) for lists in zip(*found, strict=True))
 
-def mapped(
-    rows: Sequence[Row], example: Callable[[Row, Any], Example], config: Any, *columns: str
-) -> Mapped:
+def mapped(rows: Sequence[Row], example: Callable[[Row, Any], Example], config: Any,
+           *columns: str) -> Mapped:
     """The `example` of each row, and the rows of which it makes none: where it raises RowError."""
     require(rows, *columns)
     kept, rejected = [], []
@@ -193,8 +192,7 @@ def to_bio(tags: Sequence[str]) -> tuple[str, ...]:
     """IOB1 (B- only parts neighbours of one type) as BIO (B- begins every entity); others stay."""
     return tuple(
         "B" + tag[1:] if tag[:2] == "I-" and last[1:] != tag[1:] else tag
-        for last, tag in pairwise(["O", *tags])
-    )
+        for last, tag in pairwise(["O", *tags]))
 
 def spanned(row: Row, config: configs.TaggedDataConfig) -> Text:
     """A sentence from a text with spans [{"start", "end", "label"}] in characters, the end not

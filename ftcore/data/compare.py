@@ -43,9 +43,8 @@ def repeated(examples: Sequence[Example]) -> Lost:
             lost[index] = left_out(example, "duplicate", "compare", place(other))
     return lost
 
-def nearly_repeated(
-    examples: Sequence[Example], known: Collection[str], max_share: float = 1.0
-) -> Lost:
+def nearly_repeated(examples: Sequence[Example], known: Collection[str],
+                    max_share: float = 1.0) -> Lost:
     """Rows, but those known by id, that nearly say what another with the same answer says. Of chats
     the whole may be nearly alike, or the question alone to the same answer."""
     lost: Lost = {}

@@ -46,9 +46,8 @@ class Split:
     sentences: list[Sentence] = field(default_factory=list)  # likewise
     num_bytes: int = 0  # UTF-8 bytes of plain text, for bits per byte; 0: other data, or text cut
 
-def encode(
-    config: DataConfig, examples: Sequence[Example], tokenizer: Tokenizer, labels: Names = None
-) -> Split:
+def encode(config: DataConfig, examples: Sequence[Example], tokenizer: Tokenizer,
+           labels: Names = None) -> Split:
     """Examples of one split as documents; `labels` of what has classes. Among plain text the chats
     come last, their answers alone supervised, and never cut; then no bits per byte are counted, as
     not every byte is predicted. See `admit` for rows that are too long. DataError: none is left."""
@@ -83,9 +82,8 @@ def _texts(split: Split, texts: Sequence[Text], tokenizer: Tokenizer, config: Da
     if split.cut and config.over_length != "split":
         split.num_bytes = 0
 
-def cut(
-    document: Encoded, max_length: int, over_length: OverLength, *, bos_id: int | None
-) -> list[Encoded]:
+def cut(document: Encoded, max_length: int, over_length: OverLength, *,
+        bos_id: int | None) -> list[Encoded]:
     """What is left of a document that is too long: its first tokens, its last ones behind BOS if it
     has one, or parts, of which the last position predicts the first token of the next."""
     if over_length == "split":
@@ -102,9 +100,8 @@ def numbered(documents: Sequence[Encoded]) -> list[Encoded]:
     """The documents with the row ids "id:0", "id:1", ..."""
     return [replace(d, row_id=f"{d.row_id}:{n}") for n, d in enumerate(documents)]
 
-def _chats(
-    split: Split, chats: Sequence[Chat], tokenizer: Tokenizer, config: configs.ChatDataConfig
-) -> None:
+def _chats(split: Split, chats: Sequence[Chat], tokenizer: Tokenizer,
+           config: configs.ChatDataConfig) -> None:
     """Chats, with their answers supervised.
 
     train_on       assistant: messages whose `train` is true, by default all answers;
@@ -133,9 +130,8 @@ def _chats(
         if admit(split, chat, document, shorten, config):
             split.chats.append(chat)
 
-def _labelled(
-    split: Split, examples: Sequence[Text], tokenizer: Tokenizer, config: DataConfig, labels: Labels
-) -> None:
+def _labelled(split: Split, examples: Sequence[Text], tokenizer: Tokenizer, config: DataConfig,
+              labels: Labels) -> None:
     """Labelled texts and pairs: a label is the class index, which of the classes a text has, or its
     score. Of pairs the longer text is cut, special tokens stay. DataError: a label is unknown."""
     if config.over_length == "split":
@@ -161,9 +157,8 @@ def _labelled(
     for example, document in pairs:
         admit(split, example, document, lambda *_: [next(shortened)], config)
 
-def _tagged(
-    split: Split, examples: Sequence[Text], tokenizer: Tokenizer, config: DataConfig, labels: Labels
-) -> None:
+def _tagged(split: Split, examples: Sequence[Text], tokenizer: Tokenizer, config: DataConfig,
+            labels: Labels) -> None:
     """Sentences, the first token of each word supervised: labels[t] is the tag of token t itself.
     The words are joined by blanks and read like any text. A word without a token of its own, or
     that is cut off, stays in its sentence, where it counts as predicted "O". The documents of a
@@ -212,9 +207,8 @@ def first_tokens(words: Sequence[str], encoding: Encoding) -> np.ndarray:
         free, start = place + 1 if is_own else free, start + len(word) + 1
     return np.array(places)
 
-def pieces(
-    document: Encoded, max_length: int, over_length: OverLength, *, encoding: Encoding
-) -> list[Encoded]:
+def pieces(document: Encoded, max_length: int, over_length: OverLength, *,
+           encoding: Encoding) -> list[Encoded]:
     """What is left of a document that is too long: as many of the text's own tokens as fit, first,
     last or all in turn, between the special ones around it. DataError: these leave no room."""
     own_T = np.flatnonzero(np.diff(encoding.offsets_T2)[:, 0])
@@ -234,10 +228,8 @@ def take(document: Encoded, places: np.ndarray | slice) -> Encoded:
     kept = (array[places] for array in (document.tokens_T, document.labels, document.weights))
     return Encoded(document.row_id, *kept)
 
-def admit(
-    split: Split, source: Example, document: Encoded,
-    shorten: Callable[[Encoded, int, OverLength], list[Encoded]], config: DataConfig,
-) -> bool:  # fmt: skip
+def admit(split: Split, source: Example, document: Encoded,
+          shorten: Callable[[Encoded, int, OverLength], list[Encoded]], config: DataConfig) -> bool:
     """Take in a document; where it has more than `max_length` tokens what `shorten` makes of it, or
     nothing (drop), or raise DataError (error). Parts without anything to supervise are left out;
     what is not taken as it is, is noted. False: nothing was taken."""

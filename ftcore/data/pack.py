@@ -146,8 +146,7 @@ def collate(documents: Sequence[Encoded]) -> Batch:
         tokens_N=flat["tokens"].long(), positions_N=docs.positions_N(), docs=docs,
         types_N=flat["types"].long(), weights=flat["weights"].float(),
         labels=labels.float() if labels.is_floating_point() else labels.long(),
-        row_ids=tuple(document.row_id for document in documents),
-    )  # fmt: skip
+        row_ids=tuple(document.row_id for document in documents))
 
 def total_weight(documents: Sequence[Encoded]) -> float:
     """What a step's loss sum is divided by."""
@@ -186,9 +185,8 @@ class StepRows:
     """Row indices (int64) of each optimiser step, counted from 0, of the `order` of an epoch, by
     its number; None: a permutation of all, `epoch_order`."""
 
-    def __init__(
-        self, num_rows: int, *, batch_size: int, seed: int, order: Order | None = None
-    ) -> None:
+    def __init__(self, num_rows: int, *, batch_size: int, seed: int,
+                 order: Order | None = None) -> None:
         self.batch_size = batch_size
         self.steps_per_epoch = math.ceil(num_rows / batch_size)
         order = order or partial(epoch_order, num_rows, seed=seed)

@@ -33,9 +33,8 @@ from ftcore.errors import CheckpointError, ConfigError, DataError
 Keys = Sequence[Hashable]  # one of each row
 MEASURED = 500  # training rows whose quality is measured where nothing is filtered
 
-def prepared(
-    config: DataConfig, tokenizer: Tokenizer, *, seed: int, labels: Names = None
-) -> tuple[Prepared, str]:
+def prepared(config: DataConfig, tokenizer: Tokenizer, *, seed: int,
+             labels: Names = None) -> tuple[Prepared, str]:
     """What `prepare` makes, from the cache or into it; and a line that says which. A process that
     wants what another is making waits for it. A cache whose hashes do not agree is made anew.
     Raises as `prepare`; CheckpointError: it cannot be written, and nothing is left of it. Finding
@@ -68,9 +67,8 @@ def prepared(
     finally:
         gc.enable()
 
-def prepare(
-    config: DataConfig, tokenizer: Tokenizer, *, seed: int, labels: Names = None
-) -> Prepared:
+def prepare(config: DataConfig, tokenizer: Tokenizer, *, seed: int,
+            labels: Names = None) -> Prepared:
     """All splits of a run. `seed` chooses the rows held out of training and the tokens that a step
     hides; `labels` are the classes of a model that is only evaluated, None: those of the training
     rows. Raises DataError: a file, column, label or row that cannot be used."""

@@ -80,11 +80,9 @@ def _collect(config: DataConfig, paths: Sequence[str], split: str, notes: Notes)
         groups = {row.id: str(row.fields.get(config.group) or "") for row in rows}
     return Rows(kept, damaged + rejected, len(rows) + len(damaged), groups)
 
-def read_rows(
-    paths: Sequence[str | Path], *, format: Format = "auto", columns: Sequence[str] = (),
-    encoding: str = "", damaged: list[Rejected] | None = None,
-    sources: dict[str, dict[str, Any]] | None = None,
-) -> list[Row]:  # fmt: skip
+def read_rows(paths: Sequence[str | Path], *, format: Format = "auto", columns: Sequence[str] = (),
+              encoding: str = "", damaged: list[Rejected] | None = None,
+              sources: dict[str, dict[str, Any]] | None = None) -> list[Row]:
     """Rows of several files, in order.
 
     paths     files; a pattern with *, ? or [ stands for those that match, sorted; FILE:KEY of a

@@ -202,8 +202,7 @@ class Tokenizer:
             raise self._wrong("vocab.txt", f"{problem} it, other tokenizers need a tokenizer.json")
         built = BertWordPieceTokenizer(
             vocab, **named, handle_chinese_chars=config.get("tokenize_chinese_chars", True),
-            strip_accents=config.get("strip_accents"), lowercase=config.get("do_lower_case", True),
-        )  # fmt: skip
+            strip_accents=config.get("strip_accents"), lowercase=config.get("do_lower_case", True))
         return tokenizers.Tokenizer.from_str(built.to_str())
 
     def _byte_level(self, config: dict[str, Any]) -> tokenizers.Tokenizer:

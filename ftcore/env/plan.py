@@ -79,9 +79,8 @@ class Plan:
             "moments": 8 * count,
         } | ({"average": 4 * count} if config.optim.ema else {})  # fmt: skip
 
-    def count(
-        self, model: Model, loss: Loss, draw: Callable[[Encoded, int], Encoded] | None = None
-    ) -> None:
+    def count(self, model: Model, loss: Loss,
+              draw: Callable[[Encoded, int], Encoded] | None = None) -> None:
         """Add what such micro-batches take, one in each process, and the largest ones that the
         device has memory for, by what is computed again."""
         documents = [draw(d, 0) for d in self.heaviest] if draw else self.heaviest
@@ -102,8 +101,7 @@ class Plan:
         self.more = (
             f"\npredicted peak with micro-batches of {tokens:,} tokens: {peak / MIB:,.1f} MiB of"
             f" {room / MIB:,.1f}\nlargest micro-batches that fit, tokens, by env.recompute:"
-            f" {', '.join(most)}"
-        )
+            f" {', '.join(most)}")
 
     def __str__(self) -> str:
         memory = "  ".join(f"{name} {size / MIB:.1f}" for name, size in self.memory_bytes.items())

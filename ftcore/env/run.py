@@ -79,10 +79,8 @@ class RunFolder(ExitStack):
         for name, value in numbers.items():
             self._tensorboard.add_scalar(name, value, step)
 
-    def show(
-        self, step: int, config: str, metrics: Mapping[str, Mapping[str, float]],
-        predictions: Sequence[Mapping[str, Any]], labels: Sequence[str] | None,
-    ) -> None:  # fmt: skip
+    def show(self, step: int, config: str, metrics: Mapping[str, Mapping[str, float]],
+             predictions: Sequence[Mapping[str, Any]], labels: Sequence[str] | None) -> None:
         """The end of a run in TensorBoard: configuration, final metrics, a curve of precision and
         recall for each of a few classes, and some predictions as text."""
         if (board := self._tensorboard) is None:

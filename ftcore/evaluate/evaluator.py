@@ -49,9 +49,8 @@ class Judged:
         """The metrics of all rows."""
         return {**self.figures(np.arange(len(self.row_ids))), **self.more}
 
-def streams(
-    documents: Sequence[Encoded], *, max_tokens: int, device: torch.device
-) -> Iterator[tuple[list[int], Batch]]:
+def streams(documents: Sequence[Encoded], *, max_tokens: int,
+            device: torch.device) -> Iterator[tuple[list[int], Batch]]:
     """Documents as batches of at most `max_tokens`, each with its documents' indices."""
     for indices in pack(list(map(len, documents)), max_tokens):
         yield indices, collate([documents[i] for i in indices]).to(device)
@@ -86,8 +85,7 @@ def evaluate_classes(model: Model, split: Split, labels: Sequence[str], **limits
         "row_id": document.row_id, "label": labels[target], "predicted": labels[predicted],
         "probabilities": probabilities,
     } for document, target, predicted, probabilities in zip(
-        split.documents, target_B, predicted_B, np.exp(log_p_BK).round(6).tolist(), strict=True
-    )]  # fmt: skip
+        split.documents, target_B, predicted_B, np.exp(log_p_BK).round(6).tolist(), strict=True)]
 
     def counts(rows_M: np.ndarray) -> metrics.ClassificationMetrics:
         counted = metrics.ClassificationMetrics(labels)
@@ -145,9 +143,8 @@ def evaluate_scores(model: Model, split: Split, labels: Sequence[str], **limits:
 
     return Judged([row["row_id"] for row in rows], figures, rows)
 
-def scored_tokens(
-    model: Model, documents: Sequence[Encoded], **limits: Any
-) -> tuple[np.ndarray, list[list[int]]]:
+def scored_tokens(model: Model, documents: Sequence[Encoded],
+                  **limits: Any) -> tuple[np.ndarray, list[list[int]]]:
     """Of each document sums_B2, its weighted loss in nats and its weight, and the ids predicted at
     its scored tokens."""
     sums_B2, chosen = np.zeros((len(documents), 2)), {}
@@ -232,13 +229,11 @@ def answered(rows: list[dict[str, Any]]) -> Judged:
     for row in rows:
         row["exact_match"] = text.exact_match(row["target"], row["predicted"])
     ids, targets, answers, right = (
-        [row[key] for row in rows] for key in ("row_id", "target", "predicted", "exact_match")
-    )
+        [row[key] for row in rows] for key in ("row_id", "target", "predicted", "exact_match"))
     return Judged(ids, text.text_figures(targets, answers), rows, right_B=np.array(right))
 
-def greedy(
-    model: Model, tokenizer: Tokenizer, prompts: Sequence[np.ndarray], max_new_tokens: int
-) -> list[str]:
+def greedy(model: Model, tokenizer: Tokenizer, prompts: Sequence[np.ndarray],
+           max_new_tokens: int) -> list[str]:
     """The likeliest continuation of each prompt (ids), as text."""
     stop_ids, said = frozenset({tokenizer.eos_id, tokenizer.end_of_text_id} - {None}), []
     limits = {"max_new_tokens": max_new_tokens, "stop_ids": stop_ids}
@@ -249,9 +244,8 @@ def greedy(
             bar.update(len(made))
     return said
 
-def evaluate_answers(
-    model: Model, tokenizer: Tokenizer, chats: Sequence[Chat], config: EvalConfig
-) -> Judged:
+def evaluate_answers(model: Model, tokenizer: Tokenizer, chats: Sequence[Chat],
+                     config: EvalConfig) -> Judged:
     """Greedy answers against expected last turns, a row of each chat."""
     prompts = [encode_prompt(chat.messages[:-1], tokenizer) for chat in chats]
     rows = []

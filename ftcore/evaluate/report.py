@@ -63,9 +63,8 @@ def per_class_table(per_class: Sequence[Mapping[str, Any]], *, max_rows: int = 2
     cells = ([row[name] for name in CLASS_COLUMNS] for row in rows[:max_rows])
     return table(CLASS_COLUMNS, cells) + note
 
-def confusion_table(
-    metrics: ClassificationMetrics, texts: Mapping[tuple[str, str], str], *, max_pairs: int = 10
-) -> str:
+def confusion_table(metrics: ClassificationMetrics, texts: Mapping[tuple[str, str], str], *,
+                    max_pairs: int = 10) -> str:
     """The most frequent mistakes: target, prediction, rows, their share of the target's rows, and
     the text of one, from `texts` by target and prediction."""
     wrong_KP, support_K = metrics.counts_KP.copy(), metrics.counts_KP.sum(1)
@@ -182,8 +181,7 @@ def judged(run: Run) -> dict[str, Any]:
         return {"answers": answers[:: max(1, len(answers) // 20)]}
     labels = json.loads((run["folder"] / "labels.json").read_bytes())
     target_B, predicted_B = (
-        np.array([labels.index(row[key]) for row in rows]) for key in ("label", "predicted")
-    )
+        np.array([labels.index(row[key]) for row in rows]) for key in ("label", "predicted"))
     metrics = ClassificationMetrics(labels)
     metrics.update(target_B, predicted_B)
     bins = reliability(target_B, np.array([row["probabilities"] for row in rows]))

@@ -35,16 +35,14 @@ def draws(clusters_B: np.ndarray, seed: int, count: int = DRAWS) -> Iterator[np.
         places = np.arange(sizes.sum()) - np.repeat(firsts - starts_C[picked_C], sizes)
         yield order_B[places]
 
-def intervals(
-    figures: Figures, clusters_B: np.ndarray, *, seed: int = 0, count: int = DRAWS
-) -> dict[str, tuple[float, float]]:
+def intervals(figures: Figures, clusters_B: np.ndarray, *, seed: int = 0,
+              count: int = DRAWS) -> dict[str, tuple[float, float]]:
     """Lowest and highest value of each metric that is likely."""
     return _ranges([figures(rows) for rows in draws(clusters_B, seed, count)])
 
-def compare(
-    one: Figures, other: Figures, clusters_B: np.ndarray, others_B: np.ndarray | None = None, *,
-    seed: int = 0, count: int = DRAWS,
-) -> dict[str, dict[str, float]]:  # fmt: skip
+def compare(one: Figures, other: Figures, clusters_B: np.ndarray,
+            others_B: np.ndarray | None = None, *, seed: int = 0,
+            count: int = DRAWS) -> dict[str, dict[str, float]]:
     """`difference` of each metric, `one` less `other`, of the same rows by two models, or of other
     rows in the clusters others_B; its `low` and `high`, and `p`. Zero between these says no more
     than that the rows are too few to tell."""

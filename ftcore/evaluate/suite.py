@@ -78,8 +78,7 @@ class Results:
             cells = (
                 (metric, self.metrics[name][metric], other.metrics[name][metric], *each.values(),
                  "too small to tell" if each["low"] <= 0 <= each["high"] else "differs")
-                for metric, each in found[name].items()
-            )  # fmt: skip
+                for metric, each in found[name].items())
             told.append(f"{name}, paired\n{table(head, cells)}")
             if one.right_B is not None:
                 p = significance.mcnemar(one.right_B, two.right_B)
@@ -105,8 +104,7 @@ class Results:
         return "".join(
             f"\n> {row['prompt']}\n{row['predicted']}\n"
             + ("" if row["exact_match"] else f"  (expected: {row['target']})\n")
-            for row in chosen
-        )
+            for row in chosen)
 
 @dataclass(frozen=True)
 class Suite:

@@ -165,9 +165,8 @@ def judge_task(task: EvalTask, answerer: Local | Remote) -> tuple[Judged, dict[s
         each["predicted"] = cut(answer, task.stop)
     return answered(told), asked
 
-def _judge_choices(
-    told: list[dict[str, Any]], choices_B: list[list[str]], answerer: Local | Remote
-) -> Judged:
+def _judge_choices(told: list[dict[str, Any]], choices_B: list[list[str]],
+                   answerer: Local | Remote) -> Judged:
     """By the likeliest choice, and by the likeliest for each of its bytes."""
     both = zip(told, choices_B, strict=True)
     pairs = [(each["prompt"], choice) for each, choices in both for choice in choices]

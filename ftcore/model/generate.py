@@ -60,10 +60,8 @@ class Cache:
         rows_B = torch.tensor(rows, device=self.lengths_B.device)
         self.slabs = [slab_2BGSD.index_select(1, rows_B) for slab_2BGSD in self.slabs]
 
-    def _attend(
-        self, layer: int, q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, docs: Docs,
-        **rule: float | None,
-    ) -> Tensor:  # fmt: skip
+    def _attend(self, layer: int, q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, docs: Docs,
+                **rule: float | None) -> Tensor:
         """Store the new keys and values, return o_NHD; `rule`: scale, window, softcap."""
         B, (G, D), slab_2BGSD = len(self.lengths), k_NGD.shape[1:], self.slabs[layer]
         if slab_2BGSD is None:
@@ -79,9 +77,8 @@ class Cache:
         return attention_decode(q_NHD, k_BSGD, v_BSGD, self.lengths_B, **rule)
 
 @torch.inference_mode()
-def generate(
-    model: Model, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, stop_ids: frozenset[int]
-) -> list[list[int]]:
+def generate(model: Model, prompts: Sequence[Sequence[int]], *, max_new_tokens: int,
+             stop_ids: frozenset[int]) -> list[list[int]]:
     """Continue each prompt by its most likely tokens, `max_new_tokens` at most.
 
     returns     the new ids of each prompt; a stop id, where one came, is the last

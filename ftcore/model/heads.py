@@ -74,9 +74,8 @@ class Head(nn.Module):
         z_MV, cap = self.last(self.features(h_MC, docs)), self.softcap
         return z_MV if cap is None else cap * (z_MV / cap).tanh()
 
-    def loss(
-        self, h_MC: Tensor, labels_M: Tensor, weights_M: Tensor, docs: Docs | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def loss(self, h_MC: Tensor, labels_M: Tensor, weights_M: Tensor,
+             docs: Docs | None = None) -> tuple[Tensor, Tensor]:
         """Cross-entropy of the rows, or documents, as (sum, weight)."""
         x_MC, weight_VC, bias_V = self.last.cast(self.features(h_MC, docs))
         rule = {"bias_V": bias_V, "softcap": self.softcap, "impl": self.last.impl}

@@ -79,10 +79,9 @@ def labels_of(config: Mapping, where: Path) -> tuple[str, ...]:
         raise ModelError(f"{where}: id2label = {id2label}: {must}")
     return labels
 
-def load_model(
-    folder: Path, *, task: ModelTask, dtype: torch.dtype, num_labels: int | None = None,
-    init: Literal["pretrained", "random"] = "pretrained", generator: torch.Generator | None = None,
-) -> LoadedModel:  # fmt: skip
+def load_model(folder: Path, *, task: ModelTask, dtype: torch.dtype, num_labels: int | None = None,
+               init: Literal["pretrained", "random"] = "pretrained",
+               generator: torch.Generator | None = None) -> LoadedModel:
     """Build the model of a folder, with the head of a task (heads.py), and fill it.
 
     num_labels      classes of "classify" and "tag"; default: as many as config.json names
@@ -120,9 +119,8 @@ def load_model(
                 torch.nn.init.zeros_(module.bias)
     return LoadedModel(model.eval(), family, config, accounting, folder, labels)
 
-def empty_model(
-    spec: ModelSpec, task: ModelTask, num_labels: int | None, dtype: torch.dtype
-) -> Model:
+def empty_model(spec: ModelSpec, task: ModelTask, num_labels: int | None,
+                dtype: torch.dtype) -> Model:
     """A model without values. No page of its memory is touched before they are written.
     On the meta device the same would import torch's tracing machinery: a second of every start."""
     usual = torch.get_default_dtype()
@@ -179,9 +177,8 @@ def save_model(
         tensors[hf_name] = tensor if is_whole else tensor.clone()
     save_torch_state_dict(tensors, folder, max_shard_size=max_shard_bytes)
 
-def load_weights(
-    model: Model, folder: Path, family: Family, *, head_may_be_new: bool = False
-) -> Accounting:
+def load_weights(model: Model, folder: Path, family: Family, *,
+                 head_may_be_new: bool = False) -> Accounting:
     """Fill `model` from a checkpoint folder; its parameters keep their dtype and device. A module
     of a head that may be new may be absent as a whole: it keeps its values and is listed.
     ModelError: all missing, unexpected and mis-shaped tensors, in one message."""

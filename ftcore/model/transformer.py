@@ -142,10 +142,8 @@ class Attention(nn.Module):
         self.q_norm = Norm(spec, D) if spec.qk_norm else None
         self.k_norm = Norm(spec, D) if spec.qk_norm else None
 
-    def forward(
-        self, x_NC: Tensor, cos_sin_2NE: Tensor | None, docs: Docs, attend: Attend | None,
-        rows_M: Tensor | None,
-    ) -> Tensor:  # fmt: skip
+    def forward(self, x_NC: Tensor, cos_sin_2NE: Tensor | None, docs: Docs, attend: Attend | None,
+                rows_M: Tensor | None) -> Tensor:
         projections = self.q_proj, self.k_proj, self.v_proj
         q_NHD, k_NGD, v_NGD = (p(x_NC).unflatten(-1, (-1, self.head_dim)) for p in projections)
         angles = {} if cos_sin_2NE is None else {"cos_sin_2NE": cos_sin_2NE}
@@ -198,10 +196,8 @@ class Block(nn.Module):
         self.post_attention_layernorm = Norm(spec)
         self.mlp_output_norm = Norm(spec) if spec.output_norms else nn.Identity()
 
-    def forward(
-        self, h_NC: Tensor, cos_sin_2NE: Tensor | None, docs: Docs, attend: Attend | None,
-        rows_M: Tensor | None,
-    ) -> Tensor:  # fmt: skip
+    def forward(self, h_NC: Tensor, cos_sin_2NE: Tensor | None, docs: Docs, attend: Attend | None,
+                rows_M: Tensor | None) -> Tensor:
         """h_MC: all rows are attended to, and those of `rows_M` (None: all) are computed."""
         x_NC = self.input_layernorm(h_NC) if self.norm_first else h_NC
         attended_MC = self.self_attn(x_NC, cos_sin_2NE, docs, attend, rows_M).to(h_NC.dtype)
@@ -265,10 +261,8 @@ class Transformer(nn.Module):
         local = full if spec.local_rope_theta is None else turn(theta=spec.local_rope_theta)
         return [local if window else full for window in spec.windows or [0] * spec.num_layers]
 
-    def forward(
-        self, tokens_N: Tensor, positions_N: Tensor, types_N: Tensor, docs: Docs,
-        attends: Sequence[Attend] | None = None, rows_M: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+    def forward(self, tokens_N: Tensor, positions_N: Tensor, types_N: Tensor, docs: Docs,
+                attends: Sequence[Attend] | None = None, rows_M: Tensor | None = None) -> Tensor:
         """Hidden states of every token, or of those that are asked for: h_MC, compute dtype.
 
         tokens_N        int64 ids in [0, V)

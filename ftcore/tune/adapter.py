@@ -57,8 +57,7 @@ Parts = dict[str, dict[int, str]]  # HF module -> ours that are in it, or some o
 UNKNOWN_OPTIONS = (
     "use_dora", "use_qalora", "use_bdlora", "lora_bias", "rank_pattern", "alpha_pattern",
     "layer_replication", "target_parameters", "trainable_token_indices", "alora_invocation_tokens",
-    "arrow_config", "kasa_config", "monteclora_config", "velora_config",
-)  # fmt: skip
+    "arrow_config", "kasa_config", "monteclora_config", "velora_config")
 KNOWN_STARTS = (True, False, "gaussian", "orthogonal", "eva")  # peft: others change the base
 
 def base_sha256(model: nn.Module, *, without: Collection[str] = ()) -> str:
@@ -102,10 +101,8 @@ def _by_hf(family: Family, names: Iterable[str], *, skips: bool = False) -> Part
 def _names(found: Parts) -> tuple[str, ...]:
     return tuple(part for parts in found.values() for part in parts.values())
 
-def save_adapter(
-    model: Model, folder: Path, *, family: Family, base_path: str, task_type: str,
-    name: str = lora.DEFAULT,
-) -> None:  # fmt: skip
+def save_adapter(model: Model, folder: Path, *, family: Family, base_path: str, task_type: str,
+                 name: str = lora.DEFAULT) -> None:
     """Write an adapter's factors and every fully trained module; the folder appears whole or not.
 
     `base_path` is the folder or hub id of the base model, for the reader to find it; `task_type`
@@ -217,9 +214,8 @@ def _trained_fully(model: nn.Module, extra: Parts) -> dict[str, list[str]]:
         for attribute in dict(model.get_submodule(parts[0]).named_parameters(recurse=False))
     }
 
-def _held_or_listed(
-    model: nn.Module, family: Family, options: dict, keys: Collection[str], adapted: Places
-) -> tuple[Parts, Parts]:
+def _held_or_listed(model: nn.Module, family: Family, options: dict, keys: Collection[str],
+                    adapted: Places) -> tuple[Parts, Parts]:
     """Linear layers that the file adapts or lists; modules that it holds fully, or lists."""
     targets, saved = options.get("target_modules"), options.get("modules_to_save")
     # peft: with one of these, or a regular expression, only the tensors say which layers it is.
@@ -259,10 +255,9 @@ def _lora_config(path: Path, options: dict, layers: Parts, extra: Parts) -> Peft
         refused.append(f"{said} must be numbers: from 1 on, above 0, in [0, 1)")
     if refused:
         raise ModelError(f"{path}: {'; '.join(refused)}")
-    return PeftConfig(
-        method="lora", rank=rank, alpha=alpha, dropout=dropout, targets=_names(layers),
-        rs_lora=bool(options.get("use_rslora")), extra_modules=_names(extra),
-    )  # fmt: skip
+    return PeftConfig(method="lora", rank=rank, alpha=alpha, dropout=dropout,
+                      targets=_names(layers), rs_lora=bool(options.get("use_rslora")),
+                      extra_modules=_names(extra))
 
 def _account(folder: Path, shapes: dict[str, tuple], tensors: Mapping[str, Tensor]) -> None:
     """Refuse a file that does not hold exactly the tensors that its config implies (law 7)."""
@@ -284,10 +279,8 @@ def _refuse_untied(folder: Path, model: nn.Module, incoming: Mapping[str, Tensor
                 what = f"{folder / WEIGHTS}: trains {name} apart from {other}, tied in this model"
                 raise ModelError(f"{what}: untie its base (tie_word_embeddings = false), save anew")
 
-def save_artifact(
-    loaded: LoadedModel, tokenizer: Tokenizer, run: Path, config: Run, kind: TaskKind,
-    labels: tuple[str, ...] | None,
-) -> Path:  # fmt: skip
+def save_artifact(loaded: LoadedModel, tokenizer: Tokenizer, run: Path, config: Run, kind: TaskKind,
+                  labels: tuple[str, ...] | None) -> Path:
     """Write the trained model of a run; returns its folder. An adapter names its base; a classifier
     its `labels` and, in HF's word, the problem that its outputs answer."""
     if labels:

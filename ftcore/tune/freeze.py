@@ -46,9 +46,8 @@ def leaf(name: str) -> str:
     """Last component of a dotted name."""
     return name.rpartition(".")[2]
 
-def match_names(
-    pattern: str, names: Sequence[str], *, what: str, also: Sequence[str] = ()
-) -> set[str]:
+def match_names(pattern: str, names: Sequence[str], *, what: str,
+                also: Sequence[str] = ()) -> set[str]:
     """The names that are `pattern`, have it as last component, or fit it as a glob. Raises
     ConfigError that calls it `what`, with the nearest names, last components and words `also`."""
     if found := {n for n in names if pattern in (n, leaf(n)) or fnmatchcase(n, pattern)}:

@@ -100,8 +100,7 @@ class Loop:
         self.optimizer = AdamW(
             trained.items(), optim, rows=rows,
             rates=rates_of(self.model, optim, loop.unfreeze_every),
-            accumulates=int(longest.sum()) > loop.micro_batch_tokens or self.world.size > 1,
-        )  # fmt: skip
+            accumulates=int(longest.sum()) > loop.micro_batch_tokens or self.world.size > 1)
 
     def restore(self, loaded: Loaded | None) -> None:
         """Continue from a checkpoint, if there is one, as the first process, which alone has it."""
@@ -137,8 +136,7 @@ class Loop:
         start, options = self.progress.step, self.config.loop
         with (
             Workers(count, self.optimizer, self.share, self.world) as workers, StopFlag() as stop,
-            tqdm(total=self.total_steps, initial=start, unit="step", disable=not self.run) as bar,
-        ):
+            tqdm(total=self.total_steps, initial=start, unit="step", disable=not self.run) as bar):
             while self.progress.step < self.total_steps and not self._is_out_of_patience():
                 values = self._step(workers)
                 bar.update()

@@ -81,8 +81,7 @@ class LoRALinear(nn.Module):
         return lora_linear(
             x_NC, weight_OC, own.lora_a, own.lora_b, bias_O=bias_O,
             scale=own.config.scale, dropout=own.config.dropout if self.training else 0.0,
-            impl=self.impl,
-        )  # fmt: skip
+            impl=self.impl)
 
     def _mixed(self, x_NC: Tensor, names: Sequence[str], place_N: Tensor) -> Tensor:
         """Each row by the adapter at its place in `names` (int32), by the base at -1."""
@@ -96,10 +95,8 @@ class LoRALinear(nn.Module):
         owner_R = torch.cat([place_N.new_full((len(f.lora_a),), i) for i, f in own])
         place_N = F.pad(place_N, (0, len(x_NC) - len(place_N)), value=-1)
         x_NC, weight_OC, bias_O = self.base.cast(x_NC)
-        return lora_linear(
-            x_NC, weight_OC, a_RC, b_OR, bias_O=bias_O, scale=scale_R,
-            choice=(place_N, owner_R), impl=self.impl,
-        )  # fmt: skip
+        return lora_linear(x_NC, weight_OC, a_RC, b_OR, bias_O=bias_O, scale=scale_R,
+                           choice=(place_N, owner_R), impl=self.impl)
 
     @torch.no_grad()
     def folded_weight(self) -> Tensor:
@@ -118,9 +115,8 @@ class LoRALinear(nn.Module):
         """Back to base and update. Exact, since merging never writes to the base."""
         self.merged_weight = None
 
-def apply_lora(
-    model: nn.Module, config: PeftConfig, *, generator: torch.Generator, name: str = DEFAULT
-) -> str:
+def apply_lora(model: nn.Module, config: PeftConfig, *, generator: torch.Generator,
+               name: str = DEFAULT) -> str:
     """Wrap the targets and freeze all but the factors and fully trained modules; says so in words.
 
     generator   draws the A of each target, in the order of the model's modules

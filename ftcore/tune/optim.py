@@ -80,11 +80,9 @@ class AdamW:
     name, as is `grads` of this process's buffer. Parameters of one of the `kinds` lie side by side.
     """
 
-    def __init__(
-        self, named: Iterable[tuple[str, nn.Parameter]], config: OptimConfig, *,
-        rates: Rates | None = None, rows: Mapping[str, Tensor] | None = None,
-        accumulates: bool = True,
-    ) -> None:  # fmt: skip
+    def __init__(self, named: Iterable[tuple[str, nn.Parameter]], config: OptimConfig, *,
+                 rates: Rates | None = None, rows: Mapping[str, Tensor] | None = None,
+                 accumulates: bool = True) -> None:
         self.config, self.rows, self.step_count = config, rows or {}, 0
         params, self.kinds = dict(named), defaultdict(list)
         for name, param in params.items():
@@ -227,9 +225,8 @@ class AdamW:
                 param = self.params[name]
                 param.index_copy_(0, rows_L, self.masters[name].to(param.dtype))
 
-    def _update(
-        self, piece: Span, step: int, lr: float, weight_decay: float, grad_scale: float
-    ) -> None:
+    def _update(self, piece: Span, step: int, lr: float, weight_decay: float,
+                grad_scale: float) -> None:
         groups = ("master", "exp_avg", "exp_avg_sq")
         master, exp_avg, exp_avg_sq = (self.flats[group][slice(*piece)] for group in groups)
         device, (beta1, beta2) = master.device, self.config.betas
@@ -238,8 +235,7 @@ class AdamW:
             [torch.tensor(float(step), device=device)], lr=lr, beta1=beta1, beta2=beta2,
             weight_decay=weight_decay, eps=self.config.eps, amsgrad=False, maximize=False,
             # a divisor; cost: with None the gradient is not written back
-            grad_scale=None if grad_scale == 1 else torch.tensor(1 / grad_scale, device=device),
-        )  # fmt: skip
+            grad_scale=None if grad_scale == 1 else torch.tensor(1 / grad_scale, device=device))
 
     def swap_average(self) -> None:
         """Exchange what is trained and its average; twice gives every bit back."""

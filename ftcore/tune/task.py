@@ -70,9 +70,8 @@ TASKS: Mapping[str, TaskKind] = {
     "tag": TaskKind("tag", token_labels, "TOKEN_CLS"),
 }
 
-def choose_trainable(
-    model: Model, config: PeftConfig, generator: torch.Generator, *, new: Sequence[str] = ()
-) -> str:
+def choose_trainable(model: Model, config: PeftConfig, generator: torch.Generator, *,
+                     new: Sequence[str] = ()) -> str:
     """Freeze, wrap by drawn factors, or leave; returns the table of parameters. Raises ConfigError:
     a rule or target matches nothing, or of `new`, which the checkpoint lacked, some stay frozen."""
     if config.quantize != "none" and config.method != "lora":

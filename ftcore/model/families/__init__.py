@@ -67,9 +67,8 @@ def read_value(config: dict, key: str, default: Any = int, null_is_none: bool = 
         raise ModelError(f"config.json: {key} = {value!r}: must be an integer in [1, 10000000]")
     return value
 
-def read_rope(
-    config: dict, base: Older = ("rope_theta", 1e4), turned: Older | None = None
-) -> Fields:
+def read_rope(config: dict, base: Older = ("rope_theta", 1e4),
+              turned: Older | None = None) -> Fields:
     """rope_theta, rope_factor, rope_bands; rope_dim where a share of each head is `turned`. Raises
     ModelError: an unknown or incomplete scaling."""
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
@@ -99,10 +98,9 @@ def read_two_ropes(config: dict, base: Older, local_base: Older) -> Fields:
         raise ModelError(f"config.json: rope_parameters of {WINDOWED}: only rope_type = 'default'")
     return fields | {"local_rope_theta": near["rope_theta"]}
 
-def read_windows(
-    config: dict, key: str = "sliding_window", default: int = 4096, *, has_both_sides: bool = False,
-    period: int = 0, period_key: str | None = None, full: int = -1,
-) -> Fields:  # fmt: skip
+def read_windows(config: dict, key: str = "sliding_window", default: int = 4096, *,
+                 has_both_sides: bool = False, period: int = 0, period_key: str | None = None,
+                 full: int = -1) -> Fields:
     """The window of each layer, 0 for none, by `layer_types`; in files without it, of each `period`
     layers the one numbered `full` sees all. Raises ModelError: other kinds, or not one for each."""
     if config.get(key, default) is None:
