@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, NamedTuple, dataclass_transform
 
-Format = Literal[
-    "auto", "tsv", "csv", "jsonl", "json", "txt", "conll", "labelled", "tar", "parquet"
-]  # fmt: skip
+Format = Literal["auto", "tsv", "csv", "jsonl", "json", "txt", "conll", "labelled", "tar",
+                 "parquet"]
 OverLength = Literal["error", "drop", "cut_left", "cut_right", "split"]
 TrainOn = Literal["all", "assistant", "last", "completion"]
 Recompute = Literal["none", "selective", "all"]
@@ -239,8 +238,6 @@ class TagRun(PretrainRun):
     """Fine-tuning a tagger of words, such as named entities."""
     data: TaggedDataConfig = TaggedDataConfig()
 
-RUNS = {
-    "pretrain": PretrainRun, "mlm": MaskedRun, "sft": SftRun, "classify": ClassifyRun,
-    "regress": RegressRun, "tag": TagRun,
-}  # fmt: skip
+RUNS = {"pretrain": PretrainRun, "mlm": MaskedRun, "sft": SftRun, "classify": ClassifyRun,
+        "regress": RegressRun, "tag": TagRun}
 Run = PretrainRun  # and the tasks made from it

@@ -259,11 +259,8 @@ def _attention_bwd_dkv_kernel(q_ptr, k_ptr, v_ptr, do_ptr, stats_ptr, dk_ptr, dv
     _store_rows(dk_ptr + key_head * D, dk * scale, row, stride_dn, past, D, BLOCK_N)
     _store_rows(dv_ptr + key_head * D, dv, row, stride_dn, past, D, BLOCK_N)
 
-KERNELS = {
-    "fwd": _attention_fwd_kernel,
-    "dq": _attention_bwd_dq_kernel,
-    "dkv": _attention_bwd_dkv_kernel,
-}
+KERNELS = {"fwd": _attention_fwd_kernel, "dq": _attention_bwd_dq_kernel,
+           "dkv": _attention_bwd_dkv_kernel}
 
 def _launch(name: str, tensors: list[Tensor], docs: Docs, rule: Rule, **numbers: float) -> None:
     """Runs a kernel over the tiles of `docs`; its tensors begin with q, k and v."""

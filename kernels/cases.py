@@ -137,19 +137,16 @@ def _there_and_back(weight_OC: Tensor, impl: str = "eager") -> Tensor:
 
 GEGLU = partial(geglu, uses_tanh=True), partial(geglu_reference, uses_tanh=True)
 LOSSES = linear_cross_entropy, partial(linear_cross_entropy_reference, bias_V=None)
-CALLS = {
-    "rms_norm": (rms_norm, rms_norm_reference, None),
-    "layer_norm": (layer_norm, layer_norm_reference, None),
-    "rope": (rope, rope_reference, _angles),
-    "norm_rope": (norm_rope, _norm_rope_reference, _angles),
-    "swiglu": (swiglu, swiglu_reference, None),
-    "geglu": (*GEGLU, None),
-    "cross_entropy": (*(partial(_loss, op) for op in LOSSES), _scored),
-    "lora": (lora_linear, lambda dropout=0, **x: lora_linear_reference(**x), _adapters),
-    "attention": (attention, attention_reference, _documents),
-    "attention_decode": (attention_decode, attention_decode_reference, _pages),
-    "nf4": (_there_and_back, _there_and_back, None),
-}
+CALLS = {"rms_norm": (rms_norm, rms_norm_reference, None),
+         "layer_norm": (layer_norm, layer_norm_reference, None),
+         "rope": (rope, rope_reference, _angles),
+         "norm_rope": (norm_rope, _norm_rope_reference, _angles),
+         "swiglu": (swiglu, swiglu_reference, None), "geglu": (*GEGLU, None),
+         "cross_entropy": (*(partial(_loss, op) for op in LOSSES), _scored),
+         "lora": (lora_linear, lambda dropout=0, **x: lora_linear_reference(**x), _adapters),
+         "attention": (attention, attention_reference, _documents),
+         "attention_decode": (attention_decode, attention_decode_reference, _pages),
+         "nf4": (_there_and_back, _there_and_back, None)}
 
 def chosen(parser: ArgumentParser, arguments: list[str] | None) -> Namespace:
     """What was typed, with the names of ops as `op`, checked."""

@@ -80,13 +80,10 @@ def build(seed: int = 0) -> dict[str, list[Row]]:
             phrases[row["intent"]].append(Phrase(tuple(row["combination"]), row["phrasing"]))
     tests = partial(written, counts=[TEST_ROWS_PER_INTENT] * len(intents()), new=True)
     new = wording("test_wording")
-    return {
-        "train": train,
-        "dev": written("dev", shares(DEV_ROWS), known),
-        "test_values": tests("test_values", of=lambda i: rng.choice(phrases[i.name])),
-        "test_combinations": tests("test_combinations", of=recombined),
-        "test_wording": tests("test_wording", of=lambda i: Phrase((), rng.choice(new[i.name]))),
-    }
+    return {"train": train, "dev": written("dev", shares(DEV_ROWS), known),
+            "test_values": tests("test_values", of=lambda i: rng.choice(phrases[i.name])),
+            "test_combinations": tests("test_combinations", of=recombined),
+            "test_wording": tests("test_wording", of=lambda i: Phrase((), rng.choice(new[i.name])))}
 
 def shares(size: int) -> list[int]:
     """Rows of each intent in a split of about that size with the imbalance of train."""
@@ -124,10 +121,8 @@ def written_row(intent: Intent, phrase: Phrase, rng: Random, *, new: bool) -> Ro
     if phrase.combination and rng.random() < TYPO_RATE:
         text = typo(clean, slots, rng)
     return {
-        "messages": [
-            {"role": "user", "content": text},
-            {"role": "assistant", "content": command(intent.name, slots)},
-        ],
+        "messages": [{"role": "user", "content": text},
+                     {"role": "assistant", "content": command(intent.name, slots)}],
         "intent": intent.name, "slots": slots, "phrasing": phrase.template,
         "combination": list(phrase.combination), "typo": text != clean, "fault": None,
     }  # fmt: skip
@@ -236,10 +231,9 @@ def preference_pairs(rows: Iterable[Row], seed: int = 0) -> list[Row]:
     "chosen", "rejected", "corruption"}, the middle three messages, the last from `corrupt`."""
     rng = Random(seed)
     wrongs = ((row, *corrupt(row, rng)) for row in rows if row["fault"] is None)
-    return [{
-        "id": row["id"], "prompt": row["messages"][:-1], "chosen": row["messages"][-1:],
-        "rejected": [{"role": "assistant", "content": wrong}], "corruption": corruption,
-    } for row, wrong, corruption in wrongs]  # fmt: skip
+    return [{"id": row["id"], "prompt": row["messages"][:-1], "chosen": row["messages"][-1:],
+             "rejected": [{"role": "assistant", "content": wrong}],
+             "corruption": corruption} for row, wrong, corruption in wrongs]
 
 def other_intent(intent: str, rng: Random) -> str:
     return rng.choice([other.name for other in intents() if other.name != intent])

@@ -73,11 +73,9 @@ def render_text(messages: Sequence[Message], tokenizer: Tokenizer, *,
         problem = f"{tokenizer.where}: the tokenizer has no chat template; put one into "
         raise ModelError(f"{problem}chat_template.jinja, or start from a chat model")
     write = _compiled(tokenizer.chat_template, tokenizer.where)
-    variables = {
-        **tokenizer.special,
-        "messages": [{"role": m["role"], "content": m["content"]} for m in messages],
-        "tools": None, "documents": None, "add_generation_prompt": add_generation_prompt,
-    }  # fmt: skip
+    variables = {**tokenizer.special,
+                 "messages": [{"role": m["role"], "content": m["content"]} for m in messages],
+                 "tools": None, "documents": None, "add_generation_prompt": add_generation_prompt}
     text, pieces, deadline = "", write(variables), time.monotonic() + MAX_SECONDS
     try:
         while some := list(islice(pieces, 64)):

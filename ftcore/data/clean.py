@@ -97,15 +97,13 @@ def _symbols(text: str, words: list[str]) -> dict[str, float]:
     bullets, ellipses = (tuple(_table()["marks"][name]) for name in ("bullets", "ellipses"))
     marks = max(text.count("#"), sum(map(text.count, ellipses)))
     alphabetic = sum(word.isalpha() or any(map(str.isalpha, word)) for word in words)
-    return {
-        "symbols_per_word": marks / count,
-        "bullet_lines": sum(line.startswith(bullets) for line in lines) / num_lines,
-        "ellipsis_lines": sum(line.endswith(ellipses) for line in lines) / num_lines,
-        "alphabetic_words": alphabetic / count, "digits": len(re.findall(r"\d", text)) / size,
-        "whitespace": (len(text) - sum(map(len, words))) / size,
-        "urls": sum(map(len, _patterns()["url"].findall(text))) / size,
-        "brackets": sum(map(text.count, "()[]{}")) / size,
-    }
+    return {"symbols_per_word": marks / count,
+            "bullet_lines": sum(line.startswith(bullets) for line in lines) / num_lines,
+            "ellipsis_lines": sum(line.endswith(ellipses) for line in lines) / num_lines,
+            "alphabetic_words": alphabetic / count, "digits": len(re.findall(r"\d", text)) / size,
+            "whitespace": (len(text) - sum(map(len, words))) / size,
+            "urls": sum(map(len, _patterns()["url"].findall(text))) / size,
+            "brackets": sum(map(text.count, "()[]{}")) / size}
 
 def _length(text: str, words: list[str]) -> dict[str, float]:
     found = {*text.lower().split()}.intersection(_table()["marks"]["stop_words"])

@@ -81,11 +81,11 @@ def evaluate_classes(model: Model, split: Split, labels: Sequence[str], **limits
     target_B = np.array([document.labels for document in split.documents])
     predicted_B = log_p_BK.argmax(1)
     nll_B = -log_p_BK[np.arange(len(target_B)), target_B]
-    rows = [{
-        "row_id": document.row_id, "label": labels[target], "predicted": labels[predicted],
-        "probabilities": probabilities,
-    } for document, target, predicted, probabilities in zip(
-        split.documents, target_B, predicted_B, np.exp(log_p_BK).round(6).tolist(), strict=True)]
+    names, probabilities_BK = np.array(labels, dtype=object), np.exp(log_p_BK)
+    columns = {"row_id": [document.row_id for document in split.documents],
+               "label": names[target_B].tolist(), "predicted": names[predicted_B].tolist(),
+               "probabilities": probabilities_BK.round(6).tolist()}
+    rows = [dict(zip(columns, each, strict=True)) for each in zip(*columns.values(), strict=True)]
 
     def counts(rows_M: np.ndarray) -> metrics.ClassificationMetrics:
         counted = metrics.ClassificationMetrics(labels)
@@ -95,11 +95,10 @@ def evaluate_classes(model: Model, split: Split, labels: Sequence[str], **limits
     def figures(rows_M: np.ndarray) -> dict[str, float]:
         return {"loss": float(nll_B[rows_M].mean()), **counts(rows_M).compute()}
 
-    row_ids = [row["row_id"] for row in rows]
-    more = probabilities.probability_metrics(target_B, np.exp(log_p_BK))
+    more = probabilities.probability_metrics(target_B, probabilities_BK)
     more["temperature"] = probabilities.temperature(target_B, log_p_BK)
     counted, right_B = counts(np.arange(len(rows))), target_B == predicted_B
-    return Judged(row_ids, figures, rows, counted, right_B, more)
+    return Judged(columns["row_id"], figures, rows, counted, right_B, more)
 
 def evaluate_label_sets(model: Model, split: Split, labels: Sequence[str], **limits: Any) -> Judged:
     """Predicted labels of each document, those above probability 1/2; the loss in nats a label."""
@@ -217,12 +216,11 @@ def evaluate_tags(model: Model, split: Split, labels: Sequence[str], **limits: A
     return Judged([row["row_id"] for row in rows], figures, rows, counted, right_B)
 
 # By HF's `problem_type`, or the task that has none.
-JUDGES: Mapping[str, Callable[..., Judged]] = {
-    "single_label_classification": evaluate_classes,
-    "multi_label_classification": evaluate_label_sets, "regression": evaluate_scores,
-    "tag": evaluate_tags, "mlm": evaluate_masked, "sft": evaluate_language,
-    "pretrain": evaluate_language,
-}  # fmt: skip
+JUDGES: Mapping[str, Callable[..., Judged]] = {"single_label_classification": evaluate_classes,
+                                               "multi_label_classification": evaluate_label_sets,
+                                               "regression": evaluate_scores, "tag": evaluate_tags,
+                                               "mlm": evaluate_masked, "sft": evaluate_language,
+                                               "pretrain": evaluate_language}
 
 def answered(rows: list[dict[str, Any]]) -> Judged:
     """Rows with a "target" and what was "predicted", as free text; each gets its "exact_match"."""

@@ -87,10 +87,8 @@ class ClassificationMetrics:
             return dict.fromkeys(METRICS, math.nan)
         averages = _averages(totals_3K, predicted_K + support_K > 0)
         recall_K = _scores(totals_3K)[1][support_K > 0]
-        return {
-            "accuracy": float(hits_K.sum() / rows), "balanced_accuracy": float(recall_K.mean()),
-            **averages, **self._agreement(),
-        }  # fmt: skip
+        return {"accuracy": float(hits_K.sum() / rows), "balanced_accuracy": float(recall_K.mean()),
+                **averages, **self._agreement()}
 
     def per_class(self) -> list[dict[str, Any]]:
         """One dict per class, of CLASS_COLUMNS; support and predicted in rows."""
@@ -140,11 +138,9 @@ class MultiLabelMetrics:
     def compute(self) -> dict[str, float]:
         """subset_accuracy, hamming_loss and the AVERAGES."""
         hits, predicted, support = self.totals_3K.sum(1).tolist()
-        return {
-            "subset_accuracy": self.right_rows / self.rows,
-            "hamming_loss": (predicted + support - 2 * hits) / (self.rows * len(self.labels)),
-            **_averages(self.totals_3K, np.ones(len(self.labels), dtype=bool)),
-        }
+        return {"subset_accuracy": self.right_rows / self.rows,
+                "hamming_loss": (predicted + support - 2 * hits) / (self.rows * len(self.labels)),
+                **_averages(self.totals_3K, np.ones(len(self.labels), dtype=bool))}
 
     def per_class(self) -> list[dict[str, Any]]:
         """As `ClassificationMetrics.per_class`."""
@@ -157,12 +153,10 @@ def regression_metrics(target_B: np.ndarray, predicted_B: np.ndarray) -> dict[st
     that is explained: 1 - squared errors / squared differences from their mean (NaN: constant)."""
     errors_B = predicted_B - target_B
     spread = np.square(target_B - target_B.mean()).sum() if np.ptp(target_B) else math.nan
-    return {
-        "pearson": _correlation(target_B, predicted_B),
-        "spearman": _correlation(_ranks(target_B), _ranks(predicted_B)),
-        "mae": float(np.abs(errors_B).mean()), "rmse": math.sqrt(np.square(errors_B).mean()),
-        "r2": float(1 - np.square(errors_B).sum() / spread),
-    }
+    return {"pearson": _correlation(target_B, predicted_B),
+            "spearman": _correlation(_ranks(target_B), _ranks(predicted_B)),
+            "mae": float(np.abs(errors_B).mean()), "rmse": math.sqrt(np.square(errors_B).mean()),
+            "r2": float(1 - np.square(errors_B).sum() / spread)}
 
 def perplexity(loss_sum: float, weight: float, num_bytes: int = 0) -> dict[str, float]:
     """Of a loss in nats over tokens of total `weight`, which spell so many bytes; 0: unknown.

@@ -97,11 +97,9 @@ class JsonCommandMetrics:
         # A generated intent may be of any JSON type, and a list cannot be looked up.
         predicted_id = self._ids.get(name, OUTSIDE) if isinstance(name, str) else OUTSIDE
         wanted_leaves, given_leaves = _leaves(wanted), _leaves(given or {})
-        verdicts = {
-            "json_valid": given is not None, "exact_match": exact_match(target, predicted),
-            "exact_match_object": wanted_leaves == given_leaves,
-            "intent_correct": predicted_id == self._ids[label],
-        }  # fmt: skip
+        verdicts = {"json_valid": given is not None, "exact_match": exact_match(target, predicted),
+                    "exact_match_object": wanted_leaves == given_leaves,
+                    "intent_correct": predicted_id == self._ids[label]}
         slots, found = self._slots(wanted_leaves), self._slots(given_leaves)
         self.intents.update([self._ids[label]], [predicted_id])
         self._tally.update(verdicts)
@@ -113,13 +111,11 @@ class JsonCommandMetrics:
         n, intents = self._tally, self.intents.compute()
         shares = ("json_valid", "exact_match", "exact_match_object")
         macros = ("precision_macro", "recall_macro", "f1_macro")
-        return {
-            **{name: _ratio(n[name], n["rows"]) for name in shares},
-            **{f"intent_{name}": intents[name] for name in ("accuracy", *macros)},
-            "slot_precision": _ratio(n["right"], n["given"]),
-            "slot_recall": _ratio(n["right"], n["wanted"]),
-            "slot_f1": _ratio(2 * n["right"], n["given"] + n["wanted"]),
-        }
+        return {**{name: _ratio(n[name], n["rows"]) for name in shares},
+                **{f"intent_{name}": intents[name] for name in ("accuracy", *macros)},
+                "slot_precision": _ratio(n["right"], n["given"]),
+                "slot_recall": _ratio(n["right"], n["wanted"]),
+                "slot_f1": _ratio(2 * n["right"], n["given"] + n["wanted"])}
 
     def _slots(self, leaves: dict[tuple, str]) -> set[tuple[tuple, str]]:
         slots = leaves.keys() - {(self.intent,)}

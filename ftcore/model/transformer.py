@@ -157,10 +157,8 @@ class Attention(nn.Module):
         return self.o_proj(o_MHD.flatten(1))
 
 ACTIVATIONS = {"gelu": F.gelu, "gelu_tanh": partial(F.gelu, approximate="tanh")}
-GATED = {
-    "swiglu": swiglu, "geglu": partial(geglu, uses_tanh=False),
-    "geglu_tanh": partial(geglu, uses_tanh=True),
-}  # fmt: skip
+GATED = {"swiglu": swiglu, "geglu": partial(geglu, uses_tanh=False),
+         "geglu_tanh": partial(geglu, uses_tanh=True)}
 
 class Mlp(nn.Module):
     """Feed-forward layer: down(act(gate) up) or down(act(up))."""

@@ -224,14 +224,12 @@ class Loop:
             tqdm.write(f"{found}: not applied; noted in {path}; its text: {show}")
         progress.step += 1
         groups = zip(self.optimizer.kinds, grad_norms, strict=True) if len(grad_norms) > 1 else ()
-        return {
-            "train/loss": mean_loss, "train/grad_norm": grad_norm, "train/lr": rate,
-            "train/loss_deviation": deviation, "train/skipped_steps": progress.skipped_steps,
-            **{f"train/grad_norm/{label(kind)}": norm for kind, norm in groups},
-            **({"train/loss_scale": scale} if self.scale else {}),
-            "perf/tokens_per_s": sum(map(len, documents)) / (time.perf_counter() - started),
-            "perf/peak_mem_gib": peak_bytes(self.device) / 2**30,
-        }
+        return {"train/loss": mean_loss, "train/grad_norm": grad_norm, "train/lr": rate,
+                "train/loss_deviation": deviation, "train/skipped_steps": progress.skipped_steps,
+                **{f"train/grad_norm/{label(kind)}": norm for kind, norm in groups},
+                **({"train/loss_scale": scale} if self.scale else {}),
+                "perf/tokens_per_s": sum(map(len, documents)) / (time.perf_counter() - started),
+                "perf/peak_mem_gib": peak_bytes(self.device) / 2**30}
 
     def _evaluate(self) -> bool:
         """Evaluate in the first process; returns whether it is the best so far, to all."""

@@ -61,14 +61,12 @@ class TaskKind:
     loss: Task
     peft_type: str
 
-TASKS: Mapping[str, TaskKind] = {
-    "pretrain": TaskKind("lm", token_labels, "CAUSAL_LM"),
-    "mlm": TaskKind("mlm", token_labels, "FEATURE_EXTRACTION"),
-    "sft": TaskKind("lm", token_labels, "CAUSAL_LM"),
-    "classify": TaskKind("classify", classification, "SEQ_CLS"),
-    "regress": TaskKind("classify", regression, "SEQ_CLS"),
-    "tag": TaskKind("tag", token_labels, "TOKEN_CLS"),
-}
+TASKS: Mapping[str, TaskKind] = {"pretrain": TaskKind("lm", token_labels, "CAUSAL_LM"),
+                                 "mlm": TaskKind("mlm", token_labels, "FEATURE_EXTRACTION"),
+                                 "sft": TaskKind("lm", token_labels, "CAUSAL_LM"),
+                                 "classify": TaskKind("classify", classification, "SEQ_CLS"),
+                                 "regress": TaskKind("classify", regression, "SEQ_CLS"),
+                                 "tag": TaskKind("tag", token_labels, "TOKEN_CLS")}
 
 def choose_trainable(model: Model, config: PeftConfig, generator: torch.Generator, *,
                      new: Sequence[str] = ()) -> str:
