@@ -16,7 +16,7 @@ from ftcore.data.pack import Batch, lengths
 from ftcore.data.store import Prepared
 from ftcore.errors import ConfigError, DataError
 from ftcore.model.heads import CLASSIFIERS, Model, ModelTask
-from ftcore.model.spec import ModelSpec
+from ftcore.model.transformer import ModelSpec
 from ftcore.tune.freeze import apply_trainable, parameter_table
 from ftcore.tune.lora import apply_lora, quantise_frozen
 
