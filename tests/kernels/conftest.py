@@ -47,7 +47,11 @@ def adapters() -> Callable[..., dict[str, Any]]:
 @pytest.fixture
 def poisoned() -> Iterator[None]:
     """Fresh memory is NaN, so that what a kernel leaves unwritten is seen."""
+    before = torch.are_deterministic_algorithms_enabled()
+    fills = torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
     assert torch.empty(1).isnan()
     yield
-    torch.use_deterministic_algorithms(False)
+    torch.use_deterministic_algorithms(before)
+    torch.utils.deterministic.fill_uninitialized_memory = fills

@@ -74,10 +74,10 @@ MUTANTS = {
                        "offs_n[None, :], inside, window, IS_CAUSAL)\n            s =",
                        "offs_n < past + 1)[None, :]\n            sees = _sees(offs_m[:, None], "
                        "offs_n[None, :], inside, window, IS_CAUSAL)\n            s ="),
-    "edge before the whole steps": ("_fwd_steps(\n            acc, row_max, row_sum, q, k_source, "
-                                    "v_source, offs_m, tile,",
-                                    "_fwd_steps(\n            acc, row_max, row_sum, q, k_source, "
-                                    "v_source, offs_m, (past, *tile[2:3], *tile[2:]),"),
+    "edge before the whole steps": ("tile, factor, squash, window, IS_CAUSAL, D, BLOCK_N,\n"
+                                    "                                           is_edge)",
+                                    "(past, *tile[2:3], *tile[2:]), factor, squash, window, "
+                                    "IS_CAUSAL, D, BLOCK_N, is_edge)"),
     "delta": ("o.to(tl.float32) * do", "1.01 * o.to(tl.float32) * do"),
     "lse": ("row_max + tl.log2(row_sum)", "row_max + tl.log2(row_sum * 1.001)"),
     "dk": ("dk * scale", "dk"),
