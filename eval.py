@@ -4,11 +4,12 @@
     python eval.py runs/NAME --data.test FILE           another file
     python eval.py MODEL --task classify --data.test FILE
     python eval.py runs/NAME --against runs/OTHER       both on the same rows: do they differ?
-    python eval.py {MODEL | URL} --on TASK.toml         prompts, choices: ftcore/evaluate/tasks.py
+    python eval.py MODEL --on TASK.toml                 prompts, choices: ftcore/evaluate/tasks.py
+    python eval.py URL --on TASK.toml --name MODEL      the same of a server with OpenAI's API
     python eval.py report runs/NAME                     its page, report.html, made anew
     python eval.py diff runs/NAME runs/OTHER            what was asked and read, where they part
 
-Tables for people, each figure with its interval; predictions as jsonl; one JSON line last. Every
+Tables for people, with intervals; predictions as jsonl; one JSON line last. Every
 time that test rows are judged is noted in the run: who looks often, chooses by them.
 """
 
@@ -83,11 +84,12 @@ def judge(command: Command) -> "Results":
         raise ConfigError("nothing to evaluate: name a file with --data.test FILE")
     from ftcore.data.prepare import prepare, prepared
     from ftcore.data.tokenizer import Tokenizer
+    from ftcore.evaluate.report import note_opening
     from ftcore.evaluate.suite import Suite
     from ftcore.tune.adapter import read_labels
 
     config, path, loaded = command.config, command.resume, opened(command)
-    base, seed, device = config.model.path, config.env.seed, loaded.model.device
+    base, seed = config.model.path, config.env.seed
     labels = (path and read_labels(path)) or loaded.labels
     said = config.problem if path else loaded.config.get("problem_type")
     if config.problem and said not in (None, config.problem):
@@ -101,12 +103,19 @@ def judge(command: Command) -> "Results":
     held_out = replace(config.data, train=(), dev=())
     data = prepare(held_out, tokenizer, seed=seed, labels=labels)
     print(data.summary())
-    suite = Suite(command.task, config, tokenizer, labels, device)
+    suite = Suite(command.task, config, tokenizer, labels)
     results = suite.tests(loaded.model, data.tests)
     print(f"\n{results}\n")
+    if path:
+        count = note_opening(path, config.data.test, results.metrics)
+        print(f"test rows of {path} were judged {count} times so far (openings.jsonl)")
     if path and config.data.train and command.origins.get("data.test") == "flag":
         own = parse([str(path)]).config  # whose training rows these test rows were not held out of
-        train = prepared(own.data, tokenizer, seed=own.env.seed)[0].train.documents
+        try:
+            train = prepared(own.data, tokenizer, seed=own.env.seed)[0].train.documents
+        except FtcoreError as error:
+            print(f"whether training knew these rows cannot be told: {error}")
+            return results
         for name, split in data.tests.items():
             known_rows = suite.leaked(split, train)
             kinds = ", ".join(f"{n} {kind}" for kind, n in Counter(known_rows.values()).items())
@@ -125,8 +134,11 @@ def judge_on(words: list[str], file: Path) -> "Results":
     if words[0].startswith(("http://", "https://")):
         answerer = Remote(words[0].rstrip("/"), name or "default")
     else:
-        command = parse([*words, *(() if "--task" in words else ("--task", "sft"))])
+        is_bare = not (Path(words[0]) / CONFIG_FILE).is_file() and "--task" not in str(words)
+        command = parse([*words, *(("--task", "sft") if is_bare else ())])
         loaded, most = opened(command), command.config.loop.micro_batch_tokens
+        if loaded.model.task != "lm":
+            raise ConfigError(f"{words[0]}: prompts are for a language model, not for its task")
         limits = {"max_tokens": most, "device": loaded.model.device}
         answerer = Local(loaded.model, Tokenizer.load(loaded.folder), limits)
     judged, asked = judge_task(task, answerer)
@@ -139,7 +151,7 @@ def run(words: list[str]) -> None:
     """Judge what the words name, beside another where they say so."""
     other, on = take_value(words, "--against"), take_value(words, "--on")
     command = parse(words) if not on else None
-    from ftcore.evaluate.report import json_line, note_opening, write_predictions
+    from ftcore.evaluate.report import json_line, write_predictions
 
     results = judge(command) if command else judge_on([*words], Path(on))
     path, summary = command and command.resume, {"model": words[0]}
@@ -155,9 +167,6 @@ def run(words: list[str]) -> None:
         theirs = judge(parse(flags)) if command else judge_on(flags, Path(on))
         told, summary["against"] = results.compared(theirs)
         print(f"{words[0]} against {other}\n\n{told}\n")
-    if path:
-        count = note_opening(path, command.config.data.test, results.metrics)
-        print(f"test rows of {path} were judged {count} times so far (openings.jsonl)")
     print(json_line(summary))
 
 def main(argv: list[str]) -> int:

@@ -57,6 +57,8 @@ def run(command: Command, world: "World") -> int:
         raise ConfigError("nothing to train on: name a file with --data.train FILE")
     if config.model.init == "random" and config.peft.method == "lora":
         raise ConfigError("peft.method = 'lora' over random weights, which are not kept: use full")
+    if config.eval.probe and kind.model_task != "lm":
+        raise ConfigError("eval.probe is text for decoders to continue: leave it out")
     folder = resolve(config.model.path)
     tokenizer = Tokenizer.load(folder)
     data, origin = prepared(config.data, tokenizer, seed=seed)
@@ -118,8 +120,7 @@ def tune(command: Command, path: Path, run: "RunFolder | None", data: "Prepared"
     started = time.perf_counter()
 
     # ---- 4 fine-tuning: the loop, and what the base model could do before it ---------------------
-    device = model.device
-    suite = Suite(command.task, config, tokenizer, data.labels, device)
+    suite = Suite(command.task, config, tokenizer, data.labels)
     base, base_file = None, path / "base.json"
     compares = config.eval.probe or (command.task == "sft" and data.tests)
     if compares and kind.model_task == "lm" and world.is_first:
@@ -149,6 +150,7 @@ def tune(command: Command, path: Path, run: "RunFolder | None", data: "Prepared"
     results = suite.tests(model, data.tests)
     if results.metrics:
         print(f"\n{results.against(base or {})}")
+    if data.tests:
         note_opening(path, config.data.test, results.metrics)
     if results.predictions:
         write_predictions(path / "predictions.jsonl", results.predictions)

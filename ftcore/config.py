@@ -40,7 +40,7 @@ class Section:
 
 class ModelConfig(Section):
     """The model to start from."""
-    path: str = "builtin:base"  # that, a model folder in the HF layout, or a hub id (owner/name)
+    path: str = "builtin:base"  # builtin:base, a folder in the HF layout, or a hub id (owner/name)
     init: Literal["pretrained", "random"] = "pretrained"  # read weights, or draw them at random
 
 class FilesConfig(Section):

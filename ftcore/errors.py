@@ -23,7 +23,7 @@ class SaveError(FtcoreError):
     """A run stopped, since its checkpoints cannot be written."""
 
 class TrainingError(FtcoreError):
-    """A run cannot go on: its steps are not finite."""
+    """A run cannot go on: its steps are not applied."""
 
 class PeerError(FtcoreError):
     """Another process of the same run ended before this one."""

@@ -18,6 +18,8 @@ def resolve(path: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
+        if "/" not in path:
+            raise ValueError("which names its models owner/name")
         return Path(snapshot_download(path, allow_patterns=list(FILES)))
     except Exception as error:  # the library and its transports raise many unrelated types
         reason = str(error).strip().partition("\n")[0]

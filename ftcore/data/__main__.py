@@ -40,11 +40,13 @@ def prepare(words: list[str]) -> None:
     tokenizer = Tokenizer.load(resolve(config.model.path))
     data, said = prepared(config.data, tokenizer, seed=config.env.seed)
     folder = config.log.dir / (config.log.name or time.strftime(f"{command.task}-%Y%m%d-%H%M%S"))
+    if (folder / "run.json").exists():
+        raise ConfigError(f"{folder} is a run: prepare under another --log.name")
     data.write(folder / "data")
     write_file(folder / CONFIG_FILE, to_toml(command))
     print(data.summary(), said, sep="\n")
     print(f"\npage:  {folder / 'data' / 'report.html'}")
-    print(f"train: python train.py {command.task} --config {folder / CONFIG_FILE}")
+    print(f"train: python train.py {command.task} --config {folder / CONFIG_FILE} --log.name NAME")
 
 def report(words: list[str]) -> None:
     """The page of a run's data."""

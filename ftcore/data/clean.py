@@ -52,11 +52,9 @@ def broken(text: str) -> list[tuple[str, str, float, dict[str, float]]]:
     symbols and length: group, name, value, and the limit, "min", "max" or both."""
     words = text.split()
     found = {group: measure(text, words) for group, measure in MEASURES.items()}
-    return [
-        (group, name, found[group][name], limit)
-        for group, limits in _table()["rules"].items() for name, limit in limits.items()
-        if not limit.get("min", -math.inf) <= found[group][name] <= limit.get("max", math.inf)
-    ]  # fmt: skip
+    return [(group, name, found[group][name], limit)
+            for group, limits in _table()["rules"].items() for name, limit in limits.items()
+            if not limit.get("min", -math.inf) <= found[group][name] <= limit.get("max", math.inf)]
 
 def _repetition(text: str, words: list[str]) -> dict[str, float]:
     values, size = {}, max(len(text), 1)

@@ -239,7 +239,10 @@ def conversation(row: Row, config: configs.ChatDataConfig) -> Chat:
         is_text = isinstance(turns, str)
         hint = "; for a transcript name its speakers with data.roles" if is_text else ""
         raise wrong(row, f"column {column!r} must hold a list of messages{hint}")
-    numbered = enumerate(turns, start=1)
+    numbered = [*enumerate(turns, start=1)]
+    for number, turn in numbered:
+        if odd := [key for key in UNSUPPORTED if isinstance(turn, dict) and turn.get(key)]:
+            raise RowError(f"message {number} holds {odd[0]!r}, which is not supported")
     checked = tuple(message(row, number, turn, config.turn, roles) for number, turn in numbered)
     return Chat(row.id, checked, row.file, row.line)
 
@@ -254,9 +257,6 @@ def transcript(text: str, roles: Mapping[str, str], keys: Keys) -> list[dict[str
 
 def message(row: Row, number: int, turn: Any, keys: Keys, roles: Mapping[str, str]) -> Message:
     """A turn as a message; `number` counts the turns of the row from 1."""
-    for key in UNSUPPORTED:
-        if isinstance(turn, dict) and turn.get(key):
-            raise RowError(f"message {number} holds {key!r}, which is not supported")
     if not isinstance(turn, dict) or not isinstance(turn.get(keys[1]), str):
         raise wrong(row, f'message {number} must be {{"{keys[0]}": ..., "{keys[1]}": text}}')
     said = turn.get(keys[0])

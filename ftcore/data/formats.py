@@ -144,8 +144,10 @@ def _json(text: str, file: str, key: str = "") -> Iterator[Record]:
             value, end = decode(text, start)
             yield line, text[start:end], _object(value, text[start:end], file, line)
             place, opening = _skip(text, end), ","
-    except json.JSONDecodeError as error:
-        raise _bad_json(error, file, text, start or error.pos) from error
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise _bad_json(error, file, text, start or getattr(error, "pos", place)) from error
     if text[place : place + 1] != "]":
         what = f"expected ',' or ']' after the object, found {text[place : place + 20]!r}"
         raise _bad_json(what, file, text, start)

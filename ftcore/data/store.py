@@ -78,10 +78,8 @@ class Prepared:
             what = "the training rows are not those that the run began with"
             raise DataError(f"{folder}: {what}; restore the files, or begin another run")
         files.make_folder(folder)
-        lines = [
-            json.dumps({"split": name, "what": what, **asdict(row)}, ensure_ascii=False) + "\n"
-            for name, split in self.splits() for what, found in losses(split) for row in found
-        ]  # fmt: skip
+        lines = [json.dumps({"split": name, "what": what, **asdict(row)}, ensure_ascii=False) + "\n"
+                 for name, split in self.splits() for what, found in losses(split) for row in found]
         files.write_file(folder / "rejected.jsonl", "".join(lines))
         held = self.notes.get("held out", 0)
         steps = {name: funnel(s, held if name == "train" else 0) for name, s in self.splits()}

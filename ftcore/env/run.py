@@ -91,9 +91,9 @@ class RunFolder(ExitStack):
         named = {f"{split}/{n}": v for split, each in metrics.items() for n, v in each.items()}
         for name, value in named.items():
             board.add_scalar(f"test/{name}", value, step)
-        rows = [row for row in predictions if "label" in row and "probabilities" in row]
+        rows = [row for row in predictions if "probabilities" in row]
         for number, label in enumerate(labels or ()) if rows and len(labels) <= MOST_CURVES else ():
-            is_so = np.array([row["label"] == label for row in rows])
+            is_so = np.array([label in row.get("labels", [row.get("label")]) for row in rows])
             scores = np.array([row["probabilities"][number] for row in rows])
             board.add_pr_curve(f"test/{label}", is_so, scores, step)
         board.flush()

@@ -29,16 +29,16 @@ def certify(model: Model, split: Split, suite: Suite) -> dict[str, Any]:
     model.eval()
     layers = [layer for layer in lora_layers(model).values() if layer.factors]
     lost, update = np.square([rounding(layer) for layer in layers]).sum(0) ** 0.5
-    documents = sorted(split.documents[:MOST_ROWS], key=len)
+    documents = split.documents[:MOST_ROWS]
     scored = np.cumsum([np.count_nonzero(document.weights) for document in documents])
     most = min(MOST_SCORED, MOST_LOGITS // model.spec.vocab_size)
     few = documents[: max(1, np.count_nonzero(scored <= most))]
-    cut = {document.row_id for document in split.documents} - {d.row_id for d in few}
+    cut = {document.row_id for document in split.documents[len(few) :]}
     rows = Split(documents=few, sentences=[s for s in split.sentences if s.row_id not in cut])
     proof = {"lost": float(lost / update) if update else 0.0, "rows": len(rows.documents)}
     if not documents:
         return proof
-    limits = {"max_tokens": suite.config.loop.micro_batch_tokens, "device": suite.device}
+    limits = {"max_tokens": suite.config.loop.micro_batch_tokens, "device": model.device}
     values, logits = [], []
     for change in (LoRALinear.unmerge, LoRALinear.merge):
         for layer in layers:

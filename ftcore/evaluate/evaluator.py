@@ -108,11 +108,10 @@ def evaluate_label_sets(model: Model, split: Split, labels: Sequence[str], **lim
     loss_B, target_BK, predicted_BK = losses.mean(1).numpy(), has_BK.numpy() > 0, logits_BK > 0
     predicted_BK, names = predicted_BK.numpy(), np.array(labels, dtype=object)
     parts = zip(split.documents, target_BK, predicted_BK, logits_BK, strict=True)
-    rows = [{
-        "row_id": document.row_id, "labels": names[target_K].tolist(),
-        "predicted": names[predicted_K].tolist(),
-        "probabilities": [round(p, 6) for p in logits_K.sigmoid().tolist()],
-    } for document, target_K, predicted_K, logits_K in parts]  # fmt: skip
+    rows = [{"row_id": document.row_id, "labels": names[target_K].tolist(),
+             "predicted": names[predicted_K].tolist(),
+             "probabilities": [round(p, 6) for p in logits_K.sigmoid().tolist()]}
+            for document, target_K, predicted_K, logits_K in parts]
 
     def counts(rows_M: np.ndarray) -> metrics.MultiLabelMetrics:
         counted = metrics.MultiLabelMetrics(labels)

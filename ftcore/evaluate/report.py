@@ -29,10 +29,8 @@ from ftcore.files import write_file
 
 MAX_TEXT = 40
 WIDTH, HEIGHT, POINTS = 600, 150, 300  # of a curve, in units of its drawing and in points
-CURVES = (  # the metrics drawn together
-    ("train/loss", "eval/loss"), ("train/grad_norm",), ("train/lr",), ("train/loss_deviation",),
-    ("perf/tokens_per_s",), ("perf/peak_mem_gib",),
-)  # fmt: skip
+CURVES = (("train/loss", "eval/loss"), ("train/grad_norm",), ("train/lr",),  # drawn together
+          ("train/loss_deviation",), ("perf/tokens_per_s",), ("perf/peak_mem_gib",))
 MOST_CLASSES = 30  # of a matrix of confusions that is drawn
 Run = Mapping[str, Any]  # a folder's files by name, parsed; those that it lacks are empty
 
@@ -73,11 +71,8 @@ def confusion_table(metrics: ClassificationMetrics, texts: Mapping[tuple[str, st
         return "no mistakes"
     names = (*metrics.labels, "(none of the labels)")
     pairs = sorted(np.argwhere(wrong_KP).tolist(), key=lambda pair: -wrong_KP[*pair])
-    rows = [
-        (names[k], names[p], wrong_KP[k, p], wrong_KP[k, p] / support_K[k],
-         texts.get((names[k], names[p]), ""))
-        for k, p in pairs
-    ]  # fmt: skip
+    rows = [(names[k], names[p], wrong_KP[k, p], wrong_KP[k, p] / support_K[k],
+             texts.get((names[k], names[p]), "")) for k, p in pairs]
     text = table(("target", "predicted", "rows", "of target", "such as"), rows[:max_pairs])
     if left := rows[max_pairs:]:
         text += f"\n... {len(left)} more pairs not shown, {sum(row[2] for row in left)} rows in all"
@@ -177,9 +172,10 @@ def judged(run: Run) -> dict[str, Any]:
     base = {row["row_id"]: row["predicted"] for row in run["base-predictions"]}
     answers = [{"base": base.get(r["row_id"]), **r} for r in run["predictions"] if "prompt" in r]
     rows = [row for row in run["predictions"] if "label" in row and "probabilities" in row]
-    if not rows:
+    file = run["folder"] / "labels.json"
+    if not rows or not file.is_file():
         return {"answers": answers[:: max(1, len(answers) // 20)]}
-    labels = json.loads((run["folder"] / "labels.json").read_bytes())
+    labels = json.loads(file.read_bytes())
     target_B, predicted_B = (
         np.array([labels.index(row[key]) for row in rows]) for key in ("label", "predicted"))
     metrics = ClassificationMetrics(labels)

@@ -75,7 +75,5 @@ def _less(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, flo
 def _ranges(told: Sequence[Mapping[str, float]]) -> dict[str, tuple[float, float]]:
     ends = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
     values_MR = {name: np.array([each[name] for each in told]) for name in told[0]}
-    return {
-        name: tuple(np.quantile(values_R, ends).tolist())
-        for name, values_R in values_MR.items() if np.isfinite(values_R).all()
-    }  # fmt: skip
+    return {name: tuple(np.quantile(values_R, ends).tolist())
+            for name, values_R in values_MR.items() if np.isfinite(values_R).all()}

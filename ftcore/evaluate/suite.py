@@ -20,10 +20,9 @@ from ftcore.evaluate.report import table
 from ftcore.evaluate.text import BLEU_SIGNATURE, CHRF_SIGNATURE
 from ftcore.model.heads import Model
 
-SHOWN = (  # while it trains, where the task has it
-    "loss", "perplexity", "bits_per_byte", "accuracy", "subset_accuracy", "f1_macro", "f1",
-    "pearson", "spearman", "temperature",
-)  # fmt: skip
+# While it trains, where the task has it.
+SHOWN = ("loss", "perplexity", "bits_per_byte", "accuracy", "subset_accuracy", "f1_macro", "f1",
+         "pearson", "spearman", "temperature")
 SLICES = 3  # of documents by length, with about as many in each
 
 @dataclass
@@ -64,14 +63,15 @@ class Results:
 
     def compared(self, other: "Results") -> tuple[str, dict[str, dict[str, Any]]]:
         """Both models on the same rows, paired, for people and by split and metric."""
-        found: dict[str, dict[str, Any]] = {name: {} for name in self.judged}
+        both = {n: (each, other.judged[n]) for n, each in self.judged.items() if n in other.judged}
+        found: dict[str, dict[str, Any]] = {name: {} for name in both}
         told, head = [], ("metric", "this", "other", "difference", "low", "high", "p", "")
-        for name, mine in self.judged.items():
-            ids = [[each.row_ids for each in judged] for judged in (mine, other.judged[name])]
-            if ids[0] != ids[1]:
-                what = f"{name}: {len(ids[0][0])} and {len(ids[1][0])} rows, or others"
+        for name, (mine, theirs) in both.items():
+            forms = [[(e.row_ids, [*e.values]) for e in each] for each in (mine, theirs)]
+            if forms[0] != forms[1]:
+                what = f"{name}: {len(forms[0][0][0])} and {len(forms[1][0][0])} rows, or others"
                 raise DataError(f"{what}: both models must read, and keep, the same test rows")
-            for one, two in zip(mine, other.judged[name], strict=True):
+            for one, two in zip(mine, theirs, strict=True):
                 clusters_B = clusters_of(one.row_ids, self.clusters[name])
                 pair = one.figures, two.figures
                 found[name] |= significance.compare(*pair, clusters_B, seed=self.seed)
@@ -113,7 +113,6 @@ class Suite:
     config: Run  # the run's sections
     tokenizer: Tokenizer
     labels: tuple[str, ...] | None  # classes of a classifier, by index
-    device: torch.device
 
     def dev(self, model: Model, split: Split) -> dict[str, float]:
         """What the loop shows and chooses the best checkpoint by; nothing is generated."""
@@ -146,10 +145,8 @@ class Suite:
         rows = Split(documents=train[: len(dev.documents)])
         one, two = self._judged(model, dev), self._judged(model, rows)
         pairs = (one, dev), (two, rows)
-        alike = [
-            clusters_of(each.row_ids, clusters(self._texts(split.documents)))
-            for each, split in pairs
-        ]
+        alike = [clusters_of(each.row_ids, clusters(self._texts(split.documents)))
+                 for each, split in pairs]
         found = significance.compare(one.figures, two.figures, *alike, seed=self.config.env.seed)
         shown = [name for name in SHOWN if name in found]
         cells = ((n, two.values[n], one.values[n], *found[n].values()) for n in shown)
@@ -190,7 +187,9 @@ class Suite:
                 found = probabilities.threshold_table(is_one_B, score_B)
                 shown = table(found[0], [each.values() for each in found])
                 tell(f"thresholds of {self.labels[1]}", shown)
-        lengths = {document.row_id: len(document) for document in split.documents}
+        lengths: dict[str, int] = {}
+        for document in split.documents:
+            lengths[document.row_id] = lengths.get(document.row_id, 0) + len(document)
         lengths_B = np.array([lengths[row_id] for row_id in judged.row_ids])
         names = [metric for metric in SHOWN if metric in judged.figures(np.arange(1))]
         rows = []
@@ -203,7 +202,7 @@ class Suite:
     @torch.inference_mode()
     def _judged(self, model: Model, split: Split) -> Judged:
         model.eval()
-        limits = {"max_tokens": self.config.loop.micro_batch_tokens, "device": self.device}
+        limits = {"max_tokens": self.config.loop.micro_batch_tokens, "device": model.device}
         judge = JUDGES[self.config.problem or self.task]
         return judge(model, split, self.labels or self.tokenizer.vocabulary, **limits)
 

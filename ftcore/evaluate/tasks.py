@@ -10,11 +10,12 @@
     max_new_tokens = 64
     stop = ["\\n\\n"]                     texts that end an answer, and are not part of it
 
-Only `data`, `prompt` and `target` are needed. Answers are greedy. The model is one of ours or, by
-its URL, any server that speaks OpenAI's API; a choice there needs `echo` and `logprobs`.
+The first three are needed. Answers are greedy. The model is ours or, by its URL, of a server with
+OpenAI's API, its key in OPENAI_API_KEY; a choice there needs `echo` and `logprobs`.
 """
 
 import json
+import os
 import tomllib
 import urllib.request
 from collections.abc import Sequence
@@ -34,7 +35,7 @@ from ftcore.data.chat import encode_prompt, shifted
 from ftcore.data.read import Row, read_rows
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import ConfigError, DataError, nearest
-from ftcore.evaluate.evaluator import Judged, answered, greedy, streams
+from ftcore.evaluate.evaluator import Judged, answered, greedy, require_finite, streams
 from ftcore.model.heads import Model
 from ftcore.tune.task import hidden
 
@@ -58,8 +59,11 @@ class EvalTask:
         """Raises ConfigError: no such file, an unknown key, or one that is missing."""
         try:
             values = tomllib.loads(path.read_text("utf-8"))
-            if odd := [key for key in values if key not in cls.__dataclass_fields__]:
-                raise ConfigError(f"{path}: unknown key {odd[0]!r}{nearest(odd[0], values)}")
+            known = [*cls.__dataclass_fields__]
+            if odd := [key for key in values if key not in known]:
+                raise ValueError(f"unknown key {odd[0]!r}{nearest(odd[0], known)}")
+            if isinstance(values.get("data"), str) or {"chat", "choices"} <= values.keys():
+                raise ValueError("data is a list of files; choices are no chat: leave one out")
             return cls(**values)
         except (OSError, ValueError, TypeError) as error:
             raise ConfigError(f"{path}: {error}") from error
@@ -74,32 +78,31 @@ class Local:
     def answers(self, prompts: Sequence[str], task: EvalTask) -> list[str]:
         turns = ([{"role": "user", "content": prompt}] for prompt in prompts)
         ids = [encode_prompt(turn, self.tokenizer) for turn in turns] if task.chat else [
-            encoding.ids_T for encoding in self.tokenizer.encode_batch(prompts)
-        ]  # fmt: skip
+            encoding.ids_T for encoding in self.tokenizer.encode_batch(prompts)]  # fmt: skip
         return greedy(self.model, self.tokenizer, ids, task.max_new_tokens)
 
     @torch.inference_mode()
     def log_likelihoods(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
         """Choices that differ in their last token alone are read off one document."""
         encodings = [*self.tokenizer.encode_batch([prompt + text for prompt, text in pairs])]
-        groups: dict[bytes, list[int]] = {}
-        for number, encoding in enumerate(encodings):
-            groups.setdefault(encoding.ids_T[:-1].tobytes(), []).append(number)
-        owners, documents, chosen = [*groups.values()], [], []
-        sums = np.zeros(len(pairs))
-        for first, *_ in owners:
-            counts_T = encodings[first].offsets_T2[:, 1] > len(pairs[first][0].rstrip())
-            ids_T, weights_T = encodings[first].ids_T, counts_T.astype(np.float32)
-            documents.append(shifted(str(first), ids_T, weights_T))
-            chosen.append(counts_T)
+        groups: dict[tuple[bytes, bytes], list[int]] = {}
+        counted, sums = [], np.zeros(len(pairs))
+        for number, ((prompt, _), encoding) in enumerate(zip(pairs, encodings, strict=True)):
+            counted.append(encoding.offsets_T2[:, 1] > len(prompt.rstrip()))
+            counted[-1][:1] = False  # nothing stands before it
+            key = counted[-1].tobytes(), encoding.ids_T[:-1].tobytes()
+            groups.setdefault(key, []).append(number)
+        owners, ids = [*groups.values()], [encoding.ids_T for encoding in encodings]
+        documents = [shifted(str(n), ids[n], np.float32(counted[n])) for n, *_ in owners]
         for indices, batch in streams(documents, **self.limits):
             h_MC = hidden(self.model, batch, batch.weights.nonzero().squeeze(1))
-            counts = [np.count_nonzero(documents[index].weights) for index in indices]
-            for index, h_TC in zip(indices, h_MC.split(counts), strict=True):
+            sizes = [counted[owners[index][0]].sum() for index in indices]
+            for index, h_TC in zip(indices, h_MC.split(sizes), strict=True):
                 log_p_TV = self.model.head(h_TC).float().log_softmax(-1).cpu()
-                for number in owners[index]:
-                    ids = torch.from_numpy(encodings[number].ids_T[chosen[index]]).long()
-                    sums[number] = log_p_TV.gather(1, ids[:, None]).sum().item()
+                for n in owners[index]:
+                    own_T = torch.from_numpy(ids[n][counted[n]]).long()
+                    sums[n] = log_p_TV.gather(1, own_T[:, None]).sum().item()
+        require_finite(documents, [sums[n] for n, *_ in owners])
         return sums.tolist()
 
 @dataclass(frozen=True)
@@ -122,11 +125,12 @@ class Remote:
         told = self._asked("completions", [{"prompt": p + text, **more} for p, text in pairs])
         sums = []
         for (prompt, text), each in zip(pairs, told, strict=True):
-            found = each["logprobs"]
+            if not (found := each.get("logprobs")):
+                raise DataError(f"{self.url}: gives no logprobs of a prompt (echo), so no choices")
             ends = [*found["text_offset"][1:], None]
             inside = range(len(prompt.rstrip()) + 1, len(prompt + text) + 1)
             both = zip(ends, found["token_logprobs"], strict=True)
-            sums.append(sum(logprob for end, logprob in both if end in inside))
+            sums.append(sum(logprob for end, logprob in both if end in inside and logprob))
         return sums
 
     def _asked(self, route: str, bodies: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -136,6 +140,7 @@ class Remote:
             words = json.dumps({"model": self.name, "temperature": 0, **body}).encode()
             request = urllib.request.Request(f"{self.url}/{route}", words)
             request.add_header("Content-Type", "application/json")
+            request.add_header("Authorization", f"Bearer {os.environ.get('OPENAI_API_KEY', '')}")
             try:
                 with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
                     return json.load(answer)["choices"][0]
@@ -194,6 +199,7 @@ def _expected(task: EvalTask, row: Row) -> tuple[str, list[str]]:
     choices = row.fields.get(listed) if by_name else [written(each, row) for each in listed]
     if not isinstance(choices, list) or len(choices) < 2:
         raise DataError(f"{where}: {listed!r} must give two choices or more")
+    choices = [*map(str, choices)]
     named = [choice for choice in choices if choice.strip() == target.strip()]
     if not named and target.isdecimal() and int(target) < len(choices):
         named = [choices[int(target)]]
@@ -205,7 +211,7 @@ def written(template: str, row: Row) -> str:
     """A template over the columns of a row. Raises DataError: it names one that is not there."""
     try:
         return _compiled(template).render(row.fields)
-    except jinja2.TemplateError as error:
+    except (jinja2.TemplateError, TypeError) as error:
         columns = ", ".join(row.fields)
         raise DataError(f"{row.file}:{row.line}: {error}; its columns are {columns}") from error
 

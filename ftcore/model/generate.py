@@ -102,7 +102,10 @@ def generate(model: Model, prompts: Sequence[Sequence[int]], *, max_new_tokens: 
         tokens_N = torch.tensor(list(chain.from_iterable(new_tokens)), device=device)
         types_N = torch.zeros_like(tokens_N)
         inputs = (tokens_N, cache.extend(docs), types_N, docs, cache.attends)
-        best = model.head(model.trunk(*inputs, docs.last_B())).argmax(-1).tolist()
+        top = model.head(model.trunk(*inputs, docs.last_B())).max(-1)
+        if not top.values.isfinite().all():
+            raise ModelError("the model's logits are not finite: it is damaged, or fp32 is needed")
+        best = top.indices.tolist()
         for prompt, token in zip(running, best, strict=True):
             answers[prompt].append(token)
         rows = [row for row, token in enumerate(best) if token not in stop_ids]

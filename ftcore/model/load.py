@@ -75,7 +75,7 @@ def labels_of(config: Mapping, where: Path) -> tuple[str, ...]:
     except (KeyError, TypeError):
         labels = ()
     if not labels or len(set(labels)) != len(labels):
-        must = "must name a classifier's classes 0 .. K - 1, each once"
+        must = "must name a classifier's classes 0 .. K - 1, each once; else it is no classifier"
         raise ModelError(f"{where}: id2label = {id2label}: {must}")
     return labels
 
@@ -130,11 +130,9 @@ def empty_model(spec: ModelSpec, task: ModelTask, num_labels: int | None,
     finally:
         torch.set_default_dtype(usual)
 
-def save_model(
-    loaded: LoadedModel, folder: Path, *, labels: tuple[str, ...] | None = None,
-    problem: str | None = None, state: Mapping[str, Tensor] | None = None,
-    max_shard_bytes: int = 5_000_000_000,  # HF's
-) -> None:  # fmt: skip
+def save_model(loaded: LoadedModel, folder: Path, *, labels: tuple[str, ...] | None = None,
+               problem: str | None = None, state: Mapping[str, Tensor] | None = None,
+               max_shard_bytes: int = 5_000_000_000) -> None:
     """Write config.json and the weights into an existing folder.
 
     labels          class names of a classifier, by class index; default: those it was loaded with

@@ -82,12 +82,10 @@ def _resolve(model: nn.Module, rule: str) -> set[str]:
             raise ConfigError(f"trainable rule {rule!r}: K must be an integer in [1, {num_layers}]")
         return set(names[layers.index(num_layers - int(count)) :])
     owners = {n: model.get_submodule(n.rpartition(".")[0]) for n in names}
-    policies = {
-        "all": lambda n: True, "head": lambda n: n.startswith("head."),
-        "embeddings": lambda n: isinstance(owners[n], nn.Embedding),
-        "norms": lambda n: "norm" in leaf(n.rpartition(".")[0]),
-        "biases": lambda n: leaf(n) == "bias",
-    }  # fmt: skip
+    policies = {"all": lambda n: True, "head": lambda n: n.startswith("head."),
+                "embeddings": lambda n: isinstance(owners[n], nn.Embedding),
+                "norms": lambda n: "norm" in leaf(n.rpartition(".")[0]),
+                "biases": lambda n: leaf(n) == "bias"}
     if rule in policies:
         if found := set(filter(policies[rule], names)):
             return found
@@ -110,7 +108,8 @@ def rates_of(model: Model, config: OptimConfig, unfreeze_every: int = 0) -> Rate
         if leaf(name) == "lora_b":
             ratio *= config.loraplus_lr_ratio
         found[name] = ratio, depth * unfreeze_every
-    return found
+    least = min((start for _, start in found.values()), default=0)  # something is always trained
+    return {name: (ratio, start - least) for name, (ratio, start) in found.items()}
 
 def parameter_table(model: nn.Module) -> str:
     """Name, shape of one, values of all, trainable; equal layers in one line; the share last."""

@@ -156,7 +156,7 @@ class Loop:
                 if is_stuck:
                     what = f"{self.progress.skipped_in_a_row} steps in a row were not applied, to"
                     where = f"what they had is in {self.path}/skipped-step-N.json"
-                    mend = "lower optim.lr, take env.precision bf16 or fp32, or mend the rows"
+                    mend = "lower optim.lr, raise loop.max_deviation, take fp32, or mend the rows"
                     raise TrainingError(f"{what} step {step}: {where}; {mend}")
                 if self.checkpoints.failed_in_a_row >= MAX_FAILED_SAVES:
                     what = "stopped, since checkpoints cannot be saved: mend that, then continue"

@@ -1,5 +1,6 @@
 """What keeps a reader from fooling himself: intervals, pairs, leaks, gaps, and who looked."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -118,3 +119,35 @@ def test_tensorboard_has_the_end_of_a_run(classify: list[str], run: Run) -> None
     value = board.Scalars("test/test/accuracy")[0].value
     assert value == pytest.approx(found["tuned"]["test"]["accuracy"])
     assert {"test/warm", "test/cold", "config/text_summary"} <= {*tags["tensors"]}
+
+def test_models_of_other_tasks_are_no_pair(
+    classify: list[str], scored: list[str], sft: list[str], files: dict[str, str], run: Run,
+    refused: Callable,
+) -> None:  # fmt: skip
+    run("train", *classify)
+    run("train", *scored, "--log.name", "scores")
+    words = ("--data.test", files["scored_test"])
+    assert refused("eval", "runs/run", *words, "--against", "runs/scores")
+    run("train", *sft, "--eval.probe", files["held"], "--log.name", "probed")
+    run("train", *sft, "--log.name", "plain")
+    found, _ = run("eval", "runs/probed", "--against", "runs/plain")
+    assert found["against"].keys() == {"chat_test"}
+    assert len(lines("runs/plain/openings.jsonl")) == 2
+    assert "eval.probe is text for decoders" in refused("train", *classify, "--eval.probe", "x.txt")
+
+def test_what_training_knew_is_told_where_it_can_be(
+    classify: list[str], files: dict[str, str], run: Run, tmp_path: Path
+) -> None:
+    own = tmp_path / "own.tsv"
+    own.write_bytes(Path(files["train"]).read_bytes())
+    run("train", *classify, "--data.train", str(own), "--data.cache", "None")
+    own.unlink()
+    found, printed = run("eval", "runs/run", "--data.test", files["other"])
+    assert "whether training knew these rows cannot be told" in printed and found["results"]
+    assert len(lines("runs/run/openings.jsonl")) == 2
+
+def test_a_split_sentence_has_a_certificate(tags: list[str], run: Run) -> None:
+    words = ("--peft.method", "lora", "--data.max-length", "6", "--data.over-length", "split")
+    found, _ = run("train", *tags, *words)
+    proof = json.loads(Path("runs/run/certificate.json").read_text("utf-8"))
+    assert proof["loss"][0] == pytest.approx(found["tuned"]["tags_test"]["loss"], rel=1e-3)

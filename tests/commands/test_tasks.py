@@ -154,6 +154,8 @@ def test_two_models_on_one_task(
     ({"promt": "x"}, "unknown key 'promt'"), ({"prompt": "{{nothing}}"}, "its columns are q, a, b"),
     ({"prompt": "{{"}, "rows.jsonl:1"), ({"choices": "q"}, "must give two choices or more"),
     ({"choices": ["{{a}}", "{{b}}"], "target": "green"}, "target 'green' is none of"),
+    ({"promt": "x"}, "nearest: 'prompt'"), ({"prompt": "{{q + 1}}"}, "rows.jsonl:1"),
+    ({"choices": "all", "chat": True}, "choices are no chat"),
 ])  # fmt: skip
 def test_what_a_task_cannot_be(
     more: dict, said: str, qwen3: Path, task_file: Callable[..., Path], refused: Callable
@@ -168,6 +170,21 @@ def test_a_server_that_is_not_there_or_refuses(
     assert "http://127.0.0.1:9/v1/completions" in said and "is the server up" in said
     assert "no such model" in refused("eval", url, "--on", file, "--name", "other")
     assert "nowhere.toml" in refused("eval", url, "--on", "nowhere.toml")
+
+def test_prompts_that_overlap_are_told_apart(local: Local) -> None:
+    pairs = [("make thing", " red blue"), ("make thing red", " green"), ("", "red"), ("", "blue")]
+    alone = [local.log_likelihoods([pair])[0] for pair in pairs]
+    assert local.log_likelihoods(pairs) == pytest.approx(alone, abs=1e-4)
+
+def test_what_is_no_language_model(
+    classify: list[str], pretrain: list[str], run: Run, task_file: Callable, refused: Callable
+) -> None:
+    run("train", *classify)
+    said = refused("eval", "runs/run", "--on", str(task_file(choices="all")))
+    assert "prompts are for a language model" in said
+    run("train", *pretrain, "--log.name", "text", "--loop.max-steps", "1")
+    found, _ = run("eval", "runs/text", "--on", str(task_file(choices="all")))
+    assert found["results"]["odd"]["accuracy"] >= 0
 
 def test_an_answer_ends_before_the_first_stop() -> None:
     assert cut("one two three", ["three", "two"]) == "one "

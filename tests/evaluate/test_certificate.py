@@ -35,10 +35,10 @@ def judged(
     monkeypatch.setattr(certificate, "all_logits", lambda *a, **k: next(pair))
     config = SimpleNamespace(loop=SimpleNamespace(micro_batch_tokens=1), problem=problem)
     values = iter(({"eval/loss": 1.0, "eval/f1": 0.5}, {"eval/loss": 1.5, "eval/f1": 0.25}))
-    suite = SimpleNamespace(config=config, device=None, dev=lambda *a: next(values))
+    suite = SimpleNamespace(config=config, dev=lambda *a: next(values))
     rows = [Encoded("r", np.zeros(3, np.int32), 0)] * len(before)
     model = torch.nn.ModuleList([layer])
-    model.spec = SimpleNamespace(vocab_size=2)
+    model.spec, model.device = SimpleNamespace(vocab_size=2), None
     return certify(model, Split(documents=rows), suite)
 
 def test_logits_of_a_large_vocabulary_are_few(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -143,3 +143,13 @@ def test_layers_join_one_by_one_and_begin_as_a_run_of_their_own(
     apply, loop.optimizer.step = loop.optimizer.step, checked
     loop.train()
     assert step == 9
+
+@pytest.mark.parametrize("peft", [
+    PeftConfig(method="lora"), PeftConfig(method="freeze", trainable=("embeddings",)),
+])  # fmt: skip
+def test_something_is_always_trained(peft: PeftConfig, make_loop: Callable[..., Loop]) -> None:
+    """Where nothing stands behind the layers, the last of them, or what there is, begins."""
+    loop = make_loop("behind", peft=peft, max_steps=6, unfreeze_every=2)
+    starts = {start for _, start in rates_of(loop.model, loop.config.optim, 2).values()}
+    assert min(starts) == 0 and len(starts) == (2 if peft.method == "lora" else 1)
+    assert loop.train() == 0 and loop.optimizer.step_count == 6
