@@ -241,6 +241,9 @@ def admit(split: Split, source: Example, document: Encoded,
         is_dropped = config.over_length == "drop"
         made = [] if is_dropped else shorten(document, limit, config.over_length)
         said = [f"more than {limit} tokens: {config.over_length}"]
+    elif document.weights if isinstance(document.weights, float) else document.weights.any():
+        split.documents.append(document)
+        return True
     kept = [part for part in made if np.any(part.weights)]
     if len(kept) < len(made):
         said.append(f"nothing to supervise in {'some parts' if kept else 'it'}")
