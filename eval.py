@@ -172,11 +172,13 @@ def run(words: list[str]) -> None:
 def main(argv: list[str]) -> int:
     """Parse, run, and turn what a user can mend into one message."""
     try:
-        if argv[:1] == ["report"] and len(argv) == 2:
+        if argv[:1] in (["report"], ["diff"]) and len(argv) != (2 if argv[0] == "report" else 3):
+            raise ConfigError("report RUN, or diff RUN OTHER: one run folder, or two")
+        if argv[:1] == ["report"]:
             from ftcore.evaluate.report import write_page
 
             print(write_page(Path(argv[1])))
-        elif argv[:1] == ["diff"] and len(argv) == 3:
+        elif argv[:1] == ["diff"]:
             from ftcore.evaluate.report import differences
 
             print(*differences(*map(Path, argv[1:])), sep="\n")

@@ -43,6 +43,8 @@ def test_a_run_that_was_stopped_has_a_page(
     assert "not finished" in text and "No test rows" in text
     assert main(["report", "nowhere"]) == 2
     assert "nowhere is no run folder: it has no config.toml" in capsys.readouterr().err
+    assert main(["diff", "runs/run"]) == main(["report"]) == 2
+    assert capsys.readouterr().err.count("report RUN, or diff RUN OTHER") == 2
 
 def test_texts_of_the_data_are_no_markup(
     sft: list[str], files: dict[str, str], run: Run, tmp_path: Path
