@@ -127,14 +127,15 @@ def judge(command: Command) -> "Results":
 def judge_on(words: list[str], file: Path) -> "Results":
     """What a model, or a server by its URL, says to the prompts of a task's file."""
     from ftcore.data.tokenizer import Tokenizer
-    from ftcore.evaluate.suite import Results, clusters
+    from ftcore.evaluate.suite import Results
     from ftcore.evaluate.tasks import EvalTask, Local, Remote, judge_task
 
     task, name = EvalTask.load(file), take_value(words, "--name")
     if words[0].startswith(("http://", "https://")):
         answerer = Remote(words[0].rstrip("/"), name or "default")
     else:
-        is_bare = not (Path(words[0]) / CONFIG_FILE).is_file() and "--task" not in str(words)
+        names_task = any(word.startswith("--task") for word in words)
+        is_bare = not names_task and not (Path(words[0]) / CONFIG_FILE).is_file()
         command = parse([*words, *(("--task", "sft") if is_bare else ())])
         loaded, most = opened(command), command.config.loop.micro_batch_tokens
         if loaded.model.task != "lm":
@@ -143,7 +144,7 @@ def judge_on(words: list[str], file: Path) -> "Results":
         answerer = Local(loaded.model, Tokenizer.load(loaded.folder), limits)
     judged, asked = judge_task(task, answerer)
     results = Results(seed=0)
-    results.add(file.stem, [judged], clusters(asked))
+    results.add(file.stem, [judged], asked)
     print(f"\n{results}\n")
     return results
 

@@ -30,8 +30,7 @@ from ftcore.model.generate import generate
 from ftcore.model.heads import Model
 from ftcore.tune.task import document_logits, hidden
 
-PROMPTS_AT_ONCE = 256
-MOST_LOGITS = 2**25  # of tokens at once
+PROMPTS_AT_ONCE, MOST_LOGITS = 256, 2**25  # the latter of tokens
 Counted = metrics.ClassificationMetrics | metrics.MultiLabelMetrics | metrics.EntityMetrics
 
 @dataclass
@@ -87,18 +86,14 @@ def evaluate_classes(model: Model, split: Split, labels: Sequence[str], **limits
                "probabilities": probabilities_BK.round(6).tolist()}
     rows = [dict(zip(columns, each, strict=True)) for each in zip(*columns.values(), strict=True)]
 
-    def counts(rows_M: np.ndarray) -> metrics.ClassificationMetrics:
-        counted = metrics.ClassificationMetrics(labels)
-        counted.update(target_B[rows_M], predicted_B[rows_M])
-        return counted
-
     def figures(rows_M: np.ndarray) -> dict[str, float]:
-        return {"loss": float(nll_B[rows_M].mean()), **counts(rows_M).compute()}
+        some = metrics.ClassificationMetrics(labels).update(target_B[rows_M], predicted_B[rows_M])
+        return {"loss": float(nll_B[rows_M].mean()), **some.compute()}
 
     more = probabilities.probability_metrics(target_B, probabilities_BK)
     more["temperature"] = probabilities.temperature(target_B, log_p_BK)
-    counted, right_B = counts(np.arange(len(rows))), target_B == predicted_B
-    return Judged(columns["row_id"], figures, rows, counted, right_B, more)
+    counted = metrics.ClassificationMetrics(labels).update(target_B, predicted_B)
+    return Judged(columns["row_id"], figures, rows, counted, target_B == predicted_B, more)
 
 def evaluate_label_sets(model: Model, split: Split, labels: Sequence[str], **limits: Any) -> Judged:
     """Predicted labels of each document, those above probability 1/2; the loss in nats a label."""
@@ -113,17 +108,14 @@ def evaluate_label_sets(model: Model, split: Split, labels: Sequence[str], **lim
              "probabilities": [round(p, 6) for p in logits_K.sigmoid().tolist()]}
             for document, target_K, predicted_K, logits_K in parts]
 
-    def counts(rows_M: np.ndarray) -> metrics.MultiLabelMetrics:
-        counted = metrics.MultiLabelMetrics(labels)
-        counted.update(target_BK[rows_M], predicted_BK[rows_M])
-        return counted
-
     def figures(rows_M: np.ndarray) -> dict[str, float]:
-        return {"loss": float(loss_B[rows_M].mean()), **counts(rows_M).compute()}
+        some = metrics.MultiLabelMetrics(labels).update(target_BK[rows_M], predicted_BK[rows_M])
+        return {"loss": float(loss_B[rows_M].mean()), **some.compute()}
 
+    counted = metrics.MultiLabelMetrics(labels).update(target_BK, predicted_BK)
     row_ids, right_B = [row["row_id"] for row in rows], (target_BK == predicted_BK).all(1)
     more = probabilities.label_probability_metrics(target_BK, logits_BK.sigmoid().numpy())
-    return Judged(row_ids, figures, rows, counts(np.arange(len(rows))), right_B, more)
+    return Judged(row_ids, figures, rows, counted, right_B, more)
 
 def evaluate_scores(model: Model, split: Split, labels: Sequence[str], **limits: Any) -> Judged:
     """Predicted score of each document; the loss a mean squared error."""

@@ -22,7 +22,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from operator import mul
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from torch import Tensor
@@ -59,7 +59,7 @@ class ClassificationMetrics:
         """int64, row: target, column: prediction; predictions outside the label set left out."""
         return self.counts_KP[:, :-1]
 
-    def update(self, target_B: Ids, predicted_B: Ids) -> None:
+    def update(self, target_B: Ids, predicted_B: Ids) -> Self:
         """Count B rows of any integer dtype on any device: ids 0 ... K-1, predicted also OUTSIDE.
         Raises DataError, nothing counted: sizes differ, not integers, or ids out of range."""
         target_B = self._ids(target_B, "target", lowest=0)
@@ -67,6 +67,7 @@ class ClassificationMetrics:
         if len(target_B) != len(predicted_B):
             raise DataError(f"{len(target_B)} targets, {len(predicted_B)} predictions: must agree")
         np.add.at(self.counts_KP, (target_B, predicted_B), 1)  # OUTSIDE is -1: the last column
+        return self
 
     def compute(self) -> dict[str, float]:
         """METRICS, in that order; accuracy is sum_k hits_k / rows, balanced_accuracy the mean of
@@ -129,11 +130,12 @@ class MultiLabelMetrics:
         self.rows, self.right_rows = 0, 0
         self.totals_3K = np.zeros((3, len(self.labels)), dtype=np.int64)
 
-    def update(self, target_BK: np.ndarray, predicted_BK: np.ndarray) -> None:
+    def update(self, target_BK: np.ndarray, predicted_BK: np.ndarray) -> Self:
         """Count B rows: bool, True where a row has the label."""
         self.rows += len(target_BK)
         self.right_rows += int((target_BK == predicted_BK).all(1).sum())
         self.totals_3K += np.stack([target_BK & predicted_BK, predicted_BK, target_BK]).sum(1)
+        return self
 
     def compute(self) -> dict[str, float]:
         """subset_accuracy, hamming_loss and the AVERAGES."""

@@ -178,8 +178,7 @@ def judged(run: Run) -> dict[str, Any]:
     labels = json.loads(file.read_bytes())
     target_B, predicted_B = (
         np.array([labels.index(row[key]) for row in rows]) for key in ("label", "predicted"))
-    metrics = ClassificationMetrics(labels)
-    metrics.update(target_B, predicted_B)
+    metrics = ClassificationMetrics(labels).update(target_B, predicted_B)
     bins = reliability(target_B, np.array([row["probabilities"] for row in rows]))
     is_small = len(labels) <= MOST_CLASSES
     confusion = {"labels": labels, "counts": metrics.confusion_KK.tolist()} if is_small else {}
@@ -198,10 +197,8 @@ def differences(one: Path, other: Path) -> Iterator[str]:
         keys = [key for key in mine | theirs if mine.get(key) != theirs.get(key)]
         yield f"{what}: {len(keys) or 'nothing'} differs"
         yield from (f"  {key}: {mine.get(key)!r} | {theirs.get(key)!r}" for key in keys)
-    lines = [
-        [{k: v for k, v in line.items() if not k.startswith("perf/")} for line in run["metrics"]]
-        for run in runs
-    ]
+    lines = [[{k: v for k, v in line.items() if not k.startswith("perf/")}
+              for line in run["metrics"]] for run in runs]
     for mine, theirs in zip_longest(*lines, fillvalue={}):
         if mine != theirs:
             yield f"they part in step {mine.get('step', theirs.get('step'))} of {METRICS}"

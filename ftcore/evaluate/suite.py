@@ -1,7 +1,9 @@
 """What is measured for the task at hand: a few figures while it trains, everything at the end."""
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,9 +22,8 @@ from ftcore.evaluate.report import table
 from ftcore.evaluate.text import BLEU_SIGNATURE, CHRF_SIGNATURE
 from ftcore.model.heads import Model
 
-# While it trains, where the task has it.
 SHOWN = ("loss", "perplexity", "bits_per_byte", "accuracy", "subset_accuracy", "f1_macro", "f1",
-         "pearson", "spearman", "temperature")
+         "pearson", "spearman", "temperature")  # while it trains, where the task has it
 SLICES = 3  # of documents by length, with about as many in each
 
 @dataclass
@@ -30,21 +31,32 @@ class Results:
     """Of each split what a model says of its rows, the metrics and how far they may be off."""
     seed: int
     judged: dict[str, list[Judged]] = field(default_factory=dict)
-    clusters: dict[str, Mapping[str, int]] = field(default_factory=dict)  # row id -> its cluster
+    texts: dict[str, Mapping[str, str]] = field(default_factory=dict)  # by row id
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
-    intervals: dict[str, dict[str, tuple[float, float]]] = field(default_factory=dict)
     predictions: list[dict[str, Any]] = field(default_factory=list)
     tables: list[str] = field(default_factory=list)  # further ones for people
 
-    def add(self, name: str, judged: list[Judged], clusters: Mapping[str, int]) -> None:
-        """Take in a split: what its rows are judged by, and which of them are alike."""
-        self.judged[name], self.clusters[name] = judged, clusters
-        self.metrics[name], self.intervals[name] = {}, {}
+    def add(self, name: str, judged: list[Judged], texts: Mapping[str, str]) -> None:
+        """Take in a split: what its rows are judged by, and their texts by row id."""
+        self.judged[name], self.texts[name], self.metrics[name] = judged, texts, {}
         for each in judged:
-            rows_B = clusters_of(each.row_ids, clusters)
             self.metrics[name] |= each.values
-            self.intervals[name] |= significance.intervals(each.figures, rows_B, seed=self.seed)
         self.predictions += [{"split": name, **row} for row in judged[-1].rows]
+
+    @cached_property
+    def clusters(self) -> dict[str, dict[str, int]]:
+        """By split a number for each row id, the same for rows of nearly the same text."""
+        return {name: clusters(texts) for name, texts in self.texts.items()}
+
+    @cached_property
+    def intervals(self) -> dict[str, dict[str, tuple[float, float]]]:
+        """By split the ends of each figure's interval; once all splits are there."""
+        found: dict[str, dict[str, tuple[float, float]]] = {name: {} for name in self.judged}
+        for name in found:
+            for each in self.judged[name]:
+                rows_B = clusters_of(each.row_ids, self.clusters[name])
+                found[name] |= significance.intervals(each.figures, rows_B, seed=self.seed)
+        return found
 
     def __str__(self) -> str:
         return self.against({})
@@ -69,8 +81,8 @@ class Results:
         for name, (mine, theirs) in both.items():
             forms = [[(e.row_ids, [*e.values]) for e in each] for each in (mine, theirs)]
             if forms[0] != forms[1]:
-                what = f"{name}: {len(forms[0][0][0])} and {len(forms[1][0][0])} rows, or others"
-                raise DataError(f"{what}: both models must read, and keep, the same test rows")
+                must = "both models must read, and keep, the same test rows, for the same figures"
+                raise DataError(f"{name}: {must}")
             for one, two in zip(mine, theirs, strict=True):
                 clusters_B = clusters_of(one.row_ids, self.clusters[name])
                 pair = one.figures, two.figures
@@ -90,11 +102,10 @@ class Results:
         """The metrics of a split, beside those of its rows that are not among these."""
         told = []
         for judged in self.judged[name]:
-            is_left_B = [root_of(row_id) not in row_ids for row_id in judged.row_ids]
-            kept_M, all_B = np.flatnonzero(is_left_B), np.arange(len(is_left_B))
-            rest = judged.figures(kept_M) if len(kept_M) else {}
-            shown = report.metrics_table({"all rows": judged.figures(all_B), "without": rest})
-            told.append(f"{shown}\n{len(kept_M)} of {len(all_B)} rows are left")
+            kept = [i for i, id_ in enumerate(judged.row_ids) if root_of(id_) not in row_ids]
+            rest = judged.figures(np.array(kept)) if kept else {}
+            shown = report.metrics_table({"all rows": judged.values, "without": rest})
+            told.append(f"{shown}\n{len(kept)} of {len(judged.row_ids)} rows are left")
         return "\n\n".join(told)
 
     def samples(self, count: int) -> str:
@@ -127,14 +138,13 @@ class Suite:
             if split.chats:
                 config = self.config.eval
                 each.append(evaluate_answers(model, self.tokenizer, split.chats, config))
-            results.add(name, each, clusters(self._texts(split.documents)))
+            results.add(name, each, self._texts(split.documents))
             self._tell(results, name, split, each[0])
         if model.task == "lm" and self.config.eval.probe:
             config = TextDataConfig(max_length=model.spec.max_positions, over_length="split")
             texts, _ = columns.examples(read.read_rows(self.config.eval.probe), config)
             probe = encode.encode(config, texts, self.tokenizer)
-            alike = clusters(self._texts(probe.documents))
-            results.add("probe", [self._judged(model, probe)], alike)
+            results.add("probe", [self._judged(model, probe)], self._texts(probe.documents))
         return results
 
     def gap(self, model: Model, train: Sequence[Encoded], dev: Split) -> str:
@@ -178,7 +188,7 @@ class Suite:
         if metrics is not None:
             tell("by class", report.per_class_table(metrics.per_class()))
         if isinstance(metrics, ClassificationMetrics):
-            texts = self._texts(split.documents)
+            texts = results.texts[name]
             shown = {(row["label"], row["predicted"]): texts[row["row_id"]] for row in judged.rows}
             tell("most confused", report.confusion_table(metrics, shown))
             if len(self.labels) == 2:
@@ -187,9 +197,9 @@ class Suite:
                 found = probabilities.threshold_table(is_one_B, score_B)
                 shown = table(found[0], [each.values() for each in found])
                 tell(f"thresholds of {self.labels[1]}", shown)
-        lengths: dict[str, int] = {}
+        lengths = Counter()
         for document in split.documents:
-            lengths[document.row_id] = lengths.get(document.row_id, 0) + len(document)
+            lengths[document.row_id] += len(document)
         lengths_B = np.array([lengths[row_id] for row_id in judged.row_ids])
         names = [metric for metric in SHOWN if metric in judged.figures(np.arange(1))]
         rows = []

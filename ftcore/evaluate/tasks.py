@@ -59,11 +59,12 @@ class EvalTask:
         """Raises ConfigError: no such file, an unknown key, or one that is missing."""
         try:
             values = tomllib.loads(path.read_text("utf-8"))
-            known = [*cls.__dataclass_fields__]
-            if odd := [key for key in values if key not in known]:
-                raise ValueError(f"unknown key {odd[0]!r}{nearest(odd[0], known)}")
-            if isinstance(values.get("data"), str) or {"chat", "choices"} <= values.keys():
-                raise ValueError("data is a list of files; choices are no chat: leave one out")
+            if odd := [key for key in values if key not in (known := cls.__dataclass_fields__)]:
+                raise ValueError(f"unknown key {odd[0]!r}{nearest(odd[0], [*known])}")
+            if isinstance(values.get("data"), str):
+                raise ValueError("data must be a list of files")
+            if values.get("chat") and values.get("choices"):
+                raise ValueError("choices continue a text, chat asks for an answer: leave one out")
             return cls(**values)
         except (OSError, ValueError, TypeError) as error:
             raise ConfigError(f"{path}: {error}") from error

@@ -155,7 +155,7 @@ def test_two_models_on_one_task(
     ({"prompt": "{{"}, "rows.jsonl:1"), ({"choices": "q"}, "must give two choices or more"),
     ({"choices": ["{{a}}", "{{b}}"], "target": "green"}, "target 'green' is none of"),
     ({"promt": "x"}, "nearest: 'prompt'"), ({"prompt": "{{q + 1}}"}, "rows.jsonl:1"),
-    ({"choices": "all", "chat": True}, "choices are no chat"),
+    ({"choices": "all", "chat": True}, "leave one out"),
 ])  # fmt: skip
 def test_what_a_task_cannot_be(
     more: dict, said: str, qwen3: Path, task_file: Callable[..., Path], refused: Callable

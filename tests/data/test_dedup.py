@@ -197,6 +197,7 @@ def test_real_rows(data_dir: Path) -> None:
     assert len({folded(test[twin]) for twin, kind, _ in found.values() if kind == "exact"}) == 7
     every = [(train[row], train[twin], similar) for row, twin, similar in duplicates(train)]
     near = [pair for pair in every if folded(pair[0]) != folded(pair[1])]
+    assert len(train) - len({folded(text) for text in train}) == 4
     assert len(every) - len(near) <= 4 < len(every) < 0.02 * len(train)
     given = [(row, twin, by) for row, (twin, kind, by) in found.items() if kind == "near"]
     assert len(near) + len(given) > 150

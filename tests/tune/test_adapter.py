@@ -109,6 +109,22 @@ def edit_json(path: Path, **changes: object) -> None:
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
+def assert_comes_back(
+    hf: torch.nn.Module, model: Model, again: Model, folder: Path, family: Family
+) -> None:
+    """What was trained and saved is read by us, bit by bit, and by peft over `hf`."""
+    assert (logits(model) - hf_logits(hf)).abs().max() > 0.1
+    load_adapter(again, folder, family=family)
+    assert torch.equal(logits(again), logits(model))
+    assert tuple(lora_layers(again)) == tuple(lora_layers(model))
+    for name, p in model.named_parameters():
+        other = again.get_parameter(name)
+        assert not p.requires_grad or other.requires_grad and torch.equal(other, p)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Found missing adapter keys|Unexpected keyword")
+        theirs = peft.PeftModel.from_pretrained(hf, folder).eval()
+    torch.testing.assert_close(logits(model), hf_logits(theirs), **CLOSE)
+
 @pytest.mark.parametrize(
     ("kind", "changes"),
     [
@@ -123,19 +139,9 @@ CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 def test_ours_in_peft_and_back(tmp_path: Path, kind: str, changes: dict) -> None:
     hf = make_hf(kind)
     model, again = wrap(ours(hf), **changes), ours(hf)
-    assert (logits(model) - hf_logits(hf)).abs().max() > 0.1
     task_type = "CAUSAL_LM" if hasattr(hf, "lm_head") else "SEQ_CLS"
     folder = save(model, tmp_path / "adapter", task_type=task_type)
-    load_adapter(again, folder, family=family_of(hf))
-    assert torch.equal(logits(again), logits(model))
-    assert tuple(lora_layers(again)) == tuple(lora_layers(model))
-    for name, p in model.named_parameters():
-        other = again.get_parameter(name)
-        assert not p.requires_grad or other.requires_grad and torch.equal(other, p)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message="Found missing adapter keys|Unexpected keyword")
-        theirs = peft.PeftModel.from_pretrained(hf, folder).eval()
-    torch.testing.assert_close(logits(model), hf_logits(theirs), **CLOSE)
+    assert_comes_back(hf, model, again, folder, family_of(hf))
 
 @pytest.mark.parametrize(
     ("kind", "changes"),

@@ -1,7 +1,6 @@
 """Adapters of families that keep matrices fused or transposed on disk, both ways with peft."""
 
 import json
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from ftcore.config import PeftConfig
 from ftcore.errors import ModelError
@@ -19,7 +17,7 @@ from ftcore.model.heads import Model
 from ftcore.model.load import load_model
 from ftcore.tune.adapter import ORIGIN, WEIGHTS, load_adapter, save_adapter
 from ftcore.tune.lora import apply_lora, lora_layers
-from kernels.docs import Docs
+from tests.tune.test_adapter import CLOSE, assert_comes_back, hf_logits, logits, tune
 
 SIZES = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 OWN = {
@@ -28,8 +26,6 @@ OWN = {
     "modernbert": {"intermediate_size": 24, "pad_token_id": 0},
 }
 FUSED = {"gpt2": "c_attn", "gpt_neox": "query_key_value", "modernbert": "Wqkv"}
-DOCS = ([3, 11, 7, 42, 5], [8, 1, 30])
-CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
 @pytest.fixture(params=OWN)
 def name(request: pytest.FixtureRequest) -> str:
@@ -57,27 +53,6 @@ def make(tmp_path: Path, name: str) -> Callable[[], tuple[transformers.PreTraine
 
     return build
 
-def tune(model: torch.nn.Module) -> None:
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for _, parameter in sorted(model.named_parameters()):
-            if parameter.requires_grad:
-                parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
-
-@torch.no_grad()
-def logits(model: Model) -> Tensor:
-    docs = Docs.from_lengths([len(ids) for ids in DOCS])
-    tokens_N = torch.cat([torch.tensor(ids) for ids in DOCS])
-    inputs = (tokens_N, docs.positions_N(), torch.zeros_like(tokens_N), docs)
-    if hasattr(model.head, "lm_head"):
-        return model.head(model.trunk(*inputs))
-    return model.head(model.trunk(*inputs, rows_M=model.head.rows(docs)), docs)
-
-@torch.no_grad()
-def hf_logits(model: torch.nn.Module) -> Tensor:
-    rows = [model(input_ids=torch.tensor([ids])).logits.squeeze(0) for ids in DOCS]
-    return torch.cat(rows) if rows[0].ndim == 2 else torch.stack(rows)
-
 def save(model: Model, name: str, folder: Path, **changes: object) -> Path:
     """Wrap, move and save the model."""
     extra = (*changes.pop("extra_modules", ()), *(["head"] if name == "modernbert" else []))
@@ -104,17 +79,7 @@ def test_ours_in_peft_and_back(name, changes, make, tmp_path) -> None:
     hf, model = make()
     _, again = make()
     folder = save(model, name, tmp_path / "adapter", **changes)
-    assert (logits(model) - hf_logits(hf)).abs().max() > 0.1
-    load_adapter(again, folder, family=family_named(name))
-    assert torch.equal(logits(again), logits(model))
-    assert tuple(lora_layers(again)) == tuple(lora_layers(model))
-    for name, p in model.named_parameters():
-        other = again.get_parameter(name)
-        assert not p.requires_grad or other.requires_grad and torch.equal(other, p)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message="Found missing adapter keys|Unexpected keyword")
-        theirs = peft.PeftModel.from_pretrained(hf, folder).eval()
-    torch.testing.assert_close(logits(model), hf_logits(theirs), **CLOSE)
+    assert_comes_back(hf, model, again, folder, family_named(name))
 
 @pytest.mark.parametrize("targets", ["all-linear", "fused"])
 def test_theirs_in_ours_and_back(name, targets, make, tmp_path) -> None:
