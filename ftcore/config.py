@@ -180,7 +180,6 @@ class LoopConfig(Section):
     # a loss so many standard deviations above those before it is not applied; 0: any finite one is
     max_deviation: NotNegative = 0.0
     max_skipped: Natural = 20  # steps in a row that may be not applied before the run stops
-    unfreeze_every: Natural = 0  # steps until each further layer is trained, from the head; 0: all
     patience: Natural = 0  # evaluations without a better dev value before it stops early; 0: never
 
     def num_steps(self, num_rows: int, batch_size: int) -> int:

@@ -64,7 +64,6 @@ LORA = PeftConfig(method="lora", rank=3, alpha=6.0, dropout=0.2)
 RUNS = {
     "sft, full, fp16, average": {"dtype": torch.float16, "optim": {"ema": 0.9}},
     "sft, lora, bf16": {"dtype": torch.bfloat16, "peft": LORA},
-    "sft, full, gradual": {"unfreeze_every": 2},
     "sft, lora, fp16, average": {"dtype": torch.float16, "peft": LORA, "optim": {"ema": 0.9}},
     "classify, full, autocast": {"family": "bert", "compute": torch.bfloat16},
     "classify, full, fp32": {"family": "bert"},

@@ -16,12 +16,10 @@ embeddings, their norm    embedding_lr_ratio * layer_lr_decay ** (L + 1)
 layer l                   layer_lr_decay ** (L - l)
 B of a low-rank update    loraplus_lr_ratio, times that of its layer
 
-What stands behind the layers, such as the last norm, has 1; a tied head is an embedding. Gradual
-unfreezing: what stands behind is trained from the first step on, layer l after (L - l) n steps,
-embeddings after (L + 1) n, whatever of these is trained at all.
+What stands behind the layers, such as the last norm, has 1; a tied head is an embedding.
 
-source  Howard and Ruder 2018, arXiv:1801.06146 (decay over layers, gradual unfreezing); Hayou et
-        al. 2024, arXiv:2402.12354 (LoRA+)
+source  Howard and Ruder 2018, arXiv:1801.06146 (decay over layers); Hayou et al. 2024,
+        arXiv:2402.12354 (LoRA+)
 """
 
 import hashlib
@@ -39,7 +37,6 @@ from ftcore.errors import ConfigError, ModelError
 from ftcore.model.heads import Model
 
 POLICIES = ("all", "head", "last:K", "embeddings", "norms", "biases")
-Rates = dict[str, tuple[float, int]]  # name -> over that of the run; steps before it has one
 LAYER = re.compile(r"(?<=\blayers\.)(\d+)(?=\.)")
 
 def leaf(name: str) -> str:
@@ -95,8 +92,8 @@ def _resolve(model: nn.Module, rule: str) -> set[str]:
     matched = match_names(rule, [*modules, *names], what="trainable rule", also=POLICIES)
     return {n for n in names if below(n, matched)}
 
-def rates_of(model: Model, config: OptimConfig, unfreeze_every: int = 0) -> Rates:
-    """Of all that is trained; `unfreeze_every` is n above, 0: all from the first step on."""
+def rates_of(model: Model, config: OptimConfig) -> dict[str, float]:
+    """Of all that is trained, by name: over that of the run."""
     num_layers, found = len(model.trunk.layers), {}
     for name in (name for name, param in model.named_parameters() if param.requires_grad):
         layer, embeds = LAYER.search(name), name.startswith("trunk.embed_")
@@ -107,9 +104,8 @@ def rates_of(model: Model, config: OptimConfig, unfreeze_every: int = 0) -> Rate
         ratio *= config.layer_lr_decay**depth
         if leaf(name) == "lora_b":
             ratio *= config.loraplus_lr_ratio
-        found[name] = ratio, depth * unfreeze_every
-    least = min((start for _, start in found.values()), default=0)  # something is always trained
-    return {name: (ratio, start - least) for name, (ratio, start) in found.items()}
+        found[name] = ratio
+    return found
 
 def parameter_table(model: nn.Module) -> str:
     """Name, shape of one, values of all, trainable; equal layers in one line; the share last."""

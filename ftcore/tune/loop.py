@@ -98,8 +98,7 @@ class Loop:
         rows = rows_read(self.model, self.documents) if is_fixed else {}
         self.model.trunk.embed_tokens.sparse = bool(rows)
         self.optimizer = AdamW(
-            trained.items(), optim, rows=rows,
-            rates=rates_of(self.model, optim, loop.unfreeze_every),
+            trained.items(), optim, rates=rates_of(self.model, optim), rows=rows,
             accumulates=int(longest.sum()) > loop.micro_batch_tokens or self.world.size > 1)
 
     def restore(self, loaded: Loaded | None) -> None:

@@ -37,11 +37,9 @@ from torch import Tensor, nn
 from ftcore.config import OptimConfig, ScheduleConfig
 from ftcore.env.compute import World, shared_zeros
 from ftcore.errors import CheckpointError
-from ftcore.tune.freeze import Rates
 
 Span = tuple[int, int]  # first and past of some values of a flat tensor
-# Rate over that of the run; weight decay; only some rows trained; steps before it joins them.
-Kind = tuple[float, float, bool, int]
+Kind = tuple[float, float, bool]  # rate over that of the run; weight decay; only some rows trained
 # Values of a flat tensor in one operation: what a core's cache holds between two; a GPU wants many.
 PIECES = {"cpu": 2**19, "cuda": 2**26}
 
@@ -61,16 +59,13 @@ def learning_rate(step: int, total_steps: int, peak: float, config: ScheduleConf
 
 def label(kind: Kind) -> str:
     """Its name in files and metrics."""
-    after = f"_after_{kind[3]}" if kind[3] else ""
-    return f"lr_{kind[0]:g}_decay_{kind[1]:g}{'_rows' if kind[2] else ''}{after}"
+    return f"lr_{kind[0]:g}_decay_{kind[1]:g}{'_rows' if kind[2] else ''}"
 
 class AdamW:
     """The optimiser of one run, of the trained parameters by name.
 
     config          its moments, weight decay and average
-    rates           learning rate of a parameter over that of the run, and the steps of the run
-                    before it is trained, where they are not 1 and 0; until then it has no gradient,
-                    and its t counts from there
+    rates           learning rate of a parameter over that of the run, where it is not 1
     rows            int64, ascending: rows of a matrix that alone have a state and a sparse gradient
     accumulates     a process may have several micro-batches a step; if not, gradients keep the
                     dtype of the parameters where all have one; those of `rows` are rounded to it
@@ -81,14 +76,13 @@ class AdamW:
     """
 
     def __init__(self, named: Iterable[tuple[str, nn.Parameter]], config: OptimConfig, *,
-                 rates: Rates | None = None, rows: Mapping[str, Tensor] | None = None,
+                 rates: Mapping[str, float] | None = None, rows: Mapping[str, Tensor] | None = None,
                  accumulates: bool = True) -> None:
         self.config, self.rows, self.step_count = config, rows or {}, 0
         params, self.kinds = dict(named), defaultdict(list)
         for name, param in params.items():
             decay = config.weight_decay if param.dim() >= 2 else 0.0
-            ratio, start = (rates or {}).get(name, (1.0, 0))
-            self.kinds[ratio, decay, name in self.rows, start].append(name)
+            self.kinds[(rates or {}).get(name, 1.0), decay, name in self.rows].append(name)
         self.params = {name: params[name] for names in self.kinds.values() for name in names}
         assert self.params, "nothing is trained"
         self.shapes = {name: param.shape for name, param in self.params.items()}
@@ -162,12 +156,8 @@ class AdamW:
         param.grad = None
 
     def zero_grad(self) -> None:
-        """Forget the last step's gradients, let parameters join whose start this step is; called
-        once before a step's first micro-batch."""
+        """Forget the last step's gradients; called once before a step's first micro-batch."""
         self.stale = set(self.grads)
-        for (*_, before), names in self.kinds.items():
-            for name in names:
-                self.params[name].requires_grad_(self.step_count >= before)
 
     def zero_unreached(self) -> None:
         """Zeros for the tensors that this step's loss did not reach."""
@@ -208,9 +198,9 @@ class AdamW:
         """Apply a part of the step's gradient times `grad_scale` (the clipping factor)."""
         self.step_count += 1
         decay = min(self.config.ema, self.step_count / (9 + self.step_count))
-        for (ratio, weight_decay, has_rows, before), pieces in self._work(part):
-            for piece in pieces if self.step_count > before else ():
-                self._update(piece, self.step_count - before, lr * ratio, weight_decay, grad_scale)
+        for (ratio, weight_decay, has_rows), pieces in self._work(part):
+            for piece in pieces:
+                self._update(piece, lr * ratio, weight_decay, grad_scale)
                 values = slice(*piece)
                 master = self.flats["master"][values]
                 if self.config.ema:
@@ -225,14 +215,13 @@ class AdamW:
                 param = self.params[name]
                 param.index_copy_(0, rows_L, self.masters[name].to(param.dtype))
 
-    def _update(self, piece: Span, step: int, lr: float, weight_decay: float,
-                grad_scale: float) -> None:
+    def _update(self, piece: Span, lr: float, weight_decay: float, grad_scale: float) -> None:
         groups = ("master", "exp_avg", "exp_avg_sq")
         master, exp_avg, exp_avg_sq = (self.flats[group][slice(*piece)] for group in groups)
         device, (beta1, beta2) = master.device, self.config.betas
         torch._fused_adamw_(
             [master], [self._gradient(piece)], [exp_avg], [exp_avg_sq], [],
-            [torch.tensor(float(step), device=device)], lr=lr, beta1=beta1, beta2=beta2,
+            [torch.tensor(float(self.step_count), device=device)], lr=lr, beta1=beta1, beta2=beta2,
             weight_decay=weight_decay, eps=self.config.eps, amsgrad=False, maximize=False,
             # a divisor; cost: with None the gradient is not written back
             grad_scale=None if grad_scale == 1 else torch.tensor(1 / grad_scale, device=device))

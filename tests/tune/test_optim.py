@@ -18,10 +18,8 @@ OPTIONS = OptimConfig(eps=1e-6, weight_decay=0.1)
 class ReadableAdamW(AdamW):
     """The same, its update written out as at the head of optim.py."""
 
-    def _update(
-        self, piece: Span, step: int, lr: float, weight_decay: float, grad_scale: float
-    ) -> None:
-        (beta1, beta2), eps = self.config.betas, self.config.eps
+    def _update(self, piece: Span, lr: float, weight_decay: float, grad_scale: float) -> None:
+        (beta1, beta2), eps, step = self.config.betas, self.config.eps, self.step_count
         p, m, v = (flat[slice(*piece)] for flat in self.flats.values())
         g = self._gradient(piece).mul_(grad_scale)
         p.mul_(1 - lr * weight_decay)
@@ -102,7 +100,7 @@ def test_a_rate_of_its_own() -> None:
     """LoRA+: the step and the decay of `matrix` are three times those of the same values beside."""
     params = {name: nn.Parameter(torch.full((1, 1), 2.0)) for name in ("matrix", "other")}
     config = OptimConfig(eps=0.0, weight_decay=0.5)
-    optimizer = AdamW(params.items(), config, rates={"matrix": (3.0, 0)})
+    optimizer = AdamW(params.items(), config, rates={"matrix": 3.0})
     backward(params, {name: torch.full((1, 1), 4.0) for name in params})
     optimizer.step(0.1, whole(optimizer))
     assert params["matrix"].item() == pytest.approx(2.0 * (1 - 0.3 * 0.5) - 0.3)
@@ -234,7 +232,7 @@ def test_parts_make_the_same_step(count: int) -> None:
     ends = []
     for cut in (1, count):
         params = parameters(torch.bfloat16)
-        optimizer = AdamW(params.items(), OPTIONS, rates={"conv": (4.0, 0)})
+        optimizer = AdamW(params.items(), OPTIONS, rates={"conv": 4.0})
         parts = optimizer.parts(cut)
         assert len(parts) == cut and all(a[1] == b[0] for a, b in pairwise(parts))
         backward(params, gradients(1))

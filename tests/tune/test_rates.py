@@ -9,7 +9,6 @@ import torch
 from ftcore.config import OptimConfig, PeftConfig
 from ftcore.env.compute import generator
 from ftcore.env.run import read_metrics
-from ftcore.model.heads import Model
 from ftcore.tune.freeze import rates_of
 from ftcore.tune.loop import Loop
 from ftcore.tune.task import choose_trainable
@@ -19,11 +18,8 @@ RATIOS = {
     "loraplus_lr_ratio": 16.0,
 }  # fmt: skip
 
-def lr_ratios(model: Model, config: OptimConfig) -> dict[str, float]:
-    return {name: ratio for name, (ratio, _) in rates_of(model, config).items()}
-
 def test_rates_of_an_encoder_with_a_head(tiny_model: Callable) -> None:
-    ratios = lr_ratios(tiny_model("bert"), OptimConfig(**RATIOS))
+    ratios = rates_of(tiny_model("bert"), OptimConfig(**RATIOS))
     assert ratios["head.classifier.weight"] == ratios["head.pooler.bias"] == 8.0
     assert ratios["trunk.embed_types.weight"] == 3.0 / 8
     assert ratios["trunk.layers.0.self_attn.q_proj.weight"] == 1 / 4
@@ -33,7 +29,7 @@ def test_rates_of_an_encoder_with_a_head(tiny_model: Callable) -> None:
 def test_rates_of_a_decoder_with_low_rank_updates(tiny_model: Callable) -> None:
     model = tiny_model("qwen3")
     choose_trainable(model, PeftConfig(method="lora", extra_modules=("norm",)), generator(0, 2))
-    ratios = lr_ratios(model, OptimConfig(**RATIOS))
+    ratios = rates_of(model, OptimConfig(**RATIOS))
     trained = {name for name, param in model.named_parameters() if param.requires_grad}
     assert ratios.keys() == trained
     assert ratios["trunk.layers.0.mlp.up_proj.adapters.default.lora_a"] == 1 / 4
@@ -41,7 +37,7 @@ def test_rates_of_a_decoder_with_low_rank_updates(tiny_model: Callable) -> None:
     assert ratios["trunk.norm.weight"] == 1.0
 
 def test_a_tied_head_is_an_embedding(tiny_model: Callable) -> None:
-    ratios = lr_ratios(tiny_model("qwen3"), OptimConfig(**RATIOS))
+    ratios = rates_of(tiny_model("qwen3"), OptimConfig(**RATIOS))
     assert "head.lm_head.weight" not in ratios and ratios["trunk.embed_tokens.weight"] == 3.0 / 8
 
 def test_a_step_moves_each_group_by_its_own_rate(make_loop: Callable[..., Loop]) -> None:
@@ -51,7 +47,7 @@ def test_a_step_moves_each_group_by_its_own_rate(make_loop: Callable[..., Loop])
     before = {name: param.clone() for name, param in loop.model.named_parameters()}
     loop.train()
     after = dict(loop.model.named_parameters())
-    for name, ratio in lr_ratios(loop.model, loop.config.optim).items():
+    for name, ratio in rates_of(loop.model, loop.config.optim).items():
         moved = (after[name] - before[name]).abs().max().item()
         assert moved == pytest.approx(1e-4 * ratio, rel=1e-2), name
 
@@ -114,42 +110,3 @@ def test_evaluations_see_the_average_and_training_goes_on_without_it(
     assert any(not torch.equal(seen[3][name], seen[1][name]) for name in average)
     loop.restore_best()  # the evaluation of step 3
     assert all(torch.equal(seen[2][n], p) for n, p in loop.model.named_parameters())
-
-def test_layers_join_one_by_one_and_begin_as_a_run_of_their_own(
-    make_loop: Callable[..., Loop],
-) -> None:
-    """Bit-equal until their turn; then AdamW's first step, which is the rate, is theirs."""
-    optim = {"weight_decay": 0.0, "lr": 1e-4, "eps": 1e-12, "max_grad_norm": 1e9}
-    loop = make_loop("gradual", family="bert", optim=optim, max_steps=9, unfreeze_every=2)
-    rates = rates_of(loop.model, loop.config.optim, unfreeze_every=2)
-    begins = {name: start for name, (_, start) in rates.items()}
-    assert begins["head.classifier.weight"] == 0 and begins["trunk.embed_tokens.weight"] == 6
-    assert begins["trunk.layers.1.mlp.up_proj.bias"] == 2
-    assert "lr_1_decay_0_after_4" in loop.optimizer.groups()
-    step = 0
-
-    def checked(*args: object, **more: object) -> None:
-        nonlocal step
-        before = {name: param.clone() for name, param in loop.model.named_parameters()}
-        apply(*args, **more)
-        for name, param in loop.model.named_parameters():
-            assert param.requires_grad == (begins[name] <= step), (step, name)
-            moved = (param - before[name]).abs().max().item()
-            expected = args[0] if step == begins[name] else moved
-            assert moved == pytest.approx(expected, rel=2e-2), (step, name)
-            assert bool(moved) == (begins[name] <= step), (step, name)
-        step += 1
-
-    apply, loop.optimizer.step = loop.optimizer.step, checked
-    loop.train()
-    assert step == 9
-
-@pytest.mark.parametrize("peft", [
-    PeftConfig(method="lora"), PeftConfig(method="freeze", trainable=("embeddings",)),
-])  # fmt: skip
-def test_something_is_always_trained(peft: PeftConfig, make_loop: Callable[..., Loop]) -> None:
-    """Where nothing stands behind the layers, the last of them, or what there is, begins."""
-    loop = make_loop("behind", peft=peft, max_steps=6, unfreeze_every=2)
-    starts = {start for _, start in rates_of(loop.model, loop.config.optim, 2).values()}
-    assert min(starts) == 0 and len(starts) == (2 if peft.method == "lora" else 1)
-    assert loop.train() == 0 and loop.optimizer.step_count == 6
