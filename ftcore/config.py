@@ -177,8 +177,6 @@ class LoopConfig(Section):
     save_every: Count = 200  # steps between checkpoints
     log_every: Count = 10  # steps between lines of metrics.jsonl
     keep_last: Count = 2  # checkpoints kept beside the best one
-    # a loss so many standard deviations above those before it is not applied; 0: any finite one is
-    max_deviation: NotNegative = 0.0
     max_skipped: Natural = 20  # steps in a row that may be not applied before the run stops
     patience: Natural = 0  # evaluations without a better dev value before it stops early; 0: never
 

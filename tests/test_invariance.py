@@ -9,7 +9,6 @@ must also see each fault; runs that are killed and resumed anywhere; what a faul
     R-6  a full disk               tests/test_files.py tests/tune/test_checkpoint.py
     R-7  pruning                   tests/tune/test_checkpoint.py
     R-8  NaN and infinities        tests/tune/test_loop.py tests/tune/test_precision.py
-    R-9  spikes of the loss        tests/tune/test_loop.py
     R-10 bad lines of data         tests/data/test_read_damage.py tests/data/test_bad_rows.py
     R-11 two writers               tests/env/test_run.py
     R-12 locale, umask, time zone, folder    here

@@ -30,7 +30,7 @@ from ftcore.files import write_file
 MAX_TEXT = 40
 WIDTH, HEIGHT, POINTS = 600, 150, 300  # of a curve, in units of its drawing and in points
 CURVES = (("train/loss", "eval/loss"), ("train/grad_norm",), ("train/lr",),  # drawn together
-          ("train/loss_deviation",), ("perf/tokens_per_s",), ("perf/peak_mem_gib",))
+          ("perf/tokens_per_s",), ("perf/peak_mem_gib",))
 MOST_CLASSES = 30  # of a matrix of confusions that is drawn
 Run = Mapping[str, Any]  # a folder's files by name, parsed; those that it lacks are empty
 

@@ -7,9 +7,8 @@
 A step is a pure function of the state before it: its rows come from (seed, step), its dropout
 noise from (seed, step, micro-step), its rate from the step. So a checkpoint needs the trained
 tensors, the optimiser's moments and the step, and a resumed run is bit-equal to one never killed.
-A step whose loss or gradient is not finite is not applied, nor, if asked for, one whose loss lies
-far above those before it. Its rows and the first bad gradient are named, but where the loss scale
-of fp16 finds its height. Too many in a row end the run.
+A step whose loss or gradient is not finite is not applied. Its rows and the first bad gradient are
+named, but where the loss scale of fp16 finds its height. Too many in a row end the run.
 
 Under torchrun every process of the `world` runs this loop, and they agree on each turn it takes:
 stops, best evaluations, failed saves. The first alone evaluates, logs and saves.
@@ -40,7 +39,6 @@ from ftcore.tune.task import Task
 from ftcore.tune.workers import Workers
 
 MAX_FAILED_SAVES = 3
-MEMORY = 50  # steps over which the mean and spread of the loss reach; half of them give the first
 WATCHED = "eval/loss"  # lower is better; its best checkpoint is kept and ends the run
 
 @dataclass
@@ -52,21 +50,6 @@ class Progress:
     evals_since_best: int = 0  # evaluations since then, for early stopping
     skipped_steps: int = 0  # steps that were not applied
     skipped_in_a_row: int = 0  # the last of them, but for those whose loss scale was too high
-    loss_mean: float = 0.0  # of the applied steps, the last ones weighing most
-    loss_variance: float = 0.0  # around it
-
-    def deviation(self, loss: float) -> float:
-        """How far a loss lies above the mean, in standard deviations; 0 in the first steps."""
-        if self.step - self.skipped_steps < MEMORY // 2:
-            return 0.0
-        return (loss - self.loss_mean) / math.sqrt(max(self.loss_variance, 1e-12))
-
-    def remember(self, loss: float) -> None:
-        """Take the loss of an applied step into mean and variance."""
-        share = 1 / min(MEMORY, 1 + self.step - self.skipped_steps)
-        distance = loss - self.loss_mean
-        self.loss_mean += share * distance
-        self.loss_variance = (1 - share) * (self.loss_variance + share * distance**2)
 
 @dataclass
 class Loop:
@@ -155,7 +138,7 @@ class Loop:
                 if is_stuck:
                     what = f"{self.progress.skipped_in_a_row} steps in a row were not applied, to"
                     where = f"what they had is in {self.path}/skipped-step-N.json"
-                    mend = "lower optim.lr, raise loop.max_deviation, take fp32, or mend the rows"
+                    mend = "lower optim.lr, take fp32, or mend the rows"
                     raise TrainingError(f"{what} step {step}: {where}; {mend}")
                 if self.checkpoints.failed_in_a_row >= MAX_FAILED_SAVES:
                     what = "stopped, since checkpoints cannot be saved: mend that, then continue"
@@ -203,17 +186,13 @@ class Loop:
         is_finite = math.isfinite(loss) and math.isfinite(grad_norm)
         if self.scale:
             self.scale.update(is_finite)
-        deviation = progress.deviation(mean_loss) if is_finite else math.nan
-        is_applied = is_finite and not 0 < self.config.loop.max_deviation < deviation
-        if is_applied:
-            progress.remember(mean_loss)
+        if is_finite:
             progress.skipped_in_a_row = 0
             clip = min(1.0, optim.max_grad_norm / (grad_norm + 1e-6))
             workers.apply(rate, clip / scale)
         else:
             progress.skipped_steps += 1
-        is_fault = is_finite or scale == 1 or not math.isfinite(loss)  # else the scale was too high
-        if is_fault and not is_applied:
+        if not is_finite and (scale == 1 or not math.isfinite(loss)):  # else the scale was too high
             progress.skipped_in_a_row += 1
             record = {"rows": [document.row_id for document in documents], "loss": str(mean_loss)}
             record |= {"bad gradient": self.optimizer.first_not_finite(), "norm": str(grad_norm)}
@@ -224,7 +203,7 @@ class Loop:
         progress.step += 1
         groups = zip(self.optimizer.kinds, grad_norms, strict=True) if len(grad_norms) > 1 else ()
         return {"train/loss": mean_loss, "train/grad_norm": grad_norm, "train/lr": rate,
-                "train/loss_deviation": deviation, "train/skipped_steps": progress.skipped_steps,
+                "train/skipped_steps": progress.skipped_steps,
                 **{f"train/grad_norm/{label(kind)}": norm for kind, norm in groups},
                 **({"train/loss_scale": scale} if self.scale else {}),
                 "perf/tokens_per_s": sum(map(len, documents)) / (time.perf_counter() - started),

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -160,31 +159,6 @@ def test_a_step_that_is_not_finite_is_not_applied(
     assert record["bad gradient"] == first
     assert "step 3: loss" in (said := capsys.readouterr().out) and "not applied" in said
     assert f"ftcore.data show {loop.run.path} --step 3" in said
-
-def test_a_spike_of_the_loss_is_seen_and_skipped_where_asked(
-    make_loop: Callable[..., Loop], capsys: pytest.CaptureFixture
-) -> None:
-    """R-9: one loss of ten times the usual; the mean and spread are those of the steps before."""
-    for most, steps in ((0.0, 40), (6.0, 39)):
-        loop = make_loop(f"spike-{most}", max_steps=40, max_deviation=most)
-        compute = loop.task
-
-        def task(*args: Any, compute: Any = compute, loop: Loop = loop) -> tuple[Tensor, Tensor]:
-            loss, weight = compute(*args)
-            return loss * (10.0 if loop.progress.step == 33 else 1.0), weight
-
-        loop.task = task
-        assert loop.train() == 0 and loop.optimizer.step_count == steps
-        lines = metrics(loop)
-        far = [line["train/loss_deviation"] for line in lines]
-        assert far[:25] == [0.0] * 25 and all(abs(x) < 6 for x in far[25:33]) and far[33] > 6
-        losses = np.array([line["train/loss"] for line in lines[:25]])
-        if most:
-            by_hand = (lines[25]["train/loss"] - losses.mean()) / losses.std()
-            assert far[25] == pytest.approx(by_hand, rel=1e-6)
-            record = json.loads((loop.run.path / "skipped-step-34.json").read_text())
-            assert record["bad gradient"] is None and len(record["rows"]) == 4
-    assert capsys.readouterr().out.count("not applied") == 1
 
 @pytest.fixture
 def falling() -> Callable[[list[float]], Callable[[], dict[str, float]]]:
