@@ -159,7 +159,6 @@ class OptimConfig(Section):
     head_lr_ratio: Positive = 1.0  # learning rate of the head over that of the run
     embedding_lr_ratio: Positive = 1.0  # the same of token, position and segment embeddings
     layer_lr_decay: Share = 1.0  # factor on it from each layer to the one below, embeddings too
-    ema: ProperShare = 0.0  # decay of an average of what is trained, used in its place; 0: none
 
 class ScheduleConfig(Section):
     """Learning rate over the run."""

@@ -61,9 +61,9 @@ ROOT = Path(__file__).parents[1]
 LORA = PeftConfig(method="lora", rank=3, alpha=6.0, dropout=0.2)
 # 18 rows, 4 a step, cut into micro-batches: a second epoch begins with step 6, a third with 11.
 RUNS = {
-    "sft, full, fp16, average": {"dtype": torch.float16, "optim": {"ema": 0.9}},
+    "sft, full, fp16": {"dtype": torch.float16},
     "sft, lora, bf16": {"dtype": torch.bfloat16, "peft": LORA},
-    "sft, lora, fp16, average": {"dtype": torch.float16, "peft": LORA, "optim": {"ema": 0.9}},
+    "sft, lora, fp16": {"dtype": torch.float16, "peft": LORA},
     "classify, full, autocast": {"family": "bert", "compute": torch.bfloat16},
     "classify, full, fp32": {"family": "bert"},
     "hidden tokens": {"family": "masked"},

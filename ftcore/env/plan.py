@@ -77,7 +77,7 @@ class Plan:
             "masters": 4 * sum(p.numel() for p in trained if p.element_size() < 4),
             "gradients": self.shares * max(widths) * count,
             "moments": 8 * count,
-        } | ({"average": 4 * count} if config.optim.ema else {})  # fmt: skip
+        }
 
     def count(self, model: Model, loss: Loss,
               draw: Callable[[Encoded, int], Encoded] | None = None) -> None:

@@ -101,12 +101,11 @@ class Loop:
         self.optimizer.follow_first(self.world)
 
     def restore_best(self) -> None:
-        """Put the weights, or their average, of the best evaluation back; without one, the last."""
+        """Put the weights of the best evaluation back; without one, the last."""
         folder = self.checkpoints.best()
         if folder is not None and self.progress.best_step != self.progress.step:
             best = load(folder)
             self.optimizer.load_state(best.tensors, best.state["optimizer_steps"])
-        self.optimizer.swap_average()
 
     def train(self) -> int:
         """Run to the last step, early stop or signal; returns the exit code (0, 130 or 143).
@@ -214,10 +213,8 @@ class Loop:
         step, progress, value = self.progress.step, self.progress, 0.0
         if self.run:
             self.model.eval()
-            self.optimizer.swap_average()
             with torch.no_grad():
                 values = self.evaluate()
-            self.optimizer.swap_average()
             self.model.train()
             self.run.log(step, values)
             tqdm.write(f"step {step}: " + "  ".join(f"{k} {v:.4f}" for k, v in values.items()))

@@ -1,8 +1,7 @@
-"""AdamW over fp32 masters, with gradients that accumulate in fp32, and an average of the weights.
+"""AdamW over fp32 masters, with gradients that accumulate in fp32.
 
     m = b1 m + (1 - b1) g            v = b2 v + (1 - b2) g^2
     p = p (1 - lr wd) - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
-    a = d a + (1 - d) p              d = min(ema, t / (9 + t)), so that the start is soon forgotten
 
 A trained tensor in a 16-bit dtype has an fp32 master, which alone is updated; the tensor is its
 rounded copy. Gradients of micro-batches and of processes are added in fp32, so accumulation loses
@@ -64,15 +63,15 @@ def label(kind: Kind) -> str:
 class AdamW:
     """The optimiser of one run, of the trained parameters by name.
 
-    config          its moments, weight decay and average
+    config          its moments and weight decay
     rates           learning rate of a parameter over that of the run, where it is not 1
     rows            int64, ascending: rows of a matrix that alone have a state and a sparse gradient
     accumulates     a process may have several micro-batches a step; if not, gradients keep the
                     dtype of the parameters where all have one; those of `rows` are rounded to it
 
-    Masters, moments and average (`flats`), 16-bit parameters and the gradients of each process are
-    flat tensors, which processes forked later share; the groups of `state` are views of these by
-    name, as is `grads` of this process's buffer. Parameters of one of the `kinds` lie side by side.
+    Masters and moments (`flats`), 16-bit parameters and the gradients of each process are flat
+    tensors, which processes forked later share; the groups of `state` are views of these by name,
+    as is `grads` of this process's buffer. Parameters of one of the `kinds` lie side by side.
     """
 
     def __init__(self, named: Iterable[tuple[str, nn.Parameter]], config: OptimConfig, *,
@@ -93,8 +92,7 @@ class AdamW:
         dtypes = {param.dtype for param in self.params.values()}
         self.wide = torch.promote_types(next(iter(dtypes)), torch.float32)
         self.grad_dtype = self.wide if accumulates or len(dtypes) > 1 else next(iter(dtypes))
-        groups = ("master", "exp_avg", "exp_avg_sq", *(["average"] if config.ema else []))
-        self.flats = {group: self._zeros(self.wide) for group in groups}
+        self.flats = {n: self._zeros(self.wide) for n in ("master", "exp_avg", "exp_avg_sq")}
         self.masters = self._named(self.flats["master"])
         narrow = dtypes - {self.wide}
         self.flat_param = self._zeros(*narrow) if narrow else None
@@ -102,8 +100,6 @@ class AdamW:
         for name, param in self.params.items():
             self._adopt(name, param)
             param.register_post_accumulate_grad_hook(partial(self._collect, name))
-        if config.ema:
-            self.flats["average"].copy_(self.flats["master"])
 
     def _zeros(self, dtype: torch.dtype) -> Tensor:
         """A flat tensor of what is trained."""
@@ -197,16 +193,11 @@ class AdamW:
     def step(self, lr: float, part: Span, *, grad_scale: float = 1.0) -> None:
         """Apply a part of the step's gradient times `grad_scale` (the clipping factor)."""
         self.step_count += 1
-        decay = min(self.config.ema, self.step_count / (9 + self.step_count))
         for (ratio, weight_decay, has_rows), pieces in self._work(part):
             for piece in pieces:
                 self._update(piece, lr * ratio, weight_decay, grad_scale)
-                values = slice(*piece)
-                master = self.flats["master"][values]
-                if self.config.ema:
-                    self.flats["average"][values].lerp_(master, 1 - decay)
                 if not has_rows and self.flat_param is not None:
-                    self.flat_param[values] = master
+                    self.flat_param[slice(*piece)] = self.flats["master"][slice(*piece)]
         self._round_rows(part)
 
     def _round_rows(self, part: Span) -> None:
@@ -216,8 +207,7 @@ class AdamW:
                 param.index_copy_(0, rows_L, self.masters[name].to(param.dtype))
 
     def _update(self, piece: Span, lr: float, weight_decay: float, grad_scale: float) -> None:
-        groups = ("master", "exp_avg", "exp_avg_sq")
-        master, exp_avg, exp_avg_sq = (self.flats[group][slice(*piece)] for group in groups)
+        master, exp_avg, exp_avg_sq = (flat[slice(*piece)] for flat in self.flats.values())
         device, (beta1, beta2) = master.device, self.config.betas
         torch._fused_adamw_(
             [master], [self._gradient(piece)], [exp_avg], [exp_avg_sq], [],
@@ -225,15 +215,6 @@ class AdamW:
             weight_decay=weight_decay, eps=self.config.eps, amsgrad=False, maximize=False,
             # a divisor; cost: with None the gradient is not written back
             grad_scale=None if grad_scale == 1 else torch.tensor(1 / grad_scale, device=device))
-
-    def swap_average(self) -> None:
-        """Exchange what is trained and its average; twice gives every bit back."""
-        if self.config.ema:
-            master, average = self.flats["master"], self.flats["average"]
-            kept = master.clone()
-            master.copy_(average)
-            average.copy_(kept)
-            self._round_all()
 
     @torch.no_grad()
     def _round_all(self) -> None:

@@ -1,10 +1,9 @@
-"""Rates by place in the model, and the average of what is trained."""
+"""Rates by place in the model."""
 
 import json
 from collections.abc import Callable
 
 import pytest
-import torch
 
 from ftcore.config import OptimConfig, PeftConfig
 from ftcore.env.compute import generator
@@ -66,47 +65,3 @@ def test_groups_are_told_and_their_norms_make_up_the_whole(make_loop: Callable[.
         assert min(norms.values()) > 0
         total = sum(norm**2 for norm in norms.values()) ** 0.5
         assert total == pytest.approx(line["train/grad_norm"], rel=1e-6)
-
-@pytest.mark.parametrize("options", [{}, {"dtype": torch.bfloat16}, {"family": "bert"}])
-def test_the_average_by_hand(options: dict, make_loop: Callable[..., Loop]) -> None:
-    loop = make_loop("average", optim={"ema": 0.6}, max_steps=6, **options)
-    optimizer, step = loop.optimizer, loop.optimizer.step
-    average = {name: master.clone() for name, master in optimizer.masters.items()}
-    counts = []
-
-    def noted(*args: object, **more: object) -> None:
-        step(*args, **more)
-        counts.append(optimizer.step_count)
-        decay = min(0.6, counts[-1] / (9 + counts[-1]))
-        for name, master in optimizer.masters.items():
-            average[name] = decay * average[name] + (1 - decay) * master
-
-    optimizer.step = noted
-    loop.train()
-    assert counts == [1, 2, 3, 4, 5, 6]
-    for name, expected in average.items():
-        torch.testing.assert_close(optimizer.state()["average"][name], expected)
-        assert not torch.equal(expected, optimizer.masters[name])
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_evaluations_see_the_average_and_training_goes_on_without_it(
-    dtype: torch.dtype, make_loop: Callable[..., Loop]
-) -> None:
-    """What is judged, and left in the end, is the average; the run is the one without."""
-    runs, seen = [], []
-    for ema in (0.0, 0.6):
-        loop = make_loop(f"ema-{ema}", dtype=dtype, optim={"ema": ema}, eval_every=3, max_steps=6)
-
-        def evaluate(loop: Loop = loop) -> dict[str, float]:
-            seen.append({name: param.clone() for name, param in loop.model.named_parameters()})
-            return {"eval/loss": float(len(seen))}
-
-        loop.evaluate = evaluate
-        loop.train()
-        runs.append({name: master.clone() for name, master in loop.optimizer.masters.items()})
-    assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
-    average = loop.optimizer.state()["average"]
-    assert all(torch.equal(seen[3][name], average[name].to(dtype)) for name in average)
-    assert any(not torch.equal(seen[3][name], seen[1][name]) for name in average)
-    loop.restore_best()  # the evaluation of step 3
-    assert all(torch.equal(seen[2][n], p) for n, p in loop.model.named_parameters())
