@@ -19,7 +19,6 @@ from ftcore.evaluate import probabilities, report, significance
 from ftcore.evaluate.evaluator import JUDGES, Judged, evaluate_answers
 from ftcore.evaluate.metrics import ClassificationMetrics
 from ftcore.evaluate.report import table
-from ftcore.evaluate.text import BLEU_SIGNATURE, CHRF_SIGNATURE
 from ftcore.model.heads import Model
 
 SHOWN = ("loss", "perplexity", "bits_per_byte", "accuracy", "subset_accuracy", "f1_macro", "f1",
@@ -69,8 +68,7 @@ class Results:
             low, high = ({metric: ends[side] for metric, ends in found} for side in (0, 1))
             columns = {"base": base[name], "tuned": mine} if name in base else {"value": mine}
             shown = report.metrics_table({**columns, "low": low, "high": high})
-            made = f"\n{BLEU_SIGNATURE}\n{CHRF_SIGNATURE}" if "bleu" in mine else ""
-            told.append(f"{name}, with 95% intervals\n{shown}{made}")
+            told.append(f"{name}, with 95% intervals\n{shown}")
         return "\n\n".join([*told, *self.tables])
 
     def compared(self, other: "Results") -> tuple[str, dict[str, dict[str, Any]]]:

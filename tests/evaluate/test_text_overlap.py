@@ -1,37 +1,19 @@
-"""F1 of tokens, ROUGE-L, BLEU and chrF against sacrebleu and rouge-score, drawn and real texts."""
+"""F1 of tokens, by hand and on drawn texts against a plain form of it."""
 
 import random
 import string
-import tomllib
 from itertools import groupby
-from pathlib import Path
 
-import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ftcore.data.read import read_rows
-from ftcore.errors import DataError
-from ftcore.evaluate.text import (
-    BLEU_SIGNATURE,
-    CHRF_SIGNATURE,
-    bleu,
-    bleu_counts,
-    chrf,
-    chrf_counts,
-    rouge_l,
-    token_f1,
-)
-
-sacrebleu = pytest.importorskip("sacrebleu.metrics")
-rouge_scorer = pytest.importorskip("rouge_score.rouge_scorer")
+from ftcore.evaluate.text import token_f1
 
 Rows = list[tuple[str, str]]  # target, predicted
 TOLERANCE = 1e-9
-SUMMED = {"bleu": (bleu_counts, bleu, "BLEU"), "chrf": (chrf_counts, chrf, "CHRF")}
 
-# Few words, so that long n-grams match; and what tokenizers disagree on.
+# Few words, so that many match; and what tokenizers disagree on.
 PLAIN = "the The a an cat cats sat on mat, mat. mat mat- 3.5 1,000"
 ODD = r"""
     3,5 1.000. .5 5. 5- 5-6 -6 a-b don't U.S. e.g., (see [1] {x} "hi" x_y a/b 100% $5 c++ #1 @me
@@ -48,9 +30,6 @@ texts = st.one_of(
     st.text("ab05 .,-&;\n'\u00e9", max_size=16),
     st.text(max_size=12),
 )
-corpora = st.lists(
-    st.one_of(st.tuples(texts, texts), texts.map(lambda text: (text, text))), min_size=1, max_size=5
-)
 
 def drawn_text(rng: random.Random) -> str:
     words = rng.choices(COMMON if rng.random() < 0.6 else WORDS, k=rng.choice([0, 1, 3, 8, 30]))
@@ -64,73 +43,6 @@ def drawn_corpus(rng: random.Random) -> Rows:
         cut = rng.randrange(len(target) + 1)
         rows.append((target, rng.choice([target, other, target[:cut] + other, target[cut:], ""])))
     return rows
-
-def total(name: str, rows: Rows) -> np.ndarray:
-    return sum(SUMMED[name][0](*row) for row in rows)
-
-def assert_equals_oracles(rows: Rows) -> None:
-    targets, predicted = map(list, zip(*rows, strict=True))
-    for name, (_, figure, oracle) in SUMMED.items():
-        expected = getattr(sacrebleu, oracle)().corpus_score(predicted, [targets]).score
-        assert figure(total(name, rows)) == pytest.approx(expected, rel=0, abs=TOLERANCE), name
-    scorer = rouge_scorer.RougeScorer(["rougeL"])
-    for row in rows:
-        expected = scorer.score(*row)["rougeL"].fmeasure
-        assert rouge_l(*row) == pytest.approx(expected, rel=0, abs=TOLERANCE), row
-
-@pytest.mark.parametrize("seed", range(8))
-def test_drawn_corpora_equal_the_oracles(seed: int) -> None:
-    rng = random.Random(seed)
-    for _ in range(250):
-        assert_equals_oracles(drawn_corpus(rng))
-
-@given(corpora)
-@example([("", "")])
-@example([("a b c d", ""), ("", "a b c d")])
-@example([("", "a b c d e"), ("ab", "abcdefgh"), ("a b c d e", "a b c d e")])
-@example([("a-<skipped>\nb c d e", "ab c d e"), ("x-\ny z w v", "xy z w v\n")])
-@settings(max_examples=1000, deadline=None)
-def test_any_corpus_equals_the_oracles(rows: Rows) -> None:
-    assert_equals_oracles(rows)
-
-@pytest.mark.parametrize("name", ["dev.tsv", "msr_paraphrase_test.txt"])
-def test_real_sentences_equal_the_oracles(name: str, data_dir: Path) -> None:
-    fields = [row.fields for row in read_rows([data_dir / "mrpc" / name], format="tsv")]
-    rows = [(row["#1 String"], row["#2 String"]) for row in fields]
-    assert_equals_oracles(rows)
-    for row in rows[:200]:
-        assert_equals_oracles([row])
-
-def test_counts_add_up_in_any_split_and_order() -> None:
-    rng = random.Random(0)
-    rows = drawn_corpus(rng) + drawn_corpus(rng) + drawn_corpus(rng)
-    for name, (counts, _, _) in SUMMED.items():
-        whole = total(name, rows)
-        assert counts(*rows[0]).dtype == whole.dtype == np.int64
-        shuffled = rng.sample(rows, len(rows))
-        np.testing.assert_array_equal(total(name, shuffled[:2]) + total(name, shuffled[2:]), whole)
-
-def test_counts_by_hand() -> None:
-    # the second "the" has no partner; nor has the only 4-gram, nor "the the", "the the cat"
-    counts_S = bleu_counts("the cat sat", "the the cat sat")
-    assert counts_S.tolist() == [3, 2, 1, 0, 4, 3, 2, 1, 4, 3]
-    precisions = 3 / 4 * 2 / 3 * 1 / 2 * (1 / 2) / 1  # no 4-gram: half of one
-    assert bleu(counts_S) == pytest.approx(100 * precisions**0.25, abs=TOLERANCE)
-    assert bleu(counts_S * 1000) == pytest.approx(100 * (precisions / 1000) ** 0.25, abs=TOLERANCE)
-    counts_S = chrf_counts("a b c", "abd")
-    assert counts_S.tolist() == [2, 1, 0, 0, 0, 0, 3, 2, 1, 0, 0, 0, 3, 2, 1, 0, 0, 0]
-    assert chrf(counts_S) == pytest.approx(100 * (2 / 3 + 1 / 2 + 0) / 3, abs=TOLERANCE)
-    assert chrf_counts("a", "abc").tolist() == [1] + [0] * 5 + [3] + [0] * 5 + [1] + [0] * 5
-
-def test_short_answers_pay_and_long_ones_do_not() -> None:
-    target = "a b c d e f g h"
-    assert bleu(bleu_counts(target, target[:7])) == pytest.approx(100 * np.exp(1 - 8 / 4))
-    assert bleu(bleu_counts(target, target)) == pytest.approx(100)
-    assert bleu(bleu_counts(target, "a b c")) == 0  # no 4-gram at all, as sacrebleu has it
-
-def test_recall_weighs_more_in_chrf() -> None:
-    longer, shorter = (chrf(chrf_counts(t, p)) for t, p in (("abcd", "abcdef"), ("abcdef", "abcd")))
-    assert longer > shorter
 
 @pytest.mark.parametrize(
     ("target", "predicted", "expected"),
@@ -181,23 +93,3 @@ def test_token_f1_of_drawn_texts(seed: int) -> None:
 def test_token_f1_of_any_texts(target: str, predicted: str) -> None:
     expected = plain_token_f1(target, predicted)
     assert token_f1(target, predicted) == pytest.approx(expected, rel=0, abs=TOLERANCE)
-
-def test_a_long_answer_takes_no_table_of_pairs() -> None:
-    words = [str(i) for i in range(20_000)]
-    assert rouge_l(" ".join(words), " ".join(words[::2])) == pytest.approx(2 / 3, abs=TOLERANCE)
-    assert rouge_l("x y", " ".join(words)) == rouge_l("", "") == rouge_l("a", "?") == 0
-
-@pytest.mark.parametrize(
-    ("name", "signature"), [("BLEU", BLEU_SIGNATURE), ("CHRF", CHRF_SIGNATURE)]
-)
-def test_signatures_are_those_of_sacrebleu(name: str, signature: str) -> None:
-    oracle = getattr(sacrebleu, name)()
-    oracle.corpus_score(["a"], [["a"]])
-    expected = str(oracle.get_signature()).rpartition("|")[0]
-    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
-    assert signature == f"{expected}|version:ftcore-{project['version']}"
-
-def test_counts_that_are_not_one_sum() -> None:
-    for figure, counts_S, size in ((bleu, bleu_counts("a", "a"), 10), (chrf, np.zeros(10), 18)):
-        with pytest.raises(DataError, match=rf"must be \({size},\), the counts of the rows added"):
-            figure(np.stack([counts_S, counts_S]))
