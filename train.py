@@ -57,8 +57,6 @@ def run(command: Command, world: "World") -> int:
         raise ConfigError("nothing to train on: name a file with --data.train FILE")
     if config.model.init == "random" and config.peft.method == "lora":
         raise ConfigError("peft.method = 'lora' over random weights, which are not kept: use full")
-    if config.eval.probe and kind.model_task != "lm":
-        raise ConfigError("eval.probe is text for decoders to continue: leave it out")
     folder = resolve(config.model.path)
     tokenizer = Tokenizer.load(folder)
     data, origin = prepared(config.data, tokenizer, seed=seed)
@@ -122,8 +120,7 @@ def tune(command: Command, path: Path, run: "RunFolder | None", data: "Prepared"
     # ---- 4 fine-tuning: the loop, and what the base model could do before it ---------------------
     suite = Suite(command.task, config, tokenizer, data.labels)
     base, base_file = None, path / "base.json"
-    compares = config.eval.probe or (command.task == "sft" and data.tests)
-    if compares and kind.model_task == "lm" and world.is_first:
+    if command.task == "sft" and data.tests and world.is_first:
         if not base_file.is_file():
             before = suite.tests(model, data.tests)
             run.dump(base_file.name, before.metrics)
@@ -148,9 +145,8 @@ def tune(command: Command, path: Path, run: "RunFolder | None", data: "Prepared"
 
     # ---- 5 evaluation: base against tuned, on rows never trained on ------------------------------
     results = suite.tests(model, data.tests)
-    if results.metrics:
-        print(f"\n{results.against(base or {})}")
     if data.tests:
+        print(f"\n{results.against(base or {})}")
         note_opening(path, config.data.test, results.metrics)
     if results.predictions:
         write_predictions(path / "predictions.jsonl", results.predictions)

@@ -188,7 +188,6 @@ class EvalConfig(Section):
     max_new_tokens: Count = 64  # longest generated answer, tokens
     intent_field: str = ""  # field of JSON answers scored as a class; empty: plain text
     samples: Natural = 3  # answers shown at the end
-    probe: tuple[str, ...] = ()  # of a decoder: files of text that it shall not forget, judged too
 
 class LogConfig(Section):
     """Where the run is written down."""

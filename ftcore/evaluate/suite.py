@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ftcore.config import Run, TextDataConfig
-from ftcore.data import columns, compare, dedup, encode, read
+from ftcore.config import Run
+from ftcore.data import columns, compare, dedup
 from ftcore.data.encode import Split
 from ftcore.data.pack import Encoded
 from ftcore.data.tokenizer import Tokenizer
@@ -73,10 +73,10 @@ class Results:
 
     def compared(self, other: "Results") -> tuple[str, dict[str, dict[str, Any]]]:
         """Both models on the same rows, paired, for people and by split and metric."""
-        both = {n: (each, other.judged[n]) for n, each in self.judged.items() if n in other.judged}
-        found: dict[str, dict[str, Any]] = {name: {} for name in both}
+        found: dict[str, dict[str, Any]] = {name: {} for name in self.judged}
         told, head = [], ("metric", "this", "other", "difference", "low", "high", "p", "")
-        for name, (mine, theirs) in both.items():
+        for name, mine in self.judged.items():
+            theirs = other.judged[name]
             forms = [[(e.row_ids, [*e.values]) for e in each] for each in (mine, theirs)]
             if forms[0] != forms[1]:
                 must = "both models must read, and keep, the same test rows, for the same figures"
@@ -138,11 +138,6 @@ class Suite:
                 each.append(evaluate_answers(model, self.tokenizer, split.chats, config))
             results.add(name, each, self._texts(split.documents))
             self._tell(results, name, split, each[0])
-        if model.task == "lm" and self.config.eval.probe:
-            config = TextDataConfig(max_length=model.spec.max_positions, over_length="split")
-            texts, _ = columns.examples(read.read_rows(self.config.eval.probe), config)
-            probe = encode.encode(config, texts, self.tokenizer)
-            results.add("probe", [self._judged(model, probe)], self._texts(probe.documents))
         return results
 
     def gap(self, model: Model, train: Sequence[Encoded], dev: Split) -> str:

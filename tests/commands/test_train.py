@@ -103,7 +103,9 @@ def test_sft(method: str, sft: list[str], files: dict[str, str], run: Run) -> No
     base, tuned = summary["base"]["chat_test"], summary["tuned"]["chat_test"]
     assert tuned["loss"] < base["loss"] and base.keys() == tuned.keys()
     assert {"perplexity", "exact_match", "json_valid"} <= tuned.keys()
-    assert printed.count("\n> make thing") == 2 and "base" in printed
+    assert printed.count("\n> make thing") == 2
+    shown = printed[printed.index("chat_test, with") :].splitlines()[1].split()
+    assert shown == ["metric", "base", "tuned", "low", "high"]
     rows = lines(Path("runs/run/predictions.jsonl"))
     assert [row["row_id"] for row in rows] == [row.id for row in read_rows([files["chat_test"]])]
     assert math.isclose(logged("eval/loss")[-1], tuned["loss"], rel_tol=1e-5)
