@@ -1,6 +1,5 @@
 """What is measured for the task at hand: a few figures while it trains, everything at the end."""
 
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,7 +22,6 @@ from ftcore.model.heads import Model
 
 SHOWN = ("loss", "perplexity", "bits_per_byte", "accuracy", "subset_accuracy", "f1_macro", "f1",
          "pearson", "spearman", "temperature")  # while it trains, where the task has it
-SLICES = 3  # of documents by length, with about as many in each
 
 @dataclass
 class Results:
@@ -137,7 +135,7 @@ class Suite:
                 config = self.config.eval
                 each.append(evaluate_answers(model, self.tokenizer, split.chats, config))
             results.add(name, each, self._texts(split.documents))
-            self._tell(results, name, split, each[0])
+            self._tell(results, name, each[0])
         return results
 
     def gap(self, model: Model, train: Sequence[Encoded], dev: Split) -> str:
@@ -171,8 +169,8 @@ class Suite:
             texts[root] = texts.get(root, "") + text
         return texts
 
-    def _tell(self, results: Results, name: str, split: Split, judged: Judged) -> None:
-        """Tables of classes and of documents by length."""
+    def _tell(self, results: Results, name: str, judged: Judged) -> None:
+        """Tables of classes, where the task has them."""
         metrics = judged.counted
 
         def tell(what: str, shown: str) -> None:
@@ -190,17 +188,6 @@ class Suite:
                 found = probabilities.threshold_table(is_one_B, score_B)
                 shown = table(found[0], [each.values() for each in found])
                 tell(f"thresholds of {self.labels[1]}", shown)
-        lengths = Counter()
-        for document in split.documents:
-            lengths[document.row_id] += len(document)
-        lengths_B = np.array([lengths[row_id] for row_id in judged.row_ids])
-        names = [metric for metric in SHOWN if metric in judged.figures(np.arange(1))]
-        rows = []
-        for part_M in np.array_split(np.argsort(lengths_B, kind="stable"), SLICES):
-            if len(part_M):
-                of, values = lengths_B[part_M], judged.figures(part_M)
-                rows.append((f"{of[0]} to {of[-1]}", len(part_M), *(values[n] for n in names)))
-        tell("by length", table(("tokens", "rows", *names), rows))
 
     @torch.inference_mode()
     def _judged(self, model: Model, split: Split) -> Judged:
