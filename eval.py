@@ -58,9 +58,7 @@ def opened(command: Command) -> "LoadedModel":
     import torch
 
     from ftcore.env import compute
-    from ftcore.hub import resolve
-    from ftcore.model.load import load_model
-    from ftcore.tune.adapter import load_artifact
+    from ftcore.tune.adapter import load_artifact, load_base
     from ftcore.tune.task import TASKS
 
     config, kind, path = command.config, TASKS[command.task], command.resume
@@ -70,7 +68,7 @@ def opened(command: Command) -> "LoadedModel":
     device = compute.resolve_device(config.env.device, config.env.kernels)
     base, (dtype, products) = config.model.path, compute.PRECISIONS[config.env.precision]
     if path is None:
-        loaded = load_model(resolve(base), task=kind.model_task, dtype=dtype)
+        loaded = load_base(base, task=kind.model_task, dtype=dtype)
     else:
         loaded = load_artifact(path, base=base, kind=kind, dtype=dtype)
     loaded.model.to(device).use_kernels(config.env.kernels)

@@ -44,9 +44,8 @@ def run(command: Command, world: "World") -> int:
     from ftcore.env.plan import Plan
     from ftcore.env.run import RunFolder
     from ftcore.files import write_file
-    from ftcore.hub import resolve
-    from ftcore.model.load import load_model
-    from ftcore.tune.adapter import named_parts
+    from ftcore.hub import lineage
+    from ftcore.tune.adapter import load_base, named_parts
     from ftcore.tune.task import TASKS, check_lengths, choose_trainable
     from ftcore.verify import verify
 
@@ -57,19 +56,18 @@ def run(command: Command, world: "World") -> int:
         raise ConfigError("nothing to train on: name a file with --data.train FILE")
     if config.model.init == "random" and config.peft.method == "lora":
         raise ConfigError("peft.method = 'lora' over random weights, which are not kept: use full")
-    folder = resolve(config.model.path)
-    tokenizer = Tokenizer.load(folder)
+    tokenizer = Tokenizer.load(lineage(config.model.path)[0])
     data, origin = prepared(config.data, tokenizer, seed=seed)
     print(f"{origin}\n{data.summary()}")
 
     # ---- 2 model initialisation: config.json and safetensors -> one transformer ------------------
     precision = "fp32" if command.only == "--verify" else config.env.precision
     weights, products = compute.PRECISIONS[precision]
-    loaded = load_model(
-        folder, task=kind.model_task, dtype=weights, num_labels=len(data.labels or ()) or None,
+    loaded = load_base(
+        config.model.path, task=kind.model_task, dtype=weights, num_labels=len(data.labels or ()) or None,
         init=config.model.init, generator=compute.generator(seed, 1))
     model = loaded.model
-    print(f"\n{folder}: {loaded.accounting}")
+    print(f"\n{config.model.path}: {loaded.accounting}")
 
     # ---- 3 environment: device, what is trained, the plan, the run folder ------------------------
     torch.set_num_threads(max(1, config.env.threads // world.local_size))

@@ -91,6 +91,9 @@ class ChatDataConfig(ExamplesConfig):
     train_on: TrainOn = "assistant"  # completion: the last answer and all the template adds to it
     train_on_end: bool = True  # supervise the token that ends a turn, so that the model stops
 
+class PromptsDataConfig(ChatDataConfig):
+    """Conversations whose last answer the policy gives anew; rewards may compare it with theirs."""
+
 class TextsConfig(ExamplesConfig):
     """Texts or pairs of texts."""
     text: str = "text"  # column of the text
@@ -189,6 +192,49 @@ class EvalConfig(Section):
     intent_field: str = ""  # field of JSON answers scored as a class; empty: plain text
     samples: Natural = 3  # answers shown at the end
 
+class RewardsConfig(Section):
+    """What an answer is worth."""
+    # match, command:FIELD, model:RUN, label:RUN:NAME, python:FILE.py:NAME or program:COMMAND; see
+    # ftcore/align/rewards.py
+    sources: tuple[str, ...] = ()
+    weights: tuple[float, ...] = ()  # factor of each source; none: 1 each
+    timeout_s: Positive = 30.0  # seconds that a source has for the answers of an iteration
+    memory_mib: Count = 1024  # MiB that a program may take
+    on_error: Literal["stop", "skip"] = "stop"  # of a source; skip: such answers are left out
+    missing_end: NotNegative = 0.0  # taken off where the limit cut the answer
+    per_token: NotNegative = 0.0  # taken off for each token of the answer
+    scale: bool = False  # divide scores by the standard deviation of all so far
+    clip: NotNegative = 0.0  # bound of a score, on both sides, after scaling; 0: none
+
+class RolloutConfig(Section):
+    """Answers drawn from the policy."""
+    prompts: Count = 32  # of one iteration
+    samples: Count = 1  # answers to each prompt
+    max_new_tokens: Natural = 0  # longest answer, tokens; to be given: there is no good default
+    temperature: Positive = 1.0  # of drawing and of all log-probabilities
+
+class PpoConfig(Section):
+    """How the policy is updated; `optim.batch_size` answers make one update."""
+    # gae: a value head tells what was expected; the other answers to a prompt do: less their mean,
+    # over their deviation (group, GRPO) or not (leave_one_out, RLOO)
+    advantage: Literal["gae", "group", "leave_one_out"] = "gae"
+    epochs: Count = 4  # over the answers of an iteration
+    clip: Positive = 0.2  # of the ratio of new to old probability, around 1
+    kl: Literal["k1", "k3", "exact"] = "k1"  # estimate of the divergence in the rewards
+    kl_coef: NotNegative = 0.05  # its factor, at first
+    kl_target: NotNegative = 0.0  # nats an answer, towards which the factor is adapted; 0: fixed
+    kl_horizon: Positive = 10000.0  # answers over which it adapts
+    stop_kl: NotNegative = 0.0  # nats a token, above which an iteration's updates end; 0: none
+    gamma: Share = 1.0  # discount
+    gae_lambda: Share = 0.95  # 0: one step ahead, 1: the whole answer
+    whiten: bool = True  # advantages, over the whole rollout
+    value_coef: NotNegative = 0.1  # factor of the value loss
+    value_clip: NotNegative = 0.2  # of a value's change; 0: none
+    entropy_coef: NotNegative = 0.0  # factor of the entropy, which is rewarded
+    critic_warmup: Natural = 0  # first iterations, in which the values alone are trained
+    loss_over: Literal["tokens", "answers"] = "tokens"  # what weighs the same in the loss
+    best_of: Natural = 8  # answers of the start, the best of which is told beside; 0: not told
+
 class LogConfig(Section):
     """Where the run is written down."""
     dir: Path = Path("runs")  # folder of all runs
@@ -216,6 +262,18 @@ class SftRun(PretrainRun):
     data: ChatDataConfig = ChatDataConfig()
     peft: PeftConfig = PeftConfig(method="lora")
 
+class PpoRun(SftRun):
+    """Reinforcement learning of a policy from rewards: PPO."""
+    data: PromptsDataConfig = PromptsDataConfig()
+    reward: RewardsConfig = RewardsConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    ppo: PpoConfig = PpoConfig()
+
+class GrpoRun(PpoRun):
+    """Reinforcement learning by comparing several answers to each prompt: GRPO, RLOO."""
+    rollout: RolloutConfig = RolloutConfig(prompts=8, samples=8)
+    ppo: PpoConfig = PpoConfig(advantage="group", epochs=1, whiten=False)
+
 class ClassifyRun(PretrainRun):
     """Fine-tuning a classifier of texts or pairs of texts, with one label a row or several."""
     data: LabelledDataConfig = LabelledDataConfig()
@@ -234,5 +292,5 @@ class TagRun(PretrainRun):
     data: TaggedDataConfig = TaggedDataConfig()
 
 RUNS = {"pretrain": PretrainRun, "mlm": MaskedRun, "sft": SftRun, "classify": ClassifyRun,
-        "regress": RegressRun, "tag": TagRun}
+        "regress": RegressRun, "tag": TagRun, "ppo": PpoRun, "grpo": GrpoRun}
 Run = PretrainRun  # and the tasks made from it

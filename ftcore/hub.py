@@ -1,11 +1,22 @@
 """From what a user names a model by to a folder on this machine."""
 
+import json
 from pathlib import Path
 
 from ftcore.errors import ModelError
 
 BUILTIN = {"builtin:base": Path(__file__).parent / "builtin" / "base"}
 FILES = ("*.safetensors", "*.json", "*.txt", "*.jinja")  # never a pickle
+
+def lineage(path: str) -> tuple[Path, list[Path]]:
+    """The folder of a base model, and the adapters on it, the first one first: a run stands for
+    what it has trained, its model or its adapter. Raises ModelError: as `resolve`."""
+    run = Path(path).expanduser()
+    folder = next((run / name for name in ("model", "adapter") if (run / name).is_dir()), run)
+    if (config := folder / "adapter_config.json").is_file():
+        base, adapters = lineage(json.loads(config.read_bytes())["base_model_name_or_path"])
+        return base, [*adapters, folder]
+    return resolve(str(folder)), []
 
 def resolve(path: str) -> Path:
     """The folder that `path` is, or the embedded model (builtin:base), or the files of a hub id

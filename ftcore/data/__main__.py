@@ -27,7 +27,7 @@ from ftcore.data.store import read_account, write_page
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import ConfigError, DataError, FtcoreError
 from ftcore.files import write_file
-from ftcore.hub import resolve
+from ftcore.hub import lineage
 
 COLOURED, PLAIN = ("\x1b[32m", "\x1b[0m"), ("[[", "]]")  # around what is supervised in a text
 
@@ -37,7 +37,7 @@ def prepare(words: list[str]) -> None:
     config = command.config
     if not config.data.train:
         raise ConfigError("nothing to prepare: name a file with --data.train FILE")
-    tokenizer = Tokenizer.load(resolve(config.model.path))
+    tokenizer = Tokenizer.load(lineage(config.model.path)[0])
     data, said = prepared(config.data, tokenizer, seed=config.env.seed)
     folder = config.log.dir / (config.log.name or time.strftime(f"{command.task}-%Y%m%d-%H%M%S"))
     if (folder / "run.json").exists():
@@ -68,7 +68,7 @@ class Shown:
 
     def __init__(self, run: Path) -> None:
         self.config = config = parse(["--resume", str(run)]).config
-        self.tokenizer = Tokenizer.load(resolve(config.model.path))
+        self.tokenizer = Tokenizer.load(lineage(config.model.path)[0])
         self.data, _ = prepared(config.data, self.tokenizer, seed=config.env.seed)
         data, account = self.data, run / "data" / "funnel.json"
         if not account.is_file() or read_account(account.parent)["key"] != data.notes["key"]:

@@ -1,14 +1,17 @@
-"""Greedy generation over a key/value cache, many prompts at once.
+"""Generation over a key/value cache, many prompts at once: greedy, or drawn.
 
-Prompts of any lengths are read as one flat stream; then every sequence grows by its most likely
-token, and leaves the batch once it stops. Logits are formed for the last token of each alone.
-Letters: B sequences, S slots of a slab, G key/value heads, D head width, N new tokens.
+Prompts of any lengths are read as one flat stream; then every sequence grows by a token, and leaves
+the batch once it stops. Logits are formed for the last token of each alone. A token is drawn by a
+number in [0, 1) of its own sequence and place, so it does not depend on who else is in the batch.
+Letters: B sequences, S slots of a slab, G key/value heads, D head width, N new tokens, T those of
+one sequence at most, V vocabulary.
 """
 
 from collections.abc import Sequence
 from functools import partial
 from itertools import chain
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -76,10 +79,19 @@ class Cache:
         k_BSGD, v_BSGD = slab_2BSGD[:, :, : max(self.lengths)]
         return attention_decode(q_NHD, k_BSGD, v_BSGD, self.lengths_B, **rule)
 
+def drawn(logits_BV: Tensor, temperature: float, chance_B: np.ndarray) -> Tensor:
+    """Ids (B,) from softmax(logits / temperature), by numbers in [0, 1): where these lie in the
+    running sum of the probabilities."""
+    sums_BV = (logits_BV.float() / temperature).softmax(-1).double().cumsum(-1)
+    chance_B1 = torch.from_numpy(chance_B).to(sums_BV)[:, None] * sums_BV[:, -1:]
+    return torch.searchsorted(sums_BV, chance_B1, right=True).squeeze(1)
+
 @torch.inference_mode()
 def generate(model: Model, prompts: Sequence[Sequence[int]], *, max_new_tokens: int,
-             stop_ids: frozenset[int]) -> list[list[int]]:
-    """Continue each prompt by its most likely tokens, `max_new_tokens` at most.
+             stop_ids: frozenset[int], temperature: float = 1.0,
+             chance_BT: np.ndarray | None = None) -> list[list[int]]:
+    """Continue each prompt by its most likely tokens, or, where there are numbers that decide, by
+    tokens drawn at a temperature; `max_new_tokens` at most.
 
     returns     the new ids of each prompt; a stop id, where one came, is the last
     raises      ModelError: no LM head, an empty prompt, one that outgrows the positions
@@ -97,15 +109,19 @@ def generate(model: Model, prompts: Sequence[Sequence[int]], *, max_new_tokens: 
     answers: list[list[int]] = [[] for _ in prompts]
     running = list(range(len(prompts)))  # which prompt each row of the cache belongs to
     new_tokens = list(prompts)
-    for _ in range(max_new_tokens if prompts else 0):
+    for place in range(max_new_tokens if prompts else 0):
         docs = Docs.from_lengths([len(tokens) for tokens in new_tokens], device)
         tokens_N = torch.tensor(list(chain.from_iterable(new_tokens)), device=device)
         types_N = torch.zeros_like(tokens_N)
         inputs = (tokens_N, cache.extend(docs), types_N, docs, cache.attends)
-        top = model.head(model.trunk(*inputs, docs.last_B())).max(-1)
+        logits_BV = model.head(model.trunk(*inputs, docs.last_B()))
+        top = logits_BV.max(-1)
         if not top.values.isfinite().all():
             raise ModelError("the model's logits are not finite: it is damaged, or fp32 is needed")
-        best = top.indices.tolist()
+        ids_B = top.indices
+        if chance_BT is not None:
+            ids_B = drawn(logits_BV, temperature, chance_BT[running, place])
+        best = ids_B.tolist()
         for prompt, token in zip(running, best, strict=True):
             answers[prompt].append(token)
         rows = [row for row, token in enumerate(best) if token not in stop_ids]

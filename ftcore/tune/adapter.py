@@ -29,6 +29,7 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -39,7 +40,7 @@ from ftcore import files
 from ftcore.config import PeftConfig, Run
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import ModelError
-from ftcore.hub import resolve
+from ftcore.hub import lineage
 from ftcore.model.families import Family
 from ftcore.model.heads import Model
 from ftcore.model.load import LoadedModel, load_model, read_object, save_model
@@ -297,6 +298,16 @@ def save_artifact(loaded: LoadedModel, tokenizer: Tokenizer, run: Path, config: 
     files.write_folder(run / MODEL, write)
     return run / MODEL
 
+def load_base(path: str, **how: Any) -> LoadedModel:
+    """What `model.path` names, as `load_model` reads it; of adapters, with each folded into the
+    matrices that it was trained on. Raises ModelError: as these and `hub.lineage`."""
+    folder, adapters = lineage(path)
+    loaded = load_model(folder, **how)
+    for adapter in adapters:
+        load_adapter(loaded.model, adapter, family=loaded.family)
+        lora.fold(loaded.model)
+    return loaded
+
 def load_artifact(run: Path, *, base: str, kind: TaskKind, dtype: torch.dtype) -> LoadedModel:
     """The trained model of a finished run; a LoRA run's adapter is put on its base model, `base`.
     Raises ModelError: the run has left neither, or its files are damaged."""
@@ -307,8 +318,8 @@ def load_artifact(run: Path, *, base: str, kind: TaskKind, dtype: torch.dtype) -
         what = f"{run}: has neither {MODEL}/ nor {ADAPTER}/, so the run has not finished"
         raise ModelError(f"{what}; continue it with: python train.py --resume {run}")
     labels = read_labels(run)
-    loaded = load_model(
-        resolve(base), task=kind.model_task, dtype=dtype, num_labels=len(labels or ()) or None,
+    loaded = load_base(
+        base, task=kind.model_task, dtype=dtype, num_labels=len(labels or ()) or None,
         generator=torch.Generator(),  # draws the head that the adapter then replaces
     )  # fmt: skip
     load_adapter(loaded.model, adapter, family=loaded.family)

@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -65,6 +66,7 @@ class Loop:
     order: Callable[..., np.ndarray] | None = None  # epoch=N -> its rows; None: a permutation
     world: World = World()
     progress: Progress = field(default_factory=Progress)
+    reads_rows: ClassVar[bool] = True  # whether the documents of a step are rows, known beforehand
 
     def __post_init__(self) -> None:
         optim, loop, count = self.config.optim, self.config.loop, len(self.documents)
@@ -75,27 +77,30 @@ class Loop:
         self.documents_of = lru_cache(maxsize=1)(self._documents)  # all shares of a step ask
         dtypes = {param.dtype for param in self.model.parameters()}
         self.scale = LossScale() if torch.float16 in dtypes else None
+        self.remembered = {"progress": self.progress}  # its fields stand in every checkpoint
+        self.remembered |= {"loss_scale": self.scale} if self.scale else {}
         trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         longest = np.sort(lengths(self.documents))[-optim.batch_size :]
-        is_fixed = self.draw is None and self.device.type == "cpu"  # what draws may read any row
+        # what draws or is made may read any row
+        is_fixed = self.reads_rows and self.draw is None and self.device.type == "cpu"
         rows = rows_read(self.model, self.documents) if is_fixed else {}
         self.model.trunk.embed_tokens.sparse = bool(rows)
         self.optimizer = AdamW(
             trained.items(), optim, rates=rates_of(self.model, optim), rows=rows,
-            accumulates=int(longest.sum()) > loop.micro_batch_tokens or self.world.size > 1)
+            accumulates=(int(longest.sum()) > loop.micro_batch_tokens or self.world.size > 1
+                         or not self.reads_rows))
 
     def restore(self, loaded: Loaded | None) -> None:
         """Continue from a checkpoint, if there is one, as the first process, which alone has it."""
         if loaded is not None:
-            self.progress = Progress(**loaded.state["progress"])
-            if self.scale:
-                self.scale = LossScale(**loaded.state["loss_scale"])
+            for name, part in self.remembered.items():
+                vars(part).update(loaded.state[name])
             self.optimizer.load_state(loaded.tensors, loaded.state["optimizer_steps"])
             if self.progress.best_step == loaded.step:  # a kill may have come before it was marked
                 self.checkpoints.mark_best(loaded.step)
         if self.run:
             self.run.trim(loaded.step if loaded else -1)
-        for part in filter(None, (self.progress, self.scale)):
+        for part in self.remembered.values():
             for name, value in vars(part).items():
                 setattr(part, name, type(value)(self.world.gather(value)[0]))
         self.optimizer.follow_first(self.world)
@@ -112,7 +117,7 @@ class Loop:
         Raises SaveError, TrainingError, PeerError: it cannot go on."""
         self.model.train()
         # On a CPU, one process for each of its threads, if a step has rows for them.
-        forks = self.device.type == "cpu" and self.world.size == 1
+        forks = self.reads_rows and self.device.type == "cpu" and self.world.size == 1
         count = min(torch.get_num_threads(), self.config.optim.batch_size) if forks else 1
         start, options = self.progress.step, self.config.loop
         with (
@@ -175,13 +180,20 @@ class Loop:
     def _step(self, workers: Workers) -> dict[str, float]:
         """One optimiser step; returns what is logged of it."""
         started, step = time.perf_counter(), self.progress.step
+        values = self._update(workers)
+        self.progress.step += 1
+        tokens = sum(map(len, self.documents_of(step)))
+        return values | {"perf/tokens_per_s": tokens / (time.perf_counter() - started),
+                         "perf/peak_mem_gib": peak_bytes(self.device) / 2**30}
+
+    def _update(self, workers: Workers) -> dict[str, float]:
+        """One update of what is trained, if it is finite; returns what is logged of it."""
+        step, progress, optim = self.progress.step, self.progress, self.config.optim
         scale = self.scale.value if self.scale else 1.0
         loss, grad_norms = workers.compute(step, scale)
-        grad_norm = math.hypot(*grad_norms)
-        documents = self.documents_of(step)
-        mean_loss, progress = loss / total_weight(documents), self.progress
-        optim, schedule = self.config.optim, self.config.schedule
-        rate = learning_rate(step, self.total_steps, optim.lr, schedule)
+        grad_norm, documents = math.hypot(*grad_norms), self.documents_of(step)
+        mean_loss = loss / total_weight(documents)
+        rate = learning_rate(step, self.total_steps, optim.lr, self.config.schedule)
         is_finite = math.isfinite(loss) and math.isfinite(grad_norm)
         if self.scale:
             self.scale.update(is_finite)
@@ -199,14 +211,11 @@ class Loop:
             found = f"step {step + 1}: loss {mean_loss:g}, gradient norm {grad_norm:g}"
             show = f"python -m ftcore.data show {self.path} --step {step + 1}"
             tqdm.write(f"{found}: not applied; noted in {path}; its text: {show}")
-        progress.step += 1
         groups = zip(self.optimizer.kinds, grad_norms, strict=True) if len(grad_norms) > 1 else ()
         return {"train/loss": mean_loss, "train/grad_norm": grad_norm, "train/lr": rate,
                 "train/skipped_steps": progress.skipped_steps,
                 **{f"train/grad_norm/{label(kind)}": norm for kind, norm in groups},
-                **({"train/loss_scale": scale} if self.scale else {}),
-                "perf/tokens_per_s": sum(map(len, documents)) / (time.perf_counter() - started),
-                "perf/peak_mem_gib": peak_bytes(self.device) / 2**30}
+                **({"train/loss_scale": scale} if self.scale else {})}
 
     def _evaluate(self) -> bool:
         """Evaluate in the first process; returns whether it is the best so far, to all."""
@@ -226,8 +235,8 @@ class Loop:
 
     def _save(self, *, is_best: bool) -> None:
         """Write a checkpoint; a failed one is reported, and the run goes on. All wait for it."""
-        state = {"progress": vars(self.progress), "optimizer_steps": self.optimizer.step_count}
-        state |= {"loss_scale": vars(self.scale)} if self.scale else {}
+        state = {name: vars(part) for name, part in self.remembered.items()}
+        state["optimizer_steps"] = self.optimizer.step_count
         try:
             if self.run:
                 self.run.sync()

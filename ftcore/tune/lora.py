@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ftcore.config import PeftConfig
-from ftcore.errors import ConfigError
+from ftcore.errors import ConfigError, ModelError
 from ftcore.model.heads import Model
 from ftcore.model.transformer import Linear
 from ftcore.tune.freeze import below, leaf, match_names, tensor_sha256
@@ -182,6 +182,17 @@ def use(model: nn.Module, name: str) -> None:
         layer.active = name
         for other, factors in layer.adapters.items():
             factors.requires_grad_(other == name)
+
+def fold(model: nn.Module) -> None:
+    """Merge the adapters that answer for good: their layers are plain again, rounded once. Raises
+    ModelError: a matrix is quantised."""
+    for name, layer in lora_layers(model).items():
+        if isinstance(layer.base, NF4Linear):
+            what = f"{name}: an adapter on a quantised base cannot be the base of another"
+            raise ModelError(f"{what}: train from a full model")
+        layer.base.weight.data = layer.folded_weight()
+        model.set_submodule(name, layer.base)
+    model.requires_grad_(True)
 
 @contextmanager
 def disabled(model: nn.Module) -> Iterator[None]:

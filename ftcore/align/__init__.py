@@ -1,0 +1,1 @@
+"""Preference and RL: rewards, rollouts, advantages, objectives; PPO, GRPO, RLOO, DPO."""

@@ -1,0 +1,192 @@
+"""What an answer is worth: the weighted sum of what one or more sources say of it.
+
+    match                  1 where it is the expected answer, character by character, else 0
+    command:FIELD          of JSON commands, the mean of four claims, each 0 or 1: it is a JSON
+                           object, its FIELD (the intent) is right, all of it is, as object, as text
+    model:RUN              the score of a reward model (train.py reward), which reads prompt and
+                           answer as text, through its own tokenizer
+    label:RUN:NAME         log-odds of a class of the answer, by a classifier (train.py classify)
+    python:FILE.py:NAME    NAME(rows), a function that returns a number for each row
+    program:COMMAND        reads the rows as JSON, one a line, and writes a number a line
+
+A row is {"messages": [{"role", "content"}, ...], "answer": ..., "target": the expected answer}.
+Programs run with limits on time and memory; a function has that on time alone. A source that
+fails, or says anything but finite numbers, ends the run, or its answers are left out and counted.
+"""
+
+import importlib.util
+import json
+import resource
+import shlex
+import signal
+import subprocess
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ftcore.align.tasks import TASKS
+from ftcore.cli import parse
+from ftcore.config import RewardsConfig
+from ftcore.data.chat import Chat
+from ftcore.data.encode import conversation
+from ftcore.data.pack import Encoded
+from ftcore.data.tokenizer import Tokenizer
+from ftcore.errors import ConfigError, TrainingError
+from ftcore.evaluate import text
+from ftcore.evaluate.evaluator import all_logits
+from ftcore.tune.adapter import load_artifact, read_labels
+
+Rows = Sequence[Mapping[str, Any]]
+Source = Callable[[Rows], Sequence[float]]
+MIB = 2**20
+
+class Rewards:
+    """The sources of a run, opened. Raises ConfigError: one cannot be."""
+
+    def __init__(self, config: RewardsConfig) -> None:
+        if not config.sources:
+            kinds = ", ".join(KINDS)
+            raise ConfigError(f"nothing says what an answer is worth: --reward.sources {{{kinds}}}")
+        weights = config.weights or (1.0,) * len(config.sources)
+        if len(weights) != len(config.sources):
+            what = f"reward.weights has {len(weights)} values"
+            raise ConfigError(f"{what}, reward.sources {len(config.sources)}: give one for each")
+        self.config = config
+        self.weights = dict(zip(config.sources, weights, strict=True))
+        self.sources = {name: opened(name, config) for name in config.sources}
+
+    def __call__(self, chats: Sequence[Chat],
+                 answers: Sequence[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Scores of answers to the last turns, in all and by source; NaN where one has none. Raises
+        TrainingError: a source failed, and the configuration says to stop."""
+        rows = []
+        for chat, answer in zip(chats, answers, strict=True):
+            *asked, last = ({"role": m["role"], "content": m["content"]} for m in chat.messages)
+            rows.append({"messages": asked, "answer": answer, "target": last["content"]})
+        parts = {name: self._said(name, source, rows) for name, source in self.sources.items()}
+        return sum(self.weights[name] * part for name, part in parts.items()), parts
+
+    def _said(self, name: str, source: Source, rows: Rows) -> np.ndarray:
+        """What a source says; NaN where it says nothing that can be used."""
+        try:
+            with deadline(self.config.timeout_s):
+                said = [*source(rows)]
+            if len(said) != len(rows):
+                raise ValueError(f"{len(said)} numbers for {len(rows)} answers")
+            scores_B = np.array([float(score) for score in said])
+        except Exception as error:  # whatever a function of the user's raises
+            scores_B, why = np.full(len(rows), np.nan), f"{type(error).__name__}: {error}"
+        else:
+            scores_B[~np.isfinite(scores_B)] = np.nan
+            why = "a score that is not finite"
+        if self.config.on_error == "stop" and (bad := np.flatnonzero(np.isnan(scores_B))).size:
+            said = f"reward {name}: {why}; the first of {bad.size} answers is"
+            mend = "mend it, or leave such answers out: --reward.on-error skip"
+            raise TrainingError(f"{said} {rows[bad[0]]['answer'][:200]!r}: {mend}")
+        return scores_B
+
+@contextmanager
+def deadline(seconds: float) -> Iterator[None]:
+    """TimeoutError after so many seconds, even out of a loop that never ends."""
+    def late(number: int, frame: object) -> None:
+        raise TimeoutError(f"no answer within {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+def opened(name: str, config: RewardsConfig) -> Source:
+    """The source that a word of `reward.sources` means."""
+    kind, _, rest = name.partition(":")
+    if kind not in KINDS:
+        raise ConfigError(f"reward.sources: {name!r} is none of {', '.join(KINDS)}")
+    try:
+        return KINDS[kind](rest, config)
+    except (OSError, ImportError, SyntaxError, AttributeError, ValueError) as error:
+        raise ConfigError(f"reward.sources: {name}: {error}") from error
+
+def match(rest: str, config: RewardsConfig) -> Source:
+    return lambda rows: [text.exact_match(row["target"], row["answer"]) for row in rows]
+
+def command(field: str, config: RewardsConfig) -> Source:
+    def scores(rows: Rows) -> list[float]:
+        labels = text.intent_labels((row["target"] for row in rows), intent=field)
+        judge = text.JsonCommandMetrics(labels, intent=field)
+        return [np.mean([*judge.update(row["target"], row["answer"]).values()]) for row in rows]
+
+    return scores
+
+def model(run: str, config: RewardsConfig) -> Source:
+    logits_of = judged_by(run, "reward")
+    return lambda rows: logits_of(rows)[:, 0].tolist()
+
+def label(rest: str, config: RewardsConfig) -> Source:
+    run, _, name = rest.rpartition(":")
+    labels, logits_of = read_labels(Path(run)) or (), judged_by(run, "classify")
+    if name not in labels:
+        raise ConfigError(f"{run} has no label {name!r}; its labels are {', '.join(labels)}")
+    mine, others = labels.index(name), [i for i, other in enumerate(labels) if other != name]
+
+    def scores(rows: Rows) -> list[float]:
+        logits_BK = logits_of(rows)
+        return (logits_BK[:, mine] - logits_BK[:, others].logsumexp(-1)).tolist()
+
+    return scores
+
+def judged_by(run: str, task: str) -> Callable[[Rows], torch.Tensor]:
+    """logits_BK of a finished run's model, by the code that judges its test rows."""
+    asked = parse(["--resume", run])
+    if asked.task != task:
+        raise ConfigError(f"is a run of the task {asked.task}, not {task}")
+    base, path, kind = asked.config.model.path, Path(run), TASKS[task]
+    loaded = load_artifact(path, base=base, kind=kind, dtype=torch.float32)
+    tokenizer, judge = Tokenizer.load(loaded.folder), loaded.model.eval().requires_grad_(False)
+    limits = {"max_tokens": asked.config.loop.micro_batch_tokens, "device": judge.device}
+
+    def document(row: Mapping[str, Any]) -> Encoded:
+        if task == "reward":
+            return conversation(row["messages"], row["answer"], tokenizer)
+        return Encoded("", tokenizer.encode(row["answer"]).ids_T, 0)
+
+    def logits_of(rows: Rows) -> torch.Tensor:
+        with torch.inference_mode():
+            return all_logits(judge, [document(row) for row in rows], **limits)
+
+    return logits_of
+
+def python(rest: str, config: RewardsConfig) -> Source:
+    file, _, name = rest.rpartition(":")
+    spec = importlib.util.spec_from_file_location(Path(file).stem, file)
+    if spec is None:
+        raise ConfigError(f"{file!r} is no Python file: write python:FILE.py:NAME")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return getattr(module, name)
+
+def program(line: str, config: RewardsConfig) -> Source:
+    most = config.memory_mib * MIB
+    limit = partial(resource.setrlimit, resource.RLIMIT_AS, (most, most))
+
+    def scores(rows: Rows) -> list[float]:
+        asked = "".join(json.dumps(row) + "\n" for row in rows)
+        done = subprocess.run(shlex.split(line), input=asked, capture_output=True, text=True,
+                              preexec_fn=limit)
+        if done.returncode:
+            raise ValueError(f"exit status {done.returncode}: {done.stderr.strip()[-400:]}")
+        return [json.loads(number) for number in done.stdout.split("\n") if number.strip()]
+
+    return scores
+
+KINDS: dict[str, Callable[[str, RewardsConfig], Source]] = {
+    "match": match, "command": command, "model": model, "label": label, "python": python,
+    "program": program,
+}  # fmt: skip
