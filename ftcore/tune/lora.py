@@ -3,8 +3,8 @@ frozen matrices in four bits, whose dequantised values those that are trained se
 
     y = x W^T + bias + scale (drop(x) A^T) B^T,    scale = alpha / R, or alpha / sqrt(R) (rsLoRA)
 
-Letters: N rows, M of them asked of the last layer, B documents, C input and O output width, R rank.
-B starts at zero: a fresh adapter changes no logit. Factors are fp32, or float64 over float64.
+Letters: N rows, C input and O output width, R rank. B starts at zero: a fresh adapter changes no
+logit. Factors are fp32, or float64 over float64.
 
 source  Hu et al. 2021, arXiv:2106.09685; Kalajdzievski 2023, arXiv:2312.03732 (rsLoRA);
         Dettmers et al. 2023, arXiv:2305.14314 (QLoRA); A starts as in the peft package: uniform
@@ -12,13 +12,10 @@ source  Hu et al. 2021, arXiv:2106.09685; Kalajdzievski 2023, arXiv:2312.03732 (
 """
 
 import math
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from inspect import signature
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +23,6 @@ from torch import Tensor, nn
 
 from ftcore.config import PeftConfig
 from ftcore.errors import ConfigError, ModelError
-from ftcore.model.heads import Model
 from ftcore.model.transformer import Linear
 from ftcore.tune.freeze import below, leaf, match_names, tensor_sha256
 from kernels.backend import Impl
@@ -58,7 +54,6 @@ class LoRALinear(nn.Module):
         super().__init__()
         self.base, self.adapters = base.requires_grad_(False), nn.ModuleDict()
         self.active: str | None = None
-        self.mix: tuple[Sequence[str], Tensor] | None = None  # arguments of `_mixed`
         self.register_buffer("merged_weight", None, persistent=False)
         self.train(base.training)
 
@@ -70,8 +65,6 @@ class LoRALinear(nn.Module):
         return self.adapters[self.active]
 
     def forward(self, x_NC: Tensor) -> Tensor:
-        if self.mix is not None:
-            return self._mixed(x_NC, *self.mix)
         if (own := self.factors) is None:
             return self.base(x_NC)
         x_NC, weight_OC, bias_O = self.base.cast(x_NC)
@@ -82,21 +75,6 @@ class LoRALinear(nn.Module):
             x_NC, weight_OC, own.lora_a, own.lora_b, bias_O=bias_O,
             scale=own.config.scale, dropout=own.config.dropout if self.training else 0.0,
             impl=self.impl)
-
-    def _mixed(self, x_NC: Tensor, names: Sequence[str], place_N: Tensor) -> Tensor:
-        """Each row by the adapter at its place in `names` (int32), by the base at -1."""
-        assert not self.training, "a mix of adapters is for evaluation"
-        assert len(x_NC) >= len(place_N), "rows of the stream, behind them some that nobody reads"
-        own = [(i, self.adapters[n]) for i, n in enumerate(names) if n in self.adapters]
-        if not own:
-            return self.base(x_NC)
-        a_RC, b_OR = torch.cat([f.lora_a for _, f in own]), torch.cat([f.lora_b for _, f in own], 1)
-        scale_R = torch.cat([f.lora_a.new_full((len(f.lora_a),), f.config.scale) for _, f in own])
-        owner_R = torch.cat([place_N.new_full((len(f.lora_a),), i) for i, f in own])
-        place_N = F.pad(place_N, (0, len(x_NC) - len(place_N)), value=-1)
-        x_NC, weight_OC, bias_O = self.base.cast(x_NC)
-        return lora_linear(x_NC, weight_OC, a_RC, b_OR, bias_O=bias_O, scale=scale_R,
-                           choice=(place_N, owner_R), impl=self.impl)
 
     @torch.no_grad()
     def folded_weight(self) -> Tensor:
@@ -177,7 +155,12 @@ def plain_modules(model: nn.Module) -> dict[str, nn.Module]:
 
 def use(model: nn.Module, name: str) -> None:
     """Answer by this adapter, unmerged, and train no other. Raises ConfigError: there is none."""
-    for layer in _layers_with(model, [name]).values():
+    layers = lora_layers(model).values()
+    known = {n for layer in layers for n in layer.adapters}
+    if name not in known:
+        there = ", ".join(sorted(known)) or "none"
+        raise ConfigError(f"the model has no adapter {name!r}; it has: {there}")
+    for layer in layers:
         layer.unmerge()
         layer.active = name
         for other, factors in layer.adapters.items():
@@ -205,44 +188,6 @@ def disabled(model: nn.Module) -> Iterator[None]:
     finally:
         for layer, name in before.items():
             layer.active = name
-
-@contextmanager
-def mixed(model: Model, names_B: Sequence[str | None]) -> Iterator[None]:
-    """Within it, document b of every stream is answered by adapter names_B[b], None: the base; for
-    evaluation. Raises ConfigError: unknown name; in the trunk ValueError: not B documents."""
-    names = [name for name in dict.fromkeys(names_B) if name is not None]
-    layers = _layers_with(model, names)
-    place_B = torch.tensor([-1 if n is None else names.index(n) for n in names_B]).int()
-    # once the last layer has attended to all rows, it computes those that are asked for
-    last = rf"trunk\.layers\.{model.spec.num_layers - 1}"
-    late = re.compile(rf"head\.|{last}\.(self_attn\.o_proj|mlp\.)")
-
-    def spread(trunk: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        call = signature(trunk.forward).bind(*args, **kwargs).arguments
-        docs, rows_M = call["docs"], call.get("rows_M")
-        if docs.num_docs != len(names_B):
-            raise ValueError(f"{docs.num_docs} documents, but adapters for {len(names_B)}")
-        of_N = place_B.to(docs.cu_seqlens_B1.device)[docs.doc_of_N()]
-        of_M = of_N if rows_M is None else of_N[rows_M]
-        for name, layer in layers.items():
-            layer.mix = names, of_M if late.match(name) else of_N
-
-    hook = model.trunk.register_forward_pre_hook(spread, with_kwargs=True)
-    try:
-        yield
-    finally:
-        hook.remove()
-        for layer in layers.values():
-            layer.mix = None
-
-def _layers_with(model: nn.Module, names: Sequence[str]) -> dict[str, LoRALinear]:
-    """All wrapped layers. Raises ConfigError: none of them has an adapter of one of the names."""
-    layers = lora_layers(model)
-    known = {name for layer in layers.values() for name in layer.adapters}
-    if odd := [name for name in names if name not in known]:
-        there = ", ".join(sorted(known)) or "none"
-        raise ConfigError(f"the model has no adapter {odd[0]!r}; it has: {there}")
-    return layers
 
 class NF4Linear(Linear):
     """A frozen linear map whose matrix is kept in NF4, made from its bf16 rounding, so that the
