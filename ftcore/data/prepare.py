@@ -99,7 +99,7 @@ def prepare(config: DataConfig, tokenizer: Tokenizer, *, seed: int,
     for name, part in parts.items():
         split = encode(config, part.examples, tokenizer, data.labels)
         split.rejected[:0], split.num_rows = part.rejected, part.num_rows
-        if name == "train":  # nobody judges it
+        if name == "train" and not isinstance(config, configs.PromptsDataConfig):  # not judged
             split.chats, split.sentences = [], []
         elif data.draw:  # the same tokens are hidden in every run
             split.documents = [replace(data.draw, seed=0)(d, 0) for d in split.documents]

@@ -211,7 +211,9 @@ JUDGES: Mapping[str, Callable[..., Judged]] = {"single_label_classification": ev
                                                "multi_label_classification": evaluate_label_sets,
                                                "regression": evaluate_scores, "tag": evaluate_tags,
                                                "mlm": evaluate_masked, "sft": evaluate_language,
-                                               "pretrain": evaluate_language}
+                                               "pretrain": evaluate_language,
+                                               "ppo": evaluate_language,
+                                               "grpo": evaluate_language}
 
 def answered(rows: list[dict[str, Any]]) -> Judged:
     """Rows with a "target" and what was "predicted", as free text; each gets its "exact_match"."""
@@ -221,10 +223,14 @@ def answered(rows: list[dict[str, Any]]) -> Judged:
         [row[key] for row in rows] for key in ("row_id", "target", "predicted", "exact_match"))
     return Judged(ids, text.text_figures(targets, answers), rows, right_B=np.array(right))
 
+def stops(tokenizer: Tokenizer) -> frozenset[int]:
+    """Ids that end an answer."""
+    return frozenset({tokenizer.eos_id, tokenizer.end_of_text_id} - {None})
+
 def greedy(model: Model, tokenizer: Tokenizer, prompts: Sequence[np.ndarray],
            max_new_tokens: int) -> list[str]:
     """The likeliest continuation of each prompt (ids), as text."""
-    stop_ids, said = frozenset({tokenizer.eos_id, tokenizer.end_of_text_id} - {None}), []
+    stop_ids, said = stops(tokenizer), []
     limits = {"max_new_tokens": max_new_tokens, "stop_ids": stop_ids}
     with tqdm(total=len(prompts), unit="answer", leave=False, disable=None) as bar:
         for start in range(0, len(prompts), PROMPTS_AT_ONCE):

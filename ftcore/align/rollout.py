@@ -1,0 +1,161 @@
+"""Rollouts: answers drawn from a policy, what they are worth, and what is known of each token.
+
+Letters: M answer tokens of an episode. An episode is one answer to one prompt, which is a chat
+without its last answer. Answers are drawn by random numbers with a key, each from the distribution
+that is scored later: softmax(logits / temperature), nothing cut off.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from ftcore.align.objective import Control
+from ftcore.align.rewards import Rewards
+from ftcore.config import PpoRun
+from ftcore.data.chat import encode_prompt, shifted
+from ftcore.data.columns import Chat, RowError, place
+from ftcore.data.pack import Encoded
+from ftcore.data.store import rendered
+from ftcore.data.tokenizer import Tokenizer
+from ftcore.errors import ConfigError, DataError, TrainingError
+from ftcore.evaluate.evaluator import greedy, stops
+from ftcore.files import write_file
+from ftcore.model.generate import generate
+from ftcore.model.heads import Model
+
+PAGE, SHOWN = "rollouts.html", 16  # episodes on the page
+
+class Prompt(NamedTuple):
+    """A chat whose last answer is to be given anew."""
+    chat: Chat
+    ids: np.ndarray
+
+@dataclass
+class Episode:
+    """One answer."""
+    chat: Chat
+    group: int  # number of its prompt
+    document: Encoded  # prompt and answer, of which the answer's tokens count
+    length: int  # M
+    has_ended: bool  # by a token that ends, not by the limit
+    score: float  # in all
+    parts: dict[str, float]  # what each reward says
+    told: dict[str, Tensor] = field(default_factory=dict)  # of each of its M tokens
+
+@dataclass(frozen=True)
+class Actor:
+    """A policy with all that its answers are made and scored by. Raises ConfigError: nothing says
+    how long an answer may be."""
+    model: Model
+    tokenizer: Tokenizer
+    config: PpoRun
+    rewards: Rewards
+
+    def __post_init__(self) -> None:
+        if not self.config.rollout.max_new_tokens:
+            raise ConfigError("how long may an answer be? Give --rollout.max-new-tokens N (tokens)")
+
+    def prompts(self, chats: Sequence[Chat]) -> list[Prompt]:
+        """Those that leave room for an answer. Raises DataError: one does not, or cannot be
+        rendered; where data.over_length is drop they are counted and left out."""
+        found, left = [], 0
+        most = self.model.spec.max_positions - self.config.rollout.max_new_tokens
+        for chat in chats:
+            try:
+                ids = encode_prompt(chat.messages[:-1], self.tokenizer)
+                if len(ids) > most:
+                    raise RowError(f"its prompt has {len(ids)} tokens, {most} leave room to answer")
+            except RowError as error:
+                if self.config.data.over_length != "drop":
+                    mend = "leave such prompts out with --data.over-length drop"
+                    raise DataError(f"{place(chat)}: {error}; {mend}") from error
+                left += 1
+            else:
+                found.append(Prompt(chat, ids))
+        if left:
+            print(f"prompts left out: {left} of {len(chats)}, too long or not to be rendered")
+        if chats and not found:
+            raise DataError(f"none of the {left} prompts leaves room for an answer")
+        return found
+
+    def drawn(self, prompts: Sequence[Prompt], key: Sequence[int]) -> list[list[int]]:
+        """Ids of an answer to each."""
+        rule = self.config.rollout
+        chance_BT = np.random.default_rng(key).random((len(prompts), rule.max_new_tokens))
+        return generate(
+            self.model, [prompt.ids for prompt in prompts], max_new_tokens=rule.max_new_tokens,
+            stop_ids=stops(self.tokenizer), temperature=rule.temperature, chance_BT=chance_BT)
+
+    def text(self, ids: Sequence[int]) -> str:
+        """An answer without the token that ends it."""
+        return self.tokenizer.decode([id_ for id_ in ids if id_ not in stops(self.tokenizer)])
+
+    def episodes(self, prompts: Sequence[Prompt], key: Sequence[int]) -> list[Episode]:
+        """`rollout.samples` answers to each; those that have no score are left out. Raises
+        TrainingError: none has one, or a reward failed."""
+        several = [pair for pair in enumerate(prompts) for _ in range(self.config.rollout.samples)]
+        asked, found = [prompt for _, prompt in several], []
+        answers = self.drawn(asked, key)
+        texts = [*map(self.text, answers)]
+        scores, parts = self.rewards([prompt.chat for prompt in asked], texts)
+        for i, ((group, (chat, prompt_ids)), ids) in enumerate(zip(several, answers, strict=True)):
+            weight = 1.0 if self.config.ppo.loss_over == "tokens" else 1 / len(ids)
+            counts_T = np.repeat(np.float32([0, weight]), [len(prompt_ids), len(ids)])
+            tokens_T = np.concatenate([prompt_ids, np.int32(ids)])
+            document = shifted(f"{chat.id}:{i}", tokens_T, counts_T)
+            said = {name: float(each[i]) for name, each in parts.items()}
+            has_ended = ids[-1] in stops(self.tokenizer)
+            one = Episode(chat, group, document, len(ids), has_ended, float(scores[i]), said)
+            if np.isfinite(one.score):
+                found.append(one)
+        if not found:
+            raise TrainingError("no answer of this iteration has a score: mend the rewards")
+        return found
+
+    def shaped(self, episodes: Sequence[Episode], control: Control) -> dict[str, float]:
+        """Take penalties off the scores, scale and bound them; returns what is logged of all."""
+        rule, raw = self.config.reward, [episode.score for episode in episodes]
+        for e in episodes:
+            e.score -= rule.per_token * e.length + rule.missing_end * (not e.has_ended)
+        scale = control.deviation([e.score for e in episodes]) if rule.scale else 1.0
+        for e in episodes:
+            e.score /= scale
+            if rule.clip:
+                e.score = min(max(e.score, -rule.clip), rule.clip)
+        told = {"ppo/reward": raw, "ppo/score": [e.score for e in episodes],
+                "ppo/length": [e.length for e in episodes],
+                "ppo/ended": [e.has_ended for e in episodes]}
+        told |= {f"reward/{name}": [e.parts[name] for e in episodes] for name in episodes[0].parts}
+        return {name: float(np.mean(values)) for name, values in told.items()}
+
+    def likeliest(self, prompts: Sequence[Prompt]) -> np.ndarray:
+        """Scores of the greedy answers."""
+        ids, most = [prompt.ids for prompt in prompts], self.config.rollout.max_new_tokens
+        return self._scores(prompts, greedy(self.model, self.tokenizer, ids, most))
+
+    def best_of(self, prompts: Sequence[Prompt], count: int, seed: int) -> dict[str, float]:
+        """Rejection sampling: the mean score of the best of so many answers, and of one."""
+        asked = [prompt for prompt in prompts for _ in range(count)]
+        texts = map(self.text, self.drawn(asked, [seed, count]))
+        scores_BS = self._scores(asked, [*texts]).reshape(-1, count)
+        return {"best_of": count, "best": scores_BS.max(1).mean(), "one": scores_BS[:, 0].mean()}
+
+    def _scores(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> np.ndarray:
+        """An answer that has none gets the lowest of the others."""
+        scores, _ = self.rewards([prompt.chat for prompt in prompts], answers)
+        return np.nan_to_num(scores, nan=np.nanmin(scores))
+
+    def show(self, episodes: Sequence[Episode], step: int, run: Path) -> None:
+        """RUN/rollouts.html: some answers, with all that is known of each of their tokens."""
+        shown = []
+        for e in episodes[:SHOWN]:
+            tokens = [self.tokenizer.decode([i], special=True) for i in e.document.tokens_T]
+            columns = {name: each.tolist() for name, each in e.told.items()}
+            shown.append({"prompt": "".join(tokens[: -e.length]), "tokens": tokens[-e.length :],
+                          "columns": columns, "score": e.score, "parts": e.parts})
+        page = rendered(PAGE, Path(__file__).parent, episodes=shown, step=step, where=run)
+        write_file(run / PAGE, page)
