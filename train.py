@@ -126,8 +126,7 @@ def tune(command: Command, path: Path, run: "RunFolder | None", data: "Prepared"
         base = json.loads(base_file.read_text("utf-8"))
     loop = Loop(
         model, kind.loss, data.train.documents, config, path, run, world=world, draw=data.draw,
-        evaluate=(lambda: suite.dev(model, data.dev)) if data.dev.documents else None,
-        order=data.order(config.data.weights, config.env.seed))
+        evaluate=(lambda: suite.dev(model, data.dev)) if data.dev.documents else None)
     if run:
         run.dump("groups.json", loop.optimizer.groups())
     frozen = frozen_hashes(model)

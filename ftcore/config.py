@@ -53,7 +53,6 @@ class FilesConfig(Section):
     columns: tuple[str, ...] = ()  # column names, for files without a header line
     encoding: str = ""  # of text files that are not UTF-8, such as latin-1; empty: they are damaged
     on_bad: Literal["stop", "skip"] = "stop"  # what a damaged record does; skipped ones are kept
-    weights: tuple[Positive, ...] = ()  # shares of training files; none: rows as they are
     holdout: Natural = 0  # training rows held out as dev rows when no dev file is given
     group: str = ""  # column whose value keeps rows together when some are held out
     unicode: Literal["nfc", "nfkc", "off"] = "nfc"  # normal form; controls and ends of lines go

@@ -74,12 +74,11 @@ class Shown:
         if not account.is_file() or read_account(account.parent)["key"] != data.notes["key"]:
             print("warning: data or code changed since, the run may differ", file=sys.stderr)
         self.marks = COLOURED if sys.stdout.isatty() else PLAIN
-        parts, seed = [*collect(config.data, {}).values()], config.env.seed
+        parts = collect(config.data, {}).values()
         self.rows = {e.id: e for part in reversed(parts) for e in part.examples}  # train's stay
-        num_rows = len(data.train.documents)
-        named = {"batch_size": config.optim.batch_size, "seed": seed}
-        self.steps = StepRows(num_rows, **named, order=data.order(config.data.weights, seed))
-        self.num_steps = config.loop.num_steps(num_rows, config.optim.batch_size)
+        num_rows, batch_size = len(data.train.documents), config.optim.batch_size
+        self.steps = StepRows(num_rows, batch_size=batch_size, seed=config.env.seed)
+        self.num_steps = config.loop.num_steps(num_rows, batch_size)
         file = run / "data" / "rejected.jsonl"
         self.lost = [json.loads(line) for line in file.open()] if file.is_file() else []
 

@@ -12,7 +12,7 @@ no row is dropped and none is seen twice in an epoch.
 
 import hashlib
 import math
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -24,7 +24,6 @@ from torch import Tensor
 from kernels.docs import Docs
 
 BLOCK = 1 << 20  # tokens looked at in one go
-Order = Callable[..., np.ndarray]  # takes epoch=N
 
 @dataclass(slots=True)  # cost: a frozen one is made at half the speed
 class Encoded:
@@ -182,37 +181,14 @@ def epoch_order(num_rows: int, *, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(num_rows)
 
 class StepRows:
-    """Row indices (int64) of each optimiser step, counted from 0, of the `order` of an epoch, by
-    its number; None: a permutation of all, `epoch_order`."""
+    """Row indices (int64) of each optimiser step, counted from 0."""
 
-    def __init__(self, num_rows: int, *, batch_size: int, seed: int,
-                 order: Order | None = None) -> None:
+    def __init__(self, num_rows: int, *, batch_size: int, seed: int) -> None:
         self.batch_size = batch_size
         self.steps_per_epoch = math.ceil(num_rows / batch_size)
-        order = order or partial(epoch_order, num_rows, seed=seed)
-        self._order = lru_cache(maxsize=1)(order)  # the current epoch's permutation is kept
+        # the current epoch's permutation is kept
+        self._order = lru_cache(maxsize=1)(partial(epoch_order, num_rows, seed=seed))
 
     def __call__(self, step: int) -> np.ndarray:
         epoch, place = divmod(step, self.steps_per_epoch)
         return self._order(epoch=epoch)[place * self.batch_size : (place + 1) * self.batch_size]
-
-def apportioned(shares: Mapping[Hashable, float], total: int) -> dict[Hashable, int]:
-    """`total` seats by shares: whole quotas first, the rest to the largest remainders."""
-    quotas = {name: total * share / sum(shares.values()) for name, share in shares.items()}
-    seats = {name: int(quota) for name, quota in quotas.items()}
-    rest = sorted(quotas, key=lambda name: seats[name] - quotas[name])
-    return seats | {name: seats[name] + 1 for name in rest[: total - sum(seats.values())]}
-
-def mixed(source_B: np.ndarray, weights: Sequence[float], *, seed: int, epoch: int) -> np.ndarray:
-    """Rows of one epoch (int64), as many as there are: the share of each source, whose number is in
-    `source_B`, is its weight's, its rows come in turn, none again before all were read."""
-    order, seats = [], apportioned(dict(enumerate(weights)), len(source_B))
-    for source, seat in seats.items():
-        rows = np.flatnonzero(source_B == source)
-        first, last = epoch * seat, (epoch + 1) * seat
-        for turn in range(first // len(rows), -(-last // len(rows))):
-            begin = turn * len(rows)
-            shuffled = np.random.default_rng([seed, source, turn]).permutation(rows)
-            order.append(shuffled[max(first - begin, 0) : last - begin])
-    together = np.concatenate(order)
-    return together[np.random.default_rng([seed, epoch]).permutation(len(together))]

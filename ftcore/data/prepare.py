@@ -10,22 +10,21 @@
 import gc
 import math
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import compress, groupby
-from pathlib import Path
+from itertools import compress
 
 import numpy as np
 
 from ftcore import config as configs
 from ftcore import files
 from ftcore.data import clean, store
-from ftcore.data.columns import Chat, DataConfig, Example, Text, label_map, left_out
+from ftcore.data.columns import Chat, DataConfig, Text, label_map, left_out
 from ftcore.data.compare import clusters, compare, leaks, settle
-from ftcore.data.encode import Masking, Names, Split, encode
-from ftcore.data.pack import apportioned, lengths
-from ftcore.data.read import BUILTIN_CHAT, Notes, Rows, collect, files_of
+from ftcore.data.encode import Masking, Names, encode
+from ftcore.data.pack import lengths
+from ftcore.data.read import Notes, Rows, collect
 from ftcore.data.store import Prepared, statistics
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import CheckpointError, ConfigError, DataError
@@ -108,8 +107,6 @@ def prepare(config: DataConfig, tokenizer: Tokenizer, *, seed: int,
         else:
             data.tests[name] = split
         notes.setdefault("statistics", {})[name] = statistics(split, tokenizer, data.labels)
-    if config.weights and "train" in parts:
-        data.runs = source_runs(config, parts["train"].examples, data.train)
     return data
 
 def tidy(config: DataConfig, part: Rows, split: str, notes: Notes) -> None:
@@ -176,6 +173,13 @@ def held_out(strata: Keys, groups: Keys, count: int, seed: int) -> np.ndarray:
             held[rows] = True
     return held
 
+def apportioned(shares: Mapping[Hashable, float], total: int) -> dict[Hashable, int]:
+    """`total` seats by shares: whole quotas first, the rest to the largest remainders."""
+    quotas = {name: total * share / sum(shares.values()) for name, share in shares.items()}
+    seats = {name: int(quota) for name, quota in quotas.items()}
+    rest = sorted(quotas, key=lambda name: seats[name] - quotas[name])
+    return seats | {name: seats[name] + 1 for name in rest[: total - sum(seats.values())]}
+
 def balance(config: DataConfig, train: Rows, seed: int, notes: Notes) -> None:
     """Classes balanced in training, with their counts before and after."""
     if not isinstance(config, configs.LabelledDataConfig) or config.balance == "off":
@@ -211,19 +215,3 @@ def balanced(examples: Sequence[Text], method: str, cap: float, seed: int) -> li
         copies[rows], rest = divmod(over if method == "over" else under, count)
         copies[random.permutation(rows)[:rest]] += 1
     return [e for e, times in zip(examples, copies, strict=True) for _ in range(times)]
-
-def source_runs(config: DataConfig, examples: list[Example], train: Split) -> list[tuple[int, int]]:
-    """Which of data.train each document is from, as runs of (its number, documents)."""
-    if len(config.weights) != len(config.train) or BUILTIN_CHAT in config.train:
-        what = f"data.weights has {len(config.weights)} values, data.train {len(config.train)}"
-        raise ConfigError(f"{what} files or patterns: give one for each, and files alone")
-    numbers: dict[str, int] = {}
-    for number, path in enumerate(config.train):
-        for file, key in files_of(Path(path)):
-            numbers.setdefault(f"{file}:{key}" if key else str(file), number)
-    source = {example.id: numbers[example.file] for example in examples}
-    found = [source[document.row_id.partition(":")[0]] for document in train.documents]
-    if gone := [path for number, path in enumerate(config.train) if number not in {*found}]:
-        why = "its rows left for the reasons above, or stand in a file named before"
-        raise ConfigError(f"data.weights: no row of {gone[0]} is read: {why}; leave it out")
-    return [(number, sum(1 for _ in run)) for number, run in groupby(found)]

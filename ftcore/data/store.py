@@ -18,7 +18,7 @@ import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -51,19 +51,12 @@ class Prepared:
     tests: dict[str, Split] = field(default_factory=dict)
     labels: Names = None  # classes, by index; of a regression the one name of its scores
     draw: Masking | None = None  # what a step makes of a training row: hides some tokens
-    runs: list[tuple[int, int]] = field(default_factory=list)  # `source_runs`, with data.weights
     notes: dict[str, Any] = field(default_factory=dict)  # what was found on the way, as JSON
 
     def splits(self) -> list[tuple[str, Split]]:
         """Every split that has rows, by name."""
         named = [("train", self.train), ("dev", self.dev), *self.tests.items()]
         return [(name, split) for name, split in named if split.num_rows]
-
-    def order(self, weights: tuple[float, ...], seed: int) -> pack.Order | None:
-        """The rows of an epoch where training files have weights; see `pack.mixed`."""
-        if not weights:
-            return None
-        return partial(pack.mixed, np.repeat(*np.array(self.runs).T), weights, seed=seed)
 
     def summary(self) -> str:
         """What was read and lost, for people: one line for each split, then what else was found."""

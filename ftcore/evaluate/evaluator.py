@@ -20,8 +20,8 @@ from tqdm import tqdm
 from ftcore.config import EvalConfig
 from ftcore.data.chat import encode_prompt
 from ftcore.data.columns import Chat
+from ftcore.data.encode import Split
 from ftcore.data.pack import Batch, Encoded, collate, pack
-from ftcore.data.prepare import Split
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import ModelError
 from ftcore.evaluate import metrics, probabilities, text

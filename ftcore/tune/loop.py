@@ -63,7 +63,6 @@ class Loop:
     run: RunFolder | None  # its writer, in the first process of the world
     evaluate: Callable[[], Mapping[str, float]] | None = None  # in eval mode; returns eval/<metric>
     draw: Callable[[Encoded, int], Encoded] | None = None  # (row, step) -> row; a pure function
-    order: Callable[..., np.ndarray] | None = None  # epoch=N -> its rows; None: a permutation
     world: World = World()
     progress: Progress = field(default_factory=Progress)
     reads_rows: ClassVar[bool] = True  # whether the documents of a step are rows, known beforehand
@@ -72,7 +71,7 @@ class Loop:
         optim, loop, count = self.config.optim, self.config.loop, len(self.documents)
         self.device = self.model.trunk.embed_tokens.weight.device
         self.checkpoints, self.seed = Checkpoints(self.path, loop.keep_last), self.config.env.seed
-        self.rows = StepRows(count, batch_size=optim.batch_size, seed=self.seed, order=self.order)
+        self.rows = StepRows(count, batch_size=optim.batch_size, seed=self.seed)
         self.total_steps = loop.num_steps(count, optim.batch_size)
         self.documents_of = lru_cache(maxsize=1)(self._documents)  # all shares of a step ask
         dtypes = {param.dtype for param in self.model.parameters()}

@@ -12,7 +12,7 @@ from ftcore.data import store
 from ftcore.data.prepare import prepare
 from ftcore.data.store import funnel
 from ftcore.data.tokenizer import Tokenizer
-from ftcore.errors import ConfigError, DataError
+from ftcore.errors import DataError
 
 RUN = " ".join(f"shared{n}" for n in range(20))
 
@@ -68,22 +68,6 @@ def test_what_is_held_out_is_not_given_away_by_what_stays(base: Tokenizer, jsonl
     shared = [sum(len(d) > 40 for d in split.documents) for split in (data.train, data.dev)]
     assert 0 in shared, "rows that share 13 words stand on both sides"
     assert "held out 20" in data.summary()
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"weights": (1.0,)}, "data.weights has 1 values, data.train 2 files or patterns"),
-        ({"weights": (1.0, 2.0)}, "data.weights: no row of .*again.jsonl is read"),
-    ],
-)
-def test_weights_that_cannot_be_meant(options, message, base: Tokenizer, jsonl) -> None:
-    train = jsonl("a.jsonl", labelled(6)), jsonl("again.jsonl", labelled(6))
-    with pytest.raises(ConfigError, match=message):
-        prepare(LabelledDataConfig(train=train, **options), base, seed=0)
-
-def test_weights_are_for_files(base: Tokenizer) -> None:
-    with pytest.raises(ConfigError, match="files alone"):
-        prepare(ChatDataConfig(train=("builtin:chat",), weights=(1.0,)), base, seed=0)
 
 def test_groups_may_be_lists_and_are_asked_of_train_alone(base: Tokenizer, jsonl) -> None:
     rows = [{**row, "of": [n // 4]} for n, row in enumerate(labelled(24))]

@@ -1,4 +1,4 @@
-"""Held-out rows, balanced classes, mixed sources: counts that can be reckoned by hand."""
+"""Held-out rows, balanced classes: counts that can be reckoned by hand."""
 
 from collections import Counter
 
@@ -7,8 +7,7 @@ import pytest
 
 from ftcore.data.columns import Text
 from ftcore.data.compare import clusters
-from ftcore.data.pack import apportioned, mixed
-from ftcore.data.prepare import balanced, held_out
+from ftcore.data.prepare import apportioned, balanced, held_out
 from ftcore.errors import DataError
 
 def rows(**counts: int) -> list[Text]:
@@ -64,12 +63,3 @@ def test_rows_are_repeated_or_left_out_up_to_the_cap(method, cap, wanted) -> Non
     assert Counter(e.target for e in found) == wanted
     copies = Counter(e.id for e in found if e.target == "b").values()
     assert max(copies) - min(copies) <= 1  # no row is a favourite
-
-def test_sources_are_read_in_the_shares_of_their_weights() -> None:
-    source_B = np.array([0] * 20 + [1] * 5)
-    epochs = [mixed(source_B, (1.0, 4.0), seed=3, epoch=epoch) for epoch in range(4)]
-    assert all(len(order) == 25 and (order < 20).sum() == 5 for order in epochs)
-    times = np.bincount(np.concatenate(epochs))
-    assert times[:20].tolist() == [1] * 20 and times[20:].tolist() == [16] * 5
-    again = mixed(source_B, (1.0, 4.0), seed=3, epoch=2)
-    assert again.tolist() == epochs[2].tolist() != epochs[1].tolist()

@@ -81,16 +81,3 @@ def test_the_page_needs_no_network_and_shows_text_as_text(data: Prepared, tmp_pa
     assert page.count("<rect") == 3 * 24  # a histogram for each split
     (tmp_path / "data" / "report.html").unlink()
     assert write_page(tmp_path / "data").read_text() == page
-
-def test_a_weight_for_each_source_chooses_what_an_epoch_reads(
-    tmp_path: Path, bert: Tokenizer
-) -> None:
-    for name, count in (("a", 6), ("b", 3)):
-        rows = ({"text": f"{name} number {n}", "label": n % 2} for n in range(count))
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    train = tuple(str(tmp_path / name) for name in ("a.jsonl", "b.*"))
-    data = prepare(LabelledDataConfig(train=train, weights=(1.0, 2.0)), bert, seed=0)
-    assert data.runs == [(0, 6), (1, 3)]
-    order = data.order((1.0, 2.0), seed=0)
-    assert sorted((order(epoch=0) >= 6).tolist()) == [False] * 3 + [True] * 6
-    assert data.order((), seed=0) is None
