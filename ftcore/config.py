@@ -57,8 +57,6 @@ class FilesConfig(Section):
     group: str = ""  # column whose value keeps rows together when some are held out
     unicode: Literal["nfc", "nfkc", "off"] = "nfc"  # normal form; controls and ends of lines go
     unescape: bool = False  # turn HTML entities into characters
-    # groups of measures (quality.toml) by which training rows are left out; others are counted
-    filter: tuple[Literal["repetition", "symbols", "length"], ...] = ()
     redact: tuple[Literal["email", "phone", "card"], ...] = ()  # what is replaced by its name
     # which duplicates leave the training rows; report: counted only; off: not looked for
     duplicates: Literal["off", "report", "exact", "near"] = "exact"

@@ -1,7 +1,7 @@
 """Files to the documents of one run, in five steps; every row accounted for.
 
     collect    files -> rows -> examples                     read formats columns
-    tidy       one normal form; quality; personal data       clean
+    tidy       one normal form; personal data                clean
     compare    duplicates, what gives held-out rows away     dedup
     split      rows held out, classes balanced
     encode     examples -> token ids, what is supervised     chat
@@ -30,7 +30,6 @@ from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import CheckpointError, ConfigError, DataError
 
 Keys = Sequence[Hashable]  # one of each row
-MEASURED = 500  # training rows whose quality is measured where nothing is filtered
 
 def prepared(config: DataConfig, tokenizer: Tokenizer, *, seed: int,
              labels: Names = None) -> tuple[Prepared, str]:
@@ -110,11 +109,9 @@ def prepare(config: DataConfig, tokenizer: Tokenizer, *, seed: int,
     return data
 
 def tidy(config: DataConfig, part: Rows, split: str, notes: Notes) -> None:
-    """Texts in one normal form, the same in every split; training rows of low quality left out
-    where that is asked for. Counts of what was found go into the notes."""
+    """Texts in one normal form, the same in every split; the notes count what was found."""
     found, lost = Counter(), {}
     normal = partial(clean.normalised, form=config.unicode, unescape=config.unescape)
-    every = 1 if config.filter else max(1, len(part.examples) // MEASURED)
     for index, example in enumerate(part.examples):
         before = example.texts
         after = before if config.unicode == "off" else tuple(map(normal, before))
@@ -131,13 +128,6 @@ def tidy(config: DataConfig, part: Rows, split: str, notes: Notes) -> None:
             part.examples[index] = example = example.with_texts(after)
         if not isinstance(example, Chat) and not all(after):
             lost[index] = left_out(example, "empty, once it is normalised", "filter")
-        if split == "train" and index % every == 0:
-            found["quality measured"] += 1
-            for group, name, value, limit in clean.broken(whole):
-                found[f"{group}: {name}"] += 1
-                if group in config.filter:
-                    detail = f"{value:.3g}, not {limit}"
-                    lost[index] = left_out(example, f"{group}: {name}", "filter", detail)
     notes.setdefault("found", {})[split] = {name: n for name, n in found.items() if n}
     part.drop(lost)
 

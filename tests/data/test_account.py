@@ -83,4 +83,4 @@ def test_a_line_of_many_brackets_is_damaged(base: Tokenizer, jsonl, tmp_path: Pa
 
 def test_the_words_of_the_built_in_chats_are_part_of_the_key() -> None:
     names = {path.name for folder in store.CODE for path in folder.rglob("*.toml")}
-    assert {"intents.toml", "slots.toml", "test_wording.toml", "quality.toml"} <= names
+    assert {"intents.toml", "slots.toml", "test_wording.toml", "patterns.toml"} <= names

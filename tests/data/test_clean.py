@@ -1,7 +1,6 @@
-"""Cleaning: texts that must change and texts that must not, measures against their definition."""
+"""Cleaning: texts that must change and texts that must not, personal data."""
 
 import re
-import tomllib
 from collections import Counter
 from pathlib import Path
 
@@ -9,15 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ftcore.data import clean
-from ftcore.data.clean import (
-    MEASURES,
-    broken,
-    mojibake,
-    normalised,
-    personal,
-    redacted,
-)
+from ftcore.data.clean import mojibake, normalised, personal, redacted
 from ftcore.data.read import read_rows
 
 ZWNJ, ZWJ, ZWSP = "\u200c", "\u200d", "\u200b"
@@ -92,67 +83,6 @@ def test_the_fast_path_of_ascii_changes_nothing(text):
 )  # fmt: skip
 def test_mojibake_is_counted(text, count):
     assert mojibake(text) == count and normalised(text) == text
-
-def test_the_file_and_the_code_name_the_same_measures():
-    rules = tomllib.loads(Path(clean.__file__).with_name("quality.toml").read_text())["rules"]
-    assert set(rules) == set(MEASURES) == {"repetition", "symbols", "length"}
-    for group, limits in rules.items():
-        assert set(limits) == set(MEASURES[group]("a b", ["a", "b"]))
-    assert rules["repetition"]["top_3_gram"] == {"max": 0.18}
-    assert broken("") == [
-        ("symbols", "alphabetic_words", 0, {"min": 0.8}),
-        ("length", "mean_word", 0, rules["length"]["mean_word"]),
-        ("length", "stop_words", 0, rules["length"]["stop_words"]),
-    ]
-
-def plain(text: str) -> dict[str, float]:
-    """The n-gram measures of repetition, as they are defined."""
-    words, values = text.split(), {}
-    for n in range(2, 11):
-        grams = [" ".join(words[k : k + n]) for k in range(len(words) - n + 1)]
-        top, count = Counter(grams).most_common(1)[0] if grams else ("", 0)
-        seen, place, characters = set(), 0, 0
-        while place < len(grams):
-            if is_again := grams[place] in seen:
-                characters += len(grams[place].replace(" ", ""))
-            seen.add(grams[place])
-            place += n if is_again else 1
-        values |= {f"top_{n}_gram": len(top) * count / len(text)} if n < 5 and count > 1 else {}
-        values |= {f"duplicate_{n}_grams": characters / len(text)} if n > 4 else {}
-    return values
-
-@given(st.lists(st.sampled_from(["a", "bb", "ccc"]), min_size=1, max_size=60).map(" ".join))
-@example("a " * 20)
-def test_repetition_is_measured_as_defined(text):
-    expected, found = plain(text), MEASURES["repetition"](text, text.split())
-    grams = {name: value for name, value in found.items() if "gram" in name}
-    assert grams == {name: pytest.approx(expected.get(name, 0)) for name in grams}
-
-GOOD = "The cat sat with me and we talked of the things that have to be done before the rain."
-BREAK = [  # text, the measures that it breaks
-    (GOOD, []),
-    (f"{GOOD}\nis\nis\nis", ["duplicate_lines"]),
-    (f"{GOOD}\n\n{GOOD}\n\n{GOOD}", [
-        "duplicate_lines", "duplicate_lines_characters", "duplicate_paragraphs",
-        "duplicate_paragraphs_characters", "top_4_gram",
-        *(f"duplicate_{n}_grams" for n in range(5, 11)),
-    ]),
-    (f"{GOOD} that be that be that be", ["top_3_gram", "top_4_gram"]),
-    (f"{GOOD} # # #", ["symbols_per_word"]),
-    (f"- {GOOD}", ["bullet_lines"]),
-    (f"{GOOD[:-1]}\u2026", ["ellipsis_lines"]),
-    (f"{GOOD} 1900 , = 1901 , =", ["alphabetic_words"]),
-    (f"{GOOD} a{'1' * 20}", ["digits"]),
-    (GOOD.replace(" ", "   "), ["whitespace"]),
-    (f"{GOOD} https://example.org/a/b/c/d/e", ["urls"]),
-    (f"{GOOD} a{'()[]{}' * 2}", ["brackets"]),
-    ("unimaginably the of antidisestablishmentarianism", ["mean_word"]),
-    ("cats sit with dogs under trees", ["stop_words"]),
-]  # fmt: skip
-
-@pytest.mark.parametrize(("text", "names"), BREAK)
-def test_rules_and_what_breaks_them(text, names):
-    assert [name for _, name, *_ in broken(text)] == names
 
 FOUND = {
     "email": [
