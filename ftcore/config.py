@@ -57,7 +57,6 @@ class FilesConfig(Section):
     group: str = ""  # column whose value keeps rows together when some are held out
     unicode: Literal["nfc", "nfkc", "off"] = "nfc"  # normal form; controls and ends of lines go
     unescape: bool = False  # turn HTML entities into characters
-    redact: tuple[Literal["email", "phone", "card"], ...] = ()  # what is replaced by its name
     # which duplicates leave the training rows; report: counted only; off: not looked for
     duplicates: Literal["off", "report", "exact", "near"] = "exact"
     leaks: Literal["report", "drop"] = "drop"  # rows that give held-out ones away, as in 13 words

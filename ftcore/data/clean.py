@@ -1,20 +1,13 @@
-"""Texts made regular, and what is wrong with them: mis-decoded bytes, personal data.
-
-`normalised` and, on request, `redacted` change a text; all else is for reports. Patterns stand in
-patterns.toml.
-"""
+"""Texts made regular, and mis-decoded bytes in them counted; patterns stand in patterns.toml."""
 
 import re
 import tomllib
 import unicodedata
-from collections.abc import Collection
 from functools import cache
 from html import unescape as html_unescape
 from html.entities import html5
 from pathlib import Path
 from typing import Literal
-
-Personal = Literal["email", "phone", "card"]
 
 def normalised(text: str, *, form: Literal["nfc", "nfkc"] = "nfc", unescape: bool = False) -> str:
     """One form for texts that look the same; indentation and blanks within lines stay as they are.
@@ -45,31 +38,7 @@ def mojibake(text: str) -> int:
     """How many characters were lost to a wrong encoding, as far as that can be seen."""
     return len(_patterns()["mojibake"].findall(text))
 
-def personal(text: str) -> list[str]:
-    """The kinds of the e-mail addresses, phone numbers and card numbers that a text holds."""
-    return [found.lastgroup for found in _found(text)]
-
-def redacted(text: str, kinds: Collection[Personal]) -> str:
-    """The text with [EMAIL], [PHONE] or [CARD] in place of personal data of these kinds."""
-    for found in reversed(_found(text)):
-        if found.lastgroup in kinds:
-            text = f"{text[: found.start()]}[{found.lastgroup.upper()}]{text[found.end() :]}"
-    return text
-
-def _found(text: str) -> list[re.Match[str]]:
-    if "@" not in text and not _patterns()["eight_digits"].search(text):
-        return []
-    matches = _patterns()["personal"].finditer(text)
-    return [m for m in matches if m.lastgroup != "card" or _luhn(m[0]) % 10 == 0]
-
-def _luhn(number: str) -> int:
-    """The sum of its digits, every second from the right doubled and its own digits added."""
-    digits = [int(c) for c in reversed(number) if c.isdigit()]
-    return sum(digits[::2]) + sum(sum(divmod(2 * digit, 10)) for digit in digits[1::2])
-
 @cache
 def _patterns() -> dict[str, re.Pattern[str]]:
     table = tomllib.loads((Path(__file__).parent / "patterns.toml").read_text("utf-8"))
-    kinds = "|".join(f"(?P<{kind}>{pattern})" for kind, pattern in table["personal"].items())
-    patterns = {name: re.compile(pattern, re.X) for name, pattern in table["patterns"].items()}
-    return patterns | {"personal": re.compile(kinds, re.X | re.A | re.I)}
+    return {name: re.compile(pattern, re.X) for name, pattern in table.items()}

@@ -1,7 +1,7 @@
 """Files to the documents of one run, in five steps; every row accounted for.
 
     collect    files -> rows -> examples                     read formats columns
-    tidy       one normal form; personal data                clean
+    tidy       one normal form                               clean
     compare    duplicates, what gives held-out rows away     dedup
     split      rows held out, classes balanced
     encode     examples -> token ids, what is supervised     chat
@@ -117,14 +117,9 @@ def tidy(config: DataConfig, part: Rows, split: str, notes: Notes) -> None:
         after = before if config.unicode == "off" else tuple(map(normal, before))
         if isinstance(config, configs.TaggedDataConfig):  # a word stays a word
             after = tuple(new or old for new, old in zip(after, before, strict=True))
-        found["texts changed"] += after != before
-        whole = "\n".join(after)
-        if not whole.isascii():
-            found["mojibake"] += clean.mojibake(whole)
-        if kinds := clean.personal(whole):
-            found.update(kinds)
-            after = tuple(clean.redacted(text, config.redact) for text in after)
+        found["mojibake"] += sum(clean.mojibake(text) for text in after if not text.isascii())
         if after != before:
+            found["texts changed"] += 1
             part.examples[index] = example = example.with_texts(after)
         if not isinstance(example, Chat) and not all(after):
             lost[index] = left_out(example, "empty, once it is normalised", "filter")

@@ -1,14 +1,13 @@
-"""Cleaning: texts that must change and texts that must not, personal data."""
+"""Cleaning: texts that must change and texts that must not."""
 
 import re
-from collections import Counter
 from pathlib import Path
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ftcore.data.clean import mojibake, normalised, personal, redacted
+from ftcore.data.clean import mojibake, normalised
 from ftcore.data.read import read_rows
 
 ZWNJ, ZWJ, ZWSP = "\u200c", "\u200d", "\u200b"
@@ -84,49 +83,8 @@ def test_the_fast_path_of_ascii_changes_nothing(text):
 def test_mojibake_is_counted(text, count):
     assert mojibake(text) == count and normalised(text) == text
 
-FOUND = {
-    "email": [
-        "mail a.b+c@mail.example.co.uk.", "<x_1@y.io>", "A@B.COM, c", "a@b.org: hello",
-    ],
-    "phone": [
-        "+49 170 1234567", "+1 (555) 123-4567", "call +14155552671.", "(212) 555-0199",
-        "555-123-4567", "1-800-555-0199", "415.555.2671", "020 7946 0958", "0171/1234567",
-        "01 23 45 67 89", "+44 (0)20 7946 0958", "(020) 7946 0958", "+91-98765-43210",
-    ],
-    "card": [
-        "4111 1111 1111 1111", "4111111111111111", "5500-0000-0000-0004", "3782 822463 10005",
-        "(6011111111111117),",
-    ],
-}  # fmt: skip
-NONE = [
-    "2024-01-02", "01-02-2003", "12.05.1999", "2023/05/0123", "12:30:45", "1999-2004", "555-1234",
-    "$1,234,567.89", "1,234,567,890", "10 000 000", "1 000 000 0000", "48/2=24", "20+12345678",
-    "1234567890", "id=9876543210", "x+12345678", "0 1 2 3 4 5 6 7 8 9", "00 00 00 00 00",
-    "3.14159265358979", "192.168.100.200", "100-200-300", "123-45-6789", "1700000000000",
-    "007 1234", "978-3-16-148410-0", "ISBN 9783161484100", "10.1145/3292500.3330701",
-    "4111 1111 1111 1112", "84111111111111111", "4111-1111-1111-1111-2222", "0.4111111111111111",
-    "550e8400-e29b-41d4-a716-446655440000", "x@w.grad.T", "q@k.transpose(1, 2)",
-    "git@github.com:a/b", "@name", "a@b", "a @ b.com",
-]  # fmt: skip
-
-@pytest.mark.parametrize(("kind", "text"), [(k, text) for k in FOUND for text in FOUND[k]])
-def test_personal_data_is_found(kind, text):
-    assert personal(f"so {text} and") == [kind]
-    marked = redacted(f"so {text} and", {kind})
-    assert f"[{kind.upper()}]" in marked and not personal(marked)
-    assert redacted(text, set(FOUND) - {kind}) == text
-
-@pytest.mark.parametrize("text", NONE)
-def test_what_is_not_personal(text):
-    assert not personal(text) and not personal(f"so {text}, and")
-
-def test_several_in_one_text():
-    text = "ann@b.org (+49 170 1234567) c@d.org 4111111111111111"
-    assert Counter(personal(text)) == {"email": 2, "phone": 1, "card": 1}
-    assert redacted(text, ["email", "card"]) == "[EMAIL] (+49 170 1234567) [EMAIL] [CARD]"
-
 def test_real_texts(data_dir: Path):
-    """Counts of real dirt: C1 controls, control characters, entities; few personal data."""
+    """Counts of real dirt: C1 controls, control characters, entities."""
 
     def read(name: str, column: str, **options: object) -> list[str]:
         return [row.fields[column] for row in read_rows([data_dir / name], **options)]
@@ -134,12 +92,9 @@ def test_real_texts(data_dir: Path):
     imdb = read("imdb/aclImdb_train_5000.tar.gz", "text")
     assert sum(mojibake(text) > 0 for text in imdb) == 140
     assert all(mojibake(normalised(text)) == mojibake(text) for text in imdb)
-    assert [kind for text in imdb for kind in personal(text)] == ["email"] * 3
     cola = read("cola/train.tsv", "d", columns=["a", "b", "c", "d"])
     changed = [text for text in cola if normalised(text) != text]
     assert len(changed) == 3 and all("\x08" in text for text in changed)
     news = read("ag_news/test.csv.gz", "c", columns=["a", "b", "c"])
     assert sum(bool(re.search("&[a-z]+;", normalised(text))) for text in news) > 100
     assert not any(re.search("&[lg]t;", normalised(text, unescape=True)) for text in news)
-    for column in ("question", "answer"):
-        assert not any(map(personal, read("gsm8k/train.jsonl.gz", column)))

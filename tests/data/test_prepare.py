@@ -141,12 +141,3 @@ def test_built_in_data_is_not_mixed_with_files(base: Tokenizer, jsonl: Callable)
     train = ("builtin:chat", jsonl("rows.jsonl", labelled(3)))
     with pytest.raises(DataError, match="builtin:chat cannot be mixed with files"):
         prepare(ChatDataConfig(train=train, dev=(), test=()), base, seed=0)
-
-@pytest.mark.parametrize("unicode", ["off", "nfc"])
-def test_personal_data_is_replaced_whatever_the_form(
-    unicode: str, base: Tokenizer, jsonl: Callable
-) -> None:
-    path = jsonl("a.jsonl", [{"text": "write to a@b.org or to c@d.org"}])
-    config = TextDataConfig(train=(path,), unicode=unicode, redact=("email",))
-    (document,) = prepare(config, base, seed=0).train.documents
-    assert "write to [EMAIL] or to [EMAIL]" in base.decode(document.tokens_T)
