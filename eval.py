@@ -57,9 +57,9 @@ def opened(command: Command) -> "LoadedModel":
     # Imported here, so that --help and a mistyped option answer at once.
     import torch
 
+    from ftcore.align.tasks import TASKS
     from ftcore.env import compute
     from ftcore.tune.adapter import load_artifact, load_base
-    from ftcore.tune.task import TASKS
 
     config, kind, path = command.config, TASKS[command.task], command.resume
     torch.set_num_threads(config.env.threads)

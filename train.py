@@ -38,6 +38,7 @@ def run(command: Command, world: "World") -> int:
     # Imported here, as in `tune`, so that --help and a mistyped option answer at once.
     import torch
 
+    from ftcore.align.tasks import TASKS
     from ftcore.data.prepare import prepared
     from ftcore.data.tokenizer import Tokenizer
     from ftcore.env import compute
@@ -46,7 +47,7 @@ def run(command: Command, world: "World") -> int:
     from ftcore.files import write_file
     from ftcore.hub import lineage
     from ftcore.tune.adapter import load_base, named_parts
-    from ftcore.tune.task import TASKS, check_lengths, choose_trainable
+    from ftcore.tune.task import check_lengths, choose_trainable
     from ftcore.verify import verify
 
     config, seed, kind = command.config, command.config.env.seed, TASKS[command.task]
@@ -64,8 +65,8 @@ def run(command: Command, world: "World") -> int:
     precision = "fp32" if command.only == "--verify" else config.env.precision
     weights, products = compute.PRECISIONS[precision]
     loaded = load_base(
-        config.model.path, task=kind.model_task, dtype=weights, num_labels=len(data.labels or ()) or None,
-        init=config.model.init, generator=compute.generator(seed, 1))
+        config.model.path, task=kind.model_task, dtype=weights, init=config.model.init,
+        num_labels=len(data.labels or ()) or None, generator=compute.generator(seed, 1))
     model = loaded.model
     print(f"\n{config.model.path}: {loaded.accounting}")
 
@@ -104,29 +105,29 @@ def run(command: Command, world: "World") -> int:
 def tune(command: Command, path: Path, run: "RunFolder | None", data: "Prepared",
          loaded: "LoadedModel", tokenizer: "Tokenizer", world: "World") -> int:
     """Stages 4 to 7, in the run folder that the first process holds; returns the exit code."""
+    from ftcore.align.ppo import loop_of
+    from ftcore.align.tasks import TASKS
     from ftcore.evaluate.certificate import certify
     from ftcore.evaluate.report import json_line, note_opening, write_page, write_predictions
     from ftcore.evaluate.suite import Suite
     from ftcore.tune.adapter import save_artifact
     from ftcore.tune.freeze import assert_unmoved, frozen_hashes
-    from ftcore.tune.loop import Loop
-    from ftcore.tune.task import TASKS
 
     config, kind, model = command.config, TASKS[command.task], loaded.model
     started = time.perf_counter()
 
     # ---- 4 fine-tuning: the loop, and what the base model could do before it ---------------------
     suite = Suite(command.task, config, tokenizer, data.labels)
+    loop = loop_of(command.task, data, tokenizer)(
+        model, kind.loss, data.train.documents, config, path, run, world=world, draw=data.draw,
+        evaluate=(lambda: suite.dev(model, data.dev)) if data.dev.documents else None)
     base, base_file = None, path / "base.json"
-    if command.task == "sft" and data.tests and world.is_first:
+    if any(split.chats for split in data.tests.values()) and world.is_first:
         if not base_file.is_file():
             before = suite.tests(model, data.tests)
             run.dump(base_file.name, before.metrics)
             write_predictions(path / "base-predictions.jsonl", before.predictions)
         base = json.loads(base_file.read_text("utf-8"))
-    loop = Loop(
-        model, kind.loss, data.train.documents, config, path, run, world=world, draw=data.draw,
-        evaluate=(lambda: suite.dev(model, data.dev)) if data.dev.documents else None)
     if run:
         run.dump("groups.json", loop.optimizer.groups())
     frozen = frozen_hashes(model)

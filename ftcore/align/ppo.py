@@ -70,7 +70,7 @@ class PpoLoop(Loop):
         self.prompts = self.actor.prompts(self.data.train.chats)
         self.judges = self.actor.prompts(self.data.dev.chats)
         self.reference = copy_of(self.model.eval())
-        self.value = Linear(self.model.spec.hidden_size, 1).to(self.device)
+        self.value = Linear(self.model.spec.hidden_size, 1).to(self.model.device)
         for param in self.value.parameters():
             torch.nn.init.zeros_(param)
         self.model.value = self.value if ppo.advantage == "gae" else None
@@ -230,9 +230,9 @@ class PpoLoop(Loop):
         """Rewards of greedy answers to dev prompts, and how often these beat those of the start."""
         scores = self.actor.likeliest(self.judges)
         wins = (scores > self.start) + 0.5 * (scores == self.start)
-        (low, high), = intervals(lambda rows: {"": wins[rows].mean()}, np.arange(len(wins))).values()
+        told = intervals(lambda rows: {"win": wins[rows].mean()}, np.arange(len(wins)))["win"]
         return {"eval/loss": -scores.mean(), "eval/reward": scores.mean(),
-                "eval/win_rate": wins.mean(), "eval/win_low": low, "eval/win_high": high}
+                "eval/win_rate": wins.mean(), "eval/win_low": told[0], "eval/win_high": told[1]}
 
 def copy_of(model: Model) -> Model:
     """A model that does not move: what is trained is copied, what is frozen shared."""

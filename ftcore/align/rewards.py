@@ -32,8 +32,7 @@ import torch
 from ftcore.align.tasks import TASKS
 from ftcore.cli import parse
 from ftcore.config import RewardsConfig
-from ftcore.data.chat import Chat
-from ftcore.data.encode import conversation
+from ftcore.data.columns import Chat
 from ftcore.data.pack import Encoded
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import ConfigError, TrainingError
