@@ -6,7 +6,7 @@ which never imports ftcore; above them all stand the scripts.
     errors config cli            what the user says, and what is said back
     hub                          from a name of a model to its folder
     files                        what is written whole or not at all
-    builtin                      the embedded default: a tiny base model and chat data made by code
+    builtin                      the embedded default: a tiny base model and chat data
     data                         1 dataset preparation
     model                        2 model initialisation
     env                          3 environment

@@ -1,1 +1,1 @@
-"""The embedded default: a tiny pre-trained base model and a chat data set made by code."""
+"""The embedded default: a tiny pre-trained base model and a chat data set (made in tests/bench)."""

@@ -13,11 +13,10 @@ import hashlib
 import zlib
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
-from ftcore.builtin import chat as builtin_chat
+from ftcore.builtin import chat as builtin
 from ftcore.config import Format
 from ftcore.data import formats
 from ftcore.data.columns import DataConfig, Example, examples, require, require_some
@@ -26,9 +25,8 @@ from ftcore.errors import DataError, nearest
 
 EXTRA = "_extra"
 TABLES = ("tsv", "csv")
-BUILTIN_CHAT = "builtin:chat"  # stands for the data set that ftcore makes itself
-BUILTIN_TESTS = ("test_values", "test_combinations", "test_wording")
-built_chat = cache(builtin_chat.build)  # its splits are made at once, and asked for one by one
+BUILTIN_CHAT = "builtin:chat"  # stands for the data set that ftcore carries
+BUILTIN_TESTS = builtin.SPLITS[2:]
 Notes = dict[str, Any]  # what was found, for people: JSON throughout
 MAX_RAW, SHOWN = 1000, 160  # characters that are kept of a damaged record, of a first row
 
@@ -68,8 +66,8 @@ def _collect(config: DataConfig, paths: Sequence[str], split: str, notes: Notes)
     if BUILTIN_CHAT in paths:
         if len(paths) > 1:
             raise DataError(f"{BUILTIN_CHAT} cannot be mixed with files: {', '.join(paths)}")
-        made, where = built_chat()[split], f"{BUILTIN_CHAT}/{split}"
-        rows = [Row(d["id"], where, number, d) for number, d in enumerate(made, start=1)]
+        found, where = builtin.rows(split), f"{BUILTIN_CHAT}/{split}"
+        rows = [Row(d["id"], where, number, d) for number, d in enumerate(found, start=1)]
     else:
         asked = {name: getattr(config, name) for name in ("format", "columns", "encoding")}
         skipped = damaged if config.on_bad == "skip" else None

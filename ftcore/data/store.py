@@ -142,7 +142,8 @@ def statistics(split: Split, tokenizer: Tokenizer, labels: Names) -> dict[str, A
 
 def key(config: DataConfig, tokenizer: Tokenizer, *, seed: int, labels: Names) -> str:
     """32 hex digits of all that `prepare` depends on; DataError: a data file cannot be read."""
-    code = sorted(p for folder in CODE for end in ("py", "toml") for p in folder.rglob(f"*.{end}"))
+    ends = ("py", "toml", "gz")
+    code = sorted(p for folder in CODE for end in ends for p in folder.rglob(f"*.{end}"))
     parts = [(path.name, files.sha256_file(path)) for path in code]
     named = {*map(str, (*config.train, *config.dev, *config.test))} - {BUILTIN_CHAT}
     for path, _ in (file for name in sorted(named) for file in files_of(Path(name))):

@@ -9,11 +9,11 @@ import pytest
 from tokenizers import Tokenizer
 
 import ftcore.builtin
-from ftcore.builtin.phrases import kinds_of
 from tests.bench.base.copying import chat
 from tests.bench.base.corpus import documents, lexicon, made, split_of
 from tests.bench.base.tokenizer import SPECIAL_TOKENS, VOCAB_SIZE, text_of, train_tokenizer
 from tests.bench.base.values import Draw, copying_words
+from tests.bench.chat.phrases import kinds_of
 
 BASE = Path(ftcore.builtin.__file__).parent / "base"
 TURN = re.compile(r"<\|im_start\|>(\w+)\n(.*?)<\|im_end\|>\n", re.DOTALL)

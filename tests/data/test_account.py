@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from ftcore.config import ChatDataConfig, LabelledDataConfig
-from ftcore.data import store
 from ftcore.data.prepare import prepare
 from ftcore.data.store import funnel
 from ftcore.data.tokenizer import Tokenizer
@@ -80,7 +79,3 @@ def test_a_line_of_many_brackets_is_damaged(base: Tokenizer, jsonl, tmp_path: Pa
     (tmp_path / "deep.jsonl").write_text("[" * 200_000 + "\n", "utf-8")
     with pytest.raises(DataError, match="deep.jsonl:1"):
         prepare(LabelledDataConfig(train=(str(tmp_path / "deep.jsonl"),)), base, seed=0)
-
-def test_the_words_of_the_built_in_chats_are_part_of_the_key() -> None:
-    names = {path.name for folder in store.CODE for path in folder.rglob("*.toml")}
-    assert {"intents.toml", "slots.toml", "test_wording.toml", "patterns.toml"} <= names

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 import pytest
 
+from ftcore.builtin import chat as builtin
 from ftcore.config import ChatDataConfig, LabelledDataConfig, TextDataConfig
 from ftcore.data.columns import Chat, Example, Text
 from ftcore.data.compare import clusters, compare
-from ftcore.data.read import Notes, Rows, built_chat, collect
+from ftcore.data.read import Notes, Rows, collect
 from ftcore.errors import DataError
 
 WORDS = [f"word{n}" for n in range(60)]
@@ -138,7 +139,7 @@ def test_clusters_join_rows_that_are_nearly_alike() -> None:
 def test_planted_duplicates_are_found_and_templates_are_not_gutted() -> None:
     config = ChatDataConfig(train=("builtin:chat",), duplicates="near")
     train = collect(config, {})["train"]
-    faults = {row["id"]: row["fault"] for row in built_chat()["train"] if row["fault"]}
+    faults = {row["id"]: row["fault"] for row in builtin.rows("train") if row["fault"]}
     found(config, train)
     lost = {row.id: row.reason for row in train.rejected}
     for kind in ("exact_duplicate", "near_duplicate"):

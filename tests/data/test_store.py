@@ -165,6 +165,7 @@ def test_a_change_of_anything_is_another_key(
     ]
     modules = ("prepare.py", "tokenizer.py", "store.py", "rules.toml")
     changed = [Path(file), *(code[0] / name for name in modules), code[1] / "chat.py"]
+    changed += [code[0] / "quality.toml", *(code[1] / "rows").iterdir()]
     for path in changed:
         content = path.read_bytes()
         path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
@@ -178,7 +179,7 @@ def test_a_change_of_anything_is_another_key(
                 store.importlib.metadata, "version", lambda n, v=version, o=other: o.get(n) or v(n)
             )
             found.append(key())
-    assert len({first, *found}) == 1 + len(found) == 17
+    assert len({first, *found}) == 1 + len(found) == 23
     assert first == key()
 
 def test_a_file_named_by_its_key_and_one_that_is_not_there(

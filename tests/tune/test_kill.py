@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ftcore.builtin.phrases import __doc__ as TEXT
+from ftcore.builtin.chat import __doc__ as TEXT
 from ftcore.env.compute import generator
 from ftcore.env.run import read_metrics
 from ftcore.model.families import family_named

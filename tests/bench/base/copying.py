@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from ftcore.builtin.phrases import filled, kinds_of
+from tests.bench.chat.phrases import filled, kinds_of
 
 from .values import Draw, Lexicon, copying_words
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, TypeVar
 
-from ftcore.builtin.phrases import wording
+from tests.bench.chat.phrases import wording
 
 T = TypeVar("T")
 

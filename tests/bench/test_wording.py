@@ -1,15 +1,14 @@
-"""The data files of the built-in data sets: their form, what they name, that they are shipped."""
+"""The words of the built-in chat data set: their form, what they name."""
 
-import tomllib
 from pathlib import Path
 
 import pytest
 
-import ftcore.builtin
-from ftcore.builtin.phrases import kinds_of, wording
+from tests.bench.chat import phrases
+from tests.bench.chat.phrases import kinds_of, wording
 
-BUILTIN = Path(ftcore.builtin.__file__).parent
-NAMES = sorted(path.stem for path in BUILTIN.glob("words/*.toml"))
+WORDS = Path(phrases.__file__).parent / "words"
+NAMES = sorted(path.stem for path in WORDS.glob("*.toml"))
 
 def lists(table: dict) -> list[list[str]]:
     """Every list of a table, inner tables included."""
@@ -18,7 +17,7 @@ def lists(table: dict) -> list[list[str]]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_file_says_what_it_holds_and_its_lists_are_strings(name: str) -> None:
-    text = (BUILTIN / "words" / f"{name}.toml").read_text(encoding="utf-8")
+    text = (WORDS / f"{name}.toml").read_text(encoding="utf-8")
     assert text.startswith("# ") and "\t" not in text and "\\" not in text
     assert wording(name) is wording(name)
     assert lists(wording(name)) and all(lists(wording(name)))
@@ -36,9 +35,3 @@ def test_every_kind_that_is_named_exists() -> None:
     grammar = wording("slots")
     for form in (form for forms in grammar.values() for form in forms):
         assert kinds_of(form).keys() <= grammar.keys(), form
-
-def test_the_data_files_are_shipped() -> None:
-    project = tomllib.loads((BUILTIN.parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
-    globs = project["tool"]["setuptools"]["package-data"]["ftcore.builtin"]
-    shipped = {path for glob in globs for path in BUILTIN.glob(glob)}
-    assert shipped >= {*BUILTIN.glob("base/*"), *BUILTIN.glob("words/*")}

@@ -1,0 +1,1 @@
+"""How the built-in chat data set was made: its words, its phrases, its rows."""
