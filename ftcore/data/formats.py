@@ -3,7 +3,8 @@
 tsv      one record a line, cells between tabs, no quoting
 csv      as RFC 4180: cells in double quotes may hold commas, quotes ("") and line breaks
 jsonl    one JSON object a line, or a list of cells
-json     one array of these, or an object of arrays of which FILE:KEY names one
+json     one array of these, or an object of arrays of which FILE:KEY names one; an item's number
+         stands in place of its line
 txt      the whole file is one row with the field "text"
 conll    a word a line, its tag last, between tabs or blanks; a blank line ends a sentence, which
          has "tokens", "tags" and the number of its "document", counted by -DOCSTART- lines
@@ -33,11 +34,11 @@ from ftcore.errors import DataError
 Record = tuple[int, str, Any]  # line, raw text; cells, object or what is wrong
 SUFFIXES = {f".{name}": name for name in get_args(Format)[1:]} | {".ndjson": "jsonl"}
 DOCUMENT = "-DOCSTART-"
-_SPACE = re.compile(r"[ \t\n\r]*")
+_HALF = re.compile(r"[\ud800-\udc7f\udd00-\udfff]")  # the others stand for bytes (`decoded`)
 
 class Row(NamedTuple):  # cost: made in a third of the time that a frozen dataclass takes
     """One record."""
-    id: str  # 16 hex digits: sha1 of its bytes (and number among equal ones), wherever it stands
+    id: str  # 16 hex digits: sha1 of its raw text (and number among equal ones), wherever it stands
     file: str  # as given; line: where the record begins, from 1
     line: int
     fields: dict[str, Any]  # column -> value; text in tsv, csv and txt
@@ -113,50 +114,27 @@ def _jsonl(text: str, file: str) -> Iterator[Record]:
         try:
             value = _object(json.loads(line), line, file, number)
         except (ValueError, RecursionError) as error:
-            value = _bad_json(error, file, line, first=number)
+            value = _bad_json(error, file, line, number)
         yield number, line, value
 
 def _json(text: str, file: str, key: str = "") -> Iterator[Record]:
-    """Items, each with its own line, of the array that the file holds, or holds under a key."""
-    decode, keys = json.JSONDecoder().raw_decode, []
-    place, opening, line, start = _skip(text, 0), "{", 1, 0  # of the item being read
+    """Items, by their numbers, of the array that the file holds, or holds under a key; their raw
+    text is their JSON, in which halves of surrogate pairs stay escapes."""
     try:
-        while key and text[place : place + 1] == opening:
-            name, end = decode(text, _skip(text, place + 1))
-            place = _skip(text, _skip(text, end) + 1)  # after the colon
-            if name == key:
-                break
-            keys.append(str(name))
-            place, opening = _skip(text, decode(text, place)[1]), ","
-        else:
-            if key:
-                what = f"no key {key!r} in the file; its keys are {', '.join(keys) or 'none'}"
-                raise DataError(f"{file}: {what}")
-        if text[place : place + 1] != "[":
-            what = f"{file}: a json file must hold one array, this has {text[place : place + 20]!r}"
-            raise DataError(f"{what}; name jsonl for an object a line, FILE:KEY for an array of it")
-        opening = "["
-        while text[place : place + 1] == opening:
-            place = _skip(text, place + 1)
-            if opening == "[" and text[place : place + 1] == "]":
-                break
-            line, start = line + text.count("\n", start, place), place
-            value, end = decode(text, start)
-            yield line, text[start:end], _object(value, text[start:end], file, line)
-            place, opening = _skip(text, end), ","
+        value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise _bad_json(error, file, text, start or getattr(error, "pos", place)) from error
-    if text[place : place + 1] != "]":
-        what = f"expected ',' or ']' after the object, found {text[place : place + 20]!r}"
-        raise _bad_json(what, file, text, start)
-    if not key and (end := _skip(text, place + 1)) < len(text):
-        raise _bad_json("text after the end of the array", file, text, end)
-
-def _skip(text: str, place: int) -> int:
-    """The first place from this one on that holds no white space."""
-    return _SPACE.match(text, place).end()
+        what = _bad_json(error, file, text)
+        raise DataError(f"{what}; of a file with an object a line, name jsonl") from error
+    if key and key not in (keys := value if isinstance(value, dict) else {}):
+        what = f"no key {key!r} in the file; its keys are {', '.join(keys) or 'none'}"
+        raise DataError(f"{file}: {what}")
+    if not isinstance(items := value[key] if key else value, list):
+        what = f"{file}: a json file must hold one array, this has {str(items)[:80]!r}"
+        raise DataError(f"{what}; name jsonl for an object a line, FILE:KEY for an array of it")
+    for number, item in enumerate(items, start=1):
+        raw = json.dumps(item, ensure_ascii=False)
+        raw = json.dumps(item) if _HALF.search(raw) else raw
+        yield number, raw, _object(item, raw, file, number)
 
 def _txt(text: str, file: str) -> Iterator[Record]:
     if text:
@@ -237,8 +215,9 @@ def _object(value: Any, raw: str, file: str, line: int) -> dict[str, Any] | list
             return DataError(f"{file}:{line}: {what}; replace the escape in the record")
     return value
 
-def _bad_json(problem: Any, file: str, text: str, place: int = 0, first: int = 1) -> DataError:
-    """What is wrong with a record at `place` of a text whose first line this is in the file."""
+def _bad_json(error: Exception, file: str, text: str, first: int = 1) -> DataError:
+    """What is wrong with a text whose first line this is in the file."""
+    place = getattr(error, "pos", 0)
     where = f"{file}:{first + text.count(chr(10), 0, place)}"
-    what = f"not valid JSON: {problem}; the record begins {text[place : place + 80]!r}"
+    what = f"not valid JSON: {error}; near {text[max(place - 40, 0) : place + 40]!r}"
     return DataError(f"{where}: {what}; it is cut or damaged: mend it, or fetch the file again")

@@ -27,6 +27,9 @@ SKIPPED = [
     ("a.json", '[{"x": 1},\n 7,\n{"x": "\\ud83d"}]', [{"x": 1}], [
         (2, "this is int", "7"), (3, "half of a surrogate pair", '{"x": "\\ud83d"}'),
     ]),
+    ("a.json", b'[{"x": "caf\xe9"}, {"x": "\xc3\xa9"}]', [{"x": "\xe9"}], [
+        (1, "not UTF-8: byte 0xe9", '{"x": "caf\\xe9"}'),
+    ]),
     ("a.tsv", b"x\ty\n1\t2\n3\n4\t5\t6\n\xff\t7\n8\t9\n",
      [{"x": "1", "y": "2"}, {"x": "8", "y": "9"}], [
         (3, "1 cells, 2 stand in", "3"), (4, "3 cells", "4\t5\t6"), (5, "byte 0xff", "\\xff\t7"),
