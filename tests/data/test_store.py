@@ -165,7 +165,7 @@ def test_a_change_of_anything_is_another_key(
     ]
     modules = ("prepare.py", "tokenizer.py", "store.py", "rules.toml")
     changed = [Path(file), *(code[0] / name for name in modules), code[1] / "chat.py"]
-    changed += [code[0] / "quality.toml", *(code[1] / "rows").iterdir()]
+    changed += [code[0] / "patterns.toml", *(code[1] / "rows").iterdir()]
     for path in changed:
         content = path.read_bytes()
         path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
