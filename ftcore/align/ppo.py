@@ -41,7 +41,7 @@ from ftcore.data.store import Prepared
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.env.compute import peak_bytes
 from ftcore.errors import ConfigError, TrainingError
-from ftcore.evaluate.evaluator import streams
+from ftcore.evaluate.evaluator import spoken, streams
 from ftcore.evaluate.significance import intervals
 from ftcore.model.heads import Model
 from ftcore.model.transformer import Linear
@@ -142,7 +142,7 @@ class PpoLoop(Loop):
 
     def _assert_scored(self, episode: Episode) -> None:
         """The rewards must say the same of an answer among others and alone."""
-        answer = self.actor.text(episode.document.tokens_T[-episode.length :])
+        answer = spoken(episode.document.tokens_T[-episode.length :], self.tokenizer)
         alone, _ = self.actor.rewards([episode.chat], [answer])
         close = abs(alone[0] - episode.score) <= 1e-4 * max(1.0, abs(episode.score))
         assert close, f"a reward depends on other answers: {alone[0]} alone, {episode.score} among"

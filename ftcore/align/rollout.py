@@ -22,9 +22,8 @@ from ftcore.data.pack import Encoded
 from ftcore.data.store import rendered
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import ConfigError, DataError, TrainingError
-from ftcore.evaluate.evaluator import greedy, stops
+from ftcore.evaluate.evaluator import continued, greedy, spoken, stops
 from ftcore.files import write_file
-from ftcore.model.generate import generate
 from ftcore.model.heads import Model
 
 PAGE, SHOWN = "rollouts.html", 16  # episodes on the page
@@ -86,13 +85,9 @@ class Actor:
         """Ids of an answer to each."""
         rule = self.config.rollout
         chance_BT = np.random.default_rng(key).random((len(prompts), rule.max_new_tokens))
-        return generate(
-            self.model, [prompt.ids for prompt in prompts], max_new_tokens=rule.max_new_tokens,
-            stop_ids=stops(self.tokenizer), temperature=rule.temperature, chance_BT=chance_BT)
-
-    def text(self, ids: Sequence[int]) -> str:
-        """An answer without the token that ends it."""
-        return self.tokenizer.decode([id_ for id_ in ids if id_ not in stops(self.tokenizer)])
+        how = {"temperature": rule.temperature, "chance_BT": chance_BT}
+        ids = [prompt.ids for prompt in prompts]
+        return continued(self.model, self.tokenizer, ids, rule.max_new_tokens, **how)
 
     def episodes(self, prompts: Sequence[Prompt], key: Sequence[int]) -> list[Episode]:
         """`rollout.samples` answers to each; those that have no score are left out. Raises
@@ -100,7 +95,7 @@ class Actor:
         several = [pair for pair in enumerate(prompts) for _ in range(self.config.rollout.samples)]
         asked, found = [prompt for _, prompt in several], []
         answers = self.drawn(asked, key)
-        texts = [*map(self.text, answers)]
+        texts = [spoken(ids, self.tokenizer) for ids in answers]
         scores, parts = self.rewards([prompt.chat for prompt in asked], texts)
         for i, ((group, (chat, prompt_ids)), ids) in enumerate(zip(several, answers, strict=True)):
             weight = 1.0 if self.config.ppo.loss_over == "tokens" else 1 / len(ids)
@@ -140,8 +135,8 @@ class Actor:
     def best_of(self, prompts: Sequence[Prompt], count: int, seed: int) -> dict[str, float]:
         """Rejection sampling: the mean score of the best of so many answers, and of one."""
         asked = [prompt for prompt in prompts for _ in range(count)]
-        texts = map(self.text, self.drawn(asked, [seed, count]))
-        scores_BS = self._scores(asked, [*texts]).reshape(-1, count)
+        texts = [spoken(ids, self.tokenizer) for ids in self.drawn(asked, [seed, count])]
+        scores_BS = self._scores(asked, texts).reshape(-1, count)
         return {"best_of": count, "best": scores_BS.max(1).mean(), "one": scores_BS[:, 0].mean()}
 
     def _scores(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> np.ndarray:

@@ -227,17 +227,29 @@ def stops(tokenizer: Tokenizer) -> frozenset[int]:
     """Ids that end an answer."""
     return frozenset({tokenizer.eos_id, tokenizer.end_of_text_id} - {None})
 
+def continued(model: Model, tokenizer: Tokenizer, prompts: Sequence[np.ndarray],
+              max_new_tokens: int, *, temperature: float = 1.0,
+              chance_BT: np.ndarray | None = None) -> list[list[int]]:
+    """Ids that continue each prompt (ids), some prompts at a time: see `generate`."""
+    made: list[list[int]] = []
+    limits = {"max_new_tokens": max_new_tokens, "stop_ids": stops(tokenizer)}
+    with tqdm(total=len(prompts), unit="answer", leave=False, disable=None) as bar:
+        for start in range(0, len(prompts), PROMPTS_AT_ONCE):
+            some = slice(start, start + PROMPTS_AT_ONCE)
+            chance = None if chance_BT is None else chance_BT[some]
+            limits |= {"temperature": temperature, "chance_BT": chance}
+            made += generate(model, prompts[some], **limits)
+            bar.update(len(made) - start)
+    return made
+
 def greedy(model: Model, tokenizer: Tokenizer, prompts: Sequence[np.ndarray],
            max_new_tokens: int) -> list[str]:
     """The likeliest continuation of each prompt (ids), as text."""
-    stop_ids, said = stops(tokenizer), []
-    limits = {"max_new_tokens": max_new_tokens, "stop_ids": stop_ids}
-    with tqdm(total=len(prompts), unit="answer", leave=False, disable=None) as bar:
-        for start in range(0, len(prompts), PROMPTS_AT_ONCE):
-            made = generate(model, prompts[start : start + PROMPTS_AT_ONCE], **limits)
-            said += [tokenizer.decode([i for i in ids if i not in stop_ids]) for ids in made]
-            bar.update(len(made))
-    return said
+    return [spoken(ids, tokenizer) for ids in continued(model, tokenizer, prompts, max_new_tokens)]
+
+def spoken(ids: Sequence[int], tokenizer: Tokenizer) -> str:
+    """An answer as text, without the token that ends it."""
+    return tokenizer.decode([id_ for id_ in ids if id_ not in stops(tokenizer)])
 
 def evaluate_answers(model: Model, tokenizer: Tokenizer, chats: Sequence[Chat],
                      config: EvalConfig) -> Judged:
