@@ -11,7 +11,7 @@ anything else   a name or glob: `q_proj`, `trunk.layers.[0-3].*`, `*.mlp`; a mod
 
 learning rate over that of the run, where L layers are counted from 0:
 
-head                      head_lr_ratio
+head, a policy's values   head_lr_ratio
 embeddings, their norm    embedding_lr_ratio * layer_lr_decay ** (L + 1)
 layer l                   layer_lr_decay ** (L - l)
 B of a low-rank update    loraplus_lr_ratio, times that of its layer
@@ -98,7 +98,7 @@ def rates_of(model: Model, config: OptimConfig) -> dict[str, float]:
     for name in (name for name, param in model.named_parameters() if param.requires_grad):
         layer, embeds = LAYER.search(name), name.startswith("trunk.embed_")
         depth = num_layers - int(layer[1]) if layer else (num_layers + 1) * embeds
-        ratio = config.head_lr_ratio if name.startswith("head.") else 1.0
+        ratio = config.head_lr_ratio if name.startswith(("head.", "value.")) else 1.0
         if embeds:
             ratio = config.embedding_lr_ratio
         ratio *= config.layer_lr_decay**depth

@@ -1,0 +1,186 @@
+"""The iteration: what it asserts of itself, that no part is dead code, that a resumed run is equal."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ftcore.align import ppo as ppos
+from ftcore.align.ppo import PpoLoop
+from ftcore.env.run import read_metrics
+from ftcore.tune.optim import AdamW
+from tests.tune.test_loop import stop_at
+
+def trace(loop: PpoLoop) -> list[dict[str, float]]:
+    """The metrics of every step, those of speed and memory aside."""
+    return [{name: value for name, value in line.items() if not name.startswith("perf/")}
+            for line in read_metrics(loop.path / "metrics.jsonl")]
+
+def tensors(loop: PpoLoop) -> dict[str, torch.Tensor]:
+    return {f"{group}/{name}": tensor.clone() for group, named in loop.optimizer.state().items()
+            for name, tensor in named.items()}
+
+def assert_equal(loop: PpoLoop, whole: tuple[dict[str, torch.Tensor], Any]) -> None:
+    found = tensors(loop)
+    assert found.keys() == whole[0].keys()
+    assert all(torch.equal(found[name], whole[0][name]) for name in found)
+    assert trace(loop) == whole[1]
+
+RUN = {"optim": {"batch_size": 16}, "ppo": {"epochs": 2, "best_of": 2, "kl_target": 1.0},
+       "reward": {"scale": True, "missing_end": 0.1}, "loop": {"eval_every": 2}}
+
+OFF = {
+    "gae": {"gae_lambda": 0.0}, "discount": {"gamma": 0.5}, "whitening": {"whiten": False},
+    "clipping": {"clip": 1e6}, "divergence": {"kl_coef": 0.0}, "estimate": {"kl": "k3"},
+    "value baseline": {"advantage": "group"}, "value clipping": {"value_clip": 0.0},
+    "value loss": {"value_coef": 0.0}, "entropy": {"entropy_coef": 0.1},
+    "warm-up": {"critic_warmup": 1}, "weights": {"loss_over": "answers"}, "stop": {"stop_kl": 1e-9},
+    "leave one out": {"advantage": "leave_one_out"}, "epochs": {"epochs": 1},
+}  # fmt: skip
+
+def test_no_part_is_dead_code(make_ppo: Callable[..., PpoLoop]) -> None:
+    """Each option alone leaves another policy after three iterations."""
+    common = {"rollout": {"samples": 2}, "optim": {"batch_size": 16}, "loop": {"max_steps": 3}}
+    found = {}
+    for name, options in {"all": {}, **OFF}.items():
+        loop = make_ppo(name, **common, ppo={"kl_coef": 0.2, "epochs": 3, **options})
+        assert loop.train() == 0
+        found[name] = torch.cat([p.detach().flatten() for p in loop.model.parameters()])
+        if options:  # its value head may be missing
+            size = min(map(len, (found["all"], found[name])))
+            assert not torch.equal(found["all"][:size], found[name][:size]), name
+
+@pytest.mark.parametrize("options", [{"scale": True}, {"clip": 0.3}, {"missing_end": 0.5},
+                                     {"per_token": 0.1}], ids=lambda o: next(iter(o)))
+def test_scores_are_shaped(options: dict[str, Any], make_ppo: Callable[..., PpoLoop]) -> None:
+    plain, shaped = make_ppo("plain"), make_ppo("shaped", reward=options)
+    raw, scores = ([e.score for e in self_scored(loop)] for loop in (plain, shaped))
+    episodes = self_scored(plain)
+    if "scale" in options:
+        want = torch.tensor(raw) / torch.tensor(raw).std()
+    elif "clip" in options:
+        want = torch.tensor(raw).clamp(-0.3, 0.3)
+    elif "missing_end" in options:
+        want = torch.tensor([r - 0.5 * (not e.has_ended) for r, e in zip(raw, episodes, strict=True)])
+    else:
+        want = torch.tensor([r - 0.1 * e.length for r, e in zip(raw, episodes, strict=True)])
+    torch.testing.assert_close(torch.tensor(scores), want)
+
+def self_scored(loop: PpoLoop) -> list[Any]:
+    """The episodes of the first iteration, their scores shaped."""
+    episodes = loop.actor.episodes([loop.prompts[row] for row in loop.rows(0)], [0, 0])
+    loop.actor.shaped(episodes, ppos.Control())
+    return episodes
+
+@pytest.mark.parametrize("group", [False, True])
+def test_a_run_resumed_after_any_iteration_is_bit_equal(
+    group: bool, make_ppo: Callable[..., PpoLoop], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {**RUN, "rollout": {"samples": 2}}
+    loop = make_ppo("whole", group=group, **options)
+    assert loop.train() == 0 and loop.progress.step == 4
+    whole = tensors(loop), trace(loop)
+    assert ("master/value.weight" in whole[0]) != group
+    for step in range(1, 4):
+        loop = make_ppo(f"stopped-{step}", group=group, **options)
+        assert stop_at(loop, step, monkeypatch) == 143
+        loop = make_ppo(f"stopped-{step}", group=group, **options, resume=True)
+        assert loop.progress.step == step and loop.control.kl_coef != loop.config.ppo.kl_coef
+        assert loop.train() == 0
+        assert_equal(loop, whole)
+
+class Killed(BaseException):
+    """What nothing in a run catches."""
+
+@pytest.mark.parametrize("where", ["rollout", "epoch", "save"])
+def test_a_run_killed_anywhere_is_bit_equal(
+    where: str, make_ppo: Callable[..., PpoLoop], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {**RUN, "loop": {"eval_every": 100, "save_every": 2}}
+    loop = make_ppo("whole", **options)
+    assert loop.train() == 0
+    whole = tensors(loop), trace(loop)
+    loop = make_ppo("killed", **options)
+    calls = {"rollout": (loop.actor.rewards, "sources", 5), "epoch": (AdamW, "square_sums", 5),
+             "save": (loop.checkpoints, "save", 1)}
+
+    def dies(left: list[int], real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **more: Any) -> Any:
+            left[0] -= 1
+            if left[0] < 0:
+                raise Killed
+            return real(*args, **more)
+
+        return call
+
+    owner, name, after = calls[where]
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        real, left = getattr(owner, name), [after]
+        if where == "rollout":
+            patch.setattr(owner, name, {n: dies(left, source) for n, source in real.items()})
+        else:
+            patch.setattr(owner, name, dies(left, real))
+        loop.train()
+    assert loop.progress.step == (4 if where == "save" else 2)
+    loop = make_ppo("killed", **options, resume=True)
+    assert loop.progress.step == 2 and loop.train() == 0
+    assert_equal(loop, whole)
+
+def test_the_first_iteration_proves_itself(
+    make_ppo: Callable[..., PpoLoop], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = make_ppo("moved")
+    with torch.no_grad():
+        next(iter(loop.reference.parameters())).mul_(1.01)
+    with pytest.raises(AssertionError, match="the reference must be the start"):
+        loop.train()
+    loop = make_ppo("other temperature")
+    real = ppos.seen
+    monkeypatch.setattr(ppos, "seen", lambda model, batch, temperature: real(
+        model, batch, temperature * (1.01 if torch.is_grad_enabled() else 1.0)))
+    with pytest.raises(AssertionError, match="the first update must see what was scored"):
+        loop.train()
+    monkeypatch.setattr(ppos, "seen", real)
+    loop = make_ppo("by neighbours")
+    name, source = next(iter(loop.actor.rewards.sources.items()))
+    loop.actor.rewards.sources[name] = lambda rows: [score + len(rows) for score in source(rows)]
+    with pytest.raises(AssertionError, match="a reward depends on other answers"):
+        loop.train()
+
+def test_the_reference_shares_what_is_frozen(make_ppo: Callable[..., PpoLoop]) -> None:
+    loop = make_ppo("lora", peft={"method": "lora", "rank": 2})
+    before = {name: p.clone() for name, p in loop.reference.named_parameters()}
+    assert loop.train() == 0
+    mine = dict(loop.model.named_parameters())
+    for name, param in loop.reference.named_parameters():
+        assert torch.equal(param, before[name])
+        assert (param is mine[name]) != mine[name].requires_grad
+    loop.restore_best()
+    assert not any(name.startswith("value") for name, _ in loop.model.named_parameters())
+
+def test_dropout_is_off(make_ppo: Callable[..., PpoLoop]) -> None:
+    loop = make_ppo("dropout", peft={"method": "lora", "rank": 2, "dropout": 0.5})
+    loop.model.trunk.layers[0].dropout = 0.5
+    assert loop.train() == 0  # or the first update would not see what was scored
+
+def test_a_failed_reward_keeps_what_was_trained(make_ppo: Callable[..., PpoLoop]) -> None:
+    loop = make_ppo("fails")
+    name, source = next(iter(loop.actor.rewards.sources.items()))
+    calls = iter([source] * 5)  # one more in the first iteration, for an answer alone
+    loop.actor.rewards.sources[name] = lambda rows: next(calls)(rows)
+    with pytest.raises(ppos.TrainingError, match=r"reward .*: StopIteration"):
+        loop.train()
+    assert loop.checkpoints.latest().step == loop.progress.step == 3
+
+def test_answers_without_a_score_are_left_out(make_ppo: Callable[..., PpoLoop]) -> None:
+    loop = make_ppo("skips", reward={"on_error": "skip"})
+    name, source = next(iter(loop.actor.rewards.sources.items()))
+    loop.actor.rewards.sources[name] = lambda rows: [
+        float("nan") if row["answer"].startswith("a") else score
+        for row, score in zip(rows, source(rows), strict=True)]
+    assert loop.train() == 0
+    assert all(line["ppo/left_out"] > 0 for line in trace(loop) if "ppo/left_out" in line)
+    assert not list(Path(loop.path).glob("skipped-step-*"))
