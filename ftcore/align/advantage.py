@@ -46,10 +46,11 @@ def grouped(rewards_M: Tensor, lengths: Sequence[int], groups: Sequence[int], *,
             leaves_one_out: bool) -> Tensor:
     """advantages_M by the other answers to the same prompt, whose number is in `groups`; 0 for one
     that is alone."""
-    sums_B = torch.stack([r_T.sum() for r_T in rewards_M.split(lengths)])
+    # numerics: float64, or what rounding leaves of equal rewards is divided by nearly nothing
+    sums_B = torch.stack([r_T.sum() for r_T in rewards_M.cpu().double().split(lengths)])
     _, of_B, count_G = torch.unique(torch.tensor(groups), return_inverse=True, return_counts=True)
-    count_B = count_G[of_B]
-    means_G = torch.zeros(len(count_G), dtype=sums_B.dtype).index_add_(0, of_B, sums_B) / count_G
+    count_B, means_G = count_G[of_B], torch.zeros(len(count_G), dtype=torch.float64)
+    means_G = means_G.index_add_(0, of_B, sums_B) / count_G
     apart_B = sums_B - means_G[of_B]
     if leaves_one_out:
         apart_B = apart_B * count_B / (count_B - 1).clamp(min=1)
@@ -57,8 +58,9 @@ def grouped(rewards_M: Tensor, lengths: Sequence[int], groups: Sequence[int], *,
         squares_G = torch.zeros_like(means_G).index_add_(0, of_B, apart_B**2)
         std_G = (squares_G / (count_G - 1).clamp(min=1)).sqrt()
         apart_B = apart_B / (std_G[of_B] + EPSILON)
-    return torch.repeat_interleave(apart_B, torch.tensor(lengths))
+    return torch.repeat_interleave(apart_B, torch.tensor(lengths)).to(rewards_M)
 
 def whitened(x_M: Tensor) -> Tensor:
-    """Mean 0, standard deviation 1; of a single token 0."""
-    return (x_M - x_M.mean()) / (x_M.std(correction=0) + 1e-8)
+    """Mean 0, standard deviation 1; 0 where they are all equal, as a single one is."""
+    wide_M = x_M.double()  # numerics: as above
+    return ((wide_M - wide_M.mean()) / (wide_M.std(correction=0) + 1e-8)).to(x_M)

@@ -143,6 +143,13 @@ def test_whitening_is_over_all_tokens_of_the_rollout(draw: Draw) -> None:
     parts = torch.cat([whitened(part) for part in x_M.split([20, 37])]).numpy()
     assert np.abs(found - parts).max() > 1e-3  # not those of each micro-batch
 
-@pytest.mark.parametrize("x", [[4.0], [2.0, 2.0, 2.0]])
-def test_what_does_not_differ_is_whitened_to_nothing(x: list[float]) -> None:
-    assert whitened(torch.tensor(x)).tolist() == [0.0] * len(x)
+@pytest.mark.parametrize("x", [4.0, 0.1, 0.7, -123.4])
+def test_what_does_not_differ_is_whitened_to_nothing(x: float) -> None:
+    """In fp32 the mean of equal numbers is not that number, and what is left would be scaled up."""
+    for count in (1, 3, 7, 31, 4097):
+        assert whitened(torch.full((count,), x)).abs().max() < 1e-5
+        lengths, groups = [1] * count, [i % 2 for i in range(count)]
+        for leaves_one_out in (False, True):
+            rule = {"leaves_one_out": leaves_one_out}
+            apart_M = grouped(torch.full((count,), x), lengths, groups, **rule)
+            assert apart_M.abs().max() < 1e-6 and apart_M.dtype == torch.float32
