@@ -20,6 +20,7 @@ import resource
 import shlex
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -51,6 +52,8 @@ class Rewards:
         if not config.sources:
             kinds = ", ".join(KINDS)
             raise ConfigError(f"nothing says what an answer is worth: --reward.sources {{{kinds}}}")
+        if twice := {name for name in config.sources if config.sources.count(name) > 1}:
+            raise ConfigError(f"reward.sources names {', '.join(sorted(twice))} twice: weigh it")
         weights = config.weights or (1.0,) * len(config.sources)
         if len(weights) != len(config.sources):
             what = f"reward.weights has {len(weights)} values"
@@ -110,7 +113,7 @@ def opened(name: str, config: RewardsConfig) -> Source:
         raise ConfigError(f"reward.sources: {name!r} is none of {', '.join(KINDS)}")
     try:
         return KINDS[kind](rest, config)
-    except (OSError, ImportError, SyntaxError, AttributeError, ValueError) as error:
+    except Exception as error:  # whatever a file of the user's raises when it is read
         raise ConfigError(f"reward.sources: {name}: {error}") from error
 
 def match(rest: str, config: RewardsConfig) -> Source:
@@ -164,10 +167,11 @@ def judged_by(run: str, task: str) -> Callable[[Rows], torch.Tensor]:
 
 def python(rest: str, config: RewardsConfig) -> Source:
     file, _, name = rest.rpartition(":")
-    spec = importlib.util.spec_from_file_location(Path(file).stem, file)
+    spec = importlib.util.spec_from_file_location(f"reward {file}", file)
     if spec is None:
         raise ConfigError(f"{file!r} is no Python file: write python:FILE.py:NAME")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses and pickle look for it
     spec.loader.exec_module(module)
     return getattr(module, name)
 

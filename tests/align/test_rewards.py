@@ -1,0 +1,226 @@
+"""Rewards: what each kind of source says, and what is done where one says nothing usable."""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ftcore.align.rewards import KINDS, Rewards
+from ftcore.config import RewardsConfig
+from ftcore.data.columns import Chat
+from ftcore.errors import ConfigError, TrainingError
+
+PAINT = '{"intent": "paint", "colour": "red"}'
+OTHERS = ('{"colour": "red", "intent": "paint"}', '{"intent": "paint"}', '{"intent": 1}', "x")
+ANSWERS = [PAINT, *OTHERS]
+
+def chats(targets: Sequence[str]) -> list[Chat]:
+    asked = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "paint it"}]
+    named = enumerate(targets)
+    return [Chat(f"c{i}", [*asked, {"role": "assistant", "content": text}]) for i, text in named]
+
+def judged(sources: str | tuple[str, ...], answers: Sequence[str] = ANSWERS, target: str = PAINT,
+           **options: Any) -> tuple[list[float], dict[str, list[float]]]:
+    names = (sources,) if isinstance(sources, str) else sources
+    rewards = Rewards(RewardsConfig(sources=names, **options))
+    scores, parts = rewards(chats([target] * len(answers)), answers)
+    return scores.tolist(), {name: part.tolist() for name, part in parts.items()}
+
+@pytest.fixture
+def python(tmp_path: Path) -> Callable[[str], str]:
+    """Body of a function of `rows` -> the source that it is."""
+
+    def make(body: str, head: str = "") -> str:
+        file = tmp_path / f"own{len(list(tmp_path.iterdir()))}.py"
+        file.write_text(f"{head}\ndef score(rows):\n    {body}\n", "utf-8")
+        return f"python:{file}:score"
+
+    return make
+
+@pytest.fixture
+def program(tmp_path: Path) -> Callable[[str], str]:
+    """Lines of Python -> a program that runs them."""
+
+    def make(text: str) -> str:
+        file = tmp_path / f"program{len(list(tmp_path.iterdir()))}.py"
+        file.write_text(f"import json, sys\n{text}\n", "utf-8")
+        return f"program:{sys.executable} -S {file}"
+
+    return make
+
+# ---- what they say -------------------------------------------------------------------------------
+
+def test_match_is_the_expected_answer_and_nothing_else() -> None:
+    scores, parts = judged("match", ["yes", " yes\n", "Yes", "yes!", ""], "yes")
+    assert scores == parts["match"] == [1, 1, 0, 0, 0]
+
+def test_command_is_the_mean_of_four_claims() -> None:
+    """JSON object, intent, whole object, text: all; all but the text; the first two; the first."""
+    scores, parts = judged("command:intent")
+    assert scores == parts["command:intent"] == [1, 0.75, 0.5, 0.25, 0]
+
+def test_a_function_sees_messages_answer_and_target(python: Callable, tmp_path: Path) -> None:
+    seen = tmp_path / "seen.json"
+    name = python(f"open({str(seen)!r}, 'w').write(json.dumps(rows)); return map(len, "
+                  "(row['answer'] for row in rows))", head="import json")  # fmt: skip
+    assert judged(name, ["a", "four"])[0] == [1, 4]
+    asked = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "paint it"}]
+    rows = [{"messages": asked, "answer": text, "target": PAINT} for text in ("a", "four")]
+    assert json.loads(seen.read_text()) == rows
+
+def test_a_program_reads_a_line_and_writes_a_number_for_each(program: Callable) -> None:
+    """Words are split as a shell's; blank lines and integers are fine, any character comes
+    through."""
+    name = program(
+        "by = float(sys.argv[1])\nfor line in sys.stdin:\n    row = json.loads(line)\n"
+        "    print(by * len(row['answer']) + len(row['messages']))\n    print()"
+    )
+    assert judged(f"{name} '0.5'", ["ab\n\u2028\u00e9", ""])[0] == [4.5, 2]
+    assert judged(program("print('1\\n2')"), ["a", "b"])[0] == [1, 2]
+
+def test_sources_are_weighed_and_added(python: Callable) -> None:
+    own = python("return [2.0] * len(rows)")
+    scores, parts = judged(("match", own), ["yes", "no"], "yes", weights=(0.5, -1.0))
+    assert scores == [-1.5, -2.0] and parts == {"match": [1, 0], own: [2, 2]}
+    assert judged(("match", own), ["yes", "no"], "yes")[0] == [3, 2]
+
+# ---- what fails: a source, what is said of it, and the scores where such answers are skipped -----
+
+NONE = [None] * 5
+FUNCTIONS = {
+    "raises": ("raise KeyError('lost')", "KeyError: 'lost'", NONE),
+    "divides": ("return [1 / 0]", "ZeroDivisionError: division by zero", NONE),
+    "hangs": ("\n    while True: pass", "TimeoutError: no answer within 0.3 s", NONE),
+    "sleeps": ("import time; time.sleep(60)", "TimeoutError: no answer within 0.3 s", NONE),
+    "endless": ("while True: yield 1.0", "ValueError: too many numbers for 5 answers", NONE),
+    "endless in C": ("import itertools; return itertools.repeat(1.0)",
+                     "ValueError: too many numbers for 5 answers", NONE),
+    "too few": ("return [1.0] * 4", "ValueError: 4 numbers for 5 answers", NONE),
+    "too many": ("return [1.0] * 6", "ValueError: too many numbers for 5 answers", NONE),
+    "nothing": ("return None", "TypeError: 'NoneType' object is not iterable", NONE),
+    "one number": ("return 1.0", "TypeError: 'float' object is not iterable", NONE),
+    "words": ("return ['good'] * 5", "ValueError: could not convert string to float", NONE),
+    "a list": ("return [[1.0]] * 5", "TypeError: float() argument must be", NONE),
+    "nan": ("return [0, float('nan'), 2, 3, 4]", "a score that is not finite", [0, None, 2, 3, 4]),
+    "inf": ("return [float('-inf'), 1, 2, 3, 4]", "a score that is not finite", [None, 1, 2, 3, 4]),
+}
+
+@pytest.mark.parametrize(("body", "why", "kept"), FUNCTIONS.values(), ids=FUNCTIONS)
+def test_a_function_that_fails_stops_the_run_or_is_skipped(
+    body: str, why: str, kept: list[float | None], python: Callable
+) -> None:
+    assert_fails(python(body), why, kept, timeout_s=0.3)
+
+HUGE = "x = bytearray(1 << 30)\nfor line in sys.stdin: print(1)"
+PROGRAMS = {
+    "fails": ("sys.exit('it is\\nbroken')", "ValueError: exit status 1: it is\nbroken", NONE),
+    "hangs": ("while True: pass", "TimeoutError: no answer within 1.5 s", NONE),
+    "floods": ("while True: print(1)", "TimeoutError: no answer within 1.5 s", NONE),
+    "reads nothing": ("print('1\\n' * 5)", None, [1] * 5),
+    "rubbish": ("print('good\\n' * 5)", "JSONDecodeError: Expecting value", NONE),
+    "words": ("print('\"good\"\\n' * 5)", "ValueError: could not convert string to float", NONE),
+    "objects": ("print('{}\\n' * 5)", "TypeError: float() argument must be", NONE),
+    "null": ("print('null\\n' * 5)", "TypeError: float() argument must be", NONE),
+    "nan": ("print('NaN\\n1\\n1\\n1\\n1')", "a score that is not finite", [None, 1, 1, 1, 1]),
+    "silent": ("sys.stdin.read()", "ValueError: 0 numbers for 5 answers", NONE),
+    "large": (HUGE, "ValueError: exit status 1: Traceback", NONE),
+}
+
+@pytest.mark.parametrize(("text", "why", "kept"), PROGRAMS.values(), ids=PROGRAMS)
+def test_a_program_that_fails_stops_the_run_or_is_skipped(
+    text: str, why: str | None, kept: list[float | None], program: Callable
+) -> None:
+    assert_fails(program(text), why, kept, timeout_s=1.5, memory_mib=256)
+
+def assert_fails(name: str, why: str | None, kept: list[float | None], **limits: Any) -> None:
+    started = time.perf_counter()
+    if why is not None:
+        with pytest.raises(TrainingError) as failed:
+            judged((name, "match"), **limits)
+        said = str(failed.value)
+        assert said.startswith(f"reward {name}: {why}")
+        first, count = kept.index(None), kept.count(None)
+        assert f"; the first of {count} answers is {ANSWERS[first]!r}: mend it, or" in said
+        assert said.endswith("leave such answers out: --reward.on-error skip")
+    scores, parts = judged((name, "match"), on_error="skip", **limits)
+    match = [1, 0, 0, 0, 0]  # which is not lost
+    assert parts["match"] == match
+    assert [None if math.isnan(x) else x for x in parts[name]] == kept
+    wanted = [None if x is None else x + y for x, y in zip(kept, match, strict=True)]
+    assert [None if math.isnan(x) else x for x in scores] == wanted
+    assert time.perf_counter() - started < 2 * limits["timeout_s"] + 10
+
+def test_a_program_has_the_memory_that_it_is_given(program: Callable) -> None:
+    assert judged(name := program(HUGE), memory_mib=2048)[0] == [1] * 5
+    with pytest.raises(TrainingError, match="MemoryError"):
+        judged(name, memory_mib=512)
+
+def test_a_program_that_is_not_there_is_named() -> None:
+    with pytest.raises(TrainingError, match="reward program:/no/such thing: FileNotFoundError"):
+        judged("program:/no/such thing")
+
+def test_a_target_that_is_no_command_is_named() -> None:
+    said = "reward command:intent: DataError: target 'yes' is not a JSON object with a text field"
+    with pytest.raises(TrainingError, match=said):
+        judged("command:intent", ["no"], "yes")
+
+def test_the_clock_is_put_back(python: Callable) -> None:
+    """Nothing rings once a source has answered."""
+    assert judged(python("return [1.0]"), ["a"], timeout_s=0.2)[0] == [1]
+    time.sleep(0.3)
+
+# ---- what is no source ---------------------------------------------------------------------------
+
+def refusal(*sources: str, **options: Any) -> str:
+    with pytest.raises(ConfigError) as refused:
+        Rewards(RewardsConfig(sources=sources, **options))
+    return str(refused.value)
+
+def test_no_source_is_refused() -> None:
+    assert refusal() == (
+        f"nothing says what an answer is worth: --reward.sources {{{', '.join(KINDS)}}}"
+    )
+
+@pytest.mark.parametrize("name", ["macth", "", "Match", ":match"])
+def test_an_unknown_kind_is_refused(name: str) -> None:
+    kinds = "match, command, model, label, python, program"
+    assert refusal(name) == f"reward.sources: {name!r} is none of {kinds}"
+
+@pytest.mark.parametrize("weights", [(1.0,), (1.0, 2.0, 3.0)])
+def test_a_weight_is_for_each_source(weights: tuple[float, ...]) -> None:
+    said = refusal("match", "command:intent", weights=weights)
+    assert said == f"reward.weights has {len(weights)} values, reward.sources 2: give one for each"
+
+def test_a_source_is_named_once() -> None:
+    said = refusal("match", "command:intent", "match", weights=(1.0, 2.0, 3.0))
+    assert said == "reward.sources names match twice: weigh it"
+
+def test_a_file_may_hold_what_python_files_hold(python: Callable) -> None:
+    """Dataclasses look their module up by its name."""
+    head = ("from __future__ import annotations\nfrom dataclasses import dataclass\n"
+            "@dataclass\nclass Said:\n    by: float")  # fmt: skip
+    assert judged(python("return [Said(0.5).by] * len(rows)", head), ["a"])[0] == [0.5]
+
+FILES = {
+    "no file": ("python:{0}/none.py:f", "No such file or directory"),
+    "no name": ("python:{0}/own.py", "write python:FILE.py:NAME"),
+    "no such name": ("python:{0}/own.py:g", "has no attribute 'g'"),
+    "no Python": ("python:{0}/own.txt:f", "is no Python file: write python:FILE.py:NAME"),
+    "does not parse": ("python:{0}/bad.py:f", "invalid syntax"),
+    "lacks a module": ("python:{0}/lacks.py:f", "No module named 'no_such_module'"),
+    "raises": ("python:{0}/raises.py:f", "division by zero"),
+    "no run": ("label:{0}/none:warm", "has no config.toml"),
+}
+
+@pytest.mark.parametrize(("name", "why"), FILES.values(), ids=FILES)
+def test_a_source_that_cannot_be_opened_is_refused(name: str, why: str, tmp_path: Path) -> None:
+    texts = {"own.py": "f = len", "own.txt": "f = len", "bad.py": "f = = 1", "raises.py": "1 / 0"}
+    for file, text in {**texts, "lacks.py": "import no_such_module"}.items():
+        (tmp_path / file).write_text(text, "utf-8")
+    said = refusal(name := name.format(tmp_path))
+    assert said.startswith(f"reward.sources: {name}: ") and why in said
