@@ -24,6 +24,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +78,10 @@ class Rewards:
         """What a source says; NaN where it says nothing that can be used."""
         try:
             with deadline(self.config.timeout_s):
-                said = [*source(rows)]
+                said = [*islice(source(rows), len(rows) + 1)]  # it may never end
             if len(said) != len(rows):
-                raise ValueError(f"{len(said)} numbers for {len(rows)} answers")
+                count = len(said) if len(said) < len(rows) else "too many"
+                raise ValueError(f"{count} numbers for {len(rows)} answers")
             scores_B = np.array([float(score) for score in said])
         except Exception as error:  # whatever a function of the user's raises
             scores_B, why = np.full(len(rows), np.nan), f"{type(error).__name__}: {error}"
