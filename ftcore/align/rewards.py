@@ -1,8 +1,8 @@
 """What an answer is worth: the weighted sum of what one or more sources say of it.
 
     match                  1 where it is the expected answer, character by character, else 0
-    command:FIELD          of JSON commands, the mean of four claims, each 0 or 1: it is a JSON
-                           object, its FIELD (the intent) is right, all of it is, as object, as text
+    command:FIELD          of JSON commands, the mean of four figures from 0 to 1: it is a JSON
+                           object, its FIELD (the intent) is right, F1 of its slots, all is right
     model:RUN              the score of a reward model (train.py reward), which reads prompt and
                            answer as text, through its own tokenizer
     label:RUN:NAME         log-odds of a class of the answer, by a classifier (train.py classify)
@@ -16,6 +16,7 @@ fails, or says anything but finite numbers, ends the run, or its answers are lef
 
 import importlib.util
 import json
+import math
 import resource
 import shlex
 import signal
@@ -122,12 +123,15 @@ def match(rest: str, config: RewardsConfig) -> Source:
     return lambda rows: [text.exact_match(row["target"], row["answer"]) for row in rows]
 
 def command(field: str, config: RewardsConfig) -> Source:
-    def scores(rows: Rows) -> list[float]:
-        labels = text.intent_labels((row["target"] for row in rows), intent=field)
+    def score(row: Mapping[str, Any]) -> float:
+        labels = text.intent_labels([row["target"]], intent=field)
         judge = text.JsonCommandMetrics(labels, intent=field)
-        return [np.mean([*judge.update(row["target"], row["answer"]).values()]) for row in rows]
+        said = judge.update(row["target"], row["answer"])
+        slots, is_whole = judge.compute()["slot_f1"], said["exact_match_object"]
+        slots = is_whole if math.isnan(slots) else slots  # there are none, and none was given
+        return (said["json_valid"] + said["intent_correct"] + slots + is_whole) / 4
 
-    return scores
+    return lambda rows: map(score, rows)
 
 def model(run: str, config: RewardsConfig) -> Source:
     logits_of = judged_by(run, "reward")
