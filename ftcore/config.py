@@ -91,6 +91,18 @@ class ChatDataConfig(ExamplesConfig):
     train_on: TrainOn = "assistant"  # completion: the last answer and all the template adds to it
     train_on_end: bool = True  # supervise the token that ends a turn, so that the model stops
 
+class PairsDataConfig(ChatDataConfig):
+    """Two answers to one prompt, the better one first; without `prompt` whole conversations."""
+    # columns of a question, or one of its turns; none: the turns that both conversations begin with
+    prompt: tuple[str, ...] = ()
+    chosen: str = "chosen"  # column of the better answer: text, or a list of its one turn
+    rejected: str = "rejected"  # column of the worse answer
+    margin: str = ""  # column of how much better it is, in units of the score; empty: all alike
+    over_length: OverLength = "error"  # of longer conversations: drop, or cut_left of the prompt
+    messages: ClassVar[str] = ""  # chats have these three; of a pair both answers are learned from
+    answer: ClassVar[str] = ""
+    train_on: ClassVar[TrainOn] = "last"
+
 class TextsConfig(ExamplesConfig):
     """Texts or pairs of texts."""
     text: str = "text"  # column of the text
@@ -194,6 +206,16 @@ class EvalConfig(Section):
     samples: Natural = 3  # answers shown at the end
     probe: tuple[str, ...] = ()  # of a decoder: files of text that it shall not forget, judged too
 
+class RewardConfig(Section):
+    """The score of an answer, learned from pairs."""
+    centring: NotNegative = 0.01  # weight of the squared sum of a pair's scores: they stay near 0
+
+class DpoConfig(Section):
+    """Direct preference optimisation; the reference is the model as it was."""
+    beta: Positive = 0.1  # how closely the model stays to the reference: higher is closer
+    loss: Literal["sigmoid", "ipo"] = "sigmoid"  # ipo: no gain beyond a margin of 1 / (2 beta)
+    length_normalised: bool = False  # log-probabilities a token, not of whole answers
+
 class LogConfig(Section):
     """Where the run is written down."""
     dir: Path = Path("runs")  # folder of all runs
@@ -211,6 +233,7 @@ class PretrainRun(Section):
     eval: EvalConfig = EvalConfig()
     log: LogConfig = LogConfig()
     problem: ClassVar[str | None] = None  # HF's `problem_type`, where documents are judged
+    labels: ClassVar[tuple[str, ...] | None] = None  # names of outputs that the data does not name
 
 class MaskedRun(PretrainRun):
     """Masked-language modelling: an encoder learns to fill in hidden tokens of plain text."""
@@ -238,6 +261,18 @@ class TagRun(PretrainRun):
     """Fine-tuning a tagger of words, such as named entities."""
     data: TaggedDataConfig = TaggedDataConfig()
 
+class RewardRun(PretrainRun):
+    """Training a model to score answers: of a pair, the chosen one above the rejected one."""
+    data: PairsDataConfig = PairsDataConfig()
+    reward: RewardConfig = RewardConfig()
+    problem = "regression"
+    labels = ("reward",)
+
+class DpoRun(SftRun):
+    """Direct preference optimisation: chosen answers become likelier, rejected ones less."""
+    data: PairsDataConfig = PairsDataConfig()
+    dpo: DpoConfig = DpoConfig()
+
 RUNS = {"pretrain": PretrainRun, "mlm": MaskedRun, "sft": SftRun, "classify": ClassifyRun,
-        "regress": RegressRun, "tag": TagRun}
+        "regress": RegressRun, "tag": TagRun, "reward": RewardRun, "dpo": DpoRun}
 Run = PretrainRun  # and the tasks made from it

@@ -25,6 +25,7 @@ from ftcore.data.columns import Chat, DataConfig, Example, Text, label_map, left
 from ftcore.data.compare import clusters, compare, leaks, settle
 from ftcore.data.encode import Masking, Names, Split, encode
 from ftcore.data.pack import apportioned, lengths
+from ftcore.data.pairs import encode_pairs
 from ftcore.data.read import BUILTIN_CHAT, Notes, Rows, collect, files_of
 from ftcore.data.store import Prepared, statistics
 from ftcore.data.tokenizer import Tokenizer
@@ -97,7 +98,10 @@ def prepare(config: DataConfig, tokenizer: Tokenizer, *, seed: int,
             data.labels = labels or label_map(train.examples, are_tags=are_tags)
         balance(config, train, seed, notes)
     for name, part in parts.items():
-        split = encode(config, part.examples, tokenizer, data.labels)
+        if isinstance(config, configs.PairsDataConfig):
+            split = encode_pairs(config, part.examples, tokenizer)
+        else:
+            split = encode(config, part.examples, tokenizer, data.labels)
         split.rejected[:0], split.num_rows = part.rejected, part.num_rows
         if name == "train":  # nobody judges it
             split.chats, split.sentences = [], []

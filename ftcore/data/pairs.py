@@ -1,0 +1,130 @@
+"""Pairs: one prompt, the answer that was chosen and the one that was rejected; rows to documents.
+
+The prompt has columns of its own, or is what two whole conversations begin with, up to their last
+turns: where they part earlier, the answers are not to one prompt, and the row is rejected. A pair
+is one document (`pack.pair`), so that no step divides it. Each conversation ends with its answer.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from ftcore.config import ChatDataConfig, PairsDataConfig
+from ftcore.data import columns
+from ftcore.data.columns import Chat, Mapped, Message, RowError
+from ftcore.data.encode import Split, encode, take
+from ftcore.data.formats import Row
+from ftcore.data.pack import Encoded, pair
+from ftcore.data.tokenizer import Tokenizer
+from ftcore.errors import ConfigError, DataError
+
+Sides = Iterator[tuple[Chat, list[Encoded], list[int]]]  # and where the answers begin
+
+def pairs(rows: Sequence[Row], config: PairsDataConfig) -> Mapped:
+    """The pairs of some rows, and the rows that hold none; as `columns.examples`."""
+    named = *config.prompt, config.chosen, config.rejected, config.margin
+    return columns.mapped(rows, preference, config, *filter(None, named))
+
+def preference(row: Row, config: PairsDataConfig) -> Chat:
+    """The chosen conversation, with the other answer and how much worse it is."""
+    (*prompt, chosen), (*other, rejected) = (
+        conversation(row, column, config) for column in (config.chosen, config.rejected))
+    one, two = ([(m["role"], m["content"]) for m in turns] for turns in (prompt, other))
+    if not prompt or one != two:
+        raise RowError("the two answers have no common prompt")
+    if chosen["content"] == rejected["content"]:
+        raise RowError("the two answers are the same")
+    margin = columns.number_in(str(row.fields.get(config.margin))) if config.margin else 0.0
+    if margin is None:
+        raise columns.wrong(row, f"column {config.margin!r} must hold a number")
+    answer = Message(role="assistant", content=chosen["content"], train=True, weight=1.0)
+    return Chat(row.id, (*prompt, answer), row.file, row.line, rejected["content"], margin)
+
+def conversation(row: Row, column: str, config: PairsDataConfig) -> list[Message]:
+    """Prompt and answer of one column; RowError: the last turn is empty or not the assistant's."""
+    turns, value = [], row.fields.get(column)
+    if config.prompt and isinstance(row.fields.get(config.prompt[0]), list):
+        turns += columns.turns_of(row, config.prompt[0], config)
+    elif config.prompt:
+        turns.append(columns.question(row, config.prompt))
+    if config.prompt and not isinstance(value, list):
+        return [*turns, Message(role="assistant", content=columns.text_of(row, column))]
+    own = columns.turns_of(row, column, config)
+    if config.prompt and len(own) != 1:
+        raise RowError(f"column {column!r} holds {len(own)} turns: must be one, the answer")
+    if own[-1]["role"] != "assistant":
+        raise RowError(f"the last turn of column {column!r} is not the assistant's")
+    if not own[-1]["content"].strip():
+        raise RowError(f"the answer of column {column!r} is empty")
+    return [*turns, *own]
+
+def encode_pairs(config: PairsDataConfig, chats: Sequence[Chat], tokenizer: Tokenizer) -> Split:
+    """As `encode`: each conversation by the chat template, or, where an encoder has none, as a pair
+    of texts, a turn of the prompt a line. Each must fit into `max_length`, and what is cut of one
+    is the start of its prompt. ConfigError: answers were to be cut."""
+    limit, choice, split = config.max_length, config.over_length, Split()
+    if choice in ("cut_right", "split"):
+        what = "part of an answer is another answer: choose cut_left, which keeps the end, or drop"
+        raise ConfigError(f"data.over_length = {choice}: {what}")
+    is_encoder = tokenizer.chat_template is None and "cls_token" in tokenizer.special
+    lead = int(is_encoder or tokenizer.bos_id is not None)
+    read = by_texts if is_encoder else by_turns
+    for chat, sides, places in read(config, chats, tokenizer, split):
+        over = [max(0, len(side) - limit) if limit else 0 for side in sides]
+        why = f"more than {limit} tokens: {choice}" if any(over) else ""
+        if why and choice == "error":
+            what = f"{columns.place(chat)}: {max(map(len, sides))} tokens, {limit} are allowed"
+            raise DataError(f"{what}; raise data.max_length, or choose data.over_length for it")
+        is_lost = bool(why) and (choice == "drop" or min(np.subtract(places, over)) <= lead)
+        why += ", and no room for a prompt" if is_lost and choice == "cut_left" else ""
+        if np.array_equal(sides[0].tokens_T, sides[1].tokens_T):
+            is_lost, why = True, "the two answers are the same tokens"
+        if why:
+            (split.rejected if is_lost else split.cut).append(columns.left_out(chat, why))
+        if not is_lost:
+            for n, side in enumerate(sides):
+                kept = np.r_[:lead, lead + over[n] : len(side)]
+                types_T = None if side.types_T is None else side.types_T[kept]
+                sides[n] = Encoded(chat.id, side.tokens_T[kept], 0, 1.0, types_T)
+            starts = [place - n for place, n in zip(places, over, strict=True)]
+            split.documents.append(pair(chat.id, sides, starts, chat.margin))
+    columns.require_some(split.documents, split.rejected)
+    return split
+
+def by_turns(config: PairsDataConfig, chats: Sequence[Chat], tokenizer: Tokenizer,
+             split: Split) -> Sides:
+    """Both conversations of each pair, by the chat template; where one gives nothing, neither."""
+    plain = ChatDataConfig(train_on="last", train_on_end=config.train_on_end)
+    halves = [encode(plain, some, tokenizer) for some in (chats, [*map(worse, chats)])]
+    lost = {row.id: row for half in reversed(halves) for row in half.rejected}
+    split.rejected += lost.values()
+    found = [{d.row_id: d for d in half.documents} for half in halves]
+    for chat in (chat for chat in chats if chat.id not in lost):
+        both = [documents[chat.id] for documents in found]
+        scored = [np.flatnonzero(document.weights) for document in both]
+        ends = [take(d, slice(places_M[-1] + 2)) for d, places_M in zip(both, scored, strict=True)]
+        yield chat, ends, [int(places_M[0]) + 1 for places_M in scored]
+
+def by_texts(config: PairsDataConfig, chats: Sequence[Chat], tokenizer: Tokenizer,
+             split: Split) -> Sides:
+    """The prompt with each answer as a pair of texts, for an encoder."""
+    texts = []
+    for chat in chats:
+        prompt = "\n".join(message["content"] for message in chat.messages[:-1])
+        texts += [(prompt, side.messages[-1]["content"]) for side in (chat, worse(chat))]
+    answers = tokenizer.encode_batch((answer for _, answer in texts), special=False)
+    sides = (  # behind an answer stands one special token
+        (Encoded("", ids_T, 0, 1.0, types_T), len(ids_T) - 1 - len(answer), len(answer))
+        for (ids_T, types_T), answer in zip(tokenizer.encode_pairs(texts), answers, strict=True))
+    for chat, *both in zip(chats, sides, sides, strict=True):
+        documents, places, counts = zip(*both, strict=True)
+        if all(counts):
+            yield chat, [*documents], [*places]
+        else:
+            split.rejected.append(columns.left_out(chat, "an answer is empty"))
+
+def worse(chat: Chat) -> Chat:
+    """The conversation with the rejected answer."""
+    *prompt, answer = chat.messages
+    return replace(chat, messages=(*prompt, {**answer, "content": chat.rejected}))
