@@ -57,11 +57,11 @@ def opened(command: Command) -> "LoadedModel":
     # Imported here, so that --help and a mistyped option answer at once.
     import torch
 
+    from ftcore.align.tasks import TASKS
     from ftcore.env import compute
     from ftcore.hub import resolve
     from ftcore.model.load import load_model
     from ftcore.tune.adapter import load_artifact
-    from ftcore.tune.task import TASKS
 
     config, kind, path = command.config, TASKS[command.task], command.resume
     torch.set_num_threads(config.env.threads)
@@ -82,6 +82,7 @@ def judge(command: Command) -> "Results":
     """What the model says of the test rows, printed and returned."""
     if not command.config.data.test:
         raise ConfigError("nothing to evaluate: name a file with --data.test FILE")
+    from ftcore.align.preference import refer
     from ftcore.data.prepare import prepare, prepared
     from ftcore.data.tokenizer import Tokenizer
     from ftcore.evaluate.report import note_opening
@@ -103,6 +104,8 @@ def judge(command: Command) -> "Results":
     held_out = replace(config.data, train=(), dev=())
     data = prepare(held_out, tokenizer, seed=seed, labels=labels)
     print(data.summary())
+    if command.task == "dpo" and path:
+        refer(opened(replace(command, resume=None)).model, data, config)
     suite = Suite(command.task, config, tokenizer, labels)
     results = suite.tests(loaded.model, data.tests)
     print(f"\n{results}\n")

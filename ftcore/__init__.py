@@ -12,5 +12,6 @@ which never imports ftcore; above them all stand the scripts.
     env                          3 environment
     tune                         4 partial and full fine-tuning
     evaluate                     5 evaluation
+    align                        preference and RL
     verify                       the invariance suite, on the user's own model and data
 """

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from ftcore.config import Run, TextDataConfig
 from ftcore.data import columns, compare, dedup, encode, read
 from ftcore.data.encode import Split
-from ftcore.data.pack import Encoded
+from ftcore.data.pack import Encoded, is_pair
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import DataError
 from ftcore.evaluate import probabilities, report, significance
@@ -144,7 +144,8 @@ class Suite:
             config = TextDataConfig(max_length=model.spec.max_positions, over_length="split")
             texts, _ = columns.examples(read.read_rows(self.config.eval.probe), config)
             probe = encode.encode(config, texts, self.tokenizer)
-            results.add("probe", [self._judged(model, probe)], self._texts(probe.documents))
+            judged = replace(self, task="pretrain")._judged(model, probe)
+            results.add("probe", [judged], self._texts(probe.documents))
         return results
 
     def gap(self, model: Model, train: Sequence[Encoded], dev: Split) -> str:
@@ -171,10 +172,11 @@ class Suite:
         return {names[row]: kind for row, (_, kind, _) in found.items()}
 
     def _texts(self, documents: Sequence[Encoded]) -> dict[str, str]:
-        """The text of each row, by its id."""
+        """The text of each row, by its id; of a pair the prompt."""
         texts: dict[str, str] = {}
         for document in documents:
-            root, text = root_of(document.row_id), self.tokenizer.decode(document.tokens_T)
+            end = int(document.labels[1]) if is_pair(document) else len(document)
+            root, text = root_of(document.row_id), self.tokenizer.decode(document.tokens_T[:end])
             texts[root] = texts.get(root, "") + text
         return texts
 
@@ -213,7 +215,9 @@ class Suite:
     def _judged(self, model: Model, split: Split) -> Judged:
         model.eval()
         limits = {"max_tokens": self.config.loop.micro_batch_tokens, "device": model.device}
-        judge = JUDGES[self.config.problem or self.task]
+        judge, own = JUDGES.get(self.task), getattr(self.config, self.task, None)
+        judge = judge or JUDGES[self.config.problem]
+        limits |= {"options": own} if own else {}
         return judge(model, split, self.labels or self.tokenizer.vocabulary, **limits)
 
 def clusters(texts: Mapping[str, str]) -> dict[str, int]:

@@ -1,0 +1,1 @@
+"""Preference and RL: what answers are worth, and training by it."""
