@@ -131,8 +131,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "tags_test": _conll(folder / "tags_test.conll", 10, 100),
         "chat": _jsonl(folder / "chat.jsonl", _chats(16)),
         "chat_test": _jsonl(folder / "chat_test.jsonl", _chats(6, 100)),
-        "pairs": _jsonl(folder / "pairs.jsonl", _pairs(16)),
-        "pairs_test": _jsonl(folder / "pairs_test.jsonl", _pairs(6, 100)),
+        "pairs": _jsonl(folder / "pairs.jsonl", _pairs(16, 10)),
+        "pairs_test": _jsonl(folder / "pairs_test.jsonl", _pairs(6, 30)),
         "text": str(folder / "text.txt"),
         "held": str(folder / "held.txt"),
     }
