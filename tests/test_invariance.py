@@ -71,6 +71,8 @@ RUNS = {
     "classify, full, autocast": {"family": "bert", "compute": torch.bfloat16},
     "classify, full, fp32": {"family": "bert"},
     "hidden tokens": {"family": "masked"},
+    "reward, full": {"family": "reward"},
+    "dpo, lora": {"family": "dpo", "peft": LORA},
 }
 TASKS = ("classify", "several", "scored", "tags", "sft", "pretrain", "masked",
          "reward", "dpo")
