@@ -17,86 +17,64 @@ arXiv:2307.09288, section 3.2.2; centring: Eisenstein et al. 2023, arXiv:2312.09
 Rafailov et al. 2023, arXiv:2305.18290, eq. 7; IPO: Azar et al. 2023, arXiv:2310.12036, eq. 17
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
 from ftcore.config import DpoRun
-from ftcore.data.pack import Batch, Encoded
+from ftcore.data.pack import Batch
 from ftcore.data.store import Prepared
-from ftcore.evaluate.evaluator import MOST_LOGITS, log_ratios
+from ftcore.evaluate.evaluator import log_ratios, token_losses
 from ftcore.model.heads import Model
 from ftcore.tune.task import document_logits, hidden
 
-AT_ONCE = 256  # pairs between two moves of the bar
+AT_ONCE = 256  # pairs, between two moves of the bar
 
 def bradley_terry(model: Model, batch: Batch, *, centring: float) -> tuple[Tensor, Tensor]:
     """The loss of scores, as a sum over pairs and their number."""
-    scores_B2 = document_logits(model, batch).view(-1, 2)
-    chosen_B, rejected_B = scores_B2.unbind(1)
-    margin_B = batch.pairs[:, 3].to(scores_B2)
-    loss_B = centring * scores_B2.sum(1).square() - F.logsigmoid(chosen_B - rejected_B - margin_B)
+    chosen_B, rejected_B = document_logits(model, batch).view(-1, 2).unbind(1)
+    gap_B = chosen_B - rejected_B - batch.pairs[:, 3].to(chosen_B)
+    loss_B = centring * (chosen_B + rejected_B).square() - F.logsigmoid(gap_B)
     return loss_B.sum(), torch.ones_like(loss_B.detach()).sum()
 
 def dpo(model: Model, batch: Batch, *, beta: float, loss: str,
         length_normalised: bool) -> tuple[Tensor, Tensor]:
     """The loss of log-ratios, as a sum over pairs and their number. Its gradient is that of the
-    cross-entropy of all tokens, each weighted by how much less of it the loss asks for."""
+    cross-entropy of all tokens, each weighted by the slope of the loss in it."""
     scored_M = batch.weights.nonzero().squeeze(1)
     h_MC, labels_M = hidden(model, batch, scored_M), batch.labels[scored_M]
-    said_M = log_probabilities(model, h_MC, labels_M)
     owner_M = batch.docs.doc_of_N()[scored_M]
+    with torch.no_grad():
+        nll_M, _ = token_losses(model, h_MC, labels_M)
     with torch.enable_grad():
-        given_M = said_M.requires_grad_()
-        sums_D = given_M.new_zeros(batch.docs.num_docs)
-        answers_D = sums_D.index_add(0, owner_M, given_M)
+        none_D = nll_M.new_zeros(batch.docs.num_docs)
+        nll_D = none_D.index_add(0, owner_M, nll_M.requires_grad_())
         if length_normalised:
-            answers_D = answers_D / sums_D.index_add(0, owner_M, torch.ones_like(said_M))
-        chosen_B, rejected_B = answers_D.view(-1, 2).unbind(1)
-        z_B = chosen_B - rejected_B - batch.pairs[:, 4].to(said_M)
+            nll_D = nll_D / none_D.index_add(0, owner_M, torch.ones_like(nll_M))
+        chosen_B, rejected_B = nll_D.view(-1, 2).unbind(1)
+        z_B = rejected_B - chosen_B - batch.pairs[:, 4].to(nll_D)
         loss_B = (z_B - 1 / (2 * beta)).square() if loss == "ipo" else -F.logsigmoid(beta * z_B)
-        (slope_M,) = torch.autograd.grad(loss_B.sum(), given_M)
+        (slope_M,) = torch.autograd.grad(loss_B.sum(), nll_M)
     value, weight = loss_B.detach().sum(), torch.ones_like(loss_B.detach()).sum()
     if not h_MC.requires_grad:
         return value, weight
-    carrier, _ = model.head.loss(h_MC, labels_M, -slope_M)
+    carrier, _ = model.head.loss(h_MC, labels_M, slope_M)
     return value + (carrier - carrier.detach()), weight
 
 @torch.no_grad()
-def log_probabilities(model: Model, h_MC: Tensor, labels_M: Tensor) -> Tensor:
-    """log p of each label, by the hidden state before it; no gradient."""
-    size, made = max(1, MOST_LOGITS // model.spec.vocab_size), []
-    for h_PC, labels_P in zip(h_MC.split(size), labels_M.split(size), strict=True):
-        logits_PV = model.head(h_PC)
-        wide_PV = logits_PV.to(torch.promote_types(logits_PV.dtype, torch.float32))
-        made.append(-F.cross_entropy(wide_PV, labels_P, reduction="none"))
-    return torch.cat(made)
-
-@torch.no_grad()
 def refer(model: Model, data: Prepared, config: DpoRun) -> None:
-    """Fill the reference's log-ratios into all pairs: those of the model as it stands."""
-    model.eval()
-    limits = {"max_tokens": config.loop.micro_batch_tokens, "device": model.device}
+    """Fill the log-ratios of the model as it stands, the reference, into all pairs."""
+    limits = {"max_tokens": config.loop.micro_batch_tokens, "device": model.eval().device}
+    limits["length_normalised"] = config.dpo.length_normalised
     for name, split in data.splits():
-        split.documents = referenced(
-            model, split.documents, what=name, **limits,
-            length_normalised=config.dpo.length_normalised)
-
-def referenced(model: Model, documents: Sequence[Encoded], *, what: str,
-               **options: Any) -> list[Encoded]:
-    """The pairs with the log-ratios of this model."""
-    made = []
-    with tqdm(total=len(documents), desc=f"reference, {what}", unit="pair", disable=None) as bar:
-        for start in range(0, len(documents), AT_ONCE):
-            some = documents[start : start + AT_ONCE]
-            for document, ratio in zip(some, log_ratios(model, some, **options), strict=True):
-                labels = document.labels.copy()
-                labels[4] = ratio
+        starts, made = range(0, len(split.documents), AT_ONCE), []
+        for start in tqdm(starts, desc=f"reference, {name}", disable=None):
+            some = split.documents[start : start + AT_ONCE]
+            for document, ratio in zip(some, log_ratios(model, some, **limits), strict=True):
+                labels = np.append(document.labels[:4], np.float32(ratio))
                 made.append(replace(document, labels=labels))
-            bar.update(len(some))
-    return made
+        split.documents = made

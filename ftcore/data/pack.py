@@ -26,6 +26,7 @@ from kernels.docs import Docs
 BLOCK = 1 << 20  # tokens looked at in one go
 IGNORED = -100  # label of a position that predicts nothing
 Order = Callable[..., np.ndarray]  # takes epoch=N
+Side = tuple[np.ndarray, np.ndarray, int]  # ids and types of a conversation; where its answer is
 
 @dataclass(slots=True)  # cost: a frozen one is made at half the speed
 class Encoded:
@@ -48,14 +49,13 @@ def shifted(row_id: str, ids_T: np.ndarray, counts_T: np.ndarray) -> Encoded:
     labels_T[-1:], weights_T[-1:] = IGNORED, 0
     return Encoded(row_id, ids_T, labels_T, weights_T)
 
-def pair(row_id: str, sides: Sequence[Encoded], places: Sequence[int], margin: float) -> Encoded:
+def pair(row_id: str, sides: Sequence[Side], margin: float) -> Encoded:
     """Two conversations end to end as one document, which no step divides. Its labels (float32):
     tokens of the chosen one; where its answer begins, and the rejected one's in its own tokens;
     the margin; the log-ratio of both answers in the reference, 0 until it is known."""
-    labels = np.array([len(sides[0]), *places, margin, 0], dtype=np.float32)
-    types = [np.zeros(len(s), np.int32) if s.types_T is None else s.types_T for s in sides]
-    tokens_T = np.concatenate([side.tokens_T for side in sides])
-    return Encoded(row_id, tokens_T, labels, 1.0, np.concatenate(types))
+    ids, types, starts = zip(*sides, strict=True)
+    labels = np.array([len(ids[0]), *starts, margin, 0], dtype=np.float32)
+    return Encoded(row_id, np.concatenate(ids), labels, 1.0, np.concatenate(types))
 
 def is_pair(document: Encoded) -> bool:
     """Whether `pair` made it: classes that are there are 1, and none is above another that is."""
@@ -69,11 +69,10 @@ def apart(documents: Sequence[Encoded]) -> Sequence[Encoded]:
     made = []
     for both in documents:
         middle, *starts = both.labels[:3].astype(int)
-        for place, own in zip(starts, (slice(middle), slice(middle, None)), strict=True):
-            ids_T = both.tokens_T[own]
-            counts_T = (np.arange(len(ids_T)) >= place).astype(np.float32)
-            types_T = None if both.types_T is None else both.types_T[own]
-            made.append(replace(shifted(both.row_id, ids_T, counts_T), types_T=types_T))
+        for start, own in zip(starts, (slice(middle), slice(middle, None)), strict=True):
+            ids_T, types_T = both.tokens_T[own], both.types_T
+            side = shifted(both.row_id, ids_T, np.float32(np.arange(len(ids_T)) >= start))
+            made.append(replace(side, types_T=None if types_T is None else types_T[own]))
     return made
 
 class Documents(Sequence[Encoded]):

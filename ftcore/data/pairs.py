@@ -13,13 +13,13 @@ import numpy as np
 from ftcore.config import ChatDataConfig, PairsDataConfig
 from ftcore.data import columns
 from ftcore.data.columns import Chat, Mapped, Message, RowError
-from ftcore.data.encode import Split, encode, take
+from ftcore.data.encode import Split, encode
 from ftcore.data.formats import Row
-from ftcore.data.pack import Encoded, pair
+from ftcore.data.pack import Side, pair
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import ConfigError, DataError
 
-Sides = Iterator[tuple[Chat, list[Encoded], list[int]]]  # and where the answers begin
+Pairs = Iterator[tuple[Chat, list[Side]]]
 
 def pairs(rows: Sequence[Row], config: PairsDataConfig) -> Mapped:
     """The pairs of some rows, and the rows that hold none; as `columns.examples`."""
@@ -43,21 +43,19 @@ def preference(row: Row, config: PairsDataConfig) -> Chat:
 
 def conversation(row: Row, column: str, config: PairsDataConfig) -> list[Message]:
     """Prompt and answer of one column; RowError: the last turn is empty or not the assistant's."""
-    turns, value = [], row.fields.get(column)
+    prompt, value = [], row.fields.get(column)
     if config.prompt and isinstance(row.fields.get(config.prompt[0]), list):
-        turns += columns.turns_of(row, config.prompt[0], config)
+        prompt += columns.turns_of(row, config.prompt[0], config)
     elif config.prompt:
-        turns.append(columns.question(row, config.prompt))
+        prompt.append(columns.question(row, config.prompt))
     if config.prompt and not isinstance(value, list):
-        return [*turns, Message(role="assistant", content=columns.text_of(row, column))]
-    own = columns.turns_of(row, column, config)
-    if config.prompt and len(own) != 1:
-        raise RowError(f"column {column!r} holds {len(own)} turns: must be one, the answer")
-    if own[-1]["role"] != "assistant":
-        raise RowError(f"the last turn of column {column!r} is not the assistant's")
-    if not own[-1]["content"].strip():
-        raise RowError(f"the answer of column {column!r} is empty")
-    return [*turns, *own]
+        return [*prompt, Message(role="assistant", content=columns.text_of(row, column))]
+    turns = columns.turns_of(row, column, config)
+    if config.prompt and len(turns) != 1:
+        raise RowError(f"column {column!r} holds {len(turns)} turns: must be one, the answer")
+    if turns[-1]["role"] != "assistant" or not turns[-1]["content"].strip():
+        raise RowError(f"the last turn of column {column!r} is not an answer of the assistant's")
+    return [*prompt, *turns]
 
 def encode_pairs(config: PairsDataConfig, chats: Sequence[Chat], tokenizer: Tokenizer) -> Split:
     """As `encode`: each conversation by the chat template, or, where an encoder has none, as a pair
@@ -70,30 +68,30 @@ def encode_pairs(config: PairsDataConfig, chats: Sequence[Chat], tokenizer: Toke
     is_encoder = tokenizer.chat_template is None and "cls_token" in tokenizer.special
     lead = int(is_encoder or tokenizer.bos_id is not None)
     read = by_texts if is_encoder else by_turns
-    for chat, sides, places in read(config, chats, tokenizer, split):
-        over = [max(0, len(side) - limit) if limit else 0 for side in sides]
-        why = f"more than {limit} tokens: {choice}" if any(over) else ""
-        if why and choice == "error":
-            what = f"{columns.place(chat)}: {max(map(len, sides))} tokens, {limit} are allowed"
-            raise DataError(f"{what}; raise data.max_length, or choose data.over_length for it")
-        is_lost = bool(why) and (choice == "drop" or min(np.subtract(places, over)) <= lead)
-        why += ", and no room for a prompt" if is_lost and choice == "cut_left" else ""
-        if np.array_equal(sides[0].tokens_T, sides[1].tokens_T):
-            is_lost, why = True, "the two answers are the same tokens"
+    for chat, sides in read(config, chats, tokenizer, split):
+        sizes = [len(ids_T) for ids_T, _, _ in sides]
+        over, why, is_lost = [max(0, n - (limit or n)) for n in sizes], "", False
+        if any(over):
+            why, is_lost = f"more than {limit} tokens: {choice}", choice == "drop"
+            if choice == "error":
+                what = f"{columns.place(chat)}: {max(sizes)} tokens, {limit} are allowed"
+                raise DataError(f"{what}; raise data.max_length, or choose data.over_length for it")
+            kept = [np.r_[:lead, lead + n : size] for n, size in zip(over, sizes, strict=True)]
+            sides = [(ids_T[places_T], types_T[places_T], start - n) for
+                     (ids_T, types_T, start), n, places_T in zip(sides, over, kept, strict=True)]
+            if not is_lost and min(start for *_, start in sides) <= lead:
+                why, is_lost = f"{why}, no room for a prompt", True
+        if np.array_equal(sides[0][0], sides[1][0]):
+            why, is_lost = "the two answers are the same tokens", True
         if why:
             (split.rejected if is_lost else split.cut).append(columns.left_out(chat, why))
         if not is_lost:
-            for n, side in enumerate(sides):
-                kept = np.r_[:lead, lead + over[n] : len(side)]
-                types_T = None if side.types_T is None else side.types_T[kept]
-                sides[n] = Encoded(chat.id, side.tokens_T[kept], 0, 1.0, types_T)
-            starts = [place - n for place, n in zip(places, over, strict=True)]
-            split.documents.append(pair(chat.id, sides, starts, chat.margin))
+            split.documents.append(pair(chat.id, sides, chat.margin))
     columns.require_some(split.documents, split.rejected)
     return split
 
 def by_turns(config: PairsDataConfig, chats: Sequence[Chat], tokenizer: Tokenizer,
-             split: Split) -> Sides:
+             split: Split) -> Pairs:
     """Both conversations of each pair, by the chat template; where one gives nothing, neither."""
     plain = ChatDataConfig(train_on="last", train_on_end=config.train_on_end)
     halves = [encode(plain, some, tokenizer) for some in (chats, [*map(worse, chats)])]
@@ -101,26 +99,23 @@ def by_turns(config: PairsDataConfig, chats: Sequence[Chat], tokenizer: Tokenize
     split.rejected += lost.values()
     found = [{d.row_id: d for d in half.documents} for half in halves]
     for chat in (chat for chat in chats if chat.id not in lost):
-        both = [documents[chat.id] for documents in found]
-        scored = [np.flatnonzero(document.weights) for document in both]
-        ends = [take(d, slice(places_M[-1] + 2)) for d, places_M in zip(both, scored, strict=True)]
-        yield chat, ends, [int(places_M[0]) + 1 for places_M in scored]
+        both = [(d.tokens_T, np.flatnonzero(d.weights)) for d in (half[chat.id] for half in found)]
+        ends = ((ids_T[: scored_M[-1] + 2], int(scored_M[0]) + 1) for ids_T, scored_M in both)
+        yield chat, [(ids_T, np.zeros_like(ids_T), start) for ids_T, start in ends]
 
 def by_texts(config: PairsDataConfig, chats: Sequence[Chat], tokenizer: Tokenizer,
-             split: Split) -> Sides:
+             split: Split) -> Pairs:
     """The prompt with each answer as a pair of texts, for an encoder."""
-    texts = []
-    for chat in chats:
-        prompt = "\n".join(message["content"] for message in chat.messages[:-1])
-        texts += [(prompt, side.messages[-1]["content"]) for side in (chat, worse(chat))]
+    prompts = ["\n".join(m["content"] for m in chat.messages[:-1]) for chat in chats]
+    texts = [(prompt, side.messages[-1]["content"]) for prompt, chat in
+             zip(prompts, chats, strict=True) for side in (chat, worse(chat))]
     answers = tokenizer.encode_batch((answer for _, answer in texts), special=False)
     sides = (  # behind an answer stands one special token
-        (Encoded("", ids_T, 0, 1.0, types_T), len(ids_T) - 1 - len(answer), len(answer))
+        (ids_T, np.zeros_like(ids_T) if types_T is None else types_T, len(ids_T) - 1 - len(answer))
         for (ids_T, types_T), answer in zip(tokenizer.encode_pairs(texts), answers, strict=True))
     for chat, *both in zip(chats, sides, sides, strict=True):
-        documents, places, counts = zip(*both, strict=True)
-        if all(counts):
-            yield chat, [*documents], [*places]
+        if all(start < len(ids_T) - 1 for ids_T, _, start in both):
+            yield chat, both
         else:
             split.rejected.append(columns.left_out(chat, "an answer is empty"))
 

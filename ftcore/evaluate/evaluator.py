@@ -133,6 +133,16 @@ def evaluate_scores(model: Model, split: Split, labels: Sequence[str], **limits:
 
     return Judged([row["row_id"] for row in rows], figures, rows)
 
+def token_losses(model: Model, h_MC: Tensor, labels_M: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of each label, fp32, or float64 where the model is, and the likeliest id."""
+    size, losses, best = max(1, MOST_LOGITS // model.spec.vocab_size), [], []
+    for h_PC, labels_P in zip(h_MC.split(size), labels_M.split(size), strict=True):
+        logits_PV = model.head(h_PC)
+        logits_PV = logits_PV.to(torch.promote_types(logits_PV.dtype, torch.float32))
+        losses.append(F.cross_entropy(logits_PV, labels_P, reduction="none"))
+        best.append(logits_PV.argmax(-1))
+    return torch.cat(losses), torch.cat(best)
+
 def scored_tokens(model: Model, documents: Sequence[Encoded],
                   **limits: Any) -> tuple[np.ndarray, list[list[int]]]:
     """Of each document sums_B2, its weighted loss in nats and its weight, and the ids predicted at
@@ -140,18 +150,13 @@ def scored_tokens(model: Model, documents: Sequence[Encoded],
     sums_B2, chosen = np.zeros((len(documents), 2)), {}
     for indices, batch in streams(documents, **limits):
         scored_M = batch.weights.nonzero().squeeze(1)
-        h_MC, losses, best = hidden(model, batch, scored_M), [], []
-        size = max(1, MOST_LOGITS // model.spec.vocab_size)
-        labels_M, weights_M = batch.labels[scored_M], batch.weights[scored_M].cpu().double()
-        for h_PC, labels_P in zip(h_MC.split(size), labels_M.split(size), strict=True):
-            logits_PV = model.head(h_PC).float()
-            losses.append(F.cross_entropy(logits_PV, labels_P, reduction="none"))
-            best.append(logits_PV.argmax(-1))
-        losses_M = torch.cat(losses).cpu().double() * weights_M
+        h_MC, weights_M = hidden(model, batch, scored_M), batch.weights[scored_M].cpu().double()
+        losses_M, best_M = token_losses(model, h_MC, batch.labels[scored_M])
+        losses_M = losses_M.cpu().double() * weights_M
         counts = [np.count_nonzero(documents[index].weights) for index in indices]
         for column, values_M in enumerate((losses_M, weights_M)):
             sums_B2[indices, column] = [part.sum() for part in values_M.split(counts)]
-        chosen |= zip(indices, (ids.tolist() for ids in torch.cat(best).split(counts)), strict=True)
+        chosen |= zip(indices, (ids.tolist() for ids in best_M.split(counts)), strict=True)
     require_finite(documents, sums_B2[:, 0])
     return sums_B2, [chosen[index] for index in range(len(documents))]
 

@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 
 from ftcore.align import preference
-from ftcore.align.preference import bradley_terry, dpo, referenced
+from ftcore.align.preference import bradley_terry, dpo, refer
 from ftcore.align.tasks import TASKS, kind_of
 from ftcore.config import DpoConfig, DpoRun, PretrainRun, RewardConfig, RewardRun
 from ftcore.data.encode import Split
 from ftcore.data.pack import Encoded, collate, pack, pair
+from ftcore.data.store import Prepared
+from ftcore.evaluate import evaluator
 from ftcore.evaluate.evaluator import evaluate_pairs
 from ftcore.model.heads import Model
 from kernels.docs import Docs
@@ -37,13 +39,12 @@ def documents() -> list[Encoded]:
     """Pairs of 6 to 30 tokens, margins and references."""
     random, made = np.random.default_rng(1), []
     for index in range(7):
-        sides, places = [], []
+        sides = []
         for length in random.integers(3, 16, 2):
             tokens_T = random.integers(0, 61, length).astype(np.int32)
             types_T = (np.arange(length) > length // 2).astype(np.int32)
-            sides.append(Encoded("", tokens_T, 0, 1.0, types_T))
-            places.append(int(random.integers(1, length)))
-        made.append(pair(f"row-{index}", sides, places, margin=index / 4))
+            sides.append((tokens_T, types_T, int(random.integers(1, length))))
+        made.append(pair(f"row-{index}", sides, margin=index / 4))
         made[-1].labels[4] = random.normal()
     return made
 
@@ -122,7 +123,7 @@ def test_bradley_terry_is_its_definition(
 def test_dpo_is_its_definition(
     kind: str, documents: list[Encoded], tiny_model: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preference, "MOST_LOGITS", 61 * 5)  # so that there are several chunks
+    monkeypatch.setattr(evaluator, "MOST_LOGITS", 61 * 5)  # so that there are several chunks
     model = tiny_model("qwen3", dtype=torch.float64)
     loss, weight = dpo(model, collate(documents), **DPO[kind])
     assert weight == 7
@@ -195,8 +196,10 @@ def test_the_reference_is_the_model_before_it_learns(
 ) -> None:
     monkeypatch.setattr(preference, "AT_ONCE", 3)
     model = tiny_model("qwen3", dtype=torch.float64)
+    data = Prepared(train=Split(num_rows=7, documents=documents))
     with torch.no_grad():
-        made = referenced(model, documents, what="train", length_normalised=mean, **LIMITS)
+        refer(model, data, DpoRun(dpo=DpoConfig(length_normalised=mean)))
+        made = data.train.documents
         for old, new in zip(documents, made, strict=True):
             chosen, rejected = said(model, old, mean=mean)
             assert new.labels[4] == pytest.approx((chosen - rejected).item(), rel=1e-5, abs=1e-6)

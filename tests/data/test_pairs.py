@@ -86,8 +86,9 @@ def test_what_is_no_pair_is_rejected_with_its_reason() -> None:
     assert len(kept) == 1 and lost == [
         "the two answers are the same",
         "the two answers have no common prompt", "the two answers have no common prompt",
-        "the last turn of column 'chosen' is not the assistant's",
-        "the answer of column 'rejected' is empty", "the answer of column 'chosen' is empty",
+        "the last turn of column 'chosen' is not an answer of the assistant's",
+        "the last turn of column 'rejected' is not an answer of the assistant's",
+        "the last turn of column 'chosen' is not an answer of the assistant's",
         "the two answers have no common prompt",
     ]  # fmt: skip
     config = PairsDataConfig(prompt=("prompt",))
@@ -188,7 +189,7 @@ def test_rows_that_are_too_long(kind: str, request: pytest.FixtureRequest) -> No
     whole = apart(encode_pairs(PairsDataConfig(), rows, tokenizer).documents[:2])
     assert [d.row_id for d in cut.documents] == ["a", "b"] and len(cut.cut) == 1
     assert [r.reason for r in cut.rejected] == [
-        "more than 40 tokens: cut_left, and no room for a prompt"]
+        "more than 40 tokens: cut_left, no room for a prompt"]
     assert not is_pair(apart(cut.documents)[0])
     for n, (side, full) in enumerate(zip(apart(cut.documents), whole, strict=True)):
         assert text_of(tokenizer, side, scored=True) == text_of(tokenizer, full, scored=True)

@@ -8,7 +8,7 @@ import torch
 
 from ftcore.config import DpoConfig, RewardConfig
 from ftcore.data.encode import Split
-from ftcore.data.pack import Encoded, pair
+from ftcore.data.pack import pair
 from ftcore.evaluate import evaluator
 from ftcore.evaluate.evaluator import evaluate_pairs
 
@@ -20,8 +20,9 @@ SCORES = [(2.0, 1.0), (0.0, 0.5), (1.0, 1.0), (3.0, -1.0)]
 def split() -> Split:
     made = []
     for name, counts in zip("abcd", TOKENS, strict=True):
-        sides = [Encoded("", np.arange(3 + n, dtype=np.int32), 0) for n in counts]
-        made.append(pair(name, sides, [3, 3], margin=0.5 * (name == "a")))
+        ids = [np.arange(3 + n, dtype=np.int32) for n in counts]
+        sides = [(ids_T, np.zeros_like(ids_T), 3) for ids_T in ids]
+        made.append(pair(name, sides, margin=0.5 * (name == "a")))
         made[-1].labels[4] = 0.25
     return Split(documents=made)
 

@@ -78,7 +78,8 @@ def rows() -> Callable[..., list[Encoded]]:
         if family in ("reward", "dpo"):
             sides = make("bert", 2 * count)
             twos = zip(sides[::2], sides[1::2], strict=True)
-            return [pair(both[0].row_id, both, [1, 1], margin=0.0) for both in twos]
+            return [pair(a.row_id, [(d.tokens_T, d.types_T, 1) for d in (a, b)], margin=0.0)
+                    for a, b in twos]
         random = np.random.default_rng(count)
         made = []
         for index in range(count):
