@@ -9,11 +9,12 @@ from ftcore.config import Run
 from ftcore.tune import task as tune
 from ftcore.tune.task import TaskKind
 
-TASKS: Mapping[str, TaskKind] = {**tune.TASKS,
-                                 "reward": TaskKind("classify", bradley_terry, "SEQ_CLS"),
-                                 "dpo": TaskKind("lm", dpo, "CAUSAL_LM")}
+PAIRED: Mapping[str, TaskKind] = {"reward": TaskKind("classify", bradley_terry, "SEQ_CLS"),
+                                  "dpo": TaskKind("lm", dpo, "CAUSAL_LM")}
+TASKS: Mapping[str, TaskKind] = {**tune.TASKS, **PAIRED}
 
 def kind_of(task: str, config: Run) -> TaskKind:
-    """A task, its loss with the options of the section that has its name, if there is one."""
-    kind, section = TASKS[task], getattr(config, task, None)
-    return replace(kind, loss=partial(kind.loss, **vars(section))) if section else kind
+    """A task; a loss of pairs with the options of the section that has the task's name."""
+    kind = TASKS[task]
+    options = vars(getattr(config, task)) if task in PAIRED else {}
+    return replace(kind, loss=partial(kind.loss, **options)) if options else kind

@@ -16,7 +16,7 @@ from ftcore.data.pack import Encoded, is_pair
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import DataError
 from ftcore.evaluate import probabilities, report, significance
-from ftcore.evaluate.evaluator import JUDGES, Judged, evaluate_answers
+from ftcore.evaluate.evaluator import JUDGES, Judged, evaluate_answers, evaluate_pairs
 from ftcore.evaluate.metrics import ClassificationMetrics
 from ftcore.evaluate.report import table
 from ftcore.evaluate.text import BLEU_SIGNATURE, CHRF_SIGNATURE
@@ -215,9 +215,9 @@ class Suite:
     def _judged(self, model: Model, split: Split) -> Judged:
         model.eval()
         limits = {"max_tokens": self.config.loop.micro_batch_tokens, "device": model.device}
-        judge, own = JUDGES.get(self.task), getattr(self.config, self.task, None)
-        judge = judge or JUDGES[self.config.problem]
-        limits |= {"options": own} if own else {}
+        judge = JUDGES.get(self.task) or JUDGES[self.config.problem]
+        if judge is evaluate_pairs:
+            limits["options"] = getattr(self.config, self.task)
         return judge(model, split, self.labels or self.tokenizer.vocabulary, **limits)
 
 def clusters(texts: Mapping[str, str]) -> dict[str, int]:
