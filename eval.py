@@ -80,6 +80,7 @@ def judge(command: Command) -> "Results":
     """What the model says of the test rows, printed and returned."""
     if not command.config.data.test:
         raise ConfigError("nothing to evaluate: name a file with --data.test FILE")
+    from ftcore.align.preference import refer
     from ftcore.data.prepare import prepare, prepared
     from ftcore.data.tokenizer import Tokenizer
     from ftcore.evaluate.report import note_opening
@@ -101,6 +102,8 @@ def judge(command: Command) -> "Results":
     held_out = replace(config.data, train=(), dev=())
     data = prepare(held_out, tokenizer, seed=seed, labels=labels)
     print(data.summary())
+    if command.task == "dpo" and path:
+        refer(opened(replace(command, resume=None)).model, data, config)
     suite = Suite(command.task, config, tokenizer, labels)
     results = suite.tests(loaded.model, data.tests)
     print(f"\n{results}\n")

@@ -38,7 +38,7 @@ def run(command: Command, world: "World") -> int:
     # Imported here, as in `tune`, so that --help and a mistyped option answer at once.
     import torch
 
-    from ftcore.align.tasks import TASKS
+    from ftcore.align.tasks import kind_of
     from ftcore.data.prepare import prepared
     from ftcore.data.tokenizer import Tokenizer
     from ftcore.env import compute
@@ -50,7 +50,8 @@ def run(command: Command, world: "World") -> int:
     from ftcore.tune.task import check_lengths, choose_trainable
     from ftcore.verify import verify
 
-    config, seed, kind = command.config, command.config.env.seed, TASKS[command.task]
+    config, seed = command.config, command.config.env.seed
+    kind = kind_of(command.task, config)
 
     # ---- 1 dataset preparation: files -> token ids and what is supervised ------------------------
     if not config.data.train:
@@ -59,6 +60,7 @@ def run(command: Command, world: "World") -> int:
         raise ConfigError("peft.method = 'lora' over random weights, which are not kept: use full")
     tokenizer = Tokenizer.load(lineage(config.model.path)[0])
     data, origin = prepared(config.data, tokenizer, seed=seed)
+    data.labels = data.labels or config.labels
     print(f"{origin}\n{data.summary()}")
 
     # ---- 2 model initialisation: config.json and safetensors -> one transformer ------------------
@@ -106,17 +108,21 @@ def tune(command: Command, path: Path, run: "RunFolder | None", data: "Prepared"
          loaded: "LoadedModel", tokenizer: "Tokenizer", world: "World") -> int:
     """Stages 4 to 7, in the run folder that the first process holds; returns the exit code."""
     from ftcore.align.ppo import loop_of
-    from ftcore.align.tasks import TASKS
+    from ftcore.align.preference import refer
+    from ftcore.align.tasks import kind_of
     from ftcore.evaluate.certificate import certify
     from ftcore.evaluate.report import json_line, note_opening, write_page, write_predictions
     from ftcore.evaluate.suite import Suite
     from ftcore.tune.adapter import save_artifact
     from ftcore.tune.freeze import assert_unmoved, frozen_hashes
 
-    config, kind, model = command.config, TASKS[command.task], loaded.model
+    config, model = command.config, loaded.model
+    kind = kind_of(command.task, config)
     started = time.perf_counter()
 
     # ---- 4 fine-tuning: the loop, and what the base model could do before it ---------------------
+    if command.task == "dpo":
+        refer(model, data, config)
     suite = Suite(command.task, config, tokenizer, data.labels)
     loop = loop_of(command.task, data, tokenizer)(
         model, kind.loss, data.train.documents, config, path, run, world=world, draw=data.draw,

@@ -12,6 +12,6 @@ which never imports ftcore; above them all stand the scripts.
     env                          3 environment
     tune                         4 partial and full fine-tuning
     evaluate                     5 evaluation
-    align                        preference and RL: rewards, PPO and its siblings
+    align                        preference and RL: reward models, DPO, PPO and its siblings
     verify                       the invariance suite, on the user's own model and data
 """

@@ -90,6 +90,18 @@ class ChatDataConfig(ExamplesConfig):
 class PromptsDataConfig(ChatDataConfig):
     """Conversations whose last answer the policy gives anew; rewards may compare it with theirs."""
 
+class PairsDataConfig(ChatDataConfig):
+    """Two answers to one prompt, the better one first; without `prompt` whole conversations."""
+    # columns of a question, or one of its turns; none: the turns that both conversations begin with
+    prompt: tuple[str, ...] = ()
+    chosen: str = "chosen"  # column of the better answer: text, or a list of its one turn
+    rejected: str = "rejected"  # column of the worse answer
+    margin: str = ""  # column of how much better it is, in units of the score; empty: all alike
+    over_length: OverLength = "error"  # of longer conversations: drop, or cut_left of the prompt
+    messages: ClassVar[str] = ""  # chats have these three; of a pair both answers are learned from
+    answer: ClassVar[str] = ""
+    train_on: ClassVar[TrainOn] = "last"
+
 class TextsConfig(ExamplesConfig):
     """Texts or pairs of texts."""
     text: str = "text"  # column of the text
@@ -231,6 +243,16 @@ class PpoConfig(Section):
     loss_over: Literal["tokens", "answers"] = "tokens"  # what weighs the same in the loss
     best_of: Natural = 8  # answers of the start, the best of which is told beside; 0: not told
 
+class RewardConfig(Section):
+    """The score of an answer, learned from pairs."""
+    centring: NotNegative = 0.01  # weight of the squared sum of a pair's scores: they stay near 0
+
+class DpoConfig(Section):
+    """Direct preference optimisation; the reference is the model as it was."""
+    beta: Positive = 0.1  # how closely the model stays to the reference: higher is closer
+    loss: Literal["sigmoid", "ipo"] = "sigmoid"  # ipo: no gain beyond a margin of 1 / (2 beta)
+    length_normalised: bool = False  # log-probabilities a token, not of whole answers
+
 class LogConfig(Section):
     """Where the run is written down."""
     dir: Path = Path("runs")  # folder of all runs
@@ -248,6 +270,7 @@ class PretrainRun(Section):
     eval: EvalConfig = EvalConfig()
     log: LogConfig = LogConfig()
     problem: ClassVar[str | None] = None  # HF's `problem_type`, where documents are judged
+    labels: ClassVar[tuple[str, ...] | None] = None  # names of outputs that the data does not name
 
 class MaskedRun(PretrainRun):
     """Masked-language modelling: an encoder learns to fill in hidden tokens of plain text."""
@@ -287,6 +310,19 @@ class TagRun(PretrainRun):
     """Fine-tuning a tagger of words, such as named entities."""
     data: TaggedDataConfig = TaggedDataConfig()
 
+class RewardRun(PretrainRun):
+    """Training a model to score answers: of a pair, the chosen one above the rejected one."""
+    data: PairsDataConfig = PairsDataConfig()
+    reward: RewardConfig = RewardConfig()
+    problem = "regression"
+    labels = ("reward",)
+
+class DpoRun(SftRun):
+    """Direct preference optimisation: chosen answers become likelier, rejected ones less."""
+    data: PairsDataConfig = PairsDataConfig()
+    dpo: DpoConfig = DpoConfig()
+
 RUNS = {"pretrain": PretrainRun, "mlm": MaskedRun, "sft": SftRun, "classify": ClassifyRun,
-        "regress": RegressRun, "tag": TagRun, "ppo": PpoRun, "grpo": GrpoRun}
+        "regress": RegressRun, "tag": TagRun, "reward": RewardRun, "dpo": DpoRun, "ppo": PpoRun,
+        "grpo": GrpoRun}
 Run = PretrainRun  # and the tasks made from it

@@ -1,1 +1,1 @@
-"""Preference and RL: rewards, rollouts, advantages, objectives; PPO, GRPO, RLOO, DPO."""
+"""Preference and RL: what answers are worth, and training by it."""

@@ -37,6 +37,7 @@ from ftcore.cli import parse
 from ftcore.config import RewardsConfig
 from ftcore.data.columns import Chat
 from ftcore.data.pack import Encoded
+from ftcore.data.pairs import sides
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import ConfigError, TrainingError
 from ftcore.evaluate import text
@@ -160,14 +161,21 @@ def judged_by(run: str, task: str) -> Callable[[Rows], torch.Tensor]:
     tokenizer, judge = Tokenizer.load(loaded.folder), loaded.model.eval().requires_grad_(False)
     limits = {"max_tokens": asked.config.loop.micro_batch_tokens, "device": judge.device}
 
-    def document(row: Mapping[str, Any]) -> Encoded:
-        if task == "reward":
-            return conversation(row["messages"], row["answer"], tokenizer)
-        return Encoded("", tokenizer.encode(row["answer"]).ids_T, 0)
+    def documents(rows: Rows) -> dict[int, Encoded]:
+        if task != "reward":
+            texts = tokenizer.encode_batch(row["answer"] for row in rows)
+            return {n: Encoded("", text.ids_T, 0) for n, text in enumerate(texts)}
+        turns = ([*row["messages"], {"role": "assistant", "content": row["answer"]}] for row in rows)
+        read, _ = sides([Chat(str(n), tuple(each)) for n, each in enumerate(turns)], tokenizer)
+        return {int(n): Encoded(n, ids_T, 0, 1.0, types_T) for n, (ids_T, types_T, _) in read.items()}
 
     def logits_of(rows: Rows) -> torch.Tensor:
+        found = documents(rows)
         with torch.inference_mode():
-            return all_logits(judge, [document(row) for row in rows], **limits)
+            logits_BK = all_logits(judge, [*found.values()], **limits)
+        told_BK = logits_BK.new_full((len(rows), logits_BK.shape[1]), math.nan)  # of empty answers
+        told_BK[[*found]] = logits_BK
+        return told_BK
 
     return logits_of
 

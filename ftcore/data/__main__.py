@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from ftcore.cli import CONFIG_FILE, parse, take_value, to_toml
-from ftcore.config import ChatDataConfig, MaskedDataConfig, TextDataConfig
+from ftcore.config import ChatDataConfig, MaskedDataConfig, PairsDataConfig, TextDataConfig
 from ftcore.data.columns import place
-from ftcore.data.pack import Encoded, StepRows, pack, split
+from ftcore.data.pack import Encoded, StepRows, apart, is_pair, pack, split
 from ftcore.data.prepare import prepared
 from ftcore.data.read import collect
 from ftcore.data.store import read_account, write_page
@@ -29,6 +29,7 @@ from ftcore.errors import ConfigError, DataError, FtcoreError
 from ftcore.files import write_file
 from ftcore.hub import lineage
 
+NEXT = (TextDataConfig, ChatDataConfig, PairsDataConfig)  # whose labels are the next tokens
 COLOURED, PLAIN = ("\x1b[32m", "\x1b[0m"), ("[[", "]]")  # around what is supervised in a text
 
 def prepare(words: list[str]) -> None:
@@ -108,6 +109,8 @@ class Shown:
 
     def text(self, document: Encoded) -> str:
         """The document as text, with what is supervised marked."""
+        if is_pair(document):
+            return "\n-- rather than\n".join(map(self.text, apart([document])))
         decode = self.tokenizer.decode
         if not isinstance(document.weights, np.ndarray):
             label = document.labels
@@ -115,7 +118,7 @@ class Shown:
                 label = self.data.labels[label]
             return f"{decode(document.tokens_T, special=True)} -> {label}"
         counts_T, task = document.weights > 0, type(self.config.data)
-        if is_shifted := task in (TextDataConfig, ChatDataConfig):  # labels are the next tokens
+        if is_shifted := task in NEXT:
             counts_T = np.append(False, counts_T[:-1])
         shown, triples = "", zip(counts_T, document.tokens_T, document.labels, strict=True)
         for counts, run in groupby(triples, key=itemgetter(0)):

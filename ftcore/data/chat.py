@@ -33,7 +33,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ftcore.config import TrainOn
 from ftcore.data.columns import Chat, Message, RowError
-from ftcore.data.pack import Encoded
+from ftcore.data.pack import Encoded, shifted
 from ftcore.data.tokenizer import Encoding, Tokenizer
 from ftcore.errors import ModelError
 
@@ -43,7 +43,6 @@ PRIVATE_USE = range(0xF0000, 0x110000)  # characters that no text means anything
 Span = tuple[int, int] | None  # start and end, in characters; None: left out of the text
 Again = Callable[[Sequence[str]], str]  # the text of the chat with other contents
 Answers = Sequence[tuple[int, int, float]]  # start and end in characters, weight
-IGNORED = -100  # label of a position that predicts nothing
 _SPACE = re.compile(r"\s*")
 
 def render(messages: Sequence[Message], tokenizer: Tokenizer) -> tuple[str, tuple[Span, ...]]:
@@ -232,13 +231,6 @@ def supervise(row_id: str, text: str, encoding: Encoding, answers: Answers, toke
             if is_special or id_ == tokenizer.eos_id:
                 weights_T[first : last + 1] = weight
     return shifted(row_id, encoding.ids_T, weights_T)
-
-def shifted(row_id: str, ids_T: np.ndarray, counts_T: np.ndarray) -> Encoded:
-    """A document whose token t counts `counts_T[t]`; the first token is never predicted."""
-    labels_T, weights_T = ids_T.copy(), counts_T.copy()
-    labels_T[:-1], weights_T[:-1] = ids_T[1:], counts_T[1:]
-    labels_T[-1:], weights_T[-1:] = IGNORED, 0
-    return Encoded(row_id, ids_T, labels_T, weights_T)
 
 def require_plain(messages: Sequence[Message], tokenizer: Tokenizer) -> None:
     """RowError if a content spells a special token, with which it could forge a turn."""

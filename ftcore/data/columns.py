@@ -49,24 +49,31 @@ class Message(TypedDict):
 
 @dataclass(frozen=True)
 class Chat:
-    """A conversation."""
+    """A conversation; a pair of them has another last answer too, which is worse."""
     id: str
     messages: tuple[Message, ...]
     file: str = ""
     line: int = 0
+    rejected: str = ""
+    margin: float = 0.0  # how much worse
 
     @property
     def texts(self) -> tuple[str, ...]:
-        return tuple(message["content"] for message in self.messages)
+        others = (self.rejected,) if self.rejected else ()
+        return *(message["content"] for message in self.messages), *others
 
     @property
     def target(self) -> str:
-        """What the assistant says."""
-        return "\n".join(m["content"] for m in self.messages if m["role"] == "assistant")
+        """What the assistant says; of a pair the better answer before the worse."""
+        said = [m["content"] for m in self.messages if m["role"] == "assistant"]
+        return "\n".join([*said, self.rejected] if self.rejected else said)
 
     def with_texts(self, texts: Iterable[str]) -> "Chat":
+        texts = [*texts]
+        rejected = texts.pop() if self.rejected else ""
         both = zip(self.messages, texts, strict=True)
-        return replace(self, messages=tuple({**m, "content": text} for m, text in both))
+        messages = tuple({**m, "content": text} for m, text in both)
+        return replace(self, messages=messages, rejected=rejected)
 
 Example = Text | Chat
 Source = Row | Rejected | Example
@@ -101,7 +108,7 @@ def label_map(examples: Sequence[Text], *, are_tags: bool = False) -> tuple[str,
     if len(names) < 2:
         what = f"the training data has {len(names)} different label(s) {sorted(names)}"
         raise DataError(f"{what}, a classifier needs at least two; is this the label column?")
-    numbers = {name: _number(name) for name in names}
+    numbers = {name: number_in(name) for name in names}
     are_numbers = None not in numbers.values()
     return tuple(sorted(names, key=lambda name: (are_numbers and numbers[name], name)))
 
@@ -170,7 +177,7 @@ def labelled(row: Row, config: configs.LabelledDataConfig | configs.ScoredDataCo
         raise wrong(row, f"{problem}; where rows have several, give data.label_separator")
     else:
         name = str(value).strip()
-        value = _number(name) if is_scored else name
+        value = number_in(name) if is_scored else name
         if value is None:
             raise wrong(row, f"column {column!r} must hold a number, not {name!r}")
     return Text(row.id, texts, value, row.file, row.line)
@@ -216,20 +223,26 @@ def spanned(row: Row, config: configs.TaggedDataConfig) -> Text:
     return Text(row.id, tuple(words), tuple(tags), row.file, row.line)
 
 def answered(row: Row, config: configs.ChatDataConfig) -> Chat:
-    """One question and its answer; columns of the question after the first may be empty."""
-    first, *others = config.prompt
+    """One question and its answer."""
+    reply = Message(role="assistant", content=text_of(row, config.answer), train=True, weight=1.0)
+    return Chat(row.id, (question(row, config.prompt), reply), row.file, row.line)
+
+def question(row: Row, columns: Sequence[str]) -> Message:
+    """A user's turn of some columns, of which those after the first may be empty."""
+    first, *others = columns
     asked = [text_of(row, first)]
     asked += [text_of(row, name) for name in others if row.fields.get(name) not in (None, "")]
-    question = Message(role="user", content="\n\n".join(asked), train=False, weight=1.0)
-    answer = text_of(row, config.answer)
-    reply = Message(role="assistant", content=answer, train=True, weight=1.0)
-    return Chat(row.id, (question, reply), row.file, row.line)
+    return Message(role="user", content="\n\n".join(asked), train=False, weight=1.0)
 
 def conversation(row: Row, config: configs.ChatDataConfig) -> Chat:
+    """A chat from the column of its turns."""
+    return Chat(row.id, turns_of(row, config.messages, config), row.file, row.line)
+
+def turns_of(row: Row, column: str, config: configs.ChatDataConfig) -> tuple[Message, ...]:
     """A list of turns, or a transcript, whose speakers `roles` names. A turn may also hold "train"
     (bool; by default answers are trained on, nothing else) and "weight" (number, default 1); other
     keys are ignored, but for those that change the text."""
-    column, roles = config.messages, role_names(config.roles)
+    roles = role_names(config.roles)
     turns = row.fields.get(column)
     if turns in (None, [], ""):
         raise RowError(f"column {column!r} holds no messages")
@@ -243,8 +256,7 @@ def conversation(row: Row, config: configs.ChatDataConfig) -> Chat:
     for number, turn in numbered:
         if odd := [key for key in UNSUPPORTED if isinstance(turn, dict) and turn.get(key)]:
             raise RowError(f"message {number} holds {odd[0]!r}, which is not supported")
-    checked = tuple(message(row, number, turn, config.turn, roles) for number, turn in numbered)
-    return Chat(row.id, checked, row.file, row.line)
+    return tuple(message(row, number, turn, config.turn, roles) for number, turn in numbered)
 
 def transcript(text: str, roles: Mapping[str, str], keys: Keys) -> list[dict[str, str]]:
     """Turns of a transcript; RowError where text stands before the first."""
@@ -287,7 +299,7 @@ def text_of(row: Row, column: str) -> str:
         raise RowError(f"column {column!r} is empty")
     return value
 
-def _number(name: str) -> float | None:
+def number_in(name: str) -> float | None:
     try:
         value = float(name)
     except ValueError:

@@ -1,7 +1,7 @@
 """Training rows beside each other and beside those held out: duplicates, conflicts, leaks.
 
 What is compared is all of an example's texts; of a chat every turn but the system's, which all rows
-may share, and for leaks and conflicts the user's alone.
+may share, and for leaks and conflicts, and to hold pairs out, the user's alone.
 """
 
 from collections import Counter
@@ -75,7 +75,7 @@ def clusters(examples: Sequence[Example], groups: Sequence[Hashable] = ()) -> li
         return row
 
     rows: dict[str, int] = {}
-    forms = [dedup.folded(said(example)) for example in examples]
+    forms = [dedup.folded(said(e, without=UNASKED if is_pair(e) else SYSTEM)) for e in examples]
     pairs = [(rows.setdefault(form, row), row) for row, form in enumerate(forms)]
     named, first = dedup.ranked(rows), {}
     pairs += [(rows[named[a]], rows[named[b]]) for a, b, _ in dedup.alike(named)]
@@ -85,12 +85,14 @@ def clusters(examples: Sequence[Example], groups: Sequence[Hashable] = ()) -> li
     return [root(row) for row in range(len(examples))]
 
 def conflicts(examples: Sequence[Example]) -> Notes:
-    """Texts that have more than one label, or prompts with more than one answer."""
-    answers: dict[str, dict[Hashable, str]] = {}
+    """Texts that have more than one label, or prompts with more than one answer; of pairs, two
+    answers that were each preferred to the other."""
+    answers: dict[tuple[str, ...], dict[Hashable, str]] = {}
     for example in examples:
-        found = answers.setdefault(dedup.folded(said(example, without=UNASKED)), {})
+        both = sorted(example.texts[-2:]) if is_pair(example) else ()
+        found = answers.setdefault((dedup.folded(said(example, without=UNASKED)), *both), {})
         found.setdefault(example.target, place(example))
-    several = {text: found for text, found in answers.items() if text and len(found) > 1}
+    several = {text: found for (text, *_), found in answers.items() if text and len(found) > 1}
     shown = [[text[:200], *map(list, found.items())] for text, found in several.items()]
     return {"texts": len(several), "such as": shown[:SHOWN]}
 
@@ -126,4 +128,8 @@ def said(example: Example, *, without: Sequence[str] = SYSTEM) -> str:
     """What is compared: all texts; of a chat those of roles that are not left aside."""
     if not isinstance(example, Chat):
         return "\n".join(example.texts)
-    return "\n".join(m["content"] for m in example.messages if m["role"] not in without)
+    kept = [m["content"] for m in example.messages if m["role"] not in without]
+    return "\n".join([*kept, example.rejected] if is_pair(example) and without == SYSTEM else kept)
+
+def is_pair(example: Example) -> bool:
+    return isinstance(example, Chat) and bool(example.rejected)

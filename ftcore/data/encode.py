@@ -15,10 +15,10 @@ import numpy as np
 from ftcore import config as configs
 from ftcore.config import OverLength
 from ftcore.data import columns
-from ftcore.data.chat import IGNORED, Answers, find_answers, shifted, supervise
+from ftcore.data.chat import Answers, find_answers, supervise
 from ftcore.data.columns import Chat, DataConfig, Example, Labels, RowError, Text
 from ftcore.data.formats import Rejected
-from ftcore.data.pack import Encoded
+from ftcore.data.pack import IGNORED, Encoded, shifted
 from ftcore.data.tokenizer import Encoding, Tokenizer
 from ftcore.errors import ConfigError, DataError, ModelError
 

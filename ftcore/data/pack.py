@@ -24,6 +24,8 @@ from torch import Tensor
 from kernels.docs import Docs
 
 BLOCK = 1 << 20  # tokens looked at in one go
+IGNORED = -100  # label of a position that predicts nothing
+Side = tuple[np.ndarray, np.ndarray, int]  # ids and types of a conversation; where its answer is
 
 @dataclass(slots=True)  # cost: a frozen one is made at half the speed
 class Encoded:
@@ -31,13 +33,46 @@ class Encoded:
     row_id: str  # id of the source row
     tokens_T: np.ndarray  # int32 ids
     # token tasks: int32 (T,), the id that position t is to predict (token t + 1); document tasks:
-    # class index, or score, or float32 (K,), 1 for each class it has
+    # class index, or score, or float32 (K,), 1 for each class it has; pairs: see `pair`
     labels: np.ndarray | int | float
     weights: np.ndarray | float = 1.0  # token tasks: float32 (T,), 0 = not scored; others: float
     types_T: np.ndarray | None = None  # int32 segment of each token, None for all zero
 
     def __len__(self) -> int:
         return len(self.tokens_T)
+
+def shifted(row_id: str, ids_T: np.ndarray, counts_T: np.ndarray) -> Encoded:
+    """A document whose token t counts `counts_T[t]`; the first token is never predicted."""
+    labels_T, weights_T = ids_T.copy(), counts_T.copy()
+    labels_T[:-1], weights_T[:-1] = ids_T[1:], counts_T[1:]
+    labels_T[-1:], weights_T[-1:] = IGNORED, 0
+    return Encoded(row_id, ids_T, labels_T, weights_T)
+
+def pair(row_id: str, sides: Sequence[Side], margin: float) -> Encoded:
+    """Two conversations end to end as one document, which no step divides. Its labels (float32):
+    tokens of the chosen one; where its answer begins, and the rejected one's in its own tokens;
+    the margin; the log-ratio of both answers in the reference, 0 until it is known."""
+    ids, types, starts = zip(*sides, strict=True)
+    labels = np.array([len(ids[0]), *starts, margin, 0], dtype=np.float32)
+    return Encoded(row_id, np.concatenate(ids), labels, 1.0, np.concatenate(types))
+
+def is_pair(document: Encoded) -> bool:
+    """Whether `pair` made it: classes that are there are 1, and none is above another that is."""
+    labels = document.labels
+    return np.shape(labels) == (5,) and labels[0] > labels[1] > 0
+
+def apart(documents: Sequence[Encoded]) -> Sequence[Encoded]:
+    """Of each pair two documents, chosen and rejected, their answers scored; others as they are."""
+    if not (len(documents) and is_pair(documents[0])):
+        return documents
+    made = []
+    for both in documents:
+        middle, *starts = both.labels[:3].astype(int)
+        for start, own in zip(starts, (slice(middle), slice(middle, None)), strict=True):
+            ids_T, types_T = both.tokens_T[own], both.types_T
+            side = shifted(both.row_id, ids_T, np.float32(np.arange(len(ids_T)) >= start))
+            made.append(replace(side, types_T=None if types_T is None else types_T[own]))
+    return made
 
 class Documents(Sequence[Encoded]):
     """Documents of one split laid end to end in flat arrays, which may be files mapped into memory,
@@ -131,21 +166,28 @@ class Batch:
     labels: Tensor  # (N,) for token tasks, (B,) for document tasks, (B, K) where they have several
     weights: Tensor  # (N,) or (B,), fp32
     row_ids: tuple[str, ...]  # source row of each document
+    # (P, 5) labels of pairs, whose 2 P documents, chosen and rejected in turn, are those of `apart`
+    pairs: Tensor | None = None
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on `device`."""
         names = {field.name for field in fields(self)} - {"row_ids"}
+        names -= {"pairs"} if self.pairs is None else set()
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
 def collate(documents: Sequence[Encoded]) -> Batch:
     """Lay documents end to end: at least one, all of a token task or all of a document task."""
+    pairs = None
+    if is_pair(documents[0]):
+        pairs = torch.from_numpy(np.stack([document.labels for document in documents]))
+        documents = apart(documents)
     flat = {name: torch.from_numpy(a) for name, a in laid_out(documents) if name != "row_ids"}
     docs, labels = Docs.from_lengths(list(map(len, documents))), flat["labels"]
     return Batch(
         tokens_N=flat["tokens"].long(), positions_N=docs.positions_N(), docs=docs,
         types_N=flat["types"].long(), weights=flat["weights"].float(),
         labels=labels.float() if labels.is_floating_point() else labels.long(),
-        row_ids=tuple(document.row_id for document in documents))
+        row_ids=tuple(document.row_id for document in documents), pairs=pairs)
 
 def total_weight(documents: Sequence[Encoded]) -> float:
     """What a step's loss sum is divided by."""

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any, get_args
 
 from ftcore.builtin import chat as builtin
-from ftcore.config import Format
+from ftcore.config import Format, PairsDataConfig
 from ftcore.data import formats
 from ftcore.data.columns import DataConfig, Example, examples, require, require_some
 from ftcore.data.formats import BINARY, READERS, SUFFIXES, Record, Rejected, Row
+from ftcore.data.pairs import pairs
 from ftcore.errors import DataError, nearest
 
 EXTRA = "_extra"
@@ -72,7 +73,8 @@ def _collect(config: DataConfig, paths: Sequence[str], split: str, notes: Notes)
         asked = {name: getattr(config, name) for name in ("format", "columns", "encoding")}
         skipped = damaged if config.on_bad == "skip" else None
         rows = read_rows(paths, **asked, damaged=skipped, sources=sources)
-    kept, rejected = examples(rows, config)
+    make = pairs if isinstance(config, PairsDataConfig) else examples
+    kept, rejected = make(rows, config)
     if config.group and split == "train":
         require(rows, config.group)
         groups = {row.id: str(row.fields.get(config.group) or "") for row in rows}

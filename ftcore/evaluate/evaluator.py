@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from ftcore.config import EvalConfig
+from ftcore.config import DpoConfig, EvalConfig, RewardConfig
 from ftcore.data.chat import encode_prompt
 from ftcore.data.columns import Chat
 from ftcore.data.encode import Split
-from ftcore.data.pack import Batch, Encoded, collate, pack
+from ftcore.data.pack import Batch, Encoded, apart, collate, pack
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import ModelError
 from ftcore.evaluate import metrics, probabilities, text
@@ -56,8 +56,8 @@ def streams(documents: Sequence[Encoded], *, max_tokens: int,
 
 def all_logits(model: Model, documents: Sequence[Encoded], **limits: Any) -> Tensor:
     """logits_BK of a head that judges whole documents, or logits_MK of one of tokens at the scored
-    ones, in their order; fp32 on the CPU."""
-    logits: dict[int, Tensor] = {}
+    ones, in their order, both documents of a pair; fp32 on the CPU."""
+    documents, logits = apart(documents), {}
     for indices, batch in streams(documents, **limits):
         if model.task == "classify":
             logits_MK, counts = document_logits(model, batch), [1] * len(indices)
@@ -133,6 +133,16 @@ def evaluate_scores(model: Model, split: Split, labels: Sequence[str], **limits:
 
     return Judged([row["row_id"] for row in rows], figures, rows)
 
+def token_losses(model: Model, h_MC: Tensor, labels_M: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of each label, fp32, or float64 where the model is, and the likeliest id."""
+    size, losses, best = max(1, MOST_LOGITS // model.spec.vocab_size), [], []
+    for h_PC, labels_P in zip(h_MC.split(size), labels_M.split(size), strict=True):
+        logits_PV = model.head(h_PC)
+        logits_PV = logits_PV.to(torch.promote_types(logits_PV.dtype, torch.float32))
+        losses.append(F.cross_entropy(logits_PV, labels_P, reduction="none"))
+        best.append(logits_PV.argmax(-1))
+    return torch.cat(losses), torch.cat(best)
+
 def scored_tokens(model: Model, documents: Sequence[Encoded],
                   **limits: Any) -> tuple[np.ndarray, list[list[int]]]:
     """Of each document sums_B2, its weighted loss in nats and its weight, and the ids predicted at
@@ -140,18 +150,13 @@ def scored_tokens(model: Model, documents: Sequence[Encoded],
     sums_B2, chosen = np.zeros((len(documents), 2)), {}
     for indices, batch in streams(documents, **limits):
         scored_M = batch.weights.nonzero().squeeze(1)
-        h_MC, losses, best = hidden(model, batch, scored_M), [], []
-        size = max(1, MOST_LOGITS // model.spec.vocab_size)
-        labels_M, weights_M = batch.labels[scored_M], batch.weights[scored_M].cpu().double()
-        for h_PC, labels_P in zip(h_MC.split(size), labels_M.split(size), strict=True):
-            logits_PV = model.head(h_PC).float()
-            losses.append(F.cross_entropy(logits_PV, labels_P, reduction="none"))
-            best.append(logits_PV.argmax(-1))
-        losses_M = torch.cat(losses).cpu().double() * weights_M
+        h_MC, weights_M = hidden(model, batch, scored_M), batch.weights[scored_M].cpu().double()
+        losses_M, best_M = token_losses(model, h_MC, batch.labels[scored_M])
+        losses_M = losses_M.cpu().double() * weights_M
         counts = [np.count_nonzero(documents[index].weights) for index in indices]
         for column, values_M in enumerate((losses_M, weights_M)):
             sums_B2[indices, column] = [part.sum() for part in values_M.split(counts)]
-        chosen |= zip(indices, (ids.tolist() for ids in torch.cat(best).split(counts)), strict=True)
+        chosen |= zip(indices, (ids.tolist() for ids in best_M.split(counts)), strict=True)
     require_finite(documents, sums_B2[:, 0])
     return sums_B2, [chosen[index] for index in range(len(documents))]
 
@@ -206,8 +211,62 @@ def evaluate_tags(model: Model, split: Split, labels: Sequence[str], **limits: A
     right_B = np.array([row["tags"] == tuple(row["predicted"]) for row in rows], dtype=bool)
     return Judged([row["row_id"] for row in rows], figures, rows, counted, right_B)
 
-# By HF's `problem_type`, or the task that has none.
+def log_ratios(model: Model, pairs: Sequence[Encoded], *, length_normalised: bool,
+               **limits: Any) -> np.ndarray:
+    """How much likelier each chosen answer is than the rejected one, nats: of all its tokens, or
+    of their mean; float64."""
+    nll_D, counts_D = scored_tokens(model, apart(pairs), **limits)[0].T
+    said_B2 = -(nll_D / counts_D if length_normalised else nll_D).reshape(-1, 2)
+    return said_B2[:, 0] - said_B2[:, 1]
+
+def evaluate_pairs(model: Model, split: Split, labels: Sequence[str], *,
+                   options: RewardConfig | DpoConfig, **limits: Any) -> Judged:
+    """Which answer of each pair is preferred, by the gap of its scores, or of a language model by
+    that of its log-ratio and the reference's; a tie is half right. The loss is that of training.
+
+    ece             of sigmoid(gap), of log-ratios sigmoid(beta gap): that the chosen one is better
+    length_bias     Spearman correlation of scores and tokens of the answers
+    """
+    about_B5 = np.stack([document.labels for document in split.documents]).astype(np.float64)
+    counts = [np.count_nonzero(side.weights) for side in apart(split.documents)]
+    tokens_B2 = np.reshape(counts, (-1, 2))
+    longer_B = np.sign(tokens_B2[:, 0] - tokens_B2[:, 1])
+    if isinstance(options, RewardConfig):
+        score_B2 = all_logits(model, split.documents, **limits).double().numpy().reshape(-1, 2)
+        gap_B, beta = score_B2[:, 0] - score_B2[:, 1], 1.0
+        loss_B = np.logaddexp(0, about_B5[:, 3] - gap_B) + options.centring * score_B2.sum(1) ** 2
+        bias = metrics.regression_metrics(tokens_B2.flatten(), score_B2.flatten())["spearman"]
+        more = {"length_bias": bias}
+    else:
+        long, beta, more = options.length_normalised, options.beta, {}
+        gap_B = log_ratios(model, split.documents, length_normalised=long, **limits)
+        gap_B = gap_B - about_B5[:, 4]
+        is_ipo = options.loss == "ipo"
+        loss_B = (gap_B - 0.5 / beta) ** 2 if is_ipo else np.logaddexp(0, -beta * gap_B)
+    right_B = (np.sign(gap_B) + 1) / 2
+
+    def share(values_M: np.ndarray) -> float:
+        return float(values_M.mean()) if len(values_M) else math.nan
+
+    def figures(rows_M: np.ndarray) -> dict[str, float]:
+        right_M, longer_M = right_B[rows_M], longer_B[rows_M]
+        return {"loss": float(loss_B[rows_M].mean()), "accuracy": share(right_M),
+                "accuracy_chosen_longer": share(right_M[longer_M > 0]),
+                "accuracy_chosen_shorter": share(right_M[longer_M < 0]),
+                "longer_reply_accuracy": share((longer_M + 1) / 2)}
+
+    p_B = 1 / (1 + np.exp(-np.clip(beta * gap_B, -500, 500)))
+    always_B, p_B2 = np.ones(len(p_B), dtype=int), np.column_stack([1 - p_B, p_B])
+    more |= {"margin": float(gap_B.mean())}
+    more |= {"ece": probabilities.probability_metrics(always_B, p_B2)["ece"]}
+    columns = zip(split.documents, gap_B.tolist(), tokens_B2.tolist(), strict=True)
+    rows = [{"row_id": document.row_id, "gap": gap, "chosen_tokens": one, "rejected_tokens": other}
+            for document, gap, (one, other) in columns]
+    return Judged([row["row_id"] for row in rows], figures, rows, right_B=gap_B > 0, more=more)
+
+# By the task, or where it has several, HF's `problem_type`.
 JUDGES: Mapping[str, Callable[..., Judged]] = {"single_label_classification": evaluate_classes,
+                                               "reward": evaluate_pairs, "dpo": evaluate_pairs,
                                                "multi_label_classification": evaluate_label_sets,
                                                "regression": evaluate_scores, "tag": evaluate_tags,
                                                "mlm": evaluate_masked, "sft": evaluate_language,

@@ -11,11 +11,11 @@ import torch
 from ftcore.config import Run
 from ftcore.data import columns, compare, dedup
 from ftcore.data.encode import Split
-from ftcore.data.pack import Encoded
+from ftcore.data.pack import Encoded, is_pair
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import DataError
 from ftcore.evaluate import probabilities, report, significance
-from ftcore.evaluate.evaluator import JUDGES, Judged, evaluate_answers
+from ftcore.evaluate.evaluator import JUDGES, Judged, evaluate_answers, evaluate_pairs
 from ftcore.evaluate.metrics import ClassificationMetrics
 from ftcore.evaluate.report import table
 from ftcore.model.heads import Model
@@ -162,10 +162,11 @@ class Suite:
         return {names[row]: kind for row, (_, kind, _) in found.items()}
 
     def _texts(self, documents: Sequence[Encoded]) -> dict[str, str]:
-        """The text of each row, by its id."""
+        """The text of each row, by its id; of a pair the prompt."""
         texts: dict[str, str] = {}
         for document in documents:
-            root, text = root_of(document.row_id), self.tokenizer.decode(document.tokens_T)
+            end = int(document.labels[1]) if is_pair(document) else len(document)
+            root, text = root_of(document.row_id), self.tokenizer.decode(document.tokens_T[:end])
             texts[root] = texts.get(root, "") + text
         return texts
 
@@ -193,7 +194,9 @@ class Suite:
     def _judged(self, model: Model, split: Split) -> Judged:
         model.eval()
         limits = {"max_tokens": self.config.loop.micro_batch_tokens, "device": model.device}
-        judge = JUDGES[self.config.problem or self.task]
+        judge = JUDGES.get(self.task) or JUDGES[self.config.problem]
+        if judge is evaluate_pairs:
+            limits["options"] = getattr(self.config, self.task)
         return judge(model, split, self.labels or self.tokenizer.vocabulary, **limits)
 
 def clusters(texts: Mapping[str, str]) -> dict[str, int]:

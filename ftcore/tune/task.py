@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ftcore.config import PeftConfig
-from ftcore.data.pack import Batch, lengths
+from ftcore.data.pack import Batch, apart, lengths
 from ftcore.data.store import Prepared
 from ftcore.errors import ConfigError, DataError
 from ftcore.model.heads import CLASSIFIERS, Model, ModelTask
@@ -96,8 +96,10 @@ def check_lengths(spec: ModelSpec, data: Prepared) -> None:
     if spec.position != "learned":
         return
     for name, split in data.splits():
-        longest = split.documents[int(lengths(split.documents).argmax())]
+        documents = apart(split.documents)
+        longest = documents[int(lengths(documents).argmax())]
         if len(longest) > (most := spec.max_positions):
             what = f"{name}: row {longest.row_id} has {len(longest)} tokens"
-            advice = f"add --data.max-length {most} and --data.over-length cut_right (or drop)"
+            side = "cut_right" if documents is split.documents else "cut_left"
+            advice = f"add --data.max-length {most} and --data.over-length {side} (or drop)"
             raise DataError(f"{what}, the model takes at most {most}: {advice}")

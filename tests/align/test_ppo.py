@@ -1,7 +1,6 @@
 """The iteration: what it asserts of itself, that no part is dead code, that a resumed run is equal."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 

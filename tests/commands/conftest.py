@@ -74,6 +74,15 @@ def _chats(count: int, start: int = 0) -> list[dict[str, Any]]:
         for i, colour in ((i, ("red", "blue")[i % 2]) for i in range(start, start + count))
     ]
 
+def _pairs(count: int, start: int = 0) -> list[dict[str, Any]]:
+    """The same chats, beside each answer one with another intent."""
+    made = []
+    for chat in _chats(count, start):
+        *prompt, answer = chat["messages"]
+        worse = {**answer, "content": answer["content"].replace("paint", "make thing")}
+        made.append({"prompt": prompt, "chosen": [answer], "rejected": [worse]})
+    return made
+
 def _tsv(path: Path, rows: Sequence[Sequence[str]]) -> str:
     lines = ["\t".join(row) for row in [("id", "text", "pair", "label"), *rows]]
     path.write_text("\n".join(lines) + "\n", "utf-8")
@@ -106,7 +115,7 @@ def _jsonl(path: Path, rows: Sequence[dict[str, Any]]) -> str:
 @pytest.fixture(scope="session")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Data files by name: labelled train, test and other; the same with scores, with several
-    labels and with tags; chat, chat_test; text, held."""
+    labels and with tags; chat, chat_test; pairs, pairs_test; text, held."""
     folder = tmp_path_factory.mktemp("files")
     (folder / "text.txt").write_text("\n\n".join(_texts()), "utf-8")
     (folder / "held.txt").write_text(" ".join(_texts()[:20]) + " caf\u00e9", "utf-8")
@@ -122,6 +131,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "tags_test": _conll(folder / "tags_test.conll", 10, 100),
         "chat": _jsonl(folder / "chat.jsonl", _chats(16)),
         "chat_test": _jsonl(folder / "chat_test.jsonl", _chats(6, 100)),
+        "pairs": _jsonl(folder / "pairs.jsonl", _pairs(16, 10)),
+        "pairs_test": _jsonl(folder / "pairs_test.jsonl", _pairs(6, 30)),
         "text": str(folder / "text.txt"),
         "held": str(folder / "held.txt"),
     }
@@ -227,6 +238,19 @@ def sft(qwen3: Path, files: dict[str, str]) -> list[str]:
         *("--eval.max-new-tokens", "8", "--eval.intent-field", "intent"),
         *("--optim.lr", "1e-2", "--optim.batch-size", "8", "--loop.epochs", "1", *EXACT),
     ]
+
+@pytest.fixture
+def dpo(sft: list[str], files: dict[str, str]) -> list[str]:
+    """The words of a short run of train.py that learns which answers are preferred."""
+    data = ("--data.train", files["pairs"], "--data.dev", files["pairs_test"])
+    more = ("--data.test", files["pairs_test"], "--data.prompt", "prompt")
+    rate = ("--optim.lr", "1e-2", "--optim.batch-size", "8", "--loop.epochs", "1")
+    return ["dpo", *sft[1:5], *data, *more, *rate, *EXACT]
+
+@pytest.fixture
+def reward(bert: Path, dpo: list[str]) -> list[str]:
+    """The words of a short run of train.py that learns to score answers."""
+    return ["reward", *dpo[1:], "--model.path", str(bert)]
 
 @pytest.fixture
 def pretrain(qwen3: Path, files: dict[str, str]) -> list[str]:

@@ -42,6 +42,43 @@ def test_a_classifier_gets_its_own_figures(
     assert len(lines("runs/run/predictions.jsonl")) == 10
 
 @pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("model", ["bert", "qwen3", "dpo"])
+def test_a_judge_of_pairs_gets_its_own_figures(
+    model: str, method: str, request: pytest.FixtureRequest, reward: list[str], run: Run
+) -> None:
+    """DPO's are relative to its base, which is read once more."""
+    if model == "dpo":
+        words = request.getfixturevalue("dpo")
+    else:
+        words = [*reward, "--model.path", str(request.getfixturevalue(model))]
+    trained, _ = run("train", *words, "--peft.method", method, "--loop.epochs", "20")
+    found, printed = run("eval", "runs/run")
+    assert found["results"] == trained["tuned"] and found["intervals"] == trained["intervals"]
+    assert lines("runs/run/eval-predictions.jsonl") == lines("runs/run/predictions.jsonl")
+    figures = found["results"]["pairs_test"]
+    assert figures["accuracy"] > 0.8 and 0 < figures["loss"] < 0.69 and figures["margin"] > 0
+    assert ("length_bias" in figures) == (model != "dpo")
+    assert (Path("runs/run/certificate.json").is_file()) == (method == "lora")
+
+@pytest.mark.parametrize("task", ["reward", "dpo"])
+def test_pairs_held_out_of_training_choose_and_others_are_judged(
+    task: str, request: pytest.FixtureRequest, files: dict[str, str], run: Run
+) -> None:
+    words = request.getfixturevalue(task)
+    del words[words.index("--data.dev") : words.index("--data.dev") + 2]
+    words[words.index("--data.test") + 1] = files["pairs"]
+    at = words.index("--data.test")
+    run("train", *words[:at], *words[at + 2 :], "--data.holdout", "4")
+    assert any("eval/accuracy" in line for line in lines("runs/run/metrics.jsonl"))
+    found, printed = run("eval", "runs/run", "--data.test", files["pairs_test"])
+    assert found["results"]["pairs_test"]["accuracy"] >= 0
+    assert "pairs_test, rows known from training: none" in printed
+    if task == "reward":
+        folder = Path("runs/run/model/config.json")
+        config = json.loads(folder.read_text("utf-8"))
+        assert config["id2label"] == {"0": "reward"} and config["problem_type"] == "regression"
+
+@pytest.mark.parametrize("method", ["full", "lora"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_an_assistant_gets_its_own_figures(
     method: str, precision: str, sft: list[str], run: Run

@@ -41,6 +41,7 @@ def named(bert: Path, qwen3: Path, files: dict[str, str], run: Run) -> dict[str,
     shutil.copy(files["tags"], "a.conll")
     shutil.copy(files["chat"], "chat.jsonl")
     shutil.copy(files["chat_test"], "dev.jsonl")
+    shutil.copy(files["pairs"], "pairs.jsonl")
     (task,) = (block for block in BLOCKS if block.startswith("data = "))
     Path("task.toml").write_text(task, "utf-8")
     row = {"question": "what is red", "answer": "warm", "options": ["warm", "cold"]}

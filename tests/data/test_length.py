@@ -13,9 +13,9 @@ from ftcore.config import (
     OverLength,
     TextDataConfig,
 )
-from ftcore.data.chat import IGNORED
 from ftcore.data.columns import Chat, Text
 from ftcore.data.encode import Split, cut, encode
+from ftcore.data.pack import IGNORED
 from ftcore.data.prepare import prepare
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import ConfigError, DataError

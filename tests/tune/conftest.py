@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from ftcore.align.preference import bradley_terry, dpo
 from ftcore.config import (
     EnvConfig,
     LoopConfig,
@@ -18,7 +20,7 @@ from ftcore.config import (
     ScheduleConfig,
 )
 from ftcore.data.encode import Masking
-from ftcore.data.pack import Encoded
+from ftcore.data.pack import Encoded, pair
 from ftcore.env.compute import generator
 from ftcore.env.run import RunFolder
 from ftcore.model.heads import Model
@@ -38,13 +40,18 @@ BERT = ModelSpec(
     embedding_norm=True, pooling="cls", pooler="tanh", tie_word_embeddings=True,
     initializer_range=0.2,
 )  # fmt: skip
+LOSSES = {
+    "bert": classification, "reward": partial(bradley_terry, centring=0.01),
+    "dpo": partial(dpo, beta=0.3, loss="sigmoid", length_normalised=False),
+}  # fmt: skip
 HIDE = Masking(mask_id=60, ordinary=np.arange(60, dtype=np.int32), seed=7)
 
 @pytest.fixture
 def tiny_model() -> Callable[..., Model]:
     """(family, dtype, dropout) -> a random model of that family, with its head, in train mode.
 
-    "tag" and "masked" are the BERT with a head for each token.
+    "tag" and "masked" are the BERT with a head for each token, "reward" one of one score; "dpo"
+    is the Qwen3.
     """
 
     def make(
@@ -54,9 +61,9 @@ def tiny_model() -> Callable[..., Model]:
         dropout: float = 0.0,
         num_labels: int = 3,
     ) -> Model:
-        task = {"qwen3": "lm", "bert": "classify", "tag": "tag", "masked": "mlm"}[family]
-        spec = replace(QWEN3 if family == "qwen3" else BERT, dropout=dropout)
-        model = Model(spec, task, num_labels)
+        task = {"qwen3": "lm", "dpo": "lm", "tag": "tag", "masked": "mlm"}.get(family, "classify")
+        spec = replace(QWEN3 if task == "lm" else BERT, dropout=dropout)
+        model = Model(spec, task, 1 if family == "reward" else num_labels)
         model.init_weights(generator(0, 99))
         return model.to(dtype).train()
 
@@ -64,9 +71,15 @@ def tiny_model() -> Callable[..., Model]:
 
 @pytest.fixture
 def rows() -> Callable[..., list[Encoded]]:
-    """(family, count) -> rows of 2 to 40 tokens; weights uneven, many of them zero by token."""
+    """(family, count) -> rows of 2 to 40 tokens; weights uneven, many of them zero by token. Pairs
+    are two of the BERT's."""
 
     def make(family: str, count: int) -> list[Encoded]:
+        if family in ("reward", "dpo"):
+            sides = make("bert", 2 * count)
+            twos = zip(sides[::2], sides[1::2], strict=True)
+            return [pair(a.row_id, [(d.tokens_T, d.types_T, 1) for d in (a, b)], margin=0.0)
+                    for a, b in twos]
         random = np.random.default_rng(count)
         made = []
         for index in range(count):
@@ -124,7 +137,7 @@ def make_loop(tmp_path: Path, tiny_model: Callable, rows: Callable) -> Callable[
         settings = {"max_steps": 12, "micro_batch_tokens": 50, "log_every": 1, "save_every": 100}
         made = Loop(
             model,
-            classification if family == "bert" else token_labels,
+            LOSSES.get(family, token_labels),
             rows(family, count),
             PretrainRun(
                 optim=OptimConfig(**({"lr": 1e-2, "batch_size": 4} | (optim or {}))),

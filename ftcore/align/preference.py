@@ -1,0 +1,80 @@
+"""Losses of pairs: of two answers to one prompt the chosen one is better than the rejected one.
+
+Letters: B pairs, their 2 B documents chosen and rejected in turn; M tokens of all answers.
+s a score of an answer, m the margin of a pair, pi the model, ref the model before training:
+
+    bradley_terry   -log sigmoid(s_c - s_r - m) + centring (s_c + s_r)^2
+    dpo             z = log pi(c) / pi(r) - log ref(c) / ref(r)
+                    sigmoid  -log sigmoid(beta z)          ipo  (z - 1 / (2 beta))^2
+
+log pi of an answer is the sum over its tokens, the one that ends it too, or with length_normalised
+their mean. Scores and log-probabilities in fp32, or float64 where the model is.
+memory: dpo has two passes over the answers' logits, some rows at a time. The first has no gradient
+and gives the loss and its slope for each token; with slopes for weights, cross-entropy, whose
+gradients are formed chunk by chunk, has the gradient of the loss. Both see the same hidden states.
+source: Bradley and Terry 1952, Biometrika 39, 324-345; the margin: Touvron et al. 2023 (Llama 2),
+arXiv:2307.09288, section 3.2.2; centring: Eisenstein et al. 2023, arXiv:2312.09244, section 4; DPO:
+Rafailov et al. 2023, arXiv:2305.18290, eq. 7; IPO: Azar et al. 2023, arXiv:2310.12036, eq. 17
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from ftcore.config import DpoRun
+from ftcore.data.pack import Batch
+from ftcore.data.store import Prepared
+from ftcore.evaluate.evaluator import log_ratios, token_losses
+from ftcore.model.heads import Model
+from ftcore.tune.task import document_logits, hidden
+
+AT_ONCE = 256  # pairs, between two moves of the bar
+
+def bradley_terry(model: Model, batch: Batch, *, centring: float) -> tuple[Tensor, Tensor]:
+    """The loss of scores, as a sum over pairs and their number."""
+    chosen_B, rejected_B = document_logits(model, batch).view(-1, 2).unbind(1)
+    gap_B = chosen_B - rejected_B - batch.pairs[:, 3].to(chosen_B)
+    loss_B = centring * (chosen_B + rejected_B).square() - F.logsigmoid(gap_B)
+    return loss_B.sum(), torch.ones_like(loss_B.detach()).sum()
+
+def dpo(model: Model, batch: Batch, *, beta: float, loss: str,
+        length_normalised: bool) -> tuple[Tensor, Tensor]:
+    """The loss of log-ratios, as a sum over pairs and their number. Its gradient is that of the
+    cross-entropy of all tokens, each weighted by the slope of the loss in it."""
+    scored_M = batch.weights.nonzero().squeeze(1)
+    h_MC, labels_M = hidden(model, batch, scored_M), batch.labels[scored_M]
+    owner_M = batch.docs.doc_of_N()[scored_M]
+    with torch.no_grad():
+        nll_M, _ = token_losses(model, h_MC, labels_M)
+    with torch.enable_grad():
+        none_D = nll_M.new_zeros(batch.docs.num_docs)
+        nll_D = none_D.index_add(0, owner_M, nll_M.requires_grad_())
+        if length_normalised:
+            nll_D = nll_D / none_D.index_add(0, owner_M, torch.ones_like(nll_M))
+        chosen_B, rejected_B = nll_D.view(-1, 2).unbind(1)
+        z_B = rejected_B - chosen_B - batch.pairs[:, 4].to(nll_D)
+        loss_B = (z_B - 1 / (2 * beta)).square() if loss == "ipo" else -F.logsigmoid(beta * z_B)
+        (slope_M,) = torch.autograd.grad(loss_B.sum(), nll_M)
+    value, weight = loss_B.detach().sum(), torch.ones_like(loss_B.detach()).sum()
+    if not h_MC.requires_grad:
+        return value, weight
+    carrier, _ = model.head.loss(h_MC, labels_M, slope_M)
+    return value + (carrier - carrier.detach()), weight
+
+@torch.no_grad()
+def refer(model: Model, data: Prepared, config: DpoRun) -> None:
+    """Fill the log-ratios of the model as it stands, the reference, into all pairs."""
+    limits = {"max_tokens": config.loop.micro_batch_tokens, "device": model.eval().device}
+    limits["length_normalised"] = config.dpo.length_normalised
+    for name, split in data.splits():
+        starts, made = range(0, len(split.documents), AT_ONCE), []
+        for start in tqdm(starts, desc=f"reference, {name}", disable=None):
+            some = split.documents[start : start + AT_ONCE]
+            for document, ratio in zip(some, log_ratios(model, some, **limits), strict=True):
+                labels = np.append(document.labels[:4], np.float32(ratio))
+                made.append(replace(document, labels=labels))
+        split.documents = made
