@@ -16,7 +16,7 @@ def lineage(path: str) -> tuple[Path, list[Path]]:
     if (config := folder / "adapter_config.json").is_file():
         base, adapters = lineage(json.loads(config.read_bytes())["base_model_name_or_path"])
         return base, [*adapters, folder]
-    return resolve(str(folder)), []
+    return resolve(path if folder == run else str(folder)), []
 
 def resolve(path: str) -> Path:
     """The folder that `path` is, or the embedded model (builtin:base), or the files of a hub id

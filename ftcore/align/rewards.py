@@ -165,9 +165,11 @@ def judged_by(run: str, task: str) -> Callable[[Rows], torch.Tensor]:
         if task != "reward":
             texts = tokenizer.encode_batch(row["answer"] for row in rows)
             return {n: Encoded("", text.ids_T, 0) for n, text in enumerate(texts)}
-        turns = ([*row["messages"], {"role": "assistant", "content": row["answer"]}] for row in rows)
-        read, _ = sides([Chat(str(n), tuple(each)) for n, each in enumerate(turns)], tokenizer)
-        return {int(n): Encoded(n, ids_T, 0, 1.0, types_T) for n, (ids_T, types_T, _) in read.items()}
+        last = ({"role": "assistant", "content": row["answer"]} for row in rows)
+        turns = ((*row["messages"], answer) for row, answer in zip(rows, last, strict=True))
+        read, _ = sides([Chat(str(n), each) for n, each in enumerate(turns)], tokenizer)
+        return {int(n): Encoded(n, ids_T, 0, 1.0, types_T) for n, (ids_T, types_T, _) in
+                read.items()}
 
     def logits_of(rows: Rows) -> torch.Tensor:
         found = documents(rows)

@@ -58,8 +58,8 @@ def pair(row_id: str, sides: Sequence[Side], margin: float) -> Encoded:
 
 def is_pair(document: Encoded) -> bool:
     """Whether `pair` made it: classes that are there are 1, and none is above another that is."""
-    labels = document.labels
-    return np.shape(labels) == (5,) and labels[0] > labels[1] > 0
+    labels, by_token = document.labels, isinstance(document.weights, np.ndarray)
+    return not by_token and np.shape(labels) == (5,) and labels[0] > labels[1] > 0
 
 def apart(documents: Sequence[Encoded]) -> Sequence[Encoded]:
     """Of each pair two documents, chosen and rejected, their answers scored; others as they are."""
