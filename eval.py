@@ -4,8 +4,6 @@
     python eval.py runs/NAME --data.test FILE           another file
     python eval.py MODEL --task classify --data.test FILE
     python eval.py runs/NAME --against runs/OTHER       both on the same rows: do they differ?
-    python eval.py MODEL --on TASK.toml                 prompts, choices: ftcore/evaluate/tasks.py
-    python eval.py URL --on TASK.toml --name MODEL      the same of a server with OpenAI's API
     python eval.py report runs/NAME                     its page, report.html, made anew
     python eval.py diff runs/NAME runs/OTHER            what was asked and read, where they part
 
@@ -25,7 +23,6 @@ from ftcore.errors import ConfigError, FtcoreError, nearest
 
 if TYPE_CHECKING:
     from ftcore.evaluate.suite import Results
-    from ftcore.model.load import LoadedModel
 
 PREDICTIONS = "eval-predictions.jsonl"
 
@@ -53,7 +50,7 @@ def parse(argv: list[str]) -> Command:
     return resolved(known("task", task, RUNS), layers, script="eval.py")
 
 def opened(command: Command) -> "LoadedModel":
-    """The model that the command names, on its device; `command.resume` is a run, or None."""
+    """The model of a run (`command.resume`), or model.path without one, on its device."""
     # Imported here, so that --help and a mistyped option answer at once.
     import torch
 
@@ -88,7 +85,7 @@ def judge(command: Command) -> "Results":
     from ftcore.tune.adapter import read_labels
 
     config, path, loaded = command.config, command.resume, opened(command)
-    base, seed = config.model.path, config.env.seed
+    base = config.model.path
     labels = (path and read_labels(path)) or loaded.labels
     said = config.problem if path else loaded.config.get("problem_type")
     if config.problem and said not in (None, config.problem):
@@ -100,7 +97,7 @@ def judge(command: Command) -> "Results":
         raise ConfigError(f"{base}: gives {len(labels)} scores a row, regress is for one")
     tokenizer = Tokenizer.load(loaded.folder)
     held_out = replace(config.data, train=(), dev=())
-    data = prepare(held_out, tokenizer, seed=seed, labels=labels)
+    data = prepare(held_out, tokenizer, seed=config.env.seed, labels=labels)
     print(data.summary())
     if command.task == "dpo" and path:
         refer(opened(replace(command, resume=None)).model, data, config)
@@ -125,49 +122,23 @@ def judge(command: Command) -> "Results":
                 print(f"{results.without(name, known_rows)}\n")
     return results
 
-def judge_on(words: list[str], file: Path) -> "Results":
-    """What a model, or a server by its URL, says to the prompts of a task's file."""
-    from ftcore.data.tokenizer import Tokenizer
-    from ftcore.evaluate.suite import Results
-    from ftcore.evaluate.tasks import EvalTask, Local, Remote, judge_task
-
-    task, name = EvalTask.load(file), take_value(words, "--name")
-    if words[0].startswith(("http://", "https://")):
-        answerer = Remote(words[0].rstrip("/"), name or "default")
-    else:
-        names_task = any(word.startswith("--task") for word in words)
-        is_bare = not names_task and not (Path(words[0]) / CONFIG_FILE).is_file()
-        command = parse([*words, *(("--task", "sft") if is_bare else ())])
-        loaded, most = opened(command), command.config.loop.micro_batch_tokens
-        if loaded.model.task != "lm":
-            raise ConfigError(f"{words[0]}: prompts are for a language model, not for its task")
-        limits = {"max_tokens": most, "device": loaded.model.device}
-        answerer = Local(loaded.model, Tokenizer.load(loaded.folder), limits)
-    judged, asked = judge_task(task, answerer)
-    results = Results(seed=0)
-    results.add(file.stem, [judged], asked)
-    print(f"\n{results}\n")
-    return results
-
 def run(words: list[str]) -> None:
     """Judge what the words name, beside another where they say so."""
-    other, on = take_value(words, "--against"), take_value(words, "--on")
-    command = parse(words) if not on else None
+    other = take_value(words, "--against")
+    command = parse(words)
     from ftcore.evaluate.report import json_line, write_predictions
 
-    results = judge(command) if command else judge_on([*words], Path(on))
-    path, summary = command and command.resume, {"model": words[0]}
-    summary |= {"task": command.task} if command else {"on": on}
+    results = judge(command)
+    path, summary = command.resume, {"model": words[0], "task": command.task}
     summary |= {"results": results.metrics, "intervals": results.intervals}
     if results.predictions:
         file = (path or Path()) / PREDICTIONS
         print(f"predictions: {file}, {write_predictions(file, results.predictions)} rows")
     if other:
         flags = [other, *words[1:]]
-        if command and parse(flags).config.data.test != command.config.data.test:
+        if parse(flags).config.data.test != command.config.data.test:
             flags += ["--data.test", *command.config.data.test]
-        theirs = judge(parse(flags)) if command else judge_on(flags, Path(on))
-        told, summary["against"] = results.compared(theirs)
+        told, summary["against"] = results.compared(judge(parse(flags)))
         print(f"{words[0]} against {other}\n\n{told}\n")
     print(json_line(summary))
 

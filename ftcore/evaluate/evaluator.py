@@ -7,7 +7,7 @@ switches gradients off; `limits` are what `streams` takes beside the documents.
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -274,14 +274,6 @@ JUDGES: Mapping[str, Callable[..., Judged]] = {"single_label_classification": ev
                                                "ppo": evaluate_language,
                                                "grpo": evaluate_language}
 
-def answered(rows: list[dict[str, Any]]) -> Judged:
-    """Rows with a "target" and what was "predicted", as free text; each gets its "exact_match"."""
-    for row in rows:
-        row["exact_match"] = text.exact_match(row["target"], row["predicted"])
-    ids, targets, answers, right = (
-        [row[key] for row in rows] for key in ("row_id", "target", "predicted", "exact_match"))
-    return Judged(ids, text.text_figures(targets, answers), rows, right_B=np.array(right))
-
 def stops(tokenizer: Tokenizer) -> frozenset[int]:
     """Ids that end an answer."""
     return frozenset({tokenizer.eos_id, tokenizer.end_of_text_id} - {None})
@@ -318,12 +310,13 @@ def evaluate_answers(model: Model, tokenizer: Tokenizer, chats: Sequence[Chat],
     answers = greedy(model, tokenizer, prompts, config.max_new_tokens)
     for chat, answer in zip(chats, answers, strict=True):
         asked, target = (turn["content"] for turn in chat.messages[-2:])
-        named = {"row_id": chat.id, "prompt": asked, "target": target, "predicted": answer}
-        rows.append(named)
-    judged = answered(rows)
+        rows.append({"row_id": chat.id, "prompt": asked, "target": target, "predicted": answer,
+                     "exact_match": text.exact_match(target, answer)})
+    ids, targets = ([row[key] for row in rows] for key in ("row_id", "target"))
+    right_B = np.array([row["exact_match"] for row in rows])
     if not (intent := config.intent_field):
-        return judged
-    labels = text.intent_labels((row["target"] for row in rows), intent=intent)
+        return Judged(ids, text.text_figures(targets, answers), rows, right_B=right_B)
+    labels = text.intent_labels(targets, intent=intent)
     commands = text.JsonCommandMetrics(labels, intent=intent)
     for row in rows:
         row.update(told := commands.update(row["target"], row["predicted"]))
@@ -333,4 +326,4 @@ def evaluate_answers(model: Model, tokenizer: Tokenizer, chats: Sequence[Chat],
         shares = dict(zip(told, is_so_BS[rows_M].mean(0).tolist(), strict=True))
         return {name.replace("_correct", "_accuracy"): share for name, share in shares.items()}
 
-    return replace(judged, figures=figures, more=commands.compute())
+    return Judged(ids, figures, rows, right_B=right_B, more=commands.compute())

@@ -33,13 +33,6 @@ class Results:
     predictions: list[dict[str, Any]] = field(default_factory=list)
     tables: list[str] = field(default_factory=list)  # further ones for people
 
-    def add(self, name: str, judged: list[Judged], texts: Mapping[str, str]) -> None:
-        """Take in a split: what its rows are judged by, and their texts by row id."""
-        self.judged[name], self.texts[name], self.metrics[name] = judged, texts, {}
-        for each in judged:
-            self.metrics[name] |= each.values
-        self.predictions += [{"split": name, **row} for row in judged[-1].rows]
-
     @cached_property
     def clusters(self) -> dict[str, dict[str, int]]:
         """By split a number for each row id, the same for rows of nearly the same text."""
@@ -134,7 +127,9 @@ class Suite:
             if split.chats:
                 config = self.config.eval
                 each.append(evaluate_answers(model, self.tokenizer, split.chats, config))
-            results.add(name, each, self._texts(split.documents))
+            results.judged[name], results.texts[name] = each, self._texts(split.documents)
+            results.metrics[name] = {k: v for judged in each for k, v in judged.values.items()}
+            results.predictions += [{"split": name, **row} for row in each[-1].rows]
             self._tell(results, name, each[0])
         return results
 

@@ -1,25 +1,19 @@
-"""Evaluating a model: ours against transformers and lm-evaluation-harness.
+"""Evaluating a classifier: ours against transformers.
 
-    python -m tests.bench.evaluate --data DIR [--rounds 3] [--part classify|imdb|choice ...]
+    python -m tests.bench.evaluate --data DIR [--rounds 3] [--part classify|imdb ...]
 
 classify    sentences of SST-2 (dev and labelled test) through a BERT (MiniLM) with two classes;
             theirs: transformers, rows sorted by length, padded to the longest of a batch
 imdb        reviews cut to 512 tokens, in the order of the files; theirs in batches of that order
-choice      pairs of SNLI with three choices through a random model of GPT-2's sizes in fp32,
-            `judge_task` against lm-evaluation-harness: "words", of one or two tokens, and "letters"
-            of one, which the harness reads all off one pass of the prompt
 
 Ours runs as eval.py does. Theirs is tried twice on an eighth of the rows with every size of a batch
-and kind of attention (of choice SDPA), and the fastest takes turns with ours on all rows (`--every
-N`: on every N-th). Each side is one process with its model made before; both read the same tokens,
-made before but in choice. Ratios are medians over the rounds, of seconds and of those of all cores.
-The harness is timed as `evaluate`, which is `simple_evaluate` but for telling of versions and the
-machine. The last line is JSON.
+and kind of attention, and the fastest takes turns with ours on all rows (`--every N`: on every
+N-th). Each side is one process with its model made before; both read the same tokens, made before.
+Ratios are medians over the rounds, of seconds and of those of all cores. The last line is JSON.
 """
 
 import argparse
 import json
-import logging
 import multiprocessing
 import os
 import statistics
@@ -43,19 +37,13 @@ from ftcore.data.prepare import prepare
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.env.compute import PRECISIONS, reuse_across_steps
 from ftcore.evaluate.evaluator import all_logits
-from ftcore.evaluate.tasks import EvalTask, Local, judge_task
 from ftcore.model.heads import Model
 from ftcore.model.load import load_model
 from tests.bench.sst2 import model_folder, padded
 
-BARS = {"classify": 1.15, "imdb": 1.8, "choice": 1.5}
-CLOSE = 1e-4  # most that fp32 logits may differ, and log-likelihoods of choices
+BARS = {"classify": 1.15, "imdb": 1.8}
+CLOSE = 1e-4  # most that fp32 logits may differ
 LIMITS = {"max_tokens": LoopConfig().micro_batch_tokens, "device": torch.device("cpu")}
-CHOICES = {"words": (" yes", " maybe", " no"), "letters": (" A", " B", " C")}
-ASKED = {
-    "words": "{0}\nQuestion: {1}. Yes, no or maybe?\nAnswer:",
-    "letters": "{0}\nQuestion: {1}?\nA. yes\nB. maybe\nC. no\nAnswer:",
-}
 Told = dict[str, Any]
 Turn = Callable[[Path], Told]  # of the rows of a file: `seconds`, `cpu_s`, `values`, and others
 
@@ -65,7 +53,6 @@ def begin(side: str, threads: int) -> None:
     torch.set_num_threads(threads)
     if side == "ours":
         reuse_across_steps()  # as eval.py does
-    logging.disable(logging.WARNING)  # of the harness
 
 @contextmanager
 def timed(told: Told) -> Iterator[None]:
@@ -83,19 +70,20 @@ def documents_of(file: Path) -> list[Encoded]:
     return list(split.documents)
 
 @cache
-def our_model(folder: Path, task: str, precision: str) -> Model:
+def our_model(folder: Path, precision: str) -> Model:
     # theirs leaves out the names of two labels, so their number is told
-    return load_model(folder, task=task, dtype=PRECISIONS[precision][0], num_labels=2).model
+    return load_model(folder, task="classify", dtype=PRECISIONS[precision][0], num_labels=2).model
 
 @cache
-def their_model(folder: Path, kind: str, precision: str, attention: str) -> torch.nn.Module:
+def their_model(folder: Path, precision: str, attention: str) -> torch.nn.Module:
     import transformers
 
     options = {"dtype": PRECISIONS[precision][0], "attn_implementation": attention}
-    return getattr(transformers, kind).from_pretrained(folder, **options).eval()
+    kind = transformers.AutoModelForSequenceClassification
+    return kind.from_pretrained(folder, **options).eval()
 
 def our_logits(folder: Path, precision: str, file: Path) -> Told:
-    model, documents = our_model(folder, "classify", precision), documents_of(file)
+    model, documents = our_model(folder, precision), documents_of(file)
     told: Told = {"rows": len(documents), "tokens": sum(map(len, documents))}
     with timed(told):
         told["values"] = all_logits(model, documents, **LIMITS).numpy()
@@ -104,7 +92,7 @@ def our_logits(folder: Path, precision: str, file: Path) -> Told:
 def their_logits(
     folder: Path, precision: str, is_sorted: bool, size: int, attention: str, file: Path
 ) -> Told:
-    model = their_model(folder, "AutoModelForSequenceClassification", precision, attention)
+    model = their_model(folder, precision, attention)
     documents, logits, told = documents_of(file), {}, {"slots": 0}
     with timed(told):
         order = sorted(range(len(documents)), key=lambda row: -len(documents[row]) * is_sorted)
@@ -115,45 +103,6 @@ def their_logits(
             logits |= zip(some, model(**batch).logits.float(), strict=True)
         told["values"] = torch.stack([logits[row] for row in range(len(order))]).numpy()
     return told
-
-def our_choices(folder: Path, form: str, file: Path) -> Told:
-    answerer = Local(our_model(folder, "lm", "fp32"), Tokenizer.load(folder), LIMITS)
-    task, told = EvalTask([str(file)], "{{prompt}}", "{{label}}", CHOICES[form]), {}
-    with timed(told):
-        judged, _ = judge_task(task, answerer)
-    told |= {"values": np.array([row["log_likelihoods"] for row in judged.rows])}
-    return told | {"scores": [*judged.values.values()], "rows": len(judged.rows)}
-
-@cache
-def their_task(file: Path, form: str) -> Told:
-    """The task as the harness has it, its rows read."""
-    from lm_eval.tasks import TaskManager
-
-    names = ("acc", "acc_norm", "acc_bytes")
-    metrics = [{"metric": name, "aggregation": "mean", "higher_is_better": True} for name in names]
-    return TaskManager().load([{
-        "task": "choice", "dataset_path": "json", "output_type": "multiple_choice",
-        "dataset_kwargs": {"data_files": {"test": str(file)}, "cache_dir": str(file.parent)},
-        "test_split": "test", "doc_to_text": "{{prompt}}", "doc_to_target": "label",
-        "doc_to_choice": list(CHOICES[form]), "target_delimiter": "", "metric_list": metrics,
-    }])  # fmt: skip
-
-def their_choices(folder: Path, form: str, size: int, file: Path) -> Told:
-    import transformers
-    from lm_eval.evaluator import evaluate
-    from lm_eval.models.huggingface import HFLM
-
-    model = their_model(folder, "AutoModelForCausalLM", "fp32", "sdpa")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=size, dtype="float32")
-    task, told = their_task(file, form), {}
-    with timed(told):
-        found = evaluate(harness, task, bootstrap_iters=0)
-    scores, samples = found["results"]["choice"], found["samples"]["choice"]
-    assert scores["acc_norm,none"] == scores["acc_bytes,none"]  # the choices are ASCII
-    samples.sort(key=lambda sample: sample["doc_id"])
-    told["values"] = np.array([[float(r[0]) for r in s["filtered_resps"]] for s in samples])
-    return told | {"scores": [scores["acc,none"], scores["acc_bytes,none"]]}
 
 # ---- who takes turns -----------------------------------------------------------------------------
 
@@ -175,14 +124,13 @@ class Sides:
         pairs = [[self.turn(n, calls[n], whole) for n in ("ours", best)] for _ in range(rounds)]
         ours, theirs = pairs[-1]
         found: Told = {name: value for name, value in (theirs | ours).items() if name != "values"}
-        found |= {"rival": best, "scores": [ours.get("scores"), theirs.get("scores")]}
         for key in ("seconds", "cpu_s"):
             both = [(ours[key], theirs[key]) for ours, theirs in pairs]
             ratios = [theirs / ours for ours, theirs in both]
             found[key] = [statistics.median(side) for side in zip(*both, strict=True)]
             found[f"{key}_ratio"], found[f"{key}_ratios"] = statistics.median(ratios), ratios
         found["apart"] = float(np.abs(ours["values"] - theirs["values"]).max())
-        return found | {"tried_s": least}
+        return found | {"rival": best, "tried_s": least}
 
 # ---- the parts -----------------------------------------------------------------------------------
 
@@ -199,25 +147,11 @@ def reviews(data: Path) -> list[Told]:
     labels = [str(int("/pos/" in member.name)) for member in some]
     return [{"text": text, "label": label} for text, label in zip(texts, labels, strict=True)]
 
-def questions(data: Path, form: str) -> list[Told]:
-    lines = (data / "snli_devtest/dev.txt").read_text("utf-8").splitlines()[:200]
-    rows = [line.split("\t") for line in lines]
-    return [{"prompt": ASKED[form].format(*row), "label": int(row[2])} for row in rows]
-
 def cases(part: str, said: argparse.Namespace) -> Iterator[tuple[str, list[Told], dict[str, Turn]]]:
     """Name, rows and sides of each case of a part."""
     import transformers
 
-    from tests.bench.sft import write_gpt2
-
     folder, sorts = said.work / part, part == "classify"
-    if part == "choice":
-        write_gpt2(folder)
-        for form in CHOICES:
-            calls = {str(n): partial(their_choices, folder, form, n) for n in (1, 8, 32)}
-            calls["ours"] = partial(our_choices, folder, form)
-            yield form, questions(said.data, form), calls
-        return
     torch.manual_seed(0)  # of the head
     kind = transformers.AutoModelForSequenceClassification
     kind.from_pretrained(model_folder(), num_labels=2).save_pretrained(folder)
@@ -236,7 +170,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     said = parser.parse_args()
-    os.environ |= dict.fromkeys(("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TQDM_DISABLE"), "1")
+    os.environ |= dict.fromkeys(("HF_HUB_OFFLINE", "TQDM_DISABLE"), "1")
     found, sides = {}, Sides(said.threads)
     with tempfile.TemporaryDirectory() as work:
         said.work = Path(work)
@@ -246,8 +180,7 @@ def main() -> None:
                 files.append(said.work / f"{name}-{case}-{step}.jsonl")
                 files[-1].write_text("\n".join(map(json.dumps, rows[::step])), "utf-8")
             one = sides.race(calls, *files, said.rounds)
-            is_near = case == "bf16" or one["apart"] <= CLOSE
-            one |= {"agrees": is_near and one["scores"][0] == one["scores"][1], "bar": BARS[name]}
+            one |= {"agrees": case == "bf16" or one["apart"] <= CLOSE, "bar": BARS[name]}
             one["met"] = one["agrees"] and one["seconds_ratio"] >= one["bar"]
             rates = " and ".join(f"{one['rows'] / seconds:.1f}" for seconds in one["seconds"])
             ratios = f"{one['seconds_ratio']:.2f}x (of all cores {one['cpu_s_ratio']:.2f}x)"

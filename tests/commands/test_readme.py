@@ -42,10 +42,6 @@ def named(bert: Path, qwen3: Path, files: dict[str, str], run: Run) -> dict[str,
     shutil.copy(files["chat"], "chat.jsonl")
     shutil.copy(files["chat_test"], "dev.jsonl")
     shutil.copy(files["pairs"], "pairs.jsonl")
-    (task,) = (block for block in BLOCKS if block.startswith("data = "))
-    Path("task.toml").write_text(task, "utf-8")
-    row = {"question": "what is red", "answer": "warm", "options": ["warm", "cold"]}
-    Path("questions.jsonl").write_text(json.dumps(row) + "\n", "utf-8")
     return {"DIR_OR_HUB_ID": str(qwen3), "DIR": str(bert)}
 
 def test_the_first_screen_is_two_commands() -> None:
@@ -101,7 +97,7 @@ def test_command(command: str, named: dict[str, str], files: dict[str, str], run
     elif script == "eval.py" or "--resume" in words:
         summary, _ = run(script.removesuffix(".py"), *words)
         ((name, figures),) = (summary.get("results") or summary["tuned"]).items()
-        assert name == ("task" if "--on" in words else "b") and figures["accuracy"] >= 0
+        assert name == "b" and figures["accuracy"] >= 0
     else:
         corpus = ("--data.train", files["text"], "--data.dev", files["held"])
         small = corpus if "pretrain" in words else ()
