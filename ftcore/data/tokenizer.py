@@ -1,8 +1,7 @@
 """Text to token ids and back, through the `tokenizers` library: one path for training and serving.
 
-A tokenizer folder holds tokenizer.json, or BERT's vocab.txt, or vocab.json and merges.txt of GPT-2
-and RoBERTa; beside it those of `SETTINGS` that the model has. The files are kept as they were read,
-so `save` writes the same bytes and `digest` identifies them.
+A tokenizer folder holds tokenizer.json, and those of `SETTINGS` that the model has. The files are
+kept as they were read, so `save` writes the same bytes and `digest` identifies them.
 
 Nothing is ever cut or padded, whatever tokenizer.json says. Offsets count characters of the text,
 and every character belongs to some token: post-processors may not trim white space from offsets.
@@ -11,7 +10,6 @@ and every character belongs to some token: post-processors may not trim white sp
 import hashlib
 import json
 import re
-import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,11 +21,9 @@ from typing import Any, Literal
 import numpy as np
 import tokenizers
 from tokenizers import processors
-from tokenizers.implementations import BertWordPieceTokenizer, ByteLevelBPETokenizer
 
 from ftcore.errors import DataError, ModelError
 
-VOCABULARIES = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"))  # in this order
 SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>")  # chat models end a turn with another token
 SLAB = 1024  # texts tokenised in one call; a library encoding takes some 100 bytes a token
@@ -65,7 +61,7 @@ class Tokenizer:
             for name, token in named.items()
             if name.endswith("_token") and isinstance(token, str | dict)
         }
-        self._fast = self._vocabulary(config)
+        self._fast = self._vocabulary()
         vocab = self._fast.get_vocab()
         self._fast.add_special_tokens([t for t in self.special.values() if t in vocab])
         added = self._fast.get_added_tokens_decoder()
@@ -83,11 +79,13 @@ class Tokenizer:
     @classmethod
     def load(cls, folder: str | Path) -> "Tokenizer":
         """Read a tokenizer folder."""
-        found = [v for v in VOCABULARIES if all(Path(folder, name).is_file() for name in v)]
-        if not found:
-            what = f"{folder}: no tokenizer.json, no vocab.txt, and no vocab.json with merges.txt"
-            raise ModelError(f"{what}; name a folder that has one, as save_pretrained writes it")
-        names = [*found[0], *(name for name in SETTINGS if Path(folder, name).is_file())]
+        if not Path(folder, "tokenizer.json").is_file():
+            found = sorted(p.name for p in Path(folder).glob("*") if p.suffix != ".safetensors")
+            what = f"{folder}: holds {', '.join(found) or 'no files'}, but no tokenizer.json"
+            mend = f"from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"
+            mend = f"name a folder that has one, or make it: transformers.AutoTokenizer.{mend}"
+            raise ModelError(f"{what}; {mend}")
+        names = ["tokenizer.json", *(name for name in SETTINGS if Path(folder, name).is_file())]
         return cls({name: Path(folder, name).read_bytes() for name in names}, where=str(folder))
 
     def save(self, folder: str | Path) -> None:
@@ -164,9 +162,6 @@ class Tokenizer:
     def _wrong(self, file: str, problem: str) -> ModelError:
         return ModelError(f"{self.where}/{file}: {problem}")
 
-    def _lines(self, name: str) -> list[str]:
-        return self.files[name].decode("utf-8").removesuffix("\n").split("\n")
-
     def _settings(self, name: str) -> dict[str, Any]:
         try:
             settings = json.loads(self.files.get(name, b"{}"))
@@ -176,60 +171,15 @@ class Tokenizer:
             raise self._wrong(name, "must hold a JSON object")
         return settings
 
-    def _vocabulary(self, config: dict[str, Any]) -> tokenizers.Tokenizer:
-        if "tokenizer.json" in self.files:
-            try:
-                fast = tokenizers.Tokenizer.from_buffer(self.files["tokenizer.json"])
-            except Exception as error:  # the library raises nothing narrower
-                problem = f"not a tokenizer ({error}); fetch the file again"
-                raise self._wrong("tokenizer.json", problem) from error
-        elif "vocab.txt" in self.files:
-            fast = self._bert(config)
-        else:
-            fast = self._byte_level(config)
+    def _vocabulary(self) -> tokenizers.Tokenizer:
+        try:
+            fast = tokenizers.Tokenizer.from_buffer(self.files["tokenizer.json"])
+        except Exception as error:  # the library raises nothing narrower
+            problem = f"not a tokenizer ({error}); fetch the file again"
+            raise self._wrong("tokenizer.json", problem) from error
         fast.no_truncation()
         fast.no_padding()
         fast.post_processor = _untrimmed(fast.post_processor)
-        return fast
-
-    def _bert(self, config: dict[str, Any]) -> tokenizers.Tokenizer:
-        """BERT's WordPiece from vocab.txt, with the defaults of transformers' BertTokenizer."""
-        vocab = {token: id_ for id_, token in enumerate(self._lines("vocab.txt"))}
-        named = {f"{n}_token": f"[{n.upper()}]" for n in ("unk", "cls", "sep")}
-        named = {name: self.special.get(name, token) for name, token in named.items()}
-        if absent := [token for token in named.values() if token not in vocab]:
-            problem = f"has no token {', '.join(absent)}; only BERT's WordPiece is built from"
-            raise self._wrong("vocab.txt", f"{problem} it, other tokenizers need a tokenizer.json")
-        built = BertWordPieceTokenizer(
-            vocab, **named, handle_chinese_chars=config.get("tokenize_chinese_chars", True),
-            strip_accents=config.get("strip_accents"), lowercase=config.get("do_lower_case", True))
-        return tokenizers.Tokenizer.from_str(built.to_str())
-
-    def _byte_level(self, config: dict[str, Any]) -> tokenizers.Tokenizer:
-        """Byte-level BPE of GPT-2 or RoBERTa, with the defaults of transformers' tokenizers."""
-        vocab = self._settings("vocab.json")
-        usual = "RobertaTokenizer" if "<s>" in vocab else "GPT2Tokenizer"
-        kind = config.get("tokenizer_class", usual)
-        tokens = tomllib.loads(Path(__file__).with_name("tokenizers.toml").read_text("utf-8"))
-        if (standard := tokens.get(kind.removesuffix("Fast"))) is None:
-            problem = f"tokenizer_class = {kind!r}: only GPT-2's and RoBERTa's BPE is built from"
-            raise self._wrong("vocab.json", f"{problem} it, other tokenizers need a tokenizer.json")
-        self.special = names = {**standard, **self.special}
-        if absent := sorted({token for token in names.values() if token not in vocab}):
-            raise self._wrong("vocab.json", f"has no token {', '.join(absent)}")
-        lines = self._lines("merges.txt")
-        merges = [tuple(line.split(" ")) for line in lines[lines[0].startswith("#version") :]]
-        prefixed = bool(config.get("add_prefix_space", False))
-        try:
-            built = ByteLevelBPETokenizer(vocab, merges, add_prefix_space=prefixed)
-        except Exception as error:  # the library raises nothing narrower
-            reason = str(error).partition("\n")[0]
-            problem = f"does not fit vocab.json ({reason}); fetch both again"
-            raise self._wrong("merges.txt", problem) from error
-        fast = tokenizers.Tokenizer.from_str(built.to_str())
-        if "cls_token" in names:
-            sep, cls = ((names[n], vocab[names[n]]) for n in ("sep_token", "cls_token"))
-            fast.post_processor = processors.RobertaProcessing(sep, cls, add_prefix_space=prefixed)
         return fast
 
     def _template(self, config: dict[str, Any]) -> str | None:
