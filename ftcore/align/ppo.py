@@ -210,8 +210,9 @@ class PpoLoop(Loop):
         if not self.updates:
             assert torch.equal(now.logp_M, old_M), "the first update must see what was scored"
         policy_M = policy_loss(now.logp_M, old_M, advantage_M, ppo.clip)
-        values_M = value_loss(self._values(now), value_M, return_M, ppo.value_clip)
         is_warm = self.progress.step >= ppo.critic_warmup
+        read = now if is_warm else now._replace(h_MC=now.h_MC.detach())  # the policy stays
+        values_M = value_loss(self._values(read), value_M, return_M, ppo.value_clip)
         loss_M = is_warm * (policy_M - ppo.entropy_coef * now.entropy_M)
         if model.value is not None:
             loss_M = loss_M + ppo.value_coef * values_M

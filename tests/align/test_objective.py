@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -286,3 +286,10 @@ def test_the_loss_adds_up_its_parts(step: int, monkeypatch: pytest.MonkeyPatch) 
     config = run_of(entropy_coef=0.01, value_coef=0.2, critic_warmup=2)
     loss = our_loss(config, now_M, told, monkeypatch, step=step, value=True)
     assert loss.item() == pytest.approx(0.2 * 4.5 + (step >= 2) * (-0.5 - 0.01 * 2.0))
+
+def test_the_policy_stays_while_the_critic_warms_up(make_ppo: Callable[..., PpoLoop]) -> None:
+    loop = make_ppo("warm", ppo={"critic_warmup": 4}, optim={"batch_size": 8})
+    before = {name: param.detach().clone() for name, param in loop.model.named_parameters()}
+    assert loop.train() == 0
+    moved = {n for n, p in loop.model.named_parameters() if not torch.equal(p, before[n])}
+    assert moved == {"value.weight", "value.bias"}
