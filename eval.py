@@ -23,6 +23,7 @@ from ftcore.errors import ConfigError, FtcoreError, nearest
 
 if TYPE_CHECKING:
     from ftcore.evaluate.suite import Results
+    from ftcore.model.load import LoadedModel
 
 PREDICTIONS = "eval-predictions.jsonl"
 

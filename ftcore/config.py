@@ -28,6 +28,7 @@ Natural = Annotated[int, Limit(">= 0", lambda n: n >= 0)]
 Count = Annotated[int, Limit(">= 1", lambda n: n >= 1)]
 NotNegative = Annotated[float, Limit(">= 0", lambda x: 0 <= x < math.inf)]
 Positive = Annotated[float, Limit("> 0", lambda x: 0 < x < math.inf)]
+Finite = Annotated[float, Limit("finite", math.isfinite)]
 Share = Annotated[float, Limit("in [0, 1]", lambda x: 0 <= x <= 1)]
 ProperShare = Annotated[float, Limit("in [0, 1)", lambda x: 0 <= x < 1)]
 
@@ -205,7 +206,7 @@ class RewardsConfig(Section):
     # match, command:FIELD, model:RUN, label:RUN:NAME, python:FILE.py:NAME or program:COMMAND; see
     # ftcore/align/rewards.py
     sources: tuple[str, ...] = ()
-    weights: tuple[float, ...] = ()  # factor of each source; none: 1 each
+    weights: tuple[Finite, ...] = ()  # factor of each source; none: 1 each
     timeout_s: Positive = 30.0  # seconds that a source has for the answers of an iteration
     memory_mib: Count = 1024  # MiB that a program may take
     on_error: Literal["stop", "skip"] = "stop"  # of a source; skip: such answers are left out

@@ -59,10 +59,17 @@ def test_match_is_the_expected_answer_and_nothing_else() -> None:
     scores, parts = judged("match", ["yes", " yes\n", "Yes", "yes!", ""], "yes")
     assert scores == parts["match"] == [1, 1, 0, 0, 0]
 
-def test_command_is_the_mean_of_four_claims() -> None:
-    """JSON object, intent, whole object, text: all; all but the text; the first two; the first."""
+def test_command_is_the_mean_of_four_figures() -> None:
+    """JSON object, intent, F1 of slots, whole object."""
     scores, parts = judged("command:intent")
-    assert scores == parts["command:intent"] == [1, 0.75, 0.5, 0.25, 0]
+    assert scores == parts["command:intent"] == [1, 1, 0.5, 0.25, 0]
+    target = '{"intent": "a", "one": "1", "two": "2"}'
+    said = ['{"intent": "a", "one": "1"}', '{"intent": "b", "one": "1", "two": "2"}']
+    scores, _ = judged("command:intent", [*said, target, '{"intent": "a", "x": 1}'], target)
+    assert scores == [(2 + 2 / 3) / 4, 0.5, 1, 0.5]
+    bare = '{"intent": "a"}'
+    scores, _ = judged("command:intent", [bare, '{"intent": "a", "x": 1}'], bare)
+    assert scores == [1, 0.5]
 
 def test_a_function_sees_messages_answer_and_target(python: Callable, tmp_path: Path) -> None:
     seen = tmp_path / "seen.json"
