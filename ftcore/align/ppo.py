@@ -132,7 +132,7 @@ class PpoLoop(Loop):
                 break
         if ppo.kl_target:
             self.control.adapt(values["ppo/kl"], ppo.kl_target, len(episodes), ppo.kl_horizon)
-        if self.run and (step == 0 or (step + 1) % self.config.loop.log_every == 0):
+        if self.run and self._is_logged(step + 1):
             self.actor.show(episodes, step + 1, self.path)
         self.progress.step += 1
         tokens, seconds = self.sums.pop("tokens"), time.perf_counter() - started
@@ -161,7 +161,8 @@ class PpoLoop(Loop):
         documents, temperature = [e.document for e in episodes], self.config.rollout.temperature
         limits = {"max_tokens": self.config.loop.micro_batch_tokens, "device": self.device}
         for indices, stream in streams(documents, **limits):
-            now, start = (seen(m, stream, temperature) for m in (self.model, self.reference))
+            now = seen(self.model, stream, temperature)
+            start = seen(self.reference, stream, temperature) if self._measures else now
             told = {"logp": now.logp_M, "ref_logp": start.logp_M, **divergences(now, start)}
             told["value"] = self._values(now)
             parts = torch.stack([*told.values()]).split([episodes[i].length for i in indices], 1)
@@ -169,6 +170,12 @@ class PpoLoop(Loop):
                 episodes[index].told = dict(zip(told, part, strict=True))
             at_start = self.progress.step == 0
             assert not at_start or not told["exact"].any(), "the reference must be the start"
+
+    @property
+    def _measures(self) -> bool:
+        """Whether the reference is asked in this iteration: for the rewards, or to be logged."""
+        is_used = self.control.kl_coef or self.config.ppo.kl_target
+        return bool(is_used) or self._is_logged(self.progress.step + 1)
 
     def _values(self, now: Seen) -> Tensor:
         """values_M: what is expected from each token on; zero without a value head."""

@@ -9,7 +9,7 @@ one sequence at most, V vocabulary.
 
 from collections.abc import Sequence
 from functools import partial
-from itertools import chain
+from itertools import accumulate, chain, compress
 
 import numpy as np
 import torch
@@ -108,13 +108,19 @@ def generate(model: Model, prompts: Sequence[Sequence[int]], *, max_new_tokens: 
     device, cache = model.device, Cache(model.spec.num_layers)
     answers: list[list[int]] = [[] for _ in prompts]
     running = list(range(len(prompts)))  # which prompt each row of the cache belongs to
-    new_tokens = list(prompts)
+    # cost: a prompt that stands several times in turn is read once
+    is_new_B = [i == 0 or prompt is not prompts[i - 1] for i, prompt in enumerate(prompts)]
+    new_tokens = [*compress(prompts, is_new_B)]
     for place in range(max_new_tokens if prompts else 0):
         docs = Docs.from_lengths([len(tokens) for tokens in new_tokens], device)
         tokens_N = torch.tensor(list(chain.from_iterable(new_tokens)), device=device)
         types_N = torch.zeros_like(tokens_N)
         inputs = (tokens_N, cache.extend(docs), types_N, docs, cache.attends)
         logits_BV = model.head(model.trunk(*inputs, docs.last_B()))
+        if len(logits_BV) < len(running):  # after the first pass
+            of_B = [number - 1 for number in accumulate(is_new_B)]
+            logits_BV = logits_BV[of_B]
+            cache.keep(of_B)
         top = logits_BV.max(-1)
         if not top.values.isfinite().all():
             raise ModelError("the model's logits are not finite: it is damaged, or fp32 is needed")

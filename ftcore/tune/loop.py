@@ -128,7 +128,7 @@ class Loop:
                 bar.set_postfix(loss=f"{values['train/loss']:.3f}", refresh=False)
                 step = self.progress.step
                 is_last = step == self.total_steps
-                if self.run and (step % options.log_every == 0 or is_last or step == 1):
+                if self.run and self._is_logged(step):
                     self.run.log(step, values)
                 is_judged = self.evaluate and (step % options.eval_every == 0 or is_last)
                 is_best = bool(is_judged) and self._evaluate()
@@ -153,6 +153,9 @@ class Loop:
             best, step = self.progress.best_step, self.progress.step
             tqdm.write(f"early stop at step {step}: best was step {best}")
         return 0
+
+    def _is_logged(self, step: int) -> bool:
+        return step % self.config.loop.log_every == 0 or step in (1, self.total_steps)
 
     def _is_out_of_patience(self) -> bool:
         return 0 < self.config.loop.patience <= self.progress.evals_since_best
