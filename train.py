@@ -23,11 +23,14 @@ from ftcore.cli import CONFIG_FILE, Command, parse, to_toml
 from ftcore.errors import CheckpointError, ConfigError, FtcoreError, PeerError, SaveError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ftcore.data.store import Prepared
     from ftcore.data.tokenizer import Tokenizer
     from ftcore.env.compute import World
     from ftcore.env.run import RunFolder
     from ftcore.model.load import LoadedModel
+    from ftcore.tune.loop import Loop
 
 def run(command: Command, world: "World") -> int:
     """Stages 1 to 3: all that can refuse the command, before anything but the cache is written.
@@ -38,6 +41,7 @@ def run(command: Command, world: "World") -> int:
     # Imported here, as in `tune`, so that --help and a mistyped option answer at once.
     import torch
 
+    from ftcore.align.ppo import loop_of
     from ftcore.align.tasks import kind_of
     from ftcore.data.prepare import prepared
     from ftcore.data.tokenizer import Tokenizer
@@ -93,6 +97,7 @@ def run(command: Command, world: "World") -> int:
         print(f"\n{verify(config, kind, loaded, tokenizer, data)}")
     if command.only:
         return 0
+    make = loop_of(config, model, tokenizer, data, world)
     name = config.log.name or f"{command.task}-{time.strftime('%Y%m%d-%H%M%S')}"
     path, resumes = command.resume or config.log.dir / name, command.resume is not None
     with RunFolder(path, resume=resumes) if world.is_first else nullcontext() as run_folder:
@@ -102,12 +107,13 @@ def run(command: Command, world: "World") -> int:
             data.write(path / "data", resumes=resumes)
             run_folder.dump("plan.json", plan.memory_bytes)
         print(f"\nrun folder: {path}")
-        return tune(command, path, run_folder, data, loaded, tokenizer, world)
+        return tune(command, path, run_folder, data, loaded, tokenizer, world, make=make)
 
 def tune(command: Command, path: Path, run: "RunFolder | None", data: "Prepared",
-         loaded: "LoadedModel", tokenizer: "Tokenizer", world: "World") -> int:
-    """Stages 4 to 7, in the run folder that the first process holds; returns the exit code."""
-    from ftcore.align.ppo import loop_of
+         loaded: "LoadedModel", tokenizer: "Tokenizer", world: "World", *,
+         make: "Callable[..., Loop]") -> int:
+    """Stages 4 to 7, by the loop that `make` makes, in the run folder that the first process holds;
+    returns the exit code."""
     from ftcore.align.preference import refer
     from ftcore.align.tasks import kind_of
     from ftcore.evaluate.certificate import certify
@@ -124,7 +130,7 @@ def tune(command: Command, path: Path, run: "RunFolder | None", data: "Prepared"
     if command.task == "dpo":
         refer(model, data, config)
     suite = Suite(command.task, config, tokenizer, data.labels)
-    loop = loop_of(command.task, data, tokenizer)(
+    loop = make(
         model, kind.loss, data.train.documents, config, path, run, world=world, draw=data.draw,
         evaluate=(lambda: suite.dev(model, data.dev)) if data.dev.documents else None)
     base, base_file = None, path / "base.json"

@@ -271,6 +271,11 @@ class PretrainRun(Section):
     eval: EvalConfig = EvalConfig()
     log: LogConfig = LogConfig()
     problem: ClassVar[str | None] = None  # HF's `problem_type`, where documents are judged
+
+    @property
+    def rows_per_step(self) -> int:
+        """Training rows that a step of the loop reads."""
+        return self.optim.batch_size
     labels: ClassVar[tuple[str, ...] | None] = None  # names of outputs that the data does not name
 
 class MaskedRun(PretrainRun):
@@ -288,6 +293,10 @@ class PpoRun(SftRun):
     reward: RewardsConfig = RewardsConfig()
     rollout: RolloutConfig = RolloutConfig()
     ppo: PpoConfig = PpoConfig()
+
+    @property
+    def rows_per_step(self) -> int:
+        return self.rollout.prompts
 
 class GrpoRun(PpoRun):
     """Reinforcement learning by comparing several answers to each prompt: GRPO, RLOO."""

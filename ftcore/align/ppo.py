@@ -20,9 +20,10 @@ source  Huang et al. 2024, arXiv:2403.17031: a value head that starts at zero (d
 """
 
 import json
+import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -34,12 +35,13 @@ from torch import Tensor
 
 from ftcore.align import advantage
 from ftcore.align.objective import Control, Seen, divergences, policy_loss, seen, value_loss
-from ftcore.align.rewards import Rewards
-from ftcore.align.rollout import Actor, Episode
+from ftcore.align.rewards import is_model
+from ftcore.align.rollout import ORDER, Actor, Episode
+from ftcore.config import PpoRun, Run
 from ftcore.data.pack import Batch, StepRows
 from ftcore.data.store import Prepared
 from ftcore.data.tokenizer import Tokenizer
-from ftcore.env.compute import peak_bytes
+from ftcore.env.compute import World, derived, peak_bytes
 from ftcore.errors import ConfigError, TrainingError
 from ftcore.evaluate.evaluator import spoken, streams
 from ftcore.evaluate.significance import intervals
@@ -53,44 +55,36 @@ START = "start.json"  # what the policy was worth before it was trained
 
 @dataclass
 class PpoLoop(Loop):
-    """A run whose documents are answers of the model itself. Raises ConfigError: an option is
-    missing; DataError: as `Actor.prompts`."""
-    tokenizer: Tokenizer | None = None
-    data: Prepared | None = None  # whose chats are the prompts, of training and of the dev rows
+    """A run whose documents are answers of the model itself."""
+    actor: Actor | None = None
     reads_rows = False
 
     def __post_init__(self) -> None:
-        ppo, rollout = self.config.ppo, self.config.rollout
-        if ppo.advantage != "gae" and rollout.samples < 2:
-            what = f"ppo.advantage = {ppo.advantage} compares answers to one prompt"
-            raise ConfigError(f"{what}: give --rollout.samples N, 2 or more")
-        if self.world.size > 1:
-            raise ConfigError("answers are drawn in one process: start it without torchrun")
-        self.actor = Actor(self.model, self.tokenizer, self.config, Rewards(self.config.reward))
-        self.prompts = self.actor.prompts(self.data.train.chats)
-        self.judges = self.actor.prompts(self.data.dev.chats)
+        ppo, prompts = self.config.ppo, len(self.actor.prompts)
         self.reference = copy_of(self.model.eval())
-        self.value = Linear(self.model.spec.hidden_size, 1).to(self.model.device)
-        for param in self.value.parameters():
-            torch.nn.init.zeros_(param)
-        self.model.value = self.value if ppo.advantage == "gae" else None
+        self.model.value = None
+        if ppo.advantage == "gae":
+            self.model.value = Linear(self.model.spec.hidden_size, 1).to(self.model.device)
+            for param in self.model.value.parameters():
+                torch.nn.init.zeros_(param)
         super().__post_init__()
-        self.task, self.evaluate = self.loss, self.judged if self.judges else None
+        self.task, self.evaluate = self.loss, self.judged if self.actor.judges else None
         self.documents_of = lambda step: self.minibatch
-        self.rows = StepRows(len(self.prompts), batch_size=rollout.prompts, seed=self.seed)
-        self.total_steps = self.config.loop.num_steps(len(self.prompts), rollout.prompts)
+        size = self.config.rows_per_step
+        self.rows = StepRows(prompts, batch_size=size, seed=self.seed)
+        self.total_steps = self.config.loop.num_steps(prompts, size)
         self.control = self.remembered["control"] = Control(ppo.kl_coef)
 
     def train(self) -> int:
         """As `Loop.train`, after the start was judged, which all that follows is compared with."""
         trained = [tensor_sha256(param) for param in self.reference.parameters()]
         print(f"\nreference: the start, sha256 {sha256(repr(trained).encode()).hexdigest()[:16]}")
-        file, ppo = self.path / START, self.config.ppo
-        if self.judges and not file.is_file():
-            scores = self.actor.likeliest(self.judges).tolist()
-            several = self.actor.best_of(self.judges, ppo.best_of, self.seed) if ppo.best_of else {}
+        file, actor, count = self.path / START, self.actor, self.config.ppo.best_of
+        if actor.judges and not file.is_file():
+            scores = actor.likeliest(actor.judges).tolist()
+            several = actor.best_of(actor.judges, count) if count else {}
             self.run.dump(START, {"scores": scores, "greedy": np.mean(scores), **several})
-        if self.judges:
+        if actor.judges:
             start = json.loads(file.read_bytes())
             self.start = np.array(start.pop("scores"))
             print("the start on dev prompts:", *(f"{name} {x:g}" for name, x in start.items()))
@@ -104,9 +98,9 @@ class PpoLoop(Loop):
         """One iteration; returns what is logged of it."""
         started, step, ppo = time.perf_counter(), self.progress.step, self.config.ppo
         self.model.eval()  # dropout off
-        prompts = [self.prompts[row] for row in self.rows(step)]
+        prompts = [self.actor.prompts[row] for row in self.rows(step)]
         try:
-            episodes = self.actor.episodes(prompts, [self.seed, step])
+            episodes = self.actor.episodes(prompts, step)
             if step == 0:
                 self._assert_scored(episodes[0])
         except TrainingError:
@@ -141,16 +135,18 @@ class PpoLoop(Loop):
                          "perf/peak_mem_gib": peak_bytes(self.device) / 2**30}
 
     def _assert_scored(self, episode: Episode) -> None:
-        """The rewards must say the same of an answer among others and alone."""
-        answer = spoken(episode.document.tokens_T[-episode.length :], self.tokenizer)
-        alone, _ = self.actor.rewards([episode.chat], [answer])
-        close = abs(alone[0] - episode.score) <= 1e-4 * max(1.0, abs(episode.score))
-        assert close, f"a reward depends on other answers: {alone[0]} alone, {episode.score} among"
+        """A model must score an answer among others as it does alone."""
+        tokens_M = episode.document.tokens_T[-episode.length :]
+        _, alone = self.actor.rewards([episode.chat], [spoken(tokens_M, self.actor.tokenizer)])
+        for name in filter(is_model, alone):
+            both = alone[name][0], episode.parts[name]
+            assert math.isclose(*both, rel_tol=1e-4, abs_tol=1e-4), f"{name} says {both} of one"
 
     def _batches(self, episodes: Sequence[Episode], step: int,
                  epoch: int) -> Iterator[list[Episode]]:
         """The episodes of each update of an epoch."""
-        order = np.random.default_rng([self.seed, step, epoch]).permutation(len(episodes))
+        order = np.random.default_rng(derived(self.seed, ORDER, step, epoch))
+        order = order.permutation(len(episodes))
         size = self.config.optim.batch_size
         for start in range(0, len(order), size):
             yield [episodes[i] for i in order[start : start + size]]
@@ -179,9 +175,9 @@ class PpoLoop(Loop):
 
     def _values(self, now: Seen) -> Tensor:
         """values_M: what is expected from each token on; zero without a value head."""
-        if self.model.value is None:
+        if (head := self.model.value) is None:
             return torch.zeros_like(now.logp_M)
-        return self.value(now.h_MC.to(self.value.weight.dtype)).squeeze(1)
+        return head(now.h_MC.to(head.weight.dtype)).squeeze(1)
 
     def _rate(self, episodes: Sequence[Episode]) -> dict[str, float]:
         """Reward, return and advantage of each token; returns what is logged of them."""
@@ -201,12 +197,12 @@ class PpoLoop(Loop):
         parts = torch.stack([*told.values()]).split(lengths, 1)
         for episode, part in zip(episodes, parts, strict=True):
             episode.told = dict(zip(told, part, strict=True))
-        spread = told["return"].var(correction=0).clamp(min=1e-12)
-        explained = 1 - found_M.var(correction=0) / spread
         means = {f"ppo/kl_{name}": float(told[name].mean()) for name in ("exact", "k1", "k3")}
+        if ppo.advantage == "gae":
+            spread = told["return"].var(correction=0).clamp(min=1e-12)
+            means["ppo/explained_variance"] = float(1 - found_M.var(correction=0) / spread)
         return means | {"ppo/kl": float(told["exact"].sum()) / len(episodes),
-                        "ppo/kl_coef": self.control.kl_coef,
-                        "ppo/explained_variance": float(explained)}
+                        "ppo/kl_coef": self.control.kl_coef}
 
     def loss(self, model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
         """The objective over a micro-batch, as (sum, weight)."""
@@ -218,25 +214,23 @@ class PpoLoop(Loop):
             assert torch.equal(now.logp_M, old_M), "the first update must see what was scored"
         policy_M = policy_loss(now.logp_M, old_M, advantage_M, ppo.clip)
         is_warm = self.progress.step >= ppo.critic_warmup
-        read = now if is_warm else now._replace(h_MC=now.h_MC.detach())  # the policy stays
-        values_M = value_loss(self._values(read), value_M, return_M, ppo.value_clip)
         loss_M = is_warm * (policy_M - ppo.entropy_coef * now.entropy_M)
+        away_M = (now.logp_M - old_M).detach()
+        told = {"tokens": torch.ones_like(away_M), "policy_loss": policy_M,
+                "entropy": now.entropy_M, "approx_kl": away_M.exp() - 1 - away_M,
+                "clip_frac": (away_M.exp() - 1).abs() > ppo.clip}
         if model.value is not None:
-            loss_M = loss_M + ppo.value_coef * values_M
-        with torch.no_grad():
-            away_M = now.logp_M - old_M
-            told = {"tokens": torch.ones_like(away_M), "policy_loss": policy_M,
-                    "value_loss": values_M, "entropy": now.entropy_M,
-                    "approx_kl": away_M.exp() - 1 - away_M,
-                    "clip_frac": (away_M.exp() - 1).abs() > ppo.clip}
-            for name, each_M in told.items():
-                self.sums[name] += float(each_M.sum())
+            read = now if is_warm else now._replace(h_MC=now.h_MC.detach())  # the policy stays
+            told["value_loss"] = value_loss(self._values(read), value_M, return_M, ppo.value_clip)
+            loss_M = loss_M + ppo.value_coef * told["value_loss"]
+        for name, each_M in told.items():
+            self.sums[name] += float(each_M.detach().sum())
         weights_M = batch.weights[batch.weights > 0]
         return (loss_M * weights_M).sum(), weights_M.sum()
 
     def judged(self) -> Mapping[str, float]:
         """Rewards of greedy answers to dev prompts, and how often these beat those of the start."""
-        scores = self.actor.likeliest(self.judges)
+        scores = self.actor.likeliest(self.actor.judges)
         wins = (scores > self.start) + 0.5 * (scores == self.start)
         told = intervals(lambda rows: {"win": wins[rows].mean()}, np.arange(len(wins)))["win"]
         return {"eval/loss": -scores.mean(), "eval/reward": scores.mean(),
@@ -247,6 +241,11 @@ def copy_of(model: Model) -> Model:
     shared = (t for t in (*model.parameters(), *model.buffers()) if not t.requires_grad)
     return deepcopy(model, {id(tensor): tensor for tensor in shared}).requires_grad_(False)
 
-def loop_of(task: str, data: Prepared, tokenizer: Tokenizer) -> type[Loop] | partial[PpoLoop]:
-    """The loop of a task of train.py."""
-    return partial(PpoLoop, tokenizer=tokenizer, data=data) if task in ("ppo", "grpo") else Loop
+def loop_of(config: Run, model: Model, tokenizer: Tokenizer, data: Prepared,
+            world: World) -> Callable[..., Loop]:
+    """What makes the loop of a run, whose options are looked at. Raises as `Actor`."""
+    if not isinstance(config, PpoRun):
+        return Loop
+    if world.size > 1:
+        raise ConfigError("answers are drawn in one process: start it without torchrun")
+    return partial(PpoLoop, actor=Actor(model, tokenizer, config, data))

@@ -120,6 +120,10 @@ def opened(name: str, config: RewardsConfig) -> Source:
     except Exception as error:  # whatever a file of the user's raises when it is read
         raise ConfigError(f"reward.sources: {name}: {error}") from error
 
+def is_model(name: str) -> bool:
+    """Whether a word of `reward.sources` names a model."""
+    return name.startswith(("model:", "label:"))
+
 def match(rest: str, config: RewardsConfig) -> Source:
     return lambda rows: [text.exact_match(row["target"], row["answer"]) for row in rows]
 

@@ -19,14 +19,16 @@ from ftcore.config import PpoRun
 from ftcore.data.chat import encode_prompt, shifted
 from ftcore.data.columns import Chat, RowError, place
 from ftcore.data.pack import Encoded
-from ftcore.data.store import rendered
+from ftcore.data.store import Prepared, rendered
 from ftcore.data.tokenizer import Tokenizer
+from ftcore.env.compute import derived
 from ftcore.errors import ConfigError, DataError, TrainingError
 from ftcore.evaluate.evaluator import continued, greedy, spoken, stops
 from ftcore.files import write_file
 from ftcore.model.heads import Model
 
 PAGE, SHOWN = "rollouts.html", 16  # episodes on the page
+DRAWN, BEST, ORDER = 11, 12, 13  # what random numbers are for
 
 class Prompt(NamedTuple):
     """A chat whose last answer is to be given anew."""
@@ -45,20 +47,24 @@ class Episode:
     parts: dict[str, float]  # what each reward says
     told: dict[str, Tensor] = field(default_factory=dict)  # of each of its M tokens
 
-@dataclass(frozen=True)
 class Actor:
-    """A policy with all that its answers are made and scored by. Raises ConfigError: nothing says
-    how long an answer may be."""
-    model: Model
-    tokenizer: Tokenizer
-    config: PpoRun
-    rewards: Rewards
+    """A policy with all that its answers are made and scored by; `prompts` of training and `judges`
+    of the dev rows. Raises ConfigError: an option is missing, or of no use; DataError: a prompt
+    leaves no room for an answer."""
 
-    def __post_init__(self) -> None:
-        if not self.config.rollout.max_new_tokens:
+    def __init__(self, model: Model, tokenizer: Tokenizer, config: PpoRun, data: Prepared) -> None:
+        ppo, samples = config.ppo, config.rollout.samples
+        if not config.rollout.max_new_tokens:
             raise ConfigError("how long may an answer be? Give --rollout.max-new-tokens N (tokens)")
+        if ppo.advantage != "gae" and (samples < 2 or ppo.critic_warmup):
+            what = f"ppo.advantage = {ppo.advantage} compares answers to one prompt, without values"
+            raise ConfigError(f"{what}: --rollout.samples must be 2 or more, --ppo.critic-warmup 0")
+        self.model, self.tokenizer, self.config = model, tokenizer, config
+        self.rewards = Rewards(config.reward)
+        self.prompts = self._prompts(data.train.chats)
+        self.judges = self._prompts(data.dev.chats)
 
-    def prompts(self, chats: Sequence[Chat]) -> list[Prompt]:
+    def _prompts(self, chats: Sequence[Chat]) -> list[Prompt]:
         """Those that leave room for an answer. Raises DataError: one does not, or cannot be
         rendered; where data.over_length is drop they are counted and left out."""
         found, left = [], 0
@@ -81,20 +87,20 @@ class Actor:
             raise DataError(f"none of the {left} prompts leaves room for an answer")
         return found
 
-    def drawn(self, prompts: Sequence[Prompt], key: Sequence[int]) -> list[list[int]]:
+    def drawn(self, prompts: Sequence[Prompt], seed: int) -> list[list[int]]:
         """Ids of an answer to each."""
         rule = self.config.rollout
-        chance_BT = np.random.default_rng(key).random((len(prompts), rule.max_new_tokens))
+        chance_BT = np.random.default_rng(seed).random((len(prompts), rule.max_new_tokens))
         how = {"temperature": rule.temperature, "chance_BT": chance_BT}
         ids = [prompt.ids for prompt in prompts]
         return continued(self.model, self.tokenizer, ids, rule.max_new_tokens, **how)
 
-    def episodes(self, prompts: Sequence[Prompt], key: Sequence[int]) -> list[Episode]:
+    def episodes(self, prompts: Sequence[Prompt], step: int) -> list[Episode]:
         """`rollout.samples` answers to each; those that have no score are left out. Raises
         TrainingError: none has one, or a reward failed."""
         several = [pair for pair in enumerate(prompts) for _ in range(self.config.rollout.samples)]
         asked, found = [prompt for _, prompt in several], []
-        answers = self.drawn(asked, key)
+        answers = self.drawn(asked, derived(self.config.env.seed, DRAWN, step))
         texts = [spoken(ids, self.tokenizer) for ids in answers]
         scores, parts = self.rewards([prompt.chat for prompt in asked], texts)
         for i, ((group, (chat, prompt_ids)), ids) in enumerate(zip(several, answers, strict=True)):
@@ -132,16 +138,19 @@ class Actor:
         ids, most = [prompt.ids for prompt in prompts], self.config.rollout.max_new_tokens
         return self._scores(prompts, greedy(self.model, self.tokenizer, ids, most))
 
-    def best_of(self, prompts: Sequence[Prompt], count: int, seed: int) -> dict[str, float]:
+    def best_of(self, prompts: Sequence[Prompt], count: int) -> dict[str, float]:
         """Rejection sampling: the mean score of the best of so many answers, and of one."""
         asked = [prompt for prompt in prompts for _ in range(count)]
-        texts = [spoken(ids, self.tokenizer) for ids in self.drawn(asked, [seed, count])]
+        answers = self.drawn(asked, derived(self.config.env.seed, BEST, count))
+        texts = [spoken(ids, self.tokenizer) for ids in answers]
         scores_BS = self._scores(asked, texts).reshape(-1, count)
         return {"best_of": count, "best": scores_BS.max(1).mean(), "one": scores_BS[:, 0].mean()}
 
     def _scores(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> np.ndarray:
-        """An answer that has none gets the lowest of the others."""
+        """An answer that has none gets the lowest of the others. TrainingError: none has one."""
         scores, _ = self.rewards([prompt.chat for prompt in prompts], answers)
+        if np.isnan(scores).all():
+            raise TrainingError("no answer to a dev prompt has a score: mend the rewards")
         return np.nan_to_num(scores, nan=np.nanmin(scores))
 
     def show(self, episodes: Sequence[Episode], step: int, run: Path) -> None:

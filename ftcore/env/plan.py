@@ -60,7 +60,7 @@ class Plan:
 
     def __init__(self, config: Run, model: nn.Module, documents: Sequence[Encoded]) -> None:
         lengths_B, size = lengths(documents), config.optim.batch_size
-        steps, rows = config.loop.num_steps(len(lengths_B), size), len(lengths_B)
+        steps, rows = config.loop.num_steps(len(lengths_B), config.rows_per_step), len(lengths_B)
         self.work = f"{steps} steps; an epoch is {rows} rows, {lengths_B.sum()} tokens"
         self.more = ""
         self.shares = min(config.env.threads, size) if config.env.device == "cpu" else 1

@@ -71,8 +71,9 @@ class Loop:
         optim, loop, count = self.config.optim, self.config.loop, len(self.documents)
         self.device = self.model.trunk.embed_tokens.weight.device
         self.checkpoints, self.seed = Checkpoints(self.path, loop.keep_last), self.config.env.seed
-        self.rows = StepRows(count, batch_size=optim.batch_size, seed=self.seed)
-        self.total_steps = loop.num_steps(count, optim.batch_size)
+        size = self.config.rows_per_step
+        self.rows = StepRows(count, batch_size=size, seed=self.seed)
+        self.total_steps = loop.num_steps(count, size)
         self.documents_of = lru_cache(maxsize=1)(self._documents)  # all shares of a step ask
         dtypes = {param.dtype for param in self.model.parameters()}
         self.scale = LossScale() if torch.float16 in dtypes else None

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ftcore.align.ppo import PpoLoop
+from ftcore.align.rollout import Actor
 from ftcore.config import GrpoRun, PpoRun, PromptsDataConfig
 from ftcore.data.columns import Chat, Message
 from ftcore.data.encode import encode
@@ -84,7 +85,7 @@ def make_ppo(tmp_path: Path, letters: Tokenizer) -> Callable[..., PpoLoop]:
         data = Prepared(train=split, dev=replace(split, chats=split.chats[:4]))
         open_runs.append(run := RunFolder(tmp_path / name, resume=resume))
         loop = PpoLoop(model, token_labels, split.documents, config, tmp_path / name, run,
-                       data=data, tokenizer=letters)
+                       actor=Actor(model, letters, config, data))
         if resume:
             loop.restore(loop.checkpoints.latest())
         return loop

@@ -10,8 +10,8 @@ from tests.align.conftest import LETTERS, WORTH, answers, chances
 
 BETA = 0.5  # factor of the divergence
 RUN = {
-    "optim": {"lr": 4e-3, "batch_size": 256}, "schedule": {"shape": "linear"},
-    "rollout": {"prompts": 16, "samples": 16}, "loop": {"max_steps": 60},
+    "optim": {"lr": 4e-3, "batch_size": 512}, "schedule": {"shape": "linear"},
+    "rollout": {"prompts": 16, "samples": 32}, "loop": {"max_steps": 60},
 }  # fmt: skip
 PPO = {"kl_coef": BETA, "epochs": 2, "gae_lambda": 1.0, "whiten": False, "value_clip": 0.0,
        "value_coef": 1.0}
@@ -21,7 +21,7 @@ def rewards_and_divergences(loop: PpoLoop) -> list[list[float]]:
     worth = torch.tensor(
         [sum(WORTH[LETTERS[i]] for i in ids if i < len(LETTERS)) for ids in answers()]).double()
     told = []
-    for prompt in loop.prompts:
+    for prompt in loop.actor.prompts:
         log_q, log_p = (chances(m, prompt.ids.tolist()) for m in (loop.reference, loop.model))
         assert abs(log_q.exp().sum() - 1) < 1e-5, "these are all answers"
         log_best = (log_q + worth / BETA).log_softmax(0)

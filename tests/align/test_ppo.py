@@ -71,7 +71,7 @@ def test_scores_are_shaped(options: dict[str, Any], make_ppo: Callable[..., PpoL
 
 def self_scored(loop: PpoLoop) -> list[Any]:
     """The episodes of the first iteration, their scores shaped."""
-    episodes = loop.actor.episodes([loop.prompts[row] for row in loop.rows(0)], [0, 0])
+    episodes = loop.actor.episodes([loop.actor.prompts[row] for row in loop.rows(0)], 0)
     loop.actor.shaped(episodes, ppos.Control())
     return episodes
 
@@ -145,9 +145,11 @@ def test_the_first_iteration_proves_itself(
         loop.train()
     monkeypatch.setattr(ppos, "seen", real)
     loop = make_ppo("by neighbours")
-    name, source = next(iter(loop.actor.rewards.sources.items()))
-    loop.actor.rewards.sources[name] = lambda rows: [score + len(rows) for score in source(rows)]
-    with pytest.raises(AssertionError, match="a reward depends on other answers"):
+    rewards = loop.actor.rewards
+    (source,) = rewards.sources.values()
+    rewards.sources, rewards.weights = {"model:X": lambda rows: [
+        score + len(rows) for score in source(rows)]}, {"model:X": 1.0}
+    with pytest.raises(AssertionError, match="model:X says .* of one"):
         loop.train()
 
 def test_the_reference_shares_what_is_frozen(make_ppo: Callable[..., PpoLoop]) -> None:
