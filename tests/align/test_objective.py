@@ -203,7 +203,11 @@ LENGTHS, PROMPT = [3, 1, 7, 5], [4, 5]
 class Canned(Actor):
     """Whose answers are given."""
 
-    def drawn(self, prompts: Sequence[Prompt], key: Sequence[int]) -> list[list[int]]:
+    def __init__(self, config: PpoRun) -> None:
+        self.config, self.rewards = config, lambda chats, answers: (np.zeros(4), {})
+        self.tokenizer = SimpleNamespace(eos_id=1, end_of_text_id=None, decode=str)
+
+    def drawn(self, prompts: Sequence[Prompt], seed: int) -> list[list[int]]:
         return [list(range(2, 2 + length)) for length in LENGTHS]
 
 def our_loss(
@@ -212,10 +216,8 @@ def our_loss(
 ) -> Tensor:  # fmt: skip
     """Of an update over answers of these log-probabilities, by the code of a run."""
     turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
-    tokenizer = SimpleNamespace(eos_id=1, end_of_text_id=None, decode=str)
-    actor = Canned(SimpleNamespace(), tokenizer, config, lambda chats, answers: (np.zeros(4), {}))
     prompts = [Prompt(Chat("id", turns), np.int32(PROMPT))] * 4
-    documents = [episode.document for episode in actor.episodes(prompts, [0])]
+    documents = [episode.document for episode in Canned(config).episodes(prompts, 0)]
     entropy_M, h_MC = torch.full_like(now_M, 2.0), torch.zeros(len(now_M), 1)
     monkeypatch.setattr("ftcore.align.ppo.seen", lambda *_: Seen(now_M, entropy_M, h_MC, h_MC))
     parts = {name: each_M.split(LENGTHS) for name, each_M in told.items()}
