@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import accumulate, chain, islice, pairwise, repeat
+from itertools import accumulate, chain, islice, pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -56,11 +56,9 @@ class Tokenizer:
         self.files, self.where = dict(files), where
         config = self._settings("tokenizer_config.json")
         named = self._settings("special_tokens_map.json") | config
-        self.special = {
-            name: token if isinstance(token, str) else token["content"]
-            for name, token in named.items()
-            if name.endswith("_token") and isinstance(token, str | dict)
-        }
+        self.special = {name: token if isinstance(token, str) else token["content"]
+                        for name, token in named.items()
+                        if name.endswith("_token") and isinstance(token, str | dict)}
         self._fast = self._vocabulary()
         vocab = self._fast.get_vocab()
         self._fast.add_special_tokens([t for t in self.special.values() if t in vocab])
@@ -107,10 +105,9 @@ class Tokenizer:
             for ids_T, offsets_T in zip(ids, offsets, strict=True):
                 yield Encoding(ids_T, offsets_T.reshape(-1, 2)[-len(ids_T) :])
 
-    def encode_pairs(
-        self, texts: Sequence[tuple[str, ...]], *, max_length: int | None = None,
-        side: Literal["left", "right"] = "right",
-    ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+    def encode_pairs(self, texts: Sequence[tuple[str, ...]], *, max_length: int | None = None,
+                     side: Literal["left", "right"] = "right",
+                     ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
         """Ids and segment numbers (int32; None: all 0) of many texts, or pairs, special ones too.
         Of more than `max_length` tokens in all the longer text loses those on one `side` until both
         fit. Raises DataError: the special tokens leave no room."""
@@ -126,12 +123,11 @@ class Tokenizer:
         is_typed = are_pairs or any(fast.encode("a").type_ids)
         for slab in _slabs(fast.encode_batch_fast, inputs):
             ids = _arrays([self._once(fast.ids) for fast in slab])
-            if not is_typed:  # cost: the library would make a list of zeros for each
-                yield from zip(ids, repeat(None))
-                continue
-            types = [fast.type_ids for fast in slab]
-            for ids_T, types_T, numbers in zip(ids, _arrays(types), types, strict=True):
-                yield ids_T, types_T[-len(ids_T) :] if any(numbers) else None
+            # cost: unasked, as the library would make a list of zeros for each
+            types = _arrays([fast.type_ids for fast in slab]) if is_typed else [None] * len(ids)
+            for ids_T, types_T in zip(ids, types, strict=True):
+                is_zero = types_T is None or not types_T.any()
+                yield ids_T, None if is_zero else types_T[-len(ids_T) :]
 
     def decode(self, ids: Sequence[int] | np.ndarray, *, special: bool = False) -> str:
         """Text of token ids; `special` shows special tokens too."""
@@ -159,27 +155,28 @@ class Tokenizer:
         """Without the first of two BOS."""
         return ids[1:] if ids[:2] == [self.bos_id] * 2 else ids
 
-    def _wrong(self, file: str, problem: str) -> ModelError:
-        return ModelError(f"{self.where}/{file}: {problem}")
-
     def _settings(self, name: str) -> dict[str, Any]:
         try:
             settings = json.loads(self.files.get(name, b"{}"))
         except ValueError as error:
-            raise self._wrong(name, f"not valid JSON: {error}") from error
+            raise ModelError(f"{self.where}/{name}: not valid JSON: {error}") from error
         if not isinstance(settings, dict):
-            raise self._wrong(name, "must hold a JSON object")
+            raise ModelError(f"{self.where}/{name}: must hold a JSON object")
         return settings
 
     def _vocabulary(self) -> tokenizers.Tokenizer:
         try:
             fast = tokenizers.Tokenizer.from_buffer(self.files["tokenizer.json"])
         except Exception as error:  # the library raises nothing narrower
-            problem = f"not a tokenizer ({error}); fetch the file again"
-            raise self._wrong("tokenizer.json", problem) from error
+            what = f"{self.where}/tokenizer.json: not a tokenizer ({error})"
+            raise ModelError(f"{what}; fetch the file again") from error
         fast.no_truncation()
         fast.no_padding()
-        fast.post_processor = _untrimmed(fast.post_processor)
+        processor = fast.post_processor
+        for part in processor if isinstance(processor, processors.Sequence) else [processor]:
+            if hasattr(part, "trim_offsets"):  # white space too belongs to a token
+                part.trim_offsets = False
+        fast.post_processor = processor
         return fast
 
     def _template(self, config: dict[str, Any]) -> str | None:
@@ -192,24 +189,15 @@ class Tokenizer:
 
 def _slabs(encode: Callable, inputs: Iterable) -> Iterator[list[tokenizers.Encoding]]:
     """Encodings, SLAB at a time: a thread makes the next, on all cores, while these are used."""
-    inputs, coming = iter(inputs), None
+    inputs = iter(inputs)
     with ThreadPoolExecutor(1) as thread:
-        while some := list(islice(inputs, SLAB)):
-            last, coming = coming, thread.submit(encode, some)
-            if last is not None:
-                yield last.result()
-        if coming is not None:
-            yield coming.result()
+        slabs = iter(lambda: list(islice(inputs, SLAB)), [])
+        coming = (thread.submit(encode, slab) for slab in slabs)
+        for ready, _ in pairwise(chain(coming, [None])):  # the one behind it is submitted
+            yield ready.result()
 
 def _arrays(lists: Sequence[list[int]]) -> list[np.ndarray]:
     """Each list as int32, a view of one array of all: making many costs several times more."""
     flat_N = np.fromiter(chain.from_iterable(lists), np.int32)
     borders = accumulate(map(len, lists), initial=0)
     return [flat_N[start:end] for start, end in pairwise(borders)]
-
-def _untrimmed(processor: processors.PostProcessor | None) -> processors.PostProcessor | None:
-    """The post-processor, told to leave white space in offsets: every character has its token."""
-    for part in processor if isinstance(processor, processors.Sequence) else [processor]:
-        if hasattr(part, "trim_offsets"):
-            part.trim_offsets = False
-    return processor
