@@ -72,12 +72,11 @@ def _texts(split: Split, texts: Sequence[Text], tokenizer: Tokenizer, config: Da
     """Documents of plain text, behind each the token that ends it."""
     if tokenizer.end_of_text_id is None:
         raise ModelError(f"{tokenizer.where}: the tokenizer has no token that ends a text")
-    shorten = partial(cut, bos_id=tokenizer.bos_id)
     encodings = tokenizer.encode_batch([text.texts[0] for text in texts])
     for text, encoding in zip(texts, encodings, strict=True):
         ids_T = np.append(encoding.ids_T, np.int32(tokenizer.end_of_text_id))
         document = shifted(text.id, ids_T, np.ones(len(ids_T), dtype=np.float32))
-        if admit(split, text, document, shorten, config):
+        if admit(split, text, document, partial(cut, bos_id=tokenizer.bos_id), config):
             split.num_bytes += len(text.texts[0].encode())
     if split.cut and config.over_length != "split":
         split.num_bytes = 0
@@ -114,7 +113,6 @@ def _chats(split: Split, chats: Sequence[Chat], tokenizer: Tokenizer,
     if not train_on_end and train_on in ("all", "completion"):
         mend = "leave out --data.no-train-on-end, or take assistant or last"
         raise ConfigError(f"data.train_on = {train_on} supervises ends of turns too: {mend}")
-    shorten = partial(cut, bos_id=tokenizer.bos_id)
 
     def rendered() -> Iterator[tuple[Chat, str, Answers]]:
         for chat in chats:
@@ -127,7 +125,7 @@ def _chats(split: Split, chats: Sequence[Chat], tokenizer: Tokenizer,
     encodings = tokenizer.encode_batch((text for _, text, _ in ahead), special=False)
     for (chat, text, answers), encoding in zip(kept, encodings, strict=True):
         document = supervise(chat.id, text, encoding, answers, tokenizer, train_on_end)
-        if admit(split, chat, document, shorten, config):
+        if admit(split, chat, document, partial(cut, bos_id=tokenizer.bos_id), config):
             split.chats.append(chat)
 
 def _labelled(split: Split, examples: Sequence[Text], tokenizer: Tokenizer, config: DataConfig,
@@ -160,9 +158,8 @@ def _labelled(split: Split, examples: Sequence[Text], tokenizer: Tokenizer, conf
 def _tagged(split: Split, examples: Sequence[Text], tokenizer: Tokenizer, config: DataConfig,
             labels: Labels) -> None:
     """Sentences, the first token of each word supervised: labels[t] is the tag of token t itself.
-    The words are joined by blanks and read like any text. A word without a token of its own, or
-    that is cut off, stays in its sentence, where it counts as predicted "O". The documents of a
-    sentence that is split have its row id."""
+    Words are joined by blanks and read like any text. One without a token of its own, or cut off,
+    stays in its sentence, predicted as "O". The documents of a split sentence have its row id."""
     encodings = tokenizer.encode_batch([" ".join(source.texts) for source in examples])
     for source, encoding in zip(examples, encodings, strict=True):
         places_W = first_tokens(source.texts, encoding)
@@ -173,9 +170,8 @@ def _tagged(split: Split, examples: Sequence[Text], tokenizer: Tokenizer, config
         labels_T[places_W[told_W]] = np.array(columns.indices(labels, source))[told_W]
         weights_T = (labels_T != IGNORED).astype(np.float32)
         document = Encoded(source.id, encoding.ids_T, labels_T, weights_T)
-        shorten = partial(pieces, encoding=encoding)
         before = len(split.documents)
-        if admit(split, source, document, shorten, config):
+        if admit(split, source, document, partial(pieces, encoding=encoding), config):
             found = np.flatnonzero(np.concatenate([d.weights for d in split.documents[before:]]))
             first = len(told_W) - len(found) if config.over_length == "cut_left" else 0
             places_W[:] = -1
@@ -183,9 +179,8 @@ def _tagged(split: Split, examples: Sequence[Text], tokenizer: Tokenizer, config
             split.sentences.append(Sentence(source.id, source.texts, source.target, places_W))
 
 def _pieces(split: Split, texts: Sequence[Text], tokenizer: Tokenizer, config: DataConfig) -> None:
-    """Texts as documents of at most `max_length` tokens, the special ones around each; labels are
-    the tokens themselves, and those that may be hidden have weight 1. Raises DataError: no room is
-    left beside the special tokens."""
+    """Texts as documents of at most `max_length` tokens, the special ones around each (DataError:
+    they leave no room); labels are the tokens, and those that may be hidden have weight 1."""
     special = list(tokenizer.special_ids)
     encodings = tokenizer.encode_batch([text.texts[0] for text in texts])
     for text, encoding in zip(texts, encodings, strict=True):
@@ -238,8 +233,7 @@ def admit(split: Split, source: Example, document: Encoded,
         if config.over_length == "error":
             what = f"{columns.place(source)}: {len(document)} tokens, {limit} are allowed"
             raise DataError(f"{what}; raise data.max_length, or choose data.over_length for it")
-        is_dropped = config.over_length == "drop"
-        made = [] if is_dropped else shorten(document, limit, config.over_length)
+        made = [] if config.over_length == "drop" else shorten(document, limit, config.over_length)
         said = [f"more than {limit} tokens: {config.over_length}"]
     elif document.weights if isinstance(document.weights, float) else document.weights.any():
         split.documents.append(document)

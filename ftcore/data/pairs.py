@@ -64,7 +64,9 @@ def encode_pairs(config: PairsDataConfig, chats: Sequence[Chat], tokenizer: Toke
         what = "part of an answer is another answer: choose cut_left, which keeps the end, or drop"
         raise ConfigError(f"data.over_length = {choice}: {what}")
     lead = int(reads_texts(tokenizer) or tokenizer.bos_id is not None)
-    found = [sides(some, tokenizer, config.train_on_end) for some in (chats, [*map(worse, chats)])]
+    others = [replace(chat, messages=(*prompt, {**answer, "content": chat.rejected}))
+              for chat in chats for *prompt, answer in [chat.messages]]
+    found = [sides(some, tokenizer, config.train_on_end) for some in (chats, others)]
     lost = {row.id: row for _, rows in reversed(found) for row in rows}
     split.rejected += lost.values()
     for chat in (chat for chat in chats if chat.id not in lost):
@@ -96,8 +98,7 @@ def sides(chats: Sequence[Chat], tokenizer: Tokenizer,
     that give nothing. DataError: none gives anything."""
     found: dict[str, Side] = {}
     if not reads_texts(tokenizer):
-        plain = ChatDataConfig(train_on="last", train_on_end=train_on_end)
-        half = encode(plain, chats, tokenizer)
+        half = encode(ChatDataConfig(train_on="last", train_on_end=train_on_end), chats, tokenizer)
         for document in half.documents:
             scored_M = np.flatnonzero(document.weights)
             ids_T = document.tokens_T[: scored_M[-1] + 2]
@@ -118,8 +119,3 @@ def sides(chats: Sequence[Chat], tokenizer: Tokenizer,
 def reads_texts(tokenizer: Tokenizer) -> bool:
     """Whether it is an encoder's, which reads a pair of texts."""
     return tokenizer.chat_template is None and "cls_token" in tokenizer.special
-
-def worse(chat: Chat) -> Chat:
-    """The conversation with the rejected answer."""
-    *prompt, answer = chat.messages
-    return replace(chat, messages=(*prompt, {**answer, "content": chat.rejected}))
