@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from ftcore.cli import CONFIG_FILE, parse, take_value, to_toml
-from ftcore.config import ChatDataConfig, MaskedDataConfig, PairsDataConfig, TextDataConfig
+from ftcore.config import MaskedDataConfig, TaggedDataConfig
 from ftcore.data.columns import place
 from ftcore.data.pack import Encoded, StepRows, apart, is_pair, pack, split
 from ftcore.data.prepare import prepared
@@ -29,7 +29,6 @@ from ftcore.errors import ConfigError, DataError, FtcoreError
 from ftcore.files import write_file
 from ftcore.hub import lineage
 
-NEXT = (TextDataConfig, ChatDataConfig, PairsDataConfig)  # whose labels are the next tokens
 COLOURED, PLAIN = ("\x1b[32m", "\x1b[0m"), ("[[", "]]")  # around what is supervised in a text
 
 def prepare(words: list[str]) -> None:
@@ -117,16 +116,17 @@ class Shown:
             if self.data.labels and isinstance(label, int | np.integer):
                 label = self.data.labels[label]
             return f"{decode(document.tokens_T, special=True)} -> {label}"
-        counts_T, task = document.weights > 0, type(self.config.data)
-        if is_shifted := task in NEXT:
+        counts_T, config = document.weights > 0, self.config.data
+        is_masked, is_tagged = (isinstance(config, c) for c in (MaskedDataConfig, TaggedDataConfig))
+        if not (is_masked or is_tagged):  # labels are the next tokens
             counts_T = np.append(False, counts_T[:-1])
         shown, triples = "", zip(counts_T, document.tokens_T, document.labels, strict=True)
         for counts, run in groupby(triples, key=itemgetter(0)):
             _, ids, labels = zip(*run, strict=True)
             text = decode(ids, special=True)
-            if counts and task is MaskedDataConfig:
+            if counts and is_masked:
                 text += " <- " + decode(labels, special=True)
-            elif counts and not is_shifted:
+            elif counts and is_tagged:
                 text += " " + " ".join(self.data.labels[label] for label in labels)
             shown += text.join(self.marks) if counts else text
         return shown

@@ -13,7 +13,7 @@ no row is dropped and none is seen twice in an epoch.
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -171,9 +171,8 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on `device`."""
-        names = {field.name for field in fields(self)} - {"row_ids"}
-        names -= {"pairs"} if self.pairs is None else set()
-        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+        moved = {name: part.to(device) for name, part in vars(self).items() if hasattr(part, "to")}
+        return replace(self, **moved)
 
 def collate(documents: Sequence[Encoded]) -> Batch:
     """Lay documents end to end: at least one, all of a token task or all of a document task."""
@@ -183,11 +182,10 @@ def collate(documents: Sequence[Encoded]) -> Batch:
         documents = apart(documents)
     flat = {name: torch.from_numpy(a) for name, a in laid_out(documents) if name != "row_ids"}
     docs, labels = Docs.from_lengths(list(map(len, documents))), flat["labels"]
-    return Batch(
-        tokens_N=flat["tokens"].long(), positions_N=docs.positions_N(), docs=docs,
-        types_N=flat["types"].long(), weights=flat["weights"].float(),
-        labels=labels.float() if labels.is_floating_point() else labels.long(),
-        row_ids=tuple(document.row_id for document in documents), pairs=pairs)
+    return Batch(tokens_N=flat["tokens"].long(), positions_N=docs.positions_N(), docs=docs,
+                 types_N=flat["types"].long(), weights=flat["weights"].float(), pairs=pairs,
+                 labels=labels.float() if labels.is_floating_point() else labels.long(),
+                 row_ids=tuple(document.row_id for document in documents))
 
 def total_weight(documents: Sequence[Encoded]) -> float:
     """What a step's loss sum is divided by."""
