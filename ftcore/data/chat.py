@@ -59,8 +59,7 @@ def render(messages: Sequence[Message], tokenizer: Tokenizer) -> tuple[str, tupl
     unused = (character for character in map(chr, PRIVATE_USE) if character not in used)
     markers = "".join(islice(unused, 2 * len(contents)))
     for trim in (str, str.rstrip, str.lstrip, str.strip):
-        spans = _marked_spans(text, contents, markers, again, trim)
-        if spans is not None:
+        if (spans := _marked_spans(text, contents, markers, again, trim)) is not None:
             return text, spans
     changed = partial(_changed_span, text, contents, markers[0], again)
     return text, tuple(map(changed, range(len(contents))))
@@ -119,8 +118,7 @@ def _changed_span(text: str, contents: Sequence[str], mark: str, again: Again, a
     if other == text:
         return None
     start = len(os.path.commonprefix([text, other]))
-    shorter = min(len(text), len(other)) - start
-    backwards = [text[::-1][:shorter], other[::-1][:shorter]]
+    backwards = [changed[start:][::-1] for changed in (text, other)]
     end = len(text) - len(os.path.commonprefix(backwards))
     found, content = ("".join(part.split()) for part in (text[start:end], contents[at]))
     if other.count(mark) != 1 or found not in content:
@@ -130,7 +128,6 @@ def _changed_span(text: str, contents: Sequence[str], mark: str, again: Again, a
 
 class _Generation(Extension):
     """HF: {% generation %} marks answers for transformers; here its body is plain text."""
-
     tags = {"generation"}
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
@@ -153,8 +150,7 @@ def _compiled(source: str, where: str) -> Callable[[dict], Iterator[str]]:
     shared = dict(template.globals)  # cost: `generate` would copy them out of two dicts each time
 
     def write(variables: dict) -> Iterator[str]:
-        context = template.new_context({**shared, **variables}, shared=True)
-        return template.root_render_func(context)
+        return template.root_render_func(template.new_context({**shared, **variables}, shared=True))
 
     return write
 
@@ -179,10 +175,8 @@ def find_answers(chat: Chat, tokenizer: Tokenizer, train_on: TrainOn) -> tuple[s
     text, spans = render(chat.messages, tokenizer)
     if train_on == "all":
         return text, [(0, len(text), 1.0)]
-    trained = [
-        i for i, message in enumerate(chat.messages)
-        if message.get("train", message["role"] == "assistant") and message.get("weight", 1.0) > 0
-    ]  # fmt: skip
+    trained = [i for i, m in enumerate(chat.messages)
+               if m.get("train", m["role"] == "assistant") and m.get("weight", 1.0) > 0]
     if not trained:
         roles = ", ".join(message["role"] for message in chat.messages)
         raise RowError(f"nothing to supervise: no message is trained on (roles: {roles})")
@@ -227,8 +221,7 @@ def supervise(row_id: str, text: str, encoding: Encoding, answers: Answers, toke
             space_end = _SPACE.match(text, end).end()  # white space may stand before eos
             first, last = ends_T.searchsorted([end, space_end], "right")
             id_ = int(encoding.ids_T[last]) if last < len(encoding) else -1
-            is_special = id_ in tokenizer.special_ids and space_end == end
-            if is_special or id_ == tokenizer.eos_id:
+            if id_ == tokenizer.eos_id or (space_end == end and id_ in tokenizer.special_ids):
                 weights_T[first : last + 1] = weight
     return shifted(row_id, encoding.ids_T, weights_T)
 

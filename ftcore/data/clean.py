@@ -18,9 +18,8 @@ def normalised(text: str, *, form: Literal["nfc", "nfkc"] = "nfc", unescape: boo
     Windows-1252, and what it stood for would be lost. `mojibake` counts them. With `unescape` HTML
     entities that end in ";" become characters. Steps are repeated until none changes the text."""
     patterns, before = _patterns(), None
-    if text.isascii() and not (
-        patterns["control"].search(text)
-        or " \n" in text or "\t\n" in text or text[-1:].isspace() or (unescape and "&" in text)):
+    if text.isascii() and not (patterns["control"].search(text) or " \n" in text or "\t\n" in text
+                               or text[-1:].isspace() or (unescape and "&" in text)):
         return text
     while text != before:
         before = text

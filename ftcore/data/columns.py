@@ -59,8 +59,7 @@ class Chat:
 
     @property
     def texts(self) -> tuple[str, ...]:
-        others = (self.rejected,) if self.rejected else ()
-        return *(message["content"] for message in self.messages), *others
+        return *(m["content"] for m in self.messages), *filter(None, [self.rejected])
 
     @property
     def target(self) -> str:
@@ -108,9 +107,8 @@ def label_map(examples: Sequence[Text], *, are_tags: bool = False) -> tuple[str,
     if len(names) < 2:
         what = f"the training data has {len(names)} different label(s) {sorted(names)}"
         raise DataError(f"{what}, a classifier needs at least two; is this the label column?")
-    numbers = {name: number_in(name) for name in names}
-    are_numbers = None not in numbers.values()
-    return tuple(sorted(names, key=lambda name: (are_numbers and numbers[name], name)))
+    are_numbers = None not in map(number_in, names)
+    return tuple(sorted(names, key=lambda name: (are_numbers and number_in(name), name)))
 
 def examples(rows: Sequence[Row], config: DataConfig) -> Mapped:
     """What the columns named in `config` make of the rows, and those of which they make nothing.
@@ -197,9 +195,8 @@ def tagged(row: Row, config: configs.TaggedDataConfig) -> Text:
 
 def to_bio(tags: Sequence[str]) -> tuple[str, ...]:
     """IOB1 (B- only parts neighbours of one type) as BIO (B- begins every entity); others stay."""
-    return tuple(
-        "B" + tag[1:] if tag[:2] == "I-" and last[1:] != tag[1:] else tag
-        for last, tag in pairwise(["O", *tags]))
+    return tuple("B" + tag[1:] if tag[:2] == "I-" and last[1:] != tag[1:] else tag
+                 for last, tag in pairwise(["O", *tags]))
 
 def spanned(row: Row, config: configs.TaggedDataConfig) -> Text:
     """A sentence from a text with spans [{"start", "end", "label"}] in characters, the end not

@@ -109,8 +109,7 @@ def leaks(train: Sequence[Example], held: Mapping[str, Rows]) -> Lost:
             continue
         example, (other, split) = train[row], there[twin]
         if isinstance(example, Chat) or kind == "exact" or example.target == other.target:
-            detail = f"{place(other)}, {by}"
-            lost[row] = left_out(example, f"{kind} in {split}", "compare", detail)
+            lost[row] = left_out(example, f"{kind} in {split}", "compare", f"{place(other)}, {by}")
     return lost
 
 def settle(what: str, is_dropped: bool, train: Rows, lost: Lost, notes: Notes) -> None:

@@ -156,8 +156,7 @@ def _conll(text: str, file: str) -> Iterator[Record]:
             numbers, lines, columns = zip(*words, strict=True)
             yield numbers[0], "\n".join(lines), problem or {
                 "tokens": [cells[0] for cells in columns], "tags": [cells[-1] for cells in columns],
-                "document": document,
-            }
+                "document": document}
             words, problem = [], None
         document += bool(cells)
 
@@ -170,8 +169,7 @@ def _tar(content: bytes, file: str) -> Iterator[Record]:
     """Files, numbered as they stand in the archive; nothing is written to the disk."""
     try:
         with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
-            members = [member for member in archive if member.isfile()]
-            for number, member in enumerate(members, start=1):
+            for number, member in enumerate(filter(tarfile.TarInfo.isfile, archive), start=1):
                 where = f"{file}:{member.name}"
                 text = decoded(archive.extractfile(member).read(), where)
                 label = PurePosixPath(member.name).parent.name
@@ -199,8 +197,7 @@ def _parquet(content: bytes, file: str) -> Iterator[Record]:
 
 READERS: dict[str, Callable[..., Iterator[Record]]] = {  # of a text and the file's name
     "tsv": _tsv, "csv": _csv, "jsonl": _jsonl, "json": _json, "txt": _txt, "conll": _conll,
-    "labelled": _labelled,
-}  # fmt: skip
+    "labelled": _labelled}
 BINARY: dict[str, Callable[[bytes, str], Iterator[Record]]] = {"tar": _tar, "parquet": _parquet}
 
 def _object(value: Any, raw: str, file: str, line: int) -> dict[str, Any] | list[Any] | DataError:

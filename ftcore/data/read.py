@@ -25,7 +25,6 @@ from ftcore.data.pairs import pairs
 from ftcore.errors import DataError, nearest
 
 EXTRA = "_extra"
-TABLES = ("tsv", "csv")
 BUILTIN_CHAT = "builtin:chat"  # stands for the data set that ftcore carries
 BUILTIN_TESTS = builtin.SPLITS[2:]
 Notes = dict[str, Any]  # what was found, for people: JSON throughout
@@ -106,7 +105,7 @@ def read_rows(paths: Sequence[str | Path], *, format: Format = "auto", columns: 
             text = formats.decoded(content, file, encoding)
             found = READERS["json"](text, file, key) if key else READERS[chosen](text, file)
             records = formats.checked(found, file)
-        if chosen in TABLES or columns:
+        if chosen in ("tsv", "csv") or columns:
             records = _named(records, file, columns)
         for line, raw, fields in records:
             if isinstance(fields, list):
@@ -187,10 +186,8 @@ def _named(records: Iterator[Record], file: str, columns: Sequence[str]) -> Iter
         yield line, raw, cells
 
 def _row_id(raw: str, seen: dict[str, int]) -> str:
-    digest = hashlib.sha1(raw.encode())
-    id_ = digest.hexdigest()
+    id_ = hashlib.sha1(raw.encode()).hexdigest()
     number = seen[id_] = seen.get(id_, -1) + 1  # 0 for the first of equal records
     if number:
-        digest.update(f"\0{number}".encode())
-        id_ = digest.hexdigest()
+        id_ = hashlib.sha1(f"{raw}\0{number}".encode()).hexdigest()
     return id_[:16]

@@ -122,9 +122,8 @@ def statistics(split: Split, tokenizer: Tokenizer, labels: Names) -> dict[str, A
     """Lengths, labels, and shares of tokens."""
     documents, lengths_B = split.documents, pack.lengths(split.documents)
     counts, edges = np.histogram(lengths_B, bins=BINS)
-    named = zip(PERCENTILES, np.percentile(lengths_B, PERCENTILES).round().tolist(), strict=True)
     found = {"documents": len(documents), "tokens": int(lengths_B.sum()),
-             "lengths": {f"p{percent}": int(length) for percent, length in named},
+             "lengths": {f"p{p}": round(np.percentile(lengths_B, p)) for p in PERCENTILES},
              "histogram": {"counts": counts.tolist(), "edges": edges.round(1).tolist()}}
     if isinstance(documents[0].weights, np.ndarray):
         scored = np.count_nonzero(np.concatenate([document.weights for document in documents]))
