@@ -38,7 +38,7 @@ class Judged:
     """What a model says of B rows: documents, sentences or chats."""
     row_ids: Sequence[str]
     figures: Figures  # metrics of some rows, by their indices
-    rows: list[dict[str, Any]] = field(default_factory=list)  # predictions
+    columns: dict[str, Sequence[Any]] = field(default_factory=dict)  # predictions, of each row
     counted: Counted | None = None
     right_B: np.ndarray | None = None  # bool: whether a row is right, where it can be
     more: dict[str, float] = field(default_factory=dict)  # metrics that only all rows have
@@ -47,6 +47,12 @@ class Judged:
     def values(self) -> dict[str, float]:
         """The metrics of all rows."""
         return {**self.figures(np.arange(len(self.row_ids))), **self.more}
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The predictions, row by row; none where there are no columns."""
+        parts = zip(self.row_ids, *self.columns.values(), strict=True) if self.columns else ()
+        return [dict(zip(("row_id", *self.columns), each, strict=True)) for each in parts]
 
 def streams(documents: Sequence[Encoded], *, max_tokens: int,
             device: torch.device) -> Iterator[tuple[list[int], Batch]]:
@@ -74,64 +80,60 @@ def require_finite(documents: Sequence[Encoded], values_B: Sequence[Tensor | flo
         what = f"row {odd[0]}, one of {len(odd)}: what the model says of it is not finite"
         raise ModelError(f"{what}: its weights are damaged, or env.precision fp32 is needed")
 
+def ids_of(split: Split) -> list[str]:
+    return [document.row_id for document in split.documents]
+
 def evaluate_classes(model: Model, split: Split, labels: Sequence[str], **limits: Any) -> Judged:
     """Predicted class of each document; the loss in nats a document."""
     log_p_BK = all_logits(model, split.documents, **limits).double().log_softmax(-1).numpy()
     target_B = np.array([document.labels for document in split.documents])
-    predicted_B = log_p_BK.argmax(1)
-    nll_B = -log_p_BK[np.arange(len(target_B)), target_B]
-    names, probabilities_BK = np.array(labels, dtype=object), np.exp(log_p_BK)
-    columns = {"row_id": [document.row_id for document in split.documents],
-               "label": names[target_B].tolist(), "predicted": names[predicted_B].tolist(),
-               "probabilities": probabilities_BK.round(6).tolist()}
-    rows = [dict(zip(columns, each, strict=True)) for each in zip(*columns.values(), strict=True)]
+    predicted_B, p_BK = log_p_BK.argmax(1), np.exp(log_p_BK)
+    nll_B, names = -log_p_BK[np.arange(len(target_B)), target_B], np.array(labels, dtype=object)
+    columns = {"label": names[target_B].tolist(), "predicted": names[predicted_B].tolist(),
+               "probabilities": p_BK.round(6).tolist()}
 
     def figures(rows_M: np.ndarray) -> dict[str, float]:
         some = metrics.ClassificationMetrics(labels).update(target_B[rows_M], predicted_B[rows_M])
         return {"loss": float(nll_B[rows_M].mean()), **some.compute()}
 
-    more = probabilities.probability_metrics(target_B, probabilities_BK)
+    more = probabilities.probability_metrics(target_B, p_BK)
     more["temperature"] = probabilities.temperature(target_B, log_p_BK)
     counted = metrics.ClassificationMetrics(labels).update(target_B, predicted_B)
-    return Judged(columns["row_id"], figures, rows, counted, target_B == predicted_B, more)
+    return Judged(ids_of(split), figures, columns, counted, target_B == predicted_B, more)
 
 def evaluate_label_sets(model: Model, split: Split, labels: Sequence[str], **limits: Any) -> Judged:
     """Predicted labels of each document, those above probability 1/2; the loss in nats a label."""
     logits_BK = all_logits(model, split.documents, **limits).double()
     has_BK = torch.from_numpy(np.stack([document.labels for document in split.documents])).double()
-    losses = F.binary_cross_entropy_with_logits(logits_BK, has_BK, reduction="none")
-    loss_B, target_BK, predicted_BK = losses.mean(1).numpy(), has_BK.numpy() > 0, logits_BK > 0
-    predicted_BK, names = predicted_BK.numpy(), np.array(labels, dtype=object)
-    parts = zip(split.documents, target_BK, predicted_BK, logits_BK, strict=True)
-    rows = [{"row_id": document.row_id, "labels": names[target_K].tolist(),
-             "predicted": names[predicted_K].tolist(),
-             "probabilities": [round(p, 6) for p in logits_K.sigmoid().tolist()]}
-            for document, target_K, predicted_K, logits_K in parts]
+    losses_BK = F.binary_cross_entropy_with_logits(logits_BK, has_BK, reduction="none")
+    loss_B, p_BK = losses_BK.mean(1).numpy(), logits_BK.sigmoid().numpy()
+    target_BK, predicted_BK = (has_BK > 0).numpy(), (logits_BK > 0).numpy()
+    names = np.array(labels, dtype=object)
+    columns = {"labels": [names[target_K].tolist() for target_K in target_BK],
+               "predicted": [names[predicted_K].tolist() for predicted_K in predicted_BK],
+               "probabilities": p_BK.round(6).tolist()}
 
     def figures(rows_M: np.ndarray) -> dict[str, float]:
         some = metrics.MultiLabelMetrics(labels).update(target_BK[rows_M], predicted_BK[rows_M])
         return {"loss": float(loss_B[rows_M].mean()), **some.compute()}
 
     counted = metrics.MultiLabelMetrics(labels).update(target_BK, predicted_BK)
-    row_ids, right_B = [row["row_id"] for row in rows], (target_BK == predicted_BK).all(1)
-    more = probabilities.label_probability_metrics(target_BK, logits_BK.sigmoid().numpy())
-    return Judged(row_ids, figures, rows, counted, right_B, more)
+    right_B = (target_BK == predicted_BK).all(1)
+    more = probabilities.label_probability_metrics(target_BK, p_BK)
+    return Judged(ids_of(split), figures, columns, counted, right_B, more)
 
 def evaluate_scores(model: Model, split: Split, labels: Sequence[str], **limits: Any) -> Judged:
     """Predicted score of each document; the loss a mean squared error."""
     (predicted_B,) = all_logits(model, split.documents, **limits).double().numpy().T
-    target_B = np.array([document.labels for document in split.documents])
-    rows = [
-        {"row_id": document.row_id, labels[0]: document.labels, "predicted": float(predicted)}
-        for document, predicted in zip(split.documents, predicted_B, strict=True)
-    ]
+    targets = [document.labels for document in split.documents]
+    target_B = np.array(targets)
 
     def figures(rows_M: np.ndarray) -> dict[str, float]:
         target_M, predicted_M = target_B[rows_M], predicted_B[rows_M]
         loss = float(np.square(predicted_M - target_M).mean())
         return {"loss": loss, **metrics.regression_metrics(target_M, predicted_M)}
 
-    return Judged([row["row_id"] for row in rows], figures, rows)
+    return Judged(ids_of(split), figures, {labels[0]: targets, "predicted": predicted_B.tolist()})
 
 def token_losses(model: Model, h_MC: Tensor, labels_M: Tensor) -> tuple[Tensor, Tensor]:
     """Cross-entropy of each label, fp32, or float64 where the model is, and the likeliest id."""
@@ -163,26 +165,24 @@ def scored_tokens(model: Model, documents: Sequence[Encoded],
 def evaluate_language(model: Model, split: Split, labels: Sequence[str], **limits: Any) -> Judged:
     """Token-weighted loss and perplexity; bits per byte where the text's bytes are known."""
     sums_B2, _ = scored_tokens(model, split.documents, **limits)
-    row_ids = [document.row_id for document in split.documents]
     more = metrics.perplexity(*sums_B2.sum(0), split.num_bytes) if split.num_bytes else {}
-    return Judged(row_ids, lambda rows_M: metrics.perplexity(*sums_B2[rows_M].sum(0)), more=more)
+    return Judged(ids_of(split), lambda rows_M: metrics.perplexity(*sums_B2[rows_M].sum(0)),
+                  more=more)
 
 def evaluate_masked(model: Model, split: Split, labels: Sequence[str], **limits: Any) -> Judged:
     """Predicted token of `labels`, the vocabulary, at each hidden place; loss in nats a place."""
     sums_B2, chosen = scored_tokens(model, split.documents, **limits)
-    hits, rows = [], []
-    for document, given in zip(split.documents, chosen, strict=True):
-        wanted = document.labels[document.weights > 0].tolist()
-        hits.append(sum(a == b for a, b in zip(wanted, given, strict=True)))
-        names = {"hidden": [labels[i] for i in wanted], "predicted": [labels[i] for i in given]}
-        rows.append({"row_id": document.row_id, **names})
-    sums_B3 = np.column_stack([sums_B2, hits])
+    wanted = [document.labels[document.weights > 0].tolist() for document in split.documents]
+    hits_B = [np.equal(*both).sum() for both in zip(wanted, chosen, strict=True)]
+    sums_B3 = np.column_stack([sums_B2, hits_B])
+    columns = {name: [[labels[i] for i in ids] for ids in found]
+               for name, found in (("hidden", wanted), ("predicted", chosen))}
 
     def figures(rows_M: np.ndarray) -> dict[str, float]:
         sums_3 = sums_B3[rows_M].sum(0)
         return {**metrics.perplexity(*sums_3[:2]), "accuracy": float(sums_3[2] / sums_3[1])}
 
-    return Judged([row["row_id"] for row in rows], figures, rows)
+    return Judged(ids_of(split), figures, columns)
 
 def evaluate_tags(model: Model, split: Split, labels: Sequence[str], **limits: Any) -> Judged:
     """Predicted tag of each word, O for one without a token; loss in nats a word with one."""
@@ -192,15 +192,13 @@ def evaluate_tags(model: Model, split: Split, labels: Sequence[str], **limits: A
     for document, ids, sums_2 in zip(split.documents, chosen, sums_B2, strict=True):
         scored.setdefault(document.row_id, []).extend(ids)
         losses[document.row_id] = losses.get(document.row_id, 0) + sums_2
-    counted, rows, sums = metrics.EntityMetrics(), [], []
+    counted, predicted, sums = metrics.EntityMetrics(), [], []
     for sentence in split.sentences:
-        ids = iter(scored[sentence.row_id])
-        places, no = sentence.places_W, metrics.NO_ENTITY
-        tags = [no if place < 0 else labels[next(ids)] for place in places]
+        ids, no = iter(scored[sentence.row_id]), metrics.NO_ENTITY
+        tags = [no if place < 0 else labels[next(ids)] for place in sentence.places_W]
         assert next(ids, None) is None, "each word with a token is scored once"
         sums.append([*losses[sentence.row_id], *counted.update(sentence.tags, tags)])
-        words = {"tokens": sentence.words, "tags": sentence.tags, "predicted": tags}
-        rows.append({"row_id": sentence.row_id, **words})
+        predicted.append(tags)
     sums_BS = np.array(sums).reshape(-1, 7)
 
     def figures(rows_M: np.ndarray) -> dict[str, float]:
@@ -208,8 +206,11 @@ def evaluate_tags(model: Model, split: Split, labels: Sequence[str], **limits: A
         loss = metrics.perplexity(*sums_S[:2])["loss"]
         return {"loss": loss, **metrics.entity_figures(sums_S[2:])}
 
-    right_B = np.array([row["tags"] == tuple(row["predicted"]) for row in rows], dtype=bool)
-    return Judged([row["row_id"] for row in rows], figures, rows, counted, right_B)
+    columns = {"tokens": [sentence.words for sentence in split.sentences],
+               "tags": [sentence.tags for sentence in split.sentences], "predicted": predicted}
+    pairs = zip(columns["tags"], predicted, strict=True)
+    right_B = np.array([wanted == tuple(tags) for wanted, tags in pairs], dtype=bool)
+    return Judged([s.row_id for s in split.sentences], figures, columns, counted, right_B)
 
 def log_ratios(model: Model, pairs: Sequence[Encoded], *, length_normalised: bool,
                **limits: Any) -> np.ndarray:
@@ -245,34 +246,29 @@ def evaluate_pairs(model: Model, split: Split, labels: Sequence[str], *,
         loss_B = (gap_B - 0.5 / beta) ** 2 if is_ipo else np.logaddexp(0, -beta * gap_B)
     right_B = (np.sign(gap_B) + 1) / 2
 
-    def share(values_M: np.ndarray) -> float:
-        return float(values_M.mean()) if len(values_M) else math.nan
-
     def figures(rows_M: np.ndarray) -> dict[str, float]:
         right_M, longer_M = right_B[rows_M], longer_B[rows_M]
-        return {"loss": float(loss_B[rows_M].mean()), "accuracy": share(right_M),
-                "accuracy_chosen_longer": share(right_M[longer_M > 0]),
-                "accuracy_chosen_shorter": share(right_M[longer_M < 0]),
-                "longer_reply_accuracy": share((longer_M + 1) / 2)}
+        shares = {"accuracy": right_M, "accuracy_chosen_longer": right_M[longer_M > 0],
+                  "accuracy_chosen_shorter": right_M[longer_M < 0],
+                  "longer_reply_accuracy": (longer_M + 1) / 2}
+        told = {name: float(x_M.mean()) if len(x_M) else math.nan for name, x_M in shares.items()}
+        return {"loss": float(loss_B[rows_M].mean()), **told}
 
     p_B = 1 / (1 + np.exp(-np.clip(beta * gap_B, -500, 500)))
     always_B, p_B2 = np.ones(len(p_B), dtype=int), np.column_stack([1 - p_B, p_B])
-    more |= {"margin": float(gap_B.mean())}
-    more |= {"ece": probabilities.probability_metrics(always_B, p_B2)["ece"]}
-    columns = zip(split.documents, gap_B.tolist(), tokens_B2.tolist(), strict=True)
-    rows = [{"row_id": document.row_id, "gap": gap, "chosen_tokens": one, "rejected_tokens": other}
-            for document, gap, (one, other) in columns]
-    return Judged([row["row_id"] for row in rows], figures, rows, right_B=gap_B > 0, more=more)
+    ece = probabilities.probability_metrics(always_B, p_B2)["ece"]
+    chosen, rejected = tokens_B2.T.tolist()
+    columns = {"gap": gap_B.tolist(), "chosen_tokens": chosen, "rejected_tokens": rejected}
+    more |= {"margin": float(gap_B.mean()), "ece": ece}
+    return Judged(ids_of(split), figures, columns, right_B=gap_B > 0, more=more)
 
 # By the task, or where it has several, HF's `problem_type`.
-JUDGES: Mapping[str, Callable[..., Judged]] = {"single_label_classification": evaluate_classes,
-                                               "reward": evaluate_pairs, "dpo": evaluate_pairs,
-                                               "multi_label_classification": evaluate_label_sets,
-                                               "regression": evaluate_scores, "tag": evaluate_tags,
-                                               "mlm": evaluate_masked, "sft": evaluate_language,
-                                               "pretrain": evaluate_language,
-                                               "ppo": evaluate_language,
-                                               "grpo": evaluate_language}
+JUDGES: Mapping[str, Callable[..., Judged]] = {
+    "single_label_classification": evaluate_classes, "regression": evaluate_scores,
+    "multi_label_classification": evaluate_label_sets, "tag": evaluate_tags,
+    "mlm": evaluate_masked, "reward": evaluate_pairs, "dpo": evaluate_pairs,
+    **dict.fromkeys(("pretrain", "sft", "ppo", "grpo"), evaluate_language),
+}  # fmt: skip
 
 def stops(tokenizer: Tokenizer) -> frozenset[int]:
     """Ids that end an answer."""
@@ -283,13 +279,13 @@ def continued(model: Model, tokenizer: Tokenizer, prompts: Sequence[np.ndarray],
               chance_BT: np.ndarray | None = None) -> list[list[int]]:
     """Ids that continue each prompt (ids), some prompts at a time: see `generate`."""
     made: list[list[int]] = []
-    limits = {"max_new_tokens": max_new_tokens, "stop_ids": stops(tokenizer)}
+    limits = {"max_new_tokens": max_new_tokens, "stop_ids": stops(tokenizer),
+              "temperature": temperature}
     with tqdm(total=len(prompts), unit="answer", leave=False, disable=None) as bar:
         for start in range(0, len(prompts), PROMPTS_AT_ONCE):
             some = slice(start, start + PROMPTS_AT_ONCE)
             chance = None if chance_BT is None else chance_BT[some]
-            limits |= {"temperature": temperature, "chance_BT": chance}
-            made += generate(model, prompts[some], **limits)
+            made += generate(model, prompts[some], chance_BT=chance, **limits)
             bar.update(len(made) - start)
     return made
 
@@ -306,24 +302,22 @@ def evaluate_answers(model: Model, tokenizer: Tokenizer, chats: Sequence[Chat],
                      config: EvalConfig) -> Judged:
     """Greedy answers against expected last turns, a row of each chat."""
     prompts = [encode_prompt(chat.messages[:-1], tokenizer) for chat in chats]
-    rows = []
+    asked, targets = ([chat.messages[turn]["content"] for chat in chats] for turn in (-2, -1))
     answers = greedy(model, tokenizer, prompts, config.max_new_tokens)
-    for chat, answer in zip(chats, answers, strict=True):
-        asked, target = (turn["content"] for turn in chat.messages[-2:])
-        rows.append({"row_id": chat.id, "prompt": asked, "target": target, "predicted": answer,
-                     "exact_match": text.exact_match(target, answer)})
-    ids, targets = ([row[key] for row in rows] for key in ("row_id", "target"))
-    right_B = np.array([row["exact_match"] for row in rows])
-    if not (intent := config.intent_field):
-        return Judged(ids, text.text_figures(targets, answers), rows, right_B=right_B)
-    labels = text.intent_labels(targets, intent=intent)
-    commands = text.JsonCommandMetrics(labels, intent=intent)
-    for row in rows:
-        row.update(told := commands.update(row["target"], row["predicted"]))
-    is_so_BS = np.array([[row[name] for name in told] for row in rows])
+    pairs = [*zip(targets, answers, strict=True)]
+    exact = [text.exact_match(*pair) for pair in pairs]
+    columns = {"prompt": asked, "target": targets, "predicted": answers, "exact_match": exact}
+    if intent := config.intent_field:
+        labels = text.intent_labels(targets, intent=intent)
+        commands = text.JsonCommandMetrics(labels, intent=intent)
+        told, more = [commands.update(*pair) for pair in pairs], commands.compute()
+        columns |= {name: [verdicts[name] for verdicts in told] for name in told[0]}
+    else:
+        told, more = [text.text_metrics(*pair) for pair in pairs], {}
+    names = [name.replace("_correct", "_accuracy") for name in told[0]]
+    values_BS = np.array([[*verdicts.values()] for verdicts in told], dtype=float)
 
     def figures(rows_M: np.ndarray) -> dict[str, float]:
-        shares = dict(zip(told, is_so_BS[rows_M].mean(0).tolist(), strict=True))
-        return {name.replace("_correct", "_accuracy"): share for name, share in shares.items()}
+        return dict(zip(names, values_BS[rows_M].mean(0).tolist(), strict=True))
 
-    return Judged(ids, figures, rows, right_B=right_B, more=commands.compute())
+    return Judged([chat.id for chat in chats], figures, columns, right_B=np.array(exact), more=more)

@@ -86,10 +86,17 @@ class ClassificationMetrics:
         hits_K, predicted_K, support_K = totals_3K = self._totals()
         if not (rows := support_K.sum()):
             return dict.fromkeys(METRICS, math.nan)
-        averages = _averages(totals_3K, predicted_K + support_K > 0)
         recall_K = _scores(totals_3K)[1][support_K > 0]
+        # numerics: Python integers, since rows^2 leaves int64 at 3e9 rows.
+        s, t, p = int(rows), support_K.tolist(), self.counts_KP.sum(0).tolist()
+        # p is one longer than t: map stops at the shorter, and nothing has OUTSIDE as its target.
+        chance = sum(map(mul, t, p))
+        beyond, most = int(hits_K.sum()) * s - chance, s**2 - chance
+        spread = (s**2 - sum(map(mul, t, t))) * (s**2 - sum(map(mul, p, p)))
         return {"accuracy": float(hits_K.sum() / rows), "balanced_accuracy": float(recall_K.mean()),
-                **averages, **self._agreement()}
+                **_averages(totals_3K, predicted_K + support_K > 0),
+                "mcc": beyond / math.sqrt(spread) if spread else 0.0,
+                "kappa": beyond / most if most else 0.0}
 
     def per_class(self) -> list[dict[str, Any]]:
         """One dict per class, of CLASS_COLUMNS; support and predicted in rows."""
@@ -108,17 +115,6 @@ class ClassificationMetrics:
     def _totals(self) -> np.ndarray:
         confusion_KK = self.confusion_KK
         return np.stack([confusion_KK.diagonal(), confusion_KK.sum(0), self.counts_KP.sum(1)])
-
-    def _agreement(self) -> dict[str, float]:
-        # numerics: Python integers, since rows^2 leaves int64 at 3e9 rows.
-        t, p = self.counts_KP.sum(1).tolist(), self.counts_KP.sum(0).tolist()
-        rows, hits = sum(t), int(self.confusion_KK.trace())
-        spread = (rows**2 - sum(map(mul, t, t))) * (rows**2 - sum(map(mul, p, p)))
-        # p is one longer than t: map stops at the shorter, and nothing has OUTSIDE as its target.
-        chance = sum(map(mul, t, p))
-        beyond, most = hits * rows - chance, rows**2 - chance
-        mcc = beyond / math.sqrt(spread) if spread else 0.0
-        return {"mcc": mcc, "kappa": beyond / most if most else 0.0}
 
 class MultiLabelMetrics:
     """Figures of rows that have any number of K labels: subset_accuracy, share of the rows whose

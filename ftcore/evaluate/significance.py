@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 
 Figures = Callable[[np.ndarray], Mapping[str, float]]
+Intervals = dict[str, tuple[float, float]]  # lowest and highest value, by metric
 DRAWS, LEVEL = 1000, 0.95
 
 def draws(clusters_B: np.ndarray, seed: int, count: int = DRAWS) -> Iterator[np.ndarray]:
@@ -35,24 +36,22 @@ def draws(clusters_B: np.ndarray, seed: int, count: int = DRAWS) -> Iterator[np.
         places = np.arange(sizes.sum()) - np.repeat(firsts - starts_C[picked_C], sizes)
         yield order_B[places]
 
-def intervals(figures: Figures, clusters_B: np.ndarray, *, seed: int = 0,
-              count: int = DRAWS) -> dict[str, tuple[float, float]]:
+def intervals(figures: Figures, clusters_B: np.ndarray, *, seed: int = 0) -> Intervals:
     """Lowest and highest value of each metric that is likely."""
-    return _ranges([figures(rows) for rows in draws(clusters_B, seed, count)])
+    return _ranges([figures(rows) for rows in draws(clusters_B, seed)])
 
 def compare(one: Figures, other: Figures, clusters_B: np.ndarray,
-            others_B: np.ndarray | None = None, *, seed: int = 0,
-            count: int = DRAWS) -> dict[str, dict[str, float]]:
+            others_B: np.ndarray | None = None, *, seed: int = 0) -> dict[str, dict[str, float]]:
     """`difference` of each metric, `one` less `other`, of the same rows by two models, or of other
     rows in the clusters others_B; its `low` and `high`, and `p`. Zero between these says no more
     than that the rows are too few to tell."""
-    mine, found = draws(clusters_B, seed, count), {}
+    mine, found = draws(clusters_B, seed), {}
     pairs = ((rows, rows) for rows in mine)
     if others_B is not None:
-        pairs = zip(mine, draws(others_B, seed + 1, count), strict=True)
+        pairs = zip(mine, draws(others_B, seed + 1), strict=True)
     told = [_less(one(rows), other(others)) for rows, others in pairs]
-    all_B = np.arange(len(clusters_B)), np.arange(len(clusters_B if others_B is None else others_B))
-    whole = _less(one(all_B[0]), other(all_B[1]))
+    theirs_B = clusters_B if others_B is None else others_B
+    whole = _less(one(np.arange(len(clusters_B))), other(np.arange(len(theirs_B))))
     for name, (low, high) in _ranges(told).items():
         d_R = np.array([each[name] for each in told])
         sides = (1 + (d_R <= 0).sum(), 1 + (d_R >= 0).sum())  # the rows themselves count too
@@ -72,8 +71,7 @@ def mcnemar(right_B: np.ndarray, other_right_B: np.ndarray) -> float:
 def _less(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
     return {name: one[name] - other[name] for name in one}
 
-def _ranges(told: Sequence[Mapping[str, float]]) -> dict[str, tuple[float, float]]:
-    ends = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
-    values_MR = {name: np.array([each[name] for each in told]) for name in told[0]}
-    return {name: tuple(np.quantile(values_R, ends).tolist())
-            for name, values_R in values_MR.items() if np.isfinite(values_R).all()}
+def _ranges(told: Sequence[Mapping[str, float]]) -> Intervals:
+    values = {name: np.array([each[name] for each in told]) for name in told[0]}
+    return {name: tuple(np.quantile(values_R, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist())
+            for name, values_R in values.items() if np.isfinite(values_R).all()}

@@ -1,6 +1,6 @@
 """What is measured for the task at hand: a few figures while it trains, everything at the end."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -39,9 +39,9 @@ class Results:
         return {name: clusters(texts) for name, texts in self.texts.items()}
 
     @cached_property
-    def intervals(self) -> dict[str, dict[str, tuple[float, float]]]:
+    def intervals(self) -> dict[str, significance.Intervals]:
         """By split the ends of each figure's interval; once all splits are there."""
-        found: dict[str, dict[str, tuple[float, float]]] = {name: {} for name in self.judged}
+        found: dict[str, significance.Intervals] = {name: {} for name in self.judged}
         for name in found:
             for each in self.judged[name]:
                 rows_B = clusters_of(each.row_ids, self.clusters[name])
@@ -55,11 +55,10 @@ class Results:
         """For people, each metric with its interval, beside that of the base model if there is."""
         told = []
         for name, mine in self.metrics.items():
-            found = self.intervals[name].items()
-            low, high = ({metric: ends[side] for metric, ends in found} for side in (0, 1))
             columns = {"base": base[name], "tuned": mine} if name in base else {"value": mine}
-            shown = report.metrics_table({**columns, "low": low, "high": high})
-            told.append(f"{name}, with 95% intervals\n{shown}")
+            for end, side in (("low", 0), ("high", 1)):
+                columns[end] = {metric: ends[side] for metric, ends in self.intervals[name].items()}
+            told.append(f"{name}, with 95% intervals\n{report.metrics_table(columns)}")
         return "\n\n".join([*told, *self.tables])
 
     def compared(self, other: "Results") -> tuple[str, dict[str, dict[str, Any]]]:
@@ -73,9 +72,9 @@ class Results:
                 must = "both models must read, and keep, the same test rows, for the same figures"
                 raise DataError(f"{name}: {must}")
             for one, two in zip(mine, theirs, strict=True):
-                clusters_B = clusters_of(one.row_ids, self.clusters[name])
-                pair = one.figures, two.figures
-                found[name] |= significance.compare(*pair, clusters_B, seed=self.seed)
+                rows_B = clusters_of(one.row_ids, self.clusters[name])
+                found[name] |= significance.compare(one.figures, two.figures, rows_B,
+                                                    seed=self.seed)
             cells = (
                 (metric, self.metrics[name][metric], other.metrics[name][metric], *each.values(),
                  "too small to tell" if each["low"] <= 0 <= each["high"] else "differs")
@@ -130,7 +129,8 @@ class Suite:
             results.judged[name], results.texts[name] = each, self._texts(split.documents)
             results.metrics[name] = {k: v for judged in each for k, v in judged.values.items()}
             results.predictions += [{"split": name, **row} for row in each[-1].rows]
-            self._tell(results, name, each[0])
+            results.tables += [f"{name}, {what}\n{shown}"
+                               for what, shown in self._tables(each[0], results.texts[name])]
         return results
 
     def gap(self, model: Model, train: Sequence[Encoded], dev: Split) -> str:
@@ -140,9 +140,8 @@ class Suite:
             return ""
         rows = Split(documents=train[: len(dev.documents)])
         one, two = self._judged(model, dev), self._judged(model, rows)
-        pairs = (one, dev), (two, rows)
         alike = [clusters_of(each.row_ids, clusters(self._texts(split.documents)))
-                 for each, split in pairs]
+                 for each, split in ((one, dev), (two, rows))]
         found = significance.compare(one.figures, two.figures, *alike, seed=self.config.env.seed)
         shown = [name for name in SHOWN if name in found]
         cells = ((n, two.values[n], one.values[n], *found[n].values()) for n in shown)
@@ -165,25 +164,21 @@ class Suite:
             texts[root] = texts.get(root, "") + text
         return texts
 
-    def _tell(self, results: Results, name: str, judged: Judged) -> None:
-        """Tables of classes, where the task has them."""
-        metrics = judged.counted
-
-        def tell(what: str, shown: str) -> None:
-            results.tables.append(f"{name}, {what}\n{shown}")
-
+    def _tables(self, judged: Judged, texts: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+        """What is told of classes, where the task has them; texts by row id."""
+        metrics, columns = judged.counted, judged.columns
         if metrics is not None:
-            tell("by class", report.per_class_table(metrics.per_class()))
+            yield "by class", report.per_class_table(metrics.per_class())
         if isinstance(metrics, ClassificationMetrics):
-            texts = results.texts[name]
-            shown = {(row["label"], row["predicted"]): texts[row["row_id"]] for row in judged.rows}
-            tell("most confused", report.confusion_table(metrics, shown))
+            pairs = zip(columns["label"], columns["predicted"], strict=True)
+            such = {pair: texts[id_] for pair, id_ in zip(pairs, judged.row_ids, strict=True)}
+            yield "most confused", report.confusion_table(metrics, such)
             if len(self.labels) == 2:
-                is_one_B = np.array([row["label"] == self.labels[1] for row in judged.rows])
-                score_B = [row["probabilities"][1] for row in judged.rows]
+                is_one_B = np.array(columns["label"], dtype=object) == self.labels[1]
+                score_B = np.array(columns["probabilities"])[:, 1]
                 found = probabilities.threshold_table(is_one_B, score_B)
                 shown = table(found[0], [each.values() for each in found])
-                tell(f"thresholds of {self.labels[1]}", shown)
+                yield f"thresholds of {self.labels[1]}", shown
 
     @torch.inference_mode()
     def _judged(self, model: Model, split: Split) -> Judged:
