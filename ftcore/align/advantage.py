@@ -49,14 +49,12 @@ def grouped(rewards_M: Tensor, lengths: Sequence[int], groups: Sequence[int], *,
     # numerics: float64, or what rounding leaves of equal rewards is divided by nearly nothing
     sums_B = torch.stack([r_T.sum() for r_T in rewards_M.cpu().double().split(lengths)])
     _, of_B, count_G = torch.unique(torch.tensor(groups), return_inverse=True, return_counts=True)
-    count_B, means_G = count_G[of_B], torch.zeros(len(count_G), dtype=torch.float64)
-    means_G = means_G.index_add_(0, of_B, sums_B) / count_G
-    apart_B = sums_B - means_G[of_B]
+    others_G = (count_G - 1).clamp(min=1)
+    apart_B = sums_B - (torch.bincount(of_B, sums_B) / count_G)[of_B]
     if leaves_one_out:
-        apart_B = apart_B * count_B / (count_B - 1).clamp(min=1)
+        apart_B = apart_B * count_G[of_B] / others_G[of_B]
     else:
-        squares_G = torch.zeros_like(means_G).index_add_(0, of_B, apart_B**2)
-        std_G = (squares_G / (count_G - 1).clamp(min=1)).sqrt()
+        std_G = (torch.bincount(of_B, apart_B**2) / others_G).sqrt()
         apart_B = apart_B / (std_G[of_B] + EPSILON)
     return torch.repeat_interleave(apart_B, torch.tensor(lengths)).to(rewards_M)
 

@@ -46,7 +46,6 @@ from ftcore.tune.adapter import load_artifact, read_labels
 
 Rows = Sequence[Mapping[str, Any]]
 Source = Callable[[Rows], Sequence[float]]
-MIB = 2**20
 
 class Rewards:
     """The sources of a run, opened. Raises ConfigError: one cannot be."""
@@ -78,6 +77,7 @@ class Rewards:
 
     def _said(self, name: str, source: Source, rows: Rows) -> np.ndarray:
         """What a source says; NaN where it says nothing that can be used."""
+        why = "a score that is not finite"
         try:
             with deadline(self.config.timeout_s):
                 said = [*islice(source(rows), len(rows) + 1)]  # it may never end
@@ -85,11 +85,9 @@ class Rewards:
                 count = len(said) if len(said) < len(rows) else "too many"
                 raise ValueError(f"{count} numbers for {len(rows)} answers")
             scores_B = np.array([float(score) for score in said])
+            scores_B[~np.isfinite(scores_B)] = np.nan
         except Exception as error:  # whatever a function of the user's raises
             scores_B, why = np.full(len(rows), np.nan), f"{type(error).__name__}: {error}"
-        else:
-            scores_B[~np.isfinite(scores_B)] = np.nan
-            why = "a score that is not finite"
         if self.config.on_error == "stop" and (bad := np.flatnonzero(np.isnan(scores_B))).size:
             said = f"reward {name}: {why}; the first of {bad.size} answers is"
             mend = "mend it, or leave such answers out: --reward.on-error skip"
@@ -160,23 +158,21 @@ def judged_by(run: str, task: str) -> Callable[[Rows], torch.Tensor]:
     asked = parse(["--resume", run])
     if asked.task != task:
         raise ConfigError(f"is a run of the task {asked.task}, not {task}")
-    base, path, kind = asked.config.model.path, Path(run), TASKS[task]
-    loaded = load_artifact(path, base=base, kind=kind, dtype=torch.float32)
+    config, kind = asked.config, TASKS[task]
+    loaded = load_artifact(Path(run), base=config.model.path, kind=kind, dtype=torch.float32)
     tokenizer, judge = Tokenizer.load(loaded.folder), loaded.model.eval().requires_grad_(False)
-    limits = {"max_tokens": asked.config.loop.micro_batch_tokens, "device": judge.device}
-
-    def documents(rows: Rows) -> dict[int, Encoded]:
-        if task != "reward":
-            texts = tokenizer.encode_batch(row["answer"] for row in rows)
-            return {n: Encoded("", text.ids_T, 0) for n, text in enumerate(texts)}
-        last = ({"role": "assistant", "content": row["answer"]} for row in rows)
-        turns = ((*row["messages"], answer) for row, answer in zip(rows, last, strict=True))
-        read, _ = sides([Chat(str(n), each) for n, each in enumerate(turns)], tokenizer)
-        return {int(n): Encoded(n, ids_T, 0, 1.0, types_T) for n, (ids_T, types_T, _) in
-                read.items()}
+    limits = {"max_tokens": config.loop.micro_batch_tokens, "device": judge.device}
 
     def logits_of(rows: Rows) -> torch.Tensor:
-        found = documents(rows)
+        if task == "reward":
+            last = ({"role": "assistant", "content": row["answer"]} for row in rows)
+            turns = ((*row["messages"], answer) for row, answer in zip(rows, last, strict=True))
+            read, _ = sides([Chat(str(n), each) for n, each in enumerate(turns)], tokenizer)
+            found = {int(n): Encoded(n, ids_T, 0, 1.0, types_T)
+                     for n, (ids_T, types_T, _) in read.items()}
+        else:
+            texts = tokenizer.encode_batch(row["answer"] for row in rows)
+            found = {n: Encoded("", text.ids_T, 0) for n, text in enumerate(texts)}
         with torch.inference_mode():
             logits_BK = all_logits(judge, [*found.values()], **limits)
         told_BK = logits_BK.new_full((len(rows), logits_BK.shape[1]), math.nan)  # of empty answers
@@ -196,7 +192,7 @@ def python(rest: str, config: RewardsConfig) -> Source:
     return getattr(module, name)
 
 def program(line: str, config: RewardsConfig) -> Source:
-    most = config.memory_mib * MIB
+    most = config.memory_mib * 2**20
     limit = partial(resource.setrlimit, resource.RLIMIT_AS, (most, most))
 
     def scores(rows: Rows) -> list[float]:

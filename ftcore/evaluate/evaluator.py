@@ -229,19 +229,19 @@ def evaluate_pairs(model: Model, split: Split, labels: Sequence[str], *,
     length_bias     Spearman correlation of scores and tokens of the answers
     """
     about_B5 = np.stack([document.labels for document in split.documents]).astype(np.float64)
-    counts = [np.count_nonzero(side.weights) for side in apart(split.documents)]
-    tokens_B2 = np.reshape(counts, (-1, 2))
-    longer_B = np.sign(tokens_B2[:, 0] - tokens_B2[:, 1])
+    tokens_D = np.array([np.count_nonzero(side.weights) for side in apart(split.documents)])
+    chosen_B, rejected_B = tokens_D.reshape(-1, 2).T
+    longer_B = np.sign(chosen_B - rejected_B)
     if isinstance(options, RewardConfig):
         score_B2 = all_logits(model, split.documents, **limits).double().numpy().reshape(-1, 2)
         gap_B, beta = score_B2[:, 0] - score_B2[:, 1], 1.0
         loss_B = np.logaddexp(0, about_B5[:, 3] - gap_B) + options.centring * score_B2.sum(1) ** 2
-        bias = metrics.regression_metrics(tokens_B2.flatten(), score_B2.flatten())["spearman"]
+        bias = metrics.regression_metrics(tokens_D, score_B2.flatten())["spearman"]
         more = {"length_bias": bias}
     else:
         long, beta, more = options.length_normalised, options.beta, {}
         gap_B = log_ratios(model, split.documents, length_normalised=long, **limits)
-        gap_B = gap_B - about_B5[:, 4]
+        gap_B -= about_B5[:, 4]
         is_ipo = options.loss == "ipo"
         loss_B = (gap_B - 0.5 / beta) ** 2 if is_ipo else np.logaddexp(0, -beta * gap_B)
     right_B = (np.sign(gap_B) + 1) / 2
@@ -257,8 +257,8 @@ def evaluate_pairs(model: Model, split: Split, labels: Sequence[str], *,
     p_B = 1 / (1 + np.exp(-np.clip(beta * gap_B, -500, 500)))
     always_B, p_B2 = np.ones(len(p_B), dtype=int), np.column_stack([1 - p_B, p_B])
     ece = probabilities.probability_metrics(always_B, p_B2)["ece"]
-    chosen, rejected = tokens_B2.T.tolist()
-    columns = {"gap": gap_B.tolist(), "chosen_tokens": chosen, "rejected_tokens": rejected}
+    columns = {"gap": gap_B.tolist(), "chosen_tokens": chosen_B.tolist(),
+               "rejected_tokens": rejected_B.tolist()}
     more |= {"margin": float(gap_B.mean()), "ece": ece}
     return Judged(ids_of(split), figures, columns, right_B=gap_B > 0, more=more)
 

@@ -127,8 +127,8 @@ def read_run(folder: Path) -> Run:
     """Raises ConfigError: it is no run folder."""
     if not (folder / CONFIG_FILE).is_file():
         raise ConfigError(f"{folder} is no run folder: it has no {CONFIG_FILE}")
-    run: dict[str, Any] = {"folder": folder, "metrics": read_metrics(folder / METRICS)}
-    for name in ("run", "plan", "eval", "base", "certificate"):
+    run: dict[str, Any] = {"metrics": read_metrics(folder / METRICS)}
+    for name in ("run", "plan", "eval", "labels", "certificate"):
         file = folder / f"{name}.json"
         run[name] = json.loads(file.read_bytes()) if file.is_file() else {}
     run["data"] = store.read_account(folder / "data")
@@ -172,10 +172,8 @@ def judged(run: Run) -> dict[str, Any]:
     base = {row["row_id"]: row["predicted"] for row in run["base-predictions"]}
     answers = [{"base": base.get(r["row_id"]), **r} for r in run["predictions"] if "prompt" in r]
     rows = [row for row in run["predictions"] if "label" in row and "probabilities" in row]
-    file = run["folder"] / "labels.json"
-    if not rows or not file.is_file():
+    if not rows or not (labels := run["labels"]):
         return {"answers": answers[:: max(1, len(answers) // 20)]}
-    labels = json.loads(file.read_bytes())
     target_B, predicted_B = (
         np.array([labels.index(row[key]) for row in rows]) for key in ("label", "predicted"))
     metrics = ClassificationMetrics(labels).update(target_B, predicted_B)
@@ -187,13 +185,12 @@ def judged(run: Run) -> dict[str, Any]:
 def differences(one: Path, other: Path) -> Iterator[str]:
     """What two runs were asked, what they ran on and read, and the first step where they part."""
     runs = read_run(one), read_run(other)
-    parts = {"configuration": [run["config"] for run in runs]}
-    starts = [run["run"]["starts"][-1] for run in runs]
-    names = "commit", "versions", "hardware"
-    parts["code and machine"] = [dict(_flat({n: each[n] for n in names})) for each in starts]
-    found = [run["data"] for run in runs]
-    parts["data"] = [{"key": f["key"], **dict(_flat(f["statistics"]))} for f in found]
-    for what, (mine, theirs) in parts.items():
+    starts, names = [run["run"]["starts"][-1] for run in runs], ("commit", "versions", "hardware")
+    parts = {"configuration": [run["config"] for run in runs],
+             "code and machine": [{name: start[name] for name in names} for start in starts],
+             "data": [{"key": run["data"]["key"], **run["data"]["statistics"]} for run in runs]}
+    for what, nested in parts.items():
+        mine, theirs = (dict(_flat(each)) for each in nested)
         keys = [key for key in mine | theirs if mine.get(key) != theirs.get(key)]
         yield f"{what}: {len(keys) or 'nothing'} differs"
         yield from (f"  {key}: {mine.get(key)!r} | {theirs.get(key)!r}" for key in keys)

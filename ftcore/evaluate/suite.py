@@ -124,8 +124,7 @@ class Suite:
         for name, split in splits.items():
             each = [self._judged(model, split)]
             if split.chats:
-                config = self.config.eval
-                each.append(evaluate_answers(model, self.tokenizer, split.chats, config))
+                each.append(evaluate_answers(model, self.tokenizer, split.chats, self.config.eval))
             results.judged[name], results.texts[name] = each, self._texts(split.documents)
             results.metrics[name] = {k: v for judged in each for k, v in judged.values.items()}
             results.predictions += [{"split": name, **row} for row in each[-1].rows]

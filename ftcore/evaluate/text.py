@@ -77,7 +77,9 @@ class JsonCommandMetrics:
         verdicts = {"json_valid": given is not None, "exact_match": exact_match(target, predicted),
                     "exact_match_object": wanted_leaves == given_leaves,
                     "intent_correct": predicted_id == self._ids[label]}
-        slots, found = self._slots(wanted_leaves), self._slots(given_leaves)
+        slots, found = ({(path, value) for path, value in leaves.items()
+                         if path != (self.intent,) and value not in ("{}", "[]")}
+                        for leaves in (wanted_leaves, given_leaves))
         self.intents.update([self._ids[label]], [predicted_id])
         self._tally.update(verdicts)
         self._tally.update(rows=1, right=len(slots & found), wanted=len(slots), given=len(found))
@@ -93,10 +95,6 @@ class JsonCommandMetrics:
                 "slot_precision": _ratio(n["right"], n["given"]),
                 "slot_recall": _ratio(n["right"], n["wanted"]),
                 "slot_f1": _ratio(2 * n["right"], n["given"] + n["wanted"])}
-
-    def _slots(self, leaves: dict[tuple, str]) -> set[tuple[tuple, str]]:
-        return {(path, value) for path, value in leaves.items()
-                if path != (self.intent,) and value not in ("{}", "[]")}
 
 def _command(target: str, intent: str) -> dict[str, Any]:
     command = parse_object(target)
