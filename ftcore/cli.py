@@ -76,10 +76,7 @@ def resolved(task: str, layers: list[tuple[str, list[str]]], *, resume: Path | N
     config = tyro.cli(RUNS[task], args=flags, prog=f"{script} {task}")
     origins = {
         word.split("=")[0].removeprefix("--").replace("-", "_").replace(".no_", "."): origin
-        for origin, layer in layers
-        for word in layer
-        if word.startswith("--")
-    }
+        for origin, layer in layers for word in layer if word.startswith("--")}
     if bad := list(_out_of_range(config, origins)):
         raise ConfigError("\n".join(bad))
     return Command(task, config, origins, resume, only)

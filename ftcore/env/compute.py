@@ -30,8 +30,7 @@ from ftcore.errors import ConfigError, PeerError
 
 PRECISIONS = {  # dtype of the weights, and of matrix products where that is another
     "bf16": (torch.bfloat16, None), "bf16-autocast": (torch.float32, torch.bfloat16),
-    "fp16": (torch.float16, None), "fp32": (torch.float32, None),
-}  # fmt: skip
+    "fp16": (torch.float16, None), "fp32": (torch.float32, None)}
 GROWTH_STEPS = 2000
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # glibc's malloc.h
 TIMEOUT = timedelta(days=1)  # the first may judge for hours; where one dies, torchrun ends all

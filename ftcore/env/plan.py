@@ -36,8 +36,7 @@ def step_bytes(model: Model, loss: Loss, documents: Sequence[Encoded]) -> dict[s
         for param in filter(lambda p: p.requires_grad, model.parameters()):
             hook = param.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
             undo.callback(hook.remove)
-        hook = model.trunk.register_forward_hook(lambda *_: marks.append(meter.live))
-        undo.callback(hook.remove)
+        undo.enter_context(model.trunk.register_forward_hook(lambda *_: marks.append(meter.live)))
         model.train()
         undo.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         undo.enter_context(meter)
@@ -76,8 +75,7 @@ class Plan:
             "weights": sum(t.nbytes for t in (*model.parameters(), *model.buffers())),
             "masters": 4 * sum(p.numel() for p in trained if p.element_size() < 4),
             "gradients": self.shares * max(widths) * count,
-            "moments": 8 * count,
-        }
+            "moments": 8 * count}
 
     def count(self, model: Model, loss: Loss,
               draw: Callable[[Encoded, int], Encoded] | None = None) -> None:
@@ -85,9 +83,8 @@ class Plan:
         device has memory for, by what is computed again."""
         documents = [draw(d, 0) for d in self.heaviest] if draw else self.heaviest
         model.use_kernels("eager")  # Triton's want values; so a GPU needs less than is said
-        weight = model.trunk.embed_tokens.weight
-        fixed, room = sum(self.memory_bytes.values()), free_bytes(weight.device)
-        room += self.memory_bytes["weights"] if weight.device.type == "cpu" else 0
+        fixed, room = sum(self.memory_bytes.values()), free_bytes(model.device)
+        room += self.memory_bytes["weights"] if model.device.type == "cpu" else 0
         step = step_bytes(model, loss, documents)
         self.memory_bytes |= {name: self.shares * size for name, size in step.items()}
         tokens, chosen, most = sum(map(len, documents)), model.trunk.recompute, []

@@ -128,16 +128,13 @@ def describe_start() -> dict[str, Any]:
     cpu = re.search(r"model name\s*: (.+)", cpuinfo.read_text() if cpuinfo.exists() else "")
     git = f"git -C {shlex.quote(str(Path(__file__).parent))} describe --always --dirty"
     failed, commit = subprocess.getstatusoutput(f"{git} --abbrev=40 --exclude='*' 2>/dev/null")
-    return {
-        "time": datetime.now(UTC).isoformat(timespec="seconds"), "command": sys.argv,
-        "commit": None if failed else commit,
-        "versions": {"python": platform.python_version()} | versions,
-        "hardware": {
-            "host": platform.node(), "system": platform.platform(),
-            "cpu": cpu[1] if cpu else platform.machine(), "cpu_count": os.cpu_count(),
-            "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        },
-    }
+    hardware = {
+        "host": platform.node(), "system": platform.platform(),
+        "cpu": cpu[1] if cpu else platform.machine(), "cpu_count": os.cpu_count(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]}
+    return {"time": datetime.now(UTC).isoformat(timespec="seconds"), "command": sys.argv,
+            "commit": None if failed else commit, "hardware": hardware,
+            "versions": {"python": platform.python_version()} | versions}
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
@@ -161,8 +158,7 @@ def _locked(path: Path) -> Iterator[None]:
 class StopFlag(ExitStack):
     """SIGTERM and SIGINT as an exit code: `with StopFlag() as stop:`, and after each step, where
     `stop.exit_code` is not 0, save and leave with it. A second signal ends the process at once:
-    what was saved before is whole (files.py). Handlers belong to the main thread of a process; the
-    old ones are restored on leaving."""
+    what was saved is whole (files.py). For the main thread; leaving restores the old handlers."""
 
     exit_code = 0  # until a signal comes; then the shell's, 128 + signal
 

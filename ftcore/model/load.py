@@ -54,8 +54,7 @@ class LoadedModel:
     labels: tuple[str, ...] | None = None  # of a classifier's classes, where config.json decided
 
 def read_object(path: Path, *, advice: str = "") -> dict[str, Any]:
-    """The JSON object that a file holds. Raises ModelError: no such file, with `advice` on what to
-    do about it, or no JSON object in it."""
+    """The JSON object of a file. Raises ModelError: none in it, or no file, with `advice`."""
     try:
         value = json.loads(path.read_text("utf-8"))
     except OSError as error:
@@ -67,8 +66,7 @@ def read_object(path: Path, *, advice: str = "") -> dict[str, Any]:
     return value
 
 def labels_of(config: Mapping, where: Path) -> tuple[str, ...]:
-    """Class names of `id2label`, by class index. Raises ModelError: there is none, its indices are
-    not 0 .. K - 1, or two classes share a name."""
+    """Class names of `id2label`, by index. ModelError: none, not 0 .. K - 1, or two of one name."""
     id2label = config.get("id2label")
     try:
         labels = tuple(str(id2label[str(index)]) for index in range(len(id2label)))
@@ -229,8 +227,7 @@ def load_weights(model: Model, folder: Path, family: Family, *,
 
 def stored_tensors(folder: Path) -> Stored:
     """What is in one file, or in shards with an index. Raises ModelError: no safetensors, a pickled
-    model only, an unreadable header, an index that names other files than bare names or tensors
-    that its files do not hold."""
+    model only, an unreadable header, an index of paths or of tensors that its files lack."""
     if (folder / INDEX).is_file():
         if not isinstance(weight_map := read_object(folder / INDEX).get("weight_map"), dict):
             raise ModelError(f"{folder / INDEX}: weight_map = {weight_map}: must be an object")
@@ -247,8 +244,7 @@ def stored_tensors(folder: Path) -> Stored:
             hint = " It comes with this repository: get it back with git checkout."
         raise ModelError(f"{folder}: neither {SINGLE} nor {INDEX} is there.{hint}")
     found = {name: tensor for file in files for name, tensor in _header(file).items()}
-    if weight_map is not None and set(weight_map) != set(found):
-        odd = sorted(set(weight_map) ^ set(found))
+    if weight_map is not None and (odd := sorted(weight_map.keys() ^ found.keys())):
         raise ModelError(f"{folder / INDEX}: index and shards differ in {_some(odd)}")
     return found
 

@@ -80,11 +80,14 @@ class ModelSpec:
     dropout: float = 0.0  # probability on embeddings and sub-layer outputs while training
     initializer_range: float = 0.02
 
-class Linear(nn.Linear):
-    """An nn.Linear whose values come later: from a checkpoint, or from `Model.init_weights`."""
+class Layer(nn.Module):
+    """What computes, and how: set for all by `Model.use_kernels` and `Model.compute_in`."""
 
-    impl: Impl = "auto"  # of the loss, where it is the last map
-    compute: torch.dtype | None = None  # of the product, see `Model.compute_in`
+    impl: Impl = "auto"  # of its operations; of a last map, of the loss
+    compute: torch.dtype | None = None  # of matrix products
+
+class Linear(Layer, nn.Linear):
+    """An nn.Linear whose values come later: from a checkpoint, or from `Model.init_weights`."""
 
     def reset_parameters(self) -> None:
         pass
@@ -103,11 +106,9 @@ class Embedding(nn.Embedding):
 
     reset_parameters = Linear.reset_parameters
 
-class Norm(nn.Module):
+class Norm(Layer):
     """y = (w + offset) x / rms(x) (RMSNorm) or w (x - mean) / std + b (LayerNorm), whichever the
     spec names; of x + residual: y and that sum. RMSNorm also turns y by angles."""
-
-    impl: Impl = "auto"
 
     def __init__(self, spec: ModelSpec, width: int | None = None) -> None:
         super().__init__()
@@ -124,10 +125,8 @@ class Norm(nn.Module):
         op = norm_rope if "cos_sin_2NE" in more else rms_norm
         return op(x_NC, self.weight, offset=self.offset, **more)
 
-class Attention(nn.Module):
+class Attention(Layer):
     """Grouped-query self-attention over the stream's documents, in layer `index` of the model."""
-
-    impl: Impl = "auto"
 
     def __init__(self, spec: ModelSpec, index: int) -> None:
         super().__init__()
@@ -160,10 +159,8 @@ ACTIVATIONS = {"gelu": F.gelu, "gelu_tanh": partial(F.gelu, approximate="tanh")}
 GATED = {"swiglu": swiglu, "geglu": partial(geglu, uses_tanh=False),
          "geglu_tanh": partial(geglu, uses_tanh=True)}
 
-class Mlp(nn.Module):
+class Mlp(Layer):
     """Feed-forward layer: down(act(gate) up) or down(act(up))."""
-
-    impl: Impl = "auto"
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
@@ -213,15 +210,13 @@ class Block(nn.Module):
     def _drop(self, x_NC: Tensor) -> Tensor:
         return dropout(x_NC, self.dropout, is_training=self.training)
 
-class Transformer(nn.Module):
+class Transformer(Layer):
     """Embeddings, L blocks and the final norm: tokens in, hidden states out.
 
     recompute   layers of which the backward pass computes what it needs again: kernels/recompute;
                 selective: every second one but the last, which saves 432 to 722 MiB for a second of
                 more time, where the MLPs of all layers would save 244 to 344 (measured)
     """
-
-    compute: torch.dtype | None = None  # of its linear maps, see `Model.compute_in`
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()

@@ -129,8 +129,7 @@ def save_adapter(model: Model, folder: Path, *, family: Family, base_path: str, 
         "lora_alpha": int(config.alpha) if config.alpha == int(config.alpha) else config.alpha,
         "target_modules": list(layers), "modules_to_save": list(extra) or None,
         "bias": "none", "inference_mode": True,
-        **({"fan_in_fan_out": True} if family.transposed else {}),  # as HF's matrices
-    }  # fmt: skip
+        **({"fan_in_fan_out": True} if family.transposed else {})}  # as HF's matrices
     origin = {"base_sha256": base_sha256(model, without=_names(extra)), "scale": config.scale}
     origin |= {"quantize": "nf4"} if lora.quantised_layers(model) else {}
     if adapted := {m: [*parts] for m, parts in layers.items() if len(family.to_ours(m)) > 1}:
@@ -212,8 +211,7 @@ def _trained_fully(model: nn.Module, extra: Parts) -> dict[str, list[str]]:
     return {
         f"{module}.{attribute}": [f"{part}.{attribute}" for part in parts.values()]
         for module, parts in extra.items()
-        for attribute in dict(model.get_submodule(parts[0]).named_parameters(recurse=False))
-    }
+        for attribute in dict(model.get_submodule(parts[0]).named_parameters(recurse=False))}
 
 def _held_or_listed(model: nn.Module, family: Family, options: dict, keys: Collection[str],
                     adapted: Places) -> tuple[Parts, Parts]:
@@ -320,8 +318,7 @@ def load_artifact(run: Path, *, base: str, kind: TaskKind, dtype: torch.dtype) -
     labels = read_labels(run)
     loaded = load_base(
         base, task=kind.model_task, dtype=dtype, num_labels=len(labels or ()) or None,
-        generator=torch.Generator(),  # draws the head that the adapter then replaces
-    )  # fmt: skip
+        generator=torch.Generator())  # draws the head that the adapter then replaces
     load_adapter(loaded.model, adapter, family=loaded.family)
     loaded.model.eval()
     return loaded

@@ -13,9 +13,8 @@ import json
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -28,8 +27,7 @@ STATE, SUFFIX = "state.json", ".safetensors"
 
 logger = logging.getLogger(__name__)
 
-@dataclass(frozen=True)
-class Loaded:
+class Loaded(NamedTuple):
     """A verified checkpoint: CPU tensors in memory of their own, by group and name."""
     step: int
     tensors: dict[str, dict[str, Tensor]]

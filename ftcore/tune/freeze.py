@@ -98,13 +98,11 @@ def rates_of(model: Model, config: OptimConfig) -> dict[str, float]:
     for name in (name for name, param in model.named_parameters() if param.requires_grad):
         layer, embeds = LAYER.search(name), name.startswith("trunk.embed_")
         depth = num_layers - int(layer[1]) if layer else (num_layers + 1) * embeds
-        ratio = config.head_lr_ratio if name.startswith(("head.", "value.")) else 1.0
-        if embeds:
-            ratio = config.embedding_lr_ratio
-        ratio *= config.layer_lr_decay**depth
-        if leaf(name) == "lora_b":
-            ratio *= config.loraplus_lr_ratio
-        found[name] = ratio
+        ratio = config.embedding_lr_ratio if embeds else 1.0
+        if name.startswith(("head.", "value.")):
+            ratio = config.head_lr_ratio
+        plus = config.loraplus_lr_ratio if leaf(name) == "lora_b" else 1.0
+        found[name] = ratio * config.layer_lr_decay**depth * plus
     return found
 
 def parameter_table(model: nn.Module) -> str:

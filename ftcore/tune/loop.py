@@ -69,8 +69,8 @@ class Loop:
 
     def __post_init__(self) -> None:
         optim, loop, count = self.config.optim, self.config.loop, len(self.documents)
-        self.device = self.model.trunk.embed_tokens.weight.device
-        self.checkpoints, self.seed = Checkpoints(self.path, loop.keep_last), self.config.env.seed
+        self.device, self.seed = self.model.device, self.config.env.seed
+        self.checkpoints = Checkpoints(self.path, loop.keep_last)
         size = self.config.rows_per_step
         self.rows = StepRows(count, batch_size=size, seed=self.seed)
         self.total_steps = loop.num_steps(count, size)
@@ -107,8 +107,7 @@ class Loop:
 
     def restore_best(self) -> None:
         """Put the weights of the best evaluation back; without one, the last."""
-        folder = self.checkpoints.best()
-        if folder is not None and self.progress.best_step != self.progress.step:
+        if (folder := self.checkpoints.best()) and self.progress.best_step != self.progress.step:
             best = load(folder)
             self.optimizer.load_state(best.tensors, best.state["optimizer_steps"])
 
@@ -119,28 +118,28 @@ class Loop:
         # On a CPU, one process for each of its threads, if a step has rows for them.
         forks = self.reads_rows and self.device.type == "cpu" and self.world.size == 1
         count = min(torch.get_num_threads(), self.config.optim.batch_size) if forks else 1
-        start, options = self.progress.step, self.config.loop
+        progress, options = self.progress, self.config.loop
         with (
             Workers(count, self.optimizer, self.share, self.world) as workers, StopFlag() as stop,
-            tqdm(total=self.total_steps, initial=start, unit="step", disable=not self.run) as bar):
-            while self.progress.step < self.total_steps and not self._is_out_of_patience():
+            tqdm(total=self.total_steps, initial=progress.step, unit="step",
+                 disable=not self.run) as bar):
+            while progress.step < self.total_steps and not self._is_out_of_patience():
                 values = self._step(workers)
                 bar.update()
                 bar.set_postfix(loss=f"{values['train/loss']:.3f}", refresh=False)
-                step = self.progress.step
-                is_last = step == self.total_steps
+                is_last = (step := progress.step) == self.total_steps
                 if self.run and self._is_logged(step):
                     self.run.log(step, values)
                 is_judged = self.evaluate and (step % options.eval_every == 0 or is_last)
                 is_best = bool(is_judged) and self._evaluate()
                 # read once: what leaves has saved
                 exit_code = int(max(self.world.gather(stop.exit_code)))
-                is_stuck = self.progress.skipped_in_a_row > options.max_skipped
+                is_stuck = progress.skipped_in_a_row > options.max_skipped
                 is_due = step % options.save_every == 0 or is_best or is_last or is_stuck
                 if is_due or exit_code or self._is_out_of_patience():
                     self._save(is_best=is_best)
                 if is_stuck:
-                    what = f"{self.progress.skipped_in_a_row} steps in a row were not applied, to"
+                    what = f"{progress.skipped_in_a_row} steps in a row were not applied, to"
                     where = f"what they had is in {self.path}/skipped-step-N.json"
                     mend = "lower optim.lr, take fp32, or mend the rows"
                     raise TrainingError(f"{what} step {step}: {where}; {mend}")
@@ -151,8 +150,7 @@ class Loop:
                     tqdm.write(f"stopped after step {step}; continue with --resume {self.path}")
                     return exit_code
         if self._is_out_of_patience():
-            best, step = self.progress.best_step, self.progress.step
-            tqdm.write(f"early stop at step {step}: best was step {best}")
+            tqdm.write(f"early stop at step {progress.step}: best was step {progress.best_step}")
         return 0
 
     def _is_logged(self, step: int) -> bool:

@@ -23,9 +23,8 @@ from torch import Tensor, nn
 
 from ftcore.config import PeftConfig
 from ftcore.errors import ConfigError, ModelError
-from ftcore.model.transformer import Linear
+from ftcore.model.transformer import Layer, Linear
 from ftcore.tune.freeze import below, leaf, match_names, tensor_sha256
-from kernels.backend import Impl
 from kernels.lora import lora_linear
 from kernels.nf4 import BLOCK, NF4, dequantise, nf4_linear, quantise
 
@@ -44,11 +43,9 @@ class Factors(nn.Module):
         b_OR = torch.zeros(base.out_features, config.rank, dtype=wide, device=device)
         self.lora_a, self.lora_b = nn.Parameter(a_RC.to(device)), nn.Parameter(b_OR)
 
-class LoRALinear(nn.Module):
+class LoRALinear(Layer):
     """A frozen `Linear` (kept as `base`, never written to) and its adapters by name, of which
     the `active` one answers; where it is None, or not of this layer, the base does."""
-
-    impl: Impl = "auto"
 
     def __init__(self, base: Linear) -> None:
         super().__init__()
@@ -60,9 +57,7 @@ class LoRALinear(nn.Module):
     @property
     def factors(self) -> Factors | None:
         """Those of the active adapter; None where the base answers."""
-        if self.active not in self.adapters:
-            return None
-        return self.adapters[self.active]
+        return dict(self.adapters.items()).get(self.active)
 
     def forward(self, x_NC: Tensor) -> Tensor:
         if (own := self.factors) is None:
@@ -167,8 +162,7 @@ def use(model: nn.Module, name: str) -> None:
             factors.requires_grad_(other == name)
 
 def fold(model: nn.Module) -> None:
-    """Merge the adapters that answer for good: their layers are plain again, rounded once. Raises
-    ModelError: a matrix is quantised."""
+    """Merge for good what answers: plain layers, rounded once. ModelError: one is quantised."""
     for name, layer in lora_layers(model).items():
         if isinstance(layer.base, NF4Linear):
             what = f"{name}: an adapter on a quantised base cannot be the base of another"

@@ -225,10 +225,8 @@ class AdamW:
 
     def first_not_finite(self) -> str | None:
         """Name of the first parameter whose gradient is not; None: there is none."""
-        for name, span in self.spans.items():
-            if not all(self._gradient(piece).isfinite().all() for piece in self._pieces(span)):
-                return name
-        return None
+        pieces = ((name, p) for name, span in self.spans.items() for p in self._pieces(span))
+        return next((name for name, p in pieces if not self._gradient(p).isfinite().all()), None)
 
     def groups(self) -> dict[str, list[str]]:
         """Names of the parameters of each kind."""

@@ -140,8 +140,7 @@ def read_padded_positions(config: dict) -> Fields:
 
 RULES: Mapping[str, Callable[..., Fields]] = {
     "rope": read_rope, "two_ropes": read_two_ropes, "windows": read_windows,
-    "gemma": read_gemma, "pooling": read_pooling, "padded_positions": read_padded_positions,
-}  # fmt: skip
+    "gemma": read_gemma, "pooling": read_pooling, "padded_positions": read_padded_positions}
 
 @dataclass(frozen=True)
 class Family:
@@ -244,8 +243,7 @@ def family_named(model_type: str, task: str = "", *, where: str = "config.json")
     tables["fixed"] |= dict.fromkeys(tables.pop("unset", ()))
     tables["keys"] = {
         name: (key, int) if isinstance(key, str) else (key[0], *(key[1:] or [None]))
-        for name, key in keys.items()
-    }
+        for name, key in keys.items()}
     return Family(name=model_type, names=names, **tables)
 
 def _tables(name: str) -> dict[str, Any]:
