@@ -42,8 +42,7 @@ def parse(argv: Sequence[str], *, script: str = "train.py") -> Command:
     if (resume := take_value(words, "--resume")) is not None:
         if words:
             raise ConfigError(f"--resume takes no other options, got {' '.join(words)}")
-        file = Path(resume) / CONFIG_FILE
-        if not file.is_file():
+        if not (file := Path(resume) / CONFIG_FILE).is_file():
             raise ConfigError(f"--resume {resume}: has no {CONFIG_FILE}; name a folder of train.py")
         task, flags = read_toml(file)
         return resolved(task, [(str(file), flags)], resume=Path(resume), only=only)

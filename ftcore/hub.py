@@ -23,8 +23,7 @@ def resolve(path: str) -> Path:
     (owner/name) in huggingface_hub's cache. Raises ModelError: none, or the hub does not answer."""
     if path in BUILTIN:
         return BUILTIN[path]
-    folder = Path(path).expanduser()
-    if folder.is_dir():
+    if (folder := Path(path).expanduser()).is_dir():
         return folder
     from huggingface_hub import snapshot_download
 

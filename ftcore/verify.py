@@ -44,7 +44,6 @@ class Verifier:
                  data: Prepared, work: Path) -> None:
         self.config, self.kind, self.loaded, self.tokenizer = config, kind, loaded, tokenizer
         self.data, self.work, self.model = data, work, loaded.model.eval()
-        self.device = self.model.device
         self.exact = EXACT if config.env.deterministic else NEAR
         self.documents: list[Encoded] = []
         for document in data.train.documents[:16]:
@@ -93,7 +92,7 @@ class Verifier:
     @torch.no_grad()
     def outputs(self, tokens: int = ALL) -> Tensor:
         """What the head says of the rows, so many tokens of them side by side."""
-        return all_logits(self.model, self.documents, max_tokens=tokens, device=self.device)
+        return all_logits(self.model, self.documents, max_tokens=tokens, device=self.model.device)
 
     def claims(self) -> Iterator[Claim]:
         """Those that concern this model, each when it is asked for."""
@@ -105,7 +104,7 @@ class Verifier:
         yield "one micro-batch, or a row in each", apart(whole, rows), NEAR
         kept, again = (self.gradient(word, again=word) for word in ("none", "all"))
         yield "activations kept, or computed again", apart(kept, again), self.exact
-        if self.device.type == "cpu":
+        if self.model.device.type == "cpu":
             yield "one process, or two", apart(whole, self.gradient("two", processes=2)), NEAR
         else:
             self.loaded.model.use_kernels("eager")
@@ -119,19 +118,17 @@ class Verifier:
             for layer in layers:
                 layer.merge()
             yield "updates beside the matrices, or merged", apart(last, self.outputs()), NEAR
-        made, kind = replace(self.loaded, model=self.model), self.kind
-        save_artifact(made, self.tokenizer, self.work, self.config, kind, self.data.labels)
-        base = self.config.model.path
-        again = load_artifact(self.work, base=base, kind=kind, dtype=torch.float32)
-        self.model = again.model.to(self.device)
+        made, base = replace(self.loaded, model=self.model), self.config.model.path
+        save_artifact(made, self.tokenizer, self.work, self.config, self.kind, self.data.labels)
+        again = load_artifact(self.work, base=base, kind=self.kind, dtype=torch.float32)
+        self.model = again.model.to(self.loaded.model.device)
         self.model.use_kernels(self.config.env.kernels)
         yield "in memory, or saved and loaded", apart(last, self.outputs()), EXACT
         judged = [split for _, split in self.data.splits() if split.chats]
         read = {d.row_id: d.tokens_T.tolist() for split in judged for d in split.documents}
         chats = [chat for split in judged for chat in split.chats[:16] if chat.id in read]
         prompts = [encode_prompt(chat.messages[:-1], self.tokenizer).tolist() for chat in chats]
-        odd = [read[c.id][: len(p)] != p for c, p in zip(chats, prompts, strict=True)]
-        if odd:
+        if odd := [read[c.id][: len(p)] != p for c, p in zip(chats, prompts, strict=True)]:
             yield f"prompts of {len(odd)} chats, or training's", sum(odd) / len(odd), EXACT
 
 def apart(one: Tensor, other: Tensor) -> float:

@@ -62,9 +62,8 @@ def peak_bytes(device: torch.device) -> int:
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 def reuse_across_steps() -> None:
-    """Keep freed memory for the next step; call it before the first one. glibc gives large blocks
-    back to the system at once, and every step pays for their pages anew: measured 10 to 20% of a
-    training step on a CPU. Other C libraries are left as they are."""
+    """Keep freed memory for the next step; call it before the first one. glibc, no other, gives
+    large blocks back at once, and a step pays for their pages anew: measured 10 to 20% on a CPU."""
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

@@ -5,7 +5,6 @@ the tagger get the M selected rows of the stream, the classifier those that it p
 the compute dtype; a `loss` does without them as a whole.
 """
 
-from collections import OrderedDict
 from typing import Literal
 
 import torch
@@ -41,8 +40,8 @@ class Head(nn.Module):
         has_transform = spec.pooler == "transform" if self.is_classifier else not spec.is_causal
         self.transform = nn.Sequential()
         if has_transform:
-            dense, norm = Linear(C, C, bias=spec.linear_bias), Norm(spec)
-            self.transform = nn.Sequential(OrderedDict(dense=dense, gelu=nn.GELU(), norm=norm))
+            self.transform.dense = Linear(C, C, bias=spec.linear_bias)
+            self.transform.gelu, self.transform.norm = nn.GELU(), Norm(spec)
         self.dropout = spec.dropout if self.is_classifier else 0.0
         self.softcap = None if self.is_classifier else spec.logit_softcap
         if self.is_classifier:

@@ -98,8 +98,7 @@ def load_model(folder: Path, *, task: ModelTask, dtype: torch.dtype, num_labels:
     except ModelError as error:
         raise ModelError(f"{folder}/{error}") from None
     labels = labels_of(config, folder / CONFIG) if task in CLASSIFIERS and not num_labels else None
-    num_labels = len(labels) if labels else num_labels
-    model = empty_model(spec, task, num_labels, dtype)
+    model = empty_model(spec, task, len(labels) if labels else num_labels, dtype)
     if init == "random":
         assert generator is not None, "random weights are drawn from a generator"
         model.init_weights(generator)
@@ -185,8 +184,7 @@ def load_weights(model: Model, folder: Path, family: Family, *,
     hf_name_of: dict[str, str] = {}
     ignored, unexpected, misfits = [], [], []
     for hf_name, (_, dtype, shape) in sorted(stored.items()):
-        first = next(iter(ours_of[hf_name]), "")
-        if first not in wanted:
+        if (first := next(iter(ours_of[hf_name]), "")) not in wanted:
             other_head = first.startswith("head.") and first.rpartition(".")[0] not in modules
             is_tied = first == HEAD and model.spec.tie_word_embeddings
             is_needless = other_head or is_tied or matches(hf_name, family.ignored)

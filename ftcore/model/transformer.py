@@ -86,11 +86,11 @@ class Layer(nn.Module):
     impl: Impl = "auto"  # of its operations; of a last map, of the loss
     compute: torch.dtype | None = None  # of matrix products
 
-class Linear(Layer, nn.Linear):
-    """An nn.Linear whose values come later: from a checkpoint, or from `Model.init_weights`."""
-
     def reset_parameters(self) -> None:
-        pass
+        """Nothing: values come later, from a checkpoint or from `Model.init_weights`."""
+
+class Linear(Layer, nn.Linear):
+    """An nn.Linear whose values come later."""
 
     def forward(self, x_NC: Tensor) -> Tensor:
         return F.linear(*self.cast(x_NC))
@@ -101,10 +101,8 @@ class Linear(Layer, nn.Linear):
         bias_O = None if self.bias is None else self.bias.to(dtype)
         return x_NC.to(dtype), self.weight.to(dtype), bias_O
 
-class Embedding(nn.Embedding):
-    """An nn.Embedding whose values come later, as those of `Linear`."""
-
-    reset_parameters = Linear.reset_parameters
+class Embedding(Layer, nn.Embedding):
+    """An nn.Embedding whose values come later."""
 
 class Norm(Layer):
     """y = (w + offset) x / rms(x) (RMSNorm) or w (x - mean) / std + b (LayerNorm), whichever the

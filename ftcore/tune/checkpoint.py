@@ -103,8 +103,7 @@ class Checkpoints:
 
 def load(folder: Path) -> Loaded:
     """Verify and read one checkpoint folder. Raises CheckpointError: names the file at fault."""
-    names = files.verify_folder(folder)
-    if STATE not in names:
+    if STATE not in (names := files.verify_folder(folder)):
         raise CheckpointError(f"{folder} is no checkpoint: its manifest has no {STATE}")
     state, tensors = json.loads((folder / STATE).read_bytes()), {}
     for file in (folder / name for name in names if name.endswith(SUFFIX)):

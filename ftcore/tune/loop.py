@@ -118,11 +118,10 @@ class Loop:
         # On a CPU, one process for each of its threads, if a step has rows for them.
         forks = self.reads_rows and self.device.type == "cpu" and self.world.size == 1
         count = min(torch.get_num_threads(), self.config.optim.batch_size) if forks else 1
-        progress, options = self.progress, self.config.loop
+        progress, start, options = self.progress, self.progress.step, self.config.loop
         with (
             Workers(count, self.optimizer, self.share, self.world) as workers, StopFlag() as stop,
-            tqdm(total=self.total_steps, initial=progress.step, unit="step",
-                 disable=not self.run) as bar):
+            tqdm(total=self.total_steps, initial=start, unit="step", disable=not self.run) as bar):
             while progress.step < self.total_steps and not self._is_out_of_patience():
                 values = self._step(workers)
                 bar.update()

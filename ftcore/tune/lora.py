@@ -67,9 +67,8 @@ class LoRALinear(Layer):
             assert not self.training, "unmerge before training: merged factors get no gradient"
             return F.linear(x_NC, self.merged_weight.to(x_NC.dtype), bias_O)
         return lora_linear(
-            x_NC, weight_OC, own.lora_a, own.lora_b, bias_O=bias_O,
-            scale=own.config.scale, dropout=own.config.dropout if self.training else 0.0,
-            impl=self.impl)
+            x_NC, weight_OC, own.lora_a, own.lora_b, bias_O=bias_O, scale=own.config.scale,
+            dropout=own.config.dropout if self.training else 0.0, impl=self.impl)
 
     @torch.no_grad()
     def folded_weight(self) -> Tensor:
@@ -129,8 +128,7 @@ def _targets(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     linears = [n for n, module in plain.items() if isinstance(module, nn.Linear) and n]
     body = {n for n in linears if not n.startswith("head.")}
     find = partial(match_names, names=linears, what="LoRA target", also=[ALL_LINEAR])
-    chosen = set().union(*(body if p == ALL_LINEAR else find(p) for p in patterns))
-    if not chosen:
+    if not (chosen := set().union(*(body if p == ALL_LINEAR else find(p) for p in patterns))):
         raise ConfigError(f"LoRA targets {list(patterns)}: no linear layer, try {ALL_LINEAR!r}")
     owners = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
     if shared := [n for n in chosen if owners[id(plain[n].weight)] > 1]:

@@ -52,8 +52,7 @@ def read_value(config: dict, key: str, default: Any = int, null_is_none: bool = 
     raises      ModelError: missing, of another type, a float that is negative or not finite, an
                 integer out of [1, 10,000,000]: a hostile file cannot ask for 2^60 rows
     """
-    value = config.get(key)
-    if value is None:
+    if (value := config.get(key)) is None:
         if default is None or (null_is_none and key in config):
             return None
         value = None if isinstance(default, type) else default
@@ -93,8 +92,7 @@ def read_two_ropes(config: dict, base: Older, local_base: Older) -> Fields:
     parts = config.get("rope_parameters") or {}
     fields = read_rope({**config, "rope_parameters": parts.get(FULL)}, base)
     local = {**config, "rope_parameters": parts.get(WINDOWED), "rope_scaling": None}
-    near = read_rope(local, local_base)
-    if len(near) > 1:
+    if len(near := read_rope(local, local_base)) > 1:
         raise ModelError(f"config.json: rope_parameters of {WINDOWED}: only rope_type = 'default'")
     return fields | {"local_rope_theta": near["rope_theta"]}
 
@@ -110,9 +108,8 @@ def read_windows(config: dict, key: str = "sliding_window", default: int = 4096,
         window = window // 2 + 1  # HF: half a side, and itself
     if period_key is not None:
         period = read_value(config, period_key, period)
-    usual = [WINDOWED] * num_layers
-    for index in range(full % period, num_layers, period) if period else ():
-        usual[index] = FULL
+    usual = [FULL if period and (index - full) % period == 0 else WINDOWED
+             for index in range(num_layers)]
     types = config.get("layer_types") or usual
     if len(types) != num_layers or not set(types) <= {WINDOWED, FULL}:
         must = f"must name {WINDOWED} or {FULL} for each of {num_layers} layers"
@@ -191,8 +188,7 @@ class Family:
     def to_hf(self, our_name: str, *, bare: bool = False) -> str:
         """HF name of one of our tensors or modules; `bare` leaves out the trunk's prefix."""
         pairs = ((ours, hf_names[0]) for ours, hf_names in self.names.items())
-        hf_name = next(_renamed(our_name, pairs), None)
-        if hf_name is None:
+        if (hf_name := next(_renamed(our_name, pairs), None)) is None:
             raise ModelError(f"{our_name}: the family {self.name} has no name for it")
         return hf_name.removeprefix(self.trunk_prefix) if bare else hf_name
 
@@ -241,9 +237,8 @@ def family_named(model_type: str, task: str = "", *, where: str = "config.json")
     if tagger and task == "tag":
         names["head.classifier"] = (tagger, *names["head.classifier"])
     tables["fixed"] |= dict.fromkeys(tables.pop("unset", ()))
-    tables["keys"] = {
-        name: (key, int) if isinstance(key, str) else (key[0], *(key[1:] or [None]))
-        for name, key in keys.items()}
+    tables["keys"] = {name: (key, int) if isinstance(key, str) else (key[0], *(key[1:] or [None]))
+                      for name, key in keys.items()}
     return Family(name=model_type, names=names, **tables)
 
 def _tables(name: str) -> dict[str, Any]:
