@@ -52,6 +52,8 @@ def parse(argv: Sequence[str], *, script: str = "train.py") -> Command:
         print(f"{script} {{{','.join(RUNS)}}} [options]\n\nEach task has its own --help.")
         raise SystemExit(0)
     task = known("task", words.pop(0), RUNS)
+    if not words and "assistant" in presets().get(task, {}):  # the embedded default of the task
+        words = ["--preset", "assistant"]
     preset, file = take_value(words, "--preset"), take_value(words, "--config")
     layers: list[tuple[str, list[str]]] = []
     if preset is not None:

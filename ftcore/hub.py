@@ -5,13 +5,14 @@ from pathlib import Path
 
 from ftcore.errors import ModelError
 
-BUILTIN = {"builtin:base": Path(__file__).parent / "builtin" / "base"}
+HERE = Path(__file__).parent / "builtin"
+BUILTIN = {"builtin:base": HERE / "base", "builtin:start": HERE / "start"}
 FILES = ("*.safetensors", "*.json", "*.txt", "*.jinja")  # never a pickle
 
 def lineage(path: str) -> tuple[Path, list[Path]]:
     """The folder of a base model, and the adapters on it, the first one first: a run stands for
     what it has trained, its model or its adapter. Raises ModelError: as `resolve`."""
-    run = Path(path).expanduser()
+    run = BUILTIN.get(path) or Path(path).expanduser()
     folder = next((run / name for name in ("model", "adapter") if (run / name).is_dir()), run)
     if (config := folder / "adapter_config.json").is_file():
         base, adapters = lineage(json.loads(config.read_bytes())["base_model_name_or_path"])
@@ -19,7 +20,7 @@ def lineage(path: str) -> tuple[Path, list[Path]]:
     return resolve(path if folder == run else str(folder)), []
 
 def resolve(path: str) -> Path:
-    """The folder that `path` is, or the embedded model (builtin:base), or the files of a hub id
+    """The folder that `path` is, or an embedded model (builtin:base), or the files of a hub id
     (owner/name) in huggingface_hub's cache. Raises ModelError: none, or the hub does not answer."""
     if path in BUILTIN:
         return BUILTIN[path]
