@@ -17,16 +17,18 @@ fails, or says anything but finite numbers, ends the run, or its answers are lef
 import importlib.util
 import json
 import math
+import os
 import resource
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import partial
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -86,7 +88,7 @@ class Rewards:
                 raise ValueError(f"{count} numbers for {len(rows)} answers")
             scores_B = np.array([float(score) for score in said])
             scores_B[~np.isfinite(scores_B)] = np.nan
-        except Exception as error:  # whatever a function of the user's raises
+        except (Exception, Late, SystemExit) as error:  # whatever a function of the user's raises
             scores_B, why = np.full(len(rows), np.nan), f"{type(error).__name__}: {error}"
         if self.config.on_error == "stop" and (bad := np.flatnonzero(np.isnan(scores_B))).size:
             said = f"reward {name}: {why}; the first of {bad.size} answers is"
@@ -94,14 +96,18 @@ class Rewards:
             raise TrainingError(f"{said} {rows[bad[0]]['answer'][:200]!r}: {mend}")
         return scores_B
 
+class Late(BaseException):
+    """What no `except Exception` of a user's function takes for its own."""
+
 @contextmanager
 def deadline(seconds: float) -> Iterator[None]:
-    """TimeoutError after so many seconds, even out of a loop that never ends."""
+    """Raises Late after so many seconds, even out of a loop that never ends, and once more a second
+    until it is heard."""
     def late(number: int, frame: object) -> None:
-        raise TimeoutError(f"no answer within {seconds:g} s")
+        raise Late(f"no answer within {seconds:g} s")
 
     before = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
     try:
         yield
     finally:
@@ -142,10 +148,13 @@ def model(run: str, config: RewardsConfig) -> Source:
 
 def label(rest: str, config: RewardsConfig) -> Source:
     run, _, name = rest.rpartition(":")
-    labels, logits_of = read_labels(Path(run)) or (), judged_by(run, "classify")
+    if not run:
+        raise ConfigError("write label:RUN:NAME")
+    logits_of, labels = judged_by(run, "classify"), read_labels(Path(run)) or ()
     if name not in labels:
         raise ConfigError(f"{run} has no label {name!r}; its labels are {', '.join(labels)}")
-    mine, others = labels.index(name), [i for i, other in enumerate(labels) if other != name]
+    mine = labels.index(name)
+    others = [number for number in range(len(labels)) if number != mine]
 
     def scores(rows: Rows) -> list[float]:
         logits_BK = logits_of(rows)
@@ -159,6 +168,8 @@ def judged_by(run: str, task: str) -> Callable[[Rows], torch.Tensor]:
     if asked.task != task:
         raise ConfigError(f"is a run of the task {asked.task}, not {task}")
     config, kind = asked.config, TASKS[task]
+    if config.problem == "multi_label_classification":
+        raise ConfigError("gives several labels a row: name a classifier of one")
     loaded = load_artifact(Path(run), base=config.model.path, kind=kind, dtype=torch.float32)
     tokenizer, judge = Tokenizer.load(loaded.folder), loaded.model.eval().requires_grad_(False)
     limits = {"max_tokens": config.loop.micro_batch_tokens, "device": judge.device}
@@ -175,7 +186,7 @@ def judged_by(run: str, task: str) -> Callable[[Rows], torch.Tensor]:
             found = {n: Encoded("", text.ids_T, 0) for n, text in enumerate(texts)}
         with torch.inference_mode():
             logits_BK = all_logits(judge, [*found.values()], **limits)
-        told_BK = logits_BK.new_full((len(rows), logits_BK.shape[1]), math.nan)  # of empty answers
+        told_BK = logits_BK.min(0).values.repeat(len(rows), 1)  # of answers that hold nothing
         told_BK[[*found]] = logits_BK
         return told_BK
 
@@ -192,16 +203,31 @@ def python(rest: str, config: RewardsConfig) -> Source:
     return getattr(module, name)
 
 def program(line: str, config: RewardsConfig) -> Source:
-    most = config.memory_mib * 2**20
-    limit = partial(resource.setrlimit, resource.RLIMIT_AS, (most, most))
+    words, most = shlex.split(line), config.memory_mib * 2**20
+    if not words or not shutil.which(words[0]):
+        raise ConfigError("there is no such program")
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
 
     def scores(rows: Rows) -> list[float]:
-        asked = "".join(json.dumps(row) + "\n" for row in rows)
-        done = subprocess.run(shlex.split(line), input=asked, capture_output=True, text=True,
-                              preexec_fn=limit)
-        if done.returncode:
-            raise ValueError(f"exit status {done.returncode}: {done.stderr.strip()[-400:]}")
-        return [json.loads(number) for number in done.stdout.split("\n") if number.strip()]
+        with TemporaryFile() as asked, TemporaryFile() as said, TemporaryFile() as told:
+            asked.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+            asked.seek(0)
+            files = {"stdin": asked, "stdout": said, "stderr": told}
+            child = subprocess.Popen(words, **files, preexec_fn=limit, start_new_session=True)
+            try:
+                status = child.wait()
+            finally:  # it and all that it has started
+                with suppress(ProcessLookupError):
+                    os.killpg(child.pid, signal.SIGKILL)
+            said.seek(0)
+            if status:
+                told.seek(0)
+                why = told.read().decode(errors="replace").strip()[-400:]
+                raise ValueError(f"exit status {status}: {why}")
+            return [json.loads(number) for number in said.read().splitlines() if number.strip()]
 
     return scores
 
