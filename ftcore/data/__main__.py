@@ -3,10 +3,8 @@
     python -m ftcore.data prepare TASK [options of train.py]   data/ of a run, and the token cache
     python -m ftcore.data report RUN                           its page, made anew
     python -m ftcore.data show RUN --step N                    the batch of that step, as text
-    python -m ftcore.data show RUN --row ID                    where a row went
 """
 
-import json
 import signal
 import sys
 import time
@@ -25,7 +23,7 @@ from ftcore.data.prepare import prepared
 from ftcore.data.read import collect
 from ftcore.data.store import read_account, write_page
 from ftcore.data.tokenizer import Tokenizer
-from ftcore.errors import ConfigError, DataError, FtcoreError
+from ftcore.errors import ConfigError, FtcoreError
 from ftcore.files import write_file
 from ftcore.hub import lineage
 
@@ -55,12 +53,11 @@ def report(words: list[str]) -> None:
     print(write_page(Path(words[0]) / "data"))
 
 def show(words: list[str]) -> None:
-    """A step's batch, or the way of a row."""
-    step, row = take_value(words, "--step"), take_value(words, "--row")
-    if len(words) != 1 or (step is None) == (row is None) or not (step or "1").isdecimal():
-        raise ConfigError("show RUN --step N, or show RUN --row ID")
-    shown = Shown(Path(words[0]))
-    for line in shown.step(int(step)) if step else shown.row(row):
+    """A step's batch."""
+    step = take_value(words, "--step") or ""
+    if len(words) != 1 or not step.isdecimal():
+        raise ConfigError("show RUN --step N")
+    for line in Shown(Path(words[0])).step(int(step)):
         print(line)
 
 class Shown:
@@ -75,12 +72,11 @@ class Shown:
             print("warning: data or code changed since, the run may differ", file=sys.stderr)
         self.marks = COLOURED if sys.stdout.isatty() else PLAIN
         parts = collect(config.data, {}).values()
-        self.rows = {e.id: e for part in reversed(parts) for e in part.examples}  # train's stay
-        num_rows, batch_size = len(data.train.documents), config.optim.batch_size
-        self.steps = StepRows(num_rows, batch_size=batch_size, seed=config.env.seed)
-        self.num_steps = config.loop.num_steps(num_rows, batch_size)
-        file = run / "data" / "rejected.jsonl"
-        self.lost = [json.loads(line) for line in file.open()] if file.is_file() else []
+        # of rows that stand in several splits, the place in the first, which is train
+        self.places = {e.id: place(e) for part in reversed(parts) for e in part.examples}
+        num_rows, size = len(data.train.documents), config.rows_per_step
+        self.steps = StepRows(num_rows, batch_size=size, seed=config.env.seed)
+        self.num_steps = config.loop.num_steps(num_rows, size)
 
     def step(self, step: int) -> Iterator[str]:
         """The streams of one optimiser step, counted from 1, as its processes read them."""
@@ -101,8 +97,7 @@ class Shown:
     def document(self, document: Encoded) -> Iterator[str]:
         """Its border, with its row, positions and weight, and its text."""
         weight = np.sum(document.weights, dtype=np.float64)
-        example = self.rows.get(document.row_id.partition(":")[0])
-        where = place(example) if example else "(its file has changed)"
+        where = self.places.get(document.row_id.partition(":")[0], "(its file has changed)")
         yield f"-- {document.row_id} {where}: positions 0 to {len(document) - 1}, weight {weight:g}"
         yield self.text(document)
 
@@ -130,30 +125,6 @@ class Shown:
                 text += " " + " ".join(self.data.labels[label] for label in labels)
             shown += text.join(self.marks) if counts else text
         return shown
-
-    def row(self, row_id: str) -> Iterator[str]:
-        """The way of a row, forward to its documents and steps, and back to its place."""
-        if row_id not in {*self.rows, *(found["id"] for found in self.lost)}:
-            where = "data/rejected.jsonl and in what --step prints"
-            raise DataError(f"--row {row_id}: no such row; ids stand in {where}")
-        example = self.rows.get(row_id)
-        where = place(example) if example else ""
-        yield f"row {row_id}, {where or 'of which no example was made'}"
-        yield from (f"    {text}" for text in (example.texts if example else ()))
-        for found in self.lost:
-            if found["id"] == row_id:
-                said = "{split}: {file}:{line} {what} in step {step}: {reason} {detail}"
-                yield said.format(**found)
-            elif where and f"{found['detail']},".startswith(f"{where},"):
-                yield "{split}: {file}:{line} {reason} of it".format(**found)
-        for name, part in self.data.splits():
-            for number, document in enumerate(part.documents):
-                if document.row_id.partition(":")[0] == row_id:
-                    yield f"{name}: document {number}"
-                    yield from self.document(document)
-                    if name == "train":
-                        steps = [n + 1 for n in range(self.num_steps) if number in self.steps(n)]
-                        yield f"    read in steps {steps} of {self.num_steps}"
 
 def main(words: list[str]) -> int:
     """Run a command; what a user can mend is one message."""

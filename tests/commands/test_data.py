@@ -1,4 +1,4 @@
-"""python -m ftcore.data as a user meets it: a run's data prepared, looked at, traced."""
+"""python -m ftcore.data as a user meets it: a run's data prepared and looked at."""
 
 import json
 import re
@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from ftcore.data.__main__ import main
-from ftcore.data.read import read_rows
 
 Run = Callable[..., tuple[dict, str]]
 
@@ -49,11 +48,8 @@ def test_a_step_is_shown_as_it_was_read(options, run: Run, capsys, monkeypatch) 
     for row in shown:
         assert row not in (other for step in (0, 1) for other in read[step])
     assert said.count('[[{"intent": "paint", "colour": ') == 4 and "<|im_end|>]]" in said
-    (first,) = re.findall(rf"^-- {shown[0]} (\S+):", said, re.M)
-    traced = say(capsys, "show", "runs/it", "--row", shown[0])
-    assert f"row {shown[0]}, {first}" in traced and "read in steps [3] of 3" in traced
 
-def test_a_row_that_left_is_traced_to_the_one_that_stayed(options, run: Run, capsys) -> None:
+def test_a_row_that_left_names_the_one_that_stayed(options, run: Run) -> None:
     (train,) = (word.partition("=")[2] for word in options if word.startswith("--data.train"))
     lines = Path(train).read_text().splitlines()
     Path("twice.jsonl").write_text("\n".join([*lines, lines[2].replace("  ", " "), ""]))
@@ -61,10 +57,8 @@ def test_a_row_that_left_is_traced_to_the_one_that_stayed(options, run: Run, cap
     rejected = Path("runs/it/data/rejected.jsonl").read_text().splitlines()
     (lost,) = map(json.loads, rejected)
     assert lost["line"] == len(lines) + 1 and lost["detail"] == "twice.jsonl:3"
-    gone = say(capsys, "show", "runs/it", "--row", lost["id"])
-    assert "left out in step compare: duplicate twice.jsonl:3" in gone and "document" not in gone
-    stays = say(capsys, "show", "runs/it", "--row", read_rows(["twice.jsonl"])[2].id)
-    assert f"twice.jsonl:{len(lines) + 1} duplicate of it" in stays and "train: document" in stays
+    found = tuple(lost[key] for key in ("what", "step", "reason"))
+    assert found == ("left out", "compare", "duplicate")
 
 def test_the_page_is_made_anew(options, capsys) -> None:
     say(capsys, "prepare", *options)
@@ -76,10 +70,9 @@ def test_the_page_is_made_anew(options, capsys) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["show", "runs/it"], "show RUN --step N, or show RUN --row ID"),
+        (["show", "runs/it"], "show RUN --step N"),
         (["show", "runs/it", "--step", "0"], "steps are counted from 1 to "),
         (["show", "runs/it", "--step", "two"], "show RUN --step N"),
-        (["show", "runs/it", "--row", "zz"], "--row zz: no such row; ids stand in"),
         (["show", "runs/none", "--step", "1"], "has no config.toml"),
         (["report", "runs/none"], "runs/none is no run folder"),
     ],

@@ -11,6 +11,7 @@ import pytest
 
 from ftcore.align.rewards import Rewards
 from ftcore.config import RewardsConfig
+from ftcore.data.__main__ import main as data
 from ftcore.data.columns import Chat
 from ftcore.errors import ConfigError
 from tests.commands.conftest import EXACT, SCRIPTS
@@ -92,6 +93,15 @@ def test_the_page_shows_tokens_and_does_not_believe_them(ppo: list[str], run: Ru
     assert page.count("<details>") == 8 and "answers drawn in iteration 1" in page.lower()
     for name in ("logp", "ref_logp", "k1", "k3", "exact", "value", "reward", "return", "advantage"):
         assert f'<th class="n">{name}' in page
+
+def test_the_prompts_of_an_iteration_are_shown(
+    ppo: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert data(["prepare", *ppo]) == 0 and capsys.readouterr()
+    assert data(["show", "runs/run", "--step", "2"]) == 0
+    assert capsys.readouterr().out.count("chat.jsonl:") == 8
+    assert data(["show", "runs/run", "--step", "3"]) == 2
+    assert "steps are counted from 1 to 2" in capsys.readouterr().err
 
 def test_a_finished_run_is_resumed_to_the_same_end(ppo: list[str], run: Run) -> None:
     summary, _ = run("train", *ppo)
