@@ -125,8 +125,6 @@ class TaggedDataConfig(ExamplesConfig):
     """Sentences with one tag a word: O, B-TYPE and I-TYPE (BIO or IOB1), or tags of any kind."""
     tokens: str = "tokens"  # column of the words, a list; in CoNLL files the first one
     tags: str = "tags"  # column of their tags, a list; in CoNLL files the last one
-    spans: str = ""  # column of [{start, end, label}] in characters of `text`, in place of both
-    text: str = "text"  # column of the text that has `spans`
 
 class EnvConfig(Section):
     """Where and how exactly it computes."""

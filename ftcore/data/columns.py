@@ -119,8 +119,6 @@ def examples(rows: Sequence[Row], config: DataConfig) -> Mapped:
             return mapped(rows, answered, config, *config.prompt, config.answer)
         return mapped(rows, conversation, config, config.messages)
     if isinstance(config, configs.TaggedDataConfig):
-        if config.spans:
-            return mapped(rows, spanned, config, config.text, config.spans)
         return mapped(rows, tagged, config, config.tokens, config.tags)
     if isinstance(config, configs.TextsConfig):
         named = filter(None, (config.text, config.pair, config.label))
@@ -197,27 +195,6 @@ def to_bio(tags: Sequence[str]) -> tuple[str, ...]:
     """IOB1 (B- only parts neighbours of one type) as BIO (B- begins every entity); others stay."""
     return tuple("B" + tag[1:] if tag[:2] == "I-" and last[1:] != tag[1:] else tag
                  for last, tag in pairwise(["O", *tags]))
-
-def spanned(row: Row, config: configs.TaggedDataConfig) -> Text:
-    """A sentence from a text with spans [{"start", "end", "label"}] in characters, the end not
-    included. Words end at white space and where a span begins or ends."""
-    column, sentence = config.spans, text_of(row, config.text)
-    try:
-        found = row.fields.get(column) or []
-        named = sorted((span["start"], span["end"], str(span["label"])) for span in found)
-        places = [0, *(place for span in named for place in span[:2]), len(sentence)]
-        parts = [sentence[a:b] for a, b in pairwise(places)]
-    except (TypeError, KeyError) as error:
-        problem = f'column {column!r} must hold [{{"start": 0, "end": 4, "label": ...}}, ...]'
-        raise wrong(row, problem) from error
-    if places != sorted(places) or not all(part.strip() for part in parts[1::2]):
-        raise RowError(f"column {column!r}: spans overlap, are empty or lie outside the text")
-    words, tags = [], []
-    for number, part in enumerate(map(str.split, parts)):
-        words += part
-        label = named[number // 2][2] if number % 2 else None
-        tags += [f"{'I' if n else 'B'}-{label}" if label else "O" for n in range(len(part))]
-    return Text(row.id, tuple(words), tuple(tags), row.file, row.line)
 
 def answered(row: Row, config: configs.ChatDataConfig) -> Chat:
     """One question and its answer."""

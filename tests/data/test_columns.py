@@ -2,7 +2,7 @@
 
 import pytest
 
-from ftcore.config import LabelledDataConfig, ScoredDataConfig, TaggedDataConfig, TextDataConfig
+from ftcore.config import LabelledDataConfig, ScoredDataConfig, TextDataConfig
 from ftcore.data.columns import Text, examples, indices, label_map
 from ftcore.data.formats import Row
 from ftcore.data.read import read_rows
@@ -115,33 +115,3 @@ def test_real_columns(data_dir):
     kept, _ = examples(source, config)
     assert label_map(kept) == ("0", "1")
     assert sum(indices({"0": 0, "1": 1}, e)[0] for e in kept) == 279
-
-def test_spans_part_words_and_name_them():
-    text = "Ann Lee's aunt met Bob,Bobby in  New York."
-    named = [("PER", "Ann Lee"), ("PER", "Bob"), ("PER", "Bobby"), ("LOC", "New York")]
-    spans = [
-        {"start": text.index(part), "end": text.index(part) + len(part), "label": label}
-        for label, part in reversed(named)
-    ]
-    spans[1]["start"], spans[1]["end"] = text.index("Bobby"), text.index("Bobby") + 5
-    rows = [Row("1", "a", 1, {"text": text, "spans": spans}), Row("2", "a", 2, {"text": "no one"})]
-    (first, second), rejected = examples(rows, TaggedDataConfig(spans="spans"))
-    assert first.texts == (
-        *("Ann", "Lee", "'s", "aunt", "met", "Bob", ",", "Bobby", "in", "New", "York", "."),
-    )
-    assert first.target == (
-        *("B-PER", "I-PER", "O", "O", "O", "B-PER", "O", "B-PER", "O", "B-LOC", "I-LOC", "O"),
-    )
-    assert second.target == ("O", "O") and rejected == []
-
-@pytest.mark.parametrize("spans", [[(0, 3), (2, 5)], [(1, 1)], [(4, 99)], [(-3, 2)], [(3, 4)]])
-def test_spans_that_cannot_be_meant_are_rejected(spans):
-    named = [{"start": start, "end": end, "label": "X"} for start, end in spans]
-    rows = [Row("1", "a", 1, {"text": "one two", "spans": named}), Row("2", "a", 2, {"text": "a"})]
-    kept, (lost,) = examples(rows, TaggedDataConfig(spans="spans"))
-    assert len(kept) == 1 and "spans overlap, are empty or lie outside the text" in lost.reason
-
-def test_spans_of_another_form_are_an_error():
-    rows = [Row("1", "a", 7, {"text": "one two", "spans": [[0, 3, "X"]]})]
-    with pytest.raises(DataError, match="a:7: column 'spans' must hold"):
-        examples(rows, TaggedDataConfig(spans="spans"))
