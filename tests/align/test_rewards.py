@@ -168,8 +168,25 @@ def test_a_program_has_the_memory_that_it_is_given(program: Callable) -> None:
         judged(name, memory_mib=512)
 
 def test_a_program_that_is_not_there_is_named() -> None:
-    with pytest.raises(TrainingError, match="reward program:/no/such thing: FileNotFoundError"):
+    with pytest.raises(ConfigError, match="program:/no/such thing: there is no such program"):
         judged("program:/no/such thing")
+
+@pytest.mark.parametrize("deaf", [
+    "while True:\n        try:\n            time.sleep(9)\n        except Exception:\n"
+    "            pass",
+    "try:\n        time.sleep(99)\n    except TimeoutError:\n        return [1.0] * len(rows)",
+])  # fmt: skip
+def test_a_function_that_does_not_listen_is_stopped(deaf: str, python: Callable) -> None:
+    with pytest.raises(TrainingError, match="Late: no answer within 0.3 s"):
+        judged(python(deaf, head="import time"), timeout_s=0.3)
+
+def test_nothing_that_a_program_started_outlives_it(tmp_path: Path) -> None:
+    note = tmp_path / "alive"
+    line = f"sh -c 'sh -c \"sleep 2; touch {note}\" & wait'"
+    with pytest.raises(TrainingError, match="Late"):
+        judged(f"program:{line}", timeout_s=0.3)
+    time.sleep(2.2)
+    assert not note.exists()
 
 def test_a_target_that_is_no_command_is_named() -> None:
     said = "reward command:intent: DataError: target 'yes' is not a JSON object with a text field"
