@@ -67,6 +67,7 @@ def _collect(config: DataConfig, paths: Sequence[str], split: str, notes: Notes)
         if len(paths) > 1:
             raise DataError(f"{BUILTIN_CHAT} cannot be mixed with files: {', '.join(paths)}")
         found, where = builtin.rows(split), f"{BUILTIN_CHAT}/{split}"
+        found = builtin.preference_pairs(found) if isinstance(config, PairsDataConfig) else found
         rows = [Row(d["id"], where, number, d) for number, d in enumerate(found, start=1)]
     else:
         asked = {name: getattr(config, name) for name in ("format", "columns", "encoding")}
