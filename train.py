@@ -171,8 +171,6 @@ def tune(command: Command, path: Path, run: "RunFolder | None", data: "Prepared"
     summary = {"run": str(path), "task": command.task, "steps": loop.progress.step, "base": base}
     summary |= {"seconds": seconds, "tuned": results.metrics, "intervals": results.intervals}
     run.dump("eval.json", summary)
-    told = results.metrics, results.predictions, data.labels
-    run.show(loop.progress.step, to_toml(command), *told)
     if config.peft.method == "lora":
         proof = certify(model, next(iter(data.tests.values()), data.dev), suite)
         print(f"merged: {json_line(proof)} in {run.dump('certificate.json', proof)}")

@@ -17,20 +17,17 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
-
 from ftcore import files
 from ftcore.errors import CheckpointError, ConfigError, DataError
 
 METRICS = "metrics.jsonl"
-MOST_CURVES = 10  # classes whose precision and recall are drawn
 PACKAGES = ("torch", "numpy", "tokenizers", "safetensors", "triton")
 
 class RunFolder(ExitStack):
@@ -78,25 +75,6 @@ class RunFolder(ExitStack):
             file.write(json.dumps({"step": step, **line}) + "\n")
         for name, value in numbers.items():
             self._tensorboard.add_scalar(name, value, step)
-
-    def show(self, step: int, config: str, metrics: Mapping[str, Mapping[str, float]],
-             predictions: Sequence[Mapping[str, Any]], labels: Sequence[str] | None) -> None:
-        """The end of a run in TensorBoard: configuration, final metrics, a curve of precision and
-        recall for each of a few classes, and some predictions as text."""
-        if (board := self._tensorboard) is None:
-            return
-        board.add_text("config", f"```\n{config}\n```", step)
-        for row in predictions[:: max(1, len(predictions) // 20)]:
-            board.add_text(f"predictions/{row['split']}", json.dumps(row, ensure_ascii=False), step)
-        named = {f"{split}/{n}": v for split, each in metrics.items() for n, v in each.items()}
-        for name, value in named.items():
-            board.add_scalar(f"test/{name}", value, step)
-        rows = [row for row in predictions if "probabilities" in row]
-        for number, label in enumerate(labels or ()) if rows and len(labels) <= MOST_CURVES else ():
-            is_so = np.array([label in row.get("labels", [row.get("label")]) for row in rows])
-            scores = np.array([row["probabilities"][number] for row in rows])
-            board.add_pr_curve(f"test/{label}", is_so, scores, step)
-        board.flush()
 
     def dump(self, name: str, record: Mapping[str, Any]) -> Path:
         """Write one JSON file into the run folder, whole or not at all; returns its path."""

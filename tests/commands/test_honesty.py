@@ -101,16 +101,6 @@ def test_scores_that_are_not_finite_name_their_row(
         said = refused("eval", f"runs/{name}")
         assert "what the model says of it is not finite" in said and "row " in said
 
-def test_tensorboard_has_the_end_of_a_run(classify: list[str], run: Run) -> None:
-    found, _ = run("train", *classify)
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    board = EventAccumulator("runs/run/tensorboard").Reload()
-    tags = board.Tags()
-    value = board.Scalars("test/test/accuracy")[0].value
-    assert value == pytest.approx(found["tuned"]["test"]["accuracy"])
-    assert {"test/warm", "test/cold", "config/text_summary"} <= {*tags["tensors"]}
-
 def test_models_of_other_tasks_are_no_pair(
     classify: list[str], scored: list[str], sft: list[str], files: dict[str, str], run: Run,
     refused: Callable,
