@@ -8,36 +8,29 @@
     python train.py --resume runs/NAME                  continue a run that was stopped
 
 Exit codes: 0 done; 2 what was asked must be mended; 3 a file of the run cannot be written or
-trusted; 4 checkpoints cannot be saved; 5 another process of the run, under torchrun, ended; 130 and
-143 stopped by a signal, after saving.
+trusted; 4 checkpoints cannot be saved; 130 and 143 stopped by a signal, after saving.
 """
 
 import json
 import sys
 import time
-from contextlib import nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ftcore.cli import CONFIG_FILE, Command, parse, to_toml
-from ftcore.errors import CheckpointError, ConfigError, FtcoreError, PeerError, SaveError
+from ftcore.errors import CheckpointError, ConfigError, FtcoreError, SaveError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ftcore.data.store import Prepared
     from ftcore.data.tokenizer import Tokenizer
-    from ftcore.env.compute import World
     from ftcore.env.run import RunFolder
     from ftcore.model.load import LoadedModel
     from ftcore.tune.loop import Loop
 
-def run(command: Command, world: "World") -> int:
-    """Stages 1 to 3: all that can refuse the command, before anything but the cache is written.
-
-    world       the processes of the run, of which the first alone has its folder
-    returns     the exit code
-    """
+def run(command: Command) -> int:
+    """Stages 1 to 3: all that can refuse the command, before anything but the cache is written;
+    returns the exit code."""
     # Imported here, as in `tune`, so that --help and a mistyped option answer at once.
     import torch
 
@@ -77,10 +70,10 @@ def run(command: Command, world: "World") -> int:
     print(f"\n{config.model.path}: {loaded.accounting}")
 
     # ---- 3 environment: device, what is trained, the plan, the run folder ------------------------
-    torch.set_num_threads(max(1, config.env.threads // world.local_size))
+    torch.set_num_threads(config.env.threads)
     compute.reuse_across_steps()
     compute.use_deterministic(config.env.deterministic)
-    model.to(compute.resolve_device(world.device, config.env.kernels))
+    model.to(compute.resolve_device(config.env.device, config.env.kernels))
     new = loaded.accounting.new if config.model.init == "pretrained" else ()
     print(f"\n{choose_trainable(model, config.peft, compute.generator(seed, 2), new=new)}")
     model.use_kernels(config.env.kernels)
@@ -97,22 +90,20 @@ def run(command: Command, world: "World") -> int:
         print(f"\n{verify(config, kind, loaded, tokenizer, data)}")
     if command.only:
         return 0
-    make = loop_of(config, model, tokenizer, data, world)
+    make = loop_of(config, model, tokenizer, data)
     name = config.log.name or f"{command.task}-{time.strftime('%Y%m%d-%H%M%S')}"
     path, resumes = command.resume or config.log.dir / name, command.resume is not None
-    with RunFolder(path, resume=resumes) if world.is_first else nullcontext() as run_folder:
-        if run_folder:
-            if not resumes:  # a resumed run keeps the origins that its file names
-                write_file(path / CONFIG_FILE, to_toml(command))
-            data.write(path / "data", resumes=resumes)
-            run_folder.dump("plan.json", plan.memory_bytes)
+    with RunFolder(path, resume=resumes) as run_folder:
+        if not resumes:  # a resumed run keeps the origins that its file names
+            write_file(path / CONFIG_FILE, to_toml(command))
+        data.write(path / "data", resumes=resumes)
+        run_folder.dump("plan.json", plan.memory_bytes)
         print(f"\nrun folder: {path}")
-        return tune(command, path, run_folder, data, loaded, tokenizer, world, make=make)
+        return tune(command, run_folder, data, loaded, tokenizer, make=make)
 
-def tune(command: Command, path: Path, run: "RunFolder | None", data: "Prepared",
-         loaded: "LoadedModel", tokenizer: "Tokenizer", world: "World", *,
-         make: "Callable[..., Loop]") -> int:
-    """Stages 4 to 7, by the loop that `make` makes, in the run folder that the first process holds;
+def tune(command: Command, run: "RunFolder", data: "Prepared", loaded: "LoadedModel",
+         tokenizer: "Tokenizer", *, make: "Callable[..., Loop]") -> int:
+    """Stages 4 to 7, by the loop that `make` makes, in a run folder that this process holds;
     returns the exit code."""
     from ftcore.align.preference import refer
     from ftcore.align.tasks import kind_of
@@ -122,7 +113,7 @@ def tune(command: Command, path: Path, run: "RunFolder | None", data: "Prepared"
     from ftcore.tune.adapter import save_artifact
     from ftcore.tune.freeze import assert_unmoved, frozen_hashes
 
-    config, model = command.config, loaded.model
+    config, model, path = command.config, loaded.model, run.path
     kind = kind_of(command.task, config)
     started = time.perf_counter()
 
@@ -131,23 +122,20 @@ def tune(command: Command, path: Path, run: "RunFolder | None", data: "Prepared"
         refer(model, data, config)
     suite = Suite(command.task, config, tokenizer, data.labels)
     loop = make(
-        model, kind.loss, data.train.documents, config, path, run, world=world, draw=data.draw,
+        model, kind.loss, data.train.documents, config, run, draw=data.draw,
         evaluate=(lambda: suite.dev(model, data.dev)) if data.dev.documents else None)
     base, base_file = None, path / "base.json"
-    if any(split.chats for split in data.tests.values()) and world.is_first:
+    if any(split.chats for split in data.tests.values()):
         if not base_file.is_file():
             before = suite.tests(model, data.tests)
             run.dump(base_file.name, before.metrics)
             write_predictions(path / "base-predictions.jsonl", before.predictions)
         base = json.loads(base_file.read_text("utf-8"))
-    if run:
-        run.dump("groups.json", loop.optimizer.groups())
+    run.dump("groups.json", loop.optimizer.groups())
     frozen = frozen_hashes(model)
     if command.resume:
-        loop.restore(loop.checkpoints.latest() if world.is_first else None)
+        loop.restore(loop.checkpoints.latest())
     code = loop.train()
-    if not world.is_first:
-        return 0  # whatever it is: torchrun would end the first, which is still at work
     if code:
         return code
     loop.restore_best()
@@ -184,14 +172,10 @@ def tune(command: Command, path: Path, run: "RunFolder | None", data: "Prepared"
 def main(argv: list[str]) -> int:
     """Parse, run, and turn what a user can mend into one message."""
     try:
-        command = parse(argv)
-        from ftcore.env.compute import joined
-
-        with joined(command.config.env.device) as world:
-            return run(command, world)
+        return run(parse(argv))
     except FtcoreError as error:
         print(f"error: {error}", file=sys.stderr)
-        return {CheckpointError: 3, SaveError: 4, PeerError: 5}.get(type(error), 2)
+        return {CheckpointError: 3, SaveError: 4}.get(type(error), 2)
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

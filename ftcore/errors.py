@@ -25,9 +25,6 @@ class SaveError(FtcoreError):
 class TrainingError(FtcoreError):
     """A run cannot go on: its steps are not applied."""
 
-class PeerError(FtcoreError):
-    """Another process of the same run ended before this one."""
-
 def nearest(name: str, known: Sequence[str]) -> str:
     """The end of a message about an unknown name: which one was probably meant, if any."""
     near = get_close_matches(name, known, n=1, cutoff=0.5)

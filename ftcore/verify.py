@@ -58,13 +58,13 @@ class Verifier:
         config = replace(self.config, optim=replace(self.config.optim, batch_size=size),
                          loop=replace(self.config.loop, **limits, keep_last=2))
         run = RunFolder(self.work / name, resume=resume)
-        return Loop(self.model, self.kind.loss, self.documents, config, run.path, run)
+        return Loop(self.model, self.kind.loss, self.documents, config, run)
 
     def gradient(self, name: str, processes: int = 1, again: str = "", **options: Any) -> Tensor:
         """Of one step over all rows; `again`: with noise, and these layers computed again."""
         loop = self.loop(name, **options)
         self.model.train(bool(again)).trunk.recompute = again or "none"
-        with loop.run, Workers(processes, loop.optimizer, loop.share, loop.world) as workers:
+        with loop.run, Workers(processes, loop.optimizer, loop.share) as workers:
             workers.compute(0)
             return sum(buffer.double() for buffer in loop.optimizer.buffers)
 

@@ -41,8 +41,8 @@ from ftcore.config import PpoRun, Run
 from ftcore.data.pack import Batch, StepRows
 from ftcore.data.store import Prepared
 from ftcore.data.tokenizer import Tokenizer
-from ftcore.env.compute import World, derived, peak_bytes
-from ftcore.errors import ConfigError, TrainingError
+from ftcore.env.compute import derived, peak_bytes
+from ftcore.errors import TrainingError
 from ftcore.evaluate.evaluator import spoken, streams
 from ftcore.evaluate.significance import intervals
 from ftcore.model.heads import Model
@@ -79,7 +79,7 @@ class PpoLoop(Loop):
         """As `Loop.train`, after the start was judged, which all that follows is compared with."""
         trained = [tensor_sha256(param) for param in self.reference.parameters()]
         print(f"\nreference: the start, sha256 {sha256(repr(trained).encode()).hexdigest()[:16]}")
-        file, actor, count = self.path / START, self.actor, self.config.ppo.best_of
+        file, actor, count = self.run.path / START, self.actor, self.config.ppo.best_of
         if actor.judges and not file.is_file():
             scores = actor.likeliest(actor.judges).tolist()
             several = actor.best_of(actor.judges, count) if count else {}
@@ -126,8 +126,8 @@ class PpoLoop(Loop):
                 break
         if ppo.kl_target:
             self.control.adapt(values["ppo/kl"], ppo.kl_target, len(episodes), ppo.kl_horizon)
-        if self.run and self._is_logged(step + 1):
-            self.actor.show(episodes, step + 1, self.path)
+        if self._is_logged(step + 1):
+            self.actor.show(episodes, step + 1, self.run.path)
         self.progress.step += 1
         tokens, seconds = self.sums.pop("tokens"), time.perf_counter() - started
         values |= {f"ppo/{name}": total / tokens for name, total in self.sums.items()}
@@ -241,11 +241,8 @@ def copy_of(model: Model) -> Model:
     shared = (t for t in (*model.parameters(), *model.buffers()) if not t.requires_grad)
     return deepcopy(model, {id(tensor): tensor for tensor in shared}).requires_grad_(False)
 
-def loop_of(config: Run, model: Model, tokenizer: Tokenizer, data: Prepared,
-            world: World) -> Callable[..., Loop]:
+def loop_of(config: Run, model: Model, tokenizer: Tokenizer, data: Prepared) -> Callable[..., Loop]:
     """What makes the loop of a run, whose options are looked at. Raises as `Actor`."""
     if not isinstance(config, PpoRun):
         return Loop
-    if world.size > 1:
-        raise ConfigError("answers are drawn in one process: start it without torchrun")
     return partial(PpoLoop, actor=Actor(model, tokenizer, config, data))

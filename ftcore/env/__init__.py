@@ -1,1 +1,1 @@
-"""Stage 3, environment: what a run stands on: device, precision, seeds, processes, plan, run."""
+"""Stage 3, environment: what a run stands on: device, precision, seeds, plan, run."""

@@ -9,9 +9,6 @@ noise from (seed, step, micro-step), its rate from the step. So a checkpoint nee
 tensors, the optimiser's moments and the step, and a resumed run is bit-equal to one never killed.
 A step whose loss or gradient is not finite is not applied. Its rows and the first bad gradient are
 named, but where the loss scale of fp16 finds its height. Too many in a row end the run.
-
-Under torchrun every process of the `world` runs this loop, and they agree on each turn it takes:
-stops, best evaluations, failed saves. The first alone evaluates, logs and saves.
 """
 
 import math
@@ -19,7 +16,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -29,7 +25,7 @@ from tqdm import tqdm
 
 from ftcore.config import Run
 from ftcore.data.pack import Encoded, StepRows, collate, lengths, pack, split, tokens, total_weight
-from ftcore.env.compute import LossScale, World, peak_bytes, seed_noise
+from ftcore.env.compute import LossScale, peak_bytes, seed_noise
 from ftcore.env.run import RunFolder, StopFlag
 from ftcore.errors import CheckpointError, SaveError, TrainingError
 from ftcore.model.heads import Model
@@ -59,18 +55,16 @@ class Loop:
     task: Task  # the loss
     documents: Sequence[Encoded]  # the rows
     config: Run
-    path: Path  # the run folder
-    run: RunFolder | None  # its writer, in the first process of the world
+    run: RunFolder
     evaluate: Callable[[], Mapping[str, float]] | None = None  # in eval mode; returns eval/<metric>
     draw: Callable[[Encoded, int], Encoded] | None = None  # (row, step) -> row; a pure function
-    world: World = World()
     progress: Progress = field(default_factory=Progress)
     reads_rows: ClassVar[bool] = True  # whether the documents of a step are rows, known beforehand
 
     def __post_init__(self) -> None:
         optim, loop, count = self.config.optim, self.config.loop, len(self.documents)
         self.device, self.seed = self.model.device, self.config.env.seed
-        self.checkpoints = Checkpoints(self.path, loop.keep_last)
+        self.checkpoints = Checkpoints(self.run.path, loop.keep_last)
         size = self.config.rows_per_step
         self.rows = StepRows(count, batch_size=size, seed=self.seed)
         self.total_steps = loop.num_steps(count, size)
@@ -87,23 +81,17 @@ class Loop:
         self.model.trunk.embed_tokens.sparse = bool(rows)
         self.optimizer = AdamW(
             trained.items(), optim, rates=rates_of(self.model, optim), rows=rows,
-            accumulates=(int(longest.sum()) > loop.micro_batch_tokens or self.world.size > 1
-                         or not self.reads_rows))
+            accumulates=int(longest.sum()) > loop.micro_batch_tokens or not self.reads_rows)
 
     def restore(self, loaded: Loaded | None) -> None:
-        """Continue from a checkpoint, if there is one, as the first process, which alone has it."""
+        """Continue from a checkpoint of this run, or from its start where it never saved one."""
         if loaded is not None:
             for name, part in self.remembered.items():
                 vars(part).update(loaded.state[name])
             self.optimizer.load_state(loaded.tensors, loaded.state["optimizer_steps"])
             if self.progress.best_step == loaded.step:  # a kill may have come before it was marked
                 self.checkpoints.mark_best(loaded.step)
-        if self.run:
-            self.run.trim(loaded.step if loaded else -1)
-        for part in self.remembered.values():
-            for name, value in vars(part).items():
-                setattr(part, name, type(value)(self.world.gather(value)[0]))
-        self.optimizer.follow_first(self.world)
+        self.run.trim(loaded.step if loaded else -1)
 
     def restore_best(self) -> None:
         """Put the weights of the best evaluation back; without one, the last."""
@@ -113,40 +101,40 @@ class Loop:
 
     def train(self) -> int:
         """Run to the last step, early stop or signal; returns the exit code (0, 130 or 143).
-        Raises SaveError, TrainingError, PeerError: it cannot go on."""
+        Raises SaveError, TrainingError: it cannot go on."""
         self.model.train()
         # On a CPU, one process for each of its threads, if a step has rows for them.
-        forks = self.reads_rows and self.device.type == "cpu" and self.world.size == 1
+        forks = self.reads_rows and self.device.type == "cpu"
         count = min(torch.get_num_threads(), self.config.optim.batch_size) if forks else 1
-        progress, start, options = self.progress, self.progress.step, self.config.loop
+        progress, options = self.progress, self.config.loop
         with (
-            Workers(count, self.optimizer, self.share, self.world) as workers, StopFlag() as stop,
-            tqdm(total=self.total_steps, initial=start, unit="step", disable=not self.run) as bar):
+            Workers(count, self.optimizer, self.share) as workers, StopFlag() as stop,
+            tqdm(total=self.total_steps, initial=progress.step, unit="step") as bar):
             while progress.step < self.total_steps and not self._is_out_of_patience():
                 values = self._step(workers)
                 bar.update()
                 bar.set_postfix(loss=f"{values['train/loss']:.3f}", refresh=False)
                 is_last = (step := progress.step) == self.total_steps
-                if self.run and self._is_logged(step):
+                if self._is_logged(step):
                     self.run.log(step, values)
                 is_judged = self.evaluate and (step % options.eval_every == 0 or is_last)
                 is_best = bool(is_judged) and self._evaluate()
-                # read once: what leaves has saved
-                exit_code = int(max(self.world.gather(stop.exit_code)))
+                exit_code = stop.exit_code  # read once: what leaves has saved
                 is_stuck = progress.skipped_in_a_row > options.max_skipped
                 is_due = step % options.save_every == 0 or is_best or is_last or is_stuck
                 if is_due or exit_code or self._is_out_of_patience():
                     self._save(is_best=is_best)
                 if is_stuck:
                     what = f"{progress.skipped_in_a_row} steps in a row were not applied, to"
-                    where = f"what they had is in {self.path}/skipped-step-N.json"
+                    where = f"what they had is in {self.run.path}/skipped-step-N.json"
                     mend = "lower optim.lr, take fp32, or mend the rows"
                     raise TrainingError(f"{what} step {step}: {where}; {mend}")
                 if self.checkpoints.failed_in_a_row >= MAX_FAILED_SAVES:
                     what = "stopped, since checkpoints cannot be saved: mend that, then continue"
-                    raise SaveError(f"{what} with: python train.py --resume {self.path}")
+                    raise SaveError(f"{what} with: python train.py --resume {self.run.path}")
                 if exit_code:
-                    tqdm.write(f"stopped after step {step}; continue with --resume {self.path}")
+                    where = f"continue with --resume {self.run.path}"
+                    tqdm.write(f"stopped after step {step}; {where}")
                     return exit_code
         if self._is_out_of_patience():
             tqdm.write(f"early stop at step {progress.step}: best was step {progress.best_step}")
@@ -207,9 +195,9 @@ class Loop:
             progress.skipped_in_a_row += 1
             record = {"rows": [document.row_id for document in documents], "loss": str(mean_loss)}
             record |= {"bad gradient": self.optimizer.first_not_finite(), "norm": str(grad_norm)}
-            path = self.run and self.run.dump(f"skipped-step-{step + 1}.json", record)
+            path = self.run.dump(f"skipped-step-{step + 1}.json", record)
             found = f"step {step + 1}: loss {mean_loss:g}, gradient norm {grad_norm:g}"
-            show = f"python -m ftcore.data show {self.path} --step {step + 1}"
+            show = f"python -m ftcore.data show {self.run.path} --step {step + 1}"
             tqdm.write(f"{found}: not applied; noted in {path}; its text: {show}")
         groups = zip(self.optimizer.kinds, grad_norms, strict=True) if len(grad_norms) > 1 else ()
         return {"train/loss": mean_loss, "train/grad_norm": grad_norm, "train/lr": rate,
@@ -218,35 +206,30 @@ class Loop:
                 **({"train/loss_scale": scale} if self.scale else {})}
 
     def _evaluate(self) -> bool:
-        """Evaluate in the first process; returns whether it is the best so far, to all."""
-        step, progress, value = self.progress.step, self.progress, 0.0
-        if self.run:
-            self.model.eval()
-            with torch.no_grad():
-                values = self.evaluate()
-            self.model.train()
-            self.run.log(step, values)
-            tqdm.write(f"step {step}: " + "  ".join(f"{k} {v:.4f}" for k, v in values.items()))
-            value = values[WATCHED]
+        """Evaluate; returns whether it is the best so far."""
+        step, progress = self.progress.step, self.progress
+        self.model.eval()
+        with torch.no_grad():
+            values = self.evaluate()
+        self.model.train()
+        self.run.log(step, values)
+        tqdm.write(f"step {step}: " + "  ".join(f"{k} {v:.4f}" for k, v in values.items()))
         progress.evals_since_best += 1
-        if is_best := (value := self.world.gather(value)[0]) < progress.best:
+        if is_best := (value := float(values[WATCHED])) < progress.best:
             progress.best, progress.best_step, progress.evals_since_best = value, step, 0
         return is_best
 
     def _save(self, *, is_best: bool) -> None:
-        """Write a checkpoint; a failed one is reported, and the run goes on. All wait for it."""
+        """Write a checkpoint; a failed one is reported, and the run goes on."""
         state = {name: vars(part) for name, part in self.remembered.items()}
         state["optimizer_steps"] = self.optimizer.step_count
         try:
-            if self.run:
-                self.run.sync()
-                self.checkpoints.save(self.progress.step, self.optimizer.state(), state)
-                if is_best:
-                    self.checkpoints.mark_best(self.progress.step)
+            self.run.sync()
+            self.checkpoints.save(self.progress.step, self.optimizer.state(), state)
+            if is_best:
+                self.checkpoints.mark_best(self.progress.step)
         except CheckpointError as error:
             tqdm.write(f"step {self.progress.step}: not saved: {error}")
-        failed = self.world.gather(self.checkpoints.failed_in_a_row)
-        self.checkpoints.failed_in_a_row = int(failed[0])
 
 def rows_read(model: Model, documents: Sequence[Encoded]) -> dict[str, Tensor]:
     """int64 rows of token embeddings that are read, by matrix name; none if frozen or tied."""

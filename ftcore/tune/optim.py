@@ -34,7 +34,7 @@ import torch
 from torch import Tensor, nn
 
 from ftcore.config import OptimConfig, ScheduleConfig
-from ftcore.env.compute import World, shared_zeros
+from ftcore.env.compute import shared_zeros
 from ftcore.errors import CheckpointError
 
 Span = tuple[int, int]  # first and past of some values of a flat tensor
@@ -216,13 +216,6 @@ class AdamW:
             # a divisor; cost: with None the gradient is not written back
             grad_scale=None if grad_scale == 1 else torch.tensor(1 / grad_scale, device=device))
 
-    @torch.no_grad()
-    def _round_all(self) -> None:
-        """The masters into the parameters."""
-        if self.flat_param is not None:
-            self.flat_param.copy_(self.flats["master"])
-        self._round_rows((0, len(self.flats["master"])))
-
     def first_not_finite(self) -> str | None:
         """Name of the first parameter whose gradient is not; None: there is none."""
         pieces = ((name, p) for name, span in self.spans.items() for p in self._pieces(span))
@@ -237,6 +230,7 @@ class AdamW:
         groups = {group: self._named(flat) for group, flat in self.flats.items()}
         return groups | ({"rows": self.rows} if self.rows else {})
 
+    @torch.no_grad()
     def load_state(self, state: Mapping[str, Mapping[str, Tensor]], step_count: int) -> None:
         """Restore `state()` and round the masters into the parameters. Raises CheckpointError, with
         nothing changed: tensors are missing, unknown or mis-shaped, or rows are other ones."""
@@ -255,11 +249,6 @@ class AdamW:
         for group, tensors in self.state().items():
             for name, tensor in tensors.items():
                 tensor.copy_(state[group][name])
-        self._round_all()
-
-    def follow_first(self, world: World) -> None:
-        """Take over the state of the first process of the world."""
-        self.step_count = int(world.gather(self.step_count)[0])
-        for flat in self.flats.values():
-            world.tell(flat)
-        self._round_all()
+        if self.flat_param is not None:
+            self.flat_param.copy_(self.flats["master"])
+        self._round_rows((0, len(self.flats["master"])))

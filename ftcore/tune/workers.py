@@ -1,11 +1,9 @@
-"""Data parallel training: a share of each step for processes, forked for each core or torchrun's.
+"""Data parallel training on the cores of one machine: forked processes, a share of a step each.
 
     each process    its share of the rows -> gradients in its buffer
                     its part of the parameters: the sum of all buffers, its squared norm
                     the parent alone: the norm, and whether and how far to step
                     its part of the parameters: the optimiser's update
-
-Processes of torchrun's fork none: each sums over all in its buffer and updates all, bit-equally.
 
 Two cores on halves of a step are faster than two threads, which wait for each other at the end of
 every operation. What a step reads and writes lies in shared memory; messages are an act's name, a
@@ -23,20 +21,18 @@ from typing import Any
 
 import torch
 
-from ftcore.env.compute import World
 from ftcore.tune.optim import AdamW
 
 # (step, share, shares, factor of the loss) -> its loss sum without the factor; gradients have it.
 Share = Callable[[int, int, int, float], float]
 
 class Workers(ExitStack):
-    """`with Workers(count, optimizer, share, world) as workers:` a step is `compute`, then `apply`,
-    in `count` processes, this one among them, or with one in each of the `world`."""
+    """`with Workers(count, optimizer, share) as workers:` a step is `compute`, then `apply`, in
+    `count` processes, this one among them."""
 
-    def __init__(self, count: int, optimizer: AdamW, share: Share, world: World) -> None:
-        assert count == 1 or world.size == 1
+    def __init__(self, count: int, optimizer: AdamW, share: Share) -> None:
         super().__init__()
-        self.count, self.optimizer, self.share, self.world = count, optimizer, share, world
+        self.count, self.optimizer, self.share = count, optimizer, share
         self.number = 0  # of this process
         self.parts = optimizer.parts(count)
         self.pipes: list[Connection] = []  # to the others
@@ -53,10 +49,9 @@ class Workers(ExitStack):
 
     def compute(self, step: int, loss_scale: float = 1.0) -> tuple[float, list[float]]:
         """Gradient of a step times `loss_scale` into the buffers; returns the loss sum and L2 norm
-        of each kind, without that factor. Raises RuntimeError, PeerError: a process has ended."""
+        of each kind, without that factor. Raises RuntimeError: a process has ended."""
         self.step = step
-        loss = sum(self.world.gather(sum(self._everywhere("_gradients", step, loss_scale))))
-        self.world.add(self.optimizer.buffers[0])
+        loss = sum(self._everywhere("_gradients", step, loss_scale))
         squares = map(math.fsum, zip(*self._everywhere("_square_sums"), strict=True))
         return loss, [math.sqrt(square) / loss_scale for square in squares]
 
@@ -86,8 +81,7 @@ class Workers(ExitStack):
 
     def _gradients(self, step: int, loss_scale: float) -> float:
         """Those of this process's share into its buffer; returns its loss sum."""
-        number, count = self.world.rank + self.number, self.world.size * self.count
-        loss = self.share(step, number, count, loss_scale)
+        loss = self.share(step, self.number, self.count, loss_scale)
         self.optimizer.zero_unreached()
         return loss
 

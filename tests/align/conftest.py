@@ -84,7 +84,7 @@ def make_ppo(tmp_path: Path, letters: Tokenizer) -> Callable[..., PpoLoop]:
         split = encode(PromptsDataConfig(), chats, letters)
         data = Prepared(train=split, dev=replace(split, chats=split.chats[:4]))
         open_runs.append(run := RunFolder(tmp_path / name, resume=resume))
-        loop = PpoLoop(model, token_labels, split.documents, config, tmp_path / name, run,
+        loop = PpoLoop(model, token_labels, split.documents, config, run,
                        actor=Actor(model, letters, config, data))
         if resume:
             loop.restore(loop.checkpoints.latest())

@@ -1,7 +1,6 @@
 """The iteration: what it asserts of itself, that no part is dead code, that resuming is exact."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +15,7 @@ from tests.tune.test_loop import stop_at
 def trace(loop: PpoLoop) -> list[dict[str, float]]:
     """The metrics of every step, those of speed and memory aside."""
     return [{name: value for name, value in line.items() if not name.startswith("perf/")}
-            for line in read_metrics(loop.path / "metrics.jsonl")]
+            for line in read_metrics(loop.run.path / "metrics.jsonl")]
 
 def tensors(loop: PpoLoop) -> dict[str, torch.Tensor]:
     return {f"{group}/{name}": tensor.clone() for group, named in loop.optimizer.state().items()
@@ -185,4 +184,4 @@ def test_answers_without_a_score_are_left_out(make_ppo: Callable[..., PpoLoop]) 
         for row, score in zip(rows, source(rows), strict=True)]
     assert loop.train() == 0
     assert all(line["ppo/left_out"] > 0 for line in trace(loop) if "ppo/left_out" in line)
-    assert not list(Path(loop.path).glob("skipped-step-*"))
+    assert not list(loop.run.path.glob("skipped-step-*"))

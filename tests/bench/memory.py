@@ -76,7 +76,7 @@ def serve(said: argparse.Namespace) -> dict[str, float]:
         parts = {name: size / 2**20 for name, size in plan.memory_bytes.items()}
         return {"predicted_mib": sum(parts.values()), "counting_s": seconds, "parts_mib": parts}
     with RunFolder(said.folder / "run") as run:
-        loop = Loop(loaded.model, loss, documents, config, run.path, run)
+        loop = Loop(loaded.model, loss, documents, config, run)
         steps: list[float] = []
         task, clock = loop.task, time.process_time
         loop.task = lambda *args: (steps.append(clock()), task(*args))[1]

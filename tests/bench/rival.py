@@ -112,19 +112,17 @@ def ours(
     reuse_across_steps()
     choose_trainable(loaded.model, config.peft, generator(seed, 2))
     check_lengths(loaded.model.spec, data)
-    path = config.log.dir / config.log.name
     loop = Loop(
         loaded.model,
         TASKS[command.task].loss,
         data.train.documents,
         config,
-        path,
-        RunFolder(path),
+        RunFolder(config.log.dir / config.log.name),
         draw=data.draw,
     )
     loaded.model.train()
     count = min(torch.get_num_threads(), config.optim.batch_size)
-    crew = Workers(count, loop.optimizer, loop.share, loop.world)
+    crew = Workers(count, loop.optimizer, loop.share)
     workers = life.enter_context(crew)  # as in a run, for all its steps
 
     def turn(steps: Steps) -> dict[str, Any]:

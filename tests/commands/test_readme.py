@@ -18,9 +18,7 @@ ROOT = Path(__file__).parents[2]
 INSTALL = "python3 -m venv .venv && .venv/bin/pip install -e "
 BLOCKS = re.findall(r"^```\w*\n(.*?)^```", (ROOT / "README.md").read_text("utf-8"), re.M | re.S)
 FENCED = [line for block in BLOCKS[2:] for line in block.splitlines()]
-COMMANDS = [
-    line.partition("  #")[0].strip() for line in FENCED if line.startswith(("python ", "torchrun "))
-]
+COMMANDS = [line.partition("  #")[0].strip() for line in FENCED if line.startswith("python ")]
 LEARN = "classify --model.path {DIR} --data.train a.tsv --data.test b.tsv"
 SHORT = ("--loop.max-steps", "2", "--eval.max-new-tokens", "4", "--env.threads", "1")
 Run = Callable[..., tuple[dict[str, Any], str]]
@@ -63,10 +61,7 @@ def test_the_first_command(files: dict[str, str], run: Run) -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_command(command: str, named: dict[str, str], files: dict[str, str], run: Run) -> None:
-    program, script, *words = [named.get(word, word) for word in shlex.split(command)]
-    if program == "torchrun":
-        assert_two_processes_learn([script, *words])
-        return
+    _, script, *words = [named.get(word, word) for word in shlex.split(command)]
     if script == "-m":
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
         if words[0].startswith("kernels."):
@@ -107,15 +102,6 @@ def test_command(command: str, named: dict[str, str], files: dict[str, str], run
             small = ("--preset", "assistant", *few, "--rollout.prompts", "4", "--ppo.best-of", "1")
         summary, _ = run("train", *words, *small, *SHORT)
         assert summary["steps"] == 2
-
-def assert_two_processes_learn(words: list[str]) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    words = [str(ROOT / word) if word == "train.py" else word for word in words]
-    command = [sys.executable, "-m", "torch.distributed.run", *words, *SHORT]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    summaries = [line for line in result.stdout.splitlines() if line.startswith("{")]
-    assert [json.loads(line)["steps"] for line in summaries] == [2]
 
 def assert_runs_or_asks_for_a_gpu(words: list[str], environment: dict[str, str]) -> None:
     """Kernels are checked in Triton's interpreter too; times are those of a GPU alone."""

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from ftcore.data.read import read_rows
+from ftcore.errors import CheckpointError, ConfigError, SaveError
 from ftcore.model.heads import Model
 
 Run = Callable[..., tuple[dict[str, Any], str]]
@@ -177,6 +178,19 @@ def test_test_files_of_one_name_stay_apart(
     summary, _ = run("train", *classify, "--data.test", files["test"], "test.tsv")
     assert set(summary["tuned"]) == {files["test"], "test.tsv"}
     assert len(lines(Path("runs/run/predictions.jsonl"))) == 17
+
+def test_the_exit_code_says_what_failed(
+    classify: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import train
+
+    for error, code in ((ConfigError, 2), (CheckpointError, 3), (SaveError, 4)):
+
+        def failing(*args: object, error: type[Exception] = error) -> int:
+            raise error
+
+        monkeypatch.setattr(train, "run", failing)
+        assert train.main(classify) == code
 
 def test_an_unforeseen_error_shows_where(
     classify: list[str], monkeypatch: pytest.MonkeyPatch

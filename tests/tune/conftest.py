@@ -145,7 +145,6 @@ def make_loop(tmp_path: Path, tiny_model: Callable, rows: Callable) -> Callable[
                 loop=LoopConfig(**(settings | loop)),
                 env=EnvConfig(seed=7),
             ),
-            tmp_path / name,
             RunFolder(tmp_path / name, resume=resume),
             evaluate=evaluate,
             draw=HIDE if family == "masked" else None,

@@ -44,7 +44,7 @@ loop = Loop(
     PretrainRun(
         optim=OptimConfig(batch_size=4), loop=LoopConfig(max_steps=12, micro_batch_tokens=2000)
     ),
-    run, RunFolder(run),
+    RunFolder(run),
 )
 loop.train()
 after = [resident("RssAnon"), resident("RssFile")]
