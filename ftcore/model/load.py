@@ -128,21 +128,17 @@ def empty_model(spec: ModelSpec, task: ModelTask, num_labels: int | None,
         torch.set_default_dtype(usual)
 
 def save_model(loaded: LoadedModel, folder: Path, *, labels: tuple[str, ...] | None = None,
-               problem: str | None = None, state: Mapping[str, Tensor] | None = None,
-               max_shard_bytes: int = 5_000_000_000) -> None:
+               problem: str | None = None) -> None:
     """Write config.json and the weights into an existing folder.
 
     labels          class names of a classifier, by class index; default: those it was loaded with
     problem         HF's `problem_type`: what a classifier's outputs mean; None: as it was
-    state           tensors to save instead of the model's own, under its names (merged LoRA)
     raises          ModelError: a tensor is missing, unknown or mis-shaped, or labels do not fit
     """
     from huggingface_hub import save_torch_state_dict
 
     model, spec, task = loaded.model, loaded.model.spec, loaded.model.task
-    state = dict(model.named_parameters() if state is None else state)
-    if spec.tie_word_embeddings:
-        state.pop(HEAD, None)
+    state = dict(model.named_parameters())
     whole = empty_model(spec, task, model.num_labels, torch.float32)
     wanted = {name: tensor.shape for name, tensor in whole.named_parameters()}
     given = {name: tensor.shape for name, tensor in state.items()}
@@ -170,7 +166,7 @@ def save_model(loaded: LoadedModel, folder: Path, *, labels: tuple[str, ...] | N
         # HF: its writer refuses a view of a larger storage, which a trained parameter may be
         is_whole = tensor.untyped_storage().nbytes() == tensor.nbytes
         tensors[hf_name] = tensor if is_whole else tensor.clone()
-    save_torch_state_dict(tensors, folder, max_shard_size=max_shard_bytes)
+    save_torch_state_dict(tensors, folder)
 
 def load_weights(model: Model, folder: Path, family: Family, *,
                  head_may_be_new: bool = False) -> Accounting:

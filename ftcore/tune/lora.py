@@ -1,5 +1,5 @@
-"""LoRA on any linear layer, chosen by name: wrap, merge, switch off, hold several adapters; and
-frozen matrices in four bits, whose dequantised values those that are trained see (QLoRA).
+"""LoRA on any linear layer, chosen by name: wrap, merge, hold several adapters; and frozen matrices
+in four bits, whose dequantised values those that are trained see (QLoRA).
 
     y = x W^T + bias + scale (drop(x) A^T) B^T,    scale = alpha / R, or alpha / sqrt(R) (rsLoRA)
 
@@ -13,8 +13,7 @@ source  Hu et al. 2021, arXiv:2106.09685; Kalajdzievski 2023, arXiv:2312.03732 (
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -168,18 +167,6 @@ def fold(model: nn.Module) -> None:
         layer.base.weight.data = layer.folded_weight()
         model.set_submodule(name, layer.base)
     model.requires_grad_(True)
-
-@contextmanager
-def disabled(model: nn.Module) -> Iterator[None]:
-    """Within it the base answers, with the modules that are trained fully as they are."""
-    before = {layer: layer.active for layer in lora_layers(model).values()}
-    try:
-        for layer in before:
-            layer.active = None
-        yield
-    finally:
-        for layer, name in before.items():
-            layer.active = name
 
 class NF4Linear(Linear):
     """A frozen linear map whose matrix is kept in NF4, made from its bf16 rounding, so that the

@@ -3,8 +3,10 @@
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -26,21 +28,33 @@ def same(ours: torch.nn.Module, other: torch.nn.Module) -> bool:
         for name in mine
     )
 
-@pytest.mark.parametrize("shard_bytes", [5_000_000_000, 9_000])
+@pytest.fixture
+def small_shards(monkeypatch) -> None:
+    """Makes of tiny models several files, as of large ones."""
+    small = partial(huggingface_hub.save_torch_state_dict, max_shard_size=9_000)
+    monkeypatch.setattr(huggingface_hub, "save_torch_state_dict", small)
+
+@pytest.mark.parametrize("shards", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_load_save_load_is_bit_equal(kind, dtype, shard_bytes, hf, task_of_kind, tmp_path) -> None:
+def test_load_save_load_is_bit_equal(
+    kind, dtype, shards, hf, task_of_kind, tmp_path, request
+) -> None:
+    if shards:
+        request.getfixturevalue("small_shards")
     loaded = load_model(hf(kind)[1], task=task_of_kind(kind), dtype=dtype)
     assert not loaded.accounting.new and not loaded.model.training
-    save_model(loaded, tmp_path, max_shard_bytes=shard_bytes)
-    assert (tmp_path / SINGLE).exists() == (shard_bytes > 9_000) != (tmp_path / INDEX).exists()
+    save_model(loaded, tmp_path)
+    assert (tmp_path / INDEX).exists() == shards != (tmp_path / SINGLE).exists()
     again = load_model(tmp_path, task=task_of_kind(kind), dtype=dtype)
     assert same(loaded.model, again.model)
     assert again.model.spec == loaded.model.spec and again.labels == loaded.labels
 
+@pytest.mark.usefixtures("small_shards")
 def test_transformers_loads_what_we_save(kind, hf, task_of_kind, auto_class, tmp_path) -> None:
     oracle, folder = hf(kind)
     loaded = load_model(folder, task=task_of_kind(kind), dtype=torch.float32)
-    save_model(loaded, tmp_path, max_shard_bytes=9_000)
+    save_model(loaded, tmp_path)
+    assert (tmp_path / INDEX).exists()
     theirs, report = auto_class(kind).from_pretrained(tmp_path, output_loading_info=True)
     pooled = kind in ("bert-trunk", "roberta-trunk")
     pooler = {"pooler.dense.weight", "pooler.dense.bias"} if pooled else set()
@@ -174,23 +188,14 @@ def test_an_empty_model_takes_no_compiler_and_leaves_the_default_dtype() -> None
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
-def test_saves_a_given_state(hf, tmp_path) -> None:
-    """As merged LoRA weights come: our names, the tied matrix under both of its names."""
+def test_refuses_to_save_another_model(hf, tmp_path) -> None:
     loaded = load_model(hf("qwen3-tied")[1], task="lm", dtype=torch.float32)
-    state = {name: tensor + 1 for name, tensor in loaded.model.state_dict().items()}
-    assert "head.lm_head.weight" in state
-    save_model(loaded, tmp_path, state=state)
-    again = load_model(tmp_path, task="lm", dtype=torch.float32).model.state_dict()
-    assert all(torch.equal(again[name], state[name]) for name in again)
-
-def test_refuses_to_save_an_incomplete_state(hf, tmp_path) -> None:
-    loaded = load_model(hf("qwen3-tied")[1], task="lm", dtype=torch.float32)
-    state = dict(loaded.model.state_dict())
-    del state["trunk.norm.weight"]
-    state["trunk.layers.0.lora_a"] = torch.zeros(1)
-    state["trunk.embed_tokens.weight"] = torch.zeros(96, 32)
+    trunk = loaded.model.trunk
+    del trunk.norm.weight
+    trunk.layers[0].lora_a = torch.nn.Parameter(torch.zeros(1))
+    trunk.embed_tokens.weight.data = torch.zeros(96, 32)
     with pytest.raises(ModelError) as error:
-        save_model(loaded, tmp_path, state=state)
+        save_model(loaded, tmp_path)
     assert str(error.value) == (
         "not saved: tensors missing, unknown or mis-shaped:"
         " trunk.embed_tokens.weight, trunk.layers.0.lora_a, trunk.norm.weight"

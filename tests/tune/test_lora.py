@@ -13,7 +13,7 @@ from ftcore.model.families import family_named
 from ftcore.model.heads import Model
 from ftcore.tune.freeze import assert_unmoved, frozen_hashes
 from ftcore.tune.loop import Loop
-from ftcore.tune.lora import apply_lora, disabled, lora_layers, plain_modules
+from ftcore.tune.lora import DEFAULT, apply_lora, lora_layers, plain_modules
 from kernels.docs import Docs
 
 QWEN3 = {
@@ -45,6 +45,11 @@ def logits(model: Model) -> Tensor:
     tokens_N = (positions_N * 7 + 3) % 50
     return model.head(model.trunk(tokens_N, positions_N, torch.zeros_like(tokens_N), docs))
 
+def switch(model: Model, name: str | None) -> None:
+    """Answer by this adapter, or with None by the base."""
+    for layer in lora_layers(model).values():
+        layer.active = name
+
 def disturb(model: Model) -> None:
     """Give every B values, as training would."""
     source = generator()
@@ -60,8 +65,9 @@ def test_a_fresh_adapter_changes_no_logit(dtype: torch.dtype) -> None:
     assert torch.equal(logits(model), base)
     disturb(model)
     assert not torch.equal(logits(model), base)
-    with disabled(model):
-        assert torch.equal(logits(model), base)
+    switch(model, None)
+    assert torch.equal(logits(model), base)
+    switch(model, DEFAULT)
     assert not torch.equal(logits(model), base)
 
 def test_targets_by_name_pattern_and_all() -> None:
@@ -190,8 +196,9 @@ def test_merged_layer_switches_off_and_refuses_training() -> None:
     disturb(model)
     for layer in lora_layers(model).values():
         layer.merge()
-    with disabled(model):
-        assert torch.equal(logits(model), base)
+    switch(model, None)
+    assert torch.equal(logits(model), base)
+    switch(model, DEFAULT)
     with pytest.raises(AssertionError, match="unmerge before training"):
         logits(model.train())
 

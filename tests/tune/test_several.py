@@ -11,7 +11,7 @@ from ftcore.errors import ConfigError, ModelError
 from ftcore.model.families import family_named
 from ftcore.model.heads import Model
 from ftcore.tune.adapter import base_sha256, load_adapter, save_adapter
-from ftcore.tune.lora import apply_lora, disabled, lora_layers, use
+from ftcore.tune.lora import apply_lora, lora_layers, use
 from tests.tune.test_adapter import hf_logits, logits, make_hf, ours, save_theirs
 
 # Another rank, scale and set of layers each.
@@ -56,8 +56,10 @@ def test_each_answers_as_alone_and_as_in_peft(model: Model, folders: dict[str, P
         torch.testing.assert_close(logits(model), hf_logits(theirs), rtol=1e-4, atol=1e-5)
         trained = {n for n, p in model.named_parameters() if p.requires_grad}
         assert trained and all(f".adapters.{name}.lora_" in n for n in trained)
-        with disabled(model):
-            assert torch.equal(logits(model), base)
+        for layer in lora_layers(model).values():
+            layer.active = None
+        assert torch.equal(logits(model), base)
+        use(model, name)
         assert not torch.equal(logits(model), base)
 
 def test_switching_leaves_no_merged_matrix(model: Model, folders: dict[str, Path]) -> None:
