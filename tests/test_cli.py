@@ -61,8 +61,14 @@ def test_nothing_typed_is_the_default_job() -> None:
 
 @pytest.mark.parametrize("task", RUNS)
 def test_a_task_alone_is_its_defaults(task: str) -> None:
+    """Or its recipe for the built-in data, where there is one; options make it any other run."""
     command = parse([task])
-    assert command.config == RUNS[task]() and command.origins == {} and command.resume is None
+    if "assistant" in presets().get(task, {}):
+        assert command == parse([task, "--preset", "assistant"]) and command.config.data.train
+        command = parse([task, "--optim.lr", "1"])
+        assert command.origins == {"optim.lr": "flag"} and not command.config.data.train
+    else:
+        assert command.config == RUNS[task]() and command.origins == {} and command.resume is None
 
 ODD = [
     *("--data.text=-x", "--data.train", "a b.tsv", "c=d.tsv", "--data.label", 'say "\\ no"'),

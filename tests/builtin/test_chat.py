@@ -35,7 +35,7 @@ def test_the_data_files_are_shipped():
     project = tomllib.loads((BUILTIN.parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
     globs = project["tool"]["setuptools"]["package-data"]["ftcore.builtin"]
     shipped = {path for glob in globs for path in BUILTIN.glob(glob)}
-    assert shipped == {*BUILTIN.glob("base/*"), *BUILTIN.glob("rows/*")}
+    assert shipped == {f for name in ("base", "start", "rows") for f in BUILTIN.glob(f"{name}/*")}
 
 def test_labelled_rows_are_text_and_intent(splits):
     found = labelled(splits["train"])

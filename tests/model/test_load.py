@@ -275,7 +275,7 @@ def test_hub_reads_no_pickle_and_says_how_to_do_without(tmp_path, monkeypatch) -
     assert str(error.value) == (
         "model.path = owner/name: there is no such folder, and nothing from the hub (no route to"
         " host). Pass a folder that holds the model's config.json, *.safetensors and tokenizer"
-        " files, builtin:base, or owner/name of the hub."
+        " files, builtin:base, builtin:start, or owner/name of the hub."
     )
 
 def test_a_family_has_no_name_for_a_foreign_tensor() -> None:
