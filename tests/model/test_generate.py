@@ -1,10 +1,11 @@
 """Greedy decoding over the cache against transformers, and the cache itself."""
 
+import numpy as np
 import pytest
 import torch
 
 from ftcore.errors import ModelError
-from ftcore.model.generate import FIRST_SLOTS, Cache, generate
+from ftcore.model.generate import FIRST_SLOTS, Cache, drawn, generate
 from ftcore.model.heads import Model
 from ftcore.model.load import load_model
 from kernels.docs import Docs
@@ -107,3 +108,38 @@ def test_refuses_prompts_and_models(model, hf) -> None:
         other = load_model(hf(f"bert-{task}")[1], task=task, dtype=torch.float32).model
         with pytest.raises(ModelError, match="the model has no language-model head"):
             generate(other, [[1]], max_new_tokens=4, stop_ids=NEVER)
+
+def test_draws_do_not_depend_on_the_neighbours(model, documents) -> None:
+    prompts = documents(LENGTHS)
+    chance_BT = np.random.default_rng(0).random((len(prompts), 12))
+    rule = {"max_new_tokens": 12, "stop_ids": NEVER, "temperature": 0.7}
+    together = generate(model, prompts, chance_BT=chance_BT, **rule)
+    alone = [generate(model, [prompt], chance_BT=chance_T[None], **rule)[0]
+             for prompt, chance_T in zip(prompts, chance_BT, strict=True)]
+    assert together == alone != generate(model, prompts, max_new_tokens=12, stop_ids=NEVER)
+
+def test_a_prompt_that_stands_several_times_is_read_once(model, documents, monkeypatch) -> None:
+    one, two = documents([7, 4])
+    several, chance_BT = [one, one, two, two, one], np.random.default_rng(1).random((5, 6))
+    rule = {"max_new_tokens": 6, "stop_ids": NEVER, "chance_BT": chance_BT}
+    want = generate(model, [list(prompt) for prompt in several], **rule)
+    read = []
+    forward = model.trunk.forward
+    monkeypatch.setattr(model.trunk, "forward",
+                        lambda tokens_N, *rest: read.append(len(tokens_N)) or
+                        forward(tokens_N, *rest))
+    assert generate(model, several, **rule) == want
+    assert read[0] == 7 + 4 + 7 and read[1] == 5
+
+def test_draws_follow_the_distribution() -> None:
+    """Chi-square of 20,000 draws; an impossible token is never drawn, whatever the number."""
+    logits_V = torch.tensor([1.0, -float("inf"), 0.0, 2.0, -1.0])
+    p_V = (logits_V / 0.5).softmax(0).numpy()
+    chance_B = np.random.default_rng(2).random(20_000)
+    ids_B = drawn(logits_V.expand(20_000, -1), 0.5, chance_B).numpy()
+    counts_V, kept = np.bincount(ids_B, minlength=5), p_V > 0
+    assert counts_V[1] == 0
+    off = (counts_V[kept] - 20_000 * p_V[kept]) ** 2 / (20_000 * p_V[kept])
+    assert off.sum() < 16.3  # 0.1 % of such draws with 3 degrees of freedom
+    edges = drawn(logits_V.expand(3, -1), 0.5, np.array([0.0, p_V[0], 1 - 1e-16]))
+    assert edges.tolist() in ([0, 2, 3], [0, 2, 4])
