@@ -7,9 +7,9 @@
 
 Letters: M answer tokens of some episodes, end to end.
 
-An iteration is one step of the loop (tune/loop.py): a pure function of what is trained, the
-`Control` and the step, so that a run killed anywhere in it and resumed is bit-equal to one that was
-not. Answers are scored by the very pass that is trained, in the same streams: the ratio of the
+An iteration is one step of the loop (tune/loop.py), its updates shared by processes that are forked
+once its answers are known. It is a pure function of what is trained, the `Control` and the step, so
+that a run killed anywhere in it and resumed is bit-equal to one that was not. Answers are scored by the very pass that is trained, in the same streams: the ratio of the
 first update is 1, bit by bit, and asserted to be. The reference is the policy as it started: a copy
 of what is trained, which shares every frozen tensor; that it diverges by 0 at first, and that the
 rewards say the same of an answer alone, is asserted in the first iteration.
@@ -38,7 +38,7 @@ from ftcore.align.objective import Control, Seen, divergences, policy_loss, seen
 from ftcore.align.rewards import is_model
 from ftcore.align.rollout import ORDER, Actor, Episode
 from ftcore.config import PpoRun, Run
-from ftcore.data.pack import Batch, StepRows
+from ftcore.data.pack import Batch, StepRows, split
 from ftcore.data.store import Prepared
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.env.compute import derived, peak_bytes
@@ -69,7 +69,7 @@ class PpoLoop(Loop):
                 torch.nn.init.zeros_(param)
         super().__post_init__()
         self.task, self.evaluate = self.loss, self.judged if self.actor.judges else None
-        self.documents_of = lambda step: self.minibatch
+        self.documents_of = lambda number: [episode.document for episode in self.batches[number]]
         size = self.config.rows_per_step
         self.rows = StepRows(prompts, batch_size=size, seed=self.seed)
         self.total_steps = self.config.loop.num_steps(prompts, size)
@@ -108,22 +108,21 @@ class PpoLoop(Loop):
             raise
         values = self.actor.shaped(episodes, self.control)
         values["ppo/left_out"] = len(prompts) * self.config.rollout.samples - len(episodes)
-        batches = [*self._batches(episodes, step, 0)]
-        for batch in batches:
-            self._look(batch)
+        self.batches = [batch for epoch in range(ppo.epochs)
+                        for batch in self._batches(episodes, step, epoch)]
+        for batch in self.batches[: len(self.batches) // ppo.epochs]:
+            for share in split([len(e.document) for e in batch], self.num_processes):
+                self._look([batch[i] for i in share])
         values |= self._rate(episodes)
         self.told = {episode.document.row_id: episode.told for episode in episodes}
-        self.sums, self.updates, most = defaultdict(float), 0, ppo.epochs * len(batches)
-        while self.updates < most:
-            epoch, place = divmod(self.updates, len(batches))
-            if epoch and not place:
-                batches = [*self._batches(episodes, step, epoch)]
-            self.minibatch, before = [e.document for e in batches[place]], dict(self.sums)
-            values |= self._update(workers)
-            self.updates += 1
-            tokens, moved = (self.sums[n] - before.get(n, 0) for n in ("tokens", "approx_kl"))
-            if 0 < ppo.stop_kl < moved / tokens:
-                break
+        self.sums: dict[str, float] = defaultdict(float)  # of this process's shares
+        with Workers(self.num_processes, self.optimizer, self.share) as workers:
+            for number in range(len(self.batches)):
+                before = dict(self.sums)
+                values |= self._update(workers, number)
+                tokens, moved = (self.sums[n] - before.get(n, 0) for n in ("tokens", "approx_kl"))
+                if 0 < ppo.stop_kl < moved / tokens:
+                    break
         if ppo.kl_target:
             self.control.adapt(values["ppo/kl"], ppo.kl_target, len(episodes), ppo.kl_horizon)
         if self._is_logged(step + 1):
@@ -131,8 +130,13 @@ class PpoLoop(Loop):
         self.progress.step += 1
         tokens, seconds = self.sums.pop("tokens"), time.perf_counter() - started
         values |= {f"ppo/{name}": total / tokens for name, total in self.sums.items()}
-        return values | {"ppo/updates": self.updates, "perf/samples_per_s": len(episodes) / seconds,
+        return values | {"ppo/updates": number + 1, "perf/samples_per_s": len(episodes) / seconds,
                          "perf/peak_mem_gib": peak_bytes(self.device) / 2**30}
+
+    def share(self, step: int, share: int, shares: int, loss_scale: float = 1.0) -> float:
+        """As `Loop.share`; `step` counts the updates of an iteration."""
+        self.is_first = step == 0
+        return super().share(step, share, shares, loss_scale)
 
     def _assert_scored(self, episode: Episode) -> None:
         """A model must score an answer among others as it does alone."""
@@ -210,7 +214,7 @@ class PpoLoop(Loop):
         old_M, value_M, advantage_M, return_M = (
             torch.cat([self.told[row_id][name] for row_id in batch.row_ids])
             for name in ("logp", "value", "advantage", "return"))
-        if not self.updates:
+        if self.is_first:
             assert torch.equal(now.logp_M, old_M), "the first update must see what was scored"
         policy_M = policy_loss(now.logp_M, old_M, advantage_M, ppo.clip)
         is_warm = self.progress.step >= ppo.critic_warmup

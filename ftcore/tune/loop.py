@@ -103,9 +103,7 @@ class Loop:
         """Run to the last step, early stop or signal; returns the exit code (0, 130 or 143).
         Raises SaveError, TrainingError: it cannot go on."""
         self.model.train()
-        # On a CPU, one process for each of its threads, if a step has rows for them.
-        forks = self.reads_rows and self.device.type == "cpu"
-        count = min(torch.get_num_threads(), self.config.optim.batch_size) if forks else 1
+        count = self.num_processes if self.reads_rows else 1
         progress, options = self.progress, self.config.loop
         with (
             Workers(count, self.optimizer, self.share) as workers, StopFlag() as stop,
@@ -139,6 +137,12 @@ class Loop:
         if self._is_out_of_patience():
             tqdm.write(f"early stop at step {progress.step}: best was step {progress.best_step}")
         return 0
+
+    @property
+    def num_processes(self) -> int:
+        """On a CPU, one for each of its threads, if a step has documents for them."""
+        threads = torch.get_num_threads() if self.device.type == "cpu" else 1
+        return min(threads, self.config.optim.batch_size)
 
     def _is_logged(self, step: int) -> bool:
         return step % self.config.loop.log_every == 0 or step in (1, self.total_steps)
@@ -174,12 +178,14 @@ class Loop:
         return values | {"perf/tokens_per_s": tokens / (time.perf_counter() - started),
                          "perf/peak_mem_gib": peak_bytes(self.device) / 2**30}
 
-    def _update(self, workers: Workers) -> dict[str, float]:
-        """One update of what is trained, if it is finite; returns what is logged of it."""
+    def _update(self, workers: Workers, number: int | None = None) -> dict[str, float]:
+        """One update of what is trained, if it is finite, by the documents of a step, or those of
+        that number; returns what is logged of it."""
         step, progress, optim = self.progress.step, self.progress, self.config.optim
         scale = self.scale.value if self.scale else 1.0
-        loss, grad_norms = workers.compute(step, scale)
-        grad_norm, documents = math.hypot(*grad_norms), self.documents_of(step)
+        number = step if number is None else number
+        loss, grad_norms = workers.compute(number, scale)
+        grad_norm, documents = math.hypot(*grad_norms), self.documents_of(number)
         mean_loss = loss / total_weight(documents)
         rate = learning_rate(step, self.total_steps, optim.lr, self.config.schedule)
         is_finite = math.isfinite(loss) and math.isfinite(grad_norm)
