@@ -41,7 +41,8 @@ class Section:
 
 class ModelConfig(Section):
     """The model to start from."""
-    path: str = "builtin:base"  # builtin:base, a folder in the HF layout, or a hub id (owner/name)
+    # builtin:base, builtin:start, a run, a folder in the HF layout, or a hub id (owner/name)
+    path: str = "builtin:base"
     init: Literal["pretrained", "random"] = "pretrained"  # read weights, or draw them at random
 
 class FilesConfig(Section):

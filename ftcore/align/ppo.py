@@ -9,10 +9,11 @@ Letters: M answer tokens of some episodes, end to end.
 
 An iteration is one step of the loop (tune/loop.py), its updates shared by processes that are forked
 once its answers are known. It is a pure function of what is trained, the `Control` and the step, so
-that a run killed anywhere in it and resumed is bit-equal to one that was not. Answers are scored by the very pass that is trained, in the same streams: the ratio of the
-first update is 1, bit by bit, and asserted to be. The reference is the policy as it started: a copy
-of what is trained, which shares every frozen tensor; that it diverges by 0 at first, and that the
-rewards say the same of an answer alone, is asserted in the first iteration.
+that a run killed anywhere in it and resumed is bit-equal to one that was not. Answers are scored by
+the very pass that is trained, in the same streams: the ratio of the first update is 1, bit by bit,
+and asserted to be. The reference is the policy as it started: a copy of what is trained, which
+shares every frozen tensor. In the first iteration it is asserted that it diverges by 0, and that a
+reward model says the same of an answer alone.
 
 source  Huang et al. 2024, arXiv:2403.17031: a value head that starts at zero (detail 8), dropout
         off (11), a penalty for a missing end (12), the score at the last token (15), losses over
@@ -52,6 +53,7 @@ from ftcore.tune.loop import Loop
 from ftcore.tune.workers import Workers
 
 START = "start.json"  # what the policy was worth before it was trained
+TOLD = ("logp", "ref_logp", "exact", "k1", "k3", "value")  # of each token
 
 @dataclass
 class PpoLoop(Loop):
@@ -110,7 +112,11 @@ class PpoLoop(Loop):
         values["ppo/left_out"] = len(prompts) * self.config.rollout.samples - len(episodes)
         self.batches = [batch for epoch in range(ppo.epochs)
                         for batch in self._batches(episodes, step, epoch)]
-        for batch in self.batches[: len(self.batches) // ppo.epochs]:
+        # cost: where one update sees all, nothing is compared with what it sees itself
+        self.is_blind = len(self.batches) == 1 and self.model.value is None and not self._measures
+        for e in episodes if self.is_blind else ():
+            e.told = dict.fromkeys(TOLD, torch.zeros(e.length, device=self.device))
+        for batch in [] if self.is_blind else self.batches[: len(self.batches) // ppo.epochs]:
             for share in split([len(e.document) for e in batch], self.num_processes):
                 self._look([batch[i] for i in share])
         values |= self._rate(episodes)
@@ -214,6 +220,7 @@ class PpoLoop(Loop):
         old_M, value_M, advantage_M, return_M = (
             torch.cat([self.told[row_id][name] for row_id in batch.row_ids])
             for name in ("logp", "value", "advantage", "return"))
+        old_M = now.logp_M.detach() if self.is_blind else old_M
         if self.is_first:
             assert torch.equal(now.logp_M, old_M), "the first update must see what was scored"
         policy_M = policy_loss(now.logp_M, old_M, advantage_M, ppo.clip)

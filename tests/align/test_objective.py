@@ -222,7 +222,8 @@ def our_loss(
     monkeypatch.setattr("ftcore.align.ppo.seen", lambda *_: Seen(now_M, entropy_M, h_MC, h_MC))
     parts = {name: each_M.split(LENGTHS) for name, each_M in told.items()}
     loop = SimpleNamespace(
-        config=config, is_first=False, sums=defaultdict(float), _values=lambda now: torch.zeros(16),
+        config=config, is_first=False, is_blind=False, sums=defaultdict(float),
+        _values=lambda now: torch.zeros(16),
         progress=SimpleNamespace(step=state.get("step", 0)),
         told={d.row_id: {n: p[i] for n, p in parts.items()} for i, d in enumerate(documents)},
     )  # fmt: skip

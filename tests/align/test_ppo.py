@@ -185,3 +185,18 @@ def test_answers_without_a_score_are_left_out(make_ppo: Callable[..., PpoLoop]) 
     assert loop.train() == 0
     assert all(line["ppo/left_out"] > 0 for line in trace(loop) if "ppo/left_out" in line)
     assert not list(loop.run.path.glob("skipped-step-*"))
+
+def test_one_update_needs_no_scores_before_it(
+    make_ppo: Callable[..., PpoLoop], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nothing is logged, the same weights come from half the passes."""
+    options = {"group": True, "rollout": {"prompts": 16, "samples": 4}, "ppo": {"kl_coef": 0.0},
+               "optim": {"batch_size": 64}}
+    often = make_ppo("often", **options, loop={"max_steps": 4, "log_every": 1})
+    assert often.train() == 0
+    whole, calls, real = tensors(often), [], ppos.seen
+    monkeypatch.setattr(ppos, "seen", lambda *args: calls.append(1) or real(*args))
+    seldom = make_ppo("seldom", **options, loop={"max_steps": 4, "log_every": 100})
+    assert seldom.train() == 0
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in tensors(seldom).items())
+    assert len(calls) == 2 * 3 + 2 * 1, "the first and the last are logged, and look at both models"
