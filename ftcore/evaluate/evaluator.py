@@ -296,7 +296,8 @@ def greedy(model: Model, tokenizer: Tokenizer, prompts: Sequence[np.ndarray],
 
 def spoken(ids: Sequence[int], tokenizer: Tokenizer) -> str:
     """An answer as text, without the token that ends it."""
-    return tokenizer.decode([id_ for id_ in ids if id_ not in stops(tokenizer)])
+    ends = stops(tokenizer)
+    return tokenizer.decode([id_ for id_ in ids if id_ not in ends])
 
 def evaluate_answers(model: Model, tokenizer: Tokenizer, chats: Sequence[Chat],
                      config: EvalConfig) -> Judged:

@@ -242,7 +242,8 @@ def run_of(**ppo: Any) -> PpoRun:
 def test_the_loss_is_that_of_trl(
     loss_over: str, theirs: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = pytest.importorskip("trl.trainer.grpo_trainer").GRPOTrainer
+    trainer = pytest.importorskip(
+        "trl.trainer.grpo_trainer", reason="trl is not installed: it is a rival").GRPOTrainer
     random = np.random.default_rng(8)
     old_M, advantages_B = torch.tensor(random.normal(size=16)), torch.tensor([1.5, -0.5, 0.7, -2.0])
     now_M = (old_M + 0.4 * torch.tensor(random.normal(size=16))).requires_grad_()

@@ -154,7 +154,7 @@ def test_any_split_of_a_step_gives_the_same_gradient(
 
 @pytest.mark.parametrize("kind", ["sigmoid", "sigmoid_norm", "ipo"])
 def test_dpo_is_that_of_trl(kind: str, documents: list[Encoded], tiny_model: Callable) -> None:
-    trl = pytest.importorskip("trl", reason="trl is not installed: it is in the extra `bench`")
+    trl = pytest.importorskip("trl", reason="trl is not installed: it is a rival")
     model, options = tiny_model("qwen3", dtype=torch.float64), DPO[kind]
     logps = [[steps_of(model, *half) for half in halves(document)] for document in documents]
     sides = [steps for column in zip(*logps, strict=True) for steps in column]
