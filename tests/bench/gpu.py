@@ -1,23 +1,25 @@
 """Everything a GPU is asked, in one command of some ten minutes:
 
     python -m tests.bench.gpu [--tune] [--record] [--plot DIR] [OP ...]
+    python -m tests.bench.gpu end-to-end [SHAPE ...]     the last part alone
 
 kernels.check; kernels.bench with the rivals of gpu_rivals.py; and, unless ops are named, end to
-end: training steps of a model in the shape of Qwen3's 0.6B with random weights, ours beside
-transformers (and peft) with SDPA, on the same documents. Theirs sorts the documents of a step by
+end: training steps of models of some shapes with random weights, ours beside transformers (and
+peft, and Liger's patch) with SDPA, on the same documents. Theirs sorts the documents of a step by
 length and pads them in micro-batches; its AdamW is torch's fused one, without fp32 masters. A JSON
 line comes last.
 """
 
-import copy
 import json
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -39,15 +41,43 @@ CONFIG = {
     "initializer_range": 0.02, "attention_bias": False, "attention_dropout": 0.0,
     "tie_word_embeddings": True, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 128256,
+    "hidden_act": "silu", "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "head_dim": 128,
+    "max_position_embeddings": 8192, "initializer_range": 0.02, "attention_bias": False,
+    "mlp_bias": False, "attention_dropout": 0.0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+LLAMA_1B = LLAMA | {
+    "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
+    "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64,
+    "tie_word_embeddings": True,
+}  # fmt: skip
+LLAMA_8B = LLAMA | {
+    "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "num_key_value_heads": 8, "tie_word_embeddings": False,
+}  # fmt: skip
 STEP_TOKENS, NUM_STEPS, WARM_UP = 16384, 9, 3
 Step = list[Encoded]
 
-def steps(vocabulary: int) -> list[Step]:
-    """Documents of 32 to 1024 tokens (median 180), two thirds of each scored, some 16384 a step."""
+class Shape(NamedTuple):
+    """A model, what is trained of it, and on what."""
+    config: dict
+    methods: tuple[str, ...]
+    length: int | None  # of every document; None: those of `steps`
+    rows: tuple[int, ...]  # documents of a micro-batch of theirs
+    rivals: tuple[str, ...] = ("transformers", "with Liger")
+
+SHAPES = {"0.6B": Shape(CONFIG, ("lora", "full"), None, (16, 32)),
+          "1B": Shape(LLAMA_1B, ("full",), 4096, (2, 4)),
+          "8B": Shape(LLAMA_8B, ("lora",), 4096, (1, 2))}
+
+def steps(vocabulary: int, every: int | None = None) -> list[Step]:
+    """Documents of 32 to 1024 tokens (median 180), or all of one length, two thirds of each scored,
+    some 16384 a step."""
     random = np.random.default_rng(0)
     made: list[Step] = [[]]
     while len(made) <= NUM_STEPS:
-        length = int(np.clip(random.lognormal(5.2, 0.6), 32, 1024))
+        length = every or int(np.clip(random.lognormal(5.2, 0.6), 32, 1024))
         ids_T = random.integers(10, vocabulary, length).astype(np.int32)
         weights_T = np.ones(length, np.float32)
         weights_T[: length // 3] = weights_T[-1] = 0
@@ -71,9 +101,9 @@ def measured(run: Callable[[Step], float], todo: list[Step], device: str) -> dic
     rate = statistics.median(rates[WARM_UP:])
     return {"tokens_per_s": round(rate), "peak_gib": round(peak, 2), "losses": losses}
 
-def ours(base: torch.nn.Module, method: str, impl: str, device: str) -> Callable[[Step], float]:
+def ours(config: dict, method: str, impl: str, device: str) -> Callable[[Step], float]:
     """A step of our training loop, on one stream."""
-    model = copy.deepcopy(base).to(device).train()
+    model = random_model(config, device).train()
     peft = PeftConfig(method=method, rank=16, alpha=32.0)
     choose_trainable(model, peft, torch.Generator().manual_seed(1))
     model.use_kernels(impl)
@@ -92,14 +122,19 @@ def ours(base: torch.nn.Module, method: str, impl: str, device: str) -> Callable
 
     return run
 
-def theirs(config: dict, method: str, rows: int, device: str) -> Callable[[Step], float]:
+def theirs(config: dict, method: str, rows: int, device: str,
+           has_liger: bool) -> Callable[[Step], float]:
     """A step of transformers, in micro-batches of `rows` documents."""
     import transformers
 
+    made = transformers.AutoConfig.for_model(**config)
     with torch.device(device):
-        model = transformers.Qwen3ForCausalLM._from_config(
-            transformers.Qwen3Config(**config), dtype=torch.bfloat16, attn_implementation="sdpa"
-        ).train()
+        model = transformers.AutoModelForCausalLM.from_config(
+            made, dtype=torch.bfloat16, attn_implementation="sdpa").train()
+    if has_liger:
+        from liger_kernel.transformers import _apply_liger_kernel_to_instance
+
+        _apply_liger_kernel_to_instance(model=model)
     if method == "lora":
         import peft
 
@@ -135,46 +170,53 @@ def padded(documents: Step, device: str) -> dict[str, torch.Tensor]:
     named = {"input_ids": ids, "attention_mask": mask, "labels": labels}
     return {name: torch.from_numpy(x).to(device) for name, x in named.items()}
 
-def random_model(config: dict, **drawn: Any) -> Model:
-    with tempfile.TemporaryDirectory() as folder:
+def random_model(config: dict, device: str) -> Model:
+    """Of random weights, the same on every machine of a kind; drawn where it is."""
+    with tempfile.TemporaryDirectory() as folder, torch.device(device):
         Path(folder, "config.json").write_text(json.dumps(config))
+        drawn = {"init": "random", "generator": torch.Generator(device).manual_seed(0)}
         return load_model(Path(folder), task="lm", dtype=torch.bfloat16, **drawn).model
 
-def end_to_end(config: dict, device: str) -> Iterator[dict[str, Any]]:
+def end_to_end(shape: Shape, device: str) -> Iterator[dict[str, Any]]:
     """A row for each method and who; one that fails is told."""
-    base = random_model(config, init="random", generator=torch.Generator().manual_seed(0))
-    todo = steps(config["vocab_size"])
-    for method in ("lora", "full"):
-        makers = {
-            "ours": lambda method=method: ours(base, method, "auto", device),
-            "ours, eager": lambda method=method: ours(base, method, "eager", device),
-            "transformers, 16 rows": lambda method=method: theirs(config, method, 16, device),
-            "transformers, 32 rows": lambda method=method: theirs(config, method, 32, device),
-        }
+    config = shape.config
+    todo = steps(config["vocab_size"], shape.length)
+    for method in shape.methods:
+        makers = {"ours": partial(ours, config, method, "auto", device)}
+        if shape.length is None:  # eager attention forms all scores of a document
+            makers["ours, eager"] = partial(ours, config, method, "eager", device)
+        for who, rows in product(shape.rivals, shape.rows):
+            has_liger = who != "transformers"
+            make = partial(theirs, config, method, rows, device, has_liger)
+            makers[f"{who}, {rows} rows"] = make
         for who, make in makers.items():
             try:
                 yield {"method": method, "who": who, **measured(make(), todo, device)}
             except Exception as error:  # a rival that is absent, or out of memory
                 print(f"    {method} {who}: {type(error).__name__}: {str(error)[:300]}", flush=True)
 
+def ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Ours over the faster of theirs, by shape and method."""
+    rates: dict[str, dict[str, float]] = {}
+    for row in rows:
+        rates.setdefault(f"{row['shape']} {row['method']}", {})[row["who"]] = row["tokens_per_s"]
+    best = {name: max((r for who, r in of.items() if "ours" not in who), default=0)
+            for name, of in rates.items()}
+    return {name: round(rates[name]["ours"] / best[name], 2)
+            for name in rates if best[name] and "ours" in rates[name]}
+
 def main() -> int:
     """1 where a kernel breaks the rule of kernels.check."""
-    names = [word for word in sys.argv[1:] if word in ops()]
-    broken = check.main(names)
-    bench.main([*sys.argv[1:], "--rivals", "tests.bench.gpu_rivals"])
-    if names:
-        return broken
-    rows = []
-    for row in end_to_end(CONFIG, "cuda"):
-        rows.append(row)
-        print(row, flush=True)
-    rates = {(row["method"], row["who"]): row["tokens_per_s"] for row in rows}
-    ratios = {}
-    for method in ("lora", "full"):
-        rivals = [rate for (m, who), rate in rates.items() if m == method and "transf" in who]
-        if rivals and (method, "ours") in rates:
-            ratios[method] = round(rates[method, "ours"] / max(rivals), 2)
-    print(json.dumps({"broken": broken, "end_to_end": rows, "ratio": ratios}))
+    words, broken, rows = sys.argv[1:], 0, []
+    names = [word for word in words if word in ops()]
+    if words[:1] != ["end-to-end"]:
+        broken = check.main(names)
+        bench.main([*words, "--rivals", "tests.bench.gpu_rivals"])
+    for name in [] if names else [word for word in words if word in SHAPES] or SHAPES:
+        for row in end_to_end(SHAPES[name], "cuda"):
+            rows.append({"shape": name, **row})
+            print(rows[-1], flush=True)
+    print(json.dumps({"broken": broken, "end_to_end": rows, "ratio": ratios(rows)}))
     return broken
 
 if __name__ == "__main__":

@@ -45,7 +45,8 @@ def test_all_train_on_the_same_documents(monkeypatch) -> None:
     pytest.importorskip("peft", reason="peft is not installed: it is a rival")
     monkeypatch.setattr(gpu, "STEP_TOKENS", 600)
     monkeypatch.setattr(gpu, "NUM_STEPS", 4)
-    rows = list(gpu.end_to_end(TINY, "cpu"))
+    rivals = ("transformers",)  # Liger's kernels need a GPU
+    rows = list(gpu.end_to_end(gpu.Shape(TINY, ("lora", "full"), None, (16, 32), rivals), "cpu"))
     who = ["ours", "ours, eager", "transformers, 16 rows", "transformers, 32 rows"]
     assert [(row["method"], row["who"]) for row in rows] == [
         (method, name) for method in ("lora", "full") for name in who
@@ -59,10 +60,8 @@ def test_ours_runs_as_it_is_asked(monkeypatch) -> None:
     """On a CPU "auto" is eager, so the losses cannot tell; the model does."""
     asked = []
     monkeypatch.setattr(gpu.Model, "use_kernels", lambda model, impl: asked.append(impl))
-    folder = {"init": "random", "generator": torch.Generator().manual_seed(0)}
-    model = gpu.random_model(TINY, **folder)
     for impl in ("auto", "eager"):
-        gpu.ours(model, "lora", impl, "cpu")
+        gpu.ours(TINY, "lora", impl, "cpu")
     assert asked == ["auto", "eager"]
 
 def test_names_of_ops_leave_out_the_training(monkeypatch) -> None:
@@ -76,7 +75,20 @@ def test_names_of_ops_leave_out_the_training(monkeypatch) -> None:
     words = ["rope", "nf4", "--record", *rivals]
     assert called == [("check", ["rope", "nf4"]), ("bench", words)]
     monkeypatch.setattr("sys.argv", ["gpu"])
-    assert gpu.main() == 0 and called[2:] == [("check", []), ("bench", rivals), "end to end"]
+    every = ["end to end"] * len(gpu.SHAPES)
+    assert gpu.main() == 0 and called[2:] == [("check", []), ("bench", rivals), *every]
+    called.clear()
+    monkeypatch.setattr("sys.argv", ["gpu", "end-to-end", "8B"])
+    assert gpu.main() == 0 and called == ["end to end"]
+
+def test_a_ratio_is_that_to_the_faster_of_theirs() -> None:
+    said = {"ours": 60, "ours, eager": 9, "transformers, 16 rows": 20, "with Liger, 16 rows": 30}
+    rows = [{"shape": "8B", "method": "lora", "who": who, "tokens_per_s": rate}
+            for who, rate in said.items()]
+    assert gpu.ratios(rows) == {"8B lora": 2.0} and gpu.ratios(rows[:2]) == {}
+
+def test_documents_of_one_length_fill_a_step() -> None:
+    assert [list(map(len, step)) for step in gpu.steps(500, 4096)] == [[4096] * 4] * gpu.NUM_STEPS
 
 def test_steps_are_full_and_two_thirds_of_a_document_is_scored() -> None:
     steps = gpu.steps(500)
