@@ -30,7 +30,6 @@ from kernels.cross_entropy_triton import tanh
 from kernels.docs import Docs
 
 LOG2_E = math.log2(math.e)
-SHORT = 512  # tokens; documents are short below it, each token's own counted
 
 @triton.constexpr_function
 def _width(D: int) -> int:
@@ -289,8 +288,7 @@ def _shape(q_NHD: Tensor, docs: Docs) -> str:
         return ""
     if q_NHD.dtype == torch.float32:
         return "fp32"
-    squares = sum(length * length for length in docs.lengths)
-    return "short" if squares < SHORT * docs.num_tokens else ""
+    return "short" if docs.is_short else ""
 
 def _descriptor(x: Tensor, rows: int) -> TensorDescriptor | None:
     """For TMA, of tiles of `rows` rows of one head; None where x or its GPU does not suit."""

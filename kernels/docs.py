@@ -17,6 +17,7 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
+SHORT = 512  # tokens; documents are short below it on average, each token's own counted
 LONG = 512  # tokens; longer documents share a block with those of their very length alone
 BLOCK_COST = 6144  # scores of a head that take as long as one more block
 BLOCK_SCORES = 2**16  # of a head, in a block of several documents: more would leave the cache
@@ -101,6 +102,11 @@ class Docs:
     def num_tokens(self) -> int:
         """N, the length of the stream in tokens."""
         return sum(self.lengths)
+
+    @cached_property
+    def is_short(self) -> bool:
+        """Whether the documents are short, for the choice of tiles."""
+        return sum(length * length for length in self.lengths) < SHORT * self.num_tokens
 
     @property
     def num_rows(self) -> int:

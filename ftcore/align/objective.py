@@ -42,7 +42,7 @@ class Seen(NamedTuple):
 
 def seen(model: Model, batch: Batch, temperature: float) -> Seen:
     """One forward pass, by which rollouts are scored and policies trained alike."""
-    rows_M = batch.weights.nonzero().squeeze(1)
+    rows_M = batch.scored_M
     h_MC = hidden(model, batch, rows_M)
     logits_MV = model.head(h_MC)
     wide = torch.promote_types(logits_MV.dtype, torch.float32)

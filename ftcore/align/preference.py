@@ -45,7 +45,7 @@ def dpo(model: Model, batch: Batch, *, beta: float, loss: str,
         length_normalised: bool) -> tuple[Tensor, Tensor]:
     """The loss of log-ratios, as a sum over pairs and their number. Its gradient is that of the
     cross-entropy of all tokens, each weighted by the slope of the loss in it."""
-    scored_M = batch.weights.nonzero().squeeze(1)
+    scored_M = batch.scored_M
     h_MC, labels_M = hidden(model, batch, scored_M), batch.labels[scored_M]
     owner_M = batch.docs.doc_of_N()[scored_M]
     with torch.no_grad():

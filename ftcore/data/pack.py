@@ -166,6 +166,7 @@ class Batch:
     labels: Tensor  # (N,) for token tasks, (B,) for document tasks, (B, K) where they have several
     weights: Tensor  # (N,) or (B,), fp32
     row_ids: tuple[str, ...]  # source row of each document
+    scored_M: Tensor | None  # int64 rows of the stream with a weight, of token tasks
     # (P, 5) labels of pairs, whose 2 P documents, chosen and rejected in turn, are those of `apart`
     pairs: Tensor | None = None
 
@@ -182,8 +183,10 @@ def collate(documents: Sequence[Encoded]) -> Batch:
         documents = apart(documents)
     flat = {name: torch.from_numpy(a) for name, a in laid_out(documents) if name != "row_ids"}
     docs, labels = Docs.from_lengths(list(map(len, documents))), flat["labels"]
+    weights, by_token = flat["weights"].float(), isinstance(documents[0].weights, np.ndarray)
     return Batch(tokens_N=flat["tokens"].long(), positions_N=docs.positions_N(), docs=docs,
-                 types_N=flat["types"].long(), weights=flat["weights"].float(), pairs=pairs,
+                 types_N=flat["types"].long(), weights=weights, pairs=pairs,
+                 scored_M=weights.nonzero().squeeze(1) if by_token else None,
                  labels=labels.float() if labels.is_floating_point() else labels.long(),
                  row_ids=tuple(document.row_id for document in documents))
 

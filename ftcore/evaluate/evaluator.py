@@ -68,7 +68,7 @@ def all_logits(model: Model, documents: Sequence[Encoded], **limits: Any) -> Ten
         if model.task == "classify":
             logits_MK, counts = document_logits(model, batch), [1] * len(indices)
         else:
-            logits_MK = model.head(hidden(model, batch, batch.weights.nonzero().squeeze(1)))
+            logits_MK = model.head(hidden(model, batch, batch.scored_M))
             counts = [np.count_nonzero(documents[index].weights) for index in indices]
         logits.update(zip(indices, logits_MK.float().cpu().split(counts), strict=True))
     require_finite(documents, [logits[index].sum() for index in range(len(documents))])
@@ -151,7 +151,7 @@ def scored_tokens(model: Model, documents: Sequence[Encoded],
     its scored tokens."""
     sums_B2, chosen = np.zeros((len(documents), 2)), {}
     for indices, batch in streams(documents, **limits):
-        scored_M = batch.weights.nonzero().squeeze(1)
+        scored_M = batch.scored_M
         h_MC, weights_M = hidden(model, batch, scored_M), batch.weights[scored_M].cpu().double()
         losses_M, best_M = token_losses(model, h_MC, batch.labels[scored_M])
         losses_M = losses_M.cpu().double() * weights_M

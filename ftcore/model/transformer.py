@@ -232,7 +232,7 @@ class Transformer(Layer):
         """Sum of the token, position and segment embeddings that the family has."""
         h_NC = self.embed_tokens(tokens_N)
         if self.spec.embedding_scale != 1.0:  # HF: rounded to the compute dtype first
-            h_NC = h_NC * h_NC.new_tensor(self.spec.embedding_scale)
+            h_NC = h_NC * torch.tensor(self.spec.embedding_scale, dtype=h_NC.dtype).item()
         if self.embed_positions is not None:
             h_NC = h_NC + self.embed_positions(positions_N + self.spec.position_offset)
         if self.embed_types is not None:

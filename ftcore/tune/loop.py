@@ -15,7 +15,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import ClassVar
 
 import numpy as np
@@ -31,8 +31,9 @@ from ftcore.errors import CheckpointError, SaveError, TrainingError
 from ftcore.model.heads import Model
 from ftcore.tune.checkpoint import Checkpoints, Loaded, load
 from ftcore.tune.freeze import rates_of
+from ftcore.tune.graphs import GRAIN, Graphs
 from ftcore.tune.optim import AdamW, label, learning_rate
-from ftcore.tune.task import Task
+from ftcore.tune.task import Task, passes, token_labels
 from ftcore.tune.workers import Workers
 
 MAX_FAILED_SAVES = 3
@@ -82,6 +83,11 @@ class Loop:
         self.optimizer = AdamW(
             trained.items(), optim, rates=rates_of(self.model, optim), rows=rows,
             accumulates=int(longest.sum()) > loop.micro_batch_tokens or not self.reads_rows)
+        is_graphed = self.device.type == "cuda" and self.task is token_labels
+        trunk = self.model.trunk  # what computes again reads the state of the noise
+        is_graphed &= trunk.recompute == "none" and trunk.spec.max_positions >= GRAIN
+        mine = partial(passes, self.task, self.model)
+        self.graphs = Graphs(mine, self.optimizer, self.device) if is_graphed else None
 
     def restore(self, loaded: Loaded | None) -> None:
         """Continue from a checkpoint of this run, or from its start where it never saved one."""
@@ -164,9 +170,12 @@ class Loop:
         self.optimizer.zero_grad()
         for micro_step, stream in enumerate(streams):
             seed_noise(self.seed, step, micro_step * shares + share)
-            loss_sum, _ = self.task(self.model, collate([mine[i] for i in stream]).to(self.device))
-            (loss_sum * (loss_scale / weight)).backward()
-            loss += loss_sum.item()
+            packed, factor = [mine[i] for i in stream], loss_scale / weight
+            if self.graphs:
+                loss += self.graphs(packed, factor).item()
+            else:
+                batch = collate(packed).to(self.device)
+                loss += passes(self.task, self.model, batch, factor).item()
         return loss
 
     def _step(self, workers: Workers) -> dict[str, float]:

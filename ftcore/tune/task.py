@@ -29,7 +29,7 @@ def hidden(model: Model, batch: Batch, rows_M: Tensor | None) -> Tensor:
 
 def token_labels(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
     """Cross-entropy of a label per scored token: the next token, a masked one, or its tag."""
-    scored_M = batch.weights.nonzero().squeeze(1)
+    scored_M = batch.scored_M
     h_MC = hidden(model, batch, scored_M)
     return model.head.loss(h_MC, batch.labels[scored_M], batch.weights[scored_M])
 
@@ -53,6 +53,12 @@ def document_logits(model: Model, batch: Batch) -> Tensor:
     """logits_BK of a head that judges whole documents, fp32, or float64 where the model is."""
     logits_BK = model.head(hidden(model, batch, model.head.rows(batch.docs)), batch.docs)
     return logits_BK.to(torch.promote_types(logits_BK.dtype, torch.float32))
+
+def passes(task: Task, model: Model, batch: Batch, factor: float | Tensor) -> Tensor:
+    """Forward and backward over a micro-batch, with a factor on its gradients; the loss sum."""
+    loss_sum, _ = task(model, batch)
+    (loss_sum * factor).backward()
+    return loss_sum.detach()
 
 @dataclass(frozen=True)
 class TaskKind:
