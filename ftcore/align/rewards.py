@@ -16,7 +16,6 @@ fails, or says anything but finite numbers, ends the run, or its answers are lef
 
 import importlib.util
 import json
-import math
 import os
 import resource
 import shlex
@@ -133,12 +132,10 @@ def match(rest: str, config: RewardsConfig) -> Source:
 
 def command(field: str, config: RewardsConfig) -> Source:
     def score(row: Mapping[str, Any]) -> float:
-        labels = text.intent_labels([row["target"]], intent=field)
-        judge = text.JsonCommandMetrics(labels, intent=field)
-        said = judge.update(row["target"], row["answer"])
-        slots, is_whole = judge.compute()["slot_f1"], said["exact_match_object"]
-        slots = is_whole if math.isnan(slots) else slots  # there are none, and none was given
-        return (said["json_valid"] + said["intent_correct"] + slots + is_whole) / 4
+        said, _, slots = text.judged_command(row["target"], row["answer"], intent=field)
+        (right, *counts), is_whole = slots, said["exact_match_object"]
+        f1 = 2 * right / sum(counts) if any(counts) else is_whole  # of none, if none was given
+        return (said["json_valid"] + said["intent_correct"] + f1 + is_whole) / 4
 
     return lambda rows: map(score, rows)
 

@@ -31,7 +31,6 @@ from ftcore.model.heads import Model
 from ftcore.tune.task import document_logits, hidden
 
 PROMPTS_AT_ONCE, MOST_LOGITS = 256, 2**25  # the latter of tokens
-Counted = metrics.ClassificationMetrics | metrics.MultiLabelMetrics | metrics.EntityMetrics
 
 @dataclass
 class Judged:
@@ -39,7 +38,8 @@ class Judged:
     row_ids: Sequence[str]
     figures: Figures  # metrics of some rows, by their indices
     columns: dict[str, Sequence[Any]] = field(default_factory=dict)  # predictions, of each row
-    counted: Counted | None = None
+    by_class: metrics.ByClass = field(default_factory=list)
+    confusions_KP: np.ndarray | None = None  # where a row has one class: see metrics.py
     right_B: np.ndarray | None = None  # bool: whether a row is right, where it can be
     more: dict[str, float] = field(default_factory=dict)  # metrics that only all rows have
 
@@ -93,13 +93,15 @@ def evaluate_classes(model: Model, split: Split, labels: Sequence[str], **limits
                "probabilities": p_BK.round(6).tolist()}
 
     def figures(rows_M: np.ndarray) -> dict[str, float]:
-        some = metrics.ClassificationMetrics(labels).update(target_B[rows_M], predicted_B[rows_M])
-        return {"loss": float(nll_B[rows_M].mean()), **some.compute()}
+        counts_KP = metrics.confusions(target_B[rows_M], predicted_B[rows_M], len(labels))
+        return {"loss": float(nll_B[rows_M].mean()), **metrics.class_figures(counts_KP)}
 
     more = probabilities.probability_metrics(target_B, p_BK)
     more["temperature"] = probabilities.temperature(target_B, log_p_BK)
-    counted = metrics.ClassificationMetrics(labels).update(target_B, predicted_B)
-    return Judged(ids_of(split), figures, columns, counted, target_B == predicted_B, more)
+    counts_KP = metrics.confusions(target_B, predicted_B, len(labels))
+    by_class = metrics.by_class(labels, metrics.class_totals(counts_KP))
+    right_B = target_B == predicted_B
+    return Judged(ids_of(split), figures, columns, by_class, counts_KP, right_B, more)
 
 def evaluate_label_sets(model: Model, split: Split, labels: Sequence[str], **limits: Any) -> Judged:
     """Predicted labels of each document, those above probability 1/2; the loss in nats a label."""
@@ -114,13 +116,13 @@ def evaluate_label_sets(model: Model, split: Split, labels: Sequence[str], **lim
                "probabilities": p_BK.round(6).tolist()}
 
     def figures(rows_M: np.ndarray) -> dict[str, float]:
-        some = metrics.MultiLabelMetrics(labels).update(target_BK[rows_M], predicted_BK[rows_M])
-        return {"loss": float(loss_B[rows_M].mean()), **some.compute()}
+        found = metrics.label_figures(target_BK[rows_M], predicted_BK[rows_M])
+        return {"loss": float(loss_B[rows_M].mean()), **found}
 
-    counted = metrics.MultiLabelMetrics(labels).update(target_BK, predicted_BK)
+    by_class = metrics.by_class(labels, metrics.label_totals(target_BK, predicted_BK))
     right_B = (target_BK == predicted_BK).all(1)
     more = probabilities.label_probability_metrics(target_BK, p_BK)
-    return Judged(ids_of(split), figures, columns, counted, right_B, more)
+    return Judged(ids_of(split), figures, columns, by_class, right_B=right_B, more=more)
 
 def evaluate_scores(model: Model, split: Split, labels: Sequence[str], **limits: Any) -> Judged:
     """Predicted score of each document; the loss a mean squared error."""
@@ -192,12 +194,12 @@ def evaluate_tags(model: Model, split: Split, labels: Sequence[str], **limits: A
     for document, ids, sums_2 in zip(split.documents, chosen, sums_B2, strict=True):
         scored.setdefault(document.row_id, []).extend(ids)
         losses[document.row_id] = losses.get(document.row_id, 0) + sums_2
-    counted, predicted, sums = metrics.EntityMetrics(), [], []
+    predicted, sums = [], []
     for sentence in split.sentences:
         ids, no = iter(scored[sentence.row_id]), metrics.NO_ENTITY
         tags = [no if place < 0 else labels[next(ids)] for place in sentence.places_W]
         assert next(ids, None) is None, "each word with a token is scored once"
-        sums.append([*losses[sentence.row_id], *counted.update(sentence.tags, tags)])
+        sums.append([*losses[sentence.row_id], *metrics.entity_counts(sentence.tags, tags)])
         predicted.append(tags)
     sums_BS = np.array(sums).reshape(-1, 7)
 
@@ -210,7 +212,9 @@ def evaluate_tags(model: Model, split: Split, labels: Sequence[str], **limits: A
                "tags": [sentence.tags for sentence in split.sentences], "predicted": predicted}
     pairs = zip(columns["tags"], predicted, strict=True)
     right_B = np.array([wanted == tuple(tags) for wanted, tags in pairs], dtype=bool)
-    return Judged([s.row_id for s in split.sentences], figures, columns, counted, right_B)
+    by_class = metrics.by_entity(columns["tags"], predicted)
+    ids = [sentence.row_id for sentence in split.sentences]
+    return Judged(ids, figures, columns, by_class, right_B=right_B)
 
 def log_ratios(model: Model, pairs: Sequence[Encoded], *, length_normalised: bool,
                **limits: Any) -> np.ndarray:
@@ -309,9 +313,8 @@ def evaluate_answers(model: Model, tokenizer: Tokenizer, chats: Sequence[Chat],
     exact = [text.exact_match(*pair) for pair in pairs]
     columns = {"prompt": asked, "target": targets, "predicted": answers, "exact_match": exact}
     if intent := config.intent_field:
-        labels = text.intent_labels(targets, intent=intent)
-        commands = text.JsonCommandMetrics(labels, intent=intent)
-        told, more = [commands.update(*pair) for pair in pairs], commands.compute()
+        commands = [text.judged_command(*pair, intent=intent) for pair in pairs]
+        told, more = [command[0] for command in commands], text.command_figures(commands)
         columns |= {name: [verdicts[name] for verdicts in told] for name in told[0]}
     else:
         told, more = [text.text_metrics(*pair) for pair in pairs], {}

@@ -23,7 +23,7 @@ from ftcore.cli import CONFIG_FILE
 from ftcore.data import store
 from ftcore.env.run import METRICS, read_metrics
 from ftcore.errors import ConfigError, DataError
-from ftcore.evaluate.metrics import CLASS_COLUMNS, ClassificationMetrics
+from ftcore.evaluate.metrics import CLASS_COLUMNS, confusions
 from ftcore.evaluate.probabilities import reliability
 from ftcore.files import write_file
 
@@ -61,15 +61,15 @@ def per_class_table(per_class: Sequence[Mapping[str, Any]], *, max_rows: int = 2
     cells = ([row[name] for name in CLASS_COLUMNS] for row in rows[:max_rows])
     return table(CLASS_COLUMNS, cells) + note
 
-def confusion_table(metrics: ClassificationMetrics, texts: Mapping[tuple[str, str], str], *,
-                    max_pairs: int = 10) -> str:
+def confusion_table(labels: Sequence[str], counts_KP: np.ndarray,
+                    texts: Mapping[tuple[str, str], str], *, max_pairs: int = 10) -> str:
     """The most frequent mistakes: target, prediction, rows, their share of the target's rows, and
     the text of one, from `texts` by target and prediction."""
-    wrong_KP, support_K = metrics.counts_KP.copy(), metrics.counts_KP.sum(1)
+    wrong_KP, support_K = counts_KP.copy(), counts_KP.sum(1)
     np.fill_diagonal(wrong_KP, 0)
     if not wrong_KP.any():
         return "no mistakes"
-    names = (*metrics.labels, "(none of the labels)")
+    names = (*labels, "(none of the labels)")
     pairs = sorted(np.argwhere(wrong_KP).tolist(), key=lambda pair: -wrong_KP[*pair])
     rows = [(names[k], names[p], wrong_KP[k, p], wrong_KP[k, p] / support_K[k],
              texts.get((names[k], names[p]), "")) for k, p in pairs]
@@ -176,10 +176,10 @@ def judged(run: Run) -> dict[str, Any]:
         return {"answers": answers[:: max(1, len(answers) // 20)]}
     target_B, predicted_B = (
         np.array([labels.index(row[key]) for row in rows]) for key in ("label", "predicted"))
-    metrics = ClassificationMetrics(labels).update(target_B, predicted_B)
+    counts_KP = confusions(target_B, predicted_B, len(labels))
     bins = reliability(target_B, np.array([row["probabilities"] for row in rows]))
     is_small = len(labels) <= MOST_CLASSES
-    confusion = {"labels": labels, "counts": metrics.confusion_KK.tolist()} if is_small else {}
+    confusion = {"labels": labels, "counts": counts_KP[:, :-1].tolist()} if is_small else {}
     return {"answers": [], "confusion": confusion, "reliability": bins}
 
 def differences(one: Path, other: Path) -> Iterator[str]:

@@ -16,7 +16,6 @@ from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import DataError
 from ftcore.evaluate import probabilities, report, significance
 from ftcore.evaluate.evaluator import JUDGES, Judged, evaluate_answers, evaluate_pairs
-from ftcore.evaluate.metrics import ClassificationMetrics
 from ftcore.evaluate.report import table
 from ftcore.model.heads import Model
 
@@ -165,13 +164,13 @@ class Suite:
 
     def _tables(self, judged: Judged, texts: Mapping[str, str]) -> Iterator[tuple[str, str]]:
         """What is told of classes, where the task has them; texts by row id."""
-        metrics, columns = judged.counted, judged.columns
-        if metrics is not None:
-            yield "by class", report.per_class_table(metrics.per_class())
-        if isinstance(metrics, ClassificationMetrics):
+        columns = judged.columns
+        if judged.by_class:
+            yield "by class", report.per_class_table(judged.by_class)
+        if judged.confusions_KP is not None:
             pairs = zip(columns["label"], columns["predicted"], strict=True)
             such = {pair: texts[id_] for pair, id_ in zip(pairs, judged.row_ids, strict=True)}
-            yield "most confused", report.confusion_table(metrics, such)
+            yield "most confused", report.confusion_table(self.labels, judged.confusions_KP, such)
             if len(self.labels) == 2:
                 is_one_B = np.array(columns["label"], dtype=object) == self.labels[1]
                 score_B = np.array(columns["probabilities"])[:, 1]
