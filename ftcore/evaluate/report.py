@@ -28,7 +28,6 @@ from ftcore.evaluate.probabilities import reliability
 from ftcore.files import write_file
 
 MAX_TEXT = 40
-WIDTH, HEIGHT, POINTS = 600, 150, 300  # of a curve, in units of its drawing and in points
 CURVES = (("train/loss", "eval/loss"), ("train/grad_norm",), ("train/lr",),  # drawn together
           ("perf/tokens_per_s",), ("perf/peak_mem_gib",))
 MOST_CLASSES = 30  # of a matrix of confusions that is drawn
@@ -144,28 +143,13 @@ def read_run(folder: Path) -> Run:
 def write_page(folder: Path) -> Path:
     """RUN/report.html, which needs no other file and no network."""
     run = read_run(folder)
-    curves = [found for names in CURVES if (found := curve(run["metrics"], names))]
+    lines = {n: [(m["step"], m[n]) for m in run["metrics"] if m.get(n) is not None]
+             for names in CURVES for n in names}
+    curves = [{n: lines[n] for n in names if lines[n]} for names in CURVES]
     shown = {**run["data"], **run, "where": folder, "curves": curves, **judged(run)}
     page = store.rendered("run.html", Path(__file__).parent, **shown)
     write_file(folder / "report.html", page)
     return folder / "report.html"
-
-def curve(metrics: list[dict[str, Any]], names: tuple[str, ...]) -> dict[str, Any] | None:
-    """Lines of some metrics over the steps, as points of an SVG; None where there are none. Of many
-    steps each point is a mean."""
-    found = {n: [(m["step"], m[n]) for m in metrics if m.get(n) is not None] for n in names}
-    found = {name: np.array(pairs, dtype=float) for name, pairs in found.items() if pairs}
-    if not found:
-        return None
-    every_N2 = np.concatenate([*found.values()])
-    low, high = every_N2.min(0), every_N2.max(0)
-    lines = {}
-    for name, pairs_N2 in found.items():
-        parts = np.array_split(pairs_N2, min(POINTS, len(pairs_N2)))
-        places = (np.array([part.mean(0) for part in parts]) - low) / np.maximum(high - low, 1e-30)
-        lines[name] = " ".join(f"{WIDTH * x:.1f},{HEIGHT * (1 - y):.1f}" for x, y in places)
-    last = {name: pairs_N2[-1, 1] for name, pairs_N2 in found.items()}
-    return {"lines": lines, "last": last, "low": low.tolist(), "high": high.tolist()}
 
 def judged(run: Run) -> dict[str, Any]:
     """Confusions and reliability from predicted classes; answers beside those of the base model."""
