@@ -212,7 +212,7 @@ def test_a_run_does_not_depend_on_where_and_when_it_runs(
         )
         run = folder / "run"
         found = {p.relative_to(run): p for p in run.rglob("*") if p.is_file()}
-        kept = ("model", "best", "checkpoints", "predictions.jsonl", "data/rejected.jsonl")
+        kept = ("model", "checkpoints", "predictions.jsonl", "data/rejected.jsonl")
         made.append({
             str(name): path.read_bytes() for name, path in found.items()
             if str(name).startswith(kept) and path.name != "manifest.json"

@@ -106,7 +106,7 @@ class PpoLoop(Loop):
             if step == 0:
                 self._assert_scored(episodes[0])
         except TrainingError:
-            self._save(is_best=False)  # nothing of the iterations before is lost
+            self._save()  # nothing of the iterations before is lost
             raise
         values = self.actor.shaped(episodes, self.control)
         values["ppo/left_out"] = len(prompts) * self.config.rollout.samples - len(episodes)

@@ -152,7 +152,6 @@ def load_adapter(model: Model, folder: Path, *, family: Family, name: str = lora
     nothing. Raises ModelError: unreadable files, an option of peft's that we do not have, another
     base, and in one message every missing, unexpected or mis-shaped tensor; CheckpointError: a file
     is not the one that the folder's manifest lists; ConfigError: as `apply_lora`."""
-    folder = files.current(folder)
     if (folder / files.MANIFEST).is_file():
         files.verify_folder(folder)
     options = read_object(folder / CONFIG)
@@ -309,7 +308,7 @@ def load_base(path: str, **how: Any) -> LoadedModel:
 def load_artifact(run: Path, *, base: str, kind: TaskKind, dtype: torch.dtype) -> LoadedModel:
     """The trained model of a finished run; a LoRA run's adapter is put on its base model, `base`.
     Raises ModelError: the run has left neither, or its files are damaged."""
-    saved, adapter = files.current(run / MODEL), files.current(run / ADAPTER)
+    saved, adapter = run / MODEL, run / ADAPTER
     if saved.is_dir():
         return load_model(saved, task=kind.model_task, dtype=dtype)
     if not adapter.is_dir():

@@ -89,14 +89,13 @@ class Loop:
             for name, part in self.remembered.items():
                 vars(part).update(loaded.state[name])
             self.optimizer.load_state(loaded.tensors, loaded.state["optimizer_steps"])
-            if self.progress.best_step == loaded.step:  # a kill may have come before it was marked
-                self.checkpoints.mark_best(loaded.step)
         self.run.trim(loaded.step if loaded else -1)
 
     def restore_best(self) -> None:
-        """Put the weights of the best evaluation back; without one, the last."""
-        if (folder := self.checkpoints.best()) and self.progress.best_step != self.progress.step:
-            best = load(folder)
+        """Put the weights of the best evaluation back; without one that was saved, the last."""
+        step = self.progress.best_step
+        if step != self.progress.step and step in self.checkpoints.steps():
+            best = load(self.checkpoints.of(step))
             self.optimizer.load_state(best.tensors, best.state["optimizer_steps"])
 
     def train(self) -> int:
@@ -116,12 +115,12 @@ class Loop:
                 if self._is_logged(step):
                     self.run.log(step, values)
                 is_judged = self.evaluate and (step % options.eval_every == 0 or is_last)
-                is_best = bool(is_judged) and self._evaluate()
+                is_best = is_judged and self._evaluate()
                 exit_code = stop.exit_code  # read once: what leaves has saved
                 is_stuck = progress.skipped_in_a_row > options.max_skipped
                 is_due = step % options.save_every == 0 or is_best or is_last or is_stuck
                 if is_due or exit_code or self._is_out_of_patience():
-                    self._save(is_best=is_best)
+                    self._save()
                 if is_stuck:
                     what = f"{progress.skipped_in_a_row} steps in a row were not applied, to"
                     where = f"what they had is in {self.run.path}/skipped-step-N.json"
@@ -225,15 +224,14 @@ class Loop:
             progress.best, progress.best_step, progress.evals_since_best = value, step, 0
         return is_best
 
-    def _save(self, *, is_best: bool) -> None:
+    def _save(self) -> None:
         """Write a checkpoint; a failed one is reported, and the run goes on."""
         state = {name: vars(part) for name, part in self.remembered.items()}
         state["optimizer_steps"] = self.optimizer.step_count
         try:
             self.run.sync()
-            self.checkpoints.save(self.progress.step, self.optimizer.state(), state)
-            if is_best:
-                self.checkpoints.mark_best(self.progress.step)
+            best = self.progress.best_step
+            self.checkpoints.save(self.progress.step, self.optimizer.state(), state, best)
         except CheckpointError as error:
             tqdm.write(f"step {self.progress.step}: not saved: {error}")
 

@@ -182,7 +182,8 @@ def test_resume_with_a_data_file_that_was_cut(
     file.write_text(whole)
     summary, _ = run("train", "--resume", "runs/run")
     assert summary["steps"] == 3
-    for name in ("model/model.safetensors", "predictions.jsonl", "best/manifest.json"):
+    last = "checkpoints/step-3/manifest.json"
+    for name in ("model/model.safetensors", "predictions.jsonl", last):
         path = Path("runs/run", name)
         assert path not in kept or path.read_bytes() == kept[path]
 
