@@ -151,7 +151,6 @@ class PeftConfig(Section):
     targets: tuple[str, ...] = ("all-linear",)  # lora: layers by last name, glob, or all-linear
     rs_lora: bool = False  # lora: scale by alpha / sqrt(rank)
     extra_modules: tuple[str, ...] = ()  # lora: modules that are trained fully beside it
-    quantize: Literal["none", "nf4"] = "none"  # lora: frozen matrices; nf4: 4.13 bits a weight
 
     @property
     def scale(self) -> float:

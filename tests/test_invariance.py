@@ -100,12 +100,11 @@ def test_low_rank_updates_of_a_classifier(
     assert code == 0 and told.count("  holds") == HOLD - 1
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16", "bf16-autocast"])
-@pytest.mark.parametrize("quantize", ["none", "nf4"])
 def test_claims_are_of_the_model_on_the_disk(
-    precision: str, quantize: str, sft: list[str], capsys: pytest.CaptureFixture[str]
+    precision: str, sft: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Its weights have more bits than the run would keep."""
-    words = [*sft, "--env.precision", precision, "--peft.quantize", quantize]
+    words = [*sft, "--env.precision", precision]
     code, told = verified(words, capsys)
     assert code == 0, told
 

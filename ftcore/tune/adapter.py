@@ -8,8 +8,8 @@ format: peft and vLLM load ours, and we what peft saves.
     adapter_config.json         what is wrapped and how
     adapter_model.safetensors   base_model.model.<HF module>.lora_A.weight (R, C), .lora_B.weight
                                 (O, R); fully trained modules as base_model.model.<HF parameter>
-    ftcore_adapter.json         hash of the base that the adapter was trained on, how that was
-                                quantised, and the adapted parts of fused modules; peft ignores it
+    ftcore_adapter.json         hash of the base that the adapter was trained on, and the adapted
+                                parts of fused modules; peft ignores it
 
 Of modules that HF keeps as one and we keep apart, each part has factors of its own. HF's has
 
@@ -63,14 +63,12 @@ KNOWN_STARTS = (True, False, "gaussian", "orthogonal", "eva")  # peft: others ch
 
 def base_sha256(model: nn.Module, *, without: Collection[str] = ()) -> str:
     """Hash of the base weights but for modules that the adapter brings: the same wrapped or not,
-    merged or not, quantised or not, in bf16, fp32 or float64: each is rounded to bf16 first."""
+    merged or not, in bf16, fp32 or float64: each is rounded to bf16 first."""
     digests = {}
     for name, module in lora.plain_modules(model).items():
         for attribute, param in module.named_parameters(recurse=False):
             if name not in without:
                 digests[f"{name}.{attribute}"] = tensor_sha256(param.bfloat16())
-        if isinstance(module, lora.NF4Linear):
-            digests[f"{name}.weight"] = module.sha256
     lines = (f"{name} {digests[name]}\n" for name in sorted(digests))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
@@ -131,7 +129,6 @@ def save_adapter(model: Model, folder: Path, *, family: Family, base_path: str, 
         "bias": "none", "inference_mode": True,
         **({"fan_in_fan_out": True} if family.transposed else {})}  # as HF's matrices
     origin = {"base_sha256": base_sha256(model, without=_names(extra)), "scale": config.scale}
-    origin |= {"quantize": "nf4"} if lora.quantised_layers(model) else {}
     if adapted := {m: [*parts] for m, parts in layers.items() if len(family.to_ours(m)) > 1}:
         # peft: a fused module has the rank of all its parts
         power = 0.5 if config.rs_lora else 1.0
@@ -147,11 +144,11 @@ def save_adapter(model: Model, folder: Path, *, family: Family, base_path: str, 
     files.write_folder(folder, write)
 
 def load_adapter(model: Model, folder: Path, *, family: Family, name: str = lora.DEFAULT) -> None:
-    """Wrap a base model and fill it from an adapter folder, ours or peft's; quantise it first where
-    the adapter was trained so. The one called `name` then answers; a load that fails changes
-    nothing. Raises ModelError: unreadable files, an option of peft's that we do not have, another
-    base, and in one message every missing, unexpected or mis-shaped tensor; CheckpointError: a file
-    is not the one that the folder's manifest lists; ConfigError: as `apply_lora`."""
+    """Wrap a base model and fill it from an adapter folder, ours or peft's. The one called `name`
+    then answers; a load that fails changes nothing. Raises ModelError: unreadable files, an option
+    of peft's that we do not have, another base, and in one message every missing, unexpected or
+    mis-shaped tensor; CheckpointError: a file is not the one that the folder's manifest lists;
+    ConfigError: as `apply_lora`."""
     if (folder / files.MANIFEST).is_file():
         files.verify_folder(folder)
     options = read_object(folder / CONFIG)
@@ -193,14 +190,7 @@ def load_adapter(model: Model, folder: Path, *, family: Family, name: str = lora
     if (theirs := origin.get("base_sha256")) != ours:
         what = f"{folder / ORIGIN}: this adapter was trained on another base model"
         raise ModelError(f"{what}: SHA-256 {theirs}, here {ours}. {CONFIG} names the right one")
-    wants_nf4, has_nf4 = "quantize" in origin, bool(lora.quantised_layers(model))
-    if origin and wants_nf4 != has_nf4 and (has_nf4 or lora.lora_layers(model)):
-        kinds = ("not in NF4", "in NF4")
-        what = f"{folder / ORIGIN}: the adapter was trained on a base {kinds[wants_nf4]}, this one"
-        raise ModelError(f"{what} is {kinds[has_nf4]}: load it on a base model of its own")
     lora.apply_lora(model, config, generator=torch.Generator(), name=name)
-    if wants_nf4:
-        lora.quantise_frozen(model)
     with torch.no_grad():
         for ours, tensor in incoming.items():
             model.get_parameter(ours).copy_(tensor)

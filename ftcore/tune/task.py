@@ -18,7 +18,7 @@ from ftcore.errors import ConfigError, DataError
 from ftcore.model.heads import CLASSIFIERS, Model, ModelTask
 from ftcore.model.transformer import ModelSpec
 from ftcore.tune.freeze import apply_trainable, parameter_table
-from ftcore.tune.lora import apply_lora, quantise_frozen
+from ftcore.tune.lora import apply_lora
 
 # Loss sum (fp32 scalar; nats, or squared units of a score) and weight sum (fp32).
 Task = Callable[[Model, Batch], tuple[Tensor, Tensor]]
@@ -72,15 +72,11 @@ def choose_trainable(model: Model, config: PeftConfig, generator: torch.Generato
                      new: Sequence[str] = ()) -> str:
     """Freeze, wrap by drawn factors, or leave; returns the table of parameters. Raises ConfigError:
     a rule or target matches nothing, or of `new`, which the checkpoint lacked, some stay frozen."""
-    if config.quantize != "none" and config.method != "lora":
-        raise ConfigError("peft.quantize is for frozen matrices: use --peft.method lora with it")
     if config.method == "lora":
         if model.task in CLASSIFIERS:  # its head is new with the task, so trained
             config = replace(config, extra_modules=(*config.extra_modules, "head"))
         report = apply_lora(model, config, generator=generator)
         table = f"{parameter_table(model)}\n{report}"
-        if config.quantize == "nf4":
-            table += f"\n{quantise_frozen(model)}"
     else:
         table = apply_trainable(model, ["all"] if config.method == "full" else config.trainable)
     # peft's files have no name for the parts of a tied head
