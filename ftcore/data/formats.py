@@ -10,7 +10,6 @@ conll    a word a line, its tag last, between tabs or blanks; a blank line ends 
          has "tokens", "tags" and the number of its "document", counted by -DOCSTART- lines
 labelled a label, a blank and the text on each line: "label", "text"
 tar      a text a file, its label the folder it is in: "text", "label", "name"
-parquet  typed columns, read by pyarrow, an optional extra
 
 A damaged record comes with the DataError that tells about it in place of its fields, and what
 follows it is read; DataErrors raised here are those behind which no record can be found.
@@ -179,26 +178,10 @@ def _tar(content: bytes, file: str) -> Iterator[Record]:
     except tarfile.TarError as error:
         raise DataError(f"{file}: damaged tar file ({error}); fetch it again") from error
 
-def _parquet(content: bytes, file: str) -> Iterator[Record]:
-    """Rows, numbered from 1, of one row group at a time; their raw text is their JSON."""
-    try:
-        from pyarrow import ArrowException, BufferReader
-        from pyarrow.parquet import ParquetFile
-    except ImportError as error:
-        raise DataError(f"{file}: needs pyarrow; install it: pip install pyarrow") from error
-    try:
-        table = ParquetFile(BufferReader(content))
-        groups = (table.read_row_group(index) for index in range(table.num_row_groups))
-        rows = (fields for group in groups for fields in group.to_pylist())
-        for number, fields in enumerate(rows, start=1):
-            yield number, json.dumps(fields, ensure_ascii=False, default=str), fields
-    except (ArrowException, OSError, ValueError) as error:
-        raise DataError(f"{file}: damaged parquet file ({error}); fetch it again") from error
-
 READERS: dict[str, Callable[..., Iterator[Record]]] = {  # of a text and the file's name
     "tsv": _tsv, "csv": _csv, "jsonl": _jsonl, "json": _json, "txt": _txt, "conll": _conll,
     "labelled": _labelled}
-BINARY: dict[str, Callable[[bytes, str], Iterator[Record]]] = {"tar": _tar, "parquet": _parquet}
+BINARY: dict[str, Callable[[bytes, str], Iterator[Record]]] = {"tar": _tar}
 
 def _object(value: Any, raw: str, file: str, line: int) -> dict[str, Any] | list[Any] | DataError:
     if not isinstance(value, dict | list):

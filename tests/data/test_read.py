@@ -166,7 +166,6 @@ DAMAGED = [
     ("a.json", "[]", "a.json: holds no rows"),
     ("a.tsv.gz", gzip.compress(b"x\n1\n")[:-9], "a.tsv.gz: damaged gzip file"),
     ("a.tsv.gz", b"x\n1\n", "a.tsv.gz: damaged gzip file"),
-    ("a.parquet", "PAR1", "a.parquet: damaged parquet file"),
     ("a.zip.gz", gzip.compress(b""), "a.zip.gz: unknown suffix; name the format, one of tsv, csv"),
     ("a.tar.gz", gzip.compress(b"x" * 600), "a.tar.gz: damaged tar file"),
     ("a.conll", "a O\nb\n", "a.conll:2: 'b': a line is a word, a tab or a blank, and its tag"),

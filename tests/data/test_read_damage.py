@@ -6,9 +6,7 @@ import io
 import json
 import random
 import re
-import sys
 import tarfile
-from datetime import date
 from pathlib import Path
 
 import pytest
@@ -53,7 +51,6 @@ WHOLE = [  # damage of the whole file, which nothing skips
     ("a.json", '[{"x": 1},\n{"x": 2', "a.json:2: not valid JSON"),
     ("a.csv", 'x,y\n1,2\n3,"say "so", yes"\n4,5\n', "a.csv:3: the record .* cannot be skipped"),
     ("a.csv", 'x,y\n1,"2\n3,4\n5,6', "a.csv:2: .* cannot be skipped: unexpected end of data"),
-    ("a.parquet", "PAR1....PAR1", "a.parquet: damaged parquet file"),
 ]
 
 @pytest.mark.parametrize(("name", "content", "kept", "bad"), SKIPPED)
@@ -163,27 +160,6 @@ def test_auto_decides_and_the_report_remembers(write):
     for name in ("f.data", "f"):
         with pytest.raises(DataError, match="unknown suffix; name the format, one of tsv"):
             read_rows([write(name, '{"x": 1}\n{"x": 2}\n')])
-
-def test_parquet(tmp_path, write, monkeypatch):
-    pyarrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
-    fields = [
-        {"text": f"caf\xe9 {n}", "turns": [{"role": "user", "n": n}], "day": date(2024, 1, 1 + n)}
-        for n in range(5)
-    ]
-    path = tmp_path / "a.parquet"
-    parquet.write_table(pyarrow.Table.from_pylist(fields), path, row_group_size=2)
-    zipped = write("b.parquet.gz", gzip.compress(path.read_bytes()))
-    rows = read_rows([path, zipped])
-    assert [row.fields for row in rows] == fields * 2
-    assert [row.line for row in rows[:5]] == [1, 2, 3, 4, 5] and len({r.id for r in rows}) == 10
-    assert [row.id for row in rows[:5]] == [row.id for row in read_rows([zipped])]
-    half = write("half.parquet", path.read_bytes()[:-40])
-    with pytest.raises(DataError, match="damaged parquet file"):
-        read_rows([half], damaged=[])
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(DataError, match="a.parquet: needs pyarrow; install it: pip install"):
-        read_rows([path])
 
 def test_real_dirt_is_an_error_or_skipped(data_dir: Path):
     with pytest.raises(DataError, match="145-8.txt.gz:8548: not UTF-8: byte 0x.*iconv -f latin1"):
