@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, NamedTuple, dataclass_transform
 
-Format = Literal["auto", "tsv", "csv", "jsonl", "json", "txt", "conll", "labelled", "tar"]
+Format = Literal["auto", "tsv", "csv", "jsonl", "json", "txt", "conll", "labelled"]
 OverLength = Literal["error", "drop", "cut_left", "cut_right", "split"]
 TrainOn = Literal["all", "assistant", "last", "completion"]
 Recompute = Literal["none", "selective", "all"]
@@ -46,7 +46,7 @@ class ModelConfig(Section):
 
 class FilesConfig(Section):
     """Files, and what is done with their rows before they are tokens."""
-    # files or globs (.jsonl .json .csv .tsv .txt .conll .tar, also .gz); FILE.json:KEY
+    # files or globs (.jsonl .json .csv .tsv .txt .conll, also .gz); FILE.json:KEY
     train: tuple[str, ...] = ()
     dev: tuple[str, ...] = ()  # rows that choose the best checkpoint; none: `holdout` of train
     test: tuple[str, ...] = ()  # files evaluated once, after training

@@ -9,7 +9,6 @@ txt      the whole file is one row with the field "text"
 conll    a word a line, its tag last, between tabs or blanks; a blank line ends a sentence, which
          has "tokens", "tags" and the number of its "document", counted by -DOCSTART- lines
 labelled a label, a blank and the text on each line: "label", "text"
-tar      a text a file, its label the folder it is in: "text", "label", "name"
 
 A damaged record comes with the DataError that tells about it in place of its fields, and what
 follows it is read; DataErrors raised here are those behind which no record can be found.
@@ -20,11 +19,9 @@ import io
 import json
 import re
 import sys
-import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import Any, NamedTuple, get_args
 
 from ftcore.config import Format
@@ -164,24 +161,9 @@ def _labelled(text: str, file: str) -> Iterator[Record]:
         label, _, rest = line.partition(" ")
         yield number, line, {"label": label, "text": rest}
 
-def _tar(content: bytes, file: str) -> Iterator[Record]:
-    """Files, numbered as they stand in the archive; nothing is written to the disk."""
-    try:
-        with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
-            for number, member in enumerate(filter(tarfile.TarInfo.isfile, archive), start=1):
-                where = f"{file}:{member.name}"
-                text = decoded(archive.extractfile(member).read(), where)
-                label = PurePosixPath(member.name).parent.name
-                fields = {"text": text, "label": label, "name": member.name}
-                _, _, fields = next(checked([(1, text, fields)], where))
-                yield number, f"{member.name}\n{text}", fields
-    except tarfile.TarError as error:
-        raise DataError(f"{file}: damaged tar file ({error}); fetch it again") from error
-
 READERS: dict[str, Callable[..., Iterator[Record]]] = {  # of a text and the file's name
     "tsv": _tsv, "csv": _csv, "jsonl": _jsonl, "json": _json, "txt": _txt, "conll": _conll,
     "labelled": _labelled}
-BINARY: dict[str, Callable[[bytes, str], Iterator[Record]]] = {"tar": _tar}
 
 def _object(value: Any, raw: str, file: str, line: int) -> dict[str, Any] | list[Any] | DataError:
     if not isinstance(value, dict | list):

@@ -20,7 +20,7 @@ from ftcore.builtin import chat as builtin
 from ftcore.config import Format, PairsDataConfig
 from ftcore.data import formats
 from ftcore.data.columns import DataConfig, Example, examples, require, require_some
-from ftcore.data.formats import BINARY, READERS, SUFFIXES, Record, Rejected, Row
+from ftcore.data.formats import READERS, SUFFIXES, Record, Rejected, Row
 from ftcore.data.pairs import pairs
 from ftcore.errors import DataError, nearest
 
@@ -100,12 +100,9 @@ def read_rows(paths: Sequence[str | Path], *, format: Format = "auto", columns: 
         file, before, lost = f"{path}:{key}" if key else str(path), len(rows), ""
         content = _content(path)
         chosen = _format(path) if format == "auto" else format
-        if chosen in BINARY and not key:
-            records = BINARY[chosen](content, file)
-        else:
-            text = formats.decoded(content, file, encoding)
-            found = READERS["json"](text, file, key) if key else READERS[chosen](text, file)
-            records = formats.checked(found, file)
+        text = formats.decoded(content, file, encoding)
+        found = READERS["json"](text, file, key) if key else READERS[chosen](text, file)
+        records = formats.checked(found, file)
         if chosen in ("tsv", "csv") or columns:
             records = _named(records, file, columns)
         for line, raw, fields in records:

@@ -2,8 +2,6 @@
 
 import csv
 import gzip
-import io
-import tarfile
 from pathlib import Path
 
 import pytest
@@ -17,7 +15,6 @@ PAIR = ("text", "label")
 
 REAL = [
     ("sst5/stsa.fine.dev", {"format": "labelled"}, 1101),
-    ("imdb/aclImdb_test_5000.tar.gz", {}, 5000),
     ("clinc150/data_full.json.gz:oos_test", {"columns": PAIR}, 1000),
     ("clinc150/data_full.json.gz:train", {"columns": PAIR}, 15000),
     ("ner_wnut17/emerging.test.annotated", {"format": "conll"}, 1287),
@@ -167,7 +164,6 @@ DAMAGED = [
     ("a.tsv.gz", gzip.compress(b"x\n1\n")[:-9], "a.tsv.gz: damaged gzip file"),
     ("a.tsv.gz", b"x\n1\n", "a.tsv.gz: damaged gzip file"),
     ("a.zip.gz", gzip.compress(b""), "a.zip.gz: unknown suffix; name the format, one of tsv, csv"),
-    ("a.tar.gz", gzip.compress(b"x" * 600), "a.tar.gz: damaged tar file"),
     ("a.conll", "a O\nb\n", "a.conll:2: 'b': a line is a word, a tab or a blank, and its tag"),
     ("a.json", '{"x": []}', "a.json: a json file must hold one array, .*FILE:KEY"),
     ("a.json", "[[1, 2]]", "a.json:1: a record must be a JSON object, this is list: ..1, 2"),
@@ -216,18 +212,9 @@ def test_conll_sentences(write):
         (9, {"tokens": ["d"], "tags": ["O"], "document": 2}),
     ]
 
-def test_labelled_lines_and_folders(write, tmp_path):
+def test_labelled_lines(write):
     lines = read_rows([write("a.train", "4 a  fine \n\n0 \n")], format="labelled")
     assert [row.fields for row in lines] == [
         {"label": "4", "text": "a  fine "},
         {"label": "0", "text": ""},
-    ]
-    with tarfile.open(tmp_path / "b.tar.gz", "w:gz") as archive:
-        for name, text in (("x/pos/1.txt", "gut"), ("x/neg/2.txt", "schlecht\n")):
-            info = tarfile.TarInfo(name)
-            info.size = len(text)
-            archive.addfile(info, io.BytesIO(text.encode()))
-    assert [(row.line, row.fields) for row in read_rows([tmp_path / "b.tar.gz"])] == [
-        (1, {"text": "gut", "label": "pos", "name": "x/pos/1.txt"}),
-        (2, {"text": "schlecht\n", "label": "neg", "name": "x/neg/2.txt"}),
     ]

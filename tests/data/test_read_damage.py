@@ -6,7 +6,6 @@ import io
 import json
 import random
 import re
-import tarfile
 from pathlib import Path
 
 import pytest
@@ -68,21 +67,6 @@ def test_bad_records_are_left_out_and_kept_in_the_report(
     with pytest.raises(DataError) as error:
         read_rows([path])
     assert damaged[0].detail == f"{error.value}; {bad[0][2]}"
-
-def test_a_damaged_member_of_an_archive(tmp_path):
-    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as archive:
-        for name, content in (("x/1.txt", b"caf\xe9"), ("x/2.txt", b"fine")):
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-    damaged = []
-    rows = read_rows([tmp_path / "a.tar.gz"], damaged=damaged)
-    assert [row.fields["text"] for row in rows] == ["fine"]
-    assert [bad.detail.partition("; ")[2] for bad in damaged] == [
-        "use, say, iconv -f latin1 -t utf-8; x/1.txt\ncaf\\xe9"
-    ]
-    with pytest.raises(DataError, match="a.tar.gz:x/1.txt:1: not UTF-8: byte 0xe9"):
-        read_rows([tmp_path / "a.tar.gz"])
 
 @pytest.mark.parametrize(("name", "content", "message"), WHOLE)
 def test_a_file_damaged_as_a_whole_is_never_skipped(write, name, content, message):

@@ -1,4 +1,4 @@
-"""The 25 real data sets, each read by naming its columns, with the counts that its README gives."""
+"""The 24 real data sets, each read by naming its columns, with the counts that its README gives."""
 
 import tomllib
 from collections.abc import Hashable
