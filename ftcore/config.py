@@ -46,7 +46,7 @@ class ModelConfig(Section):
 
 class FilesConfig(Section):
     """Files, and what is done with their rows before they are tokens."""
-    # files or globs (.jsonl .json .csv .tsv .txt .conll, also .gz); FILE.json:KEY
+    # files or globs (.jsonl .json .csv .tsv .txt .conll, also .gz)
     train: tuple[str, ...] = ()
     dev: tuple[str, ...] = ()  # rows that choose the best checkpoint; none: `holdout` of train
     test: tuple[str, ...] = ()  # files evaluated once, after training

@@ -3,8 +3,7 @@
 tsv      one record a line, cells between tabs, no quoting
 csv      as RFC 4180: cells in double quotes may hold commas, quotes ("") and line breaks
 jsonl    one JSON object a line, or a list of cells
-json     one array of these, or an object of arrays of which FILE:KEY names one; an item's number
-         stands in place of its line
+json     one array of these; an item's number stands in place of its line
 txt      the whole file is one row with the field "text"
 conll    a word a line, its tag last, between tabs or blanks; a blank line ends a sentence, which
          has "tokens", "tags" and the number of its "document", counted by -DOCSTART- lines
@@ -113,20 +112,17 @@ def _jsonl(text: str, file: str) -> Iterator[Record]:
             value = _bad_json(error, file, line, number)
         yield number, line, value
 
-def _json(text: str, file: str, key: str = "") -> Iterator[Record]:
-    """Items, by their numbers, of the array that the file holds, or holds under a key; their raw
-    text is their JSON, in which halves of surrogate pairs stay escapes."""
+def _json(text: str, file: str) -> Iterator[Record]:
+    """Items, by their numbers, of the array that the file holds; their raw text is their JSON, in
+    which halves of surrogate pairs stay escapes."""
     try:
-        value = json.loads(text)
+        items = json.loads(text)
     except (ValueError, RecursionError) as error:
         what = _bad_json(error, file, text)
         raise DataError(f"{what}; of a file with an object a line, name jsonl") from error
-    if key and key not in (keys := value if isinstance(value, dict) else {}):
-        what = f"no key {key!r} in the file; its keys are {', '.join(keys) or 'none'}"
-        raise DataError(f"{file}: {what}")
-    if not isinstance(items := value[key] if key else value, list):
+    if not isinstance(items, list):
         what = f"{file}: a json file must hold one array, this has {str(items)[:80]!r}"
-        raise DataError(f"{what}; name jsonl for an object a line, FILE:KEY for an array of it")
+        raise DataError(f"{what}; name jsonl for an object a line")
     for number, item in enumerate(items, start=1):
         raw = json.dumps(item, ensure_ascii=False)
         raw = json.dumps(item) if _HALF.search(raw) else raw
@@ -161,7 +157,7 @@ def _labelled(text: str, file: str) -> Iterator[Record]:
         label, _, rest = line.partition(" ")
         yield number, line, {"label": label, "text": rest}
 
-READERS: dict[str, Callable[..., Iterator[Record]]] = {  # of a text and the file's name
+READERS: dict[str, Callable[[str, str], Iterator[Record]]] = {  # of a text and the file's name
     "tsv": _tsv, "csv": _csv, "jsonl": _jsonl, "json": _json, "txt": _txt, "conll": _conll,
     "labelled": _labelled}
 

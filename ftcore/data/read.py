@@ -85,8 +85,7 @@ def read_rows(paths: Sequence[str | Path], *, format: Format = "auto", columns: 
               sources: dict[str, dict[str, Any]] | None = None) -> list[Row]:
     """Rows of several files, in order.
 
-    paths     files; a pattern with *, ? or [ stands for those that match, sorted; FILE:KEY of a
-              json file is the array under one key of its object
+    paths     files; a pattern with *, ? or [ stands for those that match, sorted
     format    auto: by each file's suffix
     columns   names of the cells, for records that are lists and tables without a header line
     encoding  of text files that are not UTF-8, such as latin-1; empty: they are damaged
@@ -96,13 +95,12 @@ def read_rows(paths: Sequence[str | Path], *, format: Format = "auto", columns: 
     raises    DataError: a file is missing, damaged, empty or of unknown format
     """
     rows, seen, sources = [], {}, {} if sources is None else sources
-    for path, key in (file for named in paths for file in files_of(Path(named))):
-        file, before, lost = f"{path}:{key}" if key else str(path), len(rows), ""
+    for path in (file for named in paths for file in files_of(Path(named))):
+        file, before, lost = str(path), len(rows), ""
         content = _content(path)
         chosen = _format(path) if format == "auto" else format
         text = formats.decoded(content, file, encoding)
-        found = READERS["json"](text, file, key) if key else READERS[chosen](text, file)
-        records = formats.checked(found, file)
+        records = formats.checked(READERS[chosen](text, file), file)
         if chosen in ("tsv", "csv") or columns:
             records = _named(records, file, columns)
         for line, raw, fields in records:
@@ -126,16 +124,12 @@ def read_rows(paths: Sequence[str | Path], *, format: Format = "auto", columns: 
         found["first rows"] = [str(row.fields)[:SHOWN] for row in rows[before : before + 3]]
     return rows
 
-def files_of(path: Path) -> list[tuple[Path, str]]:
-    """The files that a path stands for, sorted, each with the key after its colon."""
-    if path.exists():
-        return [(path, "")]
-    name, _, key = path.name.partition(":")
-    named = path.parent / name
-    if named.exists() or not glob.has_magic(str(named)):
-        return [(named, key)]
-    found = map(Path, sorted(glob.glob(str(named), recursive=True)))
-    if files := [(file, key) for file in found if file.is_file()]:
+def files_of(path: Path) -> list[Path]:
+    """The files that a path stands for, sorted."""
+    if path.exists() or not glob.has_magic(str(path)):
+        return [path]
+    found = map(Path, sorted(glob.glob(str(path), recursive=True)))
+    if files := [file for file in found if file.is_file()]:
         return files
     raise DataError(f"{path}: no file matches the pattern, as seen from {Path.cwd()}")
 

@@ -145,7 +145,7 @@ def key(config: DataConfig, tokenizer: Tokenizer, *, seed: int, labels: Names) -
     code = sorted(p for folder in CODE for end in ends for p in folder.rglob(f"*.{end}"))
     parts = [(path.name, files.sha256_file(path)) for path in code]
     named = {*map(str, (*config.train, *config.dev, *config.test))} - {BUILTIN_CHAT}
-    for path, _ in (file for name in sorted(named) for file in files_of(Path(name))):
+    for path in (file for name in sorted(named) for file in files_of(Path(name))):
         try:
             parts.append((str(path), files.sha256_file(path)))
         except OSError as error:

@@ -135,10 +135,16 @@ def reviews(data: Path, made: Path) -> None:
                 for m in archive if m.isfile()
             ))  # fmt: skip
 
+def requests(data: Path, made: Path) -> None:
+    """CLINC150: the parts of one file."""
+    parts = json.loads(gzip.decompress((data / "clinc150/data_full.json.gz").read_bytes()))
+    for name, rows in parts.items():
+        write(made / f"{name}.jsonl", ({"text": text, "label": label} for text, label in rows))
+
 FIGURES = {function.__name__: function for function in (first, of_class_1, in_and_out)}
 MAKERS = {
     function.__name__: function
-    for function in (news, wikigold, entity_kinds, entailment, teacher, reviews)
+    for function in (news, wikigold, entity_kinds, entailment, teacher, reviews, requests)
 }
 RECIPES = tomllib.loads((Path(__file__).parent / "tasks.toml").read_text("utf-8"))
 

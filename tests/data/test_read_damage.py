@@ -114,8 +114,6 @@ def test_the_raw_text_is_kept_up_to_a_limit_and_long_rows_are_read(write):
 def test_patterns_stand_for_the_files_that_match(write, tmp_path):
     for name in ("b2.tsv", "b10.tsv", "a[1].tsv"):
         write(name, f"x\n{name}\n")
-    for name in ("c.json", "d[2].json"):
-        write(name, '{"k": [{"x": "k"}]}')
     (tmp_path / "b3.tsv").mkdir()
 
     def read(*names: str) -> list[str]:
@@ -123,8 +121,7 @@ def test_patterns_stand_for_the_files_that_match(write, tmp_path):
 
     assert read("b*.tsv") == ["b10.tsv", "b2.tsv"]
     assert read("b?.tsv", "b[0-9][0-9].tsv") == ["b2.tsv", "b10.tsv"]
-    assert read("a[1].tsv") == ["a[1].tsv"] and read("?.json:k", "d[2].json:k") == ["k"] * 2
-    assert read_rows([tmp_path / "?.json:k"])[0].file == f"{tmp_path}/c.json:k"
+    assert read("a[1].tsv") == ["a[1].tsv"]
     for pattern in ("b?0.tvs", "none/*.tsv"):
         with pytest.raises(DataError, match=re.escape(f"{tmp_path}/{pattern}: no file matches")):
             read(pattern)
