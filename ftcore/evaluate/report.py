@@ -1,5 +1,5 @@
 """Results as people and programs read them: aligned tables, predictions.jsonl, one JSON line; a
-run's page, and where two runs part, from the files in its folder.
+run's page, from the files in its folder.
 
 Tables are plain text, columns two spaces apart, numbers right-aligned, "-" for what is not defined.
 In JSON a float that is not finite is null, since NaN and Infinity are not JSON.
@@ -11,7 +11,6 @@ import re
 import time
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import zip_longest
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -135,7 +134,7 @@ def read_run(folder: Path) -> Run:
         file = folder / f"{name}.jsonl"
         run[name] = [*map(json.loads, file.read_bytes().splitlines())] if file.is_file() else []
     text = (folder / CONFIG_FILE).read_text("utf-8")
-    run["config"] = dict(_flat(tomllib.loads(text)))
+    run["config"] = dict(flat(tomllib.loads(text)))
     run["asked"] = re.findall(r"^(\w+ = .*?)  # (?!default$)(.*)$", text, re.M)
     run["skipped"] = sorted(file.name for file in folder.glob("skipped-step-*.json"))
     return run
@@ -166,32 +165,10 @@ def judged(run: Run) -> dict[str, Any]:
     confusion = {"labels": labels, "counts": counts_KP[:, :-1].tolist()} if is_small else {}
     return {"answers": [], "confusion": confusion, "reliability": bins}
 
-def differences(one: Path, other: Path) -> Iterator[str]:
-    """What two runs were asked, what they ran on and read, and the first step where they part."""
-    runs = read_run(one), read_run(other)
-    starts, names = [run["run"]["starts"][-1] for run in runs], ("commit", "versions", "hardware")
-    parts = {"configuration": [run["config"] for run in runs],
-             "code and machine": [{name: start[name] for name in names} for start in starts],
-             "data": [{"key": run["data"]["key"], **run["data"]["statistics"]} for run in runs]}
-    for what, nested in parts.items():
-        mine, theirs = (dict(_flat(each)) for each in nested)
-        keys = [key for key in mine | theirs if mine.get(key) != theirs.get(key)]
-        yield f"{what}: {len(keys) or 'nothing'} differs"
-        yield from (f"  {key}: {mine.get(key)!r} | {theirs.get(key)!r}" for key in keys)
-    lines = [[{k: v for k, v in line.items() if not k.startswith("perf/")}
-              for line in run["metrics"]] for run in runs]
-    for mine, theirs in zip_longest(*lines, fillvalue={}):
-        if mine != theirs:
-            yield f"they part in step {mine.get('step', theirs.get('step'))} of {METRICS}"
-            keys = [key for key in mine | theirs if mine.get(key) != theirs.get(key)]
-            yield from (f"  {key}: {mine.get(key)} | {theirs.get(key)}" for key in keys)
-            return
-    yield f"all {len(lines[0])} lines of {METRICS} are equal, perf/ aside"
-
-def _flat(tables: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+def flat(tables: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
     """Nested values by dotted names."""
     for key, value in tables.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{above}{key}.")
+            yield from flat(value, f"{above}{key}.")
         else:
             yield f"{above}{key}", value
