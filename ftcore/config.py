@@ -239,7 +239,6 @@ class PpoConfig(Section):
     entropy_coef: NotNegative = 0.0  # factor of the entropy, which is rewarded
     critic_warmup: Natural = 0  # first iterations, in which the values alone are trained
     loss_over: Literal["tokens", "answers"] = "tokens"  # what weighs the same in the loss
-    best_of: Natural = 8  # answers of the start, the best of which is told beside; 0: not told
 
 class RewardConfig(Section):
     """The score of an answer, learned from pairs."""

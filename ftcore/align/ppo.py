@@ -81,15 +81,12 @@ class PpoLoop(Loop):
         """As `Loop.train`, after the start was judged, which all that follows is compared with."""
         trained = [tensor_sha256(param) for param in self.reference.parameters()]
         print(f"\nreference: the start, sha256 {sha256(repr(trained).encode()).hexdigest()[:16]}")
-        file, actor, count = self.run.path / START, self.actor, self.config.ppo.best_of
+        file, actor = self.run.path / START, self.actor
         if actor.judges and not file.is_file():
-            scores = actor.likeliest(actor.judges).tolist()
-            several = actor.best_of(actor.judges, count) if count else {}
-            self.run.dump(START, {"scores": scores, "greedy": np.mean(scores), **several})
+            self.run.dump(START, {"scores": actor.likeliest(actor.judges).tolist()})
         if actor.judges:
-            start = json.loads(file.read_bytes())
-            self.start = np.array(start.pop("scores"))
-            print("the start on dev prompts:", *(f"{name} {x:g}" for name, x in start.items()))
+            self.start = np.array(json.loads(file.read_bytes())["scores"])
+            print(f"the start on dev prompts: reward {self.start.mean():g}")
         return super().train()
 
     def restore_best(self) -> None:

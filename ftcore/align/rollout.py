@@ -28,7 +28,7 @@ from ftcore.files import write_file
 from ftcore.model.heads import Model
 
 PAGE, SHOWN = "rollouts.html", 16  # episodes on the page
-DRAWN, BEST, ORDER = 11, 12, 13  # what random numbers are for
+DRAWN, ORDER = 11, 13  # what random numbers are for
 
 class Prompt(NamedTuple):
     """A chat whose last answer is to be given anew."""
@@ -134,20 +134,10 @@ class Actor:
         return {name: float(np.mean(values)) for name, values in told.items()}
 
     def likeliest(self, prompts: Sequence[Prompt]) -> np.ndarray:
-        """Scores of the greedy answers."""
+        """Scores of the greedy answers; one that has none gets the lowest of the others. Raises
+        TrainingError: none has one."""
         ids, most = [prompt.ids for prompt in prompts], self.config.rollout.max_new_tokens
-        return self._scores(prompts, greedy(self.model, self.tokenizer, ids, most))
-
-    def best_of(self, prompts: Sequence[Prompt], count: int) -> dict[str, float]:
-        """Rejection sampling: the mean score of the best of so many answers, and of one."""
-        asked = [prompt for prompt in prompts for _ in range(count)]
-        answers = self.drawn(asked, derived(self.config.env.seed, BEST, count))
-        texts = [spoken(ids, self.tokenizer) for ids in answers]
-        scores_BS = self._scores(asked, texts).reshape(-1, count)
-        return {"best_of": count, "best": scores_BS.max(1).mean(), "one": scores_BS[:, 0].mean()}
-
-    def _scores(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> np.ndarray:
-        """An answer that has none gets the lowest of the others. TrainingError: none has one."""
+        answers = greedy(self.model, self.tokenizer, ids, most)
         scores, _ = self.rewards([prompt.chat for prompt in prompts], answers)
         if np.isnan(scores).all():
             raise TrainingError("no answer to a dev prompt has a score: mend the rewards")
