@@ -196,7 +196,6 @@ class EvalConfig(Section):
     """How the model is judged."""
     max_new_tokens: Count = 64  # longest generated answer, tokens
     intent_field: str = ""  # field of JSON answers scored as a class; empty: plain text
-    samples: Natural = 3  # answers shown at the end
 
 class RewardsConfig(Section):
     """What an answer is worth."""

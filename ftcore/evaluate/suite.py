@@ -95,15 +95,6 @@ class Results:
             told.append(f"{shown}\n{len(kept)} of {len(judged.row_ids)} rows are left")
         return "\n\n".join(told)
 
-    def samples(self, count: int) -> str:
-        """Some answers, evenly spaced over the splits; empty where nothing was generated."""
-        answers = [row for row in self.predictions if "prompt" in row]
-        chosen = [answers[i * len(answers) // count] for i in range(min(count, len(answers)))]
-        return "".join(
-            f"\n> {row['prompt']}\n{row['predicted']}\n"
-            + ("" if row["exact_match"] else f"  (expected: {row['target']})\n")
-            for row in chosen)
-
 @dataclass(frozen=True)
 class Suite:
     """The evaluation of one run."""
