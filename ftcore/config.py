@@ -199,12 +199,10 @@ class EvalConfig(Section):
 
 class RewardsConfig(Section):
     """What an answer is worth."""
-    # match, command:FIELD, model:RUN, label:RUN:NAME, python:FILE.py:NAME or program:COMMAND; see
-    # ftcore/align/rewards.py
+    # match, command:FIELD, model:RUN, label:RUN:NAME, python:FILE.py:NAME: ftcore/align/rewards.py
     sources: tuple[str, ...] = ()
     weights: tuple[Finite, ...] = ()  # factor of each source; none: 1 each
     timeout_s: Positive = 30.0  # seconds that a source has for the answers of an iteration
-    memory_mib: Count = 1024  # MiB that a program may take
     on_error: Literal["stop", "skip"] = "stop"  # of a source; skip: such answers are left out
     missing_end: NotNegative = 0.0  # taken off where the limit cut the answer
     per_token: NotNegative = 0.0  # taken off for each token of the answer

@@ -7,27 +7,19 @@
                            answer as text, through its own tokenizer
     label:RUN:NAME         log-odds of a class of the answer, by a classifier (train.py classify)
     python:FILE.py:NAME    NAME(rows), a function that returns a number for each row
-    program:COMMAND        reads the rows as JSON, one a line, and writes a number a line
 
 A row is {"messages": [{"role", "content"}, ...], "answer": ..., "target": the expected answer}.
-Programs run with limits on time and memory; a function has that on time alone. A source that
-fails, or says anything but finite numbers, ends the run, or its answers are left out and counted.
+A source has a limit on time. One that fails, or says anything but finite numbers, ends the run, or
+its answers are left out and counted.
 """
 
 import importlib.util
-import json
-import os
-import resource
-import shlex
-import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -199,36 +191,5 @@ def python(rest: str, config: RewardsConfig) -> Source:
     spec.loader.exec_module(module)
     return getattr(module, name)
 
-def program(line: str, config: RewardsConfig) -> Source:
-    words, most = shlex.split(line), config.memory_mib * 2**20
-    if not words or not shutil.which(words[0]):
-        raise ConfigError("there is no such program")
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_AS, (most, most))
-        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
-
-    def scores(rows: Rows) -> list[float]:
-        with TemporaryFile() as asked, TemporaryFile() as said, TemporaryFile() as told:
-            asked.write("".join(json.dumps(row) + "\n" for row in rows).encode())
-            asked.seek(0)
-            files = {"stdin": asked, "stdout": said, "stderr": told}
-            child = subprocess.Popen(words, **files, preexec_fn=limit, start_new_session=True)
-            try:
-                status = child.wait()
-            finally:  # it and all that it has started
-                with suppress(ProcessLookupError):
-                    os.killpg(child.pid, signal.SIGKILL)
-            said.seek(0)
-            if status:
-                told.seek(0)
-                why = told.read().decode(errors="replace").strip()[-400:]
-                raise ValueError(f"exit status {status}: {why}")
-            return [json.loads(number) for number in said.read().splitlines() if number.strip()]
-
-    return scores
-
 KINDS: dict[str, Callable[[str, RewardsConfig], Source]] = {
-    "match": match, "command": command, "model": model, "label": label, "python": python,
-    "program": program,
-}  # fmt: skip
+    "match": match, "command": command, "model": model, "label": label, "python": python}
