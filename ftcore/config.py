@@ -199,7 +199,7 @@ class EvalConfig(Section):
 
 class RewardsConfig(Section):
     """What an answer is worth."""
-    # match, command:FIELD, model:RUN, label:RUN:NAME, python:FILE.py:NAME: ftcore/align/rewards.py
+    # match, command:FIELD, model:RUN or python:FILE.py:NAME: see ftcore/align/rewards.py
     sources: tuple[str, ...] = ()
     weights: tuple[Finite, ...] = ()  # factor of each source; none: 1 each
     timeout_s: Positive = 30.0  # seconds that a source has for the answers of an iteration

@@ -36,7 +36,6 @@ from torch import Tensor
 
 from ftcore.align import advantage
 from ftcore.align.objective import Control, Seen, divergences, policy_loss, seen, value_loss
-from ftcore.align.rewards import is_model
 from ftcore.align.rollout import ORDER, Actor, Episode
 from ftcore.config import PpoRun, Run
 from ftcore.data.pack import Batch, StepRows, split
@@ -145,7 +144,7 @@ class PpoLoop(Loop):
         """A model must score an answer among others as it does alone."""
         tokens_M = episode.document.tokens_T[-episode.length :]
         _, alone = self.actor.rewards([episode.chat], [spoken(tokens_M, self.actor.tokenizer)])
-        for name in filter(is_model, alone):
+        for name in (name for name in alone if name.startswith("model:")):
             both = alone[name][0], episode.parts[name]
             assert math.isclose(*both, rel_tol=1e-4, abs_tol=1e-4), f"{name} says {both} of one"
 

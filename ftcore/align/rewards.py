@@ -5,7 +5,6 @@
                            object, its FIELD (the intent) is right, F1 of its slots, all is right
     model:RUN              the score of a reward model (train.py reward), which reads prompt and
                            answer as text, through its own tokenizer
-    label:RUN:NAME         log-odds of a class of the answer, by a classifier (train.py classify)
     python:FILE.py:NAME    NAME(rows), a function that returns a number for each row
 
 A row is {"messages": [{"role", "content"}, ...], "answer": ..., "target": the expected answer}.
@@ -35,7 +34,7 @@ from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import ConfigError, TrainingError
 from ftcore.evaluate import text
 from ftcore.evaluate.evaluator import all_logits
-from ftcore.tune.adapter import load_artifact, read_labels
+from ftcore.tune.adapter import load_artifact
 
 Rows = Sequence[Mapping[str, Any]]
 Source = Callable[[Rows], Sequence[float]]
@@ -115,10 +114,6 @@ def opened(name: str, config: RewardsConfig) -> Source:
     except Exception as error:  # whatever a file of the user's raises when it is read
         raise ConfigError(f"reward.sources: {name}: {error}") from error
 
-def is_model(name: str) -> bool:
-    """Whether a word of `reward.sources` names a model."""
-    return name.startswith(("model:", "label:"))
-
 def match(rest: str, config: RewardsConfig) -> Source:
     return lambda rows: [text.exact_match(row["target"], row["answer"]) for row in rows]
 
@@ -132,54 +127,26 @@ def command(field: str, config: RewardsConfig) -> Source:
     return lambda rows: map(score, rows)
 
 def model(run: str, config: RewardsConfig) -> Source:
-    logits_of = judged_by(run, "reward")
-    return lambda rows: logits_of(rows)[:, 0].tolist()
-
-def label(rest: str, config: RewardsConfig) -> Source:
-    run, _, name = rest.rpartition(":")
-    if not run:
-        raise ConfigError("write label:RUN:NAME")
-    logits_of, labels = judged_by(run, "classify"), read_labels(Path(run)) or ()
-    if name not in labels:
-        raise ConfigError(f"{run} has no label {name!r}; its labels are {', '.join(labels)}")
-    mine = labels.index(name)
-    others = [number for number in range(len(labels)) if number != mine]
+    """By the code that judges the test rows of the run."""
+    asked = parse(["--resume", run])
+    if asked.task != "reward":
+        raise ConfigError(f"is a run of the task {asked.task}, not reward")
+    base, kind = asked.config.model.path, TASKS["reward"]
+    loaded = load_artifact(Path(run), base=base, kind=kind, dtype=torch.float32)
+    tokenizer, judge = Tokenizer.load(loaded.folder), loaded.model.eval().requires_grad_(False)
+    limits = {"max_tokens": asked.config.loop.micro_batch_tokens, "device": judge.device}
 
     def scores(rows: Rows) -> list[float]:
-        logits_BK = logits_of(rows)
-        return (logits_BK[:, mine] - logits_BK[:, others].logsumexp(-1)).tolist()
+        last = ({"role": "assistant", "content": row["answer"]} for row in rows)
+        turns = ((*row["messages"], answer) for row, answer in zip(rows, last, strict=True))
+        read, _ = sides([Chat(str(n), each) for n, each in enumerate(turns)], tokenizer)
+        documents = [Encoded(n, ids_T, 0, 1.0, types_T) for n, (ids_T, types_T, _) in read.items()]
+        with torch.inference_mode():
+            score_B = all_logits(judge, documents, **limits)[:, 0].tolist()
+        told, least = dict(zip(read, score_B, strict=True)), min(score_B)
+        return [told.get(str(n), least) for n in range(len(rows))]  # the least: it holds nothing
 
     return scores
-
-def judged_by(run: str, task: str) -> Callable[[Rows], torch.Tensor]:
-    """logits_BK of a finished run's model, by the code that judges its test rows."""
-    asked = parse(["--resume", run])
-    if asked.task != task:
-        raise ConfigError(f"is a run of the task {asked.task}, not {task}")
-    config, kind = asked.config, TASKS[task]
-    if config.problem == "multi_label_classification":
-        raise ConfigError("gives several labels a row: name a classifier of one")
-    loaded = load_artifact(Path(run), base=config.model.path, kind=kind, dtype=torch.float32)
-    tokenizer, judge = Tokenizer.load(loaded.folder), loaded.model.eval().requires_grad_(False)
-    limits = {"max_tokens": config.loop.micro_batch_tokens, "device": judge.device}
-
-    def logits_of(rows: Rows) -> torch.Tensor:
-        if task == "reward":
-            last = ({"role": "assistant", "content": row["answer"]} for row in rows)
-            turns = ((*row["messages"], answer) for row, answer in zip(rows, last, strict=True))
-            read, _ = sides([Chat(str(n), each) for n, each in enumerate(turns)], tokenizer)
-            found = {int(n): Encoded(n, ids_T, 0, 1.0, types_T)
-                     for n, (ids_T, types_T, _) in read.items()}
-        else:
-            texts = tokenizer.encode_batch(row["answer"] for row in rows)
-            found = {n: Encoded("", text.ids_T, 0) for n, text in enumerate(texts)}
-        with torch.inference_mode():
-            logits_BK = all_logits(judge, [*found.values()], **limits)
-        told_BK = logits_BK.min(0).values.repeat(len(rows), 1)  # of answers that hold nothing
-        told_BK[[*found]] = logits_BK
-        return told_BK
-
-    return logits_of
 
 def python(rest: str, config: RewardsConfig) -> Source:
     file, _, name = rest.rpartition(":")
@@ -192,4 +159,4 @@ def python(rest: str, config: RewardsConfig) -> Source:
     return getattr(module, name)
 
 KINDS: dict[str, Callable[[str, RewardsConfig], Source]] = {
-    "match": match, "command": command, "model": model, "label": label, "python": python}
+    "match": match, "command": command, "model": model, "python": python}

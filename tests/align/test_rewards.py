@@ -152,7 +152,7 @@ def test_no_source_is_refused() -> None:
 
 @pytest.mark.parametrize("name", ["macth", "", "Match", ":match"])
 def test_an_unknown_kind_is_refused(name: str) -> None:
-    kinds = "match, command, model, label, python"
+    kinds = "match, command, model, python"
     assert refusal(name) == f"reward.sources: {name!r} is none of {kinds}"
 
 @pytest.mark.parametrize("weights", [(1.0,), (1.0, 2.0, 3.0)])
@@ -178,7 +178,7 @@ FILES = {
     "does not parse": ("python:{0}/bad.py:f", "invalid syntax"),
     "lacks a module": ("python:{0}/lacks.py:f", "No module named 'no_such_module'"),
     "raises": ("python:{0}/raises.py:f", "division by zero"),
-    "no run": ("label:{0}/none:warm", "has no config.toml"),
+    "no run": ("model:{0}/none", "has no config.toml"),
 }
 
 @pytest.mark.parametrize(("name", "why"), FILES.values(), ids=FILES)

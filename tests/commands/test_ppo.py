@@ -9,11 +9,7 @@ from typing import Any
 
 import pytest
 
-from ftcore.align.rewards import Rewards
-from ftcore.config import RewardsConfig
 from ftcore.data.__main__ import main as data
-from ftcore.data.columns import Chat
-from ftcore.errors import ConfigError
 from tests.commands.conftest import EXACT, SCRIPTS
 
 Run = Callable[..., tuple[dict[str, Any], str]]
@@ -230,27 +226,3 @@ def test_a_reward_that_never_answers_may_be_skipped_until_none_is_left(
     assert SCRIPTS["train"].main(words) == 2
     said = capsys.readouterr().err
     assert "error: no answer of this iteration has a score: mend the rewards" in said
-
-# ---- a classifier as a reward --------------------------------------------------------------------
-
-def test_a_label_is_worth_its_log_odds(classify: list[str], run: Run) -> None:
-    """Those that the classifier itself says of the text, whatever else is in the batch."""
-    run("train", *classify, "--peft.method", "lora")
-    texts = ["the red lamp", "it is blue", "navy", "a shiny orange garden number 7"]
-    lines = (f"r{i}\t{text}\twarm\n" for i, text in enumerate(texts))
-    Path("asked.tsv").write_text("".join(["id\ttext\tlabel\n", *lines]))
-    run("eval", "runs/run", "--data.test", "asked.tsv")
-    said = Path("runs/run/eval-predictions.jsonl").read_text("utf-8").splitlines()
-    shares = [json.loads(line)["probabilities"] for line in said]
-    asked = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
-
-    def worth(name: str, answers: list[str]) -> list[float]:
-        rewards = Rewards(RewardsConfig(sources=(f"label:runs/run:{name}",)))
-        return rewards([Chat("c", asked)] * len(answers), answers)[0].tolist()
-
-    scores = worth("warm", texts)
-    assert scores == pytest.approx([math.log(warm / cold) for cold, warm in shares], abs=1e-4)
-    assert worth("cold", texts) == pytest.approx([-score for score in scores], abs=1e-5)
-    assert worth("warm", texts[1:2]) == pytest.approx(scores[1:2], abs=1e-5)
-    with pytest.raises(ConfigError, match="run has no label 'hot'; its labels are cold, warm"):
-        worth("hot", texts)
