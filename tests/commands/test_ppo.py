@@ -9,7 +9,11 @@ from typing import Any
 
 import pytest
 
+from ftcore.align.rewards import Rewards
+from ftcore.config import RewardsConfig
 from ftcore.data.__main__ import main as data
+from ftcore.data.columns import Chat
+from ftcore.errors import ConfigError
 from tests.commands.conftest import EXACT, SCRIPTS
 
 Run = Callable[..., tuple[dict[str, Any], str]]
@@ -226,3 +230,22 @@ def test_a_reward_that_never_answers_may_be_skipped_until_none_is_left(
     assert SCRIPTS["train"].main(words) == 2
     said = capsys.readouterr().err
     assert "error: no answer of this iteration has a score: mend the rewards" in said
+
+# ---- a reward model as a reward ------------------------------------------------------------------
+
+def test_a_reward_model_says_of_answers_what_it_says_of_pairs(
+    reward: list[str], files: dict[str, str], run: Run
+) -> None:
+    run("train", *reward)
+    said = Path("runs/run/predictions.jsonl").read_text("utf-8").splitlines()
+    pairs = [json.loads(line) for line in Path(files["pairs_test"]).read_text("utf-8").splitlines()]
+    chats = [Chat("c", (*pair["prompt"], *pair["chosen"])) for pair in pairs]
+    rewards = Rewards(RewardsConfig(sources=("model:runs/run",)))
+    chosen, rejected = (rewards(chats, [pair[side][0]["content"] for pair in pairs])[0]
+                        for side in ("chosen", "rejected"))  # fmt: skip
+    gaps = [json.loads(line)["gap"] for line in said]
+    assert chosen - rejected == pytest.approx(gaps, abs=1e-6) and len(set(gaps)) > 1
+    alone, _ = rewards(chats[:1], [pairs[0]["chosen"][0]["content"]])
+    assert alone == pytest.approx(chosen[:1], abs=1e-5)
+    with pytest.raises(ConfigError, match="model:runs/other: --resume runs/other: has no config"):
+        Rewards(RewardsConfig(sources=("model:runs/other",)))
