@@ -52,7 +52,6 @@ class FilesConfig(Section):
     test: tuple[str, ...] = ()  # files evaluated once, after training
     format: Format = "auto"  # auto: by suffix; labelled: lines of a label, a blank and the text
     columns: tuple[str, ...] = ()  # column names, for files without a header line
-    encoding: str = ""  # of text files that are not UTF-8, such as latin-1; empty: they are damaged
     on_bad: Literal["stop", "skip"] = "stop"  # what a damaged record does; skipped ones are kept
     holdout: Natural = 0  # training rows held out as dev rows when no dev file is given
     group: str = ""  # column whose value keeps rows together when some are held out

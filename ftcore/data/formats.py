@@ -19,7 +19,6 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple, get_args
 
@@ -48,9 +47,8 @@ class Rejected:
     step: str = "encode"
     detail: str = ""  # its own: which other row, what text
 
-def decoded(content: bytes, where: str, encoding: str = "") -> str:
-    """UTF-8 text, without its byte-order mark, or else text in `encoding`; without one other bytes
-    are lone surrogates (`checked`)."""
+def decoded(content: bytes, where: str) -> str:
+    """UTF-8 text, without its byte-order mark; other bytes are lone surrogates (`checked`)."""
     for name in ("utf-32", "utf-16"):
         if content.startswith(tuple("\ufeff".encode(name + end) for end in ("-le", "-be"))):
             raise DataError(f"{where}: text in {name}, not UTF-8; use iconv -f {name} -t utf-8")
@@ -58,14 +56,7 @@ def decoded(content: bytes, where: str, encoding: str = "") -> str:
         line = content.count(b"\n", 0, place) + 1
         what = "binary, compressed (then its name must end in .gz) or text in utf-16"
         raise DataError(f"{where}:{line}: NUL bytes: the file is {what}; convert it to UTF-8")
-    if not encoding:
-        return content.decode("utf-8-sig", "surrogateescape")
-    try:
-        with suppress(UnicodeDecodeError):
-            return content.decode("utf-8-sig")
-        return content.decode(encoding)
-    except (UnicodeDecodeError, LookupError) as error:
-        raise DataError(f"{where}: not UTF-8, and not {encoding}: {error}") from error
+    return content.decode("utf-8-sig", "surrogateescape")
 
 def checked(records: Iterable[Record], file: str) -> Iterator[Record]:
     """The records, of which those with bytes that are not UTF-8 are damaged."""

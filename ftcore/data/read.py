@@ -70,8 +70,8 @@ def _collect(config: DataConfig, paths: Sequence[str], split: str, notes: Notes)
         found = builtin.preference_pairs(found) if isinstance(config, PairsDataConfig) else found
         rows = [Row(d["id"], where, number, d) for number, d in enumerate(found, start=1)]
     else:
-        asked = {name: getattr(config, name) for name in ("format", "columns", "encoding")}
         skipped = damaged if config.on_bad == "skip" else None
+        asked = {"format": config.format, "columns": config.columns}
         rows = read_rows(paths, **asked, damaged=skipped, sources=sources)
     make = pairs if isinstance(config, PairsDataConfig) else examples
     kept, rejected = make(rows, config)
@@ -81,14 +81,13 @@ def _collect(config: DataConfig, paths: Sequence[str], split: str, notes: Notes)
     return Rows(kept, damaged + rejected, len(rows) + len(damaged), groups)
 
 def read_rows(paths: Sequence[str | Path], *, format: Format = "auto", columns: Sequence[str] = (),
-              encoding: str = "", damaged: list[Rejected] | None = None,
+              damaged: list[Rejected] | None = None,
               sources: dict[str, dict[str, Any]] | None = None) -> list[Row]:
     """Rows of several files, in order.
 
     paths     files; a pattern with *, ? or [ stands for those that match, sorted
     format    auto: by each file's suffix
     columns   names of the cells, for records that are lists and tables without a header line
-    encoding  of text files that are not UTF-8, such as latin-1; empty: they are damaged
     damaged   takes damaged records, bad bytes in them as \\xNN; None: they are errors
     sources   takes of each file, as its rows name it, "rows", "format" and what told it, and the
               three "first rows"
@@ -99,7 +98,7 @@ def read_rows(paths: Sequence[str | Path], *, format: Format = "auto", columns: 
         file, before, lost = str(path), len(rows), ""
         content = _content(path)
         chosen = _format(path) if format == "auto" else format
-        text = formats.decoded(content, file, encoding)
+        text = formats.decoded(content, file)
         records = formats.checked(READERS[chosen](text, file), file)
         if chosen in ("tsv", "csv") or columns:
             records = _named(records, file, columns)

@@ -149,14 +149,3 @@ def test_real_dirt_is_an_error_or_skipped(data_dir: Path):
     kept = read_rows([data_dir / "stsb" / "sts-train.tsv"], damaged=damaged)
     assert (len(kept), len(damaged)) == (5749 - 1 - 197, 197)
     assert all("9 cells, 7 stand in the first line" in bad.detail for bad in damaged)
-
-def test_other_encodings_are_read_where_they_are_named(write):
-    text = "x\tcaf\xe9\n"
-    files = [write(f"{n}.tsv", text.encode(n)) for n in ("latin-1", "utf-8-sig", "utf-8")]
-    options = {"columns": ("a", "b"), "format": "tsv"}
-    rows = read_rows(files, **options, encoding="latin-1")
-    assert [row.fields["b"] for row in rows] == ["caf\xe9"] * 3
-    with pytest.raises(DataError, match=r"latin-1.tsv: not UTF-8, and not ascii: .*0xe9"):
-        read_rows(files, **options, encoding="ascii")
-    with pytest.raises(DataError, match="not latin-0: unknown encoding"):
-        read_rows(files, **options, encoding="latin-0")
