@@ -11,19 +11,14 @@ No request is in two of the five splits, even if case, spaces and marks are disr
     test_combinations  new combinations of a core and clauses that train has
     test_wording       new wording
 
-A row is a dict:
+A row is a dict; tests/bench/chat makes the rows, and writes every form of them as jsonl:
 
-    id, intent   e.g. train-0042, and the answer's intent; `slots`: the answer's values by name, in
-                 the intent's order, copied as they stand in the request
+    id, intent   e.g. train-0042, and the answer's intent; `slots`: its values by name
     messages     request and answer, [{"role": "user", "content": ...}, {"role": "assistant", ...}]
     phrasing     the request without its values; `combination`: its core and clauses (parts of it)
-    typo         whether a word of the request is misspelt
+    typo         whether a word of the request is misspelt, never one of a slot
     fault        None, or what was planted: {"kind": ...} and its form, its truth or the twin's id
     rejected     of a row without a fault, a wrong answer; `corruption`: what is wrong with it
-
-Typos and odd characters spare the slot values, except for accents taken apart from their letters,
-which NFC joins again. So every fault but a wrong label can be mended, or removed, by code.
-tests/bench/chat makes the rows, and writes every form of them as jsonl.
 """
 
 import gzip

@@ -1,11 +1,10 @@
 """Chats to text through the model's own template, where each message lies in it, what is learned.
 
 The text is rendered once, and only that rendering is ever tokenised. Positions are found by further
-renderings with a pair of private-use characters around each content: if taking them out gives back
-the text, they mark the contents exactly. They go around the whole content; where the template trims
-contents, inside of the white space on that side. A template that looks into contents (Qwen3 cuts
-<think> parts out of earlier turns) is asked once per message: what changes with that message alone?
-Templates run in jinja2's sandbox, with a limit on size and time, and what transformers gives them.
+renderings with a pair of private-use characters around each content (inside of white space that the
+template trims): if taking them out gives back the text, they mark the contents exactly. A template
+that looks into contents (Qwen3 cuts <think> parts out of earlier turns) is asked once per message:
+what changes with it? Templates run in jinja2's sandbox, with limits and what transformers gives.
 
 Answers are such spans, and become weights of tokens: of a document of T tokens labels[t] is token
 t + 1, and weights[t] how much predicting it counts. A token counts if it overlaps an answer, which
@@ -159,8 +158,7 @@ def _refuse(message: str) -> NoReturn:
 
 def encode_prompt(messages: Sequence[Message], tokenizer: Tokenizer) -> np.ndarray:
     """Ids (int32) of a chat that ends where the assistant is to answer: those that `encode` puts
-    before the answer, if that begins with a word. White space at the end is tokenised as if a
-    word followed, and left out where it joins that word."""
+    before an answer that begins with a word, which white space at the end may join."""
     require_plain(messages, tokenizer)
     text = render_text(messages, tokenizer, add_generation_prompt=True)
     if not text[-1:].isspace():

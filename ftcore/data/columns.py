@@ -113,7 +113,7 @@ def label_map(examples: Sequence[Text], *, are_tags: bool = False) -> tuple[str,
 def examples(rows: Sequence[Row], config: DataConfig) -> Mapped:
     """What the columns named in `config` make of the rows, and those of which they make nothing.
     Among plain text, rows with `messages` are chats, and come last. DataError: a column is missing,
-    or a value is of another kind than the task's; ConfigError: an option is no pair of names."""
+    or a value of another kind than the task's."""
     if isinstance(config, configs.ChatDataConfig):
         if config.prompt:
             return mapped(rows, answered, config, *config.prompt, config.answer)
@@ -214,8 +214,7 @@ def conversation(row: Row, config: configs.ChatDataConfig) -> Chat:
 
 def turns_of(row: Row, column: str, config: configs.ChatDataConfig) -> tuple[Message, ...]:
     """A list of turns, or a transcript, whose speakers `roles` names. A turn may also hold "train"
-    (bool; by default answers are trained on, nothing else) and "weight" (number, default 1); other
-    keys are ignored, but for those that change the text."""
+    (bool; default: of answers) and "weight" (default 1), but no key that changes its text."""
     roles = role_names(config.roles)
     turns = row.fields.get(column)
     if turns in (None, [], ""):

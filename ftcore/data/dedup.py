@@ -9,12 +9,11 @@ other must have fewer than 25. Candidates come from MinHash, and all are verifie
     signature   the least value that each of 128 hash functions takes on a text's shingles
     candidates  pairs with the same 8 values in a band, and 0.71 of all values equal; a signature
                 is cut into 16 bands of neighbours, and again into 16 of every 16th value
-    found       more than 0.99 of the pairs at J = 0.8 (0.95 by the first 16 bands), none below
+    found       more than 0.99 of the pairs at J = 0.8, none below
 
 In a bucket of a band a text meets the bucket's first text, and `WINDOW` neighbours on each side in
 the order of another band: many rows from one template cost time in proportion to their number.
-What is found depends on the texts alone: not on their order, nor on a random generator.
-numerics: J is exact but where two shingles agree in 64 bits: once in 2e19 pairs of shingles.
+What is found depends on the texts alone, not on their order.
 cost: about 0.4 us a word of prose; 768 bytes a text, all else in chunks that fit a core's cache.
 source: Broder 1997, "On the resemblance and containment of documents"; Bawa, Condie and Ganesan
 2005, "LSH Forest" (neighbours); Brown et al. 2020, arXiv:2005.14165, appendix C (13 words).
@@ -43,11 +42,9 @@ def folded(text: str) -> str:
 
 def duplicates(texts: Sequence[str], *, max_share: float = 0.01) -> list[tuple[int, int, float]]:
     """Rows to remove, in order, so that what is left is said once: (row, the one that stays for it,
-    their J).
-
-    Of equal texts the first row stays. Of texts that are alike the longest stays, of those equally
-    long the first by code points: in this order each text still there removes all that are like it.
-    So a removed row is like the one that stays for it, never only like a removed one.
+    their J). Of equal texts the first row stays. Of texts that are alike the longest stays, of
+    those equally long the first by code points: in this order each text still there removes all
+    that are like it, so a removed row is never only like a removed one.
     DataError: more than `max_share` of the different texts, and more than 20, would go for one."""
     forms = [folded(text) for text in texts]
     rows = _first_rows(forms)

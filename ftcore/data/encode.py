@@ -49,8 +49,8 @@ class Split:
 def encode(config: DataConfig, examples: Sequence[Example], tokenizer: Tokenizer,
            labels: Names = None) -> Split:
     """Examples of one split as documents; `labels` of what has classes. Among plain text the chats
-    come last, their answers alone supervised, and never cut; then no bits per byte are counted, as
-    not every byte is predicted. See `admit` for rows that are too long. DataError: none is left."""
+    come last, their answers alone supervised, and never cut; then not every byte is predicted, and
+    none is counted. See `admit` for rows that are too long. DataError: none is left."""
     split = Split()
     if isinstance(config, configs.MaskedDataConfig):
         _pieces(split, examples, tokenizer, config)
@@ -130,8 +130,7 @@ def _chats(split: Split, chats: Sequence[Chat], tokenizer: Tokenizer,
 
 def _labelled(split: Split, examples: Sequence[Text], tokenizer: Tokenizer, config: DataConfig,
               labels: Labels) -> None:
-    """Labelled texts and pairs: a label is the class index, which of the classes a text has, or its
-    score. Of pairs the longer text is cut, special tokens stay. DataError: a label is unknown."""
+    """Labelled texts and pairs; of pairs the longer text is cut. DataError: a label is unknown."""
     if config.over_length == "split":
         what = "a label is of a whole text, and parts of it would be judged as if they were texts"
         raise ConfigError(f"data.over_length = split: {what}: choose cut_left, cut_right or drop")
@@ -157,9 +156,9 @@ def _labelled(split: Split, examples: Sequence[Text], tokenizer: Tokenizer, conf
 
 def _tagged(split: Split, examples: Sequence[Text], tokenizer: Tokenizer, config: DataConfig,
             labels: Labels) -> None:
-    """Sentences, the first token of each word supervised: labels[t] is the tag of token t itself.
-    Words are joined by blanks and read like any text. One without a token of its own, or cut off,
-    stays in its sentence, predicted as "O". The documents of a split sentence have its row id."""
+    """Sentences, words joined by blanks, the first token of each supervised: labels[t] is the tag
+    of token t itself. A word without a token of its own, or cut off, stays in its sentence, as "O".
+    The documents of a split sentence have its row id."""
     encodings = tokenizer.encode_batch([" ".join(source.texts) for source in examples])
     for source, encoding in zip(examples, encodings, strict=True):
         places_W = first_tokens(source.texts, encoding)
@@ -248,12 +247,9 @@ def admit(split: Split, source: Example, document: Encoded,
 
 @dataclass(frozen=True)
 class Masking:
-    """Masked-language modelling: what a step makes of a document, by (seed, step, row id) alone.
-
-    Of a piece's own tokens, not the special ones, a share is to be predicted, at least one. Most of
-    these become the mask token, some a random one, and the rest stay: later texts hold no masks.
-    source: Devlin et al. 2019, arXiv:1810.04805, section 3.1
-    """
+    """Masked-language modelling: what a step makes of a document, by (seed, step, row id) alone: a
+    share of its own tokens, at least one, is to be predicted. Most of these become the mask token,
+    some a random one, the rest stay. source: Devlin et al. 2019, arXiv:1810.04805, section 3.1"""
     mask_id: int  # what stands for a hidden token
     ordinary: np.ndarray  # ids (int32) that may stand there instead
     seed: int

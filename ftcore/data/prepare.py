@@ -36,8 +36,7 @@ def prepared(config: DataConfig, tokenizer: Tokenizer, *, seed: int,
              labels: Names = None) -> tuple[Prepared, str]:
     """What `prepare` makes, from the cache or into it; and a line that says which. A process that
     wants what another is making waits for it. A cache whose hashes do not agree is made anew.
-    Raises as `prepare`; CheckpointError: it cannot be written, and nothing is left of it. Finding
-    it costs the hashes of the data files and of the cache, some 0.6 s a GB."""
+    Raises as `prepare`; CheckpointError: it cannot be written. Hashes cost some 0.6 s a GB."""
     wanted = {"seed": seed, "labels": labels}
     name, why = store.key(config, tokenizer, **wanted), ""
     gc.disable()  # cost: Python's search for cycles would walk all rows again and again
@@ -187,8 +186,7 @@ def balance(config: DataConfig, train: Rows, seed: int, notes: Notes) -> None:
 def balanced(examples: Sequence[Text], method: str, cap: float, seed: int) -> list[Text]:
     """Examples of one label each, their classes balanced.
 
-    weights   an example of a class weighs in inverse proportion to the class, at most `cap`, and
-              the mean over all rows is 1 where the cap does not bite
+    weights   an example of a class weighs in inverse proportion to the class, at most `cap`
     over      rows are repeated, at most `cap` times in all, up to the size of the largest class
     under     no class keeps more than `cap` times the rows of the smallest
     """

@@ -2,9 +2,8 @@
 
 Files have the formats of formats.py, each also as .gz. Text is UTF-8; a byte-order mark is dropped.
 tsv and csv take names of columns from their first line, unless they are given: then the file has no
-such line, and records with more cells than names keep the surplus under "_extra". Blank lines hold
-no record. A damaged record is a DataError, or left out and kept in the report; a damaged file, or
-csv whose quotes do not match, is an error.
+such line, and records with more cells than names keep the surplus under "_extra". A damaged record
+is a DataError, or left out and kept in the report; a damaged file is an error.
 """
 
 import glob
@@ -50,8 +49,7 @@ def collect(config: DataConfig, notes: Notes) -> dict[str, Rows]:
     return {name: _collect(config, paths, name, notes) for name, paths in named if paths}
 
 def _tests(paths: Sequence[str]) -> Iterator[tuple[str, tuple[str]]]:
-    """Name and path of each test split: the file's name without endings, or its path if that is
-    taken or a pattern; the built-in data set has three."""
+    """Name and path of each test split: the file's name without endings, or else its path."""
     stems = [path if glob.has_magic(path) else Path(path).name.split(".")[0] for path in paths]
     taken = [*stems, "train", "dev", *BUILTIN_TESTS]
     for stem, path in zip(stems, paths, strict=True):

@@ -4,7 +4,6 @@
     CACHE/lock
     CACHE/KEY/  manifest.json  prepared.json  0/*.npy 1/*.npy ... (documents of `Prepared.splits`)
 
-`rejected.jsonl` names every row that was left out, cut or lost a word, and why; the rest is counts.
 KEY is a hash of the contents and names of the data files, the options of the data, the tokenizer's
 files, the seed, the labels, the code that prepares and the libraries it calls. Documents are mapped
 into memory, so that more of them than it holds can train. A cache may be deleted at any time.
@@ -103,8 +102,7 @@ def losses(split: Split) -> list[tuple[str, list[Rejected]]]:
     return [("left out", split.rejected), ("cut", split.cut), ("without token", split.untold)]
 
 def funnel(split: Split, moved: int) -> list[dict[str, Any]]:
-    """For each step the rows that came in and went on, what left and why, with an example each;
-    `moved` rows are held out of this split and make another."""
+    """For each step the rows in and out, what left and why; `moved` rows make another split."""
     steps, rows = [], split.num_rows
     for step in STEPS:
         lost = [row for row in split.rejected if row.step == step]

@@ -1,8 +1,6 @@
 """Text to token ids and back, through the `tokenizers` library: one path for training and serving.
 
-A tokenizer folder holds tokenizer.json, and those of `SETTINGS` that the model has. The files are
-kept as they were read, so `save` writes the same bytes and `digest` identifies them.
-
+A folder holds tokenizer.json, and those of `SETTINGS` that the model has, kept as they were read.
 Nothing is ever cut or padded, whatever tokenizer.json says. Offsets count characters of the text,
 and every character belongs to some token: post-processors may not trim white space from offsets.
 """
@@ -40,11 +38,10 @@ class Encoding:
 class Tokenizer:
     """A vocabulary with its special tokens and chat template.
 
-    files           the files of a tokenizer folder, name -> bytes
-    where           folder named in error messages
+    files           the files of a tokenizer folder, name -> bytes; `where` it is
     vocab_size      one more than the largest id
     special         names of tokenizer_config.json -> token, as "eos_token" -> "</s>"
-    special_ids     ids of special tokens: never part of ordinary text
+    special_ids     never part of ordinary text
     bos_id, eos_id  None where the model has no such token
     end_of_text_id  what ends a document of plain text: <|endoftext|> or alike, else eos
     chat_template   jinja2 source, None where the model has none

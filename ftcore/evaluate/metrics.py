@@ -36,8 +36,7 @@ ByClass = list[dict[str, Any]]
 def confusions(target_B: np.ndarray, predicted_B: np.ndarray, num_classes: int) -> np.ndarray:
     """counts_KP of ids, row: target, column: prediction. One of OUTSIDE (-1: a generated answer
     that names no known class) is a false negative of its target and a false positive of no class:
-    it lowers accuracy, recall and F1, never a precision. scikit-learn says the same where such
-    predictions carry a label that is not scored."""
+    it lowers accuracy, recall and F1, never a precision."""
     P = num_classes + 1
     cells_B = target_B * P + predicted_B % P
     return np.bincount(cells_B, minlength=num_classes * P).reshape(num_classes, P)
@@ -54,9 +53,8 @@ def class_figures(counts_KP: np.ndarray) -> dict[str, float]:
     ..._macro       plain mean over the classes that occur, as target or as prediction
     ..._weighted    mean over the classes, weighted by support_k
     mcc             (c s - t.p) / sqrt((s^2 - p.p) (s^2 - t.t)) with c hits, s rows, t support, p
-                    predictions of the P columns; 0 where the root is 0, as with one class
-    kappa           (c s - t.p) / (s^2 - t.p), the accuracy beyond chance; 0 where 0/0: one class in
-                    all targets and predictions
+                    predictions of the P columns; 0/0 is 0
+    kappa           (c s - t.p) / (s^2 - t.p), the accuracy beyond chance; 0/0 is 0
     sources         Gorodkin 2004, Comput. Biol. Chem. 28, 367-374 (mcc of K classes); Cohen 1960,
                     Educ. Psychol. Meas. 20, 37-46 (kappa)
     """
@@ -90,9 +88,8 @@ def label_figures(target_BK: np.ndarray, predicted_BK: np.ndarray) -> dict[str, 
 
 def regression_metrics(target_B: np.ndarray, predicted_B: np.ndarray) -> dict[str, float]:
     """Correlations and errors of scores, float64: pearson of the values, spearman of their ranks,
-    equal values sharing the mean of theirs (NaN with a constant); mae and rmse, mean absolute and
-    root mean squared difference, in units of the score; r2, the share of the targets' variance
-    that is explained: 1 - squared errors / squared differences from their mean (NaN: constant)."""
+    equal values sharing the mean of theirs; mae and rmse, in units of the score; r2, 1 - squared
+    errors / squared differences of the targets from their mean. NaN: by a constant."""
     errors_B = predicted_B - target_B
     spread = np.square(target_B - target_B.mean()).sum() if np.ptp(target_B) else math.nan
     return {"pearson": _correlation(target_B, predicted_B),

@@ -9,8 +9,7 @@ is_parallel (GPT-NeoX)      h = h + attn(norm(h)) + mlp(norm(h));  out = norm(h)
 output_norms (Gemma)        h = h + norm(attn(norm(h)));  h = h + norm(mlp(norm(h)));  out = norm(h)
 
 A family (families/) turns a `config.json` into a `ModelSpec` and back; the rest reads that alone.
-Read bottom-up: Norm, Attention, Mlp, Block, Transformer. Sub-module names are those of the
-HF Llama layout; the families map other names onto them.
+Sub-module names are those of the HF Llama layout; the families map other names onto them.
 """
 
 from collections.abc import Callable, Sequence
@@ -211,9 +210,8 @@ class Block(nn.Module):
 class Transformer(Layer):
     """Embeddings, L blocks and the final norm: tokens in, hidden states out.
 
-    recompute   layers of which the backward pass computes what it needs again: kernels/recompute;
-                selective: every second one but the last, which saves 432 to 722 MiB for a second of
-                more time, where the MLPs of all layers would save 244 to 344 (measured)
+    recompute   layers of which the backward pass computes what it needs again (kernels/recompute);
+                selective: every second one but the last
     """
 
     def __init__(self, spec: ModelSpec) -> None:

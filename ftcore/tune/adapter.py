@@ -2,14 +2,13 @@
 format: peft and vLLM load ours, and we what peft saves.
 
     RUN/model/          config.json, model.safetensors, tokenizer files     full and partial
-    RUN/adapter/        peft's files; base model and tokenizer stay where they were     LoRA
     RUN/labels.json     class names, for classifiers
-
-    adapter_config.json         what is wrapped and how
-    adapter_model.safetensors   base_model.model.<HF module>.lora_A.weight (R, C), .lora_B.weight
-                                (O, R); fully trained modules as base_model.model.<HF parameter>
-    ftcore_adapter.json         hash of the base that the adapter was trained on, and the adapted
-                                parts of fused modules; peft ignores it
+    RUN/adapter/        LoRA; base model and tokenizer stay where they were
+      adapter_config.json        what is wrapped and how
+      adapter_model.safetensors  base_model.model.<HF module>.lora_A.weight (R, C), .lora_B.weight
+                                 (O, R); fully trained modules as base_model.model.<HF parameter>
+      ftcore_adapter.json        hash of the base that the adapter was trained on, and the adapted
+                                 parts of fused modules; peft ignores it
 
 Of modules that HF keeps as one and we keep apart, each part has factors of its own. HF's has
 
@@ -17,10 +16,7 @@ Of modules that HF keeps as one and we keep apart, each part has factors of its 
     B = B_i in the rows of part i and in the columns of A_i, zero elsewhere
 
 so B A is B_i A_i in the rows of part i: the same update, of rank k R (R of a part, C input width);
-alpha grows so that the scale stays. Back, a file of ours is cut along these blocks; in one of
-peft's all parts share one A, so each gets it with its rows of B.
-
-source  peft docs, "PEFT checkpoint format"; peft 0.21 utils/save_and_load.py
+alpha grows so that the scale stays. In a file of peft's all parts share one A.
 """
 
 import hashlib
@@ -102,11 +98,9 @@ def _names(found: Parts) -> tuple[str, ...]:
 
 def save_adapter(model: Model, folder: Path, *, family: Family, base_path: str, task_type: str,
                  name: str = lora.DEFAULT) -> None:
-    """Write an adapter's factors and every fully trained module; the folder appears whole or not.
-
-    `base_path` is the folder or hub id of the base model, for the reader to find it; `task_type`
-    peft's word for the head: "CAUSAL_LM", "SEQ_CLS", "FEATURE_EXTRACTION". Raises ModelError: as
-    `named_parts`; CheckpointError: the folder cannot be written."""
+    """Write an adapter's factors and every fully trained module. `base_path` is the folder or hub
+    id of the base model, for the reader to find it; `task_type` peft's word for the head. Raises
+    ModelError: as `named_parts`; CheckpointError: the folder cannot be written."""
     layers, extra = named_parts(model, family, name)
     num_heads, tensors = model.spec.num_heads, {}
     for module, parts in layers.items():

@@ -1,12 +1,10 @@
 """What is trained, by policies and patterns; at which rates; the table and the proof of it.
 
-rule            trains
-all             everything
-head            what sits on the transformer
 last:K          the last K of the model's `layers` and all that follows: final norm, pooler, head
 embeddings      token, position and segment matrices
 norms           modules with "norm" in their name
 biases          every bias (BitFit: Ben Zaken et al. 2021, arXiv:2106.10199)
+all, head       everything, what sits on the transformer
 anything else   a name or glob: `q_proj`, `trunk.layers.[0-3].*`, `*.mlp`; a module: all below it
 
 learning rate over that of the run, where L layers are counted from 0:

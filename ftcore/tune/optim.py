@@ -3,11 +3,10 @@
     m = b1 m + (1 - b1) g            v = b2 v + (1 - b2) g^2
     p = p (1 - lr wd) - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
 
-A trained tensor in a 16-bit dtype has an fp32 master, which alone is updated; the tensor is its
-rounded copy. Gradients of micro-batches and of processes are added in fp32, so accumulation loses
-nothing. A wider tensor is its own master, unless only some of its rows are trained. No weight decay
-on tensors of fewer than two axes (norms and biases); embedding rows that are never read stay as
-they are. Torch's fused kernel (5.6 times as fast as foreach on a CPU) equals these lines in tests.
+A trained tensor in a 16-bit dtype is the rounded copy of an fp32 master; a wider one is its own
+master, unless only some of its rows are trained. Gradients of micro-batches and processes are added
+in fp32. No weight decay on tensors of fewer than two axes (norms and biases); embedding rows that
+are never read stay as they are. Torch's fused kernel equals these lines in tests.
 
 The rate is a pure function of the step: linear warm-up, then one of these shapes.
 
@@ -17,8 +16,8 @@ The rate is a pure function of the step: linear warm-up, then one of these shape
     constant   lr
     wsd        lr, stable, then decay, over the last d steps lr (1 - (1 - m) (s - (S - d)) / d)
 
-s is the 0-based step, S the steps of the run, w those of the warm-up, d those of the decay, which
-never reaches into the warm-up; m the final share of the peak.
+s is the 0-based step, S the steps of the run, w those of the warm-up, d those of the decay; m the
+final share of the peak.
 
 source  Loshchilov and Hutter 2019, arXiv:1711.05101 (AdamW), 2017, arXiv:1608.03983 (cosine); Hu et
         al. 2024, arXiv:2404.06395 (wsd)
@@ -63,15 +62,14 @@ def label(kind: Kind) -> str:
 class AdamW:
     """The optimiser of one run, of the trained parameters by name.
 
-    config          its moments and weight decay
     rates           learning rate of a parameter over that of the run, where it is not 1
     rows            int64, ascending: rows of a matrix that alone have a state and a sparse gradient
     accumulates     a process may have several micro-batches a step; if not, gradients keep the
                     dtype of the parameters where all have one; those of `rows` are rounded to it
 
     Masters and moments (`flats`), 16-bit parameters and the gradients of each process are flat
-    tensors, which processes forked later share; the groups of `state` are views of these by name,
-    as is `grads` of this process's buffer. Parameters of one of the `kinds` lie side by side.
+    tensors, which processes forked later share; `state` and `grads` are views of these by name.
+    Parameters of one of the `kinds` lie side by side.
     """
 
     def __init__(self, named: Iterable[tuple[str, nn.Parameter]], config: OptimConfig, *,
@@ -122,7 +120,7 @@ class AdamW:
             param.data = self.flat_param[slice(*self.spans[name])].view(param.shape).copy_(param)
 
     def open_buffers(self, count: int) -> None:
-        """Gradients of so many processes, whose sum a step applies; this one has the first."""
+        """Gradients of so many processes; this one has the first."""
         self.buffers = [self._zeros(self.grad_dtype) for _ in range(count)]
         self.collect_in(0)
 

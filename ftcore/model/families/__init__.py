@@ -1,22 +1,5 @@
-"""Model families: one TOML file of tables for each HF `model_type`, beside this one.
-
-like            another family, whose tables stand where this file has none; of [trunk], [switches]
-                and [keys] each entry that this file lacks
-trunk_prefix    HF prefix of the trunk's tensors, with the dot: some checkpoints leave it out, so
-                either form is read, and the prefix is always written
-ignored         HF patterns that a checkpoint may hold and we do not need
-tagger          HF name of the token classifier, where it is not the other's
-transposed      HF patterns of matrices stored (inputs, outputs)
-fused_by_head   the rows of a fused matrix lie head by head, else part by part
-[architectures] task = HF class name
-[trunk] [head]  our name = HF's; {i} stands for the layer. Of several, the first is written. What
-                HF keeps in one matrix has its name several times, in the order of the rows
-[switches]      what the family decides of a spec
-[keys]          field of the spec = key of config.json, as [key, default], or [key] if optional, or
-                [key, default, true] where null is none
-[fixed]         keys of config.json that can have one value only; `unset` lists those that are null
-rules           what a table cannot say: functions from config.json to fields of the spec, with
-                their options. What they read is kept in config.json as it was read
+"""Model families: one TOML file of tables for each HF `model_type`, beside this one; what the
+tables mean stands in _common.toml.
 
 Rotary angles and windows are read as newer files write them (rope_parameters, with one entry per
 kind of layer where these differ; layer_types) and older ones (rope_theta, rope_scaling; a period).
