@@ -50,8 +50,7 @@ class Rewards:
             raise ConfigError(f"reward.sources names {', '.join(sorted(twice))} twice: weigh it")
         weights = config.weights or (1.0,) * len(config.sources)
         if len(weights) != len(config.sources):
-            what = f"reward.weights has {len(weights)} values"
-            raise ConfigError(f"{what}, reward.sources {len(config.sources)}: give one for each")
+            raise ConfigError(f"reward.weights = {config.weights}: must be one for each source")
         self.config = config
         self.weights = dict(zip(config.sources, weights, strict=True))
         self.sources = {name: opened(name, config) for name in config.sources}
@@ -81,9 +80,8 @@ class Rewards:
         except (Exception, Late, SystemExit) as error:  # whatever a function of the user's raises
             scores_B, why = np.full(len(rows), np.nan), f"{type(error).__name__}: {error}"
         if self.config.on_error == "stop" and (bad := np.flatnonzero(np.isnan(scores_B))).size:
-            said = f"reward {name}: {why}; the first of {bad.size} answers is"
-            mend = "mend it, or leave such answers out: --reward.on-error skip"
-            raise TrainingError(f"{said} {rows[bad[0]]['answer'][:200]!r}: {mend}")
+            said = f"the first of {bad.size} answers is {rows[bad[0]]['answer'][:200]!r}"
+            raise TrainingError(f"reward {name}: {why}; {said}: mend it, or --reward.on-error skip")
         return scores_B
 
 class Late(BaseException):

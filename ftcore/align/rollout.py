@@ -76,8 +76,7 @@ class Actor:
                     raise RowError(f"its prompt has {len(ids)} tokens, {most} leave room to answer")
             except RowError as error:
                 if self.config.data.over_length != "drop":
-                    mend = "leave such prompts out with --data.over-length drop"
-                    raise DataError(f"{place(chat)}: {error}; {mend}") from error
+                    raise DataError(f"{place(chat)}: {error}: --data.over-length drop") from error
                 left += 1
             else:
                 found.append(Prompt(chat, ids))

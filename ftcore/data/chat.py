@@ -67,8 +67,7 @@ def render_text(messages: Sequence[Message], tokenizer: Tokenizer, *,
                 add_generation_prompt: bool = False) -> str:
     """Text of a chat; `add_generation_prompt` ends it where the assistant is to answer."""
     if tokenizer.chat_template is None:
-        problem = f"{tokenizer.where}: the tokenizer has no chat template; put one into "
-        raise ModelError(f"{problem}chat_template.jinja, or start from a chat model")
+        raise ModelError(f"{tokenizer.where} has no chat template: put one in chat_template.jinja")
     write = _compiled(tokenizer.chat_template, tokenizer.where)
     variables = {**tokenizer.special,
                  "messages": [{"role": m["role"], "content": m["content"]} for m in messages],
@@ -227,5 +226,4 @@ def require_plain(messages: Sequence[Message], tokenizer: Tokenizer) -> None:
     """RowError if a content spells a special token, with which it could forge a turn."""
     for number, message in enumerate(messages, start=1):
         if (token := tokenizer.find_special(message["content"])) is not None:
-            what = f"message {number} holds the special token {token!r}, which would be read as the"
-            raise RowError(f"{what} template's own; remove it or write it differently")
+            raise RowError(f"message {number} holds the special token {token!r}: write it apart")

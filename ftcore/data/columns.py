@@ -92,11 +92,10 @@ def indices(labels: Labels, example: Text) -> list[int]:
     try:
         return [labels[name] for name in names_of(example)]
     except KeyError as error:
-        (name,), known = error.args, list(labels)
-        shown = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
-        what = f"{place(example)}: label {name!r} is not among the {len(known)} labels of the"
-        mend = f"{nearest(name, known)}; correct the row, or add training rows with this label"
-        raise DataError(f"{what} training data ({shown}){mend}") from None
+        (name,), hint = error.args, nearest(error.args[0], list(labels))
+        what = f"{place(example)}: label {name!r} is not among the {len(labels)} labels of the"
+        mend = f"{hint}; correct the row, or add training rows with it"
+        raise DataError(f"{what} training data{mend}") from None
 
 def label_map(examples: Sequence[Text], *, are_tags: bool = False) -> tuple[str, ...]:
     """All labels of the training data: in numeric order if all are numbers, else sorted by name; of

@@ -56,8 +56,7 @@ def duplicates(texts: Sequence[str], *, max_share: float = 0.01) -> list[tuple[i
     for kept, count in Counter(kept for kept, _ in stays.values()).most_common(1):
         if count > max(SMALL, max_share * len(named)):
             shown = [kept, *(form for form in stays if stays[form][0] == kept)][:3]
-            share = f"{count / len(named):.1%} of all, more than {max_share:.1%}"
-            what = f"row {rows[kept]} (from 0) is like {count} other texts, {share}"
+            what = f"row {rows[kept]} (from 0) is like {count} other texts, above {max_share:.1%}"
             mend = "stop for review: if only equal texts shall go, say data.duplicates exact"
             raise DataError(f"{what}: {', '.join(repr(s[:80]) for s in shown)}; {mend}")
     told = ((row, *stays.get(form, (form, 1.0))) for row, form in enumerate(forms))

@@ -258,8 +258,7 @@ class Masking:
     def of(cls, tokenizer: Tokenizer, seed: int) -> "Masking":
         """The masking of a tokenizer's ids; ModelError if it has no mask token."""
         if "mask_token" not in tokenizer.special:
-            mend = "name an encoder whose tokenizer_config.json has a mask_token"
-            raise ModelError(f"{tokenizer.where}: the tokenizer has no mask token; {mend}")
+            raise ModelError(f"{tokenizer.where}: the tokenizer has no mask token; name an encoder")
         ids = np.arange(tokenizer.vocab_size, dtype=np.int32)
         ordinary = ids[~np.isin(ids, list(tokenizer.special_ids))]
         return cls(tokenizer.id_of(tokenizer.special["mask_token"]), ordinary, seed)

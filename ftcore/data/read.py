@@ -157,21 +157,17 @@ def _named(records: Iterator[Record], file: str, columns: Sequence[str]) -> Iter
     if isinstance(names, DataError):
         raise names
     if repeated := [name for name in names if names.count(name) > 1]:
-        what = f"{file}: column {repeated[0]!r} occurs twice in {names}"
-        raise DataError(f"{what}; name every column once, with data.columns")
+        raise DataError(f"{file}: column {repeated[0]!r} occurs twice in {names}: use data.columns")
     for line, raw, cells in records:
         if isinstance(cells, dict):
-            problem = f"this record names its own fields: {', '.join(cells)}"
-            cells = DataError(f"{file}:{line}: column names are for cells, {problem}")
+            cells = DataError(f"{file}:{line}: column names are for cells, this names its own")
         elif isinstance(cells, list) and len(cells) == len(names):
             cells = dict(zip(names, cells, strict=True))
         elif isinstance(cells, list) and len(cells) > len(names) and columns:
             cells = dict(zip(names, cells, strict=False)) | {EXTRA: cells[len(names) :]}
         elif isinstance(cells, list):
-            source = "are named" if columns else f"stand in the first line ({', '.join(names)})"
-            problem = f"{len(cells)} cells, {len(names)} {source}; mend the line: {raw[:80]!r}"
-            mend = "for a file without header, or with ragged lines, name its columns"
-            cells = DataError(f"{file}:{line}: {problem}; {mend}")
+            problem = f"{len(cells)} cells for the columns {', '.join(names)}: {raw[:80]!r}"
+            cells = DataError(f"{file}:{line}: {problem}; mend it, or name them with data.columns")
         yield line, raw, cells
 
 def _row_id(raw: str, seen: dict[str, int]) -> str:

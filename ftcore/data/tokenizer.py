@@ -78,8 +78,7 @@ class Tokenizer:
             found = sorted(p.name for p in Path(folder).glob("*") if p.suffix != ".safetensors")
             what = f"{folder}: holds {', '.join(found) or 'no files'}, but no tokenizer.json"
             mend = f"from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"
-            mend = f"name a folder that has one, or make it: transformers.AutoTokenizer.{mend}"
-            raise ModelError(f"{what}; {mend}")
+            raise ModelError(f"{what}; or make it: transformers.AutoTokenizer.{mend}")
         names = ["tokenizer.json", *(name for name in SETTINGS if Path(folder, name).is_file())]
         return cls({name: Path(folder, name).read_bytes() for name in names}, where=str(folder))
 
@@ -144,8 +143,7 @@ class Tokenizer:
         """Id of a token given by its exact text."""
         id_ = self._fast.token_to_id(token)
         if id_ is None:
-            mend = "correct it in tokenizer_config.json, or add it to tokenizer.json"
-            raise ModelError(f"{self.where}: the vocabulary has no token {token!r}; {mend}")
+            raise ModelError(f"{self.where}: tokenizer.json has no token {token!r}: add it there")
         return id_
 
     def _once(self, ids: list[int]) -> list[int]:
@@ -165,8 +163,7 @@ class Tokenizer:
         try:
             fast = tokenizers.Tokenizer.from_buffer(self.files["tokenizer.json"])
         except Exception as error:  # the library raises nothing narrower
-            what = f"{self.where}/tokenizer.json: not a tokenizer ({error})"
-            raise ModelError(f"{what}; fetch the file again") from error
+            raise ModelError(f"{self.where}/tokenizer.json: not a tokenizer ({error})") from error
         fast.no_truncation()
         fast.no_padding()
         processor = fast.post_processor

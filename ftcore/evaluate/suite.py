@@ -68,8 +68,7 @@ class Results:
             theirs = other.judged[name]
             forms = [[(e.row_ids, [*e.values]) for e in each] for each in (mine, theirs)]
             if forms[0] != forms[1]:
-                must = "both models must read, and keep, the same test rows, for the same figures"
-                raise DataError(f"{name}: {must}")
+                raise DataError(f"{name}: both models must read, and keep, the same test rows")
             for one, two in zip(mine, theirs, strict=True):
                 rows_B = clusters_of(one.row_ids, self.clusters[name])
                 found[name] |= significance.compare(one.figures, two.figures, rows_B,

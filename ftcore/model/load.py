@@ -91,8 +91,7 @@ def load_model(folder: Path, *, task: ModelTask, dtype: torch.dtype, num_labels:
     config = read_object(folder / CONFIG, advice=layout)
     family = family_named(config.get("model_type"), task, where=str(folder / CONFIG))
     if task not in family.architectures:
-        what = f"{folder}: {family.name} has no head for the task {task!r}"
-        raise ModelError(f"{what}; it has {', '.join(family.architectures)}")
+        raise ModelError(f"{folder}: {task!r} is none of {', '.join(family.architectures)}")
     try:
         spec = family.to_spec(config)
     except ModelError as error:
@@ -200,9 +199,8 @@ def load_weights(model: Model, folder: Path, family: Family, *,
     missing = list(dict.fromkeys(family.to_hf(name) for name in absent if name not in new))
     problems = {"missing": missing, "unexpected": unexpected, "misfit": misfits}
     if lines := [f"  {kind}: {_some(names)}" for kind, names in problems.items() if names]:
-        head = f"{folder}: the tensors do not fit the model of config.json"
-        advice = "Check that weights, config and number of labels belong together."
-        raise ModelError("\n".join([head, *lines, advice]))
+        head = f"{folder}: weights, config.json and the number of labels do not fit each other"
+        raise ModelError("\n".join([head, *lines]))
     copies = [name for name in ignored if HEAD in ours_of[name]]
     for name in copies if model.spec.tie_word_embeddings else ():
         pair = dict(_mapped([name, hf_name_of[EMBEDDING]], stored))
@@ -252,8 +250,7 @@ def _header(file: Path) -> Stored:
         if len({name for name, _ in pairs}) < len(pairs):
             raise ValueError(f"a name occurs twice in {_some(sorted(name for name, _ in pairs))}")
     except (SafetensorError, OSError, ValueError) as error:
-        said = f"{file}: not a whole safetensors file ({error}). Copy or download it again."
-        raise ModelError(said) from error
+        raise ModelError(f"{file}: not a whole safetensors file ({error}): copy it anew") from error
     return {name: (file, part["dtype"], part["shape"]) for name, part in header.items()}
 
 def _mapped(names: Collection[str], stored: Stored) -> Iterator[tuple[str, Tensor]]:

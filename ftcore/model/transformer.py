@@ -264,8 +264,8 @@ class Transformer(Layer):
                         ValueError: N is not the number of tokens that `docs` plans
         """
         if self.embed_positions is not None and max(docs.lengths) > self.spec.max_positions:
-            problem = f"a document has {max(docs.lengths)} tokens, the model has positions for"
-            raise ModelError(f"{problem} {self.spec.max_positions}: cut it or split it")
+            most = f"the model has positions for {self.spec.max_positions}: cut it or split it"
+            raise ModelError(f"a document has {max(docs.lengths)} tokens, {most}")
         N, M = len(tokens_N), len(tokens_N if rows_M is None else rows_M)
         if docs.num_tokens != N:
             raise ValueError(f"docs plans {docs.num_tokens} tokens, there are {N}")

@@ -80,8 +80,7 @@ def named_parts(model: Model, family: Family, adapter: str = lora.DEFAULT) -> tu
     extra = _by_hf(family, owners)
     for module, parts in extra.items():
         if len(parts) < len(ours := family.to_ours(module)):
-            what = f"{module} is one module for peft"
-            raise ModelError(f"{what}: train all of {', '.join(ours)} fully, or none")
+            raise ModelError(f"{module} is one for peft: train {', '.join(ours)} fully, or none")
     return _by_hf(family, adapted), extra
 
 def _by_hf(family: Family, names: Iterable[str], *, skips: bool = False) -> Parts:

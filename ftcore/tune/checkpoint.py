@@ -67,9 +67,8 @@ class Checkpoints:
                 refused.append(f"  step {step}: {error}")
         if not refused:
             return None
-        head = f"no checkpoint in {self.folder} can be trusted:"
-        advice = "Restore one from a copy, or start again under another run name"
-        raise CheckpointError("\n".join([head, *refused, advice]))
+        head = f"no checkpoint in {self.folder} can be trusted; restore one, or start another run:"
+        raise CheckpointError("\n".join([head, *refused]))
 
     def steps(self) -> list[int]:
         """The steps that have a folder, newest first, verified or not."""

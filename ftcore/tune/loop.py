@@ -122,16 +122,14 @@ class Loop:
                 if is_due or exit_code or self._is_out_of_patience():
                     self._save()
                 if is_stuck:
-                    what = f"{progress.skipped_in_a_row} steps in a row were not applied, to"
-                    where = f"what they had is in {self.run.path}/skipped-step-N.json"
+                    what = f"{progress.skipped_in_a_row} steps in a row were not applied"
                     mend = "lower optim.lr, take fp32, or mend the rows"
-                    raise TrainingError(f"{what} step {step}: {where}; {mend}")
+                    raise TrainingError(f"{what}: see {self.run.path}/skipped-step-N.json; {mend}")
                 if self.checkpoints.failed_in_a_row >= MAX_FAILED_SAVES:
                     what = "stopped, since checkpoints cannot be saved: mend that, then continue"
                     raise SaveError(f"{what} with: python train.py --resume {self.run.path}")
                 if exit_code:
-                    where = f"continue with --resume {self.run.path}"
-                    tqdm.write(f"stopped after step {step}; {where}")
+                    tqdm.write(f"stopped after step {step}; continue with --resume {self.run.path}")
                     return exit_code
         if self._is_out_of_patience():
             tqdm.write(f"early stop at step {progress.step}: best was step {progress.best_step}")

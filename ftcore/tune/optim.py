@@ -234,15 +234,13 @@ class AdamW:
         nothing changed: tensors are missing, unknown or mis-shaped, or rows are other ones."""
         saved_rows = {**self.rows, **state.get("rows", {})}
         if any(not torch.equal(rows_L, saved_rows[name]) for name, rows_L in self.rows.items()):
-            what = "the training rows hold other tokens than when the checkpoint was written"
-            raise CheckpointError(f"{what}: resume with the files that it was trained on")
+            raise CheckpointError("the training rows are not those of the checkpoint: restore them")
         for group, tensors in self.state().items():
             saved = {name: tensor.shape for name, tensor in state.get(group, {}).items()}
             wanted = {name: tensor.shape for name, tensor in tensors.items()}
             if odd := sorted(n for n in saved | wanted if saved.get(n) != wanted.get(n)):
                 what = f"{len(odd)} tensors of {group} are missing, unknown or mis-shaped"
-                problem = f"the checkpoint does not fit what is trained: {what}, such as {odd[0]};"
-                raise CheckpointError(f"{problem} resume with the configuration that wrote it")
+                raise CheckpointError(f"{what}, such as {odd[0]}: resume with what wrote them")
         self.step_count = step_count
         for group, tensors in self.state().items():
             for name, tensor in tensors.items():

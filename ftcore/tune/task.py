@@ -95,7 +95,6 @@ def check_lengths(spec: ModelSpec, data: Prepared) -> None:
         documents = apart(split.documents)
         longest = documents[int(lengths(documents).argmax())]
         if len(longest) > (most := spec.max_positions):
-            what = f"{name}: row {longest.row_id} has {len(longest)} tokens"
             side = "cut_right" if documents is split.documents else "cut_left"
-            advice = f"add --data.max-length {most} and --data.over-length {side} (or drop)"
-            raise DataError(f"{what}, the model takes at most {most}: {advice}")
+            what = f"{name}: row {longest.row_id} has {len(longest)} tokens, the model takes {most}"
+            raise DataError(f"{what}: --data.max-length {most} --data.over-length {side} (or drop)")

@@ -1,4 +1,4 @@
-"""The 23 real data sets, each read by naming its columns, with the counts that its README gives."""
+"""The 22 real data sets, each read by naming its columns, with the counts that its README gives."""
 
 import tomllib
 from collections.abc import Hashable

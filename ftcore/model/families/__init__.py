@@ -95,8 +95,7 @@ def read_windows(config: dict, key: str = "sliding_window", default: int = 4096,
              for index in range(num_layers)]
     types = config.get("layer_types") or usual
     if len(types) != num_layers or not set(types) <= {WINDOWED, FULL}:
-        must = f"must name {WINDOWED} or {FULL} for each of {num_layers} layers"
-        raise ModelError(f"config.json: layer_types = {types}: {must}")
+        raise ModelError(f"config.json: layer_types = {types}: {num_layers} of {WINDOWED}, {FULL}")
     return {"windows": tuple(window if kind == WINDOWED else 0 for kind in types)}
 
 def read_gemma(config: dict) -> Fields:
