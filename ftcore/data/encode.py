@@ -101,14 +101,10 @@ def numbered(documents: Sequence[Encoded]) -> list[Encoded]:
 
 def _chats(split: Split, chats: Sequence[Chat], tokenizer: Tokenizer,
            config: configs.ChatDataConfig) -> None:
-    """Chats, with their answers supervised.
-
-    train_on       assistant: messages whose `train` is true, by default all answers;
-                   last: the last of these; completion: all that follows the prompt of the last of
-                   these, which no message may follow; all: every token of the chat
-    train_on_end   supervise the end of a turn with it; False: assistant and last only
-    raises         ConfigError: the two contradict each other
-    """
+    """Chats, with what `train_on` names supervised. assistant: messages whose `train` is true, by
+    default all answers; last: the last of these; completion: all that follows the prompt of the
+    last of these, which no message may follow; all: every token of the chat. With `train_on_end`,
+    which assistant and last may do without, the end of a turn too."""
     train_on, train_on_end = config.train_on, config.train_on_end
     if not train_on_end and train_on in ("all", "completion"):
         mend = "leave out --data.no-train-on-end, or take assistant or last"

@@ -74,12 +74,9 @@ def apart(documents: Sequence[Encoded]) -> Sequence[Encoded]:
 
 class Documents(Sequence[Encoded]):
     """Documents of one split laid end to end in flat arrays, which may be files mapped into memory,
-    each made an `Encoded` when it is asked for.
-
-    arrays     borders (B + 1,) int64; row_ids (B,) UTF-8; tokens (N,) int32; where any is not 0,
-               types (N,); of token tasks labels (N,) int32 and weights (N,); of document tasks
-               labels (B,) or (B, K), never int32, and weights (B,). Types and weights may be bool.
-    """
+    each made an `Encoded` when it is asked for: borders (B + 1,) int64; row_ids (B,) UTF-8; tokens
+    (N,) int32; where any is not 0, types (N,); of token tasks labels (N,) int32 and weights (N,);
+    of document tasks labels (B,) or (B, K), never int32, and weights (B,)."""
 
     def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
         self.tokens_N, self._borders, self._arrays = arrays["tokens"], arrays["borders"], arrays

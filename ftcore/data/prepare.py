@@ -184,12 +184,9 @@ def balance(config: DataConfig, train: Rows, seed: int, notes: Notes) -> None:
     train.rejected += [left_out(e, "balance", "split") for e in before if e.id not in kept]
 
 def balanced(examples: Sequence[Text], method: str, cap: float, seed: int) -> list[Text]:
-    """Examples of one label each, their classes balanced.
-
-    weights   an example of a class weighs in inverse proportion to the class, at most `cap`
-    over      rows are repeated, at most `cap` times in all, up to the size of the largest class
-    under     no class keeps more than `cap` times the rows of the smallest
-    """
+    """Examples of one label each, their classes balanced. weights: an example weighs in inverse
+    proportion to its class, at most `cap`; over: rows are repeated, at most `cap` times in all, up
+    to the size of the largest class; under: no class keeps more than `cap` times the smallest."""
     counts = Counter(example.target for example in examples)
     if method == "weights":
         even = len(examples) / len(counts)

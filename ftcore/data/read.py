@@ -81,16 +81,11 @@ def _collect(config: DataConfig, paths: Sequence[str], split: str, notes: Notes)
 def read_rows(paths: Sequence[str | Path], *, format: Format = "auto", columns: Sequence[str] = (),
               damaged: list[Rejected] | None = None,
               sources: dict[str, dict[str, Any]] | None = None) -> list[Row]:
-    """Rows of several files, in order.
-
-    paths     files; a pattern with *, ? or [ stands for those that match, sorted
-    format    auto: by each file's suffix
-    columns   names of the cells, for records that are lists and tables without a header line
-    damaged   takes damaged records, bad bytes in them as \\xNN; None: they are errors
-    sources   takes of each file, as its rows name it, "rows", "format" and what told it, and the
-              three "first rows"
-    raises    DataError: a file is missing, damaged, empty or of unknown format
-    """
+    """Rows of several files, in order; a pattern with *, ? or [ stands for what matches, sorted.
+    Cells of records that are lists, and of tables without a header line, have the names `columns`.
+    `damaged` takes damaged records, bad bytes in them as \\xNN, None: they are errors; `sources` of
+    each file "rows", "format" and what told it, and the "first rows". Raises DataError: a file is
+    missing, damaged, empty or of unknown format."""
     rows, seen, sources = [], {}, {} if sources is None else sources
     for path in (file for named in paths for file in files_of(Path(named))):
         file, before, lost = str(path), len(rows), ""

@@ -36,17 +36,15 @@ class Encoding:
         return len(self.ids_T)
 
 class Tokenizer:
-    """A vocabulary with its special tokens and chat template.
+    """A vocabulary with its special tokens and chat template, from the files of a folder, `where`
+    it is. Raises ModelError: a file is missing or damaged, a special token is unknown.
 
-    files           the files of a tokenizer folder, name -> bytes; `where` it is
     vocab_size      one more than the largest id
     special         names of tokenizer_config.json -> token, as "eos_token" -> "</s>"
     special_ids     never part of ordinary text
     bos_id, eos_id  None where the model has no such token
     end_of_text_id  what ends a document of plain text: <|endoftext|> or alike, else eos
     chat_template   jinja2 source, None where the model has none
-    digest          sha256 of the files
-    raises          ModelError: a file is missing or damaged, a special token is unknown
     """
 
     def __init__(self, files: Mapping[str, bytes], *, where: str) -> None:

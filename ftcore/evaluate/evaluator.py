@@ -227,11 +227,9 @@ def log_ratios(model: Model, pairs: Sequence[Encoded], *, length_normalised: boo
 def evaluate_pairs(model: Model, split: Split, labels: Sequence[str], *,
                    options: RewardConfig | DpoConfig, **limits: Any) -> Judged:
     """Which answer of each pair is preferred, by the gap of its scores, or of a language model by
-    that of its log-ratio and the reference's; a tie is half right. The loss is that of training.
-
-    ece             of sigmoid(gap), of log-ratios sigmoid(beta gap): that the chosen one is better
-    length_bias     Spearman correlation of scores and tokens of the answers
-    """
+    that of its log-ratio and the reference's; a tie is half right. The loss is that of training;
+    ece that of sigmoid(gap), or sigmoid(beta gap), as the probability that the chosen one is
+    better; length_bias the Spearman correlation of scores and tokens of the answers."""
     about_B5 = np.stack([document.labels for document in split.documents]).astype(np.float64)
     tokens_D = np.array([np.count_nonzero(side.weights) for side in apart(split.documents)])
     chosen_B, rejected_B = tokens_D.reshape(-1, 2).T

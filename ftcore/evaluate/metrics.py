@@ -98,13 +98,9 @@ def regression_metrics(target_B: np.ndarray, predicted_B: np.ndarray) -> dict[st
             "r2": float(1 - np.square(errors_B).sum() / spread)}
 
 def perplexity(loss_sum: float, weight: float, num_bytes: int = 0) -> dict[str, float]:
-    """Of a loss in nats over tokens of total `weight`, which spell so many bytes; 0: unknown.
-
-    loss            loss_sum / weight, nats per token; NaN without tokens
-    perplexity      exp(loss); infinite where that leaves float64
-    bits_per_byte   loss_sum / (ln 2 * num_bytes), only where these are known; compares models with
-                    different tokenizers, where every weight is 0 or 1
-    """
+    """Of a loss in nats over tokens of total `weight`, which spell so many bytes; 0: unknown. loss:
+    a token, NaN without any; perplexity: exp(loss), infinite where that leaves float64;
+    bits_per_byte: loss_sum / (ln 2 * num_bytes), by which different tokenizers compare."""
     loss = float(loss_sum / weight) if weight else math.nan
     # numerics: exp overflows just above 709.7.
     result = {"loss": loss, "perplexity": math.inf if loss > 709 else math.exp(loss)}

@@ -30,14 +30,10 @@ def ranking(target_B: Array, score_B: Array) -> Figures:
     return {"auroc": won / (2 * H * (N - H)) if 0 < H < N else math.nan, "auprc": auprc}
 
 def probability_metrics(target_B: Array, p_BK: Array, top_k: int = 5) -> Figures:
-    """Figures of rows that have one of K classes each.
-
-    top_5_accuracy  share of the rows whose target is among the top_k classes, of equal ones the
-                    lower first; only where K > top_k
-    auroc, auprc    K = 2: `ranking` of class 1; else of each class against the rest, the mean over
-                    those with rows on both sides, NaN without any
-    brier, ece      the formulas above, the bins those of `reliability`
-    """
+    """Figures of rows that have one of K classes each. top_5_accuracy: share of the rows whose
+    target is among the `top_k` classes, of equal ones the lower first, where K > top_k; auroc and
+    auprc: of class 1 where K = 2, else of each class against the rest, the mean over those with
+    rows on both sides; brier and ece: the formulas above, the bins those of `reliability`."""
     K, top = p_BK.shape[1], {}
     target_BK = target_B[:, None] == np.arange(K)
     if top_k < K:

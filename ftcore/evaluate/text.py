@@ -54,14 +54,10 @@ def judged_command(target: str, predicted: str, *, intent: str = "intent") -> Ju
     return verdicts, names, (len(slots & found), len(found), len(slots))
 
 def command_figures(judged: Iterable[JudgedCommand]) -> dict[str, float]:
-    """Of all rows together; 0/0 is NaN, there being nothing to judge, but of intents.
-
-    json_valid, exact_match, exact_match_object     shares of the rows; as objects: order of names
-                            and spacing are free
-    intent_accuracy, intent_{precision,recall,f1}_macro     of the intents of the targets as classes
-    slot_precision, slot_recall, slot_f1    right / given, right / wanted, 2 right / (given +
-                            wanted), slots of all rows
-    """
+    """Of all rows together: shares json_valid, exact_match, and exact_match_object, where order of
+    names and spacing are free; intent_accuracy, intent_{precision,recall,f1}_macro, of the intents
+    of the targets as classes; slot_precision = right / given, slot_recall = right / wanted, slot_f1
+    = 2 right / (given + wanted), slots of all rows; 0/0 of slots is NaN: there are none."""
     verdicts, names, slots = zip(*judged, strict=True)
     right, given, wanted = map(sum, zip(*slots, strict=True))
     ids = {name: index for index, name in enumerate(sorted({name for name, _ in names}))}

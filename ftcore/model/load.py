@@ -4,8 +4,6 @@ Every tensor is accounted for (law 7): names and shapes are checked before anyth
 tensors are copied into memory that we own, so a file that changes later cannot change or kill a
 running model. load -> save -> load is bit-equal, and transformers loads what is saved. Unknown keys
 of config.json are kept, so that a model leaves as it came but for what was trained.
-
-source: safetensors format, 8-byte little-endian header length, JSON header, raw tensor data
 """
 
 import json
@@ -80,18 +78,15 @@ def labels_of(config: Mapping, where: Path) -> tuple[str, ...]:
 def load_model(folder: Path, *, task: ModelTask, dtype: torch.dtype, num_labels: int | None = None,
                init: Literal["pretrained", "random"] = "pretrained",
                generator: torch.Generator | None = None) -> LoadedModel:
-    """Build the model of a folder, with the head of a task (heads.py), and fill it.
-
-    num_labels      classes of "classify" and "tag"; default: as many as config.json names
-    init            "random" draws every tensor from `generator` and reads config.json alone
-    generator       draws what the checkpoint lacks of a head, but for "lm"; None: that is an error
-    raises          ModelError: unknown family, damaged files, tensors that do not fit
-    """
+    """Build the model of a folder, with the head of a task (heads.py), and fill it. `num_labels` is
+    by default as many as config.json names; init "random" draws every tensor from `generator`,
+    which else draws what the checkpoint lacks of a head, but for "lm"; None: that is an error.
+    Raises ModelError: unknown family, damaged files, tensors that do not fit."""
     layout = ". A model folder holds config.json and model.safetensors in HF layout."
     config = read_object(folder / CONFIG, advice=layout)
     family = family_named(config.get("model_type"), task, where=str(folder / CONFIG))
     if task not in family.architectures:
-        raise ModelError(f"{folder}: {task!r} is none of {', '.join(family.architectures)}")
+        raise ModelError(f"{folder}: task {task!r} is none of {', '.join(family.architectures)}")
     try:
         spec = family.to_spec(config)
     except ModelError as error:
@@ -128,12 +123,9 @@ def empty_model(spec: ModelSpec, task: ModelTask, num_labels: int | None,
 
 def save_model(loaded: LoadedModel, folder: Path, *, labels: tuple[str, ...] | None = None,
                problem: str | None = None) -> None:
-    """Write config.json and the weights into an existing folder.
-
-    labels          class names of a classifier, by class index; default: those it was loaded with
-    problem         HF's `problem_type`: what a classifier's outputs mean; None: as it was
-    raises          ModelError: a tensor is missing, unknown or mis-shaped, or labels do not fit
-    """
+    """Write config.json and the weights into an existing folder. `labels` of a classifier are by
+    default those it was loaded with; `problem` is HF's `problem_type`, what its outputs mean.
+    Raises ModelError: a tensor is missing, unknown or mis-shaped, or labels do not fit."""
     from huggingface_hub import save_torch_state_dict
 
     model, spec, task = loaded.model, loaded.model.spec, loaded.model.task
@@ -241,17 +233,13 @@ def stored_tensors(folder: Path) -> Stored:
     return found
 
 def _header(file: Path) -> Stored:
-    """What one file holds; a name that occurs twice is refused."""
+    """What one file holds."""
     try:
-        with safe_open(file, framework="pt"), open(file, "rb") as raw:  # the former checks it all
-            size = int.from_bytes(raw.read(8), "little")
-            pairs = json.loads(raw.read(size), object_pairs_hook=list)
-        header = {name: dict(part) for name, part in pairs if name != "__metadata__"}
-        if len({name for name, _ in pairs}) < len(pairs):
-            raise ValueError(f"a name occurs twice in {_some(sorted(name for name, _ in pairs))}")
-    except (SafetensorError, OSError, ValueError) as error:
+        with safe_open(file, framework="pt") as handle:
+            parts = {name: handle.get_slice(name) for name in [*handle.keys()]}
+            return {n: (file, part.get_dtype(), part.get_shape()) for n, part in parts.items()}
+    except (SafetensorError, OSError) as error:
         raise ModelError(f"{file}: not a whole safetensors file ({error}): copy it anew") from error
-    return {name: (file, part["dtype"], part["shape"]) for name, part in header.items()}
 
 def _mapped(names: Collection[str], stored: Stored) -> Iterator[tuple[str, Tensor]]:
     """The named tensors, each a view of its file, to be read at once and then let go."""

@@ -208,11 +208,9 @@ class Block(nn.Module):
         return dropout(x_NC, self.dropout, is_training=self.training)
 
 class Transformer(Layer):
-    """Embeddings, L blocks and the final norm: tokens in, hidden states out.
-
-    recompute   layers of which the backward pass computes what it needs again (kernels/recompute);
-                selective: every second one but the last
-    """
+    """Embeddings, L blocks and the final norm: tokens in, hidden states out. `recompute`: layers of
+    which the backward pass computes what it needs again (kernels/recompute); selective: every
+    second one but the last."""
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
@@ -258,10 +256,8 @@ class Transformer(Layer):
         positions_N     int64, restarting at 0 in every document
         types_N         int64 segment of each token; unread where the family has no segments
         attends         one per layer while generating (generate.py), else None
-        rows_M          int64 rows of the stream; None: all. The last layer computes no others, once
-                        they have been attended to
+        rows_M          int64 rows of the stream, which the last layer computes alone; None: all
         raises          ModelError: a document is longer than the learned positions
-                        ValueError: N is not the number of tokens that `docs` plans
         """
         if self.embed_positions is not None and max(docs.lengths) > self.spec.max_positions:
             most = f"the model has positions for {self.spec.max_positions}: cut it or split it"

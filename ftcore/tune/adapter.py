@@ -138,10 +138,9 @@ def save_adapter(model: Model, folder: Path, *, family: Family, base_path: str, 
 
 def load_adapter(model: Model, folder: Path, *, family: Family, name: str = lora.DEFAULT) -> None:
     """Wrap a base model and fill it from an adapter folder, ours or peft's. The one called `name`
-    then answers; a load that fails changes nothing. Raises ModelError: unreadable files, an option
-    of peft's that we do not have, another base, and in one message every missing, unexpected or
-    mis-shaped tensor; CheckpointError: a file is not the one that the folder's manifest lists;
-    ConfigError: as `apply_lora`."""
+    then answers; a load that fails changes nothing. Raises ModelError: unreadable files, an unknown
+    option of peft's, another base, and in one message every missing, unexpected or mis-shaped
+    tensor; CheckpointError: not what the folder's manifest lists; ConfigError: as `apply_lora`."""
     if (folder / files.MANIFEST).is_file():
         files.verify_folder(folder)
     options = read_object(folder / CONFIG)

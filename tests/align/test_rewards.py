@@ -110,7 +110,7 @@ def assert_fails(name: str, why: str | None, kept: list[float | None], **limits:
         assert said.startswith(f"reward {name}: {why}")
         first, count = kept.index(None), kept.count(None)
         assert f"; the first of {count} answers is {ANSWERS[first]!r}: mend it, or" in said
-        assert said.endswith("leave such answers out: --reward.on-error skip")
+        assert said.endswith("mend it, or --reward.on-error skip")
     scores, parts = judged((name, "match"), on_error="skip", **limits)
     match = [1, 0, 0, 0, 0]  # which is not lost
     assert parts["match"] == match
@@ -158,7 +158,7 @@ def test_an_unknown_kind_is_refused(name: str) -> None:
 @pytest.mark.parametrize("weights", [(1.0,), (1.0, 2.0, 3.0)])
 def test_a_weight_is_for_each_source(weights: tuple[float, ...]) -> None:
     said = refusal("match", "command:intent", weights=weights)
-    assert said == f"reward.weights has {len(weights)} values, reward.sources 2: give one for each"
+    assert said == f"reward.weights = {weights}: must be one for each source"
 
 def test_a_source_is_named_once() -> None:
     said = refusal("match", "command:intent", "match", weights=(1.0, 2.0, 3.0))

@@ -28,13 +28,10 @@ WINDOWED, FULL = "sliding_attention", "full_attention"
 TURNED = "partial_rotary_factor"
 
 def read_value(config: dict, key: str, default: Any = int, null_is_none: bool = False) -> Any:
-    """One value of a config.json, of the default's type.
-
-    default     what a missing key or null stands for; a type: nothing; None: None or an integer
-    null_is_none    null is None, whatever stands for a missing key
-    raises      ModelError: missing, of another type, a float that is negative or not finite, an
-                integer out of [1, 10,000,000]: a hostile file cannot ask for 2^60 rows
-    """
+    """One value of a config.json, of the type of the default, which stands for a missing key or
+    null; a type: there is none; None: None or an integer. With `null_is_none` null is None.
+    ModelError: missing, of another type, a float that is negative or not finite, an integer out of
+    [1, 10,000,000]: a hostile file cannot ask for 2^60 rows."""
     if (value := config.get(key)) is None:
         if default is None or (null_is_none and key in config):
             return None
