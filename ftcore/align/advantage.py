@@ -44,8 +44,7 @@ def gae(rewards_M: Tensor, values_M: Tensor, lengths: Sequence[int], *, gamma: f
 
 def grouped(rewards_M: Tensor, lengths: Sequence[int], groups: Sequence[int], *,
             leaves_one_out: bool) -> Tensor:
-    """advantages_M by the other answers to the same prompt, whose number is in `groups`; 0 for one
-    that is alone."""
+    """advantages_M by the other answers to the prompt, whose number is in `groups`; 0 if alone."""
     # numerics: float64, or what rounding leaves of equal rewards is divided by nearly nothing
     sums_B = torch.stack([r_T.sum() for r_T in rewards_M.cpu().double().split(lengths)])
     _, of_B, count_G = torch.unique(torch.tensor(groups), return_inverse=True, return_counts=True)

@@ -89,8 +89,7 @@ class Late(BaseException):
 
 @contextmanager
 def deadline(seconds: float) -> Iterator[None]:
-    """Raises Late after so many seconds, even out of a loop that never ends, and once more a second
-    until it is heard."""
+    """Raises Late after so many seconds, even out of an endless loop, and each second more."""
     def late(number: int, frame: object) -> None:
         raise Late(f"no answer within {seconds:g} s")
 

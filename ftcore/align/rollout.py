@@ -48,9 +48,8 @@ class Episode:
     told: dict[str, Tensor] = field(default_factory=dict)  # of each of its M tokens
 
 class Actor:
-    """A policy with all that its answers are made and scored by; `prompts` of training and `judges`
-    of the dev rows. Raises ConfigError: an option is missing, or of no use; DataError: a prompt
-    leaves no room for an answer."""
+    """A policy with all that its answers are made and scored by; `prompts` of training, `judges` of
+    the dev rows. ConfigError: an option is missing, or of no use; DataError: as `_prompts`."""
 
     def __init__(self, model: Model, tokenizer: Tokenizer, config: PpoRun, data: Prepared) -> None:
         ppo, samples = config.ppo, config.rollout.samples
@@ -95,8 +94,7 @@ class Actor:
         return continued(self.model, self.tokenizer, ids, rule.max_new_tokens, **how)
 
     def episodes(self, prompts: Sequence[Prompt], step: int) -> list[Episode]:
-        """`rollout.samples` answers to each; those that have no score are left out. Raises
-        TrainingError: none has one, or a reward failed."""
+        """Answers to each that have a score. TrainingError: none has one, or a reward failed."""
         several = [pair for pair in enumerate(prompts) for _ in range(self.config.rollout.samples)]
         asked, found = [prompt for _, prompt in several], []
         answers = self.drawn(asked, derived(self.config.env.seed, DRAWN, step))
@@ -133,8 +131,7 @@ class Actor:
         return {name: float(np.mean(values)) for name, values in told.items()}
 
     def likeliest(self, prompts: Sequence[Prompt]) -> np.ndarray:
-        """Scores of the greedy answers; one that has none gets the lowest of the others. Raises
-        TrainingError: none has one."""
+        """Scores of the greedy answers, the lowest for none. Raises TrainingError: none has one."""
         ids, most = [prompt.ids for prompt in prompts], self.config.rollout.max_new_tokens
         answers = greedy(self.model, self.tokenizer, ids, most)
         scores, _ = self.rewards([prompt.chat for prompt in prompts], answers)

@@ -110,9 +110,8 @@ def label_map(examples: Sequence[Text], *, are_tags: bool = False) -> tuple[str,
     return tuple(sorted(names, key=lambda name: (are_numbers and number_in(name), name)))
 
 def examples(rows: Sequence[Row], config: DataConfig) -> Mapped:
-    """What the columns named in `config` make of the rows, and those of which they make nothing.
-    Among plain text, rows with `messages` are chats, and come last. DataError: a column is missing,
-    or a value of another kind than the task's."""
+    """What the columns named in `config` make of the rows; among plain text, rows with `messages`
+    are chats, and come last. DataError: a column is missing, or a value is of another kind."""
     if isinstance(config, configs.ChatDataConfig):
         if config.prompt:
             return mapped(rows, answered, config, *config.prompt, config.answer)

@@ -104,8 +104,7 @@ def _jsonl(text: str, file: str) -> Iterator[Record]:
         yield number, line, value
 
 def _json(text: str, file: str) -> Iterator[Record]:
-    """Items, by their numbers, of the array that the file holds; their raw text is their JSON, in
-    which halves of surrogate pairs stay escapes."""
+    """Items, by number; their raw text is their JSON, halves of surrogate pairs still escapes."""
     try:
         items = json.loads(text)
     except (ValueError, RecursionError) as error:

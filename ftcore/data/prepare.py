@@ -130,8 +130,7 @@ def tidy(config: DataConfig, part: Rows, split: str, notes: Notes) -> None:
     part.drop(lost)
 
 def hold_out(config: DataConfig, train: Rows, seed: int) -> dict[str, Rows]:
-    """The dev rows that leave training, if any: what is nearly alike or of one group stays on one
-    side, and classes keep their shares."""
+    """Dev rows: what is nearly alike or of one group stays together, classes keep their shares."""
     if config.dev or not config.holdout:
         return {}
     groups = [train.groups.get(example.id) or None for example in train.examples]

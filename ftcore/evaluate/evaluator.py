@@ -149,8 +149,7 @@ def token_losses(model: Model, h_MC: Tensor, labels_M: Tensor) -> tuple[Tensor, 
 
 def scored_tokens(model: Model, documents: Sequence[Encoded],
                   **limits: Any) -> tuple[np.ndarray, list[list[int]]]:
-    """Of each document sums_B2, its weighted loss in nats and its weight, and the ids predicted at
-    its scored tokens."""
+    """Of each document loss (nats) and weight, sums_B2, and the ids predicted at scored tokens."""
     sums_B2, chosen = np.zeros((len(documents), 2)), {}
     for indices, batch in streams(documents, **limits):
         scored_M = batch.weights.nonzero().squeeze(1)
@@ -218,8 +217,7 @@ def evaluate_tags(model: Model, split: Split, labels: Sequence[str], **limits: A
 
 def log_ratios(model: Model, pairs: Sequence[Encoded], *, length_normalised: bool,
                **limits: Any) -> np.ndarray:
-    """How much likelier each chosen answer is than the rejected one, nats: of all its tokens, or
-    of their mean; float64."""
+    """How much likelier each chosen answer is than the rejected one: nats, or nats a token."""
     nll_D, counts_D = scored_tokens(model, apart(pairs), **limits)[0].T
     said_B2 = -(nll_D / counts_D if length_normalised else nll_D).reshape(-1, 2)
     return said_B2[:, 0] - said_B2[:, 1]

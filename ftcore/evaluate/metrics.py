@@ -79,8 +79,7 @@ def label_totals(target_BK: np.ndarray, predicted_BK: np.ndarray) -> np.ndarray:
 
 def label_figures(target_BK: np.ndarray, predicted_BK: np.ndarray) -> dict[str, float]:
     """subset_accuracy, share of the rows whose labels are all right; hamming_loss, share of the
-    rows x K decisions that are wrong; and averages over all K labels, 0 for one that never occurs,
-    as scikit-learn has them."""
+    decisions that are wrong; averages over all K labels, 0 for one that never occurs."""
     totals_3K = label_totals(target_BK, predicted_BK)
     return {"subset_accuracy": float((target_BK == predicted_BK).all(1).mean()),
             "hamming_loss": float((target_BK != predicted_BK).mean()),
@@ -161,8 +160,7 @@ def entity_counts(target: Sequence[str], predicted: Sequence[str]) -> tuple[int,
     return len(target), right, *map(len, (wanted & given, given, wanted))
 
 def entity_figures(counts_5: Sequence[int]) -> dict[str, float]:
-    """Precision, recall and F1 of entities of all types together, and accuracy, the share of right
-    tags; of `entity_counts` summed over sentences."""
+    """Of `entity_counts` summed over sentences; accuracy is the share of right tags."""
     words, right, *totals = counts_5
     (row,) = by_class(["all"], np.array(totals)[:, None])
     accuracy = {"accuracy": float(right / words) if words else math.nan}

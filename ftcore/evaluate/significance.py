@@ -43,8 +43,7 @@ def intervals(figures: Figures, clusters_B: np.ndarray, *, seed: int = 0) -> Int
 def compare(one: Figures, other: Figures, clusters_B: np.ndarray,
             others_B: np.ndarray | None = None, *, seed: int = 0) -> dict[str, dict[str, float]]:
     """`difference` of each metric, `one` less `other`, of the same rows by two models, or of other
-    rows in the clusters others_B; its `low` and `high`, and `p`. Zero between these says no more
-    than that the rows are too few to tell."""
+    rows in the clusters others_B; its `low` and `high`, and `p`. Zero between: too few to tell."""
     mine, found = draws(clusters_B, seed), {}
     pairs = ((rows, rows) for rows in mine)
     if others_B is not None:
@@ -60,8 +59,7 @@ def compare(one: Figures, other: Figures, clusters_B: np.ndarray,
     return found
 
 def mcnemar(right_B: np.ndarray, other_right_B: np.ndarray) -> float:
-    """Mid-p of as uneven a number of rows (bool) that one of two models alone has right; 1 where
-    there is none."""
+    """Mid-p of as uneven a number of rows that one model alone has right (bool); 1 without any."""
     alone, other = int((right_B & ~other_right_B).sum()), int((other_right_B & ~right_B).sum())
     n, k = alone + other, min(alone, other)
     logs = [math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) for i in range(k + 1)]

@@ -137,8 +137,7 @@ class Suite:
         return f"over-fitting, {len(rows.documents)} rows each\n{table(head, cells)}"
 
     def leaked(self, split: Split, train: Sequence[Encoded]) -> dict[str, str]:
-        """By row id, why a row of the split is known from training: the same text, nearly the same,
-        or 13 words of it."""
+        """By row id, why training knows it: the same text, nearly the same, or 13 words."""
         mine, theirs = self._texts(split.documents), self._texts(train)
         names, found = list(mine), dedup.leaks(list(mine.values()), list(theirs.values()))
         return {names[row]: kind for row, (_, kind, _) in found.items()}

@@ -41,8 +41,7 @@ def parse_object(text: str) -> dict[str, Any] | None:
 
 def judged_command(target: str, predicted: str, *, intent: str = "intent") -> JudgedCommand:
     """Whether an answer is json_valid, exact_match, exact_match_object, intent_correct; the intent
-    wanted and that given; slots right (the same value at the same path), given and wanted. Raises
-    DataError: the target is no command."""
+    wanted and given; slots right (same path and value), given, wanted. DataError: no command."""
     wanted, given = _command(target, intent), parse_object(predicted)
     leaves = [_leaves(wanted), _leaves(given or {})]
     slots, found = ({(path, value) for path, value in each.items()

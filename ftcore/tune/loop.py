@@ -176,8 +176,7 @@ class Loop:
                          "perf/peak_mem_gib": peak_bytes(self.device) / 2**30}
 
     def _update(self, workers: Workers, number: int | None = None) -> dict[str, float]:
-        """One update of what is trained, if it is finite, by the documents of a step, or those of
-        that number; returns what is logged of it."""
+        """One update, if finite, by the documents of a step, or number; returns what is logged."""
         step, progress, optim = self.progress.step, self.progress, self.config.optim
         scale = self.scale.value if self.scale else 1.0
         number = step if number is None else number

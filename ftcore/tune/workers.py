@@ -27,8 +27,7 @@ from ftcore.tune.optim import AdamW
 Share = Callable[[int, int, int, float], float]
 
 class Workers(ExitStack):
-    """`with Workers(count, optimizer, share) as workers:` a step is `compute`, then `apply`, in
-    `count` processes, this one among them."""
+    """`with Workers(count, optimizer, share) as workers:` each step `compute`, then `apply`."""
 
     def __init__(self, count: int, optimizer: AdamW, share: Share) -> None:
         super().__init__()

@@ -48,8 +48,7 @@ def read_value(config: dict, key: str, default: Any = int, null_is_none: bool = 
 
 def read_rope(config: dict, base: Older = ("rope_theta", 1e4),
               turned: Older | None = None) -> Fields:
-    """rope_theta, rope_factor, rope_bands; rope_dim where a share of each head is `turned`. Raises
-    ModelError: an unknown or incomplete scaling."""
+    """Fields rope_...; rope_dim: a share of each head is `turned`. ModelError: other scalings."""
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     kind = rope.get("rope_type", rope.get("type")) if isinstance(rope, dict) else rope
     if kind not in (None, "default", "linear", "llama3"):
@@ -203,8 +202,7 @@ def family_names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("[!_]*.toml"))
 
 def family_named(model_type: str, task: str = "", *, where: str = "config.json") -> Family:
-    """The family of MODEL_TYPE.toml, with its names for the head of one task. Raises ModelError: it
-    is not known here; `where` it was named."""
+    """MODEL_TYPE.toml as a family, with the head of a task. ModelError: it is not known here."""
     if model_type not in family_names():
         what = f"{where}: model_type is {model_type!r}; this code knows {', '.join(family_names())}"
         raise ModelError(f"{what}. Convert it to one of these, or add it to ftcore/model/families.")
