@@ -71,7 +71,6 @@ def verify_folder(folder: Path) -> tuple[str, ...]:
     return tuple(manifest["files"])
 
 def sha256_file(path: Path) -> str:
-    """SHA-256 of the file's bytes, as 64 hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -133,7 +132,6 @@ def _digest(files: dict[str, dict[str, Any]]) -> str:
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
 def fsync(path: Path) -> None:
-    """Put a file or folder on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

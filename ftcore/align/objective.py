@@ -57,7 +57,6 @@ def divergences(policy: Seen, reference: Seen) -> dict[str, Tensor]:
     return {"exact": exact_M, "k1": -away_M, "k3": away_M.exp() - away_M - 1}
 
 def policy_loss(logp_M: Tensor, old_M: Tensor, advantages_M: Tensor, clip: float) -> Tensor:
-    """Loss of each token."""
     ratio_M = (logp_M - old_M).exp()
     return torch.maximum(-advantages_M * ratio_M, -advantages_M * ratio_M.clamp(1 - clip, 1 + clip))
 

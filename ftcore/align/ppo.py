@@ -93,7 +93,6 @@ class PpoLoop(Loop):
         self.model.value = None  # what is left is a policy, like any model
 
     def _step(self, workers: Workers) -> dict[str, float]:
-        """One iteration; returns what is logged of it."""
         started, step, ppo = time.perf_counter(), self.progress.step, self.config.ppo
         self.model.eval()  # dropout off
         prompts = [self.actor.prompts[row] for row in self.rows(step)]
@@ -150,7 +149,6 @@ class PpoLoop(Loop):
 
     def _batches(self, episodes: Sequence[Episode], step: int,
                  epoch: int) -> Iterator[list[Episode]]:
-        """The episodes of each update of an epoch."""
         order = np.random.default_rng(derived(self.seed, ORDER, step, epoch))
         order = order.permutation(len(episodes))
         size = self.config.optim.batch_size

@@ -102,7 +102,6 @@ def deadline(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 def opened(name: str, config: RewardsConfig) -> Source:
-    """The source that a word of `reward.sources` means."""
     kind, _, rest = name.partition(":")
     if kind not in KINDS:
         raise ConfigError(f"reward.sources: {name!r} is none of {', '.join(KINDS)}")

@@ -37,7 +37,6 @@ class Prompt(NamedTuple):
 
 @dataclass
 class Episode:
-    """One answer."""
     chat: Chat
     group: int  # number of its prompt
     document: Encoded  # prompt and answer, of which the answer's tokens count
@@ -86,7 +85,6 @@ class Actor:
         return found
 
     def drawn(self, prompts: Sequence[Prompt], seed: int) -> list[list[int]]:
-        """Ids of an answer to each."""
         rule = self.config.rollout
         chance_BT = np.random.default_rng(seed).random((len(prompts), rule.max_new_tokens))
         how = {"temperature": rule.temperature, "chance_BT": chance_BT}

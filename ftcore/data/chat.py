@@ -134,7 +134,6 @@ class _Generation(Extension):
 
 @lru_cache(maxsize=8)
 def _compiled(source: str, where: str) -> Callable[[dict], Iterator[str]]:
-    """Variables -> the text in pieces."""
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True,
                                                 extensions=[_Generation, loopcontrols])
     environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)

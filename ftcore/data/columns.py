@@ -84,7 +84,6 @@ ROLES = get_args(Role)
 UNSUPPORTED = ("tool_calls", "function_call", "reasoning_content", "thinking", "reasoning")
 
 def names_of(example: Text) -> tuple[str, ...]:
-    """Names of its classes, or its tags."""
     return (example.target,) if isinstance(example.target, str) else example.target
 
 def indices(labels: Labels, example: Text) -> list[int]:
@@ -143,7 +142,6 @@ def mapped(rows: Sequence[Row], example: Callable[[Row, Any], Example], config: 
 
 @cache
 def role_names(pairs: tuple[str, ...]) -> dict[str, str]:
-    """Roles by their names in the files, of data.roles."""
     names = dict(pair.partition("=")[::2] for pair in pairs)
     if "" in names.values():
         raise ConfigError(f"data.roles = {' '.join(pairs)}: must be OLD=NEW each")
@@ -195,7 +193,6 @@ def to_bio(tags: Sequence[str]) -> tuple[str, ...]:
                  for last, tag in pairwise(["O", *tags]))
 
 def answered(row: Row, config: configs.ChatDataConfig) -> Chat:
-    """One question and its answer."""
     reply = Message(role="assistant", content=text_of(row, config.answer), train=True, weight=1.0)
     return Chat(row.id, (question(row, config.prompt), reply), row.file, row.line)
 
@@ -207,7 +204,6 @@ def question(row: Row, columns: Sequence[str]) -> Message:
     return Message(role="user", content="\n\n".join(asked), train=False, weight=1.0)
 
 def conversation(row: Row, config: configs.ChatDataConfig) -> Chat:
-    """A chat from the column of its turns."""
     return Chat(row.id, turns_of(row, config.messages, config), row.file, row.line)
 
 def turns_of(row: Row, column: str, config: configs.ChatDataConfig) -> tuple[Message, ...]:

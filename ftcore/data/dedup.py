@@ -37,7 +37,6 @@ COMMON = 0.01  # of the texts of training: a run that more of them have is a tem
 CHUNK = 1 << 16  # letters, or values of signatures
 
 def folded(text: str) -> str:
-    """What is compared."""
     return " ".join(text.lower().split())
 
 def duplicates(texts: Sequence[str], *, max_share: float = 0.01) -> list[tuple[int, int, float]]:
@@ -144,7 +143,6 @@ def _candidates(signature_BH: np.ndarray, side_B: np.ndarray) -> np.ndarray:
     return np.stack(np.divmod(found_P, max(B, 1)))
 
 def _jaccard(texts: Sequence[str], pairs_2P: np.ndarray, letters: bool) -> list[float]:
-    """Jaccard index of each pair."""
     length_B = np.array([len(text) for text in texts], dtype=np.int64)
     jaccard: list[float] = []
     for part in _chunks(length_B[pairs_2P].sum(0)):

@@ -96,7 +96,6 @@ def cut(document: Encoded, max_length: int, over_length: OverLength, *,
     return [last]
 
 def numbered(documents: Sequence[Encoded]) -> list[Encoded]:
-    """The documents with the row ids "id:0", "id:1", ..."""
     return [replace(d, row_id=f"{d.row_id}:{n}") for n, d in enumerate(documents)]
 
 def _chats(split: Split, chats: Sequence[Chat], tokenizer: Tokenizer,
@@ -214,7 +213,6 @@ def pieces(document: Encoded, max_length: int, over_length: OverLength, *,
     return [take(document, run) for run in runs]
 
 def take(document: Encoded, places: np.ndarray | slice) -> Encoded:
-    """A document of some of the tokens of one, their labels and weights with them."""
     kept = (array[places] for array in (document.tokens_T, document.labels, document.weights))
     return Encoded(document.row_id, *kept)
 

@@ -31,7 +31,6 @@ DOCUMENT = "-DOCSTART-"
 _HALF = re.compile(r"[\ud800-\udc7f\udd00-\udfff]")  # the others stand for bytes (`decoded`)
 
 class Row(NamedTuple):  # cost: made in a third of the time that a frozen dataclass takes
-    """One record."""
     id: str  # 16 hex digits: sha1 of its raw text (and number among equal ones), wherever it stands
     file: str  # as given; line: where the record begins, from 1
     line: int

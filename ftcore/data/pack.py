@@ -153,7 +153,6 @@ def load(folder: Path) -> Documents:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """A flat stream of documents."""
     tokens_N: Tensor  # int64, as the next two
     positions_N: Tensor  # restart at 0 in every document
     types_N: Tensor
@@ -165,7 +164,6 @@ class Batch:
     pairs: Tensor | None = None
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The same batch on `device`."""
         moved = {name: part.to(device) for name, part in vars(self).items() if hasattr(part, "to")}
         return replace(self, **moved)
 

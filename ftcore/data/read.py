@@ -38,7 +38,6 @@ class Rows:
     groups: dict[str, Hashable] = field(default_factory=dict)  # row id -> value of data.group
 
     def drop(self, lost: Mapping[int, Rejected]) -> None:
-        """Leave out examples, by index."""
         self.rejected += lost.values()
         self.examples = [e for index, e in enumerate(self.examples) if index not in lost]
         require_some(self.examples, self.rejected)
@@ -117,7 +116,6 @@ def read_rows(paths: Sequence[str | Path], *, format: Format = "auto", columns: 
     return rows
 
 def files_of(path: Path) -> list[Path]:
-    """The files that a path stands for, sorted."""
     if path.exists() or not glob.has_magic(str(path)):
         return [path]
     found = map(Path, sorted(glob.glob(str(path), recursive=True)))

@@ -44,7 +44,6 @@ BINS = 24  # of a histogram
 
 @dataclass
 class Prepared:
-    """What a run trains and is judged on."""
     train: Split = field(default_factory=Split)
     dev: Split = field(default_factory=Split)
     tests: dict[str, Split] = field(default_factory=dict)
@@ -81,7 +80,6 @@ class Prepared:
         write_page(folder)
 
 def read_account(folder: Path) -> dict[str, Any]:
-    """funnel.json of a run's data/."""
     return json.loads((folder / FUNNEL).read_text("utf-8"))
 
 def write_page(folder: Path) -> Path:
@@ -98,7 +96,6 @@ def rendered(template: str, folder: Path = HERE, /, **values: Any) -> str:
     return environment.get_template(template).render(**values)
 
 def losses(split: Split) -> list[tuple[str, list[Rejected]]]:
-    """What was lost, by the word for it."""
     return [("left out", split.rejected), ("cut", split.cut), ("without token", split.untold)]
 
 def funnel(split: Split, moved: int) -> list[dict[str, Any]]:
@@ -117,7 +114,6 @@ def funnel(split: Split, moved: int) -> list[dict[str, Any]]:
     return steps
 
 def statistics(split: Split, tokenizer: Tokenizer, labels: Names) -> dict[str, Any]:
-    """Lengths, labels, and shares of tokens."""
     documents, lengths_B = split.documents, pack.lengths(split.documents)
     counts, edges = np.histogram(lengths_B, bins=BINS)
     found = {"documents": len(documents), "tokens": int(lengths_B.sum()),

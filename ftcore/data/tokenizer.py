@@ -71,7 +71,6 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: str | Path) -> "Tokenizer":
-        """Read a tokenizer folder."""
         if not Path(folder, "tokenizer.json").is_file():
             found = sorted(p.name for p in Path(folder).glob("*") if p.suffix != ".safetensors")
             what = f"{folder}: holds {', '.join(found) or 'no files'}, but no tokenizer.json"
@@ -81,7 +80,6 @@ class Tokenizer:
         return cls({name: Path(folder, name).read_bytes() for name in names}, where=str(folder))
 
     def save(self, folder: str | Path) -> None:
-        """Write the files as they were read."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         for name, content in self.files.items():
             Path(folder, name).write_bytes(content)
@@ -129,7 +127,6 @@ class Tokenizer:
 
     @cached_property
     def vocabulary(self) -> tuple[str, ...]:
-        """The text of every token, by id; special ones too."""
         return tuple(self.decode([id_], special=True) for id_ in range(self.vocab_size))
 
     def find_special(self, text: str) -> str | None:
@@ -138,7 +135,6 @@ class Tokenizer:
         return match.group() if match else None
 
     def id_of(self, token: str) -> int:
-        """Id of a token given by its exact text."""
         id_ = self._fast.token_to_id(token)
         if id_ is None:
             raise ModelError(f"{self.where}: tokenizer.json has no token {token!r}: add it there")

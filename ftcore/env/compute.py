@@ -89,7 +89,6 @@ def derived(seed: int, *key: int) -> int:
     return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]) >> 1
 
 def generator(seed: int, *key: int) -> torch.Generator:
-    """A CPU generator for one purpose."""
     return torch.Generator().manual_seed(derived(seed, *key))
 
 def seed_noise(seed: int, step: int, micro_step: int) -> None:

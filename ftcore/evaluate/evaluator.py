@@ -271,7 +271,6 @@ JUDGES: Mapping[str, Callable[..., Judged]] = {
 }  # fmt: skip
 
 def stops(tokenizer: Tokenizer) -> frozenset[int]:
-    """Ids that end an answer."""
     return frozenset({tokenizer.eos_id, tokenizer.end_of_text_id} - {None})
 
 def continued(model: Model, tokenizer: Tokenizer, prompts: Sequence[np.ndarray],
@@ -291,7 +290,6 @@ def continued(model: Model, tokenizer: Tokenizer, prompts: Sequence[np.ndarray],
 
 def greedy(model: Model, tokenizer: Tokenizer, prompts: Sequence[np.ndarray],
            max_new_tokens: int) -> list[str]:
-    """The likeliest continuation of each prompt (ids), as text."""
     return [spoken(ids, tokenizer) for ids in continued(model, tokenizer, prompts, max_new_tokens)]
 
 def spoken(ids: Sequence[int], tokenizer: Tokenizer) -> str:

@@ -42,7 +42,6 @@ def confusions(target_B: np.ndarray, predicted_B: np.ndarray, num_classes: int) 
     return np.bincount(cells_B, minlength=num_classes * P).reshape(num_classes, P)
 
 def class_totals(counts_KP: np.ndarray) -> np.ndarray:
-    """totals_3K."""
     return np.stack([counts_KP.diagonal(), counts_KP.sum(0)[:-1], counts_KP.sum(1)])
 
 def class_figures(counts_KP: np.ndarray) -> dict[str, float]:

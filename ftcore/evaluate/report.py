@@ -166,7 +166,6 @@ def judged(run: Run) -> dict[str, Any]:
     return {"answers": [], "confusion": confusion, "reliability": bins}
 
 def flat(tables: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested values by dotted names."""
     for key, value in tables.items():
         if isinstance(value, Mapping):
             yield from flat(value, f"{above}{key}.")

@@ -96,7 +96,6 @@ class Results:
 
 @dataclass(frozen=True)
 class Suite:
-    """The evaluation of one run."""
     task: str  # key of TASKS
     config: Run  # the run's sections
     tokenizer: Tokenizer
@@ -186,5 +185,4 @@ def clusters_of(row_ids: Sequence[str], clusters: Mapping[str, int]) -> np.ndarr
     return np.array([clusters[root_of(row_id)] for row_id in row_ids])
 
 def root_of(row_id: str) -> str:
-    """The id of the row that a document is a part of."""
     return row_id.partition(":")[0]

@@ -51,7 +51,6 @@ class Head(nn.Module):
 
     @property
     def last(self) -> Linear:
-        """The last linear map."""
         return self.classifier if self.is_classifier else self.lm_head
 
     def rows(self, docs: Docs) -> Tensor | None:
@@ -98,7 +97,6 @@ class Model(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where it is."""
         return self.trunk.embed_tokens.weight.device
 
     def use_kernels(self, impl: Impl) -> None:
@@ -113,7 +111,6 @@ class Model(nn.Module):
             module.compute = dtype
 
 def init_module(module: nn.Module, std: float, generator: torch.Generator) -> None:
-    """Draw the parameters that `module` itself owns."""
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=std, generator=generator)
     if isinstance(module, Norm):

@@ -31,7 +31,6 @@ Stored = Mapping[str, tuple[Path, str, list[int]]]  # HF name -> file, dtype and
 
 @dataclass
 class Accounting:
-    """What happened to each tensor of a checkpoint and of the model."""
     loaded: list[str] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
     new: list[str] = field(default_factory=list)
@@ -233,7 +232,6 @@ def stored_tensors(folder: Path) -> Stored:
     return found
 
 def _header(file: Path) -> Stored:
-    """What one file holds."""
     try:
         with safe_open(file, framework="pt") as handle:
             parts = {name: handle.get_slice(name) for name in [*handle.keys()]}
@@ -249,6 +247,5 @@ def _mapped(names: Collection[str], stored: Stored) -> Iterator[tuple[str, Tenso
             yield from ((name, handle.get_tensor(name)) for name in held)
 
 def _some(names: list[str], most: int = 8) -> str:
-    """The names, or the first of them and how many more."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

@@ -37,7 +37,6 @@ Attend = Callable[..., Tensor]
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Sizes and switches of one transformer."""
     vocab_size: int  # V
     hidden_size: int  # C
     num_layers: int  # L

@@ -77,7 +77,6 @@ class Checkpoints:
         return sorted({int(step[1]) for step in found if step}, reverse=True)
 
     def of(self, step: int) -> Path:
-        """The folder of a step."""
         return self.folder / f"step-{step}"
 
     def _prune(self, saved: int, best: int) -> None:

@@ -38,7 +38,6 @@ POLICIES = ("all", "head", "last:K", "embeddings", "norms", "biases")
 LAYER = re.compile(r"(?<=\blayers\.)(\d+)(?=\.)")
 
 def leaf(name: str) -> str:
-    """Last component of a dotted name."""
     return name.rpartition(".")[2]
 
 def match_names(pattern: str, names: Sequence[str], *, what: str,
@@ -68,7 +67,6 @@ def apply_trainable(model: nn.Module, rules: Sequence[str]) -> str:
     return parameter_table(model)
 
 def _resolve(model: nn.Module, rule: str) -> set[str]:
-    """Names of the parameters that one rule trains."""
     names = [name for name, _ in model.named_parameters()]
     if rule.startswith("last:"):  # from layer L - K on, in the order of the forward pass
         layers = [int(m[1]) if (m := LAYER.search(n)) else -1 for n in names]

@@ -50,7 +50,6 @@ class Progress:
 
 @dataclass
 class Loop:
-    """One training run."""
     model: Model
     task: Task  # the loss
     documents: Sequence[Encoded]  # the rows
@@ -148,7 +147,6 @@ class Loop:
         return 0 < self.config.loop.patience <= self.progress.evals_since_best
 
     def _documents(self, step: int) -> list[Encoded]:
-        """The rows of a step."""
         rows = [self.documents[row] for row in self.rows(step)]
         return [self.draw(row, step) for row in rows] if self.draw else rows
 
@@ -167,7 +165,6 @@ class Loop:
         return loss
 
     def _step(self, workers: Workers) -> dict[str, float]:
-        """One optimiser step; returns what is logged of it."""
         started, step = time.perf_counter(), self.progress.step
         values = self._update(workers)
         self.progress.step += 1

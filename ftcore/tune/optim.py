@@ -56,7 +56,6 @@ def learning_rate(step: int, total_steps: int, peak: float, config: ScheduleConf
     return peak * (config.final + (1 - config.final) * (1 + math.cos(math.pi * done)) / 2)
 
 def label(kind: Kind) -> str:
-    """Its name in files and metrics."""
     return f"lr_{kind[0]:g}_decay_{kind[1]:g}{'_rows' if kind[2] else ''}"
 
 class AdamW:
@@ -100,7 +99,6 @@ class AdamW:
             param.register_post_accumulate_grad_hook(partial(self._collect, name))
 
     def _zeros(self, dtype: torch.dtype) -> Tensor:
-        """A flat tensor of what is trained."""
         device = next(iter(self.params.values())).device
         return shared_zeros(next(reversed(self.spans.values()))[1], dtype, device)
 
@@ -165,7 +163,6 @@ class AdamW:
         return list(pairwise([0, *cuts, pasts[-1]]))
 
     def _pieces(self, span: Span) -> list[Span]:
-        """What a span is worked through in."""
         size = PIECES[self.flats["master"].device.type]
         return [(start, min(start + size, span[1])) for start in range(*span, size)]
 
@@ -220,7 +217,6 @@ class AdamW:
         return next((name for name, p in pieces if not self._gradient(p).isfinite().all()), None)
 
     def groups(self) -> dict[str, list[str]]:
-        """Names of the parameters of each kind."""
         return {label(kind): names for kind, names in self.kinds.items()}
 
     def state(self) -> dict[str, dict[str, Tensor]]:

@@ -44,7 +44,6 @@ def classification(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
     return model.head.loss(h_MC, batch.labels, batch.weights, batch.docs)
 
 def regression(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Squared error of each document's score."""
     scores_B = document_logits(model, batch).squeeze(1)
     errors_B = scores_B - batch.labels.to(scores_B)
     return (errors_B.square() * batch.weights).sum(), batch.weights.sum()

@@ -95,14 +95,12 @@ def read_windows(config: dict, key: str = "sliding_window", default: int = 4096,
     return {"windows": tuple(window if kind == WINDOWED else 0 for kind in types)}
 
 def read_gemma(config: dict) -> Fields:
-    """Scales of embeddings and scores."""
     if config.get("use_bidirectional_attention"):
         raise ModelError("config.json: use_bidirectional_attention: only a causal Gemma is known")
     scale = read_value(config, "query_pre_attn_scalar", 256) ** -0.5
     return {"embedding_scale": read_value(config, "hidden_size") ** 0.5, "attention_scale": scale}
 
 def read_pooling(config: dict) -> Fields:
-    """What of a document's tokens a classifier gets."""
     if (pooling := config.get("classifier_pooling", "cls")) not in ("cls", "mean"):
         raise ModelError(f"config.json: classifier_pooling = {pooling!r}: must be cls or mean")
     return {"pooling": pooling}
@@ -119,7 +117,6 @@ RULES: Mapping[str, Callable[..., Fields]] = {
 
 @dataclass(frozen=True)
 class Family:
-    """One HF `model_type`."""
     name: str  # `model_type` in config.json
     trunk_prefix: str
     names: Mapping[str, tuple[str, ...]]  # our pattern -> HF's, with the trunk's prefix or without
@@ -194,7 +191,6 @@ class Family:
         return rows.t() if matches(hf_name, self.transposed) else rows
 
 def matches(name: str, patterns: Sequence[str]) -> bool:
-    """Whether the name fits one of the globs."""
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 def family_names() -> list[str]:
