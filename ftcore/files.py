@@ -6,8 +6,7 @@ A folder is made beside its place, sealed, and renamed:
                     ->  fsync the folder  ->  rename to NAME  ->  fsync the parent
 
 so whoever finds NAME finds all of it, whatever killed the writer or the machine. With a folder that
-exists the new one exchanges names, in one step, before the old one is deleted. One writer at a
-time: the lock of a run folder (env/run.py) or cache (data/store.py) sees to that.
+exists the new one exchanges names, in one step. There is one writer at a time.
 """
 
 import ctypes

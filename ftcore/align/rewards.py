@@ -3,13 +3,11 @@
     match                  1 where it is the expected answer, character by character, else 0
     command:FIELD          of JSON commands, the mean of four figures from 0 to 1: it is a JSON
                            object, its FIELD (the intent) is right, F1 of its slots, all is right
-    model:RUN              the score of a reward model (train.py reward), which reads prompt and
-                           answer as text, through its own tokenizer
+    model:RUN              the score of a reward model (train.py reward), by its own tokenizer
     python:FILE.py:NAME    NAME(rows), a function that returns a number for each row
 
 A row is {"messages": [{"role", "content"}, ...], "answer": ..., "target": the expected answer}.
-A source has a limit on time. One that fails, or says anything but finite numbers, ends the run, or
-its answers are left out and counted.
+A source that fails, is late, or says anything but finite numbers, ends the run, or is left out.
 """
 
 import importlib.util

@@ -8,9 +8,7 @@ what changes with it? Templates run in jinja2's sandbox, with limits and what tr
 
 Answers are such spans, and become weights of tokens: of a document of T tokens labels[t] is token
 t + 1, and weights[t] how much predicting it counts. A token counts if it overlaps an answer, which
-begins where generation would begin (after the template's generation prompt) and ends with the
-special token right after it, the end of the turn. A header that swallows the white space behind it,
-as Phi-3's tokens do, is no part of an answer.
+begins after the template's generation prompt and ends with the special token that ends the turn.
 """
 
 import json

@@ -3,8 +3,8 @@
 A chat is a list of turns [{"role": "user", "content": ...}, ...], under these keys or others; or a
 question, one column or several that are joined by an empty line, and the column of its answer; or a
 transcript, text with each turn after the name of its speaker and a colon at the start of a line.
-Every row becomes an example or a `Rejected` with its reason; none disappears. What shows that the
-map or the file is wrong (no such column, an unknown role, a score that is no number) is an error.
+Every row becomes an example or a `Rejected`. What shows that the map or the file is wrong (no such
+column, an unknown role, a score that is no number) is an error.
 """
 
 import json

@@ -13,7 +13,6 @@ other must have fewer than 25. Candidates come from MinHash, and all are verifie
 
 In a bucket of a band a text meets the bucket's first text, and `WINDOW` neighbours on each side in
 the order of another band: many rows from one template cost time in proportion to their number.
-What is found depends on the texts alone, not on their order.
 cost: about 0.4 us a word of prose; 768 bytes a text, all else in chunks that fit a core's cache.
 source: Broder 1997, "On the resemblance and containment of documents"; Bawa, Condie and Ganesan
 2005, "LSH Forest" (neighbours); Brown et al. 2020, arXiv:2005.14165, appendix C (13 words).

@@ -9,8 +9,7 @@ conll    a word a line, its tag last, between tabs or blanks; a blank line ends 
          has "tokens", "tags" and the number of its "document", counted by -DOCSTART- lines
 labelled a label, a blank and the text on each line: "label", "text"
 
-A damaged record has a DataError in place of its fields, and what follows it is read; a DataError is
-raised where no record can be found behind it.
+A damaged record has a DataError in place of its fields, raised where none can be found behind it.
 """
 
 import csv

@@ -2,8 +2,7 @@
 
 Files have the formats of formats.py, each also as .gz. Text is UTF-8; a byte-order mark is dropped.
 tsv and csv take names of columns from their first line, unless they are given: then the file has no
-such line, and records with more cells than names keep the surplus under "_extra". A damaged record
-is a DataError, or left out and kept in the report; a damaged file is an error.
+such line, and records with more cells than names keep the surplus under "_extra".
 """
 
 import glob

@@ -1,12 +1,10 @@
 """Where and how exactly a run computes: device and memory, precision, seeds.
 
-fp16 has no values below 6e-8, where many gradients lie. So the loss is multiplied by s, and with it
-every gradient; the optimiser, in fp32, divides by s again. A step that is not finite is not applied
-and halves s, to 1 at least; 2000 finite steps in a row double it (Micikevicius et al. 2018,
-arXiv:1710.03740).
+fp16 has no values below 6e-8, where many gradients lie. So the loss is multiplied by s, by which
+the optimiser divides again. A step that is not finite halves s, to 1 at least; 2000 finite steps in
+a row double it (Micikevicius et al. 2018, arXiv:1710.03740).
 
 Every stream of random numbers has a key: (seed, what for). So resuming needs no saved generator.
-Dropout draws from torch's global one, re-seeded from (seed, step, micro-step) each micro-batch.
 """
 
 import ctypes

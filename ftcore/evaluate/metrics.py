@@ -12,10 +12,8 @@ n_kj rows of class k predicted as j; totals_3K are hits, predicted and support:
 
 0/0 is 0 in each of them; with no rows at all every figure of classes is NaN.
 
-Entities are counted as the CoNLL-2000 script and seqeval's default mode do. A tag is a mark (B, I,
-O, also E and S) and a type: "B-LOC"; marks may stand in any order. An entity begins where a mark or
-a change of type says so, whatever stood before, and is right if its type, its first and its last
-word are.
+Entities are counted as the CoNLL-2000 script and seqeval's default mode do: one begins where a mark
+(B, I, O, also E and S) or a change of type says so; right are type, first and last word.
 """
 
 import math

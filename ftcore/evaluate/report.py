@@ -1,8 +1,7 @@
 """Results as people and programs read them: aligned tables, predictions.jsonl, one JSON line; a
 run's page, from the files in its folder.
 
-Tables are plain text, columns two spaces apart, numbers right-aligned, "-" for what is not defined.
-In JSON a float that is not finite is null, since NaN and Infinity are not JSON.
+In tables "-" is not defined; in JSON a float that is not finite is null.
 """
 
 import json

@@ -2,15 +2,12 @@
 
 Letters: B rows, C clusters of them, R draws. `Figures` gives the metrics of any rows, by their
 indices, some of them several times. Rows that say nearly the same are one cluster and come and go
-together, since they are right or wrong together: an interval that takes them one by one is too
-narrow. A draw takes C clusters with replacement; what a metric does over R draws is its spread.
+together: taken one by one they would give too narrow an interval. A draw takes C clusters.
 
     interval    from the 2.5th to the 97.5th percentile of R draws
     p           of a difference d: 2 min(share of d <= 0, share of d >= 0), each draw of both models
     McNemar     of n rows that one model alone has right, k of them the one with less; twice
                 P(X < k) + P(X = k) / 2 with X of Binomial(n, 1/2): the mid-p form
-
-A metric that is not defined on some draws (NaN) is left out of these.
 
 source  Efron 1979, Ann. Statist. 7, 1-26; Berg-Kirkpatrick et al. 2012, ACL D12-1091 (paired);
         Fagerland et al. 2013, BMC Med. Res. Methodol. 13:91 (mid-p)

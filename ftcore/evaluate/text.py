@@ -7,7 +7,7 @@ beside it. Its slots are the leaves of the rest, each a path and a value:
     {"intent": "set_alarm", "slots": {"time": "7:30", "days": ["sat", "sun"]}}
 
 has the slots slots.time = "7:30", slots.days.0 = "sat" and slots.days.1 = "sun". Values compare by
-their JSON text: 1, 1.0, "1" and true all differ. Empty objects and lists hold no slot.
+their JSON text: 1, 1.0, "1" and true all differ.
 """
 
 import json

@@ -1,8 +1,7 @@
 """What sits on the transformer: the (masked) LM head, the tagger and the sequence classifier.
 
-A head never sees rows that are not scored, nor does the last layer compute them: the LM head and
-the tagger get the M selected rows of the stream, the classifier those that it pools. Logits are in
-the compute dtype; a `loss` does without them as a whole.
+The LM head and the tagger get the M scored rows of the stream, the classifier those that it pools.
+Logits are in the compute dtype; a `loss` does without them as a whole.
 """
 
 from typing import Literal

@@ -1,9 +1,8 @@
 """A model folder in HF layout, in and out: config.json and safetensors. Pickle is never read.
 
-Every tensor is accounted for (law 7): names and shapes are checked before anything is copied; then
-tensors are copied into memory that we own, so a file that changes later cannot change or kill a
-running model. load -> save -> load is bit-equal, and transformers loads what is saved. Unknown keys
-of config.json are kept, so that a model leaves as it came but for what was trained.
+Every tensor is accounted for: names and shapes are checked before anything is copied into memory
+that we own. load -> save -> load is bit-equal, and transformers loads what is saved. Unknown keys
+of config.json are kept.
 """
 
 import json

@@ -2,9 +2,8 @@
 
     RUN/checkpoints/step-N/  GROUP.safetensors for each group of tensors, state.json, manifest.json
 
-Groups are the caller's. `state.json` is Python's JSON: floats come back bit-equal, NaN and
-infinities too; keys are strings. A folder is written by files.py, so a kill or a full disk costs
-the one being written, no other; it is read only after its hashes agree.
+`state.json` is Python's JSON: floats come back bit-equal, NaN too. A folder is written by files.py,
+so a kill or a full disk costs the one being written; it is read only after its hashes agree.
 """
 
 import json

@@ -5,10 +5,9 @@
                     -> norm -> clip -> AdamW -> log -> evaluate -> save
 
 A step is a pure function of the state before it: its rows come from (seed, step), its dropout
-noise from (seed, step, micro-step), its rate from the step. So a checkpoint needs the trained
-tensors, the optimiser's moments and the step, and a resumed run is bit-equal to one never killed.
-A step whose loss or gradient is not finite is not applied. Its rows and the first bad gradient are
-named, but where the loss scale of fp16 finds its height. Too many in a row end the run.
+noise from (seed, step, micro-step), its rate from the step. So a resumed run is bit-equal to one
+never killed. A step whose loss or gradient is not finite is not applied. Its rows and the first bad
+gradient are named, but where the loss scale of fp16 finds its height. Too many end the run.
 """
 
 import math

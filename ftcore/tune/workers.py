@@ -5,9 +5,8 @@
                     the parent alone: the norm, and whether and how far to step
                     its part of the parameters: the optimiser's update
 
-Two cores on halves of a step are faster than two threads, which wait for each other at the end of
-every operation. What a step reads and writes lies in shared memory; messages are an act's name, a
-few numbers and its answer. Another number of cores sums in another order: other last bits.
+Two cores on halves of a step are faster than two threads, which wait for each other after every
+operation. What a step reads and writes lies in shared memory. More cores: other last bits.
 """
 
 import math
