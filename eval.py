@@ -14,6 +14,7 @@ time that test rows are judged is noted in the run: who looks often, chooses by 
 import sys
 from collections import Counter
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,8 @@ from ftcore.config import RUNS
 from ftcore.errors import ConfigError, FtcoreError, nearest
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from ftcore.evaluate.suite import Results
     from ftcore.model.load import LoadedModel
 
@@ -143,6 +146,31 @@ def run(words: list[str]) -> None:
         print(f"{words[0]} against {other}\n\n{told}\n")
     print(json_line(summary))
 
+def differences(one: Path, other: Path) -> "Iterator[str]":
+    """What two runs were asked, what they ran on and read, and the first step where they part."""
+    from ftcore.env.run import METRICS
+    from ftcore.evaluate.report import flat, read_run
+
+    runs = read_run(one), read_run(other)
+    starts, names = [run["run"]["starts"][-1] for run in runs], ("commit", "versions", "hardware")
+    parts = {"configuration": [run["config"] for run in runs],
+             "code and machine": [{name: start[name] for name in names} for start in starts],
+             "data": [{"key": run["data"]["key"], **run["data"]["statistics"]} for run in runs]}
+    for what, nested in parts.items():
+        mine, theirs = (dict(flat(each)) for each in nested)
+        keys = [key for key in mine | theirs if mine.get(key) != theirs.get(key)]
+        yield f"{what}: {len(keys) or 'nothing'} differs"
+        yield from (f"  {key}: {mine.get(key)!r} | {theirs.get(key)!r}" for key in keys)
+    lines = [[{k: v for k, v in line.items() if not k.startswith("perf/")}
+              for line in run["metrics"]] for run in runs]
+    for mine, theirs in zip_longest(*lines, fillvalue={}):
+        if mine != theirs:
+            yield f"they part in step {mine.get('step', theirs.get('step'))} of {METRICS}"
+            keys = [key for key in mine | theirs if mine.get(key) != theirs.get(key)]
+            yield from (f"  {key}: {mine.get(key)} | {theirs.get(key)}" for key in keys)
+            return
+    yield f"all {len(lines[0])} lines of {METRICS} are equal, perf/ aside"
+
 def main(argv: list[str]) -> int:
     """Parse, run, and turn what a user can mend into one message."""
     try:
@@ -153,8 +181,6 @@ def main(argv: list[str]) -> int:
 
             print(write_page(Path(argv[1])))
         elif argv[:1] == ["diff"]:
-            from ftcore.evaluate.report import differences
-
             print(*differences(*map(Path, argv[1:])), sep="\n")
         else:
             run([*argv])

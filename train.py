@@ -162,7 +162,6 @@ def tune(command: Command, run: "RunFolder", data: "Prepared", loaded: "LoadedMo
     if config.peft.method == "lora":
         proof = certify(model, next(iter(data.tests.values()), data.dev), suite)
         print(f"merged: {json_line(proof)} in {run.dump('certificate.json', proof)}")
-    print(results.samples(config.eval.samples))
     print(f"saved:  {artifact}\npage:   {write_page(path)}")
     print(f"curves: tensorboard --logdir {path / 'tensorboard'}")
     print(f"next:   python eval.py {path} --data.test FILE")

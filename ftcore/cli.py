@@ -25,7 +25,6 @@ ONLY = ("--dry-run", "--verify")  # print the plan, or try the invariances, and 
 
 @dataclass(frozen=True)
 class Command:
-    """What the user asked for."""
     task: str  # key of RUNS
     config: Run  # the resolved sections
     origins: dict[str, str]  # "section.key" -> preset NAME, FILE or flag; absent: the default
@@ -118,7 +117,6 @@ def to_toml(command: Command) -> str:
     return "\n".join(lines) + "\n"
 
 def known(what: str, name: Any, known: Collection[str]) -> str:
-    """The name, if it is one of those known."""
     if name in list(known):  # in a TOML it may be a list, which has no hash
         return name
     hint = nearest(str(name), list(known))

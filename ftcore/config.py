@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, NamedTuple, dataclass_transform
 
-Format = Literal["auto", "tsv", "csv", "jsonl", "json", "txt", "conll", "labelled", "tar",
-                 "parquet"]
+Format = Literal["auto", "tsv", "csv", "jsonl", "json", "txt", "conll", "labelled"]
 OverLength = Literal["error", "drop", "cut_left", "cut_right", "split"]
 TrainOn = Literal["all", "assistant", "last", "completion"]
 Recompute = Literal["none", "selective", "all"]
@@ -47,13 +46,12 @@ class ModelConfig(Section):
 
 class FilesConfig(Section):
     """Files, and what is done with their rows before they are tokens."""
-    # files or globs (.jsonl .json .csv .tsv .txt .conll .tar .parquet, also .gz); FILE.json:KEY
+    # files or globs (.jsonl .json .csv .tsv .txt .conll, also .gz)
     train: tuple[str, ...] = ()
     dev: tuple[str, ...] = ()  # rows that choose the best checkpoint; none: `holdout` of train
     test: tuple[str, ...] = ()  # files evaluated once, after training
     format: Format = "auto"  # auto: by suffix; labelled: lines of a label, a blank and the text
     columns: tuple[str, ...] = ()  # column names, for files without a header line
-    encoding: str = ""  # of text files that are not UTF-8, such as latin-1; empty: they are damaged
     on_bad: Literal["stop", "skip"] = "stop"  # what a damaged record does; skipped ones are kept
     holdout: Natural = 0  # training rows held out as dev rows when no dev file is given
     group: str = ""  # column whose value keeps rows together when some are held out
@@ -151,7 +149,6 @@ class PeftConfig(Section):
     targets: tuple[str, ...] = ("all-linear",)  # lora: layers by last name, glob, or all-linear
     rs_lora: bool = False  # lora: scale by alpha / sqrt(rank)
     extra_modules: tuple[str, ...] = ()  # lora: modules that are trained fully beside it
-    quantize: Literal["none", "nf4"] = "none"  # lora: frozen matrices; nf4: 4.13 bits a weight
 
     @property
     def scale(self) -> float:
@@ -198,16 +195,13 @@ class EvalConfig(Section):
     """How the model is judged."""
     max_new_tokens: Count = 64  # longest generated answer, tokens
     intent_field: str = ""  # field of JSON answers scored as a class; empty: plain text
-    samples: Natural = 3  # answers shown at the end
 
 class RewardsConfig(Section):
     """What an answer is worth."""
-    # match, command:FIELD, model:RUN, label:RUN:NAME, python:FILE.py:NAME or program:COMMAND; see
-    # ftcore/align/rewards.py
+    # match, command:FIELD, model:RUN or python:FILE.py:NAME: see ftcore/align/rewards.py
     sources: tuple[str, ...] = ()
     weights: tuple[Finite, ...] = ()  # factor of each source; none: 1 each
     timeout_s: Positive = 30.0  # seconds that a source has for the answers of an iteration
-    memory_mib: Count = 1024  # MiB that a program may take
     on_error: Literal["stop", "skip"] = "stop"  # of a source; skip: such answers are left out
     missing_end: NotNegative = 0.0  # taken off where the limit cut the answer
     per_token: NotNegative = 0.0  # taken off for each token of the answer
@@ -241,7 +235,6 @@ class PpoConfig(Section):
     entropy_coef: NotNegative = 0.0  # factor of the entropy, which is rewarded
     critic_warmup: Natural = 0  # first iterations, in which the values alone are trained
     loss_over: Literal["tokens", "answers"] = "tokens"  # what weighs the same in the loss
-    best_of: Natural = 8  # answers of the start, the best of which is told beside; 0: not told
 
 class RewardConfig(Section):
     """The score of an answer, learned from pairs."""

@@ -5,12 +5,11 @@ A folder is made beside its place, sealed, and renamed:
     .tmp-NAME-PID/  ->  files  ->  fsync each  ->  manifest.json (sizes and SHA-256, last)
                     ->  fsync the folder  ->  rename to NAME  ->  fsync the parent
 
-so whoever finds NAME finds all of it, whatever killed the writer or the machine. A folder that
-exists is first renamed to .old-NAME, and deleted when the new one is in place: at every moment one
-of the two is whole, and `current` says which. One writer at a time: the lock of a run folder
-(env/run.py) or cache (data/store.py) sees to that.
+so whoever finds NAME finds all of it, whatever killed the writer or the machine. With a folder that
+exists the new one exchanges names, in one step. There is one writer at a time.
 """
 
+import ctypes
 import errno
 import hashlib
 import json
@@ -27,7 +26,7 @@ from ftcore.errors import CheckpointError
 
 MANIFEST = "manifest.json"
 TEMP = ".tmp-"
-ASIDE = ".old-"
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux's renameat2
 
 def write_folder(target: Path, write: Callable[[Path], None], *, needed_bytes: int = 0) -> None:
     """Make the folder `target` of the files that `write` puts into the folder it is given, where
@@ -45,20 +44,6 @@ def write_folder(target: Path, write: Callable[[Path], None], *, needed_bytes: i
         manifest = {"files": files, "sha256": _digest(files)}
         (temp / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
         fsync(temp / MANIFEST)
-
-def link_folder(source: Path, target: Path) -> None:
-    """Give the verified folder `source` a second name that outlives the first, at no cost in space:
-    hard links, or copies on a file system without them. Raises as verify_folder, write_folder."""
-    names = verify_folder(source)
-    with _staged(target) as temp:
-        temp.mkdir()
-        for name in (*names, MANIFEST):
-            (temp / name).parent.mkdir(parents=True, exist_ok=True)
-            try:
-                os.link(source / name, temp / name)
-            except OSError:
-                shutil.copy2(source / name, temp / name)
-            fsync(temp / name)
 
 def write_file(path: Path, content: bytes | str) -> None:
     """Write or replace one file in a single step; text is UTF-8. Raises CheckpointError."""
@@ -85,14 +70,8 @@ def verify_folder(folder: Path) -> tuple[str, ...]:
     return tuple(manifest["files"])
 
 def sha256_file(path: Path) -> str:
-    """SHA-256 of the file's bytes, as 64 hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-def current(folder: Path) -> Path:
-    """`folder`, or what it was about to replace when its writer was killed between two renames."""
-    aside = folder.with_name(ASIDE + folder.name)
-    return aside if aside.exists() and not folder.exists() else folder
 
 def make_folder(folder: Path) -> None:
     """Make a folder and its parents, each of them known to the disk before the next."""
@@ -112,11 +91,9 @@ def remove(path: Path) -> None:
             path.unlink(missing_ok=True)
 
 def clean(folder: Path) -> None:
-    """Finish or undo what killed writers left anywhere in `folder`; only its one writer may ask."""
+    """Delete what killed writers left anywhere in `folder`; only its one writer may ask."""
     for temp in list(folder.rglob(TEMP + "*")):
         remove(temp)
-    for aside in list(folder.rglob(ASIDE + "*")):
-        _settle(aside.with_name(aside.name.removeprefix(ASIDE)))
 
 @contextmanager
 def _staged(target: Path, needed_bytes: int = 0) -> Iterator[Path]:
@@ -127,13 +104,13 @@ def _staged(target: Path, needed_bytes: int = 0) -> Iterator[Path]:
         if shutil.disk_usage(target.parent).free < needed_bytes:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         remove(temp)
-        _settle(target)
         yield temp
         for path in (*filter(Path.is_dir, temp.rglob("*")), temp):
             fsync(path)
-        if target.is_dir():
-            os.rename(target, target.with_name(ASIDE + target.name))
-        os.rename(temp, target)
+        if not (is_folder := target.is_dir()) or not _exchanged(temp, target):
+            if is_folder:
+                remove(target)
+            os.rename(temp, target)
         fsync(target.parent)
     except (OSError, SafetensorError) as error:
         written = sum(path.stat().st_size for path in (temp, *temp.rglob("*")) if path.is_file())
@@ -143,23 +120,17 @@ def _staged(target: Path, needed_bytes: int = 0) -> Iterator[Path]:
             f"{shutil.disk_usage(disk).free} free). What was there before is untouched; free some "
             f"space, or check the limits and permissions of {disk}") from error
     finally:
-        _settle(target)
         remove(temp)
 
-def _settle(target: Path) -> None:
-    """End an interrupted replacement: the new folder if it is in place, else the old one again."""
-    aside = target.with_name(ASIDE + target.name)
-    if target.exists():
-        remove(aside)
-    elif aside.exists():
-        with suppress(OSError):  # then `current` finds it, and the next writer tries again
-            os.rename(aside, target)
+def _exchanged(one: Path, other: Path) -> bool:
+    """Give two folders each other's names in one step; False: this system or disk cannot."""
+    exchange = getattr(ctypes.CDLL(None), "renameat2", lambda *_: -1)
+    return exchange(AT_FDCWD, bytes(one), AT_FDCWD, bytes(other), RENAME_EXCHANGE) == 0
 
 def _digest(files: dict[str, dict[str, Any]]) -> str:
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
 def fsync(path: Path) -> None:
-    """Put a file or folder on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

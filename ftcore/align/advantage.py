@@ -3,17 +3,16 @@
 Letters: M answer tokens of all episodes, end to end; B episodes, S of them to each prompt.
 
 rewards         r_t = -kl_coef kl_t, and at an episode's last token its score s too
-gae             d_t = r_t + gamma v_t+1 - v_t,  A_t = d_t + gamma lambda A_t+1;  v and A are 0
-                behind the last token, where an episode ends, cut by the limit or not
+gae             d_t = r_t + gamma v_t+1 - v_t,  A_t = d_t + gamma lambda A_t+1;  behind the last
+                token v and A are 0
 returns         A + v: what the values are fitted to
 group           A = (R - mean) / (std + 1e-4) over the S episodes of its prompt, R the sum of the
                 episode's rewards; the same for all of its tokens (GRPO)
 leave_one_out   A = R - mean of the S - 1 others (RLOO)
 whitened        (A - mean) / std over all tokens of the rollout, not of a micro-batch
 
-source  Schulman et al. 2015, arXiv:1506.02438 (GAE); Shao et al. 2024, arXiv:2402.03300, section
-        4.1 (GRPO); Ahmadian et al. 2024, arXiv:2402.14740 (RLOO); Huang et al. 2024,
-        arXiv:2403.17031, details 15 (rewards) and 18 (whitening)
+source  Schulman et al. 2015, arXiv:1506.02438 (GAE); Shao et al. 2024, arXiv:2402.03300 (GRPO);
+        Ahmadian et al. 2024, arXiv:2402.14740 (RLOO); Huang et al. 2024, arXiv:2403.17031
 """
 
 from collections.abc import Sequence
@@ -44,8 +43,7 @@ def gae(rewards_M: Tensor, values_M: Tensor, lengths: Sequence[int], *, gamma: f
 
 def grouped(rewards_M: Tensor, lengths: Sequence[int], groups: Sequence[int], *,
             leaves_one_out: bool) -> Tensor:
-    """advantages_M by the other answers to the same prompt, whose number is in `groups`; 0 for one
-    that is alone."""
+    """advantages_M by the other answers to the prompt, whose number is in `groups`; 0 if alone."""
     # numerics: float64, or what rounding leaves of equal rewards is divided by nearly nothing
     sums_B = torch.stack([r_T.sum() for r_T in rewards_M.cpu().double().split(lengths)])
     _, of_B, count_G = torch.unique(torch.tensor(groups), return_inverse=True, return_counts=True)

@@ -1,8 +1,7 @@
 """What a policy is trained by: clipped losses of tokens, divergences, and what controls them.
 
 Letters: M answer tokens, V vocabulary. p is the policy, p_old the one that answered, q the
-reference; lower-case letters of tokens are log-probabilities of what was said, at the temperature
-that it was drawn at.
+reference; of tokens, log-probabilities of what was said, at the temperature it was drawn at.
 
 ratio           rho = exp(p - p_old), exactly 1 before the first update
 policy          max(-A rho, -A clip(rho, 1 - c, 1 + c))
@@ -15,8 +14,7 @@ adaptive        kl_coef (1 + clip(KL / target - 1, -0.2, 0.2) n / horizon), n ep
 
 source  Schulman et al. 2017, arXiv:1707.06347 (clipping); Ziegler et al. 2019, arXiv:1909.08593,
         section 2.2 (penalty, adaptive); Schulman 2020, joschu.net/blog/kl-approx.html (k1, k3);
-        Huang et al. 2024, arXiv:2403.17031, details 19 and 20 (clipped losses); Engstrom et al.
-        2020, arXiv:2005.12729 (scaling by the running deviation)
+        Engstrom et al. 2020, arXiv:2005.12729 (scaling by the running deviation)
 """
 
 import math
@@ -57,7 +55,6 @@ def divergences(policy: Seen, reference: Seen) -> dict[str, Tensor]:
     return {"exact": exact_M, "k1": -away_M, "k3": away_M.exp() - away_M - 1}
 
 def policy_loss(logp_M: Tensor, old_M: Tensor, advantages_M: Tensor, clip: float) -> Tensor:
-    """Loss of each token."""
     ratio_M = (logp_M - old_M).exp()
     return torch.maximum(-advantages_M * ratio_M, -advantages_M * ratio_M.clamp(1 - clip, 1 + clip))
 

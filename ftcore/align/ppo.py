@@ -8,12 +8,11 @@
 Letters: M answer tokens of some episodes, end to end.
 
 An iteration is one step of the loop (tune/loop.py), its updates shared by processes that are forked
-once its answers are known. It is a pure function of what is trained, the `Control` and the step, so
-that a run killed anywhere in it and resumed is bit-equal to one that was not. Answers are scored by
-the very pass that is trained, in the same streams: the ratio of the first update is 1, bit by bit,
-and asserted to be. The reference is the policy as it started: a copy of what is trained, which
-shares every frozen tensor. In the first iteration it is asserted that it diverges by 0, and that a
-reward model says the same of an answer alone.
+once its answers are known, and a pure function of what is trained, the `Control` and the step.
+Answers are scored by the very pass that is trained, in the same streams: the ratio of the first
+update is 1, bit by bit, and asserted to be. The reference is the policy as it started: a copy of
+what is trained, which shares every frozen tensor. In the first iteration it is asserted that it
+diverges by 0, and that a reward model says the same of an answer alone.
 
 source  Huang et al. 2024, arXiv:2403.17031: a value head that starts at zero (detail 8), dropout
         off (11), a penalty for a missing end (12), the score at the last token (15), losses over
@@ -36,7 +35,6 @@ from torch import Tensor
 
 from ftcore.align import advantage
 from ftcore.align.objective import Control, Seen, divergences, policy_loss, seen, value_loss
-from ftcore.align.rewards import is_model
 from ftcore.align.rollout import ORDER, Actor, Episode
 from ftcore.config import PpoRun, Run
 from ftcore.data.pack import Batch, StepRows, split
@@ -81,15 +79,12 @@ class PpoLoop(Loop):
         """As `Loop.train`, after the start was judged, which all that follows is compared with."""
         trained = [tensor_sha256(param) for param in self.reference.parameters()]
         print(f"\nreference: the start, sha256 {sha256(repr(trained).encode()).hexdigest()[:16]}")
-        file, actor, count = self.run.path / START, self.actor, self.config.ppo.best_of
+        file, actor = self.run.path / START, self.actor
         if actor.judges and not file.is_file():
-            scores = actor.likeliest(actor.judges).tolist()
-            several = actor.best_of(actor.judges, count) if count else {}
-            self.run.dump(START, {"scores": scores, "greedy": np.mean(scores), **several})
+            self.run.dump(START, {"scores": actor.likeliest(actor.judges).tolist()})
         if actor.judges:
-            start = json.loads(file.read_bytes())
-            self.start = np.array(start.pop("scores"))
-            print("the start on dev prompts:", *(f"{name} {x:g}" for name, x in start.items()))
+            self.start = np.array(json.loads(file.read_bytes())["scores"])
+            print(f"the start on dev prompts: reward {self.start.mean():g}")
         return super().train()
 
     def restore_best(self) -> None:
@@ -97,7 +92,6 @@ class PpoLoop(Loop):
         self.model.value = None  # what is left is a policy, like any model
 
     def _step(self, workers: Workers) -> dict[str, float]:
-        """One iteration; returns what is logged of it."""
         started, step, ppo = time.perf_counter(), self.progress.step, self.config.ppo
         self.model.eval()  # dropout off
         prompts = [self.actor.prompts[row] for row in self.rows(step)]
@@ -106,7 +100,7 @@ class PpoLoop(Loop):
             if step == 0:
                 self._assert_scored(episodes[0])
         except TrainingError:
-            self._save(is_best=False)  # nothing of the iterations before is lost
+            self._save()  # nothing of the iterations before is lost
             raise
         values = self.actor.shaped(episodes, self.control)
         values["ppo/left_out"] = len(prompts) * self.config.rollout.samples - len(episodes)
@@ -148,13 +142,12 @@ class PpoLoop(Loop):
         """A model must score an answer among others as it does alone."""
         tokens_M = episode.document.tokens_T[-episode.length :]
         _, alone = self.actor.rewards([episode.chat], [spoken(tokens_M, self.actor.tokenizer)])
-        for name in filter(is_model, alone):
+        for name in (name for name in alone if name.startswith("model:")):
             both = alone[name][0], episode.parts[name]
             assert math.isclose(*both, rel_tol=1e-4, abs_tol=1e-4), f"{name} says {both} of one"
 
     def _batches(self, episodes: Sequence[Episode], step: int,
                  epoch: int) -> Iterator[list[Episode]]:
-        """The episodes of each update of an epoch."""
         order = np.random.default_rng(derived(self.seed, ORDER, step, epoch))
         order = order.permutation(len(episodes))
         size = self.config.optim.batch_size

@@ -3,32 +3,20 @@
     match                  1 where it is the expected answer, character by character, else 0
     command:FIELD          of JSON commands, the mean of four figures from 0 to 1: it is a JSON
                            object, its FIELD (the intent) is right, F1 of its slots, all is right
-    model:RUN              the score of a reward model (train.py reward), which reads prompt and
-                           answer as text, through its own tokenizer
-    label:RUN:NAME         log-odds of a class of the answer, by a classifier (train.py classify)
+    model:RUN              the score of a reward model (train.py reward), by its own tokenizer
     python:FILE.py:NAME    NAME(rows), a function that returns a number for each row
-    program:COMMAND        reads the rows as JSON, one a line, and writes a number a line
 
 A row is {"messages": [{"role", "content"}, ...], "answer": ..., "target": the expected answer}.
-Programs run with limits on time and memory; a function has that on time alone. A source that
-fails, or says anything but finite numbers, ends the run, or its answers are left out and counted.
+A source that fails, is late, or says anything but finite numbers, ends the run, or is left out.
 """
 
 import importlib.util
-import json
-import math
-import os
-import resource
-import shlex
-import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -44,7 +32,7 @@ from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import ConfigError, TrainingError
 from ftcore.evaluate import text
 from ftcore.evaluate.evaluator import all_logits
-from ftcore.tune.adapter import load_artifact, read_labels
+from ftcore.tune.adapter import load_artifact
 
 Rows = Sequence[Mapping[str, Any]]
 Source = Callable[[Rows], Sequence[float]]
@@ -60,8 +48,7 @@ class Rewards:
             raise ConfigError(f"reward.sources names {', '.join(sorted(twice))} twice: weigh it")
         weights = config.weights or (1.0,) * len(config.sources)
         if len(weights) != len(config.sources):
-            what = f"reward.weights has {len(weights)} values"
-            raise ConfigError(f"{what}, reward.sources {len(config.sources)}: give one for each")
+            raise ConfigError(f"reward.weights = {config.weights}: must be one for each source")
         self.config = config
         self.weights = dict(zip(config.sources, weights, strict=True))
         self.sources = {name: opened(name, config) for name in config.sources}
@@ -91,9 +78,8 @@ class Rewards:
         except (Exception, Late, SystemExit) as error:  # whatever a function of the user's raises
             scores_B, why = np.full(len(rows), np.nan), f"{type(error).__name__}: {error}"
         if self.config.on_error == "stop" and (bad := np.flatnonzero(np.isnan(scores_B))).size:
-            said = f"reward {name}: {why}; the first of {bad.size} answers is"
-            mend = "mend it, or leave such answers out: --reward.on-error skip"
-            raise TrainingError(f"{said} {rows[bad[0]]['answer'][:200]!r}: {mend}")
+            said = f"the first of {bad.size} answers is {rows[bad[0]]['answer'][:200]!r}"
+            raise TrainingError(f"reward {name}: {why}; {said}: mend it, or --reward.on-error skip")
         return scores_B
 
 class Late(BaseException):
@@ -101,8 +87,7 @@ class Late(BaseException):
 
 @contextmanager
 def deadline(seconds: float) -> Iterator[None]:
-    """Raises Late after so many seconds, even out of a loop that never ends, and once more a second
-    until it is heard."""
+    """Raises Late after so many seconds, even out of an endless loop, and each second more."""
     def late(number: int, frame: object) -> None:
         raise Late(f"no answer within {seconds:g} s")
 
@@ -115,7 +100,6 @@ def deadline(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 def opened(name: str, config: RewardsConfig) -> Source:
-    """The source that a word of `reward.sources` means."""
     kind, _, rest = name.partition(":")
     if kind not in KINDS:
         raise ConfigError(f"reward.sources: {name!r} is none of {', '.join(KINDS)}")
@@ -124,73 +108,39 @@ def opened(name: str, config: RewardsConfig) -> Source:
     except Exception as error:  # whatever a file of the user's raises when it is read
         raise ConfigError(f"reward.sources: {name}: {error}") from error
 
-def is_model(name: str) -> bool:
-    """Whether a word of `reward.sources` names a model."""
-    return name.startswith(("model:", "label:"))
-
 def match(rest: str, config: RewardsConfig) -> Source:
     return lambda rows: [text.exact_match(row["target"], row["answer"]) for row in rows]
 
 def command(field: str, config: RewardsConfig) -> Source:
     def score(row: Mapping[str, Any]) -> float:
-        labels = text.intent_labels([row["target"]], intent=field)
-        judge = text.JsonCommandMetrics(labels, intent=field)
-        said = judge.update(row["target"], row["answer"])
-        slots, is_whole = judge.compute()["slot_f1"], said["exact_match_object"]
-        slots = is_whole if math.isnan(slots) else slots  # there are none, and none was given
-        return (said["json_valid"] + said["intent_correct"] + slots + is_whole) / 4
+        said, _, slots = text.judged_command(row["target"], row["answer"], intent=field)
+        (right, *counts), is_whole = slots, said["exact_match_object"]
+        f1 = 2 * right / sum(counts) if any(counts) else is_whole  # of none, if none was given
+        return (said["json_valid"] + said["intent_correct"] + f1 + is_whole) / 4
 
     return lambda rows: map(score, rows)
 
 def model(run: str, config: RewardsConfig) -> Source:
-    logits_of = judged_by(run, "reward")
-    return lambda rows: logits_of(rows)[:, 0].tolist()
-
-def label(rest: str, config: RewardsConfig) -> Source:
-    run, _, name = rest.rpartition(":")
-    if not run:
-        raise ConfigError("write label:RUN:NAME")
-    logits_of, labels = judged_by(run, "classify"), read_labels(Path(run)) or ()
-    if name not in labels:
-        raise ConfigError(f"{run} has no label {name!r}; its labels are {', '.join(labels)}")
-    mine = labels.index(name)
-    others = [number for number in range(len(labels)) if number != mine]
+    """By the code that judges the test rows of the run."""
+    asked = parse(["--resume", run])
+    if asked.task != "reward":
+        raise ConfigError(f"is a run of the task {asked.task}, not reward")
+    base, kind = asked.config.model.path, TASKS["reward"]
+    loaded = load_artifact(Path(run), base=base, kind=kind, dtype=torch.float32)
+    tokenizer, judge = Tokenizer.load(loaded.folder), loaded.model.eval().requires_grad_(False)
+    limits = {"max_tokens": asked.config.loop.micro_batch_tokens, "device": judge.device}
 
     def scores(rows: Rows) -> list[float]:
-        logits_BK = logits_of(rows)
-        return (logits_BK[:, mine] - logits_BK[:, others].logsumexp(-1)).tolist()
+        last = ({"role": "assistant", "content": row["answer"]} for row in rows)
+        turns = ((*row["messages"], answer) for row, answer in zip(rows, last, strict=True))
+        read, _ = sides([Chat(str(n), each) for n, each in enumerate(turns)], tokenizer)
+        documents = [Encoded(n, ids_T, 0, 1.0, types_T) for n, (ids_T, types_T, _) in read.items()]
+        with torch.inference_mode():
+            score_B = all_logits(judge, documents, **limits)[:, 0].tolist()
+        told, least = dict(zip(read, score_B, strict=True)), min(score_B)
+        return [told.get(str(n), least) for n in range(len(rows))]  # the least: it holds nothing
 
     return scores
-
-def judged_by(run: str, task: str) -> Callable[[Rows], torch.Tensor]:
-    """logits_BK of a finished run's model, by the code that judges its test rows."""
-    asked = parse(["--resume", run])
-    if asked.task != task:
-        raise ConfigError(f"is a run of the task {asked.task}, not {task}")
-    config, kind = asked.config, TASKS[task]
-    if config.problem == "multi_label_classification":
-        raise ConfigError("gives several labels a row: name a classifier of one")
-    loaded = load_artifact(Path(run), base=config.model.path, kind=kind, dtype=torch.float32)
-    tokenizer, judge = Tokenizer.load(loaded.folder), loaded.model.eval().requires_grad_(False)
-    limits = {"max_tokens": config.loop.micro_batch_tokens, "device": judge.device}
-
-    def logits_of(rows: Rows) -> torch.Tensor:
-        if task == "reward":
-            last = ({"role": "assistant", "content": row["answer"]} for row in rows)
-            turns = ((*row["messages"], answer) for row, answer in zip(rows, last, strict=True))
-            read, _ = sides([Chat(str(n), each) for n, each in enumerate(turns)], tokenizer)
-            found = {int(n): Encoded(n, ids_T, 0, 1.0, types_T)
-                     for n, (ids_T, types_T, _) in read.items()}
-        else:
-            texts = tokenizer.encode_batch(row["answer"] for row in rows)
-            found = {n: Encoded("", text.ids_T, 0) for n, text in enumerate(texts)}
-        with torch.inference_mode():
-            logits_BK = all_logits(judge, [*found.values()], **limits)
-        told_BK = logits_BK.min(0).values.repeat(len(rows), 1)  # of answers that hold nothing
-        told_BK[[*found]] = logits_BK
-        return told_BK
-
-    return logits_of
 
 def python(rest: str, config: RewardsConfig) -> Source:
     file, _, name = rest.rpartition(":")
@@ -202,36 +152,5 @@ def python(rest: str, config: RewardsConfig) -> Source:
     spec.loader.exec_module(module)
     return getattr(module, name)
 
-def program(line: str, config: RewardsConfig) -> Source:
-    words, most = shlex.split(line), config.memory_mib * 2**20
-    if not words or not shutil.which(words[0]):
-        raise ConfigError("there is no such program")
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_AS, (most, most))
-        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
-
-    def scores(rows: Rows) -> list[float]:
-        with TemporaryFile() as asked, TemporaryFile() as said, TemporaryFile() as told:
-            asked.write("".join(json.dumps(row) + "\n" for row in rows).encode())
-            asked.seek(0)
-            files = {"stdin": asked, "stdout": said, "stderr": told}
-            child = subprocess.Popen(words, **files, preexec_fn=limit, start_new_session=True)
-            try:
-                status = child.wait()
-            finally:  # it and all that it has started
-                with suppress(ProcessLookupError):
-                    os.killpg(child.pid, signal.SIGKILL)
-            said.seek(0)
-            if status:
-                told.seek(0)
-                why = told.read().decode(errors="replace").strip()[-400:]
-                raise ValueError(f"exit status {status}: {why}")
-            return [json.loads(number) for number in said.read().splitlines() if number.strip()]
-
-    return scores
-
 KINDS: dict[str, Callable[[str, RewardsConfig], Source]] = {
-    "match": match, "command": command, "model": model, "label": label, "python": python,
-    "program": program,
-}  # fmt: skip
+    "match": match, "command": command, "model": model, "python": python}

@@ -28,7 +28,7 @@ from ftcore.files import write_file
 from ftcore.model.heads import Model
 
 PAGE, SHOWN = "rollouts.html", 16  # episodes on the page
-DRAWN, BEST, ORDER = 11, 12, 13  # what random numbers are for
+DRAWN, ORDER = 11, 13  # what random numbers are for
 
 class Prompt(NamedTuple):
     """A chat whose last answer is to be given anew."""
@@ -37,7 +37,6 @@ class Prompt(NamedTuple):
 
 @dataclass
 class Episode:
-    """One answer."""
     chat: Chat
     group: int  # number of its prompt
     document: Encoded  # prompt and answer, of which the answer's tokens count
@@ -48,9 +47,8 @@ class Episode:
     told: dict[str, Tensor] = field(default_factory=dict)  # of each of its M tokens
 
 class Actor:
-    """A policy with all that its answers are made and scored by; `prompts` of training and `judges`
-    of the dev rows. Raises ConfigError: an option is missing, or of no use; DataError: a prompt
-    leaves no room for an answer."""
+    """A policy with all that its answers are made and scored by; `prompts` of training, `judges` of
+    the dev rows. ConfigError: an option is missing, or of no use; DataError: as `_prompts`."""
 
     def __init__(self, model: Model, tokenizer: Tokenizer, config: PpoRun, data: Prepared) -> None:
         ppo, samples = config.ppo, config.rollout.samples
@@ -76,8 +74,7 @@ class Actor:
                     raise RowError(f"its prompt has {len(ids)} tokens, {most} leave room to answer")
             except RowError as error:
                 if self.config.data.over_length != "drop":
-                    mend = "leave such prompts out with --data.over-length drop"
-                    raise DataError(f"{place(chat)}: {error}; {mend}") from error
+                    raise DataError(f"{place(chat)}: {error}: --data.over-length drop") from error
                 left += 1
             else:
                 found.append(Prompt(chat, ids))
@@ -88,7 +85,6 @@ class Actor:
         return found
 
     def drawn(self, prompts: Sequence[Prompt], seed: int) -> list[list[int]]:
-        """Ids of an answer to each."""
         rule = self.config.rollout
         chance_BT = np.random.default_rng(seed).random((len(prompts), rule.max_new_tokens))
         how = {"temperature": rule.temperature, "chance_BT": chance_BT}
@@ -96,8 +92,7 @@ class Actor:
         return continued(self.model, self.tokenizer, ids, rule.max_new_tokens, **how)
 
     def episodes(self, prompts: Sequence[Prompt], step: int) -> list[Episode]:
-        """`rollout.samples` answers to each; those that have no score are left out. Raises
-        TrainingError: none has one, or a reward failed."""
+        """Answers to each that have a score. TrainingError: none has one, or a reward failed."""
         several = [pair for pair in enumerate(prompts) for _ in range(self.config.rollout.samples)]
         asked, found = [prompt for _, prompt in several], []
         answers = self.drawn(asked, derived(self.config.env.seed, DRAWN, step))
@@ -134,20 +129,9 @@ class Actor:
         return {name: float(np.mean(values)) for name, values in told.items()}
 
     def likeliest(self, prompts: Sequence[Prompt]) -> np.ndarray:
-        """Scores of the greedy answers."""
+        """Scores of the greedy answers, the lowest for none. Raises TrainingError: none has one."""
         ids, most = [prompt.ids for prompt in prompts], self.config.rollout.max_new_tokens
-        return self._scores(prompts, greedy(self.model, self.tokenizer, ids, most))
-
-    def best_of(self, prompts: Sequence[Prompt], count: int) -> dict[str, float]:
-        """Rejection sampling: the mean score of the best of so many answers, and of one."""
-        asked = [prompt for prompt in prompts for _ in range(count)]
-        answers = self.drawn(asked, derived(self.config.env.seed, BEST, count))
-        texts = [spoken(ids, self.tokenizer) for ids in answers]
-        scores_BS = self._scores(asked, texts).reshape(-1, count)
-        return {"best_of": count, "best": scores_BS.max(1).mean(), "one": scores_BS[:, 0].mean()}
-
-    def _scores(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> np.ndarray:
-        """An answer that has none gets the lowest of the others. TrainingError: none has one."""
+        answers = greedy(self.model, self.tokenizer, ids, most)
         scores, _ = self.rewards([prompt.chat for prompt in prompts], answers)
         if np.isnan(scores).all():
             raise TrainingError("no answer to a dev prompt has a score: mend the rewards")

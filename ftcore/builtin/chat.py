@@ -11,30 +11,21 @@ No request is in two of the five splits, even if case, spaces and marks are disr
     test_combinations  new combinations of a core and clauses that train has
     test_wording       new wording
 
-A row is a dict:
+A row is a dict; tests/bench/chat makes the rows, and writes every form of them as jsonl:
 
-    id, intent   e.g. train-0042, and the answer's intent; `slots`: the answer's values by name, in
-                 the intent's order, copied as they stand in the request
+    id, intent   e.g. train-0042, and the answer's intent; `slots`: its values by name
     messages     request and answer, [{"role": "user", "content": ...}, {"role": "assistant", ...}]
     phrasing     the request without its values; `combination`: its core and clauses (parts of it)
-    typo         whether a word of the request is misspelt
+    typo         whether a word of the request is misspelt, never one of a slot
     fault        None, or what was planted: {"kind": ...} and its form, its truth or the twin's id
     rejected     of a row without a fault, a wrong answer; `corruption`: what is wrong with it
-
-Typos and odd characters spare the slot values, except for accents taken apart from their letters,
-which NFC joins again. So every fault but a wrong label can be mended, or removed, by code.
-tests/bench/chat makes the rows, `python -m ftcore.builtin.chat DIR` writes every form as jsonl.
 """
 
-import argparse
 import gzip
 import json
 from functools import cache
 from pathlib import Path
 from typing import Any
-
-from ftcore.errors import CheckpointError
-from ftcore.files import write_file
 
 Row = dict[str, Any]
 SPLITS = ("train", "dev", "test_values", "test_combinations", "test_wording")
@@ -45,32 +36,8 @@ def rows(split: str) -> list[Row]:
     content = gzip.decompress((FOLDER / f"{split}.jsonl.gz").read_bytes())
     return [json.loads(line) for line in content.splitlines()]
 
-def labelled(rows: list[Row]) -> list[Row]:
-    """The requests, for classification by intent."""
-    return [{"id": row["id"], "text": row["messages"][0]["content"], "label": row["intent"]}
-            for row in rows]
-
 def preference_pairs(rows: list[Row]) -> list[Row]:
     """The right answer (chosen) against the wrong one, as messages, for rows without a fault."""
     return [{"id": row["id"], "prompt": row["messages"][:-1], "chosen": row["messages"][-1:],
              "rejected": [{"role": "assistant", "content": row["rejected"]}],
              "corruption": row["corruption"]} for row in rows if row["fault"] is None]
-
-def main() -> None:
-    """Write chat/, labelled/ and pairs/ with SPLIT.jsonl in each."""
-    parser = argparse.ArgumentParser("python -m ftcore.builtin.chat", description=main.__doc__)
-    parser.add_argument("folder", metavar="DIR", type=Path, help="made if it does not exist")
-    folder = parser.parse_args().folder
-    for split, found in ((split, rows(split)) for split in SPLITS):
-        chats = [{k: row[k] for k in row if k not in ("rejected", "corruption")} for row in found]
-        forms = {"chat": chats, "labelled": labelled(found), "pairs": preference_pairs(found)}
-        for form, records in forms.items():
-            lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-            try:
-                write_file(folder / form / f"{split}.jsonl", "".join(lines))
-            except CheckpointError as error:
-                parser.error(str(error))
-        print(f"{split}: {len(found)} rows")
-
-if __name__ == "__main__":
-    main()

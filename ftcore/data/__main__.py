@@ -30,7 +30,6 @@ from ftcore.hub import lineage
 COLOURED, PLAIN = ("\x1b[32m", "\x1b[0m"), ("[[", "]]")  # around what is supervised in a text
 
 def prepare(words: list[str]) -> None:
-    """Stage 1 of a run, into its folder."""
     command = parse(words, script="python -m ftcore.data prepare")
     config = command.config
     if not config.data.train:
@@ -47,13 +46,11 @@ def prepare(words: list[str]) -> None:
     print(f"train: python train.py {command.task} --config {folder / CONFIG_FILE} --log.name NAME")
 
 def report(words: list[str]) -> None:
-    """The page of a run's data."""
     if len(words) != 1 or not Path(words[0], "data", "funnel.json").is_file():
         raise ConfigError(f"report RUN: {' '.join(words)} is no run folder with a data/")
     print(write_page(Path(words[0]) / "data"))
 
 def show(words: list[str]) -> None:
-    """A step's batch."""
     step = take_value(words, "--step") or ""
     if len(words) != 1 or not step.isdecimal():
         raise ConfigError("show RUN --step N")
@@ -95,14 +92,12 @@ class Shown:
                     yield from self.document(documents[share[i]])
 
     def document(self, document: Encoded) -> Iterator[str]:
-        """Its border, with its row, positions and weight, and its text."""
         weight = np.sum(document.weights, dtype=np.float64)
         where = self.places.get(document.row_id.partition(":")[0], "(its file has changed)")
         yield f"-- {document.row_id} {where}: positions 0 to {len(document) - 1}, weight {weight:g}"
         yield self.text(document)
 
     def text(self, document: Encoded) -> str:
-        """The document as text, with what is supervised marked."""
         if is_pair(document):
             return "\n-- rather than\n".join(map(self.text, apart([document])))
         decode = self.tokenizer.decode
@@ -127,7 +122,6 @@ class Shown:
         return shown
 
 def main(words: list[str]) -> int:
-    """Run a command; what a user can mend is one message."""
     commands = {"prepare": prepare, "report": report, "show": show}
     if not words or words[0] not in commands:
         print(__doc__)

@@ -1,17 +1,14 @@
 """Chats to text through the model's own template, where each message lies in it, what is learned.
 
 The text is rendered once, and only that rendering is ever tokenised. Positions are found by further
-renderings with a pair of private-use characters around each content: if taking them out gives back
-the text, they mark the contents exactly. They go around the whole content; where the template trims
-contents, inside of the white space on that side. A template that looks into contents (Qwen3 cuts
-<think> parts out of earlier turns) is asked once per message: what changes with that message alone?
-Templates run in jinja2's sandbox, with a limit on size and time, and what transformers gives them.
+renderings with a pair of private-use characters around each content (inside of white space that the
+template trims): if taking them out gives back the text, they mark the contents exactly. A template
+that looks into contents (Qwen3 cuts <think> parts out of earlier turns) is asked once per message:
+what changes with it? Templates run in jinja2's sandbox, with limits and what transformers gives.
 
 Answers are such spans, and become weights of tokens: of a document of T tokens labels[t] is token
 t + 1, and weights[t] how much predicting it counts. A token counts if it overlaps an answer, which
-begins where generation would begin (after the template's generation prompt) and ends with the
-special token right after it, the end of the turn. A header that swallows the white space behind it,
-as Phi-3's tokens do, is no part of an answer.
+begins after the template's generation prompt and ends with the special token that ends the turn.
 """
 
 import json
@@ -68,8 +65,7 @@ def render_text(messages: Sequence[Message], tokenizer: Tokenizer, *,
                 add_generation_prompt: bool = False) -> str:
     """Text of a chat; `add_generation_prompt` ends it where the assistant is to answer."""
     if tokenizer.chat_template is None:
-        problem = f"{tokenizer.where}: the tokenizer has no chat template; put one into "
-        raise ModelError(f"{problem}chat_template.jinja, or start from a chat model")
+        raise ModelError(f"{tokenizer.where} has no chat template: put one in chat_template.jinja")
     write = _compiled(tokenizer.chat_template, tokenizer.where)
     variables = {**tokenizer.special,
                  "messages": [{"role": m["role"], "content": m["content"]} for m in messages],
@@ -136,7 +132,6 @@ class _Generation(Extension):
 
 @lru_cache(maxsize=8)
 def _compiled(source: str, where: str) -> Callable[[dict], Iterator[str]]:
-    """Variables -> the text in pieces."""
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True,
                                                 extensions=[_Generation, loopcontrols])
     environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)
@@ -159,8 +154,7 @@ def _refuse(message: str) -> NoReturn:
 
 def encode_prompt(messages: Sequence[Message], tokenizer: Tokenizer) -> np.ndarray:
     """Ids (int32) of a chat that ends where the assistant is to answer: those that `encode` puts
-    before the answer, if that begins with a word. White space at the end is tokenised as if a
-    word followed, and left out where it joins that word."""
+    before an answer that begins with a word, which white space at the end may join."""
     require_plain(messages, tokenizer)
     text = render_text(messages, tokenizer, add_generation_prompt=True)
     if not text[-1:].isspace():
@@ -229,5 +223,4 @@ def require_plain(messages: Sequence[Message], tokenizer: Tokenizer) -> None:
     """RowError if a content spells a special token, with which it could forge a turn."""
     for number, message in enumerate(messages, start=1):
         if (token := tokenizer.find_special(message["content"])) is not None:
-            what = f"message {number} holds the special token {token!r}, which would be read as the"
-            raise RowError(f"{what} template's own; remove it or write it differently")
+            raise RowError(f"message {number} holds the special token {token!r}: write it apart")

@@ -3,8 +3,8 @@
 A chat is a list of turns [{"role": "user", "content": ...}, ...], under these keys or others; or a
 question, one column or several that are joined by an empty line, and the column of its answer; or a
 transcript, text with each turn after the name of its speaker and a colon at the start of a line.
-Every row becomes an example or a `Rejected` with its reason; none disappears. What shows that the
-map or the file is wrong (no such column, an unknown role, a score that is no number) is an error.
+Every row becomes an example or a `Rejected`. What shows that the map or the file is wrong (no such
+column, an unknown role, a score that is no number) is an error.
 """
 
 import json
@@ -84,7 +84,6 @@ ROLES = get_args(Role)
 UNSUPPORTED = ("tool_calls", "function_call", "reasoning_content", "thinking", "reasoning")
 
 def names_of(example: Text) -> tuple[str, ...]:
-    """Names of its classes, or its tags."""
     return (example.target,) if isinstance(example.target, str) else example.target
 
 def indices(labels: Labels, example: Text) -> list[int]:
@@ -92,11 +91,10 @@ def indices(labels: Labels, example: Text) -> list[int]:
     try:
         return [labels[name] for name in names_of(example)]
     except KeyError as error:
-        (name,), known = error.args, list(labels)
-        shown = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
-        what = f"{place(example)}: label {name!r} is not among the {len(known)} labels of the"
-        mend = f"{nearest(name, known)}; correct the row, or add training rows with this label"
-        raise DataError(f"{what} training data ({shown}){mend}") from None
+        (name,), hint = error.args, nearest(error.args[0], list(labels))
+        what = f"{place(example)}: label {name!r} is not among the {len(labels)} labels of the"
+        mend = f"{hint}; correct the row, or add training rows with it"
+        raise DataError(f"{what} training data{mend}") from None
 
 def label_map(examples: Sequence[Text], *, are_tags: bool = False) -> tuple[str, ...]:
     """All labels of the training data: in numeric order if all are numbers, else sorted by name; of
@@ -111,9 +109,8 @@ def label_map(examples: Sequence[Text], *, are_tags: bool = False) -> tuple[str,
     return tuple(sorted(names, key=lambda name: (are_numbers and number_in(name), name)))
 
 def examples(rows: Sequence[Row], config: DataConfig) -> Mapped:
-    """What the columns named in `config` make of the rows, and those of which they make nothing.
-    Among plain text, rows with `messages` are chats, and come last. DataError: a column is missing,
-    or a value is of another kind than the task's; ConfigError: an option is no pair of names."""
+    """What the columns named in `config` make of the rows; among plain text, rows with `messages`
+    are chats, and come last. DataError: a column is missing, or a value is of another kind."""
     if isinstance(config, configs.ChatDataConfig):
         if config.prompt:
             return mapped(rows, answered, config, *config.prompt, config.answer)
@@ -145,7 +142,6 @@ def mapped(rows: Sequence[Row], example: Callable[[Row, Any], Example], config: 
 
 @cache
 def role_names(pairs: tuple[str, ...]) -> dict[str, str]:
-    """Roles by their names in the files, of data.roles."""
     names = dict(pair.partition("=")[::2] for pair in pairs)
     if "" in names.values():
         raise ConfigError(f"data.roles = {' '.join(pairs)}: must be OLD=NEW each")
@@ -197,7 +193,6 @@ def to_bio(tags: Sequence[str]) -> tuple[str, ...]:
                  for last, tag in pairwise(["O", *tags]))
 
 def answered(row: Row, config: configs.ChatDataConfig) -> Chat:
-    """One question and its answer."""
     reply = Message(role="assistant", content=text_of(row, config.answer), train=True, weight=1.0)
     return Chat(row.id, (question(row, config.prompt), reply), row.file, row.line)
 
@@ -209,13 +204,11 @@ def question(row: Row, columns: Sequence[str]) -> Message:
     return Message(role="user", content="\n\n".join(asked), train=False, weight=1.0)
 
 def conversation(row: Row, config: configs.ChatDataConfig) -> Chat:
-    """A chat from the column of its turns."""
     return Chat(row.id, turns_of(row, config.messages, config), row.file, row.line)
 
 def turns_of(row: Row, column: str, config: configs.ChatDataConfig) -> tuple[Message, ...]:
     """A list of turns, or a transcript, whose speakers `roles` names. A turn may also hold "train"
-    (bool; by default answers are trained on, nothing else) and "weight" (number, default 1); other
-    keys are ignored, but for those that change the text."""
+    (bool; default: of answers) and "weight" (default 1), but no key that changes its text."""
     roles = role_names(config.roles)
     turns = row.fields.get(column)
     if turns in (None, [], ""):

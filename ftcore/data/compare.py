@@ -85,8 +85,7 @@ def clusters(examples: Sequence[Example], groups: Sequence[Hashable] = ()) -> li
     return [root(row) for row in range(len(examples))]
 
 def conflicts(examples: Sequence[Example]) -> Notes:
-    """Texts that have more than one label, or prompts with more than one answer; of pairs, two
-    answers that were each preferred to the other."""
+    """Texts with several labels, prompts with several answers; of pairs, each preferred once."""
     answers: dict[tuple[str, ...], dict[Hashable, str]] = {}
     for example in examples:
         both = sorted(example.texts[-2:]) if is_pair(example) else ()

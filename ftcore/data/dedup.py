@@ -9,12 +9,10 @@ other must have fewer than 25. Candidates come from MinHash, and all are verifie
     signature   the least value that each of 128 hash functions takes on a text's shingles
     candidates  pairs with the same 8 values in a band, and 0.71 of all values equal; a signature
                 is cut into 16 bands of neighbours, and again into 16 of every 16th value
-    found       more than 0.99 of the pairs at J = 0.8 (0.95 by the first 16 bands), none below
+    found       more than 0.99 of the pairs at J = 0.8, none below
 
 In a bucket of a band a text meets the bucket's first text, and `WINDOW` neighbours on each side in
 the order of another band: many rows from one template cost time in proportion to their number.
-What is found depends on the texts alone: not on their order, nor on a random generator.
-numerics: J is exact but where two shingles agree in 64 bits: once in 2e19 pairs of shingles.
 cost: about 0.4 us a word of prose; 768 bytes a text, all else in chunks that fit a core's cache.
 source: Broder 1997, "On the resemblance and containment of documents"; Bawa, Condie and Ganesan
 2005, "LSH Forest" (neighbours); Brown et al. 2020, arXiv:2005.14165, appendix C (13 words).
@@ -38,16 +36,13 @@ COMMON = 0.01  # of the texts of training: a run that more of them have is a tem
 CHUNK = 1 << 16  # letters, or values of signatures
 
 def folded(text: str) -> str:
-    """What is compared."""
     return " ".join(text.lower().split())
 
 def duplicates(texts: Sequence[str], *, max_share: float = 0.01) -> list[tuple[int, int, float]]:
     """Rows to remove, in order, so that what is left is said once: (row, the one that stays for it,
-    their J).
-
-    Of equal texts the first row stays. Of texts that are alike the longest stays, of those equally
-    long the first by code points: in this order each text still there removes all that are like it.
-    So a removed row is like the one that stays for it, never only like a removed one.
+    their J). Of equal texts the first row stays. Of texts that are alike the longest stays, of
+    those equally long the first by code points: in this order each text still there removes all
+    that are like it, so a removed row is never only like a removed one.
     DataError: more than `max_share` of the different texts, and more than 20, would go for one."""
     forms = [folded(text) for text in texts]
     rows = _first_rows(forms)
@@ -59,8 +54,7 @@ def duplicates(texts: Sequence[str], *, max_share: float = 0.01) -> list[tuple[i
     for kept, count in Counter(kept for kept, _ in stays.values()).most_common(1):
         if count > max(SMALL, max_share * len(named)):
             shown = [kept, *(form for form in stays if stays[form][0] == kept)][:3]
-            share = f"{count / len(named):.1%} of all, more than {max_share:.1%}"
-            what = f"row {rows[kept]} (from 0) is like {count} other texts, {share}"
+            what = f"row {rows[kept]} (from 0) is like {count} other texts, above {max_share:.1%}"
             mend = "stop for review: if only equal texts shall go, say data.duplicates exact"
             raise DataError(f"{what}: {', '.join(repr(s[:80]) for s in shown)}; {mend}")
     told = ((row, *stays.get(form, (form, 1.0))) for row, form in enumerate(forms))
@@ -148,7 +142,6 @@ def _candidates(signature_BH: np.ndarray, side_B: np.ndarray) -> np.ndarray:
     return np.stack(np.divmod(found_P, max(B, 1)))
 
 def _jaccard(texts: Sequence[str], pairs_2P: np.ndarray, letters: bool) -> list[float]:
-    """Jaccard index of each pair."""
     length_B = np.array([len(text) for text in texts], dtype=np.int64)
     jaccard: list[float] = []
     for part in _chunks(length_B[pairs_2P].sum(0)):

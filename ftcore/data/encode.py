@@ -49,8 +49,8 @@ class Split:
 def encode(config: DataConfig, examples: Sequence[Example], tokenizer: Tokenizer,
            labels: Names = None) -> Split:
     """Examples of one split as documents; `labels` of what has classes. Among plain text the chats
-    come last, their answers alone supervised, and never cut; then no bits per byte are counted, as
-    not every byte is predicted. See `admit` for rows that are too long. DataError: none is left."""
+    come last, their answers alone supervised, and never cut; then not every byte is predicted, and
+    none is counted. See `admit` for rows that are too long. DataError: none is left."""
     split = Split()
     if isinstance(config, configs.MaskedDataConfig):
         _pieces(split, examples, tokenizer, config)
@@ -96,19 +96,14 @@ def cut(document: Encoded, max_length: int, over_length: OverLength, *,
     return [last]
 
 def numbered(documents: Sequence[Encoded]) -> list[Encoded]:
-    """The documents with the row ids "id:0", "id:1", ..."""
     return [replace(d, row_id=f"{d.row_id}:{n}") for n, d in enumerate(documents)]
 
 def _chats(split: Split, chats: Sequence[Chat], tokenizer: Tokenizer,
            config: configs.ChatDataConfig) -> None:
-    """Chats, with their answers supervised.
-
-    train_on       assistant: messages whose `train` is true, by default all answers;
-                   last: the last of these; completion: all that follows the prompt of the last of
-                   these, which no message may follow; all: every token of the chat
-    train_on_end   supervise the end of a turn with it; False: assistant and last only
-    raises         ConfigError: the two contradict each other
-    """
+    """Chats, with what `train_on` names supervised. assistant: messages whose `train` is true, by
+    default all answers; last: the last of these; completion: all that follows the prompt of the
+    last of these, which no message may follow; all: every token of the chat. With `train_on_end`,
+    which assistant and last may do without, the end of a turn too."""
     train_on, train_on_end = config.train_on, config.train_on_end
     if not train_on_end and train_on in ("all", "completion"):
         mend = "leave out --data.no-train-on-end, or take assistant or last"
@@ -130,8 +125,7 @@ def _chats(split: Split, chats: Sequence[Chat], tokenizer: Tokenizer,
 
 def _labelled(split: Split, examples: Sequence[Text], tokenizer: Tokenizer, config: DataConfig,
               labels: Labels) -> None:
-    """Labelled texts and pairs: a label is the class index, which of the classes a text has, or its
-    score. Of pairs the longer text is cut, special tokens stay. DataError: a label is unknown."""
+    """Labelled texts and pairs; of pairs the longer text is cut. DataError: a label is unknown."""
     if config.over_length == "split":
         what = "a label is of a whole text, and parts of it would be judged as if they were texts"
         raise ConfigError(f"data.over_length = split: {what}: choose cut_left, cut_right or drop")
@@ -157,9 +151,9 @@ def _labelled(split: Split, examples: Sequence[Text], tokenizer: Tokenizer, conf
 
 def _tagged(split: Split, examples: Sequence[Text], tokenizer: Tokenizer, config: DataConfig,
             labels: Labels) -> None:
-    """Sentences, the first token of each word supervised: labels[t] is the tag of token t itself.
-    Words are joined by blanks and read like any text. One without a token of its own, or cut off,
-    stays in its sentence, predicted as "O". The documents of a split sentence have its row id."""
+    """Sentences, words joined by blanks, the first token of each supervised: labels[t] is the tag
+    of token t itself. A word without a token of its own, or cut off, stays in its sentence, as "O".
+    The documents of a split sentence have its row id."""
     encodings = tokenizer.encode_batch([" ".join(source.texts) for source in examples])
     for source, encoding in zip(examples, encodings, strict=True):
         places_W = first_tokens(source.texts, encoding)
@@ -219,7 +213,6 @@ def pieces(document: Encoded, max_length: int, over_length: OverLength, *,
     return [take(document, run) for run in runs]
 
 def take(document: Encoded, places: np.ndarray | slice) -> Encoded:
-    """A document of some of the tokens of one, their labels and weights with them."""
     kept = (array[places] for array in (document.tokens_T, document.labels, document.weights))
     return Encoded(document.row_id, *kept)
 
@@ -248,12 +241,9 @@ def admit(split: Split, source: Example, document: Encoded,
 
 @dataclass(frozen=True)
 class Masking:
-    """Masked-language modelling: what a step makes of a document, by (seed, step, row id) alone.
-
-    Of a piece's own tokens, not the special ones, a share is to be predicted, at least one. Most of
-    these become the mask token, some a random one, and the rest stay: later texts hold no masks.
-    source: Devlin et al. 2019, arXiv:1810.04805, section 3.1
-    """
+    """Masked-language modelling: what a step makes of a document, by (seed, step, row id) alone: a
+    share of its own tokens, at least one, is to be predicted. Most of these become the mask token,
+    some a random one, the rest stay. source: Devlin et al. 2019, arXiv:1810.04805, section 3.1"""
     mask_id: int  # what stands for a hidden token
     ordinary: np.ndarray  # ids (int32) that may stand there instead
     seed: int
@@ -262,8 +252,7 @@ class Masking:
     def of(cls, tokenizer: Tokenizer, seed: int) -> "Masking":
         """The masking of a tokenizer's ids; ModelError if it has no mask token."""
         if "mask_token" not in tokenizer.special:
-            mend = "name an encoder whose tokenizer_config.json has a mask_token"
-            raise ModelError(f"{tokenizer.where}: the tokenizer has no mask token; {mend}")
+            raise ModelError(f"{tokenizer.where}: the tokenizer has no mask token; name an encoder")
         ids = np.arange(tokenizer.vocab_size, dtype=np.int32)
         ordinary = ids[~np.isin(ids, list(tokenizer.special_ids))]
         return cls(tokenizer.id_of(tokenizer.special["mask_token"]), ordinary, seed)

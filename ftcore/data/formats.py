@@ -3,17 +3,13 @@
 tsv      one record a line, cells between tabs, no quoting
 csv      as RFC 4180: cells in double quotes may hold commas, quotes ("") and line breaks
 jsonl    one JSON object a line, or a list of cells
-json     one array of these, or an object of arrays of which FILE:KEY names one; an item's number
-         stands in place of its line
+json     one array of these; an item's number stands in place of its line
 txt      the whole file is one row with the field "text"
 conll    a word a line, its tag last, between tabs or blanks; a blank line ends a sentence, which
          has "tokens", "tags" and the number of its "document", counted by -DOCSTART- lines
 labelled a label, a blank and the text on each line: "label", "text"
-tar      a text a file, its label the folder it is in: "text", "label", "name"
-parquet  typed columns, read by pyarrow, an optional extra
 
-A damaged record comes with the DataError that tells about it in place of its fields, and what
-follows it is read; DataErrors raised here are those behind which no record can be found.
+A damaged record has a DataError in place of its fields, raised where none can be found behind it.
 """
 
 import csv
@@ -21,11 +17,8 @@ import io
 import json
 import re
 import sys
-import tarfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import Any, NamedTuple, get_args
 
 from ftcore.config import Format
@@ -37,7 +30,6 @@ DOCUMENT = "-DOCSTART-"
 _HALF = re.compile(r"[\ud800-\udc7f\udd00-\udfff]")  # the others stand for bytes (`decoded`)
 
 class Row(NamedTuple):  # cost: made in a third of the time that a frozen dataclass takes
-    """One record."""
     id: str  # 16 hex digits: sha1 of its raw text (and number among equal ones), wherever it stands
     file: str  # as given; line: where the record begins, from 1
     line: int
@@ -53,9 +45,8 @@ class Rejected:
     step: str = "encode"
     detail: str = ""  # its own: which other row, what text
 
-def decoded(content: bytes, where: str, encoding: str = "") -> str:
-    """UTF-8 text, without its byte-order mark, or else text in `encoding`; without one other bytes
-    are lone surrogates (`checked`)."""
+def decoded(content: bytes, where: str) -> str:
+    """UTF-8 text, without its byte-order mark; other bytes are lone surrogates (`checked`)."""
     for name in ("utf-32", "utf-16"):
         if content.startswith(tuple("\ufeff".encode(name + end) for end in ("-le", "-be"))):
             raise DataError(f"{where}: text in {name}, not UTF-8; use iconv -f {name} -t utf-8")
@@ -63,14 +54,7 @@ def decoded(content: bytes, where: str, encoding: str = "") -> str:
         line = content.count(b"\n", 0, place) + 1
         what = "binary, compressed (then its name must end in .gz) or text in utf-16"
         raise DataError(f"{where}:{line}: NUL bytes: the file is {what}; convert it to UTF-8")
-    if not encoding:
-        return content.decode("utf-8-sig", "surrogateescape")
-    try:
-        with suppress(UnicodeDecodeError):
-            return content.decode("utf-8-sig")
-        return content.decode(encoding)
-    except (UnicodeDecodeError, LookupError) as error:
-        raise DataError(f"{where}: not UTF-8, and not {encoding}: {error}") from error
+    return content.decode("utf-8-sig", "surrogateescape")
 
 def checked(records: Iterable[Record], file: str) -> Iterator[Record]:
     """The records, of which those with bytes that are not UTF-8 are damaged."""
@@ -117,20 +101,16 @@ def _jsonl(text: str, file: str) -> Iterator[Record]:
             value = _bad_json(error, file, line, number)
         yield number, line, value
 
-def _json(text: str, file: str, key: str = "") -> Iterator[Record]:
-    """Items, by their numbers, of the array that the file holds, or holds under a key; their raw
-    text is their JSON, in which halves of surrogate pairs stay escapes."""
+def _json(text: str, file: str) -> Iterator[Record]:
+    """Items, by number; their raw text is their JSON, halves of surrogate pairs still escapes."""
     try:
-        value = json.loads(text)
+        items = json.loads(text)
     except (ValueError, RecursionError) as error:
         what = _bad_json(error, file, text)
         raise DataError(f"{what}; of a file with an object a line, name jsonl") from error
-    if key and key not in (keys := value if isinstance(value, dict) else {}):
-        what = f"no key {key!r} in the file; its keys are {', '.join(keys) or 'none'}"
-        raise DataError(f"{file}: {what}")
-    if not isinstance(items := value[key] if key else value, list):
+    if not isinstance(items, list):
         what = f"{file}: a json file must hold one array, this has {str(items)[:80]!r}"
-        raise DataError(f"{what}; name jsonl for an object a line, FILE:KEY for an array of it")
+        raise DataError(f"{what}; name jsonl for an object a line")
     for number, item in enumerate(items, start=1):
         raw = json.dumps(item, ensure_ascii=False)
         raw = json.dumps(item) if _HALF.search(raw) else raw
@@ -165,40 +145,9 @@ def _labelled(text: str, file: str) -> Iterator[Record]:
         label, _, rest = line.partition(" ")
         yield number, line, {"label": label, "text": rest}
 
-def _tar(content: bytes, file: str) -> Iterator[Record]:
-    """Files, numbered as they stand in the archive; nothing is written to the disk."""
-    try:
-        with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
-            for number, member in enumerate(filter(tarfile.TarInfo.isfile, archive), start=1):
-                where = f"{file}:{member.name}"
-                text = decoded(archive.extractfile(member).read(), where)
-                label = PurePosixPath(member.name).parent.name
-                fields = {"text": text, "label": label, "name": member.name}
-                _, _, fields = next(checked([(1, text, fields)], where))
-                yield number, f"{member.name}\n{text}", fields
-    except tarfile.TarError as error:
-        raise DataError(f"{file}: damaged tar file ({error}); fetch it again") from error
-
-def _parquet(content: bytes, file: str) -> Iterator[Record]:
-    """Rows, numbered from 1, of one row group at a time; their raw text is their JSON."""
-    try:
-        from pyarrow import ArrowException, BufferReader
-        from pyarrow.parquet import ParquetFile
-    except ImportError as error:
-        raise DataError(f"{file}: needs pyarrow; install it: pip install pyarrow") from error
-    try:
-        table = ParquetFile(BufferReader(content))
-        groups = (table.read_row_group(index) for index in range(table.num_row_groups))
-        rows = (fields for group in groups for fields in group.to_pylist())
-        for number, fields in enumerate(rows, start=1):
-            yield number, json.dumps(fields, ensure_ascii=False, default=str), fields
-    except (ArrowException, OSError, ValueError) as error:
-        raise DataError(f"{file}: damaged parquet file ({error}); fetch it again") from error
-
-READERS: dict[str, Callable[..., Iterator[Record]]] = {  # of a text and the file's name
+READERS: dict[str, Callable[[str, str], Iterator[Record]]] = {  # of a text and the file's name
     "tsv": _tsv, "csv": _csv, "jsonl": _jsonl, "json": _json, "txt": _txt, "conll": _conll,
     "labelled": _labelled}
-BINARY: dict[str, Callable[[bytes, str], Iterator[Record]]] = {"tar": _tar, "parquet": _parquet}
 
 def _object(value: Any, raw: str, file: str, line: int) -> dict[str, Any] | list[Any] | DataError:
     if not isinstance(value, dict | list):

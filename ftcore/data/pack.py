@@ -2,12 +2,10 @@
 
 Letters: N tokens of all documents, B documents, T tokens of one, K classes. An `Encoded` is one
 document ready for the model; many are a list, or `Documents`; a `Batch` is what the model sees.
-Nothing is padded.
 
 Order is a pure function of (seed, epoch, step): resuming replays nothing. Step s of a run over n
 rows with b rows a step reads rows [j b, (j + 1) b) of the permutation of its epoch, where epoch =
-s // k, j = s % k and k = ceil(n / b) steps make an epoch. The last step of an epoch may be short;
-no row is dropped and none is seen twice in an epoch.
+s // k, j = s % k and k = ceil(n / b) steps make an epoch, of which the last may be short.
 """
 
 import hashlib
@@ -76,12 +74,9 @@ def apart(documents: Sequence[Encoded]) -> Sequence[Encoded]:
 
 class Documents(Sequence[Encoded]):
     """Documents of one split laid end to end in flat arrays, which may be files mapped into memory,
-    each made an `Encoded` when it is asked for: a million of these cost Python a million objects.
-
-    arrays     borders (B + 1,) int64; row_ids (B,) UTF-8; tokens (N,) int32; where any is not 0,
-               types (N,); of token tasks labels (N,) int32 and weights (N,); of document tasks
-               labels (B,) or (B, K), never int32, and weights (B,). Types and weights may be bool.
-    """
+    each made an `Encoded` when it is asked for: borders (B + 1,) int64; row_ids (B,) UTF-8; tokens
+    (N,) int32; where any is not 0, types (N,); of token tasks labels (N,) int32 and weights (N,);
+    of document tasks labels (B,) or (B, K), never int32, and weights (B,)."""
 
     def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
         self.tokens_N, self._borders, self._arrays = arrays["tokens"], arrays["borders"], arrays
@@ -158,7 +153,6 @@ def load(folder: Path) -> Documents:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """A flat stream of documents."""
     tokens_N: Tensor  # int64, as the next two
     positions_N: Tensor  # restart at 0 in every document
     types_N: Tensor
@@ -171,7 +165,6 @@ class Batch:
     pairs: Tensor | None = None
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The same batch on `device`."""
         moved = {name: part.to(device) for name, part in vars(self).items() if hasattr(part, "to")}
         return replace(self, **moved)
 
@@ -195,8 +188,8 @@ def total_weight(documents: Sequence[Encoded]) -> float:
     return math.fsum(float(np.sum(d.weights, dtype=np.float64)) for d in documents)
 
 def split(lengths: Sequence[int], shares: int) -> list[list[int]]:
-    """Shares of about equally many tokens: the longest document first, each to the lightest share.
-    They are lists of indices into `lengths`, in input order; some may be empty."""
+    """Shares of about equally many tokens, as indices into `lengths`, in input order; some may be
+    empty: the longest document first, each to the lightest share."""
     dealt, tokens = [[] for _ in range(shares)], [0] * shares
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         least = tokens.index(min(tokens))
@@ -205,9 +198,8 @@ def split(lengths: Sequence[int], shares: int) -> list[list[int]]:
     return [sorted(share) for share in dealt]
 
 def pack(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Cut documents into streams of at most `max_tokens` by best-fit decreasing; a longer document
-    gets a stream of its own. They are lists of indices into `lengths`, the longest of each first.
-    Costs O(n log n) for n documents, and for each a scan over the open streams."""
+    """Streams of at most `max_tokens` by best-fit decreasing, as indices into `lengths`, longest
+    first; a longer document gets a stream of its own. Costs a scan of all streams for each."""
     streams, free = [], []
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         fitting = [(room, s) for s, room in enumerate(free) if room >= lengths[index]]

@@ -1,7 +1,6 @@
 """Pairs: one prompt, the answer that was chosen and the one that was rejected; rows to documents.
 
-The prompt has columns of its own, or is what two whole conversations begin with, up to their last
-turns: where they part earlier, the answers are not to one prompt, and the row is rejected. A pair
+The prompt has columns of its own, or is all but the last turns of two whole conversations. A pair
 is one document (`pack.pair`), so that no step divides it. Each conversation ends with its answer.
 """
 

@@ -36,8 +36,7 @@ def prepared(config: DataConfig, tokenizer: Tokenizer, *, seed: int,
              labels: Names = None) -> tuple[Prepared, str]:
     """What `prepare` makes, from the cache or into it; and a line that says which. A process that
     wants what another is making waits for it. A cache whose hashes do not agree is made anew.
-    Raises as `prepare`; CheckpointError: it cannot be written, and nothing is left of it. Finding
-    it costs the hashes of the data files and of the cache, some 0.6 s a GB."""
+    Raises as `prepare`; CheckpointError: it cannot be written. Hashes cost some 0.6 s a GB."""
     wanted = {"seed": seed, "labels": labels}
     name, why = store.key(config, tokenizer, **wanted), ""
     gc.disable()  # cost: Python's search for cycles would walk all rows again and again
@@ -131,8 +130,7 @@ def tidy(config: DataConfig, part: Rows, split: str, notes: Notes) -> None:
     part.drop(lost)
 
 def hold_out(config: DataConfig, train: Rows, seed: int) -> dict[str, Rows]:
-    """The dev rows that leave training, if any: what is nearly alike or of one group stays on one
-    side, and classes keep their shares."""
+    """Dev rows: what is nearly alike or of one group stays together, classes keep their shares."""
     if config.dev or not config.holdout:
         return {}
     groups = [train.groups.get(example.id) or None for example in train.examples]
@@ -185,13 +183,9 @@ def balance(config: DataConfig, train: Rows, seed: int, notes: Notes) -> None:
     train.rejected += [left_out(e, "balance", "split") for e in before if e.id not in kept]
 
 def balanced(examples: Sequence[Text], method: str, cap: float, seed: int) -> list[Text]:
-    """Examples of one label each, their classes balanced.
-
-    weights   an example of a class weighs in inverse proportion to the class, at most `cap`, and
-              the mean over all rows is 1 where the cap does not bite
-    over      rows are repeated, at most `cap` times in all, up to the size of the largest class
-    under     no class keeps more than `cap` times the rows of the smallest
-    """
+    """Examples of one label each, their classes balanced. weights: an example weighs in inverse
+    proportion to its class, at most `cap`; over: rows are repeated, at most `cap` times in all, up
+    to the size of the largest class; under: no class keeps more than `cap` times the smallest."""
     counts = Counter(example.target for example in examples)
     if method == "weights":
         even = len(examples) / len(counts)

@@ -2,9 +2,7 @@
 
 Files have the formats of formats.py, each also as .gz. Text is UTF-8; a byte-order mark is dropped.
 tsv and csv take names of columns from their first line, unless they are given: then the file has no
-such line, and records with more cells than names keep the surplus under "_extra". Blank lines hold
-no record. A damaged record is a DataError, or left out and kept in the report; a damaged file, or
-csv whose quotes do not match, is an error.
+such line, and records with more cells than names keep the surplus under "_extra".
 """
 
 import glob
@@ -20,7 +18,7 @@ from ftcore.builtin import chat as builtin
 from ftcore.config import Format, PairsDataConfig
 from ftcore.data import formats
 from ftcore.data.columns import DataConfig, Example, examples, require, require_some
-from ftcore.data.formats import BINARY, READERS, SUFFIXES, Record, Rejected, Row
+from ftcore.data.formats import READERS, SUFFIXES, Record, Rejected, Row
 from ftcore.data.pairs import pairs
 from ftcore.errors import DataError, nearest
 
@@ -39,7 +37,6 @@ class Rows:
     groups: dict[str, Hashable] = field(default_factory=dict)  # row id -> value of data.group
 
     def drop(self, lost: Mapping[int, Rejected]) -> None:
-        """Leave out examples, by index."""
         self.rejected += lost.values()
         self.examples = [e for index, e in enumerate(self.examples) if index not in lost]
         require_some(self.examples, self.rejected)
@@ -50,8 +47,7 @@ def collect(config: DataConfig, notes: Notes) -> dict[str, Rows]:
     return {name: _collect(config, paths, name, notes) for name, paths in named if paths}
 
 def _tests(paths: Sequence[str]) -> Iterator[tuple[str, tuple[str]]]:
-    """Name and path of each test split: the file's name without endings, or its path if that is
-    taken or a pattern; the built-in data set has three."""
+    """Name and path of each test split: the file's name without endings, or else its path."""
     stems = [path if glob.has_magic(path) else Path(path).name.split(".")[0] for path in paths]
     taken = [*stems, "train", "dev", *BUILTIN_TESTS]
     for stem, path in zip(stems, paths, strict=True):
@@ -70,8 +66,8 @@ def _collect(config: DataConfig, paths: Sequence[str], split: str, notes: Notes)
         found = builtin.preference_pairs(found) if isinstance(config, PairsDataConfig) else found
         rows = [Row(d["id"], where, number, d) for number, d in enumerate(found, start=1)]
     else:
-        asked = {name: getattr(config, name) for name in ("format", "columns", "encoding")}
         skipped = damaged if config.on_bad == "skip" else None
+        asked = {"format": config.format, "columns": config.columns}
         rows = read_rows(paths, **asked, damaged=skipped, sources=sources)
     make = pairs if isinstance(config, PairsDataConfig) else examples
     kept, rejected = make(rows, config)
@@ -81,31 +77,20 @@ def _collect(config: DataConfig, paths: Sequence[str], split: str, notes: Notes)
     return Rows(kept, damaged + rejected, len(rows) + len(damaged), groups)
 
 def read_rows(paths: Sequence[str | Path], *, format: Format = "auto", columns: Sequence[str] = (),
-              encoding: str = "", damaged: list[Rejected] | None = None,
+              damaged: list[Rejected] | None = None,
               sources: dict[str, dict[str, Any]] | None = None) -> list[Row]:
-    """Rows of several files, in order.
-
-    paths     files; a pattern with *, ? or [ stands for those that match, sorted; FILE:KEY of a
-              json file is the array under one key of its object
-    format    auto: by each file's suffix
-    columns   names of the cells, for records that are lists and tables without a header line
-    encoding  of text files that are not UTF-8, such as latin-1; empty: they are damaged
-    damaged   takes damaged records, bad bytes in them as \\xNN; None: they are errors
-    sources   takes of each file, as its rows name it, "rows", "format" and what told it, and the
-              three "first rows"
-    raises    DataError: a file is missing, damaged, empty or of unknown format
-    """
+    """Rows of several files, in order; a pattern with *, ? or [ stands for what matches, sorted.
+    Cells of records that are lists, and of tables without a header line, have the names `columns`.
+    `damaged` takes damaged records, bad bytes in them as \\xNN, None: they are errors; `sources` of
+    each file "rows", "format" and what told it, and the "first rows". Raises DataError: a file is
+    missing, damaged, empty or of unknown format."""
     rows, seen, sources = [], {}, {} if sources is None else sources
-    for path, key in (file for named in paths for file in files_of(Path(named))):
-        file, before, lost = f"{path}:{key}" if key else str(path), len(rows), ""
+    for path in (file for named in paths for file in files_of(Path(named))):
+        file, before, lost = str(path), len(rows), ""
         content = _content(path)
         chosen = _format(path) if format == "auto" else format
-        if chosen in BINARY and not key:
-            records = BINARY[chosen](content, file)
-        else:
-            text = formats.decoded(content, file, encoding)
-            found = READERS["json"](text, file, key) if key else READERS[chosen](text, file)
-            records = formats.checked(found, file)
+        text = formats.decoded(content, file)
+        records = formats.checked(READERS[chosen](text, file), file)
         if chosen in ("tsv", "csv") or columns:
             records = _named(records, file, columns)
         for line, raw, fields in records:
@@ -129,16 +114,11 @@ def read_rows(paths: Sequence[str | Path], *, format: Format = "auto", columns: 
         found["first rows"] = [str(row.fields)[:SHOWN] for row in rows[before : before + 3]]
     return rows
 
-def files_of(path: Path) -> list[tuple[Path, str]]:
-    """The files that a path stands for, sorted, each with the key after its colon."""
-    if path.exists():
-        return [(path, "")]
-    name, _, key = path.name.partition(":")
-    named = path.parent / name
-    if named.exists() or not glob.has_magic(str(named)):
-        return [(named, key)]
-    found = map(Path, sorted(glob.glob(str(named), recursive=True)))
-    if files := [(file, key) for file in found if file.is_file()]:
+def files_of(path: Path) -> list[Path]:
+    if path.exists() or not glob.has_magic(str(path)):
+        return [path]
+    found = map(Path, sorted(glob.glob(str(path), recursive=True)))
+    if files := [file for file in found if file.is_file()]:
         return files
     raise DataError(f"{path}: no file matches the pattern, as seen from {Path.cwd()}")
 
@@ -169,21 +149,17 @@ def _named(records: Iterator[Record], file: str, columns: Sequence[str]) -> Iter
     if isinstance(names, DataError):
         raise names
     if repeated := [name for name in names if names.count(name) > 1]:
-        what = f"{file}: column {repeated[0]!r} occurs twice in {names}"
-        raise DataError(f"{what}; name every column once, with data.columns")
+        raise DataError(f"{file}: column {repeated[0]!r} occurs twice in {names}: use data.columns")
     for line, raw, cells in records:
         if isinstance(cells, dict):
-            problem = f"this record names its own fields: {', '.join(cells)}"
-            cells = DataError(f"{file}:{line}: column names are for cells, {problem}")
+            cells = DataError(f"{file}:{line}: column names are for cells, this names its own")
         elif isinstance(cells, list) and len(cells) == len(names):
             cells = dict(zip(names, cells, strict=True))
         elif isinstance(cells, list) and len(cells) > len(names) and columns:
             cells = dict(zip(names, cells, strict=False)) | {EXTRA: cells[len(names) :]}
         elif isinstance(cells, list):
-            source = "are named" if columns else f"stand in the first line ({', '.join(names)})"
-            problem = f"{len(cells)} cells, {len(names)} {source}; mend the line: {raw[:80]!r}"
-            mend = "for a file without header, or with ragged lines, name its columns"
-            cells = DataError(f"{file}:{line}: {problem}; {mend}")
+            problem = f"{len(cells)} cells for the columns {', '.join(names)}: {raw[:80]!r}"
+            cells = DataError(f"{file}:{line}: {problem}; mend it, or name them with data.columns")
         yield line, raw, cells
 
 def _row_id(raw: str, seen: dict[str, int]) -> str:

@@ -4,7 +4,6 @@
     CACHE/lock
     CACHE/KEY/  manifest.json  prepared.json  0/*.npy 1/*.npy ... (documents of `Prepared.splits`)
 
-`rejected.jsonl` names every row that was left out, cut or lost a word, and why; the rest is counts.
 KEY is a hash of the contents and names of the data files, the options of the data, the tokenizer's
 files, the seed, the labels, the code that prepares and the libraries it calls. Documents are mapped
 into memory, so that more of them than it holds can train. A cache may be deleted at any time.
@@ -45,7 +44,6 @@ BINS = 24  # of a histogram
 
 @dataclass
 class Prepared:
-    """What a run trains and is judged on."""
     train: Split = field(default_factory=Split)
     dev: Split = field(default_factory=Split)
     tests: dict[str, Split] = field(default_factory=dict)
@@ -82,7 +80,6 @@ class Prepared:
         write_page(folder)
 
 def read_account(folder: Path) -> dict[str, Any]:
-    """funnel.json of a run's data/."""
     return json.loads((folder / FUNNEL).read_text("utf-8"))
 
 def write_page(folder: Path) -> Path:
@@ -99,12 +96,10 @@ def rendered(template: str, folder: Path = HERE, /, **values: Any) -> str:
     return environment.get_template(template).render(**values)
 
 def losses(split: Split) -> list[tuple[str, list[Rejected]]]:
-    """What was lost, by the word for it."""
     return [("left out", split.rejected), ("cut", split.cut), ("without token", split.untold)]
 
 def funnel(split: Split, moved: int) -> list[dict[str, Any]]:
-    """For each step the rows that came in and went on, what left and why, with an example each;
-    `moved` rows are held out of this split and make another."""
+    """For each step the rows in and out, what left and why; `moved` rows make another split."""
     steps, rows = [], split.num_rows
     for step in STEPS:
         lost = [row for row in split.rejected if row.step == step]
@@ -119,7 +114,6 @@ def funnel(split: Split, moved: int) -> list[dict[str, Any]]:
     return steps
 
 def statistics(split: Split, tokenizer: Tokenizer, labels: Names) -> dict[str, Any]:
-    """Lengths, labels, and shares of tokens."""
     documents, lengths_B = split.documents, pack.lengths(split.documents)
     counts, edges = np.histogram(lengths_B, bins=BINS)
     found = {"documents": len(documents), "tokens": int(lengths_B.sum()),
@@ -145,7 +139,7 @@ def key(config: DataConfig, tokenizer: Tokenizer, *, seed: int, labels: Names) -
     code = sorted(p for folder in CODE for end in ends for p in folder.rglob(f"*.{end}"))
     parts = [(path.name, files.sha256_file(path)) for path in code]
     named = {*map(str, (*config.train, *config.dev, *config.test))} - {BUILTIN_CHAT}
-    for path, _ in (file for name in sorted(named) for file in files_of(Path(name))):
+    for path in (file for name in sorted(named) for file in files_of(Path(name))):
         try:
             parts.append((str(path), files.sha256_file(path)))
         except OSError as error:

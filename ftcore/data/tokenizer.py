@@ -1,8 +1,6 @@
 """Text to token ids and back, through the `tokenizers` library: one path for training and serving.
 
-A tokenizer folder holds tokenizer.json, and those of `SETTINGS` that the model has. The files are
-kept as they were read, so `save` writes the same bytes and `digest` identifies them.
-
+A folder holds tokenizer.json, and those of `SETTINGS` that the model has, kept as they were read.
 Nothing is ever cut or padded, whatever tokenizer.json says. Offsets count characters of the text,
 and every character belongs to some token: post-processors may not trim white space from offsets.
 """
@@ -38,18 +36,15 @@ class Encoding:
         return len(self.ids_T)
 
 class Tokenizer:
-    """A vocabulary with its special tokens and chat template.
+    """A vocabulary with its special tokens and chat template, from the files of a folder, `where`
+    it is. Raises ModelError: a file is missing or damaged, a special token is unknown.
 
-    files           the files of a tokenizer folder, name -> bytes
-    where           folder named in error messages
     vocab_size      one more than the largest id
     special         names of tokenizer_config.json -> token, as "eos_token" -> "</s>"
-    special_ids     ids of special tokens: never part of ordinary text
+    special_ids     never part of ordinary text
     bos_id, eos_id  None where the model has no such token
     end_of_text_id  what ends a document of plain text: <|endoftext|> or alike, else eos
     chat_template   jinja2 source, None where the model has none
-    digest          sha256 of the files
-    raises          ModelError: a file is missing or damaged, a special token is unknown
     """
 
     def __init__(self, files: Mapping[str, bytes], *, where: str) -> None:
@@ -76,18 +71,15 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: str | Path) -> "Tokenizer":
-        """Read a tokenizer folder."""
         if not Path(folder, "tokenizer.json").is_file():
             found = sorted(p.name for p in Path(folder).glob("*") if p.suffix != ".safetensors")
             what = f"{folder}: holds {', '.join(found) or 'no files'}, but no tokenizer.json"
             mend = f"from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"
-            mend = f"name a folder that has one, or make it: transformers.AutoTokenizer.{mend}"
-            raise ModelError(f"{what}; {mend}")
+            raise ModelError(f"{what}; or make it: transformers.AutoTokenizer.{mend}")
         names = ["tokenizer.json", *(name for name in SETTINGS if Path(folder, name).is_file())]
         return cls({name: Path(folder, name).read_bytes() for name in names}, where=str(folder))
 
     def save(self, folder: str | Path) -> None:
-        """Write the files as they were read."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         for name, content in self.files.items():
             Path(folder, name).write_bytes(content)
@@ -135,7 +127,6 @@ class Tokenizer:
 
     @cached_property
     def vocabulary(self) -> tuple[str, ...]:
-        """The text of every token, by id; special ones too."""
         return tuple(self.decode([id_], special=True) for id_ in range(self.vocab_size))
 
     def find_special(self, text: str) -> str | None:
@@ -144,11 +135,9 @@ class Tokenizer:
         return match.group() if match else None
 
     def id_of(self, token: str) -> int:
-        """Id of a token given by its exact text."""
         id_ = self._fast.token_to_id(token)
         if id_ is None:
-            mend = "correct it in tokenizer_config.json, or add it to tokenizer.json"
-            raise ModelError(f"{self.where}: the vocabulary has no token {token!r}; {mend}")
+            raise ModelError(f"{self.where}: tokenizer.json has no token {token!r}: add it there")
         return id_
 
     def _once(self, ids: list[int]) -> list[int]:
@@ -168,8 +157,7 @@ class Tokenizer:
         try:
             fast = tokenizers.Tokenizer.from_buffer(self.files["tokenizer.json"])
         except Exception as error:  # the library raises nothing narrower
-            what = f"{self.where}/tokenizer.json: not a tokenizer ({error})"
-            raise ModelError(f"{what}; fetch the file again") from error
+            raise ModelError(f"{self.where}/tokenizer.json: not a tokenizer ({error})") from error
         fast.no_truncation()
         fast.no_padding()
         processor = fast.post_processor

@@ -1,12 +1,10 @@
 """Where and how exactly a run computes: device and memory, precision, seeds.
 
-fp16 has no values below 6e-8, where many gradients lie. So the loss is multiplied by s, and with it
-every gradient; the optimiser, in fp32, divides by s again. A step that is not finite is not applied
-and halves s, to 1 at least; 2000 finite steps in a row double it (Micikevicius et al. 2018,
-arXiv:1710.03740).
+fp16 has no values below 6e-8, where many gradients lie. So the loss is multiplied by s, by which
+the optimiser divides again. A step that is not finite halves s, to 1 at least; 2000 finite steps in
+a row double it (Micikevicius et al. 2018, arXiv:1710.03740).
 
 Every stream of random numbers has a key: (seed, what for). So resuming needs no saved generator.
-Dropout draws from torch's global one, re-seeded from (seed, step, micro-step) each micro-batch.
 """
 
 import ctypes
@@ -89,7 +87,6 @@ def derived(seed: int, *key: int) -> int:
     return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]) >> 1
 
 def generator(seed: int, *key: int) -> torch.Generator:
-    """A CPU generator for one purpose."""
     return torch.Generator().manual_seed(derived(seed, *key))
 
 def seed_noise(seed: int, step: int, micro_step: int) -> None:

@@ -24,10 +24,8 @@ Loss = Callable[[Model, Batch], tuple[Tensor, Tensor]]
 
 def step_bytes(model: Model, loss: Loss, documents: Sequence[Encoded]) -> dict[str, int]:
     """Memory of forward and backward over one micro-batch, gradients taken away as they come.
-
-    returns     activations: what the trunk keeps for its backward pass; logits: the most that the
-                loss adds; workspace: what the backward pass needs beyond both, and on a CPU holes
-    """
+    activations: what the trunk keeps for its backward pass; logits: the most that the loss adds;
+    workspace: what the backward pass needs beyond both, and on a CPU holes."""
     device, trained, meter = model.device, model.training, Meter()
     batch, marks = collate(documents).to(device), []
     batch.docs.walk  # noqa: B018  # planned by values, and kept
@@ -49,13 +47,10 @@ def step_bytes(model: Model, loss: Loss, documents: Sequence[Encoded]) -> dict[s
     return parts | {"workspace": max(most, forward) - forward}
 
 class Plan:
-    """Figures of a run, its model on its device.
-
-    shares          processes that a step is split between
-    heaviest        documents of the first micro-batch of a step that has the longest rows
-    memory_bytes    by component: what a run holds from start to end, also for rows of embeddings
-                    that the data never read, which need none; after `count`, what a step adds
-    """
+    """Figures of a run, its model on its device: `shares`, processes that a step is split between;
+    `heaviest`, documents of the first micro-batch of a step that has the longest rows; and by
+    component `memory_bytes` that a run holds from start to end (also for rows of embeddings that
+    the data never read, which need none), and after `count` those that a step adds."""
 
     def __init__(self, config: Run, model: nn.Module, documents: Sequence[Encoded]) -> None:
         lengths_B, size = lengths(documents), config.optim.batch_size

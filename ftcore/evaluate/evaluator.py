@@ -1,8 +1,7 @@
 """Runs a model over held-out documents: what it says of each row, and the metrics of any rows.
 
-The figures do not depend on how documents are cut into batches: what a row adds is kept by row, and
-every document is read alone inside its stream. The caller puts the model in evaluation mode and
-switches gradients off; `limits` are what `streams` takes beside the documents.
+The figures do not depend on how documents are cut into batches: what a row adds is kept by row. The
+caller puts the model in evaluation mode, without gradients; `limits` are those of `streams`.
 """
 
 import math
@@ -31,7 +30,6 @@ from ftcore.model.heads import Model
 from ftcore.tune.task import document_logits, hidden
 
 PROMPTS_AT_ONCE, MOST_LOGITS = 256, 2**25  # the latter of tokens
-Counted = metrics.ClassificationMetrics | metrics.MultiLabelMetrics | metrics.EntityMetrics
 
 @dataclass
 class Judged:
@@ -39,7 +37,8 @@ class Judged:
     row_ids: Sequence[str]
     figures: Figures  # metrics of some rows, by their indices
     columns: dict[str, Sequence[Any]] = field(default_factory=dict)  # predictions, of each row
-    counted: Counted | None = None
+    by_class: metrics.ByClass = field(default_factory=list)
+    confusions_KP: np.ndarray | None = None  # where a row has one class: see metrics.py
     right_B: np.ndarray | None = None  # bool: whether a row is right, where it can be
     more: dict[str, float] = field(default_factory=dict)  # metrics that only all rows have
 
@@ -93,13 +92,15 @@ def evaluate_classes(model: Model, split: Split, labels: Sequence[str], **limits
                "probabilities": p_BK.round(6).tolist()}
 
     def figures(rows_M: np.ndarray) -> dict[str, float]:
-        some = metrics.ClassificationMetrics(labels).update(target_B[rows_M], predicted_B[rows_M])
-        return {"loss": float(nll_B[rows_M].mean()), **some.compute()}
+        counts_KP = metrics.confusions(target_B[rows_M], predicted_B[rows_M], len(labels))
+        return {"loss": float(nll_B[rows_M].mean()), **metrics.class_figures(counts_KP)}
 
     more = probabilities.probability_metrics(target_B, p_BK)
     more["temperature"] = probabilities.temperature(target_B, log_p_BK)
-    counted = metrics.ClassificationMetrics(labels).update(target_B, predicted_B)
-    return Judged(ids_of(split), figures, columns, counted, target_B == predicted_B, more)
+    counts_KP = metrics.confusions(target_B, predicted_B, len(labels))
+    by_class = metrics.by_class(labels, metrics.class_totals(counts_KP))
+    right_B = target_B == predicted_B
+    return Judged(ids_of(split), figures, columns, by_class, counts_KP, right_B, more)
 
 def evaluate_label_sets(model: Model, split: Split, labels: Sequence[str], **limits: Any) -> Judged:
     """Predicted labels of each document, those above probability 1/2; the loss in nats a label."""
@@ -114,13 +115,13 @@ def evaluate_label_sets(model: Model, split: Split, labels: Sequence[str], **lim
                "probabilities": p_BK.round(6).tolist()}
 
     def figures(rows_M: np.ndarray) -> dict[str, float]:
-        some = metrics.MultiLabelMetrics(labels).update(target_BK[rows_M], predicted_BK[rows_M])
-        return {"loss": float(loss_B[rows_M].mean()), **some.compute()}
+        found = metrics.label_figures(target_BK[rows_M], predicted_BK[rows_M])
+        return {"loss": float(loss_B[rows_M].mean()), **found}
 
-    counted = metrics.MultiLabelMetrics(labels).update(target_BK, predicted_BK)
+    by_class = metrics.by_class(labels, metrics.label_totals(target_BK, predicted_BK))
     right_B = (target_BK == predicted_BK).all(1)
     more = probabilities.label_probability_metrics(target_BK, p_BK)
-    return Judged(ids_of(split), figures, columns, counted, right_B, more)
+    return Judged(ids_of(split), figures, columns, by_class, right_B=right_B, more=more)
 
 def evaluate_scores(model: Model, split: Split, labels: Sequence[str], **limits: Any) -> Judged:
     """Predicted score of each document; the loss a mean squared error."""
@@ -147,8 +148,7 @@ def token_losses(model: Model, h_MC: Tensor, labels_M: Tensor) -> tuple[Tensor, 
 
 def scored_tokens(model: Model, documents: Sequence[Encoded],
                   **limits: Any) -> tuple[np.ndarray, list[list[int]]]:
-    """Of each document sums_B2, its weighted loss in nats and its weight, and the ids predicted at
-    its scored tokens."""
+    """Of each document loss (nats) and weight, sums_B2, and the ids predicted at scored tokens."""
     sums_B2, chosen = np.zeros((len(documents), 2)), {}
     for indices, batch in streams(documents, **limits):
         scored_M = batch.scored_M
@@ -192,12 +192,12 @@ def evaluate_tags(model: Model, split: Split, labels: Sequence[str], **limits: A
     for document, ids, sums_2 in zip(split.documents, chosen, sums_B2, strict=True):
         scored.setdefault(document.row_id, []).extend(ids)
         losses[document.row_id] = losses.get(document.row_id, 0) + sums_2
-    counted, predicted, sums = metrics.EntityMetrics(), [], []
+    predicted, sums = [], []
     for sentence in split.sentences:
         ids, no = iter(scored[sentence.row_id]), metrics.NO_ENTITY
         tags = [no if place < 0 else labels[next(ids)] for place in sentence.places_W]
         assert next(ids, None) is None, "each word with a token is scored once"
-        sums.append([*losses[sentence.row_id], *counted.update(sentence.tags, tags)])
+        sums.append([*losses[sentence.row_id], *metrics.entity_counts(sentence.tags, tags)])
         predicted.append(tags)
     sums_BS = np.array(sums).reshape(-1, 7)
 
@@ -210,12 +210,13 @@ def evaluate_tags(model: Model, split: Split, labels: Sequence[str], **limits: A
                "tags": [sentence.tags for sentence in split.sentences], "predicted": predicted}
     pairs = zip(columns["tags"], predicted, strict=True)
     right_B = np.array([wanted == tuple(tags) for wanted, tags in pairs], dtype=bool)
-    return Judged([s.row_id for s in split.sentences], figures, columns, counted, right_B)
+    by_class = metrics.by_entity(columns["tags"], predicted)
+    ids = [sentence.row_id for sentence in split.sentences]
+    return Judged(ids, figures, columns, by_class, right_B=right_B)
 
 def log_ratios(model: Model, pairs: Sequence[Encoded], *, length_normalised: bool,
                **limits: Any) -> np.ndarray:
-    """How much likelier each chosen answer is than the rejected one, nats: of all its tokens, or
-    of their mean; float64."""
+    """How much likelier each chosen answer is than the rejected one: nats, or nats a token."""
     nll_D, counts_D = scored_tokens(model, apart(pairs), **limits)[0].T
     said_B2 = -(nll_D / counts_D if length_normalised else nll_D).reshape(-1, 2)
     return said_B2[:, 0] - said_B2[:, 1]
@@ -223,11 +224,9 @@ def log_ratios(model: Model, pairs: Sequence[Encoded], *, length_normalised: boo
 def evaluate_pairs(model: Model, split: Split, labels: Sequence[str], *,
                    options: RewardConfig | DpoConfig, **limits: Any) -> Judged:
     """Which answer of each pair is preferred, by the gap of its scores, or of a language model by
-    that of its log-ratio and the reference's; a tie is half right. The loss is that of training.
-
-    ece             of sigmoid(gap), of log-ratios sigmoid(beta gap): that the chosen one is better
-    length_bias     Spearman correlation of scores and tokens of the answers
-    """
+    that of its log-ratio and the reference's; a tie is half right. The loss is that of training;
+    ece that of sigmoid(gap), or sigmoid(beta gap), as the probability that the chosen one is
+    better; length_bias the Spearman correlation of scores and tokens of the answers."""
     about_B5 = np.stack([document.labels for document in split.documents]).astype(np.float64)
     tokens_D = np.array([np.count_nonzero(side.weights) for side in apart(split.documents)])
     chosen_B, rejected_B = tokens_D.reshape(-1, 2).T
@@ -271,7 +270,6 @@ JUDGES: Mapping[str, Callable[..., Judged]] = {
 }  # fmt: skip
 
 def stops(tokenizer: Tokenizer) -> frozenset[int]:
-    """Ids that end an answer."""
     return frozenset({tokenizer.eos_id, tokenizer.end_of_text_id} - {None})
 
 def continued(model: Model, tokenizer: Tokenizer, prompts: Sequence[np.ndarray],
@@ -291,7 +289,6 @@ def continued(model: Model, tokenizer: Tokenizer, prompts: Sequence[np.ndarray],
 
 def greedy(model: Model, tokenizer: Tokenizer, prompts: Sequence[np.ndarray],
            max_new_tokens: int) -> list[str]:
-    """The likeliest continuation of each prompt (ids), as text."""
     return [spoken(ids, tokenizer) for ids in continued(model, tokenizer, prompts, max_new_tokens)]
 
 def spoken(ids: Sequence[int], tokenizer: Tokenizer) -> str:
@@ -309,9 +306,8 @@ def evaluate_answers(model: Model, tokenizer: Tokenizer, chats: Sequence[Chat],
     exact = [text.exact_match(*pair) for pair in pairs]
     columns = {"prompt": asked, "target": targets, "predicted": answers, "exact_match": exact}
     if intent := config.intent_field:
-        labels = text.intent_labels(targets, intent=intent)
-        commands = text.JsonCommandMetrics(labels, intent=intent)
-        told, more = [commands.update(*pair) for pair in pairs], commands.compute()
+        commands = [text.judged_command(*pair, intent=intent) for pair in pairs]
+        told, more = [command[0] for command in commands], text.command_figures(commands)
         columns |= {name: [verdicts[name] for verdicts in told] for name in told[0]}
     else:
         told, more = [text.text_metrics(*pair) for pair in pairs], {}

@@ -1,7 +1,7 @@
-"""Streaming metrics of classification, of language modelling, of entities; figures of regression.
+"""Figures of classes, of sets of labels, of scores, of language modelling, of entities.
 
-An accumulator keeps sums only: its memory does not grow with the rows, and any split into batches
-or ranks gives the same counts. Counts are int64; the arithmetic on them is exact or float64.
+Those of classes, labels and entities follow from counts (int64), which add up: any split of the
+rows gives the same ones. The arithmetic on them is exact or float64.
 
 K classes; P = K + 1 columns of predictions, the last one for predictions outside the label set;
 n_kj rows of class k predicted as j; totals_3K are hits, predicted and support:
@@ -10,145 +10,82 @@ n_kj rows of class k predicted as j; totals_3K are hits, predicted and support:
     precision_k = hits_k / predicted_k            recall_k = hits_k / support_k
     f1_k = 2 hits_k / (predicted_k + support_k)
 
-0/0 is 0 in each of them; with no rows at all every metric is NaN.
+0/0 is 0 in each of them; with no rows at all every figure of classes is NaN.
 
-Entities are counted as the CoNLL-2000 script and seqeval's default mode do. A tag is a mark (B, I,
-O, also E and S) and a type: "B-LOC"; marks may stand in any order. An entity begins where a mark or
-a change of type says so, whatever stood before, and is right if its type, its first and its last
-word are.
+Entities are counted as the CoNLL-2000 script and seqeval's default mode do: one begins where a mark
+(B, I, O, also E and S) or a change of type says so; right are type, first and last word.
 """
 
 import math
 from collections import Counter
 from collections.abc import Sequence
 from operator import mul
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
-from torch import Tensor
-
-from ftcore.errors import DataError
 
 OUTSIDE, NO_ENTITY = -1, "O"
 SCORES = ("precision", "recall", "f1")
 CLASS_COLUMNS = ("label", *SCORES, "support", "predicted")
 AVERAGES = tuple(f"{score}_{mean}" for mean in ("micro", "macro", "weighted") for score in SCORES)
 METRICS = ("accuracy", "balanced_accuracy", *AVERAGES, "mcc", "kappa")
-Ids = Tensor | np.ndarray | Sequence[int]
+ByClass = list[dict[str, Any]]
 
-class ClassificationMetrics:
-    """Accuracy, precision, recall, F1, Matthews correlation, Cohen's kappa of K exclusive classes.
+def confusions(target_B: np.ndarray, predicted_B: np.ndarray, num_classes: int) -> np.ndarray:
+    """counts_KP of ids, row: target, column: prediction. One of OUTSIDE (-1: a generated answer
+    that names no known class) is a false negative of its target and a false positive of no class:
+    it lowers accuracy, recall and F1, never a precision."""
+    P = num_classes + 1
+    cells_B = target_B * P + predicted_B % P
+    return np.bincount(cells_B, minlength=num_classes * P).reshape(num_classes, P)
 
-    A prediction of OUTSIDE (-1: a generated answer that names no known class) is a false negative
-    of its target and a false positive of no class: it lowers accuracy, recall and F1, never a
-    precision. scikit-learn says the same where such predictions carry a label that is not scored.
+def class_totals(counts_KP: np.ndarray) -> np.ndarray:
+    return np.stack([counts_KP.diagonal(), counts_KP.sum(0)[:-1], counts_KP.sum(1)])
 
-    labels      names of the classes; ids are positions in it
-    counts_KP   int64, row: target, column: prediction; may be summed across ranks in place
+def class_figures(counts_KP: np.ndarray) -> dict[str, float]:
+    """METRICS, in that order; accuracy is sum_k hits_k / rows, balanced_accuracy the mean of
+    recall_k over the classes that have rows.
+
+    ..._micro       the formulas above on sums over k; all equal the accuracy without OUTSIDE
+    ..._macro       plain mean over the classes that occur, as target or as prediction
+    ..._weighted    mean over the classes, weighted by support_k
+    mcc             (c s - t.p) / sqrt((s^2 - p.p) (s^2 - t.t)) with c hits, s rows, t support, p
+                    predictions of the P columns; 0/0 is 0
+    kappa           (c s - t.p) / (s^2 - t.p), the accuracy beyond chance; 0/0 is 0
+    sources         Gorodkin 2004, Comput. Biol. Chem. 28, 367-374 (mcc of K classes); Cohen 1960,
+                    Educ. Psychol. Meas. 20, 37-46 (kappa)
     """
+    hits_K, predicted_K, support_K = totals_3K = class_totals(counts_KP)
+    if not (rows := support_K.sum()):
+        return dict.fromkeys(METRICS, math.nan)
+    recall_K = _scores(totals_3K)[1][support_K > 0]
+    # numerics: Python integers, since rows^2 leaves int64 at 3e9 rows.
+    s, t, p = int(rows), support_K.tolist(), counts_KP.sum(0).tolist()
+    # p is one longer than t: map stops at the shorter, and nothing has OUTSIDE as its target.
+    chance = sum(map(mul, t, p))
+    beyond, most = int(hits_K.sum()) * s - chance, s**2 - chance
+    spread = (s**2 - sum(map(mul, t, t))) * (s**2 - sum(map(mul, p, p)))
+    return {"accuracy": float(hits_K.sum() / rows), "balanced_accuracy": float(recall_K.mean()),
+            **_averages(totals_3K, predicted_K + support_K > 0),
+            "mcc": beyond / math.sqrt(spread) if spread else 0.0,
+            "kappa": beyond / most if most else 0.0}
 
-    def __init__(self, labels: Sequence[str]) -> None:
-        self.labels = tuple(labels)
-        K = len(self.labels)
-        if K == 0 or len(set(self.labels)) < K:
-            raise DataError(f"{K} labels, {self.labels[:5]}...: must be distinct, at least one")
-        self.counts_KP = np.zeros((K, K + 1), dtype=np.int64)
+def label_totals(target_BK: np.ndarray, predicted_BK: np.ndarray) -> np.ndarray:
+    """totals_3K of rows that have any number of K labels: bool, True where a row has the label."""
+    return np.stack([target_BK & predicted_BK, predicted_BK, target_BK]).sum(1)
 
-    @property
-    def confusion_KK(self) -> np.ndarray:
-        """int64, row: target, column: prediction; predictions outside the label set left out."""
-        return self.counts_KP[:, :-1]
-
-    def update(self, target_B: Ids, predicted_B: Ids) -> Self:
-        """Count B rows of any integer dtype on any device: ids 0 ... K-1, predicted also OUTSIDE.
-        Raises DataError, nothing counted: sizes differ, not integers, or ids out of range."""
-        target_B = self._ids(target_B, "target", lowest=0)
-        predicted_B = self._ids(predicted_B, "predicted", lowest=OUTSIDE)
-        if len(target_B) != len(predicted_B):
-            raise DataError(f"{len(target_B)} targets, {len(predicted_B)} predictions: must agree")
-        np.add.at(self.counts_KP, (target_B, predicted_B), 1)  # OUTSIDE is -1: the last column
-        return self
-
-    def compute(self) -> dict[str, float]:
-        """METRICS, in that order; accuracy is sum_k hits_k / rows, balanced_accuracy the mean of
-        recall_k over the classes that have rows.
-
-        ..._micro       the formulas above on sums over k; all equal the accuracy without OUTSIDE
-        ..._macro       plain mean over the classes that occur, as target or as prediction
-        ..._weighted    mean over the classes, weighted by support_k
-        mcc             (c s - t.p) / sqrt((s^2 - p.p) (s^2 - t.t)) with c hits, s rows, t support,
-                        p predictions of the P columns; 0 where the root is 0, as with one class
-        kappa           (c s - t.p) / (s^2 - t.p), the accuracy beyond chance; 0 where 0/0: one
-                        class in all targets and predictions
-        sources         Gorodkin 2004, Comput. Biol. Chem. 28, 367-374 (mcc of K classes); Cohen
-                        1960, Educ. Psychol. Meas. 20, 37-46 (kappa)
-        """
-        hits_K, predicted_K, support_K = totals_3K = self._totals()
-        if not (rows := support_K.sum()):
-            return dict.fromkeys(METRICS, math.nan)
-        recall_K = _scores(totals_3K)[1][support_K > 0]
-        # numerics: Python integers, since rows^2 leaves int64 at 3e9 rows.
-        s, t, p = int(rows), support_K.tolist(), self.counts_KP.sum(0).tolist()
-        # p is one longer than t: map stops at the shorter, and nothing has OUTSIDE as its target.
-        chance = sum(map(mul, t, p))
-        beyond, most = int(hits_K.sum()) * s - chance, s**2 - chance
-        spread = (s**2 - sum(map(mul, t, t))) * (s**2 - sum(map(mul, p, p)))
-        return {"accuracy": float(hits_K.sum() / rows), "balanced_accuracy": float(recall_K.mean()),
-                **_averages(totals_3K, predicted_K + support_K > 0),
-                "mcc": beyond / math.sqrt(spread) if spread else 0.0,
-                "kappa": beyond / most if most else 0.0}
-
-    def per_class(self) -> list[dict[str, Any]]:
-        """One dict per class, of CLASS_COLUMNS; support and predicted in rows."""
-        return by_class(self.labels, self._totals())
-
-    def _ids(self, ids: Ids, name: str, *, lowest: int) -> np.ndarray:
-        ids_B = np.asarray(ids.cpu() if isinstance(ids, Tensor) else ids)
-        if not ids_B.size:
-            return np.zeros(0, dtype=np.int64)
-        if ids_B.ndim != 1 or ids_B.dtype.kind not in "iu":
-            raise DataError(f"{name} ids are {ids_B.dtype} {ids_B.shape}: must be integers (B,)")
-        if len(wrong := ids_B[(ids_B < lowest) | (ids_B >= len(self.labels))]):
-            raise DataError(f"{name} id {wrong[0]}: must be {lowest} ... {len(self.labels) - 1}")
-        return ids_B
-
-    def _totals(self) -> np.ndarray:
-        confusion_KK = self.confusion_KK
-        return np.stack([confusion_KK.diagonal(), confusion_KK.sum(0), self.counts_KP.sum(1)])
-
-class MultiLabelMetrics:
-    """Figures of rows that have any number of K labels: subset_accuracy, share of the rows whose
-    labels are all right; hamming_loss, share of the rows x K decisions that are wrong; and averages
-    over all K labels, 0 for one that never occurs, as scikit-learn has them."""
-
-    def __init__(self, labels: Sequence[str]) -> None:
-        self.labels = tuple(labels)
-        self.rows, self.right_rows = 0, 0
-        self.totals_3K = np.zeros((3, len(self.labels)), dtype=np.int64)
-
-    def update(self, target_BK: np.ndarray, predicted_BK: np.ndarray) -> Self:
-        """Count B rows: bool, True where a row has the label."""
-        self.rows += len(target_BK)
-        self.right_rows += int((target_BK == predicted_BK).all(1).sum())
-        self.totals_3K += np.stack([target_BK & predicted_BK, predicted_BK, target_BK]).sum(1)
-        return self
-
-    def compute(self) -> dict[str, float]:
-        """subset_accuracy, hamming_loss and the AVERAGES."""
-        hits, predicted, support = self.totals_3K.sum(1).tolist()
-        return {"subset_accuracy": self.right_rows / self.rows,
-                "hamming_loss": (predicted + support - 2 * hits) / (self.rows * len(self.labels)),
-                **_averages(self.totals_3K, np.ones(len(self.labels), dtype=bool))}
-
-    def per_class(self) -> list[dict[str, Any]]:
-        """As `ClassificationMetrics.per_class`."""
-        return by_class(self.labels, self.totals_3K)
+def label_figures(target_BK: np.ndarray, predicted_BK: np.ndarray) -> dict[str, float]:
+    """subset_accuracy, share of the rows whose labels are all right; hamming_loss, share of the
+    decisions that are wrong; averages over all K labels, 0 for one that never occurs."""
+    totals_3K = label_totals(target_BK, predicted_BK)
+    return {"subset_accuracy": float((target_BK == predicted_BK).all(1).mean()),
+            "hamming_loss": float((target_BK != predicted_BK).mean()),
+            **_averages(totals_3K, np.ones(target_BK.shape[1], dtype=bool))}
 
 def regression_metrics(target_B: np.ndarray, predicted_B: np.ndarray) -> dict[str, float]:
     """Correlations and errors of scores, float64: pearson of the values, spearman of their ranks,
-    equal values sharing the mean of theirs (NaN with a constant); mae and rmse, mean absolute and
-    root mean squared difference, in units of the score; r2, the share of the targets' variance
-    that is explained: 1 - squared errors / squared differences from their mean (NaN: constant)."""
+    equal values sharing the mean of theirs; mae and rmse, in units of the score; r2, 1 - squared
+    errors / squared differences of the targets from their mean. NaN: by a constant."""
     errors_B = predicted_B - target_B
     spread = np.square(target_B - target_B.mean()).sum() if np.ptp(target_B) else math.nan
     return {"pearson": _correlation(target_B, predicted_B),
@@ -157,21 +94,17 @@ def regression_metrics(target_B: np.ndarray, predicted_B: np.ndarray) -> dict[st
             "r2": float(1 - np.square(errors_B).sum() / spread)}
 
 def perplexity(loss_sum: float, weight: float, num_bytes: int = 0) -> dict[str, float]:
-    """Of a loss in nats over tokens of total `weight`, which spell so many bytes; 0: unknown.
-
-    loss            loss_sum / weight, nats per token; NaN without tokens
-    perplexity      exp(loss); infinite where that leaves float64
-    bits_per_byte   loss_sum / (ln 2 * num_bytes), only where these are known; compares models with
-                    different tokenizers, where every weight is 0 or 1
-    """
+    """Of a loss in nats over tokens of total `weight`, which spell so many bytes; 0: unknown. loss:
+    a token, NaN without any; perplexity: exp(loss), infinite where that leaves float64;
+    bits_per_byte: loss_sum / (ln 2 * num_bytes), by which different tokenizers compare."""
     loss = float(loss_sum / weight) if weight else math.nan
     # numerics: exp overflows just above 709.7.
     result = {"loss": loss, "perplexity": math.inf if loss > 709 else math.exp(loss)}
     bits = {"bits_per_byte": float(loss_sum / (math.log(2) * num_bytes))} if num_bytes else {}
     return result | bits
 
-def by_class(labels: Sequence[str], totals_3K: np.ndarray) -> list[dict[str, Any]]:
-    """One dict per class, of CLASS_COLUMNS."""
+def by_class(labels: Sequence[str], totals_3K: np.ndarray) -> ByClass:
+    """One dict per class, of CLASS_COLUMNS; support and predicted in rows, or in entities."""
     _, predicted_K, support_K = totals_3K
     columns = (*_scores(totals_3K), support_K, predicted_K)
     rows = zip(labels, *(x_K.tolist() for x_K in columns), strict=True)
@@ -217,31 +150,25 @@ def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
         last_mark, last_type = mark, type_
     return found
 
+def entity_counts(target: Sequence[str], predicted: Sequence[str]) -> tuple[int, ...]:
+    """Words of a sentence, right tags, and entities right, predicted and in the target."""
+    right = sum(a == b for a, b in zip(target, predicted, strict=True))
+    wanted, given = entities(target), entities(predicted)
+    return len(target), right, *map(len, (wanted & given, given, wanted))
+
 def entity_figures(counts_5: Sequence[int]) -> dict[str, float]:
-    """Precision, recall and F1 of entities of all types together, and accuracy, the share of right
-    tags; of the counts that `EntityMetrics.update` returns, summed over sentences."""
+    """Of `entity_counts` summed over sentences; accuracy is the share of right tags."""
     words, right, *totals = counts_5
     (row,) = by_class(["all"], np.array(totals)[:, None])
     accuracy = {"accuracy": float(right / words) if words else math.nan}
     return accuracy | {name: row[name] for name in SCORES}
 
-class EntityMetrics:
-    """Figures of entities of each type."""
-
-    def __init__(self) -> None:
-        self.totals = Counter(), Counter(), Counter()  # hits, predicted and support of each type
-
-    def update(self, target: Sequence[str], predicted: Sequence[str]) -> tuple[int, ...]:
-        """Count one sentence; returns its words, right tags, and entities right, predicted and in
-        the target."""
-        right = sum(a == b for a, b in zip(target, predicted, strict=True))
-        wanted, given = entities(target), entities(predicted)
-        found = wanted & given, given, wanted
-        for counter, some in zip(self.totals, found, strict=True):
+def by_entity(target: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> ByClass:
+    """`by_class` of the types of entities in some sentences."""
+    found = Counter(), Counter(), Counter()  # hits, predicted and support of each type
+    for tags, given in zip(target, predicted, strict=True):
+        theirs, mine = entities(tags), entities(given)
+        for counter, some in zip(found, (mine & theirs, mine, theirs), strict=True):
             counter.update(type_ for type_, _, _ in some)
-        return len(target), right, *map(len, found)
-
-    def per_class(self) -> list[dict[str, Any]]:
-        """One dict per type, as `ClassificationMetrics.per_class`; support in entities."""
-        types = sorted(set().union(*self.totals))
-        return by_class(types, np.array([[counter[t] for t in types] for counter in self.totals]))
+    types = sorted(set().union(*found))
+    return by_class(types, np.array([[counter[t] for t in types] for counter in found]))

@@ -18,29 +18,22 @@ import math
 
 import numpy as np
 
-from ftcore.errors import DataError
-
 Array, Figures = np.ndarray, dict[str, float]
 
 def ranking(target_B: Array, score_B: Array) -> Figures:
     """auroc, NaN where one side has no row; auprc, NaN without positives."""
-    _, hits_U, rows_U = _curve(*_checked(target_B, score_B, "scores"))
+    _, hits_U, rows_U = _curve(target_B, score_B)
     h_U, n_U = (np.diff(x_U, prepend=0) for x_U in (hits_U, rows_U))
     H, N = int(h_U.sum()), int(n_U.sum())
     won = int(((n_U - h_U) * (2 * hits_U - h_U)).sum())  # numerics: whole numbers, so exact
     auprc = float(h_U @ (hits_U / rows_U)) / H if H else math.nan
     return {"auroc": won / (2 * H * (N - H)) if 0 < H < N else math.nan, "auprc": auprc}
 
-def probability_metrics(target_B: Array, probabilities_BK: Array, top_k: int = 5) -> Figures:
-    """Figures of rows that have one of K classes each.
-
-    top_5_accuracy  share of the rows whose target is among the top_k classes, of equal ones the
-                    lower first; only where K > top_k
-    auroc, auprc    K = 2: `ranking` of class 1; else of each class against the rest, the mean over
-                    those with rows on both sides, NaN without any
-    brier, ece      the formulas above, the bins those of `reliability`
-    """
-    target_B, p_BK = _checked(target_B, probabilities_BK, "probabilities", ids=True)
+def probability_metrics(target_B: Array, p_BK: Array, top_k: int = 5) -> Figures:
+    """Figures of rows that have one of K classes each. top_5_accuracy: share of the rows whose
+    target is among the `top_k` classes, of equal ones the lower first, where K > top_k; auroc and
+    auprc: of class 1 where K = 2, else of each class against the rest, the mean over those with
+    rows on both sides; brier and ece: the formulas above, the bins those of `reliability`."""
     K, top = p_BK.shape[1], {}
     target_BK = target_B[:, None] == np.arange(K)
     if top_k < K:
@@ -51,28 +44,25 @@ def probability_metrics(target_B: Array, probabilities_BK: Array, top_k: int = 5
     gaps = (r["rows"] * abs(r["confidence"] - r["accuracy"]) for r in reliability(target_B, p_BK))
     return {**top, **ranks, "brier": brier, "ece": sum(gaps) / len(p_BK)}
 
-def reliability(target_B: Array, probabilities_BK: Array, bins: int = 15) -> list[Figures]:
+def reliability(target_B: Array, p_BK: Array, bins: int = 15) -> list[Figures]:
     """Rows, mean confidence (the highest probability) and accuracy of bins of equal mass: rows by
     rising confidence, cut by np.array_split; at most one bin a row. Rows of equal confidence share
     their hits evenly before the cut, so that it does not matter which of them fall where."""
-    target_B, p_BK = _checked(target_B, probabilities_BK, "probabilities", ids=True)
     score_U, place_B, n_U = np.unique(p_BK.max(1), return_inverse=True, return_counts=True)
     right_U = np.bincount(place_B, p_BK.argmax(1) == target_B) / n_U
     cuts = [np.array_split(np.repeat(x_U, n_U), min(bins, len(p_BK))) for x_U in (score_U, right_U)]
     return [{"rows": len(c), "confidence": float(c.mean()), "accuracy": float(a.mean())}
             for c, a in zip(*cuts, strict=True)]  # fmt: skip
 
-def label_probability_metrics(target_BK: Array, probabilities_BK: Array) -> Figures:
+def label_probability_metrics(target_BK: Array, p_BK: Array) -> Figures:
     """Figures of rows that have any of K labels: auroc and auprc, the mean over the labels with
     rows on both sides, NaN where none has; brier, the mean over the B x K decisions."""
-    target_BK, p_BK = _checked(target_BK, probabilities_BK, "probabilities")
     return {**_macro(target_BK, p_BK), "brier": float(np.square(p_BK - target_BK).mean())}
 
 def temperature(target_B: Array, logits_BK: Array) -> float:
     """The T, 0.05 ... 20, of least mean negative log likelihood of softmax(logits / T), convex in
     1 / T: the bracket of its slope's change of sign is halved on log T. 1.0 where each target has
     its row's highest logit: perfectly separated rows ask for T = 0, equal logits for none."""
-    target_B, logits_BK = _checked(target_B, logits_BK, "logits", ids=True)
     z_BK = logits_BK - np.take_along_axis(logits_BK, target_B[:, None], 1)  # loss: log sum e^(b z)
     if z_BK.max() <= 0:
         return 1.0
@@ -86,10 +76,7 @@ def temperature(target_B: Array, logits_BK: Array) -> float:
 def threshold_table(target_B: Array, score_B: Array, count: int = 9) -> list[Figures]:
     """What predicting "score >= threshold" gives, thresholds rising: the distinct scores at the
     quantiles 1/(count + 1) ... count/(count + 1), and the one of all whose F1 is best, of equals
-    the highest, marked `best`. share: rows predicted positive. 0/0 is 0; no rows, no thresholds."""
-    target_B, score_B = _checked(target_B, score_B, "scores")
-    if not len(score_B):
-        return []
+    the highest, marked `best`. share: rows predicted positive. 0/0 is 0."""
     score_U, hits_U, rows_U = _curve(target_B, score_B)
     H, N, f1_U = hits_U[-1], rows_U[-1], 2 * hits_U / (rows_U + hits_U[-1])
     levels = np.arange(1, count + 1) / (count + 1)
@@ -99,24 +86,6 @@ def threshold_table(target_B: Array, score_B: Array, count: int = 9) -> list[Fig
                "f1": f1_U, "share": rows_U / N, "best": np.arange(len(f1_U)) == f1_U.argmax()}
     return [{name: x_U[u].item() for name, x_U in columns.items()}
             for u in np.flatnonzero(shown_U)[::-1]]  # fmt: skip
-
-def _checked(target: Array, values: Array, name: str, ids: bool = False) -> tuple[Array, Array]:
-    """Both as arrays, values in float64, or DataError; ids: one value for each id there may be."""
-    target, values = np.asarray(target), np.asarray(values, dtype=np.float64)
-    kinds, form = ("iu", "integers (B,) and (B, K)") if ids else ("b", "bools, of one shape")
-    fits = values.shape == target.shape + values.shape[-1:] * ids and target.dtype.kind in kinds
-    if not fits or (values.ndim != 1 if name == "scores" else values.ndim != 2 or not values.size):
-        found = f"targets are {target.dtype} {target.shape}, {name} {values.shape}"
-        raise DataError(f"{found}: must be {form}, of one row at least")
-    if ids and (wrong := target[(target < 0) | (target >= values.shape[1])]).size:
-        raise DataError(f"target id {wrong[0]}: must be 0 ... {values.shape[1] - 1}")
-    bad, rule = ~np.isfinite(values), "finite"
-    if name == "probabilities":
-        bad |= (values < 0) | (values > 1) | (ids and abs(values.sum(-1, keepdims=True) - 1) > 0.01)
-        rule = "0 ... 1" + ", their sum 1: softmax makes such of logits" * ids
-    if bad.any():
-        raise DataError(f"{name} of row {np.argwhere(bad)[0][0]}, {values[bad][0]}: must be {rule}")
-    return target, values
 
 def _curve(target_B: Array, score_B: Array) -> tuple[Array, ...]:
     """Distinct scores from high to low; positives, and rows, with each of them or a higher one."""

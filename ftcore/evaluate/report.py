@@ -1,8 +1,7 @@
 """Results as people and programs read them: aligned tables, predictions.jsonl, one JSON line; a
-run's page, and where two runs part, from the files in its folder.
+run's page, from the files in its folder.
 
-Tables are plain text, columns two spaces apart, numbers right-aligned, "-" for what is not defined.
-In JSON a float that is not finite is null, since NaN and Infinity are not JSON.
+In tables "-" is not defined; in JSON a float that is not finite is null.
 """
 
 import json
@@ -11,7 +10,6 @@ import re
 import time
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import zip_longest
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -23,12 +21,11 @@ from ftcore.cli import CONFIG_FILE
 from ftcore.data import store
 from ftcore.env.run import METRICS, read_metrics
 from ftcore.errors import ConfigError, DataError
-from ftcore.evaluate.metrics import CLASS_COLUMNS, ClassificationMetrics
+from ftcore.evaluate.metrics import CLASS_COLUMNS, confusions
 from ftcore.evaluate.probabilities import reliability
 from ftcore.files import write_file
 
 MAX_TEXT = 40
-WIDTH, HEIGHT, POINTS = 600, 150, 300  # of a curve, in units of its drawing and in points
 CURVES = (("train/loss", "eval/loss"), ("train/grad_norm",), ("train/lr",),  # drawn together
           ("perf/tokens_per_s",), ("perf/peak_mem_gib",))
 MOST_CLASSES = 30  # of a matrix of confusions that is drawn
@@ -61,15 +58,15 @@ def per_class_table(per_class: Sequence[Mapping[str, Any]], *, max_rows: int = 2
     cells = ([row[name] for name in CLASS_COLUMNS] for row in rows[:max_rows])
     return table(CLASS_COLUMNS, cells) + note
 
-def confusion_table(metrics: ClassificationMetrics, texts: Mapping[tuple[str, str], str], *,
-                    max_pairs: int = 10) -> str:
+def confusion_table(labels: Sequence[str], counts_KP: np.ndarray,
+                    texts: Mapping[tuple[str, str], str], *, max_pairs: int = 10) -> str:
     """The most frequent mistakes: target, prediction, rows, their share of the target's rows, and
     the text of one, from `texts` by target and prediction."""
-    wrong_KP, support_K = metrics.counts_KP.copy(), metrics.counts_KP.sum(1)
+    wrong_KP, support_K = counts_KP.copy(), counts_KP.sum(1)
     np.fill_diagonal(wrong_KP, 0)
     if not wrong_KP.any():
         return "no mistakes"
-    names = (*metrics.labels, "(none of the labels)")
+    names = (*labels, "(none of the labels)")
     pairs = sorted(np.argwhere(wrong_KP).tolist(), key=lambda pair: -wrong_KP[*pair])
     rows = [(names[k], names[p], wrong_KP[k, p], wrong_KP[k, p] / support_K[k],
              texts.get((names[k], names[p]), "")) for k, p in pairs]
@@ -136,7 +133,7 @@ def read_run(folder: Path) -> Run:
         file = folder / f"{name}.jsonl"
         run[name] = [*map(json.loads, file.read_bytes().splitlines())] if file.is_file() else []
     text = (folder / CONFIG_FILE).read_text("utf-8")
-    run["config"] = dict(_flat(tomllib.loads(text)))
+    run["config"] = dict(flat(tomllib.loads(text)))
     run["asked"] = re.findall(r"^(\w+ = .*?)  # (?!default$)(.*)$", text, re.M)
     run["skipped"] = sorted(file.name for file in folder.glob("skipped-step-*.json"))
     return run
@@ -144,28 +141,13 @@ def read_run(folder: Path) -> Run:
 def write_page(folder: Path) -> Path:
     """RUN/report.html, which needs no other file and no network."""
     run = read_run(folder)
-    curves = [found for names in CURVES if (found := curve(run["metrics"], names))]
+    lines = {n: [(m["step"], m[n]) for m in run["metrics"] if m.get(n) is not None]
+             for names in CURVES for n in names}
+    curves = [{n: lines[n] for n in names if lines[n]} for names in CURVES]
     shown = {**run["data"], **run, "where": folder, "curves": curves, **judged(run)}
     page = store.rendered("run.html", Path(__file__).parent, **shown)
     write_file(folder / "report.html", page)
     return folder / "report.html"
-
-def curve(metrics: list[dict[str, Any]], names: tuple[str, ...]) -> dict[str, Any] | None:
-    """Lines of some metrics over the steps, as points of an SVG; None where there are none. Of many
-    steps each point is a mean."""
-    found = {n: [(m["step"], m[n]) for m in metrics if m.get(n) is not None] for n in names}
-    found = {name: np.array(pairs, dtype=float) for name, pairs in found.items() if pairs}
-    if not found:
-        return None
-    every_N2 = np.concatenate([*found.values()])
-    low, high = every_N2.min(0), every_N2.max(0)
-    lines = {}
-    for name, pairs_N2 in found.items():
-        parts = np.array_split(pairs_N2, min(POINTS, len(pairs_N2)))
-        places = (np.array([part.mean(0) for part in parts]) - low) / np.maximum(high - low, 1e-30)
-        lines[name] = " ".join(f"{WIDTH * x:.1f},{HEIGHT * (1 - y):.1f}" for x, y in places)
-    last = {name: pairs_N2[-1, 1] for name, pairs_N2 in found.items()}
-    return {"lines": lines, "last": last, "low": low.tolist(), "high": high.tolist()}
 
 def judged(run: Run) -> dict[str, Any]:
     """Confusions and reliability from predicted classes; answers beside those of the base model."""
@@ -176,38 +158,15 @@ def judged(run: Run) -> dict[str, Any]:
         return {"answers": answers[:: max(1, len(answers) // 20)]}
     target_B, predicted_B = (
         np.array([labels.index(row[key]) for row in rows]) for key in ("label", "predicted"))
-    metrics = ClassificationMetrics(labels).update(target_B, predicted_B)
+    counts_KP = confusions(target_B, predicted_B, len(labels))
     bins = reliability(target_B, np.array([row["probabilities"] for row in rows]))
     is_small = len(labels) <= MOST_CLASSES
-    confusion = {"labels": labels, "counts": metrics.confusion_KK.tolist()} if is_small else {}
+    confusion = {"labels": labels, "counts": counts_KP[:, :-1].tolist()} if is_small else {}
     return {"answers": [], "confusion": confusion, "reliability": bins}
 
-def differences(one: Path, other: Path) -> Iterator[str]:
-    """What two runs were asked, what they ran on and read, and the first step where they part."""
-    runs = read_run(one), read_run(other)
-    starts, names = [run["run"]["starts"][-1] for run in runs], ("commit", "versions", "hardware")
-    parts = {"configuration": [run["config"] for run in runs],
-             "code and machine": [{name: start[name] for name in names} for start in starts],
-             "data": [{"key": run["data"]["key"], **run["data"]["statistics"]} for run in runs]}
-    for what, nested in parts.items():
-        mine, theirs = (dict(_flat(each)) for each in nested)
-        keys = [key for key in mine | theirs if mine.get(key) != theirs.get(key)]
-        yield f"{what}: {len(keys) or 'nothing'} differs"
-        yield from (f"  {key}: {mine.get(key)!r} | {theirs.get(key)!r}" for key in keys)
-    lines = [[{k: v for k, v in line.items() if not k.startswith("perf/")}
-              for line in run["metrics"]] for run in runs]
-    for mine, theirs in zip_longest(*lines, fillvalue={}):
-        if mine != theirs:
-            yield f"they part in step {mine.get('step', theirs.get('step'))} of {METRICS}"
-            keys = [key for key in mine | theirs if mine.get(key) != theirs.get(key)]
-            yield from (f"  {key}: {mine.get(key)} | {theirs.get(key)}" for key in keys)
-            return
-    yield f"all {len(lines[0])} lines of {METRICS} are equal, perf/ aside"
-
-def _flat(tables: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested values by dotted names."""
+def flat(tables: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in tables.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{above}{key}.")
+            yield from flat(value, f"{above}{key}.")
         else:
             yield f"{above}{key}", value

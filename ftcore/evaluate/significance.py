@@ -2,15 +2,12 @@
 
 Letters: B rows, C clusters of them, R draws. `Figures` gives the metrics of any rows, by their
 indices, some of them several times. Rows that say nearly the same are one cluster and come and go
-together, since they are right or wrong together: an interval that takes them one by one is too
-narrow. A draw takes C clusters with replacement; what a metric does over R draws is its spread.
+together: taken one by one they would give too narrow an interval. A draw takes C clusters.
 
     interval    from the 2.5th to the 97.5th percentile of R draws
     p           of a difference d: 2 min(share of d <= 0, share of d >= 0), each draw of both models
     McNemar     of n rows that one model alone has right, k of them the one with less; twice
                 P(X < k) + P(X = k) / 2 with X of Binomial(n, 1/2): the mid-p form
-
-A metric that is not defined on some draws (NaN) is left out of these.
 
 source  Efron 1979, Ann. Statist. 7, 1-26; Berg-Kirkpatrick et al. 2012, ACL D12-1091 (paired);
         Fagerland et al. 2013, BMC Med. Res. Methodol. 13:91 (mid-p)
@@ -43,8 +40,7 @@ def intervals(figures: Figures, clusters_B: np.ndarray, *, seed: int = 0) -> Int
 def compare(one: Figures, other: Figures, clusters_B: np.ndarray,
             others_B: np.ndarray | None = None, *, seed: int = 0) -> dict[str, dict[str, float]]:
     """`difference` of each metric, `one` less `other`, of the same rows by two models, or of other
-    rows in the clusters others_B; its `low` and `high`, and `p`. Zero between these says no more
-    than that the rows are too few to tell."""
+    rows in the clusters others_B; its `low` and `high`, and `p`. Zero between: too few to tell."""
     mine, found = draws(clusters_B, seed), {}
     pairs = ((rows, rows) for rows in mine)
     if others_B is not None:
@@ -60,8 +56,7 @@ def compare(one: Figures, other: Figures, clusters_B: np.ndarray,
     return found
 
 def mcnemar(right_B: np.ndarray, other_right_B: np.ndarray) -> float:
-    """Mid-p of as uneven a number of rows (bool) that one of two models alone has right; 1 where
-    there is none."""
+    """Mid-p of as uneven a number of rows that one model alone has right (bool); 1 without any."""
     alone, other = int((right_B & ~other_right_B).sum()), int((other_right_B & ~right_B).sum())
     n, k = alone + other, min(alone, other)
     logs = [math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) for i in range(k + 1)]

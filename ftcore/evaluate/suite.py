@@ -16,7 +16,6 @@ from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import DataError
 from ftcore.evaluate import probabilities, report, significance
 from ftcore.evaluate.evaluator import JUDGES, Judged, evaluate_answers, evaluate_pairs
-from ftcore.evaluate.metrics import ClassificationMetrics
 from ftcore.evaluate.report import table
 from ftcore.model.heads import Model
 
@@ -69,8 +68,7 @@ class Results:
             theirs = other.judged[name]
             forms = [[(e.row_ids, [*e.values]) for e in each] for each in (mine, theirs)]
             if forms[0] != forms[1]:
-                must = "both models must read, and keep, the same test rows, for the same figures"
-                raise DataError(f"{name}: {must}")
+                raise DataError(f"{name}: both models must read, and keep, the same test rows")
             for one, two in zip(mine, theirs, strict=True):
                 rows_B = clusters_of(one.row_ids, self.clusters[name])
                 found[name] |= significance.compare(one.figures, two.figures, rows_B,
@@ -96,18 +94,8 @@ class Results:
             told.append(f"{shown}\n{len(kept)} of {len(judged.row_ids)} rows are left")
         return "\n\n".join(told)
 
-    def samples(self, count: int) -> str:
-        """Some answers, evenly spaced over the splits; empty where nothing was generated."""
-        answers = [row for row in self.predictions if "prompt" in row]
-        chosen = [answers[i * len(answers) // count] for i in range(min(count, len(answers)))]
-        return "".join(
-            f"\n> {row['prompt']}\n{row['predicted']}\n"
-            + ("" if row["exact_match"] else f"  (expected: {row['target']})\n")
-            for row in chosen)
-
 @dataclass(frozen=True)
 class Suite:
-    """The evaluation of one run."""
     task: str  # key of TASKS
     config: Run  # the run's sections
     tokenizer: Tokenizer
@@ -148,8 +136,7 @@ class Suite:
         return f"over-fitting, {len(rows.documents)} rows each\n{table(head, cells)}"
 
     def leaked(self, split: Split, train: Sequence[Encoded]) -> dict[str, str]:
-        """By row id, why a row of the split is known from training: the same text, nearly the same,
-        or 13 words of it."""
+        """By row id, why training knows it: the same text, nearly the same, or 13 words."""
         mine, theirs = self._texts(split.documents), self._texts(train)
         names, found = list(mine), dedup.leaks(list(mine.values()), list(theirs.values()))
         return {names[row]: kind for row, (_, kind, _) in found.items()}
@@ -165,13 +152,13 @@ class Suite:
 
     def _tables(self, judged: Judged, texts: Mapping[str, str]) -> Iterator[tuple[str, str]]:
         """What is told of classes, where the task has them; texts by row id."""
-        metrics, columns = judged.counted, judged.columns
-        if metrics is not None:
-            yield "by class", report.per_class_table(metrics.per_class())
-        if isinstance(metrics, ClassificationMetrics):
+        columns = judged.columns
+        if judged.by_class:
+            yield "by class", report.per_class_table(judged.by_class)
+        if judged.confusions_KP is not None:
             pairs = zip(columns["label"], columns["predicted"], strict=True)
             such = {pair: texts[id_] for pair, id_ in zip(pairs, judged.row_ids, strict=True)}
-            yield "most confused", report.confusion_table(metrics, such)
+            yield "most confused", report.confusion_table(self.labels, judged.confusions_KP, such)
             if len(self.labels) == 2:
                 is_one_B = np.array(columns["label"], dtype=object) == self.labels[1]
                 score_B = np.array(columns["probabilities"])[:, 1]
@@ -198,5 +185,4 @@ def clusters_of(row_ids: Sequence[str], clusters: Mapping[str, int]) -> np.ndarr
     return np.array([clusters[root_of(row_id)] for row_id in row_ids])
 
 def root_of(row_id: str) -> str:
-    """The id of the row that a document is a part of."""
     return row_id.partition(":")[0]

@@ -7,7 +7,7 @@ beside it. Its slots are the leaves of the rest, each a path and a value:
     {"intent": "set_alarm", "slots": {"time": "7:30", "days": ["sat", "sun"]}}
 
 has the slots slots.time = "7:30", slots.days.0 = "sat" and slots.days.1 = "sun". Values compare by
-their JSON text: 1, 1.0, "1" and true all differ. Empty objects and lists hold no slot.
+their JSON text: 1, 1.0, "1" and true all differ.
 """
 
 import json
@@ -15,13 +15,15 @@ import math
 import re
 import string
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
+from collections.abc import Iterable
 from typing import Any
 
-from ftcore.errors import DataError
-from ftcore.evaluate.metrics import OUTSIDE, ClassificationMetrics
+import numpy as np
 
+from ftcore.errors import DataError
+from ftcore.evaluate.metrics import OUTSIDE, class_figures, confusions
+
+JudgedCommand = tuple[dict[str, bool], tuple[str, Any], tuple[int, int, int]]
 PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 def exact_match(target: str, predicted: str) -> bool:
@@ -37,64 +39,36 @@ def parse_object(text: str) -> dict[str, Any] | None:
         return None
     return value if isinstance(value, dict) else None
 
-def intent_labels(targets: Iterable[str], *, intent: str = "intent") -> list[str]:
-    """The distinct intents of `targets`, sorted. Raises DataError on one that is no command."""
-    return sorted({_command(target, intent)[intent] for target in targets})
+def judged_command(target: str, predicted: str, *, intent: str = "intent") -> JudgedCommand:
+    """Whether an answer is json_valid, exact_match, exact_match_object, intent_correct; the intent
+    wanted and given; slots right (same path and value), given, wanted. DataError: no command."""
+    wanted, given = _command(target, intent), parse_object(predicted)
+    leaves = [_leaves(wanted), _leaves(given or {})]
+    slots, found = ({(path, value) for path, value in each.items()
+                     if path != (intent,) and value not in ("{}", "[]")} for each in leaves)
+    names = wanted[intent], given and given.get(intent)
+    verdicts = {"json_valid": given is not None, "exact_match": exact_match(target, predicted),
+                "exact_match_object": leaves[0] == leaves[1],
+                "intent_correct": names[0] == names[1]}
+    return verdicts, names, (len(slots & found), len(found), len(slots))
 
-class JsonCommandMetrics:
-    """How well generated commands match the wanted ones.
-
-    labels                  the intents there are; a generated one that is none of them is OUTSIDE
-    intent                  name of the field that holds the intent
-    json_valid              share of the rows whose answer is one JSON object
-    exact_match             share equal as text (see `exact_match`)
-    exact_match_object      share equal as objects: order of names and spacing are free
-    intent_accuracy, intent_{precision,recall,f1}_macro     of `intents`, ClassificationMetrics
-    slot_precision, slot_recall, slot_f1    right / given, right / wanted, 2 right / (given +
-                            wanted), slots of all rows; right: the same value at the same path
-
-    0/0 is NaN, there being nothing to judge, but in the intent_* metrics.
-    """
-
-    def __init__(self, labels: Sequence[str], *, intent: str = "intent") -> None:
-        self.intent = intent
-        self.intents = ClassificationMetrics(labels)
-        self._ids = {label: i for i, label in enumerate(self.intents.labels)}
-        self._tally: Counter[str] = Counter()
-
-    def update(self, target: str, predicted: str) -> dict[str, bool]:
-        """Count one row; returns whether it is json_valid, exact_match, exact_match_object and
-        intent_correct. Raises DataError: the target is no command, or its intent no label."""
-        wanted, given = _command(target, self.intent), parse_object(predicted)
-        label, name = wanted[self.intent], given and given.get(self.intent)
-        if label not in self._ids:
-            nearest = ", ".join(get_close_matches(label, self._ids, cutoff=0.0))
-            what = f"target {self.intent} {label!r} is none of the {len(self._ids)} labels"
-            raise DataError(f"{what} (nearest: {nearest}): add it to the labels or mend the row")
-        # A generated intent may be of any JSON type, and a list cannot be looked up.
-        predicted_id = self._ids.get(name, OUTSIDE) if isinstance(name, str) else OUTSIDE
-        wanted_leaves, given_leaves = _leaves(wanted), _leaves(given or {})
-        verdicts = {"json_valid": given is not None, "exact_match": exact_match(target, predicted),
-                    "exact_match_object": wanted_leaves == given_leaves,
-                    "intent_correct": predicted_id == self._ids[label]}
-        slots, found = ({(path, value) for path, value in leaves.items()
-                         if path != (self.intent,) and value not in ("{}", "[]")}
-                        for leaves in (wanted_leaves, given_leaves))
-        self.intents.update([self._ids[label]], [predicted_id])
-        self._tally.update(verdicts)
-        self._tally.update(rows=1, right=len(slots & found), wanted=len(slots), given=len(found))
-        return verdicts
-
-    def compute(self) -> dict[str, float]:
-        """The metrics named above, in that order."""
-        n, intents = self._tally, self.intents.compute()
-        shares = ("json_valid", "exact_match", "exact_match_object")
-        known = ("accuracy", "precision_macro", "recall_macro", "f1_macro")
-        return {**{name: _ratio(n[name], n["rows"]) for name in shares},
-                **{f"intent_{name}": intents[name] for name in known},
-                "slot_precision": _ratio(n["right"], n["given"]),
-                "slot_recall": _ratio(n["right"], n["wanted"]),
-                "slot_f1": _ratio(2 * n["right"], n["given"] + n["wanted"])}
+def command_figures(judged: Iterable[JudgedCommand]) -> dict[str, float]:
+    """Of all rows together: shares json_valid, exact_match, and exact_match_object, where order of
+    names and spacing are free; intent_accuracy, intent_{precision,recall,f1}_macro, of the intents
+    of the targets as classes; slot_precision = right / given, slot_recall = right / wanted, slot_f1
+    = 2 right / (given + wanted), slots of all rows; 0/0 of slots is NaN: there are none."""
+    verdicts, names, slots = zip(*judged, strict=True)
+    right, given, wanted = map(sum, zip(*slots, strict=True))
+    ids = {name: index for index, name in enumerate(sorted({name for name, _ in names}))}
+    # A generated intent may be of any JSON type, and a list cannot be looked up.
+    found = [(ids[a], ids.get(b, OUTSIDE) if isinstance(b, str) else OUTSIDE) for a, b in names]
+    intents = class_figures(confusions(*np.array(found).T, len(ids)))
+    known = ("accuracy", "precision_macro", "recall_macro", "f1_macro")
+    return {**{name: sum(row[name] for row in verdicts) / len(verdicts)
+               for name in ("json_valid", "exact_match", "exact_match_object")},
+            **{f"intent_{name}": intents[name] for name in known},
+            "slot_precision": _ratio(right, given), "slot_recall": _ratio(right, wanted),
+            "slot_f1": _ratio(2 * right, given + wanted)}
 
 def _command(target: str, intent: str) -> dict[str, Any]:
     command = parse_object(target)

@@ -1,8 +1,7 @@
 """What sits on the transformer: the (masked) LM head, the tagger and the sequence classifier.
 
-A head never sees rows that are not scored, nor does the last layer compute them: the LM head and
-the tagger get the M selected rows of the stream, the classifier those that it pools. Logits are in
-the compute dtype; a `loss` does without them as a whole.
+The LM head and the tagger get the M scored rows of the stream, the classifier those that it pools.
+Logits are in the compute dtype; a `loss` does without them as a whole.
 """
 
 from typing import Literal
@@ -51,7 +50,6 @@ class Head(nn.Module):
 
     @property
     def last(self) -> Linear:
-        """The last linear map."""
         return self.classifier if self.is_classifier else self.lm_head
 
     def rows(self, docs: Docs) -> Tensor | None:
@@ -98,7 +96,6 @@ class Model(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where it is."""
         return self.trunk.embed_tokens.weight.device
 
     def use_kernels(self, impl: Impl) -> None:
@@ -113,7 +110,6 @@ class Model(nn.Module):
             module.compute = dtype
 
 def init_module(module: nn.Module, std: float, generator: torch.Generator) -> None:
-    """Draw the parameters that `module` itself owns."""
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=std, generator=generator)
     if isinstance(module, Norm):

@@ -1,11 +1,8 @@
 """A model folder in HF layout, in and out: config.json and safetensors. Pickle is never read.
 
-Every tensor is accounted for (law 7): names and shapes are checked before anything is copied; then
-tensors are copied into memory that we own, so a file that changes later cannot change or kill a
-running model. load -> save -> load is bit-equal, and transformers loads what is saved. Unknown keys
-of config.json are kept, so that a model leaves as it came but for what was trained.
-
-source: safetensors format, 8-byte little-endian header length, JSON header, raw tensor data
+Every tensor is accounted for: names and shapes are checked before anything is copied into memory
+that we own. load -> save -> load is bit-equal, and transformers loads what is saved. Unknown keys
+of config.json are kept.
 """
 
 import json
@@ -33,7 +30,6 @@ Stored = Mapping[str, tuple[Path, str, list[int]]]  # HF name -> file, dtype and
 
 @dataclass
 class Accounting:
-    """What happened to each tensor of a checkpoint and of the model."""
     loaded: list[str] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
     new: list[str] = field(default_factory=list)
@@ -80,19 +76,15 @@ def labels_of(config: Mapping, where: Path) -> tuple[str, ...]:
 def load_model(folder: Path, *, task: ModelTask, dtype: torch.dtype, num_labels: int | None = None,
                init: Literal["pretrained", "random"] = "pretrained",
                generator: torch.Generator | None = None) -> LoadedModel:
-    """Build the model of a folder, with the head of a task (heads.py), and fill it.
-
-    num_labels      classes of "classify" and "tag"; default: as many as config.json names
-    init            "random" draws every tensor from `generator` and reads config.json alone
-    generator       draws what the checkpoint lacks of a head, but for "lm"; None: that is an error
-    raises          ModelError: unknown family, damaged files, tensors that do not fit
-    """
+    """Build the model of a folder, with the head of a task (heads.py), and fill it. `num_labels` is
+    by default as many as config.json names; init "random" draws every tensor from `generator`,
+    which else draws what the checkpoint lacks of a head, but for "lm"; None: that is an error.
+    Raises ModelError: unknown family, damaged files, tensors that do not fit."""
     layout = ". A model folder holds config.json and model.safetensors in HF layout."
     config = read_object(folder / CONFIG, advice=layout)
     family = family_named(config.get("model_type"), task, where=str(folder / CONFIG))
     if task not in family.architectures:
-        what = f"{folder}: {family.name} has no head for the task {task!r}"
-        raise ModelError(f"{what}; it has {', '.join(family.architectures)}")
+        raise ModelError(f"{folder}: task {task!r} is none of {', '.join(family.architectures)}")
     try:
         spec = family.to_spec(config)
     except ModelError as error:
@@ -129,12 +121,9 @@ def empty_model(spec: ModelSpec, task: ModelTask, num_labels: int | None,
 
 def save_model(loaded: LoadedModel, folder: Path, *, labels: tuple[str, ...] | None = None,
                problem: str | None = None) -> None:
-    """Write config.json and the weights into an existing folder.
-
-    labels          class names of a classifier, by class index; default: those it was loaded with
-    problem         HF's `problem_type`: what a classifier's outputs mean; None: as it was
-    raises          ModelError: a tensor is missing, unknown or mis-shaped, or labels do not fit
-    """
+    """Write config.json and the weights into an existing folder. `labels` of a classifier are by
+    default those it was loaded with; `problem` is HF's `problem_type`, what its outputs mean.
+    Raises ModelError: a tensor is missing, unknown or mis-shaped, or labels do not fit."""
     from huggingface_hub import save_torch_state_dict
 
     model, spec, task = loaded.model, loaded.model.spec, loaded.model.task
@@ -200,9 +189,8 @@ def load_weights(model: Model, folder: Path, family: Family, *,
     missing = list(dict.fromkeys(family.to_hf(name) for name in absent if name not in new))
     problems = {"missing": missing, "unexpected": unexpected, "misfit": misfits}
     if lines := [f"  {kind}: {_some(names)}" for kind, names in problems.items() if names]:
-        head = f"{folder}: the tensors do not fit the model of config.json"
-        advice = "Check that weights, config and number of labels belong together."
-        raise ModelError("\n".join([head, *lines, advice]))
+        head = f"{folder}: weights, config.json and the number of labels do not fit each other"
+        raise ModelError("\n".join([head, *lines]))
     copies = [name for name in ignored if HEAD in ours_of[name]]
     for name in copies if model.spec.tie_word_embeddings else ():
         pair = dict(_mapped([name, hf_name_of[EMBEDDING]], stored))
@@ -243,18 +231,12 @@ def stored_tensors(folder: Path) -> Stored:
     return found
 
 def _header(file: Path) -> Stored:
-    """What one file holds; a name that occurs twice is refused."""
     try:
-        with safe_open(file, framework="pt"), open(file, "rb") as raw:  # the former checks it all
-            size = int.from_bytes(raw.read(8), "little")
-            pairs = json.loads(raw.read(size), object_pairs_hook=list)
-        header = {name: dict(part) for name, part in pairs if name != "__metadata__"}
-        if len({name for name, _ in pairs}) < len(pairs):
-            raise ValueError(f"a name occurs twice in {_some(sorted(name for name, _ in pairs))}")
-    except (SafetensorError, OSError, ValueError) as error:
-        said = f"{file}: not a whole safetensors file ({error}). Copy or download it again."
-        raise ModelError(said) from error
-    return {name: (file, part["dtype"], part["shape"]) for name, part in header.items()}
+        with safe_open(file, framework="pt") as handle:
+            parts = {name: handle.get_slice(name) for name in [*handle.keys()]}
+            return {n: (file, part.get_dtype(), part.get_shape()) for n, part in parts.items()}
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{file}: not a whole safetensors file ({error}): copy it anew") from error
 
 def _mapped(names: Collection[str], stored: Stored) -> Iterator[tuple[str, Tensor]]:
     """The named tensors, each a view of its file, to be read at once and then let go."""
@@ -264,6 +246,5 @@ def _mapped(names: Collection[str], stored: Stored) -> Iterator[tuple[str, Tenso
             yield from ((name, handle.get_tensor(name)) for name in held)
 
 def _some(names: list[str], most: int = 8) -> str:
-    """The names, or the first of them and how many more."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

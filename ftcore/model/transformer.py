@@ -9,8 +9,7 @@ is_parallel (GPT-NeoX)      h = h + attn(norm(h)) + mlp(norm(h));  out = norm(h)
 output_norms (Gemma)        h = h + norm(attn(norm(h)));  h = h + norm(mlp(norm(h)));  out = norm(h)
 
 A family (families/) turns a `config.json` into a `ModelSpec` and back; the rest reads that alone.
-Read bottom-up: Norm, Attention, Mlp, Block, Transformer. Sub-module names are those of the
-HF Llama layout; the families map other names onto them.
+Sub-module names are those of the HF Llama layout; the families map other names onto them.
 """
 
 from collections.abc import Callable, Sequence
@@ -38,7 +37,6 @@ Attend = Callable[..., Tensor]
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Sizes and switches of one transformer."""
     vocab_size: int  # V
     hidden_size: int  # C
     num_layers: int  # L
@@ -209,12 +207,9 @@ class Block(nn.Module):
         return dropout(x_NC, self.dropout, is_training=self.training)
 
 class Transformer(Layer):
-    """Embeddings, L blocks and the final norm: tokens in, hidden states out.
-
-    recompute   layers of which the backward pass computes what it needs again: kernels/recompute;
-                selective: every second one but the last, which saves 432 to 722 MiB for a second of
-                more time, where the MLPs of all layers would save 244 to 344 (measured)
-    """
+    """Embeddings, L blocks and the final norm: tokens in, hidden states out. `recompute`: layers of
+    which the backward pass computes what it needs again (kernels/recompute); selective: every
+    second one but the last."""
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
@@ -260,14 +255,12 @@ class Transformer(Layer):
         positions_N     int64, restarting at 0 in every document
         types_N         int64 segment of each token; unread where the family has no segments
         attends         one per layer while generating (generate.py), else None
-        rows_M          int64 rows of the stream; None: all. The last layer computes no others, once
-                        they have been attended to
+        rows_M          int64 rows of the stream, which the last layer computes alone; None: all
         raises          ModelError: a document is longer than the learned positions
-                        ValueError: N is not the number of tokens that `docs` plans
         """
         if self.embed_positions is not None and max(docs.lengths) > self.spec.max_positions:
-            problem = f"a document has {max(docs.lengths)} tokens, the model has positions for"
-            raise ModelError(f"{problem} {self.spec.max_positions}: cut it or split it")
+            most = f"the model has positions for {self.spec.max_positions}: cut it or split it"
+            raise ModelError(f"a document has {max(docs.lengths)} tokens, {most}")
         N, M = len(tokens_N), len(tokens_N if rows_M is None else rows_M)
         if docs.num_tokens != N:
             raise ValueError(f"docs plans {docs.num_tokens} tokens, there are {N}")

@@ -2,14 +2,13 @@
 format: peft and vLLM load ours, and we what peft saves.
 
     RUN/model/          config.json, model.safetensors, tokenizer files     full and partial
-    RUN/adapter/        peft's files; base model and tokenizer stay where they were     LoRA
     RUN/labels.json     class names, for classifiers
-
-    adapter_config.json         what is wrapped and how
-    adapter_model.safetensors   base_model.model.<HF module>.lora_A.weight (R, C), .lora_B.weight
-                                (O, R); fully trained modules as base_model.model.<HF parameter>
-    ftcore_adapter.json         hash of the base that the adapter was trained on, how that was
-                                quantised, and the adapted parts of fused modules; peft ignores it
+    RUN/adapter/        LoRA; base model and tokenizer stay where they were
+      adapter_config.json        what is wrapped and how
+      adapter_model.safetensors  base_model.model.<HF module>.lora_A.weight (R, C), .lora_B.weight
+                                 (O, R); fully trained modules as base_model.model.<HF parameter>
+      ftcore_adapter.json        hash of the base that the adapter was trained on, and the adapted
+                                 parts of fused modules; peft ignores it
 
 Of modules that HF keeps as one and we keep apart, each part has factors of its own. HF's has
 
@@ -17,10 +16,7 @@ Of modules that HF keeps as one and we keep apart, each part has factors of its 
     B = B_i in the rows of part i and in the columns of A_i, zero elsewhere
 
 so B A is B_i A_i in the rows of part i: the same update, of rank k R (R of a part, C input width);
-alpha grows so that the scale stays. Back, a file of ours is cut along these blocks; in one of
-peft's all parts share one A, so each gets it with its rows of B.
-
-source  peft docs, "PEFT checkpoint format"; peft 0.21 utils/save_and_load.py
+alpha grows so that the scale stays. In a file of peft's all parts share one A.
 """
 
 import hashlib
@@ -63,14 +59,12 @@ KNOWN_STARTS = (True, False, "gaussian", "orthogonal", "eva")  # peft: others ch
 
 def base_sha256(model: nn.Module, *, without: Collection[str] = ()) -> str:
     """Hash of the base weights but for modules that the adapter brings: the same wrapped or not,
-    merged or not, quantised or not, in bf16, fp32 or float64: each is rounded to bf16 first."""
+    merged or not, in bf16, fp32 or float64: each is rounded to bf16 first."""
     digests = {}
     for name, module in lora.plain_modules(model).items():
         for attribute, param in module.named_parameters(recurse=False):
             if name not in without:
                 digests[f"{name}.{attribute}"] = tensor_sha256(param.bfloat16())
-        if isinstance(module, lora.NF4Linear):
-            digests[f"{name}.weight"] = module.sha256
     lines = (f"{name} {digests[name]}\n" for name in sorted(digests))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
@@ -86,8 +80,7 @@ def named_parts(model: Model, family: Family, adapter: str = lora.DEFAULT) -> tu
     extra = _by_hf(family, owners)
     for module, parts in extra.items():
         if len(parts) < len(ours := family.to_ours(module)):
-            what = f"{module} is one module for peft"
-            raise ModelError(f"{what}: train all of {', '.join(ours)} fully, or none")
+            raise ModelError(f"{module} is one for peft: train {', '.join(ours)} fully, or none")
     return _by_hf(family, adapted), extra
 
 def _by_hf(family: Family, names: Iterable[str], *, skips: bool = False) -> Parts:
@@ -104,11 +97,9 @@ def _names(found: Parts) -> tuple[str, ...]:
 
 def save_adapter(model: Model, folder: Path, *, family: Family, base_path: str, task_type: str,
                  name: str = lora.DEFAULT) -> None:
-    """Write an adapter's factors and every fully trained module; the folder appears whole or not.
-
-    `base_path` is the folder or hub id of the base model, for the reader to find it; `task_type`
-    peft's word for the head: "CAUSAL_LM", "SEQ_CLS", "FEATURE_EXTRACTION". Raises ModelError: as
-    `named_parts`; CheckpointError: the folder cannot be written."""
+    """Write an adapter's factors and every fully trained module. `base_path` is the folder or hub
+    id of the base model, for the reader to find it; `task_type` peft's word for the head. Raises
+    ModelError: as `named_parts`; CheckpointError: the folder cannot be written."""
     layers, extra = named_parts(model, family, name)
     num_heads, tensors = model.spec.num_heads, {}
     for module, parts in layers.items():
@@ -131,7 +122,6 @@ def save_adapter(model: Model, folder: Path, *, family: Family, base_path: str, 
         "bias": "none", "inference_mode": True,
         **({"fan_in_fan_out": True} if family.transposed else {})}  # as HF's matrices
     origin = {"base_sha256": base_sha256(model, without=_names(extra)), "scale": config.scale}
-    origin |= {"quantize": "nf4"} if lora.quantised_layers(model) else {}
     if adapted := {m: [*parts] for m, parts in layers.items() if len(family.to_ours(m)) > 1}:
         # peft: a fused module has the rank of all its parts
         power = 0.5 if config.rs_lora else 1.0
@@ -147,12 +137,10 @@ def save_adapter(model: Model, folder: Path, *, family: Family, base_path: str, 
     files.write_folder(folder, write)
 
 def load_adapter(model: Model, folder: Path, *, family: Family, name: str = lora.DEFAULT) -> None:
-    """Wrap a base model and fill it from an adapter folder, ours or peft's; quantise it first where
-    the adapter was trained so. The one called `name` then answers; a load that fails changes
-    nothing. Raises ModelError: unreadable files, an option of peft's that we do not have, another
-    base, and in one message every missing, unexpected or mis-shaped tensor; CheckpointError: a file
-    is not the one that the folder's manifest lists; ConfigError: as `apply_lora`."""
-    folder = files.current(folder)
+    """Wrap a base model and fill it from an adapter folder, ours or peft's. The one called `name`
+    then answers; a load that fails changes nothing. Raises ModelError: unreadable files, an unknown
+    option of peft's, another base, and in one message every missing, unexpected or mis-shaped
+    tensor; CheckpointError: not what the folder's manifest lists; ConfigError: as `apply_lora`."""
     if (folder / files.MANIFEST).is_file():
         files.verify_folder(folder)
     options = read_object(folder / CONFIG)
@@ -194,14 +182,7 @@ def load_adapter(model: Model, folder: Path, *, family: Family, name: str = lora
     if (theirs := origin.get("base_sha256")) != ours:
         what = f"{folder / ORIGIN}: this adapter was trained on another base model"
         raise ModelError(f"{what}: SHA-256 {theirs}, here {ours}. {CONFIG} names the right one")
-    wants_nf4, has_nf4 = "quantize" in origin, bool(lora.quantised_layers(model))
-    if origin and wants_nf4 != has_nf4 and (has_nf4 or lora.lora_layers(model)):
-        kinds = ("not in NF4", "in NF4")
-        what = f"{folder / ORIGIN}: the adapter was trained on a base {kinds[wants_nf4]}, this one"
-        raise ModelError(f"{what} is {kinds[has_nf4]}: load it on a base model of its own")
     lora.apply_lora(model, config, generator=torch.Generator(), name=name)
-    if wants_nf4:
-        lora.quantise_frozen(model)
     with torch.no_grad():
         for ours, tensor in incoming.items():
             model.get_parameter(ours).copy_(tensor)
@@ -309,7 +290,7 @@ def load_base(path: str, **how: Any) -> LoadedModel:
 def load_artifact(run: Path, *, base: str, kind: TaskKind, dtype: torch.dtype) -> LoadedModel:
     """The trained model of a finished run; a LoRA run's adapter is put on its base model, `base`.
     Raises ModelError: the run has left neither, or its files are damaged."""
-    saved, adapter = files.current(run / MODEL), files.current(run / ADAPTER)
+    saved, adapter = run / MODEL, run / ADAPTER
     if saved.is_dir():
         return load_model(saved, task=kind.model_task, dtype=dtype)
     if not adapter.is_dir():

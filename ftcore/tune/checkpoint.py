@@ -1,12 +1,9 @@
 """Checkpoints: what a run needs to continue as if it had never stopped.
 
     RUN/checkpoints/step-N/  GROUP.safetensors for each group of tensors, state.json, manifest.json
-    RUN/best/                the same files as the step that was marked best
 
-Groups are the caller's. `state.json` is Python's JSON: floats come back bit-equal, NaN and
-infinities too; keys are strings. A folder is written by files.py, so a kill or a full disk costs
-the one being written, no other; it is read only after its hashes agree. `best` shares its files
-with that step (hard links): it costs no space and survives pruning.
+`state.json` is Python's JSON: floats come back bit-equal, NaN too. A folder is written by files.py,
+so a kill or a full disk costs the one being written; it is read only after its hashes agree.
 """
 
 import json
@@ -37,13 +34,13 @@ class Checkpoints:
     """The checkpoints of a run folder: the last `keep_last` of them (at least 1), and the best."""
 
     def __init__(self, run: Path, keep_last: int) -> None:
-        self.folder, self.best_folder = run / "checkpoints", run / "best"
+        self.folder = run / "checkpoints"
         self.keep_last, self.failed_in_a_row = keep_last, 0  # saves since the last good one
 
-    def save(self, step: int, tensors: Tensors, state: Mapping[str, Any]) -> None:
-        """Write `step-N`, replacing one of that name, then prune; on return it is on the disk. Of
-        `tensors`, {group: {name: tensor}}, contiguous, no two may share memory; to `state`, JSON
-        values, "step" is added. CheckpointError: nothing was saved, nothing lost."""
+    def save(self, step: int, tensors: Tensors, state: Mapping[str, Any], best: int = 0) -> None:
+        """Write `step-N`, replacing one of that name, then prune, but not the `best` step; then it
+        is on the disk. Of `tensors`, {group: {name: tensor}}, contiguous, no two may share memory;
+        to `state`, JSON values, "step" is added. CheckpointError: nothing was saved or lost."""
         num_bytes = sum(t.nbytes for group in tensors.values() for t in group.values())
 
         def write(folder: Path) -> None:
@@ -53,8 +50,8 @@ class Checkpoints:
                 save_file(dict(named), folder / (group + SUFFIX))
 
         self.failed_in_a_row += 1  # until it is there
-        files.write_folder(self._step_folder(step), write, needed_bytes=num_bytes)
-        self._prune(step)
+        files.write_folder(self.of(step), write, needed_bytes=num_bytes)
+        self._prune(step, best)
         self.failed_in_a_row = 0
 
     def latest(self) -> Loaded | None:
@@ -63,43 +60,33 @@ class Checkpoints:
         refused = []
         for step in self.steps():
             try:
-                return load(files.current(self._step_folder(step)))
+                return load(self.of(step))
             except CheckpointError as error:
                 logger.warning("step %d is refused: %s", step, error)
                 refused.append(f"  step {step}: {error}")
         if not refused:
             return None
-        head = f"no checkpoint in {self.folder} can be trusted:"
-        advice = "Restore one from a copy, or start again under another run name"
-        raise CheckpointError("\n".join([head, *refused, advice]))
+        head = f"no checkpoint in {self.folder} can be trusted; restore one, or start another run:"
+        raise CheckpointError("\n".join([head, *refused]))
 
     def steps(self) -> list[int]:
         """The steps that have a folder, newest first, verified or not."""
         entries = self.folder.iterdir() if self.folder.is_dir() else ()
-        found = (re.fullmatch(r"step-(\d+)", e.name.removeprefix(files.ASIDE)) for e in entries)
+        found = (re.fullmatch(r"step-(\d+)", entry.name) for entry in entries)
         return sorted({int(step[1]) for step in found if step}, reverse=True)
 
-    def mark_best(self, step: int) -> None:
-        """Make `best` the verified checkpoint of `step`, or raise CheckpointError and keep it."""
-        files.link_folder(self._step_folder(step), self.best_folder)
-
-    def best(self) -> Path | None:
-        """The folder to `load` the best checkpoint from; None if none was marked."""
-        folder = files.current(self.best_folder)
-        return folder if folder.exists() else None
-
-    def _step_folder(self, step: int) -> Path:
+    def of(self, step: int) -> Path:
         return self.folder / f"step-{step}"
 
-    def _prune(self, saved: int) -> None:
-        """Delete what is not among the last `keep_last`, once the one just saved verifies; and
-        later steps: they were refused, or the run would be past them."""
+    def _prune(self, saved: int, best: int) -> None:
+        """Delete what is neither the best nor among the last `keep_last`, once the one just saved
+        verifies; and later steps: they were refused, or the run would be past them."""
         steps = self.steps()
-        kept = [step for step in steps if step <= saved][: self.keep_last]
+        kept = [best, *[step for step in steps if step <= saved][: self.keep_last]]
         if doomed := [step for step in steps if step not in kept]:  # the newest first
-            files.verify_folder(self._step_folder(saved))
+            files.verify_folder(self.of(saved))
         for step in doomed:
-            files.remove(self._step_folder(step))
+            files.remove(self.of(step))
 
 def load(folder: Path) -> Loaded:
     """Verify and read one checkpoint folder. Raises CheckpointError: names the file at fault."""

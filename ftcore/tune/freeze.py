@@ -1,12 +1,10 @@
 """What is trained, by policies and patterns; at which rates; the table and the proof of it.
 
-rule            trains
-all             everything
-head            what sits on the transformer
 last:K          the last K of the model's `layers` and all that follows: final norm, pooler, head
 embeddings      token, position and segment matrices
 norms           modules with "norm" in their name
 biases          every bias (BitFit: Ben Zaken et al. 2021, arXiv:2106.10199)
+all, head       everything, what sits on the transformer
 anything else   a name or glob: `q_proj`, `trunk.layers.[0-3].*`, `*.mlp`; a module: all below it
 
 learning rate over that of the run, where L layers are counted from 0:
@@ -40,7 +38,6 @@ POLICIES = ("all", "head", "last:K", "embeddings", "norms", "biases")
 LAYER = re.compile(r"(?<=\blayers\.)(\d+)(?=\.)")
 
 def leaf(name: str) -> str:
-    """Last component of a dotted name."""
     return name.rpartition(".")[2]
 
 def match_names(pattern: str, names: Sequence[str], *, what: str,
@@ -70,7 +67,6 @@ def apply_trainable(model: nn.Module, rules: Sequence[str]) -> str:
     return parameter_table(model)
 
 def _resolve(model: nn.Module, rule: str) -> set[str]:
-    """Names of the parameters that one rule trains."""
     names = [name for name, _ in model.named_parameters()]
     if rule.startswith("last:"):  # from layer L - K on, in the order of the forward pass
         layers = [int(m[1]) if (m := LAYER.search(n)) else -1 for n in names]

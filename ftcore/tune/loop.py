@@ -5,10 +5,9 @@
                     -> norm -> clip -> AdamW -> log -> evaluate -> save
 
 A step is a pure function of the state before it: its rows come from (seed, step), its dropout
-noise from (seed, step, micro-step), its rate from the step. So a checkpoint needs the trained
-tensors, the optimiser's moments and the step, and a resumed run is bit-equal to one never killed.
-A step whose loss or gradient is not finite is not applied. Its rows and the first bad gradient are
-named, but where the loss scale of fp16 finds its height. Too many in a row end the run.
+noise from (seed, step, micro-step), its rate from the step. So a resumed run is bit-equal to one
+never killed. A step whose loss or gradient is not finite is not applied. Its rows and the first bad
+gradient are named, but where the loss scale of fp16 finds its height. Too many end the run.
 """
 
 import math
@@ -51,7 +50,6 @@ class Progress:
 
 @dataclass
 class Loop:
-    """One training run."""
     model: Model
     task: Task  # the loss
     documents: Sequence[Encoded]  # the rows
@@ -95,14 +93,13 @@ class Loop:
             for name, part in self.remembered.items():
                 vars(part).update(loaded.state[name])
             self.optimizer.load_state(loaded.tensors, loaded.state["optimizer_steps"])
-            if self.progress.best_step == loaded.step:  # a kill may have come before it was marked
-                self.checkpoints.mark_best(loaded.step)
         self.run.trim(loaded.step if loaded else -1)
 
     def restore_best(self) -> None:
-        """Put the weights of the best evaluation back; without one, the last."""
-        if (folder := self.checkpoints.best()) and self.progress.best_step != self.progress.step:
-            best = load(folder)
+        """Put the weights of the best evaluation back; without one that was saved, the last."""
+        step = self.progress.best_step
+        if step != self.progress.step and step in self.checkpoints.steps():
+            best = load(self.checkpoints.of(step))
             self.optimizer.load_state(best.tensors, best.state["optimizer_steps"])
 
     def train(self) -> int:
@@ -122,23 +119,21 @@ class Loop:
                 if self._is_logged(step):
                     self.run.log(step, values)
                 is_judged = self.evaluate and (step % options.eval_every == 0 or is_last)
-                is_best = bool(is_judged) and self._evaluate()
+                is_best = is_judged and self._evaluate()
                 exit_code = stop.exit_code  # read once: what leaves has saved
                 is_stuck = progress.skipped_in_a_row > options.max_skipped
                 is_due = step % options.save_every == 0 or is_best or is_last or is_stuck
                 if is_due or exit_code or self._is_out_of_patience():
-                    self._save(is_best=is_best)
+                    self._save()
                 if is_stuck:
-                    what = f"{progress.skipped_in_a_row} steps in a row were not applied, to"
-                    where = f"what they had is in {self.run.path}/skipped-step-N.json"
+                    what = f"{progress.skipped_in_a_row} steps in a row were not applied"
                     mend = "lower optim.lr, take fp32, or mend the rows"
-                    raise TrainingError(f"{what} step {step}: {where}; {mend}")
+                    raise TrainingError(f"{what}: see {self.run.path}/skipped-step-N.json; {mend}")
                 if self.checkpoints.failed_in_a_row >= MAX_FAILED_SAVES:
                     what = "stopped, since checkpoints cannot be saved: mend that, then continue"
                     raise SaveError(f"{what} with: python train.py --resume {self.run.path}")
                 if exit_code:
-                    where = f"continue with --resume {self.run.path}"
-                    tqdm.write(f"stopped after step {step}; {where}")
+                    tqdm.write(f"stopped after step {step}; continue with --resume {self.run.path}")
                     return exit_code
         if self._is_out_of_patience():
             tqdm.write(f"early stop at step {progress.step}: best was step {progress.best_step}")
@@ -157,7 +152,6 @@ class Loop:
         return 0 < self.config.loop.patience <= self.progress.evals_since_best
 
     def _documents(self, step: int) -> list[Encoded]:
-        """The rows of a step."""
         rows = [self.documents[row] for row in self.rows(step)]
         return [self.draw(row, step) for row in rows] if self.draw else rows
 
@@ -179,7 +173,6 @@ class Loop:
         return loss
 
     def _step(self, workers: Workers) -> dict[str, float]:
-        """One optimiser step; returns what is logged of it."""
         started, step = time.perf_counter(), self.progress.step
         values = self._update(workers)
         self.progress.step += 1
@@ -188,8 +181,7 @@ class Loop:
                          "perf/peak_mem_gib": peak_bytes(self.device) / 2**30}
 
     def _update(self, workers: Workers, number: int | None = None) -> dict[str, float]:
-        """One update of what is trained, if it is finite, by the documents of a step, or those of
-        that number; returns what is logged of it."""
+        """One update, if finite, by the documents of a step, or number; returns what is logged."""
         step, progress, optim = self.progress.step, self.progress, self.config.optim
         scale = self.scale.value if self.scale else 1.0
         number = step if number is None else number
@@ -234,15 +226,14 @@ class Loop:
             progress.best, progress.best_step, progress.evals_since_best = value, step, 0
         return is_best
 
-    def _save(self, *, is_best: bool) -> None:
+    def _save(self) -> None:
         """Write a checkpoint; a failed one is reported, and the run goes on."""
         state = {name: vars(part) for name, part in self.remembered.items()}
         state["optimizer_steps"] = self.optimizer.step_count
         try:
             self.run.sync()
-            self.checkpoints.save(self.progress.step, self.optimizer.state(), state)
-            if is_best:
-                self.checkpoints.mark_best(self.progress.step)
+            best = self.progress.best_step
+            self.checkpoints.save(self.progress.step, self.optimizer.state(), state, best)
         except CheckpointError as error:
             tqdm.write(f"step {self.progress.step}: not saved: {error}")
 

@@ -1,5 +1,4 @@
-"""LoRA on any linear layer, chosen by name: wrap, merge, hold several adapters; and frozen matrices
-in four bits, whose dequantised values those that are trained see (QLoRA).
+"""LoRA on any linear layer, chosen by name: wrap, merge, hold several adapters.
 
     y = x W^T + bias + scale (drop(x) A^T) B^T,    scale = alpha / R, or alpha / sqrt(R) (rsLoRA)
 
@@ -7,8 +6,7 @@ Letters: N rows, C input and O output width, R rank. B starts at zero: a fresh a
 logit. Factors are fp32, or float64 over float64.
 
 source  Hu et al. 2021, arXiv:2106.09685; Kalajdzievski 2023, arXiv:2312.03732 (rsLoRA);
-        Dettmers et al. 2023, arXiv:2305.14314 (QLoRA); A starts as in the peft package: uniform
-        in +-1 / sqrt(C)
+        A starts as in the peft package: uniform in +-1 / sqrt(C)
 """
 
 import math
@@ -21,14 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ftcore.config import PeftConfig
-from ftcore.errors import ConfigError, ModelError
+from ftcore.errors import ConfigError
 from ftcore.model.transformer import Layer, Linear
-from ftcore.tune.freeze import below, leaf, match_names, tensor_sha256
+from ftcore.tune.freeze import below, leaf, match_names
 from kernels.lora import lora_linear
-from kernels.nf4 import BLOCK, NF4, dequantise, nf4_linear, quantise
 
 ALL_LINEAR, DEFAULT = "all-linear", "default"
-CODES = ("codes_P", "scale_codes_Q", "maxima_S", "mean")  # of an NF4 matrix
 
 class Factors(nn.Module):
     """One adapter of a layer; its A is drawn by the `generator` on the CPU."""
@@ -159,56 +155,8 @@ def use(model: nn.Module, name: str) -> None:
             factors.requires_grad_(other == name)
 
 def fold(model: nn.Module) -> None:
-    """Merge for good what answers: plain layers, rounded once. ModelError: one is quantised."""
+    """Merge for good what answers: plain layers, rounded once."""
     for name, layer in lora_layers(model).items():
-        if isinstance(layer.base, NF4Linear):
-            what = f"{name}: an adapter on a quantised base cannot be the base of another"
-            raise ModelError(f"{what}: train from a full model")
         layer.base.weight.data = layer.folded_weight()
         model.set_submodule(name, layer.base)
     model.requires_grad_(True)
-
-class NF4Linear(Linear):
-    """A frozen linear map whose matrix is kept in NF4, made from its bf16 rounding, so that the
-    codes are the same from bf16 and fp32 weights; `sha256` is that of the rounding."""
-
-    def __init__(self, base: Linear) -> None:
-        nn.Module.__init__(self)
-        self.in_features, self.out_features = base.in_features, base.out_features
-        self.bias, rounded_OC = base.bias, base.weight.detach().bfloat16()
-        self.sha256, whole = tensor_sha256(rounded_OC), quantise(rounded_OC)
-        self.shape, self.dtype = whole.shape, base.weight.dtype
-        for name in CODES:
-            self.register_buffer(name, getattr(whole, name))
-
-    def nf4(self, dtype: torch.dtype) -> NF4:
-        """The matrix, whose values are formed in `dtype` where they are needed."""
-        return NF4(*(getattr(self, name) for name in CODES), self.shape, dtype)
-
-    @property
-    def weight(self) -> Tensor:
-        """The dequantised matrix, formed anew."""
-        return dequantise(self.nf4(self.dtype), impl=self.impl)
-
-    def cast(self, x_NC: Tensor) -> tuple[Tensor, NF4, Tensor | None]:
-        dtype = self.compute or self.dtype
-        return x_NC.to(dtype), self.nf4(dtype), None if self.bias is None else self.bias.to(dtype)
-
-    def forward(self, x_NC: Tensor) -> Tensor:
-        return nf4_linear(*self.cast(x_NC), impl=self.impl)
-
-def quantised_layers(model: nn.Module) -> list[NF4Linear]:
-    return [module for module in model.modules() if isinstance(module, NF4Linear)]
-
-def quantise_frozen(model: nn.Module) -> str:
-    """Put the trunk's frozen linears in NF4, if of whole blocks; returns what was done in words."""
-    linears = [(n, m) for n, m in model.trunk.named_modules() if isinstance(m, nn.Linear)]
-    frozen = [(n, m) for n, m in linears if not m.weight.requires_grad]
-    for name, linear in frozen:
-        if not isinstance(linear, NF4Linear) and linear.weight.numel() % BLOCK == 0:
-            model.trunk.set_submodule(name, NF4Linear(linear))
-    done = quantised_layers(model)
-    count = sum(layer.shape.numel() for layer in done)
-    bits = 8 * sum(buffer.nbytes for layer in done for buffer in layer.buffers()) / max(count, 1)
-    left = f"; {len(frozen) - len(done)} of other sizes stay as they are"
-    return f"NF4: {len(done)} matrices, {count:,} values of {bits:.2f} bits{left}"

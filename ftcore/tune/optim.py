@@ -3,11 +3,10 @@
     m = b1 m + (1 - b1) g            v = b2 v + (1 - b2) g^2
     p = p (1 - lr wd) - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
 
-A trained tensor in a 16-bit dtype has an fp32 master, which alone is updated; the tensor is its
-rounded copy. Gradients of micro-batches and of processes are added in fp32, so accumulation loses
-nothing. A wider tensor is its own master, unless only some of its rows are trained. No weight decay
-on tensors of fewer than two axes (norms and biases); embedding rows that are never read stay as
-they are. Torch's fused kernel (5.6 times as fast as foreach on a CPU) equals these lines in tests.
+A trained tensor in a 16-bit dtype is the rounded copy of an fp32 master; a wider one is its own
+master, unless only some of its rows are trained. Gradients of micro-batches and processes are added
+in fp32. No weight decay on tensors of fewer than two axes (norms and biases); embedding rows that
+are never read stay as they are. Torch's fused kernel equals these lines in tests.
 
 The rate is a pure function of the step: linear warm-up, then one of these shapes.
 
@@ -17,8 +16,8 @@ The rate is a pure function of the step: linear warm-up, then one of these shape
     constant   lr
     wsd        lr, stable, then decay, over the last d steps lr (1 - (1 - m) (s - (S - d)) / d)
 
-s is the 0-based step, S the steps of the run, w those of the warm-up, d those of the decay, which
-never reaches into the warm-up; m the final share of the peak.
+s is the 0-based step, S the steps of the run, w those of the warm-up, d those of the decay; m the
+final share of the peak.
 
 source  Loshchilov and Hutter 2019, arXiv:1711.05101 (AdamW), 2017, arXiv:1608.03983 (cosine); Hu et
         al. 2024, arXiv:2404.06395 (wsd)
@@ -57,21 +56,19 @@ def learning_rate(step: int, total_steps: int, peak: float, config: ScheduleConf
     return peak * (config.final + (1 - config.final) * (1 + math.cos(math.pi * done)) / 2)
 
 def label(kind: Kind) -> str:
-    """Its name in files and metrics."""
     return f"lr_{kind[0]:g}_decay_{kind[1]:g}{'_rows' if kind[2] else ''}"
 
 class AdamW:
     """The optimiser of one run, of the trained parameters by name.
 
-    config          its moments and weight decay
     rates           learning rate of a parameter over that of the run, where it is not 1
     rows            int64, ascending: rows of a matrix that alone have a state and a sparse gradient
     accumulates     a process may have several micro-batches a step; if not, gradients keep the
                     dtype of the parameters where all have one; those of `rows` are rounded to it
 
     Masters and moments (`flats`), 16-bit parameters and the gradients of each process are flat
-    tensors, which processes forked later share; the groups of `state` are views of these by name,
-    as is `grads` of this process's buffer. Parameters of one of the `kinds` lie side by side.
+    tensors, which processes forked later share; `state` and `grads` are views of these by name.
+    Parameters of one of the `kinds` lie side by side.
     """
 
     def __init__(self, named: Iterable[tuple[str, nn.Parameter]], config: OptimConfig, *,
@@ -102,7 +99,6 @@ class AdamW:
             param.register_post_accumulate_grad_hook(partial(self._collect, name))
 
     def _zeros(self, dtype: torch.dtype) -> Tensor:
-        """A flat tensor of what is trained."""
         device = next(iter(self.params.values())).device
         return shared_zeros(next(reversed(self.spans.values()))[1], dtype, device)
 
@@ -122,7 +118,7 @@ class AdamW:
             param.data = self.flat_param[slice(*self.spans[name])].view(param.shape).copy_(param)
 
     def open_buffers(self, count: int) -> None:
-        """Gradients of so many processes, whose sum a step applies; this one has the first."""
+        """Gradients of so many processes; this one has the first."""
         self.buffers = [self._zeros(self.grad_dtype) for _ in range(count)]
         self.collect_in(0)
 
@@ -167,7 +163,6 @@ class AdamW:
         return list(pairwise([0, *cuts, pasts[-1]]))
 
     def _pieces(self, span: Span) -> list[Span]:
-        """What a span is worked through in."""
         size = PIECES[self.flats["master"].device.type]
         return [(start, min(start + size, span[1])) for start in range(*span, size)]
 
@@ -222,7 +217,6 @@ class AdamW:
         return next((name for name, p in pieces if not self._gradient(p).isfinite().all()), None)
 
     def groups(self) -> dict[str, list[str]]:
-        """Names of the parameters of each kind."""
         return {label(kind): names for kind, names in self.kinds.items()}
 
     def state(self) -> dict[str, dict[str, Tensor]]:
@@ -236,15 +230,13 @@ class AdamW:
         nothing changed: tensors are missing, unknown or mis-shaped, or rows are other ones."""
         saved_rows = {**self.rows, **state.get("rows", {})}
         if any(not torch.equal(rows_L, saved_rows[name]) for name, rows_L in self.rows.items()):
-            what = "the training rows hold other tokens than when the checkpoint was written"
-            raise CheckpointError(f"{what}: resume with the files that it was trained on")
+            raise CheckpointError("the training rows are not those of the checkpoint: restore them")
         for group, tensors in self.state().items():
             saved = {name: tensor.shape for name, tensor in state.get(group, {}).items()}
             wanted = {name: tensor.shape for name, tensor in tensors.items()}
             if odd := sorted(n for n in saved | wanted if saved.get(n) != wanted.get(n)):
                 what = f"{len(odd)} tensors of {group} are missing, unknown or mis-shaped"
-                problem = f"the checkpoint does not fit what is trained: {what}, such as {odd[0]};"
-                raise CheckpointError(f"{problem} resume with the configuration that wrote it")
+                raise CheckpointError(f"{what}, such as {odd[0]}: resume with what wrote them")
         self.step_count = step_count
         for group, tensors in self.state().items():
             for name, tensor in tensors.items():

@@ -18,7 +18,7 @@ from ftcore.errors import ConfigError, DataError
 from ftcore.model.heads import CLASSIFIERS, Model, ModelTask
 from ftcore.model.transformer import ModelSpec
 from ftcore.tune.freeze import apply_trainable, parameter_table
-from ftcore.tune.lora import apply_lora, quantise_frozen
+from ftcore.tune.lora import apply_lora
 
 # Loss sum (fp32 scalar; nats, or squared units of a score) and weight sum (fp32).
 Task = Callable[[Model, Batch], tuple[Tensor, Tensor]]
@@ -44,7 +44,6 @@ def classification(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
     return model.head.loss(h_MC, batch.labels, batch.weights, batch.docs)
 
 def regression(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Squared error of each document's score."""
     scores_B = document_logits(model, batch).squeeze(1)
     errors_B = scores_B - batch.labels.to(scores_B)
     return (errors_B.square() * batch.weights).sum(), batch.weights.sum()
@@ -78,15 +77,11 @@ def choose_trainable(model: Model, config: PeftConfig, generator: torch.Generato
                      new: Sequence[str] = ()) -> str:
     """Freeze, wrap by drawn factors, or leave; returns the table of parameters. Raises ConfigError:
     a rule or target matches nothing, or of `new`, which the checkpoint lacked, some stay frozen."""
-    if config.quantize != "none" and config.method != "lora":
-        raise ConfigError("peft.quantize is for frozen matrices: use --peft.method lora with it")
     if config.method == "lora":
         if model.task in CLASSIFIERS:  # its head is new with the task, so trained
             config = replace(config, extra_modules=(*config.extra_modules, "head"))
         report = apply_lora(model, config, generator=generator)
         table = f"{parameter_table(model)}\n{report}"
-        if config.quantize == "nf4":
-            table += f"\n{quantise_frozen(model)}"
     else:
         table = apply_trainable(model, ["all"] if config.method == "full" else config.trainable)
     # peft's files have no name for the parts of a tied head
@@ -105,7 +100,6 @@ def check_lengths(spec: ModelSpec, data: Prepared) -> None:
         documents = apart(split.documents)
         longest = documents[int(lengths(documents).argmax())]
         if len(longest) > (most := spec.max_positions):
-            what = f"{name}: row {longest.row_id} has {len(longest)} tokens"
             side = "cut_right" if documents is split.documents else "cut_left"
-            advice = f"add --data.max-length {most} and --data.over-length {side} (or drop)"
-            raise DataError(f"{what}, the model takes at most {most}: {advice}")
+            what = f"{name}: row {longest.row_id} has {len(longest)} tokens, the model takes {most}"
+            raise DataError(f"{what}: --data.max-length {most} --data.over-length {side} (or drop)")

@@ -5,9 +5,8 @@
                     the parent alone: the norm, and whether and how far to step
                     its part of the parameters: the optimiser's update
 
-Two cores on halves of a step are faster than two threads, which wait for each other at the end of
-every operation. What a step reads and writes lies in shared memory; messages are an act's name, a
-few numbers and its answer. Another number of cores sums in another order: other last bits.
+Two cores on halves of a step are faster than two threads, which wait for each other after every
+operation. What a step reads and writes lies in shared memory. More cores: other last bits.
 """
 
 import math
@@ -27,8 +26,7 @@ from ftcore.tune.optim import AdamW
 Share = Callable[[int, int, int, float], float]
 
 class Workers(ExitStack):
-    """`with Workers(count, optimizer, share) as workers:` a step is `compute`, then `apply`, in
-    `count` processes, this one among them."""
+    """`with Workers(count, optimizer, share) as workers:` each step `compute`, then `apply`."""
 
     def __init__(self, count: int, optimizer: AdamW, share: Share) -> None:
         super().__init__()

@@ -69,7 +69,7 @@ def make_ppo(tmp_path: Path, letters: Tokenizer) -> Callable[..., PpoLoop]:
             "env": {"precision": "fp32", "seed": seed}, "peft": {"method": "full"},
             "reward": {"sources": sources}, "rollout": {"max_new_tokens": LONGEST, "prompts": 32},
             "optim": {"lr": 1e-2, "batch_size": 64, "weight_decay": 0.0},
-            "schedule": {"warmup": 0.0, "shape": "constant"}, "ppo": {"best_of": 0},
+            "schedule": {"warmup": 0.0, "shape": "constant"},
             "loop": {"max_steps": 4, "log_every": 1, "save_every": 100, "eval_every": 100},
         }  # fmt: skip
         for section, options in {**given, **sections}.items():

@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -42,17 +41,6 @@ def python(tmp_path: Path) -> Callable[[str], str]:
 
     return make
 
-@pytest.fixture
-def program(tmp_path: Path) -> Callable[[str], str]:
-    """Lines of Python -> a program that runs them."""
-
-    def make(text: str) -> str:
-        file = tmp_path / f"program{len(list(tmp_path.iterdir()))}.py"
-        file.write_text(f"import json, sys\n{text}\n", "utf-8")
-        return f"program:{sys.executable} -S {file}"
-
-    return make
-
 # ---- what they say -------------------------------------------------------------------------------
 
 def test_match_is_the_expected_answer_and_nothing_else() -> None:
@@ -79,16 +67,6 @@ def test_a_function_sees_messages_answer_and_target(python: Callable, tmp_path: 
     asked = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "paint it"}]
     rows = [{"messages": asked, "answer": text, "target": PAINT} for text in ("a", "four")]
     assert json.loads(seen.read_text()) == rows
-
-def test_a_program_reads_a_line_and_writes_a_number_for_each(program: Callable) -> None:
-    """Words are split as a shell's; blank lines and integers are fine, any character comes
-    through."""
-    name = program(
-        "by = float(sys.argv[1])\nfor line in sys.stdin:\n    row = json.loads(line)\n"
-        "    print(by * len(row['answer']) + len(row['messages']))\n    print()"
-    )
-    assert judged(f"{name} '0.5'", ["ab\n\u2028\u00e9", ""])[0] == [4.5, 2]
-    assert judged(program("print('1\\n2')"), ["a", "b"])[0] == [1, 2]
 
 def test_sources_are_weighed_and_added(python: Callable) -> None:
     own = python("return [2.0] * len(rows)")
@@ -123,27 +101,6 @@ def test_a_function_that_fails_stops_the_run_or_is_skipped(
 ) -> None:
     assert_fails(python(body), why, kept, timeout_s=0.3)
 
-HUGE = "x = bytearray(1 << 30)\nfor line in sys.stdin: print(1)"
-PROGRAMS = {
-    "fails": ("sys.exit('it is\\nbroken')", "ValueError: exit status 1: it is\nbroken", NONE),
-    "hangs": ("while True: pass", "Late: no answer within 1.5 s", NONE),
-    "floods": ("while True: print(1)", "Late: no answer within 1.5 s", NONE),
-    "reads nothing": ("print('1\\n' * 5)", None, [1] * 5),
-    "rubbish": ("print('good\\n' * 5)", "JSONDecodeError: Expecting value", NONE),
-    "words": ("print('\"good\"\\n' * 5)", "ValueError: could not convert string to float", NONE),
-    "objects": ("print('{}\\n' * 5)", "TypeError: float() argument must be", NONE),
-    "null": ("print('null\\n' * 5)", "TypeError: float() argument must be", NONE),
-    "nan": ("print('NaN\\n1\\n1\\n1\\n1')", "a score that is not finite", [None, 1, 1, 1, 1]),
-    "silent": ("sys.stdin.read()", "ValueError: 0 numbers for 5 answers", NONE),
-    "large": (HUGE, "ValueError: exit status 1: Traceback", NONE),
-}
-
-@pytest.mark.parametrize(("text", "why", "kept"), PROGRAMS.values(), ids=PROGRAMS)
-def test_a_program_that_fails_stops_the_run_or_is_skipped(
-    text: str, why: str | None, kept: list[float | None], program: Callable
-) -> None:
-    assert_fails(program(text), why, kept, timeout_s=1.5, memory_mib=256)
-
 def assert_fails(name: str, why: str | None, kept: list[float | None], **limits: Any) -> None:
     started = time.perf_counter()
     if why is not None:
@@ -153,7 +110,7 @@ def assert_fails(name: str, why: str | None, kept: list[float | None], **limits:
         assert said.startswith(f"reward {name}: {why}")
         first, count = kept.index(None), kept.count(None)
         assert f"; the first of {count} answers is {ANSWERS[first]!r}: mend it, or" in said
-        assert said.endswith("leave such answers out: --reward.on-error skip")
+        assert said.endswith("mend it, or --reward.on-error skip")
     scores, parts = judged((name, "match"), on_error="skip", **limits)
     match = [1, 0, 0, 0, 0]  # which is not lost
     assert parts["match"] == match
@@ -161,15 +118,6 @@ def assert_fails(name: str, why: str | None, kept: list[float | None], **limits:
     wanted = [None if x is None else x + y for x, y in zip(kept, match, strict=True)]
     assert [None if math.isnan(x) else x for x in scores] == wanted
     assert time.perf_counter() - started < 2 * limits["timeout_s"] + 10
-
-def test_a_program_has_the_memory_that_it_is_given(program: Callable) -> None:
-    assert judged(name := program(HUGE), memory_mib=2048)[0] == [1] * 5
-    with pytest.raises(TrainingError, match="MemoryError"):
-        judged(name, memory_mib=512)
-
-def test_a_program_that_is_not_there_is_named() -> None:
-    with pytest.raises(ConfigError, match="program:/no/such thing: there is no such program"):
-        judged("program:/no/such thing")
 
 @pytest.mark.parametrize("deaf", [
     "while True:\n        try:\n            time.sleep(9)\n        except Exception:\n"
@@ -179,14 +127,6 @@ def test_a_program_that_is_not_there_is_named() -> None:
 def test_a_function_that_does_not_listen_is_stopped(deaf: str, python: Callable) -> None:
     with pytest.raises(TrainingError, match="Late: no answer within 0.3 s"):
         judged(python(deaf, head="import time"), timeout_s=0.3)
-
-def test_nothing_that_a_program_started_outlives_it(tmp_path: Path) -> None:
-    note = tmp_path / "alive"
-    line = f"sh -c 'sh -c \"sleep 2; touch {note}\" & wait'"
-    with pytest.raises(TrainingError, match="Late"):
-        judged(f"program:{line}", timeout_s=0.3)
-    time.sleep(2.2)
-    assert not note.exists()
 
 def test_a_target_that_is_no_command_is_named() -> None:
     said = "reward command:intent: DataError: target 'yes' is not a JSON object with a text field"
@@ -212,13 +152,13 @@ def test_no_source_is_refused() -> None:
 
 @pytest.mark.parametrize("name", ["macth", "", "Match", ":match"])
 def test_an_unknown_kind_is_refused(name: str) -> None:
-    kinds = "match, command, model, label, python, program"
+    kinds = "match, command, model, python"
     assert refusal(name) == f"reward.sources: {name!r} is none of {kinds}"
 
 @pytest.mark.parametrize("weights", [(1.0,), (1.0, 2.0, 3.0)])
 def test_a_weight_is_for_each_source(weights: tuple[float, ...]) -> None:
     said = refusal("match", "command:intent", weights=weights)
-    assert said == f"reward.weights has {len(weights)} values, reward.sources 2: give one for each"
+    assert said == f"reward.weights = {weights}: must be one for each source"
 
 def test_a_source_is_named_once() -> None:
     said = refusal("match", "command:intent", "match", weights=(1.0, 2.0, 3.0))
@@ -238,7 +178,7 @@ FILES = {
     "does not parse": ("python:{0}/bad.py:f", "invalid syntax"),
     "lacks a module": ("python:{0}/lacks.py:f", "No module named 'no_such_module'"),
     "raises": ("python:{0}/raises.py:f", "division by zero"),
-    "no run": ("label:{0}/none:warm", "has no config.toml"),
+    "no run": ("model:{0}/none", "has no config.toml"),
 }
 
 @pytest.mark.parametrize(("name", "why"), FILES.values(), ids=FILES)

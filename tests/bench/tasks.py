@@ -19,6 +19,7 @@ import io
 import json
 import shlex
 import sys
+import tarfile
 import time
 import tomllib
 from collections.abc import Iterable
@@ -125,10 +126,25 @@ def teacher(data: Path, made: Path) -> None:
     for name, kept in (("test", (0,)), ("dev", (1,)), ("train", range(2, 10))):
         write(made / f"{name}.jsonl", (row for n, row in enumerate(rows) if n % 10 in kept))
 
+def reviews(data: Path, made: Path) -> None:
+    """IMDB: a text a file, its label the folder that it is in."""
+    for name in ("train", "test"):
+        with tarfile.open(data / f"imdb/aclImdb_{name}_5000.tar.gz") as archive:
+            write(made / f"{name}.jsonl", (
+                {"text": archive.extractfile(m).read().decode(), "label": Path(m.name).parent.name}
+                for m in archive if m.isfile()
+            ))  # fmt: skip
+
+def requests(data: Path, made: Path) -> None:
+    """CLINC150: the parts of one file."""
+    parts = json.loads(gzip.decompress((data / "clinc150/data_full.json.gz").read_bytes()))
+    for name, rows in parts.items():
+        write(made / f"{name}.jsonl", ({"text": text, "label": label} for text, label in rows))
+
 FIGURES = {function.__name__: function for function in (first, of_class_1, in_and_out)}
 MAKERS = {
     function.__name__: function
-    for function in (news, wikigold, entity_kinds, entailment, teacher)
+    for function in (news, wikigold, entity_kinds, entailment, teacher, reviews, requests)
 }
 RECIPES = tomllib.loads((Path(__file__).parent / "tasks.toml").read_text("utf-8"))
 

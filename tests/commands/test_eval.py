@@ -89,20 +89,6 @@ def test_an_assistant_gets_its_own_figures(
     assert found["results"] == trained["tuned"]
     assert lines("runs/run/eval-predictions.jsonl") == lines("runs/run/predictions.jsonl")
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_an_adapter_over_four_bits_gets_its_own_figures(
-    precision: str, sft: list[str], run: Run
-) -> None:
-    words = ["--peft.quantize", "nf4", "--env.precision", precision, "--env.threads", "2"]
-    trained, printed = run("train", *sft, *words)
-    assert "NF4: 14 matrices, " in printed and Path("runs/run/certificate.json").is_file()
-    found, _ = run("eval", "runs/run")
-    assert found["results"] == trained["tuned"]
-    test = trained["tuned"]["chat_test"]
-    assert test["loss"] < 0.95 * trained["base"]["chat_test"]["loss"]
-    dense, _ = run("train", *sft, *words, "--peft.quantize", "none", "--log.name", "dense")
-    assert dense["tuned"]["chat_test"]["loss"] != test["loss"]
-
 def test_the_best_checkpoint_is_what_is_saved(
     classify: list[str], files: dict[str, str], run: Run
 ) -> None:

@@ -99,7 +99,7 @@ def test_command(command: str, named: dict[str, str], files: dict[str, str], run
         small = corpus if "pretrain" in words else ()
         if len(words) == 1:  # the embedded default of the task, on fewer rows
             few = ("--data.dev", files["chat_test"], "--data.test", files["chat_test"])
-            small = ("--preset", "assistant", *few, "--rollout.prompts", "4", "--ppo.best-of", "1")
+            small = ("--preset", "assistant", *few, "--rollout.prompts", "4")
         summary, _ = run("train", *words, *small, *SHORT)
         assert summary["steps"] == 2
 

@@ -80,8 +80,8 @@ def test_a_label_that_training_did_not_have():
     with pytest.raises(DataError) as error:
         indices(labels, example)
     assert str(error.value) == (
-        "dev.tsv:17: label 'positve' is not among the 2 labels of the training data (negative, "
-        "positive); nearest: 'positive'; correct the row, or add training rows with this label"
+        "dev.tsv:17: label 'positve' is not among the 2 labels of the training data; nearest: "
+        "'positive'; correct the row, or add training rows with it"
     )
     assert [indices(labels, e) for e in made("positive", "negative")] == [[1], [0]]
 

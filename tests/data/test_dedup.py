@@ -138,7 +138,7 @@ def test_a_large_cluster_stops_for_review() -> None:
     with pytest.raises(DataError) as error:
         duplicates(texts)
     assert str(error.value) == (
-        "row 910 (from 0) is like 99 other texts, 9.9% of all, more than 1.0%: "
+        "row 910 (from 0) is like 99 other texts, above 1.0%: "
         + ", ".join(repr(f"{stem} {n}") for n in (10, 11, 12))
         + "; stop for review: if only equal texts shall go, say data.duplicates exact"
     )

@@ -2,8 +2,6 @@
 
 import csv
 import gzip
-import io
-import tarfile
 from pathlib import Path
 
 import pytest
@@ -17,9 +15,6 @@ PAIR = ("text", "label")
 
 REAL = [
     ("sst5/stsa.fine.dev", {"format": "labelled"}, 1101),
-    ("imdb/aclImdb_test_5000.tar.gz", {}, 5000),
-    ("clinc150/data_full.json.gz:oos_test", {"columns": PAIR}, 1000),
-    ("clinc150/data_full.json.gz:train", {"columns": PAIR}, 15000),
     ("ner_wnut17/emerging.test.annotated", {"format": "conll"}, 1287),
     ("ner_wikigold/wikigold.conll.txt", {"format": "conll"}, 1841 - 145),
     ("mrpc/train.tsv", {}, 3667),
@@ -140,15 +135,15 @@ def test_declared_columns(write):
         {"x": "1", "y": "2"},
         {"x": "3", "y": "4", EXTRA: ["5", "6"]},
     ]
-    with pytest.raises(DataError, match=r"a.tsv:1: 2 cells, 3 are named; .*'1\\t2'"):
+    with pytest.raises(DataError, match=r"a.tsv:1: 2 cells for the columns .*'1\\t2'"):
         read_rows([path], columns=("x", "y", "z"))
     with pytest.raises(DataError, match="column 'x' occurs twice"):
         read_rows([path], columns=("x", "x"))
 
 DAMAGED = [
-    ("a.tsv", "x\ty\n1\t2\n1\t2\t3\n", r"a.tsv:3: 3 cells, 2 stand in the first line \(x, y\)"),
-    ("a.tsv", "x\ty\n1\n", "a.tsv:2: 1 cells, 2 stand in the first line.*name its columns"),
-    ("a.tsv", "x\tx\n1\t2\n", "a.tsv: column 'x' occurs twice in .*once, with data.columns"),
+    ("a.tsv", "x\ty\n1\t2\n1\t2\t3\n", "a.tsv:3: 3 cells for the columns x, y"),
+    ("a.tsv", "x\ty\n1\n", "a.tsv:2: 1 cells for the columns x, y: .*or name them"),
+    ("a.tsv", "x\tx\n1\t2\n", "a.tsv: column 'x' occurs twice in .*: use data.columns"),
     ("a.tsv", b"x\n1\ncaf\xe9\n", r"a.tsv:3: not UTF-8: byte 0xe9 in b'caf\\xe9'.*iconv"),
     ("a.tsv", "", "a.tsv: holds no rows"),
     ("a.tsv", "x\ty\n", "a.tsv: holds no rows"),
@@ -166,11 +161,9 @@ DAMAGED = [
     ("a.json", "[]", "a.json: holds no rows"),
     ("a.tsv.gz", gzip.compress(b"x\n1\n")[:-9], "a.tsv.gz: damaged gzip file"),
     ("a.tsv.gz", b"x\n1\n", "a.tsv.gz: damaged gzip file"),
-    ("a.parquet", "PAR1", "a.parquet: damaged parquet file"),
     ("a.zip.gz", gzip.compress(b""), "a.zip.gz: unknown suffix; name the format, one of tsv, csv"),
-    ("a.tar.gz", gzip.compress(b"x" * 600), "a.tar.gz: damaged tar file"),
     ("a.conll", "a O\nb\n", "a.conll:2: 'b': a line is a word, a tab or a blank, and its tag"),
-    ("a.json", '{"x": []}', "a.json: a json file must hold one array, .*FILE:KEY"),
+    ("a.json", '{"x": []}', "a.json: a json file must hold one array, .*name jsonl"),
     ("a.json", "[[1, 2]]", "a.json:1: a record must be a JSON object, this is list: ..1, 2"),
 ]
 
@@ -183,30 +176,12 @@ def test_a_missing_file_and_columns_for_jsonl(write, tmp_path):
     with pytest.raises(DataError, match="none.tsv: cannot be read: No such file"):
         read_rows([tmp_path / "none.tsv"])
     with pytest.raises(DataError, match="cannot be read: Is a directory"):
-        read_rows([":train"])
-    with pytest.raises(DataError, match="a.jsonl:1: column names are for cells, this record"):
+        read_rows(["."], format="tsv")
+    with pytest.raises(DataError, match="a.jsonl:1: column names are for cells, this names"):
         read_rows([write("a.jsonl", "{}\n")], columns=("x",))
 
 def test_a_whole_surrogate_pair_is_text(write):
     assert fields(write("a.jsonl", '{"x": "\\ud83d\\ude42"}\n')) == [{"x": "\U0001f642"}]
-
-def test_arrays_under_a_key(write):
-    content = '{"odd": {"x": [1]},\n "train": [\n["one", "a"],\n["two", "b", 3]],"y":[]}'
-    path = write("a.json", content)
-    rows = read_rows([f"{path}:train"], columns=("text", "label"))
-    assert [(row.line, row.fields) for row in rows] == [
-        (1, {"text": "one", "label": "a"}),
-        (2, {"text": "two", "label": "b", EXTRA: [3]}),
-    ]
-    assert rows[0].file == f"{path}:train"
-    problems = {"z": "no key 'z' in the file; its keys are odd, train, y", "y": "holds no rows"}
-    for key, message in problems.items():
-        with pytest.raises(DataError, match=f"a.json:{key}: {message}"):
-            read_rows([f"{path}:{key}"])
-    with pytest.raises(DataError, match="c.json:x: no key 'x' in the file; its keys are none"):
-        read_rows([f"{write('c.json', '[]')}:x"])
-    with pytest.raises(DataError, match="cut.json:x:2: not valid JSON"):
-        read_rows([f"{write('cut.json', '{' + chr(10) + 'x: 1')}:x"])
 
 def test_conll_sentences(write):
     content = "-DOCSTART- -X- O\n\na\tO\r\n\u2028 b\tB-x\n\t\n\nc NN  I-y\n-DOCSTART- O\nd O"
@@ -217,18 +192,9 @@ def test_conll_sentences(write):
         (9, {"tokens": ["d"], "tags": ["O"], "document": 2}),
     ]
 
-def test_labelled_lines_and_folders(write, tmp_path):
+def test_labelled_lines(write):
     lines = read_rows([write("a.train", "4 a  fine \n\n0 \n")], format="labelled")
     assert [row.fields for row in lines] == [
         {"label": "4", "text": "a  fine "},
         {"label": "0", "text": ""},
-    ]
-    with tarfile.open(tmp_path / "b.tar.gz", "w:gz") as archive:
-        for name, text in (("x/pos/1.txt", "gut"), ("x/neg/2.txt", "schlecht\n")):
-            info = tarfile.TarInfo(name)
-            info.size = len(text)
-            archive.addfile(info, io.BytesIO(text.encode()))
-    assert [(row.line, row.fields) for row in read_rows([tmp_path / "b.tar.gz"])] == [
-        (1, {"text": "gut", "label": "pos", "name": "x/pos/1.txt"}),
-        (2, {"text": "schlecht\n", "label": "neg", "name": "x/neg/2.txt"}),
     ]

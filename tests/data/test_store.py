@@ -182,13 +182,9 @@ def test_a_change_of_anything_is_another_key(
     assert len({first, *found}) == 1 + len(found) == 23
     assert first == key()
 
-def test_a_file_named_by_its_key_and_one_that_is_not_there(
+def test_a_file_that_is_not_there(
     base: Tokenizer, config: LabelledDataConfig, tmp_path: Path
 ) -> None:
-    (tmp_path / "all.json").write_text(json.dumps({"rows": ROWS, "other": ROWS[:4]}))
-    for name in ("rows", "other"):
-        options = replace(config, train=(f"{tmp_path}/all.json:{name}",), test=())
-        assert "kept in" in prepared(options, base, seed=0)[1]
     with pytest.raises(DataError, match=r"rosw\.jsonl: cannot be read.*nearest: 'rows.jsonl'"):
         prepared(replace(config, dev=(f"{tmp_path}/rosw.jsonl",)), base, seed=0)
 

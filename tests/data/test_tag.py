@@ -160,7 +160,7 @@ def test_split_sentences_are_judged_whole(
     judged = evaluate_tags(None, split, list(LABELS))
     assert judged.values["f1"] == judged.values["accuracy"] == 1
     assert judged.values["loss"] == 0.25 and judged.right_B.tolist() == [True]
-    assert judged.counted.totals[2] == {"x": 1} and len(judged.rows) == 1
+    assert [row["support"] for row in judged.by_class] == [1] and len(judged.rows) == 1
     assert judged.rows[0]["predicted"] == ["O", "B-x", "I-x"]
 
 def test_prepared_sentences(bert: Tokenizer, tmp_path: Path) -> None:

@@ -176,7 +176,7 @@ def test_special_tokens(base, bert):
     assert bert.special["cls_token"] == "[CLS]" and bert.id_of("[CLS]") == 101
     assert base.find_special("a <|im_end|> b <|endoftext|>") == "<|im_end|>"
     assert base.find_special("a <|im_end b") is None
-    with pytest.raises(ModelError, match="the vocabulary has no token '<x>'"):
+    with pytest.raises(ModelError, match="tokenizer.json has no token '<x>'"):
         base.id_of("<x>")
 
 def test_at_most_one_bos(families):
@@ -219,7 +219,7 @@ def test_special_tokens_written_as_objects(base):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, "holds no files, but no tokenizer.json; name a folder that has one"),
+        ({}, "holds no files, but no tokenizer.json; or make it"),
         ({"vocab.json": b"{}"}, "holds vocab.json, but no tokenizer.json; .*make it: tran"),
         ({"tokenizer.json": b'{"version": "1.0", "mod'}, "tokenizer.json: not a tokenizer"),
     ],
@@ -233,7 +233,7 @@ def test_damaged_folders(tmp_path, files, message):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (b'{"eos_token": "</s>"}', "no token '</s>'; correct it in tokenizer_config.json, or add"),
+        (b'{"eos_token": "</s>"}', "no token '</s>': add it there"),
         (b'{"eos_token": ', "tokenizer_config.json: not valid JSON"),
         (b"[]", "tokenizer_config.json: must hold a JSON object"),
     ],

@@ -5,7 +5,6 @@ rounded files are.
 """
 
 import math
-import warnings
 from fractions import Fraction
 from typing import Any
 
@@ -14,7 +13,6 @@ import pytest
 from scipy import optimize, special
 from sklearn import metrics as sk
 
-from ftcore.errors import DataError
 from ftcore.evaluate.probabilities import (
     label_probability_metrics,
     probability_metrics,
@@ -261,32 +259,5 @@ def test_thresholds_by_hand() -> None:
     expected = [(0.1, 0.5, 1.0, 2 / 3, 1.0, False), (0.4, 2 / 3, 1.0, 0.8, 0.75, True)]
     rows = [dict(zip(names, row, strict=True)) for row in expected]
     assert threshold_table(target_B, score_B, count=3) == [close(row) for row in rows]
-    assert threshold_table(np.zeros(0, dtype=bool), np.zeros(0)) == []
     (row,) = threshold_table(np.zeros(2, dtype=bool), np.ones(2))
     assert row == dict(zip(names, (1.0, 0.0, 0.0, 0.0, 1.0, True), strict=True))
-
-YES = np.ones(2, dtype=bool)
-
-@pytest.mark.parametrize(
-    ("function", "target", "values", "message"),
-    [
-        (ranking, YES, [0.5], r"targets are bool \(2,\), scores \(1,\): must be bools, of one"),
-        (ranking, [0, 1], [0.5, 0.5], "targets are int64"),
-        (ranking, [YES], [[0.5, 0.5]], r"targets are bool \(1, 2\)"),
-        (threshold_table, YES, [0.5, math.nan], "scores of row 1, nan: must be finite"),
-        (probability_metrics, [0, 2], [[0.5, 0.5]] * 2, r"target id 2: must be 0 \.\.\. 1"),
-        (probability_metrics, [-1, 0], [[0.5, 0.5]] * 2, "target id -1"),
-        (probability_metrics, YES, [[0.5, 0.5]] * 2, r"must be integers \(B,\) and \(B, K\)"),
-        (probability_metrics, [0, 1], [[1, 0], [3.0, -2.0]], "of row 1, 3.0: must be 0 ... 1,"),
-        (reliability, [0, 1], [[1, 0], [0.5, 0.4]], "their sum 1: softmax makes such of logits"),
-        (reliability, np.zeros(0, int), np.zeros((0, 3)), "of one row at least"),
-        (label_probability_metrics, [YES], [[0.5, 1.5]], r"row 0, 1.5: must be 0 \.\.\. 1$"),
-        (label_probability_metrics, YES, [0.5, 0.5], r"probabilities \(2,\): must be bools"),
-        (temperature, [0, 1], [[1, 0], [math.inf, 0]], "logits of row 1, inf: must be finite"),
-        (temperature, [0, 1, 1], [[1, 0]] * 2, r"int64 \(3,\), logits \(2, 2\)"),
-    ],
-)
-def test_what_cannot_be_judged(function: Any, target: Any, values: Any, message: str) -> None:
-    with pytest.raises(DataError, match=message), warnings.catch_warnings():
-        warnings.simplefilter("error")
-        function(np.array(target), np.array(values))

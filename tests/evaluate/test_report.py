@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ftcore.errors import CheckpointError, DataError
-from ftcore.evaluate.metrics import OUTSIDE, ClassificationMetrics
+from ftcore.evaluate.metrics import OUTSIDE, by_class, class_totals, confusions
 from ftcore.evaluate.report import (
     confusion_table,
     json_line,
@@ -46,19 +46,18 @@ def test_metrics_table_has_a_column_per_result() -> None:
         ["rows", "-", "10"],
     ]
 
-def ladder(num_labels: int) -> ClassificationMetrics:
+def ladder(num_labels: int) -> list[dict]:
     """Class k has k + 1 rows, all right but one, which is taken for class 0."""
-    metrics = ClassificationMetrics([f"c{k:02}" for k in range(num_labels)])
-    for k in range(num_labels):
-        metrics.update([k] * (k + 1), [0] + [k] * k)
-    return metrics
+    pairs = [(k, p) for k in range(num_labels) for p in [0] + [k] * k]
+    counts_KP = confusions(*np.array(pairs).T, num_labels)
+    return by_class([f"c{k:02}" for k in range(num_labels)], class_totals(counts_KP))
 
 def test_per_class_in_label_order_while_it_fits() -> None:
-    lines = per_class_table(ladder(20).per_class()).split("\n")
+    lines = per_class_table(ladder(20)).split("\n")
     assert [line.split()[0] for line in lines] == ["label", *(f"c{k:02}" for k in range(20))]
 
 def test_per_class_worst_first_when_it_does_not_fit() -> None:
-    rows = ladder(30).per_class()
+    rows = ladder(30)
     absent = {"label": "absent", "precision": 0, "recall": 0, "f1": 0, "support": 0, "predicted": 0}
     lines = per_class_table([absent, *rows]).split("\n")
     shown = [line.split()[0] for line in lines[1:-1]]
@@ -66,21 +65,20 @@ def test_per_class_worst_first_when_it_does_not_fit() -> None:
     assert lines[-1] == "... 11 of 31 classes not shown: better, or without rows"
 
 def test_confusion_table_counts_pairs_and_what_it_hides() -> None:
-    metrics = ClassificationMetrics(["cat", "dog", "eel"])
-    metrics.update([0, 0, 0, 0, 1, 2, 2], [1, 1, 0, 2, 0, OUTSIDE, OUTSIDE])
-    lines = confusion_table(metrics, {("cat", "dog"): "it barks"}, max_pairs=2).split("\n")
+    labels, predicted = ("cat", "dog", "eel"), [1, 1, 0, 2, 0, OUTSIDE, OUTSIDE]
+    counts_KP = confusions(np.array([0, 0, 0, 0, 1, 2, 2]), np.array(predicted), 3)
+    said = {("cat", "dog"): "it barks"}
+    lines = confusion_table(labels, counts_KP, said, max_pairs=2).split("\n")
     assert [line.split() for line in lines[1:3]] == [
         ["cat", "dog", "2", "0.5000", "it", "barks"],
         ["eel", "(none", "of", "the", "labels)", "2", "1.0000"],
     ]
     assert lines[3] == "... 2 more pairs not shown, 2 rows in all"
-    assert len(confusion_table(metrics, {}).split("\n")) == 5
-    assert metrics.confusion_KK.trace() == 1
+    assert len(confusion_table(labels, counts_KP, {}).split("\n")) == 5
 
 def test_confusion_table_without_mistakes() -> None:
-    metrics = ClassificationMetrics(["a", "b"])
-    metrics.update([0, 1], [0, 1])
-    assert confusion_table(metrics, {}) == "no mistakes"
+    counts_KP = confusions(np.array([0, 1]), np.array([0, 1]), 2)
+    assert confusion_table(("a", "b"), counts_KP, {}) == "no mistakes"
 
 def test_predictions_come_back_equal(tmp_path: Path) -> None:
     path = tmp_path / "predictions.jsonl"

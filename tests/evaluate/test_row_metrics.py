@@ -11,10 +11,13 @@ from sklearn import metrics as sk
 
 from ftcore.evaluate.metrics import (
     AVERAGES,
-    EntityMetrics,
-    MultiLabelMetrics,
+    by_class,
+    by_entity,
     entities,
+    entity_counts,
     entity_figures,
+    label_figures,
+    label_totals,
     regression_metrics,
 )
 
@@ -40,17 +43,15 @@ def test_several_labels_equal_sklearn(seed: int) -> None:
     share_K = rng.choice([0.0, 0.2, 0.7], K)  # some labels never occur
     target_BK, guess_BK = (rng.random((B, K)) < share_K for _ in range(2))
     predicted_BK = np.where(rng.random((B, K)) < 0.6, target_BK, guess_BK)
-    metrics = MultiLabelMetrics([f"label {k}" for k in range(K)])
-    for part in np.array_split(np.arange(B), 3):
-        metrics.update(target_BK[part], predicted_BK[part])
-    values = metrics.compute()
+    rows = by_class([f"label {k}" for k in range(K)], label_totals(target_BK, predicted_BK))
+    values = label_figures(target_BK, predicted_BK)
     assert tuple(values) == ("subset_accuracy", "hamming_loss", *AVERAGES)
     expected = sklearn_says(target_BK.astype(int), predicted_BK.astype(int))
     assert values == pytest.approx(expected, rel=0, abs=TOLERANCE)
     recalls = sk.recall_score(target_BK, predicted_BK, average=None, zero_division=0)
-    assert [row["recall"] for row in metrics.per_class()] == pytest.approx(recalls.tolist())
-    assert [row["support"] for row in metrics.per_class()] == target_BK.sum(0).tolist()
-    assert [row["predicted"] for row in metrics.per_class()] == predicted_BK.sum(0).tolist()
+    assert [row["recall"] for row in rows] == pytest.approx(recalls.tolist())
+    assert [row["support"] for row in rows] == target_BK.sum(0).tolist()
+    assert [row["predicted"] for row in rows] == predicted_BK.sum(0).tolist()
 
 @pytest.mark.parametrize("step", [0.0, 0.5, 2.0])  # 0.5 and 2.0: many equal values
 @pytest.mark.parametrize("seed", range(5))
@@ -93,8 +94,7 @@ def test_entities_equal_seqeval(scheme: str, seed: int) -> None:
     rng = random.Random(seed)
     target = [rng.choices(TAGS[scheme], k=rng.randint(1, 9)) for _ in range(rng.randint(1, 8))]
     predicted = [[t if rng.random() < 0.7 else rng.choice(TAGS[scheme]) for t in s] for s in target]
-    metrics = EntityMetrics()
-    counts = [metrics.update(*pair) for pair in zip(target, predicted, strict=True)]
+    counts = [entity_counts(*pair) for pair in zip(target, predicted, strict=True)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         names = ("precision", "recall", "f1")
@@ -103,7 +103,7 @@ def test_entities_equal_seqeval(scheme: str, seed: int) -> None:
         expected["accuracy"] = seqeval.accuracy_score(target, predicted)
         types = seqeval.classification_report(target, predicted, output_dict=True)
     assert entity_figures(np.sum(counts, 0)) == pytest.approx(expected, rel=0, abs=TOLERANCE)
-    rows = metrics.per_class()
+    rows = by_entity(target, predicted)
     averages = {"micro avg", "macro avg", "weighted avg"}
     assert [row["label"] for row in rows] == sorted(types.keys() - averages)
     for row in rows:

@@ -56,7 +56,7 @@ def test_all_misfits_in_one_message(folder, edit) -> None:
     assert "unexpected: model.extra.bias, model.layers.3.mlp.up_proj.weight" in message
     assert "model.layers.0.mlp.up_proj.weight is [48, 31], must be [48, 32]" in message
     assert "model.layers.2.mlp.up_proj.weight is I8, must be one of BF16" in message
-    assert message.endswith("Check that weights, config and number of labels belong together.")
+    assert "weights, config.json and the number of labels do not fit each other\n" in message
 
 def test_a_tensor_under_two_names(folder, edit) -> None:
     edit(add={"norm.weight": torch.zeros(32)})
@@ -103,7 +103,7 @@ def test_a_fused_tensor_is_missing_or_mis_shaped_once(hf, tmp_path) -> None:
     save_file(tensors, folder / SINGLE)
     message = refuse(folder)
     assert "missing: transformer.h.1.attn.c_attn.weight\n" in message
-    assert "transformer.h.0.attn.c_attn.weight is [96, 32], must be [32, 96]\n" in message
+    assert "transformer.h.0.attn.c_attn.weight is [96, 32], must be [32, 96]" in message
 
 def test_norms_of_older_files(hf, tmp_path) -> None:
     folder = Path(shutil.copytree(hf("bert-mlm")[1], tmp_path / "model"))
@@ -123,18 +123,17 @@ def test_truncated_file(folder, cut) -> None:
     (folder / SINGLE).write_bytes(raw[:cut])
     message = refuse(folder)
     assert str(folder / SINGLE) in message and "not a whole safetensors file" in message
-    assert message.endswith("Copy or download it again.")
+    assert message.endswith(": copy it anew")
 
 def test_foreign_file(folder) -> None:
     (folder / SINGLE).write_bytes(b"PK\x03\x04" + bytes(2000))
     assert "not a whole safetensors file" in refuse(folder)
 
 def test_duplicated_name(folder) -> None:
-    entry = '"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
-    header = ("{" + entry + "," + entry + "}").encode()
-    (folder / SINGLE).write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
-    message = refuse(folder)
-    assert "a name occurs twice in a" in message or "not a whole safetensors file" in message
+    entry = '"a":{"dtype":"F32","shape":[1],"data_offsets":[%d,%d]}'
+    header = ("{" + entry % (0, 4) + "," + entry % (4, 8) + "}").encode()
+    (folder / SINGLE).write_bytes(struct.pack("<Q", len(header)) + header + bytes(8))
+    assert "not a whole safetensors file" in refuse(folder)
 
 def test_metadata_may_be_null(folder) -> None:
     raw = (folder / SINGLE).read_bytes()

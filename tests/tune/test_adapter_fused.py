@@ -115,7 +115,7 @@ def test_ranks_add_up_and_the_scale_stays(name, make, tmp_path) -> None:
     assert shapes == {"lora_A": (6, 16), "lora_B": (48, 6)}
 
 def test_refusals(name, make, tmp_path) -> None:
-    with pytest.raises(ModelError, match=f"{FUSED[name]} is one module for peft: train all of tru"):
+    with pytest.raises(ModelError, match=f"{FUSED[name]} is one for peft: train trunk"):
         save(make()[1], name, tmp_path / "a", targets=("o_proj",), extra_modules=("q_proj",))
     hf, model = make()
     settings = peft.LoraConfig(r=3, target_modules=[FUSED[name]])

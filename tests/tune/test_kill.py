@@ -116,12 +116,12 @@ def start(*words: str) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "train.py", *words], cwd=ROOT, **pipes)
 
 def result(run: Path) -> tuple[dict[str, bytes], list[dict]]:
-    """What a finished run leaves: bytes of the adapter and the best checkpoint, and its metrics."""
+    """What a finished run leaves: bytes of the adapter and the checkpoints, and its metrics."""
+    parts = [run / "adapter", *sorted((run / "checkpoints").iterdir())]
     files = {
-        f"{part}/{file.name}": file.read_bytes()
-        for part in ("adapter", "best")
-        for file in sorted((run / part).iterdir())
-    }
+        f"{part.name}/{file.name}": file.read_bytes()
+        for part in parts for file in sorted(part.iterdir())
+    }  # fmt: skip
     lines = read_metrics(run / "metrics.jsonl")
     return files, [{k: v for k, v in line.items() if k[:5] != "perf/"} for line in lines]
 

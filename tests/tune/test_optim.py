@@ -221,7 +221,7 @@ def test_a_state_that_does_not_fit_changes_nothing(fault: str) -> None:
         state["exp_avg_sq"]["weight"] = torch.zeros(1, 5)  # would broadcast
     else:
         del state["exp_avg_sq"]
-    with pytest.raises(CheckpointError, match="does not fit what is trained.*of exp_avg_sq"):
+    with pytest.raises(CheckpointError, match="tensors of exp_avg_sq are missing, unknown"):
         optimizer.load_state(state, 9)
     assert optimizer.step_count == 0
     assert all(torch.equal(optimizer.params[name], p) for name, p in parameters().items())
@@ -297,7 +297,7 @@ def test_rows_of_other_data_are_refused() -> None:
         AdamW([("embed", nn.Parameter(torch.ones(7, 3)))], OPTIONS, rows={"embed": rows_L})
         for rows_L in (torch.tensor([1, 2, 5]), torch.tensor([1, 3, 5]))
     )
-    with pytest.raises(CheckpointError, match="hold other tokens.*the files that it was trained"):
+    with pytest.raises(CheckpointError, match="the training rows are not those of the"):
         second.load_state(first.state(), 4)
     assert second.step_count == 0
 

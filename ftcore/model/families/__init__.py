@@ -1,22 +1,5 @@
-"""Model families: one TOML file of tables for each HF `model_type`, beside this one.
-
-like            another family, whose tables stand where this file has none; of [trunk], [switches]
-                and [keys] each entry that this file lacks
-trunk_prefix    HF prefix of the trunk's tensors, with the dot: some checkpoints leave it out, so
-                either form is read, and the prefix is always written
-ignored         HF patterns that a checkpoint may hold and we do not need
-tagger          HF name of the token classifier, where it is not the other's
-transposed      HF patterns of matrices stored (inputs, outputs)
-fused_by_head   the rows of a fused matrix lie head by head, else part by part
-[architectures] task = HF class name
-[trunk] [head]  our name = HF's; {i} stands for the layer. Of several, the first is written. What
-                HF keeps in one matrix has its name several times, in the order of the rows
-[switches]      what the family decides of a spec
-[keys]          field of the spec = key of config.json, as [key, default], or [key] if optional, or
-                [key, default, true] where null is none
-[fixed]         keys of config.json that can have one value only; `unset` lists those that are null
-rules           what a table cannot say: functions from config.json to fields of the spec, with
-                their options. What they read is kept in config.json as it was read
+"""Model families: one TOML file of tables for each HF `model_type`, beside this one; what the
+tables mean stands in _common.toml.
 
 Rotary angles and windows are read as newer files write them (rope_parameters, with one entry per
 kind of layer where these differ; layer_types) and older ones (rope_theta, rope_scaling; a period).
@@ -45,13 +28,10 @@ WINDOWED, FULL = "sliding_attention", "full_attention"
 TURNED = "partial_rotary_factor"
 
 def read_value(config: dict, key: str, default: Any = int, null_is_none: bool = False) -> Any:
-    """One value of a config.json, of the default's type.
-
-    default     what a missing key or null stands for; a type: nothing; None: None or an integer
-    null_is_none    null is None, whatever stands for a missing key
-    raises      ModelError: missing, of another type, a float that is negative or not finite, an
-                integer out of [1, 10,000,000]: a hostile file cannot ask for 2^60 rows
-    """
+    """One value of a config.json, of the type of the default, which stands for a missing key or
+    null; a type: there is none; None: None or an integer. With `null_is_none` null is None.
+    ModelError: missing, of another type, a float that is negative or not finite, an integer out of
+    [1, 10,000,000]: a hostile file cannot ask for 2^60 rows."""
     if (value := config.get(key)) is None:
         if default is None or (null_is_none and key in config):
             return None
@@ -68,8 +48,7 @@ def read_value(config: dict, key: str, default: Any = int, null_is_none: bool = 
 
 def read_rope(config: dict, base: Older = ("rope_theta", 1e4),
               turned: Older | None = None) -> Fields:
-    """rope_theta, rope_factor, rope_bands; rope_dim where a share of each head is `turned`. Raises
-    ModelError: an unknown or incomplete scaling."""
+    """Fields rope_...; rope_dim: a share of each head is `turned`. ModelError: other scalings."""
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     kind = rope.get("rope_type", rope.get("type")) if isinstance(rope, dict) else rope
     if kind not in (None, "default", "linear", "llama3"):
@@ -112,19 +91,16 @@ def read_windows(config: dict, key: str = "sliding_window", default: int = 4096,
              for index in range(num_layers)]
     types = config.get("layer_types") or usual
     if len(types) != num_layers or not set(types) <= {WINDOWED, FULL}:
-        must = f"must name {WINDOWED} or {FULL} for each of {num_layers} layers"
-        raise ModelError(f"config.json: layer_types = {types}: {must}")
+        raise ModelError(f"config.json: layer_types = {types}: {num_layers} of {WINDOWED}, {FULL}")
     return {"windows": tuple(window if kind == WINDOWED else 0 for kind in types)}
 
 def read_gemma(config: dict) -> Fields:
-    """Scales of embeddings and scores."""
     if config.get("use_bidirectional_attention"):
         raise ModelError("config.json: use_bidirectional_attention: only a causal Gemma is known")
     scale = read_value(config, "query_pre_attn_scalar", 256) ** -0.5
     return {"embedding_scale": read_value(config, "hidden_size") ** 0.5, "attention_scale": scale}
 
 def read_pooling(config: dict) -> Fields:
-    """What of a document's tokens a classifier gets."""
     if (pooling := config.get("classifier_pooling", "cls")) not in ("cls", "mean"):
         raise ModelError(f"config.json: classifier_pooling = {pooling!r}: must be cls or mean")
     return {"pooling": pooling}
@@ -141,7 +117,6 @@ RULES: Mapping[str, Callable[..., Fields]] = {
 
 @dataclass(frozen=True)
 class Family:
-    """One HF `model_type`."""
     name: str  # `model_type` in config.json
     trunk_prefix: str
     names: Mapping[str, tuple[str, ...]]  # our pattern -> HF's, with the trunk's prefix or without
@@ -216,7 +191,6 @@ class Family:
         return rows.t() if matches(hf_name, self.transposed) else rows
 
 def matches(name: str, patterns: Sequence[str]) -> bool:
-    """Whether the name fits one of the globs."""
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 def family_names() -> list[str]:
@@ -224,8 +198,7 @@ def family_names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("[!_]*.toml"))
 
 def family_named(model_type: str, task: str = "", *, where: str = "config.json") -> Family:
-    """The family of MODEL_TYPE.toml, with its names for the head of one task. Raises ModelError: it
-    is not known here; `where` it was named."""
+    """MODEL_TYPE.toml as a family, with the head of a task. ModelError: it is not known here."""
     if model_type not in family_names():
         what = f"{where}: model_type is {model_type!r}; this code knows {', '.join(family_names())}"
         raise ModelError(f"{what}. Convert it to one of these, or add it to ftcore/model/families.")
