@@ -188,6 +188,7 @@ class Server:
     def _account(self, x: Exchange, end: str) -> None:
         """Count a request, and write its line."""
         seconds = time.monotonic() - x.began
+        self.meters.received.inc(not x.method)  # the head was no head
         self.meters.ended(end, is_refusal=end in STATUS, seconds=seconds)
         self.meters.slow.inc(x.is_slow)
         self.log.write({"time": round(time.time(), 3), "id": x.id, "route": x.route or "other",
@@ -209,6 +210,7 @@ class Server:
             raise Refused("bad_framing", "the head ends early") if error.partial else Left from None
         x.began = time.monotonic()
         x.method, path, fields = parsed(head)
+        self.meters.received.inc()
         x.owner = self._owner(fields, path)
         if (methods := self.app.routes.get(path)) is None:
             raise Refused("unknown_route", "no such route; /openapi.json lists them")
