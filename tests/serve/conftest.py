@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,10 @@ import torch
 from prometheus_client.parser import text_string_to_metric_families
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from ftcore.config import PeftConfig
 from ftcore.model.load import load_model, save_model
+from ftcore.tune import lora
+from ftcore.tune.adapter import save_adapter
 from tests.data.templates import styles
 
 ROOT = Path(__file__).parents[2]
@@ -76,7 +79,7 @@ class Client:
     log: Path
     folder: Path
     key: str = ""
-    asked: dict[str, Any] = field(default_factory=dict)
+    printed: str = ""
 
     def connect(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout=20)
@@ -153,7 +156,7 @@ def serving(model: Path, folder: Path, *flags: str, optimised: bool = False) -> 
             assert line, (folder / "stderr").read_text()
             printed += line
         client = Client(process, int(re.search(r"127.0.0.1:(\d+);", printed)[1]), log, folder)
-        client.asked["printed"] = printed + process.stdout.readline()
+        client.printed = printed + process.stdout.readline()
         yield client
     finally:
         process.kill()
@@ -226,9 +229,22 @@ def filled(folder: Path, config: dict[str, Any], task: str) -> Path:
     return folder
 
 @pytest.fixture(scope="session")
-def main(decoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    """A server that needs no key."""
-    with serving(decoder, tmp_path_factory.mktemp("main")) as client:
+def adapter(decoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder: random factors for it, large enough to change what it says."""
+    loaded, random = load_model(decoder, task="lm", dtype=torch.float32), torch.Generator()
+    lora.apply_lora(loaded.model, PeftConfig(method="lora", rank=4), generator=random)
+    for layer in lora.lora_layers(loaded.model).values():
+        torch.nn.init.normal_(layer.factors.lora_b, generator=random)
+    folder = tmp_path_factory.mktemp("adapter") / "saved"
+    save_adapter(loaded.model, folder, family=loaded.family, base_path=str(decoder),
+                 task_type="CAUSAL_LM")
+    return folder
+
+@pytest.fixture(scope="session")
+def main(decoder: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """A server that needs no key, of the decoder and of the adapter as "other"."""
+    flags = ("--adapter", f"other={adapter}")
+    with serving(decoder, tmp_path_factory.mktemp("main"), *flags) as client:
         yield client
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,163 @@
+"""Classifiers, reward models and encoders: the routes over an engine in this process."""
+
+import asyncio
+import base64
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import serve
+from ftcore.cli import options
+from ftcore.config import ServeConfig
+from ftcore.data.chat import render_text
+from ftcore.data.tokenizer import Tokenizer
+from ftcore.deploy.answers import Answers
+from ftcore.deploy.api import Api, Served
+from ftcore.deploy.engine import Engine
+from ftcore.deploy.http import Exchange, Refused, Server
+from ftcore.deploy.meters import Lines
+from ftcore.model.heads import Model
+from kernels.docs import Docs
+from tests.serve.conftest import QWEN3, filled
+
+BERT = {"model_type": "bert", "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "max_position_embeddings": 64, "initializer_range": 0.5}
+TALK = [{"role": "user", "content": "one?"}, {"role": "assistant", "content": "the other"}]
+
+class Asked:
+    """Routes of a model, without a socket."""
+
+    def __init__(self, model_folder: Path, folder: Path, **more: Any) -> None:
+        flags = ["--precision", "fp32", "--threads", "1", "--feedback", str(folder / "feedback")]
+        config = options(ServeConfig, flags, script="serve.py")
+        self.loaded, names, about = serve.opened(str(model_folder), config)
+        self.model: Model = self.loaded.model
+        self.tokenizer = Tokenizer.load(self.loaded.folder)
+        served = Served(next(iter(names)), names, self.tokenizer, **about | more)
+        self.engine = Engine(self.model, threads=1)
+        shapes = {"context": 64, "last_id": 299, "width": 16}
+        self.api = Api(self.engine, served, config, shapes)
+
+    def __call__(self, path: str, **body: Any) -> dict[str, Any]:
+        async def ask() -> bytes | None:
+            self.api.start()
+            x = Exchange(None, None, 0)
+            x.method, x.body = "POST", json.dumps(body).encode()
+            try:
+                return await self.api.routes[path]["POST"](x)
+            finally:
+                self.engine.is_stopping = True
+                self.engine.news.set()
+                await asyncio.to_thread(self.engine.thread.join)
+                self.engine.is_stopping = False
+
+        return json.loads(asyncio.run(ask()))
+
+    def logits(self, text: str, *, special: bool = True) -> np.ndarray:
+        ids = torch.tensor(self.tokenizer.encode(text, special=special).ids_T)
+        docs, zeros = Docs.from_lengths([len(ids)], "cpu"), torch.zeros_like(ids)
+        head = self.model.head
+        with torch.inference_mode():
+            h_MC = self.model.trunk(ids, docs.positions_N(), zeros, docs, rows_M=head.rows(docs))
+            return head(h_MC, docs)[0].double().numpy()
+
+Make = Callable[..., Asked]
+
+@pytest.fixture
+def made(decoder: Path, tmp_path: Path) -> Make:
+    """(config, task, ...) -> the routes of a random model with the decoder's tokenizer."""
+    def make(config: dict[str, Any], task: str, **more: Any) -> Asked:
+        folder = tmp_path / "model"
+        folder.mkdir()
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(decoder / name, folder)
+        filled(folder, {**config, "vocab_size": 300}, task)
+        return Asked(folder, tmp_path, **more)
+
+    return make
+
+def labelled(count: int) -> dict[str, Any]:
+    names = {str(index): f"c{index}" for index in range(count)}
+    return {"id2label": names, "label2id": {name: int(index) for index, name in names.items()}}
+
+def test_classes_and_their_probabilities(made: Make) -> None:
+    ask = made(BERT | labelled(3), "classify", temperature=2.0)
+    texts = ["one", "the other", "and"]
+    told = ask("/v1/classify", input=texts)
+    calibrated = ask("/v1/classify", input=texts, calibrated=True)
+    for text, row, other in zip(texts, told["data"], calibrated["data"], strict=True):
+        logits = ask.logits(text)
+        expected = np.exp(logits) / np.exp(logits).sum()
+        assert np.allclose(row["probs"], expected, atol=1e-5) and row["num_classes"] == 3
+        assert row["label"] == f"c{expected.argmax()}" and abs(sum(row["probs"]) - 1) < 1e-6
+        assert np.allclose(other["probs"], np.exp(logits / 2) / np.exp(logits / 2).sum(), atol=1e-5)
+    assert told["usage"]["prompt_tokens"] == sum(len(ask.tokenizer.encode(t)) for t in texts)
+    for path, body in (("/v1/embeddings", {"input": "x"}), ("/v1/completions", {"prompt": "x"}),
+                       ("/v1/score", {"messages": TALK})):
+        with pytest.raises(Refused) as error:
+            ask(path, **body)
+        assert error.value.code == "unsupported_task"
+
+def test_several_labels_have_probabilities_of_their_own(made: Make) -> None:
+    problem = {"problem_type": "multi_label_classification"}
+    ask = made(BERT | labelled(3) | problem, "classify")
+    (row,) = ask("/v1/classify", input="one")["data"]
+    assert np.allclose(row["probs"], 1 / (1 + np.exp(-ask.logits("one"))), atol=1e-5)
+
+def test_the_score_of_a_conversation(made: Make) -> None:
+    ask = made(QWEN3 | labelled(1) | {"eos_token_id": 1}, "classify")
+    (row,) = ask("/v1/score", messages=TALK)["data"]
+    text = render_text(TALK, ask.tokenizer).rstrip()
+    assert np.isclose(row["score"], ask.logits(text, special=False)[0], atol=1e-5)
+    for messages in ([], TALK[:1], [TALK[0], {"role": "assistant", "content": " "}]):
+        with pytest.raises(Refused) as error:
+            ask("/v1/score", messages=messages)
+        assert (error.value.code, error.value.status) == ("invalid_value", 400)
+
+def test_embeddings_in_base64(made: Make) -> None:
+    ask = made(BERT, "trunk")
+    (plain,) = ask("/v1/embeddings", input="one")["data"]
+    (coded,) = ask("/v1/embeddings", input="one", encoding_format="base64")["data"]
+    values = np.frombuffer(base64.b64decode(coded["embedding"]), dtype=np.float32)
+    assert np.allclose(values, plain["embedding"], atol=1e-6) and len(values) == 16
+    with pytest.raises(Refused, match="64 of the context"):
+        ask("/v1/embeddings", input="x " * 100)
+
+def test_what_fails_in_the_text_ends_one_request(
+    made: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask = made(QWEN3, "lm")
+    take = Answers.take
+
+    def fail(self: Answers, *said: Any) -> None:
+        monkeypatch.setattr(Answers, "take", take)
+        raise RuntimeError("of a test")
+
+    monkeypatch.setattr(Answers, "take", fail)
+    with pytest.raises(RuntimeError, match="of a test"):
+        ask("/v1/completions", prompt="one", max_tokens=50)
+    assert ask("/v1/completions", prompt="one", max_tokens=5, temperature=0)["choices"]
+    assert not ask.engine.running
+
+def test_a_broken_engine_ends_the_server(made: Make, tmp_path: Path) -> None:
+    ask = made(QWEN3, "lm")
+    ask.engine.failures = 3
+    api = ask.api
+    with pytest.raises(Refused, match="does not work"):
+        asyncio.run(api.ready(None, {}))
+    config = replace(api.options, port=0)
+    server = Server(api, config, api.meters, Lines(tmp_path / "log", api.meters.lost))
+    assert asyncio.run(server.run(lambda port: None)) == 1
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
