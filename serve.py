@@ -120,13 +120,11 @@ def serve(path: str, config: ServeConfig) -> int:
     engine = Engine(
         model, adapters, max_sequences=config.max_sequences, prefill_tokens=config.prefill_tokens,
         cache_tokens=config.cache_tokens, max_waiting=config.queue, threads=config.threads)
-    first = next(iter(names))
-    served = Served(first, names, Tokenizer.load(loaded.folder), temperature=calibration(Path(path)),
+    served = Served(names, Tokenizer.load(loaded.folder), temperature=calibration(Path(path)),
                     fingerprint=fingerprint(base_sha256(model), config), **more)
-    context = min(spec.max_positions, config.cache_tokens)
-    shapes = {"context": context, "last_id": spec.vocab_size - 1, "width": spec.hidden_size}
-    api = Api(engine, served, config, shapes)
-    server = Server(api, config, api.meters, Lines(config.log, api.meters.lost))
+    api = Api(engine, served, config)
+    log = Lines(config.log, api.meters.lost)
+    server = Server(api.routes, lambda: engine.is_broken, config, api.meters, log)
     weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     slot = 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim
     slot *= (model.trunk.compute or model.trunk.embed_tokens.weight.dtype).itemsize

@@ -16,7 +16,9 @@ from ftcore.deploy.text import Speech
 from ftcore.model.sampling import Token
 
 FAILURES = {"non_finite_logits": "the model's numbers are not finite; its weights may be damaged",
-            "shutting_down": "the server stops, and the answer is not complete"}
+            "shutting_down": "the server stops before the answer is complete",
+            "engine_error": "the engine failed at this request; the log says where"}
+Said = Token | Scores | Finish
 
 @dataclass(frozen=True)
 class Service:
@@ -31,63 +33,65 @@ class Work:
     """The jobs of one request, from the queue to the end of the last; `hear` gets what is said."""
 
     def __init__(self, service: Service, x: Exchange, jobs: Sequence[Job]) -> None:
-        self.service, self.x, self.jobs, self.left = service, x, jobs, set(jobs)
-        self.first = asyncio.get_running_loop().create_future()
-        self.done = asyncio.get_running_loop().create_future()
+        self.service, self.x, self.jobs, self.left = service, x, jobs, {*jobs}
+        loop = asyncio.get_running_loop()
+        self.first, self.done = loop.create_future(), loop.create_future()
         self.values: dict[Job, list[float]] = {}
 
     async def run(self) -> list[list[float]]:
-        """Wait for all; returns the scores of each job without sampling."""
-        seconds, engine = self.service.options.queue_seconds, self.service.engine
+        """Wait for all; returns the scores of jobs without sampling."""
+        engine, options = self.service.engine, self.service.options
         try:
             for job in self.jobs:
                 job.listener, job.owner = self.hear, self.x.owner
                 engine.submit(job)
-            await asyncio.wait([self.first], timeout=seconds)
+            await asyncio.wait([self.first], timeout=options.queue_seconds)
             if not self.first.done():
-                late = f"no turn within {seconds:g} s (--queue-seconds)"
-                raise Refused("queue_timeout", late, Retry_After="5")
+                said = f"no turn within {options.queue_seconds:g} s (--queue-seconds)"
+                raise Refused("queue_timeout", said, Retry_After="5")
             await self.done
         except QueueFull:
-            full = f"{self.service.options.queue} sequences wait already (--queue)"
-            raise Refused("queue_full", full, Retry_After="1") from None
+            said = f"{options.queue} sequences wait already (--queue)"
+            raise Refused("queue_full", said, Retry_After="1") from None
         finally:
             for job in self.left:
                 engine.cancel(job)
         return [self.values[job] for job in self.jobs if job in self.values]
 
-    def hear(self, job: Job, said: Token | Scores | Finish) -> None:
+    def hear(self, job: Job, said: Said) -> None:
         """One word of the engine; what fails here ends this request alone."""
         if self.done.done():
             return
         if not self.first.done():
             self.first.set_result(None)
-            self.service.meters.observe(time_to_first_token_seconds=time.monotonic() - self.x.began)
+            self.service.meters.observe(
+                time_to_first_token_seconds=time.monotonic() - self.x.began)
         try:
             if isinstance(said, Finish):
                 self.left.discard(job)
                 if said.reason == "error":
-                    raise Refused(said.code, FAILURES.get(said.code, "the engine failed on this"))
+                    raise Refused(said.code, FAILURES[said.code])
             self.take(job, said)
             if not self.left:
                 self.done.set_result(None)
         except Exception as error:
             self.done.set_exception(error)
 
-    def take(self, job: Job, said: Token | Scores | Finish) -> None:
+    def take(self, job: Job, said: Said) -> None:
         if isinstance(said, Scores):
             self.values[job] = said.values
 
 @dataclass
 class Choice:
-    """One answer as it grows: its `text` and tokens from number `told` on are yet to be told."""
+    """One answer as it grows: its `text`, and its tokens from number `told` on, are yet to be told;
+    `last` is when one came."""
     index: int
     speech: Speech
     text: str
     told: int = 0
     reason: str = ""
     cached_tokens: int = 0
-    last: float = 0.0  # when its last token came
+    last: float = 0.0
 
     @property
     def num_tokens(self) -> int:
@@ -95,12 +99,13 @@ class Choice:
         return len(self.speech.tokens) - self.speech.prompt_tokens
 
 class Answers(Work):
-    """Work that is answered in text: choices, told whole or as they grow; `texts` are echoed."""
+    """Work that is answered in text: choices, told whole or as they grow; each begins with an echo.
+    Jobs of one prompt share its list of ids."""
 
-    def __init__(self, service: Service, x: Exchange, jobs: Sequence[Job], fields: Mapping[str, Any],
-                 texts: Sequence[str]) -> None:
+    def __init__(self, service: Service, x: Exchange, jobs: Sequence[Job],
+                 fields: Mapping[str, Any], echoes: Sequence[str]) -> None:
         super().__init__(service, x, jobs)
-        self.is_chat, self.choices, stop = "messages" in fields, {}, fields["stop"] or []
+        self.is_chat, self.choices, stops = "messages" in fields, {}, fields["stop"] or []
         self.streams = x.is_streamed = fields["stream"]
         self.tells_usage = bool((fields["stream_options"] or {}).get("include_usage"))
         self.wants_logprobs = fields["logprobs"] not in (None, False)
@@ -109,70 +114,64 @@ class Answers(Work):
                      "object": kind + ".chunk" * (self.is_chat and self.streams),
                      "created": int(time.time()), "model": fields["model"],
                      "system_fingerprint": service.fingerprint}
-        for index, (job, text) in enumerate(zip(jobs, texts, strict=True)):
-            speech = Speech(service.tokenizer, [stop] if isinstance(stop, str) else stop,
+        for index, (job, echo) in enumerate(zip(jobs, echoes, strict=True)):
+            speech = Speech(service.tokenizer, [stops] if isinstance(stops, str) else stops,
                             prompt_tokens=len(job.ids) * job.sampling.prompt_logprobs,
                             trims=self.is_chat)
-            self.choices[job] = Choice(index, speech, text)
+            self.choices[job] = Choice(index, speech, echo)
 
-    def take(self, job: Job, said: Token | Scores | Finish) -> None:
+    def take(self, job: Job, said: Said) -> None:
         choice, is_last = self.choices[job], isinstance(said, Finish)
         if is_last:
             choice.text += choice.speech.end()
             choice.reason, choice.cached_tokens = choice.reason or said.reason, said.cached_tokens
-        elif choice.reason:  # a stop string was met, and the engine has not heard of it yet
+        elif choice.reason:  # a stop string was met, which the engine has not heard of yet
             return
         else:
             choice.text += choice.speech.add(said)
-            now, before = time.monotonic(), choice.last
-            choice.last = now
+            before, choice.last = choice.last, time.monotonic()
             if before and choice.num_tokens > 1:
-                self.service.meters.observe(inter_token_latency_seconds=now - before)
+                self.service.meters.observe(inter_token_latency_seconds=choice.last - before)
             if choice.speech.is_stopped:
                 choice.reason = "stop"
                 self.service.engine.cancel(job)
         if self.streams and (choice.text or is_last or self.wants_logprobs or not choice.told):
-            self._send([self._told(choice, is_last)], usage=None)
+            self._send([self._told(choice, is_last)])
             choice.text, choice.told = "", len(choice.speech.tokens)
 
     async def answer(self) -> dict[str, Any] | None:
         """The whole answer; None where it was told in events."""
         await self.run()
-        told, choices = self.x.told, [*self.choices.values()]
-        prompts = {id(job.ids): choice for job, choice in self.choices.items()}
-        prompt = sum(len(job.ids) for job in {id(job.ids): job for job in self.jobs}.values())
+        choices, firsts = [*self.choices.values()], {}
+        for job, choice in self.choices.items():
+            firsts.setdefault(id(job.ids), (len(job.ids), choice.cached_tokens))
+        prompt, cached = map(sum, zip(*firsts.values(), strict=True))
         completion = sum(choice.num_tokens for choice in choices)
-        cached = sum(choice.cached_tokens for choice in prompts.values())
-        usage = {"prompt_tokens": prompt, "completion_tokens": completion,
-                 "total_tokens": prompt + completion,
+        counts = {"prompt_tokens": prompt, "completion_tokens": completion}
+        usage = {**counts, "total_tokens": prompt + completion,
                  "prompt_tokens_details": {"cached_tokens": cached}}
-        told |= {"reason": choices[-1].reason, "prompt_tokens": prompt,
-                 "completion_tokens": completion}
+        self.x.told |= {"reason": choices[-1].reason, **counts}
         self.service.meters.generated(prompt, completion)
         if not self.streams:
             return {**self.head, "choices": [self._told(choice, True) for choice in choices],
                     "usage": usage}
         if self.tells_usage:
-            self._send([], usage=usage)
+            self._send([], usage)
         self.x.send(b"[DONE]")
         return None
 
-    def _send(self, choices: list[dict[str, Any]], usage: dict[str, Any] | None) -> None:
+    def _send(self, choices: list[dict[str, Any]], usage: dict[str, Any] | None = None) -> None:
         event = {**self.head, "choices": choices} | ({"usage": usage} if self.tells_usage else {})
         self.x.send(json.dumps(event).encode())
 
     def _told(self, choice: Choice, is_last: bool) -> dict[str, Any]:
         """A choice, or what is new in it."""
-        told = {"index": choice.index, "logprobs": None,
-                "finish_reason": choice.reason if is_last else None}
-        if self.wants_logprobs:
-            speech = choice.speech
-            write = speech.chat_logprobs if self.is_chat else speech.text_logprobs
-            told["logprobs"] = write(choice.told)
+        write = choice.speech.chat_logprobs if self.is_chat else choice.speech.text_logprobs
+        told = {"index": choice.index, "finish_reason": choice.reason if is_last else None,
+                "logprobs": write(choice.told) if self.wants_logprobs else None}
         if not self.is_chat:
             return told | {"text": choice.text}
-        if not self.streams:
-            message = {"role": "assistant", "content": choice.text, "refusal": None}
-            return told | {"message": message}
-        role = {} if choice.told else {"role": "assistant"}
-        return told | {"delta": role | ({"content": choice.text} if choice.text or role else {})}
+        message = {} if self.streams and choice.told else {"role": "assistant", "content": ""}
+        message |= {"content": choice.text} if choice.text else {}
+        return told | ({"delta": message} if self.streams else
+                       {"message": message | {"refusal": None}})

@@ -1,11 +1,12 @@
 """Bodies of requests: JSON read strictly, and every field checked against fields.toml.
 
 All that could raise later is refused here, before a request takes a place: what is no JSON, a key
-twice, a surrogate, a number that is none or has no place in 64 bits, an unknown field.
+twice, half a surrogate pair, a number that is not finite, an unknown field.
 """
 
 import json
 import math
+import re
 import tomllib
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ from ftcore.errors import nearest
 Rule = Mapping[str, Any]
 KINDS = {"integer": int, "number": int | float, "string": str, "boolean": bool, "array": list,
          "object": dict}
-BOUNDS = {  # whether it holds, in words, what is compared
+BOUNDS = {  # whether it holds, and in words
     "minimum": (lambda x, y: x >= y, ">= {}"), "maximum": (lambda x, y: x <= y, "<= {}"),
     "exclusiveMinimum": (lambda x, y: x > y, "> {}"),
     "minLength": (lambda x, y: len(x.encode()) >= y, "of >= {} bytes"),
@@ -26,117 +27,107 @@ BOUNDS = {  # whether it holds, in words, what is compared
     "maxItems": (lambda x, y: len(x) <= y, "of <= {} items"),
     "maxProperties": (lambda x, y: len(x) <= y, "of <= {} entries")}
 TABLE = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
+TOKEN_ID = re.compile("[0-9]{1,9}")
 
 class Fields:
-    """What the body of a route may hold: some `groups` of fields.toml.
-
-    numbers     what the names of bounds mean there; those in `flags` are options of serve.py
-    """
+    """What the body of a route may hold: `groups` of fields.toml. `numbers` are what the names of
+    bounds mean; those in `flags` are options of serve.py."""
 
     def __init__(self, groups: str, numbers: Mapping[str, Any], flags: Collection[str]) -> None:
-        self.rules = {k: rule for group in groups.split() for k, rule in TABLE[group].items()}
+        rules = {name: rule for group in groups.split() for name, rule in TABLE[group].items()}
+        self.rule = {"type": "object", "properties": rules,
+                     "required": [name for name in rules if name in TABLE["required"]]}
         self.numbers, self.flags = numbers, flags
 
     def read(self, body: bytes) -> dict[str, Any]:
         """The fields of a body, with the defaults of those that it lacks. Raises Refused."""
-        return self._object(read_json(body), self.rules, "")
+        if not isinstance(given := read_json(body), dict):
+            raise Refused("invalid_json", "the body must be a JSON object")
+        return self._object(given, self.rule, "")
 
-    def schema(self) -> dict[str, Any]:
-        """The rules in JSON Schema."""
-        return self._schema({"type": "object", "properties": self.rules,
-                             "additionalProperties": False})
-
-    def _schema(self, rule: Any) -> Any:
+    def schema(self, rule: Any = None) -> Any:
+        """The rules as JSON Schema."""
+        rule = self.rule if rule is None else rule
         if isinstance(rule, list):
-            return [self._schema(part) for part in rule]
+            return [self.schema(part) for part in rule]
         if not isinstance(rule, dict):
             return rule
-        parts = {k: self.numbers[v] if k in BOUNDS and isinstance(v, str) else self._schema(v)
-                 for k, v in rule.items() if k not in ("code", "indexed", "ids")}
-        required = [k for k, v in rule.get("properties", {}).items() if v.get("required")]
-        if isinstance(parts.get("required"), bool):
-            del parts["required"]
-        return parts | {"required": required} if required else parts
-
-    def _object(self, given: Mapping[str, Any], rules: Rule, path: str) -> dict[str, Any]:
-        fields = {}
-        for name, rule in rules.items():
-            value, where = given.get(name), f"{path}.{name}".lstrip(".")
-            if value is None and rule.get("required"):
-                raise Refused("invalid_value", f"{where}: must be given", where)
-            fields[name] = rule.get("default") if value is None else self._value(value, rule, where)
-        for name in given.keys() - rules.keys():
-            shown = ascii(name)[1:-1][:64]
-            said = f"{shown}: is unknown here{nearest(shown, [*rules])}"
-            raise Refused("unknown_parameter", said, f"{path}.{shown}".lstrip("."))
-        return fields
+        return {name: self.numbers[part] if name in BOUNDS and isinstance(part, str)
+                else self.schema(part) for name, part in rule.items()}
 
     def _value(self, value: Any, rule: Rule, path: str) -> Any:
-        """A value, as the rule allows it."""
-        if kinds := rule.get("anyOf"):
-            fitting = next((kind for kind in kinds if fits(value, kind)), None)
-            if fitting is None:
-                words = " or ".join(dict.fromkeys(kind["type"] for kind in kinds))
-                raise Refused("invalid_value", f"{path}: must be {words}", path)
-            return self._value(value, {**rule, "anyOf": None, **fitting}, path)
-        code = rule.get("code", "invalid_value")
+        """A value as its rule allows it; `path` is its name in errors."""
+        kinds, code = rule.get("anyOf") or [rule], rule.get("code", "invalid_value")
         if value not in rule.get("enum", [value]):
-            allowed = json.dumps(rule["enum"])[1:-1]
-            raise Refused(code, f"{path}: {f'must be {allowed}' if allowed else 'is not done here'}",
-                          path)
-        if "type" in rule and not fits(value, {"type": rule["type"]}):
-            raise Refused("invalid_value", f"{path}: must be {rule['type']}, well-formed", path)
-        for name in BOUNDS.keys() & rule.keys():
-            (holds, words), bound = BOUNDS[name], rule[name]
+            allowed = f"must be {json.dumps(rule['enum'])[1:-1]}" if rule["enum"] else "is not done"
+            raise Refused(code, f"{path}: {allowed}", path)
+        if (fitting := next((kind for kind in kinds if fits(value, kind)), None)) is None:
+            words = " or ".join(dict.fromkeys(kind["type"] for kind in kinds))
+            raise Refused("invalid_value", f"{path}: must be {words}", path)
+        for name in BOUNDS.keys() & fitting.keys():
+            (holds, words), bound = BOUNDS[name], fitting[name]
             number = self.numbers[bound] if isinstance(bound, str) else bound
             if not holds(value, number):
                 flag = f" (--{bound.replace('_', '-')})" if bound in self.flags else ""
                 said = f"{path}: must be {words.format(number)}{flag}"
-                raise Refused(code if name[:3] == "max" else "invalid_value", said, path)
-        if "properties" in rule:
-            return self._object(value, rule["properties"], path)
-        if "ids" in rule:
-            if not all(k.isdecimal() and len(k) < 10 and k.isascii() for k in value) or any(
-                    int(k) > self.numbers["last_id"] for k in value):
+                raise Refused(code if name.startswith("max") else "invalid_value", said, path)
+        if "properties" in fitting:
+            return self._object(value, fitting, path)
+        if "ids" in fitting:
+            if any(not TOKEN_ID.fullmatch(k) or int(k) > self.numbers["last_id"] for k in value):
                 raise Refused("invalid_value", f"{path}: its keys must be token ids", path)
-            each = rule["additionalProperties"]
-            return {int(k): self._value(v, each, path) for k, v in value.items()}
-        if "items" in rule:
-            places = (f"{path}[{i}]" if "indexed" in rule else path for i in range(len(value)))
-            return [self._value(*each, path=where) for each, where in
-                    zip(((v, rule["items"]) for v in value), places, strict=True)]
+            each = fitting["additionalProperties"]
+            return {int(key): self._value(part, each, path) for key, part in value.items()}
+        if "items" in fitting:
+            places = [f"{path}[{i}]" if "indexed" in rule else path for i in range(len(value))]
+            both = zip(value, places, strict=True)
+            return [self._value(part, fitting["items"], place) for part, place in both]
         return value
+
+    def _object(self, given: Mapping[str, Any], rule: Rule, path: str) -> dict[str, Any]:
+        fields, rules = {}, rule["properties"]
+        for name, inner in rules.items():
+            value, place = given.get(name), f"{path}.{name}".lstrip(".")
+            if value is not None:
+                fields[name] = self._value(value, inner, place)
+            elif name in rule.get("required", ()):
+                raise Refused("invalid_value", f"{place}: must be given", place)
+            else:
+                fields[name] = inner.get("default")
+        for name in map(shown, given.keys() - rules.keys()):
+            said, place = f"{name}: is unknown here{nearest(name, [*rules])}", f"{path}.{name}"
+            raise Refused("unknown_parameter", said, place.lstrip("."))
+        return fields
 
 def fits(value: Any, rule: Rule) -> bool:
     """Whether a value is of a rule's type; of a list, its first item too."""
-    kind = rule["type"]
-    if not isinstance(value, KINDS[kind]) or isinstance(value, bool) != (kind == "boolean"):
+    kind = rule.get("type", "")
+    if not isinstance(value, KINDS.get(kind, object)):
         return False
-    if isinstance(value, str):
-        return not any("\ud800" <= c <= "\udfff" for c in value) if not value.isascii() else True
-    if isinstance(value, float):
-        return math.isfinite(value)
-    return not (isinstance(value, list) and value and "items" in rule) or fits(
-        value[0], {"type": rule["items"]["type"]})
+    if kind in ("integer", "number"):
+        return type(value) is not bool and math.isfinite(value)
+    if kind == "string":
+        return value.isascii() or not re.search("[\ud800-\udfff]", value)
+    return kind != "array" or not value or fits(value[0], rule["items"])
 
-def read_json(body: bytes) -> dict[str, Any]:
-    """A JSON object in UTF-8 without a key twice; numbers that are too long are infinite."""
+def read_json(body: bytes) -> Any:
+    """JSON in UTF-8 without a key twice; integers that are too long are infinite."""
     try:
-        value = json.loads(body.decode(), object_pairs_hook=_unique,
-                           parse_int=lambda text: int(text) if len(text) <= 20 else math.inf)
+        return json.loads(body.decode(), object_pairs_hook=_unique,
+                          parse_int=lambda text: int(text) if len(text) <= 20 else math.inf)
     except RecursionError:
         raise Refused("json_too_deep", "the body nests too deeply") from None
     except ValueError:
         raise Refused("invalid_json", "the body is not JSON in UTF-8") from None
-    if not isinstance(value, dict):
-        raise Refused("invalid_json", "the body must be a JSON object")
-    return value
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    seen: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in seen:
-            shown = ascii(key)[1:-1][:64]
-            raise Refused("duplicate_key", f"{shown}: stands twice in one object", shown)
-        seen[key] = value
-    return seen
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = shown(next(name for name in names if names.count(name) > 1))
+        raise Refused("duplicate_key", f"{twice}: stands twice in one object", twice)
+    return found
+
+def shown(name: str) -> str:
+    """A name that a request made up, short and in ASCII."""
+    return ascii(name[:64])[1:-1]

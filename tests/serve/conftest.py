@@ -95,7 +95,8 @@ class Client:
         return got
 
     def head(self, method: str, path: str, size: int | None, **headers: str) -> bytes:
-        fields = {"Host": "localhost"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
+        key = {"Authorization": f"Bearer {self.key}"} if self.key else {}
+        fields = {"Host": "localhost"} | key
         if size is not None:
             fields |= {"Content-Type": "application/json", "Content-Length": str(size)}
         fields |= {name.replace("_", "-"): value for name, value in headers.items()}
@@ -242,7 +243,7 @@ def adapter(decoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def main(decoder: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    """A server that needs no key, of the decoder and of the adapter as "other"."""
+    """A server without keys, of the decoder and of the adapter as "other"."""
     flags = ("--adapter", f"other={adapter}")
     with serving(decoder, tmp_path_factory.mktemp("main"), *flags) as client:
         yield client

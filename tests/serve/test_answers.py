@@ -13,10 +13,10 @@ import torch
 
 from ftcore.data.chat import encode_prompt
 from ftcore.data.tokenizer import Tokenizer
+from ftcore.evaluate.evaluator import continued, spoken
 from ftcore.model.generate import generate
 from ftcore.model.load import load_model
 from ftcore.tune.adapter import load_adapter
-from ftcore.evaluate.evaluator import continued, spoken, stops
 from kernels.docs import Docs
 from tests.serve.conftest import Client, witnessed
 
@@ -171,7 +171,8 @@ def test_the_end_of_an_answer_is_not_in_its_text(server: Client, tokenizer: Toke
     assert longer["choices"][0]["finish_reason"] == "length" and not longer["choices"][0]["text"]
 
 def test_tokens_there_and_back(server: Client, tokenizer: Tokenizer) -> None:
-    asked = {"role": "user", "content": [{"type": "text", "text": "o"}, {"type": "text", "text": "ne"}]}
+    parts = [{"type": "text", "text": part} for part in ("o", "ne")]
+    asked = {"role": "user", "content": parts}
     tokens = server.post("/tokenize", {"messages": [asked]}).json
     expected = encode_prompt([{"role": "user", "content": "one"}], tokenizer).tolist()
     assert tokens == {"tokens": expected, "count": len(expected), "max_model_len": 2048}

@@ -40,10 +40,9 @@ class Asked:
         self.loaded, names, about = serve.opened(str(model_folder), config)
         self.model: Model = self.loaded.model
         self.tokenizer = Tokenizer.load(self.loaded.folder)
-        served = Served(next(iter(names)), names, self.tokenizer, **about | more)
+        served = Served(names, self.tokenizer, **about | more)
         self.engine = Engine(self.model, threads=1)
-        shapes = {"context": 64, "last_id": 299, "width": 16}
-        self.api = Api(self.engine, served, config, shapes)
+        self.api = Api(self.engine, served, config)
 
     def __call__(self, path: str, **body: Any) -> dict[str, Any]:
         async def ask() -> bytes | None:
@@ -127,7 +126,7 @@ def test_embeddings_in_base64(made: Make) -> None:
     (coded,) = ask("/v1/embeddings", input="one", encoding_format="base64")["data"]
     values = np.frombuffer(base64.b64decode(coded["embedding"]), dtype=np.float32)
     assert np.allclose(values, plain["embedding"], atol=1e-6) and len(values) == 16
-    with pytest.raises(Refused, match="64 of the context"):
+    with pytest.raises(Refused, match="the context's 64"):
         ask("/v1/embeddings", input="x " * 100)
 
 def test_what_fails_in_the_text_ends_one_request(
@@ -153,7 +152,8 @@ def test_a_broken_engine_ends_the_server(made: Make, tmp_path: Path) -> None:
     with pytest.raises(Refused, match="does not work"):
         asyncio.run(api.ready(None, {}))
     config = replace(api.options, port=0)
-    server = Server(api, config, api.meters, Lines(tmp_path / "log", api.meters.lost))
+    log = Lines(tmp_path / "log", api.meters.lost)
+    server = Server(api.routes, lambda: ask.engine.is_broken, config, api.meters, log)
     assert asyncio.run(server.run(lambda port: None)) == 1
 
 @pytest.fixture(autouse=True)

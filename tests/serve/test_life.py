@@ -31,16 +31,6 @@ def begun(client: Client, **fields: Any) -> socket.socket:
     assert sock.recv(20).startswith(b"HTTP/1.1 200")
     return sock
 
-def await_line(client: Client, **expected: Any) -> dict[str, Any]:
-    """The first line of the log that says this."""
-    until = time.monotonic() + 5
-    while time.monotonic() < until:
-        for line in map(json.loads, client.log.read_text().splitlines()):
-            if expected.items() <= line.items():
-                return line
-        time.sleep(0.02)
-    raise AssertionError(f"the log has no {expected}")
-
 @pytest.mark.parametrize("stream", [True, False])
 def test_whoever_leaves_frees_the_place(stream: bool, server: Client) -> None:
     before = server.metrics()["ft_requests_running"]
@@ -113,7 +103,9 @@ def test_every_route_needs_the_key(keyed: Client) -> None:
         assert keyed.get("/v1/models", Authorization=f"bearer {key}").status == 200
         assert keyed.get("/v1/models", Authorization=f"Bearer {key}", Host="any").status == 200
 
-def test_keys_are_compared_in_constant_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_are_compared_in_constant_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     compared = []
 
     def compare(one: bytes, two: bytes) -> bool:
@@ -123,7 +115,7 @@ def test_keys_are_compared_in_constant_time(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(hmac, "compare_digest", compare)
     (tmp_path / "keys").write_text("alpha\nbeta\ngamma")
     config = options(ServeConfig, ["--api-key-file", str(tmp_path / "keys")], script="")
-    server = http.Server(None, config, None, None)
+    server = http.Server({}, bool, config, None, None)
     server._owner({b"authorization": b"Bearer alpha"}, "/info")
     assert [one for one, _ in compared] == [hashlib.sha256(b"alpha").digest()] * 3
 
@@ -220,7 +212,9 @@ def test_time_and_connections_are_limited_and_a_full_disk_is_borne(mortal: Clien
     mortal.process.send_signal(signal.SIGTERM)
     assert mortal.process.wait(10) == 130
 
-def test_what_cannot_be_meant_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_what_cannot_be_meant_is_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     import serve
 
     (tmp_path / "empty").write_text("\n")
