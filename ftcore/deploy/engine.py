@@ -279,15 +279,16 @@ class Engine:
             run(items, said)
             return True
         except Exception:
-            self.errors += 1
-            logger.exception("%d at once did not get through", len(items))
-        if len(items) > 1:
-            return any([self._attempt([item], run, said) for item in items])
-        self._fail(items[0], said)
-        return False
+            if len(items) == 1:
+                self._fail(items[0], said)
+                return False
+            logger.exception("%d at once did not get through: they go on one by one", len(items))
+        return any([self._attempt([item], run, said) for item in items])
 
     def _fail(self, item: Job | tuple[Running, int], said: Said) -> None:
-        """End what raised alone."""
+        """End what has just raised, alone."""
+        self.errors += 1
+        logger.exception("a job has failed")
         finish = Finish("error", "engine_error")
         if isinstance(item, Job):
             said.append((item, finish))

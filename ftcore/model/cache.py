@@ -40,6 +40,8 @@ class Cache:
 
     def leave(self, row: int) -> None:
         """Forget a sequence; the last one takes its row."""
+        for tokens_2GSD in self.read(row, self.lengths[row]):
+            tokens_2GSD.zero_()  # they may be what is not finite, and stay behind the next one's
         last = len(self.lengths) - 1
         if row < last:
             self.write(row, self.read(last, self.lengths[last]))
