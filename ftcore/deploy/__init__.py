@@ -1,1 +1,1 @@
-"""Stage 6, deployment: engine."""
+"""Stage 6, deployment: the inference engine, and the HTTP server over it."""

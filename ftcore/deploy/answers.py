@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ftcore.config import ServeConfig
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.deploy.engine import Engine, Finish, Job, QueueFull, Scores
 from ftcore.deploy.http import Exchange, Refused
 from ftcore.deploy.meters import Meters
+from ftcore.deploy.options import ServeConfig
 from ftcore.deploy.text import Speech
 from ftcore.model.sampling import Token
 

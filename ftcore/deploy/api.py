@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 
-from ftcore.config import ServeConfig
 from ftcore.data.chat import encode_prompt
 from ftcore.data.columns import Chat
 from ftcore.data.pairs import sides
@@ -29,6 +28,7 @@ from ftcore.deploy.engine import Engine, Job
 from ftcore.deploy.fields import Fields, shown
 from ftcore.deploy.http import Exchange, Refused
 from ftcore.deploy.meters import Lines, Meters
+from ftcore.deploy.options import ServeConfig
 from ftcore.errors import DataError
 from ftcore.evaluate.evaluator import stops
 from ftcore.model.sampling import Sampling

@@ -28,8 +28,8 @@ from pathlib import Path
 
 import h11
 
-from ftcore.config import ServeConfig
 from ftcore.deploy.meters import Lines, Meters
+from ftcore.deploy.options import ServeConfig
 
 MAX_HEAD, MAX_FIELDS, BACKLOG = 16 * 1024, 64, 1024  # bytes, fields, waiting connections
 TICK, KEEP_ALIVE, LINGER = 0.25, 15.0, 1.0  # seconds

@@ -6,6 +6,7 @@ in the cache (W2), every request was counted once (W3), the same process is read
 has a line for each request and no text of any (W5).
 """
 
+import asyncio
 import json
 import os
 import re
@@ -20,16 +21,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tokenizers
 import torch
 from prometheus_client.parser import text_string_to_metric_families
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+import serve
+from ftcore.cli import options
 from ftcore.config import PeftConfig
+from ftcore.data.tokenizer import Tokenizer
+from ftcore.deploy.api import Api, Served
+from ftcore.deploy.engine import Engine
+from ftcore.deploy.http import Exchange
+from ftcore.deploy.options import ServeConfig
 from ftcore.model.load import load_model, save_model
 from ftcore.tune import lora
 from ftcore.tune.adapter import save_adapter
+from kernels.docs import Docs
 from tests.data.templates import styles
 
 ROOT = Path(__file__).parents[2]
@@ -203,6 +213,43 @@ def witnessed(client: Client) -> Iterator[Client]:
     assert len(lines) == len({line["id"] for line in lines}) == ended + 2  # W5
     assert CANARY not in client.log.read_text() + (client.folder / "stderr").read_text()
 
+class Asked:
+    """Routes of a model, without a socket."""
+
+    def __init__(self, path: str, folder: Path, flags: tuple[str, ...] = (), **more: Any) -> None:
+        words = ["--precision", "fp32", "--threads", "1", "--feedback", str(folder / "feedback")]
+        config = options(ServeConfig, [*words, *flags], script="serve.py")
+        self.loaded, about = serve.opened(path, config)
+        self.model = self.loaded.model
+        self.tokenizer = Tokenizer.load(self.loaded.folder)
+        served = Served(tokenizer=self.tokenizer, **about | more)
+        adapters = [name for name in about["models"].values() if name]
+        self.engine = Engine(self.model, adapters, threads=1)
+        self.api = Api(self.engine, served, config)
+
+    def __call__(self, path: str, **body: Any) -> dict[str, Any]:
+        async def ask() -> bytes | None:
+            self.api.start()
+            x = Exchange(None, None, 0)
+            x.method, x.body = "POST", json.dumps(body).encode()
+            try:
+                return await self.api.routes[path]["POST"](x)
+            finally:
+                self.engine.is_stopping = True
+                self.engine.news.set()
+                await asyncio.to_thread(self.engine.thread.join)
+                self.engine.is_stopping = False
+
+        return json.loads(asyncio.run(ask()))
+
+    def logits(self, text: str, *, special: bool = True) -> np.ndarray:
+        ids = torch.tensor(self.tokenizer.encode(text, special=special).ids_T)
+        docs, zeros = Docs.from_lengths([len(ids)], "cpu"), torch.zeros_like(ids)
+        head = self.model.head
+        with torch.inference_mode():
+            h_MC = self.model.trunk(ids, docs.positions_N(), zeros, docs, rows_M=head.rows(docs))
+            return head(h_MC, docs)[0].double().numpy()
+
 @pytest.fixture(scope="session")
 def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder: random weights, a byte-level tokenizer, a chat template."""
@@ -242,7 +289,9 @@ def adapter(decoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 @pytest.fixture(scope="session")
-def main(decoder: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+def main(
+    decoder: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Client]:
     """A server without keys, of the decoder and of the adapter as "other"."""
     flags = ("--adapter", f"other={adapter}")
     with serving(decoder, tmp_path_factory.mktemp("main"), *flags) as client:

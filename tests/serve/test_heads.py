@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -13,59 +12,15 @@ import numpy as np
 import pytest
 import torch
 
-import serve
-from ftcore.cli import options
-from ftcore.config import ServeConfig
 from ftcore.data.chat import render_text
-from ftcore.data.tokenizer import Tokenizer
 from ftcore.deploy.answers import Answers
-from ftcore.deploy.api import Api, Served
-from ftcore.deploy.engine import Engine
-from ftcore.deploy.http import Exchange, Refused, Server
+from ftcore.deploy.http import Refused, Server
 from ftcore.deploy.meters import Lines
-from ftcore.model.heads import Model
-from kernels.docs import Docs
-from tests.serve.conftest import QWEN3, filled
+from tests.serve.conftest import QWEN3, Asked, filled
 
 BERT = {"model_type": "bert", "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
         "num_attention_heads": 2, "max_position_embeddings": 64, "initializer_range": 0.5}
 TALK = [{"role": "user", "content": "one?"}, {"role": "assistant", "content": "the other"}]
-
-class Asked:
-    """Routes of a model, without a socket."""
-
-    def __init__(self, model_folder: Path, folder: Path, **more: Any) -> None:
-        flags = ["--precision", "fp32", "--threads", "1", "--feedback", str(folder / "feedback")]
-        config = options(ServeConfig, flags, script="serve.py")
-        self.loaded, names, about = serve.opened(str(model_folder), config)
-        self.model: Model = self.loaded.model
-        self.tokenizer = Tokenizer.load(self.loaded.folder)
-        served = Served(names, self.tokenizer, **about | more)
-        self.engine = Engine(self.model, threads=1)
-        self.api = Api(self.engine, served, config)
-
-    def __call__(self, path: str, **body: Any) -> dict[str, Any]:
-        async def ask() -> bytes | None:
-            self.api.start()
-            x = Exchange(None, None, 0)
-            x.method, x.body = "POST", json.dumps(body).encode()
-            try:
-                return await self.api.routes[path]["POST"](x)
-            finally:
-                self.engine.is_stopping = True
-                self.engine.news.set()
-                await asyncio.to_thread(self.engine.thread.join)
-                self.engine.is_stopping = False
-
-        return json.loads(asyncio.run(ask()))
-
-    def logits(self, text: str, *, special: bool = True) -> np.ndarray:
-        ids = torch.tensor(self.tokenizer.encode(text, special=special).ids_T)
-        docs, zeros = Docs.from_lengths([len(ids)], "cpu"), torch.zeros_like(ids)
-        head = self.model.head
-        with torch.inference_mode():
-            h_MC = self.model.trunk(ids, docs.positions_N(), zeros, docs, rows_M=head.rows(docs))
-            return head(h_MC, docs)[0].double().numpy()
 
 Make = Callable[..., Asked]
 
@@ -78,7 +33,7 @@ def made(decoder: Path, tmp_path: Path) -> Make:
         for name in ("tokenizer.json", "tokenizer_config.json"):
             shutil.copy(decoder / name, folder)
         filled(folder, {**config, "vocab_size": 300}, task)
-        return Asked(folder, tmp_path, **more)
+        return Asked(str(folder), tmp_path, **more)
 
     return make
 

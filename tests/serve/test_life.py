@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from ftcore.cli import options
-from ftcore.config import ServeConfig
 from ftcore.deploy import http
+from ftcore.deploy.options import ServeConfig
 from tests.serve.conftest import CANARY, Client, parsed, serving, witnessed
 
 LONG: dict[str, Any] = {"prompt": "long", "max_tokens": 2000, "ignore_eos": True, "stream": True}
@@ -223,7 +223,8 @@ def test_what_cannot_be_meant_is_refused(
         (["x", "--api-key-file", str(tmp_path / "empty")], "holds no key"),
         (["x", "--api-key-file", str(tmp_path / "none")], "No such file"),
         (["x", "--adapter", "../x=/tmp"], "NAME=FOLDER"), (["x", "--adapter", "a"], "NAME=FOLDER"),
-        (["x", "--adapter", f"a={tmp_path}", f"a={tmp_path}"], "twice"), (["x"], "no such folder"),
+        (["x", "--adapter", f"a={tmp_path}", f"a={tmp_path}"], "new name"),
+        (["x"], "no such folder"),
     ):
         assert serve.main(words) == 2
         assert part in capsys.readouterr().err
