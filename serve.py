@@ -71,7 +71,7 @@ def opened(path: str, config: ServeConfig) -> tuple["LoadedModel", dict[str, Any
         read_labels,
     )
 
-    dtype, products = compute.PRECISIONS[config.precision]
+    extra, (dtype, products) = adapters_of(config), compute.PRECISIONS[config.precision]
     device = compute.resolve_device(config.device, config.kernels)
     run, folders, temperature = Path(path), {}, None
     names: dict[str, str | None] = {run.name: None}
@@ -97,7 +97,7 @@ def opened(path: str, config: ServeConfig) -> tuple["LoadedModel", dict[str, Any
         problem = about.get("problem") or written.get("problem_type")
         problem = problem or ("regression" if len(labels or ()) == 1 else None)
     parts = [base_sha256(loaded.model)]
-    for name, folder in adapters_of(config).items():
+    for name, folder in extra.items():
         if name in names:
             raise ConfigError(f"--adapter {name}: is served by this name already")
         names[name], folders[name] = f"served-{len(names)}", folder
@@ -150,11 +150,12 @@ def serve(path: str, config: ServeConfig) -> int:
 
     async def live() -> int:
         api.start()
-        return await server.run(ready)
+        try:
+            return await server.run(ready)
+        finally:
+            await asyncio.to_thread(engine.stop)
 
-    code = asyncio.run(live())
-    engine.stop()
-    return code
+    return asyncio.run(live())
 
 def command_to_try(where: str, api: "Api") -> str:
     served, file = api.served, api.options.api_key_file

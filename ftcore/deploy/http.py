@@ -17,6 +17,7 @@ import os
 import re
 import secrets
 import signal
+import socket
 import sys
 import time
 import tomllib
@@ -125,6 +126,8 @@ class Server:
         how = {"limit": MAX_HEAD, "backlog": BACKLOG}
         where = self.options.host, self.options.port
         server = await asyncio.start_server(self._connected, *where, **how)
+        for each in server.sockets:  # else the system would hold some MiB more for a slow reader
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1024 * self.options.send_buffer_kib)
         ready(server.sockets[0].getsockname()[1])
         while not self.is_broken() and not (self.stop_at and not self.open):
             await asyncio.sleep(TICK)

@@ -1,5 +1,6 @@
 """Who may ask, who leaves, who is slow, who reads the log; and how a server ends."""
 
+import asyncio
 import hashlib
 import hmac
 import json
@@ -14,8 +15,12 @@ import pytest
 
 from ftcore.cli import options
 from ftcore.deploy import http
+from ftcore.deploy.engine import Engine
+from ftcore.deploy.meters import Lines, Meters
 from ftcore.deploy.options import ServeConfig
+from ftcore.model.heads import Model
 from tests.serve.conftest import CANARY, Client, parsed, serving, witnessed
+from tests.tune.conftest import QWEN3 as SPEC
 
 LONG: dict[str, Any] = {"prompt": "long", "max_tokens": 2000, "ignore_eos": True, "stream": True}
 
@@ -119,6 +124,43 @@ def test_keys_are_compared_in_constant_time(
     server._owner({b"authorization": b"Bearer alpha"}, "/info")
     assert [one for one, _ in compared] == [hashlib.sha256(b"alpha").digest()] * 3
 
+def answered(handler: http.Handler, config: ServeConfig, sent: bytes) -> bytes:
+    """What a server in this process says to a request for /x."""
+    meters = Meters(Engine(Model(SPEC, "lm")), {"version": ""})
+
+    async def ask() -> bytes:
+        how = {"/x": {"GET": handler}}
+        server = http.Server(how, bool, config, meters, Lines(None, meters.lost))
+        listening = await asyncio.start_server(server._connected, "127.0.0.1", 0)
+        async with listening:
+            reader, writer = await asyncio.open_connection(*listening.sockets[0].getsockname())
+            writer.write(sent)
+            said = await reader.read()
+            writer.close()
+            while server.open:
+                await asyncio.sleep(0.01)
+            return said
+
+    return asyncio.run(ask())
+
+def test_silence_is_filled_and_a_failure_is_told_without_its_text(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(http, "KEEP_ALIVE", 0.1)
+    monkeypatch.setattr(http, "TICK", 0.05)
+
+    async def slow(x: http.Exchange) -> None:
+        x.is_streamed = True
+        await asyncio.sleep(0.4)
+        raise ValueError(CANARY)
+
+    said = answered(slow, ServeConfig(), b"GET /x HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    head, _, body = said.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200") and body.startswith(b": keep-alive\n\n: keep-alive")
+    assert b'"internal_error"' in body.split(b"data: ")[1] and b"DONE" not in body
+    told = capfd.readouterr().err
+    assert CANARY not in told + said.decode() and "in slow" in told and "ValueError" in told
+
 def test_one_key_s_prompts_are_no_help_to_another(keyed: Client) -> None:
     def cached(key: str) -> int:
         keyed.key = key
@@ -162,7 +204,7 @@ def test_a_signal_lets_running_answers_end(mortal: Client) -> None:
     while some := sock.recv(65536):
         got += some
     assert got.endswith(b"data: [DONE]\n\n")
-    assert mortal.process.wait(10) == 0
+    assert mortal.process.wait(10) == 0 and not (mortal.folder / "stderr").read_text()
 
 @pytest.mark.parametrize("mortal", [("--drain-seconds", "0.2", "--cache-tokens", "2048")],
                          indirect=True)
@@ -177,7 +219,7 @@ def test_what_is_not_done_in_time_ends_with_an_error(mortal: Client) -> None:
     last = json.loads(got.decode().strip().split("\n\n")[-1].removeprefix("data: "))
     assert last["error"]["code"] == "shutting_down" and b"[DONE]" not in got
     assert parsed(waiting.recv(65536)).error[:2] == (503, "shutting_down")
-    assert mortal.process.wait(10) == 0
+    assert mortal.process.wait(10) == 0 and not (mortal.folder / "stderr").read_text()
 
 def await_waiting(client: Client) -> None:
     until = time.monotonic() + 5
