@@ -35,8 +35,8 @@ from ftcore.model.sampling import Sampling
 
 LATE = 30.0  # seconds without a turn of the engine, after which it is not ready
 ROUTES = {  # path -> coroutine of Api, groups of fields of its body; without any it is for GET
-    "/v1/chat/completions": ("chat", "model messages chat sampling refused ignored"),
-    "/v1/completions": ("complete", "model completion sampling refused ignored"),
+    "/v1/chat/completions": ("generate", "model messages chat sampling refused ignored"),
+    "/v1/completions": ("generate", "model completion sampling refused ignored"),
     "/v1/embeddings": ("embed", "model input embedding ignored"),
     "/v1/classify": ("classify", "model input classify ignored"),
     "/v1/score": ("score", "model messages ignored"),
@@ -72,7 +72,8 @@ class Api:
         self.pool, self.began = ThreadPoolExecutor(2), int(time.time())
         spec, flags = self.model.spec, vars(options)
         self.context = min(spec.max_positions, engine.cache_tokens)
-        numbers = {**flags, "last_id": spec.vocab_size - 1, "width": spec.hidden_size}
+        numbers = {**flags, "context": self.context, "last_id": spec.vocab_size - 1,
+                   "width": spec.hidden_size}
         self.fields = {path: Fields(groups, numbers, flags)
                        for path, (_, groups) in ROUTES.items()}
         self.routes = {path: {"POST" if groups else "GET": partial(self._answer, name, path)}
@@ -107,29 +108,24 @@ class Api:
         if not holds:
             raise Refused("unsupported_task", "this model does something else: see /info", "model")
 
-    async def chat(self, x: Exchange, fields: JsonObject) -> JsonObject | None:
-        if fields["top_logprobs"] is not None and not fields["logprobs"]:
-            raise Refused("invalid_value", "top_logprobs: needs logprobs: true", "top_logprobs")
-        asked = {fields["max_tokens"], fields["max_completion_tokens"]} - {None}
+    async def generate(self, x: Exchange, fields: JsonObject) -> JsonObject | None:
+        self._require(self.model.task == "lm")
+        asked = {fields["max_tokens"], fields.get("max_completion_tokens")} - {None}
+        num_top, is_chat = fields["logprobs"], "messages" in fields
         if len(asked) > 1:
             said = "max_tokens: differs from max_completion_tokens, its other name"
             raise Refused("invalid_value", said, "max_tokens")
-        num_top = (fields["top_logprobs"] or 0) if fields["logprobs"] else None
-        return await self._generate(x, fields, next(iter(asked), None), num_top)
-
-    async def complete(self, x: Exchange, fields: JsonObject) -> JsonObject | None:
-        return await self._generate(x, fields, fields["max_tokens"], fields["logprobs"])
-
-    async def _generate(self, x: Exchange, fields: JsonObject, most: int | None,
-                        num_top: int | None) -> JsonObject | None:
-        self._require(self.model.task == "lm")
+        if is_chat and fields["top_logprobs"] is not None and not num_top:
+            raise Refused("invalid_value", "top_logprobs: needs logprobs: true", "top_logprobs")
+        if is_chat:
+            num_top = (fields["top_logprobs"] or 0) if num_top else None
         read, count = await self._aside(self._prompts, fields), fields["n"]
         if count * len(read) > self.options.prompts:
             said = f"n: times the prompts must be <= {self.options.prompts} (--prompts)"
             raise Refused("too_many_sequences", said, "n")
         longest = max(len(ids) for _, ids in read)
-        most = most or max(1, self.context - longest)
-        self._require_room(longest, "messages" if "messages" in fields else "prompt", most)
+        most = next(iter(asked), max(1, self.context - longest))
+        self._require_room(longest, "messages" if is_chat else "prompt", most)
         if fields["min_tokens"] > most:
             raise Refused("invalid_value", f"min_tokens: must be <= {most}", "min_tokens")
         echoes, adapter = fields.get("echo"), self.served.models[fields["model"]]

@@ -70,7 +70,8 @@ class Fields:
             if not holds(value, number):
                 flag = f" (--{bound.replace('_', '-')})" if bound in self.flags else ""
                 said = f"{path}: must be {words.format(number)}{flag}"
-                raise Refused(code if name.startswith("max") else "invalid_value", said, path)
+                is_much, own = name.startswith("max"), fitting.get("code", code)
+                raise Refused(own if is_much else "invalid_value", said, path)
         if "properties" in fitting:
             return self._object(value, fitting, path)
         if "ids" in fitting:

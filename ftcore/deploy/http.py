@@ -114,6 +114,7 @@ class Server:
                  options: ServeConfig, meters: Meters, log: Lines) -> None:
         self.routes, self.is_broken, self.options = routes, is_broken, options
         self.meters, self.log, self.open = meters, log, set[Exchange]()
+        meters.connections.set_function(lambda: len(self.open))
         self.stop_at = 0.0  # when running requests are cut off; 0: it is not stopping
         keys = options.api_key_file.read_bytes().split() if options.api_key_file else ()
         self.keys = [hashlib.sha256(key).digest() for key in keys]
@@ -126,8 +127,9 @@ class Server:
         how = {"limit": MAX_HEAD, "backlog": BACKLOG}
         where = self.options.host, self.options.port
         server = await asyncio.start_server(self._connected, *where, **how)
-        for each in server.sockets:  # else the system would hold some MiB more for a slow reader
-            each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1024 * self.options.send_buffer_kib)
+        most = 1024 * self.options.send_buffer_kib
+        for each in server.sockets:  # else the system holds some MiB more for a slow reader
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, most)
         ready(server.sockets[0].getsockname()[1])
         while not self.is_broken() and not (self.stop_at and not self.open):
             await asyncio.sleep(TICK)
@@ -143,7 +145,6 @@ class Server:
         x, options = Exchange(reader, writer, 1024 * self.options.send_buffer_kib), self.options
         writer.transport.set_write_buffer_limits(0)  # drain waits for all
         self.open.add(x)
-        self.meters.connections.set(len(self.open))
         try:
             if len(self.open) > options.connections:
                 said = f"{options.connections} are open (--connections)"
@@ -170,7 +171,6 @@ class Server:
                             "seconds": round(seconds, 4), **x.told})
         await x.close(options.stall_seconds)
         self.open.discard(x)
-        self.meters.connections.set(len(self.open))
 
     async def _received(self, x: Exchange) -> Handler:
         """The route that a request asks for, once all of it is there and allowed."""

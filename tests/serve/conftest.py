@@ -50,7 +50,7 @@ QWEN3 = {
     "max_position_embeddings": 2048, "tie_word_embeddings": True, "eos_token_id": 1,
 }  # fmt: skip
 QUICK = (
-    *("--head-seconds", "1.5", "--body-seconds", "1.5", "--send-buffer-kib", "32"),
+    *("--head-seconds", "2", "--body-seconds", "2", "--send-buffer-kib", "32"),
     *("--threads", "1", "--precision", "fp32", "--cache-tokens", "16384"),
 )
 
@@ -140,7 +140,7 @@ class Client:
                 found[sample.name] = found.get(sample.name, 0.0) + sample.value
         return found
 
-    def idle(self, seconds: float = 5.0) -> dict[str, float]:
+    def idle(self, seconds: float = 20.0) -> dict[str, float]:
         """The figures once nothing runs any more."""
         until = time.monotonic() + seconds
         while (told := self.metrics())["ft_kv_cache_usage_ratio"] or told["ft_requests_waiting"]:
@@ -305,11 +305,11 @@ def server(main: Client) -> Iterator[Client]:
 
 @pytest.fixture(scope="session")
 def keyed(decoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    """A small server with two keys, "alpha" and "beta"."""
+    """A small server with two keys, "alpha" and "beta", and Python without asserts."""
     folder = tmp_path_factory.mktemp("keyed")
     (folder / "keys").write_text("alpha\nbeta\n")
     flags = ("--api-key-file", "keys", "--max-sequences", "2", "--queue", "2")
-    with serving(decoder, folder, *flags) as client:
+    with serving(decoder, folder, *flags, optimised=True) as client:
         client.key = "alpha"
         yield client
 
