@@ -31,6 +31,7 @@ from ftcore.errors import ModelError
 from ftcore.model.cache import Cache
 from ftcore.model.heads import Model
 from ftcore.model.sampling import Draft, Sampling, Token, next_tokens, with_logprobs
+from ftcore.model.transformer import Linear
 from ftcore.tune.lora import layers_with, mixed
 from kernels.docs import Docs
 
@@ -114,6 +115,9 @@ class Engine:
                  threads: int | None = None) -> None:
         layers_with(model, adapters)
         self.model, self.adapters, self.threads = model.eval(), {*adapters, None}, threads
+        for module in self.model.modules():
+            if type(module) is Linear:
+                module.pack()
         self.max_sequences, self.max_waiting = max_sequences, max_waiting
         self.prefill_tokens, self.cache_tokens = prefill_tokens, cache_tokens
         self.cache, self.kept = Cache(model.spec.num_layers), deque[Kept]()
