@@ -1,1 +1,1 @@
-"""Stage 6, deployment: engine."""
+"""Stage 6, deployment: jobs -> engine."""

@@ -95,7 +95,7 @@ class Linear(Layer, nn.Linear):
     packed: tuple[Tensor, Tensor | None] | None = None  # what `pack` made
 
     def forward(self, x_NC: Tensor) -> Tensor:
-        if self.packed is None:
+        if self.packed is None or torch.is_grad_enabled():
             return F.linear(*self.cast(x_NC))
         (weight, bias_O), N = self.packed, len(x_NC)
         x_NC = x_NC.to(self.dtype)

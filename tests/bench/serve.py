@@ -87,8 +87,9 @@ def steps_of(engine: Engine, asked: Requests) -> Counter[tuple[int, int]]:
     """Rows of the stream and of the head in each step."""
     found: Counter[tuple[int, int]] = Counter()
     rows: list[int] = []
-    hooks = [engine.model.trunk.register_forward_pre_hook(lambda _, args: rows.append(len(args[0]))),
-             engine.model.head.register_forward_pre_hook(
+    trunk, head = engine.model.trunk, engine.model.head
+    hooks = [trunk.register_forward_pre_hook(lambda _, args: rows.append(len(args[0]))),
+             head.register_forward_pre_hook(
                  lambda _, args: found.update([(rows[-1], len(args[0]))]))]
     ours(engine, asked)
     for hook in hooks:
@@ -145,8 +146,9 @@ def compare(folder: Path, name: str, said: argparse.Namespace) -> dict[str, dict
         mine, other, least = (statistics.median(column) for column in zip(*rounds, strict=True))
         ratio = statistics.median(b / a for a, b, _ in rounds)
         bar = BARS.get((load, name))
-        print(f"{load:10} {name}: ours {tokens / mine:7.1f} tokens/s, theirs {tokens / other:7.1f}, "
-              f"{ratio:.2f}x (bar {bar or 'none'}); floor {least / mine:.0%} of our time", flush=True)
+        rates = f"ours {tokens / mine:7.1f} tokens/s, theirs {tokens / other:7.1f}, {ratio:.2f}x"
+        print(f"{load:10} {name}: {rates} (bar {bar or 'none'}); floor {least / mine:.0%} of ours",
+              flush=True)
         found[f"{load} {name}"] = {
             "ours_tokens_per_s": tokens / mine, "theirs_tokens_per_s": tokens / other,
             "ratio": ratio, "bar": bar, "floor_share": least / mine}
