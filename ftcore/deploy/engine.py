@@ -17,20 +17,19 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from contextlib import nullcontext, suppress
 from itertools import chain
 from os.path import commonprefix
-from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from ftcore.deploy.jobs import Finish, Job, Kept, QueueFull, Running, Said, Scores
 from ftcore.errors import ModelError
 from ftcore.model.cache import Cache
 from ftcore.model.heads import Model
-from ftcore.model.sampling import Draft, Sampling, Token, next_tokens, with_logprobs
+from ftcore.model.sampling import Token, next_tokens
+from ftcore.model.transformer import Linear
 from ftcore.tune.lora import layers_with, mixed
 from kernels.docs import Docs
 
@@ -39,63 +38,6 @@ MOST_FAILURES = 3  # steps in a row that nothing gets through
 IDLE_SECONDS = 1.0  # between two beats where there is nothing to do
 
 logger = logging.getLogger(__name__)
-
-class QueueFull(RuntimeError):
-    """As many jobs wait as may."""
-
-class Scores(NamedTuple):
-    """The answer to a job without sampling: logits of classes, a reward, or an embedding: the mean
-    over the tokens of an encoder, the last token of a decoder."""
-    values: list[float]
-
-class Finish(NamedTuple):
-    """The last thing that is said of a job."""
-    reason: str  # "stop" (a stop id), "length", "cancelled", "error"
-    code: str = ""  # of an error: "engine_error", "non_finite_logits", "shutting_down"
-    cached_tokens: int = 0  # of the prompt, found in the prefix cache
-
-@dataclass(eq=False)
-class Job:
-    """One sequence: what is asked. Of its tokens every one is said, a stop id too; where the
-    prompt's log-probabilities are asked for, those of the prompt before."""
-    ids: list[int]  # the prompt
-    sampling: Sampling | None  # None: one pass, answered by Scores, then Finish("stop")
-    adapter: str | None = None  # name of a loaded one; None: the base
-    owner: str = ""  # whose prefix cache it may use
-    listener: object = None  # opaque
-
-    @property
-    def size(self) -> int:
-        """Tokens that it may come to."""
-        return len(self.ids) + (self.sampling.max_new_tokens if self.sampling else 0)
-
-Said = list[tuple[Job, Token | Scores | Finish]]
-
-@dataclass(eq=False)
-class Running:
-    """A sequence in the cache."""
-    job: Job
-    row: int  # of the cache
-    chance_T: np.ndarray  # a number for each place of the answer
-    answer: list[int] = field(default_factory=list)
-    done: int = 0  # tokens in the cache
-    hit: int = 0  # of those, found there
-
-    @property
-    def ids(self) -> list[int]:
-        """Prompt and answer."""
-        return self.job.ids + self.answer
-
-    @property
-    def left(self) -> int:
-        """Tokens that are to be read before the next one is drawn."""
-        return len(self.job.ids) + len(self.answer) - self.done
-
-class Kept(NamedTuple):
-    """What a finished sequence leaves in the prefix cache."""
-    whose: tuple[str, str | None]  # owner and adapter
-    ids: list[int]
-    tokens: list[Tensor]  # as Cache.read gives them
 
 class Engine:
     """Answers jobs in a thread of its own; other threads submit, cancel, and read its figures.
@@ -114,6 +56,9 @@ class Engine:
                  threads: int | None = None) -> None:
         layers_with(model, adapters)
         self.model, self.adapters, self.threads = model.eval(), {*adapters, None}, threads
+        for module in self.model.modules():
+            if type(module) is Linear:
+                module.pack()
         self.max_sequences, self.max_waiting = max_sequences, max_waiting
         self.prefill_tokens, self.cache_tokens = prefill_tokens, cache_tokens
         self.cache, self.kept = Cache(model.spec.num_layers), deque[Kept]()
@@ -182,13 +127,13 @@ class Engine:
         while not self.is_stopping:
             self.beat = time.monotonic()
             self.news.clear()
-            self._deliver(deliver, self.turn())
+            self._tell(deliver, self.turn())
             if not self.running and not self.waiting:
                 self.news.wait(IDLE_SECONDS)
         jobs = [*(one.job for one in self.running), *self.waiting]
-        self._deliver(deliver, [(job, Finish("error", "shutting_down")) for job in jobs])
+        self._tell(deliver, [(job, Finish("error", "shutting_down")) for job in jobs])
 
-    def _deliver(self, deliver: Callable[[Said], None], said: Said) -> None:
+    def _tell(self, deliver: Callable[[Said], None], said: Said) -> None:
         try:
             if said:
                 deliver(said)
@@ -198,7 +143,7 @@ class Engine:
 
     def turn(self) -> Said:
         """What the head of this file says."""
-        said: Said = []
+        said, start = [], time.monotonic()
         while self.cancelled:
             job = self.cancelled.popleft()
             if job in self.waiting:
@@ -206,8 +151,7 @@ class Engine:
                 said.append((job, Finish("cancelled")))
             for one in [one for one in self.running if one.job is job]:
                 self._end(one, Finish("cancelled"), said)
-        start = time.monotonic()
-        work = [(self._admit(said), self._score), (self._plan(), self._step)]
+        work = [(self._admit(said), self._score), (self._plan(said), self._step)]
         if passed := [self._attempt(items, run, said) for items, run in work if items]:
             self.step_seconds, self.num_steps = time.monotonic() - start, self.num_steps + 1
             self.failures = 0 if any(passed) or self._lives() else self.failures + 1
@@ -224,51 +168,55 @@ class Engine:
         scored: list[Job] = []
         while self.waiting:
             job, jobs = self.waiting[0], [one.job for one in self.running]
+            is_full = len(jobs) >= self.max_sequences
             if job.sampling is None:
                 if scored and sum(len(j.ids) for j in (*scored, job)) > self.prefill_tokens:
                     break
-                scored.append(self.waiting.popleft())
-                continue
-            is_full = len(jobs) >= self.max_sequences
-            if is_full or jobs and self._area([*jobs, job]) > self.cache_tokens:
+                scored.append(job)
+            elif is_full or jobs and self._area([*jobs, job]) > self.cache_tokens:
                 break
+            else:
+                try:
+                    chance_T = job.sampling.chances()
+                    self.running.append(Running(job, self.cache.join(), chance_T, [*job.ids]))
+                except Exception:
+                    self._fail(job, said)
             self.waiting.popleft()
-            try:
-                chance_T = job.sampling.chances()
-                self.running.append(Running(job, self.cache.join(), chance_T))
-            except Exception:
-                self._fail(job, said)
         return scored
 
-    def _plan(self) -> list[tuple[Running, int]]:
-        """Whose tokens are read in the next step, and how many; in the cache's order."""
-        group, budget = [], self.prefill_tokens
-        for place, one in enumerate(self.running):
-            if one.done and one.left == 1:
-                group.append((one, 1))
-            elif budget and (one.done or self._is_warm(one, self.running[:place])):
-                group.append((one, min(one.left, budget)))
-                budget -= group[-1][1]
-        return sorted(group, key=lambda pair: (not pair[0].done, pair[1] > 1))
+    def _plan(self, said: Said) -> list[Running]:
+        """Who takes part in the next step, with how many tokens; in the cache's order."""
+        budget, ahead = self.prefill_tokens, []
+        for one in [*self.running]:
+            one.take = int(one.done > 0 and len(one.ids) - one.done == 1)
+            if budget and not one.take:
+                try:
+                    if one.done or self._warm(one, ahead):
+                        one.take = min(len(one.ids) - one.done, budget)
+                        budget -= one.take
+                except Exception:
+                    self._fail(one, said)
+            ahead.append(one)
+        group = [one for one in self.running if one.take]
+        return sorted(group, key=lambda one: (not one.done, one.take > 1))
 
-    def _is_warm(self, one: Running, ahead: Sequence[Running]) -> bool:
+    def _warm(self, one: Running, ahead: Sequence[Running]) -> bool:
         """Copy what others have read of its prompt; False: better wait until one ahead has."""
-        if one.job.sampling.prompt_logprobs:
-            return True
         whose, most = (one.job.owner, one.job.adapter), len(one.job.ids) - 1
+        peers = [Kept((o.job.owner, o.job.adapter), o.ids, o) for o in ahead]
         shared, source = LEAST_PREFIX - 1, None
-        peers = [o for o in ahead if (o.job.owner, o.job.adapter) == whose]
-        for other in (*peers, *(kept for kept in self.kept if kept.whose == whose)):
-            count = min(most, len(commonprefix([one.job.ids, other.ids])))
-            if count > shared:
-                shared, source = count, other
-        if isinstance(source, Running) and source.done < shared:
-            return False
-        self.prefix_queries += len(one.job.ids)
+        for kept in [] if one.job.sampling.prompt_logprobs else (*peers, *self.kept):
+            if kept.whose == whose:
+                count = min(most, len(commonprefix([one.ids, kept.ids])))
+                if count > shared:
+                    shared, source = count, kept.tokens
+        if isinstance(source, Running):
+            if source.done < shared:
+                return False
+            source = self.cache.read(source.row, shared)
+        self.prefix_queries += len(one.ids)
         if source is not None:
-            tokens = source.tokens if isinstance(source, Kept) else self.cache.read(
-                source.row, shared)
-            self.cache.write(one.row, [tokens_2GSD[:, :, :shared] for tokens_2GSD in tokens])
+            self.cache.write(one.row, [tokens_2GSD[:, :, :shared] for tokens_2GSD in source])
             one.done = one.hit = shared
             self.prefix_hits += shared
         return True
@@ -285,23 +233,21 @@ class Engine:
             logger.exception("%d at once did not get through: they go on one by one", len(items))
         return any([self._attempt([item], run, said) for item in items])
 
-    def _fail(self, item: Job | tuple[Running, int], said: Said) -> None:
+    def _fail(self, item: Job | Running, said: Said) -> None:
         """End what has just raised, alone."""
         self.errors += 1
         logger.exception("a job has failed")
         finish = Finish("error", "engine_error")
-        if isinstance(item, Job):
-            said.append((item, finish))
-        else:
-            self._end(item[0], finish, said)
+        if isinstance(item, Running):
+            return self._end(item, finish, said)
+        return said.append((item, finish))
 
     def _lives(self) -> bool:
         """Whether a token of the base gets through, where jobs did not."""
-        try:
+        with suppress(Exception):
             self._logits([[0]], [None])
             return True
-        except Exception:
-            return False
+        return False
 
     def _logits(self, parts: Sequence[Sequence[int]], adapters: Sequence[str | None],
                 rows: Sequence[int] | None = None, asked: Sequence[int] | None = None) -> Tensor:
@@ -337,57 +283,47 @@ class Engine:
             else:
                 said.append((job, Finish("error", "non_finite_logits")))
 
-    def _step(self, group: list[tuple[Running, int]], said: Said) -> None:
+    def _step(self, group: list[Running], said: Said) -> None:
         """Read so many tokens of each sequence; those whose prompt is read grow by one. What is
         said, and kept of the sequences, changes only after all that may raise."""
-        told, drawing, rows, start = [], [], [], 0  # rows: of the stream whose logits are asked for
-        for one, count in group:
-            start += count
+        known, drawing, rows, start = [], [], [], 0  # rows: whose logits are asked for
+        for one in group:
+            start += one.take
             if one.job.sampling.prompt_logprobs and one.done < len(one.job.ids):
-                ids = one.job.ids[one.done + 1 : one.done + count + 1]
-                told.append((one, len(rows), ids))
-                rows += range(start - count, start - 1)
-            drawing += [(one, len(rows))] if one.left == count else []
+                known.append((one, len(rows)))
+                rows += range(start - one.take, start - 1)
+            if one.done + one.take == len(one.ids):
+                drawing.append((one, len(rows)))
             rows.append(start - 1)
         try:
             logits_MV = self._logits(
-                [one.ids[one.done : one.done + count] for one, count in group],
-                [one.job.adapter for one, _ in group], [one.row for one, _ in group],
+                [one.ids[one.done : one.done + one.take] for one in group],
+                [one.job.adapter for one in group], [one.row for one in group],
                 rows if len(rows) < start else None)
-            prompts = [self._prompt_tokens(one, ids, logits_MV[first:]) for one, first, ids in told]
-            drafts = [Draft(one.job.sampling, one.job.ids, one.answer, one.chance_T)
-                      for one, _ in drawing]
+            told = [(one.job, token) for one, first in known
+                    for token in one.known_tokens(logits_MV[first : first + one.take])]
             asked = [row for _, row in drawing]
-            tokens = next_tokens(logits_MV if len(asked) == len(rows) else logits_MV[asked], drafts)
+            z_BV = logits_MV if len(asked) == len(rows) else logits_MV[asked]
+            tokens = next_tokens(z_BV, [one.draft for one, _ in drawing])
         except Exception:
-            for one, _ in group:
+            for one in group:
                 self.cache.lengths[one.row] = one.done
             raise
-        for one, count in group:
-            one.done += count
-        for (one, _, _), known in zip(told, prompts, strict=True):
-            said += [(one.job, token) for token in known]
+        said += told
+        for one in group:
+            one.done += one.take
         for (one, _), token in zip(drawing, tokens, strict=True):
             self._grow(one, token, said)
-
-    def _prompt_tokens(self, one: Running, ids: list[int], logits_MV: Tensor) -> list[Token]:
-        """Those of a prompt by the logits before each; the first has none."""
-        first = [] if one.done else [Token(one.job.ids[0])]
-        tops = [one.job.sampling.num_top or 0] * len(ids)
-        ids_M = torch.tensor(ids, dtype=torch.long, device=logits_MV.device)
-        return first + with_logprobs(logits_MV[: len(ids)], ids_M, tops)
 
     def _grow(self, one: Running, token: Token | None, said: Said) -> None:
         """Say a new token; end a sequence that stops, is long enough, or has none."""
         if token is None:
             return self._end(one, Finish("error", "non_finite_logits"), said)
-        one.answer.append(token.id)
+        one.ids.append(token.id)
         said.append((one.job, token))
         if token.id in one.job.sampling.stop_ids:
-            self._end(one, Finish("stop"), said)
-        elif len(one.answer) == one.job.sampling.max_new_tokens:
-            self._end(one, Finish("length"), said)
-        return None
+            return self._end(one, Finish("stop"), said)
+        return self._end(one, Finish("length"), said) if len(one.ids) == one.job.size else None
 
     def _end(self, one: Running, finish: Finish, said: Said) -> None:
         """Free a sequence's place, keeping its tokens for prompts that begin so."""

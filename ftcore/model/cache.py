@@ -17,14 +17,14 @@ from kernels.attention import attention
 from kernels.attention_decode import attention_decode
 from kernels.docs import Docs, rounded
 
-FIRST_SLOTS = 64
+SLOTS = 64  # that a slab grows by; cost: all of them are read, since bf16 products copy what is cut
 
 class Cache:
     """Keys and values of B sequences, each a row of one contiguous slab per layer.
 
     lengths     cached tokens of each row, those of the current stream too
     attends     the attention of each layer over its slab, for `Transformer.forward`
-    memory      2 L B S G D values: B up to the next of `rounded`, S to the next power of two
+    memory      2 L B S G D values: B up to the next of `rounded`, S up to a multiple of `SLOTS`
     layout      2BGSD, whose products in decoding need no copy
     """
 
@@ -78,7 +78,7 @@ class Cache:
         place = {row: index for index, row in enumerate(rows[:singles])}
         B = len(self.lengths)
         lengths = [self.lengths[row] if row in place else 1 for row in range(B)]
-        self.num_singles, self.reach = singles, max(lengths)
+        self.num_singles = singles
         self.lengths_B, self.asked_B = torch.tensor(
             [lengths, [place.get(row, 0) for row in range(B)]], device=device)
         past_B, row_B = torch.tensor([pasts, [*rows]], device=device)
@@ -87,10 +87,11 @@ class Cache:
         return self.slots_N
 
     def _fitted(self, layer: int, k_NGD: Tensor) -> Tensor:
-        """The slab of a layer, made anew where it has too few rows or slots."""
-        slab_2BGSD, rows, slots = self.slabs[layer], len(self.lengths), max(self.lengths)
-        if slab_2BGSD is None or slab_2BGSD.shape[1] < rows or slab_2BGSD.shape[3] < slots:
-            slots, (_, G, D) = max(FIRST_SLOTS, 1 << (slots - 1).bit_length()), k_NGD.shape
+        """The slab of a layer, made anew where it has too few rows, or too few or many slots."""
+        slab_2BGSD, rows = self.slabs[layer], len(self.lengths)
+        slots, (_, G, D) = -(-max(self.lengths) // SLOTS) * SLOTS, k_NGD.shape
+        if (slab_2BGSD is None or slab_2BGSD.shape[1] < rows
+                or not slots <= slab_2BGSD.shape[3] < 2 * slots):
             # Zeros, since an unused slot has weight 0 in the products but must be finite.
             new_2BGSD = k_NGD.new_zeros(2, rounded(rows), G, slots, D)
             if slab_2BGSD is not None:
@@ -105,7 +106,7 @@ class Cache:
         slab_2BSGD, parts = self._fitted(layer, k_NGD).transpose(2, 3), []
         slab_2BSGD[:, self.rows_N, self.slots_N] = torch.stack((k_NGD, v_NGD))
         if self.num_singles:
-            k_BSGD, v_BSGD = slab_2BSGD[:, : len(self.lengths), : self.reach]
+            k_BSGD, v_BSGD = slab_2BSGD[:, : len(self.lengths)]
             q_BHD = q_NHD.index_select(0, self.asked_B)
             o_BHD = attention_decode(q_BHD, k_BSGD, v_BSGD, self.lengths_B, **rule)
             parts.append(o_BHD.index_select(0, self.rows_N[: self.num_singles]))

@@ -92,8 +92,27 @@ class Layer(nn.Module):
 class Linear(Layer, nn.Linear):
     """An nn.Linear whose values come later."""
 
+    packed: tuple[Tensor, Tensor | None] | None = None  # what `pack` made
+
     def forward(self, x_NC: Tensor) -> Tensor:
-        return F.linear(*self.cast(x_NC))
+        if self.packed is None or torch.is_grad_enabled():
+            return F.linear(*self.cast(x_NC))
+        (weight, bias_O), N = self.packed, len(x_NC)
+        x_NC = x_NC.to(self.dtype)
+        if N < 4:  # cost: four rows take less time than one
+            x_NC = F.pad(x_NC, (0, 0, 0, 4 - N))
+        return torch.ops.mkldnn._linear_pointwise(x_NC, weight, bias_O, "none", [], "")[:N]
+
+    def pack(self) -> None:
+        """Answer from a copy of what the values are now, in oneDNN's own layout, if on a CPU and in
+        fp32 or bf16: without gradients, 1.2 to 2.5 times as fast for up to 64 rows."""
+        self.dtype = self.compute or self.weight.dtype
+        halves = torch.float32, torch.bfloat16
+        if self.weight.device.type == "cpu" and self.dtype in halves:
+            weight_OC = self.weight.detach().to(self.dtype).contiguous()
+            packed = torch.ops.mkldnn._reorder_linear_weight(weight_OC, 16)
+            bias_O = None if self.bias is None else self.bias.detach().to(self.dtype)
+            self.packed = packed, bias_O
 
     def cast(self, x_NC: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """x, weight and bias in the dtype of the product; gradients return in their own."""

@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from ftcore.model.cache import FIRST_SLOTS, Cache
+from ftcore.model.cache import SLOTS, Cache
 from ftcore.model.heads import Model
 from ftcore.model.load import load_model
 from kernels.docs import Docs
@@ -70,11 +70,11 @@ def test_tokens_are_copied_from_one_row_to_another(model, documents) -> None:
 
 def test_memory_grows_with_the_longest_and_shrinks_when_it_has_left(model, documents) -> None:
     cache = Cache(model.spec.num_layers)
-    grow(model, cache, [(cache.join(), documents([FIRST_SLOTS * 3])[0])])
-    assert all(slab.shape == (2, 8, 2, 4 * FIRST_SLOTS, 16) for slab in cache.slabs)
+    grow(model, cache, [(cache.join(), documents([SLOTS * 2 + 1])[0])])
+    assert all(slab.shape == (2, 8, 2, 3 * SLOTS, 16) for slab in cache.slabs)
     cache.leave(0)
     grow(model, cache, [(cache.join(), ids) for ids in documents([4] * 9)])
-    assert all(slab.shape == (2, 16, 2, FIRST_SLOTS, 16) for slab in cache.slabs)
+    assert all(slab.shape == (2, 16, 2, SLOTS, 16) for slab in cache.slabs)
 
 def test_a_stream_in_another_order_is_refused(model) -> None:
     cache = Cache(model.spec.num_layers)
