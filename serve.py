@@ -135,7 +135,7 @@ def serve(path: str, config: ServeConfig) -> int:
         max_sequences=config.max_sequences, prefill_tokens=config.prefill_tokens,
         cache_tokens=config.cache_tokens, threads=config.threads)
     api = Api(engine, Served(tokenizer=Tokenizer.load(loaded.folder), **about), config)
-    log = Lines(config.log, api.meters.lost)
+    log = Lines(config.log, api.meters)
     server = Server(api.routes, lambda: engine.is_broken, config, api.meters, log)
     weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     slot = 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim

@@ -8,17 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from ftcore.data.tokenizer import Tokenizer
-from ftcore.deploy.engine import Engine, Finish, Job, QueueFull, Scores
+from ftcore.deploy.engine import Engine
 from ftcore.deploy.http import Exchange, Refused
+from ftcore.deploy.jobs import Finish, Job, QueueFull, Scores
 from ftcore.deploy.meters import Meters
 from ftcore.deploy.options import ServeConfig
 from ftcore.deploy.text import Speech
 from ftcore.model.sampling import Token
 
-FAILURES = {"non_finite_logits": "the model's numbers are not finite; its weights may be damaged",
-            "shutting_down": "the server stops before the answer is complete",
-            "engine_error": "the engine failed at this request; the log says where"}
-Said = Token | Scores | Finish
+Word = Token | Scores | Finish
 
 @dataclass(frozen=True)
 class Service:
@@ -58,26 +56,26 @@ class Work:
                 engine.cancel(job)
         return [self.values[job] for job in self.jobs if job in self.values]
 
-    def hear(self, job: Job, said: Said) -> None:
+    def hear(self, job: Job, said: Word) -> None:
         """One word of the engine; what fails here ends this request alone."""
         if self.done.done():
             return
         if not self.first.done():
             self.first.set_result(None)
-            self.service.meters.observe(
-                time_to_first_token_seconds=time.monotonic() - self.x.began)
+            first = self.service.meters.histograms["time_to_first_token_seconds"]
+            first.observe(time.monotonic() - self.x.began)
         try:
             if isinstance(said, Finish):
                 self.left.discard(job)
                 if said.reason == "error":
-                    raise Refused(said.code, FAILURES[said.code])
+                    raise Refused(said.code, "the answer was not completed; the log may say why")
             self.take(job, said)
             if not self.left:
                 self.done.set_result(None)
         except Exception as error:
             self.done.set_exception(error)
 
-    def take(self, job: Job, said: Said) -> None:
+    def take(self, job: Job, said: Word) -> None:
         if isinstance(said, Scores):
             self.values[job] = said.values
 
@@ -105,9 +103,9 @@ class Answers(Work):
     def __init__(self, service: Service, x: Exchange, jobs: Sequence[Job],
                  fields: Mapping[str, Any], echoes: Sequence[str]) -> None:
         super().__init__(service, x, jobs)
-        self.is_chat, self.choices, stops = "messages" in fields, {}, fields["stop"] or []
+        self.is_chat, self.choices, stops = "messages" in fields, {}, fields["stop"]
         self.streams = x.is_streamed = fields["stream"]
-        self.tells_usage = bool((fields["stream_options"] or {}).get("include_usage"))
+        self.tells_usage = bool(fields["stream_options"].get("include_usage"))
         self.wants_logprobs = fields["logprobs"] not in (None, False)
         kind = "chat.completion" if self.is_chat else "text_completion"
         self.head = {"id": f"{'chatcmpl' if self.is_chat else 'cmpl'}-{x.id}",
@@ -120,7 +118,7 @@ class Answers(Work):
                             trims=self.is_chat)
             self.choices[job] = Choice(index, speech, echo)
 
-    def take(self, job: Job, said: Said) -> None:
+    def take(self, job: Job, said: Word) -> None:
         choice, is_last = self.choices[job], isinstance(said, Finish)
         if is_last:
             choice.text += choice.speech.end()
@@ -131,7 +129,8 @@ class Answers(Work):
             choice.text += choice.speech.add(said)
             before, choice.last = choice.last, time.monotonic()
             if before and choice.num_tokens > 1:
-                self.service.meters.observe(inter_token_latency_seconds=choice.last - before)
+                gaps = self.service.meters.histograms["inter_token_latency_seconds"]
+                gaps.observe(choice.last - before)
             if choice.speech.is_stopped:
                 choice.reason = "stop"
                 self.service.engine.cancel(job)

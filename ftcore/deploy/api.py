@@ -23,10 +23,11 @@ from ftcore.data.chat import encode_prompt
 from ftcore.data.columns import Chat
 from ftcore.data.pairs import sides
 from ftcore.data.tokenizer import Tokenizer
-from ftcore.deploy.answers import Answers, Said, Service, Work
-from ftcore.deploy.engine import Engine, Job
-from ftcore.deploy.fields import Fields, shown
+from ftcore.deploy.answers import Answers, Service, Work
+from ftcore.deploy.engine import Engine
+from ftcore.deploy.fields import TABLE, Fields, shown
 from ftcore.deploy.http import Exchange, Refused
+from ftcore.deploy.jobs import Job, Said
 from ftcore.deploy.meters import Lines, Meters
 from ftcore.deploy.options import ServeConfig
 from ftcore.errors import DataError
@@ -34,19 +35,7 @@ from ftcore.evaluate.evaluator import stops
 from ftcore.model.sampling import Sampling
 
 LATE = 30.0  # seconds without a turn of the engine, after which it is not ready
-ROUTES = {  # path -> coroutine of Api, groups of fields of its body; without any it is for GET
-    "/v1/chat/completions": ("generate", "model messages chat sampling refused ignored"),
-    "/v1/completions": ("generate", "model completion sampling refused ignored"),
-    "/v1/embeddings": ("embed", "model input embedding ignored"),
-    "/v1/classify": ("classify", "model input classify ignored"),
-    "/v1/score": ("score", "model messages ignored"),
-    "/v1/feedback": ("keep_feedback", "feedback"),
-    "/tokenize": ("tokenize", "model prompt messages"), "/detokenize": ("detokenize", "tokens"),
-    "/v1/models": ("models", ""), "/info": ("info", ""), "/openapi.json": ("openapi", ""),
-    "/metrics": ("metrics", ""), "/health": ("ready", ""), "/health/ready": ("ready", ""),
-    "/health/live": ("live", ""), "/health/generate": ("try_out", "")}
-OWN_NAMES = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty",
-             "frequency_penalty")  # of fields that Sampling has too
+ROUTES = TABLE["routes"]
 JsonObject = dict[str, Any]
 
 @dataclass(frozen=True)
@@ -68,7 +57,7 @@ class Api:
         build = {"version": version("ftcore"), "model_hash": served.fingerprint}
         self.meters = meters = Meters(engine, build)
         self.service = Service(engine, self.tokenizer, options, meters, served.fingerprint)
-        self.feedback = Lines(options.feedback, self.meters.lost)
+        self.feedback = Lines(options.feedback, meters)
         self.pool, self.began = ThreadPoolExecutor(2), int(time.time())
         spec, flags = self.model.spec, vars(options)
         self.context = min(spec.max_positions, engine.cache_tokens)
@@ -83,7 +72,7 @@ class Api:
 
     def start(self) -> None:
         """Let the engine work, and hand out what it says."""
-        def hand_out(said: Sequence[tuple[Job, Said]]) -> None:
+        def hand_out(said: Said) -> None:
             for job, word in said:
                 job.listener(job, word)
 
@@ -128,13 +117,13 @@ class Api:
         self._require_room(longest, "messages" if is_chat else "prompt", most)
         if fields["min_tokens"] > most:
             raise Refused("invalid_value", f"min_tokens: must be <= {most}", "min_tokens")
-        echoes, adapter = fields.get("echo"), self.served.models[fields["model"]]
+        echoes, adapter = fields.get("echo", False), self.served.models[fields["model"]]
         seed = secrets.randbits(62) if fields["seed"] is None else fields["seed"]
+        same = {name: fields[name] for name in fields if name in Sampling.__dataclass_fields__}
         sampling = Sampling(
-            most, **{name: fields[name] for name in OWN_NAMES}, num_top=num_top,
-            min_new_tokens=fields["min_tokens"], logit_bias=fields["logit_bias"] or {},
+            **same, max_new_tokens=most, min_new_tokens=fields["min_tokens"], num_top=num_top,
             stop_ids=frozenset() if fields["ignore_eos"] else stops(self.tokenizer),
-            prompt_logprobs=bool(echoes) and num_top is not None)
+            prompt_logprobs=echoes and num_top is not None)
         each = [(text, ids) for text, ids in read for _ in range(count)]
         jobs = [Job(ids, replace(sampling, seed=(seed + place) % 2**63), adapter)
                 for place, (_, ids) in enumerate(each)]
@@ -283,12 +272,10 @@ class Api:
 
     async def openapi(self, x: Exchange, fields: JsonObject) -> JsonObject:
         paths, answers = {}, {"default": {"description": "an answer, or an error object"}}
-        for path, (name, groups) in ROUTES.items():
-            told = {"operationId": f"{name}{path}", "responses": answers}
-            if groups:
-                body = {"content": {"application/json": {"schema": self.fields[path].schema()}}}
-                told["requestBody"] = body
-            paths[path] = {"post" if groups else "get": told}
+        for path, fields_of in self.fields.items():
+            schema = {"application/json": {"schema": fields_of.schema(fields_of.rule)}}
+            body = {"requestBody": {"content": schema}} if ROUTES[path][1] else {}
+            paths[path] = {"post" if body else "get": {"responses": answers, **body}}
         about = {"title": "ftcore", "version": version("ftcore")}
         return {"openapi": "3.1.0", "info": about, "paths": paths}
 

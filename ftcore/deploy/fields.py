@@ -18,16 +18,9 @@ from ftcore.errors import nearest
 Rule = Mapping[str, Any]
 KINDS = {"integer": int, "number": int | float, "string": str, "boolean": bool, "array": list,
          "object": dict}
-BOUNDS = {  # whether it holds, and in words
-    "minimum": (lambda x, y: x >= y, ">= {}"), "maximum": (lambda x, y: x <= y, "<= {}"),
-    "exclusiveMinimum": (lambda x, y: x > y, "> {}"),
-    "minLength": (lambda x, y: len(x.encode()) >= y, "of >= {} bytes"),
-    "maxLength": (lambda x, y: len(x.encode()) <= y, "of <= {} bytes"),
-    "minItems": (lambda x, y: len(x) >= y, "of >= {} items"),
-    "maxItems": (lambda x, y: len(x) <= y, "of <= {} items"),
-    "maxProperties": (lambda x, y: len(x) <= y, "of <= {} entries")}
+BOUNDS = {"minimum": "", "maximum": "", "minLength": "bytes", "maxLength": "bytes",
+          "minItems": "items", "maxItems": "items", "maxProperties": "entries"}  # their units
 TABLE = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
-TOKEN_ID = re.compile("[0-9]{1,9}")
 
 class Fields:
     """What the body of a route may hold: `groups` of fields.toml. `numbers` are what the names of
@@ -45,9 +38,8 @@ class Fields:
             raise Refused("invalid_json", "the body must be a JSON object")
         return self._object(given, self.rule, "")
 
-    def schema(self, rule: Any = None) -> Any:
-        """The rules as JSON Schema."""
-        rule = self.rule if rule is None else rule
+    def schema(self, rule: Any) -> Any:
+        """A rule as JSON Schema: with its bounds as numbers."""
         if isinstance(rule, list):
             return [self.schema(part) for part in rule]
         if not isinstance(rule, dict):
@@ -61,40 +53,40 @@ class Fields:
         if value not in rule.get("enum", [value]):
             allowed = f"must be {json.dumps(rule['enum'])[1:-1]}" if rule["enum"] else "is not done"
             raise Refused(code, f"{path}: {allowed}", path)
-        if (fitting := next((kind for kind in kinds if fits(value, kind)), None)) is None:
+        if (kind := next((kind for kind in kinds if fits(value, kind)), None)) is None:
             words = " or ".join(dict.fromkeys(kind["type"] for kind in kinds))
             raise Refused("invalid_value", f"{path}: must be {words}", path)
-        for name in BOUNDS.keys() & fitting.keys():
-            (holds, words), bound = BOUNDS[name], fitting[name]
+        for name in BOUNDS.keys() & kind.keys():
+            bound, unit, is_most = kind[name], BOUNDS[name], name.startswith("max")
             number = self.numbers[bound] if isinstance(bound, str) else bound
-            if not holds(value, number):
+            size = len(value.encode() if unit == "bytes" else value) if unit else value
+            if size > number if is_most else size < number:
                 flag = f" (--{bound.replace('_', '-')})" if bound in self.flags else ""
-                said = f"{path}: must be {words.format(number)}{flag}"
-                is_much, own = name.startswith("max"), fitting.get("code", code)
-                raise Refused(own if is_much else "invalid_value", said, path)
-        if "properties" in fitting:
-            return self._object(value, fitting, path)
-        if "ids" in fitting:
-            if any(not TOKEN_ID.fullmatch(k) or int(k) > self.numbers["last_id"] for k in value):
+                said = f"{path}: must be {'<=' if is_most else '>='} {number} {unit}".rstrip()
+                code = kind.get("code", code) if is_most else "invalid_value"
+                raise Refused(code, said + flag, path)
+        if "properties" in kind:
+            return self._object(value, kind, path)
+        if "ids" in kind:
+            if any(not re.fullmatch("[0-9]{1,9}", key) or int(key) > self.numbers["last_id"]
+                   for key in value):
                 raise Refused("invalid_value", f"{path}: its keys must be token ids", path)
-            each = fitting["additionalProperties"]
+            each = kind["additionalProperties"]
             return {int(key): self._value(part, each, path) for key, part in value.items()}
-        if "items" in fitting:
-            places = [f"{path}[{i}]" if "indexed" in rule else path for i in range(len(value))]
-            both = zip(value, places, strict=True)
-            return [self._value(part, fitting["items"], place) for part, place in both]
+        if "items" in kind:
+            mark = "[{}]" if "indexed" in rule else ""
+            return [self._value(part, kind["items"], path + mark.format(place))
+                    for place, part in enumerate(value)]
         return value
 
     def _object(self, given: Mapping[str, Any], rule: Rule, path: str) -> dict[str, Any]:
         fields, rules = {}, rule["properties"]
         for name, inner in rules.items():
             value, place = given.get(name), f"{path}.{name}".lstrip(".")
-            if value is not None:
-                fields[name] = self._value(value, inner, place)
-            elif name in rule.get("required", ()):
+            if value is None and name in rule.get("required", ()):
                 raise Refused("invalid_value", f"{place}: must be given", place)
-            else:
-                fields[name] = inner.get("default")
+            is_given = value is not None
+            fields[name] = self._value(value, inner, place) if is_given else inner.get("default")
         for name in map(shown, given.keys() - rules.keys()):
             said, place = f"{name}: is unknown here{nearest(name, [*rules])}", f"{path}.{name}"
             raise Refused("unknown_parameter", said, place.lstrip("."))
@@ -122,10 +114,9 @@ def read_json(body: bytes) -> Any:
         raise Refused("invalid_json", "the body is not JSON in UTF-8") from None
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
+    names, found = [name for name, _ in pairs], dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = shown(next(name for name in names if names.count(name) > 1))
+        twice = shown(next(name for place, name in enumerate(names) if name in names[:place]))
         raise Refused("duplicate_key", f"{twice}: stands twice in one object", twice)
     return found
 

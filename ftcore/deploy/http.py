@@ -163,9 +163,10 @@ class Server:
             print(*traceback.format_tb(error.__traceback__), type(error), file=sys.stderr)
             x.refuse(Refused("internal_error", "the server failed at this; its log says where"))
         if x.method or x.status:
-            seconds = time.monotonic() - x.began
-            self.meters.received.inc(not x.method)  # a head that was none
-            self.meters.ended(end, seconds, is_refusal=end in ERRORS)
+            meters, seconds = self.meters, time.monotonic() - x.began
+            meters.counters["requests_received"].inc(not x.method)  # a head that was none
+            meters.histograms["request_seconds"].observe(seconds)
+            (meters.rejected if end in ERRORS else meters.finished).labels(end).inc()
             self.log.write({"time": round(time.time(), 3), "id": x.id, "route": x.route or "other",
                             "status": x.status, "end": end, "key": x.owner[:8],
                             "seconds": round(seconds, 4), **x.told})
@@ -181,7 +182,7 @@ class Server:
             raise Refused("head_too_large", f"the head has more than {MAX_HEAD} bytes") from None
         x.began = time.monotonic()
         x.method, path, fields = parsed(head)
-        self.meters.received.inc()
+        self.meters.counters["requests_received"].inc()
         x.owner = self._owner(fields, path)
         if (methods := self.routes.get(path)) is None:
             raise Refused("unknown_route", "no such route; /openapi.json lists them")
@@ -246,7 +247,7 @@ class Server:
             moved = now if unsent < before or not unsent else moved
             x.is_slow |= now > moved + options.stall_seconds
             if x.is_slow:
-                self.meters.slow.inc()
+                self.meters.counters["slow_client_dropped"].inc()
                 raise Left
             if now > x.began + options.request_seconds:
                 said = f"it took more than {options.request_seconds:g} s (--request-seconds)"

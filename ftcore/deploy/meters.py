@@ -1,12 +1,13 @@
-"""What the server counts, for Prometheus, and files of JSON lines.
+"""What the server counts, for Prometheus (meters.toml), and files of JSON lines.
 
-Durations are in seconds of one monotonic clock; labels come from closed sets, never from requests.
+Labels come from closed sets, never from requests.
 """
 
 import json
 import os
 import resource
 import time
+import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,63 +19,39 @@ from ftcore.deploy.engine import Engine
 
 SECONDS = (.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300)
 TOKENS = tuple(2**power for power in range(16))
-HISTOGRAMS = {
-    "time_to_first_token_seconds": "From a request's head to its first token",
-    "inter_token_latency_seconds": "Between two tokens of an answer",
-    "request_seconds": "Of a request in all", "request_prompt_tokens": "Of a request",
-    "request_generation_tokens": "Of a request's answers"}
-ENGINE = {  # name -> what it is, and how it is read, whenever it is asked for
-    "requests_running": ("Sequences in work", lambda e: e.num_running),
-    "requests_waiting": ("Sequences in the queue", lambda e: e.num_waiting),
-    "kv_cache_usage_ratio": ("Share of the cache in use", lambda e: e.cache_used),
-    "engine_step_seconds": ("Duration of the last step", lambda e: e.step_seconds),
-    "engine_steps_total": ("Steps", lambda e: e.num_steps),
-    "engine_errors_total": ("Steps and sequences that failed", lambda e: e.errors),
-    "engine_heartbeat_age_seconds": ("Since its last turn", lambda e: time.monotonic() - e.beat),
-    "prefix_cache_queries_total": ("Prompt tokens looked up", lambda e: e.prefix_queries),
-    "prefix_cache_hits_total": ("Prompt tokens found", lambda e: e.prefix_hits),
-    "process_resident_bytes": ("Memory of the process", lambda e: resident_bytes())}
+TABLE = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
 
 class Meters:
-    """The counters of a server; `build` are labels that tell what is served."""
+    """The counters and histograms, by name; `build` are labels that tell what is served."""
 
     def __init__(self, engine: Engine, build: Mapping[str, str]) -> None:
         self.engine, self.registry = engine, CollectorRegistry()
         own = {"namespace": "ft", "registry": self.registry}
+        self.counters = {k: Counter(k, text, **own) for k, text in TABLE["counters"].items()}
         self.histograms = {
             name: Histogram(name, text, buckets=TOKENS if "_tokens" in name else SECONDS, **own)
-            for name, text in HISTOGRAMS.items()}
-        self.received = Counter("requests_received", "Requests", **own)
+            for name, text in TABLE["histograms"].items()}
         self.finished = Counter("request_finished", "Requests taken, by end", ["reason"], **own)
         self.rejected = Counter("request_rejected", "Requests refused", ["code"], **own)
-        self.tokens = {kind: Counter(f"{kind}_tokens", f"Tokens ({kind})", **own)
-                       for kind in ("prompt", "generation")}
         self.connections = Gauge("http_connections", "Open connections", **own)
-        self.slow = Counter("slow_client_dropped", "Clients cut off, who did not read", **own)
-        self.lost = Counter("lines_lost", "Lines that could not be written", **own)
         Gauge("build_info", "What is served", [*build], **own).labels(**build).set(1)
+        age = Gauge("engine_heartbeat_age_seconds", "Since the engine's last turn", **own)
+        age.set_function(lambda: time.monotonic() - engine.beat)
+        memory = Gauge("process_resident_bytes", "Memory of the process", **own)
+        memory.set_function(resident_bytes)
         self.registry.register(self)
 
     def collect(self) -> Iterator[Metric]:
         """What the engine knows; the registry asks."""
-        for name, (text, read) in ENGINE.items():
+        for attribute, (name, text) in TABLE["engine"].items():
             kind = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
-            yield kind(f"ft_{name}", text, value=read(self.engine))
-
-    def observe(self, **values: float) -> None:
-        for name, value in values.items():
-            self.histograms[name].observe(value)
+            yield kind(f"ft_{name}", text, value=getattr(self.engine, attribute))
 
     def generated(self, prompt: int, generation: int) -> None:
         """Count the tokens of a request."""
-        for kind, count in (("prompt", prompt), ("generation", generation)):
-            self.tokens[kind].inc(count)
-            self.histograms[f"request_{kind}_tokens"].observe(count)
-
-    def ended(self, end: str, seconds: float, *, is_refusal: bool) -> None:
-        """Count a request by its end."""
-        self.observe(request_seconds=seconds)
-        (self.rejected if is_refusal else self.finished).labels(end).inc()
+        for name, count in (("prompt_tokens", prompt), ("generation_tokens", generation)):
+            self.counters[name].inc(count)
+            self.histograms[f"request_{name}"].observe(count)
 
     def text(self) -> bytes:
         return generate_latest(self.registry)
@@ -86,9 +63,9 @@ def resident_bytes() -> int:
 class Lines:
     """A file to which JSON lines are added (None: standard error); lost ones are counted."""
 
-    def __init__(self, path: Path | None, lost: Counter) -> None:
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
-        self.lost, self.file = lost, os.open(path, flags, 0o644) if path else 2
+    def __init__(self, path: Path | None, meters: Meters) -> None:
+        self.lost, flags = meters.counters["lines_lost"], os.O_WRONLY | os.O_APPEND | os.O_CREAT
+        self.file = os.open(path, flags, 0o644) if path else 2
 
     def write(self, record: Mapping[str, Any]) -> bool:
         """Whether the whole line is written."""

@@ -107,7 +107,7 @@ def test_a_broken_engine_ends_the_server(made: Make, tmp_path: Path) -> None:
     with pytest.raises(Refused, match="does not work"):
         asyncio.run(api.ready(None, {}))
     config = replace(api.options, port=0)
-    log = Lines(tmp_path / "log", api.meters.lost)
+    log = Lines(tmp_path / "log", api.meters)
     server = Server(api.routes, lambda: ask.engine.is_broken, config, api.meters, log)
     assert asyncio.run(server.run(lambda port: None)) == 1
 

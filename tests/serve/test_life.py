@@ -121,7 +121,7 @@ def test_keys_are_compared_in_constant_time(
     (tmp_path / "keys").write_text("alpha\nbeta\ngamma")
     config = options(ServeConfig, ["--api-key-file", str(tmp_path / "keys")], script="")
     meters = Meters(Engine(Model(SPEC, "lm")), {"version": ""})
-    server = http.Server({}, bool, config, meters, Lines(None, meters.lost))
+    server = http.Server({}, bool, config, meters, Lines(None, meters))
     server._owner({b"authorization": b"Bearer alpha"}, "/info")
     assert [one for one, _ in compared] == [hashlib.sha256(b"alpha").digest()] * 3
 
@@ -131,7 +131,7 @@ def answered(handler: http.Handler, config: ServeConfig, sent: bytes) -> bytes:
 
     async def ask() -> bytes:
         how = {"/x": {"GET": handler}}
-        server = http.Server(how, bool, config, meters, Lines(None, meters.lost))
+        server = http.Server(how, bool, config, meters, Lines(None, meters))
         listening = await asyncio.start_server(server._connected, "127.0.0.1", 0)
         async with listening:
             reader, writer = await asyncio.open_connection(*listening.sockets[0].getsockname())
