@@ -74,15 +74,16 @@ def opened(path: str, config: ServeConfig) -> tuple["LoadedModel", dict[str, Any
     extra, (dtype, products) = adapters_of(config), compute.PRECISIONS[config.precision]
     device = compute.resolve_device(config.device, config.kernels)
     run, folders, temperature = Path(path), {}, None
-    names: dict[str, str | None] = {run.name: None}
+    own = run.resolve().name
+    names: dict[str, str | None] = {own: None}
     if (run / CONFIG_FILE).is_file():
         command = parse(["--resume", path])
         base, problem = command.config.model.path, command.config.problem
         loaded = load_artifact(run, base=base, kind=TASKS[command.task], dtype=dtype)
         labels = read_labels(run) or loaded.labels
         if not (run / "model").is_dir():
-            folders = {run.name: run / "adapter"}
-            names = {run.name: "default", Path(base).name: None}
+            folders, names = {own: run / "adapter"}, {own: "default"}
+            names.setdefault(Path(base).name, None)
         if (judged := run / "eval.json").is_file():
             tuned = read_object(judged)["tuned"].values()
             temperature = next((split.get("temperature") for split in tuned), None)

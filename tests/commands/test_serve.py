@@ -1,5 +1,6 @@
 """Runs as serve.py opens them, and what they then answer."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,16 +32,22 @@ def test_an_adapter_is_served_beside_its_base(
     assert said[3:] == [pytest.approx(said[0], abs=1e-5), pytest.approx(said[2], abs=1e-5)]
     assert ask.api.served.fingerprint == more.api.served.fingerprint
 
-def test_a_classifier_knows_its_labels_and_temperature(
-    bert: Path, files: dict[str, str], run: Run, tmp_path: Path
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_classifier_says_what_its_evaluation_says(
+    method: str, bert: Path, files: dict[str, str], run: Run, tmp_path: Path
 ) -> None:
-    data = ("--data.train", files["train"], "--data.test", files["test"])
+    data = ("--data.train", files["train"], "--data.test", files["test"], "--peft.method", method)
     summary, _ = run("train", "classify", "--model.path", str(bert), *data, *SHORT, "a")
     ask = Asked("runs/a", tmp_path)
-    assert set(ask.api.served.labels) == {"warm", "cold"}
-    told = summary["tuned"]["test"]["temperature"]
-    assert ask.api.served.temperature == pytest.approx(told, rel=1e-4)
-    assert ask("/v1/classify", input="the red lamp")["data"][0]["label"] in ("warm", "cold")
+    assert ask.api.served.models == {"a": "default" if method == "lora" else None}
+    texts = [line.split("\t")[1] for line in Path(files["test"]).read_text("utf-8").splitlines()]
+    told = ask("/v1/classify", input=texts[1:])["data"]
+    judged = map(json.loads, Path("runs/a/predictions.jsonl").read_text("utf-8").splitlines())
+    for row, other in zip(told, judged, strict=True):
+        assert row["label"] == other["predicted"]
+        assert row["probs"] == pytest.approx(other["probabilities"], abs=1e-5)
+    temperature = summary["tuned"]["test"]["temperature"]
+    assert ask.api.served.temperature == pytest.approx(temperature, rel=1e-4)
 
 def test_a_reward_model_gives_scores(
     qwen3: Path, files: dict[str, str], run: Run, tmp_path: Path
