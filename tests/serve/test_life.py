@@ -44,9 +44,11 @@ def test_whoever_leaves_frees_the_place(stream: bool, server: Client) -> None:
     until = time.monotonic() + 20
     while server.metrics()["ft_requests_running"] < before + 3:
         assert time.monotonic() < until
+    steps = server.metrics()["ft_engine_steps_total"]
     sock.close()
-    while server.metrics()["ft_requests_running"] > 1:  # the witness
+    while (told := server.metrics())["ft_requests_running"] > 1:  # the witness
         assert time.monotonic() < until
+    assert told["ft_engine_steps_total"] < steps + 800  # of 2,000
 
 def test_whoever_does_not_read_is_cut_off(server: Client) -> None:
     before = server.metrics()["ft_slow_client_dropped_total"]
