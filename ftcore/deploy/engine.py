@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from ftcore.deploy.jobs import Finish, Job, Kept, QueueFull, Running, Said, Scores
+from ftcore.env.compute import reuse_across_steps
 from ftcore.errors import ModelError
 from ftcore.model.cache import Cache
 from ftcore.model.heads import Model
@@ -90,6 +91,7 @@ class Engine:
 
     def start(self, deliver: Callable[[Said], None]) -> None:
         """Begin; `deliver` is called once a step, in the engine's thread, with what is said."""
+        reuse_across_steps()
         threads = self.threads or torch.get_num_threads()
         self.thread = threading.Thread(target=self._live, args=(deliver, threads), daemon=True)
         self.thread.start()

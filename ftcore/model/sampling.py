@@ -65,7 +65,7 @@ class Sampling:
             z_V = z_V.masked_fill(z_V < z_V.topk(self.top_k).values[-1], -torch.inf)
         if self.top_p < 1:
             # cost: what is likely enough mostly lies among a few, of which alone a sort is cheap
-            for count in (min(256, len(z_V)), len(z_V)):
+            for count in (min(most, len(z_V)) for most in (256, 4096, len(z_V))):
                 largest, ids = z_V.topk(count)
                 before = (largest - z_V.logsumexp(0)).exp().cumsum(0)
                 if before[-1] >= self.top_p:
