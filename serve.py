@@ -126,7 +126,7 @@ def serve(path: str, config: ServeConfig) -> int:
     from ftcore.deploy.api import Api, Served
     from ftcore.deploy.engine import Engine
     from ftcore.deploy.http import Server
-    from ftcore.deploy.meters import Lines
+    from ftcore.deploy.meters import Lines, resident_bytes
 
     torch.set_num_threads(config.threads)
     loaded, about = opened(path, config)
@@ -141,7 +141,8 @@ def serve(path: str, config: ServeConfig) -> int:
     weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     slot = 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim
     slot *= (model.trunk.compute or model.trunk.embed_tokens.weight.dtype).itemsize
-    print(f"memory: weights {weights / 2**20:.1f} MiB; keys and values up to"
+    print(f"memory: {resident_bytes() / 2**20:.0f} MiB of this process, weights of"
+          f" {weights / 2**20:.1f} MiB among it; keys and values will take up to"
           f" {config.cache_tokens * slot / 2**20:.1f} MiB, and as many of ended sequences")
 
     def ready(port: int) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,9 @@ import numpy as np
 import pytest
 import torch
 
+from ftcore.data import chat
 from ftcore.data.chat import render_text
+from ftcore.deploy import fields
 from ftcore.deploy.answers import Answers
 from ftcore.deploy.http import Refused, Server
 from ftcore.deploy.meters import Lines
@@ -83,6 +86,26 @@ def test_embeddings_in_base64(made: Make) -> None:
     assert np.allclose(values, plain["embedding"], atol=1e-6) and len(values) == 16
     with pytest.raises(Refused, match="the context's 64"):
         ask("/v1/embeddings", input="x " * 100)
+
+def test_texts_are_read_beside_the_event_loop(made: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    ask, threads = made(QWEN3, "lm"), []
+
+    def watched(owner: Any, name: str) -> None:
+        work = getattr(owner, name)
+
+        def call(*inputs: Any, **more: Any) -> Any:
+            threads.append(threading.current_thread())
+            return work(*inputs, **more)
+
+        monkeypatch.setattr(owner, name, call)
+
+    for owner, name in ((fields, "read_json"), (chat, "render_text"),
+                        (ask.tokenizer, "encode"), (ask.tokenizer, "encode_pairs")):
+        watched(owner, name)
+    ask("/v1/completions", prompt="one", max_tokens=1)
+    ask("/v1/chat/completions", messages=TALK[:1], max_tokens=1)
+    ask("/v1/embeddings", input="one")
+    assert len(threads) >= 7 and threading.main_thread() not in threads
 
 def test_what_fails_in_the_text_ends_one_request(
     made: Make, monkeypatch: pytest.MonkeyPatch
