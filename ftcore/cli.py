@@ -16,7 +16,7 @@ from typing import Any, get_args, get_type_hints
 
 import tyro
 
-from ftcore.config import RUNS, Limit, Run
+from ftcore.config import RUNS, Limit, Run, Section
 from ftcore.errors import ConfigError, nearest
 
 DEFAULT = ("sft", "--preset", "assistant")
@@ -77,9 +77,16 @@ def resolved(task: str, layers: list[tuple[str, list[str]]], *, resume: Path | N
     origins = {
         word.split("=")[0].removeprefix("--").replace("-", "_").replace(".no_", "."): origin
         for origin, layer in layers for word in layer if word.startswith("--")}
-    if bad := list(_out_of_range(config, origins)):
+    if bad := list(_out_of_range(vars(config), origins)):
         raise ConfigError("\n".join(bad))
     return Command(task, config, origins, resume, only)
+
+def options(kind: type[Section], words: Sequence[str], *, script: str) -> Section:
+    """The options of a script that has no tasks. Raises as `parse`."""
+    config = tyro.cli(kind, args=words, prog=script)
+    if bad := list(_out_of_range({"": config}, dict.fromkeys(vars(config), "flag"))):
+        raise ConfigError("\n".join(bad))
+    return config
 
 def _flags(sections: dict[str, Any]) -> Iterator[str]:
     """Nested tables as the flags a user would type."""
@@ -139,11 +146,12 @@ def limit_of(hint: Any) -> Limit | None:
         return hint
     return next(filter(None, map(limit_of, get_args(hint))), None)
 
-def _out_of_range(run: Run, origins: dict[str, str]) -> Iterator[str]:
+def _out_of_range(sections: dict[str, Section], origins: dict[str, str]) -> Iterator[str]:
     """What is said of each number that cannot be meant."""
-    for section, values in vars(run).items():
+    for section, values in sections.items():
         for key, hint in get_type_hints(type(values), include_extras=True).items():
-            name, value, limit = f"{section}.{key}", getattr(values, key), limit_of(hint)
+            name = f"{section}.{key}".lstrip(".")
+            value, limit = getattr(values, key), limit_of(hint)
             numbers = value if isinstance(value, tuple) else (value,)
             if limit and value is not None and not all(map(limit.holds, numbers)):
                 yield f"{name} = {value} ({origins.get(name, 'default')}): must be {limit.claim}"

@@ -24,6 +24,10 @@ from ftcore.errors import DataError, ModelError
 
 SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>")  # chat models end a turn with another token
+# ByteLevel writes a byte as a character: itself where that can be seen, else one from 256 on.
+SEEN = [*range(33, 127), *range(161, 173), *range(174, 256)]
+UNSEEN = [byte for byte in range(256) if byte not in SEEN]
+BYTE_OF = {chr(b): b for b in SEEN} | {chr(256 + n): b for n, b in enumerate(UNSEEN)}
 SLAB = 1024  # texts tokenised in one call; a library encoding takes some 100 bytes a token
 
 @dataclass(frozen=True)
@@ -59,6 +63,7 @@ class Tokenizer:
         self._fast.add_special_tokens([t for t in self.special.values() if t in vocab])
         added = self._fast.get_added_tokens_decoder()
         self.special_ids = frozenset(id_ for id_, token in added.items() if token.special)
+        self.added_ids = added.keys()
         self.special_tokens = tuple(added[id_].content for id_ in sorted(self.special_ids))
         self._any_special = re.compile("|".join(map(re.escape, self.special_tokens)) or "(?!)")
         self.vocab_size = max(self._fast.get_vocab().values()) + 1
@@ -124,6 +129,20 @@ class Tokenizer:
     def decode(self, ids: Sequence[int] | np.ndarray, *, special: bool = False) -> str:
         """Text of token ids; `special` shows special tokens too."""
         return self._fast.decode([int(id_) for id_ in ids], skip_special_tokens=not special)
+
+    @cached_property
+    def is_byte_level(self) -> bool:
+        decoder = self._fast.decoder
+        return decoder is not None and decoder.decode(["\u0120"]) == " "
+
+    def bytes_of(self, id_: int) -> bytes:
+        """What a token is in a text, which may be a part of a character; special ones too."""
+        token = self._fast.id_to_token(id_) or ""
+        if self.is_byte_level and id_ not in self.added_ids:
+            return bytes(BYTE_OF[character] for character in token)
+        if match := re.fullmatch("<0x([0-9A-F]{2})>", token):
+            return bytes.fromhex(match[1])
+        return token.replace("\u2581", " ").encode()
 
     @cached_property
     def vocabulary(self) -> tuple[str, ...]:

@@ -3,88 +3,20 @@
 Prompts of any lengths are read as one flat stream; then every sequence grows by a token, and leaves
 the batch once it stops. Logits are formed for the last token of each alone. A token is drawn by a
 number in [0, 1) of its own sequence and place, so it does not depend on who else is in the batch.
-Letters: B sequences, S slots of a slab, G key/value heads, D head width, N new tokens, T those of
-one sequence at most, V vocabulary.
+Letters: B sequences, N new tokens, T those of one sequence at most, V vocabulary.
 """
 
 from collections.abc import Sequence
-from functools import partial
-from itertools import accumulate, chain, compress
+from itertools import accumulate, chain
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from ftcore.errors import ModelError
+from ftcore.model.cache import Cache
 from ftcore.model.heads import Model
-from kernels.attention import attention
-from kernels.attention_decode import attention_decode
+from ftcore.model.sampling import drawn
 from kernels.docs import Docs
-
-FIRST_SLOTS = 64
-
-class Cache:
-    """Keys and values of B sequences, one contiguous slab per layer: filled by a flat stream of
-    prompts, they grow by one token per sequence and step.
-
-    attends             the attention of each layer over its slab, for `Transformer.forward`
-    lengths, lengths_B  tokens of each sequence, the current call's too; on the device (int64)
-    rows_N, slots_N     sequence and slot of each token of the current call (int64)
-    memory              2 L B S G D values, S doubling with the longest sequence
-    layout              2BGSD, whose products in decoding need no copy
-    """
-
-    def __init__(self, num_layers: int) -> None:
-        self.slabs: list[Tensor | None] = [None] * num_layers
-        self.attends = [partial(self._attend, layer) for layer in range(num_layers)]
-        self.lengths: list[int] = []
-        self.num_slots = FIRST_SLOTS
-        self.is_prefill = True
-
-    def extend(self, docs: Docs) -> Tensor:
-        """Make room for a stream that adds to every sequence, in order: the prompts on the first
-        call, one token each on every later one. Returns its positions_N."""
-        self.is_prefill = not self.lengths
-        before = self.lengths or [0] * docs.num_docs
-        assert len(before) == docs.num_docs and (self.is_prefill or set(docs.lengths) == {1})
-        self.lengths = [old + new for old, new in zip(before, docs.lengths, strict=True)]
-        device = docs.cu_seqlens_B1.device
-        self.lengths_B = torch.tensor(self.lengths, device=device)
-        while self.num_slots < max(self.lengths):
-            self.num_slots *= 2
-        self.rows_N = docs.doc_of_N()
-        self.slots_N = docs.positions_N() if self.is_prefill else self.lengths_B - 1
-        return self.slots_N
-
-    def keep(self, rows: Sequence[int]) -> None:
-        """Forget every sequence but these, which are renumbered in the order given."""
-        self.lengths = [self.lengths[row] for row in rows]
-        rows_B = torch.tensor(rows, device=self.lengths_B.device)
-        self.slabs = [slab_2BGSD.index_select(1, rows_B) for slab_2BGSD in self.slabs]
-
-    def _attend(self, layer: int, q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, docs: Docs,
-                **rule: float | None) -> Tensor:
-        """Store the new keys and values, return o_NHD; `rule`: scale, window, softcap."""
-        B, (G, D), slab_2BGSD = len(self.lengths), k_NGD.shape[1:], self.slabs[layer]
-        if slab_2BGSD is None:
-            slab_2BGSD = k_NGD.new_zeros(2, B, G, 0, D)
-        if more := self.num_slots - slab_2BGSD.shape[3]:
-            # Zeros, since an unused slot has weight 0 in the products but must be finite.
-            slab_2BGSD = self.slabs[layer] = F.pad(slab_2BGSD, (0, 0, 0, more))
-        slab_2BSGD = slab_2BGSD.transpose(2, 3)
-        slab_2BSGD[:, self.rows_N, self.slots_N] = torch.stack((k_NGD, v_NGD))
-        if self.is_prefill:
-            return attention(q_NHD, k_NGD, v_NGD, docs, is_causal=True, **rule)
-        k_BSGD, v_BSGD = slab_2BSGD[:, :, : max(self.lengths)]
-        return attention_decode(q_NHD, k_BSGD, v_BSGD, self.lengths_B, **rule)
-
-def drawn(logits_BV: Tensor, temperature: float, chance_B: np.ndarray) -> Tensor:
-    """Ids (B,) from softmax(logits / temperature), by numbers in [0, 1): where these lie in the
-    running sum of the probabilities."""
-    sums_BV = (logits_BV.float() / temperature).softmax(-1).double().cumsum(-1)
-    chance_B1 = torch.from_numpy(chance_B).to(sums_BV)[:, None] * sums_BV[:, -1:]
-    return torch.searchsorted(sums_BV, chance_B1, right=True).squeeze(1)
 
 @torch.inference_mode()
 def generate(model: Model, prompts: Sequence[Sequence[int]], *, max_new_tokens: int,
@@ -107,20 +39,24 @@ def generate(model: Model, prompts: Sequence[Sequence[int]], *, max_new_tokens: 
     assert not model.training, "dropout would decide: model.eval() before generating"
     device, cache = model.device, Cache(model.spec.num_layers)
     answers: list[list[int]] = [[] for _ in prompts]
-    running = list(range(len(prompts)))  # which prompt each row of the cache belongs to
     # cost: a prompt that stands several times in turn is read once
     is_new_B = [i == 0 or prompt is not prompts[i - 1] for i, prompt in enumerate(prompts)]
-    new_tokens = [*compress(prompts, is_new_B)]
+    read_B = [number - 1 for number in accumulate(is_new_B)]
+    running = [i for i, is_new in enumerate(is_new_B) if is_new]  # prompt of each row of the cache
+    new_tokens = [prompts[i] for i in running]
+    for _ in running:
+        cache.join()
     for place in range(max_new_tokens if prompts else 0):
         docs = Docs.from_lengths([len(tokens) for tokens in new_tokens], device)
         tokens_N = torch.tensor(list(chain.from_iterable(new_tokens)), device=device)
-        types_N = torch.zeros_like(tokens_N)
-        inputs = (tokens_N, cache.extend(docs), types_N, docs, cache.attends)
-        logits_BV = model.head(model.trunk(*inputs, docs.last_B()))
-        if len(logits_BV) < len(running):  # after the first pass
-            of_B = [number - 1 for number in accumulate(is_new_B)]
-            logits_BV = logits_BV[of_B]
-            cache.keep(of_B)
+        inputs = tokens_N, cache.extend(range(len(running)), docs), torch.zeros_like(tokens_N), docs
+        logits_BV = model.head(model.trunk(*inputs, cache.attends, docs.last_B()))
+        if len(running) < len(prompts) and place == 0:
+            again = [i for i, is_new in enumerate(is_new_B) if not is_new]
+            for i in again:
+                cache.write(cache.join(), cache.read(read_B[i], len(prompts[i])))
+            running += again
+            logits_BV = logits_BV[[read_B[i] for i in running]]
         top = logits_BV.max(-1)
         if not top.values.isfinite().all():
             raise ModelError("the model's logits are not finite: it is damaged, or fp32 is needed")
@@ -128,13 +64,14 @@ def generate(model: Model, prompts: Sequence[Sequence[int]], *, max_new_tokens: 
         if chance_BT is not None:
             ids_B = drawn(logits_BV, temperature, chance_BT[running, place])
         best = ids_B.tolist()
-        for prompt, token in zip(running, best, strict=True):
-            answers[prompt].append(token)
-        rows = [row for row, token in enumerate(best) if token not in stop_ids]
-        if not rows:
+        for row, token in reversed([*enumerate(best)]):
+            answers[running[row]].append(token)
+            if token in stop_ids:
+                cache.leave(row)
+                for column in (running, best):
+                    column[row] = column[-1]
+                    column.pop()
+        if not running:
             break
-        if len(rows) < len(running):
-            cache.keep(rows)
-            running = [running[row] for row in rows]
-        new_tokens = [[best[row]] for row in rows]
+        new_tokens = [[token] for token in best]
     return answers

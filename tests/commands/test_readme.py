@@ -41,6 +41,7 @@ def named(bert: Path, qwen3: Path, files: dict[str, str], run: Run) -> dict[str,
     shutil.copy(files["chat_test"], "dev.jsonl")
     shutil.copy(files["pairs"], "pairs.jsonl")
     Path("own.py").write_text("def score(rows):\n    return [len(row['answer']) for row in rows]\n")
+    Path("keys.txt").write_text("a-key\n")
     return {"DIR_OR_HUB_ID": str(qwen3), "DIR": str(bert)}
 
 def test_the_first_screen_is_two_commands() -> None:
@@ -80,6 +81,9 @@ def test_command(command: str, named: dict[str, str], files: dict[str, str], run
     for name in ("NAME", "OTHER"):
         if f"runs/{name}" in words:
             run("train", *LEARN.format(**named).split(), "--log.name", name, *SHORT)
+    if script == "serve.py":
+        assert_serves(words)
+        return
     if {"report", "diff"} & {*words}:
         assert importlib.import_module("eval").main(words) == 0
         return
@@ -102,6 +106,23 @@ def test_command(command: str, named: dict[str, str], files: dict[str, str], run
             small = ("--preset", "assistant", *few, "--rollout.prompts", "4")
         summary, _ = run("train", *words, *small, *SHORT)
         assert summary["steps"] == 2
+
+def assert_serves(words: list[str]) -> None:
+    """It answers the line that it prints, and ends with 0 at a signal."""
+    command = [sys.executable, str(ROOT / "serve.py"), *words]
+    command += ["--host", "127.0.0.1", "--port", "0", "--threads", "1", "--log", "log.jsonl"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            lines = iter(server.stdout.readline, "")
+            assert any(line.startswith("serving ") for line in lines)
+            tried = subprocess.run(["sh", "-c", f"{next(lines).strip()} -sS --max-time 20"],
+                                   capture_output=True, text=True, check=True)
+            assert json.loads(tried.stdout)["data"][0]["label"] in ("warm", "cold")
+            server.terminate()
+            assert server.wait(20) == 0
+        finally:
+            server.kill()
 
 def assert_runs_or_asks_for_a_gpu(words: list[str], environment: dict[str, str]) -> None:
     """Kernels are checked in Triton's interpreter too; times are those of a GPU alone."""

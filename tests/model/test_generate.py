@@ -1,14 +1,14 @@
-"""Greedy decoding over the cache against transformers, and the cache itself."""
+"""Greedy decoding over the cache against transformers, and drawing."""
 
 import numpy as np
 import pytest
 import torch
 
 from ftcore.errors import ModelError
-from ftcore.model.generate import FIRST_SLOTS, Cache, drawn, generate
+from ftcore.model.generate import generate
 from ftcore.model.heads import Model
 from ftcore.model.load import load_model
-from kernels.docs import Docs
+from ftcore.model.sampling import drawn
 
 NEVER: frozenset[int] = frozenset()
 LENGTHS = [5, 1, 62, 130, 3]  # 62 outgrows the first slots while decoding
@@ -57,30 +57,6 @@ def test_a_batch_equals_its_prompts_alone(model, documents) -> None:
     together = generate(model, prompts, max_new_tokens=8, stop_ids=NEVER)
     alone = [generate(model, [p], max_new_tokens=8, stop_ids=NEVER)[0] for p in prompts]
     assert together == alone
-
-def test_cached_logits_are_those_of_the_whole_document(model, documents) -> None:
-    """Step by step over the cache, rows dropped and slots grown on the way."""
-    rows = documents([90, 70, 80])
-    cache = Cache(model.spec.num_layers)
-    running, done = [0, 1, 2], 40
-    step = [row[:done] for row in rows]
-    with torch.no_grad():
-        while done <= 69:
-            docs = Docs.from_lengths([len(tokens) for tokens in step])
-            tokens_N = torch.tensor(sum(step, []))
-            h_NC = model.trunk(tokens_N, cache.extend(docs), tokens_N, docs, cache.attends)
-            for row, h_C in zip(running, h_NC[docs.last_B()], strict=True):
-                whole = Docs.from_lengths([done])
-                ids_N = torch.tensor(rows[row][:done])
-                true_NC = model.trunk(ids_N, whole.positions_N(), ids_N, whole)
-                assert (h_C - true_NC[-1]).abs().max() <= 1e-5
-            if done == 50:
-                cache.keep([2, 0])
-                running = [2, 0]
-            step = [[rows[row][done]] for row in running]
-            done += 1
-    assert cache.num_slots == 2 * FIRST_SLOTS and cache.lengths == [69, 69]
-    assert all(slab.shape == (2, 2, 2, 128, 16) for slab in cache.slabs)
 
 def test_head_sees_one_row_per_sequence(model, documents) -> None:
     seen = []

@@ -1,0 +1,1 @@
+"""Stage 6, deployment: the inference engine, and the HTTP server over it."""

@@ -1,0 +1,287 @@
+"""HTTP/1.1 on asyncio streams: one request a connection, with a deadline and a cap on everything.
+
+    connection -> head (h11 parses it, within head_seconds) -> Host or key -> route -> body (within
+    body_seconds) -> the route's coroutine beside a guard -> an answer, events, or an error object
+
+A head is refused where readers differ about it: bare line ends, folded lines, a transfer encoding,
+one of ONCE twice. What comes behind the body is never read as a request. The guard cancels the
+coroutine, which frees what it holds, once the client leaves, reads too slowly or time is over. The
+log has a line a request, with no text of it.
+"""
+
+import asyncio
+import hashlib
+import hmac
+import json
+import os
+import re
+import secrets
+import signal
+import socket
+import sys
+import time
+import tomllib
+import traceback
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from http import HTTPStatus
+from pathlib import Path
+
+import h11
+
+from ftcore.deploy.meters import Lines, Meters
+from ftcore.deploy.options import ServeConfig
+
+MAX_HEAD, MAX_FIELDS, BACKLOG = 16 * 1024, 64, 1024  # bytes, fields, waiting connections
+TICK, KEEP_ALIVE, LINGER = 0.25, 15.0, 1.0  # seconds
+ONCE = (b"host", b"content-length", b"authorization", b"content-type")
+STRAY = re.compile(rb"(?<!\r)\n|\r(?!\n)|\r\n[ \t]")
+JSON, EVENTS = "application/json", "text/event-stream; charset=utf-8"
+ERRORS = tomllib.loads(Path(__file__).with_name("errors.toml").read_text("utf-8"))
+FREE = {"/health", "/health/live", "/health/ready"}  # need no key
+ALIVE = {"/health/live", "/metrics"}  # answer while the server stops
+
+class Refused(Exception):
+    """A request gets an error object: a code of errors.toml, what is wrong, the field at fault."""
+
+    def __init__(self, code: str, message: str, param: str | None = None, **headers: str) -> None:
+        super().__init__(message)
+        self.status, kind, *ends = ERRORS[code]
+        self.code, self.headers, self.end = code, headers, (*ends, code)[0]
+        error = {"message": message, "type": kind, "param": param, "code": code}
+        self.body = json.dumps({"error": error}).encode()
+
+class Left(Exception):
+    """The client has closed its side, or is cut off: nothing more can be said to it."""
+
+class Exchange:
+    """One request and its answer. `route` is empty of unknown ones, `owner` a hash of the key,
+    `told` what the log says beside time and end; `began` is when the head was read."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter,
+                 cap: int) -> None:
+        self.reader, self.writer, self.cap = reader, writer, cap
+        self.id, self.began = secrets.token_hex(12), time.monotonic()
+        self.method = self.route = self.owner = ""
+        self.body, self.told, self.status = b"", {}, 0
+        self.is_streamed = self.is_slow = False
+        self.sent = self.began  # when the last bytes were
+
+    def reply(self, status: int, body: bytes, kind: str = JSON, **headers: str) -> None:
+        """The whole answer; of events the head."""
+        self.status = status
+        length = {} if kind == EVENTS else {"Content-Length": len(body)}
+        fields = {"Content-Type": kind, "Connection": "close", "Cache-Control": "no-store",
+                  "X-Content-Type-Options": "nosniff", "X-Request-Id": self.id, **length, **headers}
+        lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in fields.items())
+        head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n{lines}\r\n"
+        self.writer.write(head.encode() + (b"" if self.method == "HEAD" else body))
+
+    def send(self, event: bytes | None) -> None:
+        """One server-sent event; None: a comment, which keeps the connection alive."""
+        if not self.status:
+            self.reply(200, b"", EVENTS)
+        if not self.is_slow:
+            self.writer.write(b": keep-alive\n\n" if event is None else b"data: %b\n\n" % event)
+        self.sent = time.monotonic()
+        self.is_slow |= self.writer.transport.get_write_buffer_size() > self.cap
+
+    def refuse(self, error: Refused) -> None:
+        """The error as the answer or, where events were sent, as the last of them."""
+        if self.status:
+            self.send(error.body)
+        else:
+            self.reply(error.status, error.body, **error.headers)
+
+    async def close(self, seconds: float) -> None:
+        """Hand over what is written. A client loses it where this side closes before all that it
+        sent is read, so it may close first, a little while."""
+        with suppress(OSError, TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self.writer.drain()
+            self.writer.write_eof()
+            async with asyncio.timeout(LINGER):
+                while await self.reader.read(MAX_HEAD):
+                    pass
+        self.writer.transport.abort()
+
+Handler = Callable[[Exchange], Awaitable[bytes | None]]  # returns JSON, or None: it has answered
+
+class Server:
+    """Takes requests for `routes` (path -> method -> coroutine) until a signal, or `is_broken`."""
+
+    def __init__(self, routes: Mapping[str, Mapping[str, Handler]], is_broken: Callable[[], bool],
+                 options: ServeConfig, meters: Meters, log: Lines) -> None:
+        self.routes, self.is_broken, self.options = routes, is_broken, options
+        self.meters, self.log, self.open = meters, log, set[Exchange]()
+        meters.connections.set_function(lambda: len(self.open))
+        self.stop_at = 0.0  # when running requests are cut off; 0: it is not stopping
+        keys = options.api_key_file.read_bytes().split() if options.api_key_file else ()
+        self.keys = [hashlib.sha256(key).digest() for key in keys]
+        self.free = FREE | ({"/metrics"} if options.public_metrics else set())
+
+    async def run(self, ready: Callable[[int], None]) -> int:
+        """Serve; `ready` is told the port. Returns the exit code: 1 if broken."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self._stop)
+        how = {"limit": MAX_HEAD, "backlog": BACKLOG}
+        where = self.options.host, self.options.port
+        server = await asyncio.start_server(self._connected, *where, **how)
+        most = 1024 * self.options.send_buffer_kib
+        for each in server.sockets:  # else the system holds some MiB more for a slow reader
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, most)
+        ready(server.sockets[0].getsockname()[1])
+        while not self.is_broken() and not (self.stop_at and not self.open):
+            await asyncio.sleep(TICK)
+        server.close()
+        return int(self.is_broken())
+
+    def _stop(self) -> None:
+        if self.stop_at:
+            os._exit(130)
+        self.stop_at = time.monotonic() + self.options.drain_seconds
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        x, options = Exchange(reader, writer, 1024 * self.options.send_buffer_kib), self.options
+        writer.transport.set_write_buffer_limits(0)  # drain waits for all
+        self.open.add(x)
+        try:
+            if len(self.open) > options.connections:
+                said = f"{options.connections} are open (--connections)"
+                raise Refused("too_many_connections", said, Retry_After="1")
+            if (body := await self._guarded(x, await self._received(x))) is not None:
+                x.reply(200, body)
+            end = x.told.get("reason", "ok")
+        except Refused as error:
+            end = error.end
+            x.refuse(error)
+        except (Left, OSError):
+            end = "cancelled"
+            writer.transport.abort()
+        except Exception as error:  # its message may hold text of the request, its place does not
+            end = "error"
+            print(*traceback.format_tb(error.__traceback__), type(error), file=sys.stderr)
+            x.refuse(Refused("internal_error", "the server failed at this; its log says where"))
+        if x.method or x.status:
+            meters, seconds = self.meters, time.monotonic() - x.began
+            meters.counters["requests_received"].inc(not x.method)  # a head that was none
+            meters.histograms["request_seconds"].observe(seconds)
+            (meters.rejected if end in ERRORS else meters.finished).labels(end).inc()
+            self.log.write({"time": round(time.time(), 3), "id": x.id, "route": x.route or "other",
+                            "status": x.status, "end": end, "key": x.owner[:8],
+                            "seconds": round(seconds, 4), **x.told})
+        await x.close(options.stall_seconds)
+        self.open.discard(x)
+
+    async def _received(self, x: Exchange) -> Handler:
+        """The route that a request asks for, once all of it is there and allowed."""
+        options = self.options
+        try:
+            head = await within(options.head_seconds, "head", x.reader.readuntil(b"\r\n\r\n"))
+        except asyncio.LimitOverrunError:
+            raise Refused("head_too_large", f"the head has more than {MAX_HEAD} bytes") from None
+        x.began = time.monotonic()
+        x.method, path, fields = parsed(head)
+        self.meters.counters["requests_received"].inc()
+        x.owner = self._owner(fields, path)
+        if (methods := self.routes.get(path)) is None:
+            raise Refused("unknown_route", "no such route; /openapi.json lists them")
+        x.route = path
+        if x.method not in methods:
+            allowed = ", ".join(methods)
+            raise Refused("method_not_allowed", f"this route takes {allowed}", Allow=allowed)
+        if self.stop_at and path not in ALIVE:
+            raise Refused("draining", "the server is stopping; ask another", Retry_After="5")
+        if x.method == "POST":
+            if fields.get(b"content-type", b"").split(b";")[0].strip().lower() != JSON.encode():
+                raise Refused("unsupported_media_type", f"Content-Type must be {JSON}")
+            if (size := int(fields.get(b"content-length", -1))) < 0:
+                raise Refused("length_required", "a body needs Content-Length")
+            if size > 1024 * options.body_kib:
+                raise Refused("body_too_large", f"more than {options.body_kib} KiB (--body-kib)")
+            if fields.get(b"expect", b"").lower() == b"100-continue":
+                x.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            x.body = await within(options.body_seconds, "body", x.reader.readexactly(size))
+        return methods[x.method]
+
+    def _owner(self, fields: Mapping[bytes, bytes], path: str) -> str:
+        """Hash of the key. Without keys Host keeps out what a page of another site asks for."""
+        if not self.keys:
+            host = re.sub(r":\d+$", "", fields.get(b"host", b"").decode("latin-1").lower())
+            known = "localhost", "127.0.0.1", "[::1]", self.options.host
+            if host in known or self.options.insecure:
+                return ""
+            raise Refused("host_not_allowed", "Host must be that of --host, or localhost")
+        word, _, key = fields.get(b"authorization", b"").partition(b" ")
+        given, is_known = hashlib.sha256(key).digest(), False
+        for known in self.keys:  # all of them, so that time does not tell which
+            is_known |= hmac.compare_digest(given, known)
+        if is_known and word.lower() == b"bearer":
+            return given.hex()
+        if path in self.free:
+            return ""
+        said = "this server needs a known API key: Authorization: Bearer KEY"
+        raise Refused("invalid_api_key", said, WWW_Authenticate="Bearer")
+
+    async def _guarded(self, x: Exchange, handler: Handler) -> bytes | None:
+        """What the route answers, unless the guard ends it first."""
+        tasks = work, guard = [asyncio.ensure_future(f) for f in (handler(x), self._guard(x))]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            return await (work if work.done() else guard)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _guard(self, x: Exchange) -> None:
+        """Raises what ends a request early, when something does."""
+        options, unsent, moved = self.options, 0, time.monotonic()
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(TICK):
+                    if not await x.reader.read(MAX_HEAD):
+                        raise Left
+            now, before = time.monotonic(), unsent
+            unsent = x.writer.transport.get_write_buffer_size()
+            moved = now if unsent < before or not unsent else moved
+            x.is_slow |= now > moved + options.stall_seconds
+            if x.is_slow:
+                self.meters.counters["slow_client_dropped"].inc()
+                raise Left
+            if now > x.began + options.request_seconds:
+                said = f"it took more than {options.request_seconds:g} s (--request-seconds)"
+                raise Refused("time_limit", said)
+            if self.stop_at and now > self.stop_at:
+                raise Refused("shutting_down", "the server stops before the answer is complete")
+            if x.is_streamed and now > x.sent + KEEP_ALIVE:
+                x.send(None)
+
+async def within(seconds: float, part: str, reading: Awaitable[bytes]) -> bytes:
+    """A part of a request, read by a deadline."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await reading
+    except TimeoutError:
+        said = f"the {part} took more than {seconds:g} s (--{part}-seconds)"
+        raise Refused("request_timeout", said) from None
+    except asyncio.IncompleteReadError:
+        raise Left from None
+
+def parsed(head: bytes) -> tuple[str, str, dict[bytes, bytes]]:
+    """Method, path and fields (by names in lower case) of a head."""
+    names = [name.lower() for name in re.findall(rb"\r\n([^:\r\n]+):", head)]
+    if len(names) > MAX_FIELDS:
+        raise Refused("head_too_large", f"the head has more than {MAX_FIELDS} fields")
+    has_encoding, event = b"transfer-encoding" in names, None
+    if has_encoding and b"content-length" not in names:
+        raise Refused("length_required", "Transfer-Encoding is not taken: send Content-Length")
+    connection = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
+    connection.receive_data(head)
+    with suppress(h11.RemoteProtocolError):
+        event = connection.next_event()
+    twice = [name.decode() for name in ONCE if names.count(name) > 1]
+    if not event or event.http_version > b"1.1" or has_encoding or twice or STRAY.search(head):
+        raise Refused("bad_framing", f"{(*twice, 'the head')[0]} is not as HTTP/1.1 has it, once")
+    path = event.target.partition(b"?")[0].decode("latin-1")
+    return event.method.decode(), path, dict(event.headers)

@@ -1,0 +1,144 @@
+"""The next token of each sequence of a batch: its likeliest, or one that is drawn.
+
+    z = logits, of seen tokens z / p where z > 0, else z p (repetition penalty p, Keskar et al.
+        2019), less `frequency_penalty` for every time in the answer and `presence_penalty` if there
+        at all, plus the bias; stop ids are out before `min_new_tokens`
+    greedy      the largest z
+    drawn       from softmax(z / temperature) over what is left by top_k, then top_p (the fewest
+                tokens of that probability; Holtzman et al. 2020), then min_p (those at least so
+                probable as a share of the likeliest)
+
+A token is drawn by a number in [0, 1) of its own sequence and place, so that it does not depend on
+who else is in the batch. Letters: B sequences, V vocabulary, T places of an answer.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+@dataclass(frozen=True)
+class Sampling:
+    """How an answer is drawn."""
+    max_new_tokens: int
+    temperature: float = 1.0  # 0: greedy
+    top_k: int = 0  # 0: all
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0  # of prompt and answer
+    presence_penalty: float = 0.0  # of the answer
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    seed: int = 0
+    min_new_tokens: int = 0  # stop ids are not drawn before
+    stop_ids: frozenset[int] = frozenset()
+    num_top: int | None = None  # log-probabilities with so many alternatives; None: none
+    prompt_logprobs: bool = False  # those of the prompt's tokens too
+
+    def chances(self) -> np.ndarray:
+        """chance_T: the number in [0, 1) that decides at each place of the answer."""
+        return np.random.default_rng(self.seed).random(self.max_new_tokens)
+
+    def shaped(self, z_V: Tensor, prompt: Sequence[int], answer: Sequence[int]) -> Tensor:
+        """z_V of logits: penalties, bias, and no stop id too early."""
+        z_V, device = z_V.clone(), z_V.device
+        if self.repetition_penalty != 1:
+            seen = torch.tensor([*{*prompt, *answer}], device=device)
+            z = z_V[seen]
+            z_V[seen] = torch.where(z > 0, z / self.repetition_penalty, z * self.repetition_penalty)
+        if answer and (self.presence_penalty or self.frequency_penalty):
+            ids, counts = torch.tensor(answer, device=device).unique(return_counts=True)
+            z_V[ids] -= self.presence_penalty + self.frequency_penalty * counts
+        if self.logit_bias:
+            z_V[[*self.logit_bias]] += torch.tensor([*self.logit_bias.values()], device=device)
+        if len(answer) < self.min_new_tokens and self.stop_ids:
+            z_V[[*self.stop_ids]] = -torch.inf
+        return z_V
+
+    def cut(self, z_V: Tensor) -> Tensor:
+        """z_V at the temperature, -inf where a token may not be drawn."""
+        z_V = z_V / self.temperature
+        if 0 < self.top_k < len(z_V):
+            z_V = z_V.masked_fill(z_V < z_V.topk(self.top_k).values[-1], -torch.inf)
+        if self.top_p < 1:
+            # cost: what is likely enough mostly lies among a few, of which alone a sort is cheap
+            for count in (min(most, len(z_V)) for most in (256, 4096, len(z_V))):
+                largest, ids = z_V.topk(count)
+                before = (largest - z_V.logsumexp(0)).exp().cumsum(0)
+                if before[-1] >= self.top_p:
+                    break
+            kept = ids[: int((before < self.top_p).sum()) + 1]
+            z_V = torch.full_like(z_V, -torch.inf).index_copy_(0, kept, z_V[kept])
+        if self.min_p:
+            z_V = z_V.masked_fill(z_V < z_V.max() + np.log(self.min_p), -torch.inf)
+        return z_V
+
+    @property
+    def reshapes(self) -> bool:
+        """Whether `shaped` may change anything."""
+        penalties = self.presence_penalty, self.frequency_penalty, self.min_new_tokens
+        return bool(self.repetition_penalty != 1 or self.logit_bias or any(penalties))
+
+    @property
+    def cuts(self) -> bool:
+        """Whether `cut` does more than the temperature."""
+        return bool(self.temperature and (self.top_k or self.top_p < 1 or self.min_p))
+
+class Token(NamedTuple):
+    """One token and, where they were asked for, log-probabilities: log softmax of the model's own
+    logits, fp32; `top` those of the likeliest tokens."""
+    id: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+class Draft(NamedTuple):
+    """A sequence whose next token is asked for."""
+    sampling: Sampling
+    prompt: Sequence[int]
+    answer: Sequence[int]
+    chance_T: np.ndarray
+
+def drawn(logits_BV: Tensor, temperature: float | Tensor, chance_B: np.ndarray) -> Tensor:
+    """Ids (B,) from softmax(logits / temperature), by numbers in [0, 1): where these lie in the
+    running sum of the probabilities."""
+    sums_BV = (logits_BV.float() / temperature).softmax(-1).double().cumsum(-1)
+    chance_B1 = torch.from_numpy(chance_B).to(sums_BV)[:, None] * sums_BV[:, -1:]
+    return torch.searchsorted(sums_BV, chance_B1, right=True).squeeze(1)
+
+def next_tokens(logits_BV: Tensor, drafts: Sequence[Draft]) -> list[Token | None]:
+    """The next token of each sequence; None where its logits are not finite."""
+    top = logits_BV.max(-1)
+    is_finite, z_BV = top.values.isfinite().tolist(), logits_BV
+    if reshaped := [b for b, draft in enumerate(drafts) if draft.sampling.reshapes]:
+        z_BV = logits_BV.float()
+        z_BV = z_BV.clone() if z_BV is logits_BV else z_BV
+        for b in reshaped:
+            z_BV[b] = drafts[b].sampling.shaped(z_BV[b], *drafts[b][1:3])
+        top = z_BV.max(-1)
+    ids_B = top.indices
+    if rows := [b for b, d in enumerate(drafts) if d.sampling.temperature and is_finite[b]]:
+        z_MV, heat = z_BV[rows].float(), [drafts[b].sampling.temperature for b in rows]
+        for m, b in enumerate(rows):
+            if drafts[b].sampling.cuts:
+                z_MV[m], heat[m] = drafts[b].sampling.cut(z_MV[m]), 1.0
+        chance_M = np.array([drafts[b].chance_T[len(drafts[b].answer)] for b in rows])
+        heat_M1 = torch.tensor(heat, device=z_MV.device)[:, None]
+        ids_B[rows] = drawn(z_MV, heat_M1, chance_M)
+    found = [Token(id_) if ok else None for id_, ok in zip(ids_B.tolist(), is_finite, strict=True)]
+    told = [b for b, d in enumerate(drafts) if d.sampling.num_top is not None and is_finite[b]]
+    tops = [drafts[b].sampling.num_top for b in told]
+    for b, token in zip(told, with_logprobs(logits_BV[told], ids_B[told], tops), strict=True):
+        found[b] = token
+    return found
+
+def with_logprobs(logits_MV: Tensor, ids_M: Tensor, tops: Sequence[int]) -> list[Token]:
+    """Tokens with their log-probabilities and those of as many of the likeliest as `tops` says."""
+    logprobs_MV = logits_MV.float().log_softmax(-1)
+    own_M = logprobs_MV.gather(1, ids_M[:, None]).squeeze(1).tolist()
+    best = logprobs_MV.topk(max(tops, default=0))
+    rows = zip(ids_M.tolist(), own_M, best.indices.tolist(), best.values.tolist(), strict=True)
+    return [Token(id_, own, (*zip(ids[:count], values[:count], strict=True),))
+            for (id_, own, ids, values), count in zip(rows, tops, strict=True)]

@@ -1,0 +1,194 @@
+"""Serve a run, a bundle or a model folder over HTTP.
+
+    python serve.py runs/NAME                           what it trained; of an adapter, its base too
+    python serve.py MODEL --adapter NAME=FOLDER ...     a folder or hub id, and adapters by name
+    python serve.py MODEL --help                        every option and limit
+
+Generators answer /v1/chat/completions, /v1/completions and /v1/embeddings, encoders the last one,
+classifiers /v1/classify, reward models /v1/score; /openapi.json lists all routes and fields.
+
+Exit codes: 0 stopped by a signal, once running requests had ended; 1 the engine is broken; 2 what
+was asked must be mended; 130 a second signal.
+"""
+
+import asyncio
+import hashlib
+import json
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ftcore.cli import CONFIG_FILE, options, parse
+from ftcore.deploy.options import ServeConfig
+from ftcore.errors import ConfigError, FtcoreError
+
+if TYPE_CHECKING:
+    from ftcore.deploy.api import Api
+    from ftcore.model.load import LoadedModel
+
+NAME = re.compile("[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+LOCAL = ("127.0.0.1", "localhost", "::1")
+HEADS = {"ForCausalLM": "lm", "LMHeadModel": "lm", "ForSequenceClassification": "classify"}
+
+def adapters_of(config: ServeConfig) -> dict[str, Path]:
+    """Folders by name. Raises ConfigError: a name or folder cannot be one, or stands twice."""
+    found: dict[str, Path] = {}
+    for pair in config.adapter:
+        name, _, folder = pair.partition("=")
+        if not NAME.fullmatch(name) or not folder or not Path(folder).is_dir() or name in found:
+            must = "NAME=FOLDER: letters, digits and ._- of a new name, and a folder that is there"
+            raise ConfigError(f"--adapter {pair}: must be {must}")
+        found[name] = Path(folder)
+    return found
+
+def check_access(config: ServeConfig) -> None:
+    """Refuse what would be open to others unawares. Raises ConfigError."""
+    if config.api_key_file:
+        try:
+            keys = config.api_key_file.read_bytes().split()
+        except OSError as error:
+            raise ConfigError(f"--api-key-file {config.api_key_file}: {error.strerror}") from error
+        if not keys:
+            raise ConfigError(f"--api-key-file {config.api_key_file}: holds no key, a line each")
+    elif config.host not in LOCAL and not config.insecure:
+        what = f"--host {config.host}: other machines could ask without a key"
+        raise ConfigError(f"{what}: give --api-key-file FILE, or --insecure")
+
+def opened(path: str, config: ServeConfig) -> tuple["LoadedModel", dict[str, Any]]:
+    """The model with all its adapters, and what else is known of it, as fields of `Served`."""
+    from ftcore.align.tasks import TASKS
+    from ftcore.env import compute
+    from ftcore.files import sha256_file
+    from ftcore.hub import lineage
+    from ftcore.model.load import read_object
+    from ftcore.tune.adapter import (
+        WEIGHTS,
+        base_sha256,
+        load_adapter,
+        load_artifact,
+        load_base,
+        read_labels,
+    )
+
+    extra, (dtype, products) = adapters_of(config), compute.PRECISIONS[config.precision]
+    device = compute.resolve_device(config.device, config.kernels)
+    run, folders, temperature = Path(path), {}, None
+    own = run.resolve().name
+    names: dict[str, str | None] = {own: None}
+    if (run / CONFIG_FILE).is_file():
+        command = parse(["--resume", path])
+        base, problem = command.config.model.path, command.config.problem
+        loaded = load_artifact(run, base=base, kind=TASKS[command.task], dtype=dtype)
+        labels = read_labels(run) or loaded.labels
+        if not (run / "model").is_dir():
+            folders, names = {own: run / "adapter"}, {own: "default"}
+            names.setdefault(Path(base).name, None)
+        if (judged := run / "eval.json").is_file():
+            tuned = read_object(judged)["tuned"].values()
+            temperature = next((split.get("temperature") for split in tuned), None)
+    else:
+        folder, _ = lineage(path)
+        about = read_object(folder / "bundle.json") if (folder / "bundle.json").is_file() else {}
+        written = read_object(folder / "config.json")
+        architecture = "".join(written.get("architectures") or ())
+        task = next((task for end, task in HEADS.items() if architecture.endswith(end)), "trunk")
+        loaded = load_base(path, task=task, dtype=dtype)
+        labels, temperature = loaded.labels, about.get("temperature")
+        problem = about.get("problem") or written.get("problem_type")
+        problem = problem or ("regression" if len(labels or ()) == 1 else None)
+    parts = [base_sha256(loaded.model)]
+    for name, folder in extra.items():
+        if name in names:
+            raise ConfigError(f"--adapter {name}: is served by this name already")
+        names[name], folders[name] = f"served-{len(names)}", folder
+        load_adapter(loaded.model, folder, family=loaded.family, name=names[name])
+    for name, folder in folders.items():
+        parts.append(sha256_file(folder / WEIGHTS))
+        if read_object(folder / "adapter_config.json").get("modules_to_save"):
+            if len(folders) > 1:
+                what = f"the adapter {name} replaces whole modules, which all would answer with"
+                raise ConfigError(f"{what}: serve it alone")
+            names = {name: names[name]}
+    loaded.model.to(device).use_kernels(config.kernels)
+    loaded.model.compute_in(products)
+    print(f"{path}: {loaded.accounting}")
+    return loaded, {"models": names, "labels": tuple(labels or ()), "problem": problem,
+                    "temperature": temperature or 1.0,
+                    "fingerprint": hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]}
+
+def serve(path: str, config: ServeConfig) -> int:
+    """Until a signal comes or the engine is broken; returns the exit code."""
+    # Imported here, so that --help and a mistyped option answer at once.
+    import torch
+
+    from ftcore.data.tokenizer import Tokenizer
+    from ftcore.deploy.api import Api, Served
+    from ftcore.deploy.engine import Engine
+    from ftcore.deploy.http import Server
+    from ftcore.deploy.meters import Lines, resident_bytes
+
+    torch.set_num_threads(config.threads)
+    loaded, about = opened(path, config)
+    model, spec = loaded.model, loaded.model.spec
+    engine = Engine(
+        model, [name for name in about["models"].values() if name], max_waiting=config.queue,
+        max_sequences=config.max_sequences, prefill_tokens=config.prefill_tokens,
+        cache_tokens=config.cache_tokens, threads=config.threads)
+    api = Api(engine, Served(tokenizer=Tokenizer.load(loaded.folder), **about), config)
+    log = Lines(config.log, api.meters)
+    server = Server(api.routes, lambda: engine.is_broken, config, api.meters, log)
+    weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    slot = 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim
+    slot *= (model.trunk.compute or model.trunk.embed_tokens.weight.dtype).itemsize
+    print(f"memory: {resident_bytes() / 2**20:.0f} MiB of this process, weights of"
+          f" {weights / 2**20:.1f} MiB among it; keys and values will take up to"
+          f" {config.cache_tokens * slot / 2**20:.1f} MiB, and as many of ended sequences")
+
+    def ready(port: int) -> None:
+        where = f"http://{config.host}:{port}"
+        print(f"serving {', '.join(about['models'])} at {where}; stop it with ctrl-c. Try:")
+        print(f"  {command_to_try(where, api)}", flush=True)
+
+    async def live() -> int:
+        api.start()
+        try:
+            return await server.run(ready)
+        finally:
+            await asyncio.to_thread(engine.stop)
+
+    return asyncio.run(live())
+
+def command_to_try(where: str, api: "Api") -> str:
+    served, file = api.served, api.options.api_key_file
+    key = f' -H "Authorization: Bearer $(head -n 1 {file})"' if file else ""
+    asked = [{"role": "user", "content": "hello"}]
+    if api.model.task == "lm":
+        has_template = served.tokenizer.chat_template is not None
+        route, body = (("chat/completions", {"messages": asked}) if has_template else
+                       ("completions", {"prompt": "hello"}))
+    elif served.problem == "regression":
+        route, body = "score", {"messages": [*asked, {"role": "assistant", "content": "hello"}]}
+    else:
+        route, body = "classify" if served.labels else "embeddings", {"input": "hello"}
+    kind = "-H 'Content-Type: application/json'"
+    return f"curl {where}/v1/{route}{key} {kind} -d '{json.dumps(body)}'"
+
+def main(argv: list[str]) -> int:
+    """Parse, serve, and turn what a user can mend into one message."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print(__doc__)
+        return 0 if argv else 2
+    try:
+        config = options(ServeConfig, argv[1:], script="serve.py MODEL")
+        check_access(config)
+        return serve(argv[0], config)
+    except FtcoreError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error}; choose another --host, --port or file", file=sys.stderr)
+        return 2
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
