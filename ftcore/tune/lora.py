@@ -12,6 +12,7 @@ source  Hu et al. 2021, arXiv:2106.09685; Kalajdzievski 2023, arXiv:2312.03732 (
 """
 
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
@@ -21,12 +22,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ftcore.config import PeftConfig
-from ftcore.errors import ConfigError, ModelError
+from ftcore.errors import ConfigError
 from ftcore.model.transformer import Layer, Linear
 from ftcore.tune.freeze import below, leaf, match_names, tensor_sha256
 from kernels.lora import lora_linear
 from kernels.nf4 import BLOCK, NF4, dequantise, nf4_linear, quantise
 
+NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"  # of an adapter: part of no path that leads elsewhere
 ALL_LINEAR, DEFAULT = "all-linear", "default"
 CODES = ("codes_P", "scale_codes_Q", "maxima_S", "mean")  # of an NF4 matrix
 
@@ -42,13 +44,19 @@ class Factors(nn.Module):
         b_OR = torch.zeros(base.out_features, config.rank, dtype=wide, device=device)
         self.lora_a, self.lora_b = nn.Parameter(a_RC.to(device)), nn.Parameter(b_OR)
 
+class Adapters(nn.ModuleDict):
+    """By name, which may be any: torch itself refuses dots, and the names of its own methods."""
+
+    def add_module(self, name: str, module: Factors) -> None:
+        self._modules[name] = module
+
 class LoRALinear(Layer):
     """A frozen `Linear` (kept as `base`, never written to) and its adapters by name, of which
     the `active` one answers; where it is None, or not of this layer, the base does."""
 
     def __init__(self, base: Linear) -> None:
         super().__init__()
-        self.base, self.adapters = base.requires_grad_(False), nn.ModuleDict()
+        self.base, self.adapters = base.requires_grad_(False), Adapters()
         self.active: str | None = None
         self.register_buffer("merged_weight", None, persistent=False)
         self.train(base.training)
@@ -97,6 +105,9 @@ def apply_lora(model: nn.Module, config: PeftConfig, *, generator: torch.Generat
                 name, or where any has fully trained modules; the model is then unchanged
     """
     plain, layers = plain_modules(model), lora_layers(model)
+    if not re.fullmatch(NAME, name):
+        raise ConfigError(f"adapter name {name!r}: must be 1 to 64 of A-Z a-z 0-9 . _ -, none of"
+                          " the last three first")
     if any(name in layer.adapters for layer in layers.values()):
         raise ConfigError(f"the model has an adapter {name!r} already: name this one otherwise")
     modules = [n for n in plain if n]
@@ -159,13 +170,14 @@ def use(model: nn.Module, name: str) -> None:
             factors.requires_grad_(other == name)
 
 def fold(model: nn.Module) -> None:
-    """Merge for good what answers: plain layers, rounded once. ModelError: one is quantised."""
-    for name, layer in lora_layers(model).items():
-        if isinstance(layer.base, NF4Linear):
-            what = f"{name}: an adapter on a quantised base cannot be the base of another"
-            raise ModelError(f"{what}: train from a full model")
-        layer.base.weight.data = layer.folded_weight()
-        model.set_submodule(name, layer.base)
+    """Merge for good what answers: plain layers, rounded once, of NF4 matrices too."""
+    layers = lora_layers(model)
+    for name, base in plain_modules(model).items():
+        if name in layers or isinstance(base, NF4Linear):
+            dense = Linear(base.in_features, base.out_features, bias=False)
+            dense.weight.data = layers[name].folded_weight() if name in layers else base.weight
+            dense.bias = base.bias
+            model.set_submodule(name, dense)
     model.requires_grad_(True)
 
 class NF4Linear(Linear):
