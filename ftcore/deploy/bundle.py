@@ -4,11 +4,10 @@
     adapter/                        that adapter in peft's format, where it is kept apart
     tokenizer files                 with the chat template
     generation_config.json          of a language model: greedy, and the ids that end an answer
-    bundle.json                     what HF has no word for: task, precision, calibration, origin
+    bundle.json                     what HF has no word for: task, precision, calibration
     golden.json                     a test of what it says (golden.py)
     certificate.json                of an adapter: what merging changes (evaluate/certificate.py)
-    README.md                       the model card
-    manifest.json                   SHA-256 of each of these, written last
+    README.md, manifest.json        the model card; SHA-256 of each of these, written last
 
 What was written is opened, and must say what the run says, before it takes its place.
 """
@@ -18,77 +17,68 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from ftcore import files
 from ftcore.align.tasks import TASKS
-from ftcore.cli import CONFIG_FILE, Command, known, read_toml, resolved
+from ftcore.cli import CONFIG_FILE, known, read_toml, resolved
+from ftcore.config import Run
+from ftcore.data.store import rendered
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.deploy.golden import try_golden, write_golden
 from ftcore.env.compute import PRECISIONS
 from ftcore.errors import CheckpointError, ConfigError, ModelError
 from ftcore.evaluate.evaluator import stops
-from ftcore.evaluate.report import json_line, metrics_table, read_run
+from ftcore.evaluate.report import read_run
 from ftcore.model.load import LoadedModel, load_model, read_object, save_model
 from ftcore.tune import lora
 from ftcore.tune.adapter import ADAPTER, load_adapter, load_artifact, load_base, read_labels
 
 ABOUT = "bundle.json"
-PIPELINES = {"lm": "text-generation", "mlm": "fill-mask", "classify": "text-classification",
-             "tag": "token-classification"}  # HF's words
-
-class Bundle(NamedTuple):
-    """What was read of a bundle; its adapter, where there is one, is in place and answers."""
-    loaded: LoadedModel
-    tokenizer: Tokenizer
-    about: dict[str, Any]  # task, problem, precision, temperature (None: unknown), commit, time
+Opened = tuple[LoadedModel, Tokenizer, dict[str, Any]]  # the last: task, problem, temperature ..
 
 def bundle(run: Path, folder: Path, *, keep_adapter: bool = False) -> None:
     """Make a folder of a finished run. Raises ConfigError: the folder is not empty, or the run has
     no adapter to keep; ModelError: the run has not finished, or what was written does not say the
     same; CheckpointError: it cannot be written."""
-    told, (command, trained, tokenizer) = read_run(run), _trained(run)
-    task, config, model = command.task, command.config, trained.model
+    told, (task, config, trained, tokenizer) = read_run(run), _trained(run)
+    model, dtype = trained.model, PRECISIONS[config.env.precision][0]
     if keep_adapter and not lora.lora_layers(model):
         raise ConfigError(f"{run}: was trained without an adapter: leave out --keep-adapter")
-    start, precision = told["run"]["starts"][-1], config.env.precision
     judged = [line for line in told["metrics"] if line.get("eval/temperature")]
     best = min(judged, key=lambda line: line["eval/loss"], default={})  # whose weights were kept
-    about = {"task": task, "problem": config.problem, "precision": precision,
-             "temperature": best.get("eval/temperature"), "commit": start["commit"],
-             "time": start["time"]}
+    about = {"task": task, "problem": config.problem, "precision": config.env.precision,
+             "temperature": best.get("eval/temperature")}
 
     def write(temp: Path) -> None:
-        is_chat = model.task == "lm" and task != "pretrain" and bool(tokenizer.chat_template)
-        tolerance = 0.01 if precision == "fp32" else 0.2  # nats, or in units of the score
-        write_golden(model, tokenizer, temp, is_chat=is_chat, problem=config.problem,
-                     tolerance=tolerance)
+        write_golden(model, tokenizer, temp, about)
         if keep_adapter:
             shutil.copytree(files.current(run / ADAPTER), temp / ADAPTER)
             base = load_base(config.model.path, task=model.task, num_labels=model.num_labels,
-                             dtype=PRECISIONS[precision][0], generator=torch.Generator())
+                             dtype=dtype, generator=torch.Generator())
             for name in base.accounting.new:  # of its head, which only the adapter has learned
                 base.model.get_parameter(name).data = model.get_parameter(name).data
-            _save(base, tokenizer, run, command, temp)
+            _save(base, tokenizer, run, config, temp)
         else:
             lora.fold(model)
-            _save(trained, tokenizer, run, command, temp)
-        for name, content in ((ABOUT, about), ("certificate.json", told["certificate"])):
-            if content:
-                (temp / name).write_text(json.dumps(content, indent=1) + "\n", "utf-8")
-        (temp / "README.md").write_text(_card(told, model.task, folder.name), "utf-8")
-        opened = _opened(temp)
-        try_golden(opened.loaded.model, opened.tokenizer, temp)
+            _save(trained, tokenizer, run, config, temp)
+        if told["certificate"]:
+            shutil.copy(run / "certificate.json", temp)
+        card = rendered("card.md", Path(__file__).parent, **told, name=folder.name, head=model.task)
+        (temp / "README.md").write_text(card + "\n", "utf-8")
+        (temp / ABOUT).write_text(json.dumps(about, indent=1) + "\n", "utf-8")
+        written, read, _ = _opened(temp)
+        try_golden(written.model, read, temp)
 
     _write(folder, write)
 
 def merge(run: Path, folder: Path) -> None:
     """Write the model of a finished run alone, in HF's layout. Raises as `bundle`."""
-    command, trained, tokenizer = _trained(run)
+    _, config, trained, tokenizer = _trained(run)
     lora.fold(trained.model)
-    _write(folder, lambda temp: _save(trained, tokenizer, run, command, temp))
+    _write(folder, lambda temp: _save(trained, tokenizer, run, config, temp))
 
 def push(folder: Path, name: str) -> str:
     """Upload a bundle, or what `merge` wrote, to the hub as OWNER/NAME, which is private where it
@@ -103,9 +93,10 @@ def push(folder: Path, name: str) -> str:
         mend = "name it OWNER/NAME, and log in with: hf auth login"
         raise ModelError(f"{folder} was not uploaded to {name} ({error}); {mend}") from error
 
-def open_bundle(folder: Path) -> Bundle:
-    """Read a bundle whose every file is the one that was written. Raises CheckpointError: names the
-    first that is damaged, missing or foreign; ModelError: as the loaders."""
+def open_bundle(folder: Path) -> Opened:
+    """Read a bundle whose every file is the one that was written, its adapter in place where it has
+    one. Raises CheckpointError: names the first file that is damaged, missing or foreign;
+    ModelError: as the loaders."""
     names = {*files.verify_folder(folder), files.MANIFEST}
     for path in sorted(filter(Path.is_file, folder.rglob("*"))):
         name = path.relative_to(folder).as_posix()
@@ -113,8 +104,8 @@ def open_bundle(folder: Path) -> Bundle:
             raise CheckpointError(f"{path} is not in {files.MANIFEST}: take it out of the bundle")
     return _opened(folder)
 
-def _opened(folder: Path) -> Bundle:
-    about = read_object(folder / ABOUT, advice=". Make a bundle with: python serve.py bundle RUN DIR")
+def _opened(folder: Path) -> Opened:
+    about = read_object(folder / ABOUT, advice=". Make one: python serve.py bundle RUN DIR")
     kind = TASKS[known(f"{folder / ABOUT}: task", about.get("task"), TASKS)]
     precision = known(f"{folder / ABOUT}: precision", about.get("precision"), PRECISIONS)
     dtype, products = PRECISIONS[precision]
@@ -122,49 +113,30 @@ def _opened(folder: Path) -> Bundle:
     if (folder / ADAPTER).is_dir():
         load_adapter(loaded.model, folder / ADAPTER, family=loaded.family)
     loaded.model.eval().compute_in(products)
-    return Bundle(loaded, Tokenizer.load(folder), about)
+    return loaded, Tokenizer.load(folder), about
 
-def _trained(run: Path) -> tuple[Command, LoadedModel, Tokenizer]:
-    """What was asked of a run, and its model; an adapter apart from its base."""
+def _trained(run: Path) -> tuple[str, Run, LoadedModel, Tokenizer]:
+    """The task and sections of a run, and its model, an adapter apart from its base."""
     task, flags = read_toml(run / CONFIG_FILE)
-    command = resolved(task, [(CONFIG_FILE, flags)])
-    dtype, products = PRECISIONS[command.config.env.precision]
-    base = command.config.model.path
-    loaded = load_artifact(run, base=base, kind=TASKS[task], dtype=dtype)
+    config = resolved(task, [(CONFIG_FILE, flags)]).config
+    dtype, products = PRECISIONS[config.env.precision]
+    loaded = load_artifact(run, base=config.model.path, kind=TASKS[task], dtype=dtype)
     loaded.model.compute_in(products)
-    return command, loaded, Tokenizer.load(loaded.folder)
+    return task, config, loaded, Tokenizer.load(loaded.folder)
 
 def _write(folder: Path, write: Callable[[Path], None]) -> None:
     folder = folder.absolute()
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+    if folder.is_dir() and any(folder.iterdir()):
         raise ConfigError(f"{folder} is not empty: name another folder, or delete it")
     for path in folder.parent.glob(f"{files.TEMP}*"):  # of a writer that was killed
         if re.fullmatch(re.escape(files.TEMP + folder.name) + r"-\d+", path.name):
             files.remove(path)
     files.write_folder(folder, write)
 
-def _save(loaded: LoadedModel, tokenizer: Tokenizer, run: Path, command: Command,
-          folder: Path) -> None:
+def _save(loaded: LoadedModel, tokenizer: Tokenizer, run: Path, config: Run, folder: Path) -> None:
     """What transformers reads."""
-    save_model(loaded, folder, labels=read_labels(run), problem=command.config.problem)
+    save_model(loaded, folder, labels=read_labels(run), problem=config.problem)
     tokenizer.save(folder)
     if loaded.model.task == "lm":
         greedy = {"do_sample": False, "eos_token_id": sorted(stops(tokenizer)) or None}
         (folder / "generation_config.json").write_text(json.dumps(greedy) + "\n", "utf-8")
-
-def _card(told: dict[str, Any], model_task: str, name: str) -> str:
-    """The model card of a run (`read_run`)."""
-    judged, data = told["eval"], told["data"]["statistics"]["train"]
-    asked = "\n".join(f"{option}  # {origin}" for option, origin in told["asked"])
-    lines = [f"---\nlibrary_name: transformers\npipeline_tag: {PIPELINES[model_task]}\n---\n# {name}",
-             f"Trained by ftcore: the task {judged['task']} from "
-             f"{told['config']['model.path']}, {judged['steps']} steps, {data['documents']} "
-             f"documents of {data['tokens']} tokens. Asked for:", f"```\n{asked}\n```"]
-    for split, tuned in judged["tuned"].items():
-        ends = judged["intervals"][split].items()
-        columns = {"base": (judged["base"] or {}).get(split, {}), "tuned": tuned,
-                   **{end: {n: x[i] for n, x in ends} for i, end in enumerate(("low", "high"))}}
-        lines.append(f"{split}, with 95% intervals\n```\n{metrics_table(columns)}\n```")
-    if told["certificate"]:
-        lines.append(f"Merging the adapter changes:\n```\n{json_line(told['certificate'])}\n```")
-    return "\n\n".join(lines) + "\n"

@@ -26,20 +26,22 @@ from ftcore.model.load import read_object
 from ftcore.tune import lora
 
 GOLDEN = "golden.json"
-TEXTS = ("Where is my order?", "4 seats in Zu\u0308rich, at 19:30", " \u00abIt's 3.5\u00a0\u20ac\u00bb\n")
+TEXTS = "Where is my order?", "4 seats in Zu\u0308rich", " \u00abIt's 3.5\u00a0\u20ac\u00bb\n"
 ANSWER, MOST_TOKENS = 16, 8192  # tokens of an answer, and of one pass
+NARROW, WIDE = 1e-3, 0.2  # nats, or shares of a score; in bf16 0.07 were seen, without adapter 24
 Probe = dict[str, Any]  # text, ids, answer of a language model, says: log-probabilities (nats)
 
-def write_golden(model: Model, tokenizer: Tokenizer, folder: Path, *, is_chat: bool,
-                 problem: str | None, tolerance: float) -> None:
-    """Write golden.json. The texts are a user's turns (`is_chat`) or read as they are."""
-    probes = [{"text": text, "ids": _ids(tokenizer, text, is_chat)} for text in TEXTS]
+def write_golden(model: Model, tokenizer: Tokenizer, folder: Path, about: dict[str, Any]) -> None:
+    """Write golden.json of a model, `about` which bundle.json tells."""
+    is_chat = model.task == "lm" and about["task"] != "pretrain" and bool(tokenizer.chat_template)
+    probes: list[Probe] = [{"text": text, "ids": _ids(tokenizer, text, is_chat)} for text in TEXTS]
     if model.task == "lm":
         answers = continued(model, tokenizer, [probe["ids"] for probe in probes], ANSWER)
         probes = [probe | {"answer": ids} for probe, ids in zip(probes, answers, strict=True)]
-    said = _said(model, probes, problem)
+    said = _said(model, probes, about["problem"])
     probes = [probe | {"says": values} for probe, values in zip(probes, said, strict=True)]
-    golden = {"is_chat": is_chat, "problem": problem, "tolerance": tolerance, "probes": probes}
+    golden = {"is_chat": is_chat, "problem": about["problem"], "probes": probes,
+              "tolerance": NARROW if about["precision"] == "fp32" else WIDE}
     (folder / GOLDEN).write_text(json.dumps(golden) + "\n", "utf-8")
 
 def try_golden(model: Model, tokenizer: Tokenizer, folder: Path) -> None:

@@ -42,8 +42,7 @@ from ftcore.errors import ModelError
 from ftcore.hub import lineage
 from ftcore.model.families import Family
 from ftcore.model.heads import Model
-from ftcore.model.load import (
-    LoadedModel, load_model, mapped, read_header, read_object, save_model)
+from ftcore.model.load import LoadedModel, load_model, mapped, read_header, read_object, save_model
 from ftcore.tune import lora
 from ftcore.tune.freeze import tensor_sha256
 from ftcore.tune.task import TaskKind
