@@ -158,7 +158,7 @@ class Tokenizer:
     def _settings(self, name: str) -> dict[str, Any]:
         try:
             settings = json.loads(self.files.get(name, b"{}"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ModelError(f"{self.where}/{name}: not valid JSON: {error}") from error
         if not isinstance(settings, dict):
             raise ModelError(f"{self.where}/{name}: must hold a JSON object")

@@ -13,7 +13,6 @@ What was written is opened, and must say what the run says, before it takes its 
 """
 
 import json
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -67,7 +66,7 @@ def bundle(run: Path, folder: Path, *, keep_adapter: bool = False) -> None:
         if told["certificate"]:
             shutil.copy(run / "certificate.json", temp)
         card = rendered("card.md", Path(__file__).parent, **told, name=folder.name, head=model.task)
-        (temp / "README.md").write_text(card + "\n", "utf-8")
+        (temp / "README.md").write_text(card, "utf-8")
         (temp / ABOUT).write_text(json.dumps(about, indent=1) + "\n", "utf-8")
         written, read, _ = _opened(temp)
         try_golden(written.model, read, temp)
@@ -129,12 +128,11 @@ def _write(folder: Path, write: Callable[[Path], None]) -> None:
     if folder.is_dir() and any(folder.iterdir()):
         raise ConfigError(f"{folder} is not empty: name another folder, or delete it")
     for path in folder.parent.glob(f"{files.TEMP}*"):  # of a writer that was killed
-        if re.fullmatch(re.escape(files.TEMP + folder.name) + r"-\d+", path.name):
+        if path.name.rpartition("-")[0] == files.TEMP + folder.name:
             files.remove(path)
     files.write_folder(folder, write)
 
 def _save(loaded: LoadedModel, tokenizer: Tokenizer, run: Path, config: Run, folder: Path) -> None:
-    """What transformers reads."""
     save_model(loaded, folder, labels=read_labels(run), problem=config.problem)
     tokenizer.save(folder)
     if loaded.model.task == "lm":

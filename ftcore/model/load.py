@@ -62,7 +62,7 @@ def read_object(path: Path, *, advice: str = "") -> dict[str, Any]:
         value = json.loads(path.read_text("utf-8"))
     except OSError as error:
         raise ModelError(f"{path}: cannot be read ({error.strerror}){advice}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{path}: not valid JSON ({error}). Download it again.") from error
     if not isinstance(value, dict):
         raise ModelError(f"{path}: holds {type(value).__name__}, must be a JSON object")
@@ -129,9 +129,9 @@ def _require_room(spec: ModelSpec, folder: Path, dtype: torch.dtype, *, is_rando
         held = sum(math.prod(shape) for _, _, shape in stored_tensors(folder).values())
         most = min(most, MOST_MISSING + 4 * held)
     if spec.num_layers > MOST_LAYERS or spec.num_values > most:
-        what = f"{spec.num_layers:,} layers of {spec.num_values:,} values in all"
-        must = f"at most {MOST_LAYERS:,} layers, and by its files and this machine's memory"
-        raise ModelError(f"{folder / CONFIG}: asks for {what}: must be {must} {most:,} values")
+        what = f"{folder / CONFIG}: asks for {spec.num_layers:,} layers, {spec.num_values:,} values"
+        must = f"at most {MOST_LAYERS:,}, and {most:,} by its files and this machine's memory"
+        raise ModelError(f"{what} in all: must be {must}")
 
 def empty_model(spec: ModelSpec, task: ModelTask, num_labels: int | None,
                 dtype: torch.dtype) -> Model:
@@ -266,8 +266,9 @@ def read_header(file: Path) -> Stored:
             size = int.from_bytes(raw.read(8), "little")
             pairs = json.loads(raw.read(size), object_pairs_hook=list)
         header = {name: dict(part) for name, part in pairs if name != "__metadata__"}
-        if len({name for name, _ in pairs}) < len(pairs):
-            raise ValueError(f"a name occurs twice in {_some(sorted(name for name, _ in pairs))}")
+        names = [name for name, _ in pairs]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"more than once in it: {_some(twice)}")
     except (SafetensorError, OSError, ValueError) as error:
         said = f"{file}: not a whole safetensors file ({error}). Copy or download it again."
         raise ModelError(said) from error
