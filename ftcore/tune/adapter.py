@@ -111,7 +111,7 @@ def save_adapter(model: Model, folder: Path, *, family: Family, base_path: str, 
     layers, extra = named_parts(model, family, name)
     num_heads, tensors = model.spec.num_heads, {}
     for module, parts in layers.items():
-        own = {i: model.get_submodule(part).adapters[name] for i, part in parts.items()}
+        own = {i: model.get_submodule(f"{part}.adapters.{name}") for i, part in parts.items()}
         first, count = next(iter(own.values())), len(family.to_ours(module))
         config, empty = first.config, first.lora_b[:, :0]
         b_OR = torch.block_diag(*(own[i].lora_b if i in own else empty for i in range(count)))
@@ -199,10 +199,9 @@ def load_adapter(model: Model, folder: Path, *, family: Family, name: str = lora
     lora.apply_lora(model, config, generator=torch.Generator(), name=name)
     if wants_nf4:
         lora.quantise_frozen(model)
-    parameters = dict(model.named_parameters(remove_duplicate=False))
     with torch.no_grad():
         for ours, tensor in incoming.items():
-            parameters[ours].copy_(tensor)
+            model.get_parameter(ours).copy_(tensor)
 
 def _trained_fully(model: nn.Module, extra: Parts) -> dict[str, list[str]]:
     """HF name of each tensor of such modules -> names of our parameters in it."""

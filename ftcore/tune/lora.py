@@ -12,7 +12,6 @@ source  Hu et al. 2021, arXiv:2106.09685; Kalajdzievski 2023, arXiv:2312.03732 (
 """
 
 import math
-import re
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
@@ -28,7 +27,6 @@ from ftcore.tune.freeze import below, leaf, match_names, tensor_sha256
 from kernels.lora import lora_linear
 from kernels.nf4 import BLOCK, NF4, dequantise, nf4_linear, quantise
 
-NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"  # of an adapter: part of no path that leads elsewhere
 ALL_LINEAR, DEFAULT = "all-linear", "default"
 CODES = ("codes_P", "scale_codes_Q", "maxima_S", "mean")  # of an NF4 matrix
 
@@ -44,19 +42,13 @@ class Factors(nn.Module):
         b_OR = torch.zeros(base.out_features, config.rank, dtype=wide, device=device)
         self.lora_a, self.lora_b = nn.Parameter(a_RC.to(device)), nn.Parameter(b_OR)
 
-class Adapters(nn.ModuleDict):
-    """By name, which may be any: torch itself refuses dots, and the names of its own methods."""
-
-    def add_module(self, name: str, module: Factors) -> None:
-        self._modules[name] = module
-
 class LoRALinear(Layer):
     """A frozen `Linear` (kept as `base`, never written to) and its adapters by name, of which
     the `active` one answers; where it is None, or not of this layer, the base does."""
 
     def __init__(self, base: Linear) -> None:
         super().__init__()
-        self.base, self.adapters = base.requires_grad_(False), Adapters()
+        self.base, self.adapters = base.requires_grad_(False), nn.ModuleDict()
         self.active: str | None = None
         self.register_buffer("merged_weight", None, persistent=False)
         self.train(base.training)
@@ -105,9 +97,6 @@ def apply_lora(model: nn.Module, config: PeftConfig, *, generator: torch.Generat
                 name, or where any has fully trained modules; the model is then unchanged
     """
     plain, layers = plain_modules(model), lora_layers(model)
-    if not re.fullmatch(NAME, name):
-        raise ConfigError(f"adapter name {name!r}: must be 1 to 64 of A-Z a-z 0-9 . _ -, none of"
-                          " the last three first")
     if any(name in layer.adapters for layer in layers.values()):
         raise ConfigError(f"the model has an adapter {name!r} already: name this one otherwise")
     modules = [n for n in plain if n]
