@@ -31,6 +31,7 @@ from ftcore.tune.adapter import load_adapter, load_base
 
 OUT = Path("out")
 LORA = ("--peft.method", "lora", "--peft.rank", "4")
+NF4 = ("--peft.quantize", "nf4", "--peft.targets", "q_proj")  # the others are quantised alone
 FULL = ("--peft.method", "full")
 AUTO = {
     "sft": transformers.AutoModelForCausalLM,
@@ -65,7 +66,7 @@ def tried(folder: Path) -> Opened:
     return loaded, tokenizer, about
 
 @pytest.mark.parametrize("kind", AUTO)
-@pytest.mark.parametrize("method", [FULL, LORA, (*LORA, "--peft.quantize", "nf4")])
+@pytest.mark.parametrize("method", [FULL, LORA, (*LORA, *NF4)])
 def test_transformers_gives_our_logits(kind: str, method: tuple, trained: Trained) -> None:
     bundle(trained(kind, *method), OUT)
     loaded, _, about = tried(OUT)
@@ -115,6 +116,7 @@ def test_an_adapter_is_kept_apart(kind: str, quantize: str, trained: Trained) ->
     merge(run, Path("merged"))
     kept = {path.name: path.read_bytes() for path in (run / "adapter").iterdir()}
     assert kept == {path.name: path.read_bytes() for path in (OUT / "adapter").iterdir()}
+    assert hub.lineage(str(OUT)) == (OUT, [OUT / "adapter"])
     again = load_base(str(OUT), task=ours.task, dtype=torch.float32, num_labels=ours.num_labels)
     merged = load_base("merged", task=ours.task, dtype=torch.float32)
     for name, param in merged.model.named_parameters():
