@@ -7,17 +7,27 @@ from ftcore.errors import ModelError
 
 HERE = Path(__file__).parent / "builtin"
 BUILTIN = {"builtin:base": HERE / "base", "builtin:start": HERE / "start"}
-FILES = ("*.safetensors", "*.json", "*.txt", "*.jinja")  # never a pickle
+FILES = ("*.safetensors", "*.json", "*.txt", "*.jinja", "*.md")  # never a pickle
 
 def lineage(path: str) -> tuple[Path, list[Path]]:
     """The folder of a base model, and the adapters on it, the first one first: a run stands for
-    what it has trained, its model or its adapter. Raises ModelError: as `resolve`."""
-    run = BUILTIN.get(path) or Path(path).expanduser()
-    folder = next((run / name for name in ("model", "adapter") if (run / name).is_dir()), run)
-    if (config := folder / "adapter_config.json").is_file():
-        base, adapters = lineage(json.loads(config.read_bytes())["base_model_name_or_path"])
-        return base, [*adapters, folder]
-    return resolve(path if folder == run else str(folder)), []
+    what it has trained, its model or its adapter, a bundle for its base with the adapter that it
+    keeps. Raises ModelError: as `resolve`, or adapters that name no base, or one another."""
+    adapters: list[Path] = []
+    while True:
+        run = BUILTIN.get(path) or Path(path).expanduser()
+        folder = next((run / name for name in ("model", "adapter") if (run / name).is_dir()), run)
+        if not (config := folder / "adapter_config.json").is_file():
+            return resolve(path if folder == run else str(folder)), adapters
+        try:
+            path = str(json.loads(config.read_bytes())["base_model_name_or_path"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ModelError(f"{config}: names no base model ({error!r}); copy it anew") from error
+        if folder in adapters:
+            raise ModelError(f"{config}: {path} is built on this adapter itself; name its base")
+        adapters.insert(0, folder)
+        if folder != run and (run / "config.json").is_file():
+            return run, adapters
 
 def resolve(path: str) -> Path:
     """The folder that `path` is, or an embedded model (builtin:base), or the files of a hub id

@@ -55,9 +55,9 @@ class Tokenizer:
         self.files, self.where = dict(files), where
         config = self._settings("tokenizer_config.json")
         named = self._settings("special_tokens_map.json") | config
-        self.special = {name: token if isinstance(token, str) else token["content"]
-                        for name, token in named.items()
-                        if name.endswith("_token") and isinstance(token, str | dict)}
+        named = {name: token.get("content") if isinstance(token, dict) else token
+                 for name, token in named.items() if name.endswith("_token")}
+        self.special = {name: token for name, token in named.items() if isinstance(token, str)}
         self._fast = self._vocabulary()
         vocab = self._fast.get_vocab()
         self._fast.add_special_tokens([t for t in self.special.values() if t in vocab])
@@ -166,7 +166,7 @@ class Tokenizer:
     def _settings(self, name: str) -> dict[str, Any]:
         try:
             settings = json.loads(self.files.get(name, b"{}"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ModelError(f"{self.where}/{name}: not valid JSON: {error}") from error
         if not isinstance(settings, dict):
             raise ModelError(f"{self.where}/{name}: must hold a JSON object")
@@ -191,7 +191,11 @@ class Tokenizer:
             return self.files["chat_template.jinja"].decode("utf-8")
         template = config.get("chat_template")
         if isinstance(template, list):  # HF: several templates by name
-            return {entry["name"]: entry["template"] for entry in template}.get("default")
+            named = (each for each in template if isinstance(each, dict))
+            template = next((e.get("template") for e in named if e.get("name") == "default"), None)
+        if not isinstance(template, str | None):
+            what = f"{self.where}/tokenizer_config.json: chat_template = {template!r}"
+            raise ModelError(f"{what}: must be text, or a list of named ones")
         return template
 
 def _slabs(encode: Callable, inputs: Iterable) -> Iterator[list[tokenizers.Encoding]]:

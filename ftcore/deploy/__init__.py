@@ -1,1 +1,1 @@
-"""Stage 6, deployment: the inference engine, and the HTTP server over it."""
+"""Stage 6, deployment: a run as a folder to give away, the inference engine, the HTTP server."""

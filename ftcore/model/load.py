@@ -6,6 +6,8 @@ of config.json are kept.
 """
 
 import json
+import math
+import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +26,7 @@ from ftcore.model.transformer import ModelSpec
 CONFIG, INDEX, SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 EMBEDDING, HEAD = "trunk.embed_tokens.weight", "head.lm_head.weight"
+MOST_LAYERS, MOST_MISSING = 1_000, 2**24  # the latter in values
 FLOATS = ("BF16", "F16", "F32", "F64")
 
 Stored = Mapping[str, tuple[Path, str, list[int]]]  # HF name -> file, dtype and shape of a tensor
@@ -55,7 +58,7 @@ def read_object(path: Path, *, advice: str = "") -> dict[str, Any]:
         value = json.loads(path.read_text("utf-8"))
     except OSError as error:
         raise ModelError(f"{path}: cannot be read ({error.strerror}){advice}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{path}: not valid JSON ({error}). Download it again.") from error
     if not isinstance(value, dict):
         raise ModelError(f"{path}: holds {type(value).__name__}, must be a JSON object")
@@ -90,6 +93,7 @@ def load_model(folder: Path, *, task: ModelTask, dtype: torch.dtype, num_labels:
     except ModelError as error:
         raise ModelError(f"{folder}/{error}") from None
     labels = labels_of(config, folder / CONFIG) if task in CLASSIFIERS and not num_labels else None
+    _require_room(spec, folder, dtype, is_random=init == "random")
     model = empty_model(spec, task, len(labels) if labels else num_labels, dtype)
     if init == "random":
         assert generator is not None, "random weights are drawn from a generator"
@@ -97,7 +101,8 @@ def load_model(folder: Path, *, task: ModelTask, dtype: torch.dtype, num_labels:
         accounting = Accounting(new=[name for name, _ in model.named_parameters()])
     else:
         # a folder that names this very task has all of the head
-        is_other = family.architectures[task] not in (config.get("architectures") or ())
+        named = config.get("architectures")
+        is_other = not isinstance(named, list) or family.architectures[task] not in named
         may_be_new = is_other and task != "lm" and generator is not None
         accounting = load_weights(model, folder, family, head_may_be_new=may_be_new)
         for name in dict.fromkeys(name.rpartition(".")[0] for name in accounting.new):
@@ -107,6 +112,18 @@ def load_model(folder: Path, *, task: ModelTask, dtype: torch.dtype, num_labels:
             else:  # it is that of the embeddings
                 torch.nn.init.zeros_(module.bias)
     return LoadedModel(model.eval(), family, config, accounting, folder, labels)
+
+def _require_room(spec: ModelSpec, folder: Path, dtype: torch.dtype, *, is_random: bool) -> None:
+    """Refuse a config.json that asks for far more than its files hold, or than this machine does,
+    before a page of memory is taken."""
+    most = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // dtype.itemsize
+    if not is_random:  # what is missing is named later; a head may be new
+        held = sum(math.prod(shape) for _, _, shape in stored_tensors(folder).values())
+        most = min(most, MOST_MISSING + 4 * held)
+    if spec.num_layers > MOST_LAYERS or spec.num_values > most:
+        what = f"{folder / CONFIG}: asks for {spec.num_layers:,} layers, {spec.num_values:,} values"
+        must = f"at most {MOST_LAYERS:,}, and {most:,} by its files and this machine's memory"
+        raise ModelError(f"{what} in all: must be {must}")
 
 def empty_model(spec: ModelSpec, task: ModelTask, num_labels: int | None,
                 dtype: torch.dtype) -> Model:
@@ -193,12 +210,12 @@ def load_weights(model: Model, folder: Path, family: Family, *,
         raise ModelError("\n".join([head, *lines]))
     copies = [name for name in ignored if HEAD in ours_of[name]]
     for name in copies if model.spec.tie_word_embeddings else ():
-        pair = dict(_mapped([name, hf_name_of[EMBEDDING]], stored))
+        pair = dict(mapped([name, hf_name_of[EMBEDDING]], stored))
         if not torch.equal(*pair.values()):
             what = f"{folder}: {name} differs from the embeddings, which config.json ties it to"
             raise ModelError(f"{what}: set tie_word_embeddings to false, or remove {name}")
     with torch.no_grad():
-        for hf_name, tensor in _mapped(dict.fromkeys(hf_name_of.values()), stored):
+        for hf_name, tensor in mapped(dict.fromkeys(hf_name_of.values()), stored):
             targets = [wanted[name] for name in ours_of[hf_name]]
             if matches(hf_name, family.transposed):  # cost: in the dtype first, half the time
                 tensor = tensor.to(targets[0].dtype)
@@ -225,20 +242,27 @@ def stored_tensors(folder: Path) -> Stored:
         if folder in BUILTIN.values():
             hint = " It comes with this repository: get it back with git checkout."
         raise ModelError(f"{folder}: neither {SINGLE} nor {INDEX} is there.{hint}")
-    found = {name: tensor for file in files for name, tensor in _header(file).items()}
+    found = {name: tensor for file in files for name, tensor in read_header(file).items()}
     if weight_map is not None and (odd := sorted(weight_map.keys() ^ found.keys())):
         raise ModelError(f"{folder / INDEX}: index and shards differ in {_some(odd)}")
     return found
 
-def _header(file: Path) -> Stored:
+def read_header(file: Path) -> Stored:
+    """What one file holds; a name that occurs twice is refused."""
     try:
-        with safe_open(file, framework="pt") as handle:
-            parts = {name: handle.get_slice(name) for name in [*handle.keys()]}
-            return {n: (file, part.get_dtype(), part.get_shape()) for n, part in parts.items()}
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"{file}: not a whole safetensors file ({error}): copy it anew") from error
+        with safe_open(file, framework="pt"), open(file, "rb") as raw:  # the former checks it all
+            size = int.from_bytes(raw.read(8), "little")
+            pairs = json.loads(raw.read(size), object_pairs_hook=list)
+        header = {name: dict(part) for name, part in pairs if name != "__metadata__"}
+        names = [name for name, _ in pairs]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"more than once in it: {_some(twice)}")
+    except (SafetensorError, OSError, ValueError) as error:
+        said = f"{file}: not a whole safetensors file ({error}). Copy or download it again."
+        raise ModelError(said) from error
+    return {name: (file, part["dtype"], part["shape"]) for name, part in header.items()}
 
-def _mapped(names: Collection[str], stored: Stored) -> Iterator[tuple[str, Tensor]]:
+def mapped(names: Collection[str], stored: Stored) -> Iterator[tuple[str, Tensor]]:
     """The named tensors, each a view of its file, to be read at once and then let go."""
     for file in dict.fromkeys(stored[name][0] for name in names):
         with safe_open(file, framework="pt") as handle:

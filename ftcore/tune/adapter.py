@@ -28,8 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ftcore import files
@@ -39,7 +38,7 @@ from ftcore.errors import ModelError
 from ftcore.hub import lineage
 from ftcore.model.families import Family
 from ftcore.model.heads import Model
-from ftcore.model.load import LoadedModel, load_model, read_object, save_model
+from ftcore.model.load import LoadedModel, load_model, mapped, read_header, read_object, save_model
 from ftcore.tune import lora
 from ftcore.tune.freeze import tensor_sha256
 from ftcore.tune.task import TaskKind
@@ -145,14 +144,12 @@ def load_adapter(model: Model, folder: Path, *, family: Family, name: str = lora
         files.verify_folder(folder)
     options = read_object(folder / CONFIG)
     origin = read_object(folder / ORIGIN) if (folder / ORIGIN).is_file() else {}
-    adapted = origin.get("parts", {})  # of fused modules; of peft's all parts, by one A
+    if not isinstance(adapted := origin.get("parts", {}), dict):  # of fused modules; of peft's all
+        raise ModelError(f"{folder / ORIGIN}: parts = {adapted!r}: must be an object")
     options |= {"rank_pattern": {}, "alpha_pattern": {}} if adapted else {}  # those that we write
     if not (path := folder / WEIGHTS).is_file():
         raise ModelError(f"{path} is not there. A pickled .bin is never read: convert it")
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{path}: not a whole safetensors file ({error}): copy it anew") from error
+    tensors = dict(mapped(held := read_header(path), held))
     layers, extra = _held_or_listed(model, family, options, tensors, adapted)
     config = _lora_config(folder / CONFIG, options, layers, extra)
     trained, plain, shapes = _trained_fully(model, extra), lora.plain_modules(model), {}
@@ -246,6 +243,8 @@ def _account(folder: Path, shapes: dict[str, tuple], tensors: Mapping[str, Tenso
     problems += [f"unexpected: {key}" for key in given.keys() - shapes.keys()]
     misfits = (key for key, shape in shapes.items() if given.get(key, shape) != shape)
     problems += [f"mis-shaped: {k} is {given[k]}, must be {shapes[k]}" for k in misfits]
+    others = [key for key, tensor in tensors.items() if not tensor.is_floating_point()]
+    problems += [f"mis-typed: {key} is {tensors[key].dtype}, must be floats" for key in others]
     if problems:
         listing = "\n  ".join(sorted(problems))
         raise ModelError(f"{folder / WEIGHTS} does not fit {CONFIG} and this model:\n  {listing}")

@@ -262,7 +262,7 @@ def test_hub_reads_no_pickle_and_says_how_to_do_without(tmp_path, monkeypatch) -
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     assert resolve("owner/name") == Path(tmp_path) and asked["name"] == "owner/name"
     endings = {pattern.rpartition(".")[2] for pattern in asked["patterns"]}
-    assert endings == {"safetensors", "json", "txt", "jinja"} and set(hub.FILES) == set(
+    assert endings == {"safetensors", "json", "txt", "jinja", "md"} and set(hub.FILES) == set(
         asked["patterns"]
     )
 

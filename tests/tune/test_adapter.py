@@ -198,6 +198,9 @@ def add_a_tensor(tensors: dict[str, Tensor]) -> None:
 def reshape_a_tensor(tensors: dict[str, Tensor]) -> None:
     tensors[f"{UP_PROJ}.lora_A.weight"] = torch.ones(5, 16)
 
+def make_integers(tensors: dict[str, Tensor]) -> None:
+    tensors[f"{UP_PROJ}.lora_A.weight"] = torch.ones(4, 16, dtype=torch.int32)
+
 def break_several(tensors: dict[str, Tensor]) -> None:
     for change in (reshape_a_tensor, add_a_tensor):
         change(tensors)
@@ -210,6 +213,7 @@ def break_several(tensors: dict[str, Tensor]) -> None:
         (drop_a_layer, rf"missing: {UP_PROJ}.lora_A.weight\n  missing: {UP_PROJ}.lora_B.weight"),
         (add_a_tensor, r"unexpected: .*layers.9.mlp.up_proj.lora_A.weight"),
         (reshape_a_tensor, r"mis-shaped: .*lora_A.weight is \(5, 16\), must be \(4, 16\)"),
+        (make_integers, rf"mis-typed: {UP_PROJ}.lora_A.weight is torch.int32, must be floats"),
         (break_several, r"mis-shaped: .*\n  missing: .*\n  unexpected: "),
     ],
 )

@@ -63,12 +63,17 @@ def read_rope(config: dict, base: Older = ("rope_theta", 1e4),
         fields["rope_bands"] = low, high, read_value(rope, "original_max_position_embeddings")
     if turned is not None:
         share = read_value({TURNED: config.get(turned[0]), **rope}, TURNED, turned[1])
-        fields["rope_dim"] = int(config["hidden_size"] // config["num_attention_heads"] * share)
+        head_dim = config["hidden_size"] // config["num_attention_heads"]
+        if share > 1 or (turning := int(head_dim * share)) < 2 or turning % 2:
+            must = "must leave an even number of channels of each head to turn"
+            raise ModelError(f"config.json: {TURNED} = {share!r}: {must}")
+        fields["rope_dim"] = turning
     return fields
 
 def read_two_ropes(config: dict, base: Older, local_base: Older) -> Fields:
     """The angles, and local_rope_theta, the base of layers with a window."""
-    parts = config.get("rope_parameters") or {}
+    if not isinstance(parts := config.get("rope_parameters") or {}, dict):
+        raise ModelError(f"config.json: rope_parameters = {parts!r}: must be an object")
     fields = read_rope({**config, "rope_parameters": parts.get(FULL)}, base)
     local = {**config, "rope_parameters": parts.get(WINDOWED), "rope_scaling": None}
     if len(near := read_rope(local, local_base)) > 1:
@@ -89,9 +94,10 @@ def read_windows(config: dict, key: str = "sliding_window", default: int = 4096,
         period = read_value(config, period_key, period)
     usual = [FULL if period and (index - full) % period == 0 else WINDOWED
              for index in range(num_layers)]
-    types = config.get("layer_types") or usual
-    if len(types) != num_layers or not set(types) <= {WINDOWED, FULL}:
-        raise ModelError(f"config.json: layer_types = {types}: {num_layers} of {WINDOWED}, {FULL}")
+    types, kinds = config.get("layer_types") or usual, (WINDOWED, FULL)
+    if type(types) is not list or len(types) != num_layers or any(t not in kinds for t in types):
+        must = f"must name {WINDOWED} or {FULL} for each of {num_layers} layers"
+        raise ModelError(f"config.json: layer_types = {types}: {must}")
     return {"windows": tuple(window if kind == WINDOWED else 0 for kind in types)}
 
 def read_gemma(config: dict) -> Fields:

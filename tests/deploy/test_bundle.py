@@ -1,0 +1,328 @@
+"""A bundle: what others read of it, what it says of itself, and what happens to a damaged one."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import numpy as np
+import peft
+import pytest
+import torch
+import transformers
+
+from ftcore import files as disk
+from ftcore import hub
+from ftcore.data.pack import Encoded
+from ftcore.deploy.bundle import Opened, bundle, merge, open_bundle, push
+from ftcore.deploy.golden import try_golden
+from ftcore.env.run import read_metrics
+from ftcore.errors import CheckpointError, ConfigError, ModelError
+from ftcore.evaluate.evaluator import all_logits
+from ftcore.model.heads import Model
+from ftcore.tune import lora
+from ftcore.tune.adapter import load_adapter, load_base
+
+OUT = Path("out")
+LORA = ("--peft.method", "lora", "--peft.rank", "4")
+NF4 = ("--peft.quantize", "nf4", "--peft.targets", "q_proj")  # the others are quantised alone
+FULL = ("--peft.method", "full")
+AUTO = {
+    "sft": transformers.AutoModelForCausalLM,
+    "classify": transformers.AutoModelForSequenceClassification,
+    "several": transformers.AutoModelForSequenceClassification,
+    "tags": transformers.AutoModelForTokenClassification,
+}
+Trained = Callable[..., Path]
+
+@torch.no_grad()
+def logits(model: Model, ids: list[int]) -> torch.Tensor:
+    """Of a document, or of each of its tokens."""
+    ids_T, all_T = np.array(ids, np.int32), np.ones(len(ids), np.float32)
+    labels = (0, 1.0) if model.task == "classify" else (ids_T, all_T)
+    return all_logits(model, [Encoded("r", ids_T, *labels)], max_tokens=64, device=model.device)
+
+@torch.no_grad()
+def theirs(model: Any, ids: list[int]) -> torch.Tensor:
+    found = model.eval()(torch.tensor([ids])).logits.float()
+    return found.reshape(-1, found.shape[-1])
+
+def golden(folder: Path) -> list[dict[str, Any]]:
+    return json.loads((folder / "golden.json").read_text())["probes"]
+
+def told(folder: Path, name: str = "bundle.json") -> dict[str, Any]:
+    return json.loads((folder / name).read_text())
+
+def tried(folder: Path) -> Opened:
+    """The bundle, opened as a server does."""
+    loaded, tokenizer, about = open_bundle(folder)
+    try_golden(loaded.model, tokenizer, folder)
+    return loaded, tokenizer, about
+
+@pytest.mark.parametrize("kind", AUTO)
+@pytest.mark.parametrize("method", [FULL, LORA, (*LORA, *NF4)])
+def test_transformers_gives_our_logits(kind: str, method: tuple, trained: Trained) -> None:
+    bundle(trained(kind, *method), OUT)
+    loaded, _, about = tried(OUT)
+    model, report = AUTO[kind].from_pretrained(OUT, output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    for probe in golden(OUT):
+        ours = logits(loaded.model, probe["ids"])
+        torch.testing.assert_close(theirs(model, probe["ids"]), ours, rtol=1e-4, atol=1e-5)
+    assert (OUT / "certificate.json").exists() == (method != FULL)
+    if kind in ("classify", "several"):
+        names = loaded.labels
+        assert model.config.id2label == dict(enumerate(names)) and len(names) == 2
+        assert model.config.problem_type == about["problem"]
+
+def test_its_tokenizer_and_its_greedy_answers_are_those_of_transformers(trained: Trained) -> None:
+    bundle(trained("sft"), OUT)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(OUT)
+    model = AUTO["sft"].from_pretrained(OUT)
+    rule = model.generation_config
+    assert not rule.do_sample and rule.eos_token_id == [0, 1]
+    for probe in golden(OUT):
+        turn = [{"role": "user", "content": probe["text"]}]
+        text = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
+        assert tokenizer(text, add_special_tokens=False)["input_ids"] == probe["ids"]
+        ids_1T = torch.tensor([probe["ids"]])
+        given = {"attention_mask": torch.ones_like(ids_1T), "pad_token_id": 0}
+        found = model.generate(ids_1T, max_new_tokens=16, **given)
+        assert found[0, len(probe["ids"]) :].tolist() == probe["answer"]
+
+@pytest.mark.parametrize("kind", ["sft", "classify"])
+@pytest.mark.parametrize("quantize", ["none", "nf4"])
+def test_an_adapter_is_kept_apart(kind: str, quantize: str, trained: Trained) -> None:
+    run = trained(kind, *LORA, "--peft.quantize", quantize)
+    bundle(run, OUT, keep_adapter=True)
+    ours = tried(OUT)[0].model
+    assert len(lora.lora_layers(ours)) == 14 - 2 * (kind == "classify")
+    base = AUTO[kind].from_pretrained(OUT)
+    before = [theirs(base, probe["ids"]) for probe in golden(OUT)]
+    if kind == "classify":  # which the base never had
+        assert torch.equal(base.classifier.weight, ours.head.classifier.weight)
+    if quantize == "none":
+        model = peft.PeftModel.from_pretrained(base, OUT / "adapter")
+        for probe, start in zip(golden(OUT), before, strict=True):
+            found = theirs(model, probe["ids"])
+            torch.testing.assert_close(found, logits(ours, probe["ids"]), rtol=1e-4, atol=1e-5)
+            assert not torch.allclose(found, start, atol=1e-3)
+    merge(run, Path("merged"))
+    kept = {path.name: path.read_bytes() for path in (run / "adapter").iterdir()}
+    assert kept == {path.name: path.read_bytes() for path in (OUT / "adapter").iterdir()}
+    assert hub.lineage(str(OUT)) == (OUT, [OUT / "adapter"])
+    again = load_base(str(OUT), task=ours.task, dtype=torch.float32, num_labels=ours.num_labels)
+    merged = load_base("merged", task=ours.task, dtype=torch.float32)
+    for name, param in merged.model.named_parameters():
+        assert torch.equal(param, again.model.get_parameter(name)), name
+
+def test_merging_rounds_once(trained: Trained, qwen3: Path) -> None:
+    run = trained("sft", *LORA, "--env.precision", "bf16")
+    merge(run, OUT)
+    merged, base = (
+        load_base(str(path), task="lm", dtype=torch.bfloat16) for path in (OUT, qwen3)
+    )
+    load_adapter(base.model, run / "adapter", family=base.family)
+    for name, layer in lora.lora_layers(base.model).items():
+        own = layer.factors
+        update_OC = own.config.scale * own.lora_b.double() @ own.lora_a.double()
+        exact_OC = layer.base.weight.double() + update_OC
+        found_OC = merged.model.get_submodule(name).weight
+        assert (found_OC != exact_OC.bfloat16()).double().mean() < 1e-2  # ties, in fp32
+        assert not torch.equal(found_OC, layer.base.weight)
+    assert {path.name for path in OUT.iterdir()} == {
+        *("config.json", "model.safetensors", "generation_config.json", "manifest.json"),
+        *("tokenizer.json", "tokenizer_config.json"),
+    }
+
+def test_it_knows_the_temperature_of_the_weights_that_it_holds(trained: Trained) -> None:
+    run = trained("classify", "--data.holdout", "4", "--loop.eval-every", "2")
+    bundle(run, OUT)
+    lines = [line for line in read_metrics(run / "metrics.jsonl") if "eval/loss" in line]
+    best = min(lines, key=lambda line: line["eval/loss"])
+    assert len(lines) > 3 and told(OUT)["temperature"] == best["eval/temperature"]
+    shutil.rmtree(OUT)
+    (run / "metrics.jsonl").unlink()
+    bundle(run, OUT)
+    assert told(OUT)["temperature"] is None
+
+def test_the_card_says_what_was_asked_and_found(trained: Trained) -> None:
+    run = trained("sft", *LORA)
+    bundle(run, OUT / "paint")
+    card = (OUT / "paint" / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n")
+    loss = told(run, "eval.json")["tuned"]["chat_test"]["loss"]
+    for words in ("# paint", "task sft", "lr = 0.01", "16 documents", f"| {loss:.4f} |"):
+        assert words in card and "Merging the adapter into its base loses" in card, words
+    assert huggingface_hub.ModelCard.load(OUT / "paint" / "README.md").data.library_name
+
+@pytest.mark.parametrize("kind", ["sft", "classify"])
+def test_one_flipped_byte_is_named(kind: str, trained: Trained) -> None:
+    bundle(trained(kind, *LORA), OUT, keep_adapter=True)
+    names = [path.relative_to(OUT) for path in OUT.rglob("*") if path.is_file()]
+    assert len(names) >= 12
+    for name in names:
+        whole = (OUT / name).read_bytes()
+        for place in (0, len(whole) // 2, len(whole) - 2):
+            damaged = bytearray(whole)
+            damaged[place] ^= 1
+            (OUT / name).write_bytes(damaged)
+            with pytest.raises(CheckpointError, match=f"{name} (was altered|cannot be read)"):
+                open_bundle(OUT)
+        (OUT / name).unlink()
+        with pytest.raises(CheckpointError, match=f"{name} is missing"):
+            open_bundle(OUT)
+        (OUT / name).write_bytes(whole)
+    (OUT / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="index.json is not in manifest.json: take it out"):
+        open_bundle(OUT)
+    (OUT / "model.safetensors.index.json").rename(OUT / ".gitattributes")
+    tried(OUT)
+
+@pytest.mark.parametrize("kind", ["sft", "classify", "several", "scored", "tags", "masked"])
+def test_the_golden_test_sees_a_changed_weight(kind: str, trained: Trained) -> None:
+    bundle(trained(kind), OUT)
+    loaded, tokenizer, _ = tried(OUT)
+    weight_OC = loaded.model.trunk.layers[1].mlp.up_proj.weight
+    with torch.no_grad():
+        weight_OC.mul_(1 + 1e-7)
+        try_golden(loaded.model, tokenizer, OUT)  # rounding is none
+        weight_OC[3:9].neg_()
+    with pytest.raises(ModelError, match=r"golden.json: '.*': value \d+ is .*, must be .*weights"):
+        try_golden(loaded.model, tokenizer, OUT)
+    weight_OC.data.fill_(torch.nan)
+    with pytest.raises(ModelError, match="not finite"):
+        try_golden(loaded.model, tokenizer, OUT)
+
+def test_the_golden_test_sees_another_template(trained: Trained) -> None:
+    bundle(trained("sft"), OUT)
+    loaded, tokenizer, _ = open_bundle(OUT)
+    tokenizer.chat_template = tokenizer.chat_template.replace("im_start", "im_begin")
+    with pytest.raises(ModelError, match="'Where is my order.': its ids are .*chat template"):
+        try_golden(loaded.model, tokenizer, OUT)
+
+def test_the_golden_test_sees_an_adapter_that_is_not_applied(trained: Trained) -> None:
+    bundle(trained("sft", *LORA), OUT, keep_adapter=True)
+    loaded, tokenizer, _ = tried(OUT)
+    assert all(layer.active == "default" for layer in lora.lora_layers(loaded.model).values())
+    with pytest.raises(ModelError, match="or its adapter, are not those of the run"):
+        for layer in lora.lora_layers(loaded.model).values():
+            layer.active = None
+        try_golden(loaded.model, tokenizer, OUT)
+    for layer in lora.lora_layers(loaded.model).values():
+        layer.active = "default"
+        layer.factors.lora_b.data.zero_()
+    lenient = {**told(OUT, "golden.json"), "tolerance": 1e9}
+    (OUT / "golden.json").write_text(json.dumps(lenient))
+    with pytest.raises(ModelError, match="out: the model says the same without its adapter"):
+        try_golden(loaded.model, tokenizer, OUT)
+
+def test_files_that_change_later_change_no_answer(trained: Trained) -> None:
+    bundle(trained("sft", *LORA), OUT, keep_adapter=True)
+    loaded, tokenizer, _ = open_bundle(OUT)
+    for path in (OUT / "model.safetensors", OUT / "adapter" / "adapter_model.safetensors"):
+        path.write_bytes(b"\xff" * path.stat().st_size)
+        os.truncate(path, 0)  # a mapped file would end the process
+    try_golden(loaded.model, tokenizer, OUT)
+
+def test_what_does_not_say_the_same_is_not_written(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = trained("sft", *LORA)
+    monkeypatch.setattr(lora.LoRALinear, "folded_weight", lambda layer: -layer.base.weight)
+    with pytest.raises(ModelError, match="golden.json: .*, are not those of the run"):
+        bundle(run, OUT / "a")
+    assert not list(OUT.iterdir())
+
+def test_refusals(trained: Trained) -> None:
+    run = trained("classify")
+    with pytest.raises(ConfigError, match="run: was trained without an adapter: leave out --keep"):
+        bundle(run, OUT, keep_adapter=True)
+    with pytest.raises(ConfigError, match="none is no run folder"):
+        bundle(Path("none"), OUT)
+    OUT.mkdir()
+    bundle(run, OUT)
+    for call in (bundle, merge):
+        with pytest.raises(ConfigError, match="out is not empty: name another folder, or delete"):
+            call(run, OUT)
+    merge(run, Path("merged"))
+    with pytest.raises(ModelError, match="bundle.json: cannot be read .*Make one: python s"):
+        open_bundle(Path("merged"))
+    shutil.rmtree(run / "model")
+    with pytest.raises(ModelError, match="has neither model/ nor adapter/, so the run has not fin"):
+        merge(run, Path("more"))
+
+def test_push_uploads_what_is_whole(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle(trained("sft", *LORA), OUT, keep_adapter=True)
+    calls = []
+    monkeypatch.setattr(huggingface_hub, "create_repo", lambda *a, **k: calls.append((a, k)))
+
+    def upload(**words: Any) -> str:
+        calls.append(words)
+        return "https://hub/owner/name"
+
+    monkeypatch.setattr(huggingface_hub, "upload_folder", upload)
+    assert push(OUT, "owner/name") == "https://hub/owner/name"
+    assert calls == [
+        (("owner/name",), {"private": True, "exist_ok": True}),
+        {"repo_id": "owner/name", "folder_path": OUT},
+    ]
+    for name in disk.verify_folder(OUT):  # comes back whole
+        assert any(fnmatch(name, pattern) for pattern in hub.FILES), name
+    (OUT / "golden.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="golden.json was altered"):
+        push(OUT, "owner/name")
+    assert len(calls) == 2
+
+    def refuse(*args: Any, **words: Any) -> None:
+        raise PermissionError("401 Unauthorized")
+
+    monkeypatch.setattr(huggingface_hub, "create_repo", refuse)
+    bundle(Path("runs/run"), Path("again"))
+    with pytest.raises(ModelError, match="not uploaded to me .401 Unauthorized.; name it OWNER/"):
+        push(Path("again"), "me")
+
+KILLS = """
+import os, random, signal, sys, time
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from ftcore.deploy.bundle import bundle, open_bundle
+from ftcore.errors import CheckpointError
+
+pace, run, out, seen = random.Random(1), Path(sys.argv[1]), Path("out/b"), [0, 0]
+started = time.perf_counter()
+bundle(run, Path("out/first"))
+longest = time.perf_counter() - started
+for _ in range(24):
+    if not (child := os.fork()):
+        bundle(run, out)
+        os._exit(0)
+    time.sleep(pace.uniform(0, 1.2 * longest))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    seen[out.exists()] += 1
+    if out.exists():
+        open_bundle(out)
+        os.rename(out, f"out/{seen[1]}")
+assert min(seen), seen
+bundle(run, out)
+"""
+
+def test_a_bundle_is_whole_or_not_there(trained: Trained) -> None:
+    run = trained("sft", *LORA)
+    root = Path(disk.__file__).parents[1]
+    child = subprocess.run(
+        [sys.executable, "-c", KILLS, str(run)],
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert child.returncode == 0, child.stderr
+    assert not [path for path in OUT.iterdir() if path.name.startswith((".tmp-", ".old-"))]
+    tried(OUT / "b")
