@@ -61,7 +61,6 @@ class RunFolder(ExitStack):
         self._purge = {"purge_step": step + 1}
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Append the named values of one step to metrics.jsonl and to TensorBoard."""
         if self._tensorboard is None:
             assert self._purge is not None, "a resumed run is trimmed before it logs"
             # cost: 0.3 s of import, and not needed by those who only read a run.

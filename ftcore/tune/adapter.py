@@ -305,6 +305,5 @@ def load_artifact(run: Path, *, base: str, kind: TaskKind, dtype: torch.dtype) -
     return loaded
 
 def read_labels(run: Path) -> tuple[str, ...] | None:
-    """Class names that a run wrote, or None."""
     path = run / LABELS
     return tuple(json.loads(path.read_text("utf-8"))) if path.is_file() else None

@@ -67,7 +67,6 @@ def read_rope(config: dict, base: Older = ("rope_theta", 1e4),
     return fields
 
 def read_two_ropes(config: dict, base: Older, local_base: Older) -> Fields:
-    """The angles, and local_rope_theta, the base of layers with a window."""
     parts = config.get("rope_parameters") or {}
     fields = read_rope({**config, "rope_parameters": parts.get(FULL)}, base)
     local = {**config, "rope_parameters": parts.get(WINDOWED), "rope_scaling": None}
@@ -194,7 +193,6 @@ def matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 def family_names() -> list[str]:
-    """The families known here, by `model_type`: each has its file."""
     return sorted(path.stem for path in FOLDER.glob("[!_]*.toml"))
 
 def family_named(model_type: str, task: str = "", *, where: str = "config.json") -> Family:
