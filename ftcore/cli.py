@@ -112,7 +112,6 @@ def read_toml(path: Path, task: str | None = None) -> tuple[str, list[str]]:
     return task, list(_flags(tables))
 
 def to_toml(command: Command) -> str:
-    """The resolved configuration, each value with its origin as a comment."""
     lines = [f'task = "{command.task}"']
     for section, values in vars(command.config).items():
         lines += ["", f"[{section}]"]

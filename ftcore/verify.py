@@ -91,7 +91,6 @@ class Verifier:
 
     @torch.no_grad()
     def outputs(self, tokens: int = ALL) -> Tensor:
-        """What the head says of the rows, so many tokens of them side by side."""
         return all_logits(self.model, self.documents, max_tokens=tokens, device=self.model.device)
 
     def claims(self) -> Iterator[Claim]:
@@ -132,7 +131,6 @@ class Verifier:
             yield f"prompts of {len(odd)} chats, or training's", sum(odd) / len(odd), EXACT
 
 def apart(one: Tensor, other: Tensor) -> float:
-    """Distance of two tensors over the length of the first."""
     return ((one.double() - other.double()).norm() / one.double().norm().clamp(min=1e-30)).item()
 
 def verify(*what: Any) -> str:

@@ -37,7 +37,7 @@ from ftcore.align import advantage
 from ftcore.align.objective import Control, Seen, divergences, policy_loss, seen, value_loss
 from ftcore.align.rollout import ORDER, Actor, Episode
 from ftcore.config import PpoRun, Run
-from ftcore.data.pack import Batch, StepRows, split
+from ftcore.data.pack import Batch, split
 from ftcore.data.store import Prepared
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.env.compute import derived, peak_bytes
@@ -60,7 +60,7 @@ class PpoLoop(Loop):
     reads_rows = False
 
     def __post_init__(self) -> None:
-        ppo, prompts = self.config.ppo, len(self.actor.prompts)
+        ppo, self.documents = self.config.ppo, [prompt.ids for prompt in self.actor.prompts]
         self.reference = copy_of(self.model.eval())
         self.model.value = None
         if ppo.advantage == "gae":
@@ -70,9 +70,6 @@ class PpoLoop(Loop):
         super().__post_init__()
         self.task, self.evaluate = self.loss, self.judged if self.actor.judges else None
         self.documents_of = lambda number: [episode.document for episode in self.batches[number]]
-        size = self.config.rows_per_step
-        self.rows = StepRows(prompts, batch_size=size, seed=self.seed)
-        self.total_steps = self.config.loop.num_steps(prompts, size)
         self.control = self.remembered["control"] = Control(ppo.kl_coef)
 
     def train(self) -> int:

@@ -35,7 +35,6 @@ from ftcore.tune.task import document_logits, hidden
 AT_ONCE = 256  # pairs, between two moves of the bar
 
 def bradley_terry(model: Model, batch: Batch, *, centring: float) -> tuple[Tensor, Tensor]:
-    """The loss of scores, as a sum over pairs and their number."""
     chosen_B, rejected_B = document_logits(model, batch).view(-1, 2).unbind(1)
     gap_B = chosen_B - rejected_B - batch.pairs[:, 3].to(chosen_B)
     loss_B = centring * (chosen_B + rejected_B).square() - F.logsigmoid(gap_B)

@@ -281,7 +281,6 @@ def place(source: Source) -> str:
     return f"{source.file}:{source.line}"
 
 def left_out(source: Source, reason: str, step: str = "encode", detail: str = "") -> Rejected:
-    """What is remembered of a row that is not used as it is."""
     return Rejected(source.id, source.file, source.line, reason, step, detail)
 
 def reasons(rejected: Iterable[Rejected]) -> list[tuple[str, int]]:
@@ -289,7 +288,6 @@ def reasons(rejected: Iterable[Rejected]) -> list[tuple[str, int]]:
     return Counter(row.reason for row in rejected).most_common()
 
 def require_some(kept: Sequence[Any], rejected: Sequence[Rejected]) -> None:
-    """DataError with the reasons if no row is left."""
     if not kept:
         counted = "; ".join(f"{count} x {reason}" for reason, count in reasons(rejected)[:3])
         what = f"none of the {len(rejected)} rows can be used ({counted})"

@@ -34,7 +34,6 @@ def compare(config: DataConfig, train: Rows, held: Mapping[str, Rows], notes: No
         settle("near duplicate", is_dropped, train, lost, notes)
 
 def repeated(examples: Sequence[Example]) -> Lost:
-    """Rows that say what an earlier one says, letter by letter."""
     first, lost = {}, {}
     for index, example in enumerate(examples):
         roles = [m["role"] for m in example.messages] if isinstance(example, Chat) else ()

@@ -258,7 +258,6 @@ class Masking:
         return cls(tokenizer.id_of(tokenizer.special["mask_token"]), ordinary, seed)
 
     def __call__(self, document: Encoded, step: int) -> Encoded:
-        """The document with some tokens hidden; these alone keep their weight."""
         random = np.random.default_rng([self.seed, step, *document.row_id.encode()])
         own_T = np.flatnonzero(document.weights)
         hidden_M = random.permutation(own_T)[: max(1, round(SHARE * len(own_T)))]

@@ -109,7 +109,6 @@ def lengths(documents: Sequence[Encoded]) -> np.ndarray:
     return np.fromiter(map(len, documents), np.int64, len(documents))
 
 def tokens(documents: Sequence[Encoded]) -> Iterator[np.ndarray]:
-    """The ids of all documents, some at a time."""
     if not isinstance(documents, Documents):
         return (document.tokens_T for document in documents)
     tokens_N = documents.tokens_N
@@ -146,7 +145,6 @@ def save(documents: Sequence[Encoded], folder: Path) -> None:
             np.save(folder / f"{name}.npy", values)
 
 def load(folder: Path) -> Documents:
-    """The documents that `save` wrote, their arrays mapped."""
     arrays = {path.stem: np.load(path, mmap_mode="r") for path in folder.glob("*.npy")}
     # cost: a slice of numpy's own class for mapped arrays is several times slower
     return Documents({name: array.view(np.ndarray) for name, array in arrays.items()})

@@ -52,7 +52,6 @@ class Prepared:
     notes: dict[str, Any] = field(default_factory=dict)  # what was found on the way, as JSON
 
     def splits(self) -> list[tuple[str, Split]]:
-        """Every split that has rows, by name."""
         named = [("train", self.train), ("dev", self.dev), *self.tests.items()]
         return [(name, split) for name, split in named if split.num_rows]
 
@@ -83,7 +82,6 @@ def read_account(folder: Path) -> dict[str, Any]:
     return json.loads((folder / FUNNEL).read_text("utf-8"))
 
 def write_page(folder: Path) -> Path:
-    """The page of a run's data/, made from its funnel.json."""
     page = rendered(PAGE, **read_account(folder), where=folder.parent)
     files.write_file(folder / PAGE, page)
     return folder / PAGE

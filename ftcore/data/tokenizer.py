@@ -90,7 +90,6 @@ class Tokenizer:
             Path(folder, name).write_bytes(content)
 
     def encode(self, text: str, *, special: bool = True) -> Encoding:
-        """Ids and offsets of one text; see `encode_batch`."""
         return next(self.encode_batch([text], special=special))
 
     def encode_batch(self, texts: Iterable[str], *, special: bool = True) -> Iterator[Encoding]:

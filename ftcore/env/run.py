@@ -61,7 +61,6 @@ class RunFolder(ExitStack):
         self._purge = {"purge_step": step + 1}
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Append the named values of one step to metrics.jsonl and to TensorBoard."""
         if self._tensorboard is None:
             assert self._purge is not None, "a resumed run is trimmed before it logs"
             # cost: 0.3 s of import, and not needed by those who only read a run.
@@ -123,14 +122,10 @@ def _locked(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            problem = f"{path} is held by another writer ({file.read().decode() or error})"
-            mend = "wait for it, stop it, or name another run folder"
-            raise CheckpointError(f"{problem}: {mend}") from error
-        boot = Path("/proc/sys/kernel/random/boot_id")
-        boot_id = boot.read_text().strip() if boot.exists() else None
-        holder = {"pid": os.getpid(), "boot_id": boot_id, "host": platform.node()}
+            holder = file.read().decode() or error
+            raise CheckpointError(f"{path} is held by another writer ({holder}): wait") from error
         file.truncate(0)
-        file.write(json.dumps(holder).encode())
+        file.write(json.dumps({"pid": os.getpid(), "host": platform.node()}).encode())
         yield
 
 class StopFlag(ExitStack):

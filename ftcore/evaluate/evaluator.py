@@ -310,7 +310,9 @@ def evaluate_answers(model: Model, tokenizer: Tokenizer, chats: Sequence[Chat],
         told, more = [command[0] for command in commands], text.command_figures(commands)
         columns |= {name: [verdicts[name] for verdicts in told] for name in told[0]}
     else:
-        told, more = [text.text_metrics(*pair) for pair in pairs], {}
+        told, more = [{"exact_match": text.exact_match(*pair),
+                       "json_valid": text.parse_object(pair[1]) is not None,
+                       "token_f1": text.token_f1(*pair)} for pair in pairs], {}
     names = [name.replace("_correct", "_accuracy") for name in told[0]]
     values_BS = np.array([[*verdicts.values()] for verdicts in told], dtype=float)
 

@@ -164,7 +164,6 @@ def entity_figures(counts_5: Sequence[int]) -> dict[str, float]:
     return accuracy | {name: row[name] for name in SCORES}
 
 def by_entity(target: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> ByClass:
-    """`by_class` of the types of entities in some sentences."""
     found = Counter(), Counter(), Counter()  # hits, predicted and support of each type
     for tags, given in zip(target, predicted, strict=True):
         theirs, mine = entities(tags), entities(given)

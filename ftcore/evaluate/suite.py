@@ -107,7 +107,6 @@ class Suite:
         return {f"eval/{name}": values[name] for name in SHOWN if name in values}
 
     def tests(self, model: Model, splits: Mapping[str, Split]) -> Results:
-        """Loss of every split; classes or generated answers where the task has them."""
         results = Results(self.config.env.seed)
         for name, split in splits.items():
             each = [self._judged(model, split)]
@@ -142,7 +141,6 @@ class Suite:
         return {names[row]: kind for row, (_, kind, _) in found.items()}
 
     def _texts(self, documents: Sequence[Encoded]) -> dict[str, str]:
-        """The text of each row, by its id; of a pair the prompt."""
         texts: dict[str, str] = {}
         for document in documents:
             end = int(document.labels[1]) if is_pair(document) else len(document)

@@ -101,9 +101,3 @@ def token_f1(target: str, predicted: str) -> float:
     wanted, given = (Counter(re.sub(r"\b(a|an|the)\b", " ", text).split()) for text in bare)
     length = wanted.total() + given.total()
     return 2 * (wanted & given).total() / length if length else 1.0
-
-def text_metrics(target: str, predicted: str) -> dict[str, float]:
-    """Of a free text, whose means are shown."""
-    return {"exact_match": exact_match(target, predicted),
-            "json_valid": parse_object(predicted) is not None,
-            "token_f1": token_f1(target, predicted)}

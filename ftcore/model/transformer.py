@@ -96,8 +96,6 @@ class Layer(nn.Module):
         """Nothing: values come later, from a checkpoint or from `Model.init_weights`."""
 
 class Linear(Layer, nn.Linear):
-    """An nn.Linear whose values come later."""
-
     packed: tuple[Tensor, Tensor | None] | None = None  # matrix and bias, by `pack`
     single: tuple[Tensor, Tensor | None] | None = None  # those for one row, where others are faster
 
@@ -205,8 +203,6 @@ class Mlp(Layer):
         return self.down_proj(GATED[self.kind](self.gate_proj(x_NC), up_NF, impl=self.impl))
 
 class Block(nn.Module):
-    """One layer: attention and MLP, each with its norms and its residual sum."""
-
     def __init__(self, spec: ModelSpec, index: int) -> None:
         super().__init__()
         self.norm_first, self.is_parallel = spec.norm_first, spec.is_parallel
@@ -256,7 +252,6 @@ class Transformer(Layer):
         self.norm = Norm(spec) if spec.norm_first else None
 
     def embed(self, tokens_N: Tensor, positions_N: Tensor, types_N: Tensor) -> Tensor:
-        """Sum of the token, position and segment embeddings that the family has."""
         h_NC = self.embed_tokens(tokens_N)
         if self.spec.embedding_scale != 1.0:  # HF: rounded to the compute dtype first
             h_NC = h_NC * torch.tensor(self.spec.embedding_scale, dtype=h_NC.dtype).item()

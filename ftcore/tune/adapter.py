@@ -59,13 +59,10 @@ KNOWN_STARTS = (True, False, "gaussian", "orthogonal", "eva")  # peft: others ch
 def base_sha256(model: nn.Module, *, without: Collection[str] = ()) -> str:
     """Hash of the base weights but for modules that the adapter brings: the same wrapped or not,
     merged or not, in bf16, fp32 or float64: each is rounded to bf16 first."""
-    digests = {}
-    for name, module in lora.plain_modules(model).items():
-        for attribute, param in module.named_parameters(recurse=False):
-            if name not in without:
-                digests[f"{name}.{attribute}"] = tensor_sha256(param.bfloat16())
-    lines = (f"{name} {digests[name]}\n" for name in sorted(digests))
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    lines = [f"{name}.{attribute} {tensor_sha256(param.bfloat16())}\n"
+             for name, module in lora.plain_modules(model).items() if name not in without
+             for attribute, param in module.named_parameters(recurse=False)]
+    return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
 
 def named_parts(model: Model, family: Family, adapter: str = lora.DEFAULT) -> tuple[Parts, Parts]:
     """Layers of an adapter; fully trained modules. Raises ModelError: no layers, one has no HF
@@ -304,6 +301,5 @@ def load_artifact(run: Path, *, base: str, kind: TaskKind, dtype: torch.dtype) -
     return loaded
 
 def read_labels(run: Path) -> tuple[str, ...] | None:
-    """Class names that a run wrote, or None."""
     path = run / LABELS
     return tuple(json.loads(path.read_text("utf-8"))) if path.is_file() else None

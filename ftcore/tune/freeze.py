@@ -52,7 +52,6 @@ def match_names(pattern: str, names: Sequence[str], *, what: str,
     raise ConfigError(f"{what} {pattern!r} matches nothing{hint}; known: {', '.join(known)}")
 
 def below(name: str, modules: set[str]) -> bool:
-    """Whether a parameter or module is one of `modules` or lies under one of them."""
     parts = name.split(".")
     return any(".".join(parts[:end]) in modules for end in range(1, len(parts) + 1))
 

@@ -123,7 +123,6 @@ class AdamW:
         self.collect_in(0)
 
     def collect_in(self, number: int) -> None:
-        """The buffer that this process collects its gradients in."""
         self.grads = self._named(self.buffers[number])
         self.stale: set[str] = set()  # of these, what still holds the last step's gradient
 
@@ -167,7 +166,6 @@ class AdamW:
         return [(start, min(start + size, span[1])) for start in range(*span, size)]
 
     def _work(self, part: Span) -> Iterator[tuple[Kind, list[Span]]]:
-        """The pieces of a part that are of each kind."""
         for kind, names in self.kinds.items():
             start, past = self.spans[names[0]][0], self.spans[names[-1]][1]
             yield kind, self._pieces((max(start, part[0]), min(past, part[1])))
@@ -212,7 +210,6 @@ class AdamW:
             grad_scale=None if grad_scale == 1 else torch.tensor(1 / grad_scale, device=device))
 
     def first_not_finite(self) -> str | None:
-        """Name of the first parameter whose gradient is not; None: there is none."""
         pieces = ((name, p) for name, span in self.spans.items() for p in self._pieces(span))
         return next((name for name, p in pieces if not self._gradient(p).isfinite().all()), None)
 

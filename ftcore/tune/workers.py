@@ -78,7 +78,6 @@ class Workers(ExitStack):
         return answers
 
     def _gradients(self, step: int, loss_scale: float) -> float:
-        """Those of this process's share into its buffer; returns its loss sum."""
         loss = self.share(step, self.number, self.count, loss_scale)
         self.optimizer.zero_unreached()
         return loss

@@ -71,7 +71,6 @@ def read_rope(config: dict, base: Older = ("rope_theta", 1e4),
     return fields
 
 def read_two_ropes(config: dict, base: Older, local_base: Older) -> Fields:
-    """The angles, and local_rope_theta, the base of layers with a window."""
     if not isinstance(parts := config.get("rope_parameters") or {}, dict):
         raise ModelError(f"config.json: rope_parameters = {parts!r}: must be an object")
     fields = read_rope({**config, "rope_parameters": parts.get(FULL)}, base)
@@ -200,7 +199,6 @@ def matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 def family_names() -> list[str]:
-    """The families known here, by `model_type`: each has its file."""
     return sorted(path.stem for path in FOLDER.glob("[!_]*.toml"))
 
 def family_named(model_type: str, task: str = "", *, where: str = "config.json") -> Family:
