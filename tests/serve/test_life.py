@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import hmac
 import json
+import re
 import signal
 import socket
 import time
@@ -20,7 +21,7 @@ from ftcore.deploy.engine import Engine
 from ftcore.deploy.meters import Lines, Meters
 from ftcore.deploy.options import ServeConfig
 from ftcore.model.heads import Model
-from tests.serve.conftest import CANARY, Client, parsed, serving, witnessed
+from tests.serve.conftest import CANARY, ROOT, Client, parsed, serving, witnessed
 from tests.tune.conftest import QWEN3 as SPEC
 
 LONG: dict[str, Any] = {"prompt": "long", "max_tokens": 2000, "ignore_eos": True, "stream": True}
@@ -263,6 +264,14 @@ def test_time_and_connections_are_limited_and_a_full_disk_is_borne(mortal: Clien
         assert time.monotonic() < until
     mortal.process.send_signal(signal.SIGTERM)
     assert mortal.process.wait(10) == 130
+
+def test_every_option_has_a_text_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        options(ServeConfig, ["--help"], script="serve.py")
+    shown = " ".join(re.sub("[^ -~]", " ", capsys.readouterr().out).split())
+    lines = (ROOT / "ftcore/deploy/options.py").read_text("utf-8").splitlines()
+    texts = [line.partition("  # ")[2] for line in lines if re.match(r"    \w+: ", line)]
+    assert len({*texts}) == len(vars(ServeConfig())) and all(text in shown for text in texts)
 
 def test_what_cannot_be_meant_is_refused(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
