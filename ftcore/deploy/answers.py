@@ -106,7 +106,7 @@ class Answers(Work):
         self.is_chat, self.choices, stops = "messages" in fields, {}, fields["stop"]
         self.streams = x.is_streamed = fields["stream"]
         self.tells_usage = bool(fields["stream_options"].get("include_usage"))
-        self.wants_logprobs = fields["logprobs"] not in (None, False)
+        self.wants_logprobs = jobs[0].sampling.num_top is not None
         kind = "chat.completion" if self.is_chat else "text_completion"
         self.head = {"id": f"{'chatcmpl' if self.is_chat else 'cmpl'}-{x.id}",
                      "object": kind + ".chunk" * (self.is_chat and self.streams),

@@ -13,6 +13,7 @@ import asyncio
 import hashlib
 import hmac
 import json
+import math
 import os
 import re
 import secrets
@@ -93,14 +94,18 @@ class Exchange:
         else:
             self.reply(error.status, error.body, **error.headers)
 
-    async def close(self, seconds: float) -> None:
-        """Hand over what is written. A client loses it where this side closes before all that it
-        sent is read, so it may close first, a little while."""
+    async def close(self, stall_seconds: float) -> None:
+        """Hand over what is written, as long as some of it is read. A client loses it where this
+        side closes before all that it sent is read, so it may close first, a little while."""
+        size, before = self.writer.transport.get_write_buffer_size, math.inf
         with suppress(OSError, TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self.writer.drain()
+            while 0 < (left := size()) < before:
+                before = left
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(stall_seconds):
+                        await self.writer.drain()
             self.writer.write_eof()
-            async with asyncio.timeout(LINGER):
+            async with asyncio.timeout(0 if left else LINGER):
                 while await self.reader.read(MAX_HEAD):
                     pass
         self.writer.transport.abort()

@@ -14,8 +14,8 @@ class ServeConfig(Section):
     insecure: bool = False  # no keys, and every Host, at any address
     public_metrics: bool = False  # /metrics needs no key
     device: str = "cpu"  # cpu, cuda or cuda:N
-    precision: Literal["bf16", "bf16-autocast", "fp16", "fp32"] = "bf16"
-    kernels: Literal["auto", "eager", "triton"] = "auto"
+    precision: Literal["bf16", "bf16-autocast", "fp16", "fp32"] = "bf16"  # autocast: fp32 weights
+    kernels: Literal["auto", "eager", "triton"] = "auto"  # auto: Triton on a GPU
     threads: Count = 2  # CPU cores of the engine
     max_sequences: Count = 64  # that are answered at once
     prefill_tokens: Count = 512  # of prompts in one step
@@ -32,9 +32,9 @@ class ServeConfig(Section):
     send_buffer_kib: Count = 256  # KiB that a client has not read
     choices: Count = 8  # of one prompt (n)
     prompts: Count = 16  # of one request, times its choices
-    messages: Count = 512  # of one request
+    messages: Count = 512  # of one conversation
     inputs: Count = 256  # texts of one request for embeddings or classes
-    stop_strings: Count = 4  # of one request
+    stop_strings: Count = 4  # strings that end an answer, of one request
     bias_entries: Count = 300  # of logit_bias
     log: Path | None = None  # file of a JSON line a request, without texts; None: standard error
     feedback: Path = Path("feedback.jsonl")  # file that /v1/feedback adds to

@@ -142,6 +142,13 @@ def test_log_probabilities_are_those_of_a_full_pass(
         is_part = token.startswith(("bytes:", "<|")) or text[offset] == "\ufffd"
         assert is_part or text.startswith(token, offset)
 
+def test_log_probabilities_without_alternatives(server: Client) -> None:
+    told = server.complete(max_tokens=3, logprobs=0).json["choices"][0]["logprobs"]
+    assert len(told["token_logprobs"]) == 3 and told["top_logprobs"] == [None] * 3
+    content = server.chat(max_tokens=3, logprobs=True).json["choices"][0]["logprobs"]["content"]
+    assert [each["top_logprobs"] for each in content] == [[]] * 3
+    assert server.chat(logprobs=False).json["choices"][0]["logprobs"] is None
+
 def bytes_of(token: str) -> bytes:
     if not token.startswith("bytes:"):
         return token.encode()

@@ -4,10 +4,12 @@ import asyncio
 import hashlib
 import hmac
 import json
+import re
 import signal
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from ftcore.deploy.engine import Engine
 from ftcore.deploy.meters import Lines, Meters
 from ftcore.deploy.options import ServeConfig
 from ftcore.model.heads import Model
-from tests.serve.conftest import CANARY, Client, parsed, serving, witnessed
+from tests.serve.conftest import CANARY, ROOT, Client, parsed, serving, witnessed
 from tests.tune.conftest import QWEN3 as SPEC
 
 LONG: dict[str, Any] = {"prompt": "long", "max_tokens": 2000, "ignore_eos": True, "stream": True}
@@ -115,8 +117,9 @@ def test_keys_are_compared_in_constant_time(
     server._owner({b"authorization": b"Bearer alpha"}, "/info")
     assert [one for one, _ in compared] == [hashlib.sha256(b"alpha").digest()] * 3
 
-def answered(handler: http.Handler, config: ServeConfig, sent: bytes) -> bytes:
-    """What a server in this process says to a request for /x."""
+def answered(handler: http.Handler, config: ServeConfig, *, is_late: bool = False) -> bytes:
+    """What a server in this process says to a request for /x, read with pauses, or only once the
+    server has given up."""
     meters = Meters(Engine(Model(SPEC, "lm")), {"version": ""})
 
     async def ask() -> bytes:
@@ -124,15 +127,32 @@ def answered(handler: http.Handler, config: ServeConfig, sent: bytes) -> bytes:
         server = http.Server(how, bool, config, meters, Lines(None, meters))
         listening = await asyncio.start_server(server._connected, "127.0.0.1", 0)
         async with listening:
-            reader, writer = await asyncio.open_connection(*listening.sockets[0].getsockname())
-            writer.write(sent)
-            said = await reader.read()
+            where = listening.sockets[0].getsockname()
+            reader, writer = await asyncio.open_connection(*where, limit=2**16)
+            writer.write(b"GET /x HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            said = await reader.read(1)
+            while is_late and server.open:
+                await asyncio.sleep(0.01)
+            with suppress(ConnectionError):
+                while some := await reader.read(2**20):
+                    said += some
+                    await asyncio.sleep(0.001)
             writer.close()
             while server.open:
                 await asyncio.sleep(0.01)
             return said
 
     return asyncio.run(ask())
+
+def test_a_long_answer_is_read_slowly_but_not_never() -> None:
+    whole = b" " * 2**25
+
+    async def long(x: http.Exchange) -> bytes:
+        return whole
+
+    config = ServeConfig(stall_seconds=0.2)
+    assert answered(long, config).endswith(whole)
+    assert len(answered(long, config, is_late=True)) < len(whole)
 
 def test_silence_is_filled_and_a_failure_is_told_without_its_text(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
@@ -145,7 +165,7 @@ def test_silence_is_filled_and_a_failure_is_told_without_its_text(
         await asyncio.sleep(0.4)
         raise ValueError(CANARY)
 
-    said = answered(slow, ServeConfig(), b"GET /x HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    said = answered(slow, ServeConfig())
     head, _, body = said.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200") and body.startswith(b": keep-alive\n\n: keep-alive")
     assert b'"internal_error"' in body.split(b"data: ")[1] and b"DONE" not in body
@@ -244,6 +264,14 @@ def test_time_and_connections_are_limited_and_a_full_disk_is_borne(mortal: Clien
         assert time.monotonic() < until
     mortal.process.send_signal(signal.SIGTERM)
     assert mortal.process.wait(10) == 130
+
+def test_every_option_has_a_text_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        options(ServeConfig, ["--help"], script="serve.py")
+    shown = " ".join(re.sub("[^ -~]", " ", capsys.readouterr().out).split())
+    lines = (ROOT / "ftcore/deploy/options.py").read_text("utf-8").splitlines()
+    texts = [line.partition("  # ")[2] for line in lines if re.match(r"    \w+: ", line)]
+    assert len({*texts}) == len(vars(ServeConfig())) and all(text in shown for text in texts)
 
 def test_what_cannot_be_meant_is_refused(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
