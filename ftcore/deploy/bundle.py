@@ -54,7 +54,7 @@ def bundle(run: Path, folder: Path, *, keep_adapter: bool = False) -> None:
     def write(temp: Path) -> None:
         write_golden(model, tokenizer, temp, about)
         if keep_adapter:
-            shutil.copytree(files.current(run / ADAPTER), temp / ADAPTER)
+            shutil.copytree(run / ADAPTER, temp / ADAPTER)
             base = load_base(config.model.path, task=model.task, num_labels=model.num_labels,
                              dtype=dtype, generator=torch.Generator())
             for name in base.accounting.new:  # of its head, which only the adapter has learned
