@@ -254,6 +254,9 @@ def test_refusals(trained: Trained) -> None:
     merge(run, Path("merged"))
     with pytest.raises(ModelError, match="bundle.json: cannot be read .*Make one: python s"):
         open_bundle(Path("merged"))
+    (run / "eval.json").unlink()
+    with pytest.raises(ModelError, match="has not been judged; go on with: .* --resume runs/run"):
+        bundle(run, Path("more"))
     shutil.rmtree(run / "model")
     with pytest.raises(ModelError, match="has neither model/ nor adapter/, so the run has not fin"):
         merge(run, Path("more"))
