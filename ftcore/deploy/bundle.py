@@ -44,6 +44,8 @@ def bundle(run: Path, folder: Path, *, keep_adapter: bool = False) -> None:
     same; CheckpointError: it cannot be written."""
     told, (task, config, trained, tokenizer) = read_run(run), _trained(run)
     model, dtype = trained.model, PRECISIONS[config.env.precision][0]
+    if not told["eval"]:
+        raise ModelError(f"{run}: has not been judged; go on with: python train.py --resume {run}")
     if keep_adapter and not lora.lora_layers(model):
         raise ConfigError(f"{run}: was trained without an adapter: leave out --keep-adapter")
     judged = [line for line in told["metrics"] if line.get("eval/temperature")]
@@ -54,7 +56,7 @@ def bundle(run: Path, folder: Path, *, keep_adapter: bool = False) -> None:
     def write(temp: Path) -> None:
         write_golden(model, tokenizer, temp, about)
         if keep_adapter:
-            shutil.copytree(files.current(run / ADAPTER), temp / ADAPTER)
+            shutil.copytree(run / ADAPTER, temp / ADAPTER)
             base = load_base(config.model.path, task=model.task, num_labels=model.num_labels,
                              dtype=dtype, generator=torch.Generator())
             for name in base.accounting.new:  # of its head, which only the adapter has learned
@@ -93,9 +95,8 @@ def push(folder: Path, name: str) -> str:
         raise ModelError(f"{folder} was not uploaded to {name} ({error}); {mend}") from error
 
 def open_bundle(folder: Path) -> Opened:
-    """Read a bundle whose every file is the one that was written, its adapter in place where it has
-    one. Raises CheckpointError: names the first file that is damaged, missing or foreign;
-    ModelError: as the loaders."""
+    """Read a bundle, its adapter in place where it has one. Raises CheckpointError: names the first
+    file that is damaged, missing or foreign; ModelError: as the loaders."""
     names = {*files.verify_folder(folder), files.MANIFEST}
     for path in sorted(filter(Path.is_file, folder.rglob("*"))):
         name = path.relative_to(folder).as_posix()

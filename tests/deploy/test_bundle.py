@@ -31,7 +31,7 @@ from ftcore.tune.adapter import load_adapter, load_base
 
 OUT = Path("out")
 LORA = ("--peft.method", "lora", "--peft.rank", "4")
-NF4 = ("--peft.quantize", "nf4", "--peft.targets", "q_proj")  # the others are quantised alone
+NF4 = (*LORA, "--peft.quantize", "nf4", "--peft.targets", "q_proj")  # others are quantised alone
 FULL = ("--peft.method", "full")
 AUTO = {
     "sft": transformers.AutoModelForCausalLM,
@@ -66,7 +66,7 @@ def tried(folder: Path) -> Opened:
     return loaded, tokenizer, about
 
 @pytest.mark.parametrize("kind", AUTO)
-@pytest.mark.parametrize("method", [FULL, LORA, (*LORA, *NF4)])
+@pytest.mark.parametrize("method", [FULL, LORA, NF4])
 def test_transformers_gives_our_logits(kind: str, method: tuple, trained: Trained) -> None:
     bundle(trained(kind, *method), OUT)
     loaded, _, about = tried(OUT)
@@ -97,17 +97,17 @@ def test_its_tokenizer_and_its_greedy_answers_are_those_of_transformers(trained:
         assert found[0, len(probe["ids"]) :].tolist() == probe["answer"]
 
 @pytest.mark.parametrize("kind", ["sft", "classify"])
-@pytest.mark.parametrize("quantize", ["none", "nf4"])
-def test_an_adapter_is_kept_apart(kind: str, quantize: str, trained: Trained) -> None:
-    run = trained(kind, *LORA, "--peft.quantize", quantize)
+@pytest.mark.parametrize("method", [LORA, NF4])
+def test_an_adapter_is_kept_apart(kind: str, method: tuple, trained: Trained) -> None:
+    run = trained(kind, *method)
     bundle(run, OUT, keep_adapter=True)
     ours = tried(OUT)[0].model
-    assert len(lora.lora_layers(ours)) == 14 - 2 * (kind == "classify")
+    assert len(lora.lora_layers(ours)) == (2 if method == NF4 else 12 + 2 * (kind == "sft"))
     base = AUTO[kind].from_pretrained(OUT)
     before = [theirs(base, probe["ids"]) for probe in golden(OUT)]
     if kind == "classify":  # which the base never had
         assert torch.equal(base.classifier.weight, ours.head.classifier.weight)
-    if quantize == "none":
+    if method == LORA:
         model = peft.PeftModel.from_pretrained(base, OUT / "adapter")
         for probe, start in zip(golden(OUT), before, strict=True):
             found = theirs(model, probe["ids"])
@@ -254,6 +254,9 @@ def test_refusals(trained: Trained) -> None:
     merge(run, Path("merged"))
     with pytest.raises(ModelError, match="bundle.json: cannot be read .*Make one: python s"):
         open_bundle(Path("merged"))
+    (run / "eval.json").unlink()
+    with pytest.raises(ModelError, match="has not been judged; go on with: .* --resume runs/run"):
+        bundle(run, Path("more"))
     shutil.rmtree(run / "model")
     with pytest.raises(ModelError, match="has neither model/ nor adapter/, so the run has not fin"):
         merge(run, Path("more"))

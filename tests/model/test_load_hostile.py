@@ -83,7 +83,7 @@ MUTATIONS: dict[str, tuple[Callable[[Header, bytes], bytes], str]] = {
     "unknown dtype": (changed(UP, dtype="F33"), WHOLE),
     "integers": (changed(UP, dtype="I32"), f"{UP} is I32, must be one of BF16"),
     "another shape": (transposed, rf"{UP} is \[32, 48\], must be \[48, 32\]"),
-    "another name": (renamed, rf"(?s)missing: {UP}\n.*unexpected: model.up\n"),
+    "another name": (renamed, rf"(?s)missing: {UP}\n.*unexpected: model.up"),
 }
 
 @pytest.mark.parametrize("mutation", MUTATIONS)
