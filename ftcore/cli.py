@@ -146,7 +146,6 @@ def limit_of(hint: Any) -> Limit | None:
     return next(filter(None, map(limit_of, get_args(hint))), None)
 
 def _out_of_range(sections: dict[str, Section], origins: dict[str, str]) -> Iterator[str]:
-    """What is said of each number that cannot be meant."""
     for section, values in sections.items():
         for key, hint in get_type_hints(type(values), include_extras=True).items():
             name = f"{section}.{key}".lstrip(".")

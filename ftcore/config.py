@@ -2,8 +2,7 @@
 
 The command line is made from these classes (`ftcore/cli.py`). A section's docstring heads its
 options in --help; the comment behind a field, or above it where the line is full, is the option's
-text there. Every number has a unit or is a plain ratio; its type says what it may be; no value
-means "inherit".
+text there. Every number has a unit or is a plain ratio; its type says what it may be.
 """
 
 import math
@@ -40,14 +39,12 @@ class Section:
 
 class ModelConfig(Section):
     """The model to start from."""
-    # builtin:base, builtin:start, a run, a folder in the HF layout, or a hub id (owner/name)
-    path: str = "builtin:base"
+    path: str = "builtin:base"  # builtin:base, builtin:start, a run, an HF folder, or a hub id
     init: Literal["pretrained", "random"] = "pretrained"  # read weights, or draw them at random
 
 class FilesConfig(Section):
     """Files, and what is done with their rows before they are tokens."""
-    # files or globs (.jsonl .json .csv .tsv .txt .conll, also .gz)
-    train: tuple[str, ...] = ()
+    train: tuple[str, ...] = ()  # files or globs (.jsonl .json .csv .tsv .txt .conll, also .gz)
     dev: tuple[str, ...] = ()  # rows that choose the best checkpoint; none: `holdout` of train
     test: tuple[str, ...] = ()  # files evaluated once, after training
     format: Format = "auto"  # auto: by suffix; labelled: lines of a label, a blank and the text
@@ -92,8 +89,7 @@ class PromptsDataConfig(ChatDataConfig):
 
 class PairsDataConfig(ChatDataConfig):
     """Two answers to one prompt, the better one first; without `prompt` whole conversations."""
-    # columns of a question, or one of its turns; none: the turns that both conversations begin with
-    prompt: tuple[str, ...] = ()
+    prompt: tuple[str, ...] = ()  # columns of a question, or one of turns; none: what both share
     chosen: str = "chosen"  # column of the better answer: text, or a list of its one turn
     rejected: str = "rejected"  # column of the worse answer
     margin: str = ""  # column of how much better it is, in units of the score; empty: all alike
@@ -128,8 +124,7 @@ class TaggedDataConfig(ExamplesConfig):
 class EnvConfig(Section):
     """Where and how exactly it computes."""
     device: str = "cpu"  # cpu, cuda or cuda:N
-    # bf16, fp16: weights and products in it, and an fp32 master of all that is trained; fp16 has a
-    # dynamic loss scale too; bf16-autocast: fp32 weights, products in bf16
+    # bf16, fp16: weights and products in it, fp32 masters; bf16-autocast: fp32 weights
     precision: Literal["bf16", "bf16-autocast", "fp16", "fp32"] = "bf16"
     threads: Count = 2  # CPU cores: a share of a training step each, or threads of one operation
     # auto: Triton on a GPU where an op passes its first case, plain torch elsewhere
@@ -141,8 +136,7 @@ class EnvConfig(Section):
 class PeftConfig(Section):
     """What is trained."""
     method: Literal["full", "freeze", "lora"] = "full"  # all, `trainable`, or low-rank updates
-    # freeze: head, last:K, embeddings, norms, biases, all, a name or a glob
-    trainable: tuple[str, ...] = ("head",)
+    trainable: tuple[str, ...] = ("head",)  # head, last:K, embeddings, norms, biases, all, a glob
     rank: Count = 8  # lora: rank of the update
     alpha: Positive = 16.0  # lora: the update is scaled by alpha / rank
     dropout: ProperShare = 0.0  # lora: dropout on the input of the update
@@ -198,8 +192,7 @@ class EvalConfig(Section):
 
 class RewardsConfig(Section):
     """What an answer is worth."""
-    # match, command:FIELD, model:RUN or python:FILE.py:NAME: see ftcore/align/rewards.py
-    sources: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()  # match, command:FIELD, model:RUN or python:FILE.py:NAME
     weights: tuple[Finite, ...] = ()  # factor of each source; none: 1 each
     timeout_s: Positive = 30.0  # seconds that a source has for the answers of an iteration
     on_error: Literal["stop", "skip"] = "stop"  # of a source; skip: such answers are left out
@@ -217,8 +210,7 @@ class RolloutConfig(Section):
 
 class PpoConfig(Section):
     """How the policy is updated; `optim.batch_size` answers make one update."""
-    # gae: a value head tells what was expected; the other answers to a prompt do: less their mean,
-    # over their deviation (group, GRPO) or not (leave_one_out, RLOO)
+    # gae: by a value head; by the other answers to a prompt: group (GRPO), leave_one_out (RLOO)
     advantage: Literal["gae", "group", "leave_one_out"] = "gae"
     epochs: Count = 4  # over the answers of an iteration
     clip: Positive = 0.2  # of the ratio of new to old probability, around 1

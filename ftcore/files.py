@@ -81,8 +81,7 @@ def make_folder(folder: Path) -> None:
         fsync(folder.parent)
 
 def remove(path: Path) -> None:
-    """Delete a file or folder, its manifest first so that no reader takes the half for the whole;
-    what the disk refuses to delete stays for the next call."""
+    """Delete a file or folder, its manifest first: no reader takes the half for the whole."""
     with suppress(OSError):
         if path.is_dir():
             (path / MANIFEST).unlink(missing_ok=True)

@@ -94,7 +94,6 @@ class Verifier:
         return all_logits(self.model, self.documents, max_tokens=tokens, device=self.model.device)
 
     def claims(self) -> Iterator[Claim]:
-        """Those that concern this model, each when it is asked for."""
         alone = self.outputs(tokens=1)
         yield "a row alone, or packed with others", apart(self.outputs(), alone), NEAR
         whole, again = self.gradient("whole"), self.gradient("again")

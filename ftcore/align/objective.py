@@ -75,7 +75,6 @@ class Control:
     squares: float = 0.0
 
     def adapt(self, kl: float, target: float, episodes: int, horizon: float) -> None:
-        """Bring the divergence of an episode (nats) nearer to its target."""
         error = min(max(kl / target - 1, -MOST_CHANGE), MOST_CHANGE)
         self.kl_coef *= 1 + error * episodes / horizon
 

@@ -205,7 +205,6 @@ class PpoLoop(Loop):
                         "ppo/kl_coef": self.control.kl_coef}
 
     def loss(self, model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The objective over a micro-batch, as (sum, weight)."""
         ppo, now = self.config.ppo, seen(model, batch, self.config.rollout.temperature)
         old_M, value_M, advantage_M, return_M = (
             torch.cat([self.told[row_id][name] for row_id in batch.row_ids])

@@ -55,8 +55,7 @@ class Rewards:
 
     def __call__(self, chats: Sequence[Chat],
                  answers: Sequence[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Scores of answers to the last turns, in all and by source; NaN where one has none. Raises
-        TrainingError: a source failed, and the configuration says to stop."""
+        """In all and by source; NaN: there is none. TrainingError: a source failed, to stop."""
         rows = []
         for chat, answer in zip(chats, answers, strict=True):
             *asked, last = ({"role": m["role"], "content": m["content"]} for m in chat.messages)

@@ -63,8 +63,7 @@ class Actor:
         self.judges = self._prompts(data.dev.chats)
 
     def _prompts(self, chats: Sequence[Chat]) -> list[Prompt]:
-        """Those that leave room for an answer. Raises DataError: one does not, or cannot be
-        rendered; where data.over_length is drop they are counted and left out."""
+        """Those that leave room for an answer. DataError: one does not, and is not dropped."""
         found, left = [], 0
         most = self.model.spec.max_positions - self.config.rollout.max_new_tokens
         for chat in chats:

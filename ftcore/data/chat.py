@@ -163,8 +163,7 @@ def encode_prompt(messages: Sequence[Message], tokenizer: Tokenizer) -> np.ndarr
     return encoding.ids_T[encoding.offsets_T2[:, 1] <= len(text)]
 
 def find_answers(chat: Chat, tokenizer: Tokenizer, train_on: TrainOn) -> tuple[str, Answers]:
-    """A chat's text, and what is supervised in it (`train_on`: see encode.py). RowError:
-    nothing is supervised, or an answer is empty or not in the text."""
+    """A chat's text, and what is supervised. RowError: nothing, or an answer is empty or lost."""
     require_plain(chat.messages, tokenizer)
     text, spans = render(chat.messages, tokenizer)
     if train_on == "all":

@@ -11,11 +11,10 @@ from typing import Literal
 
 def normalised(text: str, *, form: Literal["nfc", "nfkc"] = "nfc", unescape: bool = False) -> str:
     """One form for texts that look the same; indentation and blanks within lines stay as they are.
-    Line breaks of all kinds, form feeds too, become "\\n"; white space at the ends of lines and of
-    the text, controls, soft hyphens and zero-width characters that do nothing are dropped. C1
-    characters stay, U+0085 too but after "\\r": in 10,000 IMDB reviews each is a byte of
-    Windows-1252, and what it stood for would be lost. With `unescape` HTML entities that end in ";"
-    become characters. Steps are repeated until none changes the text."""
+    Line breaks of all kinds become "\\n"; white space at the ends of lines and of the text,
+    controls, soft hyphens and zero-width characters that do nothing are dropped. C1 characters
+    stay, U+0085 too but after "\\r": in 10,000 IMDB reviews each is a byte of Windows-1252. With
+    `unescape` HTML entities that end in ";" become characters. Idempotent."""
     patterns, before = _patterns(), None
     if text.isascii() and not (patterns["control"].search(text) or " \n" in text or "\t\n" in text
                                or text[-1:].isspace() or (unescape and "&" in text)):

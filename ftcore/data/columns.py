@@ -151,8 +151,7 @@ def plain(row: Row, config: configs.TextDataConfig) -> Text:
     return Text(row.id, (text_of(row, config.text),), None, row.file, row.line)
 
 def labelled(row: Row, config: configs.LabelledDataConfig | configs.ScoredDataConfig) -> Text:
-    """A text or pair with its label, its score, or, where there is a separator, any number of
-    labels, or none, listed or with this between them."""
+    """A text or pair with its label or score, or with a separator any number of labels."""
     texts = tuple(text_of(row, column) for column in (config.text, config.pair) if column)
     column, is_scored = config.label, isinstance(config, configs.ScoredDataConfig)
     separator = "" if is_scored else config.label_separator
@@ -251,7 +250,6 @@ def message(row: Row, number: int, turn: Any, keys: Keys, roles: Mapping[str, st
     return Message(role=role, content=turn[keys[1]], train=train, weight=float(weight))
 
 def require(rows: Sequence[Row], *columns: str) -> None:
-    """DataError with the nearest name if no row has one of the columns."""
     for column in columns:
         if not any(column in row.fields for row in rows):
             names = list(rows[0].fields)
@@ -284,7 +282,6 @@ def left_out(source: Source, reason: str, step: str = "encode", detail: str = ""
     return Rejected(source.id, source.file, source.line, reason, step, detail)
 
 def reasons(rejected: Iterable[Rejected]) -> list[tuple[str, int]]:
-    """Why rows were lost, and how many: the most frequent reason first."""
     return Counter(row.reason for row in rejected).most_common()
 
 def require_some(kept: Sequence[Any], rejected: Sequence[Rejected]) -> None:

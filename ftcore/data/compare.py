@@ -19,8 +19,7 @@ SYSTEM, UNASKED = ("system",), ("system", "assistant")  # roles
 MAX_SHARE = 0.01  # of the rows, that one cluster of near duplicates may hold before it is removed
 
 def compare(config: DataConfig, train: Rows, held: Mapping[str, Rows], notes: Notes) -> None:
-    """Finds training rows that repeat others or give a held-out row away, and leaves them out where
-    that is asked for; rows with other labels, tags or answers repeat nothing."""
+    """Leaves out training rows that repeat others or give a held-out one away, if asked to."""
     if config.duplicates != "off":
         notes["conflicts"] = conflicts(train.examples)
         equal = repeated(train.examples)
@@ -44,8 +43,7 @@ def repeated(examples: Sequence[Example]) -> Lost:
 
 def nearly_repeated(examples: Sequence[Example], known: Collection[str],
                     max_share: float = 1.0) -> Lost:
-    """Rows, but those known by id, that nearly say what another with the same answer says. Of chats
-    the whole may be nearly alike, or the question alone to the same answer."""
+    """Rows that nearly say what another with its answer says; of chats whole, or the question."""
     lost: Lost = {}
     is_chat = isinstance(examples[0], Chat)
     for without in (SYSTEM, UNASKED) if is_chat else (SYSTEM,):
@@ -96,8 +94,7 @@ def conflicts(examples: Sequence[Example]) -> Notes:
 
 def leaks(train: Sequence[Example], held: Mapping[str, Rows]) -> Lost:
     """Training rows that give away a row of another split: the same or nearly the same text with
-    the same label, or 13 words of it. A held-out row that more than a share of MAX_SHARE of them is
-    near to is of their template, and they give nothing of it away."""
+    the same label, or 13 words of it; not where MAX_SHARE of them are near it, as of a template."""
     there = [(example, split) for split, part in held.items() for example in part.examples]
     mine, theirs = ([said(e, without=UNASKED) for e in es] for es in (train, [e for e, _ in there]))
     lost, found = {}, dedup.leaks(mine, theirs)

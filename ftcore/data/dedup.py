@@ -40,9 +40,8 @@ def folded(text: str) -> str:
 
 def duplicates(texts: Sequence[str], *, max_share: float = 0.01) -> list[tuple[int, int, float]]:
     """Rows to remove, in order, so that what is left is said once: (row, the one that stays for it,
-    their J). Of equal texts the first row stays. Of texts that are alike the longest stays, of
-    those equally long the first by code points: in this order each text still there removes all
-    that are like it, so a removed row is never only like a removed one.
+    their J). Of equal texts the first row stays; of texts that are alike the longest, of those
+    equally long the first by code points, so a removed row is never only like a removed one.
     DataError: more than `max_share` of the different texts, and more than 20, would go for one."""
     forms = [folded(text) for text in texts]
     rows = _first_rows(forms)
@@ -180,8 +179,7 @@ def _runs(train: Sequence[str], held: Sequence[str]) -> Iterator[tuple[str, str,
         yield train[text], held[owner_N[first_N[run_M[place]]]], words
 
 def _grams(texts: Sequence[str], size: int, letters: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Hashes (N, uint64) of the runs of `size` letters or words, and how many (B) each text has;
-    texts are folded, each of at least `size` letters or words."""
+    """Hashes (N, uint64) of runs of `size` letters or words, and how many (B) each text has."""
     joined = "".join(texts) if letters else " ".join([*texts, ""])  # every word ends in a blank
     codes_N = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), "<u4").astype(np.uint64)
     if letters:

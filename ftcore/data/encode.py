@@ -152,8 +152,7 @@ def _labelled(split: Split, examples: Sequence[Text], tokenizer: Tokenizer, conf
 def _tagged(split: Split, examples: Sequence[Text], tokenizer: Tokenizer, config: DataConfig,
             labels: Labels) -> None:
     """Sentences, words joined by blanks, the first token of each supervised: labels[t] is the tag
-    of token t itself. A word without a token of its own, or cut off, stays in its sentence, as "O".
-    The documents of a split sentence have its row id."""
+    of token t itself. A word without a token of its own, or cut off, stays in its sentence."""
     encodings = tokenizer.encode_batch([" ".join(source.texts) for source in examples])
     for source, encoding in zip(examples, encodings, strict=True):
         places_W = first_tokens(source.texts, encoding)
@@ -184,8 +183,7 @@ def _pieces(split: Split, texts: Sequence[Text], tokenizer: Tokenizer, config: D
         admit(split, text, whole, lambda *a, e=encoding: numbered(pieces(*a, encoding=e)), config)
 
 def first_tokens(words: Sequence[str], encoding: Encoding) -> np.ndarray:
-    """places_W of words joined by blanks: the first token that holds a character of the word and
-    is not an earlier word's; -1 where there is none."""
+    """places_W: the first token with a character of the word, no earlier word's; -1: none."""
     own_T = np.flatnonzero(encoding.offsets_T2[:, 1])  # not the special ones around them: (0, 0)
     starts, ends = encoding.offsets_T2[own_T].T.tolist()  # both in order
     places, free, start = [], 0, 0
@@ -218,9 +216,8 @@ def take(document: Encoded, places: np.ndarray | slice) -> Encoded:
 
 def admit(split: Split, source: Example, document: Encoded,
           shorten: Callable[[Encoded, int, OverLength], list[Encoded]], config: DataConfig) -> bool:
-    """Take in a document; where it has more than `max_length` tokens what `shorten` makes of it, or
-    nothing (drop), or raise DataError (error). Parts without anything to supervise are left out;
-    what is not taken as it is, is noted. False: nothing was taken."""
+    """Take in a document, or of one of more than `max_length` tokens what `shorten` makes of it,
+    but for parts with nothing to supervise; what is not as it was is noted. False: nothing."""
     limit, made, said = config.max_length, [document], []
     if limit is not None and len(document) > limit:
         if config.over_length == "error":

@@ -186,8 +186,7 @@ def total_weight(documents: Sequence[Encoded]) -> float:
     return math.fsum(float(np.sum(d.weights, dtype=np.float64)) for d in documents)
 
 def split(lengths: Sequence[int], shares: int) -> list[list[int]]:
-    """Shares of about equally many tokens, as indices into `lengths`, in input order; some may be
-    empty: the longest document first, each to the lightest share."""
+    """Shares of about as many tokens, as indices; the longest goes first, to the lightest share."""
     dealt, tokens = [[] for _ in range(shares)], [0] * shares
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         least = tokens.index(min(tokens))

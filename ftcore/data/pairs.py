@@ -55,9 +55,8 @@ def conversation(row: Row, column: str, config: PairsDataConfig) -> list[Message
     return [*prompt, *turns]
 
 def encode_pairs(config: PairsDataConfig, chats: Sequence[Chat], tokenizer: Tokenizer) -> Split:
-    """As `encode`: each conversation by the chat template, or, where an encoder has none, as a pair
-    of texts, a turn of the prompt a line. Each must fit into `max_length`, and what is cut of one
-    is the start of its prompt. ConfigError: answers were to be cut."""
+    """As `encode`: each conversation by the chat template, or as a pair of texts without one. Each
+    must fit into `max_length`; cut is the start of a prompt, never an answer (ConfigError)."""
     limit, choice, split = config.max_length, config.over_length, Split()
     if choice in ("cut_right", "split"):
         what = "part of an answer is another answer: choose cut_left, which keeps the end, or drop"
@@ -93,8 +92,7 @@ def encode_pairs(config: PairsDataConfig, chats: Sequence[Chat], tokenizer: Toke
 
 def sides(chats: Sequence[Chat], tokenizer: Tokenizer,
           train_on_end: bool = True) -> tuple[dict[str, Side], list[Rejected]]:
-    """What a model reads of each conversation, by its id, up to the end of its last answer; those
-    that give nothing. DataError: none gives anything."""
+    """What a model reads of each conversation, by id; those that give nothing. DataError: all."""
     found: dict[str, Side] = {}
     if not reads_texts(tokenizer):
         half = encode(ChatDataConfig(train_on="last", train_on_end=train_on_end), chats, tokenizer)

@@ -67,9 +67,8 @@ def prepared(config: DataConfig, tokenizer: Tokenizer, *, seed: int,
 
 def prepare(config: DataConfig, tokenizer: Tokenizer, *, seed: int,
             labels: Names = None) -> Prepared:
-    """All splits of a run. `seed` chooses the rows held out of training and the tokens that a step
-    hides; `labels` are the classes of a model that is only evaluated, None: those of the training
-    rows. Raises DataError: a file, column, label or row that cannot be used."""
+    """All splits of a run; `labels` are the classes of a model that is only evaluated, None: those
+    of the training rows. DataError: a file, column, label or row that cannot be used."""
     is_labelled = not isinstance(config, configs.TextDataConfig | configs.ChatDataConfig)
     if is_labelled and not config.train and labels is None:
         raise DataError("data.train is empty: name files of labelled rows with --data.train FILE")
@@ -168,7 +167,6 @@ def apportioned(shares: Mapping[Hashable, float], total: int) -> dict[Hashable, 
     return seats | {name: seats[name] + 1 for name in rest[: total - sum(seats.values())]}
 
 def balance(config: DataConfig, train: Rows, seed: int, notes: Notes) -> None:
-    """Classes balanced in training, with their counts before and after."""
     if not isinstance(config, configs.LabelledDataConfig) or config.balance == "off":
         return
     if config.label_separator:

@@ -104,9 +104,8 @@ class Tokenizer:
     def encode_pairs(self, texts: Sequence[tuple[str, ...]], *, max_length: int | None = None,
                      side: Literal["left", "right"] = "right",
                      ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-        """Ids and segment numbers (int32; None: all 0) of many texts, or pairs, special ones too.
-        Of more than `max_length` tokens in all the longer text loses those on one `side` until both
-        fit. Raises DataError: the special tokens leave no room."""
+        """Ids and segment numbers (int32; None: all 0) of texts or pairs, special ones too. Above
+        `max_length` the longer text loses tokens on one `side`. DataError: no room for any."""
         fast, are_pairs = self._fast, any(len(some) > 1 for some in texts)
         if max_length is not None:
             special = fast.num_special_tokens_to_add(are_pairs)

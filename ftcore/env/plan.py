@@ -23,9 +23,8 @@ LINEAR_TOKENS = 4096  # from here on memory grows with the tokens: chunks of log
 Loss = Callable[[Model, Batch], tuple[Tensor, Tensor]]
 
 def step_bytes(model: Model, loss: Loss, documents: Sequence[Encoded]) -> dict[str, int]:
-    """Memory of forward and backward over one micro-batch, gradients taken away as they come.
-    activations: what the trunk keeps for its backward pass; logits: the most that the loss adds;
-    workspace: what the backward pass needs beyond both, and on a CPU holes."""
+    """Memory of forward and backward over one micro-batch: activations, kept by the trunk; logits,
+    what the loss adds; workspace, what the backward pass needs beyond both, and holes on a CPU."""
     device, trained, meter = model.device, model.training, Meter()
     batch, marks = collate(documents).to(device), []
     batch.docs.walk  # noqa: B018  # planned by values, and kept
@@ -74,8 +73,7 @@ class Plan:
 
     def count(self, model: Model, loss: Loss,
               draw: Callable[[Encoded, int], Encoded] | None = None) -> None:
-        """Add what such micro-batches take, one in each process, and the largest ones that the
-        device has memory for, by what is computed again."""
+        """Add what such micro-batches take, and the largest that fit, by what is computed again."""
         documents = [draw(d, 0) for d in self.heaviest] if draw else self.heaviest
         model.use_kernels("eager")  # Triton's want values; so a GPU needs less than is said
         fixed, room = sum(self.memory_bytes.values()), free_bytes(model.device)

@@ -76,7 +76,6 @@ class RunFolder(ExitStack):
             self._tensorboard.add_scalar(name, value, step)
 
     def dump(self, name: str, record: Mapping[str, Any]) -> Path:
-        """Write one JSON file into the run folder, whole or not at all; returns its path."""
         files.write_file(self.path / name, json.dumps(record, indent=1) + "\n")
         return self.path / name
 

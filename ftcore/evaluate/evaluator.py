@@ -60,8 +60,7 @@ def streams(documents: Sequence[Encoded], *, max_tokens: int,
         yield indices, collate([documents[i] for i in indices]).to(device)
 
 def all_logits(model: Model, documents: Sequence[Encoded], **limits: Any) -> Tensor:
-    """logits_BK of a head that judges whole documents, or logits_MK of one of tokens at the scored
-    ones, in their order, both documents of a pair; fp32 on the CPU."""
+    """logits_BK of documents, or logits_MK of their scored tokens, in order; fp32 on the CPU."""
     documents, logits = apart(documents), {}
     for indices, batch in streams(documents, **limits):
         if model.task == "classify":
@@ -223,10 +222,9 @@ def log_ratios(model: Model, pairs: Sequence[Encoded], *, length_normalised: boo
 
 def evaluate_pairs(model: Model, split: Split, labels: Sequence[str], *,
                    options: RewardConfig | DpoConfig, **limits: Any) -> Judged:
-    """Which answer of each pair is preferred, by the gap of its scores, or of a language model by
-    that of its log-ratio and the reference's; a tie is half right. The loss is that of training;
-    ece that of sigmoid(gap), or sigmoid(beta gap), as the probability that the chosen one is
-    better; length_bias the Spearman correlation of scores and tokens of the answers."""
+    """Which answer of each pair is preferred, by the gap of its scores, or of its log-ratio and the
+    reference's; a tie is half right. The loss is that of training; ece that of sigmoid(beta gap);
+    length_bias the Spearman correlation of scores and tokens of the answers."""
     about_B5 = np.stack([document.labels for document in split.documents]).astype(np.float64)
     tokens_D = np.array([np.count_nonzero(side.weights) for side in apart(split.documents)])
     chosen_B, rejected_B = tokens_D.reshape(-1, 2).T

@@ -32,9 +32,8 @@ METRICS = ("accuracy", "balanced_accuracy", *AVERAGES, "mcc", "kappa")
 ByClass = list[dict[str, Any]]
 
 def confusions(target_B: np.ndarray, predicted_B: np.ndarray, num_classes: int) -> np.ndarray:
-    """counts_KP of ids, row: target, column: prediction. One of OUTSIDE (-1: a generated answer
-    that names no known class) is a false negative of its target and a false positive of no class:
-    it lowers accuracy, recall and F1, never a precision."""
+    """counts_KP of ids, row: target, column: prediction. OUTSIDE (-1: a generated answer that names
+    no known class) is a miss of its target, and a false positive of no class."""
     P = num_classes + 1
     cells_B = target_B * P + predicted_B % P
     return np.bincount(cells_B, minlength=num_classes * P).reshape(num_classes, P)

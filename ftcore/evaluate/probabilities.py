@@ -74,9 +74,8 @@ def temperature(target_B: Array, logits_BK: Array) -> float:
     return 1 / b
 
 def threshold_table(target_B: Array, score_B: Array, count: int = 9) -> list[Figures]:
-    """What predicting "score >= threshold" gives, thresholds rising: the distinct scores at the
-    quantiles 1/(count + 1) ... count/(count + 1), and the one of all whose F1 is best, of equals
-    the highest, marked `best`. share: rows predicted positive. 0/0 is 0."""
+    """What predicting "score >= threshold" gives, of thresholds at evenly spaced quantiles and of
+    the `best`: its F1 is highest, and it the highest of such. share: rows predicted positive."""
     score_U, hits_U, rows_U = _curve(target_B, score_B)
     H, N, f1_U = hits_U[-1], rows_U[-1], 2 * hits_U / (rows_U + hits_U[-1])
     levels = np.arange(1, count + 1) / (count + 1)

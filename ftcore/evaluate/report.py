@@ -43,7 +43,6 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))
 
 def metrics_table(results: Mapping[str, Mapping[str, float]]) -> str:
-    """One line per metric, one column per result ({"base": {...}, "tuned": {...}})."""
     names = dict.fromkeys(name for metrics in results.values() for name in metrics)
     rows = ([name, *(metrics.get(name) for metrics in results.values())] for name in names)
     return table(["metric", *results], rows)
@@ -60,8 +59,7 @@ def per_class_table(per_class: Sequence[Mapping[str, Any]], *, max_rows: int = 2
 
 def confusion_table(labels: Sequence[str], counts_KP: np.ndarray,
                     texts: Mapping[tuple[str, str], str], *, max_pairs: int = 10) -> str:
-    """The most frequent mistakes: target, prediction, rows, their share of the target's rows, and
-    the text of one, from `texts` by target and prediction."""
+    """The most frequent mistakes: rows, their share of the target's, the text of one."""
     wrong_KP, support_K = counts_KP.copy(), counts_KP.sum(1)
     np.fill_diagonal(wrong_KP, 0)
     if not wrong_KP.any():
@@ -139,7 +137,6 @@ def read_run(folder: Path) -> Run:
     return run
 
 def write_page(folder: Path) -> Path:
-    """RUN/report.html, which needs no other file and no network."""
     run = read_run(folder)
     lines = {n: [(m["step"], m[n]) for m in run["metrics"] if m.get(n) is not None]
              for names in CURVES for n in names}

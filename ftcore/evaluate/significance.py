@@ -34,7 +34,6 @@ def draws(clusters_B: np.ndarray, seed: int, count: int = DRAWS) -> Iterator[np.
         yield order_B[places]
 
 def intervals(figures: Figures, clusters_B: np.ndarray, *, seed: int = 0) -> Intervals:
-    """Lowest and highest value of each metric that is likely."""
     return _ranges([figures(rows) for rows in draws(clusters_B, seed)])
 
 def compare(one: Figures, other: Figures, clusters_B: np.ndarray,

@@ -174,12 +174,10 @@ class Suite:
         return judge(model, split, self.labels or self.tokenizer.vocabulary, **limits)
 
 def clusters(texts: Mapping[str, str]) -> dict[str, int]:
-    """A number for each row, by its id, the same for rows of nearly the same text."""
     rows = [columns.Text(row_id, (text,)) for row_id, text in texts.items()]
     return dict(zip(texts, compare.clusters(rows), strict=True))
 
 def clusters_of(row_ids: Sequence[str], clusters: Mapping[str, int]) -> np.ndarray:
-    """The cluster (int) of each row; parts of one row are in its cluster."""
     return np.array([clusters[root_of(row_id)] for row_id in row_ids])
 
 def root_of(row_id: str) -> str:

@@ -31,8 +31,7 @@ def exact_match(target: str, predicted: str) -> bool:
     return target.strip() == predicted.strip()
 
 def parse_object(text: str) -> dict[str, Any] | None:
-    """The JSON object that `text` is, whitespace around it allowed; None for anything else, NaN and
-    Infinity among it. Of a repeated name the last value counts."""
+    """The JSON object that `text` is; None for anything else, NaN and Infinity among it."""
     try:
         value = json.loads(text, parse_constant=int)  # refuses NaN and Infinity
     except (ValueError, RecursionError):  # the latter: a model that repeats "[" for ever

@@ -235,9 +235,8 @@ class Block(nn.Module):
         return dropout(x_NC, self.dropout, is_training=self.training)
 
 class Transformer(Layer):
-    """Embeddings, L blocks and the final norm: tokens in, hidden states out. `recompute`: layers of
-    which the backward pass computes what it needs again (kernels/recompute); selective: every
-    second one but the last."""
+    """Tokens in, hidden states out. `recompute`: layers of which the backward pass computes anew
+    what it needs (kernels/recompute); selective: every second one but the last."""
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()

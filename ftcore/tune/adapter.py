@@ -57,8 +57,7 @@ UNKNOWN_OPTIONS = (
 KNOWN_STARTS = (True, False, "gaussian", "orthogonal", "eva")  # peft: others change the base
 
 def base_sha256(model: nn.Module, *, without: Collection[str] = ()) -> str:
-    """Hash of the base weights but for modules that the adapter brings: the same wrapped or not,
-    merged or not, in bf16, fp32 or float64: each is rounded to bf16 first."""
+    """Hash of the base, rounded to bf16, but for modules that the adapter brings; merged or not."""
     lines = [f"{name}.{attribute} {tensor_sha256(param.bfloat16())}\n"
              for name, module in lora.plain_modules(model).items() if name not in without
              for attribute, param in module.named_parameters(recurse=False)]
@@ -257,8 +256,7 @@ def _refuse_untied(folder: Path, model: nn.Module, incoming: Mapping[str, Tensor
 
 def save_artifact(loaded: LoadedModel, tokenizer: Tokenizer, run: Path, config: Run, kind: TaskKind,
                   labels: tuple[str, ...] | None) -> Path:
-    """Write the trained model of a run; returns its folder. An adapter names its base; a classifier
-    its `labels` and, in HF's word, the problem that its outputs answer."""
+    """Write the trained model of a run, a classifier with its `labels`; returns its folder."""
     if labels:
         files.write_file(run / LABELS, json.dumps(labels, ensure_ascii=False) + "\n")
     if lora.lora_layers(loaded.model):
@@ -284,8 +282,7 @@ def load_base(path: str, **how: Any) -> LoadedModel:
     return loaded
 
 def load_artifact(run: Path, *, base: str, kind: TaskKind, dtype: torch.dtype) -> LoadedModel:
-    """The trained model of a finished run; a LoRA run's adapter is put on its base model, `base`.
-    Raises ModelError: the run has left neither, or its files are damaged."""
+    """The trained model of a finished run, an adapter on `base`. ModelError: none, or damaged."""
     saved, adapter = run / MODEL, run / ADAPTER
     if saved.is_dir():
         return load_model(saved, task=kind.model_task, dtype=dtype)

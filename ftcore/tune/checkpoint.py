@@ -55,8 +55,7 @@ class Checkpoints:
         self.failed_in_a_row = 0
 
     def latest(self) -> Loaded | None:
-        """The newest checkpoint that verifies; None if there never was one. Those that were refused
-        are named in warnings, and in a CheckpointError where none can be trusted."""
+        """The newest that verifies, None without any. CheckpointError: all are refused."""
         refused = []
         for step in self.steps():
             try:

@@ -103,8 +103,7 @@ class Loop:
             self.optimizer.load_state(best.tensors, best.state["optimizer_steps"])
 
     def train(self) -> int:
-        """Run to the last step, early stop or signal; returns the exit code (0, 130 or 143).
-        Raises SaveError, TrainingError: it cannot go on."""
+        """Returns the exit code: 0, 130, 143. Raises SaveError, TrainingError: it cannot go on."""
         self.model.train()
         count = self.num_processes if self.reads_rows else 1
         progress, options = self.progress, self.config.loop

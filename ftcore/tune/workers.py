@@ -54,7 +54,6 @@ class Workers(ExitStack):
         return loss, [math.sqrt(square) / loss_scale for square in squares]
 
     def apply(self, lr: float, grad_scale: float) -> None:
-        """Update the parameters by the gradient times `grad_scale`; raises as `compute`."""
         self._everywhere("_update", lr, grad_scale)
 
     def _everywhere(self, act: str, *args: float) -> list[Any]:

@@ -135,8 +135,7 @@ class Family:
     fused_by_head: bool = False
 
     def to_spec(self, config: dict) -> ModelSpec:
-        """Read a config.json. Raises ModelError: a value missing or out of range, sizes that do not
-        fit each other, or a setting that the family does not have."""
+        """Read a config.json. ModelError: values missing, out of range or not fitting."""
         for key, value in self.fixed.items():
             if config.get(key, value) != value:
                 raise ModelError(f"config.json: {key} = {config[key]!r}: only {value!r} is known")
