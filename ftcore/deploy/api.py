@@ -112,9 +112,9 @@ class Api:
         if count * len(read) > self.options.prompts:
             said = f"n: times the prompts must be <= {self.options.prompts} (--prompts)"
             raise Refused("too_many_sequences", said, "n")
-        longest = max(len(ids) for _, ids in read)
-        most = next(iter(asked), max(1, self.context - longest))
-        self._require_room(longest, "messages" if is_chat else "prompt", most)
+        lengths = [len(ids) for _, ids in read]
+        most = next(iter(asked), max(1, self.context - max(lengths)))
+        self._require_room(lengths, "messages" if is_chat else "prompt", most)
         if fields["min_tokens"] > most:
             raise Refused("invalid_value", f"min_tokens: must be <= {most}", "min_tokens")
         echoes, adapter = fields.get("echo", False), self.served.models[fields["model"]]
@@ -130,8 +130,10 @@ class Api:
         texts = [text if echoes and num_top is None else "" for text, _ in each]
         return await Answers(self.service, x, jobs, fields, texts).answer()
 
-    def _require_room(self, count: int, param: str, most: int = 0) -> None:
-        if count + most > self.context:
+    def _require_room(self, lengths: Sequence[int], param: str, most: int = 0) -> None:
+        if not all(lengths):
+            raise Refused("invalid_value", f"{param}: holds no token", param)
+        if (count := max(lengths)) + most > self.context:
             said = f"{param}: {count} tokens, and {most} of an answer, are more than the context's"
             raise Refused("context_length_exceeded", f"{said} {self.context}", param)
 
@@ -152,7 +154,8 @@ class Api:
                 self._require_plain(each, "prompt" if is_one else f"prompt[{place}]")
                 found.append((each, self.tokenizer.encode(each).ids_T.tolist()))
             else:
-                found.append((self.tokenizer.decode(each, special=True), each))
+                is_told = fields.get("echo")
+                found.append((self.tokenizer.decode(each, special=True) if is_told else "", each))
         return found
 
     def _turns(self, messages: Sequence[JsonObject]) -> list[dict[str, str]]:
@@ -181,7 +184,7 @@ class Api:
                       tell: Callable[[list[list[float]]], list[JsonObject]]) -> JsonObject:
         """What the model says of texts, told as `data`."""
         several = await self._aside(encode, fields)
-        self._require_room(max(map(len, several)), "input" if "input" in fields else "messages")
+        self._require_room([*map(len, several)], "input" if "input" in fields else "messages")
         adapter = self.served.models[fields["model"]]
         values = await Work(self.service, x, [Job(ids, None, adapter) for ids in several]).run()
         count = x.told["prompt_tokens"] = sum(map(len, several))

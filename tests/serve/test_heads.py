@@ -78,12 +78,16 @@ def test_the_score_of_a_conversation(made: Make) -> None:
             ask("/v1/score", messages=messages)
         assert (error.value.code, error.value.status) == ("invalid_value", 400)
 
-def test_embeddings_in_base64(made: Make) -> None:
+def test_embeddings(made: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     ask = made(BERT, "trunk")
     (plain,) = ask("/v1/embeddings", input="one")["data"]
     (coded,) = ask("/v1/embeddings", input="one", encoding_format="base64")["data"]
     values = np.frombuffer(base64.b64decode(coded["embedding"]), dtype=np.float32)
     assert np.allclose(values, plain["embedding"], atol=1e-6) and len(values) == 16
+    monkeypatch.setattr(ask.api, "_texts", lambda fields: [[5], []])
+    with pytest.raises(Refused, match="input: holds no token"):
+        ask("/v1/embeddings", input="one")
+    monkeypatch.undo()
     with pytest.raises(Refused, match="the context's 64"):
         ask("/v1/embeddings", input="x " * 100)
 
