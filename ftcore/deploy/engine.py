@@ -9,8 +9,8 @@ share a step. Jobs without sampling are answered by one pass, packed, of `prefil
 only where a single one has more.
 
 A step that raises is taken again sequence by sequence, and only those end that raise alone too.
-Letters: N tokens of the stream, B documents, M rows of it, V vocabulary, K classes, C model width, L
-layers, G key/value heads of width D.
+Letters: N tokens of the stream, B documents, M rows of it, V vocabulary, K classes, C model width,
+L layers, G key/value heads of width D.
 """
 
 import logging
