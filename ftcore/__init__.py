@@ -13,6 +13,6 @@ which never imports ftcore; above them all stand the scripts.
     tune                         4 partial and full fine-tuning
     evaluate                     5 evaluation
     align                        preference and RL: reward models, DPO, PPO and its siblings
-    deploy                       6 deployment: the inference engine
+    deploy                       6 deployment
     verify                       the invariance suite, on the user's own model and data
 """
