@@ -63,7 +63,8 @@ class Engine:
                 module.pack()
         self.max_sequences, self.max_waiting = max_sequences, max_waiting
         self.prefill_tokens, self.cache_tokens = prefill_tokens, cache_tokens
-        self.cache, self.kept = Cache(model.spec.num_layers), deque[Kept]()
+        self.cache = Cache(model.spec.num_layers, reads_all=True)
+        self.kept = deque[Kept]()
         self.running: list[Running] = []  # in the order they came
         self.waiting, self.cancelled = deque[Job](), deque[Job]()
         self.num_steps = self.errors = self.prefix_queries = self.prefix_hits = self.failures = 0
