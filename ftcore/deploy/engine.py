@@ -9,7 +9,8 @@ share a step. Jobs without sampling are answered by one pass, packed, of `prefil
 only where a single one has more.
 
 A step that raises is taken again sequence by sequence, and only those end that raise alone too.
-Letters: N tokens of the stream, B documents, M rows of it, V vocabulary, K classes, C model width.
+Letters: N tokens of the stream, B documents, M rows of it, V vocabulary, K classes, C model width,
+L layers, G key/value heads of width D.
 """
 
 import logging
@@ -46,14 +47,14 @@ class Engine:
     adapters            names of those that the model holds and jobs may ask for
     max_sequences       at most so many decode at once
     prefill_tokens      of prompts in a step; fewer keep the gaps between tokens short
-    cache_tokens        slots of the cache, rows times the longest; as many again at most are kept
-                        of finished sequences
+    cache_tokens        slots of the cache, rows times the longest, of 2 L G D values each; as many
+                        again at most are kept of finished sequences
     max_waiting         jobs that may wait
     threads             of torch, in the engine's thread; None: as many as in the thread that asks
     """
 
     def __init__(self, model: Model, adapters: Sequence[str] = (), *, max_sequences: int = 64,
-                 prefill_tokens: int = 512, cache_tokens: int = 65536, max_waiting: int = 128,
+                 prefill_tokens: int = 512, cache_tokens: int = 32768, max_waiting: int = 128,
                  threads: int | None = None) -> None:
         layers_with(model, adapters)
         self.model, self.adapters, self.threads = model.eval(), {*adapters, None}, threads
@@ -62,7 +63,8 @@ class Engine:
                 module.pack()
         self.max_sequences, self.max_waiting = max_sequences, max_waiting
         self.prefill_tokens, self.cache_tokens = prefill_tokens, cache_tokens
-        self.cache, self.kept = Cache(model.spec.num_layers), deque[Kept]()
+        self.cache = Cache(model.spec.num_layers, reads_all=True)
+        self.kept = deque[Kept]()
         self.running: list[Running] = []  # in the order they came
         self.waiting, self.cancelled = deque[Job](), deque[Job]()
         self.num_steps = self.errors = self.prefix_queries = self.prefix_hits = self.failures = 0

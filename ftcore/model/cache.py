@@ -17,18 +17,21 @@ from kernels.attention import attention
 from kernels.attention_decode import attention_decode
 from kernels.docs import Docs, rounded
 
-SLOTS = 64  # that a slab grows by; cost: all of them are read, since bf16 products copy what is cut
+SLOTS = 64  # that a slab grows by
 
 class Cache:
     """Keys and values of B sequences, each a row of one contiguous slab per layer.
 
     lengths     cached tokens of each row, those of the current stream too
     attends     the attention of each layer over its slab, for `Transformer.forward`
+    reads_all   in 16 bits, unused slots too: less time, since products copy what is cut off, but
+                sums that depend on their number in the last bit
     memory      2 L B S G D values: B up to the next of `rounded`, S up to a multiple of `SLOTS`
     layout      2BGSD, whose products in decoding need no copy
     """
 
-    def __init__(self, num_layers: int) -> None:
+    def __init__(self, num_layers: int, *, reads_all: bool = False) -> None:
+        self.reads_all = reads_all
         self.slabs: list[Tensor | None] = [None] * num_layers
         self.attends = [partial(self._attend, layer) for layer in range(num_layers)]
         self.lengths: list[int] = []
@@ -78,7 +81,7 @@ class Cache:
         place = {row: index for index, row in enumerate(rows[:singles])}
         B = len(self.lengths)
         lengths = [self.lengths[row] if row in place else 1 for row in range(B)]
-        self.num_singles = singles
+        self.num_singles, self.reach = singles, max(lengths)
         self.lengths_B, self.asked_B = torch.tensor(
             [lengths, [place.get(row, 0) for row in range(B)]], device=device)
         past_B, row_B = torch.tensor([pasts, [*rows]], device=device)
@@ -106,7 +109,8 @@ class Cache:
         slab_2BSGD, parts = self._fitted(layer, k_NGD).transpose(2, 3), []
         slab_2BSGD[:, self.rows_N, self.slots_N] = torch.stack((k_NGD, v_NGD))
         if self.num_singles:
-            k_BSGD, v_BSGD = slab_2BSGD[:, : len(self.lengths)]
+            reach = None if self.reads_all and k_NGD.itemsize < 4 else self.reach
+            k_BSGD, v_BSGD = slab_2BSGD[:, : len(self.lengths), :reach]
             q_BHD = q_NHD.index_select(0, self.asked_B)
             o_BHD = attention_decode(q_BHD, k_BSGD, v_BSGD, self.lengths_B, **rule)
             parts.append(o_BHD.index_select(0, self.rows_N[: self.num_singles]))

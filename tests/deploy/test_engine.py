@@ -63,9 +63,8 @@ def with_adapters(model: Model, *names: str) -> Model:
             torch.nn.init.normal_(layer.adapters[name].lora_b, std=0.2, generator=draw)
     return model
 
-def fails_on(
-    model: Model, monkeypatch: pytest.MonkeyPatch, when: Callable[[list[int]], bool]
-) -> None:
+def fails_on(model: Model, monkeypatch: pytest.MonkeyPatch,
+             when: Callable[[list[int]], bool]) -> None:
     """The trunk raises where `when` says so of the stream's tokens."""
     forward = model.trunk.forward
 
@@ -92,14 +91,13 @@ def test_draws_are_the_same_alone_and_in_company(model, documents) -> None:
     jobs = [Job(prompt, how) for prompt, how in zip(documents(LENGTHS), DRAWN, strict=True)]
     together = answers(Engine(model, prefill_tokens=50), jobs)
     assert together == [answers(Engine(model), [job])[0] for job in jobs]
-    others = [Job(job.ids, replace(job.sampling, seed=9)) for job in jobs]
-    assert together != answers(Engine(model), others)
+    assert together != answers(Engine(model), [
+        Job(job.ids, replace(job.sampling, seed=9)) for job in jobs])
 
 def test_a_stop_id_ends_and_is_said(model, documents) -> None:
     (prompt,) = documents([9])
     (free,) = answers(Engine(model), [Job(prompt, GREEDY)])
-    stop = free[4]
-    how = replace(GREEDY, stop_ids=frozenset({stop}))
+    how = replace(GREEDY, stop_ids=frozenset({stop := free[4]}))
     stopped, later = [Job(prompt, how), Job(prompt, replace(how, min_new_tokens=7))]
     found = said(Engine(model), [stopped, later])
     assert ids(found[stopped]) == free[: free.index(stop) + 1]
@@ -185,8 +183,7 @@ def test_adapters_share_a_step(model, documents) -> None:
 def test_what_is_not_finite_ends_one_alone(factor: str, model, documents) -> None:
     """An adapter with one NaN: its neighbours' logits are the same bits."""
     with_adapters(model, "a", "b")
-    engine = partial(Engine, model, ["a", "b"])
-    how = replace(GREEDY, num_top=1)
+    engine, how = partial(Engine, model, ["a", "b"]), replace(GREEDY, num_top=1)
     jobs = [Job(prompt, how, adapter=name)
             for prompt, name in zip(documents([20, 31, 9]), (None, "b", "a"), strict=True)]
     jobs[1].sampling = replace(how, max_new_tokens=1)  # so that steps are of as many sequences
@@ -222,9 +219,8 @@ def test_cancelled_jobs_are_gone_before_the_next_step(model, documents) -> None:
         engine.submit(job)
     engine.turn()
     assert (engine.num_running, engine.num_waiting) == (3, 1)
-    for job in (*others, Job([1], GREEDY), stays, others[0]):
-        if job is not stays:
-            engine.cancel(job)
+    for job in (*others, Job([1], GREEDY), others[0]):  # one unknown, one twice
+        engine.cancel(job)
     found = [pair for pair in engine.turn() if pair[0] is not stays]
     assert found == [(job, Finish("cancelled")) for job in others]
     assert (engine.num_running, engine.num_waiting, len(engine.cache.lengths)) == (1, 0, 1)
@@ -242,7 +238,7 @@ BAD = {
 }
 
 @pytest.mark.parametrize("stage", BAD)
-def test_a_failure_ends_one_alone(stage: str, model, documents, monkeypatch, caplog) -> None:
+def test_a_failure_ends_one_alone(stage: str, model, documents, monkeypatch) -> None:
     jobs = [Job(prompt, GREEDY) for prompt in documents([20, 31, 9])]
     want = answers(Engine(model), jobs)
     bad = BAD[stage]
@@ -280,9 +276,8 @@ def test_where_nothing_gets_through_it_is_broken(model, documents, monkeypatch) 
     said(engine, [Job(prompts[0], GREEDY)])
     assert not engine.is_broken
 
-@pytest.mark.parametrize("kind", [
-    "bert-classify", "modernbert_mean-classify", "qwen3-classify", "bert-trunk", "llama-trunk",
-    "llama-untied"])
+@pytest.mark.parametrize("kind", ["bert-classify", "modernbert_mean-classify", "qwen3-classify",
+                                  "bert-trunk", "llama-trunk", "llama-untied"])
 def test_jobs_without_sampling(kind: str, hf, documents) -> None:
     """Packed as alone; as many in a step as the budget allows, in the order they came."""
     task = {"classify": "classify", "trunk": "trunk", "untied": "lm"}[kind.split("-")[1]]
