@@ -28,7 +28,7 @@ from ftcore.deploy.engine import Engine
 from ftcore.deploy.fields import TABLE, Fields, shown
 from ftcore.deploy.http import Exchange, Refused
 from ftcore.deploy.jobs import Job, Said
-from ftcore.deploy.meters import Lines, Meters
+from ftcore.deploy.meters import Meters
 from ftcore.deploy.options import ServeConfig
 from ftcore.errors import DataError
 from ftcore.evaluate.evaluator import stops
@@ -57,7 +57,6 @@ class Api:
         build = {"version": version("ftcore"), "model_hash": served.fingerprint}
         self.meters = meters = Meters(engine, build)
         self.service = Service(engine, self.tokenizer, options, meters, served.fingerprint)
-        self.feedback = Lines(options.feedback, meters)
         self.pool, self.began = ThreadPoolExecutor(2), int(time.time())
         spec, flags = self.model.spec, vars(options)
         self.context = min(spec.max_positions, engine.cache_tokens)
@@ -239,13 +238,6 @@ class Api:
         self._require(self.served.problem == "regression")
         return await self._judged(x, fields, self._conversation, "score",
                                   lambda values: [{"score": score} for score, in values])
-
-    async def keep_feedback(self, x: Exchange, fields: JsonObject) -> JsonObject:
-        if (fields["label"] is None) == (fields["score"] is None):
-            raise Refused("invalid_value", "label: give it or score, one of them", "label")
-        if not self.feedback.write({"time": round(time.time(), 3), "key": x.owner[:8], **fields}):
-            raise Refused("not_kept", "the feedback cannot be written; try again later")
-        return {"id": fields["id"], "kept": True}
 
     async def tokenize(self, x: Exchange, fields: JsonObject) -> JsonObject:
         ((_, ids),) = await self._aside(self._prompts, fields)

@@ -37,4 +37,3 @@ class ServeConfig(Section):
     stop_strings: Count = 4  # strings that end an answer, of one request
     bias_entries: Count = 300  # of logit_bias
     log: Path | None = None  # file of a JSON line a request, without texts; None: standard error
-    feedback: Path = Path("feedback.jsonl")  # file that /v1/feedback adds to

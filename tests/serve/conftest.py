@@ -216,8 +216,8 @@ def witnessed(client: Client) -> Iterator[Client]:
 class Asked:
     """Routes of a model, without a socket."""
 
-    def __init__(self, path: str, folder: Path, flags: tuple[str, ...] = (), **more: Any) -> None:
-        words = ["--precision", "fp32", "--threads", "1", "--feedback", str(folder / "feedback")]
+    def __init__(self, path: str, flags: tuple[str, ...] = (), **more: Any) -> None:
+        words = ["--precision", "fp32", "--threads", "1"]
         config = options(ServeConfig, [*words, *flags], script="serve.py")
         self.loaded, about = serve.opened(path, config)
         self.model = self.loaded.model

@@ -23,7 +23,7 @@ from tests.serve.conftest import Client, witnessed
 PROMPTS = ("one", "the other question", "and")
 ROUTES = {
     "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/classify", "/v1/score",
-    "/v1/feedback", "/v1/models", "/tokenize", "/detokenize", "/info", "/openapi.json",
+    "/v1/models", "/tokenize", "/detokenize", "/info", "/openapi.json",
     "/metrics", "/health", "/health/live", "/health/ready", "/health/generate",
 }  # fmt: skip
 
@@ -207,14 +207,6 @@ def test_embeddings_do_not_depend_on_their_neighbours(server: Client) -> None:
         assert np.isclose(np.linalg.norm(alone), 1, atol=1e-5)
     short = server.post("/v1/embeddings", {"input": "one", "dimensions": 4}).json
     assert len(short["data"][0]["embedding"]) == 4
-
-def test_feedback_is_kept(server: Client) -> None:
-    for told in ({"label": "good"}, {"score": 0.5, "comment": "a\r\nb"}):
-        body = {"id": "chatcmpl-1", **told}
-        assert server.post("/v1/feedback", body).json == {"id": "chatcmpl-1", "kept": True}
-    lines = (server.folder / "feedback.jsonl").read_text().splitlines()
-    assert [json.loads(line)["comment"] for line in lines[-2:]] == [None, "a\r\nb"]
-    assert server.post("/v1/feedback", {"id": "x"}).error == (400, "invalid_value", "label")
 
 def test_the_routes_describe_themselves(server: Client) -> None:
     told = server.get("/openapi.json").json

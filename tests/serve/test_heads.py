@@ -36,7 +36,7 @@ def made(decoder: Path, tmp_path: Path) -> Make:
         for name in ("tokenizer.json", "tokenizer_config.json"):
             shutil.copy(decoder / name, folder)
         filled(folder, {**config, "vocab_size": 300}, task)
-        return Asked(str(folder), tmp_path, **more)
+        return Asked(str(folder), **more)
 
     return make
 

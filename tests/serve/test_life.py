@@ -238,7 +238,7 @@ def await_waiting(client: Client) -> None:
         assert time.monotonic() < until
 
 LIMITS = ("--queue-seconds", "0.3", "--request-seconds", "1", "--cache-tokens", "2048",
-          "--connections", "3", "--log", "/dev/full", "--feedback", "/dev/full")
+          "--connections", "3", "--log", "/dev/full")
 
 @pytest.mark.parametrize("mortal", [LIMITS], indirect=True)
 def test_time_and_connections_are_limited_and_a_full_disk_is_borne(mortal: Client) -> None:
@@ -249,8 +249,7 @@ def test_time_and_connections_are_limited_and_a_full_disk_is_borne(mortal: Clien
     while some := first.recv(65536):
         got += some
     assert b'"time_limit"' in got and b"[DONE]" not in got
-    assert mortal.post("/v1/feedback", {"id": "1", "label": "good"}).error[:2] == (503, "not_kept")
-    assert mortal.metrics()["ft_lines_lost_total"] == 4
+    assert mortal.metrics()["ft_lines_lost_total"] == 2
     idle = [mortal.connect() for _ in range(3)]
     assert parsed(mortal.connect().recv(65536)).error[:2] == (503, "too_many_connections")
     for sock in idle:
