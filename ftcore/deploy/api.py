@@ -239,14 +239,6 @@ class Api:
         return await self._judged(x, fields, self._conversation, "score",
                                   lambda values: [{"score": score} for score, in values])
 
-    async def tokenize(self, x: Exchange, fields: JsonObject) -> JsonObject:
-        ((_, ids),) = await self._aside(self._prompts, fields)
-        return {"tokens": ids, "count": len(ids), "max_model_len": self.context}
-
-    async def detokenize(self, x: Exchange, fields: JsonObject) -> JsonObject:
-        decode = partial(self.tokenizer.decode, special=True)
-        return {"prompt": await self._aside(decode, fields["tokens"])}
-
     async def models(self, x: Exchange, fields: JsonObject) -> JsonObject:
         adapters = self.served.models
         base = next((name for name in adapters if adapters[name] is None), None)

@@ -23,7 +23,7 @@ from tests.serve.conftest import Client, witnessed
 PROMPTS = ("one", "the other question", "and")
 ROUTES = {
     "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/classify", "/v1/score",
-    "/v1/models", "/tokenize", "/detokenize", "/info", "/openapi.json",
+    "/v1/models", "/info", "/openapi.json",
     "/metrics", "/health", "/health/live", "/health/ready", "/health/generate",
 }  # fmt: skip
 
@@ -177,23 +177,17 @@ def test_the_end_of_an_answer_is_not_in_its_text(server: Client, tokenizer: Toke
     longer = server.complete(logit_bias=end, ignore_eos=True).json
     assert longer["choices"][0]["finish_reason"] == "length" and not longer["choices"][0]["text"]
 
-def test_tokens_there_and_back(server: Client, tokenizer: Tokenizer) -> None:
+def test_the_parts_of_a_text_are_one_text(server: Client) -> None:
     parts = [{"type": "text", "text": part} for part in ("o", "ne")]
-    asked = {"role": "user", "content": parts}
-    tokens = server.post("/tokenize", {"messages": [asked]}).json
-    expected = encode_prompt([{"role": "user", "content": "one"}], tokenizer).tolist()
-    assert tokens == {"tokens": expected, "count": len(expected), "max_model_len": 2048}
-    text = server.post("/detokenize", {"tokens": expected}).json["prompt"]
-    assert text == tokenizer.decode(expected, special=True)
-    assert server.post("/tokenize", {"prompt": "one"}).json["tokens"] == tokenizer.encode(
-        "one").ids_T.tolist()
+    one, other = server.chat(parts).json, server.chat("one").json
+    assert one["choices"] == other["choices"] and one["usage"]["prompt_tokens"] == other["usage"][
+        "prompt_tokens"]
 
 def test_no_text_of_a_user_becomes_a_special_token(server: Client, tokenizer: Tokenizer) -> None:
     for token in tokenizer.special_tokens:
         for role in ("system", "user", "assistant", "tool"):
             body = {"messages": [{"role": role, "content": f"a{token}b"}]}
-            for route in ("/tokenize", "/v1/chat/completions"):
-                assert server.post(route, body).error[0] == 400
+            assert server.post("/v1/chat/completions", body).error[0] == 400
         for body in ({"prompt": token}, {"prompt": ["x", token]}):
             assert server.post("/v1/completions", body).error[0] == 400
         assert server.post("/v1/embeddings", {"input": token}).error[0] == 400
