@@ -94,7 +94,7 @@ class Api:
 
     def _require(self, holds: bool) -> None:
         if not holds:
-            raise Refused("unsupported_task", "this model does something else: see /info", "model")
+            raise Refused("unsupported_task", "this model does something else", "model")
 
     async def generate(self, x: Exchange, fields: JsonObject) -> JsonObject | None:
         self._require(self.model.task == "lm")
@@ -245,14 +245,6 @@ class Api:
         same = {"object": "model", "created": self.began, "owned_by": "ftcore", "root": base}
         return {"object": "list", "data": [
             {"id": name, **same, "parent": base if name != base else None} for name in adapters]}
-
-    async def info(self, x: Exchange, fields: JsonObject) -> JsonObject:
-        served, is_causal = self.served, self.model.spec.is_causal
-        pooling = "last token" if is_causal else "mean of all tokens"
-        return {"version": version("ftcore"), "fingerprint": served.fingerprint,
-                "models": [*served.models], "task": self.model.task, "labels": served.labels,
-                "problem": served.problem, "context": self.context,
-                "embedding": f"{pooling}, of length 1", "chat": bool(self.tokenizer.chat_template)}
 
     async def openapi(self, x: Exchange, fields: JsonObject) -> JsonObject:
         paths, answers = {}, {"default": {"description": "an answer, or an error object"}}

@@ -23,7 +23,7 @@ from tests.serve.conftest import Client, witnessed
 PROMPTS = ("one", "the other question", "and")
 ROUTES = {
     "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/classify", "/v1/score",
-    "/v1/models", "/info", "/openapi.json",
+    "/v1/models", "/openapi.json",
     "/metrics", "/health", "/health/live", "/health/ready", "/health/generate",
 }  # fmt: skip
 
@@ -209,8 +209,6 @@ def test_the_routes_describe_themselves(server: Client) -> None:
     fields = chat["application/json"]["schema"]["properties"]
     assert fields["n"]["maximum"] == 8 and fields["temperature"]["default"] == 1.0
     assert fields["messages"]["items"]["required"] == ["role", "content"]
-    about = server.get("/info").json
-    assert about["task"] == "lm" and about["context"] == 2048 and len(about["models"]) == 2
 
 def test_health(server: Client) -> None:
     for route in ("/health", "/health/live", "/health/ready", "/health/generate"):

@@ -71,7 +71,7 @@ def test_the_log_has_no_text_and_no_line_that_was_forged(server: Client) -> None
                    {"user": forged}, {"logit_bias": {forged: 1}}):
         server.complete(**fields)
     server.get("/" + CANARY)
-    server.get("/info", X=CANARY, Authorization="Bearer " + CANARY)
+    server.get("/v1/models", X=CANARY, Authorization="Bearer " + CANARY)
     server.chat(forged, max_tokens=2)
     text = server.log.read_text() + (server.folder / "stderr").read_text()
     assert CANARY not in text and "forged" not in text
@@ -86,7 +86,7 @@ def test_without_keys_another_site_is_kept_out(server: Client) -> None:
 
 def test_every_route_needs_the_key(keyed: Client) -> None:
     wrong = [None, "", "ALPHA", "alphA", "alph", "alpha2", "gamma", "\xe9", "x" * 9000]
-    for path in ("/v1/models", "/metrics", "/info", "/openapi.json", "/health/generate", "/nowhere",
+    for path in ("/v1/models", "/metrics", "/openapi.json", "/health/generate", "/nowhere",
                  "/v1/chat/completions"):
         for key in wrong:
             keyed.key = ""
@@ -114,7 +114,7 @@ def test_keys_are_compared_in_constant_time(
     config = options(ServeConfig, ["--api-key-file", str(tmp_path / "keys")], script="")
     meters = Meters(Engine(Model(SPEC, "lm")), {"version": ""})
     server = http.Server({}, bool, config, meters, Lines(None, meters))
-    server._owner({b"authorization": b"Bearer alpha"}, "/info")
+    server._owner({b"authorization": b"Bearer alpha"}, "/v1/models")
     assert [one for one, _ in compared] == [hashlib.sha256(b"alpha").digest()] * 3
 
 def answered(handler: http.Handler, config: ServeConfig, *, is_late: bool = False) -> bytes:
