@@ -5,7 +5,7 @@
     python serve.py MODEL --help                        every option and limit
 
 Generators answer /v1/chat/completions, /v1/completions and /v1/embeddings, encoders the last one,
-classifiers /v1/classify, reward models /v1/score; /openapi.json lists all routes and fields.
+classifiers /v1/classify, reward models /v1/score; ftcore/deploy/fields.toml lists all fields.
 
 Exit codes: 0 stopped by a signal, once running requests had ended; 1 the engine is broken; 2 what
 was asked must be mended; 130 a second signal.

@@ -246,15 +246,6 @@ class Api:
         return {"object": "list", "data": [
             {"id": name, **same, "parent": base if name != base else None} for name in adapters]}
 
-    async def openapi(self, x: Exchange, fields: JsonObject) -> JsonObject:
-        paths, answers = {}, {"default": {"description": "an answer, or an error object"}}
-        for path, fields_of in self.fields.items():
-            schema = {"application/json": {"schema": fields_of.schema(fields_of.rule)}}
-            body = {"requestBody": {"content": schema}} if ROUTES[path][1] else {}
-            paths[path] = {"post" if body else "get": {"responses": answers, **body}}
-        about = {"title": "ftcore", "version": version("ftcore")}
-        return {"openapi": "3.1.0", "info": about, "paths": paths}
-
     async def metrics(self, x: Exchange, fields: JsonObject) -> None:
         x.reply(200, self.meters.text(), "text/plain; version=0.0.4; charset=utf-8")
 

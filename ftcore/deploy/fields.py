@@ -38,15 +38,6 @@ class Fields:
             raise Refused("invalid_json", "the body must be a JSON object")
         return self._object(given, self.rule, "")
 
-    def schema(self, rule: Any) -> Any:
-        """A rule as JSON Schema: with its bounds as numbers."""
-        if isinstance(rule, list):
-            return [self.schema(part) for part in rule]
-        if not isinstance(rule, dict):
-            return rule
-        return {name: self.numbers[part] if name in BOUNDS and isinstance(part, str)
-                else self.schema(part) for name, part in rule.items()}
-
     def _value(self, value: Any, rule: Rule, path: str) -> Any:
         """A value as its rule allows it; `path` is its name in errors."""
         kinds, code = rule.get("anyOf") or [rule], rule.get("code", "invalid_value")

@@ -190,7 +190,7 @@ class Server:
         self.meters.counters["requests_received"].inc()
         x.owner = self._owner(fields, path)
         if (methods := self.routes.get(path)) is None:
-            raise Refused("unknown_route", "no such route; /openapi.json lists them")
+            raise Refused("unknown_route", f"no such route: there are {', '.join(self.routes)}")
         x.route = path
         if x.method not in methods:
             allowed = ", ".join(methods)
