@@ -256,8 +256,3 @@ class Api:
         if self.engine.is_broken or time.monotonic() - self.engine.beat > LATE:
             raise Refused("not_ready", "the engine does not work")
         return {"status": "ok"}
-
-    async def try_out(self, x: Exchange, fields: JsonObject) -> JsonObject:
-        sampling = Sampling(1) if self.model.task == "lm" else None
-        await Work(self.service, x, [Job([0], sampling)]).run()
-        return await self.ready(x, fields)

@@ -24,7 +24,7 @@ PROMPTS = ("one", "the other question", "and")
 ROUTES = {
     "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/classify", "/v1/score",
     "/v1/models", 
-    "/metrics", "/health", "/health/live", "/health/ready", "/health/generate",
+    "/metrics", "/health", "/health/live", "/health/ready",
 }  # fmt: skip
 
 @pytest.fixture(scope="module")
@@ -207,7 +207,7 @@ def test_an_unknown_route_is_told_which_there_are(server: Client) -> None:
     assert set(told.split(", ")) == ROUTES
 
 def test_health(server: Client) -> None:
-    for route in ("/health", "/health/live", "/health/ready", "/health/generate"):
+    for route in ("/health", "/health/live", "/health/ready"):
         assert server.get(route).json == {"status": "ok"}
 
 def test_what_is_measured(server: Client) -> None:
