@@ -104,7 +104,7 @@ class Answers(Work):
                  fields: Mapping[str, Any], echoes: Sequence[str]) -> None:
         super().__init__(service, x, jobs)
         self.is_chat, self.choices, stops = "messages" in fields, {}, fields["stop"]
-        self.streams = x.is_streamed = fields["stream"]
+        self.streams = fields["stream"]
         self.tells_usage = bool(fields["stream_options"].get("include_usage"))
         self.wants_logprobs = jobs[0].sampling.num_top is not None
         kind = "chat.completion" if self.is_chat else "text_completion"

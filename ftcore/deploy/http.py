@@ -34,7 +34,7 @@ from ftcore.deploy.meters import Lines, Meters
 from ftcore.deploy.options import ServeConfig
 
 MAX_HEAD, MAX_FIELDS, BACKLOG = 16 * 1024, 64, 1024  # bytes, fields, waiting connections
-TICK, KEEP_ALIVE, LINGER = 0.25, 15.0, 1.0  # seconds
+TICK, LINGER = 0.25, 1.0  # seconds
 ONCE = (b"host", b"content-length", b"authorization", b"content-type")
 STRAY = re.compile(rb"(?<!\r)\n|\r(?!\n)|\r\n[ \t]")
 JSON, EVENTS = "application/json", "text/event-stream; charset=utf-8"
@@ -65,8 +65,7 @@ class Exchange:
         self.id, self.began = secrets.token_hex(12), time.monotonic()
         self.method = self.route = self.owner = ""
         self.body, self.told, self.status = b"", {}, 0
-        self.is_streamed = self.is_slow = False
-        self.sent = self.began  # when the last bytes were
+        self.is_slow = False
 
     def reply(self, status: int, body: bytes, kind: str = JSON, **headers: str) -> None:
         """The whole answer; of events the head."""
@@ -78,13 +77,12 @@ class Exchange:
         head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n{lines}\r\n"
         self.writer.write(head.encode() + (b"" if self.method == "HEAD" else body))
 
-    def send(self, event: bytes | None) -> None:
-        """One server-sent event; None: a comment, which keeps the connection alive."""
+    def send(self, event: bytes) -> None:
+        """One server-sent event."""
         if not self.status:
             self.reply(200, b"", EVENTS)
         if not self.is_slow:
-            self.writer.write(b": keep-alive\n\n" if event is None else b"data: %b\n\n" % event)
-        self.sent = time.monotonic()
+            self.writer.write(b"data: %b\n\n" % event)
         self.is_slow |= self.writer.transport.get_write_buffer_size() > self.cap
 
     def refuse(self, error: Refused) -> None:
@@ -259,8 +257,6 @@ class Server:
                 raise Refused("time_limit", said)
             if self.stop_at and now > self.stop_at:
                 raise Refused("shutting_down", "the server stops before the answer is complete")
-            if x.is_streamed and now > x.sent + KEEP_ALIVE:
-                x.send(None)
 
 async def within(seconds: float, part: str, reading: Awaitable[bytes]) -> bytes:
     """A part of a request, read by a deadline."""
