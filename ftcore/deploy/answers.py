@@ -85,23 +85,18 @@ class Choice:
     `last` is when one came."""
     index: int
     speech: Speech
-    text: str
+    text: str = ""
     told: int = 0
     reason: str = ""
     cached_tokens: int = 0
     last: float = 0.0
 
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of the answer, the one that ends it too."""
-        return len(self.speech.tokens) - self.speech.prompt_tokens
-
 class Answers(Work):
-    """Work that is answered in text: choices, told whole or as they grow; each begins with an echo.
+    """Work that is answered in text: choices, told whole or as they grow.
     Jobs of one prompt share its list of ids."""
 
     def __init__(self, service: Service, x: Exchange, jobs: Sequence[Job],
-                 fields: Mapping[str, Any], echoes: Sequence[str]) -> None:
+                 fields: Mapping[str, Any]) -> None:
         super().__init__(service, x, jobs)
         self.is_chat, self.choices, stops = "messages" in fields, {}, fields["stop"]
         self.streams = fields["stream"]
@@ -112,11 +107,10 @@ class Answers(Work):
                      "object": kind + ".chunk" * (self.is_chat and self.streams),
                      "created": int(time.time()), "model": fields["model"],
                      "system_fingerprint": service.fingerprint}
-        for index, (job, echo) in enumerate(zip(jobs, echoes, strict=True)):
+        for index, job in enumerate(jobs):
             speech = Speech(service.tokenizer, [stops] if isinstance(stops, str) else stops,
-                            prompt_tokens=len(job.ids) * job.sampling.prompt_logprobs,
                             trims=self.is_chat)
-            self.choices[job] = Choice(index, speech, echo)
+            self.choices[job] = Choice(index, speech)
 
     def take(self, job: Job, said: Word) -> None:
         choice, is_last = self.choices[job], isinstance(said, Finish)
@@ -128,7 +122,7 @@ class Answers(Work):
         else:
             choice.text += choice.speech.add(said)
             before, choice.last = choice.last, time.monotonic()
-            if before and choice.num_tokens > 1:
+            if before:
                 gaps = self.service.meters.histograms["inter_token_latency_seconds"]
                 gaps.observe(choice.last - before)
             if choice.speech.is_stopped:
@@ -145,7 +139,7 @@ class Answers(Work):
         for job, choice in self.choices.items():
             firsts.setdefault(id(job.ids), (len(job.ids), choice.cached_tokens))
         prompt, cached = map(sum, zip(*firsts.values(), strict=True))
-        completion = sum(choice.num_tokens for choice in choices)
+        completion = sum(len(choice.speech.tokens) for choice in choices)
         counts = {"prompt_tokens": prompt, "completion_tokens": completion}
         usage = {**counts, "total_tokens": prompt + completion,
                  "prompt_tokens_details": {"cached_tokens": cached}}

@@ -111,35 +111,32 @@ class Api:
         if count * len(read) > self.options.prompts:
             said = f"n: times the prompts must be <= {self.options.prompts} (--prompts)"
             raise Refused("too_many_sequences", said, "n")
-        longest = max(len(ids) for _, ids in read)
+        longest = max(map(len, read))
         most = next(iter(asked), max(1, self.context - longest))
         self._require_room(longest, "messages" if is_chat else "prompt", most)
         if fields["min_tokens"] > most:
             raise Refused("invalid_value", f"min_tokens: must be <= {most}", "min_tokens")
-        echoes, adapter = fields.get("echo", False), self.served.models[fields["model"]]
+        adapter = self.served.models[fields["model"]]
         seed = secrets.randbits(62) if fields["seed"] is None else fields["seed"]
         same = {name: fields[name] for name in fields if name in Sampling.__dataclass_fields__}
         sampling = Sampling(
             **same, max_new_tokens=most, min_new_tokens=fields["min_tokens"], num_top=num_top,
-            stop_ids=frozenset() if fields["ignore_eos"] else stops(self.tokenizer),
-            prompt_logprobs=echoes and num_top is not None)
-        each = [(text, ids) for text, ids in read for _ in range(count)]
-        jobs = [Job(ids, replace(sampling, seed=(seed + place) % 2**63), adapter)
-                for place, (_, ids) in enumerate(each)]
-        texts = [text if echoes and num_top is None else "" for text, _ in each]
-        return await Answers(self.service, x, jobs, fields, texts).answer()
+            stop_ids=frozenset() if fields["ignore_eos"] else stops(self.tokenizer))
+        jobs = [Job(read[place // count], replace(sampling, seed=(seed + place) % 2**63), adapter)
+                for place in range(count * len(read))]
+        return await Answers(self.service, x, jobs, fields).answer()
 
     def _require_room(self, count: int, param: str, most: int = 0) -> None:
         if count + most > self.context:
             said = f"{param}: {count} tokens, and {most} of an answer, are more than the context's"
             raise Refused("context_length_exceeded", f"{said} {self.context}", param)
 
-    def _prompts(self, fields: JsonObject) -> list[tuple[str, list[int]]]:
-        """Each prompt as text, and as ids; in a thread."""
+    def _prompts(self, fields: JsonObject) -> list[list[int]]:
+        """The ids of each prompt; in a thread."""
         messages, prompt = fields.get("messages"), fields.get("prompt")
         if messages:
             try:
-                return [("", encode_prompt(self._turns(messages), self.tokenizer).tolist())]
+                return [encode_prompt(self._turns(messages), self.tokenizer).tolist()]
             except DataError as error:
                 raise Refused("invalid_value", f"messages: {error}", "messages") from None
         if prompt is None:
@@ -149,9 +146,8 @@ class Api:
         for place, each in enumerate([prompt] if is_one else prompt):
             if isinstance(each, str):
                 self._require_plain(each, "prompt" if is_one else f"prompt[{place}]")
-                found.append((each, self.tokenizer.encode(each).ids_T.tolist()))
-            else:
-                found.append((self.tokenizer.decode(each, special=True), each))
+                each = self.tokenizer.encode(each).ids_T.tolist()
+            found.append(each)
         return found
 
     def _turns(self, messages: Sequence[JsonObject]) -> list[dict[str, str]]:

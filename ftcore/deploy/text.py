@@ -14,16 +14,14 @@ from ftcore.model.sampling import Token
 class Speech:
     """Text that grows by tokens: `add` and `end` return what may be shown now.
 
-    stops           strings that end it, which are not shown; then `is_stopped`
-    prompt_tokens   come first, and are searched for no stops
-    trims           as an answer alone, without the blank of some tokenizers before the first word
+    stops   strings that end it, which are not shown; then `is_stopped`
+    trims   as an answer alone, without the blank of some tokenizers before the first word
     """
 
-    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str], *, prompt_tokens: int = 0,
-                 trims: bool = False) -> None:
+    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str], *, trims: bool = False) -> None:
         self.tokenizer, self.stops, self.trims = tokenizer, stops, trims
         self.utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-        self.prompt_tokens, self.held, self.is_stopped = prompt_tokens, "", False
+        self.held, self.is_stopped = "", False
         self.tokens: list[Token] = []  # all of them, and how many characters stand before each
         self.offsets: list[int] = []
         self.size = 0  # characters, those held back too
@@ -43,8 +41,8 @@ class Speech:
 
     def _released(self, piece: str) -> str:
         self.size += len(piece)
-        if self.is_stopped or len(self.tokens) <= self.prompt_tokens:
-            return "" if self.is_stopped else piece
+        if self.is_stopped:
+            return ""
         text = self.held + piece
         if cuts := [place for stop in self.stops if (place := text.find(stop)) >= 0]:
             self.is_stopped = True
@@ -56,7 +54,7 @@ class Speech:
 
     def chat_logprobs(self, first: int) -> dict[str, Any]:
         """Those of the tokens from number `first` on, in the form of OpenAI's chats."""
-        def told(id_: int, logprob: float | None) -> dict[str, Any]:
+        def told(id_: int, logprob: float) -> dict[str, Any]:
             raw = self.tokenizer.bytes_of(id_)
             return {"token": spelled(raw), "logprob": logprob, "bytes": [*raw]}
 

@@ -98,6 +98,7 @@ CASES: dict[str, tuple[Ask, Expected]] = {
     "14 regex": chat("structured_outputs", FIELD, structured_outputs={"regex": "(a+)+b"}),
     "14 suffix": text("suffix", FIELD, suffix="x"),
     "14 best_of": text("best_of", FIELD, best_of=2),
+    "14 echo": text("echo", FIELD, echo=True),
     **{f"15 {ascii(bad)[:12]}": (lambda client, bad=bad: client.chat(model=bad),
                                  (404, "model_not_found", "model"))
        for bad in ("../../etc", "a\0b", "/etc", "x" * 1_000_000, "", "%2e%2e")},
@@ -110,12 +111,13 @@ CASES: dict[str, tuple[Ask, Expected]] = {
                    (400, "unsupported_task", "model")),
     "16 scores": (lambda c: c.post("/v1/score", {"messages": [USER]}),
                   (400, "unsupported_task", "model")),
-    "17 two keys": (head(b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer a\r\n"
+    "17 two keys": (head(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer a\r\n"
                          b"Authorization: Bearer a"), (400, "bad_framing", None)),
     "18 body": (head(START + b"Content-Length: 5242880"), (413, "body_too_large", None)),
     "18 gigabyte": (head(START + b"Content-Length: 1073741824"), (413, "body_too_large", None)),
-    "18 head": (head(b"GET /v1/models HTTP/1.1\r\nX: " + b"x" * 20_480), (431, "head_too_large", None)),
-    "18 fields": (head(b"GET /v1/models HTTP/1.1\r\nHost: localhost" + b"\r\nX: y" * 65),
+    "18 head": (head(b"GET /health HTTP/1.1\r\nX: " + b"x" * 20_480),
+                (431, "head_too_large", None)),
+    "18 fields": (head(b"GET /health HTTP/1.1\r\nHost: localhost" + b"\r\nX: y" * 65),
                   (431, "head_too_large", None)),
     "19 chunked": (head(START + b"Transfer-Encoding: chunked"), (411, "length_required", None)),
     "19 no length": (head(START.removesuffix(b"\r\n")), (411, "length_required", None)),

@@ -78,11 +78,6 @@ def test_what_only_begins_a_stop_is_said_in_the_end(bytewise: Tokenizer) -> None
     said = pieces(speech, bytewise.encode("the other").ids_T.tolist())
     assert "".join(said) == "the other" and said[-1] == "other" and not speech.is_stopped
 
-def test_a_prompt_is_not_searched(bytewise: Tokenizer) -> None:
-    ids = bytewise.encode("the one").ids_T.tolist()
-    speech = Speech(bytewise, ["one"], prompt_tokens=len(ids))
-    assert "".join(pieces(speech, ids + ids)) == "the onethe "
-
 def test_the_alphabet_of_bytes_is_the_library_s() -> None:
     from ftcore.data.tokenizer import BYTE_OF
 
