@@ -126,7 +126,7 @@ def serve(path: str, config: ServeConfig) -> int:
     from ftcore.deploy.api import Api, Served
     from ftcore.deploy.engine import Engine
     from ftcore.deploy.http import Server
-    from ftcore.deploy.meters import Lines, resident_bytes
+    from ftcore.deploy.meters import resident_bytes
 
     torch.set_num_threads(config.threads)
     loaded, about = opened(path, config)
@@ -136,8 +136,7 @@ def serve(path: str, config: ServeConfig) -> int:
         max_sequences=config.max_sequences, prefill_tokens=config.prefill_tokens,
         cache_tokens=config.cache_tokens, threads=config.threads)
     api = Api(engine, Served(tokenizer=Tokenizer.load(loaded.folder), **about), config)
-    log = Lines(config.log, api.meters)
-    server = Server(api.routes, lambda: engine.is_broken, config, api.meters, log)
+    server = Server(api.routes, lambda: engine.is_broken, config, api.meters)
     weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     slot = 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim
     slot *= (model.trunk.compute or model.trunk.embed_tokens.weight.dtype).itemsize

@@ -30,7 +30,7 @@ from pathlib import Path
 
 import h11
 
-from ftcore.deploy.meters import Lines, Meters
+from ftcore.deploy.meters import Meters
 from ftcore.deploy.options import ServeConfig
 
 MAX_HEAD, MAX_FIELDS, BACKLOG = 16 * 1024, 64, 1024  # bytes, fields, waiting connections
@@ -46,6 +46,7 @@ class Refused(Exception):
     """A request gets an error object: a code of errors.toml, what is wrong, the field at fault."""
 
     def __init__(self, code: str, message: str, param: str | None = None, **headers: str) -> None:
+        message = f"{param}: {message}" if param else message
         super().__init__(message)
         self.status, kind, *ends = ERRORS[code]
         self.code, self.headers, self.end = code, headers, (*ends, code)[0]
@@ -114,10 +115,12 @@ class Server:
     """Takes requests for `routes` (path -> method -> coroutine) until a signal, or `is_broken`."""
 
     def __init__(self, routes: Mapping[str, Mapping[str, Handler]], is_broken: Callable[[], bool],
-                 options: ServeConfig, meters: Meters, log: Lines) -> None:
+                 options: ServeConfig, meters: Meters) -> None:
         self.routes, self.is_broken, self.options = routes, is_broken, options
-        self.meters, self.log, self.open = meters, log, set[Exchange]()
-        meters.connections.set_function(lambda: len(self.open))
+        self.meters, self.open = meters, set[Exchange]()
+        how = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+        self.log = os.open(options.log, how, 0o644) if options.log else 2  # 2: standard error
+        meters["http_connections"].set_function(lambda: len(self.open))
         self.stop_at = 0.0  # when running requests are cut off; 0: it is not stopping
         keys = options.api_key_file.read_bytes().split() if options.api_key_file else ()
         self.keys = [hashlib.sha256(key).digest() for key in keys]
@@ -167,12 +170,18 @@ class Server:
             x.refuse(Refused("internal_error", "the server failed at this; its log says where"))
         if x.method or x.status:
             meters, seconds = self.meters, time.monotonic() - x.began
-            meters.counters["requests_received"].inc(not x.method)  # a head that was none
-            meters.histograms["request_seconds"].observe(seconds)
-            (meters.rejected if end in ERRORS else meters.finished).labels(end).inc()
-            self.log.write({"time": round(time.time(), 3), "id": x.id, "route": x.route or "other",
-                            "status": x.status, "end": end, "key": x.owner[:8],
-                            "seconds": round(seconds, 4), **x.told})
+            meters["requests_received"].inc(not x.method)  # a head that was none
+            meters["request_seconds"].observe(seconds)
+            meters["request_rejected" if end in ERRORS else "request_finished"].labels(end).inc()
+            for name in x.told.keys() & {"prompt_tokens", "generation_tokens"}:
+                meters[name].inc(x.told[name])
+                meters[f"request_{name}"].observe(x.told[name])
+            told = {"time": time.time(), "id": x.id, "route": x.route or "other", "end": end,
+                    "status": x.status, "key": x.owner[:8], "seconds": seconds, **x.told}
+            line, size = json.dumps(told).encode() + b"\n", 0
+            with suppress(OSError):
+                size = os.write(self.log, line)
+            meters["lines_lost"].inc(size < len(line))
         await x.close(options.stall_seconds)
         self.open.discard(x)
 
@@ -185,7 +194,7 @@ class Server:
             raise Refused("head_too_large", f"the head has more than {MAX_HEAD} bytes") from None
         x.began = time.monotonic()
         x.method, path, fields = parsed(head)
-        self.meters.counters["requests_received"].inc()
+        self.meters["requests_received"].inc()
         x.owner = self._owner(fields, path)
         if (methods := self.routes.get(path)) is None:
             raise Refused("unknown_route", f"no such route: there are {', '.join(self.routes)}")
@@ -250,7 +259,7 @@ class Server:
             moved = now if unsent < before or not unsent else moved
             x.is_slow |= now > moved + options.stall_seconds
             if x.is_slow:
-                self.meters.counters["slow_client_dropped"].inc()
+                self.meters["slow_client_dropped"].inc()
                 raise Left
             if now > x.began + options.request_seconds:
                 said = f"it took more than {options.request_seconds:g} s (--request-seconds)"
