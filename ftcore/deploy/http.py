@@ -1,19 +1,18 @@
 """HTTP/1.1 on asyncio streams: one request a connection, with a deadline and a cap on everything.
 
     connection -> head (h11 parses it, within head_seconds) -> Host or key -> route -> body (within
-    body_seconds) -> the route's coroutine beside a guard -> an answer, events, or an error object
+    body_seconds) -> the route's coroutine, watched -> an answer, events, or an error object
 
 A head is refused where readers differ about it: bare line ends, folded lines, a transfer encoding,
-one of ONCE twice. What comes behind the body is never read as a request. The guard cancels the
-coroutine, which frees what it holds, once the client leaves, reads too slowly or time is over. The
-log has a line a request, with no text of it.
+one of ONCE twice. What comes behind the body is never read as a request. The coroutine is ended,
+which frees what it holds, once the client leaves, reads too slowly or time is over. The log has a
+line a request, with no text of it.
 """
 
 import asyncio
 import hashlib
 import hmac
 import json
-import math
 import os
 import re
 import secrets
@@ -60,13 +59,11 @@ class Exchange:
     """One request and its answer. `route` is empty of unknown ones, `owner` a hash of the key,
     `told` what the log says beside time and end; `began` is when the head was read."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter,
-                 cap: int) -> None:
-        self.reader, self.writer, self.cap = reader, writer, cap
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
         self.id, self.began = secrets.token_hex(12), time.monotonic()
         self.method = self.route = self.owner = ""
         self.body, self.told, self.status = b"", {}, 0
-        self.is_slow = False
 
     def reply(self, status: int, body: bytes, kind: str = JSON, **headers: str) -> None:
         """The whole answer; of events the head."""
@@ -76,15 +73,13 @@ class Exchange:
                   "X-Content-Type-Options": "nosniff", "X-Request-Id": self.id, **length, **headers}
         lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in fields.items())
         head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n{lines}\r\n"
-        self.writer.write(head.encode() + (b"" if self.method == "HEAD" else body))
+        self.writer.write(head.encode() + body)
 
     def send(self, event: bytes) -> None:
         """One server-sent event."""
         if not self.status:
             self.reply(200, b"", EVENTS)
-        if not self.is_slow:
-            self.writer.write(b"data: %b\n\n" % event)
-        self.is_slow |= self.writer.transport.get_write_buffer_size() > self.cap
+        self.writer.write(b"data: %b\n\n" % event)
 
     def refuse(self, error: Refused) -> None:
         """The error as the answer or, where events were sent, as the last of them."""
@@ -93,20 +88,20 @@ class Exchange:
         else:
             self.reply(error.status, error.body, **error.headers)
 
-    async def close(self, stall_seconds: float) -> None:
-        """Hand over what is written, as long as some of it is read. A client loses it where this
-        side closes before all that it sent is read, so it may close first, a little while."""
-        size, before = self.writer.transport.get_write_buffer_size, math.inf
+    async def gone(self) -> None:
+        """Returns once the client has closed its side; what it sends until then is not read."""
+        while await self.reader.read(MAX_HEAD):
+            pass
+
+    async def close(self, seconds: float) -> None:
+        """Let the client read what is written. It loses that where this side closes before all that
+        it sent is read, so it may close first, a little while."""
         with suppress(OSError, TimeoutError):
-            while 0 < (left := size()) < before:
-                before = left
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(stall_seconds):
-                        await self.writer.drain()
+            async with asyncio.timeout(seconds):
+                await self.writer.drain()
             self.writer.write_eof()
-            async with asyncio.timeout(0 if left else LINGER):
-                while await self.reader.read(MAX_HEAD):
-                    pass
+            async with asyncio.timeout(LINGER):
+                await self.gone()
         self.writer.transport.abort()
 
 Handler = Callable[[Exchange], Awaitable[bytes | None]]  # returns JSON, or None: it has answered
@@ -130,12 +125,11 @@ class Server:
         """Serve; `ready` is told the port. Returns the exit code: 1 if broken."""
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self._stop)
-        how = {"limit": MAX_HEAD, "backlog": BACKLOG}
-        where = self.options.host, self.options.port
-        server = await asyncio.start_server(self._connected, *where, **how)
-        most = 1024 * self.options.send_buffer_kib
+        server = await asyncio.start_server(self._connected, self.options.host, self.options.port,
+                                            limit=MAX_HEAD, backlog=BACKLOG)
         for each in server.sockets:  # else the system holds some MiB more for a slow reader
-            each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, most)
+            size = 1024 * self.options.send_buffer_kib
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
         ready(server.sockets[0].getsockname()[1])
         while not self.is_broken() and not (self.stop_at and not self.open):
             await asyncio.sleep(TICK)
@@ -148,16 +142,16 @@ class Server:
         self.stop_at = time.monotonic() + self.options.drain_seconds
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        x, options = Exchange(reader, writer, 1024 * self.options.send_buffer_kib), self.options
+        x, end = Exchange(reader, writer), "ok"
         writer.transport.set_write_buffer_limits(0)  # drain waits for all
         self.open.add(x)
         try:
-            if len(self.open) > options.connections:
-                said = f"{options.connections} are open (--connections)"
+            if len(self.open) > self.options.connections:
+                said = f"{self.options.connections} are open (--connections)"
                 raise Refused("too_many_connections", said, Retry_After="1")
-            if (body := await self._guarded(x, await self._received(x))) is not None:
+            if (body := await self._watched(x, await self._received(x))) is not None:
                 x.reply(200, body)
-            end = x.told.get("reason", "ok")
+            end = x.told.get("reason", end)
         except Refused as error:
             end = error.end
             x.refuse(error)
@@ -182,7 +176,7 @@ class Server:
             with suppress(OSError):
                 size = os.write(self.log, line)
             meters["lines_lost"].inc(size < len(line))
-        await x.close(options.stall_seconds)
+        await x.close(self.options.stall_seconds)
         self.open.discard(x)
 
     async def _received(self, x: Exchange) -> Handler:
@@ -192,13 +186,14 @@ class Server:
             head = await within(options.head_seconds, "head", x.reader.readuntil(b"\r\n\r\n"))
         except asyncio.LimitOverrunError:
             raise Refused("head_too_large", f"the head has more than {MAX_HEAD} bytes") from None
-        x.began = time.monotonic()
-        x.method, path, fields = parsed(head)
+        x.began, request = time.monotonic(), parsed(head)
+        path, fields = request.target.partition(b"?")[0].decode("latin-1"), dict(request.headers)
+        x.method = request.method.decode()
         self.meters["requests_received"].inc()
         x.owner = self._owner(fields, path)
-        if (methods := self.routes.get(path)) is None:
+        if path not in self.routes:
             raise Refused("unknown_route", f"no such route: there are {', '.join(self.routes)}")
-        x.route = path
+        x.route, methods = path, self.routes[path]
         if x.method not in methods:
             allowed = ", ".join(methods)
             raise Refused("method_not_allowed", f"this route takes {allowed}", Allow=allowed)
@@ -235,37 +230,32 @@ class Server:
         said = "this server needs a known API key: Authorization: Bearer KEY"
         raise Refused("invalid_api_key", said, WWW_Authenticate="Bearer")
 
-    async def _guarded(self, x: Exchange, handler: Handler) -> bytes | None:
-        """What the route answers, unless the guard ends it first."""
-        tasks = work, guard = [asyncio.ensure_future(f) for f in (handler(x), self._guard(x))]
+    async def _watched(self, x: Exchange, handler: Handler) -> bytes | None:
+        """What the route answers, unless something ends it first."""
+        options, unsent, moved = self.options, 0, time.monotonic()
+        size = x.writer.transport.get_write_buffer_size  # bytes that the client has not read
+        tasks = work, gone = [asyncio.ensure_future(each) for each in (handler(x), x.gone())]
         try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            return await (work if work.done() else guard)
+            while True:
+                await asyncio.wait(tasks, timeout=TICK, return_when=asyncio.FIRST_COMPLETED)
+                if work.done():
+                    return await work
+                now, before, unsent = time.monotonic(), unsent, size()
+                moved = now if unsent < before or not unsent else moved
+                is_slow = now > moved + options.stall_seconds
+                is_slow |= unsent > 1024 * options.send_buffer_kib
+                self.meters["slow_client_dropped"].inc(is_slow)
+                if is_slow or gone.done():
+                    raise Left
+                if now > x.began + options.request_seconds:
+                    said = f"it took more than {options.request_seconds:g} s (--request-seconds)"
+                    raise Refused("time_limit", said)
+                if self.stop_at and now > self.stop_at:
+                    raise Refused("shutting_down", "the server stops before the answer is complete")
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def _guard(self, x: Exchange) -> None:
-        """Raises what ends a request early, when something does."""
-        options, unsent, moved = self.options, 0, time.monotonic()
-        while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(TICK):
-                    if not await x.reader.read(MAX_HEAD):
-                        raise Left
-            now, before = time.monotonic(), unsent
-            unsent = x.writer.transport.get_write_buffer_size()
-            moved = now if unsent < before or not unsent else moved
-            x.is_slow |= now > moved + options.stall_seconds
-            if x.is_slow:
-                self.meters["slow_client_dropped"].inc()
-                raise Left
-            if now > x.began + options.request_seconds:
-                said = f"it took more than {options.request_seconds:g} s (--request-seconds)"
-                raise Refused("time_limit", said)
-            if self.stop_at and now > self.stop_at:
-                raise Refused("shutting_down", "the server stops before the answer is complete")
 
 async def within(seconds: float, part: str, reading: Awaitable[bytes]) -> bytes:
     """A part of a request, read by a deadline."""
@@ -278,20 +268,18 @@ async def within(seconds: float, part: str, reading: Awaitable[bytes]) -> bytes:
     except asyncio.IncompleteReadError:
         raise Left from None
 
-def parsed(head: bytes) -> tuple[str, str, dict[bytes, bytes]]:
-    """Method, path and fields (by names in lower case) of a head."""
-    names = [name.lower() for name in re.findall(rb"\r\n([^:\r\n]+):", head)]
+def parsed(head: bytes) -> h11.Request:
+    names, event = re.findall(rb"\r\n([^:\r\n]+):", head.lower()), None
     if len(names) > MAX_FIELDS:
         raise Refused("head_too_large", f"the head has more than {MAX_FIELDS} fields")
-    has_encoding, event = b"transfer-encoding" in names, None
+    has_encoding = b"transfer-encoding" in names
     if has_encoding and b"content-length" not in names:
         raise Refused("length_required", "Transfer-Encoding is not taken: send Content-Length")
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
     connection.receive_data(head)
     with suppress(h11.RemoteProtocolError):
         event = connection.next_event()
-    twice = [name.decode() for name in ONCE if names.count(name) > 1]
-    if not event or event.http_version > b"1.1" or has_encoding or twice or STRAY.search(head):
-        raise Refused("bad_framing", f"{(*twice, 'the head')[0]} is not as HTTP/1.1 has it, once")
-    path = event.target.partition(b"?")[0].decode("latin-1")
-    return event.method.decode(), path, dict(event.headers)
+    is_odd = has_encoding or STRAY.search(head) or any(names.count(name) > 1 for name in ONCE)
+    if is_odd or not isinstance(event, h11.Request) or event.http_version > b"1.1":
+        raise Refused("bad_framing", "the head is not as HTTP/1.1 has it, each field once")
+    return event

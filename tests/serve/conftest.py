@@ -230,7 +230,7 @@ class Asked:
     def __call__(self, path: str, **body: Any) -> dict[str, Any]:
         async def ask() -> bytes | None:
             self.api.start()
-            x = Exchange(None, None, 0)
+            x = Exchange(None, None)
             x.method, x.body = "POST", json.dumps(body).encode()
             try:
                 return await self.api.routes[path]["POST"](x)
