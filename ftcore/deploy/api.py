@@ -60,8 +60,8 @@ class Api:
         numbers = {**flags, "context": self.context, "last_id": spec.vocab_size - 1,
                    "width": spec.hidden_size}
         self.routes = {
-            path: {"POST" if groups else "GET":
-                   partial(self._answer, getattr(self, name), Fields(groups, numbers, flags))}
+            path: ("POST" if groups else "GET",
+                   partial(self._answer, getattr(self, name), Fields(groups, numbers, flags)))
             for path, (name, groups) in TABLE["routes"].items()}
         sizes = map(len, map(self.tokenizer.bytes_of, range(self.tokenizer.vocab_size)))
         self.most_bytes = self.context * max(sizes)  # of a text that may fit
@@ -129,10 +129,11 @@ class Api:
         asked = {fields["max_tokens"], fields.get("max_completion_tokens")} - {None}
         require(len(asked) < 2, "max_tokens", "differs from max_completion_tokens, its other name")
         num_top, count, is_chat = fields["logprobs"], fields["n"], "messages" in fields
-        if is_chat:
-            alone = fields["top_logprobs"] is not None and not num_top
-            require(not alone, "top_logprobs", "needs logprobs: true")
-            num_top = (fields["top_logprobs"] or 0) if num_top else None
+        if is_chat and num_top:
+            num_top = fields["top_logprobs"] or 0
+        elif is_chat:
+            require(fields["top_logprobs"] is None, "top_logprobs", "needs logprobs: true")
+            num_top = None
         param = "messages" if is_chat else "prompt"
         read = self._conversation if is_chat else self._texts
         several = await self._aside(read, param, fields[param])
@@ -210,13 +211,9 @@ class Api:
         self._require_room(several, param)
         jobs = [Job(ids, None, self.served.models[fields["model"]]) for ids in several]
         x.told["prompt_tokens"] = sum(map(len, several))
-        values: dict[Job, list[float]] = {}
-
-        def take(job: Job, word: Scores | Finish) -> None:
-            if isinstance(word, Scores):
-                values[job] = word.values
-
-        await self._run(x, jobs, take)
+        heard: list[tuple[Job, Scores | Finish]] = []
+        await self._run(x, jobs, lambda *said: heard.append(said))
+        values = {job: word.values for job, word in heard if isinstance(word, Scores)}
         return np.array([values[job] for job in jobs])
 
     def _listed(self, x: Exchange, kind: str, rows: Sequence[JsonObject]) -> JsonObject:

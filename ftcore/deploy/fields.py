@@ -17,8 +17,7 @@ from ftcore.errors import nearest
 
 KINDS = {"integer": int, "number": int | float, "string": str, "boolean": bool, "array": list,
          "object": dict}
-BOUNDS = {"minimum": "", "maximum": "", "minLength": " bytes", "maxLength": " bytes",
-          "minItems": " items", "maxItems": " items", "maxProperties": " entries"}  # their units
+UNITS = {"Length": " bytes", "Items": " items", "Properties": " entries"}  # of minLength ...
 TABLE = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
 
 class Fields:
@@ -67,8 +66,8 @@ class Fields:
         if kind is None:
             words = " or ".join(dict.fromkeys(kind["type"] for kind in kinds))
             raise Refused("invalid_value", f"must be {words}", path)
-        for name in BOUNDS.keys() & kind.keys():
-            bound, unit, is_most = kind[name], BOUNDS[name], name.startswith("max")
+        for name in (name for name in kind if name.startswith(("min", "max"))):
+            bound, unit, is_most = kind[name], UNITS.get(name[3:], ""), name.startswith("max")
             number = self.numbers.get(bound, bound)
             size = len(value.encode() if unit == " bytes" else value) if unit else value
             if size > number if is_most else size < number:

@@ -52,9 +52,6 @@ class Refused(Exception):
         error = {"message": message, "type": kind, "param": param, "code": code}
         self.body = json.dumps({"error": error}).encode()
 
-class Left(Exception):
-    """The client has closed its side, or is cut off: nothing more can be said to it."""
-
 class Exchange:
     """One request and its answer. `route` is empty of unknown ones, `owner` a hash of the key,
     `told` what the log says beside time and end; `began` is when the head was read."""
@@ -107,9 +104,9 @@ class Exchange:
 Handler = Callable[[Exchange], Awaitable[bytes | None]]  # returns JSON, or None: it has answered
 
 class Server:
-    """Takes requests for `routes` (path -> method -> coroutine) until a signal, or `is_broken`."""
+    """Takes requests for `routes` (path -> method, coroutine) until a signal, or `is_broken`."""
 
-    def __init__(self, routes: Mapping[str, Mapping[str, Handler]], is_broken: Callable[[], bool],
+    def __init__(self, routes: Mapping[str, tuple[str, Handler]], is_broken: Callable[[], bool],
                  options: ServeConfig, meters: Meters) -> None:
         self.routes, self.is_broken, self.options = routes, is_broken, options
         self.meters, self.open = meters, set[Exchange]()
@@ -119,7 +116,6 @@ class Server:
         self.stop_at = 0.0  # when running requests are cut off; 0: it is not stopping
         keys = options.api_key_file.read_bytes().split() if options.api_key_file else ()
         self.keys = [hashlib.sha256(key).digest() for key in keys]
-        self.free = FREE | ({"/metrics"} if options.public_metrics else set())
 
     async def run(self, ready: Callable[[int], None]) -> int:
         """Serve; `ready` is told the port. Returns the exit code: 1 if broken."""
@@ -128,8 +124,8 @@ class Server:
         server = await asyncio.start_server(self._connected, self.options.host, self.options.port,
                                             limit=MAX_HEAD, backlog=BACKLOG)
         for each in server.sockets:  # else the system holds some MiB more for a slow reader
-            size = 1024 * self.options.send_buffer_kib
-            each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
+            most = 1024 * self.options.send_buffer_kib
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, most)
         ready(server.sockets[0].getsockname()[1])
         while not self.is_broken() and not (self.stop_at and not self.open):
             await asyncio.sleep(TICK)
@@ -155,7 +151,10 @@ class Server:
         except Refused as error:
             end = error.end
             x.refuse(error)
-        except (Left, OSError):
+        except TimeoutError:
+            end, part = "request_timeout", "body" if x.method else "head"
+            x.refuse(Refused(end, f"the {part} took too long (--{part}-seconds)"))
+        except (OSError, EOFError):  # the client has left, or is cut off
             end = "cancelled"
             writer.transport.abort()
         except Exception as error:  # its message may hold text of the request, its place does not
@@ -183,7 +182,8 @@ class Server:
         """The route that a request asks for, once all of it is there and allowed."""
         options = self.options
         try:
-            head = await within(options.head_seconds, "head", x.reader.readuntil(b"\r\n\r\n"))
+            async with asyncio.timeout(options.head_seconds):
+                head = await x.reader.readuntil(b"\r\n\r\n")
         except asyncio.LimitOverrunError:
             raise Refused("head_too_large", f"the head has more than {MAX_HEAD} bytes") from None
         x.began, request = time.monotonic(), parsed(head)
@@ -193,10 +193,9 @@ class Server:
         x.owner = self._owner(fields, path)
         if path not in self.routes:
             raise Refused("unknown_route", f"no such route: there are {', '.join(self.routes)}")
-        x.route, methods = path, self.routes[path]
-        if x.method not in methods:
-            allowed = ", ".join(methods)
-            raise Refused("method_not_allowed", f"this route takes {allowed}", Allow=allowed)
+        x.route, (method, handler) = path, self.routes[path]
+        if x.method != method:
+            raise Refused("method_not_allowed", f"this route takes {method}", Allow=method)
         if self.stop_at and path not in ALIVE:
             raise Refused("draining", "the server is stopping; ask another", Retry_After="5")
         if x.method == "POST":
@@ -208,8 +207,9 @@ class Server:
                 raise Refused("body_too_large", f"more than {options.body_kib} KiB (--body-kib)")
             if fields.get(b"expect", b"").lower() == b"100-continue":
                 x.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            x.body = await within(options.body_seconds, "body", x.reader.readexactly(size))
-        return methods[x.method]
+            async with asyncio.timeout(options.body_seconds):
+                x.body = await x.reader.readexactly(size)
+        return handler
 
     def _owner(self, fields: Mapping[bytes, bytes], path: str) -> str:
         """Hash of the key. Without keys Host keeps out what a page of another site asks for."""
@@ -225,7 +225,7 @@ class Server:
             is_known |= hmac.compare_digest(given, known)
         if is_known and word.lower() == b"bearer":
             return given.hex()
-        if path in self.free:
+        if path in FREE or self.options.public_metrics and path == "/metrics":
             return ""
         said = "this server needs a known API key: Authorization: Bearer KEY"
         raise Refused("invalid_api_key", said, WWW_Authenticate="Bearer")
@@ -246,7 +246,7 @@ class Server:
                 is_slow |= unsent > 1024 * options.send_buffer_kib
                 self.meters["slow_client_dropped"].inc(is_slow)
                 if is_slow or gone.done():
-                    raise Left
+                    raise ConnectionResetError
                 if now > x.began + options.request_seconds:
                     said = f"it took more than {options.request_seconds:g} s (--request-seconds)"
                     raise Refused("time_limit", said)
@@ -256,17 +256,6 @@ class Server:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-
-async def within(seconds: float, part: str, reading: Awaitable[bytes]) -> bytes:
-    """A part of a request, read by a deadline."""
-    try:
-        async with asyncio.timeout(seconds):
-            return await reading
-    except TimeoutError:
-        said = f"the {part} took more than {seconds:g} s (--{part}-seconds)"
-        raise Refused("request_timeout", said) from None
-    except asyncio.IncompleteReadError:
-        raise Left from None
 
 def parsed(head: bytes) -> h11.Request:
     names, event = re.findall(rb"\r\n([^:\r\n]+):", head.lower()), None

@@ -233,7 +233,7 @@ class Asked:
             x = Exchange(None, None)
             x.method, x.body = "POST", json.dumps(body).encode()
             try:
-                return await self.api.routes[path]["POST"](x)
+                return await self.api.routes[path][1](x)
             finally:
                 self.engine.is_stopping = True
                 self.engine.news.set()

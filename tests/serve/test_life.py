@@ -122,7 +122,7 @@ def answered(handler: http.Handler, config: ServeConfig, *, is_late: bool = Fals
     meters = Meters(Engine(Model(SPEC, "lm")), "")
 
     async def ask() -> bytes:
-        how = {"/x": {"GET": handler}}
+        how = {"/x": ("GET", handler)}
         server = http.Server(how, bool, config, meters)
         listening = await asyncio.start_server(server._connected, "127.0.0.1", 0)
         async with listening:
