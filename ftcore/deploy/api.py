@@ -156,9 +156,8 @@ class Api:
 
     def _require_room(self, several: Sequence[list[int]], param: str, most: int = 0) -> None:
         count = max(map(len, several))
-        said = f"{count} tokens, and {most} of an answer, are more than the context's"
-        is_room = count + most <= self.context
-        require(is_room, param, f"{said} {self.context}", "context_length_exceeded")
+        said = f"{count} tokens + {most} of an answer are more than the context's {self.context}"
+        require(count + most <= self.context, param, said, "context_length_exceeded")
 
     def _texts(self, param: str, given: str | list) -> list[list[int]]:
         """Ids of a text, of several, or as they are given."""

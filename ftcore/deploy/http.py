@@ -78,13 +78,6 @@ class Exchange:
             self.reply(200, b"", EVENTS)
         self.writer.write(b"data: %b\n\n" % event)
 
-    def refuse(self, error: Refused) -> None:
-        """The error as the answer or, where events were sent, as the last of them."""
-        if self.status:
-            self.send(error.body)
-        else:
-            self.reply(error.status, error.body, **error.headers)
-
     async def gone(self) -> None:
         """Returns once the client has closed its side; what it sends until then is not read."""
         while await self.reader.read(MAX_HEAD):
@@ -138,7 +131,7 @@ class Server:
         self.stop_at = time.monotonic() + self.options.drain_seconds
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        x, end = Exchange(reader, writer), "ok"
+        x, end, refused = Exchange(reader, writer), "ok", None
         writer.transport.set_write_buffer_limits(0)  # drain waits for all
         self.open.add(x)
         try:
@@ -149,18 +142,22 @@ class Server:
                 x.reply(200, body)
             end = x.told.get("reason", end)
         except Refused as error:
-            end = error.end
-            x.refuse(error)
+            refused = error
         except TimeoutError:
-            end, part = "request_timeout", "body" if x.method else "head"
-            x.refuse(Refused(end, f"the {part} took too long (--{part}-seconds)"))
+            part = "body" if x.method else "head"
+            refused = Refused("request_timeout", f"the {part} took too long (--{part}-seconds)")
         except (OSError, EOFError):  # the client has left, or is cut off
             end = "cancelled"
             writer.transport.abort()
         except Exception as error:  # its message may hold text of the request, its place does not
-            end = "error"
             print(*traceback.format_tb(error.__traceback__), type(error), file=sys.stderr)
-            x.refuse(Refused("internal_error", "the server failed at this; its log says where"))
+            refused = Refused("internal_error", "the server failed at this; its log says where")
+        if refused:
+            end = refused.end
+            if x.status:  # events were sent: this is the last of them
+                x.send(refused.body)
+            else:
+                x.reply(refused.status, refused.body, **refused.headers)
         if x.method or x.status:
             meters, seconds = self.meters, time.monotonic() - x.began
             meters["requests_received"].inc(not x.method)  # a head that was none
@@ -205,8 +202,6 @@ class Server:
                 raise Refused("length_required", "a body needs Content-Length")
             if size > 1024 * options.body_kib:
                 raise Refused("body_too_large", f"more than {options.body_kib} KiB (--body-kib)")
-            if fields.get(b"expect", b"").lower() == b"100-continue":
-                x.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             async with asyncio.timeout(options.body_seconds):
                 x.body = await x.reader.readexactly(size)
         return handler

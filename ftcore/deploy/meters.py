@@ -6,36 +6,31 @@ import tomllib
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from ftcore.deploy.engine import Engine
 
-SECONDS = (.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300)
-TOKENS = tuple(2**power for power in range(16))
 TABLE = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
 
-class Meters:
+class Meters(dict):
     """Counters, gauges and histograms by name, and a `registry` of them and of the engine's."""
+    __hash__ = object.__hash__  # the registry asks for it
 
     def __init__(self, engine: Engine, model_hash: str) -> None:
-        self.engine, self.registry, self.named = engine, CollectorRegistry(), {}
+        self.engine, self.registry = engine, CollectorRegistry()
         own = {"namespace": "ft", "registry": self.registry}
         for name, text in TABLE["histograms"].items():
-            buckets = TOKENS if "_tokens" in name else SECONDS
-            self.named[name] = Histogram(name, text, buckets=buckets, **own)
+            buckets = TABLE["buckets"]["tokens" if "_tokens" in name else "seconds"]
+            self[name] = Histogram(name, text, buckets=buckets, **own)
         for kind, table in ((Counter, TABLE["counters"]), (Gauge, TABLE["gauges"])):
-            self.named |= {name: kind(name, *told, **own) for name, told in table.items()}
+            self.update({name: kind(name, *told, **own) for name, told in table.items()})
         self["build_info"].labels(version("ftcore"), model_hash).set(1)
         self["process_resident_bytes"].set_function(resident_bytes)
         age = self["engine_heartbeat_age_seconds"]
         age.set_function(lambda: time.monotonic() - engine.beat)
         self.registry.register(self)
-
-    def __getitem__(self, name: str) -> Any:
-        return self.named[name]
 
     def collect(self) -> Iterator[Metric]:
         """What the engine knows; the registry asks."""

@@ -234,14 +234,6 @@ def test_the_printed_command_works(server: Client) -> None:
     told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert json.loads(told)["choices"][0]["message"]["role"] == "assistant"
 
-def test_a_body_that_waits_to_be_asked_for(server: Client) -> None:
-    body = b'{"prompt": "one", "max_tokens": 1}'
-    with server.connect() as sock:
-        sock.sendall(server.head("POST", "/v1/completions", len(body), Expect="100-continue"))
-        assert sock.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
-        sock.sendall(body)
-        assert sock.recv(100).startswith(b"HTTP/1.1 200 OK")
-
 def test_openai_s_own_client(server: Client) -> None:
     openai = pytest.importorskip("openai")
     client = openai.OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="none",
