@@ -75,10 +75,8 @@ class Choice:
 
 def spelled(raw: bytes) -> str:
     """A token as text, or its bytes where it is no whole characters."""
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
+    text = raw.decode("utf-8", "replace")
+    return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw) if "\ufffd" in text else text
 
 class Answers:
     """The choices of one request, a job each: `take` is given what the engine says, `end` returns

@@ -54,8 +54,7 @@ class Api:
         self.engine, self.served, self.options = engine, served, options
         self.model, self.tokenizer = engine.model, served.tokenizer
         self.meters = Meters(engine, served.fingerprint)
-        self.pool, self.began = ThreadPoolExecutor(2), int(time.time())
-        spec, flags = self.model.spec, vars(options)
+        self.began, spec, flags = int(time.time()), self.model.spec, vars(options)
         self.context = min(spec.max_positions, engine.cache_tokens)
         numbers = {**flags, "context": self.context, "last_id": spec.vocab_size - 1,
                    "width": spec.hidden_size}
@@ -72,10 +71,12 @@ class Api:
             for job, word in said:
                 job.listener((job, word))
 
-        self.engine.start(partial(asyncio.get_running_loop().call_soon_threadsafe, hand_out))
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(2))  # reads bodies and texts
+        self.engine.start(partial(loop.call_soon_threadsafe, hand_out))
 
     async def _answer(self, route: Callable, rules: Fields, x: Exchange) -> bytes | None:
-        fields = await self._aside(rules.read, x.body) if x.method == "POST" else {}
+        fields = await asyncio.to_thread(rules.read, x.body) if x.method == "POST" else {}
         if "model" in fields:
             asked = next(iter(self.served.models)) if fields["model"] is None else fields["model"]
             said = f"no such model: {shown(asked)!r}; GET /v1/models lists them"
@@ -83,10 +84,6 @@ class Api:
             x.told["model"] = fields["model"] = asked
         answer = await route(x, fields)
         return None if answer is None else json.dumps(answer).encode()
-
-    async def _aside(self, work: Callable, *inputs: Any) -> Any:
-        """A call in a thread beside the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self.pool, work, *inputs)
 
     async def _run(self, x: Exchange, jobs: Sequence[Job], take: Callable[[Job, Any], Any]) -> None:
         """Let the engine do jobs; `take` gets each word of it, and may tell it to end one. Those
@@ -136,7 +133,7 @@ class Api:
             num_top = None
         param = "messages" if is_chat else "prompt"
         read = self._conversation if is_chat else self._texts
-        several = await self._aside(read, param, fields[param])
+        several = await asyncio.to_thread(read, param, fields[param])
         said = f"times the prompts must be <= {self.options.prompts} (--prompts)"
         require(count * len(several) <= self.options.prompts, "n", said, "too_many_sequences")
         most = next(iter(asked), max(1, self.context - max(map(len, several))))
@@ -206,7 +203,7 @@ class Api:
         param, read = "input", self._texts
         if "messages" in fields:
             param, read = "messages", partial(self._conversation, is_over=True)
-        several = await self._aside(read, param, fields[param])
+        several = await asyncio.to_thread(read, param, fields[param])
         self._require_room(several, param)
         jobs = [Job(ids, None, self.served.models[fields["model"]]) for ids in several]
         x.told["prompt_tokens"] = sum(map(len, several))
