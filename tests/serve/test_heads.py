@@ -122,6 +122,14 @@ def test_what_fails_in_the_text_ends_one_request(
     assert ask("/v1/completions", prompt="one", max_tokens=5, temperature=0)["choices"]
     assert not ask.engine.running
 
+def test_a_stop_string_frees_the_place(made: Make) -> None:
+    ask = made(QWEN3, "lm")
+    asked = {"prompt": "one", "temperature": 0, "ignore_eos": True}
+    (choice,) = ask("/v1/completions", **asked, max_tokens=20)["choices"]
+    before = ask.engine.num_steps
+    ask("/v1/completions", **asked, max_tokens=2000, stop=choice["text"][:2])
+    assert ask.engine.num_steps < before + 1500
+
 def test_a_broken_engine_ends_the_server(made: Make) -> None:
     ask = made(QWEN3, "lm")
     ask.engine.failures = 3
