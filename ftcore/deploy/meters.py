@@ -28,8 +28,7 @@ class Meters(dict):
             self.update({name: kind(name, *told, **own) for name, told in table.items()})
         self["build_info"].labels(version("ftcore"), model_hash).set(1)
         self["process_resident_bytes"].set_function(resident_bytes)
-        age = self["engine_heartbeat_age_seconds"]
-        age.set_function(lambda: time.monotonic() - engine.beat)
+        self["engine_heartbeat_age_seconds"].set_function(lambda: time.monotonic() - engine.beat)
         self.registry.register(self)
 
     def collect(self) -> Iterator[Metric]:
