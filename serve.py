@@ -5,7 +5,7 @@
     python serve.py MODEL --help                        every option and limit
 
 Generators answer /v1/chat/completions, /v1/completions and /v1/embeddings, encoders the last one,
-classifiers /v1/classify, reward models /v1/score; /openapi.json lists all routes and fields.
+classifiers /v1/classify, reward models /v1/score; ftcore/deploy/fields.toml lists all fields.
 
 Exit codes: 0 stopped by a signal, once running requests had ended; 1 the engine is broken; 2 what
 was asked must be mended; 130 a second signal.
@@ -126,7 +126,7 @@ def serve(path: str, config: ServeConfig) -> int:
     from ftcore.deploy.api import Api, Served
     from ftcore.deploy.engine import Engine
     from ftcore.deploy.http import Server
-    from ftcore.deploy.meters import Lines, resident_bytes
+    from ftcore.deploy.meters import resident_bytes
 
     torch.set_num_threads(config.threads)
     loaded, about = opened(path, config)
@@ -136,8 +136,7 @@ def serve(path: str, config: ServeConfig) -> int:
         max_sequences=config.max_sequences, prefill_tokens=config.prefill_tokens,
         cache_tokens=config.cache_tokens, threads=config.threads)
     api = Api(engine, Served(tokenizer=Tokenizer.load(loaded.folder), **about), config)
-    log = Lines(config.log, api.meters)
-    server = Server(api.routes, lambda: engine.is_broken, config, api.meters, log)
+    server = Server(api.routes, lambda: engine.is_broken, config, api.meters)
     weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     slot = 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim
     slot *= (model.trunk.compute or model.trunk.embed_tokens.weight.dtype).itemsize

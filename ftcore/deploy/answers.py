@@ -1,159 +1,128 @@
-"""The jobs of one request: what the engine says of them becomes text, choices and events."""
+"""Answers in text while their tokens come, whole or in events, as OpenAI's API has them.
 
-import asyncio
+A token may be half a character, and a stop string may begin in one token and end in another: what
+may still become part of either is held back. Bytes that are no UTF-8 become U+FFFD.
+"""
+
+import codecs
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ftcore.data.tokenizer import Tokenizer
-from ftcore.deploy.engine import Engine
-from ftcore.deploy.http import Exchange, Refused
-from ftcore.deploy.jobs import Finish, Job, QueueFull, Scores
-from ftcore.deploy.meters import Meters
-from ftcore.deploy.options import ServeConfig
-from ftcore.deploy.text import Speech
+from ftcore.deploy.http import Exchange
+from ftcore.deploy.jobs import Finish, Job
 from ftcore.model.sampling import Token
 
-Word = Token | Scores | Finish
-
-@dataclass(frozen=True)
-class Service:
-    """What all requests share."""
-    engine: Engine
-    tokenizer: Tokenizer
-    options: ServeConfig
-    meters: Meters
-    fingerprint: str
-
-class Work:
-    """The jobs of one request, from the queue to the end of the last; `hear` gets what is said."""
-
-    def __init__(self, service: Service, x: Exchange, jobs: Sequence[Job]) -> None:
-        self.service, self.x, self.jobs, self.left = service, x, jobs, {*jobs}
-        loop = asyncio.get_running_loop()
-        self.first, self.done = loop.create_future(), loop.create_future()
-        self.values: dict[Job, list[float]] = {}
-
-    async def run(self) -> list[list[float]]:
-        """Wait for all; returns the scores of jobs without sampling."""
-        engine, options = self.service.engine, self.service.options
-        try:
-            for job in self.jobs:
-                job.listener, job.owner = self.hear, self.x.owner
-                engine.submit(job)
-            await asyncio.wait([self.first], timeout=options.queue_seconds)
-            if not self.first.done():
-                said = f"no turn within {options.queue_seconds:g} s (--queue-seconds)"
-                raise Refused("queue_timeout", said, Retry_After="5")
-            await self.done
-        except QueueFull:
-            said = f"{options.queue} sequences wait already (--queue)"
-            raise Refused("queue_full", said, Retry_After="1") from None
-        finally:
-            for job in self.left:
-                engine.cancel(job)
-        return [self.values[job] for job in self.jobs if job in self.values]
-
-    def hear(self, job: Job, said: Word) -> None:
-        """One word of the engine; what fails here ends this request alone."""
-        if self.done.done():
-            return
-        if not self.first.done():
-            self.first.set_result(None)
-            first = self.service.meters.histograms["time_to_first_token_seconds"]
-            first.observe(time.monotonic() - self.x.began)
-        try:
-            if isinstance(said, Finish):
-                self.left.discard(job)
-                if said.reason == "error":
-                    raise Refused(said.code, "the answer was not completed; the log may say why")
-            self.take(job, said)
-            if not self.left:
-                self.done.set_result(None)
-        except Exception as error:
-            self.done.set_exception(error)
-
-    def take(self, job: Job, said: Word) -> None:
-        if isinstance(said, Scores):
-            self.values[job] = said.values
-
-@dataclass
 class Choice:
-    """One answer as it grows: its `text`, and its tokens from number `told` on, are yet to be told;
-    `last` is when one came."""
-    index: int
-    speech: Speech
-    text: str
-    told: int = 0
-    reason: str = ""
-    cached_tokens: int = 0
-    last: float = 0.0
+    """One answer as it grows: its `text`, and its `tokens` from number `told` on, are yet to be
+    told; once it has ended there is a `reason`.
 
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of the answer, the one that ends it too."""
-        return len(self.speech.tokens) - self.speech.prompt_tokens
+    stops   strings that end it, which are not shown
+    trims   as an answer alone, without the blank of some tokenizers before the first word
+    """
 
-class Answers(Work):
-    """Work that is answered in text: choices, told whole or as they grow; each begins with an echo.
-    Jobs of one prompt share its list of ids."""
+    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str], *, trims: bool = False) -> None:
+        self.tokenizer, self.stops, self.trims = tokenizer, stops, trims
+        self.utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self.text = self.held = self.reason = ""
+        self.tokens: list[Token] = []
+        self.offsets: list[int] = []  # how many characters stand before each
+        self.size = self.told = self.cached_tokens = 0  # size: characters, those held back too
 
-    def __init__(self, service: Service, x: Exchange, jobs: Sequence[Job],
-                 fields: Mapping[str, Any], echoes: Sequence[str]) -> None:
-        super().__init__(service, x, jobs)
-        self.is_chat, self.choices, stops = "messages" in fields, {}, fields["stop"]
-        self.streams = x.is_streamed = fields["stream"]
+    def add(self, token: Token) -> None:
+        self.tokens.append(token)
+        self.offsets.append(self.size)
+        is_text = token.id not in self.tokenizer.special_ids
+        raw = self.tokenizer.bytes_of(token.id) if is_text else b""
+        if raw and self.trims:
+            self.trims = False
+            raw = raw if self.tokenizer.decode([token.id])[:1] == " " else raw.removeprefix(b" ")
+        self._show(self.utf8.decode(raw))
+
+    def end(self, reason: str) -> None:
+        if not self.reason:  # else a stop string has ended it, which the engine does not know
+            self._show(self.utf8.decode(b"", True))
+            self.text, self.reason = self.text + self.held, self.reason or reason
+
+    def _show(self, piece: str) -> None:
+        self.size += len(piece)
+        text = self.held + piece
+        if cuts := [place for stop in self.stops if (place := text.find(stop)) >= 0]:
+            self.text, self.held, self.reason = self.text + text[: min(cuts)], "", "stop"
+            return
+        sizes = (k for stop in self.stops for k in range(1, len(stop)) if text.endswith(stop[:k]))
+        shown = len(text) - max(sizes, default=0)
+        self.text, self.held = self.text + text[:shown], text[shown:]
+
+    def chat_logprobs(self) -> dict[str, Any]:
+        """Those of the tokens that are yet to be told, in the form of chats."""
+        def told(id_: int, logprob: float) -> dict[str, Any]:
+            raw = self.tokenizer.bytes_of(id_)
+            return {"token": spelled(raw), "logprob": logprob, "bytes": [*raw]}
+
+        return {"content": [told(t.id, t.logprob) | {"top_logprobs": [told(*o) for o in t.top]}
+                            for t in self.tokens[self.told :]]}
+
+    def text_logprobs(self) -> dict[str, Any]:
+        """The same in the form of completions."""
+        tokens, raw = self.tokens[self.told :], self.tokenizer.bytes_of
+        return {"tokens": [spelled(raw(token.id)) for token in tokens],
+                "token_logprobs": [token.logprob for token in tokens],
+                "top_logprobs": [{spelled(raw(id_)): logprob for id_, logprob in token.top} or None
+                                 for token in tokens], "text_offset": self.offsets[self.told :]}
+
+def spelled(raw: bytes) -> str:
+    """A token as text, or its bytes where it is no whole characters."""
+    text = raw.decode("utf-8", "replace")
+    return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw) if "\ufffd" in text else text
+
+class Answers:
+    """The choices of one request, a job each: `take` is given what the engine says, `end` returns
+    all of it, or None where it was sent in events."""
+
+    def __init__(self, x: Exchange, jobs: Sequence[Job], fields: Mapping[str, Any],
+                 tokenizer: Tokenizer, fingerprint: str) -> None:
+        self.x, self.is_chat, self.streams = x, "messages" in fields, fields["stream"]
         self.tells_usage = bool(fields["stream_options"].get("include_usage"))
-        self.wants_logprobs = jobs[0].sampling.num_top is not None
+        self.tells_logprobs = jobs[0].sampling.num_top is not None
         kind = "chat.completion" if self.is_chat else "text_completion"
         self.head = {"id": f"{'chatcmpl' if self.is_chat else 'cmpl'}-{x.id}",
                      "object": kind + ".chunk" * (self.is_chat and self.streams),
                      "created": int(time.time()), "model": fields["model"],
-                     "system_fingerprint": service.fingerprint}
-        for index, (job, echo) in enumerate(zip(jobs, echoes, strict=True)):
-            speech = Speech(service.tokenizer, [stops] if isinstance(stops, str) else stops,
-                            prompt_tokens=len(job.ids) * job.sampling.prompt_logprobs,
-                            trims=self.is_chat)
-            self.choices[job] = Choice(index, speech, echo)
+                     "system_fingerprint": fingerprint}
+        stops = [fields["stop"]] if isinstance(fields["stop"], str) else fields["stop"]
+        self.choices = {job: Choice(tokenizer, stops, trims=self.is_chat) for job in jobs}
+        self.jobs, self.firsts = jobs, jobs[:: fields["n"]]  # firsts: of each prompt
 
-    def take(self, job: Job, said: Word) -> None:
-        choice, is_last = self.choices[job], isinstance(said, Finish)
+    def take(self, job: Job, word: Token | Finish) -> bool:
+        """Whether the job shall end, because a stop string was met."""
+        choice, is_last = self.choices[job], isinstance(word, Finish)
         if is_last:
-            choice.text += choice.speech.end()
-            choice.reason, choice.cached_tokens = choice.reason or said.reason, said.cached_tokens
-        elif choice.reason:  # a stop string was met, which the engine has not heard of yet
-            return
-        else:
-            choice.text += choice.speech.add(said)
-            before, choice.last = choice.last, time.monotonic()
-            if before and choice.num_tokens > 1:
-                gaps = self.service.meters.histograms["inter_token_latency_seconds"]
-                gaps.observe(choice.last - before)
-            if choice.speech.is_stopped:
-                choice.reason = "stop"
-                self.service.engine.cancel(job)
-        if self.streams and (choice.text or is_last or self.wants_logprobs or not choice.told):
-            self._send([self._told(choice, is_last)])
-            choice.text, choice.told = "", len(choice.speech.tokens)
+            choice.end(word.reason)
+            choice.cached_tokens = word.cached_tokens
+        elif not choice.reason:
+            choice.add(word)
+        has_news = choice.text or self.tells_logprobs or not choice.told
+        if self.streams and (is_last or has_news and len(choice.tokens) > choice.told):
+            self._send([self._told(job, is_last)])
+            choice.text, choice.told = "", len(choice.tokens)
+        return bool(choice.reason) and not is_last
 
-    async def answer(self) -> dict[str, Any] | None:
-        """The whole answer; None where it was told in events."""
-        await self.run()
-        choices, firsts = [*self.choices.values()], {}
-        for job, choice in self.choices.items():
-            firsts.setdefault(id(job.ids), (len(job.ids), choice.cached_tokens))
-        prompt, cached = map(sum, zip(*firsts.values(), strict=True))
-        completion = sum(choice.num_tokens for choice in choices)
-        counts = {"prompt_tokens": prompt, "completion_tokens": completion}
-        usage = {**counts, "total_tokens": prompt + completion,
+    def end(self) -> dict[str, Any] | None:
+        choices = self.choices.values()
+        prompt = sum(len(job.ids) for job in self.firsts)
+        completion = sum(len(choice.tokens) for choice in choices)
+        cached = sum(self.choices[job].cached_tokens for job in self.firsts)
+        self.x.told |= {"reason": self.choices[self.jobs[-1]].reason, "prompt_tokens": prompt,
+                        "generation_tokens": completion}
+        usage = {"prompt_tokens": prompt, "completion_tokens": completion,
+                 "total_tokens": prompt + completion,
                  "prompt_tokens_details": {"cached_tokens": cached}}
-        self.x.told |= {"reason": choices[-1].reason, **counts}
-        self.service.meters.generated(prompt, completion)
         if not self.streams:
-            return {**self.head, "choices": [self._told(choice, True) for choice in choices],
-                    "usage": usage}
+            told = [self._told(job, True) for job in self.choices]
+            return {**self.head, "choices": told, "usage": usage}
         if self.tells_usage:
             self._send([], usage)
         self.x.send(b"[DONE]")
@@ -163,14 +132,17 @@ class Answers(Work):
         event = {**self.head, "choices": choices} | ({"usage": usage} if self.tells_usage else {})
         self.x.send(json.dumps(event).encode())
 
-    def _told(self, choice: Choice, is_last: bool) -> dict[str, Any]:
+    def _told(self, job: Job, is_last: bool) -> dict[str, Any]:
         """A choice, or what is new in it."""
-        write = choice.speech.chat_logprobs if self.is_chat else choice.speech.text_logprobs
-        told = {"index": choice.index, "finish_reason": choice.reason if is_last else None,
-                "logprobs": write(choice.told) if self.wants_logprobs else None}
+        choice, logprobs = self.choices[job], None
+        if self.tells_logprobs:
+            logprobs = choice.chat_logprobs() if self.is_chat else choice.text_logprobs()
+        told = {"index": self.jobs.index(job), "logprobs": logprobs,
+                "finish_reason": choice.reason if is_last else None}
         if not self.is_chat:
             return told | {"text": choice.text}
-        message = {} if self.streams and choice.told else {"role": "assistant", "content": ""}
-        message |= {"content": choice.text} if choice.text else {}
-        return told | ({"delta": message} if self.streams else
-                       {"message": message | {"refusal": None}})
+        if not self.streams:
+            message = {"role": "assistant", "content": choice.text, "refusal": None}
+            return told | {"message": message}
+        delta = {} if choice.told else {"role": "assistant", "content": ""}
+        return told | {"delta": delta | ({"content": choice.text} if choice.text else {})}

@@ -14,28 +14,27 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
+from prometheus_client import generate_latest
 
 from ftcore.data.chat import encode_prompt
 from ftcore.data.columns import Chat
 from ftcore.data.pairs import sides
 from ftcore.data.tokenizer import Tokenizer
-from ftcore.deploy.answers import Answers, Service, Work
+from ftcore.deploy.answers import Answers
 from ftcore.deploy.engine import Engine
-from ftcore.deploy.fields import TABLE, Fields, shown
+from ftcore.deploy.fields import TABLE, Fields, require, shown
 from ftcore.deploy.http import Exchange, Refused
-from ftcore.deploy.jobs import Job, Said
-from ftcore.deploy.meters import Lines, Meters
+from ftcore.deploy.jobs import Finish, Job, QueueFull, Said, Scores
+from ftcore.deploy.meters import Meters
 from ftcore.deploy.options import ServeConfig
 from ftcore.errors import DataError
 from ftcore.evaluate.evaluator import stops
 from ftcore.model.sampling import Sampling
 
 LATE = 30.0  # seconds without a turn of the engine, after which it is not ready
-ROUTES = TABLE["routes"]
 JsonObject = dict[str, Any]
 
 @dataclass(frozen=True)
@@ -54,19 +53,15 @@ class Api:
     def __init__(self, engine: Engine, served: Served, options: ServeConfig) -> None:
         self.engine, self.served, self.options = engine, served, options
         self.model, self.tokenizer = engine.model, served.tokenizer
-        build = {"version": version("ftcore"), "model_hash": served.fingerprint}
-        self.meters = meters = Meters(engine, build)
-        self.service = Service(engine, self.tokenizer, options, meters, served.fingerprint)
-        self.feedback = Lines(options.feedback, meters)
-        self.pool, self.began = ThreadPoolExecutor(2), int(time.time())
-        spec, flags = self.model.spec, vars(options)
+        self.meters = Meters(engine, served.fingerprint)
+        self.began, spec, flags = int(time.time()), self.model.spec, vars(options)
         self.context = min(spec.max_positions, engine.cache_tokens)
         numbers = {**flags, "context": self.context, "last_id": spec.vocab_size - 1,
                    "width": spec.hidden_size}
-        self.fields = {path: Fields(groups, numbers, flags)
-                       for path, (_, groups) in ROUTES.items()}
-        self.routes = {path: {"POST" if groups else "GET": partial(self._answer, name, path)}
-                       for path, (name, groups) in ROUTES.items()}
+        self.routes = {
+            path: ("POST" if groups else "GET",
+                   partial(self._answer, getattr(self, name), Fields(groups, numbers, flags)))
+            for path, (name, groups) in TABLE["routes"].items()}
         sizes = map(len, map(self.tokenizer.bytes_of, range(self.tokenizer.vocab_size)))
         self.most_bytes = self.context * max(sizes)  # of a text that may fit
 
@@ -74,189 +69,180 @@ class Api:
         """Let the engine work, and hand out what it says."""
         def hand_out(said: Said) -> None:
             for job, word in said:
-                job.listener(job, word)
+                job.listener((job, word))
 
-        self.engine.start(partial(asyncio.get_running_loop().call_soon_threadsafe, hand_out))
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(2))  # reads bodies and texts
+        self.engine.start(partial(loop.call_soon_threadsafe, hand_out))
 
-    async def _answer(self, name: str, path: str, x: Exchange) -> bytes | None:
-        fields = await self._aside(self.fields[path].read, x.body) if x.method == "POST" else {}
+    async def _answer(self, route: Callable, rules: Fields, x: Exchange) -> bytes | None:
+        fields = await asyncio.to_thread(rules.read, x.body) if x.method == "POST" else {}
         if "model" in fields:
             asked = next(iter(self.served.models)) if fields["model"] is None else fields["model"]
-            if asked not in self.served.models:
-                said = f"{shown(asked)!r}: no such model; GET /v1/models lists them"
-                raise Refused("model_not_found", said, "model")
+            said = f"no such model: {shown(asked)!r}; GET /v1/models lists them"
+            require(asked in self.served.models, "model", said, "model_not_found")
             x.told["model"] = fields["model"] = asked
-        answer = await getattr(self, name)(x, fields)
+        answer = await route(x, fields)
         return None if answer is None else json.dumps(answer).encode()
 
-    async def _aside(self, work: Callable, *inputs: Any) -> Any:
-        """A call in a thread beside the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self.pool, work, *inputs)
+    async def _run(self, x: Exchange, jobs: Sequence[Job], take: Callable[[Job, Any], Any]) -> None:
+        """Let the engine do jobs; `take` gets each word of it, and may tell it to end one. Those
+        that are left when this ends, for whatever reason, do not go on."""
+        seconds, inbox, left = self.options.queue_seconds, asyncio.Queue(), {*jobs}
+        before: dict[Job, float] = {}
+        try:
+            for job in jobs:
+                job.listener, job.owner = inbox.put_nowait, x.owner
+                self.engine.submit(job)
+            while left:
+                job, word = await asyncio.wait_for(inbox.get(), None if before else seconds)
+                now = time.monotonic()
+                if not before:
+                    self.meters["time_to_first_token_seconds"].observe(now - x.began)
+                if isinstance(word, Finish):
+                    left.discard(job)
+                    if word.reason == "error":
+                        raise Refused(word.code, "the answer was not completed; see the log")
+                elif job in before:
+                    self.meters["inter_token_latency_seconds"].observe(now - before[job])
+                before[job] = now
+                if take(job, word):
+                    self.engine.cancel(job)
+        except TimeoutError:
+            said = f"no turn within {seconds:g} s (--queue-seconds)"
+            raise Refused("queue_timeout", said, Retry_After="5") from None
+        except QueueFull:
+            said = f"{self.options.queue} sequences wait already (--queue)"
+            raise Refused("queue_full", said, Retry_After="1") from None
+        finally:
+            for job in left:
+                self.engine.cancel(job)
 
     def _require(self, holds: bool) -> None:
-        if not holds:
-            raise Refused("unsupported_task", "this model does something else: see /info", "model")
+        require(holds, "model", "does something else", "unsupported_task")
 
     async def generate(self, x: Exchange, fields: JsonObject) -> JsonObject | None:
         self._require(self.model.task == "lm")
         asked = {fields["max_tokens"], fields.get("max_completion_tokens")} - {None}
-        num_top, is_chat = fields["logprobs"], "messages" in fields
-        if len(asked) > 1:
-            said = "max_tokens: differs from max_completion_tokens, its other name"
-            raise Refused("invalid_value", said, "max_tokens")
-        if is_chat and fields["top_logprobs"] is not None and not num_top:
-            raise Refused("invalid_value", "top_logprobs: needs logprobs: true", "top_logprobs")
-        if is_chat:
-            num_top = (fields["top_logprobs"] or 0) if num_top else None
-        read, count = await self._aside(self._prompts, fields), fields["n"]
-        if count * len(read) > self.options.prompts:
-            said = f"n: times the prompts must be <= {self.options.prompts} (--prompts)"
-            raise Refused("too_many_sequences", said, "n")
-        lengths = [len(ids) for _, ids in read]
-        most = next(iter(asked), max(1, self.context - max(lengths)))
-        self._require_room(lengths, "messages" if is_chat else "prompt", most)
-        if fields["min_tokens"] > most:
-            raise Refused("invalid_value", f"min_tokens: must be <= {most}", "min_tokens")
-        echoes, adapter = fields.get("echo", False), self.served.models[fields["model"]]
+        require(len(asked) < 2, "max_tokens", "differs from max_completion_tokens, its other name")
+        num_top, count, is_chat = fields["logprobs"], fields["n"], "messages" in fields
+        if is_chat and num_top:
+            num_top = fields["top_logprobs"] or 0
+        elif is_chat:
+            require(fields["top_logprobs"] is None, "top_logprobs", "needs logprobs: true")
+            num_top = None
+        param = "messages" if is_chat else "prompt"
+        read = self._conversation if is_chat else self._texts
+        several = await asyncio.to_thread(read, param, fields[param])
+        said = f"times the prompts must be <= {self.options.prompts} (--prompts)"
+        require(count * len(several) <= self.options.prompts, "n", said, "too_many_sequences")
+        most = next(iter(asked), max(1, self.context - max(map(len, several))))
+        self._require_room(several, param, most)
+        require(fields["min_tokens"] <= most, "min_tokens", f"must be <= {most}")
         seed = secrets.randbits(62) if fields["seed"] is None else fields["seed"]
         same = {name: fields[name] for name in fields if name in Sampling.__dataclass_fields__}
         sampling = Sampling(
             **same, max_new_tokens=most, min_new_tokens=fields["min_tokens"], num_top=num_top,
-            stop_ids=frozenset() if fields["ignore_eos"] else stops(self.tokenizer),
-            prompt_logprobs=echoes and num_top is not None)
-        each = [(text, ids) for text, ids in read for _ in range(count)]
-        jobs = [Job(ids, replace(sampling, seed=(seed + place) % 2**63), adapter)
-                for place, (_, ids) in enumerate(each)]
-        texts = [text if echoes and num_top is None else "" for text, _ in each]
-        return await Answers(self.service, x, jobs, fields, texts).answer()
+            stop_ids=frozenset() if fields["ignore_eos"] else stops(self.tokenizer))
+        adapter = self.served.models[fields["model"]]
+        jobs = [Job(several[place // count], replace(sampling, seed=(seed + place) % 2**63),
+                    adapter) for place in range(count * len(several))]
+        answers = Answers(x, jobs, fields, self.tokenizer, self.served.fingerprint)
+        await self._run(x, jobs, answers.take)
+        return answers.end()
 
-    def _require_room(self, lengths: Sequence[int], param: str, most: int = 0) -> None:
-        if not all(lengths):
-            raise Refused("invalid_value", f"{param}: holds no token", param)
-        if (count := max(lengths)) + most > self.context:
-            said = f"{param}: {count} tokens, and {most} of an answer, are more than the context's"
-            raise Refused("context_length_exceeded", f"{said} {self.context}", param)
+    def _require_room(self, several: Sequence[list[int]], param: str, most: int = 0) -> None:
+        require(all(several), param, "holds no token")
+        count = max(map(len, several))
+        said = f"{count} tokens + {most} of an answer are more than the context's {self.context}"
+        require(count + most <= self.context, param, said, "context_length_exceeded")
 
-    def _prompts(self, fields: JsonObject) -> list[tuple[str, list[int]]]:
-        """Each prompt as text, and as ids; in a thread."""
-        messages, prompt = fields.get("messages"), fields.get("prompt")
-        if messages:
-            try:
-                return [("", encode_prompt(self._turns(messages), self.tokenizer).tolist())]
-            except DataError as error:
-                raise Refused("invalid_value", f"messages: {error}", "messages") from None
-        if prompt is None:
-            name = "messages" if "messages" in fields else "prompt"
-            raise Refused("invalid_value", f"{name}: must be given", name)
-        is_one, found = isinstance(prompt, str) or isinstance(prompt[0], int), []
-        for place, each in enumerate([prompt] if is_one else prompt):
-            if isinstance(each, str):
-                self._require_plain(each, "prompt" if is_one else f"prompt[{place}]")
-                found.append((each, self.tokenizer.encode(each).ids_T.tolist()))
-            else:
-                is_told = fields.get("echo")
-                found.append((self.tokenizer.decode(each, special=True) if is_told else "", each))
-        return found
+    def _texts(self, param: str, given: str | list) -> list[list[int]]:
+        """Ids of a text, of several, or as they are given."""
+        is_one = isinstance(given, str) or isinstance(given[0], int)
+        several = [given] if is_one else given
+        if isinstance(several[0], list):
+            return several
+        for place, text in enumerate(several):
+            self._require_plain(text, param if is_one else f"{param}[{place}]")
+        texts = [(text,) for text in several]
+        return [ids_T.tolist() for ids_T, _ in self.tokenizer.encode_pairs(texts)]
 
-    def _turns(self, messages: Sequence[JsonObject]) -> list[dict[str, str]]:
-        """Messages with their texts as one string."""
+    def _conversation(self, param: str, messages: Sequence[JsonObject],
+                      is_over: bool = False) -> list[list[int]]:
+        """A chat up to where the assistant is to answer or, if it `is_over`, to the end of its last
+        turn, as in training."""
         self._require(self.tokenizer.chat_template is not None)
         turns = []
         for place, message in enumerate(messages):
             if isinstance(content := message["content"], list):
                 content = "".join(part["text"] for part in content)
-            self._require_plain(content, f"messages[{place}].content")
+            self._require_plain(content, f"{param}[{place}].content")
             turns.append({"role": message["role"], "content": content})
-        return turns
+        try:
+            if not is_over:
+                return [encode_prompt(turns, self.tokenizer).tolist()]
+            read = None
+            if turns[-1]["role"] == "assistant" and turns[-1]["content"]:
+                read = sides([Chat("", tuple(turns))], self.tokenizer)[0].get("")
+        except DataError as error:
+            raise Refused("invalid_value", str(error), param) from None
+        said = "must end with a text of the assistant's, and be read as one"
+        require(read and not read[1].any(), param, said)
+        return [read[0].tolist()]
 
     def _require_plain(self, text: str, param: str) -> None:
         """Refuse a text that no reading makes fit, that writes a special token, or is not seen."""
-        if (size := len(text.encode())) > self.most_bytes:
-            said = f"{param}: {size} bytes are more than {self.context} tokens, the context, hold"
-            raise Refused("context_length_exceeded", said, param)
-        if self.tokenizer.find_special(text) is not None:
-            said = f"{param}: writes a special token; write it differently, or send token ids"
-            raise Refused("invalid_value", said, param)
-        if text and not text.strip("\ufeff"):
-            raise Refused("invalid_value", f"{param}: holds byte-order marks alone", param)
+        said = f"{(size := len(text.encode()))} bytes are more than {self.context} tokens hold"
+        require(size <= self.most_bytes, param, said, "context_length_exceeded")
+        said = "writes a special token; write it differently, or send token ids"
+        require(self.tokenizer.find_special(text) is None, param, said)
+        require(text.strip("\ufeff") or not text, param, "holds byte-order marks alone")
 
-    async def _judged(self, x: Exchange, fields: JsonObject, encode: Callable, kind: str,
-                      tell: Callable[[list[list[float]]], list[JsonObject]]) -> JsonObject:
-        """What the model says of texts, told as `data`."""
-        several = await self._aside(encode, fields)
-        self._require_room([*map(len, several)], "input" if "input" in fields else "messages")
-        adapter = self.served.models[fields["model"]]
-        values = await Work(self.service, x, [Job(ids, None, adapter) for ids in several]).run()
-        count = x.told["prompt_tokens"] = sum(map(len, several))
-        self.meters.generated(count, 0)
+    async def _scores(self, x: Exchange, fields: JsonObject) -> np.ndarray:
+        """scores_BK, float64: what the model says of each text, or of a conversation."""
+        param, read = "input", self._texts
+        if "messages" in fields:
+            param, read = "messages", partial(self._conversation, is_over=True)
+        several = await asyncio.to_thread(read, param, fields[param])
+        self._require_room(several, param)
+        jobs = [Job(ids, None, self.served.models[fields["model"]]) for ids in several]
+        x.told["prompt_tokens"] = sum(map(len, several))
+        heard: list[tuple[Job, Scores | Finish]] = []
+        await self._run(x, jobs, lambda *said: heard.append(said))
+        values = {job: word.values for job, word in heard if isinstance(word, Scores)}
+        return np.array([values[job] for job in jobs])
+
+    def _listed(self, x: Exchange, kind: str, rows: Sequence[JsonObject]) -> JsonObject:
+        count = x.told["prompt_tokens"]
         return {"object": "list", "id": f"{kind}-{x.id}", "created": int(time.time()),
-                "model": fields["model"], "usage": {"prompt_tokens": count, "total_tokens": count},
-                "data": [{"object": kind, "index": i} | one for i, one in enumerate(tell(values))]}
-
-    def _texts(self, fields: JsonObject) -> list[list[int]]:
-        texts = [given] if isinstance(given := fields["input"], str) else given
-        for text in texts:
-            self._require_plain(text, "input")
-        return [ids_T.tolist() for ids_T, _ in self.tokenizer.encode_pairs([(t,) for t in texts])]
-
-    def _conversation(self, fields: JsonObject) -> list[list[int]]:
-        """A conversation up to the end of its last turn, as in training."""
-        read, messages = {}, fields["messages"] or []
-        if messages and messages[-1]["role"] == "assistant" and messages[-1]["content"]:
-            try:
-                read, _ = sides([Chat("", tuple(self._turns(messages)))], self.tokenizer)
-            except DataError:
-                read = {}
-        if not read or read[""][1].any():
-            said = "messages: must end with a text of the assistant's, and be read as one"
-            raise Refused("invalid_value", said, "messages")
-        return [read[""][0].tolist()]
+                "model": x.told["model"], "usage": {"prompt_tokens": count, "total_tokens": count},
+                "data": [{"object": kind, "index": i} | row for i, row in enumerate(rows)]}
 
     async def embed(self, x: Exchange, fields: JsonObject) -> JsonObject:
         self._require(self.model.task != "classify")
-
-        def tell(values: list[list[float]]) -> list[JsonObject]:
-            vectors_BC = np.array(values, dtype=np.float32)[:, : fields["dimensions"]]
-            vectors_BC /= np.linalg.norm(vectors_BC, axis=1, keepdims=True).clip(1e-12)
-            told = vectors_BC.tolist() if fields["encoding_format"] == "float" else [
-                base64.b64encode(vector_C).decode() for vector_C in vectors_BC]
-            return [{"embedding": each} for each in told]
-
-        return await self._judged(x, fields, self._texts, "embedding", tell)
+        vectors_BC = (await self._scores(x, fields)).astype(np.float32)[:, : fields["dimensions"]]
+        vectors_BC /= np.linalg.norm(vectors_BC, axis=1, keepdims=True).clip(1e-12)
+        told = vectors_BC.tolist() if fields["encoding_format"] == "float" else [
+            base64.b64encode(vector_C).decode() for vector_C in vectors_BC]
+        return self._listed(x, "embedding", [{"embedding": each} for each in told])
 
     async def classify(self, x: Exchange, fields: JsonObject) -> JsonObject:
         labels, problem = self.served.labels, self.served.problem
         self._require(bool(labels) and problem != "regression")
-
-        def tell(values: list[list[float]]) -> list[JsonObject]:
-            logits_BK = np.array(values) / (self.served.temperature if fields["calibrated"] else 1)
-            odds_BK = np.exp(logits_BK - logits_BK.max(1, keepdims=True))
-            probs_BK = (1 / (1 + np.exp(-logits_BK)) if problem == "multi_label_classification"
-                        else odds_BK / odds_BK.sum(1, keepdims=True))
-            return [{"label": labels[int(np.argmax(probs))], "probs": probs,
-                     "num_classes": len(labels)} for probs in probs_BK.tolist()]
-
-        return await self._judged(x, fields, self._texts, "classification", tell)
+        logits_BK = await self._scores(x, fields)
+        logits_BK /= self.served.temperature if fields["calibrated"] else 1
+        odds_BK = np.exp(logits_BK - logits_BK.max(1, keepdims=True))
+        probs_BK = (1 / (1 + np.exp(-logits_BK)) if problem == "multi_label_classification"
+                    else odds_BK / odds_BK.sum(1, keepdims=True))
+        return self._listed(x, "classification", [
+            {"label": labels[int(np.argmax(probs))], "probs": probs, "num_classes": len(labels)}
+            for probs in probs_BK.tolist()])
 
     async def score(self, x: Exchange, fields: JsonObject) -> JsonObject:
         self._require(self.served.problem == "regression")
-        return await self._judged(x, fields, self._conversation, "score",
-                                  lambda values: [{"score": score} for score, in values])
-
-    async def keep_feedback(self, x: Exchange, fields: JsonObject) -> JsonObject:
-        if (fields["label"] is None) == (fields["score"] is None):
-            raise Refused("invalid_value", "label: give it or score, one of them", "label")
-        if not self.feedback.write({"time": round(time.time(), 3), "key": x.owner[:8], **fields}):
-            raise Refused("not_kept", "the feedback cannot be written; try again later")
-        return {"id": fields["id"], "kept": True}
-
-    async def tokenize(self, x: Exchange, fields: JsonObject) -> JsonObject:
-        ((_, ids),) = await self._aside(self._prompts, fields)
-        return {"tokens": ids, "count": len(ids), "max_model_len": self.context}
-
-    async def detokenize(self, x: Exchange, fields: JsonObject) -> JsonObject:
-        decode = partial(self.tokenizer.decode, special=True)
-        return {"prompt": await self._aside(decode, fields["tokens"])}
+        scores_B1 = await self._scores(x, fields)
+        return self._listed(x, "score", [{"score": score} for score, in scores_B1.tolist()])
 
     async def models(self, x: Exchange, fields: JsonObject) -> JsonObject:
         adapters = self.served.models
@@ -265,25 +251,9 @@ class Api:
         return {"object": "list", "data": [
             {"id": name, **same, "parent": base if name != base else None} for name in adapters]}
 
-    async def info(self, x: Exchange, fields: JsonObject) -> JsonObject:
-        served, is_causal = self.served, self.model.spec.is_causal
-        pooling = "last token" if is_causal else "mean of all tokens"
-        return {"version": version("ftcore"), "fingerprint": served.fingerprint,
-                "models": [*served.models], "task": self.model.task, "labels": served.labels,
-                "problem": served.problem, "context": self.context,
-                "embedding": f"{pooling}, of length 1", "chat": bool(self.tokenizer.chat_template)}
-
-    async def openapi(self, x: Exchange, fields: JsonObject) -> JsonObject:
-        paths, answers = {}, {"default": {"description": "an answer, or an error object"}}
-        for path, fields_of in self.fields.items():
-            schema = {"application/json": {"schema": fields_of.schema(fields_of.rule)}}
-            body = {"requestBody": {"content": schema}} if ROUTES[path][1] else {}
-            paths[path] = {"post" if body else "get": {"responses": answers, **body}}
-        about = {"title": "ftcore", "version": version("ftcore")}
-        return {"openapi": "3.1.0", "info": about, "paths": paths}
-
     async def metrics(self, x: Exchange, fields: JsonObject) -> None:
-        x.reply(200, self.meters.text(), "text/plain; version=0.0.4; charset=utf-8")
+        told = generate_latest(self.meters.registry)
+        x.reply(200, told, "text/plain; version=0.0.4; charset=utf-8")
 
     async def live(self, x: Exchange, fields: JsonObject) -> JsonObject:
         return {"status": "ok"}
@@ -292,8 +262,3 @@ class Api:
         if self.engine.is_broken or time.monotonic() - self.engine.beat > LATE:
             raise Refused("not_ready", "the engine does not work")
         return {"status": "ok"}
-
-    async def try_out(self, x: Exchange, fields: JsonObject) -> JsonObject:
-        sampling = Sampling(1) if self.model.task == "lm" else None
-        await Work(self.service, x, [Job([0], sampling)]).run()
-        return await self.ready(x, fields)

@@ -1,19 +1,18 @@
 """HTTP/1.1 on asyncio streams: one request a connection, with a deadline and a cap on everything.
 
     connection -> head (h11 parses it, within head_seconds) -> Host or key -> route -> body (within
-    body_seconds) -> the route's coroutine beside a guard -> an answer, events, or an error object
+    body_seconds) -> the route's coroutine, watched -> an answer, events, or an error object
 
 A head is refused where readers differ about it: bare line ends, folded lines, a transfer encoding,
-one of ONCE twice. What comes behind the body is never read as a request. The guard cancels the
-coroutine, which frees what it holds, once the client leaves, reads too slowly or time is over. The
-log has a line a request, with no text of it.
+one of ONCE twice. What comes behind the body is never read as a request. The coroutine is ended,
+which frees what it holds, once the client leaves, reads too slowly or time is over. The log has a
+line a request, with no text of it.
 """
 
 import asyncio
 import hashlib
 import hmac
 import json
-import math
 import os
 import re
 import secrets
@@ -30,11 +29,11 @@ from pathlib import Path
 
 import h11
 
-from ftcore.deploy.meters import Lines, Meters
+from ftcore.deploy.meters import Meters
 from ftcore.deploy.options import ServeConfig
 
 MAX_HEAD, MAX_FIELDS, BACKLOG = 16 * 1024, 64, 1024  # bytes, fields, waiting connections
-TICK, KEEP_ALIVE, LINGER = 0.25, 15.0, 1.0  # seconds
+TICK, LINGER = 0.25, 1.0  # seconds
 ONCE = (b"host", b"content-length", b"authorization", b"content-type")
 STRAY = re.compile(rb"(?<!\r)\n|\r(?!\n)|\r\n[ \t]")
 JSON, EVENTS = "application/json", "text/event-stream; charset=utf-8"
@@ -46,27 +45,22 @@ class Refused(Exception):
     """A request gets an error object: a code of errors.toml, what is wrong, the field at fault."""
 
     def __init__(self, code: str, message: str, param: str | None = None, **headers: str) -> None:
+        message = f"{param}: {message}" if param else message
         super().__init__(message)
         self.status, kind, *ends = ERRORS[code]
         self.code, self.headers, self.end = code, headers, (*ends, code)[0]
         error = {"message": message, "type": kind, "param": param, "code": code}
         self.body = json.dumps({"error": error}).encode()
 
-class Left(Exception):
-    """The client has closed its side, or is cut off: nothing more can be said to it."""
-
 class Exchange:
     """One request and its answer. `route` is empty of unknown ones, `owner` a hash of the key,
     `told` what the log says beside time and end; `began` is when the head was read."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter,
-                 cap: int) -> None:
-        self.reader, self.writer, self.cap = reader, writer, cap
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
         self.id, self.began = secrets.token_hex(12), time.monotonic()
         self.method = self.route = self.owner = ""
         self.body, self.told, self.status = b"", {}, 0
-        self.is_streamed = self.is_slow = False
-        self.sent = self.began  # when the last bytes were
 
     def reply(self, status: int, body: bytes, kind: str = JSON, **headers: str) -> None:
         """The whole answer; of events the head."""
@@ -76,64 +70,54 @@ class Exchange:
                   "X-Content-Type-Options": "nosniff", "X-Request-Id": self.id, **length, **headers}
         lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in fields.items())
         head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n{lines}\r\n"
-        self.writer.write(head.encode() + (b"" if self.method == "HEAD" else body))
+        self.writer.write(head.encode() + body)
 
-    def send(self, event: bytes | None) -> None:
-        """One server-sent event; None: a comment, which keeps the connection alive."""
+    def send(self, event: bytes) -> None:
+        """One server-sent event."""
         if not self.status:
             self.reply(200, b"", EVENTS)
-        if not self.is_slow:
-            self.writer.write(b": keep-alive\n\n" if event is None else b"data: %b\n\n" % event)
-        self.sent = time.monotonic()
-        self.is_slow |= self.writer.transport.get_write_buffer_size() > self.cap
+        self.writer.write(b"data: %b\n\n" % event)
 
-    def refuse(self, error: Refused) -> None:
-        """The error as the answer or, where events were sent, as the last of them."""
-        if self.status:
-            self.send(error.body)
-        else:
-            self.reply(error.status, error.body, **error.headers)
+    async def gone(self) -> None:
+        """Returns once the client has closed its side; what it sends until then is not read."""
+        while await self.reader.read(MAX_HEAD):
+            pass
 
-    async def close(self, stall_seconds: float) -> None:
-        """Hand over what is written, as long as some of it is read. A client loses it where this
-        side closes before all that it sent is read, so it may close first, a little while."""
-        size, before = self.writer.transport.get_write_buffer_size, math.inf
+    async def close(self, seconds: float) -> None:
+        """Let the client read what is written. It loses that where this side closes before all that
+        it sent is read, so it may close first, a little while."""
         with suppress(OSError, TimeoutError):
-            while 0 < (left := size()) < before:
-                before = left
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(stall_seconds):
-                        await self.writer.drain()
+            async with asyncio.timeout(seconds):
+                await self.writer.drain()
             self.writer.write_eof()
-            async with asyncio.timeout(0 if left else LINGER):
-                while await self.reader.read(MAX_HEAD):
-                    pass
+            async with asyncio.timeout(LINGER):
+                await self.gone()
         self.writer.transport.abort()
 
 Handler = Callable[[Exchange], Awaitable[bytes | None]]  # returns JSON, or None: it has answered
 
 class Server:
-    """Takes requests for `routes` (path -> method -> coroutine) until a signal, or `is_broken`."""
+    """Takes requests for `routes` (path -> method, coroutine) until a signal, or `is_broken`."""
 
-    def __init__(self, routes: Mapping[str, Mapping[str, Handler]], is_broken: Callable[[], bool],
-                 options: ServeConfig, meters: Meters, log: Lines) -> None:
+    def __init__(self, routes: Mapping[str, tuple[str, Handler]], is_broken: Callable[[], bool],
+                 options: ServeConfig, meters: Meters) -> None:
         self.routes, self.is_broken, self.options = routes, is_broken, options
-        self.meters, self.log, self.open = meters, log, set[Exchange]()
-        meters.connections.set_function(lambda: len(self.open))
+        self.meters, self.open = meters, set[Exchange]()
+        how = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+        self.log = os.open(options.log, how, 0o644) if options.log else 2  # 2: standard error
+        meters["http_connections"].set_function(lambda: len(self.open))
         self.stop_at = 0.0  # when running requests are cut off; 0: it is not stopping
         keys = options.api_key_file.read_bytes().split() if options.api_key_file else ()
         self.keys = [hashlib.sha256(key).digest() for key in keys]
-        self.free = FREE | ({"/metrics"} if options.public_metrics else set())
 
     async def run(self, ready: Callable[[int], None]) -> int:
         """Serve; `ready` is told the port. Returns the exit code: 1 if broken."""
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self._stop)
-        how = {"limit": MAX_HEAD, "backlog": BACKLOG}
-        where = self.options.host, self.options.port
-        server = await asyncio.start_server(self._connected, *where, **how)
-        most = 1024 * self.options.send_buffer_kib
+        server = await asyncio.start_server(self._connected, self.options.host, self.options.port,
+                                            limit=MAX_HEAD, backlog=BACKLOG)
         for each in server.sockets:  # else the system holds some MiB more for a slow reader
+            most = 1024 * self.options.send_buffer_kib
             each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, most)
         ready(server.sockets[0].getsockname()[1])
         while not self.is_broken() and not (self.stop_at and not self.open):
@@ -147,54 +131,68 @@ class Server:
         self.stop_at = time.monotonic() + self.options.drain_seconds
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        x, options = Exchange(reader, writer, 1024 * self.options.send_buffer_kib), self.options
+        x, end, refused = Exchange(reader, writer), "ok", None
         writer.transport.set_write_buffer_limits(0)  # drain waits for all
         self.open.add(x)
         try:
-            if len(self.open) > options.connections:
-                said = f"{options.connections} are open (--connections)"
+            if len(self.open) > self.options.connections:
+                said = f"{self.options.connections} are open (--connections)"
                 raise Refused("too_many_connections", said, Retry_After="1")
-            if (body := await self._guarded(x, await self._received(x))) is not None:
+            if (body := await self._watched(x, await self._received(x))) is not None:
                 x.reply(200, body)
-            end = x.told.get("reason", "ok")
+            end = x.told.get("reason", end)
         except Refused as error:
-            end = error.end
-            x.refuse(error)
-        except (Left, OSError):
+            refused = error
+        except TimeoutError:
+            part = "body" if x.method else "head"
+            refused = Refused("request_timeout", f"the {part} took too long (--{part}-seconds)")
+        except (OSError, EOFError):  # the client has left, or is cut off
             end = "cancelled"
             writer.transport.abort()
         except Exception as error:  # its message may hold text of the request, its place does not
-            end = "error"
             print(*traceback.format_tb(error.__traceback__), type(error), file=sys.stderr)
-            x.refuse(Refused("internal_error", "the server failed at this; its log says where"))
+            refused = Refused("internal_error", "the server failed at this; its log says where")
+        if refused:
+            end = refused.end
+            if x.status:  # events were sent: this is the last of them
+                x.send(refused.body)
+            else:
+                x.reply(refused.status, refused.body, **refused.headers)
         if x.method or x.status:
             meters, seconds = self.meters, time.monotonic() - x.began
-            meters.counters["requests_received"].inc(not x.method)  # a head that was none
-            meters.histograms["request_seconds"].observe(seconds)
-            (meters.rejected if end in ERRORS else meters.finished).labels(end).inc()
-            self.log.write({"time": round(time.time(), 3), "id": x.id, "route": x.route or "other",
-                            "status": x.status, "end": end, "key": x.owner[:8],
-                            "seconds": round(seconds, 4), **x.told})
-        await x.close(options.stall_seconds)
+            meters["requests_received"].inc(not x.method)  # a head that was none
+            meters["request_seconds"].observe(seconds)
+            meters["request_rejected" if end in ERRORS else "request_finished"].labels(end).inc()
+            for name in x.told.keys() & {"prompt_tokens", "generation_tokens"}:
+                meters[name].inc(x.told[name])
+                meters[f"request_{name}"].observe(x.told[name])
+            told = {"time": time.time(), "id": x.id, "route": x.route or "other", "end": end,
+                    "status": x.status, "key": x.owner[:8], "seconds": seconds, **x.told}
+            line, size = json.dumps(told).encode() + b"\n", 0
+            with suppress(OSError):
+                size = os.write(self.log, line)
+            meters["lines_lost"].inc(size < len(line))
+        await x.close(self.options.stall_seconds)
         self.open.discard(x)
 
     async def _received(self, x: Exchange) -> Handler:
         """The route that a request asks for, once all of it is there and allowed."""
         options = self.options
         try:
-            head = await within(options.head_seconds, "head", x.reader.readuntil(b"\r\n\r\n"))
+            async with asyncio.timeout(options.head_seconds):
+                head = await x.reader.readuntil(b"\r\n\r\n")
         except asyncio.LimitOverrunError:
             raise Refused("head_too_large", f"the head has more than {MAX_HEAD} bytes") from None
-        x.began = time.monotonic()
-        x.method, path, fields = parsed(head)
-        self.meters.counters["requests_received"].inc()
+        x.began, request = time.monotonic(), parsed(head)
+        path, fields = request.target.partition(b"?")[0].decode("latin-1"), dict(request.headers)
+        x.method = request.method.decode()
+        self.meters["requests_received"].inc()
         x.owner = self._owner(fields, path)
-        if (methods := self.routes.get(path)) is None:
-            raise Refused("unknown_route", "no such route; /openapi.json lists them")
-        x.route = path
-        if x.method not in methods:
-            allowed = ", ".join(methods)
-            raise Refused("method_not_allowed", f"this route takes {allowed}", Allow=allowed)
+        if path not in self.routes:
+            raise Refused("unknown_route", f"no such route: there are {', '.join(self.routes)}")
+        x.route, (method, handler) = path, self.routes[path]
+        if x.method != method:
+            raise Refused("method_not_allowed", f"this route takes {method}", Allow=method)
         if self.stop_at and path not in ALIVE:
             raise Refused("draining", "the server is stopping; ask another", Retry_After="5")
         if x.method == "POST":
@@ -204,10 +202,9 @@ class Server:
                 raise Refused("length_required", "a body needs Content-Length")
             if size > 1024 * options.body_kib:
                 raise Refused("body_too_large", f"more than {options.body_kib} KiB (--body-kib)")
-            if fields.get(b"expect", b"").lower() == b"100-continue":
-                x.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            x.body = await within(options.body_seconds, "body", x.reader.readexactly(size))
-        return methods[x.method]
+            async with asyncio.timeout(options.body_seconds):
+                x.body = await x.reader.readexactly(size)
+        return handler
 
     def _owner(self, fields: Mapping[bytes, bytes], path: str) -> str:
         """Hash of the key. Without keys Host keeps out what a page of another site asks for."""
@@ -223,70 +220,50 @@ class Server:
             is_known |= hmac.compare_digest(given, known)
         if is_known and word.lower() == b"bearer":
             return given.hex()
-        if path in self.free:
+        if path in FREE or self.options.public_metrics and path == "/metrics":
             return ""
         said = "this server needs a known API key: Authorization: Bearer KEY"
         raise Refused("invalid_api_key", said, WWW_Authenticate="Bearer")
 
-    async def _guarded(self, x: Exchange, handler: Handler) -> bytes | None:
-        """What the route answers, unless the guard ends it first."""
-        tasks = work, guard = [asyncio.ensure_future(f) for f in (handler(x), self._guard(x))]
+    async def _watched(self, x: Exchange, handler: Handler) -> bytes | None:
+        """What the route answers, unless something ends it first."""
+        options, unsent, moved = self.options, 0, time.monotonic()
+        size = x.writer.transport.get_write_buffer_size  # bytes that the client has not read
+        tasks = work, gone = [asyncio.ensure_future(each) for each in (handler(x), x.gone())]
         try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            return await (work if work.done() else guard)
+            while True:
+                await asyncio.wait(tasks, timeout=TICK, return_when=asyncio.FIRST_COMPLETED)
+                if work.done():
+                    return await work
+                now, before, unsent = time.monotonic(), unsent, size()
+                moved = now if unsent < before or not unsent else moved
+                is_slow = now > moved + options.stall_seconds
+                is_slow |= unsent > 1024 * options.send_buffer_kib
+                self.meters["slow_client_dropped"].inc(is_slow)
+                if is_slow or gone.done():
+                    raise ConnectionResetError
+                if now > x.began + options.request_seconds:
+                    said = f"it took more than {options.request_seconds:g} s (--request-seconds)"
+                    raise Refused("time_limit", said)
+                if self.stop_at and now > self.stop_at:
+                    raise Refused("shutting_down", "the server stops before the answer is complete")
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _guard(self, x: Exchange) -> None:
-        """Raises what ends a request early, when something does."""
-        options, unsent, moved = self.options, 0, time.monotonic()
-        while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(TICK):
-                    if not await x.reader.read(MAX_HEAD):
-                        raise Left
-            now, before = time.monotonic(), unsent
-            unsent = x.writer.transport.get_write_buffer_size()
-            moved = now if unsent < before or not unsent else moved
-            x.is_slow |= now > moved + options.stall_seconds
-            if x.is_slow:
-                self.meters.counters["slow_client_dropped"].inc()
-                raise Left
-            if now > x.began + options.request_seconds:
-                said = f"it took more than {options.request_seconds:g} s (--request-seconds)"
-                raise Refused("time_limit", said)
-            if self.stop_at and now > self.stop_at:
-                raise Refused("shutting_down", "the server stops before the answer is complete")
-            if x.is_streamed and now > x.sent + KEEP_ALIVE:
-                x.send(None)
-
-async def within(seconds: float, part: str, reading: Awaitable[bytes]) -> bytes:
-    """A part of a request, read by a deadline."""
-    try:
-        async with asyncio.timeout(seconds):
-            return await reading
-    except TimeoutError:
-        said = f"the {part} took more than {seconds:g} s (--{part}-seconds)"
-        raise Refused("request_timeout", said) from None
-    except asyncio.IncompleteReadError:
-        raise Left from None
-
-def parsed(head: bytes) -> tuple[str, str, dict[bytes, bytes]]:
-    """Method, path and fields (by names in lower case) of a head."""
-    names = [name.lower() for name in re.findall(rb"\r\n([^:\r\n]+):", head)]
+def parsed(head: bytes) -> h11.Request:
+    names, event = re.findall(rb"\r\n([^:\r\n]+):", head.lower()), None
     if len(names) > MAX_FIELDS:
         raise Refused("head_too_large", f"the head has more than {MAX_FIELDS} fields")
-    has_encoding, event = b"transfer-encoding" in names, None
+    has_encoding = b"transfer-encoding" in names
     if has_encoding and b"content-length" not in names:
         raise Refused("length_required", "Transfer-Encoding is not taken: send Content-Length")
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
     connection.receive_data(head)
     with suppress(h11.RemoteProtocolError):
         event = connection.next_event()
-    twice = [name.decode() for name in ONCE if names.count(name) > 1]
-    if not event or event.http_version > b"1.1" or has_encoding or twice or STRAY.search(head):
-        raise Refused("bad_framing", f"{(*twice, 'the head')[0]} is not as HTTP/1.1 has it, once")
-    path = event.target.partition(b"?")[0].decode("latin-1")
-    return event.method.decode(), path, dict(event.headers)
+    is_odd = has_encoding or STRAY.search(head) or any(names.count(name) > 1 for name in ONCE)
+    if is_odd or not isinstance(event, h11.Request) or event.http_version > b"1.1":
+        raise Refused("bad_framing", "the head is not as HTTP/1.1 has it, each field once")
+    return event

@@ -26,7 +26,7 @@ class ServeConfig(Section):
     body_seconds: Positive = 10.0  # from there to the end of the body
     queue_seconds: Positive = 30.0  # until the first token
     request_seconds: Positive = 300.0  # of a request in all
-    stall_seconds: Positive = 30.0  # in which a client reads nothing
+    stall_seconds: Positive = 30.0  # in which a client reads nothing, or not the rest
     drain_seconds: NotNegative = 30.0  # for running requests, after the first signal to stop
     body_kib: Count = 1024  # KiB of a body
     send_buffer_kib: Count = 256  # KiB that a client has not read
@@ -37,4 +37,3 @@ class ServeConfig(Section):
     stop_strings: Count = 4  # strings that end an answer, of one request
     bias_entries: Count = 300  # of logit_bias
     log: Path | None = None  # file of a JSON line a request, without texts; None: standard error
-    feedback: Path = Path("feedback.jsonl")  # file that /v1/feedback adds to

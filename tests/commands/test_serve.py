@@ -20,12 +20,12 @@ def test_an_adapter_is_served_beside_its_base(
     few = ("--eval.max-new-tokens", "4", "--optim.lr", "0.1", "--peft.rank", "4")
     data = ("--model.path", str(qwen3), "--data.train", files["chat"])
     run("train", "sft", *data, *few, *SHORT, "a")
-    ask = Asked("runs/a", tmp_path)
+    ask = Asked("runs/a")
     assert ask.api.served.models == {"a": "default", qwen3.name: None}
     said = [ask("/v1/embeddings", input="one", **named)["data"][0]["embedding"]
             for named in ({}, {"model": "a"}, {"model": qwen3.name})]
     assert said[0] == said[1] != said[2]
-    more = Asked(str(qwen3), tmp_path, flags=("--adapter", "b=runs/a/adapter"))
+    more = Asked(str(qwen3), flags=("--adapter", "b=runs/a/adapter"))
     assert more.api.served.models == {qwen3.name: None, "b": "served-1"}
     said += [more("/v1/embeddings", input="one", model=name)["data"][0]["embedding"]
              for name in ("b", qwen3.name)]
@@ -38,7 +38,7 @@ def test_a_classifier_says_what_its_evaluation_says(
 ) -> None:
     data = ("--data.train", files["train"], "--data.test", files["test"], "--peft.method", method)
     summary, _ = run("train", "classify", "--model.path", str(bert), *data, *SHORT, "a")
-    ask = Asked("runs/a", tmp_path)
+    ask = Asked("runs/a")
     assert ask.api.served.models == {"a": "default" if method == "lora" else None}
     texts = [line.split("\t")[1] for line in Path(files["test"]).read_text("utf-8").splitlines()]
     told = ask("/v1/classify", input=texts[1:])["data"]
@@ -54,7 +54,7 @@ def test_a_reward_model_gives_scores(
 ) -> None:
     data = ("--data.train", files["pairs"], "--data.prompt", "prompt")
     run("train", "reward", "--model.path", str(qwen3), *data, *SHORT, "a")
-    ask = Asked("runs/a", tmp_path)
+    ask = Asked("runs/a")
     assert isinstance(ask("/v1/score", messages=TALK)["data"][0]["score"], float)
 
 def test_a_run_that_has_not_finished_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

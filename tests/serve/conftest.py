@@ -216,8 +216,8 @@ def witnessed(client: Client) -> Iterator[Client]:
 class Asked:
     """Routes of a model, without a socket."""
 
-    def __init__(self, path: str, folder: Path, flags: tuple[str, ...] = (), **more: Any) -> None:
-        words = ["--precision", "fp32", "--threads", "1", "--feedback", str(folder / "feedback")]
+    def __init__(self, path: str, flags: tuple[str, ...] = (), **more: Any) -> None:
+        words = ["--precision", "fp32", "--threads", "1"]
         config = options(ServeConfig, [*words, *flags], script="serve.py")
         self.loaded, about = serve.opened(path, config)
         self.model = self.loaded.model
@@ -230,10 +230,10 @@ class Asked:
     def __call__(self, path: str, **body: Any) -> dict[str, Any]:
         async def ask() -> bytes | None:
             self.api.start()
-            x = Exchange(None, None, 0)
+            x = Exchange(None, None)
             x.method, x.body = "POST", json.dumps(body).encode()
             try:
-                return await self.api.routes[path]["POST"](x)
+                return await self.api.routes[path][1](x)
             finally:
                 self.engine.is_stopping = True
                 self.engine.news.set()

@@ -55,8 +55,6 @@ CASES: dict[str, tuple[Ask, Expected]] = {
     "3 max_tokens digits": body(ASKED.replace('1}', "1" * 5000 + "}").encode(), "max_tokens"),
     **{f"4 temperature {bad}": body(ASKED.replace("}]", f'}}], "temperature": {bad}').encode(),
                                     "temperature") for bad in ("NaN", "1e400", "-0.1", "2.1")},
-    "4 score": (lambda c: c.post("/v1/feedback", b'{"id": "x", "score": NaN}'),
-                (400, "invalid_value", "score")),
     "5 twice": body(ASKED.replace("{", '{"max_tokens": 2, ', 1).encode(), "max_tokens",
                     "duplicate_key"),
     "5 twice within": body(b'{"messages": [{"role": "user", "role": "user"}]}', "role",
@@ -100,6 +98,7 @@ CASES: dict[str, tuple[Ask, Expected]] = {
     "14 regex": chat("structured_outputs", FIELD, structured_outputs={"regex": "(a+)+b"}),
     "14 suffix": text("suffix", FIELD, suffix="x"),
     "14 best_of": text("best_of", FIELD, best_of=2),
+    "14 echo": text("echo", FIELD, echo=True),
     **{f"15 {ascii(bad)[:12]}": (lambda client, bad=bad: client.chat(model=bad),
                                  (404, "model_not_found", "model"))
        for bad in ("../../etc", "a\0b", "/etc", "x" * 1_000_000, "", "%2e%2e")},
@@ -112,12 +111,13 @@ CASES: dict[str, tuple[Ask, Expected]] = {
                    (400, "unsupported_task", "model")),
     "16 scores": (lambda c: c.post("/v1/score", {"messages": [USER]}),
                   (400, "unsupported_task", "model")),
-    "17 two keys": (head(b"GET /info HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer a\r\n"
+    "17 two keys": (head(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer a\r\n"
                          b"Authorization: Bearer a"), (400, "bad_framing", None)),
     "18 body": (head(START + b"Content-Length: 5242880"), (413, "body_too_large", None)),
     "18 gigabyte": (head(START + b"Content-Length: 1073741824"), (413, "body_too_large", None)),
-    "18 head": (head(b"GET /info HTTP/1.1\r\nX: " + b"x" * 20_480), (431, "head_too_large", None)),
-    "18 fields": (head(b"GET /info HTTP/1.1\r\nHost: localhost" + b"\r\nX: y" * 65),
+    "18 head": (head(b"GET /health HTTP/1.1\r\nX: " + b"x" * 20_480),
+                (431, "head_too_large", None)),
+    "18 fields": (head(b"GET /health HTTP/1.1\r\nHost: localhost" + b"\r\nX: y" * 65),
                   (431, "head_too_large", None)),
     "19 chunked": (head(START + b"Transfer-Encoding: chunked"), (411, "length_required", None)),
     "19 no length": (head(START.removesuffix(b"\r\n")), (411, "length_required", None)),
@@ -130,7 +130,7 @@ CASES: dict[str, tuple[Ask, Expected]] = {
         b"X: a\0b", b"Content-Length 5")},
     "19 http/2": (head(b"PRI * HTTP/2.0"), (400, "bad_framing", None)),
     "19 http/0.9": (head(b"GET /"), (400, "bad_framing", None)),
-    "19 no host": (head(b"GET /info HTTP/1.1"), (400, "bad_framing", None)),
+    "19 no host": (head(b"GET /v1/models HTTP/1.1"), (400, "bad_framing", None)),
     "20 method": (lambda c: parsed(c.raw(c.head("PUT", "/v1/models", None))),
                   (405, "method_not_allowed", None)),
     "20 path": (lambda c: c.get("/v1/../etc/passwd"), (404, "unknown_route", None)),
@@ -181,7 +181,7 @@ def test_drip_feeding_ends_at_the_deadline(part: str, server: Client) -> None:
 def test_many_half_requests_leave_the_others_alone(server: Client) -> None:
     half = [server.connect() for _ in range(200)]
     for sock in half:
-        sock.sendall(b"GET /info HTTP/1.1\r\n")
+        sock.sendall(b"GET /v1/models HTTP/1.1\r\n")
     assert server.complete().status == 200
     assert parsed(half[0].recv(65536)).status == 408
     for sock in half:

@@ -18,7 +18,6 @@ from ftcore.data.chat import render_text
 from ftcore.deploy import fields
 from ftcore.deploy.answers import Answers
 from ftcore.deploy.http import Refused, Server
-from ftcore.deploy.meters import Lines
 from tests.serve.conftest import QWEN3, Asked, filled
 
 BERT = {"model_type": "bert", "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
@@ -36,7 +35,7 @@ def made(decoder: Path, tmp_path: Path) -> Make:
         for name in ("tokenizer.json", "tokenizer_config.json"):
             shutil.copy(decoder / name, folder)
         filled(folder, {**config, "vocab_size": 300}, task)
-        return Asked(str(folder), tmp_path, **more)
+        return Asked(str(folder), **more)
 
     return make
 
@@ -103,7 +102,7 @@ def test_texts_are_read_beside_the_event_loop(made: Make, monkeypatch: pytest.Mo
 
         monkeypatch.setattr(owner, name, call)
 
-    for owner, name in ((fields, "read_json"), (chat, "render_text"),
+    for owner, name in ((fields.Fields, "_object"), (chat, "render_text"),
                         (ask.tokenizer, "encode"), (ask.tokenizer, "encode_pairs")):
         watched(owner, name)
     ask("/v1/completions", prompt="one", max_tokens=1)
@@ -127,15 +126,22 @@ def test_what_fails_in_the_text_ends_one_request(
     assert ask("/v1/completions", prompt="one", max_tokens=5, temperature=0)["choices"]
     assert not ask.engine.running
 
-def test_a_broken_engine_ends_the_server(made: Make, tmp_path: Path) -> None:
+def test_a_stop_string_frees_the_place(made: Make) -> None:
+    ask = made(QWEN3, "lm")
+    asked = {"prompt": "one", "temperature": 0, "ignore_eos": True}
+    (choice,) = ask("/v1/completions", **asked, max_tokens=20)["choices"]
+    before = ask.engine.num_steps
+    ask("/v1/completions", **asked, max_tokens=2000, stop=choice["text"][:2])
+    assert ask.engine.num_steps < before + 1500
+
+def test_a_broken_engine_ends_the_server(made: Make) -> None:
     ask = made(QWEN3, "lm")
     ask.engine.failures = 3
     api = ask.api
     with pytest.raises(Refused, match="does not work"):
         asyncio.run(api.ready(None, {}))
     config = replace(api.options, port=0)
-    log = Lines(tmp_path / "log", api.meters)
-    server = Server(api.routes, lambda: ask.engine.is_broken, config, api.meters, log)
+    server = Server(api.routes, lambda: ask.engine.is_broken, config, api.meters)
     assert asyncio.run(server.run(lambda port: None)) == 1
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,7 @@
 """Text while it grows: half characters and half stop strings are held back."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 from ftcore.data.tokenizer import Tokenizer
-from ftcore.deploy.text import Speech, spelled
+from ftcore.deploy.answers import Choice, spelled
 from ftcore.model.sampling import Token
 
 @pytest.fixture(scope="module")
@@ -33,8 +34,15 @@ def piecewise(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     (folder / "tokenizer_config.json").write_text(json.dumps(config), "utf-8")
     return Tokenizer.load(folder)
 
-def pieces(speech: Speech, ids: list[int]) -> list[str]:
-    return [*(speech.add(Token(id_)) for id_ in ids), speech.end()]
+def pieces(choice: Choice, ids: list[int]) -> list[str]:
+    """What each token adds to the text, and then its end; none after a stop."""
+    texts = [""]
+    for id_ in ids:
+        if not choice.reason:
+            choice.add(Token(id_))
+        texts.append(choice.text)
+    choice.end("length")
+    return [new.removeprefix(old) for old, new in pairwise([*texts, choice.text])]
 
 def test_pieces_make_the_text_of_all_tokens(bytewise: Tokenizer) -> None:
     draw = np.random.default_rng(0)
@@ -42,19 +50,19 @@ def test_pieces_make_the_text_of_all_tokens(bytewise: Tokenizer) -> None:
     several = [bytewise.encode(text).ids_T.tolist() for text in texts]
     several += [draw.integers(0, 300, 40).tolist() for _ in range(200)]  # mostly no UTF-8
     for ids in several:
-        said = pieces(Speech(bytewise, []), ids)
+        said = pieces(Choice(bytewise, []), ids)
         assert "".join(said) == bytewise.decode(ids)
-    said = pieces(Speech(bytewise, []), several[0])
+    said = pieces(Choice(bytewise, []), several[0])
     assert "\ufffd" not in "".join(said) and "" in said[:-1]
 
 def test_an_answer_is_trimmed_as_its_tokenizer_does(piecewise: Tokenizer) -> None:
     one, two = piecewise.id_of("\u2581one"), piecewise.id_of("two")
     euro = [piecewise.id_of(f"<0x{byte:02X}>") for byte in "\u20ac".encode()]
     ids = [one, two, *euro, one, piecewise.eos_id]
-    assert pieces(Speech(piecewise, [], trims=True), ids) == [
+    assert pieces(Choice(piecewise, [], trims=True), ids) == [
         "one", "two", "", "", "\u20ac", " one", "", ""]
     assert piecewise.decode(ids) == "onetwo\u20ac one"
-    assert "".join(pieces(Speech(piecewise, []), ids)) == " onetwo\u20ac one"
+    assert "".join(pieces(Choice(piecewise, []), ids)) == " onetwo\u20ac one"
 
 @pytest.mark.parametrize("stops", [["other"], ["d the \u20ac o"], ["x", "e and"], ["ot", "other"],
                                    ["one"], ["\u20ac"]])
@@ -62,10 +70,10 @@ def test_a_stop_is_found_across_tokens(stops: list[str], bytewise: Tokenizer) ->
     text = "one and the \u20ac other"
     ids = bytewise.encode(text).ids_T.tolist()
     for tokens in (ids, [bytewise.id_of(c) for c in map(shown, text.encode())]):
-        speech = Speech(bytewise, stops)
-        said = pieces(speech, tokens)
+        choice = Choice(bytewise, stops)
+        said = pieces(choice, tokens)
         assert "".join(said) == text[: min(text.find(s) for s in stops if s in text)]
-        assert speech.is_stopped
+        assert choice.reason == "stop"
 
 def shown(byte: int) -> str:
     """A byte as ByteLevel writes it."""
@@ -74,14 +82,9 @@ def shown(byte: int) -> str:
     return next(character for character, value in BYTE_OF.items() if value == byte)
 
 def test_what_only_begins_a_stop_is_said_in_the_end(bytewise: Tokenizer) -> None:
-    speech = Speech(bytewise, ["other!"])
-    said = pieces(speech, bytewise.encode("the other").ids_T.tolist())
-    assert "".join(said) == "the other" and said[-1] == "other" and not speech.is_stopped
-
-def test_a_prompt_is_not_searched(bytewise: Tokenizer) -> None:
-    ids = bytewise.encode("the one").ids_T.tolist()
-    speech = Speech(bytewise, ["one"], prompt_tokens=len(ids))
-    assert "".join(pieces(speech, ids + ids)) == "the onethe "
+    choice = Choice(bytewise, ["other!"])
+    said = pieces(choice, bytewise.encode("the other").ids_T.tolist())
+    assert "".join(said) == "the other" and said[-1] == "other" and choice.reason == "length"
 
 def test_the_alphabet_of_bytes_is_the_library_s() -> None:
     from ftcore.data.tokenizer import BYTE_OF
