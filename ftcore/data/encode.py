@@ -217,17 +217,20 @@ def take(document: Encoded, places: np.ndarray | slice) -> Encoded:
     return Encoded(document.row_id, *kept)
 
 def admit(split: Split, source: Example, document: Encoded,
-          shorten: Callable[[Encoded, int, OverLength], list[Encoded]], config: DataConfig) -> bool:
-    """Take in a document; where it has more than `max_length` tokens what `shorten` makes of it, or
-    nothing (drop), or raise DataError (error). Parts without anything to supervise are left out;
-    what is not taken as it is, is noted. False: nothing was taken."""
-    limit, made, said = config.max_length, [document], []
-    if limit is not None and len(document) > limit:
-        if config.over_length == "error":
-            what = f"{columns.place(source)}: {len(document)} tokens, {limit} are allowed"
+          shorten: Callable[[Encoded, int, OverLength], list[Encoded]], config: DataConfig, *,
+          size: int | None = None) -> bool:
+    """Take in a document; where its `size`, its own length by default, is above `max_length` tokens
+    what `shorten` makes of it, or nothing (drop), or raise DataError (error). Parts without anything
+    to supervise are left out; what is not taken whole is noted. False: nothing was taken."""
+    limit, choice, made, said = config.max_length, config.over_length, [document], []
+    size = len(document) if size is None else size
+    if limit is not None and size > limit:
+        if choice == "error":
+            what = f"{columns.place(source)}: {size} tokens, {limit} are allowed"
             raise DataError(f"{what}; raise data.max_length, or choose data.over_length for it")
-        made = [] if config.over_length == "drop" else shorten(document, limit, config.over_length)
-        said = [f"more than {limit} tokens: {config.over_length}"]
+        made = [] if choice == "drop" else shorten(document, limit, choice)
+        lost = "" if made or choice == "drop" else ", no room for a prompt"
+        said = [f"more than {limit} tokens: {choice}{lost}"]
     elif document.weights if isinstance(document.weights, float) else document.weights.any():
         split.documents.append(document)
         return True

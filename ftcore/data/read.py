@@ -19,7 +19,6 @@ from ftcore.config import Format, PairsDataConfig
 from ftcore.data import formats
 from ftcore.data.columns import DataConfig, Example, examples, require, require_some
 from ftcore.data.formats import READERS, SUFFIXES, Record, Rejected, Row
-from ftcore.data.pairs import pairs
 from ftcore.errors import DataError, nearest
 
 EXTRA = "_extra"
@@ -69,8 +68,7 @@ def _collect(config: DataConfig, paths: Sequence[str], split: str, notes: Notes)
         skipped = damaged if config.on_bad == "skip" else None
         asked = {"format": config.format, "columns": config.columns}
         rows = read_rows(paths, **asked, damaged=skipped, sources=sources)
-    make = pairs if isinstance(config, PairsDataConfig) else examples
-    kept, rejected = make(rows, config)
+    kept, rejected = examples(rows, config)
     if config.group and split == "train":
         require(rows, config.group)
         groups = {row.id: str(row.fields.get(config.group) or "") for row in rows}

@@ -49,8 +49,8 @@ def test_chats_without_messages_or_with_tools_are_rejected():
 @pytest.mark.parametrize(
     ("turns", "message"),
     [
-        ("User: hi", "column 'messages' must hold a list .*for a transcript name its speakers"),
-        ({"a": 1}, "column 'messages' must hold a list of messages; the row"),
+        ("User: hi", "column 'messages' must hold a list .*of a transcript name the speakers"),
+        ({"a": 1}, "column 'messages' must hold a list of messages; .*; the row"),
         ([USER, "hi"], 'message 2 must be {"role": ..., "content": text}'),
         ([{"role": "user"}], "message 1 must be"),
         ([{"role": "user", "content": 3}], "message 1 must be"),

@@ -11,11 +11,11 @@ import torch
 
 from ftcore.config import PairsDataConfig
 from ftcore.data.__main__ import Shown
-from ftcore.data.columns import Chat
+from ftcore.data.columns import Chat, examples
 from ftcore.data.compare import clusters, conflicts, nearly_repeated, repeated
 from ftcore.data.formats import Row
 from ftcore.data.pack import Encoded, apart, collate, is_pair
-from ftcore.data.pairs import encode_pairs, pairs
+from ftcore.data.pairs import encode_pairs
 from ftcore.data.prepare import prepare, prepared
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import ConfigError, DataError
@@ -31,7 +31,7 @@ def turn(role: str, content: str) -> dict[str, str]:
 def made(config: PairsDataConfig, *fields: dict[str, Any]) -> tuple[list[Chat], list[str]]:
     """Pairs of rows of these fields, and why others were rejected."""
     rows = [Row(f"r{n}", "pairs.jsonl", n, each) for n, each in enumerate(fields, start=1)]
-    kept, rejected = pairs(rows, config)
+    kept, rejected = examples(rows, config)
     return kept, [row.reason for row in rejected]
 
 def chat(asked: str, chosen: str, rejected: str, name: str = "a") -> Chat:

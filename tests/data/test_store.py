@@ -138,7 +138,7 @@ def test_any_field_of_prepared_data_is_kept(
     tests = {"a/b": Split(num_bytes=2), "c": Split()}
     funnel = {"rows": 3, "by reason": {"short": [1, 2.5, None]}}
     data = Reported(dev=Split(num_bytes=7), tests=tests, labels=(), funnel=funnel)
-    monkeypatch.setattr(store, "Prepared", Reported)
+    monkeypatch.setitem(store.KINDS, "Reported", Reported)
     monkeypatch.setattr("ftcore.data.prepare.prepare", lambda *args, **options: data)
     assert same(data, prepared(config, base, seed=0)[0])
 
