@@ -27,7 +27,7 @@ from ftcore.errors import ConfigError, FtcoreError
 from ftcore.files import write_file
 from ftcore.hub import lineage
 
-COLOURED, PLAIN = ("\x1b[32m", "\x1b[0m"), ("[[", "]]")  # around what is supervised in a text
+MARKS = "[[", "]]"  # around what is supervised in a text
 
 def prepare(words: list[str]) -> None:
     command = parse(words, script="python -m ftcore.data prepare")
@@ -67,35 +67,31 @@ class Shown:
         data, account = self.data, run / "data" / "funnel.json"
         if not account.is_file() or read_account(account.parent)["key"] != data.notes["key"]:
             print("warning: data or code changed since, the run may differ", file=sys.stderr)
-        self.marks = COLOURED if sys.stdout.isatty() else PLAIN
         parts = collect(config.data, {}).values()
         # of rows that stand in several splits, the place in the first, which is train
         self.places = {e.id: place(e) for part in reversed(parts) for e in part.examples}
-        num_rows, size = len(data.train.documents), config.rows_per_step
-        self.steps = StepRows(num_rows, batch_size=size, seed=config.env.seed)
-        self.num_steps = config.loop.num_steps(num_rows, size)
 
     def step(self, step: int) -> Iterator[str]:
         """The streams of one optimiser step, counted from 1, as its processes read them."""
-        if not 1 <= step <= self.num_steps:
-            raise ConfigError(f"--step {step}: steps are counted from 1 to {self.num_steps}")
-        documents = [self.data.train.documents[row] for row in self.steps(step - 1)]
+        config, documents, size = self.config, self.data.train.documents, self.config.rows_per_step
+        if not 1 <= step <= (last := config.loop.num_steps(len(documents), size)):
+            raise ConfigError(f"--step {step}: steps are counted from 1 to {last}")
+        rows = StepRows(len(documents), batch_size=size, seed=config.env.seed)(step - 1)
+        documents = [documents[row] for row in rows]
         if self.data.draw:
             documents = [self.data.draw(document, step - 1) for document in documents]
-        shares = min(self.config.env.threads, self.config.optim.batch_size)
+        shares = min(config.env.threads, config.optim.batch_size)
         for number, share in enumerate(split(list(map(len, documents)), shares)):
             lengths = [len(documents[i]) for i in share]
-            for stream in pack(lengths, self.config.loop.micro_batch_tokens):
+            for stream in pack(lengths, config.loop.micro_batch_tokens):
                 tokens = sum(lengths[i] for i in stream)
                 yield f"== step {step}, share {number}: {len(stream)} documents, {tokens} tokens"
                 for i in stream:
-                    yield from self.document(documents[share[i]])
-
-    def document(self, document: Encoded) -> Iterator[str]:
-        weight = np.sum(document.weights, dtype=np.float64)
-        where = self.places.get(document.row_id.partition(":")[0], "(its file has changed)")
-        yield f"-- {document.row_id} {where}: positions 0 to {len(document) - 1}, weight {weight:g}"
-        yield self.text(document)
+                    document = documents[share[i]]
+                    where = self.places.get(document.row_id.partition(":")[0], "(no longer there)")
+                    span = f"positions 0 to {len(document) - 1}, weight"
+                    yield f"-- {document.row_id} {where}: {span} {np.sum(document.weights):g}"
+                    yield self.text(document)
 
     def text(self, document: Encoded) -> str:
         if is_pair(document):
@@ -103,8 +99,7 @@ class Shown:
         decode = self.tokenizer.decode
         if not isinstance(document.weights, np.ndarray):
             label = document.labels
-            if self.data.labels and isinstance(label, int | np.integer):
-                label = self.data.labels[label]
+            label = self.data.labels[label] if isinstance(label, int) else label
             return f"{decode(document.tokens_T, special=True)} -> {label}"
         counts_T, config = document.weights > 0, self.config.data
         is_masked, is_tagged = (isinstance(config, c) for c in (MaskedDataConfig, TaggedDataConfig))
@@ -118,7 +113,7 @@ class Shown:
                 text += " <- " + decode(labels, special=True)
             elif counts and is_tagged:
                 text += " " + " ".join(self.data.labels[label] for label in labels)
-            shown += text.join(self.marks) if counts else text
+            shown += text.join(MARKS) if counts else text
         return shown
 
 def main(words: list[str]) -> int:

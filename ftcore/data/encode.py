@@ -219,9 +219,9 @@ def take(document: Encoded, places: np.ndarray | slice) -> Encoded:
 def admit(split: Split, source: Example, document: Encoded,
           shorten: Callable[[Encoded, int, OverLength], list[Encoded]], config: DataConfig, *,
           size: int | None = None) -> bool:
-    """Take in a document; where its `size`, its own length by default, is above `max_length` tokens
-    what `shorten` makes of it, or nothing (drop), or raise DataError (error). Parts without anything
-    to supervise are left out; what is not taken whole is noted. False: nothing was taken."""
+    """Take in a document; where its `size`, by default its length, is above `max_length` tokens
+    what `shorten` makes of it, or nothing (drop), or raise DataError (error). Parts without
+    anything to supervise are left out; all that is lost is noted. False: nothing was taken."""
     limit, choice, made, said = config.max_length, config.over_length, [document], []
     size = len(document) if size is None else size
     if limit is not None and size > limit:

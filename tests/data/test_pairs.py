@@ -226,6 +226,5 @@ def test_pairs_come_from_the_cache_and_are_shown(
     shown = Shown.__new__(Shown)
     shown.config = SimpleNamespace(data=config)
     shown.tokenizer, shown.data = base, again
-    shown.marks = ("[[", "]]")
     told = shown.text(two)
     assert "[[this<|im_end|>]]\n-- rather than\n" in told and "[[that<|im_end|>]]" in told

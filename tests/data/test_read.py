@@ -126,7 +126,7 @@ def test_blank_lines_are_no_rows(write):
     path, sources = write("a.jsonl", '\n{"x": 1}\n \n'), {}
     rows = read_rows([path, path], sources=sources)
     assert [(row.line, row.fields) for row in rows] == [(2, {"x": 1})] * 2
-    assert sources[str(path)]["rows"] == 2
+    assert sources[str(path)]["rows"] == 1
 
 def test_declared_columns(write):
     path = write("a.tsv", "1\t2\n3\t4\t5\t6\n")
