@@ -74,7 +74,8 @@ class Shown:
     def step(self, step: int) -> Iterator[str]:
         """The streams of one optimiser step, counted from 1, as its processes read them."""
         config, documents, size = self.config, self.data.train.documents, self.config.rows_per_step
-        if not 1 <= step <= (last := config.loop.num_steps(len(documents), size)):
+        last = config.loop.num_steps(len(documents), size)
+        if not 1 <= step <= last:
             raise ConfigError(f"--step {step}: steps are counted from 1 to {last}")
         rows = StepRows(len(documents), batch_size=size, seed=config.env.seed)(step - 1)
         documents = [documents[row] for row in rows]

@@ -19,7 +19,7 @@ from ftcore.data.chat import Answers, find_answers, supervise
 from ftcore.data.columns import Chat, DataConfig, Example, Labels, RowError, Text
 from ftcore.data.formats import Rejected
 from ftcore.data.pack import IGNORED, Encoded, shifted
-from ftcore.data.tokenizer import Encoding, Tokenizer
+from ftcore.data.tokenizer import Encoding, Tokenizer, no_room
 from ftcore.errors import ConfigError, DataError, ModelError
 
 Names = tuple[str, ...] | None  # of classes, by index
@@ -203,9 +203,8 @@ def pieces(document: Encoded, max_length: int, over_length: OverLength, *,
     own_T = np.flatnonzero(np.diff(encoding.offsets_T2)[:, 0])
     first, last = (own_T[0], own_T[-1] + 1) if len(own_T) else (len(encoding), len(encoding))
     special = len(encoding) - (last - first)
-    room = max_length - special
-    if room < 1:
-        raise DataError(f"data.max_length = {max_length}: {special} special tokens leave no room")
+    if (room := max_length - special) < 1:
+        raise no_room(max_length, special)
     starts = range(first, last, room)
     if over_length != "split":
         starts = [first if over_length == "cut_right" else last - room]
