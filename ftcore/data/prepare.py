@@ -34,32 +34,28 @@ Keys = Sequence[Hashable]  # one of each row
 
 def prepared(config: DataConfig, tokenizer: Tokenizer, *, seed: int,
              labels: Names = None) -> tuple[Prepared, str]:
-    """What `prepare` makes, from the cache or into it; and a line that says which. A process that
-    wants what another is making waits for it. A cache whose hashes do not agree is made anew.
-    Raises as `prepare`; CheckpointError: it cannot be written. Hashes cost some 0.6 s a GB."""
+    """What `prepare` makes, from the cache or into it; and a line that says which. A cache whose
+    hashes, at some 0.6 s a GB, do not agree is made anew. CheckpointError: it cannot be written."""
     wanted = {"seed": seed, "labels": labels}
     name, why = store.key(config, tokenizer, **wanted), ""
+    folder = config.cache and config.cache / name
     gc.disable()  # cost: Python's search for cycles would walk all rows again and again
     try:
-        if config.cache is None:
-            data = prepare(config, tokenizer, **wanted)
-            data.notes["key"] = name
+        if folder and folder.is_dir():
+            try:
+                files.verify_folder(folder)
+                return store.load(folder), f"data: from the cache {folder}"
+            except CheckpointError as error:
+                why = f"warning: {error}: made anew\n"
+        data = prepare(config, tokenizer, **wanted)
+        data.notes["key"] = name
+        if folder is None:
             return data, "data: prepared, and not kept"
-        folder = config.cache / name
-        with store.alone(config.cache, name):
-            if folder.is_dir():
-                try:
-                    files.verify_folder(folder)
-                    return store.load(folder), f"data: from the cache {folder}"
-                except CheckpointError as error:
-                    why = f"warning: {error}: made anew\n"
-            data = prepare(config, tokenizer, **wanted)
-            if store.key(config, tokenizer, **wanted) != name:
-                raise DataError("a data file changed while it was read: start again")
-            data.notes["key"] = name
-            num_tokens = sum(int(lengths(s.documents).sum()) for _, s in data.splits())
-            files.write_folder(folder, partial(store.save, data), needed_bytes=4 * num_tokens)
-            return store.load(folder), f"{why}data: prepared, and kept in the cache {folder}"
+        if store.key(config, tokenizer, **wanted) != name:
+            raise DataError("a data file changed while it was read: start again")
+        num_tokens = sum(int(lengths(s.documents).sum()) for _, s in data.splits())
+        files.write_folder(folder, partial(store.save, data), needed_bytes=4 * num_tokens)
+        return store.load(folder), f"{why}data: prepared, and kept in the cache {folder}"
     except (CheckpointError, OSError) as error:
         raise CheckpointError(f"{error}; or do without a cache: --data.cache None") from error
     finally:

@@ -7,13 +7,10 @@ Documents are mapped into memory, so that more of them than it holds can train. 
 deleted at any time.
 """
 
-import fcntl
 import hashlib
 import importlib.metadata
 import json
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -169,13 +166,3 @@ def _made(fields: dict[str, Any]) -> Any:
         return fields
     kind = KINDS[fields.pop(KIND)]
     return kind(**{n: tuple(v) if isinstance(v, list) else v for n, v in fields.items()})
-
-@contextmanager
-def alone(folder: Path, name: str) -> Iterator[None]:
-    """Hold the lock of one cache in `folder`, and clean up after who died with it."""
-    files.make_folder(folder)
-    with open(folder / "lock", "a") as file:
-        fcntl.lockf(file, fcntl.LOCK_EX, 1, int(name[:15], 16))  # one byte for each cache
-        for left in folder.glob(f"{files.TEMP}{name}-*"):
-            files.remove(left)
-        yield

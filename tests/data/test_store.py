@@ -3,7 +3,6 @@
 import errno
 import hashlib
 import json
-import multiprocessing
 import os
 import re
 import shutil
@@ -202,7 +201,7 @@ def test_a_damaged_cache_is_made_anew(
     assert same(list(made.tests["rows"].documents), list(again.tests["rows"].documents))
     assert (folder / "0/tokens.npy").read_bytes() == content
     assert "from the cache" in prepared(config, base, seed=0)[1]
-    assert entries(config.cache) == [folder.name, "lock"]
+    assert entries(config.cache) == [folder.name]
 
 def test_a_full_disk(
     base: Tokenizer, config: LabelledDataConfig, monkeypatch: pytest.MonkeyPatch
@@ -220,7 +219,7 @@ def test_a_full_disk(
         patch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(9, 9, 0))
         with pytest.raises(CheckpointError, match=r"at least [1-9]\d+ bytes needed, 0 free"):
             prepared(config, base, seed=0)
-    assert entries(config.cache) == ["lock"]
+    assert entries(config.cache) == []
 
     script = f"""
 import resource, sys
@@ -236,32 +235,8 @@ prepared(config, Tokenizer.load({str(ROOT / "ftcore/builtin/base")!r}), seed=0)
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     last = ended.stderr.splitlines()[-1]
     assert ended.returncode == 1 and "CheckpointError: cannot write" in last, ended.stderr
-    assert "--data.cache None" in last and entries(config.cache) == ["lock"]
+    assert "--data.cache None" in last and entries(config.cache) == []
     assert "kept in" in prepared(config, base, seed=0)[1]
-
-def test_two_processes_make_it_once(
-    base: Tokenizer, config: LabelledDataConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fork = multiprocessing.get_context("fork")
-    begun, lines = fork.Event(), fork.Queue()
-
-    def slowly(*args: Any, **options: Any) -> Prepared:
-        begun.set()
-        others.pop().join(0.5)  # the other process comes meanwhile, and waits
-        return prepare(*args, **options)
-
-    def work() -> None:
-        data, line = prepared(config, base, seed=0)
-        lines.put((line, len(data.train.documents)))
-
-    others = [fork.Process(target=lambda: begun.wait() and work())]
-    others[0].start()
-    waiting = others[0]
-    monkeypatch.setattr("ftcore.data.prepare.prepare", slowly)
-    work()
-    waiting.join()
-    (first, one), (second, two) = sorted((lines.get(), lines.get()))  # by what they say
-    assert ["from the cache" in first, "kept in" in second] == [True, True] and one == two == 8
 
 def test_a_file_that_changes_while_it_is_read_is_not_kept(
     base: Tokenizer, config: LabelledDataConfig, monkeypatch: pytest.MonkeyPatch
@@ -275,17 +250,8 @@ def test_a_file_that_changes_while_it_is_read_is_not_kept(
         patch.setattr("ftcore.data.prepare.prepare", late)
         with pytest.raises(DataError, match="changed while it was read: start again"):
             prepared(config, base, seed=0)
-    assert entries(config.cache) == ["lock"]
+    assert not config.cache.exists()
     assert len(prepared(config, base, seed=0)[0].train.documents) == len(ROWS)
-
-def test_what_a_killed_process_left_is_cleaned(
-    base: Tokenizer, config: LabelledDataConfig
-) -> None:
-    name = store.key(config, base, seed=0, labels=None)
-    for left in (f".tmp-{name}-1", ".tmp-other-1"):
-        (config.cache / left / "train").mkdir(parents=True)
-    prepared(config, base, seed=0)
-    assert entries(config.cache) == [".tmp-other-1", name, "lock"]
 
 def test_the_built_in_chats(base: Tokenizer, tmp_path: Path) -> None:
     chat = ("builtin:chat",)
