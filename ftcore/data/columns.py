@@ -103,8 +103,8 @@ def label_map(examples: Sequence[Text], *, are_tags: bool = False) -> tuple[str,
     return tuple(sorted(names, key=lambda name: (are_numbers and number_in(name), name)))
 
 def examples(rows: Sequence[Row], config: DataConfig) -> Mapped:
-    """What the columns named in `config` make of the rows; among plain text, rows with `messages`
-    are chats, and come last. DataError: a column is missing, or a value is of another kind."""
+    """What the columns named in `config` make of the rows. DataError: a column is missing, or a
+    value is of another kind."""
     if isinstance(config, configs.PairsDataConfig):
         answers = config.chosen, config.rejected, config.margin
         return mapped(rows, preference, config, *config.prompt, *answers)
@@ -115,12 +115,7 @@ def examples(rows: Sequence[Row], config: DataConfig) -> Mapped:
         return mapped(rows, tagged, config, config.tokens, config.tags)
     if isinstance(config, configs.TextsConfig):
         return mapped(rows, labelled, config, config.text, config.pair, config.label)
-    chats, is_masked = configs.ChatDataConfig(), isinstance(config, configs.MaskedDataConfig)
-    talks = [row for row in rows if chats.messages in row.fields and not is_masked]
-    texts = [row for row in rows if is_masked or chats.messages not in row.fields]
-    found = [mapped(texts, plain, config, config.text)] if texts else []
-    found += [mapped(talks, conversation, chats, chats.messages)] if talks else []
-    return tuple(sum(lists, []) for lists in zip(*found, strict=True))
+    return mapped(rows, plain, config, config.text)
 
 def mapped(rows: Sequence[Row], example: Callable[[Row, Any], Example], config: Any,
            *columns: str) -> Mapped:

@@ -48,18 +48,13 @@ class Split:
 
 def encode(config: DataConfig, examples: Sequence[Example], tokenizer: Tokenizer,
            labels: Names = None) -> Split:
-    """Examples of one split as documents; `labels` of what has classes. Among plain text the chats
-    come last, their answers alone supervised, and never cut; then not every byte is predicted, and
-    none is counted. See `admit` for rows that are too long. DataError: none is left."""
+    """Examples of one split as documents; `labels` of what has classes. See `admit` for rows that
+    are too long. DataError: none is left."""
     split = Split()
     if isinstance(config, configs.MaskedDataConfig):
         _pieces(split, examples, tokenizer, config)
     elif isinstance(config, configs.TextDataConfig):
-        if plain := [example for example in examples if isinstance(example, Text)]:
-            _texts(split, plain, tokenizer, config)
-        if talks := [example for example in examples if isinstance(example, Chat)]:
-            _chats(split, talks, tokenizer, configs.ChatDataConfig())
-            split.chats, split.num_bytes = [], 0
+        _texts(split, examples, tokenizer, config)
     elif isinstance(config, configs.ChatDataConfig):
         _chats(split, examples, tokenizer, config)
     else:
