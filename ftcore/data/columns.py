@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
@@ -73,7 +73,6 @@ Example = Text | Chat
 Source = Row | Rejected | Example
 Labels = Mapping[str, int]  # class index of each label, in their order
 Keys = tuple[str, str]  # of a turn's role and its text
-Mapped = tuple[list[Example], list[Rejected]]  # what rows become, and those that become nothing
 DataConfig = configs.TextDataConfig | configs.ExamplesConfig
 ROLES = get_args(Role)
 UNSUPPORTED = ("tool_calls", "function_call", "reasoning_content", "thinking", "reasoning")
@@ -102,29 +101,26 @@ def label_map(examples: Sequence[Text], *, are_tags: bool = False) -> tuple[str,
     are_numbers = None not in map(number_in, names)
     return tuple(sorted(names, key=lambda name: (are_numbers and number_in(name), name)))
 
-def examples(rows: Sequence[Row], config: DataConfig) -> Mapped:
-    """What the columns named in `config` make of the rows. DataError: a column is missing, or a
-    value is of another kind."""
+def examples(rows: Sequence[Row], config: DataConfig) -> tuple[list[Example], list[Rejected]]:
+    """What the columns named in `config` make of the rows, and the rows of which they make nothing.
+    DataError: a column is missing, or a value is of another kind."""
     if isinstance(config, configs.PairsDataConfig):
-        answers = config.chosen, config.rejected, config.margin
-        return mapped(rows, preference, config, *config.prompt, *answers)
-    if isinstance(config, configs.ChatDataConfig):
+        make = preference
+        named = *config.prompt, config.chosen, config.rejected, config.margin
+    elif isinstance(config, configs.ChatDataConfig):
+        make = conversation
         named = (*config.prompt, config.answer) if config.prompt else (config.messages,)
-        return mapped(rows, conversation, config, *named)
-    if isinstance(config, configs.TaggedDataConfig):
-        return mapped(rows, tagged, config, config.tokens, config.tags)
-    if isinstance(config, configs.TextsConfig):
-        return mapped(rows, labelled, config, config.text, config.pair, config.label)
-    return mapped(rows, plain, config, config.text)
-
-def mapped(rows: Sequence[Row], example: Callable[[Row, Any], Example], config: Any,
-           *columns: str) -> Mapped:
-    """The `example` of each row, and the rows of which it makes none: where it raises RowError."""
-    require(rows, *filter(None, columns))
+    elif isinstance(config, configs.TaggedDataConfig):
+        make, named = tagged, (config.tokens, config.tags)
+    elif isinstance(config, configs.TextsConfig):
+        make, named = labelled, (config.text, config.pair, config.label)
+    else:
+        make, named = plain, (config.text,)
+    require(rows, *filter(None, named))
     kept, rejected = [], []
     for row in rows:
         try:
-            kept.append(example(row, config))
+            kept.append(make(row, config))
         except RowError as error:
             rejected.append(left_out(row, str(error), "map"))
     require_some(kept, rejected)

@@ -1,18 +1,15 @@
 """Documents in flat arrays, on the disk and as the streams that the model sees; what a step reads.
 
-Letters: N tokens of all documents, B documents, T tokens of one, K classes. An `Encoded` is one
-document ready for the model, a `Batch` is what the model sees.
-
-Order is a pure function of (seed, epoch, step): resuming replays nothing. Step s of a run over n
-rows with b rows a step reads rows [j b, (j + 1) b) of the permutation of its epoch, where epoch =
-s // k, j = s % k and k = ceil(n / b) steps make an epoch, of which the last may be short.
+Letters: N tokens of all documents, B documents, T tokens of one, K classes. The order is made of
+(seed, epoch, step) alone: step s over n rows with b rows a step reads rows [j b, (j + 1) b) of the
+permutation of its epoch, where epoch = s // k, j = s % k and k = ceil(n / b) steps make one.
 """
 
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -46,9 +43,9 @@ def shifted(row_id: str, ids_T: np.ndarray, counts_T: np.ndarray) -> Encoded:
     return Encoded(row_id, ids_T, labels_T, weights_T)
 
 def pair(row_id: str, sides: Sequence[Side], margin: float) -> Encoded:
-    """Two conversations end to end as one document, which no step divides. Its labels (float32):
-    tokens of the chosen one; where its answer begins, and the rejected one's in its own tokens;
-    the margin; the log-ratio of both answers in the reference, 0 until it is known."""
+    """Two conversations end to end as one document. Its labels (float32): tokens of the chosen one;
+    where its answer begins, and the rejected one's in its own tokens; the margin; the log-ratio of
+    both answers in the reference, 0 until it is known."""
     ids, types, starts = zip(*sides, strict=True)
     labels = np.array([len(ids[0]), *starts, margin, 0], dtype=np.float32)
     return Encoded(row_id, np.concatenate(ids), labels, 1.0, np.concatenate(types))
@@ -181,19 +178,19 @@ def pack(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
         free[best] -= lengths[index]
     return streams
 
+@lru_cache(maxsize=1)
 def epoch_order(num_rows: int, *, seed: int, epoch: int) -> np.ndarray:
     """Permutation of range(num_rows) for one epoch (int64)."""
     return np.random.default_rng([seed, epoch]).permutation(num_rows)
 
+@dataclass(frozen=True)
 class StepRows:
     """Row indices (int64) of each optimiser step, counted from 0."""
-
-    def __init__(self, num_rows: int, *, batch_size: int, seed: int) -> None:
-        self.batch_size = batch_size
-        self.steps_per_epoch = math.ceil(num_rows / batch_size)
-        # the current epoch's permutation is kept
-        self._order = lru_cache(maxsize=1)(partial(epoch_order, num_rows, seed=seed))
+    num_rows: int
+    batch_size: int
+    seed: int
 
     def __call__(self, step: int) -> np.ndarray:
-        epoch, place = divmod(step, self.steps_per_epoch)
-        return self._order(epoch=epoch)[place * self.batch_size : (place + 1) * self.batch_size]
+        size = self.batch_size
+        epoch, place = divmod(step, math.ceil(self.num_rows / size))
+        return epoch_order(self.num_rows, seed=self.seed, epoch=epoch)[place * size :][:size]

@@ -4,7 +4,6 @@ tsv and csv take names of columns from their first line, unless they are given: 
 such line, and records with more cells than names keep the surplus under "_extra".
 """
 
-import glob
 import gzip
 import hashlib
 import zlib
@@ -43,7 +42,7 @@ def collect(config: DataConfig, notes: Notes) -> dict[str, Rows]:
     """Every split that has files: train, dev, and each test file under its name."""
     named = [("train", config.train), ("dev", config.dev)]
     # a test split has its file's name without endings, or its path where others have that name
-    stems = [p if glob.has_magic(p) else Path(p).name.split(".")[0] for p in config.test]
+    stems = [Path(path).name.split(".")[0] for path in config.test]
     taken = [*stems, "train", "dev", *BUILTIN_TESTS]
     for stem, path in zip(stems, config.test, strict=True):
         names = [stem if taken.count(stem) == 1 else path]
@@ -71,12 +70,11 @@ def _collect(config: DataConfig, paths: Sequence[str], split: str, notes: Notes)
 def read_rows(paths: Sequence[str | Path], *, format: Format = "auto", columns: Sequence[str] = (),
               damaged: list[Rejected] | None = None,
               sources: dict[str, dict[str, Any]] | None = None) -> list[Row]:
-    """Rows of several files, in order; a pattern with *, ? or [ stands for what matches, sorted.
-    Cells of records that are lists, and of tables without a header line, have the names `columns`.
-    `damaged` takes damaged records, bad bytes in them as \\xNN, None: they are errors; `sources`
-    takes what was read. DataError: a file is missing, damaged, empty or of unknown format."""
+    """Rows of several files, in order. Cells of records that are lists, and of tables without a
+    header line, have the names `columns`. `damaged` takes damaged records, None: they are errors;
+    `sources` what was read. DataError: a file is missing, damaged, empty or of unknown format."""
     rows, seen, sources = [], {}, {} if sources is None else sources
-    for path in (file for named in paths for file in files_of(Path(named))):
+    for path in map(Path, paths):
         file, before, lost = str(path), len(rows), ""
         text = formats.decoded(_content(path), file)
         chosen = _format(path) if format == "auto" else format
@@ -104,14 +102,6 @@ def read_rows(paths: Sequence[str | Path], *, format: Format = "auto", columns: 
                          "first rows": first}
     return rows
 
-def files_of(path: Path) -> list[Path]:
-    if path.exists() or not glob.has_magic(str(path)):
-        return [path]
-    found = map(Path, sorted(glob.glob(str(path), recursive=True)))
-    if files := [file for file in found if file.is_file()]:
-        return files
-    raise DataError(f"{path}: no file matches the pattern, as seen from {Path.cwd()}")
-
 def _format(path: Path) -> Format:
     suffix = Path(path.name.lower().removesuffix(".gz")).suffix
     if suffix not in SUFFIXES:
@@ -119,19 +109,20 @@ def _format(path: Path) -> Format:
         raise DataError(f"{path}: unknown suffix; name the format, one of {known}")
     return SUFFIXES[suffix]
 
+def stored(path: Path) -> bytes:
+    """What a file holds; DataError: it cannot be read, and which one was probably meant."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        names = [] if path.exists() else [file.name for file in path.parent.glob("*")]
+        why = f"{error.strerror}{nearest(path.name, names)}"
+        raise DataError(f"{path}: cannot be read: {why}") from error
+
 def _content(path: Path) -> bytes:
     try:
-        content = path.read_bytes()
-        return gzip.decompress(content) if path.suffix.lower() == ".gz" else content
+        return gzip.decompress(stored(path)) if path.suffix.lower() == ".gz" else stored(path)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{path}: damaged gzip file ({error}); fetch it again") from error
-    except OSError as error:
-        raise unreadable(path, error) from error
-
-def unreadable(path: Path, error: OSError) -> DataError:
-    """Why the file cannot be read, and which one was probably meant."""
-    names = [] if path.exists() else [file.name for file in path.parent.glob("*")]
-    return DataError(f"{path}: cannot be read: {error.strerror}{nearest(path.name, names)}")
 
 def _named(records: Iterator[Record], file: str, columns: Sequence[str]) -> Iterator[Record]:
     """Cells under their names, which are `columns` or else the first record."""

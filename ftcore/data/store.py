@@ -23,7 +23,7 @@ from ftcore.data import pack
 from ftcore.data.columns import Chat, DataConfig, place, reasons
 from ftcore.data.encode import Masking, Names, Sentence, Split
 from ftcore.data.formats import Rejected
-from ftcore.data.read import BUILTIN_CHAT, files_of, unreadable
+from ftcore.data.read import BUILTIN_CHAT, stored
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import DataError
 
@@ -133,11 +133,7 @@ def key(config: DataConfig, tokenizer: Tokenizer, *, seed: int, labels: Names) -
     code = sorted(p for folder in CODE for end in ends for p in folder.rglob(f"*.{end}"))
     parts = [(path.name, files.sha256_file(path)) for path in code]
     named = {*map(str, (*config.train, *config.dev, *config.test))} - {BUILTIN_CHAT}
-    for path in (file for name in sorted(named) for file in files_of(Path(name))):
-        try:
-            parts.append((str(path), files.sha256_file(path)))
-        except OSError as error:
-            raise unreadable(path, error) from error
+    parts += [(name, hashlib.sha256(stored(Path(name))).hexdigest()) for name in sorted(named)]
     versions = [platform.python_version(), *map(importlib.metadata.version, LIBRARIES)]
     options = (replace(config, cache=None), tokenizer.digest, seed, labels, versions)
     return hashlib.sha256(repr((parts, options)).encode()).hexdigest()[:32]

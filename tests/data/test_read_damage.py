@@ -111,21 +111,6 @@ def test_the_raw_text_is_kept_up_to_a_limit_and_long_rows_are_read(write):
     (lost,) = damaged
     assert lost.line == 3 and lost.detail.endswith("; " + ('{"x": "' + long)[:1000])
 
-def test_patterns_stand_for_the_files_that_match(write, tmp_path):
-    for name in ("b2.tsv", "b10.tsv", "a[1].tsv"):
-        write(name, f"x\n{name}\n")
-    (tmp_path / "b3.tsv").mkdir()
-
-    def read(*names: str) -> list[str]:
-        return [row.fields["x"] for row in read_rows([tmp_path / name for name in names])]
-
-    assert read("b*.tsv") == ["b10.tsv", "b2.tsv"]
-    assert read("b?.tsv", "b[0-9][0-9].tsv") == ["b2.tsv", "b10.tsv"]
-    assert read("a[1].tsv") == ["a[1].tsv"]
-    for pattern in ("b?0.tvs", "none/*.tsv"):
-        with pytest.raises(DataError, match=re.escape(f"{tmp_path}/{pattern}: no file matches")):
-            read(pattern)
-
 def test_auto_decides_and_the_report_remembers(write):
     files = {
         "a.tsv": ("x\n1\n2\n3\n4\n", "tsv, by its suffix"),
