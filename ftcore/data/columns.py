@@ -178,22 +178,27 @@ def to_bio(tags: Sequence[str]) -> tuple[str, ...]:
     return tuple("B" + tag[1:] if tag[:2] == "I-" and last[1:] != tag[1:] else tag
                  for last, tag in pairwise(["O", *tags]))
 
-def question(row: Row, columns: Sequence[str]) -> Message:
-    """A user's turn of some columns, of which those after the first may be empty."""
-    first, *others = columns
+def prompted(row: Row, config: configs.ChatDataConfig) -> list[Message]:
+    """The turns of the first column of `prompt`; or a user's of the texts in all of them, of which
+    those after the first may be empty; or none."""
+    if not config.prompt:
+        return []
+    first, *others = config.prompt
+    if isinstance(row.fields.get(first), list):
+        return turns_of(row, first, config)
     asked = [text_of(row, first)]
     asked += [text_of(row, name) for name in others if row.fields.get(name) not in (None, "")]
-    return Message(role="user", content="\n\n".join(asked), train=False, weight=1.0)
+    return [Message(role="user", content="\n\n".join(asked), train=False, weight=1.0)]
 
 def answer(text: str) -> Message:
     return Message(role="assistant", content=text, train=True, weight=1.0)
 
 def conversation(row: Row, config: configs.ChatDataConfig) -> Chat:
     if config.prompt:
-        turns = question(row, config.prompt), answer(text_of(row, config.answer))
+        turns = [*prompted(row, config), answer(text_of(row, config.answer))]
     else:
         turns = turns_of(row, config.messages, config)
-    return Chat(row.id, turns, row.file, row.line)
+    return Chat(row.id, tuple(turns), row.file, row.line)
 
 def preference(row: Row, config: configs.PairsDataConfig) -> Chat:
     """The chosen conversation, with the other answer and how much worse it is."""
@@ -212,21 +217,17 @@ def preference(row: Row, config: configs.PairsDataConfig) -> Chat:
 
 def _side(row: Row, column: str, config: configs.PairsDataConfig) -> list[Message]:
     """Prompt and answer of one column; RowError: the last turn is empty or not the assistant's."""
-    prompt = []
-    if config.prompt and isinstance(row.fields.get(config.prompt[0]), list):
-        prompt += turns_of(row, config.prompt[0], config)
-    elif config.prompt:
-        prompt.append(question(row, config.prompt))
-    if config.prompt and not isinstance(row.fields.get(column), list):
+    prompt = prompted(row, config)
+    if prompt and not isinstance(row.fields.get(column), list):
         return [*prompt, answer(text_of(row, column))]
     turns = turns_of(row, column, config)
-    if config.prompt and len(turns) != 1:
+    if prompt and len(turns) != 1:
         raise RowError(f"column {column!r} holds {len(turns)} turns: must be one, the answer")
     if turns[-1]["role"] != "assistant" or not turns[-1]["content"].strip():
         raise RowError(f"the last turn of column {column!r} is not an answer of the assistant's")
     return [*prompt, *turns]
 
-def turns_of(row: Row, column: str, config: configs.ChatDataConfig) -> tuple[Message, ...]:
+def turns_of(row: Row, column: str, config: configs.ChatDataConfig) -> list[Message]:
     """A list of turns, or a transcript, whose speakers `roles` names. A turn may also hold "train"
     (bool; default: of answers) and "weight" (default 1), but no key that changes its text."""
     roles = role_names(config.roles)
@@ -242,7 +243,7 @@ def turns_of(row: Row, column: str, config: configs.ChatDataConfig) -> tuple[Mes
     for number, turn in numbered:
         if odd := [key for key in UNSUPPORTED if isinstance(turn, dict) and turn.get(key)]:
             raise RowError(f"message {number} holds {odd[0]!r}, which is not supported")
-    return tuple(message(row, number, turn, config.turn, roles) for number, turn in numbered)
+    return [message(row, number, turn, config.turn, roles) for number, turn in numbered]
 
 def transcript(text: str, roles: Mapping[str, str], keys: Keys) -> list[dict[str, str]]:
     """Turns of a transcript; RowError where text stands before the first."""

@@ -33,7 +33,6 @@ LIBRARIES = ("jinja2", "numpy", "tokenizers")
 FIELDS, FUNNEL, PAGE = "prepared.json", "funnel.json", "report.html"
 STEPS = ("read", "map", "filter", "compare", "split", "encode")  # in which rows can leave
 PERCENTILES = (5, 50, 95, 99, 100)
-BINS = 24  # of a histogram
 
 @dataclass
 class Prepared:
@@ -109,10 +108,8 @@ def funnel(split: Split, moved: int) -> list[dict[str, Any]]:
 
 def statistics(split: Split, tokenizer: Tokenizer, labels: Names) -> dict[str, Any]:
     documents, lengths_B = split.documents, pack.lengths(split.documents)
-    counts, edges = np.histogram(lengths_B, bins=BINS)
     found = {"documents": len(documents), "tokens": int(lengths_B.sum()),
-             "lengths": {f"p{p}": round(np.percentile(lengths_B, p)) for p in PERCENTILES},
-             "histogram": {"counts": counts.tolist(), "edges": edges.round(1).tolist()}}
+             "lengths": {f"p{p}": round(np.percentile(lengths_B, p)) for p in PERCENTILES}}
     if isinstance(documents[0].weights, np.ndarray):
         scored = np.count_nonzero(np.concatenate([document.weights for document in documents]))
         found["scored share"] = round(int(scored) / found["tokens"], 4)
