@@ -11,13 +11,12 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple, NotRequired, TypedDict, get_args
 
 from ftcore import config as configs
 from ftcore.data.formats import Rejected, Row
-from ftcore.errors import ConfigError, DataError, nearest
+from ftcore.errors import DataError, nearest
 
 class RowError(DataError):
     """One row cannot be used; whoever works through many rows rejects it and counts it."""
@@ -126,13 +125,6 @@ def examples(rows: Sequence[Row], config: DataConfig) -> tuple[list[Example], li
     require_some(kept, rejected)
     return kept, rejected
 
-@cache
-def role_names(pairs: tuple[str, ...]) -> dict[str, str]:
-    names = dict(pair.partition("=")[::2] for pair in pairs)
-    if "" in names.values():
-        raise ConfigError(f"data.roles = {' '.join(pairs)}: must be OLD=NEW each")
-    return names
-
 def plain(row: Row, config: configs.TextDataConfig) -> Text:
     return Text(row.id, (text_of(row, config.text),), None, row.file, row.line)
 
@@ -230,7 +222,7 @@ def _side(row: Row, column: str, config: configs.PairsDataConfig) -> list[Messag
 def turns_of(row: Row, column: str, config: configs.ChatDataConfig) -> list[Message]:
     """A list of turns, or a transcript, whose speakers `roles` names. A turn may also hold "train"
     (bool; default: of answers) and "weight" (default 1), but no key that changes its text."""
-    roles = role_names(config.roles)
+    roles = dict(pair.partition("=")[::2] for pair in config.roles)
     turns = row.fields.get(column)
     if turns in (None, [], ""):
         raise RowError(f"column {column!r} holds no messages")
@@ -239,11 +231,7 @@ def turns_of(row: Row, column: str, config: configs.ChatDataConfig) -> list[Mess
     if not isinstance(turns, list):
         hint = "of a transcript name the speakers with data.roles"
         raise wrong(row, f"column {column!r} must hold a list of messages; {hint}")
-    numbered = [*enumerate(turns, start=1)]
-    for number, turn in numbered:
-        if odd := [key for key in UNSUPPORTED if isinstance(turn, dict) and turn.get(key)]:
-            raise RowError(f"message {number} holds {odd[0]!r}, which is not supported")
-    return [message(row, number, turn, config.turn, roles) for number, turn in numbered]
+    return [message(row, n, turn, config.turn, roles) for n, turn in enumerate(turns, start=1)]
 
 def transcript(text: str, roles: Mapping[str, str], keys: Keys) -> list[dict[str, str]]:
     """Turns of a transcript; RowError where text stands before the first."""
@@ -256,7 +244,10 @@ def transcript(text: str, roles: Mapping[str, str], keys: Keys) -> list[dict[str
 
 def message(row: Row, number: int, turn: Any, keys: Keys, roles: Mapping[str, str]) -> Message:
     """A turn as a message; `number` counts the turns of the row from 1."""
-    if not isinstance(turn, dict) or not isinstance(turn.get(keys[1]), str):
+    is_turn = isinstance(turn, dict)
+    if odd := [key for key in UNSUPPORTED if is_turn and turn.get(key)]:
+        raise RowError(f"message {number} holds {odd[0]!r}, which is not supported")
+    if not is_turn or not isinstance(turn.get(keys[1]), str):
         raise wrong(row, f'message {number} must be {{"{keys[0]}": ..., "{keys[1]}": text}}')
     said = turn.get(keys[0])
     role = roles.get(said, said) if isinstance(said, str) else said

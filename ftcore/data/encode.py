@@ -1,7 +1,6 @@
 """Texts, chats, labelled texts and tagged sentences to the `Encoded` documents of a `Split`.
 
-Letters: T tokens of a document, W words of a sentence. What counts in a chat is said in chat.py; in
-plain text every token does. Every row becomes a document, or is rejected.
+Letters: T tokens of a document, W words of a sentence. Every row becomes one, or is rejected.
 """
 
 from bisect import bisect_right
@@ -97,8 +96,7 @@ def _chats(split: Split, chats: Sequence[Chat], tokenizer: Tokenizer,
            config: configs.ChatDataConfig) -> None:
     """Chats, with what `train_on` names supervised. assistant: messages whose `train` is true, by
     default all answers; last: the last of these; completion: all that follows the prompt of the
-    last of these, which no message may follow; all: every token of the chat. With `train_on_end`,
-    which assistant and last may do without, the end of a turn too."""
+    last of these; all: every token. With `train_on_end` the end of a turn too."""
     train_on, train_on_end = config.train_on, config.train_on_end
     if not train_on_end and train_on in ("all", "completion"):
         mend = "leave out --data.no-train-on-end, or take assistant or last"
@@ -147,8 +145,7 @@ def _labelled(split: Split, examples: Sequence[Text], tokenizer: Tokenizer, conf
 def _tagged(split: Split, examples: Sequence[Text], tokenizer: Tokenizer, config: DataConfig,
             labels: Labels) -> None:
     """Sentences, words joined by blanks, the first token of each supervised: labels[t] is the tag
-    of token t itself. A word without a token of its own, or cut off, stays in its sentence, as "O".
-    The documents of a split sentence have its row id."""
+    of token t itself. A word without a token of its own, or cut off, stays in its sentence."""
     encodings = tokenizer.encode_batch([" ".join(source.texts) for source in examples])
     for source, encoding in zip(examples, encodings, strict=True):
         places_W = first_tokens(source.texts, encoding)

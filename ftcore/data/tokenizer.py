@@ -73,10 +73,9 @@ class Tokenizer:
     @classmethod
     def load(cls, folder: str | Path) -> "Tokenizer":
         if not Path(folder, "tokenizer.json").is_file():
-            found = sorted(p.name for p in Path(folder).glob("*") if p.suffix != ".safetensors")
-            what = f"{folder}: holds {', '.join(found) or 'no files'}, but no tokenizer.json"
             mend = f"from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"
-            raise ModelError(f"{what}; or make it: transformers.AutoTokenizer.{mend}")
+            what = f"{folder}: holds no tokenizer.json; or make it"
+            raise ModelError(f"{what}: transformers.AutoTokenizer.{mend}")
         names = ["tokenizer.json", *(name for name in SETTINGS if Path(folder, name).is_file())]
         return cls({name: Path(folder, name).read_bytes() for name in names}, where=str(folder))
 
