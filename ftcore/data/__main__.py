@@ -64,8 +64,7 @@ class Shown:
         self.config = config = parse(["--resume", str(run)]).config
         self.tokenizer = Tokenizer.load(lineage(config.model.path)[0])
         self.data, _ = prepared(config.data, self.tokenizer, seed=config.env.seed)
-        data, account = self.data, run / "data" / "funnel.json"
-        if not account.is_file() or read_account(account.parent)["key"] != data.notes["key"]:
+        if read_account(run / "data").get("key") != self.data.notes["key"]:
             print("warning: data or code changed since, the run may differ", file=sys.stderr)
         parts = collect(config.data, {}).values()
         # of rows that stand in several splits, the place in the first, which is train

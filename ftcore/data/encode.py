@@ -222,9 +222,6 @@ def admit(split: Split, source: Example, document: Encoded,
         made = [] if choice == "drop" else shorten(document, limit, choice)
         lost = "" if made or choice == "drop" else ", no room for a prompt"
         said = [f"more than {limit} tokens: {choice}{lost}"]
-    elif document.weights if isinstance(document.weights, float) else document.weights.any():
-        split.documents.append(document)
-        return True
     kept = [part for part in made if np.any(part.weights)]
     if len(kept) < len(made):
         said.append(f"nothing to supervise in {'some parts' if kept else 'it'}")

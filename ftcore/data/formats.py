@@ -47,12 +47,9 @@ class Rejected:
 
 def decoded(content: bytes, where: str) -> str:
     """UTF-8 text, without its byte-order mark; other bytes are lone surrogates (`checked`)."""
-    for name in ("utf-32", "utf-16"):
-        if content.startswith(tuple("\ufeff".encode(name + end) for end in ("-le", "-be"))):
-            raise DataError(f"{where}: text in {name}, not UTF-8; use iconv -f {name} -t utf-8")
     if (place := content.find(b"\0")) >= 0:
         line = content.count(b"\n", 0, place) + 1
-        what = "binary, compressed (then its name must end in .gz) or text in utf-16"
+        what = "binary, compressed (then its name must end in .gz) or text in utf-16 or -32"
         raise DataError(f"{where}:{line}: NUL bytes: the file is {what}; convert it to UTF-8")
     return content.decode("utf-8-sig", "surrogateescape")
 

@@ -1,10 +1,5 @@
-"""Files to the documents of one run, in five steps; every row accounted for.
-
-    collect    files -> rows -> examples                     read formats columns
-    tidy       one normal form                               clean
-    compare    duplicates, what gives held-out rows away     dedup
-    split      rows held out, classes balanced
-    encode     examples -> token ids, what is supervised     chat
+"""Files to the documents of one run, every row accounted for: collect (files to examples), tidy
+(one normal form), compare (duplicates, leaks), split (rows held out, classes balanced), encode.
 """
 
 import gc
@@ -100,10 +95,7 @@ def prepare(config: DataConfig, tokenizer: Tokenizer, *, seed: int,
             split.chats, split.sentences = [], []
         elif data.draw:  # the same tokens are hidden in every run
             split.documents = [replace(data.draw, seed=0)(d, 0) for d in split.documents]
-        if name in ("train", "dev"):
-            setattr(data, name, split)
-        else:
-            data.tests[name] = split
+        (vars(data) if name in ("train", "dev") else data.tests)[name] = split
         notes.setdefault("statistics", {})[name] = statistics(split, tokenizer, data.labels)
     return data
 
@@ -141,7 +133,7 @@ def hold_out(config: DataConfig, train: Rows, seed: int) -> dict[str, Rows]:
 
 def held_out(strata: Keys, groups: Keys, count: int, seed: int) -> np.ndarray:
     """Which rows are held out (bool): `count`, or a few less where groups, which stay on one side,
-    are large; of each stratum, a class, they have the share that all rows have."""
+    are large; strata, the classes, have the shares that they have in all rows."""
     if count >= len(strata):
         raise DataError(f"data.holdout = {count}: train has {len(strata)} rows; hold out fewer")
     room = Counter(apportioned(Counter(strata), count))
@@ -179,9 +171,9 @@ def balance(config: DataConfig, train: Rows, seed: int, notes: Notes) -> None:
     train.rejected += [left_out(e, "balance", "split") for e in before if e.id not in kept]
 
 def balanced(examples: Sequence[Text], method: str, cap: float, seed: int) -> list[Text]:
-    """Examples of one label each, their classes balanced. weights: an example weighs in inverse
-    proportion to its class, at most `cap`; over: rows are repeated, at most `cap` times in all, up
-    to the size of the largest class; under: no class keeps more than `cap` times the smallest."""
+    """Examples of one label each, their classes balanced. weights: each weighs in inverse
+    proportion to its class, at most `cap`; over: rows are repeated, at most `cap` times, up to the
+    size of the largest class; under: no class keeps more than `cap` times the smallest."""
     counts = Counter(example.target for example in examples)
     if method == "weights":
         even = len(examples) / len(counts)

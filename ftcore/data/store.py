@@ -55,8 +55,7 @@ class Prepared:
     def write(self, folder: Path, *, resumes: bool = False) -> None:
         """Write the account into a run's data/. Raises DataError: it began with other rows."""
         self.notes["train sha256"] = now = pack.digest(self.train.documents)
-        kept = read_account(folder) if resumes and (folder / FUNNEL).is_file() else {}
-        if kept.get("train sha256", now) != now:
+        if resumes and read_account(folder).get("train sha256", now) != now:
             what = "the training rows are not those that the run began with"
             raise DataError(f"{folder}: {what}; restore the files, or begin another run")
         files.make_folder(folder)
@@ -64,10 +63,10 @@ class Prepared:
                  for name, split in self.splits() for what, found in losses(split) for row in found]
         files.write_file(folder / "rejected.jsonl", "".join(lines))
         moved = {"train": self.notes.get("held out", 0)}
-        steps = {name: funnel(split, moved.get(name, 0)) for name, split in self.splits()}
-        kept = {name: dict(reasons((*s.cut, *s.untold))) for name, s in self.splits()}
-        account = json.dumps({**self.notes, "funnel": steps, "not_whole": kept}, indent=1)
-        files.write_file(folder / FUNNEL, account)
+        account = {**self.notes,
+                   "funnel": {name: funnel(s, moved.get(name, 0)) for name, s in self.splits()},
+                   "not_whole": {n: dict(reasons((*s.cut, *s.untold))) for n, s in self.splits()}}
+        files.write_file(folder / FUNNEL, json.dumps(account, indent=1))
         write_page(folder)
 
 KIND = "kind of ftcore"  # a key that no label has
@@ -75,11 +74,11 @@ KINDS = {kind.__name__: kind for kind in (Prepared, Split, Rejected, Chat, Sente
 KINDS["ndarray"] = np.array
 
 def read_account(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / FUNNEL).read_text("utf-8"))
+    path = folder / FUNNEL
+    return json.loads(path.read_text("utf-8")) if path.is_file() else {}
 
 def write_page(folder: Path) -> Path:
-    page = rendered(PAGE, **read_account(folder), where=folder.parent)
-    files.write_file(folder / PAGE, page)
+    files.write_file(folder / PAGE, rendered(PAGE, **read_account(folder), where=folder.parent))
     return folder / PAGE
 
 def rendered(template: str, folder: Path = HERE, /, **values: Any) -> str:
