@@ -6,9 +6,8 @@ where the template trims them) put there give back the text, they stand there. A
 looks into contents (Qwen3 cuts <think> parts out of earlier turns) is asked once per message: what
 changes with it? Templates run in jinja2's sandbox, with limits and what transformers gives.
 
-Answers are such spans, and become weights of tokens: of a document of T tokens labels[t] is token
-t + 1, and weights[t] how much predicting it counts. A token counts if it overlaps an answer, which
-begins after the template's generation prompt and ends with the special token that ends the turn.
+Answers are such spans. A token counts if it overlaps an answer, which begins after the template's
+generation prompt and ends with the special token that ends the turn.
 """
 
 import json
@@ -82,8 +81,8 @@ def render_text(messages: Sequence[Message], tokenizer: Tokenizer, *,
 
 @lru_cache(maxsize=8)
 def generation_prompt(tokenizer: Tokenizer) -> str:
-    """What the template writes after a user's turn to ask for an answer, "" if it adds nothing:
-    whatever differs from the text that does not ask, which Phi-3 ends with eos."""
+    """What the template writes after a user's turn to ask for an answer: whatever differs from the
+    text that does not ask, which Phi-3 ends with eos."""
     question: list[Message] = [{"role": "user", "content": "x"}]
     asked = render_text(question, tokenizer)
     prompted = render_text(question, tokenizer, add_generation_prompt=True)

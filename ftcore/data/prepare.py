@@ -25,8 +25,6 @@ from ftcore.data.store import Prepared, statistics
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import CheckpointError, ConfigError, DataError
 
-Keys = Sequence[Hashable]  # one of each row
-
 def prepared(config: DataConfig, tokenizer: Tokenizer, *, seed: int,
              labels: Names = None) -> tuple[Prepared, str]:
     """What `prepare` makes, from the cache or into it; and a line that says which. A cache whose
@@ -131,7 +129,8 @@ def hold_out(config: DataConfig, train: Rows, seed: int) -> dict[str, Rows]:
     train.examples, dev = (list(compress(train.examples, side)) for side in (~is_dev, is_dev))
     return {"dev": Rows(dev, [], len(dev))}
 
-def held_out(strata: Keys, groups: Keys, count: int, seed: int) -> np.ndarray:
+def held_out(strata: Sequence[Hashable], groups: Sequence[Hashable], count: int,
+             seed: int) -> np.ndarray:
     """Which rows are held out (bool): `count`, or a few less where groups, which stay on one side,
     are large; strata, the classes, have the shares that they have in all rows."""
     if count >= len(strata):

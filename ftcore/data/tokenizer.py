@@ -1,6 +1,5 @@
 """Text to token ids and back, through the `tokenizers` library: one path for training and serving.
 
-A folder holds tokenizer.json, and those of `SETTINGS` that the model has, kept as they were read.
 Nothing is ever cut or padded, whatever tokenizer.json says. Offsets count characters of the text,
 and every character belongs to some token: post-processors may not trim white space from offsets.
 """
@@ -119,7 +118,6 @@ class Tokenizer:
                 yield ids_T, types_T[-len(ids_T) :] if types_T.any() else None
 
     def decode(self, ids: Sequence[int] | np.ndarray, *, special: bool = False) -> str:
-        """Text of token ids; `special` shows special tokens too."""
         return self._fast.decode([int(id_) for id_ in ids], skip_special_tokens=not special)
 
     @cached_property
@@ -143,7 +141,7 @@ class Tokenizer:
     def find_special(self, text: str) -> str | None:
         """The first special token written out in a text, None if there is none."""
         match = self._any_special.search(text)
-        return match.group() if match else None
+        return match and match.group()
 
     def id_of(self, token: str) -> int:
         id_ = self._fast.token_to_id(token)

@@ -18,17 +18,17 @@ SKIPPED = [
         (2, "not valid JSON", '{"x": cut'), (3, "this is list", "[1]"), (4, "this is int", "7"),
     ]),
     ("a.jsonl", b'{"x": "caf\xe9"}\n{"x": "\xc3\xa9"}\n', [{"x": "\xe9"}], [
-        (1, "not UTF-8: byte 0xe9", '{"x": "caf\\xe9"}'),
+        (1, "not UTF-8: b", '{"x": "caf\\xe9"}'),
     ]),
     ("a.json", '[{"x": 1},\n 7,\n{"x": "\\ud83d"}]', [{"x": 1}], [
         (2, "this is int", "7"), (3, "half of a surrogate pair", '{"x": "\\ud83d"}'),
     ]),
     ("a.json", b'[{"x": "caf\xe9"}, {"x": "\xc3\xa9"}]', [{"x": "\xe9"}], [
-        (1, "not UTF-8: byte 0xe9", '{"x": "caf\\xe9"}'),
+        (1, "not UTF-8: b", '{"x": "caf\\xe9"}'),
     ]),
     ("a.tsv", b"x\ty\n1\t2\n3\n4\t5\t6\n\xff\t7\n8\t9\n",
      [{"x": "1", "y": "2"}, {"x": "8", "y": "9"}], [
-        (3, "1 cells for the", "3"), (4, "3 cells", "4\t5\t6"), (5, "byte 0xff", "\\xff\t7"),
+        (3, "1 cells for the", "3"), (4, "3 cells", "4\t5\t6"), (5, "not UTF-8: b", "\\xff\t7"),
     ]),
     ("a.csv", 'x,y\n1,"two\nlines"\n3\n', [{"x": "1", "y": "two\nlines"}], [(4, "1 cells", "3")]),
     ("a.conll", "a O\n\nb O\nc\n\nd O\n",
@@ -127,7 +127,7 @@ def test_auto_decides_and_the_report_remembers(write):
             read_rows([write(name, '{"x": 1}\n{"x": 2}\n')])
 
 def test_real_dirt_is_an_error_or_skipped(data_dir: Path):
-    with pytest.raises(DataError, match="145-8.txt.gz:8548: not UTF-8: byte 0x.*iconv -f latin1"):
+    with pytest.raises(DataError, match="145-8.txt.gz:8548: not UTF-8: b.*iconv -f latin1"):
         read_rows(sorted((data_dir / "gutenberg").glob("*.txt.gz")))
     damaged = []
     kept = read_rows([data_dir / "stsb" / "sts-train.tsv"], damaged=damaged)
