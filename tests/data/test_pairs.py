@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ import pytest
 import torch
 
 from ftcore.config import PairsDataConfig
-from ftcore.data.__main__ import Shown
+from ftcore.data.__main__ import text as shown
 from ftcore.data.columns import Chat, examples
 from ftcore.data.compare import clusters, conflicts, nearly_repeated, repeated
 from ftcore.data.formats import Row
@@ -223,8 +222,5 @@ def test_pairs_come_from_the_cache_and_are_shown(
     assert "from the cache" in said
     (one,), (two,) = first.train.documents, again.train.documents
     assert (one.labels == two.labels).all() and (one.tokens_T == two.tokens_T).all()
-    shown = Shown.__new__(Shown)
-    shown.config = SimpleNamespace(data=config)
-    shown.tokenizer, shown.data = base, again
-    told = shown.text(two)
+    told = shown(two, config, None, base)
     assert "[[this<|im_end|>]]\n-- rather than\n" in told and "[[that<|im_end|>]]" in told
