@@ -22,9 +22,7 @@ from typing import NoReturn
 
 import jinja2
 import numpy as np
-from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ftcore.config import TrainOn
@@ -39,7 +37,6 @@ PRIVATE_USE = range(0xF0000, 0x110000)  # characters that no text means anything
 Span = tuple[int, int] | None  # start and end, in characters; None: left out of the text
 Again = Callable[[Sequence[str]], str]  # the text of the chat with other contents
 Answers = Sequence[tuple[int, int, float]]  # start and end in characters, weight
-_SPACE = re.compile(r"\s*")
 
 def render(messages: Sequence[Message], tokenizer: Tokenizer) -> tuple[str, tuple[Span, ...]]:
     """Text of a chat and the span of each content. RowError: the template refuses the messages, or
@@ -123,7 +120,7 @@ class _Generation(Extension):
     """HF: {% generation %} marks answers for transformers; here its body is plain text."""
     tags = {"generation"}
 
-    def parse(self, parser: Parser) -> list[nodes.Node]:
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
@@ -208,7 +205,7 @@ def supervise(row_id: str, text: str, encoding: Encoding, answers: Answers, toke
             first += int(encoding.ids_T[first]) in tokenizer.special_ids
         weights_T[first:past] = weight
         if train_on_end:
-            space_end = _SPACE.match(text, end).end()  # white space may stand before eos
+            space_end = re.compile(r"\s*").match(text, end).end()  # may stand before eos
             first, last = ends_T.searchsorted([end, space_end], "right")
             id_ = int(encoding.ids_T[last]) if last < len(encoding) else -1
             if id_ == tokenizer.eos_id or (space_end == end and id_ in tokenizer.special_ids):

@@ -71,7 +71,6 @@ class Chat:
 Example = Text | Chat
 Source = Row | Rejected | Example
 Labels = Mapping[str, int]  # class index of each label, in their order
-Keys = tuple[str, str]  # of a turn's role and its text
 DataConfig = configs.TextDataConfig | configs.ExamplesConfig
 ROLES = get_args(Role)
 UNSUPPORTED = ("tool_calls", "function_call", "reasoning_content", "thinking", "reasoning")
@@ -233,7 +232,7 @@ def turns_of(row: Row, column: str, config: configs.ChatDataConfig) -> list[Mess
         raise wrong(row, f"column {column!r} must hold a list of messages; {hint}")
     return [message(row, n, turn, config.turn, roles) for n, turn in enumerate(turns, start=1)]
 
-def transcript(text: str, roles: Mapping[str, str], keys: Keys) -> list[dict[str, str]]:
+def transcript(text: str, roles: Mapping[str, str], keys: tuple[str, str]) -> list[dict[str, str]]:
     """Turns of a transcript; RowError where text stands before the first."""
     marks = "|".join(map(re.escape, roles))
     before, *parts = re.split(rf"^({marks}):", text, flags=re.M)
@@ -242,8 +241,8 @@ def transcript(text: str, roles: Mapping[str, str], keys: Keys) -> list[dict[str
     turns = zip(parts[::2], parts[1::2], strict=True)
     return [{keys[0]: speaker, keys[1]: said.strip()} for speaker, said in turns]
 
-def message(row: Row, number: int, turn: Any, keys: Keys, roles: Mapping[str, str]) -> Message:
-    """A turn as a message; `number` counts the turns of the row from 1."""
+def message(row: Row, number: int, turn: Any, keys: tuple[str, str],
+            roles: Mapping[str, str]) -> Message:
     is_turn = isinstance(turn, dict)
     if odd := [key for key in UNSUPPORTED if is_turn and turn.get(key)]:
         raise RowError(f"message {number} holds {odd[0]!r}, which is not supported")

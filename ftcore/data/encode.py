@@ -77,8 +77,8 @@ def _texts(split: Split, texts: Sequence[Text], tokenizer: Tokenizer, config: Da
 
 def cut(document: Encoded, max_length: int, over_length: OverLength, *,
         bos_id: int | None) -> list[Encoded]:
-    """What is left of a document that is too long: its first tokens, its last ones behind BOS if it
-    has one, or parts, of which the last position predicts the first token of the next."""
+    """What is left of a document that is too long: its first tokens, its last ones behind BOS, or
+    parts, of which the last position predicts the first token of the next."""
     if over_length == "split":
         starts = range(0, len(document), max_length)
         return numbered([take(document, slice(s, s + max_length)) for s in starts])
@@ -165,8 +165,8 @@ def _tagged(split: Split, examples: Sequence[Text], tokenizer: Tokenizer, config
             split.sentences.append(Sentence(source.id, source.texts, source.target, places_W))
 
 def _pieces(split: Split, texts: Sequence[Text], tokenizer: Tokenizer, config: DataConfig) -> None:
-    """Texts as documents of at most `max_length` tokens, the special ones around each (DataError:
-    they leave no room); labels are the tokens, and those that may be hidden have weight 1."""
+    """Texts as documents of at most `max_length` tokens, the special ones around each; labels are
+    the tokens, and those that may be hidden have weight 1."""
     special = list(tokenizer.special_ids)
     encodings = tokenizer.encode_batch([text.texts[0] for text in texts])
     for text, encoding in zip(texts, encodings, strict=True):
@@ -210,9 +210,9 @@ def take(document: Encoded, places: np.ndarray | slice) -> Encoded:
 def admit(split: Split, source: Example, document: Encoded,
           shorten: Callable[[Encoded, int, OverLength], list[Encoded]], config: DataConfig, *,
           size: int | None = None) -> bool:
-    """Take in a document; where its `size`, by default its length, is above `max_length` tokens
-    what `shorten` makes of it, or nothing (drop), or raise DataError (error). Parts without
-    anything to supervise are left out; all that is lost is noted. False: nothing was taken."""
+    """Take in a document, or, where its `size` (by default its length) is above `max_length`, what
+    `shorten` makes of it, or nothing (drop), or raise DataError (error); but no part without
+    anything to supervise. All that is lost is noted. False: nothing was taken."""
     limit, choice, made, said = config.max_length, config.over_length, [document], []
     size = len(document) if size is None else size
     if limit is not None and size > limit:
@@ -232,9 +232,9 @@ def admit(split: Split, source: Example, document: Encoded,
 
 @dataclass(frozen=True)
 class Masking:
-    """Masked-language modelling: what a step makes of a document, by (seed, step, row id) alone: a
-    share of its own tokens, at least one, is to be predicted. Most of these become the mask token,
-    some a random one, the rest stay. source: Devlin et al. 2019, arXiv:1810.04805, section 3.1"""
+    """What a step makes of a document, by (seed, step, row id) alone: a share of its own tokens, at
+    least one, is to be predicted. Most of these become the mask token, some a random one, the rest
+    stay. source: Devlin et al. 2019, arXiv:1810.04805, section 3.1"""
     mask_id: int  # what stands for a hidden token
     ordinary: np.ndarray  # ids (int32) that may stand there instead
     seed: int

@@ -92,8 +92,8 @@ def read_rows(paths: Sequence[str | Path], *, format: Format = "auto", columns: 
             else:
                 shown = raw[:MAX_RAW].encode("utf-8", "surrogateescape")
                 detail = f"{fields}; {shown.decode('utf-8', 'backslashreplace')}"
-                damaged.append(Rejected("", file, line, "damaged", "read", detail))
                 lost = lost or f"; damaged: {fields}"
+                damaged.append(Rejected("", file, line, "damaged", "read", detail))
         if len(rows) == before:
             raise DataError(f"{file}: holds no rows{lost}")
         how = "by its suffix" if format == "auto" else "as named"

@@ -28,10 +28,9 @@ from ftcore.errors import DataError
 
 HERE = Path(__file__).parent
 CODE = (HERE, Path(builtin.__file__).parent)
-LIBRARIES = ("jinja2", "numpy", "tokenizers")
 FIELDS, FUNNEL, PAGE = "prepared.json", "funnel.json", "report.html"
+LIBRARIES = ("jinja2", "numpy", "tokenizers")
 STEPS = ("read", "map", "filter", "compare", "split", "encode")  # in which rows can leave
-PERCENTILES = (5, 50, 95, 99, 100)
 
 @dataclass
 class Prepared:
@@ -107,7 +106,7 @@ def funnel(split: Split, moved: int) -> list[dict[str, Any]]:
 def statistics(split: Split, tokenizer: Tokenizer, labels: Names) -> dict[str, Any]:
     documents, lengths_B = split.documents, pack.lengths(split.documents)
     found = {"documents": len(documents), "tokens": int(lengths_B.sum()),
-             "lengths": {f"p{p}": round(np.percentile(lengths_B, p)) for p in PERCENTILES}}
+             "lengths": {f"p{p}": round(np.percentile(lengths_B, p)) for p in (5, 50, 95, 99, 100)}}
     if isinstance(documents[0].weights, np.ndarray):
         scored = np.count_nonzero(np.concatenate([document.weights for document in documents]))
         found["scored share"] = round(int(scored) / found["tokens"], 4)
@@ -149,8 +148,8 @@ def _plain(value: Any) -> dict[str, Any]:
     """What JSON has no form for: a kind of KINDS, and the names and values that make it again."""
     if isinstance(value, np.ndarray):
         return {KIND: "ndarray", "object": value.tolist(), "dtype": value.dtype.str}
-    return {KIND: type(value).__name__, **vars(value)} | (
-        {"documents": []} if isinstance(value, Split) else {})
+    apart = {"documents": []} if isinstance(value, Split) else {}  # these have files of their own
+    return {KIND: type(value).__name__, **vars(value), **apart}
 
 def _made(fields: dict[str, Any]) -> Any:
     if KIND not in fields:
