@@ -60,10 +60,10 @@ class FilesConfig(Section):
     cache: Path | None = Path("runs/cache")  # where tokens are kept for the next run; None: nowhere
 
 class TextDataConfig(FilesConfig):
-    """Plain text; rows with `messages` among it are chats, supervised on their answers."""
+    """Plain text, of which every token is supervised."""
     leaks: Literal["report", "drop"] = "report"  # texts that are nearly held-out ones
     text: str = "text"  # column of the text in tables and json
-    max_length: Count = 512  # tokens of one document; chats among the text may be longer
+    max_length: Count = 512  # tokens of one document
     over_length: OverLength = "split"  # of longer texts; split: several documents, none lost
 
 class MaskedDataConfig(TextDataConfig):

@@ -8,7 +8,7 @@
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from functools import partial
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -17,7 +17,8 @@ import numpy as np
 
 from ftcore.cli import CONFIG_FILE, parse, take_value, to_toml
 from ftcore.config import MaskedDataConfig, TaggedDataConfig
-from ftcore.data.columns import place
+from ftcore.data.columns import DataConfig, place
+from ftcore.data.encode import Names
 from ftcore.data.pack import Encoded, StepRows, apart, is_pair, pack, split
 from ftcore.data.prepare import prepared
 from ftcore.data.read import collect
@@ -27,7 +28,7 @@ from ftcore.errors import ConfigError, FtcoreError
 from ftcore.files import write_file
 from ftcore.hub import lineage
 
-COLOURED, PLAIN = ("\x1b[32m", "\x1b[0m"), ("[[", "]]")  # around what is supervised in a text
+MARKS = "[[", "]]"  # around what is supervised in a text
 
 def prepare(words: list[str]) -> None:
     command = parse(words, script="python -m ftcore.data prepare")
@@ -51,75 +52,62 @@ def report(words: list[str]) -> None:
     print(write_page(Path(words[0]) / "data"))
 
 def show(words: list[str]) -> None:
-    step = take_value(words, "--step") or ""
+    """The streams of one optimiser step, counted from 1, as its processes read them."""
+    step, run = take_value(words, "--step") or "", Path(*words[:1])
     if len(words) != 1 or not step.isdecimal():
         raise ConfigError("show RUN --step N")
-    for line in Shown(Path(words[0])).step(int(step)):
-        print(line)
+    config, step = parse(["--resume", str(run)]).config, int(step)
+    tokenizer = Tokenizer.load(lineage(config.model.path)[0])
+    data, _ = prepared(config.data, tokenizer, seed=config.env.seed)
+    if read_account(run / "data").get("key") != data.notes["key"]:
+        print("warning: data or code changed since, the run may differ", file=sys.stderr)
+    # of rows that stand in several splits, the place in the first, which is train
+    parts = reversed(collect(config.data, {}).values())
+    places = {e.id: place(e) for part in parts for e in part.examples}
+    documents, size = data.train.documents, config.rows_per_step
+    last = config.loop.num_steps(len(documents), size)
+    if not 1 <= step <= last:
+        raise ConfigError(f"--step {step}: steps are counted from 1 to {last}")
+    rows = StepRows(len(documents), batch_size=size, seed=config.env.seed)(step - 1)
+    documents = [documents[row] for row in rows]
+    if data.draw:
+        documents = [data.draw(document, step - 1) for document in documents]
+    shares = min(config.env.threads, config.optim.batch_size)
+    for number, share in enumerate(split(list(map(len, documents)), shares)):
+        lengths = [len(documents[i]) for i in share]
+        for stream in pack(lengths, config.loop.micro_batch_tokens):
+            tokens = sum(lengths[i] for i in stream)
+            print(f"== step {step}, share {number}: {len(stream)} documents, {tokens} tokens")
+            for document in (documents[share[i]] for i in stream):
+                where = places.get(document.row_id.partition(":")[0], "(no longer there)")
+                span = f"positions 0 to {len(document) - 1}, weight {np.sum(document.weights):g}"
+                print(f"-- {document.row_id} {where}: {span}")
+                print(text(document, config.data, data.labels, tokenizer))
 
-class Shown:
-    """A run's data, to look at; its files are read once more, for the places of the rows."""
-
-    def __init__(self, run: Path) -> None:
-        self.config = config = parse(["--resume", str(run)]).config
-        self.tokenizer = Tokenizer.load(lineage(config.model.path)[0])
-        self.data, _ = prepared(config.data, self.tokenizer, seed=config.env.seed)
-        data, account = self.data, run / "data" / "funnel.json"
-        if not account.is_file() or read_account(account.parent)["key"] != data.notes["key"]:
-            print("warning: data or code changed since, the run may differ", file=sys.stderr)
-        self.marks = COLOURED if sys.stdout.isatty() else PLAIN
-        parts = collect(config.data, {}).values()
-        # of rows that stand in several splits, the place in the first, which is train
-        self.places = {e.id: place(e) for part in reversed(parts) for e in part.examples}
-        num_rows, size = len(data.train.documents), config.rows_per_step
-        self.steps = StepRows(num_rows, batch_size=size, seed=config.env.seed)
-        self.num_steps = config.loop.num_steps(num_rows, size)
-
-    def step(self, step: int) -> Iterator[str]:
-        """The streams of one optimiser step, counted from 1, as its processes read them."""
-        if not 1 <= step <= self.num_steps:
-            raise ConfigError(f"--step {step}: steps are counted from 1 to {self.num_steps}")
-        documents = [self.data.train.documents[row] for row in self.steps(step - 1)]
-        if self.data.draw:
-            documents = [self.data.draw(document, step - 1) for document in documents]
-        shares = min(self.config.env.threads, self.config.optim.batch_size)
-        for number, share in enumerate(split(list(map(len, documents)), shares)):
-            lengths = [len(documents[i]) for i in share]
-            for stream in pack(lengths, self.config.loop.micro_batch_tokens):
-                tokens = sum(lengths[i] for i in stream)
-                yield f"== step {step}, share {number}: {len(stream)} documents, {tokens} tokens"
-                for i in stream:
-                    yield from self.document(documents[share[i]])
-
-    def document(self, document: Encoded) -> Iterator[str]:
-        weight = np.sum(document.weights, dtype=np.float64)
-        where = self.places.get(document.row_id.partition(":")[0], "(its file has changed)")
-        yield f"-- {document.row_id} {where}: positions 0 to {len(document) - 1}, weight {weight:g}"
-        yield self.text(document)
-
-    def text(self, document: Encoded) -> str:
-        if is_pair(document):
-            return "\n-- rather than\n".join(map(self.text, apart([document])))
-        decode = self.tokenizer.decode
-        if not isinstance(document.weights, np.ndarray):
-            label = document.labels
-            if self.data.labels and isinstance(label, int | np.integer):
-                label = self.data.labels[label]
-            return f"{decode(document.tokens_T, special=True)} -> {label}"
-        counts_T, config = document.weights > 0, self.config.data
-        is_masked, is_tagged = (isinstance(config, c) for c in (MaskedDataConfig, TaggedDataConfig))
-        if not (is_masked or is_tagged):  # labels are the next tokens
-            counts_T = np.append(False, counts_T[:-1])
-        shown, triples = "", zip(counts_T, document.tokens_T, document.labels, strict=True)
-        for counts, run in groupby(triples, key=itemgetter(0)):
-            _, ids, labels = zip(*run, strict=True)
-            text = decode(ids, special=True)
-            if counts and is_masked:
-                text += " <- " + decode(labels, special=True)
-            elif counts and is_tagged:
-                text += " " + " ".join(self.data.labels[label] for label in labels)
-            shown += text.join(self.marks) if counts else text
-        return shown
+def text(document: Encoded, config: DataConfig, labels: Names, tokenizer: Tokenizer) -> str:
+    """A document with what is supervised between MARKS, and what is to be predicted of it."""
+    if is_pair(document):
+        both = apart([document])
+        return "\n-- rather than\n".join(text(d, config, labels, tokenizer) for d in both)
+    decode = partial(tokenizer.decode, special=True)
+    if not isinstance(document.weights, np.ndarray):
+        target = document.labels
+        target = labels[target] if isinstance(target, int) else target
+        return f"{decode(document.tokens_T)} -> {target}"
+    counts_T = document.weights > 0
+    is_masked, is_tagged = (isinstance(config, c) for c in (MaskedDataConfig, TaggedDataConfig))
+    if not (is_masked or is_tagged):  # labels are the next tokens
+        counts_T = np.append(False, counts_T[:-1])
+    shown, triples = "", zip(counts_T, document.tokens_T, document.labels, strict=True)
+    for counts, run in groupby(triples, key=itemgetter(0)):
+        _, ids, targets = zip(*run, strict=True)
+        part = decode(ids)
+        if counts and is_masked:
+            part += " <- " + decode(targets)
+        elif counts and is_tagged:
+            part += " " + " ".join(labels[target] for target in targets)
+        shown += part.join(MARKS) if counts else part
+    return shown
 
 def main(words: list[str]) -> int:
     commands = {"prepare": prepare, "report": report, "show": show}

@@ -1,14 +1,13 @@
 """Chats to text through the model's own template, where each message lies in it, what is learned.
 
-The text is rendered once, and only that rendering is ever tokenised. Positions are found by further
-renderings with a pair of private-use characters around each content (inside of white space that the
-template trims): if taking them out gives back the text, they mark the contents exactly. A template
-that looks into contents (Qwen3 cuts <think> parts out of earlier turns) is asked once per message:
-what changes with it? Templates run in jinja2's sandbox, with limits and what transformers gives.
+The text is rendered once, and only that rendering is ever tokenised. Positions are found by another
+rendering, with a private-use character in place of each content: if the contents (or what is left
+where the template trims them) put there give back the text, they stand there. A template that
+looks into contents (Qwen3 cuts <think> parts out of earlier turns) is asked once per message: what
+changes with it? Templates run in jinja2's sandbox, with limits and what transformers gives.
 
-Answers are such spans, and become weights of tokens: of a document of T tokens labels[t] is token
-t + 1, and weights[t] how much predicting it counts. A token counts if it overlaps an answer, which
-begins after the template's generation prompt and ends with the special token that ends the turn.
+Answers are such spans. A token counts if it overlaps an answer, which begins after the template's
+generation prompt and ends with the special token that ends the turn.
 """
 
 import json
@@ -23,9 +22,7 @@ from typing import NoReturn
 
 import jinja2
 import numpy as np
-from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ftcore.config import TrainOn
@@ -40,7 +37,6 @@ PRIVATE_USE = range(0xF0000, 0x110000)  # characters that no text means anything
 Span = tuple[int, int] | None  # start and end, in characters; None: left out of the text
 Again = Callable[[Sequence[str]], str]  # the text of the chat with other contents
 Answers = Sequence[tuple[int, int, float]]  # start and end in characters, weight
-_SPACE = re.compile(r"\s*")
 
 def render(messages: Sequence[Message], tokenizer: Tokenizer) -> tuple[str, tuple[Span, ...]]:
     """Text of a chat and the span of each content. RowError: the template refuses the messages, or
@@ -54,11 +50,10 @@ def render(messages: Sequence[Message], tokenizer: Tokenizer) -> tuple[str, tupl
     contents = [message["content"] for message in messages]
     used = text + "".join(contents)
     unused = (character for character in map(chr, PRIVATE_USE) if character not in used)
-    markers = "".join(islice(unused, 2 * len(contents)))
-    for trim in (str, str.rstrip, str.lstrip, str.strip):
-        if (spans := _marked_spans(text, contents, markers, again, trim)) is not None:
-            return text, spans
-    changed = partial(_changed_span, text, contents, markers[0], again)
+    marks = "".join(islice(unused, len(contents)))
+    if (spans := _marked_spans(text, contents, marks, again)) is not None:
+        return text, spans
+    changed = partial(_changed_span, text, contents, marks[0], again)
     return text, tuple(map(changed, range(len(contents))))
 
 def render_text(messages: Sequence[Message], tokenizer: Tokenizer, *,
@@ -75,38 +70,37 @@ def render_text(messages: Sequence[Message], tokenizer: Tokenizer, *,
         while some := list(islice(pieces, 64)):
             text += "".join(some)
             if len(text) > MAX_CHARACTERS or time.monotonic() > deadline:
-                problem = f"the chat template wrote more than {MAX_CHARACTERS} characters or took"
-                raise RowError(f"{problem} more than {MAX_SECONDS:g} s; split the chat")
+                limits = f"{MAX_CHARACTERS} characters or took more than {MAX_SECONDS:g} s"
+                raise RowError(f"the chat template wrote more than {limits}; split the chat")
     except (jinja2.TemplateError, TypeError, LookupError, ArithmeticError, RecursionError) as error:
         raise RowError(f"the chat template refuses the messages: {error}") from error
     return text
 
 @lru_cache(maxsize=8)
 def generation_prompt(tokenizer: Tokenizer) -> str:
-    """What the template writes after a user's turn to ask for an answer, "" if it adds nothing:
-    whatever differs from the text that does not ask, which Phi-3 ends with eos."""
+    """What the template writes after a user's turn to ask for an answer: whatever differs from the
+    text that does not ask, which Phi-3 ends with eos."""
     question: list[Message] = [{"role": "user", "content": "x"}]
     asked = render_text(question, tokenizer)
     prompted = render_text(question, tokenizer, add_generation_prompt=True)
     return prompted[len(os.path.commonprefix([asked, prompted])) :]
 
-def _marked_spans(text: str, contents: Sequence[str], markers: str, again: Again,
-                  trim: Callable[[str], str]) -> tuple[Span, ...] | None:
-    """Spans of all contents by markers, None where these do not come through untouched."""
-    pairs = list(zip(markers[::2], markers[1::2], strict=True))
-    both = zip(contents, pairs, strict=True)
+def _marked_spans(text: str, contents: Sequence[str], marks: str,
+                  again: Again) -> tuple[Span, ...] | None:
+    """Spans of all contents by marks in their places, None where these do not give the text."""
     try:
-        marked = again([c.replace(trim(c), start + trim(c) + end, 1) for c, (start, end) in both])
-    except RowError:  # a template that refuses marked contents may accept the plain ones
+        parts = re.split(f"([{marks}])", again(marks))
+    except RowError:  # a template that refuses marks may accept the contents
         return None
-    parts = re.split(f"([{markers}])", marked)  # text and markers in turn
-    if "".join(parts[::2]) != text:
-        return None
-    places = dict(zip(parts[1::2], accumulate(map(len, parts[::2])), strict=False))
-    spans = [(places.get(start), places.get(end)) for start, end in pairs]
-    if 2 * len(places) + 1 < len(parts) or any((a is None) != (b is None) for a, b in spans):
-        return None  # a marker repeated or cut off
-    return tuple(None if span == (None, None) else span for span in spans)
+    found = parts[1::2]
+    for trim in (str, str.rstrip, str.lstrip, str.strip):
+        put = dict(zip(marks, map(trim, contents), strict=True))
+        shown = [put.get(part, part) for part in parts]
+        if len({*found}) == len(found) and "".join(shown) == text:
+            ends = zip(found, [*accumulate(map(len, shown))][1::2], strict=True)
+            spans = {mark: (end - len(put[mark]), end) for mark, end in ends}
+            return tuple(map(spans.get, marks))
+    return None
 
 def _changed_span(text: str, contents: Sequence[str], mark: str, again: Again, at: int) -> Span:
     """Span that changes when one content is replaced, checked to hold text of that content."""
@@ -116,7 +110,7 @@ def _changed_span(text: str, contents: Sequence[str], mark: str, again: Again, a
     start = len(os.path.commonprefix([text, other]))
     backwards = [changed[start:][::-1] for changed in (text, other)]
     end = len(text) - len(os.path.commonprefix(backwards))
-    found, content = ("".join(part.split()) for part in (text[start:end], contents[at]))
+    found, content = ("".join(part.lower().split()) for part in (text[start:end], contents[at]))
     if other.count(mark) != 1 or found not in content:
         what = f"cannot see where message {at + 1} lies in the rendered text: {contents[at][:50]!r}"
         raise RowError(f"{what} became {text[start:end][:50]!r}; use a template that keeps texts")
@@ -126,7 +120,7 @@ class _Generation(Extension):
     """HF: {% generation %} marks answers for transformers; here its body is plain text."""
     tags = {"generation"}
 
-    def parse(self, parser: Parser) -> list[nodes.Node]:
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
@@ -178,10 +172,9 @@ def find_answers(chat: Chat, tokenizer: Tokenizer, train_on: TrainOn) -> tuple[s
     answers = []
     for index in trained if train_on == "assistant" else trained[-1:]:
         message, span = chat.messages[index], spans[index]
-        if not message["content"].strip():
-            raise RowError(f"message {index + 1} is to be trained on but empty")
-        if span is None:
-            raise RowError(f"message {index + 1} is to be trained on but the template omits it")
+        if span is None or not message["content"].strip():
+            why = "the template omits it" if message["content"].strip() else "empty"
+            raise RowError(f"message {index + 1} is to be trained on but {why}")
         start, end = span
         if train_on == "completion":
             if index + 1 < len(chat.messages):
@@ -211,7 +204,7 @@ def supervise(row_id: str, text: str, encoding: Encoding, answers: Answers, toke
             first += int(encoding.ids_T[first]) in tokenizer.special_ids
         weights_T[first:past] = weight
         if train_on_end:
-            space_end = _SPACE.match(text, end).end()  # white space may stand before eos
+            space_end = re.compile(r"\s*").match(text, end).end()  # may stand before eos
             first, last = ends_T.searchsorted([end, space_end], "right")
             id_ = int(encoding.ids_T[last]) if last < len(encoding) else -1
             if id_ == tokenizer.eos_id or (space_end == end and id_ in tokenizer.special_ids):

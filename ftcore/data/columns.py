@@ -1,25 +1,22 @@
-"""Rows to examples through a column map: plain text, labelled text, tags, chats; the label map.
+"""Rows to examples through a column map: texts, labelled or tagged, chats, pairs; the label map.
 
-A chat is a list of turns [{"role": "user", "content": ...}, ...], under these keys or others; or a
-question, one column or several that are joined by an empty line, and the column of its answer; or a
-transcript, text with each turn after the name of its speaker and a colon at the start of a line.
-Every row becomes an example or a `Rejected`. What shows that the map or the file is wrong (no such
-column, an unknown role, a score that is no number) is an error.
+A chat is a list of turns, a question with its answer, or a transcript: text with each turn after
+the name of its speaker and a colon at the start of a line. Every row becomes an example or a
+`Rejected`; what shows that the map or the file is wrong (no such column, an unknown role) raises.
 """
 
 import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple, NotRequired, TypedDict, get_args
 
 from ftcore import config as configs
 from ftcore.data.formats import Rejected, Row
-from ftcore.errors import ConfigError, DataError, nearest
+from ftcore.errors import DataError, nearest
 
 class RowError(DataError):
     """One row cannot be used; whoever works through many rows rejects it and counts it."""
@@ -28,8 +25,7 @@ class Text(NamedTuple):
     """One text, a pair, or a sentence, and what is to be predicted of it."""
     id: str
     texts: tuple[str, ...]  # the text; both of a pair; the words of a sentence
-    # the name of its class, the names of several, its score; the tag of each word, BIO where they
-    # name entities; None: a document of plain text
+    # its class, several, its score; the tag of each word, BIO of entities; None: of plain text
     target: str | tuple[str, ...] | float | None = None
     file: str = ""
     line: int = 0
@@ -68,17 +64,13 @@ class Chat:
         return "\n".join([*said, self.rejected] if self.rejected else said)
 
     def with_texts(self, texts: Iterable[str]) -> "Chat":
-        texts = [*texts]
-        rejected = texts.pop() if self.rejected else ""
-        both = zip(self.messages, texts, strict=True)
-        messages = tuple({**m, "content": text} for m, text in both)
-        return replace(self, messages=messages, rejected=rejected)
+        texts = iter(texts)
+        messages = tuple({**message, "content": next(texts)} for message in self.messages)
+        return replace(self, messages=messages, rejected=next(texts, ""))
 
 Example = Text | Chat
 Source = Row | Rejected | Example
 Labels = Mapping[str, int]  # class index of each label, in their order
-Keys = tuple[str, str]  # of a turn's role and its text
-Mapped = tuple[list[Example], list[Rejected]]  # what rows become, and those that become nothing
 DataConfig = configs.TextDataConfig | configs.ExamplesConfig
 ROLES = get_args(Role)
 UNSUPPORTED = ("tool_calls", "function_call", "reasoning_content", "thinking", "reasoning")
@@ -88,13 +80,12 @@ def names_of(example: Text) -> tuple[str, ...]:
 
 def indices(labels: Labels, example: Text) -> list[int]:
     """Class index of each label or tag; DataError if the training data had no such one."""
-    try:
-        return [labels[name] for name in names_of(example)]
-    except KeyError as error:
-        (name,), hint = error.args, nearest(error.args[0], list(labels))
-        what = f"{place(example)}: label {name!r} is not among the {len(labels)} labels of the"
-        mend = f"{hint}; correct the row, or add training rows with it"
-        raise DataError(f"{what} training data{mend}") from None
+    for name in names_of(example):
+        if name not in labels:
+            what = f"{place(example)}: label {name!r} is not among the {len(labels)} labels of the"
+            mend = "correct the row, or add training rows with it"
+            raise DataError(f"{what} training data{nearest(name, list(labels))}; {mend}")
+    return [labels[name] for name in names_of(example)]
 
 def label_map(examples: Sequence[Text], *, are_tags: bool = False) -> tuple[str, ...]:
     """All labels of the training data: in numeric order if all are numbers, else sorted by name; of
@@ -108,44 +99,30 @@ def label_map(examples: Sequence[Text], *, are_tags: bool = False) -> tuple[str,
     are_numbers = None not in map(number_in, names)
     return tuple(sorted(names, key=lambda name: (are_numbers and number_in(name), name)))
 
-def examples(rows: Sequence[Row], config: DataConfig) -> Mapped:
-    """What the columns named in `config` make of the rows; among plain text, rows with `messages`
-    are chats, and come last. DataError: a column is missing, or a value is of another kind."""
-    if isinstance(config, configs.ChatDataConfig):
-        if config.prompt:
-            return mapped(rows, answered, config, *config.prompt, config.answer)
-        return mapped(rows, conversation, config, config.messages)
-    if isinstance(config, configs.TaggedDataConfig):
-        return mapped(rows, tagged, config, config.tokens, config.tags)
-    if isinstance(config, configs.TextsConfig):
-        named = filter(None, (config.text, config.pair, config.label))
-        return mapped(rows, labelled, config, *named)
-    chats, is_masked = configs.ChatDataConfig(), isinstance(config, configs.MaskedDataConfig)
-    talks = [row for row in rows if chats.messages in row.fields and not is_masked]
-    texts = [row for row in rows if is_masked or chats.messages not in row.fields]
-    found = [mapped(texts, plain, config, config.text)] if texts else []
-    found += [mapped(talks, conversation, chats, chats.messages)] if talks else []
-    return tuple(sum(lists, []) for lists in zip(*found, strict=True))
-
-def mapped(rows: Sequence[Row], example: Callable[[Row, Any], Example], config: Any,
-           *columns: str) -> Mapped:
-    """The `example` of each row, and the rows of which it makes none: where it raises RowError."""
-    require(rows, *columns)
+def examples(rows: Sequence[Row], config: DataConfig) -> tuple[list[Example], list[Rejected]]:
+    """What the columns named in `config` make of the rows, and the rows of which they make nothing.
+    DataError: a column is missing, or a value is of another kind."""
+    if isinstance(config, configs.PairsDataConfig):
+        make = preference
+        named = *config.prompt, config.chosen, config.rejected, config.margin
+    elif isinstance(config, configs.ChatDataConfig):
+        make = conversation
+        named = (*config.prompt, config.answer) if config.prompt else (config.messages,)
+    elif isinstance(config, configs.TaggedDataConfig):
+        make, named = tagged, (config.tokens, config.tags)
+    elif isinstance(config, configs.TextsConfig):
+        make, named = labelled, (config.text, config.pair, config.label)
+    else:
+        make, named = plain, (config.text,)
+    require(rows, *filter(None, named))
     kept, rejected = [], []
     for row in rows:
         try:
-            kept.append(example(row, config))
+            kept.append(make(row, config))
         except RowError as error:
             rejected.append(left_out(row, str(error), "map"))
     require_some(kept, rejected)
     return kept, rejected
-
-@cache
-def role_names(pairs: tuple[str, ...]) -> dict[str, str]:
-    names = dict(pair.partition("=")[::2] for pair in pairs)
-    if "" in names.values():
-        raise ConfigError(f"data.roles = {' '.join(pairs)}: must be OLD=NEW each")
-    return names
 
 def plain(row: Row, config: configs.TextDataConfig) -> Text:
     return Text(row.id, (text_of(row, config.text),), None, row.file, row.line)
@@ -191,40 +168,70 @@ def to_bio(tags: Sequence[str]) -> tuple[str, ...]:
     return tuple("B" + tag[1:] if tag[:2] == "I-" and last[1:] != tag[1:] else tag
                  for last, tag in pairwise(["O", *tags]))
 
-def answered(row: Row, config: configs.ChatDataConfig) -> Chat:
-    reply = Message(role="assistant", content=text_of(row, config.answer), train=True, weight=1.0)
-    return Chat(row.id, (question(row, config.prompt), reply), row.file, row.line)
-
-def question(row: Row, columns: Sequence[str]) -> Message:
-    """A user's turn of some columns, of which those after the first may be empty."""
-    first, *others = columns
+def prompted(row: Row, config: configs.ChatDataConfig) -> list[Message]:
+    """The turns of the first column of `prompt`; or a user's of the texts in all of them, of which
+    those after the first may be empty; or none."""
+    if not config.prompt:
+        return []
+    first, *others = config.prompt
+    if isinstance(row.fields.get(first), list):
+        return turns_of(row, first, config)
     asked = [text_of(row, first)]
     asked += [text_of(row, name) for name in others if row.fields.get(name) not in (None, "")]
-    return Message(role="user", content="\n\n".join(asked), train=False, weight=1.0)
+    return [Message(role="user", content="\n\n".join(asked), train=False, weight=1.0)]
+
+def answer(text: str) -> Message:
+    return Message(role="assistant", content=text, train=True, weight=1.0)
 
 def conversation(row: Row, config: configs.ChatDataConfig) -> Chat:
-    return Chat(row.id, turns_of(row, config.messages, config), row.file, row.line)
+    if config.prompt:
+        turns = [*prompted(row, config), answer(text_of(row, config.answer))]
+    else:
+        turns = turns_of(row, config.messages, config)
+    return Chat(row.id, tuple(turns), row.file, row.line)
 
-def turns_of(row: Row, column: str, config: configs.ChatDataConfig) -> tuple[Message, ...]:
+def preference(row: Row, config: configs.PairsDataConfig) -> Chat:
+    """The chosen conversation, with the other answer and how much worse it is."""
+    (*prompt, chosen), (*other, rejected) = (
+        _side(row, column, config) for column in (config.chosen, config.rejected))
+    one, two = ([(m["role"], m["content"]) for m in turns] for turns in (prompt, other))
+    if not prompt or one != two:
+        raise RowError("the two answers have no common prompt")
+    if chosen["content"] == rejected["content"]:
+        raise RowError("the two answers are the same")
+    margin = number_in(str(row.fields.get(config.margin))) if config.margin else 0.0
+    if margin is None:
+        raise wrong(row, f"column {config.margin!r} must hold a number")
+    messages = *prompt, answer(chosen["content"])
+    return Chat(row.id, messages, row.file, row.line, rejected["content"], margin)
+
+def _side(row: Row, column: str, config: configs.PairsDataConfig) -> list[Message]:
+    """Prompt and answer of one column; RowError: the last turn is empty or not the assistant's."""
+    prompt = prompted(row, config)
+    if prompt and not isinstance(row.fields.get(column), list):
+        return [*prompt, answer(text_of(row, column))]
+    turns = turns_of(row, column, config)
+    if prompt and len(turns) != 1:
+        raise RowError(f"column {column!r} holds {len(turns)} turns: must be one, the answer")
+    if turns[-1]["role"] != "assistant" or not turns[-1]["content"].strip():
+        raise RowError(f"the last turn of column {column!r} is not an answer of the assistant's")
+    return [*prompt, *turns]
+
+def turns_of(row: Row, column: str, config: configs.ChatDataConfig) -> list[Message]:
     """A list of turns, or a transcript, whose speakers `roles` names. A turn may also hold "train"
     (bool; default: of answers) and "weight" (default 1), but no key that changes its text."""
-    roles = role_names(config.roles)
+    roles = dict(pair.partition("=")[::2] for pair in config.roles)
     turns = row.fields.get(column)
     if turns in (None, [], ""):
         raise RowError(f"column {column!r} holds no messages")
     if isinstance(turns, str) and roles:
         turns = transcript(turns, roles, config.turn)
     if not isinstance(turns, list):
-        is_text = isinstance(turns, str)
-        hint = "; for a transcript name its speakers with data.roles" if is_text else ""
-        raise wrong(row, f"column {column!r} must hold a list of messages{hint}")
-    numbered = [*enumerate(turns, start=1)]
-    for number, turn in numbered:
-        if odd := [key for key in UNSUPPORTED if isinstance(turn, dict) and turn.get(key)]:
-            raise RowError(f"message {number} holds {odd[0]!r}, which is not supported")
-    return tuple(message(row, number, turn, config.turn, roles) for number, turn in numbered)
+        hint = "of a transcript name the speakers with data.roles"
+        raise wrong(row, f"column {column!r} must hold a list of messages; {hint}")
+    return [message(row, n, turn, config.turn, roles) for n, turn in enumerate(turns, start=1)]
 
-def transcript(text: str, roles: Mapping[str, str], keys: Keys) -> list[dict[str, str]]:
+def transcript(text: str, roles: Mapping[str, str], keys: tuple[str, str]) -> list[dict[str, str]]:
     """Turns of a transcript; RowError where text stands before the first."""
     marks = "|".join(map(re.escape, roles))
     before, *parts = re.split(rf"^({marks}):", text, flags=re.M)
@@ -233,9 +240,12 @@ def transcript(text: str, roles: Mapping[str, str], keys: Keys) -> list[dict[str
     turns = zip(parts[::2], parts[1::2], strict=True)
     return [{keys[0]: speaker, keys[1]: said.strip()} for speaker, said in turns]
 
-def message(row: Row, number: int, turn: Any, keys: Keys, roles: Mapping[str, str]) -> Message:
-    """A turn as a message; `number` counts the turns of the row from 1."""
-    if not isinstance(turn, dict) or not isinstance(turn.get(keys[1]), str):
+def message(row: Row, number: int, turn: Any, keys: tuple[str, str],
+            roles: Mapping[str, str]) -> Message:
+    is_turn = isinstance(turn, dict)
+    if odd := [key for key in UNSUPPORTED if is_turn and turn.get(key)]:
+        raise RowError(f"message {number} holds {odd[0]!r}, which is not supported")
+    if not is_turn or not isinstance(turn.get(keys[1]), str):
         raise wrong(row, f'message {number} must be {{"{keys[0]}": ..., "{keys[1]}": text}}')
     said = turn.get(keys[0])
     role = roles.get(said, said) if isinstance(said, str) else said

@@ -1,7 +1,5 @@
-"""Training rows beside each other and beside those held out: duplicates, conflicts, leaks.
-
-What is compared is all of an example's texts; of a chat every turn but the system's, which all rows
-may share, and for leaks and conflicts, and to hold pairs out, the user's alone.
+"""Training rows beside each other and beside those held out: duplicates, conflicts, leaks. What is
+compared of a chat is every turn but the system's; for leaks and conflicts the user's alone.
 """
 
 from collections import Counter
@@ -94,7 +92,8 @@ def conflicts(examples: Sequence[Example]) -> Notes:
 
 def leaks(train: Sequence[Example], held: Mapping[str, Rows]) -> Lost:
     """Training rows that give away a row of another split: the same or nearly the same text with
-    the same label, or 13 words of it; not where MAX_SHARE of them are near it, as of a template."""
+    the same label, or 13 words of it. Nothing of a held-out row that more than a share of MAX_SHARE
+    of them is near to, which is of their template."""
     there = [(example, split) for split, part in held.items() for example in part.examples]
     mine, theirs = ([said(e, without=UNASKED) for e in es] for es in (train, [e for e, _ in there]))
     lost, found = {}, dedup.leaks(mine, theirs)

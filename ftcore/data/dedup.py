@@ -11,9 +11,8 @@ other must have fewer than 25. Candidates come from MinHash, and all are verifie
                 is cut into 16 bands of neighbours, and again into 16 of every 16th value
     found       more than 0.99 of the pairs at J = 0.8, none below
 
-In a bucket of a band a text meets the bucket's first text, and `WINDOW` neighbours on each side in
-the order of another band: many rows from one template cost time in proportion to their number.
-cost: about 0.4 us a word of prose; 768 bytes a text, all else in chunks that fit a core's cache.
+Texts that share a band meet the first of them, and `WINDOW` neighbours in the order of another
+band, so time is linear. cost: 0.4 us a word of prose; 768 bytes a text, all else in cached chunks.
 source: Broder 1997, "On the resemblance and containment of documents"; Bawa, Condie and Ganesan
 2005, "LSH Forest" (neighbours); Brown et al. 2020, arXiv:2005.14165, appendix C (13 words).
 """
@@ -40,9 +39,9 @@ def folded(text: str) -> str:
 
 def duplicates(texts: Sequence[str], *, max_share: float = 0.01) -> list[tuple[int, int, float]]:
     """Rows to remove, in order, so that what is left is said once: (row, the one that stays for it,
-    their J). Of equal texts the first row stays; of texts that are alike the longest, of those
-    equally long the first by code points, so a removed row is never only like a removed one.
-    DataError: more than `max_share` of the different texts, and more than 20, would go for one."""
+    their J). Of equal texts the first row stays; of those alike each, as `ranked`, that is still
+    there removes all that are like it: no row goes for one that goes. DataError: more than
+    `max_share` of the different texts, and more than 20, would go for one."""
     forms = [folded(text) for text in texts]
     rows = _first_rows(forms)
     named = ranked(rows)
@@ -52,17 +51,16 @@ def duplicates(texts: Sequence[str], *, max_share: float = 0.01) -> list[tuple[i
             stays[named[b]] = named[a], jaccard
     for kept, count in Counter(kept for kept, _ in stays.values()).most_common(1):
         if count > max(SMALL, max_share * len(named)):
-            shown = [kept, *(form for form in stays if stays[form][0] == kept)][:3]
+            like = [repr(form[:80]) for form in stays if stays[form][0] == kept][:2]
             what = f"row {rows[kept]} (from 0) is like {count} other texts, above {max_share:.1%}"
             mend = "stop for review: if only equal texts shall go, say data.duplicates exact"
-            raise DataError(f"{what}: {', '.join(repr(s[:80]) for s in shown)}; {mend}")
+            raise DataError(f"{what}: {', '.join([repr(kept[:80]), *like])}; {mend}")
     told = ((row, *stays.get(form, (form, 1.0))) for row, form in enumerate(forms))
     return [(row, rows[kept], jaccard) for row, kept, jaccard in told if rows[kept] != row]
 
 def leaks(train: Sequence[str], held: Sequence[str]) -> dict[int, tuple[int, str, str]]:
     """Rows of training that give away a held-out one, in order: (this, "exact", "near" or "13
-    words", by what). Each is told once, by the strongest of: an equal text; the text most like it;
-    the first run of 13 words that both have. Of equal held-out texts the first row is named."""
+    words", by what). Each is told once, by the strongest. Of equal texts the first is named."""
     forms = [folded(text) for text in train]
     rows = _first_rows([folded(text) for text in held])
     rows.pop("", None)  # who says nothing gives nothing away
@@ -77,12 +75,12 @@ def leaks(train: Sequence[str], held: Sequence[str]) -> dict[int, tuple[int, str
     return {row: found[form] for row, form in enumerate(forms) if form in found}
 
 def alike(named: Sequence[str], held_B: np.ndarray | None = None) -> list[tuple[int, int, float]]:
-    """Pairs (a, b, J), a < b, of the `named` texts that are alike, in order. These are folded, all
-    different, and `ranked`. held_B (bool): only pairs of which one is held out, the other not."""
+    """Pairs (a, b, J), a < b, of `named` texts (folded, different, `ranked`) that are alike, in
+    order. held_B (bool): only pairs of which one is held out, the other not."""
     words_B = np.array([form.count(" ") + 1 for form in named], dtype=np.int64)
     whole_B = np.array([len(form) >= SHINGLE for form in named], dtype=bool)
     side_B = np.arange(len(named)) if held_B is None else held_B
-    found: list[tuple[int, int, float]] = []
+    found = []
     for letters in (False, True):
         rows_B = np.flatnonzero(whole_B & (words_B < NEARLY_SHORT) if letters else words_B >= SHORT)
         some = [named[row] for row in rows_B]
@@ -100,7 +98,6 @@ def ranked(forms: Collection[str]) -> list[str]:
     return sorted(forms, key=lambda form: (-len(form), form))
 
 def _signatures(texts: Sequence[str], letters: bool) -> np.ndarray:
-    """Signatures (B, H), uint32."""
     factors_H = _odd(BANDS * ROWS).astype(np.uint32)
     signature_BH = np.empty((len(texts), len(factors_H)), dtype=np.uint32)
     for part in _chunks([len(text) for text in texts]):
@@ -141,8 +138,7 @@ def _candidates(signature_BH: np.ndarray, side_B: np.ndarray) -> np.ndarray:
     return np.stack(np.divmod(found_P, max(B, 1)))
 
 def _jaccard(texts: Sequence[str], pairs_2P: np.ndarray, letters: bool) -> list[float]:
-    length_B = np.array([len(text) for text in texts], dtype=np.int64)
-    jaccard: list[float] = []
+    length_B, jaccard = np.array([len(text) for text in texts], dtype=np.int64), []
     for part in _chunks(length_B[pairs_2P].sum(0)):
         rows, index_2P = np.unique(pairs_2P[:, part], return_inverse=True)
         grams_N, counts_B = _grams([texts[row] for row in rows], SHINGLE, letters)
@@ -202,7 +198,6 @@ def _mixed(x_N: np.ndarray) -> np.ndarray:
     return x_N ^ (x_N >> np.uint64(31))
 
 def _odd(count: int) -> np.ndarray:
-    """Odd factors, uint64."""
     return _mixed(np.arange(1, count + 1, dtype=np.uint64)) | np.uint64(1)
 
 def _starts(counts: np.ndarray) -> np.ndarray:

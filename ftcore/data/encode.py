@@ -1,7 +1,6 @@
 """Texts, chats, labelled texts and tagged sentences to the `Encoded` documents of a `Split`.
 
-Letters: T tokens of a document, W words of a sentence. What counts in a chat is said in chat.py; in
-plain text every token does. Every row becomes a document, or is rejected.
+Letters: T tokens of a document, W words of a sentence. Every row becomes one, or is rejected.
 """
 
 from bisect import bisect_right
@@ -19,7 +18,7 @@ from ftcore.data.chat import Answers, find_answers, supervise
 from ftcore.data.columns import Chat, DataConfig, Example, Labels, RowError, Text
 from ftcore.data.formats import Rejected
 from ftcore.data.pack import IGNORED, Encoded, shifted
-from ftcore.data.tokenizer import Encoding, Tokenizer
+from ftcore.data.tokenizer import Encoding, Tokenizer, no_room
 from ftcore.errors import ConfigError, DataError, ModelError
 
 Names = tuple[str, ...] | None  # of classes, by index
@@ -48,18 +47,13 @@ class Split:
 
 def encode(config: DataConfig, examples: Sequence[Example], tokenizer: Tokenizer,
            labels: Names = None) -> Split:
-    """Examples of one split as documents; `labels` of what has classes. Among plain text the chats
-    come last, their answers alone supervised, and never cut; then not every byte is predicted, and
-    none is counted. See `admit` for rows that are too long. DataError: none is left."""
+    """Examples of one split as documents; `labels` of what has classes. See `admit` for rows that
+    are too long. DataError: none is left."""
     split = Split()
     if isinstance(config, configs.MaskedDataConfig):
         _pieces(split, examples, tokenizer, config)
     elif isinstance(config, configs.TextDataConfig):
-        if plain := [example for example in examples if isinstance(example, Text)]:
-            _texts(split, plain, tokenizer, config)
-        if talks := [example for example in examples if isinstance(example, Chat)]:
-            _chats(split, talks, tokenizer, configs.ChatDataConfig())
-            split.chats, split.num_bytes = [], 0
+        _texts(split, examples, tokenizer, config)
     elif isinstance(config, configs.ChatDataConfig):
         _chats(split, examples, tokenizer, config)
     else:
@@ -83,8 +77,8 @@ def _texts(split: Split, texts: Sequence[Text], tokenizer: Tokenizer, config: Da
 
 def cut(document: Encoded, max_length: int, over_length: OverLength, *,
         bos_id: int | None) -> list[Encoded]:
-    """What is left of a document that is too long: its first tokens, its last ones behind BOS if it
-    has one, or parts, of which the last position predicts the first token of the next."""
+    """What is left of a document that is too long: its first tokens, its last ones behind BOS, or
+    parts, of which the last position predicts the first token of the next."""
     if over_length == "split":
         starts = range(0, len(document), max_length)
         return numbered([take(document, slice(s, s + max_length)) for s in starts])
@@ -102,8 +96,7 @@ def _chats(split: Split, chats: Sequence[Chat], tokenizer: Tokenizer,
            config: configs.ChatDataConfig) -> None:
     """Chats, with what `train_on` names supervised. assistant: messages whose `train` is true, by
     default all answers; last: the last of these; completion: all that follows the prompt of the
-    last of these, which no message may follow; all: every token of the chat. With `train_on_end`,
-    which assistant and last may do without, the end of a turn too."""
+    last of these; all: every token. With `train_on_end` the end of a turn too."""
     train_on, train_on_end = config.train_on, config.train_on_end
     if not train_on_end and train_on in ("all", "completion"):
         mend = "leave out --data.no-train-on-end, or take assistant or last"
@@ -172,8 +165,8 @@ def _tagged(split: Split, examples: Sequence[Text], tokenizer: Tokenizer, config
             split.sentences.append(Sentence(source.id, source.texts, source.target, places_W))
 
 def _pieces(split: Split, texts: Sequence[Text], tokenizer: Tokenizer, config: DataConfig) -> None:
-    """Texts as documents of at most `max_length` tokens, the special ones around each (DataError:
-    they leave no room); labels are the tokens, and those that may be hidden have weight 1."""
+    """Texts as documents of at most `max_length` tokens, the special ones around each; labels are
+    the tokens, and those that may be hidden have weight 1."""
     special = list(tokenizer.special_ids)
     encodings = tokenizer.encode_batch([text.texts[0] for text in texts])
     for text, encoding in zip(texts, encodings, strict=True):
@@ -201,9 +194,8 @@ def pieces(document: Encoded, max_length: int, over_length: OverLength, *,
     own_T = np.flatnonzero(np.diff(encoding.offsets_T2)[:, 0])
     first, last = (own_T[0], own_T[-1] + 1) if len(own_T) else (len(encoding), len(encoding))
     special = len(encoding) - (last - first)
-    room = max_length - special
-    if room < 1:
-        raise DataError(f"data.max_length = {max_length}: {special} special tokens leave no room")
+    if (room := max_length - special) < 1:
+        raise no_room(max_length, special)
     starts = range(first, last, room)
     if over_length != "split":
         starts = [first if over_length == "cut_right" else last - room]
@@ -215,19 +207,20 @@ def take(document: Encoded, places: np.ndarray | slice) -> Encoded:
     return Encoded(document.row_id, *kept)
 
 def admit(split: Split, source: Example, document: Encoded,
-          shorten: Callable[[Encoded, int, OverLength], list[Encoded]], config: DataConfig) -> bool:
-    """Take in a document, or of one of more than `max_length` tokens what `shorten` makes of it,
-    but for parts with nothing to supervise; what is not as it was is noted. False: nothing."""
-    limit, made, said = config.max_length, [document], []
-    if limit is not None and len(document) > limit:
-        if config.over_length == "error":
-            what = f"{columns.place(source)}: {len(document)} tokens, {limit} are allowed"
+          shorten: Callable[[Encoded, int, OverLength], list[Encoded]], config: DataConfig, *,
+          size: int | None = None) -> bool:
+    """Take in a document, or, where its `size` (by default its length) is above `max_length`, what
+    `shorten` makes of it, or nothing (drop), or raise DataError (error); but no part without
+    anything to supervise. All that is lost is noted. False: nothing was taken."""
+    limit, choice, made, said = config.max_length, config.over_length, [document], []
+    size = len(document) if size is None else size
+    if limit is not None and size > limit:
+        if choice == "error":
+            what = f"{columns.place(source)}: {size} tokens, {limit} are allowed"
             raise DataError(f"{what}; raise data.max_length, or choose data.over_length for it")
-        made = [] if config.over_length == "drop" else shorten(document, limit, config.over_length)
-        said = [f"more than {limit} tokens: {config.over_length}"]
-    elif document.weights if isinstance(document.weights, float) else document.weights.any():
-        split.documents.append(document)
-        return True
+        made = [] if choice == "drop" else shorten(document, limit, choice)
+        lost = "" if made or choice == "drop" else ", no room for a prompt"
+        said = [f"more than {limit} tokens: {choice}{lost}"]
     kept = [part for part in made if np.any(part.weights)]
     if len(kept) < len(made):
         said.append(f"nothing to supervise in {'some parts' if kept else 'it'}")
@@ -238,9 +231,9 @@ def admit(split: Split, source: Example, document: Encoded,
 
 @dataclass(frozen=True)
 class Masking:
-    """Masked-language modelling: what a step makes of a document, by (seed, step, row id) alone: a
-    share of its own tokens, at least one, is to be predicted. Most of these become the mask token,
-    some a random one, the rest stay. source: Devlin et al. 2019, arXiv:1810.04805, section 3.1"""
+    """What a step makes of a document, by (seed, step, row id) alone: a share of its own tokens, at
+    least one, is to be predicted. Most of these become the mask token, some a random one, the rest
+    stay. source: Devlin et al. 2019, arXiv:1810.04805, section 3.1"""
     mask_id: int  # what stands for a hidden token
     ordinary: np.ndarray  # ids (int32) that may stand there instead
     seed: int

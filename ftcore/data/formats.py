@@ -47,12 +47,9 @@ class Rejected:
 
 def decoded(content: bytes, where: str) -> str:
     """UTF-8 text, without its byte-order mark; other bytes are lone surrogates (`checked`)."""
-    for name in ("utf-32", "utf-16"):
-        if content.startswith(tuple("\ufeff".encode(name + end) for end in ("-le", "-be"))):
-            raise DataError(f"{where}: text in {name}, not UTF-8; use iconv -f {name} -t utf-8")
     if (place := content.find(b"\0")) >= 0:
         line = content.count(b"\n", 0, place) + 1
-        what = "binary, compressed (then its name must end in .gz) or text in utf-16"
+        what = "binary, compressed (then its name must end in .gz) or text in utf-16 or -32"
         raise DataError(f"{where}:{line}: NUL bytes: the file is {what}; convert it to UTF-8")
     return content.decode("utf-8-sig", "surrogateescape")
 
@@ -62,11 +59,9 @@ def checked(records: Iterable[Record], file: str) -> Iterator[Record]:
         try:
             raw.encode()
         except UnicodeEncodeError as error:
-            start = error.start
-            near = raw[max(start - 20, 0) : start + 20].encode("utf-8", "surrogateescape")
-            what = f"byte 0x{ord(raw[start]) - 0xDC00:02x} in {near!r}"
-            where = f"{file}:{line + raw.count(chr(10), 0, start)}"
-            value = DataError(f"{where}: not UTF-8: {what}; use, say, iconv -f latin1 -t utf-8")
+            near = raw[max(error.start - 20, 0) :][:40].encode("utf-8", "surrogateescape")
+            where = f"{file}:{line + raw.count(chr(10), 0, error.start)}"
+            value = DataError(f"{where}: not UTF-8: {near!r}; use, say, iconv -f latin1 -t utf-8")
         yield line, raw, value
 
 def _tsv(text: str, file: str) -> Iterator[Record]:
@@ -103,14 +98,14 @@ def _jsonl(text: str, file: str) -> Iterator[Record]:
 
 def _json(text: str, file: str) -> Iterator[Record]:
     """Items, by number; their raw text is their JSON, halves of surrogate pairs still escapes."""
+    hint = "of a file with an object a line, name jsonl"
     try:
         items = json.loads(text)
     except (ValueError, RecursionError) as error:
-        what = _bad_json(error, file, text)
-        raise DataError(f"{what}; of a file with an object a line, name jsonl") from error
+        raise DataError(f"{_bad_json(error, file, text)}; {hint}") from error
     if not isinstance(items, list):
-        what = f"{file}: a json file must hold one array, this has {str(items)[:80]!r}"
-        raise DataError(f"{what}; name jsonl for an object a line")
+        what = f"a json file must hold one array, this has {str(items)[:80]!r}"
+        raise DataError(f"{file}: {what}; {hint}")
     for number, item in enumerate(items, start=1):
         raw = json.dumps(item, ensure_ascii=False)
         raw = json.dumps(item) if _HALF.search(raw) else raw
@@ -121,8 +116,7 @@ def _txt(text: str, file: str) -> Iterator[Record]:
         yield 1, text, {"text": text}
 
 def _conll(text: str, file: str) -> Iterator[Record]:
-    words: list[tuple[int, str, list[str]]] = []  # line number, line, its cells
-    document, problem = 0, None
+    words, document, problem = [], 0, None
     for number, line in enumerate([*text.split("\n"), ""], start=1):
         line = line.removesuffix("\r")
         cells = [cell for cell in line.split("\t" if "\t" in line else " ") if cell]
@@ -133,10 +127,10 @@ def _conll(text: str, file: str) -> Iterator[Record]:
             words.append((number, line, cells))
             continue
         if words:
-            numbers, lines, columns = zip(*words, strict=True)
-            yield numbers[0], "\n".join(lines), problem or {
-                "tokens": [cells[0] for cells in columns], "tags": [cells[-1] for cells in columns],
-                "document": document}
+            (first, *_), lines, columns = zip(*words, strict=True)
+            found = {"tokens": [cells[0] for cells in columns],
+                     "tags": [cells[-1] for cells in columns], "document": document}
+            yield first, "\n".join(lines), problem or found
             words, problem = [], None
         document += bool(cells)
 

@@ -1,18 +1,15 @@
 """Documents in flat arrays, on the disk and as the streams that the model sees; what a step reads.
 
-Letters: N tokens of all documents, B documents, T tokens of one, K classes. An `Encoded` is one
-document ready for the model; many are a list, or `Documents`; a `Batch` is what the model sees.
-
-Order is a pure function of (seed, epoch, step): resuming replays nothing. Step s of a run over n
-rows with b rows a step reads rows [j b, (j + 1) b) of the permutation of its epoch, where epoch =
-s // k, j = s % k and k = ceil(n / b) steps make an epoch, of which the last may be short.
+Letters: N tokens of all documents, B documents, T tokens of one, K classes. The order is made of
+(seed, epoch, step) alone: step s over n rows with b rows a step reads rows [j b, (j + 1) b) of the
+permutation of its epoch, where epoch = s // k, j = s % k and k = ceil(n / b) steps make one.
 """
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +18,6 @@ from torch import Tensor
 
 from kernels.docs import Docs
 
-BLOCK = 1 << 20  # tokens looked at in one go
 IGNORED = -100  # label of a position that predicts nothing
 Side = tuple[np.ndarray, np.ndarray, int]  # ids and types of a conversation; where its answer is
 
@@ -47,9 +43,9 @@ def shifted(row_id: str, ids_T: np.ndarray, counts_T: np.ndarray) -> Encoded:
     return Encoded(row_id, ids_T, labels_T, weights_T)
 
 def pair(row_id: str, sides: Sequence[Side], margin: float) -> Encoded:
-    """Two conversations end to end as one document, which no step divides. Its labels (float32):
-    tokens of the chosen one; where its answer begins, and the rejected one's in its own tokens;
-    the margin; the log-ratio of both answers in the reference, 0 until it is known."""
+    """Two conversations end to end as one document. Its labels (float32): tokens of the chosen one;
+    where its answer begins, and the rejected one's in its own tokens; the margin; the log-ratio of
+    both answers in the reference, 0 until it is known."""
     ids, types, starts = zip(*sides, strict=True)
     labels = np.array([len(ids[0]), *starts, margin, 0], dtype=np.float32)
     return Encoded(row_id, np.concatenate(ids), labels, 1.0, np.concatenate(types))
@@ -72,54 +68,14 @@ def apart(documents: Sequence[Encoded]) -> Sequence[Encoded]:
             made.append(replace(side, types_T=None if types_T is None else types_T[own]))
     return made
 
-class Documents(Sequence[Encoded]):
-    """Documents of one split laid end to end in flat arrays, which may be files mapped into memory,
-    each made an `Encoded` when it is asked for: borders (B + 1,) int64; row_ids (B,) UTF-8; tokens
-    (N,) int32; where any is not 0, types (N,); of token tasks labels (N,) int32 and weights (N,);
-    of document tasks labels (B,) or (B, K), never int32, and weights (B,)."""
-
-    def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
-        self.tokens_N, self._borders, self._arrays = arrays["tokens"], arrays["borders"], arrays
-        self._by_token = arrays["labels"].dtype == np.int32
-        self.lengths_B = np.diff(self._borders)
-
-    def __len__(self) -> int:
-        return len(self._borders) - 1
-
-    def __getitem__(self, index: int | slice) -> Encoded | list[Encoded]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(len(self))[index]]
-        row = range(len(self))[index]
-        span = slice(self._borders[row], self._borders[row + 1])
-        labels, weights = (self._arrays[name] for name in ("labels", "weights"))
-        if self._by_token:
-            labels, weights = labels[span], weights[span].astype(np.float32)
-        else:
-            labels, weights = labels[row], float(weights[row])
-            labels = labels if labels.ndim else labels.item()
-        types_T = self._arrays["types"][span].astype(np.int32) if "types" in self._arrays else None
-        types_T = types_T if types_T is not None and types_T.any() else None
-        row_id = self._arrays["row_ids"][row].decode()
-        return Encoded(row_id, self.tokens_N[span], labels, weights, types_T)
-
 def lengths(documents: Sequence[Encoded]) -> np.ndarray:
     """Tokens of each document (int64)."""
-    if isinstance(documents, Documents):
-        return documents.lengths_B
     return np.fromiter(map(len, documents), np.int64, len(documents))
 
-def tokens(documents: Sequence[Encoded]) -> Iterator[np.ndarray]:
-    if not isinstance(documents, Documents):
-        return (document.tokens_T for document in documents)
-    tokens_N = documents.tokens_N
-    return (tokens_N[start : start + BLOCK] for start in range(0, len(tokens_N), BLOCK))
-
 def digest(documents: Sequence[Encoded]) -> str:
-    """SHA-256 of tokens, borders, labels and weights; a list has another than its arrays."""
+    """SHA-256 of tokens, borders, labels and weights."""
     sha = hashlib.sha256()
     parts = (part for d in documents for part in (d.tokens_T, d.labels, d.weights, d.types_T))
-    if isinstance(documents, Documents):
-        parts = (array for _, array in sorted(documents._arrays.items()))
     for part in (np.asarray(part) for part in parts if part is not None):
         sha.update(f"{part.dtype} {part.shape} ".encode() + part.tobytes())
     return sha.hexdigest()
@@ -133,21 +89,34 @@ def laid_out(documents: Sequence[Encoded]) -> Iterator[tuple[str, np.ndarray]]:
     by_token = isinstance(weights[0], np.ndarray)
     yield "labels", np.concatenate(labels, dtype=np.int32) if by_token else np.array(labels)
     yield "weights", np.concatenate(weights) if by_token else np.array(weights)
-    types = [np.zeros(len(d), bool) if d.types_T is None else d.types_T for d in documents]
+    types = [np.zeros(len(d), np.int32) if d.types_T is None else d.types_T for d in documents]
     yield "types", np.concatenate(types)
 
 def save(documents: Sequence[Encoded], folder: Path) -> None:
     """Write the arrays of at least one document, one by one, as NAME.npy."""
     for name, values in laid_out(documents):
-        if name in ("weights", "types") and np.isin(values, (0, 1)).all():
-            values = values.astype(bool)  # one byte each
         if name != "types" or values.any():
             np.save(folder / f"{name}.npy", values)
 
-def load(folder: Path) -> Documents:
-    arrays = {path.stem: np.load(path, mmap_mode="r") for path in folder.glob("*.npy")}
+def load(folder: Path) -> list[Encoded]:
+    """Documents of what `save` wrote: views of files that are mapped into memory, and read-only."""
     # cost: a slice of numpy's own class for mapped arrays is several times slower
-    return Documents({name: array.view(np.ndarray) for name, array in arrays.items()})
+    arrays = {path.stem: np.load(path, mmap_mode="r").view(np.ndarray)
+              for path in folder.glob("*.npy")}
+    labels, weights = arrays["labels"], arrays["weights"]
+
+    def parts(array: np.ndarray) -> list[np.ndarray]:
+        return np.split(array, arrays["borders"][1:-1])
+
+    if labels.dtype == np.int32:
+        labels, weights = parts(labels), parts(weights)
+    else:
+        labels, weights = list(labels) if labels.ndim > 1 else labels.tolist(), weights.tolist()
+    tokens, row_ids = parts(arrays["tokens"]), map(bytes.decode, arrays["row_ids"].tolist())
+    types = [None] * len(tokens)
+    if "types" in arrays:
+        types = [part if part.any() else None for part in parts(arrays["types"])]
+    return list(map(Encoded, row_ids, tokens, labels, weights, types))
 
 @dataclass(frozen=True, eq=False)
 class Batch:
@@ -208,19 +177,19 @@ def pack(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
         free[best] -= lengths[index]
     return streams
 
+@lru_cache(maxsize=1)
 def epoch_order(num_rows: int, *, seed: int, epoch: int) -> np.ndarray:
     """Permutation of range(num_rows) for one epoch (int64)."""
     return np.random.default_rng([seed, epoch]).permutation(num_rows)
 
+@dataclass(frozen=True)
 class StepRows:
     """Row indices (int64) of each optimiser step, counted from 0."""
-
-    def __init__(self, num_rows: int, *, batch_size: int, seed: int) -> None:
-        self.batch_size = batch_size
-        self.steps_per_epoch = math.ceil(num_rows / batch_size)
-        # the current epoch's permutation is kept
-        self._order = lru_cache(maxsize=1)(partial(epoch_order, num_rows, seed=seed))
+    num_rows: int
+    batch_size: int
+    seed: int
 
     def __call__(self, step: int) -> np.ndarray:
-        epoch, place = divmod(step, self.steps_per_epoch)
-        return self._order(epoch=epoch)[place * self.batch_size : (place + 1) * self.batch_size]
+        size = self.batch_size
+        epoch, place = divmod(step, math.ceil(self.num_rows / size))
+        return epoch_order(self.num_rows, seed=self.seed, epoch=epoch)[place * size :][:size]

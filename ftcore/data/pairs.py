@@ -1,67 +1,31 @@
-"""Pairs: one prompt, the answer that was chosen and the one that was rejected; rows to documents.
+"""Pairs to documents: one prompt, the answer that was chosen and the one that was rejected.
 
-The prompt has columns of its own, or is all but the last turns of two whole conversations. A pair
-is one document (`pack.pair`), so that no step divides it. Each conversation ends with its answer.
+A pair is one document (`pack.pair`), so that no step divides it; each conversation ends with its
+answer. One is read by the chat template, or, where an encoder has none, as a pair of texts.
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
-from ftcore.config import ChatDataConfig, PairsDataConfig
+from ftcore.config import ChatDataConfig, OverLength, PairsDataConfig
 from ftcore.data import columns
-from ftcore.data.columns import Chat, Mapped, Message, RowError
-from ftcore.data.encode import Split, encode
-from ftcore.data.formats import Rejected, Row
-from ftcore.data.pack import Side, pair
+from ftcore.data.columns import Chat
+from ftcore.data.encode import Split, admit, encode
+from ftcore.data.formats import Rejected
+from ftcore.data.pack import Encoded, Side, pair
 from ftcore.data.tokenizer import Tokenizer
-from ftcore.errors import ConfigError, DataError
-
-def pairs(rows: Sequence[Row], config: PairsDataConfig) -> Mapped:
-    """The pairs of some rows, and the rows that hold none; as `columns.examples`."""
-    named = *config.prompt, config.chosen, config.rejected, config.margin
-    return columns.mapped(rows, preference, config, *filter(None, named))
-
-def preference(row: Row, config: PairsDataConfig) -> Chat:
-    """The chosen conversation, with the other answer and how much worse it is."""
-    (*prompt, chosen), (*other, rejected) = (
-        conversation(row, column, config) for column in (config.chosen, config.rejected))
-    one, two = ([(m["role"], m["content"]) for m in turns] for turns in (prompt, other))
-    if not prompt or one != two:
-        raise RowError("the two answers have no common prompt")
-    if chosen["content"] == rejected["content"]:
-        raise RowError("the two answers are the same")
-    margin = columns.number_in(str(row.fields.get(config.margin))) if config.margin else 0.0
-    if margin is None:
-        raise columns.wrong(row, f"column {config.margin!r} must hold a number")
-    answer = Message(role="assistant", content=chosen["content"], train=True, weight=1.0)
-    return Chat(row.id, (*prompt, answer), row.file, row.line, rejected["content"], margin)
-
-def conversation(row: Row, column: str, config: PairsDataConfig) -> list[Message]:
-    """Prompt and answer of one column; RowError: the last turn is empty or not the assistant's."""
-    prompt, value = [], row.fields.get(column)
-    if config.prompt and isinstance(row.fields.get(config.prompt[0]), list):
-        prompt += columns.turns_of(row, config.prompt[0], config)
-    elif config.prompt:
-        prompt.append(columns.question(row, config.prompt))
-    if config.prompt and not isinstance(value, list):
-        return [*prompt, Message(role="assistant", content=columns.text_of(row, column))]
-    turns = columns.turns_of(row, column, config)
-    if config.prompt and len(turns) != 1:
-        raise RowError(f"column {column!r} holds {len(turns)} turns: must be one, the answer")
-    if turns[-1]["role"] != "assistant" or not turns[-1]["content"].strip():
-        raise RowError(f"the last turn of column {column!r} is not an answer of the assistant's")
-    return [*prompt, *turns]
+from ftcore.errors import ConfigError
 
 def encode_pairs(config: PairsDataConfig, chats: Sequence[Chat], tokenizer: Tokenizer) -> Split:
-    """As `encode`: each conversation by the chat template, or as a pair of texts without one. Each
-    must fit into `max_length`; cut is the start of a prompt, never an answer (ConfigError)."""
-    limit, choice, split = config.max_length, config.over_length, Split()
-    if choice in ("cut_right", "split"):
+    """As `encode`. Each conversation must fit into `max_length`, and what is cut of one is the
+    start of its prompt. ConfigError: answers were to be cut."""
+    if config.over_length in ("cut_right", "split"):
         what = "part of an answer is another answer: choose cut_left, which keeps the end, or drop"
-        raise ConfigError(f"data.over_length = {choice}: {what}")
-    lead = int(reads_texts(tokenizer) or tokenizer.bos_id is not None)
+        raise ConfigError(f"data.over_length = {config.over_length}: {what}")
+    split, lead = Split(), int(reads_texts(tokenizer) or tokenizer.bos_id is not None)
     others = [replace(chat, messages=(*prompt, {**answer, "content": chat.rejected}))
               for chat in chats for *prompt, answer in [chat.messages]]
     found = [sides(some, tokenizer, config.train_on_end) for some in (chats, others)]
@@ -69,26 +33,26 @@ def encode_pairs(config: PairsDataConfig, chats: Sequence[Chat], tokenizer: Toke
     split.rejected += lost.values()
     for chat in (chat for chat in chats if chat.id not in lost):
         both = [read[chat.id] for read, _ in found]
-        sizes = [len(ids_T) for ids_T, _, _ in both]
-        over, why, is_lost = [max(0, n - (limit or n)) for n in sizes], "", False
-        if any(over):
-            why, is_lost = f"more than {limit} tokens: {choice}", choice == "drop"
-            if choice == "error":
-                what = f"{columns.place(chat)}: {max(sizes)} tokens, {limit} are allowed"
-                raise DataError(f"{what}; raise data.max_length, or choose data.over_length for it")
-            kept = [np.r_[:lead, lead + n : size] for n, size in zip(over, sizes, strict=True)]
-            both = [(ids_T[places_T], types_T[places_T], start - n) for
-                     (ids_T, types_T, start), n, places_T in zip(both, over, kept, strict=True)]
-            if not is_lost and min(start for *_, start in both) <= lead:
-                why, is_lost = f"{why}, no room for a prompt", True
         if np.array_equal(both[0][0], both[1][0]):
-            why, is_lost = "the two answers are the same tokens", True
-        if why:
-            (split.rejected if is_lost else split.cut).append(columns.left_out(chat, why))
-        if not is_lost:
-            split.documents.append(pair(chat.id, both, chat.margin))
+            split.rejected.append(columns.left_out(chat, "the two answers are the same tokens"))
+        else:
+            size, shorten = max(len(ids_T) for ids_T, *_ in both), partial(_cut, both, lead)
+            admit(split, chat, pair(chat.id, both, chat.margin), shorten, config, size=size)
     columns.require_some(split.documents, split.rejected)
     return split
+
+def _cut(sides: Sequence[Side], lead: int, document: Encoded, limit: int,
+         _: OverLength) -> list[Encoded]:
+    """The pair without what is over at the starts of its prompts, but for `lead` tokens; none where
+    no prompt would be left."""
+    both = []
+    for ids_T, types_T, start in sides:
+        over = max(0, len(ids_T) - limit)
+        if start - over <= lead:
+            return []
+        kept_T = np.r_[:lead, lead + over : len(ids_T)]
+        both.append((ids_T[kept_T], types_T[kept_T], start - over))
+    return [pair(document.row_id, both, document.labels[3])]
 
 def sides(chats: Sequence[Chat], tokenizer: Tokenizer,
           train_on_end: bool = True) -> tuple[dict[str, Side], list[Rejected]]:

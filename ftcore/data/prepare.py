@@ -1,10 +1,5 @@
-"""Files to the documents of one run, in five steps; every row accounted for.
-
-    collect    files -> rows -> examples                     read formats columns
-    tidy       one normal form                               clean
-    compare    duplicates, what gives held-out rows away     dedup
-    split      rows held out, classes balanced
-    encode     examples -> token ids, what is supervised     chat
+"""Files to the documents of one run, every row accounted for: collect (files to examples), tidy
+(one normal form), compare (duplicates, leaks), split (rows held out, classes balanced), encode.
 """
 
 import gc
@@ -30,36 +25,30 @@ from ftcore.data.store import Prepared, statistics
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import CheckpointError, ConfigError, DataError
 
-Keys = Sequence[Hashable]  # one of each row
-
 def prepared(config: DataConfig, tokenizer: Tokenizer, *, seed: int,
              labels: Names = None) -> tuple[Prepared, str]:
-    """What `prepare` makes, from the cache or into it; and a line that says which. A process that
-    wants what another is making waits for it. A cache whose hashes do not agree is made anew.
-    Raises as `prepare`; CheckpointError: it cannot be written. Hashes cost some 0.6 s a GB."""
+    """What `prepare` makes, from the cache or into it; and a line that says which. A cache whose
+    hashes, at some 0.6 s a GB, do not agree is made anew. CheckpointError: it cannot be written."""
     wanted = {"seed": seed, "labels": labels}
     name, why = store.key(config, tokenizer, **wanted), ""
+    folder = config.cache and config.cache / name
     gc.disable()  # cost: Python's search for cycles would walk all rows again and again
     try:
-        if config.cache is None:
-            data = prepare(config, tokenizer, **wanted)
-            data.notes["key"] = name
+        if folder and folder.is_dir():
+            try:
+                files.verify_folder(folder)
+                return store.load(folder), f"data: from the cache {folder}"
+            except CheckpointError as error:
+                why = f"warning: {error}: made anew\n"
+        data = prepare(config, tokenizer, **wanted)
+        data.notes["key"] = name
+        if folder is None:
             return data, "data: prepared, and not kept"
-        folder = config.cache / name
-        with store.alone(config.cache, name):
-            if folder.is_dir():
-                try:
-                    files.verify_folder(folder)
-                    return store.load(folder), f"data: from the cache {folder}"
-                except CheckpointError as error:
-                    why = f"warning: {error}: made anew\n"
-            data = prepare(config, tokenizer, **wanted)
-            if store.key(config, tokenizer, **wanted) != name:
-                raise DataError("a data file changed while it was read: start again")
-            data.notes["key"] = name
-            num_tokens = sum(int(lengths(s.documents).sum()) for _, s in data.splits())
-            files.write_folder(folder, partial(store.save, data), needed_bytes=4 * num_tokens)
-            return store.load(folder), f"{why}data: prepared, and kept in the cache {folder}"
+        if store.key(config, tokenizer, **wanted) != name:
+            raise DataError("a data file changed while it was read: start again")
+        num_tokens = sum(int(lengths(s.documents).sum()) for _, s in data.splits())
+        files.write_folder(folder, partial(store.save, data), needed_bytes=4 * num_tokens)
+        return store.load(folder), f"{why}data: prepared, and kept in the cache {folder}"
     except (CheckpointError, OSError) as error:
         raise CheckpointError(f"{error}; or do without a cache: --data.cache None") from error
     finally:
@@ -103,10 +92,7 @@ def prepare(config: DataConfig, tokenizer: Tokenizer, *, seed: int,
             split.chats, split.sentences = [], []
         elif data.draw:  # the same tokens are hidden in every run
             split.documents = [replace(data.draw, seed=0)(d, 0) for d in split.documents]
-        if name in ("train", "dev"):
-            setattr(data, name, split)
-        else:
-            data.tests[name] = split
+        (vars(data) if name in ("train", "dev") else data.tests)[name] = split
         notes.setdefault("statistics", {})[name] = statistics(split, tokenizer, data.labels)
     return data
 
@@ -142,9 +128,10 @@ def hold_out(config: DataConfig, train: Rows, seed: int) -> dict[str, Rows]:
     train.examples, dev = (list(compress(train.examples, side)) for side in (~is_dev, is_dev))
     return {"dev": Rows(dev, [], len(dev))}
 
-def held_out(strata: Keys, groups: Keys, count: int, seed: int) -> np.ndarray:
+def held_out(strata: Sequence[Hashable], groups: Sequence[Hashable], count: int,
+             seed: int) -> np.ndarray:
     """Which rows are held out (bool): `count`, or a few less where groups, which stay on one side,
-    are large; of each stratum, a class, they have the share that all rows have."""
+    are large; strata, the classes, have the shares that they have in all rows."""
     if count >= len(strata):
         raise DataError(f"data.holdout = {count}: train has {len(strata)} rows; hold out fewer")
     room = Counter(apportioned(Counter(strata), count))
@@ -181,9 +168,9 @@ def balance(config: DataConfig, train: Rows, seed: int, notes: Notes) -> None:
     train.rejected += [left_out(e, "balance", "split") for e in before if e.id not in kept]
 
 def balanced(examples: Sequence[Text], method: str, cap: float, seed: int) -> list[Text]:
-    """Examples of one label each, their classes balanced. weights: an example weighs in inverse
-    proportion to its class, at most `cap`; over: rows are repeated, at most `cap` times in all, up
-    to the size of the largest class; under: no class keeps more than `cap` times the smallest."""
+    """Examples of one label each, their classes balanced. weights: each weighs in inverse
+    proportion to its class, at most `cap`; over: rows are repeated, at most `cap` times, up to the
+    size of the largest class; under: no class keeps more than `cap` times the smallest."""
     counts = Counter(example.target for example in examples)
     if method == "weights":
         even = len(examples) / len(counts)

@@ -1,11 +1,9 @@
 """Files to rows, and these to the examples of each split; nothing guessed, nothing lost.
 
-Files have the formats of formats.py, each also as .gz. Text is UTF-8; a byte-order mark is dropped.
 tsv and csv take names of columns from their first line, unless they are given: then the file has no
 such line, and records with more cells than names keep the surplus under "_extra".
 """
 
-import glob
 import gzip
 import hashlib
 import zlib
@@ -19,7 +17,6 @@ from ftcore.config import Format, PairsDataConfig
 from ftcore.data import formats
 from ftcore.data.columns import DataConfig, Example, examples, require, require_some
 from ftcore.data.formats import READERS, SUFFIXES, Record, Rejected, Row
-from ftcore.data.pairs import pairs
 from ftcore.errors import DataError, nearest
 
 EXTRA = "_extra"
@@ -43,18 +40,14 @@ class Rows:
 
 def collect(config: DataConfig, notes: Notes) -> dict[str, Rows]:
     """Every split that has files: train, dev, and each test file under its name."""
-    named = [("train", config.train), ("dev", config.dev), *_tests(config.test)]
-    return {name: _collect(config, paths, name, notes) for name, paths in named if paths}
-
-def _tests(paths: Sequence[str]) -> Iterator[tuple[str, tuple[str]]]:
-    """Name and path of each test split: the file's name without endings, or else its path."""
-    stems = [path if glob.has_magic(path) else Path(path).name.split(".")[0] for path in paths]
+    named = [("train", config.train), ("dev", config.dev)]
+    # a test split has its file's name without endings, or its path where others have that name
+    stems = [Path(path).name.split(".")[0] for path in config.test]
     taken = [*stems, "train", "dev", *BUILTIN_TESTS]
-    for stem, path in zip(stems, paths, strict=True):
-        if path == BUILTIN_CHAT:
-            yield from ((name, (path,)) for name in BUILTIN_TESTS)
-        else:
-            yield (stem if taken.count(stem) == 1 else path), (path,)
+    for stem, path in zip(stems, config.test, strict=True):
+        names = [stem if taken.count(stem) == 1 else path]
+        named += [(n, (path,)) for n in (BUILTIN_TESTS if path == BUILTIN_CHAT else names)]
+    return {name: _collect(config, paths, name, notes) for name, paths in named if paths}
 
 def _collect(config: DataConfig, paths: Sequence[str], split: str, notes: Notes) -> Rows:
     damaged, groups = [], {}
@@ -66,11 +59,9 @@ def _collect(config: DataConfig, paths: Sequence[str], split: str, notes: Notes)
         found = builtin.preference_pairs(found) if isinstance(config, PairsDataConfig) else found
         rows = [Row(d["id"], where, number, d) for number, d in enumerate(found, start=1)]
     else:
-        skipped = damaged if config.on_bad == "skip" else None
-        asked = {"format": config.format, "columns": config.columns}
-        rows = read_rows(paths, **asked, damaged=skipped, sources=sources)
-    make = pairs if isinstance(config, PairsDataConfig) else examples
-    kept, rejected = make(rows, config)
+        rows = read_rows(paths, format=config.format, columns=config.columns, sources=sources,
+                         damaged=damaged if config.on_bad == "skip" else None)
+    kept, rejected = examples(rows, config)
     if config.group and split == "train":
         require(rows, config.group)
         groups = {row.id: str(row.fields.get(config.group) or "") for row in rows}
@@ -79,24 +70,21 @@ def _collect(config: DataConfig, paths: Sequence[str], split: str, notes: Notes)
 def read_rows(paths: Sequence[str | Path], *, format: Format = "auto", columns: Sequence[str] = (),
               damaged: list[Rejected] | None = None,
               sources: dict[str, dict[str, Any]] | None = None) -> list[Row]:
-    """Rows of several files, in order; a pattern with *, ? or [ stands for what matches, sorted.
-    Cells of records that are lists, and of tables without a header line, have the names `columns`.
-    `damaged` takes damaged records, bad bytes in them as \\xNN, None: they are errors; `sources` of
-    each file "rows", "format" and what told it, and the "first rows". Raises DataError: a file is
-    missing, damaged, empty or of unknown format."""
+    """Rows of several files, in order. Cells of records that are lists, and of tables without a
+    header line, have the names `columns`. `damaged` takes damaged records, None: they are errors;
+    `sources` what was read. DataError: a file is missing, damaged, empty or of unknown format."""
     rows, seen, sources = [], {}, {} if sources is None else sources
-    for path in (file for named in paths for file in files_of(Path(named))):
+    for path in map(Path, paths):
         file, before, lost = str(path), len(rows), ""
-        content = _content(path)
+        text = formats.decoded(_content(path), file)
         chosen = _format(path) if format == "auto" else format
-        text = formats.decoded(content, file)
         records = formats.checked(READERS[chosen](text, file), file)
         if chosen in ("tsv", "csv") or columns:
             records = _named(records, file, columns)
         for line, raw, fields in records:
             if isinstance(fields, list):
-                problem = f"a record must be a JSON object, this is list: {raw[:80]!r}"
-                fields = DataError(f"{file}:{line}: {problem}; name its cells with data.columns")
+                what = f"{file}:{line}: a record must be a JSON object, this is list: {raw[:80]!r}"
+                fields = DataError(f"{what}; name its cells with data.columns")
             if not isinstance(fields, DataError):
                 rows.append(Row(_row_id(raw, seen), file, line, fields))
             elif damaged is None:
@@ -104,23 +92,15 @@ def read_rows(paths: Sequence[str | Path], *, format: Format = "auto", columns: 
             else:
                 shown = raw[:MAX_RAW].encode("utf-8", "surrogateescape")
                 detail = f"{fields}; {shown.decode('utf-8', 'backslashreplace')}"
-                damaged.append(Rejected("", file, line, "damaged", "read", detail))
                 lost = lost or f"; damaged: {fields}"
+                damaged.append(Rejected("", file, line, "damaged", "read", detail))
         if len(rows) == before:
             raise DataError(f"{file}: holds no rows{lost}")
-        found = sources.setdefault(file, {"rows": 0})
-        found["rows"] += len(rows) - before
-        found["format"] = f"{chosen}, {'by its suffix' if format == 'auto' else 'as named'}"
-        found["first rows"] = [str(row.fields)[:SHOWN] for row in rows[before : before + 3]]
+        how = "by its suffix" if format == "auto" else "as named"
+        first = [str(row.fields)[:SHOWN] for row in rows[before : before + 3]]
+        sources[file] = {"rows": len(rows) - before, "format": f"{chosen}, {how}",
+                         "first rows": first}
     return rows
-
-def files_of(path: Path) -> list[Path]:
-    if path.exists() or not glob.has_magic(str(path)):
-        return [path]
-    found = map(Path, sorted(glob.glob(str(path), recursive=True)))
-    if files := [file for file in found if file.is_file()]:
-        return files
-    raise DataError(f"{path}: no file matches the pattern, as seen from {Path.cwd()}")
 
 def _format(path: Path) -> Format:
     suffix = Path(path.name.lower().removesuffix(".gz")).suffix
@@ -129,19 +109,20 @@ def _format(path: Path) -> Format:
         raise DataError(f"{path}: unknown suffix; name the format, one of {known}")
     return SUFFIXES[suffix]
 
+def stored(path: Path) -> bytes:
+    """What a file holds; DataError: it cannot be read, and which one was probably meant."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        names = [] if path.exists() else [file.name for file in path.parent.glob("*")]
+        why = f"{error.strerror}{nearest(path.name, names)}"
+        raise DataError(f"{path}: cannot be read: {why}") from error
+
 def _content(path: Path) -> bytes:
     try:
-        content = path.read_bytes()
-        return gzip.decompress(content) if path.suffix.lower() == ".gz" else content
+        return gzip.decompress(stored(path)) if path.suffix.lower() == ".gz" else stored(path)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{path}: damaged gzip file ({error}); fetch it again") from error
-    except OSError as error:
-        raise unreadable(path, error) from error
-
-def unreadable(path: Path, error: OSError) -> DataError:
-    """Why the file cannot be read, and which one was probably meant."""
-    names = [] if path.exists() else [file.name for file in path.parent.glob("*")]
-    return DataError(f"{path}: cannot be read: {error.strerror}{nearest(path.name, names)}")
 
 def _named(records: Iterator[Record], file: str, columns: Sequence[str]) -> Iterator[Record]:
     """Cells under their names, which are `columns` or else the first record."""
@@ -153,18 +134,17 @@ def _named(records: Iterator[Record], file: str, columns: Sequence[str]) -> Iter
     for line, raw, cells in records:
         if isinstance(cells, dict):
             cells = DataError(f"{file}:{line}: column names are for cells, this names its own")
-        elif isinstance(cells, list) and len(cells) == len(names):
-            cells = dict(zip(names, cells, strict=True))
-        elif isinstance(cells, list) and len(cells) > len(names) and columns:
-            cells = dict(zip(names, cells, strict=False)) | {EXTRA: cells[len(names) :]}
         elif isinstance(cells, list):
-            problem = f"{len(cells)} cells for the columns {', '.join(names)}: {raw[:80]!r}"
-            cells = DataError(f"{file}:{line}: {problem}; mend it, or name them with data.columns")
+            surplus = cells[len(names) :]
+            if len(cells) < len(names) or surplus and not columns:
+                what = f"{len(cells)} cells for the columns {', '.join(names)}: {raw[:80]!r}"
+                cells = DataError(f"{file}:{line}: {what}; mend it, or name them with data.columns")
+            else:
+                extra = {EXTRA: surplus} if surplus else {}
+                cells = dict(zip(names, cells, strict=False)) | extra
         yield line, raw, cells
 
 def _row_id(raw: str, seen: dict[str, int]) -> str:
     id_ = hashlib.sha1(raw.encode()).hexdigest()
     number = seen[id_] = seen.get(id_, -1) + 1  # 0 for the first of equal records
-    if number:
-        id_ = hashlib.sha1(f"{raw}\0{number}".encode()).hexdigest()
-    return id_[:16]
+    return (hashlib.sha1(f"{raw}\0{number}".encode()).hexdigest() if number else id_)[:16]

@@ -1,46 +1,36 @@
 """What a run trains and is judged on, and what is kept of it: its account, a cache of its tokens.
 
     RUN/data/   funnel.json  rejected.jsonl  report.html (which needs no network)
-    CACHE/lock
     CACHE/KEY/  manifest.json  prepared.json  0/*.npy 1/*.npy ... (documents of `Prepared.splits`)
 
-KEY is a hash of the contents and names of the data files, the options of the data, the tokenizer's
-files, the seed, the labels, the code that prepares and the libraries it calls. Documents are mapped
-into memory, so that more of them than it holds can train. A cache may be deleted at any time.
+Documents are mapped into memory, more than it holds. A cache may be deleted at any time.
 """
 
-import fcntl
 import hashlib
 import importlib.metadata
 import json
 import platform
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, is_dataclass, replace
-from functools import cache
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
 import jinja2
 import numpy as np
 
 from ftcore import builtin, files
 from ftcore.data import pack
-from ftcore.data.columns import DataConfig, place, reasons
-from ftcore.data.encode import Masking, Names, Split
+from ftcore.data.columns import Chat, DataConfig, place, reasons
+from ftcore.data.encode import Masking, Names, Sentence, Split
 from ftcore.data.formats import Rejected
-from ftcore.data.read import BUILTIN_CHAT, files_of, unreadable
+from ftcore.data.read import BUILTIN_CHAT, stored
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import DataError
 
 HERE = Path(__file__).parent
 CODE = (HERE, Path(builtin.__file__).parent)
-LIBRARIES = ("jinja2", "numpy", "tokenizers")
 FIELDS, FUNNEL, PAGE = "prepared.json", "funnel.json", "report.html"
+LIBRARIES = ("jinja2", "numpy", "tokenizers")
 STEPS = ("read", "map", "filter", "compare", "split", "encode")  # in which rows can leave
-PERCENTILES = (5, 50, 95, 99, 100)
-BINS = 24  # of a histogram
 
 @dataclass
 class Prepared:
@@ -63,27 +53,30 @@ class Prepared:
     def write(self, folder: Path, *, resumes: bool = False) -> None:
         """Write the account into a run's data/. Raises DataError: it began with other rows."""
         self.notes["train sha256"] = now = pack.digest(self.train.documents)
-        kept = read_account(folder) if resumes and (folder / FUNNEL).is_file() else {}
-        if kept.get("train sha256", now) != now:
+        if resumes and read_account(folder).get("train sha256", now) != now:
             what = "the training rows are not those that the run began with"
             raise DataError(f"{folder}: {what}; restore the files, or begin another run")
         files.make_folder(folder)
         lines = [json.dumps({"split": name, "what": what, **asdict(row)}, ensure_ascii=False) + "\n"
                  for name, split in self.splits() for what, found in losses(split) for row in found]
         files.write_file(folder / "rejected.jsonl", "".join(lines))
-        held = self.notes.get("held out", 0)
-        steps = {name: funnel(s, held if name == "train" else 0) for name, s in self.splits()}
-        kept = {name: dict(reasons((*s.cut, *s.untold))) for name, s in self.splits()}
-        account = json.dumps({**self.notes, "funnel": steps, "not_whole": kept}, indent=1)
-        files.write_file(folder / FUNNEL, account)
+        moved = {"train": self.notes.get("held out", 0)}
+        account = {**self.notes,
+                   "funnel": {name: funnel(s, moved.get(name, 0)) for name, s in self.splits()},
+                   "not_whole": {n: dict(reasons((*s.cut, *s.untold))) for n, s in self.splits()}}
+        files.write_file(folder / FUNNEL, json.dumps(account, indent=1))
         write_page(folder)
 
+KIND = "kind of ftcore"  # a key that no label has
+KINDS = {kind.__name__: kind for kind in (Prepared, Split, Rejected, Chat, Sentence, Masking)}
+KINDS["ndarray"] = np.array
+
 def read_account(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / FUNNEL).read_text("utf-8"))
+    path = folder / FUNNEL
+    return json.loads(path.read_text("utf-8")) if path.is_file() else {}
 
 def write_page(folder: Path) -> Path:
-    page = rendered(PAGE, **read_account(folder), where=folder.parent)
-    files.write_file(folder / PAGE, page)
+    files.write_file(folder / PAGE, rendered(PAGE, **read_account(folder), where=folder.parent))
     return folder / PAGE
 
 def rendered(template: str, folder: Path = HERE, /, **values: Any) -> str:
@@ -103,20 +96,17 @@ def funnel(split: Split, moved: int) -> list[dict[str, Any]]:
         lost = [row for row in split.rejected if row.step == step]
         named = {row.reason: f"{place(row)} {row.detail[:200]}" for row in reversed(lost)}
         why = [{"reason": r, "rows": count, "such as": named[r]} for r, count in reasons(lost)]
-        number = len({(row.file, row.line) for row in lost})
+        before, rows = rows, rows - len({(row.file, row.line) for row in lost})
         if step == "split" and moved:
-            number += moved
+            rows -= moved
             why.append({"reason": "held out as dev rows", "rows": moved, "such as": ""})
-        steps.append({"step": step, "in": rows, "out": rows - number, "lost": why})
-        rows -= number
+        steps.append({"step": step, "in": before, "out": rows, "lost": why})
     return steps
 
 def statistics(split: Split, tokenizer: Tokenizer, labels: Names) -> dict[str, Any]:
     documents, lengths_B = split.documents, pack.lengths(split.documents)
-    counts, edges = np.histogram(lengths_B, bins=BINS)
     found = {"documents": len(documents), "tokens": int(lengths_B.sum()),
-             "lengths": {f"p{p}": round(np.percentile(lengths_B, p)) for p in PERCENTILES},
-             "histogram": {"counts": counts.tolist(), "edges": edges.round(1).tolist()}}
+             "lengths": {f"p{p}": round(np.percentile(lengths_B, p)) for p in (5, 50, 95, 99, 100)}}
     if isinstance(documents[0].weights, np.ndarray):
         scored = np.count_nonzero(np.concatenate([document.weights for document in documents]))
         found["scored share"] = round(int(scored) / found["tokens"], 4)
@@ -137,11 +127,7 @@ def key(config: DataConfig, tokenizer: Tokenizer, *, seed: int, labels: Names) -
     code = sorted(p for folder in CODE for end in ends for p in folder.rglob(f"*.{end}"))
     parts = [(path.name, files.sha256_file(path)) for path in code]
     named = {*map(str, (*config.train, *config.dev, *config.test))} - {BUILTIN_CHAT}
-    for path in (file for name in sorted(named) for file in files_of(Path(name))):
-        try:
-            parts.append((str(path), files.sha256_file(path)))
-        except OSError as error:
-            raise unreadable(path, error) from error
+    parts += [(name, hashlib.sha256(stored(Path(name))).hexdigest()) for name in sorted(named)]
     versions = [platform.python_version(), *map(importlib.metadata.version, LIBRARIES)]
     options = (replace(config, cache=None), tokenizer.digest, seed, labels, versions)
     return hashlib.sha256(repr((parts, options)).encode()).hexdigest()[:32]
@@ -153,40 +139,20 @@ def save(data: Prepared, folder: Path) -> None:
         pack.save(split.documents, folder / str(number))
 
 def load(folder: Path) -> Prepared:
-    data = _maker(Prepared)(json.loads((folder / FIELDS).read_bytes()))
+    data = json.loads((folder / FIELDS).read_bytes(), object_hook=_made)
     for number, (_, split) in enumerate(data.splits()):
         split.documents = pack.load(folder / str(number))
     return data
 
-def _plain(value: Any) -> Any:
-    """What JSON has no form for, in one that `_maker` knows."""
+def _plain(value: Any) -> dict[str, Any]:
+    """What JSON has no form for: a kind of KINDS, and the names and values that make it again."""
     if isinstance(value, np.ndarray):
-        return [value.dtype.str, value.tolist()]
-    return vars(value) | ({"documents": []} if isinstance(value, Split) else {})
+        return {KIND: "ndarray", "object": value.tolist(), "dtype": value.dtype.str}
+    apart = {"documents": []} if isinstance(value, Split) else {}  # these have files of their own
+    return {KIND: type(value).__name__, **vars(value), **apart}
 
-@cache
-def _maker(hint: Any) -> Callable[[Any], Any]:
-    """What makes values of the type `hint`, whose tuples are of one type, from JSON's."""
-    kind, args = get_origin(hint), get_args(hint)
-    if is_dataclass(hint):
-        makers = {name: _maker(part) for name, part in get_type_hints(hint).items()}
-        return lambda value: hint(**{name: makers[name](part) for name, part in value.items()})
-    if hint is np.ndarray:
-        return lambda value: np.array(value[1], dtype=value[0])
-    if kind in (tuple, list):
-        return lambda value: kind(map(_maker(args[0]), value))
-    if kind is dict:
-        return lambda value: {name: _maker(args[1])(part) for name, part in value.items()}
-    if kind is UnionType:
-        return lambda value: None if value is None else _maker(args[0])(value)
-    return lambda value: value
-
-@contextmanager
-def alone(folder: Path, name: str) -> Iterator[None]:
-    """Hold the lock of one cache in `folder`, and clean up after who died with it."""
-    files.make_folder(folder)
-    with open(folder / "lock", "a") as file:
-        fcntl.lockf(file, fcntl.LOCK_EX, 1, int(name[:15], 16))  # one byte for each cache
-        for left in folder.glob(f"{files.TEMP}{name}-*"):
-            files.remove(left)
-        yield
+def _made(fields: dict[str, Any]) -> Any:
+    if KIND not in fields:
+        return fields
+    kind = KINDS[fields.pop(KIND)]
+    return kind(**{n: tuple(v) if isinstance(v, list) else v for n, v in fields.items()})

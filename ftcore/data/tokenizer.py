@@ -1,6 +1,5 @@
 """Text to token ids and back, through the `tokenizers` library: one path for training and serving.
 
-A folder holds tokenizer.json, and those of `SETTINGS` that the model has, kept as they were read.
 Nothing is ever cut or padded, whatever tokenizer.json says. Offsets count characters of the text,
 and every character belongs to some token: post-processors may not trim white space from offsets.
 """
@@ -43,12 +42,8 @@ class Tokenizer:
     """A vocabulary with its special tokens and chat template, from the files of a folder, `where`
     it is. Raises ModelError: a file is missing or damaged, a special token is unknown.
 
-    vocab_size      one more than the largest id
     special         names of tokenizer_config.json -> token, as "eos_token" -> "</s>"
-    special_ids     never part of ordinary text
-    bos_id, eos_id  None where the model has no such token
     end_of_text_id  what ends a document of plain text: <|endoftext|> or alike, else eos
-    chat_template   jinja2 source, None where the model has none
     """
 
     def __init__(self, files: Mapping[str, bytes], *, where: str) -> None:
@@ -77,10 +72,9 @@ class Tokenizer:
     @classmethod
     def load(cls, folder: str | Path) -> "Tokenizer":
         if not Path(folder, "tokenizer.json").is_file():
-            found = sorted(p.name for p in Path(folder).glob("*") if p.suffix != ".safetensors")
-            what = f"{folder}: holds {', '.join(found) or 'no files'}, but no tokenizer.json"
             mend = f"from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"
-            raise ModelError(f"{what}; or make it: transformers.AutoTokenizer.{mend}")
+            what = f"{folder}: holds no tokenizer.json; or make it"
+            raise ModelError(f"{what}: transformers.AutoTokenizer.{mend}")
         names = ["tokenizer.json", *(name for name in SETTINGS if Path(folder, name).is_file())]
         return cls({name: Path(folder, name).read_bytes() for name in names}, where=str(folder))
 
@@ -110,8 +104,7 @@ class Tokenizer:
         if max_length is not None:
             special = fast.num_special_tokens_to_add(are_pairs)
             if special >= max_length:
-                what = f"data.max_length = {max_length}"
-                raise DataError(f"{what}: {special} special tokens leave no room")
+                raise no_room(max_length, special)
             fast = tokenizers.Tokenizer.from_str(fast.to_str())  # the first stays as it is
             fast.enable_truncation(max_length, direction=side)
         inputs = [some if len(some) > 1 else some[0] for some in texts]
@@ -119,13 +112,11 @@ class Tokenizer:
         for slab in _slabs(fast.encode_batch_fast, inputs):
             ids = _arrays([self._once(fast.ids) for fast in slab])
             # cost: unasked, as the library would make a list of zeros for each
-            types = _arrays([fast.type_ids for fast in slab]) if is_typed else [None] * len(ids)
+            types = _arrays([fast.type_ids if is_typed else [] for fast in slab])
             for ids_T, types_T in zip(ids, types, strict=True):
-                is_zero = types_T is None or not types_T.any()
-                yield ids_T, None if is_zero else types_T[-len(ids_T) :]
+                yield ids_T, types_T[-len(ids_T) :] if types_T.any() else None
 
     def decode(self, ids: Sequence[int] | np.ndarray, *, special: bool = False) -> str:
-        """Text of token ids; `special` shows special tokens too."""
         return self._fast.decode([int(id_) for id_ in ids], skip_special_tokens=not special)
 
     @cached_property
@@ -149,7 +140,7 @@ class Tokenizer:
     def find_special(self, text: str) -> str | None:
         """The first special token written out in a text, None if there is none."""
         match = self._any_special.search(text)
-        return match.group() if match else None
+        return match and match.group()
 
     def id_of(self, token: str) -> int:
         id_ = self._fast.token_to_id(token)
@@ -189,12 +180,15 @@ class Tokenizer:
             return self.files["chat_template.jinja"].decode("utf-8")
         template = config.get("chat_template")
         if isinstance(template, list):  # HF: several templates by name
-            named = (each for each in template if isinstance(each, dict))
+            named = [each for each in template if isinstance(each, dict)]
             template = next((e.get("template") for e in named if e.get("name") == "default"), None)
         if not isinstance(template, str | None):
             what = f"{self.where}/tokenizer_config.json: chat_template = {template!r}"
             raise ModelError(f"{what}: must be text, or a list of named ones")
         return template
+
+def no_room(max_length: int, special: int) -> DataError:
+    return DataError(f"data.max_length = {max_length}: {special} special tokens leave no room")
 
 def _slabs(encode: Callable, inputs: Iterable) -> Iterator[list[tokenizers.Encoding]]:
     """Encodings, SLAB at a time: a thread makes the next, on all cores, while these are used."""

@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ftcore.config import Run
-from ftcore.data.pack import Encoded, StepRows, collate, lengths, pack, split, tokens, total_weight
+from ftcore.data.pack import Encoded, StepRows, collate, lengths, pack, split, total_weight
 from ftcore.env.compute import LossScale, peak_bytes, seed_noise
 from ftcore.env.run import RunFolder, StopFlag
 from ftcore.errors import CheckpointError, SaveError, TrainingError
@@ -243,6 +243,6 @@ def rows_read(model: Model, documents: Sequence[Encoded]) -> dict[str, Tensor]:
     if len(owners) > 1 or not weight_VC.requires_grad:
         return {}
     is_read_V = np.zeros(len(weight_VC), dtype=bool)
-    for ids in tokens(documents):
-        is_read_V[ids] = True
+    for document in documents:
+        is_read_V[document.tokens_T] = True
     return {owners[0]: torch.from_numpy(is_read_V.nonzero()[0])}

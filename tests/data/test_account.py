@@ -52,9 +52,9 @@ def test_rows_that_are_left_out_for_balance_are_told(base: Tokenizer, jsonl) -> 
 
 def test_damaged_records_of_several_files_are_counted_each(base: Tokenizer, tmp_path: Path) -> None:
     good = json.dumps({"text": "a b", "label": "x"}), json.dumps({"text": "c d", "label": "y"})
-    for name, line in zip("ab", good, strict=True):
-        (tmp_path / f"{name}.jsonl").write_text(f"{line}\nno json\n", "utf-8")
-    files = (f"{tmp_path}/*.jsonl",)
+    files = tuple(f"{tmp_path}/{name}.jsonl" for name in "ab")
+    for file, line in zip(files, good, strict=True):
+        Path(file).write_text(f"{line}\nno json\n", "utf-8")
     data = prepare(LabelledDataConfig(train=files, on_bad="skip"), base, seed=0)
     read, *_, encode = funnel(data.train, 0)
     assert (read["in"], read["out"], encode["out"]) == (4, 2, 2)

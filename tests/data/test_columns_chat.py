@@ -8,7 +8,7 @@ from ftcore.data.formats import Row
 from ftcore.data.prepare import prepare
 from ftcore.data.read import BUILTIN_CHAT
 from ftcore.data.tokenizer import Tokenizer
-from ftcore.errors import ConfigError, DataError
+from ftcore.errors import DataError
 from ftcore.hub import resolve
 
 USER = {"role": "user", "content": "hi"}
@@ -49,8 +49,8 @@ def test_chats_without_messages_or_with_tools_are_rejected():
 @pytest.mark.parametrize(
     ("turns", "message"),
     [
-        ("User: hi", "column 'messages' must hold a list .*for a transcript name its speakers"),
-        ({"a": 1}, "column 'messages' must hold a list of messages; the row"),
+        ("User: hi", "column 'messages' must hold a list .*of a transcript name the speakers"),
+        ({"a": 1}, "column 'messages' must hold a list of messages; .*; the row"),
         ([USER, "hi"], 'message 2 must be {"role": ..., "content": text}'),
         ([{"role": "user"}], "message 1 must be"),
         ([{"role": "user", "content": 3}], "message 1 must be"),
@@ -141,11 +141,9 @@ def test_real_chats(data_dir):
         assert len(split.documents) + len(split.rejected) == number, name
         assert len(split.rejected) <= 0.01 * number, [row.reason for row in split.rejected]
 
-def test_rows_held_out_of_chats_and_names_that_are_no_pairs():
+def test_rows_held_out_of_chats():
     tokenizer = Tokenizer.load(resolve("builtin:base"))
     config = ChatDataConfig(train=(BUILTIN_CHAT,), holdout=20)
     data = prepare(config, tokenizer, seed=0)
     ids = [{d.row_id for d in split.documents} for split in (data.train, data.dev)]
     assert len(ids[1]) == 20 and not ids[0] & ids[1]
-    with pytest.raises(ConfigError, match="data.roles = human: must be OLD=NEW each"):
-        prepare(ChatDataConfig(train=(BUILTIN_CHAT,), roles=("human",)), tokenizer, seed=0)

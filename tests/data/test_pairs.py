@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,12 +9,12 @@ import pytest
 import torch
 
 from ftcore.config import PairsDataConfig
-from ftcore.data.__main__ import Shown
-from ftcore.data.columns import Chat
+from ftcore.data.__main__ import text as shown
+from ftcore.data.columns import Chat, examples
 from ftcore.data.compare import clusters, conflicts, nearly_repeated, repeated
 from ftcore.data.formats import Row
 from ftcore.data.pack import Encoded, apart, collate, is_pair
-from ftcore.data.pairs import encode_pairs, pairs
+from ftcore.data.pairs import encode_pairs
 from ftcore.data.prepare import prepare, prepared
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import ConfigError, DataError
@@ -31,7 +30,7 @@ def turn(role: str, content: str) -> dict[str, str]:
 def made(config: PairsDataConfig, *fields: dict[str, Any]) -> tuple[list[Chat], list[str]]:
     """Pairs of rows of these fields, and why others were rejected."""
     rows = [Row(f"r{n}", "pairs.jsonl", n, each) for n, each in enumerate(fields, start=1)]
-    kept, rejected = pairs(rows, config)
+    kept, rejected = examples(rows, config)
     return kept, [row.reason for row in rejected]
 
 def chat(asked: str, chosen: str, rejected: str, name: str = "a") -> Chat:
@@ -223,9 +222,5 @@ def test_pairs_come_from_the_cache_and_are_shown(
     assert "from the cache" in said
     (one,), (two,) = first.train.documents, again.train.documents
     assert (one.labels == two.labels).all() and (one.tokens_T == two.tokens_T).all()
-    shown = Shown.__new__(Shown)
-    shown.config = SimpleNamespace(data=config)
-    shown.tokenizer, shown.data = base, again
-    shown.marks = ("[[", "]]")
-    told = shown.text(two)
+    told = shown(two, config, None, base)
     assert "[[this<|im_end|>]]\n-- rather than\n" in told and "[[that<|im_end|>]]" in told

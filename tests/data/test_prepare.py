@@ -39,22 +39,6 @@ def test_text_is_cut_into_documents_and_counted(base: Tokenizer, jsonl: Callable
     said = f"train: 4 rows, {documents} documents, {tokens} tokens; left out 2 (column 'text' is"
     assert f"{said} empty); cut 1 (more than 20 tokens: split; nothing" in data.summary()
 
-def test_chats_among_plain_text_are_supervised_on_their_answers(
-    base: Tokenizer, jsonl: Callable
-) -> None:
-    turns = [{"role": "user", "content": "say it"}, {"role": "assistant", "content": "it " * 30}]
-    rows = [{"text": "some plain words"}, {"messages": turns}, {"messages": []}]
-    both = jsonl("both.jsonl", rows)
-    data = prepare(TextDataConfig(train=(both,), max_length=20), base, seed=0)
-    plain, chat = data.train.documents
-    assert len(chat) > 20 and 0 < (chat.weights > 0).sum() < len(chat) - 1
-    assert (plain.weights > 0).sum() == len(plain) - 1
-    assert data.train.num_bytes == 0  # not every byte is predicted
-    assert [row.line for row in data.train.rejected] == [3]
-    alone = jsonl("chats.jsonl", rows[1:])
-    (document,) = prepare(TextDataConfig(train=(alone,)), base, seed=0).train.documents
-    assert document.tokens_T.tolist() == chat.tokens_T.tolist()
-
 def test_chats_too_long_are_named(base: Tokenizer, jsonl: Callable, tmp_path: Path) -> None:
     def chat(answer: str) -> dict:
         turns = (("user", "hi"), ("assistant", answer))

@@ -126,7 +126,7 @@ def test_blank_lines_are_no_rows(write):
     path, sources = write("a.jsonl", '\n{"x": 1}\n \n'), {}
     rows = read_rows([path, path], sources=sources)
     assert [(row.line, row.fields) for row in rows] == [(2, {"x": 1})] * 2
-    assert sources[str(path)]["rows"] == 2
+    assert sources[str(path)]["rows"] == 1
 
 def test_declared_columns(write):
     path = write("a.tsv", "1\t2\n3\t4\t5\t6\n")
@@ -144,7 +144,7 @@ DAMAGED = [
     ("a.tsv", "x\ty\n1\t2\n1\t2\t3\n", "a.tsv:3: 3 cells for the columns x, y"),
     ("a.tsv", "x\ty\n1\n", "a.tsv:2: 1 cells for the columns x, y: .*or name them"),
     ("a.tsv", "x\tx\n1\t2\n", "a.tsv: column 'x' occurs twice in .*: use data.columns"),
-    ("a.tsv", b"x\n1\ncaf\xe9\n", r"a.tsv:3: not UTF-8: byte 0xe9 in b'caf\\xe9'.*iconv"),
+    ("a.tsv", b"x\n1\ncaf\xe9\n", r"a.tsv:3: not UTF-8: b'caf\\xe9'.*iconv"),
     ("a.tsv", "", "a.tsv: holds no rows"),
     ("a.tsv", "x\ty\n", "a.tsv: holds no rows"),
     ("a.txt", "", "a.txt: holds no rows"),

