@@ -112,11 +112,11 @@ def match(rest: str, config: RewardsConfig) -> Source:
     return lambda rows: [text.exact_match(row["target"], row["answer"]) for row in rows]
 
 def command(field: str, config: RewardsConfig) -> Source:
+    figures = "json_valid", "intent_accuracy", "slot_f1", "exact_match_object"
+
     def score(row: Mapping[str, Any]) -> float:
-        said, _, slots = text.judged_command(row["target"], row["answer"], intent=field)
-        (right, *counts), is_whole = slots, said["exact_match_object"]
-        f1 = 2 * right / sum(counts) if any(counts) else is_whole  # of none, if none was given
-        return (said["json_valid"] + said["intent_correct"] + f1 + is_whole) / 4
+        said = text.judged_command(row["target"], row["answer"], intent=field)
+        return sum(said[name] for name in figures) / len(figures)
 
     return lambda rows: map(score, rows)
 

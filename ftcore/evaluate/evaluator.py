@@ -7,7 +7,7 @@ caller puts the model in evaluation mode, without gradients; `limits` are those 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -302,21 +302,16 @@ def evaluate_answers(model: Model, tokenizer: Tokenizer, chats: Sequence[Chat],
     prompts = [encode_prompt(chat.messages[:-1], tokenizer) for chat in chats]
     asked, targets = ([chat.messages[turn]["content"] for chat in chats] for turn in (-2, -1))
     answers = greedy(model, tokenizer, prompts, config.max_new_tokens)
-    pairs = [*zip(targets, answers, strict=True)]
-    exact = [text.exact_match(*pair) for pair in pairs]
-    columns = {"prompt": asked, "target": targets, "predicted": answers, "exact_match": exact}
-    if intent := config.intent_field:
-        commands = [text.judged_command(*pair, intent=intent) for pair in pairs]
-        told, more = [command[0] for command in commands], text.command_figures(commands)
-        columns |= {name: [verdicts[name] for verdicts in told] for name in told[0]}
-    else:
-        told, more = [{"exact_match": text.exact_match(*pair),
-                       "json_valid": text.parse_object(pair[1]) is not None,
-                       "token_f1": text.token_f1(*pair)} for pair in pairs], {}
-    names = [name.replace("_correct", "_accuracy") for name in told[0]]
-    values_BS = np.array([[*verdicts.values()] for verdicts in told], dtype=float)
+    judge = text.judged_text
+    if config.intent_field:
+        judge = partial(text.judged_command, intent=config.intent_field)
+    verdicts = [judge(*pair) for pair in zip(targets, answers, strict=True)]
+    values_BS = np.array([[*each.values()] for each in verdicts], dtype=float)
 
     def figures(rows_M: np.ndarray) -> dict[str, float]:
-        return dict(zip(names, values_BS[rows_M].mean(0).tolist(), strict=True))
+        return dict(zip(verdicts[0], values_BS[rows_M].mean(0).tolist(), strict=True))
 
-    return Judged([chat.id for chat in chats], figures, columns, right_B=np.array(exact), more=more)
+    columns = {"prompt": asked, "target": targets, "predicted": answers}
+    columns |= {name: [each[name] for each in verdicts] for name in verdicts[0]}
+    return Judged([chat.id for chat in chats], figures, columns,
+                  right_B=np.array(columns["exact_match"]))
