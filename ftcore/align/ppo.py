@@ -100,7 +100,6 @@ class PpoLoop(Loop):
             self._save()  # nothing of the iterations before is lost
             raise
         values = self.actor.shaped(episodes, self.control)
-        values["ppo/left_out"] = len(prompts) * self.config.rollout.samples - len(episodes)
         self.batches = [batch for epoch in range(ppo.epochs)
                         for batch in self._batches(episodes, step, epoch)]
         # cost: where one update sees all, nothing is compared with what it sees itself

@@ -7,10 +7,11 @@
     python:FILE.py:NAME    NAME(rows), a function that returns a number for each row
 
 A row is {"messages": [{"role", "content"}, ...], "answer": ..., "target": the expected answer}.
-A source that fails, is late, or says anything but finite numbers, ends the run, or is left out.
+A source that fails, is late, or says anything but finite numbers, ends the run.
 """
 
 import importlib.util
+import math
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -55,8 +56,7 @@ class Rewards:
 
     def __call__(self, chats: Sequence[Chat],
                  answers: Sequence[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Scores of answers to the last turns, in all and by source; NaN where one has none. Raises
-        TrainingError: a source failed, and the configuration says to stop."""
+        """Scores of answers to the last turns, in all and by source. TrainingError: one failed."""
         rows = []
         for chat, answer in zip(chats, answers, strict=True):
             *asked, last = ({"role": m["role"], "content": m["content"]} for m in chat.messages)
@@ -65,22 +65,19 @@ class Rewards:
         return sum(self.weights[name] * part for name, part in parts.items()), parts
 
     def _said(self, name: str, source: Source, rows: Rows) -> np.ndarray:
-        """What a source says; NaN where it says nothing that can be used."""
-        why = "a score that is not finite"
         try:
             with deadline(self.config.timeout_s):
                 said = [*islice(source(rows), len(rows) + 1)]  # it may never end
             if len(said) != len(rows):
                 count = len(said) if len(said) < len(rows) else "too many"
                 raise ValueError(f"{count} numbers for {len(rows)} answers")
-            scores_B = np.array([float(score) for score in said])
-            scores_B[~np.isfinite(scores_B)] = np.nan
+            scores = [float(score) for score in said]
+            if odd := [row for row, x in zip(rows, scores, strict=True) if not math.isfinite(x)]:
+                raise ValueError(f"not finite for the answer {odd[0]['answer'][:200]!r}")
         except (Exception, Late, SystemExit) as error:  # whatever a function of the user's raises
-            scores_B, why = np.full(len(rows), np.nan), f"{type(error).__name__}: {error}"
-        if self.config.on_error == "stop" and (bad := np.flatnonzero(np.isnan(scores_B))).size:
-            said = f"the first of {bad.size} answers is {rows[bad[0]]['answer'][:200]!r}"
-            raise TrainingError(f"reward {name}: {why}; {said}: mend it, or --reward.on-error skip")
-        return scores_B
+            what = f"reward {name}: {type(error).__name__}: {error}"
+            raise TrainingError(f"{what}: mend it, then resume") from error
+        return np.array(scores)
 
 class Late(BaseException):
     """What no `except Exception` of a user's function takes for its own."""

@@ -22,7 +22,7 @@ from ftcore.data.pack import Encoded
 from ftcore.data.store import Prepared, rendered
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.env.compute import derived
-from ftcore.errors import ConfigError, DataError, TrainingError
+from ftcore.errors import ConfigError, DataError
 from ftcore.evaluate.evaluator import continued, greedy, spoken, stops
 from ftcore.files import write_file
 from ftcore.model.heads import Model
@@ -92,7 +92,7 @@ class Actor:
         return continued(self.model, self.tokenizer, ids, rule.max_new_tokens, **how)
 
     def episodes(self, prompts: Sequence[Prompt], step: int) -> list[Episode]:
-        """Answers to each that have a score. TrainingError: none has one, or a reward failed."""
+        """Answers to each, with their scores. Raises TrainingError: a reward failed."""
         several = [pair for pair in enumerate(prompts) for _ in range(self.config.rollout.samples)]
         asked, found = [prompt for _, prompt in several], []
         answers = self.drawn(asked, derived(self.config.env.seed, DRAWN, step))
@@ -105,11 +105,8 @@ class Actor:
             document = shifted(f"{chat.id}:{i}", tokens_T, counts_T)
             said = {name: float(each[i]) for name, each in parts.items()}
             has_ended = ids[-1] in stops(self.tokenizer)
-            one = Episode(chat, group, document, len(ids), has_ended, float(scores[i]), said)
-            if np.isfinite(one.score):
-                found.append(one)
-        if not found:
-            raise TrainingError("no answer of this iteration has a score: mend the rewards")
+            score = float(scores[i])
+            found.append(Episode(chat, group, document, len(ids), has_ended, score, said))
         return found
 
     def shaped(self, episodes: Sequence[Episode], control: Control) -> dict[str, float]:
@@ -129,13 +126,10 @@ class Actor:
         return {name: float(np.mean(values)) for name, values in told.items()}
 
     def likeliest(self, prompts: Sequence[Prompt]) -> np.ndarray:
-        """Scores of the greedy answers, the lowest for none. Raises TrainingError: none has one."""
+        """Scores of the greedy answers."""
         ids, most = [prompt.ids for prompt in prompts], self.config.rollout.max_new_tokens
         answers = greedy(self.model, self.tokenizer, ids, most)
-        scores, _ = self.rewards([prompt.chat for prompt in prompts], answers)
-        if np.isnan(scores).all():
-            raise TrainingError("no answer to a dev prompt has a score: mend the rewards")
-        return np.nan_to_num(scores, nan=np.nanmin(scores))
+        return self.rewards([prompt.chat for prompt in prompts], answers)[0]
 
     def show(self, episodes: Sequence[Episode], step: int, run: Path) -> None:
         """RUN/rollouts.html: some answers, with all that is known of each of their tokens."""

@@ -176,16 +176,6 @@ def test_a_failed_reward_keeps_what_was_trained(make_ppo: Callable[..., PpoLoop]
         loop.train()
     assert loop.checkpoints.latest().step == loop.progress.step == 3
 
-def test_answers_without_a_score_are_left_out(make_ppo: Callable[..., PpoLoop]) -> None:
-    loop = make_ppo("skips", reward={"on_error": "skip"})
-    name, source = next(iter(loop.actor.rewards.sources.items()))
-    loop.actor.rewards.sources[name] = lambda rows: [
-        float("nan") if row["answer"].startswith("a") else score
-        for row, score in zip(rows, source(rows), strict=True)]
-    assert loop.train() == 0
-    assert all(line["ppo/left_out"] > 0 for line in trace(loop) if "ppo/left_out" in line)
-    assert not list(loop.run.path.glob("skipped-step-*"))
-
 def test_one_update_needs_no_scores_before_it(
     make_ppo: Callable[..., PpoLoop], monkeypatch: pytest.MonkeyPatch
 ) -> None:

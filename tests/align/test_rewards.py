@@ -1,7 +1,6 @@
 """Rewards: what each kind of source says, and what is done where one says nothing usable."""
 
 import json
-import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -74,50 +73,34 @@ def test_sources_are_weighed_and_added(python: Callable) -> None:
     assert scores == [-1.5, -2.0] and parts == {"match": [1, 0], own: [2, 2]}
     assert judged(("match", own), ["yes", "no"], "yes")[0] == [3, 2]
 
-# ---- what fails: a source, what is said of it, and the scores where such answers are skipped -----
+# ---- what fails: a source, and what is said of it ------------------------------------------------
 
-NONE = [None] * 5
 FUNCTIONS = {
-    "raises": ("raise KeyError('lost')", "KeyError: 'lost'", NONE),
-    "divides": ("return [1 / 0]", "ZeroDivisionError: division by zero", NONE),
-    "hangs": ("\n    while True: pass", "Late: no answer within 0.3 s", NONE),
-    "sleeps": ("import time; time.sleep(60)", "Late: no answer within 0.3 s", NONE),
-    "endless": ("while True: yield 1.0", "ValueError: too many numbers for 5 answers", NONE),
+    "raises": ("raise KeyError('lost')", "KeyError: 'lost'"),
+    "divides": ("return [1 / 0]", "ZeroDivisionError: division by zero"),
+    "hangs": ("\n    while True: pass", "Late: no answer within 0.3 s"),
+    "sleeps": ("import time; time.sleep(60)", "Late: no answer within 0.3 s"),
+    "endless": ("while True: yield 1.0", "ValueError: too many numbers for 5 answers"),
     "endless in C": ("import itertools; return itertools.repeat(1.0)",
-                     "ValueError: too many numbers for 5 answers", NONE),
-    "too few": ("return [1.0] * 4", "ValueError: 4 numbers for 5 answers", NONE),
-    "too many": ("return [1.0] * 6", "ValueError: too many numbers for 5 answers", NONE),
-    "nothing": ("return None", "TypeError: 'NoneType' object is not iterable", NONE),
-    "one number": ("return 1.0", "TypeError: 'float' object is not iterable", NONE),
-    "words": ("return ['good'] * 5", "ValueError: could not convert string to float", NONE),
-    "a list": ("return [[1.0]] * 5", "TypeError: float() argument must be", NONE),
-    "nan": ("return [0, float('nan'), 2, 3, 4]", "a score that is not finite", [0, None, 2, 3, 4]),
-    "inf": ("return [float('-inf'), 1, 2, 3, 4]", "a score that is not finite", [None, 1, 2, 3, 4]),
+                     "ValueError: too many numbers for 5 answers"),
+    "too few": ("return [1.0] * 4", "ValueError: 4 numbers for 5 answers"),
+    "too many": ("return [1.0] * 6", "ValueError: too many numbers for 5 answers"),
+    "nothing": ("return None", "TypeError: 'NoneType' object is not iterable"),
+    "one number": ("return 1.0", "TypeError: 'float' object is not iterable"),
+    "words": ("return ['good'] * 5", "ValueError: could not convert string to float"),
+    "a list": ("return [[1.0]] * 5", "TypeError: float() argument must be"),
+    "nan": ("return [0, float('nan'), 2, 3, 4]", "ValueError: not finite for the answer '{"),
+    "inf": ("return [float('-inf'), 1, 2, 3, 4]", "ValueError: not finite for the answer '{"),
 }
 
-@pytest.mark.parametrize(("body", "why", "kept"), FUNCTIONS.values(), ids=FUNCTIONS)
-def test_a_function_that_fails_stops_the_run_or_is_skipped(
-    body: str, why: str, kept: list[float | None], python: Callable
-) -> None:
-    assert_fails(python(body), why, kept, timeout_s=0.3)
-
-def assert_fails(name: str, why: str | None, kept: list[float | None], **limits: Any) -> None:
-    started = time.perf_counter()
-    if why is not None:
-        with pytest.raises(TrainingError) as failed:
-            judged((name, "match"), **limits)
-        said = str(failed.value)
-        assert said.startswith(f"reward {name}: {why}")
-        first, count = kept.index(None), kept.count(None)
-        assert f"; the first of {count} answers is {ANSWERS[first]!r}: mend it, or" in said
-        assert said.endswith("mend it, or --reward.on-error skip")
-    scores, parts = judged((name, "match"), on_error="skip", **limits)
-    match = [1, 0, 0, 0, 0]  # which is not lost
-    assert parts["match"] == match
-    assert [None if math.isnan(x) else x for x in parts[name]] == kept
-    wanted = [None if x is None else x + y for x, y in zip(kept, match, strict=True)]
-    assert [None if math.isnan(x) else x for x in scores] == wanted
-    assert time.perf_counter() - started < 2 * limits["timeout_s"] + 10
+@pytest.mark.parametrize(("body", "why"), FUNCTIONS.values(), ids=FUNCTIONS)
+def test_a_function_that_fails_stops_the_run(body: str, why: str, python: Callable) -> None:
+    started, name = time.perf_counter(), python(body)
+    with pytest.raises(TrainingError) as failed:
+        judged((name, "match"), timeout_s=0.3)
+    said = str(failed.value)
+    assert said.startswith(f"reward {name}: {why}") and said.endswith(": mend it, then resume")
+    assert time.perf_counter() - started < 10
 
 @pytest.mark.parametrize("deaf", [
     "while True:\n        try:\n            time.sleep(9)\n        except Exception:\n"
