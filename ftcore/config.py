@@ -201,7 +201,6 @@ class RewardsConfig(Section):
     # match, command:FIELD, model:RUN or python:FILE.py:NAME: see ftcore/align/rewards.py
     sources: tuple[str, ...] = ()
     weights: tuple[Finite, ...] = ()  # factor of each source; none: 1 each
-    timeout_s: Positive = 30.0  # seconds that a source has for the answers of an iteration
     missing_end: NotNegative = 0.0  # taken off where the limit cut the answer
     per_token: NotNegative = 0.0  # taken off for each token of the answer
     scale: bool = False  # divide scores by the standard deviation of all so far

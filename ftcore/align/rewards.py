@@ -7,15 +7,13 @@
     python:FILE.py:NAME    NAME(rows), a function that returns a number for each row
 
 A row is {"messages": [{"role", "content"}, ...], "answer": ..., "target": the expected answer}.
-A source that fails, is late, or says anything but finite numbers, ends the run.
+A source that fails, or says anything but finite numbers, ends the run.
 """
 
 import importlib.util
 import math
-import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -66,35 +64,17 @@ class Rewards:
 
     def _said(self, name: str, source: Source, rows: Rows) -> np.ndarray:
         try:
-            with deadline(self.config.timeout_s):
-                said = [*islice(source(rows), len(rows) + 1)]  # it may never end
+            said = [*islice(source(rows), len(rows) + 1)]  # it may never end
             if len(said) != len(rows):
                 count = len(said) if len(said) < len(rows) else "too many"
                 raise ValueError(f"{count} numbers for {len(rows)} answers")
             scores = [float(score) for score in said]
             if odd := [row for row, x in zip(rows, scores, strict=True) if not math.isfinite(x)]:
                 raise ValueError(f"not finite for the answer {odd[0]['answer'][:200]!r}")
-        except (Exception, Late, SystemExit) as error:  # whatever a function of the user's raises
+        except (Exception, SystemExit) as error:  # whatever a function of the user's raises
             what = f"reward {name}: {type(error).__name__}: {error}"
             raise TrainingError(f"{what}: mend it, then resume") from error
         return np.array(scores)
-
-class Late(BaseException):
-    """What no `except Exception` of a user's function takes for its own."""
-
-@contextmanager
-def deadline(seconds: float) -> Iterator[None]:
-    """Raises Late after so many seconds, even out of an endless loop, and each second more."""
-    def late(number: int, frame: object) -> None:
-        raise Late(f"no answer within {seconds:g} s")
-
-    before = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 def opened(name: str, config: RewardsConfig) -> Source:
     kind, _, rest = name.partition(":")

@@ -1,7 +1,6 @@
 """Rewards: what each kind of source says, and what is done where one says nothing usable."""
 
 import json
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -78,8 +77,6 @@ def test_sources_are_weighed_and_added(python: Callable) -> None:
 FUNCTIONS = {
     "raises": ("raise KeyError('lost')", "KeyError: 'lost'"),
     "divides": ("return [1 / 0]", "ZeroDivisionError: division by zero"),
-    "hangs": ("\n    while True: pass", "Late: no answer within 0.3 s"),
-    "sleeps": ("import time; time.sleep(60)", "Late: no answer within 0.3 s"),
     "endless": ("while True: yield 1.0", "ValueError: too many numbers for 5 answers"),
     "endless in C": ("import itertools; return itertools.repeat(1.0)",
                      "ValueError: too many numbers for 5 answers"),
@@ -95,31 +92,16 @@ FUNCTIONS = {
 
 @pytest.mark.parametrize(("body", "why"), FUNCTIONS.values(), ids=FUNCTIONS)
 def test_a_function_that_fails_stops_the_run(body: str, why: str, python: Callable) -> None:
-    started, name = time.perf_counter(), python(body)
+    name = python(body)
     with pytest.raises(TrainingError) as failed:
-        judged((name, "match"), timeout_s=0.3)
+        judged((name, "match"))
     said = str(failed.value)
     assert said.startswith(f"reward {name}: {why}") and said.endswith(": mend it, then resume")
-    assert time.perf_counter() - started < 10
-
-@pytest.mark.parametrize("deaf", [
-    "while True:\n        try:\n            time.sleep(9)\n        except Exception:\n"
-    "            pass",
-    "try:\n        time.sleep(99)\n    except TimeoutError:\n        return [1.0] * len(rows)",
-])  # fmt: skip
-def test_a_function_that_does_not_listen_is_stopped(deaf: str, python: Callable) -> None:
-    with pytest.raises(TrainingError, match="Late: no answer within 0.3 s"):
-        judged(python(deaf, head="import time"), timeout_s=0.3)
 
 def test_a_target_that_is_no_command_is_named() -> None:
     said = "reward command:intent: DataError: target 'yes' is not a JSON object with a text field"
     with pytest.raises(TrainingError, match=said):
         judged("command:intent", ["no"], "yes")
-
-def test_the_clock_is_put_back(python: Callable) -> None:
-    """Nothing rings once a source has answered."""
-    assert judged(python("return [1.0]"), ["a"], timeout_s=0.2)[0] == [1]
-    time.sleep(0.3)
 
 # ---- what is no source ---------------------------------------------------------------------------
 
