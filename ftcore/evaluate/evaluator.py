@@ -120,8 +120,7 @@ def evaluate_label_sets(model: Model, split: Split, labels: Sequence[str], **lim
 
     by_class = metrics.by_class(labels, metrics.label_totals(target_BK, predicted_BK))
     right_B = (target_BK == predicted_BK).all(1)
-    more = probabilities.label_probability_metrics(target_BK, p_BK)
-    return Judged(ids_of(split), figures, columns, by_class, right_B=right_B, more=more)
+    return Judged(ids_of(split), figures, columns, by_class, right_B=right_B)
 
 def evaluate_scores(model: Model, split: Split, labels: Sequence[str], **limits: Any) -> Judged:
     """Predicted score of each document; the loss a mean squared error."""
