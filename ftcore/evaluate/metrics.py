@@ -10,7 +10,7 @@ n_kj rows of class k predicted as j; totals_3K are hits, predicted and support:
     precision_k = hits_k / predicted_k            recall_k = hits_k / support_k
     f1_k = 2 hits_k / (predicted_k + support_k)
 
-0/0 is 0 in each of them; with no rows at all every figure of classes is NaN.
+0/0 is 0 in each of them. There is at least one row.
 
 Entities are counted as the CoNLL-2000 script and seqeval's default mode do: one begins where a mark
 (B, I, O, also E and S) or a change of type says so; right are type, first and last word.
@@ -28,7 +28,6 @@ OUTSIDE, NO_ENTITY = -1, "O"
 SCORES = ("precision", "recall", "f1")
 CLASS_COLUMNS = ("label", *SCORES, "support", "predicted")
 AVERAGES = tuple(f"{score}_{mean}" for mean in ("micro", "macro", "weighted") for score in SCORES)
-METRICS = ("accuracy", "balanced_accuracy", *AVERAGES, "mcc", "kappa")
 ByClass = list[dict[str, Any]]
 
 def confusions(target_B: np.ndarray, predicted_B: np.ndarray, num_classes: int) -> np.ndarray:
@@ -43,8 +42,7 @@ def class_totals(counts_KP: np.ndarray) -> np.ndarray:
     return np.stack([counts_KP.diagonal(), counts_KP.sum(0)[:-1], counts_KP.sum(1)])
 
 def class_figures(counts_KP: np.ndarray) -> dict[str, float]:
-    """METRICS, in that order; accuracy is sum_k hits_k / rows, balanced_accuracy the mean of
-    recall_k over the classes that have rows.
+    """accuracy, sum_k hits_k / rows; balanced_accuracy, mean recall_k of the classes with rows.
 
     ..._micro       the formulas above on sums over k; all equal the accuracy without OUTSIDE
     ..._macro       plain mean over the classes that occur, as target or as prediction
@@ -56,16 +54,14 @@ def class_figures(counts_KP: np.ndarray) -> dict[str, float]:
                     Educ. Psychol. Meas. 20, 37-46 (kappa)
     """
     hits_K, predicted_K, support_K = totals_3K = class_totals(counts_KP)
-    if not (rows := support_K.sum()):
-        return dict.fromkeys(METRICS, math.nan)
     recall_K = _scores(totals_3K)[1][support_K > 0]
     # numerics: Python integers, since rows^2 leaves int64 at 3e9 rows.
-    s, t, p = int(rows), support_K.tolist(), counts_KP.sum(0).tolist()
+    s, t, p = int(support_K.sum()), support_K.tolist(), counts_KP.sum(0).tolist()
     # p is one longer than t: map stops at the shorter, and nothing has OUTSIDE as its target.
     chance = sum(map(mul, t, p))
     beyond, most = int(hits_K.sum()) * s - chance, s**2 - chance
     spread = (s**2 - sum(map(mul, t, t))) * (s**2 - sum(map(mul, p, p)))
-    return {"accuracy": float(hits_K.sum() / rows), "balanced_accuracy": float(recall_K.mean()),
+    return {"accuracy": float(hits_K.sum() / s), "balanced_accuracy": float(recall_K.mean()),
             **_averages(totals_3K, predicted_K + support_K > 0),
             "mcc": beyond / math.sqrt(spread) if spread else 0.0,
             "kappa": beyond / most if most else 0.0}
@@ -164,10 +160,8 @@ def entity_figures(counts_5: Sequence[int]) -> dict[str, float]:
     return accuracy | {name: row[name] for name in SCORES}
 
 def by_entity(target: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> ByClass:
-    found = Counter(), Counter(), Counter()  # hits, predicted and support of each type
-    for tags, given in zip(target, predicted, strict=True):
-        theirs, mine = entities(tags), entities(given)
-        for counter, some in zip(found, (mine & theirs, mine, theirs), strict=True):
-            counter.update(type_ for type_, _, _ in some)
-    types = sorted(set().union(*found))
+    theirs, mine = ({(row, *entity) for row, tags in enumerate(side) for entity in entities(tags)}
+                    for side in (target, predicted))
+    found = [Counter(type_ for _, type_, *_ in some) for some in (mine & theirs, mine, theirs)]
+    types = sorted(found[1] | found[2])
     return by_class(types, np.array([[counter[t] for t in types] for counter in found]))

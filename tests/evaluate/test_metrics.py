@@ -9,7 +9,6 @@ import pytest
 from sklearn import metrics as sk
 
 from ftcore.evaluate.metrics import (
-    METRICS,
     OUTSIDE,
     by_class,
     class_figures,
@@ -59,7 +58,6 @@ def sklearn_agreement(target_B: np.ndarray, predicted_B: np.ndarray) -> dict[str
 def assert_equals_sklearn(num_labels: int, target: list[int], predicted: list[int]) -> None:
     target_B, predicted_B = np.array(target), np.array(predicted)
     counts_KP = counted(num_labels, target, predicted)
-    assert tuple(class_figures(counts_KP)) == METRICS
     assert class_figures(counts_KP) == pytest.approx(
         sklearn_metrics(target_B, predicted_B), rel=0, abs=TOLERANCE
     )
@@ -162,11 +160,6 @@ def test_counts_beyond_int64_squares_stay_exact() -> None:
     small_KP = counted(2, [0, 0, 0, 1, 1], [0, 0, 1, 1, 0])
     large = class_figures(small_KP * 10**17)
     assert large == pytest.approx(class_figures(small_KP), abs=TOLERANCE)
-
-def test_no_rows_is_nan() -> None:
-    counts_KP = confusions(np.zeros(0, int), np.zeros(0, int), 2)
-    assert all(math.isnan(value) for value in class_figures(counts_KP).values())
-    assert per_class(counts_KP)[0]["f1"] == 0.0
 
 def test_77_real_intents_with_a_keyword_guess(data_dir: Path) -> None:
     """Banking77's test file: a crude classifier leaves many classes never predicted."""
