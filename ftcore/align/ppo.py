@@ -23,7 +23,7 @@ import json
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -61,7 +61,9 @@ class PpoLoop(Loop):
 
     def __post_init__(self) -> None:
         ppo, self.documents = self.config.ppo, [prompt.ids for prompt in self.actor.prompts]
-        self.reference = copy_of(self.model.eval())
+        tensors = (*self.model.eval().parameters(), *self.model.buffers())
+        shared = {id(tensor): tensor for tensor in tensors if not tensor.requires_grad}
+        self.reference = deepcopy(self.model, shared).requires_grad_(False)
         self.model.value = None
         if ppo.advantage == "gae":
             self.model.value = Linear(self.model.spec.hidden_size, 1).to(self.model.device)
@@ -100,8 +102,11 @@ class PpoLoop(Loop):
             self._save()  # nothing of the iterations before is lost
             raise
         values = self.actor.shaped(episodes, self.control)
-        self.batches = [batch for epoch in range(ppo.epochs)
-                        for batch in self._batches(episodes, step, epoch)]
+        size, self.batches = self.config.optim.batch_size, []
+        for epoch in range(ppo.epochs):
+            random = np.random.default_rng(derived(self.seed, ORDER, step, epoch))
+            mixed = [episodes[i] for i in random.permutation(len(episodes))]
+            self.batches += [mixed[i : i + size] for i in range(0, len(mixed), size)]
         # cost: where one update sees all, nothing is compared with what it sees itself
         self.is_blind = len(self.batches) == 1 and self.model.value is None and not self._measures
         for e in episodes if self.is_blind else ():
@@ -141,14 +146,6 @@ class PpoLoop(Loop):
         for name in (name for name in alone if name.startswith("model:")):
             both = alone[name][0], episode.parts[name]
             assert math.isclose(*both, rel_tol=1e-4, abs_tol=1e-4), f"{name} says {both} of one"
-
-    def _batches(self, episodes: Sequence[Episode], step: int,
-                 epoch: int) -> Iterator[list[Episode]]:
-        order = np.random.default_rng(derived(self.seed, ORDER, step, epoch))
-        order = order.permutation(len(episodes))
-        size = self.config.optim.batch_size
-        for start in range(0, len(order), size):
-            yield [episodes[i] for i in order[start : start + size]]
 
     @torch.no_grad()
     def _look(self, episodes: Sequence[Episode]) -> None:
@@ -235,11 +232,6 @@ class PpoLoop(Loop):
         told = intervals(lambda rows: {"win": wins[rows].mean()}, np.arange(len(wins)))["win"]
         return {"eval/loss": -scores.mean(), "eval/reward": scores.mean(),
                 "eval/win_rate": wins.mean(), "eval/win_low": told[0], "eval/win_high": told[1]}
-
-def copy_of(model: Model) -> Model:
-    """A model that does not move: what is trained is copied, what is frozen shared."""
-    shared = (t for t in (*model.parameters(), *model.buffers()) if not t.requires_grad)
-    return deepcopy(model, {id(tensor): tensor for tensor in shared}).requires_grad_(False)
 
 def loop_of(config: Run, model: Model, tokenizer: Tokenizer, data: Prepared) -> Callable[..., Loop]:
     """What makes the loop of a run, whose options are looked at. Raises as `Actor`."""

@@ -10,9 +10,8 @@ A row is {"messages": [{"role", "content"}, ...], "answer": ..., "target": the e
 A source that fails, or says anything but finite numbers, ends the run.
 """
 
-import importlib.util
 import math
-import sys
+import runpy
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -121,13 +120,10 @@ def model(run: str, config: RewardsConfig) -> Source:
 
 def python(rest: str, config: RewardsConfig) -> Source:
     file, _, name = rest.rpartition(":")
-    spec = importlib.util.spec_from_file_location(f"reward {file}", file)
-    if spec is None:
-        raise ConfigError(f"{file!r} is no Python file: write python:FILE.py:NAME")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses and pickle look for it
-    spec.loader.exec_module(module)
-    return getattr(module, name)
+    found = runpy.run_path(file) if file else {}
+    if name not in found:
+        raise ConfigError("holds no such function: write python:FILE.py:NAME")
+    return found[name]
 
 KINDS: dict[str, Callable[[str, RewardsConfig], Source]] = {
     "match": match, "command": command, "model": model, "python": python}

@@ -87,26 +87,25 @@ class Actor:
     def drawn(self, prompts: Sequence[Prompt], seed: int) -> list[list[int]]:
         rule = self.config.rollout
         chance_BT = np.random.default_rng(seed).random((len(prompts), rule.max_new_tokens))
-        how = {"temperature": rule.temperature, "chance_BT": chance_BT}
-        ids = [prompt.ids for prompt in prompts]
-        return continued(self.model, self.tokenizer, ids, rule.max_new_tokens, **how)
+        return continued(self.model, self.tokenizer, [prompt.ids for prompt in prompts],
+                         rule.max_new_tokens, temperature=rule.temperature, chance_BT=chance_BT)
 
     def episodes(self, prompts: Sequence[Prompt], step: int) -> list[Episode]:
         """Answers to each, with their scores. Raises TrainingError: a reward failed."""
-        several = [pair for pair in enumerate(prompts) for _ in range(self.config.rollout.samples)]
-        asked, found = [prompt for _, prompt in several], []
+        groups = np.repeat(np.arange(len(prompts)), self.config.rollout.samples).tolist()
+        asked, ends, found = [prompts[group] for group in groups], stops(self.tokenizer), []
         answers = self.drawn(asked, derived(self.config.env.seed, DRAWN, step))
         texts = [spoken(ids, self.tokenizer) for ids in answers]
         scores, parts = self.rewards([prompt.chat for prompt in asked], texts)
-        for i, ((group, (chat, prompt_ids)), ids) in enumerate(zip(several, answers, strict=True)):
+        for i, (chat, prompt_ids) in enumerate(asked):
+            ids = answers[i]
             weight = 1.0 if self.config.ppo.loss_over == "tokens" else 1 / len(ids)
             counts_T = np.repeat(np.float32([0, weight]), [len(prompt_ids), len(ids)])
             tokens_T = np.concatenate([prompt_ids, np.int32(ids)])
             document = shifted(f"{chat.id}:{i}", tokens_T, counts_T)
             said = {name: float(each[i]) for name, each in parts.items()}
-            has_ended = ids[-1] in stops(self.tokenizer)
-            score = float(scores[i])
-            found.append(Episode(chat, group, document, len(ids), has_ended, score, said))
+            found.append(Episode(chat, groups[i], document, len(ids), ids[-1] in ends,
+                                 float(scores[i]), said))
         return found
 
     def shaped(self, episodes: Sequence[Episode], control: Control) -> dict[str, float]:

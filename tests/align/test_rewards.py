@@ -138,8 +138,7 @@ def test_a_file_may_hold_what_python_files_hold(python: Callable) -> None:
 FILES = {
     "no file": ("python:{0}/none.py:f", "No such file or directory"),
     "no name": ("python:{0}/own.py", "write python:FILE.py:NAME"),
-    "no such name": ("python:{0}/own.py:g", "has no attribute 'g'"),
-    "no Python": ("python:{0}/own.txt:f", "is no Python file: write python:FILE.py:NAME"),
+    "no such name": ("python:{0}/own.py:g", "holds no such function: write python:FILE.py:NAME"),
     "does not parse": ("python:{0}/bad.py:f", "invalid syntax"),
     "lacks a module": ("python:{0}/lacks.py:f", "No module named 'no_such_module'"),
     "raises": ("python:{0}/raises.py:f", "division by zero"),
@@ -148,7 +147,7 @@ FILES = {
 
 @pytest.mark.parametrize(("name", "why"), FILES.values(), ids=FILES)
 def test_a_source_that_cannot_be_opened_is_refused(name: str, why: str, tmp_path: Path) -> None:
-    texts = {"own.py": "f = len", "own.txt": "f = len", "bad.py": "f = = 1", "raises.py": "1 / 0"}
+    texts = {"own.py": "f = len", "bad.py": "f = = 1", "raises.py": "1 / 0"}
     for file, text in {**texts, "lacks.py": "import no_such_module"}.items():
         (tmp_path / file).write_text(text, "utf-8")
     said = refusal(name := name.format(tmp_path))
