@@ -1,8 +1,8 @@
 """Reinforcement learning of a policy: PPO, and GRPO and RLOO, which need no values.
 
     for each iteration:  prompts -> answers, drawn -> scores                          rollout.py
-                         -> what policy, values and reference say of each token       objective.py
-                         -> rewards -> advantages                                     advantage.py
+                         -> what policy, values and reference say of each token
+                         -> rewards -> advantages                                     objective.py
                          -> epochs of clipped updates -> log, evaluate, save
 
 Letters: M answer tokens of some episodes, end to end.
@@ -33,8 +33,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ftcore.align import advantage
-from ftcore.align.objective import Control, Seen, divergences, policy_loss, seen, value_loss
+from ftcore.align import objective
+from ftcore.align.objective import Control, Seen, seen
 from ftcore.align.rollout import ORDER, Actor, Episode
 from ftcore.config import PpoRun, Run
 from ftcore.data.pack import Batch, split
@@ -155,8 +155,8 @@ class PpoLoop(Loop):
         for indices, stream in streams(documents, **limits):
             now = seen(self.model, stream, temperature)
             start = seen(self.reference, stream, temperature) if self._measures else now
-            told = {"logp": now.logp_M, "ref_logp": start.logp_M, **divergences(now, start)}
-            told["value"] = self._values(now)
+            told = {"logp": now.logp_M, "ref_logp": start.logp_M}
+            told |= {**objective.divergences(now, start), "value": self._values(now)}
             parts = torch.stack([*told.values()]).split([episodes[i].length for i in indices], 1)
             for index, part in zip(indices, parts, strict=True):
                 episodes[index].told = dict(zip(told, part, strict=True))
@@ -181,15 +181,15 @@ class PpoLoop(Loop):
         told = {n: torch.cat([e.told[n] for e in episodes]) for n in episodes[0].told}
         scores_B = told["logp"].new_tensor([episode.score for episode in episodes])
         rule = told[ppo.kl], lengths, self.control.kl_coef
-        told["reward"] = advantage.token_rewards(scores_B, *rule)
+        told["reward"] = objective.token_rewards(scores_B, *rule)
         if ppo.advantage == "gae":
             discounts = {"gamma": ppo.gamma, "lam": ppo.gae_lambda}
-            found_M = advantage.gae(told["reward"], told["value"], lengths, **discounts)
+            found_M = objective.gae(told["reward"], told["value"], lengths, **discounts)
         else:
             groups, leaves = [e.group for e in episodes], ppo.advantage == "leave_one_out"
-            found_M = advantage.grouped(told["reward"], lengths, groups, leaves_one_out=leaves)
+            found_M = objective.grouped(told["reward"], lengths, groups, leaves_one_out=leaves)
         told["return"] = found_M + told["value"]
-        told["advantage"] = advantage.whitened(found_M) if ppo.whiten else found_M
+        told["advantage"] = objective.whitened(found_M) if ppo.whiten else found_M
         parts = torch.stack([*told.values()]).split(lengths, 1)
         for episode, part in zip(episodes, parts, strict=True):
             episode.told = dict(zip(told, part, strict=True))
@@ -209,7 +209,7 @@ class PpoLoop(Loop):
         old_M = now.logp_M.detach() if self.is_blind else old_M
         if self.is_first:
             assert torch.equal(now.logp_M, old_M), "the first update must see what was scored"
-        policy_M = policy_loss(now.logp_M, old_M, advantage_M, ppo.clip)
+        policy_M = objective.policy_loss(now.logp_M, old_M, advantage_M, ppo.clip)
         is_warm = self.progress.step >= ppo.critic_warmup
         loss_M = is_warm * (policy_M - ppo.entropy_coef * now.entropy_M)
         away_M = (now.logp_M - old_M).detach()
@@ -218,7 +218,8 @@ class PpoLoop(Loop):
                 "clip_frac": (away_M.exp() - 1).abs() > ppo.clip}
         if model.value is not None:
             read = now if is_warm else now._replace(h_MC=now.h_MC.detach())  # the policy stays
-            told["value_loss"] = value_loss(self._values(read), value_M, return_M, ppo.value_clip)
+            rule = value_M, return_M, ppo.value_clip
+            told["value_loss"] = objective.value_loss(self._values(read), *rule)
             loss_M = loss_M + ppo.value_coef * told["value_loss"]
         for name, each_M in told.items():
             self.sums[name] += float(each_M.detach().sum())

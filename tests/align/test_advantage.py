@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ftcore.align.advantage import EPSILON, gae, grouped, token_rewards, whitened
+from ftcore.align.objective import EPSILON, gae, grouped, token_rewards, whitened
 
 DISCOUNTS = [(1.0, 0.95), (0.9, 0.8), (0.97, 0.0), (1.0, 1.0), (0.9, 1.0), (0.0, 0.7)]
 Draw = Callable[[int], Tensor]
