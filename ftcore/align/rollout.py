@@ -5,6 +5,7 @@ without its last answer. Answers are drawn by random numbers with a key, each fr
 that is scored later: softmax(logits / temperature), nothing cut off.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,25 +64,17 @@ class Actor:
         self.judges = self._prompts(data.dev.chats)
 
     def _prompts(self, chats: Sequence[Chat]) -> list[Prompt]:
-        """Those that leave room for an answer. Raises DataError: one does not, or cannot be
-        rendered; where data.over_length is drop they are counted and left out."""
-        found, left = [], 0
-        most = self.model.spec.max_positions - self.config.rollout.max_new_tokens
+        """Raises DataError: one leaves no room for an answer, or cannot be rendered."""
+        found, most = [], self.model.spec.max_positions - self.config.rollout.max_new_tokens
         for chat in chats:
             try:
                 ids = encode_prompt(chat.messages[:-1], self.tokenizer)
                 if len(ids) > most:
-                    raise RowError(f"its prompt has {len(ids)} tokens, {most} leave room to answer")
+                    mend = f"--data.max-length {most} --data.over-length drop"
+                    raise RowError(f"its prompt has {len(ids)} tokens, no room to answer: {mend}")
             except RowError as error:
-                if self.config.data.over_length != "drop":
-                    raise DataError(f"{place(chat)}: {error}: --data.over-length drop") from error
-                left += 1
-            else:
-                found.append(Prompt(chat, ids))
-        if left:
-            print(f"prompts left out: {left} of {len(chats)}, too long or not to be rendered")
-        if chats and not found:
-            raise DataError(f"none of the {left} prompts leaves room for an answer")
+                raise DataError(f"{place(chat)}: {error}") from error
+            found.append(Prompt(chat, ids))
         return found
 
     def drawn(self, prompts: Sequence[Prompt], seed: int) -> list[list[int]]:
@@ -114,10 +107,9 @@ class Actor:
         for e in episodes:
             e.score -= rule.per_token * e.length + rule.missing_end * (not e.has_ended)
         scale = control.deviation([e.score for e in episodes]) if rule.scale else 1.0
+        bound = rule.clip or math.inf
         for e in episodes:
-            e.score /= scale
-            if rule.clip:
-                e.score = min(max(e.score, -rule.clip), rule.clip)
+            e.score = min(max(e.score / scale, -bound), bound)
         told = {"ppo/reward": raw, "ppo/score": [e.score for e in episodes],
                 "ppo/length": [e.length for e in episodes],
                 "ppo/ended": [e.has_ended for e in episodes]}

@@ -283,14 +283,13 @@ def continued(model: Model, tokenizer: Tokenizer, prompts: Sequence[np.ndarray],
               chance_BT: np.ndarray | None = None) -> list[list[int]]:
     """Ids that continue each prompt (ids), some prompts at a time: see `generate`."""
     made: list[list[int]] = []
-    limits = {"max_new_tokens": max_new_tokens, "stop_ids": stops(tokenizer),
-              "temperature": temperature}
-    with tqdm(total=len(prompts), unit="answer", leave=False, disable=None) as bar:
-        for start in range(0, len(prompts), PROMPTS_AT_ONCE):
-            some = slice(start, start + PROMPTS_AT_ONCE)
-            chance = None if chance_BT is None else chance_BT[some]
-            made += generate(model, prompts[some], chance_BT=chance, **limits)
-            bar.update(len(made) - start)
+    limits = {"stop_ids": stops(tokenizer), "temperature": temperature}
+    starts = range(0, len(prompts), PROMPTS_AT_ONCE)
+    for start in tqdm(starts, desc="answers", leave=False, disable=None):
+        some = slice(start, start + PROMPTS_AT_ONCE)
+        chance = None if chance_BT is None else chance_BT[some]
+        made += generate(model, prompts[some], max_new_tokens=max_new_tokens, chance_BT=chance,
+                         **limits)
     return made
 
 def greedy(model: Model, tokenizer: Tokenizer, prompts: Sequence[np.ndarray],

@@ -110,11 +110,10 @@ def read_run(folder: Path) -> Run:
     """Raises ConfigError: it is no run folder."""
     if not (folder / CONFIG_FILE).is_file():
         raise ConfigError(f"{folder} is no run folder: it has no {CONFIG_FILE}")
-    run: dict[str, Any] = {"metrics": read_metrics(folder / METRICS)}
+    run = {"metrics": read_metrics(folder / METRICS), "data": store.read_account(folder / "data")}
     for name in ("run", "plan", "eval", "labels", "certificate"):
         file = folder / f"{name}.json"
         run[name] = json.loads(file.read_bytes()) if file.is_file() else {}
-    run["data"] = store.read_account(folder / "data")
     for name in ("predictions", "base-predictions", "openings"):
         file = folder / f"{name}.jsonl"
         run[name] = [*map(json.loads, file.read_bytes().splitlines())] if file.is_file() else []
@@ -146,8 +145,8 @@ def judged(run: Run) -> dict[str, Any]:
         np.array([labels.index(row[key]) for row in rows]) for key in ("label", "predicted"))
     counts_KP = confusions(target_B, predicted_B, len(labels))
     bins = reliability(target_B, np.array([row["probabilities"] for row in rows]))
-    is_small = len(labels) <= MOST_CLASSES
-    confusion = {"labels": labels, "counts": counts_KP[:, :-1].tolist()} if is_small else {}
+    is_drawn = len(labels) <= MOST_CLASSES
+    confusion = {"labels": labels, "counts": counts_KP[:, :-1].tolist()} if is_drawn else {}
     return {"answers": [], "confusion": confusion, "reliability": bins}
 
 def flat(tables: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
