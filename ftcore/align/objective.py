@@ -1,28 +1,21 @@
 """What a policy is trained by: rewards and advantages of tokens, their clipped losses, divergences.
 
 Letters: M answer tokens of all episodes, end to end; V vocabulary; B episodes, S to each prompt.
-p is the policy, p_old the one that answered, q the reference; of tokens, log-probabilities of what
-was said, at the temperature it was drawn at.
+p is the policy, p_old the one that answered, q the reference: log-probabilities of what was said.
 
-k1, k3, exact   p - q;  exp(q - p) - (q - p) - 1;  sum_V p (log p - log q): over what p said the
-                mean of each is KL(p || q), the second never negative
-rewards         r_t = -kl_coef kl_t, and at an episode's last token its score s too
-gae             d_t = r_t + gamma v_t+1 - v_t,  A_t = d_t + gamma lambda A_t+1;  behind the last
-                token v and A are 0;  returns A + v: what the values are fitted to
-group           A = (R - mean) / (std + 1e-4) over the S episodes of its prompt, R the sum of the
-                episode's rewards; the same for all of its tokens (GRPO)
+k1, k3, exact   p - q;  exp(q - p) - (q - p) - 1;  sum_V p (log p - log q): all of mean KL(p || q)
+rewards         r_t = -kl_coef kl_t, and at an episode's last token its score too
+gae             d_t = r_t + gamma v_t+1 - v_t,  A_t = d_t + gamma lambda A_t+1, both 0 at the end
+group           A = (R - mean) / (std + 1e-4) of the S episodes, R their sums of rewards (GRPO)
 leave_one_out   A = R - mean of the S - 1 others (RLOO)
-whitened        (A - mean) / std over all tokens of the rollout, not of a micro-batch
-policy          max(-A rho, -A clip(rho, 1 - c, 1 + c)), rho = exp(p - p_old), at first exactly 1
-value           max((v - R)^2, (v_old + clip(v - v_old, -c, c) - R)^2) / 2
-entropy         -sum_V p log p
+policy          max(-A rho, -A clip(rho, 1 - c, 1 + c)), rho = exp(p - p_old)
+value           max((v - R)^2, (v_old + clip(v - v_old, -c, c) - R)^2) / 2, R = A + v_old
 adaptive        kl_coef (1 + clip(KL / target - 1, -0.2, 0.2) n / horizon), n episodes
 
 source  Schulman et al. 2015, arXiv:1506.02438 (GAE); 2017, arXiv:1707.06347 (clipping); 2020,
         joschu.net/blog/kl-approx.html (k1, k3); Ziegler et al. 2019, arXiv:1909.08593, section 2.2
-        (penalty, adaptive); Engstrom et al. 2020, arXiv:2005.12729 (scaling by the running
-        deviation); Shao et al. 2024, arXiv:2402.03300 (GRPO); Ahmadian et al. 2024,
-        arXiv:2402.14740 (RLOO)
+        (adaptive); Engstrom et al. 2020, arXiv:2005.12729 (scaling by the running deviation); Shao
+        et al. 2024, arXiv:2402.03300 (GRPO); Ahmadian et al. 2024, arXiv:2402.14740 (RLOO)
 """
 
 import math

@@ -107,8 +107,10 @@ class PpoLoop(Loop):
             random = np.random.default_rng(derived(self.seed, ORDER, step, epoch))
             mixed = [episodes[i] for i in random.permutation(len(episodes))]
             self.batches += [mixed[i : i + size] for i in range(0, len(mixed), size)]
-        # cost: where one update sees all, nothing is compared with what it sees itself
-        self.is_blind = len(self.batches) == 1 and self.model.value is None and not self._measures
+        # cost: the reference is asked where rewards or the log need it; and where one update sees
+        # all, nothing is compared with what it sees itself
+        self.measures = self.control.kl_coef or ppo.kl_target or self._is_logged(step + 1)
+        self.is_blind = len(self.batches) == 1 and self.model.value is None and not self.measures
         for e in episodes if self.is_blind else ():
             e.told = dict.fromkeys(TOLD, torch.zeros(e.length, device=self.device))
         for batch in [] if self.is_blind else self.batches[: len(self.batches) // ppo.epochs]:
@@ -154,7 +156,7 @@ class PpoLoop(Loop):
         limits = {"max_tokens": self.config.loop.micro_batch_tokens, "device": self.device}
         for indices, stream in streams(documents, **limits):
             now = seen(self.model, stream, temperature)
-            start = seen(self.reference, stream, temperature) if self._measures else now
+            start = seen(self.reference, stream, temperature) if self.measures else now
             told = {"logp": now.logp_M, "ref_logp": start.logp_M}
             told |= {**objective.divergences(now, start), "value": self._values(now)}
             parts = torch.stack([*told.values()]).split([episodes[i].length for i in indices], 1)
@@ -162,12 +164,6 @@ class PpoLoop(Loop):
                 episodes[index].told = dict(zip(told, part, strict=True))
             at_start = self.progress.step == 0
             assert not at_start or not told["exact"].any(), "the reference must be the start"
-
-    @property
-    def _measures(self) -> bool:
-        """Whether the reference is asked in this iteration: for the rewards, or to be logged."""
-        is_used = self.control.kl_coef or self.config.ppo.kl_target
-        return bool(is_used) or self._is_logged(self.progress.step + 1)
 
     def _values(self, now: Seen) -> Tensor:
         """values_M: what is expected from each token on; zero without a value head."""

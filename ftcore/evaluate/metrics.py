@@ -1,19 +1,15 @@
 """Figures of classes, of sets of labels, of scores, of language modelling, of entities.
 
-Those of classes, labels and entities follow from counts (int64), which add up: any split of the
-rows gives the same ones. The arithmetic on them is exact or float64.
-
 K classes; P = K + 1 columns of predictions, the last one for predictions outside the label set;
-n_kj rows of class k predicted as j; totals_3K are hits, predicted and support:
+n_kj rows of class k predicted as j; totals_3K are hits, predicted and support, int64:
 
     hits_k = n_kk        support_k = sum_j n_kj (P columns)        predicted_k = sum_j n_jk
     precision_k = hits_k / predicted_k            recall_k = hits_k / support_k
     f1_k = 2 hits_k / (predicted_k + support_k)
 
-0/0 is 0 in each of them. There is at least one row.
-
-Entities are counted as the CoNLL-2000 script and seqeval's default mode do: one begins where a mark
-(B, I, O, also E and S) or a change of type says so; right are type, first and last word.
+0/0 is 0 in each of them. There is at least one row. Entities are counted as the CoNLL-2000 script
+and seqeval's default mode do: one begins where a mark (B, I, O, also E and S) or a change of type
+says so; right are type, first and last word.
 """
 
 import math
@@ -31,9 +27,7 @@ AVERAGES = tuple(f"{score}_{mean}" for mean in ("micro", "macro", "weighted") fo
 ByClass = list[dict[str, Any]]
 
 def confusions(target_B: np.ndarray, predicted_B: np.ndarray, num_classes: int) -> np.ndarray:
-    """counts_KP of ids, row: target, column: prediction. One of OUTSIDE (-1: a generated answer
-    that names no known class) is a false negative of its target and a false positive of no class:
-    it lowers accuracy, recall and F1, never a precision."""
+    """counts_KP of ids. A prediction of OUTSIDE lowers accuracy, recall and F1, never precision."""
     P = num_classes + 1
     cells_B = target_B * P + predicted_B % P
     return np.bincount(cells_B, minlength=num_classes * P).reshape(num_classes, P)
@@ -50,8 +44,7 @@ def class_figures(counts_KP: np.ndarray) -> dict[str, float]:
     mcc             (c s - t.p) / sqrt((s^2 - p.p) (s^2 - t.t)) with c hits, s rows, t support, p
                     predictions of the P columns; 0/0 is 0
     kappa           (c s - t.p) / (s^2 - t.p), the accuracy beyond chance; 0/0 is 0
-    sources         Gorodkin 2004, Comput. Biol. Chem. 28, 367-374 (mcc of K classes); Cohen 1960,
-                    Educ. Psychol. Meas. 20, 37-46 (kappa)
+    source          Gorodkin 2004, Comput. Biol. Chem. 28, 367-374 (mcc of K classes)
     """
     hits_K, predicted_K, support_K = totals_3K = class_totals(counts_KP)
     recall_K = _scores(totals_3K)[1][support_K > 0]
@@ -79,9 +72,8 @@ def label_figures(target_BK: np.ndarray, predicted_BK: np.ndarray) -> dict[str, 
             **_averages(totals_3K, np.ones(target_BK.shape[1], dtype=bool))}
 
 def regression_metrics(target_B: np.ndarray, predicted_B: np.ndarray) -> dict[str, float]:
-    """Correlations and errors of scores, float64: pearson of the values, spearman of their ranks,
-    equal values sharing the mean of theirs; mae and rmse, in units of the score; r2, 1 - squared
-    errors / squared differences of the targets from their mean. NaN: by a constant."""
+    """pearson of the values, spearman of their ranks, equal ones sharing the mean of theirs; mae
+    and rmse, in units of the score; r2 = 1 - squared errors / variance. NaN: by a constant."""
     errors_B = predicted_B - target_B
     spread = np.square(target_B - target_B.mean()).sum() if np.ptp(target_B) else math.nan
     return {"pearson": _correlation(target_B, predicted_B),

@@ -8,9 +8,8 @@ positive; H_u and N_u count those with this score or a higher one, H and N all:
     brier = mean over rows of sum_k (p_k - [k is the target])^2
     ece   = sum over bins of rows / N * |mean confidence - accuracy|
 
-The rows' order does not matter. Targets are bool, or integer ids of classes. Sources: Hanley and
-McNeil 1982, Radiology 143, 29-36 (auroc); Brier 1950, Mon. Weather Rev. 78, 1-3; Guo et al. 2017,
-arXiv:1706.04599 (ece, temperature); Roelofs et al. 2022, arXiv:2012.08668 (equal mass).
+Sources: Hanley and McNeil 1982, Radiology 143, 29-36 (auroc); Brier 1950, Mon. Weather Rev. 78,
+1-3; Guo et al. 2017, arXiv:1706.04599 (ece, temperature); Roelofs et al. 2022, arXiv:2012.08668.
 """
 
 import math
@@ -47,9 +46,8 @@ def probability_metrics(target_B: Array, p_BK: Array, top_k: int = 5) -> Figures
     return found | {"brier": brier, "ece": sum(gaps) / len(p_BK)}
 
 def reliability(target_B: Array, p_BK: Array, bins: int = 15) -> list[Figures]:
-    """Rows, mean confidence (the highest probability) and accuracy of bins of equal mass: rows by
-    rising confidence, cut by np.array_split; at most one bin a row. Rows of equal confidence share
-    their hits evenly before the cut, so that it does not matter which of them fall where."""
+    """Rows, mean confidence (the highest probability) and accuracy of bins of equal mass. Rows of
+    equal confidence share their hits evenly, so that it does not matter which one falls where."""
     score_U, place_B, n_U = np.unique(p_BK.max(1), return_inverse=True, return_counts=True)
     right_U = np.bincount(place_B, p_BK.argmax(1) == target_B) / n_U
     cuts = [np.array_split(np.repeat(x_U, n_U), min(bins, len(p_BK))) for x_U in (score_U, right_U)]
@@ -58,8 +56,7 @@ def reliability(target_B: Array, p_BK: Array, bins: int = 15) -> list[Figures]:
 
 def temperature(target_B: Array, logits_BK: Array) -> float:
     """The T, 0.05 ... 20, of least mean negative log likelihood of softmax(logits / T), convex in
-    1 / T: the bracket of its slope's change of sign is halved on log T. 1.0 where each target has
-    its row's highest logit: perfectly separated rows ask for T = 0, equal logits for none."""
+    1 / T. 1.0 where each target has its row's highest logit: such rows ask for T = 0, or none."""
     z_BK = logits_BK - np.take_along_axis(logits_BK, target_B[:, None], 1)  # loss: log sum e^(b z)
     if z_BK.max() <= 0:
         return 1.0

@@ -1,8 +1,8 @@
 """How far a figure may be off, and whether two models differ: held-out rows drawn again.
 
-Letters: B rows, C clusters of them, R draws. `Figures` gives the metrics of any rows, by their
-indices, some of them several times. Rows that say nearly the same are one cluster and come and go
-together: taken one by one they would give too narrow an interval. A draw takes C clusters.
+Letters: B rows, C clusters of them, R draws of C clusters. `Figures` gives the metrics of any rows,
+by their indices. Rows that say nearly the same are one cluster and come and go together: taken one
+by one they would give too narrow an interval.
 
     interval    from the 2.5th to the 97.5th percentile of R draws
     p           of a difference d: 2 min(share of d <= 0, share of d >= 0), each draw of both models

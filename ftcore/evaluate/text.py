@@ -1,12 +1,8 @@
 """What each generated answer is worth beside the expected one: as text, or as a command.
 
-A command is a JSON object with a text field that names what to do, the intent, and anything else
-beside it. Its slots are the leaves of the rest, each a path and a value:
-
-    {"intent": "set_alarm", "slots": {"time": "7:30", "days": ["sat", "sun"]}}
-
-has the slots slots.time = "7:30", slots.days.0 = "sat" and slots.days.1 = "sun". Values compare by
-their JSON text: 1, 1.0, "1" and true all differ.
+A command is a JSON object with a text field that names what to do, the intent. Its slots are the
+leaves of the rest, each a path and a value: {"intent": "wake", "at": {"days": ["sat", "sun"]}} has
+at.days.0 = "sat" and at.days.1 = "sun". Values compare by their JSON text: 1, 1.0 and "1" differ.
 """
 
 import json
