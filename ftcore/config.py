@@ -232,7 +232,6 @@ class PpoConfig(Section):
     value_clip: NotNegative = 0.2  # of a value's change; 0: none
     entropy_coef: NotNegative = 0.0  # factor of the entropy, which is rewarded
     critic_warmup: Natural = 0  # first iterations, in which the values alone are trained
-    loss_over: Literal["tokens", "answers"] = "tokens"  # what weighs the same in the loss
 
 class RewardConfig(Section):
     """The score of an answer, learned from pairs."""

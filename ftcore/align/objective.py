@@ -75,20 +75,19 @@ def gae(rewards_M: Tensor, values_M: Tensor, lengths: Sequence[int], *, gamma: f
         advantages += reversed(backwards)
     return rewards_M.new_tensor(advantages)
 
-def grouped(rewards_M: Tensor, lengths: Sequence[int], groups: Sequence[int], *,
+def grouped(rewards_M: Tensor, lengths: Sequence[int], samples: int, *,
             leaves_one_out: bool) -> Tensor:
-    """advantages_M by the other answers to the prompt, whose number is in `groups`; 0 if alone."""
+    """advantages_M by the other answers to the prompt, of which each has `samples` in turn."""
     # numerics: float64, or what rounding leaves of equal rewards is divided by nearly nothing
     sums_B = torch.stack([r_T.sum() for r_T in rewards_M.cpu().double().split(lengths)])
-    _, of_B, count_G = torch.unique(torch.tensor(groups), return_inverse=True, return_counts=True)
-    others_G = (count_G - 1).clamp(min=1)
-    apart_B = sums_B - (torch.bincount(of_B, sums_B) / count_G)[of_B]
+    apart_PS = sums_B.view(-1, samples)
+    apart_PS = apart_PS - apart_PS.mean(1, keepdim=True)
     if leaves_one_out:
-        apart_B = apart_B * count_G[of_B] / others_G[of_B]
+        apart_PS = apart_PS * samples / (samples - 1)
     else:
-        std_G = (torch.bincount(of_B, apart_B**2) / others_G).sqrt()
-        apart_B = apart_B / (std_G[of_B] + EPSILON)
-    return torch.repeat_interleave(apart_B, torch.tensor(lengths)).to(rewards_M)
+        std_P1 = (apart_PS.square().sum(1, keepdim=True) / (samples - 1)).sqrt()
+        apart_PS = apart_PS / (std_P1 + EPSILON)
+    return apart_PS.flatten().repeat_interleave(torch.tensor(lengths)).to(rewards_M)
 
 def whitened(x_M: Tensor) -> Tensor:
     """Mean 0, standard deviation 1; 0 where they are all equal, as a single one is."""

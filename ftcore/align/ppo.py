@@ -37,6 +37,7 @@ from ftcore.align import objective
 from ftcore.align.objective import Control, Seen, seen
 from ftcore.align.rollout import ORDER, Actor, Episode
 from ftcore.config import PpoRun, Run
+from ftcore.data.columns import Chat
 from ftcore.data.pack import Batch, split
 from ftcore.data.store import Prepared
 from ftcore.data.tokenizer import Tokenizer
@@ -97,7 +98,7 @@ class PpoLoop(Loop):
         try:
             episodes = self.actor.episodes(prompts, step)
             if step == 0:
-                self._assert_scored(episodes[0])
+                self._assert_scored(episodes[0], prompts[0].chat)
         except TrainingError:
             self._save()  # nothing of the iterations before is lost
             raise
@@ -141,10 +142,10 @@ class PpoLoop(Loop):
         self.is_first = step == 0
         return super().share(step, share, shares, loss_scale)
 
-    def _assert_scored(self, episode: Episode) -> None:
+    def _assert_scored(self, episode: Episode, chat: Chat) -> None:
         """A model must score an answer among others as it does alone."""
         tokens_M = episode.document.tokens_T[-episode.length :]
-        _, alone = self.actor.rewards([episode.chat], [spoken(tokens_M, self.actor.tokenizer)])
+        _, alone = self.actor.rewards([chat], [spoken(tokens_M, self.actor.tokenizer)])
         for name in (name for name in alone if name.startswith("model:")):
             both = alone[name][0], episode.parts[name]
             assert math.isclose(*both, rel_tol=1e-4, abs_tol=1e-4), f"{name} says {both} of one"
@@ -182,8 +183,8 @@ class PpoLoop(Loop):
             discounts = {"gamma": ppo.gamma, "lam": ppo.gae_lambda}
             found_M = objective.gae(told["reward"], told["value"], lengths, **discounts)
         else:
-            groups, leaves = [e.group for e in episodes], ppo.advantage == "leave_one_out"
-            found_M = objective.grouped(told["reward"], lengths, groups, leaves_one_out=leaves)
+            samples, leaves = self.config.rollout.samples, ppo.advantage == "leave_one_out"
+            found_M = objective.grouped(told["reward"], lengths, samples, leaves_one_out=leaves)
         told["return"] = found_M + told["value"]
         told["advantage"] = objective.whitened(found_M) if ppo.whiten else found_M
         parts = torch.stack([*told.values()]).split(lengths, 1)

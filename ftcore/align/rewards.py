@@ -47,9 +47,8 @@ class Rewards:
         weights = config.weights or (1.0,) * len(config.sources)
         if len(weights) != len(config.sources):
             raise ConfigError(f"reward.weights = {config.weights}: must be one for each source")
-        self.config = config
         self.weights = dict(zip(config.sources, weights, strict=True))
-        self.sources = {name: opened(name, config) for name in config.sources}
+        self.sources = {name: opened(name) for name in config.sources}
 
     def __call__(self, chats: Sequence[Chat],
                  answers: Sequence[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -65,8 +64,7 @@ class Rewards:
         try:
             said = [*islice(source(rows), len(rows) + 1)]  # it may never end
             if len(said) != len(rows):
-                count = len(said) if len(said) < len(rows) else "too many"
-                raise ValueError(f"{count} numbers for {len(rows)} answers")
+                raise ValueError(f"not one number for each of {len(rows)} answers")
             scores = [float(score) for score in said]
             if odd := [row for row, x in zip(rows, scores, strict=True) if not math.isfinite(x)]:
                 raise ValueError(f"not finite for the answer {odd[0]['answer'][:200]!r}")
@@ -75,19 +73,19 @@ class Rewards:
             raise TrainingError(f"{what}: mend it, then resume") from error
         return np.array(scores)
 
-def opened(name: str, config: RewardsConfig) -> Source:
+def opened(name: str) -> Source:
     kind, _, rest = name.partition(":")
     if kind not in KINDS:
         raise ConfigError(f"reward.sources: {name!r} is none of {', '.join(KINDS)}")
     try:
-        return KINDS[kind](rest, config)
+        return KINDS[kind](rest)
     except Exception as error:  # whatever a file of the user's raises when it is read
         raise ConfigError(f"reward.sources: {name}: {error}") from error
 
-def match(rest: str, config: RewardsConfig) -> Source:
+def match(rest: str) -> Source:
     return lambda rows: [text.exact_match(row["target"], row["answer"]) for row in rows]
 
-def command(field: str, config: RewardsConfig) -> Source:
+def command(field: str) -> Source:
     figures = "json_valid", "intent_accuracy", "slot_f1", "exact_match_object"
 
     def score(row: Mapping[str, Any]) -> float:
@@ -96,7 +94,7 @@ def command(field: str, config: RewardsConfig) -> Source:
 
     return lambda rows: map(score, rows)
 
-def model(run: str, config: RewardsConfig) -> Source:
+def model(run: str) -> Source:
     """By the code that judges the test rows of the run."""
     asked = parse(["--resume", run])
     if asked.task != "reward":
@@ -118,12 +116,12 @@ def model(run: str, config: RewardsConfig) -> Source:
 
     return scores
 
-def python(rest: str, config: RewardsConfig) -> Source:
+def python(rest: str) -> Source:
     file, _, name = rest.rpartition(":")
     found = runpy.run_path(file) if file else {}
     if name not in found:
         raise ConfigError("holds no such function: write python:FILE.py:NAME")
     return found[name]
 
-KINDS: dict[str, Callable[[str, RewardsConfig], Source]] = {
+KINDS: dict[str, Callable[[str], Source]] = {
     "match": match, "command": command, "model": model, "python": python}

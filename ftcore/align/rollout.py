@@ -38,8 +38,6 @@ class Prompt(NamedTuple):
 
 @dataclass
 class Episode:
-    chat: Chat
-    group: int  # number of its prompt
     document: Encoded  # prompt and answer, of which the answer's tokens count
     length: int  # M
     has_ended: bool  # by a token that ends, not by the limit
@@ -85,20 +83,17 @@ class Actor:
 
     def episodes(self, prompts: Sequence[Prompt], step: int) -> list[Episode]:
         """Answers to each, with their scores. Raises TrainingError: a reward failed."""
-        groups = np.repeat(np.arange(len(prompts)), self.config.rollout.samples).tolist()
-        asked, ends, found = [prompts[group] for group in groups], stops(self.tokenizer), []
+        asked = [prompt for prompt in prompts for _ in range(self.config.rollout.samples)]
+        ends, found = stops(self.tokenizer), []
         answers = self.drawn(asked, derived(self.config.env.seed, DRAWN, step))
         texts = [spoken(ids, self.tokenizer) for ids in answers]
         scores, parts = self.rewards([prompt.chat for prompt in asked], texts)
-        for i, (chat, prompt_ids) in enumerate(asked):
-            ids = answers[i]
-            weight = 1.0 if self.config.ppo.loss_over == "tokens" else 1 / len(ids)
-            counts_T = np.repeat(np.float32([0, weight]), [len(prompt_ids), len(ids)])
+        for i, ((chat, prompt_ids), ids) in enumerate(zip(asked, answers, strict=True)):
+            counts_T = np.repeat(np.float32([0, 1]), [len(prompt_ids), len(ids)])
             tokens_T = np.concatenate([prompt_ids, np.int32(ids)])
             document = shifted(f"{chat.id}:{i}", tokens_T, counts_T)
             said = {name: float(each[i]) for name, each in parts.items()}
-            found.append(Episode(chat, groups[i], document, len(ids), ids[-1] in ends,
-                                 float(scores[i]), said))
+            found.append(Episode(document, len(ids), ids[-1] in ends, float(scores[i]), said))
         return found
 
     def shaped(self, episodes: Sequence[Episode], control: Control) -> dict[str, float]:

@@ -35,7 +35,7 @@ OFF = {
     "clipping": {"clip": 1e6}, "divergence": {"kl_coef": 0.0}, "estimate": {"kl": "k3"},
     "value baseline": {"advantage": "group"}, "value clipping": {"value_clip": 0.0},
     "value loss": {"value_coef": 0.0}, "entropy": {"entropy_coef": 0.1},
-    "warm-up": {"critic_warmup": 1}, "weights": {"loss_over": "answers"}, "stop": {"stop_kl": 1e-9},
+    "warm-up": {"critic_warmup": 1}, "stop": {"stop_kl": 1e-9},
     "leave one out": {"advantage": "leave_one_out"}, "epochs": {"epochs": 1},
 }  # fmt: skip
 
