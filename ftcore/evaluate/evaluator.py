@@ -40,7 +40,7 @@ class Judged:
     figures: Figures  # metrics of some rows, by their indices
     columns: dict[str, Sequence[Any]] = field(default_factory=dict)  # predictions, of each row
     by_class: metrics.ByClass = field(default_factory=list)
-    confusions_KP: np.ndarray | None = None  # where a row has one class: see metrics.py
+    confusions_KK: np.ndarray | None = None  # where a row has one class: see metrics.py
     right_B: np.ndarray | None = None  # bool: whether a row is right, where it can be
     more: dict[str, float] = field(default_factory=dict)  # metrics that only all rows have
     texts: Callable[[], Mapping[str, str]] = dict  # of the rows, by their ids
@@ -117,10 +117,10 @@ def evaluate_classes(model: Model, split: Split, labels: Sequence[str], **limits
                "probabilities": p_BK.round(6).tolist()}
     more = probabilities.probability_metrics(target_B, p_BK)
     more["temperature"] = probabilities.temperature(target_B, log_p_BK)
-    counts_KP = counted(target_B, predicted_B)
-    by_class = metrics.by_class(labels, metrics.class_totals(counts_KP))
+    counts_KK = counted(target_B, predicted_B)
+    by_class = metrics.by_class(labels, metrics.class_totals(counts_KK))
     right_B = target_B == predicted_B
-    return Judged(ids_of(split), figures, columns, by_class, counts_KP, right_B, more)
+    return Judged(ids_of(split), figures, columns, by_class, counts_KK, right_B, more)
 
 def evaluate_label_sets(model: Model, split: Split, labels: Sequence[str], **limits: Any) -> Judged:
     """Predicted labels of each document, those above probability 1/2; the loss in nats a label."""

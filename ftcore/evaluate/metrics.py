@@ -1,9 +1,8 @@
 """Figures of classes, of sets of labels, of scores, of language modelling, of entities.
 
-K classes; P = K + 1 columns of predictions, the last one for predictions outside the label set;
-n_kj rows of class k predicted as j; totals_3K are hits, predicted and support, int64:
+K classes; n_kj rows of class k predicted as j; totals_3K are hits, predicted and support, int64:
 
-    hits_k = n_kk        support_k = sum_j n_kj (P columns)        predicted_k = sum_j n_jk
+    hits_k = n_kk        support_k = sum_j n_kj        predicted_k = sum_j n_jk
     precision_k = hits_k / predicted_k            recall_k = hits_k / support_k
     f1_k = 2 hits_k / (predicted_k + support_k)
 
@@ -20,37 +19,34 @@ from typing import Any
 
 import numpy as np
 
-OUTSIDE, NO_ENTITY = -1, "O"
+NO_ENTITY = "O"
 SCORES = ("precision", "recall", "f1")
 CLASS_COLUMNS = ("label", *SCORES, "support", "predicted")
 AVERAGES = tuple(f"{score}_{mean}" for mean in ("micro", "macro", "weighted") for score in SCORES)
 ByClass = list[dict[str, Any]]
 
 def confusions(target_B: np.ndarray, predicted_B: np.ndarray, num_classes: int) -> np.ndarray:
-    """counts_KP of ids. A prediction of OUTSIDE lowers accuracy, recall and F1, never precision."""
-    P = num_classes + 1
-    cells_B = target_B * P + predicted_B % P
-    return np.bincount(cells_B, minlength=num_classes * P).reshape(num_classes, P)
+    cells_B = target_B * num_classes + predicted_B
+    return np.bincount(cells_B, minlength=num_classes**2).reshape(num_classes, num_classes)
 
-def class_totals(counts_KP: np.ndarray) -> np.ndarray:
-    return np.stack([counts_KP.diagonal(), counts_KP.sum(0)[:-1], counts_KP.sum(1)])
+def class_totals(counts_KK: np.ndarray) -> np.ndarray:
+    return np.stack([counts_KK.diagonal(), counts_KK.sum(0), counts_KK.sum(1)])
 
-def class_figures(counts_KP: np.ndarray) -> dict[str, float]:
+def class_figures(counts_KK: np.ndarray) -> dict[str, float]:
     """accuracy, sum_k hits_k / rows; balanced_accuracy, mean recall_k of the classes with rows.
 
-    ..._micro       the formulas above on sums over k; all equal the accuracy without OUTSIDE
+    ..._micro       the formulas above on sums over k; all equal the accuracy
     ..._macro       plain mean over the classes that occur, as target or as prediction
     ..._weighted    mean over the classes, weighted by support_k
     mcc             (c s - t.p) / sqrt((s^2 - p.p) (s^2 - t.t)) with c hits, s rows, t support, p
-                    predictions of the P columns; 0/0 is 0
+                    predicted; 0/0 is 0
     kappa           (c s - t.p) / (s^2 - t.p), the accuracy beyond chance; 0/0 is 0
     source          Gorodkin 2004, Comput. Biol. Chem. 28, 367-374 (mcc of K classes)
     """
-    hits_K, predicted_K, support_K = totals_3K = class_totals(counts_KP)
+    hits_K, predicted_K, support_K = totals_3K = class_totals(counts_KK)
     recall_K = _scores(totals_3K)[1][support_K > 0]
     # numerics: Python integers, since rows^2 leaves int64 at 3e9 rows.
-    s, t, p = int(support_K.sum()), support_K.tolist(), counts_KP.sum(0).tolist()
-    # p is one longer than t: map stops at the shorter, and nothing has OUTSIDE as its target.
+    s, t, p = int(support_K.sum()), support_K.tolist(), predicted_K.tolist()
     chance = sum(map(mul, t, p))
     beyond, most = int(hits_K.sum()) * s - chance, s**2 - chance
     spread = (s**2 - sum(map(mul, t, t))) * (s**2 - sum(map(mul, p, p)))

@@ -54,17 +54,17 @@ def per_class_table(per_class: Sequence[Mapping[str, Any]], *, max_rows: int = 2
     rows = sorted(such, key=lambda row: row["f1"])[:max_rows]
     return table(CLASS_COLUMNS, (row.values() for row in rows))
 
-def confusion_table(labels: Sequence[str], counts_KP: np.ndarray,
+def confusion_table(labels: Sequence[str], counts_KK: np.ndarray,
                     texts: Mapping[tuple[str, str], str], *, max_pairs: int = 10) -> str:
     """The most frequent mistakes: target, prediction, rows, their share of the target's rows, and
     the text of one, from `texts` by target and prediction."""
-    wrong_KP, support_K, names = counts_KP.copy(), counts_KP.sum(1), (*labels, "(none of them)")
-    np.fill_diagonal(wrong_KP, 0)
-    if not wrong_KP.any():
+    wrong_KK, support_K = counts_KK.copy(), counts_KK.sum(1)
+    np.fill_diagonal(wrong_KK, 0)
+    if not wrong_KK.any():
         return "no mistakes"
-    pairs = sorted(np.argwhere(wrong_KP).tolist(), key=lambda pair: -wrong_KP[*pair])[:max_pairs]
-    rows = [(names[k], names[p], wrong_KP[k, p], wrong_KP[k, p] / support_K[k],
-             texts.get((names[k], names[p]), "")) for k, p in pairs]
+    pairs = sorted(np.argwhere(wrong_KK).tolist(), key=lambda pair: -wrong_KK[*pair])[:max_pairs]
+    rows = [(labels[k], labels[p], wrong_KK[k, p], wrong_KK[k, p] / support_K[k],
+             texts.get((labels[k], labels[p]), "")) for k, p in pairs]
     return table(("target", "predicted", "rows", "of target", "such as"), rows)
 
 def write_predictions(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -143,10 +143,10 @@ def judged(run: Run) -> dict[str, Any]:
         return {"answers": answers[:: max(1, len(answers) // 20)]}
     target_B, predicted_B = (
         np.array([labels.index(row[key]) for row in rows]) for key in ("label", "predicted"))
-    counts_KP = confusions(target_B, predicted_B, len(labels))
+    counts_KK = confusions(target_B, predicted_B, len(labels))
     bins = reliability(target_B, np.array([row["probabilities"] for row in rows]))
     is_drawn = len(labels) <= MOST_CLASSES
-    confusion = {"labels": labels, "counts": counts_KP[:, :-1].tolist()} if is_drawn else {}
+    confusion = {"labels": labels, "counts": counts_KK.tolist()} if is_drawn else {}
     return {"answers": [], "confusion": confusion, "reliability": bins}
 
 def flat(tables: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:

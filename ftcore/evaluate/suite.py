@@ -140,10 +140,10 @@ class Suite:
         columns = judged.columns
         if judged.by_class:
             yield f"by class\n{report.per_class_table(judged.by_class)}"
-        if judged.confusions_KP is not None:
+        if judged.confusions_KK is not None:
             texts, pairs = judged.texts(), zip(columns["label"], columns["predicted"], strict=True)
             such = {pair: texts[id_] for pair, id_ in zip(pairs, judged.row_ids, strict=True)}
-            shown = report.confusion_table(self.labels, judged.confusions_KP, such)
+            shown = report.confusion_table(self.labels, judged.confusions_KK, such)
             yield f"most confused\n{shown}"
             if len(self.labels) == 2:
                 is_one_B = np.array(columns["label"], dtype=object) == self.labels[1]
