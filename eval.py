@@ -107,7 +107,7 @@ def judge(command: Command) -> "Results":
         refer(opened(replace(command, resume=None)).model, data, config)
     suite = Suite(command.task, config, tokenizer, labels)
     results = suite.tests(loaded.model, data.tests)
-    print(f"\n{results}\n")
+    print(f"\n{results.against({})}\n")
     if path:
         count = note_opening(path, config.data.test, results.metrics)
         print(f"test rows of {path} were judged {count} times so far (openings.jsonl)")
@@ -137,7 +137,8 @@ def run(words: list[str]) -> None:
     summary |= {"results": results.metrics, "intervals": results.intervals}
     if results.predictions:
         file = (path or Path()) / PREDICTIONS
-        print(f"predictions: {file}, {write_predictions(file, results.predictions)} rows")
+        write_predictions(file, results.predictions)
+        print(f"predictions: {file}, {len(results.predictions)} rows")
     if other:
         flags = [other, *words[1:]]
         if parse(flags).config.data.test != command.config.data.test:

@@ -194,8 +194,6 @@ class RewardsConfig(Section):
     """What an answer is worth."""
     sources: tuple[str, ...] = ()  # match, command:FIELD, model:RUN or python:FILE.py:NAME
     weights: tuple[Finite, ...] = ()  # factor of each source; none: 1 each
-    timeout_s: Positive = 30.0  # seconds that a source has for the answers of an iteration
-    on_error: Literal["stop", "skip"] = "stop"  # of a source; skip: such answers are left out
     missing_end: NotNegative = 0.0  # taken off where the limit cut the answer
     per_token: NotNegative = 0.0  # taken off for each token of the answer
     scale: bool = False  # divide scores by the standard deviation of all so far
@@ -226,7 +224,6 @@ class PpoConfig(Section):
     value_clip: NotNegative = 0.2  # of a value's change; 0: none
     entropy_coef: NotNegative = 0.0  # factor of the entropy, which is rewarded
     critic_warmup: Natural = 0  # first iterations, in which the values alone are trained
-    loss_over: Literal["tokens", "answers"] = "tokens"  # what weighs the same in the loss
 
 class RewardConfig(Section):
     """The score of an answer, learned from pairs."""

@@ -1,20 +1,21 @@
-"""What a policy is trained by: clipped losses of tokens, divergences, and what controls them.
+"""What a policy is trained by: rewards and advantages of tokens, their clipped losses, divergences.
 
-Letters: M answer tokens, V vocabulary. p is the policy, p_old the one that answered, q the
-reference; of tokens, log-probabilities of what was said, at the temperature it was drawn at.
+Letters: M answer tokens of all episodes, end to end; V vocabulary; B episodes, S to each prompt.
+p is the policy, p_old the one that answered, q the reference: log-probabilities of what was said.
 
-ratio           rho = exp(p - p_old), exactly 1 before the first update
-policy          max(-A rho, -A clip(rho, 1 - c, 1 + c))
-value           max((v - R)^2, (v_old + clip(v - v_old, -c, c) - R)^2) / 2
-entropy         -sum_V p log p
-k1              p - q, its mean over what p said is KL(p || q)
-k3              exp(q - p) - (q - p) - 1, the same mean, never negative, spread less
-exact           sum_V p (log p - log q)
+k1, k3, exact   p - q;  exp(q - p) - (q - p) - 1;  sum_V p (log p - log q): all of mean KL(p || q)
+rewards         r_t = -kl_coef kl_t, and at an episode's last token its score too
+gae             d_t = r_t + gamma v_t+1 - v_t,  A_t = d_t + gamma lambda A_t+1, both 0 at the end
+group           A = (R - mean) / (std + 1e-4) of the S episodes, R their sums of rewards (GRPO)
+leave_one_out   A = R - mean of the S - 1 others (RLOO)
+policy          max(-A rho, -A clip(rho, 1 - c, 1 + c)), rho = exp(p - p_old)
+value           max((v - R)^2, (v_old + clip(v - v_old, -c, c) - R)^2) / 2, R = A + v_old
 adaptive        kl_coef (1 + clip(KL / target - 1, -0.2, 0.2) n / horizon), n episodes
 
-source  Schulman et al. 2017, arXiv:1707.06347 (clipping); Ziegler et al. 2019, arXiv:1909.08593,
-        section 2.2 (penalty, adaptive); Schulman 2020, joschu.net/blog/kl-approx.html (k1, k3);
-        Engstrom et al. 2020, arXiv:2005.12729 (scaling by the running deviation)
+source  Schulman et al. 2015, arXiv:1506.02438 (GAE); 2017, arXiv:1707.06347 (clipping); 2020,
+        joschu.net/blog/kl-approx.html (k1, k3); Ziegler et al. 2019, arXiv:1909.08593, section 2.2
+        (adaptive); Engstrom et al. 2020, arXiv:2005.12729 (scaling by the running deviation); Shao
+        et al. 2024, arXiv:2402.03300 (GRPO); Ahmadian et al. 2024, arXiv:2402.14740 (RLOO)
 """
 
 import math
@@ -29,6 +30,7 @@ from ftcore.data.pack import Batch
 from ftcore.model.heads import Model
 from ftcore.tune.task import hidden
 
+EPSILON = 1e-4
 MOST_CHANGE = 0.2  # of the penalty's factor, by an iteration of `horizon` episodes
 
 class Seen(NamedTuple):
@@ -53,6 +55,44 @@ def divergences(policy: Seen, reference: Seen) -> dict[str, Tensor]:
     away_M = reference.logp_M - policy.logp_M
     exact_M = (policy.logp_MV.exp() * (policy.logp_MV - reference.logp_MV)).sum(-1)
     return {"exact": exact_M, "k1": -away_M, "k3": away_M.exp() - away_M - 1}
+
+def token_rewards(scores_B: Tensor, kl_M: Tensor, lengths: Sequence[int], kl_coef: float) -> Tensor:
+    """rewards_M: the penalty of each token, and at the end the score."""
+    rewards_M = -kl_coef * kl_M
+    rewards_M[torch.tensor(lengths).cumsum(0) - 1] += scores_B
+    return rewards_M
+
+def gae(rewards_M: Tensor, values_M: Tensor, lengths: Sequence[int], *, gamma: float,
+        lam: float) -> Tensor:
+    """advantages_M by generalised advantage estimation, each episode by itself."""
+    advantages: list[float] = []
+    for r_T, v_T in zip(rewards_M.split(lengths), values_M.split(lengths), strict=True):
+        next_T = torch.cat([v_T[1:], v_T.new_zeros(1)])
+        backwards, ahead = [], 0.0
+        for delta in reversed((r_T + gamma * next_T - v_T).tolist()):
+            ahead = delta + gamma * lam * ahead
+            backwards.append(ahead)
+        advantages += reversed(backwards)
+    return rewards_M.new_tensor(advantages)
+
+def grouped(rewards_M: Tensor, lengths: Sequence[int], samples: int, *,
+            leaves_one_out: bool) -> Tensor:
+    """advantages_M by the other answers to the prompt, of which each has `samples` in turn."""
+    # numerics: float64, or what rounding leaves of equal rewards is divided by nearly nothing
+    sums_B = torch.stack([r_T.sum() for r_T in rewards_M.cpu().double().split(lengths)])
+    apart_PS = sums_B.view(-1, samples)
+    apart_PS = apart_PS - apart_PS.mean(1, keepdim=True)
+    if leaves_one_out:
+        apart_PS = apart_PS * samples / (samples - 1)
+    else:
+        std_P1 = (apart_PS.square().sum(1, keepdim=True) / (samples - 1)).sqrt()
+        apart_PS = apart_PS / (std_P1 + EPSILON)
+    return apart_PS.flatten().repeat_interleave(torch.tensor(lengths)).to(rewards_M)
+
+def whitened(x_M: Tensor) -> Tensor:
+    """Mean 0, standard deviation 1; 0 where they are all equal, as a single one is."""
+    wide_M = x_M.double()  # numerics: as above
+    return ((wide_M - wide_M.mean()) / (wide_M.std(correction=0) + 1e-8)).to(x_M)
 
 def policy_loss(logp_M: Tensor, old_M: Tensor, advantages_M: Tensor, clip: float) -> Tensor:
     ratio_M = (logp_M - old_M).exp()

@@ -1,8 +1,8 @@
 """Reinforcement learning of a policy: PPO, and GRPO and RLOO, which need no values.
 
     for each iteration:  prompts -> answers, drawn -> scores                          rollout.py
-                         -> what policy, values and reference say of each token       objective.py
-                         -> rewards -> advantages                                     advantage.py
+                         -> what policy, values and reference say of each token
+                         -> rewards -> advantages                                     objective.py
                          -> epochs of clipped updates -> log, evaluate, save
 
 Letters: M answer tokens of some episodes, end to end.
@@ -23,7 +23,7 @@ import json
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -33,10 +33,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ftcore.align import advantage
-from ftcore.align.objective import Control, Seen, divergences, policy_loss, seen, value_loss
+from ftcore.align import objective
+from ftcore.align.objective import Control, Seen, seen
 from ftcore.align.rollout import ORDER, Actor, Episode
 from ftcore.config import PpoRun, Run
+from ftcore.data.columns import Chat
 from ftcore.data.pack import Batch, split
 from ftcore.data.store import Prepared
 from ftcore.data.tokenizer import Tokenizer
@@ -61,7 +62,9 @@ class PpoLoop(Loop):
 
     def __post_init__(self) -> None:
         ppo, self.documents = self.config.ppo, [prompt.ids for prompt in self.actor.prompts]
-        self.reference = copy_of(self.model.eval())
+        tensors = (*self.model.eval().parameters(), *self.model.buffers())
+        shared = {id(tensor): tensor for tensor in tensors if not tensor.requires_grad}
+        self.reference = deepcopy(self.model, shared).requires_grad_(False)
         self.model.value = None
         if ppo.advantage == "gae":
             self.model.value = Linear(self.model.spec.hidden_size, 1).to(self.model.device)
@@ -95,16 +98,20 @@ class PpoLoop(Loop):
         try:
             episodes = self.actor.episodes(prompts, step)
             if step == 0:
-                self._assert_scored(episodes[0])
+                self._assert_scored(episodes[0], prompts[0].chat)
         except TrainingError:
             self._save()  # nothing of the iterations before is lost
             raise
         values = self.actor.shaped(episodes, self.control)
-        values["ppo/left_out"] = len(prompts) * self.config.rollout.samples - len(episodes)
-        self.batches = [batch for epoch in range(ppo.epochs)
-                        for batch in self._batches(episodes, step, epoch)]
-        # cost: where one update sees all, nothing is compared with what it sees itself
-        self.is_blind = len(self.batches) == 1 and self.model.value is None and not self._measures
+        size, self.batches = self.config.optim.batch_size, []
+        for epoch in range(ppo.epochs):
+            random = np.random.default_rng(derived(self.seed, ORDER, step, epoch))
+            mixed = [episodes[i] for i in random.permutation(len(episodes))]
+            self.batches += [mixed[i : i + size] for i in range(0, len(mixed), size)]
+        # cost: the reference is asked where rewards or the log need it; and where one update sees
+        # all, nothing is compared with what it sees itself
+        self.measures = self.control.kl_coef or ppo.kl_target or self._is_logged(step + 1)
+        self.is_blind = len(self.batches) == 1 and self.model.value is None and not self.measures
         for e in episodes if self.is_blind else ():
             e.told = dict.fromkeys(TOLD, torch.zeros(e.length, device=self.device))
         for batch in [] if self.is_blind else self.batches[: len(self.batches) // ppo.epochs]:
@@ -135,21 +142,13 @@ class PpoLoop(Loop):
         self.is_first = step == 0
         return super().share(step, share, shares, loss_scale)
 
-    def _assert_scored(self, episode: Episode) -> None:
+    def _assert_scored(self, episode: Episode, chat: Chat) -> None:
         """A model must score an answer among others as it does alone."""
         tokens_M = episode.document.tokens_T[-episode.length :]
-        _, alone = self.actor.rewards([episode.chat], [spoken(tokens_M, self.actor.tokenizer)])
+        _, alone = self.actor.rewards([chat], [spoken(tokens_M, self.actor.tokenizer)])
         for name in (name for name in alone if name.startswith("model:")):
             both = alone[name][0], episode.parts[name]
             assert math.isclose(*both, rel_tol=1e-4, abs_tol=1e-4), f"{name} says {both} of one"
-
-    def _batches(self, episodes: Sequence[Episode], step: int,
-                 epoch: int) -> Iterator[list[Episode]]:
-        order = np.random.default_rng(derived(self.seed, ORDER, step, epoch))
-        order = order.permutation(len(episodes))
-        size = self.config.optim.batch_size
-        for start in range(0, len(order), size):
-            yield [episodes[i] for i in order[start : start + size]]
 
     @torch.no_grad()
     def _look(self, episodes: Sequence[Episode]) -> None:
@@ -158,20 +157,14 @@ class PpoLoop(Loop):
         limits = {"max_tokens": self.config.loop.micro_batch_tokens, "device": self.device}
         for indices, stream in streams(documents, **limits):
             now = seen(self.model, stream, temperature)
-            start = seen(self.reference, stream, temperature) if self._measures else now
-            told = {"logp": now.logp_M, "ref_logp": start.logp_M, **divergences(now, start)}
-            told["value"] = self._values(now)
+            start = seen(self.reference, stream, temperature) if self.measures else now
+            told = {"logp": now.logp_M, "ref_logp": start.logp_M}
+            told |= {**objective.divergences(now, start), "value": self._values(now)}
             parts = torch.stack([*told.values()]).split([episodes[i].length for i in indices], 1)
             for index, part in zip(indices, parts, strict=True):
                 episodes[index].told = dict(zip(told, part, strict=True))
             at_start = self.progress.step == 0
             assert not at_start or not told["exact"].any(), "the reference must be the start"
-
-    @property
-    def _measures(self) -> bool:
-        """Whether the reference is asked in this iteration: for the rewards, or to be logged."""
-        is_used = self.control.kl_coef or self.config.ppo.kl_target
-        return bool(is_used) or self._is_logged(self.progress.step + 1)
 
     def _values(self, now: Seen) -> Tensor:
         """values_M: what is expected from each token on; zero without a value head."""
@@ -185,15 +178,15 @@ class PpoLoop(Loop):
         told = {n: torch.cat([e.told[n] for e in episodes]) for n in episodes[0].told}
         scores_B = told["logp"].new_tensor([episode.score for episode in episodes])
         rule = told[ppo.kl], lengths, self.control.kl_coef
-        told["reward"] = advantage.token_rewards(scores_B, *rule)
+        told["reward"] = objective.token_rewards(scores_B, *rule)
         if ppo.advantage == "gae":
             discounts = {"gamma": ppo.gamma, "lam": ppo.gae_lambda}
-            found_M = advantage.gae(told["reward"], told["value"], lengths, **discounts)
+            found_M = objective.gae(told["reward"], told["value"], lengths, **discounts)
         else:
-            groups, leaves = [e.group for e in episodes], ppo.advantage == "leave_one_out"
-            found_M = advantage.grouped(told["reward"], lengths, groups, leaves_one_out=leaves)
+            samples, leaves = self.config.rollout.samples, ppo.advantage == "leave_one_out"
+            found_M = objective.grouped(told["reward"], lengths, samples, leaves_one_out=leaves)
         told["return"] = found_M + told["value"]
-        told["advantage"] = advantage.whitened(found_M) if ppo.whiten else found_M
+        told["advantage"] = objective.whitened(found_M) if ppo.whiten else found_M
         parts = torch.stack([*told.values()]).split(lengths, 1)
         for episode, part in zip(episodes, parts, strict=True):
             episode.told = dict(zip(told, part, strict=True))
@@ -212,7 +205,7 @@ class PpoLoop(Loop):
         old_M = now.logp_M.detach() if self.is_blind else old_M
         if self.is_first:
             assert torch.equal(now.logp_M, old_M), "the first update must see what was scored"
-        policy_M = policy_loss(now.logp_M, old_M, advantage_M, ppo.clip)
+        policy_M = objective.policy_loss(now.logp_M, old_M, advantage_M, ppo.clip)
         is_warm = self.progress.step >= ppo.critic_warmup
         loss_M = is_warm * (policy_M - ppo.entropy_coef * now.entropy_M)
         away_M = (now.logp_M - old_M).detach()
@@ -221,7 +214,8 @@ class PpoLoop(Loop):
                 "clip_frac": (away_M.exp() - 1).abs() > ppo.clip}
         if model.value is not None:
             read = now if is_warm else now._replace(h_MC=now.h_MC.detach())  # the policy stays
-            told["value_loss"] = value_loss(self._values(read), value_M, return_M, ppo.value_clip)
+            rule = value_M, return_M, ppo.value_clip
+            told["value_loss"] = objective.value_loss(self._values(read), *rule)
             loss_M = loss_M + ppo.value_coef * told["value_loss"]
         for name, each_M in told.items():
             self.sums[name] += float(each_M.detach().sum())
@@ -235,11 +229,6 @@ class PpoLoop(Loop):
         told = intervals(lambda rows: {"win": wins[rows].mean()}, np.arange(len(wins)))["win"]
         return {"eval/loss": -scores.mean(), "eval/reward": scores.mean(),
                 "eval/win_rate": wins.mean(), "eval/win_low": told[0], "eval/win_high": told[1]}
-
-def copy_of(model: Model) -> Model:
-    """A model that does not move: what is trained is copied, what is frozen shared."""
-    shared = (t for t in (*model.parameters(), *model.buffers()) if not t.requires_grad)
-    return deepcopy(model, {id(tensor): tensor for tensor in shared}).requires_grad_(False)
 
 def loop_of(config: Run, model: Model, tokenizer: Tokenizer, data: Prepared) -> Callable[..., Loop]:
     """What makes the loop of a run, whose options are looked at. Raises as `Actor`."""

@@ -4,15 +4,13 @@ Letters: B pairs, their 2 B documents chosen and rejected in turn; M tokens of a
 s a score of an answer, m the margin of a pair, pi the model, ref the model before training:
 
     bradley_terry   -log sigmoid(s_c - s_r - m) + centring (s_c + s_r)^2
-    dpo             z = log pi(c) / pi(r) - log ref(c) / ref(r)
+    dpo             z = log pi(c) / pi(r) - log ref(c) / ref(r), sums over tokens, or their means
                     sigmoid  -log sigmoid(beta z)          ipo  (z - 1 / (2 beta))^2
 
-log pi of an answer is the sum over its tokens, the one that ends it too, or with length_normalised
-their mean. Scores and log-probabilities in fp32, or float64 where the model is.
-memory: dpo has two passes over the answers' logits, some rows at a time. The first has no gradient
-and gives the loss and its slope for each token; with slopes for weights, cross-entropy, whose
-gradients are formed chunk by chunk, has the gradient of the loss. Both see the same hidden states.
-source: Bradley and Terry 1952, Biometrika 39, 324-345; the margin: Touvron et al. 2023 (Llama 2),
+memory: dpo has two passes over the answers' logits, some rows at a time. The first, without a
+gradient, gives the loss and its slope for each token; cross-entropy with slopes for weights, whose
+gradients are formed chunk by chunk, has the gradient of the loss.
+source: Bradley and Terry 1952, Biometrika 39, 324-345; the margin: Touvron et al. 2023,
 arXiv:2307.09288, section 3.2.2; centring: Eisenstein et al. 2023, arXiv:2312.09244, section 4; DPO:
 Rafailov et al. 2023, arXiv:2305.18290, eq. 7; IPO: Azar et al. 2023, arXiv:2310.12036, eq. 17
 """
@@ -58,11 +56,9 @@ def dpo(model: Model, batch: Batch, *, beta: float, loss: str,
         z_B = rejected_B - chosen_B - batch.pairs[:, 4].to(nll_D)
         loss_B = (z_B - 1 / (2 * beta)).square() if loss == "ipo" else -F.logsigmoid(beta * z_B)
         (slope_M,) = torch.autograd.grad(loss_B.sum(), nll_M)
-    value, weight = loss_B.detach().sum(), torch.ones_like(loss_B.detach()).sum()
-    if not h_MC.requires_grad:
-        return value, weight
     carrier, _ = model.head.loss(h_MC, labels_M, slope_M)
-    return value + (carrier - carrier.detach()), weight
+    value = loss_B.detach().sum() + (carrier - carrier.detach())
+    return value, torch.ones_like(loss_B.detach()).sum()
 
 @torch.no_grad()
 def refer(model: Model, data: Prepared, config: DpoRun) -> None:

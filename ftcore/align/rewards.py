@@ -7,14 +7,12 @@
     python:FILE.py:NAME    NAME(rows), a function that returns a number for each row
 
 A row is {"messages": [{"role", "content"}, ...], "answer": ..., "target": the expected answer}.
-A source that fails, is late, or says anything but finite numbers, ends the run, or is left out.
+A source that fails, or says anything but finite numbers, ends the run.
 """
 
-import importlib.util
-import signal
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import math
+import runpy
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -49,13 +47,12 @@ class Rewards:
         weights = config.weights or (1.0,) * len(config.sources)
         if len(weights) != len(config.sources):
             raise ConfigError(f"reward.weights = {config.weights}: must be one for each source")
-        self.config = config
         self.weights = dict(zip(config.sources, weights, strict=True))
-        self.sources = {name: opened(name, config) for name in config.sources}
+        self.sources = {name: opened(name) for name in config.sources}
 
     def __call__(self, chats: Sequence[Chat],
                  answers: Sequence[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """In all and by source; NaN: there is none. TrainingError: a source failed, to stop."""
+        """Scores of answers to the last turns, in all and by source. TrainingError: one failed."""
         rows = []
         for chat, answer in zip(chats, answers, strict=True):
             *asked, last = ({"role": m["role"], "content": m["content"]} for m in chat.messages)
@@ -64,62 +61,40 @@ class Rewards:
         return sum(self.weights[name] * part for name, part in parts.items()), parts
 
     def _said(self, name: str, source: Source, rows: Rows) -> np.ndarray:
-        """What a source says; NaN where it says nothing that can be used."""
-        why = "a score that is not finite"
         try:
-            with deadline(self.config.timeout_s):
-                said = [*islice(source(rows), len(rows) + 1)]  # it may never end
+            said = [*islice(source(rows), len(rows) + 1)]  # it may never end
             if len(said) != len(rows):
-                count = len(said) if len(said) < len(rows) else "too many"
-                raise ValueError(f"{count} numbers for {len(rows)} answers")
-            scores_B = np.array([float(score) for score in said])
-            scores_B[~np.isfinite(scores_B)] = np.nan
-        except (Exception, Late, SystemExit) as error:  # whatever a function of the user's raises
-            scores_B, why = np.full(len(rows), np.nan), f"{type(error).__name__}: {error}"
-        if self.config.on_error == "stop" and (bad := np.flatnonzero(np.isnan(scores_B))).size:
-            said = f"the first of {bad.size} answers is {rows[bad[0]]['answer'][:200]!r}"
-            raise TrainingError(f"reward {name}: {why}; {said}: mend it, or --reward.on-error skip")
-        return scores_B
+                raise ValueError(f"not one number for each of {len(rows)} answers")
+            scores = [float(score) for score in said]
+            if odd := [row for row, x in zip(rows, scores, strict=True) if not math.isfinite(x)]:
+                raise ValueError(f"not finite for the answer {odd[0]['answer'][:200]!r}")
+        except (Exception, SystemExit) as error:  # whatever a function of the user's raises
+            what = f"reward {name}: {type(error).__name__}: {error}"
+            raise TrainingError(f"{what}: mend it, then resume") from error
+        return np.array(scores)
 
-class Late(BaseException):
-    """What no `except Exception` of a user's function takes for its own."""
-
-@contextmanager
-def deadline(seconds: float) -> Iterator[None]:
-    """Raises Late after so many seconds, even out of an endless loop, and each second more."""
-    def late(number: int, frame: object) -> None:
-        raise Late(f"no answer within {seconds:g} s")
-
-    before = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-def opened(name: str, config: RewardsConfig) -> Source:
+def opened(name: str) -> Source:
     kind, _, rest = name.partition(":")
     if kind not in KINDS:
         raise ConfigError(f"reward.sources: {name!r} is none of {', '.join(KINDS)}")
     try:
-        return KINDS[kind](rest, config)
+        return KINDS[kind](rest)
     except Exception as error:  # whatever a file of the user's raises when it is read
         raise ConfigError(f"reward.sources: {name}: {error}") from error
 
-def match(rest: str, config: RewardsConfig) -> Source:
+def match(rest: str) -> Source:
     return lambda rows: [text.exact_match(row["target"], row["answer"]) for row in rows]
 
-def command(field: str, config: RewardsConfig) -> Source:
+def command(field: str) -> Source:
+    figures = "json_valid", "intent_accuracy", "slot_f1", "exact_match_object"
+
     def score(row: Mapping[str, Any]) -> float:
-        said, _, slots = text.judged_command(row["target"], row["answer"], intent=field)
-        (right, *counts), is_whole = slots, said["exact_match_object"]
-        f1 = 2 * right / sum(counts) if any(counts) else is_whole  # of none, if none was given
-        return (said["json_valid"] + said["intent_correct"] + f1 + is_whole) / 4
+        said = text.judged_command(row["target"], row["answer"], intent=field)
+        return sum(said[name] for name in figures) / len(figures)
 
     return lambda rows: map(score, rows)
 
-def model(run: str, config: RewardsConfig) -> Source:
+def model(run: str) -> Source:
     """By the code that judges the test rows of the run."""
     asked = parse(["--resume", run])
     if asked.task != "reward":
@@ -141,15 +116,12 @@ def model(run: str, config: RewardsConfig) -> Source:
 
     return scores
 
-def python(rest: str, config: RewardsConfig) -> Source:
+def python(rest: str) -> Source:
     file, _, name = rest.rpartition(":")
-    spec = importlib.util.spec_from_file_location(f"reward {file}", file)
-    if spec is None:
-        raise ConfigError(f"{file!r} is no Python file: write python:FILE.py:NAME")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses and pickle look for it
-    spec.loader.exec_module(module)
-    return getattr(module, name)
+    found = runpy.run_path(file) if file else {}
+    if name not in found:
+        raise ConfigError("holds no such function: write python:FILE.py:NAME")
+    return found[name]
 
-KINDS: dict[str, Callable[[str, RewardsConfig], Source]] = {
+KINDS: dict[str, Callable[[str], Source]] = {
     "match": match, "command": command, "model": model, "python": python}

@@ -5,6 +5,7 @@ without its last answer. Answers are drawn by random numbers with a key, each fr
 that is scored later: softmax(logits / temperature), nothing cut off.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,7 @@ from ftcore.data.pack import Encoded
 from ftcore.data.store import Prepared, rendered
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.env.compute import derived
-from ftcore.errors import ConfigError, DataError, TrainingError
+from ftcore.errors import ConfigError, DataError
 from ftcore.evaluate.evaluator import continued, greedy, spoken, stops
 from ftcore.files import write_file
 from ftcore.model.heads import Model
@@ -37,8 +38,6 @@ class Prompt(NamedTuple):
 
 @dataclass
 class Episode:
-    chat: Chat
-    group: int  # number of its prompt
     document: Encoded  # prompt and answer, of which the answer's tokens count
     length: int  # M
     has_ended: bool  # by a token that ends, not by the limit
@@ -63,52 +62,38 @@ class Actor:
         self.judges = self._prompts(data.dev.chats)
 
     def _prompts(self, chats: Sequence[Chat]) -> list[Prompt]:
-        """Those that leave room for an answer. DataError: one does not, and is not dropped."""
-        found, left = [], 0
-        most = self.model.spec.max_positions - self.config.rollout.max_new_tokens
+        """Raises DataError: one leaves no room for an answer, or cannot be rendered."""
+        found, most = [], self.model.spec.max_positions - self.config.rollout.max_new_tokens
         for chat in chats:
             try:
                 ids = encode_prompt(chat.messages[:-1], self.tokenizer)
                 if len(ids) > most:
-                    raise RowError(f"its prompt has {len(ids)} tokens, {most} leave room to answer")
+                    mend = f"--data.max-length {most} --data.over-length drop"
+                    raise RowError(f"its prompt has {len(ids)} tokens, no room to answer: {mend}")
             except RowError as error:
-                if self.config.data.over_length != "drop":
-                    raise DataError(f"{place(chat)}: {error}: --data.over-length drop") from error
-                left += 1
-            else:
-                found.append(Prompt(chat, ids))
-        if left:
-            print(f"prompts left out: {left} of {len(chats)}, too long or not to be rendered")
-        if chats and not found:
-            raise DataError(f"none of the {left} prompts leaves room for an answer")
+                raise DataError(f"{place(chat)}: {error}") from error
+            found.append(Prompt(chat, ids))
         return found
 
     def drawn(self, prompts: Sequence[Prompt], seed: int) -> list[list[int]]:
         rule = self.config.rollout
         chance_BT = np.random.default_rng(seed).random((len(prompts), rule.max_new_tokens))
-        how = {"temperature": rule.temperature, "chance_BT": chance_BT}
-        ids = [prompt.ids for prompt in prompts]
-        return continued(self.model, self.tokenizer, ids, rule.max_new_tokens, **how)
+        return continued(self.model, self.tokenizer, [prompt.ids for prompt in prompts],
+                         rule.max_new_tokens, temperature=rule.temperature, chance_BT=chance_BT)
 
     def episodes(self, prompts: Sequence[Prompt], step: int) -> list[Episode]:
-        """Answers to each that have a score. TrainingError: none has one, or a reward failed."""
-        several = [pair for pair in enumerate(prompts) for _ in range(self.config.rollout.samples)]
-        asked, found = [prompt for _, prompt in several], []
+        """Answers to each, with their scores. Raises TrainingError: a reward failed."""
+        asked = [prompt for prompt in prompts for _ in range(self.config.rollout.samples)]
+        ends, found = stops(self.tokenizer), []
         answers = self.drawn(asked, derived(self.config.env.seed, DRAWN, step))
         texts = [spoken(ids, self.tokenizer) for ids in answers]
         scores, parts = self.rewards([prompt.chat for prompt in asked], texts)
-        for i, ((group, (chat, prompt_ids)), ids) in enumerate(zip(several, answers, strict=True)):
-            weight = 1.0 if self.config.ppo.loss_over == "tokens" else 1 / len(ids)
-            counts_T = np.repeat(np.float32([0, weight]), [len(prompt_ids), len(ids)])
+        for i, ((chat, prompt_ids), ids) in enumerate(zip(asked, answers, strict=True)):
+            counts_T = np.repeat(np.float32([0, 1]), [len(prompt_ids), len(ids)])
             tokens_T = np.concatenate([prompt_ids, np.int32(ids)])
             document = shifted(f"{chat.id}:{i}", tokens_T, counts_T)
             said = {name: float(each[i]) for name, each in parts.items()}
-            has_ended = ids[-1] in stops(self.tokenizer)
-            one = Episode(chat, group, document, len(ids), has_ended, float(scores[i]), said)
-            if np.isfinite(one.score):
-                found.append(one)
-        if not found:
-            raise TrainingError("no answer of this iteration has a score: mend the rewards")
+            found.append(Episode(document, len(ids), ids[-1] in ends, float(scores[i]), said))
         return found
 
     def shaped(self, episodes: Sequence[Episode], control: Control) -> dict[str, float]:
@@ -117,10 +102,9 @@ class Actor:
         for e in episodes:
             e.score -= rule.per_token * e.length + rule.missing_end * (not e.has_ended)
         scale = control.deviation([e.score for e in episodes]) if rule.scale else 1.0
+        bound = rule.clip or math.inf
         for e in episodes:
-            e.score /= scale
-            if rule.clip:
-                e.score = min(max(e.score, -rule.clip), rule.clip)
+            e.score = min(max(e.score / scale, -bound), bound)
         told = {"ppo/reward": raw, "ppo/score": [e.score for e in episodes],
                 "ppo/length": [e.length for e in episodes],
                 "ppo/ended": [e.has_ended for e in episodes]}
@@ -128,13 +112,10 @@ class Actor:
         return {name: float(np.mean(values)) for name, values in told.items()}
 
     def likeliest(self, prompts: Sequence[Prompt]) -> np.ndarray:
-        """Scores of the greedy answers, the lowest for none. Raises TrainingError: none has one."""
+        """Scores of the greedy answers."""
         ids, most = [prompt.ids for prompt in prompts], self.config.rollout.max_new_tokens
         answers = greedy(self.model, self.tokenizer, ids, most)
-        scores, _ = self.rewards([prompt.chat for prompt in prompts], answers)
-        if np.isnan(scores).all():
-            raise TrainingError("no answer to a dev prompt has a score: mend the rewards")
-        return np.nan_to_num(scores, nan=np.nanmin(scores))
+        return self.rewards([prompt.chat for prompt in prompts], answers)[0]
 
     def show(self, episodes: Sequence[Episode], step: int, run: Path) -> None:
         """RUN/rollouts.html: some answers, with all that is known of each of their tokens."""

@@ -31,8 +31,8 @@ def certify(model: Model, split: Split, suite: Suite) -> dict[str, Any]:
     layers = [layer for layer in lora_layers(model).values() if layer.factors]
     lost, update = np.square([rounding(layer) for layer in layers]).sum(0) ** 0.5
     documents = split.documents[:MOST_ROWS]
-    sides = (apart([document]) for document in documents)
-    scored = np.cumsum([sum(np.count_nonzero(d.weights) for d in some) for some in sides])
+    scored = np.cumsum([sum(np.count_nonzero(side.weights) for side in apart([document]))
+                        for document in documents])
     most = min(MOST_SCORED, MOST_LOGITS // model.spec.vocab_size)
     few = documents[: max(1, np.count_nonzero(scored <= most))]
     cut = {document.row_id for document in split.documents[len(few) :]}

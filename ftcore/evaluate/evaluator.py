@@ -5,9 +5,10 @@ caller puts the model in evaluation mode, without gradients; `limits` are those 
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ftcore.config import DpoConfig, EvalConfig, RewardConfig
+from ftcore.data import compare
 from ftcore.data.chat import encode_prompt
-from ftcore.data.columns import Chat
+from ftcore.data.columns import Chat, Text
 from ftcore.data.encode import Split
 from ftcore.data.pack import Batch, Encoded, apart, collate, pack
 from ftcore.data.tokenizer import Tokenizer
@@ -38,20 +40,32 @@ class Judged:
     figures: Figures  # metrics of some rows, by their indices
     columns: dict[str, Sequence[Any]] = field(default_factory=dict)  # predictions, of each row
     by_class: metrics.ByClass = field(default_factory=list)
-    confusions_KP: np.ndarray | None = None  # where a row has one class: see metrics.py
+    confusions_KK: np.ndarray | None = None  # where a row has one class: see metrics.py
     right_B: np.ndarray | None = None  # bool: whether a row is right, where it can be
     more: dict[str, float] = field(default_factory=dict)  # metrics that only all rows have
+    texts: Callable[[], Mapping[str, str]] = dict  # of the rows, by their ids
 
     @cached_property
     def values(self) -> dict[str, float]:
         """The metrics of all rows."""
         return {**self.figures(np.arange(len(self.row_ids))), **self.more}
 
+    @cached_property
+    def clusters_B(self) -> np.ndarray:
+        """A number (int) for each row, the same for rows of nearly the same text, as for parts."""
+        texts = self.texts()
+        found = compare.clusters([Text(row_id, (said,)) for row_id, said in texts.items()])
+        numbers = dict(zip(texts, found, strict=True))
+        return np.array([numbers[root_of(row_id)] for row_id in self.row_ids])
+
     @property
     def rows(self) -> list[dict[str, Any]]:
         """The predictions, row by row; none where there are no columns."""
         parts = zip(self.row_ids, *self.columns.values(), strict=True) if self.columns else ()
         return [dict(zip(("row_id", *self.columns), each, strict=True)) for each in parts]
+
+def root_of(row_id: str) -> str:
+    return row_id.partition(":")[0]
 
 def streams(documents: Sequence[Encoded], *, max_tokens: int,
             device: torch.device) -> Iterator[tuple[list[int], Batch]]:
@@ -81,58 +95,53 @@ def require_finite(documents: Sequence[Encoded], values_B: Sequence[Tensor | flo
 def ids_of(split: Split) -> list[str]:
     return [document.row_id for document in split.documents]
 
+def with_loss(loss_B: np.ndarray, of: Callable[..., Mapping[str, float]],
+              *columns: np.ndarray) -> Figures:
+    """The mean loss of some rows, and what `of` says of their part of the columns."""
+    def figures(rows_M: np.ndarray) -> dict[str, float]:
+        return {"loss": float(loss_B[rows_M].mean()), **of(*(x_B[rows_M] for x_B in columns))}
+
+    return figures
+
 def evaluate_classes(model: Model, split: Split, labels: Sequence[str], **limits: Any) -> Judged:
     """Predicted class of each document; the loss in nats a document."""
     log_p_BK = all_logits(model, split.documents, **limits).double().log_softmax(-1).numpy()
     target_B = np.array([document.labels for document in split.documents])
     predicted_B, p_BK = log_p_BK.argmax(1), np.exp(log_p_BK)
     nll_B, names = -log_p_BK[np.arange(len(target_B)), target_B], np.array(labels, dtype=object)
+    counted = partial(metrics.confusions, num_classes=len(labels))
+    figures = with_loss(nll_B, lambda *rows: metrics.class_figures(counted(*rows)),
+                        target_B, predicted_B)
     columns = {"label": names[target_B].tolist(), "predicted": names[predicted_B].tolist(),
                "probabilities": p_BK.round(6).tolist()}
-
-    def figures(rows_M: np.ndarray) -> dict[str, float]:
-        counts_KP = metrics.confusions(target_B[rows_M], predicted_B[rows_M], len(labels))
-        return {"loss": float(nll_B[rows_M].mean()), **metrics.class_figures(counts_KP)}
-
     more = probabilities.probability_metrics(target_B, p_BK)
     more["temperature"] = probabilities.temperature(target_B, log_p_BK)
-    counts_KP = metrics.confusions(target_B, predicted_B, len(labels))
-    by_class = metrics.by_class(labels, metrics.class_totals(counts_KP))
+    counts_KK = counted(target_B, predicted_B)
+    by_class = metrics.by_class(labels, metrics.class_totals(counts_KK))
     right_B = target_B == predicted_B
-    return Judged(ids_of(split), figures, columns, by_class, counts_KP, right_B, more)
+    return Judged(ids_of(split), figures, columns, by_class, counts_KK, right_B, more)
 
 def evaluate_label_sets(model: Model, split: Split, labels: Sequence[str], **limits: Any) -> Judged:
     """Predicted labels of each document, those above probability 1/2; the loss in nats a label."""
     logits_BK = all_logits(model, split.documents, **limits).double()
     has_BK = torch.from_numpy(np.stack([document.labels for document in split.documents])).double()
     losses_BK = F.binary_cross_entropy_with_logits(logits_BK, has_BK, reduction="none")
-    loss_B, p_BK = losses_BK.mean(1).numpy(), logits_BK.sigmoid().numpy()
-    target_BK, predicted_BK = (has_BK > 0).numpy(), (logits_BK > 0).numpy()
+    sides = target_BK, predicted_BK = (has_BK > 0).numpy(), (logits_BK > 0).numpy()
+    figures = with_loss(losses_BK.mean(1).numpy(), metrics.label_figures, *sides)
     names = np.array(labels, dtype=object)
     columns = {"labels": [names[target_K].tolist() for target_K in target_BK],
                "predicted": [names[predicted_K].tolist() for predicted_K in predicted_BK],
-               "probabilities": p_BK.round(6).tolist()}
-
-    def figures(rows_M: np.ndarray) -> dict[str, float]:
-        found = metrics.label_figures(target_BK[rows_M], predicted_BK[rows_M])
-        return {"loss": float(loss_B[rows_M].mean()), **found}
-
-    by_class = metrics.by_class(labels, metrics.label_totals(target_BK, predicted_BK))
+               "probabilities": logits_BK.sigmoid().numpy().round(6).tolist()}
+    by_class = metrics.by_class(labels, metrics.label_totals(*sides))
     right_B = (target_BK == predicted_BK).all(1)
-    more = probabilities.label_probability_metrics(target_BK, p_BK)
-    return Judged(ids_of(split), figures, columns, by_class, right_B=right_B, more=more)
+    return Judged(ids_of(split), figures, columns, by_class, right_B=right_B)
 
 def evaluate_scores(model: Model, split: Split, labels: Sequence[str], **limits: Any) -> Judged:
     """Predicted score of each document; the loss a mean squared error."""
     (predicted_B,) = all_logits(model, split.documents, **limits).double().numpy().T
-    targets = [document.labels for document in split.documents]
-    target_B = np.array(targets)
-
-    def figures(rows_M: np.ndarray) -> dict[str, float]:
-        target_M, predicted_M = target_B[rows_M], predicted_B[rows_M]
-        loss = float(np.square(predicted_M - target_M).mean())
-        return {"loss": loss, **metrics.regression_metrics(target_M, predicted_M)}
-
+    target_B = np.array(targets := [document.labels for document in split.documents])
+    figures = with_loss(np.square(predicted_B - target_B), metrics.regression_metrics,
+                        target_B, predicted_B)
     return Judged(ids_of(split), figures, {labels[0]: targets, "predicted": predicted_B.tolist()})
 
 def token_losses(model: Model, h_MC: Tensor, labels_M: Tensor) -> tuple[Tensor, Tensor]:
@@ -148,18 +157,18 @@ def token_losses(model: Model, h_MC: Tensor, labels_M: Tensor) -> tuple[Tensor, 
 def scored_tokens(model: Model, documents: Sequence[Encoded],
                   **limits: Any) -> tuple[np.ndarray, list[list[int]]]:
     """Of each document loss (nats) and weight, sums_B2, and the ids predicted at scored tokens."""
-    sums_B2, chosen = np.zeros((len(documents), 2)), {}
+    sums_B2, chosen = np.zeros((len(documents), 2)), [[] for _ in documents]
     for indices, batch in streams(documents, **limits):
         scored_M = batch.scored_M
         h_MC, weights_M = hidden(model, batch, scored_M), batch.weights[scored_M].cpu().double()
         losses_M, best_M = token_losses(model, h_MC, batch.labels[scored_M])
-        losses_M = losses_M.cpu().double() * weights_M
         counts = [np.count_nonzero(documents[index].weights) for index in indices]
-        for column, values_M in enumerate((losses_M, weights_M)):
-            sums_B2[indices, column] = [part.sum() for part in values_M.split(counts)]
-        chosen |= zip(indices, (ids.tolist() for ids in best_M.split(counts)), strict=True)
+        parts = (losses_M.cpu().double() * weights_M, weights_M, best_M)
+        for index, *told in zip(indices, *(x_M.split(counts) for x_M in parts), strict=True):
+            sums_B2[index] = [float(x_T.sum()) for x_T in told[:2]]
+            chosen[index] = told[2].tolist()
     require_finite(documents, sums_B2[:, 0])
-    return sums_B2, [chosen[index] for index in range(len(documents))]
+    return sums_B2, chosen
 
 def evaluate_language(model: Model, split: Split, labels: Sequence[str], **limits: Any) -> Judged:
     """Token-weighted loss and perplexity; bits per byte where the text's bytes are known."""
@@ -174,23 +183,23 @@ def evaluate_masked(model: Model, split: Split, labels: Sequence[str], **limits:
     wanted = [document.labels[document.weights > 0].tolist() for document in split.documents]
     hits_B = [np.equal(*both).sum() for both in zip(wanted, chosen, strict=True)]
     sums_B3 = np.column_stack([sums_B2, hits_B])
-    columns = {name: [[labels[i] for i in ids] for ids in found]
-               for name, found in (("hidden", wanted), ("predicted", chosen))}
 
     def figures(rows_M: np.ndarray) -> dict[str, float]:
-        sums_3 = sums_B3[rows_M].sum(0)
-        return {**metrics.perplexity(*sums_3[:2]), "accuracy": float(sums_3[2] / sums_3[1])}
+        loss, weight, hits = sums_B3[rows_M].sum(0)
+        return {**metrics.perplexity(loss, weight), "accuracy": float(hits / weight)}
 
+    columns = {name: [[labels[i] for i in ids] for ids in found]
+               for name, found in (("hidden", wanted), ("predicted", chosen))}
     return Judged(ids_of(split), figures, columns)
 
 def evaluate_tags(model: Model, split: Split, labels: Sequence[str], **limits: Any) -> Judged:
     """Predicted tag of each word, O for one without a token; loss in nats a word with one."""
     sums_B2, chosen = scored_tokens(model, split.documents, **limits)
-    scored: dict[str, list[int]] = {}  # of the documents of each sentence, end to end
-    losses: dict[str, np.ndarray] = {}
+    scored: dict[str, list[int]] = defaultdict(list)  # of the documents of a sentence, end to end
+    losses: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(2))
     for document, ids, sums_2 in zip(split.documents, chosen, sums_B2, strict=True):
-        scored.setdefault(document.row_id, []).extend(ids)
-        losses[document.row_id] = losses.get(document.row_id, 0) + sums_2
+        scored[document.row_id] += ids
+        losses[document.row_id] += sums_2
     predicted, sums = [], []
     for sentence in split.sentences:
         ids, no = iter(scored[sentence.row_id]), metrics.NO_ENTITY
@@ -201,16 +210,15 @@ def evaluate_tags(model: Model, split: Split, labels: Sequence[str], **limits: A
     sums_BS = np.array(sums).reshape(-1, 7)
 
     def figures(rows_M: np.ndarray) -> dict[str, float]:
-        sums_S = sums_BS[rows_M].sum(0)
-        loss = metrics.perplexity(*sums_S[:2])["loss"]
-        return {"loss": loss, **metrics.entity_figures(sums_S[2:])}
+        loss, weight, *counts = sums_BS[rows_M].sum(0)
+        return {"loss": metrics.perplexity(loss, weight)["loss"], **metrics.entity_figures(counts)}
 
-    columns = {"tokens": [sentence.words for sentence in split.sentences],
-               "tags": [sentence.tags for sentence in split.sentences], "predicted": predicted}
-    pairs = zip(columns["tags"], predicted, strict=True)
-    right_B = np.array([wanted == tuple(tags) for wanted, tags in pairs], dtype=bool)
-    by_class = metrics.by_entity(columns["tags"], predicted)
-    ids = [sentence.row_id for sentence in split.sentences]
+    ids, words, wanted = ([getattr(sentence, name) for sentence in split.sentences]
+                          for name in ("row_id", "words", "tags"))
+    columns = {"tokens": words, "tags": wanted, "predicted": predicted}
+    pairs = zip(wanted, predicted, strict=True)
+    right_B = np.array([tags == tuple(given) for tags, given in pairs], dtype=bool)
+    by_class = metrics.by_entity(wanted, predicted)
     return Judged(ids, figures, columns, by_class, right_B=right_B)
 
 def log_ratios(model: Model, pairs: Sequence[Encoded], *, length_normalised: bool,
@@ -228,7 +236,6 @@ def evaluate_pairs(model: Model, split: Split, labels: Sequence[str], *,
     about_B5 = np.stack([document.labels for document in split.documents]).astype(np.float64)
     tokens_D = np.array([np.count_nonzero(side.weights) for side in apart(split.documents)])
     chosen_B, rejected_B = tokens_D.reshape(-1, 2).T
-    longer_B = np.sign(chosen_B - rejected_B)
     if isinstance(options, RewardConfig):
         score_B2 = all_logits(model, split.documents, **limits).double().numpy().reshape(-1, 2)
         gap_B, beta = score_B2[:, 0] - score_B2[:, 1], 1.0
@@ -241,22 +248,21 @@ def evaluate_pairs(model: Model, split: Split, labels: Sequence[str], *,
         gap_B -= about_B5[:, 4]
         is_ipo = options.loss == "ipo"
         loss_B = (gap_B - 0.5 / beta) ** 2 if is_ipo else np.logaddexp(0, -beta * gap_B)
-    right_B = (np.sign(gap_B) + 1) / 2
 
-    def figures(rows_M: np.ndarray) -> dict[str, float]:
-        right_M, longer_M = right_B[rows_M], longer_B[rows_M]
-        shares = {"accuracy": right_M, "accuracy_chosen_longer": right_M[longer_M > 0],
-                  "accuracy_chosen_shorter": right_M[longer_M < 0],
-                  "longer_reply_accuracy": (longer_M + 1) / 2}
-        told = {name: float(x_M.mean()) if len(x_M) else math.nan for name, x_M in shares.items()}
-        return {"loss": float(loss_B[rows_M].mean()), **told}
+    def shares(right_M: np.ndarray, longer_M: np.ndarray) -> dict[str, float]:
+        of = {"accuracy": right_M, "accuracy_chosen_longer": right_M[longer_M > 0],
+              "accuracy_chosen_shorter": right_M[longer_M < 0],
+              "longer_reply_accuracy": (longer_M + 1) / 2}
+        return {name: float(x_M.mean()) if len(x_M) else math.nan for name, x_M in of.items()}
 
+    longer_B = np.sign(chosen_B - rejected_B)
+    figures = with_loss(loss_B, shares, (np.sign(gap_B) + 1) / 2, longer_B)
     p_B = 1 / (1 + np.exp(-np.clip(beta * gap_B, -500, 500)))
     always_B, p_B2 = np.ones(len(p_B), dtype=int), np.column_stack([1 - p_B, p_B])
-    ece = probabilities.probability_metrics(always_B, p_B2)["ece"]
+    more |= {"margin": float(gap_B.mean()),
+             "ece": probabilities.probability_metrics(always_B, p_B2)["ece"]}
     columns = {"gap": gap_B.tolist(), "chosen_tokens": chosen_B.tolist(),
                "rejected_tokens": rejected_B.tolist()}
-    more |= {"margin": float(gap_B.mean()), "ece": ece}
     return Judged(ids_of(split), figures, columns, right_B=gap_B > 0, more=more)
 
 # By the task, or where it has several, HF's `problem_type`.
@@ -275,14 +281,13 @@ def continued(model: Model, tokenizer: Tokenizer, prompts: Sequence[np.ndarray],
               chance_BT: np.ndarray | None = None) -> list[list[int]]:
     """Ids that continue each prompt (ids), some prompts at a time: see `generate`."""
     made: list[list[int]] = []
-    limits = {"max_new_tokens": max_new_tokens, "stop_ids": stops(tokenizer),
-              "temperature": temperature}
-    with tqdm(total=len(prompts), unit="answer", leave=False, disable=None) as bar:
-        for start in range(0, len(prompts), PROMPTS_AT_ONCE):
-            some = slice(start, start + PROMPTS_AT_ONCE)
-            chance = None if chance_BT is None else chance_BT[some]
-            made += generate(model, prompts[some], chance_BT=chance, **limits)
-            bar.update(len(made) - start)
+    limits = {"stop_ids": stops(tokenizer), "temperature": temperature}
+    starts = range(0, len(prompts), PROMPTS_AT_ONCE)
+    for start in tqdm(starts, desc="answers", leave=False, disable=None):
+        some = slice(start, start + PROMPTS_AT_ONCE)
+        chance = None if chance_BT is None else chance_BT[some]
+        made += generate(model, prompts[some], max_new_tokens=max_new_tokens, chance_BT=chance,
+                         **limits)
     return made
 
 def greedy(model: Model, tokenizer: Tokenizer, prompts: Sequence[np.ndarray],
@@ -300,21 +305,16 @@ def evaluate_answers(model: Model, tokenizer: Tokenizer, chats: Sequence[Chat],
     prompts = [encode_prompt(chat.messages[:-1], tokenizer) for chat in chats]
     asked, targets = ([chat.messages[turn]["content"] for chat in chats] for turn in (-2, -1))
     answers = greedy(model, tokenizer, prompts, config.max_new_tokens)
-    pairs = [*zip(targets, answers, strict=True)]
-    exact = [text.exact_match(*pair) for pair in pairs]
-    columns = {"prompt": asked, "target": targets, "predicted": answers, "exact_match": exact}
-    if intent := config.intent_field:
-        commands = [text.judged_command(*pair, intent=intent) for pair in pairs]
-        told, more = [command[0] for command in commands], text.command_figures(commands)
-        columns |= {name: [verdicts[name] for verdicts in told] for name in told[0]}
-    else:
-        told, more = [{"exact_match": text.exact_match(*pair),
-                       "json_valid": text.parse_object(pair[1]) is not None,
-                       "token_f1": text.token_f1(*pair)} for pair in pairs], {}
-    names = [name.replace("_correct", "_accuracy") for name in told[0]]
-    values_BS = np.array([[*verdicts.values()] for verdicts in told], dtype=float)
+    judge = text.judged_text
+    if config.intent_field:
+        judge = partial(text.judged_command, intent=config.intent_field)
+    verdicts = [judge(*pair) for pair in zip(targets, answers, strict=True)]
+    values_BS = np.array([[*each.values()] for each in verdicts], dtype=float)
 
     def figures(rows_M: np.ndarray) -> dict[str, float]:
-        return dict(zip(names, values_BS[rows_M].mean(0).tolist(), strict=True))
+        return dict(zip(verdicts[0], values_BS[rows_M].mean(0).tolist(), strict=True))
 
-    return Judged([chat.id for chat in chats], figures, columns, right_B=np.array(exact), more=more)
+    columns = {"prompt": asked, "target": targets, "predicted": answers}
+    columns |= {name: [each[name] for each in verdicts] for name in verdicts[0]}
+    return Judged([chat.id for chat in chats], figures, columns,
+                  right_B=np.array(columns["exact_match"]))

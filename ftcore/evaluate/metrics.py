@@ -1,19 +1,14 @@
 """Figures of classes, of sets of labels, of scores, of language modelling, of entities.
 
-Those of classes, labels and entities follow from counts (int64), which add up: any split of the
-rows gives the same ones. The arithmetic on them is exact or float64.
+K classes; n_kj rows of class k predicted as j; totals_3K are hits, predicted and support, int64:
 
-K classes; P = K + 1 columns of predictions, the last one for predictions outside the label set;
-n_kj rows of class k predicted as j; totals_3K are hits, predicted and support:
-
-    hits_k = n_kk        support_k = sum_j n_kj (P columns)        predicted_k = sum_j n_jk
+    hits_k = n_kk        support_k = sum_j n_kj        predicted_k = sum_j n_jk
     precision_k = hits_k / predicted_k            recall_k = hits_k / support_k
     f1_k = 2 hits_k / (predicted_k + support_k)
 
-0/0 is 0 in each of them; with no rows at all every figure of classes is NaN.
-
-Entities are counted as the CoNLL-2000 script and seqeval's default mode do: one begins where a mark
-(B, I, O, also E and S) or a change of type says so; right are type, first and last word.
+0/0 is 0 in each of them. There is at least one row. Entities are counted as the CoNLL-2000 script
+and seqeval's default mode do: one begins where a mark (B, I, O, also E and S) or a change of type
+says so; right are type, first and last word.
 """
 
 import math
@@ -24,47 +19,38 @@ from typing import Any
 
 import numpy as np
 
-OUTSIDE, NO_ENTITY = -1, "O"
+NO_ENTITY = "O"
 SCORES = ("precision", "recall", "f1")
 CLASS_COLUMNS = ("label", *SCORES, "support", "predicted")
 AVERAGES = tuple(f"{score}_{mean}" for mean in ("micro", "macro", "weighted") for score in SCORES)
-METRICS = ("accuracy", "balanced_accuracy", *AVERAGES, "mcc", "kappa")
 ByClass = list[dict[str, Any]]
 
 def confusions(target_B: np.ndarray, predicted_B: np.ndarray, num_classes: int) -> np.ndarray:
-    """counts_KP of ids, row: target, column: prediction. OUTSIDE (-1: a generated answer that names
-    no known class) is a miss of its target, and a false positive of no class."""
-    P = num_classes + 1
-    cells_B = target_B * P + predicted_B % P
-    return np.bincount(cells_B, minlength=num_classes * P).reshape(num_classes, P)
+    cells_B = target_B * num_classes + predicted_B
+    return np.bincount(cells_B, minlength=num_classes**2).reshape(num_classes, num_classes)
 
-def class_totals(counts_KP: np.ndarray) -> np.ndarray:
-    return np.stack([counts_KP.diagonal(), counts_KP.sum(0)[:-1], counts_KP.sum(1)])
+def class_totals(counts_KK: np.ndarray) -> np.ndarray:
+    return np.stack([counts_KK.diagonal(), counts_KK.sum(0), counts_KK.sum(1)])
 
-def class_figures(counts_KP: np.ndarray) -> dict[str, float]:
-    """METRICS, in that order; accuracy is sum_k hits_k / rows, balanced_accuracy the mean of
-    recall_k over the classes that have rows.
+def class_figures(counts_KK: np.ndarray) -> dict[str, float]:
+    """accuracy, sum_k hits_k / rows; balanced_accuracy, mean recall_k of the classes with rows.
 
-    ..._micro       the formulas above on sums over k; all equal the accuracy without OUTSIDE
+    ..._micro       the formulas above on sums over k; all equal the accuracy
     ..._macro       plain mean over the classes that occur, as target or as prediction
     ..._weighted    mean over the classes, weighted by support_k
     mcc             (c s - t.p) / sqrt((s^2 - p.p) (s^2 - t.t)) with c hits, s rows, t support, p
-                    predictions of the P columns; 0/0 is 0
+                    predicted; 0/0 is 0
     kappa           (c s - t.p) / (s^2 - t.p), the accuracy beyond chance; 0/0 is 0
-    sources         Gorodkin 2004, Comput. Biol. Chem. 28, 367-374 (mcc of K classes); Cohen 1960,
-                    Educ. Psychol. Meas. 20, 37-46 (kappa)
+    source          Gorodkin 2004, Comput. Biol. Chem. 28, 367-374 (mcc of K classes)
     """
-    hits_K, predicted_K, support_K = totals_3K = class_totals(counts_KP)
-    if not (rows := support_K.sum()):
-        return dict.fromkeys(METRICS, math.nan)
+    hits_K, predicted_K, support_K = totals_3K = class_totals(counts_KK)
     recall_K = _scores(totals_3K)[1][support_K > 0]
     # numerics: Python integers, since rows^2 leaves int64 at 3e9 rows.
-    s, t, p = int(rows), support_K.tolist(), counts_KP.sum(0).tolist()
-    # p is one longer than t: map stops at the shorter, and nothing has OUTSIDE as its target.
+    s, t, p = int(support_K.sum()), support_K.tolist(), predicted_K.tolist()
     chance = sum(map(mul, t, p))
     beyond, most = int(hits_K.sum()) * s - chance, s**2 - chance
     spread = (s**2 - sum(map(mul, t, t))) * (s**2 - sum(map(mul, p, p)))
-    return {"accuracy": float(hits_K.sum() / rows), "balanced_accuracy": float(recall_K.mean()),
+    return {"accuracy": float(hits_K.sum() / s), "balanced_accuracy": float(recall_K.mean()),
             **_averages(totals_3K, predicted_K + support_K > 0),
             "mcc": beyond / math.sqrt(spread) if spread else 0.0,
             "kappa": beyond / most if most else 0.0}
@@ -82,9 +68,8 @@ def label_figures(target_BK: np.ndarray, predicted_BK: np.ndarray) -> dict[str, 
             **_averages(totals_3K, np.ones(target_BK.shape[1], dtype=bool))}
 
 def regression_metrics(target_B: np.ndarray, predicted_B: np.ndarray) -> dict[str, float]:
-    """Correlations and errors of scores, float64: pearson of the values, spearman of their ranks,
-    equal values sharing the mean of theirs; mae and rmse, in units of the score; r2, 1 - squared
-    errors / squared differences of the targets from their mean. NaN: by a constant."""
+    """pearson of the values, spearman of their ranks, equal ones sharing the mean of theirs; mae
+    and rmse, in units of the score; r2 = 1 - squared errors / variance. NaN: by a constant."""
     errors_B = predicted_B - target_B
     spread = np.square(target_B - target_B.mean()).sum() if np.ptp(target_B) else math.nan
     return {"pearson": _correlation(target_B, predicted_B),
@@ -163,10 +148,8 @@ def entity_figures(counts_5: Sequence[int]) -> dict[str, float]:
     return accuracy | {name: row[name] for name in SCORES}
 
 def by_entity(target: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> ByClass:
-    found = Counter(), Counter(), Counter()  # hits, predicted and support of each type
-    for tags, given in zip(target, predicted, strict=True):
-        theirs, mine = entities(tags), entities(given)
-        for counter, some in zip(found, (mine & theirs, mine, theirs), strict=True):
-            counter.update(type_ for type_, _, _ in some)
-    types = sorted(set().union(*found))
+    theirs, mine = ({(row, *entity) for row, tags in enumerate(side) for entity in entities(tags)}
+                    for side in (target, predicted))
+    found = [Counter(type_ for _, type_, *_ in some) for some in (mine & theirs, mine, theirs)]
+    types = sorted(found[1] | found[2])
     return by_class(types, np.array([[counter[t] for t in types] for counter in found]))

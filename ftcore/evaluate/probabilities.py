@@ -1,17 +1,15 @@
 """Metrics of probabilities: how well they rank, how far they can be believed, how to mend them.
 
-B rows; K classes, of which a row has one, or labels, of which it has any number; U distinct scores
-from high to low. h_u of the n_u rows with score u are positive; H_u and N_u count those with this
-score or a higher one, H and N all:
+B rows of K classes each; U distinct scores from high to low. h_u of the n_u rows with score u are
+positive; H_u and N_u count those with this score or a higher one, H and N all:
 
     auroc = sum_u (n_u - h_u) (H_u - h_u / 2) / (H (N - H))    a positive beats a negative, ties 1/2
     auprc = sum_u h_u (H_u / N_u) / H                          average precision, nothing smoothed
     brier = mean over rows of sum_k (p_k - [k is the target])^2
     ece   = sum over bins of rows / N * |mean confidence - accuracy|
 
-The rows' order does not matter. Targets are bool, or integer ids of classes. Sources: Hanley and
-McNeil 1982, Radiology 143, 29-36 (auroc); Brier 1950, Mon. Weather Rev. 78, 1-3; Guo et al. 2017,
-arXiv:1706.04599 (ece, temperature); Roelofs et al. 2022, arXiv:2012.08668 (equal mass).
+Sources: Hanley and McNeil 1982, Radiology 143, 29-36 (auroc); Brier 1950, Mon. Weather Rev. 78,
+1-3; Guo et al. 2017, arXiv:1706.04599 (ece, temperature); Roelofs et al. 2022, arXiv:2012.08668.
 """
 
 import math
@@ -34,35 +32,31 @@ def probability_metrics(target_B: Array, p_BK: Array, top_k: int = 5) -> Figures
     target is among the `top_k` classes, of equal ones the lower first, where K > top_k; auroc and
     auprc: of class 1 where K = 2, else of each class against the rest, the mean over those with
     rows on both sides; brier and ece: the formulas above, the bins those of `reliability`."""
-    K, top = p_BK.shape[1], {}
+    K, found = p_BK.shape[1], {}
     target_BK = target_B[:, None] == np.arange(K)
     if top_k < K:
         best_Bk = np.argsort(-p_BK, axis=1, kind="stable")[:, :top_k]
-        top[f"top_{top_k}_accuracy"] = float((best_Bk == target_B[:, None]).any(1).mean())
-    ranks = ranking(target_BK[:, 1], p_BK[:, 1]) if K == 2 else _macro(target_BK, p_BK)
-    brier = float(np.square(p_BK - target_BK).sum(1).mean())
+        found[f"top_{top_k}_accuracy"] = float((best_Bk == target_B[:, None]).any(1).mean())
+    sides = [1] if K == 2 else np.flatnonzero(target_BK.any(0) & ~target_BK.all(0))
+    ranks = [ranking(target_BK[:, k], p_BK[:, k]) for k in sides]
+    for name in ("auroc", "auprc"):
+        found[name] = float(np.mean([each[name] for each in ranks] or math.nan))
     gaps = (r["rows"] * abs(r["confidence"] - r["accuracy"]) for r in reliability(target_B, p_BK))
-    return {**top, **ranks, "brier": brier, "ece": sum(gaps) / len(p_BK)}
+    brier = float(np.square(p_BK - target_BK).sum(1).mean())
+    return found | {"brier": brier, "ece": sum(gaps) / len(p_BK)}
 
 def reliability(target_B: Array, p_BK: Array, bins: int = 15) -> list[Figures]:
-    """Rows, mean confidence (the highest probability) and accuracy of bins of equal mass: rows by
-    rising confidence, cut by np.array_split; at most one bin a row. Rows of equal confidence share
-    their hits evenly before the cut, so that it does not matter which of them fall where."""
+    """Rows, mean confidence (the highest probability) and accuracy of bins of equal mass. Rows of
+    equal confidence share their hits evenly, so that it does not matter which one falls where."""
     score_U, place_B, n_U = np.unique(p_BK.max(1), return_inverse=True, return_counts=True)
     right_U = np.bincount(place_B, p_BK.argmax(1) == target_B) / n_U
     cuts = [np.array_split(np.repeat(x_U, n_U), min(bins, len(p_BK))) for x_U in (score_U, right_U)]
     return [{"rows": len(c), "confidence": float(c.mean()), "accuracy": float(a.mean())}
             for c, a in zip(*cuts, strict=True)]  # fmt: skip
 
-def label_probability_metrics(target_BK: Array, p_BK: Array) -> Figures:
-    """Figures of rows that have any of K labels: auroc and auprc, the mean over the labels with
-    rows on both sides, NaN where none has; brier, the mean over the B x K decisions."""
-    return {**_macro(target_BK, p_BK), "brier": float(np.square(p_BK - target_BK).mean())}
-
 def temperature(target_B: Array, logits_BK: Array) -> float:
     """The T, 0.05 ... 20, of least mean negative log likelihood of softmax(logits / T), convex in
-    1 / T: the bracket of its slope's change of sign is halved on log T. 1.0 where each target has
-    its row's highest logit: perfectly separated rows ask for T = 0, equal logits for none."""
+    1 / T. 1.0 where each target has its row's highest logit: such rows ask for T = 0, or none."""
     z_BK = logits_BK - np.take_along_axis(logits_BK, target_B[:, None], 1)  # loss: log sum e^(b z)
     if z_BK.max() <= 0:
         return 1.0
@@ -91,8 +85,3 @@ def _curve(target_B: Array, score_B: Array) -> tuple[Array, ...]:
     score_U, place_B, n_U = np.unique(score_B, return_inverse=True, return_counts=True)
     h_U = np.bincount(place_B[target_B], minlength=len(score_U))
     return score_U[::-1], np.cumsum(h_U[::-1]), np.cumsum(n_U[::-1])
-
-def _macro(target_BK: Array, p_BK: Array) -> Figures:
-    both = [ranking(t_B, p_B) for t_B, p_B in zip(target_BK.T, p_BK.T, strict=True)
-            if t_B.any() and not t_B.all()]  # fmt: skip
-    return {x: float(np.mean([r[x] for r in both] or math.nan)) for x in ("auroc", "auprc")}

@@ -20,7 +20,7 @@ from torch import Tensor
 from ftcore.cli import CONFIG_FILE
 from ftcore.data import store
 from ftcore.env.run import METRICS, read_metrics
-from ftcore.errors import ConfigError, DataError
+from ftcore.errors import ConfigError
 from ftcore.evaluate.metrics import CLASS_COLUMNS, confusions
 from ftcore.evaluate.probabilities import reliability
 from ftcore.files import write_file
@@ -48,42 +48,29 @@ def metrics_table(results: Mapping[str, Mapping[str, float]]) -> str:
     return table(["metric", *results], rows)
 
 def per_class_table(per_class: Sequence[Mapping[str, Any]], *, max_rows: int = 20) -> str:
-    """Rows of CLASS_COLUMNS, in label order up to `max_rows` classes. Past that the worst are first
-    (lowest F1, then more rows; classes that never occur last), and a line counts the others."""
-    rows, note = list(per_class), ""
-    if (left := len(rows) - max_rows) > 0:
-        rows.sort(key=lambda r: (r["support"] + r["predicted"] == 0, r["f1"], -r["support"]))
-        note = f"\n... {left} of {len(rows)} classes not shown: better, or without rows"
-    cells = ([row[name] for name in CLASS_COLUMNS] for row in rows[:max_rows])
-    return table(CLASS_COLUMNS, cells) + note
+    """The classes that occur, of lowest F1 first, up to so many."""
+    such = (row for row in per_class if row["support"] + row["predicted"])
+    rows = sorted(such, key=lambda row: row["f1"])[:max_rows]
+    return table(CLASS_COLUMNS, (row.values() for row in rows))
 
-def confusion_table(labels: Sequence[str], counts_KP: np.ndarray,
+def confusion_table(labels: Sequence[str], counts_KK: np.ndarray,
                     texts: Mapping[tuple[str, str], str], *, max_pairs: int = 10) -> str:
-    """The most frequent mistakes: rows, their share of the target's, the text of one."""
-    wrong_KP, support_K = counts_KP.copy(), counts_KP.sum(1)
-    np.fill_diagonal(wrong_KP, 0)
-    if not wrong_KP.any():
+    """The most frequent mistakes: target, prediction, rows, their share of the target's rows, and
+    the text of one, from `texts` by target and prediction."""
+    wrong_KK, support_K = counts_KK.copy(), counts_KK.sum(1)
+    np.fill_diagonal(wrong_KK, 0)
+    if not wrong_KK.any():
         return "no mistakes"
-    names = (*labels, "(none of the labels)")
-    pairs = sorted(np.argwhere(wrong_KP).tolist(), key=lambda pair: -wrong_KP[*pair])
-    rows = [(names[k], names[p], wrong_KP[k, p], wrong_KP[k, p] / support_K[k],
-             texts.get((names[k], names[p]), "")) for k, p in pairs]
-    text = table(("target", "predicted", "rows", "of target", "such as"), rows[:max_pairs])
-    if left := rows[max_pairs:]:
-        text += f"\n... {len(left)} more pairs not shown, {sum(row[2] for row in left)} rows in all"
-    return text
+    pairs = sorted(np.argwhere(wrong_KK).tolist(), key=lambda pair: -wrong_KK[*pair])[:max_pairs]
+    rows = [(labels[k], labels[p], wrong_KK[k, p], wrong_KK[k, p] / support_K[k],
+             texts.get((labels[k], labels[p]), "")) for k, p in pairs]
+    return table(("target", "predicted", "rows", "of target", "such as"), rows)
 
-def write_predictions(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
-    """Write one UTF-8 JSON line per row, whole or not at all; returns the number of rows. Raises
-    DataError: a row without "row_id"; CheckpointError: the file cannot be written."""
-    lines = []
-    for row in rows:
-        if "row_id" not in row:
-            raise DataError(f"prediction {len(lines) + 1} for {path} has no row_id: add it")
-        lines.append(json.dumps(_plain(row), ensure_ascii=False, allow_nan=False) + "\n")
+def write_predictions(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write one UTF-8 JSON line per row, whole or not at all. Raises CheckpointError: it cannot."""
+    lines = [json.dumps(_plain(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows]
     # Half a surrogate pair has no UTF-8 form, but its escape is JSON.
-    write_file(Path(path), "".join(lines).encode("utf-8", "backslashreplace"))
-    return len(lines)
+    write_file(path, "".join(lines).encode("utf-8", "backslashreplace"))
 
 def note_opening(run: Path, files: Sequence[str], metrics: Mapping[str, Any]) -> int:
     """Add to RUN/openings.jsonl that test rows were judged; returns how often by now."""
@@ -122,11 +109,10 @@ def read_run(folder: Path) -> Run:
     """Raises ConfigError: it is no run folder."""
     if not (folder / CONFIG_FILE).is_file():
         raise ConfigError(f"{folder} is no run folder: it has no {CONFIG_FILE}")
-    run: dict[str, Any] = {"metrics": read_metrics(folder / METRICS)}
+    run = {"metrics": read_metrics(folder / METRICS), "data": store.read_account(folder / "data")}
     for name in ("run", "plan", "eval", "labels", "certificate"):
         file = folder / f"{name}.json"
         run[name] = json.loads(file.read_bytes()) if file.is_file() else {}
-    run["data"] = store.read_account(folder / "data")
     for name in ("predictions", "base-predictions", "openings"):
         file = folder / f"{name}.jsonl"
         run[name] = [*map(json.loads, file.read_bytes().splitlines())] if file.is_file() else []
@@ -155,10 +141,10 @@ def judged(run: Run) -> dict[str, Any]:
         return {"answers": answers[:: max(1, len(answers) // 20)]}
     target_B, predicted_B = (
         np.array([labels.index(row[key]) for row in rows]) for key in ("label", "predicted"))
-    counts_KP = confusions(target_B, predicted_B, len(labels))
+    counts_KK = confusions(target_B, predicted_B, len(labels))
     bins = reliability(target_B, np.array([row["probabilities"] for row in rows]))
-    is_small = len(labels) <= MOST_CLASSES
-    confusion = {"labels": labels, "counts": counts_KP[:, :-1].tolist()} if is_small else {}
+    is_drawn = len(labels) <= MOST_CLASSES
+    confusion = {"labels": labels, "counts": counts_KK.tolist()} if is_drawn else {}
     return {"answers": [], "confusion": confusion, "reliability": bins}
 
 def flat(tables: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:

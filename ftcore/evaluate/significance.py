@@ -1,8 +1,8 @@
 """How far a figure may be off, and whether two models differ: held-out rows drawn again.
 
-Letters: B rows, C clusters of them, R draws. `Figures` gives the metrics of any rows, by their
-indices, some of them several times. Rows that say nearly the same are one cluster and come and go
-together: taken one by one they would give too narrow an interval. A draw takes C clusters.
+Letters: B rows, C clusters of them, R draws of C clusters. `Figures` gives the metrics of any rows,
+by their indices. Rows that say nearly the same are one cluster and come and go together: taken one
+by one they would give too narrow an interval.
 
     interval    from the 2.5th to the 97.5th percentile of R draws
     p           of a difference d: 2 min(share of d <= 0, share of d >= 0), each draw of both models
@@ -40,13 +40,11 @@ def compare(one: Figures, other: Figures, clusters_B: np.ndarray,
             others_B: np.ndarray | None = None, *, seed: int = 0) -> dict[str, dict[str, float]]:
     """`difference` of each metric, `one` less `other`, of the same rows by two models, or of other
     rows in the clusters others_B; its `low` and `high`, and `p`. Zero between: too few to tell."""
-    mine, found = draws(clusters_B, seed), {}
-    pairs = ((rows, rows) for rows in mine)
-    if others_B is not None:
-        pairs = zip(mine, draws(others_B, seed + 1), strict=True)
-    told = [_less(one(rows), other(others)) for rows, others in pairs]
     theirs_B = clusters_B if others_B is None else others_B
+    mine, theirs = draws(clusters_B, seed), draws(theirs_B, seed + (theirs_B is others_B))
+    told = [_less(one(rows), other(others)) for rows, others in zip(mine, theirs, strict=True)]
     whole = _less(one(np.arange(len(clusters_B))), other(np.arange(len(theirs_B))))
+    found: dict[str, dict[str, float]] = {}
     for name, (low, high) in _ranges(told).items():
         d_R = np.array([each[name] for each in told])
         sides = (1 + (d_R <= 0).sum(), 1 + (d_R >= 0).sum())  # the rows themselves count too

@@ -2,20 +2,20 @@
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property, partial
 from typing import Any
 
 import numpy as np
 import torch
 
 from ftcore.config import Run
-from ftcore.data import columns, compare, dedup
+from ftcore.data import dedup
 from ftcore.data.encode import Split
 from ftcore.data.pack import Encoded, is_pair
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import DataError
 from ftcore.evaluate import probabilities, report, significance
-from ftcore.evaluate.evaluator import JUDGES, Judged, evaluate_answers, evaluate_pairs
+from ftcore.evaluate.evaluator import JUDGES, Judged, evaluate_answers, evaluate_pairs, root_of
 from ftcore.evaluate.report import table
 from ftcore.model.heads import Model
 
@@ -27,35 +27,25 @@ class Results:
     """Of each split what a model says of its rows, the metrics and how far they may be off."""
     seed: int
     judged: dict[str, list[Judged]] = field(default_factory=dict)
-    texts: dict[str, Mapping[str, str]] = field(default_factory=dict)  # by row id
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     predictions: list[dict[str, Any]] = field(default_factory=list)
     tables: list[str] = field(default_factory=list)  # further ones for people
 
     @cached_property
-    def clusters(self) -> dict[str, dict[str, int]]:
-        """By split a number for each row id, the same for rows of nearly the same text."""
-        return {name: clusters(texts) for name, texts in self.texts.items()}
-
-    @cached_property
     def intervals(self) -> dict[str, significance.Intervals]:
         """By split the ends of each figure's interval; once all splits are there."""
         found: dict[str, significance.Intervals] = {name: {} for name in self.judged}
-        for name in found:
-            for each in self.judged[name]:
-                rows_B = clusters_of(each.row_ids, self.clusters[name])
-                found[name] |= significance.intervals(each.figures, rows_B, seed=self.seed)
+        for name, each in self.judged.items():
+            for one in each:
+                found[name] |= significance.intervals(one.figures, one.clusters_B, seed=self.seed)
         return found
-
-    def __str__(self) -> str:
-        return self.against({})
 
     def against(self, base: Mapping[str, Mapping[str, float]]) -> str:
         """For people, each metric with its interval, beside that of the base model if there is."""
         told = []
         for name, mine in self.metrics.items():
             columns = {"base": base[name], "tuned": mine} if name in base else {"value": mine}
-            for end, side in (("low", 0), ("high", 1)):
+            for side, end in enumerate(("low", "high")):
                 columns[end] = {metric: ends[side] for metric, ends in self.intervals[name].items()}
             told.append(f"{name}, with 95% intervals\n{report.metrics_table(columns)}")
         return "\n\n".join([*told, *self.tables])
@@ -70,8 +60,7 @@ class Results:
             if forms[0] != forms[1]:
                 raise DataError(f"{name}: both models must read, and keep, the same test rows")
             for one, two in zip(mine, theirs, strict=True):
-                rows_B = clusters_of(one.row_ids, self.clusters[name])
-                found[name] |= significance.compare(one.figures, two.figures, rows_B,
+                found[name] |= significance.compare(one.figures, two.figures, one.clusters_B,
                                                     seed=self.seed)
             cells = (
                 (metric, self.metrics[name][metric], other.metrics[name][metric], *each.values(),
@@ -109,14 +98,13 @@ class Suite:
     def tests(self, model: Model, splits: Mapping[str, Split]) -> Results:
         results = Results(self.config.env.seed)
         for name, split in splits.items():
-            each = [self._judged(model, split)]
+            results.judged[name] = each = [self._judged(model, split)]
             if split.chats:
                 each.append(evaluate_answers(model, self.tokenizer, split.chats, self.config.eval))
-            results.judged[name], results.texts[name] = each, self._texts(split.documents)
+                each[1].texts = each[0].texts
             results.metrics[name] = {k: v for judged in each for k, v in judged.values.items()}
             results.predictions += [{"split": name, **row} for row in each[-1].rows]
-            results.tables += [f"{name}, {what}\n{shown}"
-                               for what, shown in self._tables(each[0], results.texts[name])]
+            results.tables += [f"{name}, {told}" for told in self._tables(each[0])]
         return results
 
     def gap(self, model: Model, train: Sequence[Encoded], dev: Split) -> str:
@@ -126,11 +114,10 @@ class Suite:
             return ""
         rows = Split(documents=train[: len(dev.documents)])
         one, two = self._judged(model, dev), self._judged(model, rows)
-        alike = [clusters_of(each.row_ids, clusters(self._texts(split.documents)))
-                 for each, split in ((one, dev), (two, rows))]
-        found = significance.compare(one.figures, two.figures, *alike, seed=self.config.env.seed)
-        shown = [name for name in SHOWN if name in found]
-        cells = ((n, two.values[n], one.values[n], *found[n].values()) for n in shown)
+        found = significance.compare(one.figures, two.figures, one.clusters_B, two.clusters_B,
+                                     seed=self.config.env.seed)
+        cells = ((name, two.values[name], one.values[name], *found[name].values())
+                 for name in SHOWN if name in found)
         head = ("metric", "train", "dev", "difference", "low", "high", "p")
         return f"over-fitting, {len(rows.documents)} rows each\n{table(head, cells)}"
 
@@ -148,21 +135,22 @@ class Suite:
             texts[root] = texts.get(root, "") + text
         return texts
 
-    def _tables(self, judged: Judged, texts: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-        """What is told of classes, where the task has them; texts by row id."""
+    def _tables(self, judged: Judged) -> Iterator[str]:
+        """What is told of classes, where the task has them."""
         columns = judged.columns
         if judged.by_class:
-            yield "by class", report.per_class_table(judged.by_class)
-        if judged.confusions_KP is not None:
-            pairs = zip(columns["label"], columns["predicted"], strict=True)
+            yield f"by class\n{report.per_class_table(judged.by_class)}"
+        if judged.confusions_KK is not None:
+            texts, pairs = judged.texts(), zip(columns["label"], columns["predicted"], strict=True)
             such = {pair: texts[id_] for pair, id_ in zip(pairs, judged.row_ids, strict=True)}
-            yield "most confused", report.confusion_table(self.labels, judged.confusions_KP, such)
+            shown = report.confusion_table(self.labels, judged.confusions_KK, such)
+            yield f"most confused\n{shown}"
             if len(self.labels) == 2:
                 is_one_B = np.array(columns["label"], dtype=object) == self.labels[1]
                 score_B = np.array(columns["probabilities"])[:, 1]
                 found = probabilities.threshold_table(is_one_B, score_B)
                 shown = table(found[0], [each.values() for each in found])
-                yield f"thresholds of {self.labels[1]}", shown
+                yield f"thresholds of {self.labels[1]}\n{shown}"
 
     @torch.inference_mode()
     def _judged(self, model: Model, split: Split) -> Judged:
@@ -171,14 +159,6 @@ class Suite:
         judge = JUDGES.get(self.task) or JUDGES[self.config.problem]
         if judge is evaluate_pairs:
             limits["options"] = getattr(self.config, self.task)
-        return judge(model, split, self.labels or self.tokenizer.vocabulary, **limits)
-
-def clusters(texts: Mapping[str, str]) -> dict[str, int]:
-    rows = [columns.Text(row_id, (text,)) for row_id, text in texts.items()]
-    return dict(zip(texts, compare.clusters(rows), strict=True))
-
-def clusters_of(row_ids: Sequence[str], clusters: Mapping[str, int]) -> np.ndarray:
-    return np.array([clusters[root_of(row_id)] for row_id in row_ids])
-
-def root_of(row_id: str) -> str:
-    return row_id.partition(":")[0]
+        judged = judge(model, split, self.labels or self.tokenizer.vocabulary, **limits)
+        judged.texts = cache(partial(self._texts, split.documents))
+        return judged

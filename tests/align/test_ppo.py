@@ -35,7 +35,7 @@ OFF = {
     "clipping": {"clip": 1e6}, "divergence": {"kl_coef": 0.0}, "estimate": {"kl": "k3"},
     "value baseline": {"advantage": "group"}, "value clipping": {"value_clip": 0.0},
     "value loss": {"value_coef": 0.0}, "entropy": {"entropy_coef": 0.1},
-    "warm-up": {"critic_warmup": 1}, "weights": {"loss_over": "answers"}, "stop": {"stop_kl": 1e-9},
+    "warm-up": {"critic_warmup": 1}, "stop": {"stop_kl": 1e-9},
     "leave one out": {"advantage": "leave_one_out"}, "epochs": {"epochs": 1},
 }  # fmt: skip
 
@@ -175,16 +175,6 @@ def test_a_failed_reward_keeps_what_was_trained(make_ppo: Callable[..., PpoLoop]
     with pytest.raises(ppos.TrainingError, match=r"reward .*: StopIteration"):
         loop.train()
     assert loop.checkpoints.latest().step == loop.progress.step == 3
-
-def test_answers_without_a_score_are_left_out(make_ppo: Callable[..., PpoLoop]) -> None:
-    loop = make_ppo("skips", reward={"on_error": "skip"})
-    name, source = next(iter(loop.actor.rewards.sources.items()))
-    loop.actor.rewards.sources[name] = lambda rows: [
-        float("nan") if row["answer"].startswith("a") else score
-        for row, score in zip(rows, source(rows), strict=True)]
-    assert loop.train() == 0
-    assert all(line["ppo/left_out"] > 0 for line in trace(loop) if "ppo/left_out" in line)
-    assert not list(loop.run.path.glob("skipped-step-*"))
 
 def test_one_update_needs_no_scores_before_it(
     make_ppo: Callable[..., PpoLoop], monkeypatch: pytest.MonkeyPatch

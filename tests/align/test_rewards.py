@@ -1,8 +1,6 @@
 """Rewards: what each kind of source says, and what is done where one says nothing usable."""
 
 import json
-import math
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,69 +72,36 @@ def test_sources_are_weighed_and_added(python: Callable) -> None:
     assert scores == [-1.5, -2.0] and parts == {"match": [1, 0], own: [2, 2]}
     assert judged(("match", own), ["yes", "no"], "yes")[0] == [3, 2]
 
-# ---- what fails: a source, what is said of it, and the scores where such answers are skipped -----
+# ---- what fails: a source, and what is said of it ------------------------------------------------
 
-NONE = [None] * 5
 FUNCTIONS = {
-    "raises": ("raise KeyError('lost')", "KeyError: 'lost'", NONE),
-    "divides": ("return [1 / 0]", "ZeroDivisionError: division by zero", NONE),
-    "hangs": ("\n    while True: pass", "Late: no answer within 0.3 s", NONE),
-    "sleeps": ("import time; time.sleep(60)", "Late: no answer within 0.3 s", NONE),
-    "endless": ("while True: yield 1.0", "ValueError: too many numbers for 5 answers", NONE),
+    "raises": ("raise KeyError('lost')", "KeyError: 'lost'"),
+    "divides": ("return [1 / 0]", "ZeroDivisionError: division by zero"),
+    "endless": ("while True: yield 1.0", "ValueError: not one number for each of 5 answers"),
     "endless in C": ("import itertools; return itertools.repeat(1.0)",
-                     "ValueError: too many numbers for 5 answers", NONE),
-    "too few": ("return [1.0] * 4", "ValueError: 4 numbers for 5 answers", NONE),
-    "too many": ("return [1.0] * 6", "ValueError: too many numbers for 5 answers", NONE),
-    "nothing": ("return None", "TypeError: 'NoneType' object is not iterable", NONE),
-    "one number": ("return 1.0", "TypeError: 'float' object is not iterable", NONE),
-    "words": ("return ['good'] * 5", "ValueError: could not convert string to float", NONE),
-    "a list": ("return [[1.0]] * 5", "TypeError: float() argument must be", NONE),
-    "nan": ("return [0, float('nan'), 2, 3, 4]", "a score that is not finite", [0, None, 2, 3, 4]),
-    "inf": ("return [float('-inf'), 1, 2, 3, 4]", "a score that is not finite", [None, 1, 2, 3, 4]),
+                     "ValueError: not one number for each of 5 answers"),
+    "too few": ("return [1.0] * 4", "ValueError: not one number for each of 5 answers"),
+    "too many": ("return [1.0] * 6", "ValueError: not one number for each of 5 answers"),
+    "nothing": ("return None", "TypeError: 'NoneType' object is not iterable"),
+    "one number": ("return 1.0", "TypeError: 'float' object is not iterable"),
+    "words": ("return ['good'] * 5", "ValueError: could not convert string to float"),
+    "a list": ("return [[1.0]] * 5", "TypeError: float() argument must be"),
+    "nan": ("return [0, float('nan'), 2, 3, 4]", "ValueError: not finite for the answer '{"),
+    "inf": ("return [float('-inf'), 1, 2, 3, 4]", "ValueError: not finite for the answer '{"),
 }
 
-@pytest.mark.parametrize(("body", "why", "kept"), FUNCTIONS.values(), ids=FUNCTIONS)
-def test_a_function_that_fails_stops_the_run_or_is_skipped(
-    body: str, why: str, kept: list[float | None], python: Callable
-) -> None:
-    assert_fails(python(body), why, kept, timeout_s=0.3)
-
-def assert_fails(name: str, why: str | None, kept: list[float | None], **limits: Any) -> None:
-    started = time.perf_counter()
-    if why is not None:
-        with pytest.raises(TrainingError) as failed:
-            judged((name, "match"), **limits)
-        said = str(failed.value)
-        assert said.startswith(f"reward {name}: {why}")
-        first, count = kept.index(None), kept.count(None)
-        assert f"; the first of {count} answers is {ANSWERS[first]!r}: mend it, or" in said
-        assert said.endswith("mend it, or --reward.on-error skip")
-    scores, parts = judged((name, "match"), on_error="skip", **limits)
-    match = [1, 0, 0, 0, 0]  # which is not lost
-    assert parts["match"] == match
-    assert [None if math.isnan(x) else x for x in parts[name]] == kept
-    wanted = [None if x is None else x + y for x, y in zip(kept, match, strict=True)]
-    assert [None if math.isnan(x) else x for x in scores] == wanted
-    assert time.perf_counter() - started < 2 * limits["timeout_s"] + 10
-
-@pytest.mark.parametrize("deaf", [
-    "while True:\n        try:\n            time.sleep(9)\n        except Exception:\n"
-    "            pass",
-    "try:\n        time.sleep(99)\n    except TimeoutError:\n        return [1.0] * len(rows)",
-])  # fmt: skip
-def test_a_function_that_does_not_listen_is_stopped(deaf: str, python: Callable) -> None:
-    with pytest.raises(TrainingError, match="Late: no answer within 0.3 s"):
-        judged(python(deaf, head="import time"), timeout_s=0.3)
+@pytest.mark.parametrize(("body", "why"), FUNCTIONS.values(), ids=FUNCTIONS)
+def test_a_function_that_fails_stops_the_run(body: str, why: str, python: Callable) -> None:
+    name = python(body)
+    with pytest.raises(TrainingError) as failed:
+        judged((name, "match"))
+    said = str(failed.value)
+    assert said.startswith(f"reward {name}: {why}") and said.endswith(": mend it, then resume")
 
 def test_a_target_that_is_no_command_is_named() -> None:
     said = "reward command:intent: DataError: target 'yes' is not a JSON object with a text field"
     with pytest.raises(TrainingError, match=said):
         judged("command:intent", ["no"], "yes")
-
-def test_the_clock_is_put_back(python: Callable) -> None:
-    """Nothing rings once a source has answered."""
-    assert judged(python("return [1.0]"), ["a"], timeout_s=0.2)[0] == [1]
-    time.sleep(0.3)
 
 # ---- what is no source ---------------------------------------------------------------------------
 
@@ -173,8 +138,7 @@ def test_a_file_may_hold_what_python_files_hold(python: Callable) -> None:
 FILES = {
     "no file": ("python:{0}/none.py:f", "No such file or directory"),
     "no name": ("python:{0}/own.py", "write python:FILE.py:NAME"),
-    "no such name": ("python:{0}/own.py:g", "has no attribute 'g'"),
-    "no Python": ("python:{0}/own.txt:f", "is no Python file: write python:FILE.py:NAME"),
+    "no such name": ("python:{0}/own.py:g", "holds no such function: write python:FILE.py:NAME"),
     "does not parse": ("python:{0}/bad.py:f", "invalid syntax"),
     "lacks a module": ("python:{0}/lacks.py:f", "No module named 'no_such_module'"),
     "raises": ("python:{0}/raises.py:f", "division by zero"),
@@ -183,7 +147,7 @@ FILES = {
 
 @pytest.mark.parametrize(("name", "why"), FILES.values(), ids=FILES)
 def test_a_source_that_cannot_be_opened_is_refused(name: str, why: str, tmp_path: Path) -> None:
-    texts = {"own.py": "f = len", "own.txt": "f = len", "bad.py": "f = = 1", "raises.py": "1 / 0"}
+    texts = {"own.py": "f = len", "bad.py": "f = = 1", "raises.py": "1 / 0"}
     for file, text in {**texts, "lacks.py": "import no_such_module"}.items():
         (tmp_path / file).write_text(text, "utf-8")
     said = refusal(name := name.format(tmp_path))

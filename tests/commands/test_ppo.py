@@ -18,7 +18,7 @@ from tests.commands.conftest import EXACT, SCRIPTS
 
 Run = Callable[..., tuple[dict[str, Any], str]]
 LOGGED = {
-    *("reward", "score", "length", "ended", "left_out", "kl", "kl_exact", "kl_k1", "kl_k3"),
+    *("reward", "score", "length", "ended", "kl", "kl_exact", "kl_k1", "kl_k3"),
     *("kl_coef", "explained_variance", "policy_loss", "value_loss", "entropy", "approx_kl"),
     *("clip_frac", "updates"),
 }
@@ -71,7 +71,7 @@ def test_it_runs_and_leaves_what_it_says(
         parts = sum(line[name] for name in line if name.startswith("reward/"))
         assert parts == pytest.approx(line["ppo/reward"]) == line["ppo/score"]
         assert 1 <= line["ppo/length"] <= 6 and 0 <= line["ppo/ended"] <= 1
-        assert line["ppo/updates"] == (8 if task == "ppo" else 2) and line["ppo/left_out"] == 0
+        assert line["ppo/updates"] == (8 if task == "ppo" else 2)
         assert all(math.isfinite(value) for value in line.values())
     first, last = lines[0], lines[-1]
     assert first["ppo/kl"] == first["ppo/kl_k3"] == 0 < last["ppo/kl_exact"] < last["ppo/kl"]
@@ -196,16 +196,11 @@ def test_a_prompt_must_leave_room(ppo: list[str], files: dict[str, str], run: Ru
     Path("long.jsonl").write_text("\n".join(lines))
     words = [*ppo, "--data.train", "long.jsonl"]
     said = told(*words)
-    assert "its prompt has " in said and "250 leave room to answer" in said
-    assert "long.jsonl" in said and ": --data.over-length drop" in said
-    summary, printed = run("train", *words, "--data.over-length", "drop")
-    assert "prompts left out: 1 of 17, too long or not to be rendered" in printed
+    assert "long.jsonl" in said and "its prompt has " in said
+    mend = ("--data.max-length", "250", "--data.over-length", "drop")
+    assert said.rstrip().endswith(f"no room to answer: {' '.join(mend)}")
+    summary, _ = run("train", *words, *mend)
     assert summary["steps"] == 2
-
-def test_none_may_be_left(ppo: list[str], told: Callable[..., str]) -> None:
-    words = ("--rollout.max-new-tokens", "250", "--data.over-length", "drop")
-    said = told(*ppo, *words)
-    assert "none of the 16 prompts leaves room for an answer" in said
 
 def test_a_reward_that_fails_ends_the_run_and_can_be_mended(
     ppo: list[str], run: Run, capsys: pytest.CaptureFixture[str]
@@ -216,20 +211,11 @@ def test_a_reward_that_fails_ends_the_run_and_can_be_mended(
     words = without(ppo, "--data.dev")
     assert SCRIPTS["train"].main(words) == 2
     said = capsys.readouterr().err
-    assert "error: reward python:" in said and "RuntimeError: no luck; the first of 8" in said
-    assert "Traceback" not in said and "--reward.on-error skip" in said
+    assert "error: reward python:" in said and "RuntimeError: no luck: mend it, then resume" in said
+    assert "Traceback" not in said
     own.write_text(works)
     summary, _ = run("train", "--resume", "runs/run")
     assert summary["steps"] == 2
-
-def test_a_reward_that_never_answers_may_be_skipped_until_none_is_left(
-    ppo: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    Path("own.py").write_text("def score(rows):\n    return [float('nan')] * len(rows)\n")
-    words = [*without(ppo, "--data.dev"), "--reward.on-error", "skip"]
-    assert SCRIPTS["train"].main(words) == 2
-    said = capsys.readouterr().err
-    assert "error: no answer of this iteration has a score: mend the rewards" in said
 
 # ---- a reward model as a reward ------------------------------------------------------------------
 

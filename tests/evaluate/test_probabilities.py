@@ -14,7 +14,6 @@ from scipy import optimize, special
 from sklearn import metrics as sk
 
 from ftcore.evaluate.probabilities import (
-    label_probability_metrics,
     probability_metrics,
     ranking,
     reliability,
@@ -114,17 +113,6 @@ def test_classes_equal_sklearn(K: int) -> None:
         elif has_top:
             expected["top_1_accuracy"] = (p_BK.argmax(1) == target_B).mean()
         assert found == close(expected)
-
-def test_several_labels_equal_sklearn() -> None:
-    rng = np.random.default_rng(0)
-    for _ in range(300):
-        B, K, levels = rng.integers(1, 40), rng.integers(1, 7), rng.choice([2, 9, 10**9])
-        target_BK = rng.random((B, K)) < rng.choice([0.0, 0.1, 0.5, 1.0], K)
-        p_BK = rng.integers(0, levels + 1, (B, K)) / levels
-        brier = np.mean([sk.brier_score_loss(t_B, p_B, pos_label=True, labels=[False, True])
-                         for t_B, p_B in zip(target_BK.T, p_BK.T, strict=True)])  # fmt: skip
-        expected = {**sklearn_macro(target_BK, p_BK), "brier": brier}
-        assert label_probability_metrics(target_BK, p_BK) == close(expected)
 
 def test_the_order_of_the_rows_does_not_matter() -> None:
     rng = np.random.default_rng(0)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from ftcore.errors import CheckpointError, DataError
-from ftcore.evaluate.metrics import OUTSIDE, by_class, class_totals, confusions
+from ftcore.errors import CheckpointError
+from ftcore.evaluate.metrics import by_class, class_totals, confusions
 from ftcore.evaluate.report import (
     confusion_table,
     json_line,
@@ -49,42 +49,37 @@ def test_metrics_table_has_a_column_per_result() -> None:
 def ladder(num_labels: int) -> list[dict]:
     """Class k has k + 1 rows, all right but one, which is taken for class 0."""
     pairs = [(k, p) for k in range(num_labels) for p in [0] + [k] * k]
-    counts_KP = confusions(*np.array(pairs).T, num_labels)
-    return by_class([f"c{k:02}" for k in range(num_labels)], class_totals(counts_KP))
+    counts_KK = confusions(*np.array(pairs).T, num_labels)
+    return by_class([f"c{k:02}" for k in range(num_labels)], class_totals(counts_KK))
 
-def test_per_class_in_label_order_while_it_fits() -> None:
-    lines = per_class_table(ladder(20)).split("\n")
-    assert [line.split()[0] for line in lines] == ["label", *(f"c{k:02}" for k in range(20))]
-
-def test_per_class_worst_first_when_it_does_not_fit() -> None:
+def test_per_class_worst_first() -> None:
     rows = ladder(30)
     absent = {"label": "absent", "precision": 0, "recall": 0, "f1": 0, "support": 0, "predicted": 0}
     lines = per_class_table([absent, *rows]).split("\n")
-    shown = [line.split()[0] for line in lines[1:-1]]
+    shown = [line.split()[0] for line in lines[1:]]
     assert shown == [row["label"] for row in sorted(rows, key=lambda row: row["f1"])][:20]
-    assert lines[-1] == "... 11 of 31 classes not shown: better, or without rows"
 
-def test_confusion_table_counts_pairs_and_what_it_hides() -> None:
-    labels, predicted = ("cat", "dog", "eel"), [1, 1, 0, 2, 0, OUTSIDE, OUTSIDE]
-    counts_KP = confusions(np.array([0, 0, 0, 0, 1, 2, 2]), np.array(predicted), 3)
+def test_confusion_table_counts_pairs() -> None:
+    labels, predicted = ("cat", "dog", "eel"), [1, 1, 0, 2, 0, 1, 1]
+    counts_KK = confusions(np.array([0, 0, 0, 0, 1, 2, 2]), np.array(predicted), 3)
     said = {("cat", "dog"): "it barks"}
-    lines = confusion_table(labels, counts_KP, said, max_pairs=2).split("\n")
+    lines = confusion_table(labels, counts_KK, said, max_pairs=2).split("\n")
     assert [line.split() for line in lines[1:3]] == [
         ["cat", "dog", "2", "0.5000", "it", "barks"],
-        ["eel", "(none", "of", "the", "labels)", "2", "1.0000"],
+        ["eel", "dog", "2", "1.0000"],
     ]
-    assert lines[3] == "... 2 more pairs not shown, 2 rows in all"
-    assert len(confusion_table(labels, counts_KP, {}).split("\n")) == 5
+    assert len(lines) == 3
+    assert len(confusion_table(labels, counts_KK, {}).split("\n")) == 5
 
 def test_confusion_table_without_mistakes() -> None:
-    counts_KP = confusions(np.array([0, 1]), np.array([0, 1]), 2)
-    assert confusion_table(("a", "b"), counts_KP, {}) == "no mistakes"
+    counts_KK = confusions(np.array([0, 1]), np.array([0, 1]), 2)
+    assert confusion_table(("a", "b"), counts_KK, {}) == "no mistakes"
 
 def test_predictions_come_back_equal(tmp_path: Path) -> None:
     path = tmp_path / "predictions.jsonl"
     texts = ["caf\u00e9", "two\nlines", "\u2028", "\U0001f600", "\ud83d", "\x00"]
     rows = [{"row_id": str(i), "text": text, "right": i > 2} for i, text in enumerate(texts)]
-    assert write_predictions(path, rows) == 6
+    write_predictions(path, rows)
     text = path.read_text(encoding="utf-8")
     assert [json.loads(line) for line in text.rstrip("\n").split("\n")] == rows
     assert "caf\u00e9" in text
@@ -105,8 +100,6 @@ def test_a_failure_midway_leaves_the_old_file_and_nothing_else(tmp_path: Path) -
 
     with pytest.raises(KeyboardInterrupt):
         write_predictions(path, stopped())
-    with pytest.raises(DataError, match="prediction 2 for .* has no row_id"):
-        write_predictions(path, [{"row_id": "x"}, {"text": "y"}])
     with pytest.raises(TypeError):
         write_predictions(path, [{"row_id": object()}])
     assert path.read_bytes() == before
