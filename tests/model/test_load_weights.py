@@ -14,7 +14,7 @@ from huggingface_hub import save_torch_state_dict
 from safetensors.torch import load_file, save_file
 
 from ftcore.errors import ModelError
-from ftcore.model.families import FOLDER, RULES, family_named, family_names
+from ftcore.model.families import FOLDER, NAMES, RULES, family_named
 from ftcore.model.load import INDEX, SINGLE, load_model, save_model, stored_tensors
 from ftcore.model.transformer import ModelSpec
 
@@ -225,12 +225,12 @@ def test_loaded_tensors_are_not_the_file(folder) -> None:
 
 def test_every_file_is_a_family_and_is_shipped() -> None:
     """And says nothing that nobody reads: its rules are those there are, its fields the spec's."""
-    known = [family_named(name) for name in family_names()]
-    assert [family.name for family in known] == family_names() and len(known) >= 12
+    known = [family_named(name) for name in NAMES]
+    assert [family.name for family in known] == NAMES and len(known) >= 12
     assert {rule for family in known for rule in family.rules} == RULES.keys()
     fields = {field.name for field in dataclasses.fields(ModelSpec)}
     assert all({*family.switches, *family.keys} <= fields for family in known)
     project = tomllib.loads((FOLDER.parents[2] / "pyproject.toml").read_text(encoding="utf-8"))
     globs = project["tool"]["setuptools"]["package-data"]["ftcore.model.families"]
     shipped = {path.stem for glob in globs for path in FOLDER.glob(glob)}
-    assert shipped == {*family_names(), "_common"}
+    assert shipped == {*NAMES, "_common"}

@@ -240,7 +240,7 @@ def assert_refused(model: Model, folder: Path, message: str) -> None:
         ({"use_dora": True, "rank_pattern": {"q_proj": 8}}, "use_dora = True.*; rank_pattern = "),
         ({"peft_type": "IA3"}, "peft_type = 'IA3' must be 'LORA'"),
         ({"bias": "lora_only"}, "bias = 'lora_only' must be 'none'"),
-        ({"init_lora_weights": "pissa"}, "'pissa' changes the base: convert to plain LoRA"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights = 'pissa' must be True"),
         ({"r": "4"}, "r = '4', lora_alpha = 6, lora_dropout = 0.0 must be numbers"),
         ({"lora_dropout": 1.5}, r"lora_dropout = 1.5 must be numbers: .*, in \[0, 1\)"),
     ],

@@ -21,6 +21,7 @@ from ftcore.errors import ModelError
 from ftcore.model.transformer import ModelSpec
 
 FOLDER = Path(__file__).parent
+NAMES = sorted(path.stem for path in FOLDER.glob("[!_]*.toml"))
 Fields = dict[str, Any]  # of the spec
 Older = tuple[str, float]  # the key of older files for a number, and what it is without one
 
@@ -30,15 +31,15 @@ TURNED = "partial_rotary_factor"
 def read_value(config: dict, key: str, default: Any = int, null_is_none: bool = False) -> Any:
     """One value of a config.json, of the type of the default, which stands for a missing key or
     null; a type: there is none; None: None or an integer. With `null_is_none` null is None.
-    ModelError: missing, of another type, a float that is negative or not finite, an integer out of
-    [1, 10,000,000]: a hostile file cannot ask for 2^60 rows."""
+    ModelError: missing, of another type, out of range: a hostile file cannot ask for 2^60 rows."""
+    kind = default if isinstance(default, type) else type(default)
     if (value := config.get(key)) is None:
         if default is None or (null_is_none and key in config):
             return None
-        value = None if isinstance(default, type) else default
-    if isinstance(default, bool):
+        value = None if default is kind else default
+    if kind is bool:
         return bool(value)
-    if isinstance(default, float) or default is float:
+    if kind is float:
         if type(value) not in (int, float) or not 0 <= value < math.inf:
             raise ModelError(f"config.json: {key} = {value!r}: must be a finite number >= 0")
         return float(value)
@@ -54,8 +55,8 @@ def read_rope(config: dict, base: Older = ("rope_theta", 1e4),
     if kind not in (None, "default", "linear", "llama3"):
         what = f"config.json: rope_type = {kind!r}: only default, linear and llama3 are known"
         raise ModelError(f"{what}. Set it to default: it serves up to the length before scaling.")
-    rope = {"rope_theta": config.get(base[0]), **rope}
-    fields: Fields = {"rope_theta": read_value(rope, "rope_theta", base[1])}
+    fields = {"rope_theta": read_value({"rope_theta": config.get(base[0]), **rope}, "rope_theta",
+                                       base[1])}
     if kind in ("linear", "llama3"):
         fields["rope_factor"] = read_value(rope, "factor", float)
     if kind == "llama3":
@@ -99,11 +100,9 @@ def read_windows(config: dict, key: str = "sliding_window", default: int = 4096,
         raise ModelError(f"config.json: layer_types = {types}: {must}")
     return {"windows": tuple(window if kind == WINDOWED else 0 for kind in types)}
 
-def read_gemma(config: dict) -> Fields:
-    if config.get("use_bidirectional_attention"):
-        raise ModelError("config.json: use_bidirectional_attention: only a causal Gemma is known")
-    scale = read_value(config, "query_pre_attn_scalar", 256) ** -0.5
-    return {"embedding_scale": read_value(config, "hidden_size") ** 0.5, "attention_scale": scale}
+def read_powers(config: dict, **powers: tuple[str, int, float]) -> Fields:
+    """Fields that are a power of a value: (key, default, exponent)."""
+    return {name: read_value(config, *key) ** power for name, (*key, power) in powers.items()}
 
 def read_pooling(config: dict) -> Fields:
     if (pooling := config.get("classifier_pooling", "cls")) not in ("cls", "mean"):
@@ -118,7 +117,7 @@ def read_padded_positions(config: dict) -> Fields:
 
 RULES: Mapping[str, Callable[..., Fields]] = {
     "rope": read_rope, "two_ropes": read_two_ropes, "windows": read_windows,
-    "gemma": read_gemma, "pooling": read_pooling, "padded_positions": read_padded_positions}
+    "powers": read_powers, "pooling": read_pooling, "padded_positions": read_padded_positions}
 
 @dataclass(frozen=True)
 class Family:
@@ -138,8 +137,8 @@ class Family:
         """Read a config.json. Raises ModelError: a value missing or out of range, sizes that do not
         fit each other, or a setting that the family does not have."""
         for key, value in self.fixed.items():
-            if config.get(key, value) != value:
-                raise ModelError(f"config.json: {key} = {config[key]!r}: only {value!r} is known")
+            if (found := config.get(key, value)) != value and (found or value):  # null is false
+                raise ModelError(f"config.json: {key} = {found!r}: only {value!r} is known")
         settings = {name: read_value(config, *key) for name, key in self.keys.items()}
         settings |= self.switches
         for rule, options in self.rules.items():
@@ -190,21 +189,17 @@ class Family:
         """The HF tensor of ours; undoes `split`."""
         rows = parts[0]
         if len(parts) > 1:
-            num_blocks = num_heads if self.fused_by_head else 1
-            blocks = [part.unflatten(0, (num_blocks, -1)) for part in parts]
-            rows = torch.stack(blocks, dim=1).flatten(0, 2)
+            blocks = num_heads if self.fused_by_head else 1
+            rows = torch.stack([p.unflatten(0, (blocks, -1)) for p in parts], 1).flatten(0, 2)
         return rows.t() if matches(hf_name, self.transposed) else rows
 
 def matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
-def family_names() -> list[str]:
-    return sorted(path.stem for path in FOLDER.glob("[!_]*.toml"))
-
 def family_named(model_type: str, task: str = "", *, where: str = "config.json") -> Family:
     """MODEL_TYPE.toml as a family, with the head of a task. ModelError: it is not known here."""
-    if model_type not in family_names():
-        what = f"{where}: model_type is {model_type!r}; this code knows {', '.join(family_names())}"
+    if model_type not in NAMES:
+        what = f"{where}: model_type is {model_type!r}; this code knows {', '.join(NAMES)}"
         raise ModelError(f"{what}. Convert it to one of these, or add it to ftcore/model/families.")
     tables = _tables(model_type)
     trunk, head, keys, tagger = (tables.pop(p, {}) for p in ("trunk", "head", "keys", "tagger"))
