@@ -4,8 +4,7 @@
 
 tyro types and checks the flags against the run class of the task (`ftcore/config.py`), shows help
 and names the nearest option for an unknown one. A resolved configuration is written as TOML with
-the origin of each value behind it; running from that file repeats the run.
-"""
+the origin of each value behind it; running from that file repeats the run."""
 
 import json
 import tomllib
@@ -54,7 +53,7 @@ def parse(argv: Sequence[str], *, script: str = "train.py") -> Command:
     if not words and "assistant" in presets().get(task, {}):  # the embedded default of the task
         words = ["--preset", "assistant"]
     preset, file = take_value(words, "--preset"), take_value(words, "--config")
-    layers: list[tuple[str, list[str]]] = []
+    layers = []
     if preset is not None:
         recipes = presets().get(task, {})
         recipe = recipes[known(f"{task} --preset", preset, recipes)]

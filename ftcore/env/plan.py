@@ -1,8 +1,7 @@
 """What a run will do, said before it does it: steps, tokens, memory.
 
 The memory of a step is counted, not estimated: its forward and backward passes run on tensors that
-have sizes and no values, so all that autograd saves and all that operations make is seen.
-"""
+have sizes and no values, so all that autograd saves and all that operations make is seen."""
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack

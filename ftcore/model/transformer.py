@@ -9,8 +9,7 @@ is_parallel (GPT-NeoX)      h = h + attn(norm(h)) + mlp(norm(h));  out = norm(h)
 output_norms (Gemma)        h = h + norm(attn(norm(h)));  h = h + norm(mlp(norm(h)));  out = norm(h)
 
 A family (families/) turns a `config.json` into a `ModelSpec` and back; the rest reads that alone.
-Sub-module names are those of the HF Llama layout; the families map other names onto them.
-"""
+Sub-module names are those of the HF Llama layout; the families map other names onto them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -236,8 +235,7 @@ class Block(nn.Module):
 
 class Transformer(Layer):
     """Embeddings, L blocks and the final norm: tokens in, hidden states out. `recompute`: layers of
-    which the backward pass computes what it needs again (kernels/recompute); selective: every
-    second one but the last."""
+    which the backward pass computes what it needs again; selective: every second but the last."""
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
@@ -276,15 +274,10 @@ class Transformer(Layer):
 
     def forward(self, tokens_N: Tensor, positions_N: Tensor, types_N: Tensor, docs: Docs,
                 attends: Sequence[Attend] | None = None, rows_M: Tensor | None = None) -> Tensor:
-        """Hidden states of every token, or of those that are asked for: h_MC, compute dtype.
-
-        tokens_N        int64 ids in [0, V)
-        positions_N     int64, restarting at 0 in every document
-        types_N         int64 segment of each token; unread where the family has no segments
-        attends         one per layer while generating (generate.py), else None
-        rows_M          int64 rows of the stream, which the last layer computes alone; None: all
-        raises          ModelError: a document is longer than the learned positions
-        """
+        """h_MC, hidden states of every token, or of the int64 rows_M of the stream, which the last
+        layer then computes alone. positions_N restart at 0 in every document; types_N are its
+        segments, if the family has them; `attends` has one for each layer while generating
+        (generate.py). Raises ModelError: a document is longer than the learned positions."""
         if self.embed_positions is not None and max(docs.lengths) > self.spec.max_positions:
             most = f"the model has positions for {self.spec.max_positions}: cut it or split it"
             raise ModelError(f"a document has {max(docs.lengths)} tokens, {most}")
@@ -294,9 +287,9 @@ class Transformer(Layer):
         if attends is None and tokens_N.device.type == "cpu":
             # cost: products of few sizes are compiled once. The rows added are copies of the first
             # token that belong to no document, and nobody reads them.
-            filling, inputs = docs.num_rows - N, (tokens_N, positions_N, types_N)
-            filled = (torch.cat([x_N, x_N[:1].expand(filling)]) for x_N in inputs)
-            tokens_N, positions_N, types_N = filled
+            tokens_N, positions_N, types_N = (
+                torch.cat([x_N, x_N[:1].expand(docs.num_rows - N)])
+                for x_N in (tokens_N, positions_N, types_N))
             rows_M = rows_M if rows_M is None else F.pad(rows_M, (0, rounded(M) - M))
         h_NC = self.embed(tokens_N, positions_N, types_N)
         L, is_training = len(self.layers), self.training and torch.is_grad_enabled()

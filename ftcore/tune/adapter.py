@@ -14,8 +14,7 @@ Of modules that HF keeps as one and we keep apart, each of k parts has factors o
     A = [A_1; A_2; ..]   (k R, C)     B = B_i in the rows of part i and the columns of A_i, else 0
 
 so B A is B_i A_i in the rows of part i: the same update, of rank k R (R of a part, C input width);
-alpha grows so that the scale stays. In a file of peft's all parts share one A.
-"""
+alpha grows so that the scale stays. In a file of peft's all parts share one A."""
 
 import hashlib
 import json
@@ -267,17 +266,15 @@ def load_base(path: str, **how: Any) -> LoadedModel:
 def load_artifact(run: Path, *, base: str, kind: TaskKind, dtype: torch.dtype) -> LoadedModel:
     """The trained model of a finished run; a LoRA run's adapter is put on its base model, `base`.
     Raises ModelError: the run has left neither, or its files are damaged."""
-    saved, adapter = run / MODEL, run / ADAPTER
-    if saved.is_dir():
-        return load_model(saved, task=kind.model_task, dtype=dtype)
-    if not adapter.is_dir():
+    if (run / MODEL).is_dir():
+        return load_model(run / MODEL, task=kind.model_task, dtype=dtype)
+    if not (run / ADAPTER).is_dir():
         what = f"{run}: has neither {MODEL}/ nor {ADAPTER}/, so the run has not finished"
         raise ModelError(f"{what}; continue it with: python train.py --resume {run}")
-    labels = read_labels(run)
     loaded = load_base(
-        base, task=kind.model_task, dtype=dtype, num_labels=len(labels or ()) or None,
+        base, task=kind.model_task, dtype=dtype, num_labels=len(read_labels(run) or ()) or None,
         generator=torch.Generator())  # draws the head that the adapter then replaces
-    load_adapter(loaded.model, adapter, family=loaded.family)
+    load_adapter(loaded.model, run / ADAPTER, family=loaded.family)
     loaded.model.eval()
     return loaded
 

@@ -4,8 +4,7 @@ A step of a small model is thousands of kernels, which take less time than Pytho
 graph holds for sizes, so streams are filled up: the tokens by one document of weight 0, the scored
 rows by its last row, the tables of tiles by copies of their cheapest. The first micro-batch of some
 sizes is computed as ever, the second captured; from then on they are replayed: the same kernels
-over the same places, into which a batch is written.
-"""
+over the same places, into which a batch is written."""
 
 import logging
 from collections.abc import Callable, Hashable, Iterator, Sequence

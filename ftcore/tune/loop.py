@@ -1,14 +1,12 @@
 """The training loop, by hand.
 
     for each step:  rows -> a share for each core -> streams -> loss sums / the step's weight
-                    -> backward -> gradients of all shares
-                    -> norm -> clip -> AdamW -> log -> evaluate -> save
+                    -> backward -> norm -> clip -> AdamW -> log -> evaluate -> save
 
 A step is a pure function of the state before it: its rows come from (seed, step), its dropout
 noise from (seed, step, micro-step), its rate from the step. So a resumed run is bit-equal to one
 never killed. A step whose loss or gradient is not finite is not applied. Its rows and the first bad
-gradient are named, but where the loss scale of fp16 finds its height. Too many end the run.
-"""
+gradient are named, but where the loss scale of fp16 finds its height. Too many end the run."""
 
 import math
 import time
@@ -24,14 +22,14 @@ from tqdm import tqdm
 
 from ftcore.config import Run
 from ftcore.data.pack import Encoded, StepRows, collate, lengths, pack, split, tokens, total_weight
-from ftcore.env.compute import LossScale, peak_bytes, seed_noise
+from ftcore.env.compute import LossScale, derived, peak_bytes
 from ftcore.env.run import RunFolder, StopFlag
 from ftcore.errors import CheckpointError, SaveError, TrainingError
 from ftcore.model.heads import Model
 from ftcore.tune.checkpoint import Checkpoints, Loaded, load
 from ftcore.tune.freeze import rates_of
 from ftcore.tune.graphs import GRAIN, Graphs
-from ftcore.tune.optim import AdamW, label, learning_rate
+from ftcore.tune.optim import AdamW, learning_rate
 from ftcore.tune.task import Task, passes, token_labels
 from ftcore.tune.workers import Workers
 
@@ -72,18 +70,18 @@ class Loop:
         self.scale = LossScale() if torch.float16 in dtypes else None
         self.remembered = {"progress": self.progress}  # its fields stand in every checkpoint
         self.remembered |= {"loss_scale": self.scale} if self.scale else {}
-        trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         longest = np.sort(lengths(self.documents))[-optim.batch_size :]
         # what draws or is made may read any row
         is_fixed = self.reads_rows and self.draw is None and self.device.type == "cpu"
         rows = rows_read(self.model, self.documents) if is_fixed else {}
         self.model.trunk.embed_tokens.sparse = bool(rows)
         self.optimizer = AdamW(
-            trained.items(), optim, rates=rates_of(self.model, optim), rows=rows,
+            [(name, p) for name, p in self.model.named_parameters() if p.requires_grad], optim,
+            rates=rates_of(self.model, optim), rows=rows,
             accumulates=int(longest.sum()) > loop.micro_batch_tokens or not self.reads_rows)
-        is_graphed = self.device.type == "cuda" and self.task is token_labels
         trunk = self.model.trunk  # what computes again reads the state of the noise
-        is_graphed &= trunk.recompute == "none" and trunk.spec.max_positions >= GRAIN
+        is_graphed = (self.device.type == "cuda" and self.task is token_labels
+                      and trunk.recompute == "none" and trunk.spec.max_positions >= GRAIN)
         mine = partial(passes, self.task, self.model)
         self.graphs = Graphs(mine, self.optimizer, self.device) if is_graphed else None
 
@@ -126,9 +124,9 @@ class Loop:
                 if is_due or exit_code or self._is_out_of_patience():
                     self._save()
                 if is_stuck:
-                    what = f"{progress.skipped_in_a_row} steps in a row were not applied"
-                    mend = "lower optim.lr, take fp32, or mend the rows"
-                    raise TrainingError(f"{what}: see {self.run.path}/skipped-step-N.json; {mend}")
+                    raise TrainingError(
+                        f"{progress.skipped_in_a_row} steps in a row were not applied: see"
+                        f" {self.run.path}/skipped-step-N.json; lower optim.lr, or mend the rows")
                 if self.checkpoints.failed_in_a_row >= MAX_FAILED_SAVES:
                     what = "stopped, since checkpoints cannot be saved: mend that, then continue"
                     raise SaveError(f"{what} with: python train.py --resume {self.run.path}")
@@ -163,7 +161,7 @@ class Loop:
         streams = pack([len(d) for d in mine], self.config.loop.micro_batch_tokens)
         self.optimizer.zero_grad()
         for micro_step, stream in enumerate(streams):
-            seed_noise(self.seed, step, micro_step * shares + share)
+            torch.manual_seed(derived(self.seed, step, micro_step * shares + share))  # of dropout
             packed, factor = [mine[i] for i in stream], loss_scale / weight
             if self.graphs:
                 loss += self.graphs(packed, factor).item()
@@ -192,13 +190,12 @@ class Loop:
         is_finite = math.isfinite(loss) and math.isfinite(grad_norm)
         if self.scale:
             self.scale.update(is_finite)
+        progress.skipped_steps += not is_finite
         if is_finite:
             progress.skipped_in_a_row = 0
             clip = min(1.0, optim.max_grad_norm / (grad_norm + 1e-6))
             workers.apply(rate, clip / scale)
-        else:
-            progress.skipped_steps += 1
-        if not is_finite and (scale == 1 or not math.isfinite(loss)):  # else the scale was too high
+        elif scale == 1 or not math.isfinite(loss):  # else the scale was too high
             progress.skipped_in_a_row += 1
             record = {"rows": [document.row_id for document in documents], "loss": str(mean_loss)}
             record |= {"bad gradient": self.optimizer.first_not_finite(), "norm": str(grad_norm)}
@@ -206,10 +203,10 @@ class Loop:
             found = f"step {step + 1}: loss {mean_loss:g}, gradient norm {grad_norm:g}"
             show = f"python -m ftcore.data show {self.run.path} --step {step + 1}"
             tqdm.write(f"{found}: not applied; noted in {path}; its text: {show}")
-        groups = zip(self.optimizer.kinds, grad_norms, strict=True) if len(grad_norms) > 1 else ()
+        groups = zip(self.optimizer.groups(), grad_norms, strict=True) if grad_norms[1:] else ()
         return {"train/loss": mean_loss, "train/grad_norm": grad_norm, "train/lr": rate,
                 "train/skipped_steps": progress.skipped_steps,
-                **{f"train/grad_norm/{label(kind)}": norm for kind, norm in groups},
+                **{f"train/grad_norm/{group}": norm for group, norm in groups},
                 **({"train/loss_scale": scale} if self.scale else {})}
 
     def _evaluate(self) -> bool:

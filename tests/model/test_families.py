@@ -292,7 +292,7 @@ def test_rope_theta_of_older_and_newer_files(hf) -> None:
         ("gemma2-tied", {"hidden_activation": "gelu"}, "only 'gelu_pytorch_tanh' is known"),
         ("gemma2-tied", {"layer_types": ["full_attention"]}, "layer_types = .*: 3 of sliding_att"),
         ("gemma2-tied", {"layer_types": ["linear"] * 3}, "layer_types = .'linear'.*: 3 of"),
-        ("gemma2-tied", {"use_bidirectional_attention": True}, "bidirectional_attention = True: only None"),
+        ("gemma2-tied", {"use_bidirectional_attention": True}, "_attention = True: only None"),
         ("gemma3-tied", {"final_logit_softcapping": 30.0}, "= 30.0: only None is known"),
         (
             "gemma3-tied",

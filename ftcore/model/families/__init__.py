@@ -96,8 +96,7 @@ def read_windows(config: dict, key: str = "sliding_window", default: int = 4096,
              for index in range(num_layers)]
     types, kinds = config.get("layer_types") or usual, (WINDOWED, FULL)
     if type(types) is not list or len(types) != num_layers or any(t not in kinds for t in types):
-        must = f"must name {WINDOWED} or {FULL} for each of {num_layers} layers"
-        raise ModelError(f"config.json: layer_types = {types}: {must}")
+        raise ModelError(f"config.json: layer_types = {types}: {num_layers} of {WINDOWED}, {FULL}")
     return {"windows": tuple(window if kind == WINDOWED else 0 for kind in types)}
 
 def read_powers(config: dict, **powers: tuple[str, int, float]) -> Fields:
