@@ -113,10 +113,14 @@ def _require_room(spec: ModelSpec, folder: Path, dtype: torch.dtype, *, is_rando
     if not is_random:  # what is missing is named later; a head may be new
         held = sum(math.prod(shape) for _, _, shape in stored_tensors(folder).values())
         most = min(most, MOST_MISSING + 4 * held)
-    if spec.num_layers > MOST_LAYERS or spec.num_values > most:
-        what = f"{folder / CONFIG}: asks for {spec.num_layers:,} layers, {spec.num_values:,} values"
+    # of the matrices that every such model has, and one of a head
+    rows = spec.vocab_size + spec.num_types + spec.max_positions * (spec.position == "learned")
+    of_layer = spec.intermediate_size + spec.head_dim * (spec.num_heads + spec.num_kv_heads)
+    values = spec.hidden_size * (rows + spec.hidden_size + 2 * spec.num_layers * of_layer)
+    if spec.num_layers > MOST_LAYERS or values > most:
+        what = f"{folder / CONFIG}: asks for {spec.num_layers:,} layers, {values:,} values in all"
         must = f"at most {MOST_LAYERS:,}, and {most:,} by its files and this machine's memory"
-        raise ModelError(f"{what} in all: must be {must}")
+        raise ModelError(f"{what}: must be {must}")
 
 def empty_model(spec: ModelSpec, task: ModelTask, num_labels: int | None,
                 dtype: torch.dtype) -> Model:

@@ -77,14 +77,6 @@ class ModelSpec:
     dropout: float = 0.0  # probability on embeddings and sub-layer outputs while training
     initializer_range: float = 0.02
 
-    @property
-    def num_values(self) -> int:
-        """Of the matrices that every such model has, and one of a head."""
-        rows = self.vocab_size + self.num_types + self.hidden_size
-        rows += self.max_positions if self.position == "learned" else 0
-        heads = self.head_dim * (self.num_heads + self.num_kv_heads)
-        return self.hidden_size * (rows + 2 * self.num_layers * (heads + self.intermediate_size))
-
 class Layer(nn.Module):
     """What computes, and how: set for all by `Model.use_kernels` and `Model.compute_in`."""
 

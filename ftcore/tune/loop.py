@@ -61,9 +61,8 @@ class Loop:
         optim, loop, count = self.config.optim, self.config.loop, len(self.documents)
         self.device, self.seed = self.model.device, self.config.env.seed
         self.checkpoints = Checkpoints(self.run.path, loop.keep_last)
-        size = self.config.rows_per_step
-        self.rows = StepRows(count, batch_size=size, seed=self.seed)
-        self.total_steps = loop.num_steps(count, size)
+        self.rows = StepRows(count, batch_size=self.config.rows_per_step, seed=self.seed)
+        self.total_steps = loop.num_steps(count, self.config.rows_per_step)
         self.documents_of = lru_cache(maxsize=1)(self._documents)  # all shares of a step ask
         dtypes = {param.dtype for param in self.model.parameters()}
         self.scale = LossScale() if torch.float16 in dtypes else None
@@ -118,9 +117,9 @@ class Loop:
                 if is_due or exit_code or self._is_out_of_patience():
                     self._save()
                 if is_stuck:
-                    raise TrainingError(
-                        f"{progress.skipped_in_a_row} steps in a row were not applied: see"
-                        f" {self.run.path}/skipped-step-N.json; lower optim.lr, or mend the rows")
+                    what = f"{progress.skipped_in_a_row} steps in a row were not applied"
+                    see = f"skipped up to step {step}: {self.run.path}/skipped-step-N.json"
+                    raise TrainingError(f"{what}, {see}; lower optim.lr, or mend the rows")
                 if self.checkpoints.failed_in_a_row >= MAX_FAILED_SAVES:
                     what = "stopped, since checkpoints cannot be saved: mend that, then continue"
                     raise SaveError(f"{what} with: python train.py --resume {self.run.path}")
