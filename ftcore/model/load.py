@@ -144,7 +144,7 @@ def save_model(loaded: LoadedModel, folder: Path, *, labels: tuple[str, ...] | N
     state, tensors, is_bare = dict(model.named_parameters()), {}, task == "trunk"
     for hf_name in dict.fromkeys(loaded.family.to_hf(name, bare=is_bare) for name in state):
         parts = [state[name].detach().cpu() for name in loaded.family.to_ours(hf_name)]
-        tensor = loaded.family.join(hf_name, parts, spec.num_heads).contiguous()
+        tensor = loaded.family.join(hf_name, parts).contiguous()
         # HF: its writer refuses a view of a larger storage, which a trained parameter may be
         is_whole = tensor.untyped_storage().nbytes() == tensor.nbytes
         tensors[hf_name] = tensor if is_whole else tensor.clone()
@@ -209,8 +209,7 @@ def load_weights(model: Model, folder: Path, family: Family, *,
             targets = [wanted[name] for name in ours_of[hf_name]]
             if matches(hf_name, family.transposed):  # cost: in the dtype first, half the time
                 tensor = tensor.to(targets[0].dtype)
-            parts = family.split(hf_name, tensor, model.spec.num_heads)
-            for target, part in zip(targets, parts, strict=True):
+            for target, part in zip(targets, family.split(hf_name, tensor), strict=True):
                 target.copy_(part)
     return Accounting([name for name in wanted if name in hf_name_of], ignored, new)
 

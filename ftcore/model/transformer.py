@@ -5,7 +5,6 @@ key/value heads, D head width, F MLP width, V vocabulary, L layers.
 
 norm_first (GPT family)     h = h + attn(norm(h));  h = h + mlp(norm(h));  out = norm(h)
 norm_last (BERT family)     h = norm(h + attn(h));  h = norm(h + mlp(h));  out = h
-is_parallel (GPT-NeoX)      h = h + attn(norm(h)) + mlp(norm(h));  out = norm(h)
 output_norms (Gemma)        h = h + norm(attn(norm(h)));  h = h + norm(mlp(norm(h)));  out = norm(h)
 
 A family (families/) turns a `config.json` into a `ModelSpec` and back; the rest reads that alone.
@@ -53,10 +52,8 @@ class ModelSpec:
     norm_offset: float = 0.0  # added to the weight of an RMSNorm
     norm_bias: bool = True  # bias of a layer norm
     output_norms: bool = False  # with norm_first: normalise a sub-layer's output before the sum too
-    is_parallel: bool = False  # with norm_first: attention and MLP read the same state
     position_offset: int = 0  # row of the learned positions that the first token takes
     rope_theta: float = 10000.0  # base of the rotary angles
-    rope_dim: int = 0  # channels of each head that turn (0: all)
     rope_factor: float = 1.0  # scales the angles, as rope_bands does: kernels/rope.py
     rope_bands: tuple[float, float, int] | None = None
     local_rope_theta: float | None = None  # base in windowed layers, never scaled; None: the same
@@ -196,8 +193,7 @@ class Mlp(Layer):
 class Block(nn.Module):
     def __init__(self, spec: ModelSpec, index: int) -> None:
         super().__init__()
-        self.norm_first, self.is_parallel = spec.norm_first, spec.is_parallel
-        self.dropout = spec.dropout
+        self.norm_first, self.dropout = spec.norm_first, spec.dropout
         self.self_attn = Attention(spec, index)
         self.mlp = Mlp(spec)
         is_normed = spec.norm_first and spec.embedding_norm and index == 0
@@ -216,10 +212,7 @@ class Block(nn.Module):
             h_MC = self.input_layernorm(h_MC + self._drop(attended_MC))
             return self.post_attention_layernorm(h_MC + self._drop(self.mlp(h_MC)))
         attended_MC = self._drop(self.attn_output_norm(attended_MC))
-        if self.is_parallel:
-            x_MC, h_MC = self.post_attention_layernorm(h_MC), h_MC + attended_MC
-        else:
-            x_MC, h_MC = self.post_attention_layernorm(attended_MC, residual_NC=h_MC)
+        x_MC, h_MC = self.post_attention_layernorm(attended_MC, residual_NC=h_MC)
         return h_MC + self._drop(self.mlp_output_norm(self.mlp(x_MC)))
 
     def _drop(self, x_NC: Tensor) -> Tensor:
@@ -258,8 +251,7 @@ class Transformer(Layer):
         spec = self.spec
         if spec.position != "rope":
             return [None] * spec.num_layers
-        D = spec.rope_dim or spec.head_dim
-        turn = partial(rope_angles, positions_N, head_dim=D, dtype=dtype)
+        turn = partial(rope_angles, positions_N, head_dim=spec.head_dim, dtype=dtype)
         full = turn(theta=spec.rope_theta, factor=spec.rope_factor, bands=spec.rope_bands)
         local = full if spec.local_rope_theta is None else turn(theta=spec.local_rope_theta)
         return [local if window else full for window in spec.windows or [0] * spec.num_layers]

@@ -89,15 +89,15 @@ def save_adapter(model: Model, folder: Path, *, family: Family, base_path: str, 
     id of the base model, for the reader to find it; `task_type` peft's word for the head. Raises
     ModelError: as `named_parts`; CheckpointError: the folder cannot be written."""
     layers, extra = named_parts(model, family, name)
-    num_heads, tensors = model.spec.num_heads, {}
+    tensors = {}
     for module, parts in layers.items():
         own = [model.get_submodule(f"{part}.adapters.{name}") for part in parts]
         config, b_OR = own[0].config, torch.block_diag(*(factors.lora_b for factors in own))
         tensors[f"{PREFIX}{module}.{A}"] = torch.cat([factors.lora_a for factors in own])
         parts_B = b_OR.split(len(own[0].lora_b))
-        tensors[f"{PREFIX}{module}.{B}"] = family.join(module, parts_B, num_heads)
+        tensors[f"{PREFIX}{module}.{B}"] = family.join(module, parts_B)
     for key, names in _trained_fully(model, extra).items():
-        tensors[PREFIX + key] = family.join(key, [*map(model.get_parameter, names)], num_heads)
+        tensors[PREFIX + key] = family.join(key, [*map(model.get_parameter, names)])
     # HF: safetensors refuses tensors that share memory, so tied ones are written twice.
     whole = {"memory_format": torch.contiguous_format}
     tensors = {key: tensor.detach().cpu().clone(**whole) for key, tensor in tensors.items()}
@@ -149,13 +149,12 @@ def load_adapter(model: Model, folder: Path, *, family: Family, name: str = lora
     incoming = {}
     for module, count in counts.items():
         parts_A = tensors[f"{PREFIX}{module}.{A}"].chunk(count)
-        rows = family.split(module, tensors[f"{PREFIX}{module}.{B}"], model.spec.num_heads)
+        rows = family.split(module, tensors[f"{PREFIX}{module}.{B}"])
         for i, part in enumerate(layers[module]):
             incoming[f"{part}.adapters.{name}.lora_a"] = parts_A[i % count]
             incoming[f"{part}.adapters.{name}.lora_b"] = rows[i].chunk(count, dim=1)[i % count]
     for key, names in trained.items():
-        pieces = family.split(key, tensors[PREFIX + key], model.spec.num_heads)
-        incoming.update(zip(names, pieces, strict=True))
+        incoming |= zip(names, family.split(key, tensors[PREFIX + key]), strict=True)
     _refuse_untied(folder, model, incoming)
     ours = base_sha256(model, without=_names(extra)) if origin else None  # peft records none
     if (theirs := origin.get("base_sha256")) != ours:

@@ -163,17 +163,16 @@ class Loop:
 
     def _step(self, workers: Workers) -> dict[str, float]:
         started, step = time.perf_counter(), self.progress.step
-        values = self._update(workers)
+        values = self._update(workers, step)
         self.progress.step += 1
         tokens = sum(map(len, self.documents_of(step)))
         return values | {"perf/tokens_per_s": tokens / (time.perf_counter() - started),
                          "perf/peak_mem_gib": peak_bytes(self.device) / 2**30}
 
-    def _update(self, workers: Workers, number: int | None = None) -> dict[str, float]:
-        """One update, if finite, by the documents of a step, or number; returns what is logged."""
+    def _update(self, workers: Workers, number: int) -> dict[str, float]:
+        """One update, if finite, by the documents of that number; returns what is logged."""
         step, progress, optim = self.progress.step, self.progress, self.config.optim
         scale = self.scale.value if self.scale else 1.0
-        number = step if number is None else number
         loss, grad_norms = workers.compute(number, scale)
         grad_norm, documents = math.hypot(*grad_norms), self.documents_of(number)
         mean_loss = loss / total_weight(documents)
@@ -216,14 +215,14 @@ class Loop:
 
     def _save(self) -> None:
         """Write a checkpoint; a failed one is reported, and the run goes on."""
-        state = {name: vars(part) for name, part in self.remembered.items()}
-        state["optimizer_steps"] = self.optimizer.step_count
+        state = {"optimizer_steps": self.optimizer.step_count}
+        state |= {name: vars(part) for name, part in self.remembered.items()}
+        step, best = self.progress.step, self.progress.best_step
         try:
             self.run.sync()
-            best = self.progress.best_step
-            self.checkpoints.save(self.progress.step, self.optimizer.state(), state, best)
+            self.checkpoints.save(step, self.optimizer.state(), state, best)
         except CheckpointError as error:
-            tqdm.write(f"step {self.progress.step}: not saved: {error}")
+            tqdm.write(f"step {step}: not saved: {error}")
 
 def rows_read(model: Model, documents: Sequence[Encoded]) -> dict[str, Tensor]:
     """int64 rows of token embeddings that are read, by matrix name; none if frozen or tied."""

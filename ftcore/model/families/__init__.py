@@ -26,7 +26,6 @@ Fields = dict[str, Any]  # of the spec
 Older = tuple[str, float]  # the key of older files for a number, and what it is without one
 
 WINDOWED, FULL = "sliding_attention", "full_attention"
-TURNED = "partial_rotary_factor"
 
 def read_value(config: dict, key: str, default: Any = int, null_is_none: bool = False) -> Any:
     """One value of a config.json, of the type of the default, which stands for a missing key or
@@ -47,28 +46,20 @@ def read_value(config: dict, key: str, default: Any = int, null_is_none: bool = 
         raise ModelError(f"config.json: {key} = {value!r}: must be an integer in [1, 10000000]")
     return value
 
-def read_rope(config: dict, base: Older = ("rope_theta", 1e4),
-              turned: Older | None = None) -> Fields:
-    """Fields rope_...; rope_dim: a share of each head is `turned`. ModelError: other scalings."""
+def read_rope(config: dict, base: Older = ("rope_theta", 1e4)) -> Fields:
+    """Fields rope_... Raises ModelError: other scalings."""
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     kind = rope.get("rope_type", rope.get("type")) if isinstance(rope, dict) else rope
     if kind not in (None, "default", "linear", "llama3"):
         what = f"config.json: rope_type = {kind!r}: only default, linear and llama3 are known"
         raise ModelError(f"{what}. Set it to default: it serves up to the length before scaling.")
-    fields = {"rope_theta": read_value({"rope_theta": config.get(base[0]), **rope}, "rope_theta",
-                                       base[1])}
+    rope = {"rope_theta": config.get(base[0]), **rope}
+    fields: Fields = {"rope_theta": read_value(rope, "rope_theta", base[1])}
     if kind in ("linear", "llama3"):
         fields["rope_factor"] = read_value(rope, "factor", float)
     if kind == "llama3":
         low, high = (read_value(rope, f"{end}_freq_factor", float) for end in ("low", "high"))
         fields["rope_bands"] = low, high, read_value(rope, "original_max_position_embeddings")
-    if turned is not None:
-        share = read_value({TURNED: config.get(turned[0]), **rope}, TURNED, turned[1])
-        head_dim = config["hidden_size"] // config["num_attention_heads"]
-        if share > 1 or (turning := int(head_dim * share)) < 2 or turning % 2:
-            must = "must leave an even number of channels of each head to turn"
-            raise ModelError(f"config.json: {TURNED} = {share!r}: {must}")
-        fields["rope_dim"] = turning
     return fields
 
 def read_two_ropes(config: dict, base: Older, local_base: Older) -> Fields:
@@ -130,7 +121,6 @@ class Family:
     rules: Mapping[str, dict[str, Any]] = field(default_factory=dict)  # name -> options
     ignored: Sequence[str] = ()
     transposed: Sequence[str] = ()
-    fused_by_head: bool = False
 
     def to_spec(self, config: dict) -> ModelSpec:
         """Read a config.json. Raises ModelError: a value missing or out of range, sizes that do not
@@ -175,21 +165,14 @@ class Family:
         whole = [shape[0] * len(self.to_ours(hf_name)), *shape[1:]]
         return whole[::-1] if matches(hf_name, self.transposed) else whole
 
-    def split(self, hf_name: str, tensor: Tensor, num_heads: int) -> list[Tensor]:
+    def split(self, hf_name: str, tensor: Tensor) -> Sequence[Tensor]:
         """Ours of one HF tensor, in the order of `to_ours`."""
         rows = tensor.t() if matches(hf_name, self.transposed) else tensor
-        if (num_parts := len(self.to_ours(hf_name))) == 1:
-            return [rows]
-        num_blocks = num_heads if self.fused_by_head else 1
-        parts = rows.unflatten(0, (num_blocks, num_parts, -1))
-        return [part.flatten(0, 1) for part in parts.unbind(1)]
+        return rows.chunk(len(self.to_ours(hf_name)))
 
-    def join(self, hf_name: str, parts: Sequence[Tensor], num_heads: int) -> Tensor:
+    def join(self, hf_name: str, parts: Sequence[Tensor]) -> Tensor:
         """The HF tensor of ours; undoes `split`."""
-        rows = parts[0]
-        if len(parts) > 1:
-            blocks = num_heads if self.fused_by_head else 1
-            rows = torch.stack([p.unflatten(0, (blocks, -1)) for p in parts], 1).flatten(0, 2)
+        rows = torch.cat([*parts]) if len(parts) > 1 else parts[0]
         return rows.t() if matches(hf_name, self.transposed) else rows
 
 def matches(name: str, patterns: Sequence[str]) -> bool:
