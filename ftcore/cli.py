@@ -9,9 +9,8 @@ the origin of each value behind it; running from that file repeats the run."""
 import json
 import tomllib
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 import tyro
 
@@ -22,8 +21,7 @@ DEFAULT = ("sft", "--preset", "assistant")
 CONFIG_FILE = "config.toml"
 ONLY = ("--dry-run", "--verify")  # print the plan, or try the invariances, and stop
 
-@dataclass(frozen=True)
-class Command:
+class Command(NamedTuple):
     task: str  # key of RUNS
     config: Run  # the resolved sections
     origins: dict[str, str]  # "section.key" -> preset NAME, FILE or flag; absent: the default

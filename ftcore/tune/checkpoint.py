@@ -49,7 +49,12 @@ class Checkpoints:
 
         self.failed_in_a_row += 1  # until it is there
         files.write_folder(self.of(step), write, needed_bytes=num_bytes)
-        self._prune(step, best)
+        steps = self.steps()  # later ones were refused, or the run would be past them
+        kept = [best, *[other for other in steps if other <= step][: self.keep_last]]
+        if doomed := [other for other in steps if other not in kept]:  # the newest first
+            files.verify_folder(self.of(step))
+        for other in doomed:
+            files.remove(self.of(other))
         self.failed_in_a_row = 0
 
     def latest(self) -> Loaded | None:
@@ -73,16 +78,6 @@ class Checkpoints:
 
     def of(self, step: int) -> Path:
         return self.folder / f"step-{step}"
-
-    def _prune(self, saved: int, best: int) -> None:
-        """Delete what is neither the best nor among the last `keep_last`, once the one just saved
-        verifies; and later steps: they were refused, or the run would be past them."""
-        steps = self.steps()
-        kept = [best, *[step for step in steps if step <= saved][: self.keep_last]]
-        if doomed := [step for step in steps if step not in kept]:  # the newest first
-            files.verify_folder(self.of(saved))
-        for step in doomed:
-            files.remove(self.of(step))
 
 def load(folder: Path) -> Loaded:
     """Verify and read one checkpoint folder. Raises CheckpointError: names the file at fault."""

@@ -85,7 +85,15 @@ class AdamW:
         self.flat_param = self._zeros(*narrow) if narrow else None
         self.open_buffers(1)
         for name, param in self.params.items():
-            self._adopt(name, param)
+            data, master = param.detach(), self.masters[name]
+            master.copy_(data[self.rows[name]] if name in self.rows else data)
+            # into memory that can be shared
+            if name in self.rows:
+                param.data = shared_zeros(data.numel(), data.dtype).view(data.shape).copy_(data)
+            elif data.dtype == self.wide:
+                param.data = master
+            else:
+                param.data = self.flat_param[slice(*self.spans[name])].view(data.shape).copy_(data)
             param.register_post_accumulate_grad_hook(partial(self._collect, name))
 
     def _zeros(self, dtype: torch.dtype) -> Tensor:
@@ -94,18 +102,6 @@ class AdamW:
 
     def _named(self, flat: Tensor) -> dict[str, Tensor]:
         return {n: flat[slice(*span)].view(self.shapes[n]) for n, span in self.spans.items()}
-
-    @torch.no_grad()
-    def _adopt(self, name: str, param: nn.Parameter) -> None:
-        """Fill the master of a parameter, and move what is trained into memory to be shared."""
-        master = self.masters[name]
-        master.copy_(param[self.rows[name]] if name in self.rows else param)
-        if name in self.rows:
-            param.data = shared_zeros(param.numel(), param.dtype).view(param.shape).copy_(param)
-        elif param.dtype == self.wide:
-            param.data = master
-        else:
-            param.data = self.flat_param[slice(*self.spans[name])].view(param.shape).copy_(param)
 
     def open_buffers(self, count: int) -> None:
         """Gradients of so many processes; this one has the first."""

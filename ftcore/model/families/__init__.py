@@ -9,10 +9,10 @@ import math
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -109,8 +109,7 @@ RULES: Mapping[str, Callable[..., Fields]] = {
     "rope": read_rope, "two_ropes": read_two_ropes, "windows": read_windows,
     "powers": read_powers, "pooling": read_pooling, "padded_positions": read_padded_positions}
 
-@dataclass(frozen=True)
-class Family:
+class Family(NamedTuple):
     name: str  # `model_type` in config.json
     trunk_prefix: str
     names: Mapping[str, tuple[str, ...]]  # our pattern -> HF's, with the trunk's prefix or without
@@ -118,7 +117,7 @@ class Family:
     switches: Mapping[str, Any]
     keys: Mapping[str, tuple[Any, ...]]  # field of the spec -> what `read_value` takes
     fixed: Mapping[str, Any]
-    rules: Mapping[str, dict[str, Any]] = field(default_factory=dict)  # name -> options
+    rules: Mapping[str, dict[str, Any]] = MappingProxyType({})  # name -> options
     ignored: Sequence[str] = ()
     transposed: Sequence[str] = ()
 
