@@ -33,8 +33,9 @@ class Head(nn.Module):
         self.pooling = spec.pooling if task == "classify" else None
         self.activation = POOLERS.get(spec.pooler) if task == "classify" else None
         self.pooler = Linear(C, C) if self.activation else None
+        has_transform = spec.pooler == "transform" if self.is_classifier else not spec.is_causal
         self.transform = nn.Sequential()
-        if spec.pooler == "transform" if self.is_classifier else not spec.is_causal:
+        if has_transform:
             self.transform.dense = Linear(C, C, bias=spec.linear_bias)
             self.transform.gelu, self.transform.norm = nn.GELU(), Norm(spec)
         if self.is_classifier:

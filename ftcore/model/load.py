@@ -78,7 +78,7 @@ def load_model(folder: Path, *, task: ModelTask, dtype: torch.dtype, num_labels:
     by default as many as config.json names; init "random" draws every tensor from `generator`,
     which else draws what the checkpoint lacks of a head, but for "lm"; None: that is an error.
     Raises ModelError: unknown family, damaged files, tensors that do not fit."""
-    config = read_object(folder / CONFIG)
+    config = read_object(folder / CONFIG, advice=f". A folder in HF layout holds it and {SINGLE}")
     family = family_named(config.get("model_type"), task, where=str(folder / CONFIG))
     if task not in family.architectures:
         raise ModelError(f"{folder}: task {task!r} is none of {', '.join(family.architectures)}")

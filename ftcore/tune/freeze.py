@@ -100,7 +100,9 @@ def parameter_table(model: nn.Module) -> str:
         groups[key].append("".join(LAYER.findall(name)))
     rows = [("parameter", "shape", "values", "trainable")]
     for (pattern, shape, numel, trained), layers in groups.items():
-        label = pattern.replace("{}", "{" + ",".join(layers) + "}")
+        is_run = layers[1:] and int(layers[-1]) - int(layers[0]) == len(layers) - 1
+        told = f"{layers[0]}-{layers[-1]}" if is_run else ",".join(layers)
+        label = pattern.replace("{}", "{" + told + "}")
         rows.append((label, shape, f"{numel * len(layers):,}", "yes" if trained else "-"))
     w = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [f"{row[0]:<{w[0]}}  {row[1]:>{w[1]}}  {row[2]:>{w[2]}}  {row[3]}" for row in rows]
