@@ -104,7 +104,7 @@ def judge(command: Command) -> "Results":
     data = prepare(held_out, tokenizer, seed=config.env.seed, labels=labels)
     print(data.summary())
     if command.task == "dpo" and path:
-        refer(opened(replace(command, resume=None)).model, data, config)
+        refer(opened(command._replace(resume=None)).model, data, config)
     suite = Suite(command.task, config, tokenizer, labels)
     results = suite.tests(loaded.model, data.tests)
     print(f"\n{results.against({})}\n")

@@ -4,15 +4,13 @@
 
 tyro types and checks the flags against the run class of the task (`ftcore/config.py`), shows help
 and names the nearest option for an unknown one. A resolved configuration is written as TOML with
-the origin of each value behind it; running from that file repeats the run.
-"""
+the origin of each value behind it; running from that file repeats the run."""
 
 import json
 import tomllib
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 import tyro
 
@@ -23,8 +21,7 @@ DEFAULT = ("sft", "--preset", "assistant")
 CONFIG_FILE = "config.toml"
 ONLY = ("--dry-run", "--verify")  # print the plan, or try the invariances, and stop
 
-@dataclass(frozen=True)
-class Command:
+class Command(NamedTuple):
     task: str  # key of RUNS
     config: Run  # the resolved sections
     origins: dict[str, str]  # "section.key" -> preset NAME, FILE or flag; absent: the default
@@ -54,7 +51,7 @@ def parse(argv: Sequence[str], *, script: str = "train.py") -> Command:
     if not words and "assistant" in presets().get(task, {}):  # the embedded default of the task
         words = ["--preset", "assistant"]
     preset, file = take_value(words, "--preset"), take_value(words, "--config")
-    layers: list[tuple[str, list[str]]] = []
+    layers = []
     if preset is not None:
         recipes = presets().get(task, {})
         recipe = recipes[known(f"{task} --preset", preset, recipes)]

@@ -2,8 +2,7 @@
 
 The command line is made from these classes (`ftcore/cli.py`). A section's docstring heads its
 options in --help; the comment behind a field, or above it where the line is full, is the option's
-text there. Every number has a unit or is a plain ratio; its type says what it may be.
-"""
+text there. The type of a number says what it may be; no value means "inherit"."""
 
 import math
 from collections.abc import Callable
@@ -39,7 +38,7 @@ class Section:
 
 class ModelConfig(Section):
     """The model to start from."""
-    path: str = "builtin:base"  # builtin:base, builtin:start, a run, an HF folder, or a hub id
+    path: str = "builtin:base"  # builtin:base or :start, a run, a folder in HF layout, or a hub id
     init: Literal["pretrained", "random"] = "pretrained"  # read weights, or draw them at random
 
 class FilesConfig(Section):
@@ -54,8 +53,7 @@ class FilesConfig(Section):
     group: str = ""  # column whose value keeps rows together when some are held out
     unicode: Literal["nfc", "nfkc", "off"] = "nfc"  # normal form; controls and ends of lines go
     unescape: bool = False  # turn HTML entities into characters
-    # which duplicates leave the training rows; report: counted only; off: not looked for
-    duplicates: Literal["off", "report", "exact", "near"] = "exact"
+    duplicates: Literal["off", "report", "exact", "near"] = "exact"  # which leave the training rows
     leaks: Literal["report", "drop"] = "drop"  # rows that give held-out ones away, as in 13 words
     cache: Path | None = Path("runs/cache")  # where tokens are kept for the next run; None: nowhere
 
@@ -89,7 +87,7 @@ class PromptsDataConfig(ChatDataConfig):
 
 class PairsDataConfig(ChatDataConfig):
     """Two answers to one prompt, the better one first; without `prompt` whole conversations."""
-    prompt: tuple[str, ...] = ()  # columns of a question, or one of turns; none: what both share
+    prompt: tuple[str, ...] = ()  # columns of a question, or its turns; none: what both begin with
     chosen: str = "chosen"  # column of the better answer: text, or a list of its one turn
     rejected: str = "rejected"  # column of the worse answer
     margin: str = ""  # column of how much better it is, in units of the score; empty: all alike
@@ -107,8 +105,7 @@ class LabelledDataConfig(TextsConfig):
     """Texts or pairs of texts with one label, or several."""
     label: str = "label"  # column of the label
     label_separator: str = ""  # between the labels of a row that has several; empty: one
-    # of the classes in training: weigh rare ones more, repeat their rows, use fewer of others
-    balance: Literal["off", "weights", "over", "under"] = "off"
+    balance: Literal["off", "weights", "over", "under"] = "off"  # rare classes: weigh, repeat more
     # most that a row may weigh, or be repeated, or that the largest class is times the smallest
     balance_cap: Annotated[float, Limit(">= 1", lambda x: 1 <= x < math.inf)] = 10.0
 
@@ -124,11 +121,10 @@ class TaggedDataConfig(ExamplesConfig):
 class EnvConfig(Section):
     """Where and how exactly it computes."""
     device: str = "cpu"  # cpu, cuda or cuda:N
-    # bf16, fp16: weights and products in it, fp32 masters; bf16-autocast: fp32 weights
+    # bf16, fp16: with an fp32 master, fp16 with a loss scale too; bf16-autocast: its products alone
     precision: Literal["bf16", "bf16-autocast", "fp16", "fp32"] = "bf16"
     threads: Count = 2  # CPU cores: a share of a training step each, or threads of one operation
-    # auto: Triton on a GPU where an op passes its first case, plain torch elsewhere
-    kernels: Literal["auto", "eager", "triton"] = "auto"
+    kernels: Literal["auto", "eager", "triton"] = "auto"  # auto: Triton on a GPU, if it is exact
     recompute: Recompute = "none"  # layers (activation checkpointing): less memory, more time
     deterministic: bool = True  # the same bits each time; what that costs here, --verify tells
     seed: Natural = 0  # of data order, initial values and dropout
@@ -208,7 +204,7 @@ class RolloutConfig(Section):
 
 class PpoConfig(Section):
     """How the policy is updated; `optim.batch_size` answers make one update."""
-    # gae: by a value head; by the other answers to a prompt: group (GRPO), leave_one_out (RLOO)
+    # over a value head's (gae), or the other answers' to a prompt: group (GRPO), or RLOO
     advantage: Literal["gae", "group", "leave_one_out"] = "gae"
     epochs: Count = 4  # over the answers of an iteration
     clip: Positive = 0.2  # of the ratio of new to old probability, around 1

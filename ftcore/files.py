@@ -1,13 +1,10 @@
-"""Files and folders that are written whole or not at all.
-
-A folder is made beside its place, sealed, and renamed:
+"""Files and folders that are written whole or not at all. A folder is made beside its place:
 
     .tmp-NAME-PID/  ->  files  ->  fsync each  ->  manifest.json (sizes and SHA-256, last)
                     ->  fsync the folder  ->  rename to NAME  ->  fsync the parent
 
 so whoever finds NAME finds all of it, whatever killed the writer or the machine. With a folder that
-exists the new one exchanges names, in one step. There is one writer at a time.
-"""
+exists the new one exchanges names, in one step. There is one writer at a time."""
 
 import ctypes
 import errno

@@ -46,5 +46,4 @@ def resolve(path: str) -> Path:
         reason = str(error).strip().partition("\n")[0]
         raise ModelError(
             f"model.path = {path}: there is no such folder, and nothing from the hub ({reason})."
-            " Pass a folder that holds the model's config.json, *.safetensors and tokenizer files,"
-            f" {', '.join(BUILTIN)}, or owner/name of the hub.") from error
+            f" Pass a folder in HF layout, {', '.join(BUILTIN)}, or owner/name.") from error

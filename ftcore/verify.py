@@ -102,7 +102,7 @@ class Verifier:
             for layer in layers:
                 layer.merge()
             yield "updates beside the matrices, or merged", apart(last, self.outputs()), NEAR
-        made, base = replace(self.loaded, model=self.model), self.config.model.path
+        made, base = self.loaded._replace(model=self.model), self.config.model.path
         save_artifact(made, self.tokenizer, self.work, self.config, self.kind, self.data.labels)
         again = load_artifact(self.work, base=base, kind=self.kind, dtype=torch.float32)
         self.model = again.model.to(self.loaded.model.device)

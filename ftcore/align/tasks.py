@@ -1,7 +1,6 @@
 """All tasks of train.py: those of tune, and those that learn from preferences."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 
 from ftcore.align.preference import bradley_terry, dpo
@@ -18,4 +17,4 @@ def kind_of(task: str, config: Run) -> TaskKind:
     """A task; a loss of pairs with the options of the section that has the task's name."""
     kind = TASKS[task]
     options = vars(getattr(config, task)) if task in PAIRED else {}
-    return replace(kind, loss=partial(kind.loss, **options)) if options else kind
+    return kind._replace(loss=partial(kind.loss, **options)) if options else kind

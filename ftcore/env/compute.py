@@ -1,11 +1,5 @@
-"""Where and how exactly a run computes: device and memory, precision, seeds.
-
-fp16 has no values below 6e-8, where many gradients lie. So the loss is multiplied by s, by which
-the optimiser divides again. A step that is not finite halves s, to 1 at least; 2000 finite steps in
-a row double it (Micikevicius et al. 2018, arXiv:1710.03740).
-
-Every stream of random numbers has a key: (seed, what for). So resuming needs no saved generator.
-"""
+"""Where and how exactly a run computes: device and memory, precision, seeds. Every stream of random
+numbers has a key, (seed, what for), so resuming needs no saved generator."""
 
 import ctypes
 import mmap
@@ -24,7 +18,7 @@ PRECISIONS = {  # dtype of the weights, and of matrix products where that is ano
     "bf16": (torch.bfloat16, None), "bf16-autocast": (torch.float32, torch.bfloat16),
     "fp16": (torch.float16, None), "fp32": (torch.float32, None)}
 GROWTH_STEPS = 2000
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # glibc's malloc.h
+MALLOC = {-4: 0, -1: 2**31 - 1, -2: 2**26}  # glibc: M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
 
 def resolve_device(name: str, kernels: str = "auto") -> torch.device:
     """The device of a run. Raises ConfigError: there is none, or Triton's kernels on a CPU."""
@@ -56,9 +50,8 @@ def reuse_across_steps() -> None:
     """Keep freed memory for the next step; call it before the first one. glibc, no other, gives
     large blocks back at once, and a step pays for their pages anew: measured 10 to 20% on a CPU."""
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-        mallopt(M_TOP_PAD, 64 * 2**20)
+        for option, value in MALLOC.items():
+            mallopt(option, value)
 
 def shared_zeros(count: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
     """A flat tensor; on a CPU, in memory that processes forked later share with this one."""
@@ -69,7 +62,8 @@ def shared_zeros(count: int, dtype: torch.dtype, device: torch.device | str = "c
 
 @dataclass
 class LossScale:
-    """The factor of the loss of a step; its fields are its state."""
+    """The factor of the loss of a step, by which the optimiser divides again: fp16 has no values
+    below 6e-8, where many gradients lie (Micikevicius et al. 2018, arXiv:1710.03740)."""
     value: float = 2.0**16
     finite_steps: int = 0  # since it changed last
 
@@ -88,10 +82,6 @@ def derived(seed: int, *key: int) -> int:
 
 def generator(seed: int, *key: int) -> torch.Generator:
     return torch.Generator().manual_seed(derived(seed, *key))
-
-def seed_noise(seed: int, step: int, micro_step: int) -> None:
-    """Seed torch's global generators for the dropout of one micro-batch."""
-    torch.manual_seed(derived(seed, step, micro_step))
 
 def use_deterministic(wanted: bool) -> None:
     """Only operations that give the same bits each time; torch warns where it has none. To be said

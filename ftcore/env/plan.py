@@ -1,18 +1,16 @@
 """What a run will do, said before it does it: steps, tokens, memory.
 
 The memory of a step is counted, not estimated: its forward and backward passes run on tensors that
-have sizes and no values, so all that autograd saves and all that operations make is seen.
-"""
+have sizes and no values, so all that autograd saves and all that operations make is seen."""
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import get_args
 
 import numpy as np
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ftcore.config import Recompute, Run
+from ftcore.config import Run
 from ftcore.data.pack import Batch, Encoded, collate, lengths, pack, split
 from ftcore.env.compute import free_bytes
 from ftcore.model.heads import Model
@@ -73,25 +71,21 @@ class Plan:
 
     def count(self, model: Model, loss: Loss,
               draw: Callable[[Encoded, int], Encoded] | None = None) -> None:
-        """Add what such micro-batches take, and the largest that fit, by what is computed again."""
+        """Add what such micro-batches take, one in each process, and the largest ones that the
+        device has memory for."""
         documents = [draw(d, 0) for d in self.heaviest] if draw else self.heaviest
         model.use_kernels("eager")  # Triton's want values; so a GPU needs less than is said
         fixed, room = sum(self.memory_bytes.values()), free_bytes(model.device)
         room += self.memory_bytes["weights"] if model.device.type == "cpu" else 0
         step = step_bytes(model, loss, documents)
         self.memory_bytes |= {name: self.shares * size for name, size in step.items()}
-        tokens, chosen, most = sum(map(len, documents)), model.trunk.recompute, []
+        tokens, peak = sum(map(len, documents)), sum(self.memory_bytes.values())
         many = [*documents] * -(-LINEAR_TOKENS // tokens)
-        for model.trunk.recompute in get_args(Recompute):
-            per_token = sum(step_bytes(model, loss, many).values()) / sum(map(len, many))
-            fits = max(0, int((room - fixed) / self.shares / per_token))
-            most.append(f"{model.trunk.recompute} {fits:,}")
-        model.trunk.recompute = chosen
-        peak = sum(self.memory_bytes.values())
+        per_token = sum(step_bytes(model, loss, many).values()) / sum(map(len, many))
+        fits = max(0, int((room - fixed) / self.shares / per_token))
         self.more = (
             f"\npredicted peak with micro-batches of {tokens:,} tokens: {peak / MIB:,.1f} MiB of"
-            f" {room / MIB:,.1f}\nlargest micro-batches that fit, tokens, by env.recompute:"
-            f" {', '.join(most)}")
+            f" {room / MIB:,.1f}; the largest that fit have {fits:,} tokens")
 
     def __str__(self) -> str:
         memory = "  ".join(f"{name} {size / MIB:.1f}" for name, size in self.memory_bytes.items())

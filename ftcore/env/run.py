@@ -3,8 +3,7 @@
     runs/NAME/  lock  run.json  metrics.jsonl  tensorboard/  (and what the other stages add)
 
 `metrics.jsonl` holds one object a line, {"step": 10, "train/loss": 2.5}, without a time stamp:
-equal runs have equal lines, perf/ aside; null is not finite. TensorBoard carries the same names.
-"""
+equal runs have equal lines, perf/ aside; null is not finite. TensorBoard carries the same names."""
 
 import fcntl
 import importlib.metadata
@@ -54,7 +53,6 @@ class RunFolder(ExitStack):
 
     def trim(self, step: int) -> None:
         """Forget the metrics after `step`, which will be logged again; -1 forgets all of them."""
-        assert self._tensorboard is None, "trim before the first log"
         path = self.path / METRICS
         kept = [line for line in read_metrics(path) if line["step"] <= step]
         files.write_file(path, "".join(json.dumps(line) + "\n" for line in kept))
@@ -68,11 +66,11 @@ class RunFolder(ExitStack):
 
             writer = SummaryWriter(str(self.path / "tensorboard"), **self._purge)
             self._tensorboard = self.enter_context(writer)
-        numbers = {name: float(value) for name, value in values.items()}
-        line = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+        line = {name: float(value) if math.isfinite(value) else None
+                for name, value in values.items()}
         with open(self.path / METRICS, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **line}) + "\n")
-        for name, value in numbers.items():
+        for name, value in values.items():
             self._tensorboard.add_scalar(name, value, step)
 
     def dump(self, name: str, record: Mapping[str, Any]) -> Path:
@@ -104,12 +102,11 @@ def describe_start() -> dict[str, Any]:
     cpu = re.search(r"model name\s*: (.+)", cpuinfo.read_text() if cpuinfo.exists() else "")
     git = f"git -C {shlex.quote(str(Path(__file__).parent))} describe --always --dirty"
     failed, commit = subprocess.getstatusoutput(f"{git} --abbrev=40 --exclude='*' 2>/dev/null")
-    hardware = {
-        "host": platform.node(), "system": platform.platform(),
-        "cpu": cpu[1] if cpu else platform.machine(), "cpu_count": os.cpu_count(),
-        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]}
     return {"time": datetime.now(UTC).isoformat(timespec="seconds"), "command": sys.argv,
-            "commit": None if failed else commit, "hardware": hardware,
+            "commit": None if failed else commit, "hardware": {
+                "host": platform.node(), "system": platform.platform(),
+                "cpu": cpu[1] if cpu else platform.machine(), "cpu_count": os.cpu_count(),
+                "gpus": [*map(torch.cuda.get_device_name, range(torch.cuda.device_count()))]},
             "versions": {"python": platform.python_version()} | versions}
 
 @contextmanager

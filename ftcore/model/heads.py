@@ -1,8 +1,7 @@
 """What sits on the transformer: the (masked) LM head, the tagger and the sequence classifier.
 
 The LM head and the tagger get the M scored rows of the stream, the classifier those that it pools.
-Logits are in the compute dtype; a `loss` does without them as a whole.
-"""
+Logits are in the compute dtype; a `loss` does without them as a whole."""
 
 from typing import Literal
 
@@ -23,12 +22,10 @@ class Head(nn.Module):
     """Scores from hidden states: a last linear map over the `features` of each row.
 
     lm_head      over the vocabulary: of the next token in a decoder ("lm"); of a hidden one, behind
-                 the transform, norm(gelu(dense(h))), in an encoder ("mlm"). Its matrix is the
-                 embeddings' where the spec ties them, a soft cap bounds its scores where it has one
+                 the transform, norm(gelu(dense(h))), in an encoder ("mlm")
     classifier   over the classes of each token ("tag") or document ("classify"). Encoders pool the
                  first token, or the mean of all, through what the spec's `pooler` names; decoders
-                 the last one, which has seen the whole document
-    """
+                 the last one, which has seen the whole document"""
 
     def __init__(self, spec: ModelSpec, task: ModelTask, num_labels: int | None) -> None:
         super().__init__()
@@ -41,11 +38,11 @@ class Head(nn.Module):
         if has_transform:
             self.transform.dense = Linear(C, C, bias=spec.linear_bias)
             self.transform.gelu, self.transform.norm = nn.GELU(), Norm(spec)
-        self.dropout = spec.dropout if self.is_classifier else 0.0
-        self.softcap = None if self.is_classifier else spec.logit_softcap
         if self.is_classifier:
+            self.dropout, self.softcap = spec.dropout, None
             self.classifier = Linear(C, num_labels, bias=task == "tag" or not spec.is_causal)
         else:
+            self.dropout, self.softcap = 0.0, spec.logit_softcap
             self.lm_head = Linear(C, spec.vocab_size, bias=not spec.is_causal)
 
     @property
@@ -89,10 +86,15 @@ class Model(nn.Module):
         if task in ("lm", "mlm") and spec.tie_word_embeddings:
             self.head.lm_head.weight = self.trunk.embed_tokens.weight
 
-    def init_weights(self, generator: torch.Generator) -> None:
+    def init_weights(self, generator: torch.Generator, among: nn.Module | None = None) -> None:
         """Draw Normal(0, initializer_range) matrices; biases become zero, norms one."""
-        for module in self.modules():
-            init_module(module, self.spec.initializer_range, generator)
+        for module in (among or self).modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=self.spec.initializer_range, generator=generator)
+            if isinstance(module, Norm):
+                nn.init.constant_(module.weight, 1 - module.offset)
+            if getattr(module, "bias", None) is not None:
+                nn.init.zeros_(module.bias)
 
     @property
     def device(self) -> torch.device:
@@ -108,11 +110,3 @@ class Model(nn.Module):
         The stream between them, norms and losses stay in that of the weights; None: all does."""
         for module in self.modules():
             module.compute = dtype
-
-def init_module(module: nn.Module, std: float, generator: torch.Generator) -> None:
-    if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=std, generator=generator)
-    if isinstance(module, Norm):
-        nn.init.constant_(module.weight, 1 - module.offset)
-    if getattr(module, "bias", None) is not None:
-        nn.init.zeros_(module.bias)

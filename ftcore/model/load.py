@@ -2,25 +2,22 @@
 
 Every tensor is accounted for: names and shapes are checked before anything is copied into memory
 that we own. load -> save -> load is bit-equal, and transformers loads what is saved. Unknown keys
-of config.json are kept.
-"""
+of config.json are kept."""
 
 import json
 import math
 import os
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ftcore.errors import ModelError
-from ftcore.hub import BUILTIN
 from ftcore.model.families import Family, family_named, matches
-from ftcore.model.heads import CLASSIFIERS, Model, ModelTask, init_module
+from ftcore.model.heads import CLASSIFIERS, Model, ModelTask
 from ftcore.model.transformer import ModelSpec
 
 CONFIG, INDEX, SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
@@ -31,19 +28,17 @@ FLOATS = ("BF16", "F16", "F32", "F64")
 
 Stored = Mapping[str, tuple[Path, str, list[int]]]  # HF name -> file, dtype and shape of a tensor
 
-@dataclass
-class Accounting:
-    loaded: list[str] = field(default_factory=list)
-    ignored: list[str] = field(default_factory=list)
-    new: list[str] = field(default_factory=list)
+class Accounting(NamedTuple):
+    loaded: Sequence[str] = ()
+    ignored: Sequence[str] = ()
+    new: Sequence[str] = ()
 
     def __str__(self) -> str:
         others = {"not needed": self.ignored, "new, drawn at random": self.new}
         more = (f", {len(some)} {kind} ({_some(some)})" for kind, some in others.items() if some)
         return f"{len(self.loaded)} tensors loaded{''.join(more)}"
 
-@dataclass(frozen=True)
-class LoadedModel:
+class LoadedModel(NamedTuple):
     """A model and what is needed to save it again."""
     model: Model  # on the CPU, in evaluation mode
     family: Family  # its file format
@@ -83,8 +78,7 @@ def load_model(folder: Path, *, task: ModelTask, dtype: torch.dtype, num_labels:
     by default as many as config.json names; init "random" draws every tensor from `generator`,
     which else draws what the checkpoint lacks of a head, but for "lm"; None: that is an error.
     Raises ModelError: unknown family, damaged files, tensors that do not fit."""
-    layout = ". A model folder holds config.json and model.safetensors in HF layout."
-    config = read_object(folder / CONFIG, advice=layout)
+    config = read_object(folder / CONFIG, advice=f". A folder in HF layout holds it and {SINGLE}")
     family = family_named(config.get("model_type"), task, where=str(folder / CONFIG))
     if task not in family.architectures:
         raise ModelError(f"{folder}: task {task!r} is none of {', '.join(family.architectures)}")
@@ -96,7 +90,6 @@ def load_model(folder: Path, *, task: ModelTask, dtype: torch.dtype, num_labels:
     _require_room(spec, folder, dtype, is_random=init == "random")
     model = empty_model(spec, task, len(labels) if labels else num_labels, dtype)
     if init == "random":
-        assert generator is not None, "random weights are drawn from a generator"
         model.init_weights(generator)
         accounting = Accounting(new=[name for name, _ in model.named_parameters()])
     else:
@@ -108,7 +101,7 @@ def load_model(folder: Path, *, task: ModelTask, dtype: torch.dtype, num_labels:
         for name in dict.fromkeys(name.rpartition(".")[0] for name in accounting.new):
             module = model.get_submodule(name)
             if f"{name}.weight" in accounting.new:
-                init_module(module, spec.initializer_range, generator)
+                model.init_weights(generator, among=module)
             else:  # it is that of the embeddings
                 torch.nn.init.zeros_(module.bias)
     return LoadedModel(model.eval(), family, config, accounting, folder, labels)
@@ -120,10 +113,14 @@ def _require_room(spec: ModelSpec, folder: Path, dtype: torch.dtype, *, is_rando
     if not is_random:  # what is missing is named later; a head may be new
         held = sum(math.prod(shape) for _, _, shape in stored_tensors(folder).values())
         most = min(most, MOST_MISSING + 4 * held)
-    if spec.num_layers > MOST_LAYERS or spec.num_values > most:
-        what = f"{folder / CONFIG}: asks for {spec.num_layers:,} layers, {spec.num_values:,} values"
+    # of the matrices that every such model has, and one of a head
+    rows = spec.vocab_size + spec.num_types + spec.max_positions * (spec.position == "learned")
+    of_layer = spec.intermediate_size + spec.head_dim * (spec.num_heads + spec.num_kv_heads)
+    values = spec.hidden_size * (rows + spec.hidden_size + 2 * spec.num_layers * of_layer)
+    if spec.num_layers > MOST_LAYERS or values > most:
+        what = f"{folder / CONFIG}: asks for {spec.num_layers:,} layers, {values:,} values in all"
         must = f"at most {MOST_LAYERS:,}, and {most:,} by its files and this machine's memory"
-        raise ModelError(f"{what} in all: must be {must}")
+        raise ModelError(f"{what}: must be {must}")
 
 def empty_model(spec: ModelSpec, task: ModelTask, num_labels: int | None,
                 dtype: torch.dtype) -> Model:
@@ -140,16 +137,17 @@ def save_model(loaded: LoadedModel, folder: Path, *, labels: tuple[str, ...] | N
                problem: str | None = None) -> None:
     """Write config.json and the weights into an existing folder. `labels` of a classifier are by
     default those it was loaded with; `problem` is HF's `problem_type`, what its outputs mean.
-    Raises ModelError: a tensor is missing, unknown or mis-shaped, or labels do not fit."""
+    Raises ModelError, with nothing written: HF has no name for a tensor, or labels do not fit."""
     from huggingface_hub import save_torch_state_dict
 
     model, spec, task = loaded.model, loaded.model.spec, loaded.model.task
-    state = dict(model.named_parameters())
-    whole = empty_model(spec, task, model.num_labels, torch.float32)
-    wanted = {name: tensor.shape for name, tensor in whole.named_parameters()}
-    given = {name: tensor.shape for name, tensor in state.items()}
-    if odd := sorted(name for name in wanted | given if wanted.get(name) != given.get(name)):
-        raise ModelError(f"not saved: tensors missing, unknown or mis-shaped: {', '.join(odd)}")
+    state, tensors, is_bare = dict(model.named_parameters()), {}, task == "trunk"
+    for hf_name in dict.fromkeys(loaded.family.to_hf(name, bare=is_bare) for name in state):
+        parts = [state[name].detach().cpu() for name in loaded.family.to_ours(hf_name)]
+        tensor = loaded.family.join(hf_name, parts).contiguous()
+        # HF: its writer refuses a view of a larger storage, which a trained parameter may be
+        is_whole = tensor.untyped_storage().nbytes() == tensor.nbytes
+        tensors[hf_name] = tensor if is_whole else tensor.clone()
     config = {**loaded.config, **loaded.family.to_config(spec)}
     config.pop("torch_dtype", None)  # HF: the older name of `dtype`
     config["architectures"] = [loaded.family.architectures[task]]
@@ -161,17 +159,9 @@ def save_model(loaded: LoadedModel, folder: Path, *, labels: tuple[str, ...] | N
             raise ModelError(f"{len(labels)} labels for {count} classes: {', '.join(labels)}")
         config["id2label"] = {str(index): label for index, label in enumerate(labels)}
         config["label2id"] = {label: index for index, label in enumerate(labels)}
-        if problem is not None:
-            config["problem_type"] = problem
+        config |= {} if problem is None else {"problem_type": problem}
     text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     (folder / CONFIG).write_text(text, "utf-8")
-    tensors, is_bare = {}, task == "trunk"
-    for hf_name in dict.fromkeys(loaded.family.to_hf(name, bare=is_bare) for name in state):
-        parts = [state[name].detach().cpu() for name in loaded.family.to_ours(hf_name)]
-        tensor = loaded.family.join(hf_name, parts, spec.num_heads).contiguous()
-        # HF: its writer refuses a view of a larger storage, which a trained parameter may be
-        is_whole = tensor.untyped_storage().nbytes() == tensor.nbytes
-        tensors[hf_name] = tensor if is_whole else tensor.clone()
     save_torch_state_dict(tensors, folder)
 
 def load_weights(model: Model, folder: Path, family: Family, *,
@@ -208,8 +198,8 @@ def load_weights(model: Model, folder: Path, family: Family, *,
     if lines := [f"  {kind}: {_some(names)}" for kind, names in problems.items() if names]:
         head = f"{folder}: weights, config.json and the number of labels do not fit each other"
         raise ModelError("\n".join([head, *lines]))
-    copies = [name for name in ignored if HEAD in ours_of[name]]
-    for name in copies if model.spec.tie_word_embeddings else ():
+    copies = [name for name in ignored if HEAD in ours_of[name] and model.spec.tie_word_embeddings]
+    for name in copies:
         pair = dict(mapped([name, hf_name_of[EMBEDDING]], stored))
         if not torch.equal(*pair.values()):
             what = f"{folder}: {name} differs from the embeddings, which config.json ties it to"
@@ -219,8 +209,7 @@ def load_weights(model: Model, folder: Path, family: Family, *,
             targets = [wanted[name] for name in ours_of[hf_name]]
             if matches(hf_name, family.transposed):  # cost: in the dtype first, half the time
                 tensor = tensor.to(targets[0].dtype)
-            parts = family.split(hf_name, tensor, model.spec.num_heads)
-            for target, part in zip(targets, parts, strict=True):
+            for target, part in zip(targets, family.split(hf_name, tensor), strict=True):
                 target.copy_(part)
     return Accounting([name for name in wanted if name in hf_name_of], ignored, new)
 
@@ -237,10 +226,8 @@ def stored_tensors(folder: Path) -> Stored:
     elif (folder / SINGLE).is_file():
         weight_map, files = None, [folder / SINGLE]
     else:
-        pickled = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLED)
-        hint = f" It holds {', '.join(pickled)}: convert to safetensors." if pickled else ""
-        if folder in BUILTIN.values():
-            hint = " It comes with this repository: get it back with git checkout."
+        pickled = ", ".join(p.name for p in folder.glob("*") if p.suffix in PICKLED)
+        hint = f" It holds {pickled}: convert to safetensors." if pickled else ""
         raise ModelError(f"{folder}: neither {SINGLE} nor {INDEX} is there.{hint}")
     found = {name: tensor for file in files for name, tensor in read_header(file).items()}
     if weight_map is not None and (odd := sorted(weight_map.keys() ^ found.keys())):
@@ -258,8 +245,7 @@ def read_header(file: Path) -> Stored:
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"more than once in it: {_some(twice)}")
     except (SafetensorError, OSError, ValueError) as error:
-        said = f"{file}: not a whole safetensors file ({error}). Copy or download it again."
-        raise ModelError(said) from error
+        raise ModelError(f"{file}: not a whole safetensors file ({error}): copy it anew") from error
     return {name: (file, part["dtype"], part["shape"]) for name, part in header.items()}
 
 def mapped(names: Collection[str], stored: Stored) -> Iterator[tuple[str, Tensor]]:

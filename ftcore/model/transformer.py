@@ -5,12 +5,10 @@ key/value heads, D head width, F MLP width, V vocabulary, L layers.
 
 norm_first (GPT family)     h = h + attn(norm(h));  h = h + mlp(norm(h));  out = norm(h)
 norm_last (BERT family)     h = norm(h + attn(h));  h = norm(h + mlp(h));  out = h
-is_parallel (GPT-NeoX)      h = h + attn(norm(h)) + mlp(norm(h));  out = norm(h)
 output_norms (Gemma)        h = h + norm(attn(norm(h)));  h = h + norm(mlp(norm(h)));  out = norm(h)
 
 A family (families/) turns a `config.json` into a `ModelSpec` and back; the rest reads that alone.
-Sub-module names are those of the HF Llama layout; the families map other names onto them.
-"""
+Sub-module names are those of the HF Llama layout; the families map other names onto them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -54,10 +52,8 @@ class ModelSpec:
     norm_offset: float = 0.0  # added to the weight of an RMSNorm
     norm_bias: bool = True  # bias of a layer norm
     output_norms: bool = False  # with norm_first: normalise a sub-layer's output before the sum too
-    is_parallel: bool = False  # with norm_first: attention and MLP read the same state
     position_offset: int = 0  # row of the learned positions that the first token takes
     rope_theta: float = 10000.0  # base of the rotary angles
-    rope_dim: int = 0  # channels of each head that turn (0: all)
     rope_factor: float = 1.0  # scales the angles, as rope_bands does: kernels/rope.py
     rope_bands: tuple[float, float, int] | None = None
     local_rope_theta: float | None = None  # base in windowed layers, never scaled; None: the same
@@ -77,14 +73,6 @@ class ModelSpec:
     tie_word_embeddings: bool = False  # the LM head is the embedding matrix
     dropout: float = 0.0  # probability on embeddings and sub-layer outputs while training
     initializer_range: float = 0.02
-
-    @property
-    def num_values(self) -> int:
-        """Of the matrices that every such model has, and one of a head."""
-        rows = self.vocab_size + self.num_types + self.hidden_size
-        rows += self.max_positions if self.position == "learned" else 0
-        heads = self.head_dim * (self.num_heads + self.num_kv_heads)
-        return self.hidden_size * (rows + 2 * self.num_layers * (heads + self.intermediate_size))
 
 class Layer(nn.Module):
     """What computes, and how: set for all by `Model.use_kernels` and `Model.compute_in`."""
@@ -205,8 +193,7 @@ class Mlp(Layer):
 class Block(nn.Module):
     def __init__(self, spec: ModelSpec, index: int) -> None:
         super().__init__()
-        self.norm_first, self.is_parallel = spec.norm_first, spec.is_parallel
-        self.dropout = spec.dropout
+        self.norm_first, self.dropout = spec.norm_first, spec.dropout
         self.self_attn = Attention(spec, index)
         self.mlp = Mlp(spec)
         is_normed = spec.norm_first and spec.embedding_norm and index == 0
@@ -225,18 +212,15 @@ class Block(nn.Module):
             h_MC = self.input_layernorm(h_MC + self._drop(attended_MC))
             return self.post_attention_layernorm(h_MC + self._drop(self.mlp(h_MC)))
         attended_MC = self._drop(self.attn_output_norm(attended_MC))
-        if self.is_parallel:
-            x_MC, h_MC = self.post_attention_layernorm(h_MC), h_MC + attended_MC
-        else:
-            x_MC, h_MC = self.post_attention_layernorm(attended_MC, residual_NC=h_MC)
+        x_MC, h_MC = self.post_attention_layernorm(attended_MC, residual_NC=h_MC)
         return h_MC + self._drop(self.mlp_output_norm(self.mlp(x_MC)))
 
     def _drop(self, x_NC: Tensor) -> Tensor:
         return dropout(x_NC, self.dropout, is_training=self.training)
 
 class Transformer(Layer):
-    """Tokens in, hidden states out. `recompute`: layers of which the backward pass computes anew
-    what it needs (kernels/recompute); selective: every second one but the last."""
+    """Embeddings, L blocks and the final norm: tokens in, hidden states out. `recompute`: layers of
+    which the backward pass computes what it needs again; selective: every second but the last."""
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
@@ -267,23 +251,17 @@ class Transformer(Layer):
         spec = self.spec
         if spec.position != "rope":
             return [None] * spec.num_layers
-        D = spec.rope_dim or spec.head_dim
-        turn = partial(rope_angles, positions_N, head_dim=D, dtype=dtype)
+        turn = partial(rope_angles, positions_N, head_dim=spec.head_dim, dtype=dtype)
         full = turn(theta=spec.rope_theta, factor=spec.rope_factor, bands=spec.rope_bands)
         local = full if spec.local_rope_theta is None else turn(theta=spec.local_rope_theta)
         return [local if window else full for window in spec.windows or [0] * spec.num_layers]
 
     def forward(self, tokens_N: Tensor, positions_N: Tensor, types_N: Tensor, docs: Docs,
                 attends: Sequence[Attend] | None = None, rows_M: Tensor | None = None) -> Tensor:
-        """Hidden states of every token, or of those that are asked for: h_MC, compute dtype.
-
-        tokens_N        int64 ids in [0, V)
-        positions_N     int64, restarting at 0 in every document
-        types_N         int64 segment of each token; unread where the family has no segments
-        attends         one per layer while generating (generate.py), else None
-        rows_M          int64 rows of the stream, which the last layer computes alone; None: all
-        raises          ModelError: a document is longer than the learned positions
-        """
+        """h_MC, hidden states of every token, or of the int64 rows_M of the stream, which the last
+        layer then computes alone. positions_N restart at 0 in every document; types_N are its
+        segments, if the family has them; `attends` has one for each layer while generating
+        (generate.py). Raises ModelError: a document is longer than the learned positions."""
         if self.embed_positions is not None and max(docs.lengths) > self.spec.max_positions:
             most = f"the model has positions for {self.spec.max_positions}: cut it or split it"
             raise ModelError(f"a document has {max(docs.lengths)} tokens, {most}")
@@ -293,9 +271,9 @@ class Transformer(Layer):
         if attends is None and tokens_N.device.type == "cpu":
             # cost: products of few sizes are compiled once. The rows added are copies of the first
             # token that belong to no document, and nobody reads them.
-            filling, inputs = docs.num_rows - N, (tokens_N, positions_N, types_N)
-            filled = (torch.cat([x_N, x_N[:1].expand(filling)]) for x_N in inputs)
-            tokens_N, positions_N, types_N = filled
+            tokens_N, positions_N, types_N = (
+                torch.cat([x_N, x_N[:1].expand(docs.num_rows - N)])
+                for x_N in (tokens_N, positions_N, types_N))
             rows_M = rows_M if rows_M is None else F.pad(rows_M, (0, rounded(M) - M))
         h_NC = self.embed(tokens_N, positions_N, types_N)
         L, is_training = len(self.layers), self.training and torch.is_grad_enabled()

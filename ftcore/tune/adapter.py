@@ -7,23 +7,20 @@ format: peft and vLLM load ours, and we what peft saves.
       adapter_config.json        what is wrapped and how
       adapter_model.safetensors  base_model.model.<HF module>.lora_A.weight (R, C), .lora_B.weight
                                  (O, R); fully trained modules as base_model.model.<HF parameter>
-      ftcore_adapter.json        hash of the base that the adapter was trained on, and the adapted
-                                 parts of fused modules; peft ignores it
+      ftcore_adapter.json        hash of the base that the adapter was trained on; peft ignores it
 
-Of modules that HF keeps as one and we keep apart, each part has factors of its own. HF's has
+Of modules that HF keeps as one and we keep apart, each of k parts has factors of its own. HF's has
 
-    A = [A_1; A_2; ..]                             (k R, C) for k adapted parts
-    B = B_i in the rows of part i and in the columns of A_i, zero elsewhere
+    A = [A_1; A_2; ..]   (k R, C)     B = B_i in the rows of part i and the columns of A_i, else 0
 
 so B A is B_i A_i in the rows of part i: the same update, of rank k R (R of a part, C input width);
-alpha grows so that the scale stays. In a file of peft's all parts share one A.
-"""
+alpha grows so that the scale stays. In a file of peft's all parts share one A."""
 
 import hashlib
 import json
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,15 +43,16 @@ from ftcore.tune.task import TaskKind
 MODEL, ADAPTER, LABELS = "model", "adapter", "labels.json"
 CONFIG, WEIGHTS, ORIGIN = "adapter_config.json", "adapter_model.safetensors", "ftcore_adapter.json"
 PREFIX, A, B = "base_model.model.", "lora_A.weight", "lora_B.weight"
-Places = Mapping[str, Sequence[int]]  # which parts of fused modules are adapted
-Parts = dict[str, dict[int, str]]  # HF module -> ours that are in it, or some of them, by place
+Parts = dict[str, tuple[str, ...]]  # HF module -> ours that are in it
 
-# peft: options that give the same tensors another meaning, or the model other tensors.
-UNKNOWN_OPTIONS = (
-    "use_dora", "use_qalora", "use_bdlora", "lora_bias", "rank_pattern", "alpha_pattern",
-    "layer_replication", "target_parameters", "trainable_token_indices", "alora_invocation_tokens",
-    "arrow_config", "kasa_config", "monteclora_config", "velora_config")
-KNOWN_STARTS = (True, False, "gaussian", "orthogonal", "eva")  # peft: others change the base
+# peft: where others give the same tensors another meaning, or the model other tensors.
+KNOWN_VALUES = {
+    "peft_type": ["LORA"], "bias": ["none"],
+    "init_lora_weights": [True, False, "gaussian", "orthogonal", "eva"]} | dict.fromkeys(
+    ["use_dora", "use_qalora", "use_bdlora", "lora_bias", "rank_pattern", "alpha_pattern",
+     "layer_replication", "target_parameters", "trainable_token_indices", "arrow_config",
+     "alora_invocation_tokens", "kasa_config", "monteclora_config", "velora_config"],
+    [None, False, {}, []])
 
 def base_sha256(model: nn.Module, *, without: Collection[str] = ()) -> str:
     """Hash of the base, rounded to bf16, but for modules that the adapter brings; merged or not."""
@@ -65,30 +63,24 @@ def base_sha256(model: nn.Module, *, without: Collection[str] = ()) -> str:
 
 def named_parts(model: Model, family: Family, adapter: str = lora.DEFAULT) -> tuple[Parts, Parts]:
     """Layers of an adapter; fully trained modules. Raises ModelError: no layers, one has no HF
-    name, or of those that HF keeps as one, some are trained fully and others not."""
+    name, or of those that HF keeps as one, some are adapted or trained fully and others not."""
     layers = lora.lora_layers(model).items()
     if not (adapted := [name for name, layer in layers if adapter in layer.adapters]):
         raise ModelError(f"the model has no LoRA layers of {adapter!r}: no adapter to save")
     # peft saves a module outside LoRA as a whole, so one that owns a trained parameter is taken.
     plain = lora.plain_modules(model).items()
     owners = [n for n, m in plain if any(p.requires_grad for p in m.parameters(recurse=False))]
-    extra = _by_hf(family, owners)
-    for module, parts in extra.items():
-        if len(parts) < len(ours := family.to_ours(module)):
-            raise ModelError(f"{module} is one for peft: train {', '.join(ours)} fully, or none")
-    return _by_hf(family, adapted), extra
+    for names in (adapted, owners):
+        for module, ours in _by_hf(family, names).items():
+            if not set(ours) <= set(names):
+                raise ModelError(f"{module} is one for peft: train {', '.join(ours)} alike")
+    return _by_hf(family, adapted), _by_hf(family, owners)
 
-def _by_hf(family: Family, names: Iterable[str], *, skips: bool = False) -> Parts:
-    """Modules of ours by that of HF's. ModelError: one has no HF name, unless those are skipped."""
-    found: Parts = {}
-    for name in names:
-        with suppress(ModelError) if skips else nullcontext():
-            module = family.to_hf(name)
-            found.setdefault(module, {})[family.to_ours(module).index(name)] = name
-    return {module: dict(sorted(parts.items())) for module, parts in found.items()}
+def _by_hf(family: Family, names: Iterable[str]) -> Parts:
+    return {module: family.to_ours(module) for module in map(family.to_hf, names)}
 
 def _names(found: Parts) -> tuple[str, ...]:
-    return tuple(part for parts in found.values() for part in parts.values())
+    return tuple(part for parts in found.values() for part in parts)
 
 def save_adapter(model: Model, folder: Path, *, family: Family, base_path: str, task_type: str,
                  name: str = lora.DEFAULT) -> None:
@@ -96,16 +88,15 @@ def save_adapter(model: Model, folder: Path, *, family: Family, base_path: str, 
     id of the base model, for the reader to find it; `task_type` peft's word for the head. Raises
     ModelError: as `named_parts`; CheckpointError: the folder cannot be written."""
     layers, extra = named_parts(model, family, name)
-    num_heads, tensors = model.spec.num_heads, {}
+    tensors = {}
     for module, parts in layers.items():
-        own = {i: model.get_submodule(f"{part}.adapters.{name}") for i, part in parts.items()}
-        first, count = next(iter(own.values())), len(family.to_ours(module))
-        config, empty = first.config, first.lora_b[:, :0]
-        b_OR = torch.block_diag(*(own[i].lora_b if i in own else empty for i in range(count)))
-        tensors[f"{PREFIX}{module}.{A}"] = torch.cat([factors.lora_a for factors in own.values()])
-        tensors[f"{PREFIX}{module}.{B}"] = family.join(module, b_OR.split(len(empty)), num_heads)
+        own = [model.get_submodule(f"{part}.adapters.{name}") for part in parts]
+        config, b_OR = own[0].config, torch.block_diag(*(factors.lora_b for factors in own))
+        tensors[f"{PREFIX}{module}.{A}"] = torch.cat([factors.lora_a for factors in own])
+        parts_B = b_OR.split(len(own[0].lora_b))
+        tensors[f"{PREFIX}{module}.{B}"] = family.join(module, parts_B)
     for key, names in _trained_fully(model, extra).items():
-        tensors[PREFIX + key] = family.join(key, [*map(model.get_parameter, names)], num_heads)
+        tensors[PREFIX + key] = family.join(key, [*map(model.get_parameter, names)])
     # HF: safetensors refuses tensors that share memory, so tied ones are written twice.
     whole = {"memory_format": torch.contiguous_format}
     tensors = {key: tensor.detach().cpu().clone(**whole) for key, tensor in tensors.items()}
@@ -117,12 +108,11 @@ def save_adapter(model: Model, folder: Path, *, family: Family, base_path: str, 
         "bias": "none", "inference_mode": True,
         **({"fan_in_fan_out": True} if family.transposed else {})}  # as HF's matrices
     origin = {"base_sha256": base_sha256(model, without=_names(extra)), "scale": config.scale}
-    if adapted := {m: [*parts] for m, parts in layers.items() if len(family.to_ours(m)) > 1}:
+    if fused := {module: len(parts) for module, parts in layers.items() if len(parts) > 1}:
         # peft: a fused module has the rank of all its parts
         power = 0.5 if config.rs_lora else 1.0
-        peft_config["rank_pattern"] = {m: len(p) * config.rank for m, p in adapted.items()}
-        peft_config["alpha_pattern"] = {m: len(p)**power * config.alpha for m, p in adapted.items()}
-        origin["parts"] = adapted
+        peft_config["rank_pattern"] = {m: k * config.rank for m, k in fused.items()}
+        peft_config["alpha_pattern"] = {m: k**power * config.alpha for m, k in fused.items()}
 
     def write(temp: Path) -> None:
         save_file(tensors, temp / WEIGHTS, metadata={"format": "pt"})
@@ -140,36 +130,30 @@ def load_adapter(model: Model, folder: Path, *, family: Family, name: str = lora
         files.verify_folder(folder)
     options = read_object(folder / CONFIG)
     origin = read_object(folder / ORIGIN) if (folder / ORIGIN).is_file() else {}
-    if not isinstance(adapted := origin.get("parts", {}), dict):  # of fused modules; of peft's all
-        raise ModelError(f"{folder / ORIGIN}: parts = {adapted!r}: must be an object")
-    options |= {"rank_pattern": {}, "alpha_pattern": {}} if adapted else {}  # those that we write
+    options |= {"rank_pattern": {}, "alpha_pattern": {}} if origin else {}  # those that we write
     if not (path := folder / WEIGHTS).is_file():
         raise ModelError(f"{path} is not there. A pickled .bin is never read: convert it")
     tensors = dict(mapped(held := read_header(path), held))
-    layers, extra = _held_or_listed(model, family, options, tensors, adapted)
+    layers, extra = _held_or_listed(model, family, options, tensors)
     config = _lora_config(folder / CONFIG, options, layers, extra)
     trained, plain, shapes = _trained_fully(model, extra), lora.plain_modules(model), {}
+    counts = {module: len(parts) if origin else 1 for module, parts in layers.items()}
     for module, parts in layers.items():
-        linear = plain[next(iter(parts.values()))]
-        rank = config.rank * (len(parts) if module in adapted else 1)
-        out_features = linear.out_features * len(family.to_ours(module))
+        linear, rank = plain[parts[0]], config.rank * counts[module]
         shapes[f"{PREFIX}{module}.{A}"] = rank, linear.in_features
-        shapes[f"{PREFIX}{module}.{B}"] = out_features, rank
+        shapes[f"{PREFIX}{module}.{B}"] = linear.out_features * len(parts), rank
     for key, names in trained.items():
         shapes[PREFIX + key] = tuple(family.hf_shape(key, model.get_parameter(names[0]).shape))
     _account(folder, shapes, tensors)
     incoming = {}
-    for module, parts in layers.items():
-        count = len(parts) if module in adapted else 1
+    for module, count in counts.items():
         parts_A = tensors[f"{PREFIX}{module}.{A}"].chunk(count)
-        rows = family.split(module, tensors[f"{PREFIX}{module}.{B}"], model.spec.num_heads)
-        for index, (place, part) in enumerate(parts.items()):
-            own = index % count
-            incoming[f"{part}.adapters.{name}.lora_a"] = parts_A[own]
-            incoming[f"{part}.adapters.{name}.lora_b"] = rows[place].chunk(count, dim=1)[own]
+        rows = family.split(module, tensors[f"{PREFIX}{module}.{B}"])
+        for i, part in enumerate(layers[module]):
+            incoming[f"{part}.adapters.{name}.lora_a"] = parts_A[i % count]
+            incoming[f"{part}.adapters.{name}.lora_b"] = rows[i].chunk(count, dim=1)[i % count]
     for key, names in trained.items():
-        pieces = family.split(key, tensors[PREFIX + key], model.spec.num_heads)
-        incoming.update(zip(names, pieces, strict=True))
+        incoming |= zip(names, family.split(key, tensors[PREFIX + key]), strict=True)
     _refuse_untied(folder, model, incoming)
     ours = base_sha256(model, without=_names(extra)) if origin else None  # peft records none
     if (theirs := origin.get("base_sha256")) != ours:
@@ -183,12 +167,12 @@ def load_adapter(model: Model, folder: Path, *, family: Family, name: str = lora
 def _trained_fully(model: nn.Module, extra: Parts) -> dict[str, list[str]]:
     """HF name of each tensor of such modules -> names of our parameters in it."""
     return {
-        f"{module}.{attribute}": [f"{part}.{attribute}" for part in parts.values()]
+        f"{module}.{attribute}": [f"{part}.{attribute}" for part in parts]
         for module, parts in extra.items()
         for attribute in dict(model.get_submodule(parts[0]).named_parameters(recurse=False))}
 
-def _held_or_listed(model: nn.Module, family: Family, options: dict, keys: Collection[str],
-                    adapted: Places) -> tuple[Parts, Parts]:
+def _held_or_listed(model: nn.Module, family: Family, options: dict,
+                    keys: Collection[str]) -> tuple[Parts, Parts]:
     """Linear layers that the file adapts or lists; modules that it holds fully, or lists."""
     targets, saved = options.get("target_modules"), options.get("modules_to_save")
     # peft: with one of these, or a regular expression, only the tensors say which layers it is.
@@ -198,29 +182,24 @@ def _held_or_listed(model: nn.Module, family: Family, options: dict, keys: Colle
     owners = {key.removeprefix(PREFIX).rpartition(".")[0] for key in keys}
     plain, layers, extra = lora.plain_modules(model), {}, {}
     linears = {name for name, module in plain.items() if isinstance(module, nn.Linear)}
-    owning = [n for n, m in plain.items() if n in linears or list(m.parameters(recurse=False))]
-    for module, parts in _by_hf(family, owning, skips=True).items():
+    named: Parts = {}
+    for name in (n for n, m in plain.items() if n in linears or list(m.parameters(recurse=False))):
+        with suppress(ModelError):  # HF has no name for it, nor peft then
+            named |= _by_hf(family, [name])
+    for module, parts in named.items():
         path, is_owner = f".{module}", module in owners
         is_held = f"{module}.lora_A" in owners or f"{module}.lora_B" in owners
         is_listed = not is_owner and any(path.endswith(f".{target}") for target in targets)
-        if linears.issuperset(parts.values()) and (is_held or is_listed):
-            places = adapted.get(module, [*parts])
-            layers[module] = {place: part for place, part in parts.items() if place in places}
-            if [*layers[module]] != places:
-                raise ModelError(f"{ORIGIN}: {module} has no parts {places}")
+        if linears.issuperset(parts) and (is_held or is_listed):
+            layers[module] = parts
         elif is_owner or any(f".{m}." in f"{path}." for m in saved):
             extra[module] = parts
     return layers, extra
 
 def _lora_config(path: Path, options: dict, layers: Parts, extra: Parts) -> PeftConfig:
     """Peft's options as ours; one that would change the numbers and is not known is refused."""
-    refused = [f"{k} = {options[k]!r} is not known" for k in UNKNOWN_OPTIONS if options.get(k)]
-    if options.get("peft_type") != "LORA":
-        refused.append(f"peft_type = {options.get('peft_type')!r} must be 'LORA'")
-    if options.get("bias", "none") != "none":
-        refused.append(f"bias = {options['bias']!r} must be 'none'")
-    if (start := options.get("init_lora_weights", True)) not in KNOWN_STARTS:
-        refused.append(f"init_lora_weights = {start!r} changes the base: convert to plain LoRA")
+    refused = [f"{key} = {options[key]!r} must be {known[0]!r}: convert it to plain LoRA"
+               for key, known in KNOWN_VALUES.items() if options.get(key, known[0]) not in known]
     rank, alpha, dropout = (options.get(key) for key in ("r", "lora_alpha", "lora_dropout"))
     are_numbers = type(rank) is int and {type(alpha), type(dropout)} <= {int, float}
     if not are_numbers or rank < 1 or not 0 < alpha < math.inf or not 0 <= dropout < 1:
@@ -282,18 +261,17 @@ def load_base(path: str, **how: Any) -> LoadedModel:
     return loaded
 
 def load_artifact(run: Path, *, base: str, kind: TaskKind, dtype: torch.dtype) -> LoadedModel:
-    """The trained model of a finished run, an adapter on `base`. ModelError: none, or damaged."""
-    saved, adapter = run / MODEL, run / ADAPTER
-    if saved.is_dir():
-        return load_model(saved, task=kind.model_task, dtype=dtype)
-    if not adapter.is_dir():
+    """The trained model of a finished run; a LoRA run's adapter is put on its base model, `base`.
+    Raises ModelError: the run has left neither, or its files are damaged."""
+    if (run / MODEL).is_dir():
+        return load_model(run / MODEL, task=kind.model_task, dtype=dtype)
+    if not (run / ADAPTER).is_dir():
         what = f"{run}: has neither {MODEL}/ nor {ADAPTER}/, so the run has not finished"
         raise ModelError(f"{what}; continue it with: python train.py --resume {run}")
-    labels = read_labels(run)
     loaded = load_base(
-        base, task=kind.model_task, dtype=dtype, num_labels=len(labels or ()) or None,
+        base, task=kind.model_task, dtype=dtype, num_labels=len(read_labels(run) or ()) or None,
         generator=torch.Generator())  # draws the head that the adapter then replaces
-    load_adapter(loaded.model, adapter, family=loaded.family)
+    load_adapter(loaded.model, run / ADAPTER, family=loaded.family)
     loaded.model.eval()
     return loaded
 

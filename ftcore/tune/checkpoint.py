@@ -3,8 +3,7 @@
     RUN/checkpoints/step-N/  GROUP.safetensors for each group of tensors, state.json, manifest.json
 
 `state.json` is Python's JSON: floats come back bit-equal, NaN too. A folder is written by files.py,
-so a kill or a full disk costs the one being written; it is read only after its hashes agree.
-"""
+so a kill or a full disk costs the one being written; it is read only after its hashes agree."""
 
 import json
 import logging
@@ -44,48 +43,41 @@ class Checkpoints:
         num_bytes = sum(t.nbytes for group in tensors.values() for t in group.values())
 
         def write(folder: Path) -> None:
-            text = json.dumps({**state, "step": step}, indent=1) + "\n"
-            (folder / STATE).write_text(text, "utf-8")
+            (folder / STATE).write_text(json.dumps({**state, "step": step}, indent=1), "utf-8")
             for group, named in tensors.items():
                 save_file(dict(named), folder / (group + SUFFIX))
 
         self.failed_in_a_row += 1  # until it is there
         files.write_folder(self.of(step), write, needed_bytes=num_bytes)
-        self._prune(step, best)
+        steps = self.steps()  # later ones were refused, or the run would be past them
+        kept = [best, *[other for other in steps if other <= step][: self.keep_last]]
+        if doomed := [other for other in steps if other not in kept]:  # the newest first
+            files.verify_folder(self.of(step))
+        for other in doomed:
+            files.remove(self.of(other))
         self.failed_in_a_row = 0
 
     def latest(self) -> Loaded | None:
-        """The newest that verifies, None without any. CheckpointError: all are refused."""
-        refused = []
+        """The newest checkpoint that verifies; None if there never was one. Those that were refused
+        are named in warnings, and in a CheckpointError where none can be trusted."""
+        refused = [f"no checkpoint in {self.folder} can be trusted; restore one, or run anew:"]
         for step in self.steps():
             try:
                 return load(self.of(step))
             except CheckpointError as error:
                 logger.warning("step %d is refused: %s", step, error)
                 refused.append(f"  step {step}: {error}")
-        if not refused:
-            return None
-        head = f"no checkpoint in {self.folder} can be trusted; restore one, or start another run:"
-        raise CheckpointError("\n".join([head, *refused]))
+        if refused[1:]:
+            raise CheckpointError("\n".join(refused))
+        return None
 
     def steps(self) -> list[int]:
         """The steps that have a folder, newest first, verified or not."""
-        entries = self.folder.iterdir() if self.folder.is_dir() else ()
-        found = (re.fullmatch(r"step-(\d+)", entry.name) for entry in entries)
+        found = (re.fullmatch(r"step-(\d+)", entry.name) for entry in self.folder.glob("*"))
         return sorted({int(step[1]) for step in found if step}, reverse=True)
 
     def of(self, step: int) -> Path:
         return self.folder / f"step-{step}"
-
-    def _prune(self, saved: int, best: int) -> None:
-        """Delete what is neither the best nor among the last `keep_last`, once the one just saved
-        verifies; and later steps: they were refused, or the run would be past them."""
-        steps = self.steps()
-        kept = [best, *[step for step in steps if step <= saved][: self.keep_last]]
-        if doomed := [step for step in steps if step not in kept]:  # the newest first
-            files.verify_folder(self.of(saved))
-        for step in doomed:
-            files.remove(self.of(step))
 
 def load(folder: Path) -> Loaded:
     """Verify and read one checkpoint folder. Raises CheckpointError: names the file at fault."""

@@ -2,30 +2,22 @@
 
 last:K          the last K of the model's `layers` and all that follows: final norm, pooler, head
 embeddings      token, position and segment matrices
-norms           modules with "norm" in their name
-biases          every bias (BitFit: Ben Zaken et al. 2021, arXiv:2106.10199)
-all, head       everything, what sits on the transformer
+norms, biases   modules with "norm" in their name; every bias (BitFit, arXiv:2106.10199)
+all, head       everything; what sits on the transformer
 anything else   a name or glob: `q_proj`, `trunk.layers.[0-3].*`, `*.mlp`; a module: all below it
 
-learning rate over that of the run, where L layers are counted from 0:
-
-head, a policy's values   head_lr_ratio
-embeddings, their norm    embedding_lr_ratio * layer_lr_decay ** (L + 1)
-layer l                   layer_lr_decay ** (L - l)
-B of a low-rank update    loraplus_lr_ratio, times that of its layer
-
-What stands behind the layers, such as the last norm, has 1; a tied head is an embedding.
-
-source  Howard and Ruder 2018, arXiv:1801.06146 (decay over layers); Hayou et al. 2024,
-        arXiv:2402.12354 (LoRA+)
+Rates over that of the run are head_lr_ratio of the head and of a policy's values,
+embedding_lr_ratio * layer_lr_decay ** (L + 1) of the embeddings and their norm (a tied head among
+them), layer_lr_decay ** (L - l) of layer l of L, from 0 (Howard and Ruder 2018, arXiv:1801.06146),
+loraplus_lr_ratio times that of B in a low-rank update (LoRA+: Hayou et al. 2024, arXiv:2402.12354).
 """
 
 import hashlib
 import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from itertools import groupby
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +38,7 @@ def match_names(pattern: str, names: Sequence[str], *, what: str,
     ConfigError that calls it `what`, with the nearest names, last components and words `also`."""
     if found := {n for n in names if pattern in (n, leaf(n)) or fnmatchcase(n, pattern)}:
         return found
-    known = [*also, *sorted({leaf(n) for n in names if not leaf(n).isdecimal()})]
+    known = [*also, *sorted(n for n in set(map(leaf, names)) if not n.isdecimal())]
     near = get_close_matches(pattern, [*known, *names], n=3)
     hint = f"; nearest: {', '.join(near)}" if near else ""
     raise ConfigError(f"{what} {pattern!r} matches nothing{hint}; known: {', '.join(known)}")
@@ -102,28 +94,22 @@ def rates_of(model: Model, config: OptimConfig) -> dict[str, float]:
 
 def parameter_table(model: nn.Module) -> str:
     """Name, shape of one, values of all, trainable; equal layers in one line; the share last."""
-    groups: dict[tuple, list[str]] = {}
+    groups = defaultdict(list)  # numbers of the layers, in texts
     for name, p in model.named_parameters():
-        shape = " x ".join(map(str, p.shape))
-        key = (LAYER.sub("{}", name), shape, p.numel(), p.requires_grad)
-        groups.setdefault(key, []).append(name)
+        key = LAYER.sub("{}", name), " x ".join(map(str, p.shape)), p.numel(), p.requires_grad
+        groups[key].append("".join(LAYER.findall(name)))
     rows = [("parameter", "shape", "values", "trainable")]
-    for (pattern, shape, numel, trained), names in groups.items():
-        indices = [int(found[1]) for name in names if (found := LAYER.search(name))]
-        label = pattern.replace("{}", "{" + _ranges(indices) + "}")
-        rows.append((label, shape, f"{numel * len(names):,}", "yes" if trained else "-"))
+    for (pattern, shape, numel, trained), layers in groups.items():
+        is_run = layers[1:] and int(layers[-1]) - int(layers[0]) == len(layers) - 1
+        told = f"{layers[0]}-{layers[-1]}" if is_run else ",".join(layers)
+        label = pattern.replace("{}", "{" + told + "}")
+        rows.append((label, shape, f"{numel * len(layers):,}", "yes" if trained else "-"))
     w = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [f"{row[0]:<{w[0]}}  {row[1]:>{w[1]}}  {row[2]:>{w[2]}}  {row[3]}" for row in rows]
     total = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     share = trained / max(total, 1)
     return "\n".join([*lines, f"trainable: {trained:,} of {total:,} values ({share:.2%})"])
-
-def _ranges(indices: Sequence[int]) -> str:
-    """`0-3,5` for [0, 1, 2, 3, 5]."""
-    by_offset = groupby(enumerate(indices), lambda pair: pair[1] - pair[0])
-    runs = ([i for _, i in pairs] for _, pairs in by_offset)
-    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 def tensor_sha256(tensor: Tensor) -> str:
     """Hash of a tensor's dtype, shape and bits."""

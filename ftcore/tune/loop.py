@@ -1,20 +1,18 @@
 """The training loop, by hand.
 
     for each step:  rows -> a share for each core -> streams -> loss sums / the step's weight
-                    -> backward -> gradients of all shares
-                    -> norm -> clip -> AdamW -> log -> evaluate -> save
+                    -> backward -> norm -> clip -> AdamW -> log -> evaluate -> save
 
 A step is a pure function of the state before it: its rows come from (seed, step), its dropout
 noise from (seed, step, micro-step), its rate from the step. So a resumed run is bit-equal to one
 never killed. A step whose loss or gradient is not finite is not applied. Its rows and the first bad
-gradient are named, but where the loss scale of fp16 finds its height. Too many end the run.
-"""
+gradient are named, but where the loss scale of fp16 finds its height. Too many end the run."""
 
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import ClassVar
 
 import numpy as np
@@ -23,16 +21,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ftcore.config import Run
-from ftcore.data.pack import Encoded, StepRows, collate, lengths, pack, split, total_weight
-from ftcore.env.compute import LossScale, peak_bytes, seed_noise
+from ftcore.data.pack import Encoded, StepRows, collate, lengths, pack, split, tokens, total_weight
+from ftcore.env.compute import LossScale, derived, peak_bytes
 from ftcore.env.run import RunFolder, StopFlag
 from ftcore.errors import CheckpointError, SaveError, TrainingError
 from ftcore.model.heads import Model
 from ftcore.tune.checkpoint import Checkpoints, Loaded, load
 from ftcore.tune.freeze import rates_of
-from ftcore.tune.graphs import GRAIN, Graphs
-from ftcore.tune.optim import AdamW, label, learning_rate
-from ftcore.tune.task import Task, passes, token_labels
+from ftcore.tune.optim import AdamW, learning_rate
+from ftcore.tune.task import Task
 from ftcore.tune.workers import Workers
 
 MAX_FAILED_SAVES = 3
@@ -64,28 +61,22 @@ class Loop:
         optim, loop, count = self.config.optim, self.config.loop, len(self.documents)
         self.device, self.seed = self.model.device, self.config.env.seed
         self.checkpoints = Checkpoints(self.run.path, loop.keep_last)
-        size = self.config.rows_per_step
-        self.rows = StepRows(count, batch_size=size, seed=self.seed)
-        self.total_steps = loop.num_steps(count, size)
+        self.rows = StepRows(count, batch_size=self.config.rows_per_step, seed=self.seed)
+        self.total_steps = loop.num_steps(count, self.config.rows_per_step)
         self.documents_of = lru_cache(maxsize=1)(self._documents)  # all shares of a step ask
         dtypes = {param.dtype for param in self.model.parameters()}
         self.scale = LossScale() if torch.float16 in dtypes else None
         self.remembered = {"progress": self.progress}  # its fields stand in every checkpoint
         self.remembered |= {"loss_scale": self.scale} if self.scale else {}
-        trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         longest = np.sort(lengths(self.documents))[-optim.batch_size :]
         # what draws or is made may read any row
         is_fixed = self.reads_rows and self.draw is None and self.device.type == "cpu"
         rows = rows_read(self.model, self.documents) if is_fixed else {}
         self.model.trunk.embed_tokens.sparse = bool(rows)
         self.optimizer = AdamW(
-            trained.items(), optim, rates=rates_of(self.model, optim), rows=rows,
+            [(name, p) for name, p in self.model.named_parameters() if p.requires_grad], optim,
+            rates=rates_of(self.model, optim), rows=rows,
             accumulates=int(longest.sum()) > loop.micro_batch_tokens or not self.reads_rows)
-        is_graphed = self.device.type == "cuda" and self.task is token_labels
-        trunk = self.model.trunk  # what computes again reads the state of the noise
-        is_graphed &= trunk.recompute == "none" and trunk.spec.max_positions >= GRAIN
-        mine = partial(passes, self.task, self.model)
-        self.graphs = Graphs(mine, self.optimizer, self.device) if is_graphed else None
 
     def restore(self, loaded: Loaded | None) -> None:
         """Continue from a checkpoint of this run, or from its start where it never saved one."""
@@ -126,8 +117,8 @@ class Loop:
                     self._save()
                 if is_stuck:
                     what = f"{progress.skipped_in_a_row} steps in a row were not applied"
-                    mend = "lower optim.lr, take fp32, or mend the rows"
-                    raise TrainingError(f"{what}: see {self.run.path}/skipped-step-N.json; {mend}")
+                    see = f"skipped up to step {step}: {self.run.path}/skipped-step-N.json"
+                    raise TrainingError(f"{what}, {see}; lower optim.lr, or mend the rows")
                 if self.checkpoints.failed_in_a_row >= MAX_FAILED_SAVES:
                     what = "stopped, since checkpoints cannot be saved: mend that, then continue"
                     raise SaveError(f"{what} with: python train.py --resume {self.run.path}")
@@ -162,28 +153,25 @@ class Loop:
         streams = pack([len(d) for d in mine], self.config.loop.micro_batch_tokens)
         self.optimizer.zero_grad()
         for micro_step, stream in enumerate(streams):
-            seed_noise(self.seed, step, micro_step * shares + share)
-            packed, factor = [mine[i] for i in stream], loss_scale / weight
-            if self.graphs:
-                loss += self.graphs(packed, factor).item()
-            else:
-                batch = collate(packed).to(self.device)
-                loss += passes(self.task, self.model, batch, factor).item()
+            torch.manual_seed(derived(self.seed, step, micro_step * shares + share))  # of dropout
+            batch = collate([mine[i] for i in stream]).to(self.device)
+            loss_sum, _ = self.task(self.model, batch)
+            (loss_sum * (loss_scale / weight)).backward()
+            loss += loss_sum.item()
         return loss
 
     def _step(self, workers: Workers) -> dict[str, float]:
         started, step = time.perf_counter(), self.progress.step
-        values = self._update(workers)
+        values = self._update(workers, step)
         self.progress.step += 1
         tokens = sum(map(len, self.documents_of(step)))
         return values | {"perf/tokens_per_s": tokens / (time.perf_counter() - started),
                          "perf/peak_mem_gib": peak_bytes(self.device) / 2**30}
 
-    def _update(self, workers: Workers, number: int | None = None) -> dict[str, float]:
-        """One update, if finite, by the documents of a step, or number; returns what is logged."""
+    def _update(self, workers: Workers, number: int) -> dict[str, float]:
+        """One update, if finite, by the documents of that number; returns what is logged."""
         step, progress, optim = self.progress.step, self.progress, self.config.optim
         scale = self.scale.value if self.scale else 1.0
-        number = step if number is None else number
         loss, grad_norms = workers.compute(number, scale)
         grad_norm, documents = math.hypot(*grad_norms), self.documents_of(number)
         mean_loss = loss / total_weight(documents)
@@ -191,13 +179,12 @@ class Loop:
         is_finite = math.isfinite(loss) and math.isfinite(grad_norm)
         if self.scale:
             self.scale.update(is_finite)
+        progress.skipped_steps += not is_finite
         if is_finite:
             progress.skipped_in_a_row = 0
             clip = min(1.0, optim.max_grad_norm / (grad_norm + 1e-6))
             workers.apply(rate, clip / scale)
-        else:
-            progress.skipped_steps += 1
-        if not is_finite and (scale == 1 or not math.isfinite(loss)):  # else the scale was too high
+        elif scale == 1 or not math.isfinite(loss):  # else the scale was too high
             progress.skipped_in_a_row += 1
             record = {"rows": [document.row_id for document in documents], "loss": str(mean_loss)}
             record |= {"bad gradient": self.optimizer.first_not_finite(), "norm": str(grad_norm)}
@@ -205,10 +192,10 @@ class Loop:
             found = f"step {step + 1}: loss {mean_loss:g}, gradient norm {grad_norm:g}"
             show = f"python -m ftcore.data show {self.run.path} --step {step + 1}"
             tqdm.write(f"{found}: not applied; noted in {path}; its text: {show}")
-        groups = zip(self.optimizer.kinds, grad_norms, strict=True) if len(grad_norms) > 1 else ()
+        groups = zip(self.optimizer.groups(), grad_norms, strict=True) if grad_norms[1:] else ()
         return {"train/loss": mean_loss, "train/grad_norm": grad_norm, "train/lr": rate,
                 "train/skipped_steps": progress.skipped_steps,
-                **{f"train/grad_norm/{label(kind)}": norm for kind, norm in groups},
+                **{f"train/grad_norm/{group}": norm for group, norm in groups},
                 **({"train/loss_scale": scale} if self.scale else {})}
 
     def _evaluate(self) -> bool:
@@ -227,14 +214,14 @@ class Loop:
 
     def _save(self) -> None:
         """Write a checkpoint; a failed one is reported, and the run goes on."""
-        state = {name: vars(part) for name, part in self.remembered.items()}
-        state["optimizer_steps"] = self.optimizer.step_count
+        state = {"optimizer_steps": self.optimizer.step_count}
+        state |= {name: vars(part) for name, part in self.remembered.items()}
+        step, best = self.progress.step, self.progress.best_step
         try:
             self.run.sync()
-            best = self.progress.best_step
-            self.checkpoints.save(self.progress.step, self.optimizer.state(), state, best)
+            self.checkpoints.save(step, self.optimizer.state(), state, best)
         except CheckpointError as error:
-            tqdm.write(f"step {self.progress.step}: not saved: {error}")
+            tqdm.write(f"step {step}: not saved: {error}")
 
 def rows_read(model: Model, documents: Sequence[Encoded]) -> dict[str, Tensor]:
     """int64 rows of token embeddings that are read, by matrix name; none if frozen or tied."""

@@ -8,20 +8,16 @@ master, unless only some of its rows are trained. Gradients of micro-batches and
 in fp32. No weight decay on tensors of fewer than two axes (norms and biases); embedding rows that
 are never read stay as they are. Torch's fused kernel equals these lines in tests.
 
-The rate is a pure function of the step: linear warm-up, then one of these shapes.
+The rate at step s of S, from 0, w of them warm-up, m the final share of the peak lr:
 
     warm-up    lr (s + 1) / w                                   s < w
     cosine     lr (m + (1 - m) (1 + cos(pi x)) / 2)             x = (s - w) / (S - w)
     linear     lr (1 - (1 - m) x)
     constant   lr
-    wsd        lr, stable, then decay, over the last d steps lr (1 - (1 - m) (s - (S - d)) / d)
-
-s is the 0-based step, S the steps of the run, w those of the warm-up, d those of the decay; m the
-final share of the peak.
+    wsd        lr until the last d steps; over them as linear   x = (s - (S - d)) / d
 
 source  Loshchilov and Hutter 2019, arXiv:1711.05101 (AdamW), 2017, arXiv:1608.03983 (cosine); Hu et
-        al. 2024, arXiv:2404.06395 (wsd)
-"""
+        al. 2024, arXiv:2404.06395 (wsd)"""
 
 import math
 from collections import defaultdict
@@ -46,30 +42,24 @@ def learning_rate(step: int, total_steps: int, peak: float, config: ScheduleConf
     warmup_steps, decay_steps = (int(x * total_steps) for x in (config.warmup, config.decay))
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
+    if config.shape == "constant":
+        return peak
     if config.shape == "wsd":
         warmup_steps = max(warmup_steps, total_steps - decay_steps)
     done = min(1.0, max(0, step - warmup_steps) / max(1, total_steps - warmup_steps))
-    if config.shape == "constant":
-        return peak
-    if config.shape in ("linear", "wsd"):
+    if config.shape != "cosine":
         return peak * (1 - (1 - config.final) * done)
     return peak * (config.final + (1 - config.final) * (1 + math.cos(math.pi * done)) / 2)
 
-def label(kind: Kind) -> str:
-    return f"lr_{kind[0]:g}_decay_{kind[1]:g}{'_rows' if kind[2] else ''}"
-
 class AdamW:
-    """The optimiser of one run, of the trained parameters by name.
-
-    rates           learning rate of a parameter over that of the run, where it is not 1
-    rows            int64, ascending: rows of a matrix that alone have a state and a sparse gradient
-    accumulates     a process may have several micro-batches a step; if not, gradients keep the
-                    dtype of the parameters where all have one; those of `rows` are rounded to it
+    """The optimiser of one run, of the trained parameters by name: `rates` over that of the run,
+    where not 1; `rows`, int64, ascending, of a matrix that alone have a state and a sparse
+    gradient; `accumulates`: a process may have several micro-batches a step; if not, gradients keep
+    the dtype of the parameters where all have one; those of `rows` are rounded to it.
 
     Masters and moments (`flats`), 16-bit parameters and the gradients of each process are flat
     tensors, which processes forked later share; `state` and `grads` are views of these by name.
-    Parameters of one of the `kinds` lie side by side.
-    """
+    Parameters of one of the `kinds` lie side by side."""
 
     def __init__(self, named: Iterable[tuple[str, nn.Parameter]], config: OptimConfig, *,
                  rates: Mapping[str, float] | None = None, rows: Mapping[str, Tensor] | None = None,
@@ -86,16 +76,24 @@ class AdamW:
             self.shapes[name] = torch.Size((len(rows_L), *self.shapes[name][1:]))
         firsts = accumulate((shape.numel() for shape in self.shapes.values()), initial=0)
         self.spans: dict[str, Span] = dict(zip(self.params, pairwise(firsts), strict=True))
-        dtypes = {param.dtype for param in self.params.values()}
-        self.wide = torch.promote_types(next(iter(dtypes)), torch.float32)
-        self.grad_dtype = self.wide if accumulates or len(dtypes) > 1 else next(iter(dtypes))
+        first, *more = dtypes = {param.dtype for param in self.params.values()}
+        self.wide = torch.promote_types(first, torch.float32)
+        self.grad_dtype = self.wide if accumulates or more else first
         self.flats = {n: self._zeros(self.wide) for n in ("master", "exp_avg", "exp_avg_sq")}
         self.masters = self._named(self.flats["master"])
         narrow = dtypes - {self.wide}
         self.flat_param = self._zeros(*narrow) if narrow else None
         self.open_buffers(1)
         for name, param in self.params.items():
-            self._adopt(name, param)
+            data, master = param.detach(), self.masters[name]
+            master.copy_(data[self.rows[name]] if name in self.rows else data)
+            # into memory that can be shared
+            if name in self.rows:
+                param.data = shared_zeros(data.numel(), data.dtype).view(data.shape).copy_(data)
+            elif data.dtype == self.wide:
+                param.data = master
+            else:
+                param.data = self.flat_param[slice(*self.spans[name])].view(data.shape).copy_(data)
             param.register_post_accumulate_grad_hook(partial(self._collect, name))
 
     def _zeros(self, dtype: torch.dtype) -> Tensor:
@@ -104,18 +102,6 @@ class AdamW:
 
     def _named(self, flat: Tensor) -> dict[str, Tensor]:
         return {n: flat[slice(*span)].view(self.shapes[n]) for n, span in self.spans.items()}
-
-    @torch.no_grad()
-    def _adopt(self, name: str, param: nn.Parameter) -> None:
-        """Fill the master of a parameter, and move what is trained into memory to be shared."""
-        master = self.masters[name]
-        master.copy_(param[self.rows[name]] if name in self.rows else param)
-        if name in self.rows:
-            param.data = shared_zeros(param.numel(), param.dtype).view(param.shape).copy_(param)
-        elif param.dtype == self.wide:
-            param.data = master
-        else:
-            param.data = self.flat_param[slice(*self.spans[name])].view(param.shape).copy_(param)
 
     def open_buffers(self, count: int) -> None:
         """Gradients of so many processes; this one has the first."""
@@ -214,7 +200,8 @@ class AdamW:
         return next((name for name, p in pieces if not self._gradient(p).isfinite().all()), None)
 
     def groups(self) -> dict[str, list[str]]:
-        return {label(kind): names for kind, names in self.kinds.items()}
+        return {f"lr_{rate:g}_decay_{decay:g}{'_rows' if has_rows else ''}": names
+                for (rate, decay, has_rows), names in self.kinds.items()}
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """Tensors that a resumed run needs: {group: {parameter name: fp32 tensor, or its rows}}."""

@@ -1,11 +1,11 @@
 """A task: which head it needs, what of the model is trained for it, whether its data fits.
 
 Its loss is (sum, weight), over the scored rows, which alone reach the head (law 2). No task divides
-(law 3): the loop does once, by the weight of the whole step.
-"""
+(law 3): the loop does once, by the weight of the whole step."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -53,25 +53,19 @@ def document_logits(model: Model, batch: Batch) -> Tensor:
     logits_BK = model.head(hidden(model, batch, model.head.rows(batch.docs)), batch.docs)
     return logits_BK.to(torch.promote_types(logits_BK.dtype, torch.float32))
 
-def passes(task: Task, model: Model, batch: Batch, factor: float | Tensor) -> Tensor:
-    """Forward and backward over a micro-batch, with a factor on its gradients; the loss sum."""
-    loss_sum, _ = task(model, batch)
-    (loss_sum * factor).backward()
-    return loss_sum.detach()
-
-@dataclass(frozen=True)
-class TaskKind:
+class TaskKind(NamedTuple):
     """A task of train.py: the head it needs, its loss, and peft's word for it."""
     model_task: ModelTask
     loss: Task
     peft_type: str
 
-TASKS: Mapping[str, TaskKind] = {"pretrain": TaskKind("lm", token_labels, "CAUSAL_LM"),
-                                 "mlm": TaskKind("mlm", token_labels, "FEATURE_EXTRACTION"),
-                                 "sft": TaskKind("lm", token_labels, "CAUSAL_LM"),
-                                 "classify": TaskKind("classify", classification, "SEQ_CLS"),
-                                 "regress": TaskKind("classify", regression, "SEQ_CLS"),
-                                 "tag": TaskKind("tag", token_labels, "TOKEN_CLS")}
+TASKS: Mapping[str, TaskKind] = {
+    "pretrain": TaskKind("lm", token_labels, "CAUSAL_LM"),
+    "sft": TaskKind("lm", token_labels, "CAUSAL_LM"),
+    "mlm": TaskKind("mlm", token_labels, "FEATURE_EXTRACTION"),
+    "classify": TaskKind("classify", classification, "SEQ_CLS"),
+    "regress": TaskKind("classify", regression, "SEQ_CLS"),
+    "tag": TaskKind("tag", token_labels, "TOKEN_CLS")}
 
 def choose_trainable(model: Model, config: PeftConfig, generator: torch.Generator, *,
                      new: Sequence[str] = ()) -> str:
@@ -86,17 +80,14 @@ def choose_trainable(model: Model, config: PeftConfig, generator: torch.Generato
         table = apply_trainable(model, ["all"] if config.method == "full" else config.trainable)
     # peft's files have no name for the parts of a tied head
     params = () if config.method == "lora" and model.task == "mlm" else model.named_parameters()
-    trained = {name for name, param in params if param.requires_grad}
-    if left := [name for name in new if name not in trained]:
-        what = f"{', '.join(left)}: not in the checkpoint, so random, and would stay so"
+    if left := set(new) - {name for name, param in params if param.requires_grad}:
+        what = f"{', '.join(sorted(left))}: not in the checkpoint, so random, and would stay so"
         raise ConfigError(f"{what}: use --peft.method full, or head among --peft.trainable")
     return table
 
 def check_lengths(spec: ModelSpec, data: Prepared) -> None:
     """Raise DataError where a document is longer than the model's learned positions reach."""
-    if spec.position != "learned":
-        return
-    for name, split in data.splits():
+    for name, split in data.splits() if spec.position == "learned" else ():
         documents = apart(split.documents)
         longest = documents[int(lengths(documents).argmax())]
         if len(longest) > (most := spec.max_positions):

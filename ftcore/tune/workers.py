@@ -2,12 +2,11 @@
 
     each process    its share of the rows -> gradients in its buffer
                     its part of the parameters: the sum of all buffers, its squared norm
-                    the parent alone: the norm, and whether and how far to step
-                    its part of the parameters: the optimiser's update
+    the parent      the norm, and whether and how far to step
+    each process    its part of the parameters: the optimiser's update
 
 Two cores on halves of a step are faster than two threads, which wait for each other after every
-operation. What a step reads and writes lies in shared memory. More cores: other last bits.
-"""
+operation. What a step reads and writes lies in shared memory. More cores: other last bits."""
 
 import math
 import multiprocessing
@@ -49,22 +48,23 @@ class Workers(ExitStack):
         """Gradient of a step times `loss_scale` into the buffers; returns the loss sum and L2 norm
         of each kind, without that factor. Raises RuntimeError: a process has ended."""
         self.step = step
-        loss = sum(self._everywhere("_gradients", step, loss_scale))
-        squares = map(math.fsum, zip(*self._everywhere("_square_sums"), strict=True))
+        loss = sum(self._everywhere("gradients", step, loss_scale))
+        squares = map(math.fsum, zip(*self._everywhere("square_sums"), strict=True))
         return loss, [math.sqrt(square) / loss_scale for square in squares]
 
     def apply(self, lr: float, grad_scale: float) -> None:
-        self._everywhere("_update", lr, grad_scale)
+        """Update the parameters by the gradient times `grad_scale`; raises as `compute`."""
+        self._everywhere("update", lr, grad_scale)
 
-    def _everywhere(self, act: str, *args: float) -> list[Any]:
+    def _everywhere(self, *act: Any) -> list[Any]:
         """What every process answers, in the order of their numbers; each waits for all."""
         for pipe in self.pipes:
             with suppress(BrokenPipeError):  # recv says so below
-                pipe.send((act, args))
+                pipe.send(act)
         threads = torch.get_num_threads()
         try:  # cost: threads that idle between operations would take the cores of the others
             torch.set_num_threads(1 if self.pipes else threads)
-            answers = [getattr(self, act)(*args)]
+            answers = [self._act(*act)]
         finally:
             torch.set_num_threads(threads)
         for number, pipe in enumerate(self.pipes, 1):
@@ -76,16 +76,15 @@ class Workers(ExitStack):
                 raise RuntimeError(f"{what}; {why}") from None
         return answers
 
-    def _gradients(self, step: int, loss_scale: float) -> float:
-        loss = self.share(step, self.number, self.count, loss_scale)
+    def _act(self, act: str, *args: Any) -> Any:
+        part = self.parts[self.number]
+        if act == "square_sums":
+            return self.optimizer.square_sums(part)
+        if act == "update":
+            return self.optimizer.step(args[0], part, grad_scale=args[1])
+        loss = self.share(args[0], self.number, self.count, args[1])
         self.optimizer.zero_unreached()
         return loss
-
-    def _square_sums(self) -> list[float]:
-        return self.optimizer.square_sums(self.parts[self.number])
-
-    def _update(self, lr: float, grad_scale: float) -> None:
-        self.optimizer.step(lr, self.parts[self.number], grad_scale=grad_scale)
 
     def _work(self, number: int, pipe: Connection) -> None:
         """A worker's life: until the parent closes the pipe or is gone."""
@@ -98,5 +97,4 @@ class Workers(ExitStack):
         self.optimizer.collect_in(number)
         with suppress(EOFError, ConnectionError):
             while True:
-                act, args = pipe.recv()
-                pipe.send(getattr(self, act)(*args))
+                pipe.send(self._act(*pipe.recv()))

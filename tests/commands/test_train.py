@@ -145,7 +145,7 @@ def test_dry_run_prints_the_plan_and_writes_the_cache_alone(
     assert train.main([*classify, "--dry-run"]) == 0
     printed = capsys.readouterr().out
     assert "3 steps" in printed and "trainable: " in printed and "MiB" in printed
-    assert "activations" in printed and "largest micro-batches that fit" in printed
+    assert "activations" in printed and "the largest that fit have" in printed
     assert [path.name for path in Path("runs").iterdir()] == ["cache"]
     train.main([*classify, "--dry-run"])
     again, before = capsys.readouterr().out, printed.replace("prepared, and kept in", "from")

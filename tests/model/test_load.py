@@ -190,16 +190,9 @@ def test_an_empty_model_takes_no_compiler_and_leaves_the_default_dtype() -> None
 
 def test_refuses_to_save_another_model(hf, tmp_path) -> None:
     loaded = load_model(hf("qwen3-tied")[1], task="lm", dtype=torch.float32)
-    trunk = loaded.model.trunk
-    del trunk.norm.weight
-    trunk.layers[0].lora_a = torch.nn.Parameter(torch.zeros(1))
-    trunk.embed_tokens.weight.data = torch.zeros(96, 32)
-    with pytest.raises(ModelError) as error:
+    loaded.model.trunk.layers[0].lora_a = torch.nn.Parameter(torch.zeros(1))
+    with pytest.raises(ModelError, match="trunk.layers.0.lora_a: the family qwen3 has no name"):
         save_model(loaded, tmp_path)
-    assert str(error.value) == (
-        "not saved: tensors missing, unknown or mis-shaped:"
-        " trunk.embed_tokens.weight, trunk.layers.0.lora_a, trunk.norm.weight"
-    )
     assert not list(tmp_path.iterdir())
 
 def test_config_keeps_unknown_keys_and_has_one_dtype(hf, tmp_path) -> None:
@@ -248,7 +241,7 @@ def test_resolve_names_of_models(tmp_path, monkeypatch) -> None:
     assert resolve(str(tmp_path)) == tmp_path
     assert resolve("builtin:base").name == "base"
     for path in (str(tmp_path / "none"), "a/b/c", "builtin:other", "./a"):
-        with pytest.raises(ModelError, match="there is no such folder.* Pass a folder that holds"):
+        with pytest.raises(ModelError, match="there is no such folder.* Pass a folder in HF"):
             resolve(path)
 
 def test_hub_reads_no_pickle_and_says_how_to_do_without(tmp_path, monkeypatch) -> None:
@@ -274,8 +267,7 @@ def test_hub_reads_no_pickle_and_says_how_to_do_without(tmp_path, monkeypatch) -
         resolve("owner/name")
     assert str(error.value) == (
         "model.path = owner/name: there is no such folder, and nothing from the hub (no route to"
-        " host). Pass a folder that holds the model's config.json, *.safetensors and tokenizer"
-        " files, builtin:base, builtin:start, or owner/name of the hub."
+        " host). Pass a folder in HF layout, builtin:base, builtin:start, or owner/name."
     )
 
 def test_a_family_has_no_name_for_a_foreign_tensor() -> None:

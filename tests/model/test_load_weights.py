@@ -14,7 +14,7 @@ from huggingface_hub import save_torch_state_dict
 from safetensors.torch import load_file, save_file
 
 from ftcore.errors import ModelError
-from ftcore.model.families import FOLDER, RULES, family_named, family_names
+from ftcore.model.families import FOLDER, NAMES, RULES, family_named
 from ftcore.model.load import INDEX, SINGLE, load_model, save_model, stored_tensors
 from ftcore.model.transformer import ModelSpec
 
@@ -71,28 +71,25 @@ def test_names_with_and_without_the_prefix(hf, folder) -> None:
     assert all(torch.equal(ours[name], true[name]) for name in true)
 
 def test_fused_rows_and_transposed_matrices() -> None:
-    """By hand: 2 heads of width 2, so 12 fused rows, numbered by their place on disk."""
+    """By hand: 12 fused rows, numbered by their place on disk."""
     rows_12 = torch.arange(12.0)
     matrix = rows_12[:, None] + torch.zeros(12, 4)
     names = {
         "gpt2": "transformer.h.1.attn.c_attn",
         "modernbert": "model.layers.1.attn.Wqkv",
-        "gpt_neox": "gpt_neox.layers.1.attention.query_key_value",
     }
     for family, name in names.items():
         family = family_named(family)
         assert [ours[-6] for ours in family.to_ours(name)] == ["q", "k", "v"]
-        by_part, by_head = [0, 1, 2, 3], [0, 1, 6, 7]
-        first = by_head if family.fused_by_head else by_part
-        bias = family.split(f"{name}.bias", rows_12, 2)
-        assert bias[0].tolist() == first
+        bias = family.split(f"{name}.bias", rows_12)
+        assert bias[0].tolist() == [0, 1, 2, 3]
         stored = matrix.t() if family.name == "gpt2" else matrix
-        parts = family.split(f"{name}.weight", stored, 2)
+        parts = family.split(f"{name}.weight", stored)
         assert all(
             torch.equal(w[:, 0], b) and w.shape == (4, 4) for w, b in zip(parts, bias, strict=True)
         )
-        assert torch.equal(family.join(f"{name}.weight", parts, 2), stored)
-        assert torch.equal(family.join(f"{name}.bias", bias, 2), rows_12)
+        assert torch.equal(family.join(f"{name}.weight", parts), stored)
+        assert torch.equal(family.join(f"{name}.bias", bias), rows_12)
         assert family.hf_shape(f"{name}.weight", [4, 4]) == list(stored.shape)
 
 def test_a_fused_tensor_is_missing_or_mis_shaped_once(hf, tmp_path) -> None:
@@ -225,12 +222,12 @@ def test_loaded_tensors_are_not_the_file(folder) -> None:
 
 def test_every_file_is_a_family_and_is_shipped() -> None:
     """And says nothing that nobody reads: its rules are those there are, its fields the spec's."""
-    known = [family_named(name) for name in family_names()]
-    assert [family.name for family in known] == family_names() and len(known) >= 12
+    known = [family_named(name) for name in NAMES]
+    assert [family.name for family in known] == NAMES and len(known) >= 11
     assert {rule for family in known for rule in family.rules} == RULES.keys()
     fields = {field.name for field in dataclasses.fields(ModelSpec)}
     assert all({*family.switches, *family.keys} <= fields for family in known)
     project = tomllib.loads((FOLDER.parents[2] / "pyproject.toml").read_text(encoding="utf-8"))
     globs = project["tool"]["setuptools"]["package-data"]["ftcore.model.families"]
     shipped = {path.stem for glob in globs for path in FOLDER.glob(glob)}
-    assert shipped == {*family_names(), "_common"}
+    assert shipped == {*NAMES, "_common"}

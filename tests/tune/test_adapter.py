@@ -54,7 +54,7 @@ def ours(hf: transformers.PreTrainedModel) -> Model:
     model = Model(family.to_spec(hf.config.to_dict()), task, num_labels=3).eval()
     with torch.no_grad():
         for name, tensor in hf.state_dict().items():
-            parts = family.split(name, tensor, model.spec.num_heads)
+            parts = family.split(name, tensor)
             for ours_name, part in zip(family.to_ours(name), parts, strict=True):
                 model.get_parameter(ours_name).copy_(part)
     return model
@@ -240,7 +240,7 @@ def assert_refused(model: Model, folder: Path, message: str) -> None:
         ({"use_dora": True, "rank_pattern": {"q_proj": 8}}, "use_dora = True.*; rank_pattern = "),
         ({"peft_type": "IA3"}, "peft_type = 'IA3' must be 'LORA'"),
         ({"bias": "lora_only"}, "bias = 'lora_only' must be 'none'"),
-        ({"init_lora_weights": "pissa"}, "'pissa' changes the base: convert to plain LoRA"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights = 'pissa' must be True"),
         ({"r": "4"}, "r = '4', lora_alpha = 6, lora_dropout = 0.0 must be numbers"),
         ({"lora_dropout": 1.5}, r"lora_dropout = 1.5 must be numbers: .*, in \[0, 1\)"),
     ],

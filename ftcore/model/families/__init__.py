@@ -9,10 +9,10 @@ import math
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,24 +21,24 @@ from ftcore.errors import ModelError
 from ftcore.model.transformer import ModelSpec
 
 FOLDER = Path(__file__).parent
+NAMES = sorted(path.stem for path in FOLDER.glob("[!_]*.toml"))
 Fields = dict[str, Any]  # of the spec
 Older = tuple[str, float]  # the key of older files for a number, and what it is without one
 
 WINDOWED, FULL = "sliding_attention", "full_attention"
-TURNED = "partial_rotary_factor"
 
 def read_value(config: dict, key: str, default: Any = int, null_is_none: bool = False) -> Any:
     """One value of a config.json, of the type of the default, which stands for a missing key or
     null; a type: there is none; None: None or an integer. With `null_is_none` null is None.
-    ModelError: missing, of another type, a float that is negative or not finite, an integer out of
-    [1, 10,000,000]: a hostile file cannot ask for 2^60 rows."""
+    ModelError: missing, of another type, out of range: a hostile file cannot ask for 2^60 rows."""
+    kind = default if isinstance(default, type) else type(default)
     if (value := config.get(key)) is None:
         if default is None or (null_is_none and key in config):
             return None
-        value = None if isinstance(default, type) else default
-    if isinstance(default, bool):
+        value = None if default is kind else default
+    if kind is bool:
         return bool(value)
-    if isinstance(default, float) or default is float:
+    if kind is float:
         if type(value) not in (int, float) or not 0 <= value < math.inf:
             raise ModelError(f"config.json: {key} = {value!r}: must be a finite number >= 0")
         return float(value)
@@ -46,9 +46,8 @@ def read_value(config: dict, key: str, default: Any = int, null_is_none: bool = 
         raise ModelError(f"config.json: {key} = {value!r}: must be an integer in [1, 10000000]")
     return value
 
-def read_rope(config: dict, base: Older = ("rope_theta", 1e4),
-              turned: Older | None = None) -> Fields:
-    """Fields rope_...; rope_dim: a share of each head is `turned`. ModelError: other scalings."""
+def read_rope(config: dict, base: Older = ("rope_theta", 1e4)) -> Fields:
+    """Fields rope_... Raises ModelError: other scalings."""
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     kind = rope.get("rope_type", rope.get("type")) if isinstance(rope, dict) else rope
     if kind not in (None, "default", "linear", "llama3"):
@@ -61,13 +60,6 @@ def read_rope(config: dict, base: Older = ("rope_theta", 1e4),
     if kind == "llama3":
         low, high = (read_value(rope, f"{end}_freq_factor", float) for end in ("low", "high"))
         fields["rope_bands"] = low, high, read_value(rope, "original_max_position_embeddings")
-    if turned is not None:
-        share = read_value({TURNED: config.get(turned[0]), **rope}, TURNED, turned[1])
-        head_dim = config["hidden_size"] // config["num_attention_heads"]
-        if share > 1 or (turning := int(head_dim * share)) < 2 or turning % 2:
-            must = "must leave an even number of channels of each head to turn"
-            raise ModelError(f"config.json: {TURNED} = {share!r}: {must}")
-        fields["rope_dim"] = turning
     return fields
 
 def read_two_ropes(config: dict, base: Older, local_base: Older) -> Fields:
@@ -95,15 +87,12 @@ def read_windows(config: dict, key: str = "sliding_window", default: int = 4096,
              for index in range(num_layers)]
     types, kinds = config.get("layer_types") or usual, (WINDOWED, FULL)
     if type(types) is not list or len(types) != num_layers or any(t not in kinds for t in types):
-        must = f"must name {WINDOWED} or {FULL} for each of {num_layers} layers"
-        raise ModelError(f"config.json: layer_types = {types}: {must}")
+        raise ModelError(f"config.json: layer_types = {types}: {num_layers} of {WINDOWED}, {FULL}")
     return {"windows": tuple(window if kind == WINDOWED else 0 for kind in types)}
 
-def read_gemma(config: dict) -> Fields:
-    if config.get("use_bidirectional_attention"):
-        raise ModelError("config.json: use_bidirectional_attention: only a causal Gemma is known")
-    scale = read_value(config, "query_pre_attn_scalar", 256) ** -0.5
-    return {"embedding_scale": read_value(config, "hidden_size") ** 0.5, "attention_scale": scale}
+def read_powers(config: dict, **powers: tuple[str, int, float]) -> Fields:
+    """Fields that are a power of a value: (key, default, exponent)."""
+    return {name: read_value(config, *key) ** power for name, (*key, power) in powers.items()}
 
 def read_pooling(config: dict) -> Fields:
     if (pooling := config.get("classifier_pooling", "cls")) not in ("cls", "mean"):
@@ -118,10 +107,9 @@ def read_padded_positions(config: dict) -> Fields:
 
 RULES: Mapping[str, Callable[..., Fields]] = {
     "rope": read_rope, "two_ropes": read_two_ropes, "windows": read_windows,
-    "gemma": read_gemma, "pooling": read_pooling, "padded_positions": read_padded_positions}
+    "powers": read_powers, "pooling": read_pooling, "padded_positions": read_padded_positions}
 
-@dataclass(frozen=True)
-class Family:
+class Family(NamedTuple):
     name: str  # `model_type` in config.json
     trunk_prefix: str
     names: Mapping[str, tuple[str, ...]]  # our pattern -> HF's, with the trunk's prefix or without
@@ -129,16 +117,15 @@ class Family:
     switches: Mapping[str, Any]
     keys: Mapping[str, tuple[Any, ...]]  # field of the spec -> what `read_value` takes
     fixed: Mapping[str, Any]
-    rules: Mapping[str, dict[str, Any]] = field(default_factory=dict)  # name -> options
+    rules: Mapping[str, dict[str, Any]] = MappingProxyType({})  # name -> options
     ignored: Sequence[str] = ()
     transposed: Sequence[str] = ()
-    fused_by_head: bool = False
 
     def to_spec(self, config: dict) -> ModelSpec:
         """Read a config.json. ModelError: values missing, out of range or not fitting."""
         for key, value in self.fixed.items():
-            if config.get(key, value) != value:
-                raise ModelError(f"config.json: {key} = {config[key]!r}: only {value!r} is known")
+            if (found := config.get(key, value)) != value and (found or value):  # null is false
+                raise ModelError(f"config.json: {key} = {found!r}: only {value!r} is known")
         settings = {name: read_value(config, *key) for name, key in self.keys.items()}
         settings |= self.switches
         for rule, options in self.rules.items():
@@ -176,34 +163,23 @@ class Family:
         whole = [shape[0] * len(self.to_ours(hf_name)), *shape[1:]]
         return whole[::-1] if matches(hf_name, self.transposed) else whole
 
-    def split(self, hf_name: str, tensor: Tensor, num_heads: int) -> list[Tensor]:
+    def split(self, hf_name: str, tensor: Tensor) -> Sequence[Tensor]:
         """Ours of one HF tensor, in the order of `to_ours`."""
         rows = tensor.t() if matches(hf_name, self.transposed) else tensor
-        if (num_parts := len(self.to_ours(hf_name))) == 1:
-            return [rows]
-        num_blocks = num_heads if self.fused_by_head else 1
-        parts = rows.unflatten(0, (num_blocks, num_parts, -1))
-        return [part.flatten(0, 1) for part in parts.unbind(1)]
+        return rows.chunk(len(self.to_ours(hf_name)))
 
-    def join(self, hf_name: str, parts: Sequence[Tensor], num_heads: int) -> Tensor:
+    def join(self, hf_name: str, parts: Sequence[Tensor]) -> Tensor:
         """The HF tensor of ours; undoes `split`."""
-        rows = parts[0]
-        if len(parts) > 1:
-            num_blocks = num_heads if self.fused_by_head else 1
-            blocks = [part.unflatten(0, (num_blocks, -1)) for part in parts]
-            rows = torch.stack(blocks, dim=1).flatten(0, 2)
+        rows = torch.cat([*parts]) if len(parts) > 1 else parts[0]
         return rows.t() if matches(hf_name, self.transposed) else rows
 
 def matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
-def family_names() -> list[str]:
-    return sorted(path.stem for path in FOLDER.glob("[!_]*.toml"))
-
 def family_named(model_type: str, task: str = "", *, where: str = "config.json") -> Family:
     """MODEL_TYPE.toml as a family, with the head of a task. ModelError: it is not known here."""
-    if model_type not in family_names():
-        what = f"{where}: model_type is {model_type!r}; this code knows {', '.join(family_names())}"
+    if model_type not in NAMES:
+        what = f"{where}: model_type is {model_type!r}; this code knows {', '.join(NAMES)}"
         raise ModelError(f"{what}. Convert it to one of these, or add it to ftcore/model/families.")
     tables = _tables(model_type)
     trunk, head, keys, tagger = (tables.pop(p, {}) for p in ("trunk", "head", "keys", "tagger"))
