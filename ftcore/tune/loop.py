@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import ClassVar
 
 import numpy as np
@@ -28,8 +28,9 @@ from ftcore.errors import CheckpointError, SaveError, TrainingError
 from ftcore.model.heads import Model
 from ftcore.tune.checkpoint import Checkpoints, Loaded, load
 from ftcore.tune.freeze import rates_of
+from ftcore.tune.graphs import GRAIN, Graphs
 from ftcore.tune.optim import AdamW, learning_rate
-from ftcore.tune.task import Task
+from ftcore.tune.task import Task, passes, token_labels
 from ftcore.tune.workers import Workers
 
 MAX_FAILED_SAVES = 3
@@ -77,6 +78,11 @@ class Loop:
             [(name, p) for name, p in self.model.named_parameters() if p.requires_grad], optim,
             rates=rates_of(self.model, optim), rows=rows,
             accumulates=int(longest.sum()) > loop.micro_batch_tokens or not self.reads_rows)
+        trunk = self.model.trunk  # what computes again reads the state of the noise
+        is_graphed = (self.device.type == "cuda" and self.task is token_labels
+                      and trunk.recompute == "none" and trunk.spec.max_positions >= GRAIN)
+        mine = partial(passes, self.task, self.model)
+        self.graphs = Graphs(mine, self.optimizer, self.device) if is_graphed else None
 
     def restore(self, loaded: Loaded | None) -> None:
         """Continue from a checkpoint of this run, or from its start where it never saved one."""
@@ -154,10 +160,12 @@ class Loop:
         self.optimizer.zero_grad()
         for micro_step, stream in enumerate(streams):
             torch.manual_seed(derived(self.seed, step, micro_step * shares + share))  # of dropout
-            batch = collate([mine[i] for i in stream]).to(self.device)
-            loss_sum, _ = self.task(self.model, batch)
-            (loss_sum * (loss_scale / weight)).backward()
-            loss += loss_sum.item()
+            packed, factor = [mine[i] for i in stream], loss_scale / weight
+            if self.graphs:
+                loss += self.graphs(packed, factor).item()
+            else:
+                batch = collate(packed).to(self.device)
+                loss += passes(self.task, self.model, batch, factor).item()
         return loss
 
     def _step(self, workers: Workers) -> dict[str, float]:

@@ -53,6 +53,12 @@ def document_logits(model: Model, batch: Batch) -> Tensor:
     logits_BK = model.head(hidden(model, batch, model.head.rows(batch.docs)), batch.docs)
     return logits_BK.to(torch.promote_types(logits_BK.dtype, torch.float32))
 
+def passes(task: Task, model: Model, batch: Batch, factor: float | Tensor) -> Tensor:
+    """Forward and backward over a micro-batch, with a factor on its gradients; the loss sum."""
+    loss_sum, _ = task(model, batch)
+    (loss_sum * factor).backward()
+    return loss_sum.detach()
+
 class TaskKind(NamedTuple):
     """A task of train.py: the head it needs, its loss, and peft's word for it."""
     model_task: ModelTask

@@ -28,8 +28,9 @@ from ftcore.config import OptimConfig, PeftConfig
 from ftcore.data.pack import Encoded, collate, total_weight
 from ftcore.model.heads import Model
 from ftcore.model.load import load_model
+from ftcore.tune.graphs import Graphs
 from ftcore.tune.optim import AdamW
-from ftcore.tune.task import choose_trainable, token_labels
+from ftcore.tune.task import choose_trainable, passes, token_labels
 from kernels import bench, check
 from kernels.cases import ops
 
@@ -111,11 +112,17 @@ def ours(config: dict, method: str, impl: str, device: str) -> Callable[[Step], 
     optimiser = AdamW(trained, OptimConfig())
     (part,) = optimiser.parts(1)
 
+    mine = partial(passes, token_labels, model)
+    is_graphed = impl == "auto" and device == "cuda"
+    graphs = Graphs(mine, optimiser, torch.device(device)) if is_graphed else None
+
     def run(step: Step) -> float:
         ordered, weight = sorted(step, key=len, reverse=True), total_weight(step)
         optimiser.zero_grad()
-        loss_sum, _ = token_labels(model, collate(ordered).to(device))
-        (loss_sum / weight).backward()
+        if graphs:
+            loss_sum = graphs(ordered, 1 / weight)
+        else:
+            loss_sum = mine(collate(ordered).to(device), 1 / weight)
         optimiser.square_sums(part)
         optimiser.step(1e-4, part)
         return loss_sum.item() / weight

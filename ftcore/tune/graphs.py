@@ -1,0 +1,110 @@
+"""Passes of a micro-batch as CUDA graphs: what a GPU was told once, Python need not tell it again.
+
+A step of a small model is thousands of kernels, which take less time than Python to launch them. A
+graph holds for sizes, so streams are filled up: the tokens by one document of weight 0, the scored
+rows by its last row, the tables of tiles by copies of their cheapest. The first micro-batch of some
+sizes is computed as ever, the second captured; from then on they are replayed: the same kernels
+over the same places, into which a batch is written."""
+
+import logging
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ftcore.data.pack import Batch, Encoded, collate
+from ftcore.tune.optim import AdamW
+
+GRAIN, MORE_DOCS = 512, 32  # tokens and scored rows, and documents, are filled up to a multiple
+MOST = 64  # graphs of a run; batches of other sizes are computed as ever
+Passes = Callable[[Batch, Tensor], Tensor]  # (batch, factor of the loss) to the loss sum
+Replay = Callable[[], None]
+
+def filled(documents: Sequence[Encoded]) -> Batch:
+    """A batch of a token task, with a last document and last rows that count nothing."""
+    count = sum(map(len, documents))
+    zeros_T = np.zeros(GRAIN - count % GRAIN, np.int32)
+    batch = collate([*documents, Encoded("", zeros_T, zeros_T, zeros_T.astype(np.float32))])
+    more = -len(batch.scored_M) % GRAIN
+    return replace(batch, scored_M=F.pad(batch.scored_M, (0, more), value=len(batch.tokens_N) - 1))
+
+class Graphs:
+    """The passes of a run on its GPU; gradients go to the optimiser's buffer."""
+
+    def __init__(self, passes: Passes, optimizer: AdamW, device: torch.device) -> None:
+        self.passes, self.optimizer, self.device = passes, optimizer, device
+        self.tilings: dict[Hashable, list] = {}  # by sizes: arguments of `Docs.tiles`
+        self.graphs: dict[Hashable, tuple[Batch, Tensor, Tensor, set[str], Replay]] = {}
+        if device.type == "cuda":  # autograd remembers the stream that a parameter was used on
+            self.stream, self.pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
+
+    def __call__(self, documents: Sequence[Encoded], factor: float) -> Tensor:
+        """The loss sum of documents of a token task; `factor` is on its gradients."""
+        batch, stale = filled(documents), self.optimizer.stale
+        sizes = (len(batch.tokens_N), len(batch.scored_M), batch.docs.num_docs // MORE_DOCS,
+                 batch.docs.is_short, len(stale))
+        with self.aside():
+            return self._passed(sizes, batch, torch.tensor(factor))
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """On the stream of the graphs, between what came before and what comes after."""
+        main = torch.cuda.current_stream(self.device)
+        self.stream.wait_stream(main)
+        with torch.cuda.stream(self.stream):
+            yield
+        main.wait_stream(self.stream)
+
+    def _passed(self, sizes: Hashable, batch: Batch, factor: Tensor) -> Tensor:
+        if sizes not in self.graphs and self.tilings.get(sizes) and len(self.graphs) < MOST:
+            self._capture(sizes, batch, factor)
+        if sizes not in self.graphs:
+            batch = batch.to(self.device)
+            loss = self.passes(batch, factor.to(self.device))
+            # a plan by values, of the path without kernels, is not written anew
+            is_by_tiles = "walk" not in vars(batch.docs)
+            self.tilings.setdefault(sizes, [*batch.docs.by_tiling] if is_by_tiles else [])
+            return loss
+        mine, my_factor, loss, reached, replay = self.graphs[sizes]
+        for old, new in zip(vars(mine).values(), vars(batch).values(), strict=True):
+            if isinstance(old, Tensor):
+                old.copy_(new)
+        for tiling, table in mine.docs.by_tiling.items():
+            table.copy_(self._table(batch, tiling))
+        my_factor.copy_(factor)
+        replay()
+        self.optimizer.stale -= reached
+        return loss
+
+    def _table(self, batch: Batch, tiling: tuple[int, int, int, int]) -> Tensor:
+        """The tiles of a batch, filled up to as many as one of its sizes can have."""
+        rows, columns, back, ahead = tiling
+        tiles = batch.docs.tiles(rows, columns, back=back, ahead=ahead)
+        most = len(batch.tokens_N) // rows + MORE_DOCS * (batch.docs.num_docs // MORE_DOCS + 1)
+        return torch.cat([tiles, tiles[-1:].expand(most - len(tiles), -1)])
+
+    def _capture(self, sizes: Hashable, batch: Batch, factor: Tensor) -> None:
+        mine, my_factor = batch.to(self.device), factor.to(self.device)
+        for tiling in self.tilings[sizes]:
+            mine.docs.by_tiling[tiling] = self._table(batch, tiling).to(self.device)
+        before = set(self.optimizer.stale)
+        try:
+            loss, replay = self.recorded(partial(self.passes, mine, my_factor))
+            reached = before - self.optimizer.stale
+            self.graphs[sizes] = mine, my_factor, loss, reached, replay
+        except RuntimeError as error:  # an operation that waits for the device
+            self.tilings[sizes] = []
+            logging.getLogger(__name__).warning("computed without a CUDA graph: %s", error)
+        self.optimizer.stale = before
+
+    def recorded(self, run: Callable[[], Tensor]) -> tuple[Tensor, Replay]:
+        """What `run` returns, not yet computed, and what computes it, as often as it is called."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
+            result = run()
+        return result, graph.replay
