@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ftcore.config import Run
-from ftcore.data.pack import Encoded, StepRows, collate, lengths, pack, split, tokens, total_weight
+from ftcore.data.pack import Encoded, StepRows, collate, lengths, pack, split, total_weight
 from ftcore.env.compute import LossScale, derived, peak_bytes
 from ftcore.env.run import RunFolder, StopFlag
 from ftcore.errors import CheckpointError, SaveError, TrainingError
