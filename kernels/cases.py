@@ -119,12 +119,8 @@ def _angles(draw: Draw, sizes: Sizes) -> dict[str, Any]:
     turn = {"head_dim": sizes["E"] * 2, "theta": 1e4, "dtype": draw.dtype}
     return {"cos_sin_2NE": rope_angles(torch.arange(sizes["N"], device=draw.device), **turn)}
 
-def _adapters(draw: Draw, sizes: Sizes) -> dict[str, Any]:
-    if not (ranks := sizes.get("adapters")):
-        return {"dropout": sizes.get("dropout", 0.0)}
-    owner_R = torch.arange(len(ranks)).repeat_interleave(torch.tensor(ranks)).int()
-    adapter_N = draw.below(len(ranks) + 1, sizes["N"]).int() - 1
-    return {"choice": (adapter_N, owner_R.to(draw.device))}
+def _dropped(draw: Draw, sizes: Sizes) -> dict[str, Any]:
+    return {"dropout": sizes.get("dropout", 0.0)}
 
 def _loss(op: Callable[..., tuple[Tensor, Tensor]], **given: Any) -> Tensor:
     return op(given.pop("h_MC"), given.pop("weight_VC"), **given)[0]
@@ -143,7 +139,7 @@ CALLS = {"rms_norm": (rms_norm, rms_norm_reference, None),
          "norm_rope": (norm_rope, _norm_rope_reference, _angles),
          "swiglu": (swiglu, swiglu_reference, None), "geglu": (*GEGLU, None),
          "cross_entropy": (*(partial(_loss, op) for op in LOSSES), _scored),
-         "lora": (lora_linear, lambda dropout=0, **x: lora_linear_reference(**x), _adapters),
+         "lora": (lora_linear, lambda dropout=0, **x: lora_linear_reference(**x), _dropped),
          "attention": (attention, attention_reference, _documents),
          "attention_decode": (attention_decode, attention_decode_reference, _pages),
          "nf4": (_there_and_back, _there_and_back, None)}
