@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from ftcore.data.tokenizer import Tokenizer
-from ftcore.deploy.engine import Engine
+from ftcore.deploy.engine import Engine, Finish, Job, QueueFull, Scores
 from ftcore.deploy.http import Exchange, Refused
-from ftcore.deploy.jobs import Finish, Job, QueueFull, Scores
 from ftcore.deploy.meters import Meters
 from ftcore.deploy.options import ServeConfig
 from ftcore.deploy.text import Speech
-from ftcore.model.sampling import Token
+from kernels.sampling import Token
 
 Word = Token | Scores | Finish
 
@@ -41,7 +40,7 @@ class Work:
         engine, options = self.service.engine, self.service.options
         try:
             for job in self.jobs:
-                job.listener, job.owner = self.hear, self.x.owner
+                job.listener = self.hear
                 engine.submit(job)
             await asyncio.wait([self.first], timeout=options.queue_seconds)
             if not self.first.done():
@@ -88,7 +87,6 @@ class Choice:
     text: str
     told: int = 0
     reason: str = ""
-    cached_tokens: int = 0
     last: float = 0.0
 
     @property
@@ -114,7 +112,6 @@ class Answers(Work):
                      "system_fingerprint": service.fingerprint}
         for index, (job, echo) in enumerate(zip(jobs, echoes, strict=True)):
             speech = Speech(service.tokenizer, [stops] if isinstance(stops, str) else stops,
-                            prompt_tokens=len(job.ids) * job.sampling.prompt_logprobs,
                             trims=self.is_chat)
             self.choices[job] = Choice(index, speech, echo)
 
@@ -122,7 +119,7 @@ class Answers(Work):
         choice, is_last = self.choices[job], isinstance(said, Finish)
         if is_last:
             choice.text += choice.speech.end()
-            choice.reason, choice.cached_tokens = choice.reason or said.reason, said.cached_tokens
+            choice.reason = choice.reason or said.reason
         elif choice.reason:  # a stop string was met, which the engine has not heard of yet
             return
         else:
@@ -141,14 +138,12 @@ class Answers(Work):
     async def answer(self) -> dict[str, Any] | None:
         """The whole answer; None where it was told in events."""
         await self.run()
-        choices, firsts = [*self.choices.values()], {}
-        for job, choice in self.choices.items():
-            firsts.setdefault(id(job.ids), (len(job.ids), choice.cached_tokens))
-        prompt, cached = map(sum, zip(*firsts.values(), strict=True))
+        choices = [*self.choices.values()]
+        prompt = sum({id(job.ids): len(job.ids) for job in self.jobs}.values())
         completion = sum(choice.num_tokens for choice in choices)
         counts = {"prompt_tokens": prompt, "completion_tokens": completion}
         usage = {**counts, "total_tokens": prompt + completion,
-                 "prompt_tokens_details": {"cached_tokens": cached}}
+                 "prompt_tokens_details": {"cached_tokens": 0}}
         self.x.told |= {"reason": choices[-1].reason, **counts}
         self.service.meters.generated(prompt, completion)
         if not self.streams:

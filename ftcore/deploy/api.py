@@ -24,15 +24,14 @@ from ftcore.data.columns import Chat
 from ftcore.data.pairs import sides
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.deploy.answers import Answers, Service, Work
-from ftcore.deploy.engine import Engine
+from ftcore.deploy.engine import Engine, Job, Said
 from ftcore.deploy.fields import TABLE, Fields, shown
 from ftcore.deploy.http import Exchange, Refused
-from ftcore.deploy.jobs import Job, Said
 from ftcore.deploy.meters import Lines, Meters
 from ftcore.deploy.options import ServeConfig
 from ftcore.errors import DataError
 from ftcore.evaluate.evaluator import stops
-from ftcore.model.sampling import Sampling
+from kernels.sampling import Sampling
 
 LATE = 30.0  # seconds without a turn of the engine, after which it is not ready
 ROUTES = TABLE["routes"]
@@ -117,17 +116,18 @@ class Api:
         self._require_room(longest, "messages" if is_chat else "prompt", most)
         if fields["min_tokens"] > most:
             raise Refused("invalid_value", f"min_tokens: must be <= {most}", "min_tokens")
-        echoes, adapter = fields.get("echo", False), self.served.models[fields["model"]]
+        if (echoes := fields.get("echo", False)) and num_top is not None:
+            said = "echo: log-probabilities of a prompt are not told; leave logprobs out"
+            raise Refused("unsupported_parameter", said, "echo")
         seed = secrets.randbits(62) if fields["seed"] is None else fields["seed"]
         same = {name: fields[name] for name in fields if name in Sampling.__dataclass_fields__}
         sampling = Sampling(
             **same, max_new_tokens=most, min_new_tokens=fields["min_tokens"], num_top=num_top,
-            stop_ids=frozenset() if fields["ignore_eos"] else stops(self.tokenizer),
-            prompt_logprobs=echoes and num_top is not None)
+            stop_ids=frozenset() if fields["ignore_eos"] else stops(self.tokenizer))
         each = [(text, ids) for text, ids in read for _ in range(count)]
-        jobs = [Job(ids, replace(sampling, seed=(seed + place) % 2**63), adapter)
+        jobs = [Job(ids, replace(sampling, seed=(seed + place) % 2**63))
                 for place, (_, ids) in enumerate(each)]
-        texts = [text if echoes and num_top is None else "" for text, _ in each]
+        texts = [text if echoes else "" for text, _ in each]
         return await Answers(self.service, x, jobs, fields, texts).answer()
 
     def _require_room(self, count: int, param: str, most: int = 0) -> None:
@@ -182,8 +182,7 @@ class Api:
         """What the model says of texts, told as `data`."""
         several = await self._aside(encode, fields)
         self._require_room(max(map(len, several)), "input" if "input" in fields else "messages")
-        adapter = self.served.models[fields["model"]]
-        values = await Work(self.service, x, [Job(ids, None, adapter) for ids in several]).run()
+        values = await Work(self.service, x, [Job(ids, None) for ids in several]).run()
         count = x.told["prompt_tokens"] = sum(map(len, several))
         self.meters.generated(count, 0)
         return {"object": "list", "id": f"{kind}-{x.id}", "created": int(time.time()),

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ftcore.data.tokenizer import Tokenizer
-from ftcore.model.sampling import Token
+from kernels.sampling import Token
 
 class Speech:
     """Text that grows by tokens: `add` and `end` return what may be shown now.

@@ -15,8 +15,8 @@ import torch
 from ftcore.errors import ModelError
 from ftcore.model.cache import Cache
 from ftcore.model.heads import Model
-from ftcore.model.sampling import drawn
 from kernels.docs import Docs
+from kernels.sampling import drawn
 
 @torch.inference_mode()
 def generate(model: Model, prompts: Sequence[Sequence[int]], *, max_new_tokens: int,

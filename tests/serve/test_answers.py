@@ -14,9 +14,7 @@ import torch
 from ftcore.data.chat import encode_prompt
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.evaluate.evaluator import continued, spoken
-from ftcore.model.generate import generate
 from ftcore.model.load import load_model
-from ftcore.tune.adapter import load_adapter
 from kernels.docs import Docs
 from tests.serve.conftest import Client, witnessed
 
@@ -59,19 +57,6 @@ def test_greedy_answers_are_those_of_the_model(
         assert answer["usage"]["completion_tokens"] == 40
         assert answer["usage"]["prompt_tokens"] == len(encode_prompt(
             [{"role": "user", "content": prompt}], tokenizer))
-
-def test_an_adapter_answers_by_its_name(
-    server: Client, tokenizer: Tokenizer, decoder: Path, adapter: Path
-) -> None:
-    loaded = load_model(decoder, task="lm", dtype=torch.float32)
-    load_adapter(loaded.model, adapter, family=loaded.family)
-    ids = tokenizer.encode("one").ids_T
-    (expected,) = generate(loaded.model.eval(), [ids], max_new_tokens=20, stop_ids=frozenset())
-    said = [server.complete(model=name, max_tokens=20, ignore_eos=True).json["choices"][0]["text"]
-            for name in ("other", decoder.name)]
-    assert said[0] == tokenizer.decode(expected) != said[1]
-    told = {m["id"]: m["parent"] for m in server.get("/v1/models").json["data"]}
-    assert told == {decoder.name: None, "other": decoder.name}
 
 def test_events_make_the_same_answer(server: Client) -> None:
     for ask in (server.chat, server.complete):
@@ -122,21 +107,20 @@ def test_log_probabilities_are_those_of_a_full_pass(
 ) -> None:
     asked = {"max_tokens": 12, "temperature": 1, "seed": 3, "ignore_eos": True}
     ids = tokenizer.encode("the other question").ids_T.tolist()
-    told = server.complete(prompt=ids, logprobs=2, echo=True, **asked).json["choices"][0]
-    said = told["logprobs"]
+    told = server.complete(prompt=ids, logprobs=2, **asked).json["choices"][0]
+    said, text = told["logprobs"], told["text"]
     pieces = [*map(tokenizer.bytes_of, range(300))]
-    text = told["text"]
-    known = [pieces.index(bytes_of(token)) for token in said["tokens"]]
-    assert known[: len(ids)] == ids and len(known) == len(ids) + 12
+    known = ids + [pieces.index(bytes_of(token)) for token in said["tokens"]]
+    assert len(known) == len(ids) + 12
     with torch.inference_mode():
         N, docs = torch.tensor(known), Docs.from_lengths([len(known)], "cpu")
         h_NC = model.trunk(N, docs.positions_N(), torch.zeros_like(N), docs)
         log_p_NV = model.head(h_NC).log_softmax(-1)
-    own = log_p_NV[:-1].gather(1, N[1:, None]).squeeze(1).tolist()
-    assert said["token_logprobs"][0] is None
-    assert np.allclose(said["token_logprobs"][1:], own, atol=1e-4)
-    best = log_p_NV[:-1].topk(2).values.tolist()
-    for top, values in zip(said["top_logprobs"][1:], best, strict=True):
+    log_p_TV = log_p_NV[len(ids) - 1 : -1]
+    own = log_p_TV.gather(1, N[len(ids) :, None]).squeeze(1).tolist()
+    assert np.allclose(said["token_logprobs"], own, atol=1e-4)
+    best = log_p_TV.topk(2).values.tolist()
+    for top, values in zip(said["top_logprobs"], best, strict=True):
         assert np.allclose(sorted(top.values(), reverse=True), values, atol=1e-4)
     for token, offset in zip(said["tokens"], said["text_offset"], strict=True):
         is_part = token.startswith(("bytes:", "<|")) or text[offset] == "\ufffd"
@@ -148,6 +132,9 @@ def test_log_probabilities_without_alternatives(server: Client) -> None:
     content = server.chat(max_tokens=3, logprobs=True).json["choices"][0]["logprobs"]["content"]
     assert [each["top_logprobs"] for each in content] == [[]] * 3
     assert server.chat(logprobs=False).json["choices"][0]["logprobs"] is None
+
+def test_an_echo_without_log_probabilities_alone(server: Client) -> None:
+    assert server.complete(logprobs=1, echo=True).error[:2] == (400, "unsupported_parameter")
 
 def bytes_of(token: str) -> bytes:
     if not token.startswith("bytes:"):
@@ -240,8 +227,8 @@ def test_what_is_measured(server: Client) -> None:
              "ft_inter_token_latency_seconds_count", "ft_request_prompt_tokens_sum",
              "ft_request_seconds_count", "ft_request_finished_total", "ft_engine_steps_total")
     assert all(told[name] > before[name] for name in grown)
-    there = ("ft_requests_running", "ft_requests_waiting", "ft_prefix_cache_queries_total",
-             "ft_prefix_cache_hits_total", "ft_engine_step_seconds", "ft_http_connections",
+    there = ("ft_requests_running", "ft_requests_waiting", "ft_engine_steps_total",
+             "ft_engine_step_seconds", "ft_http_connections",
              "ft_engine_heartbeat_age_seconds", "ft_engine_errors_total", "ft_build_info",
              "ft_slow_client_dropped_total", "ft_process_resident_bytes")
     assert not [name for name in there if name not in told]
@@ -263,20 +250,20 @@ def test_a_body_that_waits_to_be_asked_for(server: Client) -> None:
         sock.sendall(body)
         assert sock.recv(100).startswith(b"HTTP/1.1 200 OK")
 
-def test_openai_s_own_client(server: Client) -> None:
+def test_openai_s_own_client(server: Client, decoder: Path) -> None:
     openai = pytest.importorskip("openai")
     client = openai.OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="none",
                            max_retries=0)
-    asked = {"model": "other", "messages": [{"role": "user", "content": "one"}], "temperature": 0,
-             "max_completion_tokens": 12}
+    asked = {"model": decoder.name, "messages": [{"role": "user", "content": "one"}],
+             "temperature": 0, "max_completion_tokens": 12}
     whole = client.chat.completions.create(**asked, logprobs=True, top_logprobs=2)
     stream = client.chat.completions.create(**asked, stream=True)
     said = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
     assert said == whole.choices[0].message.content and whole.choices[0].logprobs.content[0].bytes
-    text = client.completions.create(model="other", prompt="one", max_tokens=3, logprobs=1)
+    text = client.completions.create(model=decoder.name, prompt="one", max_tokens=3, logprobs=1)
     assert len(text.choices[0].logprobs.tokens) == 3
-    assert len(client.embeddings.create(model="other", input="one").data[0].embedding) == 16
-    assert [m.id for m in client.models.list()][1] == "other"
+    assert len(client.embeddings.create(model=decoder.name, input="one").data[0].embedding) == 16
+    assert [m.id for m in client.models.list()] == [decoder.name]
     with pytest.raises(openai.NotFoundError, match="no such model"):
         client.chat.completions.create(**asked | {"model": "x"})
     with pytest.raises(openai.BadRequestError) as error:

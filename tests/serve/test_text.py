@@ -10,7 +10,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.deploy.text import Speech, spelled
-from ftcore.model.sampling import Token
+from kernels.sampling import Token
 
 @pytest.fixture(scope="module")
 def bytewise(decoder: Path) -> Tokenizer:

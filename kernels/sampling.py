@@ -36,7 +36,6 @@ class Sampling:
     min_new_tokens: int = 0  # stop ids are not drawn before
     stop_ids: frozenset[int] = frozenset()
     num_top: int | None = None  # log-probabilities with so many alternatives; None: none
-    prompt_logprobs: bool = False  # those of the prompt's tokens too
 
     def chances(self) -> np.ndarray:
         """chance_T: the number in [0, 1) that decides at each place of the answer."""
