@@ -25,7 +25,6 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from kernels import launch
 from kernels.backend import Impl
-from kernels.lora import split_weight
 from kernels.nf4 import NF4, dense
 
 FUSED_RANK = 32
@@ -55,9 +54,8 @@ def _lora_shrink_kernel(x_ptr, a_ptr, seed_ptr, h_ptr, N, C, R, dropped, keep_sc
         x = tl.load(x_row_ptr + offs_c, mask=(offs_n < N)[:, None] & in_c, other=0.0)
         if seed_ptr is not None:
             x = tl.where(_is_kept(tl.load(seed_ptr), offs_n, first_c, dropped, BLOCK_C), x, 0.0)
-        a = tl.load(  # (BLOCK_R, BLOCK_C)
-            a_ptr + offs_r[:, None] * C + offs_c, mask=(offs_r < R)[:, None] & in_c, other=0.0
-        )
+        a = tl.load(a_ptr + offs_r[:, None] * C + offs_c, mask=(offs_r < R)[:, None] & in_c,
+                    other=0.0)  # (BLOCK_R, BLOCK_C)
         h = tl.dot(x, tl.trans(a), h, input_precision="ieee")
     inside = (offs_n < N)[:, None] & (offs_r < R)
     h = (h * keep_scale).to(h_ptr.dtype.element_ty)
@@ -78,9 +76,8 @@ def _lora_dh_db_kernel(dy_ptr, sb_ptr, h_ptr, dh_ptr, db_ptr, N, width_o, R, til
         offs_n = tile * BLOCK_N + tl.arange(0, BLOCK_N)
         in_n = (offs_n < N)[:, None]
         offs_nr = offs_n.to(tl.int64)[:, None] * R + offs_r
-        dy = tl.load(  # (BLOCK_N, BLOCK_O)
-            dy_ptr + offs_n.to(tl.int64)[:, None] * width_o + offs_o, mask=in_n & in_o, other=0.0
-        )
+        dy = tl.load(dy_ptr + offs_n.to(tl.int64)[:, None] * width_o + offs_o, mask=in_n & in_o,
+                     other=0.0)  # (BLOCK_N, BLOCK_O)
         h = tl.load(h_ptr + offs_nr, mask=in_n & in_r, other=0.0)  # (BLOCK_N, BLOCK_R)
         # cost: the other way round the compiler waits for each product (wgmma serialised)
         db = tl.dot(tl.trans(dy), h, db, input_precision="ieee")
@@ -105,9 +102,8 @@ def _lora_drop_bwd_kernel(x_ptr, dh_ptr, a_ptr, seed_ptr, dx_ptr, da_ptr, N, C, 
         offs_n = tile * BLOCK_N + tl.arange(0, BLOCK_N)
         in_n = (offs_n < N)[:, None]
         offs_nc = offs_n.to(tl.int64)[:, None] * C + offs_c
-        dh = tl.load(  # (BLOCK_N, BLOCK_R)
-            dh_ptr + offs_n.to(tl.int64)[:, None] * R + offs_r, mask=in_n & in_r, other=0.0
-        )
+        dh = tl.load(dh_ptr + offs_n.to(tl.int64)[:, None] * R + offs_r, mask=in_n & in_r,
+                     other=0.0)  # (BLOCK_N, BLOCK_R)
         x = tl.load(x_ptr + offs_nc, mask=in_n & in_c, other=0.0)  # (BLOCK_N, BLOCK_C)
         kept = _is_kept(seed, offs_n, first_c, dropped, BLOCK_C)
         da = tl.dot(tl.trans(dh), tl.where(kept, x, 0.0), da, input_precision="ieee")
@@ -170,10 +166,8 @@ def _launch_drop_bwd(x_NC: Tensor, dh_NR: Tensor, a_RC: Tensor, seed: Tensor, dx
     return da_GRC.sum(0)
 
 class LoRALinear(torch.autograd.Function):
-    """`lora_linear` by the kernels. Keeps x, h and the seed of the mask.
-
-    rule    scale, the probability of dropping an input of the update, and how to dequantise
-    """
+    """`lora_linear` by the kernels. Keeps x, h and the seed of the mask; `rule`: scale, the
+    probability of dropping an input of the update, and how to dequantise."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, x_NC: Tensor, weight: Tensor | NF4, a_RC: Tensor, b_OR: Tensor,
@@ -194,8 +188,8 @@ class LoRALinear(torch.autograd.Function):
         # on the device, so that nobody waits for it
         seed = torch.randint(2**63 - 1, (1,), device=x_NC.device) if dropout else None
         h_NR = _launch_shrink(x_NC, a_RC, seed, dropout)
-        ctx.nf4, kept_OC = split_weight(weight)
-        ctx.save_for_backward(x_NC, kept_OC, a_RC, sb_OR, h_NR, seed)
+        ctx.nf4 = weight if isinstance(weight, NF4) else None
+        ctx.save_for_backward(x_NC, None if ctx.nf4 else weight, a_RC, sb_OR, h_NR, seed)
         # cost: the large product adds what it finds in y as it writes it; the small one after it
         # would read and write y once more
         y_NO = h_NR @ sb_OR.T if bias_O is None else torch.addmm(bias_O, h_NR, sb_OR.T)

@@ -211,7 +211,7 @@ def test_the_routes_describe_themselves(server: Client) -> None:
     assert fields["n"]["maximum"] == 8 and fields["temperature"]["default"] == 1.0
     assert fields["messages"]["items"]["required"] == ["role", "content"]
     about = server.get("/info").json
-    assert about["task"] == "lm" and about["context"] == 2048 and len(about["models"]) == 2
+    assert about["task"] == "lm" and about["context"] == 2048 and len(about["models"]) == 1
 
 def test_health(server: Client) -> None:
     for route in ("/health", "/health/live", "/health/ready", "/health/generate"):
