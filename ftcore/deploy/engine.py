@@ -94,12 +94,10 @@ class Engine:
 
     @property
     def num_running(self) -> int:
-        """Sequences in the cache."""
         return len(self.running)
 
     @property
     def num_waiting(self) -> int:
-        """Jobs that wait."""
         return len(self.waiting)
 
     @property
@@ -147,22 +145,20 @@ class Engine:
     def _live(self, deliver: Callable[[Said], None], threads: int) -> None:
         """The thread: torch's settings belong to it alone."""
         torch.set_num_threads(threads)
-        while not self.is_stopping:
-            self.beat = time.monotonic()
+        is_last = False
+        while not is_last:
             self.news.clear()
-            self._tell(deliver, self.turn())
-            if not self.running and not self.waiting:
+            self.beat, is_last = time.monotonic(), self.is_stopping
+            left, finish = (*self.running, *self.waiting), Finish("error", "shutting_down")
+            said = [(job, finish) for job in left] if is_last else self.turn()
+            try:
+                if said:
+                    deliver(said)
+            except Exception:
+                self.errors += 1
+                logger.exception("what the engine said was not taken")
+            if not (is_last or self.running or self.waiting):
                 self.news.wait(IDLE_SECONDS)
-        left = [*self.running, *self.waiting]
-        self._tell(deliver, [(job, Finish("error", "shutting_down")) for job in left])
-
-    def _tell(self, deliver: Callable[[Said], None], said: Said) -> None:
-        try:
-            if said:
-                deliver(said)
-        except Exception:
-            self.errors += 1
-            logger.exception("what the engine said was not taken")
 
     def turn(self) -> Said:
         """What the head of this file says."""
