@@ -12,13 +12,12 @@ Letters: N tokens of the stream, B documents, V vocabulary, K classes, C model w
 """
 
 import logging
+import math
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -28,6 +27,7 @@ from torch import Tensor
 from ftcore.env.compute import reuse_across_steps
 from ftcore.errors import ModelError
 from ftcore.model.cache import Cache
+from ftcore.model.generate import advanced
 from ftcore.model.heads import Model
 from ftcore.model.transformer import Linear
 from kernels.docs import Docs
@@ -63,6 +63,7 @@ class Job:
     row: int = 0  # of the cache
     done: int = 0  # tokens there
     take: int = 0  # that the next step reads
+    is_cancelled: bool = False
 
     @property
     def size(self) -> int:
@@ -87,7 +88,7 @@ class Engine:
                 module.pack()
         self.cache = Cache(self.model.spec.num_layers)
         self.running: list[Job] = []  # in the order they came
-        self.waiting, self.cancelled = deque[Job](), deque[Job]()
+        self.waiting: deque[Job] = deque()
         self.num_steps = self.errors = self.failures = 0
         self.step_seconds, self.beat, self.is_stopping = 0.0, time.monotonic(), False
         self.news = threading.Event()
@@ -127,12 +128,13 @@ class Engine:
             raise ModelError("the model has no language-model head: it cannot answer in tokens")
         if len(self.waiting) >= self.max_waiting:
             raise QueueFull(f"{len(self.waiting)} jobs wait already")
+        job.is_cancelled = False
         self.waiting.append(job)
         self.news.set()
 
     def cancel(self, job: Job) -> None:
         """Let a job leave before the next step; one that is over is left alone."""
-        self.cancelled.append(job)
+        job.is_cancelled = True
         self.news.set()
 
     def stop(self) -> None:
@@ -163,14 +165,14 @@ class Engine:
     def turn(self) -> Said:
         """What the head of this file says."""
         said, start = [], time.monotonic()
-        while self.cancelled:
-            job = self.cancelled.popleft()
-            if job in self.waiting or job in self.running:
+        for job in (*self.running, *self.waiting):
+            if job.is_cancelled:
                 self._end(job, Finish("cancelled"), said)
         work = [(self._admit(said), self._score), (self._plan(), self._step)]
         if passed := [self._attempt(jobs, run, said) for jobs, run in work if jobs]:
             self.step_seconds, self.num_steps = time.monotonic() - start, self.num_steps + 1
-            self.failures = 0 if any(passed) or self._is_alive() else self.failures + 1
+            is_alive = any(passed) or self._attempt([Job([0], None)], self._score, [])
+            self.failures = 0 if is_alive else self.failures + 1
         return said
 
     @staticmethod
@@ -225,24 +227,12 @@ class Engine:
         self._end(jobs[0], Finish("error", "engine_error"), said)
         return False
 
-    def _is_alive(self) -> bool:
-        """Whether a token gets through, where jobs did not."""
-        with suppress(Exception):
-            return len(self._whole([[0]])) == 1
-        return False
-
-    def _inputs(self, parts: Sequence[Sequence[int]],
-                rows: Sequence[int] | None = None) -> tuple[Tensor, Tensor, Tensor, Docs]:
-        """One stream for the trunk: whole documents, or what is added to rows of the cache."""
-        docs = Docs.from_lengths([*map(len, parts)], self.model.device)
-        tokens_N = torch.tensor([*chain.from_iterable(parts)], device=self.model.device)
-        positions_N = docs.positions_N() if rows is None else self.cache.extend(rows, docs)
-        return tokens_N, positions_N, torch.zeros_like(tokens_N), docs
-
-    def _whole(self, parts: Sequence[Sequence[int]]) -> Tensor:
+    def _whole(self, jobs: Sequence[Job]) -> Tensor:
         """logits_BK of documents, or embeddings_BC."""
-        model, inputs = self.model, self._inputs(parts)
-        docs = inputs[-1]
+        model, device = self.model, self.model.device
+        docs = Docs.from_lengths([len(job.ids) for job in jobs], device)
+        tokens_N = torch.tensor([id_ for job in jobs for id_ in job.ids], device=device)
+        inputs = tokens_N, docs.positions_N(), torch.zeros_like(tokens_N), docs
         if model.task == "classify":
             return model.head(model.trunk(*inputs, rows_M=model.head.rows(docs)), docs)
         if model.spec.is_causal:
@@ -251,11 +241,11 @@ class Engine:
 
     def _score(self, jobs: list[Job], said: Said) -> None:
         """Answer jobs without sampling."""
-        scores_BK = self._whole([job.ids for job in jobs]).float()
-        is_finite = scores_BK.isfinite().all(1).tolist()
-        for job, values, ok in zip(jobs, scores_BK.tolist(), is_finite, strict=True):
-            said += [(job, Scores(values))] if ok else []
-            said.append((job, Finish("stop") if ok else Finish("error", "non_finite_logits")))
+        for job, values in zip(jobs, self._whole(jobs).float().tolist(), strict=True):
+            if all(map(math.isfinite, values)):
+                said += [(job, Scores(values)), (job, Finish("stop"))]
+            else:
+                said.append((job, Finish("error", "non_finite_logits")))
 
     def _step(self, jobs: list[Job], said: Said) -> None:
         """Read so many tokens of each; those whose prompt is read grow by one. What is said, and
@@ -263,8 +253,7 @@ class Engine:
         parts = [job.ids[job.done : job.done + job.take] or job.answer[-1:] for job in jobs]
         drawing = [job for job in jobs if job.done + job.take >= len(job.ids)]
         try:
-            inputs = self._inputs(parts, [job.row for job in jobs])
-            h_BC = self.model.trunk(*inputs, self.cache.attends, inputs[-1].last_B())
+            h_BC = advanced(self.model, self.cache, [job.row for job in jobs], parts)
             if len(drawing) < len(jobs):
                 h_BC = h_BC[[b for b, job in enumerate(jobs) if job in drawing]]
             drafts = [Draft(job.sampling, job.ids, job.answer, job.chance_T) for job in drawing]

@@ -2,8 +2,7 @@
 
 A step is one flat stream of new tokens: first the single ones of sequences that are decoding, then
 chunks of prompts of which a part is cached, then prompts from their start. Letters: N tokens of the
-stream, B sequences, T new tokens of one of them, S slots, H query heads, G key/value heads, D head
-width, R = H / G.
+stream, B sequences, S slots, H query heads, G key/value heads, D head width.
 """
 
 from collections.abc import Sequence
@@ -42,8 +41,7 @@ class Cache:
         """Forget a sequence; the last one takes its row."""
         for tokens_2GSD in self.read(row, self.lengths[row]):
             tokens_2GSD.zero_()  # they may be what is not finite, and stay behind the next one's
-        last = len(self.lengths) - 1
-        if row < last:
+        if row < (last := len(self.lengths) - 1):
             self.write(row, self.read(last, self.lengths[last]))
         self.lengths.pop()
 
@@ -71,9 +69,8 @@ class Cache:
         singles, fresh = kinds.count(2), kinds.count(0)
         self.fresh = None if not fresh else docs if fresh == len(kinds) else Docs.from_lengths(
             docs.lengths[-fresh:], device)
-        borders = [*pairwise(accumulate(docs.lengths, initial=0))]
-        past_chunks = len(kinds) - fresh
-        self.chunks = [*zip(rows, borders, strict=True)][singles:past_chunks]
+        borders = pairwise(accumulate(docs.lengths, initial=0))
+        self.chunks = [*zip(rows, borders, strict=True)][singles : len(kinds) - fresh]
         # of every row, those that have no single token too: they are asked in vain, by the first
         place = {row: index for index, row in enumerate(rows[:singles])}
         B = len(self.lengths)

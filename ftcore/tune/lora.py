@@ -145,8 +145,7 @@ def use(model: nn.Module, name: str) -> None:
     """Answer by this adapter, unmerged, and train no other. Raises ConfigError: there is none."""
     layers = lora_layers(model).values()
     if name not in (known := {name for layer in layers for name in layer.adapters}):
-        there = ", ".join(sorted(known)) or "none"
-        raise ConfigError(f"the model has no adapter {name!r}; it has: {there}")
+        raise ConfigError(f"the model has no adapter {name!r}; it has: {', '.join(sorted(known))}")
     for layer in layers:
         layer.unmerge()
         layer.active = name
