@@ -21,7 +21,6 @@ from torch.autograd.function import FunctionCtx
 from kernels.backend import Impl, uses_triton
 from kernels.dropout import dropout as drop
 from kernels.launch import MAX_RANK
-from kernels.nf4 import NF4, dense
 
 def lora_linear_reference(x_NC: Tensor, weight_OC: Tensor, a_RC: Tensor, b_OR: Tensor, *,
                           bias_O: Tensor | None = None, scale: float) -> Tensor:
@@ -35,22 +34,20 @@ def lora_linear_reference(x_NC: Tensor, weight_OC: Tensor, a_RC: Tensor, b_OR: T
 class _LoRALinear(torch.autograd.Function):
     """One node for both maps: they read x once more in the backward pass, and add into one dx.
 
-    rule    scale; keep_NC: 1 / (1 - p) where an input of the update is kept, 0 where it is
-            dropped; None: all are kept as they are; and how to dequantise
+    keep_NC     1 / (1 - p) where an input of the update is kept, 0 where it is dropped; None: all
+                are kept as they are
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x_NC: Tensor, weight: Tensor | NF4, a_RC: Tensor, b_OR: Tensor,
-                bias_O: Tensor | None, rule: tuple[float, Tensor | None, Impl]) -> Tensor:
-        ctx.scale, keep_NC, ctx.impl = rule
-        ctx.dtypes = a_RC.dtype, b_OR.dtype
+    def forward(ctx: FunctionCtx, x_NC: Tensor, weight_OC: Tensor, a_RC: Tensor, b_OR: Tensor,
+                bias_O: Tensor | None, rule: tuple[float, Tensor | None]) -> Tensor:
+        (ctx.scale, keep_NC), ctx.dtypes = rule, (a_RC.dtype, b_OR.dtype)
         a_RC, sb_OR = a_RC.to(x_NC.dtype), (b_OR * ctx.scale).to(x_NC.dtype)
         h_NR = F.linear(x_NC if keep_NC is None else x_NC * keep_NC, a_RC)
-        ctx.nf4 = weight if isinstance(weight, NF4) else None
-        ctx.save_for_backward(x_NC, None if ctx.nf4 else weight, a_RC, sb_OR, h_NR, keep_NC)
+        ctx.save_for_backward(x_NC, weight_OC, a_RC, sb_OR, h_NR, keep_NC)
         # cost: in place, since no backward reads y: 5 to 14 % less time, forward and backward, than
         # y + scale * update (fp32, R = 16, C = 1024 to 256, one core)
-        return F.linear(x_NC, dense(weight, ctx.impl), bias_O).addmm_(h_NR, sb_OR.T)
+        return F.linear(x_NC, weight_OC, bias_O).addmm_(h_NR, sb_OR.T)
 
     @staticmethod
     def backward(ctx: FunctionCtx, dy_NO: Tensor) -> tuple[Tensor | None, ...]:
@@ -58,7 +55,7 @@ class _LoRALinear(torch.autograd.Function):
         needs_dx, needs_dw, needs_da, needs_db, needs_dbias, _ = ctx.needs_input_grad
         dh_NR, dx_NC = dy_NO @ sb_OR, None
         if needs_dx:
-            dx_NC = dy_NO @ dense(ctx.nf4 or weight_OC, ctx.impl)
+            dx_NC = dy_NO @ weight_OC
             if keep_NC is None:
                 dx_NC.addmm_(dh_NR, a_RC)
             else:
@@ -73,14 +70,12 @@ class _LoRALinear(torch.autograd.Function):
             dy_NO.sum(0) if needs_dbias else None,
             None)
 
-def lora_linear(x_NC: Tensor, weight_OC: Tensor | NF4, a_RC: Tensor, b_OR: Tensor, *,
-                scale: float, bias_O: Tensor | None = None, dropout: float = 0.0,
-                impl: Impl = "auto") -> Tensor:
+def lora_linear(x_NC: Tensor, weight_OC: Tensor, a_RC: Tensor, b_OR: Tensor, *, scale: float,
+                bias_O: Tensor | None = None, dropout: float = 0.0, impl: Impl = "auto") -> Tensor:
     """Frozen linear map plus a low-rank update: y = x W^T + bias + scale (drop(x) A^T) B^T.
 
     x_NC            activations, compute dtype; two axes, as everywhere in the flat stream
-    weight_OC       frozen; same dtype as x; receives no gradient where requires_grad is off. In
-                    NF4 it is dequantised in both passes, and never kept
+    weight_OC       frozen; same dtype as x; receives no gradient where requires_grad is off
     a_RC, b_OR      trainable factors; cast to x.dtype; gradients returned in their own dtype
     bias_O          bias of the frozen map; same dtype as x
     scale           alpha / rank, or alpha / sqrt(rank), unitless
@@ -95,6 +90,6 @@ def lora_linear(x_NC: Tensor, weight_OC: Tensor | NF4, a_RC: Tensor, b_OR: Tenso
     if uses_triton("lora", impl, x_NC, fits=len(a_RC) <= MAX_RANK, auto_dtypes=halves):
         from kernels.lora_triton import LoRALinear
 
-        return LoRALinear.apply(x_NC, weight_OC, a_RC, b_OR, bias_O, (scale, dropout, impl))
+        return LoRALinear.apply(x_NC, weight_OC, a_RC, b_OR, bias_O, (scale, dropout))
     keep_NC = drop(torch.ones_like(x_NC), dropout, is_training=True) if dropout else None
-    return _LoRALinear.apply(x_NC, weight_OC, a_RC, b_OR, bias_O, (scale, keep_NC, impl))
+    return _LoRALinear.apply(x_NC, weight_OC, a_RC, b_OR, bias_O, (scale, keep_NC))

@@ -24,8 +24,6 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from kernels import launch
-from kernels.backend import Impl
-from kernels.nf4 import NF4, dense
 
 FUSED_RANK = 32
 
@@ -166,14 +164,13 @@ def _launch_drop_bwd(x_NC: Tensor, dh_NR: Tensor, a_RC: Tensor, seed: Tensor, dx
     return da_GRC.sum(0)
 
 class LoRALinear(torch.autograd.Function):
-    """`lora_linear` by the kernels. Keeps x, h and the seed of the mask; `rule`: scale, the
-    probability of dropping an input of the update, and how to dequantise."""
+    """`lora_linear` by the kernels. Keeps x, h and the seed of the mask; `rule`: scale and
+    the probability of dropping an input of the update."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x_NC: Tensor, weight: Tensor | NF4, a_RC: Tensor, b_OR: Tensor,
-                bias_O: Tensor | None, rule: tuple[float, float, Impl]) -> Tensor:
-        scale, dropout, ctx.impl = rule
-        weight_OC = dense(weight, ctx.impl)
+    def forward(ctx: FunctionCtx, x_NC: Tensor, weight_OC: Tensor, a_RC: Tensor, b_OR: Tensor,
+                bias_O: Tensor | None, rule: tuple[float, float]) -> Tensor:
+        scale, dropout = ctx.rule = rule
         (_, C), width_o, R = x_NC.shape, len(weight_OC), len(a_RC)
         launch.check_at_most("rank", R, launch.MAX_RANK)
         launch.check_shape("weight", weight_OC, (width_o, C))
@@ -181,15 +178,14 @@ class LoRALinear(torch.autograd.Function):
         launch.check_shape("b", b_OR, (width_o, R))
         launch.check_dtype(x_NC.dtype, weight=weight_OC, bias=bias_O)
         launch.check_device(x_NC.device, weight=weight_OC, a=a_RC, b=b_OR, bias=bias_O)
-        ctx.rule, ctx.dtypes = (scale, dropout), (a_RC.dtype, b_OR.dtype)
+        ctx.dtypes = a_RC.dtype, b_OR.dtype
         x_NC = x_NC.contiguous()
         a_RC = a_RC.to(x_NC.dtype).contiguous()
         sb_OR = (b_OR * scale).to(x_NC.dtype).contiguous()
         # on the device, so that nobody waits for it
         seed = torch.randint(2**63 - 1, (1,), device=x_NC.device) if dropout else None
         h_NR = _launch_shrink(x_NC, a_RC, seed, dropout)
-        ctx.nf4 = weight if isinstance(weight, NF4) else None
-        ctx.save_for_backward(x_NC, None if ctx.nf4 else weight, a_RC, sb_OR, h_NR, seed)
+        ctx.save_for_backward(x_NC, weight_OC, a_RC, sb_OR, h_NR, seed)
         # cost: the large product adds what it finds in y as it writes it; the small one after it
         # would read and write y once more
         y_NO = h_NR @ sb_OR.T if bias_O is None else torch.addmm(bias_O, h_NR, sb_OR.T)
@@ -213,7 +209,7 @@ class LoRALinear(torch.autograd.Function):
             dx_NC = dh_NR @ a_RC if needs_dx else None
             da_RC = dh_NR.T @ x_NC
         return (
-            dx_NC.addmm_(dy_NO, dense(ctx.nf4 or weight_OC, ctx.impl)) if needs_dx else None,
+            dx_NC.addmm_(dy_NO, weight_OC) if needs_dx else None,
             dy_NO.T @ x_NC if needs_dw else None,
             da_RC.to(ctx.dtypes[0]),
             (db_OR * scale).to(ctx.dtypes[1]),

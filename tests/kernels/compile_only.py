@@ -31,20 +31,17 @@ from kernels import (
     cross_entropy_triton,
     launch,
     lora_triton,
-    nf4_triton,
     norm_triton,
     rope_triton,
     swiglu_triton,
 )
 from kernels.docs import Docs
-from kernels.nf4 import NF4
 
 MODULES = (
     attention_decode_triton,
     attention_triton,
     cross_entropy_triton,
     lora_triton,
-    nf4_triton,
     norm_triton,
     rope_triton,
     swiglu_triton,
@@ -129,11 +126,6 @@ def cases() -> Iterator[tuple[str, Callable[[], object]]]:
             yield f"rank {R}", partial(lora_triton._launch_dh_db, x_NC, b_OR, h_NR)
         drop = partial(lora_triton._launch_drop_bwd, x_NC, h_NR, a_RC, seed, x_NC, 0.1)
         yield f"rank {R}", drop
-    blocks, scales = 4096 * 14336 // 64, wide(4096 * 14336 // 64 // 256)
-    codes = [empty(size, dtype=torch.uint8) for size in (32 * blocks, blocks)]
-    weight = NF4(*codes, scales, wide(1), torch.Size((4096, 14336)), torch.bfloat16)
-    yield "4096 x 14336", partial(nf4_triton.dequantise_triton, weight)
-    yield "4096 x 14336", partial(nf4_triton.quantise_blocks_triton, empty(4096, 14336))
     yield from decode_cases()
 
 def decode_cases() -> Iterator[tuple[str, Callable[[], object]]]:
