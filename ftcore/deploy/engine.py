@@ -26,10 +26,10 @@ from torch import Tensor
 
 from ftcore.env.compute import reuse_across_steps
 from ftcore.errors import ModelError
-from ftcore.model.cache import Cache
 from ftcore.model.generate import advanced
 from ftcore.model.heads import Model
 from ftcore.model.transformer import Linear
+from kernels.attention_cache import Cache
 from kernels.docs import Docs
 from kernels.sampling import Draft, Sampling, Token, next_tokens
 

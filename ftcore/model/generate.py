@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ftcore.errors import ModelError
-from ftcore.model.cache import Cache
 from ftcore.model.heads import Model
+from kernels.attention_cache import Cache
 from kernels.docs import Docs
 from kernels.sampling import drawn
 
