@@ -1,8 +1,8 @@
 """Serve a run, a bundle or a model folder over HTTP.
 
-    python serve.py runs/NAME                           what it trained; of an adapter, its base too
-    python serve.py MODEL --adapter NAME=FOLDER ...     a folder or hub id, and adapters by name
-    python serve.py MODEL --help                        every option and limit
+    python serve.py runs/NAME       what it trained
+    python serve.py MODEL           a folder or hub id
+    python serve.py MODEL --help    every option and limit
 
 Generators answer /v1/chat/completions, /v1/completions and /v1/embeddings, encoders the last one,
 classifiers /v1/classify, reward models /v1/score; ftcore/deploy/fields.toml lists all fields.
@@ -14,7 +14,6 @@ was asked must be mended; 130 a second signal.
 import asyncio
 import hashlib
 import json
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,20 +26,8 @@ if TYPE_CHECKING:
     from ftcore.deploy.api import Api
     from ftcore.model.load import LoadedModel
 
-NAME = re.compile("[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 LOCAL = ("127.0.0.1", "localhost", "::1")
 HEADS = {"ForCausalLM": "lm", "LMHeadModel": "lm", "ForSequenceClassification": "classify"}
-
-def adapters_of(config: ServeConfig) -> dict[str, Path]:
-    """Folders by name. Raises ConfigError: a name or folder cannot be one, or stands twice."""
-    found: dict[str, Path] = {}
-    for pair in config.adapter:
-        name, _, folder = pair.partition("=")
-        if not NAME.fullmatch(name) or not folder or not Path(folder).is_dir() or name in found:
-            must = "NAME=FOLDER: letters, digits and ._- of a new name, and a folder that is there"
-            raise ConfigError(f"--adapter {pair}: must be {must}")
-        found[name] = Path(folder)
-    return found
 
 def check_access(config: ServeConfig) -> None:
     """Refuse what would be open to others unawares. Raises ConfigError."""
@@ -56,34 +43,22 @@ def check_access(config: ServeConfig) -> None:
         raise ConfigError(f"{what}: give --api-key-file FILE, or --insecure")
 
 def opened(path: str, config: ServeConfig) -> tuple["LoadedModel", dict[str, Any]]:
-    """The model with all its adapters, and what else is known of it, as fields of `Served`."""
+    """The model, and what else is known of it, as fields of `Served`."""
     from ftcore.align.tasks import TASKS
     from ftcore.env import compute
     from ftcore.files import sha256_file
     from ftcore.hub import lineage
     from ftcore.model.load import read_object
-    from ftcore.tune.adapter import (
-        WEIGHTS,
-        base_sha256,
-        load_adapter,
-        load_artifact,
-        load_base,
-        read_labels,
-    )
+    from ftcore.tune.adapter import WEIGHTS, base_sha256, load_artifact, load_base, read_labels
 
-    extra, (dtype, products) = adapters_of(config), compute.PRECISIONS[config.precision]
+    dtype, products = compute.PRECISIONS[config.precision]
     device = compute.resolve_device(config.device, config.kernels)
-    run, folders, temperature = Path(path), {}, None
-    own = run.resolve().name
-    names: dict[str, str | None] = {own: None}
+    run, temperature = Path(path), None
     if (run / CONFIG_FILE).is_file():
         command = parse(["--resume", path])
         base, problem = command.config.model.path, command.config.problem
         loaded = load_artifact(run, base=base, kind=TASKS[command.task], dtype=dtype)
         labels = read_labels(run) or loaded.labels
-        if not (run / "model").is_dir():
-            folders, names = {own: run / "adapter"}, {own: "default"}
-            names.setdefault(Path(base).name, None)
         if (judged := run / "eval.json").is_file():
             tuned = read_object(judged)["tuned"].values()
             temperature = next((split.get("temperature") for split in tuned), None)
@@ -98,23 +73,13 @@ def opened(path: str, config: ServeConfig) -> tuple["LoadedModel", dict[str, Any
         problem = about.get("problem") or written.get("problem_type")
         problem = problem or ("regression" if len(labels or ()) == 1 else None)
     parts = [base_sha256(loaded.model)]
-    for name, folder in extra.items():
-        if name in names:
-            raise ConfigError(f"--adapter {name}: is served by this name already")
-        names[name], folders[name] = f"served-{len(names)}", folder
-        load_adapter(loaded.model, folder, family=loaded.family, name=names[name])
-    for name, folder in folders.items():
-        parts.append(sha256_file(folder / WEIGHTS))
-        if read_object(folder / "adapter_config.json").get("modules_to_save"):
-            if len(folders) > 1:
-                what = f"the adapter {name} replaces whole modules, which all would answer with"
-                raise ConfigError(f"{what}: serve it alone")
-            names = {name: names[name]}
+    if not (run / "model").is_dir() and (run / "adapter").is_dir():
+        parts.append(sha256_file(run / "adapter" / WEIGHTS))
     loaded.model.to(device).use_kernels(config.kernels)
     loaded.model.compute_in(products)
     print(f"{path}: {loaded.accounting}")
-    return loaded, {"models": names, "labels": tuple(labels or ()), "problem": problem,
-                    "temperature": temperature or 1.0,
+    return loaded, {"name": run.resolve().name, "labels": tuple(labels or ()),
+                    "problem": problem, "temperature": temperature or 1.0,
                     "fingerprint": hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]}
 
 def serve(path: str, config: ServeConfig) -> int:
@@ -132,9 +97,9 @@ def serve(path: str, config: ServeConfig) -> int:
     loaded, about = opened(path, config)
     model, spec = loaded.model, loaded.model.spec
     engine = Engine(
-        model, [name for name in about["models"].values() if name], max_waiting=config.queue,
-        max_sequences=config.max_sequences, prefill_tokens=config.prefill_tokens,
-        cache_tokens=config.cache_tokens, threads=config.threads)
+        model, max_waiting=config.queue, max_sequences=config.max_sequences,
+        prefill_tokens=config.prefill_tokens, cache_tokens=config.cache_tokens,
+        threads=config.threads)
     api = Api(engine, Served(tokenizer=Tokenizer.load(loaded.folder), **about), config)
     server = Server(api.routes, lambda: engine.is_broken, config, api.meters)
     weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
@@ -142,11 +107,11 @@ def serve(path: str, config: ServeConfig) -> int:
     slot *= (model.trunk.compute or model.trunk.embed_tokens.weight.dtype).itemsize
     print(f"memory: {resident_bytes() / 2**20:.0f} MiB of this process, weights of"
           f" {weights / 2**20:.1f} MiB among it; keys and values will take up to"
-          f" {config.cache_tokens * slot / 2**20:.1f} MiB, and as many of ended sequences")
+          f" {config.cache_tokens * slot / 2**20:.1f} MiB")
 
     def ready(port: int) -> None:
         where = f"http://{config.host}:{port}"
-        print(f"serving {', '.join(about['models'])} at {where}; stop it with ctrl-c. Try:")
+        print(f"serving {about['name']} at {where}; stop it with ctrl-c. Try:")
         print(f"  {command_to_try(where, api)}", flush=True)
 
     async def live() -> int:

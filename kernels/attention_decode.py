@@ -1,4 +1,4 @@
-"""Attention of one new token per sequence over the keys and values already cached.
+"""Attention of one new token per sequence, or of a chunk, over keys and values already cached.
 
 Letters: B sequences, H query heads, G key heads, D head width, P pages of S slots, J per sequence.
 
@@ -78,3 +78,21 @@ def attention_decode(q_BHD: Tensor, k_PSGD: Tensor, v_PSGD: Tensor, lengths_B: T
         outside_BS |= slot_S < lengths_B[:, None] - window
     scores_BGRS = scores_BGRS.masked_fill(outside_BS[:, None, None], float("-inf"))
     return (scores_BGRS.softmax(-1) @ v_BSGD.transpose(1, 2)).reshape(B, H, D)
+
+def attention_chunk(q_THD: Tensor, k_SGD: Tensor, v_SGD: Tensor, *, scale: float | None = None,
+                    window: int | None = None, softcap: float | None = None,
+                    impl: Impl = "auto") -> Tensor:
+    """o_THD of a sequence's last T tokens over all its S, as a prompt is read in chunks; the rule
+    is that of `attention_decode`, in torch whatever the `impl`."""
+    (T, H, D), (S, G, _) = q_THD.shape, k_SGD.shape
+    q_GZD = q_THD.view(T, G, H // G, D).permute(1, 2, 0, 3).reshape(G, -1, D)
+    scores_GZS = (q_GZD * (D**-0.5 if scale is None else scale)) @ k_SGD.permute(1, 2, 0)
+    if softcap is not None:
+        scores_GZS = softcap * (scores_GZS / softcap).tanh()
+    key_S = torch.arange(S, device=q_THD.device)
+    behind_TS = key_S[S - T :, None] - key_S
+    hidden_TS = (behind_TS < 0) | (behind_TS >= (S if window is None else window))
+    scores_GZS.view(G, -1, T, S).masked_fill_(hidden_TS, float("-inf"))
+    wide = torch.promote_types(q_THD.dtype, torch.float32)
+    o_GZD = scores_GZS.softmax(-1, dtype=wide).to(v_SGD.dtype) @ v_SGD.transpose(0, 1)
+    return o_GZD.view(G, -1, T, D).permute(2, 0, 1, 3).reshape(T, H, D)

@@ -24,7 +24,6 @@ from kernels.attention_decode import attention_decode, attention_decode_referenc
 from kernels.cross_entropy import linear_cross_entropy, linear_cross_entropy_reference
 from kernels.docs import Docs
 from kernels.lora import lora_linear, lora_linear_reference
-from kernels.nf4 import dequantise, quantise
 from kernels.norm import layer_norm, layer_norm_reference, rms_norm, rms_norm_reference
 from kernels.rope import norm_rope, rope, rope_angles, rope_reference
 from kernels.swiglu import geglu, geglu_reference, swiglu, swiglu_reference
@@ -119,21 +118,14 @@ def _angles(draw: Draw, sizes: Sizes) -> dict[str, Any]:
     turn = {"head_dim": sizes["E"] * 2, "theta": 1e4, "dtype": draw.dtype}
     return {"cos_sin_2NE": rope_angles(torch.arange(sizes["N"], device=draw.device), **turn)}
 
-def _adapters(draw: Draw, sizes: Sizes) -> dict[str, Any]:
-    if not (ranks := sizes.get("adapters")):
-        return {"dropout": sizes.get("dropout", 0.0)}
-    owner_R = torch.arange(len(ranks)).repeat_interleave(torch.tensor(ranks)).int()
-    adapter_N = draw.below(len(ranks) + 1, sizes["N"]).int() - 1
-    return {"choice": (adapter_N, owner_R.to(draw.device))}
+def _dropped(draw: Draw, sizes: Sizes) -> dict[str, Any]:
+    return {"dropout": sizes.get("dropout", 0.0)}
 
 def _loss(op: Callable[..., tuple[Tensor, Tensor]], **given: Any) -> Tensor:
     return op(given.pop("h_MC"), given.pop("weight_VC"), **given)[0]
 
 def _norm_rope_reference(*, cos_sin_2NE: Tensor, x_NHD: Tensor, **norm: Any) -> Tensor:
     return rope_reference(rms_norm_reference(x_NHD, norm.pop("weight_D"), **norm), cos_sin_2NE)
-
-def _there_and_back(weight_OC: Tensor, impl: str = "eager") -> Tensor:
-    return dequantise(quantise(weight_OC, impl=impl), impl=impl)
 
 GEGLU = partial(geglu, uses_tanh=True), partial(geglu_reference, uses_tanh=True)
 LOSSES = linear_cross_entropy, partial(linear_cross_entropy_reference, bias_V=None)
@@ -143,10 +135,9 @@ CALLS = {"rms_norm": (rms_norm, rms_norm_reference, None),
          "norm_rope": (norm_rope, _norm_rope_reference, _angles),
          "swiglu": (swiglu, swiglu_reference, None), "geglu": (*GEGLU, None),
          "cross_entropy": (*(partial(_loss, op) for op in LOSSES), _scored),
-         "lora": (lora_linear, lambda dropout=0, **x: lora_linear_reference(**x), _adapters),
+         "lora": (lora_linear, lambda dropout=0, **x: lora_linear_reference(**x), _dropped),
          "attention": (attention, attention_reference, _documents),
-         "attention_decode": (attention_decode, attention_decode_reference, _pages),
-         "nf4": (_there_and_back, _there_and_back, None)}
+         "attention_decode": (attention_decode, attention_decode_reference, _pages)}
 
 def chosen(parser: ArgumentParser, arguments: list[str] | None) -> Namespace:
     """What was typed, with the names of ops as `op`, checked."""

@@ -4,8 +4,6 @@ Letters: N rows, C input width, O output width, R rank.
 
 forward     h = drop(x) A^T,    y = x W^T + bias + h (s B)^T
 backward    dh = dy (s B),      dx = dy W + drop'(dh A),    dA = dh^T drop(x),    dB = s dy^T h
-adapters    Several stand side by side, R the sum of their ranks, and each row of x chooses one of
-            them or none: h and dh are kept where the row of A is of that adapter, else they are 0.
 dtypes      x, W, bias, y in the compute dtype; A and B may be wider (fp32 factors over bf16
             weights): they are cast on the way in, their gradients return in their own dtype
 cost        2 N C O + 2 N R (C + O) FLOP forward; one product adds into the output of the other, so
@@ -22,113 +20,76 @@ from torch.autograd.function import FunctionCtx
 
 from kernels.backend import Impl, uses_triton
 from kernels.dropout import dropout as drop
-from kernels.launch import MAX_RANK, check_device, check_dtype, check_shape
-from kernels.nf4 import NF4, dense
-
-Choice = tuple[Tensor, Tensor]
-
-def chosen(h_NR: Tensor, choice: Choice | list[Tensor] | None) -> Tensor:
-    """h, written over by 0 where the row of A is not of the adapter that the row of x chooses."""
-    if choice:
-        adapter_N, owner_R = choice
-        h_NR.masked_fill_(adapter_N[:, None] != owner_R, 0)
-    return h_NR
+from kernels.launch import MAX_RANK
 
 def lora_linear_reference(x_NC: Tensor, weight_OC: Tensor, a_RC: Tensor, b_OR: Tensor, *,
-                          bias_O: Tensor | None = None, scale: float | Tensor,
-                          choice: Choice | None = None) -> Tensor:
+                          bias_O: Tensor | None = None, scale: float) -> Tensor:
     """The definition, without dropout. In float64 it is the oracle."""
-    h_NR = chosen(x_NC @ a_RC.to(x_NC.dtype).T, choice)
+    h_NR = x_NC @ a_RC.to(x_NC.dtype).T
     y_NO = x_NC @ weight_OC.T
     if bias_O is not None:
         y_NO = y_NO + bias_O
-    return y_NO + (scale * h_NR).to(x_NC.dtype) @ b_OR.to(x_NC.dtype).T
-
-def split_weight(weight: Tensor | NF4) -> tuple[NF4 | None, Tensor | None]:
-    """What a node keeps of a weight, by its kind: the quantised one itself, or the tensor."""
-    return (weight, None) if isinstance(weight, NF4) else (None, weight)
+    return y_NO + scale * h_NR @ b_OR.to(x_NC.dtype).T
 
 class _LoRALinear(torch.autograd.Function):
     """One node for both maps: they read x once more in the backward pass, and add into one dx.
 
-    rule    scale; keep_NC: 1 / (1 - p) where an input of the update is kept, 0 where it is
-            dropped; None: all are kept as they are; the choice of adapters; and how to dequantise
+    keep_NC     1 / (1 - p) where an input of the update is kept, 0 where it is dropped; None: all
+                are kept as they are
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x_NC: Tensor, weight: Tensor | NF4, a_RC: Tensor, b_OR: Tensor,
-                bias_O: Tensor | None,
-                rule: tuple[float | Tensor, Tensor | None, Choice | None, Impl]) -> Tensor:
-        scale, keep_NC, choice, ctx.impl = rule
-        ctx.scale, ctx.dtypes = scale, (a_RC.dtype, b_OR.dtype)
-        a_RC, sb_OR = a_RC.to(x_NC.dtype), (b_OR * scale).to(x_NC.dtype)
-        h_NR = chosen(F.linear(x_NC if keep_NC is None else x_NC * keep_NC, a_RC), choice)
-        ctx.nf4, weight_OC = split_weight(weight)
-        ctx.save_for_backward(x_NC, weight_OC, a_RC, sb_OR, h_NR, keep_NC, *(choice or ()))
+    def forward(ctx: FunctionCtx, x_NC: Tensor, weight_OC: Tensor, a_RC: Tensor, b_OR: Tensor,
+                bias_O: Tensor | None, rule: tuple[float, Tensor | None]) -> Tensor:
+        (ctx.scale, keep_NC), ctx.dtypes = rule, (a_RC.dtype, b_OR.dtype)
+        a_RC, sb_OR = a_RC.to(x_NC.dtype), (b_OR * ctx.scale).to(x_NC.dtype)
+        h_NR = F.linear(x_NC if keep_NC is None else x_NC * keep_NC, a_RC)
+        ctx.save_for_backward(x_NC, weight_OC, a_RC, sb_OR, h_NR, keep_NC)
         # cost: in place, since no backward reads y: 5 to 14 % less time, forward and backward, than
         # y + scale * update (fp32, R = 16, C = 1024 to 256, one core)
-        return F.linear(x_NC, dense(weight, ctx.impl), bias_O).addmm_(h_NR, sb_OR.T)
+        return F.linear(x_NC, weight_OC, bias_O).addmm_(h_NR, sb_OR.T)
 
     @staticmethod
     def backward(ctx: FunctionCtx, dy_NO: Tensor) -> tuple[Tensor | None, ...]:
-        x_NC, weight_OC, a_RC, sb_OR, h_NR, keep_NC, *choice = ctx.saved_tensors
-        needs_dx, needs_dw, needs_da, needs_db, needs_dbias, *_ = ctx.needs_input_grad
-        dx_NC = dw_OC = da_RC = db_OR = dbias_O = None
-        dh_NR = chosen(dy_NO @ sb_OR, choice)
+        x_NC, weight_OC, a_RC, sb_OR, h_NR, keep_NC = ctx.saved_tensors
+        needs_dx, needs_dw, needs_da, needs_db, needs_dbias, _ = ctx.needs_input_grad
+        dh_NR, dx_NC = dy_NO @ sb_OR, None
         if needs_dx:
-            dx_NC = dy_NO @ dense(ctx.nf4 or weight_OC, ctx.impl)
+            dx_NC = dy_NO @ weight_OC
             if keep_NC is None:
                 dx_NC.addmm_(dh_NR, a_RC)
             else:
                 dx_NC.addcmul_(dh_NR @ a_RC, keep_NC)
-        if needs_dw:
-            dw_OC = dy_NO.T @ x_NC
-        if needs_da:
-            da_RC = (dh_NR.T @ (x_NC if keep_NC is None else x_NC * keep_NC)).to(ctx.dtypes[0])
-        if needs_db:
+        kept_NC = x_NC if keep_NC is None or not needs_da else x_NC * keep_NC
+        return (
+            dx_NC,
+            dy_NO.T @ x_NC if needs_dw else None,
+            (dh_NR.T @ kept_NC).to(ctx.dtypes[0]) if needs_da else None,
             # cost: (h^T dy)^T takes two thirds of the time of dy^T h
-            db_OR = (h_NR.T @ dy_NO).T.mul_(ctx.scale).to(ctx.dtypes[1])
-        if needs_dbias:
-            dbias_O = dy_NO.sum(0)
-        return dx_NC, dw_OC, da_RC, db_OR, dbias_O, None
+            (h_NR.T @ dy_NO).T.mul_(ctx.scale).to(ctx.dtypes[1]) if needs_db else None,
+            dy_NO.sum(0) if needs_dbias else None,
+            None)
 
-def lora_linear(x_NC: Tensor, weight_OC: Tensor | NF4, a_RC: Tensor, b_OR: Tensor, *,
-                scale: float | Tensor, bias_O: Tensor | None = None, dropout: float = 0.0,
-                choice: Choice | None = None, impl: Impl = "auto") -> Tensor:
+def lora_linear(x_NC: Tensor, weight_OC: Tensor, a_RC: Tensor, b_OR: Tensor, *, scale: float,
+                bias_O: Tensor | None = None, dropout: float = 0.0, impl: Impl = "auto") -> Tensor:
     """Frozen linear map plus a low-rank update: y = x W^T + bias + scale (drop(x) A^T) B^T.
 
     x_NC            activations, compute dtype; two axes, as everywhere in the flat stream
-    weight_OC       frozen; same dtype as x; receives no gradient where requires_grad is off. In
-                    NF4 it is dequantised in both passes, and never kept
+    weight_OC       frozen; same dtype as x; receives no gradient where requires_grad is off
     a_RC, b_OR      trainable factors; cast to x.dtype; gradients returned in their own dtype
     bias_O          bias of the frozen map; same dtype as x
-    scale           alpha / rank, or alpha / sqrt(rank), unitless; or scale_R, one for each row
-                    of A, which gets no gradient
+    scale           alpha / rank, or alpha / sqrt(rank), unitless
     dropout         probability of dropping an input of the update, in [0, 1); 0 outside training;
                     the mask comes from torch's generator of the device
-    choice          of several adapters whose factors stand side by side: adapter_N, the one of each
-                    row of x, -1 for none, and owner_R >= 0, that of each row of A (both int32)
     impl            see kernels/backend.py; "auto" is eager for fp32
     returns y_NO    x.dtype
-    raises          ValueError: scale_R or the choice, or with the kernels any tensor, has another
-                    size, device or dtype; with "triton", a rank over 128
-    source          Hu et al. 2021, arXiv:2106.09685, eq. 3
+    raises          ValueError: what kernels/lora_triton.py does not take, with "triton"
     """
-    if isinstance(scale, Tensor):
-        check_shape("scale", scale, (len(a_RC),))
-        check_device(x_NC.device, scale=scale)
-    if choice is not None:
-        adapter_N, owner_R = choice
-        check_shape("adapter", adapter_N, (len(x_NC),))
-        check_shape("owner", owner_R, (len(a_RC),))
-        check_dtype(torch.int32, adapter=adapter_N, owner=owner_R)
-        check_device(x_NC.device, adapter=adapter_N, owner=owner_R)
     # cost: without TF32, products in fp32 are the library's strength
     halves = torch.bfloat16, torch.float16
     if uses_triton("lora", impl, x_NC, fits=len(a_RC) <= MAX_RANK, auto_dtypes=halves):
         from kernels.lora_triton import LoRALinear
 
-        rule = scale, dropout, choice, impl
-        return LoRALinear.apply(x_NC, weight_OC, a_RC, b_OR, bias_O, rule)
+        return LoRALinear.apply(x_NC, weight_OC, a_RC, b_OR, bias_O, (scale, dropout))
     keep_NC = drop(torch.ones_like(x_NC), dropout, is_training=True) if dropout else None
-    return _LoRALinear.apply(x_NC, weight_OC, a_RC, b_OR, bias_O, (scale, keep_NC, choice, impl))
+    return _LoRALinear.apply(x_NC, weight_OC, a_RC, b_OR, bias_O, (scale, keep_NC))

@@ -9,7 +9,6 @@ dh and dB   in one read of dy, for ranks up to `FUSED_RANK`: above it the partia
             than a second read
 dA and dx   with dropout, from one read of x
 
-The choice of adapters costs no pass of its own: 0 is put into h and dh as they are written.
 The mask is never stored: 16 bits of Philox decide on each input of the update, from a seed and the
 place of the input, the same in each pass. p is rounded to a multiple of 2^-16, as on a CPU.
 Sums over rows or tiles of O are partial sums in fp32 (operands in fp32 without TF32), added in the
@@ -25,9 +24,6 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from kernels import launch
-from kernels.backend import Impl
-from kernels.lora import Choice, chosen, split_weight
-from kernels.nf4 import NF4, dense
 
 FUSED_RANK = 32
 
@@ -44,15 +40,11 @@ def _is_kept(seed, offs_n, first_c, dropped, BLOCK_C: tl.constexpr):
     return tl.reshape(shorts, [offs_n.shape[0], BLOCK_C]) >= dropped
 
 @triton.jit
-def _lora_shrink_kernel(x_ptr, a_ptr, seed_ptr, adapter_ptr, owner_ptr, h_ptr, N, C, R, dropped,
-                        keep_scale, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
-                        BLOCK_R: tl.constexpr):
+def _lora_shrink_kernel(x_ptr, a_ptr, seed_ptr, h_ptr, N, C, R, dropped, keep_scale,
+                        BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr):
     offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     offs_r = tl.arange(0, BLOCK_R)
     x_row_ptr = x_ptr + offs_n.to(tl.int64)[:, None] * C
-    if adapter_ptr is not None:
-        # cost: loaded after the loop, it makes registers spill (rank 16 with dropout, sm_90)
-        adapter = tl.load(adapter_ptr + offs_n, mask=offs_n < N, other=-1)
     h = tl.zeros([BLOCK_N, BLOCK_R], tl.float32)
     for first_c in range(0, C, BLOCK_C):
         offs_c = first_c + tl.arange(0, BLOCK_C)
@@ -60,21 +52,16 @@ def _lora_shrink_kernel(x_ptr, a_ptr, seed_ptr, adapter_ptr, owner_ptr, h_ptr, N
         x = tl.load(x_row_ptr + offs_c, mask=(offs_n < N)[:, None] & in_c, other=0.0)
         if seed_ptr is not None:
             x = tl.where(_is_kept(tl.load(seed_ptr), offs_n, first_c, dropped, BLOCK_C), x, 0.0)
-        a = tl.load(  # (BLOCK_R, BLOCK_C)
-            a_ptr + offs_r[:, None] * C + offs_c, mask=(offs_r < R)[:, None] & in_c, other=0.0
-        )
+        a = tl.load(a_ptr + offs_r[:, None] * C + offs_c, mask=(offs_r < R)[:, None] & in_c,
+                    other=0.0)  # (BLOCK_R, BLOCK_C)
         h = tl.dot(x, tl.trans(a), h, input_precision="ieee")
     inside = (offs_n < N)[:, None] & (offs_r < R)
-    if adapter_ptr is not None:
-        owner = tl.load(owner_ptr + offs_r, mask=offs_r < R, other=-1)
-        h = tl.where(adapter[:, None] == owner, h, 0.0)
     h = (h * keep_scale).to(h_ptr.dtype.element_ty)
     tl.store(h_ptr + offs_n.to(tl.int64)[:, None] * R + offs_r, h, mask=inside)
 
 @triton.jit
-def _lora_dh_db_kernel(dy_ptr, sb_ptr, h_ptr, adapter_ptr, owner_ptr, dh_ptr, db_ptr, N, width_o, R,
-                       tiles_per_group, BLOCK_N: tl.constexpr, BLOCK_O: tl.constexpr,
-                       BLOCK_R: tl.constexpr):
+def _lora_dh_db_kernel(dy_ptr, sb_ptr, h_ptr, dh_ptr, db_ptr, N, width_o, R, tiles_per_group,
+                       BLOCK_N: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_R: tl.constexpr):
     pid_o, pid_g = tl.program_id(0), tl.program_id(1)
     offs_o = pid_o * BLOCK_O + tl.arange(0, BLOCK_O)
     offs_r = tl.arange(0, BLOCK_R)
@@ -82,23 +69,17 @@ def _lora_dh_db_kernel(dy_ptr, sb_ptr, h_ptr, adapter_ptr, owner_ptr, dh_ptr, db
     offs_or = offs_o[:, None] * R + offs_r
     in_or = in_o[:, None] & in_r
     sb = tl.load(sb_ptr + offs_or, mask=in_or, other=0.0)  # (BLOCK_O, BLOCK_R)
-    if adapter_ptr is not None:
-        owner = tl.load(owner_ptr + offs_r, mask=in_r, other=-1)
     db = tl.zeros([BLOCK_O, BLOCK_R], tl.float32)
     for tile in range(pid_g * tiles_per_group, (pid_g + 1) * tiles_per_group):
         offs_n = tile * BLOCK_N + tl.arange(0, BLOCK_N)
         in_n = (offs_n < N)[:, None]
         offs_nr = offs_n.to(tl.int64)[:, None] * R + offs_r
-        dy = tl.load(  # (BLOCK_N, BLOCK_O)
-            dy_ptr + offs_n.to(tl.int64)[:, None] * width_o + offs_o, mask=in_n & in_o, other=0.0
-        )
+        dy = tl.load(dy_ptr + offs_n.to(tl.int64)[:, None] * width_o + offs_o, mask=in_n & in_o,
+                     other=0.0)  # (BLOCK_N, BLOCK_O)
         h = tl.load(h_ptr + offs_nr, mask=in_n & in_r, other=0.0)  # (BLOCK_N, BLOCK_R)
         # cost: the other way round the compiler waits for each product (wgmma serialised)
         db = tl.dot(tl.trans(dy), h, db, input_precision="ieee")
         dh = tl.dot(dy, sb, input_precision="ieee")
-        if adapter_ptr is not None:
-            adapter = tl.load(adapter_ptr + offs_n, mask=offs_n < N, other=-1)
-            dh = tl.where(adapter[:, None] == owner, dh, 0.0)
         tl.store(dh_ptr + pid_o.to(tl.int64) * N * R + offs_nr, dh, mask=in_n & in_r)
     tl.store(db_ptr + pid_g.to(tl.int64) * width_o * R + offs_or, db, mask=in_or)
 
@@ -119,9 +100,8 @@ def _lora_drop_bwd_kernel(x_ptr, dh_ptr, a_ptr, seed_ptr, dx_ptr, da_ptr, N, C, 
         offs_n = tile * BLOCK_N + tl.arange(0, BLOCK_N)
         in_n = (offs_n < N)[:, None]
         offs_nc = offs_n.to(tl.int64)[:, None] * C + offs_c
-        dh = tl.load(  # (BLOCK_N, BLOCK_R)
-            dh_ptr + offs_n.to(tl.int64)[:, None] * R + offs_r, mask=in_n & in_r, other=0.0
-        )
+        dh = tl.load(dh_ptr + offs_n.to(tl.int64)[:, None] * R + offs_r, mask=in_n & in_r,
+                     other=0.0)  # (BLOCK_N, BLOCK_R)
         x = tl.load(x_ptr + offs_nc, mask=in_n & in_c, other=0.0)  # (BLOCK_N, BLOCK_C)
         kept = _is_kept(seed, offs_n, first_c, dropped, BLOCK_C)
         da = tl.dot(tl.trans(dh), tl.where(kept, x, 0.0), da, input_precision="ieee")
@@ -145,19 +125,16 @@ def _groups(row_tiles: int, column_tiles: int, per_sm: int,
     tiles_per_group = triton.cdiv(row_tiles, max(1, wanted))
     return triton.cdiv(row_tiles, max(1, tiles_per_group)), tiles_per_group
 
-def _launch_shrink(x_NC: Tensor, a_RC: Tensor, seed: Tensor | None, dropout: float,
-                   choice: list[Tensor]) -> Tensor:
+def _launch_shrink(x_NC: Tensor, a_RC: Tensor, seed: Tensor | None, dropout: float) -> Tensor:
     (N, C), R = x_NC.shape, len(a_RC)
     config = launch.config_of("lora_shrink", R, x_NC.device)
     h_NR = torch.empty(N, R, dtype=x_NC.dtype, device=x_NC.device)
     with torch.cuda.device_of(x_NC):
         _lora_shrink_kernel[(triton.cdiv(N, config["BLOCK_N"]),)](
-            x_NC, a_RC, seed, *(choice or (None, None)), h_NR, N, C, R, *_drop_rule(dropout),
-            BLOCK_R=_block_r(R), **config)
+            x_NC, a_RC, seed, h_NR, N, C, R, *_drop_rule(dropout), BLOCK_R=_block_r(R), **config)
     return h_NR
 
-def _launch_dh_db(dy_NO: Tensor, sb_OR: Tensor, h_NR: Tensor,
-                  choice: list[Tensor]) -> tuple[Tensor, Tensor]:
+def _launch_dh_db(dy_NO: Tensor, sb_OR: Tensor, h_NR: Tensor) -> tuple[Tensor, Tensor]:
     """dh in the compute dtype, and dB / scale in fp32."""
     (N, width_o), R, device = dy_NO.shape, h_NR.shape[1], dy_NO.device
     config = dict(launch.config_of("lora_dh_db", R, device))
@@ -167,8 +144,8 @@ def _launch_dh_db(dy_NO: Tensor, sb_OR: Tensor, h_NR: Tensor,
     dh_PNR = torch.empty(P, N, R, dtype=torch.float32, device=device)
     db_GOR = torch.empty(G, width_o, R, dtype=torch.float32, device=device)
     with torch.cuda.device_of(dy_NO):
-        _lora_dh_db_kernel[(P, G)](dy_NO, sb_OR, h_NR, *(choice or (None, None)), dh_PNR, db_GOR, N,
-                                   width_o, R, tiles_per_group, BLOCK_R=_block_r(R), **config)
+        _lora_dh_db_kernel[(P, G)](dy_NO, sb_OR, h_NR, dh_PNR, db_GOR, N, width_o, R,
+                                   tiles_per_group, BLOCK_R=_block_r(R), **config)
     return dh_PNR.sum(0).to(dy_NO.dtype), db_GOR.sum(0)
 
 def _launch_drop_bwd(x_NC: Tensor, dh_NR: Tensor, a_RC: Tensor, seed: Tensor, dx_NC: Tensor | None,
@@ -187,18 +164,13 @@ def _launch_drop_bwd(x_NC: Tensor, dh_NR: Tensor, a_RC: Tensor, seed: Tensor, dx
     return da_GRC.sum(0)
 
 class LoRALinear(torch.autograd.Function):
-    """`lora_linear` by the kernels. Keeps x, h, the seed of the mask and the choice of adapters.
-
-    rule    scale, the probability of dropping an input of the update, the choice, and how to
-            dequantise
-    """
+    """`lora_linear` by the kernels. Keeps x, h and the seed of the mask; `rule`: scale and
+    the probability of dropping an input of the update."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x_NC: Tensor, weight: Tensor | NF4, a_RC: Tensor, b_OR: Tensor,
-                bias_O: Tensor | None,
-                rule: tuple[float | Tensor, float, Choice | None, Impl]) -> Tensor:
-        scale, dropout, choice, ctx.impl = rule
-        weight_OC = dense(weight, ctx.impl)
+    def forward(ctx: FunctionCtx, x_NC: Tensor, weight_OC: Tensor, a_RC: Tensor, b_OR: Tensor,
+                bias_O: Tensor | None, rule: tuple[float, float]) -> Tensor:
+        scale, dropout = ctx.rule = rule
         (_, C), width_o, R = x_NC.shape, len(weight_OC), len(a_RC)
         launch.check_at_most("rank", R, launch.MAX_RANK)
         launch.check_shape("weight", weight_OC, (width_o, C))
@@ -206,16 +178,14 @@ class LoRALinear(torch.autograd.Function):
         launch.check_shape("b", b_OR, (width_o, R))
         launch.check_dtype(x_NC.dtype, weight=weight_OC, bias=bias_O)
         launch.check_device(x_NC.device, weight=weight_OC, a=a_RC, b=b_OR, bias=bias_O)
-        ctx.rule, ctx.dtypes = (scale, dropout), (a_RC.dtype, b_OR.dtype)
+        ctx.dtypes = a_RC.dtype, b_OR.dtype
         x_NC = x_NC.contiguous()
         a_RC = a_RC.to(x_NC.dtype).contiguous()
         sb_OR = (b_OR * scale).to(x_NC.dtype).contiguous()
         # on the device, so that nobody waits for it
         seed = torch.randint(2**63 - 1, (1,), device=x_NC.device) if dropout else None
-        choice = [each.contiguous() for each in choice or ()]
-        h_NR = _launch_shrink(x_NC, a_RC, seed, dropout, choice)
-        ctx.nf4, kept_OC = split_weight(weight)
-        ctx.save_for_backward(x_NC, kept_OC, a_RC, sb_OR, h_NR, seed, *choice)
+        h_NR = _launch_shrink(x_NC, a_RC, seed, dropout)
+        ctx.save_for_backward(x_NC, weight_OC, a_RC, sb_OR, h_NR, seed)
         # cost: the large product adds what it finds in y as it writes it; the small one after it
         # would read and write y once more
         y_NO = h_NR @ sb_OR.T if bias_O is None else torch.addmm(bias_O, h_NR, sb_OR.T)
@@ -224,14 +194,14 @@ class LoRALinear(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, dy_NO: Tensor) -> tuple[Tensor | None, ...]:
-        x_NC, weight_OC, a_RC, sb_OR, h_NR, seed, *choice = ctx.saved_tensors
+        x_NC, weight_OC, a_RC, sb_OR, h_NR, seed = ctx.saved_tensors
         scale, dropout = ctx.rule
         needs_dx, needs_dw, _, _, needs_dbias, _ = ctx.needs_input_grad
         dy_NO = dy_NO.contiguous()
         if len(a_RC) <= FUSED_RANK:
-            dh_NR, db_OR = _launch_dh_db(dy_NO, sb_OR, h_NR, choice)
+            dh_NR, db_OR = _launch_dh_db(dy_NO, sb_OR, h_NR)
         else:
-            dh_NR, db_OR = chosen(dy_NO @ sb_OR, choice), (h_NR.T @ dy_NO).T
+            dh_NR, db_OR = dy_NO @ sb_OR, (h_NR.T @ dy_NO).T
         if seed is not None:
             dx_NC = torch.empty_like(x_NC) if needs_dx else None
             da_RC = _launch_drop_bwd(x_NC, dh_NR, a_RC, seed, dx_NC, dropout)
@@ -239,7 +209,7 @@ class LoRALinear(torch.autograd.Function):
             dx_NC = dh_NR @ a_RC if needs_dx else None
             da_RC = dh_NR.T @ x_NC
         return (
-            dx_NC.addmm_(dy_NO, dense(ctx.nf4 or weight_OC, ctx.impl)) if needs_dx else None,
+            dx_NC.addmm_(dy_NO, weight_OC) if needs_dx else None,
             dy_NO.T @ x_NC if needs_dw else None,
             da_RC.to(ctx.dtypes[0]),
             (db_OR * scale).to(ctx.dtypes[1]),

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ftcore.data.tokenizer import Tokenizer
+from ftcore.deploy.engine import Finish, Job
 from ftcore.deploy.http import Exchange
-from ftcore.deploy.jobs import Finish, Job
-from ftcore.model.sampling import Token
+from kernels.sampling import Token
 
 class Choice:
     """One answer as it grows: its `text`, and its `tokens` from number `told` on, are yet to be
@@ -29,7 +29,7 @@ class Choice:
         self.text = self.held = self.reason = ""
         self.tokens: list[Token] = []
         self.offsets: list[int] = []  # how many characters stand before each
-        self.size = self.told = self.cached_tokens = 0  # size: characters, those held back too
+        self.size = self.told = 0  # size: characters, those held back too
 
     def add(self, token: Token) -> None:
         self.tokens.append(token)
@@ -101,7 +101,6 @@ class Answers:
         choice, is_last = self.choices[job], isinstance(word, Finish)
         if is_last:
             choice.end(word.reason)
-            choice.cached_tokens = word.cached_tokens
         elif not choice.reason:
             choice.add(word)
         has_news = choice.text or self.tells_logprobs or not choice.told
@@ -114,12 +113,11 @@ class Answers:
         choices = self.choices.values()
         prompt = sum(len(job.ids) for job in self.firsts)
         completion = sum(len(choice.tokens) for choice in choices)
-        cached = sum(self.choices[job].cached_tokens for job in self.firsts)
         self.x.told |= {"reason": self.choices[self.jobs[-1]].reason, "prompt_tokens": prompt,
                         "generation_tokens": completion}
         usage = {"prompt_tokens": prompt, "completion_tokens": completion,
                  "total_tokens": prompt + completion,
-                 "prompt_tokens_details": {"cached_tokens": cached}}
+                 "prompt_tokens_details": {"cached_tokens": 0}}
         if not self.streams:
             told = [self._told(job, True) for job in self.choices]
             return {**self.head, "choices": told, "usage": usage}

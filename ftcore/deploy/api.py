@@ -10,7 +10,7 @@ import base64
 import json
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,15 +24,14 @@ from ftcore.data.columns import Chat
 from ftcore.data.pairs import sides
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.deploy.answers import Answers
-from ftcore.deploy.engine import Engine
+from ftcore.deploy.engine import Engine, Finish, Job, QueueFull, Said, Scores
 from ftcore.deploy.fields import TABLE, Fields, require, shown
 from ftcore.deploy.http import Exchange, Refused
-from ftcore.deploy.jobs import Finish, Job, QueueFull, Said, Scores
 from ftcore.deploy.meters import Meters
 from ftcore.deploy.options import ServeConfig
 from ftcore.errors import DataError
 from ftcore.evaluate.evaluator import stops
-from ftcore.model.sampling import Sampling
+from kernels.sampling import Sampling
 
 LATE = 30.0  # seconds without a turn of the engine, after which it is not ready
 JsonObject = dict[str, Any]
@@ -40,7 +39,7 @@ JsonObject = dict[str, Any]
 @dataclass(frozen=True)
 class Served:
     """What is served."""
-    models: Mapping[str, str | None]  # names -> adapter of the engine; the first is the default
+    name: str
     tokenizer: Tokenizer
     labels: tuple[str, ...] = ()  # of a classifier's outputs
     problem: str | None = None  # HF's `problem_type` of a classifier; "regression": scores
@@ -78,10 +77,10 @@ class Api:
     async def _answer(self, route: Callable, rules: Fields, x: Exchange) -> bytes | None:
         fields = await asyncio.to_thread(rules.read, x.body) if x.method == "POST" else {}
         if "model" in fields:
-            asked = next(iter(self.served.models)) if fields["model"] is None else fields["model"]
-            said = f"no such model: {shown(asked)!r}; GET /v1/models lists them"
-            require(asked in self.served.models, "model", said, "model_not_found")
-            x.told["model"] = fields["model"] = asked
+            asked, name = fields["model"], self.served.name
+            said = f"no such model: {shown(asked or name)!r}; GET /v1/models names the one"
+            require(asked in (None, name), "model", said, "model_not_found")
+            x.told["model"] = fields["model"] = name
         answer = await route(x, fields)
         return None if answer is None else json.dumps(answer).encode()
 
@@ -92,7 +91,7 @@ class Api:
         before: dict[Job, float] = {}
         try:
             for job in jobs:
-                job.listener, job.owner = inbox.put_nowait, x.owner
+                job.listener = inbox.put_nowait
                 self.engine.submit(job)
             while left:
                 job, word = await asyncio.wait_for(inbox.get(), None if before else seconds)
@@ -144,9 +143,8 @@ class Api:
         sampling = Sampling(
             **same, max_new_tokens=most, min_new_tokens=fields["min_tokens"], num_top=num_top,
             stop_ids=frozenset() if fields["ignore_eos"] else stops(self.tokenizer))
-        adapter = self.served.models[fields["model"]]
-        jobs = [Job(several[place // count], replace(sampling, seed=(seed + place) % 2**63),
-                    adapter) for place in range(count * len(several))]
+        jobs = [Job(several[place // count], replace(sampling, seed=(seed + place) % 2**63))
+                for place in range(count * len(several))]
         answers = Answers(x, jobs, fields, self.tokenizer, self.served.fingerprint)
         await self._run(x, jobs, answers.take)
         return answers.end()
@@ -206,7 +204,7 @@ class Api:
             param, read = "messages", partial(self._conversation, is_over=True)
         several = await asyncio.to_thread(read, param, fields[param])
         self._require_room(several, param)
-        jobs = [Job(ids, None, self.served.models[fields["model"]]) for ids in several]
+        jobs = [Job(ids, None) for ids in several]
         x.told["prompt_tokens"] = sum(map(len, several))
         heard: list[tuple[Job, Scores | Finish]] = []
         await self._run(x, jobs, lambda *said: heard.append(said))
@@ -245,11 +243,8 @@ class Api:
         return self._listed(x, "score", [{"score": score} for score, in scores_B1.tolist()])
 
     async def models(self, x: Exchange, fields: JsonObject) -> JsonObject:
-        adapters = self.served.models
-        base = next((name for name in adapters if adapters[name] is None), None)
-        same = {"object": "model", "created": self.began, "owned_by": "ftcore", "root": base}
-        return {"object": "list", "data": [
-            {"id": name, **same, "parent": base if name != base else None} for name in adapters]}
+        return {"object": "list", "data": [{"id": self.served.name, "object": "model",
+                                            "created": self.began, "owned_by": "ftcore"}]}
 
     async def metrics(self, x: Exchange, fields: JsonObject) -> None:
         told = generate_latest(self.meters.registry)

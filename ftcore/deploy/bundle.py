@@ -4,8 +4,8 @@
     adapter/                        that adapter in peft's format, where it is kept apart
     tokenizer files                 with the chat template
     generation_config.json          of a language model: greedy, and the ids that end an answer
-    bundle.json                     what HF has no word for: task, precision, calibration
-    golden.json                     a test of what it says (golden.py)
+    bundle.json                     what HF has no word for: task, precision, calibration; and the
+                                    golden test: some texts, their ids, and what the model says
     certificate.json                of an adapter: what merging changes (evaluate/certificate.py)
     README.md, manifest.json        the model card; SHA-256 of each of these, written last
 
@@ -14,128 +14,136 @@ What was written is opened, and must say what the run says, before it takes its 
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ftcore import files
 from ftcore.align.tasks import TASKS
-from ftcore.cli import CONFIG_FILE, known, read_toml, resolved
-from ftcore.config import Run
+from ftcore.cli import CONFIG_FILE, read_toml, resolved
+from ftcore.data.chat import encode_prompt
+from ftcore.data.pack import Encoded
 from ftcore.data.store import rendered
 from ftcore.data.tokenizer import Tokenizer
-from ftcore.deploy.golden import try_golden, write_golden
 from ftcore.env.compute import PRECISIONS
 from ftcore.errors import CheckpointError, ConfigError, ModelError
-from ftcore.evaluate.evaluator import stops
+from ftcore.evaluate.evaluator import all_logits, stops
 from ftcore.evaluate.report import read_run
+from ftcore.model.heads import Model
 from ftcore.model.load import LoadedModel, load_model, read_object, save_model
 from ftcore.tune import lora
-from ftcore.tune.adapter import ADAPTER, load_adapter, load_artifact, load_base, read_labels
+from ftcore.tune.adapter import ADAPTER, load_adapter, load_artifact, read_labels
 
 ABOUT = "bundle.json"
-Opened = tuple[LoadedModel, Tokenizer, dict[str, Any]]  # the last: task, problem, temperature ..
+TEXTS = "Where is my order?", "4 seats in Zu\u0308rich", " \u00abIt's 3.5\u00a0\u20ac\u00bb\n"
+NARROW, WIDE = 1e-3, 0.2  # nats, or shares, that other kernels and rounding change, in fp32 or not
+Opened = tuple[LoadedModel, Tokenizer, dict[str, Any]]  # the last: what bundle.json tells
 
 def bundle(run: Path, folder: Path, *, keep_adapter: bool = False) -> None:
     """Make a folder of a finished run. Raises ConfigError: the folder is not empty, or the run has
     no adapter to keep; ModelError: the run has not finished, or what was written does not say the
     same; CheckpointError: it cannot be written."""
-    told, (task, config, trained, tokenizer) = read_run(run), _trained(run)
-    model, dtype = trained.model, PRECISIONS[config.env.precision][0]
+    told, (task, flags) = read_run(run), read_toml(run / CONFIG_FILE)
+    config = resolved(task, [(CONFIG_FILE, flags)]).config
+    dtype, products = PRECISIONS[config.env.precision]
+    trained = load_artifact(run, base=config.model.path, kind=TASKS[task], dtype=dtype)
+    model, tokenizer = trained.model, Tokenizer.load(trained.folder)
+    model.compute_in(products)
     if not told["eval"]:
         raise ModelError(f"{run}: has not been judged; go on with: python train.py --resume {run}")
-    if keep_adapter and not lora.lora_layers(model):
+    if keep_adapter and not (layers := lora.lora_layers(model).values()):
         raise ConfigError(f"{run}: was trained without an adapter: leave out --keep-adapter")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise ConfigError(f"{folder} is not empty: name another folder, or delete it")
     judged = [line for line in told["metrics"] if line.get("eval/temperature")]
     best = min(judged, key=lambda line: line["eval/loss"], default={})  # whose weights were kept
-    about = {"task": task, "problem": config.problem, "precision": config.env.precision,
-             "temperature": best.get("eval/temperature")}
+    texts = {ABOUT: json.dumps({
+        "task": task, "problem": config.problem, "precision": config.env.precision,
+        "temperature": best.get("eval/temperature"),
+        "golden": _golden(model, tokenizer, task, TEXTS)})}
+    texts["README.md"] = rendered(
+        "card.md", Path(__file__).parent, **told, name=folder.name, head=model.task)
+    if model.task == "lm":
+        greedy = {"do_sample": False, "eos_token_id": sorted(stops(tokenizer)) or None}
+        texts["generation_config.json"] = json.dumps(greedy)
 
     def write(temp: Path) -> None:
-        write_golden(model, tokenizer, temp, about)
         if keep_adapter:
             shutil.copytree(run / ADAPTER, temp / ADAPTER)
-            base = load_base(config.model.path, task=model.task, num_labels=model.num_labels,
-                             dtype=dtype, generator=torch.Generator())
-            for name in base.accounting.new:  # of its head, which only the adapter has learned
-                base.model.get_parameter(name).data = model.get_parameter(name).data
-            _save(base, tokenizer, run, config, temp)
-        else:
-            lora.fold(model)
-            _save(trained, tokenizer, run, config, temp)
+            for layer in layers:
+                layer.active = None  # so that its base is what is saved
+        lora.fold(model)
+        save_model(trained, temp, labels=read_labels(run), problem=config.problem)
+        tokenizer.save(temp)
+        for name, text in texts.items():
+            (temp / name).write_text(text, "utf-8")
         if told["certificate"]:
             shutil.copy(run / "certificate.json", temp)
-        card = rendered("card.md", Path(__file__).parent, **told, name=folder.name, head=model.task)
-        (temp / "README.md").write_text(card, "utf-8")
-        (temp / ABOUT).write_text(json.dumps(about, indent=1) + "\n", "utf-8")
-        written, read, _ = _opened(temp)
-        try_golden(written.model, read, temp)
+        _opened(temp)
 
-    _write(folder, write)
-
-def merge(run: Path, folder: Path) -> None:
-    """Write the model of a finished run alone, in HF's layout. Raises as `bundle`."""
-    _, config, trained, tokenizer = _trained(run)
-    lora.fold(trained.model)
-    _write(folder, lambda temp: _save(trained, tokenizer, run, config, temp))
-
-def push(folder: Path, name: str) -> str:
-    """Upload a bundle, or what `merge` wrote, to the hub as OWNER/NAME, which is private where it
-    is new; returns its address. Raises CheckpointError: a file is damaged; ModelError: refused."""
-    import huggingface_hub
-
-    files.verify_folder(folder)
-    try:
-        huggingface_hub.create_repo(name, private=True, exist_ok=True)
-        return str(huggingface_hub.upload_folder(repo_id=name, folder_path=folder))
-    except Exception as error:  # the library and its transports raise many unrelated types
-        mend = "name it OWNER/NAME, and log in with: hf auth login"
-        raise ModelError(f"{folder} was not uploaded to {name} ({error}); {mend}") from error
+    files.write_folder(folder.absolute(), write)
 
 def open_bundle(folder: Path) -> Opened:
-    """Read a bundle, its adapter in place where it has one. Raises CheckpointError: names the first
-    file that is damaged, missing or foreign; ModelError: as the loaders."""
-    names = {*files.verify_folder(folder), files.MANIFEST}
-    for path in sorted(filter(Path.is_file, folder.rglob("*"))):
-        name = path.relative_to(folder).as_posix()
-        if name not in names and name[0] != ".":  # such as .gitattributes, of the hub
-            raise CheckpointError(f"{path} is not in {files.MANIFEST}: take it out of the bundle")
+    """Read a bundle, its adapter in place where it has one, and run its golden test. Raises
+    CheckpointError: names the first file that is damaged, missing or foreign; ModelError: as the
+    loaders, or it does not say what it should."""
+    known = {folder / name for name in (*files.verify_folder(folder), files.MANIFEST)}
+    # hidden ones, such as .gitattributes, are the hub's
+    if odd := sorted({*filter(Path.is_file, folder.rglob("[!.]*"))} - known):
+        raise CheckpointError(f"{odd[0]} is not in {files.MANIFEST}: take it out of the bundle")
     return _opened(folder)
 
 def _opened(folder: Path) -> Opened:
     about = read_object(folder / ABOUT, advice=". Make one: python serve.py bundle RUN DIR")
-    kind = TASKS[known(f"{folder / ABOUT}: task", about.get("task"), TASKS)]
-    precision = known(f"{folder / ABOUT}: precision", about.get("precision"), PRECISIONS)
-    dtype, products = PRECISIONS[precision]
-    loaded = load_model(folder, task=kind.model_task, dtype=dtype)
+    dtype, products = PRECISIONS[about["precision"]]
+    loaded = load_model(folder, task=TASKS[about["task"]].model_task, dtype=dtype)
+    model, tokenizer = loaded.model, Tokenizer.load(folder)
     if (folder / ADAPTER).is_dir():
-        load_adapter(loaded.model, folder / ADAPTER, family=loaded.family)
-    loaded.model.eval().compute_in(products)
-    return loaded, Tokenizer.load(folder), about
+        load_adapter(model, folder / ADAPTER, family=loaded.family)
+    model.eval().compute_in(products)
+    try_golden(model, tokenizer, about)
+    return loaded, tokenizer, about
 
-def _trained(run: Path) -> tuple[str, Run, LoadedModel, Tokenizer]:
-    """The task and sections of a run, and its model, an adapter apart from its base."""
-    task, flags = read_toml(run / CONFIG_FILE)
-    config = resolved(task, [(CONFIG_FILE, flags)]).config
-    dtype, products = PRECISIONS[config.env.precision]
-    loaded = load_artifact(run, base=config.model.path, kind=TASKS[task], dtype=dtype)
-    loaded.model.compute_in(products)
-    return task, config, loaded, Tokenizer.load(loaded.folder)
+def try_golden(model: Model, tokenizer: Tokenizer, about: dict[str, Any]) -> None:
+    """Raises ModelError: the first difference from what a bundle says of itself, or an adapter
+    without which the model says the same."""
+    tolerance = NARROW if about["precision"] == "fp32" else WIDE
+    inputs = tokenizer, about["task"], [was["text"] for was in about["golden"]]
+    golden = _golden(model, *inputs)
+    for now, was in zip(golden, about["golden"], strict=True):
+        where = f"{ABOUT}: {was['text']!r}"
+        if now["ids"] != was["ids"]:
+            what = f"{where}: its ids are {now['ids']}, must be {was['ids']}"
+            raise ModelError(f"{what}: the tokenizer, or its chat template, is not the bundle's")
+        if not np.allclose(now["says"], was["says"], rtol=tolerance, atol=tolerance):
+            what = f"{where}: the model says {now['says']}, must be {was['says']}"
+            raise ModelError(f"{what}: its weights, or its adapter, are not those of the run")
+    if layers := lora.lora_layers(model).values():
+        for layer in layers:
+            layer.active = None
+        if _golden(model, *inputs) == golden:
+            raise ModelError(f"{ABOUT}: the model says the same without its adapter")
+        lora.use(model, lora.DEFAULT)
 
-def _write(folder: Path, write: Callable[[Path], None]) -> None:
-    folder = folder.absolute()
-    if folder.is_dir() and any(folder.iterdir()):
-        raise ConfigError(f"{folder} is not empty: name another folder, or delete it")
-    for path in folder.parent.glob(f"{files.TEMP}*"):  # of a writer that was killed
-        if path.name.rpartition("-")[0] == files.TEMP + folder.name:
-            files.remove(path)
-    files.write_folder(folder, write)
-
-def _save(loaded: LoadedModel, tokenizer: Tokenizer, run: Path, config: Run, folder: Path) -> None:
-    save_model(loaded, folder, labels=read_labels(run), problem=config.problem)
-    tokenizer.save(folder)
-    if loaded.model.task == "lm":
-        greedy = {"do_sample": False, "eos_token_id": sorted(stops(tokenizer)) or None}
-        (folder / "generation_config.json").write_text(json.dumps(greedy) + "\n", "utf-8")
+@torch.inference_mode()
+def _golden(model: Model, tokenizer: Tokenizer, task: str,
+            texts: Iterable[str]) -> list[dict[str, Any]]:
+    """Of each text its ids and what the model says: logits of its classes, or how likely the
+    likeliest token or tag of each place is, in nats."""
+    is_chat = model.task == "lm" and task != "pretrain" and tokenizer.chat_template
+    documents, is_whole = [], model.task == "classify"
+    for text in texts:
+        turns = [{"role": "user", "content": text}]
+        ids_T = (encode_prompt(turns, tokenizer) if is_chat
+                 else next(tokenizer.encode_pairs([(text,)]))[0])
+        labels = (0, 1.0) if is_whole else (ids_T, np.ones(len(ids_T), np.float32))
+        documents.append(Encoded(text, ids_T, *labels))
+    says_MK = all_logits(model, documents, max_tokens=8192, device=model.device).double()
+    if not is_whole:
+        says_MK = says_MK.log_softmax(-1).amax(-1, keepdim=True)
+    parts = says_MK.split([1 if is_whole else len(document) for document in documents])
+    return [{"text": text, "ids": document.tokens_T.tolist(), "says": part.flatten().tolist()}
+            for text, document, part in zip(texts, documents, parts, strict=True)]

@@ -7,7 +7,6 @@ from ftcore.config import Count, Limit, NotNegative, Positive, Section
 
 class ServeConfig(Section):
     """What is served, to whom, within which limits."""
-    adapter: tuple[str, ...] = ()  # NAME=FOLDER of each adapter that requests may name as the model
     host: str = "127.0.0.1"  # address; others than this machine's own need keys
     port: Annotated[int, Limit("in [0, 65535]", lambda n: 0 <= n < 2**16)] = 8000  # 0: any free one
     api_key_file: Path | None = None  # a key a line; None: whoever reaches the port may ask

@@ -1,9 +1,8 @@
 """Generation over a key/value cache, many prompts at once: greedy, or drawn.
 
 Prompts of any lengths are read as one flat stream; then every sequence grows by a token, and leaves
-the batch once it stops. Logits are formed for the last token of each alone. A token is drawn by a
-number in [0, 1) of its own sequence and place, so it does not depend on who else is in the batch.
-Letters: B sequences, N new tokens, T those of one sequence at most, V vocabulary.
+the batch once it stops. Logits are formed for the last token of each alone.
+Letters: B sequences, N new tokens, T those of one sequence at most, V vocabulary, C model width.
 """
 
 from collections.abc import Sequence
@@ -11,12 +10,21 @@ from itertools import accumulate, chain
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ftcore.errors import ModelError
-from ftcore.model.cache import Cache
 from ftcore.model.heads import Model
-from ftcore.model.sampling import drawn
+from kernels.attention_cache import Cache
 from kernels.docs import Docs
+from kernels.sampling import drawn
+
+def advanced(model: Model, cache: Cache, rows: Sequence[int],
+             parts: Sequence[Sequence[int]]) -> Tensor:
+    """h_BC of the last token of each part, which rows of the cache then have read."""
+    docs = Docs.from_lengths([*map(len, parts)], model.device)
+    tokens_N = torch.tensor([*chain.from_iterable(parts)], device=model.device)
+    inputs = tokens_N, cache.extend(rows, docs), torch.zeros_like(tokens_N), docs
+    return model.trunk(*inputs, cache.attends, docs.last_B())
 
 @torch.inference_mode()
 def generate(model: Model, prompts: Sequence[Sequence[int]], *, max_new_tokens: int,
@@ -37,7 +45,7 @@ def generate(model: Model, prompts: Sequence[Sequence[int]], *, max_new_tokens: 
             must = f"with {max_new_tokens} new ones it must have 1 to {most}"
             raise ModelError(f"prompt {index} has {len(prompt)} tokens: {must}")
     assert not model.training, "dropout would decide: model.eval() before generating"
-    device, cache = model.device, Cache(model.spec.num_layers)
+    cache = Cache(model.spec.num_layers)
     answers: list[list[int]] = [[] for _ in prompts]
     # cost: a prompt that stands several times in turn is read once
     is_new_B = [i == 0 or prompt is not prompts[i - 1] for i, prompt in enumerate(prompts)]
@@ -47,10 +55,7 @@ def generate(model: Model, prompts: Sequence[Sequence[int]], *, max_new_tokens: 
     for _ in running:
         cache.join()
     for place in range(max_new_tokens if prompts else 0):
-        docs = Docs.from_lengths([len(tokens) for tokens in new_tokens], device)
-        tokens_N = torch.tensor(list(chain.from_iterable(new_tokens)), device=device)
-        inputs = tokens_N, cache.extend(range(len(running)), docs), torch.zeros_like(tokens_N), docs
-        logits_BV = model.head(model.trunk(*inputs, cache.attends, docs.last_B()))
+        logits_BV = model.head(advanced(model, cache, range(len(running)), new_tokens))
         if len(running) < len(prompts) and place == 0:
             again = [i for i, is_new in enumerate(is_new_B) if not is_new]
             for i in again:

@@ -10,13 +10,9 @@ source  Hu et al. 2021, arXiv:2106.09685; Kalajdzievski 2023, arXiv:2312.03732 (
 """
 
 import math
-import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
-from inspect import signature
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +20,6 @@ from torch import Tensor, nn
 
 from ftcore.config import PeftConfig
 from ftcore.errors import ConfigError
-from ftcore.model.heads import Model
 from ftcore.model.transformer import Layer, Linear
 from ftcore.tune.freeze import below, leaf, match_names
 from kernels.lora import lora_linear
@@ -51,7 +46,6 @@ class LoRALinear(Layer):
         super().__init__()
         self.base, self.adapters = base.requires_grad_(False), nn.ModuleDict()
         self.active: str | None = None
-        self.mix: dict[str, Tensor] | None = None  # rows_M of x that each adapter answers, by name
         self.register_buffer("merged_weight", None, persistent=False)
         self.train(base.training)
 
@@ -61,8 +55,6 @@ class LoRALinear(Layer):
         return dict(self.adapters.items()).get(self.active)
 
     def forward(self, x_NC: Tensor) -> Tensor:
-        if self.mix is not None:
-            return self._mixed(x_NC, self.mix)
         if (own := self.factors) is None:
             return self.base(x_NC)
         x_NC, weight_OC, bias_O = self.base.cast(x_NC)
@@ -72,18 +64,6 @@ class LoRALinear(Layer):
         return lora_linear(
             x_NC, weight_OC, own.lora_a, own.lora_b, bias_O=bias_O, scale=own.config.scale,
             dropout=own.config.dropout if self.training else 0.0, impl=self.impl)
-
-    def _mixed(self, x_NC: Tensor, mix: dict[str, Tensor]) -> Tensor:
-        """Rows by their adapters, the others by the base. Each adapter reads its own rows alone, so
-        that one which is not finite spoils no other's, which a product with zeros would."""
-        assert not self.training, "a mix of adapters is for evaluation"
-        y_NO = self.base(x_NC)
-        for name in mix.keys() & self.adapters.keys():
-            own, rows_M = self.adapters[name], mix[name]
-            factors = own.lora_a.to(y_NO.dtype), own.lora_b.to(y_NO.dtype)
-            h_MR = F.linear(x_NC.index_select(0, rows_M).to(y_NO.dtype), factors[0])
-            y_NO.index_add_(0, rows_M, F.linear(h_MR, factors[1]), alpha=own.config.scale)
-        return y_NO
 
     @torch.no_grad()
     def folded_weight(self) -> Tensor:
@@ -163,51 +143,14 @@ def plain_modules(model: nn.Module) -> dict[str, nn.Module]:
 
 def use(model: nn.Module, name: str) -> None:
     """Answer by this adapter, unmerged, and train no other. Raises ConfigError: there is none."""
-    for layer in layers_with(model, [name]).values():
+    layers = lora_layers(model).values()
+    if name not in (known := {name for layer in layers for name in layer.adapters}):
+        raise ConfigError(f"the model has no adapter {name!r}; it has: {', '.join(sorted(known))}")
+    for layer in layers:
         layer.unmerge()
         layer.active = name
         for other, factors in layer.adapters.items():
             factors.requires_grad_(other == name)
-
-def layers_with(model: nn.Module, names: Sequence[str]) -> dict[str, LoRALinear]:
-    """All wrapped layers. Raises ConfigError: none of them has an adapter of one of the names."""
-    layers = lora_layers(model)
-    known = {name for layer in layers.values() for name in layer.adapters}
-    if odd := [name for name in names if name not in known]:
-        there = ", ".join(sorted(known)) or "none"
-        raise ConfigError(f"the model has no adapter {odd[0]!r}; it has: {there}")
-    return layers
-
-@contextmanager
-def mixed(model: Model, names_B: Sequence[str | None]) -> Iterator[None]:
-    """Within it, document b of every stream is answered by adapter names_B[b], None: the base; for
-    evaluation. Raises ConfigError: unknown name; in the trunk ValueError: not B documents."""
-    names = [name for name in dict.fromkeys(names_B) if name is not None]
-    layers = layers_with(model, names)
-    place_B = torch.tensor([-1 if n is None else names.index(n) for n in names_B])
-    # once the last layer has attended to all rows, it computes those that are asked for
-    last = rf"trunk\.layers\.{model.spec.num_layers - 1}"
-    late = re.compile(rf"head\.|{last}\.(self_attn\.o_proj|mlp\.)")
-
-    def spread(trunk: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        call = signature(trunk.forward).bind(*args, **kwargs).arguments
-        docs, rows_M = call["docs"], call.get("rows_M")
-        if docs.num_docs != len(names_B):
-            raise ValueError(f"{docs.num_docs} documents, but adapters for {len(names_B)}")
-        of_N = place_B.to(docs.cu_seqlens_B1.device)[docs.doc_of_N()]
-        of_M = of_N if rows_M is None else of_N[rows_M]
-        rows, late_rows = ({name: (of == i).nonzero().squeeze(1) for i, name in enumerate(names)}
-                           for of in (of_N, of_M))
-        for name, layer in layers.items():
-            layer.mix = late_rows if late.match(name) else rows
-
-    hook = model.trunk.register_forward_pre_hook(spread, with_kwargs=True)
-    try:
-        yield
-    finally:
-        hook.remove()
-        for layer in layers.values():
-            layer.mix = None
 
 def fold(model: nn.Module) -> None:
     """Merge for good what answers: plain layers, rounded once."""

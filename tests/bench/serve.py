@@ -31,8 +31,8 @@ from torch import Tensor
 from ftcore.deploy.engine import Engine, Finish, Job, Said
 from ftcore.model.heads import Model
 from ftcore.model.load import load_model
-from ftcore.model.sampling import Sampling
 from ftcore.model.transformer import Linear
+from kernels.sampling import Sampling
 
 LOADS = {"one": 1, "eight": 8, "thirty-two": 32}
 BARS = {("one", "fp32"): 1.3, ("one", "bf16"): 1.6, ("eight", "bf16"): 2.0,

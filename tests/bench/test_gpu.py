@@ -69,11 +69,11 @@ def test_names_of_ops_leave_out_the_training(monkeypatch) -> None:
     monkeypatch.setattr(gpu.check, "main", lambda names: called.append(("check", names)) or 0)
     monkeypatch.setattr(gpu.bench, "main", lambda words: called.append(("bench", words)))
     monkeypatch.setattr(gpu, "end_to_end", lambda *_: called.append("end to end") or [])
-    monkeypatch.setattr("sys.argv", ["gpu", "rope", "nf4", "--record"])
+    monkeypatch.setattr("sys.argv", ["gpu", "rope", "swiglu", "--record"])
     assert gpu.main() == 0
     rivals = ["--rivals", "tests.bench.gpu_rivals"]
-    words = ["rope", "nf4", "--record", *rivals]
-    assert called == [("check", ["rope", "nf4"]), ("bench", words)]
+    words = ["rope", "swiglu", "--record", *rivals]
+    assert called == [("check", ["rope", "swiglu"]), ("bench", words)]
     monkeypatch.setattr("sys.argv", ["gpu"])
     every = ["end to end"] * len(gpu.SHAPES)
     assert gpu.main() == 0 and called[2:] == [("check", []), ("bench", rivals), *every]

@@ -14,23 +14,17 @@ Run = Callable[..., tuple[dict[str, Any], str]]
 SHORT = ("--loop.max-steps", "2", "--env.threads", "1", "--env.precision", "fp32", "--log.name")
 TALK = [{"role": "user", "content": "one?"}, {"role": "assistant", "content": "the other"}]
 
-def test_an_adapter_is_served_beside_its_base(
+def test_a_run_answers_with_its_adapter(
     qwen3: Path, files: dict[str, str], run: Run, tmp_path: Path
 ) -> None:
     few = ("--eval.max-new-tokens", "4", "--optim.lr", "0.1", "--peft.rank", "4")
     data = ("--model.path", str(qwen3), "--data.train", files["chat"])
     run("train", "sft", *data, *few, *SHORT, "a")
-    ask = Asked("runs/a")
-    assert ask.api.served.models == {"a": "default", qwen3.name: None}
-    said = [ask("/v1/embeddings", input="one", **named)["data"][0]["embedding"]
-            for named in ({}, {"model": "a"}, {"model": qwen3.name})]
-    assert said[0] == said[1] != said[2]
-    more = Asked(str(qwen3), flags=("--adapter", "b=runs/a/adapter"))
-    assert more.api.served.models == {qwen3.name: None, "b": "served-1"}
-    said += [more("/v1/embeddings", input="one", model=name)["data"][0]["embedding"]
-             for name in ("b", qwen3.name)]
-    assert said[3:] == [pytest.approx(said[0], abs=1e-5), pytest.approx(said[2], abs=1e-5)]
-    assert ask.api.served.fingerprint == more.api.served.fingerprint
+    asked, base = Asked("runs/a"), Asked(str(qwen3))
+    assert [asked.api.served.name, base.api.served.name] == ["a", qwen3.name]
+    said = [ask("/v1/embeddings", input="one")["data"][0]["embedding"] for ask in (asked, base)]
+    assert said[0] != said[1]
+    assert asked.api.served.fingerprint != base.api.served.fingerprint
 
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_a_classifier_says_what_its_evaluation_says(
@@ -39,7 +33,6 @@ def test_a_classifier_says_what_its_evaluation_says(
     data = ("--data.train", files["train"], "--data.test", files["test"], "--peft.method", method)
     summary, _ = run("train", "classify", "--model.path", str(bert), *data, *SHORT, "a")
     ask = Asked("runs/a")
-    assert ask.api.served.models == {"a": "default" if method == "lora" else None}
     texts = [line.split("\t")[1] for line in Path(files["test"]).read_text("utf-8").splitlines()]
     told = ask("/v1/classify", input=texts[1:])["data"]
     judged = map(json.loads, Path("runs/a/predictions.jsonl").read_text("utf-8").splitlines())

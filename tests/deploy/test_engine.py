@@ -3,21 +3,18 @@
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
-from ftcore.config import PeftConfig
 from ftcore.deploy.engine import Engine, Finish, Job, QueueFull, Said, Scores
-from ftcore.errors import ConfigError, ModelError
+from ftcore.errors import ModelError
 from ftcore.model.generate import generate
 from ftcore.model.heads import Model
 from ftcore.model.load import load_model
-from ftcore.model.sampling import Sampling, Token
-from ftcore.tune.lora import apply_lora, lora_layers
 from kernels.docs import Docs
+from kernels.sampling import Sampling, Token
 from tests.model.conftest import documents, hf, lm_kind
 
 __all__ = ["documents", "hf", "lm_kind"]  # fixtures
@@ -54,17 +51,9 @@ def answers(engine: Engine, jobs: Sequence[Job]) -> list[list[int]]:
     assert [found[job][-1].reason for job in jobs] == ["length"] * len(jobs)
     return [ids(found[job]) for job in jobs]
 
-def with_adapters(model: Model, *names: str) -> Model:
-    for seed, name in enumerate(names):
-        draw = torch.Generator().manual_seed(seed)
-        config = PeftConfig(rank=2 + seed, alpha=6.0, targets=("all-linear",))
-        apply_lora(model, config, generator=draw, name=name)
-        for layer in lora_layers(model).values():
-            torch.nn.init.normal_(layer.adapters[name].lora_b, std=0.2, generator=draw)
-    return model
-
-def fails_on(model: Model, monkeypatch: pytest.MonkeyPatch,
-             when: Callable[[list[int]], bool]) -> None:
+def fails_on(
+    model: Model, monkeypatch: pytest.MonkeyPatch, when: Callable[[list[int]], bool]
+) -> None:
     """The trunk raises where `when` says so of the stream's tokens."""
     forward = model.trunk.forward
 
@@ -106,92 +95,31 @@ def test_a_stop_id_ends_and_is_said(model, documents) -> None:
 
 @pytest.mark.parametrize("prefill", [7, 512])
 def test_log_probabilities_are_those_of_a_full_pass(prefill: int, model, documents) -> None:
-    """Of the prompt, in chunks or whole, and of the answer."""
+    """Of an answer whose prompt is read in chunks or whole."""
     (prompt,) = documents([40])
-    job = Job(prompt, Sampling(6, seed=3, num_top=2, prompt_logprobs=True))
+    job = Job(prompt, Sampling(6, seed=3, num_top=2))
     *tokens, _ = said(Engine(model, prefill_tokens=prefill), [job])[job]
-    whole = [token.id for token in tokens]
-    assert whole[:40] == prompt and len(whole) == 46 and tokens[0] == Token(prompt[0], None, ())
-    docs, tokens_N = Docs.from_lengths([46]), torch.tensor(whole)
+    assert len(tokens) == 6
+    docs, tokens_N = Docs.from_lengths([46]), torch.tensor(prompt + ids(tokens))
     with torch.no_grad():
         h_NC = model.trunk(tokens_N, docs.positions_N(), tokens_N * 0, docs)
         logprobs_NV = model.head(h_NC).log_softmax(-1)
-    for place, token in enumerate(tokens[1:]):
+    for place, token in enumerate(tokens, start=39):
         best = logprobs_NV[place].topk(2).values.tolist()
         assert token.logprob == pytest.approx(logprobs_NV[place, token.id].item(), abs=1e-4)
         assert [value for _, value in token.top] == pytest.approx(best, abs=1e-4)
 
-def test_a_known_beginning_is_not_read_again(model, documents) -> None:
-    """Of finished and of running sequences, answer included; the answer is as without it."""
-    first, other = documents([60, 50])
-    (cold,) = answers(Engine(model), [Job(first, GREEDY)])
-    chat = first + cold + [7, 8, 9]
-    (want,) = answers(Engine(model), [Job(chat, GREEDY)])
-    engine = Engine(model)
-    answers(engine, [Job(first, GREEDY)])
-    job, part, none = Job(chat, GREEDY), Job(first[:30] + other, GREEDY), Job(other, GREEDY)
-    found = said(engine, [job, part, none])
-    assert ids(found[job]) == want
-    hits = [found[one][-1].cached_tokens for one in (job, part, none)]
-    assert hits == [71, 30, 0]  # the last token of an answer was never read
-    assert engine.prefix_hits == 101 and engine.prefix_queries == 60 + 75 + 80 + 50
-
-def test_answers_to_one_prompt_read_it_once(model, documents, monkeypatch) -> None:
-    prompt = documents([40])[0]
-    jobs = [Job(prompt, Sampling(4, seed=seed)) for seed in range(3)]
-    want = [answers(Engine(model), [job])[0] for job in jobs]
-    read: list[int] = []
-    fails_on(model, monkeypatch, lambda tokens: read.append(len(tokens)))
-    assert answers(Engine(model, prefill_tokens=16), jobs) == want
-    assert read == [16, 16, 8, 3, 3, 3, 2]
-
-@pytest.mark.parametrize("change", [{"owner": "b"}, {"adapter": "b"}])
-def test_beginnings_are_not_shared(change: dict[str, str], model, documents) -> None:
-    """Between owners or adapters."""
-    (prompt,), engine = documents([60]), Engine(with_adapters(model, "a", "b"), ["a", "b"])
-    one, again = (Job(prompt, GREEDY, adapter="a", owner="a") for _ in range(2))
-    answers(engine, [one])
-    other = replace(one, **change)
-    found = said(engine, [other, again])
-    assert (found[other][-1].cached_tokens, found[again][-1].cached_tokens) == (0, 59)
-
-def test_the_oldest_beginnings_are_forgotten(model, documents) -> None:
-    engine, prompts = Engine(model, cache_tokens=150), documents([60, 61, 62])
-    for prompt in prompts:
-        answers(engine, [Job(prompt, GREEDY)])
-    assert [len(kept.ids) for kept in engine.kept] == [72, 73]
-
-def test_adapters_share_a_step(model, documents) -> None:
-    """Each as on a model of its own, the base too; the head sees all at once."""
-    prompts, names = documents(LENGTHS), ["a", None, "b", "a", None, "b"]
-    with_adapters(model, "a", "b")
-    jobs = [Job(prompt, GREEDY, adapter=name) for prompt, name in zip(prompts, names, strict=True)]
-    alone = []
-    for job in jobs:
-        for layer in lora_layers(model).values():
-            layer.active = job.adapter
-        alone += generate(model, [job.ids], max_new_tokens=12, stop_ids=frozenset())
-    steps: list[int] = []
-    hook = model.head.register_forward_pre_hook(lambda module, args: steps.append(len(args[0])))
-    assert answers(Engine(model, ["a", "b"]), jobs) == alone
-    assert steps == [6] * 12
-    hook.remove()
-    others = [replace(job, adapter=None) for job in jobs]
-    assert answers(Engine(model, ["a", "b"]), others) != alone
-
-@pytest.mark.parametrize("factor", ["lora_a", "lora_b"])
-def test_what_is_not_finite_ends_one_alone(factor: str, model, documents) -> None:
-    """An adapter with one NaN: its neighbours' logits are the same bits."""
-    with_adapters(model, "a", "b")
-    engine, how = partial(Engine, model, ["a", "b"]), replace(GREEDY, num_top=1)
-    jobs = [Job(prompt, how, adapter=name)
-            for prompt, name in zip(documents([20, 31, 9]), (None, "b", "a"), strict=True)]
+def test_what_is_not_finite_ends_one_alone(model, documents) -> None:
+    """A token whose vector has one NaN: the neighbours' logits are the same bits."""
+    how = replace(GREEDY, num_top=1)
+    jobs = [Job(prompt, how) for prompt in documents([20, 31, 9])]
+    jobs[1].ids[7] = rare = 95
     jobs[1].sampling = replace(how, max_new_tokens=1)  # so that steps are of as many sequences
-    want = said(engine(), jobs)
-    factors = next(iter(lora_layers(model).values())).adapters["b"]
+    want = said(Engine(model), jobs)
+    assert sum(rare in (*job.ids, *job.answer) for job in jobs) == 1
     with torch.no_grad():
-        getattr(factors, factor)[0, 0] = float("nan")
-    found = said(engine(), jobs)
+        model.trunk.embed_tokens.weight[rare, 0] = float("nan")
+    found = said(Engine(model), jobs)
     assert found[jobs[1]] == [Finish("error", "non_finite_logits")]
     for job in (jobs[0], jobs[2]):
         assert found[job] == want[job]
@@ -310,10 +238,6 @@ def test_what_cannot_be_is_refused(model, hf) -> None:
         engine.submit(Job([1] * 89, GREEDY))
     with pytest.raises(ModelError, match="may have 1 to 100 tokens, not 12"):
         engine.submit(Job([], GREEDY))
-    with pytest.raises(ModelError, match="adapter 'x' is not loaded"):
-        engine.submit(Job([1], GREEDY, adapter="x"))
-    with pytest.raises(ConfigError, match="no adapter 'x'"):
-        Engine(model, ["x"])
     engine.submit(Job([1], GREEDY))
     with pytest.raises(QueueFull, match="1 jobs wait already"):
         engine.submit(Job([1], GREEDY))

@@ -31,20 +31,17 @@ from kernels import (
     cross_entropy_triton,
     launch,
     lora_triton,
-    nf4_triton,
     norm_triton,
     rope_triton,
     swiglu_triton,
 )
 from kernels.docs import Docs
-from kernels.nf4 import NF4
 
 MODULES = (
     attention_decode_triton,
     attention_triton,
     cross_entropy_triton,
     lora_triton,
-    nf4_triton,
     norm_triton,
     rope_triton,
     swiglu_triton,
@@ -122,20 +119,13 @@ def cases() -> Iterator[tuple[str, Callable[[], object]]]:
     x_NC, seed = empty(8192, 4096), empty(1, dtype=torch.int64)
     for R in (16, lora_triton.FUSED_RANK, launch.MAX_RANK):
         a_RC, b_OR, h_NR = empty(R, 4096), empty(4096, R), empty(8192, R)
-        ids = [empty(8192, dtype=torch.int32), empty(R, dtype=torch.int32)]
-        for name, choice in ((f"rank {R}", []), (f"rank {R} of several adapters", ids)):
-            shrink = partial(lora_triton._launch_shrink, x_NC, a_RC)
-            yield name, partial(shrink, None, 0.0, choice)
-            yield f"{name}, dropout", partial(shrink, seed, 0.1, choice)
-            if R <= lora_triton.FUSED_RANK:
-                yield name, partial(lora_triton._launch_dh_db, x_NC, b_OR, h_NR, choice)
+        shrink = partial(lora_triton._launch_shrink, x_NC, a_RC)
+        yield f"rank {R}", partial(shrink, None, 0.0)
+        yield f"rank {R}, dropout", partial(shrink, seed, 0.1)
+        if R <= lora_triton.FUSED_RANK:
+            yield f"rank {R}", partial(lora_triton._launch_dh_db, x_NC, b_OR, h_NR)
         drop = partial(lora_triton._launch_drop_bwd, x_NC, h_NR, a_RC, seed, x_NC, 0.1)
         yield f"rank {R}", drop
-    blocks, scales = 4096 * 14336 // 64, wide(4096 * 14336 // 64 // 256)
-    codes = [empty(size, dtype=torch.uint8) for size in (32 * blocks, blocks)]
-    weight = NF4(*codes, scales, wide(1), torch.Size((4096, 14336)), torch.bfloat16)
-    yield "4096 x 14336", partial(nf4_triton.dequantise_triton, weight)
-    yield "4096 x 14336", partial(nf4_triton.quantise_blocks_triton, empty(4096, 14336))
     yield from decode_cases()
 
 def decode_cases() -> Iterator[tuple[str, Callable[[], object]]]:

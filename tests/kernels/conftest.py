@@ -1,7 +1,6 @@
 """The pass rule of a kernel: its error against that of its definition, in the same dtype."""
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 import pytest
 import torch
@@ -29,20 +28,6 @@ def draw() -> Callable[..., Tensor]:
         return torch.randn(shape, generator=generator, dtype=torch.float64)
 
     return normal
-
-@pytest.fixture
-def adapters() -> Callable[..., dict[str, Any]]:
-    """Four adapters of these ranks: arguments of `lora_linear` by which rows choose all but one of
-    them, or none."""
-
-    def arguments(num_rows: int, ranks: tuple[int, int, int, int]) -> dict[str, Any]:
-        owner_R = torch.arange(4, dtype=torch.int32).repeat_interleave(torch.tensor(ranks))
-        rows = torch.tensor([0, 3, -1, 1, 0, 0, 3], dtype=torch.int32)
-        adapter_N = rows.repeat(num_rows // len(rows) + 1)[:num_rows]
-        scale_R = torch.tensor([2.0, 0.5, 1.0, 1.5])[owner_R.long()]
-        return {"scale": scale_R, "choice": (adapter_N, owner_R)}
-
-    return arguments
 
 @pytest.fixture
 def poisoned() -> Iterator[None]:

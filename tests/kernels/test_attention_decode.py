@@ -6,7 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels.attention_decode import attention_decode, attention_decode_reference
+from kernels.attention import attention_reference
+from kernels.attention_decode import (
+    attention_chunk,
+    attention_decode,
+    attention_decode_reference,
+)
+from kernels.docs import Docs
 
 # lengths, slots, (query heads, key heads, width)
 SHAPES = [
@@ -91,3 +97,14 @@ def test_pages_in_any_order_are_their_slabs(make) -> None:
     for op in (attention_decode, attention_decode_reference):
         found = op(q_BHD, *pools, lengths, pages_BJ=pages_BJ, scale=5**-0.5, window=20)
         torch.testing.assert_close(found, true)
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("new", [1, 17, 42])
+def test_a_chunk_is_the_end_of_the_whole(new: int, rule: dict, draw) -> None:
+    whole = [draw(42, heads, 5, seed=seed) for seed, heads in enumerate((6, 3, 3))]
+    true = attention_reference(
+        *whole, Docs.from_lengths([42]), is_causal=True, scale=0.3, **rule)[-new:]
+    found = attention_chunk(whole[0][-new:], *whole[1:], scale=0.3, **rule)
+    torch.testing.assert_close(found, true, rtol=1e-12, atol=1e-12)
+    other = attention_chunk(whole[0][-new:], *whole[1:], scale=0.301, **rule)
+    assert not torch.allclose(other, true, rtol=1e-6)

@@ -19,7 +19,7 @@ from kernels import bench, cases, launch  # noqa: E402
 
 SMALL = {
     "rms_norm": [{"N": 5, "C": 8}],
-    "nf4": [{"O": 2, "C": 64}],
+    "swiglu": [{"N": 2, "F": 64}],
     "lora": [{"N": 5, "C": 8, "O": 8, "R": 2}],
 }
 
@@ -77,7 +77,7 @@ def test_prints_and_keeps_every_time(clock, monkeypatch, capsys, tmp_path) -> No
 
     rivals = {"rms_norm": {"torch": lambda x_NC, weight_C, **_: x_NC * weight_C, "other": absent}}
     monkeypatch.setitem(sys.modules, "rivals", SimpleNamespace(RIVALS=rivals))
-    assert bench.main(["rms_norm", "nf4", "--record", "--rivals", "rivals"]) == 0
+    assert bench.main(["rms_norm", "swiglu", "--record", "--rivals", "rivals"]) == 0
     *lines, last = capsys.readouterr().out.splitlines()
     assert "    rms_norm, other: ImportError: no such package" in lines
     found = json.loads(last)["rows"]
@@ -91,7 +91,7 @@ def test_prints_and_keeps_every_time(clock, monkeypatch, capsys, tmp_path) -> No
     assert (row["unit"], row["x eager"], row["sizes"]) == ("GB/s", 1.0, "N=5 C=8")
     assert row["%"] == pytest.approx(100 * 2 * 5 * 8 * 2 / 2e-3 * 1e-9 / 1e-3, abs=0.1)
     records = (tmp_path / "RECORDS.md").read_text("utf-8")
-    assert "`python -m kernels.bench rms_norm nf4 --record --rivals rivals`" in records
+    assert "`python -m kernels.bench rms_norm swiglu --record --rivals rivals`" in records
     assert "| rms_norm | N=5 C=8 | forward | triton | 1000.0 | 2000.0 | 4000.0 |" in records
     with (tmp_path / "records.csv").open(encoding="utf-8") as file:
         assert [row["who"] for row in csv.DictReader(file)] == [row["who"] for row in found]
@@ -127,8 +127,8 @@ def test_neighbours_are_one_step_away() -> None:
 
 def test_plots_every_op(clock, tmp_path) -> None:
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
-    bench.main(["rms_norm", "nf4", "--plot", str(tmp_path / "plots")])
-    assert {path.name for path in (tmp_path / "plots").iterdir()} == {"rms_norm.png", "nf4.png"}
+    bench.main(["rms_norm", "swiglu", "--plot", str(tmp_path / "plots")])
+    assert {path.name for path in (tmp_path / "plots").iterdir()} == {"rms_norm.png", "swiglu.png"}
 
 def test_says_that_there_is_no_gpu(monkeypatch, capsys) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

@@ -29,8 +29,6 @@ SHARED_BYTES = {80: 163 * KIB, 86: 99 * KIB, 90: 227 * KIB, 100: 227 * KIB, 120:
 NARROW = {
     "_attention_decode_sum_kernel": "stores",
     "_lora_shrink_kernel": "stores",
-    "_nf4_quantise_kernel": "stores",
-    "_nf4_dequantise_kernel": "loads",
 }
 # Their products have 16 or 32 rows, and wgmma takes 64; they are bound by memory.
 SKINNY = {"_attention_decode_kernel", "_lora_shrink_kernel", "_lora_drop_bwd_kernel"}

@@ -62,7 +62,7 @@ def test_checks_name_value_limit_and_remedy() -> None:
 def test_ops_are_imported_without_triton() -> None:
     code = "import sys; sys.modules['triton'] = None\nimport kernels.backend, kernels.launch"
     ops = ", ".join(
-        f"kernels.{op}" for op in ("norm", "rope", "swiglu", "cross_entropy", "lora", "nf4")
+        f"kernels.{op}" for op in ("norm", "rope", "swiglu", "cross_entropy", "lora")
     )
     command = [sys.executable, "-c", f"{code}, {ops}"]
     assert subprocess.run(command, cwd=ROOT, check=False).returncode == 0
@@ -89,11 +89,11 @@ def test_a_wrong_kernel_fails_its_case(monkeypatch, tmp_path, capsys) -> None:
     assert not check.passes("swiglu", CPU, torch.float32)
     assert check.main(["swiglu"]) == 1
     monkeypatch.setitem(sys.modules, "kernels.swiglu_triton", None)  # it cannot be imported
-    assert check.main(["swiglu", "nf4"]) == 1
+    assert check.main(["swiglu", "rope"]) == 1
     torch.use_deterministic_algorithms(False)
     first, second = (out.splitlines() for out in capsys.readouterr().out.split("the largest")[1:])
     assert [line[:11] for line in first[1:-1]].count("FAIL swiglu") == 2
-    assert "ModuleNotFoundError" in second[1] and second[-2].startswith("ok   nf4")
+    assert "ModuleNotFoundError" in second[1] and second[-2].startswith("ok   rope")
     assert second[-1] == '{"broken": 4}'
 
 def test_auto_tries_an_op_once_and_tells_where_its_kernels_fail(monkeypatch, caplog) -> None:

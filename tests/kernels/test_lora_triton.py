@@ -84,62 +84,6 @@ def test_error_budget_sees_a_mutant(
     op = partial(seeded, scale=2.0, dropout=dropout)
     assert not within_budget(op, composed, make(70, 33, 49, 4, draw), torch.float32)
 
-def chosen_by(rule: dict, keep_NC: torch.Tensor | float = 1.0):
-    """The definition, with the inputs of the update kept by a mask."""
-    (adapter_N, owner_R), scale_R = rule["choice"], rule["scale"]
-
-    def composed(x_NC, weight_OC, a_RC, b_OR, bias_O):
-        dtype = x_NC.dtype
-        kept_NC = x_NC * torch.as_tensor(keep_NC).to(dtype)
-        h_NR = (kept_NC @ a_RC.T).where(adapter_N[:, None] == owner_R, 0.0)
-        return F.linear(x_NC, weight_OC, bias_O) + h_NR @ (b_OR * scale_R).to(dtype).T
-
-    return composed
-
-@pytest.mark.parametrize("p", [0.0, 0.25])
-@pytest.mark.parametrize("ranks", [(3, 8, 4, 5), (1, 20, 3, 16)])
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_error_budget_of_several_adapters(
-    dtype, ranks, p, draw, adapters, within_budget, poisoned
-) -> None:
-    rule, inputs = adapters(42, ranks), make(42, 123, 21, sum(ranks), draw)
-    op = partial(seeded, **rule, dropout=p)
-    assert within_budget(op, chosen_by(rule, mask_of(42, 123, p)), inputs, dtype)
-    if not p:
-        assert within_budget(op, partial(lora_linear_reference, **rule), inputs, dtype)
-
-def test_unchosen_adapters_and_rows_of_none_get_nothing(draw, adapters, poisoned) -> None:
-    rule = adapters(42, (3, 8, 4, 5))
-    adapter_N, owner_R = rule["choice"]
-    inputs = {name: tensor.float() for name, tensor in make(42, 33, 21, 20, draw).items()}
-    for name in ("a_RC", "b_OR"):
-        inputs[name].requires_grad_()
-    y_NO = seeded(**inputs, **rule, dropout=0.25)
-    plain_NO = F.linear(inputs["x_NC"], inputs["weight_OC"], inputs["bias_O"])
-    assert torch.equal(y_NO[adapter_N == -1], plain_NO[adapter_N == -1])
-    y_NO[(adapter_N == -1) | (adapter_N == 3)].sum().backward()
-    for grad_R in (inputs["a_RC"].grad.abs().sum(1), inputs["b_OR"].grad.abs().sum(0)):
-        assert torch.equal(grad_R != 0, owner_R == 3)
-
-@pytest.mark.parametrize(
-    ("ranks", "p", "old", "new"),
-    [
-        ((3, 8, 4, 5), 0.0, "h = tl.where(adapter[:, None] == owner, h, 0.0)", "h = h"),
-        ((3, 8, 4, 5), 0.0, "dh = tl.where(adapter[:, None] == owner, dh, 0.0)", "dh = dh"),
-        ((3, 8, 4, 5), 0.3, "dh = tl.where(adapter[:, None] == owner, dh, 0.0)", "dh = dh"),
-        ((3, 8, 4, 5), 0.0, "owner_ptr + offs_r, mask=in_r,", "owner_ptr + 1 + offs_r, mask=in_r,"),
-        ((1, 20, 3, 16), 0.0, "= chosen(dy_NO @ sb_OR, choice)", "= (dy_NO @ sb_OR)"),
-    ],
-)
-def test_error_budget_of_several_adapters_sees_a_mutant(
-    ranks, p, old, new, draw, adapters, within_budget, monkeypatch, tmp_path
-) -> None:
-    rule, inputs = adapters(42, ranks), make(42, 33, 21, sum(ranks), draw)
-    reference = chosen_by(rule, mask_of(42, 33, p))
-    interpreter.mutate(monkeypatch, tmp_path, "kernels.lora_triton", old, new)
-    op = partial(seeded, **rule, dropout=p)
-    assert not within_budget(op, reference, inputs, torch.float32)
-
 def philox(seed: int, rows: int, columns: int) -> np.ndarray:
     """The shorts that decide on each input, in numpy (Salmon et al. 2011: Philox 4x32-7)."""
     column, row = np.meshgrid(np.arange(-(-columns // 8)), np.arange(rows))

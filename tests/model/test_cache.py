@@ -5,9 +5,9 @@ import random
 import pytest
 import torch
 
-from ftcore.model.cache import SLOTS, Cache
 from ftcore.model.heads import Model
 from ftcore.model.load import load_model
+from kernels.attention_cache import SLOTS, Cache
 from kernels.docs import Docs
 
 LENGTHS = [90, 3, 140, 17, 64, 33, 1, 70]

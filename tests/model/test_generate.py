@@ -8,7 +8,7 @@ from ftcore.errors import ModelError
 from ftcore.model.generate import generate
 from ftcore.model.heads import Model
 from ftcore.model.load import load_model
-from ftcore.model.sampling import drawn
+from kernels.sampling import drawn
 
 NEVER: frozenset[int] = frozenset()
 LENGTHS = [5, 1, 62, 130, 3]  # 62 outgrows the first slots while decoding

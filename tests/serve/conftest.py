@@ -30,15 +30,12 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 import serve
 from ftcore.cli import options
-from ftcore.config import PeftConfig
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.deploy.api import Api, Served
 from ftcore.deploy.engine import Engine
 from ftcore.deploy.http import Exchange
 from ftcore.deploy.options import ServeConfig
 from ftcore.model.load import load_model, save_model
-from ftcore.tune import lora
-from ftcore.tune.adapter import save_adapter
 from kernels.docs import Docs
 from tests.data.templates import styles
 
@@ -223,8 +220,7 @@ class Asked:
         self.model = self.loaded.model
         self.tokenizer = Tokenizer.load(self.loaded.folder)
         served = Served(tokenizer=self.tokenizer, **about | more)
-        adapters = [name for name in about["models"].values() if name]
-        self.engine = Engine(self.model, adapters, threads=1)
+        self.engine = Engine(self.model, threads=1)
         self.api = Api(self.engine, served, config)
 
     def __call__(self, path: str, **body: Any) -> dict[str, Any]:
@@ -277,24 +273,9 @@ def filled(folder: Path, config: dict[str, Any], task: str) -> Path:
     return folder
 
 @pytest.fixture(scope="session")
-def adapter(decoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder: random factors for it, large enough to change what it says."""
-    loaded, random = load_model(decoder, task="lm", dtype=torch.float32), torch.Generator()
-    lora.apply_lora(loaded.model, PeftConfig(method="lora", rank=4), generator=random)
-    for layer in lora.lora_layers(loaded.model).values():
-        torch.nn.init.normal_(layer.factors.lora_b, generator=random)
-    folder = tmp_path_factory.mktemp("adapter") / "saved"
-    save_adapter(loaded.model, folder, family=loaded.family, base_path=str(decoder),
-                 task_type="CAUSAL_LM")
-    return folder
-
-@pytest.fixture(scope="session")
-def main(
-    decoder: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Client]:
-    """A server without keys, of the decoder and of the adapter as "other"."""
-    flags = ("--adapter", f"other={adapter}")
-    with serving(decoder, tmp_path_factory.mktemp("main"), *flags) as client:
+def main(decoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """A server without keys, of the decoder."""
+    with serving(decoder, tmp_path_factory.mktemp("main")) as client:
         yield client
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,7 @@ import torch
 from ftcore.data.chat import encode_prompt
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.evaluate.evaluator import continued, spoken
-from ftcore.model.generate import generate
 from ftcore.model.load import load_model
-from ftcore.tune.adapter import load_adapter
 from kernels.docs import Docs
 from tests.serve.conftest import Client, witnessed
 
@@ -60,18 +58,11 @@ def test_greedy_answers_are_those_of_the_model(
         assert answer["usage"]["prompt_tokens"] == len(encode_prompt(
             [{"role": "user", "content": prompt}], tokenizer))
 
-def test_an_adapter_answers_by_its_name(
-    server: Client, tokenizer: Tokenizer, decoder: Path, adapter: Path
-) -> None:
-    loaded = load_model(decoder, task="lm", dtype=torch.float32)
-    load_adapter(loaded.model, adapter, family=loaded.family)
-    ids = tokenizer.encode("one").ids_T
-    (expected,) = generate(loaded.model.eval(), [ids], max_new_tokens=20, stop_ids=frozenset())
-    said = [server.complete(model=name, max_tokens=20, ignore_eos=True).json["choices"][0]["text"]
-            for name in ("other", decoder.name)]
-    assert said[0] == tokenizer.decode(expected) != said[1]
-    told = {m["id"]: m["parent"] for m in server.get("/v1/models").json["data"]}
-    assert told == {decoder.name: None, "other": decoder.name}
+def test_the_model_is_listed_by_the_name_of_its_folder(server: Client, decoder: Path) -> None:
+    assert [m["id"] for m in server.get("/v1/models").json["data"]] == [decoder.name]
+    answers = [server.complete(model=name, max_tokens=20).json for name in (None, decoder.name)]
+    assert answers[0]["choices"] == answers[1]["choices"]
+    assert [answer["model"] for answer in answers] == [decoder.name] * 2
 
 def test_events_make_the_same_answer(server: Client) -> None:
     for ask in (server.chat, server.complete):
@@ -234,20 +225,20 @@ def test_the_printed_command_works(server: Client) -> None:
     told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert json.loads(told)["choices"][0]["message"]["role"] == "assistant"
 
-def test_openai_s_own_client(server: Client) -> None:
+def test_openai_s_own_client(server: Client, decoder: Path) -> None:
     openai = pytest.importorskip("openai")
     client = openai.OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="none",
                            max_retries=0)
-    asked = {"model": "other", "messages": [{"role": "user", "content": "one"}], "temperature": 0,
+    asked = {"model": decoder.name, "messages": [{"role": "user", "content": "one"}], "temperature": 0,
              "max_completion_tokens": 12}
     whole = client.chat.completions.create(**asked, logprobs=True, top_logprobs=2)
     stream = client.chat.completions.create(**asked, stream=True)
     said = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
     assert said == whole.choices[0].message.content and whole.choices[0].logprobs.content[0].bytes
-    text = client.completions.create(model="other", prompt="one", max_tokens=3, logprobs=1)
+    text = client.completions.create(model=decoder.name, prompt="one", max_tokens=3, logprobs=1)
     assert len(text.choices[0].logprobs.tokens) == 3
-    assert len(client.embeddings.create(model="other", input="one").data[0].embedding) == 16
-    assert [m.id for m in client.models.list()][1] == "other"
+    assert len(client.embeddings.create(model=decoder.name, input="one").data[0].embedding) == 16
+    assert [m.id for m in client.models.list()] == [decoder.name]
     with pytest.raises(openai.NotFoundError, match="no such model"):
         client.chat.completions.create(**asked | {"model": "x"})
     with pytest.raises(openai.BadRequestError) as error:

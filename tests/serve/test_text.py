@@ -11,7 +11,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.deploy.answers import Choice, spelled
-from ftcore.model.sampling import Token
+from kernels.sampling import Token
 
 @pytest.fixture(scope="module")
 def bytewise(decoder: Path) -> Tokenizer:

@@ -1,20 +1,18 @@
-"""Several adapters on one model: switched, off, a mix by document; against each alone and peft."""
+"""Several adapters on one model: switched and off; against each alone and peft."""
 
 from pathlib import Path
 
 import peft
 import pytest
 import torch
-from torch import Tensor
 
 from ftcore.config import PeftConfig
 from ftcore.errors import ConfigError, ModelError
 from ftcore.model.families import family_named
 from ftcore.model.heads import Model
 from ftcore.tune.adapter import base_sha256, load_adapter, save_adapter
-from ftcore.tune.lora import apply_lora, lora_layers, mixed, use
-from kernels.docs import Docs
-from tests.tune.test_adapter import DOCS, hf_logits, logits, make_hf, ours, save_theirs
+from ftcore.tune.lora import apply_lora, lora_layers, use
+from tests.tune.test_adapter import hf_logits, logits, make_hf, ours, save_theirs
 
 # Another rank, scale and set of layers each.
 SETTINGS = {
@@ -23,8 +21,6 @@ SETTINGS = {
     "three": {"r": 2, "lora_alpha": 1, "target_modules": ["v_proj", "up_proj"]},
 }
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
-STREAM = [[3, 11, 7, 42, 5], [8, 1, 30], [2], [9, 9, 4, 17, 23, 6, 8], [14, 3, 3]]
-MIX = ["two", None, "one", "two", "three"]
 
 @pytest.fixture
 def folders(tmp_path: Path) -> dict[str, Path]:
@@ -47,13 +43,6 @@ def alone(folder: Path) -> Model:
     made = ours(make_hf())
     load_adapter(made, folder, family=family_named("qwen3"))
     return made
-
-def stream_logits(model: Model, docs: list[list[int]], rows: list[int] | None = None) -> Tensor:
-    plan = Docs.from_lengths([len(ids) for ids in docs])
-    tokens_N = torch.cat([torch.tensor(ids) for ids in docs])
-    rows_M = None if rows is None else torch.tensor(rows)
-    inputs = tokens_N, plan.positions_N(), torch.zeros_like(tokens_N), plan
-    return model.head(model.trunk(*inputs, rows_M=rows_M))
 
 def test_each_answers_as_alone_and_as_in_peft(model: Model, folders: dict[str, Path]) -> None:
     base = logits(ours(make_hf()))
@@ -81,34 +70,6 @@ def test_switching_leaves_no_merged_matrix(model: Model, folders: dict[str, Path
     use(model, "three")
     assert torch.equal(logits(model), logits(alone(folders["three"])))
 
-@pytest.mark.parametrize("rows", [None, [4, 7, 8, 15, 18], [18, 2, 10, 0, 9, 9, 13, 5, 17, 16, 11]])
-def test_a_mix_equals_each_document_alone(
-    rows: list[int] | None, model: Model, folders: dict[str, Path]
-) -> None:
-    """Also for some rows of the stream, which are all that the last layer computes."""
-    parts = []
-    for ids, name in zip(STREAM, MIX, strict=True):
-        lone = ours(make_hf()) if name is None else alone(folders[name])
-        parts.append(stream_logits(lone, [ids]))
-    expected = torch.cat(parts)
-    with mixed(model, MIX):
-        found = stream_logits(model, STREAM, rows)
-    torch.testing.assert_close(found, expected if rows is None else expected[rows], **CLOSE)
-    assert not torch.allclose(found, stream_logits(model, STREAM, rows), rtol=1e-2, atol=1e-2)
-    use(model, "one")  # as before
-    assert torch.equal(logits(model), logits(alone(folders["one"])))
-
-def test_a_mix_is_that_of_peft(model: Model, folders: dict[str, Path]) -> None:
-    theirs = peft.PeftModel.from_pretrained(make_hf(), folders["one"], adapter_name="one").eval()
-    theirs.load_adapter(folders["two"], "two")
-    same = [[3, 11, 7, 42], [8, 1, 30, 5], [2, 2, 9, 17]]
-    with torch.no_grad():
-        names = ["two", "__base__", "one"]
-        expected = theirs(input_ids=torch.tensor(same), adapter_names=names).logits
-    with mixed(model, ["two", None, "one"]):
-        found = stream_logits(model, same)
-    torch.testing.assert_close(found.view_as(expected), expected, rtol=1e-4, atol=1e-5)
-
 @pytest.mark.parametrize("head", [False, True])
 def test_each_answers_as_alone_on_a_classifier(head: bool) -> None:
     """Also where its own layers are wrapped."""
@@ -129,23 +90,6 @@ def test_each_answers_as_alone_on_a_classifier(head: bool) -> None:
     assert torch.equal(found["ab", "a"], found["a", "a"])
     assert torch.equal(found["ab", "b"], found["b", "b"])
     assert not torch.equal(found["a", "a"], found["b", "b"])
-
-@pytest.mark.parametrize("head", [False, True])
-def test_a_mix_of_a_classifier(head: bool) -> None:
-    """It reads one row of each document; its own layers, where they are wrapped, one a document."""
-    targets = ("all-linear", "head.*") if head else ("all-linear",)
-    model = ours(make_hf("bert"))
-    for seed, name in enumerate("ab"):
-        config = PeftConfig(rank=2, alpha=4.0, targets=targets)
-        apply_lora(model, config, generator=torch.Generator().manual_seed(seed), name=name)
-        for layer in lora_layers(model).values():
-            torch.nn.init.normal_(layer.factors.lora_b, generator=torch.Generator().manual_seed(9))
-    expected = []
-    for index, name in enumerate("ba"):
-        use(model, name)
-        expected.append(logits(model)[index])
-    with mixed(model, ["b", "a"]):
-        torch.testing.assert_close(logits(model), torch.stack(expected), **CLOSE)
 
 def test_the_one_named_is_saved(
     model: Model, folders: dict[str, Path], tmp_path: Path
@@ -169,13 +113,6 @@ def test_what_cannot_be_is_refused(
         load_adapter(model, folders["one"], family=family, name="one")
     with pytest.raises(ConfigError, match="no adapter 'four'; it has: one, three, two"):
         use(model, "four")
-    with pytest.raises(ConfigError, match="no adapter 'four'"), mixed(model, ["one", "four"]):
-        pass
-    with mixed(model, ["one"]), pytest.raises(ValueError, match="2 documents, but adapters for 1"):
-        logits(model)
-    with mixed(model, ["one"] * len(DOCS)), pytest.raises(AssertionError, match="for evaluation"):
-        logits(model.train())
-    model.eval()
     save_theirs(make_hf(), tmp_path / "full", modules_to_save=["norm"])
     other = ours(make_hf())
     load_adapter(other, tmp_path / "full", family=family)

@@ -2,8 +2,7 @@
 
 A step is one flat stream of new tokens: first the single ones of sequences that are decoding, then
 chunks of prompts of which a part is cached, then prompts from their start. Letters: N tokens of the
-stream, B sequences, T new tokens of one of them, S slots, H query heads, G key/value heads, D head
-width, R = H / G.
+stream, B sequences, S slots, H query heads, G key/value heads, D head width.
 """
 
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kernels.attention import attention
-from kernels.attention_decode import attention_decode
+from kernels.attention_decode import attention_chunk, attention_decode
 from kernels.docs import Docs, rounded
 
 SLOTS = 64  # that a slab grows by
@@ -45,8 +44,7 @@ class Cache:
         """Forget a sequence; the last one takes its row."""
         for tokens_2GSD in self.read(row, self.lengths[row]):
             tokens_2GSD.zero_()  # they may be what is not finite, and stay behind the next one's
-        last = len(self.lengths) - 1
-        if row < last:
+        if row < (last := len(self.lengths) - 1):
             self.write(row, self.read(last, self.lengths[last]))
         self.lengths.pop()
 
@@ -74,9 +72,8 @@ class Cache:
         singles, fresh = kinds.count(2), kinds.count(0)
         self.fresh = None if not fresh else docs if fresh == len(kinds) else Docs.from_lengths(
             docs.lengths[-fresh:], device)
-        borders = [*pairwise(accumulate(docs.lengths, initial=0))]
-        past_chunks = len(kinds) - fresh
-        self.chunks = [*zip(rows, borders, strict=True)][singles:past_chunks]
+        borders = pairwise(accumulate(docs.lengths, initial=0))
+        self.chunks = [*zip(rows, borders, strict=True)][singles : len(kinds) - fresh]
         # of every row, those that have no single token too: they are asked in vain, by the first
         place = {row: index for index, row in enumerate(rows[:singles])}
         B = len(self.lengths)
@@ -116,24 +113,8 @@ class Cache:
             parts.append(o_BHD.index_select(0, self.rows_N[: self.num_singles]))
         for row, (start, stop) in self.chunks:
             k_SGD, v_SGD = slab_2BSGD[:, row, : self.lengths[row]]
-            parts.append(_attend_chunk(q_NHD[start:stop], k_SGD, v_SGD, **rule))
+            parts.append(attention_chunk(q_NHD[start:stop], k_SGD, v_SGD, **rule))
         if self.fresh is not None:
             new = (x_NHD[-self.fresh.num_tokens :] for x_NHD in (q_NHD, k_NGD, v_NGD))
             parts.append(attention(*new, self.fresh, is_causal=True, **rule))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-def _attend_chunk(q_THD: Tensor, k_SGD: Tensor, v_SGD: Tensor, *, scale: float | None,
-                  window: int | None, softcap: float | None, impl: str) -> Tensor:
-    """o_THD of a sequence's last T tokens over all its S."""
-    (T, H, D), (S, G, _) = q_THD.shape, k_SGD.shape
-    q_GZD = q_THD.view(T, G, H // G, D).permute(1, 2, 0, 3).reshape(G, -1, D)
-    scores_GZS = (q_GZD * (D**-0.5 if scale is None else scale)) @ k_SGD.permute(1, 2, 0)
-    if softcap is not None:
-        scores_GZS = softcap * (scores_GZS / softcap).tanh()
-    key_S = torch.arange(S, device=q_THD.device)
-    behind_TS = key_S[S - T :, None] - key_S
-    hidden_TS = (behind_TS < 0) | (behind_TS >= (S if window is None else window))
-    scores_GZS.view(G, -1, T, S).masked_fill_(hidden_TS, float("-inf"))
-    wide = torch.promote_types(q_THD.dtype, torch.float32)
-    o_GZD = scores_GZS.softmax(-1, dtype=wide).to(v_SGD.dtype) @ v_SGD.transpose(0, 1)
-    return o_GZD.view(G, -1, T, D).permute(2, 0, 1, 3).reshape(T, H, D)

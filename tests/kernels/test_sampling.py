@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ftcore.model.sampling import Draft, Sampling, Token, next_tokens
+from kernels.sampling import Draft, Sampling, Token, next_tokens
 
 V = 600
 GREEDY = Sampling(8, temperature=0)

@@ -1,12 +1,12 @@
 """The next token of each sequence of a batch: its likeliest, or one that is drawn.
 
-    z = logits, of seen tokens z / p where z > 0, else z p (repetition penalty p, Keskar et al.
-        2019), less `frequency_penalty` for every time in the answer and `presence_penalty` if there
-        at all, plus the bias; stop ids are out before `min_new_tokens`
-    greedy      the largest z
-    drawn       from softmax(z / temperature) over what is left by top_k, then top_p (the fewest
-                tokens of that probability; Holtzman et al. 2020), then min_p (those at least so
-                probable as a share of the likeliest)
+z           logits, of seen tokens z / p where z > 0, else z p (repetition penalty p), less
+            `frequency_penalty` for every time in the answer and `presence_penalty` if there at all,
+            plus the bias; stop ids are out before `min_new_tokens`
+greedy      the largest z
+drawn       from softmax(z / temperature) over what is left by top_k, then top_p (the fewest tokens
+            of that probability), then min_p (those at least so probable as a share of the largest)
+source      Keskar et al. 2019, arXiv:1909.05858; top_p: Holtzman et al. 2020, arXiv:1904.09751
 
 A token is drawn by a number in [0, 1) of its own sequence and place, so that it does not depend on
 who else is in the batch. Letters: B sequences, V vocabulary, T places of an answer.
@@ -36,7 +36,6 @@ class Sampling:
     min_new_tokens: int = 0  # stop ids are not drawn before
     stop_ids: frozenset[int] = frozenset()
     num_top: int | None = None  # log-probabilities with so many alternatives; None: none
-    prompt_logprobs: bool = False  # those of the prompt's tokens too
 
     def chances(self) -> np.ndarray:
         """chance_T: the number in [0, 1) that decides at each place of the answer."""
@@ -79,13 +78,13 @@ class Sampling:
     @property
     def reshapes(self) -> bool:
         """Whether `shaped` may change anything."""
-        penalties = self.presence_penalty, self.frequency_penalty, self.min_new_tokens
-        return bool(self.repetition_penalty != 1 or self.logit_bias or any(penalties))
+        return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty,
+                self.logit_bias, self.min_new_tokens) != (1, 0, 0, {}, 0)
 
     @property
     def cuts(self) -> bool:
         """Whether `cut` does more than the temperature."""
-        return bool(self.temperature and (self.top_k or self.top_p < 1 or self.min_p))
+        return (self.top_k, self.top_p, self.min_p) != (0, 1, 0)
 
 class Token(NamedTuple):
     """One token and, where they were asked for, log-probabilities: log softmax of the model's own
@@ -110,11 +109,10 @@ def drawn(logits_BV: Tensor, temperature: float | Tensor, chance_B: np.ndarray) 
 
 def next_tokens(logits_BV: Tensor, drafts: Sequence[Draft]) -> list[Token | None]:
     """The next token of each sequence; None where its logits are not finite."""
-    top = logits_BV.max(-1)
-    is_finite, z_BV = top.values.isfinite().tolist(), logits_BV
+    top, z_BV = logits_BV.max(-1), logits_BV
+    is_finite = top.values.isfinite().tolist()
     if reshaped := [b for b, draft in enumerate(drafts) if draft.sampling.reshapes]:
-        z_BV = logits_BV.float()
-        z_BV = z_BV.clone() if z_BV is logits_BV else z_BV
+        z_BV = logits_BV.to(torch.float32, copy=True)
         for b in reshaped:
             z_BV[b] = drafts[b].sampling.shaped(z_BV[b], *drafts[b][1:3])
         top = z_BV.max(-1)
@@ -128,17 +126,12 @@ def next_tokens(logits_BV: Tensor, drafts: Sequence[Draft]) -> list[Token | None
         heat_M1 = torch.tensor(heat, device=z_MV.device)[:, None]
         ids_B[rows] = drawn(z_MV, heat_M1, chance_M)
     found = [Token(id_) if ok else None for id_, ok in zip(ids_B.tolist(), is_finite, strict=True)]
-    told = [b for b, d in enumerate(drafts) if d.sampling.num_top is not None and is_finite[b]]
-    tops = [drafts[b].sampling.num_top for b in told]
-    for b, token in zip(told, with_logprobs(logits_BV[told], ids_B[told], tops), strict=True):
-        found[b] = token
+    if told := [b for b, d in enumerate(drafts) if d.sampling.num_top is not None and is_finite[b]]:
+        logprobs_MV = logits_BV[told].float().log_softmax(-1)
+        own_M = logprobs_MV.gather(1, ids_B[told, None]).squeeze(1).tolist()
+        best = logprobs_MV.topk(max(drafts[b].sampling.num_top for b in told))
+        for b, own, *tops in zip(told, own_M, best.indices.tolist(), best.values.tolist(),
+                                 strict=True):
+            count = drafts[b].sampling.num_top
+            found[b] = Token(found[b].id, own, (*zip(*tops, strict=True),)[:count])
     return found
-
-def with_logprobs(logits_MV: Tensor, ids_M: Tensor, tops: Sequence[int]) -> list[Token]:
-    """Tokens with their log-probabilities and those of as many of the likeliest as `tops` says."""
-    logprobs_MV = logits_MV.float().log_softmax(-1)
-    own_M = logprobs_MV.gather(1, ids_M[:, None]).squeeze(1).tolist()
-    best = logprobs_MV.topk(max(tops, default=0))
-    rows = zip(ids_M.tolist(), own_M, best.indices.tolist(), best.values.tolist(), strict=True)
-    return [Token(id_, own, (*zip(ids[:count], values[:count], strict=True),))
-            for (id_, own, ids, values), count in zip(rows, tops, strict=True)]
