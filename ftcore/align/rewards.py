@@ -86,7 +86,7 @@ def match(rest: str) -> Source:
     return lambda rows: [text.exact_match(row["target"], row["answer"]) for row in rows]
 
 def command(field: str) -> Source:
-    figures = "json_valid", "intent_accuracy", "slot_f1", "exact_match_object"
+    figures = "json_valid", "intent_accuracy", "slot_f1_of_row", "exact_match_object"
 
     def score(row: Mapping[str, Any]) -> float:
         said = text.judged_command(row["target"], row["answer"], intent=field)

@@ -43,8 +43,8 @@ def judged_text(target: str, predicted: str) -> dict[str, float]:
 
 def judged_command(target: str, predicted: str, *, intent: str = "intent") -> dict[str, float]:
     """Whether an answer is a JSON object, the very text, an equal object (order of names and
-    spacing are free), and has the intent; slot_f1 = 2 right / (given + wanted) slots, of none: the
-    same as exact_match_object. Raises DataError: the target is no command."""
+    spacing are free), has the intent; slot_f1_of_row = 2 right / (given + wanted) slots, of none:
+    as exact_match_object, and of several rows the mean. DataError: the target is no command."""
     wanted, given = parse_object(target), parse_object(predicted)
     if not isinstance((wanted or {}).get(intent), str):
         what = f"target {target[:80]!r} is not a JSON object with a text field {intent!r}"
@@ -56,7 +56,7 @@ def judged_command(target: str, predicted: str, *, intent: str = "intent") -> di
     return {"json_valid": given is not None, "exact_match": exact_match(target, predicted),
             "exact_match_object": is_equal,
             "intent_accuracy": (given or {}).get(intent) == wanted[intent],
-            "slot_f1": 2 * len(slots & found) / count if count else float(is_equal)}
+            "slot_f1_of_row": 2 * len(slots & found) / count if count else float(is_equal)}
 
 def _leaves(command: dict[str, Any]) -> dict[tuple, str]:
     """{path: JSON text}; an empty object or list is a leaf too, so equal leaves, equal objects."""
