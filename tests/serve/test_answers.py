@@ -229,8 +229,8 @@ def test_openai_s_own_client(server: Client, decoder: Path) -> None:
     openai = pytest.importorskip("openai")
     client = openai.OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="none",
                            max_retries=0)
-    asked = {"model": decoder.name, "messages": [{"role": "user", "content": "one"}], "temperature": 0,
-             "max_completion_tokens": 12}
+    asked = {"model": decoder.name, "messages": [{"role": "user", "content": "one"}],
+             "temperature": 0, "max_completion_tokens": 12}
     whole = client.chat.completions.create(**asked, logprobs=True, top_logprobs=2)
     stream = client.chat.completions.create(**asked, stream=True)
     said = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
