@@ -16,8 +16,7 @@ diverges by 0, and that a reward model says the same of an answer alone.
 
 source  Huang et al. 2024, arXiv:2403.17031: a value head that starts at zero (detail 8), dropout
         off (11), a penalty for a missing end (12), the score at the last token (15), losses over
-        true tokens alone (16), whitened advantages (18)
-"""
+        true tokens alone (16), whitened advantages (18)"""
 
 import json
 import math

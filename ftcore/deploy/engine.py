@@ -8,8 +8,7 @@ prompt and all of its answer, so none is ever put back. Jobs without sampling ar
 pass, packed, of `prefill_tokens` and more only where a single one has more.
 
 A step that raises is taken again sequence by sequence, and only those end that raise alone too.
-Letters: N tokens of the stream, B documents, V vocabulary, K classes, C model width.
-"""
+Letters: N tokens of the stream, B documents, V vocabulary, K classes, C model width."""
 
 import logging
 import math
