@@ -40,7 +40,7 @@ from ftcore.data.columns import Chat
 from ftcore.data.pack import Batch, split
 from ftcore.data.store import Prepared
 from ftcore.data.tokenizer import Tokenizer
-from ftcore.env.compute import derived, peak_bytes
+from ftcore.env.compute import derived
 from ftcore.errors import TrainingError
 from ftcore.evaluate.evaluator import spoken, streams
 from ftcore.evaluate.significance import intervals
@@ -49,6 +49,7 @@ from ftcore.model.transformer import Linear
 from ftcore.tune.freeze import tensor_sha256
 from ftcore.tune.loop import Loop
 from ftcore.tune.workers import Workers
+from kernels.memory import peak_bytes
 
 START = "start.json"  # what the policy was worth before it was trained
 TOLD = ("logp", "ref_logp", "exact", "k1", "k3", "value")  # of each token

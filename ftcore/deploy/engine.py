@@ -23,13 +23,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ftcore.env.compute import reuse_across_steps
 from ftcore.errors import ModelError
 from ftcore.model.generate import advanced
 from ftcore.model.heads import Model
 from ftcore.model.transformer import Linear
 from kernels.attention_cache import Cache
 from kernels.docs import Docs
+from kernels.memory import reuse_across_steps
 from kernels.sampling import Draft, Sampling, Token, next_tokens
 
 MOST_FAILURES = 3  # steps in a row that nothing gets through
