@@ -61,10 +61,11 @@ def opened(command: Command) -> "LoadedModel":
     from ftcore.align.tasks import TASKS
     from ftcore.env import compute
     from ftcore.tune.adapter import load_artifact, load_base
+    from kernels.memory import reuse_across_steps
 
     config, kind, path = command.config, TASKS[command.task], command.resume
     torch.set_num_threads(config.env.threads)
-    compute.reuse_across_steps()
+    reuse_across_steps()
     compute.use_deterministic(config.env.deterministic)
     device = compute.resolve_device(config.env.device, config.env.kernels)
     base, (dtype, products) = config.model.path, compute.PRECISIONS[config.env.precision]

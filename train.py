@@ -46,6 +46,7 @@ def run(command: Command) -> int:
     from ftcore.tune.adapter import load_base, named_parts
     from ftcore.tune.task import check_lengths, choose_trainable
     from ftcore.verify import verify
+    from kernels.memory import reuse_across_steps
 
     config, seed = command.config, command.config.env.seed
     kind = kind_of(command.task, config)
@@ -71,7 +72,7 @@ def run(command: Command) -> int:
 
     # ---- 3 environment: device, what is trained, the plan, the run folder ------------------------
     torch.set_num_threads(config.env.threads)
-    compute.reuse_across_steps()
+    reuse_across_steps()
     compute.use_deterministic(config.env.deterministic)
     model.to(compute.resolve_device(config.env.device, config.env.kernels))
     new = loaded.accounting.new if config.model.init == "pretrained" else ()

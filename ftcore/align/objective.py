@@ -15,8 +15,7 @@ adaptive        kl_coef (1 + clip(KL / target - 1, -0.2, 0.2) n / horizon), n ep
 source  Schulman et al. 2015, arXiv:1506.02438 (GAE); 2017, arXiv:1707.06347 (clipping); 2020,
         joschu.net/blog/kl-approx.html (k1, k3); Ziegler et al. 2019, arXiv:1909.08593, section 2.2
         (adaptive); Engstrom et al. 2020, arXiv:2005.12729 (scaling by the running deviation); Shao
-        et al. 2024, arXiv:2402.03300 (GRPO); Ahmadian et al. 2024, arXiv:2402.14740 (RLOO)
-"""
+        et al. 2024, arXiv:2402.03300 (GRPO); Ahmadian et al. 2024, arXiv:2402.14740 (RLOO)"""
 
 import math
 from collections.abc import Sequence

@@ -16,8 +16,7 @@ diverges by 0, and that a reward model says the same of an answer alone.
 
 source  Huang et al. 2024, arXiv:2403.17031: a value head that starts at zero (detail 8), dropout
         off (11), a penalty for a missing end (12), the score at the last token (15), losses over
-        true tokens alone (16), whitened advantages (18)
-"""
+        true tokens alone (16), whitened advantages (18)"""
 
 import json
 import math
@@ -41,7 +40,7 @@ from ftcore.data.columns import Chat
 from ftcore.data.pack import Batch, split
 from ftcore.data.store import Prepared
 from ftcore.data.tokenizer import Tokenizer
-from ftcore.env.compute import derived, peak_bytes
+from ftcore.env.compute import derived
 from ftcore.errors import TrainingError
 from ftcore.evaluate.evaluator import spoken, streams
 from ftcore.evaluate.significance import intervals
@@ -50,6 +49,7 @@ from ftcore.model.transformer import Linear
 from ftcore.tune.freeze import tensor_sha256
 from ftcore.tune.loop import Loop
 from ftcore.tune.workers import Workers
+from kernels.memory import peak_bytes
 
 START = "start.json"  # what the policy was worth before it was trained
 TOLD = ("logp", "ref_logp", "exact", "k1", "k3", "value")  # of each token

@@ -12,8 +12,7 @@ gradient, gives the loss and its slope for each token; cross-entropy with slopes
 gradients are formed chunk by chunk, has the gradient of the loss.
 source: Bradley and Terry 1952, Biometrika 39, 324-345; the margin: Touvron et al. 2023,
 arXiv:2307.09288, section 3.2.2; centring: Eisenstein et al. 2023, arXiv:2312.09244, section 4; DPO:
-Rafailov et al. 2023, arXiv:2305.18290, eq. 7; IPO: Azar et al. 2023, arXiv:2310.12036, eq. 17
-"""
+Rafailov et al. 2023, arXiv:2305.18290, eq. 7; IPO: Azar et al. 2023, arXiv:2310.12036, eq. 17"""
 
 from dataclasses import replace
 

@@ -7,8 +7,7 @@
     python:FILE.py:NAME    NAME(rows), a function that returns a number for each row
 
 A row is {"messages": [{"role", "content"}, ...], "answer": ..., "target": the expected answer}.
-A source that fails, or says anything but finite numbers, ends the run.
-"""
+A source that fails, or says anything but finite numbers, ends the run."""
 
 import math
 import runpy

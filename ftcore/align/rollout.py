@@ -2,8 +2,7 @@
 
 Letters: M answer tokens of an episode. An episode is one answer to one prompt, which is a chat
 without its last answer. Answers are drawn by random numbers with a key, each from the distribution
-that is scored later: softmax(logits / temperature), nothing cut off.
-"""
+that is scored later: softmax(logits / temperature), nothing cut off."""
 
 import math
 from collections.abc import Sequence

@@ -5,8 +5,7 @@
 
 No request is in two of the five splits: train, with imbalance of 20 to 1, typos and planted faults;
 dev, like it without the faults; three tests with new values, new combinations, new wording. What a
-row, a dict, holds is told in tests/bench/chat, which makes them and writes them as jsonl.
-"""
+row, a dict, holds is told in tests/bench/chat, which makes them and writes them as jsonl."""
 
 import gzip
 import json

@@ -2,8 +2,7 @@
 
     python -m ftcore.data prepare TASK [options of train.py]   data/ of a run, and the token cache
     python -m ftcore.data report RUN                           its page, made anew
-    python -m ftcore.data show RUN --step N                    the batch of that step, as text
-"""
+    python -m ftcore.data show RUN --step N                    the batch of that step, as text"""
 
 import signal
 import sys

@@ -7,8 +7,7 @@ looks into contents (Qwen3 cuts <think> parts out of earlier turns) is asked onc
 changes with it? Templates run in jinja2's sandbox, with limits and what transformers gives.
 
 Answers are such spans. A token counts if it overlaps an answer, which begins after the template's
-generation prompt and ends with the special token that ends the turn.
-"""
+generation prompt and ends with the special token that ends the turn."""
 
 import json
 import os

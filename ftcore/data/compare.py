@@ -1,6 +1,5 @@
 """Training rows beside each other and beside those held out: duplicates, conflicts, leaks. What is
-compared of a chat is every turn but the system's; for leaks and conflicts the user's alone.
-"""
+compared of a chat is every turn but the system's; for leaks and conflicts the user's alone."""
 
 from collections import Counter
 from collections.abc import Collection, Hashable, Mapping, Sequence

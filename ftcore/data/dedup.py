@@ -14,8 +14,7 @@ other must have fewer than 25. Candidates come from MinHash, and all are verifie
 Texts that share a band meet the first of them, and `WINDOW` neighbours in the order of another
 band, so time is linear. cost: 0.4 us a word of prose; 768 bytes a text, all else in cached chunks.
 source: Broder 1997, "On the resemblance and containment of documents"; Bawa, Condie and Ganesan
-2005, "LSH Forest" (neighbours); Brown et al. 2020, arXiv:2005.14165, appendix C (13 words).
-"""
+2005, "LSH Forest" (neighbours); Brown et al. 2020, arXiv:2005.14165, appendix C (13 words)."""
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence

@@ -1,7 +1,6 @@
 """Texts, chats, labelled texts and tagged sentences to the `Encoded` documents of a `Split`.
 
-Letters: T tokens of a document, W words of a sentence. Every row becomes one, or is rejected.
-"""
+Letters: T tokens of a document, W words of a sentence. Every row becomes one, or is rejected."""
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence

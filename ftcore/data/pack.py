@@ -2,8 +2,7 @@
 
 Letters: N tokens of all documents, B documents, T tokens of one, K classes. The order is made of
 (seed, epoch, step) alone: step s over n rows with b rows a step reads rows [j b, (j + 1) b) of the
-permutation of its epoch, where epoch = s // k, j = s % k and k = ceil(n / b) steps make one.
-"""
+permutation of its epoch, where epoch = s // k, j = s % k and k = ceil(n / b) steps make one."""
 
 import hashlib
 import math

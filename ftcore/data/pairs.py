@@ -1,8 +1,7 @@
 """Pairs to documents: one prompt, the answer that was chosen and the one that was rejected.
 
 A pair is one document (`pack.pair`), so that no step divides it; each conversation ends with its
-answer. One is read by the chat template, or, where an encoder has none, as a pair of texts.
-"""
+answer. One is read by the chat template, or, where an encoder has none, as a pair of texts."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -1,6 +1,5 @@
 """Files to the documents of one run, every row accounted for: collect (files to examples), tidy
-(one normal form), compare (duplicates, leaks), split (rows held out, classes balanced), encode.
-"""
+(one normal form), compare (duplicates, leaks), split (rows held out, classes balanced), encode."""
 
 import gc
 import math

@@ -1,8 +1,7 @@
 """Files to rows, and these to the examples of each split; nothing guessed, nothing lost.
 
 tsv and csv take names of columns from their first line, unless they are given: then the file has no
-such line, and records with more cells than names keep the surplus under "_extra".
-"""
+such line, and records with more cells than names keep the surplus under "_extra"."""
 
 import gzip
 import hashlib

@@ -3,8 +3,7 @@
     RUN/data/   funnel.json  rejected.jsonl  report.html (which needs no network)
     CACHE/KEY/  manifest.json  prepared.json  0/*.npy 1/*.npy ... (documents of `Prepared.splits`)
 
-Documents are mapped into memory, more than it holds. A cache may be deleted at any time.
-"""
+Documents are mapped into memory, more than it holds. A cache may be deleted at any time."""
 
 import hashlib
 import importlib.metadata

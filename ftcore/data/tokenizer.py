@@ -1,8 +1,7 @@
 """Text to token ids and back, through the `tokenizers` library: one path for training and serving.
 
 Nothing is ever cut or padded, whatever tokenizer.json says. Offsets count characters of the text,
-and every character belongs to some token: post-processors may not trim white space from offsets.
-"""
+and every character belongs to some token: post-processors may not trim white space from offsets."""
 
 import hashlib
 import json
@@ -43,8 +42,7 @@ class Tokenizer:
     it is. Raises ModelError: a file is missing or damaged, a special token is unknown.
 
     special         names of tokenizer_config.json -> token, as "eos_token" -> "</s>"
-    end_of_text_id  what ends a document of plain text: <|endoftext|> or alike, else eos
-    """
+    end_of_text_id  what ends a document of plain text: <|endoftext|> or alike, else eos"""
 
     def __init__(self, files: Mapping[str, bytes], *, where: str) -> None:
         self.files, self.where = dict(files), where

@@ -1,8 +1,7 @@
 """Answers in text while their tokens come, whole or in events, as OpenAI's API has them.
 
 A token may be half a character, and a stop string may begin in one token and end in another: what
-may still become part of either is held back. Bytes that are no UTF-8 become U+FFFD.
-"""
+may still become part of either is held back. Bytes that are no UTF-8 become U+FFFD."""
 
 import codecs
 import json
@@ -20,8 +19,7 @@ class Choice:
     told; once it has ended there is a `reason`.
 
     stops   strings that end it, which are not shown
-    trims   as an answer alone, without the blank of some tokenizers before the first word
-    """
+    trims   as an answer alone, without the blank of some tokenizers before the first word"""
 
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str], *, trims: bool = False) -> None:
         self.tokenizer, self.stops, self.trims = tokenizer, stops, trims

@@ -2,8 +2,7 @@
 
 A body is read and checked by fields.toml, its texts become tokens by the path of training, both in
 threads beside the event loop; then its jobs go to the engine. What that says comes back once a step
-and is handed to each request on the loop.
-"""
+and is handed to each request on the loop."""
 
 import asyncio
 import base64

@@ -9,8 +9,7 @@
     certificate.json                of an adapter: what merging changes (evaluate/certificate.py)
     README.md, manifest.json        the model card; SHA-256 of each of these, written last
 
-What was written is opened, and must say what the run says, before it takes its place.
-"""
+What was written is opened, and must say what the run says, before it takes its place."""
 
 import json
 import shutil

@@ -8,8 +8,7 @@ prompt and all of its answer, so none is ever put back. Jobs without sampling ar
 pass, packed, of `prefill_tokens` and more only where a single one has more.
 
 A step that raises is taken again sequence by sequence, and only those end that raise alone too.
-Letters: N tokens of the stream, B documents, V vocabulary, K classes, C model width.
-"""
+Letters: N tokens of the stream, B documents, V vocabulary, K classes, C model width."""
 
 import logging
 import math
@@ -24,13 +23,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ftcore.env.compute import reuse_across_steps
 from ftcore.errors import ModelError
 from ftcore.model.generate import advanced
 from ftcore.model.heads import Model
 from ftcore.model.transformer import Linear
 from kernels.attention_cache import Cache
 from kernels.docs import Docs
+from kernels.memory import reuse_across_steps
 from kernels.sampling import Draft, Sampling, Token, next_tokens
 
 MOST_FAILURES = 3  # steps in a row that nothing gets through

@@ -1,8 +1,7 @@
 """Bodies of requests: JSON read strictly, and every field checked against fields.toml.
 
 All that could raise later is refused here, before a request takes a place: what is no JSON, a key
-twice, half a surrogate pair, a number that is not finite, an unknown field.
-"""
+twice, half a surrogate pair, a number that is not finite, an unknown field."""
 
 import json
 import math

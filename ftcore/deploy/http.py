@@ -6,8 +6,7 @@
 A head is refused where readers differ about it: bare line ends, folded lines, a transfer encoding,
 one of ONCE twice. What comes behind the body is never read as a request. The coroutine is ended,
 which frees what it holds, once the client leaves, reads too slowly or time is over. The log has a
-line a request, with no text of it.
-"""
+line a request, with no text of it."""
 
 import asyncio
 import hashlib

@@ -1,16 +1,11 @@
-"""Where and how exactly a run computes: device and memory, precision, seeds. Every stream of random
+"""Where and how exactly a run computes: device, precision, seeds. Every stream of random
 numbers has a key, (seed, what for), so resuming needs no saved generator."""
 
-import ctypes
-import mmap
 import os
-import resource
-from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ftcore.errors import ConfigError
 
@@ -18,7 +13,6 @@ PRECISIONS = {  # dtype of the weights, and of matrix products where that is ano
     "bf16": (torch.bfloat16, None), "bf16-autocast": (torch.float32, torch.bfloat16),
     "fp16": (torch.float16, None), "fp32": (torch.float32, None)}
 GROWTH_STEPS = 2000
-MALLOC = {-4: 0, -1: 2**31 - 1, -2: 2**26}  # glibc: M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
 
 def resolve_device(name: str, kernels: str = "auto") -> torch.device:
     """The device of a run. Raises ConfigError: there is none, or Triton's kernels on a CPU."""
@@ -31,34 +25,6 @@ def resolve_device(name: str, kernels: str = "auto") -> torch.device:
     if kernels == "triton" and device.type == "cpu":
         raise ConfigError(f"env.kernels = 'triton' on {name}: they need a GPU; use auto")
     return device
-
-def free_bytes(device: torch.device) -> int:
-    """Memory that a run may take: all of a GPU's, or what Linux says is available."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    with suppress(OSError), open("/proc/meminfo") as file:
-        return 1024 * next(int(line.split()[1]) for line in file if line.startswith("MemAvailable"))
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-def peak_bytes(device: torch.device) -> int:
-    """The most memory that this process has held: on a GPU in tensors, else in all."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-def reuse_across_steps() -> None:
-    """Keep freed memory for the next step; call it before the first one. glibc, no other, gives
-    large blocks back at once, and a step pays for their pages anew: measured 10 to 20% on a CPU."""
-    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
-        for option, value in MALLOC.items():
-            mallopt(option, value)
-
-def shared_zeros(count: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
-    """A flat tensor; on a CPU, in memory that processes forked later share with this one."""
-    if torch.device(device).type != "cpu" or not count:
-        return torch.zeros(count, dtype=dtype, device=device)
-    # An anonymous mapping, since /dev/shm is small in containers.
-    return torch.frombuffer(mmap.mmap(-1, count * dtype.itemsize), dtype=dtype)
 
 @dataclass
 class LossScale:

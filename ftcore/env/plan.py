@@ -12,8 +12,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ftcore.config import Run
 from ftcore.data.pack import Batch, Encoded, collate, lengths, pack, split
-from ftcore.env.compute import free_bytes
 from ftcore.model.heads import Model
+from kernels.memory import free_bytes
 from kernels.meter import Meter, heap_bytes
 
 MIB = 2**20

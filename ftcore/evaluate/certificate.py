@@ -5,8 +5,7 @@
     loss, ...       and what else is watched in training, unmerged and merged, of held-out rows
     max_difference  of their logits at the scored tokens, or of the scored documents
     mean_kl         KL(unmerged || merged), nats; of several labels, each is a choice of its own
-    changed         share of the arg-max that change
-"""
+    changed         share of the arg-max that change"""
 
 from typing import Any
 

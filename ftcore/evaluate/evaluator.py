@@ -1,8 +1,7 @@
 """Runs a model over held-out documents: what it says of each row, and the metrics of any rows.
 
 The figures do not depend on how documents are cut into batches: what a row adds is kept by row. The
-caller puts the model in evaluation mode, without gradients; `limits` are those of `streams`.
-"""
+caller puts the model in evaluation mode, without gradients; `limits` are those of `streams`."""
 
 import math
 from collections import defaultdict

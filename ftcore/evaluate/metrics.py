@@ -8,8 +8,7 @@ K classes; n_kj rows of class k predicted as j; totals_3K are hits, predicted an
 
 0/0 is 0 in each of them. There is at least one row. Entities are counted as the CoNLL-2000 script
 and seqeval's default mode do: one begins where a mark (B, I, O, also E and S) or a change of type
-says so; right are type, first and last word.
-"""
+says so; right are type, first and last word."""
 
 import math
 from collections import Counter
@@ -41,8 +40,7 @@ def class_figures(counts_KK: np.ndarray) -> dict[str, float]:
     mcc             (c s - t.p) / sqrt((s^2 - p.p) (s^2 - t.t)) with c hits, s rows, t support, p
                     predicted; 0/0 is 0
     kappa           (c s - t.p) / (s^2 - t.p), the accuracy beyond chance; 0/0 is 0
-    source          Gorodkin 2004, Comput. Biol. Chem. 28, 367-374 (mcc of K classes)
-    """
+    source          Gorodkin 2004, Comput. Biol. Chem. 28, 367-374 (mcc of K classes)"""
     hits_K, predicted_K, support_K = totals_3K = class_totals(counts_KK)
     recall_K = _scores(totals_3K)[1][support_K > 0]
     # numerics: Python integers, since rows^2 leaves int64 at 3e9 rows.

@@ -9,8 +9,7 @@ positive; H_u and N_u count those with this score or a higher one, H and N all:
     ece   = sum over bins of rows / N * |mean confidence - accuracy|
 
 Sources: Hanley and McNeil 1982, Radiology 143, 29-36 (auroc); Brier 1950, Mon. Weather Rev. 78,
-1-3; Guo et al. 2017, arXiv:1706.04599 (ece, temperature); Roelofs et al. 2022, arXiv:2012.08668.
-"""
+1-3; Guo et al. 2017, arXiv:1706.04599 (ece, temperature); Roelofs et al. 2022, arXiv:2012.08668."""
 
 import math
 

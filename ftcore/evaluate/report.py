@@ -1,8 +1,7 @@
 """Results as people and programs read them: aligned tables, predictions.jsonl, one JSON line; a
 run's page, from the files in its folder.
 
-In tables "-" is not defined; in JSON a float that is not finite is null.
-"""
+In tables "-" is not defined; in JSON a float that is not finite is null."""
 
 import json
 import math

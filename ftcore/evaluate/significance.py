@@ -10,8 +10,7 @@ by one they would give too narrow an interval.
                 P(X < k) + P(X = k) / 2 with X of Binomial(n, 1/2): the mid-p form
 
 source  Efron 1979, Ann. Statist. 7, 1-26; Berg-Kirkpatrick et al. 2012, ACL D12-1091 (paired);
-        Fagerland et al. 2013, BMC Med. Res. Methodol. 13:91 (mid-p)
-"""
+        Fagerland et al. 2013, BMC Med. Res. Methodol. 13:91 (mid-p)"""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence

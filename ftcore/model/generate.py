@@ -2,8 +2,7 @@
 
 Prompts of any lengths are read as one flat stream; then every sequence grows by a token, and leaves
 the batch once it stops. Logits are formed for the last token of each alone.
-Letters: B sequences, N new tokens, T those of one sequence at most, V vocabulary, C model width.
-"""
+Letters: B sequences, N new tokens, T those of one sequence at most, V vocabulary, C model width."""
 
 from collections.abc import Sequence
 from itertools import accumulate, chain
@@ -35,8 +34,7 @@ def generate(model: Model, prompts: Sequence[Sequence[int]], *, max_new_tokens: 
 
     returns     the new ids of each prompt; a stop id, where one came, is the last
     raises      ModelError: no LM head, an empty prompt, one that outgrows the positions
-    memory      that of the cache, for all prompts at once
-    """
+    memory      that of the cache, for all prompts at once"""
     if model.task != "lm":
         raise ModelError("the model has no language-model head: load it with the task 'lm'")
     most = model.spec.max_positions - max_new_tokens

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from ftcore.config import Run
 from ftcore.data.pack import Encoded, StepRows, collate, lengths, pack, split, total_weight
-from ftcore.env.compute import LossScale, derived, peak_bytes
+from ftcore.env.compute import LossScale, derived
 from ftcore.env.run import RunFolder, StopFlag
 from ftcore.errors import CheckpointError, SaveError, TrainingError
 from ftcore.model.heads import Model
@@ -32,6 +32,7 @@ from ftcore.tune.graphs import GRAIN, Graphs
 from ftcore.tune.optim import AdamW, learning_rate
 from ftcore.tune.task import Task, passes, token_labels
 from ftcore.tune.workers import Workers
+from kernels.memory import peak_bytes
 
 MAX_FAILED_SAVES = 3
 WATCHED = "eval/loss"  # lower is better; its best checkpoint is kept and ends the run

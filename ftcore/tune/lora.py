@@ -6,8 +6,7 @@ Letters: N rows, C input and O output width, R rank. B starts at zero: a fresh a
 logit. Factors are fp32, or float64 over float64.
 
 source  Hu et al. 2021, arXiv:2106.09685; Kalajdzievski 2023, arXiv:2312.03732 (rsLoRA);
-        A starts as in the peft package: uniform in +-1 / sqrt(C)
-"""
+        A starts as in the peft package: uniform in +-1 / sqrt(C)"""
 
 import math
 from collections import Counter
@@ -90,8 +89,7 @@ def apply_lora(model: nn.Module, config: PeftConfig, *, generator: torch.Generat
     name        of the adapter, among several; it is then the one that answers
     raises      ConfigError: a name that matches nothing, a layer that is both wrapped and fully
                 trained or whose matrix is shared with another layer, a second adapter of one
-                name, or where any has fully trained modules; the model is then unchanged
-    """
+                name, or where any has fully trained modules; the model is then unchanged"""
     plain, layers = plain_modules(model), lora_layers(model)
     if any(name in layer.adapters for layer in layers.values()):
         raise ConfigError(f"the model has an adapter {name!r} already: name this one otherwise")

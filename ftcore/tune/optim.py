@@ -29,8 +29,8 @@ import torch
 from torch import Tensor, nn
 
 from ftcore.config import OptimConfig, ScheduleConfig
-from ftcore.env.compute import shared_zeros
 from ftcore.errors import CheckpointError
+from kernels.memory import shared_zeros
 
 Span = tuple[int, int]  # first and past of some values of a flat tensor
 Kind = tuple[float, float, bool]  # rate over that of the run; weight decay; only some rows trained

@@ -35,10 +35,11 @@ from ftcore.config import LabelledDataConfig, LoopConfig
 from ftcore.data.pack import Encoded
 from ftcore.data.prepare import prepare
 from ftcore.data.tokenizer import Tokenizer
-from ftcore.env.compute import PRECISIONS, reuse_across_steps
+from ftcore.env.compute import PRECISIONS
 from ftcore.evaluate.evaluator import all_logits
 from ftcore.model.heads import Model
 from ftcore.model.load import load_model
+from kernels.memory import reuse_across_steps
 from tests.bench.sst2 import model_folder, padded
 
 BARS = {"classify": 1.15, "imdb": 1.8}

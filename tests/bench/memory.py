@@ -41,12 +41,13 @@ def serve(said: argparse.Namespace) -> dict[str, float]:
 
     from ftcore.cli import parse
     from ftcore.data.pack import Encoded
-    from ftcore.env.compute import PRECISIONS, generator, reuse_across_steps
+    from ftcore.env.compute import PRECISIONS, generator
     from ftcore.env.plan import Plan
     from ftcore.env.run import RunFolder
     from ftcore.model.load import load_model
     from ftcore.tune.loop import Loop
     from ftcore.tune.task import TASKS, choose_trainable
+    from kernels.memory import reuse_across_steps
 
     size = said.tokens // ROW_TOKENS
     words = ["pretrain", "--model.init", "random", "--env.threads", "1", "--peft.dropout", "0.05"]

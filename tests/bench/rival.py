@@ -41,7 +41,7 @@ from ftcore.data.pack import Encoded, StepRows
 from ftcore.data.prepare import prepare
 from ftcore.data.store import Prepared
 from ftcore.data.tokenizer import Tokenizer
-from ftcore.env.compute import PRECISIONS, generator, reuse_across_steps
+from ftcore.env.compute import PRECISIONS, generator
 from ftcore.env.run import RunFolder
 from ftcore.hub import resolve
 from ftcore.model.families import family_named
@@ -50,6 +50,7 @@ from ftcore.tune.loop import Loop
 from ftcore.tune.optim import learning_rate
 from ftcore.tune.task import TASKS, check_lengths, choose_trainable
 from ftcore.tune.workers import Workers
+from kernels.memory import reuse_across_steps
 from tests.bench.floor import seconds_of, step_products
 
 MODES = {"full": ("bf16", "autocast"), "lora": ("bf16", "autocast", "autocast-frozen-bf16")}
