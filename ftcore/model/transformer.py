@@ -92,6 +92,7 @@ class Linear(Layer, nn.Linear):
             return F.linear(*self.cast(x_NC))
         return self.packed(x_NC)
 
+    @torch.no_grad()
     def pack(self) -> None:
         dtype = self.compute or self.weight.dtype
         if self.weight.device.type == "cpu" and dtype in (torch.float32, torch.bfloat16):

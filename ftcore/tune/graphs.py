@@ -7,8 +7,7 @@ sizes is computed as ever, the second captured; from then on they are replayed: 
 over the same places, into which a batch is written."""
 
 import logging
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -19,11 +18,11 @@ from torch import Tensor
 
 from ftcore.data.pack import Batch, Encoded, collate
 from ftcore.tune.optim import AdamW
+from kernels.graph import Recorder, Replay
 
 GRAIN, MORE_DOCS = 512, 32  # tokens and scored rows, and documents, are filled up to a multiple
 MOST = 64  # graphs of a run; batches of other sizes are computed as ever
 Passes = Callable[[Batch, Tensor], Tensor]  # (batch, factor of the loss) to the loss sum
-Replay = Callable[[], None]
 
 def filled(documents: Sequence[Encoded]) -> Batch:
     """A batch of a token task, with a last document and last rows that count nothing."""
@@ -33,15 +32,14 @@ def filled(documents: Sequence[Encoded]) -> Batch:
     more = -len(batch.scored_M) % GRAIN
     return replace(batch, scored_M=F.pad(batch.scored_M, (0, more), value=len(batch.tokens_N) - 1))
 
-class Graphs:
+class Graphs(Recorder):
     """The passes of a run on its GPU; gradients go to the optimiser's buffer."""
 
     def __init__(self, passes: Passes, optimizer: AdamW, device: torch.device) -> None:
-        self.passes, self.optimizer, self.device = passes, optimizer, device
+        super().__init__(device)
+        self.passes, self.optimizer = passes, optimizer
         self.tilings: dict[Hashable, list] = {}  # by sizes: arguments of `Docs.tiles`
         self.graphs: dict[Hashable, tuple[Batch, Tensor, Tensor, set[str], Replay]] = {}
-        if device.type == "cuda":  # autograd remembers the stream that a parameter was used on
-            self.stream, self.pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
 
     def __call__(self, documents: Sequence[Encoded], factor: float) -> Tensor:
         """The loss sum of documents of a token task; `factor` is on its gradients."""
@@ -50,15 +48,6 @@ class Graphs:
                  batch.docs.is_short, len(self.optimizer.stale))
         with self.aside():
             return self._passed(sizes, batch, torch.tensor(factor))
-
-    @contextmanager
-    def aside(self) -> Iterator[None]:
-        """On the stream of the graphs, between what came before and what comes after."""
-        main = torch.cuda.current_stream(self.device)
-        self.stream.wait_stream(main)
-        with torch.cuda.stream(self.stream):
-            yield
-        main.wait_stream(self.stream)
 
     def _passed(self, sizes: Hashable, batch: Batch, factor: Tensor) -> Tensor:
         if sizes not in self.graphs and self.tilings.get(sizes) and len(self.graphs) < MOST:
@@ -100,10 +89,3 @@ class Graphs:
             self.tilings[sizes] = []
             logging.getLogger(__name__).warning("computed without a CUDA graph: %s", error)
         self.optimizer.stale = before
-
-    def recorded(self, run: Callable[[], Tensor]) -> tuple[Tensor, Replay]:
-        """What `run` returns, not yet computed, and what computes it, as often as it is called."""
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
-            result = run()
-        return result, graph.replay
