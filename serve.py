@@ -2,6 +2,7 @@
 
     python serve.py runs/NAME       what it trained
     python serve.py MODEL           a folder or hub id
+    python serve.py bundle runs/NAME DIR                a finished run as a folder to give away
     python serve.py MODEL --help    every option and limit
 
 Generators answer /v1/chat/completions, /v1/completions and /v1/embeddings, encoders the last one,
@@ -45,6 +46,7 @@ def check_access(config: ServeConfig) -> None:
 def opened(path: str, config: ServeConfig) -> tuple["LoadedModel", dict[str, Any]]:
     """The model, and what else is known of it, as fields of `Served`."""
     from ftcore.align.tasks import TASKS
+    from ftcore.deploy.bundle import ABOUT, open_bundle
     from ftcore.env import compute
     from ftcore.files import sha256_file
     from ftcore.hub import lineage
@@ -62,15 +64,17 @@ def opened(path: str, config: ServeConfig) -> tuple["LoadedModel", dict[str, Any
         if (judged := run / "eval.json").is_file():
             tuned = read_object(judged)["tuned"].values()
             temperature = next((split.get("temperature") for split in tuned), None)
+    elif (run / ABOUT).is_file():  # a bundle, whose precision is its own
+        loaded, _, about = open_bundle(run)
+        products = compute.PRECISIONS[about["precision"]][1]
+        labels, temperature, problem = loaded.labels, about["temperature"], about["problem"]
     else:
         folder, _ = lineage(path)
-        about = read_object(folder / "bundle.json") if (folder / "bundle.json").is_file() else {}
         written = read_object(folder / "config.json")
         architecture = "".join(written.get("architectures") or ())
         task = next((task for end, task in HEADS.items() if architecture.endswith(end)), "trunk")
         loaded = load_base(path, task=task, dtype=dtype)
-        labels, temperature = loaded.labels, about.get("temperature")
-        problem = about.get("problem") or written.get("problem_type")
+        labels, problem = loaded.labels, written.get("problem_type")
         problem = problem or ("regression" if len(labels or ()) == 1 else None)
     parts = [base_sha256(loaded.model)]
     if not (run / "model").is_dir() and (run / "adapter").is_dir():
@@ -137,12 +141,25 @@ def command_to_try(where: str, api: "Api") -> str:
     kind = "-H 'Content-Type: application/json'"
     return f"curl {where}/v1/{route}{key} {kind} -d '{json.dumps(body)}'"
 
+def give_away(words: list[str]) -> int:
+    """A bundle of a run. Raises ConfigError: other words; as `bundle`."""
+    paths = [Path(word) for word in words if word != "--keep-adapter"]
+    if len(paths) != 2 or not (paths[0] / CONFIG_FILE).is_file():
+        raise ConfigError("bundle RUN DIR [--keep-adapter]: the folder of a run, and a new one")
+    from ftcore.deploy.bundle import bundle
+
+    bundle(*paths, keep_adapter="--keep-adapter" in words)
+    print(f"{paths[1]}: opened, and says what the run says. Try: python serve.py {paths[1]}")
+    return 0
+
 def main(argv: list[str]) -> int:
     """Parse, serve, and turn what a user can mend into one message."""
     if not argv or argv[0] in ("-h", "--help"):
         print(__doc__)
         return 0 if argv else 2
     try:
+        if argv[0] == "bundle":
+            return give_away(argv[1:])
         config = options(ServeConfig, argv[1:], script="serve.py MODEL")
         check_access(config)
         return serve(argv[0], config)

@@ -99,8 +99,8 @@ class Exchange:
         self.writer.transport.abort()
 
 class Meters(dict):
-    """What /metrics tells, by name (meters.toml), and a `registry` of it and of the engine's; labels
-    come from closed sets alone."""
+    """What /metrics tells, by name (meters.toml), and a `registry` of it and of the engine's.
+    Labels come from closed sets alone."""
     __hash__ = object.__hash__  # the registry asks for it
 
     def __init__(self, engine: Engine, model_hash: str) -> None:
