@@ -90,9 +90,8 @@ def serve(path: str, config: ServeConfig) -> int:
     from ftcore.data.tokenizer import Tokenizer
     from ftcore.deploy.api import Api, Served
     from ftcore.deploy.engine import Engine
-    from ftcore.deploy.http import Server
-    from ftcore.deploy.meters import resident_bytes
-
+    from ftcore.deploy.http import Server, resident_bytes
+    
     torch.set_num_threads(config.threads)
     loaded, about = opened(path, config)
     model, spec = loaded.model, loaded.model.spec

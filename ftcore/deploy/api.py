@@ -25,8 +25,7 @@ from ftcore.data.tokenizer import Tokenizer
 from ftcore.deploy.answers import Answers
 from ftcore.deploy.engine import Engine, Finish, Job, QueueFull, Said, Scores
 from ftcore.deploy.fields import TABLE, Fields, require, shown
-from ftcore.deploy.http import Exchange, Refused
-from ftcore.deploy.meters import Meters
+from ftcore.deploy.http import Exchange, Meters, Refused
 from ftcore.deploy.options import ServeConfig
 from ftcore.errors import DataError
 from ftcore.evaluate.evaluator import stops

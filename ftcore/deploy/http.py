@@ -14,6 +14,7 @@ import hmac
 import json
 import os
 import re
+import resource
 import secrets
 import signal
 import socket
@@ -21,14 +22,17 @@ import sys
 import time
 import tomllib
 import traceback
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
 from http import HTTPStatus
+from importlib.metadata import version
 from pathlib import Path
 
 import h11
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from ftcore.deploy.meters import Meters
+from ftcore.deploy.engine import Engine
 from ftcore.deploy.options import ServeConfig
 
 MAX_HEAD, MAX_FIELDS, BACKLOG = 16 * 1024, 64, 1024  # bytes, fields, waiting connections
@@ -36,7 +40,8 @@ TICK, LINGER = 0.25, 1.0  # seconds
 ONCE = (b"host", b"content-length", b"authorization", b"content-type")
 STRAY = re.compile(rb"(?<!\r)\n|\r(?!\n)|\r\n[ \t]")
 JSON, EVENTS = "application/json", "text/event-stream; charset=utf-8"
-ERRORS = tomllib.loads(Path(__file__).with_name("errors.toml").read_text("utf-8"))
+ERRORS, METERS = (tomllib.loads(Path(__file__).with_name(f"{name}.toml").read_text("utf-8"))
+                  for name in ("errors", "meters"))
 FREE = {"/health", "/health/live", "/health/ready"}  # need no key
 ALIVE = {"/health/live", "/metrics"}  # answer while the server stops
 
@@ -92,6 +97,34 @@ class Exchange:
             async with asyncio.timeout(LINGER):
                 await self.gone()
         self.writer.transport.abort()
+
+class Meters(dict):
+    """What /metrics tells, by name (meters.toml), and a `registry` of it and of the engine's; labels
+    come from closed sets alone."""
+    __hash__ = object.__hash__  # the registry asks for it
+
+    def __init__(self, engine: Engine, model_hash: str) -> None:
+        self.engine, self.registry = engine, CollectorRegistry()
+        own = {"namespace": "ft", "registry": self.registry}
+        for name, text in METERS["histograms"].items():
+            buckets = METERS["buckets"]["tokens" if "_tokens" in name else "seconds"]
+            self[name] = Histogram(name, text, buckets=buckets, **own)
+        for kind, table in ((Counter, METERS["counters"]), (Gauge, METERS["gauges"])):
+            self.update({name: kind(name, *told, **own) for name, told in table.items()})
+        self["build_info"].labels(version("ftcore"), model_hash).set(1)
+        self["process_resident_bytes"].set_function(resident_bytes)
+        self["engine_heartbeat_age_seconds"].set_function(lambda: time.monotonic() - engine.beat)
+        self.registry.register(self)
+
+    def collect(self) -> Iterator[Metric]:
+        """What the engine knows; the registry asks."""
+        for attribute, (name, text) in METERS["engine"].items():
+            kind = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
+            yield kind(f"ft_{name}", text, value=getattr(self.engine, attribute))
+
+def resident_bytes() -> int:
+    """Of this process: pages, the second number of statm."""
+    return int(Path("/proc/self/statm").read_bytes().split()[1]) * resource.getpagesize()
 
 Handler = Callable[[Exchange], Awaitable[bytes | None]]  # returns JSON, or None: it has answered
 

@@ -25,6 +25,7 @@ from kernels.attention import attention
 from kernels.backend import Impl
 from kernels.docs import Docs, rounded
 from kernels.dropout import dropout
+from kernels.linear import Packed
 from kernels.norm import layer_norm, rms_norm
 from kernels.recompute import computed_again
 from kernels.rope import norm_rope, rope, rope_angles
@@ -84,32 +85,18 @@ class Layer(nn.Module):
         """Nothing: values come later, from a checkpoint or from `Model.init_weights`."""
 
 class Linear(Layer, nn.Linear):
-    packed: tuple[Tensor, Tensor | None] | None = None  # matrix and bias, by `pack`
-    single: tuple[Tensor, Tensor | None] | None = None  # those for one row, where others are faster
+    packed: Packed | None = None  # answers without gradients, once values no longer change
 
     def forward(self, x_NC: Tensor) -> Tensor:
         if self.packed is None or torch.is_grad_enabled():
             return F.linear(*self.cast(x_NC))
-        N, x_NC = len(x_NC), x_NC.to(self.packed[0].dtype)
-        if N == 1 and self.single is not None:
-            return F.linear(x_NC, *self.single)
-        if N < 4:  # cost: four rows take less time than fewer
-            x_NC = F.pad(x_NC, (0, 0, 0, 4 - N))
-        return torch.ops.mkldnn._linear_pointwise(x_NC, *self.packed, "none", [], "")[:N]
+        return self.packed(x_NC)
 
+    @torch.no_grad()
     def pack(self) -> None:
-        """Answer without gradients from a copy of what the values are now, as oneDNN lays them out
-        for the CPU: for up to 64 rows in 0.4 to 0.8 of the time. In fp32 a single row takes the
-        matrix itself, which is laid out anew for it: in 0.5 to 0.8."""
         dtype = self.compute or self.weight.dtype
         if self.weight.device.type == "cpu" and dtype in (torch.float32, torch.bfloat16):
-            weight_OC = self.weight.detach().to(dtype).contiguous()
-            bias_O = None if self.bias is None else self.bias.detach().to(dtype)
-            self.packed = torch.ops.mkldnn._reorder_linear_weight(weight_OC, 16), bias_O
-            if dtype == self.weight.dtype == torch.float32:
-                if self.out_features >= self.in_features:
-                    self.weight.data = weight_OC.t().contiguous().t()
-                self.single = self.weight.detach(), bias_O
+            self.packed = Packed(self.weight, self.bias, dtype)
 
     def cast(self, x_NC: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """x, weight and bias in the dtype of the product; gradients return in their own."""

@@ -43,9 +43,9 @@ class Graphs(Recorder):
 
     def __call__(self, documents: Sequence[Encoded], factor: float) -> Tensor:
         """The loss sum of documents of a token task; `factor` is on its gradients."""
-        batch, stale = filled(documents), self.optimizer.stale
+        batch = filled(documents)
         sizes = (len(batch.tokens_N), len(batch.scored_M), batch.docs.num_docs // MORE_DOCS,
-                 batch.docs.is_short, len(stale))
+                 batch.docs.is_short, len(self.optimizer.stale))
         with self.aside():
             return self._passed(sizes, batch, torch.tensor(factor))
 
@@ -53,11 +53,10 @@ class Graphs(Recorder):
         if sizes not in self.graphs and self.tilings.get(sizes) and len(self.graphs) < MOST:
             self._capture(sizes, batch, factor)
         if sizes not in self.graphs:
-            batch = batch.to(self.device)
-            loss = self.passes(batch, factor.to(self.device))
+            loss = self.passes(batch := batch.to(self.device), factor.to(self.device))
             # a plan by values, of the path without kernels, is not written anew
-            is_by_tiles = "walk" not in vars(batch.docs)
-            self.tilings.setdefault(sizes, [*batch.docs.by_tiling] if is_by_tiles else [])
+            by_tiles = () if "walk" in vars(batch.docs) else batch.docs.by_tiling
+            self.tilings.setdefault(sizes, [*by_tiles])
             return loss
         mine, my_factor, loss, reached, replay = self.graphs[sizes]
         for old, new in zip(vars(mine).values(), vars(batch).values(), strict=True):

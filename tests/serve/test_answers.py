@@ -210,10 +210,9 @@ def test_what_is_measured(server: Client) -> None:
              "ft_inter_token_latency_seconds_count", "ft_request_prompt_tokens_sum",
              "ft_request_seconds_count", "ft_request_finished_total", "ft_engine_steps_total")
     assert all(told[name] > before[name] for name in grown)
-    there = ("ft_requests_running", "ft_requests_waiting", "ft_prefix_cache_queries_total",
-             "ft_prefix_cache_hits_total", "ft_engine_step_seconds", "ft_http_connections",
-             "ft_engine_heartbeat_age_seconds", "ft_engine_errors_total", "ft_build_info",
-             "ft_slow_client_dropped_total", "ft_process_resident_bytes")
+    there = ("ft_requests_running", "ft_requests_waiting", "ft_engine_step_seconds",
+             "ft_http_connections", "ft_engine_heartbeat_age_seconds", "ft_engine_errors_total",
+             "ft_build_info", "ft_slow_client_dropped_total", "ft_process_resident_bytes")
     assert not [name for name in there if name not in told]
     kind = server.get("/metrics").headers["Content-Type"]
     assert kind == "text/plain; version=0.0.4; charset=utf-8"

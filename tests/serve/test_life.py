@@ -18,7 +18,6 @@ import pytest
 from ftcore.cli import options
 from ftcore.deploy import http
 from ftcore.deploy.engine import Engine
-from ftcore.deploy.meters import Meters
 from ftcore.deploy.options import ServeConfig
 from ftcore.model.heads import Model
 from tests.serve.conftest import CANARY, ROOT, Client, parsed, serving, witnessed
@@ -112,14 +111,14 @@ def test_keys_are_compared_in_constant_time(
     monkeypatch.setattr(hmac, "compare_digest", compare)
     (tmp_path / "keys").write_text("alpha\nbeta\ngamma")
     config = options(ServeConfig, ["--api-key-file", str(tmp_path / "keys")], script="")
-    server = http.Server({}, bool, config, Meters(Engine(Model(SPEC, "lm")), ""))
+    server = http.Server({}, bool, config, http.Meters(Engine(Model(SPEC, "lm")), ""))
     server._owner({b"authorization": b"Bearer alpha"}, "/v1/models")
     assert [one for one, _ in compared] == [hashlib.sha256(b"alpha").digest()] * 3
 
 def answered(handler: http.Handler, config: ServeConfig, *, is_late: bool = False) -> bytes:
     """What a server in this process says to a request for /x, read with pauses, or only once the
     server has given up."""
-    meters = Meters(Engine(Model(SPEC, "lm")), "")
+    meters = http.Meters(Engine(Model(SPEC, "lm")), "")
 
     async def ask() -> bytes:
         how = {"/x": ("GET", handler)}
