@@ -94,7 +94,8 @@ def serve(path: str, config: ServeConfig) -> int:
     from ftcore.data.tokenizer import Tokenizer
     from ftcore.deploy.api import Api, Served
     from ftcore.deploy.engine import Engine
-    from ftcore.deploy.http import Server, resident_bytes
+    from ftcore.deploy.http import Server
+    from kernels.memory import held_bytes
     
     torch.set_num_threads(config.threads)
     loaded, about = opened(path, config)
@@ -108,7 +109,7 @@ def serve(path: str, config: ServeConfig) -> int:
     weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     slot = 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim
     slot *= (model.trunk.compute or model.trunk.embed_tokens.weight.dtype).itemsize
-    print(f"memory: {resident_bytes() / 2**20:.0f} MiB of this process, weights of"
+    print(f"memory: {held_bytes() / 2**20:.0f} MiB of this process, weights of"
           f" {weights / 2**20:.1f} MiB among it; keys and values will take up to"
           f" {config.cache_tokens * slot / 2**20:.1f} MiB")
 

@@ -5,6 +5,7 @@ import mmap
 import os
 import resource
 from contextlib import suppress
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -24,6 +25,10 @@ def peak_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+def held_bytes() -> int:
+    """What this process holds now: pages, the second number of statm."""
+    return int(Path("/proc/self/statm").read_bytes().split()[1]) * resource.getpagesize()
 
 def reuse_across_steps() -> None:
     """Keep freed memory for the next step; call it before the first one. glibc, no other, gives

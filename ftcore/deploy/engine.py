@@ -29,6 +29,7 @@ from ftcore.model.heads import Model
 from ftcore.model.transformer import Linear
 from kernels.attention_cache import Cache
 from kernels.docs import Docs
+from kernels.linear import packed
 from kernels.memory import reuse_across_steps
 from kernels.sampling import Draft, Sampling, Token, next_tokens
 
@@ -84,7 +85,7 @@ class Engine:
     def __post_init__(self) -> None:
         for module in self.model.eval().modules():
             if type(module) is Linear:
-                module.pack()
+                module.packed = packed(module.weight, module.bias, module.compute)
         self.cache = Cache(self.model.spec.num_layers)
         self.running: list[Job] = []  # in the order they came
         self.waiting: deque[Job] = deque()

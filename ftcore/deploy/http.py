@@ -14,7 +14,6 @@ import hmac
 import json
 import os
 import re
-import resource
 import secrets
 import signal
 import socket
@@ -34,6 +33,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from ftcore.deploy.engine import Engine
 from ftcore.deploy.options import ServeConfig
+from kernels.memory import held_bytes
 
 MAX_HEAD, MAX_FIELDS, BACKLOG = 16 * 1024, 64, 1024  # bytes, fields, waiting connections
 TICK, LINGER = 0.25, 1.0  # seconds
@@ -99,8 +99,7 @@ class Exchange:
         self.writer.transport.abort()
 
 class Meters(dict):
-    """What /metrics tells, by name (meters.toml), and a `registry` of it and of the engine's.
-    Labels come from closed sets alone."""
+    """What /metrics tells, by name (meters.toml), in a `registry` with what the engine tells."""
     __hash__ = object.__hash__  # the registry asks for it
 
     def __init__(self, engine: Engine, model_hash: str) -> None:
@@ -112,7 +111,7 @@ class Meters(dict):
         for kind, table in ((Counter, METERS["counters"]), (Gauge, METERS["gauges"])):
             self.update({name: kind(name, *told, **own) for name, told in table.items()})
         self["build_info"].labels(version("ftcore"), model_hash).set(1)
-        self["process_resident_bytes"].set_function(resident_bytes)
+        self["process_resident_bytes"].set_function(held_bytes)
         self["engine_heartbeat_age_seconds"].set_function(lambda: time.monotonic() - engine.beat)
         self.registry.register(self)
 
@@ -121,10 +120,6 @@ class Meters(dict):
         for attribute, (name, text) in METERS["engine"].items():
             kind = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
             yield kind(f"ft_{name}", text, value=getattr(self.engine, attribute))
-
-def resident_bytes() -> int:
-    """Of this process: pages, the second number of statm."""
-    return int(Path("/proc/self/statm").read_bytes().split()[1]) * resource.getpagesize()
 
 Handler = Callable[[Exchange], Awaitable[bytes | None]]  # returns JSON, or None: it has answered
 

@@ -1,7 +1,5 @@
 """The merge certificate: what changes when an adapter's update is folded into its matrices.
 
-    lost            ||rounded - exact|| / ||scale B A|| over all layers, exact = W + scale B A in
-                    float64: the share of the update that the dtype of W cannot hold
     loss, ...       and what else is watched in training, unmerged and merged, of held-out rows
     max_difference  of their logits at the scored tokens, or of the scored documents
     mean_kl         KL(unmerged || merged), nats; of several labels, each is a choice of its own
@@ -24,11 +22,10 @@ MOST_ROWS, MOST_SCORED, MOST_LOGITS = 256, 2048, 2**25  # so that it takes secon
 
 @torch.inference_mode()
 def certify(model: Model, split: Split, suite: Suite) -> dict[str, Any]:
-    """The certificate on the first rows of a split; without rows it is that of the weights, and
-    scores have neither KL nor arg-max. The model is left unmerged, in evaluation mode."""
+    """On the first rows of a split; scores have neither KL nor arg-max. The model is left unmerged,
+    in evaluation mode."""
     model.eval()
     layers = [layer for layer in lora_layers(model).values() if layer.factors]
-    lost, update = np.square([rounding(layer) for layer in layers]).sum(0) ** 0.5
     documents = split.documents[:MOST_ROWS]
     scored = np.cumsum([sum(np.count_nonzero(side.weights) for side in apart([document]))
                         for document in documents])
@@ -36,7 +33,7 @@ def certify(model: Model, split: Split, suite: Suite) -> dict[str, Any]:
     few = documents[: max(1, np.count_nonzero(scored <= most))]
     cut = {document.row_id for document in split.documents[len(few) :]}
     rows = Split(documents=few, sentences=[s for s in split.sentences if s.row_id not in cut])
-    proof = {"lost": float(lost / update) if update else 0.0, "rows": len(rows.documents)}
+    proof: dict[str, Any] = {"rows": len(rows.documents)}
     if not documents:
         return proof
     limits = {"max_tokens": suite.config.loop.micro_batch_tokens, "device": model.device}
@@ -58,10 +55,3 @@ def certify(model: Model, split: Split, suite: Suite) -> dict[str, Any]:
     kl = F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
     changed = (logits[0].argmax(-1) != logits[1].argmax(-1)).double().mean()
     return proof | {"mean_kl": kl.item(), "changed": changed.item()}
-
-def rounding(layer: LoRALinear) -> tuple[float, float]:
-    """Norms of what merging a layer loses, and of its update."""
-    own = layer.factors
-    update_OC = own.config.scale * own.lora_b.double() @ own.lora_a.double()
-    lost_OC = layer.folded_weight().double() - (layer.base.weight.double() + update_OC)
-    return lost_OC.norm().item(), update_OC.norm().item()

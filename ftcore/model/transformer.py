@@ -25,7 +25,6 @@ from kernels.attention import attention
 from kernels.backend import Impl
 from kernels.docs import Docs, rounded
 from kernels.dropout import dropout
-from kernels.linear import Packed
 from kernels.norm import layer_norm, rms_norm
 from kernels.recompute import computed_again
 from kernels.rope import norm_rope, rope, rope_angles
@@ -85,18 +84,11 @@ class Layer(nn.Module):
         """Nothing: values come later, from a checkpoint or from `Model.init_weights`."""
 
 class Linear(Layer, nn.Linear):
-    packed: Packed | None = None  # answers without gradients, once values no longer change
+    packed: Callable[[Tensor], Tensor] | None = None  # kernels/linear.py; without gradients
 
     def forward(self, x_NC: Tensor) -> Tensor:
-        if self.packed is None or torch.is_grad_enabled():
-            return F.linear(*self.cast(x_NC))
-        return self.packed(x_NC)
-
-    @torch.no_grad()
-    def pack(self) -> None:
-        dtype = self.compute or self.weight.dtype
-        if self.weight.device.type == "cpu" and dtype in (torch.float32, torch.bfloat16):
-            self.packed = Packed(self.weight, self.bias, dtype)
+        is_plain = self.packed is None or torch.is_grad_enabled()
+        return F.linear(*self.cast(x_NC)) if is_plain else self.packed(x_NC)
 
     def cast(self, x_NC: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """x, weight and bias in the dtype of the product; gradients return in their own."""

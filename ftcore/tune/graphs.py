@@ -83,8 +83,7 @@ class Graphs(Recorder):
         before = set(self.optimizer.stale)
         try:
             loss, replay = self.recorded(partial(self.passes, mine, my_factor))
-            reached = before - self.optimizer.stale
-            self.graphs[sizes] = mine, my_factor, loss, reached, replay
+            self.graphs[sizes] = mine, my_factor, loss, before - self.optimizer.stale, replay
         except RuntimeError as error:  # an operation that waits for the device
             self.tilings[sizes] = []
             logging.getLogger(__name__).warning("computed without a CUDA graph: %s", error)

@@ -213,8 +213,8 @@ def test_an_adapter_comes_with_its_merge_certificate(
     words = (*request.getfixturevalue(kind), *METHODS["lora"])
     summary, printed = run("train", *words)
     proof = json.loads(Path("runs/run/certificate.json").read_text())
-    assert 'merged: {"lost":' in printed and f'"rows":{proof["rows"]}' in printed
-    assert 0 < proof["lost"] < 1e-3 and 0 < proof["max_difference"] < 1e-4  # in fp32
+    assert f'merged: {{"rows":{proof["rows"]}' in printed
+    assert 0 < proof["max_difference"] < 1e-4  # in fp32
     (test,) = summary["tuned"].values()
     assert proof["loss"] == pytest.approx([test["loss"]] * 2, rel=1e-4)
     assert ("mean_kl" in proof) == (kind != "scored")
