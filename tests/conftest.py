@@ -1,6 +1,7 @@
 """What all tests share: threads fitted to the machine, real data where there is some."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,12 @@ def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(MAX_THREADS)
     # of the interpreter's own code, once for every loop of a kernel
     config.addinivalue_line("filterwarnings", "ignore:Conversion of an array with ndim > 0")
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    """What a test runs in this process may take other threads than the next test."""
+    torch.set_num_threads(MAX_THREADS)
+    yield
 
 @pytest.fixture(scope="session")
 def data_dir() -> Path:

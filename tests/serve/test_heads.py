@@ -4,14 +4,13 @@ import asyncio
 import base64
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from ftcore.data import chat
 from ftcore.data.chat import render_text
@@ -143,9 +142,3 @@ def test_a_broken_engine_ends_the_server(made: Make) -> None:
     config = replace(api.options, port=0)
     server = Server(api.routes, lambda: ask.engine.is_broken, config, api.meters)
     assert asyncio.run(server.run(lambda port: None)) == 1
-
-@pytest.fixture(autouse=True)
-def _threads() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
