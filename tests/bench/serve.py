@@ -50,7 +50,6 @@ def requests(count: int) -> Requests:
 
 def ours(engine: Engine, asked: Requests) -> float:
     """Seconds until all are answered."""
-    engine.kept.clear()
     left, over = [len(asked)], threading.Event()
     listeners.append(lambda said: (
         left.append(left[-1] - sum(isinstance(what, Finish) for _, what in said)),
