@@ -48,6 +48,7 @@ def opened(path: str, config: ServeConfig) -> tuple["LoadedModel", dict[str, Any
     from ftcore.align.tasks import TASKS
     from ftcore.deploy.bundle import ABOUT, open_bundle
     from ftcore.env import compute
+    from ftcore.env.run import METRICS, read_metrics
     from ftcore.files import sha256_file
     from ftcore.hub import lineage
     from ftcore.model.load import read_object
@@ -61,9 +62,10 @@ def opened(path: str, config: ServeConfig) -> tuple["LoadedModel", dict[str, Any
         base, problem = command.config.model.path, command.config.problem
         loaded = load_artifact(run, base=base, kind=TASKS[command.task], dtype=dtype)
         labels = read_labels(run) or loaded.labels
-        if (judged := run / "eval.json").is_file():
-            tuned = read_object(judged)["tuned"].values()
-            temperature = next((split.get("temperature") for split in tuned), None)
+        # of the dev rows at the best step, as a bundle has it: test rows choose nothing
+        judged = [line for line in read_metrics(run / METRICS) if line.get("eval/temperature")]
+        best = min(judged, key=lambda line: line["eval/loss"], default={})
+        temperature = best.get("eval/temperature")
     elif (run / ABOUT).is_file():  # a bundle, whose precision is its own
         loaded, _, about = open_bundle(run)
         products = compute.PRECISIONS[about["precision"]][1]

@@ -2,7 +2,7 @@
 
 import importlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +39,9 @@ QWEN3 = {
 BERT = {**SIZES, "model_type": "bert", "type_vocab_size": 2, "hidden_dropout_prob": 0.0}
 
 @pytest.fixture(autouse=True)
-def _apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Each test writes into a folder of its own, and leaves torch's threads as they were."""
+def _apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test writes into a folder of its own."""
     monkeypatch.chdir(tmp_path)
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 def _texts() -> list[str]:
     texts = [row[1] + row[2] for row in _rows(40)]

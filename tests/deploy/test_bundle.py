@@ -28,7 +28,7 @@ from ftcore.model.heads import Model
 from ftcore.tune import lora
 from ftcore.tune.adapter import load_adapter, load_base
 
-OUT = Path("out")
+GIVEN = Path("out")
 LORA = ("--peft.method", "lora", "--peft.rank", "4")
 FULL = ("--peft.method", "full")
 AUTO = {
@@ -60,27 +60,27 @@ def told(folder: Path, name: str = "bundle.json") -> dict[str, Any]:
 @pytest.mark.parametrize("kind", AUTO)
 @pytest.mark.parametrize("method", [FULL, LORA])
 def test_transformers_gives_our_logits(kind: str, method: tuple, trained: Trained) -> None:
-    bundle(trained(kind, *method), OUT)
-    loaded, _, about = open_bundle(OUT)
-    model, report = AUTO[kind].from_pretrained(OUT, output_loading_info=True)
+    bundle(trained(kind, *method), GIVEN)
+    loaded, _, about = open_bundle(GIVEN)
+    model, report = AUTO[kind].from_pretrained(GIVEN, output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
-    for probe in golden(OUT):
+    for probe in golden(GIVEN):
         ours = logits(loaded.model, probe["ids"])
         torch.testing.assert_close(theirs(model, probe["ids"]), ours, rtol=1e-4, atol=1e-5)
-    assert (OUT / "certificate.json").exists() == (method != FULL)
+    assert (GIVEN / "certificate.json").exists() == (method != FULL)
     if kind in ("classify", "several"):
         names = loaded.labels
         assert model.config.id2label == dict(enumerate(names)) and len(names) == 2
         assert model.config.problem_type == about["problem"]
 
 def test_its_tokenizer_and_its_greedy_answers_are_those_of_transformers(trained: Trained) -> None:
-    bundle(trained("sft"), OUT)
-    loaded, own, _ = open_bundle(OUT)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(OUT)
-    model = AUTO["sft"].from_pretrained(OUT)
+    bundle(trained("sft"), GIVEN)
+    loaded, own, _ = open_bundle(GIVEN)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(GIVEN)
+    model = AUTO["sft"].from_pretrained(GIVEN)
     rule = model.generation_config
     assert not rule.do_sample and rule.eos_token_id == [0, 1]
-    for probe in golden(OUT):
+    for probe in golden(GIVEN):
         turn = [{"role": "user", "content": probe["text"]}]
         text = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
         assert tokenizer(text, add_special_tokens=False)["input_ids"] == probe["ids"]
@@ -93,32 +93,32 @@ def test_its_tokenizer_and_its_greedy_answers_are_those_of_transformers(trained:
 @pytest.mark.parametrize("kind", ["sft", "classify"])
 def test_an_adapter_is_kept_apart(kind: str, trained: Trained) -> None:
     run = trained(kind, *LORA)
-    bundle(run, OUT, keep_adapter=True)
-    ours = open_bundle(OUT)[0].model
+    bundle(run, GIVEN, keep_adapter=True)
+    ours = open_bundle(GIVEN)[0].model
     assert len(lora.lora_layers(ours)) == 12 + 2 * (kind == "sft")
-    base = AUTO[kind].from_pretrained(OUT)
-    before = [theirs(base, probe["ids"]) for probe in golden(OUT)]
+    base = AUTO[kind].from_pretrained(GIVEN)
+    before = [theirs(base, probe["ids"]) for probe in golden(GIVEN)]
     if kind == "classify":  # which the base never had
         assert torch.equal(base.classifier.weight, ours.head.classifier.weight)
-    model = peft.PeftModel.from_pretrained(base, OUT / "adapter")
-    for probe, start in zip(golden(OUT), before, strict=True):
+    model = peft.PeftModel.from_pretrained(base, GIVEN / "adapter")
+    for probe, start in zip(golden(GIVEN), before, strict=True):
         found = theirs(model, probe["ids"])
         torch.testing.assert_close(found, logits(ours, probe["ids"]), rtol=1e-4, atol=1e-5)
         assert not torch.allclose(found, start, atol=1e-3)
     bundle(run, Path("merged"))
     kept = {path.name: path.read_bytes() for path in (run / "adapter").iterdir()}
-    assert kept == {path.name: path.read_bytes() for path in (OUT / "adapter").iterdir()}
-    assert hub.lineage(str(OUT)) == (OUT, [OUT / "adapter"])
-    again = load_base(str(OUT), task=ours.task, dtype=torch.float32, num_labels=ours.num_labels)
+    assert kept == {path.name: path.read_bytes() for path in (GIVEN / "adapter").iterdir()}
+    assert hub.lineage(str(GIVEN)) == (GIVEN, [GIVEN / "adapter"])
+    again = load_base(str(GIVEN), task=ours.task, dtype=torch.float32, num_labels=ours.num_labels)
     merged = load_base("merged", task=ours.task, dtype=torch.float32)
     for name, param in merged.model.named_parameters():
         assert torch.equal(param, again.model.get_parameter(name)), name
 
 def test_merging_rounds_once(trained: Trained, qwen3: Path) -> None:
     run = trained("sft", *LORA, "--env.precision", "bf16")
-    bundle(run, OUT)
+    bundle(run, GIVEN)
     merged, base = (
-        load_base(str(path), task="lm", dtype=torch.bfloat16) for path in (OUT, qwen3)
+        load_base(str(path), task="lm", dtype=torch.bfloat16) for path in (GIVEN, qwen3)
     )
     load_adapter(base.model, run / "adapter", family=base.family)
     for name, layer in lora.lora_layers(base.model).items():
@@ -128,7 +128,7 @@ def test_merging_rounds_once(trained: Trained, qwen3: Path) -> None:
         found_OC = merged.model.get_submodule(name).weight
         assert (found_OC != exact_OC.bfloat16()).double().mean() < 1e-2  # ties, in fp32
         assert not torch.equal(found_OC, layer.base.weight)
-    assert {path.name for path in OUT.iterdir()} == {
+    assert {path.name for path in GIVEN.iterdir()} == {
         *("config.json", "model.safetensors", "generation_config.json", "manifest.json"),
         *("tokenizer.json", "tokenizer_config.json", "README.md", "bundle.json"),
         "certificate.json",
@@ -136,52 +136,52 @@ def test_merging_rounds_once(trained: Trained, qwen3: Path) -> None:
 
 def test_it_knows_the_temperature_of_the_weights_that_it_holds(trained: Trained) -> None:
     run = trained("classify", "--data.holdout", "4", "--loop.eval-every", "2")
-    bundle(run, OUT)
+    bundle(run, GIVEN)
     lines = [line for line in read_metrics(run / "metrics.jsonl") if "eval/loss" in line]
     best = min(lines, key=lambda line: line["eval/loss"])
-    assert len(lines) > 3 and told(OUT)["temperature"] == best["eval/temperature"]
-    shutil.rmtree(OUT)
+    assert len(lines) > 3 and told(GIVEN)["temperature"] == best["eval/temperature"]
+    shutil.rmtree(GIVEN)
     (run / "metrics.jsonl").unlink()
-    bundle(run, OUT)
-    assert told(OUT)["temperature"] is None
+    bundle(run, GIVEN)
+    assert told(GIVEN)["temperature"] is None
 
 def test_the_card_says_what_was_asked_and_found(trained: Trained) -> None:
     run = trained("sft", *LORA)
-    bundle(run, OUT / "paint")
-    card = (OUT / "paint" / "README.md").read_text()
+    bundle(run, GIVEN / "paint")
+    card = (GIVEN / "paint" / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n")
     loss = told(run, "eval.json")["tuned"]["chat_test"]["loss"]
     for words in ("# paint", "task sft", "lr = 0.01", "16 documents", f"| {loss:.4f} |"):
         assert words in card and "Merging the adapter into its base" in card, words
-    assert huggingface_hub.ModelCard.load(OUT / "paint" / "README.md").data.library_name
+    assert huggingface_hub.ModelCard.load(GIVEN / "paint" / "README.md").data.library_name
 
 @pytest.mark.parametrize("kind", ["sft", "classify"])
 def test_one_flipped_byte_is_named(kind: str, trained: Trained) -> None:
-    bundle(trained(kind, *LORA), OUT, keep_adapter=True)
-    names = [path.relative_to(OUT) for path in OUT.rglob("*") if path.is_file()]
+    bundle(trained(kind, *LORA), GIVEN, keep_adapter=True)
+    names = [path.relative_to(GIVEN) for path in GIVEN.rglob("*") if path.is_file()]
     assert len(names) >= 11
     for name in names:
-        whole = (OUT / name).read_bytes()
+        whole = (GIVEN / name).read_bytes()
         for place in (0, len(whole) // 2, len(whole) - 2):
             damaged = bytearray(whole)
             damaged[place] ^= 1
-            (OUT / name).write_bytes(damaged)
+            (GIVEN / name).write_bytes(damaged)
             with pytest.raises(CheckpointError, match=f"{name} (was altered|cannot be read)"):
-                open_bundle(OUT)
-        (OUT / name).unlink()
+                open_bundle(GIVEN)
+        (GIVEN / name).unlink()
         with pytest.raises(CheckpointError, match=f"{name} is missing"):
-            open_bundle(OUT)
-        (OUT / name).write_bytes(whole)
-    (OUT / "model.safetensors.index.json").write_text("{}")
+            open_bundle(GIVEN)
+        (GIVEN / name).write_bytes(whole)
+    (GIVEN / "model.safetensors.index.json").write_text("{}")
     with pytest.raises(CheckpointError, match="index.json is not in manifest.json: take it out"):
-        open_bundle(OUT)
-    (OUT / "model.safetensors.index.json").rename(OUT / ".gitattributes")
-    open_bundle(OUT)
+        open_bundle(GIVEN)
+    (GIVEN / "model.safetensors.index.json").rename(GIVEN / ".gitattributes")
+    open_bundle(GIVEN)
 
 @pytest.mark.parametrize("kind", ["sft", "classify", "several", "scored", "tags", "masked"])
 def test_the_golden_test_sees_a_changed_weight(kind: str, trained: Trained) -> None:
-    bundle(trained(kind), OUT)
-    loaded, tokenizer, about = open_bundle(OUT)
+    bundle(trained(kind), GIVEN)
+    loaded, tokenizer, about = open_bundle(GIVEN)
     weight_OC = loaded.model.trunk.layers[1].mlp.up_proj.weight
     with torch.no_grad():
         weight_OC.mul_(1 + 1e-7)
@@ -194,8 +194,8 @@ def test_the_golden_test_sees_a_changed_weight(kind: str, trained: Trained) -> N
         try_golden(loaded.model, tokenizer, about)
 
 def test_the_golden_test_sees_another_template(trained: Trained) -> None:
-    bundle(trained("sft"), OUT)
-    loaded, tokenizer, about = open_bundle(OUT)
+    bundle(trained("sft"), GIVEN)
+    loaded, tokenizer, about = open_bundle(GIVEN)
     tokenizer.chat_template = tokenizer.chat_template.replace("im_start", "im_begin")
     with pytest.raises(ModelError, match="'Where is my order.': its ids are .*chat template"):
         try_golden(loaded.model, tokenizer, about)
@@ -203,8 +203,8 @@ def test_the_golden_test_sees_another_template(trained: Trained) -> None:
 def test_the_golden_test_sees_an_adapter_that_is_not_applied(
     trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bundle(trained("sft", *LORA), OUT, keep_adapter=True)
-    loaded, tokenizer, about = open_bundle(OUT)
+    bundle(trained("sft", *LORA), GIVEN, keep_adapter=True)
+    loaded, tokenizer, about = open_bundle(GIVEN)
     assert all(layer.active == "default" for layer in lora.lora_layers(loaded.model).values())
     with pytest.raises(ModelError, match="or its adapter, are not those of the run"):
         for layer in lora.lora_layers(loaded.model).values():
@@ -218,9 +218,9 @@ def test_the_golden_test_sees_an_adapter_that_is_not_applied(
         try_golden(loaded.model, tokenizer, about)
 
 def test_files_that_change_later_change_no_answer(trained: Trained) -> None:
-    bundle(trained("sft", *LORA), OUT, keep_adapter=True)
-    loaded, tokenizer, about = open_bundle(OUT)
-    for path in (OUT / "model.safetensors", OUT / "adapter" / "adapter_model.safetensors"):
+    bundle(trained("sft", *LORA), GIVEN, keep_adapter=True)
+    loaded, tokenizer, about = open_bundle(GIVEN)
+    for path in (GIVEN / "model.safetensors", GIVEN / "adapter" / "adapter_model.safetensors"):
         path.write_bytes(b"\xff" * path.stat().st_size)
         os.truncate(path, 0)  # a mapped file would end the process
     try_golden(loaded.model, tokenizer, about)
@@ -231,19 +231,19 @@ def test_what_does_not_say_the_same_is_not_written(
     run = trained("sft", *LORA)
     monkeypatch.setattr(lora.LoRALinear, "folded_weight", lambda layer: -layer.base.weight)
     with pytest.raises(ModelError, match="bundle.json: .*, are not those of the run"):
-        bundle(run, OUT / "a")
-    assert not list(OUT.iterdir())
+        bundle(run, GIVEN / "a")
+    assert not list(GIVEN.iterdir())
 
 def test_refusals(trained: Trained) -> None:
     run = trained("classify")
     with pytest.raises(ConfigError, match="run: was trained without an adapter: leave out --keep"):
-        bundle(run, OUT, keep_adapter=True)
+        bundle(run, GIVEN, keep_adapter=True)
     with pytest.raises(ConfigError, match="none is no run folder"):
-        bundle(Path("none"), OUT)
-    OUT.mkdir()
-    bundle(run, OUT)
+        bundle(Path("none"), GIVEN)
+    GIVEN.mkdir()
+    bundle(run, GIVEN)
     with pytest.raises(ConfigError, match="out is not empty: name another folder, or delete"):
-        bundle(run, OUT)
+        bundle(run, GIVEN)
     with pytest.raises(CheckpointError, match="manifest.json is missing"):
         open_bundle(run)
     (run / "eval.json").unlink()
@@ -289,4 +289,4 @@ def test_a_bundle_is_whole_or_not_there(trained: Trained) -> None:
         capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert child.returncode == 0, child.stderr
-    open_bundle(OUT / "b")
+    open_bundle(GIVEN / "b")
