@@ -5,8 +5,6 @@ csv      as RFC 4180: cells in double quotes may hold commas, quotes ("") and li
 jsonl    one JSON object a line, or a list of cells
 json     one array of these; an item's number stands in place of its line
 txt      the whole file is one row with the field "text"
-conll    a word a line, its tag last, between tabs or blanks; a blank line ends a sentence, which
-         has "tokens", "tags" and the number of its "document", counted by -DOCSTART- lines
 labelled a label, a blank and the text on each line: "label", "text"
 
 A damaged record has a DataError in place of its fields, raised where none can be found behind it.
@@ -26,7 +24,6 @@ from ftcore.errors import DataError
 
 Record = tuple[int, str, Any]  # line, raw text; cells, object or what is wrong
 SUFFIXES = {f".{name}": name for name in get_args(Format)[1:]} | {".ndjson": "jsonl"}
-DOCUMENT = "-DOCSTART-"
 _HALF = re.compile(r"[\ud800-\udc7f\udd00-\udfff]")  # the others stand for bytes (`decoded`)
 
 class Row(NamedTuple):  # cost: made in a third of the time that a frozen dataclass takes
@@ -115,33 +112,13 @@ def _txt(text: str, file: str) -> Iterator[Record]:
     if text:
         yield 1, text, {"text": text}
 
-def _conll(text: str, file: str) -> Iterator[Record]:
-    words, document, problem = [], 0, None
-    for number, line in enumerate([*text.split("\n"), ""], start=1):
-        line = line.removesuffix("\r")
-        cells = [cell for cell in line.split("\t" if "\t" in line else " ") if cell]
-        if len(cells) == 1 and cells != [DOCUMENT]:
-            what = "a line is a word, a tab or a blank, and its tag; between sentences it is empty"
-            problem = problem or DataError(f"{file}:{number}: {line!r}: {what}")
-        if cells and cells[0] != DOCUMENT:
-            words.append((number, line, cells))
-            continue
-        if words:
-            (first, *_), lines, columns = zip(*words, strict=True)
-            found = {"tokens": [cells[0] for cells in columns],
-                     "tags": [cells[-1] for cells in columns], "document": document}
-            yield first, "\n".join(lines), problem or found
-            words, problem = [], None
-        document += bool(cells)
-
 def _labelled(text: str, file: str) -> Iterator[Record]:
     for number, line in _lines(text):
         label, _, rest = line.partition(" ")
         yield number, line, {"label": label, "text": rest}
 
 READERS: dict[str, Callable[[str, str], Iterator[Record]]] = {  # of a text and the file's name
-    "tsv": _tsv, "csv": _csv, "jsonl": _jsonl, "json": _json, "txt": _txt, "conll": _conll,
-    "labelled": _labelled}
+    "tsv": _tsv, "csv": _csv, "jsonl": _jsonl, "json": _json, "txt": _txt, "labelled": _labelled}
 
 def _object(value: Any, raw: str, file: str, line: int) -> dict[str, Any] | list[Any] | DataError:
     if not isinstance(value, dict | list):

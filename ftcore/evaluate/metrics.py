@@ -1,4 +1,4 @@
-"""Figures of classes, of sets of labels, of scores, of language modelling, of entities.
+"""Figures of classes, of sets of labels, of scores, of language modelling.
 
 K classes; n_kj rows of class k predicted as j; totals_3K are hits, predicted and support, int64:
 
@@ -6,19 +6,15 @@ K classes; n_kj rows of class k predicted as j; totals_3K are hits, predicted an
     precision_k = hits_k / predicted_k            recall_k = hits_k / support_k
     f1_k = 2 hits_k / (predicted_k + support_k)
 
-0/0 is 0 in each of them. There is at least one row. Entities are counted as the CoNLL-2000 script
-and seqeval's default mode do: one begins where a mark (B, I, O, also E and S) or a change of type
-says so; right are type, first and last word."""
+0/0 is 0 in each of them. There is at least one row."""
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from operator import mul
 from typing import Any
 
 import numpy as np
 
-NO_ENTITY = "O"
 SCORES = ("precision", "recall", "f1")
 CLASS_COLUMNS = ("label", *SCORES, "support", "predicted")
 AVERAGES = tuple(f"{score}_{mean}" for mean in ("micro", "macro", "weighted") for score in SCORES)
@@ -86,7 +82,7 @@ def perplexity(loss_sum: float, weight: float, num_bytes: int = 0) -> dict[str, 
     return result | bits
 
 def by_class(labels: Sequence[str], totals_3K: np.ndarray) -> ByClass:
-    """One dict per class, of CLASS_COLUMNS; support and predicted in rows, or in entities."""
+    """One dict per class, of CLASS_COLUMNS; support and predicted in rows."""
     _, predicted_K, support_K = totals_3K
     columns = (*_scores(totals_3K), support_K, predicted_K)
     rows = zip(labels, *(x_K.tolist() for x_K in columns), strict=True)
@@ -115,39 +111,3 @@ def _scores(totals_3K: np.ndarray) -> list[np.ndarray]:
     hits_K, predicted_K, support_K = totals_3K
     parts = ((hits_K, predicted_K), (hits_K, support_K), (2 * hits_K, predicted_K + support_K))
     return [np.divide(a_K, b_K, out=np.zeros(len(a_K)), where=b_K > 0) for a_K, b_K in parts]
-
-def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
-    """Type, first word and last word of each entity of one sentence."""
-    found, first = set(), 0
-    last_mark, last_type = NO_ENTITY, "_"
-    for place, tag in enumerate([*tags, NO_ENTITY]):
-        mark, type_ = tag[:1], tag[1:].split("-", maxsplit=1)[-1] or "_"
-        is_other = type_ != last_type
-        leaves = last_mark in "ES" or (last_mark in "BI" and mark in "BSO")
-        if leaves or (is_other and last_mark not in "O."):
-            found.add((last_type, first, place - 1))
-        enters = mark in "BS" or (mark in "EI" and last_mark in "ESO")
-        if enters or (is_other and mark not in "O."):
-            first = place
-        last_mark, last_type = mark, type_
-    return found
-
-def entity_counts(target: Sequence[str], predicted: Sequence[str]) -> tuple[int, ...]:
-    """Words of a sentence, right tags, and entities right, predicted and in the target."""
-    right = sum(a == b for a, b in zip(target, predicted, strict=True))
-    wanted, given = entities(target), entities(predicted)
-    return len(target), right, *map(len, (wanted & given, given, wanted))
-
-def entity_figures(counts_5: Sequence[int]) -> dict[str, float]:
-    """Of `entity_counts` summed over sentences; accuracy is the share of right tags."""
-    words, right, *totals = counts_5
-    (row,) = by_class(["all"], np.array(totals)[:, None])
-    accuracy = {"accuracy": float(right / words) if words else math.nan}
-    return accuracy | {name: row[name] for name in SCORES}
-
-def by_entity(target: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> ByClass:
-    theirs, mine = ({(row, *entity) for row, tags in enumerate(side) for entity in entities(tags)}
-                    for side in (target, predicted))
-    found = [Counter(type_ for _, type_, *_ in some) for some in (mine & theirs, mine, theirs)]
-    types = sorted(found[1] | found[2])
-    return by_class(types, np.array([[counter[t] for t in types] for counter in found]))

@@ -19,7 +19,7 @@ from ftcore.evaluate.evaluator import JUDGES, Judged, evaluate_answers, evaluate
 from ftcore.evaluate.report import table
 from ftcore.model.heads import Model
 
-SHOWN = ("loss", "perplexity", "bits_per_byte", "accuracy", "subset_accuracy", "f1_macro", "f1",
+SHOWN = ("loss", "perplexity", "bits_per_byte", "accuracy", "subset_accuracy", "f1_macro",
          "pearson", "spearman", "temperature")  # while it trains, where the task has it
 
 @dataclass
@@ -109,8 +109,8 @@ class Suite:
 
     def gap(self, model: Model, train: Sequence[Encoded], dev: Split) -> str:
         """How much better the model is on rows that it was trained on, as many as the others; empty
-        without dev rows, or where training rows are not judged: tags, hidden tokens."""
-        if not dev.documents or self.task in ("tag", "mlm"):
+        without dev rows, or of hidden tokens, where training rows are not judged."""
+        if not dev.documents or self.task == "mlm":
             return ""
         rows = Split(documents=train[: len(dev.documents)])
         one, two = self._judged(model, dev), self._judged(model, rows)
