@@ -13,8 +13,7 @@ from ftcore import config as configs
 from ftcore.config import OverLength
 from ftcore.data import columns
 from ftcore.data.chat import Answers, find_answers, supervise
-from ftcore.data.columns import Chat, DataConfig, Example, Labels, RowError, Text
-from ftcore.data.formats import Rejected
+from ftcore.data.columns import Chat, DataConfig, Example, Labels, Rejected, RowError, Text
 from ftcore.data.pack import Encoded, shifted
 from ftcore.data.tokenizer import Encoding, Tokenizer, no_room
 from ftcore.errors import ConfigError, DataError, ModelError

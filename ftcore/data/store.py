@@ -18,9 +18,8 @@ import numpy as np
 
 from ftcore import builtin, files
 from ftcore.data import pack
-from ftcore.data.columns import Chat, DataConfig, place, reasons
+from ftcore.data.columns import Chat, DataConfig, Rejected, place, reasons
 from ftcore.data.encode import Masking, Names, Split
-from ftcore.data.formats import Rejected
 from ftcore.data.read import BUILTIN_CHAT, stored
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import DataError

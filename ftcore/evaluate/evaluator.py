@@ -23,7 +23,7 @@ from ftcore.data.encode import Split
 from ftcore.data.pack import Batch, Encoded, apart, collate, pack
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import ModelError
-from ftcore.evaluate import metrics, probabilities, text
+from ftcore.evaluate import metrics, text
 from ftcore.evaluate.significance import Figures
 from ftcore.model.generate import generate
 from ftcore.model.heads import Model
@@ -112,8 +112,8 @@ def evaluate_classes(model: Model, split: Split, labels: Sequence[str], **limits
                         target_B, predicted_B)
     columns = {"label": names[target_B].tolist(), "predicted": names[predicted_B].tolist(),
                "probabilities": p_BK.round(6).tolist()}
-    more = probabilities.probability_metrics(target_B, p_BK)
-    more["temperature"] = probabilities.temperature(target_B, log_p_BK)
+    more = metrics.probability_metrics(target_B, p_BK)
+    more["temperature"] = metrics.temperature(target_B, log_p_BK)
     counts_KK = counted(target_B, predicted_B)
     by_class = metrics.by_class(labels, metrics.class_totals(counts_KK))
     right_B = target_B == predicted_B
@@ -229,7 +229,7 @@ def evaluate_pairs(model: Model, split: Split, labels: Sequence[str], *,
     p_B = 1 / (1 + np.exp(-np.clip(beta * gap_B, -500, 500)))
     always_B, p_B2 = np.ones(len(p_B), dtype=int), np.column_stack([1 - p_B, p_B])
     more |= {"margin": float(gap_B.mean()),
-             "ece": probabilities.probability_metrics(always_B, p_B2)["ece"]}
+             "ece": metrics.probability_metrics(always_B, p_B2)["ece"]}
     columns = {"gap": gap_B.tolist(), "chosen_tokens": chosen_B.tolist(),
                "rejected_tokens": rejected_B.tolist()}
     return Judged(ids_of(split), figures, columns, right_B=gap_B > 0, more=more)
@@ -239,8 +239,7 @@ JUDGES: Mapping[str, Callable[..., Judged]] = {
     "single_label_classification": evaluate_classes, "regression": evaluate_scores,
     "multi_label_classification": evaluate_label_sets, "mlm": evaluate_masked,
     "reward": evaluate_pairs, "dpo": evaluate_pairs,
-    **dict.fromkeys(("pretrain", "sft", "ppo", "grpo"), evaluate_language),
-}  # fmt: skip
+    **dict.fromkeys(("pretrain", "sft", "ppo", "grpo"), evaluate_language)}
 
 def stops(tokenizer: Tokenizer) -> frozenset[int]:
     return frozenset({tokenizer.eos_id, tokenizer.end_of_text_id} - {None})

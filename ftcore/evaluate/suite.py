@@ -14,7 +14,7 @@ from ftcore.data.encode import Split
 from ftcore.data.pack import Encoded, is_pair
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import DataError
-from ftcore.evaluate import probabilities, report, significance
+from ftcore.evaluate import metrics, report, significance
 from ftcore.evaluate.evaluator import JUDGES, Judged, evaluate_answers, evaluate_pairs, root_of
 from ftcore.evaluate.report import table
 from ftcore.model.heads import Model
@@ -148,7 +148,7 @@ class Suite:
             if len(self.labels) == 2:
                 is_one_B = np.array(columns["label"], dtype=object) == self.labels[1]
                 score_B = np.array(columns["probabilities"])[:, 1]
-                found = probabilities.threshold_table(is_one_B, score_B)
+                found = metrics.threshold_table(is_one_B, score_B)
                 shown = table(found[0], [each.values() for each in found])
                 yield f"thresholds of {self.labels[1]}\n{shown}"
 
