@@ -11,9 +11,8 @@ import numpy as np
 
 from ftcore.config import ChatDataConfig, OverLength, PairsDataConfig
 from ftcore.data import columns
-from ftcore.data.columns import Chat
+from ftcore.data.columns import Chat, Rejected
 from ftcore.data.encode import Split, admit, encode
-from ftcore.data.formats import Rejected
 from ftcore.data.pack import Encoded, Side, pair
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import ConfigError

@@ -131,7 +131,7 @@ def try_golden(model: Model, tokenizer: Tokenizer, about: dict[str, Any]) -> Non
 def _golden(model: Model, tokenizer: Tokenizer, task: str,
             texts: Iterable[str]) -> list[dict[str, Any]]:
     """Of each text its ids and what the model says: logits of its classes, or how likely the
-    likeliest token or tag of each place is, in nats."""
+    likeliest token of each place is, in nats."""
     is_chat = model.task == "lm" and task != "pretrain" and tokenizer.chat_template
     documents, is_whole = [], model.task == "classify"
     for text in texts:

@@ -31,18 +31,16 @@ def certify(model: Model, split: Split, suite: Suite) -> dict[str, Any]:
                         for document in documents])
     most = min(MOST_SCORED, MOST_LOGITS // model.spec.vocab_size)
     few = documents[: max(1, np.count_nonzero(scored <= most))]
-    cut = {document.row_id for document in split.documents[len(few) :]}
-    rows = Split(documents=few, sentences=[s for s in split.sentences if s.row_id not in cut])
-    proof: dict[str, Any] = {"rows": len(rows.documents)}
-    if not documents:
+    proof: dict[str, Any] = {"rows": len(few)}
+    if not few:
         return proof
     limits = {"max_tokens": suite.config.loop.micro_batch_tokens, "device": model.device}
     values, logits = [], []
     for change in (LoRALinear.unmerge, LoRALinear.merge):
         for layer in layers:
             change(layer)
-        logits.append(all_logits(model, rows.documents, **limits))
-        values.append(suite.dev(model, rows))
+        logits.append(all_logits(model, few, **limits))
+        values.append(suite.dev(model, Split(documents=few)))
     for layer in layers:
         layer.unmerge()
     proof |= {key.removeprefix("eval/"): [each[key] for each in values] for key in values[0]}

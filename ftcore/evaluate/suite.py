@@ -14,12 +14,12 @@ from ftcore.data.encode import Split
 from ftcore.data.pack import Encoded, is_pair
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import DataError
-from ftcore.evaluate import probabilities, report, significance
+from ftcore.evaluate import metrics, report, significance
 from ftcore.evaluate.evaluator import JUDGES, Judged, evaluate_answers, evaluate_pairs, root_of
 from ftcore.evaluate.report import table
 from ftcore.model.heads import Model
 
-SHOWN = ("loss", "perplexity", "bits_per_byte", "accuracy", "subset_accuracy", "f1_macro", "f1",
+SHOWN = ("loss", "perplexity", "bits_per_byte", "accuracy", "subset_accuracy", "f1_macro",
          "pearson", "spearman", "temperature")  # while it trains, where the task has it
 
 @dataclass
@@ -109,8 +109,8 @@ class Suite:
 
     def gap(self, model: Model, train: Sequence[Encoded], dev: Split) -> str:
         """How much better the model is on rows that it was trained on, as many as the others; empty
-        without dev rows, or where training rows are not judged: tags, hidden tokens."""
-        if not dev.documents or self.task in ("tag", "mlm"):
+        without dev rows, or of hidden tokens, where training rows are not judged."""
+        if not dev.documents or self.task == "mlm":
             return ""
         rows = Split(documents=train[: len(dev.documents)])
         one, two = self._judged(model, dev), self._judged(model, rows)
@@ -148,7 +148,7 @@ class Suite:
             if len(self.labels) == 2:
                 is_one_B = np.array(columns["label"], dtype=object) == self.labels[1]
                 score_B = np.array(columns["probabilities"])[:, 1]
-                found = probabilities.threshold_table(is_one_B, score_B)
+                found = metrics.threshold_table(is_one_B, score_B)
                 shown = table(found[0], [each.values() for each in found])
                 yield f"thresholds of {self.labels[1]}\n{shown}"
 

@@ -10,9 +10,8 @@ import torch
 
 from ftcore.config import PairsDataConfig
 from ftcore.data.__main__ import text as shown
-from ftcore.data.columns import Chat, examples
+from ftcore.data.columns import Chat, Row, examples
 from ftcore.data.compare import clusters, conflicts, nearly_repeated, repeated
-from ftcore.data.formats import Row
 from ftcore.data.pack import Encoded, apart, collate, is_pair
 from ftcore.data.pairs import encode_pairs
 from ftcore.data.prepare import prepare, prepared
