@@ -18,7 +18,6 @@ from ftcore.data.columns import Chat, DataConfig, Text, label_map, left_out
 from ftcore.data.compare import clusters, compare, leaks, settle
 from ftcore.data.encode import Masking, Names, encode
 from ftcore.data.pack import lengths
-from ftcore.data.pairs import encode_pairs
 from ftcore.data.read import Notes, Rows, collect
 from ftcore.data.store import Prepared, statistics
 from ftcore.data.tokenizer import Tokenizer
@@ -81,10 +80,7 @@ def prepare(config: DataConfig, tokenizer: Tokenizer, *, seed: int,
             data.labels = labels or label_map(train.examples)
         balance(config, train, seed, notes)
     for name, part in parts.items():
-        if isinstance(config, configs.PairsDataConfig):
-            split = encode_pairs(config, part.examples, tokenizer)
-        else:
-            split = encode(config, part.examples, tokenizer, data.labels)
+        split = encode(config, part.examples, tokenizer, data.labels)
         split.rejected[:0], split.num_rows = part.rejected, part.num_rows
         if name == "train" and not isinstance(config, configs.PromptsDataConfig):  # not judged
             split.chats = []

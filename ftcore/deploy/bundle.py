@@ -6,7 +6,7 @@
     generation_config.json          of a language model: greedy, and the ids that end an answer
     bundle.json                     what HF has no word for: task, precision, calibration; and the
                                     golden test: some texts, their ids, and what the model says
-    certificate.json                of an adapter: what merging changes (evaluate/certificate.py)
+    certificate.json                of an adapter: what merging changes (evaluate/suite.py)
     README.md, manifest.json        the model card; SHA-256 of each of these, written last
 
 What was written is opened, and must say what the run says, before it takes its place."""
