@@ -130,7 +130,7 @@ def test_merging_rounds_once(trained: Trained, qwen3: Path) -> None:
     assert {path.name for path in GIVEN.iterdir()} == {
         *("config.json", "model.safetensors", "generation_config.json", "manifest.json"),
         *("tokenizer.json", "tokenizer_config.json", "README.md", "bundle.json"),
-        "certificate.json",
+        *("certificate.json", "reference.jsonl"),
     }
 
 def test_it_knows_the_temperature_of_the_weights_that_it_holds(trained: Trained) -> None:
