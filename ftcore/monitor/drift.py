@@ -104,7 +104,7 @@ def mmd(reference_NF: Array, window_MF: Array, permutations: int = 100) -> tuple
     x_BF = np.concatenate([side[np.linspace(0, len(side) - 1, n).astype(int)]
                            for side in (reference_NF, window_MF)])  # fmt: skip
     square_BB = (x_BF**2).sum(1) + (x_BF**2).sum(1)[:, None] - 2 * x_BF @ x_BF.T
-    width = np.median(square_BB[np.triu_indices(2 * n, 1)])
+    width = np.median(square_BB[np.tri(2 * n, k=-1, dtype=bool)])
     kernel_BB = np.exp(-square_BB / (2 * width if width > 0 else 1)) * (1 - np.eye(2 * n))
     random, sign_B = np.random.default_rng(0), np.repeat([1, -1], n)
     sign_RB = np.stack([sign_B, *(random.permutation(sign_B) for _ in range(permutations))])
