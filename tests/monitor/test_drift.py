@@ -206,7 +206,7 @@ def test_a_bound_is_what_a_comparison_without_a_shift_exceeds_once_in_a_hundred(
 
 def test_a_state_is_that_of_the_newest_two_windows(watch: Watch) -> None:
     random = np.random.default_rng(2)
-    same, moved = records(200, random), records(200, random, longer=0.7)
+    same, moved = (records(200, random, longer=by, feedback=1) for by in (0, 0.7))
     for windows, state in (([same, same], 0), ([moved, same], 0), ([same, moved], 1),
                            ([moved], 1), ([same, moved, moved], 2)):  # fmt: skip
         found = watch.look([record for window in windows for record in window])
@@ -228,6 +228,7 @@ def test_flipped_labels_are_seen_by_feedback_alone(watch: Watch) -> None:
     found = watch.look(records(400, np.random.default_rng(4), flipped=0.3, feedback=1))
     alarms = {signal for signal, state in states(found).items() if state}
     assert alarms == {"accuracy", "calibration"}
+    assert watch.reference["records"].shape == (1000, 4 + 5)  # numbers; classes, and others
     told = {f.statistic: f.value for f in found}
     assert abs(told["drop"]) < 0.03 and told["accuracy"] > 0.15
 
@@ -259,6 +260,7 @@ def test_the_records_that_moved_most_are_shown(watch: Watch) -> None:
     assert sum(record in odd for record in found) >= 9
     assert len(watch.moved(given, 999)) == 200 and watch.moved([], 3) == []
 
+@pytest.mark.filterwarnings("error")
 def test_fields_that_are_absent_constant_or_no_numbers(watch: Watch) -> None:
     reference = [{"prompt_tokens": 5, "label": "a", "confidence": 1.0, "entropy": None,
                   "unknown": math.nan, "right": True, "input": "text"}] * 300  # fmt: skip
@@ -267,9 +269,10 @@ def test_fields_that_are_absent_constant_or_no_numbers(watch: Watch) -> None:
     assert set(states(steady.look(reference)).values()) == {0}
     found = steady.look([record | {"prompt_tokens": 6} for record in reference])
     assert {f.signal for f in found if f.state} == {"prompt_tokens", "records"}
-    holes = [record | {"unknown": math.inf, "entropy": None} if row % 2 else record
+    holes = [record | {"unknown": math.inf, "entropy": None, "label": 3} if row % 2 else record
              for row, record in enumerate(records(500, np.random.default_rng(11)))]  # fmt: skip
-    found = watch.look([{"prompt_tokens": 7}, *holes, {}])
+    found = watch.look([{"prompt_tokens": 7}, *holes, {}, {"prompt_tokens": 1e300}])
     assert {f.signal: f.size for f in found if f.signal in FAMILY} == dict.fromkeys(FAMILY, 200)
-    assert states(found)["unknown"] == 0 and all(f.value == f.value for f in found if f.state)
+    assert states(found)["unknown"] == states(found)["label"] == 0
+    assert all(math.isfinite(f.value) for f in found if f.state is not None)
     assert Watch([]).look(holes) == []
