@@ -157,7 +157,8 @@ def test_mmd_by_definition_without_a_shift_and_with_one(random: np.random.Genera
     shift = np.where(np.arange(64) < 8, 0.25, 0)
     p = [[drift.mmd(random.normal(size=(200, 64)), random.normal(size=(200, 64)) + by)[1]
           for _ in range(20)] for by in (0, shift)]  # fmt: skip
-    assert sum(each < 0.05 for each in p[0]) <= 3 and max(p[1]) < 0.05
+    alarms = [sum(each < 0.05 for each in told) for told in p]
+    assert alarms[0] <= 3 and alarms[1] >= 18
     assert drift.mmd(np.zeros((50, 2)), np.zeros((50, 2))) == (0, 1)
 
 def test_ece_rises_where_confidence_is_not_earned(random: np.random.Generator) -> None:
