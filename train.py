@@ -108,9 +108,8 @@ def tune(command: Command, run: "RunFolder", data: "Prepared", loaded: "LoadedMo
     returns the exit code."""
     from ftcore.align.preference import refer
     from ftcore.align.tasks import kind_of
-    from ftcore.evaluate.certificate import certify
     from ftcore.evaluate.report import json_line, note_opening, write_page, write_predictions
-    from ftcore.evaluate.suite import Suite
+    from ftcore.evaluate.suite import Suite, certify
     from ftcore.tune.adapter import save_artifact
     from ftcore.tune.freeze import assert_unmoved, frozen_hashes
 

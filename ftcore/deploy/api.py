@@ -20,7 +20,7 @@ from prometheus_client import generate_latest
 
 from ftcore.data.chat import encode_prompt
 from ftcore.data.columns import Chat
-from ftcore.data.pairs import sides
+from ftcore.data.encode import sides
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.deploy.answers import Answers
 from ftcore.deploy.engine import Engine, Finish, Job, QueueFull, Said, Scores

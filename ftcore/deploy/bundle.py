@@ -6,7 +6,7 @@
     generation_config.json          of a language model: greedy, and the ids that end an answer
     bundle.json                     what HF has no word for: task, precision, calibration; and the
                                     golden test: some texts, their ids, and what the model says
-    certificate.json                of an adapter: what merging changes (evaluate/certificate.py)
+    certificate.json                of an adapter: what merging changes (evaluate/suite.py)
     README.md, manifest.json        the model card; SHA-256 of each of these, written last
 
 What was written is opened, and must say what the run says, before it takes its place."""
@@ -131,7 +131,7 @@ def try_golden(model: Model, tokenizer: Tokenizer, about: dict[str, Any]) -> Non
 def _golden(model: Model, tokenizer: Tokenizer, task: str,
             texts: Iterable[str]) -> list[dict[str, Any]]:
     """Of each text its ids and what the model says: logits of its classes, or how likely the
-    likeliest token or tag of each place is, in nats."""
+    likeliest token of each place is, in nats."""
     is_chat = model.task == "lm" and task != "pretrain" and tokenizer.chat_template
     documents, is_whole = [], model.task == "classify"
     for text in texts:
