@@ -35,7 +35,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from ftcore.evaluate.probabilities import ranking, reliability
+from ftcore.evaluate.metrics import ranking, reliability
 
 Array, Record = np.ndarray, dict[str, Any]
 SIGNALS = tomllib.loads(Path(__file__).with_name("signals.toml").read_text("utf-8"))
