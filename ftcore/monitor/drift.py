@@ -35,7 +35,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from ftcore.evaluate.metrics import ranking, reliability
+from ftcore.evaluate.metrics import probability_metrics, ranking
 
 Array, Record = np.ndarray, dict[str, Any]
 SIGNALS = tomllib.loads(Path(__file__).with_name("signals.toml").read_text("utf-8"))
@@ -117,10 +117,9 @@ def drop(reference_N: Array, window_M: Array) -> float:
 
 def ece(reference_N2: Array, window_M2: Array) -> float:
     """Of confidences, each with whether it was right: the only class is 0, so 1 is wrong."""
-    def error(x_B2: Array) -> float:
-        bins = reliability(1 - x_B2[:, 1], x_B2[:, :1])
-        return sum(b["rows"] * abs(b["confidence"] - b["accuracy"]) for b in bins) / len(x_B2)
-    return error(window_M2) - error(reference_N2)
+    one, two = (probability_metrics(1 - x[:, 1], x[:, :1])["ece"]
+                for x in (reference_N2, window_M2))  # fmt: skip
+    return two - one
 
 def wilson(hits: int, n: int, level: float = 0.95) -> tuple[float, float]:
     z2 = NormalDist().inv_cdf((1 + level) / 2) ** 2
