@@ -73,7 +73,7 @@ def bundle(run: Path, folder: Path, *, keep_adapter: bool = False) -> None:
         if keep_adapter:
             shutil.copytree(run / ADAPTER, temp / ADAPTER)
             for layer in layers:
-                layer.active = None  # so that its base is what is saved
+                layer.is_on = False  # so that its base is what is saved
         lora.fold(model)
         save_model(trained, temp, labels=read_labels(run), problem=config.problem)
         tokenizer.save(temp)
@@ -122,10 +122,11 @@ def try_golden(model: Model, tokenizer: Tokenizer, about: dict[str, Any]) -> Non
             raise ModelError(f"{what}: its weights, or its adapter, are not those of the run")
     if layers := lora.lora_layers(model).values():
         for layer in layers:
-            layer.active = None
+            layer.is_on = False
         if _golden(model, *inputs) == golden:
             raise ModelError(f"{ABOUT}: the model says the same without its adapter")
-        lora.use(model, lora.DEFAULT)
+        for layer in layers:
+            layer.is_on = True
 
 @torch.inference_mode()
 def _golden(model: Model, tokenizer: Tokenizer, task: str,
