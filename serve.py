@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftcore.cli import CONFIG_FILE, options, parse
-from ftcore.deploy.options import ServeConfig
+from ftcore.config import ServeConfig
 from ftcore.errors import ConfigError, FtcoreError
 
 if TYPE_CHECKING:
