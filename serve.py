@@ -45,7 +45,7 @@ def check_access(config: ServeConfig) -> None:
 
 def opened(path: str, config: ServeConfig) -> tuple["LoadedModel", dict[str, Any]]:
     """The model, and what else is known of it, as fields of `Served`."""
-    from ftcore.align.tasks import TASKS
+    from ftcore.align.preference import TASKS
     from ftcore.deploy.bundle import ABOUT, open_bundle
     from ftcore.env import compute
     from ftcore.env.run import METRICS, read_metrics

@@ -103,7 +103,7 @@ class Verifier:
                 layer.merge()
             yield "updates beside the matrices, or merged", apart(last, self.outputs()), NEAR
         made, base = self.loaded._replace(model=self.model), self.config.model.path
-        save_artifact(made, self.tokenizer, self.work, self.config, self.kind, self.data.labels)
+        save_artifact(made, self.tokenizer, self.work, self.config, self.data.labels)
         again = load_artifact(self.work, base=base, kind=self.kind, dtype=torch.float32)
         self.model = again.model.to(self.loaded.model.device)
         self.model.use_kernels(self.config.env.kernels)

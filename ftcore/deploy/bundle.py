@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from ftcore import files
-from ftcore.align.tasks import TASKS
+from ftcore.align.preference import TASKS
 from ftcore.cli import CONFIG_FILE, read_toml, resolved
 from ftcore.data.chat import encode_prompt
 from ftcore.data.pack import Encoded

@@ -43,6 +43,8 @@ from ftcore.tune.task import TaskKind
 MODEL, ADAPTER, LABELS = "model", "adapter", "labels.json"
 CONFIG, WEIGHTS, ORIGIN = "adapter_config.json", "adapter_model.safetensors", "ftcore_adapter.json"
 PREFIX, A, B = "base_model.model.", "lora_A.weight", "lora_B.weight"
+TASK_TYPES = {"lm": "CAUSAL_LM", "mlm": "FEATURE_EXTRACTION", "classify": "SEQ_CLS",
+              "tag": "TOKEN_CLS"}  # peft's words for the heads
 Parts = dict[str, tuple[str, ...]]  # HF module -> ours that are in it
 
 # peft: where others give the same tensors another meaning, or the model other tensors.
@@ -81,11 +83,10 @@ def _by_hf(family: Family, names: Iterable[str]) -> Parts:
 def _names(found: Parts) -> tuple[str, ...]:
     return tuple(part for parts in found.values() for part in parts)
 
-def save_adapter(model: Model, folder: Path, *, family: Family, base_path: str,
-                 task_type: str) -> None:
+def save_adapter(model: Model, folder: Path, *, family: Family, base_path: str) -> None:
     """Write an adapter's factors and every fully trained module. `base_path` is the folder or hub
-    id of the base model, for the reader to find it; `task_type` peft's word for the head. Raises
-    ModelError: as `named_parts`; CheckpointError: the folder cannot be written."""
+    id of the base model, for the reader to find it. Raises ModelError: as `named_parts`;
+    CheckpointError: the folder cannot be written."""
     layers, extra = named_parts(model, family)
     tensors = {}
     for module, parts in layers.items():
@@ -97,14 +98,13 @@ def save_adapter(model: Model, folder: Path, *, family: Family, base_path: str,
     for key, names in _trained_fully(model, extra).items():
         tensors[PREFIX + key] = family.join(key, [*map(model.get_parameter, names)])
     # HF: safetensors refuses tensors that share memory, so tied ones are written twice.
-    whole = {"memory_format": torch.contiguous_format}
-    tensors = {key: tensor.detach().cpu().clone(**whole) for key, tensor in tensors.items()}
+    tensors = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
     peft_config = {
-        "peft_type": "LORA", "task_type": task_type, "base_model_name_or_path": base_path,
+        "peft_type": "LORA", "task_type": TASK_TYPES[model.task],
+        "base_model_name_or_path": base_path, "bias": "none", "inference_mode": True,
         "r": config.rank, "use_rslora": config.rs_lora, "lora_dropout": config.dropout,
         "lora_alpha": int(config.alpha) if config.alpha == int(config.alpha) else config.alpha,
         "target_modules": list(layers), "modules_to_save": list(extra) or None,
-        "bias": "none", "inference_mode": True,
         **({"fan_in_fan_out": True} if family.transposed else {})}  # as HF's matrices
     origin = {"base_sha256": base_sha256(model, without=_names(extra)), "scale": config.scale}
     if fused := {module: len(parts) for module, parts in layers.items() if len(parts) > 1}:
@@ -232,14 +232,14 @@ def _refuse_untied(folder: Path, model: nn.Module, incoming: Mapping[str, Tensor
                 what = f"{folder / WEIGHTS}: trains {name} apart from {other}, tied in this model"
                 raise ModelError(f"{what}: untie its base (tie_word_embeddings = false), save anew")
 
-def save_artifact(loaded: LoadedModel, tokenizer: Tokenizer, run: Path, config: Run, kind: TaskKind,
+def save_artifact(loaded: LoadedModel, tokenizer: Tokenizer, run: Path, config: Run,
                   labels: tuple[str, ...] | None) -> Path:
     """Write the trained model of a run, a classifier with its `labels`; returns its folder."""
     if labels:
         files.write_file(run / LABELS, json.dumps(labels, ensure_ascii=False) + "\n")
     if lora.lora_layers(loaded.model):
         base = {"family": loaded.family, "base_path": config.model.path}
-        save_adapter(loaded.model, run / ADAPTER, **base, task_type=kind.peft_type)
+        save_adapter(loaded.model, run / ADAPTER, **base)
         return run / ADAPTER
 
     def write(folder: Path) -> None:
@@ -271,7 +271,6 @@ def load_artifact(run: Path, *, base: str, kind: TaskKind, dtype: torch.dtype) -
         base, task=kind.model_task, dtype=dtype, num_labels=len(read_labels(run) or ()) or None,
         generator=torch.Generator())  # draws the head that the adapter then replaces
     load_adapter(loaded.model, run / ADAPTER, family=loaded.family)
-    loaded.model.eval()
     return loaded
 
 def read_labels(run: Path) -> tuple[str, ...] | None:

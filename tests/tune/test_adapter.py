@@ -88,9 +88,9 @@ def wrap(model: Model, **changes: object) -> Model:
     tune(model)
     return model
 
-def save(model: Model, folder: Path, *, task_type: str = "CAUSAL_LM") -> Path:
+def save(model: Model, folder: Path) -> Path:
     family = family_named("qwen3" if model.spec.is_causal else "bert")
-    save_adapter(model, folder, family=family, base_path="some/base", task_type=task_type)
+    save_adapter(model, folder, family=family, base_path="some/base")
     return folder
 
 def save_theirs(hf: transformers.PreTrainedModel, folder: Path, **changes: object) -> Tensor:
@@ -139,8 +139,7 @@ def assert_comes_back(
 def test_ours_in_peft_and_back(tmp_path: Path, kind: str, changes: dict) -> None:
     hf = make_hf(kind)
     model, again = wrap(ours(hf), **changes), ours(hf)
-    task_type = "CAUSAL_LM" if hasattr(hf, "lm_head") else "SEQ_CLS"
-    folder = save(model, tmp_path / "adapter", task_type=task_type)
+    folder = save(model, tmp_path / "adapter")
     assert_comes_back(hf, model, again, folder, family_of(hf))
 
 @pytest.mark.parametrize(
