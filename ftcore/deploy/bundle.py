@@ -22,7 +22,7 @@ import torch
 
 from ftcore import files
 from ftcore.align.preference import TASKS
-from ftcore.cli import CONFIG_FILE, read_toml, resolved
+from ftcore.cli import parse
 from ftcore.data.chat import encode_prompt
 from ftcore.data.pack import Encoded
 from ftcore.data.store import rendered
@@ -45,8 +45,7 @@ def bundle(run: Path, folder: Path, *, keep_adapter: bool = False) -> None:
     """Make a folder of a finished run. Raises ConfigError: the folder is not empty, or the run has
     no adapter to keep; ModelError: the run has not finished, or what was written does not say the
     same; CheckpointError: it cannot be written."""
-    told, (task, flags) = read_run(run), read_toml(run / CONFIG_FILE)
-    config = resolved(task, [(CONFIG_FILE, flags)]).config
+    told, (task, config, *_) = read_run(run), parse(["--resume", str(run)])
     dtype, products = PRECISIONS[config.env.precision]
     trained = load_artifact(run, base=config.model.path, kind=TASKS[task], dtype=dtype)
     model, tokenizer = trained.model, Tokenizer.load(trained.folder)
@@ -57,11 +56,9 @@ def bundle(run: Path, folder: Path, *, keep_adapter: bool = False) -> None:
         raise ConfigError(f"{run}: was trained without an adapter: leave out --keep-adapter")
     if folder.is_dir() and any(folder.iterdir()):
         raise ConfigError(f"{folder} is not empty: name another folder, or delete it")
-    judged = [line for line in told["metrics"] if line.get("eval/temperature")]
-    best = min(judged, key=lambda line: line["eval/loss"], default={})  # whose weights were kept
     texts = {ABOUT: json.dumps({
         "task": task, "problem": config.problem, "precision": config.env.precision,
-        "temperature": best.get("eval/temperature"),
+        "temperature": temperature_of(told["metrics"]),
         "golden": _golden(model, tokenizer, task, TEXTS)})}
     texts["README.md"] = rendered(
         "card.md", Path(__file__).parent, **told, name=folder.name, head=model.task)
@@ -84,6 +81,11 @@ def bundle(run: Path, folder: Path, *, keep_adapter: bool = False) -> None:
         _opened(temp)
 
     files.write_folder(folder.absolute(), write)
+
+def temperature_of(metrics: Iterable[dict[str, Any]]) -> float | None:
+    """Of the dev rows at the best step, whose weights were kept; test rows choose nothing."""
+    judged = [line for line in metrics if line.get("eval/temperature")]
+    return min(judged, key=lambda line: line["eval/loss"], default={}).get("eval/temperature")
 
 def open_bundle(folder: Path) -> Opened:
     """Read a bundle, its adapter in place where it has one, and run its golden test. Raises
@@ -129,8 +131,7 @@ def try_golden(model: Model, tokenizer: Tokenizer, about: dict[str, Any]) -> Non
             layer.is_on = True
 
 @torch.inference_mode()
-def _golden(model: Model, tokenizer: Tokenizer, task: str,
-            texts: Iterable[str]) -> list[dict[str, Any]]:
+def _golden(model: Model, tokenizer: Tokenizer, task: str, texts: Iterable[str]) -> list[dict]:
     """Of each text its ids and what the model says: logits of its classes, or how likely the
     likeliest token or tag of each place is, in nats."""
     is_chat = model.task == "lm" and task != "pretrain" and tokenizer.chat_template

@@ -71,8 +71,7 @@ class Plan:
 
     def count(self, model: Model, loss: Loss,
               draw: Callable[[Encoded, int], Encoded] | None = None) -> None:
-        """Add what such micro-batches take, one in each process, and the largest ones that the
-        device has memory for."""
+        """Add what such micro-batches take, one in each process, and the largest that would fit."""
         documents = [draw(d, 0) for d in self.heaviest] if draw else self.heaviest
         model.use_kernels("eager")  # Triton's want values; so a GPU needs less than is said
         fixed, room = sum(self.memory_bytes.values()), free_bytes(model.device)
