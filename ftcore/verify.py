@@ -121,8 +121,7 @@ def apart(one: Tensor, other: Tensor) -> float:
 def verify(*what: Any) -> str:
     """The claims as a table; `what` goes to Verifier. Raises ModelError: one does not hold."""
     with tempfile.TemporaryDirectory() as work:
-        verifier = Verifier(*what, Path(work))
-        claims = list(verifier.claims())
+        claims = list(Verifier(*what, Path(work)).claims())
     rows = [(*claim, "holds" if claim[1] <= claim[2] else "DOES NOT HOLD") for claim in claims]
     told = table(("what must not change a result", "apart", "at most", ""), rows)
     if broken := [name for name, distance, most in claims if not distance <= most]:

@@ -137,8 +137,7 @@ def _golden(model: Model, tokenizer: Tokenizer, task: str, texts: Iterable[str])
     is_chat = model.task == "lm" and task != "pretrain" and tokenizer.chat_template
     documents, is_whole = [], model.task == "classify"
     for text in texts:
-        turns = [{"role": "user", "content": text}]
-        ids_T = (encode_prompt(turns, tokenizer) if is_chat
+        ids_T = (encode_prompt([{"role": "user", "content": text}], tokenizer) if is_chat
                  else next(tokenizer.encode_pairs([(text,)]))[0])
         labels = (0, 1.0) if is_whole else (ids_T, np.ones(len(ids_T), np.float32))
         documents.append(Encoded(text, ids_T, *labels))

@@ -61,8 +61,7 @@ class Plan:
         self.heaviest = [documents[int(mine[i])] for i in pack(lengths_B[mine], budget)[0]]
         trained = [p for p in model.parameters() if p.requires_grad]
         count = sum(p.numel() for p in trained)
-        accumulates = lengths_B[longest].sum() > budget
-        widths = {4} if accumulates else {p.element_size() for p in trained}
+        widths = {4} if lengths_B[longest].sum() > budget else {p.element_size() for p in trained}
         self.memory_bytes = {
             "weights": sum(t.nbytes for t in (*model.parameters(), *model.buffers())),
             "masters": 4 * sum(p.numel() for p in trained if p.element_size() < 4),

@@ -198,8 +198,7 @@ def load_weights(model: Model, folder: Path, family: Family, *,
         raise ModelError("\n".join([head, *lines]))
     copies = [name for name in ignored if HEAD in ours_of[name] and model.spec.tie_word_embeddings]
     for name in copies:
-        pair = dict(mapped([name, hf_name_of[EMBEDDING]], stored))
-        if not torch.equal(*pair.values()):
+        if not torch.equal(*dict(mapped([name, hf_name_of[EMBEDDING]], stored)).values()):
             what = f"{folder}: {name} differs from the embeddings, which config.json ties it to"
             raise ModelError(f"{what}: set tie_word_embeddings to false, or remove {name}")
     with torch.no_grad():

@@ -93,8 +93,7 @@ def save_adapter(model: Model, folder: Path, *, family: Family, base_path: str) 
         own = [model.get_submodule(part) for part in parts]
         config, b_OR = own[0].config, torch.block_diag(*(layer.lora_b for layer in own))
         tensors[f"{PREFIX}{module}.{A}"] = torch.cat([layer.lora_a for layer in own])
-        parts_B = b_OR.split(len(own[0].lora_b))
-        tensors[f"{PREFIX}{module}.{B}"] = family.join(module, parts_B)
+        tensors[f"{PREFIX}{module}.{B}"] = family.join(module, b_OR.split(len(own[0].lora_b)))
     for key, names in _trained_fully(model, extra).items():
         tensors[PREFIX + key] = family.join(key, [*map(model.get_parameter, names)])
     # HF: safetensors refuses tensors that share memory, so tied ones are written twice.
@@ -238,8 +237,7 @@ def save_artifact(loaded: LoadedModel, tokenizer: Tokenizer, run: Path, config: 
     if labels:
         files.write_file(run / LABELS, json.dumps(labels, ensure_ascii=False) + "\n")
     if lora.lora_layers(loaded.model):
-        base = {"family": loaded.family, "base_path": config.model.path}
-        save_adapter(loaded.model, run / ADAPTER, **base)
+        save_adapter(loaded.model, run / ADAPTER, family=loaded.family, base_path=config.model.path)
         return run / ADAPTER
 
     def write(folder: Path) -> None:

@@ -26,8 +26,7 @@ Passes = Callable[[Batch, Tensor], Tensor]  # (batch, factor of the loss) to the
 
 def filled(documents: Sequence[Encoded]) -> Batch:
     """A batch of a token task, with a last document and last rows that count nothing."""
-    count = sum(map(len, documents))
-    zeros_T = np.zeros(GRAIN - count % GRAIN, np.int32)
+    zeros_T = np.zeros(GRAIN - sum(map(len, documents)) % GRAIN, np.int32)
     batch = collate([*documents, Encoded("", zeros_T, zeros_T, zeros_T.astype(np.float32))])
     more = -len(batch.scored_M) % GRAIN
     return replace(batch, scored_M=F.pad(batch.scored_M, (0, more), value=len(batch.tokens_N) - 1))

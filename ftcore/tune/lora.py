@@ -113,9 +113,8 @@ def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
 
 def plain_modules(model: nn.Module) -> dict[str, nn.Module]:
     """The modules by their names before wrapping: of a wrapped layer its base."""
-    layers = lora_layers(model)
-    outer = [(n, m) for n, m in model.named_modules() if not below(n.rpartition(".")[0], layers)]
-    return {name: layers[name].base if name in layers else module for name, module in outer}
+    plain = (pair for pair in model.named_modules() if not isinstance(pair[1], LoRALinear))
+    return {name.removesuffix(".base"): module for name, module in plain}
 
 def fold(model: nn.Module) -> None:
     """Merge for good what answers: plain layers, rounded once."""
