@@ -71,9 +71,8 @@ def resolved(task: str, layers: list[tuple[str, list[str]]], *, resume: Path | N
              only: str = "", script: str = "train.py") -> Command:
     flags = [flag for _, layer in layers for flag in layer]
     config = tyro.cli(RUNS[task], args=flags, prog=f"{script} {task}")
-    origins = {
-        word.split("=")[0].removeprefix("--").replace("-", "_").replace(".no_", "."): origin
-        for origin, layer in layers for word in layer if word.startswith("--")}
+    origins = {word.split("=")[0].removeprefix("--").replace("-", "_").replace(".no_", "."): origin
+               for origin, layer in layers for word in layer if word.startswith("--")}
     if bad := list(_out_of_range(vars(config), origins)):
         raise ConfigError("\n".join(bad))
     return Command(task, config, origins, resume, only)
