@@ -17,7 +17,6 @@ import tyro
 from ftcore.config import RUNS, Limit, Run, Section
 from ftcore.errors import ConfigError, nearest
 
-DEFAULT = ("sft", "--preset", "assistant")
 CONFIG_FILE = "config.toml"
 ONLY = ("--dry-run", "--verify")  # print the plan, or try the invariances, and stop
 
@@ -43,7 +42,7 @@ def parse(argv: Sequence[str], *, script: str = "train.py") -> Command:
         task, flags = read_toml(file)
         return resolved(task, [(str(file), flags)], resume=Path(resume), only=only)
     if not words or (words[0].startswith("--") and words[0] != "--help"):
-        words[:0] = DEFAULT  # no task: options change the default
+        words[:0] = "sft", "--preset", "assistant"  # no task: options change the default
     if words[0] in ("-h", "--help"):
         print(f"{script} {{{','.join(RUNS)}}} [options]\n\nEach task has its own --help.")
         raise SystemExit(0)
