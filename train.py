@@ -85,7 +85,7 @@ def run(command: Command) -> int:
     model.trunk.recompute = config.env.recompute
     plan = Plan(config, model, data.train.documents)
     if command.only == "--dry-run":
-        plan.count(model, kind.loss, data.draw)
+        plan.count(model, kind.loss)
     print(f"\n{plan}")
     if command.only == "--verify":
         print(f"\n{verify(config, kind, loaded, tokenizer, data)}")
@@ -122,7 +122,7 @@ def tune(command: Command, run: "RunFolder", data: "Prepared", loaded: "LoadedMo
         refer(model, data, config)
     suite = Suite(command.task, config, tokenizer, data.labels)
     loop = make(
-        model, kind.loss, data.train.documents, config, run, draw=data.draw,
+        model, kind.loss, data.train.documents, config, run,
         evaluate=(lambda: suite.dev(model, data.dev)) if data.dev.documents else None)
     base, base_file = None, path / "base.json"
     if any(split.chats for split in data.tests.values()):

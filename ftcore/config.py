@@ -64,9 +64,6 @@ class TextDataConfig(FilesConfig):
     max_length: Count = 512  # tokens of one document
     over_length: OverLength = "split"  # of longer texts; split: several documents, none lost
 
-class MaskedDataConfig(TextDataConfig):
-    """Plain text, of which every step hides some tokens."""
-
 class ExamplesConfig(FilesConfig):
     """Rows that are examples, and how long they may be."""
     max_length: Count | None = None  # tokens, special ones included; None: any length
@@ -285,10 +282,6 @@ class PretrainRun(Section):
         return self.optim.batch_size
     labels: ClassVar[tuple[str, ...] | None] = None  # names of outputs that the data does not name
 
-class MaskedRun(PretrainRun):
-    """Masked-language modelling: an encoder learns to fill in hidden tokens of plain text."""
-    data: MaskedDataConfig = MaskedDataConfig()
-
 class SftRun(PretrainRun):
     """Supervised fine-tuning on conversations."""
     data: ChatDataConfig = ChatDataConfig()
@@ -335,6 +328,6 @@ class DpoRun(SftRun):
     data: PairsDataConfig = PairsDataConfig()
     dpo: DpoConfig = DpoConfig()
 
-RUNS = {"pretrain": PretrainRun, "mlm": MaskedRun, "sft": SftRun, "classify": ClassifyRun,
-        "regress": RegressRun, "reward": RewardRun, "dpo": DpoRun, "ppo": PpoRun, "grpo": GrpoRun}
+RUNS = {"pretrain": PretrainRun, "sft": SftRun, "classify": ClassifyRun, "regress": RegressRun,
+        "reward": RewardRun, "dpo": DpoRun, "ppo": PpoRun, "grpo": GrpoRun}
 Run = PretrainRun  # and the tasks made from it

@@ -46,7 +46,7 @@ class Verifier:
         self.documents: list[Encoded] = []
         for document in data.train.documents[:16]:
             if len(self.documents) < 2 or sum(map(len, self.documents)) + len(document) <= TOKENS:
-                self.documents.append(data.draw(document, 0) if data.draw else document)
+                self.documents.append(document)
 
     def loop(self, name: str, *, steps: int = 1, tokens: int = ALL, resume: bool = False) -> Loop:
         """A run from the first weights; in one step it takes all rows, in several half of them."""

@@ -15,8 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ftcore.cli import CONFIG_FILE, parse, take_value, to_toml
-from ftcore.config import MaskedDataConfig
-from ftcore.data.columns import DataConfig, place
+from ftcore.data.columns import place
 from ftcore.data.encode import Names
 from ftcore.data.pack import Encoded, StepRows, apart, is_pair, pack, split
 from ftcore.data.prepare import prepared
@@ -69,8 +68,6 @@ def show(words: list[str]) -> None:
         raise ConfigError(f"--step {step}: steps are counted from 1 to {last}")
     rows = StepRows(len(documents), batch_size=size, seed=config.env.seed)(step - 1)
     documents = [documents[row] for row in rows]
-    if data.draw:
-        documents = [data.draw(document, step - 1) for document in documents]
     shares = min(config.env.threads, config.optim.batch_size)
     for number, share in enumerate(split(list(map(len, documents)), shares)):
         lengths = [len(documents[i]) for i in share]
@@ -81,27 +78,22 @@ def show(words: list[str]) -> None:
                 where = places.get(document.row_id.partition(":")[0], "(no longer there)")
                 span = f"positions 0 to {len(document) - 1}, weight {np.sum(document.weights):g}"
                 print(f"-- {document.row_id} {where}: {span}")
-                print(text(document, config.data, data.labels, tokenizer))
+                print(text(document, data.labels, tokenizer))
 
-def text(document: Encoded, config: DataConfig, labels: Names, tokenizer: Tokenizer) -> str:
+def text(document: Encoded, labels: Names, tokenizer: Tokenizer) -> str:
     """A document with what is supervised between MARKS, and what is to be predicted of it."""
     if is_pair(document):
         both = apart([document])
-        return "\n-- rather than\n".join(text(d, config, labels, tokenizer) for d in both)
+        return "\n-- rather than\n".join(text(d, labels, tokenizer) for d in both)
     decode = partial(tokenizer.decode, special=True)
     if not isinstance(document.weights, np.ndarray):
         target = document.labels
         target = labels[target] if isinstance(target, int) else target
         return f"{decode(document.tokens_T)} -> {target}"
-    counts_T, is_masked = document.weights > 0, isinstance(config, MaskedDataConfig)
-    if not is_masked:  # labels are the next tokens
-        counts_T = np.append(False, counts_T[:-1])
-    shown, triples = "", zip(counts_T, document.tokens_T, document.labels, strict=True)
-    for counts, run in groupby(triples, key=itemgetter(0)):
-        _, ids, targets = zip(*run, strict=True)
-        part = decode(ids)
-        if counts and is_masked:
-            part += " <- " + decode(targets)
+    counts_T = np.append(False, document.weights[:-1] > 0)  # labels are the next tokens
+    shown, pairs = "", zip(counts_T, document.tokens_T, strict=True)
+    for counts, run in groupby(pairs, key=itemgetter(0)):
+        part = decode([id_ for _, id_ in run])
         shown += part.join(MARKS) if counts else part
     return shown
 

@@ -17,12 +17,10 @@ from ftcore.data import columns
 from ftcore.data.chat import Answers, find_answers, supervise
 from ftcore.data.columns import Chat, DataConfig, Example, Labels, Rejected, RowError, Text
 from ftcore.data.pack import Encoded, Side, pair, shifted
-from ftcore.data.tokenizer import Encoding, Tokenizer, no_room
+from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import ConfigError, DataError, ModelError
 
 Names = tuple[str, ...] | None  # of classes, by index
-SHARE = 0.15  # of a piece's own tokens, that a step hides
-MASKED, RANDOM = 0.8, 0.1  # of these
 
 @dataclass
 class Split:
@@ -39,9 +37,7 @@ def encode(config: DataConfig, examples: Sequence[Example], tokenizer: Tokenizer
     """Examples of one split as documents; `labels` of what has classes. See `admit` for rows that
     are too long. DataError: none is left."""
     split = Split()
-    if isinstance(config, configs.MaskedDataConfig):
-        _pieces(split, examples, tokenizer, config)
-    elif isinstance(config, configs.TextDataConfig):
+    if isinstance(config, configs.TextDataConfig):
         _texts(split, examples, tokenizer, config)
     elif isinstance(config, configs.PairsDataConfig):
         _pairs(split, examples, tokenizer, config)
@@ -72,16 +68,14 @@ def cut(document: Encoded, max_length: int, over_length: OverLength, *,
     parts, of which the last position predicts the first token of the next."""
     if over_length == "split":
         starts = range(0, len(document), max_length)
-        return numbered([take(document, slice(s, s + max_length)) for s in starts])
+        parts = (take(document, slice(s, s + max_length)) for s in starts)
+        return [replace(p, row_id=f"{p.row_id}:{n}") for n, p in enumerate(parts)]
     if over_length == "cut_right":
         return [take(document, slice(max_length))]
     lead = int(document.tokens_T[0] == bos_id)
     last = take(document, np.r_[:lead, len(document) - max_length + lead : len(document)])
     last.weights[:lead] = 0  # what followed BOS is gone
     return [last]
-
-def numbered(documents: Sequence[Encoded]) -> list[Encoded]:
-    return [replace(d, row_id=f"{d.row_id}:{n}") for n, d in enumerate(documents)]
 
 def _chats(split: Split, chats: Sequence[Chat], tokenizer: Tokenizer,
            config: configs.ChatDataConfig) -> None:
@@ -195,32 +189,6 @@ def reads_texts(tokenizer: Tokenizer) -> bool:
     """Whether it is an encoder's, which reads a pair of texts."""
     return tokenizer.chat_template is None and "cls_token" in tokenizer.special
 
-def _pieces(split: Split, texts: Sequence[Text], tokenizer: Tokenizer, config: DataConfig) -> None:
-    """Texts as documents of at most `max_length` tokens, the special ones around each; labels are
-    the tokens, and those that may be hidden have weight 1."""
-    special = list(tokenizer.special_ids)
-    encodings = tokenizer.encode_batch([text.texts[0] for text in texts])
-    for text, encoding in zip(texts, encodings, strict=True):
-        weights_T = (~np.isin(encoding.ids_T, special)).astype(np.float32)
-        whole = Encoded(text.id, encoding.ids_T, encoding.ids_T, weights_T)
-        admit(split, text, whole, partial(pieces, encoding=encoding), config)
-
-def pieces(document: Encoded, max_length: int, over_length: OverLength, *,
-           encoding: Encoding) -> list[Encoded]:
-    """What is left of a document that is too long: as many of the text's own tokens as fit, first,
-    last or all in turn, between the special ones around it; numbered, as what is hidden depends on
-    the row id. DataError: no room is left."""
-    own_T = np.flatnonzero(np.diff(encoding.offsets_T2)[:, 0])
-    first, last = (own_T[0], own_T[-1] + 1) if len(own_T) else (len(encoding), len(encoding))
-    special = len(encoding) - (last - first)
-    if (room := max_length - special) < 1:
-        raise no_room(max_length, special)
-    starts = range(first, last, room)
-    if over_length != "split":
-        starts = [first if over_length == "cut_right" else last - room]
-    runs = [np.r_[:first, s : min(s + room, last), last : len(encoding)] for s in starts]
-    return numbered([take(document, run) for run in runs])
-
 def take(document: Encoded, places: np.ndarray | slice) -> Encoded:
     kept = (array[places] for array in (document.tokens_T, document.labels, document.weights))
     return Encoded(document.row_id, *kept)
@@ -247,33 +215,3 @@ def admit(split: Split, source: Example, document: Encoded,
         (split.cut if kept else split.rejected).append(columns.left_out(source, "; ".join(said)))
     split.documents += kept
     return bool(kept)
-
-@dataclass(frozen=True)
-class Masking:
-    """What a step makes of a document, by (seed, step, row id) alone: a share of its own tokens, at
-    least one, is to be predicted. Most of these become the mask token, some a random one, the rest
-    stay. source: Devlin et al. 2019, arXiv:1810.04805, section 3.1"""
-    mask_id: int  # what stands for a hidden token
-    ordinary: np.ndarray  # ids (int32) that may stand there instead
-    seed: int
-
-    @classmethod
-    def of(cls, tokenizer: Tokenizer, seed: int) -> "Masking":
-        """The masking of a tokenizer's ids; ModelError if it has no mask token."""
-        if "mask_token" not in tokenizer.special:
-            raise ModelError(f"{tokenizer.where}: the tokenizer has no mask token; name an encoder")
-        ids = np.arange(tokenizer.vocab_size, dtype=np.int32)
-        ordinary = ids[~np.isin(ids, list(tokenizer.special_ids))]
-        return cls(tokenizer.id_of(tokenizer.special["mask_token"]), ordinary, seed)
-
-    def __call__(self, document: Encoded, step: int) -> Encoded:
-        random = np.random.default_rng([self.seed, step, *document.row_id.encode()])
-        own_T = np.flatnonzero(document.weights)
-        hidden_M = random.permutation(own_T)[: max(1, round(SHARE * len(own_T)))]
-        chance_M = random.random(len(hidden_M))
-        tokens_T, weights_T = document.tokens_T.copy(), np.zeros_like(document.weights)
-        tokens_T[hidden_M[chance_M < MASKED]] = self.mask_id
-        swapped = hidden_M[(chance_M >= MASKED) & (chance_M < MASKED + RANDOM)]
-        tokens_T[swapped] = random.choice(self.ordinary, len(swapped))
-        weights_T[hidden_M] = 1.0
-        return replace(document, tokens_T=tokens_T, weights=weights_T)

@@ -5,7 +5,6 @@ import gc
 import math
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from itertools import compress
 
@@ -16,7 +15,7 @@ from ftcore import files
 from ftcore.data import clean, store
 from ftcore.data.columns import Chat, DataConfig, Text, label_map, left_out
 from ftcore.data.compare import clusters, compare, leaks, settle
-from ftcore.data.encode import Masking, Names, encode
+from ftcore.data.encode import Names, encode
 from ftcore.data.pack import lengths
 from ftcore.data.read import Notes, Rows, collect
 from ftcore.data.store import Prepared, statistics
@@ -61,8 +60,6 @@ def prepare(config: DataConfig, tokenizer: Tokenizer, *, seed: int,
         raise DataError("data.train is empty: name files of labelled rows with --data.train FILE")
     data = Prepared(labels=labels)
     notes = data.notes
-    if isinstance(config, configs.MaskedDataConfig):
-        data.draw = Masking.of(tokenizer, seed)
     parts = collect(config, notes)
     for name, part in parts.items():
         tidy(config, part, name, notes)
@@ -84,8 +81,6 @@ def prepare(config: DataConfig, tokenizer: Tokenizer, *, seed: int,
         split.rejected[:0], split.num_rows = part.rejected, part.num_rows
         if name == "train" and not isinstance(config, configs.PromptsDataConfig):  # not judged
             split.chats = []
-        elif data.draw:  # the same tokens are hidden in every run
-            split.documents = [replace(data.draw, seed=0)(d, 0) for d in split.documents]
         (vars(data) if name in ("train", "dev") else data.tests)[name] = split
         notes.setdefault("statistics", {})[name] = statistics(split, tokenizer, data.labels)
     return data

@@ -19,7 +19,7 @@ import numpy as np
 from ftcore import builtin, files
 from ftcore.data import pack
 from ftcore.data.columns import Chat, DataConfig, Rejected, place, reasons
-from ftcore.data.encode import Masking, Names, Split
+from ftcore.data.encode import Names, Split
 from ftcore.data.read import BUILTIN_CHAT, stored
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import DataError
@@ -36,7 +36,6 @@ class Prepared:
     dev: Split = field(default_factory=Split)
     tests: dict[str, Split] = field(default_factory=dict)
     labels: Names = None  # classes, by index; of a regression the one name of its scores
-    draw: Masking | None = None  # what a step makes of a training row: hides some tokens
     notes: dict[str, Any] = field(default_factory=dict)  # what was found on the way, as JSON
 
     def splits(self) -> list[tuple[str, Split]]:
@@ -66,8 +65,7 @@ class Prepared:
         write_page(folder)
 
 KIND = "kind of ftcore"  # a key that no label has
-KINDS = {kind.__name__: kind for kind in (Prepared, Split, Rejected, Chat, Masking)}
-KINDS["ndarray"] = np.array
+KINDS = {kind.__name__: kind for kind in (Prepared, Split, Rejected, Chat)}
 
 def read_account(folder: Path) -> dict[str, Any]:
     path = folder / FUNNEL
@@ -144,8 +142,6 @@ def load(folder: Path) -> Prepared:
 
 def _plain(value: Any) -> dict[str, Any]:
     """What JSON has no form for: a kind of KINDS, and the names and values that make it again."""
-    if isinstance(value, np.ndarray):
-        return {KIND: "ndarray", "object": value.tolist(), "dtype": value.dtype.str}
     apart = {"documents": []} if isinstance(value, Split) else {}  # these have files of their own
     return {KIND: type(value).__name__, **vars(value), **apart}
 

@@ -102,7 +102,8 @@ class Tokenizer:
         if max_length is not None:
             special = fast.num_special_tokens_to_add(are_pairs)
             if special >= max_length:
-                raise no_room(max_length, special)
+                what = f"data.max_length = {max_length}: {special} special tokens"
+                raise DataError(f"{what} leave no room")
             fast = tokenizers.Tokenizer.from_str(fast.to_str())  # the first stays as it is
             fast.enable_truncation(max_length, direction=side)
         inputs = [some if len(some) > 1 else some[0] for some in texts]
@@ -130,10 +131,6 @@ class Tokenizer:
         if match := re.fullmatch("<0x([0-9A-F]{2})>", token):
             return bytes.fromhex(match[1])
         return token.replace("\u2581", " ").encode()
-
-    @cached_property
-    def vocabulary(self) -> tuple[str, ...]:
-        return tuple(self.decode([id_], special=True) for id_ in range(self.vocab_size))
 
     def find_special(self, text: str) -> str | None:
         """The first special token written out in a text, None if there is none."""
@@ -184,9 +181,6 @@ class Tokenizer:
             what = f"{self.where}/tokenizer_config.json: chat_template = {template!r}"
             raise ModelError(f"{what}: must be text, or a list of named ones")
         return template
-
-def no_room(max_length: int, special: int) -> DataError:
-    return DataError(f"data.max_length = {max_length}: {special} special tokens leave no room")
 
 def _slabs(encode: Callable, inputs: Iterable) -> Iterator[list[tokenizers.Encoding]]:
     """Encodings, SLAB at a time: a thread makes the next, on all cores, while these are used."""

@@ -68,17 +68,15 @@ class Plan:
             "gradients": self.shares * max(widths) * count,
             "moments": 8 * count}
 
-    def count(self, model: Model, loss: Loss,
-              draw: Callable[[Encoded, int], Encoded] | None = None) -> None:
+    def count(self, model: Model, loss: Loss) -> None:
         """Add what such micro-batches take, one in each process, and the largest that would fit."""
-        documents = [draw(d, 0) for d in self.heaviest] if draw else self.heaviest
         model.use_kernels("eager")  # Triton's want values; so a GPU needs less than is said
         fixed, room = sum(self.memory_bytes.values()), free_bytes(model.device)
         room += self.memory_bytes["weights"] if model.device.type == "cpu" else 0
-        step = step_bytes(model, loss, documents)
+        step = step_bytes(model, loss, self.heaviest)
         self.memory_bytes |= {name: self.shares * size for name, size in step.items()}
-        tokens, peak = sum(map(len, documents)), sum(self.memory_bytes.values())
-        many = [*documents] * -(-LINEAR_TOKENS // tokens)
+        tokens, peak = sum(map(len, self.heaviest)), sum(self.memory_bytes.values())
+        many = self.heaviest * -(-LINEAR_TOKENS // tokens)
         per_token = sum(step_bytes(model, loss, many).values()) / sum(map(len, many))
         fits = max(0, int((room - fixed) / self.shares / per_token))
         self.more = (

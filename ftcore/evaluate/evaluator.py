@@ -142,58 +142,40 @@ def evaluate_scores(model: Model, split: Split, labels: Sequence[str], **limits:
                         target_B, predicted_B)
     return Judged(ids_of(split), figures, {labels[0]: targets, "predicted": predicted_B.tolist()})
 
-def token_losses(model: Model, h_MC: Tensor, labels_M: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of each label, fp32, or float64 where the model is, and the likeliest id."""
-    size, losses, best = max(1, MOST_LOGITS // model.spec.vocab_size), [], []
+def token_losses(model: Model, h_MC: Tensor, labels_M: Tensor) -> Tensor:
+    """Cross-entropy of each label, fp32, or float64 where the model is."""
+    size, losses = max(1, MOST_LOGITS // model.spec.vocab_size), []
     for h_PC, labels_P in zip(h_MC.split(size), labels_M.split(size), strict=True):
         logits_PV = model.head(h_PC)
         logits_PV = logits_PV.to(torch.promote_types(logits_PV.dtype, torch.float32))
         losses.append(F.cross_entropy(logits_PV, labels_P, reduction="none"))
-        best.append(logits_PV.argmax(-1))
-    return torch.cat(losses), torch.cat(best)
+    return torch.cat(losses)
 
-def scored_tokens(model: Model, documents: Sequence[Encoded],
-                  **limits: Any) -> tuple[np.ndarray, list[list[int]]]:
-    """Of each document loss (nats) and weight, sums_B2, and the ids predicted at scored tokens."""
-    sums_B2, chosen = np.zeros((len(documents), 2)), [[] for _ in documents]
+def scored_tokens(model: Model, documents: Sequence[Encoded], **limits: Any) -> np.ndarray:
+    """Of each document the loss (nats) and weight of its scored tokens, sums_B2."""
+    sums_B2 = np.zeros((len(documents), 2))
     for indices, batch in streams(documents, **limits):
         scored_M = batch.scored_M
         h_MC, weights_M = hidden(model, batch, scored_M), batch.weights[scored_M].cpu().double()
-        losses_M, best_M = token_losses(model, h_MC, batch.labels[scored_M])
+        losses_M = token_losses(model, h_MC, batch.labels[scored_M]).cpu().double()
         counts = [np.count_nonzero(documents[index].weights) for index in indices]
-        parts = (losses_M.cpu().double() * weights_M, weights_M, best_M)
-        for index, *told in zip(indices, *(x_M.split(counts) for x_M in parts), strict=True):
-            sums_B2[index] = [float(x_T.sum()) for x_T in told[:2]]
-            chosen[index] = told[2].tolist()
+        parts = (x_M.split(counts) for x_M in (losses_M * weights_M, weights_M))
+        for index, *told in zip(indices, *parts, strict=True):
+            sums_B2[index] = [float(x_T.sum()) for x_T in told]
     require_finite(documents, sums_B2[:, 0])
-    return sums_B2, chosen
+    return sums_B2
 
 def evaluate_language(model: Model, split: Split, labels: Sequence[str], **limits: Any) -> Judged:
     """Token-weighted loss and perplexity; bits per byte where the text's bytes are known."""
-    sums_B2, _ = scored_tokens(model, split.documents, **limits)
+    sums_B2 = scored_tokens(model, split.documents, **limits)
     more = metrics.perplexity(*sums_B2.sum(0), split.num_bytes) if split.num_bytes else {}
     return Judged(ids_of(split), lambda rows_M: metrics.perplexity(*sums_B2[rows_M].sum(0)),
                   more=more)
 
-def evaluate_masked(model: Model, split: Split, labels: Sequence[str], **limits: Any) -> Judged:
-    """Predicted token of `labels`, the vocabulary, at each hidden place; loss in nats a place."""
-    sums_B2, chosen = scored_tokens(model, split.documents, **limits)
-    wanted = [document.labels[document.weights > 0].tolist() for document in split.documents]
-    hits_B = [np.equal(*both).sum() for both in zip(wanted, chosen, strict=True)]
-    sums_B3 = np.column_stack([sums_B2, hits_B])
-
-    def figures(rows_M: np.ndarray) -> dict[str, float]:
-        loss, weight, hits = sums_B3[rows_M].sum(0)
-        return {**metrics.perplexity(loss, weight), "accuracy": float(hits / weight)}
-
-    columns = {name: [[labels[i] for i in ids] for ids in found]
-               for name, found in (("hidden", wanted), ("predicted", chosen))}
-    return Judged(ids_of(split), figures, columns)
-
 def log_ratios(model: Model, pairs: Sequence[Encoded], *, length_normalised: bool,
                **limits: Any) -> np.ndarray:
     """How much likelier each chosen answer is than the rejected one: nats, or nats a token."""
-    nll_D, counts_D = scored_tokens(model, apart(pairs), **limits)[0].T
+    nll_D, counts_D = scored_tokens(model, apart(pairs), **limits).T
     said_B2 = -(nll_D / counts_D if length_normalised else nll_D).reshape(-1, 2)
     return said_B2[:, 0] - said_B2[:, 1]
 
@@ -237,7 +219,7 @@ def evaluate_pairs(model: Model, split: Split, labels: Sequence[str], *,
 # By the task, or where it has several, HF's `problem_type`.
 JUDGES: Mapping[str, Callable[..., Judged]] = {
     "single_label_classification": evaluate_classes, "regression": evaluate_scores,
-    "multi_label_classification": evaluate_label_sets, "mlm": evaluate_masked,
+    "multi_label_classification": evaluate_label_sets,
     "reward": evaluate_pairs, "dpo": evaluate_pairs,
     **dict.fromkeys(("pretrain", "sft", "ppo", "grpo"), evaluate_language)}
 

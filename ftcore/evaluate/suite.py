@@ -119,8 +119,8 @@ class Suite:
 
     def gap(self, model: Model, train: Sequence[Encoded], dev: Split) -> str:
         """How much better the model is on rows that it was trained on, as many as the others; empty
-        without dev rows, or of hidden tokens, where training rows are not judged."""
-        if not dev.documents or self.task == "mlm":
+        without dev rows."""
+        if not dev.documents:
             return ""
         rows = Split(documents=train[: len(dev.documents)])
         one, two = self._judged(model, dev), self._judged(model, rows)
@@ -169,7 +169,7 @@ class Suite:
         judge = JUDGES.get(self.task) or JUDGES[self.config.problem]
         if self.task in ("reward", "dpo"):  # pairs
             limits["options"] = getattr(self.config, self.task)
-        judged = judge(model, split, self.labels or self.tokenizer.vocabulary, **limits)
+        judged = judge(model, split, self.labels or (), **limits)
         judged.texts = cache(partial(self._texts, split.documents))
         return judged
 

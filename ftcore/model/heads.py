@@ -1,4 +1,4 @@
-"""What sits on the transformer: the (masked) LM head, or the sequence classifier.
+"""What sits on the transformer: the LM head, or the sequence classifier.
 
 The LM head gets the M scored rows of the stream, the classifier those that it pools.
 Logits are in the compute dtype; a `loss` does without them as a whole."""
@@ -14,27 +14,24 @@ from kernels.cross_entropy import linear_cross_entropy
 from kernels.docs import Docs
 from kernels.dropout import dropout
 
-ModelTask = Literal["lm", "mlm", "classify", "trunk"]
+ModelTask = Literal["lm", "classify", "trunk"]
 POOLERS = {"tanh": torch.tanh, "relu": torch.relu}
 
 class Head(nn.Module):
     """Scores from hidden states: a last linear map over the `features` of each row.
 
-    lm_head      over the vocabulary: of the next token in a decoder ("lm"); of a hidden one, behind
-                 the transform, norm(gelu(dense(h))), in an encoder ("mlm")
+    lm_head      over the vocabulary, of a decoder: which token is next ("lm")
     classifier   over the classes of each document ("classify"). Encoders pool the first token, or
-                 the mean of all, through what the spec's `pooler` names; decoders the last one,
-                 which has seen the whole document"""
+                 the mean of all, through what the spec's `pooler` names (transform:
+                 norm(gelu(dense(h)))); decoders the last one, which has seen the whole document"""
 
     def __init__(self, spec: ModelSpec, task: ModelTask, num_labels: int | None) -> None:
         super().__init__()
         C, self.is_classifier = spec.hidden_size, task == "classify"
-        self.pooling = spec.pooling if self.is_classifier else None
-        self.activation = POOLERS.get(spec.pooler) if self.is_classifier else None
+        self.pooling, self.activation = spec.pooling, POOLERS.get(spec.pooler)
         self.pooler = Linear(C, C) if self.activation else None
-        has_transform = spec.pooler == "transform" if self.is_classifier else not spec.is_causal
         self.transform = nn.Sequential()
-        if has_transform:
+        if spec.pooler == "transform":
             self.transform.dense = Linear(C, C, bias=spec.linear_bias)
             self.transform.gelu, self.transform.norm = nn.GELU(), Norm(spec)
         if self.is_classifier:
@@ -42,7 +39,7 @@ class Head(nn.Module):
             self.classifier = Linear(C, num_labels, bias=not spec.is_causal)
         else:
             self.dropout, self.softcap = 0.0, spec.logit_softcap
-            self.lm_head = Linear(C, spec.vocab_size, bias=not spec.is_causal)
+            self.lm_head = Linear(C, spec.vocab_size, bias=False)
 
     @property
     def last(self) -> Linear:
@@ -82,7 +79,7 @@ class Model(nn.Module):
         self.spec, self.task, self.num_labels = spec, task, num_labels
         self.trunk = Transformer(spec)
         self.head = None if task == "trunk" else Head(spec, task, num_labels)
-        if task in ("lm", "mlm") and spec.tie_word_embeddings:
+        if task == "lm" and spec.tie_word_embeddings:
             self.head.lm_head.weight = self.trunk.embed_tokens.weight
 
     def init_weights(self, generator: torch.Generator, among: nn.Module | None = None) -> None:

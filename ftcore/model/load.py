@@ -75,7 +75,7 @@ def load_model(folder: Path, *, task: ModelTask, dtype: torch.dtype, num_labels:
                generator: torch.Generator | None = None) -> LoadedModel:
     """Build the model of a folder, with the head of a task (heads.py), and fill it. `num_labels` is
     by default as many as config.json names; init "random" draws every tensor from `generator`,
-    which else draws what the checkpoint lacks of a head, but for "lm"; None: that is an error.
+    which else draws what the checkpoint lacks of a classifier; None: that is an error.
     Raises ModelError: unknown family, damaged files, tensors that do not fit."""
     config = read_object(folder / CONFIG, advice=f". A folder in HF layout holds it and {SINGLE}")
     family = family_named(config.get("model_type"), where=str(folder / CONFIG))
@@ -95,14 +95,10 @@ def load_model(folder: Path, *, task: ModelTask, dtype: torch.dtype, num_labels:
         # a folder that names this very task has all of the head
         named = config.get("architectures")
         is_other = not isinstance(named, list) or family.architectures[task] not in named
-        may_be_new = is_other and task != "lm" and generator is not None
+        may_be_new = is_other and task == "classify" and generator is not None
         accounting = load_weights(model, folder, family, head_may_be_new=may_be_new)
         for name in dict.fromkeys(name.rpartition(".")[0] for name in accounting.new):
-            module = model.get_submodule(name)
-            if f"{name}.weight" in accounting.new:
-                model.init_weights(generator, among=module)
-            else:  # it is that of the embeddings
-                torch.nn.init.zeros_(module.bias)
+            model.init_weights(generator, among=model.get_submodule(name))
     return LoadedModel(model.eval(), family, config, accounting, folder, labels)
 
 def _require_room(spec: ModelSpec, folder: Path, dtype: torch.dtype, *, is_random: bool) -> None:

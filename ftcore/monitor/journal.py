@@ -106,7 +106,7 @@ def reference(model: Model, tokenizer: Tokenizer, split: Split, labels: Sequence
         both = [shifted("", np.concatenate([ids_T, np.int32(answer)]),
                         np.repeat(np.float32([0, 1]), [len(ids_T), len(answer)]))
                 for ids_T, answer in zip(asked, answers, strict=True)]
-        nll_B, count_B = evaluator.scored_tokens(model, both, **limits)[0].T
+        nll_B, count_B = evaluator.scored_tokens(model, both, **limits).T
         ends, logprobs = evaluator.stops(tokenizer), (-nll_B / count_B).tolist()
         told = [records.answer_figures(answer, logprob, "stop" if answer[-1] in ends else "length")
                 for answer, logprob in zip(answers, logprobs, strict=True)]

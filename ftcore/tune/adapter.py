@@ -43,8 +43,7 @@ from ftcore.tune.task import TaskKind
 MODEL, ADAPTER, LABELS = "model", "adapter", "labels.json"
 CONFIG, WEIGHTS, ORIGIN = "adapter_config.json", "adapter_model.safetensors", "ftcore_adapter.json"
 PREFIX, A, B = "base_model.model.", "lora_A.weight", "lora_B.weight"
-TASK_TYPES = {"lm": "CAUSAL_LM", "mlm": "FEATURE_EXTRACTION", "classify": "SEQ_CLS",
-              "tag": "TOKEN_CLS"}  # peft's words for the heads
+TASK_TYPES = {"lm": "CAUSAL_LM", "classify": "SEQ_CLS"}  # peft's words for the heads
 Parts = dict[str, tuple[str, ...]]  # HF module -> ours that are in it
 
 # peft: where others give the same tensors another meaning, or the model other tensors.

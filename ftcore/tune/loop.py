@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -56,7 +56,6 @@ class Loop:
     config: Run
     run: RunFolder
     evaluate: Callable[[], Mapping[str, float]] | None = None  # in eval mode; returns eval/<metric>
-    draw: Callable[[Encoded, int], Encoded] | None = None  # (row, step) -> row; a pure function
     progress: Progress = field(default_factory=Progress)
     reads_rows: ClassVar[bool] = True  # whether the documents of a step are rows, known beforehand
 
@@ -66,14 +65,12 @@ class Loop:
         self.checkpoints = Checkpoints(self.run.path, loop.keep_last)
         self.rows = StepRows(count, batch_size=self.config.rows_per_step, seed=self.seed)
         self.total_steps = loop.num_steps(count, self.config.rows_per_step)
-        self.documents_of = lru_cache(maxsize=1)(self._documents)  # all shares of a step ask
         dtypes = {param.dtype for param in self.model.parameters()}
         self.scale = LossScale() if torch.float16 in dtypes else None
         self.remembered = {"progress": self.progress}  # its fields stand in every checkpoint
         self.remembered |= {"loss_scale": self.scale} if self.scale else {}
         longest = np.sort(lengths(self.documents))[-optim.batch_size :]
-        # what draws or is made may read any row
-        is_fixed = self.reads_rows and self.draw is None and self.device.type == "cpu"
+        is_fixed = self.reads_rows and self.device.type == "cpu"  # what is made may read any row
         rows = rows_read(self.model, self.documents) if is_fixed else {}
         self.model.trunk.embed_tokens.sparse = bool(rows)
         self.optimizer = AdamW(
@@ -149,9 +146,8 @@ class Loop:
     def _is_out_of_patience(self) -> bool:
         return 0 < self.config.loop.patience <= self.progress.evals_since_best
 
-    def _documents(self, step: int) -> list[Encoded]:
-        rows = [self.documents[row] for row in self.rows(step)]
-        return [self.draw(row, step) for row in rows] if self.draw else rows
+    def documents_of(self, step: int) -> list[Encoded]:
+        return [self.documents[row] for row in self.rows(step)]
 
     def share(self, step: int, share: int, shares: int, loss_scale: float = 1.0) -> float:
         """Gradients of a share of a step times `loss_scale` into a buffer; returns its loss sum."""

@@ -28,7 +28,7 @@ def hidden(model: Model, batch: Batch, rows_M: Tensor | None) -> Tensor:
     return model.trunk(batch.tokens_N, batch.positions_N, batch.types_N, batch.docs, rows_M=rows_M)
 
 def token_labels(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of a label per scored token: the next token, or a masked one."""
+    """Cross-entropy of the label of each scored token, which is the next token."""
     scored_M = batch.scored_M
     h_MC = hidden(model, batch, scored_M)
     return model.head.loss(h_MC, batch.labels[scored_M], batch.weights[scored_M])
@@ -67,7 +67,6 @@ class TaskKind(NamedTuple):
 TASKS: Mapping[str, TaskKind] = {
     "pretrain": TaskKind("lm", token_labels),
     "sft": TaskKind("lm", token_labels),
-    "mlm": TaskKind("mlm", token_labels),
     "classify": TaskKind("classify", classification),
     "regress": TaskKind("classify", regression)}
 
@@ -82,9 +81,7 @@ def choose_trainable(model: Model, config: PeftConfig, generator: torch.Generato
         table = f"{parameter_table(model)}\n{report}"
     else:
         table = apply_trainable(model, ["all"] if config.method == "full" else config.trainable)
-    # peft's files have no name for the parts of a tied head
-    params = () if config.method == "lora" and model.task == "mlm" else model.named_parameters()
-    if left := set(new) - {name for name, param in params if param.requires_grad}:
+    if left := set(new) - {n for n, p in model.named_parameters() if p.requires_grad}:
         what = f"{', '.join(sorted(left))}: not in the checkpoint, so random, and would stay so"
         raise ConfigError(f"{what}: use --peft.method full, or head among --peft.trainable")
     return table

@@ -118,7 +118,6 @@ def ours(
         data.train.documents,
         config,
         RunFolder(config.log.dir / config.log.name),
-        draw=data.draw,
     )
     loaded.model.train()
     count = min(torch.get_num_threads(), config.optim.batch_size)

@@ -8,8 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from ftcore.config import MaskedDataConfig
-from ftcore.data.prepare import prepare
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.model.load import LoadedModel
 from ftcore.tune.adapter import load_artifact
@@ -17,7 +15,7 @@ from ftcore.tune.task import TASKS
 from kernels.docs import Docs
 
 Run = Callable[..., tuple[dict[str, Any], str]]
-NAMES = {"several": "classify", "scored": "regress", "masked": "mlm"}  # of tasks
+NAMES = {"several": "classify", "scored": "regress"}  # of tasks
 TEXTS = ["the red thing number 1", "it is navy, isn't it?", "x"]
 
 def lines(path: str) -> list[dict[str, Any]]:
@@ -108,43 +106,6 @@ def test_the_best_checkpoint_is_what_is_saved(
     found, _ = run("eval", "runs/run")
     assert found["results"] == trained["tuned"]
 
-def test_a_masked_model_gets_its_own_figures(masked: list[str], run: Run) -> None:
-    """Of the same hidden tokens, whatever the seed of the training and the size of the streams."""
-    trained, _ = run("train", *masked, "--env.seed", "5")
-    found, _ = run("eval", "runs/run", "--loop.micro-batch-tokens", "70")
-    assert found["results"]["held"] == pytest.approx(trained["tuned"]["held"], rel=1e-5)
-    words = ("--data.test", masked[masked.index("--data.test") + 1], "--data.max-length", "32")
-    plain, _ = run("eval", "runs/run/model", "--task", "mlm", *words, "--env.precision", "fp32")
-    assert plain["results"]["held"] == pytest.approx(trained["tuned"]["held"], rel=1e-5)
-
-def test_masked_figures_are_those_of_transformers(
-    masked: list[str], files: dict[str, str], run: Run
-) -> None:
-    transformers = pytest.importorskip("transformers")
-    run("train", *masked, "--loop.epochs", "20")
-    found, _ = run("eval", "runs/run", "--data.test", files["text"])
-    model = transformers.AutoModelForMaskedLM.from_pretrained("runs/run/model").eval()
-    config = MaskedDataConfig(test=(files["text"],), max_length=32)
-    tokenizer = Tokenizer.load("runs/run/model")
-    (split,) = prepare(config, tokenizer, seed=9).tests.values()
-    losses, hits, rows = [], [], []
-    for document in split.documents:
-        hidden_M = document.weights.nonzero()[0]
-        with torch.no_grad():
-            logits_MV = model(torch.tensor([document.tokens_T])).logits[0, hidden_M]
-        labels_M = torch.tensor(document.labels[hidden_M]).long()
-        losses += (-logits_MV.log_softmax(-1)[range(len(hidden_M)), labels_M]).tolist()
-        hits += (logits_MV.argmax(-1) == labels_M).tolist()
-        ids = {"hidden": labels_M, "predicted": logits_MV.argmax(-1)}
-        tokens = {name: [tokenizer.decode([id_]) for id_ in ids_M] for name, ids_M in ids.items()}
-        rows.append({"split": "text", "row_id": document.row_id, **tokens})
-    expected = {"loss": sum(losses) / len(losses), "accuracy": sum(hits) / len(hits)}
-    assert {name: found["results"]["text"][name] for name in expected} == pytest.approx(
-        expected, rel=1e-4
-    )
-    assert sum(hits) > 10
-    assert lines("runs/run/eval-predictions.jsonl") == rows
-
 def test_pretrained_text_model(pretrain: list[str], files: dict[str, str], run: Run) -> None:
     trained, _ = run("train", *pretrain)
     found, _ = run("eval", "runs/run")
@@ -182,7 +143,7 @@ def test_a_base_model_gets_the_figures_it_had_before(
     found, _ = run("eval", str(qwen3), "--task", "sft", *words)
     assert found["results"] == trained["base"]
 
-@pytest.mark.parametrize("kind", ["classify", "masked", "sft"])
+@pytest.mark.parametrize("kind", ["classify", "sft"])
 def test_figures_do_not_depend_on_batches(
     kind: str, request: pytest.FixtureRequest, run: Run
 ) -> None:
@@ -217,14 +178,12 @@ def test_other_libraries_load_a_run(
     kind: str, method: str, request: pytest.FixtureRequest, run: Run
 ) -> None:
     transformers = pytest.importorskip("transformers")
-    models = {"sft": "qwen3", "masked": "masked_bert"}
-    base = request.getfixturevalue(models.get(kind, "bert"))
+    base = request.getfixturevalue("qwen3" if kind == "sft" else "bert")
     words = (*request.getfixturevalue(kind), "--model.path", str(base))
     run("train", *words, "--peft.method", method)
-    auto = {
-        "sft": transformers.AutoModelForCausalLM,
-        "masked": transformers.AutoModelForMaskedLM,
-    }.get(kind, transformers.AutoModelForSequenceClassification)
+    auto = transformers.AutoModelForSequenceClassification
+    if kind == "sft":
+        auto = transformers.AutoModelForCausalLM
     num_labels = {"classify": 2, "several": 2, "scored": 1}.get(kind)
     options = {} if num_labels is None else {"num_labels": num_labels}
     if method == "full":
@@ -252,8 +211,7 @@ def test_other_libraries_load_a_run(
         for text in TEXTS:
             ids = tokenizer.encode(text).ids_T.tolist()
             h_NC, docs = hidden(loaded, ids)
-            by_token = kind in ("sft", "masked")
-            inputs = (h_NC,) if by_token else (h_NC[docs.first_B()], docs)
+            inputs = (h_NC,) if kind == "sft" else (h_NC[docs.first_B()], docs)
             ours = loaded.model.head(*inputs)
             theirs = other(torch.tensor([ids])).logits
             assert (ours - theirs.reshape_as(ours)).abs().max() < 1e-4

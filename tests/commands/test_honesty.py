@@ -10,7 +10,7 @@ import pytest
 from tests.commands.test_eval import lines
 
 Run = Callable[..., tuple[dict[str, Any], str]]
-KINDS = ["classify", "several", "scored", "masked", "sft", "pretrain"]
+KINDS = ["classify", "several", "scored", "sft", "pretrain"]
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_figure_lies_in_its_interval(

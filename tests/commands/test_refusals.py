@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 
-from tests.commands.conftest import SCRIPTS
+from tests.commands.conftest import SCRIPTS, _save
 
 ROOT = Path(__file__).parents[2]
 Refused = Callable[..., str]
@@ -49,16 +50,12 @@ def test_nothing_to_supervise(
 def test_files_that_cannot_be_what_is_asked(
     refused: Refused,
     scored: list[str],
-    masked: list[str],
     files: dict[str, str],
-    qwen3: Path,
 ) -> None:
     message = refused("train", *scored, "--data.text", "tokens")
     assert "no column 'tokens'; its columns are 'id', 'text'" in message
     message = refused("train", *scored, "--data.train", files["train"])
     assert f"{files['train']}:2: column 'label' must hold a number, not 'warm'" in message
-    message = refused("train", *masked, "--model.path", str(qwen3))
-    assert "the tokenizer has no mask token; name an encoder" in message
 
 def test_truncated_weights(refused: Refused, classify: list[str], broken: Path) -> None:
     file = broken / "model.safetensors"
@@ -243,11 +240,12 @@ def test_a_full_disk_during_a_save(classify: list[str], run: Run) -> None:
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
 def test_an_adapter_that_could_not_be_saved(
-    refused: Refused, masked_bert: Path, files: dict[str, str]
+    refused: Refused, sft: list[str], qwen3: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """Before training, not after it."""
-    words = ["mlm", "--data.train", files["text"], "--peft.method", "lora"]
-    message = refused(
-        "train", *words, "--model.path", str(masked_bert), "--peft.extra-modules", "head"
-    )
-    assert "head.lm_head: the family bert has no name for it" in message
+    tokenizer = tokenizers.Tokenizer.from_file(str(qwen3 / "tokenizer.json"))
+    extra = json.loads((qwen3 / "tokenizer_config.json").read_text("utf-8"))
+    config = {"model_type": "gpt2", "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 256}
+    gpt2 = _save(tmp_path_factory.mktemp("gpt2"), tokenizer, config, extra, task="lm")
+    message = refused("train", *sft, "--model.path", str(gpt2), "--peft.targets", "q_proj")
+    assert "transformer.h.0.attn.c_attn is one for peft: train " in message

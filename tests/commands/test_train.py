@@ -106,17 +106,6 @@ def test_pretrain_from_random(pretrain: list[str], files: dict[str, str], run: R
     assert logged("train/loss")[-1] < logged("train/loss")[0]
     assert not Path("runs/run/predictions.jsonl").exists()
 
-def test_hidden_tokens_are_learned(masked: list[str], run: Run) -> None:
-    summary, _ = run("train", *masked, "--loop.epochs", "20")
-    held = summary["tuned"]["held"]
-    assert {"loss", "perplexity", "accuracy"} == held.keys()
-    assert logged("train/loss")[-1] < 0.6 * logged("train/loss")[0]
-    assert held["loss"] < 0.9 * logged("train/loss")[0]
-    assert held["perplexity"] == pytest.approx(math.exp(held["loss"]), rel=1e-4)
-    assert logged("eval/accuracy") and logged("eval/perplexity")
-    lowest = min(logged("eval/loss"))
-    assert held["loss"] == pytest.approx(lowest, rel=1e-5)
-
 def test_dry_run_prints_the_plan_and_writes_the_cache_alone(
     classify: list[str],
     capsys: pytest.CaptureFixture[str],
@@ -190,7 +179,7 @@ def test_an_unforeseen_error_shows_where(
             train.main(classify)
 
 
-@pytest.mark.parametrize("kind", ["sft", "classify", "several", "scored", "masked"])
+@pytest.mark.parametrize("kind", ["sft", "classify", "several", "scored"])
 def test_an_adapter_comes_with_its_merge_certificate(
     kind: str, request: pytest.FixtureRequest, run: Run
 ) -> None:

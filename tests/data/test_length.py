@@ -1,6 +1,5 @@
 """Rows that are too long: an error, dropped, cut on either side, or split; each is counted."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,14 +8,12 @@ import pytest
 from ftcore.config import (
     ChatDataConfig,
     LabelledDataConfig,
-    MaskedDataConfig,
     OverLength,
     TextDataConfig,
 )
 from ftcore.data.columns import Chat, Text
 from ftcore.data.encode import Split, cut, encode
 from ftcore.data.pack import IGNORED
-from ftcore.data.prepare import prepare
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import ConfigError, DataError
 from tests.data.templates import TURNS, styled
@@ -129,26 +126,6 @@ def test_a_last_part_without_anything_to_predict_is_left_out(base: Tokenizer) ->
     assert targets(*split.documents) == targets(whole)
 
 @pytest.mark.parametrize("over_length", ["cut_left", "cut_right"])
-def test_masked_text_stays_between_its_special_tokens(bert: Tokenizer, over_length: str) -> None:
-    text = Text("t", (WORDS,))
-    (whole,) = encode(MaskedDataConfig(max_length=100), [text], bert).documents
-    config = MaskedDataConfig(max_length=9, over_length=over_length)
-    split = encode(config, [text], bert)
-    (short,) = split.documents
-    own = slice(-8, -1) if over_length == "cut_left" else slice(1, 8)
-    cls, *_, sep = whole.tokens_T.tolist()
-    assert short.tokens_T.tolist() == [cls, *whole.tokens_T[own], sep]
-    assert short.weights.tolist() == [0, *[1] * 7, 0]
-    assert reasons(split) == ([], [f"more than 9 tokens: {over_length}"])
-
-def test_masked_text_follows_the_run_s_policy(bert: Tokenizer, tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text(WORDS, "utf-8")
-    limits = {"max_length": 9, "over_length": "cut_right"}
-    data = prepare(MaskedDataConfig(train=(str(tmp_path / "a.txt"),), **limits), bert, seed=0)
-    assert [len(d) for d in data.train.documents] == [9]
-    assert "; cut 1 (more than 9 tokens: cut_right)\n" in data.summary()
-
-@pytest.mark.parametrize("over_length", ["cut_left", "cut_right"])
 def test_pairs_are_cut_between_their_special_tokens(bert: Tokenizer, over_length: str) -> None:
     long = Text("l", ("a b c " * 10, "d e f " * 13), "no", "t.tsv", 4)
     config = LabelledDataConfig(max_length=19, over_length=over_length)
@@ -175,7 +152,7 @@ def test_labelled_rows_that_are_too_long(bert: Tokenizer) -> None:
         encode(LabelledDataConfig(max_length=20, over_length="split"), [SHORT], bert, PAIRS)
 
 def test_text_is_split_unless_told_otherwise() -> None:
-    assert TextDataConfig().over_length == MaskedDataConfig().over_length == "split"
+    assert TextDataConfig().over_length == "split"
 
 def test_targets_after_bos_are_gone(whole: Any) -> None:
     """Where every token counts, the one behind BOS is not that of the whole chat."""

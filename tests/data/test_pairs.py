@@ -221,5 +221,5 @@ def test_pairs_come_from_the_cache_and_are_shown(
     assert "from the cache" in said
     (one,), (two,) = first.train.documents, again.train.documents
     assert (one.labels == two.labels).all() and (one.tokens_T == two.tokens_T).all()
-    told = shown(two, config, None, base)
+    told = shown(two, None, base)
     assert "[[this<|im_end|>]]\n-- rather than\n" in told and "[[that<|im_end|>]]" in told

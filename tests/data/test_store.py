@@ -19,7 +19,6 @@ from ftcore.config import (
     ChatDataConfig,
     ExamplesConfig,
     LabelledDataConfig,
-    MaskedDataConfig,
     ScoredDataConfig,
     TextDataConfig,
 )
@@ -48,7 +47,6 @@ CASES: dict[str, ExamplesConfig | TextDataConfig] = {
     "scores": ScoredDataConfig(),
     "chats": ChatDataConfig(holdout=2),
     "text": TextDataConfig(max_length=6),
-    "masked": MaskedDataConfig(max_length=6),
 }
 
 def test_a_digest_is_of_values_not_of_places_in_memory() -> None:

@@ -10,8 +10,6 @@ from tests.commands.conftest import (  # noqa: F401
     bert,
     classify,
     files,
-    masked,
-    masked_bert,
     pretrain,
     qwen3,
     run,

@@ -59,7 +59,7 @@ def test_log_ratios(
 ) -> None:
     sums = np.array([(-score * n, n) for counts, scores in zip(TOKENS, SCORES, strict=True)
                      for n, score in zip(counts, scores, strict=True)])  # fmt: skip
-    monkeypatch.setattr(evaluator, "scored_tokens", lambda *_, **__: (sums, []))
+    monkeypatch.setattr(evaluator, "scored_tokens", lambda *_, **__: sums)
     judged = evaluate_pairs(None, split, (), options=DpoConfig(beta=0.5, **options))
     is_mean = "length_normalised" in options
     said = np.array(SCORES) * (1 if is_mean else np.array(TOKENS))

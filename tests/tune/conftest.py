@@ -19,7 +19,6 @@ from ftcore.config import (
     PretrainRun,
     ScheduleConfig,
 )
-from ftcore.data.encode import Masking
 from ftcore.data.pack import Encoded, pair
 from ftcore.env.compute import generator
 from ftcore.env.run import RunFolder
@@ -44,13 +43,12 @@ LOSSES = {
     "bert": classification, "reward": partial(bradley_terry, centring=0.01),
     "dpo": partial(dpo, beta=0.3, loss="sigmoid", length_normalised=False),
 }  # fmt: skip
-HIDE = Masking(mask_id=60, ordinary=np.arange(60, dtype=np.int32), seed=7)
 
 @pytest.fixture
 def tiny_model() -> Callable[..., Model]:
     """(family, dtype, dropout) -> a random model of that family, with its head, in train mode.
 
-    "masked" is the BERT with a head for each token, "reward" one of one score; "dpo" is the Qwen3.
+    "reward" is the BERT with a head of one score, "dpo" the Qwen3.
     """
 
     def make(
@@ -60,7 +58,7 @@ def tiny_model() -> Callable[..., Model]:
         dropout: float = 0.0,
         num_labels: int = 3,
     ) -> Model:
-        task = {"qwen3": "lm", "dpo": "lm", "masked": "mlm"}.get(family, "classify")
+        task = "lm" if family in ("qwen3", "dpo") else "classify"
         spec = replace(QWEN3 if task == "lm" else BERT, dropout=dropout)
         model = Model(spec, task, 1 if family == "reward" else num_labels)
         model.init_weights(generator(0, 99))
@@ -145,7 +143,6 @@ def make_loop(tmp_path: Path, tiny_model: Callable, rows: Callable) -> Callable[
             ),
             RunFolder(tmp_path / name, resume=resume),
             evaluate=evaluate,
-            draw=HIDE if family == "masked" else None,
         )
         if resume:
             made.restore(made.checkpoints.latest())

@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from ftcore.config import PeftConfig
-from ftcore.data.pack import Batch, collate
+from ftcore.data.pack import collate
 from ftcore.env.run import read_metrics
 from ftcore.errors import CheckpointError, SaveError
-from ftcore.model.heads import Model
 from ftcore.tune.checkpoint import load
 from ftcore.tune.freeze import assert_unmoved, frozen_hashes
 from ftcore.tune.loop import Loop
@@ -66,28 +65,6 @@ def assert_same_run(loop: Loop, other: tuple[dict[str, Tensor], list[dict[str, A
     assert ours.keys() == theirs.keys()
     assert not [name for name in ours if not torch.equal(ours[name], theirs[name])]
     assert metrics(loop) == lines
-
-def test_a_step_hides_what_its_number_says(make_loop: Callable[..., Loop]) -> None:
-    """Each epoch anew, and the same whatever the streams are cut to."""
-    seen: list[dict[str, list[int]]] = []
-    for budget in (1, 10_000):
-        loop = make_loop(f"budget-{budget}", family="masked", micro_batch_tokens=budget)
-        compute, hidden = loop.task, {}
-
-        def task(model: Model, batch: Batch, compute=compute, hidden=hidden, loop=loop) -> Any:
-            parts = [x.split(batch.docs.lengths) for x in (batch.tokens_N, batch.weights)]
-            for name, tokens_T, weights_T in zip(batch.row_ids, *parts, strict=True):
-                hidden[f"{loop.progress.step} {name}"] = [*tokens_T.tolist(), *weights_T.tolist()]
-            return compute(model, batch)
-
-        loop.task = task
-        loop.train()
-        seen.append(hidden)
-    assert seen[0] == seen[1] and len(seen[0]) > 18
-    by_row: dict[str, set[str]] = {}
-    for key, made in seen[0].items():
-        by_row.setdefault(key.split()[1], set()).add(str(made))
-    assert max(map(len, by_row.values())) > 1
 
 def test_steps_are_cut_into_micro_batches_and_the_cut_changes_nothing_else(
     make_loop: Callable[..., Loop],
