@@ -1,0 +1,417 @@
+"""The loop from feedback to the next model: decided, trained, judged, promoted, taken back."""
+
+import importlib
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import pytest
+
+import tests.monitor.stand_ins  # noqa: F401  # before what would import them
+from ftcore import files as disk
+from ftcore.deploy import bundle as bundles
+from ftcore.errors import CheckpointError, ConfigError, DataError, TrainingError
+from ftcore.monitor import retrain
+from ftcore.monitor.retrain import (
+    Limits,
+    Registry,
+    active,
+    decide,
+    gate,
+    judge,
+    plan,
+    promote,
+    replay,
+    rollback,
+    run,
+)
+from tests.commands.conftest import SCRIPTS, _apart, bert, classify, files, qwen3, sft  # noqa: F401
+
+HOME = Path("home")
+FEW = Limits(min_labelled=20, cooldown_hours=0, first_requests=20, window=10)
+COLOURS = {"warm": ("green", "lime"), "cold": ("pink", "rose")}  # the first model never saw them
+
+class Finding(NamedTuple):
+    signal: str
+    statistic: str
+    value: float
+    bound: float
+    state: int | None
+    size: int = 10
+    p_value: float | None = None
+
+class Watch:
+    """Two signals by the crudest of rules: what people say, and the length of prompts."""
+
+    def __init__(self, reference: Sequence[dict], *, window: int, seed: int = 0) -> None:
+        self.reference, self.window = reference, window
+
+    def look(self, records: Sequence[dict]) -> list[Finding]:
+        size, found = self.window, []
+        for signal_, statistic, sign in (("right", "accuracy", -1), ("prompt_tokens", "psi", 1)):
+            def mean(some: Sequence[dict], key: str = signal_) -> float:
+                values = [float(each[key]) for each in some if key in each]
+                return sum(values) / len(values) if values else 0.0
+
+            moves = [sign * (mean(part) - mean(self.reference))
+                     for part in (records[-size:], records[-2 * size : -size])]
+            state = sum(move > 0.02 for move in moves) if len(records) >= 2 * size else None
+            found.append(Finding(signal_, statistic, moves[0], 0.02, state))
+        return found
+
+def bundle(made: Path, folder: Path) -> None:
+    """With a reference, where bundles have none yet."""
+    whole = made / "bundle"
+    bundles.bundle(made, whole)
+    if not (whole / "reference.jsonl").exists():
+        rows = [{"prompt_tokens": 9, "right": True, "wanted": "warm"}] * 20
+        (whole / "reference.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (whole / "manifest.json").unlink()
+    disk.write_folder(folder, lambda temp: shutil.copytree(whole, temp, dirs_exist_ok=True))
+    shutil.rmtree(whole)
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retrain, "Watch", Watch)
+    monkeypatch.setattr(retrain, "bundle", bundle)
+
+@pytest.fixture
+def train_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """train.py without a process of its own."""
+    def call(words: list, check: bool) -> SimpleNamespace:
+        return SimpleNamespace(returncode=SCRIPTS["train"].main([*map(str, words[2:])]))
+
+    monkeypatch.setattr(retrain, "subprocess", SimpleNamespace(run=call))
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The folder of a run that `first` makes once, and a HOME where it was promoted."""
+    return [tmp_path_factory.mktemp("made")]
+
+@pytest.fixture
+def first(made: list[Path], classify: list[str]) -> Path:  # noqa: F811
+    """A classifier that was trained and promoted."""
+    run, home = made[0] / "run", made[0] / "home"
+    if not home.exists():
+        words = ["--loop.epochs", "20", "--log.dir", str(made[0])]
+        assert SCRIPTS["train"].main([*classify, *words]) == 0
+        assert promote(home, run) == "1"
+    shutil.copytree(run, "runs/run")
+    shutil.copytree(home, HOME)
+    return HOME
+
+def ask(count: int, *, model: str = "1", right: bool = False, rated: bool = True,
+        start: int = 0, tokens: int = 9) -> None:
+    """Requests, and what people said of their answers."""
+    lines = []
+    for number in range(start, start + count):
+        wanted = ("warm", "cold")[number % 2]
+        text = f"the {COLOURS[wanted][number // 2 % 2]} {chr(97 + number % 26) * 4} item {number}"
+        said = wanted if right else {"warm": "cold", "cold": "warm"}[wanted]
+        row = {"prompt_tokens": tokens, "label": said, "confidence": 0.9, "entropy": 0.3,
+               "input": text, "answer": said}
+        id_ = f"{number:024x}"
+        lines.append({"time": 1e9 + number, "id": id_, "route": "/v1/classify", "end": "ok",
+                      "status": 200, "seconds": 0.01, "model": model, "rows": [row]})
+        if rated:
+            told = {"request_id": id_, "index": 0, "label": wanted}
+            lines.append({"time": 1e9 + number, "id": f"{number + 2**40:024x}", "model": model,
+                          "route": "/v1/feedback", "end": "ok", "status": 200, "feedback": told})
+    note(*map(json.dumps, lines))
+
+def note(*lines: str) -> None:
+    with open(HOME / "journal.jsonl", "a") as file:
+        file.write("".join(line + "\n" for line in lines))
+
+def events() -> list[str]:
+    return [line["event"] for line in Registry(HOME).lines]
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [*map(json.loads, path.read_text().splitlines())]
+
+def is_whole() -> bool:
+    name = active(HOME)
+    return name is not None and bool(disk.verify_folder(HOME / "models" / name))
+
+def test_from_feedback_to_the_next_model_and_back(first: Path) -> None:
+    ask(100)
+    told = plan(HOME, FEW)
+    assert (told["answer"], told["plan"]) == ("propose", "2") and "right: accuracy" in told["reasons"][0]
+    folder = HOME / "plans" / "2"
+    old = [row for row in rows(folder / "train.jsonl") if ":" not in row["id"]]
+    new, kept = rows(folder / "train.jsonl")[len(old):], rows(folder / "recent.jsonl")
+    assert len(old) == 24 and len(new) + len(kept) == 100 and 8 <= len(kept) <= 35
+    assert not {row["text"] for row in new} & {row["text"] for row in kept}
+    assert len(rows(folder / "test-1.jsonl")) == 10
+    about = retrain_toml(folder)
+    assert about["rows"] == {"old": 24, "trained": [row["id"] for row in new],
+                             "recent": [row["id"] for row in kept]}
+    assert about["cost"]["steps"] == 20 * -(-(24 + len(new)) // 8) and about["cost"]["seconds"] > 0
+    assert about["cost"]["memory_bytes"] > 1000 and about["reasons"] == told["reasons"]
+    assert plan(HOME, FEW)["answer"] == "wait"  # its rows are in a plan
+
+    assert run(HOME) == "2" and active(HOME) == "1"  # with a real train.py
+    with pytest.raises(ConfigError, match="no plan that was not run yet"):
+        run(HOME)
+    with pytest.raises(ConfigError, match="must pass first: there was none"):
+        promote(HOME)
+    judged = gate(HOME)
+    assert judged["answer"] == "pass", judged
+    assert judged["inputs"]["recent"]["rows"] == len(kept)
+    assert promote(HOME) == "2" and active(HOME) == "2" and is_whole()
+
+    ask(20, model="2", right=True, start=200)
+    assert plan(HOME, FEW)["answer"] == "wait"
+    assert plan(HOME, FEW)["inputs"]["labelled"] == 20
+    assert rollback(HOME) == "1" and is_whole()
+    with pytest.raises(ConfigError, match="model 2 was rolled back"):
+        promote(HOME)
+    with pytest.raises(ConfigError, match="no model was active before"):
+        rollback(HOME)
+    assert replay(HOME) == 5
+    told = plan(HOME, FEW)  # the rows of the plan that did not last come again
+    assert told["answer"] == "propose" and len(told["rows"]) == 120
+
+def retrain_toml(folder: Path) -> dict[str, Any]:
+    import tomllib
+    return tomllib.loads((folder / "plan.toml").read_text())
+
+def test_a_new_model_is_taken_back_by_its_first_requests(first: Path) -> None:
+    assert promote(HOME, Path("runs/run")) == "2"
+    ask(100, model="1")  # of the model before: not its fault
+    ask(19, model="2", start=300)
+    assert plan(HOME, FEW)["answer"] == "wait"
+    ask(20, model="2", start=400)
+    assert plan(HOME, FEW)["answer"] == "rollback" and active(HOME) == "1"
+    assert events()[-2:] == ["decide", "rollback"] and replay(HOME) == 2
+    assert plan(HOME, FEW)["answer"] == "propose"
+
+def test_chats_are_planned_and_judged(sft: list[str], train_here: None) -> None:  # noqa: F811
+    assert SCRIPTS["train"].main([*sft, "--loop.epochs", "2"]) == 0
+    promote(HOME, Path("runs/run"))
+    lines = []
+    for number in range(40):
+        asked = [{"role": "user", "content": f"make thing {chr(97 + number % 26) * 3} {number} red"}]
+        row = {"prompt_tokens": 9, "right": False, "input": asked, "answer": "?"}
+        lines += [{"time": 1.0, "id": f"{number:024x}", "model": "1", "rows": [row]},
+                  {"time": 1.0, "id": f"{number + 99:024x}", "model": "1", "feedback": {
+                      "request_id": f"{number:024x}", "index": 0, "text": "better"}}]
+    note(*map(json.dumps, lines))
+    assert plan(HOME, FEW)["answer"] == "propose"
+    chats = rows(HOME / "plans" / "2" / "train.jsonl")
+    assert chats[-1]["messages"][-1]["content"] == "better" and len(chats) > 40
+    run(HOME)
+    assert gate(HOME)["inputs"]["frozen"]["rows"] == 6
+
+def finding(signal_: str, state: int | None, statistic: str = "psi") -> dict[str, Any]:
+    return Finding(signal_, statistic, 0.5, 0.1, state)._asdict()
+
+CALM = {"first": [], "known": [], "findings": [], "labelled": 200, "hours": 24.0, "days": 1.0}
+TWO = [finding("length", 2), finding("entropy", 2)]
+
+@pytest.mark.parametrize(("inputs", "answer"), [
+    ({}, "wait"),
+    ({"findings": TWO}, "propose"),
+    ({"findings": TWO[:1]}, "wait"),
+    ({"findings": [TWO[0], finding("entropy", 1)]}, "wait"),
+    ({"findings": [TWO[0], finding("entropy", None)]}, "wait"),
+    ({"findings": [TWO[0], finding("length", 2, "js"), finding("length", 1, "ks")]}, "wait"),
+    ({"findings": [finding("right", 2, "accuracy")]}, "propose"),
+    ({"findings": [finding("right", 1, "accuracy")]}, "wait"),
+    ({"days": 90.1}, "propose"),
+    ({"days": 90.1, "labelled": 199}, "wait"),
+    ({"findings": TWO, "hours": 23.9}, "wait"),
+    ({"findings": TWO, "hours": -5.0}, "wait"),  # the clock was put back
+    ({"first": TWO}, "rollback"),
+    ({"first": TWO, "labelled": 0, "hours": 0.0}, "rollback"),
+    ({"first": TWO, "known": ["length"]}, "wait"),  # it moved before there was this model
+    ({"first": [finding("right", 2, "accuracy")], "known": ["right"]}, "rollback"),
+])  # fmt: skip
+def test_what_is_decided(inputs: dict[str, Any], answer: str) -> None:
+    told, reasons = decide({**CALM, **inputs}, Limits())
+    assert told == answer and reasons
+
+@pytest.mark.parametrize(("low", "difference", "answer"), [
+    (0.001, 0.0, "pass"), (0.0, 0.1, "fail"), (0.2, -0.01, "pass"), (0.2, 0.99 - 1.0, "pass"),
+    (0.2, -0.0101, "fail"),
+])  # fmt: skip
+def test_what_passes_the_gate(low: float, difference: float, answer: str) -> None:
+    part = {"rows": 9, "low": low, "high": 0.5, "p": 0.1, "difference": 0.3}
+    frozen = {**part, "difference": difference}
+    assert judge({"recent": part, "frozen": frozen, "most_lost": 0.01})[0] == answer
+
+def test_a_candidate_that_is_no_better_stays_outside(first: Path, train_here: None) -> None:
+    ask(40)
+    plan(HOME, FEW)
+    run(HOME)
+    shutil.rmtree(HOME / "models" / "2")
+    shutil.copytree(HOME / "models" / "1", HOME / "models" / "2")
+    assert gate(HOME)["answer"] == "fail"
+    with pytest.raises(ConfigError, match=r"must pass first: recent: of \d+ rows \+0.0000 right"):
+        promote(HOME)
+    ask(40, start=100)  # rows of the plan that failed are not lost
+    assert len(plan(HOME, FEW)["rows"]) == 80
+
+def test_bad_lines_of_the_journal_are_counted(first: Path) -> None:
+    ask(30)
+    before = plan(HOME, Limits())["inputs"]
+    unknown = {"request_id": "f" * 24, "index": 0, "label": "warm"}
+    twice = {"request_id": f"{3:024x}", "index": 0, "label": "warm"}
+    line = {"id": "e" * 24, "model": "1", "time": 5.0, "rows": []}
+    note('{"time": 1e9, "id"', json.dumps(line), json.dumps({**line, "feedback": unknown}),
+         json.dumps({**line, "feedback": twice}))
+    ask(10, model="another", start=50)
+    strange = {"prompt_tokens": 9, "label": "warm", "input": [{"role": "user", "content": "a"}]}
+    note(json.dumps({**line, "id": "d" * 24, "rows": [strange]}),
+         json.dumps({**line, "feedback": {"request_id": "d" * 24, "index": 0, "label": "cold"}}))
+    inputs = plan(HOME, Limits())["inputs"]
+    assert inputs["requests"] == before["requests"] + 1 and inputs["unfit"] == 1
+    assert inputs["labelled"] == before["labelled"] + 10  # also of what another model answered
+    assert sum(inputs["counts"].values()) >= sum(before["counts"].values()) + 14
+
+def test_refusals(first: Path, classify: list[str], train_here: None) -> None:  # noqa: F811
+    with pytest.raises(ConfigError, match="other: there is no model; first promote the run"):
+        plan(Path("other"), FEW)
+    with pytest.raises(ConfigError, match="there is no plan"):
+        run(HOME)
+    with pytest.raises(ConfigError, match="no candidate beside a model"):
+        gate(HOME)
+    with pytest.raises(ConfigError, match="the gate beside the active model must pass first"):
+        promote(HOME)
+    with pytest.raises(ConfigError, match="no model was active before"):
+        rollback(HOME)
+    place = classify.index("--data.test")
+    assert SCRIPTS["train"].main(
+        [*classify[:place], *classify[place + 2 :], "--log.name", "untested"]) == 0
+    with pytest.raises(ConfigError, match="untested: can be trained again of classify .* --data.t"):
+        promote(HOME, Path("runs/untested"))
+    ask(40)
+    plan(HOME, FEW)
+    (HOME / "plans" / "2" / "train.jsonl").unlink()
+    with pytest.raises(CheckpointError, match="plans/2/train.jsonl is missing"):
+        run(HOME)
+    (HOME / "models" / "1" / "reference.jsonl").write_text("{}")
+    with pytest.raises(CheckpointError, match="reference.jsonl was altered"):
+        plan(HOME, FEW)
+    assert active(HOME) == "1" and events() == ["promote", "decide"]
+
+def test_training_that_stops_is_told(first: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ask(40)
+    plan(HOME, FEW)
+    stops = lambda words, check: SimpleNamespace(returncode=4)  # noqa: E731
+    monkeypatch.setattr(retrain, "subprocess", SimpleNamespace(run=stops))
+    with pytest.raises(TrainingError, match="plans/2/run: train.py ended with 4"):
+        run(HOME)
+
+def test_rows_that_are_all_alike_make_no_plan(first: Path) -> None:
+    ask(40)
+    path = HOME / "journal.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in (row for line in lines for row in line.get("rows", ())):
+        row["input"] = "one and the same text"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(DataError, match="40 labelled rows are too few, or too much alike"):
+        plan(HOME, FEW)
+
+def test_an_altered_line_is_named() -> None:
+    HOME.mkdir()
+    with retrain.writing(HOME) as registry:
+        for number in range(5):
+            registry.append("note", number=number)
+        with pytest.raises(CheckpointError, match="held by another writer"), retrain.writing(HOME):
+            pass
+    log = HOME / "log.jsonl"
+    lines = log.read_bytes().splitlines(keepends=True)
+    assert len(Registry(HOME).lines) == 5
+    for number, line in enumerate(lines, start=1):
+        for place in (2, len(line) // 2, len(line) - 5):
+            bad = bytearray(line)
+            bad[place] ^= 1
+            log.write_bytes(b"".join([*lines[: number - 1], bytes(bad), *lines[number:]]))
+            with pytest.raises(CheckpointError, match=f"log.jsonl, line {number}: was altered"):
+                Registry(HOME)
+        log.write_bytes(b"".join([*lines[: number - 1], *lines[number:]]))
+        if number < 5:
+            with pytest.raises(CheckpointError, match=f"line {number}: .* is lost"):
+                Registry(HOME)
+
+def test_a_line_that_was_cut_is_no_line() -> None:
+    HOME.mkdir()
+    with retrain.writing(HOME) as registry:
+        registry.append("promote", model="1")
+    log = HOME / "log.jsonl"
+    whole = log.read_bytes()
+    with retrain.writing(HOME) as registry:
+        registry.append("promote", model="2")
+    longer = log.read_bytes()
+    for size in range(len(whole), len(longer)):
+        log.write_bytes(longer[:size])
+        assert active(HOME) == "1"
+    with retrain.writing(HOME) as registry:
+        registry.append("promote", model="3")
+    assert [line["model"] for line in Registry(HOME).lines] == ["1", "3"]
+
+def test_what_is_decided_otherwise_is_named(first: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ask(30)
+    plan(HOME, FEW)
+    assert replay(HOME) == 1
+    monkeypatch.setattr(retrain, "decide", lambda inputs, limits: ("wait", ["new rules"]))
+    with pytest.raises(CheckpointError, match="inputs of decide .* give wait .new rules., it says"):
+        replay(HOME)
+
+def killed(step: Callable[[], Any], count: int) -> bool:
+    """Whether a kill came, just before the `count`th write that a child puts on the disk."""
+    child = os.fork()
+    if not child:
+        signal.alarm(60)
+        left = [count]
+
+        def counted(name: str) -> None:
+            call = getattr(os, name)
+
+            def wrapped(*words: Any, **named: Any) -> Any:
+                left[0] -= 1
+                if not left[0]:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return call(*words, **named)
+
+            setattr(os, name, wrapped)
+
+        for name in ("fsync", "rename", "mkdir", "unlink"):
+            counted(name)
+        code = 1
+        try:
+            step()
+            code = 0
+        finally:
+            os._exit(code)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert code in (0, -signal.SIGKILL), code
+    return code != 0
+
+def test_a_kill_at_any_step_leaves_one_active_model(first: Path, train_here: None) -> None:
+    ask(60)
+    steps = [(lambda: plan(HOME, FEW), 1.0, "1", "1"), (lambda: run(HOME), 1.5, "1", "1"),
+             (lambda: gate(HOME), 1.0, "1", "1"), (lambda: promote(HOME), 1.0, "1", "2"),
+             (lambda: rollback(HOME), 1.0, "2", "1"),
+             (lambda: promote(HOME, Path("runs/run")), 1.3, "1", "7")]
+    kills = []
+    for step, pace, before, after in steps:
+        count, number = 1, 0
+        while killed(step, int(count)):
+            number += 1
+            assert active(HOME) in (before, after) and is_whole()
+            if active(HOME) == after != before:
+                break  # it was killed when all was done
+            count = max(count + 1, count * pace)
+        kills.append(number)
+        assert active(HOME) == after and is_whole()
+    assert min(kills) >= 2, kills
+    assert events().count("candidate") == 1 and replay(HOME) >= 2
