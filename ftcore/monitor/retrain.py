@@ -1,11 +1,11 @@
-"""From feedback to the next model: plan, run, gate, promote, roll back; each decision is a line.
+"""From feedback to the next model. Cron calls it; each decision is a line that can be replayed.
 
-    HOME/log.jsonl      decisions, each with the SHA-256 of the line before; the last line that
-                        promotes or rolls back names the active model
-         models/N/      bundles; plans/N/ plan.toml, config.toml, rows, run/ (of train.py)
+    HOME/log.jsonl      decisions, each with the SHA-256 of itself and of the line before; the last
+                        that promotes or rolls back names the active model
          journal.jsonl  what the server writes: requests with texts, and feedback
+         models/N/      bundles; plans/N/: plan.toml, config.toml, rows, run/ (of train.py)
 
-Cron calls it. A kill leaves the old model active, or the new one; the same call then goes on."""
+After a kill either the old model is active or the new one; the same call goes on."""
 
 import hashlib
 import json
@@ -24,27 +24,19 @@ import torch
 from ftcore import files
 from ftcore.cli import CONFIG_FILE, Command, as_flags, read_toml, resolved, to_toml
 from ftcore.config import RUNS, Count, NotNegative, Section
+from ftcore.data import columns, compare, formats, pack, read, store
 from ftcore.data.chat import encode_prompt
-from ftcore.data.columns import Chat, Example, examples
-from ftcore.data.compare import clusters
-from ftcore.data.formats import Row
-from ftcore.data.pack import Encoded
-from ftcore.data.read import collect, read_rows
-from ftcore.data.store import rendered
 from ftcore.deploy.bundle import bundle, open_bundle
 from ftcore.env.run import locked
 from ftcore.errors import CheckpointError, ConfigError, DataError, TrainingError
-from ftcore.evaluate.evaluator import all_logits, greedy
-from ftcore.evaluate.report import read_run
-from ftcore.evaluate.significance import compare
-from ftcore.evaluate.text import exact_match
+from ftcore.evaluate import evaluator, report, significance, text
 from ftcore.monitor.drift import Watch
 from ftcore.monitor.journal import read_journal, read_reference
 
 HERE = Path(__file__).parent
 FORM = "format", "columns", "text", "label", "messages", "turn", "roles", "prompt"  # of files
 FEEDBACK = "accuracy"  # the statistic that alarms alone
-GATE_SHARE, MOST_LOST = 5, 0.01  # one in so many new rows; share of frozen rows
+GATE_SHARE, MOST_LOST = 5, 0.01  # one in so many new rows; share of the frozen rows
 Line = dict[str, Any]
 
 class Limits(Section):
@@ -55,6 +47,9 @@ class Limits(Section):
     first_requests: Count = 500  # that may take a new model back
     window: Count = 500  # requests that are compared with the reference
 
+def _sha(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
 class Registry:
     """The decisions so far. CheckpointError: a line was altered."""
 
@@ -63,16 +58,15 @@ class Registry:
         content = self.log.read_bytes() if self.log.exists() else b""
         self.size = content.rfind(b"\n") + 1  # behind it stands what a kill cut short
         for number, line in enumerate(content[: self.size].splitlines(), start=1):
-            text, _, own = line.rpartition(b', "sha256": ')
+            told, _, own = line.rpartition(b', "sha256": ')
             chain = f'"before": "{self.head}"'.encode()
-            if own != f'"{_sha(text)}"}}'.encode() or chain not in text:
+            if own != f'"{_sha(told)}"}}'.encode() or chain not in told:
                 what = "was altered, or the one before it is lost: restore the file from a copy"
                 raise CheckpointError(f"{self.log}, line {number}: {what}")
             self.lines.append(json.loads(line))
             self.head = _sha(line)
 
     def append(self, event: str, **fields: Any) -> Line:
-        """For the one writer. OSError: it cannot be written."""
         told = {"time": time.time(), "event": event, "before": self.head, **fields}
         text = json.dumps(told, default=float)[:-1]
         with open(self.log, "ab") as file:
@@ -88,33 +82,29 @@ class Registry:
         found = (line for line in reversed(self.lines) if line["event"] in events)
         return next((line for line in found if fields.items() <= line.items()), {})
 
-    def use(self, event: str, name: str, **fields: Any) -> Line:
-        """Make a whole bundle the active one."""
-        files.verify_folder(folder := self.home / "models" / name)
-        manifest = files.sha256_file(folder / files.MANIFEST)
-        before = self.last("promote", "rollback").get("model")
-        return self.append(event, model=name, manifest=manifest, replaces=before, **fields)
+    def active(self) -> str | None:
+        return self.last("promote", "rollback").get("model")
 
-def _sha(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+    def use(self, event: str, name: str, **fields: str) -> str:
+        """Make a bundle the active one, if it is whole."""
+        files.verify_folder(folder := self.home / "models" / name)
+        told = {"replaces": self.active(), "manifest": files.sha256_file(folder / files.MANIFEST)}
+        return self.append(event, model=name, **told, **fields)["model"]
 
 @contextmanager
 def writing(home: Path) -> Iterator[Registry]:
-    """The registry, for its one writer. CheckpointError: there is another."""
+    """For one writer; one line is written. CheckpointError: there is another writer."""
     files.make_folder(home)
     with locked(home / "lock"):
         yield Registry(home)
-
-def active(home: Path) -> str | None:
-    """Name of the model in HOME/models that is to be served."""
-    return Registry(home).last("promote", "rollback").get("model")
 
 def decide(inputs: Line, limits: Limits) -> tuple[str, list[str]]:
     """rollback, propose or wait; and why."""
     if alarms := _alarms(inputs["first"], inputs["known"]):
         return "rollback", alarms
-    is_old = inputs["days"] > limits.max_age_days
-    why = _alarms(inputs["findings"]) + [f"{inputs['days']:.1f} days old"] * is_old
+    why = _alarms(inputs["findings"])
+    if inputs["days"] > limits.max_age_days:
+        why.append(f"{inputs['days']:.1f} days old")
     least = {"labelled": limits.min_labelled, "hours": limits.cooldown_hours}
     lacks = [f"{key}: {inputs[key]:.6g} of {n:g}" for key, n in least.items() if inputs[key] < n]
     return ("propose", why) if why and not lacks else ("wait", [*(why or ["no alarm"]), *lacks])
@@ -130,10 +120,9 @@ def _alarms(findings: Sequence[Line], known: Sequence[str] = ()) -> list[str]:
 
 def judge(inputs: Line) -> tuple[str, list[str]]:
     """pass or fail; and why."""
-    recent, frozen = inputs["recent"], inputs["frozen"]
-    passes = recent["low"] > 0 and round(frozen["difference"], 9) >= -inputs["most_lost"]
+    is_kept = round(inputs["frozen"]["difference"], 9) >= -inputs["most_lost"]
     told = "{}: of {rows} rows {difference:+.4f} right, {low:+.4f} to {high:+.4f}"
-    return ("pass" if passes else "fail",
+    return ("pass" if inputs["recent"]["low"] > 0 and is_kept else "fail",
             [told.format(name, **inputs[name]) for name in ("recent", "frozen")])
 
 def plan(home: Path, limits: Limits) -> Line:
@@ -141,42 +130,42 @@ def plan(home: Path, limits: Limits) -> Line:
     with writing(home) as registry:
         inputs, rows = _inputs(registry, limits)
         answer, reasons = decide(inputs, limits)
-        line = {"inputs": inputs, "limits": vars(limits), "answer": answer, "reasons": reasons}
+        told = {"inputs": inputs, "limits": vars(limits), "answer": answer, "reasons": reasons}
         if answer == "propose":
-            line["plan"] = str(len(registry.lines) + 1)
-            line["rows"] = _write_plan(registry, line, rows)
-        line = registry.append("decide", **line)
-        if answer == "rollback":
-            registry.use("rollback", registry.last("promote")["replaces"])
+            told |= {"plan": str(len(registry.lines) + 1), "rows": [row.id for row in rows]}
+            _write_plan(registry, told, rows)
+        line = registry.append("decide", **told)
+    if answer == "rollback":
+        rollback(home)
     return line
 
-def _inputs(registry: Registry, limits: Limits) -> tuple[Line, list[Example]]:
+def _inputs(registry: Registry, limits: Limits) -> tuple[Line, list[columns.Example]]:
     """For `decide`; and the rows with feedback that the active model has not learned."""
     home, last = registry.home, registry.last("promote", "rollback")
     if not last:
         raise ConfigError(f"{home}: there is no model; first promote the run of one")
-    since, folder = registry.last("promote", model=last["model"]), home / "models" / last["model"]
-    files.verify_folder(folder)
-    journals, reference = [*home.glob("journal.jsonl")], read_reference(folder)
-    journal, size = read_journal(journals, last["model"]), limits.first_requests
-    findings = Watch(reference, window=limits.window).look(journal.records)
+    model, files_, size = last["model"], [*home.glob("journal.jsonl")], limits.first_requests
+    files.verify_folder(home / "models" / model)
+    reference, journal = read_reference(home / "models" / model), read_journal(files_, model)
     is_new = last["event"] == "promote" and last["replaces"]
-    first = Watch(reference, window=size // 2).look(journal.records[:size]) if is_new else []
+    looks = {"findings": (limits.window, journal.records),
+             "first": (-(-size // 2), journal.records[: size if is_new else 0])}
+    found = {name: [each._asdict() for each in Watch(reference, window=window).look(records)]
+             for name, (window, records) in looks.items()}
     plans = {line["plan"]: line for line in registry.lines if "plan" in line}
-    planned = {id_ for line in plans.values() for id_ in line["rows"]}
-    learned, name = set(), last["model"]
+    before = plans[model]["inputs"]["findings"] if model in plans else []
+    learned, name, since = set(), model, registry.last("promote", model=model)
     while name in plans:
         learned |= {*plans[name]["rows"]}
         name = plans[name]["inputs"]["model"]
-    task, named = configured(home / since["run"]).task, read_journal(journals).records
-    rated = [each for each in named if "wanted" in each and each["id"] not in learned]
-    rows = [*filter(None, (_example(each, task) for each in rated))]
-    known = plans.get(last["model"], {"inputs": {"findings": []}})["inputs"]["findings"]
-    return {
-        "model": last["model"], "requests": len(journal.records), "counts": journal.counts,
-        "findings": [each._asdict() for each in findings],
-        "first": [each._asdict() for each in first],
-        "known": [each["signal"] for each in known if each["state"] == 2],
+    rated = [each for each in read_journal(files_).records
+             if "wanted" in each and each["id"] not in learned]
+    task = configured(home / since["run"]).task
+    rows = [row for each in rated for row in _examples(each, task)]
+    planned = {id_ for line in plans.values() for id_ in line["rows"]}
+    return found | {
+        "model": model, "requests": len(journal.records), "counts": journal.counts,
+        "known": [each["signal"] for each in before if each["state"] == 2],
         "unfit": len(rated) - len(rows), "labelled": sum(row.id not in planned for row in rows),
         "hours": (time.time() - registry.last("promote")["time"]) / 3600,
         "days": (time.time() - since["time"]) / 86400}, rows
@@ -184,120 +173,111 @@ def _inputs(registry: Registry, limits: Limits) -> tuple[Line, list[Example]]:
 def configured(folder: Path) -> Command:
     """What a run, or a plan, was made to do. ConfigError: it cannot be done again."""
     task, flags = read_toml(folder / CONFIG_FILE)
-    data = (command := resolved(task, [(str(folder / CONFIG_FILE), flags)])).config.data
-    odd = [name for name in ("pair", "label_separator", "group") if getattr(data, name, "")]
-    if task not in ("classify", "sft") or odd or not data.test:
+    command = resolved(task, [(str(folder / CONFIG_FILE), flags)])
+    told = vars(command.config.data)
+    odd = [name for name in ("pair", "label_separator", "group") if told.get(name)]
+    if task not in ("classify", "sft") or odd or not told["test"]:
         what = "classify (a text, one label) and sft runs with --data.test, without --data.group"
         raise ConfigError(f"{folder}: can be trained again of {what}; promote such a run")
     return command
 
-def _example(record: Line, task: str) -> Example | None:
-    """A record as a row; None: of another kind, or without text."""
+def _examples(record: Line, task: str) -> list[columns.Example]:
+    """A record as a row; none of another kind, or without text."""
     said, wanted = record.get("input") or "", record["wanted"]
-    fields = {"text": said, "label": wanted}
-    if task == "sft":
-        fields = {"messages": [*said, {"role": "assistant", "content": wanted}]}
+    fields = {"text": said, "label": wanted} if task == "classify" else {
+        "messages": [*said, {"role": "assistant", "content": wanted}]}
+    row = formats.Row(record["id"], "journal.jsonl", 0, fields)
     with suppress(DataError):
-        return examples([Row(record["id"], "journal", 0, fields)], RUNS[task]().data)[0][0]
-    return None
+        return columns.examples([row], RUNS[task]().data)[0]
+    return []
 
-def _write_plan(registry: Registry, line: Line, rows: Sequence[Example]) -> list[str]:
-    """HOME/plans/N; returns the ids of the new rows."""
+def _write_plan(registry: Registry, line: Line, rows: Sequence[columns.Example]) -> None:
     home, model = registry.home.absolute(), line["inputs"]["model"]
     run, folder = home / registry.last("promote", model=model)["run"], home / "plans" / line["plan"]
-    command = configured(run)
-    config, found = command.config, collect(command.config.data, {})
-    parts = {split if split in ("train", "dev") else f"test-{n}": part.examples
-             for n, (split, part) in enumerate(found.items())}
-    sides = [], []
-    for row, root in zip(rows, clusters(rows), strict=True):  # what is alike is on one side
+    command, sides = configured(run), ([], [])  # new rows; on one of them stays what is alike
+    for row, root in zip(rows, compare.clusters(rows), strict=True):
         sides[int(_sha(rows[root].id.encode()), 16) % GATE_SHARE == 0].append(row)
     if not all(sides):
-        raise DataError(f"{home}: {len(rows)} labelled rows are too few, or too much alike, to"
-                        " train on some and keep others for the gate: collect more")
+        what = f"{len(rows)} labelled rows are too few or too much alike to keep some for the gate"
+        raise DataError(f"{home}: {what}: collect more")
+    parts = {split if split in ("train", "dev") else f"test-{n}": part.examples
+             for n, (split, part) in enumerate(read.collect(command.config.data, {}).items())}
     old = len(parts["train"])
     parts |= {"train": parts["train"] + sides[0], "recent": sides[1]}
-    plain = RUNS[command.task]().data
-    data = {name: getattr(plain, name) for name in FORM if hasattr(plain, name)}
-    data |= {kind: [f"{folder}/{name}.jsonl" for name in parts if name.startswith(kind)]
-             for kind in ("train", "dev", "test")}
+    data = {kind: [f"{folder}/{name}.jsonl" for name in parts if name.startswith(kind)]
+            for kind in ("train", "dev", "test")}
+    data |= {name: x for name, x in vars(RUNS[command.task]().data).items() if name in FORM}
     words = as_flags({"data": data, "log": {"dir": folder, "name": "run"}})
     layers = [(str(run), read_toml(run / CONFIG_FILE)[1]), (f"plan {line['plan']}", [*words])]
-    ids = [[row.id for row in side] for side in sides]
-    about = {"told": read_run(run), "task": command.task, "folder": folder, "home": home, "most_lost": MOST_LOST,
-             "old": old, "trained": ids[0], "recent": ids[1],
-             "steps": config.loop.num_steps(len(parts["train"]), config.rows_per_step)}
-    texts = {"plan.toml": rendered("plan.toml", HERE, **line, **about),
-             CONFIG_FILE: to_toml(resolved(command.task, layers))}
-    texts |= {f"{name}.jsonl": "".join(json.dumps(_plain(row)) + "\n" for row in part)
-              for name, part in parts.items()}
+    command = resolved(command.task, layers)
+    steps = command.config.loop.num_steps(len(parts["train"]), command.config.rows_per_step)
+    about = {"told": report.read_run(run), "task": command.task, "folder": folder, "home": home,
+             "most_lost": MOST_LOST, "old": old, "sides": sides, "steps": steps}
+    texts = {"plan.toml": store.rendered("plan.toml", HERE, **line, **about),
+             CONFIG_FILE: to_toml(command)}
+    for name, part in parts.items():
+        plain = [{"id": row.id, **({"messages": row.messages} if command.task == "sft" else
+                                   {"text": row.texts[0], "label": row.target})} for row in part]
+        texts[f"{name}.jsonl"] = "".join(json.dumps(row) + "\n" for row in plain)
     files.write_folder(folder, lambda temp: [
         (temp / name).write_text(text, "utf-8") for name, text in texts.items()])
-    return ids[0] + ids[1]
-
-def _plain(row: Example) -> Line:
-    return {"id": row.id, **({"messages": row.messages} if isinstance(row, Chat) else
-                             {"text": row.texts[0], "label": row.target})}
 
 def run(home: Path) -> str:
     """Train by the last plan, and bundle it; returns the candidate's name. ConfigError: it was
     run; CheckpointError: rows of it vanished; TrainingError: train.py stopped."""
-    registry = Registry(home)
-    name = registry.last("decide", answer="propose").get("plan")
+    name = (registry := Registry(home)).last("decide", answer="propose").get("plan")
     if name is None or registry.last("candidate", model=name):
         raise ConfigError(f"{home}: there is no plan that was not run yet")
-    folder, target = home / "plans" / name, home / "models" / name
-    files.verify_folder(folder)
-    if not target.is_dir():
-        made = folder / "run"
-        words = ["--resume", made] if (made / CONFIG_FILE).is_file() else [
+    files.verify_folder(folder := home / "plans" / name)
+    if not (target := home / "models" / name).is_dir():
+        words = ["--resume", made] if ((made := folder / "run") / CONFIG_FILE).is_file() else [
             configured(folder).task, "--config", folder / CONFIG_FILE]
         command = [sys.executable, HERE.parents[1] / "train.py", *words]
         if code := subprocess.run(command, check=False).returncode:
             raise TrainingError(f"{made}: train.py ended with {code} and said why; then run again")
         bundle(made, target)
     with writing(home) as registry:
-        return registry.append("candidate", model=name, run=f"plans/{name}/run")["model"]
+        return registry.append("candidate", model=name)["model"]
 
 def gate(home: Path) -> Line:
     """Judge the last candidate beside the active model, on the same rows; returns the line."""
-    name, model = Registry(home).last("candidate").get("model"), active(home)
-    if name is None or model is None:
-        raise ConfigError(f"{home}: there is no candidate beside a model; first run a plan")
+    name, model = (registry := Registry(home)).last("candidate").get("model"), registry.active()
+    if name is None:
+        raise ConfigError(f"{home}: there is no candidate; first run a plan")
     files.verify_folder(folder := home / "plans" / name)
-    command = configured(folder)
-    parts = {"recent": [folder / "recent.jsonl"], "frozen": command.config.data.test}
-    rows = {part: examples(read_rows(paths), command.config.data)[0]
-            for part, paths in parts.items()}
-    right = [_right(home / "models" / each, command, rows) for each in (name, model)]
+    data = (command := configured(folder)).config.data
+    parts = {part: columns.examples(read.read_rows(paths), data)[0] for part, paths in
+             (("recent", [folder / "recent.jsonl"]), ("frozen", data.test))}
+    right = [_right(home / "models" / each, command, parts) for each in (name, model)]
     inputs = {"candidate": name, "active": model, "most_lost": MOST_LOST}
-    for part, some in rows.items():
-        one, two = (lambda rows_M, right_B=each[part]: {"right": float(right_B[rows_M].mean())}
-                    for each in right)
-        inputs[part] = {"rows": len(some), **compare(one, two, np.array(clusters(some)))["right"]}
+    for part, rows in parts.items():
+        figures = [lambda rows_M, right_B=each[part]: {"right": float(right_B[rows_M].mean())}
+                   for each in right]
+        found = significance.compare(*figures, np.array(compare.clusters(rows)))
+        inputs[part] = {"rows": len(rows), **found["right"]}
     answer, reasons = judge(inputs)
     with writing(home) as registry:
         return registry.append("gate", inputs=inputs, answer=answer, reasons=reasons)
 
 @torch.inference_mode()
 def _right(folder: Path, command: Command,
-           parts: Mapping[str, Sequence[Example]]) -> dict[str, np.ndarray]:
+           parts: Mapping[str, Sequence[columns.Example]]) -> dict[str, np.ndarray]:
     """Of each part whether a bundle says what is wanted of its rows (bool)."""
     (loaded, tokenizer, _), config, right = open_bundle(folder), command.config, {}
     model = loaded.model.to(config.env.device)
+    limits = {"max_tokens": config.loop.micro_batch_tokens, "device": model.device}
     for name, rows in parts.items():
         if command.task == "sft":
             wanted = [row.messages[-1]["content"] for row in rows]
             prompts = [encode_prompt(row.messages[:-1], tokenizer) for row in rows]
-            said = greedy(model, tokenizer, prompts, config.eval.max_new_tokens)
+            said = evaluator.greedy(model, tokenizer, prompts, config.eval.max_new_tokens)
         else:
             wanted, texts = [row.target for row in rows], [row.texts for row in rows]
             ids = tokenizer.encode_pairs(texts, max_length=config.data.max_length)
-            documents = [Encoded(row.id, ids_T, 0, 1.0, types_T)
-                         for row, (ids_T, types_T) in zip(rows, ids, strict=True)]
-            limits = {"max_tokens": config.loop.micro_batch_tokens, "device": model.device}
-            said = [loaded.labels[k] for k in all_logits(model, documents, **limits).argmax(1)]
-        right[name] = np.array([*map(exact_match, wanted, said)])
+            documents = [pack.Encoded("", ids_T, 0, 1.0, types_T) for ids_T, types_T in ids]
+            best_B = evaluator.all_logits(model, documents, **limits).argmax(1)
+            said = [loaded.labels[k] for k in best_B]
+        right[name] = np.array([*map(text.exact_match, wanted, said)])
     return right
 
 def promote(home: Path, run: Path | None = None) -> str:
@@ -308,31 +288,27 @@ def promote(home: Path, run: Path | None = None) -> str:
             name = str(len(registry.lines) + 1)
             files.remove(home / "models" / name)  # what a kill left
             bundle(run, home / "models" / name)
-            return registry.use("promote", name, run=str(run.absolute()))["model"]
-        made, gated = registry.last("candidate"), registry.last("gate")
-        told = [gated.get("inputs", {}).get(key) for key in ("candidate", "active")]
-        if gated.get("answer") != "pass" or told != [made["model"], active(home)]:
-            why = "; ".join(gated.get("reasons", ["there was none"]))
-            raise ConfigError(f"{home}: the gate beside the active model must pass first: {why}")
-        if registry.last("promote", model=made["model"]):
-            raise ConfigError(f"{home}: model {made['model']} was rolled back; make another plan")
-        return registry.use("promote", made["model"], run=made["run"])["model"]
+            return registry.use("promote", name, run=str(run.absolute()))
+        last = registry.last("candidate", "gate", "promote", "rollback")
+        if last.get("answer") != "pass" or last["inputs"]["active"] != registry.active():
+            why = "; ".join(last.get("reasons", ["there is none"]))
+            raise ConfigError(f"{home}: a gate beside the active model must pass first: {why}")
+        name = last["inputs"]["candidate"]
+        return registry.use("promote", name, run=f"plans/{name}/run")
 
 def rollback(home: Path) -> str:
     """Make the model active that the active one replaced; returns its name."""
     with writing(home) as registry:
-        last = registry.last("promote", model=active(home))
-        if not last.get("replaces"):
+        if not (name := registry.last("promote", model=registry.active()).get("replaces")):
             raise ConfigError(f"{home}: no model was active before; promote a run")
-        return registry.use("rollback", last["replaces"])["model"]
+        return registry.use("rollback", name)
 
 def replay(home: Path) -> int:
     """Decide all again; returns how many decisions. CheckpointError: one comes out otherwise."""
-    lines = [line for line in Registry(home).lines if "inputs" in line]
-    for line in lines:
+    for line in (lines := [line for line in Registry(home).lines if "inputs" in line]):
         inputs, limits = line["inputs"], line.get("limits")
-        answer, why = judge(inputs) if limits is None else decide(inputs, Limits(**limits))
+        answer, why = decide(inputs, Limits(**limits)) if limits else judge(inputs)
         if answer != line["answer"]:
-            what = f"inputs of {line['event']} at {line['time']} give {answer} ({'; '.join(why)})"
-            raise CheckpointError(f"{home}: {what}, it says {line['answer']}: the rules changed")
+            what = f"{home}: {line['event']} at {line['time']} said {line['answer']}, its inputs"
+            raise CheckpointError(f"{what} give {answer} ({'; '.join(why)}): the rules changed")
     return len(lines)
