@@ -115,7 +115,7 @@ def _alarms(findings: Sequence[Line], known: Sequence[str] = ()) -> list[str]:
     loud = [each for each in findings if each["signal"] not in calm]
     rated = {each["signal"] for each in loud if each["statistic"] == FEEDBACK}
     others = {each["signal"] for each in loud} - rated - {*known}
-    told = ["{signal}: {statistic} {value:.4g} > {bound:.4g}".format(**each) for each in loud]
+    told = ["{signal}: {statistic} {value:.4g} above {bound:.4g}".format(**each) for each in loud]
     return told if rated or len(others) > 1 else []
 
 def judge(inputs: Line) -> tuple[str, list[str]]:
@@ -135,8 +135,8 @@ def plan(home: Path, limits: Limits) -> Line:
             told |= {"plan": str(len(registry.lines) + 1), "rows": [row.id for row in rows]}
             _write_plan(registry, told, rows)
         line = registry.append("decide", **told)
-    if answer == "rollback":
-        rollback(home)
+        if answer == "rollback":
+            registry.use("rollback", registry.last("promote")["replaces"])
     return line
 
 def _inputs(registry: Registry, limits: Limits) -> tuple[Line, list[columns.Example]]:
@@ -147,11 +147,10 @@ def _inputs(registry: Registry, limits: Limits) -> tuple[Line, list[columns.Exam
     model, files_, size = last["model"], [*home.glob("journal.jsonl")], limits.first_requests
     files.verify_folder(home / "models" / model)
     reference, journal = read_reference(home / "models" / model), read_journal(files_, model)
-    is_new = last["event"] == "promote" and last["replaces"]
-    looks = {"findings": (limits.window, journal.records),
-             "first": (-(-size // 2), journal.records[: size if is_new else 0])}
-    found = {name: [each._asdict() for each in Watch(reference, window=window).look(records)]
-             for name, (window, records) in looks.items()}
+    first = journal.records[: size if last["event"] == "promote" and last["replaces"] else 0]
+    looks = {"findings": (limits.window, journal.records), "first": (-(-size // 2), first)}
+    found = {name: [each._asdict() for each in Watch(reference, window=window).look(records)
+                    if each.state is not None] for name, (window, records) in looks.items()}
     plans = {line["plan"]: line for line in registry.lines if "plan" in line}
     before = plans[model]["inputs"]["findings"] if model in plans else []
     learned, name, since = set(), model, registry.last("promote", model=model)
