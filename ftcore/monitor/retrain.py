@@ -67,7 +67,7 @@ class Registry:
             self.head = _sha(line)
 
     def append(self, event: str, **fields: Any) -> Line:
-        told = {"time": time.time(), "event": event, "before": self.head, **fields}
+        told = {"time": time.time(), "event": event, "before": self.head} | fields
         text = json.dumps(told, default=float)[:-1]
         with open(self.log, "ab") as file:
             file.truncate(self.size)
@@ -157,10 +157,10 @@ def _inputs(registry: Registry, limits: Limits) -> tuple[Line, list[columns.Exam
     while name in plans:
         learned |= {*plans[name]["rows"]}
         name = plans[name]["inputs"]["model"]
-    rated = [each for each in read_journal(files_).records
-             if "wanted" in each and each["id"] not in learned]
+    rated = [record for record in read_journal(files_).records
+             if "wanted" in record and record["id"] not in learned]
     task = configured(home / since["run"]).task
-    rows = [row for each in rated for row in _examples(each, task)]
+    rows = [row for record in rated for row in _examples(record, task)]
     planned = {id_ for line in plans.values() for id_ in line["rows"]}
     return found | {
         "model": model, "requests": len(journal.records), "counts": journal.counts,
@@ -173,9 +173,8 @@ def configured(folder: Path) -> Command:
     """What a run, or a plan, was made to do. ConfigError: it cannot be done again."""
     task, flags = read_toml(folder / CONFIG_FILE)
     command = resolved(task, [(str(folder / CONFIG_FILE), flags)])
-    told = vars(command.config.data)
-    odd = [name for name in ("pair", "label_separator", "group") if told.get(name)]
-    if task not in ("classify", "sft") or odd or not told["test"]:
+    told, odd = vars(command.config.data), ("pair", "label_separator", "group")
+    if task not in ("classify", "sft") or any(map(told.get, odd)) or not told["test"]:
         what = "classify (a text, one label) and sft runs with --data.test, without --data.group"
         raise ConfigError(f"{folder}: can be trained again of {what}; promote such a run")
     return command
@@ -185,8 +184,8 @@ def _examples(record: Line, task: str) -> list[columns.Example]:
     said, wanted = record.get("input") or "", record["wanted"]
     fields = {"text": said, "label": wanted} if task == "classify" else {
         "messages": [*said, {"role": "assistant", "content": wanted}]}
-    row = formats.Row(record["id"], "journal.jsonl", 0, fields)
     with suppress(DataError):
+        row = formats.Row(record["id"], "journal.jsonl", 0, fields)
         return columns.examples([row], RUNS[task]().data)[0]
     return []
 
@@ -215,8 +214,8 @@ def _write_plan(registry: Registry, line: Line, rows: Sequence[columns.Example])
     texts = {"plan.toml": store.rendered("plan.toml", HERE, **line, **about),
              CONFIG_FILE: to_toml(command)}
     for name, part in parts.items():
-        plain = [{"id": row.id, **({"messages": row.messages} if command.task == "sft" else
-                                   {"text": row.texts[0], "label": row.target})} for row in part]
+        plain = ({"id": row.id} | ({"messages": row.messages} if command.task == "sft" else
+                                   {"text": row.texts[0], "label": row.target}) for row in part)
         texts[f"{name}.jsonl"] = "".join(json.dumps(row) + "\n" for row in plain)
     files.write_folder(folder, lambda temp: [
         (temp / name).write_text(text, "utf-8") for name, text in texts.items()])
