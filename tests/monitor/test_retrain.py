@@ -169,6 +169,7 @@ def test_from_feedback_to_the_next_model_and_back(first: Path) -> None:
     ask(20, model="2", right=True, start=200)
     assert plan(HOME, FEW)["answer"] == "wait"
     assert plan(HOME, FEW)["inputs"]["labelled"] == 20
+    assert len(retrain._inputs(Registry(HOME), FEW)[1]) == 20  # the others it has learned
     assert rollback(HOME) == "1" and is_whole()
     with pytest.raises(ConfigError, match="must pass first: there is none"):
         promote(HOME)
@@ -179,6 +180,7 @@ def test_from_feedback_to_the_next_model_and_back(first: Path) -> None:
     assert told["answer"] == "propose" and len(told["rows"]) == 80
 
 def test_a_new_model_is_taken_back_by_its_first_requests(first: Path) -> None:
+    (HOME / "models" / "2" / "left").mkdir(parents=True)  # by a kill
     assert promote(HOME, Path("runs/run")) == "2"
     ask(100, model="1")  # of the model before: not its fault
     ask(19, model="2", start=300)
@@ -187,6 +189,12 @@ def test_a_new_model_is_taken_back_by_its_first_requests(first: Path) -> None:
     assert plan(HOME, FEW)["answer"] == "rollback" and active(HOME) == "1"
     assert events()[-2:] == ["decide", "rollback"] and replay(HOME) == 2
     assert plan(HOME, FEW)["answer"] == "propose"
+
+def test_later_requests_do_not_take_it_back(first: Path) -> None:
+    assert promote(HOME, Path("runs/run")) == "2"
+    ask(20, model="2", right=True)
+    ask(40, model="2", start=100)
+    assert plan(HOME, FEW)["answer"] == "propose" and active(HOME) == "2"
 
 def test_chats_are_planned_and_judged(sft: list[str], train_here: None) -> None:  # noqa: F811
     assert SCRIPTS["train"].main([*sft, "--loop.epochs", "2"]) == 0
@@ -206,12 +214,11 @@ def test_chats_are_planned_and_judged(sft: list[str], train_here: None) -> None:
     run(HOME)
     assert gate(HOME)["inputs"]["frozen"]["rows"] == 6
 
-def test_a_candidate_that_is_no_better_stays_outside(first: Path, train_here: None) -> None:
+def test_a_candidate_that_is_no_better_stays_outside(first: Path) -> None:
     ask(40)
     plan(HOME, FEW)
-    run(HOME)
-    shutil.rmtree(HOME / "models" / "2")
     shutil.copytree(HOME / "models" / "1", HOME / "models" / "2")
+    assert run(HOME) == "2"  # its bundle was there: a kill came before the line
     assert gate(HOME)["answer"] == "fail"
     with pytest.raises(ConfigError, match=r"must pass first: recent: of \d+ rows \+0.0000 right"):
         promote(HOME)
@@ -260,6 +267,10 @@ def test_refusals(first: Path, classify: list[str], train_here: None) -> None:  
     with pytest.raises(CheckpointError, match="reference.jsonl was altered"):
         plan(HOME, FEW)
     assert active(HOME) == "1" and events() == ["promote", "decide"]
+    with retrain.writing(HOME) as registry:  # while it was judged, another model became active
+        registry.append("gate", inputs={"candidate": "2", "active": "0"}, answer="pass")
+    with pytest.raises(ConfigError, match="a gate beside the active"):
+        promote(HOME)
 
 def test_training_that_stops_is_told(first: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ask(40)
