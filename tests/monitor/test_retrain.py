@@ -64,6 +64,7 @@ class Watch:
 
 def bundle(made: Path, folder: Path) -> None:
     """With a reference, where bundles have none yet."""
+    assert not folder.exists()
     disk.remove(whole := made / "bundle")
     bundles.bundle(made, whole)
     if not (whole / "reference.jsonl").exists():
