@@ -108,9 +108,9 @@ def tune(command: Command, run: "RunFolder", data: "Prepared", loaded: "LoadedMo
     returns the exit code."""
     from ftcore.align.preference import refer
     from ftcore.align.tasks import kind_of
-    from ftcore.evaluate.certificate import certify
     from ftcore.evaluate.report import json_line, note_opening, write_page, write_predictions
-    from ftcore.evaluate.suite import Suite
+    from ftcore.evaluate.suite import Suite, certify
+    from ftcore.monitor.journal import REFERENCE, reference
     from ftcore.tune.adapter import save_artifact
     from ftcore.tune.freeze import assert_unmoved, frozen_hashes
 
@@ -155,7 +155,11 @@ def tune(command: Command, run: "RunFolder", data: "Prepared", loaded: "LoadedMo
     # ---- 6 deployment: what other programs load --------------------------------------------------
     artifact = save_artifact(loaded, tokenizer, path, config, kind, data.labels)
 
-    # ---- 7 monitoring: where it is written down, and what to do next -----------------------------
+    # ---- 7 monitoring: what requests should be like, and where all is written down ---------------
+    limits = {"max_tokens": config.loop.micro_batch_tokens, "device": model.device}
+    about = data.labels or (), config.problem, config.eval
+    if records := reference(model, tokenizer, data.dev, *about, **limits):
+        write_predictions(path / REFERENCE, records)
     seconds = round(time.perf_counter() - started, 1)
     summary = {"run": str(path), "task": command.task, "steps": loop.progress.step, "base": base}
     summary |= {"seconds": seconds, "tuned": results.metrics, "intervals": results.intervals}

@@ -14,5 +14,6 @@ which never imports ftcore; above them all stand the scripts.
     evaluate                     5 evaluation
     align                        preference and RL: reward models, DPO, PPO and its siblings
     deploy                       6 deployment
+    monitor                      7 monitoring
     verify                       the invariance suite, on the user's own model and data
 """

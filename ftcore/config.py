@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, NamedTuple, dataclass_transform
 
-Format = Literal["auto", "tsv", "csv", "jsonl", "json", "txt", "conll", "labelled"]
+Format = Literal["auto", "tsv", "csv", "jsonl", "json", "txt", "labelled"]
 OverLength = Literal["error", "drop", "cut_left", "cut_right", "split"]
 TrainOn = Literal["all", "assistant", "last", "completion"]
 Recompute = Literal["none", "selective", "all"]
@@ -43,7 +43,7 @@ class ModelConfig(Section):
 
 class FilesConfig(Section):
     """Files, and what is done with their rows before they are tokens."""
-    train: tuple[str, ...] = ()  # files or globs (.jsonl .json .csv .tsv .txt .conll, also .gz)
+    train: tuple[str, ...] = ()  # files or globs (.jsonl .json .csv .tsv .txt, also .gz)
     dev: tuple[str, ...] = ()  # rows that choose the best checkpoint; none: `holdout` of train
     test: tuple[str, ...] = ()  # files evaluated once, after training
     format: Format = "auto"  # auto: by suffix; labelled: lines of a label, a blank and the text
@@ -112,11 +112,6 @@ class LabelledDataConfig(TextsConfig):
 class ScoredDataConfig(TextsConfig):
     """Texts or pairs of texts with a score."""
     label: str = "score"  # column of the score
-
-class TaggedDataConfig(ExamplesConfig):
-    """Sentences with one tag a word: O, B-TYPE and I-TYPE (BIO or IOB1), or tags of any kind."""
-    tokens: str = "tokens"  # column of the words, a list; in CoNLL files the first one
-    tags: str = "tags"  # column of their tags, a list; in CoNLL files the last one
 
 class EnvConfig(Section):
     """Where and how exactly it computes."""
@@ -293,10 +288,6 @@ class RegressRun(PretrainRun):
     data: ScoredDataConfig = ScoredDataConfig()
     problem = "regression"
 
-class TagRun(PretrainRun):
-    """Fine-tuning a tagger of words, such as named entities."""
-    data: TaggedDataConfig = TaggedDataConfig()
-
 class RewardRun(PretrainRun):
     """Training a model to score answers: of a pair, the chosen one above the rejected one."""
     data: PairsDataConfig = PairsDataConfig()
@@ -310,6 +301,5 @@ class DpoRun(SftRun):
     dpo: DpoConfig = DpoConfig()
 
 RUNS = {"pretrain": PretrainRun, "mlm": MaskedRun, "sft": SftRun, "classify": ClassifyRun,
-        "regress": RegressRun, "tag": TagRun, "reward": RewardRun, "dpo": DpoRun, "ppo": PpoRun,
-        "grpo": GrpoRun}
+        "regress": RegressRun, "reward": RewardRun, "dpo": DpoRun, "ppo": PpoRun, "grpo": GrpoRun}
 Run = PretrainRun  # and the tasks made from it

@@ -19,8 +19,7 @@ no soft cap and whose exponential is too coarse for fp32: those scores are forme
 window hides scores but does not save them. On a GPU the op is that of attention_triton.py.
 
 source      Vaswani et al. 2017, arXiv:1706.03762; grouped: Ainslie et al. 2023, arXiv:2305.13245;
-            window: Beltagy et al. 2020, arXiv:2004.05150; soft cap: Gemma 2, arXiv:2408.00118
-"""
+            window: Beltagy et al. 2020, arXiv:2004.05150; soft cap: Gemma 2, arXiv:2408.00118"""
 
 from dataclasses import dataclass
 
@@ -106,8 +105,7 @@ class _AttendBlock(torch.autograd.Function):
 
     The query heads of one key/value head are rows of one product. A place past a document's end
     holds a copy of its first token: as a key it is hidden from the document, as a query its output
-    and the gradient of that are dropped. Rows past the last document are dropped as queries.
-    """
+    and the gradient of that are dropped. Rows past the last document are dropped as queries."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, group: Group,
@@ -197,8 +195,7 @@ def attention(q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, docs: Docs, *, is_cau
     impl            see kernels/backend.py
     returns         o_NHD, compute dtype; zero in rows past the documents
     raises          ValueError: N is not the plan's, or H is not a multiple of G; by the kernels,
-                    also other sizes, dtypes and devices, D above 256, and settings not above 0
-    """
+                    also other sizes, dtypes and devices, D above 256, and settings not above 0"""
     N, H, D = q_NHD.shape
     if N not in (docs.num_tokens, docs.num_rows) or k_NGD.shape[0] != N:
         plan = f"docs plans {docs.num_tokens} tokens in {docs.num_rows} rows"

@@ -2,8 +2,7 @@
 
 A step is one flat stream of new tokens: first the single ones of sequences that are decoding, then
 chunks of prompts of which a part is cached, then prompts from their start. Letters: N tokens of the
-stream, B sequences, S slots, H query heads, G key/value heads, D head width.
-"""
+stream, B sequences, S slots, H query heads, G key/value heads, D head width."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -26,8 +25,7 @@ class Cache:
     reads_all   in 16 bits, unused slots too: less time, since products copy what is cut off, but
                 sums that depend on their number in the last bit
     memory      2 L B S G D values: B up to the next of `rounded`, S up to a multiple of `SLOTS`
-    layout      2BGSD, whose products in decoding need no copy
-    """
+    layout      2BGSD, whose products in decoding need no copy"""
 
     def __init__(self, num_layers: int, *, reads_all: bool = False) -> None:
         self.reads_all = reads_all

@@ -8,8 +8,7 @@ cost        4 H D sum_b lengths_b FLOP; reads 2 G D sum_b lengths_b cached value
 layout      pages, or one contiguous slab of S slots per sequence: on a CPU, gathering pages costs
             more than ten times the attention itself
 GPU         kernels/attention_decode_triton.py, which reads pages where they lie
-backward    none: decoding never trains
-"""
+backward    none: decoding never trains"""
 
 import torch
 from torch import Tensor
@@ -52,8 +51,7 @@ def attention_decode(q_BHD: Tensor, k_PSGD: Tensor, v_PSGD: Tensor, lengths_B: T
     softcap           bounds the scores smoothly to (-softcap, softcap); None: they are not bounded
     impl              see kernels/backend.py; "auto" is eager for fp32; eagerly, pages are copied
     returns           o_BHD, compute dtype
-    raises            ValueError: what kernels/attention_decode_triton.py does not take, on a GPU
-    """
+    raises            ValueError: what kernels/attention_decode_triton.py does not take, on a GPU"""
     B, H, D = q_BHD.shape
     scale = D**-0.5 if scale is None else scale
     fits = D <= MAX_HEAD_WIDTH and q_BHD.itemsize < 4

@@ -5,8 +5,7 @@ split     X programs, which read the length on the device, each give o_x and lse
           share; o = sum_x w_x o_x / sum_x w_x, w_x = exp2(lse_x - max lse_x)
 dtypes    q, k, v in bf16, fp16 or fp32, which dots take (fp32: no TF32); all else is in fp32
 cost      reads 2 G D values per slot seen, once per 32 of the R heads; writes X H D sums in fp32
-source    Dao et al. 2023, flash-decoding; Kwon et al. 2023, PagedAttention, arXiv:2309.06180
-"""
+source    Dao et al. 2023, flash-decoding; Kwon et al. 2023, PagedAttention, arXiv:2309.06180"""
 
 import torch
 import triton

@@ -12,8 +12,7 @@ determinism dk and dv are summed by the program that owns the keys, over the que
             group, dq by the one that owns the queries: no atomics, but 7 products in place of 5
 cost        backward 3.5 times the FLOP of forward, each half as much when causal; the T x T scores
             are never stored. Saved for backward: q, k, v, o, and lse in fp32
-source      Dao 2023, arXiv:2307.08691; Milakov & Gimelshein 2018, arXiv:1805.02867
-"""
+source      Dao 2023, arXiv:2307.08691; Milakov & Gimelshein 2018, arXiv:1805.02867"""
 
 import math
 
@@ -40,8 +39,7 @@ def _width(D: int) -> int:
 def _load_rows(source, row, past, D: tl.constexpr, BLOCK: tl.constexpr, IS_EDGE: tl.constexpr):
     """BLOCK rows of one head from `row` on; at an edge, the last one again from row `past` on.
 
-    source      stream, its descriptor (TMA) or None, its stride, and the head's first column
-    """
+    source      stream, its descriptor (TMA) or None, its stride, and the head's first column"""
     ptr, desc, stride, column = source
     offs_r, offs_d = tl.arange(0, BLOCK), tl.arange(0, _width(D))
     if IS_EDGE:

@@ -1,8 +1,7 @@
 """The one explicit choice of how an operation runs: in plain torch, or by its Triton kernels.
 
 An op that has both takes it as the argument `impl`; there is no switch of a module and no variable
-of the environment. Triton is imported only where a kernel is about to run.
-"""
+of the environment. Triton is imported only where a kernel is about to run."""
 
 import logging
 from functools import cache
@@ -26,8 +25,7 @@ def uses_triton(op: str, impl: Impl, x: Tensor, *, fits: bool = True,
     x              the first tensor of the op
     fits           its sizes are those that the kernels take; unread but by "auto"
     auto_dtypes    those of "auto"
-    raises         ValueError: another word; "triton" where no kernel can run
-    """
+    raises         ValueError: another word; "triton" where no kernel can run"""
     if impl == "auto":
         return x.is_cuda and x.dtype in auto_dtypes and fits and _passes(op, x.device, x.dtype)
     if impl == "eager":

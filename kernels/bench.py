@@ -2,8 +2,7 @@
 
 Ours, the eager path, the definition under torch.compile, and rivals, in turn: times of the GPU,
 with a cold cache. "%" is of the ceiling of the same run: a copy's GB/s, or the TFLOP/s of a bf16
-product of 8192^3. A JSON line comes last.
-"""
+product of 8192^3. A JSON line comes last."""
 
 import csv
 import json

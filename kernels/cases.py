@@ -51,8 +51,7 @@ class Op:
     """A section of cases.toml, whose comment says what each value is; and
 
     call, reference   of the inputs and the other arguments; `call` takes `impl` too
-    rest              of (draw, sizes): the other arguments, beside the section's `settings`
-    """
+    rest              of (draw, sizes): the other arguments, beside the section's `settings`"""
 
     call: Call
     reference: Call

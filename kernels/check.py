@@ -2,8 +2,7 @@
 
 The rule, for forward and for each gradient: at most 2 (forward) or 3 times (gradients) the largest
 error of the definition in the same dtype, plus eps times the RMS. What a kernel leaves unwritten is
-NaN. On this machine's GPU; without one, in Triton's interpreter (TRITON_INTERPRET=1).
-"""
+NaN. On this machine's GPU; without one, in Triton's interpreter (TRITON_INTERPRET=1)."""
 
 import argparse
 import json

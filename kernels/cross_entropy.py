@@ -15,8 +15,7 @@ cost        2 M C V FLOP forward, and 2 M C V more for each of dh and dW that is
 source      label smoothing: Szegedy et al. 2015, arXiv:1512.00567, section 7;
             z-loss: Chowdhery et al. 2022 (PaLM), arXiv:2204.02311, section 5
 
-A loss is a sum and a weight. The caller divides once, by the weight of the whole optimiser step.
-"""
+A loss is a sum and a weight. The caller divides once, by the weight of the whole optimiser step."""
 
 import torch
 import torch.nn.functional as F
@@ -46,8 +45,7 @@ def _softmax_loss(logits_JV: Tensor, labels_J: Tensor, weights_J: Tensor,
                   needs_gradient: bool) -> tuple[Tensor, Tensor | None]:
     """Loss sum of a chunk (nats), and the gradient of its logits if it is asked for, both wide.
 
-    rule    soft cap, z-loss, label smoothing
-    """
+    rule    soft cap, z-loss, label smoothing"""
     softcap, z_loss, smoothing = rule
     wide = torch.promote_types(logits_JV.dtype, torch.float32)
     logits_JV, weights_J1 = logits_JV.to(wide), weights_J[:, None].to(wide)
@@ -78,8 +76,7 @@ def _softmax_loss(logits_JV: Tensor, labels_J: Tensor, weights_J: Tensor,
 class _LinearCrossEntropy(torch.autograd.Function):
     """Forms the gradients chunk by chunk in forward; backward multiplies by the scalar gradient.
 
-    rule    that of `_softmax_loss`, and whether the kernel forms the gradients of the logits
-    """
+    rule    that of `_softmax_loss`, and whether the kernel forms the gradients of the logits"""
 
     @staticmethod
     def forward(ctx: FunctionCtx, h_MC: Tensor, weight_VC: Tensor, bias_V: Tensor | None,
@@ -140,8 +137,7 @@ def linear_cross_entropy(h_MC: Tensor, weight_VC: Tensor, labels_M: Tensor, weig
     impl          see kernels/backend.py
     returns       loss sum (fp32 scalar, nats) and weight sum (fp32 scalar)
     raises        ValueError: z_loss or label_smoothing is out of its range
-    memory        2048 x V logits at a time in fp32, or 4096 x V in the compute dtype on a GPU
-    """
+    memory        2048 x V logits at a time in fp32, or 4096 x V in the compute dtype on a GPU"""
     if not 0 <= z_loss < float("inf"):
         raise ValueError(f"z_loss = {z_loss}: must be a finite number >= 0; 0 is off")
     if not 0 <= label_smoothing < 1:

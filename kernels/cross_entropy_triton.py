@@ -6,8 +6,7 @@ the logits. Each thread keeps a maximum and a sum of its own, rescaled once per 
 is exchanged between threads until the row's end. 3 J V values are read or written, and where no
 gradient is asked for J V; eager torch moves about 12 J V in fp32.
 
-dtypes      fp32 inside; the gradient is rounded once to the dtype of the logits
-"""
+dtypes      fp32 inside; the gradient is rounded once to the dtype of the logits"""
 
 import torch
 import triton

@@ -6,8 +6,7 @@ built once per batch and read by every attention call of every layer.
 The CPU path of attention wants few matrix products, little filling, and few shapes: oneDNN compiles
 the code of every shape of a product anew, for 0.3 to 0.6 ms and 0.7 MiB. So documents share blocks
 with others of about their length, and the length of a block is rounded up; so is the number of rows
-that a stream has in the layers' products (`rounded`).
-"""
+that a stream has in the layers' products (`rounded`)."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -39,8 +38,7 @@ class Group:
                 group, where the place is filling
     lengths_B   document lengths (int64), 1 for no document, or None when all are `length` long
     hidden      masks by the rule that attention formed them for; all layers share them
-    by_heads    what `rows_of` found, by number of heads; all layers share it
-    """
+    by_heads    what `rows_of` found, by number of heads; all layers share it"""
 
     num_docs: int
     length: int
@@ -68,8 +66,7 @@ class Docs:
 
     lengths         tokens of each document, in stream order, each >= 1
     cu_seqlens_B1   int32 (B + 1,): document b is rows cu_seqlens[b] .. cu_seqlens[b + 1] - 1
-    by_tiling       what `tiles` found, by its arguments; all layers share it
-    """
+    by_tiling       what `tiles` found, by its arguments; all layers share it"""
 
     lengths: tuple[int, ...]
     cu_seqlens_B1: Tensor
@@ -79,8 +76,7 @@ class Docs:
     def from_lengths(cls, lengths: Sequence[int], device: torch.device | str = "cpu") -> "Docs":
         """Plan a stream from document lengths (tokens).
 
-        raises  ValueError: no document, or one of length zero
-        """
+        raises  ValueError: no document, or one of length zero"""
         lengths = tuple(int(length) for length in lengths)
         if not lengths or min(lengths) < 1:
             raise ValueError(f"document lengths must be >= 1 and at least one, got {lengths}")
@@ -139,8 +135,7 @@ class Docs:
         columns         of a step; a row sees the `back` columns before its own and `ahead` after
         returns         int32 (tiles, 6), the longest first: the first row; the document's past row;
                         the first column that any row sees; the columns from and up to which whole
-                        steps are seen by every row; the past column that any row sees
-        """
+                        steps are seen by every row; the past column that any row sees"""
         key = rows, columns, back, ahead
         if key not in self.by_tiling:
             self.by_tiling[key] = _plan_tiles(self.lengths, *key).to(self.cu_seqlens_B1.device)
@@ -218,8 +213,7 @@ def _most(length: int) -> int:
 def _cheapest(classes: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """Which neighbours among classes of (length, documents), the longest first, share blocks.
 
-    returns     first and past of each run of classes; the least cost of all ways to cut them
-    """
+    returns     first and past of each run of classes; the least cost of all ways to cut them"""
     best = [(0, 0)]  # least cost of the first so many classes, and where their last run starts
     for past in range(1, len(classes) + 1):
         ways, count = [], 0

@@ -7,8 +7,7 @@ memory      `keep` for the backward pass, in the dtype of x
 
 CPU path: torch draws one number for each value, which takes longer than a layer's norm. Here a
 draw of 64 bits serves four values, so p is rounded to a multiple of 2^-16: forward and backward of
-252 x 384 values in bf16 take 0.4 of torch's time.
-"""
+252 x 384 values in bf16 take 0.4 of torch's time."""
 
 import torch
 import torch.nn.functional as F
@@ -47,8 +46,7 @@ def dropout(x: Tensor, p: float, *, is_training: bool) -> Tensor:
     p             probability of dropping a value, in [0, 1)
     is_training   False: x as it is
     returns       y, the dtype of x
-    source        Srivastava et al. 2014, JMLR 15
-    """
+    source        Srivastava et al. 2014, JMLR 15"""
     if not is_training or p == 0.0:
         return x
     return F.dropout(x, p) if x.is_cuda else _Dropout.apply(x, p)

@@ -1,21 +1,48 @@
-"""What a GPU was told once, recorded as a CUDA graph and told again without Python."""
+"""Passes of a micro-batch as CUDA graphs: what a GPU was told once, Python need not tell it again.
 
-from collections.abc import Callable, Iterator
+A step of a small model is thousands of kernels, which take less time than Python to launch them. A
+graph holds for sizes, so streams are filled up: the tokens by one document of weight 0, the scored
+rows by its last row, the tables of tiles by copies of their cheapest. The first micro-batch of some
+sizes is computed as ever, the second captured; from then on they are replayed: the same kernels
+over the same places, into which a batch is written."""
+
+import logging
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from kernels.docs import Docs
+
+GRAIN, MORE_DOCS = 512, 32  # tokens and scored rows, and documents, are filled up to a multiple
+MOST = 64  # graphs of a run; batches of other sizes are computed as ever
 Replay = Callable[[], None]
+Passes = Callable[[Any, Tensor], Tensor]  # (batch, factor of the loss) to the loss sum
 
-class Recorder:
-    """A stream of its own, since autograd remembers the stream that a parameter was used on, and
-    the memory of the graphs recorded on it."""
+class Sink(Protocol):
+    """Where the gradients go."""
+    stale: set[str]  # what the passes have not reached yet
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+class Graphs:
+    """The passes of a run on its GPU, on a stream of their own, since autograd remembers the stream
+    that a parameter was used on. A batch is a dataclass of tensors: tokens_N, scored_M, `docs`."""
+
+    def __init__(self, passes: Passes, sink: Sink, device: torch.device) -> None:
+        self.passes, self.sink, self.device = passes, sink, device
         if device.type == "cuda":
             self.stream, self.pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
+        self.tilings: dict[Hashable, list] = {}  # by sizes: arguments of `Docs.tiles`
+        self.graphs: dict[Hashable, tuple[Any, Tensor, Tensor, set[str], Replay]] = {}
+
+    def __call__(self, batch: Any, factor: float) -> Tensor:
+        """The loss sum of a batch that is filled up; `factor` is on its gradients."""
+        sizes = (len(batch.tokens_N), len(batch.scored_M), batch.docs.num_docs // MORE_DOCS,
+                 batch.docs.is_short, len(self.sink.stale))
+        with self.aside():
+            return self._passed(sizes, batch, torch.tensor(factor))
 
     @contextmanager
     def aside(self) -> Iterator[None]:
@@ -32,3 +59,43 @@ class Recorder:
         with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
             result = run()
         return result, graph.replay
+
+    def _passed(self, sizes: Hashable, batch: Any, factor: Tensor) -> Tensor:
+        if sizes not in self.graphs and self.tilings.get(sizes) and len(self.graphs) < MOST:
+            self._capture(sizes, batch, factor)
+        if sizes not in self.graphs:
+            loss = self.passes(batch := batch.to(self.device), factor.to(self.device))
+            # a plan by values, of the path without kernels, is not written anew
+            by_tiles = () if "walk" in vars(batch.docs) else batch.docs.by_tiling
+            self.tilings.setdefault(sizes, [*by_tiles])
+            return loss
+        mine, my_factor, loss, reached, replay = self.graphs[sizes]
+        for old, new in zip(vars(mine).values(), vars(batch).values(), strict=True):
+            if isinstance(old, Tensor):
+                old.copy_(new)
+        for tiling, table in mine.docs.by_tiling.items():
+            table.copy_(filled_tiles(batch.docs, tiling))
+        my_factor.copy_(factor)
+        replay()
+        self.sink.stale -= reached
+        return loss
+
+    def _capture(self, sizes: Hashable, batch: Any, factor: Tensor) -> None:
+        mine, my_factor = batch.to(self.device), factor.to(self.device)
+        for tiling in self.tilings[sizes]:
+            mine.docs.by_tiling[tiling] = filled_tiles(batch.docs, tiling).to(self.device)
+        before = set(self.sink.stale)
+        try:
+            loss, replay = self.recorded(partial(self.passes, mine, my_factor))
+            self.graphs[sizes] = mine, my_factor, loss, before - self.sink.stale, replay
+        except RuntimeError as error:  # an operation that waits for the device
+            self.tilings[sizes] = []
+            logging.getLogger(__name__).warning("computed without a CUDA graph: %s", error)
+        self.sink.stale = before
+
+def filled_tiles(docs: Docs, tiling: tuple[int, int, int, int]) -> Tensor:
+    """The tiles of documents, filled up to as many as some of their sizes can have."""
+    rows, columns, back, ahead = tiling
+    tiles = docs.tiles(rows, columns, back=back, ahead=ahead)
+    most = docs.num_tokens // rows + MORE_DOCS * (docs.num_docs // MORE_DOCS + 1)
+    return torch.cat([tiles, tiles[-1:].expand(most - len(tiles), -1)])

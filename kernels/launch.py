@@ -4,8 +4,7 @@ Checks raise ValueError with the value, the limit and the remedy, before anythin
 a kernel does with a wrong size is to read memory that is not its own.
 
 Configurations are rows of configs.toml, by kernel, class and size: explicit, the same in every run,
-and without the measuring at run time of @autotune. `python -m kernels.bench --tune` writes them.
-"""
+and without the measuring at run time of @autotune. `python -m kernels.bench --tune` writes them."""
 
 import tomllib
 from functools import cache
@@ -34,8 +33,7 @@ def config_of(kernel: str, size: int, device: torch.device, *, shape: str = "") 
 
     size      what the kernel's rows go by
     shape     kind of shape, for a kernel that tells such apart
-    raises    ValueError: larger than all rows
-    """
+    raises    ValueError: larger than all rows"""
     for limit, arguments in rows_of(kernel, device, shape).items():
         if size <= limit:
             return arguments

@@ -10,8 +10,7 @@ cost        2 N C O + 2 N R (C + O) FLOP forward; one product adds into the outp
             no second N x O tensor is written, and dW is formed only where W is trained
 GPU         kernels/lora_triton.py, which never stores the mask and reads dy once for dh and dB
 
-source      Hu et al. 2021, arXiv:2106.09685, eq. 3
-"""
+source      Hu et al. 2021, arXiv:2106.09685, eq. 3"""
 
 import torch
 import torch.nn.functional as F
@@ -35,8 +34,7 @@ class _LoRALinear(torch.autograd.Function):
     """One node for both maps: they read x once more in the backward pass, and add into one dx.
 
     keep_NC     1 / (1 - p) where an input of the update is kept, 0 where it is dropped; None: all
-                are kept as they are
-    """
+                are kept as they are"""
 
     @staticmethod
     def forward(ctx: FunctionCtx, x_NC: Tensor, weight_OC: Tensor, a_RC: Tensor, b_OR: Tensor,
@@ -83,8 +81,7 @@ def lora_linear(x_NC: Tensor, weight_OC: Tensor, a_RC: Tensor, b_OR: Tensor, *, 
                     the mask comes from torch's generator of the device
     impl            see kernels/backend.py; "auto" is eager for fp32
     returns y_NO    x.dtype
-    raises          ValueError: what kernels/lora_triton.py does not take, with "triton"
-    """
+    raises          ValueError: what kernels/lora_triton.py does not take, with "triton"."""
     # cost: without TF32, products in fp32 are the library's strength
     halves = torch.bfloat16, torch.float16
     if uses_triton("lora", impl, x_NC, fits=len(a_RC) <= MAX_RANK, auto_dtypes=halves):

@@ -14,8 +14,7 @@ place of the input, the same in each pass. p is rounded to a multiple of 2^-16, 
 Sums over rows or tiles of O are partial sums in fp32 (operands in fp32 without TF32), added in the
 same order in every run.
 
-source      Philox: Salmon et al. 2011, SC11, whose 7 rounds pass all tests of randomness
-"""
+source      Philox: Salmon et al. 2011, SC11, whose 7 rounds pass all tests of randomness"""
 
 import torch
 import triton

@@ -10,8 +10,7 @@ residual    s = x + residual is normed, and returned beside y; ds comes on top o
 dtypes      statistics in fp32 whatever the compute dtype; y in the compute dtype
 GPU         kernels/norm_triton.py, which reads and writes every value once
 
-source      Zhang and Sennrich 2019, arXiv:1910.07467; Ba et al. 2016, arXiv:1607.06450
-"""
+source      Zhang and Sennrich 2019, arXiv:1910.07467; Ba et al. 2016, arXiv:1607.06450"""
 
 import torch
 from torch import Tensor
@@ -95,8 +94,7 @@ def rms_norm(x_NC: Tensor, weight_C: Tensor, *, eps: float, offset: float = 0.0,
     impl           see kernels/backend.py
     returns        y_NC, compute dtype, statistics in fp32; with a residual y_NC and s_NC
     raises         ValueError: the kernels are given other sizes or devices; with "triton", C above
-                   16384
-    """
+                   16384"""
     if uses_triton("rms_norm", impl, x_NC, fits=x_NC.shape[-1] <= MAX_NORM_WIDTH):
         from kernels.norm_triton import Norm
 
@@ -149,8 +147,7 @@ def layer_norm(x_NC: Tensor, weight_C: Tensor, bias_C: Tensor | None, *, eps: fl
     """Layer norm over the last axis; any leading axes.
 
     weight_C, bias_C    dtype of x; no bias: None
-    the others          as in `rms_norm`, and so is what it returns and raises
-    """
+    the others          as in `rms_norm`, and so is what it returns and raises"""
     if uses_triton("layer_norm", impl, x_NC, fits=x_NC.shape[-1] <= MAX_NORM_WIDTH):
         from kernels.norm_triton import Norm
 

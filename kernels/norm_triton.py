@@ -6,8 +6,7 @@ backward    reads dy and x (and the sum's gradient), writes dx: 3 (or 4) N C val
             walk over the rows, each with its own dw and db in fp32, which are added at the end:
             the same sum in every run. They are left out where the weights are frozen.
 dtypes      fp32 inside; y, the sum and dx are rounded once to the compute dtype; mean and 1 / std
-            are kept in fp32 for the backward pass
-"""
+            are kept in fp32 for the backward pass"""
 
 import torch
 import triton
@@ -133,8 +132,7 @@ def _launch_bwd(dy_NC: Tensor, dsum_NC: Tensor | None, saved: tuple[Tensor, ...]
 class Norm(torch.autograd.Function):
     """`rms_norm` and `layer_norm` by the kernels; with a residual, two outputs.
 
-    rule    eps, offset, and whether the mean is taken away
-    """
+    rule    eps, offset, and whether the mean is taken away"""
 
     @staticmethod
     def forward(ctx: FunctionCtx, x_NC: Tensor, residual_NC: Tensor | None, weight_C: Tensor,

@@ -2,8 +2,7 @@
 
 Autograd saves a number in place of each tensor; the first that is asked for runs the function
 again, with the same noise, up to the last tensor saved. torch's own form of this imports torch's
-compiler: 152 MiB more in each process.
-"""
+compiler: 152 MiB more in each process."""
 
 from collections.abc import Callable
 from contextlib import suppress

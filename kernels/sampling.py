@@ -9,8 +9,7 @@ drawn       from softmax(z / temperature) over what is left by top_k, then top_p
 source      Keskar et al. 2019, arXiv:1909.05858; top_p: Holtzman et al. 2020, arXiv:1904.09751
 
 A token is drawn by a number in [0, 1) of its own sequence and place, so that it does not depend on
-who else is in the batch. Letters: B sequences, V vocabulary, T places of an answer.
-"""
+who else is in the batch. Letters: B sequences, V vocabulary, T places of an answer."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -8,8 +8,7 @@ backward    dup = dy act(gate), dgate = dy up act'(gate);
             silu'(z) = sigmoid(z) (1 + z (1 - sigmoid(z)))
 GPU         kernels/swiglu_triton.py, which forms the activation again in the backward pass
 
-source      Shazeer 2020, arXiv:2002.05202; Hendrycks and Gimpel 2016, arXiv:1606.08415
-"""
+source      Shazeer 2020, arXiv:2002.05202; Hendrycks and Gimpel 2016, arXiv:1606.08415"""
 
 import math
 
@@ -36,8 +35,7 @@ def swiglu(gate_NF: Tensor, up_NF: Tensor, *, impl: Impl = "auto") -> Tensor:
     gate_NF, up_NF    compute dtype
     impl              see kernels/backend.py
     returns           y_NF, compute dtype
-    source            Shazeer 2020, arXiv:2002.05202
-    """
+    source            Shazeer 2020, arXiv:2002.05202"""
     if uses_triton("swiglu", impl, gate_NF):
         from kernels.swiglu_triton import Glu
 
@@ -47,8 +45,7 @@ def swiglu(gate_NF: Tensor, up_NF: Tensor, *, impl: Impl = "auto") -> Tensor:
 def geglu(gate_NF: Tensor, up_NF: Tensor, *, uses_tanh: bool, impl: Impl = "auto") -> Tensor:
     """Gated activation gelu(gate) * up, of the same arguments as `swiglu`.
 
-    uses_tanh         gelu by its tanh approximation
-    """
+    uses_tanh         gelu by its tanh approximation"""
     if uses_triton("geglu", impl, gate_NF):
         from kernels.swiglu_triton import Glu
 

@@ -4,8 +4,7 @@ forward     reads gate and up, writes y: 3 N F values; eager torch writes and re
             too, 5 N F
 backward    reads dy, gate and up, writes dgate and dup: 5 N F values, with the activation formed
             again, so that only gate and up are kept; eager torch moves 11 N F
-dtypes      fp32 inside, rounded once
-"""
+dtypes      fp32 inside, rounded once"""
 
 import torch
 import triton

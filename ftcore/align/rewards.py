@@ -23,8 +23,8 @@ from ftcore.align.tasks import TASKS
 from ftcore.cli import parse
 from ftcore.config import RewardsConfig
 from ftcore.data.columns import Chat
+from ftcore.data.encode import sides
 from ftcore.data.pack import Encoded
-from ftcore.data.pairs import sides
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import ConfigError, TrainingError
 from ftcore.evaluate import text

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ftcore.cli import CONFIG_FILE, parse, take_value, to_toml
-from ftcore.config import MaskedDataConfig, TaggedDataConfig
+from ftcore.config import MaskedDataConfig
 from ftcore.data.columns import DataConfig, place
 from ftcore.data.encode import Names
 from ftcore.data.pack import Encoded, StepRows, apart, is_pair, pack, split
@@ -93,9 +93,8 @@ def text(document: Encoded, config: DataConfig, labels: Names, tokenizer: Tokeni
         target = document.labels
         target = labels[target] if isinstance(target, int) else target
         return f"{decode(document.tokens_T)} -> {target}"
-    counts_T = document.weights > 0
-    is_masked, is_tagged = (isinstance(config, c) for c in (MaskedDataConfig, TaggedDataConfig))
-    if not (is_masked or is_tagged):  # labels are the next tokens
+    counts_T, is_masked = document.weights > 0, isinstance(config, MaskedDataConfig)
+    if not is_masked:  # labels are the next tokens
         counts_T = np.append(False, counts_T[:-1])
     shown, triples = "", zip(counts_T, document.tokens_T, document.labels, strict=True)
     for counts, run in groupby(triples, key=itemgetter(0)):
@@ -103,8 +102,6 @@ def text(document: Encoded, config: DataConfig, labels: Names, tokenizer: Tokeni
         part = decode(ids)
         if counts and is_masked:
             part += " <- " + decode(targets)
-        elif counts and is_tagged:
-            part += " " + " ".join(labels[target] for target in targets)
         shown += part.join(MARKS) if counts else part
     return shown
 

@@ -5,8 +5,7 @@ from collections import Counter
 from collections.abc import Collection, Hashable, Mapping, Sequence
 
 from ftcore.data import dedup
-from ftcore.data.columns import Chat, DataConfig, Example, left_out, place
-from ftcore.data.formats import Rejected
+from ftcore.data.columns import Chat, DataConfig, Example, Rejected, left_out, place
 from ftcore.data.read import Notes, Rows
 from ftcore.errors import DataError
 

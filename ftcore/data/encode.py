@@ -1,8 +1,9 @@
-"""Texts, chats, labelled texts and tagged sentences to the `Encoded` documents of a `Split`.
+"""Texts, chats, labelled texts and pairs of answers to the `Encoded` documents of a `Split`.
 
-Letters: T tokens of a document, W words of a sentence. Every row becomes one, or is rejected."""
+Letters: T tokens of a document. Every row becomes one, or is rejected. A pair too is one document
+(`pack.pair`), so that no step divides it; each conversation ends with its answer. One is read by
+the chat template, or, where an encoder has none, as a pair of texts."""
 
-from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -14,23 +15,14 @@ from ftcore import config as configs
 from ftcore.config import OverLength
 from ftcore.data import columns
 from ftcore.data.chat import Answers, find_answers, supervise
-from ftcore.data.columns import Chat, DataConfig, Example, Labels, RowError, Text
-from ftcore.data.formats import Rejected
-from ftcore.data.pack import IGNORED, Encoded, shifted
+from ftcore.data.columns import Chat, DataConfig, Example, Labels, Rejected, RowError, Text
+from ftcore.data.pack import Encoded, Side, pair, shifted
 from ftcore.data.tokenizer import Encoding, Tokenizer, no_room
 from ftcore.errors import ConfigError, DataError, ModelError
 
 Names = tuple[str, ...] | None  # of classes, by index
 SHARE = 0.15  # of a piece's own tokens, that a step hides
 MASKED, RANDOM = 0.8, 0.1  # of these
-
-@dataclass(frozen=True)
-class Sentence:
-    """Words, their tags, and where the first token of each stands (int; -1: it has none)."""
-    row_id: str
-    words: tuple[str, ...]
-    tags: tuple[str, ...]
-    places_W: np.ndarray
 
 @dataclass
 class Split:
@@ -39,9 +31,7 @@ class Split:
     documents: Sequence[Encoded] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)  # rows that gave none
     cut: list[Rejected] = field(default_factory=list)  # rows cut to the maximum length, or split
-    untold: list[Rejected] = field(default_factory=list)  # words that gave no token
     chats: list[Chat] = field(default_factory=list)  # of the documents, where a model is judged
-    sentences: list[Sentence] = field(default_factory=list)  # likewise
     num_bytes: int = 0  # UTF-8 bytes of plain text, for bits per byte; 0: other data, or text cut
 
 def encode(config: DataConfig, examples: Sequence[Example], tokenizer: Tokenizer,
@@ -53,11 +43,13 @@ def encode(config: DataConfig, examples: Sequence[Example], tokenizer: Tokenizer
         _pieces(split, examples, tokenizer, config)
     elif isinstance(config, configs.TextDataConfig):
         _texts(split, examples, tokenizer, config)
+    elif isinstance(config, configs.PairsDataConfig):
+        _pairs(split, examples, tokenizer, config)
     elif isinstance(config, configs.ChatDataConfig):
         _chats(split, examples, tokenizer, config)
     else:
-        make = _tagged if isinstance(config, configs.TaggedDataConfig) else _labelled
-        make(split, examples, tokenizer, config, {n: index for index, n in enumerate(labels or ())})
+        numbers = {name: index for index, name in enumerate(labels or ())}
+        _labelled(split, examples, tokenizer, config, numbers)
     columns.require_some(split.documents, split.rejected)
     return split
 
@@ -141,27 +133,67 @@ def _labelled(split: Split, examples: Sequence[Text], tokenizer: Tokenizer, conf
     for example, document in pairs:
         admit(split, example, document, lambda *_: [next(shortened)], config)
 
-def _tagged(split: Split, examples: Sequence[Text], tokenizer: Tokenizer, config: DataConfig,
-            labels: Labels) -> None:
-    """Sentences, words joined by blanks, the first token of each supervised: labels[t] is the tag
-    of token t itself. A word without a token of its own, or cut off, stays in its sentence."""
-    encodings = tokenizer.encode_batch([" ".join(source.texts) for source in examples])
-    for source, encoding in zip(examples, encodings, strict=True):
-        places_W = first_tokens(source.texts, encoding)
-        for word in np.array(source.texts, dtype=object)[places_W < 0]:
-            split.untold.append(columns.left_out(source, f"the word {word!r} gives no token"))
-        told_W = np.flatnonzero(places_W >= 0)
-        labels_T = np.full(len(encoding), IGNORED, dtype=np.int32)
-        labels_T[places_W[told_W]] = np.array(columns.indices(labels, source))[told_W]
-        weights_T = (labels_T != IGNORED).astype(np.float32)
-        document = Encoded(source.id, encoding.ids_T, labels_T, weights_T)
-        before = len(split.documents)
-        if admit(split, source, document, partial(pieces, encoding=encoding), config):
-            found = np.flatnonzero(np.concatenate([d.weights for d in split.documents[before:]]))
-            first = len(told_W) - len(found) if config.over_length == "cut_left" else 0
-            places_W[:] = -1
-            places_W[told_W[first : first + len(found)]] = found
-            split.sentences.append(Sentence(source.id, source.texts, source.target, places_W))
+def _pairs(split: Split, chats: Sequence[Chat], tokenizer: Tokenizer,
+           config: configs.PairsDataConfig) -> None:
+    """Each conversation must fit into `max_length`, and what is cut of one is the start of its
+    prompt. ConfigError: answers were to be cut."""
+    if config.over_length in ("cut_right", "split"):
+        what = "part of an answer is another answer: choose cut_left, which keeps the end, or drop"
+        raise ConfigError(f"data.over_length = {config.over_length}: {what}")
+    lead = int(reads_texts(tokenizer) or tokenizer.bos_id is not None)
+    others = [replace(chat, messages=(*prompt, {**answer, "content": chat.rejected}))
+              for chat in chats for *prompt, answer in [chat.messages]]
+    found = [sides(some, tokenizer, config.train_on_end) for some in (chats, others)]
+    lost = {row.id: row for _, rows in reversed(found) for row in rows}
+    split.rejected += lost.values()
+    for chat in (chat for chat in chats if chat.id not in lost):
+        both = [read[chat.id] for read, _ in found]
+        if np.array_equal(both[0][0], both[1][0]):
+            split.rejected.append(columns.left_out(chat, "the two answers are the same tokens"))
+        else:
+            size, shorten = max(len(ids_T) for ids_T, *_ in both), partial(_cut_sides, both, lead)
+            admit(split, chat, pair(chat.id, both, chat.margin), shorten, config, size=size)
+
+def _cut_sides(sides: Sequence[Side], lead: int, document: Encoded, limit: int,
+               _: OverLength) -> list[Encoded]:
+    """The pair without what is over at the starts of its prompts, but for `lead` tokens; none where
+    no prompt would be left."""
+    both = []
+    for ids_T, types_T, start in sides:
+        over = max(0, len(ids_T) - limit)
+        if start - over <= lead:
+            return []
+        kept_T = np.r_[:lead, lead + over : len(ids_T)]
+        both.append((ids_T[kept_T], types_T[kept_T], start - over))
+    return [pair(document.row_id, both, document.labels[3])]
+
+def sides(chats: Sequence[Chat], tokenizer: Tokenizer,
+          train_on_end: bool = True) -> tuple[dict[str, Side], list[Rejected]]:
+    """What a model reads of each conversation, by id; those that give nothing. DataError: all."""
+    found: dict[str, Side] = {}
+    if not reads_texts(tokenizer):
+        config = configs.ChatDataConfig(train_on="last", train_on_end=train_on_end)
+        half = encode(config, chats, tokenizer)
+        for document in half.documents:
+            scored_M = np.flatnonzero(document.weights)
+            ids_T = document.tokens_T[: scored_M[-1] + 2]
+            found[document.row_id] = ids_T, np.zeros_like(ids_T), int(scored_M[0]) + 1
+        return found, half.rejected
+    lost, texts = [], [("\n".join(m["content"] for m in chat.messages[:-1]),
+                        chat.messages[-1]["content"]) for chat in chats]
+    answers = tokenizer.encode_batch((answer for _, answer in texts), special=False)
+    read = zip(chats, tokenizer.encode_pairs(texts), answers, strict=True)
+    for chat, (ids_T, types_T), answer in read:
+        if len(answer):  # behind it stands one special token
+            types_T = np.zeros_like(ids_T) if types_T is None else types_T
+            found[chat.id] = ids_T, types_T, len(ids_T) - 1 - len(answer)
+        else:
+            lost.append(columns.left_out(chat, "an answer is empty"))
+    return found, lost
+
+def reads_texts(tokenizer: Tokenizer) -> bool:
+    """Whether it is an encoder's, which reads a pair of texts."""
+    return tokenizer.chat_template is None and "cls_token" in tokenizer.special
 
 def _pieces(split: Split, texts: Sequence[Text], tokenizer: Tokenizer, config: DataConfig) -> None:
     """Texts as documents of at most `max_length` tokens, the special ones around each; labels are
@@ -171,25 +203,13 @@ def _pieces(split: Split, texts: Sequence[Text], tokenizer: Tokenizer, config: D
     for text, encoding in zip(texts, encodings, strict=True):
         weights_T = (~np.isin(encoding.ids_T, special)).astype(np.float32)
         whole = Encoded(text.id, encoding.ids_T, encoding.ids_T, weights_T)
-        # numbered, as what is hidden depends on the row id
-        admit(split, text, whole, lambda *a, e=encoding: numbered(pieces(*a, encoding=e)), config)
-
-def first_tokens(words: Sequence[str], encoding: Encoding) -> np.ndarray:
-    """places_W: the first token with a character of the word, no earlier word's; -1: none."""
-    own_T = np.flatnonzero(encoding.offsets_T2[:, 1])  # not the special ones around them: (0, 0)
-    starts, ends = encoding.offsets_T2[own_T].T.tolist()  # both in order
-    places, free, start = [], 0, 0
-    for word in words:
-        place = bisect_right(ends, start, lo=free)
-        is_own = place < len(ends) and starts[place] < start + len(word)
-        places.append(own_T[place] if is_own else -1)
-        free, start = place + 1 if is_own else free, start + len(word) + 1
-    return np.array(places)
+        admit(split, text, whole, partial(pieces, encoding=encoding), config)
 
 def pieces(document: Encoded, max_length: int, over_length: OverLength, *,
            encoding: Encoding) -> list[Encoded]:
     """What is left of a document that is too long: as many of the text's own tokens as fit, first,
-    last or all in turn, between the special ones around it. DataError: these leave no room."""
+    last or all in turn, between the special ones around it; numbered, as what is hidden depends on
+    the row id. DataError: no room is left."""
     own_T = np.flatnonzero(np.diff(encoding.offsets_T2)[:, 0])
     first, last = (own_T[0], own_T[-1] + 1) if len(own_T) else (len(encoding), len(encoding))
     special = len(encoding) - (last - first)
@@ -199,7 +219,7 @@ def pieces(document: Encoded, max_length: int, over_length: OverLength, *,
     if over_length != "split":
         starts = [first if over_length == "cut_right" else last - room]
     runs = [np.r_[:first, s : min(s + room, last), last : len(encoding)] for s in starts]
-    return [take(document, run) for run in runs]
+    return numbered([take(document, run) for run in runs])
 
 def take(document: Encoded, places: np.ndarray | slice) -> Encoded:
     kept = (array[places] for array in (document.tokens_T, document.labels, document.weights))

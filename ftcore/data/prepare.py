@@ -18,7 +18,6 @@ from ftcore.data.columns import Chat, DataConfig, Text, label_map, left_out
 from ftcore.data.compare import clusters, compare, leaks, settle
 from ftcore.data.encode import Masking, Names, encode
 from ftcore.data.pack import lengths
-from ftcore.data.pairs import encode_pairs
 from ftcore.data.read import Notes, Rows, collect
 from ftcore.data.store import Prepared, statistics
 from ftcore.data.tokenizer import Tokenizer
@@ -57,7 +56,7 @@ def prepare(config: DataConfig, tokenizer: Tokenizer, *, seed: int,
             labels: Names = None) -> Prepared:
     """All splits of a run; `labels` are the classes of a model that is only evaluated, None: those
     of the training rows. DataError: a file, column, label or row that cannot be used."""
-    is_labelled = not isinstance(config, configs.TextDataConfig | configs.ChatDataConfig)
+    is_labelled = isinstance(config, configs.TextsConfig)
     if is_labelled and not config.train and labels is None:
         raise DataError("data.train is empty: name files of labelled rows with --data.train FILE")
     data = Prepared(labels=labels)
@@ -78,17 +77,13 @@ def prepare(config: DataConfig, tokenizer: Tokenizer, *, seed: int,
         if isinstance(config, configs.ScoredDataConfig):
             data.labels = labels or (config.label,)
         elif is_labelled:
-            are_tags = isinstance(config, configs.TaggedDataConfig)
-            data.labels = labels or label_map(train.examples, are_tags=are_tags)
+            data.labels = labels or label_map(train.examples)
         balance(config, train, seed, notes)
     for name, part in parts.items():
-        if isinstance(config, configs.PairsDataConfig):
-            split = encode_pairs(config, part.examples, tokenizer)
-        else:
-            split = encode(config, part.examples, tokenizer, data.labels)
+        split = encode(config, part.examples, tokenizer, data.labels)
         split.rejected[:0], split.num_rows = part.rejected, part.num_rows
         if name == "train" and not isinstance(config, configs.PromptsDataConfig):  # not judged
-            split.chats, split.sentences = [], []
+            split.chats = []
         elif data.draw:  # the same tokens are hidden in every run
             split.documents = [replace(data.draw, seed=0)(d, 0) for d in split.documents]
         (vars(data) if name in ("train", "dev") else data.tests)[name] = split
@@ -102,8 +97,6 @@ def tidy(config: DataConfig, part: Rows, split: str, notes: Notes) -> None:
     for index, example in enumerate(part.examples):
         before = example.texts
         after = before if config.unicode == "off" else tuple(map(normal, before))
-        if isinstance(config, configs.TaggedDataConfig):  # a word stays a word
-            after = tuple(new or old for new, old in zip(after, before, strict=True))
         found["mojibake"] += sum(clean.mojibake(text) for text in after if not text.isascii())
         if after != before:
             found["texts changed"] += 1

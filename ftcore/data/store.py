@@ -18,9 +18,8 @@ import numpy as np
 
 from ftcore import builtin, files
 from ftcore.data import pack
-from ftcore.data.columns import Chat, DataConfig, place, reasons
-from ftcore.data.encode import Masking, Names, Sentence, Split
-from ftcore.data.formats import Rejected
+from ftcore.data.columns import Chat, DataConfig, Rejected, place, reasons
+from ftcore.data.encode import Masking, Names, Split
 from ftcore.data.read import BUILTIN_CHAT, stored
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import DataError
@@ -62,12 +61,12 @@ class Prepared:
         moved = {"train": self.notes.get("held out", 0)}
         account = {**self.notes,
                    "funnel": {name: funnel(s, moved.get(name, 0)) for name, s in self.splits()},
-                   "not_whole": {n: dict(reasons((*s.cut, *s.untold))) for n, s in self.splits()}}
+                   "not_whole": {name: dict(reasons(s.cut)) for name, s in self.splits()}}
         files.write_file(folder / FUNNEL, json.dumps(account, indent=1))
         write_page(folder)
 
 KIND = "kind of ftcore"  # a key that no label has
-KINDS = {kind.__name__: kind for kind in (Prepared, Split, Rejected, Chat, Sentence, Masking)}
+KINDS = {kind.__name__: kind for kind in (Prepared, Split, Rejected, Chat, Masking)}
 KINDS["ndarray"] = np.array
 
 def read_account(folder: Path) -> dict[str, Any]:
@@ -86,7 +85,7 @@ def rendered(template: str, folder: Path = HERE, /, **values: Any) -> str:
     return environment.get_template(template).render(**values)
 
 def losses(split: Split) -> list[tuple[str, list[Rejected]]]:
-    return [("left out", split.rejected), ("cut", split.cut), ("without token", split.untold)]
+    return [("left out", split.rejected), ("cut", split.cut)]
 
 def funnel(split: Split, moved: int) -> list[dict[str, Any]]:
     """For each step the rows in and out, what left and why; `moved` rows make another split."""

@@ -7,11 +7,13 @@ import codecs
 import json
 import time
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.deploy.engine import Finish, Job
 from ftcore.deploy.http import Exchange
+from ftcore.deploy.records import Record, answer_figures
 from kernels.sampling import Token
 
 class Choice:
@@ -81,10 +83,10 @@ class Answers:
     all of it, or None where it was sent in events."""
 
     def __init__(self, x: Exchange, jobs: Sequence[Job], fields: Mapping[str, Any],
-                 tokenizer: Tokenizer, fingerprint: str) -> None:
+                 tokenizer: Tokenizer, tells_logprobs: bool, *, fingerprint: str) -> None:
         self.x, self.is_chat, self.streams = x, "messages" in fields, fields["stream"]
         self.tells_usage = bool(fields["stream_options"].get("include_usage"))
-        self.tells_logprobs = jobs[0].sampling.num_top is not None
+        self.tells_logprobs = tells_logprobs
         kind = "chat.completion" if self.is_chat else "text_completion"
         self.head = {"id": f"{'chatcmpl' if self.is_chat else 'cmpl'}-{x.id}",
                      "object": kind + ".chunk" * (self.is_chat and self.streams),
@@ -123,6 +125,13 @@ class Answers:
             self._send([], usage)
         self.x.send(b"[DONE]")
         return None
+
+    def figures(self) -> list[Record]:
+        """Of each answer, for the log."""
+        made = [(choice.tokens, choice.reason) for choice in self.choices.values()]
+        return [answer_figures([token.id for token in tokens],
+                               fmean(token.logprob for token in tokens), reason)
+                for tokens, reason in made]
 
     def _send(self, choices: list[dict[str, Any]], usage: dict[str, Any] | None = None) -> None:
         event = {**self.head, "choices": choices} | ({"usage": usage} if self.tells_usage else {})

@@ -7,6 +7,7 @@ and is handed to each request on the loop."""
 import asyncio
 import base64
 import json
+import re
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -20,15 +21,16 @@ from prometheus_client import generate_latest
 
 from ftcore.data.chat import encode_prompt
 from ftcore.data.columns import Chat
-from ftcore.data.pairs import sides
+from ftcore.data.encode import sides
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.deploy.answers import Answers
 from ftcore.deploy.engine import Engine, Finish, Job, QueueFull, Said, Scores
 from ftcore.deploy.fields import TABLE, Fields, require, shown
 from ftcore.deploy.http import Exchange, Meters, Refused
 from ftcore.deploy.options import ServeConfig
+from ftcore.deploy.records import class_figures, probabilities, prompt_figures, redacted
 from ftcore.errors import DataError
-from ftcore.evaluate.evaluator import stops
+from ftcore.evaluate.evaluator import spoken, stops
 from kernels.sampling import Sampling
 
 LATE = 30.0  # seconds without a turn of the engine, after which it is not ready
@@ -37,7 +39,8 @@ JsonObject = dict[str, Any]
 @dataclass(frozen=True)
 class Served:
     """What is served."""
-    name: str
+    name: str  # by which it is asked for
+    version: str  # what answers by that name, in the log
     tokenizer: Tokenizer
     labels: tuple[str, ...] = ()  # of a classifier's outputs
     problem: str | None = None  # HF's `problem_type` of a classifier; "regression": scores
@@ -45,12 +48,14 @@ class Served:
     fingerprint: str = ""  # hash of weights and adapters
 
 class Api:
-    """The routes, for `http.Server`; `start` once the event loop runs."""
+    """The routes, for `http.Server`, and what watches them (monitor.meter.Monitor; None: nothing);
+    `start` once the event loop runs."""
 
-    def __init__(self, engine: Engine, served: Served, options: ServeConfig) -> None:
+    def __init__(self, engine: Engine, served: Served, options: ServeConfig, meters: Meters,
+                 monitor: Any = None) -> None:
         self.engine, self.served, self.options = engine, served, options
         self.model, self.tokenizer = engine.model, served.tokenizer
-        self.meters = Meters(engine, served.fingerprint)
+        self.meters, self.monitor = meters, monitor
         self.began, spec, flags = int(time.time()), self.model.spec, vars(options)
         self.context = min(spec.max_positions, engine.cache_tokens)
         numbers = {**flags, "context": self.context, "last_id": spec.vocab_size - 1,
@@ -68,6 +73,7 @@ class Api:
             for job, word in said:
                 job.listener((job, word))
 
+        self.meters.tell_of(self.engine, self.served.fingerprint, self.monitor)
         loop = asyncio.get_running_loop()
         loop.set_default_executor(ThreadPoolExecutor(2))  # reads bodies and texts
         self.engine.start(partial(loop.call_soon_threadsafe, hand_out))
@@ -78,7 +84,7 @@ class Api:
             asked, name = fields["model"], self.served.name
             said = f"no such model: {shown(asked or name)!r}; GET /v1/models names the one"
             require(asked in (None, name), "model", said, "model_not_found")
-            x.told["model"] = fields["model"] = name
+            x.told["model"], fields["model"] = self.served.version, name
         answer = await route(x, fields)
         return None if answer is None else json.dumps(answer).encode()
 
@@ -139,12 +145,19 @@ class Api:
         seed = secrets.randbits(62) if fields["seed"] is None else fields["seed"]
         same = {name: fields[name] for name in fields if name in Sampling.__dataclass_fields__}
         sampling = Sampling(
-            **same, max_new_tokens=most, min_new_tokens=fields["min_tokens"], num_top=num_top,
+            **same, max_new_tokens=most, min_new_tokens=fields["min_tokens"], num_top=num_top or 0,
             stop_ids=frozenset() if fields["ignore_eos"] else stops(self.tokenizer))
         jobs = [Job(several[place // count], replace(sampling, seed=(seed + place) % 2**63))
                 for place in range(count * len(several))]
-        answers = Answers(x, jobs, fields, self.tokenizer, self.served.fingerprint)
+        answers = Answers(x, jobs, fields, self.tokenizer, num_top is not None,
+                          fingerprint=self.served.fingerprint)
         await self._run(x, jobs, answers.take)
+        given = [fields[param]] if is_chat else listed(fields[param])
+        self._note(x, [job.ids for job in jobs], [each for each in given for _ in range(count)])
+        for row, job, told in zip(x.told["rows"], jobs, answers.figures(), strict=True):
+            row |= told | ({"temperature": sampling.temperature} if sampling.temperature else {})
+            if self.options.log_texts:
+                row["answer"] = redacted(spoken(job.answer, self.tokenizer))
         return answers.end()
 
     def _require_room(self, several: Sequence[list[int]], param: str, most: int = 0) -> None:
@@ -155,12 +168,10 @@ class Api:
 
     def _texts(self, param: str, given: str | list) -> list[list[int]]:
         """Ids of a text, of several, or as they are given."""
-        is_one = isinstance(given, str) or isinstance(given[0], int)
-        several = [given] if is_one else given
-        if isinstance(several[0], list):
+        if isinstance((several := listed(given))[0], list):
             return several
         for place, text in enumerate(several):
-            self._require_plain(text, param if is_one else f"{param}[{place}]")
+            self._require_plain(text, param if several is not given else f"{param}[{place}]")
         texts = [(text,) for text in several]
         return [ids_T.tolist() for ids_T, _ in self.tokenizer.encode_pairs(texts)]
 
@@ -171,8 +182,7 @@ class Api:
         self._require(self.tokenizer.chat_template is not None)
         turns = []
         for place, message in enumerate(messages):
-            if isinstance(content := message["content"], list):
-                content = "".join(part["text"] for part in content)
+            content = content_of(message)
             self._require_plain(content, f"{param}[{place}].content")
             turns.append({"role": message["role"], "content": content})
         try:
@@ -186,6 +196,16 @@ class Api:
         said = "must end with a text of the assistant's, and be read as one"
         require(read and not read[1].any(), param, said)
         return [read[0].tolist()]
+
+    def _note(self, x: Exchange, several: Sequence[list[int]], given: Sequence[Any]) -> None:
+        """For the log figures of each text, and the text itself where that is asked for."""
+        x.told["rows"] = [prompt_figures(ids, self.tokenizer) for ids in several]
+        for row, text in zip(x.told["rows"], given if self.options.log_texts else (), strict=False):
+            if isinstance(text, list) and isinstance(text[0], dict):
+                row["input"] = [{**m, "content": redacted(content_of(m))} for m in text]
+            else:
+                is_text = isinstance(text, str)
+                row["input"] = redacted(text if is_text else self.tokenizer.decode(text))
 
     def _require_plain(self, text: str, param: str) -> None:
         """Refuse a text that no reading makes fit, that writes a special token, or is not seen."""
@@ -204,6 +224,7 @@ class Api:
         self._require_room(several, param)
         jobs = [Job(ids, None) for ids in several]
         x.told["prompt_tokens"] = sum(map(len, several))
+        self._note(x, several, [fields[param]] if param == "messages" else listed(fields[param]))
         heard: list[tuple[Job, Scores | Finish]] = []
         await self._run(x, jobs, lambda *said: heard.append(said))
         values = {job: word.values for job, word in heard if isinstance(word, Scores)}
@@ -212,7 +233,7 @@ class Api:
     def _listed(self, x: Exchange, kind: str, rows: Sequence[JsonObject]) -> JsonObject:
         count = x.told["prompt_tokens"]
         return {"object": "list", "id": f"{kind}-{x.id}", "created": int(time.time()),
-                "model": x.told["model"], "usage": {"prompt_tokens": count, "total_tokens": count},
+                "model": self.served.name, "usage": {"prompt_tokens": count, "total_tokens": count},
                 "data": [{"object": kind, "index": i} | row for i, row in enumerate(rows)]}
 
     async def embed(self, x: Exchange, fields: JsonObject) -> JsonObject:
@@ -227,10 +248,10 @@ class Api:
         labels, problem = self.served.labels, self.served.problem
         self._require(bool(labels) and problem != "regression")
         logits_BK = await self._scores(x, fields)
-        logits_BK /= self.served.temperature if fields["calibrated"] else 1
-        odds_BK = np.exp(logits_BK - logits_BK.max(1, keepdims=True))
-        probs_BK = (1 / (1 + np.exp(-logits_BK)) if problem == "multi_label_classification"
-                    else odds_BK / odds_BK.sum(1, keepdims=True))
+        calibrated_BK = probabilities(logits_BK / self.served.temperature, problem)
+        for row, probs_K in zip(x.told["rows"], calibrated_BK, strict=True):
+            row |= class_figures(probs_K, labels)
+        probs_BK = calibrated_BK if fields["calibrated"] else probabilities(logits_BK, problem)
         return self._listed(x, "classification", [
             {"label": labels[int(np.argmax(probs))], "probs": probs, "num_classes": len(labels)}
             for probs in probs_BK.tolist()])
@@ -238,7 +259,24 @@ class Api:
     async def score(self, x: Exchange, fields: JsonObject) -> JsonObject:
         self._require(self.served.problem == "regression")
         scores_B1 = await self._scores(x, fields)
+        for row, (score,) in zip(x.told["rows"], scores_B1.tolist(), strict=True):
+            row["score"] = score
         return self._listed(x, "score", [{"score": score} for score, in scores_B1.tolist()])
+
+    async def feedback(self, x: Exchange, fields: JsonObject) -> JsonObject:
+        """What an answer should have been; monitoring joins it with the request that it names."""
+        given = {name: value for name, value in fields.items() if value is not None}
+        id_, is_text = re.search("[0-9a-f]{24}$", fields["request_id"]), "text" in given
+        require(id_, "request_id", "must be the id of an answer, or its X-Request-Id")
+        require(("label" in given) != is_text, "label", "or text: give one of them")
+        require(self.options.log_texts or not is_text, "text", "is not kept here (--log-texts)")
+        given |= {"text": redacted(given["text"])} if is_text else {}
+        x.told["feedback"] = given | {"request_id": id_[0]}
+        return {"object": "feedback", "request_id": id_[0]}
+
+    async def watched(self, x: Exchange, fields: JsonObject) -> JsonObject:
+        self._require(self.monitor is not None)
+        return await asyncio.to_thread(self.monitor.told)
 
     async def models(self, x: Exchange, fields: JsonObject) -> JsonObject:
         return {"object": "list", "data": [{"id": self.served.name, "object": "model",
@@ -255,3 +293,11 @@ class Api:
         if self.engine.is_broken or time.monotonic() - self.engine.beat > LATE:
             raise Refused("not_ready", "the engine does not work")
         return {"status": "ok"}
+
+def listed(given: str | list) -> list:
+    """The texts that a field holds, or lists of ids: one or several."""
+    return [given] if isinstance(given, str) or isinstance(given[0], int) else given
+
+def content_of(message: JsonObject) -> str:
+    parts = message["content"]
+    return parts if isinstance(parts, str) else "".join(part["text"] for part in parts)

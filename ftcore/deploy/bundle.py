@@ -6,7 +6,8 @@
     generation_config.json          of a language model: greedy, and the ids that end an answer
     bundle.json                     what HF has no word for: task, precision, calibration; and the
                                     golden test: some texts, their ids, and what the model says
-    certificate.json                of an adapter: what merging changes (evaluate/certificate.py)
+    certificate.json                of an adapter: what merging changes (evaluate/suite.py)
+    reference.jsonl                 what its requests should be like (monitor/journal.py)
     README.md, manifest.json        the model card; SHA-256 of each of these, written last
 
 What was written is opened, and must say what the run says, before it takes its place."""
@@ -27,6 +28,7 @@ from ftcore.data.chat import encode_prompt
 from ftcore.data.pack import Encoded
 from ftcore.data.store import rendered
 from ftcore.data.tokenizer import Tokenizer
+from ftcore.deploy.records import REFERENCE
 from ftcore.env.compute import PRECISIONS
 from ftcore.errors import CheckpointError, ConfigError, ModelError
 from ftcore.evaluate.evaluator import all_logits, stops
@@ -36,7 +38,7 @@ from ftcore.model.load import LoadedModel, load_model, read_object, save_model
 from ftcore.tune import lora
 from ftcore.tune.adapter import ADAPTER, load_adapter, load_artifact, read_labels
 
-ABOUT = "bundle.json"
+ABOUT, CERTIFICATE = "bundle.json", "certificate.json"
 TEXTS = "Where is my order?", "4 seats in Zu\u0308rich", " \u00abIt's 3.5\u00a0\u20ac\u00bb\n"
 NARROW, WIDE = 1e-3, 0.2  # nats, or shares, that other kernels and rounding change, in fp32 or not
 Opened = tuple[LoadedModel, Tokenizer, dict[str, Any]]  # the last: what bundle.json tells
@@ -79,8 +81,8 @@ def bundle(run: Path, folder: Path, *, keep_adapter: bool = False) -> None:
         tokenizer.save(temp)
         for name, text in texts.items():
             (temp / name).write_text(text, "utf-8")
-        if told["certificate"]:
-            shutil.copy(run / "certificate.json", temp)
+        for name in (name for name in (CERTIFICATE, REFERENCE) if (run / name).is_file()):
+            shutil.copy(run / name, temp)
         _opened(temp)
 
     files.write_folder(folder.absolute(), write)
@@ -131,7 +133,7 @@ def try_golden(model: Model, tokenizer: Tokenizer, about: dict[str, Any]) -> Non
 def _golden(model: Model, tokenizer: Tokenizer, task: str,
             texts: Iterable[str]) -> list[dict[str, Any]]:
     """Of each text its ids and what the model says: logits of its classes, or how likely the
-    likeliest token or tag of each place is, in nats."""
+    likeliest token of each place is, in nats."""
     is_chat = model.task == "lm" and task != "pretrain" and tokenizer.chat_template
     documents, is_whole = [], model.task == "classify"
     for text in texts:

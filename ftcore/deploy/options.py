@@ -35,4 +35,7 @@ class ServeConfig(Section):
     inputs: Count = 256  # texts of one request for embeddings or classes
     stop_strings: Count = 4  # strings that end an answer, of one request
     bias_entries: Count = 300  # of logit_bias
-    log: Path | None = None  # file of a JSON line a request, without texts; None: standard error
+    log: Path | None = None  # file of a JSON line a request; None: standard error
+    log_mib: Count = 64  # MiB of it, after which it is put aside as FILE.TIME and begun anew
+    log_texts: bool = False  # texts too, without e-mail addresses and numbers of phones and cards
+    window: Count = 500  # requests that are compared with those of the reference

@@ -4,7 +4,6 @@ The figures do not depend on how documents are cut into batches: what a row adds
 caller puts the model in evaluation mode, without gradients; `limits` are those of `streams`."""
 
 import math
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -24,7 +23,7 @@ from ftcore.data.encode import Split
 from ftcore.data.pack import Batch, Encoded, apart, collate, pack
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import ModelError
-from ftcore.evaluate import metrics, probabilities, text
+from ftcore.evaluate import metrics, text
 from ftcore.evaluate.significance import Figures
 from ftcore.model.generate import generate
 from ftcore.model.heads import Model
@@ -34,7 +33,7 @@ PROMPTS_AT_ONCE, MOST_LOGITS = 256, 2**25  # the latter of tokens
 
 @dataclass
 class Judged:
-    """What a model says of B rows: documents, sentences or chats."""
+    """What a model says of B rows: documents or chats."""
     row_ids: Sequence[str]
     figures: Figures  # metrics of some rows, by their indices
     columns: dict[str, Sequence[Any]] = field(default_factory=dict)  # predictions, of each row
@@ -113,8 +112,8 @@ def evaluate_classes(model: Model, split: Split, labels: Sequence[str], **limits
                         target_B, predicted_B)
     columns = {"label": names[target_B].tolist(), "predicted": names[predicted_B].tolist(),
                "probabilities": p_BK.round(6).tolist()}
-    more = probabilities.probability_metrics(target_B, p_BK)
-    more["temperature"] = probabilities.temperature(target_B, log_p_BK)
+    more = metrics.probability_metrics(target_B, p_BK)
+    more["temperature"] = metrics.temperature(target_B, log_p_BK)
     counts_KK = counted(target_B, predicted_B)
     by_class = metrics.by_class(labels, metrics.class_totals(counts_KK))
     right_B = target_B == predicted_B
@@ -191,35 +190,6 @@ def evaluate_masked(model: Model, split: Split, labels: Sequence[str], **limits:
                for name, found in (("hidden", wanted), ("predicted", chosen))}
     return Judged(ids_of(split), figures, columns)
 
-def evaluate_tags(model: Model, split: Split, labels: Sequence[str], **limits: Any) -> Judged:
-    """Predicted tag of each word, O for one without a token; loss in nats a word with one."""
-    sums_B2, chosen = scored_tokens(model, split.documents, **limits)
-    scored: dict[str, list[int]] = defaultdict(list)  # of the documents of a sentence, end to end
-    losses: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(2))
-    for document, ids, sums_2 in zip(split.documents, chosen, sums_B2, strict=True):
-        scored[document.row_id] += ids
-        losses[document.row_id] += sums_2
-    predicted, sums = [], []
-    for sentence in split.sentences:
-        ids, no = iter(scored[sentence.row_id]), metrics.NO_ENTITY
-        tags = [no if place < 0 else labels[next(ids)] for place in sentence.places_W]
-        assert next(ids, None) is None, "each word with a token is scored once"
-        sums.append([*losses[sentence.row_id], *metrics.entity_counts(sentence.tags, tags)])
-        predicted.append(tags)
-    sums_BS = np.array(sums).reshape(-1, 7)
-
-    def figures(rows_M: np.ndarray) -> dict[str, float]:
-        loss, weight, *counts = sums_BS[rows_M].sum(0)
-        return {"loss": metrics.perplexity(loss, weight)["loss"], **metrics.entity_figures(counts)}
-
-    ids, words, wanted = ([getattr(sentence, name) for sentence in split.sentences]
-                          for name in ("row_id", "words", "tags"))
-    columns = {"tokens": words, "tags": wanted, "predicted": predicted}
-    pairs = zip(wanted, predicted, strict=True)
-    right_B = np.array([tags == tuple(given) for tags, given in pairs], dtype=bool)
-    by_class = metrics.by_entity(wanted, predicted)
-    return Judged(ids, figures, columns, by_class, right_B=right_B)
-
 def log_ratios(model: Model, pairs: Sequence[Encoded], *, length_normalised: bool,
                **limits: Any) -> np.ndarray:
     """How much likelier each chosen answer is than the rejected one: nats, or nats a token."""
@@ -259,7 +229,7 @@ def evaluate_pairs(model: Model, split: Split, labels: Sequence[str], *,
     p_B = 1 / (1 + np.exp(-np.clip(beta * gap_B, -500, 500)))
     always_B, p_B2 = np.ones(len(p_B), dtype=int), np.column_stack([1 - p_B, p_B])
     more |= {"margin": float(gap_B.mean()),
-             "ece": probabilities.probability_metrics(always_B, p_B2)["ece"]}
+             "ece": metrics.probability_metrics(always_B, p_B2)["ece"]}
     columns = {"gap": gap_B.tolist(), "chosen_tokens": chosen_B.tolist(),
                "rejected_tokens": rejected_B.tolist()}
     return Judged(ids_of(split), figures, columns, right_B=gap_B > 0, more=more)
@@ -267,10 +237,9 @@ def evaluate_pairs(model: Model, split: Split, labels: Sequence[str], *,
 # By the task, or where it has several, HF's `problem_type`.
 JUDGES: Mapping[str, Callable[..., Judged]] = {
     "single_label_classification": evaluate_classes, "regression": evaluate_scores,
-    "multi_label_classification": evaluate_label_sets, "tag": evaluate_tags,
-    "mlm": evaluate_masked, "reward": evaluate_pairs, "dpo": evaluate_pairs,
-    **dict.fromkeys(("pretrain", "sft", "ppo", "grpo"), evaluate_language),
-}  # fmt: skip
+    "multi_label_classification": evaluate_label_sets, "mlm": evaluate_masked,
+    "reward": evaluate_pairs, "dpo": evaluate_pairs,
+    **dict.fromkeys(("pretrain", "sft", "ppo", "grpo"), evaluate_language)}
 
 def stops(tokenizer: Tokenizer) -> frozenset[int]:
     return frozenset({tokenizer.eos_id, tokenizer.end_of_text_id} - {None})

@@ -1,4 +1,5 @@
-"""Figures of classes, of sets of labels, of scores, of language modelling, of entities.
+"""Figures of classes, of sets of labels, of scores, of language modelling; and of probabilities:
+how well they rank, how far they can be believed, how to mend them.
 
 K classes; n_kj rows of class k predicted as j; totals_3K are hits, predicted and support, int64:
 
@@ -6,19 +7,26 @@ K classes; n_kj rows of class k predicted as j; totals_3K are hits, predicted an
     precision_k = hits_k / predicted_k            recall_k = hits_k / support_k
     f1_k = 2 hits_k / (predicted_k + support_k)
 
-0/0 is 0 in each of them. There is at least one row. Entities are counted as the CoNLL-2000 script
-and seqeval's default mode do: one begins where a mark (B, I, O, also E and S) or a change of type
-says so; right are type, first and last word."""
+0/0 is 0 in each of them. There is at least one row. B rows of K classes each have U distinct scores
+from high to low; h_u of the n_u rows with score u are positive; H_u and N_u count those with this
+score or a higher one, H and N all:
+
+    auroc = sum_u (n_u - h_u) (H_u - h_u / 2) / (H (N - H))    a positive beats a negative, ties 1/2
+    auprc = sum_u h_u (H_u / N_u) / H                          average precision, nothing smoothed
+    brier = mean over rows of sum_k (p_k - [k is the target])^2
+    ece   = sum over bins of rows / N * |mean confidence - accuracy|
+
+Sources: Hanley and McNeil 1982, Radiology 143, 29-36 (auroc); Brier 1950, Mon. Weather Rev. 78,
+1-3; Guo et al. 2017, arXiv:1706.04599 (ece, temperature); Roelofs et al. 2022, arXiv:2012.08668."""
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from operator import mul
 from typing import Any
 
 import numpy as np
 
-NO_ENTITY = "O"
+Figures = dict[str, float]
 SCORES = ("precision", "recall", "f1")
 CLASS_COLUMNS = ("label", *SCORES, "support", "predicted")
 AVERAGES = tuple(f"{score}_{mean}" for mean in ("micro", "macro", "weighted") for score in SCORES)
@@ -31,7 +39,7 @@ def confusions(target_B: np.ndarray, predicted_B: np.ndarray, num_classes: int) 
 def class_totals(counts_KK: np.ndarray) -> np.ndarray:
     return np.stack([counts_KK.diagonal(), counts_KK.sum(0), counts_KK.sum(1)])
 
-def class_figures(counts_KK: np.ndarray) -> dict[str, float]:
+def class_figures(counts_KK: np.ndarray) -> Figures:
     """accuracy, sum_k hits_k / rows; balanced_accuracy, mean recall_k of the classes with rows.
 
     ..._micro       the formulas above on sums over k; all equal the accuracy
@@ -57,7 +65,7 @@ def label_totals(target_BK: np.ndarray, predicted_BK: np.ndarray) -> np.ndarray:
     """totals_3K of rows that have any number of K labels: bool, True where a row has the label."""
     return np.stack([target_BK & predicted_BK, predicted_BK, target_BK]).sum(1)
 
-def label_figures(target_BK: np.ndarray, predicted_BK: np.ndarray) -> dict[str, float]:
+def label_figures(target_BK: np.ndarray, predicted_BK: np.ndarray) -> Figures:
     """subset_accuracy, share of the rows whose labels are all right; hamming_loss, share of the
     decisions that are wrong; averages over all K labels, 0 for one that never occurs."""
     totals_3K = label_totals(target_BK, predicted_BK)
@@ -65,7 +73,7 @@ def label_figures(target_BK: np.ndarray, predicted_BK: np.ndarray) -> dict[str, 
             "hamming_loss": float((target_BK != predicted_BK).mean()),
             **_averages(totals_3K, np.ones(target_BK.shape[1], dtype=bool))}
 
-def regression_metrics(target_B: np.ndarray, predicted_B: np.ndarray) -> dict[str, float]:
+def regression_metrics(target_B: np.ndarray, predicted_B: np.ndarray) -> Figures:
     """pearson of the values, spearman of their ranks, equal ones sharing the mean of theirs; mae
     and rmse, in units of the score; r2 = 1 - squared errors / variance. NaN: by a constant."""
     errors_B = predicted_B - target_B
@@ -75,7 +83,7 @@ def regression_metrics(target_B: np.ndarray, predicted_B: np.ndarray) -> dict[st
             "mae": float(np.abs(errors_B).mean()), "rmse": math.sqrt(np.square(errors_B).mean()),
             "r2": float(1 - np.square(errors_B).sum() / spread)}
 
-def perplexity(loss_sum: float, weight: float, num_bytes: int = 0) -> dict[str, float]:
+def perplexity(loss_sum: float, weight: float, num_bytes: int = 0) -> Figures:
     """Of a loss in nats over tokens of total `weight`, which spell so many bytes; 0: unknown. loss:
     a token, NaN without any; perplexity: exp(loss), infinite where that leaves float64;
     bits_per_byte: loss_sum / (ln 2 * num_bytes), by which different tokenizers compare."""
@@ -86,13 +94,13 @@ def perplexity(loss_sum: float, weight: float, num_bytes: int = 0) -> dict[str, 
     return result | bits
 
 def by_class(labels: Sequence[str], totals_3K: np.ndarray) -> ByClass:
-    """One dict per class, of CLASS_COLUMNS; support and predicted in rows, or in entities."""
+    """One dict per class, of CLASS_COLUMNS; support and predicted in rows."""
     _, predicted_K, support_K = totals_3K
     columns = (*_scores(totals_3K), support_K, predicted_K)
     rows = zip(labels, *(x_K.tolist() for x_K in columns), strict=True)
     return [dict(zip(CLASS_COLUMNS, row, strict=True)) for row in rows]
 
-def _averages(totals_3K: np.ndarray, counted_K: np.ndarray) -> dict[str, float]:
+def _averages(totals_3K: np.ndarray, counted_K: np.ndarray) -> Figures:
     """AVERAGES; the macro ones over the classes that are counted."""
     scores, support_K = _scores(totals_3K), totals_3K[2]
     micro = (x_1[0] for x_1 in _scores(totals_3K.sum(1, keepdims=True)))
@@ -116,38 +124,70 @@ def _scores(totals_3K: np.ndarray) -> list[np.ndarray]:
     parts = ((hits_K, predicted_K), (hits_K, support_K), (2 * hits_K, predicted_K + support_K))
     return [np.divide(a_K, b_K, out=np.zeros(len(a_K)), where=b_K > 0) for a_K, b_K in parts]
 
-def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
-    """Type, first word and last word of each entity of one sentence."""
-    found, first = set(), 0
-    last_mark, last_type = NO_ENTITY, "_"
-    for place, tag in enumerate([*tags, NO_ENTITY]):
-        mark, type_ = tag[:1], tag[1:].split("-", maxsplit=1)[-1] or "_"
-        is_other = type_ != last_type
-        leaves = last_mark in "ES" or (last_mark in "BI" and mark in "BSO")
-        if leaves or (is_other and last_mark not in "O."):
-            found.add((last_type, first, place - 1))
-        enters = mark in "BS" or (mark in "EI" and last_mark in "ESO")
-        if enters or (is_other and mark not in "O."):
-            first = place
-        last_mark, last_type = mark, type_
-    return found
+def ranking(target_B: np.ndarray, score_B: np.ndarray) -> Figures:
+    """auroc, NaN where one side has no row; auprc, NaN without positives."""
+    _, hits_U, rows_U = _curve(target_B, score_B)
+    h_U, n_U = (np.diff(x_U, prepend=0) for x_U in (hits_U, rows_U))
+    H, N = int(h_U.sum()), int(n_U.sum())
+    won = int(((n_U - h_U) * (2 * hits_U - h_U)).sum())  # numerics: whole numbers, so exact
+    auprc = float(h_U @ (hits_U / rows_U)) / H if H else math.nan
+    return {"auroc": won / (2 * H * (N - H)) if 0 < H < N else math.nan, "auprc": auprc}
 
-def entity_counts(target: Sequence[str], predicted: Sequence[str]) -> tuple[int, ...]:
-    """Words of a sentence, right tags, and entities right, predicted and in the target."""
-    right = sum(a == b for a, b in zip(target, predicted, strict=True))
-    wanted, given = entities(target), entities(predicted)
-    return len(target), right, *map(len, (wanted & given, given, wanted))
+def probability_metrics(target_B: np.ndarray, p_BK: np.ndarray, top_k: int = 5) -> Figures:
+    """Figures of rows that have one of K classes each. top_5_accuracy: share of the rows whose
+    target is among the `top_k` classes, of equal ones the lower first, where K > top_k; auroc and
+    auprc: of class 1 where K = 2, else of each class against the rest, the mean over those with
+    rows on both sides; brier and ece: the formulas above, the bins those of `reliability`."""
+    K, found = p_BK.shape[1], {}
+    target_BK = target_B[:, None] == np.arange(K)
+    if top_k < K:
+        best_Bk = np.argsort(-p_BK, axis=1, kind="stable")[:, :top_k]
+        found[f"top_{top_k}_accuracy"] = float((best_Bk == target_B[:, None]).any(1).mean())
+    sides = [1] if K == 2 else np.flatnonzero(target_BK.any(0) & ~target_BK.all(0))
+    ranks = [ranking(target_BK[:, k], p_BK[:, k]) for k in sides]
+    for name in ("auroc", "auprc"):
+        found[name] = float(np.mean([each[name] for each in ranks] or math.nan))
+    gaps = (r["rows"] * abs(r["confidence"] - r["accuracy"]) for r in reliability(target_B, p_BK))
+    brier = float(np.square(p_BK - target_BK).sum(1).mean())
+    return found | {"brier": brier, "ece": sum(gaps) / len(p_BK)}
 
-def entity_figures(counts_5: Sequence[int]) -> dict[str, float]:
-    """Of `entity_counts` summed over sentences; accuracy is the share of right tags."""
-    words, right, *totals = counts_5
-    (row,) = by_class(["all"], np.array(totals)[:, None])
-    accuracy = {"accuracy": float(right / words) if words else math.nan}
-    return accuracy | {name: row[name] for name in SCORES}
+def reliability(target_B: np.ndarray, p_BK: np.ndarray, bins: int = 15) -> list[Figures]:
+    """Rows, mean confidence (the highest probability) and accuracy of bins of equal mass. Rows of
+    equal confidence share their hits evenly, so that it does not matter which one falls where."""
+    score_U, place_B, n_U = np.unique(p_BK.max(1), return_inverse=True, return_counts=True)
+    right_U = np.bincount(place_B, p_BK.argmax(1) == target_B) / n_U
+    cuts = [np.array_split(np.repeat(x_U, n_U), min(bins, len(p_BK))) for x_U in (score_U, right_U)]
+    return [{"rows": len(c), "confidence": float(c.mean()), "accuracy": float(a.mean())}
+            for c, a in zip(*cuts, strict=True)]  # fmt: skip
 
-def by_entity(target: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> ByClass:
-    theirs, mine = ({(row, *entity) for row, tags in enumerate(side) for entity in entities(tags)}
-                    for side in (target, predicted))
-    found = [Counter(type_ for _, type_, *_ in some) for some in (mine & theirs, mine, theirs)]
-    types = sorted(found[1] | found[2])
-    return by_class(types, np.array([[counter[t] for t in types] for counter in found]))
+def temperature(target_B: np.ndarray, logits_BK: np.ndarray) -> float:
+    """The T, 0.05 ... 20, of least mean negative log likelihood of softmax(logits / T), convex in
+    1 / T. 1.0 where each target has its row's highest logit: such rows ask for T = 0, or none."""
+    z_BK = logits_BK - np.take_along_axis(logits_BK, target_B[:, None], 1)  # loss: log sum e^(b z)
+    if z_BK.max() <= 0:
+        return 1.0
+    below_BK, low, high = z_BK - z_BK.max(1, keepdims=True), 1 / 20, 1 / 0.05
+    for _ in range(50):  # the bracket ends 1e-14 wide
+        e_BK = np.exp((b := math.sqrt(low * high)) * below_BK)
+        slope = ((e_BK * z_BK).sum(1) / e_BK.sum(1)).mean()
+        low, high = (b, high) if slope < 0 else (low, b)
+    return 1 / b
+
+def threshold_table(target_B: np.ndarray, score_B: np.ndarray, count: int = 9) -> list[Figures]:
+    """What predicting "score >= threshold" gives, of thresholds at evenly spaced quantiles and of
+    the `best`: its F1 is highest, and it the highest of such. share: rows predicted positive."""
+    score_U, hits_U, rows_U = _curve(target_B, score_B)
+    H, N, f1_U = hits_U[-1], rows_U[-1], 2 * hits_U / (rows_U + hits_U[-1])
+    levels = np.arange(1, count + 1) / (count + 1)
+    shown_U = np.isin(score_U, np.quantile(score_B, levels, method="inverted_cdf"))
+    shown_U[f1_U.argmax()] = True
+    columns = {"threshold": score_U, "precision": hits_U / rows_U, "recall": hits_U / max(H, 1),
+               "f1": f1_U, "share": rows_U / N, "best": np.arange(len(f1_U)) == f1_U.argmax()}
+    return [{name: x_U[u].item() for name, x_U in columns.items()}
+            for u in np.flatnonzero(shown_U)[::-1]]  # fmt: skip
+
+def _curve(target_B: np.ndarray, score_B: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Distinct scores from high to low; positives, and rows, with each of them or a higher one."""
+    score_U, place_B, n_U = np.unique(score_B, return_inverse=True, return_counts=True)
+    h_U = np.bincount(place_B[target_B], minlength=len(score_U))
+    return score_U[::-1], np.cumsum(h_U[::-1]), np.cumsum(n_U[::-1])

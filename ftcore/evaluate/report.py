@@ -20,8 +20,7 @@ from ftcore.cli import CONFIG_FILE
 from ftcore.data import store
 from ftcore.env.run import METRICS, read_metrics
 from ftcore.errors import ConfigError
-from ftcore.evaluate.metrics import CLASS_COLUMNS, confusions
-from ftcore.evaluate.probabilities import reliability
+from ftcore.evaluate.metrics import CLASS_COLUMNS, confusions, reliability
 from ftcore.files import write_file
 
 MAX_TEXT = 40

@@ -1,4 +1,11 @@
-"""What is measured for the task at hand: a few figures while it trains, everything at the end."""
+"""What is measured for the task at hand: a few figures while it trains, everything at the end.
+
+The merge certificate tells what changes when an adapter's update is folded into its matrices:
+
+    loss, ...       and what else is watched in training, unmerged and merged, of held-out rows
+    max_difference  of their logits at the scored tokens, or of the scored documents
+    mean_kl         KL(unmerged || merged), nats; of several labels, each is a choice of its own
+    changed         share of the arg-max that change"""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,20 +14,23 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from ftcore.config import Run
 from ftcore.data import dedup
 from ftcore.data.encode import Split
-from ftcore.data.pack import Encoded, is_pair
+from ftcore.data.pack import Encoded, apart, is_pair
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import DataError
-from ftcore.evaluate import probabilities, report, significance
-from ftcore.evaluate.evaluator import JUDGES, Judged, evaluate_answers, evaluate_pairs, root_of
+from ftcore.evaluate import metrics, report, significance
+from ftcore.evaluate.evaluator import JUDGES, Judged, all_logits, evaluate_answers, root_of
 from ftcore.evaluate.report import table
 from ftcore.model.heads import Model
+from ftcore.tune.lora import LoRALinear, lora_layers
 
-SHOWN = ("loss", "perplexity", "bits_per_byte", "accuracy", "subset_accuracy", "f1_macro", "f1",
+SHOWN = ("loss", "perplexity", "bits_per_byte", "accuracy", "subset_accuracy", "f1_macro",
          "pearson", "spearman", "temperature")  # while it trains, where the task has it
+MOST_ROWS, MOST_SCORED, MOST_LOGITS = 256, 2048, 2**25  # so that a certificate takes seconds, 1 GB
 
 @dataclass
 class Results:
@@ -109,8 +119,8 @@ class Suite:
 
     def gap(self, model: Model, train: Sequence[Encoded], dev: Split) -> str:
         """How much better the model is on rows that it was trained on, as many as the others; empty
-        without dev rows, or where training rows are not judged: tags, hidden tokens."""
-        if not dev.documents or self.task in ("tag", "mlm"):
+        without dev rows, or of hidden tokens, where training rows are not judged."""
+        if not dev.documents or self.task == "mlm":
             return ""
         rows = Split(documents=train[: len(dev.documents)])
         one, two = self._judged(model, dev), self._judged(model, rows)
@@ -148,7 +158,7 @@ class Suite:
             if len(self.labels) == 2:
                 is_one_B = np.array(columns["label"], dtype=object) == self.labels[1]
                 score_B = np.array(columns["probabilities"])[:, 1]
-                found = probabilities.threshold_table(is_one_B, score_B)
+                found = metrics.threshold_table(is_one_B, score_B)
                 shown = table(found[0], [each.values() for each in found])
                 yield f"thresholds of {self.labels[1]}\n{shown}"
 
@@ -157,8 +167,42 @@ class Suite:
         model.eval()
         limits = {"max_tokens": self.config.loop.micro_batch_tokens, "device": model.device}
         judge = JUDGES.get(self.task) or JUDGES[self.config.problem]
-        if judge is evaluate_pairs:
+        if self.task in ("reward", "dpo"):  # pairs
             limits["options"] = getattr(self.config, self.task)
         judged = judge(model, split, self.labels or self.tokenizer.vocabulary, **limits)
         judged.texts = cache(partial(self._texts, split.documents))
         return judged
+
+@torch.inference_mode()
+def certify(model: Model, split: Split, suite: Suite) -> dict[str, Any]:
+    """On the first rows of a split; scores have neither KL nor arg-max. The model is left unmerged,
+    in evaluation mode."""
+    model.eval()
+    layers = [layer for layer in lora_layers(model).values() if layer.factors]
+    documents = split.documents[:MOST_ROWS]
+    scored = np.cumsum([sum(np.count_nonzero(side.weights) for side in apart([document]))
+                        for document in documents])
+    most = min(MOST_SCORED, MOST_LOGITS // model.spec.vocab_size)
+    few = documents[: max(1, np.count_nonzero(scored <= most))]
+    proof: dict[str, Any] = {"rows": len(few)}
+    if not few:
+        return proof
+    limits = {"max_tokens": suite.config.loop.micro_batch_tokens, "device": model.device}
+    values, logits = [], []
+    for change in (LoRALinear.unmerge, LoRALinear.merge):
+        for layer in layers:
+            change(layer)
+        logits.append(all_logits(model, few, **limits))
+        values.append(suite.dev(model, Split(documents=few)))
+    for layer in layers:
+        layer.unmerge()
+    proof |= {key.removeprefix("eval/"): [each[key] for each in values] for key in values[0]}
+    proof["max_difference"] = (logits[1] - logits[0]).abs().max().item()
+    if suite.config.problem == "regression":
+        return proof
+    if suite.config.problem == "multi_label_classification":
+        logits = [F.pad(logits_BK.reshape(-1, 1), (0, 1)) for logits_BK in logits]
+    log_p, log_q = (logits_MK.double().log_softmax(-1) for logits_MK in logits)
+    kl = F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
+    changed = (logits[0].argmax(-1) != logits[1].argmax(-1)).double().mean()
+    return proof | {"mean_kl": kl.item(), "changed": changed.item()}

@@ -1,6 +1,6 @@
-"""What sits on the transformer: the (masked) LM head, the tagger and the sequence classifier.
+"""What sits on the transformer: the (masked) LM head, or the sequence classifier.
 
-The LM head and the tagger get the M scored rows of the stream, the classifier those that it pools.
+The LM head gets the M scored rows of the stream, the classifier those that it pools.
 Logits are in the compute dtype; a `loss` does without them as a whole."""
 
 from typing import Literal
@@ -14,8 +14,7 @@ from kernels.cross_entropy import linear_cross_entropy
 from kernels.docs import Docs
 from kernels.dropout import dropout
 
-ModelTask = Literal["lm", "mlm", "classify", "tag", "trunk"]
-CLASSIFIERS = ("classify", "tag")
+ModelTask = Literal["lm", "mlm", "classify", "trunk"]
 POOLERS = {"tanh": torch.tanh, "relu": torch.relu}
 
 class Head(nn.Module):
@@ -23,15 +22,15 @@ class Head(nn.Module):
 
     lm_head      over the vocabulary: of the next token in a decoder ("lm"); of a hidden one, behind
                  the transform, norm(gelu(dense(h))), in an encoder ("mlm")
-    classifier   over the classes of each token ("tag") or document ("classify"). Encoders pool the
-                 first token, or the mean of all, through what the spec's `pooler` names; decoders
-                 the last one, which has seen the whole document"""
+    classifier   over the classes of each document ("classify"). Encoders pool the first token, or
+                 the mean of all, through what the spec's `pooler` names; decoders the last one,
+                 which has seen the whole document"""
 
     def __init__(self, spec: ModelSpec, task: ModelTask, num_labels: int | None) -> None:
         super().__init__()
-        C, self.is_classifier = spec.hidden_size, task in CLASSIFIERS
-        self.pooling = spec.pooling if task == "classify" else None
-        self.activation = POOLERS.get(spec.pooler) if task == "classify" else None
+        C, self.is_classifier = spec.hidden_size, task == "classify"
+        self.pooling = spec.pooling if self.is_classifier else None
+        self.activation = POOLERS.get(spec.pooler) if self.is_classifier else None
         self.pooler = Linear(C, C) if self.activation else None
         has_transform = spec.pooler == "transform" if self.is_classifier else not spec.is_causal
         self.transform = nn.Sequential()
@@ -40,7 +39,7 @@ class Head(nn.Module):
             self.transform.gelu, self.transform.norm = nn.GELU(), Norm(spec)
         if self.is_classifier:
             self.dropout, self.softcap = spec.dropout, None
-            self.classifier = Linear(C, num_labels, bias=task == "tag" or not spec.is_causal)
+            self.classifier = Linear(C, num_labels, bias=not spec.is_causal)
         else:
             self.dropout, self.softcap = 0.0, spec.logit_softcap
             self.lm_head = Linear(C, spec.vocab_size, bias=not spec.is_causal)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ftcore.errors import ModelError
 from ftcore.model.families import Family, family_named, matches
-from ftcore.model.heads import CLASSIFIERS, Model, ModelTask
+from ftcore.model.heads import Model, ModelTask
 from ftcore.model.transformer import ModelSpec
 
 CONFIG, INDEX, SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
@@ -79,14 +79,14 @@ def load_model(folder: Path, *, task: ModelTask, dtype: torch.dtype, num_labels:
     which else draws what the checkpoint lacks of a head, but for "lm"; None: that is an error.
     Raises ModelError: unknown family, damaged files, tensors that do not fit."""
     config = read_object(folder / CONFIG, advice=f". A folder in HF layout holds it and {SINGLE}")
-    family = family_named(config.get("model_type"), task, where=str(folder / CONFIG))
+    family = family_named(config.get("model_type"), where=str(folder / CONFIG))
     if task not in family.architectures:
         raise ModelError(f"{folder}: task {task!r} is none of {', '.join(family.architectures)}")
     try:
         spec = family.to_spec(config)
     except ModelError as error:
         raise ModelError(f"{folder}/{error}") from None
-    labels = labels_of(config, folder / CONFIG) if task in CLASSIFIERS and not num_labels else None
+    labels = labels_of(config, folder / CONFIG) if task == "classify" and not num_labels else None
     _require_room(spec, folder, dtype, is_random=init == "random")
     model = empty_model(spec, task, len(labels) if labels else num_labels, dtype)
     if init == "random":
@@ -152,7 +152,7 @@ def save_model(loaded: LoadedModel, folder: Path, *, labels: tuple[str, ...] | N
     config.pop("torch_dtype", None)  # HF: the older name of `dtype`
     config["architectures"] = [loaded.family.architectures[task]]
     config["dtype"] = str(state[EMBEDDING].dtype).removeprefix("torch.")
-    if task in CLASSIFIERS:
+    if task == "classify":
         count = model.num_labels
         labels = labels or loaded.labels or tuple(f"LABEL_{index}" for index in range(count))
         if len(labels) != count:

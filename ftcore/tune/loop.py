@@ -11,27 +11,28 @@ gradient are named, but where the loss scale of fp16 finds its height. Too many 
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from typing import ClassVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
 from ftcore.config import Run
-from ftcore.data.pack import Encoded, StepRows, collate, lengths, pack, split, total_weight
+from ftcore.data.pack import Batch, Encoded, StepRows, collate, lengths, pack, split, total_weight
 from ftcore.env.compute import LossScale, derived
 from ftcore.env.run import RunFolder, StopFlag
 from ftcore.errors import CheckpointError, SaveError, TrainingError
 from ftcore.model.heads import Model
 from ftcore.tune.checkpoint import Checkpoints, Loaded, load
 from ftcore.tune.freeze import rates_of
-from ftcore.tune.graphs import GRAIN, Graphs
 from ftcore.tune.optim import AdamW, learning_rate
 from ftcore.tune.task import Task, passes, token_labels
 from ftcore.tune.workers import Workers
+from kernels.graph import GRAIN, Graphs
 from kernels.memory import peak_bytes
 
 MAX_FAILED_SAVES = 3
@@ -163,7 +164,7 @@ class Loop:
             torch.manual_seed(derived(self.seed, step, micro_step * shares + share))  # of dropout
             packed, factor = [mine[i] for i in stream], loss_scale / weight
             if self.graphs:
-                loss += self.graphs(packed, factor).item()
+                loss += self.graphs(filled(packed), factor).item()
             else:
                 batch = collate(packed).to(self.device)
                 loss += passes(self.task, self.model, batch, factor).item()
@@ -242,3 +243,11 @@ def rows_read(model: Model, documents: Sequence[Encoded]) -> dict[str, Tensor]:
     for document in documents:
         is_read_V[document.tokens_T] = True
     return {owners[0]: torch.from_numpy(is_read_V.nonzero()[0])}
+
+def filled(documents: Sequence[Encoded]) -> Batch:
+    """A batch of a token task for a CUDA graph: a last document and last rows that count nothing
+    make its sizes few."""
+    zeros_T = np.zeros(GRAIN - sum(map(len, documents)) % GRAIN, np.int32)
+    batch = collate([*documents, Encoded("", zeros_T, zeros_T, zeros_T.astype(np.float32))])
+    more, last = -len(batch.scored_M) % GRAIN, len(batch.tokens_N) - 1
+    return replace(batch, scored_M=F.pad(batch.scored_M, (0, more), value=last))

@@ -15,7 +15,7 @@ from ftcore.config import PeftConfig
 from ftcore.data.pack import Batch, apart, lengths
 from ftcore.data.store import Prepared
 from ftcore.errors import ConfigError, DataError
-from ftcore.model.heads import CLASSIFIERS, Model, ModelTask
+from ftcore.model.heads import Model, ModelTask
 from ftcore.model.transformer import ModelSpec
 from ftcore.tune.freeze import apply_trainable, parameter_table
 from ftcore.tune.lora import apply_lora
@@ -28,7 +28,7 @@ def hidden(model: Model, batch: Batch, rows_M: Tensor | None) -> Tensor:
     return model.trunk(batch.tokens_N, batch.positions_N, batch.types_N, batch.docs, rows_M=rows_M)
 
 def token_labels(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of a label per scored token: the next token, a masked one, or its tag."""
+    """Cross-entropy of a label per scored token: the next token, or a masked one."""
     scored_M = batch.scored_M
     h_MC = hidden(model, batch, scored_M)
     return model.head.loss(h_MC, batch.labels[scored_M], batch.weights[scored_M])
@@ -70,15 +70,14 @@ TASKS: Mapping[str, TaskKind] = {
     "sft": TaskKind("lm", token_labels, "CAUSAL_LM"),
     "mlm": TaskKind("mlm", token_labels, "FEATURE_EXTRACTION"),
     "classify": TaskKind("classify", classification, "SEQ_CLS"),
-    "regress": TaskKind("classify", regression, "SEQ_CLS"),
-    "tag": TaskKind("tag", token_labels, "TOKEN_CLS")}
+    "regress": TaskKind("classify", regression, "SEQ_CLS")}
 
 def choose_trainable(model: Model, config: PeftConfig, generator: torch.Generator, *,
                      new: Sequence[str] = ()) -> str:
     """Freeze, wrap by drawn factors, or leave; returns the table of parameters. Raises ConfigError:
     a rule or target matches nothing, or of `new`, which the checkpoint lacked, some stay frozen."""
     if config.method == "lora":
-        if model.task in CLASSIFIERS:  # its head is new with the task, so trained
+        if model.task == "classify":  # its head is new with the task, so trained
             config = replace(config, extra_modules=(*config.extra_modules, "head"))
         report = apply_lora(model, config, generator=generator)
         table = f"{parameter_table(model)}\n{report}"

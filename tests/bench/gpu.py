@@ -28,11 +28,12 @@ from ftcore.config import OptimConfig, PeftConfig
 from ftcore.data.pack import Encoded, collate, total_weight
 from ftcore.model.heads import Model
 from ftcore.model.load import load_model
-from ftcore.tune.graphs import Graphs
+from ftcore.tune.loop import filled
 from ftcore.tune.optim import AdamW
 from ftcore.tune.task import choose_trainable, passes, token_labels
 from kernels import bench, check
 from kernels.cases import ops
+from kernels.graph import Graphs
 
 CONFIG = {
     "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "vocab_size": 151936,
@@ -120,7 +121,7 @@ def ours(config: dict, method: str, impl: str, device: str) -> Callable[[Step], 
         ordered, weight = sorted(step, key=len, reverse=True), total_weight(step)
         optimiser.zero_grad()
         if graphs:
-            loss_sum = graphs(ordered, 1 / weight)
+            loss_sum = graphs(filled(ordered), 1 / weight)
         else:
             loss_sum = mine(collate(ordered).to(device), 1 / weight)
         optimiser.square_sums(part)

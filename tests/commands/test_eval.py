@@ -17,7 +17,7 @@ from ftcore.tune.task import TASKS
 from kernels.docs import Docs
 
 Run = Callable[..., tuple[dict[str, Any], str]]
-NAMES = {"several": "classify", "scored": "regress", "tags": "tag", "masked": "mlm"}  # of tasks
+NAMES = {"several": "classify", "scored": "regress", "masked": "mlm"}  # of tasks
 TEXTS = ["the red thing number 1", "it is navy, isn't it?", "x"]
 
 def lines(path: str) -> list[dict[str, Any]]:
@@ -159,7 +159,7 @@ def test_a_plain_model_folder(classify: list[str], files: dict[str, str], run: R
     assert found["results"] == trained["tuned"] and found["model"] == "runs/run/model"
     assert len(lines("eval-predictions.jsonl")) == 10
 
-@pytest.mark.parametrize("kind", ["several", "scored", "tags"])
+@pytest.mark.parametrize("kind", ["several", "scored"])
 def test_other_document_tasks_get_their_own_figures(
     kind: str,
     request: pytest.FixtureRequest,
@@ -171,20 +171,8 @@ def test_other_document_tasks_get_their_own_figures(
     found, _ = run("eval", "runs/run")
     assert found["results"] == trained["tuned"]
     assert lines("runs/run/eval-predictions.jsonl") == lines("runs/run/predictions.jsonl")
-    if kind == "tags":
-        return
     plain = ("runs/run/model", "--task", "classify", "--data.test", files[kind + "_test"])
     assert "/config.json: problem_type = " in refused("eval", *plain)
-
-def test_words_beyond_the_cut_are_predicted_to_be_outside(tags: list[str], run: Run) -> None:
-    trained, _ = run("train", *tags, "--loop.epochs", "10")
-    words = ("--data.max-length", "5", "--data.over-length", "cut_right")
-    found, printed = run("eval", "runs/run", *words)
-    assert "; cut " in printed
-    rows = lines("runs/run/eval-predictions.jsonl")
-    assert all(len(row["predicted"]) == len(row["tags"]) > 5 for row in rows)
-    assert {tag for row in rows for tag in row["predicted"][4:]} == {"O"}
-    assert found["results"]["tags_test"]["recall"] < trained["tuned"]["tags_test"]["recall"]
 
 def test_a_base_model_gets_the_figures_it_had_before(
     sft: list[str], qwen3: Path, files: dict[str, str], run: Run
@@ -194,7 +182,7 @@ def test_a_base_model_gets_the_figures_it_had_before(
     found, _ = run("eval", str(qwen3), "--task", "sft", *words)
     assert found["results"] == trained["base"]
 
-@pytest.mark.parametrize("kind", ["classify", "tags", "sft"])
+@pytest.mark.parametrize("kind", ["classify", "masked", "sft"])
 def test_figures_do_not_depend_on_batches(
     kind: str, request: pytest.FixtureRequest, run: Run
 ) -> None:
@@ -224,22 +212,20 @@ def hidden(loaded: LoadedModel, ids: Sequence[int]) -> tuple[torch.Tensor, Docs]
     return loaded.model.trunk(tokens_N, torch.arange(len(ids)), zeros_N, docs), docs
 
 @pytest.mark.parametrize("method", ["full", "lora"])
-@pytest.mark.parametrize("kind", [*NAMES, "classify", "tags-qwen3", "sft"])
+@pytest.mark.parametrize("kind", [*NAMES, "classify", "sft"])
 def test_other_libraries_load_a_run(
     kind: str, method: str, request: pytest.FixtureRequest, run: Run
 ) -> None:
     transformers = pytest.importorskip("transformers")
-    models = {"sft": "qwen3", "tags-qwen3": "qwen3", "masked": "masked_bert"}
+    models = {"sft": "qwen3", "masked": "masked_bert"}
     base = request.getfixturevalue(models.get(kind, "bert"))
-    kind = kind.partition("-")[0]
     words = (*request.getfixturevalue(kind), "--model.path", str(base))
     run("train", *words, "--peft.method", method)
     auto = {
         "sft": transformers.AutoModelForCausalLM,
-        "tags": transformers.AutoModelForTokenClassification,
         "masked": transformers.AutoModelForMaskedLM,
     }.get(kind, transformers.AutoModelForSequenceClassification)
-    num_labels = {"classify": 2, "several": 2, "scored": 1, "tags": 5}.get(kind)
+    num_labels = {"classify": 2, "several": 2, "scored": 1}.get(kind)
     options = {} if num_labels is None else {"num_labels": num_labels}
     if method == "full":
         other = auto.from_pretrained("runs/run/model")
@@ -266,7 +252,7 @@ def test_other_libraries_load_a_run(
         for text in TEXTS:
             ids = tokenizer.encode(text).ids_T.tolist()
             h_NC, docs = hidden(loaded, ids)
-            by_token = kind in ("sft", "tags", "masked")
+            by_token = kind in ("sft", "masked")
             inputs = (h_NC,) if by_token else (h_NC[docs.first_B()], docs)
             ours = loaded.model.head(*inputs)
             theirs = other(torch.tensor([ids])).logits

@@ -48,13 +48,12 @@ def test_nothing_to_supervise(
 
 def test_files_that_cannot_be_what_is_asked(
     refused: Refused,
-    tags: list[str],
     scored: list[str],
     masked: list[str],
     files: dict[str, str],
     qwen3: Path,
 ) -> None:
-    message = refused("train", *tags, "--data.train", files["train"])
+    message = refused("train", *scored, "--data.text", "tokens")
     assert "no column 'tokens'; its columns are 'id', 'text'" in message
     message = refused("train", *scored, "--data.train", files["train"])
     assert f"{files['train']}:2: column 'label' must hold a number, not 'warm'" in message

@@ -78,22 +78,6 @@ def test_scores_are_learned(scored: list[str], run: Run) -> None:
     mae = sum(abs(row["label"] - row["predicted"]) for row in rows) / 10
     assert mae == pytest.approx(test["mae"], rel=1e-5)
 
-@pytest.mark.parametrize("family", ["bert", "qwen3"])
-def test_tags_are_learned(
-    family: str, tags: list[str], request: pytest.FixtureRequest, run: Run
-) -> None:
-    model = ("--model.path", str(request.getfixturevalue(family)), "--loop.epochs", "20")
-    summary, printed = run("train", *tags, *model, "--data.holdout", "4")
-    test = summary["tuned"]["tags_test"]
-    assert test["accuracy"] > 0.95 and test["f1"] > 0.9
-    assert {"loss", "accuracy", "precision", "recall", "f1"} == test.keys()
-    assert "tags_test, by class" in printed and logged("eval/f1")
-    rows = lines(Path("runs/run/predictions.jsonl"))
-    pairs = [pair for row in rows for pair in zip(row["tags"], row["predicted"], strict=True)]
-    right = sum(tag == predicted for tag, predicted in pairs)
-    assert right / len(pairs) == pytest.approx(test["accuracy"], rel=1e-5)
-    assert all(len(row["tokens"]) == len(row["tags"]) for row in rows) and len(rows) == 10
-
 def test_a_decoder_classifies(classify: list[str], qwen3: Path, run: Run) -> None:
     summary, _ = run("train", *classify, "--model.path", str(qwen3), *METHODS["lora"])
     assert set(summary["tuned"]) == {"test"}
@@ -206,7 +190,7 @@ def test_an_unforeseen_error_shows_where(
             train.main(classify)
 
 
-@pytest.mark.parametrize("kind", ["sft", "classify", "several", "scored", "tags", "masked"])
+@pytest.mark.parametrize("kind", ["sft", "classify", "several", "scored", "masked"])
 def test_an_adapter_comes_with_its_merge_certificate(
     kind: str, request: pytest.FixtureRequest, run: Run
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ftcore.config import ChatDataConfig, LabelledDataConfig, TaggedDataConfig
+from ftcore.config import ChatDataConfig, LabelledDataConfig, TextDataConfig
 from ftcore.data.prepare import prepare
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import DataError
@@ -94,10 +94,15 @@ def test_a_text_of_ten_megabytes_is_cut(base: Tokenizer, jsonl: Callable) -> Non
     assert len(data.train.documents[0]) == 16 and len(data.train.documents) == 2
     assert data.summary().endswith("; cut 1 (more than 16 tokens: cut_left)")
 
-def test_a_sentence_of_ten_megabytes_is_split(base: Tokenizer, jsonl: Callable) -> None:
-    rows = {"tokens": WORDS, "tags": ["B-x", "O"] * (len(WORDS) // 2)}
-    limits = {"max_length": 512, "over_length": "split"}
-    train = prepare(TaggedDataConfig(train=jsonl(rows), **limits), base, seed=0).train
-    labels = np.concatenate([d.labels[d.weights > 0] for d in train.documents])
-    assert labels.tolist() == [0, 2] * (len(WORDS) // 2)
+def test_a_text_of_ten_megabytes_is_split(base: Tokenizer, jsonl: Callable) -> None:
+    text = " ".join(WORDS)
+    config = TextDataConfig(train=jsonl({"text": text}), max_length=512, over_length="split")
+    train = prepare(config, base, seed=0).train
+    tokens = np.concatenate([document.tokens_T for document in train.documents])
+    assert tokens.tolist() == [*base.encode(text).ids_T.tolist(), base.end_of_text_id]
     assert max(map(len, train.documents)) == 512
+
+def test_more_reasons_than_fit_are_counted(base: Tokenizer, jsonl: Callable) -> None:
+    odd = [{"messages": [USER] * n + [{**ANSWER, "thinking": "so"}]} for n in range(7)]
+    data = prepare(ChatDataConfig(train=jsonl(*odd, GOOD)), base, seed=0)
+    assert len(data.train.rejected) == 7 and "; left out 2 more" in data.summary()

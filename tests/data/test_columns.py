@@ -3,8 +3,7 @@
 import pytest
 
 from ftcore.config import LabelledDataConfig, ScoredDataConfig, TextDataConfig
-from ftcore.data.columns import Text, examples, indices, label_map
-from ftcore.data.formats import Row
+from ftcore.data.columns import Row, Text, examples, indices, label_map
 from ftcore.data.read import read_rows
 from ftcore.errors import DataError
 

@@ -3,8 +3,7 @@
 import pytest
 
 from ftcore.config import ChatDataConfig
-from ftcore.data.columns import examples
-from ftcore.data.formats import Row
+from ftcore.data.columns import Row, examples
 from ftcore.data.prepare import prepare
 from ftcore.data.read import BUILTIN_CHAT
 from ftcore.data.tokenizer import Tokenizer

@@ -42,6 +42,18 @@ def test_pieces_hold_every_token_once(bert: Tokenizer, max_length: int) -> None:
     with pytest.raises(DataError, match="data.max_length = 2: 2 special tokens leave no room"):
         encode(MaskedDataConfig(max_length=2), [Text("a", (LONG,))], bert)
 
+@pytest.mark.parametrize("side", ["cut_left", "cut_right"])
+def test_one_piece_is_kept_of_a_text_that_is_cut(bert: Tokenizer, side: str) -> None:
+    """Between the special tokens, as many of the text's last or first ones as fit."""
+    alone = bert.encode(LONG).ids_T
+    for limit in range(4, len(alone)):
+        config = MaskedDataConfig(max_length=limit, over_length=side)
+        encoded = encode(config, [Text("a", (LONG,))], bert)
+        (document,), room = encoded.documents, limit - 2
+        kept = alone[1:-1][-room:] if side == "cut_left" else alone[1:-1][:room]
+        assert document.tokens_T.tolist() == [alone[0], *kept, alone[-1]]
+        assert [r.reason for r in encoded.cut] == [f"more than {limit} tokens: {side}"]
+
 def test_hiding_is_a_function_of_seed_step_and_row(bert: Tokenizer) -> None:
     hide = Masking.of(bert, seed=3)
     first = hide(row(60), 7)

@@ -10,11 +10,10 @@ import torch
 
 from ftcore.config import PairsDataConfig
 from ftcore.data.__main__ import text as shown
-from ftcore.data.columns import Chat, examples
+from ftcore.data.columns import Chat, Row, examples
 from ftcore.data.compare import clusters, conflicts, nearly_repeated, repeated
-from ftcore.data.formats import Row
+from ftcore.data.encode import encode
 from ftcore.data.pack import Encoded, apart, collate, is_pair
-from ftcore.data.pairs import encode_pairs
 from ftcore.data.prepare import prepare, prepared
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import ConfigError, DataError
@@ -140,7 +139,7 @@ def text_of(tokenizer: Tokenizer, side: Encoded, *, scored: bool = False) -> str
 
 def test_a_decoder_reads_both_chats_up_to_the_end_of_the_answer(base: Tokenizer) -> None:
     rows = [chat("hi", "good day", "go"), chat("ho", "x", "yes <|im_end|>", "b")]
-    split = encode_pairs(PairsDataConfig(), rows, base)
+    split = encode(PairsDataConfig(), rows, base)
     (document,) = split.documents
     begin = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
     both = apart([document])
@@ -151,13 +150,13 @@ def test_a_decoder_reads_both_chats_up_to_the_end_of_the_answer(base: Tokenizer)
         "good day<|im_end|>", "go<|im_end|>"]
     assert document.labels[0] == len(both[0]) and document.labels[1] == document.labels[2]
     assert split.rejected[0].reason.startswith("message 2 holds the special token")
-    open_end = encode_pairs(PairsDataConfig(train_on_end=False), rows[:1], base).documents
+    open_end = encode(PairsDataConfig(train_on_end=False), rows[:1], base).documents
     assert text_of(base, apart(open_end)[1], scored=True) == "go"
 
 @pytest.mark.parametrize("style", ["llama3", "gemma"])
 def test_templates_with_bos(style: str) -> None:
     tokenizer = styled(style)
-    (document,) = encode_pairs(PairsDataConfig(), [chat("hi", "good day", "go")],
+    (document,) = encode(PairsDataConfig(), [chat("hi", "good day", "go")],
                                tokenizer).documents
     for side, said in zip(apart([document]), ("good day", "go"), strict=True):
         assert side.tokens_T[0] == tokenizer.bos_id
@@ -167,7 +166,7 @@ def test_an_encoder_reads_pairs_of_texts(bert: Tokenizer) -> None:
     turns = [turn("user", "hi"), turn("assistant", "yes?"), turn("user", "red?")]
     pair = Chat("a", (*turns, turn("assistant", "it is warm")), rejected="no")
     same = chat("hi", "Warm", "warm", "b")  # this tokenizer has no capitals
-    split = encode_pairs(PairsDataConfig(), [pair, same], bert)
+    split = encode(PairsDataConfig(), [pair, same], bert)
     both = apart(split.documents)
     texts = [("hi\nyes?\nred?", answer) for answer in ("it is warm", "no")]
     for side, (ids_T, types_T) in zip(both, bert.encode_pairs(texts), strict=True):
@@ -181,11 +180,11 @@ def test_rows_that_are_too_long(kind: str, request: pytest.FixtureRequest) -> No
     rows = [chat(LONG, "good", "bad bad bad"), chat("q", "one", "two", "b"),
             chat("q", LONG, "short", "c")]  # fmt: skip
     with pytest.raises(DataError, match=r"pairs.jsonl:1: \d+ tokens, 40 are allowed; raise"):
-        encode_pairs(PairsDataConfig(max_length=40), rows, tokenizer)
-    dropped = encode_pairs(PairsDataConfig(max_length=40, over_length="drop"), rows, tokenizer)
+        encode(PairsDataConfig(max_length=40), rows, tokenizer)
+    dropped = encode(PairsDataConfig(max_length=40, over_length="drop"), rows, tokenizer)
     assert [d.row_id for d in dropped.documents] == ["b"] and len(dropped.rejected) == 2
-    cut = encode_pairs(PairsDataConfig(max_length=40, over_length="cut_left"), rows, tokenizer)
-    whole = apart(encode_pairs(PairsDataConfig(), rows, tokenizer).documents[:2])
+    cut = encode(PairsDataConfig(max_length=40, over_length="cut_left"), rows, tokenizer)
+    whole = apart(encode(PairsDataConfig(), rows, tokenizer).documents[:2])
     assert [d.row_id for d in cut.documents] == ["a", "b"] and len(cut.cut) == 1
     assert [r.reason for r in cut.rejected] == [
         "more than 40 tokens: cut_left, no room for a prompt"]
@@ -198,11 +197,11 @@ def test_rows_that_are_too_long(kind: str, request: pytest.FixtureRequest) -> No
         assert (side.tokens_T[lead:] == full.tokens_T[len(full) - len(side) + lead :]).all()
     for choice in ("cut_right", "split"):
         with pytest.raises(ConfigError, match=f"over_length = {choice}: part of an answer"):
-            encode_pairs(PairsDataConfig(max_length=40, over_length=choice), rows, tokenizer)
+            encode(PairsDataConfig(max_length=40, over_length=choice), rows, tokenizer)
 
 def test_a_batch_of_pairs_has_both_documents_of_each(bert: Tokenizer) -> None:
     rows = [chat("red?", "it is warm", "no"), chat("and blue, what is that?", "cold", "no", "b")]
-    documents = encode_pairs(PairsDataConfig(), rows, bert).documents
+    documents = encode(PairsDataConfig(), rows, bert).documents
     batch, sides = collate(documents), apart(documents)
     assert batch.docs.lengths == tuple(map(len, sides)) and batch.row_ids == ("a", "a", "b", "b")
     assert batch.positions_N.tolist() == [t for side in sides for t in range(len(side))]

@@ -15,8 +15,6 @@ PAIR = ("text", "label")
 
 REAL = [
     ("sst5/stsa.fine.dev", {"format": "labelled"}, 1101),
-    ("ner_wnut17/emerging.test.annotated", {"format": "conll"}, 1287),
-    ("ner_wikigold/wikigold.conll.txt", {"format": "conll"}, 1841 - 145),
     ("mrpc/train.tsv", {}, 3667),
     ("mrpc/dev.tsv", {}, 408),
     ("mrpc/msr_paraphrase_test.txt", {"format": "tsv"}, 1725),
@@ -162,7 +160,6 @@ DAMAGED = [
     ("a.tsv.gz", gzip.compress(b"x\n1\n")[:-9], "a.tsv.gz: damaged gzip file"),
     ("a.tsv.gz", b"x\n1\n", "a.tsv.gz: damaged gzip file"),
     ("a.zip.gz", gzip.compress(b""), "a.zip.gz: unknown suffix; name the format, one of tsv, csv"),
-    ("a.conll", "a O\nb\n", "a.conll:2: 'b': a line is a word, a tab or a blank, and its tag"),
     ("a.json", '{"x": []}', "a.json: a json file must hold one array, .*name jsonl"),
     ("a.json", "[[1, 2]]", "a.json:1: a record must be a JSON object, this is list: ..1, 2"),
 ]
@@ -182,15 +179,6 @@ def test_a_missing_file_and_columns_for_jsonl(write, tmp_path):
 
 def test_a_whole_surrogate_pair_is_text(write):
     assert fields(write("a.jsonl", '{"x": "\\ud83d\\ude42"}\n')) == [{"x": "\U0001f642"}]
-
-def test_conll_sentences(write):
-    content = "-DOCSTART- -X- O\n\na\tO\r\n\u2028 b\tB-x\n\t\n\nc NN  I-y\n-DOCSTART- O\nd O"
-    rows = read_rows([write("a.conll", content)])
-    assert [(row.line, row.fields) for row in rows] == [
-        (3, {"tokens": ["a", "\u2028 b"], "tags": ["O", "B-x"], "document": 1}),
-        (7, {"tokens": ["c"], "tags": ["I-y"], "document": 1}),
-        (9, {"tokens": ["d"], "tags": ["O"], "document": 2}),
-    ]
 
 def test_labelled_lines(write):
     lines = read_rows([write("a.train", "4 a  fine \n\n0 \n")], format="labelled")

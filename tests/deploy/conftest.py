@@ -18,7 +18,6 @@ from tests.commands.conftest import (  # noqa: F401
     scored,
     several,
     sft,
-    tags,
 )
 
 @pytest.fixture

@@ -35,7 +35,6 @@ AUTO = {
     "sft": transformers.AutoModelForCausalLM,
     "classify": transformers.AutoModelForSequenceClassification,
     "several": transformers.AutoModelForSequenceClassification,
-    "tags": transformers.AutoModelForTokenClassification,
 }
 Trained = Callable[..., Path]
 
@@ -131,7 +130,7 @@ def test_merging_rounds_once(trained: Trained, qwen3: Path) -> None:
     assert {path.name for path in GIVEN.iterdir()} == {
         *("config.json", "model.safetensors", "generation_config.json", "manifest.json"),
         *("tokenizer.json", "tokenizer_config.json", "README.md", "bundle.json"),
-        "certificate.json",
+        *("certificate.json", "reference.jsonl"),
     }
 
 def test_it_knows_the_temperature_of_the_weights_that_it_holds(trained: Trained) -> None:
@@ -178,7 +177,7 @@ def test_one_flipped_byte_is_named(kind: str, trained: Trained) -> None:
     (GIVEN / "model.safetensors.index.json").rename(GIVEN / ".gitattributes")
     open_bundle(GIVEN)
 
-@pytest.mark.parametrize("kind", ["sft", "classify", "several", "scored", "tags", "masked"])
+@pytest.mark.parametrize("kind", ["sft", "classify", "several", "scored", "masked"])
 def test_the_golden_test_sees_a_changed_weight(kind: str, trained: Trained) -> None:
     bundle(trained(kind), GIVEN)
     loaded, tokenizer, about = open_bundle(GIVEN)

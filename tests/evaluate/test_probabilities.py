@@ -13,7 +13,7 @@ import pytest
 from scipy import optimize, special
 from sklearn import metrics as sk
 
-from ftcore.evaluate.probabilities import (
+from ftcore.evaluate.metrics import (
     probability_metrics,
     ranking,
     reliability,

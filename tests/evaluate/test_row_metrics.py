@@ -1,8 +1,4 @@
-"""Metrics of several labels a row, of scores and of entities, against scikit-learn, scipy, seqeval.
-"""
-
-import random
-import warnings
+"""Metrics of several labels a row and of scores, against scikit-learn and scipy."""
 
 import numpy as np
 import pytest
@@ -12,10 +8,6 @@ from sklearn import metrics as sk
 from ftcore.evaluate.metrics import (
     AVERAGES,
     by_class,
-    by_entity,
-    entities,
-    entity_counts,
-    entity_figures,
     label_figures,
     label_totals,
     regression_metrics,
@@ -79,45 +71,3 @@ def test_a_constant_has_no_correlation() -> None:
     assert values["mae"] == 1.5 and values["r2"] == pytest.approx(-9)
     # The mean of three times 0.1 is not 0.1.
     assert np.isnan(regression_metrics(np.full(3, 0.1), np.array([1.0, 2.0, 4.0]))["r2"])
-
-TAGS = {
-    "BIO": ["O", "O", "B-x", "I-x", "B-y", "I-y"],
-    "IOBES": ["O", "B-x", "I-x", "E-x", "S-x", "S-y", "E-y", "I-y"],
-    "odd": ["O", "B", "I", "B-x", "I-x-z", "I-x", "O-x", ".", "NN", "VB", "E", "S-", "."],
-}
-
-@pytest.mark.parametrize("seed", range(60))
-@pytest.mark.parametrize("scheme", TAGS)
-def test_entities_equal_seqeval(scheme: str, seed: int) -> None:
-    """Of any sequences of tags, well formed or not."""
-    seqeval = pytest.importorskip("seqeval.metrics")
-    rng = random.Random(seed)
-    target = [rng.choices(TAGS[scheme], k=rng.randint(1, 9)) for _ in range(rng.randint(1, 8))]
-    predicted = [[t if rng.random() < 0.7 else rng.choice(TAGS[scheme]) for t in s] for s in target]
-    counts = [entity_counts(*pair) for pair in zip(target, predicted, strict=True)]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        names = ("precision", "recall", "f1")
-        functions = [getattr(seqeval, f"{name}_score") for name in names]
-        expected = {n: f(target, predicted) for n, f in zip(names, functions, strict=True)}
-        expected["accuracy"] = seqeval.accuracy_score(target, predicted)
-        types = seqeval.classification_report(target, predicted, output_dict=True)
-    assert entity_figures(np.sum(counts, 0)) == pytest.approx(expected, rel=0, abs=TOLERANCE)
-    rows = by_entity(target, predicted)
-    averages = {"micro avg", "macro avg", "weighted avg"}
-    assert [row["label"] for row in rows] == sorted(types.keys() - averages)
-    for row in rows:
-        found = types[row["label"]]
-        assert [row[n] for n in names] == pytest.approx(
-            [found["precision"], found["recall"], found["f1-score"]], rel=0, abs=TOLERANCE
-        )
-        assert row["support"] == found["support"]
-
-def test_entities_by_hand() -> None:
-    assert entities(["B-x", "I-x", "B-x", "O", "I-y", "I-x"]) == {
-        ("x", 0, 1),
-        ("x", 2, 2),
-        ("y", 4, 4),
-        ("x", 5, 5),
-    }
-    assert entities(["O"]) == set()

@@ -10,6 +10,7 @@ import asyncio
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -33,7 +34,7 @@ from ftcore.cli import options
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.deploy.api import Api, Served
 from ftcore.deploy.engine import Engine
-from ftcore.deploy.http import Exchange
+from ftcore.deploy.http import Exchange, Meters
 from ftcore.deploy.options import ServeConfig
 from ftcore.model.load import load_model, save_model
 from kernels.docs import Docs
@@ -46,6 +47,8 @@ QWEN3 = {
     "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "initializer_range": 0.5,
     "max_position_embeddings": 2048, "tie_word_embeddings": True, "eos_token_id": 1,
 }  # fmt: skip
+BERT = {"model_type": "bert", "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "max_position_embeddings": 64, "initializer_range": 0.5}
 QUICK = (
     *("--head-seconds", "2", "--body-seconds", "2", "--send-buffer-kib", "32"),
     *("--threads", "1", "--precision", "fp32", "--cache-tokens", "16384"),
@@ -219,24 +222,34 @@ class Asked:
         self.loaded, about = serve.opened(path, config)
         self.model = self.loaded.model
         self.tokenizer = Tokenizer.load(self.loaded.folder)
-        served = Served(tokenizer=self.tokenizer, **about | more)
+        name = Path(path).name
+        served = Served(name, name, self.tokenizer, **about | more)
         self.engine = Engine(self.model, threads=1)
-        self.api = Api(self.engine, served, config)
+        self.api = Api(self.engine, served, config, Meters())
 
-    def __call__(self, path: str, **body: Any) -> dict[str, Any]:
-        async def ask() -> bytes | None:
+    def exchange(self, path: str, **body: Any) -> Exchange:
+        """A request, answered; `body` is then the answer's."""
+        async def ask() -> Exchange:
             self.api.start()
             x = Exchange(None, None)
             x.method, x.body = "POST", json.dumps(body).encode()
             try:
-                return await self.api.routes[path][1](x)
+                x.body = await self.api.routes[path][1](x)
             finally:
                 self.engine.is_stopping = True
                 self.engine.news.set()
                 await asyncio.to_thread(self.engine.thread.join)
                 self.engine.is_stopping = False
+            return x
 
-        return json.loads(asyncio.run(ask()))
+        return asyncio.run(ask())
+
+    def __call__(self, path: str, **body: Any) -> dict[str, Any]:
+        return json.loads(self.exchange(path, **body).body)
+
+    def noted(self, path: str, **body: Any) -> dict[str, Any]:
+        """What the log says of it."""
+        return self.exchange(path, **body).told
 
     def logits(self, text: str, *, special: bool = True) -> np.ndarray:
         ids = torch.tensor(self.tokenizer.encode(text, special=special).ids_T)
@@ -295,3 +308,18 @@ def keyed(decoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[C
         yield client
 
 Ask = Callable[[Client], Answer]
+
+Make = Callable[..., Asked]
+
+@pytest.fixture
+def made(decoder: Path, tmp_path: Path) -> Make:
+    """(config, task, ...) -> the routes of a random model with the decoder's tokenizer."""
+    def make(config: dict[str, Any], task: str, **more: Any) -> Asked:
+        folder = tmp_path / "model"
+        folder.mkdir()
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(decoder / name, folder)
+        filled(folder, {**config, "vocab_size": 300}, task)
+        return Asked(str(folder), **more)
+
+    return make

@@ -2,11 +2,8 @@
 
 import asyncio
 import base64
-import shutil
 import threading
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,26 +14,9 @@ from ftcore.data.chat import render_text
 from ftcore.deploy import fields
 from ftcore.deploy.answers import Answers
 from ftcore.deploy.http import Refused, Server
-from tests.serve.conftest import QWEN3, Asked, filled
+from tests.serve.conftest import BERT, QWEN3, Make
 
-BERT = {"model_type": "bert", "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
-        "num_attention_heads": 2, "max_position_embeddings": 64, "initializer_range": 0.5}
 TALK = [{"role": "user", "content": "one?"}, {"role": "assistant", "content": "the other"}]
-
-Make = Callable[..., Asked]
-
-@pytest.fixture
-def made(decoder: Path, tmp_path: Path) -> Make:
-    """(config, task, ...) -> the routes of a random model with the decoder's tokenizer."""
-    def make(config: dict[str, Any], task: str, **more: Any) -> Asked:
-        folder = tmp_path / "model"
-        folder.mkdir()
-        for name in ("tokenizer.json", "tokenizer_config.json"):
-            shutil.copy(decoder / name, folder)
-        filled(folder, {**config, "vocab_size": 300}, task)
-        return Asked(str(folder), **more)
-
-    return make
 
 def labelled(count: int) -> dict[str, Any]:
     names = {str(index): f"c{index}" for index in range(count)}
@@ -139,6 +119,5 @@ def test_a_broken_engine_ends_the_server(made: Make) -> None:
     api = ask.api
     with pytest.raises(Refused, match="does not work"):
         asyncio.run(api.ready(None, {}))
-    config = replace(api.options, port=0)
-    server = Server(api.routes, lambda: ask.engine.is_broken, config, api.meters)
+    server = Server(api, replace(api.options, port=0))
     assert asyncio.run(server.run(lambda port: None)) == 1

@@ -50,8 +50,7 @@ HIDE = Masking(mask_id=60, ordinary=np.arange(60, dtype=np.int32), seed=7)
 def tiny_model() -> Callable[..., Model]:
     """(family, dtype, dropout) -> a random model of that family, with its head, in train mode.
 
-    "tag" and "masked" are the BERT with a head for each token, "reward" one of one score; "dpo"
-    is the Qwen3.
+    "masked" is the BERT with a head for each token, "reward" one of one score; "dpo" is the Qwen3.
     """
 
     def make(
@@ -61,7 +60,7 @@ def tiny_model() -> Callable[..., Model]:
         dropout: float = 0.0,
         num_labels: int = 3,
     ) -> Model:
-        task = {"qwen3": "lm", "dpo": "lm", "tag": "tag", "masked": "mlm"}.get(family, "classify")
+        task = {"qwen3": "lm", "dpo": "lm", "masked": "mlm"}.get(family, "classify")
         spec = replace(QWEN3 if task == "lm" else BERT, dropout=dropout)
         model = Model(spec, task, 1 if family == "reward" else num_labels)
         model.init_weights(generator(0, 99))
@@ -92,8 +91,7 @@ def rows() -> Callable[..., list[Encoded]]:
                 continue
             weights_T = random.integers(0, 4, length).astype(np.float32) * (index % 3 + 0.25)
             weights_T[0], weights_T[-1] = 1.0, 0.0
-            labels_T = tokens_T % 3 if family == "tag" else np.roll(tokens_T, -1)
-            made.append(Encoded(f"row-{index}", tokens_T, labels_T, weights_T))
+            made.append(Encoded(f"row-{index}", tokens_T, np.roll(tokens_T, -1), weights_T))
         return made
 
     return make

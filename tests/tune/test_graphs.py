@@ -15,15 +15,16 @@ from torch import Tensor
 
 from ftcore.config import OptimConfig
 from ftcore.data.pack import Batch, Encoded, collate, shifted
-from ftcore.tune import graphs
+from ftcore.tune import loop
 from ftcore.tune.optim import AdamW
 from ftcore.tune.task import passes, token_labels
+from kernels import graph
 from tests.kernels import interpreter
 
 interpreter.require()
 pytestmark = pytest.mark.filterwarnings("ignore:(divide by zero|invalid value|All-NaN)")
 
-class Interpreted(graphs.Graphs):
+class Interpreted(graph.Graphs):
     """Graphs without a GPU."""
 
     replays = 0
@@ -33,17 +34,17 @@ class Interpreted(graphs.Graphs):
         yield
 
     def recorded(self, run: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
-        kept = [buffer.clone() for buffer in self.optimizer.buffers]
+        kept = [buffer.clone() for buffer in self.sink.buffers]
         loss = run()
-        for buffer, before in zip(self.optimizer.buffers, kept, strict=True):
+        for buffer, before in zip(self.sink.buffers, kept, strict=True):
             buffer.copy_(before)
         loss.fill_(torch.nan)
 
         def replay() -> None:
             self.replays += 1
-            kept, self.optimizer.stale = self.optimizer.stale, set(self.optimizer.stale)
+            kept, self.sink.stale = self.sink.stale, set(self.sink.stale)
             loss.copy_(run())
-            self.optimizer.stale = kept  # a graph runs no hooks
+            self.sink.stale = kept  # a graph runs no hooks
 
         return loss, replay
 
@@ -57,8 +58,8 @@ STEPS = [[[9, 7], [31]], [[5, 5, 5, 5], [1, 20, 2]], [[12], [20, 3]]]
 
 @pytest.fixture(autouse=True)
 def fine(monkeypatch) -> None:
-    monkeypatch.setattr(graphs, "GRAIN", 32)
-    monkeypatch.setattr(graphs, "MORE_DOCS", 8)
+    monkeypatch.setattr(loop, "GRAIN", 32)
+    monkeypatch.setattr(graph, "MORE_DOCS", 8)
 
 def collected(tiny_model, impl: str) -> tuple[AdamW, Callable]:
     """An optimiser, and the passes whose gradients it collects."""
@@ -76,7 +77,7 @@ def test_replayed_steps_have_the_gradients_of_steps_computed_one_by_one(tiny_mod
         plain_optimizer.zero_grad()
         for micro_step, lengths in enumerate(streams):
             stream = [document(n, 10 * step + micro_step) for n in lengths]
-            loss = replayed(stream, 0.5 + step)
+            loss = replayed(loop.filled(stream), 0.5 + step)
             torch.testing.assert_close(loss, plain(collate(stream), 0.5 + step))
         assert optimizer.stale == plain_optimizer.stale == set()
         mine, true = optimizer.buffers[0], plain_optimizer.buffers[0]
@@ -86,7 +87,7 @@ def test_replayed_steps_have_the_gradients_of_steps_computed_one_by_one(tiny_mod
 
 def test_a_batch_is_filled_by_what_counts_nothing() -> None:
     for length in (31, 32, 33):
-        batch = graphs.filled([document(length, 1)])
+        batch = loop.filled([document(length, 1)])
         assert len(batch.tokens_N) == (32 if length < 32 else 64)
         assert len(batch.scored_M) == 32
         scored = int((document(length, 1).weights > 0).sum())
@@ -97,16 +98,17 @@ def counted(batch: Batch, factor: Tensor) -> Tensor:
     batch.docs.tiles(16, 16, back=64, ahead=0)
     return (batch.weights[batch.scored_M] * factor).sum()
 
-def asked(found: graphs.Graphs, *lengths: int) -> list[float]:
-    found.optimizer.zero_grad()
-    return [found([document(length, length)], 1.0).item() for length in lengths]
+def asked(found: graph.Graphs, *lengths: int) -> list[float]:
+    found.sink.zero_grad()
+    streams = ([document(length, length)] for length in lengths)
+    return [found(loop.filled(stream), 1.0).item() for stream in streams]
 
 @pytest.fixture
 def optimizer(tiny_model) -> AdamW:
     return AdamW(tiny_model("qwen3").named_parameters(), OptimConfig())
 
 def test_more_sizes_than_may_be_are_computed_as_ever(optimizer, monkeypatch) -> None:
-    monkeypatch.setattr(graphs, "MOST", 1)
+    monkeypatch.setattr(graph, "MOST", 1)
     found = Interpreted(counted, optimizer, torch.device("cpu"))
     assert [asked(found, 20, 40) for _ in range(3)] == [[13, 26]] * 3
     assert len(found.graphs) == 1 and found.replays == 2
@@ -123,11 +125,11 @@ def test_what_cannot_be_captured_is_computed_as_ever_and_told(optimizer, caplog)
     found = Interpreted(counted, optimizer, torch.device("cpu"))
 
     def recorded(run: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
-        found.optimizer.stale = set()
+        found.sink.stale = set()
         raise RuntimeError("the stream is capturing")
 
     found.recorded = recorded
     assert [asked(found, 20) for _ in range(3)] == [[13]] * 3 and not found.graphs
-    assert found.optimizer.stale == set(optimizer.params)
+    assert found.sink.stale == set(optimizer.params)
     assert [record.getMessage() for record in caplog.records] == [
         "computed without a CUDA graph: the stream is capturing"]

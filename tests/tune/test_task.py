@@ -17,7 +17,6 @@ from ftcore.tune.task import TASKS, Task, classification, regression, token_labe
 # Of `change`: the loss, and what it needs the labels of the rows to be.
 KINDS = {
     "next token": ("qwen3", token_labels, None),
-    "tags": ("tag", token_labels, None),
     "masked tokens": ("masked", token_labels, None),
     "class": ("bert", classification, None),
     "several labels": ("bert", classification, lambda n: np.float32([n == 0, n < 2, n == 1])),
@@ -101,7 +100,7 @@ def test_rows_of_weight_zero_never_reach_the_head(
         return h_MC.sum(), args[-1].sum()
 
     monkeypatch.setattr(heads, "linear_cross_entropy", spy)
-    for family in ("qwen3", "tag"):
+    for family in ("qwen3", "masked"):
         batch = collate(rows(family, 5))
         token_labels(tiny_model(family), batch)
         assert seen.pop() == int((batch.weights > 0).sum()) < batch.docs.num_tokens and not seen
@@ -141,6 +140,6 @@ def test_regression_is_weighted_squared_error(tiny_model: Callable, rows: Callab
 
 def test_each_task_has_the_head_that_its_loss_asserts(tiny_model: Callable, rows: Callable) -> None:
     for name, kind in TASKS.items():
-        family = {"lm": "qwen3", "classify": "bert", "mlm": "masked"}.get(kind.model_task, "tag")
+        family = {"lm": "qwen3", "classify": "bert", "mlm": "masked"}[kind.model_task]
         model = tiny_model(family, num_labels=1 if name == "regress" else 3)
         kind.loss(model, collate(rows(family, 2)))

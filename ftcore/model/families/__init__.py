@@ -176,18 +176,15 @@ class Family(NamedTuple):
 def matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
-def family_named(model_type: str, task: str = "", *, where: str = "config.json") -> Family:
-    """MODEL_TYPE.toml as a family, with the head of a task. ModelError: it is not known here."""
+def family_named(model_type: str, *, where: str = "config.json") -> Family:
+    """MODEL_TYPE.toml as a family. ModelError: it is not known here."""
     if model_type not in NAMES:
         what = f"{where}: model_type is {model_type!r}; this code knows {', '.join(NAMES)}"
         raise ModelError(f"{what}. Convert it to one of these, or add it to ftcore/model/families.")
     tables = _tables(model_type)
-    trunk, head, keys, tagger = (tables.pop(p, {}) for p in ("trunk", "head", "keys", "tagger"))
+    trunk, head, keys = (tables.pop(part, {}) for part in ("trunk", "head", "keys"))
     names = {f"trunk.{ours}": (tables["trunk_prefix"] + hf, hf) for ours, hf in trunk.items()}
-    for ours, hf in head.items():
-        names[f"head.{ours}"] = (hf,) if isinstance(hf, str) else tuple(hf)
-    if tagger and task == "tag":
-        names["head.classifier"] = (tagger, *names["head.classifier"])
+    names |= {f"head.{n}": (hf,) if isinstance(hf, str) else tuple(hf) for n, hf in head.items()}
     tables["fixed"] |= dict.fromkeys(tables.pop("unset", ()))
     tables["keys"] = {name: (key, int) if isinstance(key, str) else (key[0], *(key[1:] or [None]))
                       for name, key in keys.items()}

@@ -1,0 +1,234 @@
+"""Whether requests moved: the newest records of serving beside those that training left.
+
+N values of the reference, M of a window; p_k and q_k are the shares of both sides in K bins or
+categories, P and Q their distribution functions; a record is F columns of numbers.
+
+    psi          sum_k (p_k - q_k) ln(p_k / q_k); without a shift (K - 1) (1/N + 1/M) in the mean
+    js           sqrt(H((p + q) / 2) - H(p) / 2 - H(q) / 2), H the entropy in bits: 0 ... 1
+    chi2         sum over sides and k of (count - expected)^2 / expected, K - 1 degrees of freedom
+    ks           D = max |P - Q|; p = 2 sum_j (-1)^(j-1) exp(-2 j^2 u^2), j = 1 ..., where u =
+                 D (e + 0.12 + 0.11 / e) and e^2 = N M / (N + M)
+    wasserstein  integral of |P - Q|, in standard deviations of the reference
+    auroc        how well logistic regression tells the sides apart: fitted to every other record
+                 of both, judged on the rest, and the reverse
+    mmd          mean k(x, x') + mean k(y, y') - 2 mean k(x, y) of different records of the sides,
+                 k = exp(-|x - y|^2 / 2 s^2), s the median distance; p by permutation
+    drop         the mean lost: of calibrated confidence the accuracy lost as the model itself sees
+                 it, of feedback the `accuracy`
+    ece          rise of the calibration error
+    wilson       the shares p with |hits / n - p| <= z sqrt(p (1 - p) / n)
+
+A bound is the larger of the effect size that matters (signals.toml) and of what DRAWS comparisons
+without a shift exceed once in a hundred: both sides drawn from the reference, with replacement.
+
+Sources: Lin 1991, IEEE Trans. Inf. Theory 37, 145-151 (js); Stephens 1970, J. R. Stat. Soc. B 32,
+115-122 (ks); Lopez-Paz and Oquab 2017, arXiv:1610.06545 (auroc); Gretton et al. 2012, JMLR 13,
+723-773 (mmd); Guillory et al. 2021, arXiv:2107.03315 (drop); Wilson 1927, JASA 22, 209-212."""
+
+import math
+import tomllib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from ftcore.evaluate.metrics import probability_metrics, ranking
+
+Array, Record = np.ndarray, dict[str, Any]
+SIGNALS = tomllib.loads(Path(__file__).with_name("signals.toml").read_text("utf-8"))
+ALPHA, DRAWS, FEW_DRAWS = 0.01, 500, 100  # few: of whole records, where a draw takes milliseconds
+FEEDBACK, LABELLED = "right", 100  # records whose feedback came: a window of them, at least
+NEWTON_STEPS, RIDGE, MMD_RECORDS = 5, 1.0, 200
+FAR = 10.0  # no number counts as more deviations off
+
+def deciles(reference_N: Array) -> Array:
+    """Edges of psi's bins, values of the reference that end their bin; equal ones are one. One
+    just below the least value, if that is an edge, parts from it what is lower still."""
+    edges = np.unique(np.quantile(reference_N, np.arange(1, 10) / 10, method="inverted_cdf"))
+    below = np.nextafter(reference_N.min(), -np.inf)
+    return np.append(below, edges) if edges[0] == reference_N.min() else edges
+
+def psi(reference_N: Array, window_M: Array, edges: Array) -> float:
+    """A bin that one side alone leaves empty counts as half a value there."""
+    counts_2K = _counts(*(np.searchsorted(edges, side) for side in (reference_N, window_M)))
+    p_K, q_K = np.maximum(counts_2K, 0.5) / [[len(reference_N)], [len(window_M)]]
+    return float((p_K - q_K) @ np.log(p_K / q_K))
+
+def js(reference_N: Array, window_M: Array) -> float:
+    p_2K = (counts_2K := _counts(reference_N, window_M)) / counts_2K.sum(1, keepdims=True)
+    bits_2K = p_2K * np.log2(p_2K / p_2K.mean(0), where=p_2K > 0, out=np.zeros_like(p_2K))
+    return math.sqrt(max(0.0, float(bits_2K.sum()) / 2))
+
+def chi2(reference_N: Array, window_M: Array) -> tuple[float, float]:
+    counts_2K = _counts(reference_N, window_M)
+    expected_2K = counts_2K.sum(1, keepdims=True) * counts_2K.sum(0) / counts_2K.sum()
+    value = float((np.square(counts_2K - expected_2K) / expected_2K).sum())
+    half = torch.tensor([len(counts_2K[0]) - 1, value], dtype=torch.float64) / 2
+    return value, float(torch.special.gammaincc(*half)) if half[0] else 1.0
+
+def ks(reference_N: Array, window_M: Array) -> tuple[float, float]:
+    D, N, M = float(_gaps(reference_N, window_M)[1].max()), len(reference_N), len(window_M)
+    j, e = np.arange(1, 101), math.sqrt(N * M / (N + M))
+    u = D * (e + 0.12 + 0.11 / e)
+    return D, float(-2 * (-1.0) ** j @ np.exp(-2 * (j * u) ** 2)) if u > 0.2 else 1.0
+
+def wasserstein(reference_N: Array, window_M: Array) -> float:
+    """In deviations of both sides together where the reference has none; 0 where nor have they."""
+    x_B, gap_B = _gaps(reference_N, window_M)
+    return float(gap_B[:-1] @ np.diff(x_B)) / float(reference_N.std() or x_B.std() or 1)
+
+def classifier(reference_NF: Array, window_MF: Array) -> tuple[float, Array]:
+    """auroc, and of each record of the window how unlike the reference it is, as told by the half
+    that it is not in. Newton's method; the ridge keeps sides that never meet finite."""
+    sides = [np.pad(x, ((0, 0), (0, 1)), constant_values=1) for x in (reference_NF, window_MF)]
+    score_M, told = np.empty(len(window_MF)), []
+    for half in (0, 1):
+        x_BF = np.concatenate([side[half::2] for side in sides])
+        target_B, weight_F = np.arange(len(x_BF)) >= len(sides[0][half::2]), np.zeros(len(x_BF.T))
+        for _ in range(NEWTON_STEPS):
+            p_B = (1 + np.tanh(x_BF @ weight_F / 2)) / 2
+            curve_FF = (x_BF.T * (p_B * (1 - p_B))) @ x_BF + RIDGE * np.eye(len(weight_F))
+            weight_F -= np.linalg.solve(curve_FF, x_BF.T @ (p_B - target_B) + RIDGE * weight_F)
+        one, two = (side[1 - half::2] @ weight_F for side in sides)
+        score_M[1 - half::2] = two
+        told.append(ranking(np.arange(len(one) + len(two)) >= len(one), np.append(one, two)))
+    return float(np.mean([each["auroc"] for each in told])), score_M
+
+def mmd(reference_NF: Array, window_MF: Array, permutations: int = 100) -> tuple[float, float]:
+    """Of as many records of both sides, MMD_RECORDS at most, evenly spaced; the sides as they are
+    count as one permutation."""
+    n = min(len(reference_NF), len(window_MF), MMD_RECORDS)
+    x_BF = np.concatenate([side[np.linspace(0, len(side) - 1, n).astype(int)]
+                           for side in (reference_NF, window_MF)])  # fmt: skip
+    square_BB = (x_BF**2).sum(1) + (x_BF**2).sum(1)[:, None] - 2 * x_BF @ x_BF.T
+    width = np.median(square_BB[np.tri(2 * n, k=-1, dtype=bool)])
+    kernel_BB = np.exp(-square_BB / (2 * width if width > 0 else 1)) * (1 - np.eye(2 * n))
+    random, sign_B = np.random.default_rng(0), np.repeat([1, -1], n)
+    sign_RB = np.stack([sign_B, *(random.permutation(sign_B) for _ in range(permutations))])
+    sum_R, total = (sign_RB @ kernel_BB * sign_RB).sum(1), kernel_BB.sum()  # within less across
+    value_R = (total + sum_R) / (2 * n * (n - 1)) - (total - sum_R) / (2 * n * n)
+    return float(value_R[0]), float((value_R >= value_R[0]).mean())
+
+def drop(reference_N: Array, window_M: Array) -> float:
+    return float(reference_N.mean() - window_M.mean())
+
+def ece(reference_N2: Array, window_M2: Array) -> float:
+    """Of confidences, each with whether it was right: the only class is 0, so 1 is wrong."""
+    one, two = (probability_metrics(1 - x[:, 1], x[:, :1])["ece"]
+                for x in (reference_N2, window_M2))  # fmt: skip
+    return two - one
+
+def wilson(hits: int, n: int, level: float = 0.95) -> tuple[float, float]:
+    z2 = NormalDist().inv_cdf((1 + level) / 2) ** 2
+    middle, half = hits + z2 / 2, math.sqrt(z2 * (hits * (n - hits) / max(n, 1) + z2 / 4))
+    return max(0.0, (middle - half) / (n + z2)), min(1.0, (middle + half) / (n + z2))
+
+def _counts(reference_N: Array, window_M: Array) -> Array:
+    """How often each side has each value that either has."""
+    x_K, place_B = np.unique(np.append(reference_N, window_M), return_inverse=True)
+    sides = place_B[:len(reference_N)], place_B[len(reference_N):]
+    return np.stack([np.bincount(side, minlength=len(x_K)) for side in sides])
+
+def _gaps(reference_N: Array, window_M: Array) -> tuple[Array, Array]:
+    """All values of both sides, sorted, and |P - Q| at each."""
+    x_B, sides = np.sort(np.append(reference_N, window_M)), (reference_N, window_M)
+    P_B, Q_B = (np.searchsorted(np.sort(side), x_B, "right") / len(side) for side in sides)
+    return x_B, np.abs(P_B - Q_B)
+
+STATISTICS: dict[str, Callable[[Array, Array], float]] = {
+    "psi": lambda one, two: psi(one, two, deciles(one)), "js": js, "ks": lambda *x: ks(*x)[0],
+    "wasserstein": wasserstein, "auroc": lambda *x: classifier(*x)[0], "drop": drop,
+    "mmd": lambda *x: mmd(*x, permutations=0)[0], "accuracy": drop, "ece": ece}
+P_VALUES = {"js": chi2, "ks": ks, "mmd": mmd}  # for people; what alarms are the bounds
+
+class Finding(NamedTuple):
+    """A statistic of the newest window. The state is that of its signal: 0 quiet, 1 the newest
+    window alone exceeds all bounds, 2 so does the one before it, None too few records (`size`)."""
+    signal: str
+    statistic: str
+    value: float  # NaN where the state is None, as is the bound
+    bound: float
+    state: int | None
+    size: int
+    p_value: float | None
+
+class Watch:
+    """Compares records with the reference's, by every signal of signals.toml that the reference
+    has. Bounds are drawn when first needed, then kept."""
+
+    def __init__(self, reference: Sequence[Record], *, window: int = 500, seed: int = 0) -> None:
+        self.window, self.seed = window, seed
+        self.codes, self.scales, self.bounds = {}, {}, {}  # codes of categories, scales of fields
+        for field in dict.fromkeys(f for _, fields, _ in SIGNALS.values() for f in fields):
+            texts = {r[field] for r in reference if isinstance(r.get(field), str)}
+            self.codes[field] = {text: code for code, text in enumerate(sorted(texts))}
+            x_B = self._column(field, reference)
+            if field != FEEDBACK and len(x_B := x_B[np.isfinite(x_B)]):
+                self.scales[field] = x_B.mean(), x_B.std() or 1.0
+        values = {signal: self._values(signal, reference) for signal in SIGNALS}
+        self.reference = {signal: x for signal, x in values.items() if len(x) > 1}
+
+    def look(self, records: Sequence[Record]) -> list[Finding]:
+        """Of each signal the newest two windows of the records that have its fields. Feedback is
+        rarer: a window of it is half of what there is, in hundreds, if that is less."""
+        found = []
+        for signal, reference in self.reference.items():
+            _, fields, effects = SIGNALS[signal]
+            values, size = self._values(signal, records), self.window
+            if FEEDBACK in fields:
+                size = max(LABELLED, min(size, len(values) // 2 // LABELLED * LABELLED))
+            if len(values) < size or len(records) < self.window:
+                found += [Finding(signal, name, math.nan, math.nan, None, len(values), None)
+                          for name in effects]  # fmt: skip
+                continue
+            newest, older = values[-size:], values[-2 * size:-size]
+            told_2S = np.array([[STATISTICS[name](reference, window) for name in effects]
+                                for window in (newest, older) if len(window) == size])
+            bounds_S = self._bounds(signal, size)
+            exceeds_2 = (told_2S > bounds_S).all(1)
+            for name, value, bound in zip(effects, told_2S[0], bounds_S, strict=True):
+                p = P_VALUES[name](reference, newest)[1] if name in P_VALUES else None
+                found.append(Finding(signal, name, float(value), float(bound),
+                                     int(exceeds_2[0] * exceeds_2.sum()), size, p))
+        return found
+
+    def moved(self, records: Sequence[Record], count: int) -> list[Record]:
+        """Records of the newest window that are least like the reference, the least first."""
+        newest = records[-self.window:]
+        _, score_M = classifier(self.reference["records"], self._values("records", newest))
+        return [newest[row] for row in np.argsort(-score_M, kind="stable")[:count]]
+
+    def _bounds(self, signal: str, size: int) -> Array:
+        (_, fields, effects), values = SIGNALS[signal], self.reference[signal]
+        if (signal, size) not in self.bounds:
+            random, told = np.random.default_rng((self.seed, size)), []
+            for _ in range(DRAWS if fields else FEW_DRAWS):
+                sides = [values[random.integers(len(values), size=n)] for n in (len(values), size)]
+                told.append([STATISTICS[name](*sides) for name in effects])
+            drawn_S = np.quantile(told, 1 - ALPHA, axis=0, method="higher")
+            self.bounds[signal, size] = np.maximum(list(effects.values()), drawn_S)
+        return self.bounds[signal, size]
+
+    def _column(self, field: str, records: Sequence[Record]) -> Array:
+        """A number a record, NaN if absent; of categories the code, new ones sharing the last."""
+        codes, values = self.codes[field], [r.get(field) for r in records]
+        if codes:
+            values = [codes.get(v, len(codes)) if isinstance(v, str) else None for v in values]
+        return np.array([v if isinstance(v, int | float) else math.nan for v in values], float)
+
+    def _values(self, signal: str, records: Sequence[Record]) -> Array:
+        """The fields of each record that has them all. Of the signal that reads all fields: a row
+        a record, numbers standardised, 0 if absent, and a column for each category."""
+        if fields := SIGNALS[signal][1]:
+            x_BF = np.stack([self._column(field, records) for field in fields], 1)
+            x_BF = x_BF[np.isfinite(x_BF).all(1)]
+            return x_BF if len(fields) > 1 else x_BF[:, 0]
+        columns = [np.empty((len(records), 0))]
+        for field, (mean, deviation) in self.scales.items():
+            x_B1, codes = self._column(field, records)[:, None], self.codes[field]
+            columns.append(x_B1 == np.arange(len(codes) + 1) if codes else
+                           np.nan_to_num((x_B1 - mean) / deviation).clip(-FAR, FAR))
+        return np.hstack(columns)
