@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,9 @@ import numpy as np
 import torch
 
 from ftcore import files
-from ftcore.cli import CONFIG_FILE, Command, as_flags, read_toml, resolved, to_toml
+from ftcore.cli import CONFIG_FILE, Command, as_flags, options, read_toml, resolved, to_toml
 from ftcore.config import RUNS, Count, NotNegative, Section
-from ftcore.data import columns, compare, formats, pack, read, store
+from ftcore.data import columns, compare, pack, read, store
 from ftcore.data.chat import encode_prompt
 from ftcore.deploy.bundle import bundle, open_bundle
 from ftcore.env.run import locked
@@ -144,26 +144,27 @@ def _inputs(registry: Registry, limits: Limits) -> tuple[Line, list[columns.Exam
     home, last = registry.home, registry.last("promote", "rollback")
     if not last:
         raise ConfigError(f"{home}: there is no model; first promote the run of one")
-    model, files_, size = last["model"], [*home.glob("journal.jsonl")], limits.first_requests
+    model, log, size = last["model"], home / "journal.jsonl", limits.first_requests
     files.verify_folder(home / "models" / model)
-    reference, journal = read_reference(home / "models" / model), read_journal(files_, model)
-    first = journal.records[: size if last["event"] == "promote" and last["replaces"] else 0]
-    looks = {"findings": (limits.window, journal.records), "first": (-(-size // 2), first)}
-    found = {name: [each._asdict() for each in Watch(reference, window=window).look(records)
-                    if each.state is not None] for name, (window, records) in looks.items()}
+    reference, journal = read_reference(home / "models" / model), read_journal(log, model)
+    records = [*journal.records]
+    first = records[: size if last["event"] == "promote" and last["replaces"] else 0]
+    looks = {"findings": (limits.window, records), "first": (-(-size // 2), first)}
+    found = {name: [each._asdict() for each in Watch(reference, window=window).look(some)
+                    if each.state is not None] for name, (window, some) in looks.items()}
     plans = {line["plan"]: line for line in registry.lines if "plan" in line}
     before = plans[model]["inputs"]["findings"] if model in plans else []
     learned, name, since = set(), model, registry.last("promote", model=model)
     while name in plans:
         learned |= {*plans[name]["rows"]}
         name = plans[name]["inputs"]["model"]
-    rated = [record for record in read_journal(files_).records
+    rated = [record for record in read_journal(log).records
              if "wanted" in record and record["id"] not in learned]
     task = configured(home / since["run"]).task
     rows = [row for record in rated for row in _examples(record, task)]
     planned = {id_ for line in plans.values() for id_ in line["rows"]}
     return found | {
-        "model": model, "requests": len(journal.records), "counts": journal.counts,
+        "model": model, "requests": len(records), "counts": journal.counts,
         "known": [each["signal"] for each in before if each["state"] == 2],
         "unfit": len(rated) - len(rows), "labelled": sum(row.id not in planned for row in rows),
         "hours": (time.time() - registry.last("promote")["time"]) / 3600,
@@ -185,7 +186,7 @@ def _examples(record: Line, task: str) -> list[columns.Example]:
     fields = {"text": said, "label": wanted} if task == "classify" else {
         "messages": [*said, {"role": "assistant", "content": wanted}]}
     with suppress(DataError):
-        row = formats.Row(record["id"], "journal.jsonl", 0, fields)
+        row = columns.Row(record["id"], "journal.jsonl", 0, fields)
         return columns.examples([row], RUNS[task]().data)[0]
     return []
 
@@ -310,3 +311,12 @@ def replay(home: Path) -> int:
             what = f"{home}: {line['event']} at {line['time']} said {line['answer']}, its inputs"
             raise CheckpointError(f"{what} give {answer} ({'; '.join(why)}): the rules changed")
     return len(lines)
+
+def _said(line: Line) -> str:
+    return f"{line['answer']}: {'; '.join(line['reasons'])}"
+
+COMMANDS: Mapping[str, Callable[..., Any]] = {  # of `python -m ftcore.monitor`: HOME, other words
+    "promote": lambda home, words: promote(home, *map(Path, words)),
+    "plan": lambda home, words: _said(plan(home, options(Limits, words, script="plan HOME"))),
+    "run": lambda home, words: run(home), "gate": lambda home, words: _said(gate(home)),
+    "rollback": lambda home, words: rollback(home), "replay": lambda home, words: replay(home)}

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import pytest
 
-import tests.monitor.stand_ins  # noqa: F401  # before what would import them
 from ftcore import files as disk
 from ftcore.deploy import bundle as bundles
 from ftcore.errors import CheckpointError, ConfigError, DataError, TrainingError
@@ -28,7 +27,7 @@ from ftcore.monitor.retrain import (
     rollback,
     run,
 )
-from tests.commands.conftest import SCRIPTS, _apart, bert, classify, files, qwen3, sft  # noqa: F401
+from tests.commands.conftest import SCRIPTS, classify, sft  # noqa: F401
 
 HOME = Path("home")
 FEW = Limits(min_labelled=20, cooldown_hours=0, first_requests=20, window=10)
@@ -63,13 +62,11 @@ class Watch:
         return found
 
 def bundle(made: Path, folder: Path) -> None:
-    """With a reference, where bundles have none yet."""
+    """With another reference."""
     assert not folder.exists()
     disk.remove(whole := made / "bundle")
     bundles.bundle(made, whole)
-    if not (whole / "reference.jsonl").exists():
-        rows = [{"prompt_tokens": 9, "right": True, "wanted": "warm"}] * 20
-        (whole / "reference.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (whole / "reference.jsonl").write_text('{"prompt_tokens": 9, "right": true}\n' * 20)
     (whole / "manifest.json").unlink()
     disk.write_folder(folder, lambda temp: shutil.copytree(whole, temp, dirs_exist_ok=True))
 

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 
-import tests.monitor.stand_ins  # noqa: F401  # before what would import them
 from ftcore.errors import CheckpointError
 from ftcore.monitor.retrain import Limits, Registry, decide, judge, writing
 
