@@ -7,7 +7,7 @@
     python -m ftcore.monitor run HOME               train by the plan: a candidate
     python -m ftcore.monitor gate HOME              is it better on new rows, as good on old ones?
     python -m ftcore.monitor rollback HOME          let the model before it answer
-    python -m ftcore.monitor replay HOME            every decision again, from what it was made of"""
+    python -m ftcore.monitor replay HOME            every decision again, from what it was of"""
 
 import sys
 import time
@@ -43,9 +43,9 @@ def look(model: str, log: str, words: Sequence[str]) -> str:
     moved = watch.moved(records, SHOWN) if any(f.state for f in trend[-1]) else []
     counts = ", ".join(f"{count} {what}" for what, count in journal.counts.items() if count)
     said = f"{len(records)} records of {model}; {counts or 'every line could be used'}"
-    shown = {"reference": reference, "window": records[-window:], "trend": trend, "moved": moved}
-    page = rendered("monitor.html", Path(__file__).parent, said=said, signals=SIGNALS, states=STATES,
-                    **shown)
+    shown = {"said": said, "signals": SIGNALS, "states": STATES, "reference": reference,
+             "window": records[-window:], "trend": trend, "moved": moved}
+    page = rendered("monitor.html", Path(__file__).parent, **shown)
     write_file(file.with_name(f"{file.name}.html"), page)
     return f"{table(HEAD, rows)}\n{said}\npage: {log}.html"
 

@@ -30,14 +30,15 @@ import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from ftcore.deploy.records import Record
 from ftcore.evaluate.metrics import probability_metrics, ranking
 
-Array, Record = np.ndarray, dict[str, Any]
+Array = np.ndarray
 SIGNALS = tomllib.loads(Path(__file__).with_name("signals.toml").read_text("utf-8"))
 ALPHA, DRAWS, FEW_DRAWS = 0.01, 500, 100  # few: of whole records, where a draw takes milliseconds
 FEEDBACK, LABELLED = "right", 100  # records whose feedback came: a window of them, at least
@@ -143,6 +144,8 @@ STATISTICS: dict[str, Callable[[Array, Array], float]] = {
     "wasserstein": wasserstein, "auroc": lambda *x: classifier(*x)[0], "drop": drop,
     "mmd": lambda *x: mmd(*x, permutations=0)[0], "accuracy": drop, "ece": ece}
 P_VALUES = {"js": chi2, "ks": ks, "mmd": mmd}  # for people; what alarms are the bounds
+
+STATES = {None: "insufficient data", 0: "as the reference", 1: "moved", 2: "moved, twice in a row"}
 
 class Finding(NamedTuple):
     """A statistic of the newest window. The state is that of its signal: 0 quiet, 1 the newest

@@ -45,7 +45,8 @@ class Monitor:
         low, high = wilson(sum(rights), len(rights))
         return {"window": self.window, "requests": len(newest), "counts": {**self.journal.counts},
                 "feedback": {"rows": len(rights), "right": sum(rights), "low": low, "high": high},
-                "findings": [f._asdict() | {"state": STATES[f.state]} for f in self.findings]}
+                "findings": [{key: x for key, x in f._asdict().items() if x == x}  # no NaN
+                             | {"state": STATES[f.state]} for f in self.findings]}
 
     def collect(self) -> Iterator[Metric]:
         told = self.told()
