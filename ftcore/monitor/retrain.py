@@ -106,7 +106,7 @@ def decide(inputs: Line, limits: Limits) -> tuple[str, list[str]]:
     if inputs["days"] > limits.max_age_days:
         why.append(f"{inputs['days']:.1f} days old")
     least = {"labelled": limits.min_labelled, "hours": limits.cooldown_hours}
-    lacks = [f"{key}: {inputs[key]:.6g} of {n:g}" for key, n in least.items() if inputs[key] < n]
+    lacks = [f"{key}: {inputs[key]:.4g} of {n:g}" for key, n in least.items() if inputs[key] < n]
     return ("propose", why) if why and not lacks else ("wait", [*(why or ["no alarm"]), *lacks])
 
 def _alarms(findings: Sequence[Line], known: Sequence[str] = ()) -> list[str]:
