@@ -58,7 +58,7 @@ def opened(command: Command) -> "LoadedModel":
     # Imported here, so that --help and a mistyped option answer at once.
     import torch
 
-    from ftcore.align.tasks import TASKS
+    from ftcore.align.preference import TASKS
     from ftcore.env import compute
     from ftcore.tune.adapter import load_artifact, load_base
     from kernels.memory import reuse_across_steps

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftcore.cli import CONFIG_FILE, options, parse
-from ftcore.deploy.options import ServeConfig
+from ftcore.config import ServeConfig
 from ftcore.errors import ConfigError, FtcoreError
 
 if TYPE_CHECKING:
@@ -46,8 +46,8 @@ def check_access(config: ServeConfig) -> None:
 
 def opened(path: str, config: ServeConfig) -> tuple["LoadedModel", dict[str, Any]]:
     """The model, and what else is known of it, as fields of `Served`."""
-    from ftcore.align.tasks import TASKS
-    from ftcore.deploy.bundle import ABOUT, open_bundle
+    from ftcore.align.preference import TASKS
+    from ftcore.deploy.bundle import ABOUT, open_bundle, temperature_of
     from ftcore.env import compute
     from ftcore.env.run import METRICS, read_metrics
     from ftcore.files import sha256_file
@@ -63,10 +63,7 @@ def opened(path: str, config: ServeConfig) -> tuple["LoadedModel", dict[str, Any
         base, problem = command.config.model.path, command.config.problem
         loaded = load_artifact(run, base=base, kind=TASKS[command.task], dtype=dtype)
         labels = read_labels(run) or loaded.labels
-        # of the dev rows at the best step, as a bundle has it: test rows choose nothing
-        judged = [line for line in read_metrics(run / METRICS) if line.get("eval/temperature")]
-        best = min(judged, key=lambda line: line["eval/loss"], default={})
-        temperature = best.get("eval/temperature")
+        temperature = temperature_of(read_metrics(run / METRICS))
     elif (run / ABOUT).is_file():  # a bundle, whose precision is its own
         loaded, _, about = open_bundle(run)
         products = compute.PRECISIONS[about["precision"]][1]

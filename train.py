@@ -35,7 +35,7 @@ def run(command: Command) -> int:
     import torch
 
     from ftcore.align.ppo import loop_of
-    from ftcore.align.tasks import kind_of
+    from ftcore.align.preference import kind_of
     from ftcore.data.prepare import prepared
     from ftcore.data.tokenizer import Tokenizer
     from ftcore.env import compute
@@ -106,8 +106,7 @@ def tune(command: Command, run: "RunFolder", data: "Prepared", loaded: "LoadedMo
          tokenizer: "Tokenizer", *, make: "Callable[..., Loop]") -> int:
     """Stages 4 to 7, by the loop that `make` makes, in a run folder that this process holds;
     returns the exit code."""
-    from ftcore.align.preference import refer
-    from ftcore.align.tasks import kind_of
+    from ftcore.align.preference import kind_of, refer
     from ftcore.evaluate.report import json_line, note_opening, write_page, write_predictions
     from ftcore.evaluate.suite import Suite, certify
     from ftcore.monitor.journal import REFERENCE, reference
@@ -153,7 +152,7 @@ def tune(command: Command, run: "RunFolder", data: "Prepared", loaded: "LoadedMo
         print(f"\n{gap}")
 
     # ---- 6 deployment: what other programs load --------------------------------------------------
-    artifact = save_artifact(loaded, tokenizer, path, config, kind, data.labels)
+    artifact = save_artifact(loaded, tokenizer, path, config, data.labels)
 
     # ---- 7 monitoring: what requests should be like, and where all is written down ---------------
     limits = {"max_tokens": config.loop.micro_batch_tokens, "device": model.device}

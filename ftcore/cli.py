@@ -17,7 +17,6 @@ import tyro
 from ftcore.config import RUNS, Limit, Run, Section
 from ftcore.errors import ConfigError, nearest
 
-DEFAULT = ("sft", "--preset", "assistant")
 CONFIG_FILE = "config.toml"
 ONLY = ("--dry-run", "--verify")  # print the plan, or try the invariances, and stop
 
@@ -43,7 +42,7 @@ def parse(argv: Sequence[str], *, script: str = "train.py") -> Command:
         task, flags = read_toml(file)
         return resolved(task, [(str(file), flags)], resume=Path(resume), only=only)
     if not words or (words[0].startswith("--") and words[0] != "--help"):
-        words[:0] = DEFAULT  # no task: options change the default
+        words[:0] = "sft", "--preset", "assistant"  # no task: options change the default
     if words[0] in ("-h", "--help"):
         print(f"{script} {{{','.join(RUNS)}}} [options]\n\nEach task has its own --help.")
         raise SystemExit(0)
@@ -71,9 +70,8 @@ def resolved(task: str, layers: list[tuple[str, list[str]]], *, resume: Path | N
              only: str = "", script: str = "train.py") -> Command:
     flags = [flag for _, layer in layers for flag in layer]
     config = tyro.cli(RUNS[task], args=flags, prog=f"{script} {task}")
-    origins = {
-        word.split("=")[0].removeprefix("--").replace("-", "_").replace(".no_", "."): origin
-        for origin, layer in layers for word in layer if word.startswith("--")}
+    origins = {word.split("=")[0].removeprefix("--").replace("-", "_").replace(".no_", "."): origin
+               for origin, layer in layers for word in layer if word.startswith("--")}
     if bad := list(_out_of_range(vars(config), origins)):
         raise ConfigError("\n".join(bad))
     return Command(task, config, origins, resume, only)

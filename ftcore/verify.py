@@ -103,7 +103,7 @@ class Verifier:
                 layer.merge()
             yield "updates beside the matrices, or merged", apart(last, self.outputs()), NEAR
         made, base = self.loaded._replace(model=self.model), self.config.model.path
-        save_artifact(made, self.tokenizer, self.work, self.config, self.kind, self.data.labels)
+        save_artifact(made, self.tokenizer, self.work, self.config, self.data.labels)
         again = load_artifact(self.work, base=base, kind=self.kind, dtype=torch.float32)
         self.model = again.model.to(self.loaded.model.device)
         self.model.use_kernels(self.config.env.kernels)
@@ -121,8 +121,7 @@ def apart(one: Tensor, other: Tensor) -> float:
 def verify(*what: Any) -> str:
     """The claims as a table; `what` goes to Verifier. Raises ModelError: one does not hold."""
     with tempfile.TemporaryDirectory() as work:
-        verifier = Verifier(*what, Path(work))
-        claims = list(verifier.claims())
+        claims = list(Verifier(*what, Path(work)).claims())
     rows = [(*claim, "holds" if claim[1] <= claim[2] else "DOES NOT HOLD") for claim in claims]
     told = table(("what must not change a result", "apart", "at most", ""), rows)
     if broken := [name for name, distance, most in claims if not distance <= most]:

@@ -22,13 +22,10 @@ class Cache:
 
     lengths     cached tokens of each row, those of the current stream too
     attends     the attention of each layer over its slab, for `Transformer.forward`
-    reads_all   in 16 bits, unused slots too: less time, since products copy what is cut off, but
-                sums that depend on their number in the last bit
     memory      2 L B S G D values: B up to the next of `rounded`, S up to a multiple of `SLOTS`
     layout      2BGSD, whose products in decoding need no copy"""
 
-    def __init__(self, num_layers: int, *, reads_all: bool = False) -> None:
-        self.reads_all = reads_all
+    def __init__(self, num_layers: int) -> None:
         self.slabs: list[Tensor | None] = [None] * num_layers
         self.attends = [partial(self._attend, layer) for layer in range(num_layers)]
         self.lengths: list[int] = []
@@ -104,8 +101,7 @@ class Cache:
         slab_2BSGD, parts = self._fitted(layer, k_NGD).transpose(2, 3), []
         slab_2BSGD[:, self.rows_N, self.slots_N] = torch.stack((k_NGD, v_NGD))
         if self.num_singles:
-            reach = None if self.reads_all and k_NGD.itemsize < 4 else self.reach
-            k_BSGD, v_BSGD = slab_2BSGD[:, : len(self.lengths), :reach]
+            k_BSGD, v_BSGD = slab_2BSGD[:, : len(self.lengths), : self.reach]
             q_BHD = q_NHD.index_select(0, self.asked_B)
             o_BHD = attention_decode(q_BHD, k_BSGD, v_BSGD, self.lengths_B, **rule)
             parts.append(o_BHD.index_select(0, self.rows_N[: self.num_singles]))

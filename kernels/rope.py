@@ -4,7 +4,6 @@ Letters: N tokens, H heads, D head width (even), E = D / 2 frequencies.
 
 angles      angle_ne = position_n theta^(-2 e / D)
 forward     (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin), x1 and x2 the halves of D as in HF
-partial     E < D / 2: only the first 2 E channels turn, the others pass
 backward    the same rotation by the opposite angle
 norm_rope   x is RMSNorm (kernels/norm.py) of each head, in the same pass over the values
 dtypes      angles in fp32, cos and sin rounded to the compute dtype as HF does
@@ -25,7 +24,7 @@ def rope_angles(positions_N: Tensor, *, head_dim: int, theta: float, dtype: torc
                 factor: float = 1.0, bands: tuple[float, float, int] | None = None) -> Tensor:
     """cos and sin of every position, stacked.
 
-    head_dim    channels that turn: all of a head, or the first of them
+    head_dim    channels of a head
     theta       base of the frequencies
     factor      divides the frequencies, for documents so many times longer than those trained on
     bands       (low, high, length): a wave that fits more than `high` times into `length` tokens
@@ -49,11 +48,10 @@ def rope_angles(positions_N: Tensor, *, head_dim: int, theta: float, dtype: torc
 
 def rope_reference(x_NHD: Tensor, cos_sin_2NE: Tensor) -> Tensor:
     """The definition. In float64 it is the oracle."""
-    E = cos_sin_2NE.shape[-1]
-    x1_NHE, x2_NHE, passed = x_NHD.split([E, E, x_NHD.shape[-1] - 2 * E], dim=-1)
+    x1_NHE, x2_NHE = x_NHD.chunk(2, dim=-1)
     cos_N1E, sin_N1E = cos_sin_2NE[0][:, None], cos_sin_2NE[1][:, None]
     y1_NHE, y2_NHE = x1_NHE * cos_N1E - x2_NHE * sin_N1E, x2_NHE * cos_N1E + x1_NHE * sin_N1E
-    return torch.cat([y1_NHE, y2_NHE, passed], dim=-1)
+    return torch.cat([y1_NHE, y2_NHE], dim=-1)
 
 class _Rope(torch.autograd.Function):
     """Keeps only the angles: the gradient is the inverse rotation of the output's gradient."""
@@ -69,13 +67,11 @@ class _Rope(torch.autograd.Function):
         return _rotate(grad_NHD, cos_NE, -sin_NE), None
 
 def _rotate(x_NHD: Tensor, cos_NE: Tensor, sin_NE: Tensor) -> Tensor:
-    E, y_NHD = cos_NE.shape[-1], torch.empty_like(x_NHD)
-    (x1_NHE, x2_NHE), (y1_NHE, y2_NHE) = ((t[..., :E], t[..., E : 2 * E]) for t in (x_NHD, y_NHD))
+    y_NHD = torch.empty_like(x_NHD)
+    (x1_NHE, x2_NHE), (y1_NHE, y2_NHE) = x_NHD.chunk(2, -1), y_NHD.chunk(2, -1)
     cos_N1E, sin_N1E = cos_NE[:, None], sin_NE[:, None]
     torch.addcmul(x1_NHE * cos_N1E, x2_NHE, sin_N1E, value=-1, out=y1_NHE)
     torch.addcmul(x2_NHE * cos_N1E, x1_NHE, sin_N1E, out=y2_NHE)
-    if x_NHD.shape[-1] > 2 * E:
-        y_NHD[..., 2 * E :] = x_NHD[..., 2 * E :]
     return y_NHD
 
 def rope(x_NHD: Tensor, cos_sin_2NE: Tensor, *, impl: Impl = "auto") -> Tensor:
@@ -98,13 +94,11 @@ def norm_rope(x_NHD: Tensor, weight_D: Tensor, cos_sin_2NE: Tensor, *, eps: floa
     """`rms_norm` of each head, then `rope`.
 
     weight_D    of the norm, as are eps and offset; same dtype
-    impl        "auto" on a GPU: one kernel where all channels turn, at most 256; else both ops
+    impl        "auto" on a GPU: one kernel for a head of at most 256 channels; else both ops
     returns     y_NHD, compute dtype; by the kernel rounded once
     raises      ValueError: the kernel is given other sizes or devices
     """
-    D = x_NHD.shape[-1]
-    fits = 2 * cos_sin_2NE.shape[-1] == D <= MAX_HEAD_WIDTH
-    if uses_triton("norm_rope", impl, x_NHD, fits=fits):
+    if uses_triton("norm_rope", impl, x_NHD, fits=x_NHD.shape[-1] <= MAX_HEAD_WIDTH):
         from kernels.rope_triton import RopeTriton
 
         return RopeTriton.apply(x_NHD, cos_sin_2NE, weight_D, (eps, offset))

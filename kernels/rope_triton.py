@@ -1,8 +1,8 @@
 """Rotary position embedding on a GPU; equations and letters are those of kernels/rope.py.
 
-A program turns a tile of (token, head) rows, both halves at once, and copies the channels that do
-not turn: it reads and writes N H D values, where eager torch reads and writes about three times as
-many. The angles come from the cache after the first head of a token. Inside fp32, rounded once.
+A program turns a tile of (token, head) rows, both halves at once: it reads and writes N H D values,
+where eager torch reads and writes about three times as many. The angles come from the cache after
+the first head of a token. Inside fp32, rounded once.
 
 norm_rope   rows are normed before they turn: 2 N H D values, not the 4 of two kernels
 backward    dy is turned back, then the equations of kernels/norm.py: 3 N H D values, not 5, since
@@ -21,8 +21,7 @@ from kernels import launch
 @triton.jit
 def _rope_kernel(x_ptr, cos_ptr, sin_ptr, y_ptr, weight_ptr, saved_ptr, dweight_ptr, num_rows,
                  num_steps, H, D, E, eps, offset, stride_xn, stride_xh, stride_sn, stride_sh,
-                 IS_BACKWARD: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_E: tl.constexpr,
-                 BLOCK_P: tl.constexpr):
+                 IS_BACKWARD: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_E: tl.constexpr):
     # backward, x and y are dy and dx, and `saved` is the x that was normed
     pid = tl.program_id(0)
     offs_e = tl.arange(0, BLOCK_E)
@@ -67,10 +66,6 @@ def _rope_kernel(x_ptr, cos_ptr, sin_ptr, y_ptr, weight_ptr, saved_ptr, dweight_
             y1, y2 = (y1 - xhat1 * mean) * rstd, (y2 - xhat2 * mean) * rstd
         tl.store(y_row_ptr + offs_e, y1.to(y_ptr.dtype.element_ty), mask=inside)
         tl.store(y_row_ptr + E + offs_e, y2.to(y_ptr.dtype.element_ty), mask=inside)
-        if BLOCK_P:
-            offs_p = 2 * E + tl.arange(0, BLOCK_P)
-            passed = in_r & (offs_p < D)
-            tl.store(y_row_ptr + offs_p, tl.load(x_row_ptr + offs_p, mask=passed), mask=passed)
     if dweight_ptr is not None:
         tl.store(dweight_ptr + pid * D + offs_e, tl.sum(dweight1, 0), mask=in_e)
         tl.store(dweight_ptr + pid * D + E + offs_e, tl.sum(dweight2, 0), mask=in_e)
@@ -81,13 +76,12 @@ def _launch(x_NHD: Tensor, cos_sin_2NE: Tensor, weight_D: Tensor | None, saved_N
     """y or dx, and where it is asked for dw."""
     N, H, D = x_NHD.shape
     E = cos_sin_2NE.shape[-1]
-    launch.check_at_most("channels that turn", 2 * E, D)
+    if 2 * E != D:
+        raise ValueError(f"cos_sin turns {2 * E} channels, must be all {D}; ask rope_angles for it")
     launch.check_shape("cos_sin", cos_sin_2NE, (2, N, E))
     launch.check_device(x_NHD.device, cos_sin=cos_sin_2NE, weight=weight_D)
     if weight_D is not None:
         launch.check_shape("weight", weight_D, (D,))
-        if 2 * E != D:
-            raise ValueError(f"channels that turn = {2 * E}, must be all {D}; pass impl='eager'")
     x_NHD, saved_NHD, weight_D = (
         x if x is None or x.stride(-1) == 1 and max(x.stride()) * H < 2**31 else x.contiguous()
         for x in (x_NHD, saved_NHD, weight_D))
@@ -103,8 +97,7 @@ def _launch(x_NHD: Tensor, cos_sin_2NE: Tensor, weight_D: Tensor | None, saved_N
             x_NHD, cos_NE, sin_NE, y_NHD, weight_D, saved_NHD, dweight_PD,
             N * H, triton.cdiv(tiles, P), H, D, E, *rule,
             *x_NHD.stride()[:2], *(0, 0) if saved_NHD is None else saved_NHD.stride()[:2],
-            IS_BACKWARD=is_backward, BLOCK_E=triton.next_power_of_2(E),
-            BLOCK_P=triton.next_power_of_2(D - 2 * E) if D > 2 * E else 0, **config)
+            IS_BACKWARD=is_backward, BLOCK_E=triton.next_power_of_2(E), **config)
     return y_NHD, None if dweight_PD is None else dweight_PD.sum(0).to(weight_D.dtype)
 
 class RopeTriton(torch.autograd.Function):

@@ -1,4 +1,5 @@
 """Losses of pairs: of two answers to one prompt the chosen one is better than the rejected one.
+And with these all tasks of train.py.
 
 Letters: B pairs, their 2 B documents chosen and rejected in turn; M tokens of all answers.
 s a score of an answer, m the margin of a pair, pi the model, ref the model before training:
@@ -14,7 +15,9 @@ source: Bradley and Terry 1952, Biometrika 39, 324-345; the margin: Touvron et a
 arXiv:2307.09288, section 3.2.2; centring: Eisenstein et al. 2023, arXiv:2312.09244, section 4; DPO:
 Rafailov et al. 2023, arXiv:2305.18290, eq. 7; IPO: Azar et al. 2023, arXiv:2310.12036, eq. 17"""
 
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -22,12 +25,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from ftcore.config import DpoRun
+from ftcore.config import DpoRun, Run
 from ftcore.data.pack import Batch
 from ftcore.data.store import Prepared
 from ftcore.evaluate.evaluator import log_ratios, token_losses
 from ftcore.model.heads import Model
-from ftcore.tune.task import document_logits, hidden
+from ftcore.tune import task as tune
+from ftcore.tune.task import TaskKind, document_logits, hidden
 
 AT_ONCE = 256  # pairs, between two moves of the bar
 
@@ -72,3 +76,13 @@ def refer(model: Model, data: Prepared, config: DpoRun) -> None:
                 labels = np.append(document.labels[:4], np.float32(ratio))
                 made.append(replace(document, labels=labels))
         split.documents = made
+
+POLICY = TaskKind("lm", tune.token_labels)  # ppo.py has its loss; for the plan
+PAIRED = {"reward": TaskKind("classify", bradley_terry), "dpo": TaskKind("lm", dpo)}
+TASKS: Mapping[str, TaskKind] = {**tune.TASKS, **PAIRED, "ppo": POLICY, "grpo": POLICY}
+
+def kind_of(task: str, config: Run) -> TaskKind:
+    """A task; a loss of pairs with the options of the section that has the task's name."""
+    kind = TASKS[task]
+    options = vars(getattr(config, task)) if task in PAIRED else {}
+    return kind._replace(loss=partial(kind.loss, **options)) if options else kind

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ftcore.align.tasks import TASKS
+from ftcore.align.preference import TASKS
 from ftcore.cli import parse
 from ftcore.config import RewardsConfig
 from ftcore.data.columns import Chat

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from prometheus_client import generate_latest
 
+from ftcore.config import ServeConfig
 from ftcore.data.chat import encode_prompt
 from ftcore.data.columns import Chat
 from ftcore.data.encode import sides
@@ -27,7 +28,6 @@ from ftcore.deploy.answers import Answers
 from ftcore.deploy.engine import Engine, Finish, Job, QueueFull, Said, Scores
 from ftcore.deploy.fields import TABLE, Fields, require, shown
 from ftcore.deploy.http import Exchange, Meters, Refused
-from ftcore.deploy.options import ServeConfig
 from ftcore.deploy.records import class_figures, probabilities, prompt_figures, redacted
 from ftcore.errors import DataError
 from ftcore.evaluate.evaluator import spoken, stops

@@ -22,8 +22,8 @@ import numpy as np
 import torch
 
 from ftcore import files
-from ftcore.align.tasks import TASKS
-from ftcore.cli import CONFIG_FILE, read_toml, resolved
+from ftcore.align.preference import TASKS
+from ftcore.cli import parse
 from ftcore.data.chat import encode_prompt
 from ftcore.data.pack import Encoded
 from ftcore.data.store import rendered
@@ -47,8 +47,7 @@ def bundle(run: Path, folder: Path, *, keep_adapter: bool = False) -> None:
     """Make a folder of a finished run. Raises ConfigError: the folder is not empty, or the run has
     no adapter to keep; ModelError: the run has not finished, or what was written does not say the
     same; CheckpointError: it cannot be written."""
-    told, (task, flags) = read_run(run), read_toml(run / CONFIG_FILE)
-    config = resolved(task, [(CONFIG_FILE, flags)]).config
+    told, (task, config, *_) = read_run(run), parse(["--resume", str(run)])
     dtype, products = PRECISIONS[config.env.precision]
     trained = load_artifact(run, base=config.model.path, kind=TASKS[task], dtype=dtype)
     model, tokenizer = trained.model, Tokenizer.load(trained.folder)
@@ -59,11 +58,9 @@ def bundle(run: Path, folder: Path, *, keep_adapter: bool = False) -> None:
         raise ConfigError(f"{run}: was trained without an adapter: leave out --keep-adapter")
     if folder.is_dir() and any(folder.iterdir()):
         raise ConfigError(f"{folder} is not empty: name another folder, or delete it")
-    judged = [line for line in told["metrics"] if line.get("eval/temperature")]
-    best = min(judged, key=lambda line: line["eval/loss"], default={})  # whose weights were kept
     texts = {ABOUT: json.dumps({
         "task": task, "problem": config.problem, "precision": config.env.precision,
-        "temperature": best.get("eval/temperature"),
+        "temperature": temperature_of(told["metrics"]),
         "golden": _golden(model, tokenizer, task, TEXTS)})}
     texts["README.md"] = rendered(
         "card.md", Path(__file__).parent, **told, name=folder.name, head=model.task)
@@ -75,7 +72,7 @@ def bundle(run: Path, folder: Path, *, keep_adapter: bool = False) -> None:
         if keep_adapter:
             shutil.copytree(run / ADAPTER, temp / ADAPTER)
             for layer in layers:
-                layer.active = None  # so that its base is what is saved
+                layer.is_on = False  # so that its base is what is saved
         lora.fold(model)
         save_model(trained, temp, labels=read_labels(run), problem=config.problem)
         tokenizer.save(temp)
@@ -86,6 +83,11 @@ def bundle(run: Path, folder: Path, *, keep_adapter: bool = False) -> None:
         _opened(temp)
 
     files.write_folder(folder.absolute(), write)
+
+def temperature_of(metrics: Iterable[dict[str, Any]]) -> float | None:
+    """Of the dev rows at the best step, whose weights were kept; test rows choose nothing."""
+    judged = [line for line in metrics if line.get("eval/temperature")]
+    return min(judged, key=lambda line: line["eval/loss"], default={}).get("eval/temperature")
 
 def open_bundle(folder: Path) -> Opened:
     """Read a bundle, its adapter in place where it has one, and run its golden test. Raises
@@ -124,21 +126,20 @@ def try_golden(model: Model, tokenizer: Tokenizer, about: dict[str, Any]) -> Non
             raise ModelError(f"{what}: its weights, or its adapter, are not those of the run")
     if layers := lora.lora_layers(model).values():
         for layer in layers:
-            layer.active = None
+            layer.is_on = False
         if _golden(model, *inputs) == golden:
             raise ModelError(f"{ABOUT}: the model says the same without its adapter")
-        lora.use(model, lora.DEFAULT)
+        for layer in layers:
+            layer.is_on = True
 
 @torch.inference_mode()
-def _golden(model: Model, tokenizer: Tokenizer, task: str,
-            texts: Iterable[str]) -> list[dict[str, Any]]:
+def _golden(model: Model, tokenizer: Tokenizer, task: str, texts: Iterable[str]) -> list[dict]:
     """Of each text its ids and what the model says: logits of its classes, or how likely the
     likeliest token of each place is, in nats."""
     is_chat = model.task == "lm" and task != "pretrain" and tokenizer.chat_template
     documents, is_whole = [], model.task == "classify"
     for text in texts:
-        turns = [{"role": "user", "content": text}]
-        ids_T = (encode_prompt(turns, tokenizer) if is_chat
+        ids_T = (encode_prompt([{"role": "user", "content": text}], tokenizer) if is_chat
                  else next(tokenizer.encode_pairs([(text,)]))[0])
         labels = (0, 1.0) if is_whole else (ids_T, np.ones(len(ids_T), np.float32))
         documents.append(Encoded(text, ids_T, *labels))

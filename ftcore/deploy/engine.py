@@ -53,8 +53,7 @@ class Finish(NamedTuple):
 
 @dataclass(eq=False)
 class Job:
-    """One sequence: what is asked, and in a running engine what has come of it. Every token of the
-    answer is said, a stop id too."""
+    """One sequence: what is asked, and what came of it. Every token is said, a stop id too."""
     ids: list[int]  # the prompt
     sampling: Sampling | None  # None: one pass, answered by Scores, then Finish("stop")
     listener: object = None  # opaque
@@ -119,8 +118,7 @@ class Engine:
         self.thread.start()
 
     def submit(self, job: Job) -> None:
-        """Let a job wait for its turn. Raises QueueFull; ModelError: no room can ever be made for
-        it, or the model cannot answer so."""
+        """Let a job wait. Raises QueueFull; ModelError: there is never room, or no LM head."""
         most = min(self.model.spec.max_positions, self.cache_tokens)
         if not job.ids or job.size > most:
             raise ModelError(f"prompt and answer may have 1 to {most} tokens, not {job.size}")
@@ -181,8 +179,7 @@ class Engine:
         return len(jobs) * max((job.size for job in jobs), default=0)
 
     def _admit(self, said: Said) -> list[Job]:
-        """Let jobs join while there is room, in the order they came; returns those without sampling
-        that are next."""
+        """Let jobs join in their order while there is room; returns the next without sampling."""
         scored: list[Job] = []
         while self.waiting:
             job, is_full = self.waiting[0], len(self.running) >= self.max_sequences
@@ -213,8 +210,7 @@ class Engine:
         group = [job for job in self.running if job.take]
         return sorted(group, key=lambda job: (not job.done, job.take > 1))
 
-    def _attempt(self, jobs: list[Job], run: Callable[[list[Job], Said], None],
-                 said: Said) -> bool:
+    def _attempt(self, jobs: list[Job], run: Callable[[list[Job], Said], None], said: Said) -> bool:
         """Run all at once, or where that raises one by one; whether any got through."""
         try:
             run(jobs, said)

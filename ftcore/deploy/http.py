@@ -32,8 +32,8 @@ import h11
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from ftcore.config import ServeConfig
 from ftcore.deploy.engine import Engine
-from ftcore.deploy.options import ServeConfig
 from kernels.memory import held_bytes
 
 MAX_HEAD, MAX_FIELDS, BACKLOG = 16 * 1024, 64, 1024  # bytes, fields, waiting connections

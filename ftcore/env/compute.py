@@ -43,8 +43,7 @@ class LossScale:
 def derived(seed: int, *key: int) -> int:
     """A 63-bit seed for one purpose: a hash of the run's seed and the key."""
     # numerics: zeros at the end do not change the hash, so the key's length goes in.
-    entropy = [seed, len(key), *key]
-    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]) >> 1
+    return int(np.random.SeedSequence([seed, len(key), *key]).generate_state(1, np.uint64)[0]) >> 1
 
 def generator(seed: int, *key: int) -> torch.Generator:
     return torch.Generator().manual_seed(derived(seed, *key))

@@ -61,8 +61,7 @@ class Plan:
         self.heaviest = [documents[int(mine[i])] for i in pack(lengths_B[mine], budget)[0]]
         trained = [p for p in model.parameters() if p.requires_grad]
         count = sum(p.numel() for p in trained)
-        accumulates = lengths_B[longest].sum() > budget
-        widths = {4} if accumulates else {p.element_size() for p in trained}
+        widths = {4} if lengths_B[longest].sum() > budget else {p.element_size() for p in trained}
         self.memory_bytes = {
             "weights": sum(t.nbytes for t in (*model.parameters(), *model.buffers())),
             "masters": 4 * sum(p.numel() for p in trained if p.element_size() < 4),
@@ -71,8 +70,7 @@ class Plan:
 
     def count(self, model: Model, loss: Loss,
               draw: Callable[[Encoded, int], Encoded] | None = None) -> None:
-        """Add what such micro-batches take, one in each process, and the largest ones that the
-        device has memory for."""
+        """Add what such micro-batches take, one in each process, and the largest that would fit."""
         documents = [draw(d, 0) for d in self.heaviest] if draw else self.heaviest
         model.use_kernels("eager")  # Triton's want values; so a GPU needs less than is said
         fixed, room = sum(self.memory_bytes.values()), free_bytes(model.device)

@@ -66,8 +66,7 @@ class RunFolder(ExitStack):
 
             writer = SummaryWriter(str(self.path / "tensorboard"), **self._purge)
             self._tensorboard = self.enter_context(writer)
-        line = {name: float(value) if math.isfinite(value) else None
-                for name, value in values.items()}
+        line = {n: float(x) if math.isfinite(x) else None for n, x in values.items()}
         with open(self.path / METRICS, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **line}) + "\n")
         for name, value in values.items():

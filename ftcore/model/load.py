@@ -1,8 +1,7 @@
 """A model folder in HF layout, in and out: config.json and safetensors. Pickle is never read.
 
 Every tensor is accounted for: names and shapes are checked before anything is copied into memory
-that we own. load -> save -> load is bit-equal, and transformers loads what is saved. Unknown keys
-of config.json are kept."""
+that we own. load -> save -> load is bit-equal, unknown keys too; transformers loads it."""
 
 import json
 import math
@@ -107,8 +106,7 @@ def load_model(folder: Path, *, task: ModelTask, dtype: torch.dtype, num_labels:
     return LoadedModel(model.eval(), family, config, accounting, folder, labels)
 
 def _require_room(spec: ModelSpec, folder: Path, dtype: torch.dtype, *, is_random: bool) -> None:
-    """Refuse a config.json that asks for far more than its files hold, or than this machine does,
-    before a page of memory is taken."""
+    """Refuse, before any memory is taken, what asks for more than files or machine can hold."""
     most = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // dtype.itemsize
     if not is_random:  # what is missing is named later; a head may be new
         held = sum(math.prod(shape) for _, _, shape in stored_tensors(folder).values())
@@ -200,8 +198,7 @@ def load_weights(model: Model, folder: Path, family: Family, *,
         raise ModelError("\n".join([head, *lines]))
     copies = [name for name in ignored if HEAD in ours_of[name] and model.spec.tie_word_embeddings]
     for name in copies:
-        pair = dict(mapped([name, hf_name_of[EMBEDDING]], stored))
-        if not torch.equal(*pair.values()):
+        if not torch.equal(*dict(mapped([name, hf_name_of[EMBEDDING]], stored)).values()):
             what = f"{folder}: {name} differs from the embeddings, which config.json ties it to"
             raise ModelError(f"{what}: set tie_word_embeddings to false, or remove {name}")
     with torch.no_grad():

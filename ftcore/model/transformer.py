@@ -108,8 +108,7 @@ class Norm(Layer):
         width, self.is_rms = width or spec.hidden_size, spec.norm == "rms_norm"
         self.eps, self.offset = spec.norm_eps, spec.norm_offset
         self.weight = nn.Parameter(torch.full((width,), 1 - self.offset))
-        has_bias = spec.norm_bias and not self.is_rms
-        self.bias = nn.Parameter(torch.zeros(width)) if has_bias else None
+        self.bias = nn.Parameter(torch.zeros(width)) if spec.norm_bias and not self.is_rms else None
 
     def forward(self, x_NC: Tensor, **more: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         more |= {"eps": self.eps, "impl": self.impl}

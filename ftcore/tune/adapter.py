@@ -43,6 +43,8 @@ from ftcore.tune.task import TaskKind
 MODEL, ADAPTER, LABELS = "model", "adapter", "labels.json"
 CONFIG, WEIGHTS, ORIGIN = "adapter_config.json", "adapter_model.safetensors", "ftcore_adapter.json"
 PREFIX, A, B = "base_model.model.", "lora_A.weight", "lora_B.weight"
+TASK_TYPES = {"lm": "CAUSAL_LM", "mlm": "FEATURE_EXTRACTION", "classify": "SEQ_CLS",
+              "tag": "TOKEN_CLS"}  # peft's words for the heads
 Parts = dict[str, tuple[str, ...]]  # HF module -> ours that are in it
 
 # peft: where others give the same tensors another meaning, or the model other tensors.
@@ -61,12 +63,11 @@ def base_sha256(model: nn.Module, *, without: Collection[str] = ()) -> str:
              for attribute, param in module.named_parameters(recurse=False)]
     return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
 
-def named_parts(model: Model, family: Family, adapter: str = lora.DEFAULT) -> tuple[Parts, Parts]:
+def named_parts(model: Model, family: Family) -> tuple[Parts, Parts]:
     """Layers of an adapter; fully trained modules. Raises ModelError: no layers, one has no HF
     name, or of those that HF keeps as one, some are adapted or trained fully and others not."""
-    layers = lora.lora_layers(model).items()
-    if not (adapted := [name for name, layer in layers if adapter in layer.adapters]):
-        raise ModelError(f"the model has no LoRA layers of {adapter!r}: no adapter to save")
+    if not (adapted := lora.lora_layers(model)):
+        raise ModelError("the model has no LoRA layers: no adapter to save")
     # peft saves a module outside LoRA as a whole, so one that owns a trained parameter is taken.
     plain = lora.plain_modules(model).items()
     owners = [n for n, m in plain if any(p.requires_grad for p in m.parameters(recurse=False))]
@@ -82,30 +83,27 @@ def _by_hf(family: Family, names: Iterable[str]) -> Parts:
 def _names(found: Parts) -> tuple[str, ...]:
     return tuple(part for parts in found.values() for part in parts)
 
-def save_adapter(model: Model, folder: Path, *, family: Family, base_path: str, task_type: str,
-                 name: str = lora.DEFAULT) -> None:
+def save_adapter(model: Model, folder: Path, *, family: Family, base_path: str) -> None:
     """Write an adapter's factors and every fully trained module. `base_path` is the folder or hub
-    id of the base model, for the reader to find it; `task_type` peft's word for the head. Raises
-    ModelError: as `named_parts`; CheckpointError: the folder cannot be written."""
-    layers, extra = named_parts(model, family, name)
+    id of the base model, for the reader to find it. Raises ModelError: as `named_parts`;
+    CheckpointError: the folder cannot be written."""
+    layers, extra = named_parts(model, family)
     tensors = {}
     for module, parts in layers.items():
-        own = [model.get_submodule(f"{part}.adapters.{name}") for part in parts]
-        config, b_OR = own[0].config, torch.block_diag(*(factors.lora_b for factors in own))
-        tensors[f"{PREFIX}{module}.{A}"] = torch.cat([factors.lora_a for factors in own])
-        parts_B = b_OR.split(len(own[0].lora_b))
-        tensors[f"{PREFIX}{module}.{B}"] = family.join(module, parts_B)
+        own = [model.get_submodule(part) for part in parts]
+        config, b_OR = own[0].config, torch.block_diag(*(layer.lora_b for layer in own))
+        tensors[f"{PREFIX}{module}.{A}"] = torch.cat([layer.lora_a for layer in own])
+        tensors[f"{PREFIX}{module}.{B}"] = family.join(module, b_OR.split(len(own[0].lora_b)))
     for key, names in _trained_fully(model, extra).items():
         tensors[PREFIX + key] = family.join(key, [*map(model.get_parameter, names)])
     # HF: safetensors refuses tensors that share memory, so tied ones are written twice.
-    whole = {"memory_format": torch.contiguous_format}
-    tensors = {key: tensor.detach().cpu().clone(**whole) for key, tensor in tensors.items()}
+    tensors = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
     peft_config = {
-        "peft_type": "LORA", "task_type": task_type, "base_model_name_or_path": base_path,
+        "peft_type": "LORA", "task_type": TASK_TYPES[model.task],
+        "base_model_name_or_path": base_path, "bias": "none", "inference_mode": True,
         "r": config.rank, "use_rslora": config.rs_lora, "lora_dropout": config.dropout,
         "lora_alpha": int(config.alpha) if config.alpha == int(config.alpha) else config.alpha,
         "target_modules": list(layers), "modules_to_save": list(extra) or None,
-        "bias": "none", "inference_mode": True,
         **({"fan_in_fan_out": True} if family.transposed else {})}  # as HF's matrices
     origin = {"base_sha256": base_sha256(model, without=_names(extra)), "scale": config.scale}
     if fused := {module: len(parts) for module, parts in layers.items() if len(parts) > 1}:
@@ -121,11 +119,11 @@ def save_adapter(model: Model, folder: Path, *, family: Family, base_path: str, 
 
     files.write_folder(folder, write)
 
-def load_adapter(model: Model, folder: Path, *, family: Family, name: str = lora.DEFAULT) -> None:
-    """Wrap a base model and fill it from an adapter folder, ours or peft's. The one called `name`
-    then answers; a load that fails changes nothing. Raises ModelError: unreadable files, an unknown
-    option of peft's, another base, and in one message every missing, unexpected or mis-shaped
-    tensor; CheckpointError: not what the folder's manifest lists; ConfigError: as `apply_lora`."""
+def load_adapter(model: Model, folder: Path, *, family: Family) -> None:
+    """Wrap a base model and fill it from an adapter folder, ours or peft's; a load that fails
+    changes nothing. Raises ModelError: unreadable files, an unknown option of peft's, another base,
+    and in one message every missing, unexpected or mis-shaped tensor; CheckpointError: not what the
+    folder's manifest lists; ConfigError: as `apply_lora`."""
     if (folder / files.MANIFEST).is_file():
         files.verify_folder(folder)
     options = read_object(folder / CONFIG)
@@ -150,8 +148,8 @@ def load_adapter(model: Model, folder: Path, *, family: Family, name: str = lora
         parts_A = tensors[f"{PREFIX}{module}.{A}"].chunk(count)
         rows = family.split(module, tensors[f"{PREFIX}{module}.{B}"])
         for i, part in enumerate(layers[module]):
-            incoming[f"{part}.adapters.{name}.lora_a"] = parts_A[i % count]
-            incoming[f"{part}.adapters.{name}.lora_b"] = rows[i].chunk(count, dim=1)[i % count]
+            incoming[f"{part}.lora_a"] = parts_A[i % count]
+            incoming[f"{part}.lora_b"] = rows[i].chunk(count, dim=1)[i % count]
     for key, names in trained.items():
         incoming |= zip(names, family.split(key, tensors[PREFIX + key]), strict=True)
     _refuse_untied(folder, model, incoming)
@@ -159,7 +157,7 @@ def load_adapter(model: Model, folder: Path, *, family: Family, name: str = lora
     if (theirs := origin.get("base_sha256")) != ours:
         what = f"{folder / ORIGIN}: this adapter was trained on another base model"
         raise ModelError(f"{what}: SHA-256 {theirs}, here {ours}. {CONFIG} names the right one")
-    lora.apply_lora(model, config, generator=torch.Generator(), name=name)
+    lora.apply_lora(model, config, generator=torch.Generator())
     with torch.no_grad():
         for ours, tensor in incoming.items():
             model.get_parameter(ours).copy_(tensor)
@@ -233,14 +231,13 @@ def _refuse_untied(folder: Path, model: nn.Module, incoming: Mapping[str, Tensor
                 what = f"{folder / WEIGHTS}: trains {name} apart from {other}, tied in this model"
                 raise ModelError(f"{what}: untie its base (tie_word_embeddings = false), save anew")
 
-def save_artifact(loaded: LoadedModel, tokenizer: Tokenizer, run: Path, config: Run, kind: TaskKind,
+def save_artifact(loaded: LoadedModel, tokenizer: Tokenizer, run: Path, config: Run,
                   labels: tuple[str, ...] | None) -> Path:
     """Write the trained model of a run, a classifier with its `labels`; returns its folder."""
     if labels:
         files.write_file(run / LABELS, json.dumps(labels, ensure_ascii=False) + "\n")
     if lora.lora_layers(loaded.model):
-        base = {"family": loaded.family, "base_path": config.model.path}
-        save_adapter(loaded.model, run / ADAPTER, **base, task_type=kind.peft_type)
+        save_adapter(loaded.model, run / ADAPTER, family=loaded.family, base_path=config.model.path)
         return run / ADAPTER
 
     def write(folder: Path) -> None:
@@ -272,7 +269,6 @@ def load_artifact(run: Path, *, base: str, kind: TaskKind, dtype: torch.dtype) -
         base, task=kind.model_task, dtype=dtype, num_labels=len(read_labels(run) or ()) or None,
         generator=torch.Generator())  # draws the head that the adapter then replaces
     load_adapter(loaded.model, run / ADAPTER, family=loaded.family)
-    loaded.model.eval()
     return loaded
 
 def read_labels(run: Path) -> tuple[str, ...] | None:

@@ -1,4 +1,4 @@
-"""LoRA on any linear layer, chosen by name: wrap, merge, hold several adapters.
+"""LoRA on any linear layer, chosen by name: wrap, switch off and on, merge, fold.
 
     y = x W^T + bias + scale (drop(x) A^T) B^T,    scale = alpha / R, or alpha / sqrt(R) (rsLoRA)
 
@@ -23,55 +23,43 @@ from ftcore.model.transformer import Layer, Linear
 from ftcore.tune.freeze import below, leaf, match_names
 from kernels.lora import lora_linear
 
-ALL_LINEAR, DEFAULT = "all-linear", "default"
+ALL_LINEAR = "all-linear"
 
-class Factors(nn.Module):
-    """One adapter of a layer; its A is drawn by the `generator` on the CPU."""
+class LoRALinear(Layer):
+    """A frozen `Linear` (kept as `base`, never written to) and its update, which counts where it
+    `is_on`. Its A is drawn by the `generator` on the CPU."""
+
+    is_on = True
 
     def __init__(self, base: Linear, config: PeftConfig, generator: torch.Generator) -> None:
         super().__init__()
-        self.config = config
+        self.base, self.config = base.requires_grad_(False), config
         device, wide = base.weight.device, torch.promote_types(base.weight.dtype, torch.float32)
         a_RC = torch.empty(config.rank, base.in_features, dtype=wide)
         nn.init.kaiming_uniform_(a_RC, a=math.sqrt(5), generator=generator)
         b_OR = torch.zeros(base.out_features, config.rank, dtype=wide, device=device)
         self.lora_a, self.lora_b = nn.Parameter(a_RC.to(device)), nn.Parameter(b_OR)
-
-class LoRALinear(Layer):
-    """A frozen `Linear` (kept as `base`, never written to) and its adapters by name, of which
-    the `active` one answers; where it is None, or not of this layer, the base does."""
-
-    def __init__(self, base: Linear) -> None:
-        super().__init__()
-        self.base, self.adapters = base.requires_grad_(False), nn.ModuleDict()
-        self.active: str | None = None
         self.register_buffer("merged_weight", None, persistent=False)
         self.train(base.training)
 
-    @property
-    def factors(self) -> Factors | None:
-        """Those of the active adapter; None where the base answers."""
-        return dict(self.adapters.items()).get(self.active)
-
     def forward(self, x_NC: Tensor) -> Tensor:
-        if (own := self.factors) is None:
+        if not self.is_on:
             return self.base(x_NC)
         x_NC, weight_OC, bias_O = self.base.cast(x_NC)
         if self.merged_weight is not None:
             assert not self.training, "unmerge before training: merged factors get no gradient"
             return F.linear(x_NC, self.merged_weight.to(x_NC.dtype), bias_O)
         return lora_linear(
-            x_NC, weight_OC, own.lora_a, own.lora_b, bias_O=bias_O, scale=own.config.scale,
-            dropout=own.config.dropout if self.training else 0.0, impl=self.impl)
+            x_NC, weight_OC, self.lora_a, self.lora_b, bias_O=bias_O, scale=self.config.scale,
+            dropout=self.config.dropout if self.training else 0.0, impl=self.impl)
 
     @torch.no_grad()
     def folded_weight(self) -> Tensor:
-        """W + scale B A, summed in the factors' dtype and rounded once to the dtype of W."""
-        weight_OC, own = self.base.weight, self.factors
-        if own is None:
+        """W, and if on scale B A, summed in the dtype of these and rounded once to that of W."""
+        weight_OC, a_RC, b_OR = self.base.weight, self.lora_a, self.lora_b
+        if not self.is_on:
             return weight_OC
-        wide_OC = weight_OC.to(own.lora_a.dtype)
-        return torch.addmm(wide_OC, own.lora_b, own.lora_a, alpha=own.config.scale).to(weight_OC)
+        return torch.addmm(weight_OC.to(a_RC), b_OR, a_RC, alpha=self.config.scale).to(weight_OC)
 
     def merge(self) -> None:
         """Answer from one matrix from now on. For evaluation: the factors get no gradient."""
@@ -81,35 +69,25 @@ class LoRALinear(Layer):
         """Back to base and update. Exact, since merging never writes to the base."""
         self.merged_weight = None
 
-def apply_lora(model: nn.Module, config: PeftConfig, *, generator: torch.Generator,
-               name: str = DEFAULT) -> str:
+def apply_lora(model: nn.Module, config: PeftConfig, *, generator: torch.Generator) -> str:
     """Wrap the targets and freeze all but the factors and fully trained modules; says so in words.
 
     generator   draws the A of each target, in the order of the model's modules
-    name        of the adapter, among several; it is then the one that answers
     raises      ConfigError: a name that matches nothing, a layer that is both wrapped and fully
-                trained or whose matrix is shared with another layer, a second adapter of one
-                name, or where any has fully trained modules; the model is then unchanged"""
-    plain, layers = plain_modules(model), lora_layers(model)
-    if any(name in layer.adapters for layer in layers.values()):
-        raise ConfigError(f"the model has an adapter {name!r} already: name this one otherwise")
+                trained or whose matrix is shared with another layer; the model is then unchanged"""
+    assert not lora_layers(model), "one adapter at a time: fold the first"
+    plain = dict(model.named_modules())
     modules = [n for n in plain if n]
     wrapped = _targets(model, config.targets)
     find = partial(match_names, names=modules, what="fully trained module")
     extra = set().union(*map(find, config.extra_modules))
     if both := [n for n in wrapped if below(n, extra)]:
         raise ConfigError(f"LoRA target and fully trained at once: {', '.join(both)}: choose one")
-    has_more = any(p.requires_grad for m in plain.values() for p in m.parameters(recurse=False))
-    if layers and (extra or has_more):
-        raise ConfigError("full training of modules changes the base of the others: hold it alone")
     model.requires_grad_(False)
     for n in wrapped:
-        if n not in layers:
-            model.set_submodule(n, LoRALinear(plain[n]))
-        model.get_submodule(n).adapters[name] = Factors(plain[n], config, generator)
+        model.set_submodule(n, LoRALinear(plain[n], config, generator))
     for n in extra:
         plain[n].requires_grad_(True)
-    use(model, name)
     kinds = ", ".join(f"{kind} x {count}" for kind, count in Counter(map(leaf, wrapped)).items())
     said = f"LoRA rank {config.rank}, alpha {config.alpha:g}, scale {config.scale:g} on {kinds}"
     trained = ", ".join(n for n in modules if n in extra)
@@ -117,8 +95,8 @@ def apply_lora(model: nn.Module, config: PeftConfig, *, generator: torch.Generat
 
 def _targets(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     """Names of the linear layers that the patterns choose, in the order of the model."""
-    plain = plain_modules(model)
-    linears = [n for n, module in plain.items() if isinstance(module, nn.Linear) and n]
+    plain = dict(model.named_modules())
+    linears = [n for n, module in plain.items() if isinstance(module, nn.Linear)]
     body = {n for n in linears if not n.startswith("head.")}
     find = partial(match_names, names=linears, what="LoRA target", also=[ALL_LINEAR])
     if not (chosen := set().union(*(body if p == ALL_LINEAR else find(p) for p in patterns))):
@@ -135,20 +113,8 @@ def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
 
 def plain_modules(model: nn.Module) -> dict[str, nn.Module]:
     """The modules by their names before wrapping: of a wrapped layer its base."""
-    layers = lora_layers(model)
-    outer = [(n, m) for n, m in model.named_modules() if not below(n.rpartition(".")[0], layers)]
-    return {name: layers[name].base if name in layers else module for name, module in outer}
-
-def use(model: nn.Module, name: str) -> None:
-    """Answer by this adapter, unmerged, and train no other. Raises ConfigError: there is none."""
-    layers = lora_layers(model).values()
-    if name not in (known := {name for layer in layers for name in layer.adapters}):
-        raise ConfigError(f"the model has no adapter {name!r}; it has: {', '.join(sorted(known))}")
-    for layer in layers:
-        layer.unmerge()
-        layer.active = name
-        for other, factors in layer.adapters.items():
-            factors.requires_grad_(other == name)
+    plain = (pair for pair in model.named_modules() if not isinstance(pair[1], LoRALinear))
+    return {name.removesuffix(".base"): module for name, module in plain}
 
 def fold(model: nn.Module) -> None:
     """Merge for good what answers: plain layers, rounded once."""

@@ -60,17 +60,16 @@ def passes(task: Task, model: Model, batch: Batch, factor: float | Tensor) -> Te
     return loss_sum.detach()
 
 class TaskKind(NamedTuple):
-    """A task of train.py: the head it needs, its loss, and peft's word for it."""
+    """A task of train.py: the head it needs, and its loss."""
     model_task: ModelTask
     loss: Task
-    peft_type: str
 
 TASKS: Mapping[str, TaskKind] = {
-    "pretrain": TaskKind("lm", token_labels, "CAUSAL_LM"),
-    "sft": TaskKind("lm", token_labels, "CAUSAL_LM"),
-    "mlm": TaskKind("mlm", token_labels, "FEATURE_EXTRACTION"),
-    "classify": TaskKind("classify", classification, "SEQ_CLS"),
-    "regress": TaskKind("classify", regression, "SEQ_CLS")}
+    "pretrain": TaskKind("lm", token_labels),
+    "sft": TaskKind("lm", token_labels),
+    "mlm": TaskKind("mlm", token_labels),
+    "classify": TaskKind("classify", classification),
+    "regress": TaskKind("classify", regression)}
 
 def choose_trainable(model: Model, config: PeftConfig, generator: torch.Generator, *,
                      new: Sequence[str] = ()) -> str:

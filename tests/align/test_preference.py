@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from ftcore.align import preference
-from ftcore.align.preference import bradley_terry, dpo, refer
-from ftcore.align.tasks import TASKS, kind_of
+from ftcore.align.preference import TASKS, bradley_terry, dpo, kind_of, refer
 from ftcore.config import DpoConfig, DpoRun, PretrainRun, RewardConfig, RewardRun
 from ftcore.data.encode import Split
 from ftcore.data.pack import Encoded, collate, pack, pair

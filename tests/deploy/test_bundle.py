@@ -121,8 +121,7 @@ def test_merging_rounds_once(trained: Trained, qwen3: Path) -> None:
     )
     load_adapter(base.model, run / "adapter", family=base.family)
     for name, layer in lora.lora_layers(base.model).items():
-        own = layer.factors
-        update_OC = own.config.scale * own.lora_b.double() @ own.lora_a.double()
+        update_OC = layer.config.scale * layer.lora_b.double() @ layer.lora_a.double()
         exact_OC = layer.base.weight.double() + update_OC
         found_OC = merged.model.get_submodule(name).weight
         assert (found_OC != exact_OC.bfloat16()).double().mean() < 1e-2  # ties, in fp32
@@ -204,14 +203,14 @@ def test_the_golden_test_sees_an_adapter_that_is_not_applied(
 ) -> None:
     bundle(trained("sft", *LORA), GIVEN, keep_adapter=True)
     loaded, tokenizer, about = open_bundle(GIVEN)
-    assert all(layer.active == "default" for layer in lora.lora_layers(loaded.model).values())
+    assert all(layer.is_on for layer in lora.lora_layers(loaded.model).values())
     with pytest.raises(ModelError, match="or its adapter, are not those of the run"):
         for layer in lora.lora_layers(loaded.model).values():
-            layer.active = None
+            layer.is_on = False
         try_golden(loaded.model, tokenizer, about)
     for layer in lora.lora_layers(loaded.model).values():
-        layer.active = "default"
-        layer.factors.lora_b.data.zero_()
+        layer.is_on = True
+        layer.lora_b.data.zero_()
     monkeypatch.setattr(bundles, "NARROW", 1e9)
     with pytest.raises(ModelError, match="the model says the same without its adapter"):
         try_golden(loaded.model, tokenizer, about)

@@ -13,17 +13,15 @@ from ftcore.data.pack import Encoded
 from ftcore.evaluate import suite as suites
 from ftcore.evaluate.suite import certify
 from ftcore.model.transformer import Linear
-from ftcore.tune.lora import Factors, LoRALinear
+from ftcore.tune.lora import LoRALinear
 
 def make_layer(dtype: torch.dtype, std: float) -> LoRALinear:
     generator = torch.Generator().manual_seed(1)
     base = Linear(48, 32, bias=False)
     torch.nn.init.normal_(base.weight, generator=generator)
-    layer = LoRALinear(base.to(dtype))
     config = PeftConfig(rank=4, alpha=8.0, targets=("x",))
-    layer.adapters["default"] = Factors(layer.base, config, generator)
-    layer.active = "default"
-    torch.nn.init.normal_(layer.factors.lora_b, std=std, generator=generator)
+    layer = LoRALinear(base.to(dtype), config, generator)
+    torch.nn.init.normal_(layer.lora_b, std=std, generator=generator)
     return layer
 
 def judged(

@@ -19,23 +19,20 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 class Form(NamedTuple):
     """`norm_rope` where there is an eps, else `rope`."""
 
-    part: float = 1.0
     eps: float | None = None
     offset: float = 0.0
 
 FORMS = {
     "all": Form(),
-    "quarter": Form(part=0.25),
     "normed": Form(eps=1e-2),
     "normed_offset": Form(eps=1e-6, offset=1.0),
     "normed_exact": Form(eps=0.0),
 }
 
 def ops(form: str, shape: tuple[int, int, int], dtype: torch.dtype):
-    part, eps, offset = FORMS[form]
-    turned = max(2, int(part * shape[2]) // 2 * 2)
+    eps, offset = FORMS[form]
     positions_N = torch.arange(shape[0]) * 3
-    cos_sin_2NE = rope_angles(positions_N, head_dim=turned, theta=1e4, dtype=dtype)
+    cos_sin_2NE = rope_angles(positions_N, head_dim=shape[2], theta=1e4, dtype=dtype)
 
     def mine(x_NHD, weight_D=None):
         if eps is None:
@@ -69,11 +66,10 @@ def test_bf16_gradients_over_many_rows(draw, within_budget) -> None:
 @pytest.mark.parametrize(
     ("form", "old", "new"),
     [
-        ("quarter", "x1 * cos - x2 * sin", "x1 * cos + x2 * sin"),
-        ("quarter", "sin = -sin", "sin = sin"),
-        ("quarter", "(token * stride_xn + offs_r % H", "(token * stride_xn + offs_r % 2"),
-        ("quarter", "2 * E + tl.arange", "E + tl.arange"),
-        ("normed", "sin = -sin", "sin = sin"),
+        ("all", "x1 * cos - x2 * sin", "x1 * cos + x2 * sin"),
+        ("all", "sin = -sin", "sin = sin"),
+        ("all", "(token * stride_xn + offs_r % H", "(token * stride_xn + offs_r % 2"),
+                ("normed", "sin = -sin", "sin = sin"),
         ("normed", "/ D + eps)", "/ D + 2 * eps)"),
         ("normed", "xhat1 * xhat1 + xhat2 * xhat2, 1", "xhat1 * xhat1 + xhat1 * xhat1, 1"),
         ("normed", "(token * stride_sn + offs_r % H", "(token * stride_sn + offs_r % 2"),
@@ -137,7 +133,7 @@ def test_refuses_sizes_that_do_not_fit(draw, monkeypatch) -> None:
     x_NHD = draw(3, 2, 4).float()
     with pytest.raises(ValueError, match=r"cos_sin has shape \(2, 5, 2\), must be \(2, 3, 2\)"):
         rope(x_NHD, draw(2, 5, 2).float(), impl="triton")
-    with pytest.raises(ValueError, match="channels that turn = 6: the kernel takes at most 4"):
+    with pytest.raises(ValueError, match="cos_sin turns 6 channels, must be all 4"):
         rope(x_NHD, draw(2, 3, 3).float(), impl="triton")
 
 @pytest.mark.parametrize(
@@ -145,8 +141,8 @@ def test_refuses_sizes_that_do_not_fit(draw, monkeypatch) -> None:
     [
         (4, (3,), (2, 3, 2), r"weight has shape \(3,\), must be \(4,\)"),
         (4, (4,), (2, 5, 2), r"cos_sin has shape \(2, 5, 2\), must be \(2, 3, 2\)"),
-        (4, (4,), (2, 3, 1), "channels that turn = 2, must be all 4; pass impl='eager'"),
-        (5, (5,), (2, 3, 2), "channels that turn = 4, must be all 5; pass impl='eager'"),
+        (4, (4,), (2, 3, 1), "cos_sin turns 2 channels, must be all 4; ask rope_angles for it"),
+        (5, (5,), (2, 3, 2), "cos_sin turns 4 channels, must be all 5"),
         (600, (600,), (2, 3, 300), "rope: size 300, at most 256; pass impl='eager'"),
     ],
 )

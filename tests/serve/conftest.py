@@ -31,11 +31,11 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 import serve
 from ftcore.cli import options
+from ftcore.config import ServeConfig
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.deploy.api import Api, Served
 from ftcore.deploy.engine import Engine
 from ftcore.deploy.http import Exchange, Meters
-from ftcore.deploy.options import ServeConfig
 from ftcore.model.load import load_model, save_model
 from kernels.docs import Docs
 from tests.data.templates import styles

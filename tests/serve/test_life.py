@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import hmac
+import inspect
 import json
 import re
 import signal
@@ -17,11 +18,11 @@ from typing import Any
 import pytest
 
 from ftcore.cli import options
+from ftcore.config import ServeConfig
 from ftcore.deploy import http
 from ftcore.deploy.engine import Engine
-from ftcore.deploy.options import ServeConfig
 from ftcore.model.heads import Model
-from tests.serve.conftest import CANARY, ROOT, Client, parsed, serving, witnessed
+from tests.serve.conftest import CANARY, Client, parsed, serving, witnessed
 from tests.tune.conftest import QWEN3 as SPEC
 
 LONG: dict[str, Any] = {"prompt": "long", "max_tokens": 2000, "ignore_eos": True, "stream": True}
@@ -257,7 +258,7 @@ def test_every_option_has_a_text_of_its_own(capsys: pytest.CaptureFixture[str]) 
     with pytest.raises(SystemExit):
         options(ServeConfig, ["--help"], script="serve.py")
     shown = " ".join(re.sub("[^ -~]", " ", capsys.readouterr().out).split())
-    lines = (ROOT / "ftcore/deploy/options.py").read_text("utf-8").splitlines()
+    lines = inspect.getsource(ServeConfig).splitlines()
     texts = [line.partition("  # ")[2] for line in lines if re.match(r"    \w+: ", line)]
     assert len({*texts}) == len(vars(ServeConfig())) and all(text in shown for text in texts)
 

@@ -60,7 +60,7 @@ def test_it_comes_back_with_the_same_scores(
     tokenizer = Tokenizer.load(folder)
     with pytest.raises(ModelError, match="has not finished; continue it with: python train.py"):
         load_artifact(run, base=str(folder), kind=kind, dtype=torch.float32)
-    path = save_artifact(loaded, tokenizer, run, config, kind, labels)
+    path = save_artifact(loaded, tokenizer, run, config, labels)
     assert path == run / ("adapter" if method == "lora" else "model")
     again = load_artifact(run, base=str(folder), kind=kind, dtype=torch.float32)
     batch = collate(rows(family, 3))
@@ -85,6 +85,6 @@ def test_an_artifact_is_replaced_whole(base: Callable, tmp_path: Path) -> None:
     run.mkdir()
     loaded = load_model(folder, task="lm", dtype=torch.float32)
     for _ in range(2):
-        save_artifact(loaded, Tokenizer.load(folder), run, RUNS["pretrain"](), kind, None)
+        save_artifact(loaded, Tokenizer.load(folder), run, RUNS["pretrain"](), None)
     assert [entry.name for entry in run.iterdir()] == ["model"]
     load_artifact(run, base=str(folder), kind=kind, dtype=torch.float32)

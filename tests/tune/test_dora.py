@@ -54,10 +54,10 @@ def test_outputs_and_gradients_are_those_of_peft(kind: str, dora: ModuleType) ->
     pairs = []
     with torch.no_grad():
         for layer in wrapped:
-            twin, own = other[id_of(layer.base.weight)], layer.factors
+            twin = other[id_of(layer.base.weight)]
             named = (twin.lora_A, twin.lora_B, twin.lora_magnitude_vector)
             weights = [part["default"].weight for part in named]
-            parts = own.lora_a, own.lora_b, layer.magnitude_O
+            parts = layer.lora_a, layer.lora_b, layer.magnitude_O
             for mine, weight in zip(parts, weights, strict=True):
                 mine += 0.3 * torch.randn(mine.shape, generator=generator)
                 weight.copy_(mine)

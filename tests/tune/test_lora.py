@@ -13,7 +13,7 @@ from ftcore.model.families import family_named
 from ftcore.model.heads import Model
 from ftcore.tune.freeze import assert_unmoved, frozen_hashes
 from ftcore.tune.loop import Loop
-from ftcore.tune.lora import DEFAULT, apply_lora, lora_layers, plain_modules
+from ftcore.tune.lora import apply_lora, lora_layers, plain_modules
 from kernels.docs import Docs
 
 QWEN3 = {
@@ -45,17 +45,16 @@ def logits(model: Model) -> Tensor:
     tokens_N = (positions_N * 7 + 3) % 50
     return model.head(model.trunk(tokens_N, positions_N, torch.zeros_like(tokens_N), docs))
 
-def switch(model: Model, name: str | None) -> None:
-    """Answer by this adapter, or with None by the base."""
+def switch(model: Model, *, is_on: bool) -> None:
     for layer in lora_layers(model).values():
-        layer.active = name
+        layer.is_on = is_on
 
 def disturb(model: Model) -> None:
     """Give every B values, as training would."""
     source = generator()
     with torch.no_grad():
         for layer in lora_layers(model).values():
-            layer.factors.lora_b.normal_(std=0.5, generator=source)
+            layer.lora_b.normal_(std=0.5, generator=source)
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_fresh_adapter_changes_no_logit(dtype: torch.dtype) -> None:
@@ -65,9 +64,9 @@ def test_a_fresh_adapter_changes_no_logit(dtype: torch.dtype) -> None:
     assert torch.equal(logits(model), base)
     disturb(model)
     assert not torch.equal(logits(model), base)
-    switch(model, None)
+    switch(model, is_on=False)
     assert torch.equal(logits(model), base)
-    switch(model, DEFAULT)
+    switch(model, is_on=True)
     assert not torch.equal(logits(model), base)
 
 def test_targets_by_name_pattern_and_all() -> None:
@@ -93,7 +92,7 @@ def test_only_factors_and_extra_modules_are_trained() -> None:
     )
     trained = (*(f"trunk.layers.{i}.input_layernorm" for i in range(3)), "head.lm_head")
     assert report.endswith(f"on q_proj x 3; fully trained: {', '.join(trained)}")
-    factors = {f"{name}.adapters.default.lora_{f}" for name in lora_layers(model) for f in "ab"}
+    factors = {f"{name}.lora_{f}" for name in lora_layers(model) for f in "ab"}
     expected = factors | {f"{name}.weight" for name in trained}
     assert {n for n, p in model.named_parameters() if p.requires_grad} == expected
     before = frozen_hashes(model)
@@ -131,7 +130,7 @@ def test_refused_choices_leave_the_model_alone(changes: dict, message: str) -> N
 def test_a_second_adapter_is_refused() -> None:
     model = make_model()
     apply_lora(model, config(), generator=generator())
-    with pytest.raises(ConfigError, match="has an adapter 'default' already"):
+    with pytest.raises(AssertionError, match="one adapter at a time: fold the first"):
         apply_lora(model, config(), generator=generator())
 
 def test_scale_of_both_kinds() -> None:
@@ -142,8 +141,7 @@ def test_scale_of_both_kinds() -> None:
     disturb(model)
     layer = model.trunk.layers[0].self_attn.v_proj
     x_NC = torch.randn(5, 16, generator=generator())
-    own = layer.factors
-    expected_NO = x_NC @ (layer.base.weight + 8 / math.sqrt(4) * own.lora_b @ own.lora_a).T
+    expected_NO = x_NC @ (layer.base.weight + 8 / math.sqrt(4) * layer.lora_b @ layer.lora_a).T
     torch.testing.assert_close(layer(x_NC), expected_NO)
 
 def test_start_is_a_function_of_the_generator() -> None:
@@ -154,13 +152,13 @@ def test_start_is_a_function_of_the_generator() -> None:
         apply_lora(model, config(), generator=torch.Generator().manual_seed(seed))
         states.append({n: p for n, p in model.named_parameters() if "lora_" in n})
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
-    name = "trunk.layers.0.mlp.down_proj.adapters.default.lora_a"
+    name = "trunk.layers.0.mlp.down_proj.lora_a"
     assert not torch.equal(states[0][name], states[2][name])
     a_RC = states[0][name]
     assert a_RC.dtype == torch.float32 and a_RC.shape == (4, 24)
     bound = 1 / math.sqrt(24)
     assert 0.9 * bound < a_RC.abs().max() <= bound
-    assert not states[0]["trunk.layers.0.mlp.down_proj.adapters.default.lora_b"].any()
+    assert not states[0]["trunk.layers.0.mlp.down_proj.lora_b"].any()
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_merge_rounds_once_and_unmerge_restores_the_bits(dtype: torch.dtype) -> None:
@@ -173,7 +171,7 @@ def test_merge_rounds_once_and_unmerge_restores_the_bits(dtype: torch.dtype) -> 
     layer = model.trunk.layers[1].mlp.up_proj
     weight_OC, a_RC, b_OR = (
         p.detach().double()
-        for p in (layer.base.weight, layer.factors.lora_a, layer.factors.lora_b)
+        for p in (layer.base.weight, layer.lora_a, layer.lora_b)
     )
     exact_OC = weight_OC + 2 * b_OR @ a_RC
     terms_OC = weight_OC.abs() + 2 * b_OR.abs() @ a_RC.abs()
@@ -196,9 +194,9 @@ def test_merged_layer_switches_off_and_refuses_training() -> None:
     disturb(model)
     for layer in lora_layers(model).values():
         layer.merge()
-    switch(model, None)
+    switch(model, is_on=False)
     assert torch.equal(logits(model), base)
-    switch(model, DEFAULT)
+    switch(model, is_on=True)
     with pytest.raises(AssertionError, match="unmerge before training"):
         logits(model.train())
 

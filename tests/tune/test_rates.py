@@ -31,8 +31,8 @@ def test_rates_of_a_decoder_with_low_rank_updates(tiny_model: Callable) -> None:
     ratios = rates_of(model, OptimConfig(**RATIOS))
     trained = {name for name, param in model.named_parameters() if param.requires_grad}
     assert ratios.keys() == trained
-    assert ratios["trunk.layers.0.mlp.up_proj.adapters.default.lora_a"] == 1 / 4
-    assert ratios["trunk.layers.0.mlp.up_proj.adapters.default.lora_b"] == 16 / 4
+    assert ratios["trunk.layers.0.mlp.up_proj.lora_a"] == 1 / 4
+    assert ratios["trunk.layers.0.mlp.up_proj.lora_b"] == 16 / 4
     assert ratios["trunk.norm.weight"] == 1.0
 
 def test_a_tied_head_is_an_embedding(tiny_model: Callable) -> None:

@@ -33,7 +33,7 @@ def test_freeze_trains_what_is_named(tiny_model: Callable) -> None:
 def test_lora_trains_its_factors_and_the_new_head_of_a_classifier(tiny_model: Callable) -> None:
     names = trained(tiny_model("qwen3"), PeftConfig(method="lora", targets=("q_proj",)))
     layers = [f"trunk.layers.{n}.self_attn.q_proj" for n in (0, 1)]
-    assert names == {f"{layer}.adapters.default.lora_{f}" for layer in layers for f in "ab"}
+    assert names == {f"{layer}.lora_{f}" for layer in layers for f in "ab"}
     names = trained(tiny_model("bert"), PeftConfig(method="lora", targets=("q_proj",)))
     assert {n for n in names if "lora" not in n} == {
         f"head.{m}.{p}" for m in ("pooler", "classifier") for p in ("weight", "bias")
@@ -63,15 +63,15 @@ def test_every_option_reaches_the_layers(tiny_model: Callable) -> None:
     )  # fmt: skip
     assert "trunk.norm.weight" in trained(model, config)
     layer = model.trunk.layers[0].mlp.up_proj
-    assert layer.factors.lora_a.shape[0] == 4 and layer.factors.config.scale == 6.0 / 2
-    assert layer.factors.config.dropout == 0.25
+    assert layer.lora_a.shape[0] == 4 and layer.config.scale == 6.0 / 2
+    assert layer.config.dropout == 0.25
 
 def test_the_factors_are_drawn_from_the_seed(tiny_model: Callable) -> None:
     drawn = []
     for seed in (0, 0, 1):
         model = tiny_model("qwen3")
         trained(model, PeftConfig(method="lora"), seed)
-        drawn.append(model.trunk.layers[0].mlp.up_proj.factors.lora_a)
+        drawn.append(model.trunk.layers[0].mlp.up_proj.lora_a)
     assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
 
 def test_a_document_beyond_the_learned_positions_is_refused(tiny_model: Callable) -> None:

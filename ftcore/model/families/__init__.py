@@ -83,8 +83,7 @@ def read_windows(config: dict, key: str = "sliding_window", default: int = 4096,
         window = window // 2 + 1  # HF: half a side, and itself
     if period_key is not None:
         period = read_value(config, period_key, period)
-    usual = [FULL if period and (index - full) % period == 0 else WINDOWED
-             for index in range(num_layers)]
+    usual = [FULL if period and (i - full) % period == 0 else WINDOWED for i in range(num_layers)]
     types, kinds = config.get("layer_types") or usual, (WINDOWED, FULL)
     if type(types) is not list or len(types) != num_layers or any(t not in kinds for t in types):
         raise ModelError(f"config.json: layer_types = {types}: {num_layers} of {WINDOWED}, {FULL}")
