@@ -54,7 +54,7 @@ def parse(argv: Sequence[str], *, script: str = "train.py") -> Command:
     if preset is not None:
         recipes = presets().get(task, {})
         recipe = recipes[known(f"{task} --preset", preset, recipes)]
-        layers.append((f"preset {preset}", list(_flags(recipe))))
+        layers.append((f"preset {preset}", list(as_flags(recipe))))
     if file is not None:
         written_for, flags = read_toml(Path(file), task)
         if written_for != task:
@@ -83,7 +83,7 @@ def options(kind: type[Section], words: Sequence[str], *, script: str) -> Sectio
         raise ConfigError("\n".join(bad))
     return config
 
-def _flags(sections: dict[str, Any]) -> Iterator[str]:
+def as_flags(sections: dict[str, Any]) -> Iterator[str]:
     """Nested tables as the flags a user would type."""
     for section, values in sections.items():
         for key, value in values.items():
@@ -104,7 +104,7 @@ def read_toml(path: Path, task: str | None = None) -> tuple[str, list[str]]:
     task = known(f"{path}: task", tables.pop("task", task), RUNS)
     if loose := [key for key, value in tables.items() if not isinstance(value, dict)]:
         raise ConfigError(f"{path}: {', '.join(loose)} must stand in a section such as [optim]")
-    return task, list(_flags(tables))
+    return task, list(as_flags(tables))
 
 def to_toml(command: Command) -> str:
     lines = [f'task = "{command.task}"']

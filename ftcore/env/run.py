@@ -45,7 +45,7 @@ class RunFolder(ExitStack):
             again = f", or continue this one with --resume {path}" if "run.json" in present else ""
             raise ConfigError(f"{path} is not empty: name another run folder{again}")
         files.make_folder(path)
-        self.enter_context(_locked(path / "lock"))
+        self.enter_context(locked(path / "lock"))
         self._tensorboard, self._purge = None, None if resume else {}
         files.clean(path)
         starts = json.loads((path / "run.json").read_bytes())["starts"] if resume else []
@@ -109,7 +109,7 @@ def describe_start() -> dict[str, Any]:
             "versions": {"python": platform.python_version()} | versions}
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """Hold the lock of a file that says who has it; the kernel frees that of a process that dies,
     where a pid could not tell it from a live one on another host or in a container."""
     with open(path, "ab+", buffering=0) as file:
