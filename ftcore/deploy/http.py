@@ -104,36 +104,30 @@ class Meters(dict):
     """What /metrics tells, by name (meters.toml), in a `registry` with what the engine tells."""
     __hash__ = object.__hash__  # the registry asks for it
 
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
+    def __init__(self, engine: Engine, model_hash: str) -> None:
+        self.engine, self.registry = engine, CollectorRegistry()
         own = {"namespace": "ft", "registry": self.registry}
         for name, text in METERS["histograms"].items():
             buckets = METERS["buckets"]["tokens" if "_tokens" in name else "seconds"]
             self[name] = Histogram(name, text, buckets=buckets, **own)
         for kind, table in ((Counter, METERS["counters"]), (Gauge, METERS["gauges"])):
             self.update({name: kind(name, *told, **own) for name, told in table.items()})
-        self["process_resident_bytes"].set_function(held_bytes)
-        self.registry.register(self)
-
-    def tell_of(self, engine: Engine, model_hash: str, monitor: Any) -> None:
-        """From now on, instead of others; `monitor`: monitor.meter.Monitor or None."""
-        self.engine, self.monitor = engine, monitor
-        self["build_info"].clear()
         self["build_info"].labels(version("ftcore"), model_hash).set(1)
+        self["process_resident_bytes"].set_function(held_bytes)
         self["engine_heartbeat_age_seconds"].set_function(lambda: time.monotonic() - engine.beat)
+        self.registry.register(self)
 
     def collect(self) -> Iterator[Metric]:
         """What the engine knows; the registry asks."""
         for attribute, (name, text) in METERS["engine"].items():
             kind = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
             yield kind(f"ft_{name}", text, value=getattr(self.engine, attribute))
-        yield from self.monitor.collect() if self.monitor else ()
 
 Handler = Callable[[Exchange], Awaitable[bytes | None]]  # returns JSON, or None: it has answered
 
 class Server:
-    """Takes requests for the `routes` of an `api` (api.Api; path -> method, coroutine), which may
-    change at any time, until a signal comes, or the engine is broken."""
+    """Takes requests for the routes (path -> method, coroutine) of an api (api.Api) until a signal
+    comes, or its engine is broken."""
 
     def __init__(self, api: Any, options: ServeConfig) -> None:
         self.api, self.options, self.meters = api, options, api.meters

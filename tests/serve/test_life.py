@@ -119,8 +119,8 @@ def test_keys_are_compared_in_constant_time(
 
 def routed(routes: dict[str, tuple[str, http.Handler]]) -> SimpleNamespace:
     """An api of these routes alone."""
-    engine, meters = Engine(Model(SPEC, "lm")), http.Meters()
-    meters.tell_of(engine, "", None)
+    engine = Engine(Model(SPEC, "lm"))
+    meters = http.Meters(engine, "")
     return SimpleNamespace(routes=routes, engine=engine, meters=meters, monitor=None)
 
 def answered(handler: http.Handler, config: ServeConfig, *, is_late: bool = False) -> bytes:
