@@ -82,46 +82,35 @@ def opened(path: str, config: ServeConfig) -> tuple["LoadedModel", dict[str, Any
     loaded.model.compute_in(products)
     print(f"{path}: {loaded.accounting}")
     fingerprint = hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
-    return loaded, {"labels": tuple(labels or ()), "problem": problem, "fingerprint": fingerprint,
-                    "temperature": temperature or 1.0}
+    return loaded, {"name": run.resolve().name, "labels": tuple(labels or ()), "problem": problem,
+                    "temperature": temperature or 1.0, "fingerprint": fingerprint}
 
-def made(path: Path, config: ServeConfig) -> "Api":
-    """The routes over an engine, and what watches them."""
+def serve(path: str, config: ServeConfig) -> int:
+    """Until a signal comes or the engine is broken; returns the exit code."""
+    # Imported here, so that --help and a mistyped option answer at once.
+    import torch
+
     from ftcore.data.tokenizer import Tokenizer
     from ftcore.deploy.api import Api, Served
     from ftcore.deploy.engine import Engine
-    from ftcore.deploy.records import REFERENCE
-    from ftcore.monitor.journal import read_reference
-    from ftcore.monitor.meter import Monitor
+    from ftcore.deploy.http import Server
     from kernels.memory import held_bytes
 
-    loaded, about = opened(str(path), config)
+    torch.set_num_threads(config.threads)
+    loaded, about = opened(path, config)
     model, spec = loaded.model, loaded.model.spec
     engine = Engine(
         model, max_waiting=config.queue, max_sequences=config.max_sequences,
         prefill_tokens=config.prefill_tokens, cache_tokens=config.cache_tokens,
         threads=config.threads)
-    served, monitor = Served(path.resolve().name, Tokenizer.load(loaded.folder), **about), None
-    if (path / REFERENCE).is_file():
-        monitor = Monitor(read_reference(path), config.window, served.name)
+    api = Api(engine, Served(tokenizer=Tokenizer.load(loaded.folder), **about), config)
+    server = Server(api.routes, lambda: engine.is_broken, config, api.meters)
     weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     slot = 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim
     slot *= (model.trunk.compute or model.trunk.embed_tokens.weight.dtype).itemsize
     print(f"memory: {held_bytes() / 2**20:.0f} MiB of this process, weights of"
           f" {weights / 2**20:.1f} MiB among it; keys and values will take up to"
           f" {config.cache_tokens * slot / 2**20:.1f} MiB")
-    return Api(engine, served, config, monitor)
-
-def serve(path: Path, config: ServeConfig) -> int:
-    """Until a signal comes or the engine is broken; returns the exit code."""
-    # Imported here, so that --help and a mistyped option answer at once.
-    import torch
-
-    from ftcore.deploy.http import Server
-
-    torch.set_num_threads(config.threads)
-    api = made(path, config)
-    server = Server(api, config)
 
     def ready(port: int) -> None:
         where = f"http://{config.host}:{port}"
@@ -173,7 +162,7 @@ def main(argv: list[str]) -> int:
             return give_away(argv[1:])
         config = options(ServeConfig, argv[1:], script="serve.py MODEL")
         check_access(config)
-        return serve(Path(argv[0]), config)
+        return serve(argv[0], config)
     except FtcoreError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -47,16 +47,12 @@ class Served:
     fingerprint: str = ""  # hash of weights and adapters
 
 class Api:
-    """The routes, for `http.Server`, and what watches them (monitor.meter.Monitor; None: nothing);
-    `start` once the event loop runs."""
+    """The routes, for `http.Server`; `start` once the event loop runs."""
 
-    def __init__(self, engine: Engine, served: Served, options: ServeConfig,
-                 monitor: Any = None) -> None:
+    def __init__(self, engine: Engine, served: Served, options: ServeConfig) -> None:
         self.engine, self.served, self.options = engine, served, options
         self.model, self.tokenizer = engine.model, served.tokenizer
-        self.meters, self.monitor = Meters(engine, served.fingerprint), monitor
-        if monitor:
-            self.meters.registry.register(monitor)
+        self.meters = Meters(engine, served.fingerprint)
         self.began, spec, flags = int(time.time()), self.model.spec, vars(options)
         self.context = min(spec.max_positions, engine.cache_tokens)
         numbers = {**flags, "context": self.context, "last_id": spec.vocab_size - 1,
@@ -273,10 +269,6 @@ class Api:
         given |= {"text": redacted(given["text"])} if is_text else {}
         x.told["feedback"] = given | {"request_id": id_[0]}
         return {"object": "feedback", "request_id": id_[0]}
-
-    async def watched(self, x: Exchange, fields: JsonObject) -> JsonObject:
-        self._require(self.monitor is not None)
-        return await asyncio.to_thread(self.monitor.told)
 
     async def models(self, x: Exchange, fields: JsonObject) -> JsonObject:
         return {"object": "list", "data": [{"id": self.served.name, "object": "model",

@@ -115,7 +115,8 @@ def test_rows_with_feedback_are_planned_trained_and_judged(
 def test_what_cannot_be_planned(served: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(DataError, match="no request that served answered; 60 of another"):
         plan(served, log(*asked(served, 60, "other")), Path("plan"), FEW)
-    assert plan(served, log(*asked(served, 60, share_right=1)), Path("plan"), FEW)["answer"] == "wait"
+    calm = log(*asked(served, 60, share_right=1))
+    assert plan(served, calm, Path("plan"), FEW)["answer"] == "wait"
     told = plan(served, log(*asked(served, 60, texts=False)), Path("plan"), FEW)
     assert told["answer"] == "wait" and "labelled: 0 of 20" in told["reasons"]
     with pytest.raises(DataError, match="too few, or too much alike"):

@@ -222,7 +222,7 @@ class Asked:
         self.loaded, about = serve.opened(path, config)
         self.model = self.loaded.model
         self.tokenizer = Tokenizer.load(self.loaded.folder)
-        served = Served(Path(path).name, self.tokenizer, **about | more)
+        served = Served(tokenizer=self.tokenizer, **about | more)
         self.engine = Engine(self.model, threads=1)
         self.api = Api(self.engine, served, config)
 

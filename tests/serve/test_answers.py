@@ -21,7 +21,7 @@ from tests.serve.conftest import Client, witnessed
 PROMPTS = ("one", "the other question", "and")
 ROUTES = {
     "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/classify", "/v1/score",
-    "/v1/models", "/v1/feedback", "/v1/monitor",
+    "/v1/models", "/v1/feedback",
     "/metrics", "/health", "/health/live", "/health/ready",
 }  # fmt: skip
 
