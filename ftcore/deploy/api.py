@@ -220,9 +220,9 @@ class Api:
         self._require_room(several, param)
         jobs = [Job(ids, None) for ids in several]
         x.told["prompt_tokens"] = sum(map(len, several))
-        self._note(x, several, [fields[param]] if param == "messages" else listed(fields[param]))
         heard: list[tuple[Job, Scores | Finish]] = []
         await self._run(x, jobs, lambda *said: heard.append(said))
+        self._note(x, several, [fields[param]] if param == "messages" else listed(fields[param]))
         values = {job: word.values for job, word in heard if isinstance(word, Scores)}
         return np.array([values[job] for job in jobs])
 

@@ -46,8 +46,7 @@ class Journal:
         self.latest = max(self.latest, line["time"])
         if "feedback" in line:
             self._join(**line["feedback"])
-        rows = line.get("rows", ()) if line.get("status", 200) == 200 else ()  # else: refused
-        is_other = self.model not in ("", line.get("model"))
+        rows, is_other = line.get("rows", ()), self.model not in ("", line.get("model"))
         self.counts["of another model"] += is_other * len(rows)
         for index, row in enumerate(() if is_other else rows):
             left = DRAWN if row.get("temperature") else ()

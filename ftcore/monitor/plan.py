@@ -104,13 +104,14 @@ def _write(run: Path, folder: Path, command: Command, told: Line, rows: Sequence
         raise ConfigError(f"{folder} is there already: name another folder for the plan")
     data, was, sides = command.config.data, read_run(run), ([], [])
     texts = [Text(row["id"], (json.dumps(row["input"]),)) for row in rows]
+    known = was["labels"] or {row["wanted"] for row in rows}
     for row, root in zip(rows, compare.clusters(texts), strict=True):
         fields = {data.text: row["input"], data.label: row["wanted"]} if (
             command.task == "classify") else {data.messages: [
                 *row["input"], {"role": "assistant", "content": row["wanted"]}]}
         is_kept = hashlib.sha256(texts[root].id.encode()).digest()[0] % KEPT == 0
         # a class that the old model does not know cannot be judged beside it
-        is_kept &= not was["labels"] or row["wanted"] in was["labels"]
+        is_kept &= row["wanted"] in known
         sides[is_kept].append({"id": row["id"], **fields})
     if not all(sides):
         what = f"{len(rows)} labelled rows are too few, or too much alike, to keep some to judge by"
@@ -119,6 +120,7 @@ def _write(run: Path, folder: Path, command: Command, told: Line, rows: Sequence
     words = as_flags({"data": {"train": train}, "log": {"dir": folder, "name": folder.name}})
     layers = [(str(run), read_toml(run / CONFIG_FILE)[1]), ("plan", [*words])]
     about = {"was": was, "run": run.absolute(), "task": command.task, "folder": folder}
+    about["unknown"] = sum(row["wanted"] not in known for row in rows)
     contents = {CONFIG_FILE: to_toml(resolved(command.task, layers)),
                 PLAN: store.rendered(PLAN, Path(__file__).parent, **told, **about, sides=sides)}
     for name, side in zip((NEW, RECENT), sides, strict=True):

@@ -5,7 +5,7 @@
 
 A classifier (MiniLM, 22 M parameters) of 100 of the 150 intents of CLINC150 is trained by train.py
 and served by serve.py with a log. Every week asks for the intents of 500 texts that training did
-not see, gives feedback for 100 of them, and asks `python -m ftcore.monitor plan` for a decision:
+not see, gives feedback for 100 of them (`--told`), and asks `python -m ftcore.monitor plan` for a decision:
 
 stable      nothing moves
 sudden      from week 5 on a third of the texts have one of the 50 other intents
@@ -42,11 +42,11 @@ from ftcore.monitor.plan import Limits, plan
 from tests.bench.sst2 import model_folder
 from tests.bench.tasks import write
 
-KNOWN, WEEK, TOLD, MOST = 100, 500, 100, 256  # intents; texts a week, with feedback, of a request
+KNOWN, WEEK, MOST = 100, 500, 256  # intents; texts of a week, and at most of a request
 PARTS = {"train": 40, "test": 9}  # rows of an intent; all others are traffic
 LIMITS = Limits(cooldown_hours=0)
 WEEKS = {"stable": 20, "sudden": 12, "slow": 14, "seasonal": 12, "label-only": 14}
-LATER, ROUNDS = 4, 2  # weeks after a plan, and plans
+LATER = 4  # weeks after a plan, if no other plan comes before
 RECIPE = ("--preset small --optim.lr 5e-4 --loop.epochs 4 --data.holdout 1000"
           " --loop.eval-every 100000")
 Row = tuple[str, str]  # text, intent
@@ -147,11 +147,11 @@ class Server:
         return int(sum(found))
 
 def lived(server: Server, rows: Sequence[Row], wanted: dict[str, str],
-          random: np.random.Generator) -> float:
+          random: np.random.Generator, told: int) -> float:
     """A week; its true accuracy, as feedback has it."""
     found = server.classified([text for text, _ in rows])
     labels = [wanted.get(intent, intent) for _, intent in rows]
-    for at in random.permutation(len(rows))[:TOLD]:
+    for at in random.permutation(len(rows))[:told]:
         server.feedback(*found[at][:2], labels[at])
     return statistics.mean(said == label for (_, _, said), label in zip(found, labels, strict=True))
 
@@ -181,7 +181,7 @@ def scenario(name: str, run: Path, data: Path, said: argparse.Namespace) -> dict
         for week in range(1, WEEKS[name] + 1):
             rows.append(world.week(name, week))
             meant = wanted if name == "label-only" and week > 4 else {}
-            accuracy = lived(server, rows[-1], meant, world.random)
+            accuracy = lived(server, rows[-1], meant, world.random, said.told)
             told, about = decided(run, file, folder / f"plan-{week}")
             weeks.append({"week": week, "true accuracy": round(accuracy, 3), **about})
             log(name, *(f"{key}: {value}" for key, value in weeks[-1].items()))
@@ -200,7 +200,7 @@ def scenario(name: str, run: Path, data: Path, said: argparse.Namespace) -> dict
         "weeks": weeks}
     if name == "sudden" and told.get("answer") == "train":
         plans, state = [], (run, folder / f"plan-{week}", week)
-        while state and len(plans) < ROUNDS:
+        while state and len(plans) < said.plans:
             one, state = followed(world, *state, file, said)
             plans.append(one)
         found["plans"] = plans
@@ -226,21 +226,21 @@ def followed(world: World, run: Path, folder: Path, week: int, file: Path,
             test, = json.loads(out.splitlines()[-1])["against"].values()
             found[name] |= {"accuracy": test["accuracy"]}
         log("plan of week", week, name, found[name])
-    files = [*map(str, (run_data(said) / "train.jsonl", *folder.parent.glob("plan-*/*.jsonl")))]
-    all_ = {"all told": ["--data.train", *files]}
-    new = folder / folder.name
-    models = {"old": run, "plan": new}
-    for name, words in all_.items():
-        models[name] = said.runs / "sudden" / f"{name.replace(' ', '-')}-{week}"
-        place = ["--log.dir", str(models[name].parent), "--log.name", models[name].name]
-        command = ["python", "train.py", "classify", "--config", f"{folder}/config.toml"]
-        called([*command, *words, *place])
+    found["gate met"] = (found["judge"]["accuracy"]["low"] > 0
+                         and found["keep"]["accuracy"]["difference"] >= -0.01)
+    new, whole = folder / folder.name, folder.with_name(f"whole-{week}")
+    # rows of plans before this one came again in its own, but for those that were learned
+    others = [folder / "recent.jsonl", *folder.parent.glob("plan-*/new.jsonl")]
+    called(["python", "train.py", "classify", "--config", f"{folder}/config.toml", "--data.train",
+            *map(str, (run_data(said) / "train.jsonl", *others)),
+            "--log.dir", str(whole.parent), "--log.name", whole.name])
+    models = {"old": run, "plan": new, "all told": whole}
     rows, weeks, then = [], [], None
     words = ["--log", str(file), "--log-texts", "--threads", str(said.threads)]
     with Server(new, *words) as server:
         for later in range(week + 1, week + 1 + LATER):
             rows += (some := world.week("sudden", later))
-            lived(server, some, {}, world.random)
+            lived(server, some, {}, world.random, said.told)
             told, about = decided(new, file, said.runs / "sudden" / f"plan-{later}")
             weeks.append({"week": later, "reasons": told["reasons"], **about})
             log("after the plan", *(f"{key}: {value}" for key, value in weeks[-1].items()))
@@ -302,6 +302,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[*WEEKS, "rate"], choices=[*WEEKS, "rate"])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--told", type=int, default=100, help="texts of a week with feedback")
+    parser.add_argument("--plans", type=int, default=2, help="that `sudden` follows, at most")
     parser.add_argument("--rounds", type=int, default=3, help="of rate")
     said = parser.parse_args()
     said.runs, data = said.runs.absolute(), said.data / "clinc150/data_full.json.gz"
