@@ -5,7 +5,7 @@
 
 A classifier (MiniLM, 22 M parameters) of 100 of the 150 intents of CLINC150 is trained by train.py
 and served by serve.py with a log. Every week asks for the intents of 500 texts that training did
-not see, gives feedback for 100 of them (`--told`), and asks `python -m ftcore.monitor plan` for a decision:
+not see, gives feedback for 100 of them, and asks `python -m ftcore.monitor plan` for a decision:
 
 stable      nothing moves
 sudden      from week 5 on a third of the texts have one of the 50 other intents
