@@ -141,8 +141,8 @@ class Server:
     def lost(self) -> int:
         """Lines that the server could not write to its log."""
         with urllib.request.urlopen(f"{self.url}/metrics", timeout=60) as answer:
-            words = answer.read().decode().split()
-        return int(float(words[words.index("ft_lines_lost_total") + 1]))
+            told = dict(line.rsplit(" ", 1) for line in answer.read().decode().splitlines())
+        return int(float(told["ft_lines_lost_total"]))
 
 def lived(server: Server, rows: Sequence[Row], wanted: dict[str, str],
           random: np.random.Generator, told: int) -> float:
