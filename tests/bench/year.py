@@ -23,6 +23,7 @@ import argparse
 import gzip
 import json
 import math
+import os
 import shlex
 import statistics
 import subprocess
@@ -137,6 +138,11 @@ class Server:
     def feedback(self, request: str, index: int, label: str) -> None:
         self.post("feedback", {"request_id": request, "index": index, "label": label})
         self.feedbacks += 1
+
+    def cpu(self) -> float:
+        """Seconds that it has computed."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def lost(self) -> int:
         """Lines that the server could not write to its log."""
@@ -269,28 +275,29 @@ def rate(run: Path, data: Path, said: argparse.Namespace) -> dict[str, Any]:
     kinds = {"no log": [], "log": ["--log", str(file)],
              "log of texts": ["--log", f"{file}-texts", "--log-texts"]}
     servers = {kind: Server(run, *threads, *words) for kind, words in kinds.items()}
-    found: dict[str, Any] = {kind: {"one": [], "many": []} for kind in kinds}
+    found: dict[str, Any] = {kind: {"one": [], "many": [], "cpu": []} for kind in kinds}
     for turn in range(1 + said.rounds):  # the first is not counted
         for kind, server in servers.items():
             with server, ThreadPoolExecutor(8) as clients:
                 server.classified(texts[:64])
-                start = time.perf_counter()
+                start, cpu = time.perf_counter(), server.cpu()
                 [*clients.map(lambda text, at=server: at.classified([text]), texts[:600])]
                 half = time.perf_counter()
                 for at in range(0, 1500, 250):
                     server.classified(texts[at : at + 250])
-                end = time.perf_counter()
+                end, cpu = time.perf_counter(), server.cpu() - cpu
                 lost = server.lost()
             if turn:
                 found[kind]["one"].append(round(600 / (half - start), 1))
                 found[kind]["many"].append(round(1500 / (end - half), 1))
+                found[kind]["cpu"].append(round(2100 / cpu, 1))  # texts by seconds of the server
             log("rate", kind, round(600 / (half - start), 1), round(1500 / (end - half), 1), lost)
     sent, turns = 64 + 600 + 1500, 1 + said.rounds
     lost = {kind: sent * turns - len(read_journal(Path(words[1]), run.name).records)
             for kind, words in kinds.items() if words}
     share = {f"log of texts over none, {load}": round(statistics.median(
         a / b for a, b in zip(found["log of texts"][load], found["no log"][load], strict=True)), 3)
-        for load in ("one", "many")}
+        for load in ("one", "many", "cpu")}
     return found | {"lost": lost} | share
 
 def main() -> None:

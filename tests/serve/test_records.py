@@ -8,7 +8,7 @@ import pytest
 
 from ftcore.deploy import records
 from ftcore.deploy.http import Refused
-from tests.serve.conftest import BERT, QWEN3, Make, serving
+from tests.serve.conftest import BERT, QWEN3, Client, Make, serving
 
 THREE = BERT | {"id2label": {"0": "a", "1": "b", "2": "c"}}
 
@@ -74,3 +74,13 @@ def test_a_full_log_is_put_aside(decoder: Path, tmp_path: Path) -> None:
     assert aside.read_bytes()[-1:] == b"\n" and len(aside.read_bytes()) == 2**20
     lines = [json.loads(line) for line in client.log.read_text().splitlines()]
     assert sum("rows" in line for line in lines) == 2
+
+def test_as_many_texts_as_are_allowed_fit_and_refused_ones_are_not_noted(
+    server: Client, decoder: Path, tmp_path: Path
+) -> None:
+    whole = {"input": ["one"] * 256}
+    assert server.post("/v1/embeddings", whole).status == 200
+    with serving(decoder, tmp_path, "--queue", "8", "--max-sequences", "2") as client:
+        assert client.post("/v1/embeddings", whole).error[1] == "queue_full"
+        (line,) = map(json.loads, client.log.read_text().splitlines())
+        assert "rows" not in line
