@@ -115,8 +115,8 @@ def _write(run: Path, folder: Path, command: Command, told: Line, rows: Sequence
     if not all(sides):
         what = f"{len(rows)} labelled rows are too few, or too much alike, to keep some to judge by"
         raise DataError(f"{run}: {what}: collect more")
-    train = [*(str(Path(file).absolute()) for file in data.train), str(folder / NEW)]
-    words = as_flags({"data": {"train": train}, "log": {"dir": folder, "name": folder.name}})
+    added = {"data": {"train": [*data.train, folder / NEW]}}
+    words = as_flags(added | {"log": {"dir": folder, "name": folder.name}})
     layers = [(str(run), read_toml(run / CONFIG_FILE)[1]), ("plan", [*words])]
     about = {"was": was, "run": run.absolute(), "task": command.task, "folder": folder}
     contents = {CONFIG_FILE: to_toml(resolved(command.task, layers)),
