@@ -43,7 +43,7 @@ from ftcore.data.tokenizer import Tokenizer
 from ftcore.env.compute import derived
 from ftcore.errors import TrainingError
 from ftcore.evaluate.evaluator import spoken, streams
-from ftcore.evaluate.significance import intervals
+from ftcore.evaluate.metrics import intervals
 from ftcore.model.heads import Model
 from ftcore.model.transformer import Linear
 from ftcore.tune.freeze import tensor_sha256

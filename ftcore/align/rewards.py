@@ -27,8 +27,8 @@ from ftcore.data.encode import sides
 from ftcore.data.pack import Encoded
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import ConfigError, TrainingError
-from ftcore.evaluate import text
 from ftcore.evaluate.evaluator import all_logits
+from ftcore.evaluate.metrics import exact_match, judged_command
 from ftcore.tune.adapter import load_artifact
 
 Rows = Sequence[Mapping[str, Any]]
@@ -82,13 +82,13 @@ def opened(name: str) -> Source:
         raise ConfigError(f"reward.sources: {name}: {error}") from error
 
 def match(rest: str) -> Source:
-    return lambda rows: [text.exact_match(row["target"], row["answer"]) for row in rows]
+    return lambda rows: [exact_match(row["target"], row["answer"]) for row in rows]
 
 def command(field: str) -> Source:
     figures = "json_valid", "intent_accuracy", "slot_f1_of_row", "exact_match_object"
 
     def score(row: Mapping[str, Any]) -> float:
-        said = text.judged_command(row["target"], row["answer"], intent=field)
+        said = judged_command(row["target"], row["answer"], intent=field)
         return sum(said[name] for name in figures) / len(figures)
 
     return lambda rows: map(score, rows)

@@ -23,8 +23,8 @@ from ftcore.data.encode import Split
 from ftcore.data.pack import Batch, Encoded, apart, collate, pack
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import ModelError
-from ftcore.evaluate import metrics, text
-from ftcore.evaluate.significance import Figures
+from ftcore.evaluate import metrics
+from ftcore.evaluate.metrics import Figures
 from ftcore.model.generate import generate
 from ftcore.model.heads import Model
 from ftcore.tune.task import document_logits, hidden
@@ -255,9 +255,9 @@ def evaluate_answers(model: Model, tokenizer: Tokenizer, chats: Sequence[Chat],
     prompts = [encode_prompt(chat.messages[:-1], tokenizer) for chat in chats]
     asked, targets = ([chat.messages[turn]["content"] for chat in chats] for turn in (-2, -1))
     answers = greedy(model, tokenizer, prompts, config.max_new_tokens)
-    judge = text.judged_text
+    judge = metrics.judged_text
     if config.intent_field:
-        judge = partial(text.judged_command, intent=config.intent_field)
+        judge = partial(metrics.judged_command, intent=config.intent_field)
     verdicts = [judge(*pair) for pair in zip(targets, answers, strict=True)]
     values_BS = np.array([[*each.values()] for each in verdicts], dtype=float)
 

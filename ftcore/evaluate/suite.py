@@ -22,7 +22,7 @@ from ftcore.data.encode import Split
 from ftcore.data.pack import Encoded, apart, is_pair
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import DataError
-from ftcore.evaluate import metrics, report, significance
+from ftcore.evaluate import metrics, report
 from ftcore.evaluate.evaluator import JUDGES, Judged, all_logits, evaluate_answers, root_of
 from ftcore.evaluate.report import table
 from ftcore.model.heads import Model
@@ -42,13 +42,12 @@ class Results:
     tables: list[str] = field(default_factory=list)  # further ones for people
 
     @cached_property
-    def intervals(self) -> dict[str, significance.Intervals]:
+    def intervals(self) -> dict[str, dict[str, tuple[float, float]]]:
         """By split the ends of each figure's interval; once all splits are there."""
-        found: dict[str, significance.Intervals] = {name: {} for name in self.judged}
-        for name, each in self.judged.items():
-            for one in each:
-                found[name] |= significance.intervals(one.figures, one.clusters_B, seed=self.seed)
-        return found
+        told = partial(metrics.intervals, seed=self.seed)
+        return {name: {key: ends for one in each
+                       for key, ends in told(one.figures, one.clusters_B).items()}
+                for name, each in self.judged.items()}
 
     def against(self, base: Mapping[str, Mapping[str, float]]) -> str:
         """For people, each metric with its interval, beside that of the base model if there is."""
@@ -70,7 +69,7 @@ class Results:
             if forms[0] != forms[1]:
                 raise DataError(f"{name}: both models must read, and keep, the same test rows")
             for one, two in zip(mine, theirs, strict=True):
-                found[name] |= significance.compare(one.figures, two.figures, one.clusters_B,
+                found[name] |= metrics.compare(one.figures, two.figures, one.clusters_B,
                                                     seed=self.seed)
             cells = (
                 (metric, self.metrics[name][metric], other.metrics[name][metric], *each.values(),
@@ -78,7 +77,7 @@ class Results:
                 for metric, each in found[name].items())
             told.append(f"{name}, paired\n{table(head, cells)}")
             if one.right_B is not None:
-                p = significance.mcnemar(one.right_B, two.right_B)
+                p = metrics.mcnemar(one.right_B, two.right_B)
                 found[name]["mcnemar"] = {"p": p}
                 told.append(f"rows that one alone has right: McNemar mid-p {p:.4g}")
         return "\n\n".join(told), found
@@ -124,7 +123,7 @@ class Suite:
             return ""
         rows = Split(documents=train[: len(dev.documents)])
         one, two = self._judged(model, dev), self._judged(model, rows)
-        found = significance.compare(one.figures, two.figures, one.clusters_B, two.clusters_B,
+        found = metrics.compare(one.figures, two.figures, one.clusters_B, two.clusters_B,
                                      seed=self.config.env.seed)
         cells = ((name, two.values[name], one.values[name], *found[name].values())
                  for name in SHOWN if name in found)

@@ -29,7 +29,7 @@ from ftcore.data.chat import encode_prompt
 from ftcore.deploy.bundle import bundle, open_bundle
 from ftcore.env.run import locked
 from ftcore.errors import CheckpointError, ConfigError, DataError, TrainingError
-from ftcore.evaluate import evaluator, report, significance, text
+from ftcore.evaluate import evaluator, metrics, report
 from ftcore.monitor.drift import Watch
 from ftcore.monitor.journal import read_journal, read_reference
 
@@ -252,7 +252,7 @@ def gate(home: Path) -> Line:
     for part, rows in parts.items():
         figures = [lambda rows_M, right_B=each[part]: {"right": float(right_B[rows_M].mean())}
                    for each in right]
-        found = significance.compare(*figures, np.array(compare.clusters(rows)))
+        found = metrics.compare(*figures, np.array(compare.clusters(rows)))
         inputs[part] = {"rows": len(rows), **found["right"]}
     answer, reasons = judge(inputs)
     with writing(home) as registry:
@@ -276,7 +276,7 @@ def _right(folder: Path, command: Command,
             documents = [pack.Encoded("", ids_T, 0, 1.0, types_T) for ids_T, types_T in ids]
             best_B = evaluator.all_logits(model, documents, **limits).argmax(1)
             said = [loaded.labels[k] for k in best_B]
-        right[name] = np.array([*map(text.exact_match, wanted, said)])
+        right[name] = np.array([*map(metrics.exact_match, wanted, said)])
     return right
 
 def promote(home: Path, run: Path | None = None) -> str:
