@@ -177,10 +177,10 @@ def sides(chats: Sequence[Chat], tokenizer: Tokenizer,
                         chat.messages[-1]["content"]) for chat in chats]
     answers = tokenizer.encode_batch((answer for _, answer in texts), special=False)
     read = zip(chats, tokenizer.encode_pairs(texts), answers, strict=True)
-    for chat, (ids_T, types_T), answer in read:
-        if len(answer):  # behind it stands one special token
+    for chat, (ids_T, types_T), (answer_T, _) in read:
+        if len(answer_T):  # behind it stands one special token
             types_T = np.zeros_like(ids_T) if types_T is None else types_T
-            found[chat.id] = ids_T, types_T, len(ids_T) - 1 - len(answer)
+            found[chat.id] = ids_T, types_T, len(ids_T) - 1 - len(answer_T)
         else:
             lost.append(columns.left_out(chat, "an answer is empty"))
     return found, lost

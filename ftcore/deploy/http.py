@@ -126,7 +126,9 @@ class Meters(dict):
         """What the engine knows; the registry asks."""
         for attribute, (name, text) in METERS["engine"].items():
             kind = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
-            yield kind(f"ft_{name}", text, value=getattr(self.engine, attribute))
+            told = getattr(self.engine, attribute)
+            value = told if isinstance(told, int | float) else len(told)
+            yield kind(f"ft_{name}", text, value=value)
         yield from self.monitor.collect() if self.monitor else ()
 
 Handler = Callable[[Exchange], Awaitable[bytes | None]]  # returns JSON, or None: it has answered

@@ -26,7 +26,7 @@ from ftcore.evaluate import metrics, report
 from ftcore.evaluate.evaluator import JUDGES, Judged, all_logits, evaluate_answers, root_of
 from ftcore.evaluate.report import table
 from ftcore.model.heads import Model
-from ftcore.tune.lora import LoRALinear, lora_layers
+from ftcore.tune.lora import merge
 
 SHOWN = ("loss", "perplexity", "bits_per_byte", "accuracy", "subset_accuracy", "f1_macro",
          "pearson", "spearman", "temperature")  # while it trains, where the task has it
@@ -177,7 +177,6 @@ def certify(model: Model, split: Split, suite: Suite) -> dict[str, Any]:
     """On the first rows of a split; scores have neither KL nor arg-max. The model is left unmerged,
     in evaluation mode."""
     model.eval()
-    layers = lora_layers(model).values()
     documents = split.documents[:MOST_ROWS]
     scored = np.cumsum([sum(np.count_nonzero(side.weights) for side in apart([document]))
                         for document in documents])
@@ -188,13 +187,11 @@ def certify(model: Model, split: Split, suite: Suite) -> dict[str, Any]:
         return proof
     limits = {"max_tokens": suite.config.loop.micro_batch_tokens, "device": model.device}
     values, logits = [], []
-    for change in (LoRALinear.unmerge, LoRALinear.merge):
-        for layer in layers:
-            change(layer)
+    for is_merged in (False, True):
+        merge(model, is_merged=is_merged)
         logits.append(all_logits(model, few, **limits))
         values.append(suite.dev(model, Split(documents=few)))
-    for layer in layers:
-        layer.unmerge()
+    merge(model, is_merged=False)
     proof |= {key.removeprefix("eval/"): [each[key] for each in values] for key in values[0]}
     proof["max_difference"] = (logits[1] - logits[0]).abs().max().item()
     if suite.config.problem == "regression":
