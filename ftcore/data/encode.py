@@ -12,7 +12,6 @@ from itertools import tee
 import numpy as np
 
 from ftcore import config as configs
-from ftcore.config import OverLength
 from ftcore.data import columns
 from ftcore.data.chat import Answers, find_answers, supervise
 from ftcore.data.columns import Chat, DataConfig, Example, Labels, Rejected, RowError, Text
@@ -62,7 +61,7 @@ def _texts(split: Split, texts: Sequence[Text], tokenizer: Tokenizer, config: Da
     if split.cut and config.over_length != "split":
         split.num_bytes = 0
 
-def cut(document: Encoded, max_length: int, over_length: OverLength, *,
+def cut(document: Encoded, max_length: int, over_length: configs.OverLength, *,
         bos_id: int | None) -> list[Encoded]:
     """What is left of a document that is too long: its first tokens, its last ones behind BOS, or
     parts, of which the last position predicts the first token of the next."""
@@ -149,7 +148,7 @@ def _pairs(split: Split, chats: Sequence[Chat], tokenizer: Tokenizer,
             admit(split, chat, pair(chat.id, both, chat.margin), shorten, config, size=size)
 
 def _cut_sides(sides: Sequence[Side], lead: int, document: Encoded, limit: int,
-               _: OverLength) -> list[Encoded]:
+               _: configs.OverLength) -> list[Encoded]:
     """The pair without what is over at the starts of its prompts, but for `lead` tokens; none where
     no prompt would be left."""
     both = []
@@ -194,8 +193,8 @@ def take(document: Encoded, places: np.ndarray | slice) -> Encoded:
     return Encoded(document.row_id, *kept)
 
 def admit(split: Split, source: Example, document: Encoded,
-          shorten: Callable[[Encoded, int, OverLength], list[Encoded]], config: DataConfig, *,
-          size: int | None = None) -> bool:
+          shorten: Callable[[Encoded, int, configs.OverLength], list[Encoded]],
+          config: DataConfig, *, size: int | None = None) -> bool:
     """Take in a document, or, where its `size` (by default its length) is above `max_length`, what
     `shorten` makes of it, or nothing (drop), or raise DataError (error); but no part without
     anything to supervise. All that is lost is noted. False: nothing was taken."""

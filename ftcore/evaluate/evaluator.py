@@ -24,7 +24,6 @@ from ftcore.data.pack import Batch, Encoded, apart, collate, pack
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import ModelError
 from ftcore.evaluate import metrics
-from ftcore.evaluate.metrics import Figures
 from ftcore.model.generate import generate
 from ftcore.model.heads import Model
 from ftcore.tune.task import document_logits, hidden
@@ -35,7 +34,7 @@ PROMPTS_AT_ONCE, MOST_LOGITS = 256, 2**25  # the latter of tokens
 class Judged:
     """What a model says of B rows: documents or chats."""
     row_ids: Sequence[str]
-    figures: Figures  # metrics of some rows, by their indices
+    figures: metrics.Figures  # metrics of some rows, by their indices
     columns: dict[str, Sequence[Any]] = field(default_factory=dict)  # predictions, of each row
     by_class: metrics.ByClass = field(default_factory=list)
     confusions_KK: np.ndarray | None = None  # where a row has one class: see metrics.py
@@ -94,7 +93,7 @@ def ids_of(split: Split) -> list[str]:
     return [document.row_id for document in split.documents]
 
 def with_loss(loss_B: np.ndarray, of: Callable[..., Mapping[str, float]],
-              *columns: np.ndarray) -> Figures:
+              *columns: np.ndarray) -> metrics.Figures:
     """The mean loss of some rows, and what `of` says of their part of the columns."""
     def figures(rows_M: np.ndarray) -> dict[str, float]:
         return {"loss": float(loss_B[rows_M].mean()), **of(*(x_B[rows_M] for x_B in columns))}

@@ -24,7 +24,6 @@ from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import DataError
 from ftcore.evaluate import metrics, report
 from ftcore.evaluate.evaluator import JUDGES, Judged, all_logits, evaluate_answers, root_of
-from ftcore.evaluate.report import table
 from ftcore.model.heads import Model
 from ftcore.tune.lora import merge
 
@@ -75,7 +74,7 @@ class Results:
                 (metric, self.metrics[name][metric], other.metrics[name][metric], *each.values(),
                  "too small to tell" if each["low"] <= 0 <= each["high"] else "differs")
                 for metric, each in found[name].items())
-            told.append(f"{name}, paired\n{table(head, cells)}")
+            told.append(f"{name}, paired\n{report.table(head, cells)}")
             if one.right_B is not None:
                 p = metrics.mcnemar(one.right_B, two.right_B)
                 found[name]["mcnemar"] = {"p": p}
@@ -128,7 +127,7 @@ class Suite:
         cells = ((name, two.values[name], one.values[name], *found[name].values())
                  for name in SHOWN if name in found)
         head = ("metric", "train", "dev", "difference", "low", "high", "p")
-        return f"over-fitting, {len(rows.documents)} rows each\n{table(head, cells)}"
+        return f"over-fitting, {len(rows.documents)} rows each\n{report.table(head, cells)}"
 
     def leaked(self, split: Split, train: Sequence[Encoded]) -> dict[str, str]:
         """By row id, why training knows it: the same text, nearly the same, or 13 words."""
@@ -158,7 +157,7 @@ class Suite:
                 is_one_B = np.array(columns["label"], dtype=object) == self.labels[1]
                 score_B = np.array(columns["probabilities"])[:, 1]
                 found = metrics.threshold_table(is_one_B, score_B)
-                shown = table(found[0], [each.values() for each in found])
+                shown = report.table(found[0], [each.values() for each in found])
                 yield f"thresholds of {self.labels[1]}\n{shown}"
 
     @torch.inference_mode()

@@ -218,8 +218,9 @@ def _write_plan(registry: Registry, line: Line, rows: Sequence[columns.Example])
         plain = ({"id": row.id} | ({"messages": row.messages} if command.task == "sft" else
                                    {"text": row.texts[0], "label": row.target}) for row in part)
         texts[f"{name}.jsonl"] = "".join(json.dumps(row) + "\n" for row in plain)
-    files.write_folder(folder, lambda temp: [
-        (temp / name).write_text(text, "utf-8") for name, text in texts.items()])
+    with files.write_folder(folder) as temp:
+        for name, text in texts.items():
+            (temp / name).write_text(text, "utf-8")
 
 def run(home: Path) -> str:
     """Train by the last plan, and bundle it; returns the candidate's name. ConfigError: it was

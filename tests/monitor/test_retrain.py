@@ -68,7 +68,8 @@ def bundle(made: Path, folder: Path) -> None:
     bundles.bundle(made, whole)
     (whole / "reference.jsonl").write_text('{"prompt_tokens": 9, "right": true}\n' * 20)
     (whole / "manifest.json").unlink()
-    disk.write_folder(folder, lambda temp: shutil.copytree(whole, temp, dirs_exist_ok=True))
+    with disk.write_folder(folder) as temp:
+        shutil.copytree(whole, temp, dirs_exist_ok=True)
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
