@@ -234,7 +234,8 @@ from ftcore import files
 root = Path(sys.argv[1])
 
 def install(content):
-    write_folder(root / "x", lambda folder: (folder / "a").write_bytes(content))
+    with files.write_folder(root / "x") as folder:
+        (folder / "a").write_bytes(content)
 
 def die_at(call):
     left = [call]

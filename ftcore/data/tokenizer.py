@@ -189,5 +189,4 @@ def _slabs(encode: Callable, inputs: Iterable) -> Iterator[list[tokenizers.Encod
 def _arrays(lists: Sequence[list[int]]) -> list[np.ndarray]:
     """Each list as int32, a view of one array of all: making many costs several times more."""
     flat_N = np.fromiter(chain.from_iterable(lists), np.int32)
-    borders = accumulate(map(len, lists), initial=0)
-    return [flat_N[start:end] for start, end in pairwise(borders)]
+    return [flat_N[start:end] for start, end in pairwise(accumulate(map(len, lists), initial=0))]

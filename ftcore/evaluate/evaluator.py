@@ -205,8 +205,7 @@ def evaluate_pairs(model: Model, split: Split, labels: Sequence[str], *,
               "longer_reply_accuracy": (longer_M + 1) / 2}
         return {name: float(x_M.mean()) if len(x_M) else math.nan for name, x_M in of.items()}
 
-    longer_B = np.sign(chosen_B - rejected_B)
-    figures = with_loss(loss_B, shares, (np.sign(gap_B) + 1) / 2, longer_B)
+    figures = with_loss(loss_B, shares, (np.sign(gap_B) + 1) / 2, np.sign(chosen_B - rejected_B))
     p_B = 1 / (1 + np.exp(-np.clip(beta * gap_B, -500, 500)))
     always_B, p_B2 = np.ones(len(p_B), dtype=int), np.column_stack([1 - p_B, p_B])
     more |= {"margin": float(gap_B.mean()),
