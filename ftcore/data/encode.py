@@ -35,16 +35,11 @@ def encode(config: DataConfig, examples: Sequence[Example], tokenizer: Tokenizer
            labels: Names = None) -> Split:
     """Examples of one split as documents; `labels` of what has classes. See `admit` for rows that
     are too long. DataError: none is left."""
-    split = Split()
-    if isinstance(config, configs.TextDataConfig):
-        _texts(split, examples, tokenizer, config)
-    elif isinstance(config, configs.PairsDataConfig):
-        _pairs(split, examples, tokenizer, config)
-    elif isinstance(config, configs.ChatDataConfig):
-        _chats(split, examples, tokenizer, config)
-    else:
-        numbers = {name: index for index, name in enumerate(labels or ())}
-        _labelled(split, examples, tokenizer, config, numbers)
+    split, index = Split(), {name: number for number, name in enumerate(labels or ())}
+    kinds = {configs.TextDataConfig: _texts, configs.PairsDataConfig: _pairs,
+             configs.ChatDataConfig: _chats, configs.TextsConfig: partial(_labelled, labels=index)}
+    make = next(make for kind, make in kinds.items() if isinstance(config, kind))
+    make(split, examples, tokenizer, config)
     columns.require_some(split.documents, split.rejected)
     return split
 

@@ -253,9 +253,8 @@ def evaluate_answers(model: Model, tokenizer: Tokenizer, chats: Sequence[Chat],
     prompts = [encode_prompt(chat.messages[:-1], tokenizer) for chat in chats]
     asked, targets = ([chat.messages[turn]["content"] for chat in chats] for turn in (-2, -1))
     answers = greedy(model, tokenizer, prompts, config.max_new_tokens)
-    judge = metrics.judged_text
-    if config.intent_field:
-        judge = partial(metrics.judged_command, intent=config.intent_field)
+    intent = config.intent_field
+    judge = partial(metrics.judged_command, intent=intent) if intent else metrics.judged_text
     verdicts = [judge(*pair) for pair in zip(targets, answers, strict=True)]
     values_BS = np.array([[*each.values()] for each in verdicts], dtype=float)
 

@@ -21,8 +21,6 @@ from ftcore.errors import CheckpointError
 Tensors = Mapping[str, Mapping[str, Tensor]]
 STATE, SUFFIX = "state.json", ".safetensors"
 
-logger = logging.getLogger(__name__)
-
 class Loaded(NamedTuple):
     """A verified checkpoint: CPU tensors in memory of their own, by group and name."""
     step: int
@@ -62,7 +60,7 @@ class Checkpoints:
             try:
                 return load(self.of(step))
             except CheckpointError as error:
-                logger.warning("step %d is refused: %s", step, error)
+                logging.getLogger(__name__).warning("step %d is refused: %s", step, error)
                 refused.append(f"  step {step}: {error}")
         if refused[1:]:
             raise CheckpointError("\n".join(refused))
