@@ -127,8 +127,7 @@ class Meters(dict):
         for attribute, (name, text) in METERS["engine"].items():
             kind = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
             told = getattr(self.engine, attribute)
-            value = told if isinstance(told, int | float) else len(told)
-            yield kind(f"ft_{name}", text, value=value)
+            yield kind(f"ft_{name}", text, value=len(told) if hasattr(told, "__len__") else told)
         yield from self.monitor.collect() if self.monitor else ()
 
 Handler = Callable[[Exchange], Awaitable[bytes | None]]  # returns JSON, or None: it has answered
