@@ -70,10 +70,9 @@ class Results:
             for one, two in zip(mine, theirs, strict=True):
                 found[name] |= metrics.compare(one.figures, two.figures, one.clusters_B,
                                                     seed=self.seed)
-            cells = (
-                (metric, self.metrics[name][metric], other.metrics[name][metric], *each.values(),
-                 "too small to tell" if each["low"] <= 0 <= each["high"] else "differs")
-                for metric, each in found[name].items())
+            cells = ((key, self.metrics[name][key], other.metrics[name][key], *each.values(),
+                      "too small to tell" if each["low"] <= 0 <= each["high"] else "differs")
+                     for key, each in found[name].items())
             told.append(f"{name}, paired\n{report.table(head, cells)}")
             if one.right_B is not None:
                 p = metrics.mcnemar(one.right_B, two.right_B)

@@ -160,10 +160,9 @@ def load_adapter(model: Model, folder: Path, *, family: Family) -> None:
 
 def _trained_fully(model: nn.Module, extra: Parts) -> dict[str, list[str]]:
     """HF name of each tensor of such modules -> names of our parameters in it."""
-    return {
-        f"{module}.{attribute}": [f"{part}.{attribute}" for part in parts]
-        for module, parts in extra.items()
-        for attribute in dict(model.get_submodule(parts[0]).named_parameters(recurse=False))}
+    return {f"{module}.{attribute}": [f"{part}.{attribute}" for part in parts]
+            for module, parts in extra.items()
+            for attribute in dict(model.get_submodule(parts[0]).named_parameters(recurse=False))}
 
 def _held_or_listed(model: nn.Module, family: Family, options: dict,
                     keys: Collection[str]) -> tuple[Parts, Parts]:

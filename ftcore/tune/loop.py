@@ -104,9 +104,8 @@ class Loop:
         self.model.train()
         count = self.num_processes if self.reads_rows else 1
         progress, options = self.progress, self.config.loop
-        with (
-            Workers(count, self.optimizer, self.share) as workers, StopFlag() as stop,
-            tqdm(total=self.total_steps, initial=progress.step, unit="step") as bar):
+        with (Workers(count, self.optimizer, self.share) as workers, StopFlag() as stop,
+              tqdm(total=self.total_steps, initial=progress.step, unit="step") as bar):
             while progress.step < self.total_steps and not self._is_out_of_patience():
                 values = self._step(workers)
                 bar.update()
