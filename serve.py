@@ -25,7 +25,6 @@ from ftcore.errors import ConfigError, FtcoreError
 
 if TYPE_CHECKING:
     from ftcore.deploy.api import Api
-    from ftcore.deploy.http import Meters, Server
     from ftcore.model.load import LoadedModel
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
@@ -83,88 +82,47 @@ def opened(path: str, config: ServeConfig) -> tuple["LoadedModel", dict[str, Any
     loaded.model.compute_in(products)
     print(f"{path}: {loaded.accounting}")
     fingerprint = hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
-    return loaded, {"labels": tuple(labels or ()), "problem": problem, "fingerprint": fingerprint,
-                    "temperature": temperature or 1.0}
+    return loaded, {"name": run.resolve().name, "labels": tuple(labels or ()), "problem": problem,
+                    "temperature": temperature or 1.0, "fingerprint": fingerprint}
 
-def made(path: Path, name: str, config: ServeConfig, meters: "Meters") -> "Api":
-    """The routes over an engine of its own, by that name, and what watches them."""
+def serve(path: str, config: ServeConfig) -> int:
+    """Until a signal comes or the engine is broken; returns the exit code."""
+    # Imported here, so that --help and a mistyped option answer at once.
+    import torch
+
     from ftcore.data.tokenizer import Tokenizer
     from ftcore.deploy.api import Api, Served
     from ftcore.deploy.engine import Engine
-    from ftcore.deploy.records import REFERENCE
-    from ftcore.monitor.journal import read_reference
-    from ftcore.monitor.meter import Monitor
+    from ftcore.deploy.http import Server
     from kernels.memory import held_bytes
 
-    loaded, about = opened(str(path), config)
+    torch.set_num_threads(config.threads)
+    loaded, about = opened(path, config)
     model, spec = loaded.model, loaded.model.spec
     engine = Engine(
         model, max_waiting=config.queue, max_sequences=config.max_sequences,
         prefill_tokens=config.prefill_tokens, cache_tokens=config.cache_tokens,
         threads=config.threads)
-    version, monitor = path.resolve().name, None
-    if (path / REFERENCE).is_file():
-        monitor = Monitor(read_reference(path), config.window, version)
-    served = Served(name, version, Tokenizer.load(loaded.folder), **about)
+    api = Api(engine, Served(tokenizer=Tokenizer.load(loaded.folder), **about), config)
+    server = Server(api.routes, lambda: engine.is_broken, config, api.meters)
     weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     slot = 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim
     slot *= (model.trunk.compute or model.trunk.embed_tokens.weight.dtype).itemsize
     print(f"memory: {held_bytes() / 2**20:.0f} MiB of this process, weights of"
           f" {weights / 2**20:.1f} MiB among it; keys and values will take up to"
-          f" {config.cache_tokens * slot / 2**20:.1f} MiB", flush=True)
-    return Api(engine, served, config, meters, monitor)
-
-async def follow(home: Path, server: "Server") -> None:
-    """Let whichever model is promoted answer; requests that have begun end where they did."""
-    from ftcore.deploy.http import TICK
-    from ftcore.monitor.retrain import Registry
-
-    tried = server.api.served.version
-    while True:
-        await asyncio.sleep(TICK)
-        old, version = server.api, Registry(home).active()
-        if version == tried:
-            continue
-        tried, path = version, home / "models" / version
-        try:
-            api = await asyncio.to_thread(made, path, old.served.name, old.options, old.meters)
-        except (FtcoreError, OSError) as error:
-            print(f"{version} cannot be served, {old.served.version} goes on: {error}", flush=True)
-            continue
-        api.start()
-        before, server.api = {*server.open}, api
-        while before & server.open:
-            await asyncio.sleep(TICK)
-        await asyncio.to_thread(old.engine.stop)
-        print(f"serving {version} instead of {old.served.version}", flush=True)
-
-def serve(path: Path, config: ServeConfig) -> int:
-    """Until a signal comes or the engine is broken; returns the exit code."""
-    # Imported here, so that --help and a mistyped option answer at once.
-    import torch
-
-    from ftcore.deploy.http import Meters, Server
-    from ftcore.monitor.retrain import Registry
-
-    torch.set_num_threads(config.threads)
-    name, version = path.resolve().name, Registry(path).active()
-    api = made(path / "models" / version if version else path, name, config, Meters())
-    server = Server(api, config)
+          f" {config.cache_tokens * slot / 2**20:.1f} MiB")
 
     def ready(port: int) -> None:
         where = f"http://{config.host}:{port}"
-        print(f"serving {name} at {where}; stop it with ctrl-c. Try:")
+        print(f"serving {api.served.name} at {where}; stop it with ctrl-c. Try:")
         print(f"  {command_to_try(where, api)}", flush=True)
 
     async def live() -> int:
         api.start()
-        follower = asyncio.create_task(follow(path, server)) if version else None
         try:
             return await server.run(ready)
         finally:
-            if follower:
-                follower.cancel()
-            await asyncio.to_thread(server.api.engine.stop)
+            await asyncio.to_thread(api.engine.stop)
 
     return asyncio.run(live())
 
@@ -204,7 +162,7 @@ def main(argv: list[str]) -> int:
             return give_away(argv[1:])
         config = options(ServeConfig, argv[1:], script="serve.py MODEL")
         check_access(config)
-        return serve(Path(argv[0]), config)
+        return serve(argv[0], config)
     except FtcoreError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -261,7 +261,6 @@ class ServeConfig(Section):
     log: Path | None = None  # file of a JSON line a request; None: standard error
     log_mib: Count = 64  # MiB of it, after which it is put aside as FILE.TIME and begun anew
     log_texts: bool = False  # texts too, without e-mail addresses and numbers of phones and cards
-    window: Count = 500  # requests that are compared with those of the reference
 
 class PretrainRun(Section):
     """Next-token training on plain text."""

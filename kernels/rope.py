@@ -7,8 +7,7 @@ forward     (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin), x1 and x2 the halves
 backward    the same rotation by the opposite angle
 norm_rope   x is RMSNorm (kernels/norm.py) of each head, in the same pass over the values
 dtypes      angles in fp32, cos and sin rounded to the compute dtype as HF does
-GPU         kernels/rope_triton.py, which reads and writes every value once
-"""
+GPU         kernels/rope_triton.py, which reads and writes every value once"""
 
 import math
 
@@ -31,8 +30,7 @@ def rope_angles(positions_N: Tensor, *, head_dim: int, theta: float, dtype: torc
                 keeps its frequency, one that fits less than `low` times is divided by the factor,
                 and those between are blended; None: all are divided
     returns     cos_sin_2NE in `dtype`, E = head_dim / 2
-    source      bands: Llama team 2024, arXiv:2407.21783
-    """
+    source      bands: Llama team 2024, arXiv:2407.21783"""
     exponents_E = torch.arange(0, head_dim, 2, device=positions_N.device).float() / head_dim
     # numerics: HF's formulas to the bit, since an error here grows with the position
     frequencies_E = 1.0 / theta**exponents_E
@@ -81,8 +79,7 @@ def rope(x_NHD: Tensor, cos_sin_2NE: Tensor, *, impl: Impl = "auto") -> Tensor:
     cos_sin_2NE     from `rope_angles`, same dtype
     impl            see kernels/backend.py
     returns         y_NHD, compute dtype
-    source          Su et al. 2021, arXiv:2104.09864
-    """
+    source          Su et al. 2021, arXiv:2104.09864"""
     if uses_triton("rope", impl, x_NHD, fits=cos_sin_2NE.shape[-1] <= MAX_HEAD_WIDTH):
         from kernels.rope_triton import RopeTriton
 
@@ -96,8 +93,7 @@ def norm_rope(x_NHD: Tensor, weight_D: Tensor, cos_sin_2NE: Tensor, *, eps: floa
     weight_D    of the norm, as are eps and offset; same dtype
     impl        "auto" on a GPU: one kernel for a head of at most 256 channels; else both ops
     returns     y_NHD, compute dtype; by the kernel rounded once
-    raises      ValueError: the kernel is given other sizes or devices
-    """
+    raises      ValueError: the kernel is given other sizes or devices"""
     if uses_triton("norm_rope", impl, x_NHD, fits=x_NHD.shape[-1] <= MAX_HEAD_WIDTH):
         from kernels.rope_triton import RopeTriton
 

@@ -7,8 +7,7 @@ the first head of a token. Inside fp32, rounded once.
 norm_rope   rows are normed before they turn: 2 N H D values, not the 4 of two kernels
 backward    dy is turned back, then the equations of kernels/norm.py: 3 N H D values, not 5, since
             rstd comes from x, which is read anyway. P programs walk over the tiles, each with its
-            own dw in fp32, which are added at the end: the same sum in every run
-"""
+            own dw in fp32, which are added at the end: the same sum in every run"""
 
 import torch
 import triton

@@ -39,8 +39,7 @@ JsonObject = dict[str, Any]
 @dataclass(frozen=True)
 class Served:
     """What is served."""
-    name: str  # by which it is asked for
-    version: str  # what answers by that name, in the log
+    name: str
     tokenizer: Tokenizer
     labels: tuple[str, ...] = ()  # of a classifier's outputs
     problem: str | None = None  # HF's `problem_type` of a classifier; "regression": scores
@@ -48,14 +47,12 @@ class Served:
     fingerprint: str = ""  # hash of weights and adapters
 
 class Api:
-    """The routes, for `http.Server`, and what watches them (monitor.meter.Monitor; None: nothing);
-    `start` once the event loop runs."""
+    """The routes, for `http.Server`; `start` once the event loop runs."""
 
-    def __init__(self, engine: Engine, served: Served, options: ServeConfig, meters: Meters,
-                 monitor: Any = None) -> None:
+    def __init__(self, engine: Engine, served: Served, options: ServeConfig) -> None:
         self.engine, self.served, self.options = engine, served, options
         self.model, self.tokenizer = engine.model, served.tokenizer
-        self.meters, self.monitor = meters, monitor
+        self.meters = Meters(engine, served.fingerprint)
         self.began, spec, flags = int(time.time()), self.model.spec, vars(options)
         self.context = min(spec.max_positions, engine.cache_tokens)
         numbers = {**flags, "context": self.context, "last_id": spec.vocab_size - 1,
@@ -73,7 +70,6 @@ class Api:
             for job, word in said:
                 job.listener((job, word))
 
-        self.meters.tell_of(self.engine, self.served.fingerprint, self.monitor)
         loop = asyncio.get_running_loop()
         loop.set_default_executor(ThreadPoolExecutor(2))  # reads bodies and texts
         self.engine.start(partial(loop.call_soon_threadsafe, hand_out))
@@ -84,7 +80,7 @@ class Api:
             asked, name = fields["model"], self.served.name
             said = f"no such model: {shown(asked or name)!r}; GET /v1/models names the one"
             require(asked in (None, name), "model", said, "model_not_found")
-            x.told["model"], fields["model"] = self.served.version, name
+            x.told["model"] = fields["model"] = name
         answer = await route(x, fields)
         return None if answer is None else json.dumps(answer).encode()
 
@@ -233,7 +229,7 @@ class Api:
     def _listed(self, x: Exchange, kind: str, rows: Sequence[JsonObject]) -> JsonObject:
         count = x.told["prompt_tokens"]
         return {"object": "list", "id": f"{kind}-{x.id}", "created": int(time.time()),
-                "model": self.served.name, "usage": {"prompt_tokens": count, "total_tokens": count},
+                "model": x.told["model"], "usage": {"prompt_tokens": count, "total_tokens": count},
                 "data": [{"object": kind, "index": i} | row for i, row in enumerate(rows)]}
 
     async def embed(self, x: Exchange, fields: JsonObject) -> JsonObject:
@@ -273,10 +269,6 @@ class Api:
         given |= {"text": redacted(given["text"])} if is_text else {}
         x.told["feedback"] = given | {"request_id": id_[0]}
         return {"object": "feedback", "request_id": id_[0]}
-
-    async def watched(self, x: Exchange, fields: JsonObject) -> JsonObject:
-        self._require(self.monitor is not None)
-        return await asyncio.to_thread(self.monitor.told)
 
     async def models(self, x: Exchange, fields: JsonObject) -> JsonObject:
         return {"object": "list", "data": [{"id": self.served.name, "object": "model",

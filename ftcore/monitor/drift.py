@@ -1,7 +1,7 @@
 """Whether requests moved: the newest records of serving beside those that training left.
 
 N values of the reference, M of a window; p_k and q_k are the shares of both sides in K bins or
-categories, P and Q their distribution functions; a record is F columns of numbers.
+categories, P and Q their distribution functions.
 
     psi          sum_k (p_k - q_k) ln(p_k / q_k); without a shift (K - 1) (1/N + 1/M) in the mean
     js           sqrt(H((p + q) / 2) - H(p) / 2 - H(q) / 2), H the entropy in bits: 0 ... 1
@@ -9,10 +9,6 @@ categories, P and Q their distribution functions; a record is F columns of numbe
     ks           D = max |P - Q|; p = 2 sum_j (-1)^(j-1) exp(-2 j^2 u^2), j = 1 ..., where u =
                  D (e + 0.12 + 0.11 / e) and e^2 = N M / (N + M)
     wasserstein  integral of |P - Q|, in standard deviations of the reference
-    auroc        how well logistic regression tells the sides apart: fitted to every other record
-                 of both, judged on the rest, and the reverse
-    mmd          mean k(x, x') + mean k(y, y') - 2 mean k(x, y) of different records of the sides,
-                 k = exp(-|x - y|^2 / 2 s^2), s the median distance; p by permutation
     drop         the mean lost: of calibrated confidence the accuracy lost as the model itself sees
                  it, of feedback the `accuracy`
     ece          rise of the calibration error
@@ -22,8 +18,7 @@ A bound is the larger of the effect size that matters (signals.toml) and of what
 without a shift exceed once in a hundred: both sides drawn from the reference, with replacement.
 
 Sources: Lin 1991, IEEE Trans. Inf. Theory 37, 145-151 (js); Stephens 1970, J. R. Stat. Soc. B 32,
-115-122 (ks); Lopez-Paz and Oquab 2017, arXiv:1610.06545 (auroc); Gretton et al. 2012, JMLR 13,
-723-773 (mmd); Guillory et al. 2021, arXiv:2107.03315 (drop); Wilson 1927, JASA 22, 209-212."""
+115-122 (ks); Guillory et al. 2021, arXiv:2107.03315 (drop); Wilson 1927, JASA 22, 209-212."""
 
 import math
 import tomllib
@@ -36,14 +31,12 @@ import numpy as np
 import torch
 
 from ftcore.deploy.records import Record
-from ftcore.evaluate.metrics import probability_metrics, ranking
+from ftcore.evaluate.metrics import probability_metrics
 
 Array = np.ndarray
 SIGNALS = tomllib.loads(Path(__file__).with_name("signals.toml").read_text("utf-8"))
-ALPHA, DRAWS, FEW_DRAWS = 0.01, 500, 100  # few: of whole records, where a draw takes milliseconds
+ALPHA, DRAWS = 0.01, 500
 FEEDBACK, LABELLED = "right", 100  # records whose feedback came: a window of them, at least
-NEWTON_STEPS, RIDGE, MMD_RECORDS = 5, 1.0, 200
-FAR = 10.0  # no number counts as more deviations off
 
 def deciles(reference_N: Array) -> Array:
     """Edges of psi's bins, values of the reference that end their bin; equal ones are one. One
@@ -81,38 +74,6 @@ def wasserstein(reference_N: Array, window_M: Array) -> float:
     x_B, gap_B = _gaps(reference_N, window_M)
     return float(gap_B[:-1] @ np.diff(x_B)) / float(reference_N.std() or x_B.std() or 1)
 
-def classifier(reference_NF: Array, window_MF: Array) -> tuple[float, Array]:
-    """auroc, and of each record of the window how unlike the reference it is, as told by the half
-    that it is not in. Newton's method; the ridge keeps sides that never meet finite."""
-    sides = [np.pad(x, ((0, 0), (0, 1)), constant_values=1) for x in (reference_NF, window_MF)]
-    score_M, told = np.empty(len(window_MF)), []
-    for half in (0, 1):
-        x_BF = np.concatenate([side[half::2] for side in sides])
-        target_B, weight_F = np.arange(len(x_BF)) >= len(sides[0][half::2]), np.zeros(len(x_BF.T))
-        for _ in range(NEWTON_STEPS):
-            p_B = (1 + np.tanh(x_BF @ weight_F / 2)) / 2
-            curve_FF = (x_BF.T * (p_B * (1 - p_B))) @ x_BF + RIDGE * np.eye(len(weight_F))
-            weight_F -= np.linalg.solve(curve_FF, x_BF.T @ (p_B - target_B) + RIDGE * weight_F)
-        one, two = (side[1 - half::2] @ weight_F for side in sides)
-        score_M[1 - half::2] = two
-        told.append(ranking(np.arange(len(one) + len(two)) >= len(one), np.append(one, two)))
-    return float(np.mean([each["auroc"] for each in told])), score_M
-
-def mmd(reference_NF: Array, window_MF: Array, permutations: int = 100) -> tuple[float, float]:
-    """Of as many records of both sides, MMD_RECORDS at most, evenly spaced; the sides as they are
-    count as one permutation."""
-    n = min(len(reference_NF), len(window_MF), MMD_RECORDS)
-    x_BF = np.concatenate([side[np.linspace(0, len(side) - 1, n).astype(int)]
-                           for side in (reference_NF, window_MF)])  # fmt: skip
-    square_BB = (x_BF**2).sum(1) + (x_BF**2).sum(1)[:, None] - 2 * x_BF @ x_BF.T
-    width = np.median(square_BB[np.tri(2 * n, k=-1, dtype=bool)])
-    kernel_BB = np.exp(-square_BB / (2 * width if width > 0 else 1)) * (1 - np.eye(2 * n))
-    random, sign_B = np.random.default_rng(0), np.repeat([1, -1], n)
-    sign_RB = np.stack([sign_B, *(random.permutation(sign_B) for _ in range(permutations))])
-    sum_R, total = (sign_RB @ kernel_BB * sign_RB).sum(1), kernel_BB.sum()  # within less across
-    value_R = (total + sum_R) / (2 * n * (n - 1)) - (total - sum_R) / (2 * n * n)
-    return float(value_R[0]), float((value_R >= value_R[0]).mean())
-
 def drop(reference_N: Array, window_M: Array) -> float:
     return float(reference_N.mean() - window_M.mean())
 
@@ -141,10 +102,8 @@ def _gaps(reference_N: Array, window_M: Array) -> tuple[Array, Array]:
 
 STATISTICS: dict[str, Callable[[Array, Array], float]] = {
     "psi": lambda one, two: psi(one, two, deciles(one)), "js": js, "ks": lambda *x: ks(*x)[0],
-    "wasserstein": wasserstein, "auroc": lambda *x: classifier(*x)[0], "drop": drop,
-    "mmd": lambda *x: mmd(*x, permutations=0)[0], "accuracy": drop, "ece": ece}
-P_VALUES = {"js": chi2, "ks": ks, "mmd": mmd}  # for people; what alarms are the bounds
-
+    "wasserstein": wasserstein, "drop": drop, "accuracy": drop, "ece": ece}
+P_VALUES = {"js": chi2, "ks": ks}  # for people; what alarms are the bounds
 STATES = {None: "insufficient data", 0: "as the reference", 1: "moved", 2: "moved, twice in a row"}
 
 class Finding(NamedTuple):
@@ -163,14 +122,11 @@ class Watch:
     has. Bounds are drawn when first needed, then kept."""
 
     def __init__(self, reference: Sequence[Record], *, window: int = 500, seed: int = 0) -> None:
-        self.window, self.seed = window, seed
-        self.codes, self.scales, self.bounds = {}, {}, {}  # codes of categories, scales of fields
-        for field in dict.fromkeys(f for _, fields, _ in SIGNALS.values() for f in fields):
+        self.window, self.seed, self.bounds = window, seed, {}
+        self.codes: dict[str, dict[str, int]] = {}  # of the categories of a field
+        for field in {field for _, fields, _ in SIGNALS.values() for field in fields}:
             texts = {r[field] for r in reference if isinstance(r.get(field), str)}
             self.codes[field] = {text: code for code, text in enumerate(sorted(texts))}
-            x_B = self._column(field, reference)
-            if field != FEEDBACK and len(x_B := x_B[np.isfinite(x_B)]):
-                self.scales[field] = x_B.mean(), x_B.std() or 1.0
         values = {signal: self._values(signal, reference) for signal in SIGNALS}
         self.reference = {signal: x for signal, x in values.items() if len(x) > 1}
 
@@ -198,17 +154,11 @@ class Watch:
                                      int(exceeds_2[0] * exceeds_2.sum()), size, p))
         return found
 
-    def moved(self, records: Sequence[Record], count: int) -> list[Record]:
-        """Records of the newest window that are least like the reference, the least first."""
-        newest = records[-self.window:]
-        _, score_M = classifier(self.reference["records"], self._values("records", newest))
-        return [newest[row] for row in np.argsort(-score_M, kind="stable")[:count]]
-
     def _bounds(self, signal: str, size: int) -> Array:
-        (_, fields, effects), values = SIGNALS[signal], self.reference[signal]
+        effects, values = SIGNALS[signal][2], self.reference[signal]
         if (signal, size) not in self.bounds:
             random, told = np.random.default_rng((self.seed, size)), []
-            for _ in range(DRAWS if fields else FEW_DRAWS):
+            for _ in range(DRAWS):
                 sides = [values[random.integers(len(values), size=n)] for n in (len(values), size)]
                 told.append([STATISTICS[name](*sides) for name in effects])
             drawn_S = np.quantile(told, 1 - ALPHA, axis=0, method="higher")
@@ -223,15 +173,7 @@ class Watch:
         return np.array([v if isinstance(v, int | float) else math.nan for v in values], float)
 
     def _values(self, signal: str, records: Sequence[Record]) -> Array:
-        """The fields of each record that has them all. Of the signal that reads all fields: a row
-        a record, numbers standardised, 0 if absent, and a column for each category."""
-        if fields := SIGNALS[signal][1]:
-            x_BF = np.stack([self._column(field, records) for field in fields], 1)
-            x_BF = x_BF[np.isfinite(x_BF).all(1)]
-            return x_BF if len(fields) > 1 else x_BF[:, 0]
-        columns = [np.empty((len(records), 0))]
-        for field, (mean, deviation) in self.scales.items():
-            x_B1, codes = self._column(field, records)[:, None], self.codes[field]
-            columns.append(x_B1 == np.arange(len(codes) + 1) if codes else
-                           np.nan_to_num((x_B1 - mean) / deviation).clip(-FAR, FAR))
-        return np.hstack(columns)
+        """The fields of each record that has them all: a number, or a row of them."""
+        x_BF = np.stack([self._column(field, records) for field in SIGNALS[signal][1]], 1)
+        x_BF = x_BF[np.isfinite(x_BF).all(1)]
+        return x_BF if len(x_BF.T) > 1 else x_BF[:, 0]

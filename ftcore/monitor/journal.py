@@ -57,6 +57,9 @@ class Journal:
             self.records.append(record)
             self.by_id[record["id"]] = record
 
+    def told(self) -> str:
+        return ", ".join(f"{count} {what}" for what, count in self.counts.items() if count)
+
     def _join(self, request_id: str, index: int, label: str = "", text: str = "") -> None:
         record = self.by_id.get(f"{request_id}:{index}")
         if record is None or "wanted" in record:

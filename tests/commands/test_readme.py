@@ -67,6 +67,16 @@ def test_command(command: str, named: dict[str, str], files: dict[str, str], run
         if words[0].startswith("kernels."):
             assert_runs_or_asks_for_a_gpu(words, environment)
             return
+        if words[0] == "ftcore.monitor":
+            dev = ("--data.dev", "b.tsv", "--log.name", "NAME", *SHORT)
+            run("train", *LEARN.format(**named).split(), *dev)
+            rows = map(json.loads, Path("runs/NAME/reference.jsonl").read_text().splitlines())
+            lines = [{"time": n, "id": f"{n:024x}", "model": "NAME", "rows": [row]}
+                     for n, row in enumerate(rows)]
+            Path("log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+            subprocess.run([sys.executable, "-m", *words], env=environment, check=True)
+            assert words[1] != "report" or Path("log.jsonl.html").is_file()
+            return
         if words[0] == "ftcore.data":
             if "runs/NAME" in words:
                 run("train", *LEARN.format(**named).split(), "--log.name", "NAME", *SHORT)

@@ -1,3 +1,3 @@
 """Runs of train.py on tiny models, as tests/commands has them."""
 
-from tests.commands.conftest import _apart, bert, files, qwen3, run  # noqa: F401
+from tests.commands.conftest import _apart, bert, classify, files, qwen3, run, sft  # noqa: F401

@@ -21,7 +21,7 @@ from tests.serve.conftest import Client, witnessed
 PROMPTS = ("one", "the other question", "and")
 ROUTES = {
     "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/classify", "/v1/score",
-    "/v1/models", "/v1/feedback", "/v1/monitor",
+    "/v1/models", "/v1/feedback",
     "/metrics", "/health", "/health/live", "/health/ready",
 }  # fmt: skip
 
@@ -234,7 +234,8 @@ def test_openai_s_own_client(server: Client, decoder: Path) -> None:
     stream = client.chat.completions.create(**asked, stream=True)
     said = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
     assert said == whole.choices[0].message.content and whole.choices[0].logprobs.content[0].bytes
-    text = client.completions.create(model=decoder.name, prompt="one", max_tokens=3, logprobs=1)
+    short = {"prompt": "one", "max_tokens": 3, "logprobs": 1, "temperature": 0}
+    text = client.completions.create(model=decoder.name, **short)
     assert len(text.choices[0].logprobs.tokens) == 3
     assert len(client.embeddings.create(model=decoder.name, input="one").data[0].embedding) == 16
     assert [m.id for m in client.models.list()] == [decoder.name]

@@ -119,5 +119,6 @@ def test_a_broken_engine_ends_the_server(made: Make) -> None:
     api = ask.api
     with pytest.raises(Refused, match="does not work"):
         asyncio.run(api.ready(None, {}))
-    server = Server(api, replace(api.options, port=0))
+    config = replace(api.options, port=0)
+    server = Server(api.routes, lambda: ask.engine.is_broken, config, api.meters)
     assert asyncio.run(server.run(lambda port: None)) == 1

@@ -1,0 +1,131 @@
+"""What to do about requests that moved: wait, take the model back, or train again, and how.
+
+    DIR/plan.toml       why, with numbers; which rows; the commands that train, judge the new model
+                        beside the old, and serve it; what it costs; how to go back
+        config.toml     the run's own, with the new rows among its files
+        new.jsonl       four of five rows that feedback was given of
+        recent.jsonl    the others, by which the two are judged; what is alike is on one side
+
+A decision is made of what it notes alone, so it can be made again. Cron may ask for one."""
+
+import hashlib
+import json
+import time
+import tomllib
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from ftcore import files
+from ftcore.cli import CONFIG_FILE, Command, as_flags, read_toml, resolved, to_toml
+from ftcore.config import Count, NotNegative, Section
+from ftcore.data import compare, store
+from ftcore.data.columns import Text
+from ftcore.errors import ConfigError, DataError
+from ftcore.evaluate.report import read_run
+from ftcore.monitor.drift import Watch
+from ftcore.monitor.journal import read_journal, read_reference
+
+FORM = {"pair": "", "label_separator": "", "columns": (), "format": "auto", "prompt": (),
+        "roles": (), "turn": ("role", "content")}  # of files that new rows can stand beside
+PLAN, NEW, RECENT = "plan.toml", "new.jsonl", "recent.jsonl"
+FEEDBACK, KEPT = "accuracy", 5  # this statistic alarms alone; one in so many rows is kept
+Line = dict[str, Any]
+
+class Limits(Section):
+    """When a model is trained again, or taken back."""
+    min_labelled: Count = 200  # rows with feedback that training does not know
+    cooldown_hours: NotNegative = 24.0  # since the model was trained
+    max_age_days: NotNegative = 90.0  # of the model
+    first_requests: Count = 500  # that may take it back, if it replaced another
+    window: Count = 500  # requests that are compared with the reference
+
+def decide(inputs: Line, limits: Limits) -> tuple[str, list[str]]:
+    """go back, train or wait; and why."""
+    if alarms := _alarms(inputs["first"], inputs["known"]):
+        return "go back", alarms
+    why = _alarms(inputs["findings"])
+    if inputs["hours"] > 24 * limits.max_age_days:
+        why.append(f"{inputs['hours'] / 24:.1f} days old")
+    least = {"labelled": limits.min_labelled, "hours": limits.cooldown_hours}
+    lacks = [f"{key}: {inputs[key]:.4g} of {n:g}" for key, n in least.items() if inputs[key] < n]
+    return ("train", why) if why and not lacks else ("wait", [*(why or ["no alarm"]), *lacks])
+
+def _alarms(findings: Sequence[Line], known: Sequence[str] = ()) -> list[str]:
+    """What is beyond its bound twice: of feedback, or of two other signals, known ones aside."""
+    loud = [each for each in findings if each["state"] == 2]
+    rated = {each["signal"] for each in loud if each["statistic"] == FEEDBACK}
+    others = {each["signal"] for each in loud} - rated - {*known}
+    told = ["{signal}: {statistic} {value:.4g} above {bound:.4g}".format(**each) for each in loud]
+    return told if rated or len(others) > 1 else []
+
+def plan(run: Path, log: Path, folder: Path, limits: Limits) -> Line:
+    """What is decided of a run by the log of its server, with the reasons; to train, the folder is
+    made. Raises ConfigError: new rows cannot stand beside those of the run, or the folder is there;
+    DataError: the log is of another model; as the readers."""
+    command, journal = configured(run), read_journal(log, run.resolve().name)
+    if not (records := [*journal.records]):
+        what = f"holds no request that {run.resolve().name} answered; {journal.told() or 'nothing'}"
+        raise DataError(f"{log}: {what}. Name the run that was served, and the log of its server")
+    made, size = read_table(run.parent / PLAN), limits.first_requests
+    before = json.loads(made.get("decision", "{}")).get("inputs", {}).get("findings", ())
+    looks = {"findings": (limits.window, records),
+             "first": (-(-size // 2), records[: size if made else 0])}
+    found = {name: [each._asdict() for each in Watch(read_reference(run), window=window).look(some)]
+             for name, (window, some) in looks.items()}
+    learned = {row["id"] for name in command.config.data.train if Path(name).name == NEW
+               for row in map(json.loads, Path(name).read_bytes().splitlines())}
+    rows = [row for row in read_journal(log).records
+            if {"wanted", "input"} <= row.keys() and row["id"] not in learned]
+    start = datetime.fromisoformat(read_run(run)["run"]["starts"][-1]["time"]).timestamp()
+    inputs = found | {"known": [each["signal"] for each in before if each["state"] == 2],
+                      "requests": len(records), "counts": {**journal.counts},
+                      "labelled": len(rows), "hours": (time.time() - start) / 3600}
+    answer, reasons = decide(inputs, limits)
+    told = {"answer": answer, "reasons": reasons, "inputs": inputs, "limits": vars(limits)}
+    if answer == "train":
+        _write(run, folder.absolute(), command, told, rows)
+    return told | {"replaced": made.get("run")}
+
+def configured(run: Path) -> Command:
+    """What a run was made to do. ConfigError: it cannot be done with new rows."""
+    task, flags = read_toml(run / CONFIG_FILE)
+    data = (command := resolved(task, [(str(run / CONFIG_FILE), flags)])).config.data
+    odd = [name for name, value in FORM.items() if getattr(data, name, value) != value]
+    odd += [name for name in data.train if name.startswith("builtin:")]
+    if task not in ("classify", "sft") or odd:
+        what = "can be trained again are runs of classify (a text, one label) or sft (messages)"
+        raise ConfigError(f"{run}: {what} on files that name their columns; not {odd or task}")
+    return command
+
+def _write(run: Path, folder: Path, command: Command, told: Line, rows: Sequence[Line]) -> None:
+    if folder.exists():
+        raise ConfigError(f"{folder} is there already: name another folder for the plan")
+    data, was, sides = command.config.data, read_run(run), ([], [])
+    texts = [Text(row["id"], (json.dumps(row["input"]),)) for row in rows]
+    for row, root in zip(rows, compare.clusters(texts), strict=True):
+        fields = {data.text: row["input"], data.label: row["wanted"]} if (
+            command.task == "classify") else {data.messages: [
+                *row["input"], {"role": "assistant", "content": row["wanted"]}]}
+        is_kept = hashlib.sha256(texts[root].id.encode()).digest()[0] % KEPT == 0
+        # a class that the old model does not know cannot be judged beside it
+        is_kept &= not was["labels"] or row["wanted"] in was["labels"]
+        sides[is_kept].append({"id": row["id"], **fields})
+    if not all(sides):
+        what = f"{len(rows)} labelled rows are too few, or too much alike, to keep some to judge by"
+        raise DataError(f"{run}: {what}: collect more")
+    added = {"data": {"train": [*data.train, folder / NEW]}}
+    words = as_flags(added | {"log": {"dir": folder, "name": folder.name}})
+    layers = [(str(run), read_toml(run / CONFIG_FILE)[1]), ("plan", [*words])]
+    about = {"was": was, "run": run.absolute(), "task": command.task, "folder": folder}
+    contents = {CONFIG_FILE: to_toml(resolved(command.task, layers)),
+                PLAN: store.rendered(PLAN, Path(__file__).parent, **told, **about, sides=sides)}
+    for name, side in zip((NEW, RECENT), sides, strict=True):
+        contents[name] = "".join(json.dumps(row) + "\n" for row in side)
+    with files.write_folder(folder) as temp:
+        for name, text in contents.items():
+            (temp / name).write_text(text, "utf-8")
+
+def read_table(file: Path) -> Line:
+    return tomllib.loads(file.read_text("utf-8")) if file.is_file() else {}
