@@ -167,9 +167,8 @@ def scored_tokens(model: Model, documents: Sequence[Encoded], **limits: Any) -> 
 def evaluate_language(model: Model, split: Split, labels: Sequence[str], **limits: Any) -> Judged:
     """Token-weighted loss and perplexity; bits per byte where the text's bytes are known."""
     sums_B2 = scored_tokens(model, split.documents, **limits)
-    more = metrics.perplexity(*sums_B2.sum(0), split.num_bytes) if split.num_bytes else {}
     return Judged(ids_of(split), lambda rows_M: metrics.perplexity(*sums_B2[rows_M].sum(0)),
-                  more=more)
+                  more=metrics.perplexity(*sums_B2.sum(0), split.num_bytes))
 
 def log_ratios(model: Model, pairs: Sequence[Encoded], *, length_normalised: bool,
                **limits: Any) -> np.ndarray:

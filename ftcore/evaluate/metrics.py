@@ -282,8 +282,7 @@ def draws(clusters_B: np.ndarray, seed: int, count: int = DRAWS) -> Iterator[np.
     for _ in range(count):
         picked_C = random.integers(len(starts_C), size=len(starts_C))
         sizes, firsts = sizes_C[picked_C], np.cumsum(sizes_C[picked_C]) - sizes_C[picked_C]
-        places = np.arange(sizes.sum()) - np.repeat(firsts - starts_C[picked_C], sizes)
-        yield order_B[places]
+        yield order_B[np.arange(sizes.sum()) - np.repeat(firsts - starts_C[picked_C], sizes)]
 
 def intervals(figures: Figures, clusters_B: np.ndarray, *, seed: int = 0) -> Intervals:
     return _ranges([figures(rows) for rows in draws(clusters_B, seed)])
