@@ -123,8 +123,9 @@ def _write(run: Path, folder: Path, command: Command, told: Line, rows: Sequence
                 PLAN: store.rendered(PLAN, Path(__file__).parent, **told, **about, sides=sides)}
     for name, side in zip((NEW, RECENT), sides, strict=True):
         contents[name] = "".join(json.dumps(row) + "\n" for row in side)
-    files.write_folder(folder, lambda temp: [
-        (temp / name).write_text(text, "utf-8") for name, text in contents.items()])
+    with files.write_folder(folder) as temp:
+        for name, text in contents.items():
+            (temp / name).write_text(text, "utf-8")
 
 def read_table(file: Path) -> Line:
     return tomllib.loads(file.read_text("utf-8")) if file.is_file() else {}
