@@ -274,12 +274,12 @@ class PretrainRun(Section):
     eval: EvalConfig = EvalConfig()
     log: LogConfig = LogConfig()
     problem: ClassVar[str | None] = None  # HF's `problem_type`, where documents are judged
+    labels: ClassVar[tuple[str, ...] | None] = None  # names of outputs that the data does not name
 
     @property
     def rows_per_step(self) -> int:
         """Training rows that a step of the loop reads."""
         return self.optim.batch_size
-    labels: ClassVar[tuple[str, ...] | None] = None  # names of outputs that the data does not name
 
 class SftRun(PretrainRun):
     """Supervised fine-tuning on conversations."""

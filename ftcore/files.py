@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,13 @@ MANIFEST = "manifest.json"
 TEMP = ".tmp-"
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux's renameat2
 
-def write_folder(target: Path, write: Callable[[Path], None], *, needed_bytes: int = 0) -> None:
-    """Make the folder `target` of the files that `write` puts into the folder it is given, where
+@contextmanager
+def write_folder(target: Path, *, needed_bytes: int = 0) -> Iterator[Path]:
+    """`with write_folder(target) as folder:` makes `target` of the files put into `folder`, where
     `needed_bytes` are free. CheckpointError: cause, bytes needed and free; an old one stays."""
     with _staged(target, needed_bytes) as temp:
         temp.mkdir()
-        write(temp)
+        yield temp
         # safetensors creates its files with mode 0600; the folder's mode carries the umask.
         mode, files = temp.stat().st_mode & 0o644, {}
         for path in sorted(filter(Path.is_file, temp.rglob("*"))):

@@ -25,7 +25,7 @@ from ftcore.model.load import LoadedModel
 from ftcore.tune.adapter import load_artifact, save_artifact
 from ftcore.tune.checkpoint import load
 from ftcore.tune.loop import Loop
-from ftcore.tune.lora import lora_layers
+from ftcore.tune.lora import lora_layers, merge
 from ftcore.tune.task import TaskKind
 from ftcore.tune.workers import Workers
 
@@ -98,9 +98,8 @@ class Verifier:
         once, twice = self.trained(resume=False), self.trained(resume=True)
         yield f"{STEPS} steps, or resumed after {STEPS // 2}", apart(once, twice), self.exact
         last = self.outputs()
-        if layers := lora_layers(self.model).values():
-            for layer in layers:
-                layer.merge()
+        if lora_layers(self.model):
+            merge(self.model)
             yield "updates beside the matrices, or merged", apart(last, self.outputs()), NEAR
         made, base = self.loaded._replace(model=self.model), self.config.model.path
         save_artifact(made, self.tokenizer, self.work, self.config, self.data.labels)

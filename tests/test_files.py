@@ -27,6 +27,10 @@ def fill(content: dict[str, bytes]) -> Callable[[Path], None]:
 
     return write
 
+def write_folder(target: Path, write: Callable[[Path], None], **options: int) -> None:
+    with files.write_folder(target, **options) as folder:
+        write(folder)
+
 def residue(folder: Path) -> list[Path]:
     return [path for path in folder.rglob(".*") if path.name.startswith(".tmp-")]
 
@@ -34,7 +38,7 @@ def content_of(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in files.verify_folder(folder)}
 
 def test_a_folder_comes_back_as_it_was_written(tmp_path: Path) -> None:
-    files.write_folder(tmp_path / "deep" / "x", fill(FILES))
+    write_folder(tmp_path / "deep" / "x", fill(FILES))
     assert content_of(tmp_path / "deep" / "x") == FILES
     manifest = json.loads((tmp_path / "deep" / "x" / "manifest.json").read_text())
     assert manifest["files"]["a.bin"]["bytes"] == 5000
@@ -42,8 +46,8 @@ def test_a_folder_comes_back_as_it_was_written(tmp_path: Path) -> None:
     assert not residue(tmp_path)
 
 def test_a_folder_is_replaced_without_leftovers_of_the_old(tmp_path: Path) -> None:
-    files.write_folder(tmp_path / "x", fill(FILES))
-    files.write_folder(tmp_path / "x", fill({"a.bin": b"new"}))
+    write_folder(tmp_path / "x", fill(FILES))
+    write_folder(tmp_path / "x", fill({"a.bin": b"new"}))
     assert content_of(tmp_path / "x") == {"a.bin": b"new"}
     assert sorted(os.listdir(tmp_path / "x")) == ["a.bin", "manifest.json"]
     assert not residue(tmp_path)
@@ -51,9 +55,9 @@ def test_a_folder_is_replaced_without_leftovers_of_the_old(tmp_path: Path) -> No
 def test_where_two_names_cannot_be_exchanged_the_old_folder_goes_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files.write_folder(tmp_path / "x", fill(FILES))
+    write_folder(tmp_path / "x", fill(FILES))
     monkeypatch.setattr(files, "_exchanged", lambda one, other: False)
-    files.write_folder(tmp_path / "x", fill({"a.bin": b"new"}))
+    write_folder(tmp_path / "x", fill({"a.bin": b"new"}))
     assert content_of(tmp_path / "x") == {"a.bin": b"new"} and os.listdir(tmp_path) == ["x"]
 
 @pytest.mark.parametrize("umask, mode", [(0o022, 0o644), (0o077, 0o600), (0o027, 0o640)])
@@ -63,7 +67,7 @@ def test_the_mode_of_files_follows_the_umask(tmp_path: Path, umask: int, mode: i
 
     before = os.umask(umask)
     try:
-        files.write_folder(tmp_path / "x", write)
+        write_folder(tmp_path / "x", write)
     finally:
         os.umask(before)
     assert (tmp_path / "x" / "private").stat().st_mode & 0o777 == mode
@@ -74,9 +78,9 @@ def test_everything_is_synced_before_the_rename_and_the_parent_after(
 ) -> None:
     target = tmp_path / "x"
     if replace:
-        files.write_folder(target, fill(FILES))
+        write_folder(target, fill(FILES))
     calls = record_calls(monkeypatch)
-    files.write_folder(target, fill(FILES))
+    write_folder(target, fill(FILES))
 
     temp = f".tmp-x-{os.getpid()}"
     synced = [name for call, name in calls if call == "fsync"]
@@ -109,7 +113,7 @@ def record_calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
 
 def test_one_changed_bit_in_any_file_is_found_and_named(tmp_path: Path) -> None:
     target = tmp_path / "x"
-    files.write_folder(target, fill(FILES))
+    write_folder(target, fill(FILES))
     for name in ("a.bin", "sub/b.txt", "manifest.json"):
         whole = (target / name).read_bytes()
         for place in range(0, len(whole), 1 if name == "manifest.json" else 499):
@@ -123,7 +127,7 @@ def test_one_changed_bit_in_any_file_is_found_and_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a.bin", "sub/b.txt", "manifest.json"])
 def test_missing_and_cut_files_are_named(tmp_path: Path, name: str) -> None:
-    files.write_folder(tmp_path / "x", fill(FILES))
+    write_folder(tmp_path / "x", fill(FILES))
     path = tmp_path / "x" / name
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(CheckpointError, match=name):
@@ -133,10 +137,10 @@ def test_missing_and_cut_files_are_named(tmp_path: Path, name: str) -> None:
         files.verify_folder(tmp_path / "x")
 
 def test_a_limit_on_file_size_leaves_the_old_folder_and_nothing_else(tmp_path: Path) -> None:
-    files.write_folder(tmp_path / "x", fill({"a.bin": b"old"}))
+    write_folder(tmp_path / "x", fill({"a.bin": b"old"}))
     # Python ignores SIGXFSZ, so that the write fails with EFBIG; no root needed.
     with file_size_limit(4096), pytest.raises(CheckpointError) as caught:
-        files.write_folder(tmp_path / "x", fill(FILES))
+        write_folder(tmp_path / "x", fill(FILES))
     assert "File too large" in str(caught.value)
     assert "at least 4096 bytes needed" in str(caught.value)
     assert content_of(tmp_path / "x") == {"a.bin": b"old"}
@@ -157,7 +161,7 @@ def test_free_space_is_asked_for_before_anything_is_written(tmp_path: Path) -> N
 
     needed = 10**18
     with pytest.raises(CheckpointError, match=f"No space left.*{needed} bytes needed, ") as caught:
-        files.write_folder(tmp_path / "x", write, needed_bytes=needed)
+        write_folder(tmp_path / "x", write, needed_bytes=needed)
     free = int(str(caught.value).split(" bytes needed, ")[1].split()[0])
     assert abs(free - shutil.disk_usage(tmp_path).free) < 5 * 10**9
     assert not residue(tmp_path)
@@ -171,11 +175,11 @@ def test_a_full_disk_at_any_call_loses_nothing(
     for failing in range(100):
         shutil.rmtree(target, ignore_errors=True)
         if replace:
-            files.write_folder(target, fill(old))
+            write_folder(target, fill(old))
         with monkeypatch.context() as patch:
             fail_at_call(patch, failing)
             try:
-                files.write_folder(target, fill(FILES))
+                write_folder(target, fill(FILES))
                 outcomes.append("written")
                 break
             except CheckpointError as error:
@@ -214,13 +218,13 @@ def test_a_bug_in_the_writer_is_not_dressed_up_and_leaves_nothing(tmp_path: Path
         raise KeyError("bug")
 
     with pytest.raises(KeyError):
-        files.write_folder(tmp_path / "x", write)
+        write_folder(tmp_path / "x", write)
     assert os.listdir(tmp_path) == []
 
 def test_a_parent_that_is_a_file_is_an_error_with_its_name(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="cannot write .*file/x"):
-        files.write_folder(tmp_path / "file" / "x", fill(FILES))
+        write_folder(tmp_path / "file" / "x", fill(FILES))
 
 # A child of each round dies at its first, second, ... call, while it replaces a folder.
 KILLER = """
@@ -230,7 +234,8 @@ from ftcore import files
 root = Path(sys.argv[1])
 
 def install(content):
-    files.write_folder(root / "x", lambda folder: (folder / "a").write_bytes(content))
+    with files.write_folder(root / "x") as folder:
+        (folder / "a").write_bytes(content)
 
 def die_at(call):
     left = [call]
@@ -275,7 +280,7 @@ def test_what_cannot_be_deleted_is_no_longer_taken_for_whole(
     def refuse(folder: Path) -> None:
         raise PermissionError(folder)
 
-    files.write_folder(tmp_path / "x", fill(FILES))
+    write_folder(tmp_path / "x", fill(FILES))
     monkeypatch.setattr(shutil, "rmtree", refuse)
     files.remove(tmp_path / "x")
     with pytest.raises(CheckpointError, match="manifest.json is missing"):

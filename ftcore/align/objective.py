@@ -20,6 +20,7 @@ source  Schulman et al. 2015, arXiv:1506.02438 (GAE); 2017, arXiv:1707.06347 (cl
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -67,11 +68,9 @@ def gae(rewards_M: Tensor, values_M: Tensor, lengths: Sequence[int], *, gamma: f
     advantages: list[float] = []
     for r_T, v_T in zip(rewards_M.split(lengths), values_M.split(lengths), strict=True):
         next_T = torch.cat([v_T[1:], v_T.new_zeros(1)])
-        backwards, ahead = [], 0.0
-        for delta in reversed((r_T + gamma * next_T - v_T).tolist()):
-            ahead = delta + gamma * lam * ahead
-            backwards.append(ahead)
-        advantages += reversed(backwards)
+        deltas = reversed((r_T + gamma * next_T - v_T).tolist())
+        backwards = accumulate(deltas, lambda ahead, delta: delta + gamma * lam * ahead)
+        advantages += reversed([*backwards])
     return rewards_M.new_tensor(advantages)
 
 def grouped(rewards_M: Tensor, lengths: Sequence[int], samples: int, *,

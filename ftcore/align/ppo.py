@@ -33,7 +33,6 @@ import torch
 from torch import Tensor
 
 from ftcore.align import objective
-from ftcore.align.objective import Control, Seen, seen
 from ftcore.align.rollout import ORDER, Actor, Episode
 from ftcore.config import PpoRun, Run
 from ftcore.data.columns import Chat
@@ -43,7 +42,7 @@ from ftcore.data.tokenizer import Tokenizer
 from ftcore.env.compute import derived
 from ftcore.errors import TrainingError
 from ftcore.evaluate.evaluator import spoken, streams
-from ftcore.evaluate.significance import intervals
+from ftcore.evaluate.metrics import intervals
 from ftcore.model.heads import Model
 from ftcore.model.transformer import Linear
 from ftcore.tune.freeze import tensor_sha256
@@ -73,7 +72,7 @@ class PpoLoop(Loop):
         super().__post_init__()
         self.task, self.evaluate = self.loss, self.judged if self.actor.judges else None
         self.documents_of = lambda number: [episode.document for episode in self.batches[number]]
-        self.control = self.remembered["control"] = Control(ppo.kl_coef)
+        self.control = self.remembered["control"] = objective.Control(ppo.kl_coef)
 
     def train(self) -> int:
         """As `Loop.train`, after the start was judged, which all that follows is compared with."""
@@ -156,8 +155,8 @@ class PpoLoop(Loop):
         documents, temperature = [e.document for e in episodes], self.config.rollout.temperature
         limits = {"max_tokens": self.config.loop.micro_batch_tokens, "device": self.device}
         for indices, stream in streams(documents, **limits):
-            now = seen(self.model, stream, temperature)
-            start = seen(self.reference, stream, temperature) if self.measures else now
+            now = objective.seen(self.model, stream, temperature)
+            start = objective.seen(self.reference, stream, temperature) if self.measures else now
             told = {"logp": now.logp_M, "ref_logp": start.logp_M}
             told |= {**objective.divergences(now, start), "value": self._values(now)}
             parts = torch.stack([*told.values()]).split([episodes[i].length for i in indices], 1)
@@ -166,7 +165,7 @@ class PpoLoop(Loop):
             at_start = self.progress.step == 0
             assert not at_start or not told["exact"].any(), "the reference must be the start"
 
-    def _values(self, now: Seen) -> Tensor:
+    def _values(self, now: objective.Seen) -> Tensor:
         """values_M: what is expected from each token on; zero without a value head."""
         if (head := self.model.value) is None:
             return torch.zeros_like(now.logp_M)
@@ -198,7 +197,7 @@ class PpoLoop(Loop):
                         "ppo/kl_coef": self.control.kl_coef}
 
     def loss(self, model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
-        ppo, now = self.config.ppo, seen(model, batch, self.config.rollout.temperature)
+        ppo, now = self.config.ppo, objective.seen(model, batch, self.config.rollout.temperature)
         old_M, value_M, advantage_M, return_M = (
             torch.cat([self.told[row_id][name] for row_id in batch.row_ids])
             for name in ("logp", "value", "advantage", "return"))

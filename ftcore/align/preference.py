@@ -31,12 +31,11 @@ from ftcore.data.store import Prepared
 from ftcore.evaluate.evaluator import log_ratios, token_losses
 from ftcore.model.heads import Model
 from ftcore.tune import task as tune
-from ftcore.tune.task import TaskKind, document_logits, hidden
 
 AT_ONCE = 256  # pairs, between two moves of the bar
 
 def bradley_terry(model: Model, batch: Batch, *, centring: float) -> tuple[Tensor, Tensor]:
-    chosen_B, rejected_B = document_logits(model, batch).view(-1, 2).unbind(1)
+    chosen_B, rejected_B = tune.document_logits(model, batch).view(-1, 2).unbind(1)
     gap_B = chosen_B - rejected_B - batch.pairs[:, 3].to(chosen_B)
     loss_B = centring * (chosen_B + rejected_B).square() - F.logsigmoid(gap_B)
     return loss_B.sum(), torch.ones_like(loss_B.detach()).sum()
@@ -46,7 +45,7 @@ def dpo(model: Model, batch: Batch, *, beta: float, loss: str,
     """The loss of log-ratios, as a sum over pairs and their number. Its gradient is that of the
     cross-entropy of all tokens, each weighted by the slope of the loss in it."""
     scored_M = batch.scored_M
-    h_MC, labels_M = hidden(model, batch, scored_M), batch.labels[scored_M]
+    h_MC, labels_M = tune.hidden(model, batch, scored_M), batch.labels[scored_M]
     owner_M = batch.docs.doc_of_N()[scored_M]
     with torch.no_grad():
         nll_M = token_losses(model, h_MC, labels_M)
@@ -77,11 +76,11 @@ def refer(model: Model, data: Prepared, config: DpoRun) -> None:
                 made.append(replace(document, labels=labels))
         split.documents = made
 
-POLICY = TaskKind("lm", tune.token_labels)  # ppo.py has its loss; for the plan
-PAIRED = {"reward": TaskKind("classify", bradley_terry), "dpo": TaskKind("lm", dpo)}
-TASKS: Mapping[str, TaskKind] = {**tune.TASKS, **PAIRED, "ppo": POLICY, "grpo": POLICY}
+POLICY = tune.TaskKind("lm", tune.token_labels)  # ppo.py has its loss; for the plan
+PAIRED = {"reward": tune.TaskKind("classify", bradley_terry), "dpo": tune.TaskKind("lm", dpo)}
+TASKS: Mapping[str, tune.TaskKind] = {**tune.TASKS, **PAIRED, "ppo": POLICY, "grpo": POLICY}
 
-def kind_of(task: str, config: Run) -> TaskKind:
+def kind_of(task: str, config: Run) -> tune.TaskKind:
     """A task; a loss of pairs with the options of the section that has the task's name."""
     kind = TASKS[task]
     options = vars(getattr(config, task)) if task in PAIRED else {}

@@ -17,7 +17,7 @@ import numpy as np
 from ftcore.cli import CONFIG_FILE, parse, take_value, to_toml
 from ftcore.data.columns import place
 from ftcore.data.encode import Names
-from ftcore.data.pack import Encoded, StepRows, apart, is_pair, pack, split
+from ftcore.data.pack import Encoded, apart, is_pair, pack, split, step_rows
 from ftcore.data.prepare import prepared
 from ftcore.data.read import collect
 from ftcore.data.store import read_account, write_page
@@ -66,7 +66,7 @@ def show(words: list[str]) -> None:
     last = config.loop.num_steps(len(documents), size)
     if not 1 <= step <= last:
         raise ConfigError(f"--step {step}: steps are counted from 1 to {last}")
-    rows = StepRows(len(documents), batch_size=size, seed=config.env.seed)(step - 1)
+    rows = step_rows(step - 1, len(documents), batch_size=size, seed=config.env.seed)
     documents = [documents[row] for row in rows]
     shares = min(config.env.threads, config.optim.batch_size)
     for number, share in enumerate(split(list(map(len, documents)), shares)):
@@ -83,8 +83,7 @@ def show(words: list[str]) -> None:
 def text(document: Encoded, labels: Names, tokenizer: Tokenizer) -> str:
     """A document with what is supervised between MARKS, and what is to be predicted of it."""
     if is_pair(document):
-        both = apart([document])
-        return "\n-- rather than\n".join(text(d, labels, tokenizer) for d in both)
+        return "\n-- rather than\n".join(text(d, labels, tokenizer) for d in apart([document]))
     decode = partial(tokenizer.decode, special=True)
     if not isinstance(document.weights, np.ndarray):
         target = document.labels

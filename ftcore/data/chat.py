@@ -196,7 +196,7 @@ def supervise(row_id: str, text: str, encoding: Encoding, answers: Answers, toke
     """The document of a tokenised chat: tokens that overlap an answer count with its weight, and so
     does the end of its turn, so that the model learns to stop, if `train_on_end`."""
     starts_T, ends_T = np.ascontiguousarray(encoding.offsets_T2.T)  # both in order
-    weights_T = np.zeros(len(encoding), dtype=np.float32)
+    weights_T = np.zeros(len(encoding.ids_T), dtype=np.float32)
     for start, end, weight in answers:
         first, past = ends_T.searchsorted(start, "right"), starts_T.searchsorted(end)
         if first < past and starts_T[first] < start:
@@ -205,7 +205,7 @@ def supervise(row_id: str, text: str, encoding: Encoding, answers: Answers, toke
         if train_on_end:
             space_end = re.compile(r"\s*").match(text, end).end()  # may stand before eos
             first, last = ends_T.searchsorted([end, space_end], "right")
-            id_ = int(encoding.ids_T[last]) if last < len(encoding) else -1
+            id_ = int(encoding.ids_T[last]) if last < len(starts_T) else -1
             if id_ == tokenizer.eos_id or (space_end == end and id_ in tokenizer.special_ids):
                 weights_T[first : last + 1] = weight
     return shifted(row_id, encoding.ids_T, weights_T)

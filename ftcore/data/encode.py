@@ -12,7 +12,6 @@ from itertools import tee
 import numpy as np
 
 from ftcore import config as configs
-from ftcore.config import OverLength
 from ftcore.data import columns
 from ftcore.data.chat import Answers, find_answers, supervise
 from ftcore.data.columns import Chat, DataConfig, Example, Labels, Rejected, RowError, Text
@@ -36,16 +35,11 @@ def encode(config: DataConfig, examples: Sequence[Example], tokenizer: Tokenizer
            labels: Names = None) -> Split:
     """Examples of one split as documents; `labels` of what has classes. See `admit` for rows that
     are too long. DataError: none is left."""
-    split = Split()
-    if isinstance(config, configs.TextDataConfig):
-        _texts(split, examples, tokenizer, config)
-    elif isinstance(config, configs.PairsDataConfig):
-        _pairs(split, examples, tokenizer, config)
-    elif isinstance(config, configs.ChatDataConfig):
-        _chats(split, examples, tokenizer, config)
-    else:
-        numbers = {name: index for index, name in enumerate(labels or ())}
-        _labelled(split, examples, tokenizer, config, numbers)
+    split, index = Split(), {name: number for number, name in enumerate(labels or ())}
+    kinds = {configs.TextDataConfig: _texts, configs.PairsDataConfig: _pairs,
+             configs.ChatDataConfig: _chats, configs.TextsConfig: partial(_labelled, labels=index)}
+    make = next(make for kind, make in kinds.items() if isinstance(config, kind))
+    make(split, examples, tokenizer, config)
     columns.require_some(split.documents, split.rejected)
     return split
 
@@ -62,7 +56,7 @@ def _texts(split: Split, texts: Sequence[Text], tokenizer: Tokenizer, config: Da
     if split.cut and config.over_length != "split":
         split.num_bytes = 0
 
-def cut(document: Encoded, max_length: int, over_length: OverLength, *,
+def cut(document: Encoded, max_length: int, over_length: configs.OverLength, *,
         bos_id: int | None) -> list[Encoded]:
     """What is left of a document that is too long: its first tokens, its last ones behind BOS, or
     parts, of which the last position predicts the first token of the next."""
@@ -149,7 +143,7 @@ def _pairs(split: Split, chats: Sequence[Chat], tokenizer: Tokenizer,
             admit(split, chat, pair(chat.id, both, chat.margin), shorten, config, size=size)
 
 def _cut_sides(sides: Sequence[Side], lead: int, document: Encoded, limit: int,
-               _: OverLength) -> list[Encoded]:
+               _: configs.OverLength) -> list[Encoded]:
     """The pair without what is over at the starts of its prompts, but for `lead` tokens; none where
     no prompt would be left."""
     both = []
@@ -177,10 +171,10 @@ def sides(chats: Sequence[Chat], tokenizer: Tokenizer,
                         chat.messages[-1]["content"]) for chat in chats]
     answers = tokenizer.encode_batch((answer for _, answer in texts), special=False)
     read = zip(chats, tokenizer.encode_pairs(texts), answers, strict=True)
-    for chat, (ids_T, types_T), answer in read:
-        if len(answer):  # behind it stands one special token
+    for chat, (ids_T, types_T), (answer_T, _) in read:
+        if len(answer_T):  # behind it stands one special token
             types_T = np.zeros_like(ids_T) if types_T is None else types_T
-            found[chat.id] = ids_T, types_T, len(ids_T) - 1 - len(answer)
+            found[chat.id] = ids_T, types_T, len(ids_T) - 1 - len(answer_T)
         else:
             lost.append(columns.left_out(chat, "an answer is empty"))
     return found, lost
@@ -194,8 +188,8 @@ def take(document: Encoded, places: np.ndarray | slice) -> Encoded:
     return Encoded(document.row_id, *kept)
 
 def admit(split: Split, source: Example, document: Encoded,
-          shorten: Callable[[Encoded, int, OverLength], list[Encoded]], config: DataConfig, *,
-          size: int | None = None) -> bool:
+          shorten: Callable[[Encoded, int, configs.OverLength], list[Encoded]],
+          config: DataConfig, *, size: int | None = None) -> bool:
     """Take in a document, or, where its `size` (by default its length) is above `max_length`, what
     `shorten` makes of it, or nothing (drop), or raise DataError (error); but no part without
     anything to supervise. All that is lost is noted. False: nothing was taken."""

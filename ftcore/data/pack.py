@@ -181,14 +181,7 @@ def epoch_order(num_rows: int, *, seed: int, epoch: int) -> np.ndarray:
     """Permutation of range(num_rows) for one epoch (int64)."""
     return np.random.default_rng([seed, epoch]).permutation(num_rows)
 
-@dataclass(frozen=True)
-class StepRows:
-    """Row indices (int64) of each optimiser step, counted from 0."""
-    num_rows: int
-    batch_size: int
-    seed: int
-
-    def __call__(self, step: int) -> np.ndarray:
-        size = self.batch_size
-        epoch, place = divmod(step, math.ceil(self.num_rows / size))
-        return epoch_order(self.num_rows, seed=self.seed, epoch=epoch)[place * size :][:size]
+def step_rows(step: int, num_rows: int, *, batch_size: int, seed: int) -> np.ndarray:
+    """Row indices (int64) of an optimiser step, counted from 0."""
+    epoch, place = divmod(step, math.ceil(num_rows / batch_size))
+    return epoch_order(num_rows, seed=seed, epoch=epoch)[place * batch_size :][:batch_size]

@@ -18,12 +18,11 @@ from ftcore.data.compare import clusters, compare, leaks, settle
 from ftcore.data.encode import Names, encode
 from ftcore.data.pack import lengths
 from ftcore.data.read import Notes, Rows, collect
-from ftcore.data.store import Prepared, statistics
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import CheckpointError, ConfigError, DataError
 
 def prepared(config: DataConfig, tokenizer: Tokenizer, *, seed: int,
-             labels: Names = None) -> tuple[Prepared, str]:
+             labels: Names = None) -> tuple[store.Prepared, str]:
     """What `prepare` makes, from the cache or into it; and a line that says which. A cache whose
     hashes, at some 0.6 s a GB, do not agree is made anew. CheckpointError: it cannot be written."""
     wanted = {"seed": seed, "labels": labels}
@@ -44,7 +43,8 @@ def prepared(config: DataConfig, tokenizer: Tokenizer, *, seed: int,
         if store.key(config, tokenizer, **wanted) != name:
             raise DataError("a data file changed while it was read: start again")
         num_tokens = sum(int(lengths(s.documents).sum()) for _, s in data.splits())
-        files.write_folder(folder, partial(store.save, data), needed_bytes=4 * num_tokens)
+        with files.write_folder(folder, needed_bytes=4 * num_tokens) as temp:
+            store.save(data, temp)
         return store.load(folder), f"{why}data: prepared, and kept in the cache {folder}"
     except (CheckpointError, OSError) as error:
         raise CheckpointError(f"{error}; or do without a cache: --data.cache None") from error
@@ -52,13 +52,13 @@ def prepared(config: DataConfig, tokenizer: Tokenizer, *, seed: int,
         gc.enable()
 
 def prepare(config: DataConfig, tokenizer: Tokenizer, *, seed: int,
-            labels: Names = None) -> Prepared:
+            labels: Names = None) -> store.Prepared:
     """All splits of a run; `labels` are the classes of a model that is only evaluated, None: those
     of the training rows. DataError: a file, column, label or row that cannot be used."""
     is_labelled = isinstance(config, configs.TextsConfig)
     if is_labelled and not config.train and labels is None:
         raise DataError("data.train is empty: name files of labelled rows with --data.train FILE")
-    data = Prepared(labels=labels)
+    data = store.Prepared(labels=labels)
     notes = data.notes
     parts = collect(config, notes)
     for name, part in parts.items():
@@ -82,7 +82,7 @@ def prepare(config: DataConfig, tokenizer: Tokenizer, *, seed: int,
         if name == "train" and not isinstance(config, configs.PromptsDataConfig):  # not judged
             split.chats = []
         (vars(data) if name in ("train", "dev") else data.tests)[name] = split
-        notes.setdefault("statistics", {})[name] = statistics(split, tokenizer, data.labels)
+        notes.setdefault("statistics", {})[name] = store.statistics(split, tokenizer, data.labels)
     return data
 
 def tidy(config: DataConfig, part: Rows, split: str, notes: Notes) -> None:

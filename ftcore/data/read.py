@@ -90,7 +90,11 @@ def read_rows(paths: Sequence[str | Path], *, format: Format = "auto", columns: 
     for path in map(Path, paths):
         file, before, lost = str(path), len(rows), ""
         text = decoded(_content(path), file)
-        chosen = _format(path) if format == "auto" else format
+        suffix = Path(path.name.lower().removesuffix(".gz")).suffix
+        if format == "auto" and suffix not in SUFFIXES:
+            known = ", ".join(get_args(Format)[1:])
+            raise DataError(f"{path}: unknown suffix; name the format, one of {known}")
+        chosen = SUFFIXES[suffix] if format == "auto" else format
         records = checked(READERS[chosen](text, file), file)
         if chosen in ("tsv", "csv") or columns:
             records = _named(records, file, columns)
@@ -114,13 +118,6 @@ def read_rows(paths: Sequence[str | Path], *, format: Format = "auto", columns: 
         sources[file] = {"rows": len(rows) - before, "format": f"{chosen}, {how}",
                          "first rows": first}
     return rows
-
-def _format(path: Path) -> Format:
-    suffix = Path(path.name.lower().removesuffix(".gz")).suffix
-    if suffix not in SUFFIXES:
-        known = ", ".join(get_args(Format)[1:])
-        raise DataError(f"{path}: unknown suffix; name the format, one of {known}")
-    return SUFFIXES[suffix]
 
 def stored(path: Path) -> bytes:
     """What a file holds; DataError: it cannot be read, and which one was probably meant."""
@@ -181,9 +178,6 @@ def checked(records: Iterable[Record], file: str) -> Iterator[Record]:
             value = DataError(f"{where}: not UTF-8: {near!r}; use, say, iconv -f latin1 -t utf-8")
         yield line, raw, value
 
-def _tsv(text: str, file: str) -> Iterator[Record]:
-    return ((number, line, line.split("\t")) for number, line in _lines(text, blanks=""))
-
 def _lines(text: str, blanks: str | None = None) -> Iterator[tuple[int, str]]:
     """Lines with their numbers, but for those that hold nothing beside `blanks`, white space."""
     for number, line in enumerate(text.removesuffix("\n").split("\n"), start=1):
@@ -228,17 +222,13 @@ def _json(text: str, file: str) -> Iterator[Record]:
         raw = json.dumps(item) if _HALF.search(raw) else raw
         yield number, raw, _object(item, raw, file, number)
 
-def _txt(text: str, file: str) -> Iterator[Record]:
-    if text:
-        yield 1, text, {"text": text}
-
-def _labelled(text: str, file: str) -> Iterator[Record]:
-    for number, line in _lines(text):
-        label, _, rest = line.partition(" ")
-        yield number, line, {"label": label, "text": rest}
-
-READERS: dict[str, Callable[[str, str], Iterator[Record]]] = {  # of a text and the file's name
-    "tsv": _tsv, "csv": _csv, "jsonl": _jsonl, "json": _json, "txt": _txt, "labelled": _labelled}
+READERS: dict[str, Callable[[str, str], Iterable[Record]]] = {  # of a text and the file's name
+    "tsv": lambda text, _: ((n, line, line.split("\t")) for n, line in _lines(text, blanks="")),
+    "txt": lambda text, _: [(1, text, {"text": text})] if text else [],
+    "labelled": lambda text, _: (
+        (n, line, dict(zip(("label", "text"), line.partition(" ")[::2], strict=True)))
+        for n, line in _lines(text)),
+    "csv": _csv, "jsonl": _jsonl, "json": _json}
 
 def _object(value: Any, raw: str, file: str, line: int) -> dict[str, Any] | list[Any] | DataError:
     if not isinstance(value, dict | list):

@@ -8,11 +8,10 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import accumulate, chain, islice, pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import tokenizers
@@ -28,14 +27,10 @@ UNSEEN = [byte for byte in range(256) if byte not in SEEN]
 BYTE_OF = {chr(b): b for b in SEEN} | {chr(256 + n): b for n, b in enumerate(UNSEEN)}
 SLAB = 1024  # texts tokenised in one call; a library encoding takes some 100 bytes a token
 
-@dataclass(frozen=True)
-class Encoding:
+class Encoding(NamedTuple):
     """Token ids of one text: `ids_T`, and `offsets_T2`: first and past-the-end character; int32."""
     ids_T: np.ndarray
     offsets_T2: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.ids_T)
 
 class Tokenizer:
     """A vocabulary with its special tokens and chat template, from the files of a folder, `where`
@@ -194,5 +189,4 @@ def _slabs(encode: Callable, inputs: Iterable) -> Iterator[list[tokenizers.Encod
 def _arrays(lists: Sequence[list[int]]) -> list[np.ndarray]:
     """Each list as int32, a view of one array of all: making many costs several times more."""
     flat_N = np.fromiter(chain.from_iterable(lists), np.int32)
-    borders = accumulate(map(len, lists), initial=0)
-    return [flat_N[start:end] for start, end in pairwise(borders)]
+    return [flat_N[start:end] for start, end in pairwise(accumulate(map(len, lists), initial=0))]

@@ -67,8 +67,7 @@ def bundle(run: Path, folder: Path, *, keep_adapter: bool = False) -> None:
     if model.task == "lm":
         greedy = {"do_sample": False, "eos_token_id": sorted(stops(tokenizer)) or None}
         texts["generation_config.json"] = json.dumps(greedy)
-
-    def write(temp: Path) -> None:
+    with files.write_folder(folder.absolute()) as temp:
         if keep_adapter:
             shutil.copytree(run / ADAPTER, temp / ADAPTER)
             for layer in layers:
@@ -81,8 +80,6 @@ def bundle(run: Path, folder: Path, *, keep_adapter: bool = False) -> None:
         for name in (name for name in (CERTIFICATE, REFERENCE) if (run / name).is_file()):
             shutil.copy(run / name, temp)
         _opened(temp)
-
-    files.write_folder(folder.absolute(), write)
 
 def temperature_of(metrics: Iterable[dict[str, Any]]) -> float | None:
     """Of the dev rows at the best step, whose weights were kept; test rows choose nothing."""

@@ -93,14 +93,6 @@ class Engine:
         self.news = threading.Event()
 
     @property
-    def num_running(self) -> int:
-        return len(self.running)
-
-    @property
-    def num_waiting(self) -> int:
-        return len(self.waiting)
-
-    @property
     def cache_used(self) -> float:
         """Share of the cache that is promised."""
         return self._area([*self.running]) / self.cache_tokens

@@ -121,7 +121,8 @@ class Meters(dict):
         """What the engine knows; the registry asks."""
         for attribute, (name, text) in METERS["engine"].items():
             kind = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
-            yield kind(f"ft_{name}", text, value=getattr(self.engine, attribute))
+            told = getattr(self.engine, attribute)
+            yield kind(f"ft_{name}", text, value=len(told) if hasattr(told, "__len__") else told)
 
 Handler = Callable[[Exchange], Awaitable[bytes | None]]  # returns JSON, or None: it has answered
 
@@ -251,10 +252,9 @@ class Server:
                 return ""
             raise Refused("host_not_allowed", "Host must be that of --host, or localhost")
         word, _, key = fields.get(b"authorization", b"").partition(b" ")
-        given, is_known = hashlib.sha256(key).digest(), False
-        for known in self.keys:  # all of them, so that time does not tell which
-            is_known |= hmac.compare_digest(given, known)
-        if is_known and word.lower() == b"bearer":
+        given = hashlib.sha256(key).digest()
+        are_equal = [hmac.compare_digest(given, known) for known in self.keys]  # in equal time
+        if any(are_equal) and word.lower() == b"bearer":
             return given.hex()
         if path in FREE or self.options.public_metrics and path == "/metrics":
             return ""

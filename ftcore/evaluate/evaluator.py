@@ -23,8 +23,7 @@ from ftcore.data.encode import Split
 from ftcore.data.pack import Batch, Encoded, apart, collate, pack
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import ModelError
-from ftcore.evaluate import metrics, text
-from ftcore.evaluate.significance import Figures
+from ftcore.evaluate import metrics
 from ftcore.model.generate import generate
 from ftcore.model.heads import Model
 from ftcore.tune.task import document_logits, hidden
@@ -35,7 +34,7 @@ PROMPTS_AT_ONCE, MOST_LOGITS = 256, 2**25  # the latter of tokens
 class Judged:
     """What a model says of B rows: documents or chats."""
     row_ids: Sequence[str]
-    figures: Figures  # metrics of some rows, by their indices
+    figures: metrics.Figures  # metrics of some rows, by their indices
     columns: dict[str, Sequence[Any]] = field(default_factory=dict)  # predictions, of each row
     by_class: metrics.ByClass = field(default_factory=list)
     confusions_KK: np.ndarray | None = None  # where a row has one class: see metrics.py
@@ -94,7 +93,7 @@ def ids_of(split: Split) -> list[str]:
     return [document.row_id for document in split.documents]
 
 def with_loss(loss_B: np.ndarray, of: Callable[..., Mapping[str, float]],
-              *columns: np.ndarray) -> Figures:
+              *columns: np.ndarray) -> metrics.Figures:
     """The mean loss of some rows, and what `of` says of their part of the columns."""
     def figures(rows_M: np.ndarray) -> dict[str, float]:
         return {"loss": float(loss_B[rows_M].mean()), **of(*(x_B[rows_M] for x_B in columns))}
@@ -168,9 +167,8 @@ def scored_tokens(model: Model, documents: Sequence[Encoded], **limits: Any) -> 
 def evaluate_language(model: Model, split: Split, labels: Sequence[str], **limits: Any) -> Judged:
     """Token-weighted loss and perplexity; bits per byte where the text's bytes are known."""
     sums_B2 = scored_tokens(model, split.documents, **limits)
-    more = metrics.perplexity(*sums_B2.sum(0), split.num_bytes) if split.num_bytes else {}
     return Judged(ids_of(split), lambda rows_M: metrics.perplexity(*sums_B2[rows_M].sum(0)),
-                  more=more)
+                  more=metrics.perplexity(*sums_B2.sum(0), split.num_bytes))
 
 def log_ratios(model: Model, pairs: Sequence[Encoded], *, length_normalised: bool,
                **limits: Any) -> np.ndarray:
@@ -206,8 +204,7 @@ def evaluate_pairs(model: Model, split: Split, labels: Sequence[str], *,
               "longer_reply_accuracy": (longer_M + 1) / 2}
         return {name: float(x_M.mean()) if len(x_M) else math.nan for name, x_M in of.items()}
 
-    longer_B = np.sign(chosen_B - rejected_B)
-    figures = with_loss(loss_B, shares, (np.sign(gap_B) + 1) / 2, longer_B)
+    figures = with_loss(loss_B, shares, (np.sign(gap_B) + 1) / 2, np.sign(chosen_B - rejected_B))
     p_B = 1 / (1 + np.exp(-np.clip(beta * gap_B, -500, 500)))
     always_B, p_B2 = np.ones(len(p_B), dtype=int), np.column_stack([1 - p_B, p_B])
     more |= {"margin": float(gap_B.mean()),
@@ -255,9 +252,8 @@ def evaluate_answers(model: Model, tokenizer: Tokenizer, chats: Sequence[Chat],
     prompts = [encode_prompt(chat.messages[:-1], tokenizer) for chat in chats]
     asked, targets = ([chat.messages[turn]["content"] for chat in chats] for turn in (-2, -1))
     answers = greedy(model, tokenizer, prompts, config.max_new_tokens)
-    judge = text.judged_text
-    if config.intent_field:
-        judge = partial(text.judged_command, intent=config.intent_field)
+    intent = config.intent_field
+    judge = partial(metrics.judged_command, intent=intent) if intent else metrics.judged_text
     verdicts = [judge(*pair) for pair in zip(targets, answers, strict=True)]
     values_BS = np.array([[*each.values()] for each in verdicts], dtype=float)
 

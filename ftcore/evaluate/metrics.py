@@ -1,5 +1,6 @@
-"""Figures of classes, of sets of labels, of scores, of language modelling; and of probabilities:
-how well they rank, how far they can be believed, how to mend them.
+"""Figures of classes, of sets of labels, of scores, of language modelling; of probabilities: how
+well they rank, how far they can be believed, how to mend them; of generated answers, as texts or as
+commands; and how far a figure may be off, and whether two models differ: held-out rows drawn again.
 
 K classes; n_kj rows of class k predicted as j; totals_3K are hits, predicted and support, int64:
 
@@ -16,21 +17,46 @@ score or a higher one, H and N all:
     brier = mean over rows of sum_k (p_k - [k is the target])^2
     ece   = sum over bins of rows / N * |mean confidence - accuracy|
 
-Sources: Hanley and McNeil 1982, Radiology 143, 29-36 (auroc); Brier 1950, Mon. Weather Rev. 78,
-1-3; Guo et al. 2017, arXiv:1706.04599 (ece, temperature); Roelofs et al. 2022, arXiv:2012.08668."""
+A command is a JSON object with a text field that names what to do, the intent. Its slots are the
+leaves of the rest, each a path and a value: {"intent": "wake", "at": {"days": ["sat", "sun"]}} has
+at.days.0 = "sat" and at.days.1 = "sun". Values compare by their JSON text: 1, 1.0 and "1" differ.
 
+C clusters of the rows, R draws of C clusters. `Figures` gives the metrics of any rows, by their
+indices. Rows that say nearly the same are one cluster and come and go together: taken one by one
+they would give too narrow an interval.
+
+    interval    from the 2.5th to the 97.5th percentile of R draws
+    p           of a difference d: 2 min(share of d <= 0, share of d >= 0), each draw of both models
+    McNemar     of n rows that one model alone has right, k of them the one with less; twice
+                P(X < k) + P(X = k) / 2 with X of Binomial(n, 1/2): the mid-p form
+
+Sources: Hanley and McNeil 1982, Radiology 143, 29-36 (auroc); Brier 1950, Mon. Weather Rev. 78,
+1-3; Guo et al. 2017, arXiv:1706.04599 (ece, temperature); Roelofs et al. 2022, arXiv:2012.08668;
+Efron 1979, Ann. Statist. 7, 1-26; Berg-Kirkpatrick et al. 2012, ACL D12-1091 (paired); Fagerland
+et al. 2013, BMC Med. Res. Methodol. 13:91 (mid-p)."""
+
+import json
 import math
-from collections.abc import Sequence
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import mul
 from typing import Any
 
 import numpy as np
 
-Figures = dict[str, float]
+from ftcore.errors import DataError
+
+Metrics = dict[str, float]
 SCORES = ("precision", "recall", "f1")
 CLASS_COLUMNS = ("label", *SCORES, "support", "predicted")
 AVERAGES = tuple(f"{score}_{mean}" for mean in ("micro", "macro", "weighted") for score in SCORES)
 ByClass = list[dict[str, Any]]
+Figures = Callable[[np.ndarray], Mapping[str, float]]
+Intervals = dict[str, tuple[float, float]]  # lowest and highest value, by metric
+DRAWS, LEVEL = 1000, 0.95
+PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 def confusions(target_B: np.ndarray, predicted_B: np.ndarray, num_classes: int) -> np.ndarray:
     cells_B = target_B * num_classes + predicted_B
@@ -39,7 +65,7 @@ def confusions(target_B: np.ndarray, predicted_B: np.ndarray, num_classes: int) 
 def class_totals(counts_KK: np.ndarray) -> np.ndarray:
     return np.stack([counts_KK.diagonal(), counts_KK.sum(0), counts_KK.sum(1)])
 
-def class_figures(counts_KK: np.ndarray) -> Figures:
+def class_figures(counts_KK: np.ndarray) -> Metrics:
     """accuracy, sum_k hits_k / rows; balanced_accuracy, mean recall_k of the classes with rows.
 
     ..._micro       the formulas above on sums over k; all equal the accuracy
@@ -65,7 +91,7 @@ def label_totals(target_BK: np.ndarray, predicted_BK: np.ndarray) -> np.ndarray:
     """totals_3K of rows that have any number of K labels: bool, True where a row has the label."""
     return np.stack([target_BK & predicted_BK, predicted_BK, target_BK]).sum(1)
 
-def label_figures(target_BK: np.ndarray, predicted_BK: np.ndarray) -> Figures:
+def label_figures(target_BK: np.ndarray, predicted_BK: np.ndarray) -> Metrics:
     """subset_accuracy, share of the rows whose labels are all right; hamming_loss, share of the
     decisions that are wrong; averages over all K labels, 0 for one that never occurs."""
     totals_3K = label_totals(target_BK, predicted_BK)
@@ -73,7 +99,7 @@ def label_figures(target_BK: np.ndarray, predicted_BK: np.ndarray) -> Figures:
             "hamming_loss": float((target_BK != predicted_BK).mean()),
             **_averages(totals_3K, np.ones(target_BK.shape[1], dtype=bool))}
 
-def regression_metrics(target_B: np.ndarray, predicted_B: np.ndarray) -> Figures:
+def regression_metrics(target_B: np.ndarray, predicted_B: np.ndarray) -> Metrics:
     """pearson of the values, spearman of their ranks, equal ones sharing the mean of theirs; mae
     and rmse, in units of the score; r2 = 1 - squared errors / variance. NaN: by a constant."""
     errors_B = predicted_B - target_B
@@ -83,7 +109,7 @@ def regression_metrics(target_B: np.ndarray, predicted_B: np.ndarray) -> Figures
             "mae": float(np.abs(errors_B).mean()), "rmse": math.sqrt(np.square(errors_B).mean()),
             "r2": float(1 - np.square(errors_B).sum() / spread)}
 
-def perplexity(loss_sum: float, weight: float, num_bytes: int = 0) -> Figures:
+def perplexity(loss_sum: float, weight: float, num_bytes: int = 0) -> Metrics:
     """Of a loss in nats over tokens of total `weight`, which spell so many bytes; 0: unknown. loss:
     a token, NaN without any; perplexity: exp(loss), infinite where that leaves float64;
     bits_per_byte: loss_sum / (ln 2 * num_bytes), by which different tokenizers compare."""
@@ -100,7 +126,7 @@ def by_class(labels: Sequence[str], totals_3K: np.ndarray) -> ByClass:
     rows = zip(labels, *(x_K.tolist() for x_K in columns), strict=True)
     return [dict(zip(CLASS_COLUMNS, row, strict=True)) for row in rows]
 
-def _averages(totals_3K: np.ndarray, counted_K: np.ndarray) -> Figures:
+def _averages(totals_3K: np.ndarray, counted_K: np.ndarray) -> Metrics:
     """AVERAGES; the macro ones over the classes that are counted."""
     scores, support_K = _scores(totals_3K), totals_3K[2]
     micro = (x_1[0] for x_1 in _scores(totals_3K.sum(1, keepdims=True)))
@@ -124,7 +150,7 @@ def _scores(totals_3K: np.ndarray) -> list[np.ndarray]:
     parts = ((hits_K, predicted_K), (hits_K, support_K), (2 * hits_K, predicted_K + support_K))
     return [np.divide(a_K, b_K, out=np.zeros(len(a_K)), where=b_K > 0) for a_K, b_K in parts]
 
-def ranking(target_B: np.ndarray, score_B: np.ndarray) -> Figures:
+def ranking(target_B: np.ndarray, score_B: np.ndarray) -> Metrics:
     """auroc, NaN where one side has no row; auprc, NaN without positives."""
     _, hits_U, rows_U = _curve(target_B, score_B)
     h_U, n_U = (np.diff(x_U, prepend=0) for x_U in (hits_U, rows_U))
@@ -133,7 +159,7 @@ def ranking(target_B: np.ndarray, score_B: np.ndarray) -> Figures:
     auprc = float(h_U @ (hits_U / rows_U)) / H if H else math.nan
     return {"auroc": won / (2 * H * (N - H)) if 0 < H < N else math.nan, "auprc": auprc}
 
-def probability_metrics(target_B: np.ndarray, p_BK: np.ndarray, top_k: int = 5) -> Figures:
+def probability_metrics(target_B: np.ndarray, p_BK: np.ndarray, top_k: int = 5) -> Metrics:
     """Figures of rows that have one of K classes each. top_5_accuracy: share of the rows whose
     target is among the `top_k` classes, of equal ones the lower first, where K > top_k; auroc and
     auprc: of class 1 where K = 2, else of each class against the rest, the mean over those with
@@ -151,7 +177,7 @@ def probability_metrics(target_B: np.ndarray, p_BK: np.ndarray, top_k: int = 5) 
     brier = float(np.square(p_BK - target_BK).sum(1).mean())
     return found | {"brier": brier, "ece": sum(gaps) / len(p_BK)}
 
-def reliability(target_B: np.ndarray, p_BK: np.ndarray, bins: int = 15) -> list[Figures]:
+def reliability(target_B: np.ndarray, p_BK: np.ndarray, bins: int = 15) -> list[Metrics]:
     """Rows, mean confidence (the highest probability) and accuracy of bins of equal mass. Rows of
     equal confidence share their hits evenly, so that it does not matter which one falls where."""
     score_U, place_B, n_U = np.unique(p_BK.max(1), return_inverse=True, return_counts=True)
@@ -173,7 +199,7 @@ def temperature(target_B: np.ndarray, logits_BK: np.ndarray) -> float:
         low, high = (b, high) if slope < 0 else (low, b)
     return 1 / b
 
-def threshold_table(target_B: np.ndarray, score_B: np.ndarray, count: int = 9) -> list[Figures]:
+def threshold_table(target_B: np.ndarray, score_B: np.ndarray, count: int = 9) -> list[Metrics]:
     """What predicting "score >= threshold" gives, of thresholds at evenly spaced quantiles and of
     the `best`: its F1 is highest, and it the highest of such. share: rows predicted positive."""
     score_U, hits_U, rows_U = _curve(target_B, score_B)
@@ -191,3 +217,104 @@ def _curve(target_B: np.ndarray, score_B: np.ndarray) -> tuple[np.ndarray, ...]:
     score_U, place_B, n_U = np.unique(score_B, return_inverse=True, return_counts=True)
     h_U = np.bincount(place_B[target_B], minlength=len(score_U))
     return score_U[::-1], np.cumsum(h_U[::-1]), np.cumsum(n_U[::-1])
+
+def exact_match(target: str, predicted: str) -> bool:
+    """Equal character by character, surrounding whitespace stripped and nothing else done."""
+    return target.strip() == predicted.strip()
+
+def parse_object(text: str) -> dict[str, Any] | None:
+    """The JSON object that `text` is; None for anything else, NaN and Infinity among it."""
+    try:
+        value = json.loads(text, parse_constant=int)  # refuses NaN and Infinity
+    except (ValueError, RecursionError):  # the latter: a model that repeats "[" for ever
+        return None
+    return value if isinstance(value, dict) else None
+
+def token_f1(target: str, predicted: str) -> float:
+    """2 common / (sum of both lengths) of tokens: lower case, ASCII punctuation and the articles
+    a, an, the dropped, split at white space. 1 where both texts have none, 0 where one has.
+    source: Rajpurkar et al. 2016, arXiv:1606.05250; 2018, arXiv:1806.03822 (no tokens left)"""
+    bare = (text.lower().translate(PUNCTUATION) for text in (target, predicted))
+    wanted, given = (Counter(re.sub(r"\b(a|an|the)\b", " ", text).split()) for text in bare)
+    length = wanted.total() + given.total()
+    return 2 * (wanted & given).total() / length if length else 1.0
+
+def judged_text(target: str, predicted: str) -> dict[str, float]:
+    return {"exact_match": exact_match(target, predicted),
+            "json_valid": parse_object(predicted) is not None,
+            "token_f1": token_f1(target, predicted)}
+
+def judged_command(target: str, predicted: str, *, intent: str = "intent") -> dict[str, float]:
+    """Whether an answer is a JSON object, the very text, an equal object (order of names and
+    spacing are free), has the intent; slot_f1_of_row = 2 right / (given + wanted) slots, of none:
+    as exact_match_object, and of several rows the mean. DataError: the target is no command."""
+    wanted, given = parse_object(target), parse_object(predicted)
+    if not isinstance((wanted or {}).get(intent), str):
+        what = f"target {target[:80]!r} is not a JSON object with a text field {intent!r}"
+        raise DataError(f"{what}: mend the row or name the field that holds the intent")
+    leaves = [_leaves(wanted), _leaves(given or {})]
+    slots, found = ({(path, value) for path, value in each.items()
+                     if path != (intent,) and value not in ("{}", "[]")} for each in leaves)
+    is_equal, count = leaves[0] == leaves[1], len(slots) + len(found)
+    return {"json_valid": given is not None, "exact_match": exact_match(target, predicted),
+            "exact_match_object": is_equal,
+            "intent_accuracy": (given or {}).get(intent) == wanted[intent],
+            "slot_f1_of_row": 2 * len(slots & found) / count if count else float(is_equal)}
+
+def _leaves(command: dict[str, Any]) -> dict[tuple, str]:
+    """{path: JSON text}; an empty object or list is a leaf too, so equal leaves, equal objects."""
+    leaves, open_items = {}, [((), command)]
+    # A stack, not recursion: generated objects may nest deeper than Python's stack goes.
+    while open_items:
+        path, value = open_items.pop()
+        if value and isinstance(value, dict | list):
+            items = value.items() if isinstance(value, dict) else enumerate(value)
+            open_items += [((*path, key), item) for key, item in items]
+        else:
+            leaves[path] = json.dumps(value)
+    return leaves
+
+def draws(clusters_B: np.ndarray, seed: int, count: int = DRAWS) -> Iterator[np.ndarray]:
+    """Row indices (int64) of each draw; clusters_B (int) are the same for rows of one cluster."""
+    order_B = np.argsort(clusters_B, kind="stable")
+    _, starts_C, sizes_C = np.unique(clusters_B[order_B], return_index=True, return_counts=True)
+    random = np.random.default_rng(seed)
+    for _ in range(count):
+        picked_C = random.integers(len(starts_C), size=len(starts_C))
+        sizes, firsts = sizes_C[picked_C], np.cumsum(sizes_C[picked_C]) - sizes_C[picked_C]
+        yield order_B[np.arange(sizes.sum()) - np.repeat(firsts - starts_C[picked_C], sizes)]
+
+def intervals(figures: Figures, clusters_B: np.ndarray, *, seed: int = 0) -> Intervals:
+    return _ranges([figures(rows) for rows in draws(clusters_B, seed)])
+
+def compare(one: Figures, other: Figures, clusters_B: np.ndarray,
+            others_B: np.ndarray | None = None, *, seed: int = 0) -> dict[str, dict[str, float]]:
+    """`difference` of each metric, `one` less `other`, of the same rows by two models, or of other
+    rows in the clusters others_B; its `low` and `high`, and `p`. Zero between: too few to tell."""
+    theirs_B = clusters_B if others_B is None else others_B
+    mine, theirs = draws(clusters_B, seed), draws(theirs_B, seed + (theirs_B is others_B))
+    told = [_less(one(rows), other(others)) for rows, others in zip(mine, theirs, strict=True)]
+    whole = _less(one(np.arange(len(clusters_B))), other(np.arange(len(theirs_B))))
+    found: dict[str, dict[str, float]] = {}
+    for name, (low, high) in _ranges(told).items():
+        d_R = np.array([each[name] for each in told])
+        sides = (1 + (d_R <= 0).sum(), 1 + (d_R >= 0).sum())  # the rows themselves count too
+        p = min(1.0, 2 * float(min(sides)) / (1 + len(d_R)))
+        found[name] = {"difference": whole[name], "low": low, "high": high, "p": p}
+    return found
+
+def mcnemar(right_B: np.ndarray, other_right_B: np.ndarray) -> float:
+    """Mid-p of as uneven a number of rows that one model alone has right (bool); 1 without any."""
+    alone, other = int((right_B & ~other_right_B).sum()), int((other_right_B & ~right_B).sum())
+    n, k = alone + other, min(alone, other)
+    logs = [math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) for i in range(k + 1)]
+    shares = [math.exp(each - n * math.log(2)) for each in logs]
+    return min(1.0, 2 * (math.fsum(shares) - shares[-1] / 2))
+
+def _less(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
+    return {name: one[name] - other[name] for name in one}
+
+def _ranges(told: Sequence[Mapping[str, float]]) -> Intervals:
+    values = {name: np.array([each[name] for each in told]) for name in told[0]}
+    return {name: tuple(np.quantile(values_R, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist())
+            for name, values_R in values.items() if np.isfinite(values_R).all()}

@@ -126,8 +126,7 @@ def write_page(folder: Path) -> Path:
              for names in CURVES for n in names}
     curves = [{n: lines[n] for n in names if lines[n]} for names in CURVES]
     shown = {**run["data"], **run, "where": folder, "curves": curves, **judged(run)}
-    page = store.rendered("run.html", Path(__file__).parent, **shown)
-    write_file(folder / "report.html", page)
+    write_file(folder / "report.html", store.rendered("run.html", Path(__file__).parent, **shown))
     return folder / "report.html"
 
 def judged(run: Run) -> dict[str, Any]:

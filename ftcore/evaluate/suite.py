@@ -22,11 +22,10 @@ from ftcore.data.encode import Split
 from ftcore.data.pack import Encoded, apart, is_pair
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import DataError
-from ftcore.evaluate import metrics, report, significance
+from ftcore.evaluate import metrics, report
 from ftcore.evaluate.evaluator import JUDGES, Judged, all_logits, evaluate_answers, root_of
-from ftcore.evaluate.report import table
 from ftcore.model.heads import Model
-from ftcore.tune.lora import LoRALinear, lora_layers
+from ftcore.tune.lora import merge
 
 SHOWN = ("loss", "perplexity", "bits_per_byte", "accuracy", "subset_accuracy", "f1_macro",
          "pearson", "spearman", "temperature")  # while it trains, where the task has it
@@ -42,13 +41,12 @@ class Results:
     tables: list[str] = field(default_factory=list)  # further ones for people
 
     @cached_property
-    def intervals(self) -> dict[str, significance.Intervals]:
+    def intervals(self) -> dict[str, dict[str, tuple[float, float]]]:
         """By split the ends of each figure's interval; once all splits are there."""
-        found: dict[str, significance.Intervals] = {name: {} for name in self.judged}
-        for name, each in self.judged.items():
-            for one in each:
-                found[name] |= significance.intervals(one.figures, one.clusters_B, seed=self.seed)
-        return found
+        told = partial(metrics.intervals, seed=self.seed)
+        return {name: {key: ends for one in each
+                       for key, ends in told(one.figures, one.clusters_B).items()}
+                for name, each in self.judged.items()}
 
     def against(self, base: Mapping[str, Mapping[str, float]]) -> str:
         """For people, each metric with its interval, beside that of the base model if there is."""
@@ -70,15 +68,14 @@ class Results:
             if forms[0] != forms[1]:
                 raise DataError(f"{name}: both models must read, and keep, the same test rows")
             for one, two in zip(mine, theirs, strict=True):
-                found[name] |= significance.compare(one.figures, two.figures, one.clusters_B,
+                found[name] |= metrics.compare(one.figures, two.figures, one.clusters_B,
                                                     seed=self.seed)
-            cells = (
-                (metric, self.metrics[name][metric], other.metrics[name][metric], *each.values(),
-                 "too small to tell" if each["low"] <= 0 <= each["high"] else "differs")
-                for metric, each in found[name].items())
-            told.append(f"{name}, paired\n{table(head, cells)}")
+            cells = ((key, self.metrics[name][key], other.metrics[name][key], *each.values(),
+                      "too small to tell" if each["low"] <= 0 <= each["high"] else "differs")
+                     for key, each in found[name].items())
+            told.append(f"{name}, paired\n{report.table(head, cells)}")
             if one.right_B is not None:
-                p = significance.mcnemar(one.right_B, two.right_B)
+                p = metrics.mcnemar(one.right_B, two.right_B)
                 found[name]["mcnemar"] = {"p": p}
                 told.append(f"rows that one alone has right: McNemar mid-p {p:.4g}")
         return "\n\n".join(told), found
@@ -124,12 +121,12 @@ class Suite:
             return ""
         rows = Split(documents=train[: len(dev.documents)])
         one, two = self._judged(model, dev), self._judged(model, rows)
-        found = significance.compare(one.figures, two.figures, one.clusters_B, two.clusters_B,
+        found = metrics.compare(one.figures, two.figures, one.clusters_B, two.clusters_B,
                                      seed=self.config.env.seed)
         cells = ((name, two.values[name], one.values[name], *found[name].values())
                  for name in SHOWN if name in found)
         head = ("metric", "train", "dev", "difference", "low", "high", "p")
-        return f"over-fitting, {len(rows.documents)} rows each\n{table(head, cells)}"
+        return f"over-fitting, {len(rows.documents)} rows each\n{report.table(head, cells)}"
 
     def leaked(self, split: Split, train: Sequence[Encoded]) -> dict[str, str]:
         """By row id, why training knows it: the same text, nearly the same, or 13 words."""
@@ -159,7 +156,7 @@ class Suite:
                 is_one_B = np.array(columns["label"], dtype=object) == self.labels[1]
                 score_B = np.array(columns["probabilities"])[:, 1]
                 found = metrics.threshold_table(is_one_B, score_B)
-                shown = table(found[0], [each.values() for each in found])
+                shown = report.table(found[0], [each.values() for each in found])
                 yield f"thresholds of {self.labels[1]}\n{shown}"
 
     @torch.inference_mode()
@@ -178,7 +175,6 @@ def certify(model: Model, split: Split, suite: Suite) -> dict[str, Any]:
     """On the first rows of a split; scores have neither KL nor arg-max. The model is left unmerged,
     in evaluation mode."""
     model.eval()
-    layers = lora_layers(model).values()
     documents = split.documents[:MOST_ROWS]
     scored = np.cumsum([sum(np.count_nonzero(side.weights) for side in apart([document]))
                         for document in documents])
@@ -189,13 +185,11 @@ def certify(model: Model, split: Split, suite: Suite) -> dict[str, Any]:
         return proof
     limits = {"max_tokens": suite.config.loop.micro_batch_tokens, "device": model.device}
     values, logits = [], []
-    for change in (LoRALinear.unmerge, LoRALinear.merge):
-        for layer in layers:
-            change(layer)
+    for is_merged in (False, True):
+        merge(model, is_merged=is_merged)
         logits.append(all_logits(model, few, **limits))
         values.append(suite.dev(model, Split(documents=few)))
-    for layer in layers:
-        layer.unmerge()
+    merge(model, is_merged=False)
     proof |= {key.removeprefix("eval/"): [each[key] for each in values] for key in values[0]}
     proof["max_difference"] = (logits[1] - logits[0]).abs().max().item()
     if suite.config.problem == "regression":

@@ -249,5 +249,4 @@ def mapped(names: Collection[str], stored: Stored) -> Iterator[tuple[str, Tensor
             yield from ((name, handle.get_tensor(name)) for name in held)
 
 def _some(names: list[str], most: int = 8) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if names[most:] else "")

@@ -249,9 +249,8 @@ class Transformer(Layer):
         if attends is None and tokens_N.device.type == "cpu":
             # cost: products of few sizes are compiled once. The rows added are copies of the first
             # token that belong to no document, and nobody reads them.
-            tokens_N, positions_N, types_N = (
-                torch.cat([x_N, x_N[:1].expand(docs.num_rows - N)])
-                for x_N in (tokens_N, positions_N, types_N))
+            tokens_N, positions_N, types_N = (torch.cat([x_N, x_N[:1].expand(docs.num_rows - N)])
+                                              for x_N in (tokens_N, positions_N, types_N))
             rows_M = rows_M if rows_M is None else F.pad(rows_M, (0, rounded(M) - M))
         h_NC = self.embed(tokens_N, positions_N, types_N)
         L, is_training = len(self.layers), self.training and torch.is_grad_enabled()

@@ -4,6 +4,7 @@
     python -m ftcore.monitor watch RUN LOG [--window N]      the same, every few seconds
     python -m ftcore.monitor plan RUN LOG DIR [options]      wait, go back, or train: then DIR"""
 
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -70,4 +71,5 @@ def main(words: list[str]) -> int:
         return 2
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # which ends `watch`
     sys.exit(main(sys.argv[1:]))

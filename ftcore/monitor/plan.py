@@ -116,8 +116,8 @@ def _write(run: Path, folder: Path, command: Command, told: Line, rows: Sequence
     if not all(sides):
         what = f"{len(rows)} labelled rows are too few, or too much alike, to keep some to judge by"
         raise DataError(f"{run}: {what}: collect more")
-    train = [*(str(Path(file).absolute()) for file in data.train), str(folder / NEW)]
-    words = as_flags({"data": {"train": train}, "log": {"dir": folder, "name": folder.name}})
+    added = {"data": {"train": [*data.train, folder / NEW]}}
+    words = as_flags(added | {"log": {"dir": folder, "name": folder.name}})
     layers = [(str(run), read_toml(run / CONFIG_FILE)[1]), ("plan", [*words])]
     about = {"was": was, "run": run.absolute(), "task": command.task, "folder": folder}
     about["unknown"] = sum(row["wanted"] not in known for row in rows)
@@ -125,8 +125,9 @@ def _write(run: Path, folder: Path, command: Command, told: Line, rows: Sequence
                 PLAN: store.rendered(PLAN, Path(__file__).parent, **told, **about, sides=sides)}
     for name, side in zip((NEW, RECENT), sides, strict=True):
         contents[name] = "".join(json.dumps(row) + "\n" for row in side)
-    files.write_folder(folder, lambda temp: [
-        (temp / name).write_text(text, "utf-8") for name, text in contents.items()])
+    with files.write_folder(folder) as temp:
+        for name, text in contents.items():
+            (temp / name).write_text(text, "utf-8")
 
 def read_table(file: Path) -> Line:
     return tomllib.loads(file.read_text("utf-8")) if file.is_file() else {}

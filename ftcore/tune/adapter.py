@@ -110,13 +110,10 @@ def save_adapter(model: Model, folder: Path, *, family: Family, base_path: str) 
         power = 0.5 if config.rs_lora else 1.0
         peft_config["rank_pattern"] = {m: k * config.rank for m, k in fused.items()}
         peft_config["alpha_pattern"] = {m: k**power * config.alpha for m, k in fused.items()}
-
-    def write(temp: Path) -> None:
+    with files.write_folder(folder) as temp:
         save_file(tensors, temp / WEIGHTS, metadata={"format": "pt"})
         (temp / CONFIG).write_text(json.dumps(peft_config, indent=2) + "\n", "utf-8")
         (temp / ORIGIN).write_text(json.dumps(origin, indent=2) + "\n", "utf-8")
-
-    files.write_folder(folder, write)
 
 def load_adapter(model: Model, folder: Path, *, family: Family) -> None:
     """Wrap a base model and fill it from an adapter folder, ours or peft's; a load that fails
@@ -163,10 +160,9 @@ def load_adapter(model: Model, folder: Path, *, family: Family) -> None:
 
 def _trained_fully(model: nn.Module, extra: Parts) -> dict[str, list[str]]:
     """HF name of each tensor of such modules -> names of our parameters in it."""
-    return {
-        f"{module}.{attribute}": [f"{part}.{attribute}" for part in parts]
-        for module, parts in extra.items()
-        for attribute in dict(model.get_submodule(parts[0]).named_parameters(recurse=False))}
+    return {f"{module}.{attribute}": [f"{part}.{attribute}" for part in parts]
+            for module, parts in extra.items()
+            for attribute in dict(model.get_submodule(parts[0]).named_parameters(recurse=False))}
 
 def _held_or_listed(model: nn.Module, family: Family, options: dict,
                     keys: Collection[str]) -> tuple[Parts, Parts]:
@@ -238,12 +234,9 @@ def save_artifact(loaded: LoadedModel, tokenizer: Tokenizer, run: Path, config: 
     if lora.lora_layers(loaded.model):
         save_adapter(loaded.model, run / ADAPTER, family=loaded.family, base_path=config.model.path)
         return run / ADAPTER
-
-    def write(folder: Path) -> None:
+    with files.write_folder(run / MODEL) as folder:
         save_model(loaded, folder, labels=labels, problem=config.problem)
         tokenizer.save(folder)
-
-    files.write_folder(run / MODEL, write)
     return run / MODEL
 
 def load_base(path: str, **how: Any) -> LoadedModel:

@@ -21,8 +21,6 @@ from ftcore.errors import CheckpointError
 Tensors = Mapping[str, Mapping[str, Tensor]]
 STATE, SUFFIX = "state.json", ".safetensors"
 
-logger = logging.getLogger(__name__)
-
 class Loaded(NamedTuple):
     """A verified checkpoint: CPU tensors in memory of their own, by group and name."""
     step: int
@@ -41,14 +39,11 @@ class Checkpoints:
         is on the disk. Of `tensors`, {group: {name: tensor}}, contiguous, no two may share memory;
         to `state`, JSON values, "step" is added. CheckpointError: nothing was saved or lost."""
         num_bytes = sum(t.nbytes for group in tensors.values() for t in group.values())
-
-        def write(folder: Path) -> None:
+        self.failed_in_a_row += 1  # until it is there
+        with files.write_folder(self.of(step), needed_bytes=num_bytes) as folder:
             (folder / STATE).write_text(json.dumps({**state, "step": step}, indent=1), "utf-8")
             for group, named in tensors.items():
                 save_file(dict(named), folder / (group + SUFFIX))
-
-        self.failed_in_a_row += 1  # until it is there
-        files.write_folder(self.of(step), write, needed_bytes=num_bytes)
         steps = self.steps()  # later ones were refused, or the run would be past them
         kept = [best, *[other for other in steps if other <= step][: self.keep_last]]
         if doomed := [other for other in steps if other not in kept]:  # the newest first
@@ -65,7 +60,7 @@ class Checkpoints:
             try:
                 return load(self.of(step))
             except CheckpointError as error:
-                logger.warning("step %d is refused: %s", step, error)
+                logging.getLogger(__name__).warning("step %d is refused: %s", step, error)
                 refused.append(f"  step {step}: {error}")
         if refused[1:]:
             raise CheckpointError("\n".join(refused))

@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ftcore.config import Run
-from ftcore.data.pack import Batch, Encoded, StepRows, collate, lengths, pack, split, total_weight
+from ftcore.data.pack import Batch, Encoded, collate, lengths, pack, split, step_rows, total_weight
 from ftcore.env.compute import LossScale, derived
 from ftcore.env.run import RunFolder, StopFlag
 from ftcore.errors import CheckpointError, SaveError, TrainingError
@@ -63,8 +63,9 @@ class Loop:
         optim, loop, count = self.config.optim, self.config.loop, len(self.documents)
         self.device, self.seed = self.model.device, self.config.env.seed
         self.checkpoints = Checkpoints(self.run.path, loop.keep_last)
-        self.rows = StepRows(count, batch_size=self.config.rows_per_step, seed=self.seed)
-        self.total_steps = loop.num_steps(count, self.config.rows_per_step)
+        size = self.config.rows_per_step
+        self.rows = partial(step_rows, num_rows=count, batch_size=size, seed=self.seed)
+        self.total_steps = loop.num_steps(count, size)
         dtypes = {param.dtype for param in self.model.parameters()}
         self.scale = LossScale() if torch.float16 in dtypes else None
         self.remembered = {"progress": self.progress}  # its fields stand in every checkpoint
@@ -103,9 +104,8 @@ class Loop:
         self.model.train()
         count = self.num_processes if self.reads_rows else 1
         progress, options = self.progress, self.config.loop
-        with (
-            Workers(count, self.optimizer, self.share) as workers, StopFlag() as stop,
-            tqdm(total=self.total_steps, initial=progress.step, unit="step") as bar):
+        with (Workers(count, self.optimizer, self.share) as workers, StopFlag() as stop,
+              tqdm(total=self.total_steps, initial=progress.step, unit="step") as bar):
             while progress.step < self.total_steps and not self._is_out_of_patience():
                 values = self._step(workers)
                 bar.update()

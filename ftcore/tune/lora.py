@@ -61,14 +61,6 @@ class LoRALinear(Layer):
             return weight_OC
         return torch.addmm(weight_OC.to(a_RC), b_OR, a_RC, alpha=self.config.scale).to(weight_OC)
 
-    def merge(self) -> None:
-        """Answer from one matrix from now on. For evaluation: the factors get no gradient."""
-        self.merged_weight = self.folded_weight()
-
-    def unmerge(self) -> None:
-        """Back to base and update. Exact, since merging never writes to the base."""
-        self.merged_weight = None
-
 def apply_lora(model: nn.Module, config: PeftConfig, *, generator: torch.Generator) -> str:
     """Wrap the targets and freeze all but the factors and fully trained modules; says so in words.
 
@@ -108,13 +100,19 @@ def _targets(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     return [name for name in linears if name in chosen]
 
 def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
-    """The wrapped layers by name, to merge, unmerge or switch them."""
+    """The wrapped layers by name."""
     return {n: module for n, module in model.named_modules() if isinstance(module, LoRALinear)}
 
 def plain_modules(model: nn.Module) -> dict[str, nn.Module]:
     """The modules by their names before wrapping: of a wrapped layer its base."""
     plain = (pair for pair in model.named_modules() if not isinstance(pair[1], LoRALinear))
     return {name.removesuffix(".base"): module for name, module in plain}
+
+def merge(model: nn.Module, *, is_merged: bool = True) -> None:
+    """Answer from one matrix from now on, for evaluation: the factors get no gradient; or from base
+    and update again: exact, since merging never writes to the base."""
+    for layer in lora_layers(model).values():
+        layer.merged_weight = layer.folded_weight() if is_merged else None
 
 def fold(model: nn.Module) -> None:
     """Merge for good what answers: plain layers, rounded once."""

@@ -169,7 +169,7 @@ class AdamW:
         return [torch.stack(each).double().sum().item() if each else 0.0 for each in work]
 
     @torch.no_grad()
-    def step(self, lr: float, part: Span, *, grad_scale: float = 1.0) -> None:
+    def step(self, part: Span, lr: float, grad_scale: float = 1.0) -> None:
         """Apply a part of the step's gradient times `grad_scale` (the clipping factor)."""
         self.step_count += 1
         for (ratio, weight_decay, has_rows), pieces in self._work(part):

@@ -64,11 +64,10 @@ class TaskKind(NamedTuple):
     model_task: ModelTask
     loss: Task
 
-TASKS: Mapping[str, TaskKind] = {
-    "pretrain": TaskKind("lm", token_labels),
-    "sft": TaskKind("lm", token_labels),
-    "classify": TaskKind("classify", classification),
-    "regress": TaskKind("classify", regression)}
+TASKS: Mapping[str, TaskKind] = {"pretrain": TaskKind("lm", token_labels),
+                                 "sft": TaskKind("lm", token_labels),
+                                 "classify": TaskKind("classify", classification),
+                                 "regress": TaskKind("classify", regression)}
 
 def choose_trainable(model: Model, config: PeftConfig, generator: torch.Generator, *,
                      new: Sequence[str] = ()) -> str:

@@ -54,7 +54,7 @@ class Workers(ExitStack):
 
     def apply(self, lr: float, grad_scale: float) -> None:
         """Update the parameters by the gradient times `grad_scale`; raises as `compute`."""
-        self._everywhere("update", lr, grad_scale)
+        self._everywhere("step", lr, grad_scale)
 
     def _everywhere(self, *act: Any) -> list[Any]:
         """What every process answers, in the order of their numbers; each waits for all."""
@@ -77,11 +77,8 @@ class Workers(ExitStack):
         return answers
 
     def _act(self, act: str, *args: Any) -> Any:
-        part = self.parts[self.number]
-        if act == "square_sums":
-            return self.optimizer.square_sums(part)
-        if act == "update":
-            return self.optimizer.step(args[0], part, grad_scale=args[1])
+        if act != "gradients":  # then the optimiser's, on the part of this process
+            return getattr(self.optimizer, act)(self.parts[self.number], *args)
         loss = self.share(args[0], self.number, self.count, args[1])
         self.optimizer.zero_unreached()
         return loss

@@ -219,7 +219,8 @@ def our_loss(
     prompts = [Prompt(Chat("id", turns), np.int32(PROMPT))] * 4
     documents = [episode.document for episode in Canned(config).episodes(prompts, 0)]
     entropy_M, h_MC = torch.full_like(now_M, 2.0), torch.zeros(len(now_M), 1)
-    monkeypatch.setattr("ftcore.align.ppo.seen", lambda *_: Seen(now_M, entropy_M, h_MC, h_MC))
+    said = Seen(now_M, entropy_M, h_MC, h_MC)
+    monkeypatch.setattr("ftcore.align.objective.seen", lambda *_: said)
     parts = {name: each_M.split(LENGTHS) for name, each_M in told.items()}
     loop = SimpleNamespace(
         config=config, is_first=False, is_blind=False, sums=defaultdict(float),

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from ftcore.align import ppo as ppos
+from ftcore.align import objective
 from ftcore.align.ppo import PpoLoop
 from ftcore.env.run import read_metrics
+from ftcore.errors import TrainingError
 from ftcore.tune.optim import AdamW
 from tests.tune.test_loop import stop_at
 
@@ -71,7 +72,7 @@ def test_scores_are_shaped(options: dict[str, Any], make_ppo: Callable[..., PpoL
 def self_scored(loop: PpoLoop) -> list[Any]:
     """The episodes of the first iteration, their scores shaped."""
     episodes = loop.actor.episodes([loop.actor.prompts[row] for row in loop.rows(0)], 0)
-    loop.actor.shaped(episodes, ppos.Control())
+    loop.actor.shaped(episodes, objective.Control())
     return episodes
 
 @pytest.mark.parametrize("group", [False, True])
@@ -137,12 +138,12 @@ def test_the_first_iteration_proves_itself(
     with pytest.raises(AssertionError, match="the reference must be the start"):
         loop.train()
     loop = make_ppo("other temperature")
-    real = ppos.seen
-    monkeypatch.setattr(ppos, "seen", lambda model, batch, temperature: real(
+    real = objective.seen
+    monkeypatch.setattr(objective, "seen", lambda model, batch, temperature: real(
         model, batch, temperature * (1.01 if torch.is_grad_enabled() else 1.0)))
     with pytest.raises(AssertionError, match="the first update must see what was scored"):
         loop.train()
-    monkeypatch.setattr(ppos, "seen", real)
+    monkeypatch.setattr(objective, "seen", real)
     loop = make_ppo("by neighbours")
     rewards = loop.actor.rewards
     (source,) = rewards.sources.values()
@@ -172,7 +173,7 @@ def test_a_failed_reward_keeps_what_was_trained(make_ppo: Callable[..., PpoLoop]
     name, source = next(iter(loop.actor.rewards.sources.items()))
     calls = iter([source] * 5)  # one more in the first iteration, for an answer alone
     loop.actor.rewards.sources[name] = lambda rows: next(calls)(rows)
-    with pytest.raises(ppos.TrainingError, match=r"reward .*: StopIteration"):
+    with pytest.raises(TrainingError, match=r"reward .*: StopIteration"):
         loop.train()
     assert loop.checkpoints.latest().step == loop.progress.step == 3
 
@@ -184,8 +185,8 @@ def test_one_update_needs_no_scores_before_it(
                "optim": {"batch_size": 64}}
     often = make_ppo("often", **options, loop={"max_steps": 4, "log_every": 1})
     assert often.train() == 0
-    whole, calls, real = tensors(often), [], ppos.seen
-    monkeypatch.setattr(ppos, "seen", lambda *args: calls.append(1) or real(*args))
+    whole, calls, real = tensors(often), [], objective.seen
+    monkeypatch.setattr(objective, "seen", lambda *args: calls.append(1) or real(*args))
     seldom = make_ppo("seldom", **options, loop={"max_steps": 4, "log_every": 100})
     assert seldom.train() == 0
     assert all(torch.equal(tensor, whole[name]) for name, tensor in tensors(seldom).items())

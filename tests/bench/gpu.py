@@ -125,7 +125,7 @@ def ours(config: dict, method: str, impl: str, device: str) -> Callable[[Step], 
         else:
             loss_sum = mine(collate(ordered).to(device), 1 / weight)
         optimiser.square_sums(part)
-        optimiser.step(1e-4, part)
+        optimiser.step(part, 1e-4)
         return loss_sum.item() / weight
 
     return run

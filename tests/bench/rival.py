@@ -37,7 +37,7 @@ import torch
 from torch import Tensor, nn
 
 from ftcore.cli import Command, parse
-from ftcore.data.pack import Encoded, StepRows
+from ftcore.data.pack import Encoded, step_rows
 from ftcore.data.prepare import prepare
 from ftcore.data.store import Prepared
 from ftcore.data.tokenizer import Tokenizer
@@ -236,7 +236,8 @@ def serve(bench: Bench, said: argparse.Namespace) -> None:
         config, seed = command.config, command.config.env.seed
         data = prepare(config.data, Tokenizer.load(resolve(config.model.path)), seed=seed)
         documents = data.train.documents
-        rows = StepRows(len(documents), batch_size=config.optim.batch_size, seed=seed)
+        size = config.optim.batch_size
+        rows = partial(step_rows, num_rows=len(documents), batch_size=size, seed=seed)
         before = own_peak_mib()
         turn = SIDES[said.side](bench, said, command, data, life)
         done, most = 0, 0.0

@@ -44,15 +44,15 @@ def test_cutting_pairs_changes_nothing_else(bert, monkeypatch):
     monkeypatch.setattr("ftcore.data.tokenizer.SLAB", 2)
     short = bert.encode_pairs([("word " * 50,)] * 5, max_length=7)
     assert len(next(short)[0]) == 7
-    assert len(bert.encode("word " * 50)) == 52
+    assert len(bert.encode("word " * 50).ids_T) == 52
     assert len(next(bert.encode_pairs([("word " * 50,)]))[0]) == 52
     assert [len(ids) for ids, _ in short] == [7] * 4
 
 def test_truncation_and_padding_of_the_file_are_off(bert, bert_folder):
     stored = json.loads((bert_folder / "tokenizer.json").read_text())
     assert stored["truncation"]["max_length"] == 128 and stored["padding"] is not None
-    assert len(bert.encode("word " * 500)) == 502
-    assert len(bert.encode("word")) == 3
+    assert len(bert.encode("word " * 500).ids_T) == 502
+    assert len(bert.encode("word").ids_T) == 3
     assert len(encode_pair(bert, "word " * 200, "word " * 200)[0]) == 403
 
 @pytest.mark.parametrize("max_length", [None, 5, 16, 17])

@@ -131,7 +131,7 @@ def test_a_sequence_waits_for_room(model, documents) -> None:
     turn = engine.turn
 
     def counted() -> Said:
-        most.append((engine.num_running, engine.cache_used))
+        most.append((len(engine.running), engine.cache_used))
         return turn()
 
     engine.turn = counted
@@ -146,12 +146,12 @@ def test_cancelled_jobs_are_gone_before_the_next_step(model, documents) -> None:
     for job in jobs:
         engine.submit(job)
     engine.turn()
-    assert (engine.num_running, engine.num_waiting) == (3, 1)
+    assert (len(engine.running), len(engine.waiting)) == (3, 1)
     for job in (*others, Job([1], GREEDY), others[0]):  # one unknown, one twice
         engine.cancel(job)
     found = [pair for pair in engine.turn() if pair[0] is not stays]
     assert found == [(job, Finish("cancelled")) for job in others]
-    assert (engine.num_running, engine.num_waiting, len(engine.cache.lengths)) == (1, 0, 1)
+    assert (len(engine.running), len(engine.waiting), len(engine.cache.lengths)) == (1, 0, 1)
     rest = []
     while engine.running:
         rest += engine.turn()

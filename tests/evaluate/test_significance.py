@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ftcore.evaluate.significance import Figures, compare, draws, intervals, mcnemar
+from ftcore.evaluate.metrics import Figures, compare, draws, intervals, mcnemar
 
 def accuracy(right_B: np.ndarray) -> Figures:
     return lambda rows: {"accuracy": float(right_B[rows].mean())}

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from ftcore.errors import DataError
-from ftcore.evaluate.text import exact_match, judged_command, parse_object
+from ftcore.evaluate.metrics import exact_match, judged_command, parse_object
 
 ALARM = '{"intent": "set_alarm", "slots": {"time": "7:30", "days": ["sat", "sun"]}}'
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ftcore.evaluate.text import token_f1
+from ftcore.evaluate.metrics import token_f1
 
 Rows = list[tuple[str, str]]  # target, predicted
 TOLERANCE = 1e-9

@@ -101,7 +101,8 @@ def test_a_flipped_byte_is_an_error_or_changes_nothing(folder: Path) -> None:
     size = 8 + struct.unpack("<Q", whole[:8])[0]
     wanted, draw, refused = load(folder).state_dict(), random.Random(0), 0
     hashed = folder.with_name("hashed")
-    files.write_folder(hashed, lambda temp: shutil.copytree(folder, temp, dirs_exist_ok=True))
+    with files.write_folder(hashed) as temp:
+        shutil.copytree(folder, temp, dirs_exist_ok=True)
     for _ in range(300):
         for file, end in ((folder / SINGLE, size), (hashed / SINGLE, len(whole))):
             place, damaged = draw.randrange(end), bytearray(whole)

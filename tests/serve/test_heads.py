@@ -33,7 +33,7 @@ def test_classes_and_their_probabilities(made: Make) -> None:
         assert np.allclose(row["probs"], expected, atol=1e-5) and row["num_classes"] == 3
         assert row["label"] == f"c{expected.argmax()}" and abs(sum(row["probs"]) - 1) < 1e-6
         assert np.allclose(other["probs"], np.exp(logits / 2) / np.exp(logits / 2).sum(), atol=1e-5)
-    assert told["usage"]["prompt_tokens"] == sum(len(ask.tokenizer.encode(t)) for t in texts)
+    assert told["usage"]["prompt_tokens"] == sum(len(ask.tokenizer.encode(t).ids_T) for t in texts)
     for path, body in (("/v1/embeddings", {"input": "x"}), ("/v1/completions", {"prompt": "x"}),
                        ("/v1/score", {"messages": TALK})):
         with pytest.raises(Refused) as error:

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -201,10 +202,10 @@ def test_failed_saves_end_a_run_when_three_come_in_a_row(
 
     write_folder = files.write_folder
 
-    def full_disk(target: Path, *args: Any, **options: Any) -> None:
+    def full_disk(target: Path, **options: Any) -> AbstractContextManager[Path]:
         if target.name in {f"step-{step}" for step in failing}:
             raise CheckpointError(f"cannot write {target}: No space left on device")
-        write_folder(target, *args, **options)
+        return write_folder(target, **options)
 
     monkeypatch.setattr(files, "write_folder", full_disk)
     loop = make_loop("full", save_every=2)

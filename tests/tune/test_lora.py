@@ -13,7 +13,7 @@ from ftcore.model.families import family_named
 from ftcore.model.heads import Model
 from ftcore.tune.freeze import assert_unmoved, frozen_hashes
 from ftcore.tune.loop import Loop
-from ftcore.tune.lora import apply_lora, lora_layers, plain_modules
+from ftcore.tune.lora import apply_lora, lora_layers, merge, plain_modules
 from kernels.docs import Docs
 
 QWEN3 = {
@@ -166,8 +166,7 @@ def test_merge_rounds_once_and_unmerge_restores_the_bits(dtype: torch.dtype) -> 
     apply_lora(model, config(), generator=generator())
     disturb(model)
     before, hashes = logits(model), frozen_hashes(model)
-    for layer in lora_layers(model).values():
-        layer.merge()
+    merge(model)
     layer = model.trunk.layers[1].mlp.up_proj
     weight_OC, a_RC, b_OR = (
         p.detach().double()
@@ -182,8 +181,7 @@ def test_merge_rounds_once_and_unmerge_restores_the_bits(dtype: torch.dtype) -> 
     # 3 layers of some 10 roundings each, as a share of the logits' norm
     change = (logits(model) - before).double().norm() / before.double().norm()
     assert change <= 8 * torch.finfo(dtype).eps
-    for layer in lora_layers(model).values():
-        layer.unmerge()
+    merge(model, is_merged=False)
     assert torch.equal(logits(model), before)
     assert_unmoved(hashes, model)
 
@@ -192,8 +190,7 @@ def test_merged_layer_switches_off_and_refuses_training() -> None:
     base = logits(model)
     apply_lora(model, config(), generator=generator())
     disturb(model)
-    for layer in lora_layers(model).values():
-        layer.merge()
+    merge(model)
     switch(model, is_on=False)
     assert torch.equal(logits(model), base)
     switch(model, is_on=True)
@@ -214,8 +211,7 @@ def test_merged_state_fits_the_unwrapped_model() -> None:
     merged |= {f"{name}.weight": layer.folded_weight() for name, layer in layers.items()}
     plain.load_state_dict(merged, strict=True)
     torch.testing.assert_close(logits(plain), logits(model), rtol=1e-4, atol=1e-5)
-    for layer in lora_layers(model).values():
-        layer.merge()
+    merge(model)
     assert torch.equal(logits(plain), logits(model))
 
 def test_dropout_acts_in_training_only() -> None:

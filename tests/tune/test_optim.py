@@ -65,7 +65,7 @@ def test_it_is_the_adamw_of_torch(kind: type[AdamW]) -> None:
         oracle.zero_grad()
         for params in (ours, theirs):
             backward(params, gradients(step))
-        optimizer.step(lr, whole(optimizer))
+        optimizer.step(whole(optimizer), lr)
         for group in oracle.param_groups:
             group["lr"] = lr
         oracle.step()
@@ -80,7 +80,7 @@ def test_the_fused_kernel_is_the_readable_form() -> None:
         for optimizer in optimizers:
             optimizer.zero_grad()
             backward(optimizer.params, gradients(step))
-            optimizer.step(1e-2, whole(optimizer), grad_scale=0.5)
+            optimizer.step(whole(optimizer), 1e-2, grad_scale=0.5)
     fused, plain = (optimizer.state() for optimizer in optimizers)
     for group in ("master", "exp_avg", "exp_avg_sq"):
         for name in SHAPES:
@@ -92,7 +92,7 @@ def test_a_first_step_worked_by_hand() -> None:
     params = {"matrix": nn.Parameter(torch.full((1, 1), 2.0)), "norm": nn.Parameter(torch.ones(1))}
     optimizer = AdamW(params.items(), OptimConfig(eps=0.0, weight_decay=0.5))
     backward(params, {"matrix": torch.full((1, 1), 3.0), "norm": torch.full((1,), -3.0)})
-    optimizer.step(0.1, whole(optimizer))
+    optimizer.step(whole(optimizer), 0.1)
     assert params["matrix"].item() == pytest.approx(2.0 * (1 - 0.1 * 0.5) - 0.1)
     assert params["norm"].item() == pytest.approx(1.0 + 0.1)  # one axis: no decay
 
@@ -102,7 +102,7 @@ def test_a_rate_of_its_own() -> None:
     config = OptimConfig(eps=0.0, weight_decay=0.5)
     optimizer = AdamW(params.items(), config, rates={"matrix": 3.0})
     backward(params, {name: torch.full((1, 1), 4.0) for name in params})
-    optimizer.step(0.1, whole(optimizer))
+    optimizer.step(whole(optimizer), 0.1)
     assert params["matrix"].item() == pytest.approx(2.0 * (1 - 0.3 * 0.5) - 0.3)
     assert params["other"].item() == pytest.approx(2.0 * (1 - 0.1 * 0.5) - 0.1)
 
@@ -117,7 +117,7 @@ def test_gradients_add_up_over_micro_batches_and_are_scaled_once() -> None:
         torch.testing.assert_close(optimizer.grads[name], total[name], rtol=1e-6, atol=1e-9)
     norm = torch.cat([grad.flatten() for grad in total.values()]).norm().item()
     assert norm_of(optimizer) == pytest.approx(norm, rel=1e-6)
-    optimizer.step(0.0, whole(optimizer), grad_scale=0.25)
+    optimizer.step(whole(optimizer), 0.0, grad_scale=0.25)
     torch.testing.assert_close(optimizer.state()["exp_avg"]["weight"], 0.1 * 0.25 * total["weight"])
 
 def test_small_updates_of_a_bf16_tensor_are_not_lost() -> None:
@@ -129,7 +129,7 @@ def test_small_updates_of_a_bf16_tensor_are_not_lost() -> None:
         for _ in range(100):
             optimizer.zero_grad()
             backward(params, {"weight": torch.ones(4, 4)})
-            optimizer.step(1e-4, whole(optimizer))
+            optimizer.step(whole(optimizer), 1e-4)
         ends[dtype] = (params["weight"], optimizer.masters["weight"])
     (rounded, master), (_, exact) = ends.values()
     assert master.dtype == torch.float32 and torch.equal(master, exact)
@@ -154,7 +154,7 @@ def test_one_micro_batch_keeps_the_dtype_of_a_bf16_tensor() -> None:
             optimizer.zero_grad()
             backward(params, gradients(step))
             square = sum(optimizer.square_sums(whole(optimizer)))
-            optimizer.step(1e-2, whole(optimizer), grad_scale=0.5)
+            optimizer.step(whole(optimizer), 1e-2, grad_scale=0.5)
         runs.append((params, optimizer, square))
     (params, wide, square), (others, narrow, other) = runs
     assert square == other
@@ -199,7 +199,7 @@ def test_state_goes_round_bit_equal(dtype: torch.dtype) -> None:
                 optimizer.load_state(saved, 3)
             optimizer.zero_grad()
             backward(params, gradients(step))
-            optimizer.step(1e-2, whole(optimizer))
+            optimizer.step(whole(optimizer), 1e-2)
         runs.append((params, optimizer.state()))
     (params, state), (resumed, resumed_state) = runs
     for name in SHAPES:
@@ -239,7 +239,7 @@ def test_parts_make_the_same_step(count: int) -> None:
         squares = [sum(optimizer.square_sums(part)) for part in parts]
         for part in parts:
             optimizer.step_count = 0  # that of each process
-            optimizer.step(1e-2, part, grad_scale=0.5)
+            optimizer.step(part, 1e-2, grad_scale=0.5)
         ends.append((params, optimizer.state(), sum(squares)))
     (alone, state, square), (together, other, squares) = ends
     assert squares == pytest.approx(square, rel=1e-6)
@@ -281,7 +281,7 @@ def test_rows_with_a_sparse_gradient_are_trained_as_the_whole_is(dtype: torch.dt
                 x_NC = F.embedding(torch.tensor([read, read]), params["embed"], sparse=is_sparse)
                 (x_NC * (step + read)).sum().backward()
             optimizer.zero_unreached()
-            optimizer.step(1e-2, whole(optimizer))
+            optimizer.step(whole(optimizer), 1e-2)
         runs.append((params["embed"].detach(), optimizer.state()))
     (true, dense), (found, sparse) = runs
     assert torch.equal(found[rows_L], true[rows_L])

@@ -1,0 +1,65 @@
+"""False alarms without a shift, at windows of many sizes, and how small a shift is found.
+
+    python -m tests.bench.drift [--pairs 250] [--reference 2000]
+
+A calibrated classifier of four classes is simulated: lengths, unknown tokens, labels, confidence,
+entropy, and feedback for a tenth. The last line is JSON."""
+
+import argparse
+import json
+import time
+
+import numpy as np
+
+from ftcore.deploy.records import Record
+from ftcore.monitor.drift import Watch
+
+SIZES = (500, 2_000, 10_000, 50_000)
+SHIFTS = {"lengths +20 %": {"longer": 0.2}, "lengths +35 %": {"longer": 0.3},
+          "unknown +5 points": {"unknown": 0.05}, "less sure": {"sharpness": 2.0},
+          "labels flipped 10 %": {"flipped": 0.1}, "labels flipped 20 %": {"flipped": 0.2}}
+
+def records(count: int, random: np.random.Generator, *, longer: float = 0, sharpness: float = 2.5,
+            unknown: float = 0, flipped: float = 0, feedback: float = 0.1) -> list[Record]:
+    logits_BK = sharpness * random.normal(size=(count, 4))
+    p_BK = np.exp(logits_BK - logits_BK.max(1, keepdims=True))
+    p_BK /= p_BK.sum(1, keepdims=True)
+    right_B = (random.random(count) < p_BK.max(1)) & (random.random(count) >= flipped)
+    columns = {"prompt_tokens": random.lognormal(3 + longer, 0.6, count).astype(int).tolist(),
+               "unknown": (0.1 * random.beta(1, 9, count) + unknown).tolist(),
+               "label": [f"class {k}" for k in p_BK.argmax(1)],
+               "confidence": p_BK.max(1).tolist(),
+               "entropy": (-(p_BK * np.log(p_BK)).sum(1)).tolist()}
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    for row, is_right, is_told in zip(rows, right_B.tolist(), random.random(count), strict=True):
+        row |= {"right": is_right} if is_told < feedback else {}
+    return rows
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--pairs", type=int, default=250)
+    parser.add_argument("--reference", type=int, default=2000)
+    asked, started, told = parser.parse_args(), time.perf_counter(), {"false alarms": {}}
+    for size in SIZES:
+        counts, pairs = np.zeros(2, int), max(10, asked.pairs * min(1, 10_000 // size))
+        watch = None
+        for pair in range(pairs):
+            random = np.random.default_rng((size, pair))
+            if pair % 25 == 0:  # another reference too: what it lacks is no alarm
+                watch = Watch(records(asked.reference, random, feedback=1), window=size)
+            states = [f.state or 0 for f in watch.look(records(2 * size, random))]
+            counts += [max(states) >= 1, max(states) == 2]
+        told["false alarms"][size] = {"pairs": pairs, "one": int(counts[0]), "two": int(counts[1])}
+        print(size, told["false alarms"][size], flush=True)
+    random = np.random.default_rng(1)
+    watch = Watch(records(asked.reference, random, feedback=1), window=500)
+    for name, shift in SHIFTS.items():
+        found = [{f.signal for f in watch.look(records(1000, random, feedback=0.4, **shift))
+                  if f.state == 2} for _ in range(30)]
+        told[name] = {signal: sum(signal in each for each in found)
+                      for signal in sorted(set().union(*found))}
+        print(name, told[name], "of 30", flush=True)
+    print(json.dumps({**told, "seconds": round(time.perf_counter() - started, 1)}))
+
+if __name__ == "__main__":
+    main()
