@@ -45,17 +45,18 @@ def decide(inputs: Line, limits: Limits) -> tuple[str, list[str]]:
     """go back, train or wait; and why."""
     if alarms := _alarms(inputs["first"], inputs["known"]):
         return "go back", alarms
-    why = _alarms(inputs["findings"])
+    why = _alarms(inputs["findings"], {})
     if inputs["hours"] > 24 * limits.max_age_days:
         why.append(f"{inputs['hours'] / 24:.1f} days old")
     least = {"labelled": limits.min_labelled, "hours": limits.cooldown_hours}
     lacks = [f"{key}: {inputs[key]:.4g} of {n:g}" for key, n in least.items() if inputs[key] < n]
     return ("train", why) if why and not lacks else ("wait", [*(why or ["no alarm"]), *lacks])
 
-def _alarms(findings: Sequence[Line], known: Sequence[str] = ()) -> list[str]:
-    """What is beyond its bound twice: of feedback, or of two other signals, known ones aside."""
+def _alarms(findings: Sequence[Line], known: Line) -> list[str]:
+    """What is beyond its bound twice: feedback, if worse than known, or two signals not known."""
     loud = [each for each in findings if each["state"] == 2]
-    rated = {each["signal"] for each in loud if each["statistic"] == FEEDBACK}
+    rated = {each["signal"] for each in loud if each["statistic"] == FEEDBACK
+             and each["value"] > known.get(each["signal"], 0)}
     others = {each["signal"] for each in loud} - rated - {*known}
     told = ["{signal}: {statistic} {value:.4g} above {bound:.4g}".format(**each) for each in loud]
     return told if rated or len(others) > 1 else []
@@ -79,7 +80,7 @@ def plan(run: Path, log: Path, folder: Path, limits: Limits) -> Line:
     rows = [row for row in read_journal(log).records
             if {"wanted", "input"} <= row.keys() and row["id"] not in learned]
     start = datetime.fromisoformat(read_run(run)["run"]["starts"][-1]["time"]).timestamp()
-    inputs = found | {"known": [each["signal"] for each in before if each["state"] == 2],
+    inputs = found | {"known": {each["signal"]: each["value"] for each in before if each["state"]},
                       "requests": len(records), "counts": {**journal.counts},
                       "labelled": len(rows), "hours": (time.time() - start) / 3600}
     answer, reasons = decide(inputs, limits)

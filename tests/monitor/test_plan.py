@@ -18,7 +18,7 @@ from ftcore.monitor.plan import Limits, configured, decide, plan
 
 FEW = Limits(min_labelled=20, cooldown_hours=0, first_requests=240, window=20)
 COLOURS = {"warm": ("green", "lime"), "cold": ("pink", "rose")}  # the model never saw these
-CALM = {"first": [], "known": [], "findings": [], "labelled": 200, "hours": 24.0}
+CALM = {"first": [], "known": {}, "findings": [], "labelled": 200, "hours": 24.0}
 
 def finding(signal: str, state: int | None, statistic: str = "psi") -> dict[str, Any]:
     return {"signal": signal, "statistic": statistic, "value": 0.5, "bound": 0.1, "state": state}
@@ -39,8 +39,9 @@ TWO = [finding("length", 2), finding("entropy", 2)]
     ({"findings": TWO, "hours": -5.0}, "wait"),  # the clock was put back
     ({"first": TWO}, "go back"),
     ({"first": TWO, "labelled": 0, "hours": 0.0}, "go back"),
-    ({"first": TWO, "known": ["length"]}, "wait"),  # it moved before there was this model
-    ({"first": [finding("right", 2, "accuracy")], "known": ["right"]}, "go back"),
+    ({"first": TWO, "known": {"length": 0.5}}, "wait"),  # it moved before there was this model
+    ({"first": [finding("right", 2, "accuracy")], "known": {"right": 0.4}}, "go back"),
+    ({"first": [finding("right", 2, "accuracy")], "known": {"right": 0.6}}, "wait"),  # it helped
 ])  # fmt: skip
 def test_what_is_decided(inputs: dict[str, Any], answer: str) -> None:
     told, reasons = decide({**CALM, **inputs}, Limits())
@@ -78,7 +79,7 @@ def served(classify: list[str], run: Callable, tmp_path: Path) -> Path:
 def test_rows_with_feedback_are_planned_trained_and_judged(
     served: Path, run: Callable, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told = plan(served, log(*asked(served, 240)), Path("plan"), FEW)
+    told = plan(served, log(*asked(served, 240, share_right=0.2)), Path("plan"), FEW)
     assert told["answer"] == "train" and any("accuracy" in reason for reason in told["reasons"])
     new, recent = (
         [*map(json.loads, Path("plan", f"{name}.jsonl").read_text().splitlines())]
