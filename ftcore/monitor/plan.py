@@ -112,8 +112,7 @@ def _write(run: Path, folder: Path, command: Command, told: Line, rows: Sequence
                 *row["input"], {"role": "assistant", "content": row["wanted"]}]}
         is_kept = hashlib.sha256(texts[root].id.encode()).digest()[0] % KEPT == 0
         # a class that the old model does not know cannot be judged beside it
-        is_kept &= row["wanted"] in known
-        sides[is_kept].append({"id": row["id"], **fields})
+        sides[is_kept and row["wanted"] in known].append({"id": row["id"], **fields})
     if not all(sides):
         what = f"{len(rows)} labelled rows are too few, or too much alike, to keep some to judge by"
         raise DataError(f"{run}: {what}: collect more")

@@ -108,6 +108,7 @@ def test_rows_with_feedback_are_planned_trained_and_judged(
     lines = asked(Path("plan/plan"), 240, start=1000)
     told = plan(Path("plan/plan"), log(*lines), Path("next"), FEW)
     assert told["answer"] == "go back" and not Path("next").exists()
+    assert 0.7 < told["inputs"]["known"]["accuracy"] < 0.9
     capsys.readouterr()
     words = ["--min-labelled", "20", "--cooldown-hours", "0", "--first-requests", "240"]
     assert main(["plan", "plan/plan", "log.jsonl", "next", *words, "--window", "20"]) == 0
