@@ -197,11 +197,10 @@ class Api:
         """For the log figures of each text, and the text itself where that is asked for."""
         x.told["rows"] = [prompt_figures(ids, self.tokenizer) for ids in several]
         for row, text in zip(x.told["rows"], given if self.options.log_texts else (), strict=False):
-            if isinstance(text, list) and isinstance(text[0], dict):
-                row["input"] = [{**m, "content": redacted(content_of(m))} for m in text]
-            else:
-                is_text = isinstance(text, str)
-                row["input"] = redacted(text if is_text else self.tokenizer.decode(text))
+            if isinstance(text[0], int):
+                text = self.tokenizer.decode(text)
+            row["input"] = redacted(text) if isinstance(text, str) else [
+                {**m, "content": redacted(content_of(m))} for m in text]
 
     def _require_plain(self, text: str, param: str) -> None:
         """Refuse a text that no reading makes fit, that writes a special token, or is not seen."""

@@ -132,13 +132,14 @@ class Watch:
 
     def look(self, records: Sequence[Record]) -> list[Finding]:
         """Of each signal the newest two windows of the records that have its fields. Feedback is
-        rarer: a window of it is half of what there is, in hundreds, if that is less."""
+        rarer: a window of it is half of what two windows hold, in hundreds, one at least."""
         found = []
         for signal, reference in self.reference.items():
             _, fields, effects = SIGNALS[signal]
             values, size = self._values(signal, records), self.window
             if FEEDBACK in fields:
-                size = max(LABELLED, min(size, len(values) // 2 // LABELLED * LABELLED))
+                told = len(self._values(signal, records[-2 * size :]))
+                size = max(LABELLED, min(size, told // 2 // LABELLED * LABELLED))
             if len(values) < size or len(records) < self.window:
                 found += [Finding(signal, name, math.nan, math.nan, None, len(values), None)
                           for name in effects]  # fmt: skip

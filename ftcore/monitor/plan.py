@@ -5,6 +5,7 @@
         config.toml     the run's own, with the new rows among its files
         new.jsonl       four of five rows that feedback was given of
         recent.jsonl    the others, by which the two are judged; what is alike is on one side
+    unseen.jsonl    those of classes that the old model does not know, to judge the new one alone
 
 A decision is made of what it notes alone, so it can be made again. Cron may ask for one."""
 
@@ -29,7 +30,7 @@ from ftcore.monitor.journal import read_journal, read_reference
 
 FORM = {"pair": "", "label_separator": "", "columns": (), "format": "auto", "prompt": (),
         "roles": (), "turn": ("role", "content")}  # of files that new rows can stand beside
-PLAN, NEW, RECENT = "plan.toml", "new.jsonl", "recent.jsonl"
+PLAN, NEW, RECENT, UNSEEN = "plan.toml", "new.jsonl", "recent.jsonl", "unseen.jsonl"
 FEEDBACK, KEPT = "accuracy", 5  # this statistic alarms alone; one in so many rows is kept
 Line = dict[str, Any]
 
@@ -69,7 +70,8 @@ def plan(run: Path, log: Path, folder: Path, limits: Limits) -> Line:
     if not (records := [*journal.records]):
         what = f"holds no request that {run.resolve().name} answered; {journal.told() or 'nothing'}"
         raise DataError(f"{log}: {what}. Name the run that was served, and the log of its server")
-    made, size = read_table(run.parent / PLAN), limits.first_requests
+    path, size = run.parent / PLAN, limits.first_requests  # by which it was trained
+    made = tomllib.loads(path.read_text("utf-8")) if path.is_file() else {}
     before = json.loads(made.get("decision", "{}")).get("inputs", {}).get("findings", ())
     looks = {"findings": (limits.window, records),
              "first": (-(-size // 2), records[: size if made else 0])}
@@ -103,7 +105,7 @@ def configured(run: Path) -> Command:
 def _write(run: Path, folder: Path, command: Command, told: Line, rows: Sequence[Line]) -> None:
     if folder.exists():
         raise ConfigError(f"{folder} is there already: name another folder for the plan")
-    data, was, sides = command.config.data, read_run(run), ([], [])
+    data, was, sides = command.config.data, read_run(run), ([], [], [])
     texts = [Text(row["id"], (json.dumps(row["input"]),)) for row in rows]
     known = was["labels"] or {row["wanted"] for row in rows}
     for row, root in zip(rows, compare.clusters(texts), strict=True):
@@ -111,23 +113,19 @@ def _write(run: Path, folder: Path, command: Command, told: Line, rows: Sequence
             command.task == "classify") else {data.messages: [
                 *row["input"], {"role": "assistant", "content": row["wanted"]}]}
         is_kept = hashlib.sha256(texts[root].id.encode()).digest()[0] % KEPT == 0
-        # a class that the old model does not know cannot be judged beside it
-        sides[is_kept and row["wanted"] in known].append({"id": row["id"], **fields})
-    if not all(sides):
+        # what the old model cannot say is no question to both
+        sides[is_kept * (1 + (row["wanted"] not in known))].append({"id": row["id"], **fields})
+    if not all(sides[:2]):
         what = f"{len(rows)} labelled rows are too few, or too much alike, to keep some to judge by"
         raise DataError(f"{run}: {what}: collect more")
     added = {"data": {"train": [*data.train, folder / NEW]}}
     words = as_flags(added | {"log": {"dir": folder, "name": folder.name}})
     layers = [(str(run), read_toml(run / CONFIG_FILE)[1]), ("plan", [*words])]
     about = {"was": was, "run": run.absolute(), "task": command.task, "folder": folder}
-    about["unknown"] = sum(row["wanted"] not in known for row in rows)
     contents = {CONFIG_FILE: to_toml(resolved(command.task, layers)),
                 PLAN: store.rendered(PLAN, Path(__file__).parent, **told, **about, sides=sides)}
-    for name, side in zip((NEW, RECENT), sides, strict=True):
+    for name, side in zip((NEW, RECENT, UNSEEN), sides, strict=True):
         contents[name] = "".join(json.dumps(row) + "\n" for row in side)
     with files.write_folder(folder) as temp:
         for name, text in contents.items():
             (temp / name).write_text(text, "utf-8")
-
-def read_table(file: Path) -> Line:
-    return tomllib.loads(file.read_text("utf-8")) if file.is_file() else {}

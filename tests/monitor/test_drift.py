@@ -204,11 +204,14 @@ def test_the_estimate_follows_the_accuracy_where_the_inputs_moved(watch: Watch) 
     assert told["drop"] == pytest.approx(told["accuracy"], abs=0.06) and told["drop"] > 0.15
 
 def test_feedback_makes_do_with_a_hundred(watch: Watch) -> None:
+    """Of the newest two windows, or older ones where these hold fewer."""
     random = np.random.default_rng(7)
-    for labelled, size in ((99, 99), (100, 100), (250, 100), (600, 200)):
-        given = records(labelled, random, feedback=1) + records(400, random)
-        found = {f.signal: f for f in watch.look(given)}["accuracy"]
-        assert found.size == size and (found.state is None) == (labelled < 100)
+    for old, new, size in ((0, 99, 99), (0, 100, 100), (0, 250, 100), (0, 400, 200), (300, 0, 100),
+                           (40, 60, 100)):  # fmt: skip
+        given = records(old, random, feedback=1) + records(400 - new, random)
+        found = watch.look(given + records(new, random, feedback=1))
+        (accuracy,) = (f for f in found if f.signal == "accuracy")
+        assert accuracy.size == size and (accuracy.state is None) == (old + new < 100)
 
 def test_a_new_category_counts() -> None:
     random = np.random.default_rng(8)

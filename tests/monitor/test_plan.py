@@ -90,7 +90,8 @@ def test_rows_with_feedback_are_planned_trained_and_judged(
     table = tomllib.loads(Path("plan/plan.toml").read_text())
     kept = json.loads(table["decision"])
     assert decide(kept["inputs"], Limits(**kept["limits"])) == ("train", table["reasons"])
-    assert table["rows"] == {"old": table["rows"]["old"], "new": len(new), "recent": len(recent)}
+    assert table["rows"] == {"old": table["rows"]["old"], "new": len(new), "recent": len(recent),
+                             "unseen": 0}
     assert table["cost"]["seconds"] > 0 and table["cost"]["memory_bytes"] > 0
     commands = {name: shlex.split(line)[2:] for name, line in table["commands"].items()}
     run("train", *commands["train"])
@@ -133,6 +134,17 @@ def test_what_cannot_be_planned(served: Path, capsys: pytest.CaptureFixture[str]
         assert main(words) == 2
         assert capsys.readouterr().err.startswith("error: ")
     assert main(["nothing"]) == 2 and main(["--help"]) == 0
+
+def test_classes_that_the_model_does_not_know_are_kept_apart(served: Path) -> None:
+    some = [*asked(served, 120), *asked(served, 120, start=120, label="a new one")]
+    assert plan(served, log(*some), Path("plan"), FEW)["answer"] == "train"
+    labels = {name: [json.loads(line)["label"] for line in
+                     Path("plan", f"{name}.jsonl").read_text().splitlines()]
+              for name in ("new", "recent", "unseen")}
+    assert {*labels["new"]} == {*COLOURS, "a new one"} and {*labels["recent"]} <= {*COLOURS}
+    assert {*labels["unseen"]} == {"a new one"} and sum(map(len, labels.values())) == 240
+    table = tomllib.loads(Path("plan/plan.toml").read_text())
+    assert table["commands"]["unseen"].endswith("/unseen.jsonl") and "unseen" in table["gate"]
 
 def test_runs_that_new_rows_cannot_stand_beside(served: Path) -> None:
     assert configured(served).task == "classify"

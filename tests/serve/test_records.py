@@ -53,6 +53,12 @@ def test_texts_are_logged_on_demand_without_personal_data(made: Make) -> None:
     (row,) = ask.noted("/v1/classify", input="I am jo@mail.org")["rows"]
     assert row["input"] == "I am [email]"
 
+def test_what_was_given_as_ids_or_turns_is_logged_as_text(made: Make) -> None:
+    ask = made(QWEN3, "lm", flags=("--log-texts",))
+    ids = ask.tokenizer.encode("one two").ids_T.tolist()
+    (row,) = ask.noted("/v1/completions", prompt=ids, max_tokens=2)["rows"]
+    assert row["input"] == "one two" and isinstance(row["answer"], str)
+
 def test_feedback_is_noted(made: Make) -> None:
     ask = made(THREE, "classify")
     id_ = "0123456789abcdef01234567"
