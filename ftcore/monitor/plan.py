@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ftcore import files
-from ftcore.cli import CONFIG_FILE, Command, as_flags, read_toml, resolved, to_toml
+from ftcore.cli import CONFIG_FILE, Command, as_flags, parse, read_toml, resolved, to_toml
 from ftcore.config import Count, NotNegative, Section
 from ftcore.data import compare, store
 from ftcore.data.columns import Text
@@ -93,13 +93,13 @@ def plan(run: Path, log: Path, folder: Path, limits: Limits) -> Line:
 
 def configured(run: Path) -> Command:
     """What a run was made to do. ConfigError: it cannot be done with new rows."""
-    task, flags = read_toml(run / CONFIG_FILE)
-    data = (command := resolved(task, [(str(run / CONFIG_FILE), flags)])).config.data
+    data = (command := parse(["--resume", str(run)])).config.data
     odd = [name for name, value in FORM.items() if getattr(data, name, value) != value]
     odd += [name for name in data.train if name.startswith("builtin:")]
-    if task not in ("classify", "sft") or odd:
+    if command.task not in ("classify", "sft") or odd:
         what = "can be trained again are runs of classify (a text, one label) or sft (messages)"
-        raise ConfigError(f"{run}: {what} on files that name their columns; not {odd or task}")
+        odd = odd or command.task
+        raise ConfigError(f"{run}: {what} on files that name their columns; not {odd}")
     return command
 
 def _write(run: Path, folder: Path, command: Command, told: Line, rows: Sequence[Line]) -> None:
