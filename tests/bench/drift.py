@@ -1,9 +1,12 @@
 """False alarms without a shift, at windows of many sizes, and how small a shift is found.
 
     python -m tests.bench.drift [--pairs 250] [--reference 2000]
+    python -m tests.bench.drift --rival        beside Evidently's defaults, on the same windows;
+                                               needs evidently 0.7, and pandas below 3
 
 A calibrated classifier of four classes is simulated: lengths, unknown tokens, labels, confidence,
-entropy, and feedback for a tenth. The last line is JSON."""
+entropy, and feedback for a tenth. The last line is JSON. A rival's column alarms at its own
+threshold, and at that which one null window in a hundred exceeds, as ours does then."""
 
 import argparse
 import json
@@ -35,11 +38,61 @@ def records(count: int, random: np.random.Generator, *, longer: float = 0, sharp
         row |= {"right": is_right} if is_told < feedback else {}
     return rows
 
+RIVAL_SHIFTS = {"lengths +10 %": {"longer": 0.1}, "lengths +20 %": {"longer": 0.2},
+                "unknown +1 point": {"unknown": 0.01}, "logits 2.5 to 2.2": {"sharpness": 2.2},
+                "logits 2.5 to 2.0": {"sharpness": 2.0}}
+
+def beside_evidently(size: int = 500, count: int = 2000) -> None:
+    """Shares of single windows in which a column alarms: [ours, theirs]."""
+    import pandas
+    from evidently.legacy.calculations.stattests import get_stattest
+    from evidently.legacy.core import ColumnType
+
+    kinds = dict.fromkeys(("prompt_tokens", "unknown", "entropy", "confidence"),
+                          ColumnType.Numerical) | {"label": ColumnType.Categorical}
+    random = np.random.default_rng(0)
+    references = [records(count, random, feedback=0) for _ in range(4)]
+    watches = [Watch(reference, window=size) for reference in references]
+
+    def column(rows: list[Record], field: str) -> pandas.Series:
+        return pandas.Series([row[field] for row in rows])
+
+    def ratios(number: int, **shift: float) -> dict[str, list[float]]:
+        """How many times its threshold each column's statistic is."""
+        rows, place = records(size, random, feedback=0, **shift), number % 4
+        told: dict[str, list[float]] = {}
+        for finding in watches[place].look(rows):
+            told.setdefault(finding.signal, []).append(finding.value / finding.bound)
+        for field, kind in kinds.items():
+            one, two = column(references[place], field), column(rows, field)
+            test = get_stattest(one, two, kind, None)
+            score, *_ = test.func(one, two, kind, test.default_threshold)
+            told[field] = [min(told[field]), float(score) / test.default_threshold]
+        return {field: told[field] for field in kinds}
+
+    null = [ratios(number) for number in range(400)]
+    levels = {field: np.quantile([each[field] for each in null], 0.99, axis=0) for field in kinds}
+
+    def shares(found: list[dict[str, list[float]]]) -> dict[str, dict[str, list[float]]]:
+        rules = {"own threshold": dict.fromkeys(kinds, 1.0), "equal false alarms": levels}
+        return {name: {field: np.mean(np.array([each[field] for each in found]) > rule[field],
+                                      axis=0).round(3).tolist() for field in kinds}
+                for name, rule in rules.items()}
+
+    told = {"no shift": shares(null)}
+    for name, shift in RIVAL_SHIFTS.items():
+        told[name] = shares([ratios(number, **shift) for number in range(100)])
+        print(name, told[name], flush=True)
+    print(json.dumps(told))
+
 def main() -> None:
     parser = argparse.ArgumentParser()
+    parser.add_argument("--rival", action="store_true")
     parser.add_argument("--pairs", type=int, default=250)
     parser.add_argument("--reference", type=int, default=2000)
     asked, started, told = parser.parse_args(), time.perf_counter(), {"false alarms": {}}
+    if asked.rival:
+        return beside_evidently()
     for size in SIZES:
         counts, pairs = np.zeros(2, int), max(10, asked.pairs * min(1, 10_000 // size))
         watch = None
