@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+PIECE = 4  # rows of logits at once: what a core's cache holds between two operations
+
 @dataclass(frozen=True)
 class Sampling:
     """How an answer is drawn."""
@@ -125,11 +127,13 @@ def next_tokens(logits_BV: Tensor, drafts: Sequence[Draft]) -> list[Token | None
         heat_M1 = torch.tensor(heat, device=z_MV.device)[:, None]
         ids_B[rows] = drawn(z_MV, heat_M1, chance_M)
     found = [Token(id_) if ok else None for id_, ok in zip(ids_B.tolist(), is_finite, strict=True)]
-    if told := [b for b, d in enumerate(drafts) if d.sampling.num_top is not None and is_finite[b]]:
-        logprobs_MV = logits_BV[told].float().log_softmax(-1)
-        own_M = logprobs_MV.gather(1, ids_B[told, None]).squeeze(1).tolist()
-        best = logprobs_MV.topk(max(drafts[b].sampling.num_top for b in told))
-        for b, own, *tops in zip(told, own_M, best.indices.tolist(), best.values.tolist(),
+    told = [b for b, d in enumerate(drafts) if d.sampling.num_top is not None and is_finite[b]]
+    size = PIECE if logits_BV.device.type == "cpu" else max(1, len(told))
+    for some in (told[start : start + size] for start in range(0, len(told), size)):
+        logprobs_MV = logits_BV[some].float().log_softmax(-1)
+        own_M = logprobs_MV.gather(1, ids_B[some, None]).squeeze(1).tolist()
+        best = logprobs_MV.topk(max(drafts[b].sampling.num_top for b in some))
+        for b, own, *tops in zip(some, own_M, best.indices.tolist(), best.values.tolist(),
                                  strict=True):
             count = drafts[b].sampling.num_top
             found[b] = Token(found[b].id, own, (*zip(*tops, strict=True),)[:count])

@@ -145,13 +145,13 @@ def test_it_knows_the_temperature_of_the_weights_that_it_holds(trained: Trained)
 
 def test_the_card_says_what_was_asked_and_found(trained: Trained) -> None:
     run = trained("sft", *LORA)
-    bundle(run, GIVEN / "paint")
-    card = (GIVEN / "paint" / "README.md").read_text()
+    bundle(run, GIVEN)
+    card = (GIVEN / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n")
     loss = told(run, "eval.json")["tuned"]["chat_test"]["loss"]
-    for words in ("# paint", "task sft", "lr = 0.01", "16 documents", f"| {loss:.4f} |"):
+    for words in (f"# {GIVEN}", "task sft", "lr = 0.01", "16 documents", f"| {loss:.4f} |"):
         assert words in card and "Merging the adapter into its base" in card, words
-    assert huggingface_hub.ModelCard.load(GIVEN / "paint" / "README.md").data.library_name
+    assert huggingface_hub.ModelCard.load(GIVEN / "README.md").data.library_name
 
 @pytest.mark.parametrize("kind", ["sft", "classify"])
 def test_one_flipped_byte_is_named(kind: str, trained: Trained) -> None:

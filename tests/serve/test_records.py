@@ -48,6 +48,12 @@ def test_repetition_is_that_of_runs_of_four(ids: list[int], share: float) -> Non
 def test_personal_data_is_left_out(text: str, left: str | None) -> None:
     assert records.redacted(text) == (left or text)
 
+@pytest.mark.parametrize("run", ["a", "a.", "1", "1 ", "a@", "+", "(1"])
+def test_a_long_text_is_read_once(run: str) -> None:
+    """A pattern that began anew at each character would take hours of these."""
+    text = run * 200_000
+    assert len(records.redacted(text)) <= len(text)
+
 def test_texts_are_logged_on_demand_without_personal_data(made: Make) -> None:
     ask = made(THREE, "classify", flags=("--log-texts",))
     (row,) = ask.noted("/v1/classify", input="I am jo@mail.org")["rows"]
