@@ -96,7 +96,8 @@ def serve(path: str, config: ServeConfig) -> int:
     from ftcore.deploy.http import Server
     from kernels.memory import held_bytes
 
-    torch.set_num_threads(config.threads)
+    # cost: a pool of this thread's beside the engine's would slow each of its operations down
+    torch.set_num_threads(1)
     loaded, about = opened(path, config)
     model, spec = loaded.model, loaded.model.spec
     engine = Engine(

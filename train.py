@@ -14,9 +14,11 @@ trusted; 4 checkpoints cannot be saved; 130 and 143 stopped by a signal, after s
 import json
 import sys
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ftcore.cli import CONFIG_FILE, Command, parse, to_toml
+from ftcore.config import PpoRun
 from ftcore.errors import CheckpointError, ConfigError, FtcoreError, SaveError
 
 if TYPE_CHECKING:
@@ -34,8 +36,9 @@ def run(command: Command) -> int:
     # Imported here, as in `tune`, so that --help and a mistyped option answer at once.
     import torch
 
-    from ftcore.align.ppo import loop_of
+    from ftcore.align.ppo import PpoLoop
     from ftcore.align.preference import kind_of
+    from ftcore.align.rollout import Actor
     from ftcore.data.prepare import prepared
     from ftcore.data.tokenizer import Tokenizer
     from ftcore.env import compute
@@ -44,6 +47,7 @@ def run(command: Command) -> int:
     from ftcore.files import write_file
     from ftcore.hub import lineage
     from ftcore.tune.adapter import load_base, named_parts
+    from ftcore.tune.loop import Loop
     from ftcore.tune.task import check_lengths, choose_trainable
     from ftcore.verify import verify
     from kernels.memory import reuse_across_steps
@@ -91,7 +95,9 @@ def run(command: Command) -> int:
         print(f"\n{verify(config, kind, loaded, tokenizer, data)}")
     if command.only:
         return 0
-    make = loop_of(config, model, tokenizer, data)
+    make = Loop
+    if isinstance(config, PpoRun):  # it makes the rows that it trains on
+        make = partial(PpoLoop, actor=Actor(model, tokenizer, config, data))
     name = config.log.name or f"{command.task}-{time.strftime('%Y%m%d-%H%M%S')}"
     path, resumes = command.resume or config.log.dir / name, command.resume is not None
     with RunFolder(path, resume=resumes) as run_folder:

@@ -15,5 +15,4 @@ which never imports ftcore; above them all stand the scripts.
     align                        preference and RL: reward models, DPO, PPO and its siblings
     deploy                       6 deployment
     monitor                      7 monitoring
-    verify                       the invariance suite, on the user's own model and data
-"""
+    verify                       the invariance suite, on the user's own model and data"""

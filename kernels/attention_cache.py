@@ -71,9 +71,8 @@ class Cache:
         self.chunks = [*zip(rows, borders, strict=True)][singles : len(kinds) - fresh]
         # of every row, those that have no single token too: they are asked in vain, by the first
         place = {row: index for index, row in enumerate(rows[:singles])}
-        B = len(self.lengths)
+        self.num_singles, B = singles, rounded(len(self.lengths), least=1)
         lengths = [self.lengths[row] if row in place else 1 for row in range(B)]
-        self.num_singles, self.reach = singles, max(lengths)
         self.lengths_B, self.asked_B = torch.tensor(
             [lengths, [place.get(row, 0) for row in range(B)]], device=device)
         past_B, row_B = torch.tensor([pasts, [*rows]], device=device)
@@ -98,10 +97,12 @@ class Cache:
     def _attend(self, layer: int, q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, docs: Docs,
                 **rule: float | None) -> Tensor:
         """Store the new keys and values, return o_NHD; `rule`: scale, window, softcap, impl."""
-        slab_2BSGD, parts = self._fitted(layer, k_NGD).transpose(2, 3), []
-        slab_2BSGD[:, self.rows_N, self.slots_N] = torch.stack((k_NGD, v_NGD))
+        slab_2BSGD, N = self._fitted(layer, k_NGD).transpose(2, 3), len(self.rows_N)
+        slab_2BSGD[:, self.rows_N, self.slots_N] = torch.stack((k_NGD[:N], v_NGD[:N]))
+        parts = []
         if self.num_singles:
-            k_BSGD, v_BSGD = slab_2BSGD[:, : len(self.lengths), : self.reach]
+            # cost: all slots, which lie together: some alone take 2 to 10 times as long in bf16
+            k_BSGD, v_BSGD = slab_2BSGD[:, : len(self.lengths_B)]
             q_BHD = q_NHD.index_select(0, self.asked_B)
             o_BHD = attention_decode(q_BHD, k_BSGD, v_BSGD, self.lengths_B, **rule)
             parts.append(o_BHD.index_select(0, self.rows_N[: self.num_singles]))
@@ -109,6 +110,6 @@ class Cache:
             k_SGD, v_SGD = slab_2BSGD[:, row, : self.lengths[row]]
             parts.append(attention_chunk(q_NHD[start:stop], k_SGD, v_SGD, **rule))
         if self.fresh is not None:
-            new = (x_NHD[-self.fresh.num_tokens :] for x_NHD in (q_NHD, k_NGD, v_NGD))
+            new = (x_NHD[N - self.fresh.num_tokens : N] for x_NHD in (q_NHD, k_NGD, v_NGD))
             parts.append(attention(*new, self.fresh, is_causal=True, **rule))
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return torch.cat([*parts, q_NHD[N:]])  # the filling of `Docs.num_rows`

@@ -108,7 +108,7 @@ class Docs:
     def num_rows(self) -> int:
         """Rows of the stream in the products of a CPU: N rounded up. Those past the last document
         belong to none, and nobody reads them."""
-        return rounded(self.num_tokens)
+        return rounded(self.num_tokens, least=4)
 
     def positions_N(self) -> Tensor:
         """int64 position of each token inside its document: 0 .. T_b - 1, restarting."""

@@ -1,34 +1,33 @@
-"""A linear map whose values no longer change, on a CPU: oneDNN's own layout of the matrix is read
-in 0.4 to 0.8 of the time for up to 64 rows. In fp32 a single row takes the matrix itself, laid out
-anew for it: in 0.5 to 0.8."""
+"""Linear maps of one input whose values no longer change, on a CPU, as one product: oneDNN's own
+layout of the matrix is read in 0.4 to 0.8 of the time for up to 64 rows. Rows are filled up to few
+sizes (kernels/docs.py); four take less time than fewer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-def packed(weight_OC: Tensor, bias_O: Tensor | None,
-           compute: torch.dtype | None) -> Callable[[Tensor], Tensor] | None:
-    """x_NC to x W^T + b without gradients, from a copy of what W and b are now; None: on a GPU, or
-    in other dtypes than fp32 and bf16. In fp32 the strides of W may change, its values do not."""
-    dtype, single_OC = compute or weight_OC.dtype, None
-    if weight_OC.device.type != "cpu" or dtype not in (torch.float32, torch.bfloat16):
+from kernels.docs import rounded
+
+@torch.no_grad()
+def packed(maps: Sequence[nn.Linear], compute: torch.dtype | None,
+           gelu: str | None = None) -> Callable[[Tensor], Tensor] | None:
+    """x_NC to x W^T + b without gradients, from a copy of what W and b are now, those of all maps
+    one below the other. `compute`: dtype of the product, None: that of W; `gelu`: it is applied to
+    the product, in this one of torch's forms. None: on a GPU, or in others than fp32 and bf16."""
+    weights, biases = [each.weight for each in maps], [each.bias for each in maps]
+    dtype, op = compute or weights[0].dtype, torch.ops.mkldnn
+    if weights[0].device.type != "cpu" or dtype not in (torch.float32, torch.bfloat16):
         return None
-    values_OC = weight_OC.detach().to(dtype).contiguous()
-    bias_O = None if bias_O is None else bias_O.detach().to(dtype)
-    matrix, op = torch.ops.mkldnn._reorder_linear_weight(values_OC, 16), torch.ops.mkldnn
-    if dtype == weight_OC.dtype == torch.float32:
-        if len(values_OC) >= values_OC.shape[1]:
-            weight_OC.data = values_OC.t().contiguous().t()
-        single_OC = weight_OC.detach()
+    matrix = op._reorder_linear_weight(torch.cat(weights).to(dtype), 16)
+    bias_O = None if biases[0] is None else torch.cat(biases).to(dtype)
+    then = ("none", [], "") if gelu is None else ("gelu", [], gelu)
 
     def product(x_NC: Tensor) -> Tensor:
         N, x_NC = len(x_NC), x_NC.to(dtype)
-        if N == 1 and single_OC is not None:
-            return F.linear(x_NC, single_OC, bias_O)
-        if N < 4:  # cost: four rows take less time than fewer
-            x_NC = F.pad(x_NC, (0, 0, 0, 4 - N))
-        return op._linear_pointwise(x_NC, matrix, bias_O, "none", [], "")[:N]
+        if filling := rounded(N, least=4) - N:
+            x_NC = F.pad(x_NC, (0, 0, 0, filling))
+        return op._linear_pointwise(x_NC, matrix, bias_O, *then)[:N]
 
     return product

@@ -12,15 +12,17 @@ GPU         kernels/norm_triton.py, which reads and writes every value once
 
 source      Zhang and Sennrich 2019, arXiv:1910.07467; Ba et al. 2016, arXiv:1607.06450"""
 
+from functools import partial
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from kernels.backend import Impl, uses_triton
 from kernels.launch import MAX_NORM_WIDTH
 
-def rms_norm_reference(x_NC: Tensor, weight_C: Tensor, *, eps: float,
-                       offset: float = 0.0) -> Tensor:
+def rms_norm_reference(x_NC: Tensor, weight_C: Tensor, *, eps: float, offset: float = 0) -> Tensor:
     """The definition. In float64 it is the oracle."""
     wide_NC = x_NC if x_NC.dtype == torch.float64 else x_NC.float()
     rstd_N1 = (wide_NC.square().mean(-1, keepdim=True) + eps).rsqrt()
@@ -39,14 +41,11 @@ def _sum_rows(x_NC: Tensor) -> Tensor:
     return x_NC.reshape(-1, x_NC.shape[-1]).sum(0)
 
 class _Forget:
-    """Stands for a node's context where no gradient will be asked for."""
+    """Stands for a node's context where no gradient will be asked for: then a node would take three
+    times as long as what one row needs."""
 
     def save_for_backward(self, *tensors: Tensor) -> None:
         """Keep nothing."""
-
-def _run(node: type[torch.autograd.Function], *inputs: Tensor | float | None) -> Tensor:
-    """cost: without gradients, a node takes three times as long as what one row needs."""
-    return node.apply(*inputs) if torch.is_grad_enabled() else node.forward(_Forget(), *inputs)
 
 class _RMSNorm(torch.autograd.Function):
     """Keeps x and rstd. torch's own, on a CPU, is a chain of some 20 operations in both passes: in
@@ -99,10 +98,10 @@ def rms_norm(x_NC: Tensor, weight_C: Tensor, *, eps: float, offset: float = 0.0,
         from kernels.norm_triton import Norm
 
         return Norm.apply(x_NC, residual_NC, weight_C, None, (eps, offset, False))
-    if residual_NC is None:
-        return _run(_RMSNorm, x_NC, weight_C, eps, offset)
-    sum_NC = x_NC + residual_NC
-    return _run(_RMSNorm, sum_NC, weight_C, eps, offset), sum_NC
+    sum_NC = x_NC if residual_NC is None else x_NC + residual_NC
+    run = _RMSNorm.apply if torch.is_grad_enabled() else partial(_RMSNorm.forward, _Forget())
+    y_NC = run(sum_NC, weight_C, eps, offset)
+    return y_NC if residual_NC is None else (y_NC, sum_NC)
 
 def _fit(x_NC: Tensor, wide: torch.dtype) -> Tensor:
     """Values beside a wide weight: a CPU reads 16-bit ones as they are, a GPU wants one dtype."""
@@ -152,7 +151,7 @@ def layer_norm(x_NC: Tensor, weight_C: Tensor, bias_C: Tensor | None, *, eps: fl
         from kernels.norm_triton import Norm
 
         return Norm.apply(x_NC, residual_NC, weight_C, bias_C, (eps, 0.0, True))
-    if residual_NC is None:
-        return _run(_LayerNorm, x_NC, weight_C, bias_C, eps)
-    sum_NC = x_NC + residual_NC
-    return _run(_LayerNorm, sum_NC, weight_C, bias_C, eps), sum_NC
+    sum_NC = x_NC if residual_NC is None else x_NC + residual_NC
+    y_NC = (_LayerNorm.apply(sum_NC, weight_C, bias_C, eps) if torch.is_grad_enabled() else
+            F.layer_norm(sum_NC, weight_C.shape, weight_C, bias_C, eps))
+    return y_NC if residual_NC is None else (y_NC, sum_NC)

@@ -22,10 +22,9 @@ import json
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import partial
 from hashlib import sha256
 
 import numpy as np
@@ -34,11 +33,8 @@ from torch import Tensor
 
 from ftcore.align import objective
 from ftcore.align.rollout import ORDER, Actor, Episode
-from ftcore.config import PpoRun, Run
 from ftcore.data.columns import Chat
 from ftcore.data.pack import Batch, split
-from ftcore.data.store import Prepared
-from ftcore.data.tokenizer import Tokenizer
 from ftcore.env.compute import derived
 from ftcore.errors import TrainingError
 from ftcore.evaluate.evaluator import spoken, streams
@@ -228,9 +224,3 @@ class PpoLoop(Loop):
         told = intervals(lambda rows: {"win": wins[rows].mean()}, np.arange(len(wins)))["win"]
         return {"eval/loss": -scores.mean(), "eval/reward": scores.mean(),
                 "eval/win_rate": wins.mean(), "eval/win_low": told[0], "eval/win_high": told[1]}
-
-def loop_of(config: Run, model: Model, tokenizer: Tokenizer, data: Prepared) -> Callable[..., Loop]:
-    """What makes the loop of a run, whose options are looked at. Raises as `Actor`."""
-    if not isinstance(config, PpoRun):
-        return Loop
-    return partial(PpoLoop, actor=Actor(model, tokenizer, config, data))

@@ -39,7 +39,7 @@ from ftcore.data.store import Prepared, rendered
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.env.compute import derived
 from ftcore.errors import ConfigError, DataError, TrainingError
-from ftcore.evaluate.evaluator import all_logits, continued, greedy, spoken, stops
+from ftcore.evaluate.evaluator import all_logits, continued, spoken, stops
 from ftcore.evaluate.metrics import exact_match, judged_command
 from ftcore.files import write_file
 from ftcore.model.heads import Model
@@ -131,8 +131,9 @@ class Actor:
     def likeliest(self, prompts: Sequence[Prompt]) -> np.ndarray:
         """Scores of the greedy answers."""
         ids, most = [prompt.ids for prompt in prompts], self.config.rollout.max_new_tokens
-        answers = greedy(self.model, self.tokenizer, ids, most)
-        return self.rewards([prompt.chat for prompt in prompts], answers)[0]
+        answers = continued(self.model, self.tokenizer, ids, most)
+        said = [spoken(answer, self.tokenizer) for answer in answers]
+        return self.rewards([prompt.chat for prompt in prompts], said)[0]
 
     def show(self, episodes: Sequence[Episode], step: int, run: Path) -> None:
         """RUN/rollouts.html: some answers, with all that is known of each of their tokens."""

@@ -2,8 +2,7 @@
 
 A chat is a list of turns, a question with its answer, or a transcript: text with each turn after
 the name of its speaker and a colon at the start of a line. Every row becomes an example or a
-`Rejected`; what shows that the map or the file is wrong (no such column, an unknown role) raises.
-"""
+`Rejected`; what shows that map or file are wrong (no such column, an unknown role) raises."""
 
 import json
 import math

@@ -37,8 +37,7 @@ def repeated(examples: Sequence[Example]) -> Lost:
             lost[index] = left_out(example, "duplicate", "compare", place(other))
     return lost
 
-def nearly_repeated(examples: Sequence[Example], known: Collection[str],
-                    max_share: float = 1.0) -> Lost:
+def nearly_repeated(examples: Sequence[Example], known: Collection[str], max_share: float) -> Lost:
     """Rows that nearly say what another with its answer says; of chats whole, or the question."""
     lost: Lost = {}
     is_chat = isinstance(examples[0], Chat)

@@ -100,8 +100,7 @@ def save(documents: Sequence[Encoded], folder: Path) -> None:
 def load(folder: Path) -> list[Encoded]:
     """Documents of what `save` wrote: views of files that are mapped into memory, and read-only."""
     # cost: a slice of numpy's own class for mapped arrays is several times slower
-    arrays = {path.stem: np.load(path, mmap_mode="r").view(np.ndarray)
-              for path in folder.glob("*.npy")}
+    arrays = {p.stem: np.load(p, mmap_mode="r").view(np.ndarray) for p in folder.glob("*.npy")}
     labels, weights = arrays["labels"], arrays["weights"]
 
     def parts(array: np.ndarray) -> list[np.ndarray]:

@@ -88,15 +88,15 @@ def read_rows(paths: Sequence[str | Path], *, format: Format = "auto", columns: 
     `sources` what was read. DataError: a file is missing, damaged, empty or of unknown format."""
     rows, seen, sources = [], {}, {} if sources is None else sources
     for path in map(Path, paths):
-        file, before, lost = str(path), len(rows), ""
+        file, start, lost = str(path), len(rows), ""
         text = decoded(_content(path), file)
         suffix = Path(path.name.lower().removesuffix(".gz")).suffix
         if format == "auto" and suffix not in SUFFIXES:
             known = ", ".join(get_args(Format)[1:])
             raise DataError(f"{path}: unknown suffix; name the format, one of {known}")
-        chosen = SUFFIXES[suffix] if format == "auto" else format
-        records = checked(READERS[chosen](text, file), file)
-        if chosen in ("tsv", "csv") or columns:
+        form = SUFFIXES[suffix] if format == "auto" else format
+        records = checked(READERS[form](text, file), file)
+        if form in ("tsv", "csv") or columns:
             records = _named(records, file, columns)
         for line, raw, fields in records:
             if isinstance(fields, list):
@@ -111,12 +111,11 @@ def read_rows(paths: Sequence[str | Path], *, format: Format = "auto", columns: 
                 detail = f"{fields}; {shown.decode('utf-8', 'backslashreplace')}"
                 lost = lost or f"; damaged: {fields}"
                 damaged.append(Rejected("", file, line, "damaged", "read", detail))
-        if len(rows) == before:
+        if len(rows) == start:
             raise DataError(f"{file}: holds no rows{lost}")
         how = "by its suffix" if format == "auto" else "as named"
-        first = [str(row.fields)[:SHOWN] for row in rows[before : before + 3]]
-        sources[file] = {"rows": len(rows) - before, "format": f"{chosen}, {how}",
-                         "first rows": first}
+        first = [str(row.fields)[:SHOWN] for row in rows[start : start + 3]]
+        sources[file] = {"rows": len(rows) - start, "format": f"{form}, {how}", "first rows": first}
     return rows
 
 def stored(path: Path) -> bytes:

@@ -26,10 +26,9 @@ from torch import Tensor
 from ftcore.errors import ModelError
 from ftcore.model.generate import advanced
 from ftcore.model.heads import Model
-from ftcore.model.transformer import Linear
+from ftcore.model.transformer import pack_linears
 from kernels.attention_cache import Cache
 from kernels.docs import Docs
-from kernels.linear import packed
 from kernels.memory import reuse_across_steps
 from kernels.sampling import Draft, Sampling, Token, next_tokens
 
@@ -82,9 +81,7 @@ class Engine:
     threads: int | None = None  # of torch, in the engine's thread; None: as in the one that starts
 
     def __post_init__(self) -> None:
-        for module in self.model.eval().modules():
-            if type(module) is Linear:
-                module.packed = packed(module.weight, module.bias, module.compute)
+        pack_linears(self.model.eval())
         self.cache = Cache(self.model.spec.num_layers)
         self.running: list[Job] = []  # in the order they came
         self.waiting: deque[Job] = deque()

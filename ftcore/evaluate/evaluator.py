@@ -206,9 +206,8 @@ def evaluate_pairs(model: Model, split: Split, labels: Sequence[str], *,
 
     figures = with_loss(loss_B, shares, (np.sign(gap_B) + 1) / 2, np.sign(chosen_B - rejected_B))
     p_B = 1 / (1 + np.exp(-np.clip(beta * gap_B, -500, 500)))
-    always_B, p_B2 = np.ones(len(p_B), dtype=int), np.column_stack([1 - p_B, p_B])
-    more |= {"margin": float(gap_B.mean()),
-             "ece": metrics.probability_metrics(always_B, p_B2)["ece"]}
+    ones_B, p_B2 = np.ones(len(p_B), dtype=int), np.column_stack([1 - p_B, p_B])
+    more |= {"margin": float(gap_B.mean()), "ece": metrics.probability_metrics(ones_B, p_B2)["ece"]}
     columns = {"gap": gap_B.tolist(), "chosen_tokens": chosen_B.tolist(),
                "rejected_tokens": rejected_B.tolist()}
     return Judged(ids_of(split), figures, columns, right_B=gap_B > 0, more=more)
@@ -237,10 +236,6 @@ def continued(model: Model, tokenizer: Tokenizer, prompts: Sequence[np.ndarray],
                          **limits)
     return made
 
-def greedy(model: Model, tokenizer: Tokenizer, prompts: Sequence[np.ndarray],
-           max_new_tokens: int) -> list[str]:
-    return [spoken(ids, tokenizer) for ids in continued(model, tokenizer, prompts, max_new_tokens)]
-
 def spoken(ids: Sequence[int], tokenizer: Tokenizer) -> str:
     """An answer as text, without the token that ends it."""
     ends = stops(tokenizer)
@@ -251,7 +246,8 @@ def evaluate_answers(model: Model, tokenizer: Tokenizer, chats: Sequence[Chat],
     """Greedy answers against expected last turns, a row of each chat."""
     prompts = [encode_prompt(chat.messages[:-1], tokenizer) for chat in chats]
     asked, targets = ([chat.messages[turn]["content"] for chat in chats] for turn in (-2, -1))
-    answers = greedy(model, tokenizer, prompts, config.max_new_tokens)
+    made = continued(model, tokenizer, prompts, config.max_new_tokens)
+    answers = [spoken(ids, tokenizer) for ids in made]
     intent = config.intent_field
     judge = partial(metrics.judged_command, intent=intent) if intent else metrics.judged_text
     verdicts = [judge(*pair) for pair in zip(targets, answers, strict=True)]

@@ -184,7 +184,7 @@ def reliability(target_B: np.ndarray, p_BK: np.ndarray, bins: int = 15) -> list[
     right_U = np.bincount(place_B, p_BK.argmax(1) == target_B) / n_U
     cuts = [np.array_split(np.repeat(x_U, n_U), min(bins, len(p_BK))) for x_U in (score_U, right_U)]
     return [{"rows": len(c), "confidence": float(c.mean()), "accuracy": float(a.mean())}
-            for c, a in zip(*cuts, strict=True)]  # fmt: skip
+            for c, a in zip(*cuts, strict=True)]
 
 def temperature(target_B: np.ndarray, logits_BK: np.ndarray) -> float:
     """The T, 0.05 ... 20, of least mean negative log likelihood of softmax(logits / T), convex in
@@ -210,7 +210,7 @@ def threshold_table(target_B: np.ndarray, score_B: np.ndarray, count: int = 9) -
     columns = {"threshold": score_U, "precision": hits_U / rows_U, "recall": hits_U / max(H, 1),
                "f1": f1_U, "share": rows_U / N, "best": np.arange(len(f1_U)) == f1_U.argmax()}
     return [{name: x_U[u].item() for name, x_U in columns.items()}
-            for u in np.flatnonzero(shown_U)[::-1]]  # fmt: skip
+            for u in np.flatnonzero(shown_U)[::-1]]
 
 def _curve(target_B: np.ndarray, score_B: np.ndarray) -> tuple[np.ndarray, ...]:
     """Distinct scores from high to low; positives, and rows, with each of them or a higher one."""

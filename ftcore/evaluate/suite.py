@@ -67,15 +67,14 @@ class Results:
             forms = [[(e.row_ids, [*e.values]) for e in each] for each in (mine, theirs)]
             if forms[0] != forms[1]:
                 raise DataError(f"{name}: both models must read, and keep, the same test rows")
-            for one, two in zip(mine, theirs, strict=True):
-                found[name] |= metrics.compare(one.figures, two.figures, one.clusters_B,
-                                                    seed=self.seed)
+            for a, b in zip(mine, theirs, strict=True):
+                found[name] |= metrics.compare(a.figures, b.figures, a.clusters_B, seed=self.seed)
             cells = ((key, self.metrics[name][key], other.metrics[name][key], *each.values(),
                       "too small to tell" if each["low"] <= 0 <= each["high"] else "differs")
                      for key, each in found[name].items())
             told.append(f"{name}, paired\n{report.table(head, cells)}")
-            if one.right_B is not None:
-                p = metrics.mcnemar(one.right_B, two.right_B)
+            if a.right_B is not None:
+                p = metrics.mcnemar(a.right_B, b.right_B)
                 found[name]["mcnemar"] = {"p": p}
                 told.append(f"rows that one alone has right: McNemar mid-p {p:.4g}")
         return "\n\n".join(told), found
@@ -122,7 +121,7 @@ class Suite:
         rows = Split(documents=train[: len(dev.documents)])
         one, two = self._judged(model, dev), self._judged(model, rows)
         found = metrics.compare(one.figures, two.figures, one.clusters_B, two.clusters_B,
-                                     seed=self.config.env.seed)
+                                seed=self.config.env.seed)
         cells = ((name, two.values[name], one.values[name], *found[name].values())
                  for name in SHOWN if name in found)
         head = ("metric", "train", "dev", "difference", "low", "high", "p")

@@ -25,6 +25,7 @@ from kernels.attention import attention
 from kernels.backend import Impl
 from kernels.docs import Docs, rounded
 from kernels.dropout import dropout
+from kernels.linear import packed
 from kernels.norm import layer_norm, rms_norm
 from kernels.recompute import computed_again
 from kernels.rope import norm_rope, rope, rope_angles
@@ -79,16 +80,18 @@ class Layer(nn.Module):
 
     impl: Impl = "auto"  # of its operations; of a last map, of the loss
     compute: torch.dtype | None = None  # of matrix products
+    packed: Callable[[Tensor], Tensor] | None = None  # its linear maps of one input: `pack_linears`
+
+    @property
+    def is_packed(self) -> bool:
+        return self.packed is not None and not torch.is_grad_enabled()
 
     def reset_parameters(self) -> None:
         """Nothing: values come later, from a checkpoint or from `Model.init_weights`."""
 
 class Linear(Layer, nn.Linear):
-    packed: Callable[[Tensor], Tensor] | None = None  # kernels/linear.py; without gradients
-
     def forward(self, x_NC: Tensor) -> Tensor:
-        is_plain = self.packed is None or torch.is_grad_enabled()
-        return F.linear(*self.cast(x_NC)) if is_plain else self.packed(x_NC)
+        return self.packed(x_NC) if self.is_packed else F.linear(*self.cast(x_NC))
 
     def cast(self, x_NC: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """x, weight and bias in the dtype of the product; gradients return in their own."""
@@ -135,8 +138,10 @@ class Attention(Layer):
 
     def forward(self, x_NC: Tensor, cos_sin_2NE: Tensor | None, docs: Docs, attend: Attend | None,
                 rows_M: Tensor | None) -> Tensor:
-        projections = self.q_proj, self.k_proj, self.v_proj
-        q_NHD, k_NGD, v_NGD = (p(x_NC).unflatten(-1, (-1, self.head_dim)) for p in projections)
+        maps = self.q_proj, self.k_proj, self.v_proj
+        parts = (self.packed(x_NC).split([m.out_features for m in maps], -1) if self.is_packed
+                 else [m(x_NC) for m in maps])
+        q_NHD, k_NGD, v_NGD = (part.unflatten(-1, (-1, self.head_dim)) for part in parts)
         angles = {} if cos_sin_2NE is None else {"cos_sin_2NE": cos_sin_2NE}
         if self.q_norm is not None:
             q_NHD, k_NGD = self.q_norm(q_NHD, **angles), self.k_norm(k_NGD, **angles)
@@ -147,7 +152,7 @@ class Attention(Layer):
         o_MHD = o_NHD if rows_M is None else o_NHD.index_select(0, rows_M)
         return self.o_proj(o_MHD.flatten(1))
 
-ACTIVATIONS = {"gelu": F.gelu, "gelu_tanh": partial(F.gelu, approximate="tanh")}
+GELUS = {"gelu": "none", "gelu_tanh": "tanh"}  # torch's names of approximations
 GATED = {"swiglu": swiglu, "geglu": partial(geglu, uses_tanh=False),
          "geglu_tanh": partial(geglu, uses_tanh=True)}
 
@@ -163,9 +168,11 @@ class Mlp(Layer):
         self.down_proj = Linear(width, C, bias=bias)
 
     def forward(self, x_NC: Tensor) -> Tensor:
+        if self.is_packed:
+            return self.down_proj(self.packed(x_NC))
         up_NF = self.up_proj(x_NC)
         if self.gate_proj is None:
-            return self.down_proj(ACTIVATIONS[self.kind](up_NF))
+            return self.down_proj(F.gelu(up_NF, approximate=GELUS[self.kind]))
         return self.down_proj(GATED[self.kind](self.gate_proj(x_NC), up_NF, impl=self.impl))
 
 class Block(nn.Module):
@@ -246,7 +253,7 @@ class Transformer(Layer):
         N, M = len(tokens_N), len(tokens_N if rows_M is None else rows_M)
         if docs.num_tokens != N:
             raise ValueError(f"docs plans {docs.num_tokens} tokens, there are {N}")
-        if attends is None and tokens_N.device.type == "cpu":
+        if tokens_N.device.type == "cpu":
             # cost: products of few sizes are compiled once. The rows added are copies of the first
             # token that belong to no document, and nobody reads them.
             tokens_N, positions_N, types_N = (torch.cat([x_N, x_N[:1].expand(docs.num_rows - N)])
@@ -261,3 +268,17 @@ class Transformer(Layer):
             run = partial(computed_again, layer) if is_training and index in again else layer
             h_NC = run(h_NC, angles[index], docs, attends[index], asked[index])
         return h_NC[:M] if self.norm is None else self.norm(h_NC[:M])
+
+def pack_linears(model: nn.Module) -> None:
+    """Lay out linear maps whose values no longer change for passes without gradients, on a CPU:
+    kernels/linear.py. Those of q, k and v are one; a gelu is a part of the map before it."""
+    done: set[nn.Module] = set()
+    for module in model.modules():
+        maps, gelu = (module,), None
+        if isinstance(module, Attention):
+            maps = module.q_proj, module.k_proj, module.v_proj
+        elif isinstance(module, Mlp) and module.gate_proj is None:
+            maps, gelu = (module.up_proj,), GELUS[module.kind]
+        if done.isdisjoint(maps) and all(type(each) is Linear for each in maps):
+            module.packed = packed(maps, module.compute, gelu)
+            done |= {*maps}

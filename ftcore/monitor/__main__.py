@@ -16,7 +16,7 @@ from ftcore.data.store import rendered
 from ftcore.errors import ConfigError, FtcoreError
 from ftcore.evaluate.report import table
 from ftcore.files import write_file
-from ftcore.monitor.drift import SIGNALS, STATES, Watch
+from ftcore.monitor.drift import SIGNALS, STATES, Watch, wilson
 from ftcore.monitor.journal import read_journal, read_reference
 from ftcore.monitor.plan import PLAN, Limits, plan
 
@@ -36,7 +36,10 @@ def look(run: str, log: str, words: Sequence[str]) -> str:
     trend = [watch.look(records[:end]) for end in reversed(ends)] or [watch.look([])]
     rows = [(SIGNALS[f.signal][0], f.statistic, f.value, f.bound, f.p_value, f.size,
              STATES[f.state]) for f in trend[-1]]
+    told = [record["right"] for record in records if "right" in record]
+    low, high = wilson(sum(told), len(told))
     said = f"{len(records)} records of {run}; {journal.told() or 'every line could be used'}"
+    said += f"\n{len(told)} with feedback: {low:.1%} to {high:.1%} right (95 %)" * bool(told)
     shown = {"said": said, "signals": SIGNALS, "states": STATES, "reference": reference,
              "window": records[-window:], "trend": trend}
     page = rendered("monitor.html", Path(__file__).parent, **shown)

@@ -79,9 +79,8 @@ def drop(reference_N: Array, window_M: Array) -> float:
 
 def ece(reference_N2: Array, window_M2: Array) -> float:
     """Of confidences, each with whether it was right: the only class is 0, so 1 is wrong."""
-    one, two = (probability_metrics(1 - x[:, 1], x[:, :1])["ece"]
-                for x in (reference_N2, window_M2))  # fmt: skip
-    return two - one
+    a, b = (probability_metrics(1 - x[:, 1], x[:, :1])["ece"] for x in (reference_N2, window_M2))
+    return b - a
 
 def wilson(hits: int, n: int, level: float = 0.95) -> tuple[float, float]:
     z2 = NormalDist().inv_cdf((1 + level) / 2) ** 2
@@ -142,7 +141,7 @@ class Watch:
                 size = max(LABELLED, min(size, told // 2 // LABELLED * LABELLED))
             if len(values) < size or len(records) < self.window:
                 found += [Finding(signal, name, math.nan, math.nan, None, len(values), None)
-                          for name in effects]  # fmt: skip
+                          for name in effects]
                 continue
             newest, older = values[-size:], values[-2 * size:-size]
             told_2S = np.array([[STATISTICS[name](reference, window) for name in effects]

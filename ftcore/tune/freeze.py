@@ -9,8 +9,7 @@ anything else   a name or glob: `q_proj`, `trunk.layers.[0-3].*`, `*.mlp`; a mod
 Rates over that of the run are head_lr_ratio of the head and of a policy's values,
 embedding_lr_ratio * layer_lr_decay ** (L + 1) of the embeddings and their norm (a tied head among
 them), layer_lr_decay ** (L - l) of layer l of L, from 0 (Howard and Ruder 2018, arXiv:1801.06146),
-loraplus_lr_ratio times that of B in a low-rank update (LoRA+: Hayou et al. 2024, arXiv:2402.12354).
-"""
+loraplus_lr_ratio times that of B in a low-rank update (LoRA+, Hayou et al., arXiv:2402.12354)."""
 
 import hashlib
 import re

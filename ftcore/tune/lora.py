@@ -49,6 +49,9 @@ class LoRALinear(Layer):
         if self.merged_weight is not None:
             assert not self.training, "unmerge before training: merged factors get no gradient"
             return F.linear(x_NC, self.merged_weight.to(x_NC.dtype), bias_O)
+        if self.base.is_packed:
+            b_OR = (self.lora_b * self.config.scale).to(x_NC)
+            return self.base(x_NC).addmm_(F.linear(x_NC, self.lora_a.to(x_NC)), b_OR.T)
         return lora_linear(
             x_NC, weight_OC, self.lora_a, self.lora_b, bias_O=bias_O, scale=self.config.scale,
             dropout=self.config.dropout if self.training else 0.0, impl=self.impl)

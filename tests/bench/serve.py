@@ -10,17 +10,20 @@ thirty-two  the same; of the rival padded batches of like length, of 8 or all at
             takes less time
 
 A round is ours, then the rival, then the floor: the linear maps alone, of as many rows as every
-step of ours had. Ratios are medians over rounds. Answers of padded batches go on until the longest
-is done; only tokens that were asked for count. The last line is JSON.
+step of ours had. Each side has a process of its own. Ratios are medians over rounds. Answers of
+padded batches go on until the longest is done; only tokens that were asked for count. The last line
+is JSON.
 """
 
 import argparse
 import json
+import multiprocessing
 import statistics
 import tempfile
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -48,56 +51,46 @@ def requests(count: int) -> Requests:
     sizes = [(64, 64)] if count == 1 else sizes
     return [(torch.randint(50257, (p,), generator=draw).tolist(), n) for p, n in sizes]
 
-def ours(engine: Engine, asked: Requests) -> float:
-    """Seconds until all are answered."""
-    left, over = [len(asked)], threading.Event()
-    listeners.append(lambda said: (
-        left.append(left[-1] - sum(isinstance(what, Finish) for _, what in said)),
-        over.set() if not left[-1] else None))
-    start = time.perf_counter()
-    for prompt, count in asked:
-        engine.submit(Job(prompt, Sampling(count, temperature=0)))
-    assert over.wait(600)
-    return time.perf_counter() - start
+class Ours:
+    """The engine as serve.py runs it, in a thread of its own."""
 
-listeners: list = []
+    def __init__(self, folder: Path, dtype: torch.dtype) -> None:
+        self.threads, self.over = torch.get_num_threads(), threading.Event()
+        torch.set_num_threads(1)
+        self.engine = Engine(load_model(folder, task="lm", dtype=dtype).model, threads=self.threads)
+        self.engine.start(self.deliver)
 
-def deliver(said: Said) -> None:
-    listeners[-1](said)
+    def deliver(self, said: Said) -> None:
+        self.left -= sum(isinstance(what, Finish) for _, what in said)
+        if not self.left:
+            self.over.set()
 
-def padded(rival: torch.nn.Module, asked: Requests) -> float:
-    """Seconds of one batch, padded on the left."""
-    longest, most = max(len(prompt) for prompt, _ in asked), max(count for _, count in asked)
-    rows = [[0] * (longest - len(prompt)) + prompt for prompt, _ in asked]
-    mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt, _ in asked]
-    start = time.perf_counter()
-    made = rival.generate(
-        torch.tensor(rows), attention_mask=torch.tensor(mask), do_sample=False,
-        max_new_tokens=most, min_new_tokens=most, pad_token_id=0)
-    assert made.shape[1] == longest + most
-    return time.perf_counter() - start
+    def seconds(self, asked: Requests) -> float:
+        """Until all are answered."""
+        self.left, start = len(asked), time.perf_counter()
+        self.over.clear()
+        for prompt, count in asked:
+            self.engine.submit(Job(prompt, Sampling(count, temperature=0)))
+        assert self.over.wait(600)
+        return time.perf_counter() - start
 
-def theirs(rival: torch.nn.Module, asked: Requests, batch: int) -> float:
-    """Seconds of all batches, those of like length together."""
-    order = sorted(asked, key=lambda pair: (pair[1], len(pair[0])))
-    return sum(padded(rival, order[at : at + batch]) for at in range(0, len(order), batch))
-
-def steps_of(engine: Engine, asked: Requests) -> Counter[tuple[int, int]]:
-    """Rows of the stream and of the head in each step."""
-    found: Counter[tuple[int, int]] = Counter()
-    rows: list[int] = []
-    trunk, head = engine.model.trunk, engine.model.head
-    hooks = [trunk.register_forward_pre_hook(lambda _, args: rows.append(len(args[0]))),
-             head.register_forward_pre_hook(
-                 lambda _, args: found.update([(rows[-1], len(args[0]))]))]
-    ours(engine, asked)
-    for hook in hooks:
-        hook.remove()
-    return found
+    def floor(self, asked: Requests) -> float:
+        """Seconds of the linear maps alone, with torch's own layout of the matrices."""
+        found: Counter[tuple[int, int]] = Counter()  # rows of stream and head in each step
+        rows: list[int] = []
+        model = self.engine.model
+        hooks = [model.trunk.register_forward_pre_hook(lambda _, args: rows.append(len(args[0]))),
+                 model.head.register_forward_pre_hook(
+                     lambda _, args: found.update([(rows[-1], len(args[0]))]))]
+        self.seconds(asked)
+        for hook in hooks:
+            hook.remove()
+        with ThreadPoolExecutor(1, initializer=torch.set_num_threads,
+                                initargs=(self.threads,)) as thread:
+            return thread.submit(products, model, found).result()
 
 @torch.inference_mode()
-def floor(model: Model, steps: Counter[tuple[int, int]]) -> float:
-    """Seconds of the linear maps alone."""
+def products(model: Model, steps: Counter[tuple[int, int]]) -> float:
     body = [module for module in model.trunk.modules() if isinstance(module, Linear)]
     seconds = 0.0
     for (N, M), count in steps.items():
@@ -111,6 +104,42 @@ def _pass(pairs: list[tuple[Linear, Tensor]]) -> float:
     for layer, x_NC in pairs:
         F.linear(x_NC, layer.weight, layer.bias)
     return time.perf_counter() - start
+
+class Theirs:
+    def __init__(self, folder: Path, dtype: torch.dtype) -> None:
+        self.model = transformers.GPT2LMHeadModel.from_pretrained(folder, dtype=dtype).eval()
+
+    def seconds(self, asked: Requests) -> float:
+        """Of all batches, those of like length together: the faster of the two forms."""
+        order = sorted(asked, key=lambda pair: (pair[1], len(pair[0])))
+        return min(sum(padded(self.model, order[at : at + batch])
+                       for at in range(0, len(order), batch))
+                   for batch in {min(8, len(asked)), len(asked)})
+
+def padded(rival: torch.nn.Module, asked: Requests) -> float:
+    """Seconds of one batch, padded on the left."""
+    longest, most = max(len(prompt) for prompt, _ in asked), max(count for _, count in asked)
+    rows = [[0] * (longest - len(prompt)) + prompt for prompt, _ in asked]
+    mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt, _ in asked]
+    start = time.perf_counter()
+    made = rival.generate(
+        torch.tensor(rows), attention_mask=torch.tensor(mask), do_sample=False,
+        max_new_tokens=most, min_new_tokens=most, pad_token_id=0)
+    assert made.shape[1] == longest + most
+    return time.perf_counter() - start
+
+def side(kind: type, folder: Path, name: str) -> ProcessPoolExecutor:
+    """A process for one side alone: a pool of threads, or settings of memory, of one would change
+    the time of the other."""
+    alone = {"max_workers": 1, "mp_context": multiprocessing.get_context("spawn")}
+    return ProcessPoolExecutor(**alone, initializer=opened, initargs=(kind, folder, name))
+
+def opened(kind: type, folder: Path, name: str) -> None:
+    torch.manual_seed(0)
+    globals()["own"] = kind(folder, DTYPES[name])
+
+def measured(what: str, asked: Requests) -> float:
+    return getattr(globals()["own"], what)(asked)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -130,28 +159,25 @@ def main() -> None:
 
 def compare(folder: Path, name: str, said: argparse.Namespace) -> dict[str, dict[str, float]]:
     """All loads in one dtype."""
-    dtype, found = DTYPES[name], {}
-    rival = transformers.GPT2LMHeadModel.from_pretrained(folder, dtype=dtype).eval()
-    engine = Engine(load_model(folder, task="lm", dtype=dtype).model)
-    engine.start(deliver)
-    for load in said.loads:
-        asked = requests(LOADS[load])
-        tokens = sum(count for _, count in asked)
-        steps = steps_of(engine, asked)  # untimed, as is one of theirs
-        batches = {min(8, len(asked)), len(asked)}
-        padded(rival, [(prompt, 2) for prompt, _ in asked])
-        rounds = [(ours(engine, asked), min(theirs(rival, asked, batch) for batch in batches),
-                   floor(engine.model, steps)) for _ in range(said.rounds)]
-        mine, other, least = (statistics.median(column) for column in zip(*rounds, strict=True))
-        ratio = statistics.median(b / a for a, b, _ in rounds)
-        bar = BARS.get((load, name))
-        rates = f"ours {tokens / mine:7.1f} tokens/s, theirs {tokens / other:7.1f}, {ratio:.2f}x"
-        print(f"{load:10} {name}: {rates} (bar {bar or 'none'}); floor {least / mine:.0%} of ours",
-              flush=True)
-        found[f"{load} {name}"] = {
-            "ours_tokens_per_s": tokens / mine, "theirs_tokens_per_s": tokens / other,
-            "ratio": ratio, "bar": bar, "floor_share": least / mine}
-    engine.stop()
+    found = {}
+    with side(Ours, folder, name) as ours, side(Theirs, folder, name) as theirs:
+        for load in said.loads:
+            asked = requests(LOADS[load])
+            tokens = sum(count for _, count in asked)
+            ours.submit(measured, "seconds", asked).result()  # untimed, as is one of theirs
+            theirs.submit(measured, "seconds", [(prompt, 2) for prompt, _ in asked]).result()
+            rounds = [[pool.submit(measured, what, asked).result() for pool, what in (
+                (ours, "seconds"), (theirs, "seconds"), (ours, "floor"))]
+                for _ in range(said.rounds)]
+            mine, other, least = (statistics.median(column) for column in zip(*rounds, strict=True))
+            ratios = sorted(b / a for a, b, _ in rounds)
+            ratio, bar = statistics.median(ratios), BARS.get((load, name))
+            rates = f"ours {tokens / mine:7.1f} tokens/s, theirs {tokens / other:7.1f}"
+            print(f"{load:10} {name}: {rates}, {ratio:.2f}x [{ratios[0]:.2f}, {ratios[-1]:.2f}]"
+                  f" (bar {bar or 'none'}); floor {least / mine:.0%} of ours", flush=True)
+            found[f"{load} {name}"] = {
+                "ours_tokens_per_s": tokens / mine, "theirs_tokens_per_s": tokens / other,
+                "ratio": ratio, "ratios": ratios, "bar": bar, "floor_share": least / mine}
     return found
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ SKIPPED = [
 ]  # fmt: skip
 
 WHOLE = [  # damage of the whole file, which nothing skips
-    ("a.tsv.gz", gzip.compress(b"x\n" + b"1\n" * 999)[:-20], "damaged gzip file"),
+    ("a.tsv.gz", gzip.compress(b"x\n" + b"1\n" * 999, mtime=0)[:-20], "damaged gzip file"),
     ("a.tsv", b"x\n1\n\0\1\2", "a.tsv:3: NUL bytes: the file is binary"),
     ("a.tsv", "x\n1\n".encode("utf-16"), "a.tsv:1: NUL bytes: .* or text in utf-16"),
     ("a.tsv", "x\n1\n".encode("utf-32"), "a.tsv:1: NUL bytes: .* or text in utf-16 or -32"),
