@@ -4,12 +4,15 @@
 
 Each client asks for a stream, reads it to its end or, one in ten, leaves after some events, and
 asks again. Told at the end: requests by their end, as the clients saw them and as the server
-counted them; memory of the server by minute; the gap between two events. The last line is JSON.
+counted them; memory of the server by half minutes; the gap between two events; the time of an
+engine's step, as its mean over the last half, beside that of an engine with the same sequences and
+neither clients nor HTTP, before and after. The last line is JSON.
 """
 
 import argparse
 import asyncio
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -18,8 +21,18 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from urllib.request import urlopen
+
+import torch
+
+from ftcore.data.chat import encode_prompt
+from ftcore.data.tokenizer import Tokenizer
+from ftcore.deploy.engine import Engine, Finish, Job, Said
+from ftcore.hub import lineage
+from ftcore.model.load import load_model
+from kernels.sampling import Sampling
 
 ROOT = Path(__file__).parents[2]
 
@@ -63,18 +76,59 @@ def told(port: int, name: str) -> dict[str, float]:
 
 async def measured(port: int, streams: int, seconds: float) -> dict:
     ends, gaps, held, until = Counter(), [], [], time.monotonic() + seconds
+    steps: list[tuple[float, float]] = []
     tasks = [asyncio.create_task(client(port, i, until, ends, gaps)) for i in range(streams)]
     while time.monotonic() < until:
-        await asyncio.sleep(min(30, max(0.1, until - time.monotonic())))
+        await asyncio.sleep(min(seconds / 6, max(0.1, until - time.monotonic())))
         memory = await asyncio.to_thread(told, port, "process_resident_bytes")
         held.append(round(memory[""] / 2**20, 1))
+        count = await asyncio.to_thread(told, port, "engine_steps_total")
+        steps.append((time.monotonic(), count[""]))
+    (t0, n0), (t1, n1) = steps[2], steps[5]
     await asyncio.gather(*tasks)
     await asyncio.sleep(1)  # for what was left to be counted
     ordered = sorted(gaps)
     return {"ends": dict(ends), "counted": told(port, "request_finished_total"),
             "rejected": told(port, "request_rejected_total"), "held_mib": held,
-            "events": len(gaps), "gap_ms": round(1e3 * statistics.median(gaps), 1),
+            "events": len(gaps), "step_ms": round(1e3 * (t1 - t0) / (n1 - n0), 1),
+            "gap_ms": round(1e3 * statistics.median(gaps), 1),
             "gap_p99_ms": round(1e3 * ordered[int(0.99 * len(gaps))], 1)}
+
+def bare(model: str, streams: int, seconds: float) -> float:
+    """Milliseconds of a step of an engine with as many sequences all the time, in a process of its
+    own; one in ten is cancelled after ten tokens."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(steps_of, model, streams, seconds).result()
+
+def steps_of(model: str, streams: int, seconds: float) -> float:
+    torch.set_num_threads(1)
+    chance, loaded = random.Random(0), load_model(
+        lineage(model)[0], task="lm", dtype=torch.bfloat16)
+    tokenizer = Tokenizer.load(loaded.folder)
+    engine = Engine(loaded.model, max_sequences=streams, max_waiting=streams, threads=1)
+    marks: list[tuple[float, int]] = []
+
+    def ask(number: int) -> None:
+        turns = [{"role": "user", "content": f"wake me up at {number % 12}:30"}]
+        sampling = Sampling(chance.randint(20, 120), seed=number, num_top=0)
+        engine.submit(Job(encode_prompt(turns, tokenizer).tolist(), sampling))
+
+    def deliver(said: Said) -> None:
+        marks.append((time.monotonic(), engine.num_steps))
+        for job, word in () if engine.is_stopping else said:
+            if isinstance(word, Finish):
+                ask(chance.randrange(streams))
+            elif len(job.answer) == 10 and chance.random() < 0.1:
+                engine.cancel(job)
+
+    for number in range(streams):
+        ask(number)
+    engine.start(deliver)
+    time.sleep(seconds)
+    (t0, n0), (t1, n1) = marks[len(marks) // 3], marks[-1]
+    engine.stop()
+    return 1e3 * (t1 - t0) / (n1 - n0)
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.streams")
@@ -82,6 +136,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=180)
     parser.add_argument("--model", default="builtin:base")
     said = parser.parse_args()
+    alone = [bare(said.model, said.streams, said.seconds / 9)]
     words = [said.model, "--port", "0", "--queue", str(said.streams), "--log", os.devnull]
     words += ["--max-sequences", str(said.streams), "--threads", "1"]
     server = subprocess.Popen([sys.executable, str(ROOT / "serve.py"), *words], text=True,
@@ -94,6 +149,8 @@ def main() -> None:
         found["exit"] = server.wait(60)
     finally:
         server.kill()
+    alone.append(bare(said.model, said.streams, said.seconds / 9))
+    found["step_ms_without_http"] = [round(each, 1) for each in alone]
     print(json.dumps({"streams": said.streams, "seconds": said.seconds, **found}))
 
 if __name__ == "__main__":
