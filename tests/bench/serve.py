@@ -7,7 +7,7 @@ A random GPT-2 of 124 million weights; greedy; the same prompts, dtype and threa
 one         a single request
 eight       requests of unequal length at once; of the rival one padded batch
 thirty-two  the same; of the rival padded batches of like length, of 8 or all at once, whichever
-            takes less time
+            takes less time; beside both, its continuous batching
 
 A round is ours, then the rival, then the floor: the linear maps alone, of as many rows as every
 step of ours had. Each side has a process of its own. Ratios are medians over rounds. Answers of
@@ -108,6 +108,7 @@ def _pass(pairs: list[tuple[Linear, Tensor]]) -> float:
 class Theirs:
     def __init__(self, folder: Path, dtype: torch.dtype) -> None:
         self.model = transformers.GPT2LMHeadModel.from_pretrained(folder, dtype=dtype).eval()
+        self.manager = None
 
     def seconds(self, asked: Requests) -> float:
         """Of all batches, those of like length together: the faster of the two forms."""
@@ -115,6 +116,25 @@ class Theirs:
         return min(sum(padded(self.model, order[at : at + batch])
                        for at in range(0, len(order), batch))
                    for batch in {min(8, len(asked)), len(asked)})
+
+    def continuous(self, asked: Requests) -> float:
+        """The same by the continuous batching that `transformers serve` has, without its HTTP."""
+        if self.manager is None:
+            config = transformers.GenerationConfig(eos_token_id=-1, pad_token_id=0, do_sample=False,
+                                                   max_new_tokens=max(n for _, n in asked))
+            self.manager = self.model.init_continuous_batching(generation_config=config)
+            self.manager.start()
+        start, left = time.perf_counter(), len(asked)
+        for prompt, count in asked:
+            self.manager.add_request(prompt, max_new_tokens=count)
+        while left:
+            left -= self.manager.get_result(timeout=300).is_finished()
+        return time.perf_counter() - start
+
+    def stop(self, asked: Requests) -> None:
+        """Of its thread, without which this process would not end."""
+        if self.manager is not None:
+            self.manager.stop(block=True)
 
 def padded(rival: torch.nn.Module, asked: Requests) -> float:
     """Seconds of one batch, padded on the left."""
@@ -166,18 +186,24 @@ def compare(folder: Path, name: str, said: argparse.Namespace) -> dict[str, dict
             tokens = sum(count for _, count in asked)
             ours.submit(measured, "seconds", asked).result()  # untimed, as is one of theirs
             theirs.submit(measured, "seconds", [(prompt, 2) for prompt, _ in asked]).result()
-            rounds = [[pool.submit(measured, what, asked).result() for pool, what in (
-                (ours, "seconds"), (theirs, "seconds"), (ours, "floor"))]
-                for _ in range(said.rounds)]
-            mine, other, least = (statistics.median(column) for column in zip(*rounds, strict=True))
-            ratios = sorted(b / a for a, b, _ in rounds)
+            forms = [(ours, "seconds"), (theirs, "seconds"), (ours, "floor")]
+            if len(asked) > 1:
+                theirs.submit(measured, "continuous", asked).result()
+                forms.append((theirs, "continuous"))
+            rounds = [[pool.submit(measured, what, asked).result() for pool, what in forms]
+                      for _ in range(said.rounds)]
+            mine, other, least, *streams = map(statistics.median, zip(*rounds, strict=True))
+            ratios = sorted(b / a for a, b, *_ in rounds)
             ratio, bar = statistics.median(ratios), BARS.get((load, name))
             rates = f"ours {tokens / mine:7.1f} tokens/s, theirs {tokens / other:7.1f}"
             print(f"{load:10} {name}: {rates}, {ratio:.2f}x [{ratios[0]:.2f}, {ratios[-1]:.2f}]"
-                  f" (bar {bar or 'none'}); floor {least / mine:.0%} of ours", flush=True)
+                  f" (bar {bar or 'none'}); floor {least / mine:.0%} of ours"
+                  + "".join(f"; continuous {tokens / each:.1f}" for each in streams), flush=True)
             found[f"{load} {name}"] = {
                 "ours_tokens_per_s": tokens / mine, "theirs_tokens_per_s": tokens / other,
-                "ratio": ratio, "ratios": ratios, "bar": bar, "floor_share": least / mine}
+                "ratio": ratio, "ratios": ratios, "bar": bar, "floor_share": least / mine,
+                "over_continuous": [d / a for a, _, _, *rest in rounds for d in rest]}
+        theirs.submit(measured, "stop", []).result()
     return found
 
 if __name__ == "__main__":
