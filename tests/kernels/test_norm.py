@@ -66,3 +66,14 @@ def test_statistics_of_bf16_rows_are_wide() -> None:
     x_NC = torch.full((1, 4096), 300.0, dtype=torch.bfloat16)
     ones_C = torch.ones(4096, dtype=torch.bfloat16)
     assert torch.equal(rms_norm(x_NC, ones_C, eps=0.0), torch.ones_like(x_NC))
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(1, 768), (4, 384), (17, 100), (333, 256)])
+def test_without_gradients_the_bits_are_the_same(dtype, shape) -> None:
+    """PPO scores answers without gradients by what it trains with, and asserts a ratio of 1."""
+    x_NC = (3 * torch.randn(shape) + 1).to(dtype)
+    weight_C, bias_C = torch.randn(2, shape[1]).to(dtype)
+    for norm in (partial(layer_norm, bias_C=bias_C), partial(layer_norm, bias_C=None), rms_norm):
+        with_grad = norm(x_NC.clone().requires_grad_(), weight_C, eps=1e-5)
+        with torch.no_grad():
+            assert torch.equal(norm(x_NC, weight_C, eps=1e-5), with_grad)
