@@ -24,6 +24,7 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -35,7 +36,7 @@ from ftcore.deploy.engine import Engine, Finish, Job, Said
 from ftcore.model.heads import Model
 from ftcore.model.load import load_model
 from ftcore.model.transformer import Linear
-from kernels.sampling import Sampling
+from kernels.sampling import Sampling, Token
 
 LOADS = {"one": 1, "eight": 8, "thirty-two": 32}
 BARS = {("one", "fp32"): 1.3, ("one", "bf16"): 1.6, ("eight", "bf16"): 2.0,
@@ -61,18 +62,29 @@ class Ours:
         self.engine.start(self.deliver)
 
     def deliver(self, said: Said) -> None:
+        for job, what in said:
+            if isinstance(what, Token):
+                self.times.setdefault(job, []).append(time.perf_counter())
         self.left -= sum(isinstance(what, Finish) for _, what in said)
         if not self.left:
             self.over.set()
 
     def seconds(self, asked: Requests) -> float:
         """Until all are answered."""
-        self.left, start = len(asked), time.perf_counter()
+        self.left, start, self.times = len(asked), time.perf_counter(), {}
         self.over.clear()
         for prompt, count in asked:
             self.engine.submit(Job(prompt, Sampling(count, temperature=0)))
         assert self.over.wait(600)
+        self.started = start
         return time.perf_counter() - start
+
+    def latencies(self, asked: Requests) -> tuple[float, float]:
+        """Of the last run, in s: until the first token, the median over requests, and the gap
+        between two tokens that one in a hundred exceeds."""
+        gaps = sorted(b - a for each in self.times.values() for a, b in pairwise(each))
+        firsts = [each[0] - self.started for each in self.times.values()]
+        return statistics.median(firsts), gaps[int(0.99 * len(gaps))]
 
     def floor(self, asked: Requests) -> float:
         """Seconds of the linear maps alone, with torch's own layout of the matrices."""
@@ -195,13 +207,16 @@ def compare(folder: Path, name: str, said: argparse.Namespace) -> dict[str, dict
             mine, other, least, *streams = map(statistics.median, zip(*rounds, strict=True))
             ratios = sorted(b / a for a, b, *_ in rounds)
             ratio, bar = statistics.median(ratios), BARS.get((load, name))
+            first, gap = ours.submit(measured, "latencies", asked).result()
             rates = f"ours {tokens / mine:7.1f} tokens/s, theirs {tokens / other:7.1f}"
             print(f"{load:10} {name}: {rates}, {ratio:.2f}x [{ratios[0]:.2f}, {ratios[-1]:.2f}]"
                   f" (bar {bar or 'none'}); floor {least / mine:.0%} of ours"
+                  f"; first token after {1e3 * first:.0f} ms, p99 gap {1e3 * gap:.0f} ms"
                   + "".join(f"; continuous {tokens / each:.1f}" for each in streams), flush=True)
             found[f"{load} {name}"] = {
                 "ours_tokens_per_s": tokens / mine, "theirs_tokens_per_s": tokens / other,
                 "ratio": ratio, "ratios": ratios, "bar": bar, "floor_share": least / mine,
+                "first_token_s": first, "gap_p99_s": gap,
                 "over_continuous": [d / a for a, _, _, *rest in rounds for d in rest]}
         theirs.submit(measured, "stop", []).result()
     return found
