@@ -5,7 +5,7 @@
         config.toml     the run's own, with the new rows among its files
         new.jsonl       four of five rows that feedback was given of
         recent.jsonl    the others, by which the two are judged; what is alike is on one side
-    unseen.jsonl    those of classes that the old model does not know, to judge the new one alone
+        unseen.jsonl    those of classes that the old one does not know, to judge the new one alone
 
 A decision is made of what it notes alone, so it can be made again. Cron may ask for one."""
 

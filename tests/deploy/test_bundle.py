@@ -151,7 +151,8 @@ def test_the_card_says_what_was_asked_and_found(trained: Trained) -> None:
     loss = told(run, "eval.json")["tuned"]["chat_test"]["loss"]
     for words in (f"# {GIVEN}", "task sft", "lr = 0.01", "16 documents", f"| {loss:.4f} |"):
         assert words in card and "Merging the adapter into its base" in card, words
-    assert huggingface_hub.ModelCard.load(GIVEN / "README.md").data.library_name
+    about = huggingface_hub.ModelCard.load(GIVEN / "README.md").data
+    assert about.pipeline_tag == "text-generation"
 
 @pytest.mark.parametrize("kind", ["sft", "classify"])
 def test_one_flipped_byte_is_named(kind: str, trained: Trained) -> None:

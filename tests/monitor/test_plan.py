@@ -183,5 +183,6 @@ def test_a_report_has_a_page(served: Path, capsys: pytest.CaptureFixture[str]) -
     assert main(["report", str(served), str(file), "--window", "20"]) == 0
     said = capsys.readouterr().out
     assert "Labels given" in said and "60 records" in said and "moved, twice in a row" in said
+    assert "60 with feedback: 0.0% to 6.0% right (95 %)" in said
     page = Path("log.jsonl.html").read_text()
     assert "What moved" in page and "http" not in page.replace("http://www.w3.org", "")
