@@ -6,14 +6,13 @@ where the template trims them) put there give back the text, they stand there. A
 looks into contents (Qwen3 cuts <think> parts out of earlier turns) is asked once per message: what
 changes with it? Templates run in jinja2's sandbox, with limits and what transformers gives.
 
-Answers are such spans. A token counts if it overlaps an answer, which begins after the template's
-generation prompt and ends with the special token that ends the turn."""
+Answers are such spans, from the end of the template's generation prompt to that of the turn."""
 
 import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import lru_cache, partial
 from itertools import accumulate, islice
@@ -60,11 +59,12 @@ def render_text(messages: Sequence[Message], tokenizer: Tokenizer, *,
     """Text of a chat; `add_generation_prompt` ends it where the assistant is to answer."""
     if tokenizer.chat_template is None:
         raise ModelError(f"{tokenizer.where} has no chat template: put one in chat_template.jinja")
-    write = _compiled(tokenizer.chat_template, tokenizer.where)
+    template = _compiled(tokenizer.chat_template, tokenizer.where)
     variables = {**tokenizer.special,
                  "messages": [{"role": m["role"], "content": m["content"]} for m in messages],
                  "tools": None, "documents": None, "add_generation_prompt": add_generation_prompt}
-    text, pieces, deadline = "", write(variables), time.monotonic() + MAX_SECONDS
+    pieces = template.root_render_func(template.new_context(variables))
+    text, deadline = "", time.monotonic() + MAX_SECONDS
     try:
         while some := list(islice(pieces, 64)):
             text += "".join(some)
@@ -124,7 +124,7 @@ class _Generation(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 @lru_cache(maxsize=8)
-def _compiled(source: str, where: str) -> Callable[[dict], Iterator[str]]:
+def _compiled(source: str, where: str) -> jinja2.Template:
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True,
                                                 extensions=[_Generation, loopcontrols])
     environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)
@@ -135,12 +135,8 @@ def _compiled(source: str, where: str) -> Callable[[dict], Iterator[str]]:
     except jinja2.TemplateSyntaxError as error:
         problem = f"{where}: chat template, line {error.lineno}: {error.message}; mend the template"
         raise ModelError(f"{problem} in chat_template.jinja or tokenizer_config.json") from error
-    shared = dict(template.globals)  # cost: `generate` would copy them out of two dicts each time
-
-    def write(variables: dict) -> Iterator[str]:
-        return template.root_render_func(template.new_context({**shared, **variables}, shared=True))
-
-    return write
+    template.globals = dict(template.globals)  # cost: each rendering copies them, out of two dicts
+    return template
 
 def _refuse(message: str) -> NoReturn:
     raise jinja2.TemplateError(message)
