@@ -49,10 +49,9 @@ def render(messages: Sequence[Message], tokenizer: Tokenizer) -> tuple[str, tupl
     used = text + "".join(contents)
     unused = (character for character in map(chr, PRIVATE_USE) if character not in used)
     marks = "".join(islice(unused, len(contents)))
-    if (spans := _marked_spans(text, contents, marks, again)) is not None:
-        return text, spans
-    changed = partial(_changed_span, text, contents, marks[0], again)
-    return text, tuple(map(changed, range(len(contents))))
+    spans = _marked_spans(text, contents, marks, again)
+    return text, spans or tuple(_changed_span(text, contents, marks[0], again, at)
+                                for at in range(len(contents)))
 
 def render_text(messages: Sequence[Message], tokenizer: Tokenizer, *,
                 add_generation_prompt: bool = False) -> str:
@@ -91,13 +90,12 @@ def _marked_spans(text: str, contents: Sequence[str], marks: str,
         parts = re.split(f"([{marks}])", again(marks))
     except RowError:  # a template that refuses marks may accept the contents
         return None
-    found = parts[1::2]
     for trim in (str, str.rstrip, str.lstrip, str.strip):
         put = dict(zip(marks, map(trim, contents), strict=True))
         shown = [put.get(part, part) for part in parts]
-        if len({*found}) == len(found) and "".join(shown) == text:
-            ends = zip(found, [*accumulate(map(len, shown))][1::2], strict=True)
-            spans = {mark: (end - len(put[mark]), end) for mark, end in ends}
+        if len({*parts[1::2]}) == len(parts) // 2 and "".join(shown) == text:  # no mark twice
+            ends = zip(parts, shown, accumulate(map(len, shown)), strict=True)
+            spans = {part: (end - len(said), end) for part, said, end in ends}
             return tuple(map(spans.get, marks))
     return None
 
@@ -146,9 +144,8 @@ def encode_prompt(messages: Sequence[Message], tokenizer: Tokenizer) -> np.ndarr
     before an answer that begins with a word, which white space at the end may join."""
     require_plain(messages, tokenizer)
     text = render_text(messages, tokenizer, add_generation_prompt=True)
-    if not text[-1:].isspace():
-        return tokenizer.encode(text, special=False).ids_T
-    encoding = tokenizer.encode(text + "x", special=False)
+    word = "x" if text[-1:].isspace() else ""
+    encoding = tokenizer.encode(text + word, special=False)
     return encoding.ids_T[encoding.offsets_T2[:, 1] <= len(text)]
 
 def find_answers(chat: Chat, tokenizer: Tokenizer, train_on: TrainOn) -> tuple[str, Answers]:
