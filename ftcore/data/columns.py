@@ -1,8 +1,7 @@
 """Rows to examples through a column map: texts, labelled or not, chats, pairs; the label map.
 
 A chat is a list of turns, a question with its answer, or a transcript: text with each turn after
-the name of its speaker and a colon at the start of a line. Every row becomes an example or a
-`Rejected`; what shows that map or file are wrong (no such column, an unknown role) raises."""
+the name of its speaker and a colon at the start of a line."""
 
 import json
 import math
@@ -110,7 +109,7 @@ def label_map(examples: Sequence[Text]) -> tuple[str, ...]:
     return tuple(sorted(names, key=lambda name: (are_numbers and number_in(name), name)))
 
 def examples(rows: Sequence[Row], config: DataConfig) -> tuple[list[Example], list[Rejected]]:
-    """Examples, and rows that give none. DataError: a column is missing or of another kind."""
+    """Examples, and rows that give none. DataError: a column, role or kind of value is wrong."""
     if isinstance(config, configs.PairsDataConfig):
         make, named = preference, (*config.prompt, config.chosen, config.rejected, config.margin)
     elif isinstance(config, configs.ChatDataConfig):
@@ -145,7 +144,7 @@ def labelled(row: Row, config: configs.LabelledDataConfig | configs.ScoredDataCo
         if not isinstance(value, list | str):
             raise wrong(row, f"column {column!r} must hold a list of labels, or text with them")
         parts = value.split(separator) if isinstance(value, str) else map(str, value)
-        value = tuple(dict.fromkeys(name for part in parts if (name := part.strip())))
+        value = tuple(filter(None, dict.fromkeys(map(str.strip, parts))))
     elif isinstance(value, list | dict):
         problem = f"column {column!r} must hold one label, not {type(value).__name__}"
         raise wrong(row, f"{problem}; where rows have several, give data.label_separator")
