@@ -7,9 +7,6 @@
 import signal
 import sys
 import time
-from functools import partial
-from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -84,17 +81,13 @@ def text(document: Encoded, labels: Names, tokenizer: Tokenizer) -> str:
     """A document with what is supervised between MARKS, and what is to be predicted of it."""
     if is_pair(document):
         return "\n-- rather than\n".join(text(d, labels, tokenizer) for d in apart([document]))
-    decode = partial(tokenizer.decode, special=True)
     if not isinstance(document.weights, np.ndarray):
-        target = document.labels
-        target = labels[target] if isinstance(target, int) else target
-        return f"{decode(document.tokens_T)} -> {target}"
-    counts_T = np.append(False, document.weights[:-1] > 0)  # labels are the next tokens
-    shown, pairs = "", zip(counts_T, document.tokens_T, strict=True)
-    for counts, run in groupby(pairs, key=itemgetter(0)):
-        part = decode([id_ for _, id_ in run])
-        shown += part.join(MARKS) if counts else part
-    return shown
+        target = labels[document.labels] if isinstance(document.labels, int) else document.labels
+        return f"{tokenizer.decode(document.tokens_T, special=True)} -> {target}"
+    # labels are the next tokens; every second part is supervised, and never the first token
+    starts = np.flatnonzero(np.diff(document.weights[:-1] > 0, prepend=False)) + 1
+    parts = [tokenizer.decode(part, special=True) for part in np.split(document.tokens_T, starts)]
+    return "".join(part.join(MARKS) if n % 2 else part for n, part in enumerate(parts))
 
 def main(words: list[str]) -> int:
     commands = {"prepare": prepare, "report": report, "show": show}

@@ -6,14 +6,13 @@ where the template trims them) put there give back the text, they stand there. A
 looks into contents (Qwen3 cuts <think> parts out of earlier turns) is asked once per message: what
 changes with it? Templates run in jinja2's sandbox, with limits and what transformers gives.
 
-Answers are such spans. A token counts if it overlaps an answer, which begins after the template's
-generation prompt and ends with the special token that ends the turn."""
+Answers are such spans, from the end of the template's generation prompt to that of the turn."""
 
 import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import lru_cache, partial
 from itertools import accumulate, islice
@@ -50,21 +49,21 @@ def render(messages: Sequence[Message], tokenizer: Tokenizer) -> tuple[str, tupl
     used = text + "".join(contents)
     unused = (character for character in map(chr, PRIVATE_USE) if character not in used)
     marks = "".join(islice(unused, len(contents)))
-    if (spans := _marked_spans(text, contents, marks, again)) is not None:
-        return text, spans
-    changed = partial(_changed_span, text, contents, marks[0], again)
-    return text, tuple(map(changed, range(len(contents))))
+    spans = _marked_spans(text, contents, marks, again)
+    return text, spans or tuple(_changed_span(text, contents, marks[0], again, at)
+                                for at in range(len(contents)))
 
 def render_text(messages: Sequence[Message], tokenizer: Tokenizer, *,
                 add_generation_prompt: bool = False) -> str:
     """Text of a chat; `add_generation_prompt` ends it where the assistant is to answer."""
     if tokenizer.chat_template is None:
         raise ModelError(f"{tokenizer.where} has no chat template: put one in chat_template.jinja")
-    write = _compiled(tokenizer.chat_template, tokenizer.where)
+    template = _compiled(tokenizer.chat_template, tokenizer.where)
     variables = {**tokenizer.special,
                  "messages": [{"role": m["role"], "content": m["content"]} for m in messages],
                  "tools": None, "documents": None, "add_generation_prompt": add_generation_prompt}
-    text, pieces, deadline = "", write(variables), time.monotonic() + MAX_SECONDS
+    pieces = template.root_render_func(template.new_context(variables))
+    text, deadline = "", time.monotonic() + MAX_SECONDS
     try:
         while some := list(islice(pieces, 64)):
             text += "".join(some)
@@ -91,13 +90,12 @@ def _marked_spans(text: str, contents: Sequence[str], marks: str,
         parts = re.split(f"([{marks}])", again(marks))
     except RowError:  # a template that refuses marks may accept the contents
         return None
-    found = parts[1::2]
     for trim in (str, str.rstrip, str.lstrip, str.strip):
         put = dict(zip(marks, map(trim, contents), strict=True))
         shown = [put.get(part, part) for part in parts]
-        if len({*found}) == len(found) and "".join(shown) == text:
-            ends = zip(found, [*accumulate(map(len, shown))][1::2], strict=True)
-            spans = {mark: (end - len(put[mark]), end) for mark, end in ends}
+        if len({*parts[1::2]}) == len(parts) // 2 and "".join(shown) == text:  # no mark twice
+            ends = zip(parts, shown, accumulate(map(len, shown)), strict=True)
+            spans = {part: (end - len(said), end) for part, said, end in ends}
             return tuple(map(spans.get, marks))
     return None
 
@@ -124,7 +122,7 @@ class _Generation(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 @lru_cache(maxsize=8)
-def _compiled(source: str, where: str) -> Callable[[dict], Iterator[str]]:
+def _compiled(source: str, where: str) -> jinja2.Template:
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True,
                                                 extensions=[_Generation, loopcontrols])
     environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)
@@ -135,12 +133,8 @@ def _compiled(source: str, where: str) -> Callable[[dict], Iterator[str]]:
     except jinja2.TemplateSyntaxError as error:
         problem = f"{where}: chat template, line {error.lineno}: {error.message}; mend the template"
         raise ModelError(f"{problem} in chat_template.jinja or tokenizer_config.json") from error
-    shared = dict(template.globals)  # cost: `generate` would copy them out of two dicts each time
-
-    def write(variables: dict) -> Iterator[str]:
-        return template.root_render_func(template.new_context({**shared, **variables}, shared=True))
-
-    return write
+    template.globals = dict(template.globals)  # cost: each rendering copies them, out of two dicts
+    return template
 
 def _refuse(message: str) -> NoReturn:
     raise jinja2.TemplateError(message)
@@ -150,9 +144,8 @@ def encode_prompt(messages: Sequence[Message], tokenizer: Tokenizer) -> np.ndarr
     before an answer that begins with a word, which white space at the end may join."""
     require_plain(messages, tokenizer)
     text = render_text(messages, tokenizer, add_generation_prompt=True)
-    if not text[-1:].isspace():
-        return tokenizer.encode(text, special=False).ids_T
-    encoding = tokenizer.encode(text + "x", special=False)
+    word = "x" if text[-1:].isspace() else ""
+    encoding = tokenizer.encode(text + word, special=False)
     return encoding.ids_T[encoding.offsets_T2[:, 1] <= len(text)]
 
 def find_answers(chat: Chat, tokenizer: Tokenizer, train_on: TrainOn) -> tuple[str, Answers]:

@@ -1,8 +1,7 @@
 """Rows to examples through a column map: texts, labelled or not, chats, pairs; the label map.
 
 A chat is a list of turns, a question with its answer, or a transcript: text with each turn after
-the name of its speaker and a colon at the start of a line. Every row becomes an example or a
-`Rejected`; what shows that map or file are wrong (no such column, an unknown role) raises."""
+the name of its speaker and a colon at the start of a line."""
 
 import json
 import math
@@ -110,8 +109,7 @@ def label_map(examples: Sequence[Text]) -> tuple[str, ...]:
     return tuple(sorted(names, key=lambda name: (are_numbers and number_in(name), name)))
 
 def examples(rows: Sequence[Row], config: DataConfig) -> tuple[list[Example], list[Rejected]]:
-    """What the columns named in `config` make of the rows, and the rows of which they make nothing.
-    DataError: a column is missing, or a value is of another kind."""
+    """Examples, and rows that give none. DataError: a column, role or kind of value is wrong."""
     if isinstance(config, configs.PairsDataConfig):
         make, named = preference, (*config.prompt, config.chosen, config.rejected, config.margin)
     elif isinstance(config, configs.ChatDataConfig):
@@ -146,7 +144,7 @@ def labelled(row: Row, config: configs.LabelledDataConfig | configs.ScoredDataCo
         if not isinstance(value, list | str):
             raise wrong(row, f"column {column!r} must hold a list of labels, or text with them")
         parts = value.split(separator) if isinstance(value, str) else map(str, value)
-        value = tuple(dict.fromkeys(name for part in parts if (name := part.strip())))
+        value = tuple(filter(None, dict.fromkeys(map(str.strip, parts))))
     elif isinstance(value, list | dict):
         problem = f"column {column!r} must hold one label, not {type(value).__name__}"
         raise wrong(row, f"{problem}; where rows have several, give data.label_separator")
@@ -159,9 +157,7 @@ def labelled(row: Row, config: configs.LabelledDataConfig | configs.ScoredDataCo
 
 def prompted(row: Row, config: configs.ChatDataConfig) -> list[Message]:
     """The turns of the first column of `prompt`; or a user's of the texts in all of them, of which
-    those after the first may be empty; or none."""
-    if not config.prompt:
-        return []
+    those after the first may be empty."""
     first, *others = config.prompt
     if isinstance(row.fields.get(first), list):
         return turns_of(row, first, config)
@@ -181,8 +177,8 @@ def conversation(row: Row, config: configs.ChatDataConfig) -> Chat:
 
 def preference(row: Row, config: configs.PairsDataConfig) -> Chat:
     """The chosen conversation, with the other answer and how much worse it is."""
-    (*prompt, chosen), (*other, rejected) = (
-        _side(row, column, config) for column in (config.chosen, config.rejected))
+    *prompt, chosen = _side(row, config.chosen, config)
+    *other, rejected = _side(row, config.rejected, config)
     one, two = ([(m["role"], m["content"]) for m in turns] for turns in (prompt, other))
     if not prompt or one != two:
         raise RowError("the two answers have no common prompt")
@@ -196,7 +192,7 @@ def preference(row: Row, config: configs.PairsDataConfig) -> Chat:
 
 def _side(row: Row, column: str, config: configs.PairsDataConfig) -> list[Message]:
     """Prompt and answer of one column; RowError: the last turn is empty or not the assistant's."""
-    prompt = prompted(row, config)
+    prompt = prompted(row, config) if config.prompt else []
     if prompt and not isinstance(row.fields.get(column), list):
         return [*prompt, answer(text_of(row, column))]
     turns = turns_of(row, column, config)
@@ -231,10 +227,10 @@ def transcript(text: str, roles: Mapping[str, str], keys: tuple[str, str]) -> li
 
 def message(row: Row, number: int, turn: Any, keys: tuple[str, str],
             roles: Mapping[str, str]) -> Message:
-    is_turn = isinstance(turn, dict)
-    if odd := [key for key in UNSUPPORTED if is_turn and turn.get(key)]:
+    turn = turn if isinstance(turn, dict) else {}
+    if odd := [key for key in UNSUPPORTED if turn.get(key)]:
         raise RowError(f"message {number} holds {odd[0]!r}, which is not supported")
-    if not is_turn or not isinstance(turn.get(keys[1]), str):
+    if not isinstance(turn.get(keys[1]), str):
         raise wrong(row, f'message {number} must be {{"{keys[0]}": ..., "{keys[1]}": text}}')
     said = turn.get(keys[0])
     role = roles.get(said, said) if isinstance(said, str) else said

@@ -1,5 +1,4 @@
-"""Training rows beside each other and beside those held out: duplicates, conflicts, leaks. What is
-compared of a chat is every turn but the system's; for leaks and conflicts the user's alone."""
+"""Training rows beside each other and beside those held out: duplicates, conflicts, leaks."""
 
 from collections import Counter
 from collections.abc import Collection, Hashable, Mapping, Sequence
@@ -11,7 +10,7 @@ from ftcore.errors import DataError
 
 Lost = dict[int, Rejected]  # by index of the training row
 SHOWN = 100  # findings that are noted by name; the rest is counted
-SYSTEM, UNASKED = ("system",), ("system", "assistant")  # roles
+SYSTEM, UNASKED = ("system",), ("system", "assistant")  # roles whose turns are not compared
 MAX_SHARE = 0.01  # of the rows, that one cluster of near duplicates may hold before it is removed
 
 def compare(config: DataConfig, train: Rows, held: Mapping[str, Rows], notes: Notes) -> None:
@@ -89,8 +88,8 @@ def conflicts(examples: Sequence[Example]) -> Notes:
 
 def leaks(train: Sequence[Example], held: Mapping[str, Rows]) -> Lost:
     """Training rows that give away a row of another split: the same or nearly the same text with
-    the same label, or 13 words of it. Nothing of a held-out row that more than a share of MAX_SHARE
-    of them is near to, which is of their template."""
+    the same label, or 13 words of it; of chats what the user says. Nothing of a held-out row that
+    more than a share of MAX_SHARE of them is near to, which is of their template."""
     there = [(example, split) for split, part in held.items() for example in part.examples]
     mine, theirs = ([said(e, without=UNASKED) for e in es] for es in (train, [e for e, _ in there]))
     lost, found = {}, dedup.leaks(mine, theirs)

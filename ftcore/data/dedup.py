@@ -126,11 +126,10 @@ def _candidates(signature_BH: np.ndarray, side_B: np.ndarray) -> np.ndarray:
         shared = np.flatnonzero(count[bucket_B] > 1)
         pairs = [found_P, *likely(first[bucket_B[shared]], shared)]
         order = shared[np.lexsort((keys_AB[band - 1][shared], key_B[shared]))]
-        key, at_P = key_B[order], np.arange(len(order))
+        key = key_B[order]
         for gap in range(1, WINDOW + 1):
-            at_P = at_P[at_P < len(order) - gap]
-            at_P = at_P[key[at_P] == key[at_P + gap]]
-            pairs += likely(order[at_P], order[at_P + gap])
+            is_same = key[:-gap] == key[gap:]
+            pairs += likely(order[:-gap][is_same], order[gap:][is_same])
         # cost: np.unique would put these numbers, far from random, into a hash table, slower by far
         found_P = np.sort(np.concatenate(pairs))
         found_P = found_P[np.diff(found_P, prepend=-1) > 0]
@@ -151,27 +150,27 @@ def _runs(train: Sequence[str], held: Sequence[str]) -> Iterator[tuple[str, str,
     """Texts of `train`, the first of `held` that has their first common run of words, the run; not
     runs of a template, which more than SMALL texts and a share of COMMON of them have."""
     train, held = ([form for form in some if form.count(" ") >= RUN - 1] for some in (train, held))
-    parts = [_grams(held[part], RUN, False) for part in _chunks([len(form) for form in held])]
-    if not parts:
+    if not train or not held:
         return
+    parts = [_grams(held[part], RUN, False) for part in _chunks([len(form) for form in held])]
     known_N, first_N = np.unique(np.concatenate([grams for grams, _ in parts]), return_index=True)
-    owner_N = np.repeat(np.arange(len(held)), np.concatenate([counts for _, counts in parts]))
-    found: list[np.ndarray] = []  # text, word at which a run begins, the run: (3, hits)
+    starts_B = _starts(np.concatenate([counts for _, counts in parts]))
+    found: list[np.ndarray] = []  # text, the run: (2, hits)
     for part in _chunks([len(form) for form in train]):
         grams_N, counts_B = _grams(train[part], RUN, False)
         known_at_N = np.minimum(np.searchsorted(known_N, grams_N), len(known_N) - 1)
-        hits = np.flatnonzero(known_N[known_at_N] == grams_N)
-        texts = np.repeat(np.arange(len(counts_B)), counts_B)[hits]
-        starts = hits - _starts(counts_B)[texts]
-        found.append(np.stack([texts + part.start, starts, known_at_N[hits]]))
-    text_M, start_M, run_M = np.concatenate([np.empty((3, 0), dtype=np.int64), *found], axis=1)
-    pairs = np.unique(np.stack([text_M, run_M]), axis=1)
-    is_rare_N = np.bincount(pairs[1], minlength=len(known_N)) <= max(SMALL, COMMON * len(train))
-    rare_M = np.flatnonzero(is_rare_N[run_M])
-    texts, firsts = np.unique(text_M[rare_M], return_index=True)
-    for text, place in zip(texts, rare_M[firsts], strict=True):
-        words = " ".join(train[text].split(" ")[start_M[place] : start_M[place] + RUN])
-        yield train[text], held[owner_N[first_N[run_M[place]]]], words
+        is_known_N = known_N[known_at_N] == grams_N
+        text_N = np.repeat(np.arange(part.start, part.stop), counts_B)
+        found.append(np.stack([text_N, known_at_N])[:, is_known_N])
+    found_2M = np.concatenate(found, axis=1)
+    num_texts_N = np.bincount(np.unique(found_2M, axis=1)[1], minlength=len(known_N))
+    is_rare_N = num_texts_N <= max(SMALL, COMMON * len(train))
+    text_M, run_M = found_2M[:, is_rare_N[found_2M[1]]]
+    texts, firsts = np.unique(text_M, return_index=True)
+    for text, first in zip(texts, first_N[run_M[firsts]], strict=True):
+        twin = np.searchsorted(starts_B, first, "right") - 1
+        words = held[twin].split(" ")[first - starts_B[twin] :][:RUN]
+        yield train[text], held[twin], " ".join(words)
 
 def _grams(texts: Sequence[str], size: int, letters: bool) -> tuple[np.ndarray, np.ndarray]:
     """Hashes (N, uint64) of runs of `size` letters or words, and how many (B) each text has."""
@@ -203,8 +202,7 @@ def _starts(counts: np.ndarray) -> np.ndarray:
     return np.cumsum(counts) - counts
 
 def _chunks(sizes: Sequence[int] | np.ndarray) -> Iterator[slice]:
-    """Slices of items of about CHUNK in all, or of one larger item."""
-    ends = np.cumsum(np.asarray(sizes, dtype=np.int64))
-    marks = np.arange(CHUNK, ends[-1] if len(ends) else 0, CHUNK)
-    cuts = np.unique([0, *np.searchsorted(ends, marks), len(ends)])
-    yield from map(slice, cuts[:-1], cuts[1:])
+    """Slices of items that begin within CHUNK of each other, laid end to end."""
+    starts = _starts(np.asarray(sizes, dtype=np.int64))
+    firsts = np.flatnonzero(np.diff(starts // CHUNK, prepend=-1))
+    yield from map(slice, firsts, [*firsts[1:], len(starts)])
