@@ -99,10 +99,11 @@ def read_rows(paths: Sequence[str | Path], *, format: Format = "auto", columns: 
         if form in ("tsv", "csv") or columns:
             records = _named(records, file, columns)
         for line, raw, fields in records:
-            if isinstance(fields, list):
-                what = f"{file}:{line}: a record must be a JSON object, this is list: {raw[:80]!r}"
-                fields = DataError(f"{what}; name its cells with data.columns")
-            if not isinstance(fields, DataError):
+            if not isinstance(fields, dict | DataError):
+                what = f"this is {type(fields).__name__}: {raw[:80]!r}"
+                mend = "name the cells of a list with data.columns"
+                fields = DataError(f"{file}:{line}: a record must be a JSON object, {what}; {mend}")
+            if isinstance(fields, dict):
                 rows.append(Row(_row_id(raw, seen), file, line, fields))
             elif damaged is None:
                 raise fields
@@ -201,7 +202,7 @@ def _csv(text: str, file: str) -> Iterator[Record]:
 def _jsonl(text: str, file: str) -> Iterator[Record]:
     for number, line in _lines(text):
         try:
-            value = _object(json.loads(line), line, file, number)
+            value = _whole(json.loads(line), line, file, number)
         except (ValueError, RecursionError) as error:
             value = _bad_json(error, file, line, number)
         yield number, line, value
@@ -219,7 +220,7 @@ def _json(text: str, file: str) -> Iterator[Record]:
     for number, item in enumerate(items, start=1):
         raw = json.dumps(item, ensure_ascii=False)
         raw = json.dumps(item) if _HALF.search(raw) else raw
-        yield number, raw, _object(item, raw, file, number)
+        yield number, raw, _whole(item, raw, file, number)
 
 READERS: dict[str, Callable[[str, str], Iterable[Record]]] = {  # of a text and the file's name
     "tsv": lambda text, _: ((n, line, line.split("\t")) for n, line in _lines(text, blanks="")),
@@ -229,10 +230,8 @@ READERS: dict[str, Callable[[str, str], Iterable[Record]]] = {  # of a text and 
         for n, line in _lines(text)),
     "csv": _csv, "jsonl": _jsonl, "json": _json}
 
-def _object(value: Any, raw: str, file: str, line: int) -> dict[str, Any] | list[Any] | DataError:
-    if not isinstance(value, dict | list):
-        what = f"this is {type(value).__name__}: {str(value)[:80]!r}"
-        return DataError(f"{file}:{line}: a record must be a JSON object, {what}")
+def _whole(value: Any, raw: str, file: str, line: int) -> Any:
+    """The value, or what is wrong with its characters."""
     if "\\ud" in raw.lower():  # escapes of a pair join into one character, a lone one is none
         try:
             json.dumps(value, ensure_ascii=False).encode()
