@@ -201,22 +201,15 @@ def _csv(text: str, file: str) -> Iterator[Record]:
 
 def _jsonl(text: str, file: str) -> Iterator[Record]:
     for number, line in _lines(text):
-        try:
-            value = _whole(json.loads(line), line, file, number)
-        except (ValueError, RecursionError) as error:
-            value = _bad_json(error, file, line, number)
-        yield number, line, value
+        yield number, line, _whole(_loaded(line, file, number), line, file, number)
 
 def _json(text: str, file: str) -> Iterator[Record]:
     """Items, by number; their raw text is their JSON, halves of surrogate pairs still escapes."""
-    hint = "of a file with an object a line, name jsonl"
-    try:
-        items = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{_bad_json(error, file, text)}; {hint}") from error
+    items = _loaded(text, file)
     if not isinstance(items, list):
-        what = f"a json file must hold one array, this has {str(items)[:80]!r}"
-        raise DataError(f"{file}: {what}; {hint}")
+        what = f"{file}: a json file must hold one array, this has {str(items)[:80]!r}"
+        what = items if isinstance(items, DataError) else what
+        raise DataError(f"{what}; of a file with an object a line, name jsonl")
     for number, item in enumerate(items, start=1):
         raw = json.dumps(item, ensure_ascii=False)
         raw = json.dumps(item) if _HALF.search(raw) else raw
@@ -232,7 +225,8 @@ READERS: dict[str, Callable[[str, str], Iterable[Record]]] = {  # of a text and 
 
 def _whole(value: Any, raw: str, file: str, line: int) -> Any:
     """The value, or what is wrong with its characters."""
-    if "\\ud" in raw.lower():  # escapes of a pair join into one character, a lone one is none
+    # escapes of a pair join into one character, a lone one is none
+    if "\\ud" in raw.lower() and not isinstance(value, DataError):
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
@@ -240,9 +234,12 @@ def _whole(value: Any, raw: str, file: str, line: int) -> Any:
             return DataError(f"{file}:{line}: {what}; replace the escape in the record")
     return value
 
-def _bad_json(error: Exception, file: str, text: str, first: int = 1) -> DataError:
-    """What is wrong with a text whose first line this is in the file."""
-    place = getattr(error, "pos", 0)
-    where = f"{file}:{first + text.count(chr(10), 0, place)}"
-    what = f"not valid JSON: {error}; near {text[max(place - 40, 0) : place + 40]!r}"
-    return DataError(f"{where}: {what}; it is cut or damaged: mend it, or fetch the file again")
+def _loaded(text: str, file: str, first: int = 1) -> Any:
+    """The value of a text whose first line this is in the file, or what is wrong with it."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        place = getattr(error, "pos", 0)
+        where = f"{file}:{first + text.count(chr(10), 0, place)}"
+        what = f"not valid JSON: {error}; near {text[max(place - 40, 0) : place + 40]!r}"
+        return DataError(f"{where}: {what}; it is cut or damaged: mend it, or fetch the file again")
