@@ -62,8 +62,7 @@ def cut(document: Encoded, max_length: int, over_length: configs.OverLength, *,
     parts, of which the last position predicts the first token of the next."""
     if over_length == "split":
         starts = range(0, len(document), max_length)
-        parts = (take(document, slice(s, s + max_length)) for s in starts)
-        return [replace(p, row_id=f"{p.row_id}:{n}") for n, p in enumerate(parts)]
+        return [take(document, slice(s, s + max_length), f":{n}") for n, s in enumerate(starts)]
     if over_length == "cut_right":
         return [take(document, slice(max_length))]
     lead = int(document.tokens_T[0] == bos_id)
@@ -183,9 +182,9 @@ def reads_texts(tokenizer: Tokenizer) -> bool:
     """Whether it is an encoder's, which reads a pair of texts."""
     return tokenizer.chat_template is None and "cls_token" in tokenizer.special
 
-def take(document: Encoded, places: np.ndarray | slice) -> Encoded:
+def take(document: Encoded, places: np.ndarray | slice, part: str = "") -> Encoded:
     kept = (array[places] for array in (document.tokens_T, document.labels, document.weights))
-    return Encoded(document.row_id, *kept)
+    return Encoded(document.row_id + part, *kept)
 
 def admit(split: Split, source: Example, document: Encoded,
           shorten: Callable[[Encoded, int, configs.OverLength], list[Encoded]],
