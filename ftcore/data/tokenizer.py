@@ -56,7 +56,7 @@ class Tokenizer:
         self.is_byte_level = decoder is not None and decoder.decode(["\u0120"]) == " "
         self.special_tokens = tuple(added[id_].content for id_ in sorted(self.special_ids))
         self._any_special = re.compile("|".join(map(re.escape, self.special_tokens)) or "(?!)")
-        self.vocab_size = max(self._fast.get_vocab().values()) + 1
+        self.vocab_size = max(vocab.values()) + 1
         named = (self.special.get(name) for name in ("bos_token", "eos_token"))
         self.bos_id, self.eos_id = (None if token is None else self.id_of(token) for token in named)
         ends = [token for token in END_OF_TEXT if token in self.special_tokens]
@@ -98,8 +98,8 @@ class Tokenizer:
         if max_length is not None:
             special = fast.num_special_tokens_to_add(are_pairs)
             if special >= max_length:
-                what = f"data.max_length = {max_length}: {special} special tokens"
-                raise DataError(f"{what} leave no room")
+                what = f"{special} special tokens leave no room"
+                raise DataError(f"data.max_length = {max_length}: {what}")
             fast = tokenizers.Tokenizer.from_str(fast.to_str())  # the first stays as it is
             fast.enable_truncation(max_length, direction=side)
         inputs = [some if len(some) > 1 else some[0] for some in texts]
