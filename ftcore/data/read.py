@@ -224,8 +224,7 @@ READERS: dict[str, Callable[[str, str], Iterable[Record]]] = {  # of a text and 
     "csv": _csv, "jsonl": _jsonl, "json": _json}
 
 def _whole(value: Any, raw: str, file: str, line: int) -> Any:
-    """The value, or what is wrong with its characters."""
-    # escapes of a pair join into one character, a lone one is none
+    """The value, or what is wrong: escapes of a pair make one character, a lone one makes none."""
     if "\\ud" in raw.lower() and not isinstance(value, DataError):
         try:
             json.dumps(value, ensure_ascii=False).encode()
