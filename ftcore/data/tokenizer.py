@@ -110,8 +110,7 @@ class Tokenizer:
         for ids_T, types_T in found:
             yield ids_T, types_T[-len(ids_T) :] if types_T.any() else None
 
-    def _encoded(self, encode: Callable, inputs: Iterable, beside: Callable,
-                 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def _encoded(self, encode: Callable, inputs: Iterable, beside: Callable) -> Iterator[tuple]:
         """Ids, without the first of two BOS, and what `beside` takes from each encoding. SLAB at a
         time: a thread makes the next encodings, on all cores, while these are used."""
         inputs, twice = iter(inputs), [self.bos_id] * 2
