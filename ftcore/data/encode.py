@@ -62,8 +62,7 @@ def cut(document: Encoded, max_length: int, over_length: configs.OverLength, *,
     parts, of which the last position predicts the first token of the next."""
     if over_length == "split":
         starts = range(0, len(document), max_length)
-        parts = (take(document, slice(s, s + max_length)) for s in starts)
-        return [replace(p, row_id=f"{p.row_id}:{n}") for n, p in enumerate(parts)]
+        return [take(document, slice(s, s + max_length), f":{n}") for n, s in enumerate(starts)]
     if over_length == "cut_right":
         return [take(document, slice(max_length))]
     lead = int(document.tokens_T[0] == bos_id)
@@ -76,22 +75,21 @@ def _chats(split: Split, chats: Sequence[Chat], tokenizer: Tokenizer,
     """Chats, with what `train_on` names supervised. assistant: messages whose `train` is true, by
     default all answers; last: the last of these; completion: all that follows the prompt of the
     last of these; all: every token. With `train_on_end` the end of a turn too."""
-    train_on, train_on_end = config.train_on, config.train_on_end
-    if not train_on_end and train_on in ("all", "completion"):
+    if not config.train_on_end and config.train_on in ("all", "completion"):
         mend = "leave out --data.no-train-on-end, or take assistant or last"
-        raise ConfigError(f"data.train_on = {train_on} supervises ends of turns too: {mend}")
+        raise ConfigError(f"data.train_on = {config.train_on} supervises ends of turns too: {mend}")
 
     def rendered() -> Iterator[tuple[Chat, str, Answers]]:
         for chat in chats:
             try:
-                yield chat, *find_answers(chat, tokenizer, train_on)
+                yield chat, *find_answers(chat, tokenizer, config.train_on)
             except RowError as error:
                 split.rejected.append(columns.left_out(chat, str(error)))
 
     ahead, kept = tee(rendered())
     encodings = tokenizer.encode_batch((text for _, text, _ in ahead), special=False)
     for (chat, text, answers), encoding in zip(kept, encodings, strict=True):
-        document = supervise(chat.id, text, encoding, answers, tokenizer, train_on_end)
+        document = supervise(chat.id, text, encoding, answers, tokenizer, config.train_on_end)
         if admit(split, chat, document, partial(cut, bos_id=tokenizer.bos_id), config):
             split.chats.append(chat)
 
@@ -104,8 +102,7 @@ def _labelled(split: Split, examples: Sequence[Text], tokenizer: Tokenizer, conf
     side, limit = config.over_length.removeprefix("cut_"), config.max_length
 
     def encoded(some: Sequence[Text], max_length: int | None = None) -> Iterator[Encoded]:
-        texts = [example.texts for example in some]
-        ids = tokenizer.encode_pairs(texts, max_length=max_length, side=side)
+        ids = tokenizer.encode_pairs([e.texts for e in some], max_length=max_length, side=side)
         for example, (ids_T, types_T) in zip(some, ids, strict=True):
             label = example.target
             if isinstance(label, str):
@@ -183,9 +180,9 @@ def reads_texts(tokenizer: Tokenizer) -> bool:
     """Whether it is an encoder's, which reads a pair of texts."""
     return tokenizer.chat_template is None and "cls_token" in tokenizer.special
 
-def take(document: Encoded, places: np.ndarray | slice) -> Encoded:
+def take(document: Encoded, places: np.ndarray | slice, part: str = "") -> Encoded:
     kept = (array[places] for array in (document.tokens_T, document.labels, document.weights))
-    return Encoded(document.row_id, *kept)
+    return Encoded(document.row_id + part, *kept)
 
 def admit(split: Split, source: Example, document: Encoded,
           shorten: Callable[[Encoded, int, configs.OverLength], list[Encoded]],

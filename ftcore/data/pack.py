@@ -8,7 +8,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -102,10 +102,7 @@ def load(folder: Path) -> list[Encoded]:
     # cost: a slice of numpy's own class for mapped arrays is several times slower
     arrays = {p.stem: np.load(p, mmap_mode="r").view(np.ndarray) for p in folder.glob("*.npy")}
     labels, weights = arrays["labels"], arrays["weights"]
-
-    def parts(array: np.ndarray) -> list[np.ndarray]:
-        return np.split(array, arrays["borders"][1:-1])
-
+    parts = partial(np.split, indices_or_sections=arrays["borders"][1:-1])
     if labels.dtype == np.int32:
         labels, weights = parts(labels), parts(weights)
     else:

@@ -16,7 +16,6 @@ from ftcore.data import clean, store
 from ftcore.data.columns import Chat, DataConfig, Text, label_map, left_out
 from ftcore.data.compare import clusters, compare, leaks, settle
 from ftcore.data.encode import Names, encode
-from ftcore.data.pack import lengths
 from ftcore.data.read import Notes, Rows, collect
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import CheckpointError, ConfigError, DataError
@@ -42,7 +41,7 @@ def prepared(config: DataConfig, tokenizer: Tokenizer, *, seed: int,
             return data, "data: prepared, and not kept"
         if store.key(config, tokenizer, **wanted) != name:
             raise DataError("a data file changed while it was read: start again")
-        num_tokens = sum(int(lengths(s.documents).sum()) for _, s in data.splits())
+        num_tokens = sum(sum(map(len, split.documents)) for _, split in data.splits())
         with files.write_folder(folder, needed_bytes=4 * num_tokens) as temp:
             store.save(data, temp)
         return store.load(folder), f"{why}data: prepared, and kept in the cache {folder}"
@@ -71,10 +70,9 @@ def prepare(config: DataConfig, tokenizer: Tokenizer, *, seed: int,
             lost = leaks(train.examples, dev)
             settle("leak to rows held out", config.leaks == "drop", train, lost, notes)
         parts = {"train": train, **dev, **parts}
-        if isinstance(config, configs.ScoredDataConfig):
-            data.labels = labels or (config.label,)
-        elif is_labelled:
-            data.labels = labels or label_map(train.examples)
+        if is_labelled and not labels:
+            is_scored = isinstance(config, configs.ScoredDataConfig)
+            data.labels = (config.label,) if is_scored else label_map(train.examples)
         balance(config, train, seed, notes)
     for name, part in parts.items():
         split = encode(config, part.examples, tokenizer, data.labels)

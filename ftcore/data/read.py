@@ -99,10 +99,11 @@ def read_rows(paths: Sequence[str | Path], *, format: Format = "auto", columns: 
         if form in ("tsv", "csv") or columns:
             records = _named(records, file, columns)
         for line, raw, fields in records:
-            if isinstance(fields, list):
-                what = f"{file}:{line}: a record must be a JSON object, this is list: {raw[:80]!r}"
-                fields = DataError(f"{what}; name its cells with data.columns")
-            if not isinstance(fields, DataError):
+            if not isinstance(fields, dict | DataError):
+                what = f"this is {type(fields).__name__}: {raw[:80]!r}"
+                mend = "name the cells of a list with data.columns"
+                fields = DataError(f"{file}:{line}: a record must be a JSON object, {what}; {mend}")
+            if isinstance(fields, dict):
                 rows.append(Row(_row_id(raw, seen), file, line, fields))
             elif damaged is None:
                 raise fields
@@ -200,26 +201,19 @@ def _csv(text: str, file: str) -> Iterator[Record]:
 
 def _jsonl(text: str, file: str) -> Iterator[Record]:
     for number, line in _lines(text):
-        try:
-            value = _object(json.loads(line), line, file, number)
-        except (ValueError, RecursionError) as error:
-            value = _bad_json(error, file, line, number)
-        yield number, line, value
+        yield number, line, _whole(_loaded(line, file, number), line, file, number)
 
 def _json(text: str, file: str) -> Iterator[Record]:
     """Items, by number; their raw text is their JSON, halves of surrogate pairs still escapes."""
-    hint = "of a file with an object a line, name jsonl"
-    try:
-        items = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{_bad_json(error, file, text)}; {hint}") from error
+    items = _loaded(text, file)
     if not isinstance(items, list):
-        what = f"a json file must hold one array, this has {str(items)[:80]!r}"
-        raise DataError(f"{file}: {what}; {hint}")
+        what = f"{file}: a json file must hold one array, this has {str(items)[:80]!r}"
+        what = items if isinstance(items, DataError) else what
+        raise DataError(f"{what}; of a file with an object a line, name jsonl")
     for number, item in enumerate(items, start=1):
         raw = json.dumps(item, ensure_ascii=False)
         raw = json.dumps(item) if _HALF.search(raw) else raw
-        yield number, raw, _object(item, raw, file, number)
+        yield number, raw, _whole(item, raw, file, number)
 
 READERS: dict[str, Callable[[str, str], Iterable[Record]]] = {  # of a text and the file's name
     "tsv": lambda text, _: ((n, line, line.split("\t")) for n, line in _lines(text, blanks="")),
@@ -229,11 +223,9 @@ READERS: dict[str, Callable[[str, str], Iterable[Record]]] = {  # of a text and 
         for n, line in _lines(text)),
     "csv": _csv, "jsonl": _jsonl, "json": _json}
 
-def _object(value: Any, raw: str, file: str, line: int) -> dict[str, Any] | list[Any] | DataError:
-    if not isinstance(value, dict | list):
-        what = f"this is {type(value).__name__}: {str(value)[:80]!r}"
-        return DataError(f"{file}:{line}: a record must be a JSON object, {what}")
-    if "\\ud" in raw.lower():  # escapes of a pair join into one character, a lone one is none
+def _whole(value: Any, raw: str, file: str, line: int) -> Any:
+    """The value, or what is wrong: escapes of a pair make one character, a lone one makes none."""
+    if "\\ud" in raw.lower() and not isinstance(value, DataError):
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
@@ -241,9 +233,12 @@ def _object(value: Any, raw: str, file: str, line: int) -> dict[str, Any] | list
             return DataError(f"{file}:{line}: {what}; replace the escape in the record")
     return value
 
-def _bad_json(error: Exception, file: str, text: str, first: int = 1) -> DataError:
-    """What is wrong with a text whose first line this is in the file."""
-    place = getattr(error, "pos", 0)
-    where = f"{file}:{first + text.count(chr(10), 0, place)}"
-    what = f"not valid JSON: {error}; near {text[max(place - 40, 0) : place + 40]!r}"
-    return DataError(f"{where}: {what}; it is cut or damaged: mend it, or fetch the file again")
+def _loaded(text: str, file: str, first: int = 1) -> Any:
+    """The value of a text whose first line this is in the file, or what is wrong with it."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        place = getattr(error, "pos", 0)
+        where = f"{file}:{first + text.count(chr(10), 0, place)}"
+        what = f"not valid JSON: {error}; near {text[max(place - 40, 0) : place + 40]!r}"
+        return DataError(f"{where}: {what}; it is cut or damaged: mend it, or fetch the file again")

@@ -107,10 +107,9 @@ def statistics(split: Split, tokenizer: Tokenizer, labels: Names) -> dict[str, A
         scored = np.count_nonzero(np.concatenate([document.weights for document in documents]))
         found["scored share"] = round(int(scored) / found["tokens"], 4)
     elif labels and len(labels) > 1:
-        all_labels = np.array([document.labels for document in documents])  # (B,) or (B, K)
-        if all_labels.ndim == 1:
-            all_labels = all_labels[:, None] == np.arange(len(labels))
-        found["labels"] = dict(zip(labels, all_labels.sum(0).astype(int).tolist(), strict=True))
+        chosen = np.array([document.labels for document in documents])  # (B,) or (B, K)
+        counts_K = chosen.sum(0) if chosen.ndim > 1 else np.bincount(chosen, minlength=len(labels))
+        found["labels"] = dict(zip(labels, counts_K.astype(int).tolist(), strict=True))
     if "unk_token" in tokenizer.special:
         id_ = tokenizer.id_of(tokenizer.special["unk_token"])
         unknown = np.concatenate([document.tokens_T for document in documents]) == id_

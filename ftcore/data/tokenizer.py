@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property, partial
+from functools import partial
 from itertools import accumulate, chain, islice, pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -52,9 +52,11 @@ class Tokenizer:
         added = self._fast.get_added_tokens_decoder()
         self.special_ids = frozenset(id_ for id_, token in added.items() if token.special)
         self.added_ids = added.keys()
+        decoder = self._fast.decoder
+        self.is_byte_level = decoder is not None and decoder.decode(["\u0120"]) == " "
         self.special_tokens = tuple(added[id_].content for id_ in sorted(self.special_ids))
         self._any_special = re.compile("|".join(map(re.escape, self.special_tokens)) or "(?!)")
-        self.vocab_size = max(self._fast.get_vocab().values()) + 1
+        self.vocab_size = max(vocab.values()) + 1
         named = (self.special.get(name) for name in ("bos_token", "eos_token"))
         self.bos_id, self.eos_id = (None if token is None else self.id_of(token) for token in named)
         ends = [token for token in END_OF_TEXT if token in self.special_tokens]
@@ -82,11 +84,10 @@ class Tokenizer:
     def encode_batch(self, texts: Iterable[str], *, special: bool = True) -> Iterator[Encoding]:
         """Ids and offsets of many texts, on all cores. `special` adds the model's own tokens ([CLS]
         and [SEP], or BOS, of which no text gets a second); not to a rendered chat: it has them."""
-        for slab in _slabs(partial(self._fast.encode_batch, add_special_tokens=special), texts):
-            ids = _arrays([self._once(fast.ids) for fast in slab])
-            offsets = _arrays([[*chain.from_iterable(fast.offsets)] for fast in slab])
-            for ids_T, offsets_T in zip(ids, offsets, strict=True):
-                yield Encoding(ids_T, offsets_T.reshape(-1, 2)[-len(ids_T) :])
+        encode = partial(self._fast.encode_batch, add_special_tokens=special)
+        found = self._encoded(encode, texts, lambda fast: [*chain.from_iterable(fast.offsets)])
+        for ids_T, offsets_T in found:
+            yield Encoding(ids_T, offsets_T.reshape(-1, 2)[-len(ids_T) :])
 
     def encode_pairs(self, texts: Sequence[tuple[str, ...]], *, max_length: int | None = None,
                      side: Literal["left", "right"] = "right",
@@ -97,26 +98,32 @@ class Tokenizer:
         if max_length is not None:
             special = fast.num_special_tokens_to_add(are_pairs)
             if special >= max_length:
-                what = f"data.max_length = {max_length}: {special} special tokens"
-                raise DataError(f"{what} leave no room")
+                what = f"{special} special tokens leave no room"
+                raise DataError(f"data.max_length = {max_length}: {what}")
             fast = tokenizers.Tokenizer.from_str(fast.to_str())  # the first stays as it is
             fast.enable_truncation(max_length, direction=side)
         inputs = [some if len(some) > 1 else some[0] for some in texts]
         is_typed = are_pairs or any(fast.encode("a").type_ids)
-        for slab in _slabs(fast.encode_batch_fast, inputs):
-            ids = _arrays([self._once(fast.ids) for fast in slab])
-            # cost: unasked, as the library would make a list of zeros for each
-            types = _arrays([fast.type_ids if is_typed else [] for fast in slab])
-            for ids_T, types_T in zip(ids, types, strict=True):
-                yield ids_T, types_T[-len(ids_T) :] if types_T.any() else None
+        # cost: unasked, as the library would make a list of zeros for each
+        found = self._encoded(fast.encode_batch_fast, inputs,
+                              lambda fast: fast.type_ids if is_typed else [])
+        for ids_T, types_T in found:
+            yield ids_T, types_T[-len(ids_T) :] if types_T.any() else None
+
+    def _encoded(self, encode: Callable, inputs: Iterable, beside: Callable) -> Iterator[tuple]:
+        """Ids, without the first of two BOS, and what `beside` takes from each encoding. SLAB at a
+        time: a thread makes the next encodings, on all cores, while these are used."""
+        inputs, twice = iter(inputs), [self.bos_id] * 2
+        with ThreadPoolExecutor(1) as thread:
+            slabs = iter(lambda: list(islice(inputs, SLAB)), [])
+            coming = (thread.submit(encode, slab) for slab in slabs)
+            for ready, _ in pairwise(chain(coming, [None])):  # the one behind it is submitted
+                ids = [fast.ids for fast in ready.result()]
+                ids = _arrays([some[1:] if some[:2] == twice else some for some in ids])
+                yield from zip(ids, _arrays(list(map(beside, ready.result()))), strict=True)
 
     def decode(self, ids: Sequence[int] | np.ndarray, *, special: bool = False) -> str:
         return self._fast.decode([int(id_) for id_ in ids], skip_special_tokens=not special)
-
-    @cached_property
-    def is_byte_level(self) -> bool:
-        decoder = self._fast.decoder
-        return decoder is not None and decoder.decode(["\u0120"]) == " "
 
     def bytes_of(self, id_: int) -> bytes:
         """What a token is in a text, which may be a part of a character; special ones too."""
@@ -137,10 +144,6 @@ class Tokenizer:
         if id_ is None:
             raise ModelError(f"{self.where}: tokenizer.json has no token {token!r}: add it there")
         return id_
-
-    def _once(self, ids: list[int]) -> list[int]:
-        """Without the first of two BOS."""
-        return ids[1:] if ids[:2] == [self.bos_id] * 2 else ids
 
     def _settings(self, name: str) -> dict[str, Any]:
         try:
@@ -176,15 +179,6 @@ class Tokenizer:
             what = f"{self.where}/tokenizer_config.json: chat_template = {template!r}"
             raise ModelError(f"{what}: must be text, or a list of named ones")
         return template
-
-def _slabs(encode: Callable, inputs: Iterable) -> Iterator[list[tokenizers.Encoding]]:
-    """Encodings, SLAB at a time: a thread makes the next, on all cores, while these are used."""
-    inputs = iter(inputs)
-    with ThreadPoolExecutor(1) as thread:
-        slabs = iter(lambda: list(islice(inputs, SLAB)), [])
-        coming = (thread.submit(encode, slab) for slab in slabs)
-        for ready, _ in pairwise(chain(coming, [None])):  # the one behind it is submitted
-            yield ready.result()
 
 def _arrays(lists: Sequence[list[int]]) -> list[np.ndarray]:
     """Each list as int32, a view of one array of all: making many costs several times more."""
