@@ -82,7 +82,7 @@ def remove(path: Path) -> None:
     """Delete a file or folder, its manifest first: no reader takes the half for the whole."""
     with suppress(OSError):
         (path / MANIFEST if path.is_dir() else path).unlink(missing_ok=True)
-        shutil.rmtree(path)
+        shutil.rmtree(path)  # a file is gone by now
 
 def clean(folder: Path) -> None:
     """Delete what killed writers left anywhere in `folder`; only its one writer may ask."""
