@@ -81,11 +81,8 @@ def make_folder(folder: Path) -> None:
 def remove(path: Path) -> None:
     """Delete a file or folder, its manifest first: no reader takes the half for the whole."""
     with suppress(OSError):
-        if path.is_dir():
-            (path / MANIFEST).unlink(missing_ok=True)
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+        (path / MANIFEST if path.is_dir() else path).unlink(missing_ok=True)
+        shutil.rmtree(path)  # a file is gone by now
 
 def clean(folder: Path) -> None:
     """Delete what killed writers left anywhere in `folder`; only its one writer may ask."""

@@ -32,9 +32,7 @@ def lineage(path: str) -> tuple[Path, list[Path]]:
 def resolve(path: str) -> Path:
     """The folder that `path` is, or an embedded model (builtin:base), or the files of a hub id
     (owner/name) in huggingface_hub's cache. Raises ModelError: none, or the hub does not answer."""
-    if path in BUILTIN:
-        return BUILTIN[path]
-    if (folder := Path(path).expanduser()).is_dir():
+    if (folder := BUILTIN.get(path) or Path(path).expanduser()).is_dir():
         return folder
     from huggingface_hub import snapshot_download
 

@@ -34,11 +34,10 @@ class LossScale:
     finite_steps: int = 0  # since it changed last
 
     def update(self, is_finite: bool) -> None:
-        self.finite_steps = self.finite_steps + 1 if is_finite else 0
-        if not is_finite:
-            self.value = max(1.0, self.value / 2)
-        elif self.finite_steps == GROWTH_STEPS:
-            self.value, self.finite_steps = 2 * self.value, 0
+        self.finite_steps += 1
+        if not is_finite or self.finite_steps == GROWTH_STEPS:
+            self.value = 2 * self.value if is_finite else max(1.0, self.value / 2)
+            self.finite_steps = 0
 
 def derived(seed: int, *key: int) -> int:
     """A 63-bit seed for one purpose: a hash of the run's seed and the key."""

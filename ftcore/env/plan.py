@@ -23,11 +23,10 @@ Loss = Callable[[Model, Batch], tuple[Tensor, Tensor]]
 def step_bytes(model: Model, loss: Loss, documents: Sequence[Encoded]) -> dict[str, int]:
     """Memory of forward and backward over one micro-batch: activations, kept by the trunk; logits,
     what the loss adds; workspace, what the backward pass needs beyond both, and holes on a CPU."""
-    device, trained, meter = model.device, model.training, Meter()
-    batch, marks = collate(documents).to(device), []
+    batch, meter, marks = collate(documents).to(model.device), Meter(), []
     batch.docs.walk  # noqa: B018  # planned by values, and kept
     with ExitStack() as undo:
-        undo.callback(model.train, trained)
+        undo.callback(model.train, model.training)
         for param in filter(lambda p: p.requires_grad, model.parameters()):
             hook = param.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
             undo.callback(hook.remove)
@@ -36,12 +35,11 @@ def step_bytes(model: Model, loss: Loss, documents: Sequence[Encoded]) -> dict[s
         undo.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         undo.enter_context(meter)
         loss_sum, _ = loss(model, batch)
-        marks.append(meter.peak)
+        forward = meter.peak
         loss_sum.backward()
-    activations, forward = marks[0], max(marks)
-    most = heap_bytes(meter.events) if device.type == "cpu" else meter.peak
-    parts = {"activations": activations, "logits": forward - activations}
-    return parts | {"workspace": max(most, forward) - forward}
+    most = heap_bytes(meter.events) if model.device.type == "cpu" else meter.peak
+    return {"activations": marks[0], "logits": forward - marks[0],
+            "workspace": max(0, most - forward)}
 
 class Plan:
     """Figures of a run, its model on its device: `shares`, processes that a step is split between;

@@ -112,12 +112,11 @@ def describe_start() -> dict[str, Any]:
 def locked(path: Path) -> Iterator[None]:
     """Hold the lock of a file that says who has it; the kernel frees that of a process that dies,
     where a pid could not tell it from a live one on another host or in a container."""
-    with open(path, "ab+", buffering=0) as file:
-        file.seek(0)
+    with open(path, "ab", buffering=0) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            holder = file.read().decode() or error
+            holder = path.read_text("utf-8") or error
             raise CheckpointError(f"{path} is held by another writer ({holder}): wait") from error
         file.truncate(0)
         file.write(json.dumps({"pid": os.getpid(), "host": platform.node()}).encode())

@@ -30,11 +30,8 @@ def generate(model: Model, prompts: Sequence[Sequence[int]], *, max_new_tokens: 
              stop_ids: frozenset[int], temperature: float = 1.0,
              chance_BT: np.ndarray | None = None) -> list[list[int]]:
     """Continue each prompt by its most likely tokens, or, where there are numbers that decide, by
-    tokens drawn at a temperature; `max_new_tokens` at most.
-
-    returns     the new ids of each prompt; a stop id, where one came, is the last
-    raises      ModelError: no LM head, an empty prompt, one that outgrows the positions
-    memory      that of the cache, for all prompts at once"""
+    tokens drawn at a temperature. Returns the new ids of each; a stop id, where one came, is the
+    last. Raises ModelError: no LM head, an empty prompt, one that outgrows the positions."""
     if model.task != "lm":
         raise ModelError("the model has no language-model head: load it with the task 'lm'")
     most = model.spec.max_positions - max_new_tokens
@@ -48,17 +45,15 @@ def generate(model: Model, prompts: Sequence[Sequence[int]], *, max_new_tokens: 
     # cost: a prompt that stands several times in turn is read once
     is_new_B = [i == 0 or prompt is not prompts[i - 1] for i, prompt in enumerate(prompts)]
     read_B = [number - 1 for number in accumulate(is_new_B)]
-    running = [i for i, is_new in enumerate(is_new_B) if is_new]  # prompt of each row of the cache
-    new_tokens = [prompts[i] for i in running]
-    for _ in running:
+    running = sorted(range(len(prompts)), key=lambda i: not is_new_B[i])  # prompt of each row
+    new_tokens = [prompts[i] for i in running if is_new_B[i]]
+    for _ in new_tokens:
         cache.join()
     for place in range(max_new_tokens if prompts else 0):
-        logits_BV = model.head(advanced(model, cache, range(len(running)), new_tokens))
-        if len(running) < len(prompts) and place == 0:
-            again = [i for i, is_new in enumerate(is_new_B) if not is_new]
-            for i in again:
+        logits_BV = model.head(advanced(model, cache, range(len(new_tokens)), new_tokens))
+        if len(new_tokens) < len(running):
+            for i in running[len(new_tokens) :]:
                 cache.write(cache.join(), cache.read(read_B[i], len(prompts[i])))
-            running += again
             logits_BV = logits_BV[[read_B[i] for i in running]]
         top = logits_BV.max(-1)
         if not top.values.isfinite().all():

@@ -1,7 +1,5 @@
-"""What sits on the transformer: the LM head, or the sequence classifier.
-
-The LM head gets the M scored rows of the stream, the classifier those that it pools.
-Logits are in the compute dtype; a `loss` does without them as a whole."""
+"""What sits on the transformer: the LM head, over the M scored rows of the stream, or the sequence
+classifier. Logits are in the compute dtype; a `loss` does without them as a whole."""
 
 from typing import Literal
 
@@ -47,9 +45,7 @@ class Head(nn.Module):
 
     def rows(self, docs: Docs) -> Tensor | None:
         """rows_B of the stream that a head of documents reads; None: all."""
-        if self.pooling == "mean":
-            return None
-        return docs.last_B() if self.pooling == "last" else docs.first_B()
+        return {"cls": docs.first_B, "last": docs.last_B, "mean": lambda: None}[self.pooling]()
 
     def features(self, h_MC: Tensor, docs: Docs | None) -> Tensor:
         """What the last map sees, x_MC; of documents one row each."""
@@ -98,11 +94,9 @@ class Model(nn.Module):
 
     def use_kernels(self, impl: Impl) -> None:
         """How every operation runs from now on: see kernels/backend.py."""
-        for module in self.modules():
-            module.impl = impl
+        self.apply(lambda module: setattr(module, "impl", impl))
 
     def compute_in(self, dtype: torch.dtype | None) -> None:
         """The dtype of every matrix product and of attention from now on: autocast, written out.
         The stream between them, norms and losses stay in that of the weights; None: all does."""
-        for module in self.modules():
-            module.compute = dtype
+        self.apply(lambda module: setattr(module, "compute", dtype))

@@ -172,8 +172,7 @@ def load_weights(model: Model, folder: Path, family: Family, *,
     for hf_name, (_, dtype, shape) in sorted(stored.items()):
         if (first := next(iter(ours_of[hf_name]), "")) not in wanted:
             other_head = first.startswith("head.") and first.rpartition(".")[0] not in modules
-            is_tied = first == HEAD and model.spec.tie_word_embeddings
-            is_needless = other_head or is_tied or matches(hf_name, family.ignored)
+            is_needless = other_head or matches(hf_name, family.ignored)
             (ignored if is_needless else unexpected).append(hf_name)
             continue
         if first in hf_name_of:
@@ -215,17 +214,16 @@ def stored_tensors(folder: Path) -> Stored:
         for name, file in weight_map.items():
             if not isinstance(file, str) or Path(file).name != file:
                 raise ModelError(f"{folder / INDEX}: {name} -> {file!r} must be a bare file name")
-        files = [folder / name for name in sorted(set(weight_map.values()))]
-    elif (folder / SINGLE).is_file():
-        weight_map, files = None, [folder / SINGLE]
-    else:
-        pickled = ", ".join(p.name for p in folder.glob("*") if p.suffix in PICKLED)
-        hint = f" It holds {pickled}: convert to safetensors." if pickled else ""
-        raise ModelError(f"{folder}: neither {SINGLE} nor {INDEX} is there.{hint}")
-    found = {name: tensor for file in files for name, tensor in read_header(file).items()}
-    if weight_map is not None and (odd := sorted(weight_map.keys() ^ found.keys())):
-        raise ModelError(f"{folder / INDEX}: index and shards differ in {_some(odd)}")
-    return found
+        headers = [read_header(folder / file) for file in sorted(set(weight_map.values()))]
+        found = {name: tensor for header in headers for name, tensor in header.items()}
+        if odd := sorted(weight_map.keys() ^ found.keys()):
+            raise ModelError(f"{folder / INDEX}: index and shards differ in {_some(odd)}")
+        return found
+    if (folder / SINGLE).is_file():
+        return read_header(folder / SINGLE)
+    pickled = ", ".join(path.name for path in folder.glob("*") if path.suffix in PICKLED)
+    hint = f" It holds {pickled}: convert to safetensors." if pickled else ""
+    raise ModelError(f"{folder}: neither {SINGLE} nor {INDEX} is there.{hint}")
 
 def read_header(file: Path) -> Stored:
     """What one file holds; a name that occurs twice is refused."""

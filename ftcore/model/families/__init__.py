@@ -11,7 +11,6 @@ import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -116,7 +115,7 @@ class Family(NamedTuple):
     switches: Mapping[str, Any]
     keys: Mapping[str, tuple[Any, ...]]  # field of the spec -> what `read_value` takes
     fixed: Mapping[str, Any]
-    rules: Mapping[str, dict[str, Any]] = MappingProxyType({})  # name -> options
+    rules: Mapping[str, dict[str, Any]]  # name -> options
     ignored: Sequence[str] = ()
     transposed: Sequence[str] = ()
 
@@ -181,13 +180,13 @@ def family_named(model_type: str, *, where: str = "config.json") -> Family:
         what = f"{where}: model_type is {model_type!r}; this code knows {', '.join(NAMES)}"
         raise ModelError(f"{what}. Convert it to one of these, or add it to ftcore/model/families.")
     tables = _tables(model_type)
-    trunk, head, keys = (tables.pop(part, {}) for part in ("trunk", "head", "keys"))
+    trunk, head, keys, rules = (tables.pop(p, {}) for p in ("trunk", "head", "keys", "rules"))
     names = {f"trunk.{ours}": (tables["trunk_prefix"] + hf, hf) for ours, hf in trunk.items()}
     names |= {f"head.{n}": (hf,) if isinstance(hf, str) else tuple(hf) for n, hf in head.items()}
     tables["fixed"] |= dict.fromkeys(tables.pop("unset", ()))
     tables["keys"] = {name: (key, int) if isinstance(key, str) else (key[0], *(key[1:] or [None]))
                       for name, key in keys.items()}
-    return Family(name=model_type, names=names, **tables)
+    return Family(name=model_type, names=names, rules=rules, **tables)
 
 def _tables(name: str) -> dict[str, Any]:
     """What NAME.toml holds, and what it takes from the family that it is like."""
