@@ -75,8 +75,7 @@ class Loop:
         rows = rows_read(self.model, self.documents) if is_fixed else {}
         self.model.trunk.embed_tokens.sparse = bool(rows)
         self.optimizer = AdamW(
-            [(name, p) for name, p in self.model.named_parameters() if p.requires_grad], optim,
-            rates=rates_of(self.model, optim), rows=rows,
+            self.model.named_parameters(), optim, rates=rates_of(self.model, optim), rows=rows,
             accumulates=int(longest.sum()) > loop.micro_batch_tokens or not self.reads_rows)
         trunk = self.model.trunk  # what computes again reads the state of the noise
         is_graphed = (self.device.type == "cuda" and self.task is token_labels
@@ -156,14 +155,12 @@ class Loop:
         mine = [documents[i] for i in split([len(d) for d in documents], shares)[share]]
         streams = pack([len(d) for d in mine], self.config.loop.micro_batch_tokens)
         self.optimizer.zero_grad()
+        run = self.graphs or partial(passes, self.task, self.model)
         for micro_step, stream in enumerate(streams):
             torch.manual_seed(derived(self.seed, step, micro_step * shares + share))  # of dropout
-            packed, factor = [mine[i] for i in stream], loss_scale / weight
-            if self.graphs:
-                loss += self.graphs(filled(packed), factor).item()
-            else:
-                batch = collate(packed).to(self.device)
-                loss += passes(self.task, self.model, batch, factor).item()
+            packed = [mine[i] for i in stream]
+            batch = filled(packed) if self.graphs else collate(packed).to(self.device)
+            loss += run(batch, loss_scale / weight).item()
         return loss
 
     def _step(self, workers: Workers) -> dict[str, float]:
