@@ -1,12 +1,11 @@
-"""AdamW over fp32 masters, with gradients that accumulate in fp32.
+"""AdamW over fp32 masters; gradients of micro-batches and processes are added in fp32.
 
     m = b1 m + (1 - b1) g            v = b2 v + (1 - b2) g^2
     p = p (1 - lr wd) - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
 
-A trained tensor in a 16-bit dtype is the rounded copy of an fp32 master; a wider one is its own
-master, unless only some of its rows are trained. Gradients of micro-batches and processes are added
-in fp32. No weight decay on tensors of fewer than two axes (norms and biases); embedding rows that
-are never read stay as they are. Torch's fused kernel equals these lines in tests.
+A 16-bit tensor is the rounded copy of an fp32 master; a wider one is its own master, unless only
+some of its rows are trained. No weight decay on tensors of fewer than two axes (norms and biases);
+embedding rows never read stay as they are. Torch's fused kernel equals these lines in tests.
 
 The rate at step s of S, from 0, w of them warm-up, m the final share of the peak lr:
 
