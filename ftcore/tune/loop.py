@@ -61,23 +61,22 @@ class Loop:
 
     def __post_init__(self) -> None:
         optim, loop, count = self.config.optim, self.config.loop, len(self.documents)
-        self.device, self.seed = self.model.device, self.config.env.seed
+        self.device, self.seed, trunk = self.model.device, self.config.env.seed, self.model.trunk
         self.checkpoints = Checkpoints(self.run.path, loop.keep_last)
         size = self.config.rows_per_step
         self.rows = partial(step_rows, num_rows=count, batch_size=size, seed=self.seed)
         self.total_steps = loop.num_steps(count, size)
-        dtypes = {param.dtype for param in self.model.parameters()}
-        self.scale = LossScale() if torch.float16 in dtypes else None
+        self.scale = LossScale() if trunk.embed_tokens.weight.dtype == torch.float16 else None
         self.remembered = {"progress": self.progress}  # its fields stand in every checkpoint
         self.remembered |= {"loss_scale": self.scale} if self.scale else {}
         longest = np.sort(lengths(self.documents))[-optim.batch_size :]
         is_fixed = self.reads_rows and self.device.type == "cpu"  # what is made may read any row
         rows = rows_read(self.model, self.documents) if is_fixed else {}
-        self.model.trunk.embed_tokens.sparse = bool(rows)
+        trunk.embed_tokens.sparse = bool(rows)
         self.optimizer = AdamW(
             self.model.named_parameters(), optim, rates=rates_of(self.model, optim), rows=rows,
             accumulates=int(longest.sum()) > loop.micro_batch_tokens or not self.reads_rows)
-        trunk = self.model.trunk  # what computes again reads the state of the noise
+        # what computes again reads the state of the noise
         is_graphed = (self.device.type == "cuda" and self.task is token_labels
                       and trunk.recompute == "none" and trunk.spec.max_positions >= GRAIN)
         mine = partial(passes, self.task, self.model)
