@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ftcore.config import Run
 from ftcore.data.chat import encode_prompt
-from ftcore.data.pack import Encoded
+from ftcore.data.pack import lengths
 from ftcore.data.store import Prepared
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.env.run import RunFolder
@@ -43,10 +43,8 @@ class Verifier:
         self.config, self.kind, self.loaded, self.tokenizer = config, kind, loaded, tokenizer
         self.data, self.work, self.model = data, work, loaded.model.eval()
         self.exact = EXACT if config.env.deterministic else NEAR
-        self.documents: list[Encoded] = []
-        for document in data.train.documents[:16]:
-            if len(self.documents) < 2 or sum(map(len, self.documents)) + len(document) <= TOKENS:
-                self.documents.append(document)
+        first = data.train.documents[:16]
+        self.documents = first[: max(2, (lengths(first).cumsum() <= TOKENS).sum())]
 
     def loop(self, name: str, *, steps: int = 1, tokens: int = ALL, resume: bool = False) -> Loop:
         """A run from the first weights; in one step it takes all rows, in several half of them."""

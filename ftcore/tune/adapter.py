@@ -20,7 +20,6 @@ import hashlib
 import json
 import math
 from collections.abc import Collection, Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +105,6 @@ def save_adapter(model: Model, folder: Path, *, family: Family, base_path: str) 
         **({"fan_in_fan_out": True} if family.transposed else {})}  # as HF's matrices
     origin = {"base_sha256": base_sha256(model, without=_names(extra)), "scale": config.scale}
     if fused := {module: len(parts) for module, parts in layers.items() if len(parts) > 1}:
-        # peft: a fused module has the rank of all its parts
         power = 0.5 if config.rs_lora else 1.0
         peft_config["rank_pattern"] = {m: k * config.rank for m, k in fused.items()}
         peft_config["alpha_pattern"] = {m: k**power * config.alpha for m, k in fused.items()}
@@ -174,16 +172,13 @@ def _held_or_listed(model: nn.Module, family: Family, options: dict,
     saved = saved if isinstance(saved, list) else []
     owners = {key.removeprefix(PREFIX).rpartition(".")[0] for key in keys}
     plain, layers, extra = lora.plain_modules(model), {}, {}
-    linears = {name for name, module in plain.items() if isinstance(module, nn.Linear)}
-    named: Parts = {}
-    for name in (n for n, m in plain.items() if n in linears or list(m.parameters(recurse=False))):
-        with suppress(ModelError):  # HF has no name for it, nor peft then
-            named |= _by_hf(family, [name])
-    for module, parts in named.items():
+    owning = (name for name, module in plain.items() if list(module.parameters(recurse=False)))
+    for module, parts in _by_hf(family, owning).items():
         path, is_owner = f".{module}", module in owners
         is_held = f"{module}.lora_A" in owners or f"{module}.lora_B" in owners
         is_listed = not is_owner and any(path.endswith(f".{target}") for target in targets)
-        if linears.issuperset(parts) and (is_held or is_listed):
+        are_linear = all(isinstance(plain[part], nn.Linear) for part in parts)
+        if are_linear and (is_held or is_listed):
             layers[module] = parts
         elif is_owner or any(f".{m}." in f"{path}." for m in saved):
             extra[module] = parts

@@ -43,8 +43,7 @@ def match_names(pattern: str, names: Sequence[str], *, what: str,
     raise ConfigError(f"{what} {pattern!r} matches nothing{hint}; known: {', '.join(known)}")
 
 def below(name: str, modules: set[str]) -> bool:
-    parts = name.split(".")
-    return any(".".join(parts[:end]) in modules for end in range(1, len(parts) + 1))
+    return any(f"{name}.".startswith(f"{module}.") for module in modules)
 
 def apply_trainable(model: nn.Module, rules: Sequence[str]) -> str:
     """Make exactly what any of the rules names trainable; returns the parameter_table.
@@ -64,9 +63,9 @@ def _resolve(model: nn.Module, rule: str) -> set[str]:
         if not count.isdecimal() or not 1 <= int(count) <= num_layers:
             raise ConfigError(f"trainable rule {rule!r}: K must be an integer in [1, {num_layers}]")
         return set(names[layers.index(num_layers - int(count)) :])
-    owners = {n: model.get_submodule(n.rpartition(".")[0]) for n in names}
+    modules = {n: module for n, module in model.named_modules() if n}
     policies = {"all": lambda n: True, "head": lambda n: n.startswith("head."),
-                "embeddings": lambda n: isinstance(owners[n], nn.Embedding),
+                "embeddings": lambda n: isinstance(modules[n.rpartition(".")[0]], nn.Embedding),
                 "norms": lambda n: "norm" in leaf(n.rpartition(".")[0]),
                 "biases": lambda n: leaf(n) == "bias"}
     if rule in policies:
@@ -74,7 +73,6 @@ def _resolve(model: nn.Module, rule: str) -> set[str]:
             return found
         hint = "; an LM head tied to them is trained by 'embeddings'" if rule == "head" else ""
         raise ConfigError(f"trainable rule {rule!r}: the model has no such parameter{hint}")
-    modules = [n for n, _ in model.named_modules() if n]
     matched = match_names(rule, [*modules, *names], what="trainable rule", also=POLICIES)
     return {n for n in names if below(n, matched)}
 

@@ -61,24 +61,22 @@ class Loop:
 
     def __post_init__(self) -> None:
         optim, loop, count = self.config.optim, self.config.loop, len(self.documents)
-        self.device, self.seed = self.model.device, self.config.env.seed
+        self.device, self.seed, trunk = self.model.device, self.config.env.seed, self.model.trunk
         self.checkpoints = Checkpoints(self.run.path, loop.keep_last)
         size = self.config.rows_per_step
         self.rows = partial(step_rows, num_rows=count, batch_size=size, seed=self.seed)
         self.total_steps = loop.num_steps(count, size)
-        dtypes = {param.dtype for param in self.model.parameters()}
-        self.scale = LossScale() if torch.float16 in dtypes else None
+        self.scale = LossScale() if trunk.embed_tokens.weight.dtype == torch.float16 else None
         self.remembered = {"progress": self.progress}  # its fields stand in every checkpoint
         self.remembered |= {"loss_scale": self.scale} if self.scale else {}
         longest = np.sort(lengths(self.documents))[-optim.batch_size :]
         is_fixed = self.reads_rows and self.device.type == "cpu"  # what is made may read any row
         rows = rows_read(self.model, self.documents) if is_fixed else {}
-        self.model.trunk.embed_tokens.sparse = bool(rows)
+        trunk.embed_tokens.sparse = bool(rows)
         self.optimizer = AdamW(
-            [(name, p) for name, p in self.model.named_parameters() if p.requires_grad], optim,
-            rates=rates_of(self.model, optim), rows=rows,
+            self.model.named_parameters(), optim, rates=rates_of(self.model, optim), rows=rows,
             accumulates=int(longest.sum()) > loop.micro_batch_tokens or not self.reads_rows)
-        trunk = self.model.trunk  # what computes again reads the state of the noise
+        # what computes again reads the state of the noise
         is_graphed = (self.device.type == "cuda" and self.task is token_labels
                       and trunk.recompute == "none" and trunk.spec.max_positions >= GRAIN)
         mine = partial(passes, self.task, self.model)
@@ -156,14 +154,12 @@ class Loop:
         mine = [documents[i] for i in split([len(d) for d in documents], shares)[share]]
         streams = pack([len(d) for d in mine], self.config.loop.micro_batch_tokens)
         self.optimizer.zero_grad()
+        run = self.graphs or partial(passes, self.task, self.model)
         for micro_step, stream in enumerate(streams):
             torch.manual_seed(derived(self.seed, step, micro_step * shares + share))  # of dropout
-            packed, factor = [mine[i] for i in stream], loss_scale / weight
-            if self.graphs:
-                loss += self.graphs(filled(packed), factor).item()
-            else:
-                batch = collate(packed).to(self.device)
-                loss += passes(self.task, self.model, batch, factor).item()
+            packed = [mine[i] for i in stream]
+            batch = filled(packed) if self.graphs else collate(packed).to(self.device)
+            loss += run(batch, loss_scale / weight).item()
         return loss
 
     def _step(self, workers: Workers) -> dict[str, float]:

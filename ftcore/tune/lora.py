@@ -71,10 +71,9 @@ def apply_lora(model: nn.Module, config: PeftConfig, *, generator: torch.Generat
     raises      ConfigError: a name that matches nothing, a layer that is both wrapped and fully
                 trained or whose matrix is shared with another layer; the model is then unchanged"""
     assert not lora_layers(model), "one adapter at a time: fold the first"
-    plain = dict(model.named_modules())
-    modules = [n for n in plain if n]
+    plain = {name: module for name, module in model.named_modules() if name}
     wrapped = _targets(model, config.targets)
-    find = partial(match_names, names=modules, what="fully trained module")
+    find = partial(match_names, names=[*plain], what="fully trained module")
     extra = set().union(*map(find, config.extra_modules))
     if both := [n for n in wrapped if below(n, extra)]:
         raise ConfigError(f"LoRA target and fully trained at once: {', '.join(both)}: choose one")
@@ -85,25 +84,23 @@ def apply_lora(model: nn.Module, config: PeftConfig, *, generator: torch.Generat
         plain[n].requires_grad_(True)
     kinds = ", ".join(f"{kind} x {count}" for kind, count in Counter(map(leaf, wrapped)).items())
     said = f"LoRA rank {config.rank}, alpha {config.alpha:g}, scale {config.scale:g} on {kinds}"
-    trained = ", ".join(n for n in modules if n in extra)
+    trained = ", ".join(n for n in plain if n in extra)
     return f"{said}; fully trained: {trained}" if trained else said
 
 def _targets(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     """Names of the linear layers that the patterns choose, in the order of the model."""
-    plain = dict(model.named_modules())
-    linears = [n for n, module in plain.items() if isinstance(module, nn.Linear)]
+    linears = [n for n, module in model.named_modules() if isinstance(module, nn.Linear)]
     body = {n for n in linears if not n.startswith("head.")}
     find = partial(match_names, names=linears, what="LoRA target", also=[ALL_LINEAR])
     if not (chosen := set().union(*(body if p == ALL_LINEAR else find(p) for p in patterns))):
         raise ConfigError(f"LoRA targets {list(patterns)}: no linear layer, try {ALL_LINEAR!r}")
     owners = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
-    if shared := [n for n in chosen if owners[id(plain[n].weight)] > 1]:
+    if shared := [n for n in chosen if owners[id(model.get_submodule(n).weight)] > 1]:
         what = f"LoRA target {', '.join(sorted(shared))}: its matrix is tied to another layer's, so"
         raise ConfigError(f"{what} merging could not be saved: leave it out, or train it fully")
     return [name for name in linears if name in chosen]
 
 def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
-    """The wrapped layers by name."""
     return {n: module for n, module in model.named_modules() if isinstance(module, LoRALinear)}
 
 def plain_modules(model: nn.Module) -> dict[str, nn.Module]:

@@ -1,12 +1,11 @@
-"""AdamW over fp32 masters, with gradients that accumulate in fp32.
+"""AdamW over fp32 masters; gradients of micro-batches and processes are added in fp32.
 
     m = b1 m + (1 - b1) g            v = b2 v + (1 - b2) g^2
     p = p (1 - lr wd) - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
 
-A trained tensor in a 16-bit dtype is the rounded copy of an fp32 master; a wider one is its own
-master, unless only some of its rows are trained. Gradients of micro-batches and processes are added
-in fp32. No weight decay on tensors of fewer than two axes (norms and biases); embedding rows that
-are never read stay as they are. Torch's fused kernel equals these lines in tests.
+A 16-bit tensor is the rounded copy of an fp32 master; a wider one is its own master, unless only
+some of its rows are trained. No weight decay on tensors of fewer than two axes (norms and biases);
+embedding rows never read stay as they are. Torch's fused kernel equals these lines in tests.
 
 The rate at step s of S, from 0, w of them warm-up, m the final share of the peak lr:
 
@@ -65,7 +64,7 @@ class AdamW:
                  rates: Mapping[str, float] | None = None, rows: Mapping[str, Tensor] | None = None,
                  accumulates: bool = True) -> None:
         self.config, self.rows, self.step_count = config, rows or {}, 0
-        params, self.kinds = dict(named), defaultdict(list)
+        params, self.kinds = {n: p for n, p in named if p.requires_grad}, defaultdict(list)
         for name, param in params.items():
             decay = config.weight_decay if param.dim() >= 2 else 0.0
             self.kinds[(rates or {}).get(name, 1.0), decay, name in self.rows].append(name)
@@ -74,15 +73,16 @@ class AdamW:
         self.shapes = {name: param.shape for name, param in self.params.items()}
         for name, rows_L in self.rows.items():
             self.shapes[name] = torch.Size((len(rows_L), *self.shapes[name][1:]))
-        firsts = accumulate((shape.numel() for shape in self.shapes.values()), initial=0)
+        firsts = [*accumulate((shape.numel() for shape in self.shapes.values()), initial=0)]
+        self.zeros = partial(shared_zeros, firsts[-1], device=next(iter(params.values())).device)
         self.spans: dict[str, Span] = dict(zip(self.params, pairwise(firsts), strict=True))
         first, *more = dtypes = {param.dtype for param in self.params.values()}
         self.wide = torch.promote_types(first, torch.float32)
         self.grad_dtype = self.wide if accumulates or more else first
-        self.flats = {n: self._zeros(self.wide) for n in ("master", "exp_avg", "exp_avg_sq")}
+        self.flats = {n: self.zeros(self.wide) for n in ("master", "exp_avg", "exp_avg_sq")}
         self.masters = self._named(self.flats["master"])
         narrow = dtypes - {self.wide}
-        self.flat_param = self._zeros(*narrow) if narrow else None
+        self.flat_param = self.zeros(*narrow) if narrow else None
         self.open_buffers(1)
         for name, param in self.params.items():
             data, master = param.detach(), self.masters[name]
@@ -96,16 +96,12 @@ class AdamW:
                 param.data = self.flat_param[slice(*self.spans[name])].view(data.shape).copy_(data)
             param.register_post_accumulate_grad_hook(partial(self._collect, name))
 
-    def _zeros(self, dtype: torch.dtype) -> Tensor:
-        device = next(iter(self.params.values())).device
-        return shared_zeros(next(reversed(self.spans.values()))[1], dtype, device)
-
     def _named(self, flat: Tensor) -> dict[str, Tensor]:
         return {n: flat[slice(*span)].view(self.shapes[n]) for n, span in self.spans.items()}
 
     def open_buffers(self, count: int) -> None:
         """Gradients of so many processes; this one has the first."""
-        self.buffers = [self._zeros(self.grad_dtype) for _ in range(count)]
+        self.buffers = [self.zeros(self.grad_dtype) for _ in range(count)]
         self.collect_in(0)
 
     def collect_in(self, number: int) -> None:

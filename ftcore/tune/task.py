@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ftcore.config import PeftConfig
-from ftcore.data.pack import Batch, apart, lengths
+from ftcore.data.pack import Batch, apart, is_pair
 from ftcore.data.store import Prepared
 from ftcore.errors import ConfigError, DataError
 from ftcore.model.heads import Model, ModelTask
@@ -44,8 +44,7 @@ def classification(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
     return model.head.loss(h_MC, batch.labels, batch.weights, batch.docs)
 
 def regression(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
-    scores_B = document_logits(model, batch).squeeze(1)
-    errors_B = scores_B - batch.labels.to(scores_B)
+    errors_B = document_logits(model, batch).squeeze(1) - batch.labels
     return (errors_B.square() * batch.weights).sum(), batch.weights.sum()
 
 def document_logits(model: Model, batch: Batch) -> Tensor:
@@ -60,7 +59,6 @@ def passes(task: Task, model: Model, batch: Batch, factor: float | Tensor) -> Te
     return loss_sum.detach()
 
 class TaskKind(NamedTuple):
-    """A task of train.py: the head it needs, and its loss."""
     model_task: ModelTask
     loss: Task
 
@@ -88,9 +86,8 @@ def choose_trainable(model: Model, config: PeftConfig, generator: torch.Generato
 def check_lengths(spec: ModelSpec, data: Prepared) -> None:
     """Raise DataError where a document is longer than the model's learned positions reach."""
     for name, split in data.splits() if spec.position == "learned" else ():
-        documents = apart(split.documents)
-        longest = documents[int(lengths(documents).argmax())]
+        longest = max(apart(split.documents), key=len)
         if len(longest) > (most := spec.max_positions):
-            side = "cut_right" if documents is split.documents else "cut_left"
+            side = "cut_left" if is_pair(split.documents[0]) else "cut_right"
             what = f"{name}: row {longest.row_id} has {len(longest)} tokens, the model takes {most}"
             raise DataError(f"{what}: --data.max-length {most} --data.over-length {side} (or drop)")
