@@ -41,7 +41,6 @@ import re
 import string
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from operator import mul
 from typing import Any
 
 import numpy as np
@@ -52,7 +51,6 @@ Metrics = dict[str, float]
 SCORES = ("precision", "recall", "f1")
 CLASS_COLUMNS = ("label", *SCORES, "support", "predicted")
 AVERAGES = tuple(f"{score}_{mean}" for mean in ("micro", "macro", "weighted") for score in SCORES)
-ByClass = list[dict[str, Any]]
 Figures = Callable[[np.ndarray], Mapping[str, float]]
 Intervals = dict[str, tuple[float, float]]  # lowest and highest value, by metric
 DRAWS, LEVEL = 1000, 0.95
@@ -78,10 +76,10 @@ def class_figures(counts_KK: np.ndarray) -> Metrics:
     hits_K, predicted_K, support_K = totals_3K = class_totals(counts_KK)
     recall_K = _scores(totals_3K)[1][support_K > 0]
     # numerics: Python integers, since rows^2 leaves int64 at 3e9 rows.
-    s, t, p = int(support_K.sum()), support_K.tolist(), predicted_K.tolist()
-    chance = sum(map(mul, t, p))
+    s, t, p = int(support_K.sum()), support_K.astype(object), predicted_K.astype(object)
+    chance = t @ p
     beyond, most = int(hits_K.sum()) * s - chance, s**2 - chance
-    spread = (s**2 - sum(map(mul, t, t))) * (s**2 - sum(map(mul, p, p)))
+    spread = (s**2 - t @ t) * (s**2 - p @ p)
     return {"accuracy": float(hits_K.sum() / s), "balanced_accuracy": float(recall_K.mean()),
             **_averages(totals_3K, predicted_K + support_K > 0),
             "mcc": beyond / math.sqrt(spread) if spread else 0.0,
@@ -119,7 +117,7 @@ def perplexity(loss_sum: float, weight: float, num_bytes: int = 0) -> Metrics:
     bits = {"bits_per_byte": float(loss_sum / (math.log(2) * num_bytes))} if num_bytes else {}
     return result | bits
 
-def by_class(labels: Sequence[str], totals_3K: np.ndarray) -> ByClass:
+def by_class(labels: Sequence[str], totals_3K: np.ndarray) -> list[dict[str, Any]]:
     """One dict per class, of CLASS_COLUMNS; support and predicted in rows."""
     _, predicted_K, support_K = totals_3K
     columns = (*_scores(totals_3K), support_K, predicted_K)
