@@ -153,9 +153,8 @@ def scored_tokens(model: Model, documents: Sequence[Encoded], **limits: Any) -> 
         h_MC, weights_M = hidden(model, batch, scored_M), batch.weights[scored_M].cpu().double()
         losses_M = token_losses(model, h_MC, batch.labels[scored_M]).cpu().double()
         counts = [np.count_nonzero(documents[index].weights) for index in indices]
-        parts = (x_M.split(counts) for x_M in (losses_M * weights_M, weights_M))
-        for index, *told in zip(indices, *parts, strict=True):
-            sums_B2[index] = [float(x_T.sum()) for x_T in told]
+        for column, x_M in enumerate((losses_M * weights_M, weights_M)):
+            sums_B2[indices, column] = [float(x_T.sum()) for x_T in x_M.split(counts)]
     require_finite(documents, sums_B2[:, 0])
     return sums_B2
 
@@ -184,8 +183,7 @@ def evaluate_pairs(model: Model, split: Split, labels: Sequence[str], *,
         score_B2 = all_logits(model, split.documents, **limits).double().numpy().reshape(-1, 2)
         gap_B, beta = score_B2[:, 0] - score_B2[:, 1], 1.0
         loss_B = np.logaddexp(0, about_B5[:, 3] - gap_B) + options.centring * score_B2.sum(1) ** 2
-        bias = metrics.regression_metrics(tokens_D, score_B2.flatten())["spearman"]
-        more = {"length_bias": bias}
+        more = {"length_bias": metrics.regression_metrics(tokens_D, score_B2.flatten())["spearman"]}
     else:
         long, beta, more = options.length_normalised, options.beta, {}
         gap_B = log_ratios(model, split.documents, length_normalised=long, **limits)
