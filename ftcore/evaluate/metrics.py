@@ -1,6 +1,5 @@
-"""Figures of classes, of sets of labels, of scores, of language modelling; of probabilities: how
-well they rank, how far they can be believed, how to mend them; of generated answers, as texts or as
-commands; and how far a figure may be off, and whether two models differ: held-out rows drawn again.
+"""Figures of classes, sets of labels, scores, language modelling, probabilities, and of generated
+answers, as texts or commands; how far a figure may be off, and whether two models differ.
 
 K classes; n_kj rows of class k predicted as j; totals_3K are hits, predicted and support, int64:
 
@@ -21,9 +20,8 @@ A command is a JSON object with a text field that names what to do, the intent. 
 leaves of the rest, each a path and a value: {"intent": "wake", "at": {"days": ["sat", "sun"]}} has
 at.days.0 = "sat" and at.days.1 = "sun". Values compare by their JSON text: 1, 1.0 and "1" differ.
 
-C clusters of the rows, R draws of C clusters. `Figures` gives the metrics of any rows, by their
-indices. Rows that say nearly the same are one cluster and come and go together: taken one by one
-they would give too narrow an interval.
+C clusters of the held-out rows, R draws of C clusters. Rows that say nearly the same are one
+cluster and come and go together: taken one by one they would give too narrow an interval.
 
     interval    from the 2.5th to the 97.5th percentile of R draws
     p           of a difference d: 2 min(share of d <= 0, share of d >= 0), each draw of both models
@@ -51,7 +49,7 @@ Metrics = dict[str, float]
 SCORES = ("precision", "recall", "f1")
 CLASS_COLUMNS = ("label", *SCORES, "support", "predicted")
 AVERAGES = tuple(f"{score}_{mean}" for mean in ("micro", "macro", "weighted") for score in SCORES)
-Figures = Callable[[np.ndarray], Mapping[str, float]]
+Figures = Callable[[np.ndarray], Mapping[str, float]]  # metrics of any rows, by their indices
 Intervals = dict[str, tuple[float, float]]  # lowest and highest value, by metric
 DRAWS, LEVEL = 1000, 0.95
 PUNCTUATION = str.maketrans("", "", string.punctuation)

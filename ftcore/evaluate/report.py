@@ -1,7 +1,5 @@
 """Results as people and programs read them: aligned tables, predictions.jsonl, one JSON line; a
-run's page, from the files in its folder.
-
-In tables "-" is not defined; in JSON a float that is not finite is null."""
+run's page, from the files in its folder."""
 
 import json
 import math
@@ -30,8 +28,8 @@ MOST_CLASSES = 30  # of a matrix of confusions that is drawn
 Run = Mapping[str, Any]  # a folder's files by name, parsed; those that it lacks are empty
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Aligned columns under `header`. Text is put on one line and cut at MAX_TEXT characters; None
-    is not defined; floats show four decimals, or four significant digits where those hide it."""
+    """Aligned columns under `header`. Text is put on one line and cut at MAX_TEXT characters; "-"
+    is None or NaN; floats show four decimals, or four significant digits where those hide it."""
     columns = []
     for name, *values in zip(header, *rows, strict=True):
         cells = [name, *map(_cell, values)]

@@ -114,8 +114,7 @@ class Suite:
         return results
 
     def gap(self, model: Model, train: Sequence[Encoded], dev: Split) -> str:
-        """How much better the model is on rows that it was trained on, as many as the others; empty
-        without dev rows."""
+        """How much better the model is on as many rows of its training; empty without dev rows."""
         if not dev.documents:
             return ""
         rows = Split(documents=train[: len(dev.documents)])
