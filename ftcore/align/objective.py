@@ -31,7 +31,6 @@ from ftcore.model.heads import Model
 from ftcore.tune.task import hidden
 
 EPSILON = 1e-4
-MOST_CHANGE = 0.2  # of the penalty's factor, by an iteration of `horizon` episodes
 
 class Seen(NamedTuple):
     """What a model says at the M scored places of a batch."""
@@ -113,7 +112,7 @@ class Control:
     squares: float = 0.0
 
     def adapt(self, kl: float, target: float, episodes: int, horizon: float) -> None:
-        error = min(max(kl / target - 1, -MOST_CHANGE), MOST_CHANGE)
+        error = min(max(kl / target - 1, -0.2), 0.2)
         self.kl_coef *= 1 + error * episodes / horizon
 
     def deviation(self, scores: Sequence[float]) -> float:

@@ -5,14 +5,13 @@
                          -> rewards -> advantages                                     objective.py
                          -> epochs of clipped updates -> log, evaluate, save
 
-Letters: M answer tokens of some episodes, end to end.
-
-An iteration is one step of the loop (tune/loop.py), its updates shared by processes that are forked
-once its answers are known, and a pure function of what is trained, the `Control` and the step.
-Answers are scored by the very pass that is trained, in the same streams: the ratio of the first
-update is 1, bit by bit, and asserted to be. The reference is the policy as it started: a copy of
-what is trained, which shares every frozen tensor. In the first iteration it is asserted that it
-diverges by 0, and that a reward model says the same of an answer alone.
+Letters: M answer tokens of some episodes, end to end. An iteration is one step of the loop
+(tune/loop.py), its updates shared by processes that are forked once its answers are known, and a
+pure function of what is trained, the `Control` and the step. Answers are scored by the very pass
+that is trained, in the same streams: the ratio of the first update is 1, bit by bit, and asserted
+to be. The reference is the policy as it started: a copy of what is trained, which shares every
+frozen tensor. In the first iteration it is asserted that it diverges by 0, and that a reward model
+says the same of an answer alone.
 
 source  Huang et al. 2024, arXiv:2403.17031: a value head that starts at zero (detail 8), dropout
         off (11), a penalty for a missing end (12), the score at the last token (15), losses over
@@ -46,7 +45,6 @@ from ftcore.tune.loop import Loop
 from ftcore.tune.workers import Workers
 from kernels.memory import peak_bytes
 
-START = "start.json"  # what the policy was worth before it was trained
 TOLD = ("logp", "ref_logp", "exact", "k1", "k3", "value")  # of each token
 
 @dataclass
@@ -74,9 +72,9 @@ class PpoLoop(Loop):
         """As `Loop.train`, after the start was judged, which all that follows is compared with."""
         trained = [tensor_sha256(param) for param in self.reference.parameters()]
         print(f"\nreference: the start, sha256 {sha256(repr(trained).encode()).hexdigest()[:16]}")
-        file, actor = self.run.path / START, self.actor
+        file, actor = self.run.path / "start.json", self.actor
         if actor.judges and not file.is_file():
-            self.run.dump(START, {"scores": actor.likeliest(actor.judges).tolist()})
+            self.run.dump(file.name, {"scores": actor.likeliest(actor.judges).tolist()})
         if actor.judges:
             self.start = np.array(json.loads(file.read_bytes())["scores"])
             print(f"the start on dev prompts: reward {self.start.mean():g}")
@@ -158,8 +156,8 @@ class PpoLoop(Loop):
             parts = torch.stack([*told.values()]).split([episodes[i].length for i in indices], 1)
             for index, part in zip(indices, parts, strict=True):
                 episodes[index].told = dict(zip(told, part, strict=True))
-            at_start = self.progress.step == 0
-            assert not at_start or not told["exact"].any(), "the reference must be the start"
+            if self.progress.step == 0:
+                assert not told["exact"].any(), "the reference must be the start"
 
     def _values(self, now: objective.Seen) -> Tensor:
         """values_M: what is expected from each token on; zero without a value head."""

@@ -1,5 +1,4 @@
-"""Losses of pairs: of two answers to one prompt the chosen one is better than the rejected one.
-And with these all tasks of train.py.
+"""Losses of pairs, two answers to one prompt, chosen and rejected; with them all tasks of train.py.
 
 Letters: B pairs, their 2 B documents chosen and rejected in turn; M tokens of all answers.
 s a score of an answer, m the margin of a pair, pi the model, ref the model before training:

@@ -32,7 +32,7 @@ from ftcore.align.preference import TASKS
 from ftcore.cli import parse
 from ftcore.config import PpoRun, RewardsConfig
 from ftcore.data.chat import encode_prompt, shifted
-from ftcore.data.columns import Chat, RowError, place
+from ftcore.data.columns import Chat, RowError, answer, place
 from ftcore.data.encode import sides
 from ftcore.data.pack import Encoded
 from ftcore.data.store import Prepared, rendered
@@ -130,10 +130,10 @@ class Actor:
 
     def likeliest(self, prompts: Sequence[Prompt]) -> np.ndarray:
         """Scores of the greedy answers."""
-        ids, most = [prompt.ids for prompt in prompts], self.config.rollout.max_new_tokens
-        answers = continued(self.model, self.tokenizer, ids, most)
-        said = [spoken(answer, self.tokenizer) for answer in answers]
-        return self.rewards([prompt.chat for prompt in prompts], said)[0]
+        asked, most = [prompt.ids for prompt in prompts], self.config.rollout.max_new_tokens
+        answers = continued(self.model, self.tokenizer, asked, most)
+        texts = [spoken(ids, self.tokenizer) for ids in answers]
+        return self.rewards([prompt.chat for prompt in prompts], texts)[0]
 
     def show(self, episodes: Sequence[Episode], step: int, run: Path) -> None:
         """RUN/rollouts.html: some answers, with all that is known of each of their tokens."""
@@ -168,9 +168,9 @@ class Rewards:
                  answers: Sequence[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Scores of answers to the last turns, in all and by source. TrainingError: one failed."""
         rows = []
-        for chat, answer in zip(chats, answers, strict=True):
+        for chat, said in zip(chats, answers, strict=True):
             *asked, last = ({"role": m["role"], "content": m["content"]} for m in chat.messages)
-            rows.append({"messages": asked, "answer": answer, "target": last["content"]})
+            rows.append({"messages": asked, "answer": said, "target": last["content"]})
         parts = {name: self._said(name, source, rows) for name, source in self.sources.items()}
         return sum(self.weights[name] * part for name, part in parts.items()), parts
 
@@ -219,8 +219,7 @@ def model(run: str) -> Source:
     limits = {"max_tokens": asked.config.loop.micro_batch_tokens, "device": judge.device}
 
     def scores(rows: Rows) -> list[float]:
-        last = ({"role": "assistant", "content": row["answer"]} for row in rows)
-        turns = ((*row["messages"], answer) for row, answer in zip(rows, last, strict=True))
+        turns = ((*row["messages"], answer(row["answer"])) for row in rows)
         read, _ = sides([Chat(str(n), each) for n, each in enumerate(turns)], tokenizer)
         documents = [Encoded(n, ids_T, 0, 1.0, types_T) for n, (ids_T, types_T, _) in read.items()]
         with torch.inference_mode():
@@ -237,5 +236,4 @@ def python(rest: str) -> Source:
         raise ConfigError("holds no such function: write python:FILE.py:NAME")
     return found[name]
 
-KINDS: dict[str, Callable[[str], Source]] = {
-    "match": match, "command": command, "model": model, "python": python}
+KINDS = {kind.__name__: kind for kind in (match, command, model, python)}

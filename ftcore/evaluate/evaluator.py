@@ -36,8 +36,8 @@ class Judged:
     row_ids: Sequence[str]
     figures: metrics.Figures  # metrics of some rows, by their indices
     columns: dict[str, Sequence[Any]] = field(default_factory=dict)  # predictions, of each row
-    by_class: metrics.ByClass = field(default_factory=list)
-    confusions_KK: np.ndarray | None = None  # where a row has one class: see metrics.py
+    totals_3K: np.ndarray | None = None  # where a row has classes: see metrics.py
+    confusions_KK: np.ndarray | None = None  # where it has exactly one
     right_B: np.ndarray | None = None  # bool: whether a row is right, where it can be
     more: dict[str, float] = field(default_factory=dict)  # metrics that only all rows have
     texts: Callable[[], Mapping[str, str]] = dict  # of the rows, by their ids
@@ -95,10 +95,8 @@ def ids_of(split: Split) -> list[str]:
 def with_loss(loss_B: np.ndarray, of: Callable[..., Mapping[str, float]],
               *columns: np.ndarray) -> metrics.Figures:
     """The mean loss of some rows, and what `of` says of their part of the columns."""
-    def figures(rows_M: np.ndarray) -> dict[str, float]:
-        return {"loss": float(loss_B[rows_M].mean()), **of(*(x_B[rows_M] for x_B in columns))}
-
-    return figures
+    return lambda rows_M: {"loss": float(loss_B[rows_M].mean()),
+                           **of(*(x_B[rows_M] for x_B in columns))}
 
 def evaluate_classes(model: Model, split: Split, labels: Sequence[str], **limits: Any) -> Judged:
     """Predicted class of each document; the loss in nats a document."""
@@ -106,17 +104,15 @@ def evaluate_classes(model: Model, split: Split, labels: Sequence[str], **limits
     target_B = np.array([document.labels for document in split.documents])
     predicted_B, p_BK = log_p_BK.argmax(1), np.exp(log_p_BK)
     nll_B, names = -log_p_BK[np.arange(len(target_B)), target_B], np.array(labels, dtype=object)
-    counted = partial(metrics.confusions, num_classes=len(labels))
-    figures = with_loss(nll_B, lambda *rows: metrics.class_figures(counted(*rows)),
-                        target_B, predicted_B)
+    sides, counted = (target_B, predicted_B), partial(metrics.confusions, num_classes=len(labels))
+    figures = with_loss(nll_B, lambda *rows: metrics.class_figures(counted(*rows)), *sides)
     columns = {"label": names[target_B].tolist(), "predicted": names[predicted_B].tolist(),
                "probabilities": p_BK.round(6).tolist()}
     more = metrics.probability_metrics(target_B, p_BK)
     more["temperature"] = metrics.temperature(target_B, log_p_BK)
-    counts_KK = counted(target_B, predicted_B)
-    by_class = metrics.by_class(labels, metrics.class_totals(counts_KK))
-    right_B = target_B == predicted_B
-    return Judged(ids_of(split), figures, columns, by_class, counts_KK, right_B, more)
+    counts_KK, right_B = counted(*sides), target_B == predicted_B
+    totals_3K = metrics.class_totals(counts_KK)
+    return Judged(ids_of(split), figures, columns, totals_3K, counts_KK, right_B, more)
 
 def evaluate_label_sets(model: Model, split: Split, labels: Sequence[str], **limits: Any) -> Judged:
     """Predicted labels of each document, those above probability 1/2; the loss in nats a label."""
@@ -129,9 +125,8 @@ def evaluate_label_sets(model: Model, split: Split, labels: Sequence[str], **lim
     columns = {"labels": [names[target_K].tolist() for target_K in target_BK],
                "predicted": [names[predicted_K].tolist() for predicted_K in predicted_BK],
                "probabilities": logits_BK.sigmoid().numpy().round(6).tolist()}
-    by_class = metrics.by_class(labels, metrics.label_totals(*sides))
     right_B = (target_BK == predicted_BK).all(1)
-    return Judged(ids_of(split), figures, columns, by_class, right_B=right_B)
+    return Judged(ids_of(split), figures, columns, metrics.label_totals(*sides), right_B=right_B)
 
 def evaluate_scores(model: Model, split: Split, labels: Sequence[str], **limits: Any) -> Judged:
     """Predicted score of each document; the loss a mean squared error."""
@@ -158,9 +153,8 @@ def scored_tokens(model: Model, documents: Sequence[Encoded], **limits: Any) -> 
         h_MC, weights_M = hidden(model, batch, scored_M), batch.weights[scored_M].cpu().double()
         losses_M = token_losses(model, h_MC, batch.labels[scored_M]).cpu().double()
         counts = [np.count_nonzero(documents[index].weights) for index in indices]
-        parts = (x_M.split(counts) for x_M in (losses_M * weights_M, weights_M))
-        for index, *told in zip(indices, *parts, strict=True):
-            sums_B2[index] = [float(x_T.sum()) for x_T in told]
+        for column, x_M in enumerate((losses_M * weights_M, weights_M)):
+            sums_B2[indices, column] = [float(x_T.sum()) for x_T in x_M.split(counts)]
     require_finite(documents, sums_B2[:, 0])
     return sums_B2
 
@@ -189,8 +183,7 @@ def evaluate_pairs(model: Model, split: Split, labels: Sequence[str], *,
         score_B2 = all_logits(model, split.documents, **limits).double().numpy().reshape(-1, 2)
         gap_B, beta = score_B2[:, 0] - score_B2[:, 1], 1.0
         loss_B = np.logaddexp(0, about_B5[:, 3] - gap_B) + options.centring * score_B2.sum(1) ** 2
-        bias = metrics.regression_metrics(tokens_D, score_B2.flatten())["spearman"]
-        more = {"length_bias": bias}
+        more = {"length_bias": metrics.regression_metrics(tokens_D, score_B2.flatten())["spearman"]}
     else:
         long, beta, more = options.length_normalised, options.beta, {}
         gap_B = log_ratios(model, split.documents, length_normalised=long, **limits)
@@ -212,12 +205,11 @@ def evaluate_pairs(model: Model, split: Split, labels: Sequence[str], *,
                "rejected_tokens": rejected_B.tolist()}
     return Judged(ids_of(split), figures, columns, right_B=gap_B > 0, more=more)
 
-# By the task, or where it has several, HF's `problem_type`.
-JUDGES: Mapping[str, Callable[..., Judged]] = {
-    "single_label_classification": evaluate_classes, "regression": evaluate_scores,
-    "multi_label_classification": evaluate_label_sets,
-    "reward": evaluate_pairs, "dpo": evaluate_pairs,
-    **dict.fromkeys(("pretrain", "sft", "ppo", "grpo"), evaluate_language)}
+# By the task, where it reads pairs; else by HF's `problem_type`, None of a language model.
+JUDGES: Mapping[str | None, Callable[..., Judged]] = {
+    "reward": evaluate_pairs, "dpo": evaluate_pairs, "regression": evaluate_scores,
+    "single_label_classification": evaluate_classes, None: evaluate_language,
+    "multi_label_classification": evaluate_label_sets}
 
 def stops(tokenizer: Tokenizer) -> frozenset[int]:
     return frozenset({tokenizer.eos_id, tokenizer.end_of_text_id} - {None})
@@ -227,13 +219,12 @@ def continued(model: Model, tokenizer: Tokenizer, prompts: Sequence[np.ndarray],
               chance_BT: np.ndarray | None = None) -> list[list[int]]:
     """Ids that continue each prompt (ids), some prompts at a time: see `generate`."""
     made: list[list[int]] = []
-    limits = {"stop_ids": stops(tokenizer), "temperature": temperature}
     starts = range(0, len(prompts), PROMPTS_AT_ONCE)
     for start in tqdm(starts, desc="answers", leave=False, disable=None):
         some = slice(start, start + PROMPTS_AT_ONCE)
         chance = None if chance_BT is None else chance_BT[some]
         made += generate(model, prompts[some], max_new_tokens=max_new_tokens, chance_BT=chance,
-                         **limits)
+                         stop_ids=stops(tokenizer), temperature=temperature)
     return made
 
 def spoken(ids: Sequence[int], tokenizer: Tokenizer) -> str:
@@ -251,12 +242,9 @@ def evaluate_answers(model: Model, tokenizer: Tokenizer, chats: Sequence[Chat],
     intent = config.intent_field
     judge = partial(metrics.judged_command, intent=intent) if intent else metrics.judged_text
     verdicts = [judge(*pair) for pair in zip(targets, answers, strict=True)]
-    values_BS = np.array([[*each.values()] for each in verdicts], dtype=float)
-
-    def figures(rows_M: np.ndarray) -> dict[str, float]:
-        return dict(zip(verdicts[0], values_BS[rows_M].mean(0).tolist(), strict=True))
-
+    names, values_BS = verdicts[0], np.array([[*each.values()] for each in verdicts], dtype=float)
     columns = {"prompt": asked, "target": targets, "predicted": answers}
-    columns |= {name: [each[name] for each in verdicts] for name in verdicts[0]}
-    return Judged([chat.id for chat in chats], figures, columns,
-                  right_B=np.array(columns["exact_match"]))
+    columns |= {name: [each[name] for each in verdicts] for name in names}
+    return Judged([chat.id for chat in chats],
+                  lambda rows_M: dict(zip(names, values_BS[rows_M].mean(0).tolist(), strict=True)),
+                  columns, right_B=np.array(columns["exact_match"]))

@@ -1,6 +1,5 @@
-"""Figures of classes, of sets of labels, of scores, of language modelling; of probabilities: how
-well they rank, how far they can be believed, how to mend them; of generated answers, as texts or as
-commands; and how far a figure may be off, and whether two models differ: held-out rows drawn again.
+"""Figures of classes, sets of labels, scores, language modelling, probabilities, and of generated
+answers, as texts or commands; how far a figure may be off, and whether two models differ.
 
 K classes; n_kj rows of class k predicted as j; totals_3K are hits, predicted and support, int64:
 
@@ -21,9 +20,8 @@ A command is a JSON object with a text field that names what to do, the intent. 
 leaves of the rest, each a path and a value: {"intent": "wake", "at": {"days": ["sat", "sun"]}} has
 at.days.0 = "sat" and at.days.1 = "sun". Values compare by their JSON text: 1, 1.0 and "1" differ.
 
-C clusters of the rows, R draws of C clusters. `Figures` gives the metrics of any rows, by their
-indices. Rows that say nearly the same are one cluster and come and go together: taken one by one
-they would give too narrow an interval.
+C clusters of the held-out rows, R draws of C clusters. Rows that say nearly the same are one
+cluster and come and go together: taken one by one they would give too narrow an interval.
 
     interval    from the 2.5th to the 97.5th percentile of R draws
     p           of a difference d: 2 min(share of d <= 0, share of d >= 0), each draw of both models
@@ -41,7 +39,6 @@ import re
 import string
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from operator import mul
 from typing import Any
 
 import numpy as np
@@ -52,8 +49,7 @@ Metrics = dict[str, float]
 SCORES = ("precision", "recall", "f1")
 CLASS_COLUMNS = ("label", *SCORES, "support", "predicted")
 AVERAGES = tuple(f"{score}_{mean}" for mean in ("micro", "macro", "weighted") for score in SCORES)
-ByClass = list[dict[str, Any]]
-Figures = Callable[[np.ndarray], Mapping[str, float]]
+Figures = Callable[[np.ndarray], Mapping[str, float]]  # metrics of any rows, by their indices
 Intervals = dict[str, tuple[float, float]]  # lowest and highest value, by metric
 DRAWS, LEVEL = 1000, 0.95
 PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -78,10 +74,10 @@ def class_figures(counts_KK: np.ndarray) -> Metrics:
     hits_K, predicted_K, support_K = totals_3K = class_totals(counts_KK)
     recall_K = _scores(totals_3K)[1][support_K > 0]
     # numerics: Python integers, since rows^2 leaves int64 at 3e9 rows.
-    s, t, p = int(support_K.sum()), support_K.tolist(), predicted_K.tolist()
-    chance = sum(map(mul, t, p))
+    s, t, p = int(support_K.sum()), support_K.astype(object), predicted_K.astype(object)
+    chance = t @ p
     beyond, most = int(hits_K.sum()) * s - chance, s**2 - chance
-    spread = (s**2 - sum(map(mul, t, t))) * (s**2 - sum(map(mul, p, p)))
+    spread = (s**2 - t @ t) * (s**2 - p @ p)
     return {"accuracy": float(hits_K.sum() / s), "balanced_accuracy": float(recall_K.mean()),
             **_averages(totals_3K, predicted_K + support_K > 0),
             "mcc": beyond / math.sqrt(spread) if spread else 0.0,
@@ -119,7 +115,7 @@ def perplexity(loss_sum: float, weight: float, num_bytes: int = 0) -> Metrics:
     bits = {"bits_per_byte": float(loss_sum / (math.log(2) * num_bytes))} if num_bytes else {}
     return result | bits
 
-def by_class(labels: Sequence[str], totals_3K: np.ndarray) -> ByClass:
+def by_class(labels: Sequence[str], totals_3K: np.ndarray) -> list[dict[str, Any]]:
     """One dict per class, of CLASS_COLUMNS; support and predicted in rows."""
     _, predicted_K, support_K = totals_3K
     columns = (*_scores(totals_3K), support_K, predicted_K)

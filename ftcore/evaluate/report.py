@@ -1,7 +1,5 @@
 """Results as people and programs read them: aligned tables, predictions.jsonl, one JSON line; a
-run's page, from the files in its folder.
-
-In tables "-" is not defined; in JSON a float that is not finite is null."""
+run's page, from the files in its folder."""
 
 import json
 import math
@@ -18,7 +16,7 @@ from torch import Tensor
 
 from ftcore.cli import CONFIG_FILE
 from ftcore.data import store
-from ftcore.env.run import METRICS, read_metrics
+from ftcore.env.run import read_metrics
 from ftcore.errors import ConfigError
 from ftcore.evaluate.metrics import CLASS_COLUMNS, confusions, reliability
 from ftcore.files import write_file
@@ -30,8 +28,8 @@ MOST_CLASSES = 30  # of a matrix of confusions that is drawn
 Run = Mapping[str, Any]  # a folder's files by name, parsed; those that it lacks are empty
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Aligned columns under `header`. Text is put on one line and cut at MAX_TEXT characters; None
-    is not defined; floats show four decimals, or four significant digits where those hide it."""
+    """Aligned columns under `header`. Text is put on one line and cut at MAX_TEXT characters; "-"
+    is None or NaN; floats show four decimals, or four significant digits where those hide it."""
     columns = []
     for name, *values in zip(header, *rows, strict=True):
         cells = [name, *map(_cell, values)]
@@ -107,13 +105,12 @@ def read_run(folder: Path) -> Run:
     """Raises ConfigError: it is no run folder."""
     if not (folder / CONFIG_FILE).is_file():
         raise ConfigError(f"{folder} is no run folder: it has no {CONFIG_FILE}")
-    run = {"metrics": read_metrics(folder / METRICS), "data": store.read_account(folder / "data")}
+    run = {"data": store.read_account(folder / "data")}
     for name in ("run", "plan", "eval", "labels", "certificate"):
         file = folder / f"{name}.json"
         run[name] = json.loads(file.read_bytes()) if file.is_file() else {}
-    for name in ("predictions", "base-predictions", "openings"):
-        file = folder / f"{name}.jsonl"
-        run[name] = [*map(json.loads, file.read_bytes().splitlines())] if file.is_file() else []
+    for name in ("metrics", "predictions", "base-predictions", "openings"):
+        run[name] = read_metrics(folder / f"{name}.jsonl")
     text = (folder / CONFIG_FILE).read_text("utf-8")
     run["config"] = dict(flat(tomllib.loads(text)))
     run["asked"] = re.findall(r"^(\w+ = .*?)  # (?!default$)(.*)$", text, re.M)
@@ -134,15 +131,15 @@ def judged(run: Run) -> dict[str, Any]:
     base = {row["row_id"]: row["predicted"] for row in run["base-predictions"]}
     answers = [{"base": base.get(r["row_id"]), **r} for r in run["predictions"] if "prompt" in r]
     rows = [row for row in run["predictions"] if "label" in row and "probabilities" in row]
-    if not rows or not (labels := run["labels"]):
-        return {"answers": answers[:: max(1, len(answers) // 20)]}
-    target_B, predicted_B = (
-        np.array([labels.index(row[key]) for row in rows]) for key in ("label", "predicted"))
-    counts_KK = confusions(target_B, predicted_B, len(labels))
-    bins = reliability(target_B, np.array([row["probabilities"] for row in rows]))
-    is_drawn = len(labels) <= MOST_CLASSES
-    confusion = {"labels": labels, "counts": counts_KK.tolist()} if is_drawn else {}
-    return {"answers": [], "confusion": confusion, "reliability": bins}
+    shown = {"answers": answers[:: max(1, len(answers) // 20)]}
+    if rows and (labels := run["labels"]):
+        target_B, predicted_B = (
+            np.array([labels.index(row[key]) for row in rows]) for key in ("label", "predicted"))
+        p_BK = np.array([row["probabilities"] for row in rows])
+        shown["reliability"] = reliability(target_B, p_BK)
+        if len(labels) <= MOST_CLASSES:
+            shown["confusion"] = confusions(target_B, predicted_B, len(labels)).tolist()
+    return shown
 
 def flat(tables: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in tables.items():

@@ -114,8 +114,7 @@ class Suite:
         return results
 
     def gap(self, model: Model, train: Sequence[Encoded], dev: Split) -> str:
-        """How much better the model is on rows that it was trained on, as many as the others; empty
-        without dev rows."""
+        """How much better the model is on as many rows of its training; empty without dev rows."""
         if not dev.documents:
             return ""
         rows = Split(documents=train[: len(dev.documents)])
@@ -143,17 +142,17 @@ class Suite:
 
     def _tables(self, judged: Judged) -> Iterator[str]:
         """What is told of classes, where the task has them."""
-        columns = judged.columns
-        if judged.by_class:
-            yield f"by class\n{report.per_class_table(judged.by_class)}"
+        if judged.totals_3K is not None:
+            rows = metrics.by_class(self.labels, judged.totals_3K)
+            yield f"by class\n{report.per_class_table(rows)}"
         if judged.confusions_KK is not None:
-            texts, pairs = judged.texts(), zip(columns["label"], columns["predicted"], strict=True)
-            such = {pair: texts[id_] for pair, id_ in zip(pairs, judged.row_ids, strict=True)}
+            texts, rows = judged.texts(), judged.rows
+            such = {(row["label"], row["predicted"]): texts[row["row_id"]] for row in rows}
             shown = report.confusion_table(self.labels, judged.confusions_KK, such)
             yield f"most confused\n{shown}"
             if len(self.labels) == 2:
-                is_one_B = np.array(columns["label"], dtype=object) == self.labels[1]
-                score_B = np.array(columns["probabilities"])[:, 1]
+                is_one_B = np.array(judged.columns["label"], dtype=object) == self.labels[1]
+                score_B = np.array(judged.columns["probabilities"])[:, 1]
                 found = metrics.threshold_table(is_one_B, score_B)
                 shown = report.table(found[0], [each.values() for each in found])
                 yield f"thresholds of {self.labels[1]}\n{shown}"
