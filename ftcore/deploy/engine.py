@@ -21,7 +21,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ftcore.errors import ModelError
 from ftcore.model.generate import advanced
@@ -212,21 +211,20 @@ class Engine:
         self._end(jobs[0], Finish("error", "engine_error"), said)
         return False
 
-    def _whole(self, jobs: Sequence[Job]) -> Tensor:
-        """logits_BK of documents, or embeddings_BC."""
+    def _score(self, jobs: list[Job], said: Said) -> None:
+        """Answer jobs without sampling: of each, logits_K or an embedding_C."""
         model, device = self.model, self.model.device
         docs = Docs.from_lengths([len(job.ids) for job in jobs], device)
         tokens_N = torch.tensor([id_ for job in jobs for id_ in job.ids], device=device)
         inputs = tokens_N, docs.positions_N(), torch.zeros_like(tokens_N), docs
         if model.task == "classify":
-            return model.head(model.trunk(*inputs, rows_M=model.head.rows(docs)), docs)
-        if model.spec.is_causal:
-            return model.trunk(*inputs, rows_M=docs.last_B())
-        return torch.stack([h_TC.mean(0) for h_TC in model.trunk(*inputs).split(docs.lengths)])
-
-    def _score(self, jobs: list[Job], said: Said) -> None:
-        """Answer jobs without sampling."""
-        for job, values in zip(jobs, self._whole(jobs).float().tolist(), strict=True):
+            scores_BK = model.head(model.trunk(*inputs, rows_M=model.head.rows(docs)), docs)
+        elif model.spec.is_causal:
+            scores_BK = model.trunk(*inputs, rows_M=docs.last_B())
+        else:
+            h_NC = model.trunk(*inputs)
+            scores_BK = torch.stack([h_TC.mean(0) for h_TC in h_NC.split(docs.lengths)])
+        for job, values in zip(jobs, scores_BK.float().tolist(), strict=True):
             if all(map(math.isfinite, values)):
                 said += [(job, Scores(values)), (job, Finish("stop"))]
             else:
