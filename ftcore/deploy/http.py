@@ -93,11 +93,9 @@ class Exchange:
         """Let the client read what is written. It loses that where this side closes before all that
         it sent is read, so it may close first, a little while."""
         with suppress(OSError, TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self.writer.drain()
+            await asyncio.wait_for(self.writer.drain(), seconds)
             self.writer.write_eof()
-            async with asyncio.timeout(LINGER):
-                await self.gone()
+            await asyncio.wait_for(self.gone(), LINGER)
         self.writer.transport.abort()
 
 class Meters(dict):
@@ -214,8 +212,7 @@ class Server:
         """The route that a request asks for, once all of it is there and allowed."""
         options = self.options
         try:
-            async with asyncio.timeout(options.head_seconds):
-                head = await x.reader.readuntil(b"\r\n\r\n")
+            head = await asyncio.wait_for(x.reader.readuntil(b"\r\n\r\n"), options.head_seconds)
         except asyncio.LimitOverrunError:
             raise Refused("head_too_large", f"the head has more than {MAX_HEAD} bytes") from None
         x.began, request = time.monotonic(), parsed(head)
@@ -237,8 +234,7 @@ class Server:
                 raise Refused("length_required", "a body needs Content-Length")
             if size > 1024 * options.body_kib:
                 raise Refused("body_too_large", f"more than {options.body_kib} KiB (--body-kib)")
-            async with asyncio.timeout(options.body_seconds):
-                x.body = await x.reader.readexactly(size)
+            x.body = await asyncio.wait_for(x.reader.readexactly(size), options.body_seconds)
         return handler
 
     def _owner(self, fields: Mapping[bytes, bytes], path: str) -> str:
