@@ -38,7 +38,6 @@ JsonObject = dict[str, Any]
 
 @dataclass(frozen=True)
 class Served:
-    """What is served."""
     name: str
     tokenizer: Tokenizer
     labels: tuple[str, ...] = ()  # of a classifier's outputs
