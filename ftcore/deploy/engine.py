@@ -8,7 +8,7 @@ prompt and all of its answer, so none is ever put back. Jobs without sampling ar
 pass, packed, of `prefill_tokens` and more only where a single one has more.
 
 A step that raises is taken again sequence by sequence, and only those end that raise alone too.
-Letters: N tokens of the stream, B documents, V vocabulary, K classes, C model width."""
+Letters: N tokens of the stream, B documents, K classes, C model width."""
 
 import logging
 import math
@@ -17,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from queue import Full as QueueFull
 from typing import NamedTuple
 
 import numpy as np
@@ -35,9 +36,6 @@ MOST_FAILURES = 3  # steps in a row that nothing gets through
 IDLE_SECONDS = 1.0  # between two beats where there is nothing to do
 
 logger = logging.getLogger(__name__)
-
-class QueueFull(RuntimeError):
-    """As many jobs wait as may."""
 
 class Scores(NamedTuple):
     """The answer to a job without sampling: logits of classes, a reward, or an embedding: the mean
