@@ -137,7 +137,7 @@ def _golden(model: Model, tokenizer: Tokenizer, task: str, texts: Iterable[str])
     documents = []
     for text in texts:
         ids_T = (encode_prompt([{"role": "user", "content": text}], tokenizer) if is_chat
-                 else next(tokenizer.encode_pairs([(text,)]))[0])
+                 else tokenizer.encode(text).ids_T)
         documents.append(Encoded(text, ids_T, ids_T, np.ones(len(ids_T), np.float32)))
     says_MK = all_logits(model, documents, max_tokens=8192, device=model.device).double()
     counts = [1] * len(documents)
