@@ -110,9 +110,8 @@ class Answers:
         return bool(choice.reason) and not is_last
 
     def end(self) -> dict[str, Any] | None:
-        choices = self.choices.values()
         prompt = sum(len(job.ids) for job in self.firsts)
-        completion = sum(len(choice.tokens) for choice in choices)
+        completion = sum(len(choice.tokens) for choice in self.choices.values())
         self.x.told |= {"reason": self.choices[self.jobs[-1]].reason, "prompt_tokens": prompt,
                         "generation_tokens": completion}
         usage = {"prompt_tokens": prompt, "completion_tokens": completion,
@@ -128,10 +127,9 @@ class Answers:
 
     def figures(self) -> list[Record]:
         """Of each answer, for the log."""
-        made = [(choice.tokens, choice.reason) for choice in self.choices.values()]
-        return [answer_figures([token.id for token in tokens],
-                               fmean(token.logprob for token in tokens), reason)
-                for tokens, reason in made]
+        return [answer_figures([token.id for token in choice.tokens],
+                               fmean(token.logprob for token in choice.tokens), choice.reason)
+                for choice in self.choices.values()]
 
     def _send(self, choices: list[dict[str, Any]], usage: dict[str, Any] | None = None) -> None:
         event = {**self.head, "choices": choices} | ({"usage": usage} if self.tells_usage else {})

@@ -38,7 +38,6 @@ JsonObject = dict[str, Any]
 
 @dataclass(frozen=True)
 class Served:
-    """What is served."""
     name: str
     tokenizer: Tokenizer
     labels: tuple[str, ...] = ()  # of a classifier's outputs
@@ -124,15 +123,12 @@ class Api:
         self._require(self.model.task == "lm")
         asked = {fields["max_tokens"], fields.get("max_completion_tokens")} - {None}
         require(len(asked) < 2, "max_tokens", "differs from max_completion_tokens, its other name")
-        num_top, count, is_chat = fields["logprobs"], fields["n"], "messages" in fields
-        if is_chat and num_top:
-            num_top = fields["top_logprobs"] or 0
-        elif is_chat:
-            require(fields["top_logprobs"] is None, "top_logprobs", "needs logprobs: true")
-            num_top = None
-        param = "messages" if is_chat else "prompt"
-        read = self._conversation if is_chat else self._texts
-        several = await asyncio.to_thread(read, param, fields[param])
+        num_top, count, param = fields["logprobs"], fields["n"], "prompt"
+        if "messages" in fields:
+            param, top = "messages", fields["top_logprobs"]
+            require(num_top or top is None, "top_logprobs", "needs logprobs: true")
+            num_top = (top or 0) if num_top else None
+        several = await asyncio.to_thread(self._texts, param, fields[param])
         said = f"times the prompts must be <= {self.options.prompts} (--prompts)"
         require(count * len(several) <= self.options.prompts, "n", said, "too_many_sequences")
         most = next(iter(asked), max(1, self.context - max(map(len, several))))
@@ -148,8 +144,8 @@ class Api:
         answers = Answers(x, jobs, fields, self.tokenizer, num_top is not None,
                           fingerprint=self.served.fingerprint)
         await self._run(x, jobs, answers.take)
-        given = [fields[param]] if is_chat else listed(fields[param])
-        self._note(x, [job.ids for job in jobs], [each for each in given for _ in range(count)])
+        given = [each for each in listed(fields[param]) for _ in range(count)]
+        self._note(x, [job.ids for job in jobs], given)
         for row, job, told in zip(x.told["rows"], jobs, answers.figures(), strict=True):
             row |= told | ({"temperature": sampling.temperature} if sampling.temperature else {})
             if self.options.log_texts:
@@ -163,7 +159,9 @@ class Api:
         require(count + most <= self.context, param, said, "context_length_exceeded")
 
     def _texts(self, param: str, given: str | list) -> list[list[int]]:
-        """Ids of a text, of several, or as they are given."""
+        """Ids of a conversation, of a text, of several, or as they are given."""
+        if param == "messages":
+            return [self._conversation(given)]
         if isinstance((several := listed(given))[0], list):
             return several
         for place, text in enumerate(several):
@@ -171,27 +169,22 @@ class Api:
         texts = [(text,) for text in several]
         return [ids_T.tolist() for ids_T, _ in self.tokenizer.encode_pairs(texts)]
 
-    def _conversation(self, param: str, messages: Sequence[JsonObject],
-                      is_over: bool = False) -> list[list[int]]:
-        """A chat up to where the assistant is to answer or, if it `is_over`, to the end of its last
-        turn, as in training."""
+    def _conversation(self, messages: Sequence[JsonObject]) -> list[int]:
+        """Ids of a chat, as in training: up to where a language model is to answer or, for one that
+        judges it, to the end of the assistant's last turn."""
         self._require(self.tokenizer.chat_template is not None)
-        turns = []
-        for place, message in enumerate(messages):
-            content = content_of(message)
-            self._require_plain(content, f"{param}[{place}].content")
-            turns.append({"role": message["role"], "content": content})
+        turns = [{**message, "content": content_of(message)} for message in messages]
+        for place, turn in enumerate(turns):
+            self._require_plain(turn["content"], f"messages[{place}].content")
         try:
-            if not is_over:
-                return [encode_prompt(turns, self.tokenizer).tolist()]
-            read = None
-            if turns[-1]["role"] == "assistant" and turns[-1]["content"]:
-                read = sides([Chat("", tuple(turns))], self.tokenizer)[0].get("")
+            if self.model.task == "lm":
+                return encode_prompt(turns, self.tokenizer).tolist()
+            is_answered = turns[-1]["role"] == "assistant" and turns[-1]["content"].strip()
+            require(is_answered, "messages", "must end with a text of the assistant's")
+            found, _ = sides([Chat("", (*turns,))], self.tokenizer)
         except DataError as error:
-            raise Refused("invalid_value", str(error), param) from None
-        said = "must end with a text of the assistant's, and be read as one"
-        require(read and not read[1].any(), param, said)
-        return [read[0].tolist()]
+            raise Refused("invalid_value", str(error), "messages") from None
+        return found[""][0].tolist()
 
     def _note(self, x: Exchange, several: Sequence[list[int]], given: Sequence[Any]) -> None:
         """For the log figures of each text, and the text itself where that is asked for."""
@@ -212,16 +205,14 @@ class Api:
 
     async def _scores(self, x: Exchange, fields: JsonObject) -> np.ndarray:
         """scores_BK, float64: what the model says of each text, or of a conversation."""
-        param, read = "input", self._texts
-        if "messages" in fields:
-            param, read = "messages", partial(self._conversation, is_over=True)
-        several = await asyncio.to_thread(read, param, fields[param])
+        param = "messages" if "messages" in fields else "input"
+        several = await asyncio.to_thread(self._texts, param, fields[param])
         self._require_room(several, param)
         jobs = [Job(ids, None) for ids in several]
         x.told["prompt_tokens"] = sum(map(len, several))
         heard: list[tuple[Job, Scores | Finish]] = []
         await self._run(x, jobs, lambda *said: heard.append(said))
-        self._note(x, several, [fields[param]] if param == "messages" else listed(fields[param]))
+        self._note(x, several, listed(fields[param]))
         values = {job: word.values for job, word in heard if isinstance(word, Scores)}
         return np.array([values[job] for job in jobs])
 
@@ -253,10 +244,9 @@ class Api:
 
     async def score(self, x: Exchange, fields: JsonObject) -> JsonObject:
         self._require(self.served.problem == "regression")
-        scores_B1 = await self._scores(x, fields)
-        for row, (score,) in zip(x.told["rows"], scores_B1.tolist(), strict=True):
-            row["score"] = score
-        return self._listed(x, "score", [{"score": score} for score, in scores_B1.tolist()])
+        told = {"score": (await self._scores(x, fields)).item()}  # of one conversation
+        x.told["rows"][0] |= told
+        return self._listed(x, "score", [told])
 
     async def feedback(self, x: Exchange, fields: JsonObject) -> JsonObject:
         """What an answer should have been; monitoring joins it with the request that it names."""
@@ -286,8 +276,8 @@ class Api:
         return {"status": "ok"}
 
 def listed(given: str | list) -> list:
-    """The texts that a field holds, or lists of ids: one or several."""
-    return [given] if isinstance(given, str) or isinstance(given[0], int) else given
+    """The texts that a field holds, or lists of ids, one or several; or its one conversation."""
+    return [given] if isinstance(given, str) or isinstance(given[0], int | dict) else given
 
 def content_of(message: JsonObject) -> str:
     parts = message["content"]

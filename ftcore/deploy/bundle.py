@@ -134,15 +134,14 @@ def _golden(model: Model, tokenizer: Tokenizer, task: str, texts: Iterable[str])
     """Of each text its ids and what the model says: logits of its classes, or how likely the
     likeliest token of each place is, in nats."""
     is_chat = model.task == "lm" and task != "pretrain" and tokenizer.chat_template
-    documents, is_whole = [], model.task == "classify"
+    documents = []
     for text in texts:
         ids_T = (encode_prompt([{"role": "user", "content": text}], tokenizer) if is_chat
-                 else next(tokenizer.encode_pairs([(text,)]))[0])
-        labels = (0, 1.0) if is_whole else (ids_T, np.ones(len(ids_T), np.float32))
-        documents.append(Encoded(text, ids_T, *labels))
+                 else tokenizer.encode(text).ids_T)
+        documents.append(Encoded(text, ids_T, ids_T, np.ones(len(ids_T), np.float32)))
     says_MK = all_logits(model, documents, max_tokens=8192, device=model.device).double()
-    if not is_whole:
-        says_MK = says_MK.log_softmax(-1).amax(-1, keepdim=True)
-    parts = says_MK.split([1 if is_whole else len(document) for document in documents])
+    counts = [1] * len(documents)
+    if model.task == "lm":
+        says_MK, counts = says_MK.log_softmax(-1).amax(-1), [*map(len, documents)]
     return [{"text": text, "ids": document.tokens_T.tolist(), "says": part.flatten().tolist()}
-            for text, document, part in zip(texts, documents, parts, strict=True)]
+            for text, document, part in zip(texts, documents, says_MK.split(counts), strict=True)]

@@ -8,7 +8,7 @@ prompt and all of its answer, so none is ever put back. Jobs without sampling ar
 pass, packed, of `prefill_tokens` and more only where a single one has more.
 
 A step that raises is taken again sequence by sequence, and only those end that raise alone too.
-Letters: N tokens of the stream, B documents, V vocabulary, K classes, C model width."""
+Letters: N tokens of the stream, B documents, K classes, C model width."""
 
 import logging
 import math
@@ -17,11 +17,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from queue import Full as QueueFull
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ftcore.errors import ModelError
 from ftcore.model.generate import advanced
@@ -36,9 +36,6 @@ MOST_FAILURES = 3  # steps in a row that nothing gets through
 IDLE_SECONDS = 1.0  # between two beats where there is nothing to do
 
 logger = logging.getLogger(__name__)
-
-class QueueFull(RuntimeError):
-    """As many jobs wait as may."""
 
 class Scores(NamedTuple):
     """The answer to a job without sampling: logits of classes, a reward, or an embedding: the mean
@@ -212,21 +209,20 @@ class Engine:
         self._end(jobs[0], Finish("error", "engine_error"), said)
         return False
 
-    def _whole(self, jobs: Sequence[Job]) -> Tensor:
-        """logits_BK of documents, or embeddings_BC."""
+    def _score(self, jobs: list[Job], said: Said) -> None:
+        """Answer jobs without sampling: of each, logits_K or an embedding_C."""
         model, device = self.model, self.model.device
         docs = Docs.from_lengths([len(job.ids) for job in jobs], device)
         tokens_N = torch.tensor([id_ for job in jobs for id_ in job.ids], device=device)
         inputs = tokens_N, docs.positions_N(), torch.zeros_like(tokens_N), docs
         if model.task == "classify":
-            return model.head(model.trunk(*inputs, rows_M=model.head.rows(docs)), docs)
-        if model.spec.is_causal:
-            return model.trunk(*inputs, rows_M=docs.last_B())
-        return torch.stack([h_TC.mean(0) for h_TC in model.trunk(*inputs).split(docs.lengths)])
-
-    def _score(self, jobs: list[Job], said: Said) -> None:
-        """Answer jobs without sampling."""
-        for job, values in zip(jobs, self._whole(jobs).float().tolist(), strict=True):
+            scores_BK = model.head(model.trunk(*inputs, rows_M=model.head.rows(docs)), docs)
+        elif model.spec.is_causal:
+            scores_BK = model.trunk(*inputs, rows_M=docs.last_B())
+        else:
+            h_NC = model.trunk(*inputs)
+            scores_BK = torch.stack([h_TC.mean(0) for h_TC in h_NC.split(docs.lengths)])
+        for job, values in zip(jobs, scores_BK.float().tolist(), strict=True):
             if all(map(math.isfinite, values)):
                 said += [(job, Scores(values)), (job, Finish("stop"))]
             else:

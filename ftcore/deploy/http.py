@@ -93,11 +93,9 @@ class Exchange:
         """Let the client read what is written. It loses that where this side closes before all that
         it sent is read, so it may close first, a little while."""
         with suppress(OSError, TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self.writer.drain()
+            await asyncio.wait_for(self.writer.drain(), seconds)
             self.writer.write_eof()
-            async with asyncio.timeout(LINGER):
-                await self.gone()
+            await asyncio.wait_for(self.gone(), LINGER)
         self.writer.transport.abort()
 
 class Meters(dict):
@@ -135,6 +133,7 @@ class Server:
         self.meters, self.open = meters, set[Exchange]()
         self.log = os.open(options.log, LOG, 0o644) if options.log else 2  # 2: standard error
         meters["http_connections"].set_function(lambda: len(self.open))
+        self.most_unsent = 1024 * options.send_buffer_kib  # bytes
         self.stop_at = 0.0  # when running requests are cut off; 0: it is not stopping
         keys = options.api_key_file.read_bytes().split() if options.api_key_file else ()
         self.keys = [hashlib.sha256(key).digest() for key in keys]
@@ -146,8 +145,7 @@ class Server:
         server = await asyncio.start_server(self._connected, self.options.host, self.options.port,
                                             limit=MAX_HEAD, backlog=BACKLOG)
         for each in server.sockets:  # else the system holds some MiB more for a slow reader
-            most = 1024 * self.options.send_buffer_kib
-            each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, most)
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self.most_unsent)
         ready(server.sockets[0].getsockname()[1])
         while not self.is_broken() and not (self.stop_at and not self.open):
             await asyncio.sleep(TICK)
@@ -195,9 +193,8 @@ class Server:
             for name in x.told.keys() & {"prompt_tokens", "generation_tokens"}:
                 meters[name].inc(x.told[name])
                 meters[f"request_{name}"].observe(x.told[name])
-            told = {"time": time.time(), "id": x.id, "route": x.route or "other", "end": end,
-                    "status": x.status, "key": x.owner[:8], "seconds": seconds, **x.told}
-            self._note(told)
+            self._note({"time": time.time(), "id": x.id, "route": x.route or "other", "end": end,
+                        "status": x.status, "key": x.owner[:8], "seconds": seconds, **x.told})
         await x.close(self.options.stall_seconds)
         self.open.discard(x)
 
@@ -206,9 +203,8 @@ class Server:
         with suppress(OSError):
             if self.options.log and os.fstat(self.log).st_size >= self.options.log_mib * 2**20:
                 os.rename(self.options.log, f"{self.options.log}.{time.time_ns()}")
-                fresh = os.open(self.options.log, LOG, 0o644)
-                os.dup2(fresh, self.log)
-                os.close(fresh)
+                full, self.log = self.log, os.open(self.options.log, LOG, 0o644)
+                os.close(full)
             size = os.write(self.log, line)
         self.meters["lines_lost"].inc(size < len(line))
 
@@ -216,8 +212,7 @@ class Server:
         """The route that a request asks for, once all of it is there and allowed."""
         options = self.options
         try:
-            async with asyncio.timeout(options.head_seconds):
-                head = await x.reader.readuntil(b"\r\n\r\n")
+            head = await asyncio.wait_for(x.reader.readuntil(b"\r\n\r\n"), options.head_seconds)
         except asyncio.LimitOverrunError:
             raise Refused("head_too_large", f"the head has more than {MAX_HEAD} bytes") from None
         x.began, request = time.monotonic(), parsed(head)
@@ -239,8 +234,7 @@ class Server:
                 raise Refused("length_required", "a body needs Content-Length")
             if size > 1024 * options.body_kib:
                 raise Refused("body_too_large", f"more than {options.body_kib} KiB (--body-kib)")
-            async with asyncio.timeout(options.body_seconds):
-                x.body = await x.reader.readexactly(size)
+            x.body = await asyncio.wait_for(x.reader.readexactly(size), options.body_seconds)
         return handler
 
     def _owner(self, fields: Mapping[bytes, bytes], path: str) -> str:
@@ -273,8 +267,7 @@ class Server:
                     return await work
                 now, before, unsent = time.monotonic(), unsent, size()
                 moved = now if unsent < before or not unsent else moved
-                is_slow = now > moved + options.stall_seconds
-                is_slow |= unsent > 1024 * options.send_buffer_kib
+                is_slow = unsent > self.most_unsent or now > moved + options.stall_seconds
                 self.meters["slow_client_dropped"].inc(is_slow)
                 if is_slow or gone.done():
                     raise ConnectionResetError
