@@ -172,9 +172,9 @@ class LoRALinear(torch.autograd.Function):
         scale, dropout = ctx.rule = rule
         (_, C), width_o, R = x_NC.shape, len(weight_OC), len(a_RC)
         launch.check_at_most("rank", R, launch.MAX_RANK)
-        launch.check_shape("weight", weight_OC, (width_o, C))
-        launch.check_shape("a", a_RC, (R, C))
-        launch.check_shape("b", b_OR, (width_o, R))
+        launch.check_shape((width_o, C), weight=weight_OC)
+        launch.check_shape((R, C), a=a_RC)
+        launch.check_shape((width_o, R), b=b_OR)
         launch.check_dtype(x_NC.dtype, weight=weight_OC, bias=bias_O)
         launch.check_device(x_NC.device, weight=weight_OC, a=a_RC, b=b_OR, bias=bias_O)
         ctx.dtypes = a_RC.dtype, b_OR.dtype

@@ -86,17 +86,12 @@ def _launch_fwd(x_NC: Tensor, residual_NC: Tensor | None, weight_C: Tensor, bias
                 rule: tuple[float, float, bool]) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
     """y, x (plus the residual), the means where they are taken away, and 1 / std."""
     eps, offset, is_centred = rule
-    C = weight_C.numel()
-    launch.check_shape("weight", weight_C, (x_NC.shape[-1],))
+    C = x_NC.shape[-1]
+    launch.check_shape((C,), weight=weight_C, bias=bias_C)
+    launch.check_shape(x_NC.shape, residual=residual_NC)
+    launch.check_dtype(x_NC.dtype, residual=residual_NC)
     launch.check_device(x_NC.device, residual=residual_NC, weight=weight_C, bias=bias_C)
-    if residual_NC is not None:
-        launch.check_shape("residual", residual_NC, x_NC.shape)
-        launch.check_dtype(x_NC.dtype, residual=residual_NC)
-        residual_NC = residual_NC.contiguous()
-    if bias_C is not None:
-        launch.check_shape("bias", bias_C, (C,))
     config = launch.config_of("norm_fwd", C, x_NC.device)
-    x_NC = x_NC.contiguous()
     N = x_NC.numel() // C
     y_NC = torch.empty_like(x_NC)
     sum_NC = x_NC if residual_NC is None else torch.empty_like(x_NC)
@@ -138,7 +133,8 @@ class Norm(torch.autograd.Function):
     def forward(ctx: FunctionCtx, x_NC: Tensor, residual_NC: Tensor | None, weight_C: Tensor,
                 bias_C: Tensor | None,
                 rule: tuple[float, float, bool]) -> Tensor | tuple[Tensor, Tensor]:
-        weight_C, bias_C = (w if w is None else w.contiguous() for w in (weight_C, bias_C))
+        x_NC, residual_NC, weight_C, bias_C = (
+            x if x is None else x.contiguous() for x in (x_NC, residual_NC, weight_C, bias_C))
         y_NC, sum_NC, mean_N, rstd_N = _launch_fwd(x_NC, residual_NC, weight_C, bias_C, rule)
         ctx.save_for_backward(sum_NC, weight_C, mean_N, rstd_N)
         ctx.offset = rule[1]
