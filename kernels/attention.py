@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from kernels.backend import Impl, uses_triton
+from kernels.cross_entropy import capped
 from kernels.docs import LONG, Docs, Group
 from kernels.launch import MAX_HEAD_WIDTH
 
@@ -44,9 +45,7 @@ def attention_reference(q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, docs: Docs,
         allowed_NN = allowed_NN.tril()
     if window is not None:
         allowed_NN = allowed_NN.tril(window - 1).triu(1 - window)
-    scores_HNN = torch.einsum("nhd,mhd->hnm", q_NHD, k_NHD) * scale
-    if softcap is not None:
-        scores_HNN = softcap * (scores_HNN / softcap).tanh()
+    scores_HNN = capped(torch.einsum("nhd,mhd->hnm", q_NHD, k_NHD) * scale, softcap)
     scores_HNN = scores_HNN.masked_fill(~allowed_NN, float("-inf"))
     return torch.einsum("hnm,mhd->nhd", scores_HNN.softmax(-1), v_NHD)
 
