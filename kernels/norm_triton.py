@@ -113,16 +113,14 @@ def _launch_bwd(dy_NC: Tensor, dsum_NC: Tensor | None, saved: tuple[Tensor, ...]
     config = dict(launch.config_of("norm_bwd", C, device, shape=shape))
     P = launch.num_programs(triton.cdiv(N, config["BLOCK_N"]), config.pop("PER_SM"), device)
     dx_NC = torch.empty_like(x_NC)
-    dweight_PC, dbias_PC = (
-        torch.empty(P, C, dtype=torch.float32, device=device) if need else None for need in needs)
+    sums_PC = [torch.empty(P, C, dtype=torch.float32, device=device) if n else None for n in needs]
     with torch.cuda.device_of(x_NC):
         _norm_bwd_kernel[(P,)](
             dy_NC.contiguous(), x_NC, weight_C, mean_N, rstd_N,
-            None if dsum_NC is None else dsum_NC.contiguous(), dx_NC, dweight_PC, dbias_PC,
+            None if dsum_NC is None else dsum_NC.contiguous(), dx_NC, *sums_PC,
             N, C, offset,
             IS_CENTRED=mean_N is not None, BLOCK_C=triton.next_power_of_2(C), **config)
-    partial = dweight_PC, dbias_PC
-    return dx_NC, *(None if x_PC is None else x_PC.sum(0).to(weight_C.dtype) for x_PC in partial)
+    return dx_NC, *(None if x_PC is None else x_PC.sum(0).to(weight_C.dtype) for x_PC in sums_PC)
 
 class Norm(torch.autograd.Function):
     """`rms_norm` and `layer_norm` by the kernels; with a residual, two outputs.
