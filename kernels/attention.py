@@ -83,19 +83,18 @@ class Rule:
         return group.hidden[key]
 
     def _hidden(self, group: Group, reach: int, device: torch.device) -> Tensor | None:
-        key_T = torch.arange(group.length, device=device)
-        past_B11T = far_11TT = None
+        key_T, masks = torch.arange(group.length, device=device), []
         # causal: a document's keys come before its padding slots, which are hidden as later ones
         if group.lengths_B is not None and not self.is_causal:
-            past_B11T = key_T >= group.lengths_B[:, None, None, None]
+            masks.append(key_T >= group.lengths_B[:, None, None, None])
         if self.is_causal or reach < group.length:
             query_11T1 = key_T[None, None, :, None]
             far_11TT = key_T >= query_11T1 + (1 if self.is_causal else reach)
-            far_11TT |= key_T <= query_11T1 - reach
-        if past_B11T is None or far_11TT is None:
-            return far_11TT if past_B11T is None else past_B11T
+            masks.append(far_11TT.logical_or_(key_T <= query_11T1 - reach))
+        if len(masks) < 2:
+            return masks[0] if masks else None
         # numerics: a padding slot sees itself, or its softmax over nothing would be NaN
-        hidden_B1TT = past_B11T | far_11TT
+        hidden_B1TT = masks[0] | masks[1]
         hidden_B1TT.diagonal(dim1=2, dim2=3).fill_(False)
         return hidden_B1TT
 

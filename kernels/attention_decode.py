@@ -45,9 +45,8 @@ def attention_decode(q_BHD: Tensor, k_PSGD: Tensor, v_PSGD: Tensor, lengths_B: T
     lengths_B         int64, valid slots of each sequence, the new token's included; >= 1
     pages_BJ          int32, the pages of each sequence in order; entries past those that its length
                       needs are never read. None: page b is all of sequence b
-    scale             factor on the scores; default D ** -0.5
+    scale, softcap    as in `attention`
     window            only the last `window` valid slots are seen; None: all of them
-    softcap           bounds the scores smoothly to (-softcap, softcap); None: they are not bounded
     impl              see kernels/backend.py; "auto" is eager for fp32; eagerly, pages are copied
     returns           o_BHD, compute dtype
     raises            ValueError: what kernels/attention_decode_triton.py does not take, on a GPU"""
