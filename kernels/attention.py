@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from kernels.backend import Impl, uses_triton
+from kernels.cross_entropy import capped
 from kernels.docs import LONG, Docs, Group
 from kernels.launch import MAX_HEAD_WIDTH
 
@@ -44,9 +45,7 @@ def attention_reference(q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, docs: Docs,
         allowed_NN = allowed_NN.tril()
     if window is not None:
         allowed_NN = allowed_NN.tril(window - 1).triu(1 - window)
-    scores_HNN = torch.einsum("nhd,mhd->hnm", q_NHD, k_NHD) * scale
-    if softcap is not None:
-        scores_HNN = softcap * (scores_HNN / softcap).tanh()
+    scores_HNN = capped(torch.einsum("nhd,mhd->hnm", q_NHD, k_NHD) * scale, softcap)
     scores_HNN = scores_HNN.masked_fill(~allowed_NN, float("-inf"))
     return torch.einsum("hnm,mhd->nhd", scores_HNN.softmax(-1), v_NHD)
 
@@ -84,19 +83,18 @@ class Rule:
         return group.hidden[key]
 
     def _hidden(self, group: Group, reach: int, device: torch.device) -> Tensor | None:
-        key_T = torch.arange(group.length, device=device)
-        past_B11T = far_11TT = None
+        key_T, masks = torch.arange(group.length, device=device), []
         # causal: a document's keys come before its padding slots, which are hidden as later ones
         if group.lengths_B is not None and not self.is_causal:
-            past_B11T = key_T >= group.lengths_B[:, None, None, None]
+            masks.append(key_T >= group.lengths_B[:, None, None, None])
         if self.is_causal or reach < group.length:
             query_11T1 = key_T[None, None, :, None]
             far_11TT = key_T >= query_11T1 + (1 if self.is_causal else reach)
-            far_11TT |= key_T <= query_11T1 - reach
-        if past_B11T is None or far_11TT is None:
-            return far_11TT if past_B11T is None else past_B11T
+            masks.append(far_11TT.logical_or_(key_T <= query_11T1 - reach))
+        if len(masks) < 2:
+            return masks[0] if masks else None
         # numerics: a padding slot sees itself, or its softmax over nothing would be NaN
-        hidden_B1TT = past_B11T | far_11TT
+        hidden_B1TT = masks[0] | masks[1]
         hidden_B1TT.diagonal(dim1=2, dim2=3).fill_(False)
         return hidden_B1TT
 

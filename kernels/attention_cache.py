@@ -65,8 +65,7 @@ class Cache:
                  for past, new in zip(pasts, docs.lengths, strict=True)]
         assert kinds == sorted(kinds, reverse=True), "single tokens, then chunks, then prompts"
         singles, fresh = kinds.count(2), kinds.count(0)
-        self.fresh = None if not fresh else docs if fresh == len(kinds) else Docs.from_lengths(
-            docs.lengths[-fresh:], device)
+        self.fresh = Docs.from_lengths(docs.lengths[-fresh:], device) if fresh else None
         borders = pairwise(accumulate(docs.lengths, initial=0))
         self.chunks = [*zip(rows, borders, strict=True)][singles : len(kinds) - fresh]
         # of every row, those that have no single token too: they are asked in vain, by the first

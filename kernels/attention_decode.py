@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from kernels.backend import Impl, uses_triton
+from kernels.cross_entropy import capped
 from kernels.launch import MAX_HEAD_WIDTH
 
 def attention_decode_reference(q_BHD: Tensor, k_PSGD: Tensor, v_PSGD: Tensor, lengths_B: Tensor, *,
@@ -28,9 +29,7 @@ def attention_decode_reference(q_BHD: Tensor, k_PSGD: Tensor, v_PSGD: Tensor, le
         pages = table[: -(-length // S)]
         k_SGD, v_SGD = (x[pages].flatten(0, 1)[first:length] for x in (k_PSGD, v_PSGD))
         k_SHD, v_SHD = (x.repeat_interleave(heads_per_group, dim=1) for x in (k_SGD, v_SGD))
-        scores_HS = torch.einsum("hd,shd->hs", q_HD, k_SHD) * scale
-        if softcap is not None:
-            scores_HS = softcap * (scores_HS / softcap).tanh()
+        scores_HS = capped(torch.einsum("hd,shd->hs", q_HD, k_SHD) * scale, softcap)
         outputs.append(torch.einsum("hs,shd->hd", scores_HS.softmax(-1), v_SHD))
     return torch.stack(outputs)
 
@@ -46,9 +45,8 @@ def attention_decode(q_BHD: Tensor, k_PSGD: Tensor, v_PSGD: Tensor, lengths_B: T
     lengths_B         int64, valid slots of each sequence, the new token's included; >= 1
     pages_BJ          int32, the pages of each sequence in order; entries past those that its length
                       needs are never read. None: page b is all of sequence b
-    scale             factor on the scores; default D ** -0.5
+    scale, softcap    as in `attention`
     window            only the last `window` valid slots are seen; None: all of them
-    softcap           bounds the scores smoothly to (-softcap, softcap); None: they are not bounded
     impl              see kernels/backend.py; "auto" is eager for fp32; eagerly, pages are copied
     returns           o_BHD, compute dtype
     raises            ValueError: what kernels/attention_decode_triton.py does not take, on a GPU"""
@@ -67,9 +65,7 @@ def attention_decode(q_BHD: Tensor, k_PSGD: Tensor, v_PSGD: Tensor, lengths_B: T
         k_BSGD, v_BSGD = (x[pages_BJ].flatten(1, 2) for x in (k_PSGD, v_PSGD))
     S, G = k_BSGD.shape[1:3]
     q_BGRD = (q_BHD * scale).view(B, G, H // G, D)
-    scores_BGRS = q_BGRD @ k_BSGD.permute(0, 2, 3, 1)
-    if softcap is not None:
-        scores_BGRS = softcap * (scores_BGRS / softcap).tanh()
+    scores_BGRS = capped(q_BGRD @ k_BSGD.permute(0, 2, 3, 1), softcap)
     slot_S = torch.arange(S, device=q_BHD.device)
     outside_BS = slot_S >= lengths_B[:, None]
     if window is not None:
@@ -84,9 +80,8 @@ def attention_chunk(q_THD: Tensor, k_SGD: Tensor, v_SGD: Tensor, *, scale: float
     is that of `attention_decode`, in torch whatever the `impl`."""
     (T, H, D), (S, G, _) = q_THD.shape, k_SGD.shape
     q_GZD = q_THD.view(T, G, H // G, D).permute(1, 2, 0, 3).reshape(G, -1, D)
-    scores_GZS = (q_GZD * (D**-0.5 if scale is None else scale)) @ k_SGD.permute(1, 2, 0)
-    if softcap is not None:
-        scores_GZS = softcap * (scores_GZS / softcap).tanh()
+    q_GZD = q_GZD * (D**-0.5 if scale is None else scale)
+    scores_GZS = capped(q_GZD @ k_SGD.permute(1, 2, 0), softcap)
     key_S = torch.arange(S, device=q_THD.device)
     behind_TS = key_S[S - T :, None] - key_S
     hidden_TS = (behind_TS < 0) | (behind_TS >= (S if window is None else window))

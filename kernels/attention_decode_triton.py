@@ -86,15 +86,14 @@ def attention_decode_triton(q_BHD: Tensor, k_PSGD: Tensor, v_PSGD: Tensor, lengt
     launch.check_at_most("head width", D, launch.MAX_HEAD_WIDTH)
     if H % G:
         raise ValueError(f"{H} query heads are not a multiple of {G} key heads")
-    launch.check_shape("k", k_PSGD, (B if pages_BJ is None else P, S, G, D))
-    launch.check_shape("v", v_PSGD, k_PSGD.shape)
-    launch.check_shape("lengths", lengths_B, (B,))
+    launch.check_shape((B if pages_BJ is None else P, S, G, D), k=k_PSGD, v=v_PSGD)
+    launch.check_shape((B,), lengths=lengths_B)
     launch.check_dtype(q_BHD.dtype, k=k_PSGD, v=v_PSGD)
     launch.check_dtype(torch.int64, lengths=lengths_B)
     launch.check_device(device, k=k_PSGD, v=v_PSGD, lengths=lengths_B, pages=pages_BJ)
     capacity, page_size = S, SLAB
     if pages_BJ is not None:
-        launch.check_shape("pages", pages_BJ, (B, pages_BJ.shape[-1]))
+        launch.check_shape((B, pages_BJ.shape[-1]), pages=pages_BJ)
         launch.check_dtype(torch.int32, pages=pages_BJ)
         capacity, page_size, pages_BJ = S * pages_BJ.shape[1], S, pages_BJ.contiguous()
     block_r = min(MAX_ROWS, _width(R := H // G))

@@ -340,8 +340,7 @@ class _Attention(torch.autograd.Function):
 def attention_triton(q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, docs: Docs, rule: Rule) -> Tensor:
     """`attention` by the kernels, and their ValueErrors; those of all paths are raised there."""
     (N, _, D), G = q_NHD.shape, k_NGD.shape[1]
-    launch.check_shape("k", k_NGD, (N, G, D))
-    launch.check_shape("v", v_NGD, (N, G, D))
+    launch.check_shape((N, G, D), k=k_NGD, v=v_NGD)
     launch.check_at_most("head width", D, launch.MAX_HEAD_WIDTH)
     launch.check_dtype(q_NHD.dtype, k=k_NGD, v=v_NGD)
     launch.check_device(q_NHD.device, k=k_NGD, v=v_NGD, docs=docs.cu_seqlens_B1)

@@ -70,8 +70,8 @@ def calls_of(op: str, sizes: Sizes, rivals: Rivals,
     found: dict[str, dict[str, Call]] = {mode: {} for mode in entry.modes}
     for name in names or who:
         try:
-            calls = [timed(partial(who[name], **inputs), mode, wrt) for mode in entry.modes]
-            for mode, call in zip(entry.modes, calls, strict=True):
+            for mode in entry.modes:
+                call = timed(partial(who[name], **inputs), mode, wrt)
                 call()
                 found[mode][name] = call
         except Exception as error:  # it is absent, too old, or takes more than the GPU has

@@ -30,6 +30,7 @@ from kernels.swiglu import geglu, geglu_reference, swiglu, swiglu_reference
 
 Sizes = dict[str, Any]
 Call = Callable[..., Tensor]
+ARGUMENTS = ("is_causal", "window", "softcap", "dropout")
 
 class Draw:
     """Normal values of one dtype on one device, the same for a seed."""
@@ -51,7 +52,8 @@ class Op:
     """A section of cases.toml, whose comment says what each value is; and
 
     call, reference   of the inputs and the other arguments; `call` takes `impl` too
-    rest              of (draw, sizes): the other arguments, beside the section's `settings`"""
+    rest              of (draw, sizes): the other arguments, beside the section's `settings` and
+                      those `ARGUMENTS` that are among the sizes"""
 
     call: Call
     reference: Call
@@ -74,7 +76,8 @@ class Op:
         for name in self.inputs.split():
             x = draw(*(sizes[letter] for letter in name.partition("_")[2]))
             inputs[name] = x * x.shape[-1] ** -0.5 if name[0] in "wab" and x.ndim == 2 else x
-        return inputs, {**self.settings, **(self.rest(draw, sizes) if self.rest else {})}
+        given = {name: sizes[name] for name in ARGUMENTS if name in sizes}
+        return inputs, {**self.settings, **given, **(self.rest(draw, sizes) if self.rest else {})}
 
     def trained(self) -> list[str]:
         """The inputs that get a gradient."""
@@ -97,31 +100,26 @@ def label(sizes: Sizes) -> str:
     return " ".join(f"{key}={value}" for key, value in sizes.items() if key != "lengths")
 
 def _documents(draw: Draw, sizes: Sizes) -> dict[str, Any]:
-    rule = {key: sizes[key] for key in ("is_causal", "window", "softcap") if key in sizes}
     docs = Docs.from_lengths(sizes["lengths"], draw.device)
-    return {"docs": docs, "scale": sizes["D"] ** -0.5, **rule}
+    return {"docs": docs, "scale": sizes["D"] ** -0.5}
 
 def _pages(draw: Draw, sizes: Sizes) -> dict[str, Any]:
     """Sequences of the most tokens, one less and so on, their pages scattered."""
-    B, J = sizes["B"], sizes["J"]
+    B, J, S = sizes["B"], sizes["J"], sizes["S"]
     pages_P = torch.randperm(B * J, generator=draw.generator, device=draw.device)
-    lengths_B = J * sizes["S"] - torch.arange(B, device=draw.device)
-    pages = {"lengths_B": lengths_B, "pages_BJ": pages_P.view(B, J).int()}
-    return {"scale": sizes["D"] ** -0.5, **pages}
+    lengths_B, pages_BJ = J * S - torch.arange(B, device=draw.device), pages_P.view(B, J).int()
+    return {"scale": sizes["D"] ** -0.5, "lengths_B": lengths_B, "pages_BJ": pages_BJ}
 
 def _scored(draw: Draw, sizes: Sizes) -> dict[str, Any]:
-    labels_M, weights_M = draw.below(sizes["V"], sizes["M"]), draw.below(2, sizes["M"]).float()
-    return {"labels_M": labels_M, "weights_M": weights_M, "softcap": sizes.get("cap")}
+    M, V = sizes["M"], sizes["V"]
+    return {"labels_M": draw.below(V, M), "weights_M": draw.below(2, M).float()}
 
 def _angles(draw: Draw, sizes: Sizes) -> dict[str, Any]:
     turn = {"head_dim": sizes["E"] * 2, "theta": 1e4, "dtype": draw.dtype}
     return {"cos_sin_2NE": rope_angles(torch.arange(sizes["N"], device=draw.device), **turn)}
 
-def _dropped(draw: Draw, sizes: Sizes) -> dict[str, Any]:
-    return {"dropout": sizes.get("dropout", 0.0)}
-
 def _loss(op: Callable[..., tuple[Tensor, Tensor]], **given: Any) -> Tensor:
-    return op(given.pop("h_MC"), given.pop("weight_VC"), **given)[0]
+    return op(**given)[0]
 
 def _norm_rope_reference(*, cos_sin_2NE: Tensor, x_NHD: Tensor, **norm: Any) -> Tensor:
     return rope_reference(rms_norm_reference(x_NHD, norm.pop("weight_D"), **norm), cos_sin_2NE)
@@ -134,7 +132,7 @@ CALLS = {"rms_norm": (rms_norm, rms_norm_reference, None),
          "norm_rope": (norm_rope, _norm_rope_reference, _angles),
          "swiglu": (swiglu, swiglu_reference, None), "geglu": (*GEGLU, None),
          "cross_entropy": (*(partial(_loss, op) for op in LOSSES), _scored),
-         "lora": (lora_linear, lambda dropout=0, **x: lora_linear_reference(**x), _dropped),
+         "lora": (lora_linear, lambda dropout=0, **x: lora_linear_reference(**x), None),
          "attention": (attention, attention_reference, _documents),
          "attention_decode": (attention_decode, attention_decode_reference, _pages)}
 
@@ -164,5 +162,4 @@ def ops() -> dict[str, Op]:
             while left := tokens - sum(sizes["lengths"]):
                 sizes["lengths"].append(min(left, random.randint(16, 512)))
         sizes["N"] = sum(sizes["lengths"])
-    calls = {name: CALLS[name.removesuffix("_frozen")] for name in tables}
-    return {name: Op(*calls[name], **table) for name, table in tables.items()}
+    return {op: Op(*CALLS[op.removesuffix("_frozen")], **table) for op, table in tables.items()}

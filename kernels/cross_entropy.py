@@ -28,14 +28,16 @@ from kernels.docs import rounded
 CHUNK_ROWS = 2048
 TRITON_CHUNK_ROWS = 4096  # cost: each chunk adds the whole of dW, and its logits are half as wide
 
+def capped(z: Tensor, softcap: float | None) -> Tensor:
+    """z bounded smoothly to (-softcap, softcap); None: as it is."""
+    return z if softcap is None else softcap * (z / softcap).tanh()
+
 def linear_cross_entropy_reference(
     h_MC: Tensor, weight_VC: Tensor, labels_M: Tensor, weights_M: Tensor, bias_V: Tensor | None, *,
     softcap: float | None = None, z_loss: float = 0.0, label_smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The definition, all logits at once. In float64 it is the oracle."""
-    logits_MV = F.linear(h_MC, weight_VC, bias_V)
-    if softcap is not None:
-        logits_MV = softcap * (logits_MV / softcap).tanh()
+    logits_MV = capped(F.linear(h_MC, weight_VC, bias_V), softcap)
     nll_M = F.cross_entropy(logits_MV, labels_M, reduction="none", label_smoothing=label_smoothing)
     loss_M = nll_M + z_loss * logits_MV.logsumexp(-1).square()
     return (loss_M * weights_M).sum(), weights_M.sum()
@@ -48,10 +50,8 @@ def _softmax_loss(logits_JV: Tensor, labels_J: Tensor, weights_J: Tensor,
     rule    soft cap, z-loss, label smoothing"""
     softcap, z_loss, smoothing = rule
     wide = torch.promote_types(logits_JV.dtype, torch.float32)
-    logits_JV, weights_J1 = logits_JV.to(wide), weights_J[:, None].to(wide)
+    logits_JV, weights_J1 = capped(logits_JV.to(wide), softcap), weights_J[:, None].to(wide)
     labels_J1 = labels_J[:, None]
-    if softcap is not None:
-        logits_JV = softcap * (logits_JV / softcap).tanh()
     slope_JV = None if softcap is None else 1 - (logits_JV / softcap).square()
     # In place from here on: fresh memory for a chunk of logits costs more than the sums.
     max_J1 = logits_JV.amax(-1, keepdim=True)
@@ -136,8 +136,7 @@ def linear_cross_entropy(h_MC: Tensor, weight_VC: Tensor, labels_M: Tensor, weig
     label_smoothing    share of the target, in [0, 1), that is spread evenly over the classes
     impl          see kernels/backend.py
     returns       loss sum (fp32 scalar, nats) and weight sum (fp32 scalar)
-    raises        ValueError: z_loss or label_smoothing is out of its range
-    memory        2048 x V logits at a time in fp32, or 4096 x V in the compute dtype on a GPU"""
+    raises        ValueError: z_loss or label_smoothing is out of its range"""
     if not 0 <= z_loss < float("inf"):
         raise ValueError(f"z_loss = {z_loss}: must be a finite number >= 0; 0 is off")
     if not 0 <= label_smoothing < 1:

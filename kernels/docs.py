@@ -85,9 +85,25 @@ class Docs:
 
     @cached_property
     def walk(self) -> tuple[tuple[Group, ...], Tensor | None]:
-        """How the CPU path walks the documents, and the stream's rows in that order (int64), None
-        if it is the stream's."""
-        return _plan_groups(self.lengths, self.cu_seqlens_B1.device)
+        """How the CPU path walks the documents, in blocks, the longest first, and the stream's rows
+        in that order (int64), None if it is the stream's."""
+        device, groups, order = self.cu_seqlens_B1.device, [], []
+        lengths = torch.tensor([*self.lengths, 0])  # the last document has no tokens: it is filling
+        starts = lengths.cumsum(0) - lengths
+        for length, members in _blocks(self.lengths):
+            count = len(members) if length > LONG else rounded(len(members), steps=2, least=1)
+            rows_B = [*members, *[self.num_docs] * (count - len(members))]
+            lengths_B, column_T = lengths[rows_B], torch.arange(length)
+            inside_BT = column_T < lengths_B[:, None]
+            slots_N = inside_BT.flatten().nonzero().squeeze(1)
+            order.append((starts[rows_B][:, None] + column_T)[inside_BT])
+            first_B = (lengths_B.cumsum(0) - lengths_B) * (lengths_B > 0)
+            tokens_BT = first_B[:, None] + column_T * inside_BT
+            lengths_B = None if inside_BT.all() else lengths_B.clamp(min=1).to(device)
+            groups.append(Group(count, length, len(slots_N), slots_N.to(device),
+                                tokens_BT.flatten().to(device), lengths_B))
+        is_sorted = all(a >= b for a, b in pairwise(self.lengths))
+        return tuple(groups), None if is_sorted else torch.cat(order).to(device)
 
     @property
     def num_docs(self) -> int:
@@ -147,30 +163,6 @@ class Docs:
             return self
         return Docs.from_lengths(self.lengths, device)
 
-def _plan_groups(lengths: tuple[int, ...],
-                 device: torch.device) -> tuple[tuple[Group, ...], Tensor | None]:
-    """What `Docs.walk` says: documents in blocks, the longest first."""
-    groups, order, borders = [], [], [0, *accumulate(lengths)]
-    for length, members in _blocks(lengths):
-        # Rows of the block past the last document are filling, as slots past a document's end are.
-        count = len(members) if length > LONG else rounded(len(members), steps=2, least=1)
-        filling = [0] * (count - len(members))
-        lengths_B = torch.tensor([*(lengths[b] for b in members), *filling])
-        starts_B = torch.tensor([*(borders[b] for b in members), *filling])
-        column_T = torch.arange(length)
-        inside_BT = column_T[None] < lengths_B[:, None]
-        slots_N = (torch.arange(count)[:, None] * length + column_T)[inside_BT]
-        order.append((starts_B[:, None] + column_T)[inside_BT])
-        first_B1 = (lengths_B.cumsum(0) - lengths_B)[:, None]
-        tokens_BT = torch.where(inside_BT, first_B1 + column_T, first_B1 * (lengths_B > 0)[:, None])
-        is_full = len(slots_N) == count * length
-        groups.append(Group(
-            num_docs=count, length=length, num_tokens=len(slots_N),
-            slots=slots_N.to(device), tokens=tokens_BT.flatten().to(device),
-            lengths_B=None if is_full else lengths_B.clamp(min=1).to(device)))
-    is_sorted = all(a >= b for a, b in pairwise(lengths))
-    return tuple(groups), None if is_sorted else torch.cat(order).to(device)
-
 def _plan_tiles(lengths: tuple[int, ...], rows: int, columns: int, back: int, ahead: int) -> Tensor:
     """The table of `Docs.tiles`, on the CPU."""
     lengths_B = torch.tensor(lengths)
@@ -214,7 +206,7 @@ def _cheapest(classes: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """Which neighbours among classes of (length, documents), the longest first, share blocks.
 
     returns     first and past of each run of classes; the least cost of all ways to cut them"""
-    best = [(0, 0)]  # least cost of the first so many classes, and where their last run starts
+    best = [(0, [])]  # of the first so many classes: the least cost, and its runs
     for past in range(1, len(classes) + 1):
         ways, count = [], 0
         for first in reversed(range(past)):
@@ -222,10 +214,6 @@ def _cheapest(classes: list[tuple[int, int]]) -> list[tuple[int, int]]:
             count += documents
             blocks = -(-count // _most(length))
             ways.append((best[first][0] + blocks * BLOCK_COST + count * length**2, first))
-        best.append(min(ways))
-    runs, past = [], len(classes)
-    while past:
-        first = best[past][1]
-        runs.append((first, past))
-        past = first
-    return runs[::-1]
+        cost, first = min(ways)
+        best.append((cost, [*best[first][1], (first, past)]))
+    return best[-1][1]

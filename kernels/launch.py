@@ -60,10 +60,11 @@ def num_programs(tasks: int, per_sm: int, device: torch.device) -> int:
     sms = torch.cuda.get_device_properties(device).multi_processor_count if is_gpu else 1
     return max(1, min(tasks, per_sm * sms))
 
-def check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
-    """raises  ValueError: `tensor` has another shape."""
-    if tensor.shape != shape:
-        raise ValueError(f"{name} has shape {tuple(tensor.shape)}, must be {tuple(shape)}")
+def check_shape(shape: tuple[int, ...], **tensors: Tensor | None) -> None:
+    """raises  ValueError: one of the tensors has another shape."""
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.shape != shape:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, must be {tuple(shape)}")
 
 def check_at_most(name: str, value: int, limit: int) -> None:
     """raises  ValueError: `value` is above what the kernel supports."""

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from kernels import launch
+from kernels.attention_triton import _width
 
 FUSED_RANK = 32
 
@@ -114,9 +115,6 @@ def _drop_rule(dropout: float) -> tuple[int, float]:
     dropped = min(round(dropout * 2**16), 2**16 - 1)
     return dropped, 2**16 / (2**16 - dropped)
 
-def _block_r(R: int) -> int:
-    return max(16, triton.next_power_of_2(R))  # 16: the least width of a product
-
 def _groups(row_tiles: int, column_tiles: int, per_sm: int,
             device: torch.device) -> tuple[int, int]:
     """Groups of row tiles, and tiles in each, so that all groups' programs fill the GPU."""
@@ -130,7 +128,7 @@ def _launch_shrink(x_NC: Tensor, a_RC: Tensor, seed: Tensor | None, dropout: flo
     h_NR = torch.empty(N, R, dtype=x_NC.dtype, device=x_NC.device)
     with torch.cuda.device_of(x_NC):
         _lora_shrink_kernel[(triton.cdiv(N, config["BLOCK_N"]),)](
-            x_NC, a_RC, seed, h_NR, N, C, R, *_drop_rule(dropout), BLOCK_R=_block_r(R), **config)
+            x_NC, a_RC, seed, h_NR, N, C, R, *_drop_rule(dropout), BLOCK_R=_width(R), **config)
     return h_NR
 
 def _launch_dh_db(dy_NO: Tensor, sb_OR: Tensor, h_NR: Tensor) -> tuple[Tensor, Tensor]:
@@ -144,7 +142,7 @@ def _launch_dh_db(dy_NO: Tensor, sb_OR: Tensor, h_NR: Tensor) -> tuple[Tensor, T
     db_GOR = torch.empty(G, width_o, R, dtype=torch.float32, device=device)
     with torch.cuda.device_of(dy_NO):
         _lora_dh_db_kernel[(P, G)](dy_NO, sb_OR, h_NR, dh_PNR, db_GOR, N, width_o, R,
-                                   tiles_per_group, BLOCK_R=_block_r(R), **config)
+                                   tiles_per_group, BLOCK_R=_width(R), **config)
     return dh_PNR.sum(0).to(dy_NO.dtype), db_GOR.sum(0)
 
 def _launch_drop_bwd(x_NC: Tensor, dh_NR: Tensor, a_RC: Tensor, seed: Tensor, dx_NC: Tensor | None,
@@ -159,7 +157,7 @@ def _launch_drop_bwd(x_NC: Tensor, dh_NR: Tensor, a_RC: Tensor, seed: Tensor, dx
     with torch.cuda.device_of(x_NC):
         _lora_drop_bwd_kernel[(column_tiles, G)](x_NC, dh_NR, a_RC, seed, dx_NC, da_GRC, N, C, R,
                                                  *_drop_rule(dropout), tiles_per_group,
-                                                 BLOCK_R=_block_r(R), **config)
+                                                 BLOCK_R=_width(R), **config)
     return da_GRC.sum(0)
 
 class LoRALinear(torch.autograd.Function):
@@ -172,9 +170,9 @@ class LoRALinear(torch.autograd.Function):
         scale, dropout = ctx.rule = rule
         (_, C), width_o, R = x_NC.shape, len(weight_OC), len(a_RC)
         launch.check_at_most("rank", R, launch.MAX_RANK)
-        launch.check_shape("weight", weight_OC, (width_o, C))
-        launch.check_shape("a", a_RC, (R, C))
-        launch.check_shape("b", b_OR, (width_o, R))
+        launch.check_shape((width_o, C), weight=weight_OC)
+        launch.check_shape((R, C), a=a_RC)
+        launch.check_shape((width_o, R), b=b_OR)
         launch.check_dtype(x_NC.dtype, weight=weight_OC, bias=bias_O)
         launch.check_device(x_NC.device, weight=weight_OC, a=a_RC, b=b_OR, bias=bias_O)
         ctx.dtypes = a_RC.dtype, b_OR.dtype

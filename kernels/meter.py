@@ -3,7 +3,6 @@
 import weakref
 from bisect import bisect_left, insort
 from collections.abc import Iterable
-from itertools import count
 from typing import Any
 
 import torch
@@ -49,24 +48,24 @@ def heap_bytes(events: Iterable[tuple[int, int]]) -> int:
     alive, which fits what was measured (ftcore/RECORDS.md)."""
     free: list[tuple[int, int]] = []  # sizes, ascending; the second number tells blocks apart
     held: dict[int, tuple[int, tuple[int, int]]] = {}  # sizes, and what was left of the free block
-    top, live, high, number = 0, 0, 0, count()
-    for key, size in events:
+    top, live, high = 0, 0, 0
+    for number, (key, size) in enumerate(events):
         live += size
         high = max(high, live)
         if size > 0:
             size = -(-size // 64) * 64 + 16
             place = bisect_left(free, (size + SPARE, 0))
             if place == len(free):
-                free.append((size + LEAD, next(number)))
+                free.append((size + LEAD, number))
                 top += size + LEAD
-            held[key] = size, (free.pop(place)[0] - size - LEAD, next(number))
+            held[key] = size, (free.pop(place)[0] - size - LEAD, number)
             insort(free, held[key][1])
         elif key in held:
             size, rest = held.pop(key)
             place = bisect_left(free, rest)
             if place < len(free) and free[place] == rest:
                 size += free.pop(place)[0]
-            insort(free, (size, next(number)))
+            insort(free, (size, number))
             if live <= high / 3:
-                free, high = [(sum(size for size, _ in free), next(number))], live
+                free, high = [(sum(size for size, _ in free), number)], live
     return top

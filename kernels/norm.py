@@ -12,8 +12,6 @@ GPU         kernels/norm_triton.py, which reads and writes every value once
 
 source      Zhang and Sennrich 2019, arXiv:1910.07467; Ba et al. 2016, arXiv:1607.06450"""
 
-from functools import partial
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -40,12 +38,16 @@ def layer_norm_reference(x_NC: Tensor, weight_C: Tensor, bias_C: Tensor | None, 
 def _sum_rows(x_NC: Tensor) -> Tensor:
     return x_NC.reshape(-1, x_NC.shape[-1]).sum(0)
 
-class _Forget:
-    """Stands for a node's context where no gradient will be asked for: then a node would take three
-    times as long as what one row needs."""
-
-    def save_for_backward(self, *tensors: Tensor) -> None:
-        """Keep nothing."""
+def _normed(x_NC: Tensor, weight_C: Tensor, eps: float, offset: float) -> tuple[Tensor, Tensor]:
+    """y and rstd of RMSNorm."""
+    wide = torch.promote_types(x_NC.dtype, torch.float32)
+    wide_NC = x_NC.to(wide)
+    norm_N1 = torch.linalg.vector_norm(wide_NC, dim=-1, keepdim=True)
+    rstd_N1 = norm_N1.square_().div_(x_NC.shape[-1]).add_(eps).rsqrt_()
+    xhat_NC = wide_NC * rstd_N1
+    if offset:  # numerics: 1 + w in bf16 would round the small w away
+        return xhat_NC.mul_(weight_C.to(wide) + offset).to(x_NC.dtype), rstd_N1
+    return xhat_NC.to(x_NC.dtype).mul_(weight_C), rstd_N1
 
 class _RMSNorm(torch.autograd.Function):
     """Keeps x and rstd. torch's own, on a CPU, is a chain of some 20 operations in both passes: in
@@ -54,16 +56,10 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, x_NC: Tensor, weight_C: Tensor, eps: float,
                 offset: float) -> Tensor:
-        wide = torch.promote_types(x_NC.dtype, torch.float32)
-        wide_NC = x_NC.to(wide)
-        norm_N1 = torch.linalg.vector_norm(wide_NC, dim=-1, keepdim=True)
-        rstd_N1 = norm_N1.square_().div_(x_NC.shape[-1]).add_(eps).rsqrt_()
+        y_NC, rstd_N1 = _normed(x_NC, weight_C, eps, offset)
         ctx.save_for_backward(x_NC, weight_C, rstd_N1)
         ctx.offset = offset
-        xhat_NC = wide_NC * rstd_N1
-        if offset:  # numerics: 1 + w in bf16 would round the small w away
-            return xhat_NC.mul_(weight_C.to(wide) + offset).to(x_NC.dtype)
-        return xhat_NC.to(x_NC.dtype).mul_(weight_C)
+        return y_NC
 
     @staticmethod
     @once_differentiable
@@ -99,8 +95,9 @@ def rms_norm(x_NC: Tensor, weight_C: Tensor, *, eps: float, offset: float = 0.0,
 
         return Norm.apply(x_NC, residual_NC, weight_C, None, (eps, offset, False))
     sum_NC = x_NC if residual_NC is None else x_NC + residual_NC
-    run = _RMSNorm.apply if torch.is_grad_enabled() else partial(_RMSNorm.forward, _Forget())
-    y_NC = run(sum_NC, weight_C, eps, offset)
+    # cost: a node takes three times as long as what one row needs
+    y_NC = (_RMSNorm.apply(sum_NC, weight_C, eps, offset) if torch.is_grad_enabled() else
+            _normed(sum_NC, weight_C, eps, offset)[0])
     return y_NC if residual_NC is None else (y_NC, sum_NC)
 
 def _fit(x_NC: Tensor, wide: torch.dtype) -> Tensor:

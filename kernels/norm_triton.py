@@ -86,17 +86,12 @@ def _launch_fwd(x_NC: Tensor, residual_NC: Tensor | None, weight_C: Tensor, bias
                 rule: tuple[float, float, bool]) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
     """y, x (plus the residual), the means where they are taken away, and 1 / std."""
     eps, offset, is_centred = rule
-    C = weight_C.numel()
-    launch.check_shape("weight", weight_C, (x_NC.shape[-1],))
+    C = x_NC.shape[-1]
+    launch.check_shape((C,), weight=weight_C, bias=bias_C)
+    launch.check_shape(x_NC.shape, residual=residual_NC)
+    launch.check_dtype(x_NC.dtype, residual=residual_NC)
     launch.check_device(x_NC.device, residual=residual_NC, weight=weight_C, bias=bias_C)
-    if residual_NC is not None:
-        launch.check_shape("residual", residual_NC, x_NC.shape)
-        launch.check_dtype(x_NC.dtype, residual=residual_NC)
-        residual_NC = residual_NC.contiguous()
-    if bias_C is not None:
-        launch.check_shape("bias", bias_C, (C,))
     config = launch.config_of("norm_fwd", C, x_NC.device)
-    x_NC = x_NC.contiguous()
     N = x_NC.numel() // C
     y_NC = torch.empty_like(x_NC)
     sum_NC = x_NC if residual_NC is None else torch.empty_like(x_NC)
@@ -118,16 +113,14 @@ def _launch_bwd(dy_NC: Tensor, dsum_NC: Tensor | None, saved: tuple[Tensor, ...]
     config = dict(launch.config_of("norm_bwd", C, device, shape=shape))
     P = launch.num_programs(triton.cdiv(N, config["BLOCK_N"]), config.pop("PER_SM"), device)
     dx_NC = torch.empty_like(x_NC)
-    dweight_PC, dbias_PC = (
-        torch.empty(P, C, dtype=torch.float32, device=device) if need else None for need in needs)
+    sums_PC = [torch.empty(P, C, dtype=torch.float32, device=device) if n else None for n in needs]
     with torch.cuda.device_of(x_NC):
         _norm_bwd_kernel[(P,)](
             dy_NC.contiguous(), x_NC, weight_C, mean_N, rstd_N,
-            None if dsum_NC is None else dsum_NC.contiguous(), dx_NC, dweight_PC, dbias_PC,
+            None if dsum_NC is None else dsum_NC.contiguous(), dx_NC, *sums_PC,
             N, C, offset,
             IS_CENTRED=mean_N is not None, BLOCK_C=triton.next_power_of_2(C), **config)
-    partial = dweight_PC, dbias_PC
-    return dx_NC, *(None if x_PC is None else x_PC.sum(0).to(weight_C.dtype) for x_PC in partial)
+    return dx_NC, *(None if x_PC is None else x_PC.sum(0).to(weight_C.dtype) for x_PC in sums_PC)
 
 class Norm(torch.autograd.Function):
     """`rms_norm` and `layer_norm` by the kernels; with a residual, two outputs.
@@ -138,7 +131,8 @@ class Norm(torch.autograd.Function):
     def forward(ctx: FunctionCtx, x_NC: Tensor, residual_NC: Tensor | None, weight_C: Tensor,
                 bias_C: Tensor | None,
                 rule: tuple[float, float, bool]) -> Tensor | tuple[Tensor, Tensor]:
-        weight_C, bias_C = (w if w is None else w.contiguous() for w in (weight_C, bias_C))
+        x_NC, residual_NC, weight_C, bias_C = (
+            x if x is None else x.contiguous() for x in (x_NC, residual_NC, weight_C, bias_C))
         y_NC, sum_NC, mean_N, rstd_N = _launch_fwd(x_NC, residual_NC, weight_C, bias_C, rule)
         ctx.save_for_backward(sum_NC, weight_C, mean_N, rstd_N)
         ctx.offset = rule[1]

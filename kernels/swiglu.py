@@ -34,8 +34,7 @@ def swiglu(gate_NF: Tensor, up_NF: Tensor, *, impl: Impl = "auto") -> Tensor:
 
     gate_NF, up_NF    compute dtype
     impl              see kernels/backend.py
-    returns           y_NF, compute dtype
-    source            Shazeer 2020, arXiv:2002.05202"""
+    returns           y_NF, compute dtype"""
     if uses_triton("swiglu", impl, gate_NF):
         from kernels.swiglu_triton import Glu
 

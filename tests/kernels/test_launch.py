@@ -46,12 +46,12 @@ def test_the_smallest_row_that_is_large_enough_serves(monkeypatch) -> None:
 
 def test_checks_name_value_limit_and_remedy() -> None:
     x = torch.ones(2, 3)
-    launch.check_shape("x", x, (2, 3))
+    launch.check_shape((2, 3), x=x, bias=None)
     launch.check_at_most("rank", 128, 128)
     launch.check_device(CPU, x=x, bias=None)
     launch.check_dtype(torch.float32, x=x, bias=None)
     with pytest.raises(ValueError, match=r"x has shape \(2, 3\), must be \(3, 2\)"):
-        launch.check_shape("x", x, (3, 2))
+        launch.check_shape((3, 2), x=x)
     with pytest.raises(ValueError, match="rank = 129: the kernel takes at most 128; pass impl="):
         launch.check_at_most("rank", 129, 128)
     with pytest.raises(ValueError, match="x is on meta, must be on cpu; move it there"):
