@@ -76,7 +76,7 @@ class Verifier:
 
     @torch.no_grad()
     def outputs(self, tokens: int = ALL) -> Tensor:
-        return all_logits(self.model, self.documents, max_tokens=tokens, device=self.model.device)
+        return all_logits(self.model, self.documents, tokens)
 
     def claims(self) -> Iterator[Claim]:
         alone = self.outputs(tokens=1)

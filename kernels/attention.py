@@ -29,9 +29,9 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from kernels.backend import Impl, uses_triton
-from kernels.cross_entropy import capped
 from kernels.docs import LONG, Docs, Group
 from kernels.launch import MAX_HEAD_WIDTH
+from kernels.softcap import capped
 
 def attention_reference(q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, docs: Docs, *, is_causal: bool,
                         scale: float, window: int | None = None,

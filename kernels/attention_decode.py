@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from kernels.backend import Impl, uses_triton
-from kernels.cross_entropy import capped
 from kernels.launch import MAX_HEAD_WIDTH
+from kernels.softcap import capped
 
 def attention_decode_reference(q_BHD: Tensor, k_PSGD: Tensor, v_PSGD: Tensor, lengths_B: Tensor, *,
                                scale: float, pages_BJ: Tensor | None = None,

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels import launch
-from kernels.attention_triton import LOG2_E, _width
+from kernels.attention_triton import LOG2_E, dot_width
 from kernels.cross_entropy_triton import tanh
 
 # What registers hold of shares and of heads; slots of a page that is all of a sequence, at most.
@@ -30,7 +30,7 @@ def _attention_decode_kernel(
     num_tiles: tl.constexpr = (R + BLOCK_R - 1) // BLOCK_R
     group = tl.cast(tl.program_id(1) // num_tiles, tl.int64)
     offs_r = tl.program_id(1) % num_tiles * BLOCK_R + tl.arange(0, BLOCK_R)
-    offs_s, offs_d = tl.arange(0, BLOCK_S), tl.arange(0, _width(D))
+    offs_s, offs_d = tl.arange(0, BLOCK_S), tl.arange(0, dot_width(D))
     in_r, in_d = (offs_r < R)[:, None], (offs_d < D)[None, :]
     head = (sequence * (tl.num_programs(1) // num_tiles) + group) * R + offs_r[:, None]
     q = tl.load(q_ptr + head * D + offs_d, mask=in_r & in_d, other=0.0)  # (BLOCK_R, width)
@@ -42,7 +42,7 @@ def _attention_decode_kernel(
     slot = tl.minimum(begin + offs_s, length - 1)
     row_ptr = None if pages_ptr is None else pages_ptr + sequence * (capacity // S)
     page = sequence if row_ptr is None else tl.load(row_ptr + slot // S)
-    acc = tl.zeros([BLOCK_R, _width(D)], tl.float32)
+    acc = tl.zeros([BLOCK_R, dot_width(D)], tl.float32)
     row_sum = tl.zeros([BLOCK_R, 1], tl.float32)
     row_max = row_sum - float("inf")
     for step in tl.range(begin, tl.minimum(begin + share, length), BLOCK_S):
@@ -70,7 +70,7 @@ def _attention_decode_kernel(
 @triton.jit
 def _attention_decode_sum_kernel(o_ptr, lse_ptr, y_ptr, D: tl.constexpr, X: tl.constexpr):
     """One head's o from those of its shares; grid (B H)."""
-    head, offs_d = tl.program_id(0).to(tl.int64), tl.arange(0, _width(D))
+    head, offs_d = tl.program_id(0).to(tl.int64), tl.arange(0, dot_width(D))
     part = head * X + tl.arange(0, X)[:, None]
     lse = tl.load(lse_ptr + part)
     weight = tl.exp2(lse - tl.max(lse))
@@ -96,7 +96,7 @@ def attention_decode_triton(q_BHD: Tensor, k_PSGD: Tensor, v_PSGD: Tensor, lengt
         launch.check_shape((B, pages_BJ.shape[-1]), pages=pages_BJ)
         launch.check_dtype(torch.int32, pages=pages_BJ)
         capacity, page_size, pages_BJ = S * pages_BJ.shape[1], S, pages_BJ.contiguous()
-    block_r = min(MAX_ROWS, _width(R := H // G))
+    block_r = min(MAX_ROWS, dot_width(R := H // G))
     programs = B * (tiles := G * triton.cdiv(R, block_r))
     config = dict(launch.config_of("attention_decode", D * q_BHD.element_size(), device))
     tasks = programs * triton.cdiv(capacity, config["BLOCK_S"])

@@ -31,7 +31,7 @@ from kernels.docs import Docs
 LOG2_E = math.log2(math.e)
 
 @triton.constexpr_function
-def _width(D: int) -> int:
+def dot_width(D: int) -> int:
     """The width of a tile of D columns; a dot needs 16."""
     return max(16, triton.next_power_of_2(D))
 
@@ -41,14 +41,14 @@ def _load_rows(source, row, past, D: tl.constexpr, BLOCK: tl.constexpr, IS_EDGE:
 
     source      stream, its descriptor (TMA) or None, its stride, and the head's first column"""
     ptr, desc, stride, column = source
-    offs_r, offs_d = tl.arange(0, BLOCK), tl.arange(0, _width(D))
+    offs_r, offs_d = tl.arange(0, BLOCK), tl.arange(0, dot_width(D))
     if IS_EDGE:
         # cost: takes fewer registers than a mask and a value for what it hides
         offs_r = tl.minimum(offs_r, past - 1 - row)
     # int64 where the product may span the stream; what is added to it spans one tile
     ptrs = ptr + tl.cast(row, tl.int64) * stride + column
     ptrs += offs_r[:, None] * stride + offs_d[None, :]
-    if _width(D) != D:
+    if dot_width(D) != D:
         rows = tl.load(ptrs, mask=(offs_d < D)[None, :], other=0.0)
     elif desc is None or IS_EDGE:
         rows = tl.load(ptrs)
@@ -59,7 +59,7 @@ def _load_rows(source, row, past, D: tl.constexpr, BLOCK: tl.constexpr, IS_EDGE:
 @triton.jit
 def _store_rows(ptr, rows, row, stride, past, D: tl.constexpr, BLOCK: tl.constexpr):
     """BLOCK rows of one head from `row` on; drops what stands past width D or row `past`."""
-    offs_r, offs_d = tl.arange(0, BLOCK), tl.arange(0, _width(D))
+    offs_r, offs_d = tl.arange(0, BLOCK), tl.arange(0, dot_width(D))
     ptrs = ptr + tl.cast(row, tl.int64) * stride + (offs_r[:, None] * stride + offs_d[None, :])
     mask = (row + offs_r < past)[:, None] & (offs_d < D)[None, :]
     tl.store(ptrs, rows.to(ptr.dtype.element_ty), mask=mask)
@@ -124,7 +124,7 @@ def _attention_fwd_kernel(q_ptr, k_ptr, v_ptr, o_ptr, lse_ptr, tiles_ptr, k_desc
 
     offs_m = row + tl.arange(0, BLOCK_M)
     q = _load_rows((q_ptr, None, stride_qn, head * D), row, past, D, BLOCK_M, True)
-    acc = tl.zeros([BLOCK_M, _width(D)], dtype=tl.float32)
+    acc = tl.zeros([BLOCK_M, dot_width(D)], dtype=tl.float32)
     row_max = tl.full([BLOCK_M], float("-inf"), dtype=tl.float32)
     row_sum = tl.zeros([BLOCK_M], dtype=tl.float32)
     for is_edge in tl.static_range(2):
@@ -185,7 +185,7 @@ def _attention_bwd_dq_kernel(q_ptr, k_ptr, v_ptr, o_ptr, do_ptr, lse_ptr, stats_
     tl.store(stats_ptr + rows * 2, lse, mask=offs_m < past)
     tl.store(stats_ptr + rows * 2 + 1, delta, mask=offs_m < past)
 
-    dq = tl.zeros([BLOCK_M, _width(D)], dtype=tl.float32)
+    dq = tl.zeros([BLOCK_M, dot_width(D)], dtype=tl.float32)
     for is_edge in tl.static_range(2):
         dq = _dq_steps(dq, q, do, lse, delta, k_source, v_source, offs_m, tile, factor, squash,
                        window, IS_CAUSAL, D, BLOCK_N, is_edge)
@@ -244,8 +244,8 @@ def _attention_bwd_dkv_kernel(q_ptr, k_ptr, v_ptr, do_ptr, stats_ptr, dk_ptr, dv
     offs_n = row + tl.arange(0, BLOCK_N)
     k = _load_rows((k_ptr, None, stride_kn, key_head * D), row, past, D, BLOCK_N, True)
     v = _load_rows((v_ptr, None, stride_vn, key_head * D), row, past, D, BLOCK_N, True)
-    dk = tl.zeros([BLOCK_N, _width(D)], dtype=tl.float32)
-    dv = tl.zeros([BLOCK_N, _width(D)], dtype=tl.float32)
+    dk = tl.zeros([BLOCK_N, dot_width(D)], dtype=tl.float32)
+    dv = tl.zeros([BLOCK_N, dot_width(D)], dtype=tl.float32)
     for head in range(key_head * GROUP, key_head * GROUP + GROUP):
         q_source = (q_ptr, q_desc, stride_qn, head * D)
         do_source = (do_ptr, do_desc, stride_dn * GROUP, head * D)
@@ -293,7 +293,7 @@ def _descriptor(x: Tensor, rows: int) -> TensorDescriptor | None:
     N, heads, D = x.shape
     is_aligned = x.data_ptr() % 16 == 0 and x.stride(0) * x.element_size() % 16 == 0
     has_tma = launch.arch_of(x.device) in ("sm_90", "sm_100", "sm_103", "interpreter")
-    if not has_tma or x.dtype == torch.float32 or _width(D) != D or not is_aligned:
+    if not has_tma or x.dtype == torch.float32 or dot_width(D) != D or not is_aligned:
         return None
     return TensorDescriptor(x, [N, heads * D], [x.stride(0), 1], [rows, D])
 

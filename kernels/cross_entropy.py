@@ -24,13 +24,10 @@ from torch.autograd.function import FunctionCtx
 
 from kernels.backend import Impl, uses_triton
 from kernels.docs import rounded
+from kernels.softcap import capped
 
-CHUNK_ROWS = 2048
+CHUNK_ROWS, MOST_LOGITS = 2048, 2**25
 TRITON_CHUNK_ROWS = 4096  # cost: each chunk adds the whole of dW, and its logits are half as wide
-
-def capped(z: Tensor, softcap: float | None) -> Tensor:
-    """z bounded smoothly to (-softcap, softcap); None: as it is."""
-    return z if softcap is None else softcap * (z / softcap).tanh()
 
 def linear_cross_entropy_reference(
     h_MC: Tensor, weight_VC: Tensor, labels_M: Tensor, weights_M: Tensor, bias_V: Tensor | None, *,
@@ -151,3 +148,16 @@ def linear_cross_entropy(h_MC: Tensor, weight_VC: Tensor, labels_M: Tensor, weig
     rule = softcap, z_loss, label_smoothing, uses_triton("cross_entropy", impl, h_MC)
     loss = _LinearCrossEntropy.apply(h_MC, weight_VC, bias_V, labels_M, weights_M, rule)
     return loss, weights_M.sum()
+
+@torch.no_grad()
+def row_losses(h_MC: Tensor, weight_VC: Tensor, labels_M: Tensor, bias_V: Tensor | None = None,
+               softcap: float | None = None) -> Tensor:
+    """nll_M, the cross-entropy of each row by itself (nats), wide; arguments as above.
+
+    memory        MOST_LOGITS logits at a time"""
+    wide, losses = torch.promote_types(h_MC.dtype, torch.float32), []
+    size = max(1, MOST_LOGITS // len(weight_VC))
+    for h_JC, labels_J in zip(h_MC.split(size), labels_M.split(size), strict=True):
+        logits_JV = capped(F.linear(h_JC, weight_VC, bias_V), softcap).to(wide)
+        losses.append(F.cross_entropy(logits_JV, labels_J, reduction="none"))
+    return torch.cat(losses)

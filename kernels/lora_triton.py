@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from kernels import launch
-from kernels.attention_triton import _width
+from kernels.attention_triton import dot_width
 
 FUSED_RANK = 32
 
@@ -128,7 +128,7 @@ def _launch_shrink(x_NC: Tensor, a_RC: Tensor, seed: Tensor | None, dropout: flo
     h_NR = torch.empty(N, R, dtype=x_NC.dtype, device=x_NC.device)
     with torch.cuda.device_of(x_NC):
         _lora_shrink_kernel[(triton.cdiv(N, config["BLOCK_N"]),)](
-            x_NC, a_RC, seed, h_NR, N, C, R, *_drop_rule(dropout), BLOCK_R=_width(R), **config)
+            x_NC, a_RC, seed, h_NR, N, C, R, *_drop_rule(dropout), BLOCK_R=dot_width(R), **config)
     return h_NR
 
 def _launch_dh_db(dy_NO: Tensor, sb_OR: Tensor, h_NR: Tensor) -> tuple[Tensor, Tensor]:
@@ -142,7 +142,7 @@ def _launch_dh_db(dy_NO: Tensor, sb_OR: Tensor, h_NR: Tensor) -> tuple[Tensor, T
     db_GOR = torch.empty(G, width_o, R, dtype=torch.float32, device=device)
     with torch.cuda.device_of(dy_NO):
         _lora_dh_db_kernel[(P, G)](dy_NO, sb_OR, h_NR, dh_PNR, db_GOR, N, width_o, R,
-                                   tiles_per_group, BLOCK_R=_width(R), **config)
+                                   tiles_per_group, BLOCK_R=dot_width(R), **config)
     return dh_PNR.sum(0).to(dy_NO.dtype), db_GOR.sum(0)
 
 def _launch_drop_bwd(x_NC: Tensor, dh_NR: Tensor, a_RC: Tensor, seed: Tensor, dx_NC: Tensor | None,
@@ -157,7 +157,7 @@ def _launch_drop_bwd(x_NC: Tensor, dh_NR: Tensor, a_RC: Tensor, seed: Tensor, dx
     with torch.cuda.device_of(x_NC):
         _lora_drop_bwd_kernel[(column_tiles, G)](x_NC, dh_NR, a_RC, seed, dx_NC, da_GRC, N, C, R,
                                                  *_drop_rule(dropout), tiles_per_group,
-                                                 BLOCK_R=_width(R), **config)
+                                                 BLOCK_R=dot_width(R), **config)
     return da_GRC.sum(0)
 
 class LoRALinear(torch.autograd.Function):

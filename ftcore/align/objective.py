@@ -30,8 +30,6 @@ from ftcore.data.pack import Batch
 from ftcore.model.heads import Model
 from ftcore.tune.task import hidden
 
-EPSILON = 1e-4
-
 class Seen(NamedTuple):
     """What a model says at the M scored places of a batch."""
     logp_M: Tensor  # of the tokens that stand there, nats
@@ -83,7 +81,7 @@ def grouped(rewards_M: Tensor, lengths: Sequence[int], samples: int, *,
         apart_PS = apart_PS * samples / (samples - 1)
     else:
         std_P1 = (apart_PS.square().sum(1, keepdim=True) / (samples - 1)).sqrt()
-        apart_PS = apart_PS / (std_P1 + EPSILON)
+        apart_PS = apart_PS / (std_P1 + 1e-4)
     return apart_PS.flatten().repeat_interleave(torch.tensor(lengths)).to(rewards_M)
 
 def whitened(x_M: Tensor) -> Tensor:

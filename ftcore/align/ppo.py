@@ -147,8 +147,8 @@ class PpoLoop(Loop):
     def _look(self, episodes: Sequence[Episode]) -> None:
         """What policy, values and reference say of each token, in the streams of an update."""
         documents, temperature = [e.document for e in episodes], self.config.rollout.temperature
-        limits = {"max_tokens": self.config.loop.micro_batch_tokens, "device": self.device}
-        for indices, stream in streams(documents, **limits):
+        most = self.config.loop.micro_batch_tokens
+        for indices, stream in streams(self.model, documents, most):
             now = objective.seen(self.model, stream, temperature)
             start = objective.seen(self.reference, stream, temperature) if self.measures else now
             told = {"logp": now.logp_M, "ref_logp": start.logp_M}

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from ftcore.config import DpoRun, Run
 from ftcore.data.pack import Batch
 from ftcore.data.store import Prepared
-from ftcore.evaluate.evaluator import log_ratios, token_losses
+from ftcore.evaluate.evaluator import log_ratios
 from ftcore.model.heads import Model
 from ftcore.tune import task as tune
 
@@ -47,7 +47,7 @@ def dpo(model: Model, batch: Batch, *, beta: float, loss: str,
     h_MC, labels_M = tune.hidden(model, batch, scored_M), batch.labels[scored_M]
     owner_M = batch.docs.doc_of_N()[scored_M]
     with torch.no_grad():
-        nll_M = token_losses(model, h_MC, labels_M)
+        nll_M = model.head.token_losses(h_MC, labels_M)
     with torch.enable_grad():
         none_D = nll_M.new_zeros(batch.docs.num_docs)
         nll_D = none_D.index_add(0, owner_M, nll_M.requires_grad_())
@@ -64,13 +64,13 @@ def dpo(model: Model, batch: Batch, *, beta: float, loss: str,
 @torch.no_grad()
 def refer(model: Model, data: Prepared, config: DpoRun) -> None:
     """Fill the log-ratios of the model as it stands, the reference, into all pairs."""
-    limits = {"max_tokens": config.loop.micro_batch_tokens, "device": model.eval().device}
-    limits["length_normalised"] = config.dpo.length_normalised
+    rule = config.loop.micro_batch_tokens, config.dpo.length_normalised
+    model.eval()
     for name, split in data.splits():
         starts, made = range(0, len(split.documents), AT_ONCE), []
         for start in tqdm(starts, desc=f"reference, {name}", disable=None):
             some = split.documents[start : start + AT_ONCE]
-            for document, ratio in zip(some, log_ratios(model, some, **limits), strict=True):
+            for document, ratio in zip(some, log_ratios(model, some, *rule), strict=True):
                 labels = np.append(document.labels[:4], np.float32(ratio))
                 made.append(replace(document, labels=labels))
         split.documents = made

@@ -39,7 +39,7 @@ from ftcore.data.store import Prepared, rendered
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.env.compute import derived
 from ftcore.errors import ConfigError, DataError, TrainingError
-from ftcore.evaluate.evaluator import all_logits, continued, spoken, stops
+from ftcore.evaluate.evaluator import all_logits, continued, spoken
 from ftcore.evaluate.metrics import exact_match, judged_command
 from ftcore.files import write_file
 from ftcore.model.heads import Model
@@ -101,7 +101,7 @@ class Actor:
     def episodes(self, prompts: Sequence[Prompt], step: int) -> list[Episode]:
         """Answers to each, with their scores. Raises TrainingError: a reward failed."""
         asked = [prompt for prompt in prompts for _ in range(self.config.rollout.samples)]
-        ends, found = stops(self.tokenizer), []
+        ends, found = self.tokenizer.stop_ids, []
         answers = self.drawn(asked, derived(self.config.env.seed, DRAWN, step))
         texts = [spoken(ids, self.tokenizer) for ids in answers]
         scores, parts = self.rewards([prompt.chat for prompt in asked], texts)
@@ -216,14 +216,14 @@ def model(run: str) -> Source:
     base, kind = asked.config.model.path, TASKS["reward"]
     loaded = load_artifact(Path(run), base=base, kind=kind, dtype=torch.float32)
     tokenizer, judge = Tokenizer.load(loaded.folder), loaded.model.eval().requires_grad_(False)
-    limits = {"max_tokens": asked.config.loop.micro_batch_tokens, "device": judge.device}
+    most = asked.config.loop.micro_batch_tokens
 
     def scores(rows: Rows) -> list[float]:
         turns = ((*row["messages"], answer(row["answer"])) for row in rows)
         read, _ = sides([Chat(str(n), each) for n, each in enumerate(turns)], tokenizer)
         documents = [Encoded(n, ids_T, 0, 1.0, types_T) for n, (ids_T, types_T, _) in read.items()]
         with torch.inference_mode():
-            score_B = all_logits(judge, documents, **limits)[:, 0].tolist()
+            score_B = all_logits(judge, documents, most)[:, 0].tolist()
         told, least = dict(zip(read, score_B, strict=True)), min(score_B)
         return [told.get(str(n), least) for n in range(len(rows))]  # the least: it holds nothing
 

@@ -37,7 +37,8 @@ class Tokenizer:
     it is. Raises ModelError: a file is missing or damaged, a special token is unknown.
 
     special         names of tokenizer_config.json -> token, as "eos_token" -> "</s>"
-    end_of_text_id  what ends a document of plain text: <|endoftext|> or alike, else eos"""
+    end_of_text_id  what ends a document of plain text: <|endoftext|> or alike, else eos
+    stop_ids        what ends an answer: any of both"""
 
     def __init__(self, files: Mapping[str, bytes], *, where: str) -> None:
         self.files, self.where = dict(files), where
@@ -61,6 +62,7 @@ class Tokenizer:
         self.bos_id, self.eos_id = (None if token is None else self.id_of(token) for token in named)
         ends = [token for token in END_OF_TEXT if token in self.special_tokens]
         self.end_of_text_id = self.id_of(ends[0]) if ends else self.eos_id
+        self.stop_ids = frozenset({self.eos_id, self.end_of_text_id} - {None})
         self.chat_template = self._template(config)
         self.digest = hashlib.sha256(repr(sorted(self.files.items())).encode()).hexdigest()
 

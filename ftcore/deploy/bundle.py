@@ -31,7 +31,7 @@ from ftcore.data.tokenizer import Tokenizer
 from ftcore.deploy.records import REFERENCE
 from ftcore.env.compute import PRECISIONS
 from ftcore.errors import CheckpointError, ConfigError, ModelError
-from ftcore.evaluate.evaluator import all_logits, stops
+from ftcore.evaluate.evaluator import all_logits
 from ftcore.evaluate.report import read_run
 from ftcore.model.heads import Model
 from ftcore.model.load import LoadedModel, load_model, read_object, save_model
@@ -65,7 +65,7 @@ def bundle(run: Path, folder: Path, *, keep_adapter: bool = False) -> None:
     texts["README.md"] = rendered(
         "card.md", Path(__file__).parent, **told, name=folder.name, head=model.task)
     if model.task == "lm":
-        greedy = {"do_sample": False, "eos_token_id": sorted(stops(tokenizer)) or None}
+        greedy = {"do_sample": False, "eos_token_id": sorted(tokenizer.stop_ids) or None}
         texts["generation_config.json"] = json.dumps(greedy)
     with files.write_folder(folder.absolute()) as temp:
         if keep_adapter:
@@ -139,7 +139,7 @@ def _golden(model: Model, tokenizer: Tokenizer, task: str, texts: Iterable[str])
         ids_T = (encode_prompt([{"role": "user", "content": text}], tokenizer) if is_chat
                  else tokenizer.encode(text).ids_T)
         documents.append(Encoded(text, ids_T, ids_T, np.ones(len(ids_T), np.float32)))
-    says_MK = all_logits(model, documents, max_tokens=8192, device=model.device).double()
+    says_MK = all_logits(model, documents, 8192).double()
     counts = [1] * len(documents)
     if model.task == "lm":
         says_MK, counts = says_MK.log_softmax(-1).amax(-1), [*map(len, documents)]

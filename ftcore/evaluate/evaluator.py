@@ -1,7 +1,7 @@
 """Runs a model over held-out documents: what it says of each row, and the metrics of any rows.
 
 The figures do not depend on how documents are cut into batches: what a row adds is kept by row. The
-caller puts the model in evaluation mode, without gradients; `limits` are those of `streams`."""
+caller puts the model in evaluation mode, without gradients."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +19,7 @@ from ftcore.config import DpoConfig, EvalConfig, RewardConfig
 from ftcore.data import compare
 from ftcore.data.chat import encode_prompt
 from ftcore.data.columns import Chat, Text
-from ftcore.data.encode import Split
+from ftcore.data.encode import Names, Split
 from ftcore.data.pack import Batch, Encoded, apart, collate, pack
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import ModelError
@@ -28,7 +28,7 @@ from ftcore.model.generate import generate
 from ftcore.model.heads import Model
 from ftcore.tune.task import document_logits, hidden
 
-PROMPTS_AT_ONCE, MOST_LOGITS = 256, 2**25  # the latter of tokens
+PROMPTS_AT_ONCE = 256
 
 @dataclass
 class Judged:
@@ -64,16 +64,16 @@ class Judged:
 def root_of(row_id: str) -> str:
     return row_id.partition(":")[0]
 
-def streams(documents: Sequence[Encoded], *, max_tokens: int,
-            device: torch.device) -> Iterator[tuple[list[int], Batch]]:
+def streams(model: Model, documents: Sequence[Encoded],
+            max_tokens: int) -> Iterator[tuple[list[int], Batch]]:
     """Documents as batches of at most `max_tokens`, each with its documents' indices."""
     for indices in pack(list(map(len, documents)), max_tokens):
-        yield indices, collate([documents[i] for i in indices]).to(device)
+        yield indices, collate([documents[i] for i in indices]).to(model.device)
 
-def all_logits(model: Model, documents: Sequence[Encoded], **limits: Any) -> Tensor:
+def all_logits(model: Model, documents: Sequence[Encoded], max_tokens: int) -> Tensor:
     """logits_BK of documents, or logits_MK of their scored tokens, in order; fp32 on the CPU."""
     documents, logits = apart(documents), {}
-    for indices, batch in streams(documents, **limits):
+    for indices, batch in streams(model, documents, max_tokens):
         if model.task == "classify":
             logits_MK, counts = document_logits(model, batch), [1] * len(indices)
         else:
@@ -98,9 +98,9 @@ def with_loss(loss_B: np.ndarray, of: Callable[..., Mapping[str, float]],
     return lambda rows_M: {"loss": float(loss_B[rows_M].mean()),
                            **of(*(x_B[rows_M] for x_B in columns))}
 
-def evaluate_classes(model: Model, split: Split, labels: Sequence[str], **limits: Any) -> Judged:
+def evaluate_classes(model: Model, split: Split, max_tokens: int, labels: Names) -> Judged:
     """Predicted class of each document; the loss in nats a document."""
-    log_p_BK = all_logits(model, split.documents, **limits).double().log_softmax(-1).numpy()
+    log_p_BK = all_logits(model, split.documents, max_tokens).double().log_softmax(-1).numpy()
     target_B = np.array([document.labels for document in split.documents])
     predicted_B, p_BK = log_p_BK.argmax(1), np.exp(log_p_BK)
     nll_B, names = -log_p_BK[np.arange(len(target_B)), target_B], np.array(labels, dtype=object)
@@ -114,9 +114,9 @@ def evaluate_classes(model: Model, split: Split, labels: Sequence[str], **limits
     totals_3K = metrics.class_totals(counts_KK)
     return Judged(ids_of(split), figures, columns, totals_3K, counts_KK, right_B, more)
 
-def evaluate_label_sets(model: Model, split: Split, labels: Sequence[str], **limits: Any) -> Judged:
+def evaluate_label_sets(model: Model, split: Split, max_tokens: int, labels: Names) -> Judged:
     """Predicted labels of each document, those above probability 1/2; the loss in nats a label."""
-    logits_BK = all_logits(model, split.documents, **limits).double()
+    logits_BK = all_logits(model, split.documents, max_tokens).double()
     has_BK = torch.from_numpy(np.stack([document.labels for document in split.documents])).double()
     losses_BK = F.binary_cross_entropy_with_logits(logits_BK, has_BK, reduction="none")
     sides = target_BK, predicted_BK = (has_BK > 0).numpy(), (logits_BK > 0).numpy()
@@ -128,51 +128,42 @@ def evaluate_label_sets(model: Model, split: Split, labels: Sequence[str], **lim
     right_B = (target_BK == predicted_BK).all(1)
     return Judged(ids_of(split), figures, columns, metrics.label_totals(*sides), right_B=right_B)
 
-def evaluate_scores(model: Model, split: Split, labels: Sequence[str], **limits: Any) -> Judged:
+def evaluate_scores(model: Model, split: Split, max_tokens: int, labels: Names) -> Judged:
     """Predicted score of each document; the loss a mean squared error."""
-    (predicted_B,) = all_logits(model, split.documents, **limits).double().numpy().T
+    (predicted_B,) = all_logits(model, split.documents, max_tokens).double().numpy().T
     target_B = np.array(targets := [document.labels for document in split.documents])
     figures = with_loss(np.square(predicted_B - target_B), metrics.regression_metrics,
                         target_B, predicted_B)
     return Judged(ids_of(split), figures, {labels[0]: targets, "predicted": predicted_B.tolist()})
 
-def token_losses(model: Model, h_MC: Tensor, labels_M: Tensor) -> Tensor:
-    """Cross-entropy of each label, fp32, or float64 where the model is."""
-    size, losses = max(1, MOST_LOGITS // model.spec.vocab_size), []
-    for h_PC, labels_P in zip(h_MC.split(size), labels_M.split(size), strict=True):
-        logits_PV = model.head(h_PC)
-        logits_PV = logits_PV.to(torch.promote_types(logits_PV.dtype, torch.float32))
-        losses.append(F.cross_entropy(logits_PV, labels_P, reduction="none"))
-    return torch.cat(losses)
-
-def scored_tokens(model: Model, documents: Sequence[Encoded], **limits: Any) -> np.ndarray:
+def scored_tokens(model: Model, documents: Sequence[Encoded], max_tokens: int) -> np.ndarray:
     """Of each document the loss (nats) and weight of its scored tokens, sums_B2."""
     sums_B2 = np.zeros((len(documents), 2))
-    for indices, batch in streams(documents, **limits):
+    for indices, batch in streams(model, documents, max_tokens):
         scored_M = batch.scored_M
         h_MC, weights_M = hidden(model, batch, scored_M), batch.weights[scored_M].cpu().double()
-        losses_M = token_losses(model, h_MC, batch.labels[scored_M]).cpu().double()
+        losses_M = model.head.token_losses(h_MC, batch.labels[scored_M]).cpu().double()
         counts = [np.count_nonzero(documents[index].weights) for index in indices]
         for column, x_M in enumerate((losses_M * weights_M, weights_M)):
             sums_B2[indices, column] = [float(x_T.sum()) for x_T in x_M.split(counts)]
     require_finite(documents, sums_B2[:, 0])
     return sums_B2
 
-def evaluate_language(model: Model, split: Split, labels: Sequence[str], **limits: Any) -> Judged:
+def evaluate_language(model: Model, split: Split, max_tokens: int, labels: Names) -> Judged:
     """Token-weighted loss and perplexity; bits per byte where the text's bytes are known."""
-    sums_B2 = scored_tokens(model, split.documents, **limits)
+    sums_B2 = scored_tokens(model, split.documents, max_tokens)
     return Judged(ids_of(split), lambda rows_M: metrics.perplexity(*sums_B2[rows_M].sum(0)),
                   more=metrics.perplexity(*sums_B2.sum(0), split.num_bytes))
 
-def log_ratios(model: Model, pairs: Sequence[Encoded], *, length_normalised: bool,
-               **limits: Any) -> np.ndarray:
+def log_ratios(model: Model, pairs: Sequence[Encoded], max_tokens: int,
+               length_normalised: bool) -> np.ndarray:
     """How much likelier each chosen answer is than the rejected one: nats, or nats a token."""
-    nll_D, counts_D = scored_tokens(model, apart(pairs), **limits).T
+    nll_D, counts_D = scored_tokens(model, apart(pairs), max_tokens).T
     said_B2 = -(nll_D / counts_D if length_normalised else nll_D).reshape(-1, 2)
     return said_B2[:, 0] - said_B2[:, 1]
 
-def evaluate_pairs(model: Model, split: Split, labels: Sequence[str], *,
-                   options: RewardConfig | DpoConfig, **limits: Any) -> Judged:
+def evaluate_pairs(model: Model, split: Split, max_tokens: int, labels: Names, *,
+                   options: RewardConfig | DpoConfig) -> Judged:
     """Which answer of each pair is preferred, by the gap of its scores, or of its log-ratio and the
     reference's; a tie is half right. The loss is that of training; ece that of sigmoid(beta gap);
     length_bias the Spearman correlation of scores and tokens of the answers."""
@@ -180,14 +171,13 @@ def evaluate_pairs(model: Model, split: Split, labels: Sequence[str], *,
     tokens_D = np.array([np.count_nonzero(side.weights) for side in apart(split.documents)])
     chosen_B, rejected_B = tokens_D.reshape(-1, 2).T
     if isinstance(options, RewardConfig):
-        score_B2 = all_logits(model, split.documents, **limits).double().numpy().reshape(-1, 2)
+        score_B2 = all_logits(model, split.documents, max_tokens).double().numpy().reshape(-1, 2)
         gap_B, beta = score_B2[:, 0] - score_B2[:, 1], 1.0
         loss_B = np.logaddexp(0, about_B5[:, 3] - gap_B) + options.centring * score_B2.sum(1) ** 2
         more = {"length_bias": metrics.regression_metrics(tokens_D, score_B2.flatten())["spearman"]}
     else:
         long, beta, more = options.length_normalised, options.beta, {}
-        gap_B = log_ratios(model, split.documents, length_normalised=long, **limits)
-        gap_B -= about_B5[:, 4]
+        gap_B = log_ratios(model, split.documents, max_tokens, long) - about_B5[:, 4]
         is_ipo = options.loss == "ipo"
         loss_B = (gap_B - 0.5 / beta) ** 2 if is_ipo else np.logaddexp(0, -beta * gap_B)
 
@@ -211,9 +201,6 @@ JUDGES: Mapping[str | None, Callable[..., Judged]] = {
     "single_label_classification": evaluate_classes, None: evaluate_language,
     "multi_label_classification": evaluate_label_sets}
 
-def stops(tokenizer: Tokenizer) -> frozenset[int]:
-    return frozenset({tokenizer.eos_id, tokenizer.end_of_text_id} - {None})
-
 def continued(model: Model, tokenizer: Tokenizer, prompts: Sequence[np.ndarray],
               max_new_tokens: int, *, temperature: float = 1.0,
               chance_BT: np.ndarray | None = None) -> list[list[int]]:
@@ -224,13 +211,12 @@ def continued(model: Model, tokenizer: Tokenizer, prompts: Sequence[np.ndarray],
         some = slice(start, start + PROMPTS_AT_ONCE)
         chance = None if chance_BT is None else chance_BT[some]
         made += generate(model, prompts[some], max_new_tokens=max_new_tokens, chance_BT=chance,
-                         stop_ids=stops(tokenizer), temperature=temperature)
+                         stop_ids=tokenizer.stop_ids, temperature=temperature)
     return made
 
 def spoken(ids: Sequence[int], tokenizer: Tokenizer) -> str:
     """An answer as text, without the token that ends it."""
-    ends = stops(tokenizer)
-    return tokenizer.decode([id_ for id_ in ids if id_ not in ends])
+    return tokenizer.decode([id_ for id_ in ids if id_ not in tokenizer.stop_ids])
 
 def evaluate_answers(model: Model, tokenizer: Tokenizer, chats: Sequence[Chat],
                      config: EvalConfig) -> Judged:

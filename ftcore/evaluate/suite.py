@@ -160,11 +160,10 @@ class Suite:
     @torch.inference_mode()
     def _judged(self, model: Model, split: Split) -> Judged:
         model.eval()
-        limits = {"max_tokens": self.config.loop.micro_batch_tokens, "device": model.device}
         judge = JUDGES.get(self.task) or JUDGES[self.config.problem]
         if self.task in ("reward", "dpo"):  # pairs
-            limits["options"] = getattr(self.config, self.task)
-        judged = judge(model, split, self.labels or (), **limits)
+            judge = partial(judge, options=getattr(self.config, self.task))
+        judged = judge(model, split, self.config.loop.micro_batch_tokens, self.labels)
         judged.texts = cache(partial(self._texts, split.documents))
         return judged
 
@@ -181,11 +180,10 @@ def certify(model: Model, split: Split, suite: Suite) -> dict[str, Any]:
     proof: dict[str, Any] = {"rows": len(few)}
     if not few:
         return proof
-    limits = {"max_tokens": suite.config.loop.micro_batch_tokens, "device": model.device}
     values, logits = [], []
     for is_merged in (False, True):
         merge(model, is_merged=is_merged)
-        logits.append(all_logits(model, few, **limits))
+        logits.append(all_logits(model, few, suite.config.loop.micro_batch_tokens))
         values.append(suite.dev(model, Split(documents=few)))
     merge(model, is_merged=False)
     proof |= {key.removeprefix("eval/"): [each[key] for each in values] for key in values[0]}

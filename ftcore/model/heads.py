@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from ftcore.model.transformer import Linear, ModelSpec, Norm, Transformer
 from kernels.backend import Impl
-from kernels.cross_entropy import linear_cross_entropy
+from kernels.cross_entropy import linear_cross_entropy, row_losses
 from kernels.docs import Docs
 from kernels.dropout import dropout
+from kernels.softcap import capped
 
 ModelTask = Literal["lm", "classify", "trunk"]
 POOLERS = {"tanh": torch.tanh, "relu": torch.relu}
@@ -57,8 +58,7 @@ class Head(nn.Module):
 
     def forward(self, h_MC: Tensor, docs: Docs | None = None) -> Tensor:
         """logits_MV or logits_MK of these rows; of documents, whose `rows` they are, logits_BK."""
-        z_MV, cap = self.last(self.features(h_MC, docs)), self.softcap
-        return z_MV if cap is None else cap * (z_MV / cap).tanh()
+        return capped(self.last(self.features(h_MC, docs)), self.softcap)
 
     def loss(self, h_MC: Tensor, labels_M: Tensor, weights_M: Tensor,
              docs: Docs | None = None) -> tuple[Tensor, Tensor]:
@@ -66,6 +66,11 @@ class Head(nn.Module):
         x_MC, weight_VC, bias_V = self.last.cast(self.features(h_MC, docs))
         rule = {"bias_V": bias_V, "softcap": self.softcap, "impl": self.last.impl}
         return linear_cross_entropy(x_MC, weight_VC, labels_M, weights_M, **rule)
+
+    def token_losses(self, h_MC: Tensor, labels_M: Tensor) -> Tensor:
+        """Cross-entropy of each row by itself, without gradients; fp32, or float64."""
+        x_MC, weight_VC, bias_V = self.last.cast(self.features(h_MC, None))
+        return row_losses(x_MC, weight_VC, labels_M, bias_V, self.softcap)
 
 class Model(nn.Module):
     """A transformer and the head of its task, none for "trunk"; a classifier has `num_labels`."""

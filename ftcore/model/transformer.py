@@ -215,9 +215,9 @@ class Transformer(Layer):
         rows = spec.max_positions + spec.position_offset
         self.embed_positions = Embedding(rows, C) if spec.position == "learned" else None
         self.embed_types = Embedding(spec.num_types, C) if spec.num_types else None
-        self.embed_norm = Norm(spec) if spec.embedding_norm else None
+        self.embed_norm = Norm(spec) if spec.embedding_norm else nn.Identity()
         self.layers = nn.ModuleList(Block(spec, index) for index in range(spec.num_layers))
-        self.norm = Norm(spec) if spec.norm_first else None
+        self.norm = Norm(spec) if spec.norm_first else nn.Identity()
 
     def embed(self, tokens_N: Tensor, positions_N: Tensor, types_N: Tensor) -> Tensor:
         h_NC = self.embed_tokens(tokens_N)
@@ -227,9 +227,7 @@ class Transformer(Layer):
             h_NC = h_NC + self.embed_positions(positions_N + self.spec.position_offset)
         if self.embed_types is not None:
             h_NC = h_NC + self.embed_types(types_N)
-        if self.embed_norm is not None:
-            h_NC = self.embed_norm(h_NC)
-        return dropout(h_NC, self.spec.dropout, is_training=self.training)
+        return dropout(self.embed_norm(h_NC), self.spec.dropout, is_training=self.training)
 
     def angles(self, positions_N: Tensor, dtype: torch.dtype) -> list[Tensor | None]:
         """cos_sin_2NE of each layer; all None where the positions are learned."""
@@ -267,7 +265,7 @@ class Transformer(Layer):
         for index, layer in enumerate(self.layers):
             run = partial(computed_again, layer) if is_training and index in again else layer
             h_NC = run(h_NC, angles[index], docs, attends[index], asked[index])
-        return h_NC[:M] if self.norm is None else self.norm(h_NC[:M])
+        return self.norm(h_NC[:M])
 
 def pack_linears(model: nn.Module) -> None:
     """Lay out linear maps whose values no longer change for passes without gradients, on a CPU:

@@ -19,6 +19,7 @@ alpha grows so that the scale stays. In a file of peft's all parts share one A."
 import hashlib
 import json
 import math
+import tomllib
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -42,17 +43,9 @@ from ftcore.tune.task import TaskKind
 MODEL, ADAPTER, LABELS = "model", "adapter", "labels.json"
 CONFIG, WEIGHTS, ORIGIN = "adapter_config.json", "adapter_model.safetensors", "ftcore_adapter.json"
 PREFIX, A, B = "base_model.model.", "lora_A.weight", "lora_B.weight"
-TASK_TYPES = {"lm": "CAUSAL_LM", "classify": "SEQ_CLS"}  # peft's words for the heads
 Parts = dict[str, tuple[str, ...]]  # HF module -> ours that are in it
-
-# peft: where others give the same tensors another meaning, or the model other tensors.
-KNOWN_VALUES = {
-    "peft_type": ["LORA"], "bias": ["none"],
-    "init_lora_weights": [True, False, "gaussian", "orthogonal", "eva"]} | dict.fromkeys(
-    ["use_dora", "use_qalora", "use_bdlora", "lora_bias", "rank_pattern", "alpha_pattern",
-     "layer_replication", "target_parameters", "trainable_token_indices", "arrow_config",
-     "alora_invocation_tokens", "kasa_config", "monteclora_config", "velora_config"],
-    [None, False, {}, []])
+PEFT = tomllib.loads(Path(__file__).with_name("peft.toml").read_text("utf-8"))
+KNOWN_VALUES = PEFT["known"] | dict.fromkeys(PEFT["off"], [None, False, {}, []])
 
 def base_sha256(model: nn.Module, *, without: Collection[str] = ()) -> str:
     """Hash of the base, rounded to bf16, but for modules that the adapter brings; merged or not."""
@@ -97,7 +90,7 @@ def save_adapter(model: Model, folder: Path, *, family: Family, base_path: str) 
     # HF: safetensors refuses tensors that share memory, so tied ones are written twice.
     tensors = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
     peft_config = {
-        "peft_type": "LORA", "task_type": TASK_TYPES[model.task],
+        "peft_type": "LORA", "task_type": PEFT["task_types"][model.task],
         "base_model_name_or_path": base_path, "bias": "none", "inference_mode": True,
         "r": config.rank, "use_rslora": config.rs_lora, "lora_dropout": config.dropout,
         "lora_alpha": int(config.alpha) if config.alpha == int(config.alpha) else config.alpha,

@@ -63,7 +63,7 @@ def _resolve(model: nn.Module, rule: str) -> set[str]:
         if not count.isdecimal() or not 1 <= int(count) <= num_layers:
             raise ConfigError(f"trainable rule {rule!r}: K must be an integer in [1, {num_layers}]")
         return set(names[layers.index(num_layers - int(count)) :])
-    modules = {n: module for n, module in model.named_modules() if n}
+    modules = {n: m for n, m in model.named_modules() if n and any(True for _ in m.parameters())}
     policies = {"all": lambda n: True, "head": lambda n: n.startswith("head."),
                 "embeddings": lambda n: isinstance(modules[n.rpartition(".")[0]], nn.Embedding),
                 "norms": lambda n: "norm" in leaf(n.rpartition(".")[0]),

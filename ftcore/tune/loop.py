@@ -76,8 +76,8 @@ class Loop:
         self.optimizer = AdamW(
             self.model.named_parameters(), optim, rates=rates_of(self.model, optim), rows=rows,
             accumulates=int(longest.sum()) > loop.micro_batch_tokens or not self.reads_rows)
-        # what computes again reads the state of the noise
-        is_graphed = (self.device.type == "cuda" and self.task is token_labels
+        # what computes again reads the state of the noise; what is made has another loss
+        is_graphed = (self.device.type == "cuda" and self.task is token_labels and self.reads_rows
                       and trunk.recompute == "none" and trunk.spec.max_positions >= GRAIN)
         mine = partial(passes, self.task, self.model)
         self.graphs = Graphs(mine, self.optimizer, self.device) if is_graphed else None

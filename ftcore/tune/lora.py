@@ -71,7 +71,7 @@ def apply_lora(model: nn.Module, config: PeftConfig, *, generator: torch.Generat
     raises      ConfigError: a name that matches nothing, a layer that is both wrapped and fully
                 trained or whose matrix is shared with another layer; the model is then unchanged"""
     assert not lora_layers(model), "one adapter at a time: fold the first"
-    plain = {name: module for name, module in model.named_modules() if name}
+    plain = {n: m for n, m in model.named_modules() if n and any(True for _ in m.parameters())}
     wrapped = _targets(model, config.targets)
     find = partial(match_names, names=[*plain], what="fully trained module")
     extra = set().union(*map(find, config.extra_modules))

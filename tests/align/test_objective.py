@@ -205,7 +205,7 @@ class Canned(Actor):
 
     def __init__(self, config: PpoRun) -> None:
         self.config, self.rewards = config, lambda chats, answers: (np.zeros(4), {})
-        self.tokenizer = SimpleNamespace(eos_id=1, end_of_text_id=None, decode=str)
+        self.tokenizer = SimpleNamespace(stop_ids={1}, decode=str)
 
     def drawn(self, prompts: Sequence[Prompt], seed: int) -> list[list[int]]:
         return [list(range(2, 2 + length)) for length in LENGTHS]

@@ -19,13 +19,13 @@ from ftcore.config import DpoConfig, DpoRun, PretrainRun, RewardConfig, RewardRu
 from ftcore.data.encode import Split
 from ftcore.data.pack import Encoded, collate, pack, pair
 from ftcore.data.store import Prepared
-from ftcore.evaluate import evaluator
 from ftcore.evaluate.evaluator import evaluate_pairs
 from ftcore.model.heads import Model
+from kernels import cross_entropy
 from kernels.docs import Docs
 from tests.tune.conftest import tiny_model
 
-LIMITS = {"max_tokens": 60, "device": torch.device("cpu")}
+MAX_TOKENS = 60
 DPO = {
     "sigmoid": {"beta": 0.3, "loss": "sigmoid", "length_normalised": False},
     "sigmoid_norm": {"beta": 0.3, "loss": "sigmoid", "length_normalised": True},
@@ -122,7 +122,7 @@ def test_bradley_terry_is_its_definition(
 def test_dpo_is_its_definition(
     kind: str, documents: list[Encoded], tiny_model: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluator, "MOST_LOGITS", 61 * 5)  # so that there are several chunks
+    monkeypatch.setattr(cross_entropy, "MOST_LOGITS", 61 * 5)  # so that there are several chunks
     model = tiny_model("qwen3", dtype=torch.float64)
     loss, weight = dpo(model, collate(documents), **DPO[kind])
     assert weight == 7
@@ -217,8 +217,8 @@ def test_what_is_judged_is_the_loss_that_is_trained(
     else:
         model, options, loss = tiny_model("qwen3"), DpoConfig(**DPO[kind]), dpo
     with torch.no_grad():
-        judged = evaluate_pairs(model.eval(), Split(documents=documents), (), options=options,
-                                **LIMITS)
+        split = Split(documents=documents)
+        judged = evaluate_pairs(model.eval(), split, MAX_TOKENS, None, options=options)
         value, weight = loss(model, collate(documents), **vars(options))
     assert judged.values["loss"] == pytest.approx((value / weight).item(), rel=1e-5)
     gaps = np.array([row["gap"] for row in judged.rows])

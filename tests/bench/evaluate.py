@@ -44,7 +44,7 @@ from tests.bench.sst2 import model_folder, padded
 
 BARS = {"classify": 1.15, "imdb": 1.8}
 CLOSE = 1e-4  # most that fp32 logits may differ
-LIMITS = {"max_tokens": LoopConfig().micro_batch_tokens, "device": torch.device("cpu")}
+MAX_TOKENS = LoopConfig().micro_batch_tokens
 Told = dict[str, Any]
 Turn = Callable[[Path], Told]  # of the rows of a file: `seconds`, `cpu_s`, `values`, and others
 
@@ -87,7 +87,7 @@ def our_logits(folder: Path, precision: str, file: Path) -> Told:
     model, documents = our_model(folder, precision), documents_of(file)
     told: Told = {"rows": len(documents), "tokens": sum(map(len, documents))}
     with timed(told):
-        told["values"] = all_logits(model, documents, **LIMITS).numpy()
+        told["values"] = all_logits(model, documents, MAX_TOKENS).numpy()
     return told
 
 def their_logits(

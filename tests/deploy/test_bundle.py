@@ -43,7 +43,7 @@ def logits(model: Model, ids: list[int]) -> torch.Tensor:
     """Of a document, or of each of its tokens."""
     ids_T, all_T = np.array(ids, np.int32), np.ones(len(ids), np.float32)
     labels = (0, 1.0) if model.task == "classify" else (ids_T, all_T)
-    return all_logits(model, [Encoded("r", ids_T, *labels)], max_tokens=64, device=model.device)
+    return all_logits(model, [Encoded("r", ids_T, *labels)], 64)
 
 @torch.no_grad()
 def theirs(model: Any, ids: list[int]) -> torch.Tensor:

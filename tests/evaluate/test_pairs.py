@@ -29,7 +29,7 @@ def split() -> Split:
 def test_scores(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
     flat = torch.tensor(SCORES).reshape(-1, 1)
     monkeypatch.setattr(evaluator, "all_logits", lambda *_, **__: flat)
-    judged = evaluate_pairs(None, split, (), options=RewardConfig(centring=0.1))
+    judged = evaluate_pairs(None, split, 64, None, options=RewardConfig(centring=0.1))
     found = judged.values
     softplus = np.log1p(np.exp([-0.5, 0.5, 0.0, -4.0]))  # of margin - gap
     squares = 0.1 * np.array([9.0, 0.25, 4.0, 4.0])
@@ -60,7 +60,7 @@ def test_log_ratios(
     sums = np.array([(-score * n, n) for counts, scores in zip(TOKENS, SCORES, strict=True)
                      for n, score in zip(counts, scores, strict=True)])  # fmt: skip
     monkeypatch.setattr(evaluator, "scored_tokens", lambda *_, **__: sums)
-    judged = evaluate_pairs(None, split, (), options=DpoConfig(beta=0.5, **options))
+    judged = evaluate_pairs(None, split, 64, None, options=DpoConfig(beta=0.5, **options))
     is_mean = "length_normalised" in options
     said = np.array(SCORES) * (1 if is_mean else np.array(TOKENS))
     gaps = said[:, 0] - said[:, 1] - 0.25

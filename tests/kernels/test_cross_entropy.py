@@ -137,3 +137,15 @@ def test_no_rows_weigh_nothing(make) -> None:
     loss, weight = linear_cross_entropy(inputs["h_MC"][:0], weight_VC, none, torch.zeros(0))
     loss.backward()
     assert loss == weight == 0 and not weight_VC.grad.any()
+
+@pytest.mark.parametrize("softcap", [None, 1.5])
+def test_row_losses(softcap: float | None, make: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    M, C, V = SIZES[2]
+    inputs = {name: x.double() for name, x in make(M, C, V).items()}
+    labels_M, weights_M = targets(M, V)
+    monkeypatch.setattr(cross_entropy, "MOST_LOGITS", 5 * V)  # so that there are several chunks
+    losses_M = cross_entropy.row_losses(labels_M=labels_M, softcap=softcap, **inputs)
+    assert losses_M.shape == (M,) and losses_M.dtype == torch.float64
+    told = {"labels_M": labels_M, "weights_M": weights_M, "softcap": softcap}
+    total, _ = linear_cross_entropy_reference(**inputs, **told)
+    assert torch.allclose((losses_M * weights_M).sum(), total, rtol=1e-12)
