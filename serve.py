@@ -1,7 +1,7 @@
 """Serve a run, a bundle or a model folder over HTTP.
 
     python serve.py runs/NAME       what it trained
-    python serve.py MODEL           a folder or hub id
+    python serve.py MODEL           a folder or hub id; a link, followed when it changes
     python serve.py bundle runs/NAME DIR                a finished run as a folder to give away
     python serve.py MODEL --help    every option and limit
 
@@ -15,6 +15,7 @@ was asked must be mended; 130 a second signal.
 import asyncio
 import hashlib
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,21 +26,17 @@ from ftcore.errors import ConfigError, FtcoreError
 
 if TYPE_CHECKING:
     from ftcore.deploy.api import Api
+    from ftcore.deploy.http import Meters, Server
     from ftcore.model.load import LoadedModel
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
 HEADS = {"ForCausalLM": "lm", "LMHeadModel": "lm", "ForSequenceClassification": "classify"}
 
 def check_access(config: ServeConfig) -> None:
-    """Refuse what would be open to others unawares. Raises ConfigError."""
-    if config.api_key_file:
-        try:
-            keys = config.api_key_file.read_bytes().split()
-        except OSError as error:
-            raise ConfigError(f"--api-key-file {config.api_key_file}: {error.strerror}") from error
-        if not keys:
-            raise ConfigError(f"--api-key-file {config.api_key_file}: holds no key, a line each")
-    elif config.host not in LOCAL and not config.insecure:
+    """Refuse what would be open to others unawares. ConfigError; OSError: no such file of keys."""
+    if config.api_key_file and not config.api_key_file.read_bytes().split():
+        raise ConfigError(f"--api-key-file {config.api_key_file}: holds no key, a line each")
+    if not (config.api_key_file or config.host in LOCAL or config.insecure):
         what = f"--host {config.host}: other machines could ask without a key"
         raise ConfigError(f"{what}: give --api-key-file FILE, or --insecure")
 
@@ -82,48 +79,77 @@ def opened(path: str, config: ServeConfig) -> tuple["LoadedModel", dict[str, Any
     loaded.model.compute_in(products)
     print(f"{path}: {loaded.accounting}")
     fingerprint = hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
-    return loaded, {"name": run.resolve().name, "labels": tuple(labels or ()), "problem": problem,
-                    "temperature": temperature or 1.0, "fingerprint": fingerprint}
+    return loaded, {"version": run.resolve().name, "fingerprint": fingerprint, "problem": problem,
+                    "labels": tuple(labels or ()), "temperature": temperature or 1.0}
 
-def serve(path: str, config: ServeConfig) -> int:
-    """Until a signal comes or the engine is broken; returns the exit code."""
+def made(path: str, name: str, config: ServeConfig, meters: "Meters") -> "Api":
+    """The routes over an engine of its own, asked for by that name."""
     # Imported here, so that --help and a mistyped option answer at once.
     import torch
 
     from ftcore.data.tokenizer import Tokenizer
     from ftcore.deploy.api import Api, Served
     from ftcore.deploy.engine import Engine
-    from ftcore.deploy.http import Server
     from kernels.memory import held_bytes
 
     # cost: a pool of this thread's beside the engine's would slow each of its operations down
     torch.set_num_threads(1)
     loaded, about = opened(path, config)
     model, spec = loaded.model, loaded.model.spec
-    engine = Engine(
-        model, max_waiting=config.queue, max_sequences=config.max_sequences,
-        prefill_tokens=config.prefill_tokens, cache_tokens=config.cache_tokens,
-        threads=config.threads)
-    api = Api(engine, Served(tokenizer=Tokenizer.load(loaded.folder), **about), config)
-    server = Server(api.routes, lambda: engine.is_broken, config, api.meters)
+    engine = Engine(model, max_waiting=config.queue, max_sequences=config.max_sequences,
+                    prefill_tokens=config.prefill_tokens, cache_tokens=config.cache_tokens,
+                    threads=config.threads)
     weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     slot = 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim
     slot *= (model.trunk.compute or model.trunk.embed_tokens.weight.dtype).itemsize
     print(f"memory: {held_bytes() / 2**20:.0f} MiB of this process, weights of"
           f" {weights / 2**20:.1f} MiB among it; keys and values will take up to"
-          f" {config.cache_tokens * slot / 2**20:.1f} MiB")
+          f" {config.cache_tokens * slot / 2**20:.1f} MiB", flush=True)
+    served = Served(name=name, tokenizer=Tokenizer.load(loaded.folder), **about)
+    return Api(engine, served, config, meters)
+
+async def follow(link: Path, now: str, server: "Server") -> None:
+    """Let what a link names from `now` on answer; requests that have begun end where they did."""
+    from ftcore.deploy.http import TICK
+
+    while True:
+        await asyncio.sleep(TICK)
+        old, was, now = server.api, now, os.path.realpath(link)
+        if now == was:
+            continue
+        try:
+            api = await asyncio.to_thread(made, now, old.served.name, old.options, old.meters)
+        except Exception as error:  # whatever damaged files raise, or memory that is short
+            print(f"{old.served.version} goes on to answer: {now}: {error!r}", flush=True)
+            continue
+        if os.path.realpath(link) == now:
+            api.start()
+            begun, server.api = {*server.open}, api
+            while begun & server.open:
+                await asyncio.sleep(TICK)
+            await asyncio.to_thread(old.engine.stop)
+            old.routes.clear()  # they name the api that names them, and so its model
+            print(f"{api.served.version} answers instead of {old.served.version}", flush=True)
+
+def serve(path: str, config: ServeConfig) -> int:
+    """Until a signal comes or the engine is broken; returns the exit code."""
+    from ftcore.deploy.http import Meters, Server
+
+    link, now = Path(path).absolute(), os.path.realpath(path)  # which may change while it is read
+    server = Server(made(now if link.exists() else path, link.name, config, Meters()), config)
 
     def ready(port: int) -> None:
-        where = f"http://{config.host}:{port}"
-        print(f"serving {api.served.name} at {where}; stop it with ctrl-c. Try:")
-        print(f"  {command_to_try(where, api)}", flush=True)
+        told = command_to_try(where := f"http://{config.host}:{port}", server.api)
+        print(f"serving {link.name} at {where}; stop it with ctrl-c. Try:\n  {told}", flush=True)
 
     async def live() -> int:
-        api.start()
+        server.api.start()
+        follower = asyncio.create_task(follow(link, now, server))
         try:
             return await server.run(ready)
         finally:
-            await asyncio.to_thread(api.engine.stop)
+            follower.cancel()
+            await asyncio.to_thread(server.api.engine.stop)
 
     return asyncio.run(live())
 
@@ -131,16 +157,15 @@ def command_to_try(where: str, api: "Api") -> str:
     served, file = api.served, api.options.api_key_file
     key = f' -H "Authorization: Bearer $(head -n 1 {file})"' if file else ""
     asked = [{"role": "user", "content": "hello"}]
-    if api.model.task == "lm":
-        has_template = served.tokenizer.chat_template is not None
-        route, body = (("chat/completions", {"messages": asked}) if has_template else
-                       ("completions", {"prompt": "hello"}))
+    route, body = "classify" if served.labels else "embeddings", {"input": "hello"}
+    if api.model.task == "lm" and served.tokenizer.chat_template is None:
+        route, body = "completions", {"prompt": "hello"}
+    elif api.model.task == "lm":
+        route, body = "chat/completions", {"messages": asked}
     elif served.problem == "regression":
         route, body = "score", {"messages": [*asked, {"role": "assistant", "content": "hello"}]}
-    else:
-        route, body = "classify" if served.labels else "embeddings", {"input": "hello"}
-    kind = "-H 'Content-Type: application/json'"
-    return f"curl {where}/v1/{route}{key} {kind} -d '{json.dumps(body)}'"
+    return (f"curl {where}/v1/{route}{key} -H 'Content-Type: application/json'"
+            f" -d '{json.dumps(body)}'")
 
 def give_away(words: list[str]) -> int:
     """A bundle of a run. Raises ConfigError: other words; as `bundle`."""

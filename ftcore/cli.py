@@ -78,7 +78,10 @@ def resolved(task: str, layers: list[tuple[str, list[str]]], *, resume: Path | N
 
 def options(kind: type[Section], words: Sequence[str], *, script: str) -> Section:
     """The options of a script that has no tasks. Raises as `parse`."""
-    config = tyro.cli(kind, args=words, prog=script)
+    return checked(tyro.cli(kind, args=words, prog=script))
+
+def checked(config: Section) -> Section:
+    """Of a script without tasks. Raises ConfigError: a value is out of range."""
     if bad := list(_out_of_range({"": config}, dict.fromkeys(vars(config), "flag"))):
         raise ConfigError("\n".join(bad))
     return config

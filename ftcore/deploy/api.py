@@ -30,7 +30,7 @@ from ftcore.deploy.fields import TABLE, Fields, require, shown
 from ftcore.deploy.http import Exchange, Meters, Refused
 from ftcore.deploy.records import class_figures, probabilities, prompt_figures, redacted
 from ftcore.errors import DataError
-from ftcore.evaluate.evaluator import spoken, stops
+from ftcore.evaluate.evaluator import spoken
 from kernels.sampling import Sampling
 
 LATE = 30.0  # seconds without a turn of the engine, after which it is not ready
@@ -38,7 +38,8 @@ JsonObject = dict[str, Any]
 
 @dataclass(frozen=True)
 class Served:
-    name: str
+    name: str  # by which it is asked for
+    version: str  # what answers by that name, in the log
     tokenizer: Tokenizer
     labels: tuple[str, ...] = ()  # of a classifier's outputs
     problem: str | None = None  # HF's `problem_type` of a classifier; "regression": scores
@@ -48,10 +49,10 @@ class Served:
 class Api:
     """The routes, for `http.Server`; `start` once the event loop runs."""
 
-    def __init__(self, engine: Engine, served: Served, options: ServeConfig) -> None:
+    def __init__(self, engine: Engine, served: Served, options: ServeConfig,
+                 meters: Meters) -> None:
         self.engine, self.served, self.options = engine, served, options
-        self.model, self.tokenizer = engine.model, served.tokenizer
-        self.meters = Meters(engine, served.fingerprint)
+        self.model, self.tokenizer, self.meters = engine.model, served.tokenizer, meters
         self.began, spec, flags = int(time.time()), self.model.spec, vars(options)
         self.context = min(spec.max_positions, engine.cache_tokens)
         numbers = {**flags, "context": self.context, "last_id": spec.vocab_size - 1,
@@ -69,6 +70,7 @@ class Api:
             for job, word in said:
                 job.listener((job, word))
 
+        self.meters.tell_of(self.engine, self.served.fingerprint)
         loop = asyncio.get_running_loop()
         loop.set_default_executor(ThreadPoolExecutor(2))  # reads bodies and texts
         self.engine.start(partial(loop.call_soon_threadsafe, hand_out))
@@ -79,7 +81,7 @@ class Api:
             asked, name = fields["model"], self.served.name
             said = f"no such model: {shown(asked or name)!r}; GET /v1/models names the one"
             require(asked in (None, name), "model", said, "model_not_found")
-            x.told["model"] = fields["model"] = name
+            x.told["model"], fields["model"] = self.served.version, name
         answer = await route(x, fields)
         return None if answer is None else json.dumps(answer).encode()
 
@@ -138,7 +140,7 @@ class Api:
         same = {name: fields[name] for name in fields if name in Sampling.__dataclass_fields__}
         sampling = Sampling(
             **same, max_new_tokens=most, min_new_tokens=fields["min_tokens"], num_top=num_top or 0,
-            stop_ids=frozenset() if fields["ignore_eos"] else stops(self.tokenizer))
+            stop_ids=frozenset() if fields["ignore_eos"] else self.tokenizer.stop_ids)
         jobs = [Job(several[place // count], replace(sampling, seed=(seed + place) % 2**63))
                 for place in range(count * len(several))]
         answers = Answers(x, jobs, fields, self.tokenizer, num_top is not None,
@@ -219,7 +221,7 @@ class Api:
     def _listed(self, x: Exchange, kind: str, rows: Sequence[JsonObject]) -> JsonObject:
         count = x.told["prompt_tokens"]
         return {"object": "list", "id": f"{kind}-{x.id}", "created": int(time.time()),
-                "model": x.told["model"], "usage": {"prompt_tokens": count, "total_tokens": count},
+                "model": self.served.name, "usage": {"prompt_tokens": count, "total_tokens": count},
                 "data": [{"object": kind, "index": i} | row for i, row in enumerate(rows)]}
 
     async def embed(self, x: Exchange, fields: JsonObject) -> JsonObject:

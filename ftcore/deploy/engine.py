@@ -33,7 +33,6 @@ from kernels.memory import reuse_across_steps
 from kernels.sampling import Draft, Sampling, Token, next_tokens
 
 MOST_FAILURES = 3  # steps in a row that nothing gets through
-IDLE_SECONDS = 1.0  # between two beats where there is nothing to do
 
 logger = logging.getLogger(__name__)
 
@@ -144,7 +143,7 @@ class Engine:
                 self.errors += 1
                 logger.exception("what the engine said was not taken")
             if not (is_last or self.running or self.waiting):
-                self.news.wait(IDLE_SECONDS)
+                self.news.wait(1.0)  # a beat all the same
 
     def turn(self) -> Said:
         """What the head of this file says."""

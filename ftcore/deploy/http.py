@@ -102,18 +102,24 @@ class Meters(dict):
     """What /metrics tells, by name (meters.toml), in a `registry` with what the engine tells."""
     __hash__ = object.__hash__  # the registry asks for it
 
-    def __init__(self, engine: Engine, model_hash: str) -> None:
-        self.engine, self.registry = engine, CollectorRegistry()
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
         own = {"namespace": "ft", "registry": self.registry}
         for name, text in METERS["histograms"].items():
             buckets = METERS["buckets"]["tokens" if "_tokens" in name else "seconds"]
             self[name] = Histogram(name, text, buckets=buckets, **own)
         for kind, table in ((Counter, METERS["counters"]), (Gauge, METERS["gauges"])):
             self.update({name: kind(name, *told, **own) for name, told in table.items()})
-        self["build_info"].labels(version("ftcore"), model_hash).set(1)
         self["process_resident_bytes"].set_function(held_bytes)
-        self["engine_heartbeat_age_seconds"].set_function(lambda: time.monotonic() - engine.beat)
+        beat = self["engine_heartbeat_age_seconds"]
+        beat.set_function(lambda: time.monotonic() - self.engine.beat)
         self.registry.register(self)
+
+    def tell_of(self, engine: Engine, model_hash: str) -> None:
+        """From now on, and no more of another."""
+        self.engine = engine
+        self["build_info"].clear()
+        self["build_info"].labels(version("ftcore"), model_hash).set(1)
 
     def collect(self) -> Iterator[Metric]:
         """What the engine knows; the registry asks."""
@@ -125,14 +131,13 @@ class Meters(dict):
 Handler = Callable[[Exchange], Awaitable[bytes | None]]  # returns JSON, or None: it has answered
 
 class Server:
-    """Takes requests for `routes` (path -> method, coroutine) until a signal, or `is_broken`."""
+    """Takes requests for the `routes` of its `api`, until a signal comes, or that is broken."""
 
-    def __init__(self, routes: Mapping[str, tuple[str, Handler]], is_broken: Callable[[], bool],
-                 options: ServeConfig, meters: Meters) -> None:
-        self.routes, self.is_broken, self.options = routes, is_broken, options
-        self.meters, self.open = meters, set[Exchange]()
+    def __init__(self, api: Any, options: ServeConfig) -> None:
+        self.api, self.options, self.meters = api, options, api.meters
+        self.open = set[Exchange]()
         self.log = os.open(options.log, LOG, 0o644) if options.log else 2  # 2: standard error
-        meters["http_connections"].set_function(lambda: len(self.open))
+        self.meters["http_connections"].set_function(lambda: len(self.open))
         self.most_unsent = 1024 * options.send_buffer_kib  # bytes
         self.stop_at = 0.0  # when running requests are cut off; 0: it is not stopping
         keys = options.api_key_file.read_bytes().split() if options.api_key_file else ()
@@ -147,10 +152,10 @@ class Server:
         for each in server.sockets:  # else the system holds some MiB more for a slow reader
             each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self.most_unsent)
         ready(server.sockets[0].getsockname()[1])
-        while not self.is_broken() and not (self.stop_at and not self.open):
+        while not self.api.engine.is_broken and not (self.stop_at and not self.open):
             await asyncio.sleep(TICK)
         server.close()
-        return int(self.is_broken())
+        return int(self.api.engine.is_broken)
 
     def _stop(self) -> None:
         if self.stop_at:
@@ -220,9 +225,9 @@ class Server:
         x.method = request.method.decode()
         self.meters["requests_received"].inc()
         x.owner = self._owner(fields, path)
-        if path not in self.routes:
-            raise Refused("unknown_route", f"no such route: there are {', '.join(self.routes)}")
-        x.route, (method, handler) = path, self.routes[path]
+        if path not in (routes := self.api.routes):
+            raise Refused("unknown_route", f"no such route: there are {', '.join(routes)}")
+        x.route, (method, handler) = path, routes[path]
         if x.method != method:
             raise Refused("method_not_allowed", f"this route takes {method}", Allow=method)
         if self.stop_at and path not in ALIVE:

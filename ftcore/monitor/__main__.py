@@ -1,21 +1,24 @@
-"""Stage 7 by itself. RUN: what serve.py serves, also a bundle; LOG: what it wrote with --log.
+"""Stage 7 by itself: python -m ftcore.monitor {report,watch,plan,run,promote,rollback} --help. RUN
+is what serve.py serves, but for `plan` also a bundle; LOG what it wrote with --log; LINK a symbolic
+link to a RUN, which a server of it follows, and which stands for a RUN everywhere.
 
-    python -m ftcore.monitor report RUN LOG [--window N]     what moved, and the page LOG.html
-    python -m ftcore.monitor watch RUN LOG [--window N]      the same, every few seconds
-    python -m ftcore.monitor plan RUN LOG DIR [options]      wait, go back, or train: then DIR"""
+Exit codes: 0 done; 1 there is no plan to train, or what it made has failed; 2 must be mended."""
 
 import signal
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
-from ftcore.cli import options
+import tyro
+
+from ftcore.cli import checked
 from ftcore.config import Count, Section
 from ftcore.data.store import rendered
-from ftcore.errors import ConfigError, FtcoreError
+from ftcore.errors import FtcoreError
 from ftcore.evaluate.report import table
 from ftcore.files import write_file
+from ftcore.monitor import retrain
 from ftcore.monitor.drift import SIGNALS, STATES, Watch, wilson
 from ftcore.monitor.journal import read_journal, read_reference
 from ftcore.monitor.plan import PLAN, Limits, plan
@@ -27,10 +30,10 @@ class LookConfig(Section):
     """How much is looked at."""
     window: Count = 500  # requests that are compared with those of the reference
 
-def look(run: str, log: str, words: Sequence[str]) -> str:
-    """What moved, as a table, and a page beside the log."""
-    window, file = options(LookConfig, words, script="report RUN LOG").window, Path(log)
-    reference, journal = read_reference(Path(run)), read_journal(file, Path(run).resolve().name)
+def report(run: Path, log: Path, /, look: LookConfig) -> str:
+    """What moved, as a table, and a page beside the log: LOG.html."""
+    window, reference = checked(look).window, read_reference(run)
+    journal = read_journal(log, run.resolve().name)
     watch, records = Watch(reference, window=window), [*journal.records]
     ends = range(len(records), 0, -window)[:MOST_WINDOWS]
     trend = [watch.look(records[:end]) for end in reversed(ends)] or [watch.look([])]
@@ -43,35 +46,41 @@ def look(run: str, log: str, words: Sequence[str]) -> str:
     shown = {"said": said, "signals": SIGNALS, "states": STATES, "reference": reference,
              "window": records[-window:], "trend": trend}
     page = rendered("monitor.html", Path(__file__).parent, **shown)
-    write_file(file.with_name(f"{file.name}.html"), page)
+    write_file(log.with_name(f"{log.name}.html"), page)
     return f"{table(HEAD, rows)}\n{said}\npage: {log}.html"
 
-def planned(run: str, log: str, words: Sequence[str]) -> str:
-    if not words or words[0].startswith("-"):
-        raise ConfigError("plan RUN LOG DIR: name a folder for the plan, which is not there yet")
-    limits = options(Limits, words[1:], script="plan RUN LOG DIR")
-    told = plan(Path(run), Path(log), Path(words[0]), limits)
-    hints = {"train": f"how: {words[0]}/{PLAN}", "go back": f"to {told['replaced']}", "wait": ""}
-    return "\n  ".join([f"{told['answer']} {hints[told['answer']]}", *told["reasons"]])
+def watch(run: Path, log: Path, /, look: LookConfig) -> NoReturn:
+    """The same, every few seconds."""
+    while True:
+        print(f"\033[2J\033[H{report(run, log, look)}", flush=True)
+        time.sleep(SECONDS)
+
+def planned(run: Path, log: Path, folder: Path, /, limits: Limits) -> str:
+    """Wait, go back, or train: then the folder says how. A link that is to go back does."""
+    told = plan(run, log, folder, checked(limits))
+    hint = {"train": f"how: {folder}/{PLAN}", "go back": f"to {told['replaced']}", "wait": ""}
+    if (answer := told["answer"]) == "go back" and run.is_symlink():
+        hint[answer] = f"to {retrain.rollback(run)}"
+    return "\n  ".join([f"{answer} {hint[answer]}", *told["reasons"]])
+
+def followed(folder: Path, /) -> str:
+    """Train by a plan, and judge what it makes beside the model that is served: pass or fail."""
+    told = retrain.run(folder)
+    return "\n  ".join([told["answer"], *told["reasons"]])
+
+ACTS = {"report": report, "watch": watch, "plan": planned, "run": followed,
+        "promote": retrain.promote, "rollback": retrain.rollback}
 
 def main(words: list[str]) -> int:
     """Parse, do it, and turn what a user can mend into one message."""
-    command, *rest = words or [""]
-    if command not in ("report", "watch", "plan"):
-        print(__doc__)
-        return 0 if command in ("-h", "--help") else 2
+    shape = {"prog": "python -m ftcore.monitor", "config": (tyro.conf.OmitArgPrefixes,)}
     try:
-        if len(rest) < 2:
-            raise ConfigError(f"{command} RUN LOG: name what was served, and the log of serve.py")
-        act, clear = planned if command == "plan" else look, "\033[2J\033[H" * (command == "watch")
-        print(clear + act(*rest[:2], rest[2:]), flush=True)
-        while clear:
-            time.sleep(SECONDS)
-            print(clear + act(*rest[:2], rest[2:]), flush=True)
-        return 0
-    except FtcoreError as error:
+        said = tyro.extras.subcommand_cli_from_dict(ACTS, args=words, **shape)
+    except (FtcoreError, OSError, RuntimeError) as error:  # the last: a link to itself
         print(f"error: {error}", file=sys.stderr)
         return 2
+    print(said)
+    return int(said.startswith(("wait", "go back", "fail")))
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # which ends `watch`

@@ -91,14 +91,14 @@ def read_reference(folder: Path) -> list[Record]:
 
 @torch.inference_mode()
 def reference(model: Model, tokenizer: Tokenizer, split: Split, labels: Sequence[str],
-              problem: str | None, options: EvalConfig, **limits: Any) -> list[Record]:
+              problem: str | None, options: EvalConfig, max_tokens: int) -> list[Record]:
     """Records of dev rows that have one class each, or were answered, greedily; else none."""
     documents, chats = split.documents[:MOST_ROWS], split.chats[:MOST_ROWS]
     model.eval()
     if problem == "single_label_classification" and documents:
         asked = [document.tokens_T for document in documents]
         target_B = np.array([document.labels for document in documents])
-        logits_BK = evaluator.all_logits(model, documents, **limits).double().numpy()
+        logits_BK = evaluator.all_logits(model, documents, max_tokens).double().numpy()
         logits_BK /= metrics.temperature(target_B, logits_BK)  # as the server does
         told = [records.class_figures(p_K, labels)
                 for p_K in records.probabilities(logits_BK, problem)]
@@ -109,8 +109,8 @@ def reference(model: Model, tokenizer: Tokenizer, split: Split, labels: Sequence
         both = [shifted("", np.concatenate([ids_T, np.int32(answer)]),
                         np.repeat(np.float32([0, 1]), [len(ids_T), len(answer)]))
                 for ids_T, answer in zip(asked, answers, strict=True)]
-        nll_B, count_B = evaluator.scored_tokens(model, both, **limits).T
-        ends, logprobs = evaluator.stops(tokenizer), (-nll_B / count_B).tolist()
+        nll_B, count_B = evaluator.scored_tokens(model, both, max_tokens).T
+        ends, logprobs = tokenizer.stop_ids, (-nll_B / count_B).tolist()
         told = [records.answer_figures(answer, logprob, "stop" if answer[-1] in ends else "length")
                 for answer, logprob in zip(answers, logprobs, strict=True)]
         right_B = [evaluator.spoken(answer, tokenizer) == chat.messages[-1]["content"]

@@ -11,6 +11,7 @@ A decision is made of what it notes alone, so it can be made again. Cron may ask
 
 import hashlib
 import json
+import shlex
 import time
 import tomllib
 from collections.abc import Sequence
@@ -54,10 +55,10 @@ def decide(inputs: Line, limits: Limits) -> tuple[str, list[str]]:
     return ("train", why) if why and not lacks else ("wait", [*(why or ["no alarm"]), *lacks])
 
 def _alarms(findings: Sequence[Line], known: Line) -> list[str]:
-    """What is beyond its bound twice: feedback, if worse than known, or two signals not known."""
+    """What is beyond its bound twice: feedback, if that far beyond what is known, or two others."""
     loud = [each for each in findings if each["state"] == 2]
     rated = {each["signal"] for each in loud if each["statistic"] == FEEDBACK
-             and each["value"] > known.get(each["signal"], 0)}
+             and each["value"] - known.get(each["signal"], 0) > each["bound"]}
     others = {each["signal"] for each in loud} - rated - {*known}
     told = ["{signal}: {statistic} {value:.4g} above {bound:.4g}".format(**each) for each in loud]
     return told if rated or len(others) > 1 else []
@@ -66,9 +67,10 @@ def plan(run: Path, log: Path, folder: Path, limits: Limits) -> Line:
     """What is decided of a run by the log of its server, with the reasons; to train, the folder is
     made. Raises ConfigError: new rows cannot stand beside those of the run, or the folder is there;
     DataError: the log is of another model; as the readers."""
-    command, journal = configured(run), read_journal(log, run.resolve().name)
+    run = run.resolve()  # what a link names now
+    command, journal = configured(run), read_journal(log, run.name)
     if not (records := [*journal.records]):
-        what = f"holds no request that {run.resolve().name} answered; {journal.told() or 'nothing'}"
+        what = f"holds no request that {run.name} answered; {journal.told() or 'nothing'}"
         raise DataError(f"{log}: {what}. Name the run that was served, and the log of its server")
     path, size = run.parent / PLAN, limits.first_requests  # by which it was trained
     made = tomllib.loads(path.read_text("utf-8")) if path.is_file() else {}
@@ -98,8 +100,7 @@ def configured(run: Path) -> Command:
     odd += [name for name in data.train if name.startswith("builtin:")]
     if command.task not in ("classify", "sft") or odd:
         what = "can be trained again are runs of classify (a text, one label) or sft (messages)"
-        odd = odd or command.task
-        raise ConfigError(f"{run}: {what} on files that name their columns; not {odd}")
+        raise ConfigError(f"{run}: {what} with files that have columns; not {odd or command.task}")
     return command
 
 def _write(run: Path, folder: Path, command: Command, told: Line, rows: Sequence[Line]) -> None:
@@ -107,25 +108,27 @@ def _write(run: Path, folder: Path, command: Command, told: Line, rows: Sequence
         raise ConfigError(f"{folder} is there already: name another folder for the plan")
     data, was, sides = command.config.data, read_run(run), ([], [], [])
     texts = [Text(row["id"], (json.dumps(row["input"]),)) for row in rows]
-    known = was["labels"] or {row["wanted"] for row in rows}
-    for row, root in zip(rows, compare.clusters(texts), strict=True):
+    known = {*was["labels"]} or {row["wanted"] for row in rows}
+    kept = [hashlib.sha256(rows[root]["id"].encode()).digest()[0] % KEPT == 0
+            for root in compare.clusters(texts)]
+    taught = known | {row["wanted"] for row, is_kept in zip(rows, kept, strict=True) if not is_kept}
+    for row, is_kept in zip(rows, kept, strict=True):
         fields = {data.text: row["input"], data.label: row["wanted"]} if (
             command.task == "classify") else {data.messages: [
                 *row["input"], {"role": "assistant", "content": row["wanted"]}]}
-        is_kept = hashlib.sha256(texts[root].id.encode()).digest()[0] % KEPT == 0
-        # what the old model cannot say is no question to both
-        sides[is_kept * (1 + (row["wanted"] not in known))].append({"id": row["id"], **fields})
+        # no question is what no row teaches, and none to both what the old model cannot say
+        side = is_kept * (row["wanted"] in taught) * (1 + (row["wanted"] not in known))
+        sides[side].append({"id": row["id"], **fields})
     if not all(sides[:2]):
         what = f"{len(rows)} labelled rows are too few, or too much alike, to keep some to judge by"
         raise DataError(f"{run}: {what}: collect more")
     added = {"data": {"train": [*data.train, folder / NEW]}}
     words = as_flags(added | {"log": {"dir": folder, "name": folder.name}})
     layers = [(str(run), read_toml(run / CONFIG_FILE)[1]), ("plan", [*words])]
-    about = {"was": was, "run": run.absolute(), "task": command.task, "folder": folder}
-    contents = {CONFIG_FILE: to_toml(resolved(command.task, layers)),
-                PLAN: store.rendered(PLAN, Path(__file__).parent, **told, **about, sides=sides)}
-    for name, side in zip((NEW, RECENT, UNSEEN), sides, strict=True):
-        contents[name] = "".join(json.dumps(row) + "\n" for row in side)
+    about = {"was": was, "run": run, "command": command, "folder": folder, "join": shlex.join}
+    text = store.rendered(PLAN, Path(__file__).parent, **told, **about, sides=sides)
     with files.write_folder(folder) as temp:
-        for name, text in contents.items():
-            (temp / name).write_text(text, "utf-8")
+        (temp / CONFIG_FILE).write_text(to_toml(resolved(command.task, layers)), "utf-8")
+        (temp / PLAN).write_text(text, "utf-8")
+        for name, side in zip((NEW, RECENT, UNSEEN), sides, strict=True):
+            (temp / name).write_text("".join(json.dumps(row) + "\n" for row in side), "utf-8")

@@ -14,9 +14,10 @@ seasonal    the shares of intents swing, each by up to nine tenths in twelve wee
 label-only  from week 5 on feedback swaps 20 intents in pairs, the texts stay as they are
 rate        no weeks: requests a second with a log of texts, and with none
 
-`sudden` goes on with the commands of the plan, and serves the new model. On traffic that came
-later, three models: the old one, that of the plan, and one trained on everything that was told
-till then. The last line is JSON.
+The server follows a link. `sudden` goes on as cron would: `run` does the plan, `promote` lets the
+new model answer if it passed, and the next `plan` may take it back or train again, all under
+traffic. On what came later, three models: the old one, that of the plan, and one trained on
+everything that was told till then. The last line is JSON.
 """
 
 import argparse
@@ -40,6 +41,7 @@ import numpy as np
 
 from ftcore.monitor.journal import read_journal
 from ftcore.monitor.plan import Limits, plan
+from ftcore.monitor.retrain import promote, rollback
 from tests.bench.sst2 import model_folder
 from tests.bench.tasks import write
 
@@ -144,6 +146,13 @@ class Server:
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
+    def follow(self, model: Path) -> None:
+        """Wait until a model that was promoted, or taken back to, answers."""
+        for line in self.process.stdout:
+            if line.startswith(f"{model.name} answers instead"):
+                return
+        raise RuntimeError(f"ended with {self.process.wait()}, {model.name} did not answer")
+
     def lost(self) -> int:
         """Lines that the server could not write to its log."""
         with urllib.request.urlopen(f"{self.url}/metrics", timeout=60) as answer:
@@ -179,20 +188,23 @@ def scenario(name: str, run: Path, data: Path, said: argparse.Namespace) -> dict
     world, file = World(data, folder / "data", said.seed), folder / "log.jsonl"
     swapped = world.random.permutation(world.known)[:20].tolist()
     wanted = dict(zip(swapped, swapped[10:] + swapped[:10], strict=True))
-    weeks, texts, feedbacks, lost, told, rows = [], 0, 0, 0, {}, []
+    weeks, told, plans, link = [], {}, [], folder / "live"
+    promote(link, run)
     words = ["--log", str(file), "--log-texts", "--threads", str(said.threads)]
-    with Server(run, *words) as server:
+    with Server(link, *words) as server:
         for week in range(1, WEEKS[name] + 1):
-            rows.append(world.week(name, week))
             meant = wanted if name == "label-only" and week > 4 else {}
-            accuracy = lived(server, rows[-1], meant, world.random, said.told)
-            told, about = decided(run, file, folder / f"plan-{week}")
+            accuracy = lived(server, world.week(name, week), meant, world.random, said.told)
+            told, about = decided(link, file, folder / f"plan-{week}")
             weeks.append({"week": week, "true accuracy": round(accuracy, 3), **about})
             log(name, *(f"{key}: {value}" for key, value in weeks[-1].items()))
             if name == "sudden" and told["answer"] == "train":
+                while told["answer"] == "train" and len(plans) < said.plans:
+                    one, told, week = followed(world, server, link, week, file, said)
+                    plans.append(one)
                 break
         texts, feedbacks, lost = server.texts, server.feedbacks, server.lost()
-    journal = read_journal(file, run.name)
+    journal = read_journal(file)
     found = {
         "proposals": [each["week"] for each in weeks if each["answer"] == "train"],
         "alarms": {signal: [each["week"] for each in weeks if signal in each["twice"]]
@@ -202,67 +214,61 @@ def scenario(name: str, run: Path, data: Path, said: argparse.Namespace) -> dict
         "lost": {"texts": texts - len(journal.records), "lines": lost, "feedback": feedbacks - sum(
             "wanted" in record for record in journal.records), "odd": journal.told()},
         "weeks": weeks}
-    if name == "sudden" and told.get("answer") == "train":
-        plans, state = [], (run, folder / f"plan-{week}", week)
-        while state and len(plans) < said.plans:
-            one, state = followed(world, *state, file, said)
-            plans.append(one)
-        found["plans"] = plans
-    return found
+    return found | ({"plans": plans} if plans else {})
 
-def called(words: str | Sequence[str]) -> tuple[str, float]:
-    """A command's output and seconds; it must succeed."""
-    words = shlex.split(words) if isinstance(words, str) else words
+def called(words: str | Sequence[str], *, may_fail: bool = False) -> tuple[int, float]:
+    """A command's exit code and seconds; it must succeed, or say by 1 that the answer is no."""
+    words = shlex.split(words) if isinstance(words, str) else [*map(str, words)]
     start = time.perf_counter()
     done = subprocess.run([sys.executable, *words[1:]], capture_output=True, text=True)
-    assert done.returncode == 0, f"{shlex.join(words)}:\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
-    return done.stdout, time.perf_counter() - start
+    said = f"{shlex.join(words)}:\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
+    assert done.returncode in (0, int(may_fail)), said
+    return done.returncode, time.perf_counter() - start
 
-def followed(world: World, run: Path, folder: Path, week: int, file: Path,
-             said: argparse.Namespace) -> tuple[dict[str, Any], Any]:
-    """A plan done, and the weeks after it; then the next one, where it asks for that."""
+def followed(world: World, server: Server, link: Path, week: int, file: Path,
+             said: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any], int]:
+    """A plan done, and the weeks after it, up to the next one; what that told, and its week."""
+    folder, old = link.with_name(f"plan-{week}"), link.resolve()
     table = tomllib.loads((folder / "plan.toml").read_text("utf-8"))
     found: dict[str, Any] = {key: table[key] for key in ("reasons", "rows", "cost")}
-    for name in ("train", "judge", "keep"):
-        out, seconds = called(table["commands"][name])
-        found[name] = {"command": table["commands"][name], "seconds": round(seconds, 1)}
-        if name != "train":
-            test, = json.loads(out.splitlines()[-1])["against"].values()
-            found[name] |= {"accuracy": test["accuracy"]}
-        log("plan of week", week, name, found[name])
-    found["gate met"] = (found["judge"]["accuracy"]["low"] > 0
-                         and found["keep"]["accuracy"]["difference"] >= -0.01)
+    failed, seconds = called(["python", "-m", "ftcore.monitor", "run", folder], may_fail=True)
+    verdict = json.loads((folder / "verdict.json").read_text("utf-8"))
+    found["run"] = {"answer": verdict["answer"], "why": verdict["reasons"],
+                    "seconds": round(seconds, 1)}
+    log("plan of week", week, found["run"])
+    if not failed:
+        promote(link, folder)
+        server.follow(folder)
     new, whole = folder / folder.name, folder.with_name(f"whole-{week}")
     # rows of plans before this one came again in its own, but for those that were learned
-    others = [folder / "recent.jsonl", *folder.parent.glob("plan-*/new.jsonl")]
-    called(["python", "train.py", "classify", "--config", f"{folder}/config.toml", "--data.train",
-            *map(str, (run_data(said) / "train.jsonl", *others)),
-            "--log.dir", str(whole.parent), "--log.name", whole.name])
-    models = {"old": run, "plan": new, "all told": whole}
-    rows, weeks, then = [], [], None
-    words = ["--log", str(file), "--log-texts", "--threads", str(said.threads)]
-    with Server(new, *words) as server:
-        for later in range(week + 1, week + 1 + LATER):
-            rows += (some := world.week("sudden", later))
-            lived(server, some, {}, world.random, said.told)
-            told, about = decided(new, file, said.runs / "sudden" / f"plan-{later}")
-            weeks.append({"week": later, "reasons": told["reasons"], **about})
-            log("after the plan", *(f"{key}: {value}" for key, value in weeks[-1].items()))
-            if told["answer"] == "train":
-                then = new, said.runs / "sudden" / f"plan-{later}", later
-                break
-        found["lost"] = server.lost()
-    for name, model in models.items():
-        with Server(model, "--threads", str(said.threads)) as server:
-            labels = [label for _, _, label in server.classified([text for text, _ in rows])]
+    others = [folder / "recent.jsonl", folder / "unseen.jsonl"]
+    others += folder.parent.glob("plan-*/new.jsonl")
+    called(["python", "train.py", "classify", "--config", folder / "config.toml", "--data.train",
+            run_data(said) / "train.jsonl", *(each for each in others if each.read_text()),
+            "--log.dir", whole.parent, "--log.name", whole.name])
+    rows, weeks, told = [], [], {}
+    for later in range(week + 1, week + 1 + LATER):
+        rows += (some := world.week("sudden", later))
+        accuracy = lived(server, some, {}, world.random, said.told)
+        told, about = decided(link, file, folder.with_name(f"plan-{later}"))
+        weeks.append({"week": later, "true accuracy": round(accuracy, 3),
+                      "reasons": told["reasons"], **about})
+        log("after the plan", *(f"{key}: {value}" for key, value in weeks[-1].items()))
+        if told["answer"] == "train":
+            break
+        if told["answer"] == "go back":
+            server.follow(Path(rollback(link)))
+    for name, model in {"old": old, "plan": new, "all told": whole}.items():
+        with Server(model, "--threads", str(said.threads)) as other:
+            labels = [label for _, _, label in other.classified([text for text, _ in rows])]
         right = {kind: [said == intent for said, (_, intent) in zip(labels, rows, strict=True)
                         if (intent in world.known) == (kind == "known")]
                  for kind in ("known", "new")}
         parts = {kind: round(statistics.mean(some), 4) for kind, some in right.items()}
-        whole = statistics.mean(right["known"] + right["new"])
-        found.setdefault("later", {})[name] = {"accuracy": round(whole, 4), **parts}
+        both = statistics.mean(right["known"] + right["new"])
+        found.setdefault("later", {})[name] = {"accuracy": round(both, 4), **parts}
         log("on", len(rows), "later texts", name, found["later"][name])
-    return {**found, "weeks": weeks}, then
+    return {**found, "weeks": weeks}, told, later
 
 def run_data(said: argparse.Namespace) -> Path:
     return said.runs / "data"

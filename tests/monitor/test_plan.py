@@ -12,6 +12,7 @@ import pytest
 
 from ftcore.cli import parse
 from ftcore.errors import ConfigError, DataError
+from ftcore.monitor import retrain
 from ftcore.monitor.__main__ import main
 from ftcore.monitor.journal import read_reference
 from ftcore.monitor.plan import Limits, configured, decide, plan
@@ -40,7 +41,8 @@ TWO = [finding("length", 2), finding("entropy", 2)]
     ({"first": TWO}, "go back"),
     ({"first": TWO, "labelled": 0, "hours": 0.0}, "go back"),
     ({"first": TWO, "known": {"length": 0.5}}, "wait"),  # it moved before there was this model
-    ({"first": [finding("right", 2, "accuracy")], "known": {"right": 0.4}}, "go back"),
+    ({"first": [finding("right", 2, "accuracy")], "known": {"right": 0.39}}, "go back"),
+    ({"first": [finding("right", 2, "accuracy")], "known": {"right": 0.41}}, "wait"),  # as before
     ({"first": [finding("right", 2, "accuracy")], "known": {"right": 0.6}}, "wait"),  # it helped
 ])  # fmt: skip
 def test_what_is_decided(inputs: dict[str, Any], answer: str) -> None:
@@ -112,7 +114,7 @@ def test_rows_with_feedback_are_planned_trained_and_judged(
     assert 0.7 < told["inputs"]["known"]["accuracy"] < 0.9
     capsys.readouterr()
     words = ["--min-labelled", "20", "--cooldown-hours", "0", "--first-requests", "240"]
-    assert main(["plan", "plan/plan", "log.jsonl", "next", *words, "--window", "20"]) == 0
+    assert main(["plan", "plan/plan", "log.jsonl", "next", *words, "--window", "20"]) == 1
     assert capsys.readouterr().out.startswith(f"go back to {served.absolute()}\n")
 
 def test_what_cannot_be_planned(served: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -129,11 +131,16 @@ def test_what_cannot_be_planned(served: Path, capsys: pytest.CaptureFixture[str]
     Path("plan").mkdir()
     with pytest.raises(ConfigError, match="plan is there already"):
         plan(served, log(*asked(served, 240)), Path("plan"), FEW)
-    for words in (["plan"], ["plan", str(served), "log.jsonl"], ["report", str(served)],
-                  ["plan", str(served), "none.jsonl", "next"], ["report", "runs", "log.jsonl"]):
+    for words in (["plan", str(served), "none.jsonl", "next"], ["report", "runs", "log.jsonl"],
+                  ["report", str(served), "log.jsonl", "--window", "0"]):
         assert main(words) == 2
         assert capsys.readouterr().err.startswith("error: ")
-    assert main(["nothing"]) == 2 and main(["--help"]) == 0
+    for words in (["plan"], ["plan", str(served), "log.jsonl"], ["report"], ["nothing"], []):
+        with pytest.raises(SystemExit, match="2"):
+            main(words)
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    assert "rollback" in capsys.readouterr().out
 
 def test_classes_that_the_model_does_not_know_are_kept_apart(served: Path) -> None:
     some = [*asked(served, 120), *asked(served, 120, start=120, label="a new one")]
@@ -144,7 +151,17 @@ def test_classes_that_the_model_does_not_know_are_kept_apart(served: Path) -> No
     assert {*labels["new"]} == {*COLOURS, "a new one"} and {*labels["recent"]} <= {*COLOURS}
     assert {*labels["unseen"]} == {"a new one"} and sum(map(len, labels.values())) == 240
     table = tomllib.loads(Path("plan/plan.toml").read_text())
-    assert table["commands"]["unseen"].endswith("/unseen.jsonl") and "unseen" in table["gate"]
+    assert table["commands"]["unseen"].endswith("/unseen.jsonl")
+    assert "unseen" in table["gate"]["gains"]
+
+def test_a_class_that_no_row_teaches_is_no_question(served: Path) -> None:
+    lines = asked(served, 180)
+    for n in range(180, 240):
+        lines += asked(served, 1, start=n, label=f"alone {n}")
+    told = plan(served, log(*lines), Path("plan"), FEW)
+    assert told["answer"] == "train", told["reasons"]
+    new = [json.loads(line) for line in Path("plan/new.jsonl").read_text().splitlines()]
+    assert len({row["label"] for row in new}) == 62 and not Path("plan/unseen.jsonl").read_text()
 
 def test_runs_that_new_rows_cannot_stand_beside(served: Path) -> None:
     assert configured(served).task == "classify"
@@ -158,7 +175,7 @@ def test_runs_that_new_rows_cannot_stand_beside(served: Path) -> None:
         configured(served)
 
 def test_answers_that_were_bettered_are_planned(
-    sft: list[str], run: Callable, tmp_path: Path
+    sft: list[str], run: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = sft[sft.index("--data.train") + 1]
     more = ["--data.dev", file, "--data.leaks", "report", "--eval.max-new-tokens", "4"]
@@ -167,7 +184,8 @@ def test_answers_that_were_bettered_are_planned(
     for n in range(60):
         row = {"prompt_tokens": 5, "generation_tokens": 3, "reason": "stop", "logprob": -1.0,
                "repeated": 0.0, "answer": "no", "input": [{"role": "user", "content": f"ask {n}"}]}
-        feedback = {"request_id": f"{n:024x}", "index": 0, "text": f"say {n * n}"}
+        better = json.dumps({"intent": "say", "what": f"{n * n}"})
+        feedback = {"request_id": f"{n:024x}", "index": 0, "text": better}
         lines += [{"time": 1e9, "id": f"{n:024x}", "model": "served", "rows": [row]},
                   {"time": 1e9, "id": f"{n + 999:024x}", "feedback": feedback}]
     old = Limits(min_labelled=20, cooldown_hours=0, max_age_days=1e-9, window=20)
@@ -175,8 +193,15 @@ def test_answers_that_were_bettered_are_planned(
     assert plan(Path("runs/served"), log(*lines), Path("plan"), old)["answer"] == "train"
     row = json.loads(Path("plan/new.jsonl").read_text().splitlines()[0])
     assert [m["role"] for m in row["messages"]] == ["user", "assistant"]
-    table = tomllib.loads(Path("plan/plan.toml").read_text())
-    run("train", *shlex.split(table["commands"]["train"])[2:])
+    monkeypatch.setattr(retrain, "said", lambda line: run(*spoken(line))[0])
+    told = retrain.run(Path("plan"))
+    assert told["answer"] == "fail" and told["inputs"]["gains"][0]["difference"] == 0
+    assert [each["what"] for each in told["inputs"]["kept"]] == ["chat_test"]
+
+def spoken(line: str) -> list[str]:
+    """A command of a plan as the fixture `run` takes it."""
+    _, script, *words = shlex.split(line)
+    return [script.removesuffix(".py"), *words]
 
 def test_a_report_has_a_page(served: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = log(*asked(served, 60, prompt_tokens=99))

@@ -35,7 +35,7 @@ from ftcore.config import ServeConfig
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.deploy.api import Api, Served
 from ftcore.deploy.engine import Engine
-from ftcore.deploy.http import Exchange
+from ftcore.deploy.http import Exchange, Meters
 from ftcore.model.load import load_model, save_model
 from kernels.docs import Docs
 from tests.data.templates import styles
@@ -222,9 +222,9 @@ class Asked:
         self.loaded, about = serve.opened(path, config)
         self.model = self.loaded.model
         self.tokenizer = Tokenizer.load(self.loaded.folder)
-        served = Served(tokenizer=self.tokenizer, **about | more)
+        served = Served(**{"name": about["version"], "tokenizer": self.tokenizer} | about | more)
         self.engine = Engine(self.model, threads=1)
-        self.api = Api(self.engine, served, config)
+        self.api = Api(self.engine, served, config, Meters())
 
     def exchange(self, path: str, **body: Any) -> Exchange:
         """A request, answered; `body` is then the answer's."""

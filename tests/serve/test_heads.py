@@ -120,5 +120,5 @@ def test_a_broken_engine_ends_the_server(made: Make) -> None:
     with pytest.raises(Refused, match="does not work"):
         asyncio.run(api.ready(None, {}))
     config = replace(api.options, port=0)
-    server = Server(api.routes, lambda: ask.engine.is_broken, config, api.meters)
+    server = Server(api, config)
     assert asyncio.run(server.run(lambda port: None)) == 1

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -112,18 +113,20 @@ def test_keys_are_compared_in_constant_time(
     monkeypatch.setattr(hmac, "compare_digest", compare)
     (tmp_path / "keys").write_text("alpha\nbeta\ngamma")
     config = options(ServeConfig, ["--api-key-file", str(tmp_path / "keys")], script="")
-    server = http.Server({}, bool, config, http.Meters(Engine(Model(SPEC, "lm")), ""))
+    server = http.Server(api({}), config)
     server._owner({b"authorization": b"Bearer alpha"}, "/v1/models")
     assert [one for one, _ in compared] == [hashlib.sha256(b"alpha").digest()] * 3
+
+def api(routes: dict[str, tuple[str, http.Handler]]) -> SimpleNamespace:
+    meters, engine = http.Meters(), Engine(Model(SPEC, "lm"))
+    meters.tell_of(engine, "")
+    return SimpleNamespace(routes=routes, engine=engine, meters=meters)
 
 def answered(handler: http.Handler, config: ServeConfig, *, is_late: bool = False) -> bytes:
     """What a server in this process says to a request for /x, read with pauses, or only once the
     server has given up."""
-    meters = http.Meters(Engine(Model(SPEC, "lm")), "")
-
     async def ask() -> bytes:
-        how = {"/x": ("GET", handler)}
-        server = http.Server(how, bool, config, meters)
+        server = http.Server(api({"/x": ("GET", handler)}), config)
         listening = await asyncio.start_server(server._connected, "127.0.0.1", 0)
         async with listening:
             where = listening.sockets[0].getsockname()
