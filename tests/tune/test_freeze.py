@@ -92,6 +92,7 @@ def test_patterns_train_the_union() -> None:
     ("rule", "message"),
     [
         ("v_porj", "'v_porj' matches nothing; nearest: v_proj"),
+        ("attn_output_norm", "'attn_output_norm' matches nothing"),  # it has no parameter here
         ("embedding", "nearest: embeddings"),
         ("trunk.layers.7.*", "matches nothing; nearest: trunk.layers.2"),
         ("biases", "no such parameter"),
