@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from ftcore.errors import CheckpointError, ConfigError, ModelError, TrainingError
+from ftcore.files import write_folder
 from ftcore.monitor import retrain
 from ftcore.monitor.__main__ import main
 from ftcore.monitor.retrain import _point, history, judge, promote, rollback
@@ -108,8 +109,6 @@ def test_a_plan_is_followed_up_to_the_server(served: Path, tmp_path: Path) -> No
 
 def finished(name: str) -> Path:
     """What looks like a run that has finished."""
-    from ftcore.files import write_folder
-
     with write_folder(Path(name, "adapter")) as folder:
         (folder / "weights").write_text(name)
     return Path(name)
@@ -146,6 +145,15 @@ def test_what_is_not_promoted(capsys: pytest.CaptureFixture[str]) -> None:
     for words in (["run", "empty"], ["promote", str(LINK), "empty"], ["rollback", "nothing"]):
         assert main(words) == 2
         assert capsys.readouterr().err.startswith("error: ")
+
+def test_all_of_a_bundle_is_verified() -> None:
+    with write_folder(Path("bundle")) as folder:
+        finished(str(folder))
+        (folder / "model.safetensors").write_text("base")
+    assert promote(LINK, Path("bundle")) == str(Path("bundle").resolve())
+    Path("bundle/model.safetensors").write_text("altered")
+    with pytest.raises(CheckpointError, match="model.safetensors was altered"):
+        promote(LINK, Path("bundle"))
 
 def test_a_line_that_was_altered_is_named() -> None:
     for name in ("one", "two", "one"):
