@@ -26,7 +26,7 @@ from kernels.backend import Impl, uses_triton
 from kernels.docs import rounded
 from kernels.softcap import capped
 
-CHUNK_ROWS, MOST_LOGITS = 2048, 2**25
+CHUNK_ROWS, MOST_LOGITS = 2048, 2**25  # the latter: fp32, at a time, of single rows' losses
 TRITON_CHUNK_ROWS = 4096  # cost: each chunk adds the whole of dW, and its logits are half as wide
 
 def linear_cross_entropy_reference(
@@ -133,7 +133,8 @@ def linear_cross_entropy(h_MC: Tensor, weight_VC: Tensor, labels_M: Tensor, weig
     label_smoothing    share of the target, in [0, 1), that is spread evenly over the classes
     impl          see kernels/backend.py
     returns       loss sum (fp32 scalar, nats) and weight sum (fp32 scalar)
-    raises        ValueError: z_loss or label_smoothing is out of its range"""
+    raises        ValueError: z_loss or label_smoothing is out of its range
+    memory        2048 x V logits at a time in fp32, or 4096 x V in the compute dtype on a GPU"""
     if not 0 <= z_loss < float("inf"):
         raise ValueError(f"z_loss = {z_loss}: must be a finite number >= 0; 0 is off")
     if not 0 <= label_smoothing < 1:

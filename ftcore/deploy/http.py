@@ -131,7 +131,7 @@ class Meters(dict):
 Handler = Callable[[Exchange], Awaitable[bytes | None]]  # returns JSON, or None: it has answered
 
 class Server:
-    """Takes requests for the `routes` of its `api`, until a signal comes, or that is broken."""
+    """Serves the `routes` (path -> method, Handler) of its `api`, until a signal or a break."""
 
     def __init__(self, api: Any, options: ServeConfig) -> None:
         self.api, self.options, self.meters = api, options, api.meters

@@ -6,8 +6,10 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import traceback
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -75,11 +77,16 @@ def test_a_plan_is_followed_up_to_the_server(served: Path, tmp_path: Path) -> No
         assert [each["what"] for each in verdict["inputs"]["gains"]] == ["recent"]
         assert cron("run", "plans/a b").returncode == 0  # once more does no harm
         assert answered()[1] == "served"
-        done = cron("promote", LINK, "plans/a b")
-        assert done.returncode == 0 and LINK.resolve().name == "a b", done.stderr
-        while (told := client.process.stdout.readline()) and "instead" not in told:
-            pass
+        with ThreadPoolExecutor(1) as other:
+            is_over = threading.Event()
+            asked_on = other.submit(lambda: [answered() for _ in iter(is_over.is_set, True)])
+            done = cron("promote", LINK, "plans/a b")
+            assert done.returncode == 0 and LINK.resolve().name == "a b", done.stderr
+            while (told := client.process.stdout.readline()) and "instead" not in told:
+                pass
+            is_over.set()
         assert told == "a b answers instead of served\n"
+        assert {"served"} < {version for _, version in asked_on.result()} <= {"served", "a b"}
         assert answered() == ("model", "a b")
         with pytest.raises(ConfigError, match="was judged beside .*served, and live/model is"):
             promote(LINK, Path("plans/a b"))

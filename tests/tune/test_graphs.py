@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ftcore.config import OptimConfig
 from ftcore.data.pack import Batch, Encoded, collate, shifted
+from ftcore.model.heads import Model
 from ftcore.tune import loop
 from ftcore.tune.optim import AdamW
 from ftcore.tune.task import passes, token_labels
@@ -133,3 +134,17 @@ def test_what_cannot_be_captured_is_computed_as_ever_and_told(optimizer, caplog)
     assert found.sink.stale == set(optimizer.params)
     assert [record.getMessage() for record in caplog.records] == [
         "computed without a CUDA graph: the stream is capturing"]
+
+class Maker(loop.Loop):
+    """One whose rows are made on the way, with a loss of their own."""
+
+    reads_rows = False
+
+def test_the_loss_of_rows_that_are_made_has_no_graph(
+    make_loop: Callable[..., loop.Loop], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Model, "device", torch.device("cuda"))
+    monkeypatch.setattr(loop, "Graphs", lambda *_: "replayed")
+    read = make_loop("read")
+    assert read.graphs == "replayed"
+    assert Maker(read.model, read.task, read.documents, read.config, read.run).graphs is None
