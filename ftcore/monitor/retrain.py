@@ -119,7 +119,7 @@ def _point(link: Path, now: Path, event: str, model: Path, **more: Any) -> str:
     whole = next((part for part in parts if (part / files.MANIFEST).is_file()), model)
     files.verify_folder(whole)
     files.make_folder(link.parent)
-    log, temp = (link.with_name(name) for name in (f"{link.name}.jsonl", f".tmp-{link.name}"))
+    log, temp = (link.with_name(f"{link.name}.{end}") for end in ("jsonl", "next"))
     with locked(link.with_name(f".{link.name}.lock")):
         if link.resolve() != now or link.exists() and not link.is_symlink():
             raise ConfigError(f"{link}: is no symbolic link, or was changed meanwhile: ask again")
