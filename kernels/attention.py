@@ -166,15 +166,12 @@ def _to_stream(x_PZD: Tensor, group: Group) -> Tensor:
 
 def _attend_long(q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, group: Group, rule: Rule) -> Tensor:
     """Documents of one length through torch's fused attention."""
-    blocks_BHTD = (
-        x_N.view(group.num_docs, group.length, *x_N.shape[1:]).transpose(1, 2)
-        for x_N in (q_NHD, k_NGD, v_NGD))
+    blocks_BHTD = (x_N.view(group.num_docs, group.length, *x_N.shape[1:]).transpose(1, 2)
+                   for x_N in (q_NHD, k_NGD, v_NGD))
     is_windowed = rule.window is not None and rule.window < group.length
     o_BHTD = F.scaled_dot_product_attention(
-        *blocks_BHTD,
-        attn_mask=~rule.hidden(group, q_NHD.device) if is_windowed else None,
-        is_causal=rule.is_causal and not is_windowed,
-        scale=rule.scale,
+        *blocks_BHTD, attn_mask=~rule.hidden(group, q_NHD.device) if is_windowed else None,
+        is_causal=rule.is_causal and not is_windowed, scale=rule.scale,
         enable_gqa=q_NHD.shape[1] != k_NGD.shape[1])
     return o_BHTD.transpose(1, 2).flatten(0, 1)
 

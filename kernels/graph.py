@@ -1,11 +1,13 @@
-"""Passes of a micro-batch as CUDA graphs: what a GPU was told once, Python need not tell it again.
+"""Passes as CUDA graphs: what a GPU was told once, Python need not tell it again.
 
 A step of a small model is thousands of kernels, which take less time than Python to launch them. A
-graph holds for sizes, so streams are filled up: the tokens by one document of weight 0, the scored
-rows by its last row, the tables of tiles by copies of their cheapest. The first micro-batch of some
-sizes is computed as ever, the second captured; from then on they are replayed: the same kernels
-over the same places, into which a batch is written."""
+graph holds for sizes, so streams are filled up: in training the tokens by one document of weight 0,
+the scored rows by its last row, the tables of tiles by copies of their cheapest; in decoding by
+copies of a sequence. The first pass of some sizes is computed as ever, the second captured; from
+then on they are replayed: the same kernels over the same places, into which what is new is
+written."""
 
+import gc
 import logging
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
@@ -21,6 +23,35 @@ GRAIN, MORE_DOCS = 512, 32  # tokens and scored rows, and documents, are filled 
 MOST = 64  # graphs of a run; batches of other sizes are computed as ever
 Replay = Callable[[], None]
 Passes = Callable[[Any, Tensor], Tensor]  # (batch, factor of the loss) to the loss sum
+
+def recorded(run: Callable[[], Tensor], **where: Any) -> tuple[Tensor, Replay]:
+    """What `run` returns, not yet computed, and what computes it, as often as it is called; `where`
+    are pool and stream of the graph. Raises RuntimeError: an operation waits for the device."""
+    graph = torch.cuda.CUDAGraph()
+    gc.disable()  # an old graph that is collected while this one is captured ends the capture
+    try:
+        with torch.cuda.graph(graph, capture_error_mode="thread_local", **where):
+            return run(), graph.replay
+    finally:
+        gc.enable()
+
+class Replays:
+    """Passes without gradients, by key: computed once, then captured, from then on replayed."""
+
+    def __init__(self) -> None:
+        self.graphs: dict[Hashable, tuple[Any, ...]] = {}
+
+    def __call__(self, key: Hashable, run: Callable[[], Tensor], table: Tensor) -> Tensor:
+        """What `run` returns, until the next call; all it reads that changes is in the table."""
+        if key not in self.graphs:
+            result = run()
+            self.graphs[key] = ()
+            return result
+        self.graphs[key] = self.graphs[key] or (*recorded(run), table)
+        result, replay, mine = self.graphs[key]
+        mine.copy_(table)
+        replay()
+        return result
 
 class Sink(Protocol):
     """Where the gradients go."""
@@ -53,13 +84,6 @@ class Graphs:
             yield
         main.wait_stream(self.stream)
 
-    def recorded(self, run: Callable[[], Tensor]) -> tuple[Tensor, Replay]:
-        """What `run` returns, not yet computed, and what computes it, as often as it is called."""
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
-            result = run()
-        return result, graph.replay
-
     def _passed(self, sizes: Hashable, batch: Any, factor: Tensor) -> Tensor:
         if sizes not in self.graphs and self.tilings.get(sizes) and len(self.graphs) < MOST:
             self._capture(sizes, batch, factor)
@@ -86,7 +110,8 @@ class Graphs:
             mine.docs.by_tiling[tiling] = filled_tiles(batch.docs, tiling).to(self.device)
         before = set(self.sink.stale)
         try:
-            loss, replay = self.recorded(partial(self.passes, mine, my_factor))
+            run = partial(self.passes, mine, my_factor)
+            loss, replay = recorded(run, pool=self.pool, stream=self.stream)
             self.graphs[sizes] = mine, my_factor, loss, before - self.sink.stale, replay
         except RuntimeError as error:  # an operation that waits for the device
             self.tilings[sizes] = []

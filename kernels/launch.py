@@ -22,11 +22,8 @@ MAX_HEAD_WIDTH, MAX_NORM_WIDTH, MAX_RANK = 256, 16384, 128
 def configs() -> dict[tuple[str, str], dict[float, Config]]:
     """The rows of configs.toml: (kernel, class) -> largest size -> arguments, smallest first."""
     tables = tomllib.loads(CONFIGS_FILE.read_text(encoding="utf-8"))
-    return {
-        (kernel, kind): {float(size): row for size, row in rows.items()}
-        for kernel, kinds in tables.items()
-        for kind, rows in kinds.items()
-    }
+    return {(kernel, kind): {float(size): row for size, row in rows.items()}
+            for kernel, kinds in tables.items() for kind, rows in kinds.items()}
 
 def config_of(kernel: str, size: int, device: torch.device, *, shape: str = "") -> Config:
     """Block sizes, warps and stages of a kernel.

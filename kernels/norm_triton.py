@@ -117,8 +117,7 @@ def _launch_bwd(dy_NC: Tensor, dsum_NC: Tensor | None, saved: tuple[Tensor, ...]
     with torch.cuda.device_of(x_NC):
         _norm_bwd_kernel[(P,)](
             dy_NC.contiguous(), x_NC, weight_C, mean_N, rstd_N,
-            None if dsum_NC is None else dsum_NC.contiguous(), dx_NC, *sums_PC,
-            N, C, offset,
+            None if dsum_NC is None else dsum_NC.contiguous(), dx_NC, *sums_PC, N, C, offset,
             IS_CENTRED=mean_N is not None, BLOCK_C=triton.next_power_of_2(C), **config)
     return dx_NC, *(None if x_PC is None else x_PC.sum(0).to(weight_C.dtype) for x_PC in sums_PC)
 

@@ -78,7 +78,7 @@ class Engine:
 
     def __post_init__(self) -> None:
         pack_linears(self.model.eval())
-        self.cache = Cache(self.model.spec.num_layers)
+        self.cache = Cache(self.model.spec.num_layers, self.model.device)
         self.running: list[Job] = []  # in the order they came
         self.waiting: deque[Job] = deque()
         self.num_steps = self.errors = self.failures = 0

@@ -1,6 +1,7 @@
 """Where and how exactly a run computes: device, precision, seeds. Every stream of random
 numbers has a key, (seed, what for), so resuming needs no saved generator."""
 
+import logging
 import os
 from dataclasses import dataclass
 
@@ -24,6 +25,8 @@ def resolve_device(name: str, kernels: str = "auto") -> torch.device:
         raise ConfigError(f"env.device = {name!r}: {reason}; use cpu") from error
     if kernels == "triton" and device.type == "cpu":
         raise ConfigError(f"env.kernels = 'triton' on {name}: they need a GPU; use auto")
+    if device.type == "cpu" and torch.cuda.is_available():
+        logging.getLogger(__name__).warning("computed on a CPU; this machine has a GPU: device cuda")
     return device
 
 @dataclass

@@ -5,7 +5,7 @@ the batch once it stops. Logits are formed for the last token of each alone.
 Letters: B sequences, N new tokens, T those of one sequence at most, V vocabulary, C model width."""
 
 from collections.abc import Sequence
-from itertools import accumulate, chain
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -14,16 +14,19 @@ from torch import Tensor
 from ftcore.errors import ModelError
 from ftcore.model.heads import Model
 from kernels.attention_cache import Cache
-from kernels.docs import Docs
 from kernels.sampling import drawn
 
 def advanced(model: Model, cache: Cache, rows: Sequence[int],
              parts: Sequence[Sequence[int]]) -> Tensor:
     """h_BC of the last token of each part, which rows of the cache then have read."""
-    docs = Docs.from_lengths([*map(len, parts)], model.device)
-    tokens_N = torch.tensor([*chain.from_iterable(parts)], device=model.device)
-    inputs = tokens_N, cache.extend(rows, docs), torch.zeros_like(tokens_N), docs
-    return model.trunk(*inputs, cache.attends, docs.last_B())
+    tokens_N, docs = cache.extend(rows, parts)
+    last_B = docs.last_B() if docs.num_tokens > len(docs.lengths) else None
+
+    def run() -> Tensor:
+        inputs = tokens_N, cache.slots_N, torch.zeros_like(tokens_N), docs
+        return model.trunk(*inputs, cache.attends, last_B)
+
+    return cache.passed(run)[: len(rows)]
 
 @torch.inference_mode()
 def generate(model: Model, prompts: Sequence[Sequence[int]], *, max_new_tokens: int,
@@ -40,7 +43,7 @@ def generate(model: Model, prompts: Sequence[Sequence[int]], *, max_new_tokens: 
             must = f"with {max_new_tokens} new ones it must have 1 to {most}"
             raise ModelError(f"prompt {index} has {len(prompt)} tokens: {must}")
     assert not model.training, "dropout would decide: model.eval() before generating"
-    cache = Cache(model.spec.num_layers)
+    cache = Cache(model.spec.num_layers, model.device)
     answers: list[list[int]] = [[] for _ in prompts]
     # cost: a prompt that stands several times in turn is read once
     is_new_B = [i == 0 or prompt is not prompts[i - 1] for i, prompt in enumerate(prompts)]

@@ -134,8 +134,10 @@ class Loop:
 
     @property
     def num_processes(self) -> int:
-        """On a CPU, one for each of its threads, if a step has documents for them."""
-        threads = torch.get_num_threads() if self.device.type == "cpu" else 1
+        """On a CPU, one for each of its threads, if a step has documents for them. Where there is a
+        GPU, autograd has threads of its own after a first step, and cannot be forked again."""
+        is_forked = self.device.type == "cpu" and (self.reads_rows or not torch.cuda.is_available())
+        threads = torch.get_num_threads() if is_forked else 1
         return min(threads, self.config.optim.batch_size)
 
     def _is_logged(self, step: int) -> bool:

@@ -1,13 +1,15 @@
 """Everything a GPU is asked, in one command of some ten minutes:
 
     python -m tests.bench.gpu [--tune] [--record] [--plot DIR] [OP ...]
-    python -m tests.bench.gpu end-to-end [SHAPE ...]     the last part alone
+    python -m tests.bench.gpu end-to-end [SHAPE ...]     a later part alone
+    python -m tests.bench.gpu decode [SHAPE ...]
 
 kernels.check; kernels.bench with the rivals of gpu_rivals.py; and, unless ops are named, end to
 end: training steps of models of some shapes with random weights, ours beside transformers (and
 peft, and Liger's patch) with SDPA, on the same documents. Theirs sorts the documents of a step by
-length and pads them in micro-batches; its AdamW is torch's fused one, without fp32 masters. A JSON
-line comes last.
+length and pads them in micro-batches; its AdamW is torch's fused one, without fp32 masters. Then
+decoding: prompts of 128 tokens, 128 more of each, greedy, in bf16, beside transformers' `generate`.
+A JSON line comes last.
 """
 
 import json
@@ -16,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -26,12 +29,14 @@ import torch
 
 from ftcore.config import OptimConfig, PeftConfig
 from ftcore.data.pack import Encoded, collate, total_weight
+from ftcore.model import generate as made
 from ftcore.model.heads import Model
 from ftcore.model.load import load_model
 from ftcore.tune.loop import filled
 from ftcore.tune.optim import AdamW
 from ftcore.tune.task import choose_trainable, passes, token_labels
 from kernels import bench, check
+from kernels.attention_cache import Cache
 from kernels.cases import ops
 from kernels.graph import Graphs
 
@@ -59,6 +64,7 @@ LLAMA_8B = LLAMA | {
     "num_attention_heads": 32, "num_key_value_heads": 8, "tie_word_embeddings": False,
 }  # fmt: skip
 STEP_TOKENS, NUM_STEPS, WARM_UP = 16384, 9, 3
+STREAMS, NUM_NEW = (1, 32, 256), 128
 Step = list[Encoded]
 
 class Shape(NamedTuple):
@@ -133,12 +139,7 @@ def ours(config: dict, method: str, impl: str, device: str) -> Callable[[Step], 
 def theirs(config: dict, method: str, rows: int, device: str,
            has_liger: bool) -> Callable[[Step], float]:
     """A step of transformers, in micro-batches of `rows` documents."""
-    import transformers
-
-    made = transformers.AutoConfig.for_model(**config)
-    with torch.device(device):
-        model = transformers.AutoModelForCausalLM.from_config(
-            made, dtype=torch.bfloat16, attn_implementation="sdpa").train()
+    model = their_model(config, device).train()
     if has_liger:
         from liger_kernel.transformers import _apply_liger_kernel_to_instance
 
@@ -167,6 +168,14 @@ def theirs(config: dict, method: str, rows: int, device: str,
         return float(total)
 
     return run
+
+def their_model(config: dict, device: str) -> Any:
+    import transformers
+
+    made = transformers.AutoConfig.for_model(**config)
+    with torch.device(device):
+        return transformers.AutoModelForCausalLM.from_config(
+            made, dtype=torch.bfloat16, attn_implementation="sdpa")
 
 def padded(documents: Step, device: str) -> dict[str, torch.Tensor]:
     shape = len(documents), max(map(len, documents))
@@ -203,11 +212,57 @@ def end_to_end(shape: Shape, device: str) -> Iterator[dict[str, Any]]:
             except Exception as error:  # a rival that is absent, or out of memory
                 print(f"    {method} {who}: {type(error).__name__}: {str(error)[:300]}", flush=True)
 
+@contextmanager
+def from_python() -> Iterator[None]:
+    """Every pass of `generate` is computed from Python, none replayed."""
+    class Plain(Cache):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            self.replays = None
+
+    old, made.Cache = made.Cache, Plain
+    yield
+    made.Cache = old
+
+def decoding(shape: Shape, device: str) -> Iterator[dict[str, Any]]:
+    """Tokens per second of some numbers of streams, after a first time; and what share of ours,
+    replayed, comes before the first token that differs from those computed from Python."""
+    random = np.random.default_rng(0)
+    every = [random.integers(10, shape.config["vocab_size"], (count, NUM_NEW)).tolist()
+             for count in STREAMS]
+    model = random_model(shape.config, device).eval()
+    rule = {"max_new_tokens": NUM_NEW, "stop_ids": frozenset()}
+    for prompts in every:
+        found = {}
+        for who, way in (("ours, from Python", from_python), ("ours", nullcontext)):
+            with way():
+                rate, found[who] = timed(partial(made.generate, model, prompts, **rule))
+            yield {"streams": len(prompts), "who": who, "tokens_per_s": rate}
+        share = np.equal(*found.values()).cumprod(-1).mean()
+        print(f"    {len(prompts)} streams: the same tokens {share:.4f}", flush=True)
+    model = their_model(shape.config, device).eval()
+    for prompts in every:
+        ids = torch.tensor(prompts, device=device)
+        rule = {"max_new_tokens": NUM_NEW, "min_new_tokens": NUM_NEW, "do_sample": False}
+        run = partial(model.generate, ids, attention_mask=torch.ones_like(ids), **rule)
+        rate, _ = timed(lambda run=run: run().tolist())
+        yield {"streams": len(prompts), "who": "transformers", "tokens_per_s": rate}
+
+def timed(run: Callable[[], list[list[int]]]) -> tuple[int, list[list[int]]]:
+    """New tokens per second, the faster of two times after a first, and what came."""
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        found = run()
+        seconds.append(time.perf_counter() - start)
+    return round(len(found) * NUM_NEW / min(seconds[1:])), found
+
 def ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
     """Ours over the faster of theirs, by shape and method."""
     rates: dict[str, dict[str, float]] = {}
     for row in rows:
-        rates.setdefault(f"{row['shape']} {row['method']}", {})[row["who"]] = row["tokens_per_s"]
+        what = row.get("method") or f"decode {row['streams']}"
+        rates.setdefault(f"{row['shape']} {what}", {})[row["who"]] = row["tokens_per_s"]
     best = {name: max((r for who, r in of.items() if "ours" not in who), default=0)
             for name, of in rates.items()}
     return {name: round(rates[name]["ours"] / best[name], 2)
@@ -217,14 +272,16 @@ def main() -> int:
     """1 where a kernel breaks the rule of kernels.check."""
     words, broken, rows = sys.argv[1:], 0, []
     names = [word for word in words if word in ops()]
-    if words[:1] != ["end-to-end"]:
+    parts = {"end-to-end": end_to_end, "decode": decoding}
+    if words[:1] == [] or words[0] not in parts:
         broken = check.main(names)
         bench.main([*words, "--rivals", "tests.bench.gpu_rivals"])
     for name in [] if names else [word for word in words if word in SHAPES] or SHAPES:
-        for row in end_to_end(SHAPES[name], "cuda"):
-            rows.append({"shape": name, **row})
-            print(rows[-1], flush=True)
-    print(json.dumps({"broken": broken, "end_to_end": rows, "ratio": ratios(rows)}))
+        for part in parts.values() if parts.keys().isdisjoint(words) else [parts[words[0]]]:
+            for row in part(SHAPES[name], "cuda"):
+                rows.append({"shape": name, **row})
+                print(rows[-1], flush=True)
+    print(json.dumps({"broken": broken, "rows": rows, "ratio": ratios(rows)}))
     return broken
 
 if __name__ == "__main__":

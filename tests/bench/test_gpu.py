@@ -64,22 +64,36 @@ def test_ours_runs_as_it_is_asked(monkeypatch) -> None:
         gpu.ours(TINY, "lora", impl, "cpu")
     assert asked == ["auto", "eager"]
 
+def test_all_decode_as_many_tokens(monkeypatch) -> None:
+    pytest.importorskip("transformers", reason="transformers is not installed: it is a rival")
+    monkeypatch.setattr(gpu, "STREAMS", (1, 3))
+    monkeypatch.setattr(gpu, "NUM_NEW", 6)
+    rows = list(gpu.decoding(gpu.Shape(TINY, (), None, ()), "cpu"))
+    who = ["ours, from Python", "ours"]
+    assert [(row["streams"], row["who"]) for row in rows] == [
+        *((count, name) for count in (1, 3) for name in who),
+        *((count, "transformers") for count in (1, 3))]
+    assert all(row["tokens_per_s"] > 0 for row in rows)
+
 def test_names_of_ops_leave_out_the_training(monkeypatch) -> None:
     called = []
     monkeypatch.setattr(gpu.check, "main", lambda names: called.append(("check", names)) or 0)
     monkeypatch.setattr(gpu.bench, "main", lambda words: called.append(("bench", words)))
     monkeypatch.setattr(gpu, "end_to_end", lambda *_: called.append("end to end") or [])
+    monkeypatch.setattr(gpu, "decoding", lambda *_: called.append("decoding") or [])
     monkeypatch.setattr("sys.argv", ["gpu", "rope", "swiglu", "--record"])
     assert gpu.main() == 0
     rivals = ["--rivals", "tests.bench.gpu_rivals"]
     words = ["rope", "swiglu", "--record", *rivals]
     assert called == [("check", ["rope", "swiglu"]), ("bench", words)]
     monkeypatch.setattr("sys.argv", ["gpu"])
-    every = ["end to end"] * len(gpu.SHAPES)
+    every = ["end to end", "decoding"] * len(gpu.SHAPES)
     assert gpu.main() == 0 and called[2:] == [("check", []), ("bench", rivals), *every]
     called.clear()
     monkeypatch.setattr("sys.argv", ["gpu", "end-to-end", "8B"])
     assert gpu.main() == 0 and called == ["end to end"]
+    monkeypatch.setattr("sys.argv", ["gpu", "decode", "8B", "1B"])
+    assert gpu.main() == 0 and called[1:] == ["decoding", "decoding"]
 
 def test_a_ratio_is_that_to_the_faster_of_theirs() -> None:
     said = {"ours": 60, "ours, eager": 9, "transformers, 16 rows": 20, "with Liger, 16 rows": 30}

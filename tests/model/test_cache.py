@@ -1,13 +1,16 @@
 """Sequences that join, grow by tokens or chunks, and leave, against whole documents."""
 
+import gc
 import random
+import weakref
 
 import pytest
 import torch
 
+from ftcore.model.generate import advanced
 from ftcore.model.heads import Model
 from ftcore.model.load import load_model
-from kernels.attention_cache import SLOTS, Cache
+from kernels.attention_cache import Cache
 from kernels.docs import Docs
 
 LENGTHS = [90, 3, 140, 17, 64, 33, 1, 70]
@@ -19,10 +22,8 @@ def model(hf) -> Model:
 @torch.no_grad()
 def grow(model: Model, cache: Cache, parts: list[tuple[int, list[int]]]) -> list[torch.Tensor]:
     """Add tokens to rows of the cache: the hidden states of each."""
-    docs = Docs.from_lengths([len(ids) for _, ids in parts])
-    tokens_N = torch.tensor(sum((ids for _, ids in parts), []))
-    positions_N = cache.extend([row for row, _ in parts], docs)
-    h_NC = model.trunk(tokens_N, positions_N, tokens_N * 0, docs, cache.attends)
+    tokens_N, docs = cache.extend([row for row, _ in parts], [ids for _, ids in parts])
+    h_NC = model.trunk(tokens_N, cache.slots_N, tokens_N * 0, docs, cache.attends)
     return list(h_NC.split(docs.lengths))
 
 def whole(model: Model, ids: list[int]) -> torch.Tensor:
@@ -37,7 +38,8 @@ def test_any_order_of_steps_equals_whole_documents(lm_kind, hf, documents) -> No
     chance = random.Random(0)
     texts = documents(LENGTHS)
     wanted = [whole(model, text) for text in texts]
-    cache, running, left, off = Cache(model.spec.num_layers), [], [*range(len(texts))], 0.0
+    cache = Cache(model.spec.num_layers, model.device)
+    running, left, off = [], [*range(len(texts))], 0.0
     while left or running:
         if left and (not running or chance.random() < 0.4):
             assert cache.join() == len(running)
@@ -61,7 +63,7 @@ def test_any_order_of_steps_equals_whole_documents(lm_kind, hf, documents) -> No
 
 def test_tokens_are_copied_from_one_row_to_another(model, documents) -> None:
     (text,) = documents([50])
-    cache = Cache(model.spec.num_layers)
+    cache = Cache(model.spec.num_layers, model.device)
     grow(model, cache, [(cache.join(), text[:40])])
     cache.write(cache.join(), cache.read(0, 30))
     assert cache.lengths == [40, 30]
@@ -69,15 +71,27 @@ def test_tokens_are_copied_from_one_row_to_another(model, documents) -> None:
     assert (h_TC - whole(model, text)[30:]).abs().max() <= 2e-5
 
 def test_memory_grows_with_the_longest_and_shrinks_when_it_has_left(model, documents) -> None:
-    cache = Cache(model.spec.num_layers)
-    grow(model, cache, [(cache.join(), documents([SLOTS * 2 + 1])[0])])
-    assert all(slab.shape == (2, 8, 2, 3 * SLOTS, 16) for slab in cache.slabs)
+    cache = Cache(model.spec.num_layers, model.device)
+    grow(model, cache, [(cache.join(), documents([2 * 64 + 1])[0])])
+    assert all(slab.shape == (2, 8, 2, 3 * 64, 16) for slab in cache.slabs)
     cache.leave(0)
     grow(model, cache, [(cache.join(), ids) for ids in documents([4] * 9)])
-    assert all(slab.shape == (2, 16, 2, SLOTS, 16) for slab in cache.slabs)
+    assert all(slab.shape == (2, 16, 2, 64, 16) for slab in cache.slabs)
+
+def test_slabs_are_freed_with_the_cache(model) -> None:
+    """At once, not when the collector of cycles comes by: on a GPU they are large."""
+    cache = Cache(model.spec.num_layers, model.device)
+    advanced(model, cache, [cache.join()], [[1, 2]])
+    slab = weakref.ref(cache.slabs[0])
+    gc.disable()
+    try:
+        del cache
+        assert slab() is None
+    finally:
+        gc.enable()
 
 def test_a_stream_in_another_order_is_refused(model) -> None:
-    cache = Cache(model.spec.num_layers)
+    cache = Cache(model.spec.num_layers, model.device)
     grow(model, cache, [(cache.join(), [1, 2])])
     with pytest.raises(AssertionError, match="single tokens, then chunks, then prompts"):
         grow(model, cache, [(cache.join(), [1, 2]), (0, [3])])

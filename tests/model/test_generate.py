@@ -1,13 +1,18 @@
 """Greedy decoding over the cache against transformers, and drawing."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from ftcore.errors import ModelError
 from ftcore.model.generate import generate
 from ftcore.model.heads import Model
 from ftcore.model.load import load_model
+from kernels import graph
+from kernels.attention_cache import Cache
 from kernels.sampling import drawn
 
 NEVER: frozenset[int] = frozenset()
@@ -106,6 +111,46 @@ def test_a_prompt_that_stands_several_times_is_read_once(model, documents, monke
                         forward(tokens_N, *rest))
     assert generate(model, several, **rule) == want
     assert read[0] == 7 + 4 + 7 and read[1] == 5
+
+class Replayed(Cache):
+    """A cache whose passes of single tokens are replayed without a GPU: what stands for a graph
+    runs a captured pass again, over the tensors and with the sizes that it was captured with."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)
+        self.replays, self.num_replays, self.sizes = graph.Replays(), 0, set()
+
+    def recorded(self, run: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
+        then = vars(self) | {"lengths": [*self.lengths], "slabs": [*self.slabs]}
+        result = run().fill_(torch.nan)
+        self.sizes.add(len(result))
+
+        def replay() -> None:
+            now = dict(vars(self))
+            vars(self).update(then)
+            result.copy_(run())
+            vars(self).update(now, num_replays=now["num_replays"] + 1)
+
+        return result, replay
+
+def test_replayed_passes_give_the_same_answers(lm_kind, hf, documents, monkeypatch) -> None:
+    """Sequences of other lengths, which outgrow a slab, stop, and are fewer than a graph's rows."""
+    model = load_model(hf(lm_kind)[1], task="lm", dtype=torch.float32).model
+    prompts, caches = documents([5, 1, 50, 61, 3, 9, 20]), []
+    rule = {"max_new_tokens": 24, "temperature": 1.0}
+    rule["chance_BT"] = np.random.default_rng(0).random((len(prompts), 24))
+    free = generate(model, prompts, stop_ids=NEVER, **rule)
+    rule["stop_ids"] = frozenset({free[0][9], free[2][14]})
+    want = generate(model, prompts, **rule)
+
+    def made(*args: object) -> Replayed:
+        caches.append(Replayed(*args))
+        monkeypatch.setattr(graph, "recorded", caches[-1].recorded)
+        return caches[-1]
+
+    monkeypatch.setattr("ftcore.model.generate.Cache", made)
+    assert generate(model, prompts, **rule) == want != free
+    assert caches[0].num_replays >= 12 and len(caches[0].sizes) > 1
 
 def test_draws_follow_the_distribution() -> None:
     """Chi-square of 20,000 draws; an impossible token is never drawn, whatever the number."""

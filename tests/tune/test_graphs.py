@@ -28,13 +28,16 @@ pytestmark = pytest.mark.filterwarnings("ignore:(divide by zero|invalid value|Al
 class Interpreted(graph.Graphs):
     """Graphs without a GPU."""
 
-    replays = 0
+    replays, pool, stream = 0, None, None
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        yield
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(graph, "recorded", self.recorded)
+            yield
 
-    def recorded(self, run: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
+    def recorded(self, run: Callable[[], Tensor],
+                 **where: object) -> tuple[Tensor, Callable[[], None]]:
         kept = [buffer.clone() for buffer in self.sink.buffers]
         loss = run()
         for buffer, before in zip(self.sink.buffers, kept, strict=True):
@@ -125,7 +128,7 @@ def test_a_path_that_plans_by_values_is_computed_as_ever(optimizer) -> None:
 def test_what_cannot_be_captured_is_computed_as_ever_and_told(optimizer, caplog) -> None:
     found = Interpreted(counted, optimizer, torch.device("cpu"))
 
-    def recorded(run: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
+    def recorded(run: Callable[[], Tensor], **where: object) -> None:
         found.sink.stale = set()
         raise RuntimeError("the stream is capturing")
 
