@@ -3,9 +3,9 @@
     DIR/plan.toml       why, with numbers; which rows; the commands that train, judge the new model
                         beside the old, and serve it; what it costs; how to go back
         config.toml     the run's own, with the new rows among its files
-        new.jsonl       four of five rows that feedback was given of
-        recent.jsonl    the others, by which the two are judged; what is alike is on one side
-        unseen.jsonl    those of classes that the old one does not know, to judge the new one alone
+        new.jsonl       the rows that feedback was given of, but for those kept to judge by:
+        recent.jsonl    one in three of the newest, for both models; what is alike is on one side
+        unseen.jsonl    those of them of classes that the old one does not know, for the new alone
 
 A decision is made of what it notes alone, so it can be made again. Cron may ask for one."""
 
@@ -26,13 +26,14 @@ from ftcore.data import compare, store
 from ftcore.data.columns import Text
 from ftcore.errors import ConfigError, DataError
 from ftcore.evaluate.report import read_run
-from ftcore.monitor.drift import Watch
+from ftcore.monitor.drift import LABELLED, Watch
 from ftcore.monitor.journal import read_journal, read_reference
 
 FORM = {"pair": "", "label_separator": "", "columns": (), "format": "auto", "prompt": (),
         "roles": (), "turn": ("role", "content")}  # of files that new rows can stand beside
 PLAN, NEW, RECENT, UNSEEN = "plan.toml", "new.jsonl", "recent.jsonl", "unseen.jsonl"
-FEEDBACK, KEPT = "accuracy", 5  # this statistic alarms alone; one in so many rows is kept
+FEEDBACK, KEPT = "accuracy", 3  # this statistic alarms alone; one in so many rows is kept
+LEAST = 10  # kept rows
 Line = dict[str, Any]
 
 class Limits(Section):
@@ -90,7 +91,9 @@ def plan(run: Path, log: Path, folder: Path, limits: Limits) -> Line:
     answer, reasons = decide(inputs, limits)
     told = {"answer": answer, "reasons": reasons, "inputs": inputs, "limits": vars(limits)}
     if answer == "train":
-        _write(run, folder.absolute(), command, told, rows)
+        # as many as feedback is compared by
+        recent = {row["id"] for row in (*records[-2 * limits.window :], *rows[-2 * LABELLED :])}
+        _write(run, folder.absolute(), command, told, rows, recent)
     return told | {"replaced": made.get("run")}
 
 def configured(run: Path) -> Command:
@@ -103,14 +106,17 @@ def configured(run: Path) -> Command:
         raise ConfigError(f"{run}: {what} with files that have columns; not {odd or command.task}")
     return command
 
-def _write(run: Path, folder: Path, command: Command, told: Line, rows: Sequence[Line]) -> None:
+def _write(run: Path, folder: Path, command: Command, told: Line, rows: Sequence[Line],
+           recent: set[str]) -> None:
     if folder.exists():
         raise ConfigError(f"{folder} is there already: name another folder for the plan")
     data, was, sides = command.config.data, read_run(run), ([], [], [])
     texts = [Text(row["id"], (json.dumps(row["input"]),)) for row in rows]
     known = {*was["labels"]} or {row["wanted"] for row in rows}
-    kept = [hashlib.sha256(rows[root]["id"].encode()).digest()[0] % KEPT == 0
-            for root in compare.clusters(texts)]
+    roots = compare.clusters(texts)
+    older = {root for root, row in zip(roots, rows, strict=True) if row["id"] not in recent}
+    kept = [hashlib.sha256(rows[root]["id"].encode()).digest()[0] % KEPT == 0 and root not in older
+            for root in roots]
     taught = known | {row["wanted"] for row, is_kept in zip(rows, kept, strict=True) if not is_kept}
     for row, is_kept in zip(rows, kept, strict=True):
         fields = {data.text: row["input"], data.label: row["wanted"]} if (
@@ -119,9 +125,9 @@ def _write(run: Path, folder: Path, command: Command, told: Line, rows: Sequence
         # no question is what no row teaches, and none to both what the old model cannot say
         side = is_kept * (row["wanted"] in taught) * (1 + (row["wanted"] not in known))
         sides[side].append({"id": row["id"], **fields})
-    if not all(sides[:2]):
-        what = f"{len(rows)} labelled rows are too few, or too much alike, to keep some to judge by"
-        raise DataError(f"{run}: {what}: collect more")
+    if min(map(len, sides[:2])) < LEAST:
+        what = f"too few of {len(rows)} labelled rows are new and unlike others, to keep {LEAST}"
+        raise DataError(f"{run}: {what} to judge by: collect more")
     added = {"data": {"train": [*data.train, folder / NEW]}}
     words = as_flags(added | {"log": {"dir": folder, "name": folder.name}})
     layers = [(str(run), read_toml(run / CONFIG_FILE)[1]), ("plan", [*words])]

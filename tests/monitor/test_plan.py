@@ -81,13 +81,13 @@ def served(classify: list[str], run: Callable, tmp_path: Path) -> Path:
 def test_rows_with_feedback_are_planned_trained_and_judged(
     served: Path, run: Callable, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told = plan(served, log(*asked(served, 240, share_right=0.2)), Path("plan"), FEW)
+    told = plan(served, log(*asked(served, 300, share_right=0.2)), Path("plan"), FEW)
     assert told["answer"] == "train" and any("accuracy" in reason for reason in told["reasons"])
     new, recent = (
         [*map(json.loads, Path("plan", f"{name}.jsonl").read_text().splitlines())]
         for name in ("new", "recent")
     )
-    assert len(new) + len(recent) == 240 and 20 < len(recent) < 80
+    assert len(new) + len(recent) == 300 and 20 < len(recent) < 80
     assert {"id", "label"} < new[0].keys() and new[0]["label"] in COLOURS
     table = tomllib.loads(Path("plan/plan.toml").read_text())
     kept = json.loads(table["decision"])
@@ -105,7 +105,7 @@ def test_rows_with_feedback_are_planned_trained_and_judged(
     assert kept["against"]["test"]["accuracy"]["difference"] > -0.3
     # what it knows is not asked for again, and its first requests may take it back
     lines = asked(Path("plan/plan"), 240, share_right=1.0, start=2000)
-    told = plan(Path("plan/plan"), log(*asked(served, 240), *lines), Path("next"), FEW)
+    told = plan(Path("plan/plan"), log(*asked(served, 300), *lines), Path("next"), FEW)
     assert told["answer"] == "wait" and told["replaced"] == str(served.absolute())
     assert told["inputs"]["labelled"] == len(recent) + 240
     lines = asked(Path("plan/plan"), 240, start=1000)
@@ -124,7 +124,7 @@ def test_what_cannot_be_planned(served: Path, capsys: pytest.CaptureFixture[str]
     assert plan(served, calm, Path("plan"), FEW)["answer"] == "wait"
     told = plan(served, log(*asked(served, 60, texts=False)), Path("plan"), FEW)
     assert told["answer"] == "wait" and "labelled: 0 of 20" in told["reasons"]
-    with pytest.raises(DataError, match="too few, or too much alike"):
+    with pytest.raises(DataError, match="too few of 240 labelled rows are new and unlike others"):
         new = asked(served, 240, label="new class")  # which the model cannot be judged by
         plan(served, log(*new), Path("plan"), FEW)
     assert not Path("plan").exists()
@@ -141,6 +141,20 @@ def test_what_cannot_be_planned(served: Path, capsys: pytest.CaptureFixture[str]
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])
     assert "rollback" in capsys.readouterr().out
+
+def test_only_the_newest_rows_are_kept_to_judge_by(served: Path) -> None:
+    """Older ones are no longer what is asked; they, and what is like them, are trained on."""
+    repeated = asked(served, 1)[0]["rows"][0]["input"]
+    some = asked(served, 480, share_right=0.2)
+    for line in some[600::20]:
+        line["rows"][0]["input"] = repeated
+    assert plan(served, log(*some), Path("plan"), FEW)["answer"] == "train"
+    new, recent = ([*map(json.loads, Path("plan", name).read_text().splitlines())]
+                   for name in ("new.jsonl", "recent.jsonl"))
+    assert len(new) + len(recent) == 480 and len(recent) > 30
+    assert all(int(row["id"].partition(":")[0], 16) >= 280 for row in recent)
+    assert repeated not in {row["text"] for row in recent}
+    assert sum(row["text"] == repeated for row in new) == 19
 
 def test_classes_that_the_model_does_not_know_are_kept_apart(served: Path) -> None:
     some = [*asked(served, 120), *asked(served, 120, start=120, label="a new one")]
