@@ -26,7 +26,7 @@ def resolve_device(name: str, kernels: str = "auto") -> torch.device:
     if kernels == "triton" and device.type == "cpu":
         raise ConfigError(f"env.kernels = 'triton' on {name}: they need a GPU; use auto")
     if device.type == "cpu" and torch.cuda.is_available():
-        logging.getLogger(__name__).warning("computed on a CPU; this machine has a GPU: device cuda")
+        logging.getLogger(__name__).warning("computed on the CPU; device cuda takes the GPU")
     return device
 
 @dataclass

@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from ftcore.env.compute import derived, generator, use_deterministic
+from ftcore.env.compute import derived, generator, resolve_device, use_deterministic
 
 def test_keys_of_any_length_have_seeds_of_their_own() -> None:
     keys = [(), (0,), (1,), (2,), (0, 0), (1, 0), (0, 1), (1, 1), (1, 0, 0), (2, 0)]
@@ -33,3 +33,10 @@ def test_the_switch_of_deterministic_operations(monkeypatch: pytest.MonkeyPatch)
         assert not torch.empty(9).isnan().all()
     finally:
         use_deterministic(before)
+
+def test_a_gpu_that_is_left_alone_is_told(monkeypatch, caplog) -> None:
+    assert resolve_device("cpu").type == "cpu" and not caplog.records
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert resolve_device("cpu").type == "cpu"
+    assert [record.getMessage() for record in caplog.records] == [
+        "computed on the CPU; device cuda takes the GPU"]
