@@ -27,7 +27,7 @@ from kernels.launch import CONFIGS_FILE, Config, arch_of, configs, rows_of
 
 Row = dict[str, Any]
 Rivals = Mapping[str, Call]  # by name; each takes the inputs, and `sizes` and `rest` of cases.py
-RECORDS = Path(__file__).with_name("RECORDS.md")
+RECORDS = Path(__file__).with_name("records.csv")
 ROUNDS, REPEATS = 3, 10
 CUDA = torch.device("cuda")
 
@@ -108,16 +108,10 @@ def rows(op: str, limits: Mapping[str, float], rivals: Rivals) -> Iterator[Row]:
                 }  # fmt: skip
         torch.cuda.empty_cache()
 
-def record(lines: list[Row], hardware: str, command: str) -> None:
-    """Appends a table to RECORDS.md, and the rows to records.csv beside it."""
-    table = [[*lines[0]], ["---"] * len(lines[0]), *([*row.values()] for row in lines)]
-    with RECORDS.open("a", encoding="utf-8") as file:
-        file.write(f"\n## {date.today()}: {hardware}\n\n`{command}`\n\n")
-        file.writelines(f"| {' | '.join(map(str, row))} |\n" for row in table)
-    with RECORDS.with_name("records.csv").open("a", encoding="utf-8", newline="") as file:
+def record(lines: list[Row], hardware: str) -> None:
+    """Appends the rows to records.csv."""
+    with RECORDS.open("a", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        if not file.tell():
-            writer.writerow(["date", "hardware", *lines[0]])
         writer.writerows([date.today(), hardware, *row.values()] for row in lines)
 
 def plot(lines: list[Row], folder: Path, hardware: str) -> None:
@@ -191,7 +185,7 @@ def save_configs() -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Prints a line for each time, and a JSON line last."""
     parser = ArgumentParser("python -m kernels.bench", description=__doc__)
-    parser.add_argument("--record", action="store_true", help="append to kernels/RECORDS.md")
+    parser.add_argument("--record", action="store_true", help="append to kernels/records.csv")
     parser.add_argument("--plot", type=Path, metavar="DIR", help="draw a figure for each op")
     parser.add_argument("--tune", action="store_true", help="first write kernels/configs.toml")
     parser.add_argument("--rivals", metavar="MODULE", help="its RIVALS are timed too")
@@ -214,7 +208,7 @@ def main(arguments: list[str] | None = None) -> int:
             lines.append(row)
             print(*row.values(), flush=True)
     if options.record:
-        record(lines, hardware, f"python -m kernels.bench {' '.join(arguments or sys.argv[1:])}")
+        record(lines, hardware)
     if options.plot:
         plot(lines, options.plot, hardware)
     print(json.dumps({"hardware": hardware, "rows": lines}))
