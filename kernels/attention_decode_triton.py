@@ -86,15 +86,12 @@ def attention_decode_triton(q_BHD: Tensor, k_PSGD: Tensor, v_PSGD: Tensor, lengt
     launch.check_at_most("head width", D, launch.MAX_HEAD_WIDTH)
     if H % G:
         raise ValueError(f"{H} query heads are not a multiple of {G} key heads")
-    launch.check_shape((B if pages_BJ is None else P, S, G, D), k=k_PSGD, v=v_PSGD)
-    launch.check_shape((B,), lengths=lengths_B)
-    launch.check_dtype(q_BHD.dtype, k=k_PSGD, v=v_PSGD)
-    launch.check_dtype(torch.int64, lengths=lengths_B)
-    launch.check_device(device, k=k_PSGD, v=v_PSGD, lengths=lengths_B, pages=pages_BJ)
+    cache_shape = (B if pages_BJ is None else P, S, G, D)
+    launch.check(device, cache_shape, q_BHD.dtype, k=k_PSGD, v=v_PSGD)
+    launch.check(device, (B,), torch.int64, lengths=lengths_B)
     capacity, page_size = S, SLAB
     if pages_BJ is not None:
-        launch.check_shape((B, pages_BJ.shape[-1]), pages=pages_BJ)
-        launch.check_dtype(torch.int32, pages=pages_BJ)
+        launch.check(device, (B, pages_BJ.shape[-1]), torch.int32, pages=pages_BJ)
         capacity, page_size, pages_BJ = S * pages_BJ.shape[1], S, pages_BJ.contiguous()
     block_r = min(MAX_ROWS, dot_width(R := H // G))
     programs = B * (tiles := G * triton.cdiv(R, block_r))

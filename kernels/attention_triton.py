@@ -340,10 +340,9 @@ class _Attention(torch.autograd.Function):
 def attention_triton(q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, docs: Docs, rule: Rule) -> Tensor:
     """`attention` by the kernels, and their ValueErrors; those of all paths are raised there."""
     (N, _, D), G = q_NHD.shape, k_NGD.shape[1]
-    launch.check_shape((N, G, D), k=k_NGD, v=v_NGD)
+    launch.check(q_NHD.device, (N, G, D), q_NHD.dtype, k=k_NGD, v=v_NGD)
+    launch.check(q_NHD.device, (docs.num_docs + 1,), docs=docs.cu_seqlens_B1)
     launch.check_at_most("head width", D, launch.MAX_HEAD_WIDTH)
-    launch.check_dtype(q_NHD.dtype, k=k_NGD, v=v_NGD)
-    launch.check_device(q_NHD.device, k=k_NGD, v=v_NGD, docs=docs.cu_seqlens_B1)
     for name in ("scale", "window", "softcap"):
         if (value := getattr(rule, name)) is not None and not value > 0:
             raise ValueError(f"{name} = {value}: must be > 0")

@@ -88,8 +88,7 @@ def softmax_loss_triton(logits_JV: Tensor, labels_J: Tensor, weights_J: Tensor,
     which are left as they are where it is not asked for."""
     (J, V), (softcap, z_loss, smoothing) = logits_JV.shape, rule
     assert logits_JV.is_contiguous()
-    launch.check_shape((J,), labels=labels_J, weights=weights_J)
-    launch.check_device(logits_JV.device, labels=labels_J, weights=weights_J)
+    launch.check(logits_JV.device, (J,), labels=labels_J, weights=weights_J)
     loss_J = torch.empty(J, dtype=torch.float32, device=logits_JV.device)
     with torch.cuda.device_of(logits_JV):
         _softmax_loss_kernel[(J,)](

@@ -57,25 +57,21 @@ def num_programs(tasks: int, per_sm: int, device: torch.device) -> int:
     sms = torch.cuda.get_device_properties(device).multi_processor_count if is_gpu else 1
     return max(1, min(tasks, per_sm * sms))
 
-def check_shape(shape: tuple[int, ...], **tensors: Tensor | None) -> None:
-    """raises  ValueError: one of the tensors has another shape."""
-    for name, tensor in tensors.items():
-        if tensor is not None and tensor.shape != shape:
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, must be {tuple(shape)}")
-
 def check_at_most(name: str, value: int, limit: int) -> None:
     """raises  ValueError: `value` is above what the kernel supports."""
     if value > limit:
         raise ValueError(f"{name} = {value}: the kernel takes at most {limit}; pass impl='eager'")
 
-def check_device(device: torch.device, **tensors: Tensor | None) -> None:
-    """raises  ValueError: one of the tensors lies on another device."""
+def check(device: torch.device, shape: tuple[int, ...], dtype: torch.dtype | None = None,
+          **tensors: Tensor | None) -> None:
+    """raises  ValueError: one of the tensors has another shape, or another dtype than one that is
+    named, or lies on another device."""
     for name, tensor in tensors.items():
-        if tensor is not None and tensor.device != device:
-            raise ValueError(f"{name} is on {tensor.device}, must be on {device}; move it there")
-
-def check_dtype(dtype: torch.dtype, **tensors: Tensor | None) -> None:
-    """raises  ValueError: one of the tensors has another dtype."""
-    for name, tensor in tensors.items():
-        if tensor is not None and tensor.dtype != dtype:
+        if tensor is None:
+            continue
+        if tensor.shape != shape:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, must be {tuple(shape)}")
+        if dtype is not None and tensor.dtype != dtype:
             raise ValueError(f"{name} is {tensor.dtype}, must be {dtype}; cast it")
+        if tensor.device != device:
+            raise ValueError(f"{name} is on {tensor.device}, must be on {device}; move it there")

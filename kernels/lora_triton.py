@@ -170,11 +170,10 @@ class LoRALinear(torch.autograd.Function):
         scale, dropout = ctx.rule = rule
         (_, C), width_o, R = x_NC.shape, len(weight_OC), len(a_RC)
         launch.check_at_most("rank", R, launch.MAX_RANK)
-        launch.check_shape((width_o, C), weight=weight_OC)
-        launch.check_shape((R, C), a=a_RC)
-        launch.check_shape((width_o, R), b=b_OR)
-        launch.check_dtype(x_NC.dtype, weight=weight_OC, bias=bias_O)
-        launch.check_device(x_NC.device, weight=weight_OC, a=a_RC, b=b_OR, bias=bias_O)
+        launch.check(x_NC.device, (width_o, C), x_NC.dtype, weight=weight_OC)
+        launch.check(x_NC.device, (width_o,), x_NC.dtype, bias=bias_O)
+        launch.check(x_NC.device, (R, C), a=a_RC)
+        launch.check(x_NC.device, (width_o, R), b=b_OR)
         ctx.dtypes = a_RC.dtype, b_OR.dtype
         x_NC = x_NC.contiguous()
         a_RC = a_RC.to(x_NC.dtype).contiguous()

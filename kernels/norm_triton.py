@@ -87,10 +87,8 @@ def _launch_fwd(x_NC: Tensor, residual_NC: Tensor | None, weight_C: Tensor, bias
     """y, x (plus the residual), the means where they are taken away, and 1 / std."""
     eps, offset, is_centred = rule
     C = x_NC.shape[-1]
-    launch.check_shape((C,), weight=weight_C, bias=bias_C)
-    launch.check_shape(x_NC.shape, residual=residual_NC)
-    launch.check_dtype(x_NC.dtype, residual=residual_NC)
-    launch.check_device(x_NC.device, residual=residual_NC, weight=weight_C, bias=bias_C)
+    launch.check(x_NC.device, (C,), weight=weight_C, bias=bias_C)
+    launch.check(x_NC.device, x_NC.shape, x_NC.dtype, residual=residual_NC)
     config = launch.config_of("norm_fwd", C, x_NC.device)
     N = x_NC.numel() // C
     y_NC = torch.empty_like(x_NC)

@@ -77,9 +77,8 @@ def _launch(x_NHD: Tensor, cos_sin_2NE: Tensor, weight_D: Tensor | None, saved_N
     E = cos_sin_2NE.shape[-1]
     if 2 * E != D:
         raise ValueError(f"cos_sin turns {2 * E} channels, must be all {D}; ask rope_angles for it")
-    launch.check_shape((2, N, E), cos_sin=cos_sin_2NE)
-    launch.check_shape((D,), weight=weight_D)
-    launch.check_device(x_NHD.device, cos_sin=cos_sin_2NE, weight=weight_D)
+    launch.check(x_NHD.device, (2, N, E), cos_sin=cos_sin_2NE)
+    launch.check(x_NHD.device, (D,), weight=weight_D)
     x_NHD, saved_NHD, weight_D = (
         x if x is None or x.stride(-1) == 1 and max(x.stride()) * H < 2**31 else x.contiguous()
         for x in (x_NHD, saved_NHD, weight_D))

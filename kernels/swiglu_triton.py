@@ -73,9 +73,7 @@ class Glu(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, gate_NF: Tensor, up_NF: Tensor, kind: str) -> Tensor:
-        launch.check_shape(gate_NF.shape, up=up_NF)
-        launch.check_dtype(gate_NF.dtype, up=up_NF)
-        launch.check_device(gate_NF.device, up=up_NF)
+        launch.check(gate_NF.device, gate_NF.shape, gate_NF.dtype, up=up_NF)
         gate_NF, up_NF = gate_NF.contiguous(), up_NF.contiguous()
         ctx.save_for_backward(gate_NF, up_NF)
         ctx.kind = kind

@@ -46,18 +46,17 @@ def test_the_smallest_row_that_is_large_enough_serves(monkeypatch) -> None:
 
 def test_checks_name_value_limit_and_remedy() -> None:
     x = torch.ones(2, 3)
-    launch.check_shape((2, 3), x=x, bias=None)
+    launch.check(CPU, (2, 3), x=x.half(), bias=None)
+    launch.check(CPU, (2, 3), torch.float32, x=x, bias=None)
     launch.check_at_most("rank", 128, 128)
-    launch.check_device(CPU, x=x, bias=None)
-    launch.check_dtype(torch.float32, x=x, bias=None)
     with pytest.raises(ValueError, match=r"x has shape \(2, 3\), must be \(3, 2\)"):
-        launch.check_shape((3, 2), x=x)
+        launch.check(CPU, (3, 2), x=x)
     with pytest.raises(ValueError, match="rank = 129: the kernel takes at most 128; pass impl="):
         launch.check_at_most("rank", 129, 128)
     with pytest.raises(ValueError, match="x is on meta, must be on cpu; move it there"):
-        launch.check_device(CPU, x=x.to("meta"))
+        launch.check(CPU, (2, 3), x=x.to("meta"))
     with pytest.raises(ValueError, match="x is torch.float16, must be torch.float32; cast it"):
-        launch.check_dtype(torch.float32, x=x.half())
+        launch.check(CPU, (2, 3), torch.float32, x=x.half())
 
 def test_ops_are_imported_without_triton() -> None:
     code = "import sys; sys.modules['triton'] = None\nimport kernels.backend, kernels.launch"
