@@ -199,9 +199,9 @@ def attention(q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, docs: Docs, *, is_cau
         raise ValueError(f"{H} query heads are not a multiple of {k_NGD.shape[1]} key heads")
     rule = Rule(is_causal, D**-0.5 if scale is None else scale, window, softcap)
     if uses_triton("attention", impl, q_NHD, fits=D <= MAX_HEAD_WIDTH):
-        from kernels.attention_triton import attention_triton
+        from kernels.attention_triton import Attention
 
-        return attention_triton(q_NHD, k_NGD, v_NGD, docs, rule)
+        return Attention.apply(q_NHD, k_NGD, v_NGD, docs, rule)
     streams = (q_NHD, k_NGD, v_NGD)
     groups, order_N = docs.walk
     if order_N is not None:

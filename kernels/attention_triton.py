@@ -256,14 +256,15 @@ def _attention_bwd_dkv_kernel(q_ptr, k_ptr, v_ptr, do_ptr, stats_ptr, dk_ptr, dv
     _store_rows(dk_ptr + key_head * D, dk * scale, row, stride_dn, past, D, BLOCK_N)
     _store_rows(dv_ptr + key_head * D, dv, row, stride_dn, past, D, BLOCK_N)
 
-KERNELS = {"fwd": _attention_fwd_kernel, "dq": _attention_bwd_dq_kernel,
-           "dkv": _attention_bwd_dkv_kernel}
-
-def _launch(name: str, tensors: list[Tensor], docs: Docs, rule: Rule, **numbers: float) -> None:
+def _launch(kernel: triton.JITFunction, name: str, tensors: list[Tensor], docs: Docs, rule: Rule,
+            **numbers: float) -> None:
     """Runs a kernel over the tiles of `docs`; its tensors begin with q, k and v."""
     q_NHD, k_NGD, v_NGD, do_NHD = tensors[:4]
     (N, H, D), G = q_NHD.shape, k_NGD.shape[1]
-    config = launch.config_of(f"attention_{name}", D, q_NHD.device, shape=_shape(q_NHD, docs))
+    # the interpreter's rows are for any dtype
+    is_fp32 = q_NHD.dtype == torch.float32 and q_NHD.device.type != "cpu"
+    shape = "fp32" if is_fp32 else "short" if docs.is_short else ""
+    config = launch.config_of(f"attention_{name}", D, q_NHD.device, shape=shape)
     heads, rows, columns, walked = H, config["BLOCK_M"], config["BLOCK_N"], (k_NGD, v_NGD)
     back = docs.num_tokens if rule.window is None else rule.window - 1
     ahead = 0 if rule.is_causal else back
@@ -276,17 +277,8 @@ def _launch(name: str, tensors: list[Tensor], docs: Docs, rule: Rule, **numbers:
     squash = None if rule.softcap is None else rule.scale / rule.softcap
     factor = LOG2_E * (rule.scale if rule.softcap is None else rule.softcap)
     with torch.cuda.device_of(q_NHD):
-        KERNELS[name][len(tiles), heads](*tensors, tiles, *descs, N, *strides, factor, squash,
-                                         rule.window, **numbers, GROUP=H // G,
-                                         IS_CAUSAL=rule.is_causal, D=D, **config)
-
-def _shape(q_NHD: Tensor, docs: Docs) -> str:
-    """The kind of shape that the rows of configs.toml know."""
-    if q_NHD.device.type == "cpu":
-        return ""
-    if q_NHD.dtype == torch.float32:
-        return "fp32"
-    return "short" if docs.is_short else ""
+        kernel[len(tiles), heads](*tensors, tiles, *descs, N, *strides, factor, squash, rule.window,
+                                  **numbers, GROUP=H // G, IS_CAUSAL=rule.is_causal, D=D, **config)
 
 def _descriptor(x: Tensor, rows: int) -> TensorDescriptor | None:
     """For TMA, of tiles of `rows` rows of one head; None where x or its GPU does not suit."""
@@ -309,16 +301,23 @@ def _stream(x_NHD: Tensor, docs: Docs) -> Tensor:
     y_NHD[docs.num_tokens :].zero_()
     return y_NHD
 
-class _Attention(torch.autograd.Function):
-    """The op; p is formed anew in backward."""
+class Attention(torch.autograd.Function):
+    """`attention` by the kernels, and their ValueErrors; p is formed anew in backward."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, docs: Docs,
                 rule: Rule) -> Tensor:
+        (N, H, D), device = q_NHD.shape, q_NHD.device
+        launch.check(device, (N, k_NGD.shape[1], D), q_NHD.dtype, k=k_NGD, v=v_NGD)
+        launch.check(device, (docs.num_docs + 1,), docs=docs.cu_seqlens_B1)
+        launch.check_at_most("head width", D, launch.MAX_HEAD_WIDTH)
+        for name in ("scale", "window", "softcap"):
+            if (value := getattr(rule, name)) is not None and not value > 0:
+                raise ValueError(f"{name} = {value}: must be > 0")
         q_NHD, k_NGD, v_NGD = _packed(q_NHD), _packed(k_NGD), _packed(v_NGD)
         o_NHD = _stream(q_NHD, docs)
-        lse_HN = q_NHD.new_empty(q_NHD.shape[1], len(q_NHD), dtype=torch.float32)
-        _launch("fwd", [q_NHD, k_NGD, v_NGD, o_NHD, lse_HN], docs, rule)
+        lse_HN = q_NHD.new_empty(H, N, dtype=torch.float32)
+        _launch(_attention_fwd_kernel, "fwd", [q_NHD, k_NGD, v_NGD, o_NHD, lse_HN], docs, rule)
         ctx.save_for_backward(q_NHD, k_NGD, v_NGD, o_NHD, lse_HN)
         ctx.docs, ctx.rule = docs, rule
         return o_NHD
@@ -332,18 +331,9 @@ class _Attention(torch.autograd.Function):
         dq_NHD, dk_NGD, dv_NGD = (_stream(x, ctx.docs) for x in (q_NHD, k_NGD, v_NGD))
         settings = {"docs": ctx.docs, "rule": ctx.rule, "scale": ctx.rule.scale}
         kept = [q_NHD, k_NGD, v_NGD]
-        _launch("dq", [*kept, o_NHD, do_NHD, lse_HN, stats_HN2, dq_NHD], **settings)
+        tensors = [*kept, o_NHD, do_NHD, lse_HN, stats_HN2, dq_NHD]
+        _launch(_attention_bwd_dq_kernel, "dq", tensors, **settings)
         if any(ctx.needs_input_grad[1:3]):
-            _launch("dkv", [*kept, do_NHD, stats_HN2, dk_NGD, dv_NGD], **settings)
+            tensors = [*kept, do_NHD, stats_HN2, dk_NGD, dv_NGD]
+            _launch(_attention_bwd_dkv_kernel, "dkv", tensors, **settings)
         return dq_NHD, dk_NGD, dv_NGD, None, None
-
-def attention_triton(q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, docs: Docs, rule: Rule) -> Tensor:
-    """`attention` by the kernels, and their ValueErrors; those of all paths are raised there."""
-    (N, _, D), G = q_NHD.shape, k_NGD.shape[1]
-    launch.check(q_NHD.device, (N, G, D), q_NHD.dtype, k=k_NGD, v=v_NGD)
-    launch.check(q_NHD.device, (docs.num_docs + 1,), docs=docs.cu_seqlens_B1)
-    launch.check_at_most("head width", D, launch.MAX_HEAD_WIDTH)
-    for name in ("scale", "window", "softcap"):
-        if (value := getattr(rule, name)) is not None and not value > 0:
-            raise ValueError(f"{name} = {value}: must be > 0")
-    return _Attention.apply(q_NHD, k_NGD, v_NGD, docs, rule)

@@ -115,12 +115,14 @@ def _drop_rule(dropout: float) -> tuple[int, float]:
     dropped = min(round(dropout * 2**16), 2**16 - 1)
     return dropped, 2**16 / (2**16 - dropped)
 
-def _groups(row_tiles: int, column_tiles: int, per_sm: int,
-            device: torch.device) -> tuple[int, int]:
-    """Groups of row tiles, and tiles in each, so that all groups' programs fill the GPU."""
-    wanted = launch.num_programs(row_tiles * column_tiles, per_sm, device) // column_tiles
-    tiles_per_group = triton.cdiv(row_tiles, max(1, wanted))
-    return triton.cdiv(row_tiles, max(1, tiles_per_group)), tiles_per_group
+def _walk(kernel: str, x_NC: Tensor, R: int, block: str) -> tuple[tuple[int, int], launch.Config]:
+    """Grid and arguments of a kernel that walks over x in tiles of rows, which are `block` wide: a
+    program for each tile of the width and group of row tiles, so that all fill the GPU."""
+    config, (N, C) = dict(launch.config_of(kernel, R, x_NC.device)), x_NC.shape
+    row_tiles, column_tiles = triton.cdiv(N, config["BLOCK_N"]), triton.cdiv(C, config[block])
+    programs = launch.num_programs(row_tiles * column_tiles, config.pop("PER_SM"), x_NC.device)
+    config["tiles_per_group"] = triton.cdiv(row_tiles, max(1, programs // column_tiles))
+    return (column_tiles, triton.cdiv(row_tiles, max(1, config["tiles_per_group"]))), config
 
 def _launch_shrink(x_NC: Tensor, a_RC: Tensor, seed: Tensor | None, dropout: float) -> Tensor:
     (N, C), R = x_NC.shape, len(a_RC)
@@ -133,31 +135,24 @@ def _launch_shrink(x_NC: Tensor, a_RC: Tensor, seed: Tensor | None, dropout: flo
 
 def _launch_dh_db(dy_NO: Tensor, sb_OR: Tensor, h_NR: Tensor) -> tuple[Tensor, Tensor]:
     """dh in the compute dtype, and dB / scale in fp32."""
-    (N, width_o), R, device = dy_NO.shape, h_NR.shape[1], dy_NO.device
-    config = dict(launch.config_of("lora_dh_db", R, device))
-    P = triton.cdiv(width_o, config["BLOCK_O"])
-    row_tiles = triton.cdiv(N, config["BLOCK_N"])
-    G, tiles_per_group = _groups(row_tiles, P, config.pop("PER_SM"), device)
-    dh_PNR = torch.empty(P, N, R, dtype=torch.float32, device=device)
-    db_GOR = torch.empty(G, width_o, R, dtype=torch.float32, device=device)
+    (N, width_o), R = dy_NO.shape, h_NR.shape[1]
+    (P, G), config = _walk("lora_dh_db", dy_NO, R, "BLOCK_O")
+    dh_PNR = dy_NO.new_empty(P, N, R, dtype=torch.float32)
+    db_GOR = dy_NO.new_empty(G, width_o, R, dtype=torch.float32)
     with torch.cuda.device_of(dy_NO):
-        _lora_dh_db_kernel[(P, G)](dy_NO, sb_OR, h_NR, dh_PNR, db_GOR, N, width_o, R,
-                                   tiles_per_group, BLOCK_R=dot_width(R), **config)
+        _lora_dh_db_kernel[P, G](dy_NO, sb_OR, h_NR, dh_PNR, db_GOR, N, width_o, R,
+                                 BLOCK_R=dot_width(R), **config)
     return dh_PNR.sum(0).to(dy_NO.dtype), db_GOR.sum(0)
 
 def _launch_drop_bwd(x_NC: Tensor, dh_NR: Tensor, a_RC: Tensor, seed: Tensor, dx_NC: Tensor | None,
                      dropout: float) -> Tensor:
     """dA in fp32; the update's share of dx goes to `dx_NC`."""
-    (N, C), R, device = x_NC.shape, len(a_RC), x_NC.device
-    config = dict(launch.config_of("lora_drop_bwd", R, device))
-    column_tiles = triton.cdiv(C, config["BLOCK_C"])
-    row_tiles = triton.cdiv(N, config["BLOCK_N"])
-    G, tiles_per_group = _groups(row_tiles, column_tiles, config.pop("PER_SM"), device)
-    da_GRC = torch.empty(G, R, C, dtype=torch.float32, device=device)
+    (N, C), R = x_NC.shape, len(a_RC)
+    grid, config = _walk("lora_drop_bwd", x_NC, R, "BLOCK_C")
+    da_GRC = x_NC.new_empty(grid[1], R, C, dtype=torch.float32)
     with torch.cuda.device_of(x_NC):
-        _lora_drop_bwd_kernel[(column_tiles, G)](x_NC, dh_NR, a_RC, seed, dx_NC, da_GRC, N, C, R,
-                                                 *_drop_rule(dropout), tiles_per_group,
-                                                 BLOCK_R=dot_width(R), **config)
+        _lora_drop_bwd_kernel[grid](x_NC, dh_NR, a_RC, seed, dx_NC, da_GRC, N, C, R,
+                                    *_drop_rule(dropout), BLOCK_R=dot_width(R), **config)
     return da_GRC.sum(0)
 
 class LoRALinear(torch.autograd.Function):

@@ -53,20 +53,12 @@ def _glu_bwd_kernel(dy_ptr, gate_ptr, up_ptr, dgate_ptr, dup_ptr, size, KIND: tl
     tl.store(dgate_ptr + offs, (dy * up * slope).to(dtype), mask=inside)
     tl.store(dup_ptr + offs, (dy * value).to(dtype), mask=inside)
 
-def _launch_fwd(gate_NF: Tensor, up_NF: Tensor, kind: str) -> Tensor:
-    config, y_NF = launch.config_of("glu_fwd", 0, gate_NF.device), torch.empty_like(gate_NF)
-    grid = triton.cdiv(size := gate_NF.numel(), config["BLOCK"])
-    with torch.cuda.device_of(gate_NF):
-        _glu_fwd_kernel[(grid,)](gate_NF, up_NF, y_NF, size, KIND=kind, **config)
-    return y_NF
-
-def _launch_bwd(dy_NF: Tensor, gate_NF: Tensor, up_NF: Tensor, kind: str) -> tuple[Tensor, Tensor]:
-    config = launch.config_of("glu_bwd", 0, gate_NF.device)
-    grads = torch.empty_like(gate_NF), torch.empty_like(up_NF)
-    grid = triton.cdiv(size := gate_NF.numel(), config["BLOCK"])
-    with torch.cuda.device_of(gate_NF):
-        _glu_bwd_kernel[(grid,)](dy_NF, gate_NF, up_NF, *grads, size, KIND=kind, **config)
-    return grads
+def _launch(kernel: triton.JITFunction, config_name: str, tensors: list[Tensor], kind: str) -> None:
+    """Runs a kernel over all values of its tensors, which are inputs and then outputs."""
+    config = launch.config_of(config_name, 0, tensors[0].device)
+    size = tensors[0].numel()
+    with torch.cuda.device_of(tensors[0]):
+        kernel[(triton.cdiv(size, config["BLOCK"]),)](*tensors, size, KIND=kind, **config)
 
 class Glu(torch.autograd.Function):
     """act(gate) up by the kernels; `kind` is "silu", "gelu" or "gelu_tanh"."""
@@ -77,9 +69,14 @@ class Glu(torch.autograd.Function):
         gate_NF, up_NF = gate_NF.contiguous(), up_NF.contiguous()
         ctx.save_for_backward(gate_NF, up_NF)
         ctx.kind = kind
-        return _launch_fwd(gate_NF, up_NF, kind)
+        y_NF = torch.empty_like(gate_NF)
+        _launch(_glu_fwd_kernel, "glu_fwd", [gate_NF, up_NF, y_NF], kind)
+        return y_NF
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, dy_NF: Tensor) -> tuple[Tensor, Tensor, None]:
-        return *_launch_bwd(dy_NF.contiguous(), *ctx.saved_tensors, ctx.kind), None
+        inputs = [dy_NF.contiguous(), *ctx.saved_tensors]
+        dgate_NF, dup_NF = map(torch.empty_like, ctx.saved_tensors)
+        _launch(_glu_bwd_kernel, "glu_bwd", [*inputs, dgate_NF, dup_NF], ctx.kind)
+        return dgate_NF, dup_NF, None

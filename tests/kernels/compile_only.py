@@ -82,9 +82,14 @@ def attention_cases(arch: int) -> Iterator[tuple[str, Callable[[], object]]]:
             window, softcap = rule.get("window"), rule.get("softcap")
             settings = attention_triton.Rule(True, D**-0.5, window, softcap)
             run = partial(attention_triton._launch, docs=docs, rule=settings)
-            yield name, partial(run, "fwd", [q, k, v, q, lse])
-            yield name, partial(run, "dq", [q, k, v, q, q, lse, stats, q], scale=D**-0.5)
-            yield name, partial(run, "dkv", [q, k, v, q, stats, k, v], scale=D**-0.5)
+            kernel, tensors = attention_triton._attention_fwd_kernel, [q, k, v, q, lse]
+            yield name, partial(run, kernel, "fwd", tensors)
+            kernel = attention_triton._attention_bwd_dq_kernel
+            tensors = [q, k, v, q, q, lse, stats, q]
+            yield name, partial(run, kernel, "dq", tensors, scale=D**-0.5)
+            kernel = attention_triton._attention_bwd_dkv_kernel
+            tensors = [q, k, v, q, stats, k, v]
+            yield name, partial(run, kernel, "dkv", tensors, scale=D**-0.5)
 
 def cases() -> Iterator[tuple[str, Callable[[], object]]]:
     """Name and launch of each, at the shapes of an 8B model with 8192 tokens."""
@@ -109,8 +114,9 @@ def cases() -> Iterator[tuple[str, Callable[[], object]]]:
             yield f"normed {D} {'with' if dw else 'without'} dw", run
     gate_NF = empty(8192, 14336)
     for kind in ("silu", "gelu", "gelu_tanh"):
-        yield kind, partial(swiglu_triton._launch_fwd, gate_NF, gate_NF, kind)
-        yield kind, partial(swiglu_triton._launch_bwd, gate_NF, gate_NF, gate_NF, kind)
+        for name, count in (("glu_fwd", 3), ("glu_bwd", 5)):
+            kernel, tensors = getattr(swiglu_triton, f"_{name}_kernel"), [gate_NF] * count
+            yield kind, partial(swiglu_triton._launch, kernel, name, tensors, kind)
     chunk = empty(4096, 128256), empty(4096, dtype=torch.int64), wide(4096)
     for rule in ((None, 0.0, 0.0), (30.0, 0.0, 0.0), (None, 1e-4, 0.1), (30.0, 1e-4, 0.1)):
         loss = partial(cross_entropy_triton.softmax_loss_triton, *chunk, rule, needs_gradient=True)
@@ -214,8 +220,6 @@ def main() -> None:
             kernel = getattr(module, name)
             stand_ins[kernel] = Compiled(kernel)
             setattr(module, name, stand_ins[kernel])
-    kernels = attention_triton.KERNELS
-    attention_triton.KERNELS = {name: stand_ins[kernel] for name, kernel in kernels.items()}
     launch.num_programs = lambda tasks, per_sm, device: min(tasks, 132 * per_sm)
     for arch in archs:
         launch.arch_of = lambda device, arch=arch: f"sm_{arch}"
