@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from kernels.backend import Impl, uses_triton
+from kernels.backend import Impl, kernels_of
 from kernels.docs import LONG, Docs, Group
 from kernels.launch import MAX_HEAD_WIDTH
 from kernels.softcap import capped
@@ -198,10 +198,8 @@ def attention(q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, docs: Docs, *, is_cau
     if H % k_NGD.shape[1]:
         raise ValueError(f"{H} query heads are not a multiple of {k_NGD.shape[1]} key heads")
     rule = Rule(is_causal, D**-0.5 if scale is None else scale, window, softcap)
-    if uses_triton("attention", impl, q_NHD, fits=D <= MAX_HEAD_WIDTH):
-        from kernels.attention_triton import Attention
-
-        return Attention.apply(q_NHD, k_NGD, v_NGD, docs, rule)
+    if kernels := kernels_of("attention", impl, q_NHD, fits=D <= MAX_HEAD_WIDTH):
+        return kernels.Attention.apply(q_NHD, k_NGD, v_NGD, docs, rule)
     streams = (q_NHD, k_NGD, v_NGD)
     groups, order_N = docs.walk
     if order_N is not None:

@@ -13,7 +13,7 @@ backward    none: decoding never trains"""
 import torch
 from torch import Tensor
 
-from kernels.backend import Impl, uses_triton
+from kernels.backend import Impl, kernels_of
 from kernels.launch import MAX_HEAD_WIDTH
 from kernels.softcap import capped
 
@@ -53,11 +53,9 @@ def attention_decode(q_BHD: Tensor, k_PSGD: Tensor, v_PSGD: Tensor, lengths_B: T
     B, H, D = q_BHD.shape
     scale = D**-0.5 if scale is None else scale
     fits = D <= MAX_HEAD_WIDTH and q_BHD.itemsize < 4
-    if uses_triton("attention_decode", impl, q_BHD, fits=fits):
-        from kernels.attention_decode_triton import attention_decode_triton
-
+    if kernels := kernels_of("attention_decode", impl, q_BHD, fits=fits):
         rule = {"scale": scale, "window": window, "softcap": softcap}
-        return attention_decode_triton(q_BHD, k_PSGD, v_PSGD, lengths_B, pages_BJ, **rule)
+        return kernels.attention_decode_triton(q_BHD, k_PSGD, v_PSGD, lengths_B, pages_BJ, **rule)
     k_BSGD, v_BSGD = k_PSGD, v_PSGD
     if pages_BJ is not None:
         slot_J = torch.arange(pages_BJ.shape[1], device=q_BHD.device) * k_PSGD.shape[1]

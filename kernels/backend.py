@@ -5,7 +5,9 @@ of the environment. Triton is imported only where a kernel is about to run."""
 
 import logging
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
+from types import ModuleType
 from typing import Literal
 
 import torch
@@ -14,20 +16,27 @@ from torch import Tensor
 Impl = Literal["auto", "eager", "triton"]
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+# Where the kernels of an op stand that has not a file of its own.
+FILES = {"rms_norm": "norm", "layer_norm": "norm", "norm_rope": "rope", "geglu": "swiglu"}
 
-def uses_triton(op: str, impl: Impl, x: Tensor, *, fits: bool = True,
-                auto_dtypes: tuple[torch.dtype, ...] = DTYPES) -> bool:
+def kernels_of(op: str, impl: Impl, x: Tensor, *, fits: bool = True) -> ModuleType | None:
+    """The module of an op's Triton kernels, where they run; None: it runs eagerly. See
+    `uses_triton`."""
+    if not uses_triton(op, impl, x, fits=fits):
+        return None
+    return import_module(f"kernels.{FILES.get(op, op)}_triton")
+
+def uses_triton(op: str, impl: Impl, x: Tensor, *, fits: bool = True) -> bool:
     """Whether an op on `x` runs its Triton kernels.
 
-    op             its name in kernels/cases.py
-    impl           "auto": Triton on a GPU for some dtypes, where the op has passed its first
-                   case, and eager for everything else; "eager" and "triton": as they say
-    x              the first tensor of the op
-    fits           its sizes are those that the kernels take; unread but by "auto"
-    auto_dtypes    those of "auto"
-    raises         ValueError: another word; "triton" where no kernel can run"""
+    op        its name in kernels/cases.py
+    impl      "auto": Triton on a GPU, where the op has passed its first case in the dtype of x, and
+              eager for everything else; "eager" and "triton": as they say
+    x         the first tensor of the op
+    fits      x is what "auto" leaves to the kernels; unread but by "auto"
+    raises    ValueError: another word; "triton" where no kernel can run"""
     if impl == "auto":
-        return x.is_cuda and x.dtype in auto_dtypes and fits and _passes(op, x.device, x.dtype)
+        return x.is_cuda and x.dtype in DTYPES and fits and _passes(op, x.device, x.dtype)
     if impl == "eager":
         return False
     if impl != "triton":

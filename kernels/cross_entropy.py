@@ -17,12 +17,14 @@ source      label smoothing: Szegedy et al. 2015, arXiv:1512.00567, section 7;
 
 A loss is a sum and a weight. The caller divides once, by the weight of the whole optimiser step."""
 
+from types import ModuleType
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from kernels.backend import Impl, uses_triton
+from kernels.backend import Impl, kernels_of
 from kernels.docs import rounded
 from kernels.softcap import capped
 
@@ -73,18 +75,16 @@ def _softmax_loss(logits_JV: Tensor, labels_J: Tensor, weights_J: Tensor,
 class _LinearCrossEntropy(torch.autograd.Function):
     """Forms the gradients chunk by chunk in forward; backward multiplies by the scalar gradient.
 
-    rule    that of `_softmax_loss`, and whether the kernel forms the gradients of the logits"""
+    rule    that of `_softmax_loss`, and the module of the kernel, if it forms them of the logits"""
 
     @staticmethod
     def forward(ctx: FunctionCtx, h_MC: Tensor, weight_VC: Tensor, bias_V: Tensor | None,
                 labels_M: Tensor, weights_M: Tensor,
-                rule: tuple[float | None, float, float, bool]) -> Tensor:
+                rule: tuple[float | None, float, float, ModuleType | None]) -> Tensor:
         needs_h, needs_weight, needs_bias = needs = ctx.needs_input_grad[:3]
-        *rule, is_triton = rule
-        softmax_loss = _softmax_loss
-        if is_triton:
-            from kernels.cross_entropy_triton import softmax_loss_triton as softmax_loss
-        chunk_rows = TRITON_CHUNK_ROWS if is_triton else CHUNK_ROWS
+        *rule, kernels = rule
+        softmax_loss = kernels.softmax_loss_triton if kernels else _softmax_loss
+        chunk_rows = TRITON_CHUNK_ROWS if kernels else CHUNK_ROWS
         wide = torch.float64 if h_MC.dtype == torch.float64 else torch.float32
         loss = torch.zeros((), dtype=wide, device=h_MC.device)
         dh_MC = torch.empty_like(h_MC) if needs_h else None
@@ -102,7 +102,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 dlogits_JV = dlogits_JV.to(h_MC.dtype)
             if needs_h:
                 torch.mm(dlogits_JV, weight_VC, out=dh_MC[rows])
-            if needs_weight and is_triton and h_MC.is_cuda and h_MC.dtype != wide:
+            if needs_weight and kernels and h_MC.is_cuda and h_MC.dtype != wide:
                 # cost: 7.5 ms a chunk, not 8.7; and the product is not rounded before it is added
                 torch.addmm(dweight_VC, dlogits_JV.t(), h_MC[rows], out_dtype=wide, out=dweight_VC)
             elif needs_weight:
@@ -146,7 +146,7 @@ def linear_cross_entropy(h_MC: Tensor, weight_VC: Tensor, labels_M: Tensor, weig
     if h_MC.device.type == "cpu" and (filling := rounded(M) - M):  # see kernels/docs.py
         h_MC = F.pad(h_MC, (0, 0, 0, filling))
         labels_M, weights_M = (F.pad(x_M, (0, filling)) for x_M in (labels_M, weights_M))
-    rule = softcap, z_loss, label_smoothing, uses_triton("cross_entropy", impl, h_MC)
+    rule = softcap, z_loss, label_smoothing, kernels_of("cross_entropy", impl, h_MC)
     loss = _LinearCrossEntropy.apply(h_MC, weight_VC, bias_V, labels_M, weights_M, rule)
     return loss, weights_M.sum()
 

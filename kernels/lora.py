@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from kernels.backend import Impl, uses_triton
+from kernels.backend import Impl, kernels_of
 from kernels.dropout import dropout as drop
 from kernels.launch import MAX_RANK
 
@@ -83,10 +83,8 @@ def lora_linear(x_NC: Tensor, weight_OC: Tensor, a_RC: Tensor, b_OR: Tensor, *, 
     returns y_NO    x.dtype
     raises          ValueError: what kernels/lora_triton.py does not take, with "triton"."""
     # cost: without TF32, products in fp32 are the library's strength
-    halves = torch.bfloat16, torch.float16
-    if uses_triton("lora", impl, x_NC, fits=len(a_RC) <= MAX_RANK, auto_dtypes=halves):
-        from kernels.lora_triton import LoRALinear
-
-        return LoRALinear.apply(x_NC, weight_OC, a_RC, b_OR, bias_O, (scale, dropout))
+    fits = len(a_RC) <= MAX_RANK and x_NC.itemsize < 4
+    if kernels := kernels_of("lora", impl, x_NC, fits=fits):
+        return kernels.LoRALinear.apply(x_NC, weight_OC, a_RC, b_OR, bias_O, (scale, dropout))
     keep_NC = drop(torch.ones_like(x_NC), dropout, is_training=True) if dropout else None
     return _LoRALinear.apply(x_NC, weight_OC, a_RC, b_OR, bias_O, (scale, keep_NC))

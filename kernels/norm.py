@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from kernels.backend import Impl, uses_triton
+from kernels.backend import Impl, kernels_of
 from kernels.launch import MAX_NORM_WIDTH
 
 def rms_norm_reference(x_NC: Tensor, weight_C: Tensor, *, eps: float, offset: float = 0) -> Tensor:
@@ -90,10 +90,8 @@ def rms_norm(x_NC: Tensor, weight_C: Tensor, *, eps: float, offset: float = 0.0,
     returns        y_NC, compute dtype, statistics in fp32; with a residual y_NC and s_NC
     raises         ValueError: the kernels are given other sizes or devices; with "triton", C above
                    16384"""
-    if uses_triton("rms_norm", impl, x_NC, fits=x_NC.shape[-1] <= MAX_NORM_WIDTH):
-        from kernels.norm_triton import Norm
-
-        return Norm.apply(x_NC, residual_NC, weight_C, None, (eps, offset, False))
+    if kernels := kernels_of("rms_norm", impl, x_NC, fits=x_NC.shape[-1] <= MAX_NORM_WIDTH):
+        return kernels.Norm.apply(x_NC, residual_NC, weight_C, None, (eps, offset, False))
     sum_NC = x_NC if residual_NC is None else x_NC + residual_NC
     # cost: a node takes three times as long as what one row needs
     y_NC = (_RMSNorm.apply(sum_NC, weight_C, eps, offset) if torch.is_grad_enabled() else
@@ -144,10 +142,8 @@ def layer_norm(x_NC: Tensor, weight_C: Tensor, bias_C: Tensor | None, *, eps: fl
 
     weight_C, bias_C    dtype of x; no bias: None
     the others          as in `rms_norm`, and so is what it returns and raises"""
-    if uses_triton("layer_norm", impl, x_NC, fits=x_NC.shape[-1] <= MAX_NORM_WIDTH):
-        from kernels.norm_triton import Norm
-
-        return Norm.apply(x_NC, residual_NC, weight_C, bias_C, (eps, 0.0, True))
+    if kernels := kernels_of("layer_norm", impl, x_NC, fits=x_NC.shape[-1] <= MAX_NORM_WIDTH):
+        return kernels.Norm.apply(x_NC, residual_NC, weight_C, bias_C, (eps, 0.0, True))
     sum_NC = x_NC if residual_NC is None else x_NC + residual_NC
     y_NC = (_LayerNorm.apply(sum_NC, weight_C, bias_C, eps) if torch.is_grad_enabled() else
             F.layer_norm(sum_NC, weight_C.shape, weight_C, bias_C, eps))

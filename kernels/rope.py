@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from kernels.backend import Impl, uses_triton
+from kernels.backend import Impl, kernels_of
 from kernels.launch import MAX_HEAD_WIDTH
 from kernels.norm import rms_norm
 
@@ -33,14 +33,12 @@ def rope_angles(positions_N: Tensor, *, head_dim: int, theta: float, dtype: torc
     source      bands: Llama team 2024, arXiv:2407.21783"""
     exponents_E = torch.arange(0, head_dim, 2, device=positions_N.device).float() / head_dim
     # numerics: HF's formulas to the bit, since an error here grows with the position
-    frequencies_E = 1.0 / theta**exponents_E
+    frequencies_E, kept_E = 1.0 / theta**exponents_E, 0.0
     if bands is not None:
         low, high, length = bands
         waves_E = length / (2 * math.pi / frequencies_E)
         kept_E = ((waves_E - low) / (high - low)).clamp(0, 1)
-        frequencies_E = (1 - kept_E) * frequencies_E / factor + kept_E * frequencies_E
-    elif factor != 1.0:
-        frequencies_E = frequencies_E / factor
+    frequencies_E = (1 - kept_E) * frequencies_E / factor + kept_E * frequencies_E
     angles_NE = positions_N[:, None].float() * frequencies_E
     return torch.stack([angles_NE.cos(), angles_NE.sin()]).to(dtype)
 
@@ -80,10 +78,8 @@ def rope(x_NHD: Tensor, cos_sin_2NE: Tensor, *, impl: Impl = "auto") -> Tensor:
     impl            see kernels/backend.py
     returns         y_NHD, compute dtype
     source          Su et al. 2021, arXiv:2104.09864"""
-    if uses_triton("rope", impl, x_NHD, fits=cos_sin_2NE.shape[-1] <= MAX_HEAD_WIDTH):
-        from kernels.rope_triton import RopeTriton
-
-        return RopeTriton.apply(x_NHD, cos_sin_2NE, None, (0.0, 0.0))
+    if kernels := kernels_of("rope", impl, x_NHD, fits=cos_sin_2NE.shape[-1] <= MAX_HEAD_WIDTH):
+        return kernels.RopeTriton.apply(x_NHD, cos_sin_2NE, None, (0.0, 0.0))
     return _Rope.apply(x_NHD, cos_sin_2NE)
 
 def norm_rope(x_NHD: Tensor, weight_D: Tensor, cos_sin_2NE: Tensor, *, eps: float,
@@ -94,9 +90,7 @@ def norm_rope(x_NHD: Tensor, weight_D: Tensor, cos_sin_2NE: Tensor, *, eps: floa
     impl        "auto" on a GPU: one kernel for a head of at most 256 channels; else both ops
     returns     y_NHD, compute dtype; by the kernel rounded once
     raises      ValueError: the kernel is given other sizes or devices"""
-    if uses_triton("norm_rope", impl, x_NHD, fits=x_NHD.shape[-1] <= MAX_HEAD_WIDTH):
-        from kernels.rope_triton import RopeTriton
-
-        return RopeTriton.apply(x_NHD, cos_sin_2NE, weight_D, (eps, offset))
+    if kernels := kernels_of("norm_rope", impl, x_NHD, fits=x_NHD.shape[-1] <= MAX_HEAD_WIDTH):
+        return kernels.RopeTriton.apply(x_NHD, cos_sin_2NE, weight_D, (eps, offset))
     x_NHD = rms_norm(x_NHD, weight_D, eps=eps, offset=offset, impl=impl)
     return rope(x_NHD, cos_sin_2NE, impl=impl)

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.backend import Impl, uses_triton
+from kernels.backend import Impl, kernels_of
 
 def swiglu_reference(gate_NF: Tensor, up_NF: Tensor) -> Tensor:
     """The definition. In float64 it is the oracle."""
@@ -35,18 +35,14 @@ def swiglu(gate_NF: Tensor, up_NF: Tensor, *, impl: Impl = "auto") -> Tensor:
     gate_NF, up_NF    compute dtype
     impl              see kernels/backend.py
     returns           y_NF, compute dtype"""
-    if uses_triton("swiglu", impl, gate_NF):
-        from kernels.swiglu_triton import Glu
-
-        return Glu.apply(gate_NF, up_NF, "silu")
+    if kernels := kernels_of("swiglu", impl, gate_NF):
+        return kernels.Glu.apply(gate_NF, up_NF, "silu")
     return F.silu(gate_NF) * up_NF
 
 def geglu(gate_NF: Tensor, up_NF: Tensor, *, uses_tanh: bool, impl: Impl = "auto") -> Tensor:
     """Gated activation gelu(gate) * up, of the same arguments as `swiglu`.
 
     uses_tanh         gelu by its tanh approximation"""
-    if uses_triton("geglu", impl, gate_NF):
-        from kernels.swiglu_triton import Glu
-
-        return Glu.apply(gate_NF, up_NF, "gelu_tanh" if uses_tanh else "gelu")
+    if kernels := kernels_of("geglu", impl, gate_NF):
+        return kernels.Glu.apply(gate_NF, up_NF, "gelu_tanh" if uses_tanh else "gelu")
     return F.gelu(gate_NF, approximate="tanh" if uses_tanh else "none") * up_NF

@@ -75,7 +75,6 @@ def test_auto_on_a_gpu_goes_by_dtype_size_and_device(monkeypatch) -> None:
     )
     assert backend.uses_triton("op", "auto", narrow) and backend.uses_triton("op", "auto", wide)
     assert not backend.uses_triton("op", "auto", widest)
-    assert not backend.uses_triton("op", "auto", wide, auto_dtypes=(torch.bfloat16,))
     assert not backend.uses_triton("op", "auto", wide, fits=False)
     wide.device = "old"
     assert not backend.uses_triton("op", "auto", wide)

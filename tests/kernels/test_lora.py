@@ -125,3 +125,11 @@ def test_gradients_with_dropout_are_those_of_the_mask() -> None:
     torch.manual_seed(3)
     for mine, true in zip(ours, run(composed, inputs, 0.7), strict=True):
         torch.testing.assert_close(mine, true, rtol=1e-12, atol=1e-13)
+
+def test_auto_leaves_16_bits_and_ranks_that_fit_to_the_kernels(monkeypatch) -> None:
+    seen = []
+    monkeypatch.setattr("kernels.backend.uses_triton", lambda *_, fits: seen.append(fits))
+    for dtype, rank in ((torch.bfloat16, 128), (torch.bfloat16, 129), (torch.float32, 8)):
+        inputs = {name: x.to(dtype) for name, x in make_inputs(3, 4, 5, rank).items()}
+        lora_linear(**inputs, scale=1.0)
+    assert seen == [True, False, False]

@@ -41,7 +41,7 @@ def test_norm_rope_is_both_ops(dtype, offset, draw, within_budget) -> None:
 
 def test_auto_norms_and_turns_at_once_where_the_kernel_can(draw, monkeypatch) -> None:
     seen = []
-    monkeypatch.setattr("kernels.rope.uses_triton", lambda op, *_, fits: seen.append((op, fits)))
+    monkeypatch.setattr("kernels.backend.uses_triton", lambda op, *_, fits: seen.append((op, fits)))
     for D in (8, 256, 258):
         norm_rope(draw(3, 2, D), draw(D), draw(2, 3, D // 2), eps=1e-6)
     assert [fits for op, fits in seen if op == "norm_rope"] == [True, True, False]
