@@ -25,7 +25,7 @@ from kernels.cross_entropy import linear_cross_entropy, linear_cross_entropy_ref
 from kernels.docs import Docs
 from kernels.lora import lora_linear, lora_linear_reference
 from kernels.norm import layer_norm, layer_norm_reference, rms_norm, rms_norm_reference
-from kernels.rope import norm_rope, rope, rope_angles, rope_reference
+from kernels.rope import norm_rope, rope, rope_reference
 from kernels.swiglu import geglu, geglu_reference, swiglu, swiglu_reference
 
 Sizes = dict[str, Any]
@@ -74,7 +74,7 @@ class Op:
         """The inputs, matrices of weights with a gain of one, and the other arguments."""
         inputs = {}
         for name in self.inputs.split():
-            x = draw(*(sizes[letter] for letter in name.partition("_")[2]))
+            x = draw(*(int(c) if c.isdigit() else sizes[c] for c in name.rpartition("_")[2]))
             inputs[name] = x * x.shape[-1] ** -0.5 if name[0] in "wab" and x.ndim == 2 else x
         given = {name: sizes[name] for name in ARGUMENTS if name in sizes}
         return inputs, {**self.settings, **given, **(self.rest(draw, sizes) if self.rest else {})}
@@ -114,10 +114,6 @@ def _scored(draw: Draw, sizes: Sizes) -> dict[str, Any]:
     M, V = sizes["M"], sizes["V"]
     return {"labels_M": draw.below(V, M), "weights_M": draw.below(2, M).float()}
 
-def _angles(draw: Draw, sizes: Sizes) -> dict[str, Any]:
-    turn = {"head_dim": sizes["E"] * 2, "theta": 1e4, "dtype": draw.dtype}
-    return {"cos_sin_2NE": rope_angles(torch.arange(sizes["N"], device=draw.device), **turn)}
-
 def _loss(op: Callable[..., tuple[Tensor, Tensor]], **given: Any) -> Tensor:
     return op(**given)[0]
 
@@ -128,8 +124,8 @@ GEGLU = partial(geglu, uses_tanh=True), partial(geglu_reference, uses_tanh=True)
 LOSSES = linear_cross_entropy, partial(linear_cross_entropy_reference, bias_V=None)
 CALLS = {"rms_norm": (rms_norm, rms_norm_reference, None),
          "layer_norm": (layer_norm, layer_norm_reference, None),
-         "rope": (rope, rope_reference, _angles),
-         "norm_rope": (norm_rope, _norm_rope_reference, _angles),
+         "rope": (rope, rope_reference, None),
+         "norm_rope": (norm_rope, _norm_rope_reference, None),
          "swiglu": (swiglu, swiglu_reference, None), "geglu": (*GEGLU, None),
          "cross_entropy": (*(partial(_loss, op) for op in LOSSES), _scored),
          "lora": (lora_linear, lambda dropout=0, **x: lora_linear_reference(**x), None),

@@ -57,13 +57,7 @@ def of_case(op: str, sizes: Sizes, draw: Draw) -> list[Error]:
     """`errors` of the kernels of an op."""
     entry = ops()[op]
     inputs, rest = entry.drawn(draw, sizes)
-
-    def reference(**given: Tensor) -> Tensor:
-        dtype = next(iter(given.values())).dtype
-        operands = {k: v.to(dtype) for k, v in rest.items() if getattr(v, "dtype", 0) == draw.dtype}
-        return entry.reference(**given, **{**rest, **operands})
-
-    mine = partial(entry.call, impl="triton", **rest)
+    mine, reference = partial(entry.call, impl="triton", **rest), partial(entry.reference, **rest)
     return errors(mine, reference, inputs, draw.dtype, entry.trained())
 
 def passes(op: str, device: torch.device, dtype: torch.dtype) -> bool:
