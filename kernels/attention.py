@@ -74,16 +74,16 @@ class Rule:
     window: int | None
     softcap: float | None
 
-    def hidden(self, group: Group, device: torch.device) -> Tensor | None:
+    def hidden(self, group: Group) -> Tensor | None:
         """True where a query must not see a key, for (B or 1, 1, T or 1, T); None: it sees all."""
         reach = group.length if self.window is None else min(self.window, group.length)
         key = self.is_causal, reach
         if key not in group.hidden:
-            group.hidden[key] = self._hidden(group, reach, device)
+            group.hidden[key] = self._hidden(group, reach)
         return group.hidden[key]
 
-    def _hidden(self, group: Group, reach: int, device: torch.device) -> Tensor | None:
-        key_T, masks = torch.arange(group.length, device=device), []
+    def _hidden(self, group: Group, reach: int) -> Tensor | None:
+        key_T, masks = torch.arange(group.length, device=group.slots.device), []
         # causal: a document's keys come before its padding slots, which are hidden as later ones
         if group.lengths_B is not None and not self.is_causal:
             masks.append(key_T >= group.lengths_B[:, None, None, None])
@@ -116,7 +116,7 @@ class _AttendBlock(torch.autograd.Function):
             slope_PZT = (scores_PZT / rule.softcap).tanh_()
             scores_PZT = slope_PZT * rule.softcap
             slope_PZT = 1 - slope_PZT.square()
-        if (hidden := rule.hidden(group, q_NHD.device)) is not None:
+        if (hidden := rule.hidden(group)) is not None:
             scores_PZT.view(B, -1, T, T).masked_fill_(hidden, float("-inf"))
         # cost: torch's bf16 softmax takes 2 to 3 times as long as the fp32 one and a cast
         wide = torch.promote_types(q_NHD.dtype, torch.float32)
@@ -170,7 +170,7 @@ def _attend_long(q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, group: Group, rule
                    for x_N in (q_NHD, k_NGD, v_NGD))
     is_windowed = rule.window is not None and rule.window < group.length
     o_BHTD = F.scaled_dot_product_attention(
-        *blocks_BHTD, attn_mask=~rule.hidden(group, q_NHD.device) if is_windowed else None,
+        *blocks_BHTD, attn_mask=~rule.hidden(group) if is_windowed else None,
         is_causal=rule.is_causal and not is_windowed, scale=rule.scale,
         enable_gqa=q_NHD.shape[1] != k_NGD.shape[1])
     return o_BHTD.transpose(1, 2).flatten(0, 1)
@@ -206,7 +206,7 @@ def attention(q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, docs: Docs, *, is_cau
         order_N = torch.cat([order_N, torch.arange(docs.num_tokens, N, device=q_NHD.device)])
         streams = tuple(_Reorder.apply(x_N, order_N, False) for x_N in streams)
     # cost: split, not a slice for each group, whose gradient would be a zeroed stream of its own
-    sizes = [*(group.num_tokens for group in groups), N - docs.num_tokens]
+    sizes = [*(len(group.slots) for group in groups), N - docs.num_tokens]
     parts = zip(*(x_N.split(sizes) for x_N in streams), strict=True)
     outputs, suits_sdpa = [], softcap is None and q_NHD.dtype != torch.float32
     for part, group in zip(parts, groups, strict=False):

@@ -32,7 +32,6 @@ class Group:
     """Documents that the CPU path attends in one call, as a block of `num_docs` x `length`.
 
     num_docs    rows of the block, of which some may hold no document
-    num_tokens  of the documents together
     slots       place in the block of each token (int64)
     tokens      token of the group for each place (int64), the first one of its document, or of the
                 group, where the place is filling
@@ -42,7 +41,6 @@ class Group:
 
     num_docs: int
     length: int
-    num_tokens: int
     slots: Tensor
     tokens: Tensor
     lengths_B: Tensor | None
@@ -100,8 +98,8 @@ class Docs:
             first_B = (lengths_B.cumsum(0) - lengths_B) * (lengths_B > 0)
             tokens_BT = first_B[:, None] + column_T * inside_BT
             lengths_B = None if inside_BT.all() else lengths_B.clamp(min=1).to(device)
-            groups.append(Group(count, length, len(slots_N), slots_N.to(device),
-                                tokens_BT.flatten().to(device), lengths_B))
+            tokens = tokens_BT.flatten().to(device)
+            groups.append(Group(count, length, slots_N.to(device), tokens, lengths_B))
         is_sorted = all(a >= b for a, b in pairwise(self.lengths))
         return tuple(groups), None if is_sorted else torch.cat(order).to(device)
 

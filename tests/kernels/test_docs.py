@@ -27,13 +27,13 @@ def test_refuses_empty_documents(lengths: list[int]) -> None:
 def test_equal_lengths_are_one_block() -> None:
     docs = Docs.from_lengths([16, 16, 16])
     ((group,), order_N) = docs.walk
-    assert (group.num_docs, group.length, group.num_tokens) == (3, 16, 48)
+    assert (group.num_docs, group.length, len(group.slots)) == (3, 16, 48)
     assert group.lengths_B is None and group.slots.equal(group.tokens) and order_N is None
 
 def test_documents_of_about_one_length_share_a_block() -> None:
     docs = Docs.from_lengths([2, 9, 1])
     ((group,), order_N) = docs.walk  # 16 long: 9 rounded up
-    assert (group.length, group.num_tokens, group.lengths_B.tolist()) == (16, 12, [9, 2, 1])
+    assert (group.length, len(group.slots), group.lengths_B.tolist()) == (16, 12, [9, 2, 1])
     assert group.slots.tolist() == [*range(9), 16, 17, 32]
     assert order_N.tolist() == [*range(2, 11), 0, 1, 11]
     to_block, to_stream = group.rows_of(2)
@@ -47,7 +47,7 @@ def test_long_documents_and_short_ones() -> None:
     lengths = [LONG + 1, 3, LONG + 1, 300, LONG + 9, 40]
     docs = Docs.from_lengths(lengths)
     groups, order_N = docs.walk
-    forms = [(g.num_docs, g.length, g.num_tokens, g.lengths_B is None) for g in groups]
+    forms = [(g.num_docs, g.length, len(g.slots), g.lengths_B is None) for g in groups]
     assert forms == [
         (1, LONG + 9, LONG + 9, True),
         (2, LONG + 1, 2 * (LONG + 1), True),
@@ -62,11 +62,11 @@ def test_long_documents_and_short_ones() -> None:
 @pytest.mark.parametrize("length", range(8, LONG + 1, 24))
 def test_a_block_stays_in_the_cache(length: int) -> None:
     docs = Docs.from_lengths([length] * 70)
-    assert sum(group.num_tokens for group in docs.walk[0]) == 70 * length
+    assert sum(len(group.slots) for group in docs.walk[0]) == 70 * length
     for group in docs.walk[0]:
         assert group.num_docs * group.length**2 <= BLOCK_SCORES or group.num_docs == 1
     full = docs.walk[0][:-1]  # none of these has a document of filling
-    assert all(group.num_docs * length == group.num_tokens for group in full)
+    assert all(group.num_docs * length == len(group.slots) for group in full)
 
 @pytest.mark.parametrize("seed", range(20))
 def test_no_other_cut_of_the_classes_is_cheaper(seed: int) -> None:
@@ -100,6 +100,6 @@ def test_a_block_has_one_of_few_numbers_of_documents() -> None:
     """What is filling reads the group's first token, and nothing reads it."""
     docs = Docs.from_lengths([8, 8, 8, 7, 7])
     ((group,), order_N) = docs.walk
-    assert (group.num_docs, group.num_tokens) == (6, 38) and order_N is None
+    assert (group.num_docs, len(group.slots)) == (6, 38) and order_N is None
     assert group.lengths_B.tolist() == [8, 8, 8, 7, 7, 1]
     assert group.tokens[-8:].tolist() == [0] * 8 and group.slots.max() == 38
