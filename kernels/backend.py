@@ -16,12 +16,11 @@ from torch import Tensor
 Impl = Literal["auto", "eager", "triton"]
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-# Where the kernels of an op stand that has not a file of its own.
+# The files of ops that share one under another name.
 FILES = {"rms_norm": "norm", "layer_norm": "norm", "norm_rope": "rope", "geglu": "swiglu"}
 
 def kernels_of(op: str, impl: Impl, x: Tensor, *, fits: bool = True) -> ModuleType | None:
-    """The module of an op's Triton kernels, where they run; None: it runs eagerly. See
-    `uses_triton`."""
+    """The module of an op's Triton kernels where `uses_triton`, else None."""
     if not uses_triton(op, impl, x, fits=fits):
         return None
     return import_module(f"kernels.{FILES.get(op, op)}_triton")
