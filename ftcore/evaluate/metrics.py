@@ -299,10 +299,10 @@ def compare(one: Figures, other: Figures, clusters_B: np.ndarray,
         found[name] = {"difference": whole[name], "low": low, "high": high, "p": p}
     return found
 
-def mcnemar(right_B: np.ndarray, other_right_B: np.ndarray) -> float:
-    """Mid-p of as uneven a number of rows that one model alone has right (bool); 1 without any."""
-    alone, other = int((right_B & ~other_right_B).sum()), int((other_right_B & ~right_B).sum())
-    n, k = alone + other, min(alone, other)
+def mcnemar(gained: int, lost: int) -> float:
+    """Mid-p of so uneven numbers of rows that one model, or the other, has right alone; 1 without
+    any."""
+    n, k = gained + lost, min(gained, lost)
     logs = [math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) for i in range(k + 1)]
     shares = [math.exp(each - n * math.log(2)) for each in logs]
     return min(1.0, 2 * (math.fsum(shares) - shares[-1] / 2))

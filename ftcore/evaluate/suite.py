@@ -74,9 +74,12 @@ class Results:
                      for key, each in found[name].items())
             told.append(f"{name}, paired\n{report.table(head, cells)}")
             if a.right_B is not None:
-                p = metrics.mcnemar(a.right_B, b.right_B)
-                found[name]["mcnemar"] = {"p": p}
-                told.append(f"rows that one alone has right: McNemar mid-p {p:.4g}")
+                gained, lost = (int((x & ~y).sum()) for x, y in ((a.right_B, b.right_B),
+                                                                 (b.right_B, a.right_B)))
+                p = metrics.mcnemar(gained, lost)
+                found[name]["mcnemar"] = {"gained": gained, "lost": lost, "p": p}
+                told.append(f"rows that one alone has right: {gained} this, {lost} the other; "
+                            f"McNemar mid-p {p:.4g}")
         return "\n\n".join(told), found
 
     def without(self, name: str, row_ids: Collection[str]) -> str:

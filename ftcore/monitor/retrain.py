@@ -8,7 +8,6 @@ LINK alone says which model answers, and changes in one step: whatever is killed
 
 import hashlib
 import json
-import math
 import os
 import shlex
 import subprocess
@@ -22,25 +21,28 @@ from ftcore import files
 from ftcore.cli import CONFIG_FILE
 from ftcore.env.run import locked
 from ftcore.errors import CheckpointError, ConfigError, TrainingError
+from ftcore.evaluate.metrics import mcnemar
 from ftcore.model.load import read_object
-from ftcore.monitor.drift import wilson
 from ftcore.monitor.plan import PLAN, Line
 from ftcore.tune.adapter import ADAPTER, MODEL
 
 VERDICT = "verdict.json"
 FIGURE = {"classify": "accuracy", "sft": "exact_match"}  # by which models are judged
 MOST_LOST = 0.01  # of the figure, on test rows of before
+DOUBT = 0.05  # chance of gains so uneven from models that are equal
 
 def judge(inputs: Line) -> tuple[str, list[str]]:
-    """pass or fail, and why. `gains`, over the old model on recent rows, and on those of classes
-    that it cannot name, where it has none right, must be above 0 together at the lower end of the
-    interval of their sum, and of each file of `kept` rows no more than MOST_LOST may be lost."""
-    gain = sum(each["rows"] * each["difference"] for each in inputs["gains"])
-    doubt = math.hypot(*(e["rows"] * (e["difference"] - e["low"]) for e in inputs["gains"]))
+    """pass or fail, and why. Of `gains`, recent rows and those of classes that the old model cannot
+    name, more must be gained than lost, and so unevenly that McNemar's test has less than DOUBT;
+    of each file of `kept` rows no more than MOST_LOST may be lost."""
+    gained, lost = (sum(each[key] for each in inputs["gains"]) for key in ("gained", "lost"))
+    is_better = gained > lost and mcnemar(gained, lost) < DOUBT
     is_kept = all(round(each["difference"], 9) >= -MOST_LOST for each in inputs["kept"])
-    told = "{what}: {difference:+.4f}, {low:+.4f} to {high:+.4f}"
-    return ("pass" if gain > doubt and is_kept else "fail",
-            [told.format(**each) for each in (*inputs["gains"], *inputs["kept"])])
+    return ("pass" if is_better and is_kept else "fail",
+            ["{what}: {gained} of {rows} rows gained, {lost} lost".format(**each)
+             for each in inputs["gains"]] +
+            ["{what}: {difference:+.4f}, {low:+.4f} to {high:+.4f}".format(**each)
+             for each in inputs["kept"]])
 
 def run(folder: Path) -> Line:
     """Do what a plan says, and write the verdict. Raises ConfigError: there is no plan;
@@ -55,12 +57,11 @@ def run(folder: Path) -> Line:
         commands["train"] = shlex.join(["python", "train.py", "--resume", str(made)])
     figure = FIGURE[said(commands["train"])["task"]]
     (recent,) = said(commands["judge"])["against"].values()
-    gains = [{"what": "recent", "rows": rows["recent"], **recent[figure]}]
+    gains = [{"what": "recent", "rows": rows["recent"], **recent["mcnemar"]}]
     if "unseen" in commands:
         (told,), count = said(commands["unseen"])["results"].values(), rows["unseen"]
-        low, high = wilson(round(told[figure] * count), count)
-        gains.append({"what": "unseen", "rows": count, "difference": told[figure],
-                      "low": low, "high": high})
+        gains.append({"what": "unseen", "rows": count, "gained": round(told[figure] * count),
+                      "lost": 0})
     kept = said(commands["keep"])["against"].items() if "keep" in commands else ()
     inputs = {"run": plan["run"], "gains": gains,
               "kept": [{"what": name, **found[figure]} for name, found in kept]}

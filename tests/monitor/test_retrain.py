@@ -25,24 +25,27 @@ from tests.serve.conftest import ROOT, serving
 
 LINK = Path("live/model")
 
-def part(rows: int, low: float, difference: float = 0.0) -> dict[str, Any]:
-    """Of an interval the lower end and the middle."""
-    return {"what": "x", "rows": rows, "difference": difference, "low": low, "high": 1.0}
+def rows(gained: int, lost: int) -> dict[str, Any]:
+    return {"what": "x", "rows": 50, "gained": gained, "lost": lost}
 
-@pytest.mark.parametrize(("gains", "kept", "answer"), [
-    ([part(50, 0.01, 0.03)], [], "pass"),
-    ([part(50, 0.0, 0.02)], [], "fail"),
-    ([part(50, -0.02, 0.02)], [], "fail"),
-    ([part(50, -0.02), part(20, 0.3, 0.5)], [], "pass"),  # 10 rows gained, give or take 4.1
-    ([part(50, -0.2), part(20, 0.3, 0.5)], [], "fail"),  # 10.8
-    ([part(50, 0.0), part(20, 0.0)], [], "fail"),
-    ([part(50, 0.01, 0.03)], [part(0, -0.1, -0.01)], "pass"),
-    ([part(50, 0.01, 0.03)], [part(0, -0.1, -0.011)], "fail"),
-    ([part(50, 0.01, 0.03)], [part(0, 0.1, 0.1), part(0, -0.1, -0.02)], "fail"),
+def kept(difference: float) -> dict[str, Any]:
+    return {"what": "x", "difference": difference, "low": difference - 0.1, "high": 1.0}
+
+@pytest.mark.parametrize(("gains", "old", "answer"), [
+    ([rows(5, 0)], [], "pass"),
+    ([rows(4, 0)], [], "fail"),  # of four coins that fall alike there are one in eight
+    ([rows(0, 9)], [], "fail"),
+    ([rows(0, 0)], [], "fail"),
+    ([rows(2, 0), rows(3, 0)], [], "pass"),
+    ([rows(10, 6), rows(9, 0)], [], "pass"),
+    ([rows(10, 12), rows(9, 0)], [], "fail"),
+    ([rows(9, 0)], [kept(-0.01)], "pass"),
+    ([rows(9, 0)], [kept(-0.011)], "fail"),
+    ([rows(9, 0)], [kept(0.1), kept(-0.02)], "fail"),
 ])  # fmt: skip
-def test_what_is_judged(gains: list, kept: list, answer: str) -> None:
-    told, reasons = judge({"gains": gains, "kept": kept})
-    assert told == answer and len(reasons) == len(gains) + len(kept)
+def test_what_is_judged(gains: list, old: list, answer: str) -> None:
+    told, reasons = judge({"gains": gains, "kept": old})
+    assert told == answer and len(reasons) == len(gains) + len(old)
 
 def cron(*words: Any) -> subprocess.CompletedProcess:
     """As cron would have it, in the folder that the run was trained in."""
