@@ -25,7 +25,7 @@ from ftcore.data.columns import Chat
 from ftcore.data.encode import sides
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.deploy.answers import Answers
-from ftcore.deploy.engine import Engine, Finish, Job, QueueFull, Said, Scores
+from ftcore.deploy.engine import Engine, Finish, Job, QueueFull, Said
 from ftcore.deploy.fields import TABLE, Fields, require, shown
 from ftcore.deploy.http import Exchange, Meters, Refused
 from ftcore.deploy.records import class_figures, probabilities, prompt_figures, redacted
@@ -212,11 +212,9 @@ class Api:
         self._require_room(several, param)
         jobs = [Job(ids, None) for ids in several]
         x.told["prompt_tokens"] = sum(map(len, several))
-        heard: list[tuple[Job, Scores | Finish]] = []
-        await self._run(x, jobs, lambda *said: heard.append(said))
+        await self._run(x, jobs, lambda *said: False)
         self._note(x, several, listed(fields[param]))
-        values = {job: word.values for job, word in heard if isinstance(word, Scores)}
-        return np.array([values[job] for job in jobs])
+        return np.array([job.scores for job in jobs])
 
     def _listed(self, x: Exchange, kind: str, rows: Sequence[JsonObject]) -> JsonObject:
         count = x.told["prompt_tokens"]

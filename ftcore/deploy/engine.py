@@ -36,11 +36,6 @@ MOST_FAILURES = 3  # steps in a row that nothing gets through
 
 logger = logging.getLogger(__name__)
 
-class Scores(NamedTuple):
-    """The answer to a job without sampling: logits of classes, a reward, or an embedding: the mean
-    over the tokens of an encoder, the last token of a decoder."""
-    values: list[float]
-
 class Finish(NamedTuple):
     """The last thing that is said of a job."""
     reason: str  # "stop" (a stop id), "length", "cancelled", "error"
@@ -50,9 +45,11 @@ class Finish(NamedTuple):
 class Job:
     """One sequence: what is asked, and what came of it. Every token is said, a stop id too."""
     ids: list[int]  # the prompt
-    sampling: Sampling | None  # None: one pass, answered by Scores, then Finish("stop")
+    sampling: Sampling | None  # None: one pass, for `scores`
     listener: object = None  # opaque
     answer: list[int] = field(default_factory=list)
+    # logits of classes, a reward, or an embedding: the mean over an encoder, a decoder's last token
+    scores: Sequence[float] = ()
     chance_T: np.ndarray | None = None  # a number for each place of the answer
     row: int = 0  # of the cache
     done: int = 0  # tokens there
@@ -64,7 +61,7 @@ class Job:
         """Tokens that it may come to."""
         return len(self.ids) + (self.sampling.max_new_tokens if self.sampling else 0)
 
-Said = list[tuple[Job, Token | Scores | Finish]]
+Said = list[tuple[Job, Token | Finish]]
 
 @dataclass(eq=False)
 class Engine:
@@ -209,7 +206,7 @@ class Engine:
         return False
 
     def _score(self, jobs: list[Job], said: Said) -> None:
-        """Answer jobs without sampling: of each, logits_K or an embedding_C."""
+        """Answer jobs without sampling."""
         model, device = self.model, self.model.device
         docs = Docs.from_lengths([len(job.ids) for job in jobs], device)
         tokens_N = torch.tensor([id_ for job in jobs for id_ in job.ids], device=device)
@@ -221,11 +218,10 @@ class Engine:
         else:
             h_NC = model.trunk(*inputs)
             scores_BK = torch.stack([h_TC.mean(0) for h_TC in h_NC.split(docs.lengths)])
-        for job, values in zip(jobs, scores_BK.float().tolist(), strict=True):
-            if all(map(math.isfinite, values)):
-                said += [(job, Scores(values)), (job, Finish("stop"))]
-            else:
-                said.append((job, Finish("error", "non_finite_logits")))
+        for job, scores in zip(jobs, scores_BK.float().tolist(), strict=True):
+            job.scores, is_finite = scores, all(map(math.isfinite, scores))
+            end = Finish("stop") if is_finite else Finish("error", "non_finite_logits")
+            said.append((job, end))
 
     def _step(self, jobs: list[Job], said: Said) -> None:
         """Read so many tokens of each; those whose prompt is read grow by one. What is said, and

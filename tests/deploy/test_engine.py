@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from ftcore.deploy.engine import Engine, Finish, Job, QueueFull, Said, Scores
+from ftcore.deploy.engine import Engine, Finish, Job, QueueFull, Said
 from ftcore.errors import ModelError
 from ftcore.model.generate import generate
 from ftcore.model.heads import Model
@@ -216,11 +216,9 @@ def test_jobs_without_sampling(kind: str, hf, documents) -> None:
         engine.submit(job)
     with torch.inference_mode():
         steps = [engine.turn() for _ in range(4)]
-    assert [[job for job, what in step if isinstance(what, Scores)] for step in steps] == [
-        jobs[:2], jobs[2:3], jobs[3:4], jobs[4:]]
-    for job, what in (pair for step in steps for pair in step):
-        if what == Finish("stop"):
-            continue
+    assert steps == [[(job, Finish("stop")) for job in some]
+                     for some in (jobs[:2], jobs[2:3], jobs[3:4], jobs[4:])]
+    for job in jobs:
         docs, tokens_N = Docs.from_lengths([len(job.ids)]), torch.tensor(job.ids)
         with torch.no_grad():
             inputs = tokens_N, docs.positions_N(), tokens_N * 0, docs
@@ -230,7 +228,7 @@ def test_jobs_without_sampling(kind: str, hf, documents) -> None:
                 want_K = model.head(h_NC if rows_B is None else h_NC[rows_B], docs)[0]
             else:
                 want_K = h_NC[-1] if model.spec.is_causal else h_NC.mean(0)
-        assert what.values == pytest.approx(want_K.tolist(), abs=1e-5)
+        assert job.scores == pytest.approx(want_K.tolist(), abs=1e-5)
 
 def test_what_cannot_be_is_refused(model, hf) -> None:
     engine = Engine(model, max_waiting=1, cache_tokens=100)
