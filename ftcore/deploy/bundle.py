@@ -58,15 +58,10 @@ def bundle(run: Path, folder: Path, *, keep_adapter: bool = False) -> None:
         raise ConfigError(f"{run}: was trained without an adapter: leave out --keep-adapter")
     if folder.is_dir() and any(folder.iterdir()):
         raise ConfigError(f"{folder} is not empty: name another folder, or delete it")
-    texts = {ABOUT: json.dumps({
-        "task": task, "problem": config.problem, "precision": config.env.precision,
-        "temperature": temperature_of(told["metrics"]),
-        "golden": _golden(model, tokenizer, task, TEXTS)})}
-    texts["README.md"] = rendered(
-        "card.md", Path(__file__).parent, **told, name=folder.name, head=model.task)
-    if model.task == "lm":
-        greedy = {"do_sample": False, "eos_token_id": sorted(tokenizer.stop_ids) or None}
-        texts["generation_config.json"] = json.dumps(greedy)
+    about = {"task": task, "problem": config.problem, "precision": config.env.precision,
+             "temperature": temperature_of(told["metrics"]),
+             "golden": _golden(model, tokenizer, task, TEXTS)}
+    card = rendered("card.md", Path(__file__).parent, **told, name=folder.name, head=model.task)
     with files.write_folder(folder.absolute()) as temp:
         if keep_adapter:
             shutil.copytree(run / ADAPTER, temp / ADAPTER)
@@ -75,8 +70,11 @@ def bundle(run: Path, folder: Path, *, keep_adapter: bool = False) -> None:
         lora.fold(model)
         save_model(trained, temp, labels=read_labels(run), problem=config.problem)
         tokenizer.save(temp)
-        for name, text in texts.items():
-            (temp / name).write_text(text, "utf-8")
+        (temp / ABOUT).write_text(json.dumps(about))
+        (temp / "README.md").write_text(card, "utf-8")
+        if model.task == "lm":
+            greedy = {"do_sample": False, "eos_token_id": sorted(tokenizer.stop_ids) or None}
+            (temp / "generation_config.json").write_text(json.dumps(greedy))
         for name in (name for name in (CERTIFICATE, REFERENCE) if (run / name).is_file()):
             shutil.copy(run / name, temp)
         _opened(temp)
@@ -139,8 +137,7 @@ def _golden(model: Model, tokenizer: Tokenizer, task: str, texts: Iterable[str])
         ids_T = (encode_prompt([{"role": "user", "content": text}], tokenizer) if is_chat
                  else tokenizer.encode(text).ids_T)
         documents.append(Encoded(text, ids_T, ids_T, np.ones(len(ids_T), np.float32)))
-    says_MK = all_logits(model, documents, 8192).double()
-    counts = [1] * len(documents)
+    says_MK, counts = all_logits(model, documents, 8192).double(), 1
     if model.task == "lm":
         says_MK, counts = says_MK.log_softmax(-1).amax(-1), [*map(len, documents)]
     return [{"text": text, "ids": document.tokens_T.tolist(), "says": part.flatten().tolist()}
