@@ -39,6 +39,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -288,9 +289,10 @@ def compare(one: Figures, other: Figures, clusters_B: np.ndarray,
     """`difference` of each metric, `one` less `other`, of the same rows by two models, or of other
     rows in the clusters others_B; its `low` and `high`, and `p`. Zero between: too few to tell."""
     theirs_B = clusters_B if others_B is None else others_B
-    mine, theirs = draws(clusters_B, seed), draws(theirs_B, seed + (theirs_B is others_B))
-    told = [_less(one(rows), other(others)) for rows, others in zip(mine, theirs, strict=True)]
-    whole = _less(one(np.arange(len(clusters_B))), other(np.arange(len(theirs_B))))
+    mine = chain([np.arange(len(clusters_B))], draws(clusters_B, seed))
+    theirs = chain([np.arange(len(theirs_B))], draws(theirs_B, seed + (theirs_B is others_B)))
+    pairs = zip(map(one, mine), map(other, theirs), strict=True)
+    whole, *told = ({name: a[name] - b[name] for name in a} for a, b in pairs)
     found: dict[str, dict[str, float]] = {}
     for name, (low, high) in _ranges(told).items():
         d_R = np.array([each[name] for each in told])
@@ -306,9 +308,6 @@ def mcnemar(gained: int, lost: int) -> float:
     logs = [math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) for i in range(k + 1)]
     shares = [math.exp(each - n * math.log(2)) for each in logs]
     return min(1.0, 2 * (math.fsum(shares) - shares[-1] / 2))
-
-def _less(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
-    return {name: one[name] - other[name] for name in one}
 
 def _ranges(told: Sequence[Mapping[str, float]]) -> Intervals:
     values = {name: np.array([each[name] for each in told]) for name in told[0]}
