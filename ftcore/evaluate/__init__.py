@@ -1,1 +1,1 @@
-"""Stage 5, evaluation: metrics -> text -> evaluator -> report."""
+"""Stage 5, evaluation: metrics -> evaluator -> report -> suite."""
