@@ -37,8 +37,7 @@ class Fields:
             raise Refused("json_too_deep", "the body nests too deeply") from None
         except ValueError:
             raise Refused("invalid_json", "the body is not JSON in UTF-8") from None
-        if not isinstance(given, dict):
-            raise Refused("invalid_json", "the body must be a JSON object")
+        require(isinstance(given, dict), None, "the body must be a JSON object", "invalid_json")
         return self._object(given, self.rule, "")
 
     def _object(self, given: Mapping[str, Any], rule: Mapping[str, Any],
@@ -87,8 +86,8 @@ class Fields:
                     for place, part in enumerate(value)]
         return value
 
-def require(holds: Any, param: str, said: str, code: str = "invalid_value") -> None:
-    """Refuse a field of which something does not hold."""
+def require(holds: Any, param: str | None, said: str, code: str = "invalid_value") -> None:
+    """Refuse a field, or a body (None), of which something does not hold."""
     if not holds:
         raise Refused(code, said, param)
 
