@@ -23,6 +23,7 @@ Sources: Lin 1991, IEEE Trans. Inf. Theory 37, 145-151 (js); Stephens 1970, J. R
 import math
 import tomllib
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from statistics import NormalDist
 from typing import NamedTuple
@@ -110,18 +111,18 @@ class Finding(NamedTuple):
     window alone exceeds all bounds, 2 so does the one before it, None too few records (`size`)."""
     signal: str
     statistic: str
-    value: float  # NaN where the state is None, as is the bound
-    bound: float
-    state: int | None
     size: int
-    p_value: float | None
+    value: float = math.nan
+    bound: float = math.nan
+    state: int | None = None
+    p_value: float | None = None
 
 class Watch:
     """Compares records with the reference's, by every signal of signals.toml that the reference
     has. Bounds are drawn when first needed, then kept."""
 
     def __init__(self, reference: Sequence[Record], *, window: int = 500, seed: int = 0) -> None:
-        self.window, self.seed, self.bounds = window, seed, {}
+        self.window, self.seed, self.bounds = window, seed, cache(self._drawn)
         self.codes: dict[str, dict[str, int]] = {}  # of the categories of a field
         for field in {field for _, fields, _ in SIGNALS.values() for field in fields}:
             texts = {r[field] for r in reference if isinstance(r.get(field), str)}
@@ -140,30 +141,28 @@ class Watch:
                 told = len(self._values(signal, records[-2 * size :]))
                 size = max(LABELLED, min(size, told // 2 // LABELLED * LABELLED))
             if len(values) < size or len(records) < self.window:
-                found += [Finding(signal, name, math.nan, math.nan, None, len(values), None)
-                          for name in effects]
+                found += [Finding(signal, name, len(values)) for name in effects]
                 continue
             newest, older = values[-size:], values[-2 * size:-size]
             told_2S = np.array([[STATISTICS[name](reference, window) for name in effects]
                                 for window in (newest, older) if len(window) == size])
-            bounds_S = self._bounds(signal, size)
+            bounds_S = self.bounds(signal, size)
             exceeds_2 = (told_2S > bounds_S).all(1)
             for name, value, bound in zip(effects, told_2S[0], bounds_S, strict=True):
                 p = P_VALUES[name](reference, newest)[1] if name in P_VALUES else None
-                found.append(Finding(signal, name, float(value), float(bound),
-                                     int(exceeds_2[0] * exceeds_2.sum()), size, p))
+                found.append(Finding(signal, name, size, float(value), float(bound),
+                                     int(exceeds_2[0] * exceeds_2.sum()), p))
         return found
 
-    def _bounds(self, signal: str, size: int) -> Array:
+    def _drawn(self, signal: str, size: int) -> Array:
+        """The bounds of a signal's statistics."""
         effects, values = SIGNALS[signal][2], self.reference[signal]
-        if (signal, size) not in self.bounds:
-            random, told = np.random.default_rng((self.seed, size)), []
-            for _ in range(DRAWS):
-                sides = [values[random.integers(len(values), size=n)] for n in (len(values), size)]
-                told.append([STATISTICS[name](*sides) for name in effects])
-            drawn_S = np.quantile(told, 1 - ALPHA, axis=0, method="higher")
-            self.bounds[signal, size] = np.maximum(list(effects.values()), drawn_S)
-        return self.bounds[signal, size]
+        random, told = np.random.default_rng((self.seed, size)), []
+        for _ in range(DRAWS):
+            sides = [values[random.integers(len(values), size=n)] for n in (len(values), size)]
+            told.append([STATISTICS[name](*sides) for name in effects])
+        drawn_S = np.quantile(told, 1 - ALPHA, axis=0, method="higher")
+        return np.maximum(list(effects.values()), drawn_S)
 
     def _column(self, field: str, records: Sequence[Record]) -> Array:
         """A number a record, NaN if absent; of categories the code, new ones sharing the last."""
