@@ -19,6 +19,8 @@ from ftcore.errors import ConfigError, nearest
 
 CONFIG_FILE = "config.toml"
 ONLY = ("--dry-run", "--verify")  # print the plan, or try the invariances, and stop
+# task -> name -> section -> option -> value
+PRESETS = tomllib.loads(Path(__file__).with_name("presets.toml").read_text("utf-8"))
 
 class Command(NamedTuple):
     task: str  # key of RUNS
@@ -47,12 +49,12 @@ def parse(argv: Sequence[str], *, script: str = "train.py") -> Command:
         print(f"{script} {{{','.join(RUNS)}}} [options]\n\nEach task has its own --help.")
         raise SystemExit(0)
     task = known("task", words.pop(0), RUNS)
-    if not words and "assistant" in presets().get(task, {}):  # the embedded default of the task
+    recipes = PRESETS.get(task, {})
+    if not words and "assistant" in recipes:  # the embedded default of the task
         words = ["--preset", "assistant"]
     preset, file = take_value(words, "--preset"), take_value(words, "--config")
     layers = []
     if preset is not None:
-        recipes = presets().get(task, {})
         recipe = recipes[known(f"{task} --preset", preset, recipes)]
         layers.append((f"preset {preset}", list(as_flags(recipe))))
     if file is not None:
@@ -61,10 +63,6 @@ def parse(argv: Sequence[str], *, script: str = "train.py") -> Command:
             raise ConfigError(f"{file} is for the task {written_for}, not {task}")
         layers.append((file, flags))
     return resolved(task, [*layers, ("flag", words)], only=only, script=script)
-
-def presets() -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
-    """Those of presets.toml: task -> name -> section -> option -> value."""
-    return tomllib.loads(Path(__file__).with_name("presets.toml").read_text("utf-8"))
 
 def resolved(task: str, layers: list[tuple[str, list[str]]], *, resume: Path | None = None,
              only: str = "", script: str = "train.py") -> Command:

@@ -11,7 +11,7 @@ from typing import get_type_hints
 
 import pytest
 
-from ftcore.cli import CONFIG_FILE, limit_of, parse, presets, to_toml
+from ftcore.cli import CONFIG_FILE, PRESETS, limit_of, parse, to_toml
 from ftcore.config import RUNS, ClassifyRun, SftRun
 from ftcore.errors import ConfigError
 
@@ -38,7 +38,7 @@ def test_default_preset_toml_flag(toml: Callable) -> None:
     words = ["sft", "--loop.log-every", "4", "--config", file, "--preset", "assistant"]
     command = parse([*words, "--optim.batch_size=9"])
     config, origins = command.config, command.origins
-    options = presets()["sft"]["assistant"]["optim"].keys()
+    options = PRESETS["sft"]["assistant"]["optim"].keys()
     assert options == {"lr", "batch_size", "loraplus_lr_ratio"}
     assert (config.optim.lr, config.optim.batch_size, config.loop.log_every) == (0.5, 9, 4)
     assert config.peft.rank == 16 and config.optim.eps == 1e-8
@@ -63,7 +63,7 @@ def test_nothing_typed_is_the_default_job() -> None:
 def test_a_task_alone_is_its_defaults(task: str) -> None:
     """Or its recipe for the built-in data, where there is one; options make it any other run."""
     command = parse([task])
-    if "assistant" in presets().get(task, {}):
+    if "assistant" in PRESETS.get(task, {}):
         assert command == parse([task, "--preset", "assistant"]) and command.config.data.train
         command = parse([task, "--optim.lr", "1"])
         assert command.origins == {"optim.lr": "flag"} and not command.config.data.train
@@ -82,7 +82,7 @@ ODD = [
     [
         [],
         *([task] for task in RUNS),
-        *([task, "--preset", name] for task, names in presets().items() for name in names),
+        *([task, "--preset", name] for task, names in PRESETS.items() for name in names),
         ["classify", *ODD],
         ["classify", "--data.max-length", "5", "--peft.no-rs-lora", "--data.train"],
     ],
