@@ -21,12 +21,9 @@ def advanced(model: Model, cache: Cache, rows: Sequence[int],
     """h_BC of the last token of each part, which rows of the cache then have read."""
     tokens_N, docs = cache.extend(rows, parts)
     last_B = docs.last_B() if docs.num_tokens > len(docs.lengths) else None
-
-    def run() -> Tensor:
-        inputs = tokens_N, cache.slots_N, torch.zeros_like(tokens_N), docs
-        return model.trunk(*inputs, cache.attends, last_B)
-
-    return cache.passed(run)[: len(rows)]
+    h_BC = cache.passed(lambda: model.trunk(tokens_N, cache.slots_N, torch.zeros_like(tokens_N),
+                                            docs, cache.attends, last_B))
+    return h_BC[: len(rows)]
 
 @torch.inference_mode()
 def generate(model: Model, prompts: Sequence[Sequence[int]], *, max_new_tokens: int,
