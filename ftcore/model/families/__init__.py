@@ -1,9 +1,7 @@
-"""Model families: one TOML file of tables for each HF `model_type`, beside this one; what the
-tables mean stands in _common.toml.
+"""Model families: a TOML file of tables for each HF model_type; _common.toml says what they mean.
 
-Rotary angles and windows are read as newer files write them (rope_parameters, with one entry per
-kind of layer where these differ; layer_types) and older ones (rope_theta, rope_scaling; a period).
-"""
+Rotary angles and windows are read as newer files (rope_parameters, with one entry per kind of layer
+where these differ; layer_types) and older ones (rope_theta, rope_scaling; a period) write them."""
 
 import math
 import re
