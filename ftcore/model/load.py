@@ -191,8 +191,7 @@ def load_weights(model: Model, folder: Path, family: Family, *,
     if lines := [f"  {kind}: {_some(names)}" for kind, names in problems.items() if names]:
         head = f"{folder}: weights, config.json and the number of labels do not fit each other"
         raise ModelError("\n".join([head, *lines]))
-    copies = [name for name in ignored if HEAD in ours_of[name] and model.spec.tie_word_embeddings]
-    for name in copies:
+    for name in (n for n in ignored if HEAD in ours_of[n] and model.spec.tie_word_embeddings):
         if not torch.equal(*dict(mapped([name, hf_name_of[EMBEDDING]], stored)).values()):
             what = f"{folder}: {name} differs from the embeddings, which config.json ties it to"
             raise ModelError(f"{what}: set tie_word_embeddings to false, or remove {name}")
