@@ -14,25 +14,22 @@ from kernels.dropout import dropout
 from kernels.softcap import capped
 
 ModelTask = Literal["lm", "classify", "trunk"]
-POOLERS = {"tanh": torch.tanh, "relu": torch.relu}
+POOLERS = {"tanh": torch.tanh, "relu": torch.relu, "gelu_norm": nn.functional.gelu}
 
 class Head(nn.Module):
     """Scores from hidden states: a last linear map over the `features` of each row.
 
     lm_head      over the vocabulary, of a decoder: which token is next ("lm")
     classifier   over the classes of each document ("classify"). Encoders pool the first token, or
-                 the mean of all, through what the spec's `pooler` names (transform:
-                 norm(gelu(dense(h)))); decoders the last one, which has seen the whole document"""
+                 the mean of all, through a dense map and what the spec's `pooler` names;
+                 decoders the last one, which has seen the whole document"""
 
     def __init__(self, spec: ModelSpec, task: ModelTask, num_labels: int | None) -> None:
         super().__init__()
         C, self.is_classifier = spec.hidden_size, task == "classify"
         self.pooling, self.activation = spec.pooling, POOLERS.get(spec.pooler)
-        self.pooler = Linear(C, C) if self.activation else None
-        self.transform = nn.Sequential()
-        if spec.pooler == "transform":
-            self.transform.dense = Linear(C, C, bias=spec.linear_bias)
-            self.transform.gelu, self.transform.norm = nn.GELU(), Norm(spec)
+        self.pooler = Linear(C, C, bias=spec.linear_bias) if spec.pooler else None
+        self.pooler_norm = Norm(spec) if spec.pooler == "gelu_norm" else nn.Identity()
         if self.is_classifier:
             self.dropout, self.softcap = spec.dropout, None
             self.classifier = Linear(C, num_labels, bias=not spec.is_causal)
@@ -53,8 +50,8 @@ class Head(nn.Module):
         if self.pooling == "mean":
             h_MC = torch.stack([h_TC.mean(0) for h_TC in h_MC.split(docs.lengths)])
         if self.pooler is not None:
-            h_MC = self.activation(self.pooler(h_MC))
-        return dropout(self.transform(h_MC), self.dropout, is_training=self.training)
+            h_MC = self.pooler_norm(self.activation(self.pooler(h_MC)))
+        return dropout(h_MC, self.dropout, is_training=self.training)
 
     def forward(self, h_MC: Tensor, docs: Docs | None = None) -> Tensor:
         """logits_MV or logits_MK of these rows; of documents, whose `rows` they are, logits_BK."""
