@@ -65,11 +65,9 @@ class LoRALinear(Layer):
         return torch.addmm(weight_OC.to(a_RC), b_OR, a_RC, alpha=self.config.scale).to(weight_OC)
 
 def apply_lora(model: nn.Module, config: PeftConfig, *, generator: torch.Generator) -> str:
-    """Wrap the targets and freeze all but the factors and fully trained modules; says so in words.
-
-    generator   draws the A of each target, in the order of the model's modules
-    raises      ConfigError: a name that matches nothing, a layer that is both wrapped and fully
-                trained or whose matrix is shared with another layer; the model is then unchanged"""
+    """Wrap the targets, in the model's order, and freeze all but factors and fully trained modules;
+    says so in words. Raises ConfigError: a name that matches nothing, a layer that is both wrapped
+    and fully trained or whose matrix is shared with another layer; the model is then unchanged."""
     assert not lora_layers(model), "one adapter at a time: fold the first"
     plain = {n: m for n, m in model.named_modules() if n and any(True for _ in m.parameters())}
     wrapped = _targets(model, config.targets)
