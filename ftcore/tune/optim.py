@@ -143,14 +143,12 @@ class AdamW:
         cuts = [min(pasts, key=lambda p: abs(p - pasts[-1] * i / count)) for i in range(1, count)]
         return list(pairwise([0, *cuts, pasts[-1]]))
 
-    def _pieces(self, span: Span) -> list[Span]:
-        size = PIECES[self.flats["master"].device.type]
-        return [(start, min(start + size, span[1])) for start in range(*span, size)]
-
     def _work(self, part: Span) -> Iterator[tuple[Kind, list[Span]]]:
+        size = PIECES[self.flats["master"].device.type]
         for kind, names in self.kinds.items():
-            start, past = self.spans[names[0]][0], self.spans[names[-1]][1]
-            yield kind, self._pieces((max(start, part[0]), min(past, part[1])))
+            start = max(part[0], self.spans[names[0]][0])
+            past = min(part[1], self.spans[names[-1]][1])
+            yield kind, [(first, min(first + size, past)) for first in range(start, past, size)]
 
     def _gradient(self, piece: Span) -> Tensor:
         """A piece of the gradient of the whole step: the sum over all processes, in their order."""
@@ -192,8 +190,8 @@ class AdamW:
             grad_scale=None if grad_scale == 1 else torch.tensor(1 / grad_scale, device=device))
 
     def first_not_finite(self) -> str | None:
-        pieces = ((name, p) for name, span in self.spans.items() for p in self._pieces(span))
-        return next((name for name, p in pieces if not self._gradient(p).isfinite().all()), None)
+        found = ((name, self._gradient(span).isfinite()) for name, span in self.spans.items())
+        return next((name for name, is_finite in found if not is_finite.all()), None)
 
     def groups(self) -> dict[str, list[str]]:
         return {f"lr_{rate:g}_decay_{decay:g}{'_rows' if has_rows else ''}": names
