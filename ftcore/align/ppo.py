@@ -10,8 +10,7 @@ Letters: M answer tokens of some episodes, end to end. An iteration is one step 
 pure function of what is trained, the `Control` and the step. Answers are scored by the very pass
 that is trained, in the same streams: the ratio of the first update is 1, bit by bit, and asserted
 to be. The reference is the policy as it started: a copy of what is trained, which shares every
-frozen tensor. In the first iteration it is asserted that it diverges by 0, and that a reward model
-says the same of an answer alone.
+frozen tensor.
 
 source  Huang et al. 2024, arXiv:2403.17031: a value head that starts at zero (detail 8), dropout
         off (11), a penalty for a missing end (12), the score at the last token (15), losses over
@@ -43,7 +42,6 @@ from ftcore.model.transformer import Linear
 from ftcore.tune.freeze import tensor_sha256
 from ftcore.tune.loop import Loop
 from ftcore.tune.workers import Workers
-from kernels.memory import peak_bytes
 
 TOLD = ("logp", "ref_logp", "exact", "k1", "k3", "value")  # of each token
 
@@ -74,7 +72,8 @@ class PpoLoop(Loop):
         print(f"\nreference: the start, sha256 {sha256(repr(trained).encode()).hexdigest()[:16]}")
         file, actor = self.run.path / "start.json", self.actor
         if actor.judges and not file.is_file():
-            self.run.dump(file.name, {"scores": actor.likeliest(actor.judges).tolist()})
+            _, scores, _ = actor.answered(actor.judges)
+            self.run.dump(file.name, {"scores": scores.tolist()})
         if actor.judges:
             self.start = np.array(json.loads(file.read_bytes())["scores"])
             print(f"the start on dev prompts: reward {self.start.mean():g}")
@@ -127,8 +126,7 @@ class PpoLoop(Loop):
         self.progress.step += 1
         tokens, seconds = self.sums.pop("tokens"), time.perf_counter() - started
         values |= {f"ppo/{name}": total / tokens for name, total in self.sums.items()}
-        return values | {"ppo/updates": number + 1, "perf/samples_per_s": len(episodes) / seconds,
-                         "perf/peak_mem_gib": peak_bytes(self.device) / 2**30}
+        return values | {"ppo/updates": number + 1, "perf/samples_per_s": len(episodes) / seconds}
 
     def share(self, step: int, share: int, shares: int, loss_scale: float = 1.0) -> float:
         """As `Loop.share`; `step` counts the updates of an iteration."""
@@ -217,7 +215,7 @@ class PpoLoop(Loop):
 
     def judged(self) -> Mapping[str, float]:
         """Rewards of greedy answers to dev prompts, and how often these beat those of the start."""
-        scores = self.actor.likeliest(self.actor.judges)
+        _, scores, _ = self.actor.answered(self.actor.judges)
         wins = (scores > self.start) + 0.5 * (scores == self.start)
         told = intervals(lambda rows: {"win": wins[rows].mean()}, np.arange(len(wins)))["win"]
         return {"eval/loss": -scores.mean(), "eval/reward": scores.mean(),

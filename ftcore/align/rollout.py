@@ -12,8 +12,7 @@ An answer is worth the weighted sum of what one or more sources say of it:
     model:RUN              the score of a reward model (train.py reward), by its own tokenizer
     python:FILE.py:NAME    NAME(rows), a function that returns a number for each row
 
-A row is {"messages": [{"role", "content"}, ...], "answer": ..., "target": the expected answer}.
-A source that fails, or says anything but finite numbers, ends the run."""
+A row is {"messages": [{"role", "content"}, ...], "answer": ..., "target": the expected answer}."""
 
 import math
 import runpy
@@ -92,19 +91,22 @@ class Actor:
             found.append(Prompt(chat, ids))
         return found
 
-    def drawn(self, prompts: Sequence[Prompt], seed: int) -> list[list[int]]:
-        rule = self.config.rollout
-        chance_BT = np.random.default_rng(seed).random((len(prompts), rule.max_new_tokens))
-        return continued(self.model, self.tokenizer, [prompt.ids for prompt in prompts],
-                         rule.max_new_tokens, temperature=rule.temperature, chance_BT=chance_BT)
+    def answered(self, prompts: Sequence[Prompt],
+                 **how: Any) -> tuple[list[list[int]], np.ndarray, dict[str, np.ndarray]]:
+        """Answers, greedy or drawn: see `continued`; their scores, in all and by source."""
+        asked, most = [prompt.ids for prompt in prompts], self.config.rollout.max_new_tokens
+        answers = continued(self.model, self.tokenizer, asked, most, **how)
+        texts = [spoken(ids, self.tokenizer) for ids in answers]
+        return answers, *self.rewards([prompt.chat for prompt in prompts], texts)
 
     def episodes(self, prompts: Sequence[Prompt], step: int) -> list[Episode]:
         """Answers to each, with their scores. Raises TrainingError: a reward failed."""
-        asked = [prompt for prompt in prompts for _ in range(self.config.rollout.samples)]
-        ends, found = self.tokenizer.stop_ids, []
-        answers = self.drawn(asked, derived(self.config.env.seed, DRAWN, step))
-        texts = [spoken(ids, self.tokenizer) for ids in answers]
-        scores, parts = self.rewards([prompt.chat for prompt in asked], texts)
+        rule, ends, found = self.config.rollout, self.tokenizer.stop_ids, []
+        asked = [prompt for prompt in prompts for _ in range(rule.samples)]
+        random = np.random.default_rng(derived(self.config.env.seed, DRAWN, step))
+        chance_BT = random.random((len(asked), rule.max_new_tokens))
+        how = {"temperature": rule.temperature, "chance_BT": chance_BT}
+        answers, scores, parts = self.answered(asked, **how)
         for i, ((chat, prompt_ids), ids) in enumerate(zip(asked, answers, strict=True)):
             counts_T = np.repeat(np.float32([0, 1]), [len(prompt_ids), len(ids)])
             tokens_T = np.concatenate([prompt_ids, np.int32(ids)])
@@ -127,13 +129,6 @@ class Actor:
                 "ppo/ended": [e.has_ended for e in episodes]}
         told |= {f"reward/{name}": [e.parts[name] for e in episodes] for name in episodes[0].parts}
         return {name: float(np.mean(values)) for name, values in told.items()}
-
-    def likeliest(self, prompts: Sequence[Prompt]) -> np.ndarray:
-        """Scores of the greedy answers."""
-        asked, most = [prompt.ids for prompt in prompts], self.config.rollout.max_new_tokens
-        answers = continued(self.model, self.tokenizer, asked, most)
-        texts = [spoken(ids, self.tokenizer) for ids in answers]
-        return self.rewards([prompt.chat for prompt in prompts], texts)[0]
 
     def show(self, episodes: Sequence[Episode], step: int, run: Path) -> None:
         """RUN/rollouts.html: some answers, with all that is known of each of their tokens."""
@@ -176,10 +171,9 @@ class Rewards:
 
     def _said(self, name: str, source: Source, rows: Rows) -> np.ndarray:
         try:
-            said = [*islice(source(rows), len(rows) + 1)]  # it may never end
-            if len(said) != len(rows):
+            said = islice(source(rows), len(rows) + 1)  # it may never end
+            if len(scores := [*map(float, said)]) != len(rows):
                 raise ValueError(f"not one number for each of {len(rows)} answers")
-            scores = [float(score) for score in said]
             if odd := [row for row, x in zip(rows, scores, strict=True) if not math.isfinite(x)]:
                 raise ValueError(f"not finite for the answer {odd[0]['answer'][:200]!r}")
         except (Exception, SystemExit) as error:  # whatever a function of the user's raises

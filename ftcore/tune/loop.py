@@ -106,6 +106,7 @@ class Loop:
               tqdm(total=self.total_steps, initial=progress.step, unit="step") as bar):
             while progress.step < self.total_steps and not self._is_out_of_patience():
                 values = self._step(workers)
+                values["perf/peak_mem_gib"] = peak_bytes(self.device) / 2**30
                 bar.update()
                 bar.set_postfix(loss=f"{values['train/loss']:.3f}", refresh=False)
                 is_last = (step := progress.step) == self.total_steps
@@ -169,8 +170,7 @@ class Loop:
         values = self._update(workers, step)
         self.progress.step += 1
         tokens = sum(map(len, self.documents_of(step)))
-        return values | {"perf/tokens_per_s": tokens / (time.perf_counter() - started),
-                         "perf/peak_mem_gib": peak_bytes(self.device) / 2**30}
+        return values | {"perf/tokens_per_s": tokens / (time.perf_counter() - started)}
 
     def _update(self, workers: Workers, number: int) -> dict[str, float]:
         """One update, if finite, by the documents of that number; returns what is logged."""
@@ -238,8 +238,7 @@ def rows_read(model: Model, documents: Sequence[Encoded]) -> dict[str, Tensor]:
     return {owners[0]: torch.from_numpy(is_read_V.nonzero()[0])}
 
 def filled(documents: Sequence[Encoded]) -> Batch:
-    """A batch of a token task for a CUDA graph: a last document and last rows that count nothing
-    make its sizes few."""
+    """A token task's batch whose sizes are few, by a last document and rows that count nothing."""
     zeros_T = np.zeros(GRAIN - sum(map(len, documents)) % GRAIN, np.int32)
     batch = collate([*documents, Encoded("", zeros_T, zeros_T, zeros_T.astype(np.float32))])
     more, last = -len(batch.scored_M) % GRAIN, len(batch.tokens_N) - 1

@@ -204,11 +204,10 @@ class Canned(Actor):
     """Whose answers are given."""
 
     def __init__(self, config: PpoRun) -> None:
-        self.config, self.rewards = config, lambda chats, answers: (np.zeros(4), {})
-        self.tokenizer = SimpleNamespace(stop_ids={1}, decode=str)
+        self.config, self.tokenizer = config, SimpleNamespace(stop_ids={1})
 
-    def drawn(self, prompts: Sequence[Prompt], seed: int) -> list[list[int]]:
-        return [list(range(2, 2 + length)) for length in LENGTHS]
+    def answered(self, prompts: Sequence[Prompt], **how: Any) -> tuple[Any, ...]:
+        return [list(range(2, 2 + length)) for length in LENGTHS], np.zeros(4), {}
 
 def our_loss(
     config: PpoRun, now_M: Tensor, told: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch,
