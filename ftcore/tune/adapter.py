@@ -122,21 +122,20 @@ def load_adapter(model: Model, folder: Path, *, family: Family) -> None:
     layers, extra = _held_or_listed(model, family, options, tensors)
     config = _lora_config(folder / CONFIG, options, layers, extra)
     trained, plain, shapes = _trained_fully(model, extra), lora.plain_modules(model), {}
-    counts = {module: len(parts) if origin else 1 for module, parts in layers.items()}
     for module, parts in layers.items():
-        linear, rank = plain[parts[0]], config.rank * counts[module]
+        linear, rank = plain[parts[0]], config.rank * (len(parts) if origin else 1)
         shapes[f"{PREFIX}{module}.{A}"] = rank, linear.in_features
         shapes[f"{PREFIX}{module}.{B}"] = linear.out_features * len(parts), rank
     for key, names in trained.items():
         shapes[PREFIX + key] = tuple(family.hf_shape(key, model.get_parameter(names[0]).shape))
     _account(folder, shapes, tensors)
     incoming = {}
-    for module, count in counts.items():
-        parts_A = tensors[f"{PREFIX}{module}.{A}"].chunk(count)
+    for module, parts in layers.items():
+        parts_A = tensors[f"{PREFIX}{module}.{A}"].split(config.rank)
         rows = family.split(module, tensors[f"{PREFIX}{module}.{B}"])
-        for i, part in enumerate(layers[module]):
-            incoming[f"{part}.lora_a"] = parts_A[i % count]
-            incoming[f"{part}.lora_b"] = rows[i].chunk(count, dim=1)[i % count]
+        for i, part in enumerate(parts):
+            incoming[f"{part}.lora_a"] = parts_A[i % len(parts_A)]
+            incoming[f"{part}.lora_b"] = rows[i].split(config.rank, dim=1)[i % len(parts_A)]
     for key, names in trained.items():
         incoming |= zip(names, family.split(key, tensors[PREFIX + key]), strict=True)
     _refuse_untied(folder, model, incoming)
