@@ -28,7 +28,7 @@ from torch import Tensor
 
 from ftcore.align.objective import Control
 from ftcore.align.preference import TASKS
-from ftcore.cli import parse
+from ftcore.cli import known, parse
 from ftcore.config import PpoRun, RewardsConfig
 from ftcore.data.chat import encode_prompt, shifted
 from ftcore.data.columns import Chat, RowError, answer, place
@@ -183,8 +183,7 @@ class Rewards:
 
 def opened(name: str) -> Source:
     kind, _, rest = name.partition(":")
-    if kind not in KINDS:
-        raise ConfigError(f"reward.sources: {name!r} is none of {', '.join(KINDS)}")
+    kind = known("reward.sources", kind, KINDS)
     try:
         return KINDS[kind](rest)
     except Exception as error:  # whatever a file of the user's raises when it is read

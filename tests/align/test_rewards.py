@@ -117,8 +117,9 @@ def test_no_source_is_refused() -> None:
 
 @pytest.mark.parametrize("name", ["macth", "", "Match", ":match"])
 def test_an_unknown_kind_is_refused(name: str) -> None:
-    kinds = "match, command, model, python"
-    assert refusal(name) == f"reward.sources: {name!r} is none of {kinds}"
+    kinds, kind = "match, command, model, python", name.partition(":")[0]
+    hint = "; nearest: 'match'" if kind else ""
+    assert refusal(name) == f"reward.sources {kind!r} is unknown{hint}; known: {kinds}"
 
 @pytest.mark.parametrize("weights", [(1.0,), (1.0, 2.0, 3.0)])
 def test_a_weight_is_for_each_source(weights: tuple[float, ...]) -> None:

@@ -171,7 +171,7 @@ def test_one_answer_is_not_compared(
     assert f"error: ppo.advantage = {advantage} compares answers to one prompt, " in said
 
 WRONG = {
-    "a kind": (("--reward.sources", "mach"), "reward.sources: 'mach' is none of match, command"),
+    "a kind": (("--reward.sources", "mach"), "reward.sources 'mach' is unknown; nearest: 'match'"),
     "a file": (("--reward.sources", "python:no.py:f"), "No such file or directory: '"),
     "weights": (("--reward.weights", "1"), "reward.weights = (1.0,): must be one for each"),
     "a temperature": (("--rollout.temperature", "0"), "rollout.temperature = 0.0 (flag): must be"),
