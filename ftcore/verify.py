@@ -36,8 +36,6 @@ NEAR, EXACT = 1e-5, 0.0  # relative distances: what sums in another order may co
 Claim = tuple[str, float, float]  # what must not change a result, how far it did, how far it may
 
 class Verifier:
-    """A loaded model, prepared data, and the claims about them."""
-
     def __init__(self, config: Run, kind: TaskKind, loaded: LoadedModel, tokenizer: Tokenizer,
                  data: Prepared, work: Path) -> None:
         self.config, self.kind, self.loaded, self.tokenizer = config, kind, loaded, tokenizer

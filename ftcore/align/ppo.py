@@ -8,9 +8,8 @@
 Letters: M answer tokens of some episodes, end to end. An iteration is one step of the loop
 (tune/loop.py), its updates shared by processes that are forked once its answers are known, and a
 pure function of what is trained, the `Control` and the step. Answers are scored by the very pass
-that is trained, in the same streams: the ratio of the first update is 1, bit by bit, and asserted
-to be. The reference is the policy as it started: a copy of what is trained, which shares every
-frozen tensor.
+that is trained, in the same streams: the ratio of the first update is 1, bit by bit, as asserted.
+The reference is the policy as it started: a copy of what is trained, which shares what is frozen.
 
 source  Huang et al. 2024, arXiv:2403.17031: a value head that starts at zero (detail 8), dropout
         off (11), a penalty for a missing end (12), the score at the last token (15), losses over

@@ -107,8 +107,7 @@ def plain_modules(model: nn.Module) -> dict[str, nn.Module]:
     return {name.removesuffix(".base"): module for name, module in plain}
 
 def merge(model: nn.Module, *, is_merged: bool = True) -> None:
-    """Answer from one matrix from now on, for evaluation: the factors get no gradient; or from base
-    and update again: exact, since merging never writes to the base."""
+    """Answer from one matrix, for evaluation: the factors get no gradient; or exactly as before."""
     for layer in lora_layers(model).values():
         layer.merged_weight = layer.folded_weight() if is_merged else None
 

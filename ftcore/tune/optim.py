@@ -37,7 +37,6 @@ Kind = tuple[float, float, bool]  # rate over that of the run; weight decay; onl
 PIECES = {"cpu": 2**19, "cuda": 2**26}
 
 def learning_rate(step: int, total_steps: int, peak: float, config: ScheduleConfig) -> float:
-    """Rate of step s of S, a pure function of these."""
     warmup_steps, decay_steps = (int(x * total_steps) for x in (config.warmup, config.decay))
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
