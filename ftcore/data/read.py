@@ -22,7 +22,7 @@ import zlib
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from ftcore.builtin import chat as builtin
 from ftcore.config import Format, PairsDataConfig
@@ -30,12 +30,11 @@ from ftcore.data.columns import DataConfig, Example, Rejected, Row, examples, re
 from ftcore.errors import DataError, nearest
 
 Record = tuple[int, str, Any]  # line, raw text; cells, object or what is wrong
-SUFFIXES = {f".{name}": name for name in get_args(Format)[1:]} | {".ndjson": "jsonl"}
 EXTRA = "_extra"
 BUILTIN_CHAT = "builtin:chat"  # stands for the data set that ftcore carries
 BUILTIN_TESTS = builtin.SPLITS[2:]
 Notes = dict[str, Any]  # what was found, for people: JSON throughout
-_HALF = re.compile(r"[\ud800-\udc7f\udd00-\udfff]")  # the others stand for bytes (`decoded`)
+_HALF = re.compile(r"[\ud800-\udc7f\udd00-\udfff]")  # the others stand for bytes (`_text`)
 MAX_RAW, SHOWN = 1000, 160  # characters that are kept of a damaged record, of a first row
 
 @dataclass
@@ -89,12 +88,11 @@ def read_rows(paths: Sequence[str | Path], *, format: Format = "auto", columns: 
     rows, seen, sources = [], {}, {} if sources is None else sources
     for path in map(Path, paths):
         file, start, lost = str(path), len(rows), ""
-        text = decoded(_content(path), file)
+        text = _text(path)
         suffix = Path(path.name.lower().removesuffix(".gz")).suffix
-        if format == "auto" and suffix not in SUFFIXES:
-            known = ", ".join(get_args(Format)[1:])
-            raise DataError(f"{path}: unknown suffix; name the format, one of {known}")
-        form = SUFFIXES[suffix] if format == "auto" else format
+        form = {".ndjson": "jsonl"}.get(suffix, suffix[1:]) if format == "auto" else format
+        if form not in READERS:
+            raise DataError(f"{path}: unknown suffix; name the format, one of {', '.join(READERS)}")
         records = checked(READERS[form](text, file), file)
         if form in ("tsv", "csv") or columns:
             records = _named(records, file, columns)
@@ -128,11 +126,17 @@ def stored(path: Path) -> bytes:
         why = f"{error.strerror}{nearest(path.name, names)}"
         raise DataError(f"{path}: cannot be read: {why}") from error
 
-def _content(path: Path) -> bytes:
+def _text(path: Path) -> str:
+    """UTF-8 text, without its byte-order mark; other bytes are lone surrogates (`checked`)."""
     try:
-        return gzip.decompress(stored(path)) if path.suffix.lower() == ".gz" else stored(path)
+        content = gzip.decompress(stored(path)) if path.suffix.lower() == ".gz" else stored(path)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{path}: damaged gzip file ({error}); fetch it again") from error
+    if (place := content.find(b"\0")) >= 0:
+        line = content.count(b"\n", 0, place) + 1
+        what = "binary, compressed (then its name must end in .gz) or text in utf-16 or -32"
+        raise DataError(f"{path}:{line}: NUL bytes: the file is {what}; convert it to UTF-8")
+    return content.decode("utf-8-sig", "surrogateescape")
 
 def _named(records: Iterator[Record], file: str, columns: Sequence[str]) -> Iterator[Record]:
     """Cells under their names, which are `columns` or else the first record."""
@@ -159,23 +163,23 @@ def _row_id(raw: str, seen: dict[str, int]) -> str:
     number = seen[id_] = seen.get(id_, -1) + 1  # 0 for the first of equal records
     return (hashlib.sha1(f"{raw}\0{number}".encode()).hexdigest() if number else id_)[:16]
 
-def decoded(content: bytes, where: str) -> str:
-    """UTF-8 text, without its byte-order mark; other bytes are lone surrogates (`checked`)."""
-    if (place := content.find(b"\0")) >= 0:
-        line = content.count(b"\n", 0, place) + 1
-        what = "binary, compressed (then its name must end in .gz) or text in utf-16 or -32"
-        raise DataError(f"{where}:{line}: NUL bytes: the file is {what}; convert it to UTF-8")
-    return content.decode("utf-8-sig", "surrogateescape")
-
 def checked(records: Iterable[Record], file: str) -> Iterator[Record]:
-    """The records, of which those with bytes that are not UTF-8 are damaged."""
+    """The records, of which those with bytes that are not UTF-8 are damaged, and those with JSON's
+    escape of half a surrogate pair: two make one character, a lone one makes none."""
     for line, raw, value in records:
         try:
             raw.encode()
+            if "\\ud" in raw.lower() and not isinstance(value, DataError):
+                json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
-            near = raw[max(error.start - 20, 0) :][:40].encode("utf-8", "surrogateescape")
-            where = f"{file}:{line + raw.count(chr(10), 0, error.start)}"
-            value = DataError(f"{where}: not UTF-8: {near!r}; use, say, iconv -f latin1 -t utf-8")
+            where = f"{file}:{line + error.object.count(chr(10), 0, error.start)}"
+            if error.object == raw:
+                near = raw[max(error.start - 20, 0) :][:40].encode("utf-8", "surrogateescape")
+                what = f"not UTF-8: {near!r}; use, say, iconv -f latin1 -t utf-8"
+            else:
+                half = f"half of a surrogate pair, {error.object[error.start]!r}, is no character"
+                what = f"{half}; replace the escape in the record"
+            value = DataError(f"{where}: {what}")
         yield line, raw, value
 
 def _lines(text: str, blanks: str | None = None) -> Iterator[tuple[int, str]]:
@@ -199,10 +203,6 @@ def _csv(text: str, file: str) -> Iterator[Record]:
     finally:
         csv.field_size_limit(limit)
 
-def _jsonl(text: str, file: str) -> Iterator[Record]:
-    for number, line in _lines(text):
-        yield number, line, _whole(_loaded(line, file, number), line, file, number)
-
 def _json(text: str, file: str) -> Iterator[Record]:
     """Items, by number; their raw text is their JSON, halves of surrogate pairs still escapes."""
     items = _loaded(text, file)
@@ -212,26 +212,17 @@ def _json(text: str, file: str) -> Iterator[Record]:
         raise DataError(f"{what}; of a file with an object a line, name jsonl")
     for number, item in enumerate(items, start=1):
         raw = json.dumps(item, ensure_ascii=False)
-        raw = json.dumps(item) if _HALF.search(raw) else raw
-        yield number, raw, _whole(item, raw, file, number)
+        yield number, json.dumps(item) if _HALF.search(raw) else raw, item
 
 READERS: dict[str, Callable[[str, str], Iterable[Record]]] = {  # of a text and the file's name
     "tsv": lambda text, _: ((n, line, line.split("\t")) for n, line in _lines(text, blanks="")),
+    "csv": _csv,
+    "jsonl": lambda text, file: ((n, line, _loaded(line, file, n)) for n, line in _lines(text)),
+    "json": _json,
     "txt": lambda text, _: [(1, text, {"text": text})] if text else [],
     "labelled": lambda text, _: (
         (n, line, dict(zip(("label", "text"), line.partition(" ")[::2], strict=True)))
-        for n, line in _lines(text)),
-    "csv": _csv, "jsonl": _jsonl, "json": _json}
-
-def _whole(value: Any, raw: str, file: str, line: int) -> Any:
-    """The value, or what is wrong: escapes of a pair make one character, a lone one makes none."""
-    if "\\ud" in raw.lower() and not isinstance(value, DataError):
-        try:
-            json.dumps(value, ensure_ascii=False).encode()
-        except UnicodeEncodeError as error:
-            what = f"half of a surrogate pair, {error.object[error.start]!r}, is no character"
-            return DataError(f"{file}:{line}: {what}; replace the escape in the record")
-    return value
+        for n, line in _lines(text))}
 
 def _loaded(text: str, file: str, first: int = 1) -> Any:
     """The value of a text whose first line this is in the file, or what is wrong with it."""
