@@ -23,8 +23,6 @@ from ftcore.errors import ConfigError, FtcoreError
 from ftcore.files import write_file
 from ftcore.hub import lineage
 
-MARKS = "[[", "]]"  # around what is supervised in a text
-
 def prepare(words: list[str]) -> None:
     command = parse(words, script="python -m ftcore.data prepare")
     config = command.config
@@ -56,15 +54,13 @@ def show(words: list[str]) -> None:
     data, _ = prepared(config.data, tokenizer, seed=config.env.seed)
     if read_account(run / "data").get("key") != data.notes["key"]:
         print("warning: data or code changed since, the run may differ", file=sys.stderr)
-    # of rows that stand in several splits, the place in the first, which is train
-    parts = reversed(collect(config.data, {}).values())
-    places = {e.id: place(e) for part in parts for e in part.examples}
     documents, size = data.train.documents, config.rows_per_step
     last = config.loop.num_steps(len(documents), size)
     if not 1 <= step <= last:
         raise ConfigError(f"--step {step}: steps are counted from 1 to {last}")
     rows = step_rows(step - 1, len(documents), batch_size=size, seed=config.env.seed)
     documents = [documents[row] for row in rows]
+    places = {e.id: place(e) for e in collect(config.data, {})["train"].examples}
     shares = min(config.env.threads, config.optim.batch_size)
     for number, share in enumerate(split(list(map(len, documents)), shares)):
         lengths = [len(documents[i]) for i in share]
@@ -78,7 +74,7 @@ def show(words: list[str]) -> None:
                 print(text(document, data.labels, tokenizer))
 
 def text(document: Encoded, labels: Names, tokenizer: Tokenizer) -> str:
-    """A document with what is supervised between MARKS, and what is to be predicted of it."""
+    """A document with what is supervised in [[ ]], and what is to be predicted of it."""
     if is_pair(document):
         return "\n-- rather than\n".join(text(d, labels, tokenizer) for d in apart([document]))
     if not isinstance(document.weights, np.ndarray):
@@ -87,7 +83,7 @@ def text(document: Encoded, labels: Names, tokenizer: Tokenizer) -> str:
     # labels are the next tokens; every second part is supervised, and never the first token
     starts = np.flatnonzero(np.diff(document.weights[:-1] > 0, prepend=False)) + 1
     parts = [tokenizer.decode(part, special=True) for part in np.split(document.tokens_T, starts)]
-    return "".join(part.join(MARKS) if n % 2 else part for n, part in enumerate(parts))
+    return "".join(f"[[{part}]]" if n % 2 else part for n, part in enumerate(parts))
 
 def main(words: list[str]) -> int:
     commands = {"prepare": prepare, "report": report, "show": show}
