@@ -1,7 +1,4 @@
-"""Rows to examples through a column map: texts, labelled or not, chats, pairs; the label map.
-
-A chat is a list of turns, a question with its answer, or a transcript: text with each turn after
-the name of its speaker and a colon at the start of a line."""
+"""Rows to examples through a column map: texts, labelled or not, chats, pairs; the label map."""
 
 import json
 import math
@@ -41,6 +38,7 @@ class Text(NamedTuple):
     file: str = ""
     line: int = 0
     weight: float = 1.0
+    rejected = ""  # what a pair of chats has
 
     def with_texts(self, texts: Iterable[str]) -> "Text":
         return self._replace(texts=tuple(texts))
@@ -217,7 +215,8 @@ def turns_of(row: Row, column: str, config: configs.ChatDataConfig) -> list[Mess
     return [message(row, n, turn, config.turn, roles) for n, turn in enumerate(turns, start=1)]
 
 def transcript(text: str, roles: Mapping[str, str], keys: tuple[str, str]) -> list[dict[str, str]]:
-    """Turns of a transcript; RowError where text stands before the first."""
+    """Turns of a text that has each after the name of its speaker and a colon at the start of a
+    line; RowError where text stands before the first."""
     marks = "|".join(map(re.escape, roles))
     before, *parts = re.split(rf"^({marks}):", text, flags=re.M)
     if before.strip() or not parts:

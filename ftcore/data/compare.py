@@ -66,7 +66,7 @@ def clusters(examples: Sequence[Example], groups: Sequence[Hashable] = ()) -> li
         return row
 
     rows: dict[str, int] = {}
-    forms = [dedup.folded(said(e, without=UNASKED if is_pair(e) else SYSTEM)) for e in examples]
+    forms = [dedup.folded(said(e, without=UNASKED if e.rejected else SYSTEM)) for e in examples]
     pairs = [(rows.setdefault(form, row), row) for row, form in enumerate(forms)]
     named, first = dedup.ranked(rows), {}
     pairs += [(rows[named[a]], rows[named[b]]) for a, b, _ in dedup.alike(named)]
@@ -79,7 +79,7 @@ def conflicts(examples: Sequence[Example]) -> Notes:
     """Texts with several labels, prompts with several answers; of pairs, each preferred once."""
     answers: dict[tuple[str, ...], dict[Hashable, str]] = {}
     for example in examples:
-        both = sorted(example.texts[-2:]) if is_pair(example) else ()
+        both = sorted(example.texts[-2:]) if example.rejected else ()
         found = answers.setdefault((dedup.folded(said(example, without=UNASKED)), *both), {})
         found.setdefault(example.target, place(example))
     several = {text: found for (text, *_), found in answers.items() if text and len(found) > 1}
@@ -118,7 +118,4 @@ def said(example: Example, *, without: Sequence[str] = SYSTEM) -> str:
     if not isinstance(example, Chat):
         return "\n".join(example.texts)
     kept = [m["content"] for m in example.messages if m["role"] not in without]
-    return "\n".join([*kept, example.rejected] if is_pair(example) and without == SYSTEM else kept)
-
-def is_pair(example: Example) -> bool:
-    return isinstance(example, Chat) and bool(example.rejected)
+    return "\n".join([*kept, example.rejected] if example.rejected and without == SYSTEM else kept)
