@@ -4,9 +4,7 @@ The text is rendered once, and only that rendering is ever tokenised. Positions 
 rendering, with a private-use character in place of each content: if the contents (or what is left
 where the template trims them) put there give back the text, they stand there. A template that
 looks into contents (Qwen3 cuts <think> parts out of earlier turns) is asked once per message: what
-changes with it? Templates run in jinja2's sandbox, with limits and what transformers gives.
-
-Answers are such spans, from the end of the template's generation prompt to that of the turn."""
+changes with it? Templates run in jinja2's sandbox, with limits and what transformers gives."""
 
 import json
 import os

@@ -1,9 +1,8 @@
 """What a run trains and is judged on, and what is kept of it: its account, a cache of its tokens.
 
     RUN/data/   funnel.json  rejected.jsonl  report.html (which needs no network)
-    CACHE/KEY/  manifest.json  prepared.json  0/*.npy 1/*.npy ... (documents of `Prepared.splits`)
-
-Documents are mapped into memory, more than it holds. A cache may be deleted at any time."""
+    CACHE/KEY/  manifest.json  prepared.json  0/*.npy 1/*.npy ... (documents of `Prepared.splits`,
+                which may be more than memory holds); a cache may be deleted at any time"""
 
 import hashlib
 import importlib.metadata
