@@ -1,8 +1,7 @@
 """Texts, chats, labelled texts and pairs of answers to the `Encoded` documents of a `Split`.
 
 Letters: T tokens of a document. Every row becomes one, or is rejected. A pair too is one document
-(`pack.pair`), so that no step divides it; each conversation ends with its answer. One is read by
-the chat template, or, where an encoder has none, as a pair of texts."""
+(`pack.pair`), so that no step divides it; each conversation ends with its answer."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -177,7 +176,7 @@ def sides(chats: Sequence[Chat], tokenizer: Tokenizer,
     return found, lost
 
 def reads_texts(tokenizer: Tokenizer) -> bool:
-    """Whether it is an encoder's, which reads a pair of texts."""
+    """Whether it is an encoder's, which without a template reads a chat as a pair of texts."""
     return tokenizer.chat_template is None and "cls_token" in tokenizer.special
 
 def take(document: Encoded, places: np.ndarray | slice, part: str = "") -> Encoded:
