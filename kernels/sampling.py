@@ -127,14 +127,22 @@ def next_tokens(logits_BV: Tensor, drafts: Sequence[Draft]) -> list[Token | None
         heat_M1 = torch.tensor(heat, device=z_MV.device)[:, None]
         ids_B[rows] = drawn(z_MV, heat_M1, chance_M)
     found = [Token(id_) if ok else None for id_, ok in zip(ids_B.tolist(), is_finite, strict=True)]
-    told = [b for b, d in enumerate(drafts) if d.sampling.num_top is not None and is_finite[b]]
-    size = PIECE if logits_BV.device.type == "cpu" else max(1, len(told))
-    for some in (told[start : start + size] for start in range(0, len(told), size)):
+    told = {b: draft.sampling.num_top for b, draft in enumerate(drafts)
+            if draft.sampling.num_top is not None and is_finite[b]}
+    for b, token in with_logprobs(logits_BV, ids_B, told).items():
+        found[b] = token
+    return found
+
+def with_logprobs(logits_BV: Tensor, ids_B: Tensor, counts: Mapping[int, int]) -> dict[int, Token]:
+    """The tokens of some rows with their log-probabilities and those of so many of the likeliest:
+    `counts`, by row."""
+    size, found = PIECE if logits_BV.device.type == "cpu" else max(1, len(counts)), {}
+    for start in range(0, len(counts), size):
+        some = [*counts][start : start + size]
         logprobs_MV = logits_BV[some].float().log_softmax(-1)
         own_M = logprobs_MV.gather(1, ids_B[some, None]).squeeze(1).tolist()
-        best = logprobs_MV.topk(max(drafts[b].sampling.num_top for b in some))
-        for b, own, *tops in zip(some, own_M, best.indices.tolist(), best.values.tolist(),
-                                 strict=True):
-            count = drafts[b].sampling.num_top
-            found[b] = Token(found[b].id, own, (*zip(*tops, strict=True),)[:count])
+        best = logprobs_MV.topk(max(counts[b] for b in some))
+        for b, id_, own, *tops in zip(some, ids_B[some].tolist(), own_M, best.indices.tolist(),
+                                      best.values.tolist(), strict=True):
+            found[b] = Token(id_, own, (*zip(*tops, strict=True),)[: counts[b]])
     return found

@@ -21,15 +21,24 @@ class Choice:
     told; once it has ended there is a `reason`.
 
     stops   strings that end it, which are not shown
-    trims   as an answer alone, without the blank of some tokenizers before the first word"""
+    trims   as an answer alone, without the blank of some tokenizers before the first word
+    echo    tokens that it begins with, which are not of the answer"""
 
-    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str], *, trims: bool = False) -> None:
-        self.tokenizer, self.stops, self.trims = tokenizer, stops, trims
+    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str], *, trims: bool = False,
+                 echo: Sequence[Token] = ()) -> None:
+        self.tokenizer, self.stops, self.trims = tokenizer, (), trims
         self.utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self.text = self.held = self.reason = ""
         self.tokens: list[Token] = []
         self.offsets: list[int] = []  # how many characters stand before each
         self.size = self.told = 0  # size: characters, those held back too
+        for token in echo:
+            self.add(token)
+        self.stops, self.num_echoed = stops, len(echo)
+
+    @property
+    def answer(self) -> list[Token]:
+        return self.tokens[self.num_echoed :]
 
     def add(self, token: Token) -> None:
         self.tokens.append(token)
@@ -83,7 +92,8 @@ class Answers:
     all of it, or None where it was sent in events."""
 
     def __init__(self, x: Exchange, jobs: Sequence[Job], fields: Mapping[str, Any],
-                 tokenizer: Tokenizer, tells_logprobs: bool, *, fingerprint: str) -> None:
+                 tokenizer: Tokenizer, tells_logprobs: bool, *, fingerprint: str,
+                 echoes: Sequence[Sequence[Token]]) -> None:
         self.x, self.is_chat, self.streams = x, "messages" in fields, fields["stream"]
         self.tells_usage = bool(fields["stream_options"].get("include_usage"))
         self.tells_logprobs = tells_logprobs
@@ -93,7 +103,9 @@ class Answers:
                      "created": int(time.time()), "model": fields["model"],
                      "system_fingerprint": fingerprint}
         stops = [fields["stop"]] if isinstance(fields["stop"], str) else fields["stop"]
-        self.choices = {job: Choice(tokenizer, stops, trims=self.is_chat) for job in jobs}
+        self.choices = {job: Choice(tokenizer, stops, trims=self.is_chat,
+                                    echo=echoes[place // fields["n"]])
+                        for place, job in enumerate(jobs)}
         self.jobs, self.firsts = jobs, jobs[:: fields["n"]]  # firsts: of each prompt
 
     def take(self, job: Job, word: Token | Finish) -> bool:
@@ -111,7 +123,7 @@ class Answers:
 
     def end(self) -> dict[str, Any] | None:
         prompt = sum(len(job.ids) for job in self.firsts)
-        completion = sum(len(choice.tokens) for choice in self.choices.values())
+        completion = sum(len(choice.answer) for choice in self.choices.values())
         self.x.told |= {"reason": self.choices[self.jobs[-1]].reason, "prompt_tokens": prompt,
                         "generation_tokens": completion}
         usage = {"prompt_tokens": prompt, "completion_tokens": completion,
@@ -127,8 +139,8 @@ class Answers:
 
     def figures(self) -> list[Record]:
         """Of each answer, for the log."""
-        return [answer_figures([token.id for token in choice.tokens],
-                               fmean(token.logprob for token in choice.tokens), choice.reason)
+        return [answer_figures([token.id for token in choice.answer],
+                               fmean(token.logprob for token in choice.answer), choice.reason)
                 for choice in self.choices.values()]
 
     def _send(self, choices: list[dict[str, Any]], usage: dict[str, Any] | None = None) -> None:

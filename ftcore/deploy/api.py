@@ -31,7 +31,7 @@ from ftcore.deploy.http import Exchange, Meters, Refused
 from ftcore.deploy.records import class_figures, probabilities, prompt_figures, redacted
 from ftcore.errors import DataError
 from ftcore.evaluate.evaluator import spoken
-from kernels.sampling import Sampling
+from kernels.sampling import Sampling, Token
 
 LATE = 30.0  # seconds without a turn of the engine, after which it is not ready
 JsonObject = dict[str, Any]
@@ -143,8 +143,13 @@ class Api:
             stop_ids=frozenset() if fields["ignore_eos"] else self.tokenizer.stop_ids)
         jobs = [Job(several[place // count], replace(sampling, seed=(seed + place) % 2**63))
                 for place in range(count * len(several))]
+        echoes = [[*map(Token, ids)] if fields.get("echo") else [] for ids in several]
+        if any(echoes) and num_top is not None:
+            read = [Job(ids, None, num_top=num_top) for ids in several]
+            await self._run(x, read, lambda job, word: False)
+            echoes = [job.read for job in read]
         answers = Answers(x, jobs, fields, self.tokenizer, num_top is not None,
-                          fingerprint=self.served.fingerprint)
+                          fingerprint=self.served.fingerprint, echoes=echoes)
         await self._run(x, jobs, answers.take)
         given = [each for each in listed(fields[param]) for _ in range(count)]
         self._note(x, [job.ids for job in jobs], given)

@@ -30,9 +30,10 @@ from ftcore.model.transformer import pack_linears
 from kernels.attention_cache import Cache
 from kernels.docs import Docs
 from kernels.memory import reuse_across_steps
-from kernels.sampling import Draft, Sampling, Token, next_tokens
+from kernels.sampling import Draft, Sampling, Token, next_tokens, with_logprobs
 
 MOST_FAILURES = 3  # steps in a row that nothing gets through
+READ_ROWS = 64  # of a prompt whose logits exist at once
 
 logger = logging.getLogger(__name__)
 
@@ -45,11 +46,13 @@ class Finish(NamedTuple):
 class Job:
     """One sequence: what is asked, and what came of it. Every token is said, a stop id too."""
     ids: list[int]  # the prompt
-    sampling: Sampling | None  # None: one pass, for `scores`
+    sampling: Sampling | None  # None: one pass, for `scores` or, with a `num_top`, `read`
     listener: object = None  # opaque
     answer: list[int] = field(default_factory=list)
     # logits of classes, a reward, or an embedding: the mean over an encoder, a decoder's last token
     scores: Sequence[float] = ()
+    num_top: int | None = None  # likeliest tokens beside each of the prompt's
+    read: Sequence[Token] = ()  # the prompt with log-probabilities, but for its first token
     chance_T: np.ndarray | None = None  # a number for each place of the answer
     row: int = 0  # of the cache
     done: int = 0  # tokens there
@@ -213,15 +216,24 @@ class Engine:
         inputs = tokens_N, docs.positions_N(), torch.zeros_like(tokens_N), docs
         if model.task == "classify":
             scores_BK = model.head(model.trunk(*inputs, rows_M=model.head.rows(docs)), docs)
-        elif model.spec.is_causal:
-            scores_BK = model.trunk(*inputs, rows_M=docs.last_B())
         else:
-            h_NC = model.trunk(*inputs)
-            scores_BK = torch.stack([h_TC.mean(0) for h_TC in h_NC.split(docs.lengths)])
+            parts = model.trunk(*inputs).split(docs.lengths)
+            for job, h_TC in zip(jobs, parts, strict=True):
+                job.read = () if job.num_top is None else self._read(job, h_TC)
+            scores_BK = torch.stack([h_TC[-1] if model.spec.is_causal else h_TC.mean(0)
+                                     for h_TC in parts])
         for job, scores in zip(jobs, scores_BK.float().tolist(), strict=True):
-            job.scores, is_finite = scores, all(map(math.isfinite, scores))
+            told = *scores, *(token.logprob for token in job.read[1:])
+            job.scores, is_finite = scores, all(map(math.isfinite, told))
             end = Finish("stop") if is_finite else Finish("error", "non_finite_logits")
             said.append((job, end))
+
+    def _read(self, job: Job, h_TC: torch.Tensor) -> list[Token]:
+        ids_T, tokens = torch.tensor(job.ids, device=h_TC.device), [Token(job.ids[0])]
+        for ids_M, h_MC in zip(ids_T[1:].split(READ_ROWS), h_TC[:-1].split(READ_ROWS), strict=True):
+            counts = dict.fromkeys(range(len(ids_M)), job.num_top)
+            tokens += with_logprobs(self.model.head(h_MC), ids_M, counts).values()
+        return tokens
 
     def _step(self, jobs: list[Job], said: Said) -> None:
         """Read so many tokens of each; those whose prompt is read grow by one. What is said, and

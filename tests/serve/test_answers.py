@@ -131,6 +131,30 @@ def test_log_probabilities_are_those_of_a_full_pass(
     for token, offset in zip(said["tokens"], said["text_offset"], strict=True):
         is_part = token.startswith(("bytes:", "<|")) or text[offset] == "\ufffd"
         assert is_part or text.startswith(token, offset)
+    # an echo says the same of the prompt before it
+    whole = server.complete(prompt=[ids, ids[:3]], n=2, logprobs=2, echo=True, **asked).json
+    assert whole["usage"]["prompt_tokens"] == len(ids) + 3
+    assert whole["usage"]["completion_tokens"] == 4 * 12
+    first, _, other, _ = whole["choices"]
+    assert first["text"] == "the other question" + text
+    assert first["logprobs"]["tokens"][-12:] == said["tokens"]
+    every = log_p_NV[:-1].gather(1, N[1:, None]).squeeze(1).tolist()
+    assert first["logprobs"]["token_logprobs"][0] is first["logprobs"]["top_logprobs"][0] is None
+    assert np.allclose(first["logprobs"]["token_logprobs"][1:], every, atol=1e-4)
+    assert np.allclose(other["logprobs"]["token_logprobs"][1:3], every[:2], atol=1e-4)
+    for top, values in zip(first["logprobs"]["top_logprobs"][1:], log_p_NV[:-1].topk(2).values,
+                           strict=True):
+        assert np.allclose(sorted(top.values(), reverse=True), values, atol=1e-4)
+
+def test_an_echo_is_text_before_the_answer(server: Client) -> None:
+    """Told with its first piece; what would end the answer does not end it."""
+    asked = {"prompt": "the other question", "max_tokens": 6, "temperature": 0, "ignore_eos": True}
+    plain = server.complete(**asked).json
+    told = server.complete(**asked, echo=True, stop="other").json
+    assert told["choices"][0]["text"] == "the other question" + plain["choices"][0]["text"]
+    assert told["usage"] == plain["usage"] and told["choices"][0]["logprobs"] is None
+    events = server.complete(**asked, echo=True, stream=True).events[:-1]
+    assert "".join(e["choices"][0]["text"] for e in events) == told["choices"][0]["text"]
 
 def test_log_probabilities_without_alternatives(server: Client) -> None:
     told = server.complete(max_tokens=3, logprobs=0).json["choices"][0]["logprobs"]

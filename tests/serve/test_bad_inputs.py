@@ -98,7 +98,7 @@ CASES: dict[str, tuple[Ask, Expected]] = {
     "14 regex": chat("structured_outputs", FIELD, structured_outputs={"regex": "(a+)+b"}),
     "14 suffix": text("suffix", FIELD, suffix="x"),
     "14 best_of": text("best_of", FIELD, best_of=2),
-    "14 echo": text("echo", FIELD, echo=True),
+    "14 echo": text("echo", echo=1),
     **{f"15 {ascii(bad)[:12]}": (lambda client, bad=bad: client.chat(model=bad),
                                  (404, "model_not_found", "model"))
        for bad in ("../../etc", "a\0b", "/etc", "x" * 1_000_000, "", "%2e%2e")},
