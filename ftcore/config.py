@@ -212,6 +212,7 @@ class PpoConfig(Section):
     value_clip: NotNegative = 0.2  # of a value's change; 0: none
     entropy_coef: NotNegative = 0.0  # factor of the entropy, which is rewarded
     critic_warmup: Natural = 0  # first iterations, in which the values alone are trained
+    best_of: Natural = 0  # answers of the start, of which the best is told beside; 0: none
 
 class RewardConfig(Section):
     """The score of an answer, learned from pairs."""

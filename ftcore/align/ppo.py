@@ -72,10 +72,14 @@ class PpoLoop(Loop):
         file, actor = self.run.path / "start.json", self.actor
         if actor.judges and not file.is_file():
             _, scores, _ = actor.answered(actor.judges)
-            self.run.dump(file.name, {"scores": scores.tolist()})
+            told = {"scores": scores.tolist(), "reward": scores.mean()}
+            if count := self.config.ppo.best_of:
+                told |= actor.best_of(actor.judges, count)
+            self.run.dump(file.name, told)
         if actor.judges:
-            self.start = np.array(json.loads(file.read_bytes())["scores"])
-            print(f"the start on dev prompts: reward {self.start.mean():g}")
+            told = json.loads(file.read_bytes())
+            self.start = np.array(told.pop("scores"))
+            print("the start on dev prompts:", *(f"{name} {x:g}" for name, x in told.items()))
         return super().train()
 
     def restore_best(self) -> None:

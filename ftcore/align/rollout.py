@@ -45,7 +45,7 @@ from ftcore.model.heads import Model
 from ftcore.tune.adapter import load_artifact
 
 PAGE, SHOWN = "rollouts.html", 16  # episodes on the page
-DRAWN, ORDER = 11, 13  # what random numbers are for
+DRAWN, BEST, ORDER = 11, 12, 13  # what random numbers are for
 
 class Prompt(NamedTuple):
     """A chat whose last answer is to be given anew."""
@@ -99,14 +99,25 @@ class Actor:
         texts = [spoken(ids, self.tokenizer) for ids in answers]
         return answers, *self.rewards([prompt.chat for prompt in prompts], texts)
 
+    def drawn(self, asked: Sequence[Prompt],
+              *key: int) -> tuple[list[list[int]], np.ndarray, dict[str, np.ndarray]]:
+        """As `answered`, by random numbers of their own for each key."""
+        rule = self.config.rollout
+        random = np.random.default_rng(derived(self.config.env.seed, *key))
+        chance_BT = random.random((len(asked), rule.max_new_tokens))
+        return self.answered(asked, temperature=rule.temperature, chance_BT=chance_BT)
+
+    def best_of(self, prompts: Sequence[Prompt], count: int) -> dict[str, float]:
+        """The mean score of the best of so many answers to each, and of one: rejection sampling."""
+        _, scores, _ = self.drawn([prompt for prompt in prompts for _ in range(count)], BEST, count)
+        scores_PS = scores.reshape(-1, count)
+        return {"best_of": count, "best": scores_PS.max(1).mean(), "one": scores_PS[:, 0].mean()}
+
     def episodes(self, prompts: Sequence[Prompt], step: int) -> list[Episode]:
         """Answers to each, with their scores. Raises TrainingError: a reward failed."""
-        rule, ends, found = self.config.rollout, self.tokenizer.stop_ids, []
-        asked = [prompt for prompt in prompts for _ in range(rule.samples)]
-        random = np.random.default_rng(derived(self.config.env.seed, DRAWN, step))
-        chance_BT = random.random((len(asked), rule.max_new_tokens))
-        how = {"temperature": rule.temperature, "chance_BT": chance_BT}
-        answers, scores, parts = self.answered(asked, **how)
+        ends, found = self.tokenizer.stop_ids, []
+        asked = [prompt for prompt in prompts for _ in range(self.config.rollout.samples)]
+        answers, scores, parts = self.drawn(asked, DRAWN, step)
         for i, ((chat, prompt_ids), ids) in enumerate(zip(asked, answers, strict=True)):
             counts_T = np.repeat(np.float32([0, 1]), [len(prompt_ids), len(ids)])
             tokens_T = np.concatenate([prompt_ids, np.int32(ids)])

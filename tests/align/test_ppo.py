@@ -191,3 +191,12 @@ def test_one_update_needs_no_scores_before_it(
     assert seldom.train() == 0
     assert all(torch.equal(tensor, whole[name]) for name, tensor in tensors(seldom).items())
     assert len(calls) == 2 * 3 + 2 * 1, "the first and the last are logged, and look at both models"
+
+def test_the_best_of_several_answers_is_told_beside(make_ppo: Callable[..., PpoLoop]) -> None:
+    loop = make_ppo("several", ppo={"best_of": 4})
+    actor, (prompt, *_) = loop.actor, loop.actor.prompts
+    told = actor.best_of([prompt, prompt], 4)
+    _, scores, _ = actor.drawn([prompt] * 8, 12, 4)
+    assert len({*scores.tolist()}) > 1 and told["best_of"] == 4
+    assert told["best"] == (max(scores[:4]) + max(scores[4:])) / 2
+    assert told["one"] == (scores[0] + scores[4]) / 2 < told["best"]

@@ -34,7 +34,7 @@ def ppo(qwen3: Path, files: dict[str, str], tmp_path: Path) -> list[str]:
         *("--data.dev", files["chat_test"], "--data.test", files["chat_test"]),
         *("--reward.sources", "match", f"python:{own}:score", "--rollout.max-new-tokens", "6"),
         *("--rollout.prompts", "8", "--optim.batch-size", "4", "--optim.lr", "1e-2", *EXACT),
-        *("--eval.max-new-tokens", "6", "--loop.log-every", "1"),
+        *("--eval.max-new-tokens", "6", "--loop.log-every", "1", "--ppo.best-of", "3"),
     ]
 
 def metrics() -> list[dict[str, Any]]:
@@ -59,8 +59,11 @@ def test_it_runs_and_leaves_what_it_says(
     assert all((path / f"{s}.html").is_file() for s in ("report", "rollouts"))
 
     start = json.loads((path / "start.json").read_bytes())
-    assert len(start["scores"]) == 6
-    assert f"the start on dev prompts: reward {sum(start['scores']) / 6:g}" in printed
+    assert len(start["scores"]) == 6 and start["best_of"] == 3
+    assert start["reward"] == pytest.approx(sum(start["scores"]) / 6)
+    assert start["best"] >= start["one"]
+    told = f"the start on dev prompts: reward {start['reward']:g} best_of 3 best {start['best']:g}"
+    assert told in printed
     assert "reference: the start, sha256 " in printed
 
     lines = [line for line in metrics() if "ppo/reward" in line]
