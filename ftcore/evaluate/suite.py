@@ -74,8 +74,8 @@ class Results:
                      for key, each in found[name].items())
             told.append(f"{name}, paired\n{report.table(head, cells)}")
             if a.right_B is not None:
-                gained, lost = (int((x & ~y).sum()) for x, y in ((a.right_B, b.right_B),
-                                                                 (b.right_B, a.right_B)))
+                gained = int((a.right_B & ~b.right_B).sum())
+                lost = int((b.right_B & ~a.right_B).sum())
                 p = metrics.mcnemar(gained, lost)
                 found[name]["mcnemar"] = {"gained": gained, "lost": lost, "p": p}
                 told.append(f"rows that one alone has right: {gained} this, {lost} the other; "

@@ -4,7 +4,7 @@
                         beside the old, and serve it; what it costs; how to go back
         config.toml     the run's own, with the new rows among its files
         new.jsonl       the rows that feedback was given of, but for those kept to judge by:
-        recent.jsonl    one in three of the newest, for both models; what is alike is on one side
+        recent.jsonl    one in five of the newest, for both models; what is alike is on one side
         unseen.jsonl    those of them of classes that the old one does not know, for the new alone
 
 A decision is made of what it notes alone, so it can be made again. Cron may ask for one."""
@@ -32,7 +32,7 @@ from ftcore.monitor.journal import read_journal, read_reference
 FORM = {"pair": "", "label_separator": "", "columns": (), "format": "auto", "prompt": (),
         "roles": (), "turn": ("role", "content")}  # of files that new rows can stand beside
 PLAN, NEW, RECENT, UNSEEN = "plan.toml", "new.jsonl", "recent.jsonl", "unseen.jsonl"
-FEEDBACK, KEPT = "accuracy", 3  # this statistic alarms alone; one in so many rows is kept
+FEEDBACK, KEPT = "accuracy", 5  # this statistic alarms alone; one in so many rows is kept
 LEAST = 10  # kept rows
 Line = dict[str, Any]
 
