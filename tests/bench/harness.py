@@ -3,11 +3,12 @@
     python -m tests.bench.harness [--steps 500]
 
 The embedded model is trained for a while in fp32, with a chat template that has no white space
-before an answer, since the harness would count that as part of it. The run is bundled and served; `local-completions` asks the server for the log-probabilities of the
-expected answers of `test_values`, their end included, after their prompts; `hf` computes them in
-transformers from the same bundle. An answer is right there where each of its tokens is the
-likeliest, which is when greedy generation, as eval.py judges it, gives that answer. A JSON line
-comes last; exit code 1 where the three differ.
+before an answer, since the harness would count that as part of it. The run is bundled and served;
+`local-completions` asks the server for the log-probabilities of the expected answers of
+`test_values`, their end included, after their prompts; `hf` computes them in transformers from the
+same bundle. An answer is right there where each of its tokens is the likeliest, which is when
+greedy generation, as eval.py judges it, gives that answer. A JSON line comes last; exit code 1
+where the three differ.
 """
 
 import argparse
