@@ -27,13 +27,14 @@ Passes = Callable[[Any, Tensor], Tensor]  # (batch, factor of the loss) to the l
 def recorded(run: Callable[[], Tensor], **where: Any) -> tuple[Tensor, Replay]:
     """What `run` returns, not yet computed, and what computes it, as often as it is called; `where`
     are pool and stream of the graph. Raises RuntimeError: an operation waits for the device."""
-    graph = torch.cuda.CUDAGraph()
+    graph, collects = torch.cuda.CUDAGraph(), gc.isenabled()
     gc.disable()  # an old graph that is collected while this one is captured ends the capture
     try:
         with torch.cuda.graph(graph, capture_error_mode="thread_local", **where):
             return run(), graph.replay
     finally:
-        gc.enable()
+        if collects:
+            gc.enable()
 
 class Replays:
     """Passes without gradients, by key: computed once, then captured, from then on replayed."""
