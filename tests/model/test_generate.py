@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from ftcore.errors import ModelError
-from ftcore.model.generate import generate
+from ftcore.model.generate import advanced, generate
 from ftcore.model.heads import Model
 from ftcore.model.load import load_model
 from kernels import graph
 from kernels.attention_cache import Cache
+from kernels.docs import Docs
 from kernels.sampling import drawn
 
 NEVER: frozenset[int] = frozenset()
@@ -151,6 +152,31 @@ def test_replayed_passes_give_the_same_answers(lm_kind, hf, documents, monkeypat
     monkeypatch.setattr("ftcore.model.generate.Cache", made)
     assert generate(model, prompts, **rule) == want != free
     assert caches[0].num_replays >= 12 and len(caches[0].sizes) > 1
+
+@torch.inference_mode()
+def test_no_pass_is_replayed_over_slabs_that_were_left(model, documents, monkeypatch) -> None:
+    """A long sequence comes and goes: what was captured before it is of other slabs."""
+    *texts, long = documents([30, 30, 100])
+    cache = Replayed(model.spec.num_layers, model.device)
+    monkeypatch.setattr(graph, "recorded", cache.recorded)
+    rows = [cache.join(), cache.join()]
+
+    def step(place: int, *more: list[int]) -> torch.Tensor:
+        parts = [*(text[place : place + 1] for text in texts), *more]
+        return advanced(model, cache, range(len(parts)), parts)[:2].clone()
+
+    advanced(model, cache, rows, [text[:10] for text in texts])
+    for place in range(10, 15):
+        step(place)
+    assert cache.num_replays > 0
+    advanced(model, cache, [cache.join()], [long])
+    found = [step(place, [7]) for place in range(15, 18)]
+    cache.leave(2)
+    found += [step(place) for place in range(18, 20)]
+    docs, tokens_N = Docs.from_lengths([20, 20]), torch.tensor([*texts[0][:20], *texts[1][:20]])
+    h_NC = model.trunk(tokens_N, docs.positions_N(), tokens_N * 0, docs)
+    for place, h_BC in enumerate(found, start=15):
+        torch.testing.assert_close(h_BC, h_NC[[place, 20 + place]], atol=2e-5, rtol=0)
 
 def test_draws_follow_the_distribution() -> None:
     """Chi-square of 20,000 draws; an impossible token is never drawn, whatever the number."""
