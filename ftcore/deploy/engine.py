@@ -216,6 +216,8 @@ class Engine:
         inputs = tokens_N, docs.positions_N(), torch.zeros_like(tokens_N), docs
         if model.task == "classify":
             scores_BK = model.head(model.trunk(*inputs, rows_M=model.head.rows(docs)), docs)
+        elif model.spec.is_causal and all(job.num_top is None for job in jobs):
+            scores_BK = model.trunk(*inputs, rows_M=docs.last_B())
         else:
             parts = model.trunk(*inputs).split(docs.lengths)
             for job, h_TC in zip(jobs, parts, strict=True):

@@ -32,8 +32,7 @@ from ftcore.monitor.journal import read_journal, read_reference
 FORM = {"pair": "", "label_separator": "", "columns": (), "format": "auto", "prompt": (),
         "roles": (), "turn": ("role", "content")}  # of files that new rows can stand beside
 PLAN, NEW, RECENT, UNSEEN = "plan.toml", "new.jsonl", "recent.jsonl", "unseen.jsonl"
-FEEDBACK, KEPT = "accuracy", 5  # this statistic alarms alone; one in so many rows is kept
-LEAST = 10  # kept rows
+FEEDBACK, KEPT, LEAST = "accuracy", 5, 10  # it alarms alone; one in 5 rows is kept, 10 at least
 Line = dict[str, Any]
 
 class Limits(Section):
