@@ -81,13 +81,13 @@ def served(classify: list[str], run: Callable, tmp_path: Path) -> Path:
 def test_rows_with_feedback_are_planned_trained_and_judged(
     served: Path, run: Callable, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told = plan(served, log(*asked(served, 300, share_right=0.2)), Path("plan"), FEW)
+    told = plan(served, log(*asked(served, 240, share_right=0.2)), Path("plan"), FEW)
     assert told["answer"] == "train" and any("accuracy" in reason for reason in told["reasons"])
     new, recent = (
         [*map(json.loads, Path("plan", f"{name}.jsonl").read_text().splitlines())]
         for name in ("new", "recent")
     )
-    assert len(new) + len(recent) == 300 and 20 < len(recent) < 80
+    assert len(new) + len(recent) == 240 and 20 < len(recent) < 80
     assert {"id", "label"} < new[0].keys() and new[0]["label"] in COLOURS
     table = tomllib.loads(Path("plan/plan.toml").read_text())
     kept = json.loads(table["decision"])
@@ -105,7 +105,7 @@ def test_rows_with_feedback_are_planned_trained_and_judged(
     assert kept["against"]["test"]["accuracy"]["difference"] > -0.3
     # what it knows is not asked for again, and its first requests may take it back
     lines = asked(Path("plan/plan"), 240, share_right=1.0, start=2000)
-    told = plan(Path("plan/plan"), log(*asked(served, 300), *lines), Path("next"), FEW)
+    told = plan(Path("plan/plan"), log(*asked(served, 240), *lines), Path("next"), FEW)
     assert told["answer"] == "wait" and told["replaced"] == str(served.absolute())
     assert told["inputs"]["labelled"] == len(recent) + 240
     lines = asked(Path("plan/plan"), 240, start=1000)
