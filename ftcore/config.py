@@ -112,7 +112,7 @@ class ScoredDataConfig(TextsConfig):
 
 class EnvConfig(Section):
     """Where and how exactly it computes."""
-    device: str = "cpu"  # cpu, cuda or cuda:N
+    device: str = "auto"  # auto (a GPU, if there is one), cpu, cuda or cuda:N
     # bf16, fp16: with an fp32 master, fp16 with a loss scale too; bf16-autocast: its products alone
     precision: Literal["bf16", "bf16-autocast", "fp16", "fp32"] = "bf16"
     threads: Count = 2  # CPU cores: a share of a training step each, or threads of one operation
@@ -236,7 +236,7 @@ class ServeConfig(Section):
     api_key_file: Path | None = None  # a key a line; None: whoever reaches the port may ask
     insecure: bool = False  # no keys, and every Host, at any address
     public_metrics: bool = False  # /metrics needs no key
-    device: str = "cpu"  # cpu, cuda or cuda:N
+    device: str = "auto"  # auto (a GPU, if there is one), cpu, cuda or cuda:N
     precision: Literal["bf16", "bf16-autocast", "fp16", "fp32"] = "bf16"  # autocast: fp32 weights
     kernels: Literal["auto", "eager", "triton"] = "auto"  # auto: Triton on a GPU
     threads: Count = 2  # CPU cores of the engine

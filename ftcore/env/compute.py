@@ -1,7 +1,6 @@
 """Where and how exactly a run computes: device, precision, seeds. Every stream of random
 numbers has a key, (seed, what for), so resuming needs no saved generator."""
 
-import logging
 import os
 from dataclasses import dataclass
 
@@ -17,16 +16,15 @@ GROWTH_STEPS = 2000
 
 def resolve_device(name: str, kernels: str = "auto") -> torch.device:
     """The device of a run. Raises ConfigError: there is none, or Triton's kernels on a CPU."""
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"env.device = {name!r}: {reason}; use cpu") from error
+        raise ConfigError(f"env.device = {name!r}: {reason}; use auto") from error
     if kernels == "triton" and device.type == "cpu":
         raise ConfigError(f"env.kernels = 'triton' on {name}: they need a GPU; use auto")
-    if device.type == "cpu" and torch.cuda.is_available():
-        logging.getLogger(__name__).warning("computed on the CPU; device cuda takes the GPU")
     return device
 
 @dataclass

@@ -52,7 +52,8 @@ class Plan:
         steps, rows = config.loop.num_steps(len(lengths_B), config.rows_per_step), len(lengths_B)
         self.work = f"{steps} steps; an epoch is {rows} rows, {lengths_B.sum()} tokens"
         self.more = ""
-        self.shares = min(config.env.threads, size) if config.env.device == "cpu" else 1
+        is_on_cpu = next(model.parameters()).device.type == "cpu"
+        self.shares = min(config.env.threads, size) if is_on_cpu else 1
         longest = np.argsort(-lengths_B, kind="stable")[:size]
         budget = config.loop.micro_batch_tokens
         mine = longest[split(lengths_B[longest], self.shares)[0]]

@@ -34,9 +34,9 @@ def test_the_switch_of_deterministic_operations(monkeypatch: pytest.MonkeyPatch)
     finally:
         use_deterministic(before)
 
-def test_a_gpu_that_is_left_alone_is_told(monkeypatch, caplog) -> None:
-    assert resolve_device("cpu").type == "cpu" and not caplog.records
+def test_a_gpu_is_taken_where_there_is_one_unless_another_device_is_named(monkeypatch) -> None:
+    assert resolve_device("auto").type == "cpu"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "empty", lambda *_, device: None)
+    assert resolve_device("auto").type == "cuda"
     assert resolve_device("cpu").type == "cpu"
-    assert [record.getMessage() for record in caplog.records] == [
-        "computed on the CPU; device cuda takes the GPU"]
