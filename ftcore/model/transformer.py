@@ -207,6 +207,8 @@ class Transformer(Layer):
     """Embeddings, L blocks and the final norm: tokens in, hidden states out. `recompute`: layers of
     which the backward pass computes what it needs again; selective: every second but the last."""
 
+    routes: dict[str, Tensor] | None = None  # rows of the stream by adapter: tune/lora.py
+
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.spec, C = spec, spec.hidden_size
@@ -261,10 +263,13 @@ class Transformer(Layer):
         L, is_training = len(self.layers), self.training and torch.is_grad_enabled()
         again = {"none": (), "selective": range(L - 2, -1, -2), "all": range(L)}[self.recompute]
         angles = self.angles(positions_N, self.compute or h_NC.dtype)
-        asked, attends = [None] * (L - 1) + [rows_M], attends or [None] * L
+        # routes are places in the whole stream, so all of it is computed to the end
+        early_M, late_M = (rows_M, None) if self.routes is None else (None, rows_M)
+        asked, attends = [None] * (L - 1) + [early_M], attends or [None] * L
         for index, layer in enumerate(self.layers):
             run = partial(computed_again, layer) if is_training and index in again else layer
             h_NC = run(h_NC, angles[index], docs, attends[index], asked[index])
+        h_NC = h_NC if late_M is None else h_NC.index_select(0, late_M)
         return self.norm(h_NC[:M])
 
 def pack_linears(model: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""LoRA on any linear layer, chosen by name: wrap, switch off and on, merge, fold.
+"""LoRA on any linear layer, chosen by name: wrap, switch off and on, merge, fold, share.
 
     y = x W^T + bias + scale (drop(x) A^T) B^T,    scale = alpha / R, or alpha / sqrt(R) (rsLoRA)
 
@@ -10,7 +10,7 @@ source  Hu et al. 2021, arXiv:2106.09685; Kalajdzievski 2023, arXiv:2312.03732 (
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
@@ -19,11 +19,13 @@ from torch import Tensor, nn
 
 from ftcore.config import PeftConfig
 from ftcore.errors import ConfigError
+from ftcore.model.heads import Model
 from ftcore.model.transformer import Layer, Linear
 from ftcore.tune.freeze import below, leaf, match_names
 from kernels.lora import lora_linear
 
 ALL_LINEAR = "all-linear"
+Factors = tuple[Tensor, Tensor]  # A, and scale B
 
 class LoRALinear(Layer):
     """A frozen `Linear` (kept as `base`, never written to) and its update, which counts where it
@@ -63,6 +65,23 @@ class LoRALinear(Layer):
         if not self.is_on:
             return weight_OC
         return torch.addmm(weight_OC.to(a_RC), b_OR, a_RC, alpha=self.config.scale).to(weight_OC)
+
+class SharedLinear(Layer):
+    """A `Linear` and the updates of several adapters, each for the rows of the stream that the
+    model's `routes` give it."""
+
+    def __init__(self, base: Linear, factors: Mapping[str, Factors],
+                 routes: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.base, self.factors, self.routes = base, factors, routes
+
+    def forward(self, x_NC: Tensor) -> Tensor:
+        y_NO = self.base(x_NC)
+        for adapter in self.routes.keys() & self.factors.keys():
+            rows_M, (a_RC, sb_OR) = self.routes[adapter], self.factors[adapter]
+            h_MR = F.linear(x_NC.index_select(0, rows_M).to(a_RC), a_RC)
+            y_NO.index_add_(0, rows_M, F.linear(h_MR, sb_OR))
+        return y_NO
 
 def apply_lora(model: nn.Module, config: PeftConfig, *, generator: torch.Generator) -> str:
     """Wrap the targets, in the model's order, and freeze all but factors and fully trained modules;
@@ -117,3 +136,20 @@ def fold(model: nn.Module) -> None:
         layer.base.weight.data = layer.folded_weight()
         model.set_submodule(name, layer.base)
     model.requires_grad_(True)
+
+@torch.no_grad()
+def take(model: nn.Module) -> dict[str, Factors]:
+    """Unwrap, without merging; returns the factors of each layer, in the dtype of its product."""
+    taken = {}
+    for name, layer in lora_layers(model).items():
+        dtype = layer.base.compute or layer.base.weight.dtype
+        taken[name] = layer.lora_a.to(dtype), (layer.lora_b * layer.config.scale).to(dtype)
+        model.set_submodule(name, layer.base)
+    return taken
+
+def share(model: Model, adapters: Mapping[str, Mapping[str, Factors]]) -> None:
+    """Let adapters answer side by side, each in the rows that `model.trunk.routes` then names."""
+    model.trunk.routes = routes = {}
+    for name in dict.fromkeys(name for layers in adapters.values() for name in layers):
+        own = {adapter: layers[name] for adapter, layers in adapters.items() if name in layers}
+        model.set_submodule(name, SharedLinear(model.get_submodule(name), own, routes))
