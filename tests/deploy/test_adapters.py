@@ -48,8 +48,10 @@ def theirs(hf: Callable, kind: str, folder: Path) -> Path:
     """The folder of one that peft has made, of gpt2's q, k and v as the one that it keeps."""
     model, base = hf(kind)
     again = type(model).from_pretrained(base)  # the first may not be changed
-    wrapped = peft.get_peft_model(again, peft.LoraConfig(
-        r=2, target_modules=TARGETS[kind], fan_in_fan_out="gpt2" in kind))
+    settings = {"target_modules": TARGETS[kind], "fan_in_fan_out": "gpt2" in kind}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        wrapped = peft.get_peft_model(again, peft.LoraConfig(r=2, **settings))
     tune(wrapped)
     wrapped.save_pretrained(folder)
     return folder
@@ -98,7 +100,7 @@ def test_each_answers_in_company_as_alone(prefill: int, several, documents) -> N
         *want, end = by_itself(job, alone)[1]
         assert_close(found[job][:-1], want)
         assert found[job][-1] == end and end.reason == "length"
-    firsts = {round(found[job][0].logprob, 2) for job in jobs[: len(alone)]}  # of one prompt
+    firsts = {round(found[job][0].logprob, 3) for job in jobs[: len(alone)]}  # of one prompt
     assert len(firsts) == len(alone)
 
 def test_what_is_read_and_embedded_too(several, documents) -> None:
