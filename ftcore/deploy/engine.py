@@ -28,7 +28,7 @@ from ftcore.model.generate import advanced
 from ftcore.model.heads import Model
 from ftcore.model.transformer import pack_linears
 from kernels.attention_cache import Cache
-from kernels.docs import Docs
+from kernels.docs import Docs, rounded
 from kernels.memory import reuse_across_steps
 from kernels.sampling import Draft, Sampling, Token, next_tokens, with_logprobs
 
@@ -219,6 +219,7 @@ class Engine:
         routes.clear()
         for adapter in {*asked} - {None}:
             rows = [row for row, each in enumerate(asked) if each == adapter]
+            rows += rows[:1] * (rounded(len(rows), least=4) - len(rows))  # products of few sizes
             routes[adapter] = torch.tensor(rows, device=self.model.device)
 
     def _score(self, jobs: list[Job], said: Said) -> None:

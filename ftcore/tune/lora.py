@@ -80,7 +80,8 @@ class SharedLinear(Layer):
         for adapter in self.routes.keys() & self.factors.keys():
             rows_M, (a_RC, sb_OR) = self.routes[adapter], self.factors[adapter]
             h_MR = F.linear(x_NC.index_select(0, rows_M).to(a_RC), a_RC)
-            y_NO.index_add_(0, rows_M, F.linear(h_MR, sb_OR))
+            y_MO = y_NO.index_select(0, rows_M).addmm_(h_MR, sb_OR.T)
+            y_NO.index_copy_(0, rows_M, y_MO)  # a row that fills up is the same once more
         return y_NO
 
 def apply_lora(model: nn.Module, config: PeftConfig, *, generator: torch.Generator) -> str:

@@ -143,6 +143,17 @@ def test_the_factors_are_in_the_dtype_of_the_products(read: Read, made, document
     one, want, base = (torch.tensor(job.scores) for job in (one, want, base))
     assert (one - want).norm() < 0.1 * want.norm() and (one - base).norm() > 0.5 * want.norm()
 
+def test_rows_are_filled_up_to_few_sizes(read: Read, made) -> None:
+    """Each size of a product in bf16 takes memory on a CPU, for good: kernels/docs.py."""
+    loaded = read("qwen3-untied")
+    share_base(loaded, [f"a={made('qwen3-untied', 'a')}"], ["base"], "x")
+    jobs = [Job([1], None, adapter=name) for name in ("a", None, "a")]
+    Engine(loaded.model)._route(jobs, [9, 4, 8])
+    (rows,) = [rows_M.tolist() for rows_M in loaded.model.trunk.routes.values()]
+    assert {*rows} == {*range(9), *range(13, 21)} and len(rows) == 20
+    Engine(loaded.model)._route(jobs[1:2], [4])
+    assert loaded.model.trunk.routes == {}
+
 def test_without_adapters_nothing_is_shared(read: Read) -> None:
     loaded = read("qwen3-untied")
     names = [*dict(loaded.model.named_modules())]
