@@ -59,9 +59,8 @@ class Refused(Exception):
         self.body = json.dumps({"error": error}).encode()
 
 class Exchange:
-    """One request and its answer. `route` is empty of unknown ones, `owner` a hash of the key, an
-    `adapter` what is asked, if not the base, `told` what the log says beside time and end; `began`
-    is when the head was read."""
+    """One request and its answer. `route` is empty of unknown ones, `owner` a hash of the key,
+    `adapter` what answers (None: the base), `told` for the log; `began`: its head was read."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer

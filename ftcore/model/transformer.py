@@ -207,12 +207,11 @@ class Transformer(Layer):
     """Embeddings, L blocks and the final norm: tokens in, hidden states out. `recompute`: layers of
     which the backward pass computes what it needs again; selective: every second but the last."""
 
-    routes: dict[str, Tensor] | None = None  # rows of the stream by adapter: tune/lora.py
-
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.spec, C = spec, spec.hidden_size
         self.recompute: Recompute = "none"
+        self.routes: dict[str, Tensor] | None = None  # rows of the stream by adapter: tune/lora.py
         self.embed_tokens = Embedding(spec.vocab_size, C)
         rows = spec.max_positions + spec.position_offset
         self.embed_positions = Embedding(rows, C) if spec.position == "learned" else None

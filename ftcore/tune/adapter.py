@@ -274,7 +274,7 @@ def share_base(loaded: LoadedModel, words: Sequence[str], taken: Collection[str]
         run = Path(path).expanduser()
         folder = own if (own := run / ADAPTER).is_dir() else run
         load_adapter(model, folder, family=loaded.family)
-        adapters[name] = lora.take(model)
+        adapters[name] = lora.unwrap(model)
         if full := [n for n, param in model.named_parameters() if param.requires_grad]:
             mend = "serve it by itself, or train it without --peft.extra-modules"
             raise ConfigError(f"--adapter {word}: trained {', '.join(full)} fully: {mend}")

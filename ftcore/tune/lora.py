@@ -25,7 +25,6 @@ from ftcore.tune.freeze import below, leaf, match_names
 from kernels.lora import lora_linear
 
 ALL_LINEAR = "all-linear"
-Factors = tuple[Tensor, Tensor]  # A, and scale B
 
 class LoRALinear(Layer):
     """A frozen `Linear` (kept as `base`, never written to) and its update, which counts where it
@@ -67,13 +66,15 @@ class LoRALinear(Layer):
         return torch.addmm(weight_OC.to(a_RC), b_OR, a_RC, alpha=self.config.scale).to(weight_OC)
 
 class SharedLinear(Layer):
-    """A `Linear` and the updates of several adapters, each for the rows of the stream that the
-    model's `routes` give it."""
+    """What several adapters wrap: the rows of the stream that `routes` give one have its update."""
 
-    def __init__(self, base: Linear, factors: Mapping[str, Factors],
-                 routes: Mapping[str, Tensor]) -> None:
+    def __init__(self, layers: Mapping[str, LoRALinear], routes: Mapping[str, Tensor]) -> None:
         super().__init__()
-        self.base, self.factors, self.routes = base, factors, routes
+        self.base, self.routes = next(iter(layers.values())).base, routes
+        dtype = self.base.compute or self.base.weight.dtype
+        self.factors = {adapter: (layer.lora_a.detach().to(dtype),
+                                  (layer.lora_b.detach() * layer.config.scale).to(dtype))
+                        for adapter, layer in layers.items()}
 
     def forward(self, x_NC: Tensor) -> Tensor:
         y_NO = self.base(x_NC)
@@ -138,19 +139,15 @@ def fold(model: nn.Module) -> None:
         model.set_submodule(name, layer.base)
     model.requires_grad_(True)
 
-@torch.no_grad()
-def take(model: nn.Module) -> dict[str, Factors]:
-    """Unwrap, without merging; returns the factors of each layer, in the dtype of its product."""
-    taken = {}
-    for name, layer in lora_layers(model).items():
-        dtype = layer.base.compute or layer.base.weight.dtype
-        taken[name] = layer.lora_a.to(dtype), (layer.lora_b * layer.config.scale).to(dtype)
+def unwrap(model: nn.Module) -> dict[str, LoRALinear]:
+    """Take the adapter off: its layers, over the bases that are back in their places."""
+    for name, layer in (layers := lora_layers(model)).items():
         model.set_submodule(name, layer.base)
-    return taken
+    return layers
 
-def share(model: Model, adapters: Mapping[str, Mapping[str, Factors]]) -> None:
-    """Let adapters answer side by side, each in the rows that `model.trunk.routes` then names."""
+def share(model: Model, adapters: Mapping[str, Mapping[str, LoRALinear]]) -> None:
+    """Let adapters that were unwrapped answer side by side, as `model.trunk.routes` then say."""
     model.trunk.routes = routes = {}
     for name in dict.fromkeys(name for layers in adapters.values() for name in layers):
         own = {adapter: layers[name] for adapter, layers in adapters.items() if name in layers}
-        model.set_submodule(name, SharedLinear(model.get_submodule(name), own, routes))
+        model.set_submodule(name, SharedLinear(own, routes))
