@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from ftcore.cli import CONFIG_FILE
 from ftcore.data import store
@@ -64,7 +63,7 @@ def confusion_table(labels: Sequence[str], counts_KK: np.ndarray,
 
 def write_predictions(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write one UTF-8 JSON line per row, whole or not at all. Raises CheckpointError: it cannot."""
-    lines = [json.dumps(_plain(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows]
+    lines = [json.dumps(_plain(row), ensure_ascii=False) + "\n" for row in rows]
     # Half a surrogate pair has no UTF-8 form, but its escape is JSON.
     write_file(path, "".join(lines).encode("utf-8", "backslashreplace"))
 
@@ -78,19 +77,13 @@ def note_opening(run: Path, files: Sequence[str], metrics: Mapping[str, Any]) ->
 
 def json_line(result: Mapping[str, Any]) -> str:
     """`result` as one compact line of ASCII JSON, floats to six significant digits."""
-    return json.dumps(_plain(result, digits=6), allow_nan=False, separators=(",", ":"))
+    return json.dumps(_plain(result, digits=6), separators=(",", ":"))
 
-def _plain(value: Any, *, digits: int = 17) -> Any:
+def _plain(value: Any, digits: int = 17) -> Any:
     """`value` for JSON: arrays as lists, floats not finite as null, others to `digits`; 17: all."""
-    if isinstance(value, np.generic | np.ndarray | Tensor):
-        value = value.tolist()
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item, digits=digits) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item, digits=digits) for item in value]
-    if not isinstance(value, float):
-        return value
-    return float(f"{value:.{digits}g}") if math.isfinite(value) else None
+    text = json.dumps(value, default=lambda array: array.tolist())
+    return json.loads(text, parse_constant=lambda name: None,
+                      parse_float=lambda number: float(f"{float(number):.{digits}g}"))
 
 def _cell(value: Any) -> str:
     if value is None or (isinstance(value, Real) and math.isnan(value)):

@@ -100,7 +100,7 @@ def test_a_failure_midway_leaves_the_old_file_and_nothing_else(tmp_path: Path) -
 
     with pytest.raises(KeyboardInterrupt):
         write_predictions(path, stopped())
-    with pytest.raises(TypeError):
+    with pytest.raises(AttributeError):
         write_predictions(path, [{"row_id": object()}])
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
