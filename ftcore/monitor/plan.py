@@ -69,7 +69,7 @@ def plan(run: Path, log: Path, folder: Path, limits: Limits) -> Line:
     DataError: the log is of another model; as the readers."""
     run = run.resolve()  # what a link names now
     command, journal = configured(run), read_journal(log, run.name)
-    if not (records := [*journal.records]):
+    if not (records := journal.records):
         what = f"holds no request that {run.name} answered; {journal.told() or 'nothing'}"
         raise DataError(f"{log}: {what}. Name the run that was served, and the log of its server")
     path, size = run.parent / PLAN, limits.first_requests  # by which it was trained
