@@ -37,7 +37,6 @@ class Judged:
     figures: metrics.Figures  # metrics of some rows, by their indices
     columns: dict[str, Sequence[Any]] = field(default_factory=dict)  # predictions, of each row
     totals_3K: np.ndarray | None = None  # where a row has classes: see metrics.py
-    confusions_KK: np.ndarray | None = None  # where it has exactly one
     right_B: np.ndarray | None = None  # bool: whether a row is right, where it can be
     more: dict[str, float] = field(default_factory=dict)  # metrics that only all rows have
     texts: Callable[[], Mapping[str, str]] = dict  # of the rows, by their ids
@@ -110,9 +109,8 @@ def evaluate_classes(model: Model, split: Split, max_tokens: int, labels: Names)
                "probabilities": p_BK.round(6).tolist()}
     more = metrics.probability_metrics(target_B, p_BK)
     more["temperature"] = metrics.temperature(target_B, log_p_BK)
-    counts_KK, right_B = counted(*sides), target_B == predicted_B
-    totals_3K = metrics.class_totals(counts_KK)
-    return Judged(ids_of(split), figures, columns, totals_3K, counts_KK, right_B, more)
+    totals_3K, right_B = metrics.class_totals(counted(*sides)), target_B == predicted_B
+    return Judged(ids_of(split), figures, columns, totals_3K, right_B, more)
 
 def evaluate_label_sets(model: Model, split: Split, max_tokens: int, labels: Names) -> Judged:
     """Predicted labels of each document, those above probability 1/2; the loss in nats a label."""
@@ -126,7 +124,7 @@ def evaluate_label_sets(model: Model, split: Split, max_tokens: int, labels: Nam
                "predicted": [names[predicted_K].tolist() for predicted_K in predicted_BK],
                "probabilities": logits_BK.sigmoid().numpy().round(6).tolist()}
     right_B = (target_BK == predicted_BK).all(1)
-    return Judged(ids_of(split), figures, columns, metrics.label_totals(*sides), right_B=right_B)
+    return Judged(ids_of(split), figures, columns, metrics.label_totals(*sides), right_B)
 
 def evaluate_scores(model: Model, split: Split, max_tokens: int, labels: Names) -> Judged:
     """Predicted score of each document; the loss a mean squared error."""

@@ -111,10 +111,9 @@ def perplexity(loss_sum: float, weight: float, num_bytes: int = 0) -> Metrics:
     a token, NaN without any; perplexity: exp(loss), infinite where that leaves float64;
     bits_per_byte: loss_sum / (ln 2 * num_bytes), by which different tokenizers compare."""
     loss = float(loss_sum / weight) if weight else math.nan
-    # numerics: exp overflows just above 709.7.
-    result = {"loss": loss, "perplexity": math.inf if loss > 709 else math.exp(loss)}
     bits = {"bits_per_byte": float(loss_sum / (math.log(2) * num_bytes))} if num_bytes else {}
-    return result | bits
+    # numerics: exp overflows just above 709.7.
+    return {"loss": loss, "perplexity": math.inf if loss > 709 else math.exp(loss), **bits}
 
 def by_class(labels: Sequence[str], totals_3K: np.ndarray) -> list[dict[str, Any]]:
     """One dict per class, of CLASS_COLUMNS; support and predicted in rows."""

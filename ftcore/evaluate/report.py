@@ -6,6 +6,7 @@ import math
 import re
 import time
 import tomllib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
@@ -48,18 +49,17 @@ def per_class_table(per_class: Sequence[Mapping[str, Any]], *, max_rows: int = 2
     rows = sorted(such, key=lambda row: row["f1"])[:max_rows]
     return table(CLASS_COLUMNS, (row.values() for row in rows))
 
-def confusion_table(labels: Sequence[str], counts_KK: np.ndarray,
-                    texts: Mapping[tuple[str, str], str], *, max_pairs: int = 10) -> str:
-    """The most frequent mistakes: target, prediction, rows, their share of the target's rows, and
-    the text of one, from `texts` by target and prediction."""
-    wrong_KK, support_K = counts_KK.copy(), counts_KK.sum(1)
-    np.fill_diagonal(wrong_KK, 0)
-    if not wrong_KK.any():
-        return "no mistakes"
-    pairs = sorted(np.argwhere(wrong_KK).tolist(), key=lambda pair: -wrong_KK[*pair])[:max_pairs]
-    rows = [(labels[k], labels[p], wrong_KK[k, p], wrong_KK[k, p] / support_K[k],
-             texts.get((labels[k], labels[p]), "")) for k, p in pairs]
-    return table(("target", "predicted", "rows", "of target", "such as"), rows)
+def confusion_table(rows: Sequence[Mapping[str, Any]], texts: Mapping[str, str], *,
+                    max_pairs: int = 10) -> str:
+    """The most frequent mistakes in predicted classes, their share of the target's rows, and the
+    text of one, from `texts` by row_id."""
+    such = {(row["label"], row["predicted"]): texts[row["row_id"]] for row in rows}
+    counts = Counter((row["label"], row["predicted"]) for row in rows)
+    support = Counter(row["label"] for row in rows)
+    wrong = sorted((-n, *pair) for pair, n in counts.items() if pair[0] != pair[1])[:max_pairs]
+    cells = [(k, p, -n, -n / support[k], such[k, p]) for n, k, p in wrong]
+    head = ("target", "predicted", "rows", "of target", "such as")
+    return table(head, cells) if wrong else "no mistakes"
 
 def write_predictions(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write one UTF-8 JSON line per row, whole or not at all. Raises CheckpointError: it cannot."""

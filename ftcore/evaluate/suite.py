@@ -145,14 +145,12 @@ class Suite:
 
     def _tables(self, judged: Judged) -> Iterator[str]:
         """What is told of classes, where the task has them."""
-        if judged.totals_3K is not None:
-            rows = metrics.by_class(self.labels, judged.totals_3K)
-            yield f"by class\n{report.per_class_table(rows)}"
-        if judged.confusions_KK is not None:
-            texts, rows = judged.texts(), judged.rows
-            such = {(row["label"], row["predicted"]): texts[row["row_id"]] for row in rows}
-            shown = report.confusion_table(self.labels, judged.confusions_KK, such)
-            yield f"most confused\n{shown}"
+        if judged.totals_3K is None:
+            return
+        rows = metrics.by_class(self.labels, judged.totals_3K)
+        yield f"by class\n{report.per_class_table(rows)}"
+        if "label" in judged.columns:  # one a row
+            yield f"most confused\n{report.confusion_table(judged.rows, judged.texts())}"
             if len(self.labels) == 2:
                 is_one_B = np.array(judged.columns["label"], dtype=object) == self.labels[1]
                 score_B = np.array(judged.columns["probabilities"])[:, 1]

@@ -60,20 +60,21 @@ def test_per_class_worst_first() -> None:
     assert shown == [row["label"] for row in sorted(rows, key=lambda row: row["f1"])][:20]
 
 def test_confusion_table_counts_pairs() -> None:
-    labels, predicted = ("cat", "dog", "eel"), [1, 1, 0, 2, 0, 1, 1]
-    counts_KK = confusions(np.array([0, 0, 0, 0, 1, 2, 2]), np.array(predicted), 3)
-    said = {("cat", "dog"): "it barks"}
-    lines = confusion_table(labels, counts_KK, said, max_pairs=2).split("\n")
+    pairs = ["cat dog", "cat dog", "cat cat", "cat eel", "dog cat", "eel dog", "eel dog"]
+    rows = [{"row_id": str(i), **dict(zip(("label", "predicted"), pair.split(), strict=True))}
+            for i, pair in enumerate(pairs)]  # fmt: skip
+    said = {row["row_id"]: "it barks" if row["row_id"] in "01" else "" for row in rows}
+    lines = confusion_table(rows, said, max_pairs=2).split("\n")
     assert [line.split() for line in lines[1:3]] == [
         ["cat", "dog", "2", "0.5000", "it", "barks"],
         ["eel", "dog", "2", "1.0000"],
     ]
     assert len(lines) == 3
-    assert len(confusion_table(labels, counts_KK, {}).split("\n")) == 5
+    assert len(confusion_table(rows, said).split("\n")) == 5
 
 def test_confusion_table_without_mistakes() -> None:
-    counts_KK = confusions(np.array([0, 1]), np.array([0, 1]), 2)
-    assert confusion_table(("a", "b"), counts_KK, {}) == "no mistakes"
+    rows = [{"row_id": name, "label": name, "predicted": name} for name in "ab"]
+    assert confusion_table(rows, dict(zip("ab", "ab", strict=True))) == "no mistakes"
 
 def test_predictions_come_back_equal(tmp_path: Path) -> None:
     path = tmp_path / "predictions.jsonl"
