@@ -187,8 +187,8 @@ def evaluate_pairs(model: Model, split: Split, max_tokens: int, labels: Names, *
 
     figures = with_loss(loss_B, shares, (np.sign(gap_B) + 1) / 2, np.sign(chosen_B - rejected_B))
     p_B = 1 / (1 + np.exp(-np.clip(beta * gap_B, -500, 500)))
-    ones_B, p_B2 = np.ones(len(p_B), dtype=int), np.column_stack([1 - p_B, p_B])
-    more |= {"margin": float(gap_B.mean()), "ece": metrics.probability_metrics(ones_B, p_B2)["ece"]}
+    more |= {"margin": float(gap_B.mean()),
+             "ece": metrics.calibration_error(np.maximum(p_B, 1 - p_B), p_B > 0.5)}
     columns = {"gap": gap_B.tolist(), "chosen_tokens": chosen_B.tolist(),
                "rejected_tokens": rejected_B.tolist()}
     return Judged(ids_of(split), figures, columns, right_B=gap_B > 0, more=more)

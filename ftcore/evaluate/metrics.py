@@ -169,16 +169,19 @@ def probability_metrics(target_B: np.ndarray, p_BK: np.ndarray, top_k: int = 5) 
     ranks = [ranking(target_BK[:, k], p_BK[:, k]) for k in sides]
     for name in ("auroc", "auprc"):
         found[name] = float(np.mean([each[name] for each in ranks] or math.nan))
-    gaps = (r["rows"] * abs(r["confidence"] - r["accuracy"]) for r in reliability(target_B, p_BK))
-    brier = float(np.square(p_BK - target_BK).sum(1).mean())
-    return found | {"brier": brier, "ece": sum(gaps) / len(p_BK)}
+    return found | {"brier": float(np.square(p_BK - target_BK).sum(1).mean()),
+                    "ece": calibration_error(p_BK.max(1), p_BK.argmax(1) == target_B)}
 
-def reliability(target_B: np.ndarray, p_BK: np.ndarray, bins: int = 15) -> list[Metrics]:
+def calibration_error(confidence_B: np.ndarray, right_B: np.ndarray) -> float:
+    bins = reliability(confidence_B, right_B)
+    return sum(x["rows"] * abs(x["confidence"] - x["accuracy"]) for x in bins) / len(right_B)
+
+def reliability(confidence_B: np.ndarray, right_B: np.ndarray, bins: int = 15) -> list[Metrics]:
     """Rows, mean confidence (the highest probability) and accuracy of bins of equal mass. Rows of
     equal confidence share their hits evenly, so that it does not matter which one falls where."""
-    score_U, place_B, n_U = np.unique(p_BK.max(1), return_inverse=True, return_counts=True)
-    right_U = np.bincount(place_B, p_BK.argmax(1) == target_B) / n_U
-    cuts = [np.array_split(np.repeat(x_U, n_U), min(bins, len(p_BK))) for x_U in (score_U, right_U)]
+    score_U, place_B, n_U = np.unique(confidence_B, return_inverse=True, return_counts=True)
+    parts, right_U = min(bins, len(right_B)), np.bincount(place_B, right_B) / n_U
+    cuts = [np.array_split(np.repeat(x_U, n_U), parts) for x_U in (score_U, right_U)]
     return [{"rows": len(c), "confidence": float(c.mean()), "accuracy": float(a.mean())}
             for c, a in zip(*cuts, strict=True)]
 

@@ -129,7 +129,7 @@ def judged(run: Run) -> dict[str, Any]:
         target_B, predicted_B = (
             np.array([labels.index(row[key]) for row in rows]) for key in ("label", "predicted"))
         p_BK = np.array([row["probabilities"] for row in rows])
-        shown["reliability"] = reliability(target_B, p_BK)
+        shown["reliability"] = reliability(p_BK.max(1), p_BK.argmax(1) == target_B)
         if len(labels) <= MOST_CLASSES:
             shown["confusion"] = confusions(target_B, predicted_B, len(labels)).tolist()
     return shown

@@ -32,7 +32,7 @@ import numpy as np
 import torch
 
 from ftcore.deploy.records import Record
-from ftcore.evaluate.metrics import probability_metrics
+from ftcore.evaluate.metrics import calibration_error
 
 Array = np.ndarray
 SIGNALS = tomllib.loads(Path(__file__).with_name("signals.toml").read_text("utf-8"))
@@ -79,11 +79,6 @@ def wasserstein(reference_N: Array, window_M: Array) -> float:
 def drop(reference_N: Array, window_M: Array) -> float:
     return float(reference_N.mean() - window_M.mean())
 
-def ece(reference_N2: Array, window_M2: Array) -> float:
-    """Of confidences, each with whether it was right: the only class is 0, so 1 is wrong."""
-    a, b = (probability_metrics(1 - x[:, 1], x[:, :1])["ece"] for x in (reference_N2, window_M2))
-    return b - a
-
 def wilson(hits: int, n: int, level: float = 0.95) -> tuple[float, float]:
     z2 = NormalDist().inv_cdf((1 + level) / 2) ** 2
     middle, half = hits + z2 / 2, math.sqrt(z2 * (hits * (n - hits) / max(n, 1) + z2 / 4))
@@ -103,7 +98,8 @@ def _gaps(reference_N: Array, window_M: Array) -> tuple[Array, Array]:
 
 STATISTICS: dict[str, Callable[[Array, Array], float]] = {
     "psi": psi, "js": js, "ks": lambda *sides: ks(*sides)[0], "wasserstein": wasserstein,
-    "drop": drop, "accuracy": drop, "ece": ece}
+    "drop": drop, "accuracy": drop,  # `ece`: of confidences, each with whether it was right
+    "ece": lambda one_N2, two_M2: calibration_error(*two_M2.T) - calibration_error(*one_N2.T)}
 P_VALUES = {"js": chi2, "ks": ks}  # for people; what alarms are the bounds
 STATES = {None: "insufficient data", 0: "as the reference", 1: "moved", 2: "moved, twice in a row"}
 

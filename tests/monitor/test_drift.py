@@ -131,10 +131,10 @@ def test_ece_rises_where_confidence_is_not_earned(random: np.random.Generator) -
     right_B = random.random(20_000) < confidence_B
     calibrated = np.stack([confidence_B, right_B], 1)
     sharper = np.stack([special.expit(2 * special.logit(confidence_B)), right_B], 1)
-    assert abs(drift.ece(calibrated[:10_000], calibrated[10_000:])) < 0.01
-    assert drift.ece(calibrated, sharper) > 0.08
+    assert abs(STATISTICS["ece"](calibrated[:10_000], calibrated[10_000:])) < 0.01
+    assert STATISTICS["ece"](calibrated, sharper) > 0.08
     sure = np.stack([np.full(100, 0.9), np.arange(100) % 2], 1)
-    assert drift.ece(np.array([[1.0, 1.0]]), sure) == pytest.approx(0.4)
+    assert STATISTICS["ece"](np.array([[1.0, 1.0]]), sure) == pytest.approx(0.4)
 
 @given(st.integers(0, 500), st.integers(0, 500), st.sampled_from([0.9, 0.95, 0.99]))
 def test_wilson_is_that_of_scipy(hits: int, misses: int, level: float) -> None:
