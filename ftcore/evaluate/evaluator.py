@@ -103,14 +103,14 @@ def evaluate_classes(model: Model, split: Split, max_tokens: int, labels: Names)
     target_B = np.array([document.labels for document in split.documents])
     predicted_B, p_BK = log_p_BK.argmax(1), np.exp(log_p_BK)
     nll_B, names = -log_p_BK[np.arange(len(target_B)), target_B], np.array(labels, dtype=object)
-    sides, counted = (target_B, predicted_B), partial(metrics.confusions, num_classes=len(labels))
-    figures = with_loss(nll_B, lambda *rows: metrics.class_figures(counted(*rows)), *sides)
+    sides, totals = (target_B, predicted_B), partial(metrics.class_totals, num_classes=len(labels))
+    figures = with_loss(nll_B, lambda *rows: metrics.class_figures(totals(*rows)), *sides)
     columns = {"label": names[target_B].tolist(), "predicted": names[predicted_B].tolist(),
                "probabilities": p_BK.round(6).tolist()}
     more = metrics.probability_metrics(target_B, p_BK)
     more["temperature"] = metrics.temperature(target_B, log_p_BK)
-    totals_3K, right_B = metrics.class_totals(counted(*sides)), target_B == predicted_B
-    return Judged(ids_of(split), figures, columns, totals_3K, right_B, more)
+    right_B = target_B == predicted_B
+    return Judged(ids_of(split), figures, columns, totals(*sides), right_B, more)
 
 def evaluate_label_sets(model: Model, split: Split, max_tokens: int, labels: Names) -> Judged:
     """Predicted labels of each document, those above probability 1/2; the loss in nats a label."""

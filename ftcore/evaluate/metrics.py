@@ -55,14 +55,12 @@ Intervals = dict[str, tuple[float, float]]  # lowest and highest value, by metri
 DRAWS, LEVEL = 1000, 0.95
 PUNCTUATION = str.maketrans("", "", string.punctuation)
 
-def confusions(target_B: np.ndarray, predicted_B: np.ndarray, num_classes: int) -> np.ndarray:
-    cells_B = target_B * num_classes + predicted_B
-    return np.bincount(cells_B, minlength=num_classes**2).reshape(num_classes, num_classes)
+def class_totals(target_B: np.ndarray, predicted_B: np.ndarray, num_classes: int) -> np.ndarray:
+    """totals_3K of rows that have one of K classes each, by index."""
+    sides = target_B[target_B == predicted_B], predicted_B, target_B
+    return np.stack([np.bincount(side_B, minlength=num_classes) for side_B in sides])
 
-def class_totals(counts_KK: np.ndarray) -> np.ndarray:
-    return np.stack([counts_KK.diagonal(), counts_KK.sum(0), counts_KK.sum(1)])
-
-def class_figures(counts_KK: np.ndarray) -> Metrics:
+def class_figures(totals_3K: np.ndarray) -> Metrics:
     """accuracy, sum_k hits_k / rows; balanced_accuracy, mean recall_k of the classes with rows.
 
     ..._micro       the formulas above on sums over k; all equal the accuracy
@@ -72,7 +70,7 @@ def class_figures(counts_KK: np.ndarray) -> Metrics:
                     predicted; 0/0 is 0
     kappa           (c s - t.p) / (s^2 - t.p), the accuracy beyond chance; 0/0 is 0
     source          Gorodkin 2004, Comput. Biol. Chem. 28, 367-374 (mcc of K classes)"""
-    hits_K, predicted_K, support_K = totals_3K = class_totals(counts_KK)
+    hits_K, predicted_K, support_K = totals_3K
     recall_K = _scores(totals_3K)[1][support_K > 0]
     # numerics: Python integers, since rows^2 leaves int64 at 3e9 rows.
     s, t, p = int(support_K.sum()), support_K.astype(object), predicted_K.astype(object)

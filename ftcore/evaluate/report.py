@@ -18,7 +18,7 @@ from ftcore.cli import CONFIG_FILE
 from ftcore.data import store
 from ftcore.env.run import read_metrics
 from ftcore.errors import ConfigError
-from ftcore.evaluate.metrics import CLASS_COLUMNS, confusions, reliability
+from ftcore.evaluate.metrics import CLASS_COLUMNS, reliability
 from ftcore.files import write_file
 
 MAX_TEXT = 40
@@ -125,13 +125,13 @@ def judged(run: Run) -> dict[str, Any]:
     answers = [{"base": base.get(r["row_id"]), **r} for r in run["predictions"] if "prompt" in r]
     rows = [row for row in run["predictions"] if "label" in row and "probabilities" in row]
     shown = {"answers": answers[:: max(1, len(answers) // 20)]}
-    if rows and (labels := run["labels"]):
-        target_B, predicted_B = (
-            np.array([labels.index(row[key]) for row in rows]) for key in ("label", "predicted"))
-        p_BK = np.array([row["probabilities"] for row in rows])
-        shown["reliability"] = reliability(p_BK.max(1), p_BK.argmax(1) == target_B)
-        if len(labels) <= MOST_CLASSES:
-            shown["confusion"] = confusions(target_B, predicted_B, len(labels)).tolist()
+    if rows:
+        confidence_B = np.array([max(row["probabilities"]) for row in rows])
+        right_B = np.array([row["label"] == row["predicted"] for row in rows])
+        shown["reliability"] = reliability(confidence_B, right_B)
+        if len(labels := run["labels"]) <= MOST_CLASSES:
+            counts = Counter((row["label"], row["predicted"]) for row in rows)
+            shown["confusion"] = [[counts[one, two] for two in labels] for one in labels]
     return shown
 
 def flat(tables: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:

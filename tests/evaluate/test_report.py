@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from ftcore.errors import CheckpointError
-from ftcore.evaluate.metrics import by_class, class_totals, confusions
+from ftcore.evaluate.metrics import by_class, class_totals
 from ftcore.evaluate.report import (
     confusion_table,
     json_line,
+    judged,
     metrics_table,
     per_class_table,
     table,
@@ -49,8 +50,8 @@ def test_metrics_table_has_a_column_per_result() -> None:
 def ladder(num_labels: int) -> list[dict]:
     """Class k has k + 1 rows, all right but one, which is taken for class 0."""
     pairs = [(k, p) for k in range(num_labels) for p in [0] + [k] * k]
-    counts_KK = confusions(*np.array(pairs).T, num_labels)
-    return by_class([f"c{k:02}" for k in range(num_labels)], class_totals(counts_KK))
+    totals_3K = class_totals(*np.array(pairs).T, num_labels)
+    return by_class([f"c{k:02}" for k in range(num_labels)], totals_3K)
 
 def test_per_class_worst_first() -> None:
     rows = ladder(30)
@@ -145,3 +146,9 @@ def test_json_line_is_one_strict_line() -> None:
         "note": "caf\u00e9\n\u2028",
         "nested": {"low": None, "interval": [0.1, 0.2]},
     }
+
+def test_the_page_counts_each_pair_of_classes() -> None:
+    rows = [{"row_id": pair, "label": pair[0], "predicted": pair[1], "probabilities": [0.4, 0.6]}
+            for pair in ("ab", "ab", "bb", "ba")]  # fmt: skip
+    shown = judged({"predictions": rows, "base-predictions": [], "labels": ["a", "b"]})
+    assert shown["confusion"] == [[0, 2], [1, 1]] and len(shown["reliability"]) == 4
