@@ -5,7 +5,7 @@ caller puts the model in evaluation mode, without gradients."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -48,11 +48,11 @@ class Judged:
 
     @cached_property
     def clusters_B(self) -> np.ndarray:
-        """A number (int) for each row, the same for rows of nearly the same text, as for parts."""
+        """A number (int) for each row, the same for rows of nearly the same text."""
         texts = self.texts()
         found = compare.clusters([Text(row_id, (said,)) for row_id, said in texts.items()])
         numbers = dict(zip(texts, found, strict=True))
-        return np.array([numbers[root_of(row_id)] for row_id in self.row_ids])
+        return np.array([numbers[row_id] for row_id in self.row_ids])
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -148,10 +148,14 @@ def scored_tokens(model: Model, documents: Sequence[Encoded], max_tokens: int) -
     return sums_B2
 
 def evaluate_language(model: Model, split: Split, max_tokens: int, labels: Names) -> Judged:
-    """Token-weighted loss and perplexity; bits per byte where the text's bytes are known."""
-    sums_B2 = scored_tokens(model, split.documents, max_tokens)
-    return Judged(ids_of(split), lambda rows_M: metrics.perplexity(*sums_B2[rows_M].sum(0)),
-                  more=metrics.perplexity(*sums_B2.sum(0), split.num_bytes))
+    """Token-weighted loss and perplexity, all parts of a text one row; bits per byte where the
+    text's bytes are known."""
+    sums_D2, rows = scored_tokens(model, split.documents, max_tokens), dict[str, np.ndarray]()
+    for id_, sums_2 in zip(map(root_of, ids_of(split)), sums_D2, strict=True):
+        rows[id_] = rows.get(id_, 0) + sums_2
+    sums_B2 = np.array([*rows.values()])
+    return Judged([*rows], lambda rows_M: metrics.perplexity(*sums_B2[rows_M].sum(0)),
+                  more=metrics.perplexity(*sums_D2.sum(0), split.num_bytes))
 
 def log_ratios(model: Model, pairs: Sequence[Encoded], max_tokens: int,
                length_normalised: bool) -> np.ndarray:
@@ -216,9 +220,9 @@ def spoken(ids: Sequence[int], tokenizer: Tokenizer) -> str:
     """An answer as text, without the token that ends it."""
     return tokenizer.decode([id_ for id_ in ids if id_ not in tokenizer.stop_ids])
 
-def evaluate_answers(model: Model, tokenizer: Tokenizer, chats: Sequence[Chat],
-                     config: EvalConfig) -> Judged:
-    """Greedy answers against expected last turns, a row of each chat."""
+def with_answers(judged: Judged, model: Model, tokenizer: Tokenizer, chats: Sequence[Chat],
+                 config: EvalConfig) -> Judged:
+    """With what is said of each chat, greedy answers against expected last turns."""
     prompts = [encode_prompt(chat.messages[:-1], tokenizer) for chat in chats]
     asked, targets = ([chat.messages[turn]["content"] for chat in chats] for turn in (-2, -1))
     made = continued(model, tokenizer, prompts, config.max_new_tokens)
@@ -229,6 +233,6 @@ def evaluate_answers(model: Model, tokenizer: Tokenizer, chats: Sequence[Chat],
     names, values_BS = verdicts[0], np.array([[*each.values()] for each in verdicts], dtype=float)
     columns = {"prompt": asked, "target": targets, "predicted": answers}
     columns |= {name: [each[name] for each in verdicts] for name in names}
-    return Judged([chat.id for chat in chats],
-                  lambda rows_M: dict(zip(names, values_BS[rows_M].mean(0).tolist(), strict=True)),
-                  columns, right_B=np.array(columns["exact_match"]))
+    return replace(judged, columns=columns, right_B=np.array(columns["exact_match"]),
+                   figures=lambda rows_M: {**judged.figures(rows_M), **dict(
+                       zip(names, values_BS[rows_M].mean(0).tolist(), strict=True))})
