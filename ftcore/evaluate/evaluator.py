@@ -197,11 +197,9 @@ def evaluate_pairs(model: Model, split: Split, max_tokens: int, labels: Names, *
                "rejected_tokens": rejected_B.tolist()}
     return Judged(ids_of(split), figures, columns, right_B=gap_B > 0, more=more)
 
-# By the task, where it reads pairs; else by HF's `problem_type`, None of a language model.
-JUDGES: Mapping[str | None, Callable[..., Judged]] = {
-    "reward": evaluate_pairs, "dpo": evaluate_pairs, "regression": evaluate_scores,
-    "single_label_classification": evaluate_classes, None: evaluate_language,
-    "multi_label_classification": evaluate_label_sets}
+JUDGES: Mapping[str | None, Callable[..., Judged]] = {  # by HF's `problem_type`; not of pairs
+    "single_label_classification": evaluate_classes, "regression": evaluate_scores,
+    "multi_label_classification": evaluate_label_sets, None: evaluate_language}
 
 def continued(model: Model, tokenizer: Tokenizer, prompts: Sequence[np.ndarray],
               max_new_tokens: int, *, temperature: float = 1.0,

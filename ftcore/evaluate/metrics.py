@@ -66,9 +66,8 @@ def class_figures(totals_3K: np.ndarray) -> Metrics:
     ..._micro       the formulas above on sums over k; all equal the accuracy
     ..._macro       plain mean over the classes that occur, as target or as prediction
     ..._weighted    mean over the classes, weighted by support_k
-    mcc             (c s - t.p) / sqrt((s^2 - p.p) (s^2 - t.t)) with c hits, s rows, t support, p
-                    predicted; 0/0 is 0
-    kappa           (c s - t.p) / (s^2 - t.p), the accuracy beyond chance; 0/0 is 0
+    mcc             (c s - t.p) / sqrt((s^2 - p.p) (s^2 - t.t)), where 0/0 is 0, as in kappa
+    kappa           (c s - t.p) / (s^2 - t.p), beyond chance; c hits, s rows, t support, p predicted
     source          Gorodkin 2004, Comput. Biol. Chem. 28, 367-374 (mcc of K classes)"""
     hits_K, predicted_K, support_K = totals_3K
     recall_K = _scores(totals_3K)[1][support_K > 0]
@@ -106,11 +105,10 @@ def regression_metrics(target_B: np.ndarray, predicted_B: np.ndarray) -> Metrics
 
 def perplexity(loss_sum: float, weight: float, num_bytes: int = 0) -> Metrics:
     """Of a loss in nats over tokens of total `weight`, which spell so many bytes; 0: unknown. loss:
-    a token, NaN without any; perplexity: exp(loss), infinite where that leaves float64;
+    a token, NaN without any; perplexity: exp(loss), infinite from 709 on, near float64's end;
     bits_per_byte: loss_sum / (ln 2 * num_bytes), by which different tokenizers compare."""
     loss = float(loss_sum / weight) if weight else math.nan
     bits = {"bits_per_byte": float(loss_sum / (math.log(2) * num_bytes))} if num_bytes else {}
-    # numerics: exp overflows just above 709.7.
     return {"loss": loss, "perplexity": math.inf if loss > 709 else math.exp(loss), **bits}
 
 def by_class(labels: Sequence[str], totals_3K: np.ndarray) -> list[dict[str, Any]]:
@@ -302,8 +300,7 @@ def compare(one: Figures, other: Figures, clusters_B: np.ndarray,
     return found
 
 def mcnemar(gained: int, lost: int) -> float:
-    """Mid-p of so uneven numbers of rows that one model, or the other, has right alone; 1 without
-    any."""
+    """Mid-p of so uneven numbers of rows that either model alone has right; 1 without any."""
     n, k = gained + lost, min(gained, lost)
     logs = [math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) for i in range(k + 1)]
     shares = [math.exp(each - n * math.log(2)) for each in logs]

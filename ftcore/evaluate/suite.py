@@ -22,8 +22,8 @@ from ftcore.data.encode import Split
 from ftcore.data.pack import Encoded, apart, is_pair
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import DataError
-from ftcore.evaluate import metrics, report
-from ftcore.evaluate.evaluator import JUDGES, Judged, all_logits, root_of, with_answers
+from ftcore.evaluate import evaluator, metrics, report
+from ftcore.evaluate.evaluator import Judged, all_logits, root_of, with_answers
 from ftcore.model.heads import Model
 from ftcore.tune.lora import merge
 
@@ -150,9 +150,9 @@ class Suite:
     @torch.inference_mode()
     def _judged(self, model: Model, split: Split, *, answers: bool = False) -> Judged:
         model.eval()
-        judge = JUDGES.get(self.task) or JUDGES[self.config.problem]
-        if self.task in ("reward", "dpo"):  # pairs
-            judge = partial(judge, options=getattr(self.config, self.task))
+        judge = evaluator.JUDGES[self.config.problem]
+        if self.task in ("reward", "dpo"):
+            judge = partial(evaluator.evaluate_pairs, options=getattr(self.config, self.task))
         judged = judge(model, split, self.config.loop.micro_batch_tokens, self.labels)
         judged.texts = cache(partial(self._texts, split.documents))
         if answers and split.chats:
