@@ -161,8 +161,7 @@ class Suite:
 
 @torch.inference_mode()
 def certify(model: Model, split: Split, suite: Suite) -> dict[str, Any]:
-    """On the first rows of a split; scores have neither KL nor arg-max. The model is left unmerged,
-    in evaluation mode."""
+    """Of a split's first rows; scores have neither KL nor arg-max. Leaves the model unmerged."""
     model.eval()
     documents = split.documents[:MOST_ROWS]
     scored = np.cumsum([sum(np.count_nonzero(side.weights) for side in apart([document]))

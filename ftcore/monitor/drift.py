@@ -115,8 +115,7 @@ class Finding(NamedTuple):
     p_value: float | None = None
 
 class Watch:
-    """Compares records with the reference's, by every signal of signals.toml that the reference
-    has. Bounds are drawn when first needed, then kept."""
+    """Compares records with the reference's, by all of signals.toml that the reference has."""
 
     def __init__(self, reference: Sequence[Record], *, window: int = 500, seed: int = 0) -> None:
         self.window, self.seed, self.bounds = window, seed, cache(self._drawn)

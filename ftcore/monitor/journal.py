@@ -38,9 +38,8 @@ class Journal(NamedTuple):
         return ", ".join(f"{count} {what}" for what, count in self.counts.items() if count)
 
 def read_journal(file: Path, model: str = "") -> Journal:
-    """What a log holds, and what was put aside of it; `model`: of that one alone. Of a drawn answer
-    the figures that a greedy one, as in the reference, would not have are left out. Raises
-    DataError: it is not there."""
+    """What a log holds, and what was put aside of it; `model`: of that one alone. DRAWN are left
+    out of a drawn answer, as the reference is greedy. Raises DataError: it is not there."""
     if not file.is_file():
         raise DataError(f"{file}: there is no such log; serve.py writes one with --log {file}")
     parts = (*sorted(file.parent.glob(f"{file.name}.[0-9]*")), file)

@@ -5,9 +5,7 @@
         config.toml     the run's own, with the new rows among its files
         new.jsonl       the rows that feedback was given of, but for those kept to judge by:
         recent.jsonl    one in five of the newest, for both models; what is alike is on one side
-        unseen.jsonl    those of them of classes that the old one does not know, for the new alone
-
-A decision is made of what it notes alone, so it can be made again. Cron may ask for one."""
+        unseen.jsonl    those of them of classes that the old one has not, for the new alone"""
 
 import hashlib
 import json
@@ -44,7 +42,7 @@ class Limits(Section):
     window: Count = 500  # requests that are compared with the reference
 
 def decide(inputs: Line, limits: Limits) -> tuple[str, list[str]]:
-    """go back, train or wait; and why."""
+    """go back, train or wait; and why. Of what is noted alone, so that it can be made again."""
     if alarms := _alarms(inputs["first"], inputs["known"]):
         return "go back", alarms
     why = _alarms(inputs["findings"], {})
