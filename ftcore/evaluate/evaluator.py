@@ -109,8 +109,7 @@ def evaluate_classes(model: Model, split: Split, max_tokens: int, labels: Names)
                "probabilities": p_BK.round(6).tolist()}
     more = metrics.probability_metrics(target_B, p_BK)
     more["temperature"] = metrics.temperature(target_B, log_p_BK)
-    right_B = target_B == predicted_B
-    return Judged(ids_of(split), figures, columns, totals(*sides), right_B, more)
+    return Judged(ids_of(split), figures, columns, totals(*sides), target_B == predicted_B, more)
 
 def evaluate_label_sets(model: Model, split: Split, max_tokens: int, labels: Names) -> Judged:
     """Predicted labels of each document, those above probability 1/2; the loss in nats a label."""
@@ -227,7 +226,7 @@ def with_answers(judged: Judged, model: Model, tokenizer: Tokenizer, chats: Sequ
     answers = [spoken(ids, tokenizer) for ids in made]
     intent = config.intent_field
     judge = partial(metrics.judged_command, intent=intent) if intent else metrics.judged_text
-    verdicts = [judge(*pair) for pair in zip(targets, answers, strict=True)]
+    verdicts = [*map(judge, targets, answers)]
     names, values_BS = verdicts[0], np.array([[*each.values()] for each in verdicts], dtype=float)
     columns = {"prompt": asked, "target": targets, "predicted": answers}
     columns |= {name: [each[name] for each in verdicts] for name in names}

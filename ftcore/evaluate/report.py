@@ -49,14 +49,13 @@ def per_class_table(per_class: Sequence[Mapping[str, Any]], *, max_rows: int = 2
     rows = sorted(such, key=lambda row: row["f1"])[:max_rows]
     return table(CLASS_COLUMNS, (row.values() for row in rows))
 
-def confusion_table(rows: Sequence[Mapping[str, Any]], texts: Mapping[str, str], *,
-                    max_pairs: int = 10) -> str:
-    """The most frequent mistakes in predicted classes, their share of the target's rows, and the
-    text of one, from `texts` by row_id."""
+def confusion_table(rows: Sequence[Mapping[str, Any]], texts: Mapping[str, str]) -> str:
+    """The ten most frequent mistakes in predicted classes, their share of the target's rows, and
+    the text of one, from `texts` by row_id."""
     such = {(row["label"], row["predicted"]): texts[row["row_id"]] for row in rows}
     counts = Counter((row["label"], row["predicted"]) for row in rows)
     support = Counter(row["label"] for row in rows)
-    wrong = sorted((-n, *pair) for pair, n in counts.items() if pair[0] != pair[1])[:max_pairs]
+    wrong = sorted((-n, *pair) for pair, n in counts.items() if pair[0] != pair[1])[:10]
     cells = [(k, p, -n, -n / support[k], such[k, p]) for n, k, p in wrong]
     head = ("target", "predicted", "rows", "of target", "such as")
     return table(head, cells) if wrong else "no mistakes"

@@ -70,12 +70,11 @@ class Results:
                      for key, each in found[name].items())
             told.append(f"{name}, paired\n{report.table(head, cells)}")
             if a.right_B is not None:
-                gained = int((a.right_B & ~b.right_B).sum())
-                lost = int((b.right_B & ~a.right_B).sum())
-                p = metrics.mcnemar(gained, lost)
-                found[name]["mcnemar"] = {"gained": gained, "lost": lost, "p": p}
-                told.append(f"rows that one alone has right: {gained} this, {lost} the other; "
-                            f"McNemar mid-p {p:.4g}")
+                alone = {"gained": int((a.right_B & ~b.right_B).sum()),
+                         "lost": int((b.right_B & ~a.right_B).sum())}
+                found[name]["mcnemar"] = alone | {"p": metrics.mcnemar(**alone)}
+                told.append("rows that one alone has right: {gained} this, {lost} the other; "
+                            "McNemar mid-p {p:.4g}".format(**found[name]["mcnemar"]))
         return "\n\n".join(told), found
 
     def without(self, name: str, row_ids: Collection[str]) -> str:

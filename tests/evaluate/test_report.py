@@ -65,13 +65,14 @@ def test_confusion_table_counts_pairs() -> None:
     rows = [{"row_id": str(i), **dict(zip(("label", "predicted"), pair.split(), strict=True))}
             for i, pair in enumerate(pairs)]  # fmt: skip
     said = {row["row_id"]: "it barks" if row["row_id"] in "01" else "" for row in rows}
-    lines = confusion_table(rows, said, max_pairs=2).split("\n")
+    lines = confusion_table(rows, said).split("\n")
     assert [line.split() for line in lines[1:3]] == [
         ["cat", "dog", "2", "0.5000", "it", "barks"],
         ["eel", "dog", "2", "1.0000"],
     ]
-    assert len(lines) == 3
-    assert len(confusion_table(rows, said).split("\n")) == 5
+    assert len(lines) == 5
+    several = [{"row_id": str(i), "label": str(i), "predicted": "x"} for i in range(30)]
+    assert len(confusion_table(several, {str(i): "" for i in range(30)}).split("\n")) == 11
 
 def test_confusion_table_without_mistakes() -> None:
     rows = [{"row_id": name, "label": name, "predicted": name} for name in "ab"]
