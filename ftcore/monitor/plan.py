@@ -108,9 +108,8 @@ def _write(run: Path, folder: Path, command: Command, told: Line, rows: Sequence
     if folder.exists():
         raise ConfigError(f"{folder} is there already: name another folder for the plan")
     data, was, sides = command.config.data, read_run(run), ([], [], [])
-    texts = [Text(row["id"], (json.dumps(row["input"]),)) for row in rows]
     known = {*was["labels"]} or {row["wanted"] for row in rows}
-    roots = compare.clusters(texts)
+    roots = compare.clusters([Text(row["id"], (json.dumps(row["input"]),)) for row in rows])
     older = {root for root, row in zip(roots, rows, strict=True) if row["id"] not in recent}
     kept = [hashlib.sha256(rows[root]["id"].encode()).digest()[0] % KEPT == 0 and root not in older
             for root in roots]
