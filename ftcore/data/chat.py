@@ -18,7 +18,7 @@ from typing import NoReturn
 
 import jinja2
 import numpy as np
-from jinja2.ext import Extension, loopcontrols
+from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ftcore.config import TrainOn
@@ -111,21 +111,16 @@ def _changed_span(text: str, contents: Sequence[str], mark: str, again: Again, a
         raise RowError(f"{what} became {text[start:end][:50]!r}; use a template that keeps texts")
     return start, end
 
-class _Generation(Extension):
-    """HF: {% generation %} marks answers for transformers; here its body is plain text."""
-    tags = {"generation"}
-
-    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
 @lru_cache(maxsize=8)
 def _compiled(source: str, where: str) -> jinja2.Template:
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True,
-                                                extensions=[_Generation, loopcontrols])
+                                                extensions=[loopcontrols])
     environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)
     environment.globals["raise_exception"] = _refuse
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    # HF: {% generation %} marks answers for transformers; here its body is plain text
+    source = re.sub(r"(\{%[-+]?\s*)generation\b", r"\1if true", source)
+    source = re.sub(r"(\{%[-+]?\s*)endgeneration\b", r"\1endif", source)
     try:
         template = environment.from_string(source)
     except jinja2.TemplateSyntaxError as error:
