@@ -32,8 +32,7 @@ class Split:
 
 def encode(config: DataConfig, examples: Sequence[Example], tokenizer: Tokenizer,
            labels: Names = None) -> Split:
-    """Examples of one split as documents; `labels` of what has classes. See `admit` for rows that
-    are too long. DataError: none is left."""
+    """Examples of one split as documents; `labels` of what has classes. DataError: none is left."""
     split, index = Split(), {name: number for number, name in enumerate(labels or ())}
     kinds = {configs.TextDataConfig: _texts, configs.PairsDataConfig: _pairs,
              configs.ChatDataConfig: _chats, configs.TextsConfig: partial(_labelled, labels=index)}

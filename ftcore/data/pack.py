@@ -1,8 +1,7 @@
 """Documents in flat arrays, on the disk and as the streams that the model sees; what a step reads.
 
-Letters: N tokens of all documents, B documents, T tokens of one, K classes. The order is made of
-(seed, epoch, step) alone: step s over n rows with b rows a step reads rows [j b, (j + 1) b) of the
-permutation of its epoch, where epoch = s // k, j = s % k and k = ceil(n / b) steps make one."""
+Letters: N tokens of all documents, B documents, T tokens of one, K classes. What a step reads is
+made of (seed, epoch, step) alone."""
 
 import hashlib
 import math
@@ -181,6 +180,7 @@ def epoch_order(num_rows: int, *, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(num_rows)
 
 def step_rows(step: int, num_rows: int, *, batch_size: int, seed: int) -> np.ndarray:
-    """Row indices (int64) of an optimiser step, counted from 0."""
+    """Row indices (int64) of an optimiser step, counted from 0: of an epoch's permutation the next
+    `batch_size`, its last step fewer."""
     epoch, place = divmod(step, math.ceil(num_rows / batch_size))
     return epoch_order(num_rows, seed=seed, epoch=epoch)[place * batch_size :][:batch_size]
