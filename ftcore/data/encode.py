@@ -129,8 +129,6 @@ def _pairs(split: Split, chats: Sequence[Chat], tokenizer: Tokenizer,
     if config.over_length in ("cut_right", "split"):
         what = "part of an answer is another answer: choose cut_left, which keeps the end, or drop"
         raise ConfigError(f"data.over_length = {config.over_length}: {what}")
-    first = tokenizer.special["cls_token"] if reads_texts(tokenizer) else None
-    bos_id = tokenizer.id_of(first) if first else tokenizer.bos_id
     others = [replace(chat, messages=(*prompt, {**answer, "content": chat.rejected}))
               for chat in chats for *prompt, answer in [chat.messages]]
     found = [sides(some, tokenizer, config.train_on_end) for some in (chats, others)]
@@ -143,7 +141,8 @@ def _pairs(split: Split, chats: Sequence[Chat], tokenizer: Tokenizer,
             split.rejected.append(columns.left_out(chat, "the two answers are the same tokens"))
         else:
             document = pair(chat.id, both, chat.margin)
-            admit(split, chat, document, partial(cut, bos_id=bos_id), config)
+            first_id = document.tokens_T[0] if reads_texts(tokenizer) else tokenizer.bos_id
+            admit(split, chat, document, partial(cut, bos_id=first_id), config)
 
 def sides(chats: Sequence[Chat], tokenizer: Tokenizer, train_on_end: bool = True) -> Split:
     """Each conversation as a model reads it, to the end of its answer, which alone is scored; and
