@@ -18,7 +18,6 @@ from typing import NoReturn
 
 import jinja2
 import numpy as np
-from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ftcore.config import TrainOn
@@ -101,7 +100,7 @@ def _changed_span(text: str, contents: Sequence[str], mark: str, again: Again, a
 @lru_cache(maxsize=8)
 def _compiled(source: str, where: str) -> jinja2.Template:
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True,
-                                                extensions=[loopcontrols])
+                                                extensions=["jinja2.ext.loopcontrols"])
     environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)
     environment.globals["raise_exception"] = _refuse
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
