@@ -46,9 +46,8 @@ def pair(row_id: str, sides: Sequence[Encoded], margin: float) -> Encoded:
     its own tokens; the margin; the log-ratio of both in the reference, 0 until it is known."""
     starts = [np.flatnonzero(side.weights)[0] + 1 for side in sides]
     labels = np.array([len(sides[0]), *starts, margin, 0], dtype=np.float32)
-    tokens, types = ([getattr(d, name) for d in sides] for name in ("tokens_T", "types_T"))
-    types_T = None if types[0] is None else np.concatenate(types)
-    return Encoded(row_id, np.concatenate(tokens), labels, 1.0, types_T)
+    flat = dict(laid_out(sides))
+    return Encoded(row_id, flat["tokens"], labels, 1.0, flat["types"])
 
 def is_pair(document: Encoded) -> bool:
     """Whether `pair` made it: classes that are there are 1, and none is above another that is."""
@@ -62,9 +61,9 @@ def apart(documents: Sequence[Encoded]) -> Sequence[Encoded]:
     made = []
     for both in documents:
         middle, *starts = both.labels[:3].astype(int)
-        ids, types = np.split(both.tokens_T, [middle]), [None, None]
-        types = types if both.types_T is None else np.split(both.types_T, [middle])
-        for start, ids_T, types_T in zip(starts, ids, types, strict=True):
+        for start, own in zip(starts, (slice(middle), slice(middle, None)), strict=True):
+            ids_T = both.tokens_T[own]
+            types_T = None if both.types_T is None else both.types_T[own]
             counts_T = np.float32(np.arange(len(ids_T)) >= start)
             made.append(shifted(both.row_id, ids_T, counts_T, types_T))
     return made
