@@ -191,10 +191,10 @@ class Api:
                 return encode_prompt(turns, self.tokenizer).tolist()
             is_answered = turns[-1]["role"] == "assistant" and turns[-1]["content"].strip()
             require(is_answered, "messages", "must end with a text of the assistant's")
-            found, _ = sides([Chat("", (*turns,))], self.tokenizer)
+            (read,) = sides([Chat("", (*turns,))], self.tokenizer).documents
         except DataError as error:
             raise Refused("invalid_value", str(error), "messages") from None
-        return found[""][0].tolist()
+        return read.tokens_T.tolist()
 
     def _note(self, x: Exchange, several: Sequence[list[int]], given: Sequence[Any]) -> None:
         """For the log figures of each text, and the text itself where that is asked for."""
