@@ -98,13 +98,13 @@ def made(path: str, name: str, config: ServeConfig, meters: "Meters") -> "Api":
     model, spec = loaded.model, loaded.model.spec
     engine = Engine(model, max_waiting=config.queue, max_sequences=config.max_sequences,
                     prefill_tokens=config.prefill_tokens, cache_tokens=config.cache_tokens,
-                    threads=config.threads)
+                    prefix_tokens=config.prefix_tokens, threads=config.threads)
     weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     slot = 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim
-    slot *= (model.trunk.compute or model.trunk.embed_tokens.weight.dtype).itemsize
-    print(f"memory: {held_bytes() / 2**20:.0f} MiB of this process, weights of"
-          f" {weights / 2**20:.1f} MiB among it; keys and values will take up to"
-          f" {config.cache_tokens * slot / 2**20:.1f} MiB", flush=True)
+    slot *= (model.trunk.compute or model.trunk.embed_tokens.weight.dtype).itemsize / 2**20
+    print(f"memory: {held_bytes() / 2**20:.0f} MiB of this process, weights {weights / 2**20:.1f}"
+          f" MiB among it; keys and values will take up to {config.cache_tokens * slot:.1f} MiB,"
+          f" those kept of ended sequences {config.prefix_tokens * slot:.1f} MiB", flush=True)
     served = Served(name=name, tokenizer=Tokenizer.load(loaded.folder), **about)
     return Api(engine, served, config, meters)
 
