@@ -37,7 +37,7 @@ class Prefixes:
         """2GSD of each layer of the longest known beginning of a prompt, but for its last token."""
         keys = takewhile(self.blocks.__contains__, _keys(owner, ids[:-1]))
         blocks = [self.blocks[key] for key in keys]
-        return torch.cat(blocks, dim=3).unbind() if blocks else ()
+        return torch.stack(blocks, 3).flatten(3, 4).unbind() if blocks else ()
 
 def _keys(owner: object, ids: Sequence[int]) -> Iterator[bytes]:
     """Of every whole block."""
