@@ -26,7 +26,7 @@ from ftcore.data.encode import sides
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.deploy.answers import Answers
 from ftcore.deploy.engine import Engine, Finish, Job, QueueFull, Said
-from ftcore.deploy.fields import TABLE, Fields, require, shown
+from ftcore.deploy.fields import TABLE, Fields, openapi, require, shown
 from ftcore.deploy.http import Exchange, Meters, Refused
 from ftcore.deploy.records import class_figures, probabilities, prompt_figures, redacted
 from ftcore.errors import DataError
@@ -55,11 +55,11 @@ class Api:
         self.model, self.tokenizer, self.meters = engine.model, served.tokenizer, meters
         self.began, spec, flags = int(time.time()), self.model.spec, vars(options)
         self.context = min(spec.max_positions, engine.cache_tokens)
-        numbers = {**flags, "context": self.context, "last_id": spec.vocab_size - 1,
-                   "width": spec.hidden_size}
+        self.numbers = {**flags, "context": self.context, "last_id": spec.vocab_size - 1,
+                        "width": spec.hidden_size}
         self.routes = {
             path: ("POST" if groups else "GET",
-                   partial(self._answer, getattr(self, name), Fields(groups, numbers, flags)))
+                   partial(self._answer, getattr(self, name), Fields(groups, self.numbers, flags)))
             for path, (name, groups) in TABLE["routes"].items()}
         sizes = map(len, map(self.tokenizer.bytes_of, range(self.tokenizer.vocab_size)))
         self.most_bytes = self.context * max(sizes)  # of a text that may fit
@@ -267,6 +267,9 @@ class Api:
     async def models(self, x: Exchange, fields: JsonObject) -> JsonObject:
         return {"object": "list", "data": [{"id": self.served.name, "object": "model",
                                             "created": self.began, "owned_by": "ftcore"}]}
+
+    async def openapi(self, x: Exchange, fields: JsonObject) -> JsonObject:
+        return openapi(self.numbers)
 
     async def metrics(self, x: Exchange, fields: JsonObject) -> None:
         told = generate_latest(self.meters.registry)

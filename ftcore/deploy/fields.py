@@ -7,15 +7,18 @@ import json
 import math
 import re
 import tomllib
+from collections import defaultdict
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from ftcore.deploy.http import Refused
+from ftcore.deploy.http import ERRORS, JSON, Refused
 from ftcore.errors import nearest
 
 KINDS = {"integer": int, "number": int | float, "string": str, "boolean": bool, "array": list,
          "object": dict}
+OWN = {"code", "indexed", "ids"}  # JSON Schema does not have these
+NEVER = {"enum": [], "code": "unsupported_parameter"}  # the rule of what is not done
 UNITS = {"Length": " bytes", "Items": " items", "Properties": " entries"}  # of minLength ...
 TABLE = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
 
@@ -85,6 +88,37 @@ class Fields:
             return [self._value(part, kind["items"], path + mark.format(place))
                     for place, part in enumerate(value)]
         return value
+
+    def schema(self, rule: Any) -> Any:
+        """A rule as JSON Schema has it."""
+        if isinstance(rule, list):
+            return [self.schema(part) for part in rule]
+        if not isinstance(rule, dict):
+            return rule
+        told = {name: self.numbers[part] if isinstance(part, str) and name[:3] in ("min", "max")
+                else self.schema(part)
+                for name, part in rule.items() if name not in OWN and part != NEVER}
+        if fields := told.get("properties"):
+            needed = [name for name in rule.get("required", ()) if name in fields]
+            told |= {"type": "object", "required": needed, "additionalProperties": False}
+        return told
+
+def openapi(numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """The routes, and what their bodies may hold, as OpenAPI 3.1 has it."""
+    head, statuses, paths = TABLE["openapi"], defaultdict(list), {}
+    for code, (status, *_) in ERRORS.items():
+        statuses[str(status)].append(code)
+    refusal = {JSON: {"schema": {"$ref": "#/components/schemas/refusal"}}}
+    refusals = {status: {"description": ", ".join(codes), "content": refusal}
+                for status, codes in statuses.items()}
+    answers = {status: {"$ref": f"#/components/responses/{status}"} for status in statuses}
+    for path, (name, groups) in TABLE["routes"].items():
+        told = {"summary": name, "responses": {"200": {"description": "the answer"}} | answers}
+        if groups:
+            schema = (rules := Fields(groups, numbers, ())).schema(rules.rule)
+            told["requestBody"] = {"required": True, "content": {JSON: {"schema": schema}}}
+        paths[path] = {"post" if groups else "get": told}
+    return head | {"paths": paths, "components": head["components"] | {"responses": refusals}}
 
 def require(holds: Any, param: str | None, said: str, code: str = "invalid_value") -> None:
     """Refuse a field, or a body (None), of which something does not hold."""
