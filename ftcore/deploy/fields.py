@@ -17,8 +17,7 @@ from ftcore.errors import nearest
 
 KINDS = {"integer": int, "number": int | float, "string": str, "boolean": bool, "array": list,
          "object": dict}
-OWN = {"code", "indexed", "ids"}  # JSON Schema does not have these
-NEVER = {"enum": [], "code": "unsupported_parameter"}  # the rule of what is not done
+OWN, BOUNDS = {"code", "indexed", "ids"}, ("min", "max")  # JSON Schema lacks OWN
 UNITS = {"Length": " bytes", "Items": " items", "Properties": " entries"}  # of minLength ...
 TABLE = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
 
@@ -67,7 +66,7 @@ class Fields:
         if kind is None:
             words = " or ".join(dict.fromkeys(kind["type"] for kind in kinds))
             raise Refused("invalid_value", f"must be {words}", path)
-        for name in (name for name in kind if name.startswith(("min", "max"))):
+        for name in (name for name in kind if name.startswith(BOUNDS)):
             bound, unit, is_most = kind[name], UNITS.get(name[3:], ""), name.startswith("max")
             number = self.numbers.get(bound, bound)
             size = len(value.encode() if unit == " bytes" else value) if unit else value
@@ -89,19 +88,17 @@ class Fields:
                     for place, part in enumerate(value)]
         return value
 
-    def schema(self, rule: Any) -> Any:
-        """A rule as JSON Schema has it."""
-        if isinstance(rule, list):
-            return [self.schema(part) for part in rule]
-        if not isinstance(rule, dict):
-            return rule
-        told = {name: self.numbers[part] if isinstance(part, str) and name[:3] in ("min", "max")
-                else self.schema(part)
-                for name, part in rule.items() if name not in OWN and part != NEVER}
-        if fields := told.get("properties"):
-            needed = [name for name in rule.get("required", ()) if name in fields]
-            told |= {"type": "object", "required": needed, "additionalProperties": False}
-        return told
+    def schema(self) -> dict[str, Any]:
+        """The rules as JSON Schema has them, without those of what is always refused."""
+        def plain(rule: dict[str, Any]) -> dict[str, Any]:  # whose parts are plain already
+            told = {name: self.numbers[part] if type(part) is str and name[:3] in BOUNDS else part
+                    for name, part in rule.items() if name not in OWN and part != {"enum": []}}
+            if fields := told.get("properties"):
+                needed = [name for name in rule.get("required", ()) if name in fields]
+                told |= {"type": "object", "required": needed, "additionalProperties": False}
+            return told
+
+        return json.loads(json.dumps(self.rule), object_hook=plain)
 
 def openapi(numbers: Mapping[str, Any]) -> dict[str, Any]:
     """The routes, and what their bodies may hold, as OpenAPI 3.1 has it."""
@@ -115,8 +112,8 @@ def openapi(numbers: Mapping[str, Any]) -> dict[str, Any]:
     for path, (name, groups) in TABLE["routes"].items():
         told = {"summary": name, "responses": {"200": {"description": "the answer"}} | answers}
         if groups:
-            schema = (rules := Fields(groups, numbers, ())).schema(rules.rule)
-            told["requestBody"] = {"required": True, "content": {JSON: {"schema": schema}}}
+            content = {JSON: {"schema": Fields(groups, numbers, ()).schema()}}
+            told["requestBody"] = {"required": True, "content": content}
         paths[path] = {"post" if groups else "get": told}
     return head | {"paths": paths, "components": head["components"] | {"responses": refusals}}
 
