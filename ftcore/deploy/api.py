@@ -142,7 +142,7 @@ class Api:
             **same, max_new_tokens=most, min_new_tokens=fields["min_tokens"], num_top=num_top or 0,
             stop_ids=frozenset() if fields["ignore_eos"] else self.tokenizer.stop_ids)
         jobs = [Job(several[place // count], replace(sampling, seed=(seed + place) % 2**63),
-                    owner=(x.owner,)) for place in range(count * len(several))]
+                    owner=(x.owner, fields["model"])) for place in range(count * len(several))]
         echoes = [[*map(Token, ids)] if fields.get("echo") else [] for ids in several]
         if any(echoes) and num_top is not None:
             read = [Job(ids, None, num_top=num_top) for ids in several]
