@@ -50,13 +50,13 @@ class Job:
     ids: list[int]  # the prompt
     sampling: Sampling | None  # None: one pass, for `scores` or, with a `num_top`, `read`
     listener: object = None  # opaque
-    owner: object = None  # who alone shares what it leaves for later prompts; told by its repr
     answer: list[int] = field(default_factory=list)
     # logits of classes, a reward, or an embedding: the mean over an encoder, a decoder's last token
     scores: Sequence[float] = ()
     num_top: int | None = None  # likeliest tokens beside each of the prompt's
     read: Sequence[Token] = ()  # the prompt with log-probabilities, but for its first token
     chance_T: np.ndarray | None = None  # a number for each place of the answer
+    owner: object = None  # who alone shares what it leaves for later prompts; told by its repr
     cached: int = 0  # tokens of the prompt that were known
     row: int = 0  # of the cache
     done: int = 0  # tokens there
