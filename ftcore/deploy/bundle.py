@@ -8,9 +8,7 @@
                                     golden test: some texts, their ids, and what the model says
     certificate.json                of an adapter: what merging changes (evaluate/suite.py)
     reference.jsonl                 what its requests should be like (monitor/journal.py)
-    README.md, manifest.json        the model card; SHA-256 of each of these, written last
-
-What was written is opened, and must say what the run says, before it takes its place."""
+    README.md, manifest.json        the model card; SHA-256 of each of these, written last"""
 
 import json
 import shutil
@@ -60,9 +58,10 @@ def give_away(verb: str, *words: str) -> int:
     return 0
 
 def bundle(run: Path, folder: Path, *, keep_adapter: bool = False, is_alone: bool = False) -> None:
-    """Make a folder of a finished run; `is_alone`: of its model, without what is said of it. Raises
-    ConfigError: the folder is not empty, or the run has no adapter to keep; ModelError: the run has
-    not finished, or what was written says something else; CheckpointError: it cannot be written."""
+    """Make a folder of a finished run, which is opened, and must say what the run says, before it
+    takes its place; `is_alone`: of the model, without what is said of it. Raises ConfigError: the
+    folder is not empty, or the run has no adapter to keep; ModelError: the run has not finished, or
+    that failed; CheckpointError: it cannot be written."""
     told, (task, config, *_) = read_run(run), parse(["--resume", str(run)])
     dtype, products = PRECISIONS[config.env.precision]
     trained = load_artifact(run, base=config.model.path, kind=TASKS[task], dtype=dtype)
@@ -91,8 +90,8 @@ def bundle(run: Path, folder: Path, *, keep_adapter: bool = False, is_alone: boo
         if model.task == "lm":
             greedy = {"do_sample": False, "eos_token_id": sorted(tokenizer.stop_ids) or None}
             (temp / "generation_config.json").write_text(json.dumps(greedy))
-        for name in (name for name in (CERTIFICATE, REFERENCE) if (run / name).is_file()):
-            shutil.copy(run / name, temp)
+        for file in filter(Path.is_file, (run / CERTIFICATE, run / REFERENCE)):
+            shutil.copy(file, temp)
         _opened(temp)
         for name in (ABOUT, CARD, CERTIFICATE, REFERENCE) if is_alone else ():
             (temp / name).unlink(missing_ok=True)
@@ -144,8 +143,7 @@ def _opened(folder: Path) -> Opened:
     return loaded, tokenizer, about
 
 def try_golden(model: Model, tokenizer: Tokenizer, about: dict[str, Any]) -> None:
-    """Raises ModelError: the first difference from what a bundle says of itself, or an adapter
-    without which the model says the same."""
+    """Raises ModelError: the first difference from what was said, or an adapter without effect."""
     tolerance = NARROW if about["precision"] == "fp32" else WIDE
     inputs = tokenizer, about["task"], [was["text"] for was in about["golden"]]
     golden = _golden(model, *inputs)
