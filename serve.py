@@ -2,7 +2,9 @@
 
     python serve.py runs/NAME       what it trained
     python serve.py MODEL           a folder or hub id; a link, followed when it changes
-    python serve.py bundle runs/NAME DIR                a finished run as a folder to give away
+    python serve.py bundle runs/NAME DIR   a finished run as a folder to give away
+    python serve.py merge runs/NAME DIR    its model alone, as transformers reads it
+    python serve.py push DIR OWNER/NAME    either of them to the hub
     python serve.py MODEL --help    every option and limit
 
 Generators answer /v1/chat/completions, /v1/completions and /v1/embeddings, encoders the last one,
@@ -98,13 +100,13 @@ def made(path: str, name: str, config: ServeConfig, meters: "Meters") -> "Api":
     model, spec = loaded.model, loaded.model.spec
     engine = Engine(model, max_waiting=config.queue, max_sequences=config.max_sequences,
                     prefill_tokens=config.prefill_tokens, cache_tokens=config.cache_tokens,
-                    threads=config.threads)
+                    prefix_tokens=config.prefix_tokens, threads=config.threads)
     weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     slot = 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim
-    slot *= (model.trunk.compute or model.trunk.embed_tokens.weight.dtype).itemsize
-    print(f"memory: {held_bytes() / 2**20:.0f} MiB of this process, weights of"
-          f" {weights / 2**20:.1f} MiB among it; keys and values will take up to"
-          f" {config.cache_tokens * slot / 2**20:.1f} MiB", flush=True)
+    slot *= (model.trunk.compute or model.trunk.embed_tokens.weight.dtype).itemsize / 2**20
+    print(f"memory: {held_bytes() / 2**20:.0f} MiB of this process, weights {weights / 2**20:.1f}"
+          f" MiB among it; keys and values will take up to {config.cache_tokens * slot:.1f} MiB,"
+          f" those kept of ended sequences {config.prefix_tokens * slot:.1f} MiB", flush=True)
     served = Served(name=name, tokenizer=Tokenizer.load(loaded.folder), **about)
     return Api(engine, served, config, meters)
 
@@ -167,25 +169,16 @@ def command_to_try(where: str, api: "Api") -> str:
     return (f"curl {where}/v1/{route}{key} -H 'Content-Type: application/json'"
             f" -d '{json.dumps(body)}'")
 
-def give_away(words: list[str]) -> int:
-    """A bundle of a run. Raises ConfigError: other words; as `bundle`."""
-    paths = [Path(word) for word in words if word != "--keep-adapter"]
-    if len(paths) != 2 or not (paths[0] / CONFIG_FILE).is_file():
-        raise ConfigError("bundle RUN DIR [--keep-adapter]: the folder of a run, and a new one")
-    from ftcore.deploy.bundle import bundle
-
-    bundle(*paths, keep_adapter="--keep-adapter" in words)
-    print(f"{paths[1]}: opened, and says what the run says. Try: python serve.py {paths[1]}")
-    return 0
-
 def main(argv: list[str]) -> int:
     """Parse, serve, and turn what a user can mend into one message."""
     if not argv or argv[0] in ("-h", "--help"):
         print(__doc__)
         return 0 if argv else 2
     try:
-        if argv[0] == "bundle":
-            return give_away(argv[1:])
+        if argv[0] in ("bundle", "merge", "push"):
+            from ftcore.deploy.bundle import give_away
+
+            return give_away(*argv)
         config = options(ServeConfig, argv[1:], script="serve.py MODEL")
         check_access(config)
         return serve(argv[0], config)

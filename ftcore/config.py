@@ -246,6 +246,7 @@ class ServeConfig(Section):
     max_sequences: Count = 64  # that are answered at once
     prefill_tokens: Count = 512  # of prompts in one step
     cache_tokens: Count = 65536  # slots of keys and values
+    prefix_tokens: Natural = 16384  # kept of ended sequences for prompts that begin alike; 0: off
     queue: Count = 512  # sequences that may wait; a request may hold `inputs` at once
     connections: Count = 1024  # at once
     head_seconds: Positive = 5.0  # from the connection to the end of the head

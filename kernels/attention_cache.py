@@ -48,13 +48,14 @@ class Cache:
         """Forget a sequence; the last one takes its row."""
         for tokens_2GSD in self.read(row, self.lengths[row]):
             tokens_2GSD.zero_()  # they may be what is not finite, and stay behind the next one's
-        if row < (last := len(self.lengths) - 1):
+        if row < (last := len(self.lengths) - 1) and self.lengths[last]:
             self.write(row, self.read(last, self.lengths[last]))
+        self.lengths[row] = self.lengths[last]
         self.lengths.pop()
 
     def read(self, row: int, count: int) -> list[Tensor]:
-        """The first `count` tokens of a sequence, 2GSD of each layer: views of the slabs."""
-        return [slab_2BGSD[:, row, :, :count] for slab_2BGSD in self.slabs]
+        """The first `count` tokens of a sequence, 2GSD of each layer: views of the slabs made."""
+        return [slab[:, row, :, :count] for slab in self.slabs if slab is not None]
 
     def write(self, row: int, tokens: Sequence[Tensor]) -> None:
         """Let a sequence be these tokens, as `read` gives them."""

@@ -128,7 +128,7 @@ class Answers:
                         "generation_tokens": completion}
         usage = {"prompt_tokens": prompt, "completion_tokens": completion,
                  "total_tokens": prompt + completion,
-                 "prompt_tokens_details": {"cached_tokens": 0}}
+                 "prompt_tokens_details": {"cached_tokens": sum(j.cached for j in self.firsts)}}
         if not self.streams:
             told = [self._told(job, True) for job in self.choices]
             return {**self.head, "choices": told, "usage": usage}

@@ -26,7 +26,7 @@ from ftcore.data.encode import sides
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.deploy.answers import Answers
 from ftcore.deploy.engine import Engine, Finish, Job, QueueFull, Said
-from ftcore.deploy.fields import TABLE, Fields, require, shown
+from ftcore.deploy.fields import TABLE, Fields, openapi, require, shown
 from ftcore.deploy.http import Exchange, Meters, Refused
 from ftcore.deploy.records import class_figures, probabilities, prompt_figures, redacted
 from ftcore.errors import DataError
@@ -56,11 +56,11 @@ class Api:
         self.model, self.tokenizer, self.meters = engine.model, served.tokenizer, meters
         self.began, spec, flags = int(time.time()), self.model.spec, vars(options)
         self.context = min(spec.max_positions, engine.cache_tokens)
-        numbers = {**flags, "context": self.context, "last_id": spec.vocab_size - 1,
-                   "width": spec.hidden_size}
+        self.numbers = {**flags, "context": self.context, "last_id": spec.vocab_size - 1,
+                        "width": spec.hidden_size}
         self.routes = {
             path: ("POST" if groups else "GET",
-                   partial(self._answer, getattr(self, name), Fields(groups, numbers, flags)))
+                   partial(self._answer, getattr(self, name), Fields(groups, self.numbers, flags)))
             for path, (name, groups) in TABLE["routes"].items()}
         sizes = map(len, map(self.tokenizer.bytes_of, range(self.tokenizer.vocab_size)))
         self.most_bytes = self.context * max(sizes)  # of a text that may fit
@@ -143,8 +143,8 @@ class Api:
         sampling = Sampling(
             **same, max_new_tokens=most, min_new_tokens=fields["min_tokens"], num_top=num_top or 0,
             stop_ids=frozenset() if fields["ignore_eos"] else self.tokenizer.stop_ids)
-        jobs = [Job(several[place // count], replace(sampling, seed=(seed + place) % 2**63))
-                for place in range(count * len(several))]
+        jobs = [Job(several[place // count], replace(sampling, seed=(seed + place) % 2**63),
+                    owner=(x.owner, fields["model"])) for place in range(count * len(several))]
         echoes = [[*map(Token, ids)] if fields.get("echo") else [] for ids in several]
         if any(echoes) and num_top is not None:
             read = [Job(ids, None, num_top=num_top) for ids in several]
@@ -272,6 +272,9 @@ class Api:
         more = [{"id": name, "root": root, "parent": base} for name, root in given]
         same = {"object": "model", "created": self.began, "owned_by": "ftcore"}
         return {"object": "list", "data": [card | same for card in ({"id": base}, *more)]}
+
+    async def openapi(self, x: Exchange, fields: JsonObject) -> JsonObject:
+        return openapi(self.numbers)
 
     async def metrics(self, x: Exchange, fields: JsonObject) -> None:
         told = generate_latest(self.meters.registry)

@@ -36,15 +36,32 @@ from ftcore.model.load import LoadedModel, load_model, read_object, save_model
 from ftcore.tune import lora
 from ftcore.tune.adapter import ADAPTER, load_adapter, load_artifact, read_labels
 
-ABOUT, CERTIFICATE = "bundle.json", "certificate.json"
+ABOUT, CERTIFICATE, CARD = "bundle.json", "certificate.json", "README.md"
+FORMS = {"bundle": "RUN DIR [--keep-adapter]: the folder of a run, and a new one",
+         "merge": "RUN DIR: the folder of a run, and a new one for its model alone",
+         "push": "DIR OWNER/NAME: what bundle or merge made, and its name on the hub"}
 TEXTS = "Where is my order?", "4 seats in Zu\u0308rich", " \u00abIt's 3.5\u00a0\u20ac\u00bb\n"
 NARROW, WIDE = 1e-3, 0.2  # nats, or shares, that other kernels and rounding change, in fp32 or not
 Opened = tuple[LoadedModel, Tokenizer, dict[str, Any]]  # the last: what bundle.json tells
 
-def bundle(run: Path, folder: Path, *, keep_adapter: bool = False) -> None:
+def give_away(verb: str, *words: str) -> int:
+    """What serve.py does at a word of FORMS. Raises ConfigError: others; as `bundle` and `push`."""
+    names = [word for word in words if verb != "bundle" or word != "--keep-adapter"]
+    if len(names) != 2:
+        raise ConfigError(f"{verb} {FORMS[verb]}")
+    if verb == "push":
+        print(f"{names[0]}: is at {push(Path(names[0]), names[1])}")
+    else:
+        option = {"keep_adapter": len(words) > 2, "is_alone": verb == "merge"}
+        bundle(*map(Path, names), **option)
+        print(f"{names[1]}: opened, and says what the run says. Try: python serve.py {names[1]}")
+    return 0
+
+def bundle(run: Path, folder: Path, *, keep_adapter: bool = False, is_alone: bool = False) -> None:
     """Make a folder of a finished run, which is opened, and must say what the run says, before it
-    takes its place. Raises ConfigError: the folder is not empty, or the run has no adapter to keep;
-    ModelError: the run has not finished, or that failed; CheckpointError: it cannot be written."""
+    takes its place; `is_alone`: of the model, without what is said of it. Raises ConfigError: the
+    folder is not empty, or the run has no adapter to keep; ModelError: the run has not finished, or
+    that failed; CheckpointError: it cannot be written."""
     told, (task, config, *_) = read_run(run), parse(["--resume", str(run)])
     dtype, products = PRECISIONS[config.env.precision]
     trained = load_artifact(run, base=config.model.path, kind=TASKS[task], dtype=dtype)
@@ -69,13 +86,15 @@ def bundle(run: Path, folder: Path, *, keep_adapter: bool = False) -> None:
         save_model(trained, temp, labels=read_labels(run), problem=config.problem)
         tokenizer.save(temp)
         (temp / ABOUT).write_text(json.dumps(about))
-        (temp / "README.md").write_text(card, "utf-8")
+        (temp / CARD).write_text(card, "utf-8")
         if model.task == "lm":
             greedy = {"do_sample": False, "eos_token_id": sorted(tokenizer.stop_ids) or None}
             (temp / "generation_config.json").write_text(json.dumps(greedy))
         for file in filter(Path.is_file, (run / CERTIFICATE, run / REFERENCE)):
             shutil.copy(file, temp)
         _opened(temp)
+        for name in (ABOUT, CARD, CERTIFICATE, REFERENCE) if is_alone else ():
+            (temp / name).unlink(missing_ok=True)
 
 def temperature_of(metrics: Iterable[dict[str, Any]]) -> float | None:
     """Of the dev rows at the best step, whose weights were kept; test rows choose nothing."""
@@ -86,11 +105,31 @@ def open_bundle(folder: Path) -> Opened:
     """Read a bundle, its adapter in place where it has one, and run its golden test. Raises
     CheckpointError: names the first file that is damaged, missing or foreign; ModelError: as the
     loaders, or it does not say what it should."""
+    _verify(folder)
+    return _opened(folder)
+
+def push(folder: Path, name: str) -> str:
+    """Upload a bundle or a model to the hub, private where it is new; returns its address. Raises
+    CheckpointError: as `open_bundle`; ModelError: no model, or the hub refuses it."""
+    from huggingface_hub import HfApi
+
+    read_object(folder / "config.json", advice=". Make one: python serve.py bundle RUN DIR")
+    if (folder / files.MANIFEST).is_file():
+        _verify(folder)
+    try:
+        address = HfApi().create_repo(name, private=True, exist_ok=True)
+        HfApi().upload_folder(repo_id=name, folder_path=folder, ignore_patterns=".*")
+    except Exception as error:  # the library and its transports raise many unrelated types
+        reason = str(error).strip().partition("\n")[0]
+        advice = "log in by `hf auth login`, or set HF_TOKEN, as one who may write there"
+        raise ModelError(f"{name}: the hub did not take {folder} ({reason}); {advice}") from error
+    return str(address)
+
+def _verify(folder: Path) -> None:
     known = {folder / name for name in (*files.verify_folder(folder), files.MANIFEST)}
     # hidden ones, such as .gitattributes, are the hub's
     if odd := sorted({*filter(Path.is_file, folder.rglob("[!.]*"))} - known):
         raise CheckpointError(f"{odd[0]} is not in {files.MANIFEST}: take it out of the bundle")
-    return _opened(folder)
 
 def _opened(folder: Path) -> Opened:
     about = read_object(folder / ABOUT, advice=". Make one: python serve.py bundle RUN DIR")

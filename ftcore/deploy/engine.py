@@ -15,7 +15,8 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from queue import Full as QueueFull
 from typing import NamedTuple
@@ -23,6 +24,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from ftcore.deploy.prefix import Prefixes
 from ftcore.errors import ModelError
 from ftcore.model.generate import advanced
 from ftcore.model.heads import Model
@@ -55,6 +57,8 @@ class Job:
     num_top: int | None = None  # likeliest tokens beside each of the prompt's
     read: Sequence[Token] = ()  # the prompt with log-probabilities, but for its first token
     chance_T: np.ndarray | None = None  # a number for each place of the answer
+    owner: object = None  # who alone shares what it leaves for later prompts; told by its repr
+    cached: int = 0  # tokens of the prompt that were known
     row: int = 0  # of the cache
     done: int = 0  # tokens there
     take: int = 0  # that the next step reads
@@ -75,6 +79,7 @@ class Engine:
     prefill_tokens: int = 512  # of prompts in a step; fewer keep the gaps between tokens short
     cache_tokens: int = 65536  # slots of the cache, rows times the longest
     max_waiting: int = 128  # jobs
+    prefix_tokens: int = 0  # of ended sequences, kept for prompts that begin like them
     threads: int | None = None  # of torch, in the engine's thread; None: as in the one that starts
 
     def __post_init__(self) -> None:
@@ -84,6 +89,7 @@ class Engine:
             self.cache.replays = None  # a graph would keep the routes of its first pass
         self.running: list[Job] = []  # in the order they came
         self.waiting: deque[Job] = deque()
+        self.prefixes, self.prefix_asked, self.prefix_found = Prefixes(self.prefix_tokens), 0, 0
         self.num_steps = self.errors = self.failures = 0
         self.step_seconds, self.beat, self.is_stopping = 0.0, time.monotonic(), False
         self.news = threading.Event()
@@ -139,14 +145,20 @@ class Engine:
             self.beat, is_last = time.monotonic(), self.is_stopping
             left, finish = (*self.running, *self.waiting), Finish("error", "shutting_down")
             said = [(job, finish) for job in left] if is_last else self.turn()
-            try:
+            with self._spared("what the engine said was not taken"):
                 if said:
                     deliver(said)
-            except Exception:
-                self.errors += 1
-                logger.exception("what the engine said was not taken")
             if not (is_last or self.running or self.waiting):
                 self.news.wait(1.0)  # a beat all the same
+
+    @contextmanager
+    def _spared(self, failed: str) -> Iterator[None]:
+        """What raises here is counted, and ends nothing."""
+        try:
+            yield
+        except Exception:
+            self.errors += 1
+            logger.exception(failed)
 
     def turn(self) -> Said:
         """What the head of this file says."""
@@ -186,6 +198,13 @@ class Engine:
             job.chance_T, job.answer, job.done = job.sampling.chances(), [], 0
             job.row = self.cache.join()
             self.running.append(self.waiting.popleft())
+            with self._spared("what is known of a prompt was not taken"):
+                if tokens := self.prefixes.find(job.owner, job.ids):
+                    self.cache.write(job.row, tokens)
+                    job.done = self.cache.lengths[job.row]
+            self.cache.lengths[job.row] = job.cached = job.done
+            self.prefix_asked += len(job.ids)
+            self.prefix_found += job.cached
 
     def _plan(self) -> list[Job]:
         """Who takes part in the next step, with how many tokens; in the cache's order."""
@@ -288,6 +307,10 @@ class Engine:
         if job in self.waiting:
             self.waiting.remove(job)
         elif job in self.running:
+            with self._spared("a sequence was not kept for later prompts"):
+                if finish.reason != "error":
+                    known = (job.ids + job.answer)[: job.done]
+                    self.prefixes.keep(job.owner, known, self.cache, job.row)
             self.running.remove(job)
             self.cache.leave(job.row)
             for other in self.running:

@@ -7,15 +7,17 @@ import json
 import math
 import re
 import tomllib
+from collections import defaultdict
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from ftcore.deploy.http import Refused
+from ftcore.deploy.http import ERRORS, JSON, Refused
 from ftcore.errors import nearest
 
 KINDS = {"integer": int, "number": int | float, "string": str, "boolean": bool, "array": list,
          "object": dict}
+OWN, BOUNDS = {"code", "indexed", "ids"}, ("min", "max")  # JSON Schema lacks OWN
 UNITS = {"Length": " bytes", "Items": " items", "Properties": " entries"}  # of minLength ...
 TABLE = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
 
@@ -64,7 +66,7 @@ class Fields:
         if kind is None:
             words = " or ".join(dict.fromkeys(kind["type"] for kind in kinds))
             raise Refused("invalid_value", f"must be {words}", path)
-        for name in (name for name in kind if name.startswith(("min", "max"))):
+        for name in (name for name in kind if name.startswith(BOUNDS)):
             bound, unit, is_most = kind[name], UNITS.get(name[3:], ""), name.startswith("max")
             number = self.numbers.get(bound, bound)
             size = len(value.encode() if unit == " bytes" else value) if unit else value
@@ -85,6 +87,35 @@ class Fields:
             return [self._value(part, kind["items"], path + mark.format(place))
                     for place, part in enumerate(value)]
         return value
+
+    def schema(self) -> dict[str, Any]:
+        """The rules as JSON Schema has them, without those of what is always refused."""
+        def plain(rule: dict[str, Any]) -> dict[str, Any]:  # whose parts are plain already
+            told = {name: self.numbers[part] if type(part) is str and name[:3] in BOUNDS else part
+                    for name, part in rule.items() if name not in OWN and part != {"enum": []}}
+            if fields := told.get("properties"):
+                needed = [name for name in rule.get("required", ()) if name in fields]
+                told |= {"type": "object", "required": needed, "additionalProperties": False}
+            return told
+
+        return json.loads(json.dumps(self.rule), object_hook=plain)
+
+def openapi(numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """The routes, and what their bodies may hold, as OpenAPI 3.1 has it."""
+    head, statuses, paths = TABLE["openapi"], defaultdict(list), {}
+    for code, (status, *_) in ERRORS.items():
+        statuses[str(status)].append(code)
+    refusal = {JSON: {"schema": {"$ref": "#/components/schemas/refusal"}}}
+    refusals = {status: {"description": ", ".join(codes), "content": refusal}
+                for status, codes in statuses.items()}
+    answers = {status: {"$ref": f"#/components/responses/{status}"} for status in statuses}
+    for path, (name, groups) in TABLE["routes"].items():
+        told = {"summary": name, "responses": {"200": {"description": "the answer"}} | answers}
+        if groups:
+            content = {JSON: {"schema": Fields(groups, numbers, ()).schema()}}
+            told["requestBody"] = {"required": True, "content": content}
+        paths[path] = {"post" if groups else "get": told}
+    return head | {"paths": paths, "components": head["components"] | {"responses": refusals}}
 
 def require(holds: Any, param: str | None, said: str, code: str = "invalid_value") -> None:
     """Refuse a field, or a body (None), of which something does not hold."""

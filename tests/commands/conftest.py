@@ -2,10 +2,14 @@
 
 import importlib
 import json
-from collections.abc import Callable, Sequence
+import threading
+from base64 import b64decode
+from collections.abc import Callable, Iterator, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import tokenizers
 import torch
@@ -231,6 +235,49 @@ def pretrain(qwen3: Path, files: dict[str, str]) -> list[str]:
         *("--data.test", files["held"], "--data.max-length", "32"),
         *("--optim.lr", "1e-2", "--optim.batch-size", "8", "--loop.max-steps", "4", *EXACT),
     ]
+
+class Hub(BaseHTTPRequestHandler):
+    """What of the hub an upload asks for, whose one user has the token "right"."""
+    files: dict[str, bytes]  # path -> content
+    made: list[dict[str, Any]]  # repositories
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        path, status, told = self.path, 200, {}
+        if self.headers.get("Authorization") != "Bearer right":
+            status, told = 401, {"error": "Invalid username or password."}
+        elif path == "/api/repos/create":
+            self.made.append(json.loads(body))
+            told = {"url": f"http://{self.headers['Host']}/owner/name"}
+        elif path == "/api/models/owner/name/preupload/main":
+            told = {"files": [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
+                              for file in json.loads(body)["files"]]}
+        elif path == "/api/models/owner/name/commit/main":
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    self.files[line["value"]["path"]] = b64decode(line["value"]["content"])
+            told = {"commitUrl": f"http://{self.headers['Host']}/owner/name/commit/0",
+                    "commitOid": "0" * 40}
+        elif path != "/api/validate-yaml":
+            status, told = 404, {"error": path}
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(json.dumps(told).encode())
+
+    def log_message(self, *said: object) -> None:
+        pass
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
+    """A hub on this machine, as the library finds it."""
+    Hub.files, Hub.made = {}, []
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        where = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", where)
+        monkeypatch.setenv("HF_TOKEN", "right")
+        yield Hub
+        server.shutdown()
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[dict[str, Any], str]]:

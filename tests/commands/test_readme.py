@@ -41,7 +41,7 @@ def named(bert: Path, qwen3: Path, files: dict[str, str], run: Run) -> dict[str,
     shutil.copy(files["pairs"], "pairs.jsonl")
     Path("own.py").write_text("def score(rows):\n    return [len(row['answer']) for row in rows]\n")
     Path("keys.txt").write_text("a-key\n")
-    return {"DIR_OR_HUB_ID": str(qwen3), "DIR": str(bert)}
+    return {"DIR_OR_HUB_ID": str(qwen3), "DIR": str(bert), "OWNER/NAME": "owner/name"}
 
 def test_the_first_screen_is_two_commands() -> None:
     first, second = (block.strip() for block in BLOCKS[:2])
@@ -60,7 +60,9 @@ def test_the_first_command(files: dict[str, str], run: Run) -> None:
     assert summary["tuned"]["chat_test"]["loss"] < summary["base"]["chat_test"]["loss"]
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_command(command: str, named: dict[str, str], files: dict[str, str], run: Run) -> None:
+def test_command(
+    command: str, named: dict[str, str], files: dict[str, str], run: Run, hub: Any
+) -> None:
     _, script, *words = [named.get(word, word) for word in shlex.split(command)]
     if script == "-m":
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
@@ -90,14 +92,19 @@ def test_command(command: str, named: dict[str, str], files: dict[str, str], run
         assert list(Path("made").rglob("*.jsonl"))
         return
     for name in ("NAME", "OTHER"):
-        if f"runs/{name}" in words:
+        if f"runs/{name}" in words or (name, words[0]) == ("NAME", "push"):
             run("train", *LEARN.format(**named).split(), "--log.name", name, *SHORT)
     if "--adapter" in words:
         chats = ("--model.path", named["DIR_OR_HUB_ID"], "--data.train", "chat.jsonl")
         run("train", "sft", *chats, "--log.name", "NAME", *SHORT)
     if script == "serve.py":
-        if words[0] == "bundle":
-            assert importlib.import_module("serve").main(words) == 0
+        main = importlib.import_module("serve").main
+        if words[0] == "push":
+            assert main(["bundle", "runs/NAME", "given"]) == main(words) == 0
+            assert hub.files["config.json"] == Path("given/config.json").read_bytes()
+            return
+        if words[0] in ("bundle", "merge"):
+            assert main(words) == 0
             words = words[-1:]
         assert_serves(words)
         return

@@ -10,6 +10,7 @@ from tests.commands.conftest import (  # noqa: F401
     bert,
     classify,
     files,
+    hub,
     pretrain,
     qwen3,
     run,

@@ -204,6 +204,16 @@ def test_where_nothing_gets_through_it_is_broken(model, documents, monkeypatch) 
     said(engine, [Job(prompts[0], GREEDY)])
     assert not engine.is_broken
 
+def test_the_first_step_may_fail(model, documents, monkeypatch) -> None:
+    jobs = [Job(prompt, GREEDY) for prompt in documents([5, 6, 7])]
+    want, engine = answers(Engine(model), jobs), Engine(model)
+    fails_on(model, monkeypatch, lambda tokens: len(tokens) > 6)
+    found = said(engine, jobs)
+    assert [ids(found[job]) for job in jobs] == [*want[:2], []]
+    fails_on(model, monkeypatch, lambda tokens: True)
+    found = said(engine := Engine(model), jobs)
+    assert engine.errors == 4 and {len(says) for says in found.values()} == {1}
+
 @pytest.mark.parametrize("kind", ["bert-classify", "modernbert_mean-classify", "qwen3-classify",
                                   "bert-trunk", "llama-trunk", "llama-untied"])
 def test_jobs_without_sampling(kind: str, hf, documents) -> None:

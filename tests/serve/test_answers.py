@@ -22,7 +22,7 @@ PROMPTS = ("one", "the other question", "and")
 ROUTES = {
     "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/classify", "/v1/score",
     "/v1/models", "/v1/feedback",
-    "/metrics", "/health", "/health/live", "/health/ready",
+    "/openapi.json", "/metrics", "/health", "/health/live", "/health/ready",
 }  # fmt: skip
 
 @pytest.fixture(scope="module")
