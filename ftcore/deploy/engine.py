@@ -24,12 +24,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ftcore.deploy.prefix import Prefixes
 from ftcore.errors import ModelError
 from ftcore.model.generate import advanced
 from ftcore.model.heads import Model
 from ftcore.model.transformer import pack_linears
 from kernels.attention_cache import Cache
+from kernels.attention_prefix import Prefixes
 from kernels.docs import Docs, rounded
 from kernels.memory import reuse_across_steps
 from kernels.sampling import Draft, Sampling, Token, next_tokens, with_logprobs

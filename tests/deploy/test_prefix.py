@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from ftcore.deploy.engine import Engine, Finish, Job
-from ftcore.deploy.prefix import Prefixes
 from ftcore.model.heads import Model
 from ftcore.model.load import load_model
 from kernels.attention_cache import Cache
+from kernels.attention_prefix import Prefixes
 from kernels.sampling import Sampling, Token
 from tests.deploy.test_engine import fails_on, ids, said
 from tests.model.conftest import documents, hf, lm_kind
