@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from ftcore.align import objective
-from ftcore.align.rollout import ORDER, Actor, Episode
+from ftcore.align.rollout import DRAWN, ORDER, Actor, Episode
 from ftcore.data.columns import Chat
 from ftcore.data.pack import Batch, split
 from ftcore.env.compute import derived
@@ -71,8 +71,8 @@ class PpoLoop(Loop):
         print(f"\nreference: the start, sha256 {sha256(repr(trained).encode()).hexdigest()[:16]}")
         file, actor = self.run.path / "start.json", self.actor
         if actor.judges and not file.is_file():
-            _, scores, _ = actor.answered(actor.judges)
-            told = {"scores": scores.tolist(), "reward": scores.mean()}
+            scores = [episode.score for episode in actor.episodes(actor.judges)]
+            told = {"scores": scores, "reward": np.mean(scores)}
             if count := self.config.ppo.best_of:
                 told |= actor.best_of(actor.judges, count)
             self.run.dump(file.name, told)
@@ -91,7 +91,8 @@ class PpoLoop(Loop):
         self.model.eval()  # dropout off
         prompts = [self.actor.prompts[row] for row in self.rows(step)]
         try:
-            episodes = self.actor.episodes(prompts, step)
+            samples = self.config.rollout.samples
+            episodes = self.actor.episodes(prompts, DRAWN, step, samples=samples)
             if step == 0:
                 self._assert_scored(episodes[0], prompts[0].chat)
         except TrainingError:
@@ -218,7 +219,7 @@ class PpoLoop(Loop):
 
     def judged(self) -> Mapping[str, float]:
         """Rewards of greedy answers to dev prompts, and how often these beat those of the start."""
-        _, scores, _ = self.actor.answered(self.actor.judges)
+        scores = np.array([e.score for e in self.actor.episodes(self.actor.judges)])
         wins = (scores > self.start) + 0.5 * (scores == self.start)
         told = intervals(lambda rows: {"win": wins[rows].mean()}, np.arange(len(wins)))["win"]
         return {"eval/loss": -scores.mean(), "eval/reward": scores.mean(),

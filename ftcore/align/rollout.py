@@ -91,40 +91,31 @@ class Actor:
             found.append(Prompt(chat, ids))
         return found
 
-    def answered(self, prompts: Sequence[Prompt],
-                 **how: Any) -> tuple[list[list[int]], np.ndarray, dict[str, np.ndarray]]:
-        """Answers, greedy or drawn: see `continued`; their scores, in all and by source."""
-        asked, most = [prompt.ids for prompt in prompts], self.config.rollout.max_new_tokens
-        answers = continued(self.model, self.tokenizer, asked, most, **how)
+    def episodes(self, prompts: Sequence[Prompt], *key: int, samples: int = 1) -> list[Episode]:
+        """Answers to each: greedy, or drawn by the numbers of a key. TrainingError: no reward."""
+        rule, chance_BT, found = self.config.rollout, None, []
+        asked = [prompt for prompt in prompts for _ in range(samples)]
+        if key:
+            random = np.random.default_rng(derived(self.config.env.seed, *key))
+            chance_BT = random.random((len(asked), rule.max_new_tokens))
+        answers = continued(self.model, self.tokenizer, [prompt.ids for prompt in asked],
+                            rule.max_new_tokens, temperature=rule.temperature, chance_BT=chance_BT)
         texts = [spoken(ids, self.tokenizer) for ids in answers]
-        return answers, *self.rewards([prompt.chat for prompt in prompts], texts)
-
-    def drawn(self, asked: Sequence[Prompt],
-              *key: int) -> tuple[list[list[int]], np.ndarray, dict[str, np.ndarray]]:
-        """As `answered`, by random numbers of their own for each key."""
-        rule = self.config.rollout
-        random = np.random.default_rng(derived(self.config.env.seed, *key))
-        chance_BT = random.random((len(asked), rule.max_new_tokens))
-        return self.answered(asked, temperature=rule.temperature, chance_BT=chance_BT)
-
-    def best_of(self, prompts: Sequence[Prompt], count: int) -> dict[str, float]:
-        """The mean score of the best of so many answers to each, and of one: rejection sampling."""
-        _, scores, _ = self.drawn([prompt for prompt in prompts for _ in range(count)], BEST, count)
-        scores_PS = scores.reshape(-1, count)
-        return {"best_of": count, "best": scores_PS.max(1).mean(), "one": scores_PS[:, 0].mean()}
-
-    def episodes(self, prompts: Sequence[Prompt], step: int) -> list[Episode]:
-        """Answers to each, with their scores. Raises TrainingError: a reward failed."""
-        ends, found = self.tokenizer.stop_ids, []
-        asked = [prompt for prompt in prompts for _ in range(self.config.rollout.samples)]
-        answers, scores, parts = self.drawn(asked, DRAWN, step)
+        scores, parts = self.rewards([prompt.chat for prompt in asked], texts)
         for i, ((chat, prompt_ids), ids) in enumerate(zip(asked, answers, strict=True)):
             counts_T = np.repeat(np.float32([0, 1]), [len(prompt_ids), len(ids)])
             tokens_T = np.concatenate([prompt_ids, np.int32(ids)])
             document = shifted(f"{chat.id}:{i}", tokens_T, counts_T)
             said = {name: float(each[i]) for name, each in parts.items()}
-            found.append(Episode(document, len(ids), ids[-1] in ends, float(scores[i]), said))
+            has_ended = ids[-1] in self.tokenizer.stop_ids
+            found.append(Episode(document, len(ids), has_ended, float(scores[i]), said))
         return found
+
+    def best_of(self, prompts: Sequence[Prompt], count: int) -> dict[str, float]:
+        """The mean score of the best of so many answers to each, and of one: rejection sampling."""
+        drawn = self.episodes(prompts, BEST, count, samples=count)
+        scores_PS = np.array([episode.score for episode in drawn]).reshape(-1, count)
+        return {"best_of": count, "best": scores_PS.max(1).mean(), "one": scores_PS[:, 0].mean()}
 
     def shaped(self, episodes: Sequence[Episode], control: Control) -> dict[str, float]:
         """Take penalties off the scores, scale and bound them; returns what is logged of all."""

@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -204,10 +204,9 @@ class Canned(Actor):
     """Whose answers are given."""
 
     def __init__(self, config: PpoRun) -> None:
-        self.config, self.tokenizer = config, SimpleNamespace(stop_ids={1})
-
-    def answered(self, prompts: Sequence[Prompt], **how: Any) -> tuple[Any, ...]:
-        return [list(range(2, 2 + length)) for length in LENGTHS], np.zeros(4), {}
+        self.config, self.model = config, None
+        self.tokenizer = SimpleNamespace(stop_ids={1}, decode=str)
+        self.rewards = lambda chats, texts: (np.zeros(len(texts)), {})
 
 def our_loss(
     config: PpoRun, now_M: Tensor, told: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch,
@@ -216,7 +215,9 @@ def our_loss(
     """Of an update over answers of these log-probabilities, by the code of a run."""
     turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
     prompts = [Prompt(Chat("id", turns), np.int32(PROMPT))] * 4
-    documents = [episode.document for episode in Canned(config).episodes(prompts, 0)]
+    answers = [list(range(2, 2 + length)) for length in LENGTHS]
+    monkeypatch.setattr("ftcore.align.rollout.continued", lambda *_, **__: answers)
+    documents = [episode.document for episode in Canned(config).episodes(prompts)]
     entropy_M, h_MC = torch.full_like(now_M, 2.0), torch.zeros(len(now_M), 1)
     said = Seen(now_M, entropy_M, h_MC, h_MC)
     monkeypatch.setattr("ftcore.align.objective.seen", lambda *_: said)

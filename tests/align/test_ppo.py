@@ -8,6 +8,7 @@ import torch
 
 from ftcore.align import objective
 from ftcore.align.ppo import PpoLoop
+from ftcore.align.rollout import BEST, DRAWN
 from ftcore.env.run import read_metrics
 from ftcore.errors import TrainingError
 from ftcore.tune.optim import AdamW
@@ -71,7 +72,7 @@ def test_scores_are_shaped(options: dict[str, Any], make_ppo: Callable[..., PpoL
 
 def self_scored(loop: PpoLoop) -> list[Any]:
     """The episodes of the first iteration, their scores shaped."""
-    episodes = loop.actor.episodes([loop.actor.prompts[row] for row in loop.rows(0)], 0)
+    episodes = loop.actor.episodes([loop.actor.prompts[row] for row in loop.rows(0)], DRAWN, 0)
     loop.actor.shaped(episodes, objective.Control())
     return episodes
 
@@ -196,7 +197,7 @@ def test_the_best_of_several_answers_is_told_beside(make_ppo: Callable[..., PpoL
     loop = make_ppo("several", ppo={"best_of": 4})
     actor, (prompt, *_) = loop.actor, loop.actor.prompts
     told = actor.best_of([prompt, prompt], 4)
-    _, scores, _ = actor.drawn([prompt] * 8, 12, 4)
-    assert len({*scores.tolist()}) > 1 and told["best_of"] == 4
+    scores = [episode.score for episode in actor.episodes([prompt] * 8, BEST, 4)]
+    assert len({*scores}) > 1 and told["best_of"] == 4
     assert told["best"] == (max(scores[:4]) + max(scores[4:])) / 2
     assert told["one"] == (scores[0] + scores[4]) / 2 < told["best"]
