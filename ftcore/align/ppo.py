@@ -51,7 +51,7 @@ class PpoLoop(Loop):
     reads_rows = False
 
     def __post_init__(self) -> None:
-        ppo, self.documents = self.config.ppo, [prompt.ids for prompt in self.actor.prompts]
+        ppo, self.documents = self.config.ppo, [ids for _, ids in self.actor.prompts]
         tensors = (*self.model.eval().parameters(), *self.model.buffers())
         shared = {id(tensor): tensor for tensor in tensors if not tensor.requires_grad}
         self.reference = deepcopy(self.model, shared).requires_grad_(False)
@@ -94,7 +94,7 @@ class PpoLoop(Loop):
             samples = self.config.rollout.samples
             episodes = self.actor.episodes(prompts, DRAWN, step, samples=samples)
             if step == 0:
-                self._assert_scored(episodes[0], prompts[0].chat)
+                self._assert_scored(episodes[0], prompts[0][0])
         except TrainingError:
             self._save()  # nothing of the iterations before is lost
             raise

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,10 +47,7 @@ from ftcore.tune.adapter import load_artifact
 PAGE, SHOWN = "rollouts.html", 16  # episodes on the page
 DRAWN, BEST, ORDER = 11, 12, 13  # what random numbers are for
 
-class Prompt(NamedTuple):
-    """A chat whose last answer is to be given anew."""
-    chat: Chat
-    ids: np.ndarray
+Prompt = tuple[Chat, np.ndarray]  # a chat whose last answer is to be given anew, and its ids
 
 @dataclass
 class Episode:
@@ -88,20 +85,20 @@ class Actor:
                     raise RowError(f"its prompt has {len(ids)} tokens, no room to answer: {mend}")
             except RowError as error:
                 raise DataError(f"{place(chat)}: {error}") from error
-            found.append(Prompt(chat, ids))
+            found.append((chat, ids))
         return found
 
     def episodes(self, prompts: Sequence[Prompt], *key: int, samples: int = 1) -> list[Episode]:
-        """Answers to each: greedy, or drawn by the numbers of a key. TrainingError: no reward."""
+        """Answers, greedy or drawn by the numbers of a key. TrainingError: a reward failed."""
         rule, chance_BT, found = self.config.rollout, None, []
         asked = [prompt for prompt in prompts for _ in range(samples)]
         if key:
             random = np.random.default_rng(derived(self.config.env.seed, *key))
             chance_BT = random.random((len(asked), rule.max_new_tokens))
-        answers = continued(self.model, self.tokenizer, [prompt.ids for prompt in asked],
+        answers = continued(self.model, self.tokenizer, [ids for _, ids in asked],
                             rule.max_new_tokens, temperature=rule.temperature, chance_BT=chance_BT)
         texts = [spoken(ids, self.tokenizer) for ids in answers]
-        scores, parts = self.rewards([prompt.chat for prompt in asked], texts)
+        scores, parts = self.rewards([chat for chat, _ in asked], texts)
         for i, ((chat, prompt_ids), ids) in enumerate(zip(asked, answers, strict=True)):
             counts_T = np.repeat(np.float32([0, 1]), [len(prompt_ids), len(ids)])
             tokens_T = np.concatenate([prompt_ids, np.int32(ids)])

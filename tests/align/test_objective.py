@@ -14,7 +14,7 @@ from torch.distributions import Categorical, kl_divergence
 
 from ftcore.align.objective import Control, Seen, divergences, policy_loss, seen, value_loss
 from ftcore.align.ppo import PpoLoop
-from ftcore.align.rollout import Actor, Prompt
+from ftcore.align.rollout import Actor
 from ftcore.config import PpoConfig, PpoRun, RolloutConfig
 from ftcore.data.columns import Chat
 from ftcore.data.pack import Encoded, collate, total_weight
@@ -214,7 +214,7 @@ def our_loss(
 ) -> Tensor:  # fmt: skip
     """Of an update over answers of these log-probabilities, by the code of a run."""
     turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
-    prompts = [Prompt(Chat("id", turns), np.int32(PROMPT))] * 4
+    prompts = [(Chat("id", turns), np.int32(PROMPT))] * 4
     answers = [list(range(2, 2 + length)) for length in LENGTHS]
     monkeypatch.setattr("ftcore.align.rollout.continued", lambda *_, **__: answers)
     documents = [episode.document for episode in Canned(config).episodes(prompts)]
