@@ -80,11 +80,9 @@ class PpoLoop(Loop):
             told = json.loads(file.read_bytes())
             self.start = np.array(told.pop("scores"))
             print("the start on dev prompts:", *(f"{name} {x:g}" for name, x in told.items()))
-        return super().train()
-
-    def restore_best(self) -> None:
-        super().restore_best()
+        code = super().train()
         self.model.value = None  # what is left is a policy, like any model
+        return code
 
     def _step(self, workers: Workers) -> dict[str, float]:
         started, step, ppo = time.perf_counter(), self.progress.step, self.config.ppo
