@@ -114,6 +114,7 @@ class PpoLoop(Loop):
         values |= self._rate(episodes)
         self.told = {episode.document.row_id: episode.told for episode in episodes}
         self.sums: dict[str, float] = defaultdict(float)  # of this process's shares
+        self.updates_before = self.optimizer.step_count
         with Workers(self.num_processes, self.optimizer, self.share) as workers:
             for number in range(len(self.batches)):
                 before = dict(self.sums)
@@ -129,11 +130,6 @@ class PpoLoop(Loop):
         tokens, seconds = self.sums.pop("tokens"), time.perf_counter() - started
         values |= {f"ppo/{name}": total / tokens for name, total in self.sums.items()}
         return values | {"ppo/updates": number + 1, "perf/samples_per_s": len(episodes) / seconds}
-
-    def share(self, step: int, share: int, shares: int, loss_scale: float = 1.0) -> float:
-        """As `Loop.share`; `step` counts the updates of an iteration."""
-        self.is_first = step == 0
-        return super().share(step, share, shares, loss_scale)
 
     def _assert_scored(self, episode: Episode, chat: Chat) -> None:
         """A model must score an answer among others as it does alone."""
@@ -196,7 +192,7 @@ class PpoLoop(Loop):
             torch.cat([self.told[row_id][name] for row_id in batch.row_ids])
             for name in ("logp", "value", "advantage", "return"))
         old_M = now.logp_M.detach() if self.is_blind else old_M
-        if self.is_first:
+        if self.optimizer.step_count == self.updates_before:
             assert torch.equal(now.logp_M, old_M), "the first update must see what was scored"
         policy_M = objective.policy_loss(now.logp_M, old_M, advantage_M, ppo.clip)
         is_warm = self.progress.step >= ppo.critic_warmup

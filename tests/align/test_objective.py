@@ -223,8 +223,8 @@ def our_loss(
     monkeypatch.setattr("ftcore.align.objective.seen", lambda *_: said)
     parts = {name: each_M.split(LENGTHS) for name, each_M in told.items()}
     loop = SimpleNamespace(
-        config=config, is_first=False, is_blind=False, sums=defaultdict(float),
-        _values=lambda now: torch.zeros(16),
+        config=config, is_blind=False, sums=defaultdict(float), _values=lambda _: torch.zeros(16),
+        updates_before=0, optimizer=SimpleNamespace(step_count=1),
         progress=SimpleNamespace(step=state.get("step", 0)),
         told={d.row_id: {n: p[i] for n, p in parts.items()} for i, d in enumerate(documents)},
     )  # fmt: skip
@@ -292,5 +292,5 @@ def test_the_policy_stays_while_the_critic_warms_up(make_ppo: Callable[..., PpoL
     loop = make_ppo("warm", ppo={"critic_warmup": 4}, optim={"batch_size": 8})
     before = {name: param.detach().clone() for name, param in loop.model.named_parameters()}
     assert loop.train() == 0
-    moved = {n for n, p in loop.model.named_parameters() if not torch.equal(p, before[n])}
+    moved = {n for n, p in loop.optimizer.params.items() if not torch.equal(p, before[n])}
     assert moved == {"value.weight", "value.bias"}
