@@ -131,13 +131,9 @@ class Actor:
 
     def show(self, episodes: Sequence[Episode], step: int, run: Path) -> None:
         """RUN/rollouts.html: some answers, with all that is known of each of their tokens."""
-        shown = []
-        for e in episodes[:SHOWN]:
-            tokens = [self.tokenizer.decode([i], special=True) for i in e.document.tokens_T]
-            columns = {name: each.tolist() for name, each in e.told.items()}
-            shown.append({"prompt": "".join(tokens[: -e.length]), "tokens": tokens[-e.length :],
-                          "columns": columns, "score": e.score, "parts": e.parts})
-        page = rendered(PAGE, Path(__file__).parent, episodes=shown, step=step, where=run)
+        columns = [{n: x_M.tolist() for n, x_M in e.told.items()} for e in episodes[:SHOWN]]
+        shown = {"episodes": [*zip(episodes, columns, strict=False)], "step": step, "where": run}
+        page = rendered(PAGE, Path(__file__).parent, **shown, decode=self.tokenizer.decode)
         write_file(run / PAGE, page)
 
 Rows = Sequence[Mapping[str, Any]]
