@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from ftcore.align import objective
-from ftcore.align.rollout import DRAWN, ORDER, Actor, Episode
+from ftcore.align.rollout import BEST, DRAWN, ORDER, Actor, Episode
 from ftcore.data.columns import Chat
 from ftcore.data.pack import Batch, split
 from ftcore.env.compute import derived
@@ -73,8 +73,11 @@ class PpoLoop(Loop):
         if actor.judges and not file.is_file():
             scores = [episode.score for episode in actor.episodes(actor.judges)]
             told = {"scores": scores, "reward": np.mean(scores)}
-            if count := self.config.ppo.best_of:
-                told |= actor.best_of(actor.judges, count)
+            if count := self.config.ppo.best_of:  # rejection sampling
+                drawn = actor.episodes(actor.judges, BEST, count, samples=count)
+                scores_PS = np.reshape([episode.score for episode in drawn], (-1, count))
+                told |= {"best_of": count, "best": scores_PS.max(1).mean(),
+                         "one": scores_PS[:, 0].mean()}
             self.run.dump(file.name, told)
         if actor.judges:
             told = json.loads(file.read_bytes())

@@ -108,12 +108,6 @@ class Actor:
             found.append(Episode(document, len(ids), has_ended, float(scores[i]), said))
         return found
 
-    def best_of(self, prompts: Sequence[Prompt], count: int) -> dict[str, float]:
-        """The mean score of the best of so many answers to each, and of one: rejection sampling."""
-        drawn = self.episodes(prompts, BEST, count, samples=count)
-        scores_PS = np.array([episode.score for episode in drawn]).reshape(-1, count)
-        return {"best_of": count, "best": scores_PS.max(1).mean(), "one": scores_PS[:, 0].mean()}
-
     def shaped(self, episodes: Sequence[Episode], control: Control) -> dict[str, float]:
         """Take penalties off the scores, scale and bound them; returns what is logged of all."""
         rule, raw = self.config.reward, [episode.score for episode in episodes]
