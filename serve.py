@@ -21,7 +21,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftcore.cli import CONFIG_FILE, options, parse
+import tyro
+
+from ftcore.cli import CONFIG_FILE, checked, parse
 from ftcore.config import ServeConfig
 from ftcore.errors import ConfigError, FtcoreError
 
@@ -179,14 +181,12 @@ def main(argv: list[str]) -> int:
             from ftcore.deploy.bundle import give_away
 
             return give_away(*argv)
-        config = options(ServeConfig, argv[1:], script="serve.py MODEL")
+        config = checked(tyro.cli(ServeConfig, args=argv[1:], prog="serve.py MODEL"))
         check_access(config)
         return serve(argv[0], config)
-    except FtcoreError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {error}; choose another --host, --port or file", file=sys.stderr)
+    except (FtcoreError, OSError) as error:
+        mend = "; choose another --host, --port or file" if isinstance(error, OSError) else ""
+        print(f"error: {error}{mend}", file=sys.stderr)
         return 2
 
 if __name__ == "__main__":

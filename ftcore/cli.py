@@ -8,7 +8,7 @@ the origin of each value behind it; running from that file repeats the run."""
 
 import json
 import tomllib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_type_hints
 
@@ -43,11 +43,11 @@ def parse(argv: Sequence[str], *, script: str = "train.py") -> Command:
             raise ConfigError(f"--resume {resume}: has no {CONFIG_FILE}; name a folder of train.py")
         task, flags = read_toml(file)
         return resolved(task, [(str(file), flags)], resume=Path(resume), only=only)
-    if not words or (words[0].startswith("--") and words[0] != "--help"):
-        words[:0] = "sft", "--preset", "assistant"  # no task: options change the default
-    if words[0] in ("-h", "--help"):
+    if words[:1] in (["-h"], ["--help"]):
         print(f"{script} {{{','.join(RUNS)}}} [options]\n\nEach task has its own --help.")
         raise SystemExit(0)
+    if not words or words[0].startswith("--"):
+        words[:0] = "sft", "--preset", "assistant"  # no task: options change the default
     task = known("task", words.pop(0), RUNS)
     recipes = PRESETS.get(task, {})
     if not words and "assistant" in recipes:  # the embedded default of the task
@@ -70,17 +70,11 @@ def resolved(task: str, layers: list[tuple[str, list[str]]], *, resume: Path | N
     config = tyro.cli(RUNS[task], args=flags, prog=f"{script} {task}")
     origins = {word.split("=")[0].removeprefix("--").replace("-", "_").replace(".no_", "."): origin
                for origin, layer in layers for word in layer if word.startswith("--")}
-    if bad := list(_out_of_range(vars(config), origins)):
-        raise ConfigError("\n".join(bad))
-    return Command(task, config, origins, resume, only)
+    return Command(task, checked(config, origins), origins, resume, only)
 
-def options(kind: type[Section], words: Sequence[str], *, script: str) -> Section:
-    """The options of a script that has no tasks. Raises as `parse`."""
-    return checked(tyro.cli(kind, args=words, prog=script))
-
-def checked(config: Section) -> Section:
-    """Of a script without tasks. Raises ConfigError: a value is out of range."""
-    if bad := list(_out_of_range({"": config}, dict.fromkeys(vars(config), "flag"))):
+def checked(config: Section, origins: Mapping[str, str] | None = None) -> Section:
+    """The same. Raises ConfigError: all values that are out of range, and where they come from."""
+    if bad := list(_out_of_range(config, origins or {})):
         raise ConfigError("\n".join(bad))
     return config
 
@@ -141,11 +135,11 @@ def limit_of(hint: Any) -> Limit | None:
         return hint
     return next(filter(None, map(limit_of, get_args(hint))), None)
 
-def _out_of_range(sections: dict[str, Section], origins: dict[str, str]) -> Iterator[str]:
-    for section, values in sections.items():
-        for key, hint in get_type_hints(type(values), include_extras=True).items():
-            name = f"{section}.{key}".lstrip(".")
-            value, limit = getattr(values, key), limit_of(hint)
-            numbers = value if isinstance(value, tuple) else (value,)
-            if limit and value is not None and not all(map(limit.holds, numbers)):
-                yield f"{name} = {value} ({origins.get(name, 'default')}): must be {limit.claim}"
+def _out_of_range(config: Section, origins: Mapping[str, str], of: str = "") -> Iterator[str]:
+    for key, hint in get_type_hints(type(config), include_extras=True).items():
+        name, value, limit = of + key, getattr(config, key), limit_of(hint)
+        if isinstance(value, Section):
+            yield from _out_of_range(value, origins, f"{name}.")
+        numbers = value if isinstance(value, tuple) else (value,)
+        if limit and value is not None and not all(map(limit.holds, numbers)):
+            yield f"{name} = {value} ({origins.get(name, 'flag')}): must be {limit.claim}"

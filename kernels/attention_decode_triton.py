@@ -83,7 +83,6 @@ def attention_decode_triton(q_BHD: Tensor, k_PSGD: Tensor, v_PSGD: Tensor, lengt
                             softcap: float | None) -> Tensor:
     """`attention_decode` by the kernels, and its ValueErrors; unseen slots may hold anything."""
     (B, H, D), (P, S, G, _), device = q_BHD.shape, k_PSGD.shape, q_BHD.device
-    launch.check_at_most("head width", D, launch.MAX_HEAD_WIDTH)
     if H % G:
         raise ValueError(f"{H} query heads are not a multiple of {G} key heads")
     cache_shape = (B if pages_BJ is None else P, S, G, D)

@@ -310,7 +310,6 @@ class Attention(torch.autograd.Function):
         (N, H, D), device = q_NHD.shape, q_NHD.device
         launch.check(device, (N, k_NGD.shape[1], D), q_NHD.dtype, k=k_NGD, v=v_NGD)
         launch.check(device, (docs.num_docs + 1,), docs=docs.cu_seqlens_B1)
-        launch.check_at_most("head width", D, launch.MAX_HEAD_WIDTH)
         for name in ("scale", "window", "softcap"):
             if (value := getattr(rule, name)) is not None and not value > 0:
                 raise ValueError(f"{name} = {value}: must be > 0")

@@ -114,23 +114,6 @@ def record(lines: list[Row], hardware: str) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerows([date.today(), hardware, *row.values()] for row in lines)
 
-def plot(lines: list[Row], folder: Path, hardware: str) -> None:
-    """A figure for each op: % of the ceiling."""
-    from matplotlib.figure import Figure
-
-    folder.mkdir(parents=True, exist_ok=True)
-    for op in {row["op"]: None for row in lines}:
-        mine = [row for row in lines if row["op"] == op]
-        names = [f"{row['sizes']}\n{row['mode']}, {row['who']}" for row in mine]
-        axes = (figure := Figure((9, 1.2 + 0.35 * len(mine)), layout="constrained")).subplots()
-        colours = ["tab:blue" if row["who"] == "triton" else "lightgrey" for row in mine]
-        bars = axes.barh(range(len(mine)), [row["%"] for row in mine], color=colours)
-        axes.bar_label(bars, [f"{row['rate']} {row['unit']}" for row in mine], padding=3)
-        axes.set_yticks(range(len(mine)), names, fontsize=7)
-        axes.set(xlim=(0, 120), ylim=(len(mine), -1), xlabel="% of the ceiling")
-        figure.suptitle(f"{op}, bf16\n{hardware}", fontsize=9)
-        figure.savefig(folder / f"{op}.png", dpi=120)
-
 def neighbours(config: Config) -> Iterator[Config]:
     """Configurations one step away: a size doubled or halved, a stage more or less."""
     most = {"num_stages": 5, "num_warps": 32, "PER_SM": 8}
@@ -186,7 +169,6 @@ def main(arguments: list[str] | None = None) -> int:
     """Prints a line for each time, and a JSON line last."""
     parser = ArgumentParser("python -m kernels.bench", description=__doc__)
     parser.add_argument("--record", action="store_true", help="append to kernels/records.csv")
-    parser.add_argument("--plot", type=Path, metavar="DIR", help="draw a figure for each op")
     parser.add_argument("--tune", action="store_true", help="first write kernels/configs.toml")
     parser.add_argument("--rivals", metavar="MODULE", help="its RIVALS are timed too")
     options = chosen(parser, arguments)
@@ -209,8 +191,6 @@ def main(arguments: list[str] | None = None) -> int:
             print(*row.values(), flush=True)
     if options.record:
         record(lines, hardware)
-    if options.plot:
-        plot(lines, options.plot, hardware)
     print(json.dumps({"hardware": hardware, "rows": lines}))
     return 0
 

@@ -57,11 +57,6 @@ def num_programs(tasks: int, per_sm: int, device: torch.device) -> int:
     sms = torch.cuda.get_device_properties(device).multi_processor_count if is_gpu else 1
     return max(1, min(tasks, per_sm * sms))
 
-def check_at_most(name: str, value: int, limit: int) -> None:
-    """raises  ValueError: `value` is above what the kernel supports."""
-    if value > limit:
-        raise ValueError(f"{name} = {value}: the kernel takes at most {limit}; pass impl='eager'")
-
 def check(device: torch.device, shape: tuple[int, ...], dtype: torch.dtype | None = None,
           **tensors: Tensor | None) -> None:
     """raises  ValueError: one of the tensors has another shape, or another dtype than one that is

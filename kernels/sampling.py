@@ -126,12 +126,11 @@ def next_tokens(logits_BV: Tensor, drafts: Sequence[Draft]) -> list[Token | None
         chance_M = np.array([drafts[b].chance_T[len(drafts[b].answer)] for b in rows])
         heat_M1 = torch.tensor(heat, device=z_MV.device)[:, None]
         ids_B[rows] = drawn(z_MV, heat_M1, chance_M)
-    found = [Token(id_) if ok else None for id_, ok in zip(ids_B.tolist(), is_finite, strict=True)]
-    told = {b: draft.sampling.num_top for b, draft in enumerate(drafts)
-            if draft.sampling.num_top is not None and is_finite[b]}
-    for b, token in with_logprobs(logits_BV, ids_B, told).items():
-        found[b] = token
-    return found
+    counts = {b: draft.sampling.num_top for b, draft in enumerate(drafts)
+              if draft.sampling.num_top is not None}
+    told = with_logprobs(logits_BV, ids_B, counts)
+    return [told.get(b, Token(id_)) if is_finite[b] else None
+            for b, id_ in enumerate(ids_B.tolist())]
 
 def with_logprobs(logits_BV: Tensor, ids_B: Tensor, counts: Mapping[int, int]) -> dict[int, Token]:
     """The tokens of some rows with their log-probabilities and those of so many of the likeliest:

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from ftcore.align import objective
-from ftcore.align.rollout import ORDER, Actor, Episode
+from ftcore.align.rollout import BEST, DRAWN, ORDER, Actor, Episode
 from ftcore.data.columns import Chat
 from ftcore.data.pack import Batch, split
 from ftcore.env.compute import derived
@@ -51,7 +51,7 @@ class PpoLoop(Loop):
     reads_rows = False
 
     def __post_init__(self) -> None:
-        ppo, self.documents = self.config.ppo, [prompt.ids for prompt in self.actor.prompts]
+        ppo, self.documents = self.config.ppo, [ids for _, ids in self.actor.prompts]
         tensors = (*self.model.eval().parameters(), *self.model.buffers())
         shared = {id(tensor): tensor for tensor in tensors if not tensor.requires_grad}
         self.reference = deepcopy(self.model, shared).requires_grad_(False)
@@ -71,29 +71,31 @@ class PpoLoop(Loop):
         print(f"\nreference: the start, sha256 {sha256(repr(trained).encode()).hexdigest()[:16]}")
         file, actor = self.run.path / "start.json", self.actor
         if actor.judges and not file.is_file():
-            _, scores, _ = actor.answered(actor.judges)
-            told = {"scores": scores.tolist(), "reward": scores.mean()}
-            if count := self.config.ppo.best_of:
-                told |= actor.best_of(actor.judges, count)
+            scores = [episode.score for episode in actor.episodes(actor.judges)]
+            told = {"scores": scores, "reward": np.mean(scores)}
+            if count := self.config.ppo.best_of:  # rejection sampling
+                drawn = actor.episodes(actor.judges, BEST, count, samples=count)
+                scores_PS = np.reshape([episode.score for episode in drawn], (-1, count))
+                told |= {"best_of": count, "best": scores_PS.max(1).mean(),
+                         "one": scores_PS[:, 0].mean()}
             self.run.dump(file.name, told)
         if actor.judges:
             told = json.loads(file.read_bytes())
             self.start = np.array(told.pop("scores"))
             print("the start on dev prompts:", *(f"{name} {x:g}" for name, x in told.items()))
-        return super().train()
-
-    def restore_best(self) -> None:
-        super().restore_best()
+        code = super().train()
         self.model.value = None  # what is left is a policy, like any model
+        return code
 
     def _step(self, workers: Workers) -> dict[str, float]:
         started, step, ppo = time.perf_counter(), self.progress.step, self.config.ppo
         self.model.eval()  # dropout off
         prompts = [self.actor.prompts[row] for row in self.rows(step)]
         try:
-            episodes = self.actor.episodes(prompts, step)
+            samples = self.config.rollout.samples
+            episodes = self.actor.episodes(prompts, DRAWN, step, samples=samples)
             if step == 0:
-                self._assert_scored(episodes[0], prompts[0].chat)
+                self._assert_scored(episodes[0], prompts[0][0])
         except TrainingError:
             self._save()  # nothing of the iterations before is lost
             raise
@@ -115,6 +117,7 @@ class PpoLoop(Loop):
         values |= self._rate(episodes)
         self.told = {episode.document.row_id: episode.told for episode in episodes}
         self.sums: dict[str, float] = defaultdict(float)  # of this process's shares
+        self.updates_before = self.optimizer.step_count
         with Workers(self.num_processes, self.optimizer, self.share) as workers:
             for number in range(len(self.batches)):
                 before = dict(self.sums)
@@ -130,11 +133,6 @@ class PpoLoop(Loop):
         tokens, seconds = self.sums.pop("tokens"), time.perf_counter() - started
         values |= {f"ppo/{name}": total / tokens for name, total in self.sums.items()}
         return values | {"ppo/updates": number + 1, "perf/samples_per_s": len(episodes) / seconds}
-
-    def share(self, step: int, share: int, shares: int, loss_scale: float = 1.0) -> float:
-        """As `Loop.share`; `step` counts the updates of an iteration."""
-        self.is_first = step == 0
-        return super().share(step, share, shares, loss_scale)
 
     def _assert_scored(self, episode: Episode, chat: Chat) -> None:
         """A model must score an answer among others as it does alone."""
@@ -197,7 +195,7 @@ class PpoLoop(Loop):
             torch.cat([self.told[row_id][name] for row_id in batch.row_ids])
             for name in ("logp", "value", "advantage", "return"))
         old_M = now.logp_M.detach() if self.is_blind else old_M
-        if self.is_first:
+        if self.optimizer.step_count == self.updates_before:
             assert torch.equal(now.logp_M, old_M), "the first update must see what was scored"
         policy_M = objective.policy_loss(now.logp_M, old_M, advantage_M, ppo.clip)
         is_warm = self.progress.step >= ppo.critic_warmup
@@ -218,7 +216,7 @@ class PpoLoop(Loop):
 
     def judged(self) -> Mapping[str, float]:
         """Rewards of greedy answers to dev prompts, and how often these beat those of the start."""
-        _, scores, _ = self.actor.answered(self.actor.judges)
+        scores = np.array([e.score for e in self.actor.episodes(self.actor.judges)])
         wins = (scores > self.start) + 0.5 * (scores == self.start)
         told = intervals(lambda rows: {"win": wins[rows].mean()}, np.arange(len(wins)))["win"]
         return {"eval/loss": -scores.mean(), "eval/reward": scores.mean(),

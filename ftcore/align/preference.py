@@ -46,8 +46,7 @@ def dpo(model: Model, batch: Batch, *, beta: float, loss: str,
     scored_M = batch.scored_M
     h_MC, labels_M = tune.hidden(model, batch, scored_M), batch.labels[scored_M]
     owner_M = batch.docs.doc_of_N()[scored_M]
-    with torch.no_grad():
-        nll_M = model.head.token_losses(h_MC, labels_M)
+    nll_M = model.head.token_losses(h_MC, labels_M)
     with torch.enable_grad():
         none_D = nll_M.new_zeros(batch.docs.num_docs)
         nll_D = none_D.index_add(0, owner_M, nll_M.requires_grad_())

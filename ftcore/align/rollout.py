@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,10 +47,7 @@ from ftcore.tune.adapter import load_artifact
 PAGE, SHOWN = "rollouts.html", 16  # episodes on the page
 DRAWN, BEST, ORDER = 11, 12, 13  # what random numbers are for
 
-class Prompt(NamedTuple):
-    """A chat whose last answer is to be given anew."""
-    chat: Chat
-    ids: np.ndarray
+Prompt = tuple[Chat, np.ndarray]  # a chat whose last answer is to be given anew, and its ids
 
 @dataclass
 class Episode:
@@ -88,42 +85,27 @@ class Actor:
                     raise RowError(f"its prompt has {len(ids)} tokens, no room to answer: {mend}")
             except RowError as error:
                 raise DataError(f"{place(chat)}: {error}") from error
-            found.append(Prompt(chat, ids))
+            found.append((chat, ids))
         return found
 
-    def answered(self, prompts: Sequence[Prompt],
-                 **how: Any) -> tuple[list[list[int]], np.ndarray, dict[str, np.ndarray]]:
-        """Answers, greedy or drawn: see `continued`; their scores, in all and by source."""
-        asked, most = [prompt.ids for prompt in prompts], self.config.rollout.max_new_tokens
-        answers = continued(self.model, self.tokenizer, asked, most, **how)
+    def episodes(self, prompts: Sequence[Prompt], *key: int, samples: int = 1) -> list[Episode]:
+        """Answers, greedy or drawn by the numbers of a key. TrainingError: a reward failed."""
+        rule, chance_BT, found = self.config.rollout, None, []
+        asked = [prompt for prompt in prompts for _ in range(samples)]
+        if key:
+            random = np.random.default_rng(derived(self.config.env.seed, *key))
+            chance_BT = random.random((len(asked), rule.max_new_tokens))
+        answers = continued(self.model, self.tokenizer, [ids for _, ids in asked],
+                            rule.max_new_tokens, temperature=rule.temperature, chance_BT=chance_BT)
         texts = [spoken(ids, self.tokenizer) for ids in answers]
-        return answers, *self.rewards([prompt.chat for prompt in prompts], texts)
-
-    def drawn(self, asked: Sequence[Prompt],
-              *key: int) -> tuple[list[list[int]], np.ndarray, dict[str, np.ndarray]]:
-        """As `answered`, by random numbers of their own for each key."""
-        rule = self.config.rollout
-        random = np.random.default_rng(derived(self.config.env.seed, *key))
-        chance_BT = random.random((len(asked), rule.max_new_tokens))
-        return self.answered(asked, temperature=rule.temperature, chance_BT=chance_BT)
-
-    def best_of(self, prompts: Sequence[Prompt], count: int) -> dict[str, float]:
-        """The mean score of the best of so many answers to each, and of one: rejection sampling."""
-        _, scores, _ = self.drawn([prompt for prompt in prompts for _ in range(count)], BEST, count)
-        scores_PS = scores.reshape(-1, count)
-        return {"best_of": count, "best": scores_PS.max(1).mean(), "one": scores_PS[:, 0].mean()}
-
-    def episodes(self, prompts: Sequence[Prompt], step: int) -> list[Episode]:
-        """Answers to each, with their scores. Raises TrainingError: a reward failed."""
-        ends, found = self.tokenizer.stop_ids, []
-        asked = [prompt for prompt in prompts for _ in range(self.config.rollout.samples)]
-        answers, scores, parts = self.drawn(asked, DRAWN, step)
+        scores, parts = self.rewards([chat for chat, _ in asked], texts)
         for i, ((chat, prompt_ids), ids) in enumerate(zip(asked, answers, strict=True)):
             counts_T = np.repeat(np.float32([0, 1]), [len(prompt_ids), len(ids)])
             tokens_T = np.concatenate([prompt_ids, np.int32(ids)])
             document = shifted(f"{chat.id}:{i}", tokens_T, counts_T)
             said = {name: float(each[i]) for name, each in parts.items()}
-            found.append(Episode(document, len(ids), ids[-1] in ends, float(scores[i]), said))
+            has_ended = ids[-1] in self.tokenizer.stop_ids
+            found.append(Episode(document, len(ids), has_ended, float(scores[i]), said))
         return found
 
     def shaped(self, episodes: Sequence[Episode], control: Control) -> dict[str, float]:
@@ -143,13 +125,9 @@ class Actor:
 
     def show(self, episodes: Sequence[Episode], step: int, run: Path) -> None:
         """RUN/rollouts.html: some answers, with all that is known of each of their tokens."""
-        shown = []
-        for e in episodes[:SHOWN]:
-            tokens = [self.tokenizer.decode([i], special=True) for i in e.document.tokens_T]
-            columns = {name: each.tolist() for name, each in e.told.items()}
-            shown.append({"prompt": "".join(tokens[: -e.length]), "tokens": tokens[-e.length :],
-                          "columns": columns, "score": e.score, "parts": e.parts})
-        page = rendered(PAGE, Path(__file__).parent, episodes=shown, step=step, where=run)
+        columns = [{n: x_M.tolist() for n, x_M in e.told.items()} for e in episodes[:SHOWN]]
+        shown = {"episodes": [*zip(episodes, columns, strict=False)], "step": step, "where": run}
+        page = rendered(PAGE, Path(__file__).parent, **shown, decode=self.tokenizer.decode)
         write_file(run / PAGE, page)
 
 Rows = Sequence[Mapping[str, Any]]

@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch.distributions import Categorical, kl_divergence
 
 from ftcore.align.objective import Control, Seen, divergences, policy_loss, seen, value_loss
 from ftcore.align.ppo import PpoLoop
-from ftcore.align.rollout import Actor, Prompt
+from ftcore.align.rollout import Actor
 from ftcore.config import PpoConfig, PpoRun, RolloutConfig
 from ftcore.data.columns import Chat
 from ftcore.data.pack import Encoded, collate, total_weight
@@ -204,10 +204,9 @@ class Canned(Actor):
     """Whose answers are given."""
 
     def __init__(self, config: PpoRun) -> None:
-        self.config, self.tokenizer = config, SimpleNamespace(stop_ids={1})
-
-    def answered(self, prompts: Sequence[Prompt], **how: Any) -> tuple[Any, ...]:
-        return [list(range(2, 2 + length)) for length in LENGTHS], np.zeros(4), {}
+        self.config, self.model = config, None
+        self.tokenizer = SimpleNamespace(stop_ids={1}, decode=str)
+        self.rewards = lambda chats, texts: (np.zeros(len(texts)), {})
 
 def our_loss(
     config: PpoRun, now_M: Tensor, told: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch,
@@ -215,15 +214,17 @@ def our_loss(
 ) -> Tensor:  # fmt: skip
     """Of an update over answers of these log-probabilities, by the code of a run."""
     turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
-    prompts = [Prompt(Chat("id", turns), np.int32(PROMPT))] * 4
-    documents = [episode.document for episode in Canned(config).episodes(prompts, 0)]
+    prompts = [(Chat("id", turns), np.int32(PROMPT))] * 4
+    answers = [list(range(2, 2 + length)) for length in LENGTHS]
+    monkeypatch.setattr("ftcore.align.rollout.continued", lambda *_, **__: answers)
+    documents = [episode.document for episode in Canned(config).episodes(prompts)]
     entropy_M, h_MC = torch.full_like(now_M, 2.0), torch.zeros(len(now_M), 1)
     said = Seen(now_M, entropy_M, h_MC, h_MC)
     monkeypatch.setattr("ftcore.align.objective.seen", lambda *_: said)
     parts = {name: each_M.split(LENGTHS) for name, each_M in told.items()}
     loop = SimpleNamespace(
-        config=config, is_first=False, is_blind=False, sums=defaultdict(float),
-        _values=lambda now: torch.zeros(16),
+        config=config, is_blind=False, sums=defaultdict(float), _values=lambda _: torch.zeros(16),
+        updates_before=0, optimizer=SimpleNamespace(step_count=1),
         progress=SimpleNamespace(step=state.get("step", 0)),
         told={d.row_id: {n: p[i] for n, p in parts.items()} for i, d in enumerate(documents)},
     )  # fmt: skip
@@ -291,5 +292,5 @@ def test_the_policy_stays_while_the_critic_warms_up(make_ppo: Callable[..., PpoL
     loop = make_ppo("warm", ppo={"critic_warmup": 4}, optim={"batch_size": 8})
     before = {name: param.detach().clone() for name, param in loop.model.named_parameters()}
     assert loop.train() == 0
-    moved = {n for n, p in loop.model.named_parameters() if not torch.equal(p, before[n])}
+    moved = {n for n, p in loop.optimizer.params.items() if not torch.equal(p, before[n])}
     assert moved == {"value.weight", "value.bias"}

@@ -21,8 +21,8 @@ def rewards_and_divergences(loop: PpoLoop) -> list[list[float]]:
     worth = torch.tensor(
         [sum(WORTH[LETTERS[i]] for i in ids if i < len(LETTERS)) for ids in answers()]).double()
     told = []
-    for prompt in loop.actor.prompts:
-        log_q, log_p = (chances(m, prompt.ids.tolist()) for m in (loop.reference, loop.model))
+    for _, ids_T in loop.actor.prompts:
+        log_q, log_p = (chances(m, ids_T.tolist()) for m in (loop.reference, loop.model))
         assert abs(log_q.exp().sum() - 1) < 1e-5, "these are all answers"
         log_best = (log_q + worth / BETA).log_softmax(0)
         told.append([[(x.exp() * worth).sum(), (x.exp() * (x - log_q)).sum()]

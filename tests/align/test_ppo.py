@@ -1,5 +1,6 @@
 """The iteration: what it asserts of itself, that no part is dead code, that resuming is exact."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 
 from ftcore.align import objective
 from ftcore.align.ppo import PpoLoop
+from ftcore.align.rollout import BEST, DRAWN
 from ftcore.env.run import read_metrics
 from ftcore.errors import TrainingError
 from ftcore.tune.optim import AdamW
@@ -71,7 +73,7 @@ def test_scores_are_shaped(options: dict[str, Any], make_ppo: Callable[..., PpoL
 
 def self_scored(loop: PpoLoop) -> list[Any]:
     """The episodes of the first iteration, their scores shaped."""
-    episodes = loop.actor.episodes([loop.actor.prompts[row] for row in loop.rows(0)], 0)
+    episodes = loop.actor.episodes([loop.actor.prompts[row] for row in loop.rows(0)], DRAWN, 0)
     loop.actor.shaped(episodes, objective.Control())
     return episodes
 
@@ -194,9 +196,11 @@ def test_one_update_needs_no_scores_before_it(
 
 def test_the_best_of_several_answers_is_told_beside(make_ppo: Callable[..., PpoLoop]) -> None:
     loop = make_ppo("several", ppo={"best_of": 4})
-    actor, (prompt, *_) = loop.actor, loop.actor.prompts
-    told = actor.best_of([prompt, prompt], 4)
-    _, scores, _ = actor.drawn([prompt] * 8, 12, 4)
-    assert len({*scores.tolist()}) > 1 and told["best_of"] == 4
-    assert told["best"] == (max(scores[:4]) + max(scores[4:])) / 2
-    assert told["one"] == (scores[0] + scores[4]) / 2 < told["best"]
+    drawn = loop.actor.episodes(loop.actor.judges, BEST, 4, samples=4)
+    assert loop.train() == 0
+    told = json.loads((loop.run.path / "start.json").read_bytes())
+    several = [[episode.score for episode in drawn[i : i + 4]] for i in range(0, len(drawn), 4)]
+    assert len(several) == len(told["scores"]) == told["best_of"] == 4
+    assert told["best"] == pytest.approx(sum(map(max, several)) / 4)
+    assert told["one"] == pytest.approx(sum(scores[0] for scores in several) / 4)
+    assert told["one"] < told["best"]

@@ -1,6 +1,6 @@
 """Everything a GPU is asked, in one command of some ten minutes:
 
-    python -m tests.bench.gpu [--tune] [--record] [--plot DIR] [OP ...]
+    python -m tests.bench.gpu [--tune] [--record] [OP ...]
     python -m tests.bench.gpu end-to-end [SHAPE ...]     a later part alone
     python -m tests.bench.gpu decode [SHAPE ...]
 

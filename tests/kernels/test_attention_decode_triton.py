@@ -144,7 +144,7 @@ def test_refuses_what_no_kernel_takes(make) -> None:
             attention_decode(**inputs | change, impl="triton")
 
     wide = {name: torch.ones(7, 16, 2, 257) for name in ("k_PSGD", "v_PSGD")}
-    refuse("head width = 257: the kernel takes at most 256", q_BHD=torch.ones(2, 4, 257), **wide)
+    refuse("attention_decode: size 1028, at most 1024", q_BHD=torch.ones(2, 4, 257), **wide)
     refuse("3 query heads are not a multiple of 2 key heads", q_BHD=torch.ones(2, 3, 8))
     refuse(r"k has shape \(7, 16, 2, 9\), must be \(7, 16, 2, 8\)", k_PSGD=torch.ones(7, 16, 2, 9))
     refuse(r"k has shape \(7, 16, 2, 8\), must be \(2, 16, 2, 8\)", pages_BJ=None)

@@ -162,7 +162,7 @@ def test_refuses_what_no_kernel_takes(draw) -> None:
     refuse("3 query heads are not a multiple of 2 key heads", {"q_NHD": torch.ones(4, 3, 8)})
     refuse(r"v has shape \(4, 2, 9\), must be \(4, 2, 8\)", {"v_NGD": torch.ones(4, 2, 9)})
     wide = {name: torch.ones(4, 2, 257) for name in ("q_NHD", "k_NGD", "v_NGD")}
-    refuse("head width = 257: the kernel takes at most 256; pass impl='eager'", wide)
+    refuse("attention_fwd: size 257, at most 256; pass impl='eager'", wide)
     wide = {"q_NHD": torch.ones(4, 4, 8).double()}
     refuse("impl = 'triton' on torch.float64: kernels take", wide)
     half = {"k_NGD": torch.ones(4, 2, 8).half()}

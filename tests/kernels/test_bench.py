@@ -125,11 +125,6 @@ def test_neighbours_are_one_step_away() -> None:
         config | {"BLOCK_N": 2}, config | {"num_warps": 16}, config | {"num_stages": 2}
     ]  # fmt: skip
 
-def test_plots_every_op(clock, tmp_path) -> None:
-    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
-    bench.main(["rms_norm", "swiglu", "--plot", str(tmp_path / "plots")])
-    assert {path.name for path in (tmp_path / "plots").iterdir()} == {"rms_norm.png", "swiglu.png"}
-
 def test_says_that_there_is_no_gpu(monkeypatch, capsys) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit):

@@ -133,7 +133,7 @@ def test_strided_inputs_and_no_rows(draw) -> None:
 
 def test_refuses_what_does_not_fit(draw) -> None:
     inputs = {name: tensor.float() for name, tensor in make(6, 8, 4, 129, draw).items()}
-    with pytest.raises(ValueError, match="rank = 129: the kernel takes at most 128; pass impl="):
+    with pytest.raises(ValueError, match="lora_shrink: size 129, at most 128; pass impl="):
         OP(**inputs)
     inputs = {name: tensor.float() for name, tensor in make(6, 8, 4, 2, draw).items()}
     with pytest.raises(ValueError, match=r"a has shape \(2, 7\), must be \(2, 8\)"):

@@ -26,11 +26,11 @@ import numpy as np
 import pytest
 import tokenizers
 import torch
+import tyro
 from prometheus_client.parser import text_string_to_metric_families
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 import serve
-from ftcore.cli import options
 from ftcore.config import ServeConfig
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.deploy.api import Api, Served
@@ -218,7 +218,7 @@ class Asked:
 
     def __init__(self, path: str, flags: tuple[str, ...] = (), **more: Any) -> None:
         words = ["--precision", "fp32", "--threads", "1"]
-        config = options(ServeConfig, [*words, *flags], script="serve.py")
+        config = tyro.cli(ServeConfig, args=[*words, *flags])
         self.loaded, about = serve.opened(path, Path(path).name, config)
         self.model = self.loaded.model
         self.tokenizer = Tokenizer.load(self.loaded.folder)

@@ -16,8 +16,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import tyro
 
-from ftcore.cli import options
 from ftcore.config import ServeConfig
 from ftcore.deploy import http
 from ftcore.deploy.engine import Engine
@@ -112,7 +112,7 @@ def test_keys_are_compared_in_constant_time(
 
     monkeypatch.setattr(hmac, "compare_digest", compare)
     (tmp_path / "keys").write_text("alpha\nbeta\ngamma")
-    config = options(ServeConfig, ["--api-key-file", str(tmp_path / "keys")], script="")
+    config = ServeConfig(api_key_file=tmp_path / "keys")
     server = http.Server(api({}), config)
     server._owner({b"authorization": b"Bearer alpha"}, "/v1/models")
     assert [one for one, _ in compared] == [hashlib.sha256(b"alpha").digest()] * 3
@@ -253,7 +253,7 @@ def test_time_and_connections_are_limited_and_a_full_disk_is_borne(mortal: Clien
 
 def test_every_option_has_a_text_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        options(ServeConfig, ["--help"], script="serve.py")
+        tyro.cli(ServeConfig, args=["--help"])
     shown = " ".join(re.sub("[^ -~]", " ", capsys.readouterr().out).split())
     lines = inspect.getsource(ServeConfig).splitlines()
     texts = [line.partition("  # ")[2] for line in lines if re.match(r"    \w+: ", line)]
