@@ -40,11 +40,9 @@ def learning_rate(step: int, total_steps: int, peak: float, config: ScheduleConf
     warmup_steps, decay_steps = (int(x * total_steps) for x in (config.warmup, config.decay))
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
-    if config.shape == "constant":
-        return peak
-    if config.shape == "wsd":
-        warmup_steps = max(warmup_steps, total_steps - decay_steps)
-    done = min(1.0, max(0, step - warmup_steps) / max(1, total_steps - warmup_steps))
+    last = {"constant": 0, "wsd": decay_steps}.get(config.shape, total_steps)
+    start = max(warmup_steps, total_steps - last)  # of the decay
+    done = min(1.0, max(0, step - start) / max(1, total_steps - start))
     if config.shape != "cosine":
         return peak * (1 - (1 - config.final) * done)
     return peak * (config.final + (1 - config.final) * (1 + math.cos(math.pi * done)) / 2)
