@@ -14,6 +14,7 @@ from kernels.dropout import dropout
 from kernels.softcap import capped
 
 ModelTask = Literal["lm", "classify", "trunk"]
+EMBEDDING, HEAD = "trunk.embed_tokens.weight", "head.lm_head.weight"
 POOLERS = {"tanh": torch.tanh, "relu": torch.relu, "gelu_norm": nn.functional.gelu}
 
 class Head(nn.Module):
@@ -77,7 +78,8 @@ class Model(nn.Module):
         self.spec, self.task, self.num_labels = spec, task, num_labels
         self.trunk = Transformer(spec)
         self.head = None if task == "trunk" else Head(spec, task, num_labels)
-        if task == "lm" and spec.tie_word_embeddings:
+        self.is_tied = task == "lm" and spec.tie_word_embeddings
+        if self.is_tied:
             self.head.lm_head.weight = self.trunk.embed_tokens.weight
 
     def init_weights(self, generator: torch.Generator, among: nn.Module | None = None) -> None:

@@ -16,12 +16,11 @@ from torch import Tensor
 
 from ftcore.errors import ModelError
 from ftcore.model.families import Family, family_named, matches
-from ftcore.model.heads import Model, ModelTask
+from ftcore.model.heads import EMBEDDING, HEAD, Model, ModelTask
 from ftcore.model.transformer import ModelSpec
 
 CONFIG, INDEX, SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
-EMBEDDING, HEAD = "trunk.embed_tokens.weight", "head.lm_head.weight"
 MOST_LAYERS, MOST_MISSING = 1_000, 2**24  # the latter in values
 FLOATS = ("BF16", "F16", "F32", "F64")
 
@@ -163,34 +162,30 @@ def load_weights(model: Model, folder: Path, family: Family, *,
     """Fill `model` from a checkpoint folder; its parameters keep their dtype and device. A module
     of a head that may be new may be absent as a whole: it keeps its values and is listed.
     ModelError: all missing, unexpected and mis-shaped tensors, in one message."""
-    stored = stored_tensors(folder)
+    stored, held = stored_tensors(folder), {}
     wanted = dict(model.named_parameters())  # a shared one once, under the embedding's name
     ours_of = {hf_name: family.to_ours(hf_name) for hf_name in stored}
     modules = {name.rpartition(".")[0] for name in wanted}
     hf_name_of: dict[str, str] = {}
-    ignored, unexpected, misfits = [], [], []
-    for hf_name, (_, dtype, shape) in sorted(stored.items()):
-        if (first := next(iter(ours_of[hf_name]), "")) not in wanted:
-            other_head = first.startswith("head.") and first.rpartition(".")[0] not in modules
-            is_needless = other_head or matches(hf_name, family.ignored)
-            (ignored if is_needless else unexpected).append(hf_name)
-            continue
+    ignored, shapes = [], {}
+    for hf_name in sorted(stored):
+        first, label = next(iter(ours_of[hf_name]), ""), hf_name
+        is_other_head = first.startswith("head.") and first.rpartition(".")[0] not in modules
         if first in hf_name_of:
-            unexpected.append(f"{hf_name} beside {hf_name_of[first]}")
-        elif shape != (fitting := family.hf_shape(hf_name, wanted[first].shape)):
-            misfits.append(f"{hf_name} is {shape}, must be {fitting}")
-        elif dtype not in FLOATS:
-            misfits.append(f"{hf_name} is {dtype}, must be one of {', '.join(FLOATS)}")
-        hf_name_of.update(dict.fromkeys(ours_of[hf_name], hf_name))
+            label = f"{hf_name} beside {hf_name_of[first]}"
+        elif first in wanted:
+            hf_name_of |= dict.fromkeys(ours_of[hf_name], hf_name)
+            shapes[hf_name] = family.hf_shape(hf_name, wanted[first].shape)
+        elif is_other_head or matches(hf_name, family.ignored):
+            ignored.append(hf_name)
+            continue
+        held[label] = stored[hf_name]
     absent = [name for name in wanted if name not in hf_name_of]
     whole = modules - {name.rpartition(".")[0] for name in hf_name_of} if head_may_be_new else set()
     new = [n for n in absent if n.startswith("head.") and n.rpartition(".")[0] in whole]
-    # A fused tensor is missing once.
-    missing = list(dict.fromkeys(family.to_hf(name) for name in absent if name not in new))
-    problems = {"missing": missing, "unexpected": unexpected, "misfit": misfits}
-    if lines := [f"  {kind}: {_some(names)}" for kind, names in problems.items() if names]:
-        head = f"{folder}: weights, config.json and the number of labels do not fit each other"
-        raise ModelError("\n".join([head, *lines]))
+    shapes |= {family.to_hf(n): [*wanted[n].shape] for n in absent if n not in new}  # fused: once
+    what = f"{folder}: weights, config.json and the number of labels do not fit each other"
+    refuse_misfits(what, held, shapes)
     for name in (n for n in ignored if HEAD in ours_of[n] and model.spec.tie_word_embeddings):
         if not torch.equal(*dict(mapped([name, hf_name_of[EMBEDDING]], stored)).values()):
             what = f"{folder}: {name} differs from the embeddings, which config.json ties it to"
@@ -203,6 +198,17 @@ def load_weights(model: Model, folder: Path, family: Family, *,
             for target, part in zip(targets, family.split(hf_name, tensor), strict=True):
                 target.copy_(part)
     return Accounting([name for name in wanted if name in hf_name_of], ignored, new)
+
+def refuse_misfits(what: str, held: Stored, shapes: Mapping[str, list[int]]) -> None:
+    """ModelError, `what` and each tensor that is missing, unexpected, mis-shaped or no float."""
+    both = [name for name in shapes if name in held]
+    odd = [f"{n} is {held[n][2]}, must be {shapes[n]}" for n in both if held[n][2] != shapes[n]]
+    odd += [f"{n} is {held[n][1]}, must be one of {', '.join(FLOATS)}"
+            for n in both if held[n][1] not in FLOATS]
+    problems = {"missing": [name for name in shapes if name not in held],
+                "unexpected": [name for name in held if name not in shapes], "misfit": odd}
+    if lines := [f"  {kind}: {_some(names)}" for kind, names in problems.items() if names]:
+        raise ModelError("\n".join([what, *lines]))
 
 def stored_tensors(folder: Path) -> Stored:
     """What is in one file, or in shards with an index. Raises ModelError: no safetensors, a pickled

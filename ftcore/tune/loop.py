@@ -26,7 +26,7 @@ from ftcore.data.pack import Batch, Encoded, collate, lengths, pack, split, step
 from ftcore.env.compute import LossScale, derived
 from ftcore.env.run import RunFolder, StopFlag
 from ftcore.errors import CheckpointError, SaveError, TrainingError
-from ftcore.model.heads import Model
+from ftcore.model.heads import EMBEDDING, Model
 from ftcore.tune.checkpoint import Checkpoints, Loaded, load
 from ftcore.tune.freeze import rates_of
 from ftcore.tune.optim import AdamW, learning_rate
@@ -229,13 +229,12 @@ class Loop:
 def rows_read(model: Model, documents: Sequence[Encoded]) -> dict[str, Tensor]:
     """int64 rows of token embeddings that are read, by matrix name; none if frozen or tied."""
     weight_VC = model.trunk.embed_tokens.weight
-    owners = [n for n, p in model.named_parameters(remove_duplicate=False) if p is weight_VC]
-    if len(owners) > 1 or not weight_VC.requires_grad:
+    if model.is_tied or not weight_VC.requires_grad:
         return {}
     is_read_V = np.zeros(len(weight_VC), dtype=bool)
     for document in documents:
         is_read_V[document.tokens_T] = True
-    return {owners[0]: torch.from_numpy(is_read_V.nonzero()[0])}
+    return {EMBEDDING: torch.from_numpy(is_read_V.nonzero()[0])}
 
 def filled(documents: Sequence[Encoded]) -> Batch:
     """A token task's batch whose sizes are few, by a last document and rows that count nothing."""
