@@ -6,7 +6,7 @@ where these differ; layer_types) and older ones (rope_theta, rope_scaling; a per
 import re
 import sys
 import tomllib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -144,15 +144,16 @@ class Family(NamedTuple):
         """Our names of an HF tensor or module; none where the family does not know it."""
         # HF: files of 2018 call a norm's weight gamma and its bias beta.
         hf_name = re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", hf_name))
-        pairs = ((hf, ours) for ours, hf_names in self.names.items() for hf in hf_names)
-        return tuple(_renamed(hf_name, pairs))
+        module, rename = _parted(hf_name)
+        return tuple(rename(ours) for ours, names in self.names.items() if module in names)
 
     def to_hf(self, our_name: str, *, bare: bool = False) -> str:
         """HF name of one of our tensors or modules; `bare` leaves out the trunk's prefix."""
-        pairs = ((ours, hf_names[0]) for ours, hf_names in self.names.items())
-        if not (names := _renamed(our_name, pairs)):
+        module, rename = _parted(our_name)
+        if module not in self.names:
             raise ModelError(f"{our_name}: the family {self.name} has no name for it")
-        return names[0].removeprefix(self.trunk_prefix) if bare else names[0]
+        hf_name = rename(self.names[module][0])
+        return hf_name.removeprefix(self.trunk_prefix) if bare else hf_name
 
     def hf_shape(self, hf_name: str, shape: Sequence[int]) -> list[int]:
         """Shape of an HF tensor whose parts, ours, have the given shape each."""
@@ -193,11 +194,11 @@ def _tables(name: str) -> dict[str, Any]:
     parts = ("trunk", "switches", "keys")
     return other | own | {part: other.get(part, {}) | own.get(part, {}) for part in parts}
 
-def _renamed(name: str, pairs: Iterable[tuple[str, str]]) -> list[str]:
-    """The second of each pair whose first is the name, or that without .weight or .bias."""
+def _parted(name: str) -> tuple[str, Callable[[str], str]]:
+    """A name's module, with {i} for its layer; what puts layer and tensor into another module's."""
     layer = "".join(LAYER.findall(name)[:1])
     module, tensor = TENSOR.fullmatch(LAYER.sub("{i}", name, count=1)).groups("")
-    return [target.replace("{i}", layer) + tensor for source, target in pairs if source == module]
+    return module, lambda other: other.replace("{i}", layer) + tensor
 
 def _divided(key: str, total: int, by_key: str, by: int) -> int:
     if total % by:
