@@ -60,11 +60,9 @@ def read_object(path: Path, *, advice: str = "") -> dict[str, Any]:
 def labels_of(config: Mapping, where: Path) -> tuple[str, ...]:
     """Class names of `id2label`, by index. ModelError: none, not 0 .. K - 1, or two of one name."""
     id2label = config.get("id2label")
-    try:
-        labels = tuple(str(id2label[str(index)]) for index in range(len(id2label)))
-    except (KeyError, TypeError):
-        labels = ()
-    if not labels or len(set(labels)) != len(labels):
+    named = id2label if isinstance(id2label, dict) else {}
+    labels = tuple(str(named[key]) for key in map(str, range(len(named))) if key in named)
+    if not labels or len(set(labels)) != len(named):
         must = "must name a classifier's classes 0 .. K - 1, each once; else it is no classifier"
         raise ModelError(f"{where}: id2label = {id2label}: {must}")
     return labels
@@ -146,10 +144,10 @@ def save_model(loaded: LoadedModel, folder: Path, *, labels: tuple[str, ...] | N
     config["architectures"] = [loaded.family.architectures[task]]
     config["dtype"] = str(state[EMBEDDING].dtype).removeprefix("torch.")
     if task == "classify":
-        count = model.num_labels
-        labels = labels or loaded.labels or tuple(f"LABEL_{index}" for index in range(count))
-        if len(labels) != count:
-            raise ModelError(f"{len(labels)} labels for {count} classes: {', '.join(labels)}")
+        labels = labels or loaded.labels or ()
+        if len(labels) != model.num_labels:
+            what = f"{len(labels)} labels for {model.num_labels} classes"
+            raise ModelError(f"{what}: {', '.join(labels)}")
         config["id2label"] = {str(index): label for index, label in enumerate(labels)}
         config["label2id"] = {label: index for index, label in enumerate(labels)}
         config |= {} if problem is None else {"problem_type": problem}
@@ -191,13 +189,13 @@ def load_weights(model: Model, folder: Path, family: Family, *,
             what = f"{folder}: {name} differs from the embeddings, which config.json ties it to"
             raise ModelError(f"{what}: set tie_word_embeddings to false, or remove {name}")
     with torch.no_grad():
-        for hf_name, tensor in mapped(dict.fromkeys(hf_name_of.values()), stored):
+        for hf_name, tensor in mapped(shapes, stored):
             targets = [wanted[name] for name in ours_of[hf_name]]
             if matches(hf_name, family.transposed):  # cost: in the dtype first, half the time
                 tensor = tensor.to(targets[0].dtype)
             for target, part in zip(targets, family.split(hf_name, tensor), strict=True):
                 target.copy_(part)
-    return Accounting([name for name in wanted if name in hf_name_of], ignored, new)
+    return Accounting([*hf_name_of], ignored, new)
 
 def refuse_misfits(what: str, held: Stored, shapes: Mapping[str, list[int]]) -> None:
     """ModelError, `what` and each tensor that is missing, unexpected, mis-shaped or no float."""
