@@ -163,6 +163,7 @@ class Loop:
             packed = [mine[i] for i in stream]
             batch = filled(packed) if self.graphs else collate(packed).to(self.device)
             loss += run(batch, loss_scale / weight).item()
+        self.optimizer.zero_unreached()
         return loss
 
     def _step(self, workers: Workers) -> dict[str, float]:

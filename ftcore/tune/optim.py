@@ -80,17 +80,15 @@ class AdamW:
         self.masters = self._named(self.flats["master"])
         narrow = dtypes - {self.wide}
         self.flat_param = self.zeros(*narrow) if narrow else None
+        rounded = self._named(self.flat_param) if narrow else {}
         self.open_buffers(1)
-        for name, param in self.params.items():
+        for name, param in self.params.items():  # into memory that can be shared
             data, master = param.detach(), self.masters[name]
             master.copy_(data[self.rows[name]] if name in self.rows else data)
-            # into memory that can be shared
+            home = master if data.dtype == self.wide else rounded[name]
             if name in self.rows:
-                param.data = shared_zeros(data.numel(), data.dtype).view(data.shape).copy_(data)
-            elif data.dtype == self.wide:
-                param.data = master
-            else:
-                param.data = self.flat_param[slice(*self.spans[name])].view(data.shape).copy_(data)
+                home = shared_zeros(data.numel(), data.dtype).view(data.shape)
+            param.data = home.copy_(data)
             param.register_post_accumulate_grad_hook(partial(self._collect, name))
 
     def _named(self, flat: Tensor) -> dict[str, Tensor]:

@@ -77,11 +77,9 @@ class Workers(ExitStack):
         return answers
 
     def _act(self, act: str, *args: Any) -> Any:
-        if act != "gradients":  # then the optimiser's, on the part of this process
-            return getattr(self.optimizer, act)(self.parts[self.number], *args)
-        loss = self.share(args[0], self.number, self.count, args[1])
-        self.optimizer.zero_unreached()
-        return loss
+        if act == "gradients":
+            return self.share(args[0], self.number, self.count, args[1])
+        return getattr(self.optimizer, act)(self.parts[self.number], *args)  # its part of them
 
     def _work(self, number: int, pipe: Connection) -> None:
         """A worker's life: until the parent closes the pipe or is gone."""
