@@ -19,7 +19,7 @@ from ftcore.model.families import Family, family_named, matches
 from ftcore.model.heads import EMBEDDING, HEAD, Model, ModelTask
 from ftcore.model.transformer import ModelSpec
 
-CONFIG, INDEX, SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
+CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 MOST_LAYERS, MOST_MISSING = 1_000, 2**24  # the latter in values
 FLOATS = ("BF16", "F16", "F32", "F64")
@@ -132,13 +132,14 @@ def save_model(loaded: LoadedModel, folder: Path, *, labels: tuple[str, ...] | N
     from huggingface_hub import save_torch_state_dict
 
     model, spec, task = loaded.model, loaded.model.spec, loaded.model.task
-    state, tensors, is_bare = dict(model.named_parameters()), {}, task == "trunk"
-    for hf_name in dict.fromkeys(loaded.family.to_hf(name, bare=is_bare) for name in state):
+    state, tensors = dict(model.named_parameters()), {}
+    prefix = loaded.family.trunk_prefix if task == "trunk" else ""  # HF: its trunk has none
+    for hf_name in dict.fromkeys(map(loaded.family.to_hf, state)):
         parts = [state[name].detach().cpu() for name in loaded.family.to_ours(hf_name)]
         tensor = loaded.family.join(hf_name, parts).contiguous()
         # HF: its writer refuses a view of a larger storage, which a trained parameter may be
         is_whole = tensor.untyped_storage().nbytes() == tensor.nbytes
-        tensors[hf_name] = tensor if is_whole else tensor.clone()
+        tensors[hf_name.removeprefix(prefix)] = tensor if is_whole else tensor.clone()
     config = {**loaded.config, **loaded.family.to_config(spec)}
     config.pop("torch_dtype", None)  # HF: the older name of `dtype`
     config["architectures"] = [loaded.family.architectures[task]]
@@ -208,25 +209,25 @@ def refuse_misfits(what: str, held: Stored, shapes: Mapping[str, list[int]]) -> 
     if lines := [f"  {kind}: {_some(names)}" for kind, names in problems.items() if names]:
         raise ModelError("\n".join([what, *lines]))
 
-def stored_tensors(folder: Path) -> Stored:
+def stored_tensors(folder: Path, single: str = SINGLE) -> Stored:
     """What is in one file, or in shards with an index. Raises ModelError: no safetensors, a pickled
     model only, an unreadable header, an index of paths or of tensors that its files lack."""
-    if (folder / INDEX).is_file():
-        if not isinstance(weight_map := read_object(folder / INDEX).get("weight_map"), dict):
-            raise ModelError(f"{folder / INDEX}: weight_map = {weight_map}: must be an object")
+    if (index := folder / f"{single}.index.json").is_file():
+        if not isinstance(weight_map := read_object(index).get("weight_map"), dict):
+            raise ModelError(f"{index}: weight_map = {weight_map}: must be an object")
         for name, file in weight_map.items():
             if not isinstance(file, str) or Path(file).name != file:
-                raise ModelError(f"{folder / INDEX}: {name} -> {file!r} must be a bare file name")
+                raise ModelError(f"{index}: {name} -> {file!r} must be a bare file name")
         headers = [read_header(folder / file) for file in sorted(set(weight_map.values()))]
         found = {name: tensor for header in headers for name, tensor in header.items()}
         if odd := sorted(weight_map.keys() ^ found.keys()):
-            raise ModelError(f"{folder / INDEX}: index and shards differ in {_some(odd)}")
+            raise ModelError(f"{index}: index and shards differ in {_some(odd)}")
         return found
-    if (folder / SINGLE).is_file():
-        return read_header(folder / SINGLE)
+    if (folder / single).is_file():
+        return read_header(folder / single)
     pickled = ", ".join(path.name for path in folder.glob("*") if path.suffix in PICKLED)
     hint = f" It holds {pickled}: convert to safetensors." if pickled else ""
-    raise ModelError(f"{folder}: neither {SINGLE} nor {INDEX} is there.{hint}")
+    raise ModelError(f"{folder}: neither {single} nor {index.name} is there.{hint}")
 
 def read_header(file: Path) -> Stored:
     """What one file holds; a name that occurs twice is refused."""

@@ -117,9 +117,7 @@ def load_adapter(model: Model, folder: Path, *, family: Family) -> None:
     options = read_object(folder / CONFIG)
     origin = read_object(folder / ORIGIN) if (folder / ORIGIN).is_file() else {}
     options |= {"rank_pattern": {}, "alpha_pattern": {}} if origin else {}  # those that we write
-    if not (path := folder / WEIGHTS).is_file():
-        raise ModelError(f"{path} is not there. A pickled .bin is never read: convert it")
-    tensors = dict(load.mapped(held := load.read_header(path), held))
+    tensors = dict(load.mapped(held := load.stored_tensors(folder, WEIGHTS), held))
     layers, extra = _held_or_listed(model, family, options, tensors)
     config = _lora_config(folder / CONFIG, options, layers, extra)
     trained, plain, shapes = _trained_fully(model, extra), lora.plain_modules(model), {}
@@ -129,7 +127,7 @@ def load_adapter(model: Model, folder: Path, *, family: Family) -> None:
         shapes[f"{PREFIX}{module}.{B}"] = [linear.out_features * len(parts), rank]
     for key, names in trained.items():
         shapes[PREFIX + key] = family.hf_shape(key, model.get_parameter(names[0]).shape)
-    load.refuse_misfits(f"{path} does not fit {CONFIG} and this model", held, shapes)
+    load.refuse_misfits(f"{folder / WEIGHTS} does not fit {CONFIG} and this model", held, shapes)
     incoming = {}
     for module, parts in layers.items():
         parts_A = tensors[f"{PREFIX}{module}.{A}"].split(config.rank)
@@ -141,7 +139,7 @@ def load_adapter(model: Model, folder: Path, *, family: Family) -> None:
         incoming |= zip(names, family.split(key, tensors[PREFIX + key]), strict=True)
     tied = [incoming[name] for name in (EMBEDDING, HEAD) if name in incoming and model.is_tied]
     if tied and not (tied[1:] and torch.equal(*tied)):
-        what = f"{path}: trains {EMBEDDING} apart from {HEAD}, tied in this model"
+        what = f"{folder / WEIGHTS}: trains {EMBEDDING} apart from {HEAD}, tied in this model"
         raise ModelError(f"{what}: untie its base (tie_word_embeddings = false), save anew")
     ours = base_sha256(model, without=_names(extra)) if origin else None  # peft records none
     if (theirs := origin.get("base_sha256")) != ours:
@@ -161,11 +159,10 @@ def _trained_fully(model: nn.Module, extra: Parts) -> dict[str, list[str]]:
 def _held_or_listed(model: nn.Module, family: Family, options: dict,
                     keys: Collection[str]) -> tuple[Parts, Parts]:
     """Linear layers that the file adapts or lists; modules that it holds fully, or lists."""
-    targets, saved = options.get("target_modules"), options.get("modules_to_save")
     # peft: with one of these, or a regular expression, only the tensors say which layers it is.
     partial = options.get("layers_to_transform") or options.get("exclude_modules")
-    targets = targets if isinstance(targets, list) and not partial else []
-    saved = saved if isinstance(saved, list) else []
+    listed = () if partial else options.get("target_modules"), options.get("modules_to_save")
+    targets, saved = (names if isinstance(names, list) else () for names in listed)
     owners = {key.removeprefix(PREFIX).rpartition(".")[0] for key in keys}
     plain, layers, extra = lora.plain_modules(model), {}, {}
     owning = (name for name, module in plain.items() if list(module.parameters(recurse=False)))

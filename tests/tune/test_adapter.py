@@ -260,7 +260,8 @@ def test_damaged_files(tmp_path: Path) -> None:
     (tmp_path / WEIGHTS).write_bytes(content[:-7])
     assert_refused(model, tmp_path, "not a whole safetensors file")
     (tmp_path / WEIGHTS).rename(tmp_path / "adapter_model.bin")
-    assert_refused(model, tmp_path, "is not there. A pickled .bin is never read")
+    message = "neither adapter_model.safetensors nor .* It holds adapter_model.bin: convert"
+    assert_refused(model, tmp_path, message)
     (tmp_path / "adapter_config.json").write_text("[1]")
     assert_refused(model, tmp_path, "must be a JSON object")
 

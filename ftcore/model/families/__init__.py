@@ -147,13 +147,12 @@ class Family(NamedTuple):
         module, rename = _parted(hf_name)
         return tuple(rename(ours) for ours, names in self.names.items() if module in names)
 
-    def to_hf(self, our_name: str, *, bare: bool = False) -> str:
-        """HF name of one of our tensors or modules; `bare` leaves out the trunk's prefix."""
+    def to_hf(self, our_name: str) -> str:
+        """HF name of one of our tensors or modules."""
         module, rename = _parted(our_name)
         if module not in self.names:
             raise ModelError(f"{our_name}: the family {self.name} has no name for it")
-        hf_name = rename(self.names[module][0])
-        return hf_name.removeprefix(self.trunk_prefix) if bare else hf_name
+        return rename(self.names[module][0])
 
     def hf_shape(self, hf_name: str, shape: Sequence[int]) -> list[int]:
         """Shape of an HF tensor whose parts, ours, have the given shape each."""
