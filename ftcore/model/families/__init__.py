@@ -101,9 +101,8 @@ def read_padded_positions(config: dict) -> Fields:
     rows = read_value(config, "max_position_embeddings")
     return {"position_offset": offset, "max_positions": rows - offset}
 
-RULES: Mapping[str, Callable[..., Fields]] = {
-    "rope": read_rope, "two_ropes": read_two_ropes, "windows": read_windows,
-    "powers": read_powers, "pooling": read_pooling, "padded_positions": read_padded_positions}
+RULES = {rule.__name__.removeprefix("read_"): rule for rule in (
+    read_rope, read_two_ropes, read_windows, read_powers, read_pooling, read_padded_positions)}
 
 class Family(NamedTuple):
     name: str  # `model_type` in config.json
