@@ -151,7 +151,7 @@ class Loop:
         return [self.documents[row] for row in self.rows(step)]
 
     def share(self, step: int, share: int, shares: int, loss_scale: float = 1.0) -> float:
-        """Gradients of a share of a step times `loss_scale` into a buffer; returns its loss sum."""
+        """Gradients of a share of a step, times `loss_scale`, into a buffer; the bare loss sum."""
         documents = self.documents_of(step)
         weight, loss = total_weight(documents), 0.0
         mine = [documents[i] for i in split([len(d) for d in documents], shares)[share]]

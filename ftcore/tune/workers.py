@@ -21,13 +21,10 @@ import torch
 
 from ftcore.tune.optim import AdamW
 
-# (step, share, shares, factor of the loss) -> its loss sum without the factor; gradients have it.
-Share = Callable[[int, int, int, float], float]
-
 class Workers(ExitStack):
-    """`with Workers(count, optimizer, share) as workers:` each step `compute`, then `apply`."""
+    """`with Workers(count, optimizer, loop.share) as workers:`, each step `compute` and `apply`."""
 
-    def __init__(self, count: int, optimizer: AdamW, share: Share) -> None:
+    def __init__(self, count: int, optimizer: AdamW, share: Callable[..., float]) -> None:
         super().__init__()
         self.count, self.optimizer, self.share = count, optimizer, share
         self.number = 0  # of this process
