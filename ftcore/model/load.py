@@ -158,9 +158,8 @@ def save_model(loaded: LoadedModel, folder: Path, *, labels: tuple[str, ...] | N
 
 def load_weights(model: Model, folder: Path, family: Family, *,
                  head_may_be_new: bool = False) -> Accounting:
-    """Fill `model` from a checkpoint folder; its parameters keep their dtype and device. A module
-    of a head that may be new may be absent as a whole: it keeps its values and is listed.
-    ModelError: all missing, unexpected and mis-shaped tensors, in one message."""
+    """Fill `model`, whose parameters keep dtype and device, from a checkpoint folder. A module of a
+    head that may be new may be absent as a whole; it is listed. Raises as `refuse_misfits`."""
     stored, held = stored_tensors(folder), {}
     wanted = dict(model.named_parameters())  # a shared one once, under the embedding's name
     ours_of = {hf_name: family.to_ours(hf_name) for hf_name in stored}

@@ -110,8 +110,7 @@ def save_adapter(model: Model, folder: Path, *, family: Family, base_path: str) 
 def load_adapter(model: Model, folder: Path, *, family: Family) -> None:
     """Wrap a base model and fill it from an adapter folder, ours or peft's; a load that fails
     changes nothing. Raises ModelError: unreadable files, an unknown option of peft's, another base,
-    and in one message every missing, unexpected or mis-shaped tensor; CheckpointError: not what the
-    folder's manifest lists; ConfigError: as `apply_lora`."""
+    or as `refuse_misfits`; CheckpointError: as `verify_folder`; ConfigError: as `apply_lora`."""
     if (folder / files.MANIFEST).is_file():
         files.verify_folder(folder)
     options = read_object(folder / CONFIG)
