@@ -15,14 +15,13 @@ import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
 
 from ftcore.config import OptimConfig
-from ftcore.errors import ConfigError, ModelError
+from ftcore.errors import ConfigError, ModelError, nearest
 from ftcore.model.heads import Model
 
 POLICIES = {"all": "*", "head": "head.*", "embeddings": "*.embed_*s.*", "norms": "*norm.*",
@@ -36,12 +35,11 @@ def leaf(name: str) -> str:
 def match_names(pattern: str, names: Sequence[str], *, what: str,
                 also: Sequence[str] = ()) -> set[str]:
     """The names that are `pattern`, have it as last component, or fit it as a glob. Raises
-    ConfigError that calls it `what`, with the nearest names, last components and words `also`."""
+    ConfigError that calls it `what`, with the nearest name, last components and words `also`."""
     if found := {n for n in names if pattern in (n, leaf(n)) or fnmatchcase(n, pattern)}:
         return found
     known = [*also, *sorted(n for n in set(map(leaf, names)) if not n.isdecimal())]
-    near = get_close_matches(pattern, [*known, *names], n=3)
-    hint = f"; nearest: {', '.join(near)}" if near else ""
+    hint = nearest(pattern, [*known, *names])
     raise ConfigError(f"{what} {pattern!r} matches nothing{hint}; known: {', '.join(known)}")
 
 def below(name: str, modules: set[str]) -> bool:
