@@ -1,5 +1,4 @@
-"""What sits on the transformer: the LM head, over the M scored rows of the stream, or the sequence
-classifier. Logits are in the compute dtype; a `loss` does without them as a whole."""
+"""The heads: logits, in the compute dtype, or a `loss` that does without them as a whole."""
 
 from typing import Literal
 
@@ -18,7 +17,7 @@ EMBEDDING, HEAD = "trunk.embed_tokens.weight", "head.lm_head.weight"
 POOLERS = {"tanh": torch.tanh, "relu": torch.relu, "gelu_norm": nn.functional.gelu}
 
 class Head(nn.Module):
-    """Scores from hidden states: a last linear map over the `features` of each row.
+    """Scores from hidden states: a last linear map over the `features` of M scored rows.
 
     lm_head      over the vocabulary, of a decoder: which token is next ("lm")
     classifier   over the classes of each document ("classify"). Encoders pool the first token, or

@@ -24,7 +24,7 @@ Older = tuple[str, float]  # the key of older files for a number, and what it is
 
 LAYER = re.compile(r"(?<=\.)\d+(?=\.)")  # its number in a name
 TENSOR = re.compile(r"(.*?)(\.weight|\.bias)?", re.DOTALL)  # module, tensor of it
-RANGES = {int: (1, 10_000_000, "an integer in [1, 10000000]"),
+RANGES = {bool: (False, True, "true or false"), int: (1, 10_000_000, "an integer in [1, 10000000]"),
           float: (0, sys.float_info.max, "a finite number >= 0")}
 WINDOWED, FULL = "sliding_attention", "full_attention"
 
@@ -37,10 +37,9 @@ def read_value(config: dict, key: str, default: Any = int, null_is_none: bool = 
         if null_is_none and (key in config or default is kind):
             return None
         value = None if default is kind else default
-    if kind in RANGES:
-        least, most, claim = RANGES[kind]
-        if type(value) not in (int, kind) or not least <= value <= most:
-            raise ModelError(f"config.json: {key} = {value!r}: must be {claim}")
+    least, most, claim = RANGES[kind]
+    if type(value) not in (int, kind) or not least <= value <= most:
+        raise ModelError(f"config.json: {key} = {value!r}: must be {claim}")
     return kind(value)
 
 def read_rope(config: dict, base: Older = ("rope_theta", 1e4)) -> Fields:
