@@ -145,10 +145,9 @@ def save_model(loaded: LoadedModel, folder: Path, *, labels: tuple[str, ...] | N
     config["architectures"] = [loaded.family.architectures[task]]
     config["dtype"] = str(state[EMBEDDING].dtype).removeprefix("torch.")
     if task == "classify":
-        labels = labels or loaded.labels or ()
-        if len(labels) != model.num_labels:
-            what = f"{len(labels)} labels for {model.num_labels} classes"
-            raise ModelError(f"{what}: {', '.join(labels)}")
+        labels, K = labels or loaded.labels or (), model.num_labels
+        if len(labels) != K:
+            raise ModelError(f"{len(labels)} labels for {K} classes: {', '.join(labels)}")
         config["id2label"] = {str(index): label for index, label in enumerate(labels)}
         config["label2id"] = {label: index for index, label in enumerate(labels)}
         config |= {} if problem is None else {"problem_type": problem}
