@@ -67,10 +67,8 @@ class AdamW:
             self.kinds[(rates or {}).get(name, 1.0), decay, name in self.rows].append(name)
         self.params = {name: params[name] for names in self.kinds.values() for name in names}
         assert self.params, "nothing is trained"
-        self.shapes = {name: param.shape for name, param in self.params.items()}
-        for name, rows_L in self.rows.items():
-            self.shapes[name] = torch.Size((len(rows_L), *self.shapes[name][1:]))
-        firsts = [*accumulate((shape.numel() for shape in self.shapes.values()), initial=0)]
+        self.shapes = {n: (len(self.rows.get(n, p)), *p.shape[1:]) for n, p in self.params.items()}
+        firsts = [*accumulate(map(math.prod, self.shapes.values()), initial=0)]
         self.zeros = partial(shared_zeros, firsts[-1], device=next(iter(params.values())).device)
         self.spans: dict[str, Span] = dict(zip(self.params, pairwise(firsts), strict=True))
         first, *more = dtypes = {param.dtype for param in self.params.values()}
@@ -201,15 +199,14 @@ class AdamW:
     def load_state(self, state: Mapping[str, Mapping[str, Tensor]], step_count: int) -> None:
         """Restore `state()` and round the masters into the parameters. Raises CheckpointError, with
         nothing changed: tensors are missing, unknown or mis-shaped, or rows are other ones."""
-        saved_rows = {**self.rows, **state.get("rows", {})}
-        if any(not torch.equal(rows_L, saved_rows[name]) for name, rows_L in self.rows.items()):
-            raise CheckpointError("the training rows are not those of the checkpoint: restore them")
         for group, tensors in self.state().items():
             saved = {name: tensor.shape for name, tensor in state.get(group, {}).items()}
             wanted = {name: tensor.shape for name, tensor in tensors.items()}
             if odd := sorted(n for n in saved | wanted if saved.get(n) != wanted.get(n)):
                 what = f"{len(odd)} tensors of {group} are missing, unknown or mis-shaped"
                 raise CheckpointError(f"{what}, such as {odd[0]}: resume with what wrote them")
+        if any(not torch.equal(rows_L, state["rows"][n]) for n, rows_L in self.rows.items()):
+            raise CheckpointError("the training rows are not those of the checkpoint: restore them")
         self.step_count = step_count
         for group, tensors in self.state().items():
             for name, tensor in tensors.items():
