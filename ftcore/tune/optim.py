@@ -41,7 +41,7 @@ def learning_rate(step: int, total_steps: int, peak: float, config: ScheduleConf
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
     last = {"constant": 0, "wsd": decay_steps}.get(config.shape, total_steps)
-    start = max(warmup_steps, total_steps - last)  # of the decay
+    start = max(warmup_steps, total_steps - last)  # of the decay, over the last steps
     done = min(1.0, max(0, step - start) / max(1, total_steps - start))
     if config.shape != "cosine":
         return peak * (1 - (1 - config.final) * done)

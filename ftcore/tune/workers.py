@@ -76,7 +76,7 @@ class Workers(ExitStack):
     def _act(self, act: str, *args: Any) -> Any:
         if act == "gradients":
             return self.share(args[0], self.number, self.count, args[1])
-        return getattr(self.optimizer, act)(self.parts[self.number], *args)  # its part of them
+        return getattr(self.optimizer, act)(self.parts[self.number], *args)  # on its part
 
     def _work(self, number: int, pipe: Connection) -> None:
         """A worker's life: until the parent closes the pipe or is gone."""
