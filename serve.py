@@ -13,7 +13,6 @@ was asked must be mended; 130 a second signal.
 """
 
 import asyncio
-import hashlib
 import json
 import os
 import sys
@@ -40,8 +39,8 @@ def check_access(config: ServeConfig) -> None:
         what = f"--host {config.host}: other machines could ask without a key"
         raise ConfigError(f"{what}: give --api-key-file FILE, or --insecure")
 
-def opened(path: str, config: ServeConfig) -> tuple["LoadedModel", dict[str, Any]]:
-    """The model, and what else is known of it, as fields of `Served`."""
+def opened(path: str, name: str, config: ServeConfig) -> tuple["LoadedModel", dict[str, Any]]:
+    """The model by that name, and what else is known of it, as fields of `Served`."""
     from ftcore.align.preference import TASKS
     from ftcore.deploy.bundle import ABOUT, open_bundle, temperature_of
     from ftcore.env import compute
@@ -49,7 +48,7 @@ def opened(path: str, config: ServeConfig) -> tuple["LoadedModel", dict[str, Any
     from ftcore.files import sha256_file
     from ftcore.hub import lineage
     from ftcore.model.load import read_object
-    from ftcore.tune.adapter import WEIGHTS, base_sha256, load_artifact, load_base, read_labels
+    from ftcore.tune import adapter
 
     dtype, products = compute.PRECISIONS[config.precision]
     device = compute.resolve_device(config.device, config.kernels)
@@ -57,8 +56,8 @@ def opened(path: str, config: ServeConfig) -> tuple["LoadedModel", dict[str, Any
     if (run / CONFIG_FILE).is_file():
         command = parse(["--resume", path])
         base, problem = command.config.model.path, command.config.problem
-        loaded = load_artifact(run, base=base, kind=TASKS[command.task], dtype=dtype)
-        labels = read_labels(run) or loaded.labels
+        loaded = adapter.load_artifact(run, base=base, kind=TASKS[command.task], dtype=dtype)
+        labels = adapter.read_labels(run) or loaded.labels
         temperature = temperature_of(read_metrics(run / METRICS))
     elif (run / ABOUT).is_file():  # a bundle, whose precision is its own
         loaded, _, about = open_bundle(run)
@@ -69,18 +68,19 @@ def opened(path: str, config: ServeConfig) -> tuple["LoadedModel", dict[str, Any
         written = read_object(folder / "config.json")
         architecture = "".join(written.get("architectures") or ())
         task = next((task for end, task in HEADS.items() if architecture.endswith(end)), "trunk")
-        loaded = load_base(path, task=task, dtype=dtype)
+        loaded = adapter.load_base(path, task=task, dtype=dtype)
         labels, problem = loaded.labels, written.get("problem_type")
         problem = problem or ("regression" if len(labels or ()) == 1 else None)
-    parts = [base_sha256(loaded.model)]
+    parts = [adapter.base_sha256(loaded.model)]
     if not (run / "model").is_dir() and (run / "adapter").is_dir():
-        parts.append(sha256_file(run / "adapter" / WEIGHTS))
+        parts.append(sha256_file(run / "adapter" / adapter.WEIGHTS))
     loaded.model.to(device).use_kernels(config.kernels)
     loaded.model.compute_in(products)
     print(f"{path}: {loaded.accounting}")
-    fingerprint = hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
-    return loaded, {"version": run.resolve().name, "fingerprint": fingerprint, "problem": problem,
-                    "labels": tuple(labels or ()), "temperature": temperature or 1.0}
+    names = name, run.resolve().name
+    return loaded, {"version": names[1], "problem": problem, "temperature": temperature or 1.0,
+                    "labels": tuple(labels or ()), "fingerprint": adapter.fingerprint(*parts),
+                    "adapters": adapter.share_base(loaded, config.adapter, names, parts)}
 
 def made(path: str, name: str, config: ServeConfig, meters: "Meters") -> "Api":
     """The routes over an engine of its own, asked for by that name."""
@@ -94,7 +94,7 @@ def made(path: str, name: str, config: ServeConfig, meters: "Meters") -> "Api":
 
     # cost: a pool of this thread's beside the engine's would slow each of its operations down
     torch.set_num_threads(1)
-    loaded, about = opened(path, config)
+    loaded, about = opened(path, name, config)
     model, spec = loaded.model, loaded.model.spec
     engine = Engine(model, max_waiting=config.queue, max_sequences=config.max_sequences,
                     prefill_tokens=config.prefill_tokens, cache_tokens=config.cache_tokens,

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, NamedTuple, dataclass_transform
 
+from tyro.conf import UseAppendAction
+
 Format = Literal["auto", "tsv", "csv", "jsonl", "json", "txt", "labelled"]
 OverLength = Literal["error", "drop", "cut_left", "cut_right", "split"]
 TrainOn = Literal["all", "assistant", "last", "completion"]
@@ -236,6 +238,7 @@ class ServeConfig(Section):
     api_key_file: Path | None = None  # a key a line; None: whoever reaches the port may ask
     insecure: bool = False  # no keys, and every Host, at any address
     public_metrics: bool = False  # /metrics needs no key
+    adapter: UseAppendAction[tuple[str, ...]] = ()  # NAME=DIR: LoRA that requests may name as model
     device: str = "auto"  # auto (a GPU, if there is one), cpu, cuda or cuda:N
     precision: Literal["bf16", "bf16-autocast", "fp16", "fp32"] = "bf16"  # autocast: fp32 weights
     kernels: Literal["auto", "eager", "triton"] = "auto"  # auto: Triton on a GPU

@@ -82,7 +82,7 @@ def _launch(x_NHD: Tensor, cos_sin_2NE: Tensor, weight_D: Tensor | None, saved_N
     x_NHD, saved_NHD, weight_D = (
         x if x is None or x.stride(-1) == 1 and max(x.stride()) * H < 2**31 else x.contiguous()
         for x in (x_NHD, saved_NHD, weight_D))
-    kernel = "rope" if saved_NHD is None else "norm_rope_bwd"
+    kernel = "rope" if weight_D is None else f"norm_rope_{'bwd' if is_backward else 'fwd'}"
     config = dict(launch.config_of(kernel, E, x_NHD.device))
     tiles = triton.cdiv(N * H, config["BLOCK_R"])
     P = launch.num_programs(tiles, config.pop("PER_SM", tiles), x_NHD.device)

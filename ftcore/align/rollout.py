@@ -224,11 +224,12 @@ def model(run: str) -> Source:
 
     def scores(rows: Rows) -> list[float]:
         turns = ((*row["messages"], answer(row["answer"])) for row in rows)
-        read, _ = sides([Chat(str(n), each) for n, each in enumerate(turns)], tokenizer)
-        documents = [Encoded(n, ids_T, 0, 1.0, types_T) for n, (ids_T, types_T, _) in read.items()]
+        chats = [Chat(str(n), each) for n, each in enumerate(turns)]
+        documents = sides(chats, tokenizer).documents
         with torch.inference_mode():
             score_B = all_logits(judge, documents, most)[:, 0].tolist()
-        told, least = dict(zip(read, score_B, strict=True)), min(score_B)
+        told = dict(zip((d.row_id for d in documents), score_B, strict=True))
+        least = min(score_B)
         return [told.get(str(n), least) for n in range(len(rows))]  # the least: it holds nothing
 
     return scores

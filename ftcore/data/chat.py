@@ -1,10 +1,10 @@
 """Chats to text through the model's own template, where each message lies in it, what is learned.
 
 The text is rendered once, and only that rendering is ever tokenised. Positions are found by another
-rendering, with a private-use character in place of each content: if the contents (or what is left
-where the template trims them) put there give back the text, they stand there. A template that
-looks into contents (Qwen3 cuts <think> parts out of earlier turns) is asked once per message: what
-changes with it? Templates run in jinja2's sandbox, with limits and what transformers gives."""
+rendering, with a private-use character at both ends of each content (or of what is left where the
+template trims it): without these it must be the text. A template that looks into contents (Qwen3
+cuts <think> parts out of earlier turns) is asked once per message: what changes with it? Templates
+run in jinja2's sandbox, with limits and what transformers gives."""
 
 import json
 import os
@@ -18,7 +18,6 @@ from typing import NoReturn
 
 import jinja2
 import numpy as np
-from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ftcore.config import TrainOn
@@ -28,7 +27,7 @@ from ftcore.data.tokenizer import Encoding, Tokenizer
 from ftcore.errors import ModelError
 
 MAX_CHARACTERS, MAX_SECONDS = 2**20, 10.0  # of a rendering
-PRIVATE_USE = range(0xF0000, 0x110000)  # characters that no text means anything by
+PRIVATE_USE = range(0xE000, 0xF900)  # characters that no text means anything by
 
 Span = tuple[int, int] | None  # start and end, in characters; None: left out of the text
 Again = Callable[[Sequence[str]], str]  # the text of the chat with other contents
@@ -45,11 +44,14 @@ def render(messages: Sequence[Message], tokenizer: Tokenizer) -> tuple[str, tupl
 
     contents = [message["content"] for message in messages]
     used = text + "".join(contents)
-    unused = (character for character in map(chr, PRIVATE_USE) if character not in used)
-    marks = "".join(islice(unused, len(contents)))
-    spans = _marked_spans(text, contents, marks, again)
-    return text, spans or tuple(_changed_span(text, contents, marks[0], again, at)
-                                for at in range(len(contents)))
+    mark = next(character for character in map(chr, PRIVATE_USE) if character not in used)
+    for put in (contents, [content.strip() for content in contents]):
+        parts = again([mark + content + mark for content in put]).split(mark)
+        if parts[1::2] == put and "".join(parts) == text:
+            ends = list(accumulate(map(len, parts)))
+            return text, tuple(zip(ends[::2], ends[1::2], strict=False))
+    at_each = range(len(contents))
+    return text, tuple(_changed_span(text, contents, mark, again, at) for at in at_each)
 
 def render_text(messages: Sequence[Message], tokenizer: Tokenizer, *,
                 add_generation_prompt: bool = False) -> str:
@@ -81,22 +83,6 @@ def generation_prompt(tokenizer: Tokenizer) -> str:
     prompted = render_text(question, tokenizer, add_generation_prompt=True)
     return prompted[len(os.path.commonprefix([asked, prompted])) :]
 
-def _marked_spans(text: str, contents: Sequence[str], marks: str,
-                  again: Again) -> tuple[Span, ...] | None:
-    """Spans of all contents by marks in their places, None where these do not give the text."""
-    try:
-        parts = re.split(f"([{marks}])", again(marks))
-    except RowError:  # a template that refuses marks may accept the contents
-        return None
-    for trim in (str, str.rstrip, str.lstrip, str.strip):
-        put = dict(zip(marks, map(trim, contents), strict=True))
-        shown = [put.get(part, part) for part in parts]
-        if len({*parts[1::2]}) == len(parts) // 2 and "".join(shown) == text:  # no mark twice
-            ends = zip(parts, shown, accumulate(map(len, shown)), strict=True)
-            spans = {part: (end - len(said), end) for part, said, end in ends}
-            return tuple(map(spans.get, marks))
-    return None
-
 def _changed_span(text: str, contents: Sequence[str], mark: str, again: Again, at: int) -> Span:
     """Span that changes when one content is replaced, checked to hold text of that content."""
     other = again([*contents[:at], mark, *contents[at + 1 :]])
@@ -111,21 +97,16 @@ def _changed_span(text: str, contents: Sequence[str], mark: str, again: Again, a
         raise RowError(f"{what} became {text[start:end][:50]!r}; use a template that keeps texts")
     return start, end
 
-class _Generation(Extension):
-    """HF: {% generation %} marks answers for transformers; here its body is plain text."""
-    tags = {"generation"}
-
-    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
 @lru_cache(maxsize=8)
 def _compiled(source: str, where: str) -> jinja2.Template:
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True,
-                                                extensions=[_Generation, loopcontrols])
+                                                extensions=["jinja2.ext.loopcontrols"])
     environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)
     environment.globals["raise_exception"] = _refuse
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    # HF: {% generation %} marks answers for transformers; here its body is plain text
+    source = re.sub(r"(\{%[-+]?\s*)generation\b", r"\1if true", source)
+    source = re.sub(r"(\{%[-+]?\s*)endgeneration\b", r"\1endif", source)
     try:
         template = environment.from_string(source)
     except jinja2.TemplateSyntaxError as error:

@@ -167,11 +167,8 @@ def answer(text: str) -> Message:
     return Message(role="assistant", content=text, train=True, weight=1.0)
 
 def conversation(row: Row, config: configs.ChatDataConfig) -> Chat:
-    if config.prompt:
-        turns = [*prompted(row, config), answer(text_of(row, config.answer))]
-    else:
-        turns = turns_of(row, config.messages, config)
-    return Chat(row.id, tuple(turns), row.file, row.line)
+    read, column = (_side, config.answer) if config.prompt else (turns_of, config.messages)
+    return Chat(row.id, tuple(read(row, column, config)), row.file, row.line)
 
 def preference(row: Row, config: configs.PairsDataConfig) -> Chat:
     """The chosen conversation, with the other answer and how much worse it is."""
@@ -188,7 +185,7 @@ def preference(row: Row, config: configs.PairsDataConfig) -> Chat:
     messages = *prompt, answer(chosen["content"])
     return Chat(row.id, messages, row.file, row.line, rejected["content"], margin)
 
-def _side(row: Row, column: str, config: configs.PairsDataConfig) -> list[Message]:
+def _side(row: Row, column: str, config: configs.ChatDataConfig) -> list[Message]:
     """Prompt and answer of one column; RowError: the last turn is empty or not the assistant's."""
     prompt = prompted(row, config) if config.prompt else []
     if prompt and not isinstance(row.fields.get(column), list):

@@ -68,8 +68,8 @@ def clusters(examples: Sequence[Example], groups: Sequence[Hashable] = ()) -> li
     rows: dict[str, int] = {}
     forms = [dedup.folded(said(e, without=UNASKED if e.rejected else SYSTEM)) for e in examples]
     pairs = [(rows.setdefault(form, row), row) for row, form in enumerate(forms)]
-    named, first = dedup.ranked(rows), {}
-    pairs += [(rows[named[a]], rows[named[b]]) for a, b, _ in dedup.alike(named)]
+    pairs += [(rows[a], rows[b]) for a, b, _ in dedup.alike(rows)]
+    first: dict[Hashable, int] = {}
     pairs += [(first.setdefault(g, row), row) for row, g in enumerate(groups) if g is not None]
     for one, other in pairs:
         parents[root(other)] = root(one)

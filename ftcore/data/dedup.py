@@ -43,13 +43,12 @@ def duplicates(texts: Sequence[str], *, max_share: float = 0.01) -> list[tuple[i
     `max_share` of the different texts, and more than 20, would go for one."""
     forms = [folded(text) for text in texts]
     rows = _first_rows(forms)
-    named = ranked(rows)
     stays: dict[str, tuple[str, float]] = {}  # of each removed text: what stays for it, J
-    for a, b, jaccard in alike(named):
-        if named[a] not in stays and named[b] not in stays:
-            stays[named[b]] = named[a], jaccard
+    for a, b, jaccard in alike(rows):
+        if a not in stays and b not in stays:
+            stays[b] = a, jaccard
     for kept, count in Counter(kept for kept, _ in stays.values()).most_common(1):
-        if count > max(SMALL, max_share * len(named)):
+        if count > max(SMALL, max_share * len(rows)):
             like = [repr(form[:80]) for form in stays if stays[form][0] == kept][:2]
             what = f"row {rows[kept]} (from 0) is like {count} other texts, above {max_share:.1%}"
             mend = "stop for review: if only equal texts shall go, say data.duplicates exact"
@@ -63,22 +62,22 @@ def leaks(train: Sequence[str], held: Sequence[str]) -> dict[int, tuple[int, str
     forms = [folded(text) for text in train]
     rows = _first_rows([folded(text) for text in held])
     rows.pop("", None)  # who says nothing gives nothing away
-    named = ranked({*forms, *rows})
-    held_B = np.array([form in rows for form in named], dtype=bool)
     found = {form: (row, "exact", "Jaccard 1.000") for form, row in rows.items()}
-    for a, b, jaccard in sorted(alike(named, held_B), key=lambda pair: -pair[2]):
-        shown, form = (named[a], named[b]) if held_B[a] else (named[b], named[a])
+    for a, b, jaccard in sorted(alike({*forms, *rows}, rows), key=lambda pair: -pair[2]):
+        shown, form = (a, b) if a in rows else (b, a)
         found.setdefault(form, (rows[shown], "near", f"Jaccard {jaccard:.3f}"))
-    for form, shown, words in _runs([form for form in named if form not in found], ranked(rows)):
+    for form, shown, words in _runs(ranked({*forms} - found.keys()), ranked(rows)):
         found[form] = rows[shown], "13 words", words
     return {row: found[form] for row, form in enumerate(forms) if form in found}
 
-def alike(named: Sequence[str], held_B: np.ndarray | None = None) -> list[tuple[int, int, float]]:
-    """Pairs (a, b, J), a < b, of `named` texts (folded, different, `ranked`) that are alike, in
-    order. held_B (bool): only pairs of which one is held out, the other not."""
+def alike(forms: Collection[str],
+          held: Collection[str] | None = None) -> list[tuple[str, str, float]]:
+    """Pairs (a, b, J) of texts (folded, different) that are alike, in the order of `ranked`, as a
+    and b are. held: only pairs of which one is among these, the other not."""
+    named = ranked(forms)
     words_B = np.array([form.count(" ") + 1 for form in named], dtype=np.int64)
     whole_B = np.array([len(form) >= SHINGLE for form in named], dtype=bool)
-    side_B = np.arange(len(named)) if held_B is None else held_B
+    side_B = np.array([row if held is None else form in held for row, form in enumerate(named)])
     found = []
     for letters in (False, True):
         rows_B = np.flatnonzero(whole_B & (words_B < NEARLY_SHORT) if letters else words_B >= SHORT)
@@ -87,7 +86,7 @@ def alike(named: Sequence[str], held_B: np.ndarray | None = None) -> list[tuple[
         pairs_2P = pairs_2P[:, (words_B[rows_B[pairs_2P]].min(0) < SHORT) == letters]
         told = zip(*rows_B[pairs_2P].tolist(), _jaccard(some, pairs_2P, letters), strict=True)
         found += [pair for pair in told if pair[2] >= SIMILAR]
-    return sorted(found)
+    return [(named[a], named[b], jaccard) for a, b, jaccard in sorted(found)]
 
 def _first_rows(forms: Sequence[str]) -> dict[str, int]:
     return {form: row for row, form in reversed(list(enumerate(forms)))}

@@ -14,7 +14,7 @@ from ftcore import config as configs
 from ftcore.data import columns
 from ftcore.data.chat import Answers, find_answers, supervise
 from ftcore.data.columns import Chat, DataConfig, Example, Labels, Rejected, RowError, Text
-from ftcore.data.pack import Encoded, Side, pair, shifted
+from ftcore.data.pack import Encoded, apart, is_pair, pair, shifted
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import ConfigError, DataError, ModelError
 
@@ -32,8 +32,7 @@ class Split:
 
 def encode(config: DataConfig, examples: Sequence[Example], tokenizer: Tokenizer,
            labels: Names = None) -> Split:
-    """Examples of one split as documents; `labels` of what has classes. See `admit` for rows that
-    are too long. DataError: none is left."""
+    """Examples of one split as documents; `labels` of what has classes. DataError: none is left."""
     split, index = Split(), {name: number for number, name in enumerate(labels or ())}
     kinds = {configs.TextDataConfig: _texts, configs.PairsDataConfig: _pairs,
              configs.ChatDataConfig: _chats, configs.TextsConfig: partial(_labelled, labels=index)}
@@ -58,14 +57,20 @@ def _texts(split: Split, texts: Sequence[Text], tokenizer: Tokenizer, config: Da
 def cut(document: Encoded, max_length: int, over_length: configs.OverLength, *,
         bos_id: int | None) -> list[Encoded]:
     """What is left of a document that is too long: its first tokens, its last ones behind BOS, or
-    parts, of which the last position predicts the first token of the next."""
+    parts, of which the last position predicts the first token of the next. Of a pair each side is
+    cut; nothing is left where an answer would lose its prompt."""
+    if is_pair(document):
+        whole = apart([document])
+        both = [side for one in whole for side in cut(one, max_length, over_length, bos_id=bos_id)]
+        scored = [[np.count_nonzero(d.weights) for d in sides] for sides in (whole, both)]
+        return [pair(document.row_id, both, document.labels[3])] if scored[0] == scored[1] else []
     if over_length == "split":
         starts = range(0, len(document), max_length)
         return [take(document, slice(s, s + max_length), f":{n}") for n, s in enumerate(starts)]
     if over_length == "cut_right":
         return [take(document, slice(max_length))]
-    lead = int(document.tokens_T[0] == bos_id)
-    last = take(document, np.r_[:lead, len(document) - max_length + lead : len(document)])
+    lead, over = int(document.tokens_T[0] == bos_id), max(0, len(document) - max_length)
+    last = take(document, np.r_[:lead, lead + over : len(document)])
     last.weights[:lead] = 0  # what followed BOS is gone
     return [last]
 
@@ -124,74 +129,60 @@ def _pairs(split: Split, chats: Sequence[Chat], tokenizer: Tokenizer,
     if config.over_length in ("cut_right", "split"):
         what = "part of an answer is another answer: choose cut_left, which keeps the end, or drop"
         raise ConfigError(f"data.over_length = {config.over_length}: {what}")
-    lead = int(reads_texts(tokenizer) or tokenizer.bos_id is not None)
     others = [replace(chat, messages=(*prompt, {**answer, "content": chat.rejected}))
               for chat in chats for *prompt, answer in [chat.messages]]
     found = [sides(some, tokenizer, config.train_on_end) for some in (chats, others)]
-    lost = {row.id: row for _, rows in reversed(found) for row in rows}
+    lost = {row.id: row for each in reversed(found) for row in each.rejected}
     split.rejected += lost.values()
-    for chat in (chat for chat in chats if chat.id not in lost):
-        both = [read[chat.id] for read, _ in found]
-        if np.array_equal(both[0][0], both[1][0]):
+    kept = [chat for chat in chats if chat.id not in lost]
+    ones, twos = ([d for d in each.documents if d.row_id not in lost] for each in found)
+    for chat, *both in zip(kept, ones, twos, strict=True):
+        if np.array_equal(both[0].tokens_T, both[1].tokens_T):
             split.rejected.append(columns.left_out(chat, "the two answers are the same tokens"))
         else:
-            size, shorten = max(len(ids_T) for ids_T, *_ in both), partial(_cut_sides, both, lead)
-            admit(split, chat, pair(chat.id, both, chat.margin), shorten, config, size=size)
+            document = pair(chat.id, both, chat.margin)
+            first_id = document.tokens_T[0] if reads_texts(tokenizer) else tokenizer.bos_id
+            admit(split, chat, document, partial(cut, bos_id=first_id), config)
 
-def _cut_sides(sides: Sequence[Side], lead: int, document: Encoded, limit: int,
-               _: configs.OverLength) -> list[Encoded]:
-    """The pair without what is over at the starts of its prompts, but for `lead` tokens; none where
-    no prompt would be left."""
-    both = []
-    for ids_T, types_T, start in sides:
-        over = max(0, len(ids_T) - limit)
-        if start - over <= lead:
-            return []
-        kept_T = np.r_[:lead, lead + over : len(ids_T)]
-        both.append((ids_T[kept_T], types_T[kept_T], start - over))
-    return [pair(document.row_id, both, document.labels[3])]
-
-def sides(chats: Sequence[Chat], tokenizer: Tokenizer,
-          train_on_end: bool = True) -> tuple[dict[str, Side], list[Rejected]]:
-    """What a model reads of each conversation, by id; those that give nothing. DataError: all."""
-    found: dict[str, Side] = {}
+def sides(chats: Sequence[Chat], tokenizer: Tokenizer, train_on_end: bool = True) -> Split:
+    """Each conversation as a model reads it, to the end of its answer, which alone is scored; and
+    those that give nothing. DataError: all."""
     if not reads_texts(tokenizer):
         config = configs.ChatDataConfig(train_on="last", train_on_end=train_on_end)
-        half = encode(config, chats, tokenizer)
-        for document in half.documents:
-            scored_M = np.flatnonzero(document.weights)
-            ids_T = document.tokens_T[: scored_M[-1] + 2]
-            found[document.row_id] = ids_T, np.zeros_like(ids_T), int(scored_M[0]) + 1
-        return found, half.rejected
-    lost, texts = [], [("\n".join(m["content"] for m in chat.messages[:-1]),
-                        chat.messages[-1]["content"]) for chat in chats]
+        split = encode(config, chats, tokenizer)
+        ends = [np.flatnonzero(document.weights)[-1] + 2 for document in split.documents]
+        split.documents = list(map(take, split.documents, map(slice, ends)))
+        return split
+    split, texts = Split(), [("\n".join(m["content"] for m in chat.messages[:-1]),
+                              chat.messages[-1]["content"]) for chat in chats]
     answers = tokenizer.encode_batch((answer for _, answer in texts), special=False)
     read = zip(chats, tokenizer.encode_pairs(texts), answers, strict=True)
     for chat, (ids_T, types_T), (answer_T, _) in read:
         if len(answer_T):  # behind it stands one special token
-            types_T = np.zeros_like(ids_T) if types_T is None else types_T
-            found[chat.id] = ids_T, types_T, len(ids_T) - 1 - len(answer_T)
+            counts_T = np.float32(np.arange(len(ids_T), 0, -1) <= len(answer_T) + 1)
+            split.documents.append(shifted(chat.id, ids_T, counts_T, types_T))
         else:
-            lost.append(columns.left_out(chat, "an answer is empty"))
-    return found, lost
+            split.rejected.append(columns.left_out(chat, "an answer is empty"))
+    columns.require_some(split.documents, split.rejected)
+    return split
 
 def reads_texts(tokenizer: Tokenizer) -> bool:
     """Whether it is an encoder's, which without a template reads a chat as a pair of texts."""
     return tokenizer.chat_template is None and "cls_token" in tokenizer.special
 
 def take(document: Encoded, places: np.ndarray | slice, part: str = "") -> Encoded:
-    kept = (array[places] for array in (document.tokens_T, document.labels, document.weights))
+    arrays = (document.tokens_T, document.labels, document.weights, document.types_T)
+    kept = (None if array is None else array[places] for array in arrays)
     return Encoded(document.row_id + part, *kept)
 
 def admit(split: Split, source: Example, document: Encoded,
           shorten: Callable[[Encoded, int, configs.OverLength], list[Encoded]],
-          config: DataConfig, *, size: int | None = None) -> bool:
-    """Take in a document, or, where its `size` (by default its length) is above `max_length`, what
+          config: DataConfig) -> bool:
+    """Take in a document, or, where it (of a pair, one side) is longer than `max_length`, what
     `shorten` makes of it, or nothing (drop), or raise DataError (error); but no part without
     anything to supervise. All that is lost is noted. False: nothing was taken."""
     limit, choice, made, said = config.max_length, config.over_length, [document], []
-    size = len(document) if size is None else size
-    if limit is not None and size > limit:
+    if limit is not None and (size := max(map(len, apart([document])))) > limit:
         if choice == "error":
             what = f"{columns.place(source)}: {size} tokens, {limit} are allowed"
             raise DataError(f"{what}; raise data.max_length, or choose data.over_length for it")

@@ -1,8 +1,7 @@
 """Documents in flat arrays, on the disk and as the streams that the model sees; what a step reads.
 
-Letters: N tokens of all documents, B documents, T tokens of one, K classes. The order is made of
-(seed, epoch, step) alone: step s over n rows with b rows a step reads rows [j b, (j + 1) b) of the
-permutation of its epoch, where epoch = s // k, j = s % k and k = ceil(n / b) steps make one."""
+Letters: N tokens of all documents, B documents, T tokens of one, K classes. What a step reads is
+made of (seed, epoch, step) alone."""
 
 import hashlib
 import math
@@ -18,7 +17,6 @@ from torch import Tensor
 from kernels.docs import Docs
 
 IGNORED = -100  # label of a position that predicts nothing
-Side = tuple[np.ndarray, np.ndarray, int]  # ids and types of a conversation; where its answer is
 
 @dataclass(slots=True)  # cost: a frozen one is made at half the speed
 class Encoded:
@@ -34,20 +32,22 @@ class Encoded:
     def __len__(self) -> int:
         return len(self.tokens_T)
 
-def shifted(row_id: str, ids_T: np.ndarray, counts_T: np.ndarray) -> Encoded:
+def shifted(row_id: str, ids_T: np.ndarray, counts_T: np.ndarray,
+            types_T: np.ndarray | None = None) -> Encoded:
     """A document whose token t counts `counts_T[t]`; the first token is never predicted."""
     labels_T, weights_T = ids_T.copy(), counts_T.copy()
     labels_T[:-1], weights_T[:-1] = ids_T[1:], counts_T[1:]
     labels_T[-1:], weights_T[-1:] = IGNORED, 0
-    return Encoded(row_id, ids_T, labels_T, weights_T)
+    return Encoded(row_id, ids_T, labels_T, weights_T, types_T)
 
-def pair(row_id: str, sides: Sequence[Side], margin: float) -> Encoded:
-    """Two conversations end to end as one document. Its labels (float32): tokens of the chosen one;
-    where its answer begins, and the rejected one's in its own tokens; the margin; the log-ratio of
-    both answers in the reference, 0 until it is known."""
-    ids, types, starts = zip(*sides, strict=True)
-    labels = np.array([len(ids[0]), *starts, margin, 0], dtype=np.float32)
-    return Encoded(row_id, np.concatenate(ids), labels, 1.0, np.concatenate(types))
+def pair(row_id: str, sides: Sequence[Encoded], margin: float) -> Encoded:
+    """Two conversations, scored from their answers on, end to end as one document: see `apart`. Its
+    labels (float32): tokens of the chosen one; where its answer begins, and the rejected one's in
+    its own tokens; the margin; the log-ratio of both in the reference, 0 until it is known."""
+    starts = [np.flatnonzero(side.weights)[0] + 1 for side in sides]
+    labels = np.array([len(sides[0]), *starts, margin, 0], dtype=np.float32)
+    flat = dict(laid_out(sides))
+    return Encoded(row_id, flat["tokens"], labels, 1.0, flat["types"])
 
 def is_pair(document: Encoded) -> bool:
     """Whether `pair` made it: classes that are there are 1, and none is above another that is."""
@@ -62,9 +62,10 @@ def apart(documents: Sequence[Encoded]) -> Sequence[Encoded]:
     for both in documents:
         middle, *starts = both.labels[:3].astype(int)
         for start, own in zip(starts, (slice(middle), slice(middle, None)), strict=True):
-            ids_T, types_T = both.tokens_T[own], both.types_T
-            side = shifted(both.row_id, ids_T, np.float32(np.arange(len(ids_T)) >= start))
-            made.append(replace(side, types_T=None if types_T is None else types_T[own]))
+            ids_T = both.tokens_T[own]
+            types_T = None if both.types_T is None else both.types_T[own]
+            counts_T = np.float32(np.arange(len(ids_T)) >= start)
+            made.append(shifted(both.row_id, ids_T, counts_T, types_T))
     return made
 
 def lengths(documents: Sequence[Encoded]) -> np.ndarray:
@@ -178,6 +179,7 @@ def epoch_order(num_rows: int, *, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(num_rows)
 
 def step_rows(step: int, num_rows: int, *, batch_size: int, seed: int) -> np.ndarray:
-    """Row indices (int64) of an optimiser step, counted from 0."""
+    """Row indices (int64) of an optimiser step, counted from 0: of an epoch's permutation the next
+    `batch_size`, its last step fewer."""
     epoch, place = divmod(step, math.ceil(num_rows / batch_size))
     return epoch_order(num_rows, seed=seed, epoch=epoch)[place * batch_size :][:batch_size]

@@ -20,12 +20,10 @@ from ftcore.data.read import Notes, Rows, collect
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import CheckpointError, ConfigError, DataError
 
-def prepared(config: DataConfig, tokenizer: Tokenizer, *, seed: int,
-             labels: Names = None) -> tuple[store.Prepared, str]:
+def prepared(config: DataConfig, tokenizer: Tokenizer, *, seed: int) -> tuple[store.Prepared, str]:
     """What `prepare` makes, from the cache or into it; and a line that says which. A cache whose
     hashes, at some 0.6 s a GB, do not agree is made anew. CheckpointError: it cannot be written."""
-    wanted = {"seed": seed, "labels": labels}
-    name, why = store.key(config, tokenizer, **wanted), ""
+    name, why = store.key(config, tokenizer, seed), ""
     folder = config.cache and config.cache / name
     gc.disable()  # cost: Python's search for cycles would walk all rows again and again
     try:
@@ -35,11 +33,11 @@ def prepared(config: DataConfig, tokenizer: Tokenizer, *, seed: int,
                 return store.load(folder), f"data: from the cache {folder}"
             except CheckpointError as error:
                 why = f"warning: {error}: made anew\n"
-        data = prepare(config, tokenizer, **wanted)
+        data = prepare(config, tokenizer, seed=seed)
         data.notes["key"] = name
         if folder is None:
             return data, "data: prepared, and not kept"
-        if store.key(config, tokenizer, **wanted) != name:
+        if store.key(config, tokenizer, seed) != name:
             raise DataError("a data file changed while it was read: start again")
         num_tokens = sum(sum(map(len, split.documents)) for _, split in data.splits())
         with files.write_folder(folder, needed_bytes=4 * num_tokens) as temp:

@@ -93,22 +93,25 @@ def read_rows(paths: Sequence[str | Path], *, format: Format = "auto", columns: 
         form = {".ndjson": "jsonl"}.get(suffix, suffix[1:]) if format == "auto" else format
         if form not in READERS:
             raise DataError(f"{path}: unknown suffix; name the format, one of {', '.join(READERS)}")
-        records = checked(READERS[form](text, file), file)
-        if form in ("tsv", "csv") or columns:
-            records = _named(records, file, columns)
-        for line, raw, fields in records:
-            if not isinstance(fields, dict | DataError):
-                what = f"this is {type(fields).__name__}: {raw[:80]!r}"
-                mend = "name the cells of a list with data.columns"
-                fields = DataError(f"{file}:{line}: a record must be a JSON object, {what}; {mend}")
-            if isinstance(fields, dict):
+        records, names = READERS[form](text, file), columns
+        header = next(records, None) if form in ("tsv", "csv") and not columns else None
+        if header:
+            names = header[2]
+            _fields(header, file, names, is_open=False)  # its damage is never skipped
+        if repeated := [name for name in names if names.count(name) > 1]:
+            what = f"column {repeated[0]!r} occurs twice in {list(names)}"
+            raise DataError(f"{file}: {what}: use data.columns")
+        for record in records:
+            line, raw, _ = record
+            try:
+                fields = _fields(record, file, names, is_open=bool(columns))
                 rows.append(Row(_row_id(raw, seen), file, line, fields))
-            elif damaged is None:
-                raise fields
-            else:
+            except DataError as error:
+                if damaged is None:
+                    raise
                 shown = raw[:MAX_RAW].encode("utf-8", "surrogateescape")
-                detail = f"{fields}; {shown.decode('utf-8', 'backslashreplace')}"
-                lost = lost or f"; damaged: {fields}"
+                detail = f"{error}; {shown.decode('utf-8', 'backslashreplace')}"
+                lost = lost or f"; damaged: {error}"
                 damaged.append(Rejected("", file, line, "damaged", "read", detail))
         if len(rows) == start:
             raise DataError(f"{file}: holds no rows{lost}")
@@ -127,7 +130,7 @@ def stored(path: Path) -> bytes:
         raise DataError(f"{path}: cannot be read: {why}") from error
 
 def _text(path: Path) -> str:
-    """UTF-8 text, without its byte-order mark; other bytes are lone surrogates (`checked`)."""
+    """UTF-8 text, without its byte-order mark; other bytes are lone surrogates (`_fields`)."""
     try:
         content = gzip.decompress(stored(path)) if path.suffix.lower() == ".gz" else stored(path)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
@@ -138,49 +141,43 @@ def _text(path: Path) -> str:
         raise DataError(f"{path}:{line}: NUL bytes: the file is {what}; convert it to UTF-8")
     return content.decode("utf-8-sig", "surrogateescape")
 
-def _named(records: Iterator[Record], file: str, columns: Sequence[str]) -> Iterator[Record]:
-    """Cells under their names, which are `columns` or else the first record."""
-    names = list(columns) or next(records, (0, "", []))[2]
-    if isinstance(names, DataError):
-        raise names
-    if repeated := [name for name in names if names.count(name) > 1]:
-        raise DataError(f"{file}: column {repeated[0]!r} occurs twice in {names}: use data.columns")
-    for line, raw, cells in records:
-        if isinstance(cells, dict):
-            cells = DataError(f"{file}:{line}: column names are for cells, this names its own")
-        elif isinstance(cells, list):
-            surplus = cells[len(names) :]
-            if len(cells) < len(names) or surplus and not columns:
-                what = f"{len(cells)} cells for the columns {', '.join(names)}: {raw[:80]!r}"
-                cells = DataError(f"{file}:{line}: {what}; mend it, or name them with data.columns")
-            else:
-                extra = {EXTRA: surplus} if surplus else {}
-                cells = dict(zip(names, cells, strict=False)) | extra
-        yield line, raw, cells
+def _fields(record: Record, file: str, names: Sequence[str], *, is_open: bool) -> dict[str, Any]:
+    """Values of a record by name, further cells where `is_open`. DataError: it is damaged: bytes
+    that are not UTF-8; JSON's escape of half a surrogate pair, of which two make one character, a
+    lone one none; fewer or more cells than names; no object."""
+    line, raw, value = record
+    where = f"{file}:{line}"
+    try:
+        raw.encode()
+        if isinstance(value, DataError):
+            raise value
+        if "\\ud" in raw.lower():
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        if error.object != raw:
+            half = f"half of a surrogate pair, {error.object[error.start]!r}, is no character"
+            raise DataError(f"{where}: {half}; replace the escape in the record") from None
+        where = f"{file}:{line + raw.count(chr(10), 0, error.start)}"
+        near = raw[max(error.start - 20, 0) :][:40].encode("utf-8", "surrogateescape")
+        what = f"not UTF-8: {near!r}; use, say, iconv -f latin1 -t utf-8"
+        raise DataError(f"{where}: {what}") from None
+    if isinstance(value, list) and names:
+        surplus = value[len(names) :]
+        if len(value) < len(names) or surplus and not is_open:
+            what = f"{len(value)} cells for the columns {', '.join(names)}: {raw[:80]!r}"
+            raise DataError(f"{where}: {what}; mend it, or name them with data.columns")
+        return dict(zip(names, value, strict=False)) | ({EXTRA: surplus} if surplus else {})
+    if not isinstance(value, dict):
+        what = f"a record must be a JSON object, this is {type(value).__name__}: {raw[:80]!r}"
+        raise DataError(f"{where}: {what}; name the cells of a list with data.columns")
+    if names:
+        raise DataError(f"{where}: column names are for cells, this names its own")
+    return value
 
 def _row_id(raw: str, seen: dict[str, int]) -> str:
     id_ = hashlib.sha1(raw.encode()).hexdigest()
     number = seen[id_] = seen.get(id_, -1) + 1  # 0 for the first of equal records
     return (hashlib.sha1(f"{raw}\0{number}".encode()).hexdigest() if number else id_)[:16]
-
-def checked(records: Iterable[Record], file: str) -> Iterator[Record]:
-    """The records, of which those with bytes that are not UTF-8 are damaged, and those with JSON's
-    escape of half a surrogate pair: two make one character, a lone one makes none."""
-    for line, raw, value in records:
-        try:
-            raw.encode()
-            if "\\ud" in raw.lower() and not isinstance(value, DataError):
-                json.dumps(value, ensure_ascii=False).encode()
-        except UnicodeEncodeError as error:
-            where = f"{file}:{line + error.object.count(chr(10), 0, error.start)}"
-            if error.object == raw:
-                near = raw[max(error.start - 20, 0) :][:40].encode("utf-8", "surrogateescape")
-                what = f"not UTF-8: {near!r}; use, say, iconv -f latin1 -t utf-8"
-            else:
-                half = f"half of a surrogate pair, {error.object[error.start]!r}, is no character"
-                what = f"{half}; replace the escape in the record"
-            value = DataError(f"{where}: {what}")
-        yield line, raw, value
 
 def _lines(text: str, blanks: str | None = None) -> Iterator[tuple[int, str]]:
     """Lines with their numbers, but for those that hold nothing beside `blanks`, white space."""

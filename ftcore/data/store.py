@@ -115,15 +115,15 @@ def statistics(split: Split, tokenizer: Tokenizer, labels: Names) -> dict[str, A
         found["unknown share"] = round(float(unknown.mean()), 6)
     return found
 
-def key(config: DataConfig, tokenizer: Tokenizer, *, seed: int, labels: Names) -> str:
-    """32 hex digits of all that `prepare` depends on; DataError: a data file cannot be read."""
+def key(config: DataConfig, tokenizer: Tokenizer, seed: int) -> str:
+    """32 hex digits of all that `prepared` depends on; DataError: a data file cannot be read."""
     ends = ("py", "toml", "gz")
     code = sorted(p for folder in CODE for end in ends for p in folder.rglob(f"*.{end}"))
     parts = [(path.name, files.sha256_file(path)) for path in code]
     named = {*map(str, (*config.train, *config.dev, *config.test))} - {BUILTIN_CHAT}
     parts += [(name, hashlib.sha256(stored(Path(name))).hexdigest()) for name in sorted(named)]
     versions = [platform.python_version(), *map(importlib.metadata.version, LIBRARIES)]
-    options = (replace(config, cache=None), tokenizer.digest, seed, labels, versions)
+    options = (replace(config, cache=None), tokenizer.digest, seed, versions)
     return hashlib.sha256(repr((parts, options)).encode()).hexdigest()[:32]
 
 def save(data: Prepared, folder: Path) -> None:

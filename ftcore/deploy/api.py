@@ -10,9 +10,9 @@ import json
 import re
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -45,6 +45,7 @@ class Served:
     problem: str | None = None  # HF's `problem_type` of a classifier; "regression": scores
     temperature: float = 1.0  # by which a classifier is calibrated
     fingerprint: str = ""  # hash of weights and adapters
+    adapters: Mapping[str, str] = field(default_factory=dict)  # by request: the fingerprints
 
 class Api:
     """The routes, for `http.Server`; `start` once the event loop runs."""
@@ -78,10 +79,11 @@ class Api:
     async def _answer(self, route: Callable, rules: Fields, x: Exchange) -> bytes | None:
         fields = await asyncio.to_thread(rules.read, x.body) if x.method == "POST" else {}
         if "model" in fields:
-            asked, name = fields["model"], self.served.name
-            said = f"no such model: {shown(asked or name)!r}; GET /v1/models names the one"
-            require(asked in (None, name), "model", said, "model_not_found")
-            x.told["model"], fields["model"] = self.served.version, name
+            asked, name, own = fields["model"], self.served.name, self.served.adapters
+            said = f"no such model: {shown(asked or name)!r}; GET /v1/models names what there is"
+            require(asked in (None, name, *own), "model", said, "model_not_found")
+            x.adapter, fields["model"] = (asked if asked in own else None), asked or name
+            x.told["model"] = x.adapter or self.served.version
         answer = await route(x, fields)
         return None if answer is None else json.dumps(answer).encode()
 
@@ -92,7 +94,7 @@ class Api:
         before: dict[Job, float] = {}
         try:
             for job in jobs:
-                job.listener = inbox.put_nowait
+                job.listener, job.adapter = inbox.put_nowait, x.adapter
                 self.engine.submit(job)
             while left:
                 job, word = await asyncio.wait_for(inbox.get(), None if before else seconds)
@@ -149,7 +151,8 @@ class Api:
             await self._run(x, read, lambda job, word: False)
             echoes = [job.read for job in read]
         answers = Answers(x, jobs, fields, self.tokenizer, num_top is not None,
-                          fingerprint=self.served.fingerprint, echoes=echoes)
+                          fingerprint=self.served.adapters.get(x.adapter, self.served.fingerprint),
+                          echoes=echoes)
         await self._run(x, jobs, answers.take)
         given = [each for each in listed(fields[param]) for _ in range(count)]
         self._note(x, [job.ids for job in jobs], given)
@@ -188,10 +191,10 @@ class Api:
                 return encode_prompt(turns, self.tokenizer).tolist()
             is_answered = turns[-1]["role"] == "assistant" and turns[-1]["content"].strip()
             require(is_answered, "messages", "must end with a text of the assistant's")
-            found, _ = sides([Chat("", (*turns,))], self.tokenizer)
+            (read,) = sides([Chat("", (*turns,))], self.tokenizer).documents
         except DataError as error:
             raise Refused("invalid_value", str(error), "messages") from None
-        return found[""][0].tolist()
+        return read.tokens_T.tolist()
 
     def _note(self, x: Exchange, several: Sequence[list[int]], given: Sequence[Any]) -> None:
         """For the log figures of each text, and the text itself where that is asked for."""
@@ -222,9 +225,9 @@ class Api:
         return np.array([job.scores for job in jobs])
 
     def _listed(self, x: Exchange, kind: str, rows: Sequence[JsonObject]) -> JsonObject:
-        count = x.told["prompt_tokens"]
+        usage = dict.fromkeys(("prompt_tokens", "total_tokens"), x.told["prompt_tokens"])
         return {"object": "list", "id": f"{kind}-{x.id}", "created": int(time.time()),
-                "model": self.served.name, "usage": {"prompt_tokens": count, "total_tokens": count},
+                "model": x.adapter or self.served.name, "usage": usage,
                 "data": [{"object": kind, "index": i} | row for i, row in enumerate(rows)]}
 
     async def embed(self, x: Exchange, fields: JsonObject) -> JsonObject:
@@ -265,8 +268,10 @@ class Api:
         return {"object": "feedback", "request_id": id_[0]}
 
     async def models(self, x: Exchange, fields: JsonObject) -> JsonObject:
-        return {"object": "list", "data": [{"id": self.served.name, "object": "model",
-                                            "created": self.began, "owned_by": "ftcore"}]}
+        base, given = self.served.name, (word.split("=", 1) for word in self.options.adapter)
+        more = [{"id": name, "root": root, "parent": base} for name, root in given]
+        same = {"object": "model", "created": self.began, "owned_by": "ftcore"}
+        return {"object": "list", "data": [card | same for card in ({"id": base}, *more)]}
 
     async def metrics(self, x: Exchange, fields: JsonObject) -> None:
         told = generate_latest(self.meters.registry)

@@ -8,9 +8,7 @@
                                     golden test: some texts, their ids, and what the model says
     certificate.json                of an adapter: what merging changes (evaluate/suite.py)
     reference.jsonl                 what its requests should be like (monitor/journal.py)
-    README.md, manifest.json        the model card; SHA-256 of each of these, written last
-
-What was written is opened, and must say what the run says, before it takes its place."""
+    README.md, manifest.json        the model card; SHA-256 of each of these, written last"""
 
 import json
 import shutil
@@ -44,9 +42,9 @@ NARROW, WIDE = 1e-3, 0.2  # nats, or shares, that other kernels and rounding cha
 Opened = tuple[LoadedModel, Tokenizer, dict[str, Any]]  # the last: what bundle.json tells
 
 def bundle(run: Path, folder: Path, *, keep_adapter: bool = False) -> None:
-    """Make a folder of a finished run. Raises ConfigError: the folder is not empty, or the run has
-    no adapter to keep; ModelError: the run has not finished, or what was written does not say the
-    same; CheckpointError: it cannot be written."""
+    """Make a folder of a finished run, which is opened, and must say what the run says, before it
+    takes its place. Raises ConfigError: the folder is not empty, or the run has no adapter to keep;
+    ModelError: the run has not finished, or that failed; CheckpointError: it cannot be written."""
     told, (task, config, *_) = read_run(run), parse(["--resume", str(run)])
     dtype, products = PRECISIONS[config.env.precision]
     trained = load_artifact(run, base=config.model.path, kind=TASKS[task], dtype=dtype)
@@ -75,8 +73,8 @@ def bundle(run: Path, folder: Path, *, keep_adapter: bool = False) -> None:
         if model.task == "lm":
             greedy = {"do_sample": False, "eos_token_id": sorted(tokenizer.stop_ids) or None}
             (temp / "generation_config.json").write_text(json.dumps(greedy))
-        for name in (name for name in (CERTIFICATE, REFERENCE) if (run / name).is_file()):
-            shutil.copy(run / name, temp)
+        for file in filter(Path.is_file, (run / CERTIFICATE, run / REFERENCE)):
+            shutil.copy(file, temp)
         _opened(temp)
 
 def temperature_of(metrics: Iterable[dict[str, Any]]) -> float | None:
@@ -106,8 +104,7 @@ def _opened(folder: Path) -> Opened:
     return loaded, tokenizer, about
 
 def try_golden(model: Model, tokenizer: Tokenizer, about: dict[str, Any]) -> None:
-    """Raises ModelError: the first difference from what a bundle says of itself, or an adapter
-    without which the model says the same."""
+    """Raises ModelError: the first difference from what was said, or an adapter without effect."""
     tolerance = NARROW if about["precision"] == "fp32" else WIDE
     inputs = tokenizer, about["task"], [was["text"] for was in about["golden"]]
     golden = _golden(model, *inputs)

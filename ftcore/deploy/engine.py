@@ -28,7 +28,7 @@ from ftcore.model.generate import advanced
 from ftcore.model.heads import Model
 from ftcore.model.transformer import pack_linears
 from kernels.attention_cache import Cache
-from kernels.docs import Docs
+from kernels.docs import Docs, rounded
 from kernels.memory import reuse_across_steps
 from kernels.sampling import Draft, Sampling, Token, next_tokens, with_logprobs
 
@@ -48,6 +48,7 @@ class Job:
     ids: list[int]  # the prompt
     sampling: Sampling | None  # None: one pass, for `scores` or, with a `num_top`, `read`
     listener: object = None  # opaque
+    adapter: str | None = None  # whose answer it is, where the model has several; None: the base's
     answer: list[int] = field(default_factory=list)
     # logits of classes, a reward, or an embedding: the mean over an encoder, a decoder's last token
     scores: Sequence[float] = ()
@@ -79,6 +80,8 @@ class Engine:
     def __post_init__(self) -> None:
         pack_linears(self.model.eval())
         self.cache = Cache(self.model.spec.num_layers, self.model.device)
+        if self.model.trunk.routes is not None:
+            self.cache.replays = None  # a graph would keep the routes of its first pass
         self.running: list[Job] = []  # in the order they came
         self.waiting: deque[Job] = deque()
         self.num_steps = self.errors = self.failures = 0
@@ -208,12 +211,24 @@ class Engine:
         self._end(jobs[0], Finish("error", "engine_error"), said)
         return False
 
+    def _route(self, jobs: Sequence[Job], counts: Sequence[int]) -> None:
+        """Give each adapter its rows of the next pass, so many of each job."""
+        if (routes := self.model.trunk.routes) is None:
+            return
+        asked = [job.adapter for job, count in zip(jobs, counts, strict=True) for _ in range(count)]
+        routes.clear()
+        for adapter in {*asked} - {None}:
+            rows = [row for row, each in enumerate(asked) if each == adapter]
+            rows += rows[:1] * (rounded(len(rows), least=4) - len(rows))  # products of few sizes
+            routes[adapter] = torch.tensor(rows, device=self.model.device)
+
     def _score(self, jobs: list[Job], said: Said) -> None:
         """Answer jobs without sampling."""
         model, device = self.model, self.model.device
         docs = Docs.from_lengths([len(job.ids) for job in jobs], device)
         tokens_N = torch.tensor([id_ for job in jobs for id_ in job.ids], device=device)
         inputs = tokens_N, docs.positions_N(), torch.zeros_like(tokens_N), docs
+        self._route(jobs, docs.lengths)
         if model.task == "classify":
             scores_BK = model.head(model.trunk(*inputs, rows_M=model.head.rows(docs)), docs)
         elif model.spec.is_causal and all(job.num_top is None for job in jobs):
@@ -234,6 +249,7 @@ class Engine:
         ids_T, tokens = torch.tensor(job.ids, device=h_TC.device), [Token(job.ids[0])]
         for ids_M, h_MC in zip(ids_T[1:].split(READ_ROWS), h_TC[:-1].split(READ_ROWS), strict=True):
             counts = dict.fromkeys(range(len(ids_M)), job.num_top)
+            self._route([job], [len(ids_M)])
             tokens += with_logprobs(self.model.head(h_MC), ids_M, counts).values()
         return tokens
 
@@ -243,10 +259,12 @@ class Engine:
         parts = [job.ids[job.done : job.done + job.take] or job.answer[-1:] for job in jobs]
         drawing = [job for job in jobs if job.done + job.take >= len(job.ids)]
         try:
+            self._route(jobs, [job.take for job in jobs])
             h_BC = advanced(self.model, self.cache, [job.row for job in jobs], parts)
             if len(drawing) < len(jobs):
                 h_BC = h_BC[[b for b, job in enumerate(jobs) if job in drawing]]
             drafts = [Draft(job.sampling, job.ids, job.answer, job.chance_T) for job in drawing]
+            self._route(drawing, [1] * len(drawing))  # of a head that is adapted too
             tokens = next_tokens(self.model.head(h_BC), drafts)
         except Exception:
             for job in jobs:

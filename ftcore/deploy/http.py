@@ -60,13 +60,13 @@ class Refused(Exception):
 
 class Exchange:
     """One request and its answer. `route` is empty of unknown ones, `owner` a hash of the key,
-    `told` what the log says beside time and end; `began` is when the head was read."""
+    `adapter` what answers (None: the base), `told` for the log; `began`: its head was read."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
         self.id, self.began = secrets.token_hex(12), time.monotonic()
         self.method = self.route = self.owner = ""
-        self.body, self.told, self.status = b"", {}, 0
+        self.body, self.told, self.status, self.adapter = b"", {}, 0, None
 
     def reply(self, status: int, body: bytes, kind: str = JSON, **headers: str) -> None:
         """The whole answer; of events the head."""

@@ -27,9 +27,8 @@ def prompt_figures(ids: Sequence[int], tokenizer: Tokenizer) -> Record:
 
 def class_figures(probs_K: np.ndarray, labels: Sequence[str]) -> Record:
     """Of calibrated probabilities, float64: of one class a row, or of labels by themselves."""
-    entropy = -(probs_K * np.log(probs_K.clip(1e-300))).sum()
     return {"label": labels[int(probs_K.argmax())], "confidence": float(probs_K.max()),
-            "entropy": float(entropy)}
+            "entropy": float(-(probs_K * np.log(probs_K.clip(1e-300))).sum())}
 
 def answer_figures(ids: Sequence[int], logprob: float, reason: str) -> Record:
     runs = [(*ids[i : i + 4],) for i in range(len(ids) - 3)]

@@ -5,7 +5,7 @@ caller puts the model in evaluation mode, without gradients."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -37,7 +37,6 @@ class Judged:
     figures: metrics.Figures  # metrics of some rows, by their indices
     columns: dict[str, Sequence[Any]] = field(default_factory=dict)  # predictions, of each row
     totals_3K: np.ndarray | None = None  # where a row has classes: see metrics.py
-    confusions_KK: np.ndarray | None = None  # where it has exactly one
     right_B: np.ndarray | None = None  # bool: whether a row is right, where it can be
     more: dict[str, float] = field(default_factory=dict)  # metrics that only all rows have
     texts: Callable[[], Mapping[str, str]] = dict  # of the rows, by their ids
@@ -49,11 +48,11 @@ class Judged:
 
     @cached_property
     def clusters_B(self) -> np.ndarray:
-        """A number (int) for each row, the same for rows of nearly the same text, as for parts."""
+        """A number (int) for each row, the same for rows of nearly the same text."""
         texts = self.texts()
         found = compare.clusters([Text(row_id, (said,)) for row_id, said in texts.items()])
         numbers = dict(zip(texts, found, strict=True))
-        return np.array([numbers[root_of(row_id)] for row_id in self.row_ids])
+        return np.array([numbers[row_id] for row_id in self.row_ids])
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -104,15 +103,13 @@ def evaluate_classes(model: Model, split: Split, max_tokens: int, labels: Names)
     target_B = np.array([document.labels for document in split.documents])
     predicted_B, p_BK = log_p_BK.argmax(1), np.exp(log_p_BK)
     nll_B, names = -log_p_BK[np.arange(len(target_B)), target_B], np.array(labels, dtype=object)
-    sides, counted = (target_B, predicted_B), partial(metrics.confusions, num_classes=len(labels))
-    figures = with_loss(nll_B, lambda *rows: metrics.class_figures(counted(*rows)), *sides)
+    sides, totals = (target_B, predicted_B), partial(metrics.class_totals, num_classes=len(labels))
+    figures = with_loss(nll_B, lambda *rows: metrics.class_figures(totals(*rows)), *sides)
     columns = {"label": names[target_B].tolist(), "predicted": names[predicted_B].tolist(),
                "probabilities": p_BK.round(6).tolist()}
     more = metrics.probability_metrics(target_B, p_BK)
     more["temperature"] = metrics.temperature(target_B, log_p_BK)
-    counts_KK, right_B = counted(*sides), target_B == predicted_B
-    totals_3K = metrics.class_totals(counts_KK)
-    return Judged(ids_of(split), figures, columns, totals_3K, counts_KK, right_B, more)
+    return Judged(ids_of(split), figures, columns, totals(*sides), target_B == predicted_B, more)
 
 def evaluate_label_sets(model: Model, split: Split, max_tokens: int, labels: Names) -> Judged:
     """Predicted labels of each document, those above probability 1/2; the loss in nats a label."""
@@ -126,7 +123,7 @@ def evaluate_label_sets(model: Model, split: Split, max_tokens: int, labels: Nam
                "predicted": [names[predicted_K].tolist() for predicted_K in predicted_BK],
                "probabilities": logits_BK.sigmoid().numpy().round(6).tolist()}
     right_B = (target_BK == predicted_BK).all(1)
-    return Judged(ids_of(split), figures, columns, metrics.label_totals(*sides), right_B=right_B)
+    return Judged(ids_of(split), figures, columns, metrics.label_totals(*sides), right_B)
 
 def evaluate_scores(model: Model, split: Split, max_tokens: int, labels: Names) -> Judged:
     """Predicted score of each document; the loss a mean squared error."""
@@ -150,10 +147,14 @@ def scored_tokens(model: Model, documents: Sequence[Encoded], max_tokens: int) -
     return sums_B2
 
 def evaluate_language(model: Model, split: Split, max_tokens: int, labels: Names) -> Judged:
-    """Token-weighted loss and perplexity; bits per byte where the text's bytes are known."""
-    sums_B2 = scored_tokens(model, split.documents, max_tokens)
-    return Judged(ids_of(split), lambda rows_M: metrics.perplexity(*sums_B2[rows_M].sum(0)),
-                  more=metrics.perplexity(*sums_B2.sum(0), split.num_bytes))
+    """Token-weighted loss and perplexity, all parts of a text one row; bits per byte where the
+    text's bytes are known."""
+    sums_D2, rows = scored_tokens(model, split.documents, max_tokens), dict[str, np.ndarray]()
+    for id_, sums_2 in zip(map(root_of, ids_of(split)), sums_D2, strict=True):
+        rows[id_] = rows.get(id_, 0) + sums_2
+    sums_B2 = np.array([*rows.values()])
+    return Judged([*rows], lambda rows_M: metrics.perplexity(*sums_B2[rows_M].sum(0)),
+                  more=metrics.perplexity(*sums_D2.sum(0), split.num_bytes))
 
 def log_ratios(model: Model, pairs: Sequence[Encoded], max_tokens: int,
                length_normalised: bool) -> np.ndarray:
@@ -189,17 +190,15 @@ def evaluate_pairs(model: Model, split: Split, max_tokens: int, labels: Names, *
 
     figures = with_loss(loss_B, shares, (np.sign(gap_B) + 1) / 2, np.sign(chosen_B - rejected_B))
     p_B = 1 / (1 + np.exp(-np.clip(beta * gap_B, -500, 500)))
-    ones_B, p_B2 = np.ones(len(p_B), dtype=int), np.column_stack([1 - p_B, p_B])
-    more |= {"margin": float(gap_B.mean()), "ece": metrics.probability_metrics(ones_B, p_B2)["ece"]}
+    more |= {"margin": float(gap_B.mean()),
+             "ece": metrics.calibration_error(np.maximum(p_B, 1 - p_B), p_B > 0.5)}
     columns = {"gap": gap_B.tolist(), "chosen_tokens": chosen_B.tolist(),
                "rejected_tokens": rejected_B.tolist()}
     return Judged(ids_of(split), figures, columns, right_B=gap_B > 0, more=more)
 
-# By the task, where it reads pairs; else by HF's `problem_type`, None of a language model.
-JUDGES: Mapping[str | None, Callable[..., Judged]] = {
-    "reward": evaluate_pairs, "dpo": evaluate_pairs, "regression": evaluate_scores,
-    "single_label_classification": evaluate_classes, None: evaluate_language,
-    "multi_label_classification": evaluate_label_sets}
+JUDGES: Mapping[str | None, Callable[..., Judged]] = {  # by HF's `problem_type`; not of pairs
+    "single_label_classification": evaluate_classes, "regression": evaluate_scores,
+    "multi_label_classification": evaluate_label_sets, None: evaluate_language}
 
 def continued(model: Model, tokenizer: Tokenizer, prompts: Sequence[np.ndarray],
               max_new_tokens: int, *, temperature: float = 1.0,
@@ -218,19 +217,19 @@ def spoken(ids: Sequence[int], tokenizer: Tokenizer) -> str:
     """An answer as text, without the token that ends it."""
     return tokenizer.decode([id_ for id_ in ids if id_ not in tokenizer.stop_ids])
 
-def evaluate_answers(model: Model, tokenizer: Tokenizer, chats: Sequence[Chat],
-                     config: EvalConfig) -> Judged:
-    """Greedy answers against expected last turns, a row of each chat."""
+def with_answers(judged: Judged, model: Model, tokenizer: Tokenizer, chats: Sequence[Chat],
+                 config: EvalConfig) -> Judged:
+    """With what is said of each chat, greedy answers against expected last turns."""
     prompts = [encode_prompt(chat.messages[:-1], tokenizer) for chat in chats]
     asked, targets = ([chat.messages[turn]["content"] for chat in chats] for turn in (-2, -1))
     made = continued(model, tokenizer, prompts, config.max_new_tokens)
     answers = [spoken(ids, tokenizer) for ids in made]
     intent = config.intent_field
     judge = partial(metrics.judged_command, intent=intent) if intent else metrics.judged_text
-    verdicts = [judge(*pair) for pair in zip(targets, answers, strict=True)]
+    verdicts = [*map(judge, targets, answers)]
     names, values_BS = verdicts[0], np.array([[*each.values()] for each in verdicts], dtype=float)
     columns = {"prompt": asked, "target": targets, "predicted": answers}
     columns |= {name: [each[name] for each in verdicts] for name in names}
-    return Judged([chat.id for chat in chats],
-                  lambda rows_M: dict(zip(names, values_BS[rows_M].mean(0).tolist(), strict=True)),
-                  columns, right_B=np.array(columns["exact_match"]))
+    return replace(judged, columns=columns, right_B=np.array(columns["exact_match"]),
+                   figures=lambda rows_M: {**judged.figures(rows_M), **dict(
+                       zip(names, values_BS[rows_M].mean(0).tolist(), strict=True))})

@@ -55,24 +55,21 @@ Intervals = dict[str, tuple[float, float]]  # lowest and highest value, by metri
 DRAWS, LEVEL = 1000, 0.95
 PUNCTUATION = str.maketrans("", "", string.punctuation)
 
-def confusions(target_B: np.ndarray, predicted_B: np.ndarray, num_classes: int) -> np.ndarray:
-    cells_B = target_B * num_classes + predicted_B
-    return np.bincount(cells_B, minlength=num_classes**2).reshape(num_classes, num_classes)
+def class_totals(target_B: np.ndarray, predicted_B: np.ndarray, num_classes: int) -> np.ndarray:
+    """totals_3K of rows that have one of K classes each, by index."""
+    sides = target_B[target_B == predicted_B], predicted_B, target_B
+    return np.stack([np.bincount(side_B, minlength=num_classes) for side_B in sides])
 
-def class_totals(counts_KK: np.ndarray) -> np.ndarray:
-    return np.stack([counts_KK.diagonal(), counts_KK.sum(0), counts_KK.sum(1)])
-
-def class_figures(counts_KK: np.ndarray) -> Metrics:
+def class_figures(totals_3K: np.ndarray) -> Metrics:
     """accuracy, sum_k hits_k / rows; balanced_accuracy, mean recall_k of the classes with rows.
 
     ..._micro       the formulas above on sums over k; all equal the accuracy
     ..._macro       plain mean over the classes that occur, as target or as prediction
     ..._weighted    mean over the classes, weighted by support_k
-    mcc             (c s - t.p) / sqrt((s^2 - p.p) (s^2 - t.t)) with c hits, s rows, t support, p
-                    predicted; 0/0 is 0
-    kappa           (c s - t.p) / (s^2 - t.p), the accuracy beyond chance; 0/0 is 0
+    mcc             (c s - t.p) / sqrt((s^2 - p.p) (s^2 - t.t)), where 0/0 is 0, as in kappa
+    kappa           (c s - t.p) / (s^2 - t.p), beyond chance; c hits, s rows, t support, p predicted
     source          Gorodkin 2004, Comput. Biol. Chem. 28, 367-374 (mcc of K classes)"""
-    hits_K, predicted_K, support_K = totals_3K = class_totals(counts_KK)
+    hits_K, predicted_K, support_K = totals_3K
     recall_K = _scores(totals_3K)[1][support_K > 0]
     # numerics: Python integers, since rows^2 leaves int64 at 3e9 rows.
     s, t, p = int(support_K.sum()), support_K.astype(object), predicted_K.astype(object)
@@ -108,13 +105,11 @@ def regression_metrics(target_B: np.ndarray, predicted_B: np.ndarray) -> Metrics
 
 def perplexity(loss_sum: float, weight: float, num_bytes: int = 0) -> Metrics:
     """Of a loss in nats over tokens of total `weight`, which spell so many bytes; 0: unknown. loss:
-    a token, NaN without any; perplexity: exp(loss), infinite where that leaves float64;
+    a token, NaN without any; perplexity: exp(loss), infinite from 709 on, near float64's end;
     bits_per_byte: loss_sum / (ln 2 * num_bytes), by which different tokenizers compare."""
     loss = float(loss_sum / weight) if weight else math.nan
-    # numerics: exp overflows just above 709.7.
-    result = {"loss": loss, "perplexity": math.inf if loss > 709 else math.exp(loss)}
     bits = {"bits_per_byte": float(loss_sum / (math.log(2) * num_bytes))} if num_bytes else {}
-    return result | bits
+    return {"loss": loss, "perplexity": math.inf if loss > 709 else math.exp(loss), **bits}
 
 def by_class(labels: Sequence[str], totals_3K: np.ndarray) -> list[dict[str, Any]]:
     """One dict per class, of CLASS_COLUMNS; support and predicted in rows."""
@@ -170,16 +165,19 @@ def probability_metrics(target_B: np.ndarray, p_BK: np.ndarray, top_k: int = 5) 
     ranks = [ranking(target_BK[:, k], p_BK[:, k]) for k in sides]
     for name in ("auroc", "auprc"):
         found[name] = float(np.mean([each[name] for each in ranks] or math.nan))
-    gaps = (r["rows"] * abs(r["confidence"] - r["accuracy"]) for r in reliability(target_B, p_BK))
-    brier = float(np.square(p_BK - target_BK).sum(1).mean())
-    return found | {"brier": brier, "ece": sum(gaps) / len(p_BK)}
+    return found | {"brier": float(np.square(p_BK - target_BK).sum(1).mean()),
+                    "ece": calibration_error(p_BK.max(1), p_BK.argmax(1) == target_B)}
 
-def reliability(target_B: np.ndarray, p_BK: np.ndarray, bins: int = 15) -> list[Metrics]:
+def calibration_error(confidence_B: np.ndarray, right_B: np.ndarray) -> float:
+    bins = reliability(confidence_B, right_B)
+    return sum(x["rows"] * abs(x["confidence"] - x["accuracy"]) for x in bins) / len(right_B)
+
+def reliability(confidence_B: np.ndarray, right_B: np.ndarray, bins: int = 15) -> list[Metrics]:
     """Rows, mean confidence (the highest probability) and accuracy of bins of equal mass. Rows of
     equal confidence share their hits evenly, so that it does not matter which one falls where."""
-    score_U, place_B, n_U = np.unique(p_BK.max(1), return_inverse=True, return_counts=True)
-    right_U = np.bincount(place_B, p_BK.argmax(1) == target_B) / n_U
-    cuts = [np.array_split(np.repeat(x_U, n_U), min(bins, len(p_BK))) for x_U in (score_U, right_U)]
+    score_U, place_B, n_U = np.unique(confidence_B, return_inverse=True, return_counts=True)
+    parts, right_U = min(bins, len(right_B)), np.bincount(place_B, right_B) / n_U
+    cuts = [np.array_split(np.repeat(x_U, n_U), parts) for x_U in (score_U, right_U)]
     return [{"rows": len(c), "confidence": float(c.mean()), "accuracy": float(a.mean())}
             for c, a in zip(*cuts, strict=True)]
 
@@ -302,8 +300,7 @@ def compare(one: Figures, other: Figures, clusters_B: np.ndarray,
     return found
 
 def mcnemar(gained: int, lost: int) -> float:
-    """Mid-p of so uneven numbers of rows that one model, or the other, has right alone; 1 without
-    any."""
+    """Mid-p of so uneven numbers of rows that either model alone has right; 1 without any."""
     n, k = gained + lost, min(gained, lost)
     logs = [math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) for i in range(k + 1)]
     shares = [math.exp(each - n * math.log(2)) for each in logs]

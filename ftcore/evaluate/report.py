@@ -6,19 +6,19 @@ import math
 import re
 import time
 import tomllib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from ftcore.cli import CONFIG_FILE
 from ftcore.data import store
 from ftcore.env.run import read_metrics
 from ftcore.errors import ConfigError
-from ftcore.evaluate.metrics import CLASS_COLUMNS, confusions, reliability
+from ftcore.evaluate.metrics import CLASS_COLUMNS, reliability
 from ftcore.files import write_file
 
 MAX_TEXT = 40
@@ -49,22 +49,20 @@ def per_class_table(per_class: Sequence[Mapping[str, Any]], *, max_rows: int = 2
     rows = sorted(such, key=lambda row: row["f1"])[:max_rows]
     return table(CLASS_COLUMNS, (row.values() for row in rows))
 
-def confusion_table(labels: Sequence[str], counts_KK: np.ndarray,
-                    texts: Mapping[tuple[str, str], str], *, max_pairs: int = 10) -> str:
-    """The most frequent mistakes: target, prediction, rows, their share of the target's rows, and
-    the text of one, from `texts` by target and prediction."""
-    wrong_KK, support_K = counts_KK.copy(), counts_KK.sum(1)
-    np.fill_diagonal(wrong_KK, 0)
-    if not wrong_KK.any():
-        return "no mistakes"
-    pairs = sorted(np.argwhere(wrong_KK).tolist(), key=lambda pair: -wrong_KK[*pair])[:max_pairs]
-    rows = [(labels[k], labels[p], wrong_KK[k, p], wrong_KK[k, p] / support_K[k],
-             texts.get((labels[k], labels[p]), "")) for k, p in pairs]
-    return table(("target", "predicted", "rows", "of target", "such as"), rows)
+def confusion_table(rows: Sequence[Mapping[str, Any]], texts: Mapping[str, str]) -> str:
+    """The ten most frequent mistakes in predicted classes, their share of the target's rows, and
+    the text of one, from `texts` by row_id."""
+    such = {(row["label"], row["predicted"]): texts[row["row_id"]] for row in rows}
+    counts = Counter((row["label"], row["predicted"]) for row in rows)
+    support = Counter(row["label"] for row in rows)
+    wrong = sorted((-n, *pair) for pair, n in counts.items() if pair[0] != pair[1])[:10]
+    cells = [(k, p, -n, -n / support[k], such[k, p]) for n, k, p in wrong]
+    head = ("target", "predicted", "rows", "of target", "such as")
+    return table(head, cells) if wrong else "no mistakes"
 
 def write_predictions(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write one UTF-8 JSON line per row, whole or not at all. Raises CheckpointError: it cannot."""
-    lines = [json.dumps(_plain(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows]
+    lines = [json.dumps(_plain(row), ensure_ascii=False) + "\n" for row in rows]
     # Half a surrogate pair has no UTF-8 form, but its escape is JSON.
     write_file(path, "".join(lines).encode("utf-8", "backslashreplace"))
 
@@ -78,19 +76,13 @@ def note_opening(run: Path, files: Sequence[str], metrics: Mapping[str, Any]) ->
 
 def json_line(result: Mapping[str, Any]) -> str:
     """`result` as one compact line of ASCII JSON, floats to six significant digits."""
-    return json.dumps(_plain(result, digits=6), allow_nan=False, separators=(",", ":"))
+    return json.dumps(_plain(result, digits=6), separators=(",", ":"))
 
-def _plain(value: Any, *, digits: int = 17) -> Any:
+def _plain(value: Any, digits: int = 17) -> Any:
     """`value` for JSON: arrays as lists, floats not finite as null, others to `digits`; 17: all."""
-    if isinstance(value, np.generic | np.ndarray | Tensor):
-        value = value.tolist()
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item, digits=digits) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item, digits=digits) for item in value]
-    if not isinstance(value, float):
-        return value
-    return float(f"{value:.{digits}g}") if math.isfinite(value) else None
+    text = json.dumps(value, default=lambda array: array.tolist())
+    return json.loads(text, parse_constant=lambda name: None,
+                      parse_float=lambda number: float(f"{float(number):.{digits}g}"))
 
 def _cell(value: Any) -> str:
     if value is None or (isinstance(value, Real) and math.isnan(value)):
@@ -132,13 +124,13 @@ def judged(run: Run) -> dict[str, Any]:
     answers = [{"base": base.get(r["row_id"]), **r} for r in run["predictions"] if "prompt" in r]
     rows = [row for row in run["predictions"] if "label" in row and "probabilities" in row]
     shown = {"answers": answers[:: max(1, len(answers) // 20)]}
-    if rows and (labels := run["labels"]):
-        target_B, predicted_B = (
-            np.array([labels.index(row[key]) for row in rows]) for key in ("label", "predicted"))
-        p_BK = np.array([row["probabilities"] for row in rows])
-        shown["reliability"] = reliability(target_B, p_BK)
-        if len(labels) <= MOST_CLASSES:
-            shown["confusion"] = confusions(target_B, predicted_B, len(labels)).tolist()
+    if rows:
+        confidence_B = np.array([max(row["probabilities"]) for row in rows])
+        right_B = np.array([row["label"] == row["predicted"] for row in rows])
+        shown["reliability"] = reliability(confidence_B, right_B)
+        if len(labels := run["labels"]) <= MOST_CLASSES:
+            counts = Counter((row["label"], row["predicted"]) for row in rows)
+            shown["confusion"] = [[counts[one, two] for two in labels] for one in labels]
     return shown
 
 def flat(tables: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:

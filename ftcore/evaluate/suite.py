@@ -8,7 +8,7 @@ The merge certificate tells what changes when an adapter's update is folded into
     changed         share of the arg-max that change"""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from typing import Any
 
@@ -22,8 +22,8 @@ from ftcore.data.encode import Split
 from ftcore.data.pack import Encoded, apart, is_pair
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import DataError
-from ftcore.evaluate import metrics, report
-from ftcore.evaluate.evaluator import JUDGES, Judged, all_logits, evaluate_answers, root_of
+from ftcore.evaluate import evaluator, metrics, report
+from ftcore.evaluate.evaluator import Judged, all_logits, root_of, with_answers
 from ftcore.model.heads import Model
 from ftcore.tune.lora import merge
 
@@ -35,18 +35,16 @@ MOST_ROWS, MOST_SCORED, MOST_LOGITS = 256, 2048, 2**25  # so that a certificate 
 class Results:
     """Of each split what a model says of its rows, the metrics and how far they may be off."""
     seed: int
-    judged: dict[str, list[Judged]] = field(default_factory=dict)
-    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
-    predictions: list[dict[str, Any]] = field(default_factory=list)
-    tables: list[str] = field(default_factory=list)  # further ones for people
+    judged: dict[str, Judged]
+    metrics: dict[str, dict[str, float]]
+    predictions: list[dict[str, Any]]
+    tables: list[str]  # further ones for people
 
     @cached_property
-    def intervals(self) -> dict[str, dict[str, tuple[float, float]]]:
-        """By split the ends of each figure's interval; once all splits are there."""
-        told = partial(metrics.intervals, seed=self.seed)
-        return {name: {key: ends for one in each
-                       for key, ends in told(one.figures, one.clusters_B).items()}
-                for name, each in self.judged.items()}
+    def intervals(self) -> dict[str, metrics.Intervals]:
+        """By split the ends of each figure's interval."""
+        return {name: metrics.intervals(judged.figures, judged.clusters_B, seed=self.seed)
+                for name, judged in self.judged.items()}
 
     def against(self, base: Mapping[str, Mapping[str, float]]) -> str:
         """For people, each metric with its interval, beside that of the base model if there is."""
@@ -60,37 +58,32 @@ class Results:
 
     def compared(self, other: "Results") -> tuple[str, dict[str, dict[str, Any]]]:
         """Both models on the same rows, paired, for people and by split and metric."""
-        found: dict[str, dict[str, Any]] = {name: {} for name in self.judged}
+        found: dict[str, dict[str, Any]] = {}
         told, head = [], ("metric", "this", "other", "difference", "low", "high", "p", "")
-        for name, mine in self.judged.items():
-            theirs = other.judged[name]
-            forms = [[(e.row_ids, [*e.values]) for e in each] for each in (mine, theirs)]
-            if forms[0] != forms[1]:
+        for name, a in self.judged.items():
+            b = other.judged[name]
+            if (a.row_ids, [*a.values]) != (b.row_ids, [*b.values]):
                 raise DataError(f"{name}: both models must read, and keep, the same test rows")
-            for a, b in zip(mine, theirs, strict=True):
-                found[name] |= metrics.compare(a.figures, b.figures, a.clusters_B, seed=self.seed)
-            cells = ((key, self.metrics[name][key], other.metrics[name][key], *each.values(),
+            found[name] = metrics.compare(a.figures, b.figures, a.clusters_B, seed=self.seed)
+            cells = ((key, a.values[key], b.values[key], *each.values(),
                       "too small to tell" if each["low"] <= 0 <= each["high"] else "differs")
                      for key, each in found[name].items())
             told.append(f"{name}, paired\n{report.table(head, cells)}")
             if a.right_B is not None:
-                gained = int((a.right_B & ~b.right_B).sum())
-                lost = int((b.right_B & ~a.right_B).sum())
-                p = metrics.mcnemar(gained, lost)
-                found[name]["mcnemar"] = {"gained": gained, "lost": lost, "p": p}
-                told.append(f"rows that one alone has right: {gained} this, {lost} the other; "
-                            f"McNemar mid-p {p:.4g}")
+                alone = {"gained": int((a.right_B & ~b.right_B).sum()),
+                         "lost": int((b.right_B & ~a.right_B).sum())}
+                found[name]["mcnemar"] = alone | {"p": metrics.mcnemar(**alone)}
+                told.append("rows that one alone has right: {gained} this, {lost} the other; "
+                            "McNemar mid-p {p:.4g}".format(**found[name]["mcnemar"]))
         return "\n\n".join(told), found
 
     def without(self, name: str, row_ids: Collection[str]) -> str:
         """The metrics of a split, beside those of its rows that are not among these."""
-        told = []
-        for judged in self.judged[name]:
-            kept = [i for i, id_ in enumerate(judged.row_ids) if root_of(id_) not in row_ids]
-            rest = judged.figures(np.array(kept)) if kept else {}
-            shown = report.metrics_table({"all rows": judged.values, "without": rest})
-            told.append(f"{shown}\n{len(kept)} of {len(judged.row_ids)} rows are left")
-        return "\n\n".join(told)
+        judged = self.judged[name]
+        kept = [i for i, row_id in enumerate(judged.row_ids) if row_id not in row_ids]
+        rest = judged.figures(np.array(kept)) if kept else {}
+        shown = report.metrics_table({"all rows": judged.values, "without": rest})
+        return f"{shown}\n{len(kept)} of {len(judged.row_ids)} rows are left"
 
 @dataclass(frozen=True)
 class Suite:
@@ -105,16 +98,11 @@ class Suite:
         return {f"eval/{name}": values[name] for name in SHOWN if name in values}
 
     def tests(self, model: Model, splits: Mapping[str, Split]) -> Results:
-        results = Results(self.config.env.seed)
-        for name, split in splits.items():
-            results.judged[name] = each = [self._judged(model, split)]
-            if split.chats:
-                each.append(evaluate_answers(model, self.tokenizer, split.chats, self.config.eval))
-                each[1].texts = each[0].texts
-            results.metrics[name] = {k: v for judged in each for k, v in judged.values.items()}
-            results.predictions += [{"split": name, **row} for row in each[-1].rows]
-            results.tables += [f"{name}, {told}" for told in self._tables(each[0])]
-        return results
+        judged = {name: self._judged(model, split, answers=True) for name, split in splits.items()}
+        values = {name: each.values for name, each in judged.items()}
+        rows = [{"split": name, **row} for name, each in judged.items() for row in each.rows]
+        tables = [f"{name}, {told}" for name, each in judged.items() for told in self._tables(each)]
+        return Results(self.config.env.seed, judged, values, rows, tables)
 
     def gap(self, model: Model, train: Sequence[Encoded], dev: Split) -> str:
         """How much better the model is on as many rows of its training; empty without dev rows."""
@@ -145,14 +133,12 @@ class Suite:
 
     def _tables(self, judged: Judged) -> Iterator[str]:
         """What is told of classes, where the task has them."""
-        if judged.totals_3K is not None:
-            rows = metrics.by_class(self.labels, judged.totals_3K)
-            yield f"by class\n{report.per_class_table(rows)}"
-        if judged.confusions_KK is not None:
-            texts, rows = judged.texts(), judged.rows
-            such = {(row["label"], row["predicted"]): texts[row["row_id"]] for row in rows}
-            shown = report.confusion_table(self.labels, judged.confusions_KK, such)
-            yield f"most confused\n{shown}"
+        if judged.totals_3K is None:
+            return
+        rows = metrics.by_class(self.labels, judged.totals_3K)
+        yield f"by class\n{report.per_class_table(rows)}"
+        if "label" in judged.columns:  # one a row
+            yield f"most confused\n{report.confusion_table(judged.rows, judged.texts())}"
             if len(self.labels) == 2:
                 is_one_B = np.array(judged.columns["label"], dtype=object) == self.labels[1]
                 score_B = np.array(judged.columns["probabilities"])[:, 1]
@@ -161,19 +147,20 @@ class Suite:
                 yield f"thresholds of {self.labels[1]}\n{shown}"
 
     @torch.inference_mode()
-    def _judged(self, model: Model, split: Split) -> Judged:
+    def _judged(self, model: Model, split: Split, *, answers: bool = False) -> Judged:
         model.eval()
-        judge = JUDGES.get(self.task) or JUDGES[self.config.problem]
-        if self.task in ("reward", "dpo"):  # pairs
-            judge = partial(judge, options=getattr(self.config, self.task))
+        judge = evaluator.JUDGES[self.config.problem]
+        if self.task in ("reward", "dpo"):
+            judge = partial(evaluator.evaluate_pairs, options=getattr(self.config, self.task))
         judged = judge(model, split, self.config.loop.micro_batch_tokens, self.labels)
         judged.texts = cache(partial(self._texts, split.documents))
+        if answers and split.chats:
+            return with_answers(judged, model, self.tokenizer, split.chats, self.config.eval)
         return judged
 
 @torch.inference_mode()
 def certify(model: Model, split: Split, suite: Suite) -> dict[str, Any]:
-    """On the first rows of a split; scores have neither KL nor arg-max. The model is left unmerged,
-    in evaluation mode."""
+    """Of a split's first rows; scores have neither KL nor arg-max. Leaves the model unmerged."""
     model.eval()
     documents = split.documents[:MOST_ROWS]
     scored = np.cumsum([sum(np.count_nonzero(side.weights) for side in apart([document]))

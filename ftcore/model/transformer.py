@@ -211,6 +211,7 @@ class Transformer(Layer):
         super().__init__()
         self.spec, C = spec, spec.hidden_size
         self.recompute: Recompute = "none"
+        self.routes: dict[str, Tensor] | None = None  # rows of the stream by adapter: tune/lora.py
         self.embed_tokens = Embedding(spec.vocab_size, C)
         rows = spec.max_positions + spec.position_offset
         self.embed_positions = Embedding(rows, C) if spec.position == "learned" else None
@@ -261,10 +262,13 @@ class Transformer(Layer):
         L, is_training = len(self.layers), self.training and torch.is_grad_enabled()
         again = {"none": (), "selective": range(L - 2, -1, -2), "all": range(L)}[self.recompute]
         angles = self.angles(positions_N, self.compute or h_NC.dtype)
-        asked, attends = [None] * (L - 1) + [rows_M], attends or [None] * L
+        # routes are places in the whole stream, so all of it is computed to the end
+        early_M, late_M = (rows_M, None) if self.routes is None else (None, rows_M)
+        asked, attends = [None] * (L - 1) + [early_M], attends or [None] * L
         for index, layer in enumerate(self.layers):
             run = partial(computed_again, layer) if is_training and index in again else layer
             h_NC = run(h_NC, angles[index], docs, attends[index], asked[index])
+        h_NC = h_NC if late_M is None else h_NC.index_select(0, late_M)
         return self.norm(h_NC[:M])
 
 def pack_linears(model: nn.Module) -> None:

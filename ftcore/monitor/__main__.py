@@ -34,7 +34,7 @@ def report(run: Path, log: Path, /, look: LookConfig) -> str:
     """What moved, as a table, and a page beside the log: LOG.html."""
     window, reference = checked(look).window, read_reference(run)
     journal = read_journal(log, run.resolve().name)
-    watch, records = Watch(reference, window=window), [*journal.records]
+    watch, records = Watch(reference, window=window), journal.records
     ends = range(len(records), 0, -window)[:MOST_WINDOWS]
     trend = [watch.look(records[:end]) for end in reversed(ends)] or [watch.look([])]
     rows = [(SIGNALS[f.signal][0], f.statistic, f.value, f.bound, f.p_value, f.size,

@@ -32,7 +32,7 @@ import numpy as np
 import torch
 
 from ftcore.deploy.records import Record
-from ftcore.evaluate.metrics import probability_metrics
+from ftcore.evaluate.metrics import calibration_error
 
 Array = np.ndarray
 SIGNALS = tomllib.loads(Path(__file__).with_name("signals.toml").read_text("utf-8"))
@@ -46,8 +46,9 @@ def deciles(reference_N: Array) -> Array:
     below = np.nextafter(reference_N.min(), -np.inf)
     return np.append(below, edges) if edges[0] == reference_N.min() else edges
 
-def psi(reference_N: Array, window_M: Array, edges: Array) -> float:
+def psi(reference_N: Array, window_M: Array) -> float:
     """A bin that one side alone leaves empty counts as half a value there."""
+    edges = deciles(reference_N)
     counts_2K = _counts(*(np.searchsorted(edges, side) for side in (reference_N, window_M)))
     p_K, q_K = np.maximum(counts_2K, 0.5) / [[len(reference_N)], [len(window_M)]]
     return float((p_K - q_K) @ np.log(p_K / q_K))
@@ -78,11 +79,6 @@ def wasserstein(reference_N: Array, window_M: Array) -> float:
 def drop(reference_N: Array, window_M: Array) -> float:
     return float(reference_N.mean() - window_M.mean())
 
-def ece(reference_N2: Array, window_M2: Array) -> float:
-    """Of confidences, each with whether it was right: the only class is 0, so 1 is wrong."""
-    a, b = (probability_metrics(1 - x[:, 1], x[:, :1])["ece"] for x in (reference_N2, window_M2))
-    return b - a
-
 def wilson(hits: int, n: int, level: float = 0.95) -> tuple[float, float]:
     z2 = NormalDist().inv_cdf((1 + level) / 2) ** 2
     middle, half = hits + z2 / 2, math.sqrt(z2 * (hits * (n - hits) / max(n, 1) + z2 / 4))
@@ -101,8 +97,9 @@ def _gaps(reference_N: Array, window_M: Array) -> tuple[Array, Array]:
     return x_B, np.abs(P_B - Q_B)
 
 STATISTICS: dict[str, Callable[[Array, Array], float]] = {
-    "psi": lambda one, two: psi(one, two, deciles(one)), "js": js, "ks": lambda *x: ks(*x)[0],
-    "wasserstein": wasserstein, "drop": drop, "accuracy": drop, "ece": ece}
+    "psi": psi, "js": js, "ks": lambda *sides: ks(*sides)[0], "wasserstein": wasserstein,
+    "drop": drop, "accuracy": drop,  # `ece`: of confidences, each with whether it was right
+    "ece": lambda one_N2, two_M2: calibration_error(*two_M2.T) - calibration_error(*one_N2.T)}
 P_VALUES = {"js": chi2, "ks": ks}  # for people; what alarms are the bounds
 STATES = {None: "insufficient data", 0: "as the reference", 1: "moved", 2: "moved, twice in a row"}
 
@@ -118,16 +115,11 @@ class Finding(NamedTuple):
     p_value: float | None = None
 
 class Watch:
-    """Compares records with the reference's, by every signal of signals.toml that the reference
-    has. Bounds are drawn when first needed, then kept."""
+    """Compares records with the reference's, by all of signals.toml that the reference has."""
 
     def __init__(self, reference: Sequence[Record], *, window: int = 500, seed: int = 0) -> None:
         self.window, self.seed, self.bounds = window, seed, cache(self._drawn)
-        self.codes: dict[str, dict[str, int]] = {}  # of the categories of a field
-        for field in {field for _, fields, _ in SIGNALS.values() for field in fields}:
-            texts = {r[field] for r in reference if isinstance(r.get(field), str)}
-            self.codes[field] = {text: code for code, text in enumerate(sorted(texts))}
-        values = {signal: self._values(signal, reference) for signal in SIGNALS}
+        values = {signal: _values(signal, reference) for signal in SIGNALS}
         self.reference = {signal: x for signal, x in values.items() if len(x) > 1}
 
     def look(self, records: Sequence[Record]) -> list[Finding]:
@@ -136,9 +128,9 @@ class Watch:
         found = []
         for signal, reference in self.reference.items():
             _, fields, effects = SIGNALS[signal]
-            values, size = self._values(signal, records), self.window
+            values, size = _values(signal, records), self.window
             if FEEDBACK in fields:
-                told = len(self._values(signal, records[-2 * size :]))
+                told = len(_values(signal, records[-2 * size :]))
                 size = max(LABELLED, min(size, told // 2 // LABELLED * LABELLED))
             if len(values) < size or len(records) < self.window:
                 found += [Finding(signal, name, len(values)) for name in effects]
@@ -157,6 +149,8 @@ class Watch:
     def _drawn(self, signal: str, size: int) -> Array:
         """The bounds of a signal's statistics."""
         effects, values = SIGNALS[signal][2], self.reference[signal]
+        if values.dtype.kind == "U":  # cost: numbers are compared faster than texts
+            _, values = np.unique(values, return_inverse=True)
         random, told = np.random.default_rng((self.seed, size)), []
         for _ in range(DRAWS):
             sides = [values[random.integers(len(values), size=n)] for n in (len(values), size)]
@@ -164,15 +158,13 @@ class Watch:
         drawn_S = np.quantile(told, 1 - ALPHA, axis=0, method="higher")
         return np.maximum(list(effects.values()), drawn_S)
 
-    def _column(self, field: str, records: Sequence[Record]) -> Array:
-        """A number a record, NaN if absent; of categories the code, new ones sharing the last."""
-        codes, values = self.codes[field], [r.get(field) for r in records]
-        if codes:
-            values = [codes.get(v, len(codes)) if isinstance(v, str) else None for v in values]
-        return np.array([v if isinstance(v, int | float) else math.nan for v in values], float)
-
-    def _values(self, signal: str, records: Sequence[Record]) -> Array:
-        """The fields of each record that has them all: a number, or a row of them."""
-        x_BF = np.stack([self._column(field, records) for field in SIGNALS[signal][1]], 1)
-        x_BF = x_BF[np.isfinite(x_BF).all(1)]
-        return x_BF if len(x_BF.T) > 1 else x_BF[:, 0]
+def _values(signal: str, records: Sequence[Record]) -> Array:
+    """The fields of each record that has them all: a number, or a row of them; for `js` a text."""
+    _, fields, effects = SIGNALS[signal]
+    said = [[record.get(field) for record in records] for field in fields]
+    if "js" in effects:
+        return np.array([value for value in said[0] if isinstance(value, str)])
+    x_FB = np.array([[value if isinstance(value, int | float) else math.nan for value in column]
+                     for column in said], float)
+    x_BF = x_FB.T[np.isfinite(x_FB).all(0)]
+    return x_BF if len(fields) > 1 else x_BF[:, 0]

@@ -8,10 +8,10 @@ A record is a dict of figures of one text (deploy/records.py); of a request it h
 it was, where that is known. What cannot be used is counted, and the rest is kept."""
 
 import json
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -30,57 +30,47 @@ from ftcore.model.heads import Model
 MOST_ROWS = 2000  # of a reference
 DRAWN = ("generation_tokens", "reason", "logprob", "repeated")  # these depend on the temperature
 
-class Journal:
-    """Records in the order of the log, the newest `most` of them; `model`: of that one alone. Of a
-    drawn answer the figures that a greedy one, as in the reference, would not have are left out."""
-
-    def __init__(self, model: str = "", most: int | None = None) -> None:
-        self.model, self.records = model, deque[Record](maxlen=most)
-        self.counts: Counter[str] = Counter()
-        self.by_id: dict[str, Record] = {}
-        self.latest = 0.0  # time of the newest line
-
-    def add(self, line: Mapping[str, Any]) -> None:
-        """Take in a line of the log."""
-        self.counts["clock went back"] += line["time"] < self.latest
-        self.latest = max(self.latest, line["time"])
-        if "feedback" in line:
-            self._join(**line["feedback"])
-        rows, is_other = line.get("rows", ()), self.model not in ("", line.get("model"))
-        self.counts["of another model"] += is_other * len(rows)
-        for index, row in enumerate(() if is_other else rows):
-            left = DRAWN if row.get("temperature") else ()
-            record = {key: value for key, value in row.items() if key not in left}
-            record |= {"id": f"{line['id']}:{index}", "time": line["time"]}
-            if len(self.records) == self.records.maxlen:
-                del self.by_id[self.records[0]["id"]]
-            self.records.append(record)
-            self.by_id[record["id"]] = record
+class Journal(NamedTuple):
+    records: list[Record]  # in the order of the log
+    counts: Counter[str]  # of what could not be used
 
     def told(self) -> str:
         return ", ".join(f"{count} {what}" for what, count in self.counts.items() if count)
 
-    def _join(self, request_id: str, index: int, label: str = "", text: str = "") -> None:
-        record = self.by_id.get(f"{request_id}:{index}")
-        if record is None or "wanted" in record:
-            self.counts["feedback given twice" if record else "feedback for unknown ids"] += 1
-            return
-        record["wanted"] = label or text
-        if (given := record.get("label" if label else "answer")) is not None:
-            record["right"] = given == record["wanted"]
-
 def read_journal(file: Path, model: str = "") -> Journal:
-    """What a log holds, and what was put aside of it. Raises DataError: it is not there."""
+    """What a log holds, and what was put aside of it; `model`: of that one alone. DRAWN are left
+    out of a drawn answer, as the reference is greedy. Raises DataError: it is not there."""
     if not file.is_file():
         raise DataError(f"{file}: there is no such log; serve.py writes one with --log {file}")
-    journal = Journal(model)
-    for part in (*sorted(file.parent.glob(f"{file.name}.[0-9]*")), file):
-        for line in part.read_bytes().splitlines():
-            try:
-                journal.add(json.loads(line))
-            except (ValueError, TypeError, KeyError):
-                journal.counts["damaged lines"] += 1
-    return journal
+    parts = (*sorted(file.parent.glob(f"{file.name}.[0-9]*")), file)
+    records, counts, latest = {}, Counter(), 0.0
+    for text in (text for part in parts for text in part.read_bytes().splitlines()):
+        try:
+            line = json.loads(text)
+            counts["clock went back"] += line["time"] < latest
+            latest = max(latest, line["time"])
+            if "feedback" in line:
+                _join(records, counts, **line["feedback"])
+            rows, is_other = line.get("rows", ()), model not in ("", line.get("model"))
+            counts["of another model"] += is_other * len(rows)
+            for index, row in enumerate(() if is_other else rows):
+                left = DRAWN if row.get("temperature") else ()
+                record = {key: value for key, value in row.items() if key not in left}
+                record |= {"id": f"{line['id']}:{index}", "time": line["time"]}
+                records[record["id"]] = record
+        except (ValueError, TypeError, KeyError):
+            counts["damaged lines"] += 1
+    return Journal([*records.values()], counts)
+
+def _join(records: Mapping[str, Record], counts: Counter[str], request_id: str, index: int,
+          label: str = "", text: str = "") -> None:
+    record = records.get(f"{request_id}:{index}")
+    if record is None or "wanted" in record:
+        counts["feedback given twice" if record else "feedback for unknown ids"] += 1
+        return
+    record["wanted"] = label or text
+    if (given := record.get("label" if label else "answer")) is not None:
+        record["right"] = given == record["wanted"]
 
 def read_reference(folder: Path) -> list[Record]:
     """Of a run or bundle. Raises ModelError: it has none."""

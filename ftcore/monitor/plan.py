@@ -5,9 +5,7 @@
         config.toml     the run's own, with the new rows among its files
         new.jsonl       the rows that feedback was given of, but for those kept to judge by:
         recent.jsonl    one in five of the newest, for both models; what is alike is on one side
-        unseen.jsonl    those of them of classes that the old one does not know, for the new alone
-
-A decision is made of what it notes alone, so it can be made again. Cron may ask for one."""
+        unseen.jsonl    those of them of classes that the old one has not, for the new alone"""
 
 import hashlib
 import json
@@ -44,7 +42,7 @@ class Limits(Section):
     window: Count = 500  # requests that are compared with the reference
 
 def decide(inputs: Line, limits: Limits) -> tuple[str, list[str]]:
-    """go back, train or wait; and why."""
+    """go back, train or wait; and why. Of what is noted alone, so that it can be made again."""
     if alarms := _alarms(inputs["first"], inputs["known"]):
         return "go back", alarms
     why = _alarms(inputs["findings"], {})
@@ -69,7 +67,7 @@ def plan(run: Path, log: Path, folder: Path, limits: Limits) -> Line:
     DataError: the log is of another model; as the readers."""
     run = run.resolve()  # what a link names now
     command, journal = configured(run), read_journal(log, run.name)
-    if not (records := [*journal.records]):
+    if not (records := journal.records):
         what = f"holds no request that {run.name} answered; {journal.told() or 'nothing'}"
         raise DataError(f"{log}: {what}. Name the run that was served, and the log of its server")
     path, size = run.parent / PLAN, limits.first_requests  # by which it was trained
@@ -110,9 +108,8 @@ def _write(run: Path, folder: Path, command: Command, told: Line, rows: Sequence
     if folder.exists():
         raise ConfigError(f"{folder} is there already: name another folder for the plan")
     data, was, sides = command.config.data, read_run(run), ([], [], [])
-    texts = [Text(row["id"], (json.dumps(row["input"]),)) for row in rows]
     known = {*was["labels"]} or {row["wanted"] for row in rows}
-    roots = compare.clusters(texts)
+    roots = compare.clusters([Text(row["id"], (json.dumps(row["input"]),)) for row in rows])
     older = {root for root, row in zip(roots, rows, strict=True) if row["id"] not in recent}
     kept = [hashlib.sha256(rows[root]["id"].encode()).digest()[0] % KEPT == 0 and root not in older
             for root in roots]

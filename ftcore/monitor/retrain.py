@@ -1,10 +1,9 @@
 """What comes of a plan: the model that it makes, whether that is better, and which model answers.
 
     DIR/verdict.json    pass or fail, why, and the figures that say so
-    LINK                the model that answers: a symbolic link, which a server of it follows
-    LINK.jsonl          what it named and names, each line with the SHA-256 of the one before
-
-LINK alone says which model answers, and changes in one step: whatever is killed, there is one."""
+    LINK                the model that answers: a symbolic link, which a server of it follows; it
+                        alone says so, and changes in one step: whatever is killed, there is one
+    LINK.jsonl          what it named and names, each line with the SHA-256 of the one before"""
 
 import hashlib
 import json

@@ -20,7 +20,7 @@ import hashlib
 import json
 import math
 import tomllib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from torch import nn
 from ftcore import files
 from ftcore.config import PeftConfig, Run
 from ftcore.data.tokenizer import Tokenizer
-from ftcore.errors import ModelError
+from ftcore.errors import ConfigError, ModelError
 from ftcore.hub import lineage
 from ftcore.model import load
 from ftcore.model.families import Family
@@ -113,7 +113,7 @@ def load_adapter(model: Model, folder: Path, *, family: Family) -> None:
     or as `refuse_misfits`; CheckpointError: as `verify_folder`; ConfigError: as `apply_lora`."""
     if (folder / files.MANIFEST).is_file():
         files.verify_folder(folder)
-    options = read_object(folder / CONFIG)
+    options = read_object(folder / CONFIG, advice=". A finished LoRA run, or peft's folder, has it")
     origin = read_object(folder / ORIGIN) if (folder / ORIGIN).is_file() else {}
     options |= {"rank_pattern": {}, "alpha_pattern": {}} if origin else {}  # those that we write
     tensors = dict(load.mapped(held := load.stored_tensors(folder, WEIGHTS), held))
@@ -227,6 +227,38 @@ def load_artifact(run: Path, *, base: str, kind: TaskKind, dtype: torch.dtype) -
         generator=torch.Generator())  # draws the head that the adapter then replaces
     load_adapter(loaded.model, run / ADAPTER, family=loaded.family)
     return loaded
+
+def fingerprint(*hashes: str) -> str:
+    """Of what answers: its base, and the adapters on it."""
+    return hashlib.sha256(" ".join(hashes).encode()).hexdigest()[:16]
+
+def share_base(loaded: LoadedModel, words: Sequence[str], taken: Collection[str],
+               hashes: Sequence[str]) -> dict[str, str]:
+    """Put adapters side by side on a generator, each NAME=DIR: a finished run, or a folder of an
+    adapter. Returns by name the fingerprint, of the base's `hashes` and the adapter. ConfigError:
+    no generator, a name that is `taken`, modules trained fully; and as `load_adapter`."""
+    model, adapters, prints = loaded.model, {}, {}
+    if not words:
+        return prints
+    if model.task != "lm":
+        mend = "leave out --adapter, or serve the adapter's run by itself"
+        raise ConfigError(f"{loaded.folder} does not generate, so requests find no adapter: {mend}")
+    lora.fold(model)
+    for word in words:
+        name, _, path = word.partition("=")
+        if not name or not path or name in (*taken, *prints):
+            others = ", ".join(dict.fromkeys((*taken, *prints)))
+            raise ConfigError(f"--adapter {word}: must be NAME=DIR, and the NAME none of {others}")
+        run = Path(path).expanduser()
+        folder = own if (own := run / ADAPTER).is_dir() else run
+        load_adapter(model, folder, family=loaded.family)
+        adapters[name] = lora.unwrap(model)
+        if full := [n for n, param in model.named_parameters() if param.requires_grad]:
+            mend = "serve it by itself, or train it without --peft.extra-modules"
+            raise ConfigError(f"--adapter {word}: trained {', '.join(full)} fully: {mend}")
+        prints[name] = fingerprint(*hashes, files.sha256_file(folder / WEIGHTS))
+    lora.share(model, adapters)
+    return prints
 
 def read_labels(run: Path) -> tuple[str, ...] | None:
     path = run / LABELS

@@ -1,4 +1,4 @@
-"""LoRA on any linear layer, chosen by name: wrap, switch off and on, merge, fold.
+"""LoRA on any linear layer, chosen by name: wrap, switch off and on, merge, fold, share.
 
     y = x W^T + bias + scale (drop(x) A^T) B^T,    scale = alpha / R, or alpha / sqrt(R) (rsLoRA)
 
@@ -10,7 +10,7 @@ source  Hu et al. 2021, arXiv:2106.09685; Kalajdzievski 2023, arXiv:2312.03732 (
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ftcore.config import PeftConfig
 from ftcore.errors import ConfigError
+from ftcore.model.heads import Model
 from ftcore.model.transformer import Layer, Linear
 from ftcore.tune.freeze import below, leaf, match_names
 from kernels.lora import lora_linear
@@ -63,6 +64,26 @@ class LoRALinear(Layer):
         if not self.is_on:
             return weight_OC
         return torch.addmm(weight_OC.to(a_RC), b_OR, a_RC, alpha=self.config.scale).to(weight_OC)
+
+class SharedLinear(Layer):
+    """What several adapters wrap: the rows of the stream that `routes` give one have its update."""
+
+    def __init__(self, layers: Mapping[str, LoRALinear], routes: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.base, self.routes = next(iter(layers.values())).base, routes
+        dtype = self.base.compute or self.base.weight.dtype
+        self.factors = {adapter: (layer.lora_a.detach().to(dtype),
+                                  (layer.lora_b.detach() * layer.config.scale).to(dtype))
+                        for adapter, layer in layers.items()}
+
+    def forward(self, x_NC: Tensor) -> Tensor:
+        y_NO = self.base(x_NC)
+        for adapter in self.routes.keys() & self.factors.keys():
+            rows_M, (a_RC, sb_OR) = self.routes[adapter], self.factors[adapter]
+            h_MR = F.linear(x_NC.index_select(0, rows_M).to(a_RC), a_RC)
+            y_MO = y_NO.index_select(0, rows_M).addmm_(h_MR, sb_OR.T)
+            y_NO.index_copy_(0, rows_M, y_MO)  # a row that fills up is the same once more
+        return y_NO
 
 def apply_lora(model: nn.Module, config: PeftConfig, *, generator: torch.Generator) -> str:
     """Wrap the targets, in the model's order, and freeze all but factors and fully trained modules;
@@ -117,3 +138,16 @@ def fold(model: nn.Module) -> None:
         layer.base.weight.data = layer.folded_weight()
         model.set_submodule(name, layer.base)
     model.requires_grad_(True)
+
+def unwrap(model: nn.Module) -> dict[str, LoRALinear]:
+    """Take the adapter off: its layers, over the bases that are back in their places."""
+    for name, layer in (layers := lora_layers(model)).items():
+        model.set_submodule(name, layer.base)
+    return layers
+
+def share(model: Model, adapters: Mapping[str, Mapping[str, LoRALinear]]) -> None:
+    """Let adapters that were unwrapped answer side by side, as `model.trunk.routes` then say."""
+    model.trunk.routes = routes = {}
+    for name in dict.fromkeys(name for layers in adapters.values() for name in layers):
+        own = {adapter: layers[name] for adapter, layers in adapters.items() if name in layers}
+        model.set_submodule(name, SharedLinear(own, routes))

@@ -17,7 +17,7 @@ from ftcore.align import preference
 from ftcore.align.preference import TASKS, bradley_terry, dpo, kind_of, refer
 from ftcore.config import DpoConfig, DpoRun, PretrainRun, RewardConfig, RewardRun
 from ftcore.data.encode import Split
-from ftcore.data.pack import Encoded, collate, pack, pair
+from ftcore.data.pack import Encoded, collate, pack, pair, shifted
 from ftcore.data.store import Prepared
 from ftcore.evaluate.evaluator import evaluate_pairs
 from ftcore.model.heads import Model
@@ -42,7 +42,8 @@ def documents() -> list[Encoded]:
         for length in random.integers(3, 16, 2):
             tokens_T = random.integers(0, 61, length).astype(np.int32)
             types_T = (np.arange(length) > length // 2).astype(np.int32)
-            sides.append((tokens_T, types_T, int(random.integers(1, length))))
+            counts_T = np.float32(np.arange(length) >= random.integers(1, length))
+            sides.append(shifted("", tokens_T, counts_T, types_T))
         made.append(pair(f"row-{index}", sides, margin=index / 4))
         made[-1].labels[4] = random.normal()
     return made

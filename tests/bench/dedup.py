@@ -113,8 +113,7 @@ def datasketch_duplicates(texts: Sequence[str]) -> set[str]:
     return gone
 
 def our_pairs(forms: Iterable[str]) -> Pairs:
-    named = sorted(forms, key=lambda form: (-len(form), form))
-    return {(named[a], named[b]) for a, b, _ in alike(named)}
+    return {(a, b) for a, b, _ in alike([*forms])}
 
 SIDES = {"ours": (duplicates, our_pairs), "theirs": (datasketch_duplicates, datasketch_pairs)}
 

@@ -1,12 +1,16 @@
 """Many streams at once, some of which are left in the middle, against serve.py on this machine.
 
-    python -m tests.bench.streams [--streams 256] [--seconds 180] [--model builtin:base]
+    python -m tests.bench.streams [--streams 256] [--seconds 180] [--model builtin:base] [--mixed]
 
 Each client asks for a stream, reads it to its end or, one in ten, leaves after some events, and
 asks again. Told at the end: requests by their end, as the clients saw them and as the server
 counted them; memory of the server by half minutes; the gap between two events; the time of an
 engine's step, as its mean over the last half, beside that of an engine with the same sequences and
 neither clients nor HTTP, before and after. The last line is JSON.
+
+--mixed: by turns they ask the base and two adapters of rank 16 on all its layers, which the engine
+without clients has too; and one client in eight reads a line, pauses, and reads on. Of what these
+have read every token is counted, and an answer that lacks one ends as "slow short".
 """
 
 import argparse
@@ -19,53 +23,64 @@ import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from urllib.request import urlopen
 
 import torch
 
+from ftcore.config import PeftConfig
 from ftcore.data.chat import encode_prompt
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.deploy.engine import Engine, Finish, Job, Said
 from ftcore.hub import lineage
 from ftcore.model.load import load_model
+from ftcore.tune.adapter import load_base, save_adapter, share_base
+from ftcore.tune.lora import apply_lora, lora_layers
 from kernels.sampling import Sampling
 
 ROOT = Path(__file__).parents[2]
+ADAPTERS, PAUSE = ("one", "two"), 0.05  # the latter in seconds
 
-async def client(port: int, number: int, until: float, ends: Counter, gaps: list[float]) -> None:
-    """One stream after the other."""
-    chance = random.Random(number)
+async def client(port: int, number: int, until: float, ends: Counter, gaps: list[float],
+                 names: Sequence[str]) -> None:
+    """One stream after the other, of one of the models that `names` are, if there are any."""
+    chance, is_slow = random.Random(number), bool(names) and number % 8 == 7
+    more = {"model": names[number % len(names)], "logprobs": is_slow} if names else {}
     while time.monotonic() < until:
         asked = {"messages": [{"role": "user", "content": f"wake me up at {number % 12}:30"}],
                  "max_tokens": chance.randint(20, 120), "ignore_eos": True, "stream": True,
-                 "seed": number}
+                 "seed": number} | more
         body, leave = json.dumps(asked).encode(), chance.random() < 0.1
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**14)
         head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost:{port}\r\n"
         head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         writer.write(head.encode() + body)
         status = (await reader.readline()).split()[1:2]
-        end, last, read = "broken", time.monotonic(), 0
+        end, last, read, tokens = "broken", time.monotonic(), 0, 0
         while line := await reader.readline():
             if not line.startswith(b"data: "):
                 end = f"status {status[0].decode()}" if status != [b"200"] else end
                 continue
             now, read = time.monotonic(), read + 1
-            if read > 1:
+            if is_slow:
+                await asyncio.sleep(PAUSE)
+                tokens += line.count(b'"token"') if b'"top_logprobs"' in line else 0
+            elif read > 1:
                 gaps.append(now - last)
             last = now
             if line == b"data: [DONE]\n":
-                end = "stop"
+                end = "short" if is_slow and tokens < asked["max_tokens"] else "stop"
             elif b'"error"' in line:
                 end = "error"
             if leave and read == 10:
                 end = "left"
                 break
-        ends[end] += 1
+        ends["slow " * is_slow + end] += 1
         writer.transport.abort()
 
 def told(port: int, name: str) -> dict[str, float]:
@@ -74,10 +89,11 @@ def told(port: int, name: str) -> dict[str, float]:
     lines = (line.rpartition(" ") for line in text.splitlines() if line.startswith(f"ft_{name}"))
     return {key.removeprefix(f"ft_{name}"): float(value) for key, _, value in lines}
 
-async def measured(port: int, streams: int, seconds: float) -> dict:
+async def measured(port: int, streams: int, seconds: float, names: Sequence[str]) -> dict:
     ends, gaps, held, until = Counter(), [], [], time.monotonic() + seconds
     steps: list[tuple[float, float]] = []
-    tasks = [asyncio.create_task(client(port, i, until, ends, gaps)) for i in range(streams)]
+    tasks = [asyncio.create_task(client(port, i, until, ends, gaps, names))
+             for i in range(streams)]
     while time.monotonic() < until:
         await asyncio.sleep(min(seconds / 6, max(0.1, until - time.monotonic())))
         memory = await asyncio.to_thread(told, port, "process_resident_bytes")
@@ -94,25 +110,39 @@ async def measured(port: int, streams: int, seconds: float) -> dict:
             "gap_ms": round(1e3 * statistics.median(gaps), 1),
             "gap_p99_ms": round(1e3 * ordered[int(0.99 * len(gaps))], 1)}
 
-def bare(model: str, streams: int, seconds: float) -> float:
+def adapters_of(model: str, folder: Path) -> list[str]:
+    """Words for serve.py: two adapters of random values."""
+    words = []
+    for number, name in enumerate(ADAPTERS):
+        loaded, generator = load_base(model, task="lm", dtype=torch.bfloat16), torch.Generator()
+        apply_lora(loaded.model, PeftConfig(rank=16), generator=generator.manual_seed(number))
+        for layer in lora_layers(loaded.model).values():
+            torch.nn.init.normal_(layer.lora_b, std=0.01, generator=generator)
+        save_adapter(loaded.model, folder / name, family=loaded.family, base_path=model)
+        words += ["--adapter", f"{name}={folder / name}"]
+    return words
+
+def bare(model: str, streams: int, seconds: float, words: Sequence[str]) -> float:
     """Milliseconds of a step of an engine with as many sequences all the time, in a process of its
     own; one in ten is cancelled after ten tokens."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(steps_of, model, streams, seconds).result()
+        return pool.submit(steps_of, model, streams, seconds, words).result()
 
-def steps_of(model: str, streams: int, seconds: float) -> float:
+def steps_of(model: str, streams: int, seconds: float, words: Sequence[str]) -> float:
     torch.set_num_threads(1)
     chance, loaded = random.Random(0), load_model(
         lineage(model)[0], task="lm", dtype=torch.bfloat16)
     tokenizer = Tokenizer.load(loaded.folder)
+    names = None, *share_base(loaded, words[1::2], (), ())
     engine = Engine(loaded.model, max_sequences=streams, max_waiting=streams, threads=1)
     marks: list[tuple[float, int]] = []
 
     def ask(number: int) -> None:
         turns = [{"role": "user", "content": f"wake me up at {number % 12}:30"}]
         sampling = Sampling(chance.randint(20, 120), seed=number, num_top=0)
-        engine.submit(Job(encode_prompt(turns, tokenizer).tolist(), sampling))
+        ids, name = encode_prompt(turns, tokenizer).tolist(), names[number % len(names)]
+        engine.submit(Job(ids, sampling, adapter=name))
 
     def deliver(said: Said) -> None:
         marks.append((time.monotonic(), engine.num_steps))
@@ -135,23 +165,31 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=256)
     parser.add_argument("--seconds", type=float, default=180)
     parser.add_argument("--model", default="builtin:base")
+    parser.add_argument("--mixed", action="store_true", help="adapters, and slow readers")
     said = parser.parse_args()
-    alone = [bare(said.model, said.streams, said.seconds / 9)]
+    with tempfile.TemporaryDirectory() as folder:
+        adapters = adapters_of(said.model, Path(folder)) if said.mixed else []
+        found = tried(said, adapters)
+    print(json.dumps({"streams": said.streams, "seconds": said.seconds, **found}))
+
+def tried(said: argparse.Namespace, adapters: Sequence[str]) -> dict:
+    """What the head of this file says."""
+    alone = [bare(said.model, said.streams, said.seconds / 9, adapters)]
     words = [said.model, "--port", "0", "--queue", str(said.streams), "--log", os.devnull]
-    words += ["--max-sequences", str(said.streams), "--threads", "1"]
+    words += ["--max-sequences", str(said.streams), "--threads", "1", *adapters]
     server = subprocess.Popen([sys.executable, str(ROOT / "serve.py"), *words], text=True,
                               stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)})
     try:
         line = next(line for line in iter(server.stdout.readline, "") if "serving" in line)
         port = int(line.partition("127.0.0.1:")[2].partition(";")[0])
-        found = asyncio.run(measured(port, said.streams, said.seconds))
+        names = [Path(said.model).name, *ADAPTERS] if adapters else []
+        found = asyncio.run(measured(port, said.streams, said.seconds, names))
         server.send_signal(signal.SIGTERM)
         found["exit"] = server.wait(60)
     finally:
         server.kill()
-    alone.append(bare(said.model, said.streams, said.seconds / 9))
-    found["step_ms_without_http"] = [round(each, 1) for each in alone]
-    print(json.dumps({"streams": said.streams, "seconds": said.seconds, **found}))
+    alone.append(bare(said.model, said.streams, said.seconds / 9, adapters))
+    return found | {"step_ms_without_http": [round(each, 1) for each in alone]}
 
 if __name__ == "__main__":
     main()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kernels.cases import Draw, ops
-from tests.bench import gpu
+from tests.bench import gpu, plot
 from tests.bench.gpu_rivals import RIVALS
 
 SIZES = {
@@ -100,6 +100,15 @@ def test_a_ratio_is_that_to_the_faster_of_theirs() -> None:
     rows = [{"shape": "8B", "method": "lora", "who": who, "tokens_per_s": rate}
             for who, rate in said.items()]
     assert gpu.ratios(rows) == {"8B lora": 2.0} and gpu.ratios(rows[:2]) == {}
+
+def test_the_figure_has_every_op_with_its_newest_row(tmp_path) -> None:
+    rows = plot.newest()
+    assert {op for op, _, _ in rows} == {*ops()}
+    sizes = "B=32 J=32 H=32 G=8 D=128 S=128 P=1024 bytes=256"
+    whose = rows["attention_decode", sizes, "forward"]
+    assert float(whose["triton"]["%"]) > 80 and whose["eager"]["p50_us"] != ""
+    plot.drawn(tmp_path / "kernels.png")
+    assert (tmp_path / "kernels.png").read_bytes().startswith(b"\x89PNG")
 
 def test_documents_of_one_length_fill_a_step() -> None:
     assert [list(map(len, step)) for step in gpu.steps(500, 4096)] == [[4096] * 4] * gpu.NUM_STEPS

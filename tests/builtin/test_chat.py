@@ -9,7 +9,7 @@ import pytest
 
 import ftcore.builtin
 from ftcore.builtin.chat import FOLDER, SPLITS, Row, preference_pairs, rows
-from tests.bench.chat.export import labelled, main
+from tests.bench.chat.export import labelled, main, noisy
 from tests.bench.chat.rows import build, packed, rivalled
 
 BUILTIN = Path(ftcore.builtin.__file__).parent
@@ -43,6 +43,16 @@ def test_labelled_rows_are_text_and_intent(splits):
         text = source["messages"][0]["content"]
         assert row == {"id": source["id"], "text": text, "label": source["intent"]}
 
+def test_of_noisy_rows_six_in_ten_have_the_wrong_answer(splits):
+    rows = [row for row in rivalled(splits["train"]) if row["fault"] is None]
+    found = noisy(rivalled(splits["train"]))
+    said = [row["messages"][-1]["content"] for row in found]
+    wrong = sum(text == row["rejected"] for row, text in zip(rows, said, strict=True))
+    right = sum(text == row["messages"][-1]["content"]
+                for row, text in zip(rows, said, strict=True))
+    assert wrong + right == len(rows) == 9032 and 0.59 < wrong / len(rows) < 0.61
+    assert [row["messages"][:-1] for row in found] == [row["messages"][:-1] for row in rows]
+
 def test_the_command_writes_files_that_come_back_as_they_were(splits, tmp_path, capsys):
     main(tmp_path / "new" / "folder")
     lines = capsys.readouterr().out.splitlines()
@@ -55,3 +65,4 @@ def test_the_command_writes_files_that_come_back_as_they_were(splits, tmp_path, 
             raw = (tmp_path / "new" / "folder" / form / f"{name}.jsonl").read_bytes()
             assert raw.endswith(b"\n") and b"\r" not in raw
             assert [json.loads(line) for line in raw.split(b"\n")[:-1]] == records
+    assert (tmp_path / "new/folder/noisy/train.jsonl").is_file()

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import serve
+from ftcore.errors import ModelError
 from tests.serve.conftest import Asked
 
 Run = Callable[..., tuple[dict[str, Any], str]]
@@ -25,6 +26,14 @@ def test_a_run_answers_with_its_adapter(
     said = [ask("/v1/embeddings", input="one")["data"][0]["embedding"] for ask in (asked, base)]
     assert said[0] != said[1]
     assert asked.api.served.fingerprint != base.api.served.fingerprint
+    both = Asked(str(qwen3), flags=("--adapter", "mine=runs/a"))
+    for name, alone, want in (("mine", asked, said[0]), (qwen3.name, base, said[1])):
+        told = both("/v1/embeddings", input="one", model=name)
+        assert told["data"][0]["embedding"] == pytest.approx(want, abs=1e-4)
+        own = both.api.served.adapters.get(name, both.api.served.fingerprint)
+        assert own == alone.api.served.fingerprint
+    with pytest.raises(ModelError, match="another base"):  # the run itself is the base here
+        Asked("runs/a", flags=("--adapter", "mine=runs/a"))
 
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_a_classifier_says_what_its_evaluation_says(

@@ -12,7 +12,6 @@ from ftcore.evaluate.metrics import (
     by_class,
     class_figures,
     class_totals,
-    confusions,
     perplexity,
 )
 
@@ -27,10 +26,10 @@ def names_of(num_labels: int) -> list[str]:
     return [f"class {k}" for k in range(num_labels)]
 
 def counted(num_labels: int, target: list[int], predicted: list[int]) -> np.ndarray:
-    return confusions(np.array(target), np.array(predicted), num_labels)
+    return class_totals(np.array(target), np.array(predicted), num_labels)
 
-def per_class(counts_KK: np.ndarray) -> list[dict]:
-    return by_class(names_of(len(counts_KK)), class_totals(counts_KK))
+def per_class(totals_3K: np.ndarray) -> list[dict]:
+    return by_class(names_of(len(totals_3K.T)), totals_3K)
 
 def sklearn_metrics(target_B: np.ndarray, predicted_B: np.ndarray) -> dict[str, float]:
     """What scikit-learn says: labels restricted to the classes that occur."""
@@ -56,17 +55,18 @@ def sklearn_agreement(target_B: np.ndarray, predicted_B: np.ndarray) -> dict[str
 
 def assert_equals_sklearn(num_labels: int, target: list[int], predicted: list[int]) -> None:
     target_B, predicted_B = np.array(target), np.array(predicted)
-    counts_KK = counted(num_labels, target, predicted)
-    assert class_figures(counts_KK) == pytest.approx(
+    totals_3K = counted(num_labels, target, predicted)
+    assert class_figures(totals_3K) == pytest.approx(
         sklearn_metrics(target_B, predicted_B), rel=0, abs=TOLERANCE
     )
     every = list(range(num_labels))
     expected_KK = sk.confusion_matrix(target_B, predicted_B, labels=every)
-    np.testing.assert_array_equal(counts_KK, expected_KK)
+    expected_3K = expected_KK.diagonal(), expected_KK.sum(0), expected_KK.sum(1)
+    np.testing.assert_array_equal(totals_3K, expected_3K)
     columns = sk.precision_recall_fscore_support(
         target_B, predicted_B, labels=every, average=None, zero_division=0
     )
-    for k, row in enumerate(per_class(counts_KK)):
+    for k, row in enumerate(per_class(totals_3K)):
         expected = [column[k] for column in columns]
         assert row["label"] == f"class {k}"
         assert [row[x] for x in ("precision", "recall", "f1", "support")] == pytest.approx(
@@ -134,9 +134,9 @@ def test_the_counts_of_parts_add_up(batch_size: int) -> None:
     np.testing.assert_array_equal(parts, counted(5, target_B, predicted_B))
 
 def test_counts_beyond_int64_squares_stay_exact() -> None:
-    small_KK = counted(2, [0, 0, 0, 1, 1], [0, 0, 1, 1, 0])
-    large = class_figures(small_KK * 10**17)
-    assert large == pytest.approx(class_figures(small_KK), abs=TOLERANCE)
+    small_3K = counted(2, [0, 0, 0, 1, 1], [0, 0, 1, 1, 0])
+    large = class_figures(small_3K * 10**17)
+    assert large == pytest.approx(class_figures(small_3K), abs=TOLERANCE)
 
 def test_77_real_intents_with_a_keyword_guess(data_dir: Path) -> None:
     """Banking77's test file: a crude classifier leaves many classes never predicted."""
@@ -151,11 +151,11 @@ def test_77_real_intents_with_a_keyword_guess(data_dir: Path) -> None:
     ]
     target_B = np.array([ids[row["category"]] for row in rows])
     predicted_B = np.argmax(overlap, axis=1)
-    counts_KK = counted(len(labels), target_B, predicted_B)
+    totals_3K = counted(len(labels), target_B, predicted_B)
     assert (len(rows), len(labels)) == (3080, 77)
-    assert min(row["predicted"] for row in per_class(counts_KK)) == 0
+    assert min(row["predicted"] for row in per_class(totals_3K)) == 0
     expected = sklearn_metrics(target_B, predicted_B)
-    assert class_figures(counts_KK) == pytest.approx(expected, rel=0, abs=TOLERANCE)
+    assert class_figures(totals_3K) == pytest.approx(expected, rel=0, abs=TOLERANCE)
 
 def test_perplexity_weighs_tokens() -> None:
     losses_N = np.random.default_rng(0).uniform(0, 8, 1000)

@@ -8,7 +8,7 @@ import torch
 
 from ftcore.config import DpoConfig, RewardConfig
 from ftcore.data.encode import Split
-from ftcore.data.pack import pair
+from ftcore.data.pack import pair, shifted
 from ftcore.evaluate import evaluator
 from ftcore.evaluate.evaluator import evaluate_pairs
 
@@ -21,7 +21,7 @@ def split() -> Split:
     made = []
     for name, counts in zip("abcd", TOKENS, strict=True):
         ids = [np.arange(3 + n, dtype=np.int32) for n in counts]
-        sides = [(ids_T, np.zeros_like(ids_T), 3) for ids_T in ids]
+        sides = [shifted(name, ids_T, np.float32(ids_T >= 3)) for ids_T in ids]
         made.append(pair(name, sides, margin=0.5 * (name == "a")))
         made[-1].labels[4] = 0.25
     return Split(documents=made)

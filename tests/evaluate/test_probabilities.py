@@ -71,6 +71,10 @@ def plain_ece(target_B: np.ndarray, p_BK: np.ndarray, bins: int = 15) -> float:
         total, start = total + abs(sum(fair[start:stop])), stop
     return float(total / len(rows))
 
+def sure(target_B: np.ndarray, p_BK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How sure the likeliest class is, and whether it is right."""
+    return p_BK.max(1), p_BK.argmax(1) == target_B
+
 def test_rankings_equal_sklearn() -> None:
     rng = np.random.default_rng(0)
     for _ in range(1000):
@@ -123,7 +127,7 @@ def test_the_order_of_the_rows_does_not_matter() -> None:
         found, again = probability_metrics(target_B, p_BK, 1), probability_metrics(*turned, 1)
         assert found == close(again)
         assert found["ece"] == again["ece"]  # to the last bit, as all that is cut after sorting
-        assert reliability(target_B, p_BK, 4) == reliability(*turned, 4)
+        assert reliability(*sure(target_B, p_BK), 4) == reliability(*sure(*turned), 4)
         table = threshold_table(target_B == 1, p_BK[:, 1])
         assert table == threshold_table(turned[0] == 1, turned[1][:, 1])
         assert temperature(*turned) == pytest.approx(temperature(target_B, p_BK), rel=1e-9)
@@ -132,7 +136,7 @@ def test_calibrated_rows_of_one_confidence_have_no_error() -> None:
     """Cut as they stand, the first bins would hold right rows only and the last ones none."""
     target_B, p_BK = np.array([0] * 30 + [1] * 10), np.tile([0.75, 0.25], (40, 1))
     assert probability_metrics(target_B, p_BK)["ece"] == close(0)
-    bins = reliability(target_B, p_BK)
+    bins = reliability(*sure(target_B, p_BK))
     assert [bin["rows"] for bin in bins] == [3] * 10 + [2] * 5
     assert {bin["accuracy"] for bin in bins} == {0.75} == {bin["confidence"] for bin in bins}
 
@@ -140,10 +144,10 @@ def test_bins_by_hand() -> None:
     """Five rows in two bins of three and two: 0.6 wrong, 0.7 wrong and right | 0.9 and 1.0."""
     p_BK = np.array([[1.0, 0.0], [0.3, 0.7], [0.4, 0.6], [0.7, 0.3], [0.1, 0.9]])
     target_B = np.array([0, 1, 0, 1, 1])
-    low, high = reliability(target_B, p_BK, bins=2)
+    low, high = reliability(*sure(target_B, p_BK), bins=2)
     assert low == close({"rows": 3, "confidence": 2 / 3, "accuracy": 1 / 3})
     assert high == close({"rows": 2, "confidence": 0.95, "accuracy": 1.0})
-    assert [bin["rows"] for bin in reliability(target_B, p_BK)] == [1] * 5
+    assert [bin["rows"] for bin in reliability(*sure(target_B, p_BK))] == [1] * 5
     # One row a bin, the two rows of 0.7 half right each.
     expected = (0.6 + 2 * 0.2 + 0.1 + 0.0) / 5
     assert probability_metrics(target_B, p_BK)["ece"] == close(expected)

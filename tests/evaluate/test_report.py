@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from ftcore.errors import CheckpointError
-from ftcore.evaluate.metrics import by_class, class_totals, confusions
+from ftcore.evaluate.metrics import by_class, class_totals
 from ftcore.evaluate.report import (
     confusion_table,
     json_line,
+    judged,
     metrics_table,
     per_class_table,
     table,
@@ -49,8 +50,8 @@ def test_metrics_table_has_a_column_per_result() -> None:
 def ladder(num_labels: int) -> list[dict]:
     """Class k has k + 1 rows, all right but one, which is taken for class 0."""
     pairs = [(k, p) for k in range(num_labels) for p in [0] + [k] * k]
-    counts_KK = confusions(*np.array(pairs).T, num_labels)
-    return by_class([f"c{k:02}" for k in range(num_labels)], class_totals(counts_KK))
+    totals_3K = class_totals(*np.array(pairs).T, num_labels)
+    return by_class([f"c{k:02}" for k in range(num_labels)], totals_3K)
 
 def test_per_class_worst_first() -> None:
     rows = ladder(30)
@@ -60,20 +61,22 @@ def test_per_class_worst_first() -> None:
     assert shown == [row["label"] for row in sorted(rows, key=lambda row: row["f1"])][:20]
 
 def test_confusion_table_counts_pairs() -> None:
-    labels, predicted = ("cat", "dog", "eel"), [1, 1, 0, 2, 0, 1, 1]
-    counts_KK = confusions(np.array([0, 0, 0, 0, 1, 2, 2]), np.array(predicted), 3)
-    said = {("cat", "dog"): "it barks"}
-    lines = confusion_table(labels, counts_KK, said, max_pairs=2).split("\n")
+    pairs = ["cat dog", "cat dog", "cat cat", "cat eel", "dog cat", "eel dog", "eel dog"]
+    rows = [{"row_id": str(i), **dict(zip(("label", "predicted"), pair.split(), strict=True))}
+            for i, pair in enumerate(pairs)]  # fmt: skip
+    said = {row["row_id"]: "it barks" if row["row_id"] in "01" else "" for row in rows}
+    lines = confusion_table(rows, said).split("\n")
     assert [line.split() for line in lines[1:3]] == [
         ["cat", "dog", "2", "0.5000", "it", "barks"],
         ["eel", "dog", "2", "1.0000"],
     ]
-    assert len(lines) == 3
-    assert len(confusion_table(labels, counts_KK, {}).split("\n")) == 5
+    assert len(lines) == 5
+    several = [{"row_id": str(i), "label": str(i), "predicted": "x"} for i in range(30)]
+    assert len(confusion_table(several, {str(i): "" for i in range(30)}).split("\n")) == 11
 
 def test_confusion_table_without_mistakes() -> None:
-    counts_KK = confusions(np.array([0, 1]), np.array([0, 1]), 2)
-    assert confusion_table(("a", "b"), counts_KK, {}) == "no mistakes"
+    rows = [{"row_id": name, "label": name, "predicted": name} for name in "ab"]
+    assert confusion_table(rows, dict(zip("ab", "ab", strict=True))) == "no mistakes"
 
 def test_predictions_come_back_equal(tmp_path: Path) -> None:
     path = tmp_path / "predictions.jsonl"
@@ -100,7 +103,7 @@ def test_a_failure_midway_leaves_the_old_file_and_nothing_else(tmp_path: Path) -
 
     with pytest.raises(KeyboardInterrupt):
         write_predictions(path, stopped())
-    with pytest.raises(TypeError):
+    with pytest.raises(AttributeError):
         write_predictions(path, [{"row_id": object()}])
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
@@ -144,3 +147,9 @@ def test_json_line_is_one_strict_line() -> None:
         "note": "caf\u00e9\n\u2028",
         "nested": {"low": None, "interval": [0.1, 0.2]},
     }
+
+def test_the_page_counts_each_pair_of_classes() -> None:
+    rows = [{"row_id": pair, "label": pair[0], "predicted": pair[1], "probabilities": [0.4, 0.6]}
+            for pair in ("ab", "ab", "bb", "ba")]  # fmt: skip
+    shown = judged({"predictions": rows, "base-predictions": [], "labels": ["a", "b"]})
+    assert shown["confusion"] == [[0, 2], [1, 1]] and len(shown["reliability"]) == 4

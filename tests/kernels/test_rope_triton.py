@@ -143,7 +143,7 @@ def test_refuses_sizes_that_do_not_fit(draw, monkeypatch) -> None:
         (4, (4,), (2, 5, 2), r"cos_sin has shape \(2, 5, 2\), must be \(2, 3, 2\)"),
         (4, (4,), (2, 3, 1), "cos_sin turns 2 channels, must be all 4; ask rope_angles for it"),
         (5, (5,), (2, 3, 2), "cos_sin turns 4 channels, must be all 5"),
-        (600, (600,), (2, 3, 300), "rope: size 300, at most 256; pass impl='eager'"),
+        (600, (600,), (2, 3, 300), "norm_rope_fwd: size 300, at most 256; pass impl='eager'"),
     ],
 )
 def test_norm_rope_refuses_sizes_that_do_not_fit(D, weight, cos_sin, message, monkeypatch) -> None:

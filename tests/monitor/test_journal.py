@@ -65,15 +65,6 @@ def test_parts_put_aside_come_first(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none: there is no such log; .*--log"):
         read_journal(tmp_path / "none")
 
-def test_only_the_newest_are_held() -> None:
-    journal = Journal(most=2)
-    for n in range(4):
-        journal.add(asked(n, {"label": "a"}))
-    journal.add(given(9, 0, label="a"))
-    journal.add(given(9, 3, label="a"))
-    assert [r["time"] for r in journal.records] == [2, 3] and len(journal.by_id) == 2
-    assert +journal.counts == {"feedback for unknown ids": 1}
-
 SHORT = ("--loop.max-steps", "2", "--env.threads", "1", "--env.precision", "fp32", "--log.name")
 
 def test_the_reference_is_what_the_server_notes(

@@ -219,7 +219,7 @@ class Asked:
     def __init__(self, path: str, flags: tuple[str, ...] = (), **more: Any) -> None:
         words = ["--precision", "fp32", "--threads", "1"]
         config = options(ServeConfig, [*words, *flags], script="serve.py")
-        self.loaded, about = serve.opened(path, config)
+        self.loaded, about = serve.opened(path, Path(path).name, config)
         self.model = self.loaded.model
         self.tokenizer = Tokenizer.load(self.loaded.folder)
         served = Served(**{"name": about["version"], "tokenizer": self.tokenizer} | about | more)

@@ -19,7 +19,7 @@ from ftcore.config import (
     PretrainRun,
     ScheduleConfig,
 )
-from ftcore.data.pack import Encoded, pair
+from ftcore.data.pack import Encoded, pair, shifted
 from ftcore.env.compute import generator
 from ftcore.env.run import RunFolder
 from ftcore.model.heads import Model
@@ -74,9 +74,10 @@ def rows() -> Callable[..., list[Encoded]]:
     def make(family: str, count: int) -> list[Encoded]:
         if family in ("reward", "dpo"):
             sides = make("bert", 2 * count)
+            sides = [shifted(d.row_id, d.tokens_T, np.ones(len(d), np.float32), d.types_T)
+                     for d in sides]
             twos = zip(sides[::2], sides[1::2], strict=True)
-            return [pair(a.row_id, [(d.tokens_T, d.types_T, 1) for d in (a, b)], margin=0.0)
-                    for a, b in twos]
+            return [pair(both[0].row_id, both, margin=0.0) for both in twos]
         random = np.random.default_rng(count)
         made = []
         for index in range(count):
