@@ -42,7 +42,7 @@ def run(command: Command) -> int:
     from ftcore.data.prepare import prepared
     from ftcore.data.tokenizer import Tokenizer
     from ftcore.env import compute
-    from ftcore.env.plan import Plan
+    from ftcore.env.plan import planned
     from ftcore.env.run import RunFolder
     from ftcore.files import write_file
     from ftcore.hub import lineage
@@ -87,9 +87,8 @@ def run(command: Command) -> int:
         named_parts(model, loaded.family)  # else the adapter could not be saved in the end
     check_lengths(model.spec, data)
     model.trunk.recompute = config.env.recompute
-    plan = Plan(config, model, data.train.documents)
-    if command.only == "--dry-run":
-        plan.count(model, kind.loss)
+    loss = kind.loss if command.only == "--dry-run" else None
+    memory_bytes, plan = planned(config, model, data.train.documents, loss)
     print(f"\n{plan}")
     if command.only == "--verify":
         print(f"\n{verify(config, kind, loaded, tokenizer, data)}")
@@ -104,7 +103,7 @@ def run(command: Command) -> int:
         if not resumes:  # a resumed run keeps the origins that its file names
             write_file(path / CONFIG_FILE, to_toml(command))
         data.write(path / "data", resumes=resumes)
-        run_folder.dump("plan.json", plan.memory_bytes)
+        run_folder.dump("plan.json", memory_bytes)
         print(f"\nrun folder: {path}")
         return tune(command, run_folder, data, loaded, tokenizer, make=make)
 

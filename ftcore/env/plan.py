@@ -41,47 +41,38 @@ def step_bytes(model: Model, loss: Loss, documents: Sequence[Encoded]) -> dict[s
     return {"activations": marks[0], "logits": forward - marks[0],
             "workspace": max(0, most - forward)}
 
-class Plan:
-    """Figures of a run, its model on its device: `shares`, processes that a step is split between;
-    `heaviest`, documents of the first micro-batch of a step that has the longest rows; and by
-    component `memory_bytes` that a run holds from start to end (also for rows of embeddings that
-    the data never read, which need none), and after `count` those that a step adds."""
-
-    def __init__(self, config: Run, model: nn.Module, documents: Sequence[Encoded]) -> None:
-        lengths_B, size = lengths(documents), config.optim.batch_size
-        steps, rows = config.loop.num_steps(len(lengths_B), config.rows_per_step), len(lengths_B)
-        self.work = f"{steps} steps; an epoch is {rows} rows, {lengths_B.sum()} tokens"
-        self.more = ""
-        is_on_cpu = next(model.parameters()).device.type == "cpu"
-        self.shares = min(config.env.threads, size) if is_on_cpu else 1
-        longest = np.argsort(-lengths_B, kind="stable")[:size]
-        budget = config.loop.micro_batch_tokens
-        mine = longest[split(lengths_B[longest], self.shares)[0]]
-        self.heaviest = [documents[int(mine[i])] for i in pack(lengths_B[mine], budget)[0]]
-        trained = [p for p in model.parameters() if p.requires_grad]
-        count = sum(p.numel() for p in trained)
-        widths = {4} if lengths_B[longest].sum() > budget else {p.element_size() for p in trained}
-        self.memory_bytes = {
-            "weights": sum(t.nbytes for t in (*model.parameters(), *model.buffers())),
+def planned(config: Run, model: nn.Module, documents: Sequence[Encoded],
+            loss: Loss | None = None) -> tuple[dict[str, int], str]:
+    """Bytes by component that a run holds from start to end, its model on its device (also for rows
+    of embeddings that the data never read, which need none), and the plan in words. A `loss` adds
+    what a step takes, by the first micro-batch of one that has the longest rows, in each process,
+    and the largest micro-batch that would fit."""
+    lengths_B, size = lengths(documents), config.optim.batch_size
+    longest = np.argsort(-lengths_B, kind="stable")[:size]
+    budget, device = config.loop.micro_batch_tokens, next(model.parameters()).device
+    shares = min(config.env.threads, size) if device.type == "cpu" else 1
+    trained = [p for p in model.parameters() if p.requires_grad]
+    count = sum(p.numel() for p in trained)
+    widths = {4} if lengths_B[longest].sum() > budget else {p.element_size() for p in trained}
+    held = {"weights": sum(t.nbytes for t in (*model.parameters(), *model.buffers())),
             "masters": 4 * sum(p.numel() for p in trained if p.element_size() < 4),
-            "gradients": self.shares * max(widths) * count,
+            "gradients": shares * max(widths) * count,
             "moments": 8 * count}
-
-    def count(self, model: Model, loss: Loss) -> None:
-        """Add what such micro-batches take, one in each process, and the largest that would fit."""
+    memory, more = dict(held), ""
+    if loss is not None:
         model.use_kernels("eager")  # Triton's want values; so a GPU needs less than is said
-        fixed, room = sum(self.memory_bytes.values()), free_bytes(model.device)
-        room += self.memory_bytes["weights"] if model.device.type == "cpu" else 0
-        step = step_bytes(model, loss, self.heaviest)
-        self.memory_bytes |= {name: self.shares * size for name, size in step.items()}
-        tokens, peak = sum(map(len, self.heaviest)), sum(self.memory_bytes.values())
-        many = self.heaviest * -(-LINEAR_TOKENS // tokens)
+        room = free_bytes(device) + (held["weights"] if device.type == "cpu" else 0)
+        mine = longest[split(lengths_B[longest], shares)[0]]
+        heaviest = [documents[int(mine[i])] for i in pack(lengths_B[mine], budget)[0]]
+        step = step_bytes(model, loss, heaviest)
+        memory |= {name: shares * each for name, each in step.items()}
+        tokens, peak = sum(map(len, heaviest)), sum(memory.values())
+        many = heaviest * -(-LINEAR_TOKENS // tokens)
         per_token = sum(step_bytes(model, loss, many).values()) / sum(map(len, many))
-        fits = max(0, int((room - fixed) / self.shares / per_token))
-        self.more = (
-            f"\npredicted peak with micro-batches of {tokens:,} tokens: {peak / MIB:,.1f} MiB of"
-            f" {room / MIB:,.1f}; the largest that fit have {fits:,} tokens")
-
-    def __str__(self) -> str:
-        memory = "  ".join(f"{name} {size / MIB:.1f}" for name, size in self.memory_bytes.items())
-        return f"{self.work}\nmemory, MiB: {memory}{self.more}"
+        fits = max(0, int((room - sum(held.values())) / shares / per_token))
+        more = (f"\npredicted peak with micro-batches of {tokens:,} tokens: {peak / MIB:,.1f} MiB"
+                f" of {room / MIB:,.1f}; the largest that fit have {fits:,} tokens")
+    steps = config.loop.num_steps(len(documents), config.rows_per_step)
+    parts = "  ".join(f"{name} {each / MIB:.1f}" for name, each in memory.items())
+    return memory, (f"{steps} steps; an epoch is {len(documents)} rows, {lengths_B.sum()} tokens"
+                    f"\nmemory, MiB: {parts}{more}")

@@ -1,5 +1,4 @@
-"""What sits on the transformer: the LM head, over the M scored rows of the stream, or the sequence
-classifier. Logits are in the compute dtype; a `loss` does without them as a whole."""
+"""The heads: logits, in the compute dtype, or a `loss` that does without them as a whole."""
 
 from typing import Literal
 
@@ -14,10 +13,11 @@ from kernels.dropout import dropout
 from kernels.softcap import capped
 
 ModelTask = Literal["lm", "classify", "trunk"]
+EMBEDDING, HEAD = "trunk.embed_tokens.weight", "head.lm_head.weight"
 POOLERS = {"tanh": torch.tanh, "relu": torch.relu, "gelu_norm": nn.functional.gelu}
 
 class Head(nn.Module):
-    """Scores from hidden states: a last linear map over the `features` of each row.
+    """Scores from hidden states: a last linear map over the `features` of M scored rows.
 
     lm_head      over the vocabulary, of a decoder: which token is next ("lm")
     classifier   over the classes of each document ("classify"). Encoders pool the first token, or
@@ -77,7 +77,8 @@ class Model(nn.Module):
         self.spec, self.task, self.num_labels = spec, task, num_labels
         self.trunk = Transformer(spec)
         self.head = None if task == "trunk" else Head(spec, task, num_labels)
-        if task == "lm" and spec.tie_word_embeddings:
+        self.is_tied = task == "lm" and spec.tie_word_embeddings
+        if self.is_tied:
             self.head.lm_head.weight = self.trunk.embed_tokens.weight
 
     def init_weights(self, generator: torch.Generator, among: nn.Module | None = None) -> None:

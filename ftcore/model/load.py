@@ -16,12 +16,11 @@ from torch import Tensor
 
 from ftcore.errors import ModelError
 from ftcore.model.families import Family, family_named, matches
-from ftcore.model.heads import Model, ModelTask
+from ftcore.model.heads import EMBEDDING, HEAD, Model, ModelTask
 from ftcore.model.transformer import ModelSpec
 
-CONFIG, INDEX, SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
+CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
-EMBEDDING, HEAD = "trunk.embed_tokens.weight", "head.lm_head.weight"
 MOST_LAYERS, MOST_MISSING = 1_000, 2**24  # the latter in values
 FLOATS = ("BF16", "F16", "F32", "F64")
 
@@ -61,11 +60,9 @@ def read_object(path: Path, *, advice: str = "") -> dict[str, Any]:
 def labels_of(config: Mapping, where: Path) -> tuple[str, ...]:
     """Class names of `id2label`, by index. ModelError: none, not 0 .. K - 1, or two of one name."""
     id2label = config.get("id2label")
-    try:
-        labels = tuple(str(id2label[str(index)]) for index in range(len(id2label)))
-    except (KeyError, TypeError):
-        labels = ()
-    if not labels or len(set(labels)) != len(labels):
+    named = id2label if isinstance(id2label, dict) else {}
+    labels = tuple(str(named[key]) for key in map(str, range(len(named))) if key in named)
+    if not labels or len(set(labels)) != len(named):
         must = "must name a classifier's classes 0 .. K - 1, each once; else it is no classifier"
         raise ModelError(f"{where}: id2label = {id2label}: {must}")
     return labels
@@ -135,22 +132,22 @@ def save_model(loaded: LoadedModel, folder: Path, *, labels: tuple[str, ...] | N
     from huggingface_hub import save_torch_state_dict
 
     model, spec, task = loaded.model, loaded.model.spec, loaded.model.task
-    state, tensors, is_bare = dict(model.named_parameters()), {}, task == "trunk"
-    for hf_name in dict.fromkeys(loaded.family.to_hf(name, bare=is_bare) for name in state):
+    state, tensors = dict(model.named_parameters()), {}
+    prefix = loaded.family.trunk_prefix if task == "trunk" else ""  # HF: its trunk has none
+    for hf_name in dict.fromkeys(map(loaded.family.to_hf, state)):
         parts = [state[name].detach().cpu() for name in loaded.family.to_ours(hf_name)]
         tensor = loaded.family.join(hf_name, parts).contiguous()
         # HF: its writer refuses a view of a larger storage, which a trained parameter may be
         is_whole = tensor.untyped_storage().nbytes() == tensor.nbytes
-        tensors[hf_name] = tensor if is_whole else tensor.clone()
+        tensors[hf_name.removeprefix(prefix)] = tensor if is_whole else tensor.clone()
     config = {**loaded.config, **loaded.family.to_config(spec)}
     config.pop("torch_dtype", None)  # HF: the older name of `dtype`
     config["architectures"] = [loaded.family.architectures[task]]
     config["dtype"] = str(state[EMBEDDING].dtype).removeprefix("torch.")
     if task == "classify":
-        count = model.num_labels
-        labels = labels or loaded.labels or tuple(f"LABEL_{index}" for index in range(count))
-        if len(labels) != count:
-            raise ModelError(f"{len(labels)} labels for {count} classes: {', '.join(labels)}")
+        labels, K = labels or loaded.labels or (), model.num_labels
+        if len(labels) != K:
+            raise ModelError(f"{len(labels)} labels for {K} classes: {', '.join(labels)}")
         config["id2label"] = {str(index): label for index, label in enumerate(labels)}
         config["label2id"] = {label: index for index, label in enumerate(labels)}
         config |= {} if problem is None else {"problem_type": problem}
@@ -160,69 +157,75 @@ def save_model(loaded: LoadedModel, folder: Path, *, labels: tuple[str, ...] | N
 
 def load_weights(model: Model, folder: Path, family: Family, *,
                  head_may_be_new: bool = False) -> Accounting:
-    """Fill `model` from a checkpoint folder; its parameters keep their dtype and device. A module
-    of a head that may be new may be absent as a whole: it keeps its values and is listed.
-    ModelError: all missing, unexpected and mis-shaped tensors, in one message."""
-    stored = stored_tensors(folder)
+    """Fill `model`, whose parameters keep dtype and device, from a checkpoint folder. A module of a
+    head that may be new may be absent as a whole; it is listed. Raises as `refuse_misfits`."""
+    stored, held = stored_tensors(folder), {}
     wanted = dict(model.named_parameters())  # a shared one once, under the embedding's name
     ours_of = {hf_name: family.to_ours(hf_name) for hf_name in stored}
     modules = {name.rpartition(".")[0] for name in wanted}
     hf_name_of: dict[str, str] = {}
-    ignored, unexpected, misfits = [], [], []
-    for hf_name, (_, dtype, shape) in sorted(stored.items()):
-        if (first := next(iter(ours_of[hf_name]), "")) not in wanted:
-            other_head = first.startswith("head.") and first.rpartition(".")[0] not in modules
-            is_needless = other_head or matches(hf_name, family.ignored)
-            (ignored if is_needless else unexpected).append(hf_name)
-            continue
+    ignored, shapes = [], {}
+    for hf_name in sorted(stored):
+        first, label = next(iter(ours_of[hf_name]), ""), hf_name
+        is_other_head = first.startswith("head.") and first.rpartition(".")[0] not in modules
         if first in hf_name_of:
-            unexpected.append(f"{hf_name} beside {hf_name_of[first]}")
-        elif shape != (fitting := family.hf_shape(hf_name, wanted[first].shape)):
-            misfits.append(f"{hf_name} is {shape}, must be {fitting}")
-        elif dtype not in FLOATS:
-            misfits.append(f"{hf_name} is {dtype}, must be one of {', '.join(FLOATS)}")
-        hf_name_of.update(dict.fromkeys(ours_of[hf_name], hf_name))
+            label = f"{hf_name} beside {hf_name_of[first]}"
+        elif first in wanted:
+            hf_name_of |= dict.fromkeys(ours_of[hf_name], hf_name)
+            shapes[hf_name] = family.hf_shape(hf_name, wanted[first].shape)
+        elif is_other_head or matches(hf_name, family.ignored):
+            ignored.append(hf_name)
+            continue
+        held[label] = stored[hf_name]
     absent = [name for name in wanted if name not in hf_name_of]
     whole = modules - {name.rpartition(".")[0] for name in hf_name_of} if head_may_be_new else set()
     new = [n for n in absent if n.startswith("head.") and n.rpartition(".")[0] in whole]
-    # A fused tensor is missing once.
-    missing = list(dict.fromkeys(family.to_hf(name) for name in absent if name not in new))
-    problems = {"missing": missing, "unexpected": unexpected, "misfit": misfits}
-    if lines := [f"  {kind}: {_some(names)}" for kind, names in problems.items() if names]:
-        head = f"{folder}: weights, config.json and the number of labels do not fit each other"
-        raise ModelError("\n".join([head, *lines]))
+    shapes |= {family.to_hf(n): [*wanted[n].shape] for n in absent if n not in new}  # fused: once
+    what = f"{folder}: weights, config.json and the number of labels do not fit each other"
+    refuse_misfits(what, held, shapes)
     for name in (n for n in ignored if HEAD in ours_of[n] and model.spec.tie_word_embeddings):
         if not torch.equal(*dict(mapped([name, hf_name_of[EMBEDDING]], stored)).values()):
             what = f"{folder}: {name} differs from the embeddings, which config.json ties it to"
             raise ModelError(f"{what}: set tie_word_embeddings to false, or remove {name}")
     with torch.no_grad():
-        for hf_name, tensor in mapped(dict.fromkeys(hf_name_of.values()), stored):
+        for hf_name, tensor in mapped(shapes, stored):
             targets = [wanted[name] for name in ours_of[hf_name]]
             if matches(hf_name, family.transposed):  # cost: in the dtype first, half the time
                 tensor = tensor.to(targets[0].dtype)
             for target, part in zip(targets, family.split(hf_name, tensor), strict=True):
                 target.copy_(part)
-    return Accounting([name for name in wanted if name in hf_name_of], ignored, new)
+    return Accounting([*hf_name_of], ignored, new)
 
-def stored_tensors(folder: Path) -> Stored:
+def refuse_misfits(what: str, held: Stored, shapes: Mapping[str, list[int]]) -> None:
+    """ModelError, `what` and each tensor that is missing, unexpected, mis-shaped or no float."""
+    both = [name for name in shapes if name in held]
+    odd = [f"{n} is {held[n][2]}, must be {shapes[n]}" for n in both if held[n][2] != shapes[n]]
+    odd += [f"{n} is {held[n][1]}, must be one of {', '.join(FLOATS)}"
+            for n in both if held[n][1] not in FLOATS]
+    problems = {"missing": [name for name in shapes if name not in held],
+                "unexpected": [name for name in held if name not in shapes], "misfit": odd}
+    if lines := [f"  {kind}: {_some(names)}" for kind, names in problems.items() if names]:
+        raise ModelError("\n".join([what, *lines]))
+
+def stored_tensors(folder: Path, single: str = SINGLE) -> Stored:
     """What is in one file, or in shards with an index. Raises ModelError: no safetensors, a pickled
     model only, an unreadable header, an index of paths or of tensors that its files lack."""
-    if (folder / INDEX).is_file():
-        if not isinstance(weight_map := read_object(folder / INDEX).get("weight_map"), dict):
-            raise ModelError(f"{folder / INDEX}: weight_map = {weight_map}: must be an object")
+    if (index := folder / f"{single}.index.json").is_file():
+        if not isinstance(weight_map := read_object(index).get("weight_map"), dict):
+            raise ModelError(f"{index}: weight_map = {weight_map}: must be an object")
         for name, file in weight_map.items():
             if not isinstance(file, str) or Path(file).name != file:
-                raise ModelError(f"{folder / INDEX}: {name} -> {file!r} must be a bare file name")
+                raise ModelError(f"{index}: {name} -> {file!r} must be a bare file name")
         headers = [read_header(folder / file) for file in sorted(set(weight_map.values()))]
         found = {name: tensor for header in headers for name, tensor in header.items()}
         if odd := sorted(weight_map.keys() ^ found.keys()):
-            raise ModelError(f"{folder / INDEX}: index and shards differ in {_some(odd)}")
+            raise ModelError(f"{index}: index and shards differ in {_some(odd)}")
         return found
-    if (folder / SINGLE).is_file():
-        return read_header(folder / SINGLE)
+    if (folder / single).is_file():
+        return read_header(folder / single)
     pickled = ", ".join(path.name for path in folder.glob("*") if path.suffix in PICKLED)
     hint = f" It holds {pickled}: convert to safetensors." if pickled else ""
-    raise ModelError(f"{folder}: neither {SINGLE} nor {INDEX} is there.{hint}")
+    raise ModelError(f"{folder}: neither {single} nor {index.name} is there.{hint}")
 
 def read_header(file: Path) -> Stored:
     """What one file holds; a name that occurs twice is refused."""

@@ -20,22 +20,23 @@ import hashlib
 import json
 import math
 import tomllib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from ftcore import files
 from ftcore.config import PeftConfig, Run
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import ConfigError, ModelError
 from ftcore.hub import lineage
+from ftcore.model import load
 from ftcore.model.families import Family
-from ftcore.model.heads import Model
-from ftcore.model.load import LoadedModel, load_model, mapped, read_header, read_object, save_model
+from ftcore.model.heads import EMBEDDING, HEAD, Model
+from ftcore.model.load import LoadedModel, load_model, read_object, save_model
 from ftcore.tune import lora
 from ftcore.tune.freeze import tensor_sha256
 from ftcore.tune.task import TaskKind
@@ -109,26 +110,23 @@ def save_adapter(model: Model, folder: Path, *, family: Family, base_path: str) 
 def load_adapter(model: Model, folder: Path, *, family: Family) -> None:
     """Wrap a base model and fill it from an adapter folder, ours or peft's; a load that fails
     changes nothing. Raises ModelError: unreadable files, an unknown option of peft's, another base,
-    and in one message every missing, unexpected or mis-shaped tensor; CheckpointError: not what the
-    folder's manifest lists; ConfigError: as `apply_lora`."""
+    or as `refuse_misfits`; CheckpointError: as `verify_folder`; ConfigError: as `apply_lora`."""
     if (folder / files.MANIFEST).is_file():
         files.verify_folder(folder)
     options = read_object(folder / CONFIG, advice=". A finished LoRA run, or peft's folder, has it")
     origin = read_object(folder / ORIGIN) if (folder / ORIGIN).is_file() else {}
     options |= {"rank_pattern": {}, "alpha_pattern": {}} if origin else {}  # those that we write
-    if not (path := folder / WEIGHTS).is_file():
-        raise ModelError(f"{path} is not there. A pickled .bin is never read: convert it")
-    tensors = dict(mapped(held := read_header(path), held))
+    tensors = dict(load.mapped(held := load.stored_tensors(folder, WEIGHTS), held))
     layers, extra = _held_or_listed(model, family, options, tensors)
     config = _lora_config(folder / CONFIG, options, layers, extra)
     trained, plain, shapes = _trained_fully(model, extra), lora.plain_modules(model), {}
     for module, parts in layers.items():
         linear, rank = plain[parts[0]], config.rank * (len(parts) if origin else 1)
-        shapes[f"{PREFIX}{module}.{A}"] = rank, linear.in_features
-        shapes[f"{PREFIX}{module}.{B}"] = linear.out_features * len(parts), rank
+        shapes[f"{PREFIX}{module}.{A}"] = [rank, linear.in_features]
+        shapes[f"{PREFIX}{module}.{B}"] = [linear.out_features * len(parts), rank]
     for key, names in trained.items():
-        shapes[PREFIX + key] = tuple(family.hf_shape(key, model.get_parameter(names[0]).shape))
-    _account(folder, shapes, tensors)
+        shapes[PREFIX + key] = family.hf_shape(key, model.get_parameter(names[0]).shape)
+    load.refuse_misfits(f"{folder / WEIGHTS} does not fit {CONFIG} and this model", held, shapes)
     incoming = {}
     for module, parts in layers.items():
         parts_A = tensors[f"{PREFIX}{module}.{A}"].split(config.rank)
@@ -138,7 +136,10 @@ def load_adapter(model: Model, folder: Path, *, family: Family) -> None:
             incoming[f"{part}.lora_b"] = rows[i].split(config.rank, dim=1)[i % len(parts_A)]
     for key, names in trained.items():
         incoming |= zip(names, family.split(key, tensors[PREFIX + key]), strict=True)
-    _refuse_untied(folder, model, incoming)
+    tied = [incoming[name] for name in (EMBEDDING, HEAD) if name in incoming and model.is_tied]
+    if tied and not (tied[1:] and torch.equal(*tied)):
+        what = f"{folder / WEIGHTS}: trains {EMBEDDING} apart from {HEAD}, tied in this model"
+        raise ModelError(f"{what}: untie its base (tie_word_embeddings = false), save anew")
     ours = base_sha256(model, without=_names(extra)) if origin else None  # peft records none
     if (theirs := origin.get("base_sha256")) != ours:
         what = f"{folder / ORIGIN}: this adapter was trained on another base model"
@@ -157,11 +158,10 @@ def _trained_fully(model: nn.Module, extra: Parts) -> dict[str, list[str]]:
 def _held_or_listed(model: nn.Module, family: Family, options: dict,
                     keys: Collection[str]) -> tuple[Parts, Parts]:
     """Linear layers that the file adapts or lists; modules that it holds fully, or lists."""
-    targets, saved = options.get("target_modules"), options.get("modules_to_save")
     # peft: with one of these, or a regular expression, only the tensors say which layers it is.
     partial = options.get("layers_to_transform") or options.get("exclude_modules")
-    targets = targets if isinstance(targets, list) and not partial else []
-    saved = saved if isinstance(saved, list) else []
+    listed = () if partial else options.get("target_modules"), options.get("modules_to_save")
+    targets, saved = (names if isinstance(names, list) else () for names in listed)
     owners = {key.removeprefix(PREFIX).rpartition(".")[0] for key in keys}
     plain, layers, extra = lora.plain_modules(model), {}, {}
     owning = (name for name, module in plain.items() if list(module.parameters(recurse=False)))
@@ -190,28 +190,6 @@ def _lora_config(path: Path, options: dict, layers: Parts, extra: Parts) -> Peft
     return PeftConfig(method="lora", rank=rank, alpha=alpha, dropout=dropout,
                       targets=_names(layers), rs_lora=bool(options.get("use_rslora")),
                       extra_modules=_names(extra))
-
-def _account(folder: Path, shapes: dict[str, tuple], tensors: Mapping[str, Tensor]) -> None:
-    """Refuse a file that does not hold exactly the tensors that its config implies (law 7)."""
-    given = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-    problems = [f"missing: {key}" for key in shapes.keys() - given.keys()]
-    problems += [f"unexpected: {key}" for key in given.keys() - shapes.keys()]
-    misfits = (key for key, shape in shapes.items() if given.get(key, shape) != shape)
-    problems += [f"mis-shaped: {k} is {given[k]}, must be {shapes[k]}" for k in misfits]
-    others = [key for key, tensor in tensors.items() if not tensor.is_floating_point()]
-    problems += [f"mis-typed: {key} is {tensors[key].dtype}, must be floats" for key in others]
-    if problems:
-        listing = "\n  ".join(sorted(problems))
-        raise ModelError(f"{folder / WEIGHTS} does not fit {CONFIG} and this model:\n  {listing}")
-
-def _refuse_untied(folder: Path, model: nn.Module, incoming: Mapping[str, Tensor]) -> None:
-    """Refuse different values for the two names of one tied matrix."""
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    for name in incoming.keys() & parameters.keys():
-        for other in (n for n, p in parameters.items() if p is parameters[name]):
-            if other not in incoming or not torch.equal(incoming[name], incoming[other]):
-                what = f"{folder / WEIGHTS}: trains {name} apart from {other}, tied in this model"
-                raise ModelError(f"{what}: untie its base (tie_word_embeddings = false), save anew")
 
 def save_artifact(loaded: LoadedModel, tokenizer: Tokenizer, run: Path, config: Run,
                   labels: tuple[str, ...] | None) -> Path:

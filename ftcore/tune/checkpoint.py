@@ -44,11 +44,10 @@ class Checkpoints:
             (folder / STATE).write_text(json.dumps({**state, "step": step}, indent=1), "utf-8")
             for group, named in tensors.items():
                 save_file(dict(named), folder / (group + SUFFIX))
+        files.verify_folder(self.of(step))
         steps = self.steps()  # later ones were refused, or the run would be past them
         kept = [best, *[other for other in steps if other <= step][: self.keep_last]]
-        if doomed := [other for other in steps if other not in kept]:  # the newest first
-            files.verify_folder(self.of(step))
-        for other in doomed:
+        for other in (other for other in steps if other not in kept):  # the newest first
             files.remove(self.of(other))
         self.failed_in_a_row = 0
 

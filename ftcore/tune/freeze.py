@@ -15,17 +15,18 @@ import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
 
 from ftcore.config import OptimConfig
-from ftcore.errors import ConfigError, ModelError
+from ftcore.errors import ConfigError, ModelError, nearest
 from ftcore.model.heads import Model
 
-POLICIES = ("all", "head", "last:K", "embeddings", "norms", "biases")
+POLICIES = {"all": "*", "head": "head.*", "embeddings": "*.embed_*s.*", "norms": "*norm.*",
+            "biases": "*.bias"}
+KNOWN = (*POLICIES, "last:K")
 LAYER = re.compile(r"(?<=\blayers\.)(\d+)(?=\.)")
 
 def leaf(name: str) -> str:
@@ -34,12 +35,11 @@ def leaf(name: str) -> str:
 def match_names(pattern: str, names: Sequence[str], *, what: str,
                 also: Sequence[str] = ()) -> set[str]:
     """The names that are `pattern`, have it as last component, or fit it as a glob. Raises
-    ConfigError that calls it `what`, with the nearest names, last components and words `also`."""
+    ConfigError that calls it `what`, with the nearest name, last components and words `also`."""
     if found := {n for n in names if pattern in (n, leaf(n)) or fnmatchcase(n, pattern)}:
         return found
     known = [*also, *sorted(n for n in set(map(leaf, names)) if not n.isdecimal())]
-    near = get_close_matches(pattern, [*known, *names], n=3)
-    hint = f"; nearest: {', '.join(near)}" if near else ""
+    hint = nearest(pattern, [*known, *names])
     raise ConfigError(f"{what} {pattern!r} matches nothing{hint}; known: {', '.join(known)}")
 
 def below(name: str, modules: set[str]) -> bool:
@@ -49,7 +49,7 @@ def apply_trainable(model: nn.Module, rules: Sequence[str]) -> str:
     """Make exactly what any of the rules names trainable; returns the parameter_table.
     Raises ConfigError: no rule, or one that matches nothing; the model is then unchanged."""
     if not rules:
-        raise ConfigError(f"no rule says what to train; known: {', '.join(POLICIES)}, or a pattern")
+        raise ConfigError(f"no rule says what to train; known: {', '.join(KNOWN)}, or a pattern")
     chosen = set().union(*(_resolve(model, rule) for rule in rules))
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in chosen)
@@ -63,17 +63,13 @@ def _resolve(model: nn.Module, rule: str) -> set[str]:
         if not count.isdecimal() or not 1 <= int(count) <= num_layers:
             raise ConfigError(f"trainable rule {rule!r}: K must be an integer in [1, {num_layers}]")
         return set(names[layers.index(num_layers - int(count)) :])
-    modules = {n: m for n, m in model.named_modules() if n and any(True for _ in m.parameters())}
-    policies = {"all": lambda n: True, "head": lambda n: n.startswith("head."),
-                "embeddings": lambda n: isinstance(modules[n.rpartition(".")[0]], nn.Embedding),
-                "norms": lambda n: "norm" in leaf(n.rpartition(".")[0]),
-                "biases": lambda n: leaf(n) == "bias"}
-    if rule in policies:
-        if found := set(filter(policies[rule], names)):
+    if rule in POLICIES:
+        if found := {n for n in names if fnmatchcase(n, POLICIES[rule])}:
             return found
         hint = "; an LM head tied to them is trained by 'embeddings'" if rule == "head" else ""
         raise ConfigError(f"trainable rule {rule!r}: the model has no such parameter{hint}")
-    matched = match_names(rule, [*modules, *names], what="trainable rule", also=POLICIES)
+    modules = [n for n, m in model.named_modules() if n and any(True for _ in m.parameters())]
+    matched = match_names(rule, [*modules, *names], what="trainable rule", also=KNOWN)
     return {n for n in names if below(n, matched)}
 
 def rates_of(model: Model, config: OptimConfig) -> dict[str, float]:

@@ -26,7 +26,7 @@ from ftcore.data.pack import Batch, Encoded, collate, lengths, pack, split, step
 from ftcore.env.compute import LossScale, derived
 from ftcore.env.run import RunFolder, StopFlag
 from ftcore.errors import CheckpointError, SaveError, TrainingError
-from ftcore.model.heads import Model
+from ftcore.model.heads import EMBEDDING, Model
 from ftcore.tune.checkpoint import Checkpoints, Loaded, load
 from ftcore.tune.freeze import rates_of
 from ftcore.tune.optim import AdamW, learning_rate
@@ -151,7 +151,7 @@ class Loop:
         return [self.documents[row] for row in self.rows(step)]
 
     def share(self, step: int, share: int, shares: int, loss_scale: float = 1.0) -> float:
-        """Gradients of a share of a step times `loss_scale` into a buffer; returns its loss sum."""
+        """Gradients of a share of a step, times `loss_scale`, into a buffer; the bare loss sum."""
         documents = self.documents_of(step)
         weight, loss = total_weight(documents), 0.0
         mine = [documents[i] for i in split([len(d) for d in documents], shares)[share]]
@@ -163,6 +163,7 @@ class Loop:
             packed = [mine[i] for i in stream]
             batch = filled(packed) if self.graphs else collate(packed).to(self.device)
             loss += run(batch, loss_scale / weight).item()
+        self.optimizer.zero_unreached()
         return loss
 
     def _step(self, workers: Workers) -> dict[str, float]:
@@ -229,13 +230,12 @@ class Loop:
 def rows_read(model: Model, documents: Sequence[Encoded]) -> dict[str, Tensor]:
     """int64 rows of token embeddings that are read, by matrix name; none if frozen or tied."""
     weight_VC = model.trunk.embed_tokens.weight
-    owners = [n for n, p in model.named_parameters(remove_duplicate=False) if p is weight_VC]
-    if len(owners) > 1 or not weight_VC.requires_grad:
+    if model.is_tied or not weight_VC.requires_grad:
         return {}
     is_read_V = np.zeros(len(weight_VC), dtype=bool)
     for document in documents:
         is_read_V[document.tokens_T] = True
-    return {owners[0]: torch.from_numpy(is_read_V.nonzero()[0])}
+    return {EMBEDDING: torch.from_numpy(is_read_V.nonzero()[0])}
 
 def filled(documents: Sequence[Encoded]) -> Batch:
     """A token task's batch whose sizes are few, by a last document and rows that count nothing."""

@@ -40,11 +40,9 @@ def learning_rate(step: int, total_steps: int, peak: float, config: ScheduleConf
     warmup_steps, decay_steps = (int(x * total_steps) for x in (config.warmup, config.decay))
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
-    if config.shape == "constant":
-        return peak
-    if config.shape == "wsd":
-        warmup_steps = max(warmup_steps, total_steps - decay_steps)
-    done = min(1.0, max(0, step - warmup_steps) / max(1, total_steps - warmup_steps))
+    last = {"constant": 0, "wsd": decay_steps}.get(config.shape, total_steps)
+    start = max(warmup_steps, total_steps - last)  # of the decay, over the last steps
+    done = min(1.0, max(0, step - start) / max(1, total_steps - start))
     if config.shape != "cosine":
         return peak * (1 - (1 - config.final) * done)
     return peak * (config.final + (1 - config.final) * (1 + math.cos(math.pi * done)) / 2)
@@ -69,10 +67,8 @@ class AdamW:
             self.kinds[(rates or {}).get(name, 1.0), decay, name in self.rows].append(name)
         self.params = {name: params[name] for names in self.kinds.values() for name in names}
         assert self.params, "nothing is trained"
-        self.shapes = {name: param.shape for name, param in self.params.items()}
-        for name, rows_L in self.rows.items():
-            self.shapes[name] = torch.Size((len(rows_L), *self.shapes[name][1:]))
-        firsts = [*accumulate((shape.numel() for shape in self.shapes.values()), initial=0)]
+        self.shapes = {n: (len(self.rows.get(n, p)), *p.shape[1:]) for n, p in self.params.items()}
+        firsts = [*accumulate(map(math.prod, self.shapes.values()), initial=0)]
         self.zeros = partial(shared_zeros, firsts[-1], device=next(iter(params.values())).device)
         self.spans: dict[str, Span] = dict(zip(self.params, pairwise(firsts), strict=True))
         first, *more = dtypes = {param.dtype for param in self.params.values()}
@@ -82,17 +78,15 @@ class AdamW:
         self.masters = self._named(self.flats["master"])
         narrow = dtypes - {self.wide}
         self.flat_param = self.zeros(*narrow) if narrow else None
+        rounded = self._named(self.flat_param) if narrow else {}
         self.open_buffers(1)
-        for name, param in self.params.items():
+        for name, param in self.params.items():  # into memory that can be shared
             data, master = param.detach(), self.masters[name]
             master.copy_(data[self.rows[name]] if name in self.rows else data)
-            # into memory that can be shared
+            home = master if data.dtype == self.wide else rounded[name]
             if name in self.rows:
-                param.data = shared_zeros(data.numel(), data.dtype).view(data.shape).copy_(data)
-            elif data.dtype == self.wide:
-                param.data = master
-            else:
-                param.data = self.flat_param[slice(*self.spans[name])].view(data.shape).copy_(data)
+                home = shared_zeros(data.numel(), data.dtype).view(data.shape)
+            param.data = home.copy_(data)
             param.register_post_accumulate_grad_hook(partial(self._collect, name))
 
     def _named(self, flat: Tensor) -> dict[str, Tensor]:
@@ -205,15 +199,14 @@ class AdamW:
     def load_state(self, state: Mapping[str, Mapping[str, Tensor]], step_count: int) -> None:
         """Restore `state()` and round the masters into the parameters. Raises CheckpointError, with
         nothing changed: tensors are missing, unknown or mis-shaped, or rows are other ones."""
-        saved_rows = {**self.rows, **state.get("rows", {})}
-        if any(not torch.equal(rows_L, saved_rows[name]) for name, rows_L in self.rows.items()):
-            raise CheckpointError("the training rows are not those of the checkpoint: restore them")
         for group, tensors in self.state().items():
             saved = {name: tensor.shape for name, tensor in state.get(group, {}).items()}
             wanted = {name: tensor.shape for name, tensor in tensors.items()}
             if odd := sorted(n for n in saved | wanted if saved.get(n) != wanted.get(n)):
                 what = f"{len(odd)} tensors of {group} are missing, unknown or mis-shaped"
                 raise CheckpointError(f"{what}, such as {odd[0]}: resume with what wrote them")
+        if any(not torch.equal(rows_L, state["rows"][n]) for n, rows_L in self.rows.items()):
+            raise CheckpointError("the training rows are not those of the checkpoint: restore them")
         self.step_count = step_count
         for group, tensors in self.state().items():
             for name, tensor in tensors.items():

@@ -21,13 +21,10 @@ import torch
 
 from ftcore.tune.optim import AdamW
 
-# (step, share, shares, factor of the loss) -> its loss sum without the factor; gradients have it.
-Share = Callable[[int, int, int, float], float]
-
 class Workers(ExitStack):
-    """`with Workers(count, optimizer, share) as workers:` each step `compute`, then `apply`."""
+    """`with Workers(count, optimizer, loop.share) as workers:`, each step `compute` and `apply`."""
 
-    def __init__(self, count: int, optimizer: AdamW, share: Share) -> None:
+    def __init__(self, count: int, optimizer: AdamW, share: Callable[..., float]) -> None:
         super().__init__()
         self.count, self.optimizer, self.share = count, optimizer, share
         self.number = 0  # of this process
@@ -77,11 +74,9 @@ class Workers(ExitStack):
         return answers
 
     def _act(self, act: str, *args: Any) -> Any:
-        if act != "gradients":  # then the optimiser's, on the part of this process
-            return getattr(self.optimizer, act)(self.parts[self.number], *args)
-        loss = self.share(args[0], self.number, self.count, args[1])
-        self.optimizer.zero_unreached()
-        return loss
+        if act == "gradients":
+            return self.share(args[0], self.number, self.count, args[1])
+        return getattr(self.optimizer, act)(self.parts[self.number], *args)  # on its part
 
     def _work(self, number: int, pipe: Connection) -> None:
         """A worker's life: until the parent closes the pipe or is gone."""

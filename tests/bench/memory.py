@@ -42,7 +42,7 @@ def serve(said: argparse.Namespace) -> dict[str, float]:
     from ftcore.cli import parse
     from ftcore.data.pack import Encoded
     from ftcore.env.compute import PRECISIONS, generator
-    from ftcore.env.plan import Plan
+    from ftcore.env.plan import planned
     from ftcore.env.run import RunFolder
     from ftcore.model.load import load_model
     from ftcore.tune.loop import Loop
@@ -70,11 +70,10 @@ def serve(said: argparse.Namespace) -> dict[str, float]:
     choose_trainable(loaded.model, config.peft, generator(0, 2))
     loaded.model.trunk.recompute = config.env.recompute
     if said.predict:
-        plan = Plan(config, loaded.model, documents)
         started = time.perf_counter()
-        plan.count(loaded.model, loss)
+        memory_bytes, _ = planned(config, loaded.model, documents, loss)
         seconds = time.perf_counter() - started
-        parts = {name: size / 2**20 for name, size in plan.memory_bytes.items()}
+        parts = {name: size / 2**20 for name, size in memory_bytes.items()}
         return {"predicted_mib": sum(parts.values()), "counting_s": seconds, "parts_mib": parts}
     with RunFolder(said.folder / "run") as run:
         loop = Loop(loaded.model, loss, documents, config, run)

@@ -10,7 +10,7 @@ from torch import nn
 
 from ftcore.config import EnvConfig, LoopConfig, OptimConfig, PretrainRun
 from ftcore.data.pack import Encoded, collate
-from ftcore.env.plan import Plan, step_bytes
+from ftcore.env.plan import planned, step_bytes
 from ftcore.model.heads import Model
 from ftcore.model.transformer import ModelSpec
 from ftcore.tune.task import token_labels
@@ -41,25 +41,25 @@ def test_memory_by_component() -> None:
         "wide": nn.Linear(5, 1, bias=False),
     })
     documents = [document(length) for length in (3, 4, 5)]
-    made = Plan(run_of(tokens=11), model, documents)
-    assert made.memory_bytes == {
+    memory_bytes, plan = planned(run_of(tokens=11), model, documents)
+    assert memory_bytes == {
         "weights": 200 + 40 + 20,
         "masters": 80,  # the bf16 tensor's; the fp32 one is its own
         "gradients": 100,
         "moments": 200,
     }
-    assert str(made).startswith("9 steps; an epoch is 3 rows, 12 tokens\nmemory, MiB: weights 0.0 ")
+    assert plan.startswith("9 steps; an epoch is 3 rows, 12 tokens\nmemory, MiB: weights 0.0 ")
 
 def test_a_tied_matrix_is_counted_once() -> None:
     model = nn.ModuleList([nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)])
     model[1].weight = model[0].weight
-    made = Plan(run_of(), model, [document(1)])
-    assert made.memory_bytes["weights"] == made.memory_bytes["gradients"] == 64
+    memory_bytes, _ = planned(run_of(), model, [document(1)])
+    assert memory_bytes["weights"] == memory_bytes["gradients"] == 64
 
 def test_gradients_of_each_process_keep_16_bits_where_they_are_not_summed() -> None:
     model = nn.Linear(10, 2, bias=False).to(torch.bfloat16)
-    made = Plan(run_of(threads=3), model, [document(9)] * 4)
-    assert made.memory_bytes["gradients"] == 3 * 2 * 20
+    memory_bytes, _ = planned(run_of(threads=3), model, [document(9)] * 4)
+    assert memory_bytes["gradients"] == 3 * 2 * 20
 
 def test_a_meter_sees_what_lives_and_no_views() -> None:
     weight = torch.ones(64, 4)
@@ -107,17 +107,16 @@ def test_the_heaviest_micro_batch_is_counted_and_the_largest_told(
 ) -> None:
     model = tiny(0.0)
     documents = [document(length) for length in (3, 20, 9, 24, 16, 30)]
-    made = Plan(run_of(threads=2, batch_size=4), model, documents)
-    # of the rows of 30, 24, 20 and 16 the first share has 30 and 16, which are two streams
-    assert list(map(len, made.heaviest)) == [30] and made.shares == 2
-    fixed = sum(made.memory_bytes.values())
     monkeypatch.setattr("ftcore.env.plan.free_bytes", lambda device: 2**26)
     monkeypatch.setattr("ftcore.env.plan.LINEAR_TOKENS", 512)
-    made.count(model, token_labels)
-    step = sum(step_bytes(model, token_labels, made.heaviest).values())
-    assert sum(made.memory_bytes.values()) == fixed + 2 * step
-    assert "micro-batches of 30 tokens" in str(made)
-    told = re.search(r"the largest that fit have ([\d,]+) tokens$", str(made))
+    asked = run_of(threads=2, batch_size=4), model, documents
+    (held, _), (memory_bytes, plan) = planned(*asked), planned(*asked, token_labels)
+    # of the rows of 30, 24, 20 and 16 the first of two shares has 30 and 16, which are two streams
+    step = sum(step_bytes(model, token_labels, [document(30)]).values())
+    assert memory_bytes.items() >= held.items()
+    assert sum(memory_bytes.values()) == sum(held.values()) + 2 * step
+    assert "micro-batches of 30 tokens" in plan
+    told = re.search(r"the largest that fit have ([\d,]+) tokens$", plan)
     most = int(told[1].replace(",", ""))
     assert most > 512
     many = [document(32)] * (most // 32)

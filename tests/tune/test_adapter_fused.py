@@ -122,7 +122,7 @@ def test_refusals(name, make, tmp_path) -> None:
     tensors = load_file(tmp_path / WEIGHTS)
     key = next(key for key in tensors if key.endswith("lora_B.weight"))
     save_file(tensors | {key: torch.zeros(47, 3)}, tmp_path / WEIGHTS)
-    with pytest.raises(ModelError, match=r"lora_B.weight is \(47, 3\), must be \(48, 3\)"):
+    with pytest.raises(ModelError, match=r"lora_B.weight is \[47, 3\], must be \[48, 3\]"):
         load_adapter(model, tmp_path, family=family_named(name))
     owner = key.removesuffix("lora_B.weight")
     kept = {key: tensor for key, tensor in tensors.items() if not key.startswith(owner)}

@@ -91,10 +91,10 @@ def test_patterns_train_the_union() -> None:
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
-        ("v_porj", "'v_porj' matches nothing; nearest: v_proj"),
+        ("v_porj", "'v_porj' matches nothing; nearest: 'v_proj'"),
         ("attn_output_norm", "'attn_output_norm' matches nothing"),  # it has no parameter here
-        ("embedding", "nearest: embeddings"),
-        ("trunk.layers.7.*", "matches nothing; nearest: trunk.layers.2"),
+        ("embedding", "nearest: 'embeddings'"),
+        ("trunk.layers.7.*", "matches nothing; nearest: 'trunk.layers.2"),
         ("biases", "no such parameter"),
         ("head", "trained by 'embeddings'"),
         ("last:0", r"K must be an integer in \[1, 3\]"),

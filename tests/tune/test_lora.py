@@ -109,12 +109,12 @@ def test_only_factors_and_extra_modules_are_trained() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"targets": ("q_prj",)}, "LoRA target 'q_prj' matches nothing; nearest: q_proj"),
+        ({"targets": ("q_prj",)}, "LoRA target 'q_prj' matches nothing; nearest: 'q_proj'"),
         ({"targets": ("q_prj",)}, "known: all-linear, down_proj, gate_proj, k_proj, lm_head, o_"),
         ({"targets": ("q_proj", "trunk.layers.[7-9].*")}, "'trunk.layers.*' matches nothing"),
         ({"targets": ("embed_tokens",)}, "'embed_tokens' matches nothing"),
         ({"extra_modules": ("attn_output_norm",)}, "'attn_output_norm' matches nothing"),
-        ({"extra_modules": ("normm",)}, "fully trained module 'normm' matches nothing; nearest: n"),
+        ({"extra_modules": ("normm",)}, "trained module 'normm' matches nothing; nearest: 'n"),
         ({"extra_modules": ("*.mlp",)}, "LoRA target and fully trained at once: trunk.layers.0"),
         ({"targets": ()}, "LoRA targets \\[\\]: no linear layer, try 'all-linear'"),
         ({"targets": ("lm_head",)}, "LoRA target head.lm_head: its matrix is tied"),

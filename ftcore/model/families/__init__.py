@@ -3,10 +3,10 @@
 Rotary angles and windows are read as newer files (rope_parameters, with one entry per kind of layer
 where these differ; layer_types) and older ones (rope_theta, rope_scaling; a period) write them."""
 
-import math
 import re
+import sys
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,26 +22,25 @@ NAMES = sorted(path.stem for path in FOLDER.glob("[!_]*.toml"))
 Fields = dict[str, Any]  # of the spec
 Older = tuple[str, float]  # the key of older files for a number, and what it is without one
 
+LAYER = re.compile(r"(?<=\.)\d+(?=\.)")  # its number in a name
+TENSOR = re.compile(r"(.*?)(\.weight|\.bias)?", re.DOTALL)  # module, tensor of it
+RANGES = {bool: (False, True, "true or false"), int: (1, 10_000_000, "an integer in [1, 10000000]"),
+          float: (0, sys.float_info.max, "a finite number >= 0")}
 WINDOWED, FULL = "sliding_attention", "full_attention"
 
 def read_value(config: dict, key: str, default: Any = int, null_is_none: bool = False) -> Any:
     """One value of a config.json, of the type of the default, which stands for a missing key or
-    null; a type: there is none; None: None or an integer. With `null_is_none` null is None.
+    null; a type: there is none. With `null_is_none` null is None, or what is missing with a type.
     ModelError: missing, of another type, out of range: a hostile file cannot ask for 2^60 rows."""
     kind = default if isinstance(default, type) else type(default)
     if (value := config.get(key)) is None:
-        if default is None or (null_is_none and key in config):
+        if null_is_none and (key in config or default is kind):
             return None
         value = None if default is kind else default
-    if kind is bool:
-        return bool(value)
-    if kind is float:
-        if type(value) not in (int, float) or not 0 <= value < math.inf:
-            raise ModelError(f"config.json: {key} = {value!r}: must be a finite number >= 0")
-        return float(value)
-    if type(value) is not int or not 1 <= value <= 10_000_000:
-        raise ModelError(f"config.json: {key} = {value!r}: must be an integer in [1, 10000000]")
-    return value
+    least, most, claim = RANGES[kind]
+    if type(value) not in (int, kind) or not least <= value <= most:
+        raise ModelError(f"config.json: {key} = {value!r}: must be {claim}")
+    return kind(value)
 
 def read_rope(config: dict, base: Older = ("rope_theta", 1e4)) -> Fields:
     """Fields rope_... Raises ModelError: other scalings."""
@@ -101,9 +100,8 @@ def read_padded_positions(config: dict) -> Fields:
     rows = read_value(config, "max_position_embeddings")
     return {"position_offset": offset, "max_positions": rows - offset}
 
-RULES: Mapping[str, Callable[..., Fields]] = {
-    "rope": read_rope, "two_ropes": read_two_ropes, "windows": read_windows,
-    "powers": read_powers, "pooling": read_pooling, "padded_positions": read_padded_positions}
+RULES = {rule.__name__.removeprefix("read_"): rule for rule in (
+    read_rope, read_two_ropes, read_windows, read_powers, read_pooling, read_padded_positions)}
 
 class Family(NamedTuple):
     name: str  # `model_type` in config.json
@@ -144,15 +142,15 @@ class Family(NamedTuple):
         """Our names of an HF tensor or module; none where the family does not know it."""
         # HF: files of 2018 call a norm's weight gamma and its bias beta.
         hf_name = re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", hf_name))
-        pairs = ((hf, ours) for ours, hf_names in self.names.items() for hf in hf_names)
-        return tuple(_renamed(hf_name, pairs))
+        module, rename = _parted(hf_name)
+        return tuple(rename(ours) for ours, names in self.names.items() if module in names)
 
-    def to_hf(self, our_name: str, *, bare: bool = False) -> str:
-        """HF name of one of our tensors or modules; `bare` leaves out the trunk's prefix."""
-        pairs = ((ours, hf_names[0]) for ours, hf_names in self.names.items())
-        if (hf_name := next(_renamed(our_name, pairs), None)) is None:
+    def to_hf(self, our_name: str) -> str:
+        """HF name of one of our tensors or modules."""
+        module, rename = _parted(our_name)
+        if module not in self.names:
             raise ModelError(f"{our_name}: the family {self.name} has no name for it")
-        return hf_name.removeprefix(self.trunk_prefix) if bare else hf_name
+        return rename(self.names[module][0])
 
     def hf_shape(self, hf_name: str, shape: Sequence[int]) -> list[int]:
         """Shape of an HF tensor whose parts, ours, have the given shape each."""
@@ -182,7 +180,7 @@ def family_named(model_type: str, *, where: str = "config.json") -> Family:
     names = {f"trunk.{ours}": (tables["trunk_prefix"] + hf, hf) for ours, hf in trunk.items()}
     names |= {f"head.{n}": (hf,) if isinstance(hf, str) else tuple(hf) for n, hf in head.items()}
     tables["fixed"] |= dict.fromkeys(tables.pop("unset", ()))
-    tables["keys"] = {name: (key, int) if isinstance(key, str) else (key[0], *(key[1:] or [None]))
+    tables["keys"] = {name: (key,) if isinstance(key, str) else (key[0], *(key[1:] or [int, True]))
                       for name, key in keys.items()}
     return Family(name=model_type, names=names, rules=rules, **tables)
 
@@ -193,15 +191,11 @@ def _tables(name: str) -> dict[str, Any]:
     parts = ("trunk", "switches", "keys")
     return other | own | {part: other.get(part, {}) | own.get(part, {}) for part in parts}
 
-def _renamed(name: str, pairs: Iterable[tuple[str, str]]) -> Iterator[str]:
-    """The second of each pair whose first is the name, or that without .weight or .bias."""
-    layer = re.search(r"(?<=\.)\d+(?=\.)", name)
-    pattern = name if layer is None else f"{name[: layer.start()]}{{i}}{name[layer.end() :]}"
-    module, _, tensor = pattern.rpartition(".")
-    rests = {pattern: ""} | ({module: f".{tensor}"} if tensor in ("weight", "bias") else {})
-    for source, target in pairs:
-        if source in rests:
-            yield (target + rests[source]).replace("{i}", layer[0] if layer else "")
+def _parted(name: str) -> tuple[str, Callable[[str], str]]:
+    """A name's module, with {i} for its layer; what puts layer and tensor into another module's."""
+    layer = "".join(LAYER.findall(name)[:1])
+    module, tensor = TENSOR.fullmatch(LAYER.sub("{i}", name, count=1)).groups("")
+    return module, lambda other: other.replace("{i}", layer) + tensor
 
 def _divided(key: str, total: int, by_key: str, by: int) -> int:
     if total % by:
