@@ -30,10 +30,10 @@ from ftcore.align.objective import Control
 from ftcore.align.preference import TASKS
 from ftcore.cli import known, parse
 from ftcore.config import PpoRun, RewardsConfig
-from ftcore.data.chat import encode_prompt, shifted
+from ftcore.data.chat import encode_prompt
 from ftcore.data.columns import Chat, RowError, answer, place
 from ftcore.data.encode import sides
-from ftcore.data.pack import Encoded
+from ftcore.data.pack import Encoded, answered
 from ftcore.data.store import Prepared, rendered
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.env.compute import derived
@@ -100,9 +100,7 @@ class Actor:
         texts = [spoken(ids, self.tokenizer) for ids in answers]
         scores, parts = self.rewards([chat for chat, _ in asked], texts)
         for i, ((chat, prompt_ids), ids) in enumerate(zip(asked, answers, strict=True)):
-            counts_T = np.repeat(np.float32([0, 1]), [len(prompt_ids), len(ids)])
-            tokens_T = np.concatenate([prompt_ids, np.int32(ids)])
-            document = shifted(f"{chat.id}:{i}", tokens_T, counts_T)
+            document = answered(f"{chat.id}:{i}", prompt_ids, ids)
             said = {name: float(each[i]) for name, each in parts.items()}
             has_ended = ids[-1] in self.tokenizer.stop_ids
             found.append(Episode(document, len(ids), has_ended, float(scores[i]), said))

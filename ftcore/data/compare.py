@@ -55,10 +55,10 @@ def nearly_repeated(examples: Sequence[Example], known: Collection[str], max_sha
                     lost[rows[gone]] = left_out(example, "near duplicate", "compare", detail)
     return lost
 
-def clusters(examples: Sequence[Example], groups: Sequence[Hashable] = ()) -> list[int]:
-    """A number for each row, the same for rows that are alike or nearly so, whatever their labels,
-    for those of one group (None: of none), and for what hangs together through others."""
-    parents = list(range(len(examples)))
+def clusters(texts: Sequence[str], groups: Sequence[Hashable] = ()) -> list[int]:
+    """A number for each text, the same for those that are alike or nearly so, for those of one
+    group (None: of none), and for what hangs together through others."""
+    parents = list(range(len(texts)))
 
     def root(row: int) -> int:
         while parents[row] != row:
@@ -66,14 +66,14 @@ def clusters(examples: Sequence[Example], groups: Sequence[Hashable] = ()) -> li
         return row
 
     rows: dict[str, int] = {}
-    forms = [dedup.folded(said(e, without=UNASKED if e.rejected else SYSTEM)) for e in examples]
-    pairs = [(rows.setdefault(form, row), row) for row, form in enumerate(forms)]
+    pairs = [(rows.setdefault(form, row), row)
+             for row, form in enumerate(map(dedup.folded, texts))]
     pairs += [(rows[a], rows[b]) for a, b, _ in dedup.alike(rows)]
     first: dict[Hashable, int] = {}
     pairs += [(first.setdefault(g, row), row) for row, g in enumerate(groups) if g is not None]
     for one, other in pairs:
         parents[root(other)] = root(one)
-    return [root(row) for row in range(len(examples))]
+    return [root(row) for row in range(len(texts))]
 
 def conflicts(examples: Sequence[Example]) -> Notes:
     """Texts with several labels, prompts with several answers; of pairs, each preferred once."""

@@ -40,6 +40,11 @@ def shifted(row_id: str, ids_T: np.ndarray, counts_T: np.ndarray,
     labels_T[-1:], weights_T[-1:] = IGNORED, 0
     return Encoded(row_id, ids_T, labels_T, weights_T, types_T)
 
+def answered(row_id: str, prompt: Sequence[int], ids: Sequence[int]) -> Encoded:
+    """A prompt, and what was answered, which is scored."""
+    counts_T = np.repeat(np.float32([0, 1]), [len(prompt), len(ids)])
+    return shifted(row_id, np.concatenate([prompt, np.int32(ids)]), counts_T)
+
 def pair(row_id: str, sides: Sequence[Encoded], margin: float) -> Encoded:
     """Two conversations, scored from their answers on, end to end as one document: see `apart`. Its
     labels (float32): tokens of the chosen one; where its answer begins, and the rejected one's in

@@ -14,7 +14,7 @@ from ftcore import config as configs
 from ftcore import files
 from ftcore.data import clean, store
 from ftcore.data.columns import Chat, DataConfig, Text, label_map, left_out
-from ftcore.data.compare import clusters, compare, leaks, settle
+from ftcore.data.compare import SYSTEM, UNASKED, clusters, compare, leaks, said, settle
 from ftcore.data.encode import Names, encode
 from ftcore.data.read import Notes, Rows, collect
 from ftcore.data.tokenizer import Tokenizer
@@ -104,7 +104,8 @@ def hold_out(config: DataConfig, train: Rows, seed: int) -> dict[str, Rows]:
     groups = [train.groups.get(example.id) or None for example in train.examples]
     is_labelled = isinstance(config, configs.LabelledDataConfig)
     strata = [example.target if is_labelled else "" for example in train.examples]
-    is_dev = held_out(strata, clusters(train.examples, groups), config.holdout, seed)
+    texts = [said(e, without=UNASKED if e.rejected else SYSTEM) for e in train.examples]
+    is_dev = held_out(strata, clusters(texts, groups), config.holdout, seed)
     if not is_dev.any():
         what = "rows nearly alike, or of one data.group, stay together, and each cluster is larger"
         raise DataError(f"data.holdout = {config.holdout}: {what}; hold out more, or set data.dev")

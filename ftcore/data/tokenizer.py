@@ -4,7 +4,6 @@ Nothing is ever cut or padded, whatever tokenizer.json says. Offsets count chara
 and every character belongs to some token: post-processors may not trim white space from offsets."""
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ import tokenizers
 from tokenizers import processors
 
 from ftcore.errors import DataError, ModelError
+from ftcore.files import json_object
 
 SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>")  # chat models end a turn with another token
@@ -42,8 +42,9 @@ class Tokenizer:
 
     def __init__(self, files: Mapping[str, bytes], *, where: str) -> None:
         self.files, self.where = dict(files), where
-        config = self._settings("tokenizer_config.json")
-        named = self._settings("special_tokens_map.json") | config
+        others, config = (json_object(self.files.get(name, b"{}"), f"{self.where}/{name}")
+                          for name in ("special_tokens_map.json", "tokenizer_config.json"))
+        named = others | config
         named = {name: token.get("content") if isinstance(token, dict) else token
                  for name, token in named.items() if name.endswith("_token")}
         self.special = {name: token for name, token in named.items() if isinstance(token, str)}
@@ -146,15 +147,6 @@ class Tokenizer:
         if id_ is None:
             raise ModelError(f"{self.where}: tokenizer.json has no token {token!r}: add it there")
         return id_
-
-    def _settings(self, name: str) -> dict[str, Any]:
-        try:
-            settings = json.loads(self.files.get(name, b"{}"))
-        except (ValueError, RecursionError) as error:
-            raise ModelError(f"{self.where}/{name}: not valid JSON: {error}") from error
-        if not isinstance(settings, dict):
-            raise ModelError(f"{self.where}/{name}: must hold a JSON object")
-        return settings
 
     def _vocabulary(self) -> tokenizers.Tokenizer:
         try:

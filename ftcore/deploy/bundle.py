@@ -69,7 +69,7 @@ def bundle(run: Path, folder: Path, *, keep_adapter: bool = False, is_alone: boo
     model.compute_in(products)
     if not told["eval"]:
         raise ModelError(f"{run}: has not been judged; go on with: python train.py --resume {run}")
-    if keep_adapter and not (layers := lora.lora_layers(model).values()):
+    if keep_adapter and not lora.lora_layers(model):
         raise ConfigError(f"{run}: was trained without an adapter: leave out --keep-adapter")
     if folder.is_dir() and any(folder.iterdir()):
         raise ConfigError(f"{folder} is not empty: name another folder, or delete it")
@@ -80,8 +80,7 @@ def bundle(run: Path, folder: Path, *, keep_adapter: bool = False, is_alone: boo
     with files.write_folder(folder.absolute()) as temp:
         if keep_adapter:
             shutil.copytree(run / ADAPTER, temp / ADAPTER)
-            for layer in layers:
-                layer.is_on = False  # so that its base is what is saved
+            lora.unwrap(model)  # so that its base is what is saved
         lora.fold(model)
         save_model(trained, temp, labels=read_labels(run), problem=config.problem)
         tokenizer.save(temp)
@@ -155,13 +154,11 @@ def try_golden(model: Model, tokenizer: Tokenizer, about: dict[str, Any]) -> Non
         if not np.allclose(now["says"], was["says"], rtol=tolerance, atol=tolerance):
             what = f"{where}: the model says {now['says']}, must be {was['says']}"
             raise ModelError(f"{what}: its weights, or its adapter, are not those of the run")
-    if layers := lora.lora_layers(model).values():
-        for layer in layers:
-            layer.is_on = False
+    if layers := lora.unwrap(model):
         if _golden(model, *inputs) == golden:
             raise ModelError(f"{ABOUT}: the model says the same without its adapter")
-        for layer in layers:
-            layer.is_on = True
+        for name, layer in layers.items():
+            model.set_submodule(name, layer)
 
 @torch.inference_mode()
 def _golden(model: Model, tokenizer: Tokenizer, task: str, texts: Iterable[str]) -> list[dict]:

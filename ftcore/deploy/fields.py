@@ -7,12 +7,11 @@ import json
 import math
 import re
 import tomllib
-from collections import defaultdict
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from ftcore.deploy.http import ERRORS, JSON, Refused
+from ftcore.deploy.http import JSON, Refused
 from ftcore.errors import nearest
 
 KINDS = {"integer": int, "number": int | float, "string": str, "boolean": bool, "array": list,
@@ -102,20 +101,14 @@ class Fields:
 
 def openapi(numbers: Mapping[str, Any]) -> dict[str, Any]:
     """The routes, and what their bodies may hold, as OpenAPI 3.1 has it."""
-    head, statuses, paths = TABLE["openapi"], defaultdict(list), {}
-    for code, (status, *_) in ERRORS.items():
-        statuses[str(status)].append(code)
-    refusal = {JSON: {"schema": {"$ref": "#/components/schemas/refusal"}}}
-    refusals = {status: {"description": ", ".join(codes), "content": refusal}
-                for status, codes in statuses.items()}
-    answers = {status: {"$ref": f"#/components/responses/{status}"} for status in statuses}
+    paths = {}
     for path, (name, groups) in TABLE["routes"].items():
-        told = {"summary": name, "responses": {"200": {"description": "the answer"}} | answers}
+        told = {"summary": name, "responses": TABLE["responses"]}
         if groups:
             content = {JSON: {"schema": Fields(groups, numbers, ()).schema()}}
             told["requestBody"] = {"required": True, "content": content}
         paths[path] = {"post" if groups else "get": told}
-    return head | {"paths": paths, "components": head["components"] | {"responses": refusals}}
+    return TABLE["openapi"] | {"paths": paths}
 
 def require(holds: Any, param: str | None, said: str, code: str = "invalid_value") -> None:
     """Refuse a field, or a body (None), of which something does not hold."""

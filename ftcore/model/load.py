@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ftcore.errors import ModelError
+from ftcore.files import json_object
 from ftcore.model.families import Family, family_named, matches
 from ftcore.model.heads import EMBEDDING, HEAD, Model, ModelTask
 from ftcore.model.transformer import ModelSpec
@@ -48,14 +49,9 @@ class LoadedModel(NamedTuple):
 def read_object(path: Path, *, advice: str = "") -> dict[str, Any]:
     """The JSON object of a file. Raises ModelError: none in it, or no file, with `advice`."""
     try:
-        value = json.loads(path.read_text("utf-8"))
+        return json_object(path.read_bytes(), path)
     except OSError as error:
         raise ModelError(f"{path}: cannot be read ({error.strerror}){advice}") from error
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path}: not valid JSON ({error}). Download it again.") from error
-    if not isinstance(value, dict):
-        raise ModelError(f"{path}: holds {type(value).__name__}, must be a JSON object")
-    return value
 
 def labels_of(config: Mapping, where: Path) -> tuple[str, ...]:
     """Class names of `id2label`, by index. ModelError: none, not 0 .. K - 1, or two of one name."""

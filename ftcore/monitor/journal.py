@@ -16,10 +16,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ftcore.config import EvalConfig
+from ftcore.config import Run
 from ftcore.data.chat import encode_prompt
 from ftcore.data.encode import Split
-from ftcore.data.pack import shifted
+from ftcore.data.pack import answered
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.deploy import records
 from ftcore.deploy.records import REFERENCE, Record
@@ -81,24 +81,23 @@ def read_reference(folder: Path) -> list[Record]:
 
 @torch.inference_mode()
 def reference(model: Model, tokenizer: Tokenizer, split: Split, labels: Sequence[str],
-              problem: str | None, options: EvalConfig, max_tokens: int) -> list[Record]:
+              config: Run) -> list[Record]:
     """Records of dev rows that have one class each, or were answered, greedily; else none."""
     documents, chats = split.documents[:MOST_ROWS], split.chats[:MOST_ROWS]
+    max_tokens = config.loop.micro_batch_tokens
     model.eval()
-    if problem == "single_label_classification" and documents:
+    if config.problem == "single_label_classification" and documents:
         asked = [document.tokens_T for document in documents]
         target_B = np.array([document.labels for document in documents])
         logits_BK = evaluator.all_logits(model, documents, max_tokens).double().numpy()
         logits_BK /= metrics.temperature(target_B, logits_BK)  # as the server does
         told = [records.class_figures(p_K, labels)
-                for p_K in records.probabilities(logits_BK, problem)]
+                for p_K in records.probabilities(logits_BK, config.problem)]
         right_B = logits_BK.argmax(1) == target_B
     elif model.task == "lm" and chats:
         asked = [encode_prompt(chat.messages[:-1], tokenizer) for chat in chats]
-        answers = evaluator.continued(model, tokenizer, asked, options.max_new_tokens)
-        both = [shifted("", np.concatenate([ids_T, np.int32(answer)]),
-                        np.repeat(np.float32([0, 1]), [len(ids_T), len(answer)]))
-                for ids_T, answer in zip(asked, answers, strict=True)]
+        answers = evaluator.continued(model, tokenizer, asked, config.eval.max_new_tokens)
+        both = [answered("", *each) for each in zip(asked, answers, strict=True)]
         nll_B, count_B = evaluator.scored_tokens(model, both, max_tokens).T
         ends, logprobs = tokenizer.stop_ids, (-nll_B / count_B).tolist()
         told = [records.answer_figures(answer, logprob, "stop" if answer[-1] in ends else "length")

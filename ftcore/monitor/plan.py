@@ -21,7 +21,6 @@ from ftcore import files
 from ftcore.cli import CONFIG_FILE, Command, as_flags, parse, read_toml, resolved, to_toml
 from ftcore.config import Count, NotNegative, Section
 from ftcore.data import compare, store
-from ftcore.data.columns import Text
 from ftcore.errors import ConfigError, DataError
 from ftcore.evaluate.report import read_run
 from ftcore.monitor.drift import LABELLED, Watch
@@ -109,7 +108,7 @@ def _write(run: Path, folder: Path, command: Command, told: Line, rows: Sequence
         raise ConfigError(f"{folder} is there already: name another folder for the plan")
     data, was, sides = command.config.data, read_run(run), ([], [], [])
     known = {*was["labels"]} or {row["wanted"] for row in rows}
-    roots = compare.clusters([Text(row["id"], (json.dumps(row["input"]),)) for row in rows])
+    roots = compare.clusters([json.dumps(row["input"]) for row in rows])
     older = {root for root, row in zip(roots, rows, strict=True) if row["id"] not in recent}
     kept = [hashlib.sha256(rows[root]["id"].encode()).digest()[0] % KEPT == 0 and root not in older
             for root in roots]

@@ -1,4 +1,4 @@
-"""LoRA on any linear layer, chosen by name: wrap, switch off and on, merge, fold, share.
+"""LoRA on any linear layer, chosen by name: wrap, unwrap, merge, fold, share.
 
     y = x W^T + bias + scale (drop(x) A^T) B^T,    scale = alpha / R, or alpha / sqrt(R) (rsLoRA)
 
@@ -27,10 +27,8 @@ from kernels.lora import lora_linear
 ALL_LINEAR = "all-linear"
 
 class LoRALinear(Layer):
-    """A frozen `Linear` (kept as `base`, never written to) and its update, which counts where it
-    `is_on`. Its A is drawn by the `generator` on the CPU."""
-
-    is_on = True
+    """A frozen `Linear` (kept as `base`, never written to) and its update, whose A is drawn by the
+    `generator` on the CPU."""
 
     def __init__(self, base: Linear, config: PeftConfig, generator: torch.Generator) -> None:
         super().__init__()
@@ -44,8 +42,6 @@ class LoRALinear(Layer):
         self.train(base.training)
 
     def forward(self, x_NC: Tensor) -> Tensor:
-        if not self.is_on:
-            return self.base(x_NC)
         x_NC, weight_OC, bias_O = self.base.cast(x_NC)
         if self.merged_weight is not None:
             assert not self.training, "unmerge before training: merged factors get no gradient"
@@ -59,10 +55,8 @@ class LoRALinear(Layer):
 
     @torch.no_grad()
     def folded_weight(self) -> Tensor:
-        """W, and if on scale B A, summed in the dtype of these and rounded once to that of W."""
+        """W + scale B A, summed in the dtype of these and rounded once to that of W."""
         weight_OC, a_RC, b_OR = self.base.weight, self.lora_a, self.lora_b
-        if not self.is_on:
-            return weight_OC
         return torch.addmm(weight_OC.to(a_RC), b_OR, a_RC, alpha=self.config.scale).to(weight_OC)
 
 class SharedLinear(Layer):
@@ -140,7 +134,8 @@ def fold(model: nn.Module) -> None:
     model.requires_grad_(True)
 
 def unwrap(model: nn.Module) -> dict[str, LoRALinear]:
-    """Take the adapter off: its layers, over the bases that are back in their places."""
+    """Take the adapter off: its layers by name, whose bases are back in their places. To put it on
+    again, set them there."""
     for name, layer in (layers := lora_layers(model)).items():
         model.set_submodule(name, layer.base)
     return layers

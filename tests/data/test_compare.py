@@ -7,7 +7,7 @@ import pytest
 from ftcore.builtin import chat as builtin
 from ftcore.config import ChatDataConfig, LabelledDataConfig, TextDataConfig
 from ftcore.data.columns import Chat, Example, Text
-from ftcore.data.compare import clusters, compare
+from ftcore.data.compare import clusters, compare, said
 from ftcore.data.read import Notes, Rows, collect
 from ftcore.errors import DataError
 
@@ -134,7 +134,7 @@ def test_plain_text_that_shares_words_with_held_out_text_stays_and_is_told() -> 
 
 def test_clusters_join_rows_that_are_nearly_alike() -> None:
     train = rows((LONG, "x"), ("a text", "x"), (NEAR, "y"))
-    assert clusters(train.examples) == [0, 1, 0]
+    assert clusters([*map(said, train.examples)]) == [0, 1, 0]
 
 def test_planted_duplicates_are_found_and_templates_are_not_gutted() -> None:
     config = ChatDataConfig(train=("builtin:chat",), duplicates="near")

@@ -11,7 +11,7 @@ import torch
 from ftcore.config import PairsDataConfig
 from ftcore.data.__main__ import text as shown
 from ftcore.data.columns import Chat, Row, examples
-from ftcore.data.compare import clusters, conflicts, nearly_repeated, repeated
+from ftcore.data.compare import UNASKED, clusters, conflicts, nearly_repeated, repeated, said
 from ftcore.data.encode import encode
 from ftcore.data.pack import Encoded, apart, collate, is_pair
 from ftcore.data.prepare import prepare, prepared
@@ -118,7 +118,8 @@ def test_only_a_preference_turned_round_is_a_conflict() -> None:
     assert conflicts([*rows, chat("Q ", "b", "a")])["texts"] == 1
 
 def test_pairs_of_one_prompt_are_held_out_together(base: Tokenizer, write: Callable) -> None:
-    again = clusters([chat(LONG, "a", "b"), chat(f"{LONG} more", "c d", "e"), chat("q", "a", "b")])
+    rows = [chat(LONG, "a", "b"), chat(f"{LONG} more", "c d", "e"), chat("q", "a", "b")]
+    again = clusters([said(row, without=UNASKED) for row in rows])
     assert again[0] == again[1] != again[2]
     lines = [
         f'{{"prompt": "question {n % 20} of {"abcdefghijklmnopqrst"[n % 20] * 9}",'
@@ -158,9 +159,9 @@ def test_templates_with_bos(style: str) -> None:
     tokenizer = styled(style)
     (document,) = encode(PairsDataConfig(), [chat("hi", "good day", "go")],
                                tokenizer).documents
-    for side, said in zip(apart([document]), ("good day", "go"), strict=True):
+    for side, text in zip(apart([document]), ("good day", "go"), strict=True):
         assert side.tokens_T[0] == tokenizer.bos_id
-        assert text_of(tokenizer, side, scored=True).startswith(said)
+        assert text_of(tokenizer, side, scored=True).startswith(text)
 
 def test_an_encoder_reads_pairs_of_texts(bert: Tokenizer) -> None:
     turns = [turn("user", "hi"), turn("assistant", "yes?"), turn("user", "red?")]

@@ -39,7 +39,7 @@ def test_more_rows_than_there_are_cannot_be_held_out() -> None:
 
 def test_rows_are_together_through_either_key_and_through_others() -> None:
     groups, texts = ["x", "x", None, None, "y", "y"], ["one", "two", "Two ", "four", "five", "six"]
-    numbers = clusters([Text(text, (text,)) for text in texts], groups)
+    numbers = clusters(texts, groups)
     assert numbers[0] == numbers[1] == numbers[2] and numbers[4] == numbers[5]
     assert len(set(numbers)) == 3
 

@@ -13,7 +13,7 @@ from ftcore.model.families import family_named
 from ftcore.model.heads import Model
 from ftcore.tune.freeze import assert_unmoved, frozen_hashes
 from ftcore.tune.loop import Loop
-from ftcore.tune.lora import apply_lora, lora_layers, merge, plain_modules
+from ftcore.tune.lora import apply_lora, lora_layers, merge, plain_modules, unwrap
 from kernels.docs import Docs
 
 QWEN3 = {
@@ -45,10 +45,6 @@ def logits(model: Model) -> Tensor:
     tokens_N = (positions_N * 7 + 3) % 50
     return model.head(model.trunk(tokens_N, positions_N, torch.zeros_like(tokens_N), docs))
 
-def switch(model: Model, *, is_on: bool) -> None:
-    for layer in lora_layers(model).values():
-        layer.is_on = is_on
-
 def disturb(model: Model) -> None:
     """Give every B values, as training would."""
     source = generator()
@@ -64,9 +60,10 @@ def test_a_fresh_adapter_changes_no_logit(dtype: torch.dtype) -> None:
     assert torch.equal(logits(model), base)
     disturb(model)
     assert not torch.equal(logits(model), base)
-    switch(model, is_on=False)
-    assert torch.equal(logits(model), base)
-    switch(model, is_on=True)
+    layers = unwrap(model)
+    assert torch.equal(logits(model), base) and not lora_layers(model)
+    for name, layer in layers.items():
+        model.set_submodule(name, layer)
     assert not torch.equal(logits(model), base)
 
 def test_targets_by_name_pattern_and_all() -> None:
@@ -186,15 +183,16 @@ def test_merge_rounds_once_and_unmerge_restores_the_bits(dtype: torch.dtype) -> 
     assert torch.equal(logits(model), before)
     assert_unmoved(hashes, model)
 
-def test_merged_layer_switches_off_and_refuses_training() -> None:
+def test_a_merged_layer_comes_off_and_refuses_training() -> None:
     model = make_model()
     base = logits(model)
     apply_lora(model, config(), generator=generator())
     disturb(model)
     merge(model)
-    switch(model, is_on=False)
+    layers = unwrap(model)
     assert torch.equal(logits(model), base)
-    switch(model, is_on=True)
+    for name, layer in layers.items():
+        model.set_submodule(name, layer)
     with pytest.raises(AssertionError, match="unmerge before training"):
         logits(model.train())
 
