@@ -66,8 +66,7 @@ def clusters(texts: Sequence[str], groups: Sequence[Hashable] = ()) -> list[int]
         return row
 
     rows: dict[str, int] = {}
-    pairs = [(rows.setdefault(form, row), row)
-             for row, form in enumerate(map(dedup.folded, texts))]
+    pairs = [(rows.setdefault(f, row), row) for row, f in enumerate(map(dedup.folded, texts))]
     pairs += [(rows[a], rows[b]) for a, b, _ in dedup.alike(rows)]
     first: dict[Hashable, int] = {}
     pairs += [(first.setdefault(g, row), row) for row, g in enumerate(groups) if g is not None]

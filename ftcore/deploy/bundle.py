@@ -37,25 +37,20 @@ from ftcore.tune import lora
 from ftcore.tune.adapter import ADAPTER, load_adapter, load_artifact, read_labels
 
 ABOUT, CERTIFICATE, CARD = "bundle.json", "certificate.json", "README.md"
-FORMS = {"bundle": "RUN DIR [--keep-adapter]: the folder of a run, and a new one",
-         "merge": "RUN DIR: the folder of a run, and a new one for its model alone",
-         "push": "DIR OWNER/NAME: what bundle or merge made, and its name on the hub"}
+FORMS = "bundle RUN DIR [--keep-adapter], merge RUN DIR or push DIR OWNER/NAME; DIR is new, or made"
 TEXTS = "Where is my order?", "4 seats in Zu\u0308rich", " \u00abIt's 3.5\u00a0\u20ac\u00bb\n"
 NARROW, WIDE = 1e-3, 0.2  # nats, or shares, that other kernels and rounding change, in fp32 or not
 Opened = tuple[LoadedModel, Tokenizer, dict[str, Any]]  # the last: what bundle.json tells
 
-def give_away(verb: str, *words: str) -> int:
-    """What serve.py does at a word of FORMS. Raises ConfigError: others; as `bundle` and `push`."""
+def give_away(verb: str, *words: str) -> None:
+    """What serve.py does at one of FORMS. Raises ConfigError: none of them; as `bundle`, `push`."""
     names = [word for word in words if verb != "bundle" or word != "--keep-adapter"]
     if len(names) != 2:
-        raise ConfigError(f"{verb} {FORMS[verb]}")
+        raise ConfigError(f"{' '.join((verb, *words))}: must be {FORMS}")
     if verb == "push":
-        print(f"{names[0]}: is at {push(Path(names[0]), names[1])}")
-    else:
-        option = {"keep_adapter": len(words) > 2, "is_alone": verb == "merge"}
-        bundle(*map(Path, names), **option)
-        print(f"{names[1]}: opened, and says what the run says. Try: python serve.py {names[1]}")
-    return 0
+        return print(f"{names[0]}: is at {push(Path(names[0]), names[1])}")
+    bundle(*map(Path, names), keep_adapter=len(words) > 2, is_alone=verb == "merge")
+    print(f"{names[1]}: opened, and says what the run says. Try: python serve.py {names[1]}")
 
 def bundle(run: Path, folder: Path, *, keep_adapter: bool = False, is_alone: bool = False) -> None:
     """Make a folder of a finished run, which is opened, and must say what the run says, before it

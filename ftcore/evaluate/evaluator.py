@@ -146,8 +146,7 @@ def scored_tokens(model: Model, documents: Sequence[Encoded], max_tokens: int) -
     return sums_B2
 
 def evaluate_language(model: Model, split: Split, max_tokens: int, labels: Names) -> Judged:
-    """Token-weighted loss and perplexity, all parts of a text one row; bits per byte where the
-    text's bytes are known."""
+    """Token-weighted loss and perplexity; a text is one row; bits per byte, if bytes are known."""
     sums_D2, rows = scored_tokens(model, split.documents, max_tokens), dict[str, np.ndarray]()
     for id_, sums_2 in zip(map(root_of, ids_of(split)), sums_D2, strict=True):
         rows[id_] = rows.get(id_, 0) + sums_2

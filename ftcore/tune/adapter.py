@@ -238,13 +238,11 @@ def share_base(loaded: LoadedModel, words: Sequence[str], taken: Collection[str]
     adapter. Returns by name the fingerprint, of the base's `hashes` and the adapter. ConfigError:
     no generator, a name that is `taken`, modules trained fully; and as `load_adapter`."""
     model, adapters, prints = loaded.model, {}, {}
-    if not words:
-        return prints
-    if model.task != "lm":
+    if words and model.task != "lm":
         mend = "leave out --adapter, or serve the adapter's run by itself"
         raise ConfigError(f"{loaded.folder} does not generate, so requests find no adapter: {mend}")
-    lora.fold(model)
     for word in words:
+        lora.fold(model)
         name, _, path = word.partition("=")
         if not name or not path or name in (*taken, *prints):
             others = ", ".join(dict.fromkeys((*taken, *prints)))
@@ -257,7 +255,8 @@ def share_base(loaded: LoadedModel, words: Sequence[str], taken: Collection[str]
             mend = "serve it by itself, or train it without --peft.extra-modules"
             raise ConfigError(f"--adapter {word}: trained {', '.join(full)} fully: {mend}")
         prints[name] = fingerprint(*hashes, files.sha256_file(folder / WEIGHTS))
-    lora.share(model, adapters)
+    if adapters:
+        lora.share(model, adapters)
     return prints
 
 def read_labels(run: Path) -> tuple[str, ...] | None:

@@ -27,8 +27,7 @@ from kernels.lora import lora_linear
 ALL_LINEAR = "all-linear"
 
 class LoRALinear(Layer):
-    """A frozen `Linear` (kept as `base`, never written to) and its update, whose A is drawn by the
-    `generator` on the CPU."""
+    """A frozen `Linear` (`base`, never written to) and its update; A is drawn on the CPU."""
 
     def __init__(self, base: Linear, config: PeftConfig, generator: torch.Generator) -> None:
         super().__init__()
@@ -134,8 +133,7 @@ def fold(model: nn.Module) -> None:
     model.requires_grad_(True)
 
 def unwrap(model: nn.Module) -> dict[str, LoRALinear]:
-    """Take the adapter off: its layers by name, whose bases are back in their places. To put it on
-    again, set them there."""
+    """Take the adapter off; its layers by name, which are put on again by setting them there."""
     for name, layer in (layers := lora_layers(model)).items():
         model.set_submodule(name, layer.base)
     return layers
