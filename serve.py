@@ -2,6 +2,7 @@
 
     python serve.py runs/NAME       what it trained
     python serve.py MODEL           a folder or hub id; a link, followed when it changes
+    python serve.py MODEL --adapter NAME=DIR   LoRA on it, which requests name as their model
     python serve.py bundle runs/NAME DIR   a finished run as a folder to give away
     python serve.py merge runs/NAME DIR    its model alone, as transformers reads it
     python serve.py push DIR OWNER/NAME    either of them to the hub
