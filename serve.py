@@ -145,7 +145,8 @@ def serve(path: str, config: ServeConfig) -> int:
 
     def ready(port: int) -> None:
         told = command_to_try(where := f"http://{config.host}:{port}", server.api)
-        print(f"serving {link.name} at {where}; stop it with ctrl-c. Try:\n  {told}", flush=True)
+        names = " ".join([link.name, *server.api.served.adapters])
+        print(f"serving {names} at {where}; stop it with ctrl-c. Try:\n  {told}", flush=True)
 
     async def live() -> int:
         server.api.start()

@@ -253,7 +253,7 @@ def share_base(loaded: LoadedModel, words: Sequence[str], taken: Collection[str]
         adapters[name] = lora.unwrap(model)
         if full := [n for n, param in model.named_parameters() if param.requires_grad]:
             mend = "serve it by itself, or train it without --peft.extra-modules"
-            raise ConfigError(f"--adapter {word}: trained {', '.join(full)} fully: {mend}")
+            raise ConfigError(f"--adapter {word}: trained {full[0]} and the like fully: {mend}")
         prints[name] = fingerprint(*hashes, files.sha256_file(folder / WEIGHTS))
     if adapters:
         lora.share(model, adapters)

@@ -174,7 +174,7 @@ def test_refusals(read: Read, made, hf, tmp_path: Path) -> None:
     assert told.endswith("none of live, run-3, a")
     full = made(kind, "full", extra_modules=("trunk.norm",))
     told = refusal(read(kind), f"a={full}", kind=ConfigError)
-    assert "trained trunk.norm.weight fully: serve it by itself" in told
+    assert "trained trunk.norm.weight and the like fully: serve it by itself" in told
     assert "--peft.extra-modules" in told
     told = refusal(read(kind), f"a={tmp_path / 'none'}", kind=ModelError)
     assert "none/adapter_config.json: cannot be read" in told and "LoRA run" in told
