@@ -235,7 +235,7 @@ def test_damaged_folders(tmp_path, files, message):
     [
         (b'{"eos_token": "</s>"}', "no token '</s>': add it there"),
         (b'{"eos_token": ', "tokenizer_config.json: not valid JSON"),
-        (b"[]", "tokenizer_config.json: must hold a JSON object"),
+        (b"[]", "tokenizer_config.json: holds list, must be a JSON object"),
     ],
 )
 def test_damaged_settings(base, config, message):
