@@ -19,7 +19,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from ftcore.errors import CheckpointError, ModelError
+from ftcore.errors import CheckpointError
 
 MANIFEST = "manifest.json"
 TEMP = ".tmp-"
@@ -130,13 +130,3 @@ def fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-def json_object(content: bytes, where: object) -> dict[str, Any]:
-    """What a file of a model holds. Raises ModelError: it is no JSON, or no object."""
-    try:
-        value = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{where}: not valid JSON ({error}). Download it again.") from error
-    if not isinstance(value, dict):
-        raise ModelError(f"{where}: holds {type(value).__name__}, must be a JSON object")
-    return value

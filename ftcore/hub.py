@@ -45,3 +45,13 @@ def resolve(path: str) -> Path:
         raise ModelError(
             f"model.path = {path}: there is no such folder, and nothing from the hub ({reason})."
             f" Pass a folder in HF layout, {', '.join(BUILTIN)}, or owner/name.") from error
+
+def json_object(content: bytes, where: object) -> dict:
+    """What a file of a model holds. Raises ModelError: it is no JSON, or no object."""
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{where}: not valid JSON ({error}). Download it again.") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{where}: holds {type(value).__name__}, must be a JSON object")
+    return value

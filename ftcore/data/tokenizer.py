@@ -17,7 +17,7 @@ import tokenizers
 from tokenizers import processors
 
 from ftcore.errors import DataError, ModelError
-from ftcore.files import json_object
+from ftcore.hub import json_object
 
 SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>")  # chat models end a turn with another token

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ftcore.errors import ModelError
-from ftcore.files import json_object
+from ftcore.hub import json_object
 from ftcore.model.families import Family, family_named, matches
 from ftcore.model.heads import EMBEDDING, HEAD, Model, ModelTask
 from ftcore.model.transformer import ModelSpec
