@@ -35,9 +35,10 @@ class Cache:
 
     @property
     def attends(self) -> list[Callable[..., Tensor]]:
-        """The attention of each layer over its slab, for `Transformer.forward`; not kept, since a
-        cycle of references would keep the slabs."""
-        return [partial(self._attend, layer) for layer in range(len(self.slabs))]
+        """The attention of each layer over its slab, for one `Transformer.forward`, whose layers
+        share masks; not kept, since a cycle of references would keep the slabs."""
+        masks = {}
+        return [partial(self._attend, layer, masks) for layer in range(len(self.slabs))]
 
     def join(self) -> int:
         """The row of a new sequence, behind all others."""
@@ -122,8 +123,8 @@ class Cache:
                 self.replays.graphs.clear()
         return slab_2BGSD
 
-    def _attend(self, layer: int, q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, docs: Docs,
-                **rule: float | None) -> Tensor:
+    def _attend(self, layer: int, masks: dict, q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor,
+                docs: Docs, **rule: float | None) -> Tensor:
         """Store the new keys and values, return o_NHD; `rule`: scale, window, softcap, impl."""
         slab_2BGSD, N = self._fitted(layer, k_NGD, len(self.lengths_B)), len(self.rows_N)
         slab_2BSGD = slab_2BGSD.transpose(2, 3)
@@ -133,7 +134,7 @@ class Cache:
             # cost: all slots, which lie together: some alone take 1.5 to 10 times as long in bf16
             k_BSGD, v_BSGD = slab_2BSGD[:, : len(self.lengths_B)]
             q_BHD = q_NHD.index_select(0, self.asked_B)
-            o_BHD = attention_decode(q_BHD, k_BSGD, v_BSGD, self.lengths_B, **rule)
+            o_BHD = attention_decode(q_BHD, k_BSGD, v_BSGD, self.lengths_B, masks=masks, **rule)
             parts.append(o_BHD.index_select(0, self.rows_N[: self.num_singles]))
         for row, (start, stop) in self.chunks:
             k_SGD, v_SGD = slab_2BSGD[:, row, : self.lengths[row]]

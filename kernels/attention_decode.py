@@ -35,8 +35,8 @@ def attention_decode_reference(q_BHD: Tensor, k_PSGD: Tensor, v_PSGD: Tensor, le
 
 def attention_decode(q_BHD: Tensor, k_PSGD: Tensor, v_PSGD: Tensor, lengths_B: Tensor, *,
                      pages_BJ: Tensor | None = None, scale: float | None = None,
-                     window: int | None = None, softcap: float | None = None,
-                     impl: Impl = "auto") -> Tensor:
+                     window: int | None = None, softcap: float | None = None, impl: Impl = "auto",
+                     masks: dict[tuple[int, int | None], Tensor] | None = None) -> Tensor:
     """One decoding step of attention over a cache.
 
     q_BHD             one query per sequence, compute dtype
@@ -48,6 +48,7 @@ def attention_decode(q_BHD: Tensor, k_PSGD: Tensor, v_PSGD: Tensor, lengths_B: T
     scale, softcap    as in `attention`
     window            only the last `window` valid slots are seen; None: all of them
     impl              see kernels/backend.py; "auto" is eager for fp32; eagerly, pages are copied
+    masks             by S and window, filled eagerly for the next layer of the same lengths
     returns           o_BHD, compute dtype
     raises            ValueError: what kernels/attention_decode_triton.py does not take, on a GPU"""
     B, H, D = q_BHD.shape
@@ -64,11 +65,15 @@ def attention_decode(q_BHD: Tensor, k_PSGD: Tensor, v_PSGD: Tensor, lengths_B: T
     S, G = k_BSGD.shape[1:3]
     q_BGRD = (q_BHD * scale).view(B, G, H // G, D)
     scores_BGRS = capped(q_BGRD @ k_BSGD.permute(0, 2, 3, 1), softcap)
-    slot_S = torch.arange(S, device=q_BHD.device)
-    outside_BS = slot_S >= lengths_B[:, None]
-    if window is not None:
-        outside_BS |= slot_S < lengths_B[:, None] - window
-    scores_BGRS = scores_BGRS.masked_fill(outside_BS[:, None, None], float("-inf"))
+    masks = {} if masks is None else masks
+    if (S, window) not in masks:
+        slot_S = torch.arange(S, device=q_BHD.device)
+        outside_BS = slot_S >= lengths_B[:, None]
+        if window is not None:
+            outside_BS |= slot_S < lengths_B[:, None] - window
+        mask_BS = q_BHD.new_zeros(B, S).masked_fill_(outside_BS, float("-inf"))
+        masks[S, window] = mask_BS[:, None, None]
+    scores_BGRS += masks[S, window]  # cost: half of what masks of their own and a fill take
     return (scores_BGRS.softmax(-1) @ v_BSGD.transpose(1, 2)).reshape(B, H, D)
 
 def attention_chunk(q_THD: Tensor, k_SGD: Tensor, v_SGD: Tensor, *, scale: float | None = None,
