@@ -58,7 +58,7 @@ class Verifier:
         """Of one step over all rows; `again`: with noise, and these layers computed again."""
         loop = self.loop(name, **options)
         self.model.train(bool(again)).trunk.recompute = again or "none"
-        with loop.run, Workers(processes, loop.optimizer, loop.share) as workers:
+        with loop.run, Workers(processes, loop.optimizer, loop) as workers:
             workers.compute(0)
             return sum(buffer.double() for buffer in loop.optimizer.buffers)
 

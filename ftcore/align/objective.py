@@ -33,9 +33,12 @@ from ftcore.tune.task import hidden
 class Seen(NamedTuple):
     """What a model says at the M scored places of a batch."""
     logp_M: Tensor  # of the tokens that stand there, nats
-    entropy_M: Tensor
     h_MC: Tensor  # hidden states, which values are read from
     logp_MV: Tensor
+
+    @property
+    def entropy_M(self) -> Tensor:
+        return -(self.logp_MV.exp() * self.logp_MV).sum(-1)
 
 def seen(model: Model, batch: Batch, temperature: float) -> Seen:
     """One forward pass, by which rollouts are scored and policies trained alike."""
@@ -45,7 +48,7 @@ def seen(model: Model, batch: Batch, temperature: float) -> Seen:
     wide = torch.promote_types(logits_MV.dtype, torch.float32)
     logp_MV = (logits_MV.to(wide) / temperature).log_softmax(-1)
     logp_M = logp_MV.gather(1, batch.labels[rows_M, None]).squeeze(1)
-    return Seen(logp_M, -(logp_MV.exp() * logp_MV).sum(-1), h_MC, logp_MV)
+    return Seen(logp_M, h_MC, logp_MV)
 
 def divergences(policy: Seen, reference: Seen) -> dict[str, Tensor]:
     """KL(policy || reference) at each token by three estimates: exact, k1, k3 (nats)."""

@@ -6,9 +6,9 @@
                          -> epochs of clipped updates -> log, evaluate, save
 
 Letters: M answer tokens of some episodes, end to end. An iteration is one step of the loop
-(tune/loop.py), its updates shared by processes that are forked once its answers are known, and a
-pure function of what is trained, the `Control` and the step. Answers are scored by the very pass
-that is trained, in the same streams: the ratio of the first update is 1, bit by bit, as asserted.
+(tune/loop.py), all but the answers shared by its processes, and a pure function of what is trained,
+the `Control` and the step. Answers are scored by the very pass that is trained, in the same
+streams, by the same process: the ratio of the first update is 1, bit by bit, as asserted.
 The reference is the policy as it started: a copy of what is trained, which shares what is frozen.
 
 source  Huang et al. 2024, arXiv:2403.17031: a value head that starts at zero (detail 8), dropout
@@ -18,11 +18,12 @@ source  Huang et al. 2024, arXiv:2403.17031: a value head that starts at zero (d
 import json
 import math
 import time
-from collections import defaultdict
+from collections import ChainMap, defaultdict
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,6 +44,7 @@ from ftcore.tune.loop import Loop
 from ftcore.tune.workers import Workers
 
 TOLD = ("logp", "ref_logp", "exact", "k1", "k3", "value")  # of each token
+READ = ("logp", "value", "advantage", "return")  # of those, what the loss reads
 
 @dataclass
 class PpoLoop(Loop):
@@ -62,7 +64,7 @@ class PpoLoop(Loop):
                 torch.nn.init.zeros_(param)
         super().__post_init__()
         self.task, self.evaluate = self.loss, self.judged if self.actor.judges else None
-        self.documents_of = lambda number: [episode.document for episode in self.batches[number]]
+        self.documents_of = lambda number: self.batches[number]
         self.control = self.remembered["control"] = objective.Control(ppo.kl_coef)
 
     def train(self) -> int:
@@ -89,7 +91,7 @@ class PpoLoop(Loop):
 
     def _step(self, workers: Workers) -> dict[str, float]:
         started, step, ppo = time.perf_counter(), self.progress.step, self.config.ppo
-        self.model.eval()  # dropout off
+        self.model.eval()  # dropout off, here and, by `take`, in the other processes
         prompts = [self.actor.prompts[row] for row in self.rows(step)]
         try:
             samples = self.config.rollout.samples
@@ -100,31 +102,33 @@ class PpoLoop(Loop):
             self._save()  # nothing of the iterations before is lost
             raise
         values = self.actor.shaped(episodes, self.control)
-        size, self.batches = self.config.optim.batch_size, []
+        size, batches = self.config.optim.batch_size, []
         for epoch in range(ppo.epochs):
             random = np.random.default_rng(derived(self.seed, ORDER, step, epoch))
-            mixed = [episodes[i] for i in random.permutation(len(episodes))]
-            self.batches += [mixed[i : i + size] for i in range(0, len(mixed), size)]
+            mixed = [episodes[i].document for i in random.permutation(len(episodes))]
+            batches += [mixed[i : i + size] for i in range(0, len(mixed), size)]
         # cost: the reference is asked where rewards or the log need it; and where one update sees
         # all, nothing is compared with what it sees itself
-        self.measures = self.control.kl_coef or ppo.kl_target or self._is_logged(step + 1)
-        self.is_blind = len(self.batches) == 1 and self.model.value is None and not self.measures
-        for e in episodes if self.is_blind else ():
-            e.told = dict.fromkeys(TOLD, torch.zeros(e.length, device=self.device))
-        for batch in [] if self.is_blind else self.batches[: len(self.batches) // ppo.epochs]:
-            for share in split([len(e.document) for e in batch], self.num_processes):
-                self._look([batch[i] for i in share])
+        measures = bool(self.control.kl_coef or ppo.kl_target or self._is_logged(step + 1))
+        is_blind = len(batches) == 1 and self.model.value is None and not measures
+        workers.ask("take", {
+            "progress": self.progress, "batches": batches, "measures": measures,
+            "is_blind": is_blind, "updates_before": self.optimizer.step_count,
+            "sums": defaultdict(float)})  # of a process's own shares
+        seen = {} if is_blind else dict(ChainMap(*workers.ask("look")))
+        for e in episodes:
+            zeros = np.zeros((len(TOLD), e.length), np.float32)
+            told = torch.from_numpy(seen.get(e.document.row_id, zeros))
+            e.told = dict(zip(TOLD, told, strict=True))
         values |= self._rate(episodes)
-        self.told = {episode.document.row_id: episode.told for episode in episodes}
-        self.sums: dict[str, float] = defaultdict(float)  # of this process's shares
-        self.updates_before = self.optimizer.step_count
-        with Workers(self.num_processes, self.optimizer, self.share) as workers:
-            for number in range(len(self.batches)):
-                before = dict(self.sums)
-                values |= self._update(workers, number)
-                tokens, moved = (self.sums[n] - before.get(n, 0) for n in ("tokens", "approx_kl"))
-                if 0 < ppo.stop_kl < moved / tokens:
-                    break
+        told = {e.document.row_id: np.stack([e.told[n] for n in READ]) for e in episodes}
+        workers.ask("take", {"told": told})
+        for number in range(len(batches)):
+            before = dict(self.sums)
+            values |= self._update(workers, number)
+            tokens, moved = (self.sums[n] - before.get(n, 0) for n in ("tokens", "approx_kl"))
+            if 0 < ppo.stop_kl < moved / tokens:
+                break
         if ppo.kl_target:
             self.control.adapt(values["ppo/kl"], ppo.kl_target, len(episodes), ppo.kl_horizon)
         if self._is_logged(step + 1):
@@ -142,21 +146,30 @@ class PpoLoop(Loop):
             both = alone[name][0], episode.parts[name]
             assert math.isclose(*both, rel_tol=1e-4, abs_tol=1e-4), f"{name} says {both} of one"
 
+    def take(self, share: int, shares: int, told: Mapping[str, Any]) -> None:
+        """In every process: what its shares of the iteration read."""
+        vars(self).update(told)
+        self.model.eval()
+
     @torch.no_grad()
-    def _look(self, episodes: Sequence[Episode]) -> None:
-        """What policy, values and reference say of each token, in the streams of an update."""
-        documents, temperature = [e.document for e in episodes], self.config.rollout.temperature
-        most = self.config.loop.micro_batch_tokens
-        for indices, stream in streams(self.model, documents, most):
-            now = objective.seen(self.model, stream, temperature)
-            start = objective.seen(self.reference, stream, temperature) if self.measures else now
-            told = {"logp": now.logp_M, "ref_logp": start.logp_M}
-            told |= {**objective.divergences(now, start), "value": self._values(now)}
-            parts = torch.stack([*told.values()]).split([episodes[i].length for i in indices], 1)
-            for index, part in zip(indices, parts, strict=True):
-                episodes[index].told = dict(zip(told, part, strict=True))
-            if self.progress.step == 0:
-                assert not told["exact"].any(), "the reference must be the start"
+    def look(self, share: int, shares: int) -> dict[str, np.ndarray]:
+        """What policy, values and reference say of each token, in the streams of an update: TOLD x
+        M of each document of a share."""
+        temperature, most = self.config.rollout.temperature, self.config.loop.micro_batch_tokens
+        found = {}
+        for batch in self.batches[: len(self.batches) // self.config.ppo.epochs]:
+            mine = [batch[i] for i in split([len(d) for d in batch], shares)[share]]
+            for indices, stream in streams(self.model, mine, most):
+                now = objective.seen(self.model, stream, temperature)
+                start = objective.seen(self.reference, stream, temperature) if self.measures else now
+                told = {"logp": now.logp_M, "ref_logp": start.logp_M}
+                told |= {**objective.divergences(now, start), "value": self._values(now)}
+                if self.progress.step == 0:
+                    assert not told["exact"].any(), "the reference must be the start"
+                ends = np.cumsum([np.count_nonzero(mine[i].weights) for i in indices])
+                told_M = torch.stack([*told.values()]).cpu().numpy()
+                found |= zip(stream.row_ids, np.split(told_M, ends[:-1], 1), strict=True)
+        return found
 
     def _values(self, now: objective.Seen) -> Tensor:
         """values_M: what is expected from each token on; zero without a value head."""
@@ -191,18 +204,19 @@ class PpoLoop(Loop):
 
     def loss(self, model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
         ppo, now = self.config.ppo, objective.seen(model, batch, self.config.rollout.temperature)
-        old_M, value_M, advantage_M, return_M = (
-            torch.cat([self.told[row_id][name] for row_id in batch.row_ids])
-            for name in ("logp", "value", "advantage", "return"))
+        told_M = np.concatenate([self.told[row_id] for row_id in batch.row_ids], 1)
+        old_M, value_M, advantage_M, return_M = torch.from_numpy(told_M).to(self.device)
         old_M = now.logp_M.detach() if self.is_blind else old_M
         if self.optimizer.step_count == self.updates_before:
             assert torch.equal(now.logp_M, old_M), "the first update must see what was scored"
         policy_M = objective.policy_loss(now.logp_M, old_M, advantage_M, ppo.clip)
         is_warm = self.progress.step >= ppo.critic_warmup
-        loss_M = is_warm * (policy_M - ppo.entropy_coef * now.entropy_M)
+        with torch.set_grad_enabled(ppo.entropy_coef > 0):  # cost: two passes over M x V
+            entropy_M = now.entropy_M
+        loss_M = is_warm * (policy_M - ppo.entropy_coef * entropy_M)
         away_M = (now.logp_M - old_M).detach()
         told = {"tokens": torch.ones_like(away_M), "policy_loss": policy_M,
-                "entropy": now.entropy_M, "approx_kl": away_M.exp() - 1 - away_M,
+                "entropy": entropy_M, "approx_kl": away_M.exp() - 1 - away_M,
                 "clip_frac": (away_M.exp() - 1).abs() > ppo.clip}
         if model.value is not None:
             read = now if is_warm else now._replace(h_MC=now.h_MC.detach())  # the policy stays

@@ -26,6 +26,7 @@ from ftcore.errors import ModelError
 from ftcore.evaluate import metrics
 from ftcore.model.generate import generate
 from ftcore.model.heads import Model
+from ftcore.model.transformer import packed_linears
 from ftcore.tune.task import document_logits, hidden
 
 PROMPTS_AT_ONCE = 256
@@ -204,11 +205,12 @@ def continued(model: Model, tokenizer: Tokenizer, prompts: Sequence[np.ndarray],
     """Ids that continue each prompt (ids), some prompts at a time: see `generate`."""
     made: list[list[int]] = []
     starts = range(0, len(prompts), PROMPTS_AT_ONCE)
-    for start in tqdm(starts, desc="answers", leave=False, disable=None):
-        some = slice(start, start + PROMPTS_AT_ONCE)
-        chance = None if chance_BT is None else chance_BT[some]
-        made += generate(model, prompts[some], max_new_tokens=max_new_tokens, chance_BT=chance,
-                         stop_ids=tokenizer.stop_ids, temperature=temperature)
+    with packed_linears(model):
+        for start in tqdm(starts, desc="answers", leave=False, disable=None):
+            some = slice(start, start + PROMPTS_AT_ONCE)
+            chance = None if chance_BT is None else chance_BT[some]
+            made += generate(model, prompts[some], max_new_tokens=max_new_tokens, chance_BT=chance,
+                             stop_ids=tokenizer.stop_ids, temperature=temperature)
     return made
 
 def spoken(ids: Sequence[int], tokenizer: Tokenizer) -> str:

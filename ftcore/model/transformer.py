@@ -10,7 +10,8 @@ output_norms (Gemma)        h = h + norm(attn(norm(h)));  h = h + norm(mlp(norm(
 A family (families/) turns a `config.json` into a `ModelSpec` and back; the rest reads that alone.
 Sub-module names are those of the HF Llama layout; the families map other names onto them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -284,3 +285,14 @@ def pack_linears(model: nn.Module) -> None:
         if done.isdisjoint(maps) and all(type(each) is Linear for each in maps):
             module.packed = packed(maps, module.compute, gelu)
             done |= {*maps}
+
+@contextmanager
+def packed_linears(model: nn.Module) -> Iterator[None]:
+    """`pack_linears`, for as long as values stay."""
+    pack_linears(model)
+    try:
+        yield
+    finally:
+        for module in model.modules():
+            if isinstance(module, Layer):
+                module.packed = None

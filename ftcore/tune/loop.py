@@ -100,9 +100,8 @@ class Loop:
     def train(self) -> int:
         """Returns the exit code: 0, 130, 143. Raises SaveError, TrainingError: it cannot go on."""
         self.model.train()
-        count = self.num_processes if self.reads_rows else 1
         progress, options = self.progress, self.config.loop
-        with (Workers(count, self.optimizer, self.share) as workers, StopFlag() as stop,
+        with (Workers(self.num_processes, self.optimizer, self) as workers, StopFlag() as stop,
               tqdm(total=self.total_steps, initial=progress.step, unit="step") as bar):
             while progress.step < self.total_steps and not self._is_out_of_patience():
                 values = self._step(workers)
@@ -135,10 +134,8 @@ class Loop:
 
     @property
     def num_processes(self) -> int:
-        """On a CPU, one for each of its threads, if a step has documents for them. Where there is a
-        GPU, autograd has threads of its own after a first step, and cannot be forked again."""
-        is_forked = self.device.type == "cpu" and (self.reads_rows or not torch.cuda.is_available())
-        threads = torch.get_num_threads() if is_forked else 1
+        """On a CPU, one for each of its threads, if a step has documents for them."""
+        threads = torch.get_num_threads() if self.device.type == "cpu" else 1
         return min(threads, self.config.optim.batch_size)
 
     def _is_logged(self, step: int) -> bool:
@@ -150,7 +147,7 @@ class Loop:
     def documents_of(self, step: int) -> list[Encoded]:
         return [self.documents[row] for row in self.rows(step)]
 
-    def share(self, step: int, share: int, shares: int, loss_scale: float = 1.0) -> float:
+    def share(self, share: int, shares: int, step: int, loss_scale: float) -> float:
         """Gradients of a share of a step, times `loss_scale`, into a buffer; the bare loss sum."""
         documents = self.documents_of(step)
         weight, loss = total_weight(documents), 0.0

@@ -12,7 +12,6 @@ import math
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from multiprocessing.connection import Connection
 from typing import Any
@@ -22,11 +21,12 @@ import torch
 from ftcore.tune.optim import AdamW
 
 class Workers(ExitStack):
-    """`with Workers(count, optimizer, loop.share) as workers:`, each step `compute` and `apply`."""
+    """`with Workers(count, optimizer, loop) as workers:`, each step `compute` and `apply`, where
+    loop.share(number of the process, count, step, loss scale) returns the loss of a share."""
 
-    def __init__(self, count: int, optimizer: AdamW, share: Callable[..., float]) -> None:
+    def __init__(self, count: int, optimizer: AdamW, loop: Any) -> None:
         super().__init__()
-        self.count, self.optimizer, self.share = count, optimizer, share
+        self.count, self.optimizer, self.loop = count, optimizer, loop
         self.number = 0  # of this process
         self.parts = optimizer.parts(count)
         self.pipes: list[Connection] = []  # to the others
@@ -45,16 +45,17 @@ class Workers(ExitStack):
         """Gradient of a step times `loss_scale` into the buffers; returns the loss sum and L2 norm
         of each kind, without that factor. Raises RuntimeError: a process has ended."""
         self.step = step
-        loss = sum(self._everywhere("gradients", step, loss_scale))
-        squares = map(math.fsum, zip(*self._everywhere("square_sums"), strict=True))
+        loss = sum(self.ask("share", step, loss_scale))
+        squares = map(math.fsum, zip(*self.ask("square_sums"), strict=True))
         return loss, [math.sqrt(square) / loss_scale for square in squares]
 
     def apply(self, lr: float, grad_scale: float) -> None:
         """Update the parameters by the gradient times `grad_scale`; raises as `compute`."""
-        self._everywhere("step", lr, grad_scale)
+        self.ask("step", lr, grad_scale)
 
-    def _everywhere(self, *act: Any) -> list[Any]:
-        """What every process answers, in the order of their numbers; each waits for all."""
+    def ask(self, *act: Any) -> list[Any]:
+        """What a method of the loop, of (number, count, *arguments), returns in every process, in
+        the order of their numbers; each waits for all. Raises as `compute`."""
         for pipe in self.pipes:
             with suppress(BrokenPipeError):  # recv says so below
                 pipe.send(act)
@@ -74,9 +75,9 @@ class Workers(ExitStack):
         return answers
 
     def _act(self, act: str, *args: Any) -> Any:
-        if act == "gradients":
-            return self.share(args[0], self.number, self.count, args[1])
-        return getattr(self.optimizer, act)(self.parts[self.number], *args)  # on its part
+        if act in ("square_sums", "step"):
+            return getattr(self.optimizer, act)(self.parts[self.number], *args)  # on its part
+        return getattr(self.loop, act)(self.number, self.count, *args)
 
     def _work(self, number: int, pipe: Connection) -> None:
         """A worker's life: until the parent closes the pipe or is gone."""

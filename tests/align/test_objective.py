@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributions import Categorical, kl_divergence
 
 from ftcore.align.objective import Control, Seen, divergences, policy_loss, seen, value_loss
-from ftcore.align.ppo import PpoLoop
+from ftcore.align.ppo import READ, PpoLoop
 from ftcore.align.rollout import Actor
 from ftcore.config import PpoConfig, PpoRun, RolloutConfig
 from ftcore.data.columns import Chat
@@ -35,7 +35,7 @@ def log_probabilities(*shape: int, seed: int, spread: float = 1.0) -> Tensor:
 def says(logp_MV: Tensor, ids_M: Tensor) -> Seen:
     """What a model of these probabilities says of these tokens."""
     logp_M = logp_MV.gather(1, ids_M[:, None]).squeeze(1)
-    return Seen(logp_M, Categorical(logits=logp_MV).entropy(), logp_MV, logp_MV)
+    return Seen(logp_M, logp_MV, logp_MV)
 
 # ---- clipped losses ------------------------------------------------------------------------------
 
@@ -218,15 +218,16 @@ def our_loss(
     answers = [list(range(2, 2 + length)) for length in LENGTHS]
     monkeypatch.setattr("ftcore.align.rollout.continued", lambda *_, **__: answers)
     documents = [episode.document for episode in Canned(config).episodes(prompts)]
-    entropy_M, h_MC = torch.full_like(now_M, 2.0), torch.zeros(len(now_M), 1)
-    said = Seen(now_M, entropy_M, h_MC, h_MC)
+    logp_MV = torch.full((len(now_M), 8), -math.log(8))  # whose entropy is log(8)
+    said = Seen(now_M, torch.zeros(len(now_M), 1), logp_MV)
     monkeypatch.setattr("ftcore.align.objective.seen", lambda *_: said)
     parts = {name: each_M.split(LENGTHS) for name, each_M in told.items()}
     loop = SimpleNamespace(
         config=config, is_blind=False, sums=defaultdict(float), _values=lambda _: torch.zeros(16),
         updates_before=0, optimizer=SimpleNamespace(step_count=1),
         progress=SimpleNamespace(step=state.get("step", 0)),
-        told={d.row_id: {n: p[i] for n, p in parts.items()} for i, d in enumerate(documents)},
+        told={d.row_id: np.stack([parts[n][i] for n in READ]) for i, d in enumerate(documents)},
+        device="cpu",
     )  # fmt: skip
     model = SimpleNamespace(value=state.get("value"))
     loss, weight = PpoLoop.loss(loop, model, collate(documents))
@@ -279,14 +280,14 @@ def test_the_loss_is_that_of_trl(theirs: str, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("step", [0, 2])
 def test_the_loss_adds_up_its_parts(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """-A, 1/2 R^2 and the entropy of 2 nats, by their factors; while the critic warms up the
+    """-A, 1/2 R^2 and the entropy of log(8) nats, by their factors; while the critic warms up the
     second alone."""
     now_M = torch.zeros(16).requires_grad_()
     told = {"logp": torch.zeros(16), "advantage": torch.full((16,), 0.5), "value": torch.zeros(16),
             "return": torch.full((16,), 3.0)}  # fmt: skip
     config = run_of(entropy_coef=0.01, value_coef=0.2, critic_warmup=2)
     loss = our_loss(config, now_M, told, monkeypatch, step=step, value=True)
-    assert loss.item() == pytest.approx(0.2 * 4.5 + (step >= 2) * (-0.5 - 0.01 * 2.0))
+    assert loss.item() == pytest.approx(0.2 * 4.5 + (step >= 2) * (-0.5 - 0.01 * math.log(8)))
 
 def test_the_policy_stays_while_the_critic_warms_up(make_ppo: Callable[..., PpoLoop]) -> None:
     loop = make_ppo("warm", ppo={"critic_warmup": 4}, optim={"batch_size": 8})

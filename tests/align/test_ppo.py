@@ -13,6 +13,7 @@ from ftcore.align.rollout import BEST, DRAWN
 from ftcore.env.run import read_metrics
 from ftcore.errors import TrainingError
 from ftcore.tune.optim import AdamW
+from ftcore.tune.workers import Workers
 from tests.tune.test_loop import stop_at
 
 def trace(loop: PpoLoop) -> list[dict[str, float]]:
@@ -153,6 +154,35 @@ def test_the_first_iteration_proves_itself(
         score + len(rows) for score in source(rows)]}, {"model:X": 1.0}
     with pytest.raises(AssertionError, match="model:X says .* of one"):
         loop.train()
+
+@pytest.mark.parametrize("group", [False, True])
+def test_two_processes_share_all_but_the_answers(
+    group: bool, make_ppo: Callable[..., PpoLoop], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forked once, before autograd has threads that a fork would lack, they change rounding alone
+    (in float64), and are resumed bit-equal; what they look at is what a single one sees."""
+    forks, real = [], Workers.__init__
+    monkeypatch.setattr(Workers, "__init__", lambda *args: forks.append(1) or real(*args))
+    options = {**RUN, "rollout": {"samples": 2}, "optim": {"batch_size": 16, "lr": 1e-3}}
+
+    def made(name: str, count: int, *, resume: bool = False) -> PpoLoop:
+        monkeypatch.setattr(torch, "get_num_threads", lambda: count)
+        monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+        loop = make_ppo(name, group=group, **options, resume=resume)
+        assert loop.num_processes == count
+        return loop
+
+    alone, both = made("alone", 1), made("both", 2)
+    for loop in (alone, both):
+        assert loop.train() == 0
+    assert len(forks) == 2, "one crew for each run"
+    for line, other in zip(trace(both), trace(alone), strict=True):
+        assert line == pytest.approx(other, rel=1e-3, abs=1e-4)
+    whole = tensors(both), trace(both)
+    assert stop_at(made("stopped", 2), 2, monkeypatch) == 143
+    loop = made("stopped", 2, resume=True)
+    assert loop.train() == 0
+    assert_equal(loop, whole)
 
 def test_the_reference_shares_what_is_frozen(make_ppo: Callable[..., PpoLoop]) -> None:
     loop = make_ppo("lora", peft={"method": "lora", "rank": 2})

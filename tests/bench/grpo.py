@@ -75,6 +75,7 @@ def ours(said: argparse.Namespace, work: Path) -> float:
         "--rollout.max-new-tokens", str(NEW_TOKENS), "--ppo.kl-coef", "0",
         "--optim.batch-size", str(PROMPTS * SAMPLES), "--optim.lr", "1e-5",
         "--loop.max-steps", str(said.steps + WARMUP), "--loop.save-every", "1000",
+        "--loop.log-every", "1000",
         "--log.dir", str(work), "--log.name", "run",
     ]  # fmt: skip
     assert train.main(words) == 0

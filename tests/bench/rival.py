@@ -121,7 +121,7 @@ def ours(
     )
     loaded.model.train()
     count = min(torch.get_num_threads(), config.optim.batch_size)
-    crew = Workers(count, loop.optimizer, loop.share)
+    crew = Workers(count, loop.optimizer, loop)
     workers = life.enter_context(crew)  # as in a run, for all its steps
 
     def turn(steps: Steps) -> dict[str, Any]:

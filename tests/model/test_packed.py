@@ -9,7 +9,7 @@ from ftcore.config import PeftConfig
 from ftcore.deploy.engine import Engine, Job
 from ftcore.model.heads import Model
 from ftcore.model.load import load_model
-from ftcore.model.transformer import Attention, Linear, Mlp, pack_linears
+from ftcore.model.transformer import Attention, Linear, Mlp, pack_linears, packed_linears
 from ftcore.tune.lora import apply_lora, lora_layers
 from kernels.docs import Docs, rounded
 from kernels.sampling import Sampling
@@ -84,3 +84,18 @@ def test_a_server_has_few_sizes_of_products(hf, monkeypatch: pytest.MonkeyPatch)
             while engine.running or engine.waiting:
                 engine.turn()
     assert sizes and sizes <= {rounded(n, least=4) for n in range(1, 81)}, sorted(sizes)
+
+def test_maps_are_laid_out_for_as_long_as_values_stay(hf, documents) -> None:
+    """What is said after a step is that of the new values, also where something was raised."""
+    model = load_model(hf("qwen3-untied")[1], task="lm", dtype=torch.float32).model
+    fresh = load_model(hf("qwen3-untied")[1], task="lm", dtype=torch.float32).model
+    layer = model.trunk.layers[0].mlp.down_proj
+    with torch.no_grad(), pytest.raises(ZeroDivisionError), packed_linears(model):
+        assert layer.is_packed
+        torch.testing.assert_close(said(model, documents), said(fresh, documents))
+        raise ZeroDivisionError
+    assert layer.packed is None
+    with torch.no_grad():
+        for either in (model, fresh):
+            either.trunk.layers[0].mlp.down_proj.weight.mul_(3)
+        assert torch.equal(said(model, documents), said(fresh, documents))

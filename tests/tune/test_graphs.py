@@ -151,14 +151,3 @@ def test_the_loss_of_rows_that_are_made_has_no_graph(
     read = make_loop("read")
     assert read.graphs == "replayed"
     assert Maker(read.model, read.task, read.documents, read.config, read.run).graphs is None
-
-def test_beside_a_gpu_what_forks_at_each_step_is_one_process(
-    make_loop: Callable[..., loop.Loop], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """After a first step autograd has a thread for the GPU, which a forked process would lack."""
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    read = make_loop("read")
-    made = Maker(read.model, read.task, read.documents, read.config, read.run)
-    assert read.num_processes == made.num_processes == 2
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert read.num_processes == 2 and made.num_processes == 1
