@@ -182,12 +182,13 @@ class EvalConfig(Section):
 
 class RewardsConfig(Section):
     """What an answer is worth."""
-    sources: tuple[str, ...] = ()  # match, command:FIELD, model:RUN or python:FILE.py:NAME
+    sources: tuple[str, ...] = ()  # match, command:FIELD, model:RUN, python:FILE.py:NAME or program
     weights: tuple[Finite, ...] = ()  # factor of each source; none: 1 each
     missing_end: NotNegative = 0.0  # taken off where the limit cut the answer
     per_token: NotNegative = 0.0  # taken off for each token of the answer
     scale: bool = False  # divide scores by the standard deviation of all so far
     clip: NotNegative = 0.0  # bound of a score, on both sides, after scaling; 0: none
+    seconds: Positive = 300.0  # that a source may take for the answers of an iteration
 
 class RolloutConfig(Section):
     """Answers drawn from the policy."""

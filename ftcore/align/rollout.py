@@ -11,13 +11,23 @@ An answer is worth the weighted sum of what one or more sources say of it:
                            object, its FIELD (the intent) is right, F1 of its slots, all is right
     model:RUN              the score of a reward model (train.py reward), by its own tokenizer
     python:FILE.py:NAME    NAME(rows), a function that returns a number for each row
+    program:COMMAND        reads the rows, a JSON list, from standard input, writes a list of numbers
 
-A row is {"messages": [{"role", "content"}, ...], "answer": ..., "target": the expected answer}."""
+A row is {"messages": [{"role", "content"}, ...], "answer": ..., "target": the expected answer}. A
+source that takes longer than --reward.seconds ends the run, as one that fails does."""
 
+import json
 import math
+import resource
 import runpy
-from collections.abc import Callable, Mapping, Sequence
+import shlex
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -45,6 +55,7 @@ from ftcore.model.heads import Model
 from ftcore.tune.adapter import load_artifact
 
 PAGE, SHOWN = "rollouts.html", 16  # episodes on the page
+PROGRAM_BYTES = 4 * 2**30  # that a program which scores may take
 DRAWN, BEST, ORDER = 11, 12, 13  # what random numbers are for
 
 Prompt = tuple[Chat, np.ndarray]  # a chat whose last answer is to be given anew, and its ids
@@ -145,6 +156,7 @@ class Rewards:
             raise ConfigError(f"reward.weights = {config.weights}: must be one for each source")
         self.weights = dict(zip(config.sources, weights, strict=True))
         self.sources = {name: opened(name) for name in config.sources}
+        self.seconds = config.seconds
 
     def __call__(self, chats: Sequence[Chat],
                  answers: Sequence[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -158,8 +170,9 @@ class Rewards:
 
     def _said(self, name: str, source: Source, rows: Rows) -> np.ndarray:
         try:
-            said = islice(source(rows), len(rows) + 1)  # it may never end
-            if len(scores := [*map(float, said)]) != len(rows):
+            with limited(self.seconds):
+                scores = [*map(float, islice(source(rows), len(rows) + 1))]  # it may never end
+            if len(scores) != len(rows):
                 raise ValueError(f"not one number for each of {len(rows)} answers")
             if odd := [row for row, x in zip(rows, scores, strict=True) if not math.isfinite(x)]:
                 raise ValueError(f"not finite for the answer {odd[0]['answer'][:200]!r}")
@@ -167,6 +180,20 @@ class Rewards:
             what = f"reward {name}: {type(error).__name__}: {error}"
             raise TrainingError(f"{what}: mend it, then resume") from error
         return np.array(scores)
+
+@contextmanager
+def limited(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError in what takes longer, and each second again where that is caught there."""
+    def late(*_: Any) -> None:
+        raise TimeoutError(f"takes longer than {seconds:g} s (--reward.seconds)")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 def opened(name: str) -> Source:
     kind, _, rest = name.partition(":")
@@ -217,4 +244,20 @@ def python(rest: str) -> Source:
         raise ConfigError("holds no such function: write python:FILE.py:NAME")
     return found[name]
 
-KINDS = {kind.__name__: kind for kind in (match, command, model, python)}
+def program(rest: str) -> Source:
+    """A process of its own for each iteration, which may take PROGRAM_BYTES."""
+    words = shlex.split(rest)
+    if not (words and shutil.which(words[0])):
+        raise ConfigError("is no command that can be run: write program:COMMAND")
+    limit = partial(resource.setrlimit, resource.RLIMIT_AS, (PROGRAM_BYTES, PROGRAM_BYTES))
+
+    def scores(rows: Rows) -> list[float]:
+        done = subprocess.run(words, input=json.dumps(rows), capture_output=True, text=True,
+                              check=False, preexec_fn=limit)
+        if done.returncode:
+            raise ValueError(f"ended with {done.returncode}: {done.stderr.strip()[-500:]}")
+        return json.loads(done.stdout)
+
+    return scores
+
+KINDS = {kind.__name__: kind for kind in (match, command, model, python, program)}

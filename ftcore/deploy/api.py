@@ -288,6 +288,12 @@ class Api:
             raise Refused("not_ready", "the engine does not work")
         return {"status": "ok"}
 
+    async def probe(self, x: Exchange, fields: JsonObject) -> JsonObject:
+        """A token, or one pass, by the way of all requests."""
+        how = Sampling(1, temperature=0) if self.model.task == "lm" else None
+        await self._run(x, [Job([0], how)], lambda *said: False)
+        return {"status": "ok"}
+
 def listed(given: str | list) -> list:
     """The texts that a field holds, or lists of ids, one or several; or its one conversation."""
     return [given] if isinstance(given, str) or isinstance(given[0], int | dict) else given

@@ -1,6 +1,9 @@
 """Rewards: what each kind of source says, and what is done where one says nothing usable."""
 
 import json
+import os
+import signal
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,6 +69,25 @@ def test_a_function_sees_messages_answer_and_target(python: Callable, tmp_path: 
     rows = [{"messages": asked, "answer": text, "target": PAINT} for text in ("a", "four")]
     assert json.loads(seen.read_text()) == rows
 
+@pytest.fixture
+def program(tmp_path: Path) -> Callable[[str], str]:
+    """Lines of Python that have `rows` -> the source that is a program of them."""
+
+    def make(body: str) -> str:
+        file = tmp_path / "own program.py"
+        file.write_text(f"import json, sys, time\nrows = json.load(sys.stdin)\n{body}\n", "utf-8")
+        return f"program:{sys.executable} -S '{file}'"
+
+    return make
+
+def test_a_program_sees_the_same(program: Callable, tmp_path: Path) -> None:
+    seen = tmp_path / "seen.json"
+    name = program(f"json.dump(rows, open({str(seen)!r}, 'w'))\n"
+                   "print([len(row['answer']) for row in rows])")
+    assert judged(name, ["a", "four"])[0] == [1, 4]
+    row = json.loads(seen.read_text())[1]
+    assert row["answer"] == "four" and row["target"] == PAINT and len(row["messages"]) == 2
+
 def test_sources_are_weighed_and_added(python: Callable) -> None:
     own = python("return [2.0] * len(rows)")
     scores, parts = judged(("match", own), ["yes", "no"], "yes", weights=(0.5, -1.0))
@@ -98,6 +120,53 @@ def test_a_function_that_fails_stops_the_run(body: str, why: str, python: Callab
     said = str(failed.value)
     assert said.startswith(f"reward {name}: {why}") and said.endswith(": mend it, then resume")
 
+PROGRAMS = {
+    "fails": ("sys.exit('it is\\nlost')", "ValueError: ended with 1: it is\nlost"),
+    "no JSON": ("print('good')", "JSONDecodeError: Expecting value"),
+    "too few": ("print([1])", "ValueError: not one number for each of 5 answers"),
+    "nan": ("print([1, 2, 3, float('nan'), 5])", "JSONDecodeError: Expecting value"),
+    "no list": ("print(1)", "TypeError: 'int' object is not iterable"),
+    "memory": ("x = bytearray(2**33)", "ValueError: ended with 1: Traceback"),
+}
+
+@pytest.mark.parametrize(("body", "why"), PROGRAMS.values(), ids=PROGRAMS)
+def test_a_program_that_fails_stops_the_run(body: str, why: str, program: Callable) -> None:
+    name = program(body)
+    with pytest.raises(TrainingError) as failed:
+        judged(name)
+    said = str(failed.value)
+    assert said.startswith(f"reward {name}: {why}") and said.endswith(": mend it, then resume")
+
+HANGING = {
+    "sleeps": "import time; time.sleep(60); return [0.0] * 5",
+    "computes": "while True: pass",
+    "catches": """import time
+    while True:
+        try:
+            time.sleep(60)
+        except TimeoutError as error:
+            if left:
+                raise
+            left.append(error)""",
+}  # fmt: skip
+
+@pytest.mark.parametrize("body", HANGING.values(), ids=HANGING)
+def test_a_function_that_hangs_stops_the_run(body: str, python: Callable) -> None:
+    before = signal.getsignal(signal.SIGALRM)
+    name = python(body, head="left = []")
+    with pytest.raises(TrainingError, match=r"TimeoutError: takes longer than 0.2 s \(--reward"):
+        judged(name, seconds=0.2)
+    assert signal.getsignal(signal.SIGALRM) is before and not any(signal.getitimer(0))
+
+def test_a_program_that_hangs_stops_the_run_and_ends(program: Callable, tmp_path: Path) -> None:
+    number = tmp_path / "pid"
+    name = program(f"import os\nopen({str(number)!r}, 'w').write(str(os.getpid()))\n"
+                   "time.sleep(60)")
+    with pytest.raises(TrainingError, match="TimeoutError: takes longer than 3 s"):
+        judged(name, seconds=3)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(number.read_text()), 0)
+
 def test_a_target_that_is_no_command_is_named() -> None:
     said = "reward command:intent: DataError: target 'yes' is not a JSON object with a text field"
     with pytest.raises(TrainingError, match=said):
@@ -117,7 +186,7 @@ def test_no_source_is_refused() -> None:
 
 @pytest.mark.parametrize("name", ["macth", "", "Match", ":match"])
 def test_an_unknown_kind_is_refused(name: str) -> None:
-    kinds, kind = "match, command, model, python", name.partition(":")[0]
+    kinds, kind = "match, command, model, python, program", name.partition(":")[0]
     hint = "; nearest: 'match'" if kind else ""
     assert refusal(name) == f"reward.sources {kind!r} is unknown{hint}; known: {kinds}"
 
@@ -144,6 +213,8 @@ FILES = {
     "lacks a module": ("python:{0}/lacks.py:f", "No module named 'no_such_module'"),
     "raises": ("python:{0}/raises.py:f", "division by zero"),
     "no run": ("model:{0}/none", "has no config.toml"),
+    "no command": ("program:", "is no command that can be run: write program:COMMAND"),
+    "no such command": ("program:{0}/none x", "is no command that can be run"),
 }
 
 @pytest.mark.parametrize(("name", "why"), FILES.values(), ids=FILES)

@@ -23,6 +23,7 @@ ROUTES = {
     "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/classify", "/v1/score",
     "/v1/models", "/v1/feedback",
     "/openapi.json", "/metrics", "/health", "/health/live", "/health/ready",
+    "/health/generate",
 }  # fmt: skip
 
 @pytest.fixture(scope="module")
@@ -221,8 +222,10 @@ def test_an_unknown_route_is_told_which_there_are(server: Client) -> None:
     assert set(told.split(", ")) == ROUTES
 
 def test_health(server: Client) -> None:
-    for route in ("/health", "/health/live", "/health/ready"):
+    before = server.metrics()["ft_engine_steps_total"]
+    for route in ("/health", "/health/live", "/health/ready", "/health/generate"):
         assert server.get(route).json == {"status": "ok"}
+    assert server.metrics()["ft_engine_steps_total"] > before, "the last one is answered by it"
 
 def test_what_is_measured(server: Client) -> None:
     before = server.metrics()

@@ -87,7 +87,7 @@ def test_without_keys_another_site_is_kept_out(server: Client) -> None:
 
 def test_every_route_needs_the_key(keyed: Client) -> None:
     wrong = [None, "", "ALPHA", "alphA", "alph", "alpha2", "gamma", "\xe9", "x" * 9000]
-    for path in ("/v1/models", "/metrics", "/nowhere",
+    for path in ("/v1/models", "/metrics", "/nowhere", "/health/generate",
                  "/v1/chat/completions"):
         for key in wrong:
             keyed.key = ""
@@ -232,11 +232,12 @@ def test_time_and_connections_are_limited_and_a_full_disk_is_borne(mortal: Clien
     first = begun(mortal, max_tokens=2044)
     answer = mortal.complete(max_tokens=2000)
     assert answer.error[:2] == (503, "queue_timeout") and "Retry-After" in answer.headers
+    assert mortal.get("/health/generate").error[:2] == (503, "queue_timeout")
     got = b""
     while some := first.recv(65536):
         got += some
     assert b'"time_limit"' in got and b"[DONE]" not in got
-    assert mortal.metrics()["ft_lines_lost_total"] == 2
+    assert mortal.metrics()["ft_lines_lost_total"] == 3
     idle = [mortal.connect() for _ in range(3)]
     assert parsed(mortal.connect().recv(65536)).error[:2] == (503, "too_many_connections")
     for sock in idle:
