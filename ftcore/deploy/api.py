@@ -113,9 +113,8 @@ class Api:
         except TimeoutError:
             said = f"no turn within {seconds:g} s (--queue-seconds)"
             raise Refused("queue_timeout", said, Retry_After="5") from None
-        except QueueFull:
-            said = f"{self.options.queue} sequences wait already (--queue)"
-            raise Refused("queue_full", said, Retry_After="1") from None
+        except QueueFull as error:
+            raise Refused("queue_full", f"{error} (--queue)", Retry_After="1") from None
         finally:
             for job in left:
                 self.engine.cancel(job)
