@@ -80,8 +80,8 @@ class Api:
         fields = await asyncio.to_thread(rules.read, x.body) if x.method == "POST" else {}
         if "model" in fields:
             asked, name, own = fields["model"], self.served.name, self.served.adapters
-            said = f"no such model: {shown(asked or name)!r}; GET /v1/models names what there is"
-            require(asked in (None, name, *own), "model", said, "model_not_found")
+            if asked not in (None, name, *own):
+                raise Refused("model_not_found", "model", name=shown(asked))
             x.adapter, fields["model"] = (asked if asked in own else None), asked or name
             x.told["model"] = x.adapter or self.served.version
         answer = await route(x, fields)
@@ -104,23 +104,22 @@ class Api:
                 if isinstance(word, Finish):
                     left.discard(job)
                     if word.reason == "error":
-                        raise Refused(word.code, "the answer was not completed; see the log")
+                        raise Refused(word.code)
                 elif job in before:
                     self.meters["inter_token_latency_seconds"].observe(now - before[job])
                 before[job] = now
                 if take(job, word):
                     self.engine.cancel(job)
         except TimeoutError:
-            said = f"no turn within {seconds:g} s (--queue-seconds)"
-            raise Refused("queue_timeout", said, Retry_After="5") from None
-        except QueueFull as error:
-            raise Refused("queue_full", f"{error} (--queue)", Retry_After="1") from None
+            raise Refused("queue_timeout", **vars(self.options)) from None
+        except QueueFull:
+            raise Refused("queue_full", **vars(self.options)) from None
         finally:
             for job in left:
                 self.engine.cancel(job)
 
     def _require(self, holds: bool) -> None:
-        require(holds, "model", "does something else", "unsupported_task")
+        require(holds, "model", code="unsupported_task")
 
     async def generate(self, x: Exchange, fields: JsonObject) -> JsonObject | None:
         self._require(self.model.task == "lm")
@@ -192,7 +191,7 @@ class Api:
             require(is_answered, "messages", "must end with a text of the assistant's")
             (read,) = sides([Chat("", (*turns,))], self.tokenizer).documents
         except DataError as error:
-            raise Refused("invalid_value", str(error), "messages") from None
+            raise Refused("invalid_value", "messages", said=error) from None
         return read.tokens_T.tolist()
 
     def _note(self, x: Exchange, several: Sequence[list[int]], given: Sequence[Any]) -> None:
@@ -284,7 +283,7 @@ class Api:
 
     async def ready(self, x: Exchange, fields: JsonObject) -> JsonObject:
         if self.engine.is_broken or time.monotonic() - self.engine.beat > LATE:
-            raise Refused("not_ready", "the engine does not work")
+            raise Refused("not_ready")
         return {"status": "ok"}
 
 def listed(given: str | list) -> list:
