@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from ftcore.deploy.http import JSON, Refused
+from ftcore.deploy.http import JSON, Refused, require
 from ftcore.errors import nearest
 
 KINDS = {"integer": int, "number": int | float, "string": str, "boolean": bool, "array": list,
@@ -38,7 +38,7 @@ class Fields:
             raise Refused("json_too_deep") from None
         except ValueError:
             raise Refused("invalid_json") from None
-        require(isinstance(given, dict), None, code="invalid_json")
+        require(isinstance(given, dict), code="invalid_json")
         return self._object(given, self.rule, "")
 
     def _object(self, given: Mapping[str, Any], rule: Mapping[str, Any],
@@ -108,11 +108,6 @@ def openapi(numbers: Mapping[str, Any]) -> dict[str, Any]:
             told["requestBody"] = {"required": True, "content": content}
         paths[path] = {"post" if groups else "get": told}
     return TABLE["openapi"] | {"paths": paths}
-
-def require(holds: Any, param: str | None, said: str = "", code: str = "invalid_value") -> None:
-    """Refuse a field, or a body (None), of which something does not hold."""
-    if not holds:
-        raise Refused(code, param, said=said)
 
 def fits(value: Any, rule: Mapping[str, Any]) -> bool:
     """Whether a value is of a rule's type; of a list, its first item too."""

@@ -59,6 +59,12 @@ class Refused(Exception):
         error = {"message": message, "type": row["type"], "param": param, "code": code}
         self.body = json.dumps({"error": error}).encode()
 
+def require(holds: Any, param: str | None = None, said: str = "", code: str = "invalid_value",
+            **values: Any) -> None:
+    """Refuse a request, or a field of it, of which something does not hold."""
+    if not holds:
+        raise Refused(code, param, said=said, **values)
+
 class Exchange:
     """One request and its answer. `route` is empty of unknown ones, `owner` a hash of the key,
     `adapter` what answers (None: the base), `told` for the log; `began`: its head was read."""
@@ -168,8 +174,8 @@ class Server:
         writer.transport.set_write_buffer_limits(0)  # drain waits for all
         self.open.add(x)
         try:
-            if len(self.open) > self.options.connections:
-                raise Refused("too_many_connections", **vars(self.options))
+            has_room = len(self.open) <= self.options.connections
+            require(has_room, code="too_many_connections", **vars(self.options))
             if (body := await self._watched(x, await self._received(x))) is not None:
                 x.reply(200, body)
             end = x.told.get("reason", end)
@@ -224,20 +230,17 @@ class Server:
         x.method = request.method.decode()
         self.meters["requests_received"].inc()
         x.owner = self._owner(fields, path)
-        if path not in (routes := self.api.routes):
-            raise Refused("unknown_route", routes=", ".join(routes))
+        routes = self.api.routes
+        require(path in routes, code="unknown_route", routes=", ".join(routes))
         x.route, (method, handler) = path, routes[path]
-        if x.method != method:
-            raise Refused("method_not_allowed", method=method)
-        if self.stop_at and path not in ALIVE:
-            raise Refused("draining")
+        require(x.method == method, code="method_not_allowed", method=method)
+        require(not self.stop_at or path in ALIVE, code="draining")
         if x.method == "POST":
-            if fields.get(b"content-type", b"").split(b";")[0].strip().lower() != JSON.encode():
-                raise Refused("unsupported_media_type")
-            if (size := int(fields.get(b"content-length", -1))) < 0:
-                raise Refused("length_required")
-            if size > 1024 * options.body_kib:
-                raise Refused("body_too_large", **vars(options))
+            kind = fields.get(b"content-type", b"").split(b";")[0].strip().lower()
+            require(kind == JSON.encode(), code="unsupported_media_type")
+            require(b"content-length" in fields, code="length_required")
+            size = int(fields[b"content-length"])
+            require(size <= 1024 * options.body_kib, code="body_too_large", **vars(options))
             x.body = await asyncio.wait_for(x.reader.readexactly(size), options.body_seconds)
         return handler
 
@@ -246,17 +249,16 @@ class Server:
         if not self.keys:
             host = re.sub(r":\d+$", "", fields.get(b"host", b"").decode("latin-1").lower())
             known = "localhost", "127.0.0.1", "[::1]", self.options.host
-            if host in known or self.options.insecure:
-                return ""
-            raise Refused("host_not_allowed")
+            require(host in known or self.options.insecure, code="host_not_allowed")
+            return ""
         word, _, key = fields.get(b"authorization", b"").partition(b" ")
         given = hashlib.sha256(key).digest()
         are_equal = [hmac.compare_digest(given, known) for known in self.keys]  # in equal time
         if any(are_equal) and word.lower() == b"bearer":
             return given.hex()
-        if path in FREE or self.options.public_metrics and path == "/metrics":
-            return ""
-        raise Refused("invalid_api_key")
+        is_free = path in FREE or self.options.public_metrics and path == "/metrics"
+        require(is_free, code="invalid_api_key")
+        return ""
 
     async def _watched(self, x: Exchange, handler: Handler) -> bytes | None:
         """What the route answers, unless something ends it first."""
@@ -274,10 +276,9 @@ class Server:
                 self.meters["slow_client_dropped"].inc(is_slow)
                 if is_slow or gone.done():
                     raise ConnectionResetError
-                if now > x.began + options.request_seconds:
-                    raise Refused("time_limit", **vars(options))
-                if self.stop_at and now > self.stop_at:
-                    raise Refused("shutting_down")
+                is_late = now > x.began + options.request_seconds
+                require(not is_late, code="time_limit", **vars(options))
+                require(not self.stop_at or now <= self.stop_at, code="shutting_down")
         finally:
             for task in tasks:
                 task.cancel()
@@ -285,16 +286,14 @@ class Server:
 
 def parsed(head: bytes) -> h11.Request:
     names, event = re.findall(rb"\r\n([^:\r\n]+):", head.lower()), None
-    if len(names) > MAX_FIELDS:
-        raise Refused("head_too_large", most=f"{MAX_FIELDS} fields")
+    require(len(names) <= MAX_FIELDS, code="head_too_large", most=f"{MAX_FIELDS} fields")
     has_encoding = b"transfer-encoding" in names
-    if has_encoding and b"content-length" not in names:
-        raise Refused("length_required")
+    require(not has_encoding or b"content-length" in names, code="length_required")
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
     connection.receive_data(head)
     with suppress(h11.RemoteProtocolError):
         event = connection.next_event()
     is_odd = has_encoding or STRAY.search(head) or any(names.count(name) > 1 for name in ONCE)
-    if is_odd or not isinstance(event, h11.Request) or event.http_version > b"1.1":
-        raise Refused("bad_framing")
+    is_whole = isinstance(event, h11.Request) and event.http_version <= b"1.1"
+    require(is_whole and not is_odd, code="bad_framing")
     return event
