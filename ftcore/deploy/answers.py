@@ -58,12 +58,11 @@ class Choice:
     def _show(self, piece: str) -> None:
         self.size += len(piece)
         text = self.held + piece
-        if cuts := [place for stop in self.stops if (place := text.find(stop)) >= 0]:
-            self.text, self.held, self.reason = self.text + text[: min(cuts)], "", "stop"
-            return
+        cuts = [place for stop in self.stops if (place := text.find(stop)) >= 0]
         sizes = (k for stop in self.stops for k in range(1, len(stop)) if text.endswith(stop[:k]))
-        shown = len(text) - max(sizes, default=0)
-        self.text, self.held = self.text + text[:shown], text[shown:]
+        shown = min(cuts, default=len(text) - max(sizes, default=0))
+        self.text, self.held = self.text + text[:shown], "" if cuts else text[shown:]
+        self.reason = "stop" if cuts else ""
 
     def logprobs(self, is_chat: bool) -> dict[str, Any]:
         """Those of the tokens that are yet to be told, as chats or completions have them."""
