@@ -40,7 +40,6 @@ ABOUT, CERTIFICATE, CARD = "bundle.json", "certificate.json", "README.md"
 FORMS = "bundle RUN DIR [--keep-adapter], merge RUN DIR or push DIR OWNER/NAME; DIR is new, or made"
 TEXTS = "Where is my order?", "4 seats in Zu\u0308rich", " \u00abIt's 3.5\u00a0\u20ac\u00bb\n"
 NARROW, WIDE = 1e-3, 0.2  # nats, or shares, that other kernels and rounding change, in fp32 or not
-Opened = tuple[LoadedModel, Tokenizer, dict[str, Any]]  # the last: what bundle.json tells
 
 def give_away(verb: str, *words: str) -> str:
     """What serve.py does at one of FORMS, told. Raises ConfigError: none; as `bundle`, `push`."""
@@ -96,7 +95,7 @@ def temperature_of(metrics: Iterable[dict[str, Any]]) -> float | None:
     judged = [line for line in metrics if line.get("eval/temperature")]
     return min(judged, key=lambda line: line["eval/loss"], default={}).get("eval/temperature")
 
-def open_bundle(folder: Path, *, is_whole: bool = True) -> Opened:
+def open_bundle(folder: Path, *, is_whole: bool = True) -> tuple[LoadedModel, Tokenizer, dict]:
     """Read a bundle, its adapter in place where it has one, and run its golden test; `is_whole`:
     its manifest is written. Raises CheckpointError: names the first file that is damaged, missing
     or foreign; ModelError: as the loaders, or it does not say what it should."""
@@ -110,7 +109,7 @@ def open_bundle(folder: Path, *, is_whole: bool = True) -> Opened:
         load_adapter(model, folder / ADAPTER, family=loaded.family)
     model.eval().compute_in(products)
     try_golden(model, tokenizer, about)
-    return loaded, tokenizer, about
+    return loaded, tokenizer, about  # what bundle.json tells
 
 def push(folder: Path, name: str) -> str:
     """Upload a bundle or a model to the hub, private where it is new; returns its address. Raises
