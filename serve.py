@@ -182,7 +182,7 @@ def main(argv: list[str]) -> int:
         if argv[0] in ("bundle", "merge", "push"):
             from ftcore.deploy.bundle import give_away
 
-            give_away(*argv)
+            print(give_away(*argv))
             return 0
         config = checked(tyro.cli(ServeConfig, args=argv[1:], prog="serve.py MODEL"))
         check_access(config)

@@ -58,25 +58,22 @@ class Choice:
     def _show(self, piece: str) -> None:
         self.size += len(piece)
         text = self.held + piece
-        if cuts := [place for stop in self.stops if (place := text.find(stop)) >= 0]:
-            self.text, self.held, self.reason = self.text + text[: min(cuts)], "", "stop"
-            return
+        cuts = [place for stop in self.stops if (place := text.find(stop)) >= 0]
         sizes = (k for stop in self.stops for k in range(1, len(stop)) if text.endswith(stop[:k]))
-        shown = len(text) - max(sizes, default=0)
-        self.text, self.held = self.text + text[:shown], text[shown:]
+        shown = min(cuts, default=len(text) - max(sizes, default=0))
+        self.text, self.held = self.text + text[:shown], "" if cuts else text[shown:]
+        self.reason = "stop" if cuts else ""
 
-    def chat_logprobs(self) -> dict[str, Any]:
-        """Those of the tokens that are yet to be told, in the form of chats."""
-        def told(id_: int, logprob: float) -> dict[str, Any]:
-            raw = self.tokenizer.bytes_of(id_)
-            return {"token": spelled(raw), "logprob": logprob, "bytes": [*raw]}
-
-        return {"content": [told(t.id, t.logprob) | {"top_logprobs": [told(*o) for o in t.top]}
-                            for t in self.tokens[self.told :]]}
-
-    def text_logprobs(self) -> dict[str, Any]:
-        """The same in the form of completions."""
+    def logprobs(self, is_chat: bool) -> dict[str, Any]:
+        """Those of the tokens that are yet to be told, as chats or completions have them."""
         tokens, raw = self.tokens[self.told :], self.tokenizer.bytes_of
+
+        def told(id_: int, logprob: float) -> dict[str, Any]:
+            return {"token": spelled(raw(id_)), "logprob": logprob, "bytes": [*raw(id_)]}
+
+        if is_chat:
+            return {"content": [told(t.id, t.logprob) | {"top_logprobs": [told(*o) for o in t.top]}
+                                for t in tokens]}
         return {"tokens": [spelled(raw(token.id)) for token in tokens],
                 "token_logprobs": [token.logprob for token in tokens],
                 "top_logprobs": [{spelled(raw(id_)): logprob for id_, logprob in token.top} or None
@@ -149,11 +146,9 @@ class Answers:
 
     def _told(self, job: Job, is_last: bool) -> dict[str, Any]:
         """A choice, or what is new in it."""
-        choice, logprobs = self.choices[job], None
-        if self.tells_logprobs:
-            logprobs = choice.chat_logprobs() if self.is_chat else choice.text_logprobs()
-        told = {"index": self.jobs.index(job), "logprobs": logprobs,
-                "finish_reason": choice.reason if is_last else None}
+        choice = self.choices[job]
+        told = {"index": self.jobs.index(job), "finish_reason": choice.reason if is_last else None,
+                "logprobs": choice.logprobs(self.is_chat) if self.tells_logprobs else None}
         if not self.is_chat:
             return told | {"text": choice.text}
         if not self.streams:

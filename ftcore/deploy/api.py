@@ -26,8 +26,8 @@ from ftcore.data.encode import sides
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.deploy.answers import Answers
 from ftcore.deploy.engine import Engine, Finish, Job, QueueFull, Said
-from ftcore.deploy.fields import TABLE, Fields, openapi, require, shown
-from ftcore.deploy.http import Exchange, Meters, Refused
+from ftcore.deploy.fields import TABLE, Fields, openapi, shown
+from ftcore.deploy.http import Exchange, Meters, Refused, require
 from ftcore.deploy.records import class_figures, probabilities, prompt_figures, redacted
 from ftcore.errors import DataError
 from ftcore.evaluate.evaluator import spoken
@@ -80,8 +80,8 @@ class Api:
         fields = await asyncio.to_thread(rules.read, x.body) if x.method == "POST" else {}
         if "model" in fields:
             asked, name, own = fields["model"], self.served.name, self.served.adapters
-            said = f"no such model: {shown(asked or name)!r}; GET /v1/models names what there is"
-            require(asked in (None, name, *own), "model", said, "model_not_found")
+            is_known = asked in (None, name, *own)
+            require(is_known, "model", code="model_not_found", name=shown(asked or ""))
             x.adapter, fields["model"] = (asked if asked in own else None), asked or name
             x.told["model"] = x.adapter or self.served.version
         answer = await route(x, fields)
@@ -103,28 +103,22 @@ class Api:
                     self.meters["time_to_first_token_seconds"].observe(now - x.began)
                 if isinstance(word, Finish):
                     left.discard(job)
-                    if word.reason == "error":
-                        raise Refused(word.code, "the answer was not completed; see the log")
+                    require(word.reason != "error", code=word.code)
                 elif job in before:
                     self.meters["inter_token_latency_seconds"].observe(now - before[job])
                 before[job] = now
                 if take(job, word):
                     self.engine.cancel(job)
         except TimeoutError:
-            said = f"no turn within {seconds:g} s (--queue-seconds)"
-            raise Refused("queue_timeout", said, Retry_After="5") from None
+            raise Refused("queue_timeout", **vars(self.options)) from None
         except QueueFull:
-            said = f"{self.options.queue} sequences wait already (--queue)"
-            raise Refused("queue_full", said, Retry_After="1") from None
+            raise Refused("queue_full", **vars(self.options)) from None
         finally:
             for job in left:
                 self.engine.cancel(job)
 
-    def _require(self, holds: bool) -> None:
-        require(holds, "model", "does something else", "unsupported_task")
-
     async def generate(self, x: Exchange, fields: JsonObject) -> JsonObject | None:
-        self._require(self.model.task == "lm")
+        require(self.model.task == "lm", "model", code="unsupported_task")
         asked = {fields["max_tokens"], fields.get("max_completion_tokens")} - {None}
         require(len(asked) < 2, "max_tokens", "differs from max_completion_tokens, its other name")
         num_top, count, param = fields["logprobs"], fields["n"], "prompt"
@@ -182,7 +176,7 @@ class Api:
     def _conversation(self, messages: Sequence[JsonObject]) -> list[int]:
         """Ids of a chat, as in training: up to where a language model is to answer or, for one that
         judges it, to the end of the assistant's last turn."""
-        self._require(self.tokenizer.chat_template is not None)
+        require(self.tokenizer.chat_template, "model", code="unsupported_task")
         turns = [{**message, "content": content_of(message)} for message in messages]
         for place, turn in enumerate(turns):
             self._require_plain(turn["content"], f"messages[{place}].content")
@@ -193,7 +187,7 @@ class Api:
             require(is_answered, "messages", "must end with a text of the assistant's")
             (read,) = sides([Chat("", (*turns,))], self.tokenizer).documents
         except DataError as error:
-            raise Refused("invalid_value", str(error), "messages") from None
+            raise Refused("invalid_value", "messages", said=error) from None
         return read.tokens_T.tolist()
 
     def _note(self, x: Exchange, several: Sequence[list[int]], given: Sequence[Any]) -> None:
@@ -231,7 +225,7 @@ class Api:
                 "data": [{"object": kind, "index": i} | row for i, row in enumerate(rows)]}
 
     async def embed(self, x: Exchange, fields: JsonObject) -> JsonObject:
-        self._require(self.model.task != "classify")
+        require(self.model.task != "classify", "model", code="unsupported_task")
         vectors_BC = (await self._scores(x, fields)).astype(np.float32)[:, : fields["dimensions"]]
         vectors_BC /= np.linalg.norm(vectors_BC, axis=1, keepdims=True).clip(1e-12)
         told = vectors_BC.tolist() if fields["encoding_format"] == "float" else [
@@ -240,7 +234,7 @@ class Api:
 
     async def classify(self, x: Exchange, fields: JsonObject) -> JsonObject:
         labels, problem = self.served.labels, self.served.problem
-        self._require(bool(labels) and problem != "regression")
+        require(labels and problem != "regression", "model", code="unsupported_task")
         logits_BK = await self._scores(x, fields)
         calibrated_BK = probabilities(logits_BK / self.served.temperature, problem)
         for row, probs_K in zip(x.told["rows"], calibrated_BK, strict=True):
@@ -251,7 +245,7 @@ class Api:
             for probs in probs_BK.tolist()])
 
     async def score(self, x: Exchange, fields: JsonObject) -> JsonObject:
-        self._require(self.served.problem == "regression")
+        require(self.served.problem == "regression", "model", code="unsupported_task")
         told = {"score": (await self._scores(x, fields)).item()}  # of one conversation
         x.told["rows"][0] |= told
         return self._listed(x, "score", [told])
@@ -284,8 +278,8 @@ class Api:
         return {"status": "ok"}
 
     async def ready(self, x: Exchange, fields: JsonObject) -> JsonObject:
-        if self.engine.is_broken or time.monotonic() - self.engine.beat > LATE:
-            raise Refused("not_ready", "the engine does not work")
+        is_late = time.monotonic() - self.engine.beat > LATE
+        require(not (self.engine.is_broken or is_late), code="not_ready")
         return {"status": "ok"}
 
     async def probe(self, x: Exchange, fields: JsonObject) -> JsonObject:

@@ -40,17 +40,17 @@ ABOUT, CERTIFICATE, CARD = "bundle.json", "certificate.json", "README.md"
 FORMS = "bundle RUN DIR [--keep-adapter], merge RUN DIR or push DIR OWNER/NAME; DIR is new, or made"
 TEXTS = "Where is my order?", "4 seats in Zu\u0308rich", " \u00abIt's 3.5\u00a0\u20ac\u00bb\n"
 NARROW, WIDE = 1e-3, 0.2  # nats, or shares, that other kernels and rounding change, in fp32 or not
-Opened = tuple[LoadedModel, Tokenizer, dict[str, Any]]  # the last: what bundle.json tells
 
-def give_away(verb: str, *words: str) -> None:
-    """What serve.py does at one of FORMS. Raises ConfigError: none of them; as `bundle`, `push`."""
+def give_away(verb: str, *words: str) -> str:
+    """What serve.py does at one of FORMS, told. Raises ConfigError: none; as `bundle`, `push`."""
     names = [word for word in words if verb != "bundle" or word != "--keep-adapter"]
     if len(names) != 2:
         raise ConfigError(f"{' '.join((verb, *words))}: must be {FORMS}")
+    source, target = names
     if verb == "push":
-        return print(f"{names[0]}: is at {push(Path(names[0]), names[1])}")
-    bundle(*map(Path, names), keep_adapter=len(words) > 2, is_alone=verb == "merge")
-    print(f"{names[1]}: opened, and says what the run says. Try: python serve.py {names[1]}")
+        return f"{source}: is at {push(Path(source), target)}"
+    bundle(Path(source), Path(target), keep_adapter=len(words) > 2, is_alone=verb == "merge")
+    return f"{target}: opened, and says what the run says. Try: python serve.py {target}"
 
 def bundle(run: Path, folder: Path, *, keep_adapter: bool = False, is_alone: bool = False) -> None:
     """Make a folder of a finished run, which is opened, and must say what the run says, before it
@@ -86,7 +86,7 @@ def bundle(run: Path, folder: Path, *, keep_adapter: bool = False, is_alone: boo
             (temp / "generation_config.json").write_text(json.dumps(greedy))
         for file in filter(Path.is_file, (run / CERTIFICATE, run / REFERENCE)):
             shutil.copy(file, temp)
-        _opened(temp)
+        open_bundle(temp, is_whole=False)
         for name in (ABOUT, CARD, CERTIFICATE, REFERENCE) if is_alone else ():
             (temp / name).unlink(missing_ok=True)
 
@@ -95,12 +95,21 @@ def temperature_of(metrics: Iterable[dict[str, Any]]) -> float | None:
     judged = [line for line in metrics if line.get("eval/temperature")]
     return min(judged, key=lambda line: line["eval/loss"], default={}).get("eval/temperature")
 
-def open_bundle(folder: Path) -> Opened:
-    """Read a bundle, its adapter in place where it has one, and run its golden test. Raises
-    CheckpointError: names the first file that is damaged, missing or foreign; ModelError: as the
-    loaders, or it does not say what it should."""
-    _verify(folder)
-    return _opened(folder)
+def open_bundle(folder: Path, *, is_whole: bool = True) -> tuple[LoadedModel, Tokenizer, dict]:
+    """Read a bundle, its adapter in place where it has one, and run its golden test; `is_whole`:
+    its manifest is written. Raises CheckpointError: names the first file that is damaged, missing
+    or foreign; ModelError: as the loaders, or it does not say what it should."""
+    if is_whole:
+        _verify(folder)
+    about = read_object(folder / ABOUT, advice=". Make one: python serve.py bundle RUN DIR")
+    dtype, products = PRECISIONS[about["precision"]]
+    loaded = load_model(folder, task=TASKS[about["task"]].model_task, dtype=dtype)
+    model, tokenizer = loaded.model, Tokenizer.load(folder)
+    if (folder / ADAPTER).is_dir():
+        load_adapter(model, folder / ADAPTER, family=loaded.family)
+    model.eval().compute_in(products)
+    try_golden(model, tokenizer, about)
+    return loaded, tokenizer, about  # what bundle.json tells
 
 def push(folder: Path, name: str) -> str:
     """Upload a bundle or a model to the hub, private where it is new; returns its address. Raises
@@ -124,17 +133,6 @@ def _verify(folder: Path) -> None:
     # hidden ones, such as .gitattributes, are the hub's
     if odd := sorted({*filter(Path.is_file, folder.rglob("[!.]*"))} - known):
         raise CheckpointError(f"{odd[0]} is not in {files.MANIFEST}: take it out of the bundle")
-
-def _opened(folder: Path) -> Opened:
-    about = read_object(folder / ABOUT, advice=". Make one: python serve.py bundle RUN DIR")
-    dtype, products = PRECISIONS[about["precision"]]
-    loaded = load_model(folder, task=TASKS[about["task"]].model_task, dtype=dtype)
-    model, tokenizer = loaded.model, Tokenizer.load(folder)
-    if (folder / ADAPTER).is_dir():
-        load_adapter(model, folder / ADAPTER, family=loaded.family)
-    model.eval().compute_in(products)
-    try_golden(model, tokenizer, about)
-    return loaded, tokenizer, about
 
 def try_golden(model: Model, tokenizer: Tokenizer, about: dict[str, Any]) -> None:
     """Raises ModelError: the first difference from what was said, or an adapter without effect."""

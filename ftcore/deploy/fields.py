@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from ftcore.deploy.http import JSON, Refused
+from ftcore.deploy.http import JSON, Refused, require
 from ftcore.errors import nearest
 
 KINDS = {"integer": int, "number": int | float, "string": str, "boolean": bool, "array": list,
@@ -35,10 +35,10 @@ class Fields:
             given = json.loads(body.decode(), object_pairs_hook=_unique,
                                parse_int=lambda text: int(text) if len(text) <= 20 else math.inf)
         except RecursionError:
-            raise Refused("json_too_deep", "the body nests too deeply") from None
+            raise Refused("json_too_deep") from None
         except ValueError:
-            raise Refused("invalid_json", "the body is not JSON in UTF-8") from None
-        require(isinstance(given, dict), None, "the body must be a JSON object", "invalid_json")
+            raise Refused("invalid_json") from None
+        require(isinstance(given, dict), code="invalid_json")
         return self._object(given, self.rule, "")
 
     def _object(self, given: Mapping[str, Any], rule: Mapping[str, Any],
@@ -51,8 +51,7 @@ class Fields:
                 require(name not in rule.get("required", ()), start + name, "must be given")
                 fields[name] = inner.get("default")
         for name in map(shown, given.keys() - rules.keys()):
-            said = f"is unknown here{nearest(name, [*rules])}"
-            raise Refused("unknown_parameter", said, start + name)
+            raise Refused("unknown_parameter", start + name, nearest=nearest(name, [*rules]))
         return fields
 
     def _value(self, value: Any, rule: Mapping[str, Any], path: str) -> Any:
@@ -64,7 +63,7 @@ class Fields:
         kind = next((kind for kind in kinds if fits(value, kind)), None)
         if kind is None:
             words = " or ".join(dict.fromkeys(kind["type"] for kind in kinds))
-            raise Refused("invalid_value", f"must be {words}", path)
+            raise Refused("invalid_value", path, said=f"must be {words}")
         for name in (name for name in kind if name.startswith(BOUNDS)):
             bound, unit, is_most = kind[name], UNITS.get(name[3:], ""), name.startswith("max")
             number = self.numbers.get(bound, bound)
@@ -73,7 +72,7 @@ class Fields:
                 flag = f" (--{bound.replace('_', '-')})" if bound in self.flags else ""
                 code = kind.get("code", code) if is_most else "invalid_value"
                 said = f"must be {'<=' if is_most else '>='} {number}{unit}{flag}"
-                raise Refused(code, said, path)
+                raise Refused(code, path, said=said)
         if "properties" in kind:
             return self._object(value, kind, path)
         if "ids" in kind:
@@ -110,11 +109,6 @@ def openapi(numbers: Mapping[str, Any]) -> dict[str, Any]:
         paths[path] = {"post" if groups else "get": told}
     return TABLE["openapi"] | {"paths": paths}
 
-def require(holds: Any, param: str | None, said: str, code: str = "invalid_value") -> None:
-    """Refuse a field, or a body (None), of which something does not hold."""
-    if not holds:
-        raise Refused(code, said, param)
-
 def fits(value: Any, rule: Mapping[str, Any]) -> bool:
     """Whether a value is of a rule's type; of a list, its first item too."""
     kind = rule.get("type", "")
@@ -129,7 +123,7 @@ def fits(value: Any, rule: Mapping[str, Any]) -> bool:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in pairs:
-        require(name not in found, shown(name), "stands twice in one object", "duplicate_key")
+        require(name not in found, shown(name), code="duplicate_key")
         found[name] = value
     return found
 

@@ -48,15 +48,22 @@ ALIVE = {"/health/live", "/metrics"}  # answer while the server stops
 LOG = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK  # the latter: a pipe nobody reads
 
 class Refused(Exception):
-    """A request gets an error object: a code of errors.toml, what is wrong, the field at fault."""
+    """A request gets an error object: a code of errors.toml with its values, the field at fault."""
 
-    def __init__(self, code: str, message: str, param: str | None = None, **headers: str) -> None:
-        message = f"{param}: {message}" if param else message
+    def __init__(self, code: str, param: str | None = None, **values: Any) -> None:
+        row = {"type": "invalid_request_error", "headers": {}, "end": code} | ERRORS[code]
+        message = (f"{param}: " if param else "") + row["says"].format(**values)
         super().__init__(message)
-        self.status, kind, *ends = ERRORS[code]
-        self.code, self.headers, self.end = code, headers, (*ends, code)[0]
-        error = {"message": message, "type": kind, "param": param, "code": code}
+        self.code, self.status, self.end = code, row["status"], row["end"]
+        self.headers = {name: text.format(**values) for name, text in row["headers"].items()}
+        error = {"message": message, "type": row["type"], "param": param, "code": code}
         self.body = json.dumps({"error": error}).encode()
+
+def require(holds: Any, param: str | None = None, said: str = "", code: str = "invalid_value",
+            **values: Any) -> None:
+    """Refuse a request, or a field of it, of which something does not hold."""
+    if not holds:
+        raise Refused(code, param, said=said, **values)
 
 class Exchange:
     """One request and its answer. `route` is empty of unknown ones, `owner` a hash of the key,
@@ -74,7 +81,7 @@ class Exchange:
         length = {} if kind == EVENTS else {"Content-Length": len(body)}
         fields = {"Content-Type": kind, "Connection": "close", "Cache-Control": "no-store",
                   "X-Content-Type-Options": "nosniff", "X-Request-Id": self.id, **length, **headers}
-        lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in fields.items())
+        lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
         head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n{lines}\r\n"
         self.writer.write(head.encode() + body)
 
@@ -167,23 +174,21 @@ class Server:
         writer.transport.set_write_buffer_limits(0)  # drain waits for all
         self.open.add(x)
         try:
-            if len(self.open) > self.options.connections:
-                said = f"{self.options.connections} are open (--connections)"
-                raise Refused("too_many_connections", said, Retry_After="1")
+            has_room = len(self.open) <= self.options.connections
+            require(has_room, code="too_many_connections", **vars(self.options))
             if (body := await self._watched(x, await self._received(x))) is not None:
                 x.reply(200, body)
             end = x.told.get("reason", end)
         except Refused as error:
             refused = error
         except TimeoutError:
-            part = "body" if x.method else "head"
-            refused = Refused("request_timeout", f"the {part} took too long (--{part}-seconds)")
+            refused = Refused("request_timeout", part="body" if x.method else "head")
         except (OSError, EOFError):  # the client has left, or is cut off
             end = "cancelled"
             writer.transport.abort()
         except Exception as error:  # its message may hold text of the request, its place does not
             print(*traceback.format_tb(error.__traceback__), type(error), file=sys.stderr)
-            refused = Refused("internal_error", "the server failed at this; its log says where")
+            refused = Refused("internal_error")
         if refused:
             end = refused.end
             if x.status:  # events were sent: this is the last of them
@@ -219,26 +224,23 @@ class Server:
         try:
             head = await asyncio.wait_for(x.reader.readuntil(b"\r\n\r\n"), options.head_seconds)
         except asyncio.LimitOverrunError:
-            raise Refused("head_too_large", f"the head has more than {MAX_HEAD} bytes") from None
+            raise Refused("head_too_large", most=f"{MAX_HEAD} bytes") from None
         x.began, request = time.monotonic(), parsed(head)
         path, fields = request.target.partition(b"?")[0].decode("latin-1"), dict(request.headers)
         x.method = request.method.decode()
         self.meters["requests_received"].inc()
         x.owner = self._owner(fields, path)
-        if path not in (routes := self.api.routes):
-            raise Refused("unknown_route", f"no such route: there are {', '.join(routes)}")
+        routes = self.api.routes
+        require(path in routes, code="unknown_route", routes=", ".join(routes))
         x.route, (method, handler) = path, routes[path]
-        if x.method != method:
-            raise Refused("method_not_allowed", f"this route takes {method}", Allow=method)
-        if self.stop_at and path not in ALIVE:
-            raise Refused("draining", "the server is stopping; ask another", Retry_After="5")
+        require(x.method == method, code="method_not_allowed", method=method)
+        require(not self.stop_at or path in ALIVE, code="draining")
         if x.method == "POST":
-            if fields.get(b"content-type", b"").split(b";")[0].strip().lower() != JSON.encode():
-                raise Refused("unsupported_media_type", f"Content-Type must be {JSON}")
-            if (size := int(fields.get(b"content-length", -1))) < 0:
-                raise Refused("length_required", "a body needs Content-Length")
-            if size > 1024 * options.body_kib:
-                raise Refused("body_too_large", f"more than {options.body_kib} KiB (--body-kib)")
+            kind = fields.get(b"content-type", b"").split(b";")[0].strip().lower()
+            require(kind == JSON.encode(), code="unsupported_media_type")
+            require(b"content-length" in fields, code="length_required")
+            size = int(fields[b"content-length"])
+            require(size <= 1024 * options.body_kib, code="body_too_large", **vars(options))
             x.body = await asyncio.wait_for(x.reader.readexactly(size), options.body_seconds)
         return handler
 
@@ -247,18 +249,16 @@ class Server:
         if not self.keys:
             host = re.sub(r":\d+$", "", fields.get(b"host", b"").decode("latin-1").lower())
             known = "localhost", "127.0.0.1", "[::1]", self.options.host
-            if host in known or self.options.insecure:
-                return ""
-            raise Refused("host_not_allowed", "Host must be that of --host, or localhost")
+            require(host in known or self.options.insecure, code="host_not_allowed")
+            return ""
         word, _, key = fields.get(b"authorization", b"").partition(b" ")
         given = hashlib.sha256(key).digest()
         are_equal = [hmac.compare_digest(given, known) for known in self.keys]  # in equal time
         if any(are_equal) and word.lower() == b"bearer":
             return given.hex()
-        if path in FREE or self.options.public_metrics and path == "/metrics":
-            return ""
-        said = "this server needs a known API key: Authorization: Bearer KEY"
-        raise Refused("invalid_api_key", said, WWW_Authenticate="Bearer")
+        is_free = path in FREE or self.options.public_metrics and path == "/metrics"
+        require(is_free, code="invalid_api_key")
+        return ""
 
     async def _watched(self, x: Exchange, handler: Handler) -> bytes | None:
         """What the route answers, unless something ends it first."""
@@ -276,11 +276,9 @@ class Server:
                 self.meters["slow_client_dropped"].inc(is_slow)
                 if is_slow or gone.done():
                     raise ConnectionResetError
-                if now > x.began + options.request_seconds:
-                    said = f"it took more than {options.request_seconds:g} s (--request-seconds)"
-                    raise Refused("time_limit", said)
-                if self.stop_at and now > self.stop_at:
-                    raise Refused("shutting_down", "the server stops before the answer is complete")
+                is_late = now > x.began + options.request_seconds
+                require(not is_late, code="time_limit", **vars(options))
+                require(not self.stop_at or now <= self.stop_at, code="shutting_down")
         finally:
             for task in tasks:
                 task.cancel()
@@ -288,16 +286,14 @@ class Server:
 
 def parsed(head: bytes) -> h11.Request:
     names, event = re.findall(rb"\r\n([^:\r\n]+):", head.lower()), None
-    if len(names) > MAX_FIELDS:
-        raise Refused("head_too_large", f"the head has more than {MAX_FIELDS} fields")
+    require(len(names) <= MAX_FIELDS, code="head_too_large", most=f"{MAX_FIELDS} fields")
     has_encoding = b"transfer-encoding" in names
-    if has_encoding and b"content-length" not in names:
-        raise Refused("length_required", "Transfer-Encoding is not taken: send Content-Length")
+    require(not has_encoding or b"content-length" in names, code="length_required")
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
     connection.receive_data(head)
     with suppress(h11.RemoteProtocolError):
         event = connection.next_event()
     is_odd = has_encoding or STRAY.search(head) or any(names.count(name) > 1 for name in ONCE)
-    if is_odd or not isinstance(event, h11.Request) or event.http_version > b"1.1":
-        raise Refused("bad_framing", "the head is not as HTTP/1.1 has it, each field once")
+    is_whole = isinstance(event, h11.Request) and event.http_version <= b"1.1"
+    require(is_whole and not is_odd, code="bad_framing")
     return event

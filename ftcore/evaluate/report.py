@@ -22,8 +22,6 @@ from ftcore.evaluate.metrics import CLASS_COLUMNS, reliability
 from ftcore.files import write_file
 
 MAX_TEXT = 40
-CURVES = (("train/loss", "eval/loss"), ("train/grad_norm",), ("train/lr",),  # drawn together
-          ("perf/tokens_per_s",), ("perf/peak_mem_gib",))
 MOST_CLASSES = 30  # of a matrix of confusions that is drawn
 Run = Mapping[str, Any]  # a folder's files by name, parsed; those that it lacks are empty
 
@@ -69,10 +67,9 @@ def write_predictions(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 def note_opening(run: Path, files: Sequence[str], metrics: Mapping[str, Any]) -> int:
     """Add to RUN/openings.jsonl that test rows were judged; returns how often by now."""
     file, line = run / "openings.jsonl", {"time": round(time.time()), "files": [*map(str, files)]}
-    with file.open("a+", encoding="utf-8") as lines:
+    with file.open("a", encoding="utf-8") as lines:
         lines.write(json.dumps(line | {"metrics": _plain(metrics)}) + "\n")
-        lines.seek(0)
-        return sum(1 for _ in lines)
+    return file.read_bytes().count(b"\n")
 
 def json_line(result: Mapping[str, Any]) -> str:
     """`result` as one compact line of ASCII JSON, floats to six significant digits."""
@@ -102,7 +99,7 @@ def read_run(folder: Path) -> Run:
         file = folder / f"{name}.json"
         run[name] = json.loads(file.read_bytes()) if file.is_file() else {}
     for name in ("metrics", "predictions", "base-predictions", "openings"):
-        run[name] = read_metrics(folder / f"{name}.jsonl")
+        run[name.replace("-", "_")] = read_metrics(folder / f"{name}.jsonl")
     text = (folder / CONFIG_FILE).read_text("utf-8")
     run["config"] = dict(flat(tomllib.loads(text)))
     run["asked"] = re.findall(r"^(\w+ = .*?)  # (?!default$)(.*)$", text, re.M)
@@ -111,26 +108,21 @@ def read_run(folder: Path) -> Run:
 
 def write_page(folder: Path) -> Path:
     run = read_run(folder)
-    lines = {n: [(m["step"], m[n]) for m in run["metrics"] if m.get(n) is not None]
-             for names in CURVES for n in names}
-    curves = [{n: lines[n] for n in names if lines[n]} for names in CURVES]
-    shown = {**run["data"], **run, "where": folder, "curves": curves, **judged(run)}
+    shown = {**run["data"], **run, "where": folder, **judged(run)}
     write_file(folder / "report.html", store.rendered("run.html", Path(__file__).parent, **shown))
     return folder / "report.html"
 
 def judged(run: Run) -> dict[str, Any]:
-    """Confusions and reliability from predicted classes; answers beside those of the base model."""
-    base = {row["row_id"]: row["predicted"] for row in run["base-predictions"]}
-    answers = [{"base": base.get(r["row_id"]), **r} for r in run["predictions"] if "prompt" in r]
+    """Reliability and confusions of rows that have a class each, if there are any."""
     rows = [row for row in run["predictions"] if "label" in row and "probabilities" in row]
-    shown = {"answers": answers[:: max(1, len(answers) // 20)]}
-    if rows:
-        confidence_B = np.array([max(row["probabilities"]) for row in rows])
-        right_B = np.array([row["label"] == row["predicted"] for row in rows])
-        shown["reliability"] = reliability(confidence_B, right_B)
-        if len(labels := run["labels"]) <= MOST_CLASSES:
-            counts = Counter((row["label"], row["predicted"]) for row in rows)
-            shown["confusion"] = [[counts[one, two] for two in labels] for one in labels]
+    if not rows:
+        return {}
+    confidence_B = np.array([max(row["probabilities"]) for row in rows])
+    right_B = np.array([row["label"] == row["predicted"] for row in rows])
+    shown = {"reliability": reliability(confidence_B, right_B)}
+    if len(labels := run["labels"]) <= MOST_CLASSES:
+        counts = Counter((row["label"], row["predicted"]) for row in rows)
+        shown["confusion"] = [[counts[one, two] for two in labels] for one in labels]
     return shown
 
 def flat(tables: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:

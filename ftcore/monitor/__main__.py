@@ -13,7 +13,6 @@ from typing import NoReturn
 import tyro
 
 from ftcore.cli import checked
-from ftcore.config import Count, Section
 from ftcore.data.store import rendered
 from ftcore.errors import FtcoreError
 from ftcore.evaluate.report import table
@@ -21,16 +20,12 @@ from ftcore.files import write_file
 from ftcore.monitor import retrain
 from ftcore.monitor.drift import SIGNALS, STATES, Watch, wilson
 from ftcore.monitor.journal import read_journal, read_reference
-from ftcore.monitor.plan import PLAN, Limits, plan
+from ftcore.monitor.plan import PLAN, Limits, Line, Look, plan
 
 SECONDS, MOST_WINDOWS = 5.0, 50
 HEAD = ("what", "statistic", "value", "bound", "p", "rows", "state")
 
-class LookConfig(Section):
-    """How much is looked at."""
-    window: Count = 500  # requests that are compared with those of the reference
-
-def report(run: Path, log: Path, /, look: LookConfig) -> str:
+def report(run: Path, log: Path, /, look: Look) -> str:
     """What moved, as a table, and a page beside the log: LOG.html."""
     window, reference = checked(look).window, read_reference(run)
     journal = read_journal(log, run.resolve().name)
@@ -49,26 +44,21 @@ def report(run: Path, log: Path, /, look: LookConfig) -> str:
     write_file(log.with_name(f"{log.name}.html"), page)
     return f"{table(HEAD, rows)}\n{said}\npage: {log}.html"
 
-def watch(run: Path, log: Path, /, look: LookConfig) -> NoReturn:
+def watch(run: Path, log: Path, /, look: Look) -> NoReturn:
     """The same, every few seconds."""
     while True:
         print(f"\033[2J\033[H{report(run, log, look)}", flush=True)
         time.sleep(SECONDS)
 
-def planned(run: Path, log: Path, folder: Path, /, limits: Limits) -> str:
+def planned(run: Path, log: Path, folder: Path, /, limits: Limits) -> Line:
     """Wait, go back, or train: then the folder says how. A link that is to go back does."""
     told = plan(run, log, folder, checked(limits))
     hint = {"train": f"how: {folder}/{PLAN}", "go back": f"to {told['replaced']}", "wait": ""}
     if (answer := told["answer"]) == "go back" and run.is_symlink():
         hint[answer] = f"to {retrain.rollback(run)}"
-    return "\n  ".join([f"{answer} {hint[answer]}", *told["reasons"]])
+    return told | {"answer": f"{answer} {hint[answer]}"}
 
-def followed(folder: Path, /) -> str:
-    """Train by a plan, and judge what it makes beside the model that is served: pass or fail."""
-    told = retrain.run(folder)
-    return "\n  ".join([told["answer"], *told["reasons"]])
-
-ACTS = {"report": report, "watch": watch, "plan": planned, "run": followed,
+ACTS = {"report": report, "watch": watch, "plan": planned, "run": retrain.run,
         "promote": retrain.promote, "rollback": retrain.rollback}
 
 def main(words: list[str]) -> int:
@@ -79,6 +69,8 @@ def main(words: list[str]) -> int:
     except (FtcoreError, OSError, RuntimeError) as error:  # the last: a link to itself
         print(f"error: {error}", file=sys.stderr)
         return 2
+    if isinstance(said, dict):
+        said = "\n  ".join([said["answer"], *said["reasons"]])
     print(said)
     return int(said.startswith(("wait", "go back", "fail")))
 

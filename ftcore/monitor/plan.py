@@ -32,13 +32,16 @@ PLAN, NEW, RECENT, UNSEEN = "plan.toml", "new.jsonl", "recent.jsonl", "unseen.js
 FEEDBACK, KEPT, LEAST = "accuracy", 5, 10  # it alarms alone; one in 5 rows is kept, 10 at least
 Line = dict[str, Any]
 
-class Limits(Section):
+class Look(Section):
+    """How much is looked at."""
+    window: Count = 500  # requests that are compared with those of the reference
+
+class Limits(Look):
     """When a model is trained again, or taken back."""
     min_labelled: Count = 200  # rows with feedback that training does not know
     cooldown_hours: NotNegative = 24.0  # since the model was trained
     max_age_days: NotNegative = 90.0  # of the model
     first_requests: Count = 500  # that may take it back, if it replaced another
-    window: Count = 500  # requests that are compared with the reference
 
 def decide(inputs: Line, limits: Limits) -> tuple[str, list[str]]:
     """go back, train or wait; and why. Of what is noted alone, so that it can be made again."""

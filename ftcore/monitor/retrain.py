@@ -43,9 +43,9 @@ def judge(inputs: Line) -> tuple[str, list[str]]:
             ["{what}: {difference:+.4f}, {low:+.4f} to {high:+.4f}".format(**each)
              for each in inputs["kept"]])
 
-def run(folder: Path) -> Line:
-    """Do what a plan says, and write the verdict. Raises ConfigError: there is no plan;
-    CheckpointError: rows of it vanished; TrainingError: a command failed, and has said why."""
+def run(folder: Path, /) -> Line:
+    """Train by a plan, judge what it makes beside the model that is served, and write the verdict.
+    ConfigError: no plan; CheckpointError: rows of it vanished; TrainingError: a command failed."""
     folder = folder.resolve()
     if not (folder / PLAN).is_file():
         raise ConfigError(f"{folder}: holds no {PLAN}; python -m ftcore.monitor plan makes one")

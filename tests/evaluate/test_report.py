@@ -151,5 +151,5 @@ def test_json_line_is_one_strict_line() -> None:
 def test_the_page_counts_each_pair_of_classes() -> None:
     rows = [{"row_id": pair, "label": pair[0], "predicted": pair[1], "probabilities": [0.4, 0.6]}
             for pair in ("ab", "ab", "bb", "ba")]  # fmt: skip
-    shown = judged({"predictions": rows, "base-predictions": [], "labels": ["a", "b"]})
+    shown = judged({"predictions": rows, "labels": ["a", "b"]})
     assert shown["confusion"] == [[0, 2], [1, 1]] and len(shown["reliability"]) == 4
