@@ -1,6 +1,6 @@
 """Reinforcement learning of a policy: PPO, and GRPO and RLOO, which need no values.
 
-    for each iteration:  prompts -> answers, drawn -> scores                          rollout.py
+    for each iteration:  prompts -> answers, drawn -> scores              rollout.py, rewards.py
                          -> what policy, values and reference say of each token
                          -> rewards -> advantages                                     objective.py
                          -> epochs of clipped updates -> log, evaluate, save
@@ -155,13 +155,13 @@ class PpoLoop(Loop):
     def look(self, share: int, shares: int) -> dict[str, np.ndarray]:
         """What policy, values and reference say of each token, in the streams of an update: TOLD x
         M of each document of a share."""
-        temperature, most = self.config.rollout.temperature, self.config.loop.micro_batch_tokens
-        found = {}
+        most, found = self.config.loop.micro_batch_tokens, {}
         for batch in self.batches[: len(self.batches) // self.config.ppo.epochs]:
             mine = [batch[i] for i in split([len(d) for d in batch], shares)[share]]
             for indices, stream in streams(self.model, mine, most):
-                now = objective.seen(self.model, stream, temperature)
-                start = objective.seen(self.reference, stream, temperature) if self.measures else now
+                rule = stream, self.config.rollout.temperature
+                now = objective.seen(self.model, *rule)
+                start = objective.seen(self.reference, *rule) if self.measures else now
                 told = {"logp": now.logp_M, "ref_logp": start.logp_M}
                 told |= {**objective.divergences(now, start), "value": self._values(now)}
                 if self.progress.step == 0:

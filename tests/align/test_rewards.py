@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ftcore.align.rollout import KINDS, Rewards
+from ftcore.align.rewards import KINDS, Rewards
 from ftcore.config import RewardsConfig
 from ftcore.data.columns import Chat
 from ftcore.errors import ConfigError, TrainingError

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ftcore.align.rollout import Rewards
+from ftcore.align.rewards import Rewards
 from ftcore.config import RewardsConfig
 from ftcore.data.__main__ import main as data
 from ftcore.data.columns import Chat
