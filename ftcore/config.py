@@ -90,7 +90,8 @@ class PairsDataConfig(ChatDataConfig):
     chosen: str = "chosen"  # column of the better answer: text, or a list of its one turn
     rejected: str = "rejected"  # column of the worse answer
     margin: str = ""  # column of how much better it is, in units of the score; empty: all alike
-    over_length: OverLength = "error"  # of longer conversations: drop, or cut_left of the prompt
+    # of longer conversations; cut_left cuts the prompt: part of an answer is another answer
+    over_length: Literal["error", "drop", "cut_left"] = "error"
     messages: ClassVar[str] = ""  # chats have these three; of a pair both answers are learned from
     answer: ClassVar[str] = ""
     train_on: ClassVar[TrainOn] = "last"
@@ -99,6 +100,8 @@ class TextsConfig(ExamplesConfig):
     """Texts or pairs of texts."""
     text: str = "text"  # column of the text
     pair: str = ""  # column of the second text; empty: single texts
+    # of longer rows; not split: a label is of a whole text, and parts would be judged as texts
+    over_length: Literal["error", "drop", "cut_left", "cut_right"] = "error"
 
 class LabelledDataConfig(TextsConfig):
     """Texts or pairs of texts with one label, or several."""

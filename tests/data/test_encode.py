@@ -224,7 +224,7 @@ def test_show(base, bert):
     assert show(labelled, bert) == "[CLS] good [SEP] -> 1"
     several = encode_one(Text("r", ("good",), ("yes", "no")), bert, PAIRS)
     assert show(several, bert) == "[CLS] good [SEP] -> [1. 1.]"
-    first = cut(encode_text("t", "one two three", base), 2, "split", bos_id=None)[0]
+    first = cut(encode_text("t", "one two three", base), TextDataConfig(max_length=2), None)[0]
     assert show(first, base).startswith("o") and show(first, base).endswith("]]")
 
 def test_real_chats_supervise_exactly_the_answers(data_dir, base):
