@@ -272,6 +272,11 @@ def place(source: Source) -> str:
 def left_out(source: Source, reason: str, step: str = "encode", detail: str = "") -> Rejected:
     return Rejected(source.id, source.file, source.line, reason, step, detail)
 
+def besides(rows: Iterable[Any], others: Iterable[Source]) -> list[Any]:
+    """Those whose id none of the others has."""
+    known = {other.id for other in others}
+    return [row for row in rows if row.id not in known]
+
 def reasons(rejected: Iterable[Rejected]) -> list[tuple[str, int]]:
     return Counter(row.reason for row in rejected).most_common()
 

@@ -19,14 +19,15 @@ import json
 import re
 import sys
 import zlib
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ftcore.builtin import chat as builtin
 from ftcore.config import Format, PairsDataConfig
-from ftcore.data.columns import DataConfig, Example, Rejected, Row, examples, require, require_some
+from ftcore.data import columns
+from ftcore.data.columns import DataConfig, Example, Rejected, Row
 from ftcore.errors import DataError, nearest
 
 Record = tuple[int, str, Any]  # line, raw text; cells, object or what is wrong
@@ -45,10 +46,10 @@ class Rows:
     num_rows: int  # that were read
     groups: dict[str, Hashable] = field(default_factory=dict)  # row id -> value of data.group
 
-    def drop(self, lost: Mapping[int, Rejected]) -> None:
-        self.rejected += lost.values()
-        self.examples = [e for index, e in enumerate(self.examples) if index not in lost]
-        require_some(self.examples, self.rejected)
+    def drop(self, lost: Collection[Rejected]) -> None:
+        self.rejected += lost
+        self.examples = columns.besides(self.examples, lost)
+        columns.require_some(self.examples, self.rejected)
 
 def collect(config: DataConfig, notes: Notes) -> dict[str, Rows]:
     """Every split that has files: train, dev, and each test file under its name."""
@@ -64,18 +65,16 @@ def collect(config: DataConfig, notes: Notes) -> dict[str, Rows]:
 def _collect(config: DataConfig, paths: Sequence[str], split: str, notes: Notes) -> Rows:
     damaged, groups = [], {}
     sources = notes.setdefault("sources", {}).setdefault(split, {})
+    rows = read_rows([path for path in paths if path != BUILTIN_CHAT], format=config.format,
+                     columns=config.columns, sources=sources,
+                     damaged=damaged if config.on_bad == "skip" else None)
     if BUILTIN_CHAT in paths:
-        if len(paths) > 1:
-            raise DataError(f"{BUILTIN_CHAT} cannot be mixed with files: {', '.join(paths)}")
         found, where = builtin.rows(split), f"{BUILTIN_CHAT}/{split}"
         found = builtin.preference_pairs(found) if isinstance(config, PairsDataConfig) else found
-        rows = [Row(d["id"], where, number, d) for number, d in enumerate(found, start=1)]
-    else:
-        rows = read_rows(paths, format=config.format, columns=config.columns, sources=sources,
-                         damaged=damaged if config.on_bad == "skip" else None)
-    kept, rejected = examples(rows, config)
+        rows += [Row(d["id"], where, number, d) for number, d in enumerate(found, start=1)]
+    kept, rejected = columns.examples(rows, config)
     if config.group and split == "train":
-        require(rows, config.group)
+        columns.require(rows, config.group)
         groups = {row.id: str(row.fields.get(config.group) or "") for row in rows}
     return Rows(kept, damaged + rejected, len(rows) + len(damaged), groups)
 
