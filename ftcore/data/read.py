@@ -87,14 +87,12 @@ def read_rows(paths: Sequence[str | Path], *, format: Format = "auto", columns: 
     rows, seen, sources = [], {}, {} if sources is None else sources
     for path in map(Path, paths):
         file, start, lost = str(path), len(rows), ""
-        text = _text(path)
         suffix = Path(path.name.lower().removesuffix(".gz")).suffix
         form = {".ndjson": "jsonl"}.get(suffix, suffix[1:]) if format == "auto" else format
         if form not in READERS:
             raise DataError(f"{path}: unknown suffix; name the format, one of {', '.join(READERS)}")
-        records, names = READERS[form](text, file), columns
-        header = next(records, None) if form in ("tsv", "csv") and not columns else None
-        if header:
+        records, names = READERS[form](_text(path), file), columns
+        if form in ("tsv", "csv") and not columns and (header := next(records, None)):
             names = header[2]
             _fields(header, file, names, is_open=False)  # its damage is never skipped
         if repeated := [name for name in names if names.count(name) > 1]:
