@@ -43,8 +43,7 @@ class Prepared:
 
     def summary(self) -> str:
         """What was read and lost, for people: one line for each split, then what else was found."""
-        found = {"notes": self.notes, "splits": self.splits()}
-        return rendered("summary.txt", **found, losses=losses, reasons=reasons).rstrip("\n")
+        return rendered("summary.txt", data=self, losses=losses, reasons=reasons).rstrip("\n")
 
     def write(self, folder: Path, *, resumes: bool = False) -> None:
         """Write the account into a run's data/. Raises DataError: it began with other rows."""
@@ -52,7 +51,6 @@ class Prepared:
         if resumes and read_account(folder).get("train sha256", now) != now:
             what = "the training rows are not those that the run began with"
             raise DataError(f"{folder}: {what}; restore the files, or begin another run")
-        files.make_folder(folder)
         lines = [json.dumps({"split": name, "what": what, **asdict(row)}, ensure_ascii=False) + "\n"
                  for name, split in self.splits() for what, found in losses(split) for row in found]
         files.write_file(folder / "rejected.jsonl", "".join(lines))
