@@ -48,7 +48,7 @@ def _texts(split: Split, texts: Sequence[Text], tokenizer: Tokenizer, config: Da
     encodings = tokenizer.encode_batch([text.texts[0] for text in texts])
     for text, encoding in zip(texts, encodings, strict=True):
         ids_T = np.append(encoding.ids_T, np.int32(tokenizer.end_of_text_id))
-        document = shifted(text.id, ids_T, np.ones(len(ids_T), dtype=np.float32))
+        document = shifted(text.id, ids_T, np.ones(len(ids_T)))
         if admit(split, text, document, partial(cut, document, config, tokenizer.bos_id), config):
             split.num_bytes += len(text.texts[0].encode())
     if split.cut and config.over_length != "split":
@@ -152,7 +152,7 @@ def sides(chats: Sequence[Chat], tokenizer: Tokenizer, train_on_end: bool = True
     read = zip(chats, tokenizer.encode_pairs(texts), answers, strict=True)
     for chat, (ids_T, types_T), (answer_T, _) in read:
         if len(answer_T):  # behind it stands one special token
-            counts_T = np.float32(np.arange(len(ids_T), 0, -1) <= len(answer_T) + 1)
+            counts_T = np.arange(len(ids_T), 0, -1) <= len(answer_T) + 1
             split.documents.append(shifted(chat.id, ids_T, counts_T, types_T))
         else:
             split.rejected.append(columns.left_out(chat, "an answer is empty"))
