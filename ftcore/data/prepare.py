@@ -4,7 +4,7 @@
 import gc
 import math
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from functools import partial
 from itertools import compress
 
@@ -116,7 +116,11 @@ def held_out(strata: Sequence[Hashable], groups: Sequence[Hashable], count: int,
     are large; strata, the classes, have the shares that they have in all rows."""
     if count >= len(strata):
         raise DataError(f"data.holdout = {count}: train has {len(strata)} rows; hold out fewer")
-    room = Counter(apportioned(Counter(strata), count))
+    # of each class: whole quotas first, the rest to the largest remainders
+    quotas = {name: count * rows / len(strata) for name, rows in Counter(strata).items()}
+    room = Counter({name: int(quota) for name, quota in quotas.items()})
+    by_rest = sorted(quotas, key=lambda name: room[name] - quotas[name])
+    room.update(by_rest[: count - room.total()])
     members: dict[Hashable, list[int]] = {}
     for row in np.random.default_rng([seed, len(strata)]).permutation(len(strata)).tolist():
         members.setdefault(groups[row], []).append(row)
@@ -127,13 +131,6 @@ def held_out(strata: Sequence[Hashable], groups: Sequence[Hashable], count: int,
             room -= wanted
             held[rows] = True
     return held
-
-def apportioned(shares: Mapping[Hashable, float], total: int) -> dict[Hashable, int]:
-    """`total` seats by shares: whole quotas first, the rest to the largest remainders."""
-    quotas = {name: total * share / sum(shares.values()) for name, share in shares.items()}
-    seats = {name: int(quota) for name, quota in quotas.items()}
-    rest = sorted(quotas, key=lambda name: seats[name] - quotas[name])
-    return seats | {name: seats[name] + 1 for name in rest[: total - sum(seats.values())]}
 
 def balance(config: DataConfig, train: Rows, seed: int, notes: Notes) -> None:
     if not isinstance(config, configs.LabelledDataConfig) or config.balance == "off":
