@@ -125,11 +125,10 @@ def _pairs(split: Split, chats: Sequence[Chat], tokenizer: Tokenizer,
     others = [replace(chat, messages=(*prompt, {**answer, "content": chat.rejected}))
               for chat in chats for *prompt, answer in [chat.messages]]
     found = [sides(some, tokenizer, config.train_on_end) for some in (chats, others)]
-    lost = {row.id: row for each in reversed(found) for row in each.rejected}
-    split.rejected += lost.values()
-    kept = [chat for chat in chats if chat.id not in lost]
-    ones, twos = ([d for d in each.documents if d.row_id not in lost] for each in found)
-    for chat, *both in zip(kept, ones, twos, strict=True):
+    split.rejected += {row.id: row for each in reversed(found) for row in each.rejected}.values()
+    made = [{document.row_id: document for document in each.documents} for each in found]
+    for chat in columns.besides(chats, split.rejected):
+        both = [documents[chat.id] for documents in made]
         if np.array_equal(both[0].tokens_T, both[1].tokens_T):
             split.rejected.append(columns.left_out(chat, "the two answers are the same tokens"))
         else:
