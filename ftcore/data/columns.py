@@ -124,7 +124,6 @@ def examples(rows: Sequence[Row], config: DataConfig) -> tuple[list[Example], li
             kept.append(make(row, config))
         except RowError as error:
             rejected.append(left_out(row, str(error), "map"))
-    require_some(kept, rejected)
     return kept, rejected
 
 def plain(row: Row, config: configs.TextDataConfig) -> Text:

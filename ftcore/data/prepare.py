@@ -52,7 +52,6 @@ def prepare(config: DataConfig, tokenizer: Tokenizer, *, seed: int,
             labels: Names = None) -> store.Prepared:
     """All splits of a run; `labels` are the classes of a model that is only evaluated, None: those
     of the training rows. DataError: a file, column, label or row that cannot be used."""
-    is_labelled = isinstance(config, configs.TextsConfig)
     data = store.Prepared(labels=labels)
     notes = data.notes
     parts = collect(config, notes)
@@ -65,7 +64,7 @@ def prepare(config: DataConfig, tokenizer: Tokenizer, *, seed: int,
             lost = leaks(train.examples, dev)
             settle("leak to rows held out", config.leaks == "drop", train, lost, notes)
         parts = {"train": train, **dev, **parts}
-        if is_labelled and not labels:
+        if isinstance(config, configs.TextsConfig) and not labels:
             is_scored = isinstance(config, configs.ScoredDataConfig)
             data.labels = (config.label,) if is_scored else label_map(train.examples)
         balance(config, train, seed, notes)
