@@ -79,8 +79,7 @@ def _collect(config: DataConfig, paths: Sequence[str], split: str, notes: Notes)
     return Rows(kept, damaged + rejected, len(rows) + len(damaged), groups)
 
 def read_rows(paths: Sequence[str | Path], *, format: Format = "auto", columns: Sequence[str] = (),
-              damaged: list[Rejected] | None = None,
-              sources: dict[str, dict[str, Any]] | None = None) -> list[Row]:
+              damaged: list[Rejected] | None = None, sources: Notes | None = None) -> list[Row]:
     """Rows of several files, in order. Cells of records that are lists, and of tables without a
     header line, have the names `columns`. `damaged` takes damaged records, None: they are errors;
     `sources` what was read. DataError: a file is missing, damaged, empty or of unknown format."""
