@@ -90,15 +90,16 @@ class PairsDataConfig(ChatDataConfig):
     chosen: str = "chosen"  # column of the better answer: text, or a list of its one turn
     rejected: str = "rejected"  # column of the worse answer
     margin: str = ""  # column of how much better it is, in units of the score; empty: all alike
-    over_length: OverLength = "error"  # of longer conversations: drop, or cut_left of the prompt
+    over_length: Literal["error", "drop", "cut_left"] = "error"  # cut_left: of the prompt alone
     messages: ClassVar[str] = ""  # chats have these three; of a pair both answers are learned from
     answer: ClassVar[str] = ""
     train_on: ClassVar[TrainOn] = "last"
 
 class TextsConfig(ExamplesConfig):
-    """Texts or pairs of texts."""
+    """Texts or pairs of texts, never split: what is said of a text is not said of its parts."""
     text: str = "text"  # column of the text
     pair: str = ""  # column of the second text; empty: single texts
+    over_length: Literal["error", "drop", "cut_left", "cut_right"] = "error"  # of longer rows
 
 class LabelledDataConfig(TextsConfig):
     """Texts or pairs of texts with one label, or several."""

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from functools import lru_cache, partial
 from itertools import accumulate, islice
@@ -30,7 +30,6 @@ MAX_CHARACTERS, MAX_SECONDS = 2**20, 10.0  # of a rendering
 PRIVATE_USE = range(0xE000, 0xF900)  # characters that no text means anything by
 
 Span = tuple[int, int] | None  # start and end, in characters; None: left out of the text
-Again = Callable[[Sequence[str]], str]  # the text of the chat with other contents
 Answers = Sequence[tuple[int, int, float]]  # start and end in characters, weight
 
 def render(messages: Sequence[Message], tokenizer: Tokenizer) -> tuple[str, tuple[Span, ...]]:
@@ -50,8 +49,8 @@ def render(messages: Sequence[Message], tokenizer: Tokenizer) -> tuple[str, tupl
         if parts[1::2] == put and "".join(parts) == text:
             ends = list(accumulate(map(len, parts)))
             return text, tuple(zip(ends[::2], ends[1::2], strict=False))
-    at_each = range(len(contents))
-    return text, tuple(_changed_span(text, contents, mark, again, at) for at in at_each)
+    others = (again([*contents[:at], mark, *contents[at + 1 :]]) for at in range(len(contents)))
+    return text, tuple(map(partial(_changed_span, text, mark), others, contents))
 
 def render_text(messages: Sequence[Message], tokenizer: Tokenizer, *,
                 add_generation_prompt: bool = False) -> str:
@@ -83,18 +82,17 @@ def generation_prompt(tokenizer: Tokenizer) -> str:
     prompted = render_text(question, tokenizer, add_generation_prompt=True)
     return prompted[len(os.path.commonprefix([asked, prompted])) :]
 
-def _changed_span(text: str, contents: Sequence[str], mark: str, again: Again, at: int) -> Span:
-    """Span that changes when one content is replaced, checked to hold text of that content."""
-    other = again([*contents[:at], mark, *contents[at + 1 :]])
+def _changed_span(text: str, mark: str, other: str, content: str) -> Span:
+    """Span that is the mark in another rendering, checked to hold text of the content."""
     if other == text:
         return None
     start = len(os.path.commonprefix([text, other]))
     backwards = [changed[start:][::-1] for changed in (text, other)]
     end = len(text) - len(os.path.commonprefix(backwards))
-    found, content = ("".join(part.lower().split()) for part in (text[start:end], contents[at]))
-    if other.count(mark) != 1 or found not in content:
-        what = f"cannot see where message {at + 1} lies in the rendered text: {contents[at][:50]!r}"
-        raise RowError(f"{what} became {text[start:end][:50]!r}; use a template that keeps texts")
+    found, said = ("".join(part.lower().split()) for part in (text[start:end], content))
+    if other.count(mark) != 1 or found not in said:
+        what = f"cannot see where a message lies in the rendered text: {content[:50]!r} became"
+        raise RowError(f"{what} {text[start:end][:50]!r}; use a template that keeps texts")
     return start, end
 
 @lru_cache(maxsize=8)
@@ -128,16 +126,13 @@ def encode_prompt(messages: Sequence[Message], tokenizer: Tokenizer) -> np.ndarr
     return encoding.ids_T[encoding.offsets_T2[:, 1] <= len(text)]
 
 def find_answers(chat: Chat, tokenizer: Tokenizer, train_on: TrainOn) -> tuple[str, Answers]:
-    """A chat's text, and what is supervised. RowError: nothing, or an answer is empty or lost."""
+    """A chat's text, and what is supervised. RowError: an answer is empty or lost."""
     require_plain(chat.messages, tokenizer)
     text, spans = render(chat.messages, tokenizer)
     if train_on == "all":
         return text, [(0, len(text), 1.0)]
     trained = [i for i, m in enumerate(chat.messages)
                if m.get("train", m["role"] == "assistant") and m.get("weight", 1.0) > 0]
-    if not trained:
-        roles = ", ".join(message["role"] for message in chat.messages)
-        raise RowError(f"nothing to supervise: no message is trained on (roles: {roles})")
     header = generation_prompt(tokenizer)
     before = list(accumulate((span[1] if span else 0 for span in spans), max, initial=0))
     answers = []

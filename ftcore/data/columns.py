@@ -124,7 +124,6 @@ def examples(rows: Sequence[Row], config: DataConfig) -> tuple[list[Example], li
             kept.append(make(row, config))
         except RowError as error:
             rejected.append(left_out(row, str(error), "map"))
-    require_some(kept, rejected)
     return kept, rejected
 
 def plain(row: Row, config: configs.TextDataConfig) -> Text:
@@ -177,8 +176,6 @@ def preference(row: Row, config: configs.PairsDataConfig) -> Chat:
     one, two = ([(m["role"], m["content"]) for m in turns] for turns in (prompt, other))
     if not prompt or one != two:
         raise RowError("the two answers have no common prompt")
-    if chosen["content"] == rejected["content"]:
-        raise RowError("the two answers are the same")
     margin = number_in(str(row.fields.get(config.margin))) if config.margin else 0.0
     if margin is None:
         raise wrong(row, f"column {config.margin!r} must hold a number")
@@ -271,6 +268,11 @@ def place(source: Source) -> str:
 
 def left_out(source: Source, reason: str, step: str = "encode", detail: str = "") -> Rejected:
     return Rejected(source.id, source.file, source.line, reason, step, detail)
+
+def besides(rows: Iterable[Any], others: Iterable[Source]) -> list[Any]:
+    """Those whose id none of the others has."""
+    known = {other.id for other in others}
+    return [row for row in rows if row.id not in known]
 
 def reasons(rejected: Iterable[Rejected]) -> list[tuple[str, int]]:
     return Counter(row.reason for row in rejected).most_common()

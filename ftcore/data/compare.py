@@ -1,14 +1,13 @@
 """Training rows beside each other and beside those held out: duplicates, conflicts, leaks."""
 
 from collections import Counter
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 from ftcore.data import dedup
-from ftcore.data.columns import Chat, DataConfig, Example, Rejected, left_out, place
+from ftcore.data.columns import Chat, DataConfig, Example, Rejected, besides, left_out, place
 from ftcore.data.read import Notes, Rows
 from ftcore.errors import DataError
 
-Lost = dict[int, Rejected]  # by index of the training row
 SHOWN = 100  # findings that are noted by name; the rest is counted
 SYSTEM, UNASKED = ("system",), ("system", "assistant")  # roles whose turns are not compared
 MAX_SHARE = 0.01  # of the rows, that one cluster of near duplicates may hold before it is removed
@@ -23,36 +22,34 @@ def compare(config: DataConfig, train: Rows, held: Mapping[str, Rows], notes: No
         settle("leak", config.leaks == "drop", train, leaks(train.examples, held), notes)
     if config.duplicates != "off":
         is_dropped = config.duplicates == "near"
-        known = {row.id for row in equal.values()}
-        lost = nearly_repeated(train.examples, known, MAX_SHARE if is_dropped else 1.0)
+        others = besides(train.examples, equal)
+        lost = nearly_repeated(others, MAX_SHARE if is_dropped else 1.0)
         settle("near duplicate", is_dropped, train, lost, notes)
 
-def repeated(examples: Sequence[Example]) -> Lost:
-    first, lost = {}, {}
-    for index, example in enumerate(examples):
+def repeated(examples: Sequence[Example]) -> list[Rejected]:
+    first, lost = {}, []
+    for example in examples:
         roles = [m["role"] for m in example.messages] if isinstance(example, Chat) else ()
         other = first.setdefault((example.target, *roles, *example.texts), example)
         if other is not example:
-            lost[index] = left_out(example, "duplicate", "compare", place(other))
+            lost.append(left_out(example, "duplicate", "compare", place(other)))
     return lost
 
-def nearly_repeated(examples: Sequence[Example], known: Collection[str], max_share: float) -> Lost:
+def nearly_repeated(examples: Sequence[Example], max_share: float) -> list[Rejected]:
     """Rows that nearly say what another with its answer says; of chats whole, or the question."""
-    lost: Lost = {}
-    is_chat = isinstance(examples[0], Chat)
+    lost, is_chat = [], isinstance(examples[0], Chat)
     for without in (SYSTEM, UNASKED) if is_chat else (SYSTEM,):
-        alike: dict[Hashable, list[int]] = {}
-        for index, example in enumerate(examples):
-            if index not in lost and example.id not in known:
-                alike.setdefault(None if is_chat else example.target, []).append(index)
+        alike: dict[Hashable, list[Example]] = {}
+        for example in besides(examples, lost):
+            alike.setdefault(None if is_chat else example.target, []).append(example)
         for rows in (rows for rows in alike.values() if len(rows) > 1):
-            texts = [said(examples[row], without=without) for row in rows]
+            texts = [said(row, without=without) for row in rows]
             share = 1.0 if without == UNASKED else max_share * len(examples) / len(rows)
             for gone, stays, jaccard in dedup.duplicates(texts, max_share=share):
-                example, other = examples[rows[gone]], examples[rows[stays]]
+                example, other = rows[gone], rows[stays]
                 if without != UNASKED or example.target == other.target:
                     detail = f"{place(other)}, Jaccard {jaccard:.3f}"
-                    lost[rows[gone]] = left_out(example, "near duplicate", "compare", detail)
+                    lost.append(left_out(example, "near duplicate", "compare", detail))
     return lost
 
 def clusters(texts: Sequence[str], groups: Sequence[Hashable] = ()) -> list[int]:
@@ -85,25 +82,26 @@ def conflicts(examples: Sequence[Example]) -> Notes:
     shown = [[text[:200], *map(list, found.items())] for text, found in several.items()]
     return {"texts": len(several), "such as": shown[:SHOWN]}
 
-def leaks(train: Sequence[Example], held: Mapping[str, Rows]) -> Lost:
+def leaks(train: Sequence[Example], held: Mapping[str, Rows]) -> list[Rejected]:
     """Training rows that give away a row of another split: the same or nearly the same text with
     the same label, or 13 words of it; of chats what the user says. Nothing of a held-out row that
     more than a share of MAX_SHARE of them is near to, which is of their template."""
     there = [(example, split) for split, part in held.items() for example in part.examples]
     mine, theirs = ([said(e, without=UNASKED) for e in es] for es in (train, [e for e, _ in there]))
-    lost, found = {}, dedup.leaks(mine, theirs)
+    lost, found = [], dedup.leaks(mine, theirs)
     near = Counter(twin for twin, kind, _ in found.values() if kind == "near")
     for row, (twin, kind, by) in found.items():
         if kind == "near" and near[twin] > max(dedup.SMALL, MAX_SHARE * len(train)):
             continue
         example, (other, split) = train[row], there[twin]
         if isinstance(example, Chat) or kind == "exact" or example.target == other.target:
-            lost[row] = left_out(example, f"{kind} in {split}", "compare", f"{place(other)}, {by}")
+            detail = f"{place(other)}, {by}"
+            lost.append(left_out(example, f"{kind} in {split}", "compare", detail))
     return lost
 
-def settle(what: str, is_dropped: bool, train: Rows, lost: Lost, notes: Notes) -> None:
+def settle(what: str, is_dropped: bool, train: Rows, lost: list[Rejected], notes: Notes) -> None:
     """Rows that were found leave training or are only noted."""
-    shown = [[place(row), row.reason, row.detail] for row in lost.values()]
+    shown = [[place(row), row.reason, row.detail] for row in lost]
     found = {"rows": len(lost), "left out": is_dropped, "such as": shown[:SHOWN]}
     notes.setdefault("alike", {})[what] = found
     if is_dropped and len(lost) == len(train.examples):

@@ -74,13 +74,12 @@ def alike(forms: Collection[str],
           held: Collection[str] | None = None) -> list[tuple[str, str, float]]:
     """Pairs (a, b, J) of texts (folded, different) that are alike, in the order of `ranked`, as a
     and b are. held: only pairs of which one is among these, the other not."""
-    named = ranked(forms)
+    named = [form for form in ranked(forms) if len(form) >= SHINGLE]  # shorter ones have none
     words_B = np.array([form.count(" ") + 1 for form in named], dtype=np.int64)
-    whole_B = np.array([len(form) >= SHINGLE for form in named], dtype=bool)
     side_B = np.array([row if held is None else form in held for row, form in enumerate(named)])
     found = []
     for letters in (False, True):
-        rows_B = np.flatnonzero(whole_B & (words_B < NEARLY_SHORT) if letters else words_B >= SHORT)
+        rows_B = np.flatnonzero(words_B < NEARLY_SHORT if letters else words_B >= SHORT)
         some = [named[row] for row in rows_B]
         pairs_2P = _candidates(_signatures(some, letters), side_B[rows_B])
         pairs_2P = pairs_2P[:, (words_B[rows_B[pairs_2P]].min(0) < SHORT) == letters]

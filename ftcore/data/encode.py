@@ -48,26 +48,26 @@ def _texts(split: Split, texts: Sequence[Text], tokenizer: Tokenizer, config: Da
     encodings = tokenizer.encode_batch([text.texts[0] for text in texts])
     for text, encoding in zip(texts, encodings, strict=True):
         ids_T = np.append(encoding.ids_T, np.int32(tokenizer.end_of_text_id))
-        document = shifted(text.id, ids_T, np.ones(len(ids_T), dtype=np.float32))
-        if admit(split, text, document, partial(cut, bos_id=tokenizer.bos_id), config):
+        document = shifted(text.id, ids_T, np.ones(len(ids_T)))
+        if admit(split, text, document, partial(cut, document, config, tokenizer.bos_id), config):
             split.num_bytes += len(text.texts[0].encode())
     if split.cut and config.over_length != "split":
         split.num_bytes = 0
 
-def cut(document: Encoded, max_length: int, over_length: configs.OverLength, *,
-        bos_id: int | None) -> list[Encoded]:
+def cut(document: Encoded, config: DataConfig, bos_id: int | None) -> list[Encoded]:
     """What is left of a document that is too long: its first tokens, its last ones behind BOS, or
     parts, of which the last position predicts the first token of the next. Of a pair each side is
     cut; nothing is left where an answer would lose its prompt."""
+    max_length = config.max_length
     if is_pair(document):
         whole = apart([document])
-        both = [side for one in whole for side in cut(one, max_length, over_length, bos_id=bos_id)]
+        both = [side for one in whole for side in cut(one, config, bos_id)]
         scored = [[np.count_nonzero(d.weights) for d in sides] for sides in (whole, both)]
         return [pair(document.row_id, both, document.labels[3])] if scored[0] == scored[1] else []
-    if over_length == "split":
+    if config.over_length == "split":
         starts = range(0, len(document), max_length)
         return [take(document, slice(s, s + max_length), f":{n}") for n, s in enumerate(starts)]
-    if over_length == "cut_right":
+    if config.over_length == "cut_right":
         return [take(document, slice(max_length))]
     lead, over = int(document.tokens_T[0] == bos_id), max(0, len(document) - max_length)
     last = take(document, np.r_[:lead, lead + over : len(document)])
@@ -94,15 +94,12 @@ def _chats(split: Split, chats: Sequence[Chat], tokenizer: Tokenizer,
     encodings = tokenizer.encode_batch((text for _, text, _ in ahead), special=False)
     for (chat, text, answers), encoding in zip(kept, encodings, strict=True):
         document = supervise(chat.id, text, encoding, answers, tokenizer, config.train_on_end)
-        if admit(split, chat, document, partial(cut, bos_id=tokenizer.bos_id), config):
+        if admit(split, chat, document, partial(cut, document, config, tokenizer.bos_id), config):
             split.chats.append(chat)
 
 def _labelled(split: Split, examples: Sequence[Text], tokenizer: Tokenizer, config: DataConfig,
               labels: Labels) -> None:
     """Labelled texts and pairs; of pairs the longer text is cut. DataError: a label is unknown."""
-    if config.over_length == "split":
-        what = "a label is of a whole text, and parts of it would be judged as if they were texts"
-        raise ConfigError(f"data.over_length = split: {what}: choose cut_left, cut_right or drop")
     side, limit = config.over_length.removeprefix("cut_"), config.max_length
 
     def encoded(some: Sequence[Text], max_length: int | None = None) -> Iterator[Encoded]:
@@ -120,29 +117,24 @@ def _labelled(split: Split, examples: Sequence[Text], tokenizer: Tokenizer, conf
     long = [example for example, whole in pairs if limit and len(whole) > limit]
     shortened = encoded(long, limit)  # each when it is asked for, in turn
     for example, document in pairs:
-        admit(split, example, document, lambda *_: [next(shortened)], config)
+        admit(split, example, document, lambda: [next(shortened)], config)
 
 def _pairs(split: Split, chats: Sequence[Chat], tokenizer: Tokenizer,
            config: configs.PairsDataConfig) -> None:
-    """Each conversation must fit into `max_length`, and what is cut of one is the start of its
-    prompt. ConfigError: answers were to be cut."""
-    if config.over_length in ("cut_right", "split"):
-        what = "part of an answer is another answer: choose cut_left, which keeps the end, or drop"
-        raise ConfigError(f"data.over_length = {config.over_length}: {what}")
+    """Each conversation must fit into `max_length`; what is cut of one is its prompt's start."""
     others = [replace(chat, messages=(*prompt, {**answer, "content": chat.rejected}))
               for chat in chats for *prompt, answer in [chat.messages]]
     found = [sides(some, tokenizer, config.train_on_end) for some in (chats, others)]
-    lost = {row.id: row for each in reversed(found) for row in each.rejected}
-    split.rejected += lost.values()
-    kept = [chat for chat in chats if chat.id not in lost]
-    ones, twos = ([d for d in each.documents if d.row_id not in lost] for each in found)
-    for chat, *both in zip(kept, ones, twos, strict=True):
+    split.rejected += {row.id: row for each in reversed(found) for row in each.rejected}.values()
+    made = [{document.row_id: document for document in each.documents} for each in found]
+    for chat in columns.besides(chats, split.rejected):
+        both = [documents[chat.id] for documents in made]
         if np.array_equal(both[0].tokens_T, both[1].tokens_T):
             split.rejected.append(columns.left_out(chat, "the two answers are the same tokens"))
         else:
             document = pair(chat.id, both, chat.margin)
             first_id = document.tokens_T[0] if reads_texts(tokenizer) else tokenizer.bos_id
-            admit(split, chat, document, partial(cut, bos_id=first_id), config)
+            admit(split, chat, document, partial(cut, document, config, first_id), config)
 
 def sides(chats: Sequence[Chat], tokenizer: Tokenizer, train_on_end: bool = True) -> Split:
     """Each conversation as a model reads it, to the end of its answer, which alone is scored; and
@@ -159,7 +151,7 @@ def sides(chats: Sequence[Chat], tokenizer: Tokenizer, train_on_end: bool = True
     read = zip(chats, tokenizer.encode_pairs(texts), answers, strict=True)
     for chat, (ids_T, types_T), (answer_T, _) in read:
         if len(answer_T):  # behind it stands one special token
-            counts_T = np.float32(np.arange(len(ids_T), 0, -1) <= len(answer_T) + 1)
+            counts_T = np.arange(len(ids_T), 0, -1) <= len(answer_T) + 1
             split.documents.append(shifted(chat.id, ids_T, counts_T, types_T))
         else:
             split.rejected.append(columns.left_out(chat, "an answer is empty"))
@@ -175,8 +167,7 @@ def take(document: Encoded, places: np.ndarray | slice, part: str = "") -> Encod
     kept = (None if array is None else array[places] for array in arrays)
     return Encoded(document.row_id + part, *kept)
 
-def admit(split: Split, source: Example, document: Encoded,
-          shorten: Callable[[Encoded, int, configs.OverLength], list[Encoded]],
+def admit(split: Split, source: Example, document: Encoded, shorten: Callable[[], list[Encoded]],
           config: DataConfig) -> bool:
     """Take in a document, or, where it (of a pair, one side) is longer than `max_length`, what
     `shorten` makes of it, or nothing (drop), or raise DataError (error); but no part without
@@ -186,7 +177,7 @@ def admit(split: Split, source: Example, document: Encoded,
         if choice == "error":
             what = f"{columns.place(source)}: {size} tokens, {limit} are allowed"
             raise DataError(f"{what}; raise data.max_length, or choose data.over_length for it")
-        made = [] if choice == "drop" else shorten(document, limit, choice)
+        made = [] if choice == "drop" else shorten()
         lost = "" if made or choice == "drop" else ", no room for a prompt"
         said = [f"more than {limit} tokens: {choice}{lost}"]
     kept = [part for part in made if np.any(part.weights)]

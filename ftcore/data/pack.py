@@ -35,14 +35,14 @@ class Encoded:
 def shifted(row_id: str, ids_T: np.ndarray, counts_T: np.ndarray,
             types_T: np.ndarray | None = None) -> Encoded:
     """A document whose token t counts `counts_T[t]`; the first token is never predicted."""
-    labels_T, weights_T = ids_T.copy(), counts_T.copy()
+    labels_T, weights_T = ids_T.copy(), counts_T.astype(np.float32)
     labels_T[:-1], weights_T[:-1] = ids_T[1:], counts_T[1:]
     labels_T[-1:], weights_T[-1:] = IGNORED, 0
     return Encoded(row_id, ids_T, labels_T, weights_T, types_T)
 
 def answered(row_id: str, prompt: Sequence[int], ids: Sequence[int]) -> Encoded:
     """A prompt, and what was answered, which is scored."""
-    counts_T = np.repeat(np.float32([0, 1]), [len(prompt), len(ids)])
+    counts_T = np.repeat([False, True], [len(prompt), len(ids)])
     return shifted(row_id, np.concatenate([prompt, np.int32(ids)]), counts_T)
 
 def pair(row_id: str, sides: Sequence[Encoded], margin: float) -> Encoded:
@@ -69,8 +69,7 @@ def apart(documents: Sequence[Encoded]) -> Sequence[Encoded]:
         for start, own in zip(starts, (slice(middle), slice(middle, None)), strict=True):
             ids_T = both.tokens_T[own]
             types_T = None if both.types_T is None else both.types_T[own]
-            counts_T = np.float32(np.arange(len(ids_T)) >= start)
-            made.append(shifted(both.row_id, ids_T, counts_T, types_T))
+            made.append(shifted(both.row_id, ids_T, np.arange(len(ids_T)) >= start, types_T))
     return made
 
 def lengths(documents: Sequence[Encoded]) -> np.ndarray:

@@ -4,7 +4,7 @@
 import gc
 import math
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from functools import partial
 from itertools import compress
 
@@ -13,7 +13,7 @@ import numpy as np
 from ftcore import config as configs
 from ftcore import files
 from ftcore.data import clean, store
-from ftcore.data.columns import Chat, DataConfig, Text, label_map, left_out
+from ftcore.data.columns import Chat, DataConfig, Text, besides, label_map, left_out
 from ftcore.data.compare import SYSTEM, UNASKED, clusters, compare, leaks, said, settle
 from ftcore.data.encode import Names, encode
 from ftcore.data.read import Notes, Rows, collect
@@ -52,9 +52,6 @@ def prepare(config: DataConfig, tokenizer: Tokenizer, *, seed: int,
             labels: Names = None) -> store.Prepared:
     """All splits of a run; `labels` are the classes of a model that is only evaluated, None: those
     of the training rows. DataError: a file, column, label or row that cannot be used."""
-    is_labelled = isinstance(config, configs.TextsConfig)
-    if is_labelled and not config.train and labels is None:
-        raise DataError("data.train is empty: name files of labelled rows with --data.train FILE")
     data = store.Prepared(labels=labels)
     notes = data.notes
     parts = collect(config, notes)
@@ -64,11 +61,10 @@ def prepare(config: DataConfig, tokenizer: Tokenizer, *, seed: int,
         train = parts.pop("train")
         compare(config, train, parts, notes)
         if dev := hold_out(config, train, seed):
-            notes["held out"] = len(dev["dev"].examples)
             lost = leaks(train.examples, dev)
             settle("leak to rows held out", config.leaks == "drop", train, lost, notes)
         parts = {"train": train, **dev, **parts}
-        if is_labelled and not labels:
+        if isinstance(config, configs.TextsConfig) and not labels:
             is_scored = isinstance(config, configs.ScoredDataConfig)
             data.labels = (config.label,) if is_scored else label_map(train.examples)
         balance(config, train, seed, notes)
@@ -83,7 +79,7 @@ def prepare(config: DataConfig, tokenizer: Tokenizer, *, seed: int,
 
 def tidy(config: DataConfig, part: Rows, split: str, notes: Notes) -> None:
     """Texts in one normal form, the same in every split; the notes count what was found."""
-    found, lost = Counter(), {}
+    found, lost = Counter(), []
     normal = partial(clean.normalised, form=config.unicode, unescape=config.unescape)
     for index, example in enumerate(part.examples):
         before = example.texts
@@ -93,7 +89,7 @@ def tidy(config: DataConfig, part: Rows, split: str, notes: Notes) -> None:
             found["texts changed"] += 1
             part.examples[index] = example = example.with_texts(after)
         if not isinstance(example, Chat) and not all(after):
-            lost[index] = left_out(example, "empty, once it is normalised", "filter")
+            lost.append(left_out(example, "empty, once it is normalised", "filter"))
     notes.setdefault("found", {})[split] = {name: n for name, n in found.items() if n}
     part.drop(lost)
 
@@ -109,7 +105,8 @@ def hold_out(config: DataConfig, train: Rows, seed: int) -> dict[str, Rows]:
     if not is_dev.any():
         what = "rows nearly alike, or of one data.group, stay together, and each cluster is larger"
         raise DataError(f"data.holdout = {config.holdout}: {what}; hold out more, or set data.dev")
-    train.examples, dev = (list(compress(train.examples, side)) for side in (~is_dev, is_dev))
+    dev = list(compress(train.examples, is_dev))
+    train.drop([left_out(example, "held out as dev rows", "split") for example in dev])
     return {"dev": Rows(dev, [], len(dev))}
 
 def held_out(strata: Sequence[Hashable], groups: Sequence[Hashable], count: int,
@@ -118,7 +115,11 @@ def held_out(strata: Sequence[Hashable], groups: Sequence[Hashable], count: int,
     are large; strata, the classes, have the shares that they have in all rows."""
     if count >= len(strata):
         raise DataError(f"data.holdout = {count}: train has {len(strata)} rows; hold out fewer")
-    room = Counter(apportioned(Counter(strata), count))
+    # of each class: whole quotas first, the rest to the largest remainders
+    quotas = {name: count * rows / len(strata) for name, rows in Counter(strata).items()}
+    room = Counter({name: int(quota) for name, quota in quotas.items()})
+    by_rest = sorted(quotas, key=lambda name: room[name] - quotas[name])
+    room.update(by_rest[: count - room.total()])
     members: dict[Hashable, list[int]] = {}
     for row in np.random.default_rng([seed, len(strata)]).permutation(len(strata)).tolist():
         members.setdefault(groups[row], []).append(row)
@@ -129,13 +130,6 @@ def held_out(strata: Sequence[Hashable], groups: Sequence[Hashable], count: int,
             room -= wanted
             held[rows] = True
     return held
-
-def apportioned(shares: Mapping[Hashable, float], total: int) -> dict[Hashable, int]:
-    """`total` seats by shares: whole quotas first, the rest to the largest remainders."""
-    quotas = {name: total * share / sum(shares.values()) for name, share in shares.items()}
-    seats = {name: int(quota) for name, quota in quotas.items()}
-    rest = sorted(quotas, key=lambda name: seats[name] - quotas[name])
-    return seats | {name: seats[name] + 1 for name in rest[: total - sum(seats.values())]}
 
 def balance(config: DataConfig, train: Rows, seed: int, notes: Notes) -> None:
     if not isinstance(config, configs.LabelledDataConfig) or config.balance == "off":
@@ -148,8 +142,8 @@ def balance(config: DataConfig, train: Rows, seed: int, notes: Notes) -> None:
         for example in examples:
             found[example.target] += example.weight
     notes["balance"] = {name: [n, round(sums[1][name], 2)] for name, n in sorted(sums[0].items())}
-    kept = {example.id for example in train.examples}
-    train.rejected += [left_out(e, "balance", "split") for e in before if e.id not in kept]
+    lost = besides(before, train.examples)
+    train.rejected += [left_out(example, "balance", "split") for example in lost]
 
 def balanced(examples: Sequence[Text], method: str, cap: float, seed: int) -> list[Text]:
     """Examples of one label each, their classes balanced. weights: each weighs in inverse

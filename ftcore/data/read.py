@@ -19,14 +19,15 @@ import json
 import re
 import sys
 import zlib
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ftcore.builtin import chat as builtin
 from ftcore.config import Format, PairsDataConfig
-from ftcore.data.columns import DataConfig, Example, Rejected, Row, examples, require, require_some
+from ftcore.data import columns
+from ftcore.data.columns import DataConfig, Example, Rejected, Row
 from ftcore.errors import DataError, nearest
 
 Record = tuple[int, str, Any]  # line, raw text; cells, object or what is wrong
@@ -45,10 +46,10 @@ class Rows:
     num_rows: int  # that were read
     groups: dict[str, Hashable] = field(default_factory=dict)  # row id -> value of data.group
 
-    def drop(self, lost: Mapping[int, Rejected]) -> None:
-        self.rejected += lost.values()
-        self.examples = [e for index, e in enumerate(self.examples) if index not in lost]
-        require_some(self.examples, self.rejected)
+    def drop(self, lost: Collection[Rejected]) -> None:
+        self.rejected += lost
+        self.examples = columns.besides(self.examples, lost)
+        columns.require_some(self.examples, self.rejected)
 
 def collect(config: DataConfig, notes: Notes) -> dict[str, Rows]:
     """Every split that has files: train, dev, and each test file under its name."""
@@ -64,38 +65,33 @@ def collect(config: DataConfig, notes: Notes) -> dict[str, Rows]:
 def _collect(config: DataConfig, paths: Sequence[str], split: str, notes: Notes) -> Rows:
     damaged, groups = [], {}
     sources = notes.setdefault("sources", {}).setdefault(split, {})
+    rows = read_rows([path for path in paths if path != BUILTIN_CHAT], format=config.format,
+                     columns=config.columns, sources=sources,
+                     damaged=damaged if config.on_bad == "skip" else None)
     if BUILTIN_CHAT in paths:
-        if len(paths) > 1:
-            raise DataError(f"{BUILTIN_CHAT} cannot be mixed with files: {', '.join(paths)}")
         found, where = builtin.rows(split), f"{BUILTIN_CHAT}/{split}"
         found = builtin.preference_pairs(found) if isinstance(config, PairsDataConfig) else found
-        rows = [Row(d["id"], where, number, d) for number, d in enumerate(found, start=1)]
-    else:
-        rows = read_rows(paths, format=config.format, columns=config.columns, sources=sources,
-                         damaged=damaged if config.on_bad == "skip" else None)
-    kept, rejected = examples(rows, config)
+        rows += [Row(d["id"], where, number, d) for number, d in enumerate(found, start=1)]
+    kept, rejected = columns.examples(rows, config)
     if config.group and split == "train":
-        require(rows, config.group)
+        columns.require(rows, config.group)
         groups = {row.id: str(row.fields.get(config.group) or "") for row in rows}
     return Rows(kept, damaged + rejected, len(rows) + len(damaged), groups)
 
 def read_rows(paths: Sequence[str | Path], *, format: Format = "auto", columns: Sequence[str] = (),
-              damaged: list[Rejected] | None = None,
-              sources: dict[str, dict[str, Any]] | None = None) -> list[Row]:
+              damaged: list[Rejected] | None = None, sources: Notes | None = None) -> list[Row]:
     """Rows of several files, in order. Cells of records that are lists, and of tables without a
     header line, have the names `columns`. `damaged` takes damaged records, None: they are errors;
     `sources` what was read. DataError: a file is missing, damaged, empty or of unknown format."""
     rows, seen, sources = [], {}, {} if sources is None else sources
     for path in map(Path, paths):
         file, start, lost = str(path), len(rows), ""
-        text = _text(path)
         suffix = Path(path.name.lower().removesuffix(".gz")).suffix
         form = {".ndjson": "jsonl"}.get(suffix, suffix[1:]) if format == "auto" else format
         if form not in READERS:
             raise DataError(f"{path}: unknown suffix; name the format, one of {', '.join(READERS)}")
-        records, names = READERS[form](text, file), columns
-        header = next(records, None) if form in ("tsv", "csv") and not columns else None
-        if header:
+        records, names = READERS[form](_text(path), file), columns
+        if form in ("tsv", "csv") and not columns and (header := next(records, None)):
             names = header[2]
             _fields(header, file, names, is_open=False)  # its damage is never skipped
         if repeated := [name for name in names if names.count(name) > 1]:
@@ -144,7 +140,7 @@ def _text(path: Path) -> str:
 def _fields(record: Record, file: str, names: Sequence[str], *, is_open: bool) -> dict[str, Any]:
     """Values of a record by name, further cells where `is_open`. DataError: it is damaged: bytes
     that are not UTF-8; JSON's escape of half a surrogate pair, of which two make one character, a
-    lone one none; fewer or more cells than names; no object."""
+    lone one none; fewer or more cells than names; no object. One that names its own keeps these."""
     line, raw, value = record
     where = f"{file}:{line}"
     try:
@@ -170,8 +166,6 @@ def _fields(record: Record, file: str, names: Sequence[str], *, is_open: bool) -
     if not isinstance(value, dict):
         what = f"a record must be a JSON object, this is {type(value).__name__}: {raw[:80]!r}"
         raise DataError(f"{where}: {what}; name the cells of a list with data.columns")
-    if names:
-        raise DataError(f"{where}: column names are for cells, this names its own")
     return value
 
 def _row_id(raw: str, seen: dict[str, int]) -> str:

@@ -43,8 +43,7 @@ class Prepared:
 
     def summary(self) -> str:
         """What was read and lost, for people: one line for each split, then what else was found."""
-        found = {"notes": self.notes, "splits": self.splits()}
-        return rendered("summary.txt", **found, losses=losses, reasons=reasons).rstrip("\n")
+        return rendered("summary.txt", data=self, losses=losses, reasons=reasons).rstrip("\n")
 
     def write(self, folder: Path, *, resumes: bool = False) -> None:
         """Write the account into a run's data/. Raises DataError: it began with other rows."""
@@ -52,13 +51,10 @@ class Prepared:
         if resumes and read_account(folder).get("train sha256", now) != now:
             what = "the training rows are not those that the run began with"
             raise DataError(f"{folder}: {what}; restore the files, or begin another run")
-        files.make_folder(folder)
         lines = [json.dumps({"split": name, "what": what, **asdict(row)}, ensure_ascii=False) + "\n"
                  for name, split in self.splits() for what, found in losses(split) for row in found]
         files.write_file(folder / "rejected.jsonl", "".join(lines))
-        moved = {"train": self.notes.get("held out", 0)}
-        account = {**self.notes,
-                   "funnel": {name: funnel(s, moved.get(name, 0)) for name, s in self.splits()},
+        account = {**self.notes, "funnel": {name: funnel(s) for name, s in self.splits()},
                    "not_whole": {name: dict(reasons(s.cut)) for name, s in self.splits()}}
         files.write_file(folder / FUNNEL, json.dumps(account, indent=1))
         write_page(folder)
@@ -84,17 +80,14 @@ def rendered(template: str, folder: Path = HERE, /, **values: Any) -> str:
 def losses(split: Split) -> list[tuple[str, list[Rejected]]]:
     return [("left out", split.rejected), ("cut", split.cut)]
 
-def funnel(split: Split, moved: int) -> list[dict[str, Any]]:
-    """For each step the rows in and out, what left and why; `moved` rows make another split."""
+def funnel(split: Split) -> list[dict[str, Any]]:
+    """For each step the rows in and out, what left and why."""
     steps, rows = [], split.num_rows
     for step in STEPS:
         lost = [row for row in split.rejected if row.step == step]
         named = {row.reason: f"{place(row)} {row.detail[:200]}" for row in reversed(lost)}
         why = [{"reason": r, "rows": count, "such as": named[r]} for r, count in reasons(lost)]
         before, rows = rows, rows - len({(row.file, row.line) for row in lost})
-        if step == "split" and moved:
-            rows -= moved
-            why.append({"reason": "held out as dev rows", "rows": moved, "such as": ""})
         steps.append({"step": step, "in": before, "out": rows, "lost": why})
     return steps
 

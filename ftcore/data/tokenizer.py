@@ -44,9 +44,8 @@ class Tokenizer:
         self.files, self.where = dict(files), where
         others, config = (json_object(self.files.get(name, b"{}"), f"{self.where}/{name}")
                           for name in ("special_tokens_map.json", "tokenizer_config.json"))
-        named = others | config
         named = {name: token.get("content") if isinstance(token, dict) else token
-                 for name, token in named.items() if name.endswith("_token")}
+                 for name, token in (others | config).items() if name.endswith("_token")}
         self.special = {name: token for name, token in named.items() if isinstance(token, str)}
         self._fast = self._vocabulary()
         vocab = self._fast.get_vocab()

@@ -47,7 +47,7 @@ def test_rows_that_are_left_out_for_balance_are_told(base: Tokenizer, jsonl) -> 
     train = (jsonl("a.jsonl", rows),)
     data = prepare(LabelledDataConfig(train=train, balance="under", balance_cap=1.0), base, seed=0)
     assert Counter(row.reason for row in data.train.rejected) == {"balance": 14}
-    assert funnel(data.train, 0)[-1]["out"] == len(data.train.documents) == 6
+    assert funnel(data.train)[-1]["out"] == len(data.train.documents) == 6
     assert "left out 14 (balance)" in data.summary()
 
 def test_damaged_records_of_several_files_are_counted_each(base: Tokenizer, tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_damaged_records_of_several_files_are_counted_each(base: Tokenizer, tmp_
     for file, line in zip(files, good, strict=True):
         Path(file).write_text(f"{line}\nno json\n", "utf-8")
     data = prepare(LabelledDataConfig(train=files, on_bad="skip"), base, seed=0)
-    read, *_, encode = funnel(data.train, 0)
+    read, *_, encode = funnel(data.train)
     assert (read["in"], read["out"], encode["out"]) == (4, 2, 2)
     assert [(why["reason"], why["rows"]) for why in read["lost"]] == [("damaged", 2)]
 
@@ -66,7 +66,7 @@ def test_what_is_held_out_is_not_given_away_by_what_stays(base: Tokenizer, jsonl
     data = prepare(LabelledDataConfig(train=train, holdout=20), base, seed=1)
     shared = [sum(len(d) > 40 for d in split.documents) for split in (data.train, data.dev)]
     assert 0 in shared, "rows that share 13 words stand on both sides"
-    assert "held out 20" in data.summary()
+    assert "left out 20 (held out as dev rows)" in data.summary()
 
 def test_groups_may_be_lists_and_are_asked_of_train_alone(base: Tokenizer, jsonl) -> None:
     rows = [{**row, "of": [n // 4]} for n, row in enumerate(labelled(24))]

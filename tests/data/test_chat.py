@@ -110,7 +110,7 @@ def test_a_template_may_change_a_content(build_tokenizer, expression, expected):
 )
 def test_a_content_that_cannot_be_found_is_an_error(build_tokenizer, template):
     template = "{% set c = messages[0].content %}" + template
-    with pytest.raises(RowError, match="message 1 lies in the rendered text.*'hello' became"):
+    with pytest.raises(RowError, match="a message lies in the rendered text.*'hello' became"):
         render([{"role": "user", "content": "hello"}], build_tokenizer(template, ()))
 
 def test_private_use_characters_in_contents(base):

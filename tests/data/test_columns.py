@@ -4,7 +4,7 @@ import pytest
 
 from ftcore.config import LabelledDataConfig, ScoredDataConfig, TextDataConfig
 from ftcore.data.columns import Row, Text, examples, indices, label_map
-from ftcore.data.read import read_rows
+from ftcore.data.read import Rows, read_rows
 from ftcore.errors import DataError
 
 def rows(*fields):
@@ -42,7 +42,7 @@ def test_rows_without_text_or_label_are_rejected_with_reasons():
         *["column 'y' holds no label"] * 3,
     ]
     with pytest.raises(DataError, match="f.jsonl: none of the 2 rows .*1 x column 'a' is empty"):
-        examples(source[1:3], LabelledDataConfig(text="a", pair="b", label="y"))
+        Rows(*examples(source[1:3], LabelledDataConfig(text="a", pair="b", label="y")), 2).drop([])
 
 def test_scores():
     kept, _ = examples(rows({"a": "one", "y": "3.25"}), ScoredDataConfig(text="a", label="y"))

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ftcore.cli import parse
 from ftcore.config import (
     ChatDataConfig,
     LabelledDataConfig,
@@ -15,7 +16,7 @@ from ftcore.data.columns import Chat, Text
 from ftcore.data.encode import Split, cut, encode
 from ftcore.data.pack import IGNORED
 from ftcore.data.tokenizer import Tokenizer
-from ftcore.errors import ConfigError, DataError
+from ftcore.errors import DataError
 from tests.data.templates import TURNS, styled
 
 CHAT = Chat("a", TURNS, "chat.jsonl", 7)
@@ -90,7 +91,7 @@ def test_split_chats_lose_no_supervised_token(whole: Any, limit: int) -> None:
 def test_splitting_loses_no_supervised_token(base: Tokenizer) -> None:
     (document,) = encode(TextDataConfig(), [Text("t", (WORDS,))], base).documents
     for size in (1, 7, len(document) - 1, len(document)):
-        cuts = cut(document, size, "split", bos_id=None)
+        cuts = cut(document, TextDataConfig(max_length=size), None)
         assert max(map(len, cuts)) <= size
         for name in ("tokens_T", "labels", "weights"):
             joined = np.concatenate([getattr(piece, name) for piece in cuts])
@@ -148,8 +149,18 @@ def test_labelled_rows_that_are_too_long(bert: Tokenizer) -> None:
     config = LabelledDataConfig(max_length=20, over_length="drop")
     dropped = encode(config, [LONG, SHORT], bert, PAIRS)
     assert [d.row_id for d in dropped.documents] == ["s"]
-    with pytest.raises(ConfigError, match="split: a label is of a whole text.*choose cut_left"):
-        encode(LabelledDataConfig(max_length=20, over_length="split"), [SHORT], bert, PAIRS)
+
+@pytest.mark.parametrize(
+    ("task", "choice"),
+    [("classify", "split"), ("regress", "split"), ("reward", "cut_right"), ("dpo", "split")],
+)
+def test_parts_of_a_labelled_text_and_of_an_answer_are_no_choice(
+    task: str, choice: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parse([task, f"--data.over-length={choice}"])
+    said = capsys.readouterr().err
+    assert f"invalid choice '{choice}'" in said and "'drop', 'cut_left'" in said
 
 def test_text_is_split_unless_told_otherwise() -> None:
     assert TextDataConfig().over_length == "split"

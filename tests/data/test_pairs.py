@@ -16,7 +16,7 @@ from ftcore.data.encode import encode
 from ftcore.data.pack import Encoded, apart, collate, is_pair
 from ftcore.data.prepare import prepare, prepared
 from ftcore.data.tokenizer import Tokenizer
-from ftcore.errors import ConfigError, DataError
+from ftcore.errors import DataError
 from tests.data.templates import styled
 
 ASKED = "what is red?\n\na colour"
@@ -76,13 +76,12 @@ def test_what_is_no_pair_is_rejected_with_its_reason() -> None:
             "longer": "Human: a\n\nAssistant: b\n\nHuman: q\n\nAssistant: r",
             "asks": "Human: a\n\nAssistant: b\n\nHuman: c", "empty": "Human: a\n\nAssistant: ",
             "alone": "Assistant: b", "lone": "Assistant: c"}  # fmt: skip
-    twos = [("good", "good"), ("good", "other"), ("good", "longer"), ("asks", "asks"),
-            ("good", "empty"), ("empty", "good"), ("alone", "lone")]  # fmt: skip
+    twos = [("good", "other"), ("good", "longer"), ("asks", "asks"), ("good", "empty"),
+            ("empty", "good"), ("alone", "lone")]  # fmt: skip
     rows = [{"chosen": said[one], "rejected": said[two]} for one, two in twos]
     fine = {"chosen": said["good"], "rejected": "Human: a\n\nAssistant: z"}
     kept, lost = made(PairsDataConfig(roles=ROLES), *rows, fine)
     assert len(kept) == 1 and lost == [
-        "the two answers are the same",
         "the two answers have no common prompt", "the two answers have no common prompt",
         "the last turn of column 'chosen' is not an answer of the assistant's",
         "the last turn of column 'rejected' is not an answer of the assistant's",
@@ -105,12 +104,13 @@ def test_what_shows_that_the_columns_are_wrong_stops() -> None:
 
 def test_rows_repeat_each_other_where_both_answers_do() -> None:
     words = [f"{LONG} {end}" for end in ("one", "two")]
-    rows = [chat("q", "a", "b"), chat("q", "a", "c"), chat("q", "a", "b"), chat("q", "b", "a")]
-    assert list(repeated(rows)) == [2]
-    near = [chat(words[0], "a", "b"), chat(words[1], "a", "b"), chat(words[1], "a", "other")]
-    assert len(nearly_repeated(near[:2], (), 1.0)) == 1
-    far = chat(words[0], "a", " ".join(reversed(LONG.split())))
-    assert not nearly_repeated([near[0], far], (), 1.0)
+    answers = [("a", "b"), ("a", "c"), ("a", "b"), ("b", "a")]
+    rows = [chat("q", *both, str(number)) for number, both in enumerate(answers)]
+    assert [row.id for row in repeated(rows)] == ["2"]
+    near = [chat(words[0], "a", "b", "1"), chat(words[1], "a", "b", "2")]
+    assert len(nearly_repeated(near, 1.0)) == 1
+    far = chat(words[0], "a", " ".join(reversed(LONG.split())), "3")
+    assert not nearly_repeated([near[0], far], 1.0)
 
 def test_only_a_preference_turned_round_is_a_conflict() -> None:
     rows = [chat("q", "a", "b"), chat("q", "c", "d"), chat("q", "a", "d")]
@@ -166,14 +166,14 @@ def test_templates_with_bos(style: str) -> None:
 def test_an_encoder_reads_pairs_of_texts(bert: Tokenizer) -> None:
     turns = [turn("user", "hi"), turn("assistant", "yes?"), turn("user", "red?")]
     pair = Chat("a", (*turns, turn("assistant", "it is warm")), rejected="no")
-    same = chat("hi", "Warm", "warm", "b")  # this tokenizer has no capitals
-    split = encode(PairsDataConfig(), [pair, same], bert)
+    same = [chat("hi", "Warm", "warm", "b"), chat("hi", "so", "so", "c")]  # it has no capitals
+    split = encode(PairsDataConfig(), [pair, *same], bert)
     both = apart(split.documents)
     texts = [("hi\nyes?\nred?", answer) for answer in ("it is warm", "no")]
     for side, (ids_T, types_T) in zip(both, bert.encode_pairs(texts), strict=True):
         assert (side.tokens_T == ids_T).all() and (side.types_T == types_T).all()
     assert text_of(bert, both[0], scored=True) == "it is warm [SEP]"
-    assert [row.reason for row in split.rejected] == ["the two answers are the same tokens"]
+    assert [row.reason for row in split.rejected] == ["the two answers are the same tokens"] * 2
 
 @pytest.mark.parametrize("kind", ["base", "bert", "llama3"])
 def test_rows_that_are_too_long(kind: str, request: pytest.FixtureRequest) -> None:
@@ -196,9 +196,6 @@ def test_rows_that_are_too_long(kind: str, request: pytest.FixtureRequest) -> No
         assert len(side) == (40 if n < 2 else len(full))
         assert (side.tokens_T[:lead] == full.tokens_T[:lead]).all()
         assert (side.tokens_T[lead:] == full.tokens_T[len(full) - len(side) + lead :]).all()
-    for choice in ("cut_right", "split"):
-        with pytest.raises(ConfigError, match=f"over_length = {choice}: part of an answer"):
-            encode(PairsDataConfig(max_length=40, over_length=choice), rows, tokenizer)
 
 def test_a_batch_of_pairs_has_both_documents_of_each(bert: Tokenizer) -> None:
     rows = [chat("red?", "it is warm", "no"), chat("and blue, what is that?", "cold", "no", "b")]

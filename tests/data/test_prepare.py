@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from ftcore.config import ChatDataConfig, LabelledDataConfig, ScoredDataConfig, TextDataConfig
+from ftcore.data.pack import digest
 from ftcore.data.prepare import prepare
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import DataError
@@ -86,7 +87,6 @@ def test_files_of_one_name_stay_apart(base: Tokenizer, jsonl: Callable, tmp_path
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "data.train is empty: name files of labelled rows with --data.train FILE"),
         ({"train": True, "holdout": 12}, "data.holdout = 12: train has 12 rows; hold out fewer"),
         ({"train": True, "label": "labl"}, "labl"),
         ({"train": True, "test": True}, "label 'z' is not among the 3 labels"),
@@ -121,7 +121,12 @@ def test_several_labels_become_a_vector(base: Tokenizer, jsonl: Callable) -> Non
     assert data.labels == ("a", "c")
     assert [row.labels.tolist() for row in data.train.documents] == [[1, 0], [0, 0], [1, 1]]
 
-def test_built_in_data_is_not_mixed_with_files(base: Tokenizer, jsonl: Callable) -> None:
-    train = ("builtin:chat", jsonl("rows.jsonl", labelled(3)))
-    with pytest.raises(DataError, match="builtin:chat cannot be mixed with files"):
-        prepare(ChatDataConfig(train=train, dev=(), test=()), base, seed=0)
+def test_built_in_data_stands_beside_files(base: Tokenizer, jsonl: Callable) -> None:
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "so early?"}]
+    own = jsonl("rows.jsonl", [{"messages": turns}])
+    alone, both = (
+        prepare(ChatDataConfig(train=train), base, seed=0).train
+        for train in (("builtin:chat",), ("builtin:chat", own))
+    )
+    assert both.num_rows == alone.num_rows + 1
+    assert digest(both.documents[1:]) == digest(alone.documents)

@@ -7,7 +7,7 @@ import pytest
 
 from ftcore.data.columns import Text
 from ftcore.data.compare import clusters
-from ftcore.data.prepare import apportioned, balanced, held_out
+from ftcore.data.prepare import balanced, held_out
 from ftcore.errors import DataError
 
 def rows(**counts: int) -> list[Text]:
@@ -15,10 +15,14 @@ def rows(**counts: int) -> list[Text]:
     return [Text(f"{n}", (f"text {n}",), label) for n, label in enumerate(labels)]
 
 def test_seats_are_apportioned_by_largest_remainders() -> None:
-    assert apportioned({"a": 5, "b": 3, "c": 2}, 4) == {"a": 2, "b": 1, "c": 1}
-    assert apportioned({"a": 1, "b": 1, "c": 1}, 4) == {"a": 2, "b": 1, "c": 1}
-    shares = {n: float(n) for n in range(1, 20)}
-    assert sum(apportioned(shares, 1234).values()) == 1234
+    def seats(count: int, **rows: int) -> Counter[str]:
+        strata = [name for name, number in rows.items() for _ in range(number)]
+        held = held_out(strata, range(len(strata)), count, seed=0)
+        return Counter(np.array(strata)[held])
+
+    assert seats(4, a=5, b=3, c=2) == {"a": 2, "b": 1, "c": 1}
+    assert seats(4, a=10, b=10, c=10) == {"a": 2, "b": 1, "c": 1}
+    assert seats(123, **{f"of {n}": n for n in range(1, 20)}).total() == 123
 
 def test_classes_keep_their_shares_among_the_rows_held_out() -> None:
     strata = ["a"] * 60 + ["b"] * 30 + ["c"] * 10

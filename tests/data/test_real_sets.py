@@ -52,16 +52,17 @@ def found_conflicts(part: Rows) -> int:
 @pytest.mark.parametrize("name", ["banking77", "cola", "stsb"])
 def test_duplicates_and_leaks_are_those_that_a_dictionary_finds(name: str, data_dir: Path) -> None:
     train, *held = splits(name, data_dir)
-    first: dict[tuple[str, Any], int] = {}
-    for row, example in enumerate(train.examples):
-        first.setdefault((said(example), example.target), row)
-    lost = repeated(train.examples)
-    assert set(lost) == set(range(len(train.examples))) - set(first.values())
+    first: dict[tuple[str, Any], str] = {}
+    for example in train.examples:
+        first.setdefault((said(example), example.target), example.id)
+    lost, ids = repeated(train.examples), {example.id for example in train.examples}
+    assert len(ids) == len(train.examples)
+    assert {row.id for row in lost} == ids - set(first.values())
     texts = {folded(said(example)) for part in held for example in part.examples}
-    rows = {row for row, e in enumerate(train.examples) if folded(said(e)) in texts}
+    rows = {example.id for example in train.examples if folded(said(example)) in texts}
     named = {f"test{number}": part for number, part in enumerate(held)}
     found = leaks(train.examples, named)
-    assert {row for row, why in found.items() if why.reason.startswith("exact")} == rows
+    assert {row.id for row in found if row.reason.startswith("exact")} == rows
     assert len(rows) >= sum(SETS[name]["overlap"])
 
 def test_trees_of_messages_and_rows_of_rewards_are_read(data_dir: Path) -> None:

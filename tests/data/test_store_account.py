@@ -46,7 +46,7 @@ def test_every_row_is_in_one_step_of_the_funnel(data: Prepared, tmp_path: Path) 
     assert whys["duplicate"].endswith("rows.jsonl:1")
     assert "test.jsonl:1" in whys["exact in test"]
     rejected = (tmp_path / "data" / "rejected.jsonl").read_text().splitlines()
-    assert len(rejected) == 5 and "no json" in rejected[0]
+    assert len(rejected) == 2 + 5 and "no json" in rejected[0]
 
 def test_what_was_found_is_counted_and_said(data: Prepared) -> None:
     said = data.summary()
