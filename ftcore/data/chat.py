@@ -126,13 +126,16 @@ def encode_prompt(messages: Sequence[Message], tokenizer: Tokenizer) -> np.ndarr
     return encoding.ids_T[encoding.offsets_T2[:, 1] <= len(text)]
 
 def find_answers(chat: Chat, tokenizer: Tokenizer, train_on: TrainOn) -> tuple[str, Answers]:
-    """A chat's text, and what is supervised. RowError: an answer is empty or lost."""
+    """A chat's text, and what is supervised. RowError: nothing, or an answer is empty or lost."""
     require_plain(chat.messages, tokenizer)
     text, spans = render(chat.messages, tokenizer)
     if train_on == "all":
         return text, [(0, len(text), 1.0)]
     trained = [i for i, m in enumerate(chat.messages)
                if m.get("train", m["role"] == "assistant") and m.get("weight", 1.0) > 0]
+    if not trained:
+        roles = ", ".join(message["role"] for message in chat.messages)
+        raise RowError(f"nothing to supervise: no message is trained on (roles: {roles})")
     header = generation_prompt(tokenizer)
     before = list(accumulate((span[1] if span else 0 for span in spans), max, initial=0))
     answers = []

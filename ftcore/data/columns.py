@@ -176,6 +176,8 @@ def preference(row: Row, config: configs.PairsDataConfig) -> Chat:
     one, two = ([(m["role"], m["content"]) for m in turns] for turns in (prompt, other))
     if not prompt or one != two:
         raise RowError("the two answers have no common prompt")
+    if chosen["content"] == rejected["content"]:
+        raise RowError("the two answers are the same")
     margin = number_in(str(row.fields.get(config.margin))) if config.margin else 0.0
     if margin is None:
         raise wrong(row, f"column {config.margin!r} must hold a number")

@@ -140,7 +140,7 @@ def _text(path: Path) -> str:
 def _fields(record: Record, file: str, names: Sequence[str], *, is_open: bool) -> dict[str, Any]:
     """Values of a record by name, further cells where `is_open`. DataError: it is damaged: bytes
     that are not UTF-8; JSON's escape of half a surrogate pair, of which two make one character, a
-    lone one none; fewer or more cells than names; no object. One that names its own keeps these."""
+    lone one none; fewer or more cells than names; no object."""
     line, raw, value = record
     where = f"{file}:{line}"
     try:
@@ -166,6 +166,8 @@ def _fields(record: Record, file: str, names: Sequence[str], *, is_open: bool) -
     if not isinstance(value, dict):
         what = f"a record must be a JSON object, this is {type(value).__name__}: {raw[:80]!r}"
         raise DataError(f"{where}: {what}; name the cells of a list with data.columns")
+    if names:
+        raise DataError(f"{where}: column names are for cells, this names its own")
     return value
 
 def _row_id(raw: str, seen: dict[str, int]) -> str:

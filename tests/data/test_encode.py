@@ -122,7 +122,7 @@ def test_trailing_white_space_of_an_answer_is_part_of_it(base):
 @pytest.mark.parametrize(
     ("turns", "reason"),
     [
-        ((TURNS[0],), "nothing to supervise"),
+        ((TURNS[0],), r"nothing to supervise: no message is trained on \(roles: user\)"),
         ((TURNS[0], {**TURNS[1], "train": False}), "nothing to supervise"),
         ((TURNS[0], {**TURNS[1], "weight": 0.0}), "nothing to supervise"),
         ((TURNS[0], {"role": "assistant", "content": " \n"}), "message 2 is to be trained on but"),

@@ -76,12 +76,13 @@ def test_what_is_no_pair_is_rejected_with_its_reason() -> None:
             "longer": "Human: a\n\nAssistant: b\n\nHuman: q\n\nAssistant: r",
             "asks": "Human: a\n\nAssistant: b\n\nHuman: c", "empty": "Human: a\n\nAssistant: ",
             "alone": "Assistant: b", "lone": "Assistant: c"}  # fmt: skip
-    twos = [("good", "other"), ("good", "longer"), ("asks", "asks"), ("good", "empty"),
-            ("empty", "good"), ("alone", "lone")]  # fmt: skip
+    twos = [("good", "good"), ("good", "other"), ("good", "longer"), ("asks", "asks"),
+            ("good", "empty"), ("empty", "good"), ("alone", "lone")]  # fmt: skip
     rows = [{"chosen": said[one], "rejected": said[two]} for one, two in twos]
     fine = {"chosen": said["good"], "rejected": "Human: a\n\nAssistant: z"}
     kept, lost = made(PairsDataConfig(roles=ROLES), *rows, fine)
     assert len(kept) == 1 and lost == [
+        "the two answers are the same",
         "the two answers have no common prompt", "the two answers have no common prompt",
         "the last turn of column 'chosen' is not an answer of the assistant's",
         "the last turn of column 'rejected' is not an answer of the assistant's",
@@ -166,14 +167,14 @@ def test_templates_with_bos(style: str) -> None:
 def test_an_encoder_reads_pairs_of_texts(bert: Tokenizer) -> None:
     turns = [turn("user", "hi"), turn("assistant", "yes?"), turn("user", "red?")]
     pair = Chat("a", (*turns, turn("assistant", "it is warm")), rejected="no")
-    same = [chat("hi", "Warm", "warm", "b"), chat("hi", "so", "so", "c")]  # it has no capitals
-    split = encode(PairsDataConfig(), [pair, *same], bert)
+    same = chat("hi", "Warm", "warm", "b")  # this tokenizer has no capitals
+    split = encode(PairsDataConfig(), [pair, same], bert)
     both = apart(split.documents)
     texts = [("hi\nyes?\nred?", answer) for answer in ("it is warm", "no")]
     for side, (ids_T, types_T) in zip(both, bert.encode_pairs(texts), strict=True):
         assert (side.tokens_T == ids_T).all() and (side.types_T == types_T).all()
     assert text_of(bert, both[0], scored=True) == "it is warm [SEP]"
-    assert [row.reason for row in split.rejected] == ["the two answers are the same tokens"] * 2
+    assert [row.reason for row in split.rejected] == ["the two answers are the same tokens"]
 
 @pytest.mark.parametrize("kind", ["base", "bert", "llama3"])
 def test_rows_that_are_too_long(kind: str, request: pytest.FixtureRequest) -> None:

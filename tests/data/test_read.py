@@ -170,11 +170,13 @@ def test_damage_is_named_with_its_place(write, name, content, message):
     with pytest.raises(DataError, match=f"(?s){message}"):
         read_rows([write(name, content)])
 
-def test_a_missing_file(tmp_path):
+def test_a_missing_file_and_columns_for_jsonl(write, tmp_path):
     with pytest.raises(DataError, match="none.tsv: cannot be read: No such file"):
         read_rows([tmp_path / "none.tsv"])
     with pytest.raises(DataError, match="cannot be read: Is a directory"):
         read_rows(["."], format="tsv")
+    with pytest.raises(DataError, match="a.jsonl:1: column names are for cells, this names"):
+        read_rows([write("a.jsonl", "{}\n")], columns=("x",))
 
 def test_a_whole_surrogate_pair_is_text(write):
     assert fields(write("a.jsonl", '{"x": "\\ud83d\\ude42"}\n')) == [{"x": "\U0001f642"}]
