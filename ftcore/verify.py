@@ -94,9 +94,9 @@ class Verifier:
         once, twice = self.trained(resume=False), self.trained(resume=True)
         yield f"{STEPS} steps, or resumed after {STEPS // 2}", apart(once, twice), self.exact
         last = self.outputs()
-        made, base = self.loaded._replace(model=self.model), self.config.model.path
-        save_artifact(made, self.tokenizer, self.work, self.config, self.data.labels)
-        again = load_artifact(self.work, base=base, kind=self.kind, dtype=torch.float32)
+        made = self.loaded._replace(model=self.model)
+        save_artifact(made, self.tokenizer, self.work, self.config)
+        again = load_artifact(self.work, kind=self.kind, dtype=torch.float32)
         self.model = again.model.to(self.loaded.model.device)
         self.model.use_kernels(self.config.env.kernels)
         yield "in memory, or saved and loaded", apart(last, self.outputs()), EXACT

@@ -24,7 +24,7 @@ class Head(nn.Module):
                  the mean of all, through a dense map and what the spec's `pooler` names;
                  decoders the last one, which has seen the whole document"""
 
-    def __init__(self, spec: ModelSpec, task: ModelTask, num_labels: int | None) -> None:
+    def __init__(self, spec: ModelSpec, task: ModelTask, num_labels: int) -> None:
         super().__init__()
         C, self.is_classifier = spec.hidden_size, task == "classify"
         self.pooling, self.activation = spec.pooling, POOLERS.get(spec.pooler)
@@ -72,7 +72,7 @@ class Head(nn.Module):
 class Model(nn.Module):
     """A transformer and the head of its task, none for "trunk"; a classifier has `num_labels`."""
 
-    def __init__(self, spec: ModelSpec, task: ModelTask, num_labels: int | None = None) -> None:
+    def __init__(self, spec: ModelSpec, task: ModelTask, num_labels: int = 0) -> None:
         super().__init__()
         self.spec, self.task, self.num_labels = spec, task, num_labels
         self.trunk = Transformer(spec)

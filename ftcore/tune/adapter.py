@@ -191,42 +191,42 @@ def _lora_config(path: Path, options: dict, layers: Parts, extra: Parts) -> Peft
                       targets=_names(layers), rs_lora=bool(options.get("use_rslora")),
                       extra_modules=_names(extra))
 
-def save_artifact(loaded: LoadedModel, tokenizer: Tokenizer, run: Path, config: Run,
-                  labels: tuple[str, ...] | None) -> Path:
-    """Write the trained model of a run, a classifier with its `labels`; returns its folder."""
-    if labels:
-        files.write_file(run / LABELS, json.dumps(labels, ensure_ascii=False) + "\n")
+def save_artifact(loaded: LoadedModel, tokenizer: Tokenizer, run: Path, config: Run) -> Path:
+    """Write the trained model of a run; returns its folder."""
+    if loaded.labels:
+        files.write_file(run / LABELS, json.dumps(loaded.labels, ensure_ascii=False) + "\n")
     if lora.lora_layers(loaded.model):
         save_adapter(loaded.model, run / ADAPTER, family=loaded.family, base_path=config.model.path)
         return run / ADAPTER
     with files.write_folder(run / MODEL) as folder:
-        save_model(loaded, folder, labels=labels, problem=config.problem)
+        save_model(loaded, folder, problem=config.problem)
         tokenizer.save(folder)
     return run / MODEL
 
-def load_base(path: str, **how: Any) -> LoadedModel:
+def load_base(path: str, *, keeps_last: bool = False, **how: Any) -> LoadedModel:
     """What `model.path` names, as `load_model` reads it; of adapters, with each folded into the
-    matrices that it was trained on. Raises ModelError: as these and `hub.lineage`."""
+    matrices that it was trained on, or the last left on them. Raises ModelError: as these and
+    `hub.lineage`."""
     folder, adapters = lineage(path)
     loaded = load_model(folder, **how)
     for adapter in adapters:
+        lora.fold(loaded.model)
         load_adapter(loaded.model, adapter, family=loaded.family)
+    if not keeps_last:
         lora.fold(loaded.model)
     return loaded
 
-def load_artifact(run: Path, *, base: str, kind: TaskKind, dtype: torch.dtype) -> LoadedModel:
-    """The trained model of a finished run; a LoRA run's adapter is put on its base model, `base`.
-    Raises ModelError: the run has left neither, or its files are damaged."""
-    if (run / MODEL).is_dir():
-        return load_model(run / MODEL, task=kind.model_task, dtype=dtype)
-    if not (run / ADAPTER).is_dir():
+def load_artifact(run: Path, *, kind: TaskKind, dtype: torch.dtype) -> LoadedModel:
+    """The trained model of a finished run, an adapter of it apart from its base. Raises ModelError:
+    the run has left neither, or its files are damaged."""
+    if not ((run / MODEL).is_dir() or (run / ADAPTER).is_dir()):
         what = f"{run}: has neither {MODEL}/ nor {ADAPTER}/, so the run has not finished"
         raise ModelError(f"{what}; continue it with: python train.py --resume {run}")
-    loaded = load_base(
-        base, task=kind.model_task, dtype=dtype, num_labels=len(read_labels(run) or ()) or None,
-        generator=torch.Generator())  # draws the head that the adapter then replaces
-    load_adapter(loaded.model, run / ADAPTER, family=loaded.family)
-    return loaded
+    file = run / LABELS
+    labels = tuple(json.loads(file.read_bytes())) if file.is_file() else None
+    return load_base(
+        str(run), keeps_last=True, task=kind.model_task, dtype=dtype, labels=labels,
+        generator=torch.Generator())  # draws the head that an adapter then replaces
 
 def fingerprint(*hashes: str) -> str:
     """Of what answers: its base, and the adapters on it."""
@@ -258,7 +258,3 @@ def share_base(loaded: LoadedModel, words: Sequence[str], taken: Collection[str]
     if adapters:
         lora.share(model, adapters)
     return prints
-
-def read_labels(run: Path) -> tuple[str, ...] | None:
-    path = run / LABELS
-    return tuple(json.loads(path.read_text("utf-8"))) if path.is_file() else None
