@@ -86,7 +86,7 @@ def save_adapter(model: Model, folder: Path, *, family: Family, base_path: str) 
         config, b_OR = own[0].config, torch.block_diag(*(layer.lora_b for layer in own))
         tensors[f"{PREFIX}{module}.{A}"] = torch.cat([layer.lora_a for layer in own])
         tensors[f"{PREFIX}{module}.{B}"] = family.join(module, b_OR.split(len(own[0].lora_b)))
-    for key, names in _trained_fully(model, extra).items():
+    for key, names in _trained_fully(model, family, extra).items():
         tensors[PREFIX + key] = family.join(key, [*map(model.get_parameter, names)])
     # HF: safetensors refuses tensors that share memory, so tied ones are written twice.
     tensors = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
@@ -119,7 +119,7 @@ def load_adapter(model: Model, folder: Path, *, family: Family) -> None:
     tensors = dict(load.mapped(held := load.stored_tensors(folder, WEIGHTS), held))
     layers, extra = _held_or_listed(model, family, options, tensors)
     config = _lora_config(folder / CONFIG, options, layers, extra)
-    trained, plain, shapes = _trained_fully(model, extra), lora.plain_modules(model), {}
+    trained, plain, shapes = _trained_fully(model, family, extra), lora.plain_modules(model), {}
     for module, parts in layers.items():
         linear, rank = plain[parts[0]], config.rank * (len(parts) if origin else 1)
         shapes[f"{PREFIX}{module}.{A}"] = [rank, linear.in_features]
@@ -149,11 +149,10 @@ def load_adapter(model: Model, folder: Path, *, family: Family) -> None:
         for ours, tensor in incoming.items():
             model.get_parameter(ours).copy_(tensor)
 
-def _trained_fully(model: nn.Module, extra: Parts) -> dict[str, list[str]]:
+def _trained_fully(model: nn.Module, family: Family, extra: Parts) -> Parts:
     """HF name of each tensor of such modules -> names of our parameters in it."""
-    return {f"{module}.{attribute}": [f"{part}.{attribute}" for part in parts]
-            for module, parts in extra.items()
-            for attribute in dict(model.get_submodule(parts[0]).named_parameters(recurse=False))}
+    names, ours = model.named_parameters(remove_duplicate=False), _names(extra)
+    return _by_hf(family, [name for name, _ in names if name.rpartition(".")[0] in ours])
 
 def _held_or_listed(model: nn.Module, family: Family, options: dict,
                     keys: Collection[str]) -> tuple[Parts, Parts]:

@@ -74,7 +74,7 @@ class SharedLinear(Layer):
             y_NO.index_copy_(0, rows_M, y_MO)  # a row that fills up is the same once more
         return y_NO
 
-def apply_lora(model: nn.Module, config: PeftConfig, *, generator: torch.Generator) -> str:
+def apply_lora(model: Model, config: PeftConfig, *, generator: torch.Generator) -> str:
     """Wrap the targets, in the model's order, and freeze all but factors and fully trained modules;
     says so in words. Raises ConfigError: a name that matches nothing, a layer that is both wrapped
     and fully trained or whose matrix is shared with another layer; the model is then unchanged."""
@@ -95,16 +95,15 @@ def apply_lora(model: nn.Module, config: PeftConfig, *, generator: torch.Generat
     trained = ", ".join(n for n in plain if n in extra)
     return f"{said}; fully trained: {trained}" if trained else said
 
-def _targets(model: nn.Module, patterns: Sequence[str]) -> list[str]:
+def _targets(model: Model, patterns: Sequence[str]) -> list[str]:
     """Names of the linear layers that the patterns choose, in the order of the model."""
     linears = [n for n, module in model.named_modules() if isinstance(module, nn.Linear)]
     body = {n for n in linears if not n.startswith("head.")}
     find = partial(match_names, names=linears, what="LoRA target", also=[ALL_LINEAR])
     if not (chosen := set().union(*(body if p == ALL_LINEAR else find(p) for p in patterns))):
         raise ConfigError(f"LoRA targets {list(patterns)}: no linear layer, try {ALL_LINEAR!r}")
-    owners = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
-    if shared := [n for n in chosen if owners[id(model.get_submodule(n).weight)] > 1]:
-        what = f"LoRA target {', '.join(sorted(shared))}: its matrix is tied to another layer's, so"
+    if model.is_tied and "head.lm_head" in chosen:
+        what = "LoRA target head.lm_head: its matrix is tied to the embeddings, so"
         raise ConfigError(f"{what} merging could not be saved: leave it out, or train it fully")
     return [name for name in linears if name in chosen]
 
