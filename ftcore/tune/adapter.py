@@ -254,6 +254,5 @@ def share_base(loaded: LoadedModel, words: Sequence[str], taken: Collection[str]
             mend = "serve it by itself, or train it without --peft.extra-modules"
             raise ConfigError(f"--adapter {word}: trained {full[0]} and the like fully: {mend}")
         prints[name] = fingerprint(*hashes, files.sha256_file(folder / WEIGHTS))
-    if adapters:
-        lora.share(model, adapters)
+    lora.share(model, adapters)
     return prints

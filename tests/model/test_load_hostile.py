@@ -255,9 +255,9 @@ def test_hostile_tokenizer_settings(changes: dict, message: str | None, tmp_path
 
 def test_adapters_that_lead_nowhere(tmp_path: Path) -> None:
     for name, text in {
-        "names no base model .JSONDecodeError": "{",
-        "names no base model .KeyError": "{}",
-        "names no base model .TypeError": "[]",
+        "not valid JSON": "{",
+        "names no base model; copy it anew": "{}",
+        "holds list, must be a JSON object": "[]",
         "there is no such folder": '{"base_model_name_or_path": 3}',
         "is built on this adapter itself": json.dumps({"base_model_name_or_path": str(tmp_path)}),
     }.items():
