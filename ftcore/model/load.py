@@ -219,18 +219,13 @@ def stored_tensors(folder: Path, single: str = SINGLE) -> Stored:
     raise ModelError(f"{folder}: neither {single} nor {index.name} is there.{hint}")
 
 def read_header(file: Path) -> Stored:
-    """What one file holds; a name that occurs twice is refused."""
+    """What one file holds. safetensors refuses holes and overlaps: all of it has a name."""
     try:
-        with safe_open(file, framework="pt"), open(file, "rb") as raw:  # the former checks it all
-            size = int.from_bytes(raw.read(8), "little")
-            pairs = json.loads(raw.read(size), object_pairs_hook=list)
-        header = {name: dict(part) for name, part in pairs if name != "__metadata__"}
-        names = [name for name, _ in pairs]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"more than once in it: {_some(twice)}")
-    except (SafetensorError, OSError, ValueError) as error:
+        with safe_open(file, framework="pt") as handle:
+            parts = {name: handle.get_slice(name) for name in [*handle.keys()]}
+            return {n: (file, part.get_dtype(), part.get_shape()) for n, part in parts.items()}
+    except (SafetensorError, OSError) as error:
         raise ModelError(f"{file}: not a whole safetensors file ({error}): copy it anew") from error
-    return {name: (file, part["dtype"], part["shape"]) for name, part in header.items()}
 
 def mapped(names: Collection[str], stored: Stored) -> Iterator[tuple[str, Tensor]]:
     """The named tensors, each a view of its file, to be read at once and then let go."""
