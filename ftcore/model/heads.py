@@ -82,12 +82,10 @@ class Model(nn.Module):
             self.head.lm_head.weight = self.trunk.embed_tokens.weight
 
     def init_weights(self, generator: torch.Generator, among: nn.Module | None = None) -> None:
-        """Draw Normal(0, initializer_range) matrices; biases become zero, norms one."""
+        """Draw Normal(0, initializer_range) matrices; biases become zero; norms are one as made."""
         for module in (among or self).modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=self.spec.initializer_range, generator=generator)
-            if isinstance(module, Norm):
-                nn.init.constant_(module.weight, 1 - module.offset)
             if getattr(module, "bias", None) is not None:
                 nn.init.zeros_(module.bias)
 
