@@ -23,7 +23,7 @@ from ftcore.model.transformer import Layer, Linear
 from ftcore.tune.freeze import below, match_names
 from kernels.lora import lora_linear
 
-ALL_LINEAR = "all-linear"
+WORDS = {"all-linear": "trunk.*"}  # for globs
 
 class LoRALinear(Layer):
     """A frozen `Linear` (`base`, never written to) and its update; A is drawn on the CPU."""
@@ -93,10 +93,9 @@ def apply_lora(model: Model, config: PeftConfig, *, generator: torch.Generator) 
 def _targets(model: Model, patterns: Sequence[str]) -> list[str]:
     """Names of the linear layers that the patterns choose, in the order of the model."""
     linears = [n for n, module in model.named_modules() if isinstance(module, nn.Linear)]
-    body = {n for n in linears if not n.startswith("head.")}
-    find = partial(match_names, names=linears, what="LoRA target", also=[ALL_LINEAR])
-    if not (chosen := set().union(*(body if p == ALL_LINEAR else find(p) for p in patterns))):
-        raise ConfigError(f"LoRA targets {list(patterns)}: no linear layer, try {ALL_LINEAR!r}")
+    find = partial(match_names, names=linears, what="LoRA target", also=[*WORDS])
+    if not (chosen := set().union(*(find(WORDS.get(p, p)) for p in patterns))):
+        raise ConfigError(f"LoRA targets {list(patterns)}: no linear layer, try 'all-linear'")
     if model.is_tied and "head.lm_head" in chosen:
         what = "LoRA target head.lm_head: its matrix is tied to the embeddings, so"
         raise ConfigError(f"{what} merging could not be saved: leave it out, or train it fully")
