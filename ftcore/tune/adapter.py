@@ -254,5 +254,8 @@ def share_base(loaded: LoadedModel, words: Sequence[str], taken: Collection[str]
             mend = "serve it by itself, or train it without --peft.extra-modules"
             raise ConfigError(f"--adapter {word}: trained {full[0]} and the like fully: {mend}")
         prints[name] = fingerprint(*hashes, files.sha256_file(folder / WEIGHTS))
-    lora.share(model, adapters)
+    model.trunk.routes = routes = {} if adapters else None
+    for name in dict.fromkeys(name for layers in adapters.values() for name in layers):
+        own = {adapter: layers[name] for adapter, layers in adapters.items() if name in layers}
+        model.set_submodule(name, lora.SharedLinear(own, routes))
     return prints

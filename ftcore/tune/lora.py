@@ -120,10 +120,3 @@ def unwrap(model: nn.Module) -> dict[str, LoRALinear]:
     for name, layer in (layers := lora_layers(model)).items():
         model.set_submodule(name, layer.base)
     return layers
-
-def share(model: Model, adapters: Mapping[str, Mapping[str, LoRALinear]]) -> None:
-    """Let adapters that were unwrapped answer side by side, as `model.trunk.routes` then say."""
-    model.trunk.routes = routes = {} if adapters else None
-    for name in dict.fromkeys(name for layers in adapters.values() for name in layers):
-        own = {adapter: layers[name] for adapter, layers in adapters.items() if name in layers}
-        model.set_submodule(name, SharedLinear(own, routes))
