@@ -145,9 +145,7 @@ def load_adapter(model: Model, folder: Path, *, family: Family) -> None:
         what = f"{folder / ORIGIN}: this adapter was trained on another base model"
         raise ModelError(f"{what}: SHA-256 {theirs}, here {ours}. {CONFIG} names the right one")
     lora.apply_lora(model, config, generator=torch.Generator())
-    with torch.no_grad():
-        for ours, tensor in incoming.items():
-            model.get_parameter(ours).copy_(tensor)
+    model.load_state_dict(incoming, strict=False)  # all that it does not bring stays
 
 def _trained_fully(model: nn.Module, family: Family, extra: Parts) -> Parts:
     """HF name of each tensor of such modules -> names of our parameters in it."""
