@@ -72,7 +72,7 @@ def opened(command: Command) -> "LoadedModel":
     if path is None:
         loaded = load_base(base, task=kind.model_task, dtype=dtype)
     else:
-        loaded = load_artifact(path, base=base, kind=kind, dtype=dtype)
+        loaded = load_artifact(path, kind=kind, dtype=dtype)
     loaded.model.to(device).use_kernels(config.env.kernels)
     loaded.model.compute_in(products)
     print(f"{path or base}: {loaded.accounting}")
@@ -87,11 +87,9 @@ def judge(command: Command) -> "Results":
     from ftcore.data.tokenizer import Tokenizer
     from ftcore.evaluate.report import note_opening
     from ftcore.evaluate.suite import Suite
-    from ftcore.tune.adapter import read_labels
 
     config, path, loaded = command.config, command.resume, opened(command)
-    base = config.model.path
-    labels = (path and read_labels(path)) or loaded.labels
+    base, labels = config.model.path, loaded.labels
     said = config.problem if path else loaded.config.get("problem_type")
     if config.problem and said not in (None, config.problem):
         raise ConfigError(

@@ -60,22 +60,21 @@ def opened(path: str, name: str, config: ServeConfig) -> tuple["LoadedModel", di
     run, temperature = Path(path), None
     if (run / CONFIG_FILE).is_file():
         command = parse(["--resume", path])
-        base, problem = command.config.model.path, command.config.problem
-        loaded = adapter.load_artifact(run, base=base, kind=TASKS[command.task], dtype=dtype)
-        labels = adapter.read_labels(run) or loaded.labels
+        loaded = adapter.load_artifact(run, kind=TASKS[command.task], dtype=dtype)
+        problem = command.config.problem
         temperature = temperature_of(read_metrics(run / METRICS))
     elif (run / ABOUT).is_file():  # a bundle, whose precision is its own
         loaded, _, about = open_bundle(run)
         products = compute.PRECISIONS[about["precision"]][1]
-        labels, temperature, problem = loaded.labels, about["temperature"], about["problem"]
+        temperature, problem = about["temperature"], about["problem"]
     else:
         folder, _ = lineage(path)
         written = read_object(folder / "config.json")
         architecture = "".join(written.get("architectures") or ())
         task = next((task for end, task in HEADS.items() if architecture.endswith(end)), "trunk")
         loaded = adapter.load_base(path, task=task, dtype=dtype)
-        labels, problem = loaded.labels, written.get("problem_type")
-        problem = problem or ("regression" if len(labels or ()) == 1 else None)
+        problem = written.get("problem_type")
+        problem = problem or ("regression" if len(loaded.labels or ()) == 1 else None)
     parts = [adapter.base_sha256(loaded.model)]
     if not (run / "model").is_dir() and (run / "adapter").is_dir():
         parts.append(sha256_file(run / "adapter" / adapter.WEIGHTS))
@@ -84,7 +83,7 @@ def opened(path: str, name: str, config: ServeConfig) -> tuple["LoadedModel", di
     print(f"{path}: {loaded.accounting}")
     names = name, run.resolve().name
     return loaded, {"version": names[1], "problem": problem, "temperature": temperature or 1.0,
-                    "labels": tuple(labels or ()), "fingerprint": adapter.fingerprint(*parts),
+                    "labels": loaded.labels or (), "fingerprint": adapter.fingerprint(*parts),
                     "adapters": adapter.share_base(loaded, config.adapter, names, parts)}
 
 def made(path: str, name: str, config: ServeConfig, meters: "Meters") -> "Api":

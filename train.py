@@ -69,8 +69,8 @@ def run(command: Command) -> int:
     precision = "fp32" if command.only == "--verify" else config.env.precision
     weights, products = compute.PRECISIONS[precision]
     loaded = load_base(
-        config.model.path, task=kind.model_task, dtype=weights, init=config.model.init,
-        num_labels=len(data.labels or ()) or None, generator=compute.generator(seed, 1))
+        config.model.path, task=kind.model_task, dtype=weights, labels=data.labels,
+        init=config.model.init, generator=compute.generator(seed, 1))
     model = loaded.model
     print(f"\n{config.model.path}: {loaded.accounting}")
 
@@ -157,7 +157,7 @@ def tune(command: Command, run: "RunFolder", data: "Prepared", loaded: "LoadedMo
         print(f"\n{gap}")
 
     # ---- 6 deployment: what other programs load --------------------------------------------------
-    artifact = save_artifact(loaded, tokenizer, path, config, data.labels)
+    artifact = save_artifact(loaded, tokenizer, path, config)
 
     # ---- 7 monitoring: what requests should be like, and where all is written down ---------------
     if records := reference(model, tokenizer, data.dev, data.labels or (), config):

@@ -58,10 +58,7 @@ def parse(argv: Sequence[str], *, script: str = "train.py") -> Command:
         recipe = recipes[known(f"{task} --preset", preset, recipes)]
         layers.append((f"preset {preset}", list(as_flags(recipe))))
     if file is not None:
-        written_for, flags = read_toml(Path(file), task)
-        if written_for != task:
-            raise ConfigError(f"{file} is for the task {written_for}, not {task}")
-        layers.append((file, flags))
+        layers.append((file, read_toml(Path(file), task)[1]))
     return resolved(task, [*layers, ("flag", words)], only=only, script=script)
 
 def resolved(task: str, layers: list[tuple[str, list[str]]], *, resume: Path | None = None,
@@ -96,10 +93,12 @@ def read_toml(path: Path, task: str | None = None) -> tuple[str, list[str]]:
         tables = tomllib.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: {error}") from error
-    task = known(f"{path}: task", tables.pop("task", task), RUNS)
+    written_for = known(f"{path}: task", tables.pop("task", task), RUNS)
+    if task not in (None, written_for):
+        raise ConfigError(f"{path} is for the task {written_for}, not {task}")
     if loose := [key for key, value in tables.items() if not isinstance(value, dict)]:
         raise ConfigError(f"{path}: {', '.join(loose)} must stand in a section such as [optim]")
-    return task, list(as_flags(tables))
+    return written_for, list(as_flags(tables))
 
 def to_toml(command: Command) -> str:
     lines = [f'task = "{command.task}"']

@@ -19,10 +19,9 @@ def lineage(path: str) -> tuple[Path, list[Path]]:
         folder = next((run / name for name in ("model", "adapter") if (run / name).is_dir()), run)
         if not (config := folder / "adapter_config.json").is_file():
             return resolve(path if folder == run else str(folder)), adapters
-        try:
-            path = str(json.loads(config.read_bytes())["base_model_name_or_path"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise ModelError(f"{config}: names no base model ({error!r}); copy it anew") from error
+        path = str(json_object(config.read_bytes(), config).get("base_model_name_or_path", ""))
+        if not path:
+            raise ModelError(f"{config}: names no base model; copy it anew")
         if folder in adapters:
             raise ModelError(f"{config}: {path} is built on this adapter itself; name its base")
         adapters.insert(0, folder)

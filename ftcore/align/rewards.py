@@ -124,8 +124,7 @@ def model(run: str) -> Source:
     asked = parse(["--resume", run])
     if asked.task != "reward":
         raise ConfigError(f"is a run of the task {asked.task}, not reward")
-    base, kind = asked.config.model.path, TASKS["reward"]
-    loaded = load_artifact(Path(run), base=base, kind=kind, dtype=torch.float32)
+    loaded = load_artifact(Path(run), kind=TASKS["reward"], dtype=torch.float32)
     tokenizer, judge = Tokenizer.load(loaded.folder), loaded.model.eval().requires_grad_(False)
     most = asked.config.loop.micro_batch_tokens
 

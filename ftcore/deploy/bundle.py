@@ -32,9 +32,9 @@ from ftcore.errors import CheckpointError, ConfigError, ModelError
 from ftcore.evaluate.evaluator import all_logits
 from ftcore.evaluate.report import read_run
 from ftcore.model.heads import Model
-from ftcore.model.load import LoadedModel, load_model, read_object, save_model
+from ftcore.model.load import LoadedModel, read_object, save_model
 from ftcore.tune import lora
-from ftcore.tune.adapter import ADAPTER, load_adapter, load_artifact, read_labels
+from ftcore.tune.adapter import ADAPTER, load_artifact, load_base
 
 ABOUT, CERTIFICATE, CARD = "bundle.json", "certificate.json", "README.md"
 FORMS = "bundle RUN DIR [--keep-adapter], merge RUN DIR or push DIR OWNER/NAME; DIR is new, or made"
@@ -59,7 +59,7 @@ def bundle(run: Path, folder: Path, *, keep_adapter: bool = False, is_alone: boo
     that failed; CheckpointError: it cannot be written."""
     told, (task, config, *_) = read_run(run), parse(["--resume", str(run)])
     dtype, products = PRECISIONS[config.env.precision]
-    trained = load_artifact(run, base=config.model.path, kind=TASKS[task], dtype=dtype)
+    trained = load_artifact(run, kind=TASKS[task], dtype=dtype)
     model, tokenizer = trained.model, Tokenizer.load(trained.folder)
     model.compute_in(products)
     if not told["eval"]:
@@ -77,7 +77,7 @@ def bundle(run: Path, folder: Path, *, keep_adapter: bool = False, is_alone: boo
             shutil.copytree(run / ADAPTER, temp / ADAPTER)
             lora.unwrap(model)  # so that its base is what is saved
         lora.fold(model)
-        save_model(trained, temp, labels=read_labels(run), problem=config.problem)
+        save_model(trained, temp, problem=config.problem)
         tokenizer.save(temp)
         (temp / ABOUT).write_text(json.dumps(about))
         (temp / CARD).write_text(card, "utf-8")
@@ -103,10 +103,9 @@ def open_bundle(folder: Path, *, is_whole: bool = True) -> tuple[LoadedModel, To
         _verify(folder)
     about = read_object(folder / ABOUT, advice=". Make one: python serve.py bundle RUN DIR")
     dtype, products = PRECISIONS[about["precision"]]
-    loaded = load_model(folder, task=TASKS[about["task"]].model_task, dtype=dtype)
+    task = TASKS[about["task"]].model_task
+    loaded = load_base(str(folder), keeps_last=True, task=task, dtype=dtype)
     model, tokenizer = loaded.model, Tokenizer.load(folder)
-    if (folder / ADAPTER).is_dir():
-        load_adapter(model, folder / ADAPTER, family=loaded.family)
     model.eval().compute_in(products)
     try_golden(model, tokenizer, about)
     return loaded, tokenizer, about  # what bundle.json tells

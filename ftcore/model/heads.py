@@ -24,7 +24,7 @@ class Head(nn.Module):
                  the mean of all, through a dense map and what the spec's `pooler` names;
                  decoders the last one, which has seen the whole document"""
 
-    def __init__(self, spec: ModelSpec, task: ModelTask, num_labels: int | None) -> None:
+    def __init__(self, spec: ModelSpec, task: ModelTask, num_labels: int) -> None:
         super().__init__()
         C, self.is_classifier = spec.hidden_size, task == "classify"
         self.pooling, self.activation = spec.pooling, POOLERS.get(spec.pooler)
@@ -72,7 +72,7 @@ class Head(nn.Module):
 class Model(nn.Module):
     """A transformer and the head of its task, none for "trunk"; a classifier has `num_labels`."""
 
-    def __init__(self, spec: ModelSpec, task: ModelTask, num_labels: int | None = None) -> None:
+    def __init__(self, spec: ModelSpec, task: ModelTask, num_labels: int = 0) -> None:
         super().__init__()
         self.spec, self.task, self.num_labels = spec, task, num_labels
         self.trunk = Transformer(spec)
@@ -82,12 +82,10 @@ class Model(nn.Module):
             self.head.lm_head.weight = self.trunk.embed_tokens.weight
 
     def init_weights(self, generator: torch.Generator, among: nn.Module | None = None) -> None:
-        """Draw Normal(0, initializer_range) matrices; biases become zero, norms one."""
+        """Draw Normal(0, initializer_range) matrices; biases become zero; norms are one as made."""
         for module in (among or self).modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=self.spec.initializer_range, generator=generator)
-            if isinstance(module, Norm):
-                nn.init.constant_(module.weight, 1 - module.offset)
             if getattr(module, "bias", None) is not None:
                 nn.init.zeros_(module.bias)
 

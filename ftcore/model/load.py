@@ -44,7 +44,7 @@ class LoadedModel(NamedTuple):
     config: dict  # config.json as read
     accounting: Accounting  # what happened to each tensor
     folder: Path  # where it was read from
-    labels: tuple[str, ...] | None = None  # of a classifier's classes, where config.json decided
+    labels: tuple[str, ...] | None = None  # of a classifier's classes
 
 def read_object(path: Path, *, advice: str = "") -> dict[str, Any]:
     """The JSON object of a file. Raises ModelError: none in it, or no file, with `advice`."""
@@ -63,11 +63,11 @@ def labels_of(config: Mapping, where: Path) -> tuple[str, ...]:
         raise ModelError(f"{where}: id2label = {id2label}: {must}")
     return labels
 
-def load_model(folder: Path, *, task: ModelTask, dtype: torch.dtype, num_labels: int | None = None,
-               init: Literal["pretrained", "random"] = "pretrained",
-               generator: torch.Generator | None = None) -> LoadedModel:
-    """Build the model of a folder, with the head of a task (heads.py), and fill it. `num_labels` is
-    by default as many as config.json names; init "random" draws every tensor from `generator`,
+def load_model(folder: Path, *, task: ModelTask, dtype: torch.dtype,
+               labels: tuple[str, ...] | None = None, generator: torch.Generator | None = None,
+               init: Literal["pretrained", "random"] = "pretrained") -> LoadedModel:
+    """Build the model of a folder, with the head of a task (heads.py), and fill it. `labels` are by
+    default those that config.json names; init "random" draws every tensor from `generator`,
     which else draws what the checkpoint lacks of a classifier; None: that is an error.
     Raises ModelError: unknown family, damaged files, tensors that do not fit."""
     config = read_object(folder / CONFIG, advice=f". A folder in HF layout holds it and {SINGLE}")
@@ -78,9 +78,10 @@ def load_model(folder: Path, *, task: ModelTask, dtype: torch.dtype, num_labels:
         spec = family.to_spec(config)
     except ModelError as error:
         raise ModelError(f"{folder}/{error}") from None
-    labels = labels_of(config, folder / CONFIG) if task == "classify" and not num_labels else None
+    if task == "classify":
+        labels = labels or labels_of(config, folder / CONFIG)
     _require_room(spec, folder, dtype, is_random=init == "random")
-    model = empty_model(spec, task, len(labels) if labels else num_labels, dtype)
+    model = empty_model(spec, task, len(labels or ()), dtype)
     if init == "random":
         model.init_weights(generator)
         accounting = Accounting(new=[name for name, _ in model.named_parameters()])
@@ -109,8 +110,7 @@ def _require_room(spec: ModelSpec, folder: Path, dtype: torch.dtype, *, is_rando
         must = f"at most {MOST_LAYERS:,}, and {most:,} by its files and this machine's memory"
         raise ModelError(f"{what}: must be {must}")
 
-def empty_model(spec: ModelSpec, task: ModelTask, num_labels: int | None,
-                dtype: torch.dtype) -> Model:
+def empty_model(spec: ModelSpec, task: ModelTask, num_labels: int, dtype: torch.dtype) -> Model:
     """A model without values. No page of its memory is touched before they are written.
     On the meta device the same would import torch's tracing machinery: a second of every start."""
     usual = torch.get_default_dtype()
@@ -120,11 +120,9 @@ def empty_model(spec: ModelSpec, task: ModelTask, num_labels: int | None,
     finally:
         torch.set_default_dtype(usual)
 
-def save_model(loaded: LoadedModel, folder: Path, *, labels: tuple[str, ...] | None = None,
-               problem: str | None = None) -> None:
-    """Write config.json and the weights into an existing folder. `labels` of a classifier are by
-    default those it was loaded with; `problem` is HF's `problem_type`, what its outputs mean.
-    Raises ModelError, with nothing written: HF has no name for a tensor, or labels do not fit."""
+def save_model(loaded: LoadedModel, folder: Path, *, problem: str | None = None) -> None:
+    """Write config.json and the weights into an existing folder; `problem` is HF's `problem_type`,
+    what outputs mean. Raises ModelError, with nothing written: HF has no name for a tensor."""
     from huggingface_hub import save_torch_state_dict
 
     model, spec, task = loaded.model, loaded.model.spec, loaded.model.task
@@ -141,11 +139,8 @@ def save_model(loaded: LoadedModel, folder: Path, *, labels: tuple[str, ...] | N
     config["architectures"] = [loaded.family.architectures[task]]
     config["dtype"] = str(state[EMBEDDING].dtype).removeprefix("torch.")
     if task == "classify":
-        labels, K = labels or loaded.labels or (), model.num_labels
-        if len(labels) != K:
-            raise ModelError(f"{len(labels)} labels for {K} classes: {', '.join(labels)}")
-        config["id2label"] = {str(index): label for index, label in enumerate(labels)}
-        config["label2id"] = {label: index for index, label in enumerate(labels)}
+        config["id2label"] = {str(index): label for index, label in enumerate(loaded.labels)}
+        config["label2id"] = {label: index for index, label in enumerate(loaded.labels)}
         config |= {} if problem is None else {"problem_type": problem}
     text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     (folder / CONFIG).write_text(text, "utf-8")
@@ -224,18 +219,13 @@ def stored_tensors(folder: Path, single: str = SINGLE) -> Stored:
     raise ModelError(f"{folder}: neither {single} nor {index.name} is there.{hint}")
 
 def read_header(file: Path) -> Stored:
-    """What one file holds; a name that occurs twice is refused."""
+    """What one file holds. safetensors refuses holes and overlaps: all of it has a name."""
     try:
-        with safe_open(file, framework="pt"), open(file, "rb") as raw:  # the former checks it all
-            size = int.from_bytes(raw.read(8), "little")
-            pairs = json.loads(raw.read(size), object_pairs_hook=list)
-        header = {name: dict(part) for name, part in pairs if name != "__metadata__"}
-        names = [name for name, _ in pairs]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"more than once in it: {_some(twice)}")
-    except (SafetensorError, OSError, ValueError) as error:
+        with safe_open(file, framework="pt") as handle:
+            parts = {name: handle.get_slice(name) for name in [*handle.keys()]}
+            return {n: (file, part.get_dtype(), part.get_shape()) for n, part in parts.items()}
+    except (SafetensorError, OSError) as error:
         raise ModelError(f"{file}: not a whole safetensors file ({error}): copy it anew") from error
-    return {name: (file, part["dtype"], part["shape"]) for name, part in header.items()}
 
 def mapped(names: Collection[str], stored: Stored) -> Iterator[tuple[str, Tensor]]:
     """The named tensors, each a view of its file, to be read at once and then let go."""

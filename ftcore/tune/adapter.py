@@ -49,7 +49,7 @@ PEFT = tomllib.loads(Path(__file__).with_name("peft.toml").read_text("utf-8"))
 KNOWN_VALUES = PEFT["known"] | dict.fromkeys(PEFT["off"], [None, False, {}, []])
 
 def base_sha256(model: nn.Module, *, without: Collection[str] = ()) -> str:
-    """Hash of the base, rounded to bf16, but for modules that the adapter brings; merged or not."""
+    """Hash of the base, rounded to bf16, but for modules that the adapter brings."""
     lines = [f"{name}.{attribute} {tensor_sha256(param.bfloat16())}\n"
              for name, module in lora.plain_modules(model).items() if name not in without
              for attribute, param in module.named_parameters(recurse=False)]
@@ -86,7 +86,7 @@ def save_adapter(model: Model, folder: Path, *, family: Family, base_path: str) 
         config, b_OR = own[0].config, torch.block_diag(*(layer.lora_b for layer in own))
         tensors[f"{PREFIX}{module}.{A}"] = torch.cat([layer.lora_a for layer in own])
         tensors[f"{PREFIX}{module}.{B}"] = family.join(module, b_OR.split(len(own[0].lora_b)))
-    for key, names in _trained_fully(model, extra).items():
+    for key, names in _trained_fully(model, family, extra).items():
         tensors[PREFIX + key] = family.join(key, [*map(model.get_parameter, names)])
     # HF: safetensors refuses tensors that share memory, so tied ones are written twice.
     tensors = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
@@ -119,7 +119,7 @@ def load_adapter(model: Model, folder: Path, *, family: Family) -> None:
     tensors = dict(load.mapped(held := load.stored_tensors(folder, WEIGHTS), held))
     layers, extra = _held_or_listed(model, family, options, tensors)
     config = _lora_config(folder / CONFIG, options, layers, extra)
-    trained, plain, shapes = _trained_fully(model, extra), lora.plain_modules(model), {}
+    trained, plain, shapes = _trained_fully(model, family, extra), lora.plain_modules(model), {}
     for module, parts in layers.items():
         linear, rank = plain[parts[0]], config.rank * (len(parts) if origin else 1)
         shapes[f"{PREFIX}{module}.{A}"] = [rank, linear.in_features]
@@ -145,15 +145,12 @@ def load_adapter(model: Model, folder: Path, *, family: Family) -> None:
         what = f"{folder / ORIGIN}: this adapter was trained on another base model"
         raise ModelError(f"{what}: SHA-256 {theirs}, here {ours}. {CONFIG} names the right one")
     lora.apply_lora(model, config, generator=torch.Generator())
-    with torch.no_grad():
-        for ours, tensor in incoming.items():
-            model.get_parameter(ours).copy_(tensor)
+    model.load_state_dict(incoming, strict=False)  # all that it does not bring stays
 
-def _trained_fully(model: nn.Module, extra: Parts) -> dict[str, list[str]]:
+def _trained_fully(model: nn.Module, family: Family, extra: Parts) -> Parts:
     """HF name of each tensor of such modules -> names of our parameters in it."""
-    return {f"{module}.{attribute}": [f"{part}.{attribute}" for part in parts]
-            for module, parts in extra.items()
-            for attribute in dict(model.get_submodule(parts[0]).named_parameters(recurse=False))}
+    names, ours = model.named_parameters(remove_duplicate=False), _names(extra)
+    return _by_hf(family, [name for name, _ in names if name.rpartition(".")[0] in ours])
 
 def _held_or_listed(model: nn.Module, family: Family, options: dict,
                     keys: Collection[str]) -> tuple[Parts, Parts]:
@@ -191,42 +188,42 @@ def _lora_config(path: Path, options: dict, layers: Parts, extra: Parts) -> Peft
                       targets=_names(layers), rs_lora=bool(options.get("use_rslora")),
                       extra_modules=_names(extra))
 
-def save_artifact(loaded: LoadedModel, tokenizer: Tokenizer, run: Path, config: Run,
-                  labels: tuple[str, ...] | None) -> Path:
-    """Write the trained model of a run, a classifier with its `labels`; returns its folder."""
-    if labels:
-        files.write_file(run / LABELS, json.dumps(labels, ensure_ascii=False) + "\n")
+def save_artifact(loaded: LoadedModel, tokenizer: Tokenizer, run: Path, config: Run) -> Path:
+    """Write the trained model of a run; returns its folder."""
+    if loaded.labels:
+        files.write_file(run / LABELS, json.dumps(loaded.labels, ensure_ascii=False) + "\n")
     if lora.lora_layers(loaded.model):
         save_adapter(loaded.model, run / ADAPTER, family=loaded.family, base_path=config.model.path)
         return run / ADAPTER
     with files.write_folder(run / MODEL) as folder:
-        save_model(loaded, folder, labels=labels, problem=config.problem)
+        save_model(loaded, folder, problem=config.problem)
         tokenizer.save(folder)
     return run / MODEL
 
-def load_base(path: str, **how: Any) -> LoadedModel:
+def load_base(path: str, *, keeps_last: bool = False, **how: Any) -> LoadedModel:
     """What `model.path` names, as `load_model` reads it; of adapters, with each folded into the
-    matrices that it was trained on. Raises ModelError: as these and `hub.lineage`."""
+    matrices that it was trained on, or the last left on them. Raises ModelError: as these and
+    `hub.lineage`."""
     folder, adapters = lineage(path)
     loaded = load_model(folder, **how)
     for adapter in adapters:
+        lora.fold(loaded.model)
         load_adapter(loaded.model, adapter, family=loaded.family)
+    if not keeps_last:
         lora.fold(loaded.model)
     return loaded
 
-def load_artifact(run: Path, *, base: str, kind: TaskKind, dtype: torch.dtype) -> LoadedModel:
-    """The trained model of a finished run; a LoRA run's adapter is put on its base model, `base`.
-    Raises ModelError: the run has left neither, or its files are damaged."""
-    if (run / MODEL).is_dir():
-        return load_model(run / MODEL, task=kind.model_task, dtype=dtype)
-    if not (run / ADAPTER).is_dir():
+def load_artifact(run: Path, *, kind: TaskKind, dtype: torch.dtype) -> LoadedModel:
+    """The trained model of a finished run, an adapter of it apart from its base. Raises ModelError:
+    the run has left neither, or its files are damaged."""
+    if not ((run / MODEL).is_dir() or (run / ADAPTER).is_dir()):
         what = f"{run}: has neither {MODEL}/ nor {ADAPTER}/, so the run has not finished"
         raise ModelError(f"{what}; continue it with: python train.py --resume {run}")
-    loaded = load_base(
-        base, task=kind.model_task, dtype=dtype, num_labels=len(read_labels(run) or ()) or None,
-        generator=torch.Generator())  # draws the head that the adapter then replaces
-    load_adapter(loaded.model, run / ADAPTER, family=loaded.family)
-    return loaded
+    file = run / LABELS
+    labels = tuple(json.loads(file.read_bytes())) if file.is_file() else None
+    return load_base(
+        str(run), keeps_last=True, task=kind.model_task, dtype=dtype, labels=labels,
+        generator=torch.Generator())  # draws the head that an adapter then replaces
 
 def fingerprint(*hashes: str) -> str:
     """Of what answers: its base, and the adapters on it."""
@@ -255,10 +252,8 @@ def share_base(loaded: LoadedModel, words: Sequence[str], taken: Collection[str]
             mend = "serve it by itself, or train it without --peft.extra-modules"
             raise ConfigError(f"--adapter {word}: trained {full[0]} and the like fully: {mend}")
         prints[name] = fingerprint(*hashes, files.sha256_file(folder / WEIGHTS))
-    if adapters:
-        lora.share(model, adapters)
+    model.trunk.routes = routes = {} if adapters else None
+    for name in dict.fromkeys(name for layers in adapters.values() for name in layers):
+        own = {adapter: layers[name] for adapter, layers in adapters.items() if name in layers}
+        model.set_submodule(name, lora.SharedLinear(own, routes))
     return prints
-
-def read_labels(run: Path) -> tuple[str, ...] | None:
-    path = run / LABELS
-    return tuple(json.loads(path.read_text("utf-8"))) if path.is_file() else None

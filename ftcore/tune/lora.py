@@ -1,4 +1,4 @@
-"""LoRA on any linear layer, chosen by name: wrap, unwrap, merge, fold, share.
+"""LoRA on any linear layer, chosen by name: wrap, unwrap, fold, share.
 
     y = x W^T + bias + scale (drop(x) A^T) B^T,    scale = alpha / R, or alpha / sqrt(R) (rsLoRA)
 
@@ -9,7 +9,6 @@ source  Hu et al. 2021, arXiv:2106.09685; Kalajdzievski 2023, arXiv:2312.03732 (
         A starts as in the peft package: uniform in +-1 / sqrt(C)"""
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 
@@ -21,10 +20,10 @@ from ftcore.config import PeftConfig
 from ftcore.errors import ConfigError
 from ftcore.model.heads import Model
 from ftcore.model.transformer import Layer, Linear
-from ftcore.tune.freeze import below, leaf, match_names
+from ftcore.tune.freeze import below, match_names
 from kernels.lora import lora_linear
 
-ALL_LINEAR = "all-linear"
+WORDS = {"all-linear": "trunk.*"}  # for globs
 
 class LoRALinear(Layer):
     """A frozen `Linear` (`base`, never written to) and its update; A is drawn on the CPU."""
@@ -37,14 +36,10 @@ class LoRALinear(Layer):
         nn.init.kaiming_uniform_(a_RC, a=math.sqrt(5), generator=generator)
         b_OR = torch.zeros(base.out_features, config.rank, dtype=wide, device=device)
         self.lora_a, self.lora_b = nn.Parameter(a_RC.to(device)), nn.Parameter(b_OR)
-        self.register_buffer("merged_weight", None, persistent=False)
         self.train(base.training)
 
     def forward(self, x_NC: Tensor) -> Tensor:
         x_NC, weight_OC, bias_O = self.base.cast(x_NC)
-        if self.merged_weight is not None:
-            assert not self.training, "unmerge before training: merged factors get no gradient"
-            return F.linear(x_NC, self.merged_weight.to(x_NC.dtype), bias_O)
         if self.base.is_packed:
             b_OR = (self.lora_b * self.config.scale).to(x_NC)
             return self.base(x_NC).addmm_(F.linear(x_NC, self.lora_a.to(x_NC)), b_OR.T)
@@ -78,10 +73,10 @@ class SharedLinear(Layer):
             y_NO.index_copy_(0, rows_M, y_MO)  # a row that fills up is the same once more
         return y_NO
 
-def apply_lora(model: nn.Module, config: PeftConfig, *, generator: torch.Generator) -> str:
-    """Wrap the targets, in the model's order, and freeze all but factors and fully trained modules;
-    says so in words. Raises ConfigError: a name that matches nothing, a layer that is both wrapped
-    and fully trained or whose matrix is shared with another layer; the model is then unchanged."""
+def apply_lora(model: Model, config: PeftConfig, *, generator: torch.Generator) -> None:
+    """Wrap the targets, in the model's order; freeze all but factors and fully trained modules.
+    Raises ConfigError: a name that matches nothing, a layer that is both wrapped and fully trained
+    or whose matrix is shared with another layer; the model is then unchanged."""
     assert not lora_layers(model), "one adapter at a time: fold the first"
     plain = {n: m for n, m in model.named_modules() if n and any(True for _ in m.parameters())}
     wrapped = _targets(model, config.targets)
@@ -94,21 +89,15 @@ def apply_lora(model: nn.Module, config: PeftConfig, *, generator: torch.Generat
         model.set_submodule(n, LoRALinear(plain[n], config, generator))
     for n in extra:
         plain[n].requires_grad_(True)
-    kinds = ", ".join(f"{kind} x {count}" for kind, count in Counter(map(leaf, wrapped)).items())
-    said = f"LoRA rank {config.rank}, alpha {config.alpha:g}, scale {config.scale:g} on {kinds}"
-    trained = ", ".join(n for n in plain if n in extra)
-    return f"{said}; fully trained: {trained}" if trained else said
 
-def _targets(model: nn.Module, patterns: Sequence[str]) -> list[str]:
+def _targets(model: Model, patterns: Sequence[str]) -> list[str]:
     """Names of the linear layers that the patterns choose, in the order of the model."""
     linears = [n for n, module in model.named_modules() if isinstance(module, nn.Linear)]
-    body = {n for n in linears if not n.startswith("head.")}
-    find = partial(match_names, names=linears, what="LoRA target", also=[ALL_LINEAR])
-    if not (chosen := set().union(*(body if p == ALL_LINEAR else find(p) for p in patterns))):
-        raise ConfigError(f"LoRA targets {list(patterns)}: no linear layer, try {ALL_LINEAR!r}")
-    owners = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
-    if shared := [n for n in chosen if owners[id(model.get_submodule(n).weight)] > 1]:
-        what = f"LoRA target {', '.join(sorted(shared))}: its matrix is tied to another layer's, so"
+    find = partial(match_names, names=linears, what="LoRA target", also=[*WORDS])
+    if not (chosen := set().union(*(find(WORDS.get(p, p)) for p in patterns))):
+        raise ConfigError(f"LoRA targets {list(patterns)}: no linear layer, try 'all-linear'")
+    if model.is_tied and "head.lm_head" in chosen:
+        what = "LoRA target head.lm_head: its matrix is tied to the embeddings, so"
         raise ConfigError(f"{what} merging could not be saved: leave it out, or train it fully")
     return [name for name in linears if name in chosen]
 
@@ -120,16 +109,10 @@ def plain_modules(model: nn.Module) -> dict[str, nn.Module]:
     plain = (pair for pair in model.named_modules() if not isinstance(pair[1], LoRALinear))
     return {name.removesuffix(".base"): module for name, module in plain}
 
-def merge(model: nn.Module, *, is_merged: bool = True) -> None:
-    """Answer from one matrix, for evaluation: the factors get no gradient; or exactly as before."""
-    for layer in lora_layers(model).values():
-        layer.merged_weight = layer.folded_weight() if is_merged else None
-
 def fold(model: nn.Module) -> None:
-    """Merge for good what answers: plain layers, rounded once."""
-    for name, layer in lora_layers(model).items():
+    """Merge the adapter into its matrices for good: plain layers, rounded once."""
+    for layer in unwrap(model).values():
         layer.base.weight.data = layer.folded_weight()
-        model.set_submodule(name, layer.base)
     model.requires_grad_(True)
 
 def unwrap(model: nn.Module) -> dict[str, LoRALinear]:
@@ -137,10 +120,3 @@ def unwrap(model: nn.Module) -> dict[str, LoRALinear]:
     for name, layer in (layers := lora_layers(model)).items():
         model.set_submodule(name, layer.base)
     return layers
-
-def share(model: Model, adapters: Mapping[str, Mapping[str, LoRALinear]]) -> None:
-    """Let adapters that were unwrapped answer side by side, as `model.trunk.routes` then say."""
-    model.trunk.routes = routes = {}
-    for name in dict.fromkeys(name for layers in adapters.values() for name in layers):
-        own = {adapter: layers[name] for adapter, layers in adapters.items() if name in layers}
-        model.set_submodule(name, SharedLinear(own, routes))

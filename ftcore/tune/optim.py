@@ -159,11 +159,19 @@ class AdamW:
     def step(self, part: Span, lr: float, grad_scale: float = 1.0) -> None:
         """Apply a part of the step's gradient times `grad_scale` (the clipping factor)."""
         self.step_count += 1
-        for (ratio, weight_decay, has_rows), pieces in self._work(part):
+        device, (beta1, beta2) = self.flats["master"].device, self.config.betas
+        count = torch.tensor(float(self.step_count), device=device)
+        # cost: with None the gradient is not written back
+        divisor = None if grad_scale == 1 else torch.tensor(1 / grad_scale, device=device)
+        for (ratio, decay, has_rows), pieces in self._work(part):
             for piece in pieces:
-                self._update(piece, lr * ratio, weight_decay, grad_scale)
+                master, exp_avg, exp_avg_sq = (flat[slice(*piece)] for flat in self.flats.values())
+                torch._fused_adamw_(
+                    [master], [self._gradient(piece)], [exp_avg], [exp_avg_sq], [], [count],
+                    lr=lr * ratio, beta1=beta1, beta2=beta2, weight_decay=decay,
+                    eps=self.config.eps, amsgrad=False, maximize=False, grad_scale=divisor)
                 if not has_rows and self.flat_param is not None:
-                    self.flat_param[slice(*piece)] = self.flats["master"][slice(*piece)]
+                    self.flat_param[slice(*piece)] = master
         self._round_rows(part)
 
     def _round_rows(self, part: Span) -> None:
@@ -171,16 +179,6 @@ class AdamW:
             if part[0] <= self.spans[name][0] < part[1]:
                 param = self.params[name]
                 param.index_copy_(0, rows_L, self.masters[name].to(param.dtype))
-
-    def _update(self, piece: Span, lr: float, weight_decay: float, grad_scale: float) -> None:
-        master, exp_avg, exp_avg_sq = (flat[slice(*piece)] for flat in self.flats.values())
-        device, (beta1, beta2) = master.device, self.config.betas
-        torch._fused_adamw_(
-            [master], [self._gradient(piece)], [exp_avg], [exp_avg_sq], [],
-            [torch.tensor(float(self.step_count), device=device)], lr=lr, beta1=beta1, beta2=beta2,
-            weight_decay=weight_decay, eps=self.config.eps, amsgrad=False, maximize=False,
-            # a divisor; cost: with None the gradient is not written back
-            grad_scale=None if grad_scale == 1 else torch.tensor(1 / grad_scale, device=device))
 
     def first_not_finite(self) -> str | None:
         found = ((name, self._gradient(span).isfinite()) for name, span in self.spans.items())

@@ -72,8 +72,9 @@ def documents_of(file: Path) -> list[Encoded]:
 
 @cache
 def our_model(folder: Path, precision: str) -> Model:
-    # theirs leaves out the names of two labels, so their number is told
-    return load_model(folder, task="classify", dtype=PRECISIONS[precision][0], num_labels=2).model
+    # theirs leaves out the names of two labels, so they are told
+    dtype = PRECISIONS[precision][0]
+    return load_model(folder, task="classify", dtype=dtype, labels=("0", "1")).model
 
 @cache
 def their_model(folder: Path, precision: str, attention: str) -> torch.nn.Module:

@@ -46,7 +46,7 @@ def ours(folder: Path, task: str, precision: str) -> Side:
         folder,
         task=task,
         dtype=PRECISIONS[precision][0],
-        num_labels=2 if task == "classify" else None,
+        labels=("0", "1") if task == "classify" else None,
         generator=generator(0, 1),
     ).model
     loaded = time.perf_counter()

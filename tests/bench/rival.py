@@ -105,7 +105,7 @@ def ours(
         resolve(config.model.path),
         task=TASKS[command.task].model_task,
         dtype=PRECISIONS[config.env.precision][0],
-        num_labels=len(data.labels) if data.labels else None,
+        labels=data.labels,
         init=config.model.init,
         generator=generator(seed, 1),
     )

@@ -202,7 +202,6 @@ def test_other_libraries_load_a_run(
     other.eval()
     loaded = load_artifact(
         Path("runs/run"),
-        base=str(base),
         kind=TASKS[NAMES.get(kind, kind)],
         dtype=torch.float32
     )

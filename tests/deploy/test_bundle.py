@@ -108,7 +108,7 @@ def test_an_adapter_is_kept_apart(kind: str, trained: Trained) -> None:
     kept = {path.name: path.read_bytes() for path in (run / "adapter").iterdir()}
     assert kept == {path.name: path.read_bytes() for path in (GIVEN / "adapter").iterdir()}
     assert hub.lineage(str(GIVEN)) == (GIVEN, [GIVEN / "adapter"])
-    again = load_base(str(GIVEN), task=ours.task, dtype=torch.float32, num_labels=ours.num_labels)
+    again = load_base(str(GIVEN), task=ours.task, dtype=torch.float32)
     merged = load_base("merged", task=ours.task, dtype=torch.float32)
     for name, param in merged.model.named_parameters():
         assert torch.equal(param, again.model.get_parameter(name)), name

@@ -127,11 +127,10 @@ def test_foreign_file(folder) -> None:
     assert "not a whole safetensors file" in refuse(folder)
 
 def test_duplicated_name(folder) -> None:
-    entry = '"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
-    header = ("{" + entry + "," + entry + "}").encode()
-    (folder / SINGLE).write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
-    message = refuse(folder)
-    assert "more than once in it: a)" in message or "not a whole safetensors file" in message
+    one = '"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
+    header = ("{" + one + "," + one.replace("0,4", "4,8") + "}").encode()
+    (folder / SINGLE).write_bytes(struct.pack("<Q", len(header)) + header + bytes(8))
+    assert "not a whole safetensors file" in refuse(folder)
 
 def test_metadata_may_be_null(folder) -> None:
     raw = (folder / SINGLE).read_bytes()

@@ -16,7 +16,7 @@ from ftcore.env.compute import generator
 from ftcore.errors import ModelError
 from ftcore.model.families import family_named
 from ftcore.model.load import Accounting, LoadedModel, load_model, save_model
-from ftcore.tune.adapter import load_artifact, read_labels, save_artifact
+from ftcore.tune.adapter import load_artifact, save_artifact
 from ftcore.tune.task import TASKS, choose_trainable
 
 LABELS = ("bad", "gr\u00fcn", "good")
@@ -31,8 +31,7 @@ def base(tmp_path: Path, tiny_model: Callable) -> Callable[[str], Path]:
         folder.mkdir()
         _, labels = FAMILIES[family]
         model, form = tiny_model(family), family_named(family)
-        loaded = LoadedModel(model, form, {}, Accounting(), folder)
-        save_model(loaded, folder, labels=labels)
+        save_model(LoadedModel(model, form, {}, Accounting(), folder, labels), folder)
         vocab = {f"w{n}": n for n in range(61)}
         fast = tokenizers.Tokenizer(models.WordLevel(vocab, unk_token="w0"))
         fast.save(str(folder / "tokenizer.json"))
@@ -59,10 +58,10 @@ def test_it_comes_back_with_the_same_scores(
                 param += 0.01 * torch.randn(param.shape, generator=generator(0, 3))
     tokenizer = Tokenizer.load(folder)
     with pytest.raises(ModelError, match="has not finished; continue it with: python train.py"):
-        load_artifact(run, base=str(folder), kind=kind, dtype=torch.float32)
-    path = save_artifact(loaded, tokenizer, run, config, labels)
+        load_artifact(run, kind=kind, dtype=torch.float32)
+    path = save_artifact(loaded, tokenizer, run, config)
     assert path == run / ("adapter" if method == "lora" else "model")
-    again = load_artifact(run, base=str(folder), kind=kind, dtype=torch.float32)
+    again = load_artifact(run, kind=kind, dtype=torch.float32)
     batch = collate(rows(family, 3))
     before = load_model(folder, task=kind.model_task, dtype=torch.float32)
     ours, theirs, start = (
@@ -70,9 +69,9 @@ def test_it_comes_back_with_the_same_scores(
     )
     assert torch.equal(ours, theirs) and not torch.equal(ours, start)
     assert not again.model.training
-    assert read_labels(run) == labels
+    assert again.labels == labels
     if method != "lora":
-        assert Tokenizer.load(path).digest == tokenizer.digest and again.labels == labels
+        assert Tokenizer.load(path).digest == tokenizer.digest
     else:
         written = json.loads((path / "adapter_config.json").read_text())
         assert written["base_model_name_or_path"] == str(folder)
@@ -85,6 +84,6 @@ def test_an_artifact_is_replaced_whole(base: Callable, tmp_path: Path) -> None:
     run.mkdir()
     loaded = load_model(folder, task="lm", dtype=torch.float32)
     for _ in range(2):
-        save_artifact(loaded, Tokenizer.load(folder), run, RUNS["pretrain"](), None)
+        save_artifact(loaded, Tokenizer.load(folder), run, RUNS["pretrain"]())
     assert [entry.name for entry in run.iterdir()] == ["model"]
-    load_artifact(run, base=str(folder), kind=kind, dtype=torch.float32)
+    load_artifact(run, kind=kind, dtype=torch.float32)
