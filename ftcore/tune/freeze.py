@@ -45,14 +45,15 @@ def match_names(pattern: str, names: Sequence[str], *, what: str,
 def below(name: str, modules: set[str]) -> bool:
     return any(f"{name}.".startswith(f"{module}.") for module in modules)
 
-def apply_trainable(model: nn.Module, rules: Sequence[str]) -> None:
-    """Make exactly what any of the rules names trainable. Raises ConfigError: no rule, or one that
-    matches nothing; the model is then unchanged."""
+def apply_trainable(model: nn.Module, rules: Sequence[str]) -> str:
+    """Make exactly what any of the rules names trainable; returns the parameter_table.
+    Raises ConfigError: no rule, or one that matches nothing; the model is then unchanged."""
     if not rules:
         raise ConfigError(f"no rule says what to train; known: {', '.join(KNOWN)}, or a pattern")
     chosen = set().union(*(_resolve(model, rule) for rule in rules))
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in chosen)
+    return parameter_table(model)
 
 def _resolve(model: nn.Module, rule: str) -> set[str]:
     names = [name for name, _ in model.named_parameters()]

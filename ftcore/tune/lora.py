@@ -9,6 +9,7 @@ source  Hu et al. 2021, arXiv:2106.09685; Kalajdzievski 2023, arXiv:2312.03732 (
         A starts as in the peft package: uniform in +-1 / sqrt(C)"""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 
@@ -20,7 +21,7 @@ from ftcore.config import PeftConfig
 from ftcore.errors import ConfigError
 from ftcore.model.heads import Model
 from ftcore.model.transformer import Layer, Linear
-from ftcore.tune.freeze import below, match_names
+from ftcore.tune.freeze import below, leaf, match_names
 from kernels.lora import lora_linear
 
 WORDS = {"all-linear": "trunk.*"}  # for globs
@@ -73,10 +74,10 @@ class SharedLinear(Layer):
             y_NO.index_copy_(0, rows_M, y_MO)  # a row that fills up is the same once more
         return y_NO
 
-def apply_lora(model: Model, config: PeftConfig, *, generator: torch.Generator) -> None:
-    """Wrap the targets, in the model's order; freeze all but factors and fully trained modules.
-    Raises ConfigError: a name that matches nothing, a layer that is both wrapped and fully trained
-    or whose matrix is shared with another layer; the model is then unchanged."""
+def apply_lora(model: Model, config: PeftConfig, *, generator: torch.Generator) -> str:
+    """Wrap the targets, in the model's order, and freeze all but factors and fully trained modules;
+    says so in words. Raises ConfigError: a name that matches nothing, a layer that is both wrapped
+    and fully trained or whose matrix is shared with another layer; the model is then unchanged."""
     assert not lora_layers(model), "one adapter at a time: fold the first"
     plain = {n: m for n, m in model.named_modules() if n and any(True for _ in m.parameters())}
     wrapped = _targets(model, config.targets)
@@ -89,6 +90,10 @@ def apply_lora(model: Model, config: PeftConfig, *, generator: torch.Generator) 
         model.set_submodule(n, LoRALinear(plain[n], config, generator))
     for n in extra:
         plain[n].requires_grad_(True)
+    kinds = ", ".join(f"{kind} x {count}" for kind, count in Counter(map(leaf, wrapped)).items())
+    said = f"LoRA rank {config.rank}, alpha {config.alpha:g}, scale {config.scale:g} on {kinds}"
+    trained = ", ".join(n for n in plain if n in extra)
+    return f"{said}; fully trained: {trained}" if trained else said
 
 def _targets(model: Model, patterns: Sequence[str]) -> list[str]:
     """Names of the linear layers that the patterns choose, in the order of the model."""

@@ -74,13 +74,14 @@ def choose_trainable(model: Model, config: PeftConfig, generator: torch.Generato
     if config.method == "lora":
         if model.task == "classify":  # its head is new with the task, so trained
             config = replace(config, extra_modules=(*config.extra_modules, "head"))
-        apply_lora(model, config, generator=generator)
+        report = apply_lora(model, config, generator=generator)
+        table = f"{parameter_table(model)}\n{report}"
     else:
-        apply_trainable(model, ["all"] if config.method == "full" else config.trainable)
+        table = apply_trainable(model, ["all"] if config.method == "full" else config.trainable)
     if left := set(new) - {n for n, p in model.named_parameters() if p.requires_grad}:
         what = f"{', '.join(sorted(left))}: not in the checkpoint, so random, and would stay so"
         raise ConfigError(f"{what}: use --peft.method full, or head among --peft.trainable")
-    return parameter_table(model)
+    return table
 
 def check_lengths(spec: ModelSpec, data: Prepared) -> None:
     """Raise DataError where a document is longer than the model's learned positions reach."""

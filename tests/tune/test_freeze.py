@@ -115,8 +115,7 @@ def test_no_rule_is_an_error() -> None:
 
 def test_table_groups_equal_layers_and_counts_tied_weights_once() -> None:
     model = make_qwen3(tied=True)
-    apply_trainable(model, ["trunk.layers.[02].self_attn.q_proj", "trunk.norm"])
-    table = parameter_table(model)
+    table = apply_trainable(model, ["trunk.layers.[02].self_attn.q_proj", "trunk.norm"])
     lines = [line.split() for line in table.splitlines()]
     assert ["trunk.embed_tokens.weight", "50", "x", "16", "800", "-"] in lines
     q_proj = "trunk.layers.{%s}.self_attn.q_proj.weight"
@@ -125,6 +124,7 @@ def test_table_groups_equal_layers_and_counts_tied_weights_once() -> None:
     assert ["trunk.layers.{0-2}.mlp.up_proj.weight", "24", "x", "16", "1,152", "-"] in lines
     total = sum(p.numel() for p in model.parameters())
     assert table.splitlines()[-1] == f"trainable: 528 of {total:,} values ({528 / total:.2%})"
+    assert table == parameter_table(model)
 
 def test_proof_of_freezing() -> None:
     model = make_qwen3()

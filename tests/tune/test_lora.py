@@ -72,21 +72,23 @@ def test_targets_by_name_pattern_and_all() -> None:
     assert len(lora_layers(model)) == 3 * len(LINEARS)
     targets = ("trunk.layers.[0-1].*.v_proj", "q_proj", "trunk.layers.2.mlp.up_proj")
     model = make_model()
-    apply_lora(model, config(targets=targets), generator=generator())
+    report = apply_lora(model, config(targets=targets), generator=generator())
     assert tuple(lora_layers(model)) == (
         *("trunk.layers.0.self_attn.q_proj", "trunk.layers.0.self_attn.v_proj"),
         *("trunk.layers.1.self_attn.q_proj", "trunk.layers.1.self_attn.v_proj"),
         *("trunk.layers.2.self_attn.q_proj", "trunk.layers.2.mlp.up_proj"),
     )
+    assert report == "LoRA rank 4, alpha 8, scale 2 on q_proj x 3, v_proj x 2, up_proj x 1"
 
 def test_only_factors_and_extra_modules_are_trained() -> None:
     model = make_model()
-    apply_lora(
+    report = apply_lora(
         model,
         config(targets=("q_proj",), extra_modules=("*.input_layernorm", "head.lm_head")),
         generator=generator(),
     )
     trained = (*(f"trunk.layers.{i}.input_layernorm" for i in range(3)), "head.lm_head")
+    assert report.endswith(f"on q_proj x 3; fully trained: {', '.join(trained)}")
     factors = {f"{name}.lora_{f}" for name in lora_layers(model) for f in "ab"}
     expected = factors | {f"{name}.weight" for name in trained}
     assert {n for n, p in model.named_parameters() if p.requires_grad} == expected
