@@ -25,7 +25,7 @@ from ftcore.model.load import LoadedModel
 from ftcore.tune.adapter import load_artifact, save_artifact
 from ftcore.tune.checkpoint import load
 from ftcore.tune.loop import Loop
-from ftcore.tune.lora import fold, lora_layers
+from ftcore.tune.lora import lora_layers, merge
 from ftcore.tune.task import TaskKind
 from ftcore.tune.workers import Workers
 
@@ -94,15 +94,15 @@ class Verifier:
         once, twice = self.trained(resume=False), self.trained(resume=True)
         yield f"{STEPS} steps, or resumed after {STEPS // 2}", apart(once, twice), self.exact
         last = self.outputs()
+        if lora_layers(self.model):
+            merge(self.model)
+            yield "updates beside the matrices, or merged", apart(last, self.outputs()), NEAR
         made = self.loaded._replace(model=self.model)
         save_artifact(made, self.tokenizer, self.work, self.config)
         again = load_artifact(self.work, kind=self.kind, dtype=torch.float32)
         self.model = again.model.to(self.loaded.model.device)
         self.model.use_kernels(self.config.env.kernels)
         yield "in memory, or saved and loaded", apart(last, self.outputs()), EXACT
-        if lora_layers(self.model):
-            fold(self.model)
-            yield "updates beside the matrices, or merged", apart(last, self.outputs()), NEAR
         judged = [split for _, split in self.data.splits() if split.chats]
         read = {d.row_id: d.tokens_T.tolist() for split in judged for d in split.documents}
         chats = [chat for split in judged for chat in split.chats[:16] if chat.id in read]

@@ -25,7 +25,7 @@ from ftcore.errors import DataError
 from ftcore.evaluate import evaluator, metrics, report
 from ftcore.evaluate.evaluator import Judged, all_logits, root_of, with_answers
 from ftcore.model.heads import Model
-from ftcore.tune.lora import fold
+from ftcore.tune.lora import merge
 
 SHOWN = ("loss", "perplexity", "bits_per_byte", "accuracy", "subset_accuracy", "f1_macro",
          "pearson", "spearman", "temperature")  # while it trains, where the task has it
@@ -160,7 +160,7 @@ class Suite:
 
 @torch.inference_mode()
 def certify(model: Model, split: Split, suite: Suite) -> dict[str, Any]:
-    """Of a split's first rows; scores have neither KL nor arg-max. Leaves the model merged."""
+    """Of a split's first rows; scores have neither KL nor arg-max. Leaves the model unmerged."""
     model.eval()
     documents = split.documents[:MOST_ROWS]
     scored = np.cumsum([sum(np.count_nonzero(side.weights) for side in apart([document]))
@@ -172,10 +172,10 @@ def certify(model: Model, split: Split, suite: Suite) -> dict[str, Any]:
         return proof
     values, logits = [], []
     for is_merged in (False, True):
-        if is_merged:
-            fold(model)
+        merge(model, is_merged=is_merged)
         logits.append(all_logits(model, few, suite.config.loop.micro_batch_tokens))
         values.append(suite.dev(model, Split(documents=few)))
+    merge(model, is_merged=False)
     proof |= {key.removeprefix("eval/"): [each[key] for each in values] for key in values[0]}
     proof["max_difference"] = (logits[1] - logits[0]).abs().max().item()
     if suite.config.problem == "regression":

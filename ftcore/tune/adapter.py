@@ -49,7 +49,7 @@ PEFT = tomllib.loads(Path(__file__).with_name("peft.toml").read_text("utf-8"))
 KNOWN_VALUES = PEFT["known"] | dict.fromkeys(PEFT["off"], [None, False, {}, []])
 
 def base_sha256(model: nn.Module, *, without: Collection[str] = ()) -> str:
-    """Hash of the base, rounded to bf16, but for modules that the adapter brings."""
+    """Hash of the base, rounded to bf16, but for modules that the adapter brings; merged or not."""
     lines = [f"{name}.{attribute} {tensor_sha256(param.bfloat16())}\n"
              for name, module in lora.plain_modules(model).items() if name not in without
              for attribute, param in module.named_parameters(recurse=False)]

@@ -1,4 +1,4 @@
-"""LoRA on any linear layer, chosen by name: wrap, unwrap, fold, share.
+"""LoRA on any linear layer, chosen by name: wrap, unwrap, merge, fold, share.
 
     y = x W^T + bias + scale (drop(x) A^T) B^T,    scale = alpha / R, or alpha / sqrt(R) (rsLoRA)
 
@@ -37,10 +37,14 @@ class LoRALinear(Layer):
         nn.init.kaiming_uniform_(a_RC, a=math.sqrt(5), generator=generator)
         b_OR = torch.zeros(base.out_features, config.rank, dtype=wide, device=device)
         self.lora_a, self.lora_b = nn.Parameter(a_RC.to(device)), nn.Parameter(b_OR)
+        self.register_buffer("merged_weight", None, persistent=False)
         self.train(base.training)
 
     def forward(self, x_NC: Tensor) -> Tensor:
         x_NC, weight_OC, bias_O = self.base.cast(x_NC)
+        if self.merged_weight is not None:
+            assert not self.training, "unmerge before training: merged factors get no gradient"
+            return F.linear(x_NC, self.merged_weight.to(x_NC.dtype), bias_O)
         if self.base.is_packed:
             b_OR = (self.lora_b * self.config.scale).to(x_NC)
             return self.base(x_NC).addmm_(F.linear(x_NC, self.lora_a.to(x_NC)), b_OR.T)
@@ -114,10 +118,16 @@ def plain_modules(model: nn.Module) -> dict[str, nn.Module]:
     plain = (pair for pair in model.named_modules() if not isinstance(pair[1], LoRALinear))
     return {name.removesuffix(".base"): module for name, module in plain}
 
+def merge(model: nn.Module, *, is_merged: bool = True) -> None:
+    """Answer from one matrix, for evaluation: the factors get no gradient; or exactly as before."""
+    for layer in lora_layers(model).values():
+        layer.merged_weight = layer.folded_weight() if is_merged else None
+
 def fold(model: nn.Module) -> None:
-    """Merge the adapter into its matrices for good: plain layers, rounded once."""
-    for layer in unwrap(model).values():
+    """Merge for good what answers: plain layers, rounded once."""
+    for name, layer in lora_layers(model).items():
         layer.base.weight.data = layer.folded_weight()
+        model.set_submodule(name, layer.base)
     model.requires_grad_(True)
 
 def unwrap(model: nn.Module) -> dict[str, LoRALinear]:

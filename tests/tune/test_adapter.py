@@ -19,7 +19,7 @@ from ftcore.model.families import Family, family_named
 from ftcore.model.heads import Model
 from ftcore.tune.adapter import WEIGHTS, base_sha256, load_adapter, save_adapter
 from ftcore.tune.freeze import frozen_hashes
-from ftcore.tune.lora import apply_lora, lora_layers
+from ftcore.tune.lora import apply_lora, lora_layers, merge
 from kernels.docs import Docs
 
 SIZES = {
@@ -292,6 +292,8 @@ def test_base_hash_does_not_depend_on_precision_or_wrapping() -> None:
     digest = base_sha256(model)
     assert base_sha256(ours(hf).double()) == base_sha256(ours(hf).bfloat16()) == digest
     wrap(model)
+    assert base_sha256(model) == digest
+    merge(model)
     assert base_sha256(model) == digest
     assert base_sha256(ours(make_hf("tied"))) != digest
 

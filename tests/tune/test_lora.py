@@ -1,4 +1,4 @@
-"""LoRA on a small Qwen3: what is wrapped and trained, exactness at the start, merging."""
+"""LoRA on a small Qwen3: what is wrapped and trained, exactness at the start, merge and unmerge."""
 
 import math
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from ftcore.model.families import family_named
 from ftcore.model.heads import Model
 from ftcore.tune.freeze import assert_unmoved, frozen_hashes
 from ftcore.tune.loop import Loop
-from ftcore.tune.lora import apply_lora, fold, lora_layers, plain_modules, unwrap
+from ftcore.tune.lora import apply_lora, lora_layers, merge, plain_modules, unwrap
 from kernels.docs import Docs
 
 QWEN3 = {
@@ -159,13 +159,15 @@ def test_start_is_a_function_of_the_generator() -> None:
     assert not states[0]["trunk.layers.0.mlp.down_proj.lora_b"].any()
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_merging_rounds_once(dtype: torch.dtype) -> None:
+def test_merge_rounds_once_and_unmerge_restores_the_bits(dtype: torch.dtype) -> None:
     model = make_model(dtype=dtype)
     apply_lora(model, config(), generator=generator())
     disturb(model)
-    before, layer = logits(model), model.trunk.layers[1].mlp.up_proj
+    before, hashes = logits(model), frozen_hashes(model)
+    merge(model)
+    layer = model.trunk.layers[1].mlp.up_proj
     weight_OC, a_RC, b_OR = (
-        p.detach().double().clone()
+        p.detach().double()
         for p in (layer.base.weight, layer.lora_a, layer.lora_b)
     )
     exact_OC = weight_OC + 2 * b_OR @ a_RC
@@ -173,13 +175,26 @@ def test_merging_rounds_once(dtype: torch.dtype) -> None:
     # half a unit of the dtype for the one rounding, and the sum of five terms in fp32
     bound_OC = exact_OC.abs() * torch.finfo(dtype).eps / 2
     bound_OC += 4 * terms_OC * torch.finfo(torch.float32).eps
-    fold(model)
-    merged = model.trunk.layers[1].mlp.up_proj
-    assert ((merged.weight.double() - exact_OC).abs() <= bound_OC).all()
+    assert ((layer.merged_weight.double() - exact_OC).abs() <= bound_OC).all()
     # 3 layers of some 10 roundings each, as a share of the logits' norm
     change = (logits(model) - before).double().norm() / before.double().norm()
     assert change <= 8 * torch.finfo(dtype).eps
-    assert not lora_layers(model) and all(p.requires_grad for p in model.parameters())
+    merge(model, is_merged=False)
+    assert torch.equal(logits(model), before)
+    assert_unmoved(hashes, model)
+
+def test_a_merged_layer_comes_off_and_refuses_training() -> None:
+    model = make_model()
+    base = logits(model)
+    apply_lora(model, config(), generator=generator())
+    disturb(model)
+    merge(model)
+    layers = unwrap(model)
+    assert torch.equal(logits(model), base)
+    for name, layer in layers.items():
+        model.set_submodule(name, layer)
+    with pytest.raises(AssertionError, match="unmerge before training"):
+        logits(model.train())
 
 def test_merged_state_fits_the_unwrapped_model() -> None:
     model = make_model()
@@ -195,7 +210,7 @@ def test_merged_state_fits_the_unwrapped_model() -> None:
     merged |= {f"{name}.weight": layer.folded_weight() for name, layer in layers.items()}
     plain.load_state_dict(merged, strict=True)
     torch.testing.assert_close(logits(plain), logits(model), rtol=1e-4, atol=1e-5)
-    fold(model)
+    merge(model)
     assert torch.equal(logits(plain), logits(model))
 
 def test_dropout_acts_in_training_only() -> None:
