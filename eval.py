@@ -44,7 +44,11 @@ def parse(argv: list[str]) -> Command:
         if task not in (None, written_for):
             raise ConfigError(f"{path} is a run of the task {written_for}: leave out --task {task}")
         layers = [(str(file), flags), ("flag", words)]
-        return resolved(written_for, layers, resume=Path(path), script="eval.py")
+        command = resolved(written_for, layers, resume=Path(path), script="eval.py")
+        if command.origins.get("model.path") == "flag":
+            what = f"--model.path: {path} has a model; the base of an adapter stands beside that"
+            raise ConfigError(f"{what}, in adapter/adapter_config.json (base_model_name_or_path)")
+        return command
     if task is None:
         beside = [] if Path(path).exists() else [*map(str, Path(path).parent.glob("*"))]
         what = f"{path} is not a run folder (it has no {CONFIG_FILE}){nearest(path, beside)}"

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import tokenizers
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import models
 
 from ftcore.config import RUNS, ModelConfig, PeftConfig
@@ -87,3 +88,15 @@ def test_an_artifact_is_replaced_whole(base: Callable, tmp_path: Path) -> None:
         save_artifact(loaded, Tokenizer.load(folder), run, RUNS["pretrain"]())
     assert [entry.name for entry in run.iterdir()] == ["model"]
     load_artifact(run, kind=kind, dtype=torch.float32)
+
+def test_a_head_that_is_lost_is_not_drawn_anew(base: Callable, tmp_path: Path) -> None:
+    folder, run, kind = base("bert"), tmp_path / "run", TASKS["classify"]
+    run.mkdir()
+    loaded = load_model(folder, task="classify", dtype=torch.float32)
+    config = RUNS["classify"](model=ModelConfig(path=str(folder)))
+    save_artifact(loaded, Tokenizer.load(folder), run, config)
+    file = run / "model" / "model.safetensors"
+    tensors = load_file(file)
+    save_file({name: t for name, t in tensors.items() if not name.startswith("classifier")}, file)
+    with pytest.raises(ModelError, match="classifier"):
+        load_artifact(run, kind=kind, dtype=torch.float32)
