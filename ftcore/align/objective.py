@@ -36,10 +36,6 @@ class Seen(NamedTuple):
     h_MC: Tensor  # hidden states, which values are read from
     logp_MV: Tensor
 
-    @property
-    def entropy_M(self) -> Tensor:
-        return -(self.logp_MV.exp() * self.logp_MV).sum(-1)
-
 def seen(model: Model, batch: Batch, temperature: float) -> Seen:
     """One forward pass, by which rollouts are scored and policies trained alike."""
     rows_M = batch.scored_M

@@ -212,7 +212,7 @@ class PpoLoop(Loop):
         policy_M = objective.policy_loss(now.logp_M, old_M, advantage_M, ppo.clip)
         is_warm = self.progress.step >= ppo.critic_warmup
         with torch.set_grad_enabled(ppo.entropy_coef > 0):  # cost: two passes over M x V
-            entropy_M = now.entropy_M
+            entropy_M = -(now.logp_MV.exp() * now.logp_MV).sum(-1)
         loss_M = is_warm * (policy_M - ppo.entropy_coef * entropy_M)
         away_M = (now.logp_M - old_M).detach()
         told = {"tokens": torch.ones_like(away_M), "policy_loss": policy_M,

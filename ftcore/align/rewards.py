@@ -1,11 +1,10 @@
-"""Rewards: what an answer is worth.
-
-It is the weighted sum of what one or more sources say of the answer:
+"""Rewards: what an answer is worth, the weighted sum of what one or more sources say of it.
 
     match                  1 where it is the expected answer, character by character, else 0
     command:FIELD          of JSON commands, the mean of four figures from 0 to 1: it is a JSON
                            object, its FIELD (the intent) is right, F1 of its slots, all is right
     model:RUN              the score of a reward model (train.py reward), by its own tokenizer
+    model:RUN=LABEL        log-odds that the answer has a LABEL, by a classifier (train.py classify)
     python:FILE.py:NAME    NAME(rows), a function that returns a number for each row
     program:COMMAND        reads a JSON list of rows from standard input, writes one of numbers
 
@@ -33,8 +32,8 @@ import torch
 from ftcore.align.preference import TASKS
 from ftcore.cli import known, parse
 from ftcore.config import RewardsConfig
-from ftcore.data.columns import Chat, answer
-from ftcore.data.encode import sides
+from ftcore.data.columns import Chat, Text, answer
+from ftcore.data.encode import encode, sides
 from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import ConfigError, TrainingError
 from ftcore.evaluate.evaluator import all_logits
@@ -119,21 +118,30 @@ def command(field: str) -> Source:
 
     return lambda rows: map(score, rows)
 
-def model(run: str) -> Source:
+def model(rest: str) -> Source:
     """By the code that judges the test rows of the run."""
-    asked = parse(["--resume", run])
-    if asked.task != "reward":
-        raise ConfigError(f"is a run of the task {asked.task}, not reward")
-    loaded = load_artifact(Path(run), kind=TASKS["reward"], dtype=torch.float32)
+    run, _, label = rest.partition("=")
+    asked, task = parse(["--resume", run]), "classify" if label else "reward"
+    if asked.task != task:
+        raise ConfigError(f"is a run of the task {asked.task}, not {task}")
+    loaded = load_artifact(Path(run), kind=TASKS[task], dtype=torch.float32)
     tokenizer, judge = Tokenizer.load(loaded.folder), loaded.model.eval().requires_grad_(False)
-    most = asked.config.loop.micro_batch_tokens
+    most, problem = asked.config.loop.micro_batch_tokens, asked.config.problem
+    place = loaded.labels.index(known("label", label, loaded.labels)) if label else 0
 
     def scores(rows: Rows) -> list[float]:
-        turns = ((*row["messages"], answer(row["answer"])) for row in rows)
-        chats = [Chat(str(n), each) for n, each in enumerate(turns)]
-        documents = sides(chats, tokenizer).documents
+        if label:
+            texts = [Text(str(n), (row["answer"],), label) for n, row in enumerate(rows)]
+            documents = encode(asked.config.data, texts, tokenizer, loaded.labels).documents
+        else:
+            turns = ((*row["messages"], answer(row["answer"])) for row in rows)
+            chats = [Chat(str(n), each) for n, each in enumerate(turns)]
+            documents = sides(chats, tokenizer).documents
         with torch.inference_mode():
-            score_B = all_logits(judge, documents, most)[:, 0].tolist()
+            score_BK = all_logits(judge, documents, most)
+        if problem == "single_label_classification":
+            score_BK = score_BK.double().softmax(1).logit(1e-12)
+        score_B = score_BK[:, place].tolist()
         told = dict(zip((d.row_id for d in documents), score_B, strict=True))
         least = min(score_B)
         return [told.get(str(n), least) for n in range(len(rows))]  # the least: it holds nothing

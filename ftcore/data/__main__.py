@@ -62,12 +62,11 @@ def show(words: list[str]) -> None:
     documents = [documents[row] for row in rows]
     places = {e.id: place(e) for e in collect(config.data, {})["train"].examples}
     shares = min(config.env.threads, config.optim.batch_size)
-    for number, share in enumerate(split(list(map(len, documents)), shares)):
-        lengths = [len(documents[i]) for i in share]
-        for stream in pack(lengths, config.loop.micro_batch_tokens):
-            tokens = sum(lengths[i] for i in stream)
-            print(f"== step {step}, share {number}: {len(stream)} documents, {tokens} tokens")
-            for document in (documents[share[i]] for i in stream):
+    for n, share in enumerate(split(list(map(len, documents)), shares)):
+        for stream in pack([len(documents[i]) for i in share], config.loop.micro_batch_tokens):
+            some = [documents[share[i]] for i in stream]
+            print(f"== step {step}, share {n}: {len(some)} documents, {sum(map(len, some))} tokens")
+            for document in some:
                 where = places.get(document.row_id.partition(":")[0], "(no longer there)")
                 span = f"positions 0 to {len(document) - 1}, weight {np.sum(document.weights):g}"
                 print(f"-- {document.row_id} {where}: {span}")

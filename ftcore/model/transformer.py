@@ -294,5 +294,4 @@ def packed_linears(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for module in model.modules():
-            if isinstance(module, Layer):
-                module.packed = None
+            vars(module).pop("packed", None)

@@ -21,8 +21,8 @@ import torch
 from ftcore.tune.optim import AdamW
 
 class Workers(ExitStack):
-    """`with Workers(count, optimizer, loop) as workers:`, each step `compute` and `apply`, where
-    loop.share(number of the process, count, step, loss scale) returns the loss of a share."""
+    """`with Workers(count, optimizer, loop) as workers:`, each step `compute` and `apply`; methods
+    of the loop are told the number of the process, the count of all, and the arguments."""
 
     def __init__(self, count: int, optimizer: AdamW, loop: Any) -> None:
         super().__init__()
@@ -54,8 +54,7 @@ class Workers(ExitStack):
         self.ask("step", lr, grad_scale)
 
     def ask(self, *act: Any) -> list[Any]:
-        """What a method of the loop, of (number, count, *arguments), returns in every process, in
-        the order of their numbers; each waits for all. Raises as `compute`."""
+        """What a method of the loop returns in every process, in order. Raises as `compute`."""
         for pipe in self.pipes:
             with suppress(BrokenPipeError):  # recv says so below
                 pipe.send(act)

@@ -146,7 +146,7 @@ def test_seen_is_the_log_softmax_at_a_temperature(temperature: float, model: Mod
         counts_T[-1] = 0
         documents.append(Encoded(f"{index}", ids_T, np.roll(ids_T, -1), counts_T))
     found = seen(model, collate(documents), temperature)
-    logp, entropy, rows = [], [], []
+    logp, rows = [], []
     for document in documents:  # each alone, every row through the head
         with torch.no_grad():
             batch = collate([document])
@@ -157,17 +157,15 @@ def test_seen_is_the_log_softmax_at_a_temperature(temperature: float, model: Mod
             all_logp = z - math.log(math.fsum(np.exp(z)))
             rows.append(all_logp)
             logp.append(all_logp[document.labels[t]])
-            entropy.append(-math.fsum(np.exp(all_logp) * all_logp))
     assert len(logp) == len(found.h_MC) == 9
     assert found.logp_M.tolist() == pytest.approx(logp, rel=1e-10)
-    assert found.entropy_M.tolist() == pytest.approx(entropy, rel=1e-10)
     assert found.logp_MV.detach().numpy() == pytest.approx(np.array(rows), rel=1e-10)
 
 def test_seen_is_wide_where_the_model_is_narrow(model: Model) -> None:
     ids_T = np.arange(6, dtype=np.int32)
     batch = collate([Encoded("", ids_T, np.roll(ids_T, -1), np.ones(6, np.float32))])
     found = seen(model.bfloat16(), batch, 1.0)
-    assert found.logp_M.dtype == found.logp_MV.dtype == found.entropy_M.dtype == torch.float32
+    assert found.logp_M.dtype == found.logp_MV.dtype == torch.float32
     torch.testing.assert_close(found.logp_MV.exp().sum(-1), torch.ones(6))
 
 # ---- control -------------------------------------------------------------------------------------
@@ -218,7 +216,7 @@ def our_loss(
     answers = [list(range(2, 2 + length)) for length in LENGTHS]
     monkeypatch.setattr("ftcore.align.rollout.continued", lambda *_, **__: answers)
     documents = [episode.document for episode in Canned(config).episodes(prompts)]
-    logp_MV = torch.full((len(now_M), 8), -math.log(8))  # whose entropy is log(8)
+    logp_MV = log_probabilities(len(now_M), 8, seed=4).float()
     said = Seen(now_M, torch.zeros(len(now_M), 1), logp_MV)
     monkeypatch.setattr("ftcore.align.objective.seen", lambda *_: said)
     parts = {name: each_M.split(LENGTHS) for name, each_M in told.items()}
@@ -280,14 +278,14 @@ def test_the_loss_is_that_of_trl(theirs: str, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("step", [0, 2])
 def test_the_loss_adds_up_its_parts(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """-A, 1/2 R^2 and the entropy of log(8) nats, by their factors; while the critic warms up the
-    second alone."""
+    """-A, 1/2 R^2 and the entropy, by their factors; while the critic warms up the second alone."""
     now_M = torch.zeros(16).requires_grad_()
     told = {"logp": torch.zeros(16), "advantage": torch.full((16,), 0.5), "value": torch.zeros(16),
             "return": torch.full((16,), 3.0)}  # fmt: skip
     config = run_of(entropy_coef=0.01, value_coef=0.2, critic_warmup=2)
     loss = our_loss(config, now_M, told, monkeypatch, step=step, value=True)
-    assert loss.item() == pytest.approx(0.2 * 4.5 + (step >= 2) * (-0.5 - 0.01 * math.log(8)))
+    entropy = Categorical(logits=log_probabilities(16, 8, seed=4)).entropy().mean().item()
+    assert loss.item() == pytest.approx(0.2 * 4.5 + (step >= 2) * (-0.5 - 0.01 * entropy))
 
 def test_the_policy_stays_while_the_critic_warms_up(make_ppo: Callable[..., PpoLoop]) -> None:
     loop = make_ppo("warm", ppo={"critic_warmup": 4}, optim={"batch_size": 8})

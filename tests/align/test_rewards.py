@@ -6,12 +6,17 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
+from ftcore.align import rewards
 from ftcore.align.rewards import KINDS, Rewards
-from ftcore.config import RewardsConfig
+from ftcore.cli import Command
+from ftcore.config import RUNS, RewardsConfig
 from ftcore.data.columns import Chat
 from ftcore.errors import ConfigError, TrainingError
 
@@ -93,6 +98,32 @@ def test_sources_are_weighed_and_added(python: Callable) -> None:
     scores, parts = judged(("match", own), ["yes", "no"], "yes", weights=(0.5, -1.0))
     assert scores == [-1.5, -2.0] and parts == {"match": [1, 0], own: [2, 2]}
     assert judged(("match", own), ["yes", "no"], "yes")[0] == [3, 2]
+
+@pytest.mark.parametrize("labels", [("bad", "good"), ("bad", "fair", "good")])
+def test_a_classifier_says_the_log_odds_of_its_label(
+    labels: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """log p / (1 - p), of the answer's text alone, in the rows' order."""
+    logits_BK = torch.randn(3, len(labels), generator=torch.Generator().manual_seed(0))
+    texts: list[tuple[str, ...]] = []
+
+    def encoded(pairs: Any, **_: Any) -> Any:
+        texts.extend(pairs)
+        return ((np.int32([1] * (3 - n)), None) for n, _ in enumerate(pairs))
+
+    loaded = SimpleNamespace(labels=labels, folder=None, model=torch.nn.Module())
+    tokenizer = SimpleNamespace(encode_pairs=encoded)
+    command = Command("classify", RUNS["classify"](), {}, None, "")
+    monkeypatch.setattr(rewards, "parse", lambda _: command)
+    monkeypatch.setattr(rewards, "load_artifact", lambda *_, **__: loaded)
+    monkeypatch.setattr(rewards.Tokenizer, "load", lambda _: tokenizer)
+    monkeypatch.setattr(rewards, "all_logits", lambda *_: logits_BK)
+    scores, _ = judged("model:RUN=good", ["one", "two", "three"])
+    chance_B = logits_BK.double().softmax(1)[:, -1]
+    assert scores == pytest.approx((chance_B / (1 - chance_B)).log().tolist())
+    assert texts == [("one",), ("two",), ("three",)]
+    assert "label 'god' is unknown; nearest: 'good'" in refusal("model:RUN=god")
+    assert "is a run of the task classify, not reward" in refusal("model:RUN")
 
 # ---- what fails: a source, and what is said of it ------------------------------------------------
 
