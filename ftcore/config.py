@@ -183,7 +183,7 @@ class EvalConfig(Section):
 
 class RewardsConfig(Section):
     """What an answer is worth."""
-    sources: tuple[str, ...] = ()  # match, command:, model:, python:, program: align/rewards.py
+    sources: tuple[str, ...] = ()  # match, command:FIELD, model:RUN, python:FILE:NAME, program:CMD
     weights: tuple[Finite, ...] = ()  # factor of each source; none: 1 each
     missing_end: NotNegative = 0.0  # taken off where the limit cut the answer
     per_token: NotNegative = 0.0  # taken off for each token of the answer
