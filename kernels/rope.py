@@ -80,7 +80,9 @@ def rope(x_NHD: Tensor, cos_sin_2NE: Tensor, *, impl: Impl = "auto") -> Tensor:
     source          Su et al. 2021, arXiv:2104.09864"""
     if kernels := kernels_of("rope", impl, x_NHD, fits=cos_sin_2NE.shape[-1] <= MAX_HEAD_WIDTH):
         return kernels.RopeTriton.apply(x_NHD, cos_sin_2NE, None, (0.0, 0.0))
-    return _Rope.apply(x_NHD, cos_sin_2NE)
+    if torch.is_grad_enabled():
+        return _Rope.apply(x_NHD, cos_sin_2NE)
+    return _rotate(x_NHD, *cos_sin_2NE)  # cost: without a node
 
 def norm_rope(x_NHD: Tensor, weight_D: Tensor, cos_sin_2NE: Tensor, *, eps: float,
               offset: float = 0.0, impl: Impl = "auto") -> Tensor:

@@ -52,8 +52,8 @@ def generate(model: Model, prompts: Sequence[Sequence[int]], *, max_new_tokens: 
     for place in range(max_new_tokens if prompts else 0):
         logits_BV = model.head(advanced(model, cache, range(len(new_tokens)), new_tokens))
         if len(new_tokens) < len(running):
-            for i in running[len(new_tokens) :]:
-                cache.write(cache.join(), cache.read(read_B[i], len(prompts[i])))
+            for row, i in [(cache.join(), i) for i in running[len(new_tokens) :]]:  # grows once
+                cache.write(row, cache.read(read_B[i], len(prompts[i])))
             logits_BV = logits_BV[[read_B[i] for i in running]]
         top = logits_BV.max(-1)
         if not top.values.isfinite().all():
