@@ -73,7 +73,7 @@ def attention_decode(q_BHD: Tensor, k_PSGD: Tensor, v_PSGD: Tensor, lengths_B: T
             outside_BS |= slot_S < lengths_B[:, None] - window
         mask_BS = q_BHD.new_zeros(B, S).masked_fill_(outside_BS, float("-inf"))
         masks[S, window] = mask_BS[:, None, None]
-    scores_BGRS += masks[S, window]  # cost: half of what masks of their own and a fill take
+    scores_BGRS += masks[S, window]  # cost: one mask for all layers
     return (scores_BGRS.softmax(-1) @ v_BSGD.transpose(1, 2)).reshape(B, H, D)
 
 def attention_chunk(q_THD: Tensor, k_SGD: Tensor, v_SGD: Tensor, *, scale: float | None = None,

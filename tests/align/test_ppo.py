@@ -159,8 +159,8 @@ def test_the_first_iteration_proves_itself(
 def test_two_processes_share_all_but_the_answers(
     group: bool, make_ppo: Callable[..., PpoLoop], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Forked once, before autograd has threads that a fork would lack, they change rounding alone
-    (in float64), and are resumed bit-equal; what they look at is what a single one sees."""
+    """Forked once, before autograd has threads that a fork would lack, they change rounding alone,
+    and are resumed bit-equal; what they look at is what a single one sees."""
     forks, real = [], Workers.__init__
     monkeypatch.setattr(Workers, "__init__", lambda *args: forks.append(1) or real(*args))
     options = {**RUN, "rollout": {"samples": 2}, "optim": {"batch_size": 16, "lr": 1e-3}}
