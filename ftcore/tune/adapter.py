@@ -216,15 +216,14 @@ def load_base(path: str, *, keeps_last: bool = False, **how: Any) -> LoadedModel
 def load_artifact(run: Path, *, kind: TaskKind, dtype: torch.dtype) -> LoadedModel:
     """The trained model of a finished run, an adapter of it apart from its base. Raises ModelError:
     the run has left neither, or its files are damaged."""
-    has_adapter = (run / ADAPTER).is_dir()
-    if not (has_adapter or (run / MODEL).is_dir()):
+    if not ((run / MODEL).is_dir() or (run / ADAPTER).is_dir()):
         what = f"{run}: has neither {MODEL}/ nor {ADAPTER}/, so the run has not finished"
         raise ModelError(f"{what}; continue it with: python train.py --resume {run}")
     file = run / LABELS
     labels = tuple(json.loads(file.read_bytes())) if file.is_file() else None
     return load_base(
         str(run), keeps_last=True, task=kind.model_task, dtype=dtype, labels=labels,
-        generator=torch.Generator() if has_adapter else None)  # draws the head that it replaces
+        generator=torch.Generator())  # draws the head that an adapter then replaces
 
 def fingerprint(*hashes: str) -> str:
     """Of what answers: its base, and the adapters on it."""
