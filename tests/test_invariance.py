@@ -103,11 +103,11 @@ def test_claims_are_of_the_model_on_the_disk(
     code, told = verified(words, capsys)
     assert code == 0, told
 
-def one_document(documents: Any) -> Any:
+def one_document(documents: Any, **rule: bool) -> Any:
     batch = collate(documents)
     return replace(batch, docs=Docs.from_lengths([sum(batch.docs.lengths)]))
 
-def heavier(documents: Any) -> Any:
+def heavier(documents: Any, **rule: bool) -> Any:
     batch = collate(documents)
     return replace(batch, weights=batch.weights * len(documents))
 

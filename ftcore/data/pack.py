@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -130,13 +131,46 @@ class Batch:
     scored_M: Tensor | None  # int64 rows of the stream with a weight, of token tasks
     # (P, 5) labels of pairs, whose 2 P documents, chosen and rejected in turn, are those of `apart`
     pairs: Tensor | None = None
+    trie: "Trie | None" = None  # of documents that begin alike, for a decoder
 
     def to(self, device: torch.device | str) -> "Batch":
         moved = {name: part.to(device) for name, part in vars(self).items() if hasattr(part, "to")}
         return replace(self, **moved)
 
-def collate(documents: Sequence[Encoded]) -> Batch:
-    """Lay documents end to end: at least one, all of a token task or all of a document task."""
+@dataclass(frozen=True, eq=False)
+class Trie:
+    """The prefix tree of a stream: U nodes, each a token and all before it in its document, of
+    which a decoder says the same wherever they stand. In the order of the stream.
+
+    rows_U      int64 row of the stream that stands for a node
+    node_N      int64 node of each row
+    docs        plan of these U rows: what of each document is among them"""
+    rows_U: Tensor
+    node_N: Tensor
+    docs: Docs
+
+    def to(self, device: torch.device | str) -> "Trie":
+        return Trie(self.rows_U.to(device), self.node_N.to(device), self.docs.to(device))
+
+def trie_of(documents: Sequence[Encoded]) -> Trie | None:
+    """None where it would spare less than a tenth of the rows."""
+    ids, starts = [d.tokens_T for d in documents], np.cumsum([0, *map(len, documents)])
+    row_N = np.arange(starts[-1])  # what stands for each row: itself, or one of a neighbour
+    rows = np.split(row_N, starts[1:-1])
+    for a, b in pairwise(sorted(range(len(ids)), key=lambda b: ids[b].tobytes())):
+        both = min(len(ids[a]), len(ids[b]))
+        differs = np.append(ids[a][:both] != ids[b][:both], True)
+        rows[b][: differs.argmax()] = rows[a][: differs.argmax()]
+    is_own = row_N == np.arange(len(row_N))
+    if is_own.mean() > 0.9:
+        return None
+    node_N = (is_own.cumsum() - 1)[row_N]
+    docs = Docs.from_lengths([n for n in np.add.reduceat(is_own, starts[:-1]) if n])
+    return Trie(torch.from_numpy(is_own.nonzero()[0]), torch.from_numpy(node_N), docs)
+
+def collate(documents: Sequence[Encoded], *, is_causal: bool = False) -> Batch:
+    """Lay documents end to end: at least one, all of a token task or all of a document task. For a
+    decoder (`is_causal`), what they begin with alike is computed once."""
     pairs = None
     if is_pair(documents[0]):
         pairs = torch.from_numpy(np.stack([document.labels for document in documents]))
@@ -148,7 +182,8 @@ def collate(documents: Sequence[Encoded]) -> Batch:
                  types_N=flat["types"].long(), weights=weights, pairs=pairs,
                  scored_M=weights.nonzero().squeeze(1) if by_token else None,
                  labels=labels.float() if labels.is_floating_point() else labels.long(),
-                 row_ids=tuple(document.row_id for document in documents))
+                 row_ids=tuple(document.row_id for document in documents),
+                 trie=trie_of(documents) if is_causal else None)
 
 def total_weight(documents: Sequence[Encoded]) -> float:
     """What a step's loss sum is divided by."""

@@ -67,7 +67,8 @@ def streams(model: Model, documents: Sequence[Encoded],
             max_tokens: int) -> Iterator[tuple[list[int], Batch]]:
     """Documents as batches of at most `max_tokens`, each with its documents' indices."""
     for indices in pack(list(map(len, documents)), max_tokens):
-        yield indices, collate([documents[i] for i in indices]).to(model.device)
+        some = [documents[i] for i in indices]
+        yield indices, collate(some, is_causal=model.spec.is_causal).to(model.device)
 
 def all_logits(model: Model, documents: Sequence[Encoded], max_tokens: int) -> Tensor:
     """logits_BK of documents, or logits_MK of their scored tokens, in order; fp32 on the CPU."""

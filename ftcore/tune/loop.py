@@ -147,18 +147,23 @@ class Loop:
     def documents_of(self, step: int) -> list[Encoded]:
         return [self.documents[row] for row in self.rows(step)]
 
+    def dealt(self, documents: Sequence[Encoded], shares: int) -> list[list[Encoded]]:
+        """Shares of about as many tokens."""
+        return [[documents[i] for i in some] for some in split(lengths(documents), shares)]
+
     def share(self, share: int, shares: int, step: int, loss_scale: float) -> float:
         """Gradients of a share of a step, times `loss_scale`, into a buffer; the bare loss sum."""
         documents = self.documents_of(step)
         weight, loss = total_weight(documents), 0.0
-        mine = [documents[i] for i in split([len(d) for d in documents], shares)[share]]
+        mine = self.dealt(documents, shares)[share]
         streams = pack([len(d) for d in mine], self.config.loop.micro_batch_tokens)
         self.optimizer.zero_grad()
         run = self.graphs or partial(passes, self.task, self.model)
         for micro_step, stream in enumerate(streams):
             torch.manual_seed(derived(self.seed, step, micro_step * shares + share))  # of dropout
             packed = [mine[i] for i in stream]
-            batch = filled(packed) if self.graphs else collate(packed).to(self.device)
+            batch = (filled(packed) if self.graphs else
+                     collate(packed, is_causal=self.model.spec.is_causal).to(self.device))
             loss += run(batch, loss_scale / weight).item()
         self.optimizer.zero_unreached()
         return loss

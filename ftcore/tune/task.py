@@ -19,13 +19,28 @@ from ftcore.model.heads import Model, ModelTask
 from ftcore.model.transformer import ModelSpec
 from ftcore.tune.freeze import apply_trainable, parameter_table
 from ftcore.tune.lora import apply_lora
+from kernels.attention import attention
+from kernels.docs import Docs
 
 # Loss sum (fp32 scalar; nats, or squared units of a score) and weight sum (fp32).
 Task = Callable[[Model, Batch], tuple[Tensor, Tensor]]
 
 def hidden(model: Model, batch: Batch, rows_M: Tensor | None) -> Tensor:
-    """h_MC, hidden states of these rows of the stream; None: of all."""
-    return model.trunk(batch.tokens_N, batch.positions_N, batch.types_N, batch.docs, rows_M=rows_M)
+    """h_MC, hidden states of these rows of the stream; None: of all. Of documents that begin alike
+    the nodes of their trie are computed, but for attention, which sees whole documents."""
+    inputs, most = (batch.tokens_N, batch.positions_N, batch.types_N), model.spec.max_positions
+    if (trie := batch.trie) is None or max(batch.docs.lengths) > most:  # which may be refused
+        return model.trunk(*inputs, batch.docs, rows_M=rows_M)
+
+    def attend(q_UHD: Tensor, k_UGD: Tensor, v_UGD: Tensor, _: Docs, **rule: float) -> Tensor:
+        whole = (x.index_select(0, trie.node_N) for x in (q_UHD, k_UGD, v_UGD))
+        o_NHD = attention(*whole, batch.docs, is_causal=True, **rule)
+        filling = q_UHD[len(trie.rows_U) :]  # of `Docs.num_rows`
+        return torch.cat([o_NHD.index_select(0, trie.rows_U), filling])
+
+    nodes_M = trie.node_N if rows_M is None else trie.node_N[rows_M]
+    inputs = (x_N[trie.rows_U] for x_N in inputs)
+    return model.trunk(*inputs, trie.docs, [attend] * model.spec.num_layers, nodes_M)
 
 def token_labels(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
     """Cross-entropy of the label of each scored token, which is the next token."""

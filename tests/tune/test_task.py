@@ -11,8 +11,13 @@ from torch import Tensor
 
 from ftcore.config import OptimConfig
 from ftcore.data.pack import Encoded, collate, pack
+from ftcore.env.compute import generator
+from ftcore.errors import ModelError
+from ftcore.model.heads import Model
 from ftcore.tune.optim import AdamW
-from ftcore.tune.task import TASKS, Task, classification, regression, token_labels
+from ftcore.tune.task import TASKS, Task, classification, hidden, regression, token_labels
+
+from tests.tune.conftest import QWEN3
 
 # Of `change`: the loss, and what it needs the labels of the rows to be.
 KINDS = {
@@ -65,6 +70,43 @@ def test_any_split_of_a_step_gives_the_same_gradient(
                 continue
             error = (grad - whole[name]).norm() / whole[name].norm()
             assert error <= bound, (name, split, error)
+
+@pytest.mark.parametrize("compute", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("changes", [
+    {}, {"windows": (3, 0), "attention_softcap": 5.0}, {"position": "learned"},
+], ids=["qwen3", "windows and caps", "learned positions"])  # fmt: skip
+def test_documents_that_begin_alike_are_computed_once(
+    changes: dict, compute: torch.dtype, rows: Callable
+) -> None:
+    """A batch with a trie has the losses and gradients of the one without."""
+    documents = rows("qwen3", 6)
+    for n, long in enumerate(rows("qwen3", 6)):  # half of it, another end; then the very same
+        ids_T = np.append(long.tokens_T[: len(long) // 2], np.int32([n, 7]))
+        documents += [replace(long, row_id="half", tokens_T=ids_T, labels=ids_T,
+                              weights=np.ones(len(ids_T), np.float32)), long]
+    computed, found = [], {}
+    for is_causal in (False, True):
+        model = Model(replace(QWEN3, **changes), "lm")
+        model.init_weights(generator(0, 5))
+        model.double().compute_in(compute)
+        model.trunk.layers[0].register_forward_hook(lambda *call: computed.append(len(call[2])))
+        batch = collate(documents, is_causal=is_causal)
+        loss, _ = token_labels(model, batch)
+        loss.backward()
+        grads = {name: param.grad for name, param in model.named_parameters()}
+        found[is_causal] = {"loss": loss.detach(), "all": hidden(model, batch, None), **grads}
+    assert computed[2] < 0.6 * computed[0]
+    bound = 1e-11 if compute == torch.float64 else 2e-2
+    for name, value in found[False].items():
+        error = (found[True][name] - value).norm() / value.norm()
+        assert error <= bound and value.norm() > 0, (name, float(error))
+
+def test_a_document_beyond_the_learned_positions_is_refused_though_it_begins_like_another() -> None:
+    model = Model(replace(QWEN3, position="learned", max_positions=8), "lm")
+    ids_T = np.arange(9, dtype=np.int32)
+    row = Encoded("long", ids_T, ids_T, np.ones(9, np.float32))
+    with pytest.raises(ModelError, match="a document has 9 tokens, the model has positions for 8"):
+        token_labels(model, collate([row, row], is_causal=True))
 
 def test_the_mean_of_micro_batch_means_is_something_else(
     gradient: Callable, tiny_model: Callable, rows: Callable
