@@ -6,7 +6,7 @@ Letters: T tokens of a document. Every row becomes one, or is rejected. A pair t
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import tee
+from itertools import product, tee
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from ftcore.data.tokenizer import Tokenizer
 from ftcore.errors import ConfigError, DataError, ModelError
 
 Names = tuple[str, ...] | None  # of classes, by index
+HIDDEN = 0.15  # share of a text's tokens
 
 @dataclass
 class Split:
@@ -34,8 +35,9 @@ def encode(config: DataConfig, examples: Sequence[Example], tokenizer: Tokenizer
            labels: Names = None) -> Split:
     """Examples of one split as documents; `labels` of what has classes. DataError: none is left."""
     split, index = Split(), {name: number for number, name in enumerate(labels or ())}
-    kinds = {configs.TextDataConfig: _texts, configs.PairsDataConfig: _pairs,
-             configs.ChatDataConfig: _chats, configs.TextsConfig: partial(_labelled, labels=index)}
+    kinds = {configs.MaskedDataConfig: _masked, configs.TextDataConfig: _texts,
+             configs.PairsDataConfig: _pairs, configs.ChatDataConfig: _chats,
+             configs.TextsConfig: partial(_labelled, labels=index)}
     make = next(make for kind, make in kinds.items() if isinstance(config, kind))
     make(split, examples, tokenizer, config)
     columns.require_some(split.documents, split.rejected)
@@ -53,6 +55,33 @@ def _texts(split: Split, texts: Sequence[Text], tokenizer: Tokenizer, config: Da
             split.num_bytes += len(text.texts[0].encode())
     if split.cut and config.over_length != "split":
         split.num_bytes = 0
+
+def _masked(split: Split, texts: Sequence[Text], tokenizer: Tokenizer, config: DataConfig) -> None:
+    """Texts between an encoder's special tokens, of which one in seven own tokens is hidden, by the
+    row's id and the number of the masking alone, and scored: most stand as the mask token, one in
+    ten as any token, one in ten as itself. source: Devlin et al. 2019, arXiv:1810.04805, 3.1"""
+    if "mask_token" not in tokenizer.special:
+        raise ModelError(f"{tokenizer.where}: the tokenizer has no mask token: name an encoder")
+    mask_id, around = tokenizer.id_of(tokenizer.special["mask_token"]), tokenizer.encode("").ids_T
+    if (room := config.max_length - len(around)) < 1:
+        raise DataError(f"data.max_length = {config.max_length}: special tokens leave no room")
+    ordinary = np.setdiff1d(np.arange(tokenizer.vocab_size), [*tokenizer.special_ids])
+    limited, ids = replace(config, max_length=room), (text.texts[0] for text in texts)
+    for text, (ids_T, _) in zip(texts, tokenizer.encode_batch(ids, special=False), strict=True):
+        document = Encoded(text.id, ids_T, ids_T, np.ones(len(ids_T), np.float32))
+        admit(split, text, document, partial(cut, document, limited, None), limited)
+    whole, split.documents = split.documents, []
+    for document, number in product(whole, range(config.maskings)):
+        random = np.random.default_rng([number, *document.row_id.encode()])
+        T, ids_T, lead = len(document), document.tokens_T.copy(), len(around) // 2
+        hidden_M = random.permutation(T)[: max(1, round(HIDDEN * T))]
+        chance_M = random.random(len(hidden_M))
+        ids_T[hidden_M[chance_M < 0.8]] = mask_id
+        ids_T[hidden_M[chance_M >= 0.9]] = random.choice(ordinary, np.sum(chance_M >= 0.9))
+        weights_T = np.pad(np.bincount(hidden_M, minlength=T), (lead, len(around) - lead))
+        labels_T = np.insert(around, lead, document.labels)
+        split.documents.append(Encoded(f"{document.row_id}:{number}", np.insert(around, lead, ids_T),
+                                       labels_T, weights_T.astype(np.float32)))
 
 def cut(document: Encoded, config: DataConfig, bos_id: int | None) -> list[Encoded]:
     """What is left of a document that is too long: its first tokens, its last ones behind BOS, or

@@ -35,9 +35,9 @@ def test_a_step_is_shown_as_it_was_read(options, run: Run, capsys, monkeypatch) 
 
     collate = loop.collate
 
-    def noted(documents):
+    def noted(documents, **rule):
         read.append(tuple(document.row_id for document in documents))
-        return collate(documents)
+        return collate(documents, **rule)
 
     monkeypatch.setattr(loop, "collate", noted)
     options = [word for word in options if "threads" not in word]
