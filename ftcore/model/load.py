@@ -130,7 +130,7 @@ def save_model(loaded: LoadedModel, folder: Path, *, problem: str | None = None)
     prefix = loaded.family.trunk_prefix if task == "trunk" else ""  # HF: its trunk has none
     for hf_name in dict.fromkeys(map(loaded.family.to_hf, state)):
         parts = [state[name].detach().cpu() for name in loaded.family.to_ours(hf_name)]
-        tensor = loaded.family.join(hf_name, parts).contiguous()
+        tensor = loaded.family.join(hf_name, parts, spec.num_heads).contiguous()
         # HF: its writer refuses a view of a larger storage, which a trained parameter may be
         is_whole = tensor.untyped_storage().nbytes() == tensor.nbytes
         tensors[hf_name.removeprefix(prefix)] = tensor if is_whole else tensor.clone()
@@ -150,7 +150,7 @@ def load_weights(model: Model, folder: Path, family: Family, *,
                  head_may_be_new: bool = False) -> Accounting:
     """Fill `model`, whose parameters keep dtype and device, from a checkpoint folder. A module of a
     head that may be new may be absent as a whole; it is listed. Raises as `refuse_misfits`."""
-    stored, held = stored_tensors(folder), {}
+    stored, held, H = stored_tensors(folder), {}, model.spec.num_heads
     wanted = dict(model.named_parameters())  # a shared one once, under the embedding's name
     ours_of = {hf_name: family.to_ours(hf_name) for hf_name in stored}
     modules = {name.rpartition(".")[0] for name in wanted}
@@ -183,7 +183,7 @@ def load_weights(model: Model, folder: Path, family: Family, *,
             targets = [wanted[name] for name in ours_of[hf_name]]
             if matches(hf_name, family.transposed):  # cost: in the dtype first, half the time
                 tensor = tensor.to(targets[0].dtype)
-            for target, part in zip(targets, family.split(hf_name, tensor), strict=True):
+            for target, part in zip(targets, family.split(hf_name, tensor, H), strict=True):
                 target.copy_(part)
     return Accounting([*hf_name_of], ignored, new)
 

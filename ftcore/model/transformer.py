@@ -5,6 +5,7 @@ key/value heads, D head width, F MLP width, V vocabulary, L layers.
 
 norm_first (GPT family)     h = h + attn(norm(h));  h = h + mlp(norm(h));  out = norm(h)
 norm_last (BERT family)     h = norm(h + attn(h));  h = norm(h + mlp(h));  out = h
+is_parallel (GPT-NeoX)      h = h + attn(norm(h)) + mlp(norm(h));  out = norm(h)
 output_norms (Gemma)        h = h + norm(attn(norm(h)));  h = h + norm(mlp(norm(h)));  out = norm(h)
 
 A family (families/) turns a `config.json` into a `ModelSpec` and back; the rest reads that alone.
@@ -54,8 +55,10 @@ class ModelSpec:
     norm_offset: float = 0.0  # added to the weight of an RMSNorm
     norm_bias: bool = True  # bias of a layer norm
     output_norms: bool = False  # with norm_first: normalise a sub-layer's output before the sum too
+    is_parallel: bool = False  # with norm_first: attention and MLP read the same state
     position_offset: int = 0  # row of the learned positions that the first token takes
     rope_theta: float = 10000.0  # base of the rotary angles
+    rope_share: float = 1.0  # of each head's channels, the first of them, that turn
     rope_factor: float = 1.0  # scales the angles, as rope_bands does: kernels/rope.py
     rope_bands: tuple[float, float, int] | None = None
     local_rope_theta: float | None = None  # base in windowed layers, never scaled; None: the same
@@ -147,11 +150,18 @@ class Attention(Layer):
         if self.q_norm is not None:
             q_NHD, k_NGD = self.q_norm(q_NHD, **angles), self.k_norm(k_NGD, **angles)
         elif angles:
-            q_NHD, k_NGD = (rope(x_NHD, **angles, impl=self.impl) for x_NHD in (q_NHD, k_NGD))
+            q_NHD, k_NGD = (self._turned(x_NHD, cos_sin_2NE) for x_NHD in (q_NHD, k_NGD))
         attend = attend or partial(attention, is_causal=self.is_causal)
         o_NHD = attend(q_NHD, k_NGD, v_NGD, docs, impl=self.impl, **self.rule)
         o_MHD = o_NHD if rows_M is None else o_NHD.index_select(0, rows_M)
         return self.o_proj(o_MHD.flatten(1))
+
+    def _turned(self, x_NHD: Tensor, cos_sin_2NE: Tensor) -> Tensor:
+        """The first 2 E channels of each head by their E angles; others, if there are, pass."""
+        if (width := 2 * cos_sin_2NE.shape[-1]) == self.head_dim:
+            return rope(x_NHD, cos_sin_2NE, impl=self.impl)
+        first_NHD, rest_NHD = x_NHD.split([width, self.head_dim - width], -1)
+        return torch.cat([rope(first_NHD, cos_sin_2NE, impl=self.impl), rest_NHD], -1)
 
 GELUS = {"gelu": "none", "gelu_tanh": "tanh"}  # torch's names of approximations
 GATED = {"swiglu": swiglu, "geglu": partial(geglu, uses_tanh=False),
@@ -179,7 +189,7 @@ class Mlp(Layer):
 class Block(nn.Module):
     def __init__(self, spec: ModelSpec, index: int) -> None:
         super().__init__()
-        self.norm_first, self.dropout = spec.norm_first, spec.dropout
+        self.spec, self.dropout = spec, spec.dropout
         self.self_attn = Attention(spec, index)
         self.mlp = Mlp(spec)
         is_normed = spec.norm_first and spec.embedding_norm and index == 0
@@ -191,14 +201,17 @@ class Block(nn.Module):
     def forward(self, h_NC: Tensor, cos_sin_2NE: Tensor | None, docs: Docs, attend: Attend | None,
                 rows_M: Tensor | None) -> Tensor:
         """h_MC: all rows are attended to, and those of `rows_M` (None: all) are computed."""
-        x_NC = self.input_layernorm(h_NC) if self.norm_first else h_NC
+        x_NC = self.input_layernorm(h_NC) if self.spec.norm_first else h_NC
         attended_MC = self.self_attn(x_NC, cos_sin_2NE, docs, attend, rows_M).to(h_NC.dtype)
         h_MC = h_NC if rows_M is None else h_NC.index_select(0, rows_M)
-        if not self.norm_first:
+        if not self.spec.norm_first:
             h_MC = self.input_layernorm(h_MC + self._drop(attended_MC))
             return self.post_attention_layernorm(h_MC + self._drop(self.mlp(h_MC)))
         attended_MC = self._drop(self.attn_output_norm(attended_MC))
-        x_MC, h_MC = self.post_attention_layernorm(attended_MC, residual_NC=h_MC)
+        if self.spec.is_parallel:
+            x_MC, h_MC = self.post_attention_layernorm(h_MC), h_MC + attended_MC
+        else:
+            x_MC, h_MC = self.post_attention_layernorm(attended_MC, residual_NC=h_MC)
         return h_MC + self._drop(self.mlp_output_norm(self.mlp(x_MC)))
 
     def _drop(self, x_NC: Tensor) -> Tensor:
@@ -236,7 +249,8 @@ class Transformer(Layer):
         spec = self.spec
         if spec.position != "rope":
             return [None] * spec.num_layers
-        turn = partial(rope_angles, positions_N, head_dim=spec.head_dim, dtype=dtype)
+        width = int(spec.rope_share * spec.head_dim)
+        turn = partial(rope_angles, positions_N, head_dim=width, dtype=dtype)
         full = turn(theta=spec.rope_theta, factor=spec.rope_factor, bands=spec.rope_bands)
         local = full if spec.local_rope_theta is None else turn(theta=spec.local_rope_theta)
         return [local if window else full for window in spec.windows or [0] * spec.num_layers]

@@ -80,14 +80,14 @@ def save_adapter(model: Model, folder: Path, *, family: Family, base_path: str) 
     id of the base model, for the reader to find it. Raises ModelError: as `named_parts`;
     CheckpointError: the folder cannot be written."""
     layers, extra = named_parts(model, family)
-    tensors = {}
+    H, tensors = model.spec.num_heads, {}
     for module, parts in layers.items():
         own = [model.get_submodule(part) for part in parts]
         config, b_OR = own[0].config, torch.block_diag(*(layer.lora_b for layer in own))
         tensors[f"{PREFIX}{module}.{A}"] = torch.cat([layer.lora_a for layer in own])
-        tensors[f"{PREFIX}{module}.{B}"] = family.join(module, b_OR.split(len(own[0].lora_b)))
+        tensors[f"{PREFIX}{module}.{B}"] = family.join(module, b_OR.split(len(own[0].lora_b)), H)
     for key, names in _trained_fully(model, family, extra).items():
-        tensors[PREFIX + key] = family.join(key, [*map(model.get_parameter, names)])
+        tensors[PREFIX + key] = family.join(key, [*map(model.get_parameter, names)], H)
     # HF: safetensors refuses tensors that share memory, so tied ones are written twice.
     tensors = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
     peft_config = {
@@ -127,15 +127,15 @@ def load_adapter(model: Model, folder: Path, *, family: Family) -> None:
     for key, names in trained.items():
         shapes[PREFIX + key] = family.hf_shape(key, model.get_parameter(names[0]).shape)
     load.refuse_misfits(f"{folder / WEIGHTS} does not fit {CONFIG} and this model", held, shapes)
-    incoming = {}
+    H, incoming = model.spec.num_heads, {}
     for module, parts in layers.items():
         parts_A = tensors[f"{PREFIX}{module}.{A}"].split(config.rank)
-        rows = family.split(module, tensors[f"{PREFIX}{module}.{B}"])
+        rows = family.split(module, tensors[f"{PREFIX}{module}.{B}"], H)
         for i, part in enumerate(parts):
             incoming[f"{part}.lora_a"] = parts_A[i % len(parts_A)]
             incoming[f"{part}.lora_b"] = rows[i].split(config.rank, dim=1)[i % len(parts_A)]
     for key, names in trained.items():
-        incoming |= zip(names, family.split(key, tensors[PREFIX + key]), strict=True)
+        incoming |= zip(names, family.split(key, tensors[PREFIX + key], H), strict=True)
     tied = [incoming[name] for name in (EMBEDDING, HEAD) if name in incoming and model.is_tied]
     if tied and not (tied[1:] and torch.equal(*tied)):
         what = f"{folder / WEIGHTS}: trains {EMBEDDING} apart from {HEAD}, tied in this model"

@@ -42,6 +42,9 @@ DECODERS = {
     "llama_linear": ("llama", {"rope_parameters": LINEAR, "head_dim": 12}),
     "mistral": ("mistral", GROUPED | {"sliding_window": 20}),
     "qwen2": ("qwen2", GROUPED),
+    "neox": ("gpt_neox", {"rope_parameters": {"partial_rotary_factor": 0.5, "rope_theta": 1e4}}),
+    "neox_serial": ("gpt_neox", {"use_parallel_residual": False}),
+    "neox_odd": ("gpt_neox", {"rope_parameters": {"partial_rotary_factor": 0.4} | LINEAR}),
     "gemma2": (
         "gemma2",
         GROUPED

@@ -101,6 +101,10 @@ def test_parity_sees_a_mutant(kind, hf, documents, task_of_kind) -> None:
         ("llama-tied", {"rope_bands": None}),
         ("llama_linear-tied", {"rope_factor": 2.6}),
         ("mistral-tied", {"windows": (20, 21, 20)}),
+        ("neox-tied", {"rope_share": 0.25}),
+        ("neox-tied", {"is_parallel": False}),
+        ("neox_serial-tied", {"is_parallel": True}),
+        ("neox_odd-tied", {"rope_share": 0.5}),
         ("gpt2-tied", {"mlp": "gelu"}),
         ("roberta-trunk", {"position_offset": 1, "max_positions": 639}),
         ("distilbert-classify", {"pooler": "tanh"}),
@@ -170,7 +174,9 @@ def test_windows_of_files_that_do_not_list_them(name) -> None:
     assert spec.rope_factor == full.get("factor", 1.0)
     assert spec.local_rope_theta == theirs.rope_parameters["sliding_attention"]["rope_theta"] == 2e4
 
-@pytest.mark.parametrize("kind", ["bert-trunk", "qwen3-tied", "gemma2-tied", "modernbert-trunk"])
+@pytest.mark.parametrize(
+    "kind", ["bert-trunk", "qwen3-tied", "gemma2-tied", "neox-tied", "modernbert-trunk"]
+)
 def test_other_documents_change_no_bit(kind, hf, documents, task_of_kind) -> None:
     _, folder = hf(kind)
     model = load_model(folder, task=task_of_kind(kind), dtype=torch.float32).model
@@ -286,6 +292,7 @@ def test_rope_theta_of_older_and_newer_files(hf) -> None:
         ),
         ("mistral-tied", {"sliding_window": 0}, "sliding_window = 0: must be an integer in"),
         ("llama-tied", {"hidden_act": "relu"}, "hidden_act = 'relu': only 'silu' is known"),
+        ("neox-tied", {"hidden_act": "relu"}, "hidden_act = 'relu': only 'gelu' is known"),
         ("gemma2-tied", {"hidden_activation": "gelu"}, "only 'gelu_pytorch_tanh' is known"),
         ("gemma2-tied", {"layer_types": ["full_attention"]}, "layer_types = .*: 3 of sliding_att"),
         ("gemma2-tied", {"layer_types": ["linear"] * 3}, "layer_types = .'linear'.*: 3 of"),

@@ -171,6 +171,7 @@ CONFIGS: list[tuple[str, dict[str, Any] | str, str]] = [
     ("bert-classify", {"id2label": {"0": ["x"], "2": {}}}, "must name a classifier's classes"),
     ("gemma3-tied", {"rope_parameters": "x"}, "rope_parameters = 'x': must be an object"),
     ("gemma2-tied", {"layer_types": 3}, "layer_types = 3: 3 of sliding"),
+    ("neox-tied", {"rope_parameters": {"partial_rotary_factor": 1e308}}, r"must be in \(0, 1\]"),
     ("qwen3-tied", DEEP, "config.json: not valid JSON"),
 ]
 

@@ -54,7 +54,7 @@ def ours(hf: transformers.PreTrainedModel) -> Model:
     model = Model(family.to_spec(hf.config.to_dict()), task, num_labels=3).eval()
     with torch.no_grad():
         for name, tensor in hf.state_dict().items():
-            parts = family.split(name, tensor)
+            parts = family.split(name, tensor, model.spec.num_heads)
             for ours_name, part in zip(family.to_ours(name), parts, strict=True):
                 model.get_parameter(ours_name).copy_(part)
     return model

@@ -22,9 +22,10 @@ from tests.tune.test_adapter import CLOSE, assert_comes_back, edit_json, hf_logi
 SIZES = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 OWN = {
     "gpt2": {"n_inner": 24},
+    "gpt_neox": {"intermediate_size": 24},
     "modernbert": {"intermediate_size": 24, "pad_token_id": 0},
 }
-FUSED = {"gpt2": "c_attn", "modernbert": "Wqkv"}
+FUSED = {"gpt2": "c_attn", "gpt_neox": "query_key_value", "modernbert": "Wqkv"}
 
 @pytest.fixture(params=OWN)
 def name(request: pytest.FixtureRequest) -> str:

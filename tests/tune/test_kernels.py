@@ -22,6 +22,7 @@ SIZES = {
 }  # fmt: skip
 FAMILIES = {
     "qwen3": SIZES,
+    "gpt_neox": SIZES | {"rotary_pct": 0.5},
     "gemma2": SIZES
     | {"sliding_window": 5, "query_pre_attn_scalar": 8}
     | {"attn_logit_softcapping": 3.0, "final_logit_softcapping": 2.0},
@@ -29,6 +30,7 @@ FAMILIES = {
 # family -> the ops that a step of it runs
 OPS = {
     "qwen3": ["attention", "rms_norm", "norm_rope", "swiglu", "cross_entropy", "lora"],
+    "gpt_neox": ["layer_norm", "rope"],  # no residual, a part of each head
     "gemma2": ["attention", "rms_norm", "rope", "geglu", "cross_entropy"],
 }
 LENGTHS = [9, 1, 14]

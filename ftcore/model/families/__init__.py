@@ -27,6 +27,7 @@ TENSOR = re.compile(r"(.*?)(\.weight|\.bias)?", re.DOTALL)  # module, tensor of 
 RANGES = {bool: (False, True, "true or false"), int: (1, 10_000_000, "an integer in [1, 10000000]"),
           float: (0, sys.float_info.max, "a finite number >= 0")}
 WINDOWED, FULL = "sliding_attention", "full_attention"
+PART = "partial_rotary_factor"
 
 def read_value(config: dict, key: str, default: Any = int, null_is_none: bool = False) -> Any:
     """One value of a config.json, of the type of the default, which stands for a missing key or
@@ -42,8 +43,8 @@ def read_value(config: dict, key: str, default: Any = int, null_is_none: bool = 
         raise ModelError(f"config.json: {key} = {value!r}: must be {claim}")
     return kind(value)
 
-def read_rope(config: dict, base: Older = ("rope_theta", 1e4)) -> Fields:
-    """Fields rope_... Raises ModelError: other scalings."""
+def read_rope(config: dict, base: Older = ("rope_theta", 1e4), part: Older | None = None) -> Fields:
+    """Fields rope_..., the share too if a `part` of a head turns. ModelError: other scalings."""
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     kind = rope.get("rope_type", rope.get("type")) if isinstance(rope, dict) else rope
     if kind not in (None, "default", "linear", "llama3"):
@@ -56,6 +57,10 @@ def read_rope(config: dict, base: Older = ("rope_theta", 1e4)) -> Fields:
     if kind == "llama3":
         low, high = (read_value(rope, f"{end}_freq_factor", float) for end in ("low", "high"))
         fields["rope_bands"] = low, high, read_value(rope, "original_max_position_embeddings")
+    if part is not None:
+        fields["rope_share"] = read_value({PART: config.get(part[0]), **rope}, PART, part[1])
+        if not 0 < fields["rope_share"] <= 1:
+            raise ModelError(f"config.json: {PART} = {fields['rope_share']}: must be in (0, 1]")
     return fields
 
 def read_two_ropes(config: dict, base: Older, local_base: Older) -> Fields:
@@ -114,6 +119,7 @@ class Family(NamedTuple):
     rules: Mapping[str, dict[str, Any]]  # name -> options
     ignored: Sequence[str] = ()
     transposed: Sequence[str] = ()
+    by_head: Sequence[str] = ()
 
     def to_spec(self, config: dict) -> ModelSpec:
         """Read a config.json. ModelError: values missing, out of range or not fitting."""
@@ -160,14 +166,18 @@ class Family(NamedTuple):
         whole = [shape[0] * len(self.to_ours(hf_name)), *shape[1:]]
         return whole[::-1] if matches(hf_name, self.transposed) else whole
 
-    def split(self, hf_name: str, tensor: Tensor) -> Sequence[Tensor]:
+    def split(self, hf_name: str, tensor: Tensor, num_heads: int) -> Sequence[Tensor]:
         """Ours of one HF tensor, in the order of `to_ours`."""
         rows = tensor.t() if matches(hf_name, self.transposed) else tensor
+        if matches(hf_name, self.by_head):
+            rows = rows.unflatten(0, (num_heads, 3, -1)).transpose(0, 1).flatten(0, 2)
         return rows.chunk(len(self.to_ours(hf_name)))
 
-    def join(self, hf_name: str, parts: Sequence[Tensor]) -> Tensor:
+    def join(self, hf_name: str, parts: Sequence[Tensor], num_heads: int) -> Tensor:
         """The HF tensor of ours; undoes `split`."""
         rows = torch.cat([*parts]) if len(parts) > 1 else parts[0]
+        if matches(hf_name, self.by_head):
+            rows = rows.unflatten(0, (3, num_heads, -1)).transpose(0, 1).flatten(0, 2)
         return rows.t() if matches(hf_name, self.transposed) else rows
 
 def matches(name: str, patterns: Sequence[str]) -> bool:
