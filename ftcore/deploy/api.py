@@ -10,9 +10,9 @@ import json
 import re
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -23,8 +23,7 @@ from ftcore.config import ServeConfig
 from ftcore.data.chat import encode_prompt
 from ftcore.data.columns import Chat
 from ftcore.data.encode import sides
-from ftcore.data.tokenizer import Tokenizer
-from ftcore.deploy.answers import Answers
+from ftcore.deploy.answers import Answers, Served
 from ftcore.deploy.engine import Engine, Finish, Job, QueueFull, Said
 from ftcore.deploy.fields import TABLE, Fields, openapi, shown
 from ftcore.deploy.http import Exchange, Meters, Refused, require
@@ -35,17 +34,6 @@ from kernels.sampling import Sampling, Token
 
 LATE = 30.0  # seconds without a turn of the engine, after which it is not ready
 JsonObject = dict[str, Any]
-
-@dataclass(frozen=True)
-class Served:
-    name: str  # by which it is asked for
-    version: str  # what answers by that name, in the log
-    tokenizer: Tokenizer
-    labels: tuple[str, ...] = ()  # of a classifier's outputs
-    problem: str | None = None  # HF's `problem_type` of a classifier; "regression": scores
-    temperature: float = 1.0  # by which a classifier is calibrated
-    fingerprint: str = ""  # hash of weights and adapters
-    adapters: Mapping[str, str] = field(default_factory=dict)  # by request: the fingerprints
 
 class Api:
     """The routes, for `http.Server`; `start` once the event loop runs."""
@@ -144,9 +132,7 @@ class Api:
             read = [Job(ids, None, num_top=num_top) for ids in several]
             await self._run(x, read, lambda job, word: False)
             echoes = [job.read for job in read]
-        answers = Answers(x, jobs, fields, self.tokenizer, num_top is not None,
-                          fingerprint=self.served.adapters.get(x.adapter, self.served.fingerprint),
-                          echoes=echoes)
+        answers = Answers(x, jobs, fields, self.served, num_top is not None, echoes)
         await self._run(x, jobs, answers.take)
         given = [each for each in listed(fields[param]) for _ in range(count)]
         self._note(x, [job.ids for job in jobs], given)
