@@ -111,9 +111,8 @@ class Answers:
                      "created": int(time.time()), "model": fields["model"],
                      "system_fingerprint": served.adapters.get(x.adapter, served.fingerprint)}
         stops = [fields["stop"]] if isinstance(fields["stop"], str) else fields["stop"]
-        self.choices = {job: Choice(served.tokenizer, stops, trims=self.is_chat,
-                                    echo=echoes[place // fields["n"]])
-                        for place, job in enumerate(jobs)}
+        self.choices = {job: Choice(served.tokenizer, stops, trims=self.is_chat, echo=echo)
+                        for job, echo in zip(jobs, echoes, strict=True)}
         self.jobs, self.firsts = jobs, jobs[:: fields["n"]]  # firsts: of each prompt
 
     def take(self, job: Job, word: Token | Finish) -> bool:

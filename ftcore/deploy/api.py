@@ -127,11 +127,11 @@ class Api:
             stop_ids=frozenset() if fields["ignore_eos"] else self.tokenizer.stop_ids)
         jobs = [Job(several[place // count], replace(sampling, seed=(seed + place) % 2**63),
                     owner=(x.owner, fields["model"])) for place in range(count * len(several))]
-        echoes = [[*map(Token, ids)] if fields.get("echo") else [] for ids in several]
+        echoes = [[*map(Token, job.ids)] if fields.get("echo") else [] for job in jobs]
         if any(echoes) and num_top is not None:
             read = [Job(ids, None, num_top=num_top) for ids in several]
             await self._run(x, read, lambda job, word: False)
-            echoes = [job.read for job in read]
+            echoes = [job.read for job in read for _ in range(count)]
         answers = Answers(x, jobs, fields, self.served, num_top is not None, echoes)
         await self._run(x, jobs, answers.take)
         given = [each for each in listed(fields[param]) for _ in range(count)]
