@@ -134,8 +134,7 @@ class Api:
             echoes = [job.read for job in read for _ in range(count)]
         answers = Answers(x, jobs, fields, self.served, num_top is not None, echoes)
         await self._run(x, jobs, answers.take)
-        given = [each for each in listed(fields[param]) for _ in range(count)]
-        self._note(x, [job.ids for job in jobs], given)
+        self._note(x, jobs, [each for each in listed(fields[param]) for _ in range(count)])
         for row, job, told in zip(x.told["rows"], jobs, answers.figures(), strict=True):
             row |= told | ({"temperature": sampling.temperature} if sampling.temperature else {})
             if self.options.log_texts:
@@ -176,9 +175,9 @@ class Api:
             raise Refused("invalid_value", "messages", said=error) from None
         return read.tokens_T.tolist()
 
-    def _note(self, x: Exchange, several: Sequence[list[int]], given: Sequence[Any]) -> None:
+    def _note(self, x: Exchange, jobs: Sequence[Job], given: Sequence[Any]) -> None:
         """For the log figures of each text, and the text itself where that is asked for."""
-        x.told["rows"] = [prompt_figures(ids, self.tokenizer) for ids in several]
+        x.told["rows"] = [prompt_figures(job.ids, self.tokenizer) for job in jobs]
         for row, text in zip(x.told["rows"], given if self.options.log_texts else (), strict=False):
             if isinstance(text[0], int):
                 text = self.tokenizer.decode(text)
@@ -201,7 +200,7 @@ class Api:
         jobs = [Job(ids, None) for ids in several]
         x.told["prompt_tokens"] = sum(map(len, several))
         await self._run(x, jobs, lambda *said: False)
-        self._note(x, several, listed(fields[param]))
+        self._note(x, jobs, listed(fields[param]))
         return np.array([job.scores for job in jobs])
 
     def _listed(self, x: Exchange, kind: str, rows: Sequence[JsonObject]) -> JsonObject:
