@@ -13,6 +13,7 @@ time that test rows are judged is noted in the run: who looks often, chooses by 
 
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
@@ -23,8 +24,6 @@ from ftcore.config import RUNS
 from ftcore.errors import ConfigError, FtcoreError, nearest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from ftcore.evaluate.suite import Results
     from ftcore.model.load import LoadedModel
 
@@ -150,7 +149,7 @@ def run(words: list[str]) -> None:
         print(f"{words[0]} against {other}\n\n{told}\n")
     print(json_line(summary))
 
-def differences(one: Path, other: Path) -> "Iterator[str]":
+def differences(one: Path, other: Path) -> Iterator[str]:
     """What two runs were asked, what they ran on and read, and the first step where they part."""
     from ftcore.env.run import METRICS
     from ftcore.evaluate.report import flat, read_run

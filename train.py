@@ -160,7 +160,7 @@ def tune(command: Command, run: "RunFolder", data: "Prepared", loaded: "LoadedMo
     artifact = save_artifact(loaded, tokenizer, path, config)
 
     # ---- 7 monitoring: what requests should be like, and where all is written down ---------------
-    if records := reference(model, tokenizer, data.dev, data.labels or (), config):
+    if records := reference(model, data.dev, suite):
         write_predictions(path / REFERENCE, records)
     seconds = round(time.perf_counter() - started, 1)
     summary = {"run": str(path), "task": command.task, "steps": loop.progress.step, "base": base}

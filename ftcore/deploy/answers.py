@@ -7,6 +7,7 @@ import codecs
 import json
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
@@ -15,6 +16,17 @@ from ftcore.deploy.engine import Finish, Job
 from ftcore.deploy.http import Exchange
 from ftcore.deploy.records import Record, answer_figures
 from kernels.sampling import Token
+
+@dataclass(frozen=True)
+class Served:
+    name: str  # by which it is asked for
+    version: str  # what answers by that name, in the log
+    tokenizer: Tokenizer
+    labels: tuple[str, ...] = ()  # of a classifier's outputs
+    problem: str | None = None  # HF's `problem_type` of a classifier; "regression": scores
+    temperature: float = 1.0  # by which a classifier is calibrated
+    fingerprint: str = ""  # hash of weights and adapters
+    adapters: Mapping[str, str] = field(default_factory=dict)  # by request: the fingerprints
 
 class Choice:
     """One answer as it grows: its `text`, and its `tokens` from number `told` on, are yet to be
@@ -88,9 +100,8 @@ class Answers:
     """The choices of one request, a job each: `take` is given what the engine says, `end` returns
     all of it, or None where it was sent in events."""
 
-    def __init__(self, x: Exchange, jobs: Sequence[Job], fields: Mapping[str, Any],
-                 tokenizer: Tokenizer, tells_logprobs: bool, *, fingerprint: str,
-                 echoes: Sequence[Sequence[Token]]) -> None:
+    def __init__(self, x: Exchange, jobs: Sequence[Job], fields: Mapping[str, Any], served: Served,
+                 tells_logprobs: bool, echoes: Sequence[Sequence[Token]]) -> None:
         self.x, self.is_chat, self.streams = x, "messages" in fields, fields["stream"]
         self.tells_usage = bool(fields["stream_options"].get("include_usage"))
         self.tells_logprobs = tells_logprobs
@@ -98,11 +109,10 @@ class Answers:
         self.head = {"id": f"{'chatcmpl' if self.is_chat else 'cmpl'}-{x.id}",
                      "object": kind + ".chunk" * (self.is_chat and self.streams),
                      "created": int(time.time()), "model": fields["model"],
-                     "system_fingerprint": fingerprint}
+                     "system_fingerprint": served.adapters.get(x.adapter, served.fingerprint)}
         stops = [fields["stop"]] if isinstance(fields["stop"], str) else fields["stop"]
-        self.choices = {job: Choice(tokenizer, stops, trims=self.is_chat,
-                                    echo=echoes[place // fields["n"]])
-                        for place, job in enumerate(jobs)}
+        self.choices = {job: Choice(served.tokenizer, stops, trims=self.is_chat, echo=echo)
+                        for job, echo in zip(jobs, echoes, strict=True)}
         self.jobs, self.firsts = jobs, jobs[:: fields["n"]]  # firsts: of each prompt
 
     def take(self, job: Job, word: Token | Finish) -> bool:

@@ -10,9 +10,9 @@ import json
 import re
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -23,8 +23,7 @@ from ftcore.config import ServeConfig
 from ftcore.data.chat import encode_prompt
 from ftcore.data.columns import Chat
 from ftcore.data.encode import sides
-from ftcore.data.tokenizer import Tokenizer
-from ftcore.deploy.answers import Answers
+from ftcore.deploy.answers import Answers, Served
 from ftcore.deploy.engine import Engine, Finish, Job, QueueFull, Said
 from ftcore.deploy.fields import TABLE, Fields, openapi, shown
 from ftcore.deploy.http import Exchange, Meters, Refused, require
@@ -35,17 +34,6 @@ from kernels.sampling import Sampling, Token
 
 LATE = 30.0  # seconds without a turn of the engine, after which it is not ready
 JsonObject = dict[str, Any]
-
-@dataclass(frozen=True)
-class Served:
-    name: str  # by which it is asked for
-    version: str  # what answers by that name, in the log
-    tokenizer: Tokenizer
-    labels: tuple[str, ...] = ()  # of a classifier's outputs
-    problem: str | None = None  # HF's `problem_type` of a classifier; "regression": scores
-    temperature: float = 1.0  # by which a classifier is calibrated
-    fingerprint: str = ""  # hash of weights and adapters
-    adapters: Mapping[str, str] = field(default_factory=dict)  # by request: the fingerprints
 
 class Api:
     """The routes, for `http.Server`; `start` once the event loop runs."""
@@ -139,17 +127,14 @@ class Api:
             stop_ids=frozenset() if fields["ignore_eos"] else self.tokenizer.stop_ids)
         jobs = [Job(several[place // count], replace(sampling, seed=(seed + place) % 2**63),
                     owner=(x.owner, fields["model"])) for place in range(count * len(several))]
-        echoes = [[*map(Token, ids)] if fields.get("echo") else [] for ids in several]
+        echoes = [[*map(Token, job.ids)] if fields.get("echo") else [] for job in jobs]
         if any(echoes) and num_top is not None:
             read = [Job(ids, None, num_top=num_top) for ids in several]
             await self._run(x, read, lambda job, word: False)
-            echoes = [job.read for job in read]
-        answers = Answers(x, jobs, fields, self.tokenizer, num_top is not None,
-                          fingerprint=self.served.adapters.get(x.adapter, self.served.fingerprint),
-                          echoes=echoes)
+            echoes = [job.read for job in read for _ in range(count)]
+        answers = Answers(x, jobs, fields, self.served, num_top is not None, echoes)
         await self._run(x, jobs, answers.take)
-        given = [each for each in listed(fields[param]) for _ in range(count)]
-        self._note(x, [job.ids for job in jobs], given)
+        self._note(x, jobs, [each for each in listed(fields[param]) for _ in range(count)])
         for row, job, told in zip(x.told["rows"], jobs, answers.figures(), strict=True):
             row |= told | ({"temperature": sampling.temperature} if sampling.temperature else {})
             if self.options.log_texts:
@@ -190,9 +175,9 @@ class Api:
             raise Refused("invalid_value", "messages", said=error) from None
         return read.tokens_T.tolist()
 
-    def _note(self, x: Exchange, several: Sequence[list[int]], given: Sequence[Any]) -> None:
+    def _note(self, x: Exchange, jobs: Sequence[Job], given: Sequence[Any]) -> None:
         """For the log figures of each text, and the text itself where that is asked for."""
-        x.told["rows"] = [prompt_figures(ids, self.tokenizer) for ids in several]
+        x.told["rows"] = [prompt_figures(job.ids, self.tokenizer) for job in jobs]
         for row, text in zip(x.told["rows"], given if self.options.log_texts else (), strict=False):
             if isinstance(text[0], int):
                 text = self.tokenizer.decode(text)
@@ -215,7 +200,7 @@ class Api:
         jobs = [Job(ids, None) for ids in several]
         x.told["prompt_tokens"] = sum(map(len, several))
         await self._run(x, jobs, lambda *said: False)
-        self._note(x, several, listed(fields[param]))
+        self._note(x, jobs, listed(fields[param]))
         return np.array([job.scores for job in jobs])
 
     def _listed(self, x: Exchange, kind: str, rows: Sequence[JsonObject]) -> JsonObject:

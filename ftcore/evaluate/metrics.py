@@ -127,10 +127,7 @@ def _averages(totals_3K: np.ndarray, counted_K: np.ndarray) -> Metrics:
     return dict(zip(AVERAGES, map(float, (*micro, *macro, *weighted)), strict=True))
 
 def _correlation(x_B: np.ndarray, y_B: np.ndarray) -> float:
-    if not (np.ptp(x_B) and np.ptp(y_B)):
-        return math.nan
-    x_B, y_B = x_B - x_B.mean(), y_B - y_B.mean()
-    return float(x_B @ y_B) / math.sqrt((x_B @ x_B) * (y_B @ y_B))
+    return float(np.corrcoef(x_B, y_B)[0, 1]) if np.ptp(x_B) and np.ptp(y_B) else math.nan
 
 def _ranks(x_B: np.ndarray) -> np.ndarray:
     _, place_B, counts = np.unique(x_B, return_inverse=True, return_counts=True)

@@ -119,8 +119,7 @@ class Watch:
 
     def __init__(self, reference: Sequence[Record], *, window: int = 500, seed: int = 0) -> None:
         self.window, self.seed, self.bounds = window, seed, cache(self._drawn)
-        values = {signal: _values(signal, reference) for signal in SIGNALS}
-        self.reference = {signal: x for signal, x in values.items() if len(x) > 1}
+        self.reference = {s: x for s in SIGNALS if len(x := _values(s, reference)) > 1}
 
     def look(self, records: Sequence[Record]) -> list[Finding]:
         """Of each signal the newest two windows of the records that have its fields. Feedback is

@@ -9,22 +9,21 @@ it was, where that is known. What cannot be used is counted, and the rest is kep
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from ftcore.config import Run
 from ftcore.data.chat import encode_prompt
 from ftcore.data.encode import Split
 from ftcore.data.pack import answered
-from ftcore.data.tokenizer import Tokenizer
 from ftcore.deploy import records
 from ftcore.deploy.records import REFERENCE, Record
 from ftcore.errors import DataError, ModelError
 from ftcore.evaluate import evaluator, metrics
+from ftcore.evaluate.suite import Suite
 from ftcore.model.heads import Model
 
 MOST_ROWS = 2000  # of a reference
@@ -80,10 +79,10 @@ def read_reference(folder: Path) -> list[Record]:
     return [*map(json.loads, file.read_bytes().splitlines())]
 
 @torch.inference_mode()
-def reference(model: Model, tokenizer: Tokenizer, split: Split, labels: Sequence[str],
-              config: Run) -> list[Record]:
+def reference(model: Model, split: Split, suite: Suite) -> list[Record]:
     """Records of dev rows that have one class each, or were answered, greedily; else none."""
     documents, chats = split.documents[:MOST_ROWS], split.chats[:MOST_ROWS]
+    tokenizer, config = suite.tokenizer, suite.config
     max_tokens = config.loop.micro_batch_tokens
     model.eval()
     if config.problem == "single_label_classification" and documents:
@@ -91,7 +90,7 @@ def reference(model: Model, tokenizer: Tokenizer, split: Split, labels: Sequence
         target_B = np.array([document.labels for document in documents])
         logits_BK = evaluator.all_logits(model, documents, max_tokens).double().numpy()
         logits_BK /= metrics.temperature(target_B, logits_BK)  # as the server does
-        told = [records.class_figures(p_K, labels)
+        told = [records.class_figures(p_K, suite.labels)
                 for p_K in records.probabilities(logits_BK, config.problem)]
         right_B = logits_BK.argmax(1) == target_B
     elif model.task == "lm" and chats:
