@@ -57,7 +57,7 @@ def _texts(split: Split, texts: Sequence[Text], tokenizer: Tokenizer, config: Da
         split.num_bytes = 0
 
 def _masked(split: Split, texts: Sequence[Text], tokenizer: Tokenizer, config: DataConfig) -> None:
-    """Texts between an encoder's special tokens, of which one in seven own tokens is hidden, by the
+    """Texts between an encoder's special tokens, of which some own tokens are hidden, by the
     row's id and the number of the masking alone, and scored: most stand as the mask token, one in
     ten as any token, one in ten as itself. source: Devlin et al. 2019, arXiv:1810.04805, 3.1"""
     if "mask_token" not in tokenizer.special:
@@ -70,18 +70,17 @@ def _masked(split: Split, texts: Sequence[Text], tokenizer: Tokenizer, config: D
     for text, (ids_T, _) in zip(texts, tokenizer.encode_batch(ids, special=False), strict=True):
         document = Encoded(text.id, ids_T, ids_T, np.ones(len(ids_T), np.float32))
         admit(split, text, document, partial(cut, document, limited, None), limited)
-    whole, split.documents = split.documents, []
+    whole, split.documents, lead = split.documents, [], len(around) // 2
     for document, number in product(whole, range(config.maskings)):
         random = np.random.default_rng([number, *document.row_id.encode()])
-        T, ids_T, lead = len(document), document.tokens_T.copy(), len(around) // 2
-        hidden_M = random.permutation(T)[: max(1, round(HIDDEN * T))]
-        chance_M = random.random(len(hidden_M))
-        ids_T[hidden_M[chance_M < 0.8]] = mask_id
-        ids_T[hidden_M[chance_M >= 0.9]] = random.choice(ordinary, np.sum(chance_M >= 0.9))
-        weights_T = np.pad(np.bincount(hidden_M, minlength=T), (lead, len(around) - lead))
-        labels_T = np.insert(around, lead, document.labels)
-        split.documents.append(Encoded(f"{document.row_id}:{number}", np.insert(around, lead, ids_T),
-                                       labels_T, weights_T.astype(np.float32)))
+        chance_T, ids_T = random.random(len(document)), document.tokens_T.copy()
+        is_hidden_T = chance_T <= max(HIDDEN, chance_T.min())  # one at least
+        is_other_T = is_hidden_T & (chance_T >= 0.9 * HIDDEN)
+        ids_T[chance_T < 0.8 * HIDDEN] = mask_id
+        ids_T[is_other_T] = random.choice(ordinary, is_other_T.sum())
+        flat = [np.insert(around, lead, ids) for ids in (ids_T, document.labels)]
+        weights_T = np.pad(is_hidden_T.astype(np.float32), (lead, len(around) - lead))
+        split.documents.append(Encoded(f"{document.row_id}:{number}", *flat, weights_T))
 
 def cut(document: Encoded, config: DataConfig, bos_id: int | None) -> list[Encoded]:
     """What is left of a document that is too long: its first tokens, its last ones behind BOS, or

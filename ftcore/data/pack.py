@@ -131,29 +131,18 @@ class Batch:
     scored_M: Tensor | None  # int64 rows of the stream with a weight, of token tasks
     # (P, 5) labels of pairs, whose 2 P documents, chosen and rejected in turn, are those of `apart`
     pairs: Tensor | None = None
-    trie: "Trie | None" = None  # of documents that begin alike, for a decoder
+    # the prefix tree of documents that begin alike, for a decoder: of a stream whose U nodes, each a
+    # token and all before it, say the same wherever they stand
+    rows_U: Tensor | None = None  # int64 row of the stream that stands for a node, in its order
+    node_N: Tensor | None = None  # int64 node of each row
+    own: Docs | None = None  # plan of those rows: what of each document is among them
 
     def to(self, device: torch.device | str) -> "Batch":
         moved = {name: part.to(device) for name, part in vars(self).items() if hasattr(part, "to")}
         return replace(self, **moved)
 
-@dataclass(frozen=True, eq=False)
-class Trie:
-    """The prefix tree of a stream: U nodes, each a token and all before it in its document, of
-    which a decoder says the same wherever they stand. In the order of the stream.
-
-    rows_U      int64 row of the stream that stands for a node
-    node_N      int64 node of each row
-    docs        plan of these U rows: what of each document is among them"""
-    rows_U: Tensor
-    node_N: Tensor
-    docs: Docs
-
-    def to(self, device: torch.device | str) -> "Trie":
-        return Trie(self.rows_U.to(device), self.node_N.to(device), self.docs.to(device))
-
-def trie_of(documents: Sequence[Encoded]) -> Trie | None:
-    """None where it would spare less than a tenth of the rows."""
+def prefix_tree(documents: Sequence[Encoded]) -> dict[str, Tensor | Docs]:
+    """Of a `Batch` of these; nothing where it would spare less than a tenth of the rows."""
     ids, starts = [d.tokens_T for d in documents], np.cumsum([0, *map(len, documents)])
     row_N = np.arange(starts[-1])  # what stands for each row: itself, or one of a neighbour
     rows = np.split(row_N, starts[1:-1])
@@ -163,10 +152,11 @@ def trie_of(documents: Sequence[Encoded]) -> Trie | None:
         rows[b][: differs.argmax()] = rows[a][: differs.argmax()]
     is_own = row_N == np.arange(len(row_N))
     if is_own.mean() > 0.9:
-        return None
+        return {}
     node_N = (is_own.cumsum() - 1)[row_N]
-    docs = Docs.from_lengths([n for n in np.add.reduceat(is_own, starts[:-1]) if n])
-    return Trie(torch.from_numpy(is_own.nonzero()[0]), torch.from_numpy(node_N), docs)
+    own = Docs.from_lengths([n for n in np.add.reduceat(is_own, starts[:-1]) if n])
+    return {"rows_U": torch.from_numpy(is_own.nonzero()[0]), "own": own,
+            "node_N": torch.from_numpy(node_N)}
 
 def collate(documents: Sequence[Encoded], *, is_causal: bool = False) -> Batch:
     """Lay documents end to end: at least one, all of a token task or all of a document task. For a
@@ -183,7 +173,7 @@ def collate(documents: Sequence[Encoded], *, is_causal: bool = False) -> Batch:
                  scored_M=weights.nonzero().squeeze(1) if by_token else None,
                  labels=labels.float() if labels.is_floating_point() else labels.long(),
                  row_ids=tuple(document.row_id for document in documents),
-                 trie=trie_of(documents) if is_causal else None)
+                 **(prefix_tree(documents) if is_causal else {}))
 
 def total_weight(documents: Sequence[Encoded]) -> float:
     """What a step's loss sum is divided by."""

@@ -27,20 +27,20 @@ Task = Callable[[Model, Batch], tuple[Tensor, Tensor]]
 
 def hidden(model: Model, batch: Batch, rows_M: Tensor | None) -> Tensor:
     """h_MC, hidden states of these rows of the stream; None: of all. Of documents that begin alike
-    the nodes of their trie are computed, but for attention, which sees whole documents."""
+    the nodes of the batch are computed, but for attention, which sees whole documents."""
     inputs, most = (batch.tokens_N, batch.positions_N, batch.types_N), model.spec.max_positions
-    if (trie := batch.trie) is None or max(batch.docs.lengths) > most:  # which may be refused
+    if batch.own is None or max(batch.docs.lengths) > most:  # which may be refused
         return model.trunk(*inputs, batch.docs, rows_M=rows_M)
 
     def attend(q_UHD: Tensor, k_UGD: Tensor, v_UGD: Tensor, _: Docs, **rule: float) -> Tensor:
-        whole = (x.index_select(0, trie.node_N) for x in (q_UHD, k_UGD, v_UGD))
+        whole = (x.index_select(0, batch.node_N) for x in (q_UHD, k_UGD, v_UGD))
         o_NHD = attention(*whole, batch.docs, is_causal=True, **rule)
-        filling = q_UHD[len(trie.rows_U) :]  # of `Docs.num_rows`
-        return torch.cat([o_NHD.index_select(0, trie.rows_U), filling])
+        filling = q_UHD[len(batch.rows_U) :]  # of `Docs.num_rows`
+        return torch.cat([o_NHD.index_select(0, batch.rows_U), filling])
 
-    nodes_M = trie.node_N if rows_M is None else trie.node_N[rows_M]
-    inputs = (x_N[trie.rows_U] for x_N in inputs)
-    return model.trunk(*inputs, trie.docs, [attend] * model.spec.num_layers, nodes_M)
+    nodes_M = batch.node_N if rows_M is None else batch.node_N[rows_M]
+    inputs = (x_N[batch.rows_U] for x_N in inputs)
+    return model.trunk(*inputs, batch.own, [attend] * model.spec.num_layers, nodes_M)
 
 def token_labels(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
     """Cross-entropy of the label of each scored token: the next token, or the hidden one."""

@@ -27,7 +27,7 @@ def test_parts_hold_every_token_once(bert: Tokenizer, max_length: int) -> None:
         assert set(part.weights) == {0, 1} and part.weights.dtype == np.float32
         same_T = part.labels == part.tokens_T
         assert same_T[part.weights == 0].all()
-        assert part.weights.sum() == max(1, round(HIDDEN * (len(part) - 2)))
+        assert part.weights.any()
     assert max(map(len, parts)) == min(max_length, len(alone))
     assert sum((part.labels[1:-1].tolist() for part in parts), []) == alone[1:-1]
     assert len({d.row_id for d in split.documents}) == len(split.documents)
@@ -66,16 +66,18 @@ def test_shares(bert: Tokenizer) -> None:
     assert not {*drawn.tolist()} & bert.special_ids
     assert len({*drawn.tolist()}) > 100  # of the whole vocabulary, not of this text
     hits_T = scored_DT[:, 1:-1].mean(0)
-    assert hits_T.min() > 0.1 and hits_T.max() < 0.2
+    assert abs(hits_T.mean() - HIDDEN) < 0.005 and hits_T.min() > 0.1 and hits_T.max() < 0.2
 
 def test_hidden_tokens_are_shown_with_what_they_are(bert: Tokenizer) -> None:
     split = encode(MaskedDataConfig(), [Text("a", ("tokens are hidden here",))], bert)
     (document,) = split.documents
-    (place,) = np.flatnonzero(document.weights)
+    place = np.flatnonzero(document.weights)[0]
     hidden, word = (bert.decode([ids[place]], special=True)
                     for ids in (document.tokens_T, document.labels))
     assert f"[[{hidden} <- {word}]]" in shown(document, None, bert)
-    assert shown(document, None, bert).count("[[") == 1
+    hidden_T = document.weights > 0
+    spans = np.count_nonzero(hidden_T[1:] & ~hidden_T[:-1])
+    assert shown(document, None, bert).count("[[") == spans
 
 def test_refusals(bert: Tokenizer, base: Tokenizer) -> None:
     with pytest.raises(DataError, match="data.max_length = 2: special tokens leave no room"):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ftcore.data.pack import Encoded, collate, pack, split, trie_of
+from ftcore.data.pack import Encoded, collate, pack, prefix_tree, split
 
 @pytest.mark.parametrize("budget", [1, 7, 64, 512, 10**6])
 @pytest.mark.parametrize("seed", range(4))
@@ -70,21 +70,21 @@ def test_a_batch_moves_whole() -> None:
     assert {t.device.type for t in [*tensors, moved.docs.cu_seqlens_B1]} == {"meta"}
 
 @pytest.mark.parametrize("seed", range(20))
-def test_each_node_of_a_trie_is_a_token_after_all_before_it(seed: int) -> None:
+def test_each_node_is_a_token_after_all_before_it(seed: int) -> None:
     random = np.random.default_rng(seed)
     ids = [random.integers(0, 2 + 300 * (seed % 2), random.integers(1, 9)) for _ in range(30)]
     ids += [ids[0], ids[1][:1], np.concatenate([ids[2], ids[3]])]  # the same, shorter, longer
     documents = [Encoded(str(n), ids_T.astype(np.int32), 0) for n, ids_T in enumerate(ids)]
-    trie = trie_of(documents * 2)
+    batch = collate(documents * 2, is_causal=True)
     before = [tuple(ids_T[: t + 1].tolist()) for ids_T in ids * 2 for t in range(len(ids_T))]
-    of_node = {int(node): before[row] for node, row in enumerate(trie.rows_U)}
-    assert [of_node[node] for node in trie.node_N.tolist()] == before
+    of_node = {int(node): before[row] for node, row in enumerate(batch.rows_U)}
+    assert [of_node[node] for node in batch.node_N.tolist()] == before
     assert sorted(of_node.values()) == sorted(set(before))
-    assert trie.docs.num_tokens == len(of_node) and (trie.rows_U.diff() > 0).all()
+    assert batch.own.num_tokens == len(of_node) and (batch.rows_U.diff() > 0).all()
 
-def test_a_trie_that_spares_little_is_none() -> None:
+def test_a_prefix_tree_that_spares_little_is_none() -> None:
     documents = [document("a", 3), document("b", 4)]
-    assert trie_of(documents) is None and collate(documents * 2).trie is None
-    alike = collate([*documents, documents[0]], is_causal=True).to("meta").trie
-    assert alike.docs.lengths == (3, 4) and alike.docs.cu_seqlens_B1.device.type == "meta"
+    assert prefix_tree(documents) == {} and collate(documents * 2).own is None
+    alike = collate([*documents, documents[0]], is_causal=True).to("meta")
+    assert alike.own.lengths == (3, 4) and alike.own.cu_seqlens_B1.device.type == "meta"
     assert {alike.rows_U.device.type, alike.node_N.device.type} == {"meta"}

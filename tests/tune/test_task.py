@@ -79,7 +79,7 @@ def test_any_split_of_a_step_gives_the_same_gradient(
 def test_documents_that_begin_alike_are_computed_once(
     changes: dict, compute: torch.dtype, rows: Callable
 ) -> None:
-    """A batch with a trie has the losses and gradients of the one without."""
+    """A batch with a prefix tree has the losses and gradients of the one without."""
     documents = rows("qwen3", 6)
     for n, long in enumerate(rows("qwen3", 6)):  # half of it, another end; then the very same
         ids_T = np.append(long.tokens_T[: len(long) // 2], np.int32([n, 7]))
