@@ -161,8 +161,7 @@ def _held_or_listed(model: nn.Module, family: Family, options: dict,
     targets, saved = (names if isinstance(names, list) else () for names in listed)
     owners = {key.removeprefix(PREFIX).rpartition(".")[0] for key in keys}
     plain, layers, extra = lora.plain_modules(model), {}, {}
-    owning = (name for name, module in plain.items() if list(module.parameters(recurse=False)))
-    for module, parts in _by_hf(family, owning).items():
+    for module, parts in _by_hf(family, plain).items():
         path, is_owner = f".{module}", module in owners
         is_held = f"{module}.lora_A" in owners or f"{module}.lora_B" in owners
         is_listed = not is_owner and any(path.endswith(f".{target}") for target in targets)

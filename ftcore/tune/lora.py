@@ -114,24 +114,23 @@ def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
     return {n: module for n, module in model.named_modules() if isinstance(module, LoRALinear)}
 
 def plain_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """The modules by their names before wrapping: of a wrapped layer its base."""
-    plain = (pair for pair in model.named_modules() if not isinstance(pair[1], LoRALinear))
-    return {name.removesuffix(".base"): module for name, module in plain}
+    """What owns parameters, by its name before wrapping: of a wrapped layer its base."""
+    owning = ((n, m) for n, m in model.named_modules() if list(m.parameters(recurse=False)))
+    return {n.removesuffix(".base"): m for n, m in owning if not isinstance(m, LoRALinear)}
 
 def merge(model: nn.Module, *, is_merged: bool = True) -> None:
     """Answer from one matrix, for evaluation: the factors get no gradient; or exactly as before."""
     for layer in lora_layers(model).values():
         layer.merged_weight = layer.folded_weight() if is_merged else None
 
-def fold(model: nn.Module) -> None:
-    """Merge for good what answers: plain layers, rounded once."""
-    for name, layer in lora_layers(model).items():
-        layer.base.weight.data = layer.folded_weight()
-        model.set_submodule(name, layer.base)
-    model.requires_grad_(True)
-
 def unwrap(model: nn.Module) -> dict[str, LoRALinear]:
     """Take the adapter off; its layers by name, which are put on again by setting them there."""
     for name, layer in (layers := lora_layers(model)).items():
         model.set_submodule(name, layer.base)
     return layers
+
+def fold(model: nn.Module) -> None:
+    """Merge for good what answers: plain layers, rounded once."""
+    for layer in unwrap(model).values():
+        layer.base.weight.data = layer.folded_weight()
+    model.requires_grad_(True)
