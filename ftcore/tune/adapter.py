@@ -201,8 +201,7 @@ def save_artifact(loaded: LoadedModel, tokenizer: Tokenizer, run: Path, config: 
 
 def load_base(path: str, *, keeps_last: bool = False, **how: Any) -> LoadedModel:
     """What `model.path` names, as `load_model` reads it; of adapters, with each folded into the
-    matrices that it was trained on, or the last left on them. Raises ModelError: as these and
-    `hub.lineage`."""
+    matrices under it, or the last left on them. Raises ModelError: as these and `hub.lineage`."""
     folder, adapters = lineage(path)
     loaded = load_model(folder, **how)
     for adapter in adapters:
