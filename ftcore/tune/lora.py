@@ -10,7 +10,7 @@ source  Hu et al. 2021, arXiv:2106.09685; Kalajdzievski 2023, arXiv:2312.03732 (
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 
 import torch
@@ -83,8 +83,16 @@ def apply_lora(model: Model, config: PeftConfig, *, generator: torch.Generator) 
     says so in words. Raises ConfigError: a name that matches nothing, a layer that is both wrapped
     and fully trained or whose matrix is shared with another layer; the model is then unchanged."""
     assert not lora_layers(model), "one adapter at a time: fold the first"
+    linears = [n for n, module in model.named_modules() if isinstance(module, nn.Linear)]
+    find = partial(match_names, names=linears, what="LoRA target", also=[*WORDS])
+    targets = set().union(*(find(WORDS.get(p, p)) for p in config.targets))
+    if not targets:
+        raise ConfigError(f"LoRA targets {list(config.targets)}: no linear layer, try 'all-linear'")
+    if model.is_tied and "head.lm_head" in targets:
+        what = "LoRA target head.lm_head: its matrix is tied to the embeddings, so"
+        raise ConfigError(f"{what} merging could not be saved: leave it out, or train it fully")
+    wrapped = [n for n in linears if n in targets]
     plain = {n: m for n, m in model.named_modules() if n and any(True for _ in m.parameters())}
-    wrapped = _targets(model, config.targets)
     find = partial(match_names, names=[*plain], what="fully trained module")
     extra = set().union(*map(find, config.extra_modules))
     if both := [n for n in wrapped if below(n, extra)]:
@@ -98,17 +106,6 @@ def apply_lora(model: Model, config: PeftConfig, *, generator: torch.Generator) 
     said = f"LoRA rank {config.rank}, alpha {config.alpha:g}, scale {config.scale:g} on {kinds}"
     trained = ", ".join(n for n in plain if n in extra)
     return f"{said}; fully trained: {trained}" if trained else said
-
-def _targets(model: Model, patterns: Sequence[str]) -> list[str]:
-    """Names of the linear layers that the patterns choose, in the order of the model."""
-    linears = [n for n, module in model.named_modules() if isinstance(module, nn.Linear)]
-    find = partial(match_names, names=linears, what="LoRA target", also=[*WORDS])
-    if not (chosen := set().union(*(find(WORDS.get(p, p)) for p in patterns))):
-        raise ConfigError(f"LoRA targets {list(patterns)}: no linear layer, try 'all-linear'")
-    if model.is_tied and "head.lm_head" in chosen:
-        what = "LoRA target head.lm_head: its matrix is tied to the embeddings, so"
-        raise ConfigError(f"{what} merging could not be saved: leave it out, or train it fully")
-    return [name for name in linears if name in chosen]
 
 def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
     return {n: module for n, module in model.named_modules() if isinstance(module, LoRALinear)}
