@@ -232,7 +232,7 @@ def share_base(loaded: LoadedModel, words: Sequence[str], taken: Collection[str]
     """Put adapters side by side on a generator, each NAME=DIR: a finished run, or a folder of an
     adapter. Returns by name the fingerprint, of the base's `hashes` and the adapter. ConfigError:
     no generator, a name that is `taken`, modules trained fully; and as `load_adapter`."""
-    model, adapters, prints = loaded.model, {}, {}
+    model, shared, prints = loaded.model, {}, {}  # shared[layer][adapter]
     if words and model.task != "lm":
         mend = "leave out --adapter, or serve the adapter's run by itself"
         raise ConfigError(f"{loaded.folder} does not generate, so requests find no adapter: {mend}")
@@ -245,13 +245,13 @@ def share_base(loaded: LoadedModel, words: Sequence[str], taken: Collection[str]
         run = Path(path).expanduser()
         folder = own if (own := run / ADAPTER).is_dir() else run
         load_adapter(model, folder, family=loaded.family)
-        adapters[name] = lora.unwrap(model)
+        for layer, wrapped in lora.unwrap(model).items():
+            shared.setdefault(layer, {})[name] = wrapped
         if full := [n for n, param in model.named_parameters() if param.requires_grad]:
             mend = "serve it by itself, or train it without --peft.extra-modules"
             raise ConfigError(f"--adapter {word}: trained {full[0]} and the like fully: {mend}")
         prints[name] = fingerprint(*hashes, files.sha256_file(folder / WEIGHTS))
-    model.trunk.routes = routes = {} if adapters else None
-    for name in dict.fromkeys(name for layers in adapters.values() for name in layers):
-        own = {adapter: layers[name] for adapter, layers in adapters.items() if name in layers}
-        model.set_submodule(name, lora.SharedLinear(own, routes))
+    model.trunk.routes = routes = {} if shared else None
+    for layer, wrapped in shared.items():
+        model.set_submodule(layer, lora.SharedLinear(wrapped, routes))
     return prints
