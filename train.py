@@ -14,6 +14,7 @@ trusted; 4 checkpoints cannot be saved; 130 and 143 stopped by a signal, after s
 import json
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -22,8 +23,6 @@ from ftcore.config import PpoRun
 from ftcore.errors import CheckpointError, ConfigError, FtcoreError, SaveError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from ftcore.data.store import Prepared
     from ftcore.data.tokenizer import Tokenizer
     from ftcore.env.run import RunFolder
@@ -68,9 +67,8 @@ def run(command: Command) -> int:
     # ---- 2 model initialisation: config.json and safetensors -> one transformer ------------------
     precision = "fp32" if command.only == "--verify" else config.env.precision
     weights, products = compute.PRECISIONS[precision]
-    loaded = load_base(
-        config.model.path, task=kind.model_task, dtype=weights, labels=data.labels,
-        init=config.model.init, generator=compute.generator(seed, 1))
+    loaded = load_base(config.model.path, task=kind.model_task, dtype=weights, labels=data.labels,
+                       init=config.model.init, generator=compute.generator(seed, 1))
     model = loaded.model
     print(f"\n{config.model.path}: {loaded.accounting}")
 
@@ -94,9 +92,9 @@ def run(command: Command) -> int:
         print(f"\n{verify(config, kind, loaded, tokenizer, data)}")
     if command.only:
         return 0
-    make = Loop
+    make = partial(Loop, model, kind.loss)
     if isinstance(config, PpoRun):  # it makes the rows that it trains on
-        make = partial(PpoLoop, actor=Actor(model, tokenizer, config, data))
+        make = partial(PpoLoop, model, kind.loss, actor=Actor(model, tokenizer, config, data))
     name = config.log.name or f"{command.task}-{time.strftime('%Y%m%d-%H%M%S')}"
     path, resumes = command.resume or config.log.dir / name, command.resume is not None
     with RunFolder(path, resume=resumes) as run_folder:
@@ -111,7 +109,7 @@ def tune(command: Command, run: "RunFolder", data: "Prepared", loaded: "LoadedMo
          tokenizer: "Tokenizer", *, make: "Callable[..., Loop]") -> int:
     """Stages 4 to 7, by the loop that `make` makes, in a run folder that this process holds;
     returns the exit code."""
-    from ftcore.align.preference import kind_of, refer
+    from ftcore.align.preference import refer
     from ftcore.evaluate.report import json_line, note_opening, write_page, write_predictions
     from ftcore.evaluate.suite import Suite, certify
     from ftcore.monitor.journal import REFERENCE, reference
@@ -119,16 +117,14 @@ def tune(command: Command, run: "RunFolder", data: "Prepared", loaded: "LoadedMo
     from ftcore.tune.freeze import assert_unmoved, frozen_hashes
 
     config, model, path = command.config, loaded.model, run.path
-    kind = kind_of(command.task, config)
     started = time.perf_counter()
 
     # ---- 4 fine-tuning: the loop, and what the base model could do before it ---------------------
     if command.task == "dpo":
         refer(model, data, config)
     suite = Suite(command.task, config, tokenizer, data.labels)
-    loop = make(
-        model, kind.loss, data.train.documents, config, run,
-        evaluate=(lambda: suite.dev(model, data.dev)) if data.dev.documents else None)
+    loop = make(data.train.documents, config, run,
+                evaluate=(lambda: suite.dev(model, data.dev)) if data.dev.documents else None)
     base, base_file = None, path / "base.json"
     if any(split.chats for split in data.tests.values()):
         if not base_file.is_file():
@@ -140,8 +136,7 @@ def tune(command: Command, run: "RunFolder", data: "Prepared", loaded: "LoadedMo
     frozen = frozen_hashes(model)
     if command.resume:
         loop.restore(loop.checkpoints.latest())
-    code = loop.train()
-    if code:
+    if code := loop.train():
         return code
     loop.restore_best()
     assert_unmoved(frozen, model)

@@ -69,8 +69,7 @@ class Verifier:
             if resume:
                 loop.restore(load(loop.run.path / "checkpoints" / f"step-{STEPS // 2}"))
             loop.train()
-        self.model.eval()
-        return torch.cat([param.detach().flatten() for param in self.model.parameters()])
+        return torch.nn.utils.parameters_to_vector(self.model.eval().parameters()).detach()
 
     @torch.no_grad()
     def outputs(self, tokens: int = ALL) -> Tensor:
@@ -79,17 +78,16 @@ class Verifier:
     def claims(self) -> Iterator[Claim]:
         alone = self.outputs(tokens=1)
         yield "a row alone, or packed with others", apart(self.outputs(), alone), NEAR
-        whole, again = self.gradient("whole"), self.gradient("again")
-        yield "a step, or the same once more", apart(whole, again), self.exact
-        rows = self.gradient("rows", tokens=1)
-        yield "one micro-batch, or a row in each", apart(whole, rows), NEAR
+        step, again = self.gradient("step"), self.gradient("again")
+        yield "a step, or the same once more", apart(step, again), self.exact
+        yield "one micro-batch, or a row in each", apart(step, self.gradient("row", tokens=1)), NEAR
         kept, again = (self.gradient(word, again=word) for word in ("none", "all"))
         yield "activations kept, or computed again", apart(kept, again), self.exact
         if self.model.device.type == "cpu":
-            yield "one process, or two", apart(whole, self.gradient("two", processes=2)), NEAR
+            yield "one process, or two", apart(step, self.gradient("two", processes=2)), NEAR
         else:
             self.loaded.model.use_kernels("eager")
-            yield "Triton's kernels, or torch", apart(whole, self.gradient("eager")), 1e-3
+            yield "Triton's kernels, or torch", apart(step, self.gradient("eager")), 1e-3
             self.loaded.model.use_kernels(self.config.env.kernels)
         once, twice = self.trained(resume=False), self.trained(resume=True)
         yield f"{STEPS} steps, or resumed after {STEPS // 2}", apart(once, twice), self.exact

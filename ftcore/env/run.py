@@ -12,7 +12,6 @@ import math
 import os
 import platform
 import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -99,10 +98,10 @@ def describe_start() -> dict[str, Any]:
     versions = {name: importlib.metadata.version(name) for name in PACKAGES if find_spec(name)}
     cpuinfo = Path("/proc/cpuinfo")
     cpu = re.search(r"model name\s*: (.+)", cpuinfo.read_text() if cpuinfo.exists() else "")
-    git = f"git -C {shlex.quote(str(Path(__file__).parent))} describe --always --dirty"
-    failed, commit = subprocess.getstatusoutput(f"{git} --abbrev=40 --exclude='*' 2>/dev/null")
+    git = subprocess.run("git describe --always --dirty --abbrev=40 --exclude='*'", shell=True,
+                         cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
     return {"time": datetime.now(UTC).isoformat(timespec="seconds"), "command": sys.argv,
-            "commit": None if failed else commit, "hardware": {
+            "commit": git.stdout.strip() or None, "hardware": {
                 "host": platform.node(), "system": platform.platform(),
                 "cpu": cpu[1] if cpu else platform.machine(), "cpu_count": os.cpu_count(),
                 "gpus": [*map(torch.cuda.get_device_name, range(torch.cuda.device_count()))]},

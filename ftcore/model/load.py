@@ -7,6 +7,7 @@ import json
 import math
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -113,12 +114,10 @@ def _require_room(spec: ModelSpec, folder: Path, dtype: torch.dtype, *, is_rando
 def empty_model(spec: ModelSpec, task: ModelTask, num_labels: int, dtype: torch.dtype) -> Model:
     """A model without values. No page of its memory is touched before they are written.
     On the meta device the same would import torch's tracing machinery: a second of every start."""
-    usual = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
+    with ExitStack() as undo:
+        undo.callback(torch.set_default_dtype, torch.get_default_dtype())
+        torch.set_default_dtype(dtype)
         return Model(spec, task, num_labels)
-    finally:
-        torch.set_default_dtype(usual)
 
 def save_model(loaded: LoadedModel, folder: Path, *, problem: str | None = None) -> None:
     """Write config.json and the weights into an existing folder; `problem` is HF's `problem_type`,

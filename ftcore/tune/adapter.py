@@ -21,6 +21,7 @@ import json
 import math
 import tomllib
 from collections.abc import Collection, Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -72,21 +73,18 @@ def named_parts(model: Model, family: Family) -> tuple[Parts, Parts]:
 def _by_hf(family: Family, names: Iterable[str]) -> Parts:
     return {module: family.to_ours(module) for module in map(family.to_hf, names)}
 
-def _names(found: Parts) -> tuple[str, ...]:
-    return tuple(part for parts in found.values() for part in parts)
-
 def save_adapter(model: Model, folder: Path, *, family: Family, base_path: str) -> None:
     """Write an adapter's factors and every fully trained module. `base_path` is the folder or hub
     id of the base model, for the reader to find it. Raises ModelError: as `named_parts`;
     CheckpointError: the folder cannot be written."""
     layers, extra = named_parts(model, family)
-    H, tensors = model.spec.num_heads, {}
+    tensors, modules, H = {}, [*chain(*extra.values())], model.spec.num_heads
     for module, parts in layers.items():
         own = [model.get_submodule(part) for part in parts]
         config, b_OR = own[0].config, torch.block_diag(*(layer.lora_b for layer in own))
         tensors[f"{PREFIX}{module}.{A}"] = torch.cat([layer.lora_a for layer in own])
         tensors[f"{PREFIX}{module}.{B}"] = family.join(module, b_OR.split(len(own[0].lora_b)), H)
-    for key, names in _trained_fully(model, family, extra).items():
+    for key, names in _trained_fully(model, family, modules).items():
         tensors[PREFIX + key] = family.join(key, [*map(model.get_parameter, names)], H)
     # HF: safetensors refuses tensors that share memory, so tied ones are written twice.
     tensors = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
@@ -97,7 +95,7 @@ def save_adapter(model: Model, folder: Path, *, family: Family, base_path: str) 
         "lora_alpha": int(config.alpha) if config.alpha == int(config.alpha) else config.alpha,
         "target_modules": list(layers), "modules_to_save": list(extra) or None,
         **({"fan_in_fan_out": True} if family.transposed else {})}  # as HF's matrices
-    origin = {"base_sha256": base_sha256(model, without=_names(extra)), "scale": config.scale}
+    origin = {"base_sha256": base_sha256(model, without=modules), "scale": config.scale}
     if fused := {module: len(parts) for module, parts in layers.items() if len(parts) > 1}:
         power = 0.5 if config.rs_lora else 1.0
         peft_config["rank_pattern"] = {m: k * config.rank for m, k in fused.items()}
@@ -119,7 +117,8 @@ def load_adapter(model: Model, folder: Path, *, family: Family) -> None:
     tensors = dict(load.mapped(held := load.stored_tensors(folder, WEIGHTS), held))
     layers, extra = _held_or_listed(model, family, options, tensors)
     config = _lora_config(folder / CONFIG, options, layers, extra)
-    trained, plain, shapes = _trained_fully(model, family, extra), lora.plain_modules(model), {}
+    trained = _trained_fully(model, family, config.extra_modules)
+    plain, shapes = lora.plain_modules(model), {}
     for module, parts in layers.items():
         linear, rank = plain[parts[0]], config.rank * (len(parts) if origin else 1)
         shapes[f"{PREFIX}{module}.{A}"] = [rank, linear.in_features]
@@ -140,17 +139,17 @@ def load_adapter(model: Model, folder: Path, *, family: Family) -> None:
     if tied and not (tied[1:] and torch.equal(*tied)):
         what = f"{folder / WEIGHTS}: trains {EMBEDDING} apart from {HEAD}, tied in this model"
         raise ModelError(f"{what}: untie its base (tie_word_embeddings = false), save anew")
-    ours = base_sha256(model, without=_names(extra)) if origin else None  # peft records none
+    ours = base_sha256(model, without=config.extra_modules) if origin else None  # peft records none
     if (theirs := origin.get("base_sha256")) != ours:
         what = f"{folder / ORIGIN}: this adapter was trained on another base model"
         raise ModelError(f"{what}: SHA-256 {theirs}, here {ours}. {CONFIG} names the right one")
     lora.apply_lora(model, config, generator=torch.Generator())
     model.load_state_dict(incoming, strict=False)  # all that it does not bring stays
 
-def _trained_fully(model: nn.Module, family: Family, extra: Parts) -> Parts:
+def _trained_fully(model: nn.Module, family: Family, modules: Collection[str]) -> Parts:
     """HF name of each tensor of such modules -> names of our parameters in it."""
-    names, ours = model.named_parameters(remove_duplicate=False), _names(extra)
-    return _by_hf(family, [name for name, _ in names if name.rpartition(".")[0] in ours])
+    names = (name for name, _ in model.named_parameters(remove_duplicate=False))
+    return _by_hf(family, [name for name in names if name.rpartition(".")[0] in modules])
 
 def _held_or_listed(model: nn.Module, family: Family, options: dict,
                     keys: Collection[str]) -> tuple[Parts, Parts]:
@@ -161,8 +160,7 @@ def _held_or_listed(model: nn.Module, family: Family, options: dict,
     targets, saved = (names if isinstance(names, list) else () for names in listed)
     owners = {key.removeprefix(PREFIX).rpartition(".")[0] for key in keys}
     plain, layers, extra = lora.plain_modules(model), {}, {}
-    owning = (name for name, module in plain.items() if list(module.parameters(recurse=False)))
-    for module, parts in _by_hf(family, owning).items():
+    for module, parts in _by_hf(family, plain).items():
         path, is_owner = f".{module}", module in owners
         is_held = f"{module}.lora_A" in owners or f"{module}.lora_B" in owners
         is_listed = not is_owner and any(path.endswith(f".{target}") for target in targets)
@@ -184,9 +182,9 @@ def _lora_config(path: Path, options: dict, layers: Parts, extra: Parts) -> Peft
         refused.append(f"{said} must be numbers: from 1 on, above 0, in [0, 1)")
     if refused:
         raise ModelError(f"{path}: {'; '.join(refused)}")
-    return PeftConfig(method="lora", rank=rank, alpha=alpha, dropout=dropout,
-                      targets=_names(layers), rs_lora=bool(options.get("use_rslora")),
-                      extra_modules=_names(extra))
+    targets, modules = (tuple(chain(*parts.values())) for parts in (layers, extra))
+    return PeftConfig(method="lora", rank=rank, alpha=alpha, dropout=dropout, targets=targets,
+                      rs_lora=bool(options.get("use_rslora")), extra_modules=modules)
 
 def save_artifact(loaded: LoadedModel, tokenizer: Tokenizer, run: Path, config: Run) -> Path:
     """Write the trained model of a run; returns its folder."""
@@ -202,8 +200,7 @@ def save_artifact(loaded: LoadedModel, tokenizer: Tokenizer, run: Path, config: 
 
 def load_base(path: str, *, keeps_last: bool = False, **how: Any) -> LoadedModel:
     """What `model.path` names, as `load_model` reads it; of adapters, with each folded into the
-    matrices that it was trained on, or the last left on them. Raises ModelError: as these and
-    `hub.lineage`."""
+    matrices under it, or the last left on them. Raises ModelError: as these and `hub.lineage`."""
     folder, adapters = lineage(path)
     loaded = load_model(folder, **how)
     for adapter in adapters:
@@ -234,7 +231,7 @@ def share_base(loaded: LoadedModel, words: Sequence[str], taken: Collection[str]
     """Put adapters side by side on a generator, each NAME=DIR: a finished run, or a folder of an
     adapter. Returns by name the fingerprint, of the base's `hashes` and the adapter. ConfigError:
     no generator, a name that is `taken`, modules trained fully; and as `load_adapter`."""
-    model, adapters, prints = loaded.model, {}, {}
+    model, shared, prints = loaded.model, {}, {}  # shared[layer][adapter]
     if words and model.task != "lm":
         mend = "leave out --adapter, or serve the adapter's run by itself"
         raise ConfigError(f"{loaded.folder} does not generate, so requests find no adapter: {mend}")
@@ -247,13 +244,13 @@ def share_base(loaded: LoadedModel, words: Sequence[str], taken: Collection[str]
         run = Path(path).expanduser()
         folder = own if (own := run / ADAPTER).is_dir() else run
         load_adapter(model, folder, family=loaded.family)
-        adapters[name] = lora.unwrap(model)
+        for layer, wrapped in lora.unwrap(model).items():
+            shared.setdefault(layer, {})[name] = wrapped
         if full := [n for n, param in model.named_parameters() if param.requires_grad]:
             mend = "serve it by itself, or train it without --peft.extra-modules"
             raise ConfigError(f"--adapter {word}: trained {full[0]} and the like fully: {mend}")
         prints[name] = fingerprint(*hashes, files.sha256_file(folder / WEIGHTS))
-    model.trunk.routes = routes = {} if adapters else None
-    for name in dict.fromkeys(name for layers in adapters.values() for name in layers):
-        own = {adapter: layers[name] for adapter, layers in adapters.items() if name in layers}
-        model.set_submodule(name, lora.SharedLinear(own, routes))
+    model.trunk.routes = routes = {} if shared else None
+    for layer, wrapped in shared.items():
+        model.set_submodule(layer, lora.SharedLinear(wrapped, routes))
     return prints

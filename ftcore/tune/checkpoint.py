@@ -7,7 +7,6 @@ so a kill or a full disk costs the one being written; it is read only after its 
 
 import json
 import logging
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -67,8 +66,8 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps that have a folder, newest first, verified or not."""
-        found = (re.fullmatch(r"step-(\d+)", entry.name) for entry in self.folder.glob("*"))
-        return sorted({int(step[1]) for step in found if step}, reverse=True)
+        numbers = {path.name.removeprefix("step-") for path in self.folder.glob("step-*")}
+        return sorted({int(number) for number in numbers if number.isdecimal()}, reverse=True)
 
     def of(self, step: int) -> Path:
         return self.folder / f"step-{step}"

@@ -12,7 +12,6 @@ them), layer_lr_decay ** (L - l) of layer l of L, from 0 (Howard and Ruder 2018,
 loraplus_lr_ratio times that of B in a low-rank update (LoRA+, Hayou et al., arXiv:2402.12354)."""
 
 import hashlib
-import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -22,12 +21,12 @@ from torch import Tensor, nn
 
 from ftcore.config import OptimConfig
 from ftcore.errors import ConfigError, ModelError, nearest
+from ftcore.model.families import LAYER
 from ftcore.model.heads import Model
 
 POLICIES = {"all": "*", "head": "head.*", "embeddings": "*.embed_*s.*", "norms": "*norm.*",
             "biases": "*.bias"}
 KNOWN = (*POLICIES, "last:K")
-LAYER = re.compile(r"(?<=\blayers\.)(\d+)(?=\.)")
 
 def leaf(name: str) -> str:
     return name.rpartition(".")[2]
@@ -58,7 +57,7 @@ def apply_trainable(model: nn.Module, rules: Sequence[str]) -> str:
 def _resolve(model: nn.Module, rule: str) -> set[str]:
     names = [name for name, _ in model.named_parameters()]
     if rule.startswith("last:"):  # from layer L - K on, in the order of the forward pass
-        layers = [int(m[1]) if (m := LAYER.search(n)) else -1 for n in names]
+        layers = [int(m[0]) if (m := LAYER.search(n)) else -1 for n in names]
         num_layers, count = 1 + max(layers, default=-1), rule.removeprefix("last:")
         if not count.isdecimal() or not 1 <= int(count) <= num_layers:
             raise ConfigError(f"trainable rule {rule!r}: K must be an integer in [1, {num_layers}]")
@@ -77,7 +76,7 @@ def rates_of(model: Model, config: OptimConfig) -> dict[str, float]:
     num_layers, found = len(model.trunk.layers), {}
     for name in (name for name, param in model.named_parameters() if param.requires_grad):
         layer, embeds = LAYER.search(name), name.startswith("trunk.embed_")
-        depth = num_layers - int(layer[1]) if layer else (num_layers + 1) * embeds
+        depth = num_layers - int(layer[0]) if layer else (num_layers + 1) * embeds
         ratio = config.embedding_lr_ratio if embeds else 1.0
         if name.startswith(("head.", "value.")):
             ratio = config.head_lr_ratio

@@ -10,7 +10,7 @@ source  Hu et al. 2021, arXiv:2106.09685; Kalajdzievski 2023, arXiv:2312.03732 (
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 
 import torch
@@ -83,8 +83,16 @@ def apply_lora(model: Model, config: PeftConfig, *, generator: torch.Generator) 
     says so in words. Raises ConfigError: a name that matches nothing, a layer that is both wrapped
     and fully trained or whose matrix is shared with another layer; the model is then unchanged."""
     assert not lora_layers(model), "one adapter at a time: fold the first"
+    linears = [n for n, module in model.named_modules() if isinstance(module, nn.Linear)]
+    find = partial(match_names, names=linears, what="LoRA target", also=[*WORDS])
+    targets = set().union(*(find(WORDS.get(p, p)) for p in config.targets))
+    if not targets:
+        raise ConfigError(f"LoRA targets {list(config.targets)}: no linear layer, try 'all-linear'")
+    if model.is_tied and "head.lm_head" in targets:
+        what = "LoRA target head.lm_head: its matrix is tied to the embeddings, so"
+        raise ConfigError(f"{what} merging could not be saved: leave it out, or train it fully")
+    wrapped = [n for n in linears if n in targets]
     plain = {n: m for n, m in model.named_modules() if n and any(True for _ in m.parameters())}
-    wrapped = _targets(model, config.targets)
     find = partial(match_names, names=[*plain], what="fully trained module")
     extra = set().union(*map(find, config.extra_modules))
     if both := [n for n in wrapped if below(n, extra)]:
@@ -99,39 +107,27 @@ def apply_lora(model: Model, config: PeftConfig, *, generator: torch.Generator) 
     trained = ", ".join(n for n in plain if n in extra)
     return f"{said}; fully trained: {trained}" if trained else said
 
-def _targets(model: Model, patterns: Sequence[str]) -> list[str]:
-    """Names of the linear layers that the patterns choose, in the order of the model."""
-    linears = [n for n, module in model.named_modules() if isinstance(module, nn.Linear)]
-    find = partial(match_names, names=linears, what="LoRA target", also=[*WORDS])
-    if not (chosen := set().union(*(find(WORDS.get(p, p)) for p in patterns))):
-        raise ConfigError(f"LoRA targets {list(patterns)}: no linear layer, try 'all-linear'")
-    if model.is_tied and "head.lm_head" in chosen:
-        what = "LoRA target head.lm_head: its matrix is tied to the embeddings, so"
-        raise ConfigError(f"{what} merging could not be saved: leave it out, or train it fully")
-    return [name for name in linears if name in chosen]
-
 def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
     return {n: module for n, module in model.named_modules() if isinstance(module, LoRALinear)}
 
 def plain_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """The modules by their names before wrapping: of a wrapped layer its base."""
-    plain = (pair for pair in model.named_modules() if not isinstance(pair[1], LoRALinear))
-    return {name.removesuffix(".base"): module for name, module in plain}
+    """What owns parameters, by its name before wrapping: of a wrapped layer its base."""
+    owning = ((n, m) for n, m in model.named_modules() if list(m.parameters(recurse=False)))
+    return {n.removesuffix(".base"): m for n, m in owning if not isinstance(m, LoRALinear)}
 
 def merge(model: nn.Module, *, is_merged: bool = True) -> None:
     """Answer from one matrix, for evaluation: the factors get no gradient; or exactly as before."""
     for layer in lora_layers(model).values():
         layer.merged_weight = layer.folded_weight() if is_merged else None
 
-def fold(model: nn.Module) -> None:
-    """Merge for good what answers: plain layers, rounded once."""
-    for name, layer in lora_layers(model).items():
-        layer.base.weight.data = layer.folded_weight()
-        model.set_submodule(name, layer.base)
-    model.requires_grad_(True)
-
 def unwrap(model: nn.Module) -> dict[str, LoRALinear]:
     """Take the adapter off; its layers by name, which are put on again by setting them there."""
     for name, layer in (layers := lora_layers(model)).items():
         model.set_submodule(name, layer.base)
     return layers
+
+def fold(model: nn.Module) -> None:
+    """Merge for good what answers: plain layers, rounded once."""
+    for layer in unwrap(model).values():
+        layer.base.weight.data = layer.folded_weight()
+    model.requires_grad_(True)
