@@ -32,7 +32,7 @@ from torch import Tensor
 from ftcore.align import objective
 from ftcore.align.rollout import BEST, DRAWN, ORDER, Actor, Episode
 from ftcore.data.columns import Chat
-from ftcore.data.pack import Batch, Encoded, lengths
+from ftcore.data.pack import Batch, split
 from ftcore.env.compute import derived
 from ftcore.errors import TrainingError
 from ftcore.evaluate.evaluator import spoken, streams
@@ -151,19 +151,13 @@ class PpoLoop(Loop):
         vars(self).update(told)
         self.model.eval()
 
-    def dealt(self, documents: Sequence[Encoded], shares: int) -> list[list[Encoded]]:
-        """As in `Loop`, those that begin alike together: a process computes their prompt once."""
-        alike = sorted(documents, key=lambda document: document.tokens_T.tobytes())
-        share_B = (np.cumsum(lengths(alike)) - 1) * shares // sum(map(len, alike))
-        return [[alike[i] for i in np.flatnonzero(share_B == share)] for share in range(shares)]
-
     @torch.no_grad()
     def look(self, share: int, shares: int) -> dict[str, np.ndarray]:
         """What policy, values and reference say of each token, in the streams of an update: TOLD x
         M of each document of a share."""
         most, found = self.config.loop.micro_batch_tokens, {}
         for batch in self.batches[: len(self.batches) // self.config.ppo.epochs]:
-            mine = self.dealt(batch, shares)[share]
+            mine = [batch[i] for i in split([len(d) for d in batch], shares)[share]]
             for indices, stream in streams(self.model, mine, most):
                 rule = stream, self.config.rollout.temperature
                 now = objective.seen(self.model, *rule)

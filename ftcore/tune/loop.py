@@ -147,15 +147,11 @@ class Loop:
     def documents_of(self, step: int) -> list[Encoded]:
         return [self.documents[row] for row in self.rows(step)]
 
-    def dealt(self, documents: Sequence[Encoded], shares: int) -> list[list[Encoded]]:
-        """Shares of about as many tokens."""
-        return [[documents[i] for i in some] for some in split(lengths(documents), shares)]
-
     def share(self, share: int, shares: int, step: int, loss_scale: float) -> float:
         """Gradients of a share of a step, times `loss_scale`, into a buffer; the bare loss sum."""
         documents = self.documents_of(step)
         weight, loss = total_weight(documents), 0.0
-        mine = self.dealt(documents, shares)[share]
+        mine = [documents[i] for i in split([len(d) for d in documents], shares)[share]]
         streams = pack([len(d) for d in mine], self.config.loop.micro_batch_tokens)
         self.optimizer.zero_grad()
         run = self.graphs or partial(passes, self.task, self.model)

@@ -155,20 +155,6 @@ def test_the_first_iteration_proves_itself(
     with pytest.raises(AssertionError, match="model:X says .* of one"):
         loop.train()
 
-@pytest.mark.parametrize("shares", [1, 2, 3])
-def test_answers_to_one_prompt_are_dealt_together(
-    shares: int, make_ppo: Callable[..., PpoLoop]
-) -> None:
-    loop = make_ppo("dealt", group=True, rollout={"prompts": 16, "samples": 8})
-    episodes = loop.actor.episodes(loop.actor.prompts, 1, samples=8)
-    documents = [episode.document for episode in reversed(episodes)]
-    dealt = loop.dealt(documents, shares)
-    assert sorted(d.row_id for some in dealt for d in some) == sorted(d.row_id for d in documents)
-    tokens = [sum(map(len, some)) for some in dealt]
-    assert len(dealt) == shares and max(tokens) - min(tokens) <= 2 * max(map(len, documents))
-    prompts = [{d.tokens_T[:2].tobytes() for d in some} for some in dealt]
-    assert sum(map(len, prompts)) <= 16 + shares - 1  # each border cuts one group at most
-
 @pytest.mark.parametrize("group", [False, True])
 def test_two_processes_share_all_but_the_answers(
     group: bool, make_ppo: Callable[..., PpoLoop], monkeypatch: pytest.MonkeyPatch
