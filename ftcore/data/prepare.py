@@ -154,10 +154,9 @@ def balanced(examples: Sequence[Text], method: str, cap: float, seed: int) -> li
         even = len(examples) / len(counts)
         return [e._replace(weight=min(cap, even / counts[e.target])) for e in examples]
     largest, smallest = max(counts.values()), min(counts.values())
-    random, copies = np.random.default_rng([seed, 1]), np.zeros(len(examples), dtype=int)
+    random, kept = np.random.default_rng([seed, 1]), []
     for label, count in counts.items():
         rows = [row for row, example in enumerate(examples) if example.target == label]
         over, under = min(largest, math.floor(cap * count)), min(count, math.floor(cap * smallest))
-        copies[rows], rest = divmod(over if method == "over" else under, count)
-        copies[random.permutation(rows)[:rest]] += 1
-    return [e for e, times in zip(examples, copies, strict=True) for _ in range(times)]
+        kept.append(np.resize(random.permutation(rows), over if method == "over" else under))
+    return [examples[row] for row in np.sort(np.concatenate(kept)).tolist()]
