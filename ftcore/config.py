@@ -19,7 +19,6 @@ Recompute = Literal["none", "selective", "all"]
 
 class Limit(NamedTuple):
     """What a number must be, in words and in code; nothing holds for nan."""
-
     claim: str
     holds: Callable[[float], bool]
 

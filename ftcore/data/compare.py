@@ -61,10 +61,9 @@ def clusters(texts: Sequence[str], groups: Sequence[Hashable] = ()) -> list[int]
             parents[row] = row = parents[parents[row]]
         return row
 
-    rows: dict[str, int] = {}
+    rows, first = {}, {}  # of each text and each group: its first row
     pairs = [(rows.setdefault(f, row), row) for row, f in enumerate(map(dedup.folded, texts))]
     pairs += [(rows[a], rows[b]) for a, b, _ in dedup.alike(rows)]
-    first: dict[Hashable, int] = {}
     pairs += [(first.setdefault(g, row), row) for row, g in enumerate(groups) if g is not None]
     for one, other in pairs:
         parents[root(other)] = root(one)
