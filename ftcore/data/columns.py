@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, NotRequired, TypedDict, get_args
 
 from ftcore import config as configs
+from ftcore.config import DataConfig
 from ftcore.errors import DataError, nearest
 
 class RowError(DataError):
@@ -80,7 +81,6 @@ class Chat:
 Example = Text | Chat
 Source = Row | Rejected | Example
 Labels = Mapping[str, int]  # class index of each label, in their order
-DataConfig = configs.TextDataConfig | configs.ExamplesConfig
 ROLES = get_args(Role)
 UNSUPPORTED = ("tool_calls", "function_call", "reasoning_content", "thinking", "reasoning")
 
