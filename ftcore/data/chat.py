@@ -102,9 +102,8 @@ def _compiled(source: str, where: str) -> jinja2.Template:
     environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)
     environment.globals["raise_exception"] = _refuse
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    # HF: {% generation %} marks answers for transformers; here its body is plain text
-    source = re.sub(r"(\{%[-+]?\s*)generation\b", r"\1if true", source)
-    source = re.sub(r"(\{%[-+]?\s*)endgeneration\b", r"\1endif", source)
+    # HF: {% generation %} marks answers for transformers; here it is a scope, as there too
+    source = re.sub(r"(\{%[-+]?\s*(?:end)?)generation\b", r"\1with", source)
     try:
         template = environment.from_string(source)
     except jinja2.TemplateSyntaxError as error:
