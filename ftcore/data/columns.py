@@ -97,8 +97,7 @@ def indices(labels: Labels, example: Text) -> list[int]:
     return [labels[name] for name in names_of(example)]
 
 def label_map(examples: Sequence[Text]) -> tuple[str, ...]:
-    """All labels of the training data: in numeric order if all are numbers, else sorted by name.
-    DataError: fewer than two."""
+    """All labels of the training data, sorted, as numbers if all are. DataError: fewer than two."""
     names = {name for example in examples for name in names_of(example)}
     if len(names) < 2:
         what = f"the training data has {len(names)} different label(s) {sorted(names)}"
@@ -211,8 +210,7 @@ def turns_of(row: Row, column: str, config: configs.ChatDataConfig) -> list[Mess
     return [message(row, n, turn, config.turn, roles) for n, turn in enumerate(turns, start=1)]
 
 def transcript(text: str, roles: Mapping[str, str], keys: tuple[str, str]) -> list[dict[str, str]]:
-    """Turns of a text that has each after the name of its speaker and a colon at the start of a
-    line; RowError where text stands before the first."""
+    """Turns of a text that has "NAME:" at the start of each; RowError: text before the first."""
     marks = "|".join(map(re.escape, roles))
     before, *parts = re.split(rf"^({marks}):", text, flags=re.M)
     if before.strip() or not parts:
