@@ -80,14 +80,13 @@ class Chat:
 
 Example = Text | Chat
 Source = Row | Rejected | Example
-Labels = Mapping[str, int]  # class index of each label, in their order
 ROLES = get_args(Role)
 UNSUPPORTED = ("tool_calls", "function_call", "reasoning_content", "thinking", "reasoning")
 
 def names_of(example: Text) -> tuple[str, ...]:
     return (example.target,) if isinstance(example.target, str) else example.target
 
-def indices(labels: Labels, example: Text) -> list[int]:
+def indices(labels: Mapping[str, int], example: Text) -> list[int]:
     """Class index of each label; DataError if the training data had no such one."""
     for name in names_of(example):
         if name not in labels:
