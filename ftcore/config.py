@@ -133,7 +133,6 @@ class PeftConfig(Section):
 
     @property
     def scale(self) -> float:
-        """Of the update."""
         return self.alpha / (math.sqrt(self.rank) if self.rs_lora else self.rank)
 
 class OptimConfig(Section):
